@@ -1,0 +1,1 @@
+"""The operator looks and acts."""

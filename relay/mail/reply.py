@@ -1,0 +1,52 @@
+"""An SMTP reply: three digits, an enhanced status code where there is one, and text.
+
+Source: RFC 5321 §4.2 (replies), RFC 2034 §4 and RFC 3463 §2 (enhanced codes). A
+peer's enhanced code whose class contradicts its reply code is not believed.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+__all__ = ["Reply", "parse_reply"]
+
+_ENHANCED = re.compile(r"([245])\.(\d{1,3})\.(\d{1,3})(?:[ \t]+|$)")
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """`code` 200…599; `status` as in RFC 3463, "" when none was given; `text` without either.
+
+    The lines of a multi-line text are separated by LF.
+    """
+
+    code: int
+    status: str
+    text: str
+
+    def __str__(self) -> str:
+        return " ".join(part for part in (str(self.code), self.status, self.text) if part)
+
+    def encode(self) -> bytes:
+        """The reply as it goes on the wire, every line with the code and the status (RFC 2034 §4)."""
+        prefix = f" {self.status} " if self.status else " "
+        lines = self.text.split("\n") or [""]
+        parts = [f"{self.code}-{prefix[1:]}{line}\r\n" for line in lines[:-1]]
+        parts.append(f"{self.code}{prefix}{lines[-1]}\r\n")
+        return "".join(parts).encode("utf-8", "replace")
+
+
+def parse_reply(code: int, text: str) -> Reply:
+    """A peer's reply, with its enhanced status taken out of the text.
+
+    RFC 2034 §4: the class of the enhanced code has to be the first digit of the
+    reply code; one that is not is left in the text, and `status` stays "".
+    """
+    match = _ENHANCED.match(text)
+    if match is None or match[1] != str(code)[:1]:
+        return Reply(code, "", text)
+    status = match[0].rstrip()
+    lines = text.split("\n")
+    stripped = [line[len(status) :].lstrip() if line.startswith(status) else line for line in lines]
+    return Reply(code, status, "\n".join(stripped))

@@ -1,0 +1,1 @@
+"""How secure must this message be: settings and where each came from, rules by domain, header fields."""

@@ -1,0 +1,138 @@
+"""What the queue holds: a message, and each of its recipients with a state of its own.
+
+A `QueuedMessage` is taken in whole and leaves when its last recipient is done. An
+`Entry` is the unit of delivery: one message and those of its recipients that share
+a domain, and so a next hop and TLS settings. Times are aware datetimes in UTC.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from relay.mail.envelope import Body, Notify, Ret
+from relay.policy.settings import TlsSettings
+
+__all__ = [
+    "Entry",
+    "LastAttempt",
+    "MessageSummary",
+    "QueuedMessage",
+    "QueuedRecipient",
+    "State",
+]
+
+
+class State(StrEnum):
+    """The state of one recipient. Each recipient is in exactly one."""
+
+    QUEUED = "queued"
+    """Never tried yet."""
+    DEFERRED = "deferred"
+    """Tried; to be tried again."""
+    HELD = "held"
+    """Set aside by the operator."""
+    DELIVERED = "delivered"
+    BOUNCED = "bounced"
+    EXPIRED = "expired"
+    REMOVED = "removed"
+    """Taken out by the operator."""
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing more will be tried."""
+        return self in _FINAL
+
+
+_FINAL = frozenset({State.DELIVERED, State.BOUNCED, State.EXPIRED, State.REMOVED})
+
+
+@dataclass(frozen=True, slots=True)
+class MessageSummary:
+    """Header fields the delivery log shows, decoded and cut; "" where the message has none."""
+
+    message_id: str = ""
+    from_: str = ""
+    to: str = ""
+    subject: str = ""
+    auto_submitted: bool = False
+    """The message says it was made by a program (RFC 3834 §5)."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueuedMessage:
+    """A message we are responsible for.
+
+    `size_bytes` counts the stored content, our Received field included. `eight_bit`
+    says whether any octet of it is above 127. `origin` is how it came: "smtp", "http"
+    or "dsn". `client` is for people: address and name of who gave it to us.
+    """
+
+    queue_id: str
+    reverse_path: str
+    arrived: datetime
+    size_bytes: int
+    summary: MessageSummary
+    body: Body = Body.SEVEN_BIT
+    eight_bit: bool = False
+    smtputf8: bool = False
+    ret: Ret | None = None
+    envid: str = ""
+    origin: str = "smtp"
+    client: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LastAttempt:
+    """What the last attempt for a recipient came to, for the operator and for the end of the lifetime."""
+
+    at: datetime
+    code: int
+    status: str
+    message: str
+    host: str = ""
+    tls_unmet: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class QueuedRecipient:
+    """One recipient of a queued message. `index` is its place in the envelope, from 0.
+
+    `next_attempt` is None in a final state and while held. `delay_notified`: the
+    sender was told once that delivery takes longer.
+    """
+
+    index: int
+    address: str
+    domain: str
+    settings: TlsSettings
+    notify: frozenset[Notify] = frozenset()
+    orcpt: str = ""
+    state: State = State.QUEUED
+    attempts: int = 0
+    next_attempt: datetime | None = None
+    last: LastAttempt | None = None
+    first_attempt: datetime | None = None
+    delay_notified: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One message and its recipients in one domain: what an attempt works on.
+
+    `content` is the whole content where it is small and still at hand from its
+    arrival; otherwise None, and `Store.read_content` gives it in pieces.
+    """
+
+    message: QueuedMessage
+    recipients: tuple[QueuedRecipient, ...]
+    content: bytes | None = None
+
+    @property
+    def domain(self) -> str:
+        return self.recipients[0].domain
+
+    @property
+    def settings(self) -> TlsSettings:
+        return self.recipients[0].settings

@@ -1,0 +1,181 @@
+"""What a store of the queue promises, whichever engine keeps it.
+
+The store is the only meeting point of receiving and delivering. What `accept`
+returned from is committed and synced: it survives a power cut. Every change of
+state and every event commits through here, in one transaction each call.
+
+Errors are two: `SpoolError` (our own trouble: 451 4.3.0 at the listener, and the
+attempt is made again) and `QueueFull` (no room: 452 4.3.1). An engine translates
+what its library raises, once, and never answers with anything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from relay.mail.event import Event
+from relay.queue.entry import Entry, QueuedMessage, QueuedRecipient, State
+from relay.queue.settle import Settlement
+
+__all__ = [
+    "CHUNK_BYTES",
+    "EventFilter",
+    "NewMessage",
+    "QueueFilter",
+    "QueueFull",
+    "QueuedItem",
+    "SpoolError",
+    "Store",
+    "StoredEvent",
+]
+
+CHUNK_BYTES = 256 * 1024
+"""Content is kept, staged and read in pieces of this size."""
+
+
+class SpoolError(Exception):
+    """The store could not do what was asked; nothing was changed. Temporary for every client."""
+
+
+class QueueFull(SpoolError):
+    """The store has no room left for another message."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewMessage:
+    """A message to take in: from a client, or a DSN of ours.
+
+    `content` is what of the content was not staged before, all of it for a small
+    message; `staged_chunks` counts the pieces `Store.stage` has taken under this queue id.
+    """
+
+    message: QueuedMessage
+    recipients: tuple[QueuedRecipient, ...]
+    content: bytes
+    staged_chunks: int = 0
+    events: tuple[Event, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEvent:
+    """An event with the sequence number its commit gave it (strictly rising)."""
+
+    seq: int
+    event: Event
+
+
+@dataclass(frozen=True, slots=True)
+class QueueFilter:
+    """Which messages an operator means; every field that is set has to match. `domain` is a recipient's."""
+
+    queue_ids: frozenset[str] = frozenset()
+    domain: str = ""
+    sender: str = ""
+    older_than: timedelta | None = None
+    state: State | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EventFilter:
+    """Which events are asked for; every field that is set has to match."""
+
+    begin: datetime | None = None
+    end: datetime | None = None
+    names: frozenset[str] = frozenset()
+    recipient: str = ""
+    sender: str = ""
+    queue_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class QueuedItem:
+    """A message as the operator sees it: with all its recipients, done ones included."""
+
+    message: QueuedMessage
+    recipients: tuple[QueuedRecipient, ...] = field(default_factory=tuple)
+
+
+class Store(Protocol):
+    """A queue that survives. All methods may raise `SpoolError`."""
+
+    async def stage(self, queue_id: str, seq: int, chunk: bytes) -> None:
+        """Take a piece of content before its message is accepted; returns when it may be forgotten by us.
+
+        Nothing is owed for it yet: without an `accept` it is garbage, removed by `discard` or at the
+        next start.
+        """
+
+    async def discard(self, queue_id: str) -> None:
+        """Remove what was staged for a message that will not be accepted."""
+
+    async def accept(self, new: NewMessage) -> None:
+        """Take responsibility. On return envelope, content and events are committed and synced.
+
+        Runs to its end even if the caller is cancelled: a message half taken in does not exist.
+        """
+
+    async def claim_due(self, *, now: datetime, limit: int, skip: Collection[str] = ()) -> list[Entry]:
+        """At most `limit` entries that are due, fairly over the domains, none of a domain in `skip`.
+
+        An entry claimed is out of reach of every other claim until it is recorded or released, or until the
+        store is opened again after a crash, when it is due at once.
+        """
+
+    async def next_due(self, *, skip: Collection[str] = ()) -> datetime | None:
+        """When the next unclaimed entry outside `skip` is due (maybe long since), None where there is none."""
+
+    async def wait_for_work(self) -> None:
+        """Return when something was accepted, released or changed since the last return."""
+
+    async def release(self, entry: Entry, *, due: datetime) -> None:
+        """Give a claim back untried, to be due at `due`."""
+
+    async def record(
+        self, settlement: Settlement, *, reports: Sequence[NewMessage] = (), events: Sequence[Event] = ()
+    ) -> None:
+        """Commit, as one: the new states, the DSNs they owe, the events they make. Ends the claim.
+
+        The message and its content are removed with its last recipient.
+        """
+
+    def read_content(self, queue_id: str) -> AsyncIterator[bytes]:
+        """The content in pieces of at most `CHUNK_BYTES`, in order."""
+
+    async def read_header(self, queue_id: str, *, limit_bytes: int = CHUNK_BYTES) -> bytes:
+        """The header section of a message with the empty line that ends it, at most `limit_bytes`."""
+
+    async def list_messages(
+        self, wanted: QueueFilter, *, now: datetime, after: str = "", limit: int = 1000
+    ) -> list[QueuedItem]:
+        """A page of the messages that match, by queue id (which sorts by arrival), those after `after`."""
+
+    async def change(
+        self, wanted: QueueFilter, *, verb: str, now: datetime, events: Sequence[Event] = ()
+    ) -> int:
+        """The operator's `retry`, `hold`, `release`, `remove` on what matches: how many recipients changed."""
+
+    async def counts(self) -> Mapping[State, int]:
+        """How many recipients are in each state that is not final."""
+
+    async def events_after(self, seq: int, *, limit: int = 1000) -> list[StoredEvent]:
+        """Events in the order of their commits, those after `seq`."""
+
+    async def find_events(
+        self, wanted: EventFilter, *, after: int = 0, limit: int = 300, ascending: bool = True
+    ) -> list[StoredEvent]:
+        """A page of the events that match; `after` is the last `seq` of the page before, either way."""
+
+    async def log_written(self, seq: int) -> None:
+        """Remember that the delivery log holds, synced, all events up to `seq`. Needs no sync of its own."""
+
+    async def log_mark(self) -> int:
+        """The last `seq` given to `log_written`, 0 at first."""
+
+    async def purge_events(self, *, before: datetime) -> int:
+        """Forget events older than `before` that the log holds; how many."""
+
+    async def close(self) -> None:
+        """Finish what was begun and let the files go."""

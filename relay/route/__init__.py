@@ -1,0 +1,1 @@
+"""Where a message goes, and what each host must prove."""

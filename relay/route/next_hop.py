@@ -1,0 +1,80 @@
+"""Where a domain's mail goes: the words routing answers with.
+
+`Route = Hosts | NoRoute`. A `Host` is one address of one mail host, already checked
+against the address rules: connect to exactly this address, look nothing up again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from relay.mail.outcome import Bounced, Deferred
+
+__all__ = ["Credentials", "Host", "Hosts", "NoRoute", "Route", "StaticRoute", "TlsMode"]
+
+from enum import StrEnum
+
+
+class TlsMode(StrEnum):
+    """How TLS begins with a next hop."""
+
+    STARTTLS = "starttls"
+    IMPLICIT = "implicit"
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """AUTH with a next hop of the operator's (RFC 4954); only ever said inside verified TLS."""
+
+    username: str
+    password: str
+
+
+@dataclass(frozen=True, slots=True)
+class StaticRoute:
+    """`routes`: a next hop instead of MX, for one domain or "*"."""
+
+    host: str
+    port: int = 25
+    tls: TlsMode = TlsMode.STARTTLS
+    username: str | None = None
+    password_file: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """One address of one mail host.
+
+    `name`: as the MX record gives it, lower case, A-labels, no final dot: what is sent as SNI,
+    verified, and logged as `mx-host`.
+    """
+
+    name: str
+    address: str
+    port: int
+    preference: int = 0
+    tls: TlsMode = TlsMode.STARTTLS
+    credentials: Credentials | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hosts:
+    """The hosts to try, in order, at least one.
+
+    `trouble`: a temporary failure met on the way (one line each), which makes an attempt that
+    delivers nowhere temporary. `rejected`: addresses not to be connected to, and why.
+    """
+
+    hosts: tuple[Host, ...]
+    trouble: tuple[str, ...] = ()
+    rejected: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NoRoute:
+    """No host to try, and what that means for the recipients."""
+
+    outcome: Deferred | Bounced
+
+
+Route = Hosts | NoRoute
