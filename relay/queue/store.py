@@ -125,7 +125,7 @@ class Store(Protocol):
         """
 
     async def next_due(self, *, skip: Collection[str] = ()) -> datetime | None:
-        """When the next unclaimed entry outside `skip` is due (maybe long since), None where there is none."""
+        """When the next unclaimed entry outside `skip` is due (maybe long since), None if there is none."""
 
     async def wait_for_work(self) -> None:
         """Return when something was accepted, released or changed since the last return."""
@@ -155,7 +155,7 @@ class Store(Protocol):
     async def change(
         self, wanted: QueueFilter, *, verb: str, now: datetime, events: Sequence[Event] = ()
     ) -> int:
-        """The operator's `retry`, `hold`, `release`, `remove` on what matches: how many recipients changed."""
+        """The operator's `retry`, `hold`, `release`, `remove` on what matches: recipients changed."""
 
     async def counts(self) -> Mapping[State, int]:
         """How many recipients are in each state that is not final."""
