@@ -1,0 +1,54 @@
+# make run: a relay in the foreground.  make test: everything.  Needs python3 (3.11 or later, with venv) and make.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check demo torture mutation clean
+
+help:
+	@echo "make run       start a relay on 127.0.0.1:2525, spool and log under var/"
+	@echo "make demo      four settings against four kinds of MX host, in a closed sandbox"
+	@echo "make test      all tests; those that need a server from the system say so"
+	@echo "make check     ruff, mypy and the tests"
+	@echo "make torture   the long sweeps: kill -9 at every storage call, every network call"
+	@echo "make mutation  break each cell of the TLS decision and see the tests fail"
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "relay needs Python 3.11 or later; say which with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+run: $(READY)
+	@mkdir -p var
+	@echo "relay: starting on 127.0.0.1:2525; spool var/spool, delivery log var/log/delivery.log; stop with Ctrl-C"
+	@echo "relay: hand it a message (another terminal):"
+	@echo "         python3 examples/send.py alice@example.com bob@example.net"
+	@echo "       then see what became of it:"
+	@echo "         $(BIN)/relay log --follow      $(BIN)/relay queue list"
+	@exec $(BIN)/relay serve -c conf/relay.yaml
+
+demo: $(READY)
+	@$(BIN)/relay demo
+
+test: $(READY)
+	$(BIN)/pytest $(ARGS)
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest $(ARGS)
+
+torture: $(READY)
+	RELAY_LONG=1 $(BIN)/pytest -m torture --timeout=3600 $(ARGS)
+
+mutation: $(READY)
+	$(BIN)/python tests/mutation/mutate.py
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

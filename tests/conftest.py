@@ -1,0 +1,37 @@
+"""What every test may ask for.
+
+`@pytest.mark.needs("postfix", ...)` names the programs of the operating system a
+test runs. Where one is missing the test is skipped and says so; under
+RELAY_REQUIRE_TOOLS=1 (as in .ci/run) that is a failure, so that nothing is
+skipped unseen.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+
+_SBIN = ("/usr/sbin", "/sbin", "/usr/local/sbin")
+
+
+def _find(program: str) -> str | None:
+    if program == "root":
+        return "root" if os.geteuid() == 0 else None
+    return shutil.which(program, path=os.pathsep.join([os.environ.get("PATH", ""), *_SBIN]))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "torture: a short form of a long sweep; `make torture` runs the long one")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    wanted = [program for mark in item.iter_markers("needs") for program in mark.args]
+    missing = [program for program in wanted if _find(program) is None]
+    if not missing:
+        return
+    reason = f"needs {', '.join(missing)} from the operating system"
+    if os.environ.get("RELAY_REQUIRE_TOOLS") == "1":
+        pytest.fail(reason)
+    pytest.skip(reason)
