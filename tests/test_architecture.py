@@ -1,0 +1,178 @@
+"""The chart of the code, held by reading its imports.
+
+    row 4  put together          cli  demo ─► daemon ─► config
+    row 3  move mail, look       receive      deliver      admin
+    row 2  keep, decide, state   policy   queue   route   report
+    row 1  words                 mail
+
+Imports go down, never sideways, never up. Modules that touch network, disk,
+database or clock are listed by name; every other one is pure.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+RELAY = ROOT / "relay"
+
+ROWS = {
+    "mail": 1,
+    "policy": 2,
+    "queue": 2,
+    "route": 2,
+    "report": 2,
+    "receive": 3,
+    "deliver": 3,
+    "admin": 3,
+    "config": 4,
+    "daemon": 4,
+    "demo": 4,
+    "cli": 4,
+    "__main__": 4,
+}
+
+# Nouns of a neighbour that may be read sideways: who reads -> what.
+NOUNS = {
+    "queue": {"relay.policy.settings"},
+    "route": {"relay.policy.settings"},
+    "report": {"relay.policy.settings", "relay.queue.entry", "relay.queue.settle"},
+}
+
+# Row 4 is put together in this order.
+PUT_TOGETHER = {"config": 0, "daemon": 1, "demo": 2, "cli": 3, "__main__": 4}
+
+# The shells: they may touch network, disk, database or clock.
+SHELLS = {
+    "relay.queue.sqlite",
+    "relay.route.dns",
+    "relay.route.router",
+    "relay.report.deliverylog",
+    "relay.receive.listener",
+    "relay.deliver.attempt",
+    "relay.deliver.connection",
+    "relay.deliver.pool",
+    "relay.deliver.probe",
+    "relay.deliver.scheduler",
+    "relay.deliver.tls",
+    "relay.admin.control",
+    "relay.config",
+    "relay.daemon",
+    "relay.cli",
+    "relay.__main__",
+}
+
+IMPURE = {
+    "aiohttp",
+    "aiosmtpd",
+    "aiosmtplib",
+    "argon2",
+    "asyncio",
+    "dns",
+    "fcntl",
+    "os",
+    "pathlib",
+    "selectors",
+    "shutil",
+    "signal",
+    "socket",
+    "sqlite3",
+    "ssl",
+    "subprocess",
+    "tempfile",
+    "threading",
+    "time",
+    "uvloop",
+}
+
+CLOCKS = {"now", "utcnow", "today"}
+
+
+def _modules() -> Iterator[tuple[str, ast.Module]]:
+    for path in sorted(RELAY.rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        yield name, ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+MODULES = dict(_modules())
+
+
+def _imports(tree: ast.Module) -> Iterator[tuple[str, int]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: imports are absolute"
+            assert node.module is not None
+            # `from relay.queue import store` names a module too.
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield (whole if whole in MODULES else node.module), node.lineno
+
+
+def _package(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else ""
+
+
+def _is_shell(module: str) -> bool:
+    # The demo is a play with servers of its own: all of it is shell.
+    return any(module == shell or module.startswith(f"{shell}.") for shell in SHELLS | {"relay.demo"})
+
+
+def _may_import(importer: str, imported: str) -> bool:
+    here, there = _package(importer), _package(imported)
+    if there in ("", here):
+        return True
+    if ROWS[here] == ROWS[there] == 4:
+        return PUT_TOGETHER[there] < PUT_TOGETHER[here]
+    if there == "config":
+        return False
+    return ROWS[there] < ROWS[here] or imported in NOUNS.get(here, set())
+
+
+def test_every_module_has_its_place_on_the_chart() -> None:
+    assert {_package(name) for name in MODULES} - {""} <= set(ROWS)
+    missing = {shell for shell in SHELLS if shell not in MODULES}
+    assert not missing, f"listed as shells but not there: {sorted(missing)}"
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_imports_go_down_the_chart(module: str) -> None:
+    wrong = [
+        f"{module}:{line} imports {imported}"
+        for imported, line in _imports(MODULES[module])
+        if imported.split(".")[0] == "relay" and not _may_import(module, imported)
+    ]
+    assert not wrong, wrong
+
+
+@pytest.mark.parametrize("module", sorted(name for name in MODULES if not _is_shell(name)))
+def test_a_decision_touches_neither_network_nor_disk_nor_clock(module: str) -> None:
+    tree = MODULES[module]
+    wrong = [f"{module}:{line} imports {name}" for name, line in _imports(tree) if name.split(".")[0] in IMPURE]
+    wrong += [
+        f"{module}:{node.lineno} asks the clock"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in CLOCKS
+        and isinstance(node.func.value, ast.Name)
+        and node.func.value.id in ("datetime", "date")
+    ]
+    wrong += [
+        f"{module}:{node.lineno} opens a file"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "open"
+    ]
+    assert not wrong, wrong
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_every_module_opens_as_a_manual_page_does(module: str) -> None:
+    assert ast.get_docstring(MODULES[module]), f"{module} says nothing of itself"
