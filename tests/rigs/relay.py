@@ -1,0 +1,149 @@
+"""The relay as a process of its own, with a configuration, spool and log of a test's own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.rigs.ports import accepts_connections, free_port, wait_until
+
+
+@dataclass
+class Relay:
+    """A relay that can be started, killed and started again on the same spool."""
+
+    directory: Path
+    config: dict[str, Any]
+    port: int
+    wrapper: Sequence[str] = ()
+    process: subprocess.Popen[bytes] | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def config_file(self) -> Path:
+        return self.directory / "relay.yaml"
+
+    @property
+    def stderr(self) -> str:
+        return (self.directory / "stderr").read_text(encoding="utf-8", errors="replace")
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    def start(self, *, seconds: float = 30) -> None:
+        """Start and wait until it takes connections."""
+        self.config_file.write_text(yaml.safe_dump(self.config))
+        with (self.directory / "stderr").open("ab") as stderr:
+            self.process = subprocess.Popen(
+                [*self.wrapper, sys.executable, "-m", "relay", "serve", "-c", str(self.config_file)],
+                cwd=self.directory,
+                stderr=stderr,
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONUNBUFFERED": "1", **self.environment},
+            )
+
+        def listening() -> bool:
+            assert self.process is not None
+            assert self.process.poll() is None, f"the relay ended at its start:\n{self.stderr}"
+            return accepts_connections("127.0.0.1", self.port)
+
+        wait_until(listening, seconds=seconds, what="the relay's start")
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """A power cut, as far as a process can have one."""
+        self.signal(signal.SIGKILL)
+        assert self.process is not None
+        self.process.wait(timeout=30)
+
+    def stop(self, *, seconds: float = 60) -> int:
+        """SIGTERM, and the exit code."""
+        assert self.process is not None
+        if self.process.poll() is None:
+            self.process.terminate()
+        return self.process.wait(timeout=seconds)
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """A command of `relay` with this configuration."""
+        command, *rest = arguments
+        return subprocess.run(
+            [sys.executable, "-m", "relay", command, "-c", str(self.config_file), *rest],
+            cwd=self.directory,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            env={**os.environ, "NO_COLOR": "1", **self.environment},
+        )
+
+    def events(self, **wanted: str) -> list[dict[str, Any]]:
+        """The delivery log's lines whose fields are as `wanted` (`queue_id=…` means "queue-id")."""
+        path = self.directory / "log/delivery.log"
+        lines = path.read_text(encoding="ascii").splitlines() if path.exists() else []
+        events = [json.loads(line) for line in lines]
+        return [
+            e for e in events if all(e.get(key.replace("_", "-")) == value for key, value in wanted.items())
+        ]
+
+
+def relay_config(
+    *, port: int, dns: str, delivery_port: int, ca_file: Path | None = None, **more: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A configuration for loopback; each of `more` is merged into the section of its name."""
+    config: dict[str, Any] = {
+        "hostname": "relay.test.example",
+        "listeners": [{"address": f"127.0.0.1:{port}"}],
+        "resolver": {"nameservers": [dns]},
+        "delivery": {"port": delivery_port, "allow_networks": ["127.0.0.0/8"]},
+        "queue": {"path": "spool"},
+        "log": {"delivery": "log/delivery.log"},
+        "admin": {"socket": "relay.sock"},
+    }
+    if ca_file is not None:
+        config["tls"] = {"ca_file": str(ca_file)}
+    for section, values in more.items():
+        config[section] = {**config.get(section, {}), **values}
+    return config
+
+
+@contextlib.contextmanager
+def relay_process(
+    directory: Path,
+    *,
+    dns: str = "127.0.0.1:9",
+    delivery_port: int = 9,
+    ca_file: Path | None = None,
+    wrapper: Sequence[str] = (),
+    start: bool = True,
+    **more: Mapping[str, Any],
+) -> Iterator[Relay]:
+    """A relay in `directory`; ended with the test, whatever happens."""
+    port = free_port()
+    relay = Relay(
+        directory,
+        relay_config(port=port, dns=dns, delivery_port=delivery_port, ca_file=ca_file, **more),
+        port,
+        wrapper=wrapper,
+    )
+    if start:
+        relay.start()
+    try:
+        yield relay
+    finally:
+        if relay.process is not None and relay.process.poll() is None:
+            relay.kill()
