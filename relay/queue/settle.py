@@ -2,18 +2,44 @@
 
 Pure: `settle` takes an entry, an outcome for each of its recipients and `now`, and
 returns a `Settlement` for the store to commit.
+
+    outcome      lifetime    state       the sender gets a report (RFC 3461 §4.1, §5.2)
+    Delivered                DELIVERED   relayed: NOTIFY=SUCCESS, and the host will not report itself
+    Deferred     goes on     DEFERRED    delayed, once: after `warn_after`; NOTIFY=DELAY or none given
+    Deferred     over        EXPIRED     failed: NOTIFY=FAILURE or none given
+    Bounced                  BOUNCED     failed: NOTIFY=FAILURE or none given
+    none given               as Deferred: whatever went wrong, the recipient is not forgotten
+
+Nothing is ever reported to the null reverse-path (RFC 5321 §4.5.5), nor with NOTIFY=NEVER.
+
+A message whose recipients have several domains is several entries, settled one by one.
+So that its sender gets one failure report and not one a domain, `others_in_flight` holds
+the reports back: they are in `Settlement.held`, for the store to keep until no recipient
+of the message waits for its first attempt any more, and `owed_reports` makes them then.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import assert_never
 
-from relay.mail.outcome import Outcome
-from relay.queue.entry import Entry, QueuedRecipient
+from relay.mail.envelope import Notify
+from relay.mail.outcome import Bounced, Code, Deferred, Delivered, Outcome
+from relay.policy.settings import TlsSettings
+from relay.queue.entry import Entry, LastAttempt, QueuedMessage, QueuedRecipient, State
+from relay.queue.retry import RetrySchedule, age_of, next_attempt
 
-__all__ = ["Change", "Report", "ReportKind", "Settlement"]
+__all__ = ["Change", "Report", "ReportKind", "Settlement", "owed_reports", "settle"]
+
+_LAST_TEXT_CHARS = 1000
+"""How much of a peer's last answer is kept with the recipient."""
+
+_FORGOTTEN = Deferred(
+    "4.3.0", Code.NONE, "", description="the attempt ended without a result for this recipient"
+)
 
 
 class ReportKind(StrEnum):
@@ -31,7 +57,7 @@ class Change:
 
     `status` and `code` are those to log and to report: the outcome's own, except at the
     end of the lifetime (602, 4.4.7; 5.7.4 or 5.7.5 where TLS stayed unmet). `retry_in` is
-    None once the state is final.
+    None once the state is final. `reason` is the delivery log's: generic, bounce or old.
     """
 
     recipient: QueuedRecipient
@@ -44,18 +70,199 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A DSN owed to the sender: its kind and the recipients it is about."""
+    """A DSN owed to the sender: its kind and the recipients it is about.
+
+    `retry_until`: of a delayed message, the end of its lifetime.
+    """
 
     kind: ReportKind
     entry: Entry
     changes: tuple[Change, ...]
+    retry_until: datetime | None = None
+
+    @property
+    def settings(self) -> TlsSettings:
+        """The strictest of the settings of the recipients it is about: a DSN must not be weaker."""
+        every = [change.recipient.settings for change in self.changes]
+        return TlsSettings(
+            require_tls=next((s.require_tls for s in every if s.require_tls.value), every[0].require_tls),
+            skip_verification=next(
+                (s.skip_verification for s in every if not s.skip_verification.value),
+                every[0].skip_verification,
+            ),
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """All that an attempt changes."""
+    """All that an attempt changes.
+
+    `held`: changes that are to be reported, but not yet (see `others_in_flight` above).
+    """
 
     entry: Entry
     at: datetime
     changes: tuple[Change, ...]
     reports: tuple[Report, ...] = ()
+    held: tuple[Change, ...] = ()
+
+
+def settle(
+    entry: Entry,
+    outcomes: Mapping[int, Outcome],
+    *,
+    schedule: RetrySchedule,
+    now: datetime,
+    jitter: float = 0.0,
+    steady_since: datetime | None = None,
+    others_in_flight: bool = False,
+) -> Settlement:
+    """The state each recipient is in after an attempt, and the reports its sender is owed.
+
+    `outcomes` by recipient index. `steady_since`: see `relay.queue.retry`. `others_in_flight`:
+    recipients of the message in other domains still wait for their first attempt.
+    """
+    message = entry.message
+    changes: list[Change] = []
+    delayed: list[Change] = []
+    for recipient in entry.recipients:
+        if recipient.state.is_final:
+            continue  # done before, and reported then
+        outcome = outcomes.get(recipient.index, _FORGOTTEN)
+        change = _change(message, recipient, outcome, schedule, now, jitter, steady_since)
+        if _owes_delay_notice(message, change, schedule, now, steady_since):
+            change = replace(change, recipient=replace(change.recipient, delay_notified=True))
+            delayed.append(change)
+        changes.append(change)
+    owed = tuple(change for change in changes if _owes_report(message, change))
+    reports = () if others_in_flight else owed_reports(message, owed)
+    if delayed:
+        ends = message.arrived + schedule.lifetime
+        reports += (Report(ReportKind.DELAYED, entry, tuple(delayed), retry_until=max(ends, now)),)
+    return Settlement(entry, now, tuple(changes), reports, held=owed if others_in_flight else ())
+
+
+def owed_reports(message: QueuedMessage, owed: Iterable[Change]) -> tuple[Report, ...]:
+    """The reports about recipients that are done: one of each kind at most, whatever their domains."""
+    failed: list[Change] = []
+    relayed: list[Change] = []
+    for change in owed:
+        (relayed if change.recipient.state is State.DELIVERED else failed).append(change)
+    return tuple(
+        Report(kind, Entry(message, tuple(change.recipient for change in about)), tuple(about))
+        for kind, about in ((ReportKind.FAILED, failed), (ReportKind.RELAYED, relayed))
+        if about
+    )
+
+
+def _change(
+    message: QueuedMessage,
+    recipient: QueuedRecipient,
+    outcome: Outcome,
+    schedule: RetrySchedule,
+    now: datetime,
+    jitter: float,
+    steady_since: datetime | None,
+) -> Change:
+    """One recipient after one attempt."""
+    attempts = recipient.attempts + 1
+    match outcome:
+        case Delivered():
+            done = _after(recipient, State.DELIVERED, outcome, now, message.arrived)
+            return Change(done, outcome, outcome.code, outcome.status)
+        case Bounced():
+            done = _after(recipient, State.BOUNCED, outcome, now, message.arrived)
+            return Change(done, outcome, outcome.code, outcome.status, reason="bounce")
+        case Deferred():
+            due = next_attempt(
+                schedule,
+                arrived=message.arrived,
+                attempts=attempts,
+                now=now,
+                jitter=jitter,
+                steady_since=steady_since,
+            )
+            if due is None:
+                done = _after(recipient, State.EXPIRED, outcome, now, message.arrived)
+                return Change(done, outcome, Code.TOO_OLD, _expired_status(outcome), reason="old")
+            later = _after(recipient, State.DEFERRED, outcome, now, message.arrived, due)
+            return Change(later, outcome, outcome.code, outcome.status, retry_in=due - now)
+        case _:
+            assert_never(outcome)
+
+
+def _after(
+    recipient: QueuedRecipient,
+    state: State,
+    outcome: Outcome,
+    now: datetime,
+    arrived: datetime,
+    due: datetime | None = None,
+) -> QueuedRecipient:
+    session = outcome.session
+    began = now - timedelta(seconds=session.seconds) if session is not None else now
+    return QueuedRecipient(
+        index=recipient.index,
+        address=recipient.address,
+        domain=recipient.domain,
+        settings=recipient.settings,
+        notify=recipient.notify,
+        orcpt=recipient.orcpt,
+        state=state,
+        attempts=recipient.attempts + 1,
+        next_attempt=due,
+        last=LastAttempt(
+            at=now,
+            code=outcome.code,
+            status=outcome.status,
+            message=(outcome.message or outcome.description)[:_LAST_TEXT_CHARS],
+            host=session.mx_host if session is not None else "",
+            tls_unmet=isinstance(outcome, Deferred) and outcome.tls_unmet,
+        ),
+        first_attempt=recipient.first_attempt or max(began, arrived),
+        delay_notified=recipient.delay_notified,
+    )
+
+
+def _expired_status(outcome: Deferred) -> str:
+    """RFC 3463 §3.5: X.4.7 is "delivery time expired". Where TLS stayed unmet, that is what went wrong."""
+    if not outcome.tls_unmet:
+        return "4.4.7"
+    return f"5{outcome.status[1:]}" if outcome.status in ("4.7.4", "4.7.5") else "5.7.5"
+
+
+def _owes_report(message: QueuedMessage, change: Change) -> bool:
+    """Whether the sender is to hear that a recipient is done."""
+    if not message.reverse_path:
+        return False
+    notify = change.recipient.notify
+    match change.outcome:
+        case Delivered(dsn_passed_on=passed_on):
+            return Notify.SUCCESS in notify and not passed_on
+        case _:
+            # RFC 3461 §4.1: no NOTIFY means FAILURE.
+            return change.recipient.state.is_final and (not notify or Notify.FAILURE in notify)
+
+
+def _owes_delay_notice(
+    message: QueuedMessage,
+    change: Change,
+    schedule: RetrySchedule,
+    now: datetime,
+    steady_since: datetime | None,
+) -> bool:
+    """Whether the sender is to hear now, and for the first time, that a recipient takes longer."""
+    recipient = change.recipient
+    if recipient.state is not State.DEFERRED or recipient.delay_notified or schedule.warn_after is None:
+        return False
+    if not message.reverse_path or message.origin == "dsn":
+        return False
+    if recipient.notify:
+        if Notify.DELAY not in recipient.notify:
+            return False
+    elif message.summary.auto_submitted:
+        return False  # without NOTIFY it is at our discretion, and a program does not wait for an answer
+    age = age_of(
+        schedule, arrived=message.arrived, attempts=recipient.attempts, now=now, steady_since=steady_since
+    )
+    return age >= schedule.warn_after
