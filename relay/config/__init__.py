@@ -1,0 +1,111 @@
+"""The configuration: one YAML file and the environment, read into the dataclasses the other modules define.
+
+Each module defines what it wants to be told as a frozen dataclass beside the code that
+reads it; this one alone knows YAML. It reads a file three times over:
+
+    compose    YAML into a tree in which every key and value knows its line; duplicate keys found
+    conform    the tree against the dataclasses: unknown keys, wrong types, durations, sizes, domains
+    consider   what is legal one by one and wrong together: AUTH without users, TLS without a certificate
+
+and says all that is wrong at once (`ConfigError`), each mistake with file, line, key and cure.
+A key `queue: {path: …}` can be given by the environment as `RELAY__QUEUE__PATH`, which wins
+over the file; its value is read as YAML, and a mistake in it names the variable.
+
+A key is the name of its field, without the `_bytes` of a size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+
+from relay.config.conform import Conformer, build, nearest
+from relay.config.consider import consider
+from relay.config.document import as_document
+from relay.config.mistakes import ConfigError, Mistake, Place
+from relay.config.sections import Config
+from relay.config.tree import Composer, Leaf, Map, overlay
+from relay.mail.address import AddressError, normalise_domain
+
+__all__ = ["Config", "ConfigError", "Mistake", "as_document", "default_path", "load", "read"]
+
+MAX_FILE_BYTES = 4 * 1024 * 1024
+
+
+def default_path(environ: Mapping[str, str]) -> Path:
+    """The file that is read where no `-c` names one; it need not exist."""
+    if environ.get("RELAY_CONFIG"):
+        return Path(environ["RELAY_CONFIG"])
+    machine = Path("/etc/relay/relay.yaml")
+    return machine if machine.exists() else Path("conf/relay.yaml")
+
+
+def load(path: Path, environ: Mapping[str, str]) -> Config:
+    """Read the file and the environment; ConfigError with every mistake in them."""
+    try:
+        with path.open("rb") as file:
+            octets = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        cure = "name another file with -c or in RELAY_CONFIG"
+        raise ConfigError([Mistake(Place(str(path)), "", error.strerror or str(error), cure)]) from None
+    if len(octets) > MAX_FILE_BYTES:
+        raise ConfigError([Mistake(Place(str(path)), "", "longer than 4 MiB", "is this the right file?")])
+    try:
+        text = octets.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        place = Place(str(path), octets.count(b"\n", 0, error.start) + 1)
+        raise ConfigError([Mistake(place, "", "not UTF-8", "save the file as UTF-8 text")]) from None
+    return read(text, environ, source=str(path))
+
+
+def read(text: str, environ: Mapping[str, str], *, source: str) -> Config:
+    """`load` for a text at hand."""
+    mistakes: list[Mistake] = []
+    tree = Composer(source, mistakes).compose(text)
+    if isinstance(tree, Leaf) and tree.kind == "null":
+        tree = Map(tree.place, {}, {})
+    if tree is not None and not isinstance(tree, Map):
+        mistakes.append(
+            Mistake(tree.place, "", "not a list of keys", "begin with a key, as in `hostname: …`")
+        )
+    if not isinstance(tree, Map):
+        raise ConfigError(mistakes)
+    overlay(tree, environ, mistakes)
+    conformer = Conformer(mistakes)
+    values = conformer.conform(tree, Config, "")
+    config = build(values, conformer)
+    if config is None or mistakes:
+        raise ConfigError(mistakes)
+    return _considered(config, conformer)
+
+
+def _considered(config: Config, conformer: Conformer) -> Config:
+    remarks = list(consider(config))
+    fatal = [
+        Mistake(nearest(conformer.places, r.key), r.key, r.problem, r.cure) for r in remarks if r.is_fatal
+    ]
+    if fatal:
+        raise ConfigError(fatal)
+    warnings = [Mistake(nearest(conformer.places, r.key), r.key, r.problem, r.cure) for r in remarks]
+    if not config.hostname:
+        config = dataclasses.replace(config, hostname=_own_name())
+        if "." not in config.hostname:
+            problem = f"this machine calls itself {config.hostname}, which is no full domain name"
+            cure = "set hostname: other hosts judge us by it"
+            warnings.append(Mistake(nearest(conformer.places, "hostname"), "hostname", problem, cure))
+    object.__setattr__(config, "warnings", tuple(map(str, warnings)))
+    return config
+
+
+def _own_name() -> str:
+    """This machine's full name, as good as the system knows it (RFC 5321 §4.1.1.1)."""
+    for name in (socket.getfqdn(), socket.gethostname()):
+        try:
+            domain = normalise_domain(name)
+        except AddressError:
+            continue
+        if domain and domain != "localhost" and not domain.startswith("localhost."):
+            return domain
+    return "localhost"

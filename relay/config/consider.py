@@ -1,0 +1,183 @@
+"""What is legal key by key and wrong together: AUTH without users, TLS without a certificate, an open relay.
+
+Looks into the files that the configuration names, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from relay.config.sections import Config, TlsVersion
+from relay.config.words import format_duration, host_and_port
+from relay.receive.spec import ListenerAuth, ListenerSpec, ListenerTls
+
+
+@dataclass(frozen=True, slots=True)
+class Remark:
+    """Something to say about a key. `is_fatal`: the relay does not start like this."""
+
+    key: str
+    problem: str
+    cure: str
+    is_fatal: bool = True
+
+
+def consider(config: Config) -> Iterator[Remark]:
+    yield from _consider_listeners(config)
+    yield from _consider_access(config)
+    yield from _consider_delivery(config)
+    yield from _consider_queue(config)
+    if config.workers != 1:
+        yield Remark("workers", "only one worker is supported in this version", "write 1, or remove the key")
+    if config.admin.http is not None and not config.admin.api_keys and not _is_local(config.admin.http):
+        cure = "name keys under admin.api_keys, or listen on 127.0.0.1"
+        yield Remark("admin.http", "an HTTP API open to the network without a key", cure)
+
+
+def _is_local(address: str) -> bool:
+    if address.startswith("unix:"):
+        return True
+    return ipaddress.ip_address(host_and_port(address)[0]).is_loopback
+
+
+def _consider_listeners(config: Config) -> Iterator[Remark]:
+    seen: dict[str, int] = {}
+    if not config.listeners:
+        yield Remark("listeners", "no listener: nobody can hand us mail", "name one", is_fatal=False)
+    for i, listener in enumerate(config.listeners):
+        key = f"listeners.{i}"
+        if listener.address in seen and not listener.address.endswith(":0"):
+            problem = f"{listener.address} is taken by listener {seen[listener.address]} already"
+            yield Remark(f"{key}.address", problem, "choose another port, or remove one of the two")
+        seen[listener.address] = i
+        yield from _consider_certificate(listener, key)
+        if listener.auth is not ListenerAuth.NONE and not config.access.users:
+            cure = "name users under access.users (`relay password` makes the hash), or write auth: none"
+            yield Remark(f"{key}.auth", f"auth: {listener.auth} without a user who could log in", cure)
+        in_clear = listener.tls is ListenerTls.NONE and not _is_local(listener.address)
+        if listener.auth is not ListenerAuth.NONE and in_clear and not listener.auth_without_tls:
+            cure = "write tls: starttls (or implicit) with a certificate, or auth_without_tls: true where that is meant"
+            yield Remark(
+                f"{key}.auth",
+                "passwords would cross the network in clear, so AUTH would never be offered",
+                cure,
+            )
+
+
+def _consider_certificate(listener: ListenerSpec, key: str) -> Iterator[Remark]:
+    if listener.tls is ListenerTls.NONE:
+        if listener.certificate or listener.key:
+            cure = "write tls: starttls or implicit, or remove the certificate"
+            yield Remark(
+                f"{key}.certificate", "a certificate, but tls: none never shows it", cure, is_fatal=False
+            )
+        return
+    if listener.certificate is None:
+        cure = "add certificate: (a PEM file, chain included) and key:, or write tls: none"
+        yield Remark(f"{key}.tls", f"tls: {listener.tls} without a certificate", cure)
+        return
+    for name, path in (("certificate", listener.certificate), ("key", listener.key)):
+        trouble = _unreadable(path) if path is not None else None
+        if trouble:
+            yield Remark(
+                f"{key}.{name}", f"{path}: {trouble}", "correct the path, or let the relay's user read it"
+            )
+            return
+    trouble = _bad_certificate(listener.certificate, listener.key)
+    if trouble:
+        cure = "give a PEM certificate (chain behind it) and its own unencrypted private key"
+        yield Remark(f"{key}.certificate", trouble, cure)
+
+
+def _unreadable(path: str) -> str | None:
+    try:
+        with open(path, "rb"):
+            return None
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def _bad_certificate(certificate: str, key: str | None) -> str | None:
+    import ssl
+
+    def no_passphrase() -> str:
+        raise ValueError("the private key is encrypted")
+
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=no_passphrase)
+    except (ssl.SSLError, OSError, ValueError) as error:
+        reason = getattr(error, "reason", None) or str(error)
+        return f"{certificate} cannot be used: {str(reason).lower().replace('_', ' ')}"
+    return None
+
+
+def _consider_access(config: Config) -> Iterator[Remark]:
+    reachable = [
+        x for x in config.listeners if not _is_local(x.address) and x.auth is not ListenerAuth.REQUIRED
+    ]
+    for i, network in enumerate(config.access.networks):
+        key = f"access.networks.{i}"
+        if network.prefixlen == 0 and reachable:
+            problem = f"{network} lets the whole world relay through {reachable[0].address}: an open relay"
+            yield Remark(key, problem, "name your own networks, or write auth: required at the listener")
+        elif network.is_global and network.prefixlen < (16 if network.version == 4 else 32) and reachable:
+            problem = f"{network} is a large part of the public Internet, and all of it may relay"
+            yield Remark(key, problem, "name your own networks", is_fatal=False)
+    for name, user in config.access.users.items():
+        if user.sender_domains is not None and not user.sender_domains:
+            cure = "name at least one domain, or remove the key for any"
+            yield Remark(
+                f"access.users.{name}.sender_domains", "an empty list: this user could send nothing", cure
+            )
+
+
+def _consider_delivery(config: Config) -> Iterator[Remark]:
+    versions = list(TlsVersion)
+    if versions.index(config.tls.opportunistic_min_version) > versions.index(config.tls.min_version):
+        cure = f"lower it to {config.tls.min_version} or older"
+        yield Remark("tls.opportunistic_min_version", "stricter than tls.min_version", cure)
+    if config.tls.ca_file is not None:
+        trouble = _bad_roots(config.tls.ca_file)
+        if trouble:
+            yield Remark("tls.ca_file", f"{config.tls.ca_file}: {trouble}", "give a file of PEM certificates")
+    if config.delivery.concurrency_per_destination > config.delivery.concurrency:
+        problem = f"more than delivery.concurrency ({config.delivery.concurrency}), which holds"
+        yield Remark("delivery.concurrency_per_destination", problem, "lower it", is_fatal=False)
+    for domain, route in config.routes.items():
+        if (route.username is None) != (route.password_file is None):
+            cure = "give both, or neither"
+            yield Remark(f"routes.{domain}", "username and password_file belong together", cure)
+        trouble = _unreadable(route.password_file) if route.password_file is not None else None
+        if trouble:
+            cure = "correct the path, or let the relay's user read it"
+            yield Remark(f"routes.{domain}.password_file", f"{route.password_file}: {trouble}", cure)
+
+
+def _bad_roots(path: str) -> str | None:
+    import ssl
+
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=path)
+    except ssl.SSLError:
+        return "no certificates in it"
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
+
+
+def _consider_queue(config: Config) -> Iterator[Remark]:
+    queue = config.queue
+    if not queue.retry:
+        yield Remark(
+            "queue.retry", "an empty list: a deferred message would never be tried again", "name one wait"
+        )
+    if queue.warn_after is not None and queue.warn_after >= queue.lifetime:
+        problem = (
+            f"not before queue.lifetime ({format_duration(queue.lifetime)}), so no notice would ever go out"
+        )
+        yield Remark("queue.warn_after", problem, "write a shorter duration, or never")
+    if queue.url is not None:
+        problem = "this version keeps its queue in a directory only"
+        yield Remark("queue.url", problem, "remove the key and set queue.path")
