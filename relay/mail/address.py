@@ -1,0 +1,229 @@
+"""Paths and domains: the one place where an address is parsed.
+
+Source: RFC 5321 §4.1.2 (the grammar), §4.5.3.1 (the limits), RFC 6531 §3.3 (addresses in
+UTF-8), RFC 5890 and UTS #46 (domains in other scripts). `parse_path` reads the bytes of a
+command and refuses whatever it does not know; what it returns is stored, compared and sent
+as it is, and nothing after it parses an address again.
+
+An address is not only what we read in it but also what software behind us may. These are
+legal characters, and refused all the same:
+
+    =?                  an encoded word (RFC 2047) that a parser may decode into another address
+    % ! and a quoted @  routing of the old days, user%other@here: a host that still obeys it would
+                        take the mail on, in our name, to a domain nobody authorised
+    a number as the last label
+                        `a@127.0.0.1`: an address in the eyes of a resolver, without the brackets
+    characters that become one of these under NFKC; controls; marks that turn text around
+
+A source route is stripped (RFC 5321 §4.1.1.3, appendix C). A final dot of the domain is
+taken off, since RFC 5321 has none and the next hop may refuse it. Quoting and case of a
+local part stay exactly as given (§2.4).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import unicodedata
+from functools import lru_cache
+
+import idna
+
+__all__ = ["AddressError", "domain_of", "normalise_domain", "parse_path"]
+
+_LOCAL_PART_OCTETS = 64
+_PATH_OCTETS = 256
+_DOMAIN_OCTETS = 253
+"""RFC 5321 §4.5.3.1.2 says 255, which in the DNS counts two octets that text lacks (RFC 1035 §3.1)."""
+
+# Possessive quantifiers throughout: no input makes these expressions go back over what they read.
+_ATEXT = r"A-Za-z0-9#$&'*+/=?^_`{|}~!%\-"
+_SAFE_ATEXT = _ATEXT.replace("?", "").replace("!%", "")
+_LABEL = r"(?!-)[A-Za-z0-9_-]{1,63}+(?<!-)"
+
+_COMMON_PATH = re.compile(
+    rf"<(([{_SAFE_ATEXT}]++(?:\.[{_SAFE_ATEXT}]++)*+)@(?:{_LABEL}\.)*+[A-Za-z][A-Za-z0-9-]{{0,62}}+(?<!-))>"
+    r"(?: (.*+))?".encode(),
+    re.DOTALL,
+)
+"""The addresses that nearly all mail has. A subset of what the long way round accepts, for speed alone."""
+
+_ANGLE_PATH = re.compile(rb'<((?:"(?:[^"\\]|\\.)*+"|[^">])*+)>(?: (.*+))?', re.DOTALL)
+_BARE_PATH = re.compile(rb' *+((?:"(?:[^"\\]|\\.)*+"|[^" <>])++)(?: (.*+))?', re.DOTALL)
+_SOURCE_ROUTE = re.compile(r"@[A-Za-z0-9._-]++(?:,@[A-Za-z0-9._-]++)*+:")
+_QUOTED_STRING = re.compile(r'"((?:[^"\\]|\\.)*+)"', re.DOTALL)
+_QUOTED_PAIR = re.compile(r"\\(.)", re.DOTALL)
+_DOT_STRING = re.compile(rf"[{_ATEXT}\u0080-\U0010ffff]++(?:\.[{_ATEXT}\u0080-\U0010ffff]++)*+")
+_DOMAIN = re.compile(rf"(?:{_LABEL}\.)*+{_LABEL}")
+_NUMBER = re.compile(r"[0-9]++|0[xX][0-9A-Fa-f]*+")
+_ROUTING = re.compile(r"[@%!]|=\?")
+_LITERAL = re.compile(r"\[(IPv6:)?([0-9A-Fa-f:.]++)\]", re.IGNORECASE)
+
+_JOINERS = frozenset("\u200c\u200d")
+"""Format characters without which some scripts cannot write their words (RFC 5892 appendix A)."""
+
+
+class AddressError(ValueError):
+    """What is wrong with an address, in words fit for a reply, and its `status` (RFC 3463 §3.2)."""
+
+    def __init__(self, reason: str, status: str = "5.1.3") -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+def parse_path(
+    arg: bytes, *, smtputf8: bool, allow_postmaster: bool = False, lenient: bool = False
+) -> tuple[str, bytes]:
+    """The address of a reverse-path or forward-path, and the parameters behind it, stripped.
+
+    `arg` is what follows "FROM:" or "TO:". The null reverse-path `<>` gives "": whoever reads a
+    forward-path refuses that. With `allow_postmaster` `<postmaster>` needs no domain (RFC 5321 §4.1.1.3).
+    `lenient`, for clients older than their manuals: white space before the path, and no angle brackets.
+    """
+    match = _COMMON_PATH.fullmatch(arg)
+    if match is not None and match.end(2) <= _LOCAL_PART_OCTETS + 1 and match.end(1) < _PATH_OCTETS:
+        return match[1].decode("ascii"), (match[3] or b"").strip(b" ")
+    path, rest = _split_path(arg, lenient=lenient)
+    return _read_address(path, smtputf8=smtputf8, allow_postmaster=allow_postmaster), rest
+
+
+def domain_of(address: str) -> str:
+    """The normalised domain of an address that `parse_path` gave; "" of the null reverse-path.
+
+    An address literal gives the literal in its one spelling: `[192.0.2.1]`, `[IPv6:2001:db8::1]`.
+    """
+    if not address:
+        return ""
+    _, at, domain = address.rpartition("@")
+    if not at:
+        raise AddressError("the address has no domain")
+    return normalise_domain(domain)
+
+
+def normalise_domain(text: str) -> str:
+    """A domain in the one spelling we compare by: lower case, A-labels, no final dot."""
+    if len(text) > 4 * _DOMAIN_OCTETS:
+        raise AddressError("the domain is too long")
+    return _normalise(text)
+
+
+def _split_path(arg: bytes, *, lenient: bool) -> tuple[bytes, bytes]:
+    """The path without its brackets, and the parameters."""
+    text = arg.lstrip(b" ") if lenient else arg
+    match = _ANGLE_PATH.fullmatch(text)
+    if match is None and lenient and not text.startswith(b"<"):
+        match = _BARE_PATH.fullmatch(text)
+    if match is None:
+        raise AddressError("the path is not an address in angle brackets")
+    return match[1], (match[2] or b"").strip(b" ")
+
+
+def _read_address(path: bytes, *, smtputf8: bool, allow_postmaster: bool) -> str:
+    if not path:
+        return ""
+    address = _without_source_route(_decode(path, smtputf8=smtputf8))
+    if len(address.encode()) > _PATH_OCTETS - 2:  # the angle brackets count (RFC 5321 §4.5.3.1.3)
+        raise AddressError("the path is too long")
+    if allow_postmaster and address.lower() == "postmaster":
+        return "postmaster"
+    local_part, domain = _split_address(address)
+    _check_local_part(local_part)
+    normalise_domain(domain)
+    return f"{local_part}@{domain.removesuffix('.')}"
+
+
+def _decode(path: bytes, *, smtputf8: bool) -> str:
+    if path.isascii():
+        text = path.decode("ascii")
+    elif not smtputf8:
+        raise AddressError(
+            "the address is not ASCII, and SMTPUTF8 was not asked for", "5.6.7"
+        )  # RFC 6531 §3.5
+    else:
+        try:
+            text = path.decode("utf-8")
+        except UnicodeDecodeError as exc:
+            raise AddressError("the address is not UTF-8") from exc
+    if not text.isprintable() and any(_is_hidden(character) for character in text):
+        raise AddressError("the address has control characters")
+    return text
+
+
+def _is_hidden(character: str) -> bool:
+    """Whether a reader would not see this character, or see others because of it.
+
+    Controls, format characters (the bidirectional ones are the usual trick), separators, and code points
+    that mean nothing or nothing shared.
+    """
+    if character == " " or character in _JOINERS:
+        return False
+    return unicodedata.category(character)[0] in "CZ"
+
+
+def _without_source_route(address: str) -> str:
+    """RFC 5321 §4.1.1.3: a server strips the route and uses the mailbox."""
+    match = _SOURCE_ROUTE.match(address)
+    return address[match.end() :] if match else address
+
+
+def _split_address(address: str) -> tuple[str, str]:
+    """Local part and domain, divided at the one @ that is not quoted."""
+    quoted = _QUOTED_STRING.match(address)
+    at = address.find("@", quoted.end() if quoted else 0)
+    if at < 0:
+        raise AddressError("the address has no domain")
+    return address[:at], address[at + 1 :]
+
+
+def _check_local_part(local_part: str) -> None:
+    if len(local_part.encode()) > _LOCAL_PART_OCTETS:
+        raise AddressError("the local part is too long")
+    quoted = _QUOTED_STRING.fullmatch(local_part)
+    content = _QUOTED_PAIR.sub(r"\1", quoted[1]) if quoted else local_part
+    if not quoted and not _DOT_STRING.fullmatch(local_part):
+        raise AddressError("the local part has a character that has to be quoted")
+    if _ROUTING.search(content) or (not content.isascii() and _disguises(content)):
+        raise AddressError("the local part could be read as another address")
+
+
+def _disguises(content: str) -> bool:
+    """Whether a character outside ASCII turns into punctuation of ASCII where software normalises it."""
+    others = "".join(character for character in content if not character.isascii())
+    return any(c.isascii() and not c.isalnum() for c in unicodedata.normalize("NFKC", others))
+
+
+@lru_cache(maxsize=16384)
+def _normalise(text: str) -> str:
+    if text.startswith("["):
+        return _normalise_literal(text)
+    name = text if text.isascii() else _to_a_labels(text)
+    name = name.removesuffix(".").lower()
+    if len(name) > _DOMAIN_OCTETS:
+        raise AddressError("the domain is too long")
+    if not _DOMAIN.fullmatch(name):
+        raise AddressError("the domain is not a domain name")
+    if _NUMBER.fullmatch(name.rpartition(".")[2]):
+        raise AddressError("the domain is a number; an address literal needs brackets")
+    return name
+
+
+def _to_a_labels(text: str) -> str:
+    """Label by label, so that an underscore in one (IDNA knows none) does not spoil another."""
+    try:
+        labels = idna.uts46_remap(text, std3_rules=False, transitional=False).split(".")
+        return ".".join(label if label.isascii() else idna.alabel(label).decode("ascii") for label in labels)
+    except UnicodeError as exc:  # idna.IDNAError is one
+        raise AddressError("the domain is not an internationalised domain name") from exc
+
+
+def _normalise_literal(text: str) -> str:
+    """RFC 5321 §4.1.3: an IPv4 or IPv6 address in brackets. Other families do not exist."""
+    match = _LITERAL.fullmatch(text)
+    if match is None:
+        raise AddressError("the address literal is malformed")
+    try:
+        if match[1]:
+            return f"[IPv6:{ipaddress.IPv6Address(match[2]).compressed}]"
+        return f"[{ipaddress.IPv4Address(match[2])}]"
+    except ValueError as exc:
+        raise AddressError("the address literal is not an IP address") from exc

@@ -1,0 +1,95 @@
+"""The header fields by which a message speaks about its own security.
+
+`X-Require-TLS` and `X-Skip-Verification`, each with an alias. Values, in any case and with
+white space and folding around them: true yes 1 on, false no 0 off. Anything else, and two
+fields that contradict each other, is a `BadField`: a sender who asks for protection in words
+we do not understand is told so, and never served without it. Only the header section counts,
+on CRLF line ends (`relay.mail.header`), and all four fields are taken out before the message
+goes on: the next hop need not know what we think of its certificate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from relay.mail.header import Field, iter_fields, remove_fields, unfold
+from relay.policy.settings import Source
+
+__all__ = ["NO_WISHES", "POLICY_FIELDS", "BadField", "Wishes", "read_wishes", "strip_policy_fields"]
+
+_REQUIRE_TLS = frozenset({b"x-require-tls", b"x-mailgun-require-tls"})
+_SKIP_VERIFICATION = frozenset({b"x-skip-verification", b"x-mailgun-skip-verification"})
+
+POLICY_FIELDS = _REQUIRE_TLS | _SKIP_VERIFICATION
+"""The names of the four fields, in lower case."""
+
+_VALUES = dict.fromkeys((b"true", b"yes", b"1", b"on"), True) | dict.fromkeys(
+    (b"false", b"no", b"0", b"off"), False
+)
+_SHOWN_OCTETS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What a message asks for; None where it is silent. `source`: MESSAGE, or API where options said it."""
+
+    require_tls: bool | None = None
+    skip_verification: bool | None = None
+    source: Source = Source.MESSAGE
+
+
+NO_WISHES = Wishes()
+
+
+class BadField(ValueError):
+    """A policy field we cannot obey. Its text, `field`, `value`: printable ASCII, cut, fit for a reply."""
+
+    def __init__(self, field: Field, complaint: str) -> None:
+        self.field = _printable(field.name)
+        self.value = _printable(_unfolded(field))
+        super().__init__(f'{self.field}: "{self.value}" {complaint}')
+
+
+def read_wishes(header: bytes) -> Wishes:
+    """What the fields of a header section ask for. `BadField` where they cannot be understood."""
+    if not _may_have_policy_fields(header):
+        return NO_WISHES
+    fields = [field for field in iter_fields(header) if field.name.lower() in POLICY_FIELDS]
+    return Wishes(
+        require_tls=_agreed([field for field in fields if field.name.lower() in _REQUIRE_TLS]),
+        skip_verification=_agreed([field for field in fields if field.name.lower() in _SKIP_VERIFICATION]),
+    )
+
+
+def strip_policy_fields(header: bytes) -> bytes:
+    """The header section without the four fields; byte for byte nothing else changes."""
+    return remove_fields(header, POLICY_FIELDS) if _may_have_policy_fields(header) else header
+
+
+def _may_have_policy_fields(header: bytes) -> bool:
+    """A quick look that nearly every message passes: without one of these words there is no such field."""
+    lower = header.lower()
+    return b"-require-tls:" in lower or b"-skip-verification:" in lower
+
+
+def _agreed(fields: list[Field]) -> bool | None:
+    """The one value that all the fields give; None without any."""
+    agreed: bool | None = None
+    for field in fields:
+        value = _VALUES.get(_unfolded(field).lower())
+        if value is None:
+            raise BadField(field, "is neither yes nor no")
+        if agreed not in (None, value):
+            raise BadField(field, "contradicts an earlier field")
+        agreed = value
+    return agreed
+
+
+def _unfolded(field: Field) -> bytes:
+    return unfold(field.value).strip(b" \t")
+
+
+def _printable(text: bytes) -> str:
+    """Text of a stranger's, on one line of ASCII."""
+    cut = text[:_SHOWN_OCTETS].decode("latin-1").encode("unicode_escape").decode("ascii")
+    return cut.replace('"', "'") + ("..." if len(text) > _SHOWN_OCTETS else "")

@@ -1,0 +1,180 @@
+"""Where the two settings of a message come from: the operator's rules and the message's own wishes.
+
+Each setting is resolved on its own. The first that speaks wins:
+
+    1. the message           its header fields, or the options of the HTTP interface
+    2. the recipient domain  `destinations`: the exact name, then "*." patterns, longest first
+    3. the sender domain     `domains`, the same way; none for the null reverse-path
+    4. `default`             which has an answer to everything, false where it is silent
+
+`allow_override: false` on any rule that applies locks both settings, named in it or not,
+against the message: it may still make them stricter (require false to true, skip true to
+false), and a wish for less has no effect but the source `message-refused`. Between the
+operator's own rules a lock means nothing; precedence holds.
+
+What was resolved is stored with the message. `tighten` and `reconsider` let a reload, or the
+message a DSN is about, make it stricter and never looser.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from relay.mail.address import AddressError, domain_of, normalise_domain
+from relay.policy.fields import NO_WISHES, Wishes
+from relay.policy.settings import Setting, Source, TlsSettings
+
+__all__ = ["PolicyRules", "TlsRule", "reconsider", "resolve", "resolve_dsn", "tighten"]
+
+_STRICT_REQUIRE = True
+_STRICT_SKIP = False
+
+
+@dataclass(frozen=True, slots=True)
+class TlsRule:
+    """One rule of the operator's. None: it says nothing about that setting."""
+
+    require_tls: bool | None = None
+    skip_verification: bool | None = None
+    allow_override: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyRules:
+    """All rules. Keys are domains, or patterns "*.example.com" that cover sub-domains, not the domain itself.
+
+    They are brought into the spelling that domains are compared by; one that is no domain, or two
+    spellings of one domain, is a ValueError.
+    """
+
+    default: TlsRule = TlsRule(require_tls=False, skip_verification=False)
+    domains: Mapping[str, TlsRule] = field(default_factory=dict)
+    destinations: Mapping[str, TlsRule] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "domains", _normalise_keys(self.domains))
+        object.__setattr__(self, "destinations", _normalise_keys(self.destinations))
+
+
+class _Applying(NamedTuple):
+    """A rule that applies to a message, with the place and the key it stands under."""
+
+    source: Source
+    key: str
+    rule: TlsRule
+
+
+def resolve(
+    rules: PolicyRules, *, reverse_path: str, recipient_domain: str, wishes: Wishes = NO_WISHES
+) -> TlsSettings:
+    """The settings of a message for one recipient domain (normalised)."""
+    applying = list(_applying(rules, _sender_domain(reverse_path), recipient_domain))
+    locked = not all(applied.rule.allow_override for applied in applying)
+    require_tls = _first_spoken((a.source, a.key, a.rule.require_tls) for a in applying)
+    skip_verification = _first_spoken((a.source, a.key, a.rule.skip_verification) for a in applying)
+    return TlsSettings(
+        _overridden(require_tls, wishes.require_tls, wishes.source, _STRICT_REQUIRE, locked),
+        _overridden(skip_verification, wishes.skip_verification, wishes.source, _STRICT_SKIP, locked),
+    )
+
+
+def resolve_dsn(rules: PolicyRules, *, recipient_domain: str, about: TlsSettings) -> TlsSettings:
+    """The settings of a DSN to `recipient_domain`: those of the null reverse-path, never weaker than
+    those of the message it is about, which it quotes."""
+    return tighten(resolve(rules, reverse_path="", recipient_domain=recipient_domain), about)
+
+
+def tighten(stored: TlsSettings, current: TlsSettings) -> TlsSettings:
+    """`stored` with what `current` is stricter in, and the source of that."""
+    return TlsSettings(
+        require_tls=_stricter(stored.require_tls, current.require_tls, _STRICT_REQUIRE),
+        skip_verification=_stricter(stored.skip_verification, current.skip_verification, _STRICT_SKIP),
+    )
+
+
+def reconsider(
+    stored: TlsSettings, rules: PolicyRules, *, reverse_path: str, recipient_domain: str
+) -> TlsSettings:
+    """The settings of a queued message under the rules of today, which may have been reloaded since.
+
+    What the message wished for is known from the sources stored with it.
+    """
+    wishes = Wishes(
+        require_tls=_wish_behind(stored.require_tls), skip_verification=_wish_behind(stored.skip_verification)
+    )
+    current = resolve(rules, reverse_path=reverse_path, recipient_domain=recipient_domain, wishes=wishes)
+    return tighten(stored, current)
+
+
+def _sender_domain(reverse_path: str) -> str:
+    """ "" where there is none to go by: the null reverse-path, and `<postmaster>`."""
+    try:
+        return domain_of(reverse_path)
+    except AddressError:
+        return ""
+
+
+def _applying(rules: PolicyRules, sender_domain: str, recipient_domain: str) -> Iterator[_Applying]:
+    """Every rule that applies, in the order of precedence."""
+    for key in _keys_for(rules.destinations, recipient_domain):
+        yield _Applying(Source.DESTINATION, key, rules.destinations[key])
+    for key in _keys_for(rules.domains, sender_domain):
+        yield _Applying(Source.DOMAIN, key, rules.domains[key])
+    yield _Applying(Source.DEFAULT, "default", rules.default)
+
+
+def _keys_for(table: Mapping[str, TlsRule], domain: str) -> Iterator[str]:
+    """The keys that cover a domain: itself, then the patterns from the longest to the shortest."""
+    if not table or not domain:
+        return
+    if domain in table:
+        yield domain
+    dot = domain.find(".")
+    while dot >= 0:
+        pattern = f"*{domain[dot:]}"
+        if pattern in table:
+            yield pattern
+        dot = domain.find(".", dot + 1)
+
+
+def _first_spoken(answers: Iterable[tuple[Source, str, bool | None]]) -> Setting:
+    for source, key, value in answers:
+        if value is not None:
+            return Setting(value, source, key)
+    return Setting(False, Source.DEFAULT, "default")
+
+
+def _overridden(ruled: Setting, wish: bool | None, spoken_by: Source, strict: bool, locked: bool) -> Setting:
+    """What the message's wish makes of the operator's answer; `strict` is the value that protects more."""
+    if wish is None:
+        return ruled
+    if locked and wish != ruled.value and wish != strict:
+        return Setting(ruled.value, Source.MESSAGE_REFUSED, ruled.rule)
+    return Setting(wish, spoken_by)
+
+
+def _stricter(stored: Setting, current: Setting, strict: bool) -> Setting:
+    return current if current.value == strict != stored.value else stored
+
+
+def _wish_behind(setting: Setting) -> bool | None:
+    """What the message asked for, from what came of it."""
+    match setting.source:
+        case Source.MESSAGE | Source.API:
+            return setting.value
+        case Source.MESSAGE_REFUSED:
+            return not setting.value
+        case _:
+            return None
+
+
+def _normalise_keys(table: Mapping[str, TlsRule]) -> Mapping[str, TlsRule]:
+    normalised: dict[str, TlsRule] = {}
+    for key, rule in table.items():
+        name = f"*.{normalise_domain(key[2:])}" if key.startswith("*.") else normalise_domain(key)
+        if name in normalised:
+            raise ValueError(f"{key!r} is a second spelling of {name!r}")
+        normalised[name] = rule
+    return normalised
