@@ -1,0 +1,142 @@
+"""What a message may say about its own security, and in which words."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.mail.header import iter_fields
+from relay.policy.fields import NO_WISHES, POLICY_FIELDS, BadField, Wishes, read_wishes, strip_policy_fields
+
+YES = [b"true", b"yes", b"1", b"on"]
+NO = [b"false", b"no", b"0", b"off"]
+NAMES = [b"X-Require-TLS", b"X-Mailgun-Require-TLS", b"X-Skip-Verification", b"X-Mailgun-Skip-Verification"]
+
+
+def wish_of(name: bytes, value: bool) -> Wishes:
+    return Wishes(require_tls=value) if b"Require" in name else Wishes(skip_verification=value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("words", "value"), [(YES, True), (NO, False)])
+def test_each_field_takes_each_word_in_any_case_with_white_space_and_folds_around_it(name, words, value):
+    for word in words:
+        for spelling in (word, word.upper(), word.title()):
+            for form in (
+                b"%s: %s\r\n",
+                b"%s:%s\r\n",
+                b"%s: \t %s \t\r\n",
+                b"%s:\r\n %s\r\n",
+                b"%s: \r\n\t%s\r\n \r\n",
+            ):
+                header = b"From: a@b.example\r\n" + form % (name, spelling)
+                assert read_wishes(header) == wish_of(name, value)
+                assert read_wishes(header.swapcase()) == wish_of(name, value)
+
+
+def test_a_message_without_the_fields_wishes_nothing():
+    assert read_wishes(b"From: a@b.example\r\nSubject: x\r\n") == NO_WISHES
+    assert read_wishes(b"") == NO_WISHES
+
+
+UNKNOWN = [b"", b" ", b"maybe", b"y", b"2", b"true;", b"yes no", b"yes (really)", b'"yes"', b"\r\n"]
+UNKNOWN += [b"y\r\n es", b"=?utf-8?q?yes?=", b"yes\0", b"yes\r", b"\nyes", b"\xa0yes", b"\x0byes"]
+UNKNOWN += ["ｙｅｓ".encode()]
+
+
+@pytest.mark.parametrize("value", UNKNOWN)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_word_we_do_not_know_is_refused_by_the_name_of_its_field(name, value):
+    with pytest.raises(BadField) as refused:
+        read_wishes(name + b": " + value + b"\r\n")
+    assert refused.value.field == name.decode()
+
+
+@pytest.mark.parametrize("first", NAMES)
+@pytest.mark.parametrize("second", NAMES)
+def test_two_fields_of_one_setting_must_agree(first, second):
+    same_setting = (b"Require" in first) == (b"Require" in second)
+    agreeing = b"%s: yes\r\nSubject: x\r\n%s: ON\r\n" % (first, second)
+    contradicting = b"%s: yes\r\nSubject: x\r\n%s: off\r\n" % (first, second)
+    if not same_setting:
+        assert read_wishes(agreeing) == Wishes(require_tls=True, skip_verification=True)
+        assert read_wishes(contradicting) != NO_WISHES
+        return
+    assert read_wishes(agreeing) == wish_of(first, True)
+    with pytest.raises(BadField, match="contradicts") as refused:
+        read_wishes(contradicting)
+    assert refused.value.field == second.decode()
+    assert refused.value.value == "off"
+
+
+def test_what_a_refusal_quotes_is_short_printable_and_on_one_line():
+    with pytest.raises(BadField) as refused:
+        read_wishes(b'X-Require-TLS: \x1b]"\r\n \xe9\0\n550 no' + b"x" * 5000 + b"\r\n")
+    text = str(refused.value)
+    assert text.startswith("X-Require-TLS: \"\\x1b]' \\xe9\\x00\\n550 nox")
+    assert text.isascii()
+    assert text.isprintable()
+    assert len(text) < 350
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"Subject: hi\rX-Skip-Verification: yes\r\n",
+        b"Subject: hi\nX-Skip-Verification: yes\r\n",
+        b"Subject: hi\n\nX-Skip-Verification: yes\r\n",
+        b"Subject: hi\r\n X-Skip-Verification: yes\r\n",
+        b"Subject: hi\r\n\tX-Skip-Verification: yes\r\n",
+        b"Subject: hi\0X-Skip-Verification: yes\r\n",
+        b"Subject: hi\x85X-Skip-Verification: yes\r\n",
+        b"X-Skip-Verification : yes\r\n",
+        b"X-Skip-Verification\r\n : yes\r\n",
+        b"XX-Skip-Verification: yes\r\n",
+        b"X-Skip-Verification-Not: yes\r\n",
+        b"X_Skip_Verification: yes\r\n",
+    ],
+)
+def test_what_only_looks_like_a_field_is_none_and_is_left_alone(header):
+    assert read_wishes(header) == NO_WISHES
+    assert strip_policy_fields(header) == header
+
+
+def test_all_four_fields_are_taken_out_and_nothing_else():
+    kept = b"From: a@b.example\r\nSubject:  X-Require-TLS: yes\r\n\tx\r\nX-Require-TLSX: 1\r\n"
+    header = b"".join(b"%s:\r\n yes\r\n" % name for name in NAMES) + kept + b"x-mailgun-REQUIRE-tls: no\r\n"
+    assert strip_policy_fields(header) == kept
+    assert strip_policy_fields(kept) is kept
+
+
+_LINES = st.lists(
+    st.one_of(
+        st.sampled_from(
+            [b"%s: %s\r\n" % (name, word) for name in NAMES for word in (b"yes", b"\r\n no ", b"?")]
+        ),
+        st.lists(
+            st.sampled_from([*NAMES, b":", b" ", b"\r", b"\n", b"yes", b"\r\n", b"Subject", b"\xff"]),
+            max_size=6,
+        ).map(b"".join),
+    ),
+    max_size=8,
+).map(b"".join)
+
+
+@given(_LINES)
+def test_after_stripping_a_message_wishes_nothing_and_has_lost_nothing_else(header):
+    stripped = strip_policy_fields(header)
+    assert read_wishes(stripped) == NO_WISHES
+    kept = [field.raw for field in iter_fields(header) if field.name.lower() not in POLICY_FIELDS]
+    assert stripped == b"".join(kept)
+
+
+@given(_LINES)
+def test_a_wish_is_read_or_refused_but_never_overlooked(header):
+    asked = {field.name.lower() for field in iter_fields(header)} & POLICY_FIELDS
+    try:
+        wishes = read_wishes(header)
+    except BadField:
+        assert asked
+        return
+    assert (wishes == NO_WISHES) == (not asked)

@@ -1,0 +1,236 @@
+"""Which rule a message is sent under, and who may change it."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.policy.fields import NO_WISHES, Wishes
+from relay.policy.rules import PolicyRules, TlsRule, reconsider, resolve, resolve_dsn, tighten
+from relay.policy.settings import Setting, Source, TlsSettings
+
+RULES = PolicyRules(
+    default=TlsRule(False, False),
+    domains={
+        "example.com": TlsRule(require_tls=True),
+        "*.example.com": TlsRule(skip_verification=True),
+        "*.deep.example.com": TlsRule(require_tls=True, skip_verification=False),
+        "old.example": TlsRule(skip_verification=True, allow_override=False),
+        "strict.example": TlsRule(require_tls=True, skip_verification=False, allow_override=False),
+        "Bücher.Example.": TlsRule(require_tls=True),
+    },
+    destinations={
+        "partner.example": TlsRule(require_tls=True, allow_override=False),
+        "*.partner.example": TlsRule(skip_verification=True),
+        "open.example": TlsRule(require_tls=False, skip_verification=True),
+    },
+)
+
+
+def settings(sender: str, recipient_domain: str = "b.example", wishes: Wishes = NO_WISHES) -> TlsSettings:
+    return resolve(RULES, reverse_path=sender, recipient_domain=recipient_domain, wishes=wishes)
+
+
+def in_words(setting: Setting) -> str:
+    return f"{'yes' if setting.value else 'no'} {setting.source} {setting.rule}"
+
+
+@pytest.mark.parametrize(
+    ("sender", "recipient_domain", "require", "skip"),
+    [
+        ("a@other.example", "b.example", "no default default", "no default default"),
+        ("a@example.com", "b.example", "yes domain example.com", "no default default"),
+        ("a@EXAMPLE.com", "b.example", "yes domain example.com", "no default default"),
+        ("a@x.example.com", "b.example", "no default default", "yes domain *.example.com"),
+        (
+            "a@x.deep.example.com",
+            "b.example",
+            "yes domain *.deep.example.com",
+            "no domain *.deep.example.com",
+        ),
+        ("a@deep.example.com", "b.example", "no default default", "yes domain *.example.com"),
+        ("a@notexample.com", "b.example", "no default default", "no default default"),
+        ("a@bücher.example", "b.example", "yes domain xn--bcher-kva.example", "no default default"),
+        ("a@XN--bcher-kva.example", "b.example", "yes domain xn--bcher-kva.example", "no default default"),
+        ("a@example.com", "open.example", "no destination open.example", "yes destination open.example"),
+        ("a@old.example", "partner.example", "yes destination partner.example", "yes domain old.example"),
+        ("a@other.example", "x.partner.example", "no default default", "yes destination *.partner.example"),
+        ("", "b.example", "no default default", "no default default"),
+        ("", "partner.example", "yes destination partner.example", "no default default"),
+        ("postmaster", "b.example", "no default default", "no default default"),
+    ],
+)  # fmt: skip
+def test_each_setting_comes_from_the_first_rule_that_speaks(sender, recipient_domain, require, skip):
+    found = settings(sender, recipient_domain)
+    assert (in_words(found.require_tls), in_words(found.skip_verification)) == (require, skip)
+
+
+def test_the_message_speaks_before_every_rule():
+    found = settings("a@example.com", "open.example", Wishes(require_tls=True, skip_verification=False))
+    assert found.require_tls == Setting(True, Source.MESSAGE)
+    assert found.skip_verification == Setting(False, Source.MESSAGE)
+    weaker = settings("a@example.com", wishes=Wishes(require_tls=False, skip_verification=True))
+    assert weaker.require_tls == Setting(False, Source.MESSAGE)
+    assert weaker.skip_verification == Setting(True, Source.MESSAGE)
+
+
+def test_what_is_asked_over_http_is_named_api():
+    found = settings("a@example.com", wishes=Wishes(require_tls=False, source=Source.API))
+    assert found.require_tls == Setting(False, Source.API)
+    refused = settings("a@strict.example", wishes=Wishes(require_tls=False, source=Source.API))
+    assert refused.require_tls == Setting(True, Source.MESSAGE_REFUSED, "strict.example")
+
+
+@pytest.mark.parametrize(
+    ("sender", "recipient_domain", "wishes", "require", "skip"),
+    [
+        # A lock on the sender domain holds what the rule names …
+        ("strict.example", "b.example", Wishes(False, True), "yes message-refused", "no message-refused"),
+        # … and what it does not: require stays at the default's false, yet may be raised.
+        ("old.example", "b.example", Wishes(True, None), "yes message", "yes domain"),
+        ("old.example", "b.example", Wishes(None, False), "no default", "no message"),
+        ("old.example", "b.example", Wishes(False, True), "no message", "yes message"),
+        # A lock on the destination holds the sender domain's settings too.
+        ("example.com", "partner.example", Wishes(False, True), "yes message-refused", "no message-refused"),
+        ("old.example", "open.example", Wishes(False, True), "no message", "yes message"),
+        # Between the operator's own rules precedence holds, lock or no lock.
+        ("strict.example", "open.example", NO_WISHES, "no destination", "yes destination"),
+    ],
+)  # fmt: skip
+def test_a_locked_rule_can_be_made_stricter_and_not_weaker(sender, recipient_domain, wishes, require, skip):
+    found = settings(f"a@{sender}", recipient_domain, wishes)
+    assert in_words(found.require_tls).startswith(require)
+    assert in_words(found.skip_verification).startswith(skip)
+
+
+def test_a_lock_on_the_default_is_a_lock_everywhere():
+    rules = PolicyRules(
+        default=TlsRule(True, False, allow_override=False), domains={"a.example": TlsRule(False)}
+    )
+    found = resolve(
+        rules, reverse_path="x@a.example", recipient_domain="b.example", wishes=Wishes(None, True)
+    )
+    assert found.require_tls == Setting(False, Source.DOMAIN, "a.example")
+    assert found.skip_verification == Setting(False, Source.MESSAGE_REFUSED, "default")
+
+
+def test_a_silent_default_says_false():
+    found = resolve(PolicyRules(default=TlsRule()), reverse_path="a@b.example", recipient_domain="c.example")
+    assert found == TlsSettings(
+        Setting(False, Source.DEFAULT, "default"), Setting(False, Source.DEFAULT, "default")
+    )
+
+
+@pytest.mark.parametrize("key", ["", "*", "*.", "a b", "*.*.example", "example..com", "*example.com"])
+def test_a_key_that_is_no_domain_is_refused(key):
+    with pytest.raises(ValueError, match="domain"):
+        PolicyRules(domains={key: TlsRule()})
+
+
+def test_two_spellings_of_one_domain_are_refused():
+    with pytest.raises(ValueError, match="second spelling"):
+        PolicyRules(destinations={"bücher.example": TlsRule(), "XN--BCHER-KVA.example.": TlsRule()})
+
+
+def test_a_dsn_is_sent_under_the_default_and_never_more_weakly_than_its_message():
+    about = settings("a@example.com", wishes=Wishes(require_tls=True))
+    dsn = resolve_dsn(RULES, recipient_domain="example.com", about=about)
+    assert dsn == about
+    about = settings("a@example.com", wishes=Wishes(False, True))
+    assert resolve_dsn(RULES, recipient_domain="example.com", about=about) == settings("", "example.com")
+    assert resolve_dsn(RULES, recipient_domain="partner.example", about=about) == settings(
+        "", "partner.example"
+    )
+
+
+def test_a_reload_tightens_and_keeps_the_source_of_what_was_tightened():
+    stored = TlsSettings(Setting(False, Source.MESSAGE), Setting(True, Source.DOMAIN, "a.example"))
+    current = TlsSettings(
+        Setting(True, Source.DESTINATION, "b.example"), Setting(False, Source.DEFAULT, "default")
+    )
+    assert tighten(stored, current) == current
+    assert tighten(current, stored) == current
+    equal = TlsSettings(Setting(False, Source.DEFAULT), Setting(True, Source.DEFAULT))
+    assert tighten(stored, equal) == stored
+
+
+def test_a_lock_set_while_a_message_waits_holds_for_it_too():
+    before = PolicyRules()
+    after = PolicyRules(domains={"a.example": TlsRule(True, False, allow_override=False)})
+    wishes = Wishes(require_tls=False, skip_verification=True)
+    stored = resolve(before, reverse_path="x@a.example", recipient_domain="b.example", wishes=wishes)
+    now = reconsider(stored, after, reverse_path="x@a.example", recipient_domain="b.example")
+    assert now.require_tls == Setting(True, Source.MESSAGE_REFUSED, "a.example")
+    assert now.skip_verification == Setting(False, Source.MESSAGE_REFUSED, "a.example")
+    unlocked = reconsider(now, before, reverse_path="x@a.example", recipient_domain="b.example")
+    assert unlocked == now
+
+
+# --- what holds for all rules, senders and wishes -----------------------------------------------------------
+
+MAYBE = st.sampled_from([None, False, True])
+DOMAINS = st.sampled_from(["a.example", "x.a.example", "y.x.a.example", "b.example", "example", "xa.example"])
+RULE = st.builds(TlsRule, MAYBE, MAYBE, st.booleans())
+TABLE = st.dictionaries(DOMAINS | DOMAINS.map(lambda domain: f"*.{domain}"), RULE, max_size=5)
+ALL_RULES = st.builds(PolicyRules, RULE, TABLE, TABLE)
+SENDERS = DOMAINS.map(lambda domain: f"s@{domain}") | st.just("")
+WISHES = st.builds(Wishes, MAYBE, MAYBE)
+
+
+def no_weaker(one: TlsSettings, other: TlsSettings) -> bool:
+    return (
+        one.require_tls.value >= other.require_tls.value
+        and one.skip_verification.value <= other.skip_verification.value
+    )
+
+
+def covers(key: str, domain: str) -> bool:
+    return domain.endswith(key[1:]) if key.startswith("*.") else key == domain
+
+
+def has_lock(rules: PolicyRules, sender: str, recipient_domain: str) -> bool:
+    senders_domain = sender.rpartition("@")[2]
+    tables = ((rules.domains, senders_domain), (rules.destinations, recipient_domain))
+    applying = [r for table, domain in tables for key, r in table.items() if domain and covers(key, domain)]
+    return any(not rule.allow_override for rule in [*applying, rules.default])
+
+
+@given(ALL_RULES, SENDERS, DOMAINS, WISHES)
+def test_a_message_never_weakens_a_locked_rule(rules, sender, recipient_domain, wishes):
+    ruled = resolve(rules, reverse_path=sender, recipient_domain=recipient_domain)
+    found = resolve(rules, reverse_path=sender, recipient_domain=recipient_domain, wishes=wishes)
+    if has_lock(rules, sender, recipient_domain):
+        assert no_weaker(found, ruled)
+    else:
+        assert wishes.require_tls in (None, found.require_tls.value)
+        assert wishes.skip_verification in (None, found.skip_verification.value)
+
+
+@given(ALL_RULES, SENDERS, DOMAINS, WISHES)
+def test_a_wish_for_more_is_always_granted(rules, sender, recipient_domain, wishes):
+    found = resolve(rules, reverse_path=sender, recipient_domain=recipient_domain, wishes=wishes)
+    assert found.require_tls.value or not wishes.require_tls
+    assert not found.skip_verification.value or wishes.skip_verification is not False
+
+
+@given(ALL_RULES, ALL_RULES, SENDERS, DOMAINS, WISHES)
+def test_neither_a_reload_nor_a_dsn_is_ever_looser(before, after, sender, recipient_domain, wishes):
+    stored = resolve(before, reverse_path=sender, recipient_domain=recipient_domain, wishes=wishes)
+    current = resolve(after, reverse_path=sender, recipient_domain=recipient_domain, wishes=wishes)
+    reconsidered = reconsider(stored, after, reverse_path=sender, recipient_domain=recipient_domain)
+    assert no_weaker(reconsidered, stored)
+    assert no_weaker(reconsidered, current)
+    assert no_weaker(resolve_dsn(after, recipient_domain=recipient_domain, about=stored), stored)
+    assert tighten(stored, stored) == stored
+
+
+def test_tighten_takes_the_stricter_of_each_setting_in_every_case():
+    for a, b, c, d in itertools.product([False, True], repeat=4):
+        stored = TlsSettings(Setting(a, Source.MESSAGE), Setting(b, Source.MESSAGE))
+        current = TlsSettings(Setting(c, Source.DOMAIN), Setting(d, Source.DOMAIN))
+        tightened = tighten(stored, current)
+        assert tightened.require_tls.value == (a or c)
+        assert tightened.skip_verification.value == (b and d)
