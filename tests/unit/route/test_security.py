@@ -1,0 +1,162 @@
+"""Every cell of the table of TLS rules, and what surrounds it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from relay.mail.outcome import Level
+from relay.policy.settings import Setting, Source, TlsSettings
+from relay.route.next_hop import Credentials, Host, TlsMode
+from relay.route.security import (
+    DOWNGRADE_REASONS,
+    Action,
+    OnTlsUnmet,
+    OnUnverified,
+    Requirement,
+    SecurityOptions,
+    Situation,
+    TlsVersion,
+    at_host,
+    describe,
+    next_step,
+    requirement,
+)
+
+OPTIONS = SecurityOptions()
+HOST = Host("mx.example", "192.0.2.1", 25)
+
+TLS = (Action.SEND_IN_TLS, "")
+CLEAR = (Action.SEND_IN_CLEAR, "")
+NEW_CLEAR = (Action.RECONNECT_IN_CLEAR, "")
+NEW_UNVERIFIED = (Action.RECONNECT_UNVERIFIED, "")
+NOT_SUPPORTED = (Action.NEXT_HOST, "4.7.4")
+FAILED = (Action.NEXT_HOST, "4.7.5")
+
+
+def settings(require: bool, skip: bool) -> TlsSettings:
+    return TlsSettings(Setting(require, Source.DEFAULT), Setting(skip, Source.DEFAULT))
+
+
+def needs(require: bool, skip: bool, options: SecurityOptions = OPTIONS) -> Requirement:
+    return requirement(settings(require, skip), options)
+
+
+@pytest.mark.parametrize(
+    ("require", "skip", "situation", "expected"),
+    [
+        (False, False, Situation.SECURED, TLS),
+        (False, False, Situation.UNVERIFIED, NEW_CLEAR),
+        (False, False, Situation.NOT_OFFERED, CLEAR),
+        (False, False, Situation.REFUSED, CLEAR),
+        (False, False, Situation.HANDSHAKE_FAILED, NEW_CLEAR),
+        (False, True, Situation.SECURED, TLS),
+        (False, True, Situation.UNVERIFIED, TLS),
+        (False, True, Situation.NOT_OFFERED, CLEAR),
+        (False, True, Situation.REFUSED, CLEAR),
+        (False, True, Situation.HANDSHAKE_FAILED, NEW_CLEAR),
+        (True, False, Situation.SECURED, TLS),
+        (True, False, Situation.UNVERIFIED, FAILED),
+        (True, False, Situation.NOT_OFFERED, NOT_SUPPORTED),
+        (True, False, Situation.REFUSED, NOT_SUPPORTED),
+        (True, False, Situation.HANDSHAKE_FAILED, FAILED),
+        (True, True, Situation.SECURED, TLS),
+        (True, True, Situation.UNVERIFIED, TLS),
+        (True, True, Situation.NOT_OFFERED, NOT_SUPPORTED),
+        (True, True, Situation.REFUSED, NOT_SUPPORTED),
+        (True, True, Situation.HANDSHAKE_FAILED, FAILED),
+    ],
+)
+@pytest.mark.parametrize("on_unverified", list(OnUnverified))
+@pytest.mark.parametrize("on_unmet", list(OnTlsUnmet))
+def test_each_cell_of_the_table(require, skip, situation, expected, on_unverified, on_unmet):
+    needed = needs(require, skip, SecurityOptions(on_tls_unmet=on_unmet, on_unverified=on_unverified))
+    if on_unverified is OnUnverified.ENCRYPTED and (require, skip) == (False, False):
+        expected = NEW_UNVERIFIED if situation is Situation.UNVERIFIED else expected
+    step = next_step(needed, situation)
+    assert (step.action, step.unmet) == expected
+
+
+@pytest.mark.parametrize(
+    ("require", "skip", "verify", "level", "version"),
+    [
+        (False, False, True, 2, TlsVersion.TLS_1_2),
+        (False, True, False, 0, TlsVersion.TLS_1_0),
+        (True, False, True, 2, TlsVersion.TLS_1_2),
+        (True, True, False, 2, TlsVersion.TLS_1_2),
+    ],
+)
+def test_old_tls_is_taken_only_where_nobody_looks_and_none_is_the_alternative(
+    require, skip, verify, level, version
+):
+    needed = needs(require, skip)
+    assert (needed.tls_required, needed.verify) == (require, verify)
+    assert (needed.security_level, needed.min_version) == (level, version)
+    assert needed.wanted is (Level.VERIFIED if verify else Level.ENCRYPTED)
+
+
+def test_the_configured_versions_are_the_ones_asked_for():
+    options = SecurityOptions(min_version=TlsVersion.TLS_1_3, opportunistic_min_version=TlsVersion.TLS_1_1)
+    assert needs(True, False, options).min_version is TlsVersion.TLS_1_3
+    assert needs(False, True, options).min_version is TlsVersion.TLS_1_1
+    assert needs(False, False, options).unlooked.min_version is TlsVersion.TLS_1_1
+
+
+def test_a_session_that_stopped_looking_is_still_as_required_as_before():
+    unlooked = needs(False, False, SecurityOptions(on_unverified=OnUnverified.ENCRYPTED)).unlooked
+    assert (unlooked.tls_required, unlooked.verify, unlooked.security_level) == (False, False, 0)
+    assert next_step(unlooked, Situation.UNVERIFIED).action is Action.SEND_IN_TLS
+
+
+@pytest.mark.parametrize("require", [False, True])
+@pytest.mark.parametrize("skip", [False, True])
+def test_credentials_never_go_over_a_session_that_is_not_verified(require, skip):
+    host = replace(HOST, credentials=Credentials("relay", "secret"))
+    needed = at_host(needs(require, skip), host, OPTIONS)
+    assert (needed.tls_required, needed.verify) == (True, True)
+    assert (needed.security_level, needed.min_version) == (2, TlsVersion.TLS_1_2)
+    for situation in set(Situation) - {Situation.SECURED}:
+        assert next_step(needed, situation).action is Action.NEXT_HOST
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_port_where_tls_comes_first_is_never_talked_to_in_clear(skip):
+    needed = at_host(needs(False, skip), replace(HOST, tls=TlsMode.IMPLICIT), OPTIONS)
+    assert needed.tls_required
+    assert needed.verify is not skip
+    assert next_step(needed, Situation.HANDSHAKE_FAILED).action is Action.NEXT_HOST
+
+
+def test_an_ordinary_host_changes_nothing():
+    for require in (False, True):
+        for skip in (False, True):
+            assert at_host(needs(require, skip), HOST, OPTIONS) == needs(require, skip)
+
+
+def test_different_needs_are_never_equal_so_that_no_connection_is_shared():
+    kinds = [needs(require, skip) for require in (False, True) for skip in (False, True)]
+    assert len(set(kinds)) == 4
+
+
+def test_every_way_into_clear_text_has_a_name_in_the_log():
+    assert {reason.value for reason in DOWNGRADE_REASONS.values()} == {
+        "starttls-not-offered",
+        "starttls-refused",
+        "handshake-failed",
+        "certificate-unverified",
+    }
+    assert set(DOWNGRADE_REASONS) == set(Situation) - {Situation.SECURED}
+
+
+def test_what_each_host_must_prove_can_be_told():
+    told = " / ".join(describe(needs(True, False)))
+    assert "must offer TLS" in told
+    assert "trusted authority" in told
+    assert "no STARTTLS: next host, after the last one deferred 4.7.4" in told
+    bounced = " / ".join(describe(needs(True, True, SecurityOptions(on_tls_unmet=OnTlsUnmet.BOUNCE))))
+    assert "not looked at" in bounced
+    assert "after the last one bounced 5.7.5" in bounced
+    easy = " / ".join(describe(needs(False, False)))
+    assert "may have none" in easy
+    assert "a certificate that does not verify: send in clear over a new connection" in easy
