@@ -1,0 +1,125 @@
+"""What the delivery log shows of a message's header: decoded, cleaned and cut.
+
+It runs for every message, so one search over the bytes finds the six fields of interest
+(the first of each counts), and the common field, printable ASCII on one line, costs a
+`decode` and nothing more. RFC 2047 encoded words are decoded leniently, since people
+should recognise their subject; what cannot be decoded stays as it came. Header fields are
+for people here: no decision about delivery rests on them.
+
+A field ends at CRLF and nowhere else, as in `relay.mail.header`.
+"""
+
+from __future__ import annotations
+
+import binascii
+import re
+import unicodedata
+
+from relay.queue.entry import MessageSummary
+
+__all__ = ["MAX_CHARS", "summarise"]
+
+MAX_CHARS = 250
+"""How much of a field is kept."""
+
+_MAX_HEADER_BYTES = 128 * 1024
+_MAX_VALUE_BYTES = 4096
+"""How much is looked at, of a header and of a field: nobody reads on, and attackers write more."""
+
+_FIELD = re.compile(
+    rb"\r\n(message-id|from|to|subject|auto-submitted|precedence)[ \t]*:"
+    rb"([^\r]*(?:\r(?:\n[ \t]|(?!\n))[^\r]*)*)",
+    re.IGNORECASE,
+)
+_ENCODED_WORD = re.compile(r"=\?([!-)+->@-~]{1,60})(?:\*[!-~]{0,30})?\?([bBqQ])\?([!->@-~ ]*)\?=")
+_BETWEEN_WORDS = re.compile(r"\?=[ \t]+(?==\?)")
+_BULK = frozenset({"bulk", "junk", "list"})
+_JOINERS = "\u200c\u200d"
+"""Format characters that scripts and emoji need; the others could rearrange the line of a log."""
+
+
+def summarise(header: bytes) -> MessageSummary:
+    """The fields of a header section that the delivery log shows."""
+    found: dict[bytes, bytes] = {}
+    for match in _FIELD.finditer(b"\r\n" + header[:_MAX_HEADER_BYTES]):
+        found.setdefault(match[1].lower(), match[2])
+    text = {name: readable(value) for name, value in found.items()}
+    return MessageSummary(
+        message_id=text.get(b"message-id", "").removeprefix("<").removesuffix(">"),
+        from_=text.get(b"from", ""),
+        to=text.get(b"to", ""),
+        subject=text.get(b"subject", ""),
+        auto_submitted=_is_by_program(text.get(b"auto-submitted", ""), text.get(b"precedence", "")),
+    )
+
+
+def readable(value: bytes) -> str:
+    """The value of a field as a person reads it: unfolded, decoded, without control characters, cut."""
+    value = value[:_MAX_VALUE_BYTES].strip()
+    if value.isascii():
+        text = value.decode("ascii")
+        if text.isprintable() and "=?" not in text:
+            return text[:MAX_CHARS]
+    else:
+        text = value.decode("utf-8", "replace")
+    text = text.replace("\r\n", "")
+    if "=?" in text:
+        text = _decoded(text)
+    return "".join(map(_harmless, text[:MAX_CHARS])).strip()
+
+
+def _is_by_program(auto_submitted: str, precedence: str) -> bool:
+    """RFC 3834 §5: any value but "no". Precedence is older, in no standard, and still in use."""
+    keyword = auto_submitted.partition(";")[0].strip().lower()
+    return keyword not in ("", "no") or precedence.strip().lower() in _BULK
+
+
+def _decoded(text: str) -> str:
+    """The text with its encoded words decoded (RFC 2047 §6).
+
+    White space between two encoded words is not shown (§6.2). Neighbours of one charset are
+    decoded together, since many programs split a character between them, against §5.
+    """
+    parts: list[str] = []
+    octets, charset = b"", ""
+    begun = 0
+    text = _BETWEEN_WORDS.sub("?=", text)
+    for match in _ENCODED_WORD.finditer(text):
+        word = _octets(match[2], match[3])
+        if word is None:
+            continue
+        if match.start() > begun or match[1].lower() != charset:
+            parts += _in_charset(octets, charset), text[begun : match.start()]
+            octets, charset = b"", match[1].lower()
+        octets += word
+        begun = match.end()
+    parts += _in_charset(octets, charset), text[begun:]
+    return "".join(parts)
+
+
+def _octets(encoding: str, text: str) -> bytes | None:
+    """What an encoded word encodes, None if it cannot be told."""
+    try:
+        if encoding in "qQ":
+            return binascii.a2b_qp(text.replace("_", " ").encode("ascii"), header=False)
+        return binascii.a2b_base64(text.rstrip("=") + "===")
+    except ValueError:
+        return None
+
+
+def _in_charset(octets: bytes, charset: str) -> str:
+    try:
+        return octets.decode(charset or "ascii", "replace")
+    except (LookupError, ValueError):  # an unknown charset; or a codec that cannot replace
+        return octets.decode("ascii", "replace")
+
+
+def _harmless(char: str) -> str:
+    """The character, a space for white space of any kind, or U+FFFD for what no log should hold."""
+    if char.isprintable() or char in _JOINERS:
+        return char
+    category = unicodedata.category(char)
+    if char == "\t" or category == "Zs":
+        return " "
+    # Unassigned is only unknown to this Python: a newer emoji.
+    return char if category in ("Cn", "Co") else "\ufffd"
