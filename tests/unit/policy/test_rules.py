@@ -52,6 +52,7 @@ def in_words(setting: Setting) -> str:
             "no domain *.deep.example.com",
         ),
         ("a@deep.example.com", "b.example", "no default default", "yes domain *.example.com"),
+        ("a@w.x.y.example.com", "b.example", "no default default", "yes domain *.example.com"),
         ("a@notexample.com", "b.example", "no default default", "no default default"),
         ("a@bücher.example", "b.example", "yes domain xn--bcher-kva.example", "no default default"),
         ("a@XN--bcher-kva.example", "b.example", "yes domain xn--bcher-kva.example", "no default default"),
@@ -155,6 +156,8 @@ def test_a_reload_tightens_and_keeps_the_source_of_what_was_tightened():
     assert tighten(current, stored) == current
     equal = TlsSettings(Setting(False, Source.DEFAULT), Setting(True, Source.DEFAULT))
     assert tighten(stored, equal) == stored
+    strict = TlsSettings(Setting(True, Source.MESSAGE), Setting(False, Source.MESSAGE))
+    assert tighten(strict, current) == strict
 
 
 def test_a_lock_set_while_a_message_waits_holds_for_it_too():
