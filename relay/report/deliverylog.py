@@ -1,0 +1,270 @@
+"""The dictionary of the delivery log: one function for each thing it tells.
+
+    accepted    we answered 250: one line a message
+    settled     one attempt for one recipient: `delivered`, or `failed` with severity
+                temporary (it will be tried again) or permanent
+    removed     the operator took a recipient out: `failed`, permanent
+
+Names and values follow Mailgun's event schema, so that what reads theirs reads ours.
+Where no session took place, `tls`, `certificate-verified` and `mx-host` are null and the
+other facts of a session are absent. Each line is one JSON object in printable ASCII, of
+bounded length: control characters and all beyond ASCII are escaped, and what is no
+character at all (a lone surrogate) is written as `\\udc..` text, since strict parsers
+refuse it otherwise.
+
+An event's id is made of what makes the event one: its time, its message, recipient and
+attempt. It sorts by time, and the same event told twice has the same id.
+
+Pure; `relay.report.logfile` writes the lines.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any, assert_never
+
+from relay.mail.event import Event
+from relay.mail.outcome import Bounced, Deferred, Delivered, HopSession
+from relay.policy.settings import TlsSettings
+from relay.queue.entry import Entry, MessageSummary, QueuedMessage, QueuedRecipient, State
+from relay.queue.settle import Change
+
+__all__ = ["accepted", "removed", "settled"]
+
+_MAX_TEXT = 1000
+"""Characters of a peer's text, an address or a sentence in a line."""
+
+_MAX_TARGETS = 4000
+"""Characters of the list of recipients of an accepted message."""
+
+_MAX_DOMAINS = 50
+"""Recipient domains whose policies an accepted line tells, where they differ."""
+
+_MAX_HOSTS = 10
+
+_to_json = json.JSONEncoder(separators=(",", ":"), check_circular=False, allow_nan=False).encode
+
+Fields = dict[str, Any]  # what JSON can say
+
+
+def accepted(message: QueuedMessage, recipients: Sequence[QueuedRecipient]) -> Event:
+    """We are responsible for a message. One line, whatever the number of its recipients."""
+    only = recipients[0] if len(recipients) == 1 else None
+    targets = ",".join(recipient.address for recipient in recipients[: _MAX_TARGETS // 2])
+    fields = _head("accepted", "info", message, _event_id(message.arrived, message, "a"), message.arrived)
+    fields["method"] = message.origin
+    fields["envelope"] = _envelope(message, targets, _MAX_TARGETS)
+    fields["message"] = _message(message)
+    if only is not None:
+        fields["recipient"] = _text(only.address)
+        fields["recipient-domain"] = _text(only.domain)
+    fields["recipients"] = len(recipients)
+    fields |= _policies(recipients)
+    if message.client:
+        fields["client"] = _text(message.client)
+    return _event(fields, message, message.arrived, only.address if only is not None else "")
+
+
+def settled(entry: Entry, change: Change, *, now: datetime) -> Event:
+    """What one attempt came to for one recipient."""
+    message, recipient = entry.message, change.recipient
+    event_id = _event_id(now, message, f"{recipient.index}.{recipient.attempts}")
+    match recipient.state:
+        case State.DELIVERED:
+            fields = _head("delivered", "info", message, event_id, now)
+        case State.DEFERRED:
+            fields = _head("failed", "warn", message, event_id, now)
+            fields["severity"] = "temporary"
+            fields["reason"] = change.reason
+        case _:
+            fields = _head("failed", "error", message, event_id, now)
+            fields["severity"] = "permanent"
+            fields["reason"] = change.reason
+    _about_recipient(fields, message, recipient)
+    fields["delivery-status"] = _delivery_status(message, change, now)
+    return _event(fields, message, now, recipient.address)
+
+
+def removed(message: QueuedMessage, recipient: QueuedRecipient, *, now: datetime) -> Event:
+    """The operator took a recipient out of the queue: it ends here, and the sender is not told."""
+    event_id = _event_id(now, message, f"{recipient.index}.removed")
+    fields = _head("failed", "error", message, event_id, now)
+    fields["severity"] = "permanent"
+    fields["reason"] = "removed"
+    _about_recipient(fields, message, recipient)
+    status: Fields = {
+        "tls": None,
+        "certificate-verified": None,
+        "mx-host": None,
+        "code": 0,
+        "description": "removed from the queue by the operator",
+        "message": "",
+        "attempt-no": recipient.attempts,
+        "enhanced-code": "5.0.0",
+    }
+    if recipient.last is not None:
+        status["last-code"] = recipient.last.code
+        status["last-message"] = _text(recipient.last.message)
+    fields["delivery-status"] = status
+    return _event(fields, message, now, recipient.address)
+
+
+def _delivery_status(message: QueuedMessage, change: Change, now: datetime) -> Fields:
+    outcome, recipient = change.outcome, change.recipient
+    session = outcome.session
+    fields: Fields = {
+        "tls": session.tls if session is not None else None,
+        "certificate-verified": session.certificate_verified if session is not None else None,
+        "mx-host": _text(session.mx_host) if session is not None else None,
+        "code": change.code,
+        "description": _text(outcome.description),
+        "message": _text(outcome.message),
+        "attempt-no": recipient.attempts,
+        "enhanced-code": change.status,
+    }
+    if session is not None:
+        _session_facts(fields, session)
+    if recipient.first_attempt is not None:
+        waited = (recipient.first_attempt - message.arrived).total_seconds()
+        fields["first-delivery-attempt-seconds"] = max(round(waited, 3), 0.0)
+    match outcome:
+        case Delivered():
+            return fields
+        case Deferred():
+            if change.retry_in is not None:
+                fields["retry-seconds"] = round(change.retry_in.total_seconds())
+            else:
+                _given_up(fields, outcome, now - message.arrived)
+            if outcome.in_doubt:
+                fields["in-doubt"] = True
+        case Bounced():
+            pass
+        case _:
+            assert_never(outcome)
+    if outcome.hosts:
+        fields["hosts"] = [_text(host) for host in outcome.hosts[:_MAX_HOSTS]]
+    return fields
+
+
+def _session_facts(fields: Fields, session: HopSession) -> None:
+    fields["session-seconds"] = round(session.seconds, 3)
+    fields["utf8"] = session.utf8
+    fields["mx-ip"] = _text(session.mx_ip)
+    fields["tls-version"] = session.tls_version
+    fields["tls-cipher"] = session.tls_cipher
+    fields["verified-by"] = session.verified_by
+    downgrade = session.downgrade
+    fields["downgrade"] = (
+        None
+        if downgrade is None
+        else {
+            "from": downgrade.wanted.value,
+            "reason": downgrade.reason.value,
+            "error": _text(downgrade.error),
+        }
+    )
+
+
+def _given_up(fields: Fields, outcome: Deferred, age: timedelta) -> None:
+    """The end of the lifetime: the code says so, and the last answer is told beside it."""
+    fields["message"] = "Too old"
+    fields["description"] = _text(f"given up after {_span(age)}: {outcome.description or outcome.message}")
+    fields["last-code"] = outcome.code
+    fields["last-message"] = _text(outcome.message or outcome.description)
+
+
+def _span(age: timedelta) -> str:
+    """A duration as people say it: 5 days, 3 hours, 20 minutes."""
+    minutes = max(int(age.total_seconds() // 60), 0)
+    for size, name in ((1440, "day"), (60, "hour"), (1, "minute")):
+        if minutes >= size:
+            count = round(minutes / size)
+            return f"{count} {name}{'s' if count != 1 else ''}"
+    return f"{max(int(age.total_seconds()), 0)} seconds"
+
+
+def _about_recipient(fields: Fields, message: QueuedMessage, recipient: QueuedRecipient) -> None:
+    """Envelope, message, recipient and policy, as every line about one recipient has them."""
+    fields["envelope"] = _envelope(message, recipient.address, _MAX_TEXT)
+    fields["message"] = _message(message)
+    fields["recipient"] = _text(recipient.address)
+    fields["recipient-domain"] = _text(recipient.domain)
+    fields["policy"] = _policy(recipient.settings)
+
+
+def _head(name: str, level: str, message: QueuedMessage, event_id: str, at: datetime) -> Fields:
+    return {
+        "event": name,
+        "id": event_id,
+        "timestamp": round(at.timestamp(), 6),
+        "log-level": level,
+        "queue-id": message.queue_id,
+    }
+
+
+def _envelope(message: QueuedMessage, targets: str, limit: int) -> Fields:
+    return {"transport": "smtp", "sender": _text(message.reverse_path), "targets": _text(targets, limit)}
+
+
+def _message(message: QueuedMessage) -> Fields:
+    summary: MessageSummary = message.summary
+    return {
+        "headers": {
+            "message-id": _text(summary.message_id),
+            "from": _text(summary.from_),
+            "to": _text(summary.to),
+            "subject": _text(summary.subject),
+        },
+        "size": message.size_bytes,
+    }
+
+
+def _policy(settings: TlsSettings) -> Fields:
+    require, skip = settings.require_tls, settings.skip_verification
+    return {
+        "require-tls": require.value,
+        "skip-verification": skip.value,
+        "require-tls-source": require.source.value,
+        "skip-verification-source": skip.source.value,
+    }
+
+
+def _policies(recipients: Sequence[QueuedRecipient]) -> Fields:
+    """`policy` where it is one for all recipients, else `policies` by recipient domain."""
+    by_domain = {recipient.domain: recipient.settings for recipient in recipients}
+    policies = [_policy(settings) for settings in by_domain.values()]
+    if all(policy == policies[0] for policy in policies):
+        return {"policy": policies[0]} if policies else {}
+    return {
+        "policies": {
+            _text(domain): policy
+            for domain, policy in list(zip(by_domain, policies, strict=True))[:_MAX_DOMAINS]
+        }
+    }
+
+
+def _text(text: str, limit: int = _MAX_TEXT) -> str:
+    """Text that any JSON parser takes and that cannot fill the disk. The common case costs two looks."""
+    if len(text) > limit:
+        text = text[: limit - 1] + "…"
+    if text.isascii():
+        return text.replace("\x7f", "\\x7f")
+    return text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\x7f", "\\x7f")
+
+
+def _event_id(at: datetime, message: QueuedMessage, what: str) -> str:
+    return f"{int(at.timestamp() * 1000):011x}-{message.queue_id}-{what}"
+
+
+def _event(fields: Fields, message: QueuedMessage, at: datetime, recipient: str) -> Event:
+    return Event(
+        id=fields["id"],
+        at=at,
+        name=fields["event"],
+        queue_id=message.queue_id,
+        sender=message.reverse_path,
+        recipient=recipient,
+        line=_to_json(fields),
+    )
