@@ -1,0 +1,172 @@
+"""Which addresses must not be connected to.
+
+The recipient chooses its MX records, so it chooses where we connect to. An address
+that is not of the public internet would let a stranger reach machines of our own
+network through us, or make us talk to ourselves. Each address is looked up once,
+judged here, and exactly the address judged is connected to: a second answer of the
+DNS has no chance (rebinding).
+
+    our own address and a port we listen on    never         5.4.6, the mail would loop
+    in `allow_networks`                        connect
+    public                                     connect
+    anything else                              never         5.4.4, with the reason
+
+Public means: not in the special-purpose registries of IANA (RFC 6890). The table is
+written out because `ipaddress.is_global` has changed its mind between releases of
+Python. Addresses that carry an IPv4 address inside are judged by what they carry:
+NAT64 (RFC 6052) and 6to4 (RFC 3056). IPv4-mapped (RFC 4291 §2.5.5.2) and Teredo
+(RFC 4380) never belong in a record of a mail host.
+
+`Own` tells our own addresses apart; the machine's are asked from the shell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+
+__all__ = ["Address", "Network", "Own", "Rejection", "judge", "parse_address", "parse_address_literal"]
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """Why an address is not connected to. `ourselves`: it would reach our own listener."""
+
+    reason: str
+    ourselves: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """The addresses we answer at.
+
+    `listening`: address and port of every listener, wildcards as they are configured.
+    `is_local`: whether an address is one of this machine; asked only for a wildcard.
+    """
+
+    listening: Callable[[], Collection[tuple[str, int]]] = tuple
+    is_local: Callable[[str], bool] = lambda address: False
+
+    def answers_at(self, address: Address, port: int) -> bool:
+        """Whether a connection to there would reach one of our listeners."""
+        address = _unmapped(address)
+        for text, listening_port in self.listening():
+            if listening_port != port:
+                continue
+            listener = _unmapped(ip_address(text))
+            if listener == address:
+                return True
+            if listener.is_unspecified and (
+                address.is_loopback or address.is_unspecified or self.is_local(str(address))
+            ):
+                return True
+        return False
+
+
+def judge(address: Address, port: int, *, own: Own, allow_networks: Sequence[Network]) -> Rejection | None:
+    """Why we do not connect to this address; None if we may.
+
+    Our own listener comes first: `allow_networks` does not make a loop a delivery.
+    """
+    if own.answers_at(address, port):
+        return Rejection("is an address of our own", ourselves=True)
+    if any(address in network for network in allow_networks):
+        return None
+    reason = _special_use(address)
+    return Rejection(f"is {reason}") if reason else None
+
+
+def parse_address(text: str) -> Address | None:
+    """An address as the DNS gives it, or None if it is none."""
+    try:
+        return ip_address(text)
+    except ValueError:
+        return None
+
+
+def parse_address_literal(domain: str) -> Address | None:
+    """The address in `[192.0.2.1]` or `[IPv6:2001:db8::1]` (RFC 5321 §4.1.3); None if it is none."""
+    if not (domain.startswith("[") and domain.endswith("]")):
+        return None
+    text = domain[1:-1]
+    if text[:5].lower() == "ipv6:":
+        text = text[5:]
+    if "%" in text:  # a zone names one of our interfaces: no business of a recipient's
+        return None
+    return parse_address(text)
+
+
+def _networks(*rows: tuple[str, str]) -> tuple[tuple[Network, str], ...]:
+    return tuple((ip_network(network), reason) for network, reason in rows)
+
+
+_SPECIAL_4 = _networks(
+    ("0.0.0.0/8", "unspecified (RFC 1122)"),
+    ("10.0.0.0/8", "private (RFC 1918)"),
+    ("100.64.0.0/10", "shared by a provider (RFC 6598)"),
+    ("127.0.0.0/8", "loopback (RFC 1122)"),
+    ("169.254.0.0/16", "link-local (RFC 3927)"),
+    ("172.16.0.0/12", "private (RFC 1918)"),
+    ("192.0.0.0/24", "reserved (RFC 6890)"),
+    ("192.0.2.0/24", "for documentation (RFC 5737)"),
+    ("192.88.99.0/24", "reserved (RFC 7526)"),
+    ("192.168.0.0/16", "private (RFC 1918)"),
+    ("198.18.0.0/15", "for benchmarks (RFC 2544)"),
+    ("198.51.100.0/24", "for documentation (RFC 5737)"),
+    ("203.0.113.0/24", "for documentation (RFC 5737)"),
+    ("224.0.0.0/4", "multicast (RFC 5771)"),
+    ("240.0.0.0/4", "reserved (RFC 1112)"),
+)
+
+_SPECIAL_6 = _networks(
+    ("::/128", "unspecified (RFC 4291)"),
+    ("::1/128", "loopback (RFC 4291)"),
+    ("::ffff:0:0/96", "IPv4-mapped (RFC 4291)"),
+    ("64:ff9b:1::/48", "private (RFC 8215)"),
+    ("2001::/32", "Teredo (RFC 4380)"),
+    ("2001::/23", "reserved (RFC 2928)"),
+    ("2001:db8::/32", "for documentation (RFC 3849)"),
+    ("3fff::/20", "for documentation (RFC 9637)"),
+    ("fc00::/7", "private (RFC 4193)"),
+    ("fe80::/10", "link-local (RFC 4291)"),
+    ("fec0::/10", "private (RFC 3879)"),
+    ("ff00::/8", "multicast (RFC 4291)"),
+)
+
+_NAT64 = IPv6Network("64:ff9b::/96")
+_6TO4 = IPv6Network("2002::/16")
+_GLOBAL_UNICAST = IPv6Network("2000::/3")
+
+
+def _special_use(address: Address) -> str:
+    """What an address is for if it is not of the public internet, else ""."""
+    for network, reason in _SPECIAL_4 if address.version == 4 else _SPECIAL_6:
+        if address in network:
+            return reason
+    if isinstance(address, IPv4Address):
+        return ""
+    carried = _carried(address)
+    if carried is not None:
+        inner = _special_use(carried)
+        return f"an embedding of {carried}, which is {inner}" if inner else ""
+    return "" if address in _GLOBAL_UNICAST else "reserved (RFC 4291)"
+
+
+def _carried(address: IPv6Address) -> IPv4Address | None:
+    """The IPv4 address that a translator or tunnel would send this on to."""
+    if address in _NAT64:
+        return IPv4Address(int(address) & 0xFFFFFFFF)
+    if address in _6TO4:
+        return IPv4Address((int(address) >> 80) & 0xFFFFFFFF)
+    return None
+
+
+def _unmapped(address: Address) -> Address:
+    """Both spellings of an IPv4 address reach the same listener."""
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    return address

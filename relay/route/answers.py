@@ -1,0 +1,84 @@
+"""What the DNS said, as values: what routing decides by.
+
+    MxAnswer, AddressAnswer   there are records; or, with none, the name has no such data (RFC 2308 §2.2)
+    NoSuchName                NXDOMAIN, or a name that cannot exist: permanent
+    Unanswered                SERVFAIL, a timeout, nonsense: nothing is known. Temporary, and never
+                              a reason to use another kind of record instead (RFC 5321 §5.1)
+
+`expires` is an instant of the monotonic clock, in seconds, until when the answer may
+be used. `authenticated`: the resolver says it validated the answer (the AD bit,
+RFC 4035 §3.2.3), which means something only where the way to it is trusted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+from typing import Protocol
+
+__all__ = [
+    "AddressAnswer",
+    "AddressLookup",
+    "MxAnswer",
+    "MxLookup",
+    "MxRecord",
+    "NoSuchName",
+    "Resolver",
+    "Unanswered",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class MxRecord:
+    """One MX record as it came, without the final dot; `exchange` of a null MX is ""."""
+
+    preference: int
+    exchange: str
+
+
+@dataclass(frozen=True, slots=True)
+class MxAnswer:
+    """The MX records of a domain; none: it has no such data."""
+
+    records: tuple[MxRecord, ...]
+    expires: float = inf
+    authenticated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AddressAnswer:
+    """A host's addresses of both families; none: it has no such data."""
+
+    addresses: tuple[str, ...]
+    expires: float = inf
+    authenticated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NoSuchName:
+    """The name does not exist, or cannot. `reason` completes "example.net …"."""
+
+    reason: str = "does not exist (NXDOMAIN)"
+    expires: float = inf
+
+
+@dataclass(frozen=True, slots=True)
+class Unanswered:
+    """Nothing is known for now. `reason`: what happened instead of an answer."""
+
+    reason: str
+    expires: float = inf
+
+
+MxLookup = MxAnswer | NoSuchName | Unanswered
+AddressLookup = AddressAnswer | NoSuchName | Unanswered
+
+
+class Resolver(Protocol):
+    """Who answers. Neither method raises for anything that a domain or a name server does."""
+
+    async def mx(self, domain: str) -> MxLookup:
+        """The MX records of a domain."""
+
+    async def addresses(self, host: str) -> AddressLookup:
+        """The A and AAAA records of a host, aliases followed."""

@@ -1,0 +1,58 @@
+"""A cache with two bounds: how long a value is good, and how much is kept.
+
+Each value has a weight (how many records it holds), so that a thousand domains with
+a thousand hosts each do not cost what a million would. When the sum is over the
+limit, what was not used for longest goes. Time comes in from outside.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Generic, TypeVar
+
+__all__ = ["ExpiringCache"]
+
+V = TypeVar("V")
+
+
+class ExpiringCache(Generic[V]):
+    """Values by key, each until it expires, all together not heavier than `limit`."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._weight = 0
+        self._values: OrderedDict[str, tuple[float, int, V]] = OrderedDict()
+
+    def get(self, key: str, *, now: float) -> V | None:
+        """The value, if it is still good."""
+        kept = self._values.get(key)
+        if kept is None:
+            return None
+        if kept[0] <= now:
+            self._drop(key)
+            return None
+        self._values.move_to_end(key)
+        return kept[2]
+
+    def put(self, key: str, value: V, *, expires: float, weight: int = 1) -> None:
+        """Keep a value until `expires`; make room for it if need be."""
+        self._drop(key)
+        if weight > self._limit:
+            return
+        self._values[key] = (expires, weight, value)
+        self._weight += weight
+        while self._weight > self._limit:
+            self._drop(next(iter(self._values)))
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._values.clear()
+        self._weight = 0
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def _drop(self, key: str) -> None:
+        kept = self._values.pop(key, None)
+        if kept is not None:
+            self._weight -= kept[1]

@@ -1,0 +1,396 @@
+"""Asks the DNS, through dnspython, and says what the answers mean.
+
+`DnsResolver` gives values (`relay.route.answers`) and keeps them as long as their TTL
+allows. What dnspython raises is translated here, once:
+
+    NXDOMAIN                                  NoSuchName
+    a name too long, empty labels, bad IDNA   NoSuchName: it cannot exist
+    YXDOMAIN                                  NoSuchName: too long behind a DNAME (RFC 6672 §2.2)
+    no such data                              an answer without records
+    SERVFAIL, REFUSED, FORMERR, garbage,
+    timeouts, a referral, a chain of aliases
+    without end, and anything unforeseen      Unanswered: temporary
+
+It asks for absolute names only: no search list is ever used. EDNS with 1232 octets
+(the value that does not fragment) keeps most answers out of TCP; TC=1 goes to TCP. The
+AD bit in the query asks whether the resolver validated (RFC 6840 §5.7), without paying
+for the signatures themselves.
+
+One query at a time for one name and type: who else asks waits for the same answer. At
+most `concurrency` queries are under way, since each opens a socket. dnspython measures
+its patience on the wall clock and waits on plain queues; a deadline of ours on the
+monotonic clock stands over each query, so that none can hang.
+
+`/etc/resolv.conf` is read again when it has changed; while a new one is unusable the
+old one stays. Without `nameservers` and without a usable file the program does not start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+
+import dns.asyncresolver
+import dns.exception
+import dns.flags
+import dns.inet
+import dns.message
+import dns.name
+import dns.nameserver
+import dns.rdatatype
+import dns.resolver
+
+from relay.route.answers import (
+    AddressAnswer,
+    AddressLookup,
+    MxAnswer,
+    MxLookup,
+    MxRecord,
+    NoSuchName,
+    Unanswered,
+)
+from relay.route.cache import ExpiringCache
+
+__all__ = ["DnsResolver", "ResolverError", "ResolverOptions", "parse_nameserver"]
+
+log = logging.getLogger(__name__)
+
+_EDNS_OCTETS = 1232
+_TIME_FOR_ONE_SERVER = 2.5
+"""Seconds before the next server, or the same one again, is asked."""
+_PATIENCE = 2.0
+"""Seconds to wait for the second address family once the first has given an address."""
+_LONGEST_CHAIN = 8
+"""Aliases followed by ourselves, beyond those the resolver's own answers follow."""
+_RESOLV_CONF_LOOKS = 5.0
+"""Seconds between looks at whether the file has changed."""
+
+_SHORTEST = 1.0
+"""Seconds an answer is kept even if its TTL is 0: nothing is asked for a thousand times a second."""
+_LONGEST = 3600.0
+_LONGEST_NEGATIVE = 60.0
+"""A domain that was just put right should not wait for an old NXDOMAIN (RFC 2308 §5 allows hours)."""
+_HALF = 300.0
+"""Seconds until a family that did not answer is asked again while the other has an address."""
+_TEMPORARY = 5.0
+"""Long enough that a dead name server is not asked once a message, short enough to be forgotten soon."""
+
+_RECORDS_KEPT = 200_000
+_RECORDS_OF_ONE_NAME = 1000
+
+
+class ResolverError(Exception):
+    """There is no name server to ask, or what is configured is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResolverOptions:
+    """`resolver`: whom to ask, and how long to wait for one answer altogether.
+
+    `nameservers`: `address`, `address:port` or `[IPv6 address]:port`; none: `resolv_conf`.
+    """
+
+    nameservers: tuple[str, ...] = ()
+    timeout: timedelta = timedelta(seconds=10)
+    concurrency: int = 100
+    resolv_conf: str = "/etc/resolv.conf"
+
+
+@dataclass(frozen=True, slots=True)
+class _Records:
+    """The records of one name and type: addresses, or MX records."""
+
+    addresses: tuple[str, ...]
+    expires: float
+    authenticated: bool
+    mx: tuple[MxRecord, ...] = ()
+
+    @property
+    def weight(self) -> int:
+        return 1 + len(self.addresses) + len(self.mx)
+
+
+_Lookup = _Records | NoSuchName | Unanswered
+
+
+class DnsResolver:
+    """A caching stub resolver. To be made where its event loop runs."""
+
+    def __init__(self, options: ResolverOptions, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Raises `ResolverError` if there is nobody to ask."""
+        self._options = options
+        self._clock = clock
+        self._cache: ExpiringCache[_Lookup] = ExpiringCache(_RECORDS_KEPT)
+        self._under_way: dict[str, asyncio.Task[_Lookup]] = {}
+        self._slots = asyncio.Semaphore(options.concurrency)
+        self._servers = _Servers(options, clock)
+
+    async def mx(self, domain: str) -> MxLookup:
+        """The MX records of a domain."""
+        found = await self._lookup(domain, "MX")
+        if isinstance(found, _Records):
+            return MxAnswer(found.mx, found.expires, found.authenticated)
+        return found
+
+    async def addresses(self, host: str) -> AddressLookup:
+        """The addresses of a host, A and AAAA asked for at once.
+
+        A family that got no answer does not matter while the other gave an address.
+        """
+        now = self._clock()
+        known = self._cache.get(f"A {host}", now=now), self._cache.get(f"AAAA {host}", now=now)
+        if known[0] is not None and known[1] is not None:
+            return _both_families(known[0], known[1])
+        tasks = [asyncio.create_task(self._lookup(host, rdtype)) for rdtype in ("A", "AAAA")]
+        try:
+            _, waiting = await asyncio.wait(tasks, timeout=_PATIENCE)
+            if waiting and not any(_has_addresses(task) for task in tasks):
+                await asyncio.wait(waiting)
+            late = Unanswered("no answer yet", self._clock() + _TEMPORARY)
+            return _both_families(*(task.result() if task.done() else late for task in tasks))
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def close(self) -> None:
+        """Give up what is under way."""
+        tasks = list(self._under_way.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _lookup(self, name: str, rdtype: str) -> _Lookup:
+        key = f"{rdtype} {name}"
+        cached = self._cache.get(key, now=self._clock())
+        if cached is not None:
+            return cached
+        task = self._under_way.get(key)
+        if task is None:
+            task = self._under_way[key] = asyncio.create_task(self._ask(key, name, rdtype))
+            task.add_done_callback(lambda _: self._under_way.pop(key, None))
+        # The answer belongs to everybody who waits: one who is cancelled does not take it away.
+        return await asyncio.shield(task)
+
+    async def _ask(self, key: str, name: str, rdtype: str) -> _Lookup:
+        found = await self._query(name, rdtype)
+        weight = found.weight if isinstance(found, _Records) else 1
+        self._cache.put(key, found, expires=found.expires, weight=weight)
+        return found
+
+    async def _query(self, name: str, rdtype: str) -> _Lookup:
+        """One name and type, aliases followed, as a value."""
+        try:
+            target = _absolute(name)
+            for _ in range(_LONGEST_CHAIN):
+                answer = await self._resolve(target, rdtype)
+                alias = _unfinished(answer)
+                if alias is None:
+                    return self._records(answer)
+                target = alias
+            return self._unanswered("a chain of aliases without end")
+        except dns.resolver.NXDOMAIN as exc:
+            return NoSuchName(expires=self._keep(_negative_ttl(exc), _LONGEST_NEGATIVE))
+        except (_BadName, dns.resolver.YXDOMAIN):
+            return NoSuchName("is not a name the DNS can hold", self._keep(_LONGEST, _LONGEST))
+        except (TimeoutError, dns.exception.Timeout):
+            return self._unanswered("the name servers did not answer in time")
+        except dns.resolver.NoNameservers as exc:
+            return self._unanswered(_failure(exc))
+        except _NotAnAnswer as exc:
+            return self._unanswered(str(exc))
+        except ResolverError as exc:
+            return self._unanswered(str(exc))
+        except Exception as exc:
+            # A mistake here, or in the library, must not cost the mail: later, and say so.
+            log.warning("DNS lookup of %s %s failed: %r", ascii(name), rdtype, exc)
+            return self._unanswered(f"the lookup failed ({type(exc).__name__})")
+
+    async def _resolve(self, name: dns.name.Name, rdtype: str) -> dns.resolver.Answer:
+        async with self._slots:
+            resolver = self._servers.resolver()
+            # One second beyond the library's own patience, which knows better what happened.
+            async with asyncio.timeout(self._options.timeout.total_seconds() + 1):
+                return await resolver.resolve(name, rdtype, raise_on_no_answer=False, search=False)
+
+    def _records(self, answer: dns.resolver.Answer) -> _Records:
+        ttl = float(answer.chaining_result.minimum_ttl)
+        authenticated = bool(answer.response.flags & dns.flags.AD)
+        if answer.rrset is None:
+            _refuse_referral(answer.response)
+            return _Records((), self._keep(ttl, _LONGEST_NEGATIVE), authenticated)
+        expires = self._keep(ttl, _LONGEST)
+        if answer.rdtype == dns.rdatatype.MX:
+            mx = sorted(answer.rrset, key=lambda record: record.preference)[:_RECORDS_OF_ONE_NAME]
+            records = tuple(MxRecord(record.preference, _text(record.exchange)) for record in mx)
+            return _Records((), expires, authenticated, records)
+        addresses = [record.address for record in answer.rrset]
+        return _Records(tuple(addresses[:_RECORDS_OF_ONE_NAME]), expires, authenticated)
+
+    def _keep(self, ttl: float, longest: float) -> float:
+        return self._clock() + min(max(ttl, _SHORTEST), longest)
+
+    def _unanswered(self, reason: str) -> Unanswered:
+        return Unanswered(reason, self._clock() + _TEMPORARY)
+
+
+class _BadName(Exception):
+    """A name that cannot be in the DNS."""
+
+
+class _NotAnAnswer(Exception):
+    """A response that says nothing about the question."""
+
+
+class _Servers:
+    """Whom to ask: the configured name servers, or those of resolv.conf as it is now."""
+
+    def __init__(self, options: ResolverOptions, clock: Callable[[], float]) -> None:
+        self._options = options
+        self._clock = clock
+        self._next_look = clock() + _RESOLV_CONF_LOOKS
+        self._seen = self._stamp()
+        self._resolver = self._configured() if options.nameservers else self._from_file()
+
+    def resolver(self) -> dns.asyncresolver.Resolver:
+        """A resolver that asks the servers of this moment."""
+        if not self._options.nameservers and self._clock() >= self._next_look:
+            self._next_look = self._clock() + _RESOLV_CONF_LOOKS
+            self._look_again()
+        return self._resolver
+
+    def _look_again(self) -> None:
+        stamp = self._stamp()
+        if stamp == self._seen:
+            return
+        self._seen = stamp
+        try:
+            self._resolver = self._from_file()
+            log.info("%s has changed and was read again", self._options.resolv_conf)
+        except ResolverError as exc:
+            log.warning("%s; the name servers read before stay in use", exc)
+
+    def _stamp(self) -> tuple[int, int, int] | None:
+        try:
+            status = os.stat(self._options.resolv_conf)
+        except OSError:
+            return None
+        return status.st_mtime_ns, status.st_size, status.st_ino
+
+    def _configured(self) -> dns.asyncresolver.Resolver:
+        resolver = dns.asyncresolver.Resolver(configure=False)
+        servers = [parse_nameserver(text) for text in self._options.nameservers]
+        resolver.nameservers = [dns.nameserver.Do53Nameserver(*server) for server in servers]
+        return self._tuned(resolver)
+
+    def _from_file(self) -> dns.asyncresolver.Resolver:
+        path = self._options.resolv_conf
+        try:
+            return self._tuned(dns.asyncresolver.Resolver(path))
+        except dns.resolver.NoResolverConfiguration:
+            raise ResolverError(f"{path} names no name server and resolver.nameservers is empty") from None
+        except (ValueError, OSError, dns.exception.DNSException) as exc:
+            raise ResolverError(f"{path} cannot be used: {exc}") from exc
+
+    def _tuned(self, resolver: dns.asyncresolver.Resolver) -> dns.asyncresolver.Resolver:
+        seconds = self._options.timeout.total_seconds()
+        resolver.lifetime = seconds
+        resolver.timeout = min(_TIME_FOR_ONE_SERVER, seconds)
+        resolver.use_edns(0, 0, _EDNS_OCTETS)
+        resolver.set_flags(int(dns.flags.RD | dns.flags.AD))
+        resolver.cache = None
+        return resolver
+
+
+def parse_nameserver(text: str) -> tuple[str, int]:
+    """Address and port of a name server as the configuration has it; `ResolverError` if it is none."""
+    address, port = text, "53"
+    if text.startswith("["):
+        address, _, port = text[1:].partition("]")
+        port = port.removeprefix(":") or "53"
+    elif text.count(":") == 1:
+        address, _, port = text.partition(":")
+    if not dns.inet.is_address(address) or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ResolverError(f"{text!r} is not the address of a name server")
+    return address, int(port)
+
+
+def _absolute(name: str) -> dns.name.Name:
+    """A name as it goes on the wire, complete, so that no search list applies."""
+    try:
+        return dns.name.from_text(name.removesuffix(".") + ".")
+    except (dns.exception.DNSException, UnicodeError, ValueError) as exc:
+        raise _BadName(name) from exc
+
+
+def _text(name: dns.name.Name) -> str:
+    return name.to_text(omit_final_dot=True) if len(name) > 1 else ""
+
+
+def _unfinished(answer: dns.resolver.Answer) -> dns.name.Name | None:
+    """Where to ask on if the response follows an alias but stops on the way; None if it is complete.
+
+    A resolver that found the end and no data there says so with an SOA record (RFC 2308 §2.2).
+    """
+    chain = answer.chaining_result
+    if answer.rrset is not None or not chain.cnames or _has_soa(answer.response):
+        return None
+    return chain.canonical_name
+
+
+def _refuse_referral(response: dns.message.Message) -> None:
+    """A pointer to other servers is not the answer "no such data" (RFC 2308 §2.2): the server is lame."""
+    has_ns = any(rrset.rdtype == dns.rdatatype.NS for rrset in response.authority)
+    if has_ns and not _has_soa(response):
+        raise _NotAnAnswer("the name server refers to others instead of answering")
+
+
+def _has_soa(response: dns.message.Message) -> bool:
+    return any(rrset.rdtype == dns.rdatatype.SOA for rrset in response.authority)
+
+
+def _negative_ttl(exc: dns.resolver.NXDOMAIN) -> float:
+    responses = exc.kwargs.get("responses", {}).values()
+    return min((response.resolve_chaining().minimum_ttl for response in responses), default=0.0)
+
+
+def _failure(exc: dns.resolver.NoNameservers) -> str:
+    """What the last server that was asked said: one sentence instead of dnspython's list."""
+    errors = exc.kwargs.get("errors") or []
+    if not errors:
+        return "no name server answered"
+    server, _, _, what, _ = errors[-1]
+    said = what if isinstance(what, str) else type(what).__name__
+    return f"{said} from {server.removeprefix('Do53:')}"
+
+
+def _has_addresses(task: asyncio.Task[_Lookup]) -> bool:
+    if not task.done():
+        return False
+    found = task.result()
+    return isinstance(found, _Records) and bool(found.addresses)
+
+
+def _both_families(ipv4: _Lookup, ipv6: _Lookup) -> AddressLookup:
+    found = (ipv4, ipv6)
+    records = [one for one in found if isinstance(one, _Records)]
+    addresses = tuple(address for one in records for address in one.addresses)
+    expires = min(one.expires for one in found)
+    unanswered = next((one for one in found if isinstance(one, Unanswered)), None)
+    if addresses:
+        if unanswered is not None:
+            expires = min(max(one.expires for one in found), unanswered.expires + _HALF)
+        return AddressAnswer(addresses, expires, all(one.authenticated for one in records))
+    if unanswered is not None:
+        return unanswered
+    if records:
+        return AddressAnswer((), expires, all(one.authenticated for one in records))
+    return NoSuchName(_reason(found), expires)
+
+
+def _reason(found: tuple[_Lookup, ...]) -> str:
+    return next(one.reason for one in found if isinstance(one, NoSuchName))

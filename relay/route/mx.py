@@ -1,0 +1,164 @@
+"""From the answer to an MX lookup to the mail hosts of a domain, by name (RFC 5321 §5.1).
+
+    what the DNS said                     what it means
+    records                               these hosts, the lowest preference first
+    none, but the domain exists           the domain itself is the host: implicit MX
+    one record, "0 ."                     takes no mail at all (null MX, RFC 7505): 5.1.10, code 556
+    "." among others                      the others (RFC 7505 §3 forbids the mixture)
+    no such domain                        5.1.2
+    no answer                             4.4.3; never the address record instead
+    names we are, or cannot use, only     5.4.6, or 5.4.4
+
+A host that is ourselves ends the list: it and every host of the same or a worse
+preference is dropped, or mail would go round in a circle.
+
+Names are normalised here (lower case, A-labels, no final dot), since what is sent
+as SNI, verified and logged is this name. A name that is an address in digits, has no
+dot, or is `localhost` is no mail host anybody may name in the DNS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from random import Random
+
+import idna
+
+from relay.mail.outcome import Bounced, Code, Deferred
+from relay.route.answers import MxAnswer, MxLookup, MxRecord, NoSuchName, Unanswered
+from relay.route.next_hop import NoRoute
+
+__all__ = ["MailHost", "MailHosts", "choose", "host_name", "mail_hosts", "unusable"]
+
+NULL_MX = 556
+"""RFC 7505 §4: the reply code for a domain that takes no mail."""
+
+_LONGEST_NAME = 253
+_LONGEST_LABEL = 63
+
+
+@dataclass(frozen=True, slots=True)
+class MailHost:
+    """A host that may take a domain's mail, by its normalised name."""
+
+    preference: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class MailHosts:
+    """The hosts of a domain, at least one, each name once, lowest preference first.
+
+    `rejected`: one line for each name that cannot be used. `expires`: as the answer says.
+    """
+
+    hosts: tuple[MailHost, ...]
+    rejected: tuple[str, ...]
+    expires: float
+
+
+def mail_hosts(domain: str, answer: MxLookup, *, hostname: str) -> MailHosts | NoRoute:
+    """The mail hosts of `domain`, without those that are or come after ourselves (`hostname`)."""
+    match answer:
+        case Unanswered():
+            return NoRoute(
+                Deferred("4.4.3", Code.NO_USABLE_MX, "", f"MX lookup of {domain} failed: {answer.reason}")
+            )
+        case NoSuchName():
+            return NoRoute(Bounced("5.1.2", Code.NO_USABLE_MX, "", f"{domain} {answer.reason}"))
+        case MxAnswer(records=()):
+            # Not "implicit MX though we know nothing": the domain was said to exist without MX.
+            return _without_ourselves(domain, [MailHost(0, domain)], (), hostname, answer.expires)
+        case MxAnswer():
+            return _from_records(domain, answer, hostname)
+
+
+def choose(hosts: Sequence[MailHost], limit: int, random: Random) -> tuple[MailHost, ...]:
+    """At most `limit` hosts, the lowest preference first, those of equal preference drawn by lot."""
+    if len(hosts) <= limit:
+        return tuple(hosts)
+    drawn = sorted(hosts, key=lambda host: (host.preference, random.random()))
+    return tuple(drawn[:limit])
+
+
+def host_name(text: str) -> str | None:
+    """A name in lower case and A-labels (IDNA 2008), without its final dot; None if it cannot be in the DNS.
+
+    An underscore is let through: such host names are wrong (RFC 1123 §2.1), exist, and can be looked up.
+    """
+    name = text.lower().removesuffix(".")
+    if not name.isascii():
+        try:
+            name = idna.encode(name, uts46=True).decode("ascii").lower()
+        except (idna.IDNAError, UnicodeError):
+            return None
+    if not name or len(name) > _LONGEST_NAME:
+        return None
+    return name if all(_is_label(label) for label in name.split(".")) else None
+
+
+def unusable(name: str) -> str:
+    """Why a name in the DNS is not a host to connect to, "" if it may be."""
+    last = name.rpartition(".")[2]
+    if last.isdigit():
+        return "is an address, not a name (RFC 5321 §5.1)"
+    if last == "localhost":
+        return "is this machine (RFC 6761 §6.3)"
+    if "." not in name:
+        return "has no dot (RFC 7085)"
+    return ""
+
+
+def _is_label(label: str) -> bool:
+    return (
+        0 < len(label) <= _LONGEST_LABEL
+        and label.isascii()
+        and label.replace("-", "a").replace("_", "a").isalnum()
+    )
+
+
+def _from_records(domain: str, answer: MxAnswer, hostname: str) -> MailHosts | NoRoute:
+    named = [record for record in answer.records if record.exchange not in ("", ".")]
+    if not named:
+        return NoRoute(Bounced("5.1.10", NULL_MX, "", f"{domain} takes no mail (null MX, RFC 7505)"))
+    hosts, rejected = _usable(named)
+    return _without_ourselves(domain, hosts, rejected, hostname, answer.expires)
+
+
+def _usable(records: Iterable[MxRecord]) -> tuple[list[MailHost], tuple[str, ...]]:
+    """The hosts of the records, sorted, each name once at its best preference; and why others are not."""
+    hosts: dict[str, MailHost] = {}
+    rejected: dict[str, None] = {}
+    for record in sorted(records, key=lambda record: record.preference):
+        name = host_name(record.exchange)
+        reason = "is not a host name" if name is None else unusable(name)
+        if name is None or reason:
+            rejected[f"{record.exchange[:_LONGEST_NAME]} {reason}"] = None
+        else:
+            hosts.setdefault(name, MailHost(record.preference, name))
+    return list(hosts.values()), tuple(rejected)
+
+
+def _without_ourselves(
+    domain: str, hosts: Sequence[MailHost], rejected: tuple[str, ...], hostname: str, expires: float
+) -> MailHosts | NoRoute:
+    """RFC 5321 §5.1: where we are in the list, our own preference and everything worse is discarded."""
+    ours = min((host.preference for host in hosts if host.name == hostname), default=None)
+    others = tuple(host for host in hosts if ours is None or host.preference < ours)
+    if others:
+        return MailHosts(others, rejected, expires)
+    if ours is not None:
+        return NoRoute(loops_to_us(domain))
+    return NoRoute(no_mail_host(domain, rejected))
+
+
+def loops_to_us(domain: str) -> Bounced:
+    """We are the best host the domain has."""
+    return Bounced("5.4.6", Code.NO_USABLE_MX, "", f"mail for {domain} loops back to ourselves")
+
+
+def no_mail_host(domain: str, reasons: tuple[str, ...]) -> Bounced:
+    """RFC 5321 §5.1: a set of MX records without a usable host is an error."""
+    why = f": {reasons[0]}" if reasons else ""
+    return Bounced("5.4.4", Code.NO_USABLE_MX, "", f"no usable mail host for {domain}{why}", hosts=reasons)

@@ -1,0 +1,185 @@
+"""From mail hosts and their addresses to what an attempt tries, in order.
+
+`plan` judges the addresses once and its result is kept as long as the DNS allows;
+`arrange` deals the hosts of each attempt out of it:
+
+* lower preference first, equal preference shuffled each time (RFC 5321 §5.1);
+* at most `limit` addresses, dealt round by round, so that a host with fifty addresses
+  does not push out its neighbours, and every host keeps its first before any gets a second;
+* of one host, the families take turns, either one first, so that a family without
+  connectivity costs one address and not all of them (as RFC 8305 §4 has it).
+
+What the lookups come to, taken together:
+
+    an address that may be connected to             a plan, troubles noted
+    none, and any lookup had no answer              4.4.3: a soft error outweighs hard ones
+    none, and the only hosts are ourselves          5.4.6
+    none                                            5.4.4, with the first reason
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from random import Random
+
+from relay.mail.outcome import Code, Deferred
+from relay.route.addresses import Rejection, parse_address
+from relay.route.answers import AddressAnswer, AddressLookup, NoSuchName, Unanswered
+from relay.route.mx import MailHost, MailHosts, loops_to_us, no_mail_host
+from relay.route.next_hop import Host, NoRoute
+
+__all__ = ["Candidate", "Plan", "arrange", "plan"]
+
+_MakeHost = Callable[[str, str, int], Host]
+
+_MOST_LINES = 20
+"""Lines of trouble and of rejection that are kept for the log and the DSN."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A mail host with those of its addresses that may be connected to, at least one."""
+
+    preference: int
+    ipv4: tuple[Host, ...]
+    ipv6: tuple[Host, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A domain's candidates in groups of equal preference, the lowest first; `trouble` and
+    `rejected` as in `Hosts`."""
+
+    groups: tuple[tuple[Candidate, ...], ...]
+    trouble: tuple[str, ...] = ()
+    rejected: tuple[str, ...] = ()
+
+    @property
+    def weight(self) -> int:
+        """How many addresses it holds."""
+        return sum(len(c.ipv4) + len(c.ipv6) for group in self.groups for c in group)
+
+
+def plan(
+    domain: str,
+    listed: MailHosts,
+    lookups: Mapping[str, AddressLookup],
+    *,
+    make_host: _MakeHost,
+    judge: Callable[[str], Rejection | None],
+) -> Plan | NoRoute:
+    """What to try for `domain`, from its mail hosts and the lookups of those that were looked up.
+
+    `make_host` gives a `Host` for a name, an address and a preference.
+    """
+    findings = [
+        _finding(host, lookups[host.name], make_host, judge) for host in listed.hosts if host.name in lookups
+    ]
+    ours = min((finding.preference for finding in findings if finding.ourselves), default=None)
+    # RFC 5321 §5.1: our own preference and everything worse is discarded, good or bad.
+    better = [finding for finding in findings if ours is None or finding.preference < ours]
+    candidates = [finding.candidate for finding in better if finding.candidate is not None]
+    trouble = [line for finding in better for line in finding.trouble][:_MOST_LINES]
+    rejected = [*listed.rejected, *(line for finding in findings for line in finding.rejected)][:_MOST_LINES]
+    if candidates:
+        groups = groupby(candidates, key=lambda candidate: candidate.preference)
+        return Plan(tuple(tuple(group) for _, group in groups), tuple(trouble), tuple(rejected))
+    if trouble:
+        text = f"no address is known for now of the mail hosts of {domain}: {trouble[0]}"
+        lines = tuple(trouble + rejected)
+        return NoRoute(Deferred("4.4.3", Code.NO_USABLE_MX, "", text, hosts=lines))
+    return NoRoute(loops_to_us(domain) if ours is not None else no_mail_host(domain, tuple(rejected)))
+
+
+def arrange(plan: Plan, limit: int, random: Random) -> tuple[Host, ...]:
+    """The addresses of one attempt, in order."""
+    if len(plan.groups) == 1 and len(plan.groups[0]) == 1:
+        return tuple(_interleaved(plan.groups[0][0], random)[:limit])
+    queues: list[list[Host]] = []
+    for group in plan.groups:
+        shuffled = list(group)
+        random.shuffle(shuffled)
+        queues += (_interleaved(candidate, random) for candidate in shuffled)
+    if sum(map(len, queues)) <= limit:
+        return tuple(host for queue in queues for host in queue)
+    shares = _shares([len(queue) for queue in queues], limit)
+    return tuple(host for queue, share in zip(queues, shares, strict=True) for host in queue[:share])
+
+
+@dataclass(frozen=True, slots=True)
+class _Finding:
+    """What the lookup of one mail host came to."""
+
+    preference: int
+    candidate: Candidate | None = None
+    trouble: tuple[str, ...] = ()
+    rejected: tuple[str, ...] = ()
+    ourselves: bool = False
+
+
+def _finding(
+    host: MailHost, answer: AddressLookup, make_host: _MakeHost, judge: Callable[[str], Rejection | None]
+) -> _Finding:
+    match answer:
+        case Unanswered():
+            return _Finding(host.preference, trouble=(f"{host.name}: {answer.reason}",))
+        case NoSuchName():
+            return _Finding(host.preference, rejected=(f"{host.name} {answer.reason}",))
+        case AddressAnswer(addresses=()):
+            return _Finding(host.preference, rejected=(f"{host.name} has no address",))
+        case AddressAnswer():
+            judged = {address: judge(address) for address in answer.addresses}
+    bad = {address: rejection for address, rejection in judged.items() if rejection is not None}
+    good = [make_host(host.name, address, host.preference) for address in judged if address not in bad]
+    return _Finding(
+        host.preference,
+        candidate=_candidate(host.preference, good) if good else None,
+        rejected=tuple(f"{host.name}: {address} {rejection.reason}" for address, rejection in bad.items()),
+        ourselves=any(rejection.ourselves for rejection in bad.values()),
+    )
+
+
+def _candidate(preference: int, hosts: Sequence[Host]) -> Candidate:
+    ipv4 = tuple(host for host in hosts if _is_ipv4(host.address))
+    ipv6 = tuple(host for host in hosts if not _is_ipv4(host.address))
+    return Candidate(preference, ipv4, ipv6)
+
+
+def _is_ipv4(address: str) -> bool:
+    parsed = parse_address(address)
+    return parsed is not None and parsed.version == 4
+
+
+def _interleaved(candidate: Candidate, random: Random) -> list[Host]:
+    """A host's addresses: each family shuffled, then in turns, beginning with either."""
+    if not candidate.ipv6:
+        return _shuffled(candidate.ipv4, random)
+    if not candidate.ipv4:
+        return _shuffled(candidate.ipv6, random)
+    first, second = _shuffled(candidate.ipv4, random), _shuffled(candidate.ipv6, random)
+    if random.random() < 0.5:
+        first, second = second, first
+    turns = min(len(first), len(second))
+    mixed = [host for pair in zip(first, second, strict=False) for host in pair]
+    return mixed + first[turns:] + second[turns:]
+
+
+def _shuffled(hosts: tuple[Host, ...], random: Random) -> list[Host]:
+    shuffled = list(hosts)
+    if len(shuffled) > 1:
+        random.shuffle(shuffled)
+    return shuffled
+
+
+def _shares(sizes: Sequence[int], limit: int) -> list[int]:
+    """How many of each, dealt one by one in rounds until `limit` are out."""
+    shares = [0] * len(sizes)
+    left = min(limit, sum(sizes))
+    while left:
+        for index, size in enumerate(sizes):
+            if left and shares[index] < size:
+                shares[index] += 1
+                left -= 1
+    return shares

@@ -1,0 +1,331 @@
+"""Answers the one question of delivery: where does mail for this domain go.
+
+    a static route (`routes`)        its next hop, whatever addresses that has
+    an address literal `[192.0.2.1]` that address, if it may be connected to (RFC 5321 §4.1.3)
+    any other domain                 its mail hosts by the DNS (RFC 5321 §5.1), their addresses judged
+
+The order of a lookup: `mx.mail_hosts` says which hosts, `dns` their addresses, `plan.plan`
+which of these may be tried. A plan is kept until the first of its answers runs out, and
+`plan.arrange` shuffles it anew for each attempt. What is not kept is passwords: their
+file is read again as soon as it has changed.
+
+A static route is the operator's own word. Its host may be private and have no dot, and
+where it cannot be found or used the mail waits: the mistake is ours, not the recipient's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import inf
+from random import Random
+
+from relay.mail.outcome import Bounced, Code, Deferred
+from relay.route import addresses
+from relay.route.addresses import Address, Network, Own, Rejection, parse_address, parse_address_literal
+from relay.route.answers import AddressAnswer, AddressLookup, Resolver, Unanswered
+from relay.route.cache import ExpiringCache
+from relay.route.mx import MailHost, MailHosts, choose, host_name, mail_hosts, unusable
+from relay.route.next_hop import Credentials, Host, Hosts, NoRoute, Route, StaticRoute
+from relay.route.plan import Plan, arrange, plan
+
+__all__ = ["RouteOptions", "Router", "is_local_address"]
+
+log = logging.getLogger(__name__)
+
+_ADDRESSES_KEPT = 100_000
+_TROUBLE_KEPT = 30.0
+"""Seconds a plan is used although a lookup of one of its hosts failed."""
+_PATIENCE = 3.0
+"""Seconds to wait for the rest of the hosts once one has an address."""
+_LITERAL_KEPT = 60.0
+"""Seconds until an address that needs no lookup is judged again: our own addresses may change."""
+_LONGEST_PASSWORD = 1024
+_NOBODYS = "192.0.2.1"
+"""An address no machine has (RFC 5737)."""
+
+
+@dataclass(frozen=True, slots=True)
+class RouteOptions:
+    """How mail is routed. `routes`: by recipient domain, `*.example.net` for all below it, `*` for all.
+
+    `max_hosts`: how many mail hosts of a domain are looked up; `max_addresses`: how many
+    addresses an attempt tries.
+    """
+
+    port: int = 25
+    allow_networks: tuple[Network, ...] = ()
+    routes: Mapping[str, StaticRoute] = field(default_factory=dict)
+    max_addresses: int = 10
+    max_hosts: int = 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """What a domain's lookups came to."""
+
+    result: Plan | NoRoute
+    static: StaticRoute | None = None
+
+
+class Router:
+    """Routes domains. `hostname` and `listening` (address and port of each listener) are who we are."""
+
+    def __init__(
+        self,
+        resolver: Resolver,
+        options: RouteOptions,
+        *,
+        hostname: str,
+        listening: Callable[[], Collection[tuple[str, int]]] = tuple,
+        random: Random | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._resolver = resolver
+        self._hostname = host_name(hostname) or hostname
+        self._own = Own(listening, is_local_address)
+        self._random = random or Random()
+        self._clock = clock
+        self._cache: ExpiringCache[_Kept] = ExpiringCache(_ADDRESSES_KEPT)
+        self._passwords: dict[str, tuple[tuple[int, int, int], str]] = {}
+        self.reload(options)
+
+    def reload(self, options: RouteOptions) -> None:
+        """Route by other options from now on."""
+        self._options = options
+        self._routes = {_route_key(key): route for key, route in options.routes.items()}
+        self._cache.clear()
+
+    async def route(self, domain: str) -> Route:
+        """The hosts to try for a recipient domain, in order, or what it means that there is none."""
+        kept = self._cache.get(domain, now=self._clock())
+        if kept is None:
+            kept = await self._look_up(domain)
+        if isinstance(kept.result, NoRoute):
+            return kept.result
+        hosts = arrange(kept.result, self._options.max_addresses, self._random)
+        if kept.static is not None and kept.static.username is not None:
+            return self._with_credentials(hosts, kept.static)
+        return Hosts(hosts, kept.result.trouble, kept.result.rejected)
+
+    async def _look_up(self, domain: str) -> _Kept:
+        options = self._options
+        name = domain if domain.startswith("[") else host_name(domain)
+        static = self._static(name or domain.lower())
+        if static is not None:
+            result, expires = await self._by_route(domain, static)
+        elif name is None:
+            result, expires = _cannot_be(domain, "is not a domain name")
+        elif (literal := parse_address_literal(name)) is not None:
+            result, expires = self._by_literal(domain, literal)
+        elif name.startswith("["):
+            result, expires = _cannot_be(domain, "is not an address literal")
+        elif reason := unusable(name):
+            result, expires = _cannot_be(domain, f"{reason}; only an entry of `routes` could say where it is")
+        else:
+            result, expires = await self._by_dns(name)
+        kept = _Kept(result, static)
+        if options is self._options:  # not what was found out under options that have changed meanwhile
+            weight = 1 + (result.weight if isinstance(result, Plan) else 0)
+            self._cache.put(domain, kept, expires=expires, weight=weight)
+        return kept
+
+    def _static(self, name: str) -> StaticRoute | None:
+        """The route for a domain: its own name first, then the longest `*.` above it, then `*`."""
+        routes = self._routes
+        if not routes:
+            return None
+        if name in routes:
+            return routes[name]
+        _, _, above = name.partition(".")
+        while above and not name.startswith("["):
+            if (found := routes.get(f"*.{above}")) is not None:
+                return found
+            _, _, above = above.partition(".")
+        return routes.get("*")
+
+    async def _by_dns(self, name: str) -> tuple[Plan | NoRoute, float]:
+        answer = await self._resolver.mx(name)
+        listed = mail_hosts(name, answer, hostname=self._hostname)
+        if isinstance(listed, NoRoute):
+            return listed, answer.expires
+        chosen = choose(listed.hosts, self._options.max_hosts, self._random)
+        lookups = await self._look_up_hosts(chosen)
+        result = plan(
+            name,
+            replace(listed, hosts=chosen),
+            lookups,
+            make_host=lambda host, address, preference: Host(host, address, self._options.port, preference),
+            judge=self._judge,
+        )
+        return result, min(answer.expires, self._until(result, lookups.values()))
+
+    async def _look_up_hosts(self, hosts: Sequence[MailHost]) -> dict[str, AddressLookup]:
+        """All at once. A host that takes long does not hold up mail that another can take."""
+        if len(hosts) == 1:
+            return {hosts[0].name: await self._resolver.addresses(hosts[0].name)}
+        tasks = {host.name: asyncio.create_task(self._resolver.addresses(host.name)) for host in hosts}
+        try:
+            _, waiting = await asyncio.wait(tasks.values(), timeout=_PATIENCE)
+            if waiting and not any(_has_addresses(task) for task in tasks.values()):
+                await asyncio.wait(waiting)
+            late = Unanswered("the name servers have not answered yet")
+            return {name: task.result() if task.done() else late for name, task in tasks.items()}
+        finally:
+            for task in tasks.values():
+                task.cancel()
+
+    def _until(self, result: Plan | NoRoute, lookups: Collection[AddressLookup]) -> float:
+        """How long a result is good. One that somebody can be reached by outlives a failure for a while."""
+        if isinstance(result, NoRoute):
+            return min(lookup.expires for lookup in lookups)
+        answered = [lookup.expires for lookup in lookups if not isinstance(lookup, Unanswered)]
+        return min(answered) if not result.trouble else min(*answered, self._clock() + _TROUBLE_KEPT)
+
+    def _by_literal(self, domain: str, address: Address) -> tuple[Plan | NoRoute, float]:
+        """The sender named the address itself: what a domain may not point to, it may not be either."""
+        text = str(address)
+        listed = MailHosts((MailHost(0, text),), (), inf)
+        result = plan(
+            domain,
+            listed,
+            {text: AddressAnswer((text,))},
+            make_host=lambda host, address, preference: Host(host, address, self._options.port, preference),
+            judge=self._judge,
+        )
+        return result, self._clock() + _LITERAL_KEPT
+
+    async def _by_route(self, domain: str, route: StaticRoute) -> tuple[Plan | NoRoute, float]:
+        """The operator's next hop: its addresses, no MX lookup, and no judgement but whether it is us."""
+        literal = parse_address_literal(route.host) or parse_address(route.host)
+        name = str(literal) if literal is not None else host_name(route.host)
+        if name is None:
+            return _waits(domain, "4.3.5", f"{route.host!r} is not a host name"), inf
+        lookup: AddressLookup
+        if literal is not None:
+            lookup = AddressAnswer((name,), self._clock() + _LITERAL_KEPT)
+        elif name == "localhost":  # RFC 6761 §6.3: not a question for the DNS
+            lookup = AddressAnswer(("127.0.0.1", "::1"), self._clock() + _LITERAL_KEPT)
+        else:
+            lookup = await self._resolver.addresses(name)
+        result = plan(
+            domain,
+            MailHosts((MailHost(0, name),), (), inf),
+            {name: lookup},
+            make_host=lambda host, address, _: Host(host, address, route.port, 0, route.tls),
+            judge=lambda address: self._judge_route(address, route.port),
+        )
+        if isinstance(result, NoRoute):
+            result = _of_route(domain, route, result)
+        return result, lookup.expires
+
+    def _judge(self, text: str) -> Rejection | None:
+        address = parse_address(text)
+        if address is None:
+            return Rejection("is not an address")
+        return addresses.judge(
+            address, self._options.port, own=self._own, allow_networks=self._options.allow_networks
+        )
+
+    def _judge_route(self, text: str, port: int) -> Rejection | None:
+        address = parse_address(text)
+        if address is None:
+            return Rejection("is not an address")
+        if self._own.answers_at(address, port):
+            return Rejection("is an address of our own", ourselves=True)
+        return None
+
+    def _with_credentials(self, hosts: tuple[Host, ...], route: StaticRoute) -> Route:
+        assert route.username is not None
+        try:
+            credentials = Credentials(route.username, self._password(route.password_file))
+        except (OSError, ValueError) as exc:
+            reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
+            text = f"the password for {route.host} cannot be read from {route.password_file}: {reason}"
+            log.error("%s", text)
+            return NoRoute(Deferred("4.3.5", Code.NONE, "", text))
+        return Hosts(tuple(replace(host, credentials=credentials) for host in hosts))
+
+    def _password(self, path: str | None) -> str:
+        """The first line of the file, read when it has changed."""
+        if path is None:
+            raise ValueError("no password_file is configured")
+        status = os.stat(path)
+        stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
+        kept = self._passwords.get(path)
+        if kept is None or kept[0] != stamp:
+            with open(path, encoding="utf-8") as file:
+                password = file.read(_LONGEST_PASSWORD).partition("\n")[0].rstrip("\r")
+            if not password:
+                raise ValueError("its first line is empty")
+            kept = self._passwords[path] = stamp, password
+        return kept[1]
+
+
+def is_local_address(address: str) -> bool:
+    """Whether this machine has the address: only then can a socket be bound to it.
+
+    Where the machine may bind to anything (`ip_nonlocal_bind`), binding says nothing; then
+    it is asked which address it would itself use to talk to that one.
+    """
+    if _binds(_NOBODYS):
+        return _speaks_to_itself(address)
+    return _binds(address)
+
+
+def _binds(address: str) -> bool:
+    try:
+        with socket.socket(_family(address), socket.SOCK_DGRAM) as probe:
+            probe.bind((address, 0))
+    except OSError:
+        return False
+    return True
+
+
+def _speaks_to_itself(address: str) -> bool:
+    try:
+        with socket.socket(_family(address), socket.SOCK_DGRAM) as probe:
+            probe.connect((address, 9))  # a datagram socket sends nothing for that
+            return bool(probe.getsockname()[0] == address)
+    except OSError:
+        return False
+
+
+def _family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def _route_key(key: str) -> str:
+    if key.startswith("*."):
+        return f"*.{host_name(key[2:]) or key[2:].lower()}"
+    return host_name(key) or key.lower()
+
+
+def _has_addresses(task: asyncio.Task[AddressLookup]) -> bool:
+    if not task.done():
+        return False
+    found = task.result()
+    return isinstance(found, AddressAnswer) and bool(found.addresses)
+
+
+def _cannot_be(domain: str, reason: str) -> tuple[NoRoute, float]:
+    return NoRoute(Bounced("5.1.2", Code.NO_USABLE_MX, "", f"{domain} {reason}")), inf
+
+
+def _waits(domain: str, status: str, reason: str) -> NoRoute:
+    text = f"the route configured for {domain} cannot be used: {reason}"
+    return NoRoute(Deferred(status, Code.NO_USABLE_MX, "", text))
+
+
+def _of_route(domain: str, route: StaticRoute, result: NoRoute) -> NoRoute:
+    """A configured next hop that is not there: later, whatever the DNS says about it."""
+    outcome = result.outcome
+    reason = outcome.hosts[0] if outcome.hosts else outcome.description
+    status = {"5.4.6": "4.4.6", "5.4.4": "4.4.4"}.get(outcome.status, outcome.status)
+    log.error("the route configured for %s cannot be used: %s", domain, reason)
+    return _waits(domain, status, reason)
