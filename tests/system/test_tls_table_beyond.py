@@ -1,0 +1,453 @@
+"""TLS beyond one host and one message: several hosts, reuse of connections, bounces, reloads.
+
+`test_tls_table` judges each cell alone; here the cells meet each other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+import yaml
+
+from relay.demo.certificates import Kind
+from relay.demo.mx import Action, MxServer, Script, StartTls, Then
+from tests.rigs.sandbox import Event, Sandbox
+
+pytestmark = pytest.mark.slow
+
+STRICT = {"X-Require-TLS": "yes", "X-Skip-Verification": "no"}
+REQUIRED_UNVERIFIED = {"X-Require-TLS": "yes", "X-Skip-Verification": "yes"}
+OPPORTUNISTIC = {"X-Require-TLS": "no", "X-Skip-Verification": "no"}
+UNVERIFIED = {"X-Require-TLS": "no", "X-Skip-Verification": "yes"}
+
+TIMEOUTS = {"connect": "2s", "tls_handshake": "2s", "command": "3s", "final_reply": "2s"}
+DELIVERY: dict[str, Any] = {"timeouts": TIMEOUTS}
+
+BAD_HOSTS = {
+    "expired": (Script(certificate=Kind.EXPIRED), "4.7.5"),
+    "wrong-name": (Script(certificate=Kind.WRONG_NAME), "4.7.5"),
+    "no-starttls": (Script(starttls=StartTls.ABSENT), "4.7.4"),
+    "starttls-454": (Script(starttls=StartTls.REFUSED_454), "4.7.4"),
+    "hangs": (Script(starttls=StartTls.HANG), "4.7.5"),
+}
+
+
+def said_anywhere(mx: MxServer) -> bytes:
+    """All bytes a host was sent, in clear and in TLS."""
+    return b"".join(chunk for connection in mx.connections for _, chunk in connection.chunks)
+
+
+def said_in_clear(mx: MxServer) -> bytes:
+    return b"".join(connection.clear + connection.in_handshake for connection in mx.connections)
+
+
+def assert_nothing_of_the_message_in_clear(mx: MxServer, token: str) -> None:
+    verbs = {verb for connection in mx.connections for verb in connection.clear_verbs}
+    assert verbs <= {"EHLO", "HELO", "STARTTLS", "QUIT"}
+    assert token.encode() not in said_in_clear(mx)
+
+
+def status_of(event: Event) -> dict[str, Any]:
+    status: dict[str, Any] = event["delivery-status"]
+    return status
+
+
+async def two_hosts(sandbox: Sandbox, first: Script, second: Script) -> tuple[MxServer, MxServer]:
+    """`two.test` with a first and a second host."""
+    mx1 = await sandbox.host("mx1.two.test", first)
+    mx2 = await sandbox.host("mx2.two.test", second)
+    sandbox.dns.mx("two.test", (10, mx1.name), (20, mx2.name))
+    return mx1, mx2
+
+
+# --- several hosts ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", BAD_HOSTS)
+async def test_required_tls_passes_over_a_bad_host_to_the_next_good_one(sandbox: Sandbox, bad: str) -> None:
+    mx1, mx2 = await two_hosts(sandbox, BAD_HOSTS[bad][0], Script())
+    await sandbox.start(delivery=DELIVERY)
+    token = await sandbox.submit("a@from.test", "bob@two.test", fields=STRICT)
+    (event,) = await sandbox.attempts("bob@two.test")
+    status = status_of(event)
+    assert event["event"] == "delivered"
+    assert (status["mx-host"], status["tls"], status["certificate-verified"]) == (mx2.name, True, True)
+    assert (len(mx1.messages), len(mx2.messages)) == (0, 1)
+    assert len(mx1.connections) == 1
+    for mx in (mx1, mx2):
+        assert_nothing_of_the_message_in_clear(mx, token)
+
+
+async def test_opportunistic_tls_goes_in_clear_to_the_first_host_before_it_tries_a_second(
+    sandbox: Sandbox,
+) -> None:
+    mx1, mx2 = await two_hosts(sandbox, Script(certificate=Kind.EXPIRED), Script())
+    await sandbox.start(delivery=DELIVERY)
+    await sandbox.submit("a@from.test", "bob@two.test")
+    (event,) = await sandbox.attempts("bob@two.test")
+    assert status_of(event)["mx-host"] == mx1.name
+    assert status_of(event)["downgrade"]["reason"] == "certificate-unverified"
+    assert (len(mx1.messages), len(mx2.connections)) == (1, 0)
+
+
+async def test_where_no_host_will_do_the_log_names_each_and_the_message_waits(sandbox: Sandbox) -> None:
+    mx1, mx2 = await two_hosts(sandbox, Script(starttls=StartTls.ABSENT), Script(certificate=Kind.EXPIRED))
+    await sandbox.start(delivery=DELIVERY)
+    await sandbox.submit("a@from.test", "bob@two.test", fields=STRICT)
+    (event,) = await sandbox.attempts("bob@two.test")
+    assert (event["event"], event["severity"]) == ("failed", "temporary")
+    assert status_of(event)["enhanced-code"] == "4.7.5"
+    assert mx1.messages == mx2.messages == []
+
+
+async def test_silence_after_the_final_dot_is_not_tried_at_another_host(sandbox: Sandbox) -> None:
+    silent = Script(replies={"CONTENT": Action(None, then=Then.SILENCE)})
+    mx1, mx2 = await two_hosts(sandbox, silent, Script())
+    await sandbox.start(delivery=DELIVERY)
+    await sandbox.submit("a@from.test", "bob@two.test", fields=STRICT)
+    (event,) = await sandbox.attempts("bob@two.test")
+    assert (event["event"], event["severity"]) == ("failed", "temporary")
+    assert (len(mx1.connections), len(mx2.connections)) == (1, 0)
+
+
+# --- 530: a host that wants TLS on the clear leg has not refused the mail ---------------------------
+
+MUST_ISSUE_STARTTLS = "530 5.7.0 Must issue a STARTTLS command first"
+
+
+@pytest.mark.parametrize("verb", ["MAIL", "RCPT"])
+@pytest.mark.parametrize(
+    "script",
+    [
+        Script(certificate=Kind.EXPIRED),
+        Script(starttls=StartTls.ABSENT),
+        Script(starttls=StartTls.REFUSED_454),
+    ],
+    ids=["expired", "no-starttls", "starttls-454"],
+)
+async def test_a_host_that_insists_on_tls_in_clear_does_not_make_the_message_bounce(
+    sandbox: Sandbox, script: Script, verb: str
+) -> None:
+    insisting = Script(
+        certificate=script.certificate,
+        starttls=script.starttls,
+        replies_in_clear={verb: MUST_ISSUE_STARTTLS, "DATA": MUST_ISSUE_STARTTLS},
+    )
+    mx = await sandbox.domain("insists.test", insisting)
+    await sandbox.start(delivery=DELIVERY)
+    await sandbox.submit("a@from.test", "bob@insists.test")
+    (event,) = await sandbox.attempts("bob@insists.test")
+    status = status_of(event)
+    assert (event["event"], event["severity"]) == ("failed", "temporary")
+    assert (status["enhanced-code"], status["code"]) == ("4.7.5", 530)
+    assert "STARTTLS" in status["message"] + status["description"]
+    assert mx.messages == []
+
+
+async def test_a_host_that_insists_on_tls_is_passed_over_for_the_next(sandbox: Sandbox) -> None:
+    insisting = Script(certificate=Kind.EXPIRED, replies_in_clear={"MAIL": MUST_ISSUE_STARTTLS})
+    mx1, mx2 = await two_hosts(sandbox, insisting, Script())
+    await sandbox.start(delivery=DELIVERY)
+    await sandbox.submit("a@from.test", "bob@two.test")
+    (event,) = await sandbox.attempts("bob@two.test")
+    assert event["event"] == "delivered"
+    assert status_of(event)["mx-host"] == mx2.name
+    assert status_of(event)["certificate-verified"] is True
+    assert (len(mx1.messages), len(mx2.messages)) == (0, 1)
+
+
+# --- what the operator may choose -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", BAD_HOSTS)
+async def test_on_tls_unmet_bounce_bounces_after_the_first_attempt_and_tells_the_sender_why(
+    sandbox: Sandbox, bad: str
+) -> None:
+    script, status = BAD_HOSTS[bad]
+    mx = await sandbox.domain("bad.test", script)
+    home = await sandbox.domain("from.test", Script())
+    await sandbox.start(delivery=DELIVERY | {"on_tls_unmet": "bounce"})
+    token = await sandbox.submit("a@from.test", "bob@bad.test", fields=STRICT)
+    (event,) = await sandbox.attempts("bob@bad.test")
+    assert (event["event"], event["severity"]) == ("failed", "permanent")
+    assert status_of(event)["enhanced-code"] == status.replace("4.", "5.", 1)
+    (dsn,) = await home.wait_for_messages()
+    assert dsn.reverse_path == ""
+    assert f"Status: {status.replace('4.', '5.', 1)}".encode() in dsn.content
+    assert mx.name.encode() in dsn.content
+    assert f"Body of {token}".encode() not in dsn.content
+    assert mx.messages == []
+
+
+async def test_on_tls_unmet_bounce_waits_where_a_host_could_not_be_reached(sandbox: Sandbox) -> None:
+    mx = await sandbox.host("mx1.two.test", Script(certificate=Kind.EXPIRED))
+    sandbox.dns.a("mx2.two.test", "127.0.0.250")  # nobody listens
+    sandbox.dns.mx("two.test", (10, mx.name), (20, "mx2.two.test"))
+    await sandbox.start(delivery=DELIVERY | {"on_tls_unmet": "bounce"})
+    await sandbox.submit("a@from.test", "bob@two.test", fields=STRICT)
+    (event,) = await sandbox.attempts("bob@two.test")
+    assert (event["event"], event["severity"]) == ("failed", "temporary")
+
+
+@pytest.mark.parametrize("kind", [Kind.EXPIRED, Kind.WRONG_NAME, Kind.SELF_SIGNED, Kind.SHORT_KEY])
+async def test_on_unverified_encrypted_keeps_the_session_that_nobody_could_verify(
+    sandbox: Sandbox, kind: Kind
+) -> None:
+    mx = await sandbox.domain("bad.test", Script(certificate=kind))
+    await sandbox.start(delivery=DELIVERY | {"on_unverified": "encrypted"})
+    token = await sandbox.submit("a@from.test", "bob@bad.test")
+    (event,) = await sandbox.attempts("bob@bad.test")
+    status = status_of(event)
+    assert event["event"] == "delivered"
+    assert (status["tls"], status["certificate-verified"], status["verified-by"]) == (True, False, None)
+    assert mx.messages[0].in_tls
+    assert_nothing_of_the_message_in_clear(mx, token)
+
+
+@pytest.mark.parametrize("fields", [STRICT, OPPORTUNISTIC], ids=["required", "opportunistic"])
+async def test_on_unverified_encrypted_changes_nothing_where_there_is_no_tls(
+    sandbox: Sandbox, fields: dict[str, str]
+) -> None:
+    mx = await sandbox.domain("bad.test", Script(starttls=StartTls.ABSENT))
+    await sandbox.start(delivery=DELIVERY | {"on_unverified": "encrypted"})
+    await sandbox.submit("a@from.test", "bob@bad.test", fields=fields)
+    await sandbox.attempts("bob@bad.test")
+    assert len(mx.messages) == (fields is OPPORTUNISTIC)
+
+
+async def test_a_locked_rule_stands_against_a_message_that_would_weaken_it(sandbox: Sandbox) -> None:
+    mx = await sandbox.domain("bad.test", Script(starttls=StartTls.ABSENT))
+    locked = {"require_tls": True, "allow_override": False}
+    await sandbox.start(delivery=DELIVERY, policy={"domains": {"from.test": locked}})
+    await sandbox.submit("a@from.test", "bob@bad.test", fields=UNVERIFIED)
+    (event,) = await sandbox.attempts("bob@bad.test")
+    assert event["policy"] == {
+        "require-tls": True,
+        "require-tls-source": "message-refused",
+        "skip-verification": False,
+        "skip-verification-source": "message-refused",
+    }
+    assert mx.messages == []
+
+
+# --- reuse of connections ---------------------------------------------------------------------------
+
+
+async def test_a_protected_message_never_rides_on_the_connection_of_one_that_asked_for_less(
+    sandbox: Sandbox,
+) -> None:
+    mx = await sandbox.domain("good.test", Script())
+    await sandbox.start(delivery=DELIVERY)
+    orders = [UNVERIFIED, OPPORTUNISTIC, STRICT, REQUIRED_UNVERIFIED, STRICT, UNVERIFIED]
+    tokens = []
+    for n, fields in enumerate(orders):
+        tokens.append(await sandbox.submit("a@from.test", f"bob{n}@good.test", fields=fields))
+        await asyncio.sleep(0.2)
+    await mx.wait_for_messages(len(orders))
+    riders = {
+        connection.number: {orders_of(tokens, orders, message.content) for message in connection.messages}
+        for connection in mx.connections
+    }
+    assert all(len(settings) <= 1 for settings in riders.values()), riders
+
+
+def orders_of(tokens: list[str], orders: list[dict[str, str]], content: bytes) -> tuple[str, ...]:
+    (n,) = [n for n, token in enumerate(tokens) if f"Body of {token}.".encode() in content]
+    return tuple(orders[n].values())
+
+
+async def test_a_clear_connection_kept_open_is_not_used_for_a_protected_message(sandbox: Sandbox) -> None:
+    mx = await sandbox.domain("bad.test", Script(starttls=StartTls.ABSENT))
+    await sandbox.start(delivery=DELIVERY)
+    await sandbox.submit("a@from.test", "carol@bad.test", fields=OPPORTUNISTIC)
+    await mx.wait_for_messages()
+    await asyncio.sleep(0.2)
+    token = await sandbox.submit("a@from.test", "bob@bad.test", fields=STRICT)
+    (event,) = await sandbox.attempts("bob@bad.test")
+    assert status_of(event)["enhanced-code"] == "4.7.4"
+    assert token.encode() not in said_anywhere(mx)
+    assert b"bob" not in said_anywhere(mx)
+
+
+async def test_a_burst_of_mixed_settings_keeps_to_its_connections(sandbox: Sandbox) -> None:
+    mx = await sandbox.domain("good.test", Script(certificate=Kind.WILDCARD))
+    await sandbox.start(delivery=DELIVERY)
+    orders = [UNVERIFIED, OPPORTUNISTIC, STRICT, REQUIRED_UNVERIFIED] * 15
+    async with sandbox.client() as client:
+        tokens = [
+            await sandbox.submit("a@from.test", f"bob{n}@good.test", fields=fields, client=client)
+            for n, fields in enumerate(orders)
+        ]
+    await mx.wait_for_messages(len(orders))
+    for connection in mx.connections:
+        settings = {orders_of(tokens, orders, message.content) for message in connection.messages}
+        assert len(settings) <= 1
+    assert all(message.in_tls for message in mx.messages)
+    assert len(mx.messages) == len(orders)
+
+
+# --- what a bounce may not give away ----------------------------------------------------------------
+
+NO_SUCH_USER = Script(replies={"RCPT": "550 5.1.1 no such user"})
+
+
+async def test_the_bounce_of_a_protected_message_has_its_header_only_and_goes_in_verified_tls(
+    sandbox: Sandbox,
+) -> None:
+    await sandbox.domain("good.test", NO_SUCH_USER)
+    home = await sandbox.domain("from.test", Script())
+    await sandbox.start(delivery=DELIVERY)
+    token = await sandbox.submit("a@from.test", "bob@good.test", fields=STRICT)
+    (dsn,) = await home.wait_for_messages()
+    assert dsn.in_tls
+    assert dsn.forward_paths == ("a@from.test",)
+    assert f"Subject: {token}".encode() in dsn.content
+    assert f"Body of {token}".encode() not in dsn.content
+    assert b"x-require-tls" not in dsn.content.lower()
+    assert_nothing_of_the_message_in_clear(home, token)
+
+
+@pytest.mark.parametrize("bad", BAD_HOSTS)
+async def test_the_bounce_of_a_protected_message_goes_out_under_no_weaker_rules(
+    sandbox: Sandbox, bad: str
+) -> None:
+    await sandbox.domain("good.test", NO_SUCH_USER)
+    home = await sandbox.domain("from.test", BAD_HOSTS[bad][0])
+    weak = {"require_tls": False, "skip_verification": True}
+    await sandbox.start(delivery=DELIVERY, policy={"default": weak, "destinations": {"from.test": weak}})
+    token = await sandbox.submit("a@from.test", "bob@good.test", fields=STRICT)
+    (event,) = await sandbox.attempts("a@from.test")
+    assert event["policy"]["require-tls"] is True
+    assert event["policy"]["skip-verification"] is False
+    assert (event["event"], status_of(event)["enhanced-code"]) == ("failed", BAD_HOSTS[bad][1])
+    assert home.messages == []
+    assert_nothing_of_the_message_in_clear(home, token)
+
+
+async def test_the_bounce_of_an_unprotected_message_may_go_in_clear(sandbox: Sandbox) -> None:
+    await sandbox.domain("good.test", NO_SUCH_USER)
+    home = await sandbox.domain("from.test", Script(starttls=StartTls.ABSENT))
+    await sandbox.start(delivery=DELIVERY)
+    await sandbox.submit("a@from.test", "bob@good.test")
+    (dsn,) = await home.wait_for_messages()
+    assert not dsn.in_tls
+
+
+# --- time ---------------------------------------------------------------------------------------------
+
+
+async def test_at_the_end_of_its_lifetime_a_message_whose_tls_stayed_unmet_bounces_with_each_reason(
+    sandbox: Sandbox,
+) -> None:
+    mx1, mx2 = await two_hosts(sandbox, Script(starttls=StartTls.ABSENT), Script(certificate=Kind.EXPIRED))
+    home = await sandbox.domain("from.test", Script())
+    await sandbox.start(delivery=DELIVERY, queue={"retry": ["1s"], "lifetime": "3s", "warn_after": "never"})
+    await sandbox.submit("a@from.test", "bob@two.test", fields=STRICT)
+    (dsn,) = await home.wait_for_messages(timeout=30)
+    last = sandbox.events(recipient="bob@two.test")[-1]
+    assert (last["event"], last["severity"]) == ("failed", "permanent")
+    assert (status_of(last)["code"], status_of(last)["enhanced-code"]) == (602, "5.7.5")
+    assert b"Status: 5.7.5" in dsn.content
+    for mx in (mx1, mx2):
+        assert mx.name.encode() in dsn.content
+        assert mx.messages == []
+
+
+async def test_a_waiting_message_is_bound_by_a_rule_made_stricter_since(sandbox: Sandbox) -> None:
+    busy = {"MAIL": "451 4.3.0 later"}
+    mx = await sandbox.domain(
+        "bad.test", Script(starttls=StartTls.ABSENT, replies=busy), Script(starttls=StartTls.ABSENT)
+    )
+    relay = await sandbox.start(delivery=DELIVERY, queue={"retry": ["2s"]})
+    token = await sandbox.submit("a@from.test", "bob@bad.test")
+    await sandbox.attempts("bob@bad.test")
+    relay.config["policy"] = {"domains": {"from.test": {"require_tls": True}}}
+    relay.config_file.write_text(yaml.safe_dump(relay.config))
+    relay.signal(signal.SIGHUP)
+    second = (await sandbox.attempts("bob@bad.test", 2))[1]
+    assert status_of(second)["enhanced-code"] == "4.7.4"
+    assert second["policy"]["require-tls-source"] == "domain"
+    assert mx.messages == []
+    assert token.encode() not in said_anywhere(mx)
+
+
+async def test_a_waiting_message_is_not_set_free_by_a_rule_made_looser_since(sandbox: Sandbox) -> None:
+    mx = await sandbox.domain("bad.test", Script(starttls=StartTls.ABSENT))
+    relay = await sandbox.start(
+        delivery=DELIVERY,
+        queue={"retry": ["2s"]},
+        policy={"domains": {"from.test": {"require_tls": True}}},
+    )
+    await sandbox.submit("a@from.test", "bob@bad.test")
+    await sandbox.attempts("bob@bad.test")
+    relay.config["policy"] = {"domains": {"from.test": {"require_tls": False}}}
+    relay.config_file.write_text(yaml.safe_dump(relay.config))
+    relay.signal(signal.SIGHUP)
+    second = (await sandbox.attempts("bob@bad.test", 2))[1]
+    assert status_of(second)["enhanced-code"] == "4.7.4"
+    assert mx.messages == []
+
+
+# --- several recipients, and routes -------------------------------------------------------------------
+
+
+async def test_each_recipient_domain_of_one_message_has_its_own_rule(sandbox: Sandbox) -> None:
+    clear = Script(starttls=StartTls.ABSENT)
+    guarded, free = await sandbox.domain("guarded.test", clear), await sandbox.domain("free.test", clear)
+    await sandbox.start(delivery=DELIVERY, policy={"destinations": {"guarded.test": {"require_tls": True}}})
+    token = await sandbox.submit("a@from.test", "bob@guarded.test", "carol@free.test")
+    (bob,) = await sandbox.attempts("bob@guarded.test")
+    (carol,) = await sandbox.attempts("carol@free.test")
+    assert (bob["event"], status_of(bob)["enhanced-code"]) == ("failed", "4.7.4")
+    assert carol["event"] == "delivered"
+    assert token.encode() not in said_anywhere(guarded)
+    assert len(free.messages) == 1
+
+
+@pytest.mark.parametrize(
+    ("script", "allowed"),
+    [
+        (Script(offers=("AUTH PLAIN LOGIN",)), True),
+        (Script(offers=("AUTH PLAIN LOGIN",), certificate=Kind.EXPIRED), False),
+        (Script(offers=("AUTH PLAIN LOGIN",), certificate=Kind.WRONG_NAME), False),
+        (Script(offers=("AUTH PLAIN LOGIN",), starttls=StartTls.ABSENT), False),
+        (Script(offers=("AUTH PLAIN LOGIN",), starttls=StartTls.GARBAGE), False),
+    ],
+    ids=["good", "expired", "wrong-name", "no-starttls", "garbage"],
+)
+@pytest.mark.parametrize("fields", [OPPORTUNISTIC, UNVERIFIED], ids=["opportunistic", "unverified"])
+async def test_credentials_of_a_route_are_said_in_verified_tls_only(
+    sandbox: Sandbox, script: Script, allowed: bool, fields: dict[str, str]
+) -> None:
+    mx = await sandbox.host("smart.test", script)
+    secret = sandbox.directory / "password"
+    secret.write_text("sesame\n")
+    secret.chmod(0o600)
+    route = {"host": mx.name, "port": mx.port, "username": "app", "password_file": str(secret)}
+    await sandbox.start(delivery=DELIVERY, routes={"routed.test": route})
+    await sandbox.submit("a@from.test", "bob@routed.test", fields=fields)
+    (event,) = await sandbox.attempts("bob@routed.test")
+    assert (event["event"] == "delivered") is allowed
+    assert any("AUTH" in connection.verbs for connection in mx.connections) is allowed
+    assert all("AUTH" not in connection.clear_verbs for connection in mx.connections)
+
+
+@pytest.mark.parametrize("kind", [Kind.GOOD, Kind.EXPIRED])
+async def test_a_route_with_implicit_tls_keeps_the_same_rules(sandbox: Sandbox, kind: Kind) -> None:
+    mx = await sandbox.host("smart.test", Script(implicit_tls=True, certificate=kind))
+    route = {"host": mx.name, "port": mx.port, "tls": "implicit"}
+    await sandbox.start(delivery=DELIVERY, routes={"routed.test": route})
+    await sandbox.submit("a@from.test", "bob@routed.test", fields=STRICT)
+    (event,) = await sandbox.attempts("bob@routed.test")
+    assert (event["event"] == "delivered") is (kind is Kind.GOOD)
+    assert len(mx.messages) == (kind is Kind.GOOD)
+    assert_clear_is_empty(mx.connections)
+
+
+def assert_clear_is_empty(connections: Iterable[Any]) -> None:
+    for connection in connections:
+        assert connection.clear == b""
