@@ -9,9 +9,10 @@ import ipaddress
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from relay.config.sections import Config, TlsVersion
+from relay.config.sections import Config
 from relay.config.words import format_duration, host_and_port
 from relay.receive.spec import ListenerAuth, ListenerSpec, ListenerTls
+from relay.route.security import TlsVersion
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ def _consider_listeners(config: Config) -> Iterator[Remark]:
             yield Remark(f"{key}.auth", f"auth: {listener.auth} without a user who could log in", cure)
         in_clear = listener.tls is ListenerTls.NONE and not _is_local(listener.address)
         if listener.auth is not ListenerAuth.NONE and in_clear and not listener.auth_without_tls:
-            cure = "write tls: starttls (or implicit) with a certificate, or auth_without_tls: true where that is meant"
+            cure = "write tls: starttls with a certificate (or auth_without_tls: true, if that is meant)"
             yield Remark(
                 f"{key}.auth",
                 "passwords would cross the network in clear, so AUTH would never be offered",

@@ -5,13 +5,14 @@ What a module elsewhere wants to be told in the same words is taken from there.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
 
+from relay.deliver.options import DeliveryOptions, TlsOptions
 from relay.policy.rules import PolicyRules
+from relay.queue.retry import RetrySchedule
 from relay.receive.access import Access
 from relay.receive.limits import Limits
 from relay.receive.spec import ListenerSpec
@@ -26,79 +27,20 @@ class ResolverSection:
     timeout: timedelta = timedelta(seconds=10)
 
 
-class TlsVersion(StrEnum):
-    """The TLS versions there are to choose from, oldest first."""
-
-    TLS_1_0 = "TLSv1"
-    TLS_1_1 = "TLSv1.1"
-    TLS_1_2 = "TLSv1.2"
-    TLS_1_3 = "TLSv1.3"
-
-
-@dataclass(frozen=True, slots=True)
-class TlsSection:
-    """TLS towards the next hop. `ca_file` None: the system's roots."""
-
-    ca_file: str | None = None
-    min_version: TlsVersion = TlsVersion.TLS_1_2
-    opportunistic_min_version: TlsVersion = TlsVersion.TLS_1_0
-
-
-@dataclass(frozen=True, slots=True)
-class TimeoutsSection:
-    """How long each step with a next hop may take (RFC 5321 §4.5.3.2)."""
-
-    connect: timedelta = timedelta(seconds=30)
-    greeting: timedelta = timedelta(minutes=5)
-    command: timedelta = timedelta(minutes=5)
-    data_block: timedelta = timedelta(minutes=3)
-    final_reply: timedelta = timedelta(minutes=10)
-    tls_handshake: timedelta = timedelta(seconds=30)
-
-
-class OnTlsUnmet(StrEnum):
-    """What becomes of a message whose TLS no host can give."""
-
-    DEFER = "defer"
-    BOUNCE = "bounce"
-
-
-class OnUnverified(StrEnum):
-    """What is done where TLS is not required and a certificate does not verify."""
-
-    PLAINTEXT = "plaintext"
-    ENCRYPTED = "encrypted"
-
-
-@dataclass(frozen=True, slots=True)
-class DeliverySection:
-    """How mail goes out."""
-
-    port: int = 25
-    concurrency: int = 200
-    concurrency_per_destination: int = 20
-    allow_networks: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = ()
-    timeouts: TimeoutsSection = TimeoutsSection()
-    on_tls_unmet: OnTlsUnmet = OnTlsUnmet.DEFER
-    on_unverified: OnUnverified = OnUnverified.PLAINTEXT
-
-
 @dataclass(frozen=True, slots=True)
 class QueueSection:
     """Where the queue is kept, and when it is tried again. `warn_after` None: no delay notice."""
 
     path: str = "var/spool"
     url: str | None = None
-    retry: tuple[timedelta, ...] = (
-        timedelta(minutes=5),
-        timedelta(minutes=10),
-        timedelta(minutes=30),
-        timedelta(hours=1),
-        timedelta(hours=2),
-        timedelta(hours=4),
-    )
-    lifetime: timedelta = timedelta(days=5)
-    warn_after: timedelta | None = timedelta(hours=4)
+    retry: tuple[timedelta, ...] = RetrySchedule().waits
+    lifetime: timedelta = RetrySchedule().lifetime
+    warn_after: timedelta | None = RetrySchedule().warn_after
+
+    @property
+    def schedule(self) -> RetrySchedule:
+        """The retry schedule these keys make."""
+        return RetrySchedule(waits=self.retry, lifetime=self.lifetime, warn_after=self.warn_after)
 
 
 class LogLevel(StrEnum):
@@ -148,8 +90,8 @@ class Config:
     policy: PolicyRules = field(default_factory=PolicyRules)
     routes: Mapping[str, StaticRoute] = field(default_factory=dict)
     resolver: ResolverSection = ResolverSection()
-    tls: TlsSection = TlsSection()
-    delivery: DeliverySection = DeliverySection()
+    tls: TlsOptions = TlsOptions()
+    delivery: DeliveryOptions = DeliveryOptions()
     queue: QueueSection = QueueSection()
     log: LogSection = LogSection()
     admin: AdminSection = AdminSection()

@@ -1,0 +1,58 @@
+"""The command line's end of the control socket.
+
+`ask` sends one request and yields the lines of the answer as they come. Plain blocking
+sockets: a command has nothing else to do meanwhile, and starts faster without an event loop.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+__all__ = ["NotRunning", "RelayError", "ask"]
+
+_GONE = (errno.ENOENT, errno.ECONNREFUSED)
+
+
+class NotRunning(Exception):
+    """No relay answers at the control socket."""
+
+
+class RelayError(Exception):
+    """The relay answered that it cannot, or cannot be asked; the text says why."""
+
+
+def ask(path: Path, request: Mapping[str, Any], *, seconds: float | None = 60.0) -> Iterator[dict[str, Any]]:
+    """The lines that answer a request, the one with "done" last. `seconds`: the longest silence borne."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(seconds)
+        try:
+            connection.connect(os.fspath(path))
+            connection.sendall(json.dumps(request).encode("ascii") + b"\n")
+        except OSError as error:
+            if error.errno in _GONE:
+                raise NotRunning(f"no relay answers at {path}") from None
+            raise RelayError(f"{path}: {error.strerror or error}") from None
+        yield from _lines(connection)
+
+
+def _lines(connection: socket.socket) -> Iterator[dict[str, Any]]:
+    with connection.makefile("rb") as answers:
+        try:
+            for line in answers:
+                answer = json.loads(line)
+                if "error" in answer:
+                    raise RelayError(str(answer["error"]))
+                yield answer
+                if "done" in answer:
+                    return
+        except TimeoutError:
+            raise RelayError("the relay does not answer") from None
+        except (OSError, ValueError) as error:
+            raise RelayError(f"the answer broke off: {error}") from None
+    raise RelayError("the relay ended before its answer did")

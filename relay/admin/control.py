@@ -1,0 +1,309 @@
+"""The control socket: how the command line talks to a running relay.
+
+A UNIX socket that only its owner may open (mode 0600). One request a connection, one JSON
+object a line either way:
+
+    → {"verb": "list", "domain": "example.net"}
+    ← {"item": {…}}            none, one or many
+    ← {"done": {…}}            the end: what came of it
+    ← {"error": "…"}           or the end: what is wrong with the request, or with us
+
+A request is at most 1 MiB (a list of queue ids may be long) and has to come within ten
+seconds; at most sixteen are served at a time, and a client that stops reading is let go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import json
+import logging
+import os
+import socket
+import stat
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from relay.admin import operations
+from relay.queue.entry import State
+from relay.queue.store import EventFilter, QueueFilter, SpoolError, Store
+
+__all__ = ["Control", "RequestError", "SocketTaken", "event_filter", "queue_filter", "start_control"]
+
+REQUEST_BYTES = 1024 * 1024
+REQUEST_SECONDS = 10.0
+WRITE_SECONDS = 60.0
+FOLLOW_SECONDS = 0.5
+AT_A_TIME = 16
+
+log = logging.getLogger("relay.control")
+
+
+class SocketTaken(Exception):
+    """Another process answers at this socket."""
+
+
+class RequestError(Exception):
+    """The request makes no sense; the text says why."""
+
+
+Answer = AsyncIterator[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """What the requests are answered from."""
+
+    store: Store
+    clock: Callable[[], datetime]
+
+    async def answer(self, request: Mapping[str, Any]) -> Answer:
+        """The lines that answer a request."""
+        verb = request.get("verb")
+        match verb:
+            case "list":
+                answers = self._list(request)
+            case "show":
+                answers = self._show(request)
+            case "log":
+                answers = self._log(request)
+            case str() if verb in operations.VERBS:
+                answers = self._change(verb, request)
+            case _:
+                raise RequestError(f"no such verb: {verb}")
+        async for line in answers:
+            yield line
+
+    async def _list(self, request: Mapping[str, Any]) -> Answer:
+        count = 0
+        async for item in operations.list_queue(self.store, queue_filter(request), now=self.clock()):
+            count += 1
+            yield {"item": item}
+        yield {"done": {"count": count}}
+
+    async def _show(self, request: Mapping[str, Any]) -> Answer:
+        queue_id = _text(request, "id")
+        found = await operations.show_message(self.store, queue_id, now=self.clock())
+        if found is not None:
+            yield {"item": found}
+        yield {"done": {"unknown": [] if found else [queue_id]}}
+
+    async def _change(self, verb: str, request: Mapping[str, Any]) -> Answer:
+        wanted = queue_filter(request)
+        if wanted == QueueFilter() and request.get("all") is not True:
+            raise RequestError(f"{verb} what? name queue ids or a filter, or say all")
+        done = await operations.change_queue(self.store, wanted, verb=verb, now=self.clock())
+        log.info("operator: %s, %d recipients changed", verb, done["changed"])
+        yield {"done": done}
+
+    async def _log(self, request: Mapping[str, Any]) -> Answer:
+        wanted = event_filter(request)
+        limit = request.get("limit")
+        if limit is not None and (not isinstance(limit, int) or not 1 <= limit <= 100_000):
+            raise RequestError("limit is a number from 1 to 100000")
+        seq = 0
+        async for at, line in operations.find_events(self.store, wanted, limit=limit):
+            seq = at
+            yield {"line": line}
+        if request.get("follow") is True:
+            seq = seq or await self._last_seq()
+            async for line in operations.follow_events(self.store, wanted, after=seq, more=_a_moment):
+                yield {"line": line}
+        yield {"done": {}}
+
+    async def _last_seq(self) -> int:
+        """Where the log ends now: what follows is new."""
+        last = await self.store.find_events(EventFilter(), limit=1, ascending=False)
+        return last[0].seq if last else 0
+
+
+async def _a_moment() -> None:
+    await asyncio.sleep(FOLLOW_SECONDS)
+
+
+def queue_filter(request: Mapping[str, Any]) -> QueueFilter:
+    """The messages a request means."""
+    ids = request.get("ids", [])
+    if not isinstance(ids, list) or not all(isinstance(one, str) for one in ids):
+        raise RequestError("ids is a list of queue ids")
+    seconds = request.get("older-than")
+    if seconds is not None and (not isinstance(seconds, (int, float)) or not 0 <= seconds <= 1e9):
+        raise RequestError("older-than is a number of seconds")
+    state = request.get("state")
+    if state is not None and state not in set(State):
+        raise RequestError(f"no such state: {state}")
+    return QueueFilter(
+        queue_ids=frozenset(ids),
+        domain=_text(request, "domain"),
+        sender=_text(request, "sender"),
+        older_than=timedelta(seconds=seconds) if seconds is not None else None,
+        state=State(state) if state is not None else None,
+    )
+
+
+def event_filter(request: Mapping[str, Any]) -> EventFilter:
+    """The events a request means."""
+    since = request.get("since")
+    try:
+        begin = datetime.fromisoformat(since) if since is not None else None
+    except (TypeError, ValueError):
+        raise RequestError("since is a time such as 2030-01-31T12:00:00Z") from None
+    if begin is not None and begin.tzinfo is None:
+        raise RequestError("since has to name its zone")
+    names = request.get("events", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise RequestError("events is a list of names")
+    return EventFilter(
+        begin=begin,
+        names=frozenset(names),
+        recipient=_text(request, "recipient"),
+        sender=_text(request, "sender"),
+        queue_id=_text(request, "id"),
+    )
+
+
+def _text(request: Mapping[str, Any], key: str) -> str:
+    value = request.get(key, "")
+    if not isinstance(value, str):
+        raise RequestError(f"{key} is a text")
+    return value
+
+
+class ControlServer:
+    """The socket and the connections open on it."""
+
+    def __init__(self, control: Control, path: Path) -> None:
+        self.control = control
+        self.path = path
+        self._server: asyncio.Server | None = None
+        self._clients: set[asyncio.Task[None]] = set()
+        self._inode = 0
+
+    async def start(self) -> None:
+        """Listen; `SocketTaken` or OSError where that is not to be had."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        _clear_stale(self.path)
+        listening = _bind_private(self.path)
+        self._inode = self.path.stat().st_ino
+        self._server = await asyncio.start_unix_server(self._serve, sock=listening, limit=REQUEST_BYTES)
+
+    async def close(self) -> None:
+        """Let everybody go and take the socket away, if it is still ours."""
+        if self._server is not None:
+            self._server.close()
+        for task in list(self._clients):
+            task.cancel()
+        if self._clients:
+            await asyncio.wait(self._clients, timeout=5)
+        with contextlib.suppress(OSError):
+            if self.path.stat().st_ino == self._inode:
+                self.path.unlink()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._clients.add(task)
+        try:
+            if len(self._clients) > AT_A_TIME:
+                await _send(writer, {"error": "too many requests at a time, try again"})
+                return
+            await self._one_request(reader, writer)
+        except (OSError, TimeoutError, asyncio.CancelledError):
+            pass  # the client has gone, does not read, or we are closing
+        finally:
+            self._clients.discard(task)
+            writer.transport.abort() if writer.transport.get_write_buffer_size() else writer.close()
+
+    async def _one_request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            async with asyncio.timeout(REQUEST_SECONDS):
+                line = await reader.readline()
+            request = json.loads(line)
+            if not isinstance(request, dict):
+                raise RequestError("a request is a JSON object")
+        except (ValueError, RecursionError, RequestError) as error:
+            await _send(writer, {"error": f"not a request: {error}"})
+            return
+        await self._reply(request, reader, writer)
+
+    async def _reply(
+        self, request: Mapping[str, Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """Answer until the end, or until the client hangs up (which is how following ends)."""
+        answering = asyncio.ensure_future(self._answer(request, writer))
+        hanging_up = asyncio.ensure_future(reader.read(1))
+        try:
+            await asyncio.wait({answering, hanging_up}, return_when=asyncio.FIRST_COMPLETED)
+            if answering.done():
+                await answering
+        finally:
+            for task in (answering, hanging_up):
+                task.cancel()
+            await asyncio.gather(answering, hanging_up, return_exceptions=True)
+
+    async def _answer(self, request: Mapping[str, Any], writer: asyncio.StreamWriter) -> None:
+        try:
+            async for line in self.control.answer(request):
+                await _send(writer, line)
+        except RequestError as error:
+            await _send(writer, {"error": str(error)})
+        except SpoolError as error:
+            log.warning("control: %s", error)
+            await _send(writer, {"error": f"the queue cannot be read or changed: {error}"})
+        except OSError:
+            raise
+        except Exception:
+            log.exception("control: a request failed")
+            await _send(writer, {"error": "an error of the relay's own; its log has it"})
+
+
+async def _send(writer: asyncio.StreamWriter, line: Mapping[str, Any]) -> None:
+    writer.write(json.dumps(line).encode("ascii") + b"\n")
+    async with asyncio.timeout(WRITE_SECONDS):
+        await writer.drain()
+
+
+def _clear_stale(path: Path) -> None:
+    """Remove the socket of a relay that is gone; `SocketTaken` where one answers, or it is no socket."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise SocketTaken(f"{path} is there and is no socket")
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(2)
+        try:
+            probe.connect(os.fspath(path))
+        except OSError as error:
+            if error.errno in (errno.ECONNREFUSED, errno.ENOENT):
+                path.unlink(missing_ok=True)
+                return
+            if not isinstance(error, TimeoutError) and error.errno != errno.EAGAIN:
+                raise
+    raise SocketTaken(f"another relay answers at {path}")
+
+
+def _bind_private(path: Path) -> socket.socket:
+    """A bound UNIX socket that nobody but its owner could open, not even for a moment."""
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    before = os.umask(0o177)
+    try:
+        listening.bind(os.fspath(path))
+    except OSError:
+        listening.close()
+        raise
+    finally:
+        os.umask(before)
+    return listening
+
+
+async def start_control(control: Control, path: Path) -> ControlServer:
+    """Listen on a control socket."""
+    server = ControlServer(control, path)
+    await server.start()
+    return server

@@ -1,0 +1,201 @@
+"""What the operator can ask of a relay, and tell it: one implementation for every way in.
+
+The command line reaches it through the control socket, or, where no relay is running,
+with a store opened for reading. Every function answers in plain values, spelled as the
+JSON of the interface spells them.
+
+    list_queue, show_message, state_counts      look at the queue
+    change_queue                                retry, hold, release, remove
+    find_events, follow_events                  the delivery log, as the store keeps it
+
+Removing mail is written down like any other end of it: its events commit with the change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from relay.mail.event import Event
+from relay.queue.entry import LastAttempt, QueuedRecipient, State
+from relay.queue.store import EventFilter, QueuedItem, QueueFilter, Store
+from relay.report import deliverylog
+
+__all__ = [
+    "VERBS",
+    "change_queue",
+    "find_events",
+    "follow_events",
+    "item_as_json",
+    "list_queue",
+    "message_state",
+    "show_message",
+    "state_counts",
+    "timestamp",
+]
+
+VERBS = ("retry", "hold", "release", "remove")
+
+PAGE = 500
+HEADER_BYTES = 64 * 1024
+
+
+async def list_queue(store: Store, wanted: QueueFilter, *, now: datetime) -> AsyncIterator[dict[str, Any]]:
+    """The messages that match, oldest first, as `relay queue list --json` has them."""
+    async for page in _pages(store, wanted, now=now):
+        for item in page:
+            yield item_as_json(item)
+
+
+async def _pages(store: Store, wanted: QueueFilter, *, now: datetime) -> AsyncIterator[list[QueuedItem]]:
+    """What matches, in pages: a queue may hold millions, and neither it nor we wait for the other."""
+    after = ""
+    while page := await store.list_messages(wanted, now=now, after=after, limit=PAGE):
+        yield page
+        if len(page) < PAGE:
+            return
+        after = page[-1].message.queue_id
+
+
+async def show_message(store: Store, queue_id: str, *, now: datetime) -> dict[str, Any] | None:
+    """All we know of one message, its header section included; None where there is no such message."""
+    items = await store.list_messages(QueueFilter(queue_ids=frozenset({queue_id})), now=now, limit=1)
+    if not items:
+        return None
+    message = items[0].message
+    header = await store.read_header(queue_id, limit_bytes=HEADER_BYTES)
+    return {
+        **item_as_json(items[0]),
+        "origin": message.origin,
+        "client": message.client,
+        "message": {
+            "message-id": message.summary.message_id,
+            "from": message.summary.from_,
+            "to": message.summary.to,
+            "subject": message.summary.subject,
+        },
+        "settings": [_settings_as_json(recipient) for recipient in items[0].recipients],
+        "header": header.decode("utf-8", "backslashreplace"),
+    }
+
+
+async def state_counts(store: Store) -> dict[str, int]:
+    """How many recipients wait, by state."""
+    return {state.value: count for state, count in (await store.counts()).items()}
+
+
+async def change_queue(store: Store, wanted: QueueFilter, *, verb: str, now: datetime) -> dict[str, Any]:
+    """Do what the operator says to all that matches: how many recipients changed, and which ids are unknown.
+
+    Page by page: each page is one transaction, so that a change of a million messages
+    neither stops the mail nor has to be undone.
+    """
+    if verb not in VERBS:
+        raise ValueError(f"no such verb: {verb}")
+    seen: set[str] = set()
+    changed = 0
+    async for page in _pages(store, wanted, now=now):
+        ids = frozenset(item.message.queue_id for item in page)
+        seen |= ids & wanted.queue_ids
+        events = _removals(page, now) if verb == "remove" else []
+        changed += await store.change(replace(wanted, queue_ids=ids), verb=verb, now=now, events=events)
+    return {"changed": changed, "unknown": sorted(wanted.queue_ids - seen)}
+
+
+def _removals(page: Sequence[QueuedItem], now: datetime) -> list[Event]:
+    """The events of taking these messages out: one for each recipient that still waited."""
+    return [
+        deliverylog.removed(item.message, recipient, now=now)
+        for item in page
+        for recipient in item.recipients
+        if not recipient.state.is_final
+    ]
+
+
+async def find_events(
+    store: Store, wanted: EventFilter, *, limit: int | None = None
+) -> AsyncIterator[tuple[int, str]]:
+    """Sequence number and line of each event that matches, oldest first; with a limit the latest so many."""
+    if limit is not None:
+        latest = await store.find_events(wanted, limit=limit, ascending=False)
+        for stored in reversed(latest):
+            yield stored.seq, stored.event.line
+        return
+    after = 0
+    while page := await store.find_events(wanted, after=after, limit=PAGE):
+        for stored in page:
+            yield stored.seq, stored.event.line
+        after = page[-1].seq
+
+
+async def follow_events(
+    store: Store, wanted: EventFilter, *, after: int, more: Callable[[], Awaitable[None]]
+) -> AsyncIterator[str]:
+    """The lines of events as they commit, for ever; `more` returns when it is worth looking again."""
+    while True:
+        page = await store.find_events(wanted, after=after, limit=PAGE)
+        for stored in page:
+            yield stored.event.line
+            after = stored.seq
+        if not page:
+            await more()
+
+
+def item_as_json(item: QueuedItem) -> dict[str, Any]:
+    """A message of the queue in the interface's spelling."""
+    return {
+        "queue-id": item.message.queue_id,
+        "state": message_state(item.recipients).value,
+        "sender": item.message.reverse_path,
+        "size": item.message.size_bytes,
+        "arrived": timestamp(item.message.arrived),
+        "recipients": [_recipient_as_json(recipient) for recipient in item.recipients],
+    }
+
+
+def message_state(recipients: Sequence[QueuedRecipient]) -> State:
+    """One word for a message: what its least advanced recipient waits for."""
+    for state in (State.QUEUED, State.DEFERRED, State.HELD):
+        if any(recipient.state is state for recipient in recipients):
+            return state
+    return recipients[0].state if recipients else State.REMOVED
+
+
+def timestamp(at: datetime) -> str:
+    """RFC 3339, in UTC, to the second."""
+    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _recipient_as_json(recipient: QueuedRecipient) -> dict[str, Any]:
+    return {
+        "address": recipient.address,
+        "state": recipient.state.value,
+        "attempts": recipient.attempts,
+        "next-attempt": timestamp(recipient.next_attempt) if recipient.next_attempt else None,
+        "last": _last_as_json(recipient.last) if recipient.last else None,
+    }
+
+
+def _last_as_json(last: LastAttempt) -> dict[str, Any]:
+    return {
+        "at": timestamp(last.at),
+        "code": last.code,
+        "status": last.status,
+        "message": last.message,
+        "host": last.host,
+    }
+
+
+def _settings_as_json(recipient: QueuedRecipient) -> dict[str, Any]:
+    require, skip = recipient.settings.require_tls, recipient.settings.skip_verification
+    return {
+        "recipient": recipient.address,
+        "require-tls": require.value,
+        "require-tls-source": require.source.value,
+        "require-tls-rule": require.rule,
+        "skip-verification": skip.value,
+        "skip-verification-source": skip.source.value,
+        "skip-verification-rule": skip.rule,
+    }

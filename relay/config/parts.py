@@ -1,0 +1,27 @@
+"""What a part of the relay is told, where the file spreads it over more than one section.
+
+Apart from the sections themselves, since these imports are slow and a command that only
+wants the path of a socket should not wait for them.
+"""
+
+from __future__ import annotations
+
+from relay.config.sections import Config
+from relay.route.dns import ResolverOptions
+from relay.route.router import RouteOptions
+
+__all__ = ["resolver_options", "route_options"]
+
+
+def resolver_options(config: Config) -> ResolverOptions:
+    """`resolver`."""
+    return ResolverOptions(nameservers=config.resolver.nameservers, timeout=config.resolver.timeout)
+
+
+def route_options(config: Config) -> RouteOptions:
+    """`routes`, and what `delivery` says about where a connection may go."""
+    return RouteOptions(
+        port=config.delivery.port,
+        allow_networks=config.delivery.allow_networks,
+        routes=config.routes,
+    )
