@@ -1,0 +1,391 @@
+"""The delivery log's file: what the store committed, appended line by line. †
+
+`DeliveryLog` follows the store. Events are committed there first; their lines are
+appended after, off the event loop, one write a batch, and at most once a second the
+file is synced and the store told how far it has come (`log_written`). After a crash
+it goes on from there: nothing is missing, and a line may come twice with the same id.
+
+The file may be trouble, mail may not: while it cannot be written (no room, no permission,
+no directory) nothing waits for it. It is said once, tried again ever more slowly, and
+when it works again the lines that are owed are read from the store.
+
+    renamed or removed       noticed before each write; a new file is begun
+    SIGHUP                   `reopen`
+    copytruncate             every write goes to the end there is (O_APPEND)
+    several workers          each writes under a lock on the file, so that lines do not mix
+    room for half a batch    the half is taken back, so that every line is whole
+    a line torn by a crash   the same, by whoever writes next; the store still owes that line
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import stat
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+from typing import Protocol
+
+from relay.mail.event import Event
+
+__all__ = ["DeliveryLog", "EventSource", "NumberedEvent"]
+
+logger = logging.getLogger(__name__)
+
+_BATCH = 1000
+"""Lines of one write."""
+
+_TAIL = 4 * _BATCH
+"""Events held in memory so that the store need not be read for what it just committed."""
+
+_LONGEST_PAUSE = 30.0
+_LOCK_PATIENCE = 2.0
+_LINE_BEGINS = b'{"event":"'
+_LONGEST_LINE_BYTES = 1024 * 1024
+
+
+class NumberedEvent(Protocol):
+    """An event as the store keeps it."""
+
+    @property
+    def seq(self) -> int: ...
+
+    @property
+    def event(self) -> Event: ...
+
+
+class EventSource(Protocol):
+    """What the log asks of the store."""
+
+    async def events_after(self, seq: int, *, limit: int = 1000) -> Sequence[NumberedEvent]: ...
+
+    async def log_written(self, seq: int) -> None: ...
+
+    async def log_mark(self) -> int: ...
+
+
+class DeliveryLog:
+    """Follows a store's events into a file. `run` it as a task; `close` it before the store.
+
+    `committed` is how it hears of a commit at once; without that it looks once a `sync_every`.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        source: EventSource,
+        *,
+        sync_every: timedelta = timedelta(seconds=1),
+        gather: timedelta = timedelta(milliseconds=20),
+    ) -> None:
+        self._file = _LogFile(path)
+        self._source = source
+        self._sync_every = sync_every.total_seconds()
+        self._gather = gather.total_seconds()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="delivery-log")
+        self._tail: deque[NumberedEvent] = deque(maxlen=_TAIL)
+        self._position: int | None = None  # the last event appended
+        self._synced = 0  # the last event the store knows to be in the file
+        self._synced_at = 0.0
+        self._look = True  # the store may hold events that nobody handed us
+        self._wake = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._ended = asyncio.Event()
+        self._running = False
+        self._closing = False
+        self._failures = 0
+
+    @property
+    def is_in_trouble(self) -> bool:
+        """Whether the file cannot be written at the moment."""
+        return self._failures > 0
+
+    def committed(self, events: Sequence[NumberedEvent] = ()) -> None:
+        """The store has committed these, in this order, or (without any) something.
+
+        To be called on the event loop; costs next to nothing. Events that are not handed over,
+        or more than memory is set aside for, are read from the store.
+        """
+        for numbered in events:
+            if self._tail and numbered.seq != self._tail[-1].seq + 1:
+                self._tail.clear()
+            self._tail.append(numbered)
+        self._look = self._look or not events
+        self._wake.set()
+
+    def reopen(self) -> None:
+        """Begin a new file if the old one was moved away (SIGHUP); a file in trouble is tried at once."""
+        self._file.close_first = True
+        self._wake.set()
+        self._hurry.set()
+
+    async def run(self) -> None:
+        """Follow until `close` or cancelled. Nothing that goes wrong ends it."""
+        self._running = True
+        try:
+            while True:
+                self._hurry.clear()
+                try:
+                    lines = await self._follow()
+                    self._say_well()
+                except Exception as exc:  # the log's trouble must not end the log, whatever it is
+                    self._say_trouble(exc)
+                    if self._closing:
+                        return
+                    await self._pause()
+                    continue
+                if not lines and self._closing:
+                    return
+                if not lines:
+                    await self._sleep()
+                if lines < _BATCH and not self._closing:
+                    await asyncio.sleep(self._gather)  # what comes together is written together
+        finally:
+            self._ended.set()
+
+    async def close(self, *, grace: timedelta = timedelta(seconds=10)) -> None:
+        """Append and sync what is committed, then let the file go; an unwritable file is not waited for."""
+        self._closing = self._look = True
+        self._wake.set()
+        self._hurry.set()
+        with contextlib.suppress(TimeoutError, OSError):
+            async with asyncio.timeout(grace.total_seconds()):
+                if self._running:
+                    await self._ended.wait()
+                await asyncio.get_running_loop().run_in_executor(self._thread, self._file.close)
+        self._thread.shutdown(wait=False)
+
+    async def _follow(self) -> int:
+        """Append the next batch, sync if it is time; how many lines were appended."""
+        if self._position is None:
+            self._position = self._synced = await self._source.log_mark()
+        batch = await self._next_batch(self._position)
+        sync = self._sync_is_due(bool(batch))
+        if batch or sync or self._file.close_first:
+            loop = asyncio.get_running_loop()
+            try:
+                await loop.run_in_executor(self._thread, self._file.append, batch, sync)
+            except _NotSynced:
+                # What the kernel failed to write it may have forgotten: all since the last good sync again.
+                self._position = self._synced
+                self._look = True
+                raise
+            if batch:
+                self._position = batch[-1].seq
+            if sync:
+                self._synced, self._synced_at = self._position, time.monotonic()
+                await self._source.log_written(self._synced)
+        return len(batch)
+
+    async def _next_batch(self, position: int) -> Sequence[NumberedEvent]:
+        """What follows the position: from memory if it is there, else from the store."""
+        tail = self._tail
+        while tail and tail[0].seq <= position:
+            tail.popleft()
+        if tail and tail[0].seq == position + 1:
+            return [tail.popleft() for _ in range(min(len(tail), _BATCH))]
+        if not (tail or self._look):
+            return []
+        self._look = False
+        try:
+            batch = await self._source.events_after(position, limit=_BATCH)
+        except BaseException:
+            self._look = True
+            raise
+        self._look = len(batch) == _BATCH
+        return batch
+
+    def _sync_is_due(self, more: bool) -> bool:
+        if self._position == self._synced and not more:
+            return False
+        return self._closing or time.monotonic() - self._synced_at >= self._sync_every
+
+    async def _sleep(self) -> None:
+        """Until something is committed, or it is time to sync."""
+        try:
+            async with asyncio.timeout(self._sync_every):
+                await self._wake.wait()
+        except TimeoutError:
+            self._look = True
+        self._wake.clear()
+
+    async def _pause(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(0.25 * 2 ** min(self._failures, 10), _LONGEST_PAUSE)):
+                await self._hurry.wait()
+
+    def _say_trouble(self, exc: Exception) -> None:
+        self._look = True
+        self._failures += 1
+        if self._failures == 1:
+            logger.warning(
+                "delivery log %s cannot be written: %s; mail goes on, the lines follow later",
+                self._file.path,
+                exc,
+            )
+
+    def _say_well(self) -> None:
+        if self._failures:
+            self._failures = 0
+            logger.info("delivery log %s is written again", self._file.path)
+
+
+class _NotSynced(OSError):
+    """The file could not be synced."""
+
+
+class _LogFile:
+    """The open file. Its methods block, and run on one thread of their own."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.close_first = False
+        self._fd: int | None = None
+        self._identity = (0, 0)
+        self._is_regular = True
+        self._unsynced = False
+
+    def append(self, batch: Sequence[NumberedEvent], sync: bool) -> None:
+        """Append the lines of a batch, all or none; then sync, if asked."""
+        if self._fd is not None and (self.close_first or self._was_moved()):
+            self.close()
+        self.close_first = False
+        if self._fd is None:
+            self._fd = self._open()
+        if batch:
+            lines = "".join([f"{numbered.event.line}\n" for numbered in batch])
+            self._write(self._fd, lines.encode("ascii", "backslashreplace"))
+        if sync:
+            self._sync()
+
+    def close(self) -> None:
+        """Sync what is not yet, and let the file go."""
+        fd, self._fd = self._fd, None
+        if fd is None:
+            return
+        try:
+            if self._unsynced and self._is_regular:
+                _fdatasync(fd)
+            self._unsynced = False
+        finally:
+            os.close(fd)
+
+    def _open(self) -> int:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY
+        fd = os.open(self.path, flags, 0o640)
+        facts = os.fstat(fd)
+        self._identity = (facts.st_dev, facts.st_ino)
+        self._is_regular = stat.S_ISREG(facts.st_mode)
+        if self._is_regular:
+            _sync_directory(self.path.parent)  # or a power cut could take the new file, synced as it was
+        return fd
+
+    def _was_moved(self) -> bool:
+        """Whether the path leads to another file now, or to none."""
+        try:
+            facts = os.stat(self.path)
+        except OSError:
+            return True
+        return (facts.st_dev, facts.st_ino) != self._identity
+
+    def _write(self, fd: int, data: bytes) -> None:
+        if not self._is_regular:
+            _write_all(fd, data)
+            return
+        with _locked(fd):
+            size = _mend(fd)
+            self._unsynced = True
+            try:
+                _write_all(fd, data)
+            except OSError:
+                # Nobody else writes while we hold the lock: what is beyond `size` is ours.
+                with contextlib.suppress(OSError):
+                    os.ftruncate(fd, size)
+                raise
+
+    def _sync(self) -> None:
+        if self._fd is None or not self._unsynced:
+            return
+        if self._is_regular:
+            try:
+                _fdatasync(self._fd)
+            except OSError:
+                os.close(self._fd)
+                self._fd = None
+                raise
+        self._unsynced = False
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _fdatasync(fd: int) -> None:
+    try:
+        os.fdatasync(fd)
+    except OSError as exc:
+        raise _NotSynced(*exc.args) from exc
+
+
+def _sync_directory(directory: Path) -> None:
+    with contextlib.suppress(OSError):  # not every file system can
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+@contextlib.contextmanager
+def _locked(fd: int) -> Iterator[None]:
+    """Hold the file's lock, which the other workers take too. A file system without locks has one writer."""
+    until = time.monotonic() + _LOCK_PATIENCE
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.002)
+            continue
+        except OSError:
+            yield
+            return
+        break
+    try:
+        yield
+    finally:
+        fcntl.flock(fd, fcntl.LOCK_UN)
+
+
+def _mend(fd: int) -> int:
+    """Make the file end with a whole line, and return its size.
+
+    A last line without its end was torn by a crash. If it is one of ours it is taken away:
+    its event is not marked as written, and comes again. Anything else is ended with LF.
+    """
+    size = os.fstat(fd).st_size
+    if not size or os.pread(fd, 1, size - 1) == b"\n":
+        return size
+    piece = os.pread(fd, _LONGEST_LINE_BYTES, max(size - _LONGEST_LINE_BYTES, 0))
+    torn = piece[piece.rfind(b"\n") + 1 :]
+    is_whole_piece = len(torn) == len(piece) and size > len(piece)
+    if not is_whole_piece and (torn.startswith(_LINE_BEGINS) or _LINE_BEGINS.startswith(torn)):
+        try:
+            os.ftruncate(fd, size - len(torn))
+        except OSError:
+            pass
+        else:
+            return size - len(torn)
+    _write_all(fd, b"\n")
+    return os.fstat(fd).st_size
