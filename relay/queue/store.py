@@ -117,11 +117,14 @@ class Store(Protocol):
         Runs to its end even if the caller is cancelled: a message half taken in does not exist.
         """
 
-    async def claim_due(self, *, now: datetime, limit: int, skip: Collection[str] = ()) -> list[Entry]:
+    async def claim_due(
+        self, *, now: datetime, limit: int, limit_per_domain: int | None = None, skip: Collection[str] = ()
+    ) -> list[Entry]:
         """At most `limit` entries that are due, fairly over the domains, none of a domain in `skip`.
 
-        An entry claimed is out of reach of every other claim until it is recorded or released, or until the
-        store is opened again after a crash, when it is due at once.
+        At most `limit_per_domain` of them are of one domain, however many of it are due. An entry claimed
+        is out of reach of every other claim until it is recorded or released, or until the store is opened
+        again after a crash, when it is due at once.
         """
 
     async def next_due(self, *, skip: Collection[str] = ()) -> datetime | None:
