@@ -67,7 +67,7 @@ class Unanswered:
     """Nothing is known for now. `reason`: what happened instead of an answer."""
 
     reason: str
-    expires: float = inf
+    expires: float = 0.0
 
 
 MxLookup = MxAnswer | NoSuchName | Unanswered

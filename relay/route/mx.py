@@ -23,8 +23,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from random import Random
 
-import idna
-
+from relay.mail.address import AddressError, normalise_domain
 from relay.mail.outcome import Bounced, Code, Deferred
 from relay.route.answers import MxAnswer, MxLookup, MxRecord, NoSuchName, Unanswered
 from relay.route.next_hop import NoRoute
@@ -33,9 +32,6 @@ __all__ = ["MailHost", "MailHosts", "choose", "host_name", "mail_hosts", "unusab
 
 NULL_MX = 556
 """RFC 7505 §4: the reply code for a domain that takes no mail."""
-
-_LONGEST_NAME = 253
-_LONGEST_LABEL = 63
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,39 +79,30 @@ def choose(hosts: Sequence[MailHost], limit: int, random: Random) -> tuple[MailH
 
 
 def host_name(text: str) -> str | None:
-    """A name in lower case and A-labels (IDNA 2008), without its final dot; None if it cannot be in the DNS.
+    """A name in the one spelling we compare by, None if it is no name of a host.
 
     An underscore is let through: such host names are wrong (RFC 1123 §2.1), exist, and can be looked up.
     """
-    name = text.lower().removesuffix(".")
-    if not name.isascii():
-        try:
-            name = idna.encode(name, uts46=True).decode("ascii").lower()
-        except (idna.IDNAError, UnicodeError):
-            return None
-    if not name or len(name) > _LONGEST_NAME:
+    if text.startswith("["):  # an address literal is a domain of an address, and no name
         return None
-    return name if all(_is_label(label) for label in name.split(".")) else None
+    try:
+        return normalise_domain(text)
+    except AddressError:
+        return None
 
 
 def unusable(name: str) -> str:
-    """Why a name in the DNS is not a host to connect to, "" if it may be."""
-    last = name.rpartition(".")[2]
+    """Why what stands in the DNS, or behind the @, is not a host to look up; "" if it may be."""
+    last = name.rpartition(".")[2].lower()
     if last.isdigit():
         return "is an address, not a name (RFC 5321 §5.1)"
+    if host_name(name) is None:
+        return "is not a host name"
     if last == "localhost":
         return "is this machine (RFC 6761 §6.3)"
     if "." not in name:
         return "has no dot (RFC 7085)"
     return ""
-
-
-def _is_label(label: str) -> bool:
-    return (
-        0 < len(label) <= _LONGEST_LABEL
-        and label.isascii()
-        and label.replace("-", "a").replace("_", "a").isalnum()
-    )
 
 
 def _from_records(domain: str, answer: MxAnswer, hostname: str) -> MailHosts | NoRoute:
@@ -132,9 +119,8 @@ def _usable(records: Iterable[MxRecord]) -> tuple[list[MailHost], tuple[str, ...
     rejected: dict[str, None] = {}
     for record in sorted(records, key=lambda record: record.preference):
         name = host_name(record.exchange)
-        reason = "is not a host name" if name is None else unusable(name)
-        if name is None or reason:
-            rejected[f"{record.exchange[:_LONGEST_NAME]} {reason}"] = None
+        if (reason := unusable(name or record.exchange)) or name is None:
+            rejected[f"{record.exchange} {reason}"] = None
         else:
             hosts.setdefault(name, MailHost(record.preference, name))
     return list(hosts.values()), tuple(rejected)

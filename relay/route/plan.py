@@ -136,9 +136,13 @@ def _finding(
     return _Finding(
         host.preference,
         candidate=_candidate(host.preference, good) if good else None,
-        rejected=tuple(f"{host.name}: {address} {rejection.reason}" for address, rejection in bad.items()),
+        rejected=tuple(f"{_of(host, address)} {rejection.reason}" for address, rejection in bad.items()),
         ourselves=any(rejection.ourselves for rejection in bad.values()),
     )
+
+
+def _of(host: MailHost, address: str) -> str:
+    return address if address == host.name else f"{host.name}: {address}"
 
 
 def _candidate(preference: int, hosts: Sequence[Host]) -> Candidate:

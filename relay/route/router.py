@@ -115,18 +115,15 @@ class Router:
 
     async def _look_up(self, domain: str) -> _Kept:
         options = self._options
-        name = domain if domain.startswith("[") else host_name(domain)
-        static = self._static(name or domain.lower())
+        name = host_name(domain) or domain
+        static = self._static(name)
+        literal = parse_address_literal(domain)
         if static is not None:
             result, expires = await self._by_route(domain, static)
-        elif name is None:
-            result, expires = _cannot_be(domain, "is not a domain name")
-        elif (literal := parse_address_literal(name)) is not None:
+        elif literal is not None:
             result, expires = self._by_literal(domain, literal)
-        elif name.startswith("["):
-            result, expires = _cannot_be(domain, "is not an address literal")
         elif reason := unusable(name):
-            result, expires = _cannot_be(domain, f"{reason}; only an entry of `routes` could say where it is")
+            result, expires = NoRoute(Bounced("5.1.2", Code.NO_USABLE_MX, "", f"{domain} {reason}")), inf
         else:
             result, expires = await self._by_dns(name)
         kept = _Kept(result, static)
@@ -311,10 +308,6 @@ def _has_addresses(task: asyncio.Task[AddressLookup]) -> bool:
         return False
     found = task.result()
     return isinstance(found, AddressAnswer) and bool(found.addresses)
-
-
-def _cannot_be(domain: str, reason: str) -> tuple[NoRoute, float]:
-    return NoRoute(Bounced("5.1.2", Code.NO_USABLE_MX, "", f"{domain} {reason}")), inf
 
 
 def _waits(domain: str, status: str, reason: str) -> NoRoute:

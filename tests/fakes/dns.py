@@ -1,0 +1,51 @@
+"""A resolver whose answers are a literal table: records, and failures, as data.
+
+    dns = FakeDns(
+        mx_records={"example.net": [(10, "mx1.example.net")], "broken.example": Unanswered("SERVFAIL")},
+        hosts={"mx1.example.net": ["11.22.33.1"]},
+    )
+
+What is not in a table does not exist. Who asked for what is kept in `asked`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from relay.route.answers import (
+    AddressAnswer,
+    AddressLookup,
+    MxAnswer,
+    MxLookup,
+    MxRecord,
+    NoSuchName,
+    Unanswered,
+)
+
+__all__ = ["FakeDns"]
+
+
+@dataclass
+class FakeDns:
+    """Answers like `relay.route.dns.DnsResolver`, without a network."""
+
+    mx_records: Mapping[str, Sequence[tuple[int, str]] | MxLookup] = field(default_factory=dict)
+    hosts: Mapping[str, Sequence[str] | AddressLookup] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+
+    async def mx(self, domain: str) -> MxLookup:
+        self.asked.append(f"MX {domain}")
+        found = self.mx_records.get(domain)
+        if isinstance(found, (MxAnswer, NoSuchName, Unanswered)):
+            return found
+        if found is None:
+            return MxAnswer(()) if domain in self.hosts else NoSuchName()
+        return MxAnswer(tuple(MxRecord(preference, exchange) for preference, exchange in found))
+
+    async def addresses(self, host: str) -> AddressLookup:
+        self.asked.append(f"A {host}")
+        found = self.hosts.get(host)
+        if isinstance(found, (AddressAnswer, NoSuchName, Unanswered)):
+            return found
+        return NoSuchName() if found is None else AddressAnswer(tuple(found))
