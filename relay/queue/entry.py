@@ -122,12 +122,14 @@ class Entry:
     """One message and its recipients in one domain: what an attempt works on.
 
     `content` is the whole content where it is small and still at hand from its
-    arrival; otherwise None, and `Store.read_content` gives it in pieces.
+    arrival; otherwise None, and `Store.read_content` gives it in pieces. `total` is how
+    many recipients the message has in all, done ones included; 0 where nobody counted.
     """
 
     message: QueuedMessage
     recipients: tuple[QueuedRecipient, ...]
     content: bytes | None = None
+    total: int = 0
 
     @property
     def domain(self) -> str:
