@@ -15,7 +15,7 @@ refuse it otherwise.
 An event's id is made of what makes the event one: its time, its message, recipient and
 attempt. It sorts by time, and the same event told twice has the same id.
 
-Pure; `relay.report.logfile` writes the lines.
+Pure; `relay.report.deliverylog.file` writes the lines.
 """
 
 from __future__ import annotations
