@@ -91,10 +91,10 @@ def _considered(config: Config, conformer: Conformer) -> Config:
     warnings = [Mistake(nearest(conformer.places, r.key), r.key, r.problem, r.cure) for r in remarks]
     if not config.hostname:
         config = dataclasses.replace(config, hostname=_own_name())
-        if "." not in config.hostname:
-            problem = f"this machine calls itself {config.hostname}, which is no full domain name"
-            cure = "set hostname: other hosts judge us by it"
-            warnings.append(Mistake(nearest(conformer.places, "hostname"), "hostname", problem, cure))
+    if "." not in config.hostname:
+        problem = f"{config.hostname} is no full domain name, and other hosts judge us by it"
+        cure = "write one, such as relay.example.net"
+        warnings.append(Mistake(nearest(conformer.places, "hostname"), "hostname", problem, cure))
     object.__setattr__(config, "warnings", tuple(map(str, warnings)))
     return config
 

@@ -75,12 +75,16 @@ def _wants_name(hint: Any) -> bool:
     return dataclasses.is_dataclass(hint) and any(f.name == "name" for f in dataclasses.fields(hint))
 
 
-def _known_keys(cls: type, key: str = "") -> Iterator[str]:
-    """Every dotted key below a dataclass, maps of names left out."""
+def known_keys(cls: type, key: str = "") -> Iterator[str]:
+    """Every dotted key below a dataclass; "*" stands for a name of its own, or a place in a list."""
     for name, (_, hint) in shape_of(cls).items():
-        yield dotted(key, name)
+        here = dotted(key, name)
+        yield here
+        inner = next((arg for arg in typing.get_args(hint) if dataclasses.is_dataclass(arg)), None)
         if dataclasses.is_dataclass(hint):
-            yield from _known_keys(typing.cast(type, hint), dotted(key, name))
+            yield from known_keys(typing.cast(type, hint), here)
+        elif inner is not None:
+            yield from known_keys(typing.cast(type, inner), f"{here}.*")
 
 
 class Conformer:
@@ -93,9 +97,11 @@ class Conformer:
     def __init__(self, mistakes: list[Mistake]) -> None:
         self.mistakes = mistakes
         self.places: dict[str, Place] = {}
+        self.noted: set[str] = set()
 
     def wrong(self, place: Place, key: str, problem: str, cure: str) -> Any:
         self.mistakes.append(Mistake(place, key, problem, cure))
+        self.noted.add(key)
         return _WRONG
 
     def conform(self, tree: Tree, hint: Any, key: str) -> Any:
@@ -143,7 +149,7 @@ class Conformer:
 
     def _unknown(self, place: Place, name: str, shape: Collection[str], key: str) -> None:
         meant = difflib.get_close_matches(name.lower().replace("-", "_"), shape, n=1, cutoff=0.6)
-        elsewhere = [k for k in _known_keys(Config) if k.rpartition(".")[2] == name]
+        elsewhere = [k for k in known_keys(Config) if k.rpartition(".")[2] == name and "*" not in k]
         if meant:
             cure = f'did you mean "{meant[0]}"?'
         elif elsewhere:
@@ -263,7 +269,7 @@ def build(values: Any, conformer: Conformer) -> Config | None:
     except ValidationError as error:
         for fault in error.errors(include_url=False):
             key = ".".join(_key_of(str(step)) for step in fault["loc"])
-            if any(m.key == key or m.key.startswith(f"{key}.") for m in conformer.mistakes):
+            if any(noted == key or noted.startswith(f"{key}.") for noted in conformer.noted):
                 continue  # said already, and better
             conformer.wrong(nearest(conformer.places, key), key, *_in_our_words(fault))
         return None

@@ -1,0 +1,149 @@
+"""The command line: `relay serve | check | queue … | log | explain | probe | password | demo`.
+
+Exit codes: 0 done; 1 the answer is bad (a broken configuration, an unknown queue id, no
+relay to ask); 2 usage. What a program should read is on stdout, what is for a person about
+the command itself on stderr.
+
+Each command imports what it needs when it runs, so that `relay --version` costs nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from pathlib import Path
+
+import click
+
+from relay import __version__
+from relay.cli.common import Lazy, config_file, config_option, load_config
+
+__all__ = ["main"]
+
+_COMMANDS = {
+    "explain": "relay.cli.explain:explain",
+    "log": "relay.cli.log:log",
+    "probe": "relay.cli.probe:probe",
+    "queue": "relay.cli.queue:queue",
+}
+
+
+@click.group(cls=Lazy, lazy=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, "-V", "--version", prog_name="relay", message="%(prog)s %(version)s")
+@config_option
+def relay() -> None:
+    """An SMTP smarthost that controls, enforces and explains TLS to the next hop.
+
+    Local clients hand it mail over SMTP. It takes each message durably, decides from its
+    configuration and from the message's own header fields how secure the next hop has to
+    be, delivers to the recipient's MX under exactly that rule, and writes down what
+    happened at every attempt.
+
+    \b
+    A first look:
+      relay serve -c conf/relay.yaml      run a relay
+      relay queue list                    what is still to be delivered
+      relay log --follow                  what becomes of it, as it happens
+      relay explain --from a@example.com --to b@example.net
+      relay demo                          all outcomes, in a closed sandbox
+
+    \b
+    Files:
+      The configuration is the file named by -c, else by $RELAY_CONFIG, else
+      /etc/relay/relay.yaml if it is there, else conf/relay.yaml. Any key of it
+      can be set in the environment: RELAY__QUEUE__PATH=/srv/spool.
+
+    \b
+    Exit status:
+      0  done
+      1  the answer is bad: a broken configuration, an unknown queue id, no relay to ask
+      2  the command was not understood
+    """
+
+
+@relay.command()
+@config_option
+@click.pass_context
+def serve(ctx: click.Context) -> None:
+    """Run the relay in the foreground.
+
+    It takes mail at the addresses under `listeners`, keeps it under `queue.path`, delivers
+    it, and writes the delivery log; its own log goes to stderr.
+
+    \b
+    Signals:
+      SIGHUP          read policy, routes, users and certificates again and reopen the
+                      delivery log; a broken file keeps what is in force, and says so
+      SIGTERM SIGINT  drain: take no more mail, finish the deliveries under way, end;
+                      a second one ends at once (nothing is lost either way)
+
+    Under systemd it says READY, RELOADING, STOPPING and answers the watchdog (Type=notify).
+    """
+    from relay import daemon
+
+    sys.exit(daemon.serve(config_file(ctx), os.environ))
+
+
+@relay.command()
+@config_option
+@click.pass_context
+def check(ctx: click.Context) -> None:
+    """Say what is wrong with the configuration, or print all of it as it is in effect.
+
+    Every mistake is named at once, with file, line, key and cure; the exit status is 1
+    then. A correct configuration is printed as YAML, every key with the value it has by
+    file, environment or default, secrets masked. Warnings go to stderr.
+    """
+    import yaml
+
+    from relay.config import as_document
+
+    config = load_config(config_file(ctx))
+    for warning in config.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    click.echo(yaml.safe_dump(as_document(config), sort_keys=False, allow_unicode=True), nl=False)
+
+
+@relay.command()
+def password() -> None:
+    """Make the argon2 hash of a password, for access.users in the configuration.
+
+    At a terminal it asks twice, without showing what is typed; otherwise the password is
+    the first line of stdin.
+
+    \b
+      access:
+        users:
+          app1: {password: "$argon2id$…"}
+    """
+    from argon2 import PasswordHasher
+
+    if sys.stdin.isatty():
+        secret = click.prompt("Password", hide_input=True, confirmation_prompt="The same again", err=True)
+    else:
+        secret = sys.stdin.readline().rstrip("\r\n")
+    if not secret:
+        raise click.ClickException("an empty password protects nothing")
+    click.echo(PasswordHasher().hash(secret))
+
+
+@relay.command()
+def demo() -> None:
+    """Play all outcomes in a closed sandbox: own DNS, own mail hosts, nothing leaves this machine.
+
+    Hosts with good, wrong, expired and no TLS meet messages with each of the four settings,
+    and the delivery log tells what became of each.
+    """
+    from relay.demo import play
+
+    sys.exit(play.main())
+
+
+def main() -> None:
+    """The entry point."""
+    # A reader that has seen enough (`relay log | head`) ends us quietly.
+    with contextlib.suppress(ValueError):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    relay(prog_name=Path(sys.argv[0]).name if sys.argv[0].endswith("relay") else "relay")

@@ -1,0 +1,190 @@
+"""What the commands share: finding the configuration, asking the relay, and showing text safely."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import os
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from relay.config import Config
+
+__all__ = [
+    "AGE",
+    "Lazy",
+    "age_text",
+    "answers",
+    "config_file",
+    "config_option",
+    "fail",
+    "load_config",
+    "printable",
+    "size_text",
+]
+
+_CONFIG = "relay.config"
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Lazy(click.Group):
+    """A group whose commands are imported when they are called, not before."""
+
+    def __init__(self, *args: Any, lazy: Mapping[str, str] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._lazy = dict(lazy or {})
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *self._lazy})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self._lazy:
+            return super().get_command(ctx, cmd_name)
+        module, _, name = self._lazy[cmd_name].partition(":")
+        command = getattr(importlib.import_module(module), name)
+        assert isinstance(command, click.Command)
+        return command
+
+
+def config_option(command: F) -> F:
+    """`-c FILE`, on a command or the group around it; the nearest to the command holds."""
+
+    def remember(ctx: click.Context, _: click.Parameter, value: Path | None) -> None:
+        if value is not None:
+            ctx.meta[_CONFIG] = value
+
+    return click.option(
+        "-c",
+        "--config",
+        metavar="FILE",
+        type=click.Path(path_type=Path, dir_okay=False),
+        expose_value=False,
+        callback=remember,
+        help="The configuration (default: $RELAY_CONFIG, /etc/relay/relay.yaml, conf/relay.yaml).",
+    )(command)
+
+
+def config_file(ctx: click.Context) -> Path:
+    """The file to read."""
+    from relay.config import default_path
+
+    named = ctx.meta.get(_CONFIG)
+    return named if isinstance(named, Path) else default_path(os.environ)
+
+
+def load_config(path: Path) -> Config:
+    """The configuration; every mistake in it on stderr, and exit 1."""
+    from relay.config import ConfigError, load
+
+    try:
+        return load(path, os.environ)
+    except ConfigError as error:
+        fail(str(error))
+
+
+def fail(text: str) -> NoReturn:
+    """Say it on stderr and exit 1."""
+    click.echo(printable(text, keep="\n"), err=True)
+    sys.exit(1)
+
+
+def answers(config: Config, request: Mapping[str, Any], *, patient: bool = False) -> Iterator[dict[str, Any]]:
+    """The answer of the running relay; where none runs, of its store opened for reading.
+
+    `patient`: the answer may take as long as it likes (following a log).
+    """
+    from relay.admin.client import NotRunning, RelayError, ask
+
+    try:
+        yield from ask(Path(config.admin.socket), request, seconds=None if patient else 60.0)
+    except NotRunning as error:
+        if request["verb"] not in ("list", "show", "log") or request.get("follow"):
+            fail(f"{error}; start one with `relay serve`")
+        yield from _without_relay(config, request)
+    except RelayError as error:
+        fail(str(error))
+
+
+def _without_relay(config: Config, request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Answer from a store that nobody writes to."""
+    from relay.admin.control import Control, RequestError
+    from relay.queue.sqlite import SqliteStore
+    from relay.queue.store import SpoolError
+
+    directory = Path(config.queue.path)
+    if not directory.exists():
+        yield {"done": {"unknown": [request["id"]] if "id" in request else []}}
+        return
+
+    async def answer() -> AsyncIterator[dict[str, Any]]:
+        store = await SqliteStore.open(directory, read_only=True)
+        try:
+            async for line in Control(store, clock=lambda: datetime.now(UTC)).answer(request):
+                yield line
+        finally:
+            await store.close()
+
+    try:
+        yield from _drive(answer())
+    except (SpoolError, RequestError) as error:
+        fail(str(error))
+
+
+def _drive(lines: AsyncIterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """An asynchronous iterator, walked from outside an event loop."""
+    with asyncio.Runner() as runner, contextlib.suppress(StopAsyncIteration):
+        while True:
+            yield runner.run(_next(lines))
+
+
+async def _next(lines: AsyncIterator[dict[str, Any]]) -> dict[str, Any]:
+    return await anext(lines)
+
+
+class _Age(click.ParamType):
+    """A duration such as 30m, 4h, 2d."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
+        from relay.config.words import parse_duration
+
+        try:
+            return value if isinstance(value, timedelta) else parse_duration(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+AGE = _Age()
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    """Text of a stranger's, fit for a terminal: nothing in it moves the cursor or hides a line."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+
+
+def age_text(age: timedelta) -> str:
+    """How long ago or how far ahead, in the one unit a person would use."""
+    seconds = max(int(age.total_seconds()), 0)
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= 2 * length or (unit != "m" and seconds >= length and seconds % length == 0):
+            return f"{seconds // length}{unit}"
+    return f"{seconds}s"
+
+
+def size_text(octets: int) -> str:
+    """A size in the one unit a person would use."""
+    for unit, count in (("GiB", 1024**3), ("MiB", 1024**2), ("KiB", 1024)):
+        if octets >= 2 * count:
+            return f"{octets // count} {unit}"
+    return f"{octets} B"

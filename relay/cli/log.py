@@ -1,0 +1,126 @@
+"""`relay log`: what became of each message, from the events the store keeps."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import click
+
+from relay.cli.common import answers, config_file, config_option, load_config, printable
+
+__all__ = ["log"]
+
+_COLOURS = {"accepted": "cyan", "delivered": "green", "temporary": "yellow", "permanent": "red"}
+
+
+class _Since(click.ParamType):
+    """A time (2030-01-31, 2030-01-31T12:00) or an age (2h)."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        from relay.config.words import parse_duration
+
+        if isinstance(value, datetime):
+            return value
+        try:
+            return datetime.now(UTC) - parse_duration(value)
+        except ValueError:
+            pass
+        try:
+            return datetime.fromisoformat(value).astimezone()
+        except ValueError:
+            self.fail(
+                f"{value!r} is neither an age such as 2h nor a time such as 2030-01-31T12:00", param, ctx
+            )
+
+
+@click.command()
+@click.option("-f", "--follow", is_flag=True, help="Go on with new events as they come; end with Ctrl-C.")
+@click.option("--recipient", metavar="ADDRESS", help="About this recipient.")
+@click.option("--sender", metavar="ADDRESS", help='From this sender ("<>": the null reverse-path).')
+@click.option(
+    "--event",
+    "events",
+    multiple=True,
+    type=click.Choice(["accepted", "delivered", "failed"]),
+    help="Only events of this name; may be given more than once.",
+)
+@click.option("--id", "queue_id", metavar="ID", help="About this message.")
+@click.option("--since", type=_Since(), metavar="TIME", help="Not before this time, or this age (2h, 3d).")
+@click.option("-n", "--lines", type=click.IntRange(1, 100_000), help="The latest so many [default: 1000].")
+@click.option("--json", "as_json", is_flag=True, help="The events whole, one JSON object a line.")
+@config_option
+@click.pass_context
+def log(ctx: click.Context, /, **options: Any) -> None:
+    """Show the delivery log: one line for each message accepted and for each attempt.
+
+    Events are kept for log.keep_events; the file log.delivery has them all. Works while no
+    relay is running, too, except for --follow.
+    """
+    config = load_config(config_file(ctx))
+    as_json = options.pop("as_json")
+    try:
+        for line in _lines(answers(config, _request(**options), patient=options["follow"])):
+            click.echo(line if as_json else _for_people(json.loads(line)))
+    except KeyboardInterrupt:
+        return
+
+
+def _lines(found: Iterator[dict[str, Any]]) -> Iterator[str]:
+    return (answer["line"] for answer in found if "line" in answer)
+
+
+def _request(
+    follow: bool,
+    recipient: str | None,
+    sender: str | None,
+    events: tuple[str, ...],
+    queue_id: str | None,
+    since: datetime | None,
+    lines: int | None,
+) -> dict[str, Any]:
+    said: dict[str, Any] = {
+        "follow": follow or None,
+        "recipient": recipient,
+        "sender": sender,
+        "events": list(events) or None,
+        "id": queue_id,
+        "since": since.astimezone(UTC).isoformat() if since is not None else None,
+        "limit": lines if lines is not None or since is not None else 1000,
+    }
+    return {"verb": "log", **{key: value for key, value in said.items() if value is not None}}
+
+
+def _for_people(event: dict[str, Any]) -> str:
+    """`2030-01-31 12:00:00  delivered  ID  a@… → b@…  TLS verified, mx1.example.net: 250 2.0.0 OK`."""
+    at = datetime.fromtimestamp(event["timestamp"], UTC).astimezone()
+    name = event["event"]
+    shown = {"temporary": "deferred", "permanent": "failed"}.get(event.get("severity", ""), name)
+    colour = _COLOURS.get(event.get("severity", name), "white")
+    envelope = event["envelope"]
+    text = (
+        f"{at:%Y-%m-%d %H:%M:%S}  {click.style(f'{shown:<9}', fg=colour)}  {event['queue-id']}  "
+        f"{printable(envelope['sender']) or '<>'} → {printable(envelope['targets'])}"
+    )
+    status = event.get("delivery-status")
+    return f"{text}  {_status_text(status)}" if status else text
+
+
+def _status_text(status: dict[str, Any]) -> str:
+    words = [str(status["code"] or ""), status["enhanced-code"], status["message"] or status["description"]]
+    text = printable(" ".join(word for word in words if word))
+    if status.get("mx-host"):
+        text = f"{_tls_text(status)}, {printable(status['mx-host'])}: {text}"
+    if status.get("retry-seconds"):
+        text += f" (again in {timedelta(seconds=status['retry-seconds'])})"
+    return text
+
+
+def _tls_text(status: dict[str, Any]) -> str:
+    if not status["tls"]:
+        return "in clear"
+    return "TLS verified" if status["certificate-verified"] else "TLS unverified"

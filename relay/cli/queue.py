@@ -1,0 +1,221 @@
+"""`relay queue`: look at the messages the relay is responsible for, and decide about them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from itertools import chain
+from typing import Any, TypeVar
+
+import click
+
+from relay.cli.common import (
+    AGE,
+    age_text,
+    answers,
+    config_file,
+    config_option,
+    fail,
+    load_config,
+    printable,
+    size_text,
+)
+
+__all__ = ["queue"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_STATES = ("queued", "deferred", "held")
+_COLOURS = {"queued": "cyan", "deferred": "yellow", "held": "magenta", "delivered": "green"}
+
+
+def _filters(command: F) -> F:
+    """The options that say which messages are meant; every one given has to match."""
+    for option in (
+        click.option("--state", type=click.Choice(_STATES), help="With a recipient in this state."),
+        click.option(
+            "--older-than", type=AGE, metavar="AGE", help="Arrived longer ago than this (30m, 4h, 2d)."
+        ),
+        click.option("--sender", metavar="ADDRESS", help='From this sender ("<>": the null reverse-path).'),
+        click.option("--domain", metavar="DOMAIN", help="With a recipient in this domain."),
+    ):
+        command = option(command)
+    return command
+
+
+def _request(
+    verb: str,
+    ids: tuple[str, ...],
+    domain: str | None,
+    sender: str | None,
+    older_than: timedelta | None,
+    state: str | None,
+) -> dict[str, Any]:
+    """A request of the control socket: only what was said is in it."""
+    said: dict[str, Any] = {
+        "ids": list(ids) or None,
+        "domain": _normal_domain(domain),
+        "sender": sender,
+        "older-than": older_than.total_seconds() if older_than is not None else None,
+        "state": state,
+    }
+    return {"verb": verb, **{key: value for key, value in said.items() if value is not None}}
+
+
+def _normal_domain(domain: str | None) -> str | None:
+    from relay.mail.address import AddressError, normalise_domain
+
+    try:
+        return normalise_domain(domain) if domain is not None else None
+    except AddressError as error:
+        raise click.BadParameter(f"{domain}: {error}", param_hint="--domain") from None
+
+
+@click.group()
+@config_option
+def queue() -> None:
+    """Look at the queue, and decide about what is in it.
+
+    `list` and `show` also work while no relay is running; the others talk to the running
+    one through its control socket (admin.socket).
+    """
+
+
+@queue.command("list")
+@_filters
+@click.option("--json", "as_json", is_flag=True, help="As one JSON array, for programs.")
+@config_option
+@click.pass_context
+def list_(ctx: click.Context, /, as_json: bool, **filters: Any) -> None:
+    """List messages, oldest first, each with its recipients and what became of the last attempt."""
+    config = load_config(config_file(ctx))
+    found = _items(answers(config, _request("list", (), **filters)))
+    if as_json:
+        _print_array(found)
+    else:
+        _print_list(found)
+
+
+@queue.command()
+@click.argument("queue_id", metavar="ID")
+@click.option("--json", "as_json", is_flag=True, help="As one JSON object, for programs.")
+@config_option
+@click.pass_context
+def show(ctx: click.Context, queue_id: str, as_json: bool) -> None:
+    """Show one message: envelope, settings and where each came from, attempts, header section."""
+    config = load_config(config_file(ctx))
+    found = next(_items(answers(config, {"verb": "show", "id": queue_id})), None)
+    if found is None:
+        fail(f"{queue_id}: no such message in the queue")
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        _print_message(found)
+
+
+def _verb(name: str, help_text: str) -> None:
+    """Add one of the operator's verbs to the group."""
+
+    @queue.command(name, help=help_text)
+    @click.argument("ids", metavar="[ID]...", nargs=-1)
+    @_filters
+    @click.option("--all", "everything", is_flag=True, help="The whole queue.")
+    @config_option
+    @click.pass_context
+    def command(ctx: click.Context, /, ids: tuple[str, ...], everything: bool, **filters: Any) -> None:
+        request = _request(name, ids, **filters)
+        if everything == (len(request) > 1):
+            raise click.UsageError("name queue ids or a filter, or else say --all")
+        if everything:
+            request["all"] = True
+        config = load_config(config_file(ctx))
+        done = next(line["done"] for line in answers(config, request) if "done" in line)
+        count = done["changed"]
+        click.echo(f"{name}: {count} recipient{'' if count == 1 else 's'}")
+        if done["unknown"]:
+            fail("\n".join(f"{one}: no such message in the queue" for one in done["unknown"]))
+
+
+_verb("retry", "Try messages again now, instead of when they are due.")
+_verb("hold", "Set messages aside: nothing is tried until they are released.")
+_verb("release", "Let held messages go on: they are due at once.")
+_verb("remove", "Take messages out for good. The sender is not told; the delivery log is.")
+
+
+def _items(lines: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    return (line["item"] for line in lines if "item" in line)
+
+
+def _print_array(items: Iterator[dict[str, Any]]) -> None:
+    """A JSON array, written as it comes: a queue may be longer than memory."""
+    separator = "["
+    for item in items:
+        sys.stdout.write(f"{separator}{json.dumps(item)}")
+        separator = ",\n "
+    sys.stdout.write("[]\n" if separator == "[" else "]\n")
+
+
+def _print_list(items: Iterator[dict[str, Any]]) -> None:
+    """Two lines or more a message, written as they come."""
+    now = datetime.now(UTC)
+    first = next(items, None)
+    if first is None:
+        click.echo("The queue is empty, or nothing in it matches.")
+        return
+    count = 0
+    for item in chain([first], items):
+        count += 1
+        age = age_text(now - datetime.fromisoformat(item["arrived"]))
+        sender = printable(item["sender"]) or "<>"
+        state = _coloured(item["state"])
+        click.echo(
+            f"{click.style(item['queue-id'], bold=True)}  {state}  {age}  {size_text(item['size'])}  from {sender}"
+        )
+        for recipient in item["recipients"]:
+            click.echo(f"    {_recipient_line(recipient, now)}")
+    click.echo(f"{count} message{'' if count == 1 else 's'}")
+
+
+def _coloured(state: str) -> str:
+    return click.style(state, fg=_COLOURS.get(state, "red"))
+
+
+def _recipient_line(recipient: dict[str, Any], now: datetime) -> str:
+    """`to bob@example.net  deferred, attempt 3, next in 4m: 450 4.2.1 mailbox busy (mx1.example.net)`."""
+    text = f"to {printable(recipient['address'])}  {_coloured(recipient['state'])}"
+    if recipient["attempts"]:
+        text += f", attempt {recipient['attempts']}"
+    if recipient["next-attempt"] is not None:
+        wait = datetime.fromisoformat(recipient["next-attempt"]) - now
+        text += f", next in {age_text(wait)}" if wait > timedelta(0) else ", due now"
+    last = recipient["last"]
+    if last is not None:
+        words = [str(last["code"] or ""), last["status"], last["message"]]
+        text += f": {printable(' '.join(word for word in words if word))}"
+        text += f" ({printable(last['host'])})" if last["host"] else ""
+    return text
+
+
+def _print_message(item: dict[str, Any]) -> None:
+    now = datetime.now(UTC)
+    for name, value in (
+        ("queue id", item["queue-id"]),
+        ("state", item["state"]),
+        ("sender", item["sender"] or "<>"),
+        ("arrived", f"{item['arrived']} ({age_text(now - datetime.fromisoformat(item['arrived']))} ago)"),
+        ("came by", f"{item['origin']} {item['client']}".strip()),
+        ("size", size_text(item["size"])),
+    ):
+        click.echo(f"{name:<10}{printable(str(value))}")
+    for recipient, settings in zip(item["recipients"], item["settings"], strict=True):
+        click.echo(_recipient_line(recipient, now))
+        for key in ("require-tls", "skip-verification"):
+            rule = f" {settings[f'{key}-rule']}" if settings[f"{key}-rule"] else ""
+            click.echo(
+                f"    {key}: {str(settings[key]).lower()}, by {settings[f'{key}-source']}{printable(rule)}"
+            )
+    click.echo()
+    for line in item["header"].replace("\r\n", "\n").rstrip("\n").split("\n"):
+        click.echo(printable(line, keep="\t"))

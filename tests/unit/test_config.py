@@ -1,0 +1,439 @@
+# ruff: noqa: E501 (a mistake is quoted as it is said, in one piece)
+"""The configuration: what it says of a mistake, and what it makes of a correct file."""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import trustme
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.config import Config, ConfigError, as_document, default_path, load, read
+from relay.config.conform import known_keys
+from relay.config.words import format_duration, format_size, parse_duration, parse_size
+from relay.policy.rules import TlsRule
+from relay.receive.spec import ListenerTls
+from relay.route.next_hop import StaticRoute, TlsMode
+
+ROOT = Path(__file__).resolve().parents[2]
+HASH = "$argon2id$v=19$m=65536,t=3,p=4$c29tZXNhbHQ$RdescudvJCsgt3ub+b4dWRWJTmaaOBGJ"
+
+
+def config_of(text: str, environ: dict[str, str] | None = None) -> Config:
+    return read(text, environ or {}, source="relay.yaml")
+
+
+def mistakes_of(text: str, environ: dict[str, str] | None = None) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        config_of(text, environ)
+    return str(caught.value).split("\n")
+
+
+def but_hostname(config: Config) -> Config:
+    """A configuration without the one value that depends on the machine."""
+    return dataclasses.replace(config, hostname="relay.example.net")
+
+
+# --- mistakes ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        # unknown keys, with what was probably meant
+        ("hostnme: a.example", 'relay.yaml:1: hostnme: unknown key; did you mean "hostname"?'),
+        ("queue:\n  lifetme: 5d", 'relay.yaml:2: queue.lifetme: unknown key; did you mean "lifetime"?'),
+        (
+            "message_size: 5MiB",
+            'relay.yaml:1: message_size: unknown key; it belongs at "limits.message_size"',
+        ),
+        ("log: {zzz: 1}", "log.zzz: unknown key; known here: delivery, keep_events, level, format"),
+        ("limits: {message-size: 5MiB}", 'limits.message-size: unknown key; did you mean "message_size"?'),
+        ("listeners: [{address: '127.0.0.1:25', certficate: x}]", 'did you mean "certificate"?'),
+        # twice
+        (
+            "\nworkers: 1\nworkers: 1",
+            "relay.yaml:3: workers: said twice (first on line 2); keep one of the two",
+        ),
+        (
+            "policy:\n  domains:\n    a.example: {}\n    A.EXAMPLE.: {}",
+            "relay.yaml:4: policy.domains.A.EXAMPLE.: a second rule for a.example (first on line 3); keep one",
+        ),
+        (
+            "routes:\n  bücher.example: {host: a.example}\n  xn--bcher-kva.example: {host: b.example}",
+            "relay.yaml:3: routes.xn--bcher-kva.example: a second rule for xn--bcher-kva.example (first on line 2)",
+        ),
+        # types
+        ("workers: two", 'workers: "two" is not a whole number; write digits only'),
+        ("workers: 1.5", 'workers: "1.5" is not a whole number'),
+        ("limits: {recipients: 0}", "limits.recipients: 0 is out of range; write a number from 1"),
+        ("delivery: {port: 70000}", "delivery.port: 70000 is out of range; write a number from 1 to 65535"),
+        ("policy: {default: {require_tls: maybe}}", '"maybe" is neither true nor false; write true or false'),
+        ("policy: {default: {require_tls: 1}}", '"1" is neither true nor false'),
+        ("hostname: [a]", "hostname: a list where a single value belongs; write a value behind the colon"),
+        ("hostname: true", 'hostname: "true" is read as true or false; put it in quotes'),
+        ("hostname:", "relay.yaml:1: hostname: no value; write a value behind the colon, or remove the key"),
+        ("policy: [a]", "policy: not a section; write keys below it: default, domains, destinations"),
+        ("policy: {domains: [a.example]}", "policy.domains: not a map of names; write one name a line"),
+        ("queue: {retry: 5m}", "queue.retry: not a list; write [a, b], or one value a line"),
+        ("log: {level: verbose}", '"verbose" is not a choice here; write one of debug, info, warning, error'),
+        ("log: {level: warn}", '"warn" is not a choice here; did you mean "warning"?'),
+        ("listeners: [{tls: none}]", "relay.yaml:1: listeners.0.address: is missing; add address:"),
+        ("routes: {a.example: {port: 25}}", "routes.a.example.host: is missing; add host:"),
+        # durations and sizes
+        ("limits: {idle: 30}", 'limits.idle: "30" is not a duration; write a unit, as in 30s'),
+        ("limits: {idle: 5 minutes}", '"5 minutes" is not a duration; write it as 30s, 5m, 4h, 5d or 1h30m'),
+        ("limits: {idle: 0s}", "limits.idle: has to be longer than nothing"),
+        ("limits: {idle: never}", '"never" is not a duration'),
+        ("queue: {lifetime: 9999999d}", "is longer than ten years"),
+        ("limits: {message_size: 50MB}", '"50MB" is not a size; write it as 64KiB, 50MiB'),
+        ("limits: {message_size: 0}", "limits.message_size: 0 is out of range"),
+        # addresses, networks, domains
+        ("listeners: [{address: 2525}]", '"2525" is not an address with a port; write it as 127.0.0.1:2525'),
+        ("listeners: [{address: '::1:25'}]", "IPv6 address without brackets"),
+        ("listeners: [{address: 'localhost:25'}]", "write it as 127.0.0.1:2525, [::1]:2525 or unix:/path"),
+        (f"listeners: [{{address: 'unix:/{'x' * 120}'}}]", "at most 107 octets; choose a shorter one"),
+        (
+            "access: {networks: [10.0.0.1/8]}",
+            "bits set behind its prefix; write 10.0.0.0/8, or 10.0.0.1 alone",
+        ),
+        (
+            "access: {networks: [10.0.0]}",
+            'access.networks.0: "10.0.0" is not a network; write it as 192.0.2.0/24',
+        ),
+        ("policy: {domains: {'a b': {}}}", 'policy.domains.a b: "a b" is not a domain'),
+        ("policy: {domains: {'*': {}}}", "put what holds for every domain under policy.default"),
+        ("policy: {domains: {'*a.example': {}}}", 'only "*." in front is understood'),
+        ("resolver: {nameservers: [dns.example]}", '"dns.example" is not the address of a nameserver'),
+        ("hostname: a..b", "hostname: "),
+        # YAML itself
+        ("a: b: c", "relay.yaml:1: not YAML: "),
+        ("queue:\n\tpath: x", "relay.yaml:2: not YAML: "),
+        ("queue:\n\tpath: x", "indent with spaces, not with tabs"),
+        ("routes:\n  *: {host: a.example}", 'put a value that begins with "*" in quotes'),
+        ("- a\n- b", "relay.yaml:1: not a list of keys; begin with a key"),
+        ("a: &x [*x]", "an alias that contains itself"),
+        ("workers: 1\n---\nworkers: 1", "keep one document"),
+        ("? [a, b]\n: c", "a key that is not a word"),
+        # what is wrong together
+        (
+            "listeners: [{address: '127.0.0.1:25', auth: required}]",
+            "auth: required without a user who could log in",
+        ),
+        (
+            "listeners: [{address: '0.0.0.0:25', tls: starttls}]",
+            "listeners.0.tls: tls: starttls without a certificate",
+        ),
+        (
+            "listeners: [{address: '0.0.0.0:25', tls: implicit, certificate: /nowhere.pem}]",
+            "listeners.0.certificate: /nowhere.pem: No such file or directory; correct the path",
+        ),
+        (
+            f"listeners: [{{address: '0.0.0.0:25', auth: optional}}]\naccess: {{users: {{a: {{password: '{HASH}'}}}}}}",
+            "relay.yaml:1: listeners.0.auth: passwords would cross the network in clear",
+        ),
+        (
+            "listeners: [{address: '0.0.0.0:25'}]\naccess: {networks: [0.0.0.0/0]}",
+            "relay.yaml:2: access.networks.0: 0.0.0.0/0 lets the whole world relay through 0.0.0.0:25: an open relay",
+        ),
+        (
+            "listeners:\n- address: 127.0.0.1:25\n- address: 127.0.0.1:25",
+            "relay.yaml:3: listeners.1.address: 127.0.0.1:25 is taken by listener 0 already",
+        ),
+        ("access: {users: {a: {password: secret}}}", "not an argon2 hash; make one with `relay password`"),
+        (
+            f"access: {{users: {{a: {{password: '{HASH}', sender_domains: []}}}}}}",
+            "this user could send nothing",
+        ),
+        ("tls: {min_version: TLSv1.2, opportunistic_min_version: TLSv1.3}", "stricter than tls.min_version"),
+        ("tls: {ca_file: /nowhere}", "tls.ca_file: /nowhere: No such file or directory"),
+        ("tls: {ca_file: /dev/null}", "tls.ca_file: /dev/null: no certificates in it"),
+        ("routes: {a.example: {host: b.example, username: u}}", "username and password_file belong together"),
+        (
+            "routes: {a.example: {host: b, username: u, password_file: /no}}",
+            "routes.a.example.password_file: /no: No",
+        ),
+        ("queue: {retry: []}", "queue.retry: an empty list"),
+        ("queue: {lifetime: 1h}", "queue.warn_after: not before queue.lifetime (1h)"),
+        ("workers: 4", "only one worker is supported"),
+        ("queue: {url: 'postgresql://x'}", "queue.url: this version keeps its queue in a directory only"),
+        ("admin: {http: '0.0.0.0:80'}", "an HTTP API open to the network without a key"),
+    ],
+)
+def test_a_mistake_is_named_with_line_key_and_cure(text: str, said: str) -> None:
+    found = mistakes_of(text)
+    assert any(said in mistake for mistake in found), found
+    assert all(mistake.startswith("relay.yaml:") for mistake in found)
+    assert all("; " in mistake for mistake in found), "each has a cure"
+
+
+def test_all_mistakes_are_named_at_once_in_the_order_of_the_file() -> None:
+    found = mistakes_of("workers: x\nqueue: {lifetime: 5}\nfoo: 1\nlog:\n  level: loud\n  level: info\n")
+    assert [mistake.split(":")[1] for mistake in found] == ["1", "2", "3", "5", "6"]
+
+
+def test_a_mistake_is_not_said_twice() -> None:
+    assert len(mistakes_of("listeners: [{address: 5}]")) == 1
+    assert len(mistakes_of("routes: {a.example: {host: 'x y'}}")) == 1
+
+
+def test_a_secret_in_a_mistake_is_not_shown() -> None:
+    assert "hunter2" not in "".join(mistakes_of("access: {users: {a: {password: hunter2}}}"))
+
+
+def test_control_characters_in_a_value_are_escaped_in_the_mistake() -> None:
+    found = mistakes_of('limits: {idle: "5m\\e[31m\\nfoo"}')
+    assert len(found) == 1
+    assert "\x1b" not in found[0]
+
+
+def test_a_file_that_cannot_be_read_is_a_mistake_too(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"nowhere\.yaml: No such file or directory; name another file with -c"
+    ):
+        load(tmp_path / "nowhere.yaml", {})
+    with pytest.raises(ConfigError, match="Is a directory"):
+        load(tmp_path, {})
+
+
+def test_a_file_that_is_no_text_is_a_mistake_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "relay.yaml"
+    path.write_bytes(b"workers: 1\nhostname: \xff\xfe\n")
+    with pytest.raises(ConfigError, match=r"relay\.yaml:2: not UTF-8; save the file as UTF-8"):
+        load(path, {})
+
+
+def test_certificate_and_key_have_to_belong_together(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    one, other = authority.issue_cert("a.example"), authority.issue_cert("b.example")
+    one.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    one.private_key_pem.write_to_path(tmp_path / "key.pem")
+    other.private_key_pem.write_to_path(tmp_path / "other.pem")
+
+    def text(key: str) -> str:
+        files = f"certificate: {tmp_path}/cert.pem, key: {tmp_path}/{key}"
+        return f"listeners: [{{address: '127.0.0.1:25', tls: starttls, {files}}}]"
+
+    assert config_of(text("key.pem")).listeners[0].tls is ListenerTls.STARTTLS
+    assert "key values mismatch" in mistakes_of(text("other.pem"))[0]
+
+
+# --- the environment --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "key", "expected"),
+    [
+        ("RELAY__QUEUE__PATH", "/srv/spool", "queue.path", "/srv/spool"),
+        ("RELAY__HOSTNAME", "MX.Example.NET.", "hostname", "mx.example.net"),
+        ("RELAY__LIMITS__MESSAGE_SIZE", "64KiB", "limits.message_size", "64KiB"),
+        ("RELAY__QUEUE__RETRY", "[1m, 2m]", "queue.retry", ["1m", "2m"]),
+        ("RELAY__QUEUE", "{lifetime: 2d}", "queue.lifetime", "2d"),
+        ("RELAY__DELIVERY__TIMEOUTS__CONNECT", "9s", "delivery.timeouts.connect", "9s"),
+        ("RELAY__LISTENERS", '[{address: "0.0.0.0:2525"}]', "listeners", [{"address": "0.0.0.0:2525"}]),
+        ("RELAY__ACCESS__NETWORKS", "[10.0.0.0/8]", "access.networks", ["10.0.0.0/8"]),
+    ],
+)
+def test_the_environment_wins_over_the_file(variable: str, value: str, key: str, expected: object) -> None:
+    document = as_document(config_of("queue: {path: a, retry: [9m]}\nhostname: b.example", {variable: value}))
+    for step in key.split("."):
+        document = document[step]
+    if isinstance(expected, list) and isinstance(expected[0], dict):
+        assert document[0]["address"] == expected[0]["address"]  # type: ignore[index]
+    else:
+        assert document == expected
+
+
+def test_a_key_of_the_environment_wins_over_a_section_of_it() -> None:
+    environ = {"RELAY__QUEUE__PATH": "/b", "RELAY__QUEUE": "{path: /a, lifetime: 2d}"}
+    queue = config_of("", environ).queue
+    assert (queue.path, queue.lifetime) == ("/b", timedelta(days=2))
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("RELAY__QUEUE__PTH", "/x", 'RELAY__QUEUE__PTH: queue.pth: unknown key; did you mean "path"?'),
+        (
+            "RELAY__QUEUE__LIFETIME",
+            "soon",
+            'RELAY__QUEUE__LIFETIME: queue.lifetime: "soon" is not a duration',
+        ),
+        ("RELAY__QUEUE__LIFETIME", "", "RELAY__QUEUE__LIFETIME: queue.lifetime: no value"),
+        ("RELAY__LIMITS", "{idle: 1m", "RELAY__LIMITS: not YAML"),
+        ("RELAY__LISTENERS__0__ADDRESS", "x", "a list is given whole; write RELAY__LISTENERS=[…]"),
+        ("RELAY__QUEUE____PATH", "x", "not the name of a key; write it as in RELAY__QUEUE__PATH"),
+        ("RELAY__WORKERS", "0", "RELAY__WORKERS: workers: 0 is out of range"),
+    ],
+)
+def test_a_mistake_in_the_environment_names_the_variable(variable: str, value: str, said: str) -> None:
+    found = mistakes_of("listeners: [{address: '127.0.0.1:25'}]", {variable: value})
+    assert len(found) == 1
+    assert found[0].startswith(said) or said in found[0]
+
+
+def test_other_variables_are_none_of_our_business() -> None:
+    assert but_hostname(config_of("", {"RELAY_CONFIG": "x", "PATH": "y"})) == but_hostname(config_of(""))
+
+
+def test_the_file_is_found_where_the_interface_says(tmp_path: Path) -> None:
+    assert default_path({"RELAY_CONFIG": "/a/b.yaml"}) == Path("/a/b.yaml")
+    assert default_path({}) in (Path("conf/relay.yaml"), Path("/etc/relay/relay.yaml"))
+
+
+# --- what a correct file becomes --------------------------------------------------------------
+
+
+def test_an_empty_file_is_all_defaults() -> None:
+    assert but_hostname(config_of("")) == Config(hostname="relay.example.net")
+    assert but_hostname(config_of("# nothing\n")) == but_hostname(config_of("queue:\npolicy:\n  domains:\n"))
+
+
+def test_values_become_what_the_modules_want() -> None:
+    config = config_of(
+        f"""
+        access:
+          networks: [10.0.0.0/8, 192.0.2.1]
+          users: {{a.b: {{password: "{HASH}", sender_domains: [Example.COM, "*.Example.org"]}}}}
+        policy:
+          default: {{require_tls: yes}}
+          domains: {{no: {{skip_verification: true}}, "*.Bücher.example": {{allow_override: false}}}}
+        routes: {{"*": {{host: "[2001:db8::1]", tls: implicit}}, a.example: {{host: MX.example.}}}}
+        limits: {{idle: 1h30m, message_size: 64KiB}}
+        queue: {{warn_after: never}}
+        resolver: {{nameservers: [9.9.9.9, "127.0.0.1:5353", "[::1]:53"]}}
+        """
+    )
+    assert config.access.networks[1] == ipaddress.ip_network("192.0.2.1/32")
+    user = config.access.users["a.b"]
+    assert (user.name, user.sender_domains) == ("a.b", ("example.com", "*.example.org"))
+    assert config.policy.default == TlsRule(require_tls=True)
+    assert set(config.policy.domains) == {"no", "*.xn--bcher-kva.example"}
+    assert config.routes["*"] == StaticRoute("2001:db8::1", tls=TlsMode.IMPLICIT)
+    assert config.routes["a.example"].host == "mx.example"
+    assert config.limits.idle == timedelta(minutes=90)
+    assert config.limits.message_size_bytes == 65536
+    assert config.queue.schedule.warn_after is None
+
+
+def test_what_is_legal_and_unwise_is_a_warning() -> None:
+    config = config_of(
+        """
+        hostname: short
+        listeners: [{address: "0.0.0.0:25"}]
+        access: {networks: [11.0.0.0/8]}
+        delivery: {concurrency: 5}
+        """
+    )
+    text = "\n".join(config.warnings)
+    assert "access.networks.0: 11.0.0.0/8 is a large part of the public Internet" in text
+    assert "delivery.concurrency_per_destination: more than delivery.concurrency (5)" in text
+    assert "\nrelay.yaml:2: hostname: short is no full domain name" in f"\n{text}"
+
+
+def test_the_document_in_effect_reads_back_as_the_same_configuration() -> None:
+    config = config_of(
+        f"access: {{users: {{a: {{password: '{HASH}'}}}}}}\nqueue: {{warn_after: never, lifetime: 36h}}"
+    )
+    text = yaml.safe_dump(as_document(config, with_secrets=True))
+    # A key whose value is null in the document is one that says nothing; it is allowed to.
+    assert config_of(text) == config
+
+
+def test_secrets_are_masked_in_the_document() -> None:
+    config = config_of(f"access: {{users: {{a: {{password: '{HASH}'}}}}}}\nadmin: {{api_keys: [topsecret]}}")
+    text = yaml.safe_dump(as_document(config))
+    assert HASH not in text
+    assert "topsecret" not in text
+    assert HASH not in repr(config)
+    assert "topsecret" not in repr(config)
+
+
+# --- durations and sizes ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("30s", timedelta(seconds=30)),
+        ("5m", timedelta(minutes=5)),
+        ("1h30m", timedelta(minutes=90)),
+        ("5d", timedelta(days=5)),
+        ("2w", timedelta(days=14)),
+        ("250ms", timedelta(milliseconds=250)),
+    ],
+)
+def test_a_duration_is_read_as_people_write_it(text: str, value: timedelta) -> None:
+    assert parse_duration(text) == value
+
+
+@given(st.timedeltas(timedelta(milliseconds=1), timedelta(days=3000)))
+def test_a_duration_survives_being_written_and_read(value: timedelta) -> None:
+    whole = timedelta(milliseconds=value // timedelta(milliseconds=1))
+    assert parse_duration(format_duration(whole)) == whole
+
+
+@given(st.integers(0, 10**14))
+def test_a_size_survives_being_written_and_read(octets: int) -> None:
+    assert parse_size(format_size(octets)) == octets
+
+
+# --- the reference ----------------------------------------------------------------------------
+
+
+def uncommented(text: str) -> str:
+    """The reference with every commented key in force: "#key: …", and the "#  …" lines below one."""
+    lines, in_example = [], False
+    for line in text.split("\n"):
+        bare = line.lstrip()
+        begins = bare.startswith("#") and len(bare) > 1 and not bare[1].isspace()
+        in_example = begins or (in_example and bare.startswith("#  "))
+        lines.append(line.replace("#", "", 1) if in_example else line)
+    return "\n".join(lines)
+
+
+def dotted_keys(document: object, key: str = "") -> set[str]:
+    if isinstance(document, list):
+        return set().union(*(dotted_keys(item, f"{key}.*") for item in document))
+    if not isinstance(document, dict):
+        return set()
+    below = [dotted_keys(value, f"{key}.{name}") for name, value in document.items()]
+    return {f"{key}.{name}" for name in document}.union(*below)
+
+
+def test_the_reference_says_the_defaults() -> None:
+    assert but_hostname(load(ROOT / "conf/relay.yaml", {})) == Config(hostname="relay.example.net")
+
+
+def test_the_reference_has_every_key() -> None:
+    said = dotted_keys(yaml.safe_load(uncommented((ROOT / "conf/relay.yaml").read_text())))
+    examples = {
+        "listeners": "listeners.*",
+        "access.users": "access.users.app1",
+        "policy.domains": "policy.domains.legacy.example",
+        "policy.destinations": "policy.destinations.partner.example",
+        "routes": "routes.intranet.example",
+    }
+    missing = []
+    for key in known_keys(Config):
+        for section, example in examples.items():
+            if key.startswith(f"{section}.*."):
+                key = key.replace(f"{section}.*", example)
+        if f".{key}" not in said:
+            missing.append(key)
+    # `allow_override` and the settings are shown in `policy.default`, and need not be in each example.
+    assert [key for key in missing if not key.startswith(("policy.domains.", "policy.destinations."))] == []
+
+
+def test_the_reference_has_no_key_too_many() -> None:
+    text = uncommented((ROOT / "conf/relay.yaml").read_text())
+    found = mistakes_of(text)
+    assert not [mistake for mistake in found if "unknown key" in mistake]
+    # What is left are the files of the examples, which are not there, and the engine that is not.
+    assert all("No such file" in mistake or "queue.url" in mistake for mistake in found), found
