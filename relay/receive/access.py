@@ -1,0 +1,103 @@
+"""Who may relay, in whose name, and how often a password may be wrong.
+
+A client may relay when its address is in one of our networks, when it came through a UNIX
+socket (the file's mode decided that), or once it has authenticated. Nobody else, for no
+domain: this host has no mailboxes, so there is nothing a stranger may send here.
+
+A user with `sender_domains` may use reverse-paths in those domains only; not the null
+reverse-path either, which would be judged by the default rules instead of the domain's own.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+__all__ = ["Access", "Failures", "User", "may_relay", "may_send_as"]
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+LOOPBACK: tuple[Network, ...] = (ipaddress.IPv4Network("127.0.0.0/8"), ipaddress.IPv6Network("::1/128"))
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """Who may log in. `password`: an argon2 hash.
+
+    `sender_domains` None: any. "*.example.com" covers sub-domains.
+    """
+
+    name: str
+    password: str = field(repr=False)
+    sender_domains: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Who may relay: these networks without AUTH, these users (by name) with it."""
+
+    networks: tuple[Network, ...] = LOOPBACK
+    users: Mapping[str, User] = field(default_factory=dict)
+
+
+def may_relay(access: Access, client: str | None) -> bool:
+    """Whether a client may relay by where it connects from. None: nobody knows; "": a UNIX socket."""
+    if not client:
+        return client is not None
+    address = ipaddress.ip_address(client)
+    return any(address in network for network in access.networks)
+
+
+def may_send_as(user: User, sender_domain: str) -> bool:
+    """Whether a user may use a reverse-path in this domain (normalised; "" for the null reverse-path)."""
+    if user.sender_domains is None:
+        return True
+    return any(_covers(pattern, sender_domain) for pattern in user.sender_domains)
+
+
+def _covers(pattern: str, domain: str) -> bool:
+    if pattern.startswith("*."):
+        return domain.endswith(pattern[1:])
+    return domain == pattern
+
+
+class Failures:
+    """Wrong passwords by client, forgotten with time; too many, and the client has to wait.
+
+    Bounded: beyond `remembered` clients the oldest is forgotten first.
+    """
+
+    def __init__(
+        self,
+        *,
+        tolerated: int = 10,
+        window: timedelta = timedelta(minutes=10),
+        remembered: int = 10_000,
+    ) -> None:
+        self._tolerated = tolerated
+        self._window = window
+        self._remembered = remembered
+        self._counts: dict[str, tuple[int, datetime]] = {}
+
+    def note(self, client: str, now: datetime) -> int:
+        """Count a failure; how many there are now."""
+        count = self._recent(client, now) + 1
+        self._counts.pop(client, None)
+        self._counts[client] = (count, now)
+        if len(self._counts) > self._remembered:
+            del self._counts[next(iter(self._counts))]
+        return count
+
+    def forgive(self, client: str) -> None:
+        """A right password: what came before was a slip."""
+        self._counts.pop(client, None)
+
+    def must_wait(self, client: str, now: datetime) -> bool:
+        """Whether a password from this client is not even looked at now."""
+        return self._recent(client, now) >= self._tolerated
+
+    def _recent(self, client: str, now: datetime) -> int:
+        count, last = self._counts.get(client, (0, now))
+        return count if now - last < self._window else 0

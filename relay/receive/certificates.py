@@ -1,0 +1,44 @@
+"""The certificate a listener shows, and how a new one takes its place.
+
+`ServerTls` holds the context that the next handshake uses. `reload` reads the files again;
+while they are broken the old context stays. TLS 1.2 is the least (RFC 8996, RFC 9325 §3.1.1).
+Renegotiation is off and session tickets are left to OpenSSL.
+"""
+
+from __future__ import annotations
+
+import ssl
+
+__all__ = ["CertificateError", "ServerTls"]
+
+
+class CertificateError(Exception):
+    """Certificate and key cannot be used; the text says why."""
+
+
+class ServerTls:
+    """The TLS context of one listener."""
+
+    def __init__(self, certificate: str, key: str | None) -> None:
+        self._certificate = certificate
+        self._key = key
+        self.context = self._load()
+
+    def reload(self) -> None:
+        """Show what the files have now from the next handshake on. On `CertificateError` nothing changed."""
+        self.context = self._load()
+
+    def _load(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+        try:
+            context.load_cert_chain(self._certificate, self._key, password=_no_passphrase)
+        except (ssl.SSLError, OSError, ValueError) as exc:
+            raise CertificateError(f"{self._certificate} cannot be used: {exc}") from exc
+        return context
+
+
+def _no_passphrase() -> str:
+    # Without this OpenSSL would ask on the terminal, and wait.
+    raise ValueError("the private key is encrypted")

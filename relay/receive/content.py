@@ -1,0 +1,202 @@
+"""The content of a message, taken off the wire.
+
+`DataReader` reads what follows DATA: it ends at CRLF.CRLF and nowhere else, and the dot that
+a client put before a line's own is taken off (RFC 5321 §4.1.1.4, §4.5.2). `BdatReader` reads
+the chunks of BDAT, whose octets are counted instead (RFC 3030 §2). Both give the same content
+however the network cut it, hold no more than one piece beyond what the caller left with them,
+and go on reading, keeping nothing, once the message is lost.
+
+What makes content unfit is noted in `flaw` and judged by `relay.receive.submission`:
+
+    too large      more octets than the limit, the dots of transparency not counted (RFC 1870 §3)
+    bare newline   a CR or LF that stands alone (RFC 5321 §2.3.8); receivers disagree about where
+                   a line, and so a message, ends there. Refused, or turned into a space: never
+                   into a line end, so that no message and no header field is born from it
+    NUL            no MIME transport carries one (RFC 2045 §2.7, §2.8)
+"""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+
+__all__ = ["BdatReader", "ContentReader", "DataReader", "Flaw"]
+
+_END = b"\r\n.\r\n"
+_STRAY = re.compile(rb"\r(?!\n)|(?<!\r)\n")
+
+
+class Flaw(StrEnum):
+    """Why content cannot be taken."""
+
+    TOO_LARGE = "too large"
+    BARE_NEWLINE = "bare newline"
+    NUL = "NUL"
+
+
+class ContentReader:
+    """What both readers share: the content not yet taken by the caller, and what is known of all of it."""
+
+    def __init__(self, *, limit_bytes: int, normalise: bool = False) -> None:
+        self.complete = False
+        self.flaw: Flaw | None = None
+        self.size_bytes = 0
+        """Octets of content read so far, kept or not."""
+        self.read_bytes = 0
+        """Octets taken from the wire, kept or not."""
+        self.eight_bit = False
+        self._limit_bytes = limit_bytes
+        self._normalise = normalise
+        self._held = bytearray()
+        self._keeps = True
+
+    @property
+    def held_bytes(self) -> int:
+        return len(self._held)
+
+    def find_in_held(self, octets: bytes, start: int = 0, end: int | None = None) -> int:
+        return self._held.find(octets, start, end)
+
+    def take(self, count: int | None = None) -> bytes:
+        """The first `count` octets held, or all, which are then no longer held."""
+        if count is None or count >= len(self._held):
+            taken = bytes(self._held)
+            self._held = bytearray()
+        else:
+            taken = bytes(memoryview(self._held)[:count])
+            del self._held[:count]
+        return taken
+
+    def stop_keeping(self) -> None:
+        """The message is lost: read on to its end, but hold nothing."""
+        self._keeps = False
+        self._held = bytearray()
+
+    def _add(self, block: bytes) -> None:
+        """Take in a block that splits neither a CRLF nor a stuffed dot, without its transparency."""
+        self.size_bytes += len(block)
+        if self._keeps:
+            self._held += block
+            if self.size_bytes > self._limit_bytes:
+                self._note(Flaw.TOO_LARGE)
+
+    def _inspect(self, block: bytes) -> bytes:
+        """Note what is wrong with octets as they came; with strays made spaces where that is asked for."""
+        if not self._keeps:
+            return block
+        if not block.isascii():
+            self.eight_bit = True
+        if b"\0" in block:
+            self._note(Flaw.NUL)
+        pairs = block.count(b"\r\n")
+        if block.count(b"\n") != pairs or block.count(b"\r") != pairs:
+            if self._normalise:
+                return _STRAY.sub(b" ", block)
+            self._note(Flaw.BARE_NEWLINE)
+        return block
+
+    def _note(self, flaw: Flaw) -> None:
+        if self.flaw is None:
+            self.flaw = flaw
+        self.stop_keeping()
+
+
+class DataReader(ContentReader):
+    """Reads content up to the line with a single dot.
+
+    A CRLF is thought before the first octet (the one that ended DATA), so that a line begins there as
+    everywhere else. The end of what came is kept back while it may be the beginning of `_END`.
+    """
+
+    def __init__(self, *, limit_bytes: int, normalise: bool = False) -> None:
+        super().__init__(limit_bytes=limit_bytes, normalise=normalise)
+        self._tail = b"\r\n"
+        self._thought = 2
+        self.ends_with_bare_dot = False
+        """So far it ends with LF.LF: how a client that knows no CRLF would end a message."""
+
+    def feed(self, data: bytes, start: int = 0) -> int:
+        """Read on from `start`; returns the position behind what is ours."""
+        octets = self._tail + data[start:]
+        end = octets.find(_END)
+        if end < 0:
+            keep = _possible_end(octets)
+            self.read_bytes += len(data) - start
+            self._tail = octets[len(octets) - keep :]
+            self._take_in(octets[: len(octets) - keep])
+            self.ends_with_bare_dot = self.flaw is Flaw.BARE_NEWLINE and octets.endswith(b"\n.\n")
+            return len(data)
+        position = len(data) - (len(octets) - end - len(_END))
+        self.read_bytes += position - start
+        self._tail = b""
+        self._take_in(octets[: end + 2])
+        self.complete = True
+        return position
+
+    def _take_in(self, block: bytes) -> None:
+        if not block:
+            return
+        block = self._inspect(block)
+        if b"\r\n." in block:
+            block = block.replace(b"\r\n.", b"\r\n")
+        if self._thought:
+            block = block[self._thought :]
+            self._thought = 0
+        self._add(block)
+
+
+class BdatReader(ContentReader):
+    """Reads the chunks of BDAT. A CR at the end of a chunk waits for the LF of the next."""
+
+    def __init__(self, *, limit_bytes: int, normalise: bool = False) -> None:
+        super().__init__(limit_bytes=limit_bytes, normalise=normalise)
+        self._wanted = 0
+        self._last = False
+        self._tail = b""
+        self._ended_line = True
+
+    @property
+    def in_chunk(self) -> bool:
+        return self._wanted > 0
+
+    def begin_chunk(self, count: int, *, last: bool) -> None:
+        """BDAT was said; the chunk follows."""
+        self._wanted = count
+        self._last = last
+        if not count:
+            self._end_chunk()
+
+    def feed(self, data: bytes, start: int = 0) -> int:
+        """Read on from `start`; returns the position behind what is of the chunk."""
+        chunk = data[start : start + self._wanted]
+        self._wanted -= len(chunk)
+        self.read_bytes += len(chunk)
+        octets = self._tail + chunk
+        keep = 1 if octets.endswith(b"\r") else 0
+        self._tail = octets[len(octets) - keep :]
+        self._take_in(octets[: len(octets) - keep])
+        if not self._wanted:
+            self._end_chunk()
+        return start + len(chunk)
+
+    def _take_in(self, block: bytes) -> None:
+        if block:
+            block = self._inspect(block)
+            self._ended_line = block.endswith(b"\r\n")
+            self._add(block)
+
+    def _end_chunk(self) -> None:
+        if not self._last:
+            return
+        self._take_in(self._tail)
+        if not self._ended_line:
+            self._add(b"\r\n")  # a message sent on with DATA ends in a line end
+        self.complete = True
+
+
+def _possible_end(octets: bytes) -> int:
+    """How many octets at the end may be the beginning of `_END`, the most there can be."""
+    for count in (4, 3, 2, 1):
+        if octets.endswith(_END[:count]):
+            return count
+    return 0

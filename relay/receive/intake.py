@@ -1,0 +1,191 @@
+"""One message's way from the reader into the store.
+
+A small message is in memory whole when its end is read, and goes to `store.accept` in one
+piece. A larger one is staged in pieces of `CHUNK_BYTES` as it comes: its header section is
+judged and rewritten as soon as it is complete, so that no more than a piece or two are ever
+held. A message that is refused on the way is read to its end and kept nowhere; the refusal
+is said then, when the client listens (RFC 5321 §4.2.5).
+
+Whatever goes wrong in the store is temporary for the client, and never described to it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from relay.policy.rules import PolicyRules
+from relay.queue.queue_id import new_queue_id
+from relay.queue.store import CHUNK_BYTES, NewMessage, QueueFull, SpoolError, Store
+from relay.receive.access import Access, Failures
+from relay.receive.content import ContentReader
+from relay.receive.limits import HEADER_SECTION_OCTETS, Connections, Limits
+from relay.receive.session import Session, Transaction
+from relay.receive.submission import (
+    HEADER_TOO_LARGE,
+    OUR_TROUBLE,
+    OUT_OF_ROOM,
+    Opened,
+    Refusal,
+    complete,
+    open_message,
+    refusal_of,
+    split_off_header,
+)
+from relay.report.deliverylog import accepted
+
+__all__ = ["Intake", "Reception"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Reception:
+    """What all sessions of a node share. `policy` and `access` are asked anew, so that a reload is seen."""
+
+    hostname: str
+    store: Store
+    policy: Callable[[], PolicyRules]
+    access: Callable[[], Access]
+    clock: Callable[[], datetime]
+    limits: Limits = field(default_factory=Limits)
+    connections: Connections = field(default_factory=Connections)
+    failures: Failures = field(default_factory=Failures)
+
+
+class Intake:
+    """A message while it comes in."""
+
+    def __init__(
+        self, reception: Reception, session: Session, transaction: Transaction, reader: ContentReader
+    ) -> None:
+        self.reader = reader
+        self.transaction = transaction
+        self.refusal: Refusal | None = None
+        now = reception.clock()
+        self.queue_id = new_queue_id(now)
+        self._now = now
+        self._reception = reception
+        self._session = session
+        self._opened: Opened | None = None
+        self._front = b""
+        self._staged_chunks = 0
+        self._staged_bytes = 0
+        self._searched = 0
+
+    def should_stage(self) -> bool:
+        """Whether so much is held that a piece of it should go to the store now."""
+        held = self.reader.held_bytes
+        if held < CHUNK_BYTES or self.refusal is not None:
+            return False
+        if self._opened is not None or self._header_size() >= 0:
+            return True
+        if held > HEADER_SECTION_OCTETS:
+            self._refuse(HEADER_TOO_LARGE)
+        return False
+
+    async def stage(self) -> None:
+        """Give the store all whole pieces that are held."""
+        if self._opened is None:
+            self._open(self.reader.take(self._header_size()))
+        while self.refusal is None and len(self._front) + self.reader.held_bytes >= CHUNK_BYTES:
+            await self._stage_one()
+
+    async def finish(self) -> Refusal | None:
+        """The end was read: accept the message, or say why not. On None it is committed and synced."""
+        if self.reader.flaw is not None:
+            self._refuse(refusal_of(self.reader.flaw))
+        if self.refusal is None and self._opened is None:
+            self._open(self.reader.take())
+        if self.refusal is None:
+            await self.stage()
+        if self.refusal is None:
+            await self._accept()
+        if self.refusal is not None:
+            await self.abandon()
+        return self.refusal
+
+    async def abandon(self) -> None:
+        """Leave nothing of the message in the store."""
+        self.reader.stop_keeping()
+        if self._staged_chunks:
+            self._staged_chunks = 0
+            try:
+                await self._reception.store.discard(self.queue_id)
+            except Exception as error:  # what stays is garbage, and goes at the next start
+                log.warning("%s: could not discard what was staged: %s", self.queue_id, error)
+
+    def _header_size(self) -> int:
+        """How much of what is held is header section; -1 before its end has come."""
+        if self.reader.find_in_held(b"\r\n", 0, 2) == 0:
+            return 0
+        found = self.reader.find_in_held(b"\r\n\r\n", self._searched)
+        if found < 0:
+            self._searched = max(0, self.reader.held_bytes - 3)
+            return -1
+        return found + 2
+
+    def _open(self, content: bytes) -> None:
+        header, rest = split_off_header(content)
+        opened = open_message(
+            self._session,
+            self.transaction,
+            header,
+            rules=self._reception.policy(),
+            limits=self._reception.limits,
+            hostname=self._reception.hostname,
+            queue_id=self.queue_id,
+            now=self._now,
+        )
+        if isinstance(opened, Refusal):
+            self._refuse(opened)
+        else:
+            self._opened = opened
+            self._front = opened.header + rest
+
+    def _refuse(self, refusal: Refusal) -> None:
+        self.refusal = self.refusal or refusal
+        self.reader.stop_keeping()
+
+    async def _stage_one(self) -> None:
+        chunk = self._front[:CHUNK_BYTES]
+        self._front = self._front[CHUNK_BYTES:]
+        if len(chunk) < CHUNK_BYTES:
+            chunk += self.reader.take(CHUNK_BYTES - len(chunk))
+        try:
+            # Counted first: what fails half-way has to be discarded too.
+            self._staged_chunks += 1
+            await self._reception.store.stage(self.queue_id, self._staged_chunks - 1, chunk)
+        except Exception as error:
+            self._refuse(self._trouble(error))
+        self._staged_bytes += len(chunk)
+
+    async def _accept(self) -> None:
+        assert self._opened is not None
+        content = self._front + self.reader.take()
+        message, recipients = complete(
+            self._opened,
+            self._session,
+            self.transaction,
+            size_bytes=self._staged_bytes + len(content),
+            eight_bit=self.reader.eight_bit,
+        )
+        event = accepted(message, recipients)
+        try:
+            await self._reception.store.accept(
+                NewMessage(message, recipients, content, self._staged_chunks, (event,))
+            )
+        except Exception as error:
+            self._refuse(self._trouble(error))
+
+    def _trouble(self, error: Exception) -> Refusal:
+        if isinstance(error, QueueFull):
+            log.warning("%s: refused for now: %s", self.queue_id, error)
+            return OUT_OF_ROOM
+        if isinstance(error, SpoolError):
+            log.error("%s: refused for now: %s", self.queue_id, error)
+        else:
+            log.exception("%s: refused for now", self.queue_id)
+        return OUR_TROUBLE

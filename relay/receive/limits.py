@@ -1,0 +1,93 @@
+"""What one client, and all of them together, may ask of us.
+
+`Limits` is what the operator sets; the constants are what no operator needs to set.
+`Connections` counts the connections of a node, all listeners together, and refuses the
+one too many before it costs more than a line of text. Neither knows a clock or a socket.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from datetime import timedelta
+
+from relay.mail.reply import Reply
+
+__all__ = [
+    "AUTH_LINE_OCTETS",
+    "COMMAND_LINE_OCTETS",
+    "HEADER_SECTION_OCTETS",
+    "MISTAKES_PER_SESSION",
+    "Connections",
+    "Limits",
+]
+
+COMMAND_LINE_OCTETS = 4096
+"""RFC 5321 §4.5.3.1.4 asks for 512; each extension adds (RFC 3461 §5.4 alone 1000), so one round number."""
+
+AUTH_LINE_OCTETS = 12288
+"""RFC 4954 §4: the longest line of an AUTH exchange."""
+
+HEADER_SECTION_OCTETS = 1024 * 1024
+"""A header section is kept in memory whole while it is judged."""
+
+MISTAKES_PER_SESSION = 50
+"""Refused, unknown and idle commands (NOOP, RSET, VRFY…) without a message accepted between them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """`transaction`: from MAIL to the end of data. `idle`: how long a command or more data may take."""
+
+    message_size_bytes: int = 50 * 1024 * 1024
+    recipients: int = 1000
+    connections: int = 1000
+    connections_per_client: int = 200
+    idle: timedelta = timedelta(minutes=5)
+    received_hops: int = 100
+    transaction: timedelta = timedelta(minutes=30)
+
+
+TOO_MANY_CONNECTIONS = Reply(421, "4.3.2", "Too many connections, try again later")
+TOO_MANY_FROM_CLIENT = Reply(421, "4.7.0", "Too many connections from your address")
+
+
+class Connections:
+    """How many connections are open, in all and from each client."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self._by_client: dict[str, int] = {}
+
+    def admit(self, client: str, limits: Limits) -> Reply | None:
+        """Count a connection in, or say why not. A UNIX socket has no limit of its own."""
+        if self.total >= limits.connections:
+            return TOO_MANY_CONNECTIONS
+        key = _key(client)
+        count = self._by_client.get(key, 0)
+        if key and count >= limits.connections_per_client:
+            return TOO_MANY_FROM_CLIENT
+        self.total += 1
+        self._by_client[key] = count + 1
+        return None
+
+    def leave(self, client: str) -> None:
+        """Count an admitted connection out."""
+        self.total -= 1
+        key = _key(client)
+        left = self._by_client[key] - 1
+        if left:
+            self._by_client[key] = left
+        else:
+            del self._by_client[key]
+
+    def of(self, client: str) -> int:
+        """How many connections a client has."""
+        return self._by_client.get(_key(client), 0)
+
+
+def _key(client: str) -> str:
+    """A client as it is counted: an IPv4 address; of IPv6 the /64, all of which one client has."""
+    if ":" not in client:
+        return client
+    return str(ipaddress.IPv6Network((client, 64), strict=False))

@@ -1,0 +1,128 @@
+"""A listener: a socket, and a `Connection` for each client that comes.
+
+`start_listener` opens the socket that a `ListenerSpec` describes, or takes one that is bound
+already (socket activation), and returns a `Listener`. `Listener.close` drains: no new client;
+who is between commands hears 421 4.3.2 at once; who is sending a message may finish it within
+the grace; what is being committed is committed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import stat
+from collections.abc import Callable
+from datetime import timedelta
+
+from relay.receive.certificates import CertificateError, ServerTls
+from relay.receive.connection import Connection, Door
+from relay.receive.intake import Reception
+from relay.receive.passwords import Passwords
+from relay.receive.spec import ListenerSpec, ListenerTls, TcpAddress, UnixAddress, parse_address
+
+__all__ = ["Listener", "start_listener"]
+
+log = logging.getLogger(__name__)
+
+_BACKLOG = 1024
+_NO_GRACE = timedelta(0)
+
+
+class Listener:
+    """A listener at work. `address` is the one it is bound to, with the port the system chose for port 0."""
+
+    def __init__(self, door: Door, server: asyncio.Server, address: TcpAddress | UnixAddress) -> None:
+        self.address = address
+        self._door = door
+        self._server = server
+
+    @property
+    def spec(self) -> ListenerSpec:
+        return self._door.spec
+
+    @property
+    def connections(self) -> int:
+        """How many clients are inside."""
+        return len(self._door.inside)
+
+    def reload_certificate(self) -> None:
+        """Show what the file has now. A broken one is not taken, and `CertificateError` says why."""
+        if self._door.tls is not None:
+            self._door.tls.reload()
+
+    async def close(self, grace: timedelta = _NO_GRACE) -> None:
+        """Drain, at most for `grace`; what is being committed is waited for in any case."""
+        self._door.is_closing = True
+        self._server.close()
+        if isinstance(self.address, UnixAddress):
+            with contextlib.suppress(OSError):
+                os.unlink(self.address.path)
+        for connection in list(self._door.inside):
+            connection.drain()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace.total_seconds()):
+                await self._door.empty.wait()
+        for connection in list(self._door.inside):
+            connection.abort()
+        while self._door.tasks:
+            await asyncio.wait(list(self._door.tasks))
+        await asyncio.sleep(0)
+
+
+async def start_listener(
+    spec: ListenerSpec,
+    reception: Reception,
+    *,
+    passwords: Passwords | None = None,
+    sock: socket.socket | None = None,
+    reuse_port: bool = False,
+) -> Listener:
+    """Open the door. `CertificateError` and `OSError` say why it stays shut."""
+    tls = None
+    if spec.tls is not ListenerTls.NONE:
+        if spec.certificate is None:
+            raise CertificateError(f"{spec.address}: tls: {spec.tls} needs a certificate")
+        tls = ServerTls(spec.certificate, spec.key)
+    door = Door(spec, reception, tls, passwords or Passwords())
+    loop = asyncio.get_running_loop()
+    address = parse_address(spec.address)
+
+    def connection() -> Connection:
+        return Connection(door)
+
+    if sock is not None:
+        server = await _serve_socket(loop, connection, sock)
+    elif isinstance(address, UnixAddress):
+        _remove_stale(address.path)
+        server = await loop.create_unix_server(connection, address.path, backlog=_BACKLOG)
+    else:
+        server = await loop.create_server(
+            connection, address.host, address.port, backlog=_BACKLOG, reuse_port=reuse_port or None
+        )
+    return Listener(door, server, _bound(server, address))
+
+
+async def _serve_socket(
+    loop: asyncio.AbstractEventLoop, connection: Callable[[], Connection], sock: socket.socket
+) -> asyncio.Server:
+    if sock.family == socket.AF_UNIX:
+        return await loop.create_unix_server(connection, sock=sock, backlog=_BACKLOG)
+    return await loop.create_server(connection, sock=sock, backlog=_BACKLOG)
+
+
+def _bound(server: asyncio.Server, address: TcpAddress | UnixAddress) -> TcpAddress | UnixAddress:
+    name = server.sockets[0].getsockname()
+    return TcpAddress(name[0], name[1]) if isinstance(name, tuple) else UnixAddress(str(name))
+
+
+def _remove_stale(path: str) -> None:
+    """Take away the socket file of a process that is gone; one that answers is somebody's."""
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            return
+        with socket.socket(socket.AF_UNIX) as probe:
+            if probe.connect_ex(path) != 0:
+                os.unlink(path)

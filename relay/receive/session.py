@@ -1,0 +1,89 @@
+"""The facts of a session, and of the transaction in it.
+
+Session: connect … QUIT. Transaction: MAIL … end of data (RFC 5321 §3). The connection
+fills them in as the client speaks; `relay.receive.submission` decides by them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from relay.mail.envelope import Body, Recipient, Ret
+from relay.receive.access import User
+from relay.receive.spec import ListenerAuth, ListenerSpec, ListenerTls
+
+__all__ = ["Session", "TlsFacts", "Transaction"]
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFacts:
+    """The TLS a session is in."""
+
+    version: str
+    cipher: str
+
+
+@dataclass(slots=True)
+class Session:
+    """`client`: its address; "" through a UNIX socket; None where a proxy could not say.
+
+    `helo` is what it calls itself, "" before EHLO or HELO; `extended` means EHLO.
+    """
+
+    listener: ListenerSpec
+    client: str | None = ""
+    helo: str = ""
+    extended: bool = False
+    tls: TlsFacts | None = None
+    user: User | None = None
+    in_networks: bool = False
+    messages: int = 0
+
+    @property
+    def offers_starttls(self) -> bool:
+        """RFC 3207 §4.2: not inside TLS."""
+        wanted = self.listener.tls in (ListenerTls.STARTTLS, ListenerTls.STARTTLS_REQUIRED)
+        return wanted and self.tls is None
+
+    @property
+    def must_start_tls(self) -> bool:
+        return self.listener.tls is ListenerTls.STARTTLS_REQUIRED and self.tls is None
+
+    @property
+    def takes_auth(self) -> bool:
+        """Whether this listener has AUTH at all."""
+        return self.listener.auth is not ListenerAuth.NONE
+
+    @property
+    def offers_auth(self) -> bool:
+        """Whether AUTH may be used now: never in clear, unless the operator said so (RFC 4954 §9)."""
+        may_be_clear = self.listener.auth_without_tls or self.client == ""
+        return self.takes_auth and (self.tls is not None or may_be_clear)
+
+    @property
+    def must_authenticate(self) -> bool:
+        return self.listener.auth is ListenerAuth.REQUIRED and self.user is None
+
+    @property
+    def may_relay(self) -> bool:
+        """By user, or by network where the listener does not insist on a user."""
+        return self.user is not None or (self.in_networks and not self.must_authenticate)
+
+    def start_over(self) -> None:
+        """Forget what was said in clear: the session begins anew inside TLS (RFC 3207 §4.2)."""
+        self.helo = ""
+        self.extended = False
+        self.user = None
+
+
+@dataclass(slots=True)
+class Transaction:
+    """MAIL and the recipients accepted so far, by address: one named twice is one recipient."""
+
+    reverse_path: str
+    body: Body = Body.SEVEN_BIT
+    smtputf8: bool = False
+    ret: Ret | None = None
+    envid: str = ""
+    size_bytes: int = 0
+    recipients: dict[str, Recipient] = field(default_factory=dict)

@@ -1,0 +1,102 @@
+"""One door for clients, as the operator describes it.
+
+A `ListenerSpec` says where a listener listens, when TLS begins, whether it offers AUTH,
+and how it treats what is almost SMTP. `parse_address` reads the three forms of an address.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+__all__ = [
+    "BareNewline",
+    "ListenerAuth",
+    "ListenerSpec",
+    "ListenerTls",
+    "TcpAddress",
+    "UnixAddress",
+    "parse_address",
+]
+
+
+class ListenerTls(StrEnum):
+    """When TLS begins at a listener."""
+
+    NONE = "none"
+    STARTTLS = "starttls"
+    STARTTLS_REQUIRED = "starttls-required"
+    IMPLICIT = "implicit"
+
+
+class ListenerAuth(StrEnum):
+    """Whether a listener offers AUTH, and whether it insists."""
+
+    NONE = "none"
+    OPTIONAL = "optional"
+    REQUIRED = "required"
+
+
+class BareNewline(StrEnum):
+    """What becomes of a CR or an LF that stands alone in a message (RFC 5321 §2.3.8 forbids it)."""
+
+    REFUSE = "refuse"
+    NORMALISE = "normalise"
+    """It becomes a space: never a line end, so no second message and no header field is born from it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListenerSpec:
+    """`address`: host:port, [v6]:port, or unix:/path. `certificate`, `key`: PEM files.
+
+    `auth_without_tls` lets passwords cross in clear. `add_missing_headers` completes what a
+    simple client left out: Date, Message-ID, From (RFC 6409 §8).
+    """
+
+    address: str
+    tls: ListenerTls = ListenerTls.NONE
+    auth: ListenerAuth = ListenerAuth.NONE
+    certificate: str | None = None
+    key: str | None = None
+    proxy_protocol: bool = False
+    bare_newline: BareNewline = BareNewline.REFUSE
+    auth_without_tls: bool = False
+    add_missing_headers: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TcpAddress:
+    """An address and port to listen on."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class UnixAddress:
+    """A UNIX socket to listen on: its file's mode says who may connect."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return f"unix:{self.path}"
+
+
+def parse_address(text: str) -> TcpAddress | UnixAddress:
+    """`127.0.0.1:25`, `[::1]:25` or `unix:/path`; ValueError for anything else."""
+    if text.startswith("unix:"):
+        path = text.removeprefix("unix:")
+        if not path:
+            raise ValueError(f"{text!r} names no path")
+        return UnixAddress(path)
+    host, colon, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise ValueError(f"{text!r}: an IPv6 address stands in brackets")
+    if not colon or not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
+        raise ValueError(f"{text!r} is not host:port, [address]:port or unix:/path")
+    return TcpAddress(host, int(port))

@@ -1,0 +1,283 @@
+"""The checks, in order: what a client says, and whether we take it.
+
+Every function here is a decision about values. It returns what the client may have, or a
+`Refusal`: a reply for the client, short and in our own words, and a reason for our log. The
+connection sends nothing else.
+
+    MAIL    530 5.7.0   TLS or AUTH was to come first
+            501         no reverse-path, or one that is none (relay.mail.address)
+            501, 555    parameters (relay.receive.parameters)
+            552 5.3.4   SIZE says it is too large
+            553 5.7.1   a user in somebody else's name
+    RCPT    554 5.7.1   a client that may not relay: before its address is looked at, before DATA
+            501, 553    no forward-path
+            550 5.1.2   an address literal: no policy has a rule for one, and it is how networks are probed
+            452 4.5.3   more recipients than one transaction may have (RFC 5321 §4.5.3.1.10)
+    data    552 5.3.4   too large, header section or all of it
+            550 5.5.2   bare CR or LF
+            550 5.6.0   NUL
+            554 5.6.0   a policy field that says neither yes nor no
+            554 5.4.6   too many Received fields
+
+Trouble of our own is never a 5yz: `out_of_room`, `our_trouble`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+from relay.mail.address import AddressError, domain_of, parse_path
+from relay.mail.envelope import Recipient
+from relay.mail.header import split_content
+from relay.mail.reply import Reply
+from relay.policy.fields import BadField, read_wishes, strip_policy_fields
+from relay.policy.rules import PolicyRules, resolve
+from relay.policy.settings import TlsSettings
+from relay.queue.entry import MessageSummary, QueuedMessage, QueuedRecipient
+from relay.queue.summary import summarise
+from relay.receive.access import may_send_as
+from relay.receive.content import Flaw
+from relay.receive.limits import HEADER_SECTION_OCTETS, Limits
+from relay.receive.parameters import ParameterError, mail_parameters, rcpt_parameters, wants_smtputf8
+from relay.receive.session import Session, Transaction
+from relay.receive.trace import count_hops, missing_fields, received_field
+
+__all__ = [
+    "HEADER_TOO_LARGE",
+    "OUR_TROUBLE",
+    "OUT_OF_ROOM",
+    "Opened",
+    "Refusal",
+    "complete",
+    "mail",
+    "open_message",
+    "rcpt",
+    "refusal_of",
+    "split_off_header",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """No. `reply` is for the client, `reason` for our log; with `closes` the session ends too."""
+
+    reply: Reply
+    reason: str
+    closes: bool = False
+
+
+def _refuse(code: int, status: str, text: str, reason: str = "") -> Refusal:
+    return Refusal(Reply(code, status, text), reason or text)
+
+
+OUT_OF_ROOM = _refuse(452, "4.3.1", "No room for more mail now, try again later", "the queue is full")
+OUR_TROUBLE = _refuse(451, "4.3.0", "Trouble of our own, try again later", "the store failed")
+HEADER_TOO_LARGE = _refuse(552, "5.3.4", "The header section is too large")
+
+_TLS_FIRST = _refuse(530, "5.7.0", "STARTTLS comes first here")
+_AUTH_FIRST = _refuse(530, "5.7.0", "Authentication required")
+_NO_RELAYING = _refuse(554, "5.7.1", "Relaying denied")
+_NOT_YOURS = _refuse(553, "5.7.1", "You may not send in this domain's name")
+_TOO_LARGE = _refuse(552, "5.3.4", "The message is too large")
+_MAIL_SYNTAX = _refuse(501, "5.5.2", "Syntax: MAIL FROM:<address>")
+_RCPT_SYNTAX = _refuse(501, "5.5.2", "Syntax: RCPT TO:<address>")
+_NO_PARAMETERS = _refuse(555, "5.5.4", "Parameters need EHLO")
+_NO_LITERALS = _refuse(550, "5.1.2", "Mail to address literals is not relayed")
+_TOO_MANY_RECIPIENTS = _refuse(452, "4.5.3", "Too many recipients in one transaction")
+_LOOP = _refuse(554, "5.4.6", "Too many hops: this message is going round in circles")
+
+_FLAWS = {
+    Flaw.TOO_LARGE: _TOO_LARGE,
+    Flaw.BARE_NEWLINE: _refuse(550, "5.5.2", "Lines end with CRLF: the message has a bare CR or LF"),
+    Flaw.NUL: _refuse(550, "5.6.0", "The message has a NUL character"),
+}
+
+
+def refusal_of(flaw: Flaw) -> Refusal:
+    """What we say to content with this flaw."""
+    return _FLAWS[flaw]
+
+
+# --- MAIL --------------------------------------------------------------------------------------
+
+
+def mail(session: Session, arg: bytes, limits: Limits) -> Transaction | Refusal:
+    """A transaction for what follows MAIL, or why there is none."""
+    if session.must_start_tls:
+        return _TLS_FIRST
+    if session.must_authenticate:
+        return _AUTH_FIRST
+    if arg[:5].upper() != b"FROM:":
+        return _MAIL_SYNTAX
+    try:
+        reverse_path, rest = parse_path(arg[5:], smtputf8=wants_smtputf8(arg), lenient=True)
+        sender_domain = domain_of(reverse_path)
+        if rest and not session.extended:
+            return _NO_PARAMETERS
+        transaction = mail_parameters(rest, reverse_path)
+    except AddressError as error:
+        return _bad_address(error, arg, of_sender=True)
+    except ParameterError as error:
+        return Refusal(error.reply, error.reply.text)
+    if transaction.size_bytes > limits.message_size_bytes:
+        return _TOO_LARGE
+    if session.user is not None and not may_send_as(session.user, sender_domain):
+        return _NOT_YOURS
+    return transaction
+
+
+# --- RCPT --------------------------------------------------------------------------------------
+
+
+def rcpt(
+    session: Session, transaction: Transaction, arg: bytes, limits: Limits, *, hostname: str
+) -> Recipient | Refusal:
+    """A recipient for what follows RCPT, or why there is none."""
+    if not session.may_relay:
+        return _NO_RELAYING
+    if arg[:3].upper() != b"TO:":
+        return _RCPT_SYNTAX
+    try:
+        address, rest = parse_path(
+            arg[3:], smtputf8=transaction.smtputf8, allow_postmaster=True, lenient=True
+        )
+        if not address:
+            return _RCPT_SYNTAX
+        if address == "postmaster":  # RFC 5321 §4.1.1.3: of this host, which has no mailboxes of its own
+            address = f"postmaster@{hostname}"
+        domain = domain_of(address)
+        if rest and not session.extended:
+            return _NO_PARAMETERS
+        recipient = rcpt_parameters(rest, address, domain, smtputf8=transaction.smtputf8)
+    except AddressError as error:
+        return _bad_address(error, arg, of_sender=False)
+    except ParameterError as error:
+        return Refusal(error.reply, error.reply.text)
+    if domain.startswith("["):
+        return _NO_LITERALS
+    if len(transaction.recipients) >= limits.recipients and address not in transaction.recipients:
+        return _TOO_MANY_RECIPIENTS
+    return recipient
+
+
+def _bad_address(error: AddressError, arg: bytes, *, of_sender: bool) -> Refusal:
+    """RFC 3463 §3.2: of a sender 5.1.7, of a recipient 5.1.3; a status of more weight stands."""
+    status = error.status
+    if of_sender and status == "5.1.3":
+        status = "5.1.7"
+    text = str(error)
+    reply = Reply(553, status, f"{text[:1].upper()}{text[1:]}")
+    return Refusal(reply, f"{error}: {ascii(arg[:320])[1:]}")
+
+
+# --- data --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A message whose header section was judged: what goes before its body, and what was decided."""
+
+    queue_id: str
+    header: bytes
+    summary: MessageSummary
+    settings: dict[str, TlsSettings]
+    arrived: datetime
+
+
+def open_message(
+    session: Session,
+    transaction: Transaction,
+    header: bytes,
+    *,
+    rules: PolicyRules,
+    limits: Limits,
+    hostname: str,
+    queue_id: str,
+    now: datetime,
+) -> Opened | Refusal:
+    """Judge a header section and rewrite it: policy fields off, our Received on top."""
+    if len(header) > HEADER_SECTION_OCTETS:
+        return HEADER_TOO_LARGE
+    if count_hops(header) >= limits.received_hops:
+        return _LOOP
+    try:
+        wishes = read_wishes(header)
+    except BadField as error:
+        return _refuse(554, "5.6.0", str(error))
+    recipients = transaction.recipients.values()
+    settings = {
+        domain: resolve(rules, reverse_path=transaction.reverse_path, recipient_domain=domain, wishes=wishes)
+        for domain in {recipient.domain for recipient in recipients}
+    }
+    received = received_field(
+        session,
+        hostname=hostname,
+        queue_id=queue_id,
+        now=now,
+        smtputf8=transaction.smtputf8,
+        only_for=_only(recipients),
+    )
+    if session.listener.add_missing_headers:
+        received += missing_fields(
+            header, reverse_path=transaction.reverse_path, hostname=hostname, queue_id=queue_id, now=now
+        )
+    return Opened(queue_id, received + strip_policy_fields(header), summarise(header), settings, now)
+
+
+def _only(recipients: Iterable[Recipient]) -> str:
+    addresses = [recipient.address for recipient in recipients]
+    return addresses[0] if len(addresses) == 1 else ""
+
+
+def split_off_header(content: bytes) -> tuple[bytes, bytes]:
+    """Header section and the rest. Content that begins with no field has none: its first line is body."""
+    header, rest = split_content(content)
+    if header and not _begins_with_field(header):
+        return b"", b"\r\n" + content
+    return header, rest
+
+
+def _begins_with_field(header: bytes) -> bool:
+    colon = header.find(b":", 0, header.find(b"\r\n"))
+    return colon > 0 and b" " not in header[:colon].rstrip(b" \t") and header[0] not in b" \t"
+
+
+def complete(
+    opened: Opened, session: Session, transaction: Transaction, *, size_bytes: int, eight_bit: bool
+) -> tuple[QueuedMessage, tuple[QueuedRecipient, ...]]:
+    """The message as the queue will hold it."""
+    message = QueuedMessage(
+        queue_id=opened.queue_id,
+        reverse_path=transaction.reverse_path,
+        arrived=opened.arrived,
+        size_bytes=size_bytes,
+        summary=opened.summary,
+        body=transaction.body,
+        eight_bit=eight_bit,
+        smtputf8=transaction.smtputf8,
+        ret=transaction.ret,
+        envid=transaction.envid,
+        origin="smtp",
+        client=_describe(session),
+    )
+    recipients = tuple(
+        QueuedRecipient(
+            index=index,
+            address=recipient.address,
+            domain=recipient.domain,
+            settings=opened.settings[recipient.domain],
+            notify=recipient.notify,
+            orcpt=recipient.orcpt,
+            next_attempt=opened.arrived,
+        )
+        for index, recipient in enumerate(transaction.recipients.values())
+    )
+    return message, recipients
+
+
+def _describe(session: Session) -> str:
+    """The client, for people."""
+    where = "unknown" if session.client is None else f"[{session.client}]" if session.client else "local"
+    return f"{session.helo} {where}"
