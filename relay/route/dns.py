@@ -30,6 +30,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -79,6 +80,8 @@ _HALF = 300.0
 """Seconds until a family that did not answer is asked again while the other has an address."""
 _TEMPORARY = 5.0
 """Long enough that a dead name server is not asked once a message, short enough to be forgotten soon."""
+
+_BRACKETED = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::([0-9]+))?")
 
 _RECORDS_KEPT = 200_000
 _RECORDS_OF_ONE_NAME = 1000
@@ -309,9 +312,8 @@ class _Servers:
 def parse_nameserver(text: str) -> tuple[str, int]:
     """Address and port of a name server as the configuration has it; `ResolverError` if it is none."""
     address, port = text, "53"
-    if text.startswith("["):
-        address, _, port = text[1:].partition("]")
-        port = port.removeprefix(":") or "53"
+    if (bracketed := _BRACKETED.fullmatch(text)) is not None:
+        address, port = bracketed[1], bracketed[2] or "53"
     elif text.count(":") == 1:
         address, _, port = text.partition(":")
     if not dns.inet.is_address(address) or not port.isdecimal() or not 0 < int(port) < 65536:
@@ -322,9 +324,12 @@ def parse_nameserver(text: str) -> tuple[str, int]:
 def _absolute(name: str) -> dns.name.Name:
     """A name as it goes on the wire, complete, so that no search list applies."""
     try:
-        return dns.name.from_text(name.removesuffix(".") + ".")
+        absolute = dns.name.from_text(name.removesuffix(".") + ".")
     except (dns.exception.DNSException, UnicodeError, ValueError) as exc:
         raise _BadName(name) from exc
+    if absolute == dns.name.root:
+        raise _BadName(name)
+    return absolute
 
 
 def _text(name: dns.name.Name) -> str:

@@ -1,0 +1,503 @@
+"""Where mail for a domain goes: the table of the DNS's faults, static routes, literals, caching."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from datetime import timedelta
+from ipaddress import ip_network
+from random import Random
+
+import pytest
+
+from relay.demo.dns import Answer, DnsServer, Fault
+from relay.mail.outcome import Bounced, Deferred
+from relay.route.answers import MxAnswer, MxRecord, Unanswered
+from relay.route.dns import DnsResolver, ResolverOptions
+from relay.route.next_hop import Credentials, Hosts, NoRoute, StaticRoute, TlsMode
+from relay.route.router import RouteOptions, Router, is_local_address
+from tests.fakes.dns import FakeDns
+
+LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
+
+
+class Clock:
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+def router(dns, *, clock=None, listening=(), hostname="relay.example", **options):
+    return Router(
+        dns,
+        RouteOptions(**options),
+        hostname=hostname,
+        listening=lambda: listening,
+        random=Random(3),
+        clock=clock or time.monotonic,
+    )
+
+
+def refused(route):
+    assert isinstance(route, NoRoute)
+    return type(route.outcome), route.outcome.status, route.outcome.code
+
+
+def tried(route):
+    assert isinstance(route, Hosts)
+    return [host.address for host in route.hosts]
+
+
+# The DNS's own faults, against a real server. Number: the row of the table of faults.
+
+
+@pytest.fixture
+async def server():
+    async with DnsServer() as server:
+        yield server
+
+
+@pytest.fixture
+async def real(server):
+    resolver = DnsResolver(ResolverOptions((server.nameserver,)))
+    yield resolver
+    await resolver.close()
+
+
+@pytest.fixture
+async def hasty(server):
+    """For questions that no answer comes to."""
+    resolver = DnsResolver(ResolverOptions((server.nameserver,), timedelta(seconds=0.4)))
+    yield resolver
+    await resolver.close()
+
+
+@pytest.mark.parametrize("fault", [Fault.SERVFAIL, Fault.DROP, Fault.REFUSED])
+async def test_50_without_an_answer_about_mx_the_mail_waits_and_no_a_record_is_used(
+    server, hasty, fault
+):
+    server.a("broken.example", "11.22.33.1")
+    server.fail("broken.example", "MX", fault)
+    assert refused(await router(hasty).route("broken.example")) == (Deferred, "4.4.3", 498)
+    assert server.asked("broken.example", "A") == 0
+
+
+async def test_51_a_domain_that_does_not_exist_bounces(real):
+    route = await router(real).route("nowhere.example")
+    assert refused(route) == (Bounced, "5.1.2", 498)
+    assert route.outcome.description == "nowhere.example does not exist (NXDOMAIN)"
+
+
+async def test_52_a_domain_without_mx_takes_mail_at_its_address(server, real):
+    server.a("example.net", "11.22.33.1")
+    route = await router(real).route("example.net")
+    assert [(host.name, host.address, host.port) for host in route.hosts] == [
+        ("example.net", "11.22.33.1", 25)
+    ]
+
+
+async def test_53_a_domain_with_a_null_mx_bounces_and_is_not_connected_to(server, real):
+    server.mx("nomail.example", (0, "."))
+    server.a("nomail.example", "11.22.33.1")
+    assert refused(await router(real).route("nomail.example")) == (Bounced, "5.1.10", 556)
+    assert server.asked("nomail.example", "A") == 0
+
+
+async def test_54_an_mx_that_is_an_alias_keeps_the_name_of_the_mx_record(server, real):
+    server.mx("example.net", (10, "mx.example.net"))
+    server.cname("mx.example.net", "host7.provider.example")
+    server.a("host7.provider.example", "11.22.33.1")
+    route = await router(real).route("example.net")
+    assert [(host.name, host.address) for host in route.hosts] == [("mx.example.net", "11.22.33.1")]
+
+
+async def test_54_a_loop_of_aliases_makes_the_mail_wait(server, real):
+    server.mx("example.net", (10, "a.example.net"))
+    server.cname("a.example.net", "b.example.net")
+    server.cname("b.example.net", "a.example.net")
+    assert refused(await router(real).route("example.net")) == (Deferred, "4.4.3", 498)
+
+
+@pytest.mark.parametrize(
+    ("rdtype", "address"),
+    [
+        ("A", "127.0.0.1"),
+        ("A", "169.254.169.254"),
+        ("A", "0.0.0.0"),
+        ("A", "10.0.0.5"),
+        ("AAAA", "::1"),
+        ("AAAA", "::ffff:127.0.0.1"),
+        ("AAAA", "64:ff9b::7f00:1"),
+        ("AAAA", "fe80::1"),
+    ],
+)
+async def test_55_an_mx_inside_our_network_is_not_connected_to(server, real, rdtype, address):
+    server.mx("evil.example", (10, "mx.evil.example"))
+    server.set("mx.evil.example", rdtype, Answer((address,)))
+    route = await router(real).route("evil.example")
+    assert refused(route) == (Bounced, "5.4.4", 498)
+    assert "mx.evil.example" in route.outcome.description
+
+
+@pytest.mark.parametrize("exchange", ["10.0.0.1", "localhost", "mail"])
+async def test_55_an_mx_that_is_no_name_is_not_even_looked_up(server, real, exchange):
+    server.mx("evil.example", (10, exchange))
+    assert refused(await router(real).route("evil.example")) == (Bounced, "5.4.4", 498)
+    assert sum(server.queries.values()) == 1
+
+
+@pytest.mark.parametrize("listening", [("127.0.0.5", 25), ("0.0.0.0", 25), ("::", 25)])
+async def test_55_an_mx_at_our_own_address_loops(server, real, listening):
+    server.mx("evil.example", (10, "mx.evil.example"))
+    server.a("mx.evil.example", "127.0.0.5")
+    ours = router(real, listening=[listening], allow_networks=LOOPBACK)
+    assert refused(await ours.route("evil.example")) == (Bounced, "5.4.6", 498)
+
+
+async def test_56_a_second_answer_of_the_dns_has_no_chance(server, real):
+    server.mx("evil.example", (10, "mx.evil.example"), ttl=0)
+    server.set("mx.evil.example", "A", Answer(("11.22.33.1",), ttl=0), Answer(("127.0.0.1",), ttl=0))
+    route = await router(real).route("evil.example")
+    assert tried(route) == ["11.22.33.1"]
+    assert server.asked("mx.evil.example", "A") == 1
+
+
+async def test_57_a_thousand_addresses_make_ten_tries_and_a_few_queries(server, real):
+    server.mx("many.example", *((10 + n, f"mx{n}.many.example") for n in range(200)))
+    server.a("*.many.example", *(f"11.22.{n}.1" for n in range(50)))
+    began = time.monotonic()
+    route = await router(real).route("many.example")
+    assert len(route.hosts) == 10
+    assert [host.name for host in route.hosts] == [f"mx{n}.many.example" for n in range(10)]
+    assert sum(server.queries.values()) == 2 + 2 * 20  # the MX records took TCP too
+    assert time.monotonic() - began < 3
+
+
+@pytest.mark.parametrize("fault", [Fault.WRONG_ID, Fault.GARBAGE, Fault.TRUNCATED_NO_TCP])
+async def test_58_nonsense_for_an_answer_makes_the_mail_wait(server, hasty, fault):
+    server.set("example.net", "MX", Answer(("10 mx.example.net.",), fault=fault))
+    server.a("mx.example.net", "11.22.33.1")
+    assert refused(await router(hasty).route("example.net")) == (Deferred, "4.4.3", 498)
+
+
+async def test_58_a_truncated_answer_is_read_over_tcp(server, real):
+    server.set("example.net", "MX", Answer(("10 mx.example.net.",), fault=Fault.TRUNCATED))
+    server.a("mx.example.net", "11.22.33.1")
+    assert tried(await router(real).route("example.net")) == ["11.22.33.1"]
+
+
+async def test_59_both_families_are_tried_in_turns(server, real):
+    server.mx("example.net", (10, "mx.example.net"))
+    server.a("mx.example.net", "11.22.33.1", "11.22.33.2")
+    server.aaaa("mx.example.net", *(f"2a00:1234::{n}" for n in range(1, 30)))
+    addresses = tried(await router(real).route("example.net"))
+    assert len(addresses) == 10
+    assert {":" in address for address in addresses[:2]} == {True, False}
+
+
+async def test_60_hosts_of_equal_preference_are_all_used(server, real):
+    server.mx("example.net", *((10, f"mx{n}.example.net") for n in range(4)))
+    for n in range(4):
+        server.a(f"mx{n}.example.net", f"11.22.33.{n}")
+    ours = router(real)
+    first = Counter([tried(await ours.route("example.net"))[0] for _ in range(200)])
+    assert len(first) == 4
+    assert min(first.values()) > 25
+    assert server.asked("example.net", "MX") == 1
+
+
+@pytest.mark.parametrize("spelling", ["example.net", "EXAMPLE.Net", "example.net."])
+async def test_61_a_domain_is_found_however_it_is_written(server, real, spelling):
+    server.mx("example.net", (10, "mx.example.net"))
+    server.a("mx.example.net", "11.22.33.1")
+    assert tried(await router(real).route(spelling)) == ["11.22.33.1"]
+
+
+@pytest.mark.parametrize("spelling", ["bücher.example", "xn--bcher-kva.example", "BÜCHER.example"])
+async def test_61_an_internationalised_domain_is_looked_up_by_its_a_label(server, real, spelling):
+    server.mx("xn--bcher-kva.example", (10, "mx.example.net"))
+    server.a("mx.example.net", "11.22.33.1")
+    assert tried(await router(real).route(spelling)) == ["11.22.33.1"]
+
+
+async def test_61_an_underscore_does_not_matter(server, real):
+    server.mx("my_shop.example", (10, "mx_1.example.net"))
+    server.a("mx_1.example.net", "11.22.33.1")
+    assert tried(await router(real).route("my_shop.example")) == ["11.22.33.1"]
+
+
+@pytest.mark.parametrize(
+    "domain",
+    ["x" * 64 + ".example", "a..example", "a." * 130 + "example", "", ".", "\udce9.example", "a b.example"],
+)
+async def test_61_a_domain_that_cannot_exist_bounces_and_is_no_crash(server, real, domain):
+    assert refused(await router(real).route(domain)) == (Bounced, "5.1.2", 498)
+    assert not server.queries
+
+
+@pytest.mark.parametrize("domain", ["localhost", "mail", "10.0.0.1", "[127.0.0.1", "[x]", "[IPv6:zz]"])
+async def test_a_domain_that_is_no_domain_bounces(server, real, domain):
+    assert refused(await router(real).route(domain)) == (Bounced, "5.1.2", 498)
+    assert not server.queries
+
+
+# Hosts that cannot all be found
+
+
+async def test_one_host_that_is_not_found_for_now_leaves_the_attempt_temporary():
+    dns = FakeDns(
+        {"example.net": [(10, "a.example"), (20, "b.example")]},
+        {"a.example": Unanswered("SERVFAIL"), "b.example": ["11.22.33.1"]},
+    )
+    route = await router(dns).route("example.net")
+    assert tried(route) == ["11.22.33.1"]
+    assert route.trouble == ("a.example: SERVFAIL",)
+
+
+async def test_a_host_that_takes_long_does_not_hold_up_mail_another_can_take(server, monkeypatch):
+    monkeypatch.setattr("relay.route.router._PATIENCE", 0.2)
+    server.mx("example.net", (10, "slow.example"), (20, "fast.example"))
+    server.fail("slow.example", "*", Fault.DROP)
+    server.a("fast.example", "11.22.33.1")
+    resolver = DnsResolver(ResolverOptions((server.nameserver,)))
+    began = time.monotonic()
+    route = await router(resolver).route("example.net")
+    assert tried(route) == ["11.22.33.1"]
+    assert "slow.example" in route.trouble[0]
+    assert time.monotonic() - began < 1
+    await resolver.close()
+
+
+async def test_a_rejected_address_is_told_along_with_the_good_ones():
+    dns = FakeDns({"example.net": [(10, "a.example")]}, {"a.example": ["10.0.0.1", "11.22.33.1"]})
+    route = await router(dns).route("example.net")
+    assert tried(route) == ["11.22.33.1"]
+    assert route.rejected == ("a.example: 10.0.0.1 is private (RFC 1918)",)
+
+
+async def test_hosts_at_and_above_our_own_preference_are_not_looked_up():
+    dns = FakeDns(
+        {"example.net": [(10, "a.example"), (20, "Relay.example."), (30, "c.example")]},
+        {"a.example": ["11.22.33.1"]},
+    )
+    assert tried(await router(dns).route("example.net")) == ["11.22.33.1"]
+    assert dns.asked == ["MX example.net", "A a.example"]
+
+
+# Address literals
+
+
+async def test_an_address_literal_is_its_own_mail_host():
+    route = await router(FakeDns(), port=2525).route("[11.22.33.1]")
+    assert [(host.name, host.address, host.port) for host in route.hosts] == [
+        ("11.22.33.1", "11.22.33.1", 2525)
+    ]
+    assert tried(await router(FakeDns()).route("[IPv6:2A00:1234::1]")) == ["2a00:1234::1"]
+
+
+@pytest.mark.parametrize(
+    ("domain", "status"),
+    [("[127.0.0.1]", "5.4.4"), ("[10.0.0.1]", "5.4.4"), ("[IPv6:::1]", "5.4.4"), ("[11.22.33.99]", "5.4.6")],
+)
+async def test_an_address_literal_is_judged_as_an_mx_is(domain, status):
+    ours = router(FakeDns(), listening=[("11.22.33.99", 25)])
+    assert refused(await ours.route(domain)) == (Bounced, status, 498)
+
+
+# Static routes
+
+
+async def test_a_static_route_is_used_instead_of_the_mx_and_may_be_private():
+    dns = FakeDns({"intranet.example": [(10, "mx.example")]}, {"mail.intranet.example": ["10.0.0.7"]})
+    ours = router(
+        dns, routes={"intranet.example": StaticRoute("mail.intranet.example", 2525, TlsMode.IMPLICIT)}
+    )
+    route = await ours.route("Intranet.example.")
+    assert [(host.name, host.address, host.port, host.tls) for host in route.hosts] == [
+        ("mail.intranet.example", "10.0.0.7", 2525, TlsMode.IMPLICIT)
+    ]
+    assert dns.asked == ["A mail.intranet.example"]
+
+
+@pytest.mark.parametrize(
+    ("domain", "hop"),
+    [
+        ("example.net", "exact"),
+        ("a.example.net", "sub"),
+        ("b.a.example.net", "sub"),
+        ("x.deep.example.net", "deep"),
+        ("deep.example.net", "sub"),
+        ("notexample.net", "all"),
+        ("other.example", "all"),
+        ("[11.22.33.1]", "all"),
+        ("localhost", "all"),
+    ],
+)
+async def test_the_closest_route_wins(domain, hop):
+    routes = {
+        "example.net": StaticRoute("exact"),
+        "*.example.net": StaticRoute("sub"),
+        "*.Deep.Example.net": StaticRoute("deep"),
+        "*": StaticRoute("all"),
+    }
+    dns = FakeDns(hosts={name: ["10.0.0.1"] for name in ("exact", "sub", "deep", "all")})
+    route = await router(dns, routes=routes).route(domain)
+    assert [host.name for host in route.hosts] == [hop]
+
+
+@pytest.mark.parametrize(
+    ("host", "addresses"),
+    [
+        ("[10.0.0.1]", {"10.0.0.1"}),
+        ("10.0.0.1", {"10.0.0.1"}),
+        ("[IPv6:fd00::1]", {"fd00::1"}),
+        ("[fd00::1]", {"fd00::1"}),
+        ("localhost", {"127.0.0.1", "::1"}),
+    ],
+)
+async def test_a_route_to_an_address_or_to_this_machine_asks_no_dns(host, addresses):
+    dns = FakeDns()
+    route = await router(dns, routes={"*": StaticRoute(host, 10025)}).route("example.net")
+    assert set(tried(route)) == addresses
+    assert not dns.asked
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("gone.intranet.example", "4.4.4"),
+        ("broken.intranet.example", "4.4.3"),
+        ("[127.0.0.1]", "4.4.6"),
+        ("a..b", "4.3.5"),
+    ],
+)
+async def test_where_a_configured_next_hop_cannot_be_used_the_mail_waits(host, status):
+    dns = FakeDns(hosts={"broken.intranet.example": Unanswered("SERVFAIL")})
+    ours = router(dns, routes={"*": StaticRoute(host)}, listening=[("0.0.0.0", 25)])
+    route = await ours.route("example.net")
+    assert refused(route) == (Deferred, status, 498)
+    assert "example.net" in route.outcome.description
+
+
+async def test_a_content_filter_on_another_port_of_this_machine_is_not_ourselves():
+    ours = router(FakeDns(), routes={"*": StaticRoute("localhost", 10025)}, listening=[("127.0.0.1", 2525)])
+    assert len(tried(await ours.route("example.net"))) == 2
+
+
+async def test_credentials_come_from_the_password_file_as_it_is_now(tmp_path):
+    path = tmp_path / "password"
+    path.write_text("first secret\n")
+    ours = router(
+        FakeDns(), routes={"*": StaticRoute("[10.0.0.1]", 587, username="us", password_file=str(path))}
+    )
+    assert (await ours.route("a.example")).hosts[0].credentials == Credentials("us", "first secret")
+    path.write_text("second\r\nnot this\n")
+    os.utime(path, ns=(1, 1))
+    assert (await ours.route("a.example")).hosts[0].credentials == Credentials("us", "second")
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\nsecret\n", b"\xff\xfe\n"])
+async def test_without_a_readable_password_the_mail_waits_and_the_reason_is_clear(tmp_path, content, caplog):
+    path = tmp_path / "password"
+    if content is not None:
+        path.write_bytes(content)
+    ours = router(FakeDns(), routes={"*": StaticRoute("[10.0.0.1]", username="us", password_file=str(path))})
+    route = await ours.route("a.example")
+    assert refused(route) == (Deferred, "4.3.5", 0)
+    assert str(path) in route.outcome.description
+    assert str(path) in caplog.text
+
+
+async def test_a_user_name_without_password_file_is_no_login_without_password():
+    ours = router(FakeDns(), routes={"*": StaticRoute("[10.0.0.1]", username="us")})
+    assert refused(await ours.route("a.example")) == (Deferred, "4.3.5", 0)
+
+
+async def test_other_routes_take_effect_at_once_after_a_reload():
+    dns = FakeDns({"example.net": [(10, "mx.example")]}, {"mx.example": ["11.22.33.1"]})
+    ours = router(dns, routes={"*": StaticRoute("[10.0.0.1]")})
+    assert tried(await ours.route("example.net")) == ["10.0.0.1"]
+    ours.reload(RouteOptions())
+    assert tried(await ours.route("example.net")) == ["11.22.33.1"]
+
+
+# What is kept
+
+
+async def test_a_route_is_kept_until_the_first_of_its_answers_runs_out():
+    clock = Clock()
+    dns = FakeDns(
+        {"example.net": MxAnswer((MxRecord(10, "mx.example"),), expires=1100.0)},
+        {"mx.example": ["11.22.33.1"]},
+    )
+    ours = router(dns, clock=clock)
+    for now in (1000.0, 1099.0):
+        clock.now = now
+        await ours.route("example.net")
+    assert dns.asked.count("MX example.net") == 1
+    clock.now = 1100.0
+    await ours.route("example.net")
+    assert dns.asked.count("MX example.net") == 2
+
+
+async def test_a_failure_is_not_kept_longer_than_the_resolver_says():
+    clock = Clock()
+    dns = FakeDns({"example.net": Unanswered("SERVFAIL", expires=1005.0)})
+    ours = router(dns, clock=clock)
+    await ours.route("example.net")
+    await ours.route("example.net")
+    assert len(dns.asked) == 1
+    clock.now = 1005.0
+    await ours.route("example.net")
+    assert len(dns.asked) == 2
+
+
+async def test_a_route_with_trouble_is_looked_up_again_soon():
+    clock = Clock()
+    dns = FakeDns(
+        {"example.net": [(10, "a.example"), (20, "b.example")]},
+        {"a.example": Unanswered("SERVFAIL", 1005.0), "b.example": ["11.22.33.1"]},
+    )
+    ours = router(dns, clock=clock)
+    await ours.route("example.net")
+    clock.now += 29
+    await ours.route("example.net")
+    assert dns.asked.count("MX example.net") == 1
+    clock.now += 2
+    await ours.route("example.net")
+    assert dns.asked.count("MX example.net") == 2
+
+
+async def test_a_known_domain_is_routed_in_microseconds():
+    dns = FakeDns(
+        {"example.net": [(10, "a.example"), (10, "b.example"), (20, "c.example")]},
+        {f"{n}.example": ["11.22.33.1", "2a00:1234::1"] for n in "abc"},
+    )
+    ours = router(dns)
+    await ours.route("example.net")
+    best = 1.0
+    for _ in range(20):
+        began = time.perf_counter()
+        for _ in range(100):
+            await ours.route("example.net")
+        best = min(best, (time.perf_counter() - began) / 100)
+    assert best < 20e-6
+
+
+# This machine
+
+
+def test_the_machine_knows_its_own_addresses():
+    assert is_local_address("127.0.0.1")
+    assert not is_local_address("11.22.33.44")
+    assert not is_local_address("2a00:1234::1")
+    assert not is_local_address("not an address")
+
+
+def test_where_a_machine_may_bind_to_anything_it_is_asked_another_way(monkeypatch):
+    monkeypatch.setattr("relay.route.router._binds", lambda address: True)
+    assert is_local_address("127.0.0.1")
+    assert not is_local_address("11.22.33.44")
