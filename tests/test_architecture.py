@@ -59,6 +59,7 @@ SHELLS = {
     "relay.deliver.probe",
     "relay.deliver.scheduler",
     "relay.deliver.tls",
+    "relay.admin.client",
     "relay.admin.control",
     "relay.config",
     "relay.daemon",
