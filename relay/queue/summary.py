@@ -70,7 +70,7 @@ def readable(value: bytes) -> str:
 
 def _is_by_program(auto_submitted: str, precedence: str) -> bool:
     """RFC 3834 §5: any value but "no". Precedence is older, in no standard, and still in use."""
-    keyword = auto_submitted.partition(";")[0].strip().lower()
+    keyword = auto_submitted.partition(";")[0].partition("(")[0].strip().lower()
     return keyword not in ("", "no") or precedence.strip().lower() in _BULK
 
 
