@@ -1,0 +1,151 @@
+"""How many attempts a destination gets at once, and when it gets none.
+
+A destination is a recipient domain. What it gets depends on how it answered:
+
+    it is new to us                 a few attempts at once, one more for each that is answered
+    its hosts answer                up to `concurrency_per_destination`
+    its hosts do not answer         none for a while, which doubles from one silence to the next
+    the while is over               one attempt, to see; an answer ends the silence
+
+Any answer counts, a refusal too: the hosts are there, and each message's own retry
+schedule does the rest. Silence is what no message can help: no host could be reached,
+or no name server said who they are.
+
+What is due while a destination is silent waits for the end of the silence without an
+attempt and without a count. Only where a message is due for a word to its sender (too
+late, or given up) is it settled at once, with the answer others of its destination had
+within the hour: with thousands queued for a dead host, to try each once more would take
+longer than their lifetime. (Postfix's dead-site back-off defers all of them that way.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from relay.mail.outcome import Code, Deferred, Outcome
+from relay.queue.retry import RetrySchedule
+from relay.queue.settle import Settlement
+
+__all__ = [
+    "NEW",
+    "Pace",
+    "answered",
+    "back_off",
+    "began",
+    "broken_off",
+    "cannot_wait",
+    "is_suspended",
+    "room",
+    "silence_in",
+    "unanswered",
+    "untried",
+]
+
+INITIAL_WINDOW = 5
+"""Attempts at once at a destination that is new to us."""
+
+LONGEST_SILENCE = timedelta(hours=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """What we know of one destination.
+
+    `window`: attempts it may get at once. `silences`: how often in a row it did not answer, last at
+    `silent_since`, and so gets nothing until `suspended_until`; `silence` is the outcome that had.
+    """
+
+    in_flight: int = 0
+    window: int = INITIAL_WINDOW
+    answered_at: datetime | None = None
+    silences: int = 0
+    silent_since: datetime | None = None
+    suspended_until: datetime | None = None
+    silence: Deferred | None = None
+
+
+NEW = Pace()
+
+
+def room(pace: Pace, *, most: int, now: datetime) -> int:
+    """How many more attempts may begin at once; `most` is `concurrency_per_destination`."""
+    if is_suspended(pace, now=now):
+        return 0
+    window = 1 if pace.silences else min(pace.window, most)
+    return max(window - pace.in_flight, 0)
+
+
+def is_suspended(pace: Pace, *, now: datetime) -> bool:
+    """Whether the destination is not to be tried for now."""
+    return pace.suspended_until is not None and now < pace.suspended_until
+
+
+def began(pace: Pace) -> Pace:
+    """An attempt begins."""
+    return replace(pace, in_flight=pace.in_flight + 1)
+
+
+def broken_off(pace: Pace) -> Pace:
+    """An attempt ended without telling anything about the destination."""
+    return replace(pace, in_flight=pace.in_flight - 1)
+
+
+def answered(pace: Pace, *, most: int, now: datetime) -> Pace:
+    """An attempt ended with an answer of the destination."""
+    return Pace(in_flight=pace.in_flight - 1, window=min(pace.window + 1, most), answered_at=now)
+
+
+def unanswered(
+    pace: Pace, silence: Deferred, *, begun: datetime, now: datetime, schedule: RetrySchedule
+) -> Pace:
+    """An attempt, begun at `begun`, ended in silence.
+
+    What began before the last silence was told of is part of that silence, and says nothing of its own;
+    so does what began before the last answer.
+    """
+    ended = broken_off(pace)
+    if any(told is not None and begun <= told for told in (pace.silent_since, pace.answered_at)):
+        return ended
+    silences = pace.silences + 1
+    return Pace(
+        in_flight=ended.in_flight,
+        silences=silences,
+        silent_since=now,
+        suspended_until=now + back_off(silences, schedule),
+        silence=silence,
+    )
+
+
+def back_off(silences: int, schedule: RetrySchedule) -> timedelta:
+    """How long a destination is left alone after so many silences in a row.
+
+    It begins with the first wait of the retry schedule, and is never longer than its longest.
+    """
+    longest = min(LONGEST_SILENCE, max(schedule.waits))
+    return min(schedule.waits[0] * (1 << min(silences - 1, 20)), longest)
+
+
+def silence_in(outcomes: Collection[Outcome]) -> Deferred | None:
+    """The outcome that tells that a destination did not answer; None where any host or recipient did."""
+    silence: Deferred | None = None
+    for outcome in outcomes:
+        if not isinstance(outcome, Deferred) or outcome.tls_unmet or outcome.in_doubt:
+            return None
+        # RFC 3463 §3.5: X.4.3 is a directory server failure, the DNS here.
+        if outcome.code != Code.NO_CONNECTION and not (outcome.session is None and outcome.status == "4.4.3"):
+            return None
+        silence = silence or outcome
+    return silence
+
+
+def untried(pace: Pace, silence: Deferred) -> Deferred:
+    """The outcome of a message that was not tried, in words that say so."""
+    since = f"{pace.silent_since:%Y-%m-%d %H:%M:%S} UTC" if pace.silent_since else "a moment ago"
+    return replace(silence, description=f"not tried: no answer since {since}: {silence.description}")
+
+
+def cannot_wait(settlement: Settlement) -> bool:
+    """Whether a message for a silent destination is settled now: it ends, or its sender is owed a word."""
+    return bool(settlement.reports) or any(change.recipient.state.is_final for change in settlement.changes)

@@ -1,0 +1,502 @@
+"""Which message is tried when: claims what is due, has it attempted, writes down what came of it. †
+
+Owned here: the claims of this process, from `claim_due` to `record` or `release`. The
+decisions are elsewhere: how many attempts a destination gets in `relay.deliver.pacing`,
+what an outcome means in `relay.queue.settle`, how a host is talked to in
+`relay.deliver.attempt`.
+
+    claimed ─► waiting, by destination ─► attempt ─► settle ─► record: result, DSNs, events
+                    │                        └─ broken off by us ─► release
+                    └─ destination is silent ─► release until the silence ends
+
+Memory does not grow with the queue: at most a page is claimed and waits, at most
+`concurrency` attempts are under way, and both are counted before a task is made. A
+destination that is slow or dead has its own few places and a short line of its own, and
+what is due elsewhere passes it. Nothing is polled: the scheduler sleeps until the store
+has work or the next entry is due (a minute at most, since a wall clock may be set).
+
+What an attempt came to is held until the store has taken it, however long that lasts:
+better to wait with a result in hand than to deliver twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Protocol
+
+from relay.deliver import pacing
+from relay.deliver.options import DeliveryOptions
+from relay.deliver.pacing import Pace
+from relay.deliver.reports import dsn_message
+from relay.mail.outcome import Code, Deferred, Outcome
+from relay.policy.rules import PolicyRules, reconsider
+from relay.queue.entry import Entry, QueuedRecipient
+from relay.queue.retry import ClockWatch, RetrySchedule, watch
+from relay.queue.settle import Settlement, settle
+from relay.queue.store import CHUNK_BYTES, NewMessage, SpoolError, Store
+from relay.report import deliverylog, dsn
+
+__all__ = ["Attempts", "Scheduler"]
+
+logger = logging.getLogger(__name__)
+
+_LONGEST_SLEEP = 60.0
+_SHORTEST_SLEEP = 0.05
+_FIRST_PAUSE = 0.5
+_LONGEST_PAUSE = 5.0
+"""Between two tries of a store that is in trouble, in seconds: mail is to flow soon after it is well."""
+
+_RECORD_TRIES = 5
+"""How often an error in the recording itself, which no waiting mends, is met before we leave it."""
+
+_MOST_PACES = 10_000
+_JITTER = 0.1
+"""A wait is stretched by up to this part, so that what was deferred together does not come back together."""
+
+
+class Attempts(Protocol):
+    """What makes an attempt: `relay.deliver.attempt.Attempt`.
+
+    Cancelled before the final dot it ends with CancelledError; after it, it stays for the answer and
+    returns the outcomes, since nobody else will ever hear them.
+    """
+
+    async def run(
+        self, entry: Entry, content: Callable[[], AsyncIterator[bytes]]
+    ) -> Mapping[int, Outcome]: ...
+
+
+class Scheduler:
+    """One loop of delivery. `run` until `drain`; after both nothing is left claimed."""
+
+    def __init__(
+        self,
+        store: Store,
+        attempts: Attempts,
+        *,
+        schedule: RetrySchedule,
+        options: DeliveryOptions,
+        rules: Callable[[], PolicyRules],
+        hostname: str,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        monotonic: Callable[[], float] = time.monotonic,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self._store = store
+        self._attempts = attempts
+        self._schedule = schedule
+        self._most = options.concurrency
+        self._most_per_destination = min(options.concurrency_per_destination, options.concurrency)
+        self._rules = rules
+        self._hostname = hostname
+        self._clock = clock
+        self._monotonic = monotonic
+        self._chance = chance
+        self._clocks: ClockWatch | None = None
+        self._paces: dict[str, Pace] = {}
+        self._waiting: dict[str, deque[Entry]] = {}
+        self._waiting_entries = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._breakable: set[asyncio.Task[None]] = set()
+        self._wake = asyncio.Event()
+        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_at: datetime | None = None
+        self._passed_over: frozenset[str] | None = None
+        self._stopping = False
+        self._impatient = asyncio.Event()
+        self._ended = asyncio.Event()
+        self._ended.set()
+
+    @property
+    def in_flight(self) -> int:
+        """Attempts under way."""
+        return len(self._tasks)
+
+    def silent_destinations(self) -> dict[str, datetime]:
+        """The destinations that are left alone, and until when."""
+        now = self._clock()
+        return {
+            domain: pace.suspended_until
+            for domain, pace in self._paces.items()
+            if pace.suspended_until is not None and now < pace.suspended_until
+        }
+
+    def hurry(self) -> None:
+        """Try silent destinations again at once: the operator says that it is worth it."""
+        for domain, pace in self._paces.items():
+            if pace.suspended_until is not None:
+                self._paces[domain] = Pace(in_flight=pace.in_flight)
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Deliver until `drain` is called."""
+        self._ended.clear()
+        watcher = asyncio.create_task(self._watch_for_work())
+        try:
+            while not self._stopping:
+                self._look_at_clocks()
+                await self._step()
+        except BaseException:
+            self._break_off()
+            raise
+        finally:
+            watcher.cancel()
+            self._stopping = True
+            await self._wind_up()
+            with suppress(asyncio.CancelledError):
+                await watcher
+            self._ended.set()
+
+    async def drain(self, grace: timedelta) -> None:
+        """Begin no attempt any more, wait for those under way up to the grace, break off the others.
+
+        An attempt past the final dot is waited for still: its message may have been taken, and breaking
+        off would deliver it twice.
+        """
+        self._stopping = True
+        self._wake.set()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(grace.total_seconds()):
+                await self._ended.wait()
+        self._break_off()
+        await self._ended.wait()
+
+    def _break_off(self) -> None:
+        self._impatient.set()
+        for task in list(self._breakable):
+            task.cancel()
+
+    # --- the loop ---------------------------------------------------------------------------------------
+
+    async def _step(self) -> None:
+        """Claim once, or sleep until that may be worth it."""
+        self._wake.clear()
+        self._passed_over = None
+        wanted = self._wanted()
+        if wanted:
+            try:
+                all_taken = await self._claim(wanted)
+            except SpoolError as exc:
+                logger.error("the queue cannot be read, nothing new is delivered: %s", exc)
+                await self._pause(_FIRST_PAUSE)
+                return
+            if not all_taken:
+                return
+        await self._wake.wait()
+
+    def _wanted(self) -> int:
+        """How many entries to claim: for the free places, or a page ahead of them."""
+        free = self._most - len(self._tasks)
+        ahead = self._most - self._waiting_entries
+        if free > 0:
+            return max(free, ahead)
+        return ahead if 2 * self._waiting_entries < self._most else 0
+
+    async def _claim(self, wanted: int) -> bool:
+        """Claim up to a page and begin what there is room for; whether nothing more is due for now.
+
+        Then the alarm is set on what is due next. A destination whose own line is long enough is passed over.
+        """
+        skip = frozenset(domain for domain in self._waiting if not self._has_short_line(domain))
+        claimed = await self._store.claim_due(
+            now=self._clock(), limit=wanted, limit_per_domain=self._most_per_destination, skip=skip
+        )
+        self._passed_over = skip
+        await self._take(claimed)
+        share = max(Counter(entry.domain for entry in claimed).values(), default=0)
+        if len(claimed) >= wanted or share >= self._most_per_destination:
+            return False
+        self._expect(await self._store.next_due(skip=skip))
+        return True
+
+    async def _take(self, claimed: Sequence[Entry]) -> None:
+        """Let claimed entries wait, each in the line of its destination; begin what has room."""
+        now = self._clock()
+        silent: list[Entry] = []
+        for entry in claimed:
+            if pacing.is_suspended(self._paces.get(entry.domain, pacing.NEW), now=now):
+                silent.append(entry)
+                continue
+            self._waiting.setdefault(entry.domain, deque()).append(entry)
+            self._waiting_entries += 1
+        self._begin_waiting()
+        await self._put_off(silent)
+
+    def _begin_waiting(self) -> None:
+        """Begin attempts while there are places, one destination after the other."""
+        if self._stopping or not self._waiting:
+            return
+        now = self._clock()
+        passed = 0
+        while passed < len(self._waiting) and len(self._tasks) < self._most:
+            domain = next(iter(self._waiting))
+            line = self._waiting.pop(domain)
+            pace = self._paces.get(domain, pacing.NEW)
+            if pacing.room(pace, most=self._most_per_destination, now=now) > 0:
+                self._begin(line.popleft(), pace)
+                passed = 0
+            else:
+                passed += 1
+            if line:
+                self._waiting[domain] = line
+
+    def _begin(self, entry: Entry, pace: Pace) -> None:
+        self._waiting_entries -= 1
+        self._paces[entry.domain] = pacing.began(pace)
+        task = asyncio.create_task(self._run_one(entry))
+        self._tasks.add(task)
+        task.add_done_callback(self._ended_one)
+
+    def _ended_one(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("an attempt ended in an error of ours", exc_info=error)
+        self._begin_waiting()
+        # What the last claim passed over may have a place now.
+        if self._stopping or self._passed_over is None or any(map(self._has_short_line, self._passed_over)):
+            self._wake.set()
+
+    def _has_short_line(self, domain: str) -> bool:
+        """Whether so few wait for a destination that it is time to claim more."""
+        return 2 * len(self._waiting.get(domain, ())) < self._most_per_destination
+
+    async def _watch_for_work(self) -> None:
+        """Wake the loop whenever the store has something new."""
+        while True:
+            try:
+                await self._store.wait_for_work()
+            except SpoolError:
+                await asyncio.sleep(_FIRST_PAUSE)
+            self._wake.set()
+
+    def _expect(self, due: datetime | None) -> None:
+        """Wake the loop when something is due, if nothing wakes it before."""
+        now = self._clock()
+        wait = _LONGEST_SLEEP if due is None else (due - now).total_seconds()
+        wait = min(max(wait, _SHORTEST_SLEEP), _LONGEST_SLEEP)
+        at = now + timedelta(seconds=wait)
+        if self._alarm is not None and not self._alarm.cancelled():
+            if self._alarm_at is not None and now < self._alarm_at <= at:
+                return
+            self._alarm.cancel()
+        self._alarm = asyncio.get_running_loop().call_later(wait, self._wake.set)
+        self._alarm_at = at
+
+    async def _pause(self, seconds: float) -> None:
+        """Sleep, unless we are to stop without patience."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._impatient.wait()
+
+    async def _wind_up(self) -> None:
+        """Give back what waits, and see to the end what was begun."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+        waiting = [entry for line in self._waiting.values() for entry in line]
+        self._waiting.clear()
+        self._waiting_entries = 0
+        await asyncio.gather(*(self._release(entry, due=self._clock()) for entry in waiting))
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    # --- one entry --------------------------------------------------------------------------------------
+
+    async def _run_one(self, entry: Entry) -> None:
+        """Try one claimed entry and write down what came of it.
+
+        The claim holds until the result is committed, so a crash here delays the message and loses nothing.
+        """
+        begun = self._clock()
+        outcomes: Mapping[int, Outcome] | None = None
+        try:
+            entry = self._under_todays_rules(entry)
+            outcomes = await self._attempt(entry)
+            if outcomes is None:
+                await self._release(entry, due=begun)
+            else:
+                await self._write_down(entry, self._settle(entry, outcomes))
+        finally:
+            await self._learn(entry.domain, begun, outcomes)
+
+    async def _attempt(self, entry: Entry) -> Mapping[int, Outcome] | None:
+        """The outcomes of an attempt; None if we broke it off.
+
+        Whatever goes wrong inside is our trouble and temporary: the message is not lost, nor tried at once.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        self._breakable.add(task)
+        try:
+            return await self._attempts.run(entry, lambda: self._content(entry))
+        except asyncio.CancelledError:
+            task.uncancel()
+            return None
+        except Exception as exc:
+            name = type(exc).__name__
+            logger.exception("%s: the attempt for %s failed in us", entry.message.queue_id, entry.domain)
+            trouble = Deferred("4.3.0", Code.NONE, "", f"internal trouble ({name})")
+            return {recipient.index: trouble for recipient in entry.recipients}
+        finally:
+            self._breakable.discard(task)
+
+    async def _content(self, entry: Entry) -> AsyncIterator[bytes]:
+        """The content in pieces, from memory where it still is."""
+        if entry.content is None:
+            async for piece in self._store.read_content(entry.message.queue_id):
+                yield piece
+            return
+        for begin in range(0, len(entry.content), CHUNK_BYTES):
+            yield entry.content[begin : begin + CHUNK_BYTES]
+
+    def _under_todays_rules(self, entry: Entry) -> Entry:
+        """The entry with its settings as strict as the rules of today make them."""
+        rules = self._rules()
+        recipients = tuple(
+            self._reconsidered(recipient, entry.message.reverse_path, rules) for recipient in entry.recipients
+        )
+        return entry if recipients == entry.recipients else replace(entry, recipients=recipients)
+
+    def _reconsidered(
+        self, recipient: QueuedRecipient, reverse_path: str, rules: PolicyRules
+    ) -> QueuedRecipient:
+        settings = reconsider(
+            recipient.settings, rules, reverse_path=reverse_path, recipient_domain=recipient.domain
+        )
+        return recipient if settings == recipient.settings else replace(recipient, settings=settings)
+
+    def _settle(self, entry: Entry, outcomes: Mapping[int, Outcome]) -> Settlement:
+        return settle(
+            entry,
+            outcomes,
+            schedule=self._schedule,
+            now=self._clock(),
+            jitter=self._chance() * _JITTER,
+            steady_since=self._look_at_clocks().steady_since,
+        )
+
+    async def _write_down(self, entry: Entry, settlement: Settlement) -> None:
+        """Commit the result, the DSNs it owes and the events it makes; try until the store has taken them."""
+        events = [deliverylog.settled(entry, change, now=settlement.at) for change in settlement.changes]
+        reports: list[NewMessage] | None = None
+        pause, errors = _FIRST_PAUSE, 0
+        while True:
+            try:
+                if reports is None:
+                    reports = await self._dsns(settlement)
+                await self._store.record(settlement, reports=reports, events=events)
+                break
+            except SpoolError as exc:
+                logger.error("%s: a result waits to be recorded: %s", entry.message.queue_id, exc)
+            except Exception:
+                logger.exception("%s: a result cannot be recorded", entry.message.queue_id)
+                errors += 1
+            if self._impatient.is_set() or errors >= _RECORD_TRIES:
+                logger.error("%s: not recorded, will be tried anew after a restart", entry.message.queue_id)
+                return
+            await self._pause(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+        self._expect_soonest(change.recipient.next_attempt for change in settlement.changes)
+
+    async def _dsns(self, settlement: Settlement) -> list[NewMessage]:
+        """The DSNs that a settlement owes, each with as much of its message as it is to return."""
+        messages = []
+        for report in settlement.reports:
+            queue_id = report.entry.message.queue_id
+            header = await self._store.read_header(queue_id)
+            original = None
+            if dsn.returns_content(report):
+                original = b"".join([piece async for piece in self._store.read_content(queue_id)])
+            messages.append(
+                dsn_message(
+                    report,
+                    header=header,
+                    original=original,
+                    rules=self._rules(),
+                    hostname=self._hostname,
+                    now=settlement.at,
+                )
+            )
+        return messages
+
+    async def _release(self, entry: Entry, *, due: datetime) -> None:
+        """Give a claim back untried. If the store cannot, its next start does."""
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                await self._store.release(entry, due=due)
+                break
+            except SpoolError as exc:
+                logger.error("%s: a claim cannot be given back: %s", entry.message.queue_id, exc)
+            if self._impatient.is_set():
+                return
+            await self._pause(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+        if not self._stopping:
+            self._expect(due)
+
+    # --- silence ----------------------------------------------------------------------------------------
+
+    async def _learn(self, domain: str, begun: datetime, outcomes: Mapping[int, Outcome] | None) -> None:
+        """What an attempt that ended tells about its destination."""
+        pace, now = self._paces.pop(domain, pacing.NEW), self._clock()
+        silence = pacing.silence_in(outcomes.values()) if outcomes else None
+        if not outcomes:
+            after = pacing.broken_off(pace)
+        elif silence is None:
+            after = pacing.answered(pace, most=self._most_per_destination, now=now)
+        else:
+            after = pacing.unanswered(pace, silence, begun=begun, now=now, schedule=self._schedule)
+        self._paces[domain] = after
+        self._forget_paces()
+        if after.silences > pace.silences:
+            logger.info("%s does not answer, left alone until %s", domain, after.suspended_until)
+        elif pace.silences and not after.silences:
+            logger.info("%s answers again", domain)
+        if pacing.is_suspended(after, now=now):
+            await self._put_off(self._all_waiting_for(domain))
+
+    def _forget_paces(self) -> None:
+        """Keep the table of destinations short; the one longest unused goes first."""
+        if len(self._paces) > _MOST_PACES:
+            oldest = next((domain for domain, pace in self._paces.items() if not pace.in_flight), None)
+            if oldest is not None:
+                del self._paces[oldest]
+
+    def _all_waiting_for(self, domain: str) -> list[Entry]:
+        line = list(self._waiting.pop(domain, ()))
+        self._waiting_entries -= len(line)
+        return line
+
+    async def _put_off(self, entries: Iterable[Entry]) -> None:
+        """Let entries of silent destinations wait for the end of the silence."""
+        await asyncio.gather(*(self._put_off_one(entry) for entry in entries))
+
+    async def _put_off_one(self, entry: Entry) -> None:
+        """Give an entry back until its destination is to be tried; settle it where it cannot wait."""
+        pace = self._paces.get(entry.domain, pacing.NEW)
+        if pace.silence is not None:
+            outcome = pacing.untried(pace, pace.silence)
+            settlement = self._settle(entry, {recipient.index: outcome for recipient in entry.recipients})
+            if pacing.cannot_wait(settlement):
+                await self._write_down(entry, settlement)
+                return
+        await self._release(entry, due=pace.suspended_until or self._clock())
+
+    # --- time -------------------------------------------------------------------------------------------
+
+    def _look_at_clocks(self) -> ClockWatch:
+        self._clocks = watch(self._clocks, wall=self._clock(), monotonic=self._monotonic())
+        return self._clocks
+
+    def _expect_soonest(self, due: Iterable[datetime | None]) -> None:
+        soonest = min((moment for moment in due if moment is not None), default=None)
+        if soonest is not None and not self._stopping:
+            self._expect(soonest)
