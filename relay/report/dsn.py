@@ -181,9 +181,12 @@ def _status_part(report: Report, hostname: str, international: bool) -> bytes:
 
 
 def _header_part(section: bytes, international: bool) -> bytes:
-    kind = "message/global-headers" if international else "text/rfc822-headers"
-    if not international and not section.isascii():
-        kind += "; charset=utf-8"
+    if international and _is_utf8(section):
+        return _part("message/global-headers", "Header of your message", section)
+    kind = "text/rfc822-headers"
+    if not section.isascii():
+        # Octets of no known charset: one that every octet fits shows them at least.
+        kind += "; charset=utf-8" if _is_utf8(section) else "; charset=iso-8859-1"
     return _part(kind, "Header of your message", section)
 
 
@@ -193,7 +196,8 @@ def _full_part(report: Report, content: bytes | None, international: bool) -> by
         return None
     if _UNSAFE_8BIT.search(content):
         return None  # RFC 2046 §5.2.1: a message in a message cannot be encoded
-    if not international and not split_content(content)[0].isascii():
+    header = split_content(content)[0]
+    if not (_is_utf8(header) if international else header.isascii()):
         return None
     kind = "message/global" if international else "message/rfc822"
     encoding = "7bit" if content.isascii() else "8bit"
@@ -400,6 +404,14 @@ def _field(name: str, value: str, international: bool, *, fold: bool = False) ->
         line, _WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
     )
     return "\r\n".join(lines) + "\r\n"
+
+
+def _is_utf8(octets: bytes) -> bool:
+    try:
+        octets.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _bytes(text: str) -> bytes:

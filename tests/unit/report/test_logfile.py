@@ -1,0 +1,339 @@
+"""The delivery log's file: nothing missing, every line whole, and mail never waits for it."""
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import json
+import logging
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from relay.mail.event import Event
+from relay.report.deliverylog import DeliveryLog
+from relay.report.deliverylog import file as logfile
+
+NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
+FAST = timedelta(milliseconds=50)
+
+
+@dataclass(frozen=True)
+class Stored:
+    seq: int
+    event: Event
+
+
+class Journal:
+    """A store's events, as data."""
+
+    def __init__(self):
+        self.events = []
+        self.mark = 0
+        self.reads = 0
+        self.broken = False
+
+    def commit(self, count=1, *, filler=""):
+        new = []
+        for _ in range(count):
+            seq = len(self.events) + 1
+            line = json.dumps({"event": "accepted", "id": f"{seq}", "filler": filler}, separators=(",", ":"))
+            stored = Stored(seq, Event(f"{seq}", NOON, "accepted", "Q", "a", "b", line))
+            self.events.append(stored)
+            new.append(stored)
+        return new
+
+    async def events_after(self, seq, *, limit=1000):
+        if self.broken:
+            raise RuntimeError("the store is away")
+        self.reads += 1
+        return self.events[seq : seq + limit]
+
+    async def log_written(self, seq):
+        self.mark = seq
+
+    async def log_mark(self):
+        return self.mark
+
+
+@pytest.fixture
+def journal():
+    return Journal()
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "log" / "delivery.log"
+
+
+@contextlib.asynccontextmanager
+async def following(path, journal):
+    log = DeliveryLog(path, journal, sync_every=FAST, gather=timedelta(0))
+    task = asyncio.create_task(log.run())
+    try:
+        yield log
+    finally:
+        await log.close(grace=timedelta(seconds=2))
+        await asyncio.wait_for(task, 2)
+
+
+def ids(*paths):
+    """The ids in these files; every line has to be whole."""
+    return [
+        int(json.loads(line)["id"])
+        for path in paths
+        if path.exists()
+        for line in path.read_text("ascii").splitlines()
+    ]
+
+
+async def until(condition, *, within=5.0):
+    async with asyncio.timeout(within):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def test_what_is_committed_is_appended_and_then_marked_as_written(path, journal):
+    async with following(path, journal) as log:
+        log.committed(journal.commit(3))
+        await until(lambda: ids(path) == [1, 2, 3])
+        await until(lambda: journal.mark == 3)
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+async def test_what_was_handed_over_is_not_read_again(path, journal):
+    async with following(path, journal) as log:
+        await until(lambda: journal.reads > 0)
+        reads = journal.reads
+        for _ in range(50):
+            log.committed(journal.commit(10))
+        await until(lambda: len(ids(path)) == 500)
+        assert journal.reads - reads <= 2  # the look it takes once in a while
+
+
+async def test_what_nobody_told_of_is_found_all_the_same(path, journal):
+    async with following(path, journal):
+        journal.commit(2500)
+        await until(lambda: len(ids(path)) == 2500)
+
+
+async def test_a_gap_in_what_was_handed_over_is_filled_from_the_store(path, journal):
+    async with following(path, journal) as log:
+        for number in range(20):
+            some = journal.commit(7)
+            if number % 3:
+                log.committed(some)
+        await until(lambda: len(ids(path)) == 140)
+    assert ids(path) == list(range(1, 141))
+
+
+async def test_more_than_memory_holds_is_read_from_the_store(path, journal, monkeypatch):
+    log = DeliveryLog(path, journal, sync_every=FAST)
+    for _ in range(10):
+        log.committed(journal.commit(1000))
+    assert len(log._tail) == logfile._TAIL
+    task = asyncio.create_task(log.run())
+    await until(lambda: len(ids(path)) == 10_000, within=20)
+    await log.close()
+    await task
+    assert ids(path) == list(range(1, 10_001))
+
+
+async def test_after_a_crash_it_goes_on_from_the_mark_and_nothing_is_missing(path, journal):
+    journal.commit(10)
+    journal.mark = 4  # 5 and 6 were appended, and never synced
+    path.parent.mkdir()
+    path.write_text("".join(f"{stored.event.line}\n" for stored in journal.events[:6]))
+    async with following(path, journal):
+        await until(lambda: 10 in ids(path))
+    assert ids(path) == [1, 2, 3, 4, 5, 6, 5, 6, 7, 8, 9, 10]
+
+
+async def test_a_line_torn_by_a_crash_is_written_again_whole(path, journal):
+    journal.commit(2)
+    journal.mark = 1
+    path.parent.mkdir()
+    path.write_text(f"{journal.events[0].event.line}\n{journal.events[1].event.line[:-9]}")
+    async with following(path, journal):
+        await until(lambda: path.read_text().count("\n") == 2)
+    assert ids(path) == [1, 2]
+
+
+@pytest.mark.parametrize("foreign", ["a note by hand", '{"other": "json"}'])
+async def test_a_last_line_that_is_not_ours_is_left_alone(path, journal, foreign):
+    path.parent.mkdir()
+    path.write_text(foreign)
+    async with following(path, journal) as log:
+        log.committed(journal.commit())
+        await until(lambda: path.read_text().count("\n") == 2)
+    assert path.read_text() == f"{foreign}\n{journal.events[0].event.line}\n"
+
+
+async def test_a_renamed_file_is_left_and_a_new_one_begun(path, journal):
+    old = path.with_suffix(".1")
+    async with following(path, journal) as log:
+        log.committed(journal.commit(3))
+        await until(lambda: ids(path) == [1, 2, 3])
+        path.rename(old)
+        log.committed(journal.commit(2))
+        await until(lambda: ids(path) == [4, 5])
+    assert ids(old) == [1, 2, 3]
+
+
+async def test_at_sighup_a_new_file_is_begun_though_nothing_is_to_be_written(path, journal):
+    async with following(path, journal) as log:
+        log.committed(journal.commit())
+        await until(path.exists)
+        path.rename(path.with_suffix(".1"))
+        log.reopen()
+        await until(path.exists)
+
+
+async def test_a_removed_file_comes_back(path, journal):
+    async with following(path, journal) as log:
+        log.committed(journal.commit())
+        await until(lambda: ids(path) == [1])
+        path.unlink()
+        log.committed(journal.commit())
+        await until(lambda: ids(path) == [2])
+
+
+async def test_a_file_truncated_under_us_has_no_hole(path, journal):
+    async with following(path, journal) as log:
+        log.committed(journal.commit(100))
+        await until(lambda: len(ids(path)) == 100)
+        os.truncate(path, 0)
+        log.committed(journal.commit(2))
+        await until(lambda: ids(path) == [101, 102])
+
+
+async def test_what_a_full_disk_kept_back_follows_when_there_is_room(path, journal, monkeypatch, caplog):
+    """Half of each write fits at first: the half is taken back."""
+    really = os.write
+    full = True
+
+    def write(fd, data):
+        if full and len(data) > 100:
+            really(fd, bytes(data[:77]))
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return really(fd, data)
+
+    monkeypatch.setattr(os, "write", write)
+    caplog.set_level(logging.INFO)
+    async with following(path, journal) as log:
+        log.committed(journal.commit(5))
+        await until(lambda: log.is_in_trouble)
+        assert path.read_bytes() == b""
+        assert journal.mark == 0
+        log.committed(journal.commit(5))
+        full = False
+        log.reopen()
+        await until(lambda: len(ids(path)) == 10)
+        await until(lambda: journal.mark == 10)
+        assert not log.is_in_trouble
+    assert ids(path) == list(range(1, 11))
+    assert [record.levelname for record in caplog.records if "delivery log" in record.message] == [
+        "WARNING",
+        "INFO",
+    ]
+
+
+async def test_trouble_is_said_once_however_often_it_is_tried(path, journal, caplog):
+    path.mkdir(parents=True)  # where the file should be
+    async with following(path, journal) as log:
+        for _ in range(5):
+            log.committed(journal.commit())
+            log.reopen()
+            await asyncio.sleep(0.02)
+        path.rmdir()
+        log.reopen()
+        await until(lambda: ids(path) == [1, 2, 3, 4, 5])
+    assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 1
+
+
+async def test_a_store_that_is_away_for_a_while_loses_no_line(path, journal):
+    journal.broken = True
+    async with following(path, journal) as log:
+        journal.commit(3)
+        await until(lambda: log.is_in_trouble)
+        journal.broken = False
+        log.reopen()
+        await until(lambda: ids(path) == [1, 2, 3])
+
+
+async def test_after_a_sync_that_failed_all_since_the_last_good_one_is_written_again(
+    path, journal, monkeypatch
+):
+    really, failing = os.fdatasync, True
+
+    def fdatasync(fd):
+        nonlocal failing
+        if failing:
+            failing = False
+            raise OSError(errno.EIO, "Input/output error")
+        really(fd)
+
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    async with following(path, journal) as log:
+        log.committed(journal.commit(2))
+        await until(lambda: log.is_in_trouble)
+        assert journal.mark == 0
+        log.reopen()
+        await until(lambda: journal.mark == 2)
+    assert ids(path) == [1, 2, 1, 2]
+
+
+async def test_an_unwritable_file_does_not_keep_us_from_stopping(path, journal):
+    path.mkdir(parents=True)
+    async with asyncio.timeout(3):
+        async with following(path, journal) as log:
+            log.committed(journal.commit())
+            await until(lambda: log.is_in_trouble)
+
+
+async def test_on_closing_all_that_is_committed_is_written_and_marked(path, journal):
+    log = DeliveryLog(path, journal, sync_every=timedelta(hours=1))
+    task = asyncio.create_task(log.run())
+    await asyncio.sleep(0)
+    journal.commit(1500)
+    await log.close()
+    await task
+    assert len(ids(path)) == journal.mark == 1500
+
+
+async def test_two_workers_share_a_file_and_every_line_stays_whole(path):
+    journals = [Journal(), Journal()]
+    async with following(path, journals[0]) as one, following(path, journals[1]) as other:
+        for _ in range(30):
+            one.committed(journals[0].commit(20, filler="x" * 3000))
+            other.committed(journals[1].commit(20, filler="y" * 3000))
+            await asyncio.sleep(0)
+        await until(lambda: path.exists() and len(ids(path)) == 1200, within=20)
+
+
+async def test_a_lock_held_by_another_is_waited_for_and_mail_is_not_held_up(path, journal):
+    path.parent.mkdir()
+    with path.open("a") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        async with following(path, journal) as log:
+            log.committed(journal.commit())
+            await asyncio.sleep(0.1)
+            assert ids(path) == []
+            fcntl.flock(other, fcntl.LOCK_UN)
+            await until(lambda: ids(path) == [1])
+
+
+async def test_the_log_may_be_a_device(journal):
+    async with following(Path("/dev/null"), journal) as log:
+        log.committed(journal.commit(3))
+        await until(lambda: journal.mark == 3)
+
+
+async def test_a_device_that_is_full_marks_nothing_as_written(journal):
+    async with following(Path("/dev/full"), journal) as log:
+        log.committed(journal.commit(3))
+        await until(lambda: log.is_in_trouble)
+    assert journal.mark == 0
