@@ -1,0 +1,177 @@
+"""Messages and recipients as the columns an engine keeps, and back. Pure.
+
+What is searched or ordered by has a column of its own; the rest travels as one JSON
+list, whose places have the order written here: new ones are added at its end, none
+is ever taken out. What cannot be read back raises `BadRow`, so that one damaged row
+costs one message and not the queue. Times are whole microseconds since 1970 in UTC.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import Any
+
+from relay.mail.envelope import Body, Notify, Ret
+from relay.policy.settings import Setting, Source, TlsSettings
+from relay.queue.entry import LastAttempt, MessageSummary, QueuedMessage, QueuedRecipient, State
+
+__all__ = [
+    "FINAL_NUMBER",
+    "STATE_NUMBER",
+    "STATE_OF_NUMBER",
+    "BadRow",
+    "message_data",
+    "message_of",
+    "micros",
+    "moment",
+    "recipient_data",
+    "recipient_of",
+]
+
+STATE_OF_NUMBER = (
+    State.QUEUED,
+    State.DEFERRED,
+    State.HELD,
+    State.DELIVERED,
+    State.BOUNCED,
+    State.EXPIRED,
+    State.REMOVED,
+)
+STATE_NUMBER = {state: number for number, state in enumerate(STATE_OF_NUMBER)}
+FINAL_NUMBER = STATE_NUMBER[State.DELIVERED]
+"""States are kept as numbers; from this one on they are final."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_NO_SUMMARY = MessageSummary()
+_encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+
+
+class BadRow(ValueError):
+    """A row that cannot be read back."""
+
+
+def micros(at: datetime) -> int:
+    """The instant as whole microseconds since 1970."""
+    return (at - _EPOCH) // _MICROSECOND
+
+
+def moment(at: int) -> datetime:
+    """The instant of `micros`."""
+    return _EPOCH + timedelta(microseconds=at)
+
+
+def message_data(message: QueuedMessage) -> str:
+    """What of a message has no column of its own."""
+    summary = message.summary
+    return _encode(
+        [
+            None
+            if summary == _NO_SUMMARY
+            else [summary.message_id, summary.from_, summary.to, summary.subject, summary.auto_submitted],
+            message.body,
+            message.eight_bit,
+            message.smtputf8,
+            message.ret,
+            message.envid,
+            message.origin,
+            message.client,
+        ]
+    )
+
+
+def message_of(queue_id: str, reverse_path: str, arrived: int, size_bytes: int, data: str) -> QueuedMessage:
+    """The message its columns tell of."""
+    try:
+        summary, body, eight_bit, smtputf8, ret, envid, origin, client, *_ = json.loads(data)
+        return QueuedMessage(
+            queue_id=queue_id,
+            reverse_path=_text(reverse_path),
+            arrived=moment(arrived),
+            size_bytes=int(size_bytes),
+            summary=_NO_SUMMARY if summary is None else MessageSummary(*summary),
+            body=Body(body),
+            eight_bit=bool(eight_bit),
+            smtputf8=bool(smtputf8),
+            ret=None if ret is None else Ret(ret),
+            envid=_text(envid),
+            origin=_text(origin),
+            client=_text(client),
+        )
+    except (ValueError, TypeError, OverflowError, RecursionError) as exc:
+        raise BadRow(f"the message row cannot be read: {exc}") from exc
+
+
+def recipient_data(recipient: QueuedRecipient) -> str:
+    """What of a recipient has no column of its own."""
+    last = recipient.last
+    return _encode(
+        [
+            recipient.address,
+            _settings_data(recipient.settings),
+            sorted(recipient.notify) if recipient.notify else None,
+            recipient.orcpt,
+            recipient.attempts,
+            None
+            if last is None
+            else [micros(last.at), last.code, last.status, last.message, last.host, last.tls_unmet],
+            None if recipient.first_attempt is None else micros(recipient.first_attempt),
+            recipient.delay_notified,
+        ]
+    )
+
+
+def recipient_of(index: int, domain: str, state: int, due: int | None, data: str) -> QueuedRecipient:
+    """The recipient its columns tell of."""
+    try:
+        address, settings, notify, orcpt, attempts, last, first_attempt, delay_notified, *_ = json.loads(data)
+        return QueuedRecipient(
+            index=index,
+            address=_text(address),
+            domain=_text(domain),
+            settings=_settings_of(*(part for setting in settings for part in setting)),
+            notify=frozenset(map(Notify, notify)) if notify else frozenset(),
+            orcpt=_text(orcpt),
+            state=STATE_OF_NUMBER[state],
+            attempts=int(attempts),
+            next_attempt=None if due is None else moment(due),
+            last=None if last is None else LastAttempt(moment(last[0]), *last[1:]),
+            first_attempt=None if first_attempt is None else moment(first_attempt),
+            delay_notified=bool(delay_notified),
+        )
+    except (ValueError, TypeError, LookupError, OverflowError, RecursionError) as exc:
+        raise BadRow(f"the row of recipient {index} cannot be read: {exc}") from exc
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{type(value).__name__} where text belongs")
+    return value
+
+
+@lru_cache(maxsize=256)
+def _settings_data(settings: TlsSettings) -> list[list[Any]]:
+    """Most mail shares a handful of settings."""
+    return [
+        [setting.value, setting.source, setting.rule]
+        for setting in (settings.require_tls, settings.skip_verification)
+    ]
+
+
+@lru_cache(maxsize=256)
+def _settings_of(
+    require: bool, require_source: str, require_rule: str, skip: bool, skip_source: str, skip_rule: str
+) -> TlsSettings:
+    return TlsSettings(
+        Setting(_flag(require), Source(require_source), _text(require_rule)),
+        Setting(_flag(skip), Source(skip_source), _text(skip_rule)),
+    )
+
+
+def _flag(value: Any) -> bool:
+    """A setting decides over TLS: what is not plainly true or false is damage, not a guess."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{type(value).__name__} where a setting belongs")
+    return value

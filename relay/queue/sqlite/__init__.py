@@ -1,0 +1,14 @@
+"""The queue in one SQLite file, synced at every commit: the embedded engine.
+
+store    the `Store` itself, on the event loop
+writer   the one thread that writes: group commit, checkpoints, failures of the disk
+reader   the thread that reads; also for the queue of a relay that does not run
+claims   what is done to recipients inside a transaction
+schema   tables and migrations
+disk     the directory: lock, ballast, opening, translation of errors
+"""
+
+from relay.queue.sqlite.reader import StoppedQueue
+from relay.queue.sqlite.store import SqliteStore
+
+__all__ = ["SqliteStore", "StoppedQueue"]

@@ -1,0 +1,297 @@
+"""What the writer does to recipients beyond adding and settling them: claims, verbs, recovery.
+
+Functions of a connection that is inside a transaction. Fairness: `claim` goes through the
+domains that have something due from where the last claim stopped, and takes the same number
+of each. How long that takes depends on what is taken, not on what is queued.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sqlite3
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from relay.queue.entry import Entry, QueuedMessage, QueuedRecipient, State
+from relay.queue.rows import STATE_NUMBER, STATE_OF_NUMBER, BadRow, message_of, micros, recipient_of
+from relay.queue.sqlite.reader import matching, window_end
+from relay.queue.sqlite.schema import ASIDE, CLAIMED, READY, WAITING
+from relay.queue.sqlite.writer import finish_if_done
+from relay.queue.store import QueueFilter, SpoolError
+
+__all__ = ["VERBS", "Changed", "change", "claim", "discard", "purge", "recover", "release"]
+
+log = logging.getLogger(__name__)
+
+_PROMOTED = 2000
+_ROUNDS = 8
+_ORPHANS = 200
+
+
+# Claims.
+
+
+def claim(
+    db: sqlite3.Connection, now: datetime, limit: int, skip: Collection[str], cursor: str
+) -> tuple[list[Entry], str]:
+    """Entries that are due, claimed, and the domain the next claim is to start behind.
+
+    What has become due since the last time is moved to the ready ones first, a stretch at a time.
+    """
+    skipped = json.dumps(list(skip))
+    for _ in range(_ROUNDS):
+        promoted = db.execute(
+            f"UPDATE recipient SET place = {READY} WHERE (queue_id, idx) IN"
+            f" (SELECT queue_id, idx FROM recipient WHERE place = {WAITING} AND due <= ?"
+            f" ORDER BY due LIMIT {_PROMOTED})",
+            (micros(now),),
+        ).rowcount
+        domains = _ready_domains(db, limit, skipped, cursor)
+        if domains or promoted < _PROMOTED:
+            break
+    entries: list[Entry] = []
+    while domains and len(entries) < limit:
+        quota = -(-(limit - len(entries)) // len(domains))
+        found = _claim_of(db, domains[: limit - len(entries)], quota, limit - len(entries))
+        cursor = domains[-1]
+        if not found:
+            break
+        entries += found
+        if len(domains) < limit - len(entries) + len(found):
+            break  # all there is was seen
+        domains = _ready_domains(db, limit, skipped, cursor) if len(entries) < limit else []
+    return entries, cursor
+
+
+def _ready_domains(db: sqlite3.Connection, limit: int, skipped: str, cursor: str) -> list[str]:
+    """Up to `limit` domains with something ready: those behind the cursor, then from the start."""
+    behind = _ready_between(db, limit, skipped, cursor, None)
+    if len(behind) < limit and cursor:
+        behind += _ready_between(db, limit - len(behind), skipped, "", cursor)
+    return behind
+
+
+def _ready_between(db: sqlite3.Connection, limit: int, skipped: str, low: str, high: str | None) -> list[str]:
+    """Each domain is one step in the index, however many recipients it has there."""
+    rows = db.execute(
+        f"""WITH RECURSIVE ready (domain) AS (
+            SELECT min(domain) FROM recipient WHERE place = {READY} AND domain > :low
+            UNION ALL
+            SELECT (SELECT min(domain) FROM recipient WHERE place = {READY} AND domain > ready.domain)
+            FROM ready WHERE ready.domain IS NOT NULL AND (:high IS NULL OR ready.domain < :high))
+        SELECT domain FROM ready WHERE domain IS NOT NULL AND (:high IS NULL OR domain <= :high)
+        AND domain NOT IN (SELECT value FROM json_each(:skipped)) LIMIT :limit""",
+        {"low": low, "high": high, "skipped": skipped, "limit": limit},
+    ).fetchall()
+    return [row[0] for row in rows]
+
+
+def _claim_of(db: sqlite3.Connection, domains: Sequence[str], quota: int, limit: int) -> list[Entry]:
+    """The oldest entries of some domains, at most `quota` of each."""
+    keys: list[tuple[str, str]] = []
+    for domain in domains:
+        rows = db.execute(
+            f"SELECT DISTINCT queue_id FROM recipient WHERE place = {READY} AND domain = ?"
+            " ORDER BY due LIMIT ?",
+            (domain, min(quota, limit - len(keys))),
+        )
+        keys += [(queue_id, domain) for (queue_id,) in rows]
+        if len(keys) >= limit:
+            break
+    entries = []
+    for queue_id, domain in keys:
+        entry = _claim_one(db, queue_id, domain)
+        if entry is not None:
+            entries.append(entry)
+    return entries
+
+
+def _claim_one(db: sqlite3.Connection, queue_id: str, domain: str) -> Entry | None:
+    """One entry, or None where its rows are damaged: then the message is set aside and the others go on."""
+    rows = db.execute(
+        "SELECT idx, domain, state, due, data FROM recipient"
+        f" WHERE queue_id = ? AND domain = ? AND place = {READY}",
+        (queue_id, domain),
+    ).fetchall()
+    try:
+        message, total = _message(db, queue_id)
+        recipients = tuple(recipient_of(*row) for row in rows)
+    except BadRow as exc:
+        _quarantine(db, queue_id, exc)
+        return None
+    db.execute(
+        f"UPDATE recipient SET place = {CLAIMED} WHERE queue_id = ? AND domain = ? AND place = {READY}",
+        (queue_id, domain),
+    )
+    return Entry(message, recipients, total=total)
+
+
+def _message(db: sqlite3.Connection, queue_id: str) -> tuple[QueuedMessage, int]:
+    row = db.execute(
+        "SELECT queue_id, reverse_path, arrived, size_bytes, data, recipients FROM message"
+        " WHERE queue_id = ?",
+        (queue_id,),
+    ).fetchone()
+    if row is None:
+        raise BadRow("its message row is gone")
+    return message_of(*row[:5]), row[5]
+
+
+def _quarantine(db: sqlite3.Connection, queue_id: str, exc: BadRow) -> None:
+    """Set a message aside as it is, for a person to look at: it stays in the queue and in its state."""
+    log.error("%s: set aside, it is damaged: %s", queue_id, exc)
+    db.execute(
+        f"UPDATE recipient SET place = {ASIDE} WHERE queue_id = ? AND place IN ({WAITING}, {READY})",
+        (queue_id,),
+    )
+
+
+def release(db: sqlite3.Connection, entries: Iterable[Entry], due: datetime | None) -> None:
+    """Give claims back, to be due at `due`; None: at once."""
+    place, at = (READY, None) if due is None else (WAITING, micros(due))
+    for entry in entries:
+        changed = db.executemany(
+            f"UPDATE recipient SET place = ?, due = coalesce(?, due, 0)"
+            f" WHERE queue_id = ? AND idx = ? AND place = {CLAIMED}",
+            [(place, at, entry.message.queue_id, one.index) for one in entry.recipients],
+        ).rowcount
+        if changed != len(entry.recipients):
+            raise SpoolError(f"{entry.message.queue_id}: the recipients are not claimed")
+
+
+# The operator's verbs.
+
+
+@dataclass(slots=True)
+class Changed:
+    """What a verb did to one stretch of the queue. `until`: where the next one begins, None at the end."""
+
+    until: str | None
+    count: int = 0
+    states: dict[State, int] = field(default_factory=dict)
+    recipients: set[tuple[str, str]] = field(default_factory=set)
+
+
+_TAKES = {
+    "retry": (State.QUEUED, State.DEFERRED),
+    "hold": (State.QUEUED, State.DEFERRED),
+    "release": (State.HELD,),
+    "remove": (State.QUEUED, State.DEFERRED, State.HELD),
+}
+VERBS = frozenset(_TAKES)
+
+
+def change(db: sqlite3.Connection, wanted: QueueFilter, verb: str, now: datetime, after: str) -> Changed:
+    """Do one verb to one stretch of the queue.
+
+    A recipient that is claimed is being tried at this moment: what comes of that stands, so it is
+    left as it is and not counted.
+    """
+    until = window_end(db, wanted, after)
+    changed = Changed(until)
+    if until is None:
+        return changed
+    of_message, of_recipient, values = matching(wanted, now)
+    states = ",".join(str(STATE_NUMBER[state]) for state in _TAKES[verb])
+    rows = db.execute(
+        "SELECT r.queue_id, r.idx, r.domain, r.state, r.due, r.data"
+        " FROM message m JOIN recipient r USING (queue_id)"
+        f" WHERE m.queue_id > :after AND m.queue_id <= :until AND {of_message} AND {of_recipient}"
+        f" AND r.state IN ({states}) AND r.place <> {CLAIMED}",
+        values | {"after": after, "until": until},
+    ).fetchall()
+    updates = []
+    for queue_id, *columns in rows:
+        recipient = _readable(columns)
+        old = STATE_OF_NUMBER[columns[2]]
+        new = _after(verb, old, recipient)
+        due = micros(now) if verb in ("retry", "release") else None
+        updates.append((STATE_NUMBER[new], ASIDE if due is None else READY, due, queue_id, columns[0]))
+        changed.states[old] = changed.states.get(old, 0) - 1
+        changed.states[new] = changed.states.get(new, 0) + 1
+        if recipient is not None:
+            changed.recipients.add((queue_id, recipient.address))
+    db.executemany(
+        "UPDATE recipient SET state = ?, place = ?, due = ? WHERE queue_id = ? AND idx = ?", updates
+    )
+    changed.count = len(updates)
+    if verb == "remove":
+        finish_if_done(db, sorted({row[0] for row in rows}))
+    return changed
+
+
+def _readable(columns: Sequence[Any]) -> QueuedRecipient | None:
+    try:
+        return recipient_of(*columns)
+    except BadRow:
+        return None
+
+
+def _after(verb: str, state: State, recipient: QueuedRecipient | None) -> State:
+    if verb == "hold":
+        return State.HELD
+    if verb == "remove":
+        return State.REMOVED
+    if verb == "retry":
+        return state
+    return State.QUEUED if recipient is not None and not recipient.attempts else State.DEFERRED
+
+
+# Leftovers.
+
+
+def discard(db: sqlite3.Connection, queue_id: str) -> None:
+    """Remove staged pieces, unless their message was accepted after all."""
+    db.execute(
+        "DELETE FROM chunk WHERE queue_id = ?1 AND NOT EXISTS (SELECT 1 FROM message WHERE queue_id = ?1)",
+        (queue_id,),
+    )
+
+
+def purge(
+    db: sqlite3.Connection, before: datetime, mark: int, after: int, limit: int
+) -> tuple[int, int | None]:
+    """Forget old events within one stretch; how many, and where the next stretch begins.
+
+    The newest event always stays: its number keeps the numbers rising.
+    """
+    until = db.execute(
+        "SELECT max(seq) FROM (SELECT seq FROM event WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?)",
+        (after, mark, limit),
+    ).fetchone()[0]
+    if until is None:
+        return 0, None
+    count = db.execute(
+        "DELETE FROM event WHERE seq > ? AND seq <= ? AND at < ? AND seq < (SELECT max(seq) FROM event)",
+        (after, until, micros(before)),
+    ).rowcount
+    return count, until if count else None
+
+
+def recover(db: sqlite3.Connection, now: datetime, latest: datetime) -> None:
+    """What a start has to put right.
+
+    What was claimed is due at once. What is due later than any wait we give was written while the
+    clock was ahead, and is due now. Pieces without a message were never accepted.
+    """
+    db.execute("BEGIN IMMEDIATE")
+    db.execute(
+        f"UPDATE recipient SET place = {READY}, due = min(coalesce(due, ?1), ?1) WHERE place = {CLAIMED}",
+        (micros(now),),
+    )
+    db.execute(
+        f"UPDATE recipient SET due = ? WHERE place = {WAITING} AND due > ?", (micros(now), micros(latest))
+    )
+    db.execute("COMMIT")
+    while True:
+        db.execute("BEGIN IMMEDIATE")
+        gone = db.execute(
+            "DELETE FROM chunk WHERE (queue_id, seq) IN (SELECT queue_id, seq FROM chunk"
+            f" WHERE queue_id NOT IN (SELECT queue_id FROM message) LIMIT {_ORPHANS})"
+        ).rowcount
+        db.execute("COMMIT")
+        if gone < _ORPHANS:
+            break

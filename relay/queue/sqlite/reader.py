@@ -1,0 +1,457 @@
+"""Everything that is read from the queue, on a thread and a read-only connection of its own.
+
+Each question is answered in short reads: a long one would keep the write-ahead log from being
+folded back. So content comes piece by piece, and a search goes through its table in windows.
+The same questions are asked of a running relay's queue and of a stopped one's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from relay.mail.event import Event
+from relay.policy.settings import Setting, Source, TlsSettings
+from relay.queue.entry import MessageSummary, QueuedMessage, QueuedRecipient, State
+from relay.queue.rows import (
+    FINAL_NUMBER,
+    STATE_NUMBER,
+    STATE_OF_NUMBER,
+    BadRow,
+    message_of,
+    micros,
+    moment,
+    recipient_of,
+)
+from relay.queue.sqlite.disk import open_reader, open_stopped, translated
+from relay.queue.sqlite.schema import READY, WAITING
+from relay.queue.store import (
+    CHUNK_BYTES,
+    EventFilter,
+    QueuedItem,
+    QueueFilter,
+    SpoolError,
+    StoredEvent,
+)
+
+__all__ = ["Reader", "StoppedQueue", "matching"]
+
+log = logging.getLogger(__name__)
+
+_WINDOW = 5000
+_PIECE_IDS = 500
+_DUE_WINDOW = 1000
+_EVENT_COLUMNS = "seq, at, name, queue_id, sender, recipient, id, line"
+
+_STRICTEST = TlsSettings(Setting(True, Source.DEFAULT), Setting(False, Source.DEFAULT))
+
+T = TypeVar("T")
+
+
+class Reader:
+    """Asks one connection, on one thread."""
+
+    def __init__(self, connect: Callable[[], sqlite3.Connection]) -> None:
+        self._connect = connect
+        self._db: sqlite3.Connection | None = None
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="queue-reader")
+        self._closed = False
+
+    @classmethod
+    def of(cls, path: Path) -> Reader:
+        """A reader of a running relay's queue."""
+        return cls(lambda: open_reader(path))
+
+    async def ask(self, question: Callable[..., T], *args: Any) -> T:
+        """The answer of `question(connection, *args)`."""
+        if self._closed:
+            raise SpoolError("the queue is closed")
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._answer, question, args)
+
+    def _answer(self, question: Callable[..., T], args: tuple[Any, ...]) -> T:
+        try:
+            if self._db is None:
+                self._db = self._connect()
+            return question(self._db, *args)
+        except (sqlite3.Error, OSError) as exc:
+            raise translated(exc) from exc
+
+    async def close(self) -> None:
+        """Let the connection go."""
+        if not self._closed:
+            self._closed = True
+            await asyncio.get_running_loop().run_in_executor(self._pool, self._let_go)
+            self._pool.shutdown(wait=True)
+
+    def _let_go(self) -> None:
+        if self._db is not None:
+            self._db.close()
+            self._db = None
+
+    # What the Store protocol promises.
+
+    async def read_content(self, queue_id: str) -> AsyncIterator[bytes]:
+        """The content in pieces, in order. `SpoolError` where it is not whole."""
+        content, chunks = await self.ask(_content_of, queue_id)
+        if not chunks:
+            for start in range(0, len(content), CHUNK_BYTES):
+                yield content[start : start + CHUNK_BYTES]
+            return
+        for seq in range(chunks):
+            yield await self.ask(_chunk, queue_id, seq)
+
+    async def read_header(self, queue_id: str, *, limit_bytes: int = CHUNK_BYTES) -> bytes:
+        """The header section, with the empty line where there is one within the limit."""
+        header = b""
+        async for piece in self.read_content(queue_id):
+            searched = max(0, len(header) - 3)
+            header += piece
+            if header.startswith(b"\r\n"):
+                return header[:2][:limit_bytes]
+            end = header.find(b"\r\n\r\n", searched)
+            if end >= 0:
+                return header[: end + 4][:limit_bytes]
+            if len(header) >= limit_bytes:
+                return header[:limit_bytes]
+        return header
+
+    async def list_messages(
+        self, wanted: QueueFilter, *, now: datetime, after: str = "", limit: int = 1000
+    ) -> list[QueuedItem]:
+        """A page of what matches, by queue id."""
+        found: list[QueuedItem] = []
+        while len(found) < limit:
+            until = await self.ask(window_end, wanted, after)
+            if until is None:
+                break
+            page: list[QueuedItem] = await self.ask(
+                _list_window, wanted, now, after, until, limit - len(found)
+            )
+            found += page
+            after = until
+        return found
+
+    async def counts(self) -> Mapping[State, int]:
+        """Recipients in each state that is not final."""
+        return await self.ask(count_states)
+
+    async def events_after(self, seq: int, *, limit: int = 1000) -> list[StoredEvent]:
+        """The next events."""
+        return await self.ask(_events_after, seq, limit)
+
+    async def find_events(
+        self, wanted: EventFilter, *, after: int = 0, limit: int = 300, ascending: bool = True
+    ) -> list[StoredEvent]:
+        """A page of the events that match."""
+        bounds = await self.ask(_event_bounds, wanted, after, ascending)
+        found: list[StoredEvent] = []
+        for low, high in _windows(*bounds, ascending):
+            found += await self.ask(_events_within, wanted, low, high, limit - len(found), ascending)
+            if len(found) >= limit:
+                break
+        return found
+
+    async def log_mark(self) -> int:
+        """Up to where the log file holds the events."""
+        return await self.ask(_log_mark)
+
+    async def next_due(self, skip: Sequence[str]) -> datetime | None:
+        """When the next unclaimed recipient outside `skip` is due, or a little earlier."""
+        return await self.ask(_next_due, json.dumps(list(skip)))
+
+
+class StoppedQueue(Reader):
+    """The queue of a relay that does not run: all that can be looked at, nothing that changes."""
+
+    def __init__(self, directory: Path) -> None:
+        self._lock_fd = -1
+        super().__init__(lambda: self._connect_stopped(directory))
+
+    @classmethod
+    async def open(cls, directory: Path) -> Self:
+        """Open it, or raise `SpoolError`: it is in use, is not there, or cannot be read."""
+        stopped = cls(directory)
+        try:
+            await stopped.ask(lambda db: None)
+        except SpoolError:
+            await stopped.close()
+            raise
+        return stopped
+
+    def _connect_stopped(self, directory: Path) -> sqlite3.Connection:
+        db, self._lock_fd = open_stopped(directory)
+        return db
+
+    async def close(self) -> None:
+        """Let the next relay have the queue."""
+        await super().close()
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+# Content.
+
+
+def _content_of(db: sqlite3.Connection, queue_id: str) -> tuple[bytes, int]:
+    row = db.execute("SELECT content, chunks FROM message WHERE queue_id = ?", (queue_id,)).fetchone()
+    if row is None:
+        raise SpoolError(f"{queue_id}: there is no such message")
+    content, chunks = row
+    if not chunks and not isinstance(content, bytes):
+        raise SpoolError(f"{queue_id}: its content is damaged")
+    return content, chunks
+
+
+def _chunk(db: sqlite3.Connection, queue_id: str, seq: int) -> bytes:
+    row = db.execute("SELECT data FROM chunk WHERE queue_id = ? AND seq = ?", (queue_id, seq)).fetchone()
+    if row is None or not isinstance(row[0], bytes):
+        raise SpoolError(f"{queue_id}: piece {seq} of its content is missing")
+    return row[0]
+
+
+# Messages.
+
+
+def matching(wanted: QueueFilter, now: datetime) -> tuple[str, str, dict[str, Any]]:
+    """The conditions on a message `m` and on a recipient `r`, and their values."""
+    of_message, of_recipient = ["1"], ["1"]
+    values: dict[str, Any] = {}
+    if wanted.queue_ids:
+        of_message.append("m.queue_id IN (SELECT value FROM json_each(:ids))")
+        values["ids"] = json.dumps(sorted(wanted.queue_ids))
+    if wanted.sender:
+        of_message.append("m.reverse_path = :sender COLLATE NOCASE")
+        values["sender"] = "" if wanted.sender == "<>" else wanted.sender
+    if wanted.older_than is not None:
+        of_message.append("m.arrived <= :arrived")
+        values["arrived"] = micros(now - wanted.older_than)
+    if wanted.domain:
+        of_recipient.append("r.domain = :domain COLLATE NOCASE")
+        values["domain"] = wanted.domain
+    if wanted.state is not None:
+        of_recipient.append("r.state = :state")
+        values["state"] = STATE_NUMBER[wanted.state]
+    return " AND ".join(of_message), " AND ".join(of_recipient), values
+
+
+def window_end(db: sqlite3.Connection, wanted: QueueFilter, after: str) -> str | None:
+    """The last id of the next stretch of the queue that is worth a look, None at the end."""
+    if wanted.queue_ids:
+        left = sorted(queue_id for queue_id in wanted.queue_ids if queue_id > after)
+        return left[: min(len(left), _WINDOW)][-1] if left else None
+    row = db.execute(
+        "SELECT max(queue_id) FROM"
+        " (SELECT queue_id FROM message WHERE queue_id > ? ORDER BY queue_id LIMIT ?)",
+        (after, _WINDOW),
+    ).fetchone()
+    found: str | None = row[0]
+    return found
+
+
+def _list_window(
+    db: sqlite3.Connection, wanted: QueueFilter, now: datetime, after: str, until: str, limit: int
+) -> list[QueuedItem]:
+    of_message, of_recipient, values = matching(wanted, now)
+    values |= {"after": after, "until": until, "limit": limit}
+    exists = (
+        ""
+        if of_recipient == "1"
+        else f" AND EXISTS (SELECT 1 FROM recipient r WHERE r.queue_id = m.queue_id AND {of_recipient})"
+    )
+    messages = db.execute(
+        "SELECT queue_id, reverse_path, arrived, size_bytes, data FROM message m"
+        f" WHERE m.queue_id > :after AND m.queue_id <= :until AND {of_message}{exists}"
+        " ORDER BY m.queue_id LIMIT :limit",
+        values,
+    ).fetchall()
+    recipients: dict[str, list[QueuedRecipient]] = {row[0]: [] for row in messages}
+    for ids in _pieces([row[0] for row in messages]):
+        for queue_id, *columns in db.execute(
+            "SELECT queue_id, idx, domain, state, due, data FROM recipient"
+            " WHERE queue_id IN (SELECT value FROM json_each(?)) ORDER BY queue_id, idx",
+            (json.dumps(ids),),
+        ):
+            recipients[queue_id].append(_shown_recipient(*columns))
+    return [QueuedItem(_shown_message(*row), tuple(recipients[row[0]])) for row in messages]
+
+
+def _pieces(ids: list[str]) -> Iterator[list[str]]:
+    for start in range(0, len(ids), _PIECE_IDS):
+        yield ids[start : start + _PIECE_IDS]
+
+
+def _shown_message(
+    queue_id: str, reverse_path: str, arrived: int, size_bytes: int, data: str
+) -> QueuedMessage:
+    """The message, or what can be told of it where its row is damaged: the operator has to see it."""
+    try:
+        return message_of(queue_id, reverse_path, arrived, size_bytes, data)
+    except BadRow as exc:
+        return QueuedMessage(
+            queue_id=str(queue_id),
+            reverse_path=str(reverse_path),
+            arrived=moment(arrived) if isinstance(arrived, int) else moment(0),
+            size_bytes=size_bytes if isinstance(size_bytes, int) else 0,
+            summary=MessageSummary(subject=f"({exc})"),
+        )
+
+
+def _shown_recipient(index: int, domain: str, state: int, due: int | None, data: str) -> QueuedRecipient:
+    try:
+        return recipient_of(index, domain, state, due, data)
+    except BadRow as exc:
+        known = isinstance(state, int) and 0 <= state < len(STATE_OF_NUMBER)
+        return QueuedRecipient(
+            index=index,
+            address=f"({exc})",
+            domain=str(domain),
+            settings=_STRICTEST,
+            state=STATE_OF_NUMBER[state] if known else State.HELD,
+        )
+
+
+def count_states(db: sqlite3.Connection) -> dict[State, int]:
+    """Recipients in each state that is not final, counted."""
+    counted = dict(
+        db.execute(f"SELECT state, count(*) FROM recipient WHERE state < {FINAL_NUMBER} GROUP BY state")
+    )
+    return {STATE_OF_NUMBER[number]: counted.get(number, 0) for number in range(FINAL_NUMBER)}
+
+
+def _next_due(db: sqlite3.Connection, skip: str) -> datetime | None:
+    """Ready domains are few steps apart; of those that wait only the first stretch is looked at, since
+    too early an answer costs one look more, and too late a one a delay.
+    """
+    ready = db.execute(
+        f"""WITH RECURSIVE ready (domain) AS (
+            SELECT min(domain) FROM recipient WHERE place = {READY}
+            UNION ALL
+            SELECT (SELECT min(domain) FROM recipient WHERE place = {READY} AND domain > ready.domain)
+            FROM ready WHERE ready.domain IS NOT NULL)
+        SELECT (SELECT min(due) FROM recipient WHERE place = {READY} AND domain = ready.domain) FROM ready
+        WHERE domain IS NOT NULL AND domain NOT IN (SELECT value FROM json_each(?)) LIMIT 1""",
+        (skip,),
+    ).fetchone()
+    waiting = (
+        db.execute(
+            f"""SELECT due FROM
+            (SELECT due, domain FROM recipient WHERE place = {WAITING} ORDER BY due LIMIT ?)
+            WHERE domain NOT IN (SELECT value FROM json_each(?)) LIMIT 1""",
+            (_DUE_WINDOW, skip),
+        ).fetchone()
+        or db.execute(
+            f"SELECT due FROM recipient WHERE place = {WAITING} ORDER BY due LIMIT 1 OFFSET ?", (_DUE_WINDOW,)
+        ).fetchone()
+    )
+    found = [row[0] for row in (ready, waiting) if row is not None]
+    return moment(min(found)) if found else None
+
+
+# Events.
+
+
+def _event(row: tuple[Any, ...]) -> StoredEvent:
+    seq, at, name, queue_id, sender, recipient, event_id, line = row
+    return StoredEvent(seq, Event(event_id, moment(at), name, queue_id, sender, recipient, line))
+
+
+def _events_after(db: sqlite3.Connection, seq: int, limit: int) -> list[StoredEvent]:
+    rows = db.execute(
+        f"SELECT {_EVENT_COLUMNS} FROM event WHERE seq > ? ORDER BY seq LIMIT ?", (seq, limit)
+    ).fetchall()
+    return [_event(row) for row in rows]
+
+
+def _event_bounds(
+    db: sqlite3.Connection, wanted: EventFilter, after: int, ascending: bool
+) -> tuple[int, int, int]:
+    """The first and the last number that can match, and how wide a window to look through at once.
+
+    Where an index leads to the few that match, one window holds them all.
+    """
+    low, high = db.execute("SELECT min(seq), max(seq) FROM event").fetchone()
+    if low is None:
+        return 1, 0, 1
+    if after:
+        low, high = (max(low, after + 1), high) if ascending else (low, min(high, after - 1))
+    if wanted.begin is not None:
+        first = db.execute("SELECT min(seq) FROM event WHERE at >= ?", (micros(wanted.begin),)).fetchone()[0]
+        low = high + 1 if first is None else max(low, first)
+    if wanted.end is not None:
+        last = db.execute("SELECT max(seq) FROM event WHERE at <= ?", (micros(wanted.end),)).fetchone()[0]
+        high = low - 1 if last is None else min(high, last)
+    return low, high, (high - low + 1 if wanted.queue_id or wanted.recipient else _WINDOW)
+
+
+def _windows(low: int, high: int, width: int, ascending: bool) -> Iterator[tuple[int, int]]:
+    if ascending:
+        while low <= high:
+            yield low, min(high, low + width - 1)
+            low += width
+    else:
+        while low <= high:
+            yield max(low, high - width + 1), high
+            high -= width
+
+
+def _events_within(
+    db: sqlite3.Connection, wanted: EventFilter, low: int, high: int, limit: int, ascending: bool
+) -> list[StoredEvent]:
+    where = ["seq BETWEEN :low AND :high"]
+    values: dict[str, Any] = {"low": low, "high": high, "limit": limit}
+    if wanted.begin is not None:
+        where.append("at >= :begin")
+        values["begin"] = micros(wanted.begin)
+    if wanted.end is not None:
+        where.append("at <= :end")
+        values["end"] = micros(wanted.end)
+    if wanted.names:
+        where.append("name IN (SELECT value FROM json_each(:names))")
+        values["names"] = json.dumps(sorted(wanted.names))
+    for column, value in (
+        ("queue_id", wanted.queue_id),
+        ("recipient", wanted.recipient),
+        ("sender", wanted.sender),
+    ):
+        if value:
+            where.append(f"{column} = :{column}")
+            values[column] = value
+    if wanted.recipient:
+        where.append("recipient <> ''")  # so that the partial index can serve
+    index = (
+        "INDEXED BY event_queue_id"
+        if wanted.queue_id
+        else "INDEXED BY event_recipient"
+        if wanted.recipient
+        else "NOT INDEXED"
+    )
+    order = "ASC" if ascending else "DESC"
+    rows = db.execute(
+        f"SELECT {_EVENT_COLUMNS} FROM event {index} WHERE {' AND '.join(where)}"
+        f" ORDER BY seq {order} LIMIT :limit",
+        values,
+    ).fetchall()
+    return [_event(row) for row in rows]
+
+
+def _log_mark(db: sqlite3.Connection) -> int:
+    row = db.execute("SELECT value FROM meta WHERE key = 'log_mark'").fetchone()
+    return int(row[0]) if row else 0

@@ -1,0 +1,113 @@
+"""The tables of the queue in SQLite, and the way from each older version to this one.
+
+    message     one row a message; small content lies in it, larger in `chunk`
+    recipient   one row a recipient, done ones included until the message leaves
+    chunk       content in pieces; without a message it is garbage
+    event       the delivery log, in the order of the commits
+    meta        the mark up to which the log file holds the events
+
+Where a recipient stands is its `place`, and each place has an index of its own or none:
+
+    WAITING   not due yet                  by due
+    READY     due                          by domain, then due: each domain is found in one step
+    CLAIMED   handed to an attempt         none; after a crash it is READY
+    ASIDE     final, held or quarantined   none
+
+So neither a million recipients of a dead domain nor a million domains that wait make
+it slower to find one that is due. Mail that is delivered at once is never in an index.
+
+The version is in `PRAGMA user_version`. Migrations are only ever added at the end.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+
+from relay.queue.store import SpoolError
+
+__all__ = ["APPLICATION_ID", "ASIDE", "CLAIMED", "MIGRATIONS", "READY", "WAITING", "migrate", "version_of"]
+
+APPLICATION_ID = 0x524C5951
+"""Marks the file as a relay's queue ("RLYQ")."""
+
+WAITING, READY, CLAIMED, ASIDE = range(4)
+
+Migration = Sequence[str]
+
+_VERSION_1: Migration = (
+    """CREATE TABLE message (
+        queue_id TEXT NOT NULL PRIMARY KEY,
+        arrived INTEGER NOT NULL,      -- microseconds since 1970, as all times here
+        size_bytes INTEGER NOT NULL,
+        recipients INTEGER NOT NULL,   -- how many, done ones included
+        chunks INTEGER NOT NULL,       -- pieces of content in chunk; 0: it is all in this row
+        reverse_path TEXT NOT NULL,
+        data TEXT NOT NULL,            -- relay.queue.rows.message_data
+        content BLOB
+    ) WITHOUT ROWID""",
+    """CREATE TABLE recipient (
+        queue_id TEXT NOT NULL,
+        idx INTEGER NOT NULL,
+        domain TEXT NOT NULL,
+        state INTEGER NOT NULL,        -- relay.queue.rows.STATE_OF_NUMBER
+        place INTEGER NOT NULL,
+        due INTEGER,
+        data TEXT NOT NULL,            -- relay.queue.rows.recipient_data
+        PRIMARY KEY (queue_id, idx)
+    ) WITHOUT ROWID""",
+    "CREATE INDEX recipient_waiting ON recipient (due, domain) WHERE place = 0",
+    "CREATE INDEX recipient_ready ON recipient (domain, due) WHERE place = 1",
+    """CREATE TABLE chunk (
+        queue_id TEXT NOT NULL,
+        seq INTEGER NOT NULL,
+        data BLOB NOT NULL,
+        PRIMARY KEY (queue_id, seq)
+    ) WITHOUT ROWID""",
+    """CREATE TABLE event (
+        seq INTEGER NOT NULL PRIMARY KEY,
+        at INTEGER NOT NULL,
+        name TEXT NOT NULL,
+        queue_id TEXT NOT NULL,
+        sender TEXT NOT NULL,
+        recipient TEXT NOT NULL,
+        id TEXT NOT NULL,
+        line TEXT NOT NULL
+    )""",
+    "CREATE INDEX event_at ON event (at)",
+    "CREATE INDEX event_queue_id ON event (queue_id)",
+    "CREATE INDEX event_recipient ON event (recipient) WHERE recipient <> ''",
+    "CREATE TABLE meta (key TEXT NOT NULL PRIMARY KEY, value) WITHOUT ROWID",
+)
+
+MIGRATIONS: Sequence[Migration] = (_VERSION_1,)
+
+
+def version_of(db: sqlite3.Connection) -> int:
+    """The version of the tables in the file, 0 where there are none yet."""
+    return int(db.execute("PRAGMA user_version").fetchone()[0])
+
+
+def migrate(db: sqlite3.Connection, migrations: Sequence[Migration] = MIGRATIONS) -> None:
+    """Bring the tables to the newest version, each step in a transaction of its own.
+
+    A crash between two steps is continued at the next start. Tables of a newer program
+    are refused: what they mean we cannot know.
+    """
+    version = version_of(db)
+    if version > len(migrations):
+        raise SpoolError(
+            f"the queue was written by a newer relay (its tables have version {version}, "
+            f"this one knows {len(migrations)}): start that version, or restore an older copy"
+        )
+    for number, statements in enumerate(migrations[version:], start=version + 1):
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            for statement in statements:
+                db.execute(statement)
+            db.execute(f"PRAGMA user_version = {number}")
+            db.execute("COMMIT")
+        except BaseException:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            raise

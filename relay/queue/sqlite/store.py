@@ -1,0 +1,580 @@
+"""The durable queue in one SQLite file: the `Store` a relay runs with unless told otherwise.
+
+This is the shell that puts the parts together on the event loop: `Writer` commits, `Reader`
+answers, `HandOff` is the short way from `accept` to `claim_due` for mail that is due at once.
+
+A claim is written down (see `schema`), so that no other claim finds it, and ends with
+`record` or `release`; after a crash every claim is due at once. Better to deliver twice than
+to lose mail.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from relay.mail.event import Event
+from relay.queue.entry import Entry, QueuedMessage, QueuedRecipient, State
+from relay.queue.handoff import HandOff, HandOffLimits
+from relay.queue.rows import STATE_NUMBER, message_data, micros, recipient_data
+from relay.queue.settle import Settlement
+from relay.queue.sqlite import claims
+from relay.queue.sqlite.disk import Spool, check_quickly
+from relay.queue.sqlite.reader import Reader, StoppedQueue, count_states
+from relay.queue.sqlite.schema import ASIDE, CLAIMED, READY, WAITING, migrate
+from relay.queue.sqlite.writer import Call, Rows, Writer
+from relay.queue.store import (
+    CHUNK_BYTES,
+    EventFilter,
+    NewMessage,
+    QueuedItem,
+    QueueFilter,
+    SpoolError,
+    StoredEvent,
+)
+
+__all__ = ["SqliteStore"]
+
+log = logging.getLogger(__name__)
+
+_INLINE_BYTES = 64 * 1024
+_TAIL_EVENTS = 4096
+_PURGE_STRETCH = 1000
+_CHECK_LARGEST_BYTES = 64 * 1024 * 1024
+_CHECK_WITHIN = timedelta(seconds=5)
+
+T = TypeVar("T")
+
+
+class SqliteStore:
+    """Open with `SqliteStore.open`; see `relay.queue.store.Store` for what each method promises."""
+
+    def __init__(self, spool: Spool, *, limits: HandOffLimits, synchronous: str) -> None:
+        self._spool = spool
+        self._handoff = HandOff(limits)
+        self._limits = limits
+        self._reader = Reader.of(spool.path)
+        self._writer = Writer(
+            spool, synchronous=synchronous, prepare=self._prepare, on_events=self._on_events
+        )
+        self._work = asyncio.Event()
+        self._counts = dict.fromkeys((State.QUEUED, State.DEFERRED, State.HELD), 0)
+        self._cursor = ""
+        self._due = _DueHint()
+        self._turn = 0
+        self._tail: list[StoredEvent] = []
+        self._now = self._latest = datetime.now(UTC)
+
+    @classmethod
+    async def open(
+        cls,
+        directory: Path,
+        *,
+        now: datetime | None = None,
+        max_wait: timedelta = timedelta(days=1),
+        reserve_bytes: int | None = None,
+        lock_wait: timedelta = timedelta(seconds=3),
+        limits: HandOffLimits | None = None,
+        synchronous: str = "FULL",
+    ) -> Self:
+        """Take the directory, bring its database up to date and put right what a crash left.
+
+        `max_wait`: the longest a recipient is ever deferred. `reserve_bytes`: no new mail while less
+        room is left. `synchronous` is for tests.
+        """
+        now = now or datetime.now(UTC)
+        make = partial(Spool, directory, reserve_bytes=reserve_bytes, lock_wait=lock_wait)
+        spool = await asyncio.get_running_loop().run_in_executor(None, make)
+        try:
+            store = cls(spool, limits=limits or HandOffLimits(), synchronous=synchronous)
+            store._now, store._latest = now, now + max_wait
+            await store._writer.start()
+        except BaseException:
+            spool.close()
+            raise
+        try:
+            await store._reader.ask(lambda db: None)
+        except BaseException:
+            await store.close()
+            raise
+        return store
+
+    @staticmethod
+    async def open_read_only(directory: Path) -> StoppedQueue:
+        """The queue of a relay that does not run, to look at: nothing is created or written."""
+        return await StoppedQueue.open(directory)
+
+    def _prepare(self, db: sqlite3.Connection) -> None:
+        """On the writer's thread, before anything else."""
+        check_quickly(db, largest_bytes=_CHECK_LARGEST_BYTES, within=_CHECK_WITHIN)
+        migrate(db)
+        claims.recover(db, self._now, self._latest)
+        self._counts = count_states(db)
+
+    async def close(self) -> None:
+        """Finish what was begun and let the files go."""
+        # The reader first: the last connection to close folds the write-ahead log back.
+        await self._reader.close()
+        await self._writer.close()
+        self._spool.close()
+
+    # Taking in.
+
+    async def stage(self, queue_id: str, seq: int, chunk: bytes) -> None:
+        """Take a piece of content ahead of its message."""
+        if len(chunk) > CHUNK_BYTES:
+            raise SpoolError(f"a piece of {len(chunk)} octets is too large")
+        rows = Rows(self._future(), takes_in=True, chunks=[(queue_id, seq, chunk)], size_bytes=len(chunk))
+        await self._submit(rows)
+
+    async def discard(self, queue_id: str) -> None:
+        """Remove the pieces of a message that will not come."""
+        await self._call(partial(_without_result, claims.discard, queue_id))
+
+    async def accept(self, new: NewMessage) -> None:
+        """Take responsibility."""
+        rows = Rows(self._future(), takes_in=True, events=new.events)
+        entries = self._add_message(rows, new)
+        rows.on_commit = lambda _: self._accepted([new], entries)
+        rows.on_failure = partial(self._give_up, entries)
+        await self._submit(rows)
+
+    def _add_message(self, rows: Rows, new: NewMessage) -> list[Entry]:
+        """The rows of a new message; returns the entries that are handed over as soon as it is committed."""
+        message = new.message
+        content, chunks = self._lay_out(rows, new)
+        entries = self._entries(new)
+        handed = [entry for entry in entries if self._handoff.reserve(entry)]
+        try:
+            claimed = {one.index for entry in handed for one in entry.recipients}
+            arrived = micros(message.arrived)
+            rows.messages.append(
+                (
+                    message.queue_id,
+                    arrived,
+                    message.size_bytes,
+                    len(new.recipients),
+                    chunks,
+                    message.reverse_path,
+                    message_data(message),
+                    content,
+                )
+            )
+            rows.recipients += [
+                _new_recipient_row(message, one, one.index in claimed, arrived) for one in new.recipients
+            ]
+        except BaseException:
+            self._give_up(handed)
+            raise
+        rows.size_bytes += len(new.content)
+        return handed
+
+    def _lay_out(self, rows: Rows, new: NewMessage) -> tuple[bytes | None, int]:
+        """Where the content goes: small into the message's row, the rest into pieces."""
+        queue_id, content, staged = new.message.queue_id, new.content, new.staged_chunks
+        if not staged and len(content) <= _INLINE_BYTES:
+            return content, 0
+        starts = range(0, len(content), CHUNK_BYTES)
+        rows.chunks += [
+            (queue_id, staged + number, content[start : start + CHUNK_BYTES])
+            for number, start in enumerate(starts)
+        ]
+        if staged:
+            rows.staged = (queue_id, staged)
+        return None, staged + len(starts)
+
+    def _entries(self, new: NewMessage) -> list[Entry]:
+        """What of a new message is due at once, by domain."""
+        content = new.content
+        small = not new.staged_chunks and len(content) <= min(self._limits.content_bytes, _INLINE_BYTES)
+        kept = content if small else None
+        total = len(new.recipients)
+        if total == 1 and _is_due_at_once(new.message, new.recipients[0]):
+            return [Entry(new.message, new.recipients, kept, total)]
+        by_domain: dict[str, list[QueuedRecipient]] = {}
+        for one in new.recipients:
+            if _is_due_at_once(new.message, one):
+                by_domain.setdefault(one.domain, []).append(one)
+        return [Entry(new.message, tuple(those), kept, total) for those in by_domain.values()]
+
+    def _accepted(self, messages: Sequence[NewMessage], entries: list[Entry]) -> None:
+        """After the commit, on the event loop."""
+        for entry in entries:
+            self._handoff.put(entry)
+        handed = sum(len(entry.recipients) for entry in entries)
+        for new in messages:
+            handed -= len(new.recipients)
+            for one in new.recipients:
+                if one.state in self._counts:
+                    self._counts[one.state] += 1
+                if one.next_attempt is not None:
+                    self._due.sooner(one.next_attempt, one.domain)
+        if handed:
+            self._due.now()
+        self._work.set()
+
+    def _give_up(self, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            self._handoff.give_up(entry)
+
+    # Handing out.
+
+    async def claim_due(self, *, now: datetime, limit: int, skip: Collection[str] = ()) -> list[Entry]:
+        """Entries that are due: from the hand-off, and for a fair part from disk where some wait there."""
+        if limit <= 0:
+            return []
+        if skip and self._handoff.is_crowded:
+            await self._spill(self._handoff.take_of(skip))
+        if not self._due.may_be_due(now, skip):
+            return self._handoff.take(limit, skip)
+        self._turn ^= 1
+        at_once = self._handoff.take((limit + self._turn) // 2, skip)
+        try:
+            stored = await self._claim_stored(now, limit - len(at_once), skip)
+        except BaseException:
+            self._put_back(at_once)
+            raise
+        return at_once + stored + self._handoff.take(limit - len(at_once) - len(stored), skip)
+
+    async def _claim_stored(self, now: datetime, limit: int, skip: Collection[str]) -> list[Entry]:
+        """Entries from disk."""
+        if limit <= 0:
+            return []
+        before = self._due.begin()
+        call = Call(self._future())
+        call.function = lambda db: claims.claim(db, now, limit, skip, self._cursor)
+
+        def claimed(result: tuple[list[Entry], str]) -> None:
+            entries, self._cursor = result
+            if call.future.cancelled():
+                # Nobody is there to take them: they go back.
+                self._return_claims(entries)
+
+        call.on_commit = claimed
+        result: tuple[list[Entry], str] = await self._submit(call)
+        entries = result[0]
+        if len(entries) < limit:
+            self._due.learn(before, await self._reader.next_due(list(skip)), skip)
+        return entries
+
+    def _return_claims(self, entries: list[Entry]) -> None:
+        if entries:
+            call = Call(self._future(), function=partial(_without_result, claims.release, entries, None))
+            call.on_commit = lambda _: self._changed()
+            call.future.add_done_callback(_log_failure)
+            self._writer.submit(call)
+
+    def _put_back(self, entries: list[Entry]) -> None:
+        """Entries that could not be given out wait in the hand-off again, where they had their room."""
+        full = [entry for entry in entries if not self._handoff.reserve(entry)]
+        for entry in entries:
+            if entry not in full:
+                self._handoff.put(entry)
+        self._return_claims(full)
+
+    async def _spill(self, entries: list[Entry]) -> None:
+        """Let entries wait on disk, so that the hand-off has room for others."""
+        if entries:
+            try:
+                await self._call(partial(_without_result, claims.release, entries, None))
+            except SpoolError:
+                self._put_back(entries)
+                raise
+            self._due.now()
+
+    async def next_due(self, *, skip: Collection[str] = ()) -> datetime | None:
+        """When there is something to claim."""
+        waiting = self._handoff.oldest(skip)
+        if waiting is not None:
+            return waiting.message.arrived
+        known = self._due.known(skip)
+        if known is not None:
+            return known.due
+        before = self._due.begin()
+        found = await self._reader.next_due(list(skip))
+        self._due.learn(before, found, skip)
+        return found
+
+    async def wait_for_work(self) -> None:
+        """Return when there may be something new to claim."""
+        await self._work.wait()
+        self._work.clear()
+
+    def _changed(self) -> None:
+        self._due.now()
+        self._work.set()
+
+    # Settling.
+
+    async def release(self, entry: Entry, *, due: datetime) -> None:
+        """Give a claim back untried."""
+        await self._call(
+            partial(_without_result, claims.release, [entry], due), lambda _: self._deferred(entry, due)
+        )
+
+    def _deferred(self, entry: Entry, due: datetime) -> None:
+        self._due.sooner(due, entry.domain)
+        self._work.set()
+
+    async def record(
+        self, settlement: Settlement, *, reports: Sequence[NewMessage] = (), events: Sequence[Event] = ()
+    ) -> None:
+        """Commit what an attempt came to."""
+        if reports:
+            events = [*events, *(event for new in reports for event in new.events)]
+        rows = Rows(self._future(), events=events)
+        _add_settlement(rows, settlement)
+        entries: list[Entry] = []
+        for new in reports:
+            entries += self._add_message(rows, new)
+        rows.on_commit = lambda _: self._recorded(settlement, reports, entries)
+        rows.on_failure = partial(self._give_up, entries)
+        await self._submit(rows)
+
+    def _recorded(self, settlement: Settlement, reports: Sequence[NewMessage], entries: list[Entry]) -> None:
+        counts = self._counts
+        before = {one.index: one.state for one in settlement.entry.recipients}
+        for change in settlement.changes:
+            one = change.recipient
+            if (old := before[one.index]) in counts:
+                counts[old] -= 1
+            if one.state in counts:
+                counts[one.state] += 1
+                if one.next_attempt is not None:
+                    self._due.sooner(one.next_attempt, one.domain)
+                    self._work.set()
+        if reports:
+            self._accepted(reports, entries)
+
+    # The operator.
+
+    async def change(
+        self, wanted: QueueFilter, *, verb: str, now: datetime, events: Sequence[Event] = ()
+    ) -> int:
+        """The operator's verb on what matches.
+
+        What waits in the hand-off is not being tried yet, so it is brought back within reach first.
+        What is claimed by an attempt is left alone. Of `events` those commit whose recipient changed.
+        """
+        if verb not in claims.VERBS:
+            raise SpoolError(f"there is no verb {verb!r}")
+        await self._spill(self._handoff.take_all())
+        by_recipient = {(event.queue_id, event.recipient): event for event in events}
+        count, after = 0, ""
+        while True:
+            changed = await self._change_stretch(wanted, verb, now, after, by_recipient)
+            count += changed.count
+            if changed.until is None:
+                return count
+            after = changed.until
+
+    async def _change_stretch(
+        self,
+        wanted: QueueFilter,
+        verb: str,
+        now: datetime,
+        after: str,
+        events: Mapping[tuple[str, str], Event],
+    ) -> claims.Changed:
+        call = Call(self._future())
+
+        def work(db: sqlite3.Connection) -> claims.Changed:
+            changed = claims.change(db, wanted, verb, now, after)
+            told = [event for key, event in events.items() if key in changed.recipients]
+            self._writer.write_events(db, call, told)
+            return changed
+
+        def done(changed: claims.Changed) -> None:
+            for state, more in changed.states.items():
+                if state in self._counts:
+                    self._counts[state] += more
+            self._changed()
+
+        call.function, call.on_commit = work, done
+        result: claims.Changed = await self._submit(call)
+        return result
+
+    async def counts(self) -> Mapping[State, int]:
+        """Recipients in each state that is not final."""
+        return dict(self._counts)
+
+    async def list_messages(
+        self, wanted: QueueFilter, *, now: datetime, after: str = "", limit: int = 1000
+    ) -> list[QueuedItem]:
+        """A page of the queue."""
+        return await self._reader.list_messages(wanted, now=now, after=after, limit=limit)
+
+    def read_content(self, queue_id: str) -> AsyncIterator[bytes]:
+        """The content in pieces."""
+        return self._reader.read_content(queue_id)
+
+    async def read_header(self, queue_id: str, *, limit_bytes: int = CHUNK_BYTES) -> bytes:
+        """The header section."""
+        return await self._reader.read_header(queue_id, limit_bytes=limit_bytes)
+
+    # Events.
+
+    def _on_events(self, stored: list[StoredEvent]) -> None:
+        """Keep the newest events at hand for who follows them."""
+        self._tail += stored
+        if len(self._tail) > 2 * _TAIL_EVENTS:
+            del self._tail[:-_TAIL_EVENTS]
+
+    async def events_after(self, seq: int, *, limit: int = 1000) -> list[StoredEvent]:
+        """The next events: from memory where they are new."""
+        tail = self._tail
+        if tail and seq + 1 >= tail[0].seq:
+            # Numbers are given without gaps while we run.
+            start = seq + 1 - tail[0].seq
+            return tail[start : start + limit]
+        return await self._reader.events_after(seq, limit=limit)
+
+    async def find_events(
+        self, wanted: EventFilter, *, after: int = 0, limit: int = 300, ascending: bool = True
+    ) -> list[StoredEvent]:
+        """A page of the events that match."""
+        return await self._reader.find_events(wanted, after=after, limit=limit, ascending=ascending)
+
+    async def log_written(self, seq: int) -> None:
+        """Remember how far the log file is; written down with the next commit."""
+        self._writer.note_mark(seq)
+
+    async def log_mark(self) -> int:
+        """How far the log file is."""
+        return self._writer.mark
+
+    async def purge_events(self, *, before: datetime) -> int:
+        """Forget old events that the log holds, a stretch at a time."""
+        total, after = 0, 0
+        while True:
+            work = partial(_purge, before, self._writer.mark, after)
+            count, until = await self._call(work)
+            total += count
+            if until is None:
+                return total
+            after = until
+
+    # The way to the writer.
+
+    def _future(self) -> asyncio.Future[Any]:
+        return asyncio.get_running_loop().create_future()
+
+    async def _submit(self, request: Rows | Call) -> Any:
+        """Hand a request over and await its commit. Cancelling the wait does not stop the work."""
+        try:
+            self._writer.submit(request)
+        except SpoolError:
+            if request.on_failure is not None:
+                request.on_failure()
+            raise
+        return await request.future
+
+    async def _call(
+        self, function: Callable[[sqlite3.Connection], T], on_commit: Callable[[T], None] | None = None
+    ) -> T:
+        result: T = await self._submit(Call(self._future(), function=function, on_commit=on_commit))
+        return result
+
+
+class _DueHint:
+    """What is known about when something on disk is due, so that the disk is not asked in vain.
+
+    `due` is no later than the truth for all domains outside `skip`; for a caller that skips fewer
+    domains it says nothing.
+    """
+
+    __slots__ = ("_changes", "due", "is_known", "skip")
+
+    def __init__(self) -> None:
+        self.due: datetime | None = None
+        self.skip: frozenset[str] = frozenset()
+        self.is_known = False
+        self._changes = 0
+
+    def known(self, skip: Collection[str]) -> _DueHint | None:
+        """This hint, where it holds for a caller that skips `skip`."""
+        return self if self.is_known and self.skip.issubset(skip) else None
+
+    def may_be_due(self, now: datetime, skip: Collection[str]) -> bool:
+        known = self.known(skip)
+        return known is None or (known.due is not None and known.due <= now)
+
+    def now(self) -> None:
+        """Something may be due at any moment."""
+        self.is_known = False
+        self._changes += 1
+
+    def sooner(self, due: datetime, domain: str) -> None:
+        """A recipient of `domain` is due at `due`."""
+        self._changes += 1
+        if domain not in self.skip and (self.due is None or due < self.due):
+            self.due = due
+
+    def begin(self) -> int:
+        """To be given to `learn`: what changes between the two makes the answer old."""
+        return self._changes
+
+    def learn(self, begun: int, due: datetime | None, skip: Collection[str]) -> None:
+        """The disk has said when the next recipient outside `skip` is due."""
+        if begun == self._changes:
+            self.due, self.skip, self.is_known = due, frozenset(skip), True
+
+
+def _is_due_at_once(message: QueuedMessage, one: QueuedRecipient) -> bool:
+    return one.state is State.QUEUED and (one.next_attempt is None or one.next_attempt <= message.arrived)
+
+
+def _new_recipient_row(
+    message: QueuedMessage, one: QueuedRecipient, claimed: bool, arrived: int
+) -> tuple[Any, ...]:
+    due: int | None
+    if claimed:
+        place, due = CLAIMED, arrived
+    elif _is_due_at_once(message, one):
+        place, due = READY, arrived
+    elif one.state.is_final or one.state is State.HELD:
+        place, due = ASIDE, None
+    else:
+        place, due = WAITING, arrived if one.next_attempt is None else micros(one.next_attempt)
+    return (message.queue_id, one.index, one.domain, STATE_NUMBER[one.state], place, due, recipient_data(one))
+
+
+def _add_settlement(rows: Rows, settlement: Settlement) -> None:
+    """The message leaves at once where this was the end of all its recipients."""
+    entry, changes = settlement.entry, settlement.changes
+    queue_id = entry.message.queue_id
+    all_final = all(change.recipient.state.is_final for change in changes)
+    if all_final and entry.total and len(changes) == entry.total:
+        rows.finished.append((queue_id, entry.total))
+        return
+    rows.updates += [_settled_row(queue_id, change.recipient, settlement.at) for change in changes]
+    if any(change.recipient.state.is_final for change in changes):
+        rows.perhaps_done.append(queue_id)
+
+
+def _settled_row(queue_id: str, one: QueuedRecipient, at: datetime) -> tuple[Any, ...]:
+    if one.state.is_final or one.state is State.HELD:
+        place, due = ASIDE, None
+    else:
+        place, due = WAITING, micros(one.next_attempt or at)
+    return (queue_id, one.index, STATE_NUMBER[one.state], place, due, recipient_data(one))
+
+
+def _without_result(function: Callable[..., None], *args: Any) -> None:
+    """`function(db, *args)` with the connection, which comes last here, put first."""
+    function(args[-1], *args[:-1])
+
+
+def _purge(before: datetime, mark: int, after: int, db: sqlite3.Connection) -> tuple[int, int | None]:
+    return claims.purge(db, before, mark, after, _PURGE_STRETCH)
+
+
+def _log_failure(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled() and (exc := future.exception()) is not None:
+        log.error("claims could not be given back; they are due after a restart: %s", exc)

@@ -1,0 +1,590 @@
+"""The one thread that writes, and groups what waits into one commit.
+
+A request is either `Rows` (rows to add, change and take away: what every message needs)
+or a `Call` (a function given the connection: everything rare). Everything that waits goes
+into one transaction and costs one sync together. The `Rows` of all requests are written
+table by table with a few large statements; if one of them spoils that, the transaction is
+done again with a savepoint for each request, so that only the guilty one fails.
+
+A future is resolved after the commit, on the event loop, once a batch. A request runs to its
+end whatever becomes of the task that awaits it.
+
+When something fails that is no request's fault the whole batch fails and the connection is
+opened again. After a failed sync nobody knows what the disk holds: the pages count as clean
+and a second sync would succeed without writing them. The frames of the failed commit are still
+in the WAL, and a recovery would make them true; so the first thing a new connection does is a
+commit that overwrites them, and nothing else is written before that has been synced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from itertools import chain
+from typing import Any
+
+from relay.mail.event import Event
+from relay.queue.rows import FINAL_NUMBER, micros
+from relay.queue.sqlite.disk import PAGE_BYTES, Spool, is_busy, is_full, open_writer, translated
+from relay.queue.sqlite.schema import CLAIMED
+from relay.queue.store import QueueFull, SpoolError, StoredEvent
+
+__all__ = ["Call", "Request", "Rows", "Writer"]
+
+log = logging.getLogger(__name__)
+
+Row = tuple[Any, ...]
+
+_BATCH_REQUESTS = 512
+_BATCH_BYTES = 16 * 1024 * 1024
+_MOST_ROWS = 64
+_IDLE_SECONDS = 1.0
+_FULL_PAUSE_SECONDS = 1.0
+_WORTH_TRUNCATING_BYTES = 1024 * 1024
+
+
+class _Refused(SpoolError):
+    """A request asks for what the queue's state does not allow: its own fault, nobody else's."""
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """Something to be written. `on_commit` or `on_failure` runs on the event loop before the future is done."""
+
+    future: asyncio.Future[Any]
+    on_commit: Callable[[Any], None] | None = None
+    on_failure: Callable[[], None] | None = None
+    result: Any = None
+    error: BaseException | None = None
+    stored: list[StoredEvent] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
+class Call(Request):
+    """`function` does the writing and its value is the result."""
+
+    function: Callable[[sqlite3.Connection], Any] = lambda _: None
+
+
+@dataclass(slots=True, eq=False)
+class Rows(Request):
+    """Rows of new messages, and what an attempt changed.
+
+    `finished`: messages whose recipients all became final now, with their number; they leave.
+    `updates`: (queue_id, idx, state, place, due, data) of claimed recipients. `perhaps_done`: messages
+    to leave if no recipient is open any more. `staged`: pieces that have to be there already.
+    `takes_in`: mail from outside, which is refused when room gets short.
+    """
+
+    messages: list[Row] = field(default_factory=list)
+    recipients: list[Row] = field(default_factory=list)
+    chunks: list[Row] = field(default_factory=list)
+    events: Sequence[Event] = ()
+    finished: list[tuple[str, int]] = field(default_factory=list)
+    updates: list[Row] = field(default_factory=list)
+    perhaps_done: list[str] = field(default_factory=list)
+    staged: tuple[str, int] | None = None
+    takes_in: bool = False
+    size_bytes: int = 0
+
+
+class Writer:
+    """Starts with `start`, which opens the database; ends with `close`, after all that was submitted."""
+
+    def __init__(
+        self,
+        spool: Spool,
+        *,
+        synchronous: str,
+        prepare: Callable[[sqlite3.Connection], None],
+        on_events: Callable[[list[StoredEvent]], None],
+    ) -> None:
+        self._spool = spool
+        self._synchronous = synchronous
+        self._prepare = prepare
+        self._on_events = on_events
+        self._wal_limit_bytes = spool.ballast_bytes
+        self._loop = asyncio.get_running_loop()
+        self._waiting: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
+        self._db: sqlite3.Connection | None = None
+        self._thread = threading.Thread(target=self._run, name="queue-writer", daemon=True)
+        self._last_seq = 0
+        self._unsaved_bytes = 0
+        self._full_until = 0.0
+        self._mark = self._mark_written = 0
+        self._started: asyncio.Future[None] = self._loop.create_future()
+        self._ended: asyncio.Future[None] = self._loop.create_future()
+        self._closed = False
+
+    async def start(self) -> None:
+        """Open the database; raises what `prepare` raises, translated."""
+        self._thread.start()
+        await asyncio.shield(self._started)
+
+    def submit(self, request: Request) -> None:
+        """Have it written with the next batch."""
+        if self._closed:
+            raise SpoolError("the queue is closed")
+        self._waiting.put(request)
+
+    @property
+    def mark(self) -> int:
+        """What `note_mark` was last told."""
+        return self._mark
+
+    def note_mark(self, seq: int) -> None:
+        """Write the mark of the log along with the next commit."""
+        self._mark = max(self._mark, seq)
+
+    async def close(self) -> None:
+        """Write what was submitted, fold the WAL into the database and end the thread."""
+        if not self._closed:
+            self._closed = True
+            self._waiting.put(None)
+        await asyncio.shield(self._ended)
+        self._thread.join()
+
+    # The thread.
+
+    def _run(self) -> None:
+        try:
+            self._spool.create_database()
+            self._db = self._open()
+            self._prepare(self._db)
+            self._last_seq = self._db.execute("SELECT coalesce(max(seq), 0) FROM event").fetchone()[0]
+            mark = self._db.execute("SELECT value FROM meta WHERE key = 'log_mark'").fetchone()
+            self._mark = self._mark_written = mark[0] if mark else 0
+            self._last_seq = max(self._last_seq, self._mark)
+        except BaseException as exc:
+            self._forget_connection()
+            self._tell(self._started, translated(exc))
+            return
+        self._tell(self._started, None)
+        try:
+            while (batch := self._gather()) is not None:
+                if batch:
+                    self._write(batch)
+                    self._call_loop(self._resolve, batch)
+                self._maintain(idle=not batch)
+            self._maintain(idle=True)
+        finally:
+            self._forget_connection()
+            self._tell(self._ended, None)
+
+    def _gather(self) -> list[Request] | None:
+        """All that waits, up to a bound; [] after a while of nothing, None at the end."""
+        try:
+            request = self._waiting.get(timeout=_IDLE_SECONDS)
+        except queue.Empty:
+            return []
+        batch: list[Request] = []
+        size_bytes = 0
+        while request is not None:
+            batch.append(request)
+            if isinstance(request, Rows):
+                size_bytes += request.size_bytes
+            if len(batch) >= _BATCH_REQUESTS or size_bytes >= _BATCH_BYTES:
+                return batch
+            try:
+                request = self._waiting.get_nowait()
+            except queue.Empty:
+                return batch
+        if not batch:
+            return None
+        self._waiting.put(None)  # the end comes after this batch
+        return batch
+
+    def _write(self, batch: list[Request]) -> None:
+        """Commit the batch, or leave an error with each request that is not in it."""
+        try:
+            wanted = self._refuse_without_room(batch)
+            if not wanted:
+                return
+            try:
+                self._commit(wanted)
+            except (sqlite3.Error, OSError) as exc:
+                log.error("the queue's database failed: %s", exc)
+                if not is_busy(exc):
+                    self._recover()
+                if not is_full(exc):
+                    raise
+                self._make_do(wanted, exc)
+        except BaseException as exc:
+            error = translated(exc)
+            for request in batch:
+                request.error = request.error or error
+            if not isinstance(exc, sqlite3.Error | OSError | SpoolError):
+                log.exception("the queue's writer met a mistake of its own")
+                self._forget_connection()
+
+    def _make_do(self, batch: list[Request], exc: BaseException) -> None:
+        """On a full disk mail can still leave, in the room of the ballast; new mail has to wait outside."""
+        self._full_until = time.monotonic() + _FULL_PAUSE_SECONDS
+        leaving = []
+        for request in batch:
+            if isinstance(request, Rows) and request.takes_in:
+                request.error = translated(exc)
+            else:
+                leaving.append(request)
+        self._spool.drop_ballast()
+        if leaving:
+            try:
+                self._commit(leaving)
+            except (sqlite3.Error, OSError):
+                self._recover()
+                raise
+
+    def _refuse_without_room(self, batch: list[Request]) -> list[Request]:
+        """The requests that may go on; new mail only while there is room."""
+        if not any(isinstance(request, Rows) and request.takes_in for request in batch):
+            return batch
+        if time.monotonic() >= self._full_until and self._has_room():
+            return batch
+        going = []
+        for request in batch:
+            if isinstance(request, Rows) and request.takes_in:
+                request.error = QueueFull("too little space left for the queue")
+            else:
+                going.append(request)
+        return going
+
+    def _has_room(self) -> bool:
+        room = self._spool.free_bytes()
+        if room >= self._spool.reserve_bytes:
+            return True
+        # The file does not shrink when mail leaves: what is free inside it is room too.
+        free_pages: int = self._connection().execute("PRAGMA freelist_count").fetchone()[0]
+        return room + free_pages * PAGE_BYTES >= self._spool.reserve_bytes
+
+    # One transaction.
+
+    def _commit(self, batch: list[Request]) -> None:
+        db = self._connection()
+        rows = [request for request in batch if isinstance(request, Rows)]
+        first_seq = self._last_seq
+        mark = self._mark
+        try:
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                self._write_rows(db, rows)
+            except Exception as exc:
+                if not _is_own_fault(exc):
+                    raise
+                db.execute("ROLLBACK")
+                self._last_seq = first_seq
+                for one in rows:
+                    one.stored.clear()
+                db.execute("BEGIN IMMEDIATE")
+                for one in rows:
+                    self._alone(db, one, partial(self._write_one, one))
+            for call in (request for request in batch if isinstance(request, Call)):
+                self._alone(db, call, call.function)
+            if mark != self._mark_written:
+                db.execute("INSERT OR REPLACE INTO meta VALUES ('log_mark', ?)", (mark,))
+            db.execute("COMMIT")
+        except BaseException:
+            self._last_seq = first_seq
+            for request in batch:
+                request.stored.clear()
+            with contextlib.suppress(sqlite3.Error):
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+            raise
+        self._mark_written = mark
+        self._unsaved_bytes += (
+            sum(request.size_bytes for request in rows) + 2048 * len(rows) + 12 * PAGE_BYTES
+        )
+
+    def _alone(
+        self, db: sqlite3.Connection, request: Request, write: Callable[[sqlite3.Connection], Any]
+    ) -> None:
+        """One request in a savepoint: its mistakes stay its own."""
+        seq = self._last_seq
+        db.execute("SAVEPOINT one")
+        try:
+            request.result = write(db)
+        except Exception as exc:
+            if not _is_own_fault(exc):
+                raise
+            db.execute("ROLLBACK TO one")
+            self._last_seq = seq
+            request.stored.clear()
+            request.error = translated(exc)
+        db.execute("RELEASE one")
+
+    def _write_one(self, request: Rows, db: sqlite3.Connection) -> None:
+        self._write_rows(db, [request])
+
+    def _write_rows(self, db: sqlite3.Connection, requests: Sequence[Rows]) -> None:
+        """All rows of some requests, table by table."""
+        if not requests:
+            return
+        _insert(db, "chunk", 3, _all(request.chunks for request in requests))
+        _insert(db, "message", 8, _all(request.messages for request in requests))
+        _insert(db, "recipient", 7, _all(request.recipients for request in requests))
+        for request in requests:
+            if request.staged is not None:
+                _check_staged(db, *request.staged)
+        _finish(db, _all(request.finished for request in requests))
+        _update(db, _all(request.updates for request in requests))
+        finish_if_done(db, _all(request.perhaps_done for request in requests))
+        _insert(
+            db, "event", 8, [row for request in requests if request.events for row in self._number(request)]
+        )
+
+    def _number(self, request: Rows) -> list[Row]:
+        """The rows of a request's events, each with the next number."""
+        rows = []
+        for event in request.events:
+            self._last_seq = seq = self._last_seq + 1
+            request.stored.append(StoredEvent(seq, event))
+            rows.append(event_row(seq, event))
+        return rows
+
+    def write_events(self, db: sqlite3.Connection, request: Call, events: Iterable[Event]) -> None:
+        """Add events within a `Call`."""
+        for event in events:
+            self._last_seq = seq = self._last_seq + 1
+            request.stored.append(StoredEvent(seq, event))
+            _insert(db, "event", 8, [event_row(seq, event)])
+
+    # Between transactions.
+
+    def _connection(self) -> sqlite3.Connection:
+        """The connection, opened again where it was given up."""
+        if self._db is None:
+            db = self._open()
+            try:
+                db.execute("BEGIN IMMEDIATE")
+                db.execute(
+                    "INSERT INTO meta VALUES ('reopened', 1)"
+                    " ON CONFLICT (key) DO UPDATE SET value = value + 1"
+                )
+                db.execute("COMMIT")
+            except BaseException:
+                db.close()
+                raise
+            self._db = db
+        return self._db
+
+    def _open(self) -> sqlite3.Connection:
+        return open_writer(
+            self._spool.path, synchronous=self._synchronous, wal_limit_bytes=self._wal_limit_bytes
+        )
+
+    def _recover(self) -> None:
+        """Let go of a connection that failed and overwrite what it may have left; see above."""
+        self._forget_connection()
+        try:
+            self._connection()
+        except (sqlite3.Error, OSError, SpoolError) as exc:
+            log.error("the queue's database cannot be opened again yet: %s", exc)
+
+    def _forget_connection(self) -> None:
+        db, self._db = self._db, None
+        if db is not None:
+            with contextlib.suppress(sqlite3.Error):
+                db.close()
+
+    def _maintain(self, *, idle: bool) -> None:
+        """Fold the WAL back when it has grown; when nothing waits, also shorten it."""
+        if self._db is None:
+            return
+        try:
+            if idle and self._mark != self._mark_written:
+                self._commit([])
+            if self._unsaved_bytes >= self._wal_limit_bytes or (idle and self._unsaved_bytes):
+                self._checkpoint()
+            if idle:
+                self._spool.lay_ballast()
+                # On a full disk the log keeps what it has: it may not get it again.
+                if self._spool.wal_bytes() > _WORTH_TRUNCATING_BYTES and self._spool.has_ballast:
+                    self._truncate()
+        except (sqlite3.Error, OSError) as exc:
+            # Nothing is lost: what could not be folded back is in the WAL, synced.
+            log.error("the queue's write-ahead log could not be folded back: %s", exc)
+            self._unsaved_bytes = 0
+            self._recover()
+
+    def _checkpoint(self) -> None:
+        _, frames, folded = self._connection().execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        self._unsaved_bytes = (frames - folded) * PAGE_BYTES // 2
+        if frames * PAGE_BYTES > 8 * self._wal_limit_bytes:
+            log.warning(
+                "the queue's write-ahead log has %d MiB: a reader holds it", frames * PAGE_BYTES >> 20
+            )
+
+    def _truncate(self) -> None:
+        db = self._connection()
+        db.execute("PRAGMA busy_timeout = 0")
+        try:
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        finally:
+            db.execute("PRAGMA busy_timeout = 5000")
+
+    # On the event loop.
+
+    def _resolve(self, batch: list[Request]) -> None:
+        stored = [event for request in batch if request.error is None for event in request.stored]
+        if stored:
+            stored.sort(key=lambda one: one.seq)
+            self._on_events(stored)
+        for request in batch:
+            future = request.future
+            if request.error is None:
+                if request.on_commit is not None:
+                    request.on_commit(request.result)
+                if not future.done():
+                    future.set_result(request.result)
+            else:
+                if request.on_failure is not None:
+                    request.on_failure()
+                if not future.done():
+                    future.set_exception(request.error)
+
+    def _tell(self, future: asyncio.Future[None], error: BaseException | None) -> None:
+        def tell() -> None:
+            if not future.done():
+                future.set_result(None) if error is None else future.set_exception(error)
+
+        self._call_loop(tell)
+
+    def _call_loop(self, function: Callable[..., None], *args: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to be told
+            self._loop.call_soon_threadsafe(function, *args)
+
+
+def event_row(seq: int, event: Event) -> Row:
+    """The columns of an event."""
+    return (
+        seq,
+        micros(event.at),
+        event.name,
+        event.queue_id,
+        event.sender,
+        event.recipient,
+        event.id,
+        event.line,
+    )
+
+
+def _is_own_fault(exc: BaseException) -> bool:
+    """Whether one request is to blame, and not the disk."""
+    if isinstance(exc, sqlite3.OperationalError):
+        return False
+    if isinstance(exc, sqlite3.DatabaseError):
+        # NOTADB and CORRUPT come as the plain class.
+        return type(exc) is not sqlite3.DatabaseError
+    return not isinstance(exc, OSError | MemoryError)
+
+
+def _all(parts: Iterable[list[Any]]) -> list[Any]:
+    return list(chain.from_iterable(parts))
+
+
+# Statements for many rows at once: each execution lets go of the interpreter lock and has to
+# get it back from a busy event loop, so there are few of them. Sizes are powers of two, so that
+# there are few different ones to prepare.
+
+
+def _pieces(rows: Sequence[Any]) -> Iterable[Sequence[Any]]:
+    start = 0
+    while left := len(rows) - start:
+        size = min(_MOST_ROWS, 1 << (left.bit_length() - 1))
+        yield rows[start : start + size]
+        start += size
+
+
+@lru_cache(maxsize=256)
+def _values(width: int, count: int) -> str:
+    row = f"({','.join('?' * width)})"
+    return ",".join([row] * count)
+
+
+@lru_cache(maxsize=256)
+def _insert_statement(table: str, width: int, count: int) -> str:
+    return f"INSERT INTO {table} VALUES {_values(width, count)}"
+
+
+def _insert(db: sqlite3.Connection, table: str, width: int, rows: Sequence[Row]) -> None:
+    for piece in _pieces(rows):
+        db.execute(_insert_statement(table, width, len(piece)), list(chain.from_iterable(piece)))
+
+
+@lru_cache(maxsize=256)
+def _in_statement(statement: str, count: int) -> str:
+    return statement.replace("(?)", f"({','.join('?' * count)})")
+
+
+def _for_ids(db: sqlite3.Connection, statement: str, ids: Sequence[str]) -> int:
+    """Run a statement that ends in `IN (?)` for many ids; how many rows it changed."""
+    changed = 0
+    for piece in _pieces(ids):
+        changed += db.execute(_in_statement(statement, len(piece)), piece).rowcount
+    return changed
+
+
+def _finish(db: sqlite3.Connection, finished: Sequence[tuple[str, int]]) -> None:
+    """Let messages go whose recipients are all claimed and all final now."""
+    if not finished:
+        return
+    ids = [queue_id for queue_id, _ in finished]
+    gone = _for_ids(db, f"DELETE FROM recipient WHERE place = {CLAIMED} AND queue_id IN (?)", ids)
+    if gone != sum(count for _, count in finished):
+        raise _Refused("the recipients are not claimed")
+    if _for_ids(db, "DELETE FROM message WHERE queue_id IN (?)", ids) != len(ids):
+        raise _Refused("there is no such message")
+    _for_ids(db, "DELETE FROM chunk WHERE queue_id IN (?)", ids)
+
+
+@lru_cache(maxsize=64)
+def _update_statement(count: int) -> str:
+    return (
+        f"WITH new (queue_id, idx, state, place, due, data) AS (VALUES {_values(6, count)})"
+        " UPDATE recipient SET state = new.state, place = new.place, due = new.due, data = new.data"
+        " FROM new WHERE recipient.queue_id = new.queue_id AND recipient.idx = new.idx"
+        f" AND recipient.place = {CLAIMED}"
+    )
+
+
+def _update(db: sqlite3.Connection, updates: Sequence[Row]) -> None:
+    """Write what an attempt left of recipients that were claimed for it."""
+    for piece in _pieces(updates):
+        if db.execute(_update_statement(len(piece)), list(chain.from_iterable(piece))).rowcount != len(piece):
+            raise _Refused("the recipients are not claimed")
+
+
+def finish_if_done(db: sqlite3.Connection, ids: Sequence[str]) -> None:
+    """Let messages go that have no open recipient left."""
+    if not ids:
+        return
+    gone = _for_ids(
+        db,
+        "DELETE FROM message WHERE NOT EXISTS (SELECT 1 FROM recipient"
+        f" WHERE recipient.queue_id = message.queue_id AND state < {FINAL_NUMBER}) AND queue_id IN (?)",
+        ids,
+    )
+    if gone:
+        for table in ("recipient", "chunk"):
+            _for_ids(
+                db,
+                f"DELETE FROM {table} WHERE NOT EXISTS (SELECT 1 FROM message"
+                f" WHERE message.queue_id = {table}.queue_id) AND queue_id IN (?)",
+                ids,
+            )
+
+
+def _check_staged(db: sqlite3.Connection, queue_id: str, count: int) -> None:
+    found = db.execute(
+        "SELECT count(*) FROM chunk WHERE queue_id = ? AND seq < ?", (queue_id, count)
+    ).fetchone()
+    if found[0] != count:
+        raise _Refused(f"{queue_id}: {found[0]} of {count} staged pieces are there")
