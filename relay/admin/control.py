@@ -56,10 +56,15 @@ Answer = AsyncIterator[dict[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """What the requests are answered from."""
+    """What the requests are answered from. `store` None: of a stopped relay, which can only be looked at.
 
-    store: Store
+    `hurry`: destinations that were left alone are tried again.
+    """
+
+    readable: operations.Readable
+    store: Store | None
     clock: Callable[[], datetime]
+    hurry: Callable[[], None] = lambda: None
 
     async def answer(self, request: Mapping[str, Any]) -> Answer:
         """The lines that answer a request."""
@@ -80,23 +85,27 @@ class Control:
 
     async def _list(self, request: Mapping[str, Any]) -> Answer:
         count = 0
-        async for item in operations.list_queue(self.store, queue_filter(request), now=self.clock()):
+        async for item in operations.list_queue(self.readable, queue_filter(request), now=self.clock()):
             count += 1
             yield {"item": item}
         yield {"done": {"count": count}}
 
     async def _show(self, request: Mapping[str, Any]) -> Answer:
         queue_id = _text(request, "id")
-        found = await operations.show_message(self.store, queue_id, now=self.clock())
+        found = await operations.show_message(self.readable, queue_id, now=self.clock())
         if found is not None:
             yield {"item": found}
         yield {"done": {"unknown": [] if found else [queue_id]}}
 
     async def _change(self, verb: str, request: Mapping[str, Any]) -> Answer:
+        if self.store is None:
+            raise RequestError(f"{verb}: no relay is running")
         wanted = queue_filter(request)
         if wanted == QueueFilter() and request.get("all") is not True:
             raise RequestError(f"{verb} what? name queue ids or a filter, or say all")
         done = await operations.change_queue(self.store, wanted, verb=verb, now=self.clock())
+        if verb == "retry":
+            self.hurry()
         log.info("operator: %s, %d recipients changed", verb, done["changed"])
         yield {"done": done}
 
@@ -106,18 +115,18 @@ class Control:
         if limit is not None and (not isinstance(limit, int) or not 1 <= limit <= 100_000):
             raise RequestError("limit is a number from 1 to 100000")
         seq = 0
-        async for at, line in operations.find_events(self.store, wanted, limit=limit):
+        async for at, line in operations.find_events(self.readable, wanted, limit=limit):
             seq = at
             yield {"line": line}
         if request.get("follow") is True:
             seq = seq or await self._last_seq()
-            async for line in operations.follow_events(self.store, wanted, after=seq, more=_a_moment):
+            async for line in operations.follow_events(self.readable, wanted, after=seq, more=_a_moment):
                 yield {"line": line}
         yield {"done": {}}
 
     async def _last_seq(self) -> int:
         """Where the log ends now: what follows is new."""
-        last = await self.store.find_events(EventFilter(), limit=1, ascending=False)
+        last = await self.readable.find_events(EventFilter(), limit=1, ascending=False)
         return last[0].seq if last else 0
 
 

@@ -4,7 +4,7 @@ The command line reaches it through the control socket, or, where no relay is ru
 with a store opened for reading. Every function answers in plain values, spelled as the
 JSON of the interface spells them.
 
-    list_queue, show_message, state_counts      look at the queue
+    list_queue, show_message                    look at the queue
     change_queue                                retry, hold, release, remove
     find_events, follow_events                  the delivery log, as the store keeps it
 
@@ -16,15 +16,16 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
 from relay.mail.event import Event
 from relay.queue.entry import LastAttempt, QueuedRecipient, State
-from relay.queue.store import EventFilter, QueuedItem, QueueFilter, Store
+from relay.queue.store import EventFilter, QueuedItem, QueueFilter, Store, StoredEvent
 from relay.report import deliverylog
 
 __all__ = [
     "VERBS",
+    "Readable",
     "change_queue",
     "find_events",
     "follow_events",
@@ -32,7 +33,6 @@ __all__ = [
     "list_queue",
     "message_state",
     "show_message",
-    "state_counts",
     "timestamp",
 ]
 
@@ -42,14 +42,28 @@ PAGE = 500
 HEADER_BYTES = 64 * 1024
 
 
-async def list_queue(store: Store, wanted: QueueFilter, *, now: datetime) -> AsyncIterator[dict[str, Any]]:
+class Readable(Protocol):
+    """As much of a store as looking takes: a running relay's, or a stopped one's."""
+
+    async def list_messages(
+        self, wanted: QueueFilter, *, now: datetime, after: str = "", limit: int = 1000
+    ) -> list[QueuedItem]: ...
+
+    async def read_header(self, queue_id: str, *, limit_bytes: int = ...) -> bytes: ...
+
+    async def find_events(
+        self, wanted: EventFilter, *, after: int = 0, limit: int = 300, ascending: bool = True
+    ) -> list[StoredEvent]: ...
+
+
+async def list_queue(store: Readable, wanted: QueueFilter, *, now: datetime) -> AsyncIterator[dict[str, Any]]:
     """The messages that match, oldest first, as `relay queue list --json` has them."""
     async for page in _pages(store, wanted, now=now):
         for item in page:
             yield item_as_json(item)
 
 
-async def _pages(store: Store, wanted: QueueFilter, *, now: datetime) -> AsyncIterator[list[QueuedItem]]:
+async def _pages(store: Readable, wanted: QueueFilter, *, now: datetime) -> AsyncIterator[list[QueuedItem]]:
     """What matches, in pages: a queue may hold millions, and neither it nor we wait for the other."""
     after = ""
     while page := await store.list_messages(wanted, now=now, after=after, limit=PAGE):
@@ -59,7 +73,7 @@ async def _pages(store: Store, wanted: QueueFilter, *, now: datetime) -> AsyncIt
         after = page[-1].message.queue_id
 
 
-async def show_message(store: Store, queue_id: str, *, now: datetime) -> dict[str, Any] | None:
+async def show_message(store: Readable, queue_id: str, *, now: datetime) -> dict[str, Any] | None:
     """All we know of one message, its header section included; None where there is no such message."""
     items = await store.list_messages(QueueFilter(queue_ids=frozenset({queue_id})), now=now, limit=1)
     if not items:
@@ -81,11 +95,6 @@ async def show_message(store: Store, queue_id: str, *, now: datetime) -> dict[st
     }
 
 
-async def state_counts(store: Store) -> dict[str, int]:
-    """How many recipients wait, by state."""
-    return {state.value: count for state, count in (await store.counts()).items()}
-
-
 async def change_queue(store: Store, wanted: QueueFilter, *, verb: str, now: datetime) -> dict[str, Any]:
     """Do what the operator says to all that matches: how many recipients changed, and which ids are unknown.
 
@@ -99,23 +108,29 @@ async def change_queue(store: Store, wanted: QueueFilter, *, verb: str, now: dat
     async for page in _pages(store, wanted, now=now):
         ids = frozenset(item.message.queue_id for item in page)
         seen |= ids & wanted.queue_ids
-        events = _removals(page, now) if verb == "remove" else []
+        events = _removals(page, wanted, now) if verb == "remove" else []
         changed += await store.change(replace(wanted, queue_ids=ids), verb=verb, now=now, events=events)
     return {"changed": changed, "unknown": sorted(wanted.queue_ids - seen)}
 
 
-def _removals(page: Sequence[QueuedItem], now: datetime) -> list[Event]:
-    """The events of taking these messages out: one for each recipient that still waited."""
+def _removals(page: Sequence[QueuedItem], wanted: QueueFilter, now: datetime) -> list[Event]:
+    """The events of taking these out: one for each recipient that is meant and still waited."""
     return [
         deliverylog.removed(item.message, recipient, now=now)
         for item in page
         for recipient in item.recipients
-        if not recipient.state.is_final
+        if not recipient.state.is_final and _is_meant(recipient, wanted)
     ]
 
 
+def _is_meant(recipient: QueuedRecipient, wanted: QueueFilter) -> bool:
+    """Whether a filter that found the message means this recipient of it, as the store reads it."""
+    right_domain = not wanted.domain or recipient.domain == wanted.domain.lower()
+    return right_domain and wanted.state in (None, recipient.state)
+
+
 async def find_events(
-    store: Store, wanted: EventFilter, *, limit: int | None = None
+    store: Readable, wanted: EventFilter, *, limit: int | None = None
 ) -> AsyncIterator[tuple[int, str]]:
     """Sequence number and line of each event that matches, oldest first; with a limit the latest so many."""
     if limit is not None:
@@ -131,7 +146,7 @@ async def find_events(
 
 
 async def follow_events(
-    store: Store, wanted: EventFilter, *, after: int, more: Callable[[], Awaitable[None]]
+    store: Readable, wanted: EventFilter, *, after: int, more: Callable[[], Awaitable[None]]
 ) -> AsyncIterator[str]:
     """The lines of events as they commit, for ever; `more` returns when it is worth looking again."""
     while True:

@@ -81,9 +81,9 @@ def serve(ctx: click.Context) -> None:
 
     Under systemd it says READY, RELOADING, STOPPING and answers the watchdog (Type=notify).
     """
-    from relay import daemon
+    from relay.daemon import serve as run
 
-    sys.exit(daemon.serve(config_file(ctx), os.environ))
+    sys.exit(run(config_file(ctx), os.environ))
 
 
 @relay.command()
@@ -136,9 +136,9 @@ def demo() -> None:
     Hosts with good, wrong, expired and no TLS meet messages with each of the four settings,
     and the delivery log tells what became of each.
     """
-    from relay.demo import play
+    from relay.demo.play import main as play
 
-    sys.exit(play.main())
+    sys.exit(play())
 
 
 def main() -> None:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from relay.config import Config
 
 __all__ = [
-    "AGE",
     "Lazy",
+    "age",
     "age_text",
     "answers",
     "config_file",
@@ -116,7 +116,7 @@ def answers(config: Config, request: Mapping[str, Any], *, patient: bool = False
 def _without_relay(config: Config, request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Answer from a store that nobody writes to."""
     from relay.admin.control import Control, RequestError
-    from relay.queue.sqlite import SqliteStore
+    from relay.queue.sqlite.reader import StoppedQueue
     from relay.queue.store import SpoolError
 
     directory = Path(config.queue.path)
@@ -125,12 +125,9 @@ def _without_relay(config: Config, request: Mapping[str, Any]) -> Iterator[dict[
         return
 
     async def answer() -> AsyncIterator[dict[str, Any]]:
-        store = await SqliteStore.open(directory, read_only=True)
-        try:
-            async for line in Control(store, clock=lambda: datetime.now(UTC)).answer(request):
+        async with await StoppedQueue.open(directory) as stopped:
+            async for line in Control(stopped, None, clock=lambda: datetime.now(UTC)).answer(request):
                 yield line
-        finally:
-            await store.close()
 
     try:
         yield from _drive(answer())
@@ -149,21 +146,14 @@ async def _next(lines: AsyncIterator[dict[str, Any]]) -> dict[str, Any]:
     return await anext(lines)
 
 
-class _Age(click.ParamType):
-    """A duration such as 30m, 4h, 2d."""
+def age(ctx: click.Context, param: click.Parameter, value: str | None) -> timedelta | None:
+    """An option's value such as 30m, 4h, 2d."""
+    from relay.config.words import parse_duration
 
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
-        from relay.config.words import parse_duration
-
-        try:
-            return value if isinstance(value, timedelta) else parse_duration(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
-AGE = _Age()
+    try:
+        return parse_duration(value) if value is not None else None
+    except ValueError as error:
+        raise click.BadParameter(str(error), ctx, param) from None
 
 
 def printable(text: str, *, keep: str = "") -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -16,26 +17,19 @@ __all__ = ["log"]
 _COLOURS = {"accepted": "cyan", "delivered": "green", "temporary": "yellow", "permanent": "red"}
 
 
-class _Since(click.ParamType):
+def _since(ctx: click.Context, param: click.Parameter, value: str | None) -> datetime | None:
     """A time (2030-01-31, 2030-01-31T12:00) or an age (2h)."""
+    from relay.config.words import parse_duration
 
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        from relay.config.words import parse_duration
-
-        if isinstance(value, datetime):
-            return value
-        try:
-            return datetime.now(UTC) - parse_duration(value)
-        except ValueError:
-            pass
-        try:
-            return datetime.fromisoformat(value).astimezone()
-        except ValueError:
-            self.fail(
-                f"{value!r} is neither an age such as 2h nor a time such as 2030-01-31T12:00", param, ctx
-            )
+    if value is None:
+        return None
+    with contextlib.suppress(ValueError):
+        return datetime.now(UTC) - parse_duration(value)
+    try:
+        return datetime.fromisoformat(value).astimezone()
+    except ValueError:
+        text = f"{value!r} is neither an age such as 2h nor a time such as 2030-01-31T12:00"
+        raise click.BadParameter(text, ctx, param) from None
 
 
 @click.command()
@@ -50,7 +44,7 @@ class _Since(click.ParamType):
     help="Only events of this name; may be given more than once.",
 )
 @click.option("--id", "queue_id", metavar="ID", help="About this message.")
-@click.option("--since", type=_Since(), metavar="TIME", help="Not before this time, or this age (2h, 3d).")
+@click.option("--since", callback=_since, metavar="TIME", help="Not before this time, or this age (2h, 3d).")
 @click.option("-n", "--lines", type=click.IntRange(1, 100_000), help="The latest so many [default: 1000].")
 @click.option("--json", "as_json", is_flag=True, help="The events whole, one JSON object a line.")
 @config_option

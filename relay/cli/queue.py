@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from relay.cli.common import (
-    AGE,
+    age,
     age_text,
     answers,
     config_file,
@@ -36,7 +36,7 @@ def _filters(command: F) -> F:
     for option in (
         click.option("--state", type=click.Choice(_STATES), help="With a recipient in this state."),
         click.option(
-            "--older-than", type=AGE, metavar="AGE", help="Arrived longer ago than this (30m, 4h, 2d)."
+            "--older-than", callback=age, metavar="AGE", help="Arrived longer ago than this (30m, 4h, 2d)."
         ),
         click.option("--sender", metavar="ADDRESS", help='From this sender ("<>": the null reverse-path).'),
         click.option("--domain", metavar="DOMAIN", help="With a recipient in this domain."),
@@ -167,15 +167,17 @@ def _print_list(items: Iterator[dict[str, Any]]) -> None:
     count = 0
     for item in chain([first], items):
         count += 1
-        age = age_text(now - datetime.fromisoformat(item["arrived"]))
-        sender = printable(item["sender"]) or "<>"
-        state = _coloured(item["state"])
-        click.echo(
-            f"{click.style(item['queue-id'], bold=True)}  {state}  {age}  {size_text(item['size'])}  from {sender}"
-        )
+        click.echo(_message_line(item, now))
         for recipient in item["recipients"]:
             click.echo(f"    {_recipient_line(recipient, now)}")
     click.echo(f"{count} message{'' if count == 1 else 's'}")
+
+
+def _message_line(item: dict[str, Any], now: datetime) -> str:
+    since = age_text(now - datetime.fromisoformat(item["arrived"]))
+    queue_id = click.style(item["queue-id"], bold=True)
+    sender = printable(item["sender"]) or "<>"
+    return f"{queue_id}  {_coloured(item['state'])}  {since}  {size_text(item['size'])}  from {sender}"
 
 
 def _coloured(state: str) -> str:

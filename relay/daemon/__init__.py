@@ -1,0 +1,161 @@
+"""`relay serve`: one process from its start to its end.
+
+    start     read the configuration, raise the limit of open files, start the parts, say READY
+    SIGHUP    reload, all or nothing
+    SIGTERM   drain and end, exit 0; SIGINT the same
+    again     end at once: what is under way is tried anew after the next start, nothing is lost
+
+What keeps it from starting is said in one sentence, without a traceback, and the exit code is 1.
+Everything it writes is its own: umask 077.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Callable, Coroutine, Mapping
+from pathlib import Path
+from typing import Any
+
+from relay import __version__
+from relay.config import Config, ConfigError, load
+from relay.daemon.files import RESERVED, FileBudget, budget, raise_limit
+from relay.daemon.programlog import ProgramLog
+from relay.daemon.running import Relay, StartError
+from relay.daemon.systemd import Systemd
+
+__all__ = ["serve"]
+
+log = logging.getLogger(__name__)
+
+QUERIES = 100
+"""DNS queries at a time."""
+
+
+def serve(path: Path, environ: Mapping[str, str]) -> int:
+    """Run a relay until a signal ends it; the exit code."""
+    os.umask(0o077)
+    try:
+        config = load(path, environ)
+    except ConfigError as error:
+        own_log = _start_log("info", as_json=False)
+        for mistake in error.mistakes:
+            log.error("%s", mistake)
+        own_log.stop()
+        return 1
+    own_log = _start_log(config.log.level, as_json=config.log.format == "json")
+    try:
+        return _run(_serve(config, path, environ))
+    except StartError as error:
+        log.error("cannot start: %s", error)
+        return 1
+    finally:
+        own_log.stop()
+
+
+def _start_log(level: str, *, as_json: bool) -> ProgramLog:
+    own_log = ProgramLog(level=level, as_json=as_json)
+    own_log.start()
+    return own_log
+
+
+def _run(main: Coroutine[Any, Any, int]) -> int:
+    """Run on uvloop, where there is one."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(main)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main)
+
+
+async def _serve(config: Config, path: Path, environ: Mapping[str, str]) -> int:
+    for warning in config.warnings:
+        log.warning("%s", warning)
+    systemd = Systemd(environ)
+    relay = Relay(config, path=path, environ=environ, files=_open_files(config), systemd=systemd)
+    over = asyncio.Event()
+    ending = _Signals(over, relay.reload)
+    ending.listen()
+    await relay.start()
+    ending.is_started = True
+    log.info("relay %s ready: %s", __version__, relay.summary())
+    systemd.ready(relay.summary())
+    watchdog = asyncio.create_task(_answer_watchdog(systemd))
+    broken = asyncio.ensure_future(relay.broken)
+    await asyncio.wait({broken, asyncio.ensure_future(over.wait())}, return_when=asyncio.FIRST_COMPLETED)
+    ending.no_way_back()
+    await relay.stop()
+    watchdog.cancel()
+    log.info("ended")
+    return 1 if broken.done() else 0
+
+
+class _Signals:
+    """SIGTERM and SIGINT end, a second one at once; SIGHUP reloads."""
+
+    def __init__(self, over: asyncio.Event, reload: Callable[[], None]) -> None:
+        self._over = over
+        self._reload = reload
+        self._ends = False
+        self.is_started = False
+
+    def listen(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._end, signal.Signals(number).name)
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+
+    def no_way_back(self) -> None:
+        """The end has begun, whoever asked for it: the next signal is the second."""
+        self._ends = True
+
+    def _end(self, name: str) -> None:
+        if self._ends:
+            log.warning("%s again: ending at once", name)
+            # Nothing that was answered for is only in memory: the next start goes on from here.
+            os._exit(1)
+        log.info("%s: draining", name)
+        self._ends = True
+        self._over.set()
+
+    def _on_hangup(self) -> None:
+        if self._ends or not self.is_started:
+            log.info("SIGHUP: not while %s", "draining" if self._ends else "starting")
+            return
+        try:
+            self._reload()
+        except Exception:
+            log.exception("reload failed")
+
+
+async def _answer_watchdog(systemd: Systemd) -> None:
+    """Tell the service manager that the event loop turns."""
+    if systemd.watchdog_seconds is None:
+        return
+    with contextlib.suppress(asyncio.CancelledError):
+        while True:
+            systemd.alive()
+            await asyncio.sleep(systemd.watchdog_seconds / 3)
+
+
+def _open_files(config: Config) -> FileBudget:
+    """The limit of open files, raised as far as it goes, and divided."""
+    wanted = config.limits.connections + config.delivery.concurrency + QUERIES + RESERVED
+    limit = raise_limit(wanted)
+    files = budget(
+        limit, clients=config.limits.connections, deliveries=config.delivery.concurrency, queries=QUERIES
+    )
+    if files.is_short:
+        log.warning(
+            "only %d files may be open and %d are needed (LimitNOFILE, ulimit -n): "
+            "taking at most %d connections and making at most %d",
+            limit,
+            wanted,
+            files.clients,
+            files.deliveries,
+        )
+    return files

@@ -1,0 +1,121 @@
+"""The program's own log: on stderr, for people; as JSON where a program reads it.
+
+One event a line. What a peer said may be in it, so nothing in a line moves the cursor or
+begins another line. Lines are written by a thread of their own: a reader of stderr that
+stands still must not stop the mail. When it stands still for long, lines are dropped and
+their number is told.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import logging.handlers
+import sys
+from datetime import UTC, datetime
+from queue import Full, Queue
+from typing import TextIO
+
+__all__ = ["ProgramLog"]
+
+_WAITING = 10_000
+_LIBRARIES = ("asyncio", "mail.log", "aiosmtpd", "dns")
+
+
+class ProgramLog:
+    """Sends what the modules log to a stream, from `start` to `stop`."""
+
+    def __init__(self, *, level: str, as_json: bool, stream: TextIO | None = None) -> None:
+        self._lines: Queue[logging.LogRecord] = Queue(_WAITING)
+        self._entrance = _Entrance(self._lines)
+        stderr = logging.StreamHandler(stream or sys.stderr)
+        stderr.setFormatter(_JsonFormatter() if as_json else _TextFormatter())
+        self._listener = logging.handlers.QueueListener(self._lines, stderr)
+        self._level = level.upper()
+
+    def start(self) -> None:
+        """From now on everything logged goes here, and only here."""
+        root = logging.getLogger()
+        for handler in list(root.handlers):
+            root.removeHandler(handler)
+        root.addHandler(self._entrance)
+        root.setLevel(self._level)
+        for library in _LIBRARIES:
+            logging.getLogger(library).setLevel(max(logging.WARNING, root.level))
+        logging.raiseExceptions = False  # a log that cannot be written is no reason to write more
+        self._listener.start()
+
+    def stop(self) -> None:
+        """Write what is waiting."""
+        logging.getLogger().removeHandler(self._entrance)
+        self._listener.stop()
+
+
+class _Entrance(logging.handlers.QueueHandler):
+    """Puts records into the queue, and counts those there is no room for."""
+
+    def __init__(self, lines: Queue[logging.LogRecord]) -> None:
+        super().__init__(lines)
+        self._lines = lines
+        self._dropped = 0
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        try:
+            if self._dropped:
+                self._lines.put_nowait(self._confession())
+                self._dropped = 0
+            self._lines.put_nowait(record)
+        except Full:
+            self._dropped += 1
+
+    def _confession(self) -> logging.LogRecord:
+        text = "%d lines of this log were dropped: nobody read them"
+        return logging.LogRecord(__name__, logging.WARNING, __file__, 0, text, (self._dropped,), None)
+
+    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        # Formatted on the other side, but the arguments' text is fixed here, while they are what they were.
+        record.message = record.getMessage()
+        if record.exc_info and not record.exc_text:
+            record.exc_text = logging.Formatter().formatException(record.exc_info)
+        record.msg, record.args, record.exc_info = record.message, None, None
+        return record
+
+
+class _TextFormatter(logging.Formatter):
+    """`2030-01-31 12:00:00.123 warning 01J…: mx1.example.net fell silent`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        at = datetime.fromtimestamp(record.created, UTC).astimezone()
+        stamp = at.strftime("%Y-%m-%d %H:%M:%S.") + f"{int(record.msecs):03d}"
+        text = f"{stamp} {record.levelname.lower()} {_one_line(record.getMessage())}"
+        if record.exc_text:
+            # Indented, so that each line shows whose it is.
+            text += "".join(f"\n    {_one_line(line)}" for line in record.exc_text.splitlines())
+        return text
+
+
+class _JsonFormatter(logging.Formatter):
+    """One JSON object a line, in ASCII."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": _sound(record.getMessage()),
+        }
+        if record.exc_text:
+            fields["exception"] = _sound(record.exc_text)
+        return json.dumps(fields)
+
+
+def _one_line(text: str) -> str:
+    """The text with everything escaped that is not to be seen."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def _sound(text: str) -> str:
+    """Text without lone surrogates, which strict JSON parsers refuse."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

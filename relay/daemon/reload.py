@@ -1,0 +1,50 @@
+"""What a new configuration changes in a running relay. Pure.
+
+Policy, routes, access and certificates are taken over as one; every other key is read at
+the start only, and the administrator is told which of them wait for a restart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from relay.config import Config, as_document
+
+__all__ = ["Changes", "changes"]
+
+_TAKEN_OVER = ("policy", "routes", "access")
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """The keys that differ: those in force now, and those that wait for a restart."""
+
+    applied: tuple[str, ...]
+    waiting: tuple[str, ...]
+
+    def __str__(self) -> str:
+        parts = [f"changed: {', '.join(self.applied)}" if self.applied else "no key changed"]
+        if self.waiting:
+            parts.append(f"only after a restart: {', '.join(self.waiting)}")
+        return "; ".join(parts)
+
+
+def changes(old: Config, new: Config) -> Changes:
+    """What is different between two configurations, by key; values are not told, some are secrets."""
+    before, after = as_document(old, with_secrets=True), as_document(new, with_secrets=True)
+    keys = list(_differing(before, after, ""))
+    applied = tuple(key for key in keys if key.split(".")[0] in _TAKEN_OVER)
+    return Changes(applied, tuple(key for key in keys if key not in applied))
+
+
+def _differing(before: Any, after: Any, key: str) -> list[str]:
+    if before == after:
+        return []
+    if not (isinstance(before, dict) and isinstance(after, dict)):
+        return [key]
+    names = [*before, *(name for name in after if name not in before)]
+    below = (
+        _differing(before.get(name), after.get(name), f"{key}.{name}" if key else str(name)) for name in names
+    )
+    return [found for found_below in below for found in found_below]

@@ -1,0 +1,259 @@
+"""A relay at work: its parts, put together in the order in which they may fail.
+
+    store ─► resolver, router ─► attempt ─► scheduler ─► delivery log ─► control ─► listeners
+
+The doors open last, when everything behind them stands, and close first. The end goes the
+other way: nobody gets in, deliveries under way end, what was committed is written to the log,
+and the store lets its files go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Awaitable, Coroutine, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from relay.admin.control import Control, ControlServer, SocketTaken, start_control
+from relay.config import Config, ConfigError, load
+from relay.config.parts import resolver_options, route_options
+from relay.daemon.files import FileBudget
+from relay.daemon.reload import changes
+from relay.daemon.systemd import Systemd
+from relay.deliver.attempt import Attempt
+from relay.deliver.scheduler import Scheduler
+from relay.queue.retry import latest_due
+from relay.queue.sqlite import SqliteStore
+from relay.queue.store import SpoolError
+from relay.receive.certificates import CertificateError, ServerTls
+from relay.receive.intake import Reception
+from relay.receive.listener import Listener, start_listener
+from relay.receive.passwords import Passwords
+from relay.receive.spec import ListenerTls, TcpAddress
+from relay.report.deliverylog import DeliveryLog
+from relay.route.dns import DnsResolver, ResolverError
+from relay.route.router import Router
+
+__all__ = ["Relay", "StartError"]
+
+log = logging.getLogger(__name__)
+
+CLIENT_GRACE = timedelta(seconds=10)
+"""For clients in the middle of a message, at the end."""
+
+DELIVERY_GRACE = timedelta(seconds=60)
+"""For deliveries under way, at the end."""
+
+_CLEANING = timedelta(minutes=10)
+
+
+class StartError(Exception):
+    """The relay cannot start; the text says why, in a sentence for the administrator."""
+
+
+def now() -> datetime:
+    """The clock of every part."""
+    return datetime.now(UTC)
+
+
+class Relay:
+    """The parts of one relay. `start`, then `run_until` something is over, then `stop`."""
+
+    def __init__(
+        self, config: Config, *, path: Path, environ: Mapping[str, str], files: FileBudget, systemd: Systemd
+    ) -> None:
+        self.config = config
+        self._path = path
+        self._environ = environ
+        self._files = files
+        self._systemd = systemd
+        self._listeners: list[Listener] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._undo = contextlib.AsyncExitStack()
+
+    # --- start ----------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Put the parts together and open the doors. On `StartError` nothing is left open."""
+        try:
+            await self._start_parts()
+        except BaseException:
+            await self._undo.aclose()
+            raise
+
+    async def _start_parts(self) -> None:
+        config, files = self.config, self._files
+        self.store = await self._open_store()
+        self._router = self._make_router()
+        delivery = replace(config.delivery, concurrency=min(config.delivery.concurrency, files.deliveries))
+        attempt = Attempt(self._router.route, hostname=config.hostname, delivery=delivery, tls=config.tls)
+        self._undo.push_async_callback(attempt.close)
+        self._scheduler = Scheduler(
+            self.store,
+            attempt,
+            schedule=config.queue.schedule,
+            options=delivery,
+            rules=lambda: self.config.policy,
+            hostname=config.hostname,
+            clock=now,
+        )
+        self._delivery_log = DeliveryLog(Path(config.log.delivery), self.store)
+        self._start("delivery log", self._delivery_log.run())
+        self._undo.push_async_callback(self._delivery_log.close)
+        await self._start_control()
+        self._start("scheduler", self._scheduler.run())
+        self._undo.push_async_callback(self._scheduler.drain, timedelta(0))
+        self._start("cleaning", self._clean())
+        await self._open_doors()
+
+    async def _open_store(self) -> SqliteStore:
+        directory = Path(self.config.queue.path)
+        at = now()
+        max_wait = latest_due(self.config.queue.schedule, now=at) - at
+        try:
+            store = await SqliteStore.open(directory, now=at, max_wait=max_wait)
+        except (SpoolError, OSError) as error:
+            raise StartError(f"queue.path: {error}") from error
+        self._undo.push_async_callback(store.close)
+        return store
+
+    def _make_router(self) -> Router:
+        options = replace(resolver_options(self.config), concurrency=self._files.queries)
+        try:
+            resolver = DnsResolver(options)
+        except ResolverError as error:
+            raise StartError(f"resolver.nameservers: {error}") from error
+        return Router(
+            resolver,
+            route_options(self.config),
+            hostname=self.config.hostname,
+            listening=self._listening,
+            random=random.SystemRandom(),
+        )
+
+    def _listening(self) -> list[tuple[str, int]]:
+        """Where we listen, so that mail is never delivered to ourselves."""
+        addresses = (listener.address for listener in self._listeners)
+        return [(address.host, address.port) for address in addresses if isinstance(address, TcpAddress)]
+
+    async def _start_control(self) -> None:
+        control = Control(self.store, self.store, clock=now, hurry=self._scheduler.hurry)
+        path = Path(self.config.admin.socket)
+        try:
+            server: ControlServer = await start_control(control, path)
+        except (OSError, SocketTaken) as error:
+            raise StartError(f"admin.socket: {_sentence(error)}") from error
+        self._undo.push_async_callback(server.close)
+
+    async def _open_doors(self) -> None:
+        """Open every listener; only when all are open, mail is taken at any."""
+        reception = Reception(
+            hostname=self.config.hostname,
+            store=self.store,
+            policy=lambda: self.config.policy,
+            access=lambda: self.config.access,
+            clock=now,
+            limits=replace(
+                self.config.limits, connections=min(self.config.limits.connections, self._files.clients)
+            ),
+        )
+        passwords = Passwords()
+        for spec in self.config.listeners:
+            try:
+                listener = await start_listener(spec, reception, passwords=passwords)
+            except (CertificateError, OSError) as error:
+                raise StartError(f"listener {spec.address}: {_sentence(error)}") from error
+            self._listeners.append(listener)
+            self._undo.push_async_callback(listener.close)
+            log.info("listening at %s", listener.address)
+
+    def _start(self, name: str, part: Coroutine[Any, Any, None]) -> None:
+        """Run a part beside the others. One that ends of itself is broken, and the relay with it."""
+        task = asyncio.create_task(part, name=name)
+        task.add_done_callback(self._has_ended)
+        self._tasks.append(task)
+
+    def _has_ended(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled() or self._broken.done():
+            return
+        if error := task.exception():
+            log.error("%s broke", task.get_name(), exc_info=error)
+            self._broken.set_result(task.get_name())
+
+    # --- while it runs --------------------------------------------------------------------------------
+
+    @property
+    def broken(self) -> Awaitable[str]:
+        """Done when a part has failed beyond repair, with its name."""
+        return self._broken
+
+    def summary(self) -> str:
+        """One sentence on what we do."""
+        doors = ", ".join(str(listener.address) for listener in self._listeners) or "no listener"
+        return f"{self.config.hostname} relays from {doors}"
+
+    def reload(self) -> None:
+        """Take over what the file says now, all of it or nothing."""
+        self._systemd.reloading()
+        try:
+            self._take_over(load(self._path, self._environ))
+        except ConfigError as error:
+            for mistake in error.mistakes:
+                log.error("reload: %s", mistake)
+            log.error("reload: the configuration in force is kept")
+        except CertificateError as error:
+            log.error("reload: %s; the configuration in force is kept", error)
+        self._delivery_log.reopen()
+        self._systemd.ready(self.summary())
+
+    def _take_over(self, new: Config) -> None:
+        # What may fail comes first: after it, nothing does.
+        for listener in self._listeners:
+            if listener.spec.tls is not ListenerTls.NONE and listener.spec.certificate is not None:
+                ServerTls(listener.spec.certificate, listener.spec.key)
+        changed = changes(self.config, new)
+        for listener in self._listeners:
+            listener.reload_certificate()
+        # What waits for a restart keeps its old value here, too, or the next comparison would miss it.
+        self.config = replace(self.config, policy=new.policy, routes=new.routes, access=new.access)
+        self._router.reload(route_options(self.config))
+        for warning in new.warnings:
+            log.warning("%s", warning)
+        log.info("reloaded: %s", changed)
+
+    async def _clean(self) -> None:
+        """Now and then, forget events that are older than they are kept."""
+        while True:
+            try:
+                count = await self.store.purge_events(before=now() - self.config.log.keep_events)
+                if count:
+                    log.debug("%d events older than log.keep_events forgotten", count)
+            except SpoolError as error:
+                log.warning("old events cannot be removed: %s", error)
+            await asyncio.sleep(_CLEANING.total_seconds())
+
+    # --- end ------------------------------------------------------------------------------------------
+
+    async def stop(self) -> None:
+        """Drain: the doors, then deliveries, then the log and the store."""
+        self._systemd.stopping()
+        await asyncio.gather(*(listener.close(CLIENT_GRACE) for listener in self._listeners))
+        log.info("no more mail is taken; %d deliveries under way", self._scheduler.in_flight)
+        await self._scheduler.drain(DELIVERY_GRACE)
+        await self._undo.aclose()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def _sentence(error: Exception) -> str:
+    """An error without its number."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror.lower()}{f' ({error.filename})' if error.filename else ''}"
+    return str(error)

@@ -1,0 +1,41 @@
+"""What systemd wants to hear from a service of Type=notify: sd_notify(3)."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+
+from sdnotify import SystemdNotifier
+
+__all__ = ["Systemd"]
+
+
+class Systemd:
+    """The service manager's ear; silent where there is none."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._notifier = SystemdNotifier()
+        self.watchdog_seconds = _watchdog_seconds(environ)
+
+    def ready(self, status: str) -> None:
+        """All doors are open; after a reload, too."""
+        self._notifier.notify(f"READY=1\nSTATUS={status}")
+
+    def reloading(self) -> None:
+        self._notifier.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+
+    def stopping(self) -> None:
+        self._notifier.notify("STOPPING=1\nSTATUS=draining")
+
+    def alive(self) -> None:
+        """Said at least twice a `watchdog_seconds`, or we are taken for dead."""
+        self._notifier.notify("WATCHDOG=1")
+
+
+def _watchdog_seconds(environ: Mapping[str, str]) -> float | None:
+    """The watchdog's patience with this process, None without one (sd_watchdog_enabled(3))."""
+    usec, pid = environ.get("WATCHDOG_USEC", ""), environ.get("WATCHDOG_PID", "")
+    if not usec.isdigit() or int(usec) == 0 or (pid and pid != str(os.getpid())):
+        return None
+    return int(usec) / 1e6
