@@ -1,9 +1,10 @@
 """The delivery log's file: what the store committed, appended line by line. †
 
-`DeliveryLog` follows the store. Events are committed there first; their lines are
-appended after, off the event loop, one write a batch, and at most once a second the
-file is synced and the store told how far it has come (`log_written`). After a crash
-it goes on from there: nothing is missing, and a line may come twice with the same id.
+`DeliveryLog` follows the store. Events are committed there first; ten times a second it
+looks what there is (the store has the newest in memory) and appends it off the event
+loop, in one write. At most once a second the file is synced and the store told how far it
+has come (`log_written`). After a crash it goes on from there: nothing is missing, and a
+line may come twice with the same id.
 
 The file may be trouble, mail may not: while it cannot be written (no room, no permission,
 no directory) nothing waits for it. It is said once, tried again ever more slowly, and
@@ -26,7 +27,6 @@ import logging
 import os
 import stat
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -41,9 +41,6 @@ logger = logging.getLogger(__name__)
 
 _BATCH = 1000
 """Lines of one write."""
-
-_TAIL = 4 * _BATCH
-"""Events held in memory so that the store need not be read for what it just committed."""
 
 _LONGEST_PAUSE = 30.0
 _LOCK_PATIENCE = 2.0
@@ -72,30 +69,24 @@ class EventSource(Protocol):
 
 
 class DeliveryLog:
-    """Follows a store's events into a file. `run` it as a task; `close` it before the store.
-
-    `committed` is how it hears of a commit at once; without that it looks once a `sync_every`.
-    """
+    """Follows a store's events into a file. `run` it as a task; `close` it before the store."""
 
     def __init__(
         self,
         path: Path,
         source: EventSource,
         *,
+        look_every: timedelta = timedelta(milliseconds=100),
         sync_every: timedelta = timedelta(seconds=1),
-        gather: timedelta = timedelta(milliseconds=20),
     ) -> None:
         self._file = _LogFile(path)
         self._source = source
+        self._look_every = look_every.total_seconds()
         self._sync_every = sync_every.total_seconds()
-        self._gather = gather.total_seconds()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="delivery-log")
-        self._tail: deque[NumberedEvent] = deque(maxlen=_TAIL)
         self._position: int | None = None  # the last event appended
         self._synced = 0  # the last event the store knows to be in the file
         self._synced_at = 0.0
-        self._look = True  # the store may hold events that nobody handed us
-        self._wake = asyncio.Event()
         self._hurry = asyncio.Event()
         self._ended = asyncio.Event()
         self._running = False
@@ -107,23 +98,9 @@ class DeliveryLog:
         """Whether the file cannot be written at the moment."""
         return self._failures > 0
 
-    def committed(self, events: Sequence[NumberedEvent] = ()) -> None:
-        """The store has committed these, in this order, or (without any) something.
-
-        To be called on the event loop; costs next to nothing. Events that are not handed over,
-        or more than memory is set aside for, are read from the store.
-        """
-        for numbered in events:
-            if self._tail and numbered.seq != self._tail[-1].seq + 1:
-                self._tail.clear()
-            self._tail.append(numbered)
-        self._look = self._look or not events
-        self._wake.set()
-
     def reopen(self) -> None:
         """Begin a new file if the old one was moved away (SIGHUP); a file in trouble is tried at once."""
         self._file.close_first = True
-        self._wake.set()
         self._hurry.set()
 
     async def run(self) -> None:
@@ -139,26 +116,25 @@ class DeliveryLog:
                     self._say_trouble(exc)
                     if self._closing:
                         return
-                    await self._pause()
+                    await self._pause(min(0.25 * 2 ** min(self._failures, 10), _LONGEST_PAUSE))
                     continue
-                if not lines and self._closing:
+                if self._closing and not lines:
                     return
-                if not lines:
-                    await self._sleep()
                 if lines < _BATCH and not self._closing:
-                    await asyncio.sleep(self._gather)  # what comes together is written together
+                    await self._pause(self._look_every)
         finally:
             self._ended.set()
 
     async def close(self, *, grace: timedelta = timedelta(seconds=10)) -> None:
         """Append and sync what is committed, then let the file go; an unwritable file is not waited for."""
-        self._closing = self._look = True
-        self._wake.set()
+        self._closing = True
         self._hurry.set()
-        with contextlib.suppress(TimeoutError, OSError):
+        with contextlib.suppress(Exception):  # said already; the next start writes what is owed
             async with asyncio.timeout(grace.total_seconds()):
                 if self._running:
                     await self._ended.wait()
+                while await self._follow():  # nothing, unless `run` was cancelled
+                    pass
                 await asyncio.get_running_loop().run_in_executor(self._thread, self._file.close)
         self._thread.shutdown(wait=False)
 
@@ -166,7 +142,7 @@ class DeliveryLog:
         """Append the next batch, sync if it is time; how many lines were appended."""
         if self._position is None:
             self._position = self._synced = await self._source.log_mark()
-        batch = await self._next_batch(self._position)
+        batch = await self._source.events_after(self._position, limit=_BATCH)
         sync = self._sync_is_due(bool(batch))
         if batch or sync or self._file.close_first:
             loop = asyncio.get_running_loop()
@@ -175,7 +151,6 @@ class DeliveryLog:
             except _NotSynced:
                 # What the kernel failed to write it may have forgotten: all since the last good sync again.
                 self._position = self._synced
-                self._look = True
                 raise
             if batch:
                 self._position = batch[-1].seq
@@ -184,45 +159,18 @@ class DeliveryLog:
                 await self._source.log_written(self._synced)
         return len(batch)
 
-    async def _next_batch(self, position: int) -> Sequence[NumberedEvent]:
-        """What follows the position: from memory if it is there, else from the store."""
-        tail = self._tail
-        while tail and tail[0].seq <= position:
-            tail.popleft()
-        if tail and tail[0].seq == position + 1:
-            return [tail.popleft() for _ in range(min(len(tail), _BATCH))]
-        if not (tail or self._look):
-            return []
-        self._look = False
-        try:
-            batch = await self._source.events_after(position, limit=_BATCH)
-        except BaseException:
-            self._look = True
-            raise
-        self._look = len(batch) == _BATCH
-        return batch
-
     def _sync_is_due(self, more: bool) -> bool:
         if self._position == self._synced and not more:
             return False
         return self._closing or time.monotonic() - self._synced_at >= self._sync_every
 
-    async def _sleep(self) -> None:
-        """Until something is committed, or it is time to sync."""
-        try:
-            async with asyncio.timeout(self._sync_every):
-                await self._wake.wait()
-        except TimeoutError:
-            self._look = True
-        self._wake.clear()
-
-    async def _pause(self) -> None:
+    async def _pause(self, seconds: float) -> None:
+        """Sleep, unless there is a hurry."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(min(0.25 * 2 ** min(self._failures, 10), _LONGEST_PAUSE)):
+            async with asyncio.timeout(seconds):
                 await self._hurry.wait()
 
     def _say_trouble(self, exc: Exception) -> None:
-        self._look = True
         self._failures += 1
         if self._failures == 1:
             logger.warning(
