@@ -6,6 +6,7 @@ A destination is a recipient domain. What it gets depends on how it answered:
     its hosts answer                up to `concurrency_per_destination`
     its hosts do not answer         none for a while, which doubles from one silence to the next
     the while is over               one attempt, to see; an answer ends the silence
+    few places are left in all      one attempt: the last places are for destinations that have none
 
 Any answer counts, a refusal too: the hosts are there, and each message's own retry
 schedule does the rest. Silence is what no message can help: no host could be reached,
@@ -36,6 +37,7 @@ __all__ = [
     "began",
     "broken_off",
     "cannot_wait",
+    "is_crowded",
     "is_suspended",
     "room",
     "silence_in",
@@ -69,12 +71,21 @@ class Pace:
 NEW = Pace()
 
 
-def room(pace: Pace, *, most: int, now: datetime) -> int:
+def room(pace: Pace, *, most: int, now: datetime, is_crowded: bool = False) -> int:
     """How many more attempts may begin at once; `most` is `concurrency_per_destination`."""
     if is_suspended(pace, now=now):
         return 0
-    window = 1 if pace.silences else min(pace.window, most)
+    window = 1 if pace.silences or is_crowded else min(pace.window, most)
     return max(window - pace.in_flight, 0)
+
+
+def is_crowded(in_flight: int, *, concurrency: int, most: int) -> bool:
+    """Whether the attempts under way leave only the places kept for destinations that have none.
+
+    A quarter is kept, so that a handful of destinations that hang cannot take every place.
+    """
+    kept = min(concurrency // 4, concurrency - most)
+    return in_flight >= concurrency - kept
 
 
 def is_suspended(pace: Pace, *, now: datetime) -> bool:

@@ -110,6 +110,7 @@ class Scheduler:
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at: datetime | None = None
         self._passed_over: frozenset[str] | None = None
+        self._unreadable = False
         self._stopping = False
         self._impatient = asyncio.Event()
         self._ended = asyncio.Event()
@@ -185,9 +186,10 @@ class Scheduler:
             try:
                 all_taken = await self._claim(wanted)
             except SpoolError as exc:
-                logger.error("the queue cannot be read, nothing new is delivered: %s", exc)
+                self._in_trouble(exc)
                 await self._pause(_FIRST_PAUSE)
                 return
+            self._in_trouble(None)
             if not all_taken:
                 return
         await self._wake.wait()
@@ -199,6 +201,14 @@ class Scheduler:
         if free > 0:
             return max(free, ahead)
         return ahead if 2 * self._waiting_entries < self._most else 0
+
+    def _in_trouble(self, trouble: SpoolError | None) -> None:
+        """Say once that the queue cannot be read, and once that it can again."""
+        if trouble is not None and not self._unreadable:
+            logger.error("the queue cannot be read, nothing new is delivered: %s", trouble)
+        elif trouble is None and self._unreadable:
+            logger.info("the queue can be read again")
+        self._unreadable = trouble is not None
 
     async def _claim(self, wanted: int) -> bool:
         """Claim up to a page and begin what there is room for; whether nothing more is due for now.
@@ -234,19 +244,22 @@ class Scheduler:
         """Begin attempts while there are places, one destination after the other."""
         if self._stopping or not self._waiting:
             return
-        now = self._clock()
+        now, share = self._clock(), self._most_per_destination
         passed = 0
         while passed < len(self._waiting) and len(self._tasks) < self._most:
             domain = next(iter(self._waiting))
             line = self._waiting.pop(domain)
             pace = self._paces.get(domain, pacing.NEW)
-            if pacing.room(pace, most=self._most_per_destination, now=now) > 0:
+            if pacing.room(pace, most=share, now=now, is_crowded=self._is_crowded()) > 0:
                 self._begin(line.popleft(), pace)
                 passed = 0
             else:
                 passed += 1
             if line:
                 self._waiting[domain] = line
+
+    def _is_crowded(self) -> bool:
+        return pacing.is_crowded(len(self._tasks), concurrency=self._most, most=self._most_per_destination)
 
     def _begin(self, entry: Entry, pace: Pace) -> None:
         self._waiting_entries -= 1
@@ -394,7 +407,8 @@ class Scheduler:
                 await self._store.record(settlement, reports=reports, events=events)
                 break
             except SpoolError as exc:
-                logger.error("%s: a result waits to be recorded: %s", entry.message.queue_id, exc)
+                if pause == _FIRST_PAUSE:
+                    logger.error("%s: a result waits to be recorded: %s", entry.message.queue_id, exc)
             except Exception:
                 logger.exception("%s: a result cannot be recorded", entry.message.queue_id)
                 errors += 1
@@ -434,7 +448,8 @@ class Scheduler:
                 await self._store.release(entry, due=due)
                 break
             except SpoolError as exc:
-                logger.error("%s: a claim cannot be given back: %s", entry.message.queue_id, exc)
+                if pause == _FIRST_PAUSE:
+                    logger.error("%s: a claim cannot be given back: %s", entry.message.queue_id, exc)
             if self._impatient.is_set():
                 return
             await self._pause(pause)

@@ -76,6 +76,16 @@ def test_silence_is_not_believed_where_the_destination_answered_somebody_since()
     assert pace.in_flight == 0
 
 
+def test_the_last_places_are_for_destinations_that_have_none():
+    busy = Pace(in_flight=3, window=20)
+    assert not pacing.is_crowded(149, concurrency=200, most=20)
+    assert pacing.is_crowded(150, concurrency=200, most=20)
+    assert not pacing.is_crowded(19, concurrency=20, most=20)  # one destination may take all there is
+    assert pacing.room(busy, most=20, now=NOW) == 17
+    assert pacing.room(busy, most=20, now=NOW, is_crowded=True) == 0
+    assert pacing.room(NEW, most=20, now=NOW, is_crowded=True) == 1
+
+
 def test_an_answer_ends_the_silence():
     pace = silent(silent(NEW), at=NOW + 6 * MINUTE)
     assert pace.silences == 2

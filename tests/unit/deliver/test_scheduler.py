@@ -185,7 +185,7 @@ async def test_destinations_that_are_slow_keep_to_their_own_places(queue):
     for n in range(8):
         attempts.hold(f"slow{n}.example")
     async with running(queue, attempts, options={"concurrency": 20, "concurrency_per_destination": 2}):
-        await eventually(lambda: attempts.in_flight.total() == 16)
+        await eventually(lambda: attempts.in_flight.total() == 15)
         for n in range(50):
             queue.add(f"Q{n}", "b@b.example")
         await queue.until(50, within=timedelta(seconds=2))
@@ -196,11 +196,23 @@ async def test_destinations_that_are_slow_keep_to_their_own_places(queue):
     assert max(attempts.most.values()) == 2
 
 
+async def test_a_few_destinations_that_hang_cannot_take_every_place(queue):
+    attempts = Attempts()
+    for n in range(400):
+        queue.add(f"S{n}", f"a@slow{n % 6}.example")
+        attempts.hold(f"slow{n % 6}.example")
+    async with running(queue, attempts, options={"concurrency": 20, "concurrency_per_destination": 5}):
+        await eventually(lambda: attempts.in_flight.total() == 15)
+        queue.add("Q1", "b@b.example")
+        queue.add("Q2", "c@c.example")
+        await queue.until(2, within=timedelta(seconds=0.5))
+
+
 async def test_concurrency_holds_in_all_and_for_each_destination(queue):
     for n in range(300):
-        queue.add(f"Q{n}", f"a@b{n % 3}.example")
+        queue.add(f"Q{n}", f"a@b{n % 20}.example")
     attempts = Attempts()
-    for n in range(3):
+    for n in range(20):
         attempts.hold(f"b{n}.example")
     async with running(queue, attempts, options={"concurrency": 12, "concurrency_per_destination": 7}):
         await eventually(lambda: attempts.in_flight.total() == 12)
