@@ -118,6 +118,11 @@ def test_a_lock_on_the_default_is_a_lock_everywhere():
     assert found.skip_verification == Setting(False, Source.MESSAGE_REFUSED, "default")
 
 
+def test_without_any_rule_both_settings_are_false():
+    found = resolve(PolicyRules(), reverse_path="a@a.example", recipient_domain="b.example")
+    assert found == TlsSettings(*[Setting(False, Source.DEFAULT, "default")] * 2)
+
+
 def test_a_silent_default_says_false():
     found = resolve(PolicyRules(default=TlsRule()), reverse_path="a@b.example", recipient_domain="c.example")
     assert found == TlsSettings(

@@ -159,4 +159,5 @@ def test_what_each_host_must_prove_can_be_told():
     assert "after the last one bounced 5.7.5" in bounced
     easy = " / ".join(describe(needs(False, False)))
     assert "may have none" in easy
+    assert "no STARTTLS: send in clear on this connection /" in easy
     assert "a certificate that does not verify: send in clear over a new connection" in easy
