@@ -55,6 +55,7 @@ SHELLS = {
     "relay.receive.listener",
     "relay.deliver.attempt",
     "relay.deliver.connection",
+    "relay.deliver.hop",
     "relay.deliver.pool",
     "relay.deliver.probe",
     "relay.deliver.scheduler",

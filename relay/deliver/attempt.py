@@ -1,0 +1,249 @@
+"""One attempt to deliver an entry: the hosts of its domain in order, until each recipient's fate is known.
+
+    route ─► for each host: requirement ─► pool or reach ─► transactions ─► diagnosis ─► tally
+
+The order is the safety argument. A recipient that was taken, refused for good, or left in doubt after
+the final dot is never named to another host. What a host cannot prove, nothing of the message is said
+to. A kept connection that turns out dead before its host took MAIL counts for nothing: the host is
+asked again on a fresh one.
+
+Cancelled, an attempt breaks off before the final dot and stays for the answer after it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+
+from relay.deliver import hop
+from relay.deliver.connection import Connection, Content
+from relay.deliver.diagnosis import (
+    Answer,
+    Stage,
+    cannot_take,
+    demands_tls,
+    judge,
+    too_many_recipients,
+    unmet,
+    worth_another_host,
+)
+from relay.deliver.options import DeliveryOptions, TlsOptions, security_options
+from relay.deliver.pool import Pool, pool_key
+from relay.deliver.tally import Tally
+from relay.deliver.tls import TlsContexts
+from relay.deliver.transaction import MOST_RECIPIENTS, prepare
+from relay.mail.outcome import Deferred, HopSession, Outcome
+from relay.queue.entry import Entry, QueuedMessage, QueuedRecipient
+from relay.route.next_hop import Host, NoRoute, Route
+from relay.route.security import OnTlsUnmet, Requirement, at_host, requirement
+
+__all__ = ["MOST_HOSTS", "Attempt"]
+
+MOST_HOSTS = 10
+"""Addresses tried in one attempt."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What is to be delivered: the message, its content, and what of that is known."""
+
+    message: QueuedMessage
+    content: Content
+    header_is_utf8: bool
+
+
+class Attempt:
+    """Makes attempts. One for the whole relay: it keeps the connections."""
+
+    def __init__(
+        self,
+        route: Callable[[str], Awaitable[Route]],
+        *,
+        hostname: str,
+        delivery: DeliveryOptions | None = None,
+        tls: TlsOptions | None = None,
+        pool: Pool | None = None,
+        contexts: TlsContexts | None = None,
+    ) -> None:
+        delivery, tls = delivery or DeliveryOptions(), tls or TlsOptions()
+        self._route = route
+        self._security = security_options(delivery, tls)
+        self._using = hop.Reach(hostname, delivery.timeouts, contexts or TlsContexts(tls.ca_file))
+        self._pool = pool or Pool()
+
+    async def run(self, entry: Entry, content: Callable[[], AsyncIterator[bytes]]) -> dict[int, Outcome]:
+        """Try to deliver; the outcome for every recipient of the entry, by its index."""
+        route = await self._route(entry.domain)
+        if isinstance(route, NoRoute):
+            return {recipient.index: route.outcome for recipient in entry.recipients}
+        needed = requirement(entry.settings, self._security)
+        bounce = needed.tls_required and needed.on_tls_unmet is OnTlsUnmet.BOUNCE
+        tally = Tally(entry.recipients, bounce_unmet=bounce, trouble=route.trouble, rejected=route.rejected)
+        job = await _job(entry, content)
+        for host in route.hosts[:MOST_HOSTS]:
+            go_on = await self._try_host(host, needed, job, tally)
+            if not tally.pending or not go_on:
+                break
+        return tally.outcomes()
+
+    async def close(self) -> None:
+        """Close the connections that are kept."""
+        await self._pool.close()
+
+    async def _try_host(self, host: Host, needed: Requirement, job: _Job, tally: Tally) -> bool:
+        """Offer one host what is still to be delivered; whether the attempt may go on after that."""
+        needed = at_host(needed, host, self._security)
+        key = pool_key(host, needed)
+        kept = self._pool.take(key)
+        if kept is not None:
+            visit = _Visit(host, kept, job, tally, began=_now())
+            if await visit.hand_over(is_kept=True):
+                self._pool.give_back(key, kept)
+                return not kept.was_cancelled
+            self._pool.forget(key)
+        began = _now()
+        reached = await hop.reach(host, needed, self._using)
+        if not isinstance(reached, Connection):
+            _note_unreached(reached, host, tally, began)
+            return True
+        await _Visit(host, reached, job, tally, began).hand_over()
+        self._pool.give_back(key, reached)
+        return not reached.was_cancelled
+
+
+class _Visit:
+    """What one session does for one attempt. `began`: when, by the event loop's clock."""
+
+    def __init__(self, host: Host, connection: Connection, job: _Job, tally: Tally, began: float) -> None:
+        self._host = host
+        self._connection = connection
+        self._job = job
+        self._tally = tally
+        self._began = began
+        self._utf8 = False
+
+    async def hand_over(self, *, is_kept: bool = False) -> bool:
+        """Hand over to whom is still pending, in as many transactions as it takes.
+
+        False if nothing came of it since the connection, kept from another message, was dead by now.
+        """
+        waiting = list(self._tally.pending)
+        while waiting and self._connection.is_usable and not self._connection.was_cancelled:
+            batch, waiting = waiting[:MOST_RECIPIENTS], waiting[MOST_RECIPIENTS:]
+            answers = await self._transact(batch)
+            if is_kept and answers and all(map(_never_began, answers.values())):
+                return False
+            is_kept = False
+            waiting = self._note(batch, answers) + waiting
+        self._note_untried(waiting)
+        return True
+
+    async def _transact(self, batch: Sequence[QueuedRecipient]) -> dict[int, Answer]:
+        transaction, unsendable = prepare(
+            self._job.message, batch, self._connection.offers, header_is_utf8=self._job.header_is_utf8
+        )
+        for index, what in unsendable.items():
+            self._tally.settle(self._host, index, cannot_take(what, self._host, self._session()))
+        if transaction is None:
+            return {}
+        self._utf8 = transaction.utf8
+        return await self._connection.transact(transaction, self._job.content)
+
+    def _note(self, batch: Sequence[QueuedRecipient], answers: dict[int, Answer]) -> list[QueuedRecipient]:
+        """Tally the answers; who is to be named again, in a transaction with fewer recipients."""
+        some_were_named = any(not too_many_recipients(answer) for answer in answers.values())
+        again = []
+        for recipient in batch:
+            answer = answers.get(recipient.index)
+            if answer is None:
+                continue
+            if some_were_named and too_many_recipients(answer):
+                again.append(recipient)
+            else:
+                self._tally_one(recipient.index, answer)
+        return again
+
+    def _tally_one(self, index: int, answer: Answer) -> None:
+        host, session = self._host, self._session()
+        if not session.tls and demands_tls(answer):
+            self._tally.go_on(host, index, _wanted_tls(answer, host, session))
+            return
+        outcome = judge(answer, host, session, dsn_passed_on=self._connection.offers.dsn)
+        if worth_another_host(answer):
+            self._tally.go_on(host, index, _deferred(outcome))
+        else:
+            self._tally.settle(host, index, outcome)
+
+    def _note_untried(self, waiting: Sequence[QueuedRecipient]) -> None:
+        """The session was over before these were named."""
+        cancelled = self._connection.was_cancelled
+        error = "we were told to stop" if cancelled else "the session was over before this recipient"
+        answer = Answer(Stage.MAIL, None, error, ours=cancelled)
+        for recipient in waiting:
+            self._tally_one(recipient.index, answer)
+
+    def _session(self) -> HopSession:
+        return _timed(replace(self._connection.hop, utf8=self._utf8), self._began)
+
+
+def _never_began(answer: Answer) -> bool:
+    """Whether the host had not taken MAIL when it went away: nothing happened, and nothing is in doubt."""
+    return answer.stage is Stage.MAIL and (answer.reply is None or answer.reply.code == 421)
+
+
+def _wanted_tls(answer: Answer, host: Host, session: HopSession) -> Deferred:
+    """A host that has no TLS we may use, and takes nothing without: both errors (RFC 3207 §4)."""
+    reply = answer.reply
+    assert reply is not None
+    before = session.downgrade.error if session.downgrade else "no TLS"
+    return unmet(
+        "4.7.5", f"{before}; then in clear, {answer.stage} was answered {reply}", host, session, reply
+    )
+
+
+def _note_unreached(reached: hop.Unmet | hop.Failed, host: Host, tally: Tally, began: float) -> None:
+    """There is no session that a message could go over."""
+    session = _timed(reached.session, began) if reached.session else None
+    if isinstance(reached, hop.Unmet):
+        outcome = unmet(reached.status, reached.error, host, session, reached.reply)
+    else:
+        outcome = _deferred(judge(reached.answer, host, session))
+        if reached.before:
+            outcome = replace(outcome, description=f"{outcome.description} (before that, {reached.before})")
+    for recipient in tally.pending:
+        tally.go_on(host, recipient.index, outcome)
+
+
+async def _job(entry: Entry, content: Callable[[], AsyncIterator[bytes]]) -> _Job:
+    message = entry.message
+    whole = content if entry.content is None else entry.content
+    if not (message.smtputf8 and message.eight_bit):
+        return _Job(message, whole, header_is_utf8=False)
+    # RFC 6531 §3.2 does not tell a header from a body, and a host without SMTPUTF8 may still have the body.
+    header = (await _beginning(whole)).partition(b"\r\n\r\n")[0]
+    return _Job(message, whole, header_is_utf8=not header.isascii())
+
+
+async def _beginning(content: Content) -> bytes:
+    if isinstance(content, bytes):
+        return content
+    pieces = content()
+    try:
+        return await anext(pieces, b"")
+    finally:
+        if isinstance(pieces, AsyncGenerator):
+            await pieces.aclose()
+
+
+def _deferred(outcome: Outcome) -> Deferred:
+    assert isinstance(outcome, Deferred)
+    return outcome
+
+
+def _timed(session: HopSession, began: float) -> HopSession:
+    return replace(session, seconds=_now() - began)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

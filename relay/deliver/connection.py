@@ -1,0 +1,724 @@
+"""One connection to one address of a mail host: the dialogue of RFC 5321 from the client's side.
+
+aiosmtplib's protocol carries it (transport, flow control, STARTTLS with the bytes of before
+thrown away); the reading of replies is ours, because a group of commands that went out together
+(RFC 2920) has several replies outstanding, and each has to be credited to its own command. A
+line nobody asked for is never credited to anything: the connection is broken, and said so.
+
+Nothing is looked up, parsed or decided here. `open` connects to the address it is given,
+`secure` says what became of TLS (a `Met`), `transact` brings home one `Answer` for each
+recipient, whatever happens on the way. What the library or the system raises ends here, as
+`SessionBroken` with an `Answer`.
+
+Each wait has its own limit (RFC 5321 §4.5.3.2). The one for content is about progress: a
+slow host is no dead host.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import socket
+import ssl
+import sys
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import NoReturn, cast
+
+from aiosmtplib import SMTPException, SMTPReadTimeoutError, SMTPResponseException, SMTPServerDisconnected
+from aiosmtplib.auth import auth_login_encode, auth_plain_encode
+from aiosmtplib.esmtp import parse_esmtp_extensions
+from aiosmtplib.protocol import SMTPProtocol
+from aiosmtplib.response import SMTPResponse
+
+from relay.deliver.diagnosis import Answer, Stage, shown
+from relay.deliver.options import Timeouts
+from relay.deliver.transaction import NO_EXTENSIONS, Extensions, Transaction, is_clean
+from relay.deliver.wire import MAX_REPLY_BYTES, DotStuffer, Garbled, ReplyReader
+from relay.mail.outcome import Downgrade, HopSession
+from relay.mail.reply import Reply
+from relay.route.next_hop import Credentials, Host
+from relay.route.security import Situation
+
+try:
+    import fcntl
+    import termios
+except ImportError:  # pragma: no cover - not on every system
+    fcntl = termios = None  # type: ignore[assignment]
+
+__all__ = ["Connection", "Content", "Met", "SessionBroken"]
+
+Content = bytes | Callable[[], AsyncIterator[bytes]]
+"""A message's content: whole, or in pieces."""
+
+_PIECE_BYTES = 64 * 1024
+"""Content goes to the transport in pieces of this size, so that progress can be seen."""
+
+_FAREWELL_SECONDS = 1.0
+"""How long a connection stays open for the answer to QUIT, which nobody waits for."""
+
+_LOST = (SMTPException, Garbled, OSError, EOFError, RuntimeError)
+"""What a dead, silent or confused connection raises (RuntimeError: uvloop's transport without its handle)."""
+
+
+class SessionBroken(Exception):
+    """The session came to an end: at a stage, by a reply we cannot go on from or without one."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(answer)
+        self.answer = answer
+
+
+@dataclass(frozen=True, slots=True)
+class Met:
+    """What became of TLS with a host. `error`: in its own words, or the peer's."""
+
+    situation: Situation
+    error: str = ""
+    reply: Reply | None = None
+
+
+class Connection:
+    """A session with a host, from the connect to QUIT. Used by one delivery at a time.
+
+    `must_encrypt`: nothing of a message or of a password may be said before TLS. The table of TLS rules
+    sees to that; the guard here is for the day it does not.
+    """
+
+    def __init__(self, host: Host, wire: _Wire, *, hostname: str, timeouts: Timeouts) -> None:
+        self.host = host
+        self.must_encrypt = False
+        self.offers = NO_EXTENSIONS
+        self.hop = HopSession(host.name, host.address, tls=False, certificate_verified=False)
+        self.opened_at = 0.0
+        self.messages = 0
+        self.was_cancelled = False
+        self._wire = wire
+        self._hostname = hostname
+        self._seconds = _Seconds.of(timeouts)
+        self._needs_rset = False
+
+    @classmethod
+    async def open(cls, host: Host, *, hostname: str, timeouts: Timeouts) -> Connection:
+        """Connect to exactly this address; nothing is said yet."""
+        loop = asyncio.get_running_loop()
+        opened_at = loop.time()
+        seconds = timeouts.connect.total_seconds()
+        try:
+            wire = await _connect(host.address, host.port, seconds)
+        except TimeoutError as error:
+            text = f"no connection within {seconds:g} s"
+            raise SessionBroken(Answer(Stage.CONNECT, None, text)) from error
+        except OSError as error:
+            raise SessionBroken(Answer(Stage.CONNECT, None, _told(error))) from error
+        connection = cls(host, wire, hostname=hostname, timeouts=timeouts)
+        connection.opened_at = opened_at
+        return connection
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether another transaction may begin: connected, and nothing came that nobody asked for."""
+        return self._wire.is_quiet
+
+    async def greet(self) -> None:
+        """Hear the greeting and say EHLO, or HELO to a host that knows no better (RFC 5321 §3.2)."""
+        greeting = await self._hear(Stage.GREETING, self._seconds.greeting)
+        if not Answer(Stage.GREETING, greeting).is_positive:
+            self._give_up(Stage.GREETING, greeting)
+        await self.say_hello()
+
+    async def say_hello(self) -> None:
+        """EHLO: what the host offers from here on. HELO offers nothing."""
+        name = self._hostname.encode("ascii", "replace")
+        reply = await self._command(b"EHLO " + name, Stage.EHLO)
+        if 200 <= reply.code < 300:
+            self.offers = Extensions.offered(*parse_esmtp_extensions(reply.text))
+            return
+        self.offers = NO_EXTENSIONS
+        if reply.code != 421:
+            reply = await self._command(b"HELO " + name, Stage.EHLO)
+        if not 200 <= reply.code < 300:
+            self._give_up(Stage.EHLO, reply)
+
+    async def start_tls(self, context: ssl.SSLContext, name: str | None) -> Met:
+        """STARTTLS, the handshake, and EHLO anew: nothing said in clear counts any more (RFC 3207 §4.2)."""
+        if not self.offers.starttls:
+            return Met(Situation.NOT_OFFERED, "STARTTLS not offered")
+        if context.check_hostname and name is None:
+            return Met(Situation.UNVERIFIED, "no name that a certificate could be for")
+        try:
+            await self._wire.start_tls(context, server_hostname=name, timeout=self._seconds.tls_handshake)
+        except SMTPResponseException as refused:
+            reply = self._wire.refusal or Reply(refused.code, "", refused.message)
+            return Met(Situation.REFUSED, f"STARTTLS refused: {reply.code} {shown(reply)}".rstrip(), reply)
+        except (*_LOST, ValueError) as error:
+            return self._failed_handshake(error)
+        self._note_tls(context)
+        await self.say_hello()
+        return Met(Situation.SECURED)
+
+    async def begin_in_tls(self, context: ssl.SSLContext, name: str | None) -> Met:
+        """TLS before the first word (RFC 8314 §3.3), then the greeting and EHLO."""
+        if context.check_hostname and name is None:
+            return Met(Situation.UNVERIFIED, "no name that a certificate could be for")
+        try:
+            await self._wire.handshake(context, server_hostname=name, timeout=self._seconds.tls_handshake)
+        except (*_LOST, ValueError) as error:
+            return self._failed_handshake(error)
+        self._note_tls(context)
+        await self.greet()
+        return Met(Situation.SECURED)
+
+    def downgraded(self, downgrade: Downgrade) -> None:
+        """Note why this session goes on in clear."""
+        self.hop = replace(self.hop, downgrade=downgrade)
+
+    async def authenticate(self, credentials: Credentials) -> None:
+        """AUTH PLAIN or LOGIN (RFC 4954), inside verified TLS and nowhere else."""
+        if not self.hop.certificate_verified:
+            raise AssertionError("credentials over a session that is not verified TLS")
+        if "PLAIN" in self.offers.auth:
+            secret = auth_plain_encode(credentials.username, credentials.password)
+            reply = await self._command(b"AUTH PLAIN " + secret, Stage.AUTH)
+        elif "LOGIN" in self.offers.auth:
+            reply = await self._command(b"AUTH LOGIN", Stage.AUTH)
+            for word in auth_login_encode(credentials.username, credentials.password):
+                if reply.code == 334:
+                    reply = await self._command(word, Stage.AUTH)
+        else:
+            raise SessionBroken(Answer(Stage.AUTH, None, "neither AUTH PLAIN nor LOGIN is offered"))
+        if not 200 <= reply.code < 300:
+            self._give_up(Stage.AUTH, reply)
+
+    async def transact(self, transaction: Transaction, content: Content) -> dict[int, Answer]:
+        """Hand one message over: the answer for each recipient, the last word the host had on it."""
+        if self.must_encrypt and not self.hop.tls:
+            raise AssertionError("a message that needs TLS over a session without it")
+        answers: dict[int, Answer] = {}
+        try:
+            await self._transact(transaction, content, answers)
+        except SessionBroken as broken:
+            for index in transaction.rcpts:
+                if index not in answers or answers[index].is_positive:
+                    answers[index] = broken.answer
+        except _OurTrouble as trouble:
+            answer = Answer(Stage.CONTENT, None, str(trouble), ours=True)
+            answers.update({index: answer for index, told in answers.items() if told.is_positive})
+            self.abort()
+        except BaseException:
+            self.abort()
+            raise
+        self.messages += 1
+        return answers
+
+    def quit(self) -> None:
+        """Say QUIT and go; the result never waits for what the host says to that."""
+        self._wire.quit()
+
+    def abort(self) -> None:
+        """Go without a word."""
+        self._wire.abort()
+
+    async def wait_closed(self) -> None:
+        """Return when the connection is gone."""
+        await self._wire.gone.wait()
+
+    async def _transact(self, transaction: Transaction, content: Content, answers: dict[int, Answer]) -> None:
+        if self._needs_rset:
+            await self._forget_the_last()
+        exchange = self._exchange(transaction)
+        mail = Answer(Stage.MAIL, await exchange(transaction.mail, Stage.MAIL))
+        self._needs_rset = mail.is_positive
+        if not mail.is_positive:
+            answers.update(dict.fromkeys(transaction.rcpts, mail))
+            if not self.offers.pipelining:
+                return
+        for index, line in transaction.rcpts.items():
+            reply = await exchange(line, Stage.RCPT)
+            if mail.is_positive:
+                answers[index] = Answer(Stage.RCPT, reply)
+        accepted = [index for index, answer in answers.items() if answer.is_positive]
+        if not accepted and not self.offers.pipelining:
+            return
+        data = await exchange(b"DATA", Stage.DATA)
+        if data.code == 354:
+            last = await self._send(content) if accepted else await self._send_nothing()
+            self._needs_rset = False
+        else:
+            last = Answer(Stage.DATA, data)
+        answers.update(dict.fromkeys(accepted, last))
+        if last.reply is not None and last.reply.code == 421:
+            self.abort()
+
+    def _exchange(self, transaction: Transaction) -> Callable[[bytes, Stage], Awaitable[Reply]]:
+        """How a command gets its reply: each in its turn, or all said at once (RFC 2920 §3.1)."""
+        if not self.offers.pipelining:
+            return self._say_and_hear
+        self._say([transaction.mail, *transaction.rcpts.values(), b"DATA"], Stage.MAIL)
+        return self._only_hear
+
+    async def _say_and_hear(self, line: bytes, stage: Stage) -> Reply:
+        self._say([line], stage)
+        return await self._only_hear(line, stage)
+
+    async def _only_hear(self, _: bytes, stage: Stage) -> Reply:
+        return self._hold(await self._hear(stage, self._seconds.command), stage)
+
+    async def _forget_the_last(self) -> None:
+        """RSET, after a transaction that came to no content. Without it the next MAIL would be refused."""
+        reply = await self._command(b"RSET", Stage.MAIL)
+        if not 200 <= reply.code < 300:
+            self._lose(Stage.MAIL, Garbled(f"answered RSET with {reply}"))
+        self._needs_rset = False
+
+    def _hold(self, reply: Reply, stage: Stage) -> Reply:
+        """The reply, if the session goes on after it.
+
+        421 ends it wherever it comes (RFC 5321 §3.8), and so does what is no answer to the command.
+        """
+        if stage is Stage.DATA:
+            fits = reply.code == 354 or reply.code >= 400
+        else:
+            fits = 200 <= reply.code < 300 or reply.code >= 400
+        if reply.code == 421 or not fits:
+            self._give_up(stage, reply)
+        return reply
+
+    async def _send(self, content: Content) -> Answer:
+        """The content and the final dot, after 354."""
+        self._expect_silence(Stage.CONTENT)
+        self._wire.expect_reply()
+        stuffer = DotStuffer()
+        try:
+            if isinstance(content, bytes) and len(content) <= _PIECE_BYTES:
+                self._write(stuffer.stuff(content) + stuffer.end())
+            elif await self._send_pieces(content, stuffer):
+                self._write(stuffer.end())
+            else:
+                return self._early_answer()
+        except SessionBroken:
+            if self._wire.has_reply:
+                return self._early_answer()
+            raise
+        return await self._final_answer()
+
+    async def _send_pieces(self, content: Content, stuffer: DotStuffer) -> bool:
+        """The content without the final dot; whether the host let us come to its end."""
+        async with aclosing(_pieces(content)) as pieces:
+            async for piece in pieces:
+                self._write(stuffer.stuff(piece))
+                await self._let_it_go()
+                if self._wire.has_reply:
+                    return False
+        return True
+
+    def _early_answer(self) -> Answer:
+        """What a host said before the final dot. Whatever it is, what we send now would be commands to it."""
+        reply = self._wire.take_reply()
+        self.abort()
+        if reply.code >= 400:
+            return Answer(Stage.CONTENT, reply)
+        return Answer(Stage.CONTENT, None, f"answered before the final dot: {reply}")
+
+    async def _send_nothing(self) -> Answer:
+        """A lone dot to a host that refused all recipients and still said 354 (RFC 2920 §3.1)."""
+        self._expect_silence(Stage.CONTENT)
+        self._wire.expect_reply()
+        self._write(b".\r\n")
+        return await self._final_answer()
+
+    def _write(self, data: bytes) -> None:
+        try:
+            self._wire.write(data)
+        except _LOST as error:
+            self._lose(Stage.CONTENT, error)
+
+    async def _let_it_go(self) -> None:
+        """Wait until there is room for the next piece."""
+        try:
+            await self._wire.drain(self._seconds.data_block)
+        except _LOST as error:
+            self._lose(Stage.CONTENT, error)
+
+    async def _final_answer(self) -> Answer:
+        """The answer to the final dot. Its time begins when the host has read what we sent.
+
+        The system may hold megabytes that a slow host has still to fetch; while it does, it is alive.
+        """
+        unread = self._wire.unacknowledged_bytes()
+        while unread and not await self._wait_through(self._seconds.data_block):
+            left = self._wire.unacknowledged_bytes()
+            if left >= unread:
+                self._lose(Stage.FINAL_DOT, SMTPReadTimeoutError("the host stopped reading"))
+            unread = left
+        seconds = self._seconds.final_reply
+        if not await self._wait_through(seconds):
+            self._lose(Stage.FINAL_DOT, SMTPReadTimeoutError(f"no answer within {seconds:g} s"))
+        return Answer(Stage.FINAL_DOT, await self._hear(Stage.FINAL_DOT, 0.0))
+
+    async def _wait_through(self, seconds: float) -> bool:
+        """Wait for the answer to the final dot, cancelled or not.
+
+        The message may be taken already, and nobody else will ever hear of it; who cancels us is told
+        by `was_cancelled` that it happened.
+        """
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + seconds
+        while True:
+            try:
+                return await self._wire.wait(ends - loop.time())
+            except asyncio.CancelledError:
+                self.was_cancelled = True
+                task = asyncio.current_task()
+                if task is not None:
+                    task.uncancel()
+
+    async def _command(self, line: bytes, stage: Stage) -> Reply:
+        self._say([line], stage)
+        return await self._hear(stage, self._seconds.command)
+
+    def _say(self, lines: Sequence[bytes], stage: Stage) -> None:
+        self._expect_silence(stage)
+        try:
+            self._wire.say(lines)
+        except _LOST as error:
+            self._lose(stage, error)
+
+    async def _hear(self, stage: Stage, seconds: float) -> Reply:
+        try:
+            return await self._wire.next_reply(seconds)
+        except _LOST as error:
+            self._lose(stage, error)
+
+    def _expect_silence(self, stage: Stage) -> None:
+        try:
+            self._wire.expect_silence()
+        except _LOST as error:
+            self._lose(stage, error)
+
+    def _lose(self, stage: Stage, error: Exception) -> NoReturn:
+        self.abort()
+        raise SessionBroken(Answer(stage, None, _told(error))) from error
+
+    def _give_up(self, stage: Stage, reply: Reply) -> NoReturn:
+        self.quit()
+        raise SessionBroken(Answer(stage, reply))
+
+    def _failed_handshake(self, error: Exception) -> Met:
+        self.abort()
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return Met(Situation.UNVERIFIED, f"certificate not verified: {error.verify_message}")
+        return Met(Situation.HANDSHAKE_FAILED, f"TLS handshake failed: {_told(error)}")
+
+    def _note_tls(self, context: ssl.SSLContext) -> None:
+        session = self._wire.ssl_object
+        verified = context.verify_mode is ssl.CERT_REQUIRED and context.check_hostname
+        cipher = session.cipher()
+        self.hop = replace(
+            self.hop,
+            tls=True,
+            certificate_verified=verified,
+            tls_version=session.version(),
+            tls_cipher=cipher[0] if cipher else None,
+            verified_by="pkix" if verified else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Seconds:
+    """`Timeouts`, as the event loop counts."""
+
+    greeting: float
+    command: float
+    data_block: float
+    final_reply: float
+    tls_handshake: float
+
+    @classmethod
+    @lru_cache(maxsize=8)
+    def of(cls, timeouts: Timeouts) -> _Seconds:
+        return cls(
+            timeouts.greeting.total_seconds(),
+            timeouts.command.total_seconds(),
+            timeouts.data_block.total_seconds(),
+            timeouts.final_reply.total_seconds(),
+            timeouts.tls_handshake.total_seconds(),
+        )
+
+
+class _OurTrouble(Exception):
+    """The content could not be read to its end: our trouble, not the host's."""
+
+
+async def _pieces(content: Content) -> AsyncGenerator[bytes]:
+    """The content in pieces of at most `_PIECE_BYTES`."""
+    if isinstance(content, bytes):
+        for piece in _slices(content):
+            yield piece
+        return
+    try:
+        async for chunk in content():
+            for piece in _slices(chunk):
+                yield piece
+    except Exception as error:
+        # Whatever it is, half a message must not look whole, and what other recipients were told stands.
+        raise _OurTrouble(_told(error)) from error
+
+
+def _slices(chunk: bytes) -> Iterator[bytes]:
+    for start in range(0, len(chunk), _PIECE_BYTES):
+        yield chunk[start : start + _PIECE_BYTES]
+
+
+def _told(error: BaseException) -> str:
+    """What an error says, fit for a log and a DSN."""
+    if isinstance(error, ssl.SSLError):
+        return _SOURCE_LINE.sub("", str(error.args[-1] if error.args else error))
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    text = error.message if isinstance(error, SMTPException) and hasattr(error, "message") else str(error)
+    return text or type(error).__name__
+
+
+_SOURCE_LINE = re.compile(r" \(_ssl\.c:\d+\)$")
+
+
+async def _connect(address: str, port: int, seconds: float) -> _Wire:
+    """A connection to this address, which nobody looks up again (no DNS rebinding)."""
+    loop = asyncio.get_running_loop()
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    connecting = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        connecting.setblocking(False)
+        async with asyncio.timeout(seconds):
+            await loop.sock_connect(connecting, (address, port))
+            _, wire = await loop.create_connection(lambda: _Wire(loop), sock=connecting)
+    except BaseException:
+        connecting.close()
+        raise
+    return wire
+
+
+class _Wire(SMTPProtocol):
+    """aiosmtplib's protocol with a reader of its own: as many replies as commands, each in its turn."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop)
+        self._reader = ReplyReader()
+        # The library empties this very buffer before a handshake: what came in clear is forgotten then.
+        self._buffer = self._reader.buffer
+        self._replies: deque[Reply] = deque()
+        self._owed = 1
+        """Replies that are still to come, of those that were asked for. The greeting is one."""
+        self._trouble: Exception | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._leaving = False
+        self.gone = asyncio.Event()
+        self.refusal: Reply | None = None
+
+    @property
+    def is_quiet(self) -> bool:
+        """Connected, with nothing said by the peer that nobody asked for."""
+        return self._trouble is None and not self._leaving and self.is_connected and self._reader.is_empty
+
+    @property
+    def ssl_object(self) -> ssl.SSLObject:
+        assert self.transport is not None
+        return cast(ssl.SSLObject, self.transport.get_extra_info("ssl_object"))
+
+    def data_received(self, data: bytes) -> None:
+        if self._leaving:
+            self._close()
+            return
+        if self._trouble is not None:
+            return
+        self._buffer += data
+        self._read()
+        if len(self._buffer) > MAX_REPLY_BYTES:
+            self._fail(Garbled("talks on without being asked"))
+        if self._paused:
+            # While content waits to go out, a host that speaks has something to say about it.
+            self.resume_writing_once()
+
+    def eof_received(self) -> bool:
+        self._fail(SMTPServerDisconnected("the host closed the connection"))
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        text = f"the connection was lost ({_told(exc)})" if exc else "the connection was lost"
+        self._fail(SMTPServerDisconnected(text))
+        self.gone.set()
+
+    def resume_writing_once(self) -> None:
+        """Wake who waits to write, without saying that there is room."""
+        for waiter in self._drain_waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def say(self, lines: Sequence[bytes]) -> None:
+        """Send commands; as many replies are owed."""
+        for line in lines:
+            if not is_clean(line):
+                raise AssertionError("a command with a control character in it")
+        self._owed += len(lines)
+        self.write(b"\r\n".join(lines) + b"\r\n")
+
+    def expect_silence(self) -> None:
+        """Make sure that nothing came that nobody asked for, lest it be taken for the next answer.
+
+        421 may come at any time (RFC 5321 §3.8); it is the answer to whatever is said next.
+        """
+        if self._trouble is not None:
+            raise self._trouble
+        if not self._reader.is_empty and not self._buffer.startswith(b"421"):
+            self._fail(Garbled(f"said without being asked: {bytes(self._buffer[:80])!r}"))
+            raise Garbled(f"said without being asked: {bytes(self._buffer[:80])!r}")
+
+    def expect_reply(self) -> None:
+        """One more reply is owed than commands were said: to the content."""
+        self._owed += 1
+        self._read()
+
+    async def next_reply(self, seconds: float) -> Reply:
+        """The reply to the oldest command that has none yet. After a timeout the connection is of no use."""
+        if not self._replies:
+            self._read()
+            if not self._replies and not await self.wait(seconds):
+                self._fail(SMTPReadTimeoutError(f"no answer within {seconds:g} s"))
+        if not self._replies:
+            assert self._trouble is not None
+            raise self._trouble
+        return self.take_reply()
+
+    async def wait(self, seconds: float) -> bool:
+        """Wait for a reply or the end of the connection; whether either came in time."""
+        if self._replies or self._trouble is not None:
+            return True
+        self._waiter = self._loop.create_future()
+        alarm = self._loop.call_later(seconds, _wake, self._waiter)
+        try:
+            await self._waiter
+        finally:
+            alarm.cancel()
+            self._waiter = None
+        return bool(self._replies) or self._trouble is not None
+
+    @property
+    def has_reply(self) -> bool:
+        """Whether a reply is there to be taken."""
+        return bool(self._replies)
+
+    def take_reply(self) -> Reply:
+        """The reply to the oldest command that has none yet, which is there."""
+        self._owed -= 1
+        return self._replies.popleft()
+
+    async def drain(self, seconds: float) -> None:
+        """Wait for room to write, or for a reply. Gives up when for so long nothing at all went out."""
+        while self._paused and not self._replies:
+            before = self._unsent_bytes()
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._drain_helper()
+            except TimeoutError:
+                if self._unsent_bytes() >= before:
+                    raise SMTPReadTimeoutError(f"took no content for {seconds:g} s") from None
+            if self._trouble is not None:
+                raise self._trouble
+
+    def unacknowledged_bytes(self) -> int:
+        """What we sent and the peer's system has not confirmed yet, as far as ours can tell."""
+        return self._unsent_bytes() + self._in_system_bytes()
+
+    def _unsent_bytes(self) -> int:
+        return cast(asyncio.WriteTransport, self.transport).get_write_buffer_size() if self.transport else 0
+
+    def _in_system_bytes(self) -> int:
+        if fcntl is None or self.transport is None:
+            return 0
+        count = bytearray(4)
+        with suppress(OSError, AttributeError, ValueError):
+            fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, count)
+        return int.from_bytes(count, sys.byteorder)
+
+    async def start_tls(
+        self, tls_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> SMTPResponse:
+        self.expect_silence()
+        self._owed += 1
+        return await super().start_tls(tls_context, server_hostname=server_hostname, timeout=timeout)
+
+    async def handshake(
+        self, context: ssl.SSLContext, *, server_hostname: str | None, timeout: float
+    ) -> None:
+        """TLS on a connection where nothing was said. What came in clear all the same is forgotten."""
+        self._owed = 0
+        self._replies.clear()
+        self._reader.reset()
+        transport = await self._loop.start_tls(
+            cast(asyncio.WriteTransport, self.transport),
+            self,
+            context,
+            server_hostname=server_hostname,
+            ssl_handshake_timeout=timeout,
+        )
+        self.transport = transport
+        self._over_ssl = True
+        self.expect_reply()
+
+    async def read_response(self, timeout: float | None = None) -> SMTPResponse:
+        """For `start_tls` of the library."""
+        reply = self.refusal = await self.next_reply(timeout or 0.0)
+        return SMTPResponse(reply.code, reply.text)
+
+    def quit(self) -> None:
+        """QUIT, and the end of the connection whatever comes of it."""
+        if not self.is_quiet:
+            self.abort()
+            return
+        self._leaving = True
+        self.write(b"QUIT\r\n")
+        self._loop.call_later(_FAREWELL_SECONDS, self.abort)
+
+    def abort(self) -> None:
+        """Let go of the connection at once."""
+        if self.transport is not None:
+            cast(asyncio.WriteTransport, self.transport).abort()
+        self._fail(SMTPServerDisconnected("the connection is closed"))
+        self.gone.set()
+
+    def _close(self) -> None:
+        if self.transport is not None:
+            self.transport.close()
+
+    def _read(self) -> None:
+        """Take the replies that are owed out of what came, and no more."""
+        try:
+            while len(self._replies) < self._owed:
+                reply = self._reader.take()
+                if reply is None:
+                    return
+                self._replies.append(reply)
+                self._wake()
+        except Garbled as garbled:
+            self._fail(garbled)
+
+    def _fail(self, trouble: Exception) -> None:
+        """No more replies will be read. The first trouble is the one to tell of."""
+        if self._trouble is None:
+            self._trouble = trouble
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None:
+            _wake(self._waiter)
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)

@@ -1,0 +1,259 @@
+"""What a reply, or the lack of one, means for the recipients it concerns.
+
+Every judgement between "later" and "never" is made in this module, so that it can be
+read in one place and tested as a table. (How secure a session has to be is another
+judgement: `relay.route.security`.)
+
+    what happened                          another host left    last host
+    no connection, timeout, lost, garbled  next host            Deferred 4.4.1 or 4.4.2
+    5yz to the greeting, EHLO or AUTH      next host            Deferred
+    4yz to anything                        next host            Deferred
+    5yz to MAIL, RCPT, DATA or content     Bounced              Bounced
+    552 to RCPT                            as 452               as 452        RFC 5321 §4.5.3.1.10
+    2yz to the final dot                   Delivered            Delivered     by its first digit, §4.3.2
+    silence or garbage after it            Deferred, in doubt   Deferred, in doubt        RFC 1047
+    5yz in clear that asks for TLS         next host            Deferred 4.7.5            RFC 3207 §4
+    what the host cannot take              Bounced              Bounced 5.3.4 5.6.x
+
+A reply is judged by its first digit; its enhanced status is kept where its class
+agrees with the code (RFC 2034 §4), and is X.0.0 where there is none.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from relay.mail.outcome import Bounced, Code, Deferred, Delivered, HopSession, Outcome
+from relay.mail.reply import Reply
+from relay.route.next_hop import Host
+
+__all__ = [
+    "Answer",
+    "Stage",
+    "Unsendable",
+    "cannot_take",
+    "demands_tls",
+    "for_good",
+    "host_line",
+    "is_temporary",
+    "judge",
+    "shown",
+    "too_many_recipients",
+    "unmet",
+    "with_hosts",
+    "worth_another_host",
+]
+
+
+class Stage(StrEnum):
+    """Where in the dialogue something happened, as a sentence names it."""
+
+    CONNECT = "the connect"
+    GREETING = "the greeting"
+    EHLO = "EHLO"
+    STARTTLS = "STARTTLS"
+    HANDSHAKE = "the TLS handshake"
+    AUTH = "AUTH"
+    MAIL = "MAIL"
+    RCPT = "RCPT"
+    DATA = "DATA"
+    CONTENT = "the content"
+    FINAL_DOT = "the final dot"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a host let us know at a stage: a reply, or the lack of one with the error's own text.
+
+    `ours`: the host is not to blame, we broke off.
+    """
+
+    stage: Stage
+    reply: Reply | None = None
+    error: str = ""
+    ours: bool = False
+
+    @property
+    def is_positive(self) -> bool:
+        """RFC 5321 §4.2.1: 2yz."""
+        return self.reply is not None and 200 <= self.reply.code < 300
+
+
+@dataclass(frozen=True, slots=True)
+class Unsendable:
+    """What the host said it cannot take, so that we did not try: a status and a sentence."""
+
+    status: str
+    text: str
+
+
+_NOT_ABOUT_THE_MESSAGE = frozenset({Stage.GREETING, Stage.EHLO, Stage.STARTTLS, Stage.HANDSHAKE, Stage.AUTH})
+"""A refusal here is about us or the host and not about this message: another host may take it, or later."""
+
+_MOST_TEXT = 2000
+"""Characters of a peer's text that are kept with an outcome."""
+
+
+def judge(
+    answer: Answer, host: Host, session: HopSession | None = None, *, dsn_passed_on: bool = False
+) -> Outcome:
+    """What an answer means for the recipient it concerns, were this host the last one."""
+    if answer.ours:
+        return _broken_off(answer, host, session)
+    if answer.reply is None or not _is_an_answer_to(answer.stage, answer.reply):
+        return _unanswered(answer, host, session)
+    reply, text = answer.reply, shown(answer.reply)
+    if answer.is_positive:
+        return Delivered(
+            reply.status or "2.0.0", reply.code, text, session=session, dsn_passed_on=dsn_passed_on
+        )
+    description = f"{_named(host)} answered {answer.stage} with {reply.code} {text}".rstrip()
+    if is_temporary(answer):
+        return Deferred(_temporary_status(answer.stage, reply), reply.code, text, description, session)
+    return Bounced(reply.status or "5.0.0", reply.code, text, description, session)
+
+
+def is_temporary(answer: Answer) -> bool:
+    """Whether what is not positive may be positive another time."""
+    if answer.reply is None or answer.reply.code < 500:
+        return True
+    return answer.stage in _NOT_ABOUT_THE_MESSAGE or _is_552_to_rcpt(answer.stage, answer.reply)
+
+
+def worth_another_host(answer: Answer) -> bool:
+    """Whether the next host is to be asked about this recipient in the same attempt.
+
+    Not after the final dot without an answer: the host may have taken the message, and another
+    would take it a second time (RFC 5321 §4.5.4.2, RFC 1047).
+    """
+    in_doubt = answer.stage is Stage.FINAL_DOT and (
+        answer.reply is None or not _is_an_answer_to(answer.stage, answer.reply)
+    )
+    taken = answer.stage is Stage.FINAL_DOT and answer.is_positive
+    return is_temporary(answer) and not (taken or in_doubt or answer.ours)
+
+
+def too_many_recipients(answer: Answer) -> bool:
+    """Whether a host takes this recipient only in another transaction (RFC 5321 §4.5.3.1.10)."""
+    if answer.stage is not Stage.RCPT or answer.reply is None:
+        return False
+    return answer.reply.code == 452 or _is_552_to_rcpt(answer.stage, answer.reply)
+
+
+_TLS_WORD = re.compile(r"\b(?:START)?TLS\b|\bSSL\b|\bencrypt", re.IGNORECASE)
+_NEED_WORD = re.compile(
+    r"\b(?:must|requir|need|mandatory|enforc|only|first|without|unencrypted|insecure|plain|clear)",
+    re.IGNORECASE,
+)
+_AUTHENTICATION_WORD = re.compile(r"\bauth", re.IGNORECASE)
+_ABOUT_AN_ADDRESS = ("5.1.", "5.2.")
+
+
+def demands_tls(answer: Answer) -> bool:
+    """Whether a refusal in clear says that TLS is needed (RFC 3207 §4: 530, RFC 3463: X.7.10).
+
+    Then the mail was not refused; we only came to the wrong door. A bare 530 counts, since an MX
+    that asks for a password is none; one that speaks of AUTH and not of TLS does not.
+    """
+    reply = answer.reply
+    if reply is None or reply.code < 500 or reply.status.startswith(_ABOUT_AN_ADDRESS):
+        return False
+    if reply.status == "5.7.10":
+        return True
+    speaks_of_tls = _TLS_WORD.search(reply.text) is not None
+    if reply.code == 530:
+        return speaks_of_tls or _AUTHENTICATION_WORD.search(reply.text) is None
+    return speaks_of_tls and _NEED_WORD.search(reply.text) is not None
+
+
+def unmet(
+    status: str, text: str, host: Host, session: HopSession | None, reply: Reply | None = None
+) -> Deferred:
+    """The rules of TLS could not be kept at a host. `status` is 4.7.4 or 4.7.5."""
+    return Deferred(
+        status,
+        reply.code if reply else Code.NONE,
+        shown(reply) if reply else "",
+        f"{_named(host)}: {text}",
+        session,
+        tls_unmet=True,
+    )
+
+
+def for_good(deferred: Deferred) -> Bounced:
+    """The same, where the configuration would rather have it back than wait (`on_tls_unmet: bounce`)."""
+    return Bounced(
+        "5" + deferred.status[1:],
+        deferred.code,
+        deferred.message,
+        deferred.description,
+        deferred.session,
+        deferred.hosts,
+    )
+
+
+def cannot_take(what: Unsendable, host: Host, session: HopSession | None) -> Bounced:
+    """The outcome of a message a host said beforehand it cannot take."""
+    return Bounced(what.status, Code.NONE, "", f"{_named(host)} {what.text}", session)
+
+
+def shown(reply: Reply) -> str:
+    """A reply's status and text, as the peer gave them, of a length fit to be kept."""
+    text = f"{reply.status} {reply.text}" if reply.status else reply.text
+    return text if len(text) <= _MOST_TEXT else text[: _MOST_TEXT - 1] + "…"
+
+
+def host_line(host: Host, outcome: Outcome) -> str:
+    """One line about a host that was tried, for the DSN."""
+    said = outcome.description or f"{outcome.code} {outcome.message}".rstrip()
+    return said if said.startswith(host.name) else f"{_named(host)}: {said}"
+
+
+def with_hosts(outcome: Outcome, lines: tuple[str, ...]) -> Outcome:
+    """The outcome, with what the other hosts had said."""
+    return replace(outcome, hosts=lines) if lines else outcome
+
+
+def _unanswered(answer: Answer, host: Host, session: HopSession | None) -> Deferred:
+    """A timeout, a lost connection, or something that is no answer to what we said.
+
+    After the final dot we cannot know whether the host took the message. Trying again may deliver it
+    twice; giving up may lose it (RFC 1047, RFC 5321 §6.1). We try again.
+    """
+    error = answer.error or f"unexpected reply {answer.reply}"
+    if answer.stage is Stage.CONNECT:
+        return Deferred("4.4.1", Code.NO_CONNECTION, "", f"{_named(host)}: {error}", session)
+    in_doubt = answer.stage is Stage.FINAL_DOT
+    code = Code.NO_CONNECTION if answer.stage is Stage.GREETING else Code.NONE
+    description = f"{_named(host)}, at {answer.stage}: {error}"
+    if in_doubt:
+        description += "; the message may have been taken, and may arrive twice"
+    text = shown(answer.reply) if answer.reply else ""
+    return Deferred("4.4.2", code, text, description, session, in_doubt=in_doubt)
+
+
+def _broken_off(answer: Answer, host: Host, session: HopSession | None) -> Deferred:
+    """Our own failure in the middle of a session: nobody's refusal. The host never saw the final dot."""
+    text = f"sending to {_named(host)} was broken off at {answer.stage} by us: {answer.error}"
+    return Deferred("4.3.0", Code.NONE, "", text, session)
+
+
+def _is_an_answer_to(stage: Stage, reply: Reply) -> bool:
+    """Whether a reply settles anything at a stage. A message is taken at the final dot and nowhere before."""
+    return reply.code >= 400 or (stage is Stage.FINAL_DOT and 200 <= reply.code < 300)
+
+
+def _is_552_to_rcpt(stage: Stage, reply: Reply) -> bool:
+    return stage is Stage.RCPT and reply.code == 552
+
+
+def _temporary_status(stage: Stage, reply: Reply) -> str:
+    if _is_552_to_rcpt(stage, reply):
+        return "4.5.3"
+    return f"4{reply.status[1:]}" if reply.status else "4.0.0"
+
+
+def _named(host: Host) -> str:
+    return f"{host.name} [{host.address}]"

@@ -1,0 +1,67 @@
+"""What the configuration says about delivering: frozen values, read by the modules beside this one.
+
+The defaults of the waits are those of RFC 5321 §4.5.3.2, which sets the least a client
+may wait; connecting and the TLS handshake are not in it and are short, since a host has
+more than one address and a message more than one host.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from ipaddress import IPv4Network, IPv6Network
+
+from relay.route.security import OnTlsUnmet, OnUnverified, SecurityOptions, TlsVersion
+
+__all__ = ["DeliveryOptions", "Timeouts", "TlsOptions", "security_options"]
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """How long each wait may last. `data_block` is for progress: it begins anew whenever some content went.
+
+    `command` holds for each reply of a group on its own, however the replies come.
+    """
+
+    connect: timedelta = timedelta(seconds=30)
+    greeting: timedelta = timedelta(minutes=5)
+    command: timedelta = timedelta(minutes=5)
+    data_block: timedelta = timedelta(minutes=3)
+    final_reply: timedelta = timedelta(minutes=10)
+    tls_handshake: timedelta = timedelta(seconds=30)
+
+
+@dataclass(frozen=True, slots=True)
+class TlsOptions:
+    """TLS towards the next hop. `ca_file`: trusted roots in addition to the system's, None for none.
+
+    `min_version` is for TLS that is required or verified, `opportunistic_min_version` for
+    TLS whose certificate is not looked at, where old TLS beats none.
+    """
+
+    ca_file: str | None = None
+    min_version: TlsVersion = TlsVersion.TLS_1_2
+    opportunistic_min_version: TlsVersion = TlsVersion.TLS_1_0
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryOptions:
+    """How mail goes out. `concurrency` counts connections in all."""
+
+    port: int = 25
+    concurrency: int = 200
+    concurrency_per_destination: int = 20
+    allow_networks: tuple[IPv4Network | IPv6Network, ...] = ()
+    timeouts: Timeouts = Timeouts()
+    on_tls_unmet: OnTlsUnmet = OnTlsUnmet.DEFER
+    on_unverified: OnUnverified = OnUnverified.PLAINTEXT
+
+
+def security_options(delivery: DeliveryOptions, tls: TlsOptions) -> SecurityOptions:
+    """What of both has a say in the table of TLS rules."""
+    return SecurityOptions(
+        on_tls_unmet=delivery.on_tls_unmet,
+        on_unverified=delivery.on_unverified,
+        min_version=tls.min_version,
+        opportunistic_min_version=tls.opportunistic_min_version,
+    )

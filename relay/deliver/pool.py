@@ -1,0 +1,123 @@
+"""Connections that are kept open for the next message.
+
+A connection is reused only among messages with the same host, address, port and requirement: one that
+was good enough for an opportunistic message is no connection for a message that requires TLS.
+The name that was verified is the host's own, so it is in the key; what the table of TLS rules
+made of the host (TLS, verified, in clear) stays with the connection, and each message that rides
+on it says the same truth of itself.
+
+A connection lasts for so many messages and so long, and idles for a few seconds only: an idle
+one takes a place at the host, and hosts close what idles.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass
+from datetime import timedelta
+
+from relay.deliver.connection import Connection
+from relay.route.next_hop import Credentials, Host, TlsMode
+from relay.route.security import Requirement
+
+__all__ = ["Pool", "PoolKey", "PoolLimits", "pool_key"]
+
+
+@dataclass(frozen=True, slots=True)
+class PoolLimits:
+    """How long a connection is good for. `connections`: idle ones in all."""
+
+    messages: int = 100
+    age: timedelta = timedelta(minutes=5)
+    idle: timedelta = timedelta(seconds=5)
+    connections: int = 200
+
+
+@dataclass(frozen=True, slots=True)
+class PoolKey:
+    """What two messages must have in common to share a connection."""
+
+    name: str
+    address: str
+    port: int
+    tls: TlsMode
+    credentials: Credentials | None
+    needed: Requirement
+
+
+def pool_key(host: Host, needed: Requirement) -> PoolKey:
+    """The key of a host's connections for messages with this requirement."""
+    return PoolKey(host.name, host.address, host.port, host.tls, host.credentials, needed)
+
+
+@dataclass(eq=False, slots=True)
+class _Idle:
+    key: PoolKey
+    connection: Connection
+    alarm: asyncio.TimerHandle | None = None
+
+
+class Pool:
+    """The idle connections. A connection in use is in nobody's hands but its user's."""
+
+    def __init__(self, limits: PoolLimits | None = None) -> None:
+        self._limits = limits or PoolLimits()
+        self._idle: dict[PoolKey, deque[_Idle]] = {}
+        self._count = 0
+        self._closed = False
+
+    def __len__(self) -> int:
+        return self._count
+
+    def take(self, key: PoolKey) -> Connection | None:
+        """A connection that is open still, as far as we know; the one last used first."""
+        while (waiting := self._idle.get(key)) is not None:
+            idle = waiting[-1]
+            self._remove(idle)
+            if idle.connection.is_usable and not self._is_worn_out(idle.connection):
+                return idle.connection
+            idle.connection.quit()
+        return None
+
+    def give_back(self, key: PoolKey, connection: Connection) -> None:
+        """Keep a connection for the next message, if it is good for one."""
+        usable = connection.is_usable and not self._is_worn_out(connection)
+        if self._closed or not usable or self._count >= self._limits.connections:
+            connection.quit()
+            return
+        loop = asyncio.get_running_loop()
+        idle = _Idle(key, connection)
+        idle.alarm = loop.call_later(self._limits.idle.total_seconds(), self._expire, idle)
+        self._idle.setdefault(key, deque()).append(idle)
+        self._count += 1
+
+    def forget(self, key: PoolKey) -> None:
+        """Close what is kept under a key: its host went away from one of them."""
+        for idle in list(self._idle.get(key, ())):
+            self._expire(idle)
+
+    async def close(self) -> None:
+        """Say QUIT on all that are kept, and keep none from now on."""
+        self._closed = True
+        everyone = [idle for waiting in self._idle.values() for idle in waiting]
+        for idle in everyone:
+            self._expire(idle)
+        await asyncio.gather(*(idle.connection.wait_closed() for idle in everyone))
+
+    def _is_worn_out(self, connection: Connection) -> bool:
+        age = asyncio.get_running_loop().time() - connection.opened_at
+        return connection.messages >= self._limits.messages or age >= self._limits.age.total_seconds()
+
+    def _expire(self, idle: _Idle) -> None:
+        self._remove(idle)
+        idle.connection.quit()
+
+    def _remove(self, idle: _Idle) -> None:
+        if idle.alarm is not None:
+            idle.alarm.cancel()
+        waiting = self._idle[idle.key]
+        waiting.remove(idle)
+        self._count -= 1
+        if not waiting:
+            del self._idle[idle.key]

@@ -1,0 +1,82 @@
+"""What an attempt has come to so far, host by host, and what it comes to in the end.
+
+Pure. Each recipient leaves as soon as its fate is settled: taken, refused for good, or in doubt.
+The others go on to the next host. When there is none left, each is deferred by the word that says
+most about it: TLS that no host could give, else the last reply any host had, else the last silence.
+
+`on_tls_unmet: bounce` returns a message at once where TLS is all that was in its way. Any other
+trouble met on the way, in the DNS too, makes the attempt temporary: another time there may be a host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from relay.deliver.diagnosis import for_good, host_line, with_hosts
+from relay.mail.outcome import Code, Deferred, Outcome
+from relay.queue.entry import QueuedRecipient
+from relay.route.next_hop import Host
+
+__all__ = ["Tally"]
+
+
+class Tally:
+    """The recipients of one attempt. `trouble`, `rejected`: what routing met on the way, one line each."""
+
+    def __init__(
+        self,
+        recipients: Iterable[QueuedRecipient],
+        *,
+        bounce_unmet: bool = False,
+        trouble: tuple[str, ...] = (),
+        rejected: tuple[str, ...] = (),
+    ) -> None:
+        self._pending = {recipient.index: recipient for recipient in recipients}
+        self._settled: dict[int, Outcome] = {}
+        self._waiting: dict[int, list[tuple[Host, Deferred]]] = {index: [] for index in self._pending}
+        self._bounce_unmet = bounce_unmet
+        self._temporary = bool(trouble)
+        self._routing = trouble + rejected
+
+    @property
+    def pending(self) -> tuple[QueuedRecipient, ...]:
+        """Who is still to be tried."""
+        return tuple(self._pending.values())
+
+    def settle(self, host: Host, index: int, outcome: Outcome) -> None:
+        """This is the recipient's fate, whatever other hosts there are."""
+        del self._pending[index]
+        self._settled[index] = with_hosts(outcome, self._lines(index, but=host))
+
+    def go_on(self, host: Host, index: int, outcome: Deferred) -> None:
+        """This is what the host had for the recipient; another may have better."""
+        self._waiting[index].append((host, outcome))
+        if not outcome.tls_unmet or outcome.code >= 500:
+            # A refusal that only wants TLS is no reason to give up either (RFC 3207 §4).
+            self._temporary = True
+
+    def outcomes(self) -> dict[int, Outcome]:
+        """What the attempt comes to, for every recipient."""
+        last = {index: self._last(index) for index in self._pending}
+        return {**self._settled, **last}
+
+    def _last(self, index: int) -> Outcome:
+        host, outcome = max(
+            enumerate(self._waiting[index]), key=lambda numbered: (_weight(numbered[1][1]), numbered[0])
+        )[1]
+        final: Outcome = outcome
+        if outcome.tls_unmet and self._bounce_unmet and not self._temporary:
+            final = for_good(outcome)
+        return with_hosts(final, self._lines(index, but=host))
+
+    def _lines(self, index: int, *, but: Host) -> tuple[str, ...]:
+        """What the other hosts said about a recipient, and routing before them."""
+        tried = (host_line(host, outcome) for host, outcome in self._waiting[index] if host != but)
+        return (*self._routing, *tried)
+
+
+def _weight(outcome: Deferred) -> int:
+    """How much an outcome says about why a message could not be delivered."""
+    if outcome.tls_unmet:
+        return 2
+    return 0 if outcome.code in (Code.NONE, Code.NO_CONNECTION) else 1

@@ -1,0 +1,175 @@
+"""What to say to a host about a message: its MAIL and RCPT lines, given what the host offers.
+
+Pure. The addresses go out as the bytes that were accepted, and nothing here reads them again; a
+last look makes sure that none could be two commands, or go to a domain nobody authorised.
+Which extensions are used, and what a host cannot take without one:
+
+    SIZE         RFC 1870   said always; a message over the limit: 5.3.4
+    8BITMIME     RFC 6152   BODY=8BITMIME where any octet is above 127; without it: 5.6.3
+    SMTPUTF8     RFC 6531   where an address or the header needs it; without it: 5.6.7, 5.6.9
+    DSN          RFC 3461   RET, ENVID, NOTIFY, ORCPT passed on as they were given
+    PIPELINING   RFC 2920   the whole envelope in one go
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from relay.deliver.diagnosis import Unsendable
+from relay.mail.address import AddressError, domain_of
+from relay.queue.entry import QueuedMessage, QueuedRecipient
+
+__all__ = ["MOST_RECIPIENTS", "NO_EXTENSIONS", "Extensions", "Transaction", "is_clean", "prepare"]
+
+MOST_RECIPIENTS = 100
+"""In one transaction. Every host has to take as many (RFC 5321 §4.5.3.1.8)."""
+
+_CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
+_PATH = re.compile(rb'(?:"(?:[^"\\@]|\\[^@])*+"|[^<>"\\ @]++)(?:@[^<>"\\ @]++)?')
+"""RFC 5321 §4.1.2, wide: brackets and spaces only within quotes, one @ in all."""
+_XTEXT = re.compile(r"[!-~]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Extensions:
+    """What a host offered in its EHLO reply (RFC 5321 §4.1.1.1), as far as we use it.
+
+    `size_bytes` 0: no limit was told.
+    """
+
+    starttls: bool = False
+    pipelining: bool = False
+    size: bool = False
+    size_bytes: int = 0
+    eight_bit_mime: bool = False
+    smtputf8: bool = False
+    dsn: bool = False
+    auth: frozenset[str] = frozenset()
+
+    @classmethod
+    def offered(cls, keywords: Mapping[str, str], auth: Collection[str] = ()) -> Extensions:
+        """From the lower-case keywords and their parameters."""
+        limit = keywords.get("size", "").strip()
+        return cls(
+            starttls="starttls" in keywords,
+            pipelining="pipelining" in keywords,
+            size="size" in keywords,
+            size_bytes=int(limit) if limit.isascii() and limit.isdigit() and len(limit) <= 20 else 0,
+            eight_bit_mime="8bitmime" in keywords,
+            smtputf8="smtputf8" in keywords,
+            dsn="dsn" in keywords,
+            auth=frozenset(mechanism.upper() for mechanism in auth),
+        )
+
+
+NO_EXTENSIONS = Extensions()
+
+
+@dataclass(frozen=True, slots=True)
+class Transaction:
+    """The lines of one transaction. `rcpts`: by the recipient's index. `utf8`: said with SMTPUTF8."""
+
+    mail: bytes
+    rcpts: Mapping[int, bytes]
+    utf8: bool = False
+
+
+def prepare(
+    message: QueuedMessage,
+    recipients: Sequence[QueuedRecipient],
+    offers: Extensions,
+    *,
+    header_is_utf8: bool = False,
+) -> tuple[Transaction | None, dict[int, Unsendable]]:
+    """What to say about `recipients`, None if nothing; and whom this host cannot be asked for, and why."""
+    problem = _message_problem(message, offers, header_is_utf8)
+    if problem is not None:
+        return None, {recipient.index: problem for recipient in recipients}
+    unsendable: dict[int, Unsendable] = {}
+    rcpts: dict[int, bytes] = {}
+    utf8 = header_is_utf8 or not message.reverse_path.isascii()
+    for recipient in recipients:
+        wrong = _recipient_problem(recipient, offers)
+        if wrong is None:
+            rcpts[recipient.index] = _rcpt(recipient, offers)
+            utf8 = utf8 or not recipient.address.isascii()
+        else:
+            unsendable[recipient.index] = wrong
+    if not rcpts:
+        return None, unsendable
+    return Transaction(_mail(message, offers, utf8), rcpts, utf8), unsendable
+
+
+def is_clean(line: bytes) -> bool:
+    """Whether a line is one command: no control character that could end it."""
+    return _CONTROL.search(line) is None
+
+
+def _message_problem(message: QueuedMessage, offers: Extensions, header_is_utf8: bool) -> Unsendable | None:
+    if offers.size_bytes and message.size_bytes > offers.size_bytes:
+        text = f"takes {offers.size_bytes} octets and no more; the message has {message.size_bytes}"
+        return Unsendable("5.3.4", text)
+    if not message.reverse_path.isascii() and not offers.smtputf8:
+        return Unsendable("5.6.7", "does not take addresses in UTF-8, as the sender's is")
+    if header_is_utf8 and not offers.smtputf8:
+        return Unsendable("5.6.9", "does not take header fields in UTF-8")
+    if message.eight_bit and not offers.eight_bit_mime:
+        return _eight_bit_without_8bitmime()
+    if message.reverse_path and not _is_safe_path(message.reverse_path):
+        return Unsendable("5.1.7", "was not asked: the sender's address cannot be said safely")
+    return None
+
+
+def _eight_bit_without_8bitmime() -> Unsendable:
+    """RFC 6152 §3: convert or return. We return it; nothing is sent that may arrive damaged."""
+    return Unsendable("5.6.3", "takes no 8-bit content (8BITMIME), and the message has some")
+
+
+def _recipient_problem(recipient: QueuedRecipient, offers: Extensions) -> Unsendable | None:
+    if not recipient.address.isascii() and not offers.smtputf8:
+        return Unsendable("5.6.7", "does not take addresses in UTF-8, as the recipient's is")
+    if not _is_safe_path(recipient.address) or not _is_in(recipient.address, recipient.domain):
+        return Unsendable("5.1.3", "was not asked: the recipient's address cannot be said safely")
+    return None
+
+
+def _is_safe_path(address: str) -> bool:
+    """Whether `<address>` is one path to any reader. The listener has made sure; this is the last look."""
+    path = address.encode("utf-8", "surrogateescape")
+    return is_clean(path) and _PATH.fullmatch(path) is not None
+
+
+def _is_in(address: str, domain: str) -> bool:
+    """Whether an address is in the domain that was authorised and routed."""
+    if address.rpartition("@")[2].lower() == domain:
+        return True
+    try:
+        return domain_of(address) == domain
+    except AddressError:
+        return False
+
+
+def _mail(message: QueuedMessage, offers: Extensions, utf8: bool) -> bytes:
+    parts = [f"MAIL FROM:<{message.reverse_path}>"]
+    if offers.size:
+        parts.append(f"SIZE={message.size_bytes}")
+    if message.eight_bit and offers.eight_bit_mime:
+        parts.append("BODY=8BITMIME")
+    if utf8:
+        parts.append("SMTPUTF8")
+    if offers.dsn and message.ret is not None:
+        parts.append(f"RET={message.ret}")
+    if offers.dsn and _XTEXT.fullmatch(message.envid):
+        parts.append(f"ENVID={message.envid}")
+    return " ".join(parts).encode()
+
+
+def _rcpt(recipient: QueuedRecipient, offers: Extensions) -> bytes:
+    parts = [f"RCPT TO:<{recipient.address}>"]
+    if offers.dsn and recipient.notify:
+        parts.append("NOTIFY=" + ",".join(sorted(recipient.notify)))
+    if offers.dsn and _XTEXT.fullmatch(recipient.orcpt):
+        parts.append(f"ORCPT={recipient.orcpt}")
+    return " ".join(parts).encode()

@@ -1,0 +1,114 @@
+"""Delivering to real sockets: mail hosts as scripted, one test CA for all, both event loops."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
+from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from relay.deliver.attempt import Attempt
+from relay.deliver.options import DeliveryOptions, Timeouts, TlsOptions
+from relay.deliver.pool import Pool, PoolLimits
+from relay.demo.certificates import Authority
+from relay.demo.mx import MxServer, Script
+from relay.mail.outcome import Outcome
+from relay.queue.entry import Entry
+from relay.route.next_hop import Host, Route
+from tests.fakes.mail import to
+
+
+def milliseconds(count: int) -> timedelta:
+    return timedelta(milliseconds=count)
+
+
+QUICK = Timeouts(
+    connect=milliseconds(500),
+    greeting=milliseconds(500),
+    command=milliseconds(500),
+    data_block=milliseconds(500),
+    final_reply=milliseconds(500),
+    tls_handshake=milliseconds(500),
+)
+
+
+@pytest.fixture(scope="session")
+def authority() -> Authority:
+    return Authority()
+
+
+@pytest.fixture(scope="session")
+def ca_file(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> str:
+    path: Path = tmp_path_factory.mktemp("ca") / "ca.pem"
+    path.write_bytes(authority.ca_pem)
+    return str(path)
+
+
+class Rig:
+    """Mail hosts, and attempts at them. Hosts get 127.0.1.1, 127.0.1.2 and so on, each with a port of its own."""
+
+    def __init__(self, authority: Authority, ca_file: str, stack: AsyncExitStack) -> None:
+        self.authority = authority
+        self.ca_file = ca_file
+        self._stack = stack
+        self.servers: list[MxServer] = []
+        self.delivery: dict[str, Any] = {"timeouts": QUICK}
+        self.tls: dict[str, Any] = {}
+        self.limits = PoolLimits()
+        self.hosts: list[Host] = []
+        self.trouble: tuple[str, ...] = ()
+
+    async def mx(self, *scripts: Script, name: str = "", **host: Any) -> MxServer:
+        """One more mail host, the next to be tried after those before."""
+        number = len(self.servers) + 1
+        server = MxServer(
+            *scripts,
+            name=name or f"mx{number}.dest.example",
+            address=f"127.0.1.{number}",
+            authority=self.authority,
+        )
+        await self._stack.enter_async_context(server)
+        self.servers.append(server)
+        self.hosts.append(Host(server.name, server.address, server.port, **host))
+        return server
+
+    @cached_property
+    def attempt(self) -> Attempt:
+        """Made once, at its first use, with what the test had set by then."""
+        attempt = Attempt(
+            lambda domain: self.route(domain),
+            hostname="relay.example",
+            delivery=DeliveryOptions(**self.delivery),
+            tls=TlsOptions(ca_file=self.ca_file, **self.tls),
+            pool=Pool(self.limits),
+        )
+        self._stack.push_async_callback(attempt.close)
+        return attempt
+
+    @property
+    def route(self) -> Callable[[str], Awaitable[Route]]:
+        return to(*self.hosts, trouble=self.trouble)
+
+    async def deliver(self, entry: Entry) -> Mapping[int, Outcome]:
+        """One attempt."""
+
+        async def content() -> AsyncIterator[bytes]:
+            assert entry.content is not None
+            yield entry.content
+
+        return await self.attempt.run(entry, content)
+
+    async def send(self, entry: Entry) -> Outcome:
+        """One attempt for the first recipient of an entry."""
+        return (await self.deliver(entry))[0]
+
+
+@pytest_asyncio.fixture
+async def rig(authority: Authority, ca_file: str) -> AsyncIterator[Rig]:
+    async with AsyncExitStack() as stack:
+        yield Rig(authority, ca_file, stack)

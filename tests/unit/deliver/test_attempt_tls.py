@@ -1,0 +1,249 @@
+"""Every cell of the table of TLS rules against a real mail host: what it saw, what we say of it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import pytest
+
+from relay.demo.certificates import Kind
+from relay.demo.mx import TLS_1_0_ONLY, MxServer, Script, StartTls
+from relay.mail.outcome import Bounced, Deferred, Delivered, DowngradeReason, Level, Outcome
+from relay.route.security import OnTlsUnmet, OnUnverified
+from tests.fakes.mail import CONTENT, entry
+
+BOTH_WAYS = [(False, False), (False, True), (True, False), (True, True)]
+
+UNVERIFIABLE = [kind for kind in Kind if kind not in (Kind.GOOD, Kind.WILDCARD)]
+NOT_OFFERED = [Script(starttls=StartTls.ABSENT), Script(no_ehlo=True)]
+REFUSED = [Script(starttls=mode) for mode in (StartTls.REFUSED_454, StartTls.REFUSED_502, StartTls.REPLY_354)]
+SPOILED = [
+    Script(starttls=mode)
+    for mode in (
+        StartTls.CLOSE,
+        StartTls.SILENCE,
+        StartTls.GARBAGE,
+        StartTls.HANG,
+        StartTls.RESET,
+        StartTls.CLOSE_IN_HANDSHAKE,
+    )
+]
+
+
+class End(StrEnum):
+    VERIFIED = "in TLS, verified"
+    ENCRYPTED = "in TLS, unverified"
+    CLEAR_SAME = "in clear on the same connection"
+    CLEAR_NEW = "in clear on a new connection"
+    UNMET_474 = "4.7.4"
+    UNMET_475 = "4.7.5"
+
+
+def column(name: str, scripts: list[Script], *ends: End) -> list[object]:
+    return [
+        pytest.param(require, skip, script, name, end, id=f"{require}-{skip}-{name}-{number}")
+        for (require, skip), end in zip(BOTH_WAYS, ends, strict=True)
+        for number, script in enumerate(scripts)
+    ]
+
+
+V, E, SAME, NEW, U4, U5 = End
+CASES = [
+    *column("good", [Script(), Script(certificate=Kind.WILDCARD)], V, E, V, E),
+    *column("certificate-unverified", [Script(certificate=k) for k in UNVERIFIABLE], NEW, E, U5, E),
+    *column("starttls-not-offered", NOT_OFFERED, SAME, SAME, U4, U4),
+    *column("starttls-refused", REFUSED, SAME, SAME, U4, U4),
+    *column("handshake-failed", SPOILED, NEW, NEW, U5, U5),
+    *column("handshake-failed", [TLS_1_0_ONLY], NEW, E, U5, U5),
+]
+
+
+def hop(outcome: Outcome):
+    assert outcome.session is not None
+    return outcome.session
+
+
+def assert_nothing_of_the_message_in_clear(mx: MxServer) -> None:
+    for connection in mx.connections:
+        assert set(connection.clear_verbs) <= {"EHLO", "HELO", "STARTTLS", "QUIT"}
+        assert b"bob" not in connection.clear + connection.in_handshake
+
+
+@pytest.mark.parametrize(("require", "skip", "script", "column", "end"), CASES)
+async def test_each_cell_of_the_table(rig, require, skip, script, column, end):
+    mx = await rig.mx(script)
+    outcome = await rig.send(entry(require=require, skip=skip))
+    session = hop(outcome)
+    assert (session.mx_host, session.mx_ip) == (mx.name, mx.address)
+    assert session.seconds > 0
+    if end in (U4, U5):
+        assert isinstance(outcome, Deferred)
+        assert (outcome.status, outcome.tls_unmet) == (end.value, True)
+        assert outcome.code == {
+            StartTls.REFUSED_454: 454,
+            StartTls.REFUSED_502: 502,
+            StartTls.REPLY_354: 354,
+        }.get(script.starttls, 0)
+        assert (session.tls, session.certificate_verified, session.downgrade) == (False, False, None)
+        assert mx.messages == []
+        assert len(mx.connections) == 1
+        assert_nothing_of_the_message_in_clear(mx)
+        return
+    assert isinstance(outcome, Delivered)
+    (message,) = mx.messages
+    assert message.content == CONTENT
+    assert message.in_tls is (end in (V, E)) is session.tls
+    assert session.certificate_verified is (end is V)
+    assert session.verified_by == ("pkix" if end is V else None)
+    assert len(mx.connections) == (2 if end is NEW else 1)
+    if session.tls:
+        assert session.tls_version == message.tls_version
+        assert session.tls_cipher
+        assert session.downgrade is None
+        assert message.sni == mx.name
+        assert_nothing_of_the_message_in_clear(mx)
+        assert message.connection.in_tls.startswith(b"EHLO ")
+    else:
+        assert session.downgrade is not None
+        assert session.downgrade.reason == DowngradeReason(column)
+        assert session.downgrade.wanted is (Level.ENCRYPTED if skip else Level.VERIFIED)
+        assert session.downgrade.error
+        assert "STARTTLS" not in mx.connections[1].verbs if end is NEW else True
+
+
+async def test_the_error_that_led_into_clear_text_is_told_in_its_own_words(rig):
+    await rig.mx(Script(certificate=Kind.EXPIRED))
+    downgrade = hop(await rig.send(entry())).downgrade
+    assert downgrade.error == "certificate not verified: certificate has expired"
+
+
+@pytest.mark.parametrize("kind", UNVERIFIABLE)
+async def test_on_unverified_encrypted_keeps_to_tls(rig, kind):
+    mx = await rig.mx(Script(certificate=kind))
+    rig.delivery["on_unverified"] = OnUnverified.ENCRYPTED
+    outcome = await rig.send(entry())
+    assert isinstance(outcome, Delivered)
+    session = hop(outcome)
+    assert (session.tls, session.certificate_verified, session.downgrade) == (True, False, None)
+    assert_nothing_of_the_message_in_clear(mx)
+
+
+async def test_on_unverified_encrypted_still_goes_in_clear_where_there_is_no_tls(rig):
+    await rig.mx(Script(certificate=Kind.EXPIRED), Script(starttls=StartTls.HANG), Script())
+    rig.delivery["on_unverified"] = OnUnverified.ENCRYPTED
+    session = hop(await rig.send(entry()))
+    assert not session.tls
+    assert session.downgrade.reason is DowngradeReason.HANDSHAKE_FAILED
+    assert session.downgrade.wanted is Level.VERIFIED
+    assert "certificate has expired" in session.downgrade.error
+
+
+async def test_required_tls_walks_past_bad_hosts_to_a_good_one(rig):
+    bad = [
+        await rig.mx(Script(starttls=StartTls.ABSENT)),
+        await rig.mx(Script(certificate=Kind.SELF_SIGNED)),
+        await rig.mx(Script(starttls=StartTls.REFUSED_454)),
+    ]
+    good = await rig.mx()
+    outcome = await rig.send(entry(require=True))
+    assert isinstance(outcome, Delivered)
+    assert hop(outcome).mx_host == good.name
+    assert [line.partition(" ")[0] for line in outcome.hosts] == [mx.name for mx in bad]
+    for mx in bad:
+        assert mx.messages == []
+        assert_nothing_of_the_message_in_clear(mx)
+
+
+async def test_where_no_host_will_do_every_hosts_reason_is_told(rig):
+    await rig.mx(Script(starttls=StartTls.ABSENT))
+    await rig.mx(Script(certificate=Kind.EXPIRED))
+    outcome = await rig.send(entry(require=True))
+    assert isinstance(outcome, Deferred)
+    assert outcome.status == "4.7.5"
+    assert "has expired" in outcome.description
+    (line,) = outcome.hosts
+    assert "STARTTLS not offered" in line
+
+
+@pytest.mark.parametrize(
+    ("script", "status"),
+    [(Script(certificate=Kind.EXPIRED), "5.7.5"), (Script(starttls=StartTls.ABSENT), "5.7.4")],
+)
+async def test_on_tls_unmet_bounce_bounces_after_the_last_host(rig, script, status):
+    await rig.mx(script)
+    await rig.mx(script)
+    rig.delivery["on_tls_unmet"] = OnTlsUnmet.BOUNCE
+    outcome = await rig.send(entry(require=True))
+    assert isinstance(outcome, Bounced)
+    assert outcome.status == status
+    assert len(outcome.hosts) == 1
+
+
+@pytest.mark.parametrize("order", [0, 1])
+async def test_on_tls_unmet_bounce_waits_while_any_host_had_other_trouble(rig, order):
+    await rig.mx(Script(certificate=Kind.EXPIRED))
+    mx = await rig.mx()
+    await mx.close()
+    rig.delivery["on_tls_unmet"] = OnTlsUnmet.BOUNCE
+    if order:
+        rig.hosts.reverse()
+    outcome = await rig.send(entry(require=True))
+    assert isinstance(outcome, Deferred)
+    assert (outcome.status, outcome.tls_unmet) == ("4.7.5", True)
+
+
+async def test_on_tls_unmet_bounce_waits_while_the_dns_had_trouble(rig):
+    await rig.mx(Script(certificate=Kind.EXPIRED))
+    rig.trouble = ("mx0.dest.example: SERVFAIL",)
+    rig.delivery["on_tls_unmet"] = OnTlsUnmet.BOUNCE
+    outcome = await rig.send(entry(require=True))
+    assert isinstance(outcome, Deferred)
+    assert outcome.hosts == rig.trouble
+
+
+INSISTS = "530 5.7.0 Must issue a STARTTLS command first"
+
+
+@pytest.mark.parametrize("verb", ["MAIL", "RCPT", "DATA"])
+@pytest.mark.parametrize("pipelining", [True, False])
+@pytest.mark.parametrize(
+    "reply",
+    [INSISTS, "550 5.7.10 Encryption needed", "554 5.7.1 TLS is required here", "503 use STARTTLS first"],
+)
+@pytest.mark.parametrize("mode", [StartTls.ABSENT, StartTls.REFUSED_454, StartTls.OK])
+async def test_a_host_that_wants_tls_in_clear_has_not_refused_the_mail(rig, verb, pipelining, reply, mode):
+    offers = ("PIPELINING",) if pipelining else ()
+    script = Script(certificate=Kind.EXPIRED, starttls=mode, replies_in_clear={verb: reply}, offers=offers)
+    await rig.mx(script)
+    outcome = await rig.send(entry())
+    assert isinstance(outcome, Deferred)
+    assert (outcome.status, outcome.code) == ("4.7.5", int(reply[:3]))
+    assert reply[10:] in outcome.description
+    assert any(word in outcome.description for word in ("not offered", "STARTTLS refused", "expired"))
+
+
+async def test_after_a_host_that_wants_tls_in_clear_the_next_one_is_tried(rig):
+    await rig.mx(Script(certificate=Kind.EXPIRED, replies_in_clear={"MAIL": INSISTS}))
+    good = await rig.mx()
+    outcome = await rig.send(entry())
+    assert isinstance(outcome, Delivered)
+    assert hop(outcome).mx_host == good.name
+    assert len(outcome.hosts) == 1
+
+
+async def test_what_was_put_into_the_clear_stream_before_the_handshake_counts_for_nothing(rig):
+    inject = b"250-evil\r\n250 PIPELINING\r\n250 2.1.0 OK\r\n250 2.1.5 OK\r\n354 go on\r\n250 2.0.0 taken\r\n"
+    mx = await rig.mx(Script(inject=inject, offers_in_tls=("8BITMIME",)))
+    outcome = await rig.send(entry(require=True))
+    assert isinstance(outcome, Delivered)
+    assert outcome.message == "2.0.0 OK"
+    assert len(mx.messages) == 1
+    assert mx.connections[0].verbs == ["EHLO", "STARTTLS", "EHLO", "MAIL", "RCPT", "DATA"]
+
+
+async def test_only_what_is_offered_inside_tls_counts(rig):
+    mx = await rig.mx(Script(offers=("PIPELINING", "SIZE 10", "DSN"), offers_in_tls=("SIZE 1000000",)))
+    outcome = await rig.send(entry(require=True))
+    assert isinstance(outcome, Delivered)
+    assert not outcome.dsn_passed_on
+    assert len(mx.messages) == 1
