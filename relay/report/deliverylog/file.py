@@ -135,7 +135,7 @@ class DeliveryLog:
                     await self._ended.wait()
                 while await self._follow():  # nothing, unless `run` was cancelled
                     pass
-                await asyncio.get_running_loop().run_in_executor(self._thread, self._file.close)
+        self._thread.submit(self._file.close)
         self._thread.shutdown(wait=False)
 
     async def _follow(self) -> int:
