@@ -9,13 +9,13 @@ over that is not committed.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from relay.queue.entry import Entry
 
-__all__ = ["HandOff", "HandOffLimits", "weight_of"]
+__all__ = ["HandOff", "HandOffLimits", "Shares", "weight_of"]
 
 _ENTRY_BYTES = 1024
 _RECIPIENT_BYTES = 512
@@ -30,6 +30,18 @@ class HandOffLimits:
     size_bytes: int = 32 * 1024 * 1024
     content_bytes: int = 64 * 1024
     """Content up to this size goes along; larger is read again when it is sent."""
+
+
+@dataclass(slots=True)
+class Shares:
+    """How many entries of each domain one claim has taken, and how many it may; None for any number."""
+
+    most: int | None = None
+    taken: Counter[str] = field(default_factory=Counter)
+
+    def left(self, domain: str, limit: int = 1) -> int:
+        """How many more of a domain, at most `limit`."""
+        return limit if self.most is None else max(min(limit, self.most - self.taken[domain]), 0)
 
 
 def weight_of(entry: Entry) -> int:
@@ -92,16 +104,18 @@ class HandOff:
             queue.append(entry)
         self._present += 1
 
-    def take(self, limit: int, skip: Collection[str] = ()) -> list[Entry]:
-        """At most `limit` entries, one of each domain in turn, none of a domain in `skip`."""
+    def take(self, limit: int, skip: Collection[str] = (), shares: Shares | None = None) -> list[Entry]:
+        """At most `limit` entries, one of each domain in turn, of none that is in `skip` or has its share."""
+        shares = shares or Shares()
         taken: list[Entry] = []
         passed: list[tuple[str, deque[Entry]]] = []
         while self._waiting and len(taken) < limit:
             domain, queue = self._waiting.popitem(last=False)
-            if domain in skip:
+            if domain in skip or not shares.left(domain):
                 passed.append((domain, queue))
                 continue
             taken.append(queue.popleft())
+            shares.taken[domain] += 1
             if queue:
                 self._waiting[domain] = queue
         for domain, queue in reversed(passed):

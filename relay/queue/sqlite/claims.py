@@ -16,6 +16,7 @@ from datetime import datetime
 from typing import Any
 
 from relay.queue.entry import Entry, QueuedMessage, QueuedRecipient, State
+from relay.queue.handoff import Shares
 from relay.queue.rows import STATE_NUMBER, STATE_OF_NUMBER, BadRow, message_of, micros, recipient_of
 from relay.queue.sqlite.reader import matching, window_end
 from relay.queue.sqlite.schema import ASIDE, CLAIMED, READY, WAITING
@@ -35,13 +36,19 @@ _ORPHANS = 200
 
 
 def claim(
-    db: sqlite3.Connection, now: datetime, limit: int, skip: Collection[str], cursor: str
+    db: sqlite3.Connection,
+    now: datetime,
+    limit: int,
+    skip: Collection[str],
+    cursor: str,
+    shares: Shares | None = None,
 ) -> tuple[list[Entry], str]:
     """Entries that are due, claimed, and the domain the next claim is to start behind.
 
     What has become due since the last time is moved to the ready ones first, a stretch at a time.
     """
     skipped = json.dumps(list(skip))
+    shares = Shares(shares.most, shares.taken.copy()) if shares else Shares()
     for _ in range(_ROUNDS):
         promoted = db.execute(
             f"UPDATE recipient SET place = {READY} WHERE (queue_id, idx) IN"
@@ -55,7 +62,7 @@ def claim(
     entries: list[Entry] = []
     while domains and len(entries) < limit:
         quota = -(-(limit - len(entries)) // len(domains))
-        found = _claim_of(db, domains[: limit - len(entries)], quota, limit - len(entries))
+        found = _claim_of(db, domains[: limit - len(entries)], quota, limit - len(entries), shares)
         cursor = domains[-1]
         if not found:
             break
@@ -89,14 +96,16 @@ def _ready_between(db: sqlite3.Connection, limit: int, skipped: str, low: str, h
     return [row[0] for row in rows]
 
 
-def _claim_of(db: sqlite3.Connection, domains: Sequence[str], quota: int, limit: int) -> list[Entry]:
+def _claim_of(
+    db: sqlite3.Connection, domains: Sequence[str], quota: int, limit: int, shares: Shares
+) -> list[Entry]:
     """The oldest entries of some domains, at most `quota` of each."""
     keys: list[tuple[str, str]] = []
     for domain in domains:
         rows = db.execute(
             f"SELECT DISTINCT queue_id FROM recipient WHERE place = {READY} AND domain = ?"
             " ORDER BY due LIMIT ?",
-            (domain, min(quota, limit - len(keys))),
+            (domain, shares.left(domain, min(quota, limit - len(keys)))),
         )
         keys += [(queue_id, domain) for (queue_id,) in rows]
         if len(keys) >= limit:
@@ -105,6 +114,7 @@ def _claim_of(db: sqlite3.Connection, domains: Sequence[str], quota: int, limit:
     for queue_id, domain in keys:
         entry = _claim_one(db, queue_id, domain)
         if entry is not None:
+            shares.taken[domain] += 1
             entries.append(entry)
     return entries
 

@@ -21,7 +21,7 @@ from typing import Any, Self, TypeVar
 
 from relay.mail.event import Event
 from relay.queue.entry import Entry, QueuedMessage, QueuedRecipient, State
-from relay.queue.handoff import HandOff, HandOffLimits
+from relay.queue.handoff import HandOff, HandOffLimits, Shares
 from relay.queue.rows import STATE_NUMBER, message_data, micros, recipient_data
 from relay.queue.settle import Settlement
 from relay.queue.sqlite import claims
@@ -225,30 +225,35 @@ class SqliteStore:
 
     # Handing out.
 
-    async def claim_due(self, *, now: datetime, limit: int, skip: Collection[str] = ()) -> list[Entry]:
+    async def claim_due(
+        self, *, now: datetime, limit: int, limit_per_domain: int | None = None, skip: Collection[str] = ()
+    ) -> list[Entry]:
         """Entries that are due: from the hand-off, and for a fair part from disk where some wait there."""
         if limit <= 0:
             return []
+        shares = Shares(limit_per_domain)
         if skip and self._handoff.is_crowded:
             await self._spill(self._handoff.take_of(skip))
         if not self._due.may_be_due(now, skip):
-            return self._handoff.take(limit, skip)
+            return self._handoff.take(limit, skip, shares)
         self._turn ^= 1
-        at_once = self._handoff.take((limit + self._turn) // 2, skip)
+        at_once = self._handoff.take((limit + self._turn) // 2, skip, shares)
         try:
-            stored = await self._claim_stored(now, limit - len(at_once), skip)
+            stored = await self._claim_stored(now, limit - len(at_once), skip, shares)
         except BaseException:
             self._put_back(at_once)
             raise
-        return at_once + stored + self._handoff.take(limit - len(at_once) - len(stored), skip)
+        return at_once + stored + self._handoff.take(limit - len(at_once) - len(stored), skip, shares)
 
-    async def _claim_stored(self, now: datetime, limit: int, skip: Collection[str]) -> list[Entry]:
+    async def _claim_stored(
+        self, now: datetime, limit: int, skip: Collection[str], shares: Shares
+    ) -> list[Entry]:
         """Entries from disk."""
         if limit <= 0:
             return []
         before = self._due.begin()
         call = Call(self._future())
-        call.function = lambda db: claims.claim(db, now, limit, skip, self._cursor)
+        call.function = lambda db: claims.claim(db, now, limit, skip, self._cursor, shares)
 
         def claimed(result: tuple[list[Entry], str]) -> None:
             entries, self._cursor = result
@@ -259,6 +264,7 @@ class SqliteStore:
         call.on_commit = claimed
         result: tuple[list[Entry], str] = await self._submit(call)
         entries = result[0]
+        shares.taken.update(entry.domain for entry in entries)
         if len(entries) < limit:
             self._due.learn(before, await self._reader.next_due(list(skip)), skip)
         return entries
