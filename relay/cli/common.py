@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import importlib
 import os
@@ -137,6 +136,8 @@ def _without_relay(config: Config, request: Mapping[str, Any]) -> Iterator[dict[
 
 def _drive(lines: AsyncIterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """An asynchronous iterator, walked from outside an event loop."""
+    import asyncio
+
     with asyncio.Runner() as runner, contextlib.suppress(StopAsyncIteration):
         while True:
             yield runner.run(_next(lines))

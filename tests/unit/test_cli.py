@@ -1,0 +1,371 @@
+# ruff: noqa: E501 (an expected line is written as it is shown, in one piece)
+"""The command line: what each command says, and with which exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import yaml
+from argon2 import PasswordHasher
+from click.testing import CliRunner, Result
+
+from relay import __version__
+from relay.admin.control import Control, start_control
+from relay.cli import relay
+from relay.cli.common import age_text, printable, size_text
+from relay.policy.settings import Setting, Source, TlsSettings
+from relay.queue.entry import MessageSummary, QueuedMessage, QueuedRecipient
+from relay.queue.sqlite import SqliteStore
+from relay.queue.store import NewMessage
+from relay.report import deliverylog
+
+ROOT = Path(__file__).resolve().parents[2]
+SETTINGS = TlsSettings(Setting(True, Source.DOMAIN, "example.com"), Setting(False, Source.DEFAULT))
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """`relay …` in a directory of the test's own, with its relay.yaml."""
+    monkeypatch.chdir(tmp_path)
+    for variable in [name for name in os.environ if name.startswith("RELAY_")]:
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("RELAY_CONFIG", "relay.yaml")
+    (tmp_path / "relay.yaml").write_text(
+        "hostname: relay.example.net\nqueue: {path: spool}\nadmin: {socket: s}\n"
+    )
+
+    def call(*arguments: str, typed: str | None = None) -> Result:
+        return CliRunner().invoke(relay, arguments, input=typed, prog_name="relay")
+
+    return call
+
+
+def new_message(queue_id: str, *recipients: str, sender: str = "a@example.com") -> NewMessage:
+    content = b"Subject: hello\r\nX-Bad: \x1b[2J\r\n\r\nbody\r\n"
+    arrived = datetime.now(UTC) - timedelta(hours=2)
+    message = QueuedMessage(queue_id, sender, arrived, len(content), MessageSummary(subject="hello"))
+    queued = tuple(
+        QueuedRecipient(i, address, address.partition("@")[2], SETTINGS)
+        for i, address in enumerate(recipients)
+    )
+    return NewMessage(message, queued, content, events=(deliverylog.accepted(message, queued),))
+
+
+@pytest.fixture
+def stopped_queue(tmp_path: Path) -> None:
+    """Two messages in the queue of a relay that does not run."""
+
+    async def fill() -> None:
+        store = await SqliteStore.open(tmp_path / "spool")
+        await store.accept(new_message("M1", "b@example.net"))
+        await store.accept(new_message("M2", "b@example.net", "c@example.org", sender=""))
+        await store.close()
+
+    asyncio.run(fill())
+
+
+@pytest.fixture
+def running_queue(tmp_path: Path, stopped_queue: None) -> Iterator[None]:
+    """The same, with a control socket that answers, in a process of its own."""
+    script = "import asyncio, sys; from tests.unit.test_cli import serve_queue; asyncio.run(serve_queue(sys.argv[1]))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, stdin=subprocess.PIPE
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    yield
+    process.stdin.close()
+    assert process.wait(10) == 0
+    process.stdout.close()
+
+
+async def serve_queue(directory: str) -> None:
+    store = await SqliteStore.open(Path(directory) / "spool")
+    server = await start_control(
+        Control(store, store, clock=lambda: datetime.now(UTC)), Path(directory) / "s"
+    )
+    print("ready", flush=True)
+    await asyncio.to_thread(sys.stdin.read)
+    await server.close()
+    await store.close()
+
+
+# --- the whole ------------------------------------------------------------------------------------
+
+
+def test_help_names_every_command(run: Run) -> None:
+    result = run("--help")
+    assert result.exit_code == 0
+    for command in ("serve", "check", "queue", "log", "explain", "probe", "password", "demo"):
+        assert f"\n  {command} " in result.output
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["serve", "check", "queue", "log", "explain", "probe", "password", "demo"]
+    + [f"queue {verb}" for verb in ("list", "show", "retry", "hold", "release", "remove")],
+)
+def test_every_command_has_a_help_of_its_own(run: Run, command: str) -> None:
+    result = run(*command.split(), "--help")
+    assert result.exit_code == 0
+    assert f"Usage: relay {command}" in result.output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["fly"],
+        ["queue", "fly"],
+        ["queue", "show"],
+        ["queue", "hold"],
+        ["queue", "remove", "M1", "--all"],
+        ["queue", "list", "--state", "lost"],
+        ["queue", "list", "--older-than", "soon"],
+        ["queue", "list", "--domain", "a b"],
+        ["log", "--since", "yesterday"],
+        ["log", "--lines", "0"],
+        ["explain", "--from", "a@example.com"],
+        ["explain", "--from", "a@example.com", "--to", "nobody"],
+        ["explain", "--from", "a@example.com", "--to", "b@example.net", "--require-tls", "perhaps"],
+        ["check", "--frobnicate"],
+    ],
+)
+def test_what_is_not_understood_ends_with_2(run: Run, arguments: list[str]) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    assert "Usage: relay" in result.output
+
+
+def test_version_costs_nothing() -> None:
+    script = (
+        "import sys; from relay.cli import relay\n"
+        "try: relay(['--version'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'asyncio', 'pydantic', 'yaml', 'dns', 'ssl', 'sqlite3', 'rich', 'uvloop'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout == f"relay {__version__}\n"
+
+
+def test_the_module_is_the_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "relay", "--version"], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout == f"relay {__version__}\n"
+
+
+# --- check ----------------------------------------------------------------------------------------
+
+
+def test_check_prints_what_is_in_effect(run: Run) -> None:
+    result = run("check")
+    assert result.exit_code == 0
+    document = yaml.safe_load(result.stdout)
+    assert document["hostname"] == "relay.example.net"
+    assert document["limits"]["message_size"] == "50MiB"
+
+
+def test_check_says_all_that_is_wrong_and_ends_with_1(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("hostnme: a\nqueue: {lifetime: 5}\n")
+    result = run("check", "-c", "bad.yaml")
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert result.stderr.splitlines() == [
+        'bad.yaml:1: hostnme: unknown key; did you mean "hostname"?',
+        'bad.yaml:2: queue.lifetime: "5" is not a duration; write a unit, as in 5s',
+    ]
+
+
+def test_warnings_do_not_fail_a_check(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "relay.yaml").write_text("hostname: short\n")
+    result = run("check")
+    assert result.exit_code == 0
+    assert result.stderr.startswith("warning: relay.yaml:1: hostname: short is no full domain name")
+
+
+@pytest.mark.parametrize("command", ["serve", "queue list", "log"])
+def test_every_command_refuses_a_broken_configuration(run: Run, tmp_path: Path, command: str) -> None:
+    (tmp_path / "relay.yaml").write_text("fly: high\n")
+    result = subprocess.run(
+        [sys.executable, "-m", "relay", *command.split()],
+        cwd=tmp_path, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert "relay.yaml:1: fly: unknown key" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_the_configuration_is_named_before_or_behind_the_command(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "other.yaml").write_text("hostname: other.example\n")
+    for arguments in (["-c", "other.yaml", "check"], ["check", "-c", "other.yaml"]):
+        assert "hostname: other.example" in run(*arguments).output
+    assert run("queue", "-c", "nowhere.yaml", "list").exit_code == 1
+    assert run("queue", "list", "-c", "nowhere.yaml").exit_code == 1
+
+
+# --- password -------------------------------------------------------------------------------------
+
+
+def test_password_hashes_what_is_given_on_stdin(run: Run) -> None:
+    result = run("password", typed="correct horse\n")
+    assert result.exit_code == 0
+    assert PasswordHasher().verify(result.stdout.strip(), "correct horse")
+
+
+def test_an_empty_password_is_refused(run: Run) -> None:
+    assert run("password", typed="\n").exit_code == 1
+
+
+# --- the queue of a stopped relay -----------------------------------------------------------------
+
+
+def test_a_queue_that_was_never_made_is_empty(run: Run) -> None:
+    assert run("queue", "list", "--json").stdout == "[]\n"
+    assert run("queue", "list").exit_code == 0
+    assert run("log").stdout == ""
+
+
+@pytest.mark.usefixtures("stopped_queue")
+def test_the_queue_of_a_stopped_relay_can_be_looked_at(run: Run) -> None:
+    found = json.loads(run("queue", "list", "--json").stdout)
+    assert [item["queue-id"] for item in found] == ["M1", "M2"]
+    assert set(found[0]) == {"queue-id", "state", "sender", "size", "arrived", "recipients"}
+    assert set(found[0]["recipients"][0]) == {"address", "state", "attempts", "next-attempt", "last"}
+    text = run("queue", "list").stdout
+    assert "M1  queued  2h  37 B  from a@example.com\n    to b@example.net  queued" in text
+    assert text.endswith("2 messages\n")
+    assert [i["queue-id"] for i in json.loads(run("queue", "list", "--sender", "<>", "--json").stdout)] == [
+        "M2"
+    ]
+    assert (
+        json.loads(run("queue", "list", "--domain", "Example.ORG.", "--json").stdout)[0]["queue-id"] == "M2"
+    )
+
+
+@pytest.mark.usefixtures("stopped_queue")
+def test_a_message_is_shown_and_nothing_in_it_moves_the_cursor(run: Run) -> None:
+    result = run("queue", "show", "M1")
+    assert result.exit_code == 0
+    assert "require-tls: true, by domain example.com" in result.stdout
+    assert "Subject: hello\n" in result.stdout
+    assert "\x1b[2J" not in result.stdout
+    assert json.loads(run("queue", "show", "M1", "--json").stdout)["queue-id"] == "M1"
+
+
+@pytest.mark.usefixtures("stopped_queue")
+def test_an_unknown_queue_id_ends_with_1(run: Run) -> None:
+    result = run("queue", "show", "M9")
+    assert result.exit_code == 1
+    assert result.stderr == "M9: no such message in the queue\n"
+
+
+@pytest.mark.usefixtures("stopped_queue")
+def test_the_queue_of_a_stopped_relay_cannot_be_changed(run: Run) -> None:
+    result = run("queue", "hold", "--all")
+    assert result.exit_code == 1
+    assert "no relay answers at s; start one with `relay serve`" in result.stderr
+
+
+@pytest.mark.usefixtures("stopped_queue")
+def test_the_log_of_a_stopped_relay_can_be_read(run: Run) -> None:
+    lines = [json.loads(line) for line in run("log", "--json").stdout.splitlines()]
+    assert [line["queue-id"] for line in lines] == ["M1", "M2"]
+    assert "accepted   M1  a@example.com → b@example.net" in run("log", "--id", "M1").stdout
+    assert run("log", "--event", "failed").stdout == ""
+    assert run("log", "--since", "1h").stdout == ""
+    assert len(run("log", "--since", "1d").stdout.splitlines()) == 2
+
+
+# --- the queue of a running relay -----------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("running_queue")
+def test_a_running_relay_is_asked_and_told(run: Run) -> None:
+    assert len(json.loads(run("queue", "list", "--json").stdout)) == 2
+    assert run("queue", "hold", "M1").stdout == "hold: 1 recipient\n"
+    assert [i["queue-id"] for i in json.loads(run("queue", "list", "--state", "held", "--json").stdout)] == [
+        "M1"
+    ]
+    assert run("queue", "release", "--state", "held").stdout == "release: 1 recipient\n"
+    assert run("queue", "retry", "--older-than", "1h").stdout == "retry: 3 recipients\n"
+    partly = run("queue", "remove", "M1", "M9")
+    assert partly.exit_code == 1
+    assert partly.stdout == "remove: 1 recipient\n"
+    assert partly.stderr == "M9: no such message in the queue\n"
+    assert run("queue", "remove", "--all").stdout == "remove: 2 recipients\n"
+    assert run("queue", "list").stdout.startswith("The queue is empty")
+    assert "failed     M1" in run("log", "--event", "failed").stdout
+
+
+# --- explain --------------------------------------------------------------------------------------
+
+
+def test_explain_says_where_a_setting_came_from_and_what_a_host_must_prove(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "relay.yaml").write_text(
+        """
+        hostname: relay.example.net
+        policy: {destinations: {partner.example: {require_tls: true, allow_override: false}}}
+        routes: {partner.example: {host: 192.0.2.7, port: 26}}
+        """
+    )
+    asked = ("explain", "--from", "a@example.com", "--to", "b@Partner.example")
+    result = run(*asked, "--require-tls", "no", "--skip-verification", "no")
+    assert result.exit_code == 0, result.output
+    assert "require-tls:       yes  from: message-refused (partner.example)" in result.stdout
+    assert "the host must offer TLS" in result.stdout
+    assert "1. 192.0.2.7 [192.0.2.7]:26" in result.stdout
+    answer = json.loads(run(*asked, "--json").stdout)
+    assert answer["policy"]["require-tls"] == {
+        "value": True,
+        "source": "destination",
+        "rule": "partner.example",
+    }
+    assert answer["hosts"][0]["address"] == "192.0.2.7"
+
+
+def test_explain_ends_with_1_where_there_is_no_host(run: Run) -> None:
+    result = run("explain", "--from", "<>", "--to", "b@[127.0.0.1]")
+    assert result.exit_code == 1
+    assert "no host to try: bounced, 5.4.4" in result.stdout
+
+
+# --- words ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("age", "text"),
+    [
+        (0, "0s"),
+        (-5, "0s"),
+        (59, "59s"),
+        (90, "90s"),
+        (120, "2m"),
+        (7300, "2h"),
+        (86400, "1d"),
+        (200_000, "2d"),
+    ],
+)
+def test_an_age_is_told_in_one_unit(age: int, text: str) -> None:
+    assert age_text(timedelta(seconds=age)) == text
+
+
+def test_a_size_is_told_in_one_unit() -> None:
+    assert [size_text(n) for n in (42, 2048, 5 * 1024**2)] == ["42 B", "2 KiB", "5 MiB"]
+
+
+def test_a_strangers_text_is_made_harmless() -> None:
+    assert printable("a\x1b[2J\r\n\u202eb") == "a\\x1b[2J\\r\\n\\u202eb"
