@@ -117,8 +117,6 @@ def age_of(
     if steady_since is None or arrived >= steady_since or now - steady_since >= SETTLING:
         return told
     accounted = _waited(schedule, attempts) * _SLACK
-    if accounted >= schedule.lifetime:
-        return told
     return min(told, max(accounted, now - steady_since))
 
 

@@ -232,7 +232,7 @@ async def test_a_store_that_is_away_for_a_while_loses_no_line(path, journal):
 async def test_after_a_sync_that_failed_all_since_the_last_good_one_is_written_again(
     path, journal, monkeypatch
 ):
-    really, failing = os.fdatasync, True
+    really, failing = os.fdatasync, False
 
     def fdatasync(fd):
         nonlocal failing
@@ -242,13 +242,22 @@ async def test_after_a_sync_that_failed_all_since_the_last_good_one_is_written_a
         really(fd)
 
     monkeypatch.setattr(os, "fdatasync", fdatasync)
-    async with following(path, journal) as log:
-        journal.commit(2)
-        await until(lambda: log.is_in_trouble)
-        assert journal.mark == 0
-        log.reopen()
-        await until(lambda: journal.mark == 2)
-    assert ids(path) == [1, 2, 1, 2]
+    log = DeliveryLog(
+        path, journal, look_every=timedelta(milliseconds=5), sync_every=timedelta(milliseconds=400)
+    )
+    task = asyncio.create_task(log.run())
+    journal.commit(2)
+    await until(lambda: journal.mark == 2)
+    journal.commit(2)
+    await until(lambda: ids(path) == [1, 2, 3, 4])
+    failing = True
+    await until(lambda: log.is_in_trouble)
+    assert journal.mark == 2
+    log.reopen()
+    await until(lambda: journal.mark == 4)
+    assert ids(path) == [1, 2, 3, 4, 3, 4]
+    await log.close()
+    await task
 
 
 async def test_an_unwritable_file_does_not_keep_us_from_stopping(path, journal):
