@@ -547,10 +547,11 @@ def _finish(db: sqlite3.Connection, finished: Sequence[tuple[str, int]]) -> None
 
 @lru_cache(maxsize=64)
 def _update_statement(count: int) -> str:
+    # It has to begin with UPDATE: sqlite3 counts no rows for a statement that begins with WITH.
     return (
-        f"WITH new (queue_id, idx, state, place, due, data) AS (VALUES {_values(6, count)})"
-        " UPDATE recipient SET state = new.state, place = new.place, due = new.due, data = new.data"
-        " FROM new WHERE recipient.queue_id = new.queue_id AND recipient.idx = new.idx"
+        "UPDATE recipient SET state = new.column3, place = new.column4, due = new.column5, data = new.column6"
+        f" FROM (VALUES {_values(6, count)}) AS new"
+        " WHERE recipient.queue_id = new.column1 AND recipient.idx = new.column2"
         f" AND recipient.place = {CLAIMED}"
     )
 
