@@ -70,7 +70,7 @@ class Attempt:
         self._route = route
         self._security = security_options(delivery, tls)
         self._using = hop.Reach(hostname, delivery.timeouts, contexts or TlsContexts(tls.ca_file))
-        self._pool = pool or Pool()
+        self._pool = Pool() if pool is None else pool
 
     async def run(self, entry: Entry, content: Callable[[], AsyncIterator[bytes]]) -> dict[int, Outcome]:
         """Try to deliver; the outcome for every recipient of the entry, by its index."""

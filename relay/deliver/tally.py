@@ -31,6 +31,8 @@ class Tally:
         trouble: tuple[str, ...] = (),
         rejected: tuple[str, ...] = (),
     ) -> None:
+        recipients = tuple(recipients)
+        self._order = tuple(recipient.index for recipient in recipients)
         self._pending = {recipient.index: recipient for recipient in recipients}
         self._settled: dict[int, Outcome] = {}
         self._waiting: dict[int, list[tuple[Host, Deferred]]] = {index: [] for index in self._pending}
@@ -57,8 +59,7 @@ class Tally:
 
     def outcomes(self) -> dict[int, Outcome]:
         """What the attempt comes to, for every recipient."""
-        last = {index: self._last(index) for index in self._pending}
-        return {**self._settled, **last}
+        return {index: self._settled.get(index) or self._last(index) for index in self._order}
 
     def _last(self, index: int) -> Outcome:
         host, outcome = max(

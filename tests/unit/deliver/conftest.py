@@ -50,7 +50,7 @@ def ca_file(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> s
 
 
 class Rig:
-    """Mail hosts, and attempts at them. Hosts get 127.0.1.1, 127.0.1.2 and so on, each with a port of its own."""
+    """Mail hosts, and attempts at them. Hosts are at 127.0.1.1, 127.0.1.2 and so on, with a port each."""
 
     def __init__(self, authority: Authority, ca_file: str, stack: AsyncExitStack) -> None:
         self.authority = authority
