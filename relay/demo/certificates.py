@@ -215,6 +215,9 @@ def _with_authority_key(builder: x509.CertificateBuilder, key: _Key) -> x509.Cer
 
 
 def _subject(name: str) -> x509.Name:
+    """The name as common name, where it is no longer than one may be (RFC 5280 appendix A.1)."""
+    if len(name) > 64:
+        return x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "A host with a long name")])
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
 
 

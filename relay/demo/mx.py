@@ -250,6 +250,7 @@ class MxServer:
         self._server: asyncio.Server | None = None
         self._sessions: set[asyncio.Task[None]] = set()
         self._wires: set[_Wire] = set()
+        self._mistakes: list[BaseException] = []
         self._contexts: dict[int, ssl.SSLContext] = {}
         self._news = asyncio.Event()
 
@@ -292,7 +293,7 @@ class MxServer:
         self.port = listening.getsockname()[1]
 
     async def close(self) -> None:
-        """Stop listening and break off every connection."""
+        """Stop listening and break off every connection; a mistake of our own comes to light here."""
         if self._server is not None:
             self._server.close()
         for session in list(self._sessions):
@@ -301,6 +302,8 @@ class MxServer:
         for wire in list(self._wires):
             wire.abort()
         await asyncio.sleep(0)
+        if self._mistakes:
+            raise self._mistakes[0]
 
     async def __aenter__(self) -> MxServer:
         await self.start()
@@ -320,8 +323,14 @@ class MxServer:
         self._wires.add(wire)
         session = asyncio.ensure_future(_Session(self, wire, connection, script).run())
         self._sessions.add(session)
-        session.add_done_callback(self._sessions.discard)
+        session.add_done_callback(self._ended)
         return connection
+
+    def _ended(self, session: asyncio.Task[None]) -> None:
+        self._sessions.discard(session)
+        error = None if session.cancelled() else session.exception()
+        if error is not None:
+            self._mistakes.append(error)
 
     def _lost(self, wire: _Wire) -> None:
         self._wires.discard(wire)
