@@ -218,7 +218,7 @@ class DnsResolver:
             resolver = self._servers.resolver()
             # One second beyond the library's own patience, which knows better what happened.
             async with asyncio.timeout(self._options.timeout.total_seconds() + 1):
-                return await resolver.resolve(name, rdtype, raise_on_no_answer=False, search=False)
+                return await resolver.resolve(name, rdtype, raise_on_no_answer=False)
 
     def _records(self, answer: dns.resolver.Answer) -> _Records:
         ttl = float(answer.chaining_result.minimum_ttl)
@@ -322,9 +322,9 @@ def parse_nameserver(text: str) -> tuple[str, int]:
 
 
 def _absolute(name: str) -> dns.name.Name:
-    """A name as it goes on the wire, complete, so that no search list applies."""
+    """A name as it goes on the wire: below the root, so that no search list applies."""
     try:
-        absolute = dns.name.from_text(name.removesuffix(".") + ".")
+        absolute = dns.name.from_text(name, dns.name.root)
     except (dns.exception.DNSException, UnicodeError, ValueError) as exc:
         raise _BadName(name) from exc
     if absolute == dns.name.root:

@@ -76,9 +76,7 @@ async def hasty(server):
 
 
 @pytest.mark.parametrize("fault", [Fault.SERVFAIL, Fault.DROP, Fault.REFUSED])
-async def test_50_without_an_answer_about_mx_the_mail_waits_and_no_a_record_is_used(
-    server, hasty, fault
-):
+async def test_50_without_an_answer_about_mx_the_mail_waits_and_no_a_record_is_used(server, hasty, fault):
     server.a("broken.example", "11.22.33.1")
     server.fail("broken.example", "MX", fault)
     assert refused(await router(hasty).route("broken.example")) == (Deferred, "4.4.3", 498)
@@ -422,6 +420,17 @@ async def test_other_routes_take_effect_at_once_after_a_reload():
     assert tried(await ours.route("example.net")) == ["10.0.0.1"]
     ours.reload(RouteOptions())
     assert tried(await ours.route("example.net")) == ["11.22.33.1"]
+
+
+async def test_what_was_looked_up_under_the_old_options_is_not_kept_for_the_new_ones():
+    class Reloading(FakeDns):
+        async def addresses(self, host):
+            ours.reload(RouteOptions(port=2525))
+            return await super().addresses(host)
+
+    ours = router(Reloading({"example.net": [(10, "mx.example")]}, {"mx.example": ["11.22.33.1"]}))
+    await ours.route("example.net")
+    assert (await ours.route("example.net")).hosts[0].port == 2525
 
 
 # What is kept
