@@ -43,6 +43,7 @@ STATE_NUMBER = {state: number for number, state in enumerate(STATE_OF_NUMBER)}
 FINAL_NUMBER = STATE_NUMBER[State.DELIVERED]
 """States are kept as numbers; from this one on they are final."""
 
+_STATES = dict(enumerate(STATE_OF_NUMBER))
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _NO_SUMMARY = MessageSummary()
@@ -134,7 +135,7 @@ def recipient_of(index: int, domain: str, state: int, due: int | None, data: str
             settings=_settings_of(*(part for setting in settings for part in setting)),
             notify=frozenset(map(Notify, notify)) if notify else frozenset(),
             orcpt=_text(orcpt),
-            state=STATE_OF_NUMBER[state],
+            state=_STATES[state],
             attempts=int(attempts),
             next_attempt=None if due is None else moment(due),
             last=None if last is None else LastAttempt(moment(last[0]), *last[1:]),

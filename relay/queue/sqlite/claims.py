@@ -36,13 +36,8 @@ _ORPHANS = 200
 
 
 def claim(
-    db: sqlite3.Connection,
-    now: datetime,
-    limit: int,
-    skip: Collection[str],
-    cursor: str,
-    shares: Shares | None = None,
-) -> tuple[list[Entry], str]:
+    db: sqlite3.Connection, now: datetime, limit: int, skip: Collection[str], cursor: str | None
+) -> tuple[list[Entry], str | None]:
     """Entries that are due, claimed, and the domain the next claim is to start behind.
 
     What has become due since the last time is moved to the ready ones first, a stretch at a time.
@@ -61,62 +56,56 @@ def claim(
             break
     entries: list[Entry] = []
     while domains and len(entries) < limit:
-        quota = -(-(limit - len(entries)) // len(domains))
-        found = _claim_of(db, domains[: limit - len(entries)], quota, limit - len(entries), shares)
-        cursor = domains[-1]
-        if not found:
-            break
+        # Each round takes entries or sets damaged ones aside, so there is an end.
+        found, cursor = _claim_of(db, domains, limit - len(entries))
         entries += found
-        if len(domains) < limit - len(entries) + len(found):
-            break  # all there is was seen
-        domains = _ready_domains(db, limit, skipped, cursor) if len(entries) < limit else []
+        domains = _ready_domains(db, limit - len(entries), skipped, cursor) if len(entries) < limit else []
     return entries, cursor
 
 
-def _ready_domains(db: sqlite3.Connection, limit: int, skipped: str, cursor: str) -> list[str]:
+def _ready_domains(db: sqlite3.Connection, limit: int, skipped: str, cursor: str | None) -> list[str]:
     """Up to `limit` domains with something ready: those behind the cursor, then from the start."""
+    if cursor is None:
+        return _ready_between(db, limit, skipped, None, None)
     behind = _ready_between(db, limit, skipped, cursor, None)
-    if len(behind) < limit and cursor:
-        behind += _ready_between(db, limit - len(behind), skipped, "", cursor)
+    if len(behind) < limit:
+        behind += _ready_between(db, limit - len(behind), skipped, None, cursor)
     return behind
 
 
-def _ready_between(db: sqlite3.Connection, limit: int, skipped: str, low: str, high: str | None) -> list[str]:
+def _ready_between(
+    db: sqlite3.Connection, limit: int, skipped: str, low: str | None, high: str | None
+) -> list[str]:
     """Each domain is one step in the index, however many recipients it has there."""
     rows = db.execute(
         f"""WITH RECURSIVE ready (domain) AS (
-            SELECT min(domain) FROM recipient WHERE place = {READY} AND domain > :low
+            SELECT min(domain) FROM recipient
+            WHERE place = {READY} {"" if low is None else "AND domain > :low"}
             UNION ALL
             SELECT (SELECT min(domain) FROM recipient WHERE place = {READY} AND domain > ready.domain)
-            FROM ready WHERE ready.domain IS NOT NULL AND (:high IS NULL OR ready.domain < :high))
-        SELECT domain FROM ready WHERE domain IS NOT NULL AND (:high IS NULL OR domain <= :high)
+            FROM ready WHERE ready.domain IS NOT NULL {"" if high is None else "AND ready.domain < :high"})
+        SELECT domain FROM ready WHERE domain IS NOT NULL {"" if high is None else "AND domain <= :high"}
         AND domain NOT IN (SELECT value FROM json_each(:skipped)) LIMIT :limit""",
         {"low": low, "high": high, "skipped": skipped, "limit": limit},
     ).fetchall()
     return [row[0] for row in rows]
 
 
-def _claim_of(
-    db: sqlite3.Connection, domains: Sequence[str], quota: int, limit: int, shares: Shares
-) -> list[Entry]:
-    """The oldest entries of some domains, at most `quota` of each."""
+def _claim_of(db: sqlite3.Connection, domains: Sequence[str], limit: int) -> tuple[list[Entry], str]:
+    """The oldest entries of some domains, as many of each, and the last domain that was served."""
+    quota = -(-limit // len(domains))
     keys: list[tuple[str, str]] = []
     for domain in domains:
         rows = db.execute(
             f"SELECT DISTINCT queue_id FROM recipient WHERE place = {READY} AND domain = ?"
             " ORDER BY due LIMIT ?",
-            (domain, shares.left(domain, min(quota, limit - len(keys)))),
+            (domain, min(quota, limit - len(keys))),
         )
         keys += [(queue_id, domain) for (queue_id,) in rows]
         if len(keys) >= limit:
             break
-    entries = []
-    for queue_id, domain in keys:
-        entry = _claim_one(db, queue_id, domain)
-        if entry is not None:
-            shares.taken[domain] += 1
-            entries.append(entry)
-    return entries
+    claimed = (_claim_one(db, queue_id, domain) for queue_id, domain in keys)
+    return [entry for entry in claimed if entry is not None], domain
 
 
 def _claim_one(db: sqlite3.Connection, queue_id: str, domain: str) -> Entry | None:

@@ -361,7 +361,7 @@ def _next_due(db: sqlite3.Connection, skip: str) -> datetime | None:
             f"SELECT due FROM recipient WHERE place = {WAITING} ORDER BY due LIMIT 1 OFFSET ?", (_DUE_WINDOW,)
         ).fetchone()
     )
-    found = [row[0] for row in (ready, waiting) if row is not None]
+    found = [row[0] for row in (ready, waiting) if row is not None and isinstance(row[0], int)]
     return moment(min(found)) if found else None
 
 

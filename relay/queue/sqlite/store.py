@@ -65,7 +65,7 @@ class SqliteStore:
         )
         self._work = asyncio.Event()
         self._counts = dict.fromkeys((State.QUEUED, State.DEFERRED, State.HELD), 0)
-        self._cursor = ""
+        self._cursor: str | None = None
         self._due = _DueHint()
         self._turn = 0
         self._tail: list[StoredEvent] = []
@@ -255,14 +255,14 @@ class SqliteStore:
         call = Call(self._future())
         call.function = lambda db: claims.claim(db, now, limit, skip, self._cursor, shares)
 
-        def claimed(result: tuple[list[Entry], str]) -> None:
+        def claimed(result: tuple[list[Entry], str | None]) -> None:
             entries, self._cursor = result
             if call.future.cancelled():
                 # Nobody is there to take them: they go back.
                 self._return_claims(entries)
 
         call.on_commit = claimed
-        result: tuple[list[Entry], str] = await self._submit(call)
+        result: tuple[list[Entry], str | None] = await self._submit(call)
         entries = result[0]
         shares.taken.update(entry.domain for entry in entries)
         if len(entries) < limit:
@@ -337,8 +337,12 @@ class SqliteStore:
         rows = Rows(self._future(), events=events)
         _add_settlement(rows, settlement)
         entries: list[Entry] = []
-        for new in reports:
-            entries += self._add_message(rows, new)
+        try:
+            for new in reports:
+                entries += self._add_message(rows, new)
+        except BaseException:
+            self._give_up(entries)
+            raise
         rows.on_commit = lambda _: self._recorded(settlement, reports, entries)
         rows.on_failure = partial(self._give_up, entries)
         await self._submit(rows)
@@ -462,6 +466,8 @@ class SqliteStore:
             work = partial(_purge, before, self._writer.mark, after)
             count, until = await self._call(work)
             total += count
+            if count:
+                self._tail.clear()
             if until is None:
                 return total
             after = until

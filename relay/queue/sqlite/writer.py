@@ -48,6 +48,11 @@ _BATCH_BYTES = 16 * 1024 * 1024
 _MOST_ROWS = 64
 _IDLE_SECONDS = 1.0
 _FULL_PAUSE_SECONDS = 1.0
+_AMPLE_BYTES = 256 * 1024 * 1024
+_AMPLE_SECONDS = 0.1
+_BALLAST_SECONDS = 1.0
+_LINGER_SECONDS = 0.002
+_LINGER_STEP_SECONDS = 0.0002
 _WORTH_TRUNCATING_BYTES = 1024 * 1024
 
 
@@ -57,7 +62,7 @@ class _Refused(SpoolError):
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """Something to be written. `on_commit` or `on_failure` runs on the event loop before the future is done."""
+    """Something to be written. `on_commit` or `on_failure` runs on the event loop before the future ends."""
 
     future: asyncio.Future[Any]
     on_commit: Callable[[Any], None] | None = None
@@ -119,6 +124,11 @@ class Writer:
         self._last_seq = 0
         self._unsaved_bytes = 0
         self._full_until = 0.0
+        self._ample_until = 0.0
+        self._next_ballast = 0.0
+        self._trouble = _Trouble()
+        self._company = 0
+        self._commit_seconds = 0.0
         self._mark = self._mark_written = 0
         self._started: asyncio.Future[None] = self._loop.create_future()
         self._ended: asyncio.Future[None] = self._loop.create_future()
@@ -165,13 +175,16 @@ class Writer:
             self._last_seq = max(self._last_seq, self._mark)
         except BaseException as exc:
             self._forget_connection()
+            self._tell(self._ended, None)
             self._tell(self._started, translated(exc))
             return
         self._tell(self._started, None)
         try:
             while (batch := self._gather()) is not None:
                 if batch:
+                    began = time.monotonic()
                     self._write(batch)
+                    self._company, self._commit_seconds = len(batch), time.monotonic() - began
                     self._call_loop(self._resolve, batch)
                 self._maintain(idle=not batch)
             self._maintain(idle=True)
@@ -185,6 +198,7 @@ class Writer:
             request = self._waiting.get(timeout=_IDLE_SECONDS)
         except queue.Empty:
             return []
+        self._linger()
         batch: list[Request] = []
         size_bytes = 0
         while request is not None:
@@ -202,6 +216,17 @@ class Writer:
         self._waiting.put(None)  # the end comes after this batch
         return batch
 
+    def _linger(self) -> None:
+        """Where many came together last time, give as many a moment to come again.
+
+        Without it the first to be answered would take a sync for itself while the others are still
+        being told. The moment is short against what a commit costs on this disk.
+        """
+        until = time.monotonic() + min(_LINGER_SECONDS, self._commit_seconds / 4)
+        wanted = self._company // 2
+        while self._waiting.qsize() < wanted and time.monotonic() < until:
+            time.sleep(_LINGER_STEP_SECONDS)
+
     def _write(self, batch: list[Request]) -> None:
         """Commit the batch, or leave an error with each request that is not in it."""
         try:
@@ -210,8 +235,9 @@ class Writer:
                 return
             try:
                 self._commit(wanted)
+                self._trouble.ended()
             except (sqlite3.Error, OSError) as exc:
-                log.error("the queue's database failed: %s", exc)
+                self._trouble.began(exc)
                 if not is_busy(exc):
                     self._recover()
                 if not is_full(exc):
@@ -257,12 +283,19 @@ class Writer:
         return going
 
     def _has_room(self) -> bool:
-        room = self._spool.free_bytes()
-        if room >= self._spool.reserve_bytes:
+        if time.monotonic() < self._ample_until:
+            return True
+        room, reserve = self._spool.free_bytes(), self._spool.reserve_bytes
+        if room >= reserve:
+            if room >= reserve + _AMPLE_BYTES:
+                self._ample_until = time.monotonic() + _AMPLE_SECONDS
             return True
         # The file does not shrink when mail leaves: what is free inside it is room too.
-        free_pages: int = self._connection().execute("PRAGMA freelist_count").fetchone()[0]
-        return room + free_pages * PAGE_BYTES >= self._spool.reserve_bytes
+        try:
+            free_pages: int = self._connection().execute("PRAGMA freelist_count").fetchone()[0]
+        except (sqlite3.Error, OSError, SpoolError):
+            return False
+        return room + free_pages * PAGE_BYTES >= reserve
 
     # One transaction.
 
@@ -386,7 +419,7 @@ class Writer:
         try:
             self._connection()
         except (sqlite3.Error, OSError, SpoolError) as exc:
-            log.error("the queue's database cannot be opened again yet: %s", exc)
+            log.debug("the queue's database cannot be opened again yet: %s", exc)
 
     def _forget_connection(self) -> None:
         db, self._db = self._db, None
@@ -403,14 +436,15 @@ class Writer:
                 self._commit([])
             if self._unsaved_bytes >= self._wal_limit_bytes or (idle and self._unsaved_bytes):
                 self._checkpoint()
-            if idle:
+            if not self._spool.has_ballast and time.monotonic() >= self._next_ballast:
+                self._next_ballast = time.monotonic() + _BALLAST_SECONDS
                 self._spool.lay_ballast()
-                # On a full disk the log keeps what it has: it may not get it again.
-                if self._spool.wal_bytes() > _WORTH_TRUNCATING_BYTES and self._spool.has_ballast:
-                    self._truncate()
+            # On a full disk the log keeps what it has: it may not get it again.
+            if idle and self._spool.has_ballast and self._spool.wal_bytes() > _WORTH_TRUNCATING_BYTES:
+                self._truncate()
         except (sqlite3.Error, OSError) as exc:
             # Nothing is lost: what could not be folded back is in the WAL, synced.
-            log.error("the queue's write-ahead log could not be folded back: %s", exc)
+            self._trouble.began(exc)
             self._unsaved_bytes = 0
             self._recover()
 
@@ -460,6 +494,23 @@ class Writer:
     def _call_loop(self, function: Callable[..., None], *args: Any) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to be told
             self._loop.call_soon_threadsafe(function, *args)
+
+
+class _Trouble:
+    """Says once that the disk fails, and once that it works again; a full disk is not to fill the log too."""
+
+    def __init__(self) -> None:
+        self._said = ""
+
+    def began(self, exc: BaseException) -> None:
+        if str(exc) != self._said:
+            self._said = str(exc)
+            log.error("the queue's database failed, nothing was changed: %s", exc)
+
+    def ended(self) -> None:
+        if self._said:
+            log.warning("the queue's database works again, after: %s", self._said)
+            self._said = ""
 
 
 def event_row(seq: int, event: Event) -> Row:
