@@ -621,7 +621,6 @@ class Connection(SMTP):
         self._is_admitted = True
         self._session.in_networks = may_relay(self._reception.access(), client)
         if self._door.spec.tls is ListenerTls.IMPLICIT and self._door.tls is not None:
-            self._pause()
             self._wait_for(self._start_tls(self._door.tls, greets=True))
         else:
             self.push(self._door.greeting)
@@ -645,8 +644,8 @@ class Connection(SMTP):
         self._arrive(_proxied(data))
 
     async def _start_tls(self, tls: ServerTls, *, greets: bool = False) -> None:
-        try:
-            transport = await self.loop.start_tls(
+        handshake = self.loop.create_task(
+            self.loop.start_tls(
                 self.transport,
                 self,
                 tls.context,
@@ -654,6 +653,14 @@ class Connection(SMTP):
                 ssl_handshake_timeout=HANDSHAKE_SECONDS,
                 ssl_shutdown_timeout=LINGER_SECONDS,
             )
+        )
+        await asyncio.sleep(0)  # now TLS listens, and not we
+        if self._input:
+            early, self._input = self._input, b""
+            # On both loops TLS is an `asyncio.BufferedProtocol`, though uvloop's does not say so.
+            self.loop.call_soon(_feed, cast(asyncio.BufferedProtocol, self.transport.get_protocol()), early)
+        try:
+            transport = await handshake
         except (OSError, ssl.SSLError, asyncio.CancelledError) as error:
             log.info("%s: no TLS: %s", self._who, error)
             transport = None
@@ -796,15 +803,23 @@ class Connection(SMTP):
             self._forget_transaction()
         if self._is_lost:
             return
-        if linger and not self._had_eof and self.transport.can_write_eof():
-            self.transport.write_eof()
-            if self._is_paused:
-                self._is_paused = False
-                self.transport.resume_reading()
-        else:
+        if not (linger and not self._had_eof and self._close_our_half()):
             self.transport.close()
         self._stop_timer()
         self._timer = self.loop.call_later(LINGER_SECONDS, self._abort)
+
+    def _close_our_half(self) -> bool:
+        """Whether that could be done: not in TLS, and not when the client went first."""
+        if self.transport.is_closing() or not self.transport.can_write_eof():
+            return False
+        try:
+            self.transport.write_eof()
+        except OSError:
+            return False
+        if self._is_paused:
+            self._is_paused = False
+            self.transport.resume_reading()
+        return True
 
     def _abort(self) -> None:
         self._is_closing = True
@@ -850,6 +865,16 @@ _VERBS: dict[bytes, Callable[[Connection, bytes], None]] = {
     for name in vars(Connection)
     if name.startswith("smtp_")
 }
+
+
+def _feed(protocol: asyncio.BufferedProtocol, octets: bytes) -> None:
+    """What was read before TLS listened: a client that need not wait for us begins at once."""
+    while octets:
+        buffer = memoryview(protocol.get_buffer(len(octets)))
+        count = min(len(buffer), len(octets))
+        buffer[:count] = octets[:count]
+        protocol.buffer_updated(count)
+        octets = octets[count:]
 
 
 def _chunk_size(arg: bytes) -> tuple[int, bool, bool]:

@@ -34,6 +34,9 @@ class Flaw(StrEnum):
     NUL = "NUL"
 
 
+_GRAVITY = {Flaw.NUL: 1, Flaw.BARE_NEWLINE: 2, Flaw.TOO_LARGE: 3}
+
+
 class ContentReader:
     """What both readers share: the content not yet taken by the caller, and what is known of all of it."""
 
@@ -75,14 +78,14 @@ class ContentReader:
     def _add(self, block: bytes) -> None:
         """Take in a block that splits neither a CRLF nor a stuffed dot, without its transparency."""
         self.size_bytes += len(block)
+        if self.size_bytes > self._limit_bytes:
+            self._note(Flaw.TOO_LARGE)
         if self._keeps:
             self._held += block
-            if self.size_bytes > self._limit_bytes:
-                self._note(Flaw.TOO_LARGE)
 
     def _inspect(self, block: bytes) -> bytes:
         """Note what is wrong with octets as they came; with strays made spaces where that is asked for."""
-        if not self._keeps:
+        if self.flaw is Flaw.TOO_LARGE:
             return block
         if not block.isascii():
             self.eight_bit = True
@@ -96,7 +99,8 @@ class ContentReader:
         return block
 
     def _note(self, flaw: Flaw) -> None:
-        if self.flaw is None:
+        """Of several flaws the gravest counts, so that it does not matter which was seen first."""
+        if self.flaw is None or _GRAVITY[flaw] > _GRAVITY[self.flaw]:
             self.flaw = flaw
         self.stop_keeping()
 

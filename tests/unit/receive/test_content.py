@@ -1,0 +1,199 @@
+"""Content off the wire: where it ends, what it is, and what makes it unfit."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.receive.content import BdatReader, DataReader, Flaw
+
+END = b"\r\n.\r\n"
+
+# Text in which everything that matters is frequent.
+WIRE = st.lists(
+    st.sampled_from([b"\r\n", b".", b"\r", b"\n", b"a", b"\r\n.", b"..", b"\0", b"\xff", b"Subject: x"]),
+    max_size=40,
+).map(b"".join)
+LINES = st.lists(st.binary(max_size=30).map(lambda line: line.translate(None, b"\r\n\0")), max_size=20)
+
+
+def read(
+    pieces: list[bytes], *, limit: int = 10_000, normalise: bool = False
+) -> tuple[DataReader, bytes, bytes]:
+    """The reader after these pieces, the content, and what came behind it."""
+    reader = DataReader(limit_bytes=limit, normalise=normalise)
+    rest = b""
+    for piece in pieces:
+        if reader.complete:
+            rest += piece
+        else:
+            rest += piece[reader.feed(piece) :]
+    return reader, reader.take(), rest
+
+
+def cut(octets: bytes, places: list[int]) -> list[bytes]:
+    marks = sorted({place % (len(octets) + 1) for place in places} | {0, len(octets)})
+    return [octets[a:b] for a, b in itertools.pairwise(marks)]
+
+
+def stuffed(lines: list[bytes]) -> bytes:
+    """As a client sends it (RFC 5321 §4.5.2)."""
+    return b"".join((b"." + line if line.startswith(b".") else line) + b"\r\n" for line in lines) + b".\r\n"
+
+
+@given(WIRE, st.lists(st.integers(min_value=0, max_value=400), max_size=20), st.booleans())
+def test_however_the_network_cuts_it_the_result_is_the_same(wire, places, normalise):
+    octets = wire + END + b"MAIL FROM:<x@y>\r\n" + END
+    whole, content, rest = read([octets], normalise=normalise)
+    pieces, same_content, same_rest = read(cut(octets, places), normalise=normalise)
+    assert (pieces.flaw, same_content, same_rest) == (whole.flaw, content, rest)
+    assert (pieces.size_bytes, pieces.eight_bit) == (whole.size_bytes, whole.eight_bit) or whole.flaw
+    assert pieces.read_bytes == whole.read_bytes == len(octets) - len(rest)
+
+
+@given(WIRE, st.lists(st.integers(min_value=0, max_value=400), max_size=20))
+def test_content_octet_by_octet_is_the_content_at_once(wire, places):
+    octets = wire + END
+    whole, content, rest = read([octets])
+    slow, same_content, same_rest = read([octets[i : i + 1] for i in range(len(octets))])
+    assert (slow.flaw, same_content, same_rest) == (whole.flaw, content, rest)
+
+
+@given(LINES, st.lists(st.integers(min_value=0, max_value=700), max_size=20))
+def test_every_content_survives_the_wire_byte_for_byte(lines, places):
+    reader, content, rest = read(cut(stuffed(lines) + b"QUIT\r\n", places))
+    assert reader.complete
+    assert reader.flaw is None
+    assert content == b"".join(line + b"\r\n" for line in lines)
+    assert rest == b"QUIT\r\n"
+    assert reader.eight_bit == (not content.isascii())
+    assert reader.size_bytes == len(content)
+
+
+@given(WIRE)
+def test_content_ends_at_the_first_crlf_dot_crlf_and_nowhere_else(wire):
+    octets = b"\r\n" + wire + END
+    first = octets.find(END)
+    reader, _, rest = read([octets[2:] + b"behind"])
+    assert reader.complete
+    assert rest == octets[first + len(END) :] + b"behind"
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        b"\n.\n", b"\n.\r\n", b"\r\n.\n", b"\r.\r", b"\r.\r\n", b"\r\n.\r", b"\n.\r", b"\r.\n",
+        b"\r\n\0.\r\n", b"\r\n.\0\r\n", b"\r\r\n.\r\r\n", b"\n\n.\r\n", b"\r\n.\r\r\n", b"\r\r\n.\n",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("normalise", [True, False])
+def test_no_other_ending_ends_a_message(ending, normalise):
+    smuggled = (
+        b"Subject: one\r\n\r\nfirst" + ending + b"MAIL FROM:<evil@example.com>\r\nRCPT TO:<x@y.example>\r\n"
+    )
+    reader, content, _ = read([smuggled], normalise=normalise)
+    assert not reader.complete
+    reader, content, rest = read([smuggled + b"the end" + END], normalise=normalise)
+    assert reader.complete
+    assert rest == b""
+    if normalise and b"\0" not in ending:
+        assert content.count(b"\r") == content.count(b"\n") == content.count(b"\r\n")
+        assert END not in content
+    else:
+        assert reader.flaw in (Flaw.BARE_NEWLINE, Flaw.NUL)
+        assert content == b""
+
+
+@pytest.mark.parametrize(
+    ("wire", "content"),
+    [
+        (b".\r\n", b""),
+        (b"\r\n.\r\n", b"\r\n"),
+        (b"..\r\n.\r\n", b".\r\n"),
+        (b"a\r\n..b\r\n.c\r\n...\r\n.\r\n", b"a\r\n.b\r\nc\r\n..\r\n"),
+    ],
+)
+def test_the_dots_of_transparency_are_taken_off(wire, content):
+    assert read([wire])[1] == content
+
+
+def test_the_dots_of_transparency_do_not_count_for_the_size():
+    lines = [b"."] * 10
+    reader, content, _ = read([stuffed(lines)], limit=30)
+    assert reader.flaw is None
+    assert len(content) == 30
+
+
+def test_content_over_the_limit_is_read_to_its_end_and_not_kept():
+    reader = DataReader(limit_bytes=1000)
+    for _ in range(1000):
+        reader.feed(b"x" * 1000)
+        assert reader.held_bytes <= 1000
+    assert reader.feed(b"\r\n.\r\nQUIT\r\n") == 5
+    assert reader.complete
+    assert reader.flaw is Flaw.TOO_LARGE
+
+
+def test_a_stray_newline_becomes_a_space_where_that_is_asked_for():
+    wire = b"Subject: hi\rX-Skip-Verification: yes\nX: y\r\n\r\n.\r.\n\r\n.\r\n"
+    _, content, _ = read([wire], normalise=True)
+    assert content == b"Subject: hi X-Skip-Verification: yes X: y\r\n\r\n . \r\n"
+
+
+def test_a_client_that_knows_no_crlf_is_recognised_when_it_thinks_it_is_done():
+    reader, _, _ = read([b"Subject: hi\n\nhello\n.\n"])
+    assert reader.ends_with_bare_dot
+    reader, _, _ = read([b"Subject: hi\n\nhello\n.\n", b"and on"])
+    assert not reader.ends_with_bare_dot
+
+
+@given(LINES, st.lists(st.integers(min_value=0, max_value=700), max_size=5), st.lists(st.integers(0, 700)))
+def test_the_chunks_of_bdat_give_the_same_content_however_they_are_cut(lines, chunks, places):
+    content = b"".join(line + b"\r\n" for line in lines)
+    reader = BdatReader(limit_bytes=100_000)
+    for chunk in cut(content, chunks):
+        reader.begin_chunk(len(chunk), last=False)
+        for piece in cut(chunk, places):
+            assert reader.feed(piece) == len(piece)
+        assert not reader.in_chunk
+        assert not reader.complete
+    reader.begin_chunk(0, last=True)
+    assert reader.complete
+    assert reader.flaw is None
+    assert reader.take() == content
+
+
+def test_bdat_leaves_what_comes_behind_a_chunk():
+    reader = BdatReader(limit_bytes=100)
+    reader.begin_chunk(3, last=True)
+    assert reader.feed(b"..QUIT", 1) == 4
+    assert reader.complete
+    assert reader.take() == b".QU\r\n"
+
+
+@pytest.mark.parametrize("chunks", [[b"a\r", b"b"], [b"a\n"], [b"a\r"], [b"\n"], [b"a\r", b"\r\n"]])
+def test_bdat_has_no_bare_newlines_either(chunks):
+    reader = BdatReader(limit_bytes=100)
+    for index, chunk in enumerate(chunks):
+        reader.begin_chunk(len(chunk), last=index == len(chunks) - 1)
+        reader.feed(chunk)
+    assert reader.complete
+    assert reader.flaw is Flaw.BARE_NEWLINE
+
+
+def test_a_crlf_may_be_cut_by_the_end_of_a_chunk():
+    reader = BdatReader(limit_bytes=100)
+    reader.begin_chunk(2, last=False)
+    reader.feed(b"a\r")
+    reader.begin_chunk(2, last=True)
+    reader.feed(b"\nb")
+    assert reader.take() == b"a\r\nb\r\n"
+    assert reader.flaw is None
+
+
+def test_lines_of_any_length_are_content():
+    _, content, _ = read([b"x" * 5000, b"\r\n.\r\n"])
+    assert content == b"x" * 5000 + b"\r\n"
