@@ -39,6 +39,10 @@ class Shares:
     most: int | None = None
     taken: Counter[str] = field(default_factory=Counter)
 
+    def copy(self) -> Shares:
+        """The same, to be counted on apart."""
+        return Shares(self.most, self.taken.copy())
+
     def left(self, domain: str, limit: int = 1) -> int:
         """How many more of a domain, at most `limit`."""
         return limit if self.most is None else max(min(limit, self.most - self.taken[domain]), 0)

@@ -36,14 +36,18 @@ _ORPHANS = 200
 
 
 def claim(
-    db: sqlite3.Connection, now: datetime, limit: int, skip: Collection[str], cursor: str | None
+    db: sqlite3.Connection,
+    now: datetime,
+    limit: int,
+    skip: Collection[str],
+    shares: Shares,
+    cursor: str | None,
 ) -> tuple[list[Entry], str | None]:
     """Entries that are due, claimed, and the domain the next claim is to start behind.
 
     What has become due since the last time is moved to the ready ones first, a stretch at a time.
     """
-    skipped = json.dumps(list(skip))
-    shares = Shares(shares.most, shares.taken.copy()) if shares else Shares()
+    passed = {*skip, *(domain for domain in shares.taken if not shares.left(domain))}
     for _ in range(_ROUNDS):
         promoted = db.execute(
             f"UPDATE recipient SET place = {READY} WHERE (queue_id, idx) IN"
@@ -51,20 +55,24 @@ def claim(
             f" ORDER BY due LIMIT {_PROMOTED})",
             (micros(now),),
         ).rowcount
-        domains = _ready_domains(db, limit, skipped, cursor)
+        domains = _ready_domains(db, limit, passed, cursor)
         if domains or promoted < _PROMOTED:
             break
     entries: list[Entry] = []
     while domains and len(entries) < limit:
         # Each round takes entries or sets damaged ones aside, so there is an end.
-        found, cursor = _claim_of(db, domains, limit - len(entries))
+        found, cursor = _claim_of(db, domains, limit - len(entries), shares)
         entries += found
-        domains = _ready_domains(db, limit - len(entries), skipped, cursor) if len(entries) < limit else []
+        passed.update(domain for domain in domains if not shares.left(domain))
+        domains = _ready_domains(db, limit - len(entries), passed, cursor) if len(entries) < limit else []
     return entries, cursor
 
 
-def _ready_domains(db: sqlite3.Connection, limit: int, skipped: str, cursor: str | None) -> list[str]:
+def _ready_domains(
+    db: sqlite3.Connection, limit: int, passed: Collection[str], cursor: str | None
+) -> list[str]:
     """Up to `limit` domains with something ready: those behind the cursor, then from the start."""
+    skipped = json.dumps(list(passed))
     if cursor is None:
         return _ready_between(db, limit, skipped, None, None)
     behind = _ready_between(db, limit, skipped, cursor, None)
@@ -91,7 +99,9 @@ def _ready_between(
     return [row[0] for row in rows]
 
 
-def _claim_of(db: sqlite3.Connection, domains: Sequence[str], limit: int) -> tuple[list[Entry], str]:
+def _claim_of(
+    db: sqlite3.Connection, domains: Sequence[str], limit: int, shares: Shares
+) -> tuple[list[Entry], str]:
     """The oldest entries of some domains, as many of each, and the last domain that was served."""
     quota = -(-limit // len(domains))
     keys: list[tuple[str, str]] = []
@@ -99,9 +109,10 @@ def _claim_of(db: sqlite3.Connection, domains: Sequence[str], limit: int) -> tup
         rows = db.execute(
             f"SELECT DISTINCT queue_id FROM recipient WHERE place = {READY} AND domain = ?"
             " ORDER BY due LIMIT ?",
-            (domain, min(quota, limit - len(keys))),
-        )
+            (domain, shares.left(domain, min(quota, limit - len(keys)))),
+        ).fetchall()
         keys += [(queue_id, domain) for (queue_id,) in rows]
+        shares.taken[domain] += len(rows)
         if len(keys) >= limit:
             break
     claimed = (_claim_one(db, queue_id, domain) for queue_id, domain in keys)

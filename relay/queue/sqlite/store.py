@@ -253,20 +253,27 @@ class SqliteStore:
             return []
         before = self._due.begin()
         call = Call(self._future())
-        call.function = lambda db: claims.claim(db, now, limit, skip, self._cursor, shares)
+        cursor = self._cursor
+        call.function = lambda db: claims.claim(db, now, limit, skip, shares.copy(), cursor)
+        entries: list[Entry] = []
 
         def claimed(result: tuple[list[Entry], str | None]) -> None:
-            entries, self._cursor = result
+            found, self._cursor = result
             if call.future.cancelled():
-                # Nobody is there to take them: they go back.
-                self._return_claims(entries)
+                self._return_claims(found)
+            else:
+                entries.extend(found)
 
         call.on_commit = claimed
-        result: tuple[list[Entry], str | None] = await self._submit(call)
-        entries = result[0]
+        try:
+            await self._submit(call)
+            if len(entries) < limit:
+                self._due.learn(before, await self._reader.next_due(list(skip)), skip)
+        except BaseException:
+            # Nobody is there to take them: they go back, and do not wait for a restart.
+            self._return_claims(entries)
+            raise
         shares.taken.update(entry.domain for entry in entries)
-        if len(entries) < limit:
-            self._due.learn(before, await self._reader.next_due(list(skip)), skip)
         return entries
 
     def _return_claims(self, entries: list[Entry]) -> None:
