@@ -25,7 +25,8 @@ def _stream(relay: Relay, tokens: list[str], answered: list[str]) -> None:
         for token in tokens:
             client.mail("a@client.example")
             client.rcpt("b@dest.example")
-            body = f"Subject: {token}\r\nFrom: a@client.example\r\n\r\n{'x' * 3000}\r\n"
+            lines = ("x" * 74 + "\r\n") * 40  # no longer than a line may be (RFC 5321 §4.5.3.1.6)
+            body = f"Subject: {token}\r\nFrom: a@client.example\r\n\r\n{lines}"
             if client.data(body)[0] == 250:
                 answered.append(token)
         client.quit()
