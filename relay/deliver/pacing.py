@@ -39,6 +39,7 @@ __all__ = [
     "cannot_wait",
     "is_crowded",
     "is_suspended",
+    "learned",
     "room",
     "silence_in",
     "unanswered",
@@ -129,6 +130,24 @@ def unanswered(
     )
 
 
+def learned(
+    pace: Pace,
+    outcomes: Collection[Outcome],
+    *,
+    begun: datetime,
+    now: datetime,
+    most: int,
+    schedule: RetrySchedule,
+) -> Pace:
+    """What an attempt that ended tells about its destination; without outcomes it tells nothing."""
+    if all(_is_our_trouble(outcome) for outcome in outcomes):
+        return broken_off(pace)
+    silence = silence_in(outcomes)
+    if silence is None:
+        return answered(pace, most=most, now=now)
+    return unanswered(pace, silence, begun=begun, now=now, schedule=schedule)
+
+
 def back_off(silences: int, schedule: RetrySchedule) -> timedelta:
     """How long a destination is left alone after so many silences in a row.
 
@@ -149,6 +168,11 @@ def silence_in(outcomes: Collection[Outcome]) -> Deferred | None:
             return None
         silence = silence or outcome
     return silence
+
+
+def _is_our_trouble(outcome: Outcome) -> bool:
+    """RFC 3463 §3.4: X.3 is about a mail system, and without a session that is ours."""
+    return isinstance(outcome, Deferred) and outcome.session is None and outcome.status.startswith("4.3.")
 
 
 def untried(pace: Pace, silence: Deferred) -> Deferred:

@@ -462,13 +462,14 @@ class Scheduler:
     async def _learn(self, domain: str, begun: datetime, outcomes: Mapping[int, Outcome] | None) -> None:
         """What an attempt that ended tells about its destination."""
         pace, now = self._paces.pop(domain, pacing.NEW), self._clock()
-        silence = pacing.silence_in(outcomes.values()) if outcomes else None
-        if not outcomes:
-            after = pacing.broken_off(pace)
-        elif silence is None:
-            after = pacing.answered(pace, most=self._most_per_destination, now=now)
-        else:
-            after = pacing.unanswered(pace, silence, begun=begun, now=now, schedule=self._schedule)
+        after = pacing.learned(
+            pace,
+            outcomes.values() if outcomes else (),
+            begun=begun,
+            now=now,
+            most=self._most_per_destination,
+            schedule=self._schedule,
+        )
         self._paces[domain] = after
         self._forget_paces()
         if after.silences > pace.silences:

@@ -94,8 +94,27 @@ def test_an_answer_ends_the_silence():
     assert silent(pace, at=NOW + 40 * MINUTE).suspended_until == NOW + 45 * MINUTE
 
 
-def test_an_attempt_of_ours_that_failed_says_nothing_about_the_destination():
-    assert pacing.broken_off(pacing.began(NEW)) == NEW
+OURS = Deferred("4.3.0", Code.NONE, "", "internal trouble")
+BUSY = Deferred("4.3.2", 421, "shutting down", session=SESSION)
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "silences"),
+    [
+        ([SILENCE], 2),
+        ([SILENCE, SILENCE], 2),
+        ([OURS], 1),
+        ([], 1),
+        ([OURS, BUSY], 0),
+        ([BUSY], 0),
+        ([SILENCE, BUSY], 0),
+    ],
+)
+def test_what_an_attempt_tells_about_a_silent_destination(outcomes, silences):
+    pace = pacing.began(silent(NEW))
+    begun, now = NOW + 6 * MINUTE, NOW + 7 * MINUTE
+    after = pacing.learned(pace, outcomes, begun=begun, now=now, most=20, schedule=SCHEDULE)
+    assert (after.in_flight, after.silences) == (0, silences)
 
 
 @pytest.mark.parametrize(
