@@ -267,6 +267,16 @@ def test_the_null_reverse_path_has_no_domain_and_an_address_must_have_one():
         domain_of("postmaster")
 
 
+@pytest.mark.parametrize("local_part", [b"a", b"?"])
+def test_a_path_has_at_most_256_octets_with_its_brackets(local_part):
+    domain = b"l." * 122 + b"longlong"
+    path = b"<" + local_part + b"@" + domain + b">"
+    assert len(path) == 256
+    assert parse_path(path, smtputf8=False) == (path[1:-1].decode(), b"")
+    with pytest.raises(AddressError):
+        parse_path(b"<" + local_part + b"@" + domain + b"l>", smtputf8=False)
+
+
 def test_long_nonsense_is_refused_at_once():
     nasty = [
         b'<"' + b"\\" * 60001,

@@ -47,7 +47,14 @@ def test_no_field_is_born_from_anything_but_crlf(stray):
 
 
 @pytest.mark.parametrize(
-    "line", [b"no colon here\r\n", b" folded first\r\n", b": no name\r\n", b">From me\r\n x: y\r\n"]
+    "line",
+    [
+        b"no colon here\r\n",
+        b" folded first\r\n",
+        b" folded: first\r\n",
+        b": no name\r\n",
+        b">From me\r\n x: y\r\n",
+    ],
 )
 def test_a_line_that_is_no_field_has_no_name_and_is_kept(line):
     header = line + b"A: 1\r\n"
