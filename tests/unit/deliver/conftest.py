@@ -15,6 +15,7 @@ import pytest_asyncio
 from relay.deliver.attempt import Attempt
 from relay.deliver.options import DeliveryOptions, Timeouts, TlsOptions
 from relay.deliver.pool import Pool, PoolLimits
+from relay.deliver.tls import TlsContexts
 from relay.demo.certificates import Authority
 from relay.demo.mx import MxServer, Script
 from relay.mail.outcome import Outcome
@@ -49,12 +50,18 @@ def ca_file(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> s
     return str(path)
 
 
+@pytest.fixture(scope="session")
+def contexts(ca_file: str) -> TlsContexts:
+    """Shared, since the roots of the system take their time."""
+    return TlsContexts(ca_file)
+
+
 class Rig:
     """Mail hosts, and attempts at them. Hosts are at 127.0.1.1, 127.0.1.2 and so on, with a port each."""
 
-    def __init__(self, authority: Authority, ca_file: str, stack: AsyncExitStack) -> None:
+    def __init__(self, authority: Authority, contexts: TlsContexts, stack: AsyncExitStack) -> None:
         self.authority = authority
-        self.ca_file = ca_file
+        self.contexts = contexts
         self._stack = stack
         self.servers: list[MxServer] = []
         self.delivery: dict[str, Any] = {"timeouts": QUICK}
@@ -84,8 +91,9 @@ class Rig:
             lambda domain: self.route(domain),
             hostname="relay.example",
             delivery=DeliveryOptions(**self.delivery),
-            tls=TlsOptions(ca_file=self.ca_file, **self.tls),
+            tls=TlsOptions(**self.tls),
             pool=Pool(self.limits),
+            contexts=self.contexts,
         )
         self._stack.push_async_callback(attempt.close)
         return attempt
@@ -109,6 +117,6 @@ class Rig:
 
 
 @pytest_asyncio.fixture
-async def rig(authority: Authority, ca_file: str) -> AsyncIterator[Rig]:
+async def rig(authority: Authority, contexts: TlsContexts) -> AsyncIterator[Rig]:
     async with AsyncExitStack() as stack:
-        yield Rig(authority, ca_file, stack)
+        yield Rig(authority, contexts, stack)

@@ -1,0 +1,192 @@
+"""When a connection is used again, and when it must not be."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from relay.demo.certificates import Kind
+from relay.demo.mx import Action, Script, StartTls, Then
+from relay.mail.outcome import Bounced, Deferred, Delivered
+from relay.route.next_hop import Credentials
+from tests.fakes.mail import entry
+
+WAYS = [(False, False), (False, True), (True, False), (True, True)]
+CLEAR = Script(starttls=StartTls.ABSENT)
+
+
+async def test_one_connection_serves_one_message_after_the_other(rig):
+    mx = await rig.mx()
+    for _ in range(5):
+        outcome = await rig.send(entry())
+        assert outcome.session.tls
+        assert outcome.session.certificate_verified
+    assert len(mx.connections) == 1
+    assert mx.connections[0].verbs.count("STARTTLS") == 1
+
+
+async def test_each_message_says_how_the_connection_it_rode_on_came_to_be_in_clear(rig):
+    mx = await rig.mx(Script(certificate=Kind.EXPIRED))
+    first, second = await rig.send(entry()), await rig.send(entry())
+    assert first.session.downgrade == second.session.downgrade is not None
+    assert len(mx.connections) == 2
+
+
+@pytest.mark.parametrize("first", WAYS)
+@pytest.mark.parametrize("second", WAYS)
+async def test_only_messages_with_the_same_needs_share_a_connection(rig, first, second):
+    mx = await rig.mx()
+    for require, skip in (first, second):
+        assert isinstance(await rig.send(entry(require=require, skip=skip)), Delivered)
+    assert len(mx.connections) == (1 if first == second else 2)
+
+
+async def test_a_message_that_requires_tls_never_rides_on_a_connection_made_in_clear(rig):
+    mx = await rig.mx(CLEAR, CLEAR)
+    assert isinstance(await rig.send(entry("carol@dest.example")), Delivered)
+    await asyncio.sleep(0.2)
+    outcome = await rig.send(entry("bob@dest.example", require=True))
+    assert isinstance(outcome, Deferred)
+    assert outcome.status == "4.7.4"
+    assert all(b"bob" not in connection.clear for connection in mx.connections)
+
+
+async def test_a_clear_connection_is_not_even_lent_by_mistake(rig):
+    """The guard behind the key: the connection itself refuses."""
+    await rig.mx(CLEAR)
+    await rig.send(entry())
+    (waiting,) = rig.attempt._pool._idle.values()
+    waiting[0].connection.must_encrypt = True
+    with pytest.raises(AssertionError, match="without it"):
+        await rig.send(entry())
+
+
+async def test_hosts_do_not_share_though_their_names_do(rig):
+    one, other = await rig.mx(name="mx.dest.example"), await rig.mx(name="mx.dest.example")
+    await rig.send(entry())
+    rig.hosts.reverse()
+    await rig.send(entry())
+    assert [len(one.connections), len(other.connections)] == [1, 1]
+
+
+async def test_names_do_not_share_though_their_address_does(rig):
+    mx = await rig.mx(name="mx.dest.example")
+    await rig.send(entry(require=True))
+    rig.hosts[:] = [replace(rig.hosts[0], name="mx.other.example")]
+    outcome = await rig.send(entry(require=True))
+    assert outcome.status == "4.7.5"
+    assert "ismatch" in outcome.description
+    assert len(mx.connections) == 2
+
+
+async def test_the_preference_of_a_host_is_no_reason_to_connect_anew(rig):
+    mx = await rig.mx()
+    await rig.send(entry())
+    rig.hosts[:] = [replace(rig.hosts[0], preference=50)]
+    await rig.send(entry())
+    assert len(mx.connections) == 1
+
+
+async def test_connections_with_other_credentials_are_other_connections(rig):
+    mx = await rig.mx(Script(offers=("AUTH PLAIN",)))
+    for name in ("one", "two", "two"):
+        rig.hosts[:] = [replace(rig.hosts[0], credentials=Credentials(name, "secret"))]
+        assert isinstance(await rig.send(entry()), Delivered)
+    assert len(mx.connections) == 2
+
+
+@pytest.mark.parametrize("offers", [("PIPELINING",), ()])
+@pytest.mark.parametrize("verb", ["MAIL", "RSET"])
+@pytest.mark.parametrize(
+    "end",
+    [
+        Action(None, then=Then.CLOSE),
+        Action(None, then=Then.RESET),
+        Action("421 4.4.2 idle for too long", then=Then.CLOSE),
+        Action(None, then=Then.SILENCE),
+    ],
+)
+async def test_a_kept_connection_that_is_dead_is_replaced_and_counts_for_nothing(rig, offers, verb, end):
+    # RSET comes first where the message before had no recipient left.
+    first = {"RCPT": "550 5.1.1 no such user", "DATA": "503 5.5.1 no recipients"} if verb == "RSET" else {}
+    answers = {"MAIL": ("250 OK", end)} if verb == "MAIL" else {"RSET": end} | first
+    dying = Script(starttls=StartTls.ABSENT, offers=offers, replies=answers)
+    mx = await rig.mx(dying, replace(CLEAR, offers=offers))
+    assert isinstance(await rig.send(entry()), Bounced if verb == "RSET" else Delivered)
+    outcome = await rig.send(entry())
+    assert isinstance(outcome, Delivered)
+    assert outcome.hosts == ()
+    assert len(mx.connections) == 2
+
+
+async def test_a_kept_connection_that_the_host_closed_is_not_used(rig):
+    mx = await rig.mx()
+    await rig.send(entry())
+    for wire in list(mx._wires):
+        wire.transport.write(b"421 4.4.2 idle for too long\r\n")
+        wire.close()
+    await asyncio.sleep(0.05)
+    assert isinstance(await rig.send(entry()), Delivered)
+    assert len(mx.connections) == 2
+
+
+async def test_what_a_host_says_to_an_idle_connection_is_no_answer_to_the_next_message(rig):
+    mx = await rig.mx(CLEAR)
+    await rig.send(entry())
+    for wire in list(mx._wires):
+        wire.write(b"250 2.1.0 OK\r\n250 2.1.5 OK\r\n354 go on\r\n250 2.0.0 taken\r\n")
+    await asyncio.sleep(0.05)
+    assert isinstance(await rig.send(entry()), Delivered)
+    assert [len(connection.messages) for connection in mx.connections] == [1, 1]
+
+
+async def test_a_connection_that_died_with_the_message_on_it_is_not_replaced(rig):
+    dying = Script(starttls=StartTls.ABSENT, replies={"CONTENT": ("250 OK", Action(None, then=Then.CLOSE))})
+    mx = await rig.mx(dying)
+    await rig.send(entry())
+    outcome = await rig.send(entry())
+    assert isinstance(outcome, Deferred)
+    assert outcome.in_doubt
+    assert len(mx.connections) == 1
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"messages": 2},
+        {"age": timedelta(milliseconds=80)},
+        {"idle": timedelta(milliseconds=30)},
+        {"connections": 0},
+    ],
+)
+async def test_a_connection_does_not_last_for_ever(rig, limits):
+    mx = await rig.mx()
+    rig.limits = replace(rig.limits, **limits)
+    for _ in range(3):
+        await rig.send(entry())
+        await asyncio.sleep(0.06)
+    assert len(mx.connections) > 1
+    assert mx.connections[0].verbs[-1] == "QUIT"
+    assert mx.connections[0].closed
+
+
+async def test_messages_at_the_same_time_have_connections_of_their_own(rig):
+    mx = await rig.mx(replace(CLEAR, replies={"CONTENT": Action("250 2.0.0 OK", delay=0.1)}))
+    await asyncio.gather(*(rig.send(entry()) for _ in range(8)))
+    assert len(mx.connections) == 8
+    await asyncio.gather(*(rig.send(entry()) for _ in range(8)))
+    assert len(mx.connections) == 8
+
+
+async def test_after_close_nothing_is_kept(rig):
+    mx = await rig.mx()
+    await rig.send(entry())
+    await rig.attempt.close()
+    assert len(rig.attempt._pool) == 0
+    await asyncio.sleep(0.05)
+    assert mx.connections[0].verbs[-1] == "QUIT"
+    assert isinstance(await rig.send(entry()), Delivered)
+    assert len(rig.attempt._pool) == 0

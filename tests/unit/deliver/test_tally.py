@@ -1,0 +1,82 @@
+"""What an attempt comes to when each host had its say."""
+
+from __future__ import annotations
+
+from relay.deliver.tally import Tally
+from relay.mail.outcome import Bounced, Code, Deferred, Delivered
+from relay.route.next_hop import Host
+from tests.fakes.mail import entry
+
+ONE, TWO, THREE = (Host(f"mx{n}.example", f"192.0.2.{n}", 25) for n in (1, 2, 3))
+SILENT = Deferred("4.4.1", Code.NO_CONNECTION, "", "refused")
+LOST = Deferred("4.4.2", Code.NONE, "", "lost")
+BUSY = Deferred("4.2.1", 450, "busy")
+UNMET = Deferred("4.7.4", Code.NONE, "", "no STARTTLS", tls_unmet=True)
+UNMET_5 = Deferred("4.7.5", Code.NONE, "", "expired", tls_unmet=True)
+INSISTS = Deferred("4.7.5", 530, "STARTTLS first", "both", tls_unmet=True)
+TAKEN = Delivered("2.0.0", 250, "OK")
+
+
+def tally(*said: tuple[Host, Deferred], **options) -> Tally:
+    made = Tally(entry().recipients, **options)
+    for host, outcome in said:
+        made.go_on(host, 0, outcome)
+    return made
+
+
+def last(*said: tuple[Host, Deferred], **options):
+    return tally(*said, **options).outcomes()[0]
+
+
+def test_what_is_settled_leaves_and_keeps_what_the_others_had_said():
+    made = tally((ONE, BUSY))
+    made.settle(TWO, 0, TAKEN)
+    assert made.pending == ()
+    outcome = made.outcomes()[0]
+    assert isinstance(outcome, Delivered)
+    assert outcome.hosts == ("mx1.example [192.0.2.1]: 450 busy",)
+
+
+def test_the_outcomes_come_in_the_order_of_the_recipients():
+    made = Tally(entry("a@d.example", "b@d.example", "c@d.example").recipients)
+    made.settle(ONE, 2, TAKEN)
+    made.go_on(ONE, 1, BUSY)
+    made.settle(ONE, 0, TAKEN)
+    assert list(made.outcomes()) == [0, 1, 2]
+    assert [recipient.index for recipient in made.pending] == [1]
+
+
+def test_a_reply_says_more_than_silence_and_unmet_tls_more_than_both():
+    assert last((ONE, BUSY), (TWO, SILENT)).code == 450
+    assert last((ONE, BUSY), (TWO, LOST)).code == 450
+    assert last((ONE, UNMET), (TWO, BUSY)).status == "4.7.4"
+    assert last((ONE, SILENT), (TWO, UNMET), (THREE, LOST)).status == "4.7.4"
+
+
+def test_among_equals_the_last_one_decides_and_the_others_are_told():
+    outcome = last((ONE, UNMET), (TWO, UNMET_5))
+    assert outcome.status == "4.7.5"
+    assert outcome.hosts == ("mx1.example [192.0.2.1]: no STARTTLS",)
+
+
+def test_unmet_tls_alone_bounces_where_that_is_wanted():
+    assert isinstance(last((ONE, UNMET), bounce_unmet=False), Deferred)
+    outcome = last((ONE, UNMET), (TWO, UNMET_5), bounce_unmet=True)
+    assert isinstance(outcome, Bounced)
+    assert outcome.status == "5.7.5"
+    assert len(outcome.hosts) == 1
+
+
+def test_any_other_trouble_makes_it_temporary():
+    for other in (SILENT, LOST, BUSY, INSISTS):
+        assert isinstance(last((ONE, UNMET), (TWO, other), bounce_unmet=True), Deferred)
+        assert isinstance(last((ONE, other), (TWO, UNMET), bounce_unmet=True), Deferred)
+    dns = last((ONE, UNMET), bounce_unmet=True, trouble=("mx0.example: SERVFAIL",))
+    assert isinstance(dns, Deferred)
+    assert dns.hosts == ("mx0.example: SERVFAIL",)
+
+
+def test_an_address_that_is_not_connected_to_is_told_and_is_no_trouble():
+    outcome = last((ONE, UNMET), bounce_unmet=True, rejected=("mx0.example: 10.0.0.1 is private",))
+    assert isinstance(outcome, Bounced)
+    assert outcome.hosts == ("mx0.example: 10.0.0.1 is private",)
