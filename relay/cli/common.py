@@ -20,6 +20,7 @@ __all__ = [
     "Lazy",
     "age",
     "age_text",
+    "answer_text",
     "answers",
     "config_file",
     "config_option",
@@ -162,6 +163,12 @@ def printable(text: str, *, keep: str = "") -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+
+
+def answer_text(code: int, status: str, message: str) -> str:
+    """A host's answer in one line: `450 4.2.1 mailbox busy`, each part once."""
+    words = [str(code or ""), "" if message.startswith(status) else status, message]
+    return printable(" ".join(word for word in words if word))
 
 
 def age_text(age: timedelta) -> str:

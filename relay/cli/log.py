@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from relay.cli.common import answers, config_file, config_option, load_config, printable
+from relay.cli.common import answer_text, answers, config_file, config_option, load_config, printable
 
 __all__ = ["log"]
 
@@ -105,8 +105,7 @@ def _for_people(event: dict[str, Any]) -> str:
 
 
 def _status_text(status: dict[str, Any]) -> str:
-    words = [str(status["code"] or ""), status["enhanced-code"], status["message"] or status["description"]]
-    text = printable(" ".join(word for word in words if word))
+    text = answer_text(status["code"], status["enhanced-code"], status["message"] or status["description"])
     if status.get("mx-host"):
         text = f"{_tls_text(status)}, {printable(status['mx-host'])}: {text}"
     if status.get("retry-seconds"):

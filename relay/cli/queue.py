@@ -14,6 +14,7 @@ import click
 from relay.cli.common import (
     age,
     age_text,
+    answer_text,
     answers,
     config_file,
     config_option,
@@ -194,8 +195,7 @@ def _recipient_line(recipient: dict[str, Any], now: datetime) -> str:
         text += f", next in {age_text(wait)}" if wait > timedelta(0) else ", due now"
     last = recipient["last"]
     if last is not None:
-        words = [str(last["code"] or ""), last["status"], last["message"]]
-        text += f": {printable(' '.join(word for word in words if word))}"
+        text += f": {answer_text(last['code'], last['status'], last['message'])}"
         text += f" ({printable(last['host'])})" if last["host"] else ""
     return text
 

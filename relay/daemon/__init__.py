@@ -48,7 +48,7 @@ def serve(path: Path, environ: Mapping[str, str]) -> int:
         return 1
     own_log = _start_log(config.log.level, as_json=config.log.format == "json")
     try:
-        return _run(_serve(config, path, environ))
+        return _run(_serve(config, path, environ, own_log))
     except StartError as error:
         log.error("cannot start: %s", error)
         return 1
@@ -72,13 +72,13 @@ def _run(main: Coroutine[Any, Any, int]) -> int:
         return runner.run(main)
 
 
-async def _serve(config: Config, path: Path, environ: Mapping[str, str]) -> int:
+async def _serve(config: Config, path: Path, environ: Mapping[str, str], own_log: ProgramLog) -> int:
     for warning in config.warnings:
         log.warning("%s", warning)
     systemd = Systemd(environ)
     relay = Relay(config, path=path, environ=environ, files=_open_files(config), systemd=systemd)
     over = asyncio.Event()
-    ending = _Signals(over, relay.reload)
+    ending = _Signals(over, relay.reload, own_log)
     ending.listen()
     await relay.start()
     ending.is_started = True
@@ -97,8 +97,9 @@ async def _serve(config: Config, path: Path, environ: Mapping[str, str]) -> int:
 class _Signals:
     """SIGTERM and SIGINT end, a second one at once; SIGHUP reloads."""
 
-    def __init__(self, over: asyncio.Event, reload: Callable[[], None]) -> None:
+    def __init__(self, over: asyncio.Event, reload: Callable[[], None], own_log: ProgramLog) -> None:
         self._over = over
+        self._own_log = own_log
         self._reload = reload
         self._ends = False
         self.is_started = False
@@ -116,6 +117,7 @@ class _Signals:
     def _end(self, name: str) -> None:
         if self._ends:
             log.warning("%s again: ending at once", name)
+            self._own_log.stop_within(1.0)
             # Nothing that was answered for is only in memory: the next start goes on from here.
             os._exit(1)
         log.info("%s: draining", name)

@@ -12,6 +12,7 @@ import json
 import logging
 import logging.handlers
 import sys
+import threading
 from datetime import UTC, datetime
 from queue import Full, Queue
 from typing import TextIO
@@ -49,6 +50,12 @@ class ProgramLog:
         """Write what is waiting."""
         logging.getLogger().removeHandler(self._entrance)
         self._listener.stop()
+
+    def stop_within(self, seconds: float) -> None:
+        """The same, but a reader that stands still is not waited for longer."""
+        writing = threading.Thread(target=self.stop, daemon=True)
+        writing.start()
+        writing.join(seconds)
 
 
 class _Entrance(logging.handlers.QueueHandler):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import random
 from collections.abc import Awaitable, Coroutine, Mapping
 from dataclasses import replace
@@ -253,7 +254,7 @@ class Relay:
 
 
 def _sentence(error: Exception) -> str:
-    """An error without its number."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror.lower()}{f' ({error.filename})' if error.filename else ''}"
+    """An error as its system's words for it, without number and history."""
+    if isinstance(error, OSError) and error.errno:
+        return f"{os.strerror(error.errno).lower()}{f' ({error.filename})' if error.filename else ''}"
     return str(error)
