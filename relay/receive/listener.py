@@ -1,4 +1,4 @@
-"""A listener: a socket, and a `Connection` for each client that comes.
+"""A listener: a socket, and a `Dialogue` for each client that comes.
 
 `start_listener` opens the socket that a `ListenerSpec` describes, or takes one that is bound
 already (socket activation), and returns a `Listener`. `Listener.close` drains: no new client;
@@ -18,7 +18,8 @@ from collections.abc import Callable
 from datetime import timedelta
 
 from relay.receive.certificates import CertificateError, ServerTls
-from relay.receive.connection import Connection, Door
+from relay.receive.dialogue import Dialogue
+from relay.receive.door import Door
 from relay.receive.intake import Reception
 from relay.receive.passwords import Passwords
 from relay.receive.spec import ListenerSpec, ListenerTls, TcpAddress, UnixAddress, parse_address
@@ -47,6 +48,11 @@ class Listener:
     def connections(self) -> int:
         """How many clients are inside."""
         return len(self._door.inside)
+
+    @property
+    def is_quiet(self) -> bool:
+        """Nobody is inside, and nothing is being done for somebody who was."""
+        return not self._door.inside and not self._door.tasks
 
     def reload_certificate(self) -> None:
         """Show what the file has now. A broken one is not taken, and `CertificateError` says why."""
@@ -90,8 +96,8 @@ async def start_listener(
     loop = asyncio.get_running_loop()
     address = parse_address(spec.address)
 
-    def connection() -> Connection:
-        return Connection(door)
+    def connection() -> Dialogue:
+        return Dialogue(door)
 
     if sock is not None:
         server = await _serve_socket(loop, connection, sock)
@@ -106,7 +112,7 @@ async def start_listener(
 
 
 async def _serve_socket(
-    loop: asyncio.AbstractEventLoop, connection: Callable[[], Connection], sock: socket.socket
+    loop: asyncio.AbstractEventLoop, connection: Callable[[], Dialogue], sock: socket.socket
 ) -> asyncio.Server:
     if sock.family == socket.AF_UNIX:
         return await loop.create_unix_server(connection, sock=sock, backlog=_BACKLOG)
