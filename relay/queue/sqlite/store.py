@@ -306,9 +306,8 @@ class SqliteStore:
         waiting = self._handoff.oldest(skip)
         if waiting is not None:
             return waiting.message.arrived
-        known = self._due.known(skip)
-        if known is not None:
-            return known.due
+        if self._due.is_about(skip):
+            return self._due.due
         before = self._due.begin()
         found = await self._reader.next_due(list(skip))
         self._due.learn(before, found, skip)
@@ -516,13 +515,15 @@ class _DueHint:
         self.is_known = False
         self._changes = 0
 
-    def known(self, skip: Collection[str]) -> _DueHint | None:
-        """This hint, where it holds for a caller that skips `skip`."""
-        return self if self.is_known and self.skip.issubset(skip) else None
+    def is_about(self, skip: Collection[str]) -> bool:
+        """Whether this is the answer for a caller that skips just these."""
+        return self.is_known and self.skip == frozenset(skip)
 
     def may_be_due(self, now: datetime, skip: Collection[str]) -> bool:
-        known = self.known(skip)
-        return known is None or (known.due is not None and known.due <= now)
+        """Whether the disk has to be asked."""
+        if not (self.is_known and self.skip.issubset(skip)):
+            return True
+        return self.due is not None and self.due <= now
 
     def now(self) -> None:
         """Something may be due at any moment."""
