@@ -15,22 +15,26 @@ class Systemd:
     """The service manager's ear; silent where there is none."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
-        self._notifier = SystemdNotifier()
+        self._notifier = SystemdNotifier() if environ.get("NOTIFY_SOCKET") else None
         self.watchdog_seconds = _watchdog_seconds(environ)
 
     def ready(self, status: str) -> None:
         """All doors are open; after a reload, too."""
-        self._notifier.notify(f"READY=1\nSTATUS={status}")
+        self._tell(f"READY=1\nSTATUS={status}")
 
     def reloading(self) -> None:
-        self._notifier.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        self._tell(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def stopping(self) -> None:
-        self._notifier.notify("STOPPING=1\nSTATUS=draining")
+        self._tell("STOPPING=1\nSTATUS=draining")
 
     def alive(self) -> None:
         """Said at least twice a `watchdog_seconds`, or we are taken for dead."""
-        self._notifier.notify("WATCHDOG=1")
+        self._tell("WATCHDOG=1")
+
+    def _tell(self, words: str) -> None:
+        if self._notifier is not None:
+            self._notifier.notify(words)
 
 
 def _watchdog_seconds(environ: Mapping[str, str]) -> float | None:
