@@ -15,7 +15,8 @@ Verbs of `replies` are those of SMTP, and `GREETING`, `CONTENT` (the final dot) 
 (after the handshake, where nothing is said but the connection may end). A key with its
 argument, such as `RCPT <bob@example.net>`, comes first.
 
-It is lenient where a real host is strict: it tests a client and does not defend itself.
+It keeps to the order MAIL, RCPT, DATA (RFC 5321 §4.1.4), unless `DATA` is in its script, and is
+lenient otherwise: it tests a client and does not defend itself.
 Works on asyncio's loop and on uvloop.
 """
 
@@ -513,7 +514,9 @@ class _Session:
                 if await self._answer(verb, _path_text(argument)):
                     self._mail, self._recipients, self._chunks = argument, [], []
             case "RCPT":
-                if await self._answer(verb, _path_text(argument)):
+                if self._mail is None:
+                    await self._perform("503 5.5.1 MAIL first")
+                elif await self._answer(verb, _path_text(argument)):
                     self._recipients.append(argument)
             case "DATA":
                 await self._data()
@@ -533,7 +536,7 @@ class _Session:
     async def _greet(self, verb: str) -> None:
         if verb == "EHLO" and self._script.no_ehlo:
             await self._perform("502 5.5.1 EHLO not implemented")
-        elif verb == "EHLO" and self._find(verb, "") is None:
+        elif verb == "EHLO" and not self._is_scripted(verb):
             await self._perform("\n".join(f"250 {line}" for line in (self._server.name, *self._offers())))
         else:
             await self._answer(verb)
@@ -581,6 +584,9 @@ class _Session:
         await self._wire.until_closed()
 
     async def _data(self) -> None:
+        if not self._recipients and not self._is_scripted("DATA"):
+            await self._perform("554 5.5.1 no valid recipients")
+            return
         if not await self._answer("DATA", wanted="3"):
             return
         content = await self._wire.content()
@@ -607,8 +613,8 @@ class _Session:
         )
         self._forget()
         action = _as_action(self._find(verb, "") or _USUAL[verb])
-        # It is ours once we say so, even if the 250 never gets through.
-        if action.text is not None and _is(action.text, "2"):
+        # It is ours once we say so, even if the 250 never gets through. Without a recipient it is nobody's.
+        if message.recipients and action.text is not None and _is(action.text, "2"):
             self._connection.messages.append(message)
         await self._perform(action)
         self._server._tell()
@@ -632,13 +638,18 @@ class _Session:
         await self._perform(action)
         return action.text is not None and _is(action.text, wanted)
 
+    def _is_scripted(self, verb: str) -> bool:
+        return any(verb in table for table in self._tables())
+
+    def _tables(self) -> tuple[Replies, ...]:
+        script = self._script
+        in_tls = self._wire.phase is Phase.TLS
+        return (script.replies,) if in_tls else (script.replies_in_clear, script.replies)
+
     def _find(self, verb: str, argument: str) -> Answer | None:
         """What the script says to this verb this time, None where it says nothing."""
-        tables = [self._script.replies]
-        if self._wire.phase is not Phase.TLS:
-            tables.insert(0, self._script.replies_in_clear)
         for key in (f"{verb} {argument}", verb):
-            for table in tables:
+            for table in self._tables():
                 if key in table:
                     return self._next(key, table[key])
         return None
