@@ -12,7 +12,7 @@ Cancelled, an attempt breaks off before the final dot and stays for the answer a
 
 from __future__ import annotations
 
-import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -113,7 +113,7 @@ class Attempt:
 
 
 class _Visit:
-    """What one session does for one attempt. `began`: when, by the event loop's clock."""
+    """What one session does for one attempt. `began`: when, on the monotonic clock."""
 
     def __init__(self, host: Host, connection: Connection, job: _Job, tally: Tally, began: float) -> None:
         self._host = host
@@ -245,5 +245,5 @@ def _timed(session: HopSession, began: float) -> HopSession:
     return replace(session, seconds=_now() - began)
 
 
-def _now() -> float:
-    return asyncio.get_running_loop().time()
+_now = time.monotonic
+"""Not the event loop's clock, which in uvloop stands still while a callback runs."""

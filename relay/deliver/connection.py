@@ -697,9 +697,9 @@ class _Wire(SMTPProtocol):
             self.transport.close()
 
     def _read(self) -> None:
-        """Take the replies that are owed out of what came, and no more."""
+        """Take the replies that are owed out of what came, and no more. After trouble there are none."""
         try:
-            while len(self._replies) < self._owed:
+            while self._trouble is None and len(self._replies) < self._owed:
                 reply = self._reader.take()
                 if reply is None:
                     return

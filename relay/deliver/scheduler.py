@@ -15,6 +15,11 @@ destination that is slow or dead has its own few places and a short line of its 
 what is due elsewhere passes it. Nothing is polled: the scheduler sleeps until the store
 has work or the next entry is due (a minute at most, since a wall clock may be set).
 
+Reports about a message whose recipients have several domains wait in the store until each of
+its entries has had an attempt, so that its sender gets one; who settles last sends it. What
+waits longer than `REPORT_PATIENCE` for that, or waited through a restart, is found by a look
+at the store every half a minute.
+
 What an attempt came to is held until the store has taken it, however long that lasts:
 better to wait with a result in hand than to deliver twice.
 """
@@ -40,11 +45,11 @@ from relay.mail.outcome import Code, Deferred, Outcome
 from relay.policy.rules import PolicyRules, reconsider
 from relay.queue.entry import Entry, QueuedRecipient
 from relay.queue.retry import ClockWatch, RetrySchedule, watch
-from relay.queue.settle import Settlement, settle
+from relay.queue.settle import Report, Settlement, owed_reports, settle
 from relay.queue.store import CHUNK_BYTES, NewMessage, SpoolError, Store
 from relay.report import deliverylog, dsn
 
-__all__ = ["Attempts", "Scheduler"]
+__all__ = ["REPORT_PATIENCE", "Attempts", "Scheduler"]
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +61,12 @@ _LONGEST_PAUSE = 5.0
 
 _RECORD_TRIES = 5
 """How often an error in the recording itself, which no waiting mends, is met before we leave it."""
+
+REPORT_PATIENCE = timedelta(minutes=5)
+"""How long a report waits for the first attempts at other domains of its message."""
+
+_DEBTS_SECONDS = 30.0
+_DEBTS_PAGE = 100
 
 _MOST_PACES = 10_000
 _JITTER = 0.1
@@ -89,6 +100,7 @@ class Scheduler:
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         monotonic: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = random.random,
+        report_patience: timedelta = REPORT_PATIENCE,
     ) -> None:
         self._store = store
         self._attempts = attempts
@@ -100,6 +112,8 @@ class Scheduler:
         self._clock = clock
         self._monotonic = monotonic
         self._chance = chance
+        self._report_patience = report_patience
+        self._paying: set[str] = set()
         self._clocks: ClockWatch | None = None
         self._paces: dict[str, Pace] = {}
         self._waiting: dict[str, deque[Entry]] = {}
@@ -140,7 +154,7 @@ class Scheduler:
     async def run(self) -> None:
         """Deliver until `drain` is called."""
         self._ended.clear()
-        watcher = asyncio.create_task(self._watch_for_work())
+        beside = [asyncio.create_task(self._watch_for_work()), asyncio.create_task(self._watch_debts())]
         try:
             while not self._stopping:
                 self._look_at_clocks()
@@ -149,11 +163,11 @@ class Scheduler:
             self._break_off()
             raise
         finally:
-            watcher.cancel()
+            for task in beside:
+                task.cancel()
             self._stopping = True
             await self._wind_up()
-            with suppress(asyncio.CancelledError):
-                await watcher
+            await asyncio.wait(beside)
             self._ended.set()
 
     async def drain(self, grace: timedelta) -> None:
@@ -393,6 +407,8 @@ class Scheduler:
             now=self._clock(),
             jitter=self._chance() * _JITTER,
             steady_since=self._look_at_clocks().steady_since,
+            # The store knows whether they are; it tells who is the last.
+            others_in_flight=entry.total > len(entry.recipients),
         )
 
     async def _write_down(self, entry: Entry, settlement: Settlement) -> None:
@@ -403,8 +419,8 @@ class Scheduler:
         while True:
             try:
                 if reports is None:
-                    reports = await self._dsns(settlement)
-                await self._store.record(settlement, reports=reports, events=events)
+                    reports = await self._dsns(settlement.reports, settlement.at)
+                is_to_be_reported = await self._store.record(settlement, reports=reports, events=events)
                 break
             except SpoolError as exc:
                 if pause == _FIRST_PAUSE:
@@ -418,11 +434,13 @@ class Scheduler:
             await self._pause(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
         self._expect_soonest(change.recipient.next_attempt for change in settlement.changes)
+        if is_to_be_reported:
+            await self._pay(entry.message.queue_id)
 
-    async def _dsns(self, settlement: Settlement) -> list[NewMessage]:
-        """The DSNs that a settlement owes, each with as much of its message as it is to return."""
+    async def _dsns(self, reports: Iterable[Report], at: datetime) -> list[NewMessage]:
+        """The DSNs of some reports, each with as much of its message as it is to return."""
         messages = []
-        for report in settlement.reports:
+        for report in reports:
             queue_id = report.entry.message.queue_id
             header = await self._store.read_header(queue_id)
             original = None
@@ -435,10 +453,42 @@ class Scheduler:
                     original=original,
                     rules=self._rules(),
                     hostname=self._hostname,
-                    now=settlement.at,
+                    now=at,
                 )
             )
         return messages
+
+    # --- debts ------------------------------------------------------------------------------------------
+
+    async def _watch_debts(self) -> None:
+        """Report what nobody is left to report, or what has waited long enough for others."""
+        every = min(_DEBTS_SECONDS, self._report_patience.total_seconds())
+        while True:
+            now = self._clock()
+            with suppress(SpoolError):  # the claims tell of a store in trouble
+                owing = await self._store.owing(
+                    now=now, held_before=now - self._report_patience, limit=_DEBTS_PAGE
+                )
+                for queue_id in owing:
+                    await self._pay(queue_id)
+            await asyncio.sleep(every)
+
+    async def _pay(self, queue_id: str) -> None:
+        """Report what is owed about a message. What fails here stays owed, and is found again."""
+        if queue_id in self._paying:
+            return
+        self._paying.add(queue_id)
+        try:
+            debt = await self._store.debt(queue_id)
+            if debt is not None:
+                reports = owed_reports(debt.message, debt.changes)
+                await self._store.report(debt, await self._dsns(reports, self._clock()))
+        except SpoolError as exc:
+            logger.error("%s: its sender is not told yet what became of it: %s", queue_id, exc)
+        except Exception:
+            logger.exception("%s: its sender cannot be told what became of it", queue_id)
+        finally:
+            self._paying.discard(queue_id)
 
     async def _release(self, entry: Entry, *, due: datetime) -> None:
         """Give a claim back untried. If the store cannot, its next start does."""

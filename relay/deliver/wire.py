@@ -30,6 +30,7 @@ class ReplyReader:
         self._lines: list[bytes] = []
         self._code = b""
         self._bytes = 0
+        self._garbled: Garbled | None = None
 
     @property
     def is_empty(self) -> bool:
@@ -39,10 +40,22 @@ class ReplyReader:
     def reset(self) -> None:
         """Forget all that came."""
         self.buffer.clear()
-        self._lines, self._code, self._bytes = [], b"", 0
+        self._lines, self._code, self._bytes, self._garbled = [], b"", 0, None
 
     def take(self) -> Reply | None:
-        """The next reply if all of it is there. Raises `Garbled` on what cannot become one."""
+        """The next reply if all of it is there. Raises `Garbled` on what cannot become one, and ever after:
+
+        which command the next line would belong to, nobody knows.
+        """
+        if self._garbled is not None:
+            raise self._garbled
+        try:
+            return self._take()
+        except Garbled as garbled:
+            self._garbled = garbled
+            raise
+
+    def _take(self) -> Reply | None:
         while (line := self._take_line()) is not None:
             code, mark = line[:3], line[3:4]
             if not (code.isdigit() and b"100" <= code <= b"599" and mark in (b"", b" ", b"-")):

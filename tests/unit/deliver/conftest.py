@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from datetime import timedelta
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+import uvloop
 
 from relay.deliver.attempt import Attempt
 from relay.deliver.options import DeliveryOptions, Timeouts, TlsOptions
@@ -22,6 +24,18 @@ from relay.mail.outcome import Outcome
 from relay.queue.entry import Entry
 from relay.route.next_hop import Host, Route
 from tests.fakes.mail import to
+
+BOTH_LOOPS = {"test_attempt_tls", "test_attempt_dialogue", "test_pool", "test_probe"}
+"""TLS, flow control and the ends of connections are each loop's own work."""
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Function
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    plain = {"asyncio": asyncio.new_event_loop}
+    if item.module.__name__.rpartition(".")[2] in BOTH_LOOPS:
+        return plain | {"uvloop": uvloop.new_event_loop}
+    return plain
 
 
 def milliseconds(count: int) -> timedelta:

@@ -87,6 +87,14 @@ def test_what_is_no_reply_is_garbled_before_it_takes_much_memory(garbage):
     assert len(reader.buffer) + sum(map(len, reader._lines)) <= MAX_REPLY_BYTES + len(garbage)
 
 
+def test_after_garbage_no_line_is_taken_for_the_answer_to_anything():
+    reader = ReplyReader()
+    with pytest.raises(Garbled):
+        read(reader, b"hello\r\n250 2.0.0 OK\r\n")
+    with pytest.raises(Garbled):
+        read(reader, b"250 2.0.0 OK\r\n")
+
+
 @given(st.lists(st.binary(max_size=20)))
 def test_no_bytes_raise_anything_but_garbled(pieces):
     with suppress(Garbled):
