@@ -14,8 +14,10 @@ from functools import lru_cache
 from typing import Any
 
 from relay.mail.envelope import Body, Notify, Ret
+from relay.mail.outcome import Bounced, Deferred, Delivered, HopSession, Outcome
 from relay.policy.settings import Setting, Source, TlsSettings
 from relay.queue.entry import LastAttempt, MessageSummary, QueuedMessage, QueuedRecipient, State
+from relay.queue.settle import Change
 
 __all__ = [
     "FINAL_NUMBER",
@@ -26,6 +28,8 @@ __all__ = [
     "message_of",
     "micros",
     "moment",
+    "owed_change",
+    "owed_data",
     "recipient_data",
     "recipient_of",
 ]
@@ -47,6 +51,8 @@ _STATES = dict(enumerate(STATE_OF_NUMBER))
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _NO_SUMMARY = MessageSummary()
+_OWED_TEXT_CHARS = 4000
+_OWED_HOSTS = 10
 _encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
 
@@ -144,6 +150,47 @@ def recipient_of(index: int, domain: str, state: int, due: int | None, data: str
         )
     except (ValueError, TypeError, LookupError, OverflowError, RecursionError) as exc:
         raise BadRow(f"the row of recipient {index} cannot be read: {exc}") from exc
+
+
+def owed_data(change: Change) -> str:
+    """What a report says about a recipient that is done, and its row does not."""
+    outcome = change.outcome
+    session = outcome.session
+    return _encode(
+        [
+            change.code,
+            change.status,
+            change.reason,
+            outcome.code,
+            outcome.status,
+            outcome.message[:_OWED_TEXT_CHARS],
+            outcome.description[:_OWED_TEXT_CHARS],
+            [host[:_OWED_TEXT_CHARS] for host in outcome.hosts[:_OWED_HOSTS]],
+            None if session is None else [session.mx_host, session.mx_ip],
+            isinstance(outcome, Deferred) and outcome.in_doubt,
+        ]
+    )
+
+
+def owed_change(recipient: QueuedRecipient, data: str) -> Change:
+    """The change that is still to be reported. Of its session only the host is known."""
+    try:
+        code, status, reason, own_code, own_status, message, description, hosts, host, in_doubt, *_ = (
+            json.loads(data)
+        )
+        session = None if host is None else HopSession(_text(host[0]), _text(host[1]), False, False)
+        facts = (_text(own_status), int(own_code), _text(message), _text(description), session)
+        outcome: Outcome
+        match recipient.state:
+            case State.DELIVERED:
+                outcome = Delivered(*facts, hosts=tuple(map(_text, hosts)))
+            case State.BOUNCED:
+                outcome = Bounced(*facts, hosts=tuple(map(_text, hosts)))
+            case _:
+                outcome = Deferred(*facts, hosts=tuple(map(_text, hosts)), in_doubt=bool(in_doubt))
+        return Change(recipient, outcome, int(code), _text(status), reason=_text(reason))
+    except (ValueError, TypeError, LookupError, RecursionError) as exc:
+        raise BadRow(f"what is owed about recipient {recipient.index} cannot be read: {exc}") from exc
 
 
 def _text(value: Any) -> str:

@@ -18,10 +18,11 @@ from typing import Protocol
 
 from relay.mail.event import Event
 from relay.queue.entry import Entry, QueuedMessage, QueuedRecipient, State
-from relay.queue.settle import Settlement
+from relay.queue.settle import Change, Settlement
 
 __all__ = [
     "CHUNK_BYTES",
+    "Debt",
     "EventFilter",
     "NewMessage",
     "QueueFilter",
@@ -98,6 +99,14 @@ class QueuedItem:
     recipients: tuple[QueuedRecipient, ...] = field(default_factory=tuple)
 
 
+@dataclass(frozen=True, slots=True)
+class Debt:
+    """What the sender of a message is still to be told: recipients that are done, of whatever domain."""
+
+    message: QueuedMessage
+    changes: tuple[Change, ...]
+
+
 class Store(Protocol):
     """A queue that survives. All methods may raise `SpoolError`."""
 
@@ -138,11 +147,26 @@ class Store(Protocol):
 
     async def record(
         self, settlement: Settlement, *, reports: Sequence[NewMessage] = (), events: Sequence[Event] = ()
-    ) -> None:
+    ) -> bool:
         """Commit, as one: the new states, the DSNs they owe, the events they make. Ends the claim.
 
-        The message and its content are removed with its last recipient.
+        What is `held` in the settlement is kept as a debt. True: the message has debts, and none of its
+        recipients waits for a first attempt any more, so they are to be paid with `report`. Of attempts that
+        settle at the same moment the last one is told. The message and its content are removed with its last
+        recipient and its last debt.
         """
+
+    async def owing(self, *, now: datetime, held_before: datetime, limit: int = 100) -> list[str]:
+        """Queue ids of messages whose debts are to be paid: nobody waits for a first attempt, or too long.
+
+        Too long: they are held since `held_before`. An attempt that is put off is not waited for.
+        """
+
+    async def debt(self, queue_id: str) -> Debt | None:
+        """What is owed about a message; None if nothing is."""
+
+    async def report(self, debt: Debt, reports: Sequence[NewMessage]) -> None:
+        """Commit, as one: these DSNs, and that the debt is paid. `SpoolError` where it was paid already."""
 
     def read_content(self, queue_id: str) -> AsyncIterator[bytes]:
         """The content in pieces of at most `CHUNK_BYTES`, in order."""

@@ -98,7 +98,7 @@ class MemoryQueue:
 
     async def record(
         self, settlement: Settlement, *, reports: Sequence[NewMessage] = (), events: Sequence[Event] = ()
-    ) -> None:
+    ) -> bool:
         await asyncio.sleep(0)
         self._fail("record")
         entry = settlement.entry
@@ -114,6 +114,11 @@ class MemoryQueue:
             self.due[key] = min(r.next_attempt for r in left if r.next_attempt is not None)
         else:
             del self.entries[key], self.due[key]
+        return False
+
+    async def owing(self, *, now: datetime, held_before: datetime, limit: int = 100) -> list[str]:
+        """Debts are tested on the real store."""
+        return []
 
     async def read_content(self, queue_id: str) -> AsyncIterator[bytes]:
         self._fail("read_content")

@@ -30,12 +30,14 @@ from relay.queue.rows import (
     message_of,
     micros,
     moment,
+    owed_change,
     recipient_of,
 )
 from relay.queue.sqlite.disk import open_reader, open_stopped, translated
-from relay.queue.sqlite.schema import READY, WAITING
+from relay.queue.sqlite.schema import CLAIMED, READY, WAITING
 from relay.queue.store import (
     CHUNK_BYTES,
+    Debt,
     EventFilter,
     QueuedItem,
     QueueFilter,
@@ -43,13 +45,20 @@ from relay.queue.store import (
     StoredEvent,
 )
 
-__all__ = ["Reader", "StoppedQueue", "matching"]
+__all__ = ["OWING", "Reader", "StoppedQueue", "matching"]
 
 log = logging.getLogger(__name__)
 
 _WINDOW = 5000
 _PIECE_IDS = 500
 _DUE_WINDOW = 1000
+_AWAITED = (
+    "SELECT 1 FROM recipient WHERE recipient.queue_id = owed.queue_id"
+    f" AND state = {STATE_NUMBER[State.QUEUED]} AND place IN ({READY}, {CLAIMED})"
+)
+OWING = f"SELECT DISTINCT queue_id FROM owed WHERE NOT EXISTS ({_AWAITED}) AND queue_id IN (?)"
+"""Messages among some whose debts are to be paid: nobody of theirs is about to have a first attempt."""
+
 _EVENT_COLUMNS = "seq, at, name, queue_id, sender, recipient, id, line"
 
 _STRICTEST = TlsSettings(Setting(True, Source.DEFAULT), Setting(False, Source.DEFAULT))
@@ -163,6 +172,14 @@ class Reader:
     async def log_mark(self) -> int:
         """Up to where the log file holds the events."""
         return await self.ask(_log_mark)
+
+    async def owing(self, *, now: datetime, held_before: datetime, limit: int = 100) -> list[str]:
+        """Messages whose debts are to be paid."""
+        return await self.ask(_owing, micros(now), micros(held_before), limit)
+
+    async def debt(self, queue_id: str) -> Debt | None:
+        """What is owed about a message."""
+        return await self.ask(_debt, queue_id)
 
     async def next_due(self, skip: Sequence[str]) -> datetime | None:
         """When the next unclaimed recipient outside `skip` is due, or a little earlier."""
@@ -363,6 +380,38 @@ def _next_due(db: sqlite3.Connection, skip: str) -> datetime | None:
     )
     found = [row[0] for row in (ready, waiting) if row is not None and isinstance(row[0], int)]
     return moment(min(found)) if found else None
+
+
+# Debts.
+
+
+def _owing(db: sqlite3.Connection, now: int, held_before: int, limit: int) -> list[str]:
+    """What was written by a clock that was ahead has waited long enough, too."""
+    rows = db.execute(
+        "SELECT DISTINCT queue_id FROM owed"
+        f" WHERE since <= ? OR since > ? OR NOT EXISTS ({_AWAITED}) LIMIT ?",
+        (held_before, now, limit),
+    ).fetchall()
+    return [row[0] for row in rows]
+
+
+def _debt(db: sqlite3.Connection, queue_id: str) -> Debt | None:
+    rows = db.execute(
+        "SELECT idx, domain, state, due, recipient.data, owed.data"
+        " FROM owed JOIN recipient USING (queue_id, idx) WHERE queue_id = ? ORDER BY idx",
+        (queue_id,),
+    ).fetchall()
+    message = db.execute(
+        "SELECT queue_id, reverse_path, arrived, size_bytes, data FROM message WHERE queue_id = ?",
+        (queue_id,),
+    ).fetchone()
+    if not rows or message is None:
+        return None
+    try:
+        changes = tuple(owed_change(recipient_of(*row[:5]), row[5]) for row in rows)
+        return Debt(message_of(*message), changes)
+    except BadRow as exc:
+        raise SpoolError(f"{queue_id}: {exc}") from exc
 
 
 # Events.

@@ -4,6 +4,7 @@
     recipient   one row a recipient, done ones included until the message leaves
     chunk       content in pieces; without a message it is garbage
     event       the delivery log, in the order of the commits
+    owed        what the sender is still to be told of recipients that are done
     meta        the mark up to which the log file holds the events
 
 Where a recipient stands is its `place`, and each place has an index of its own or none:
@@ -80,7 +81,17 @@ _VERSION_1: Migration = (
     "CREATE TABLE meta (key TEXT NOT NULL PRIMARY KEY, value) WITHOUT ROWID",
 )
 
-MIGRATIONS: Sequence[Migration] = (_VERSION_1,)
+_VERSION_2: Migration = (
+    """CREATE TABLE owed (
+        queue_id TEXT NOT NULL,
+        idx INTEGER NOT NULL,
+        since INTEGER NOT NULL,
+        data TEXT NOT NULL,            -- relay.queue.rows.owed_data
+        PRIMARY KEY (queue_id, idx)
+    ) WITHOUT ROWID""",
+)
+
+MIGRATIONS: Sequence[Migration] = (_VERSION_1, _VERSION_2)
 
 
 def version_of(db: sqlite3.Connection) -> int:

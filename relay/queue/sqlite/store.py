@@ -22,7 +22,7 @@ from typing import Any, Self, TypeVar
 from relay.mail.event import Event
 from relay.queue.entry import Entry, QueuedMessage, QueuedRecipient, State
 from relay.queue.handoff import HandOff, HandOffLimits, Shares
-from relay.queue.rows import STATE_NUMBER, message_data, micros, recipient_data
+from relay.queue.rows import STATE_NUMBER, message_data, micros, owed_data, recipient_data
 from relay.queue.settle import Settlement
 from relay.queue.sqlite import claims
 from relay.queue.sqlite.disk import Spool, check_quickly
@@ -31,6 +31,7 @@ from relay.queue.sqlite.schema import ASIDE, CLAIMED, READY, WAITING, migrate
 from relay.queue.sqlite.writer import Call, Rows, Writer
 from relay.queue.store import (
     CHUNK_BYTES,
+    Debt,
     EventFilter,
     NewMessage,
     QueuedItem,
@@ -336,12 +337,23 @@ class SqliteStore:
 
     async def record(
         self, settlement: Settlement, *, reports: Sequence[NewMessage] = (), events: Sequence[Event] = ()
-    ) -> None:
-        """Commit what an attempt came to."""
-        if reports:
-            events = [*events, *(event for new in reports for event in new.events)]
+    ) -> bool:
+        """Commit what an attempt came to; whether what is owed about its message is to be paid now."""
         rows = Rows(self._future(), events=events)
         _add_settlement(rows, settlement)
+        return await self._submit_with(reports, rows, lambda: self._recorded(settlement)) is True
+
+    async def report(self, debt: Debt, reports: Sequence[NewMessage]) -> None:
+        """Pay what is owed."""
+        queue_id = debt.message.queue_id
+        rows = Rows(self._future(), perhaps_done=[queue_id])
+        rows.paid += [(queue_id, change.recipient.index) for change in debt.changes]
+        await self._submit_with(reports, rows, lambda: None)
+
+    async def _submit_with(self, reports: Sequence[NewMessage], rows: Rows, done: Callable[[], None]) -> Any:
+        """Have rows written together with the reports they are the reason for."""
+        if reports:
+            rows.events = [*rows.events, *(event for new in reports for event in new.events)]
         entries: list[Entry] = []
         try:
             for new in reports:
@@ -349,11 +361,25 @@ class SqliteStore:
         except BaseException:
             self._give_up(entries)
             raise
-        rows.on_commit = lambda _: self._recorded(settlement, reports, entries)
-        rows.on_failure = partial(self._give_up, entries)
-        await self._submit(rows)
 
-    def _recorded(self, settlement: Settlement, reports: Sequence[NewMessage], entries: list[Entry]) -> None:
+        def committed(_: Any) -> None:
+            done()
+            if reports:
+                self._accepted(reports, entries)
+
+        rows.on_commit = committed
+        rows.on_failure = partial(self._give_up, entries)
+        return await self._submit(rows)
+
+    async def owing(self, *, now: datetime, held_before: datetime, limit: int = 100) -> list[str]:
+        """Messages whose debts are to be paid."""
+        return await self._reader.owing(now=now, held_before=held_before, limit=limit)
+
+    async def debt(self, queue_id: str) -> Debt | None:
+        """What is owed about a message."""
+        return await self._reader.debt(queue_id)
+
+    def _recorded(self, settlement: Settlement) -> None:
         counts = self._counts
         before = {one.index: one.state for one in settlement.entry.recipients}
         for change in settlement.changes:
@@ -365,8 +391,6 @@ class SqliteStore:
                 if one.next_attempt is not None:
                     self._due.sooner(one.next_attempt, one.domain)
                     self._work.set()
-        if reports:
-            self._accepted(reports, entries)
 
     # The operator.
 
@@ -570,10 +594,13 @@ def _add_settlement(rows: Rows, settlement: Settlement) -> None:
     entry, changes = settlement.entry, settlement.changes
     queue_id = entry.message.queue_id
     all_final = all(change.recipient.state.is_final for change in changes)
-    if all_final and entry.total and len(changes) == entry.total:
+    if all_final and entry.total and len(changes) == entry.total and not settlement.held:
         rows.finished.append((queue_id, entry.total))
         return
     rows.updates += [_settled_row(queue_id, change.recipient, settlement.at) for change in changes]
+    since = micros(settlement.at)
+    rows.owed += [(queue_id, change.recipient.index, since, owed_data(change)) for change in settlement.held]
+    rows.settled = queue_id
     if any(change.recipient.state.is_final for change in changes):
         rows.perhaps_done.append(queue_id)
 

@@ -34,6 +34,7 @@ from typing import Any
 from relay.mail.event import Event
 from relay.queue.rows import FINAL_NUMBER, micros
 from relay.queue.sqlite.disk import PAGE_BYTES, Spool, is_busy, is_full, open_writer, translated
+from relay.queue.sqlite.reader import OWING
 from relay.queue.sqlite.schema import CLAIMED
 from relay.queue.store import QueueFull, SpoolError, StoredEvent
 
@@ -86,6 +87,8 @@ class Rows(Request):
     `finished`: messages whose recipients all became final now, with their number; they leave.
     `updates`: (queue_id, idx, state, place, due, data) of claimed recipients. `perhaps_done`: messages
     to leave if no recipient is open any more. `staged`: pieces that have to be there already.
+    `owed`: (queue_id, idx, since, data) of what is to be reported later, `paid` what was, by (queue_id,
+    idx). `settled`: a message of which the result tells whether its debts are to be paid now.
     `takes_in`: mail from outside, which is refused when room gets short.
     """
 
@@ -96,6 +99,9 @@ class Rows(Request):
     finished: list[tuple[str, int]] = field(default_factory=list)
     updates: list[Row] = field(default_factory=list)
     perhaps_done: list[str] = field(default_factory=list)
+    owed: list[Row] = field(default_factory=list)
+    paid: list[tuple[str, int]] = field(default_factory=list)
+    settled: str = ""
     staged: tuple[str, int] | None = None
     takes_in: bool = False
     size_bytes: int = 0
@@ -353,8 +359,9 @@ class Writer:
             request.error = translated(exc)
         db.execute("RELEASE one")
 
-    def _write_one(self, request: Rows, db: sqlite3.Connection) -> None:
+    def _write_one(self, request: Rows, db: sqlite3.Connection) -> Any:
         self._write_rows(db, [request])
+        return request.result
 
     def _write_rows(self, db: sqlite3.Connection, requests: Sequence[Rows]) -> None:
         """All rows of some requests, table by table."""
@@ -368,10 +375,13 @@ class Writer:
                 _check_staged(db, *request.staged)
         _finish(db, _all(request.finished for request in requests))
         _update(db, _all(request.updates for request in requests))
+        _insert(db, "owed", 4, _all(request.owed for request in requests))
+        _pay(db, _all(request.paid for request in requests))
         finish_if_done(db, _all(request.perhaps_done for request in requests))
         _insert(
             db, "event", 8, [row for request in requests if request.events for row in self._number(request)]
         )
+        _tell_who_owes(db, [request for request in requests if request.settled])
 
     def _number(self, request: Rows) -> list[Row]:
         """The rows of a request's events, each with the next number."""
@@ -614,14 +624,31 @@ def _update(db: sqlite3.Connection, updates: Sequence[Row]) -> None:
             raise _Refused("the recipients are not claimed")
 
 
+def _pay(db: sqlite3.Connection, paid: Sequence[tuple[str, int]]) -> None:
+    """Strike out what has been reported; what nobody owes is not reported again."""
+    for queue_id, index in paid:
+        if not db.execute("DELETE FROM owed WHERE queue_id = ? AND idx = ?", (queue_id, index)).rowcount:
+            raise _Refused(f"{queue_id}: nothing is owed about recipient {index}")
+
+
+def _tell_who_owes(db: sqlite3.Connection, requests: Sequence[Rows]) -> None:
+    """Whether each of these is the one to pay: decided in the commit, so that exactly one is told."""
+    owing: set[str] = set()
+    for piece in _pieces([request.settled for request in requests]):
+        owing.update(row[0] for row in db.execute(_in_statement(OWING, len(piece)), piece))
+    for request in requests:
+        request.result = request.settled in owing
+
+
 def finish_if_done(db: sqlite3.Connection, ids: Sequence[str]) -> None:
-    """Let messages go that have no open recipient left."""
+    """Let messages go that have no open recipient left, and about which nothing is owed."""
     if not ids:
         return
     gone = _for_ids(
         db,
         "DELETE FROM message WHERE NOT EXISTS (SELECT 1 FROM recipient"
-        f" WHERE recipient.queue_id = message.queue_id AND state < {FINAL_NUMBER}) AND queue_id IN (?)",
+        f" WHERE recipient.queue_id = message.queue_id AND state < {FINAL_NUMBER})"
+        " AND NOT EXISTS (SELECT 1 FROM owed WHERE owed.queue_id = message.queue_id) AND queue_id IN (?)",
         ids,
     )
     if gone:
