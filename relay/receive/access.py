@@ -1,4 +1,4 @@
-"""Who may relay, in whose name, and how often a password may be wrong.
+"""Who may relay, and in whose name.
 
 A client may relay when its address is in one of our networks, when it came through a UNIX
 socket (the file's mode decided that), or once it has authenticated. Nobody else, for no
@@ -13,7 +13,9 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from functools import lru_cache
+
+from relay.submit.failures import Failures
 
 __all__ = ["Access", "Failures", "User", "may_relay", "may_send_as"]
 
@@ -46,8 +48,14 @@ def may_relay(access: Access, client: str | None) -> bool:
     """Whether a client may relay by where it connects from. None: nobody knows; "": a UNIX socket."""
     if not client:
         return client is not None
-    address = ipaddress.ip_address(client)
+    address = _parsed(client)
     return any(address in network for network in access.networks)
+
+
+@lru_cache(maxsize=1024)
+def _parsed(client: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """Clients come again and again, and reading an address takes longer than comparing it."""
+    return ipaddress.ip_address(client)
 
 
 def may_send_as(user: User, sender_domain: str) -> bool:
@@ -61,43 +69,3 @@ def _covers(pattern: str, domain: str) -> bool:
     if pattern.startswith("*."):
         return domain.endswith(pattern[1:])
     return domain == pattern
-
-
-class Failures:
-    """Wrong passwords by client, forgotten with time; too many, and the client has to wait.
-
-    Bounded: beyond `remembered` clients the oldest is forgotten first.
-    """
-
-    def __init__(
-        self,
-        *,
-        tolerated: int = 10,
-        window: timedelta = timedelta(minutes=10),
-        remembered: int = 10_000,
-    ) -> None:
-        self._tolerated = tolerated
-        self._window = window
-        self._remembered = remembered
-        self._counts: dict[str, tuple[int, datetime]] = {}
-
-    def note(self, client: str, now: datetime) -> int:
-        """Count a failure; how many there are now."""
-        count = self._recent(client, now) + 1
-        self._counts.pop(client, None)
-        self._counts[client] = (count, now)
-        if len(self._counts) > self._remembered:
-            del self._counts[next(iter(self._counts))]
-        return count
-
-    def forgive(self, client: str) -> None:
-        """A right password: what came before was a slip."""
-        self._counts.pop(client, None)
-
-    def must_wait(self, client: str, now: datetime) -> bool:
-        """Whether a password from this client is not even looked at now."""
-        return self._recent(client, now) >= self._tolerated
-
-    def _recent(self, client: str, now: datetime) -> int:
-        count, last = self._counts.get(client, (0, now))
-        return count if now - last < self._window else 0

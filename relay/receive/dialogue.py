@@ -26,7 +26,8 @@ from relay.receive.limits import COMMAND_LINE_OCTETS, MISTAKES_PER_SESSION
 from relay.receive.sasl import Challenge, Credentials, Exchange
 from relay.receive.session import Transaction
 from relay.receive.spec import BareNewline
-from relay.receive.submission import Refusal, mail, rcpt
+from relay.receive.submission import mail, rcpt
+from relay.submit.message import Refusal
 
 __all__ = ["Dialogue"]
 

@@ -19,22 +19,22 @@ from datetime import datetime
 from relay.policy.rules import PolicyRules
 from relay.queue.queue_id import new_queue_id
 from relay.queue.store import CHUNK_BYTES, NewMessage, QueueFull, SpoolError, Store
-from relay.receive.access import Access, Failures
+from relay.receive.access import Access
 from relay.receive.content import ContentReader
-from relay.receive.limits import HEADER_SECTION_OCTETS, Connections, Limits
+from relay.receive.limits import Connections, Limits
 from relay.receive.session import Session, Transaction
-from relay.receive.submission import (
+from relay.receive.submission import complete, open_message, refusal_of
+from relay.report.deliverylog import accepted
+from relay.submit.failures import Failures
+from relay.submit.message import (
+    HEADER_SECTION_OCTETS,
     HEADER_TOO_LARGE,
     OUR_TROUBLE,
     OUT_OF_ROOM,
     Opened,
     Refusal,
-    complete,
-    open_message,
-    refusal_of,
     split_off_header,
 )
-from relay.report.deliverylog import accepted
 
 __all__ = ["Intake", "Reception"]
 

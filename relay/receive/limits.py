@@ -16,7 +16,6 @@ from relay.mail.reply import Reply
 __all__ = [
     "AUTH_LINE_OCTETS",
     "COMMAND_LINE_OCTETS",
-    "HEADER_SECTION_OCTETS",
     "MISTAKES_PER_SESSION",
     "Connections",
     "Limits",
@@ -27,9 +26,6 @@ COMMAND_LINE_OCTETS = 4096
 
 AUTH_LINE_OCTETS = 12288
 """RFC 4954 §4: the longest line of an AUTH exchange."""
-
-HEADER_SECTION_OCTETS = 1024 * 1024
-"""A header section is kept in memory whole while it is judged."""
 
 MISTAKES_PER_SESSION = 50
 """Refused, unknown and idle commands (NOOP, RSET, VRFY…) without a message accepted between them."""

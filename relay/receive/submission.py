@@ -16,82 +16,48 @@ connection sends nothing else.
     data    552 5.3.4   too large, header section or all of it
             550 5.5.2   bare CR or LF
             550 5.6.0   NUL
-            554 5.6.0   a policy field that says neither yes nor no
-            554 5.4.6   too many Received fields
+            554         its header section (relay.submit.message)
 
-Trouble of our own is never a 5yz: `out_of_room`, `our_trouble`.
+Trouble of our own is never a 5yz.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import datetime
 
 from relay.mail.address import AddressError, domain_of, parse_path
 from relay.mail.envelope import Recipient
-from relay.mail.header import split_content
 from relay.mail.reply import Reply
-from relay.policy.fields import BadField, read_wishes, strip_policy_fields
-from relay.policy.rules import PolicyRules, resolve
-from relay.policy.settings import TlsSettings
-from relay.queue.entry import MessageSummary, QueuedMessage, QueuedRecipient
-from relay.queue.summary import summarise
+from relay.policy.rules import PolicyRules
+from relay.queue.entry import QueuedMessage, QueuedRecipient
 from relay.receive.access import may_send_as
 from relay.receive.content import Flaw
-from relay.receive.limits import HEADER_SECTION_OCTETS, Limits
+from relay.receive.limits import Limits
 from relay.receive.parameters import ParameterError, mail_parameters, rcpt_parameters, wants_smtputf8
 from relay.receive.session import Session, Transaction
-from relay.receive.trace import count_hops, missing_fields, received_field
+from relay.receive.trace import received_field
+from relay.submit.message import Opened, Refusal, open_header, queued_recipients, refuse, split_off_header
+from relay.submit.trace import missing_fields
 
-__all__ = [
-    "HEADER_TOO_LARGE",
-    "OUR_TROUBLE",
-    "OUT_OF_ROOM",
-    "Opened",
-    "Refusal",
-    "complete",
-    "mail",
-    "open_message",
-    "rcpt",
-    "refusal_of",
-    "split_off_header",
-]
+__all__ = ["complete", "mail", "open_message", "rcpt", "refusal_of", "split_off_header"]
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """No. `reply` is for the client, `reason` for our log; with `closes` the session ends too."""
-
-    reply: Reply
-    reason: str
-    closes: bool = False
-
-
-def _refuse(code: int, status: str, text: str, reason: str = "") -> Refusal:
-    return Refusal(Reply(code, status, text), reason or text)
-
-
-OUT_OF_ROOM = _refuse(452, "4.3.1", "No room for more mail now, try again later", "the queue is full")
-OUR_TROUBLE = _refuse(451, "4.3.0", "Trouble of our own, try again later", "the store failed")
-HEADER_TOO_LARGE = _refuse(552, "5.3.4", "The header section is too large")
-
-_TLS_FIRST = _refuse(530, "5.7.0", "STARTTLS comes first here")
-_AUTH_FIRST = _refuse(530, "5.7.0", "Authentication required")
-_NO_RELAYING = _refuse(554, "5.7.1", "Relaying denied")
-_NOT_YOURS = _refuse(553, "5.7.1", "You may not send in this domain's name")
-_TOO_LARGE = _refuse(552, "5.3.4", "The message is too large")
-_MAIL_SYNTAX = _refuse(501, "5.5.2", "Syntax: MAIL FROM:<address>")
-_RCPT_SYNTAX = _refuse(501, "5.5.2", "Syntax: RCPT TO:<address>")
-_NO_PARAMETERS = _refuse(555, "5.5.4", "Parameters need EHLO")
-_NO_LITERALS = _refuse(550, "5.1.2", "Mail to address literals is not relayed")
-_TOO_MANY_RECIPIENTS = _refuse(452, "4.5.3", "Too many recipients in one transaction")
-_LOOP = _refuse(554, "5.4.6", "Too many hops: this message is going round in circles")
+_TLS_FIRST = refuse(530, "5.7.0", "STARTTLS comes first here")
+_AUTH_FIRST = refuse(530, "5.7.0", "Authentication required")
+_NO_RELAYING = refuse(554, "5.7.1", "Relaying denied")
+_NOT_YOURS = refuse(553, "5.7.1", "You may not send in this domain's name")
+_TOO_LARGE = refuse(552, "5.3.4", "The message is too large")
+_MAIL_SYNTAX = refuse(501, "5.5.2", "Syntax: MAIL FROM:<address>")
+_RCPT_SYNTAX = refuse(501, "5.5.2", "Syntax: RCPT TO:<address>")
+_NO_PARAMETERS = refuse(555, "5.5.4", "Parameters need EHLO")
+_NO_LITERALS = refuse(550, "5.1.2", "Mail to address literals is not relayed")
+_TOO_MANY_RECIPIENTS = refuse(452, "4.5.3", "Too many recipients in one transaction")
 
 _FLAWS = {
     Flaw.TOO_LARGE: _TOO_LARGE,
-    Flaw.BARE_NEWLINE: _refuse(550, "5.5.2", "Lines end with CRLF: the message has a bare CR or LF"),
-    Flaw.NUL: _refuse(550, "5.6.0", "The message has a NUL character"),
+    Flaw.BARE_NEWLINE: refuse(550, "5.5.2", "Lines end with CRLF: the message has a bare CR or LF"),
+    Flaw.NUL: refuse(550, "5.6.0", "The message has a NUL character"),
 }
 
 
@@ -175,17 +141,6 @@ def _bad_address(error: AddressError, arg: bytes, *, of_sender: bool) -> Refusal
 # --- data --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """A message whose header section was judged: what goes before its body, and what was decided."""
-
-    queue_id: str
-    header: bytes
-    summary: MessageSummary
-    settings: dict[str, TlsSettings]
-    arrived: datetime
-
-
 def open_message(
     session: Session,
     transaction: Transaction,
@@ -198,20 +153,8 @@ def open_message(
     now: datetime,
 ) -> Opened | Refusal:
     """Judge a header section and rewrite it: policy fields off, our Received on top."""
-    if len(header) > HEADER_SECTION_OCTETS:
-        return HEADER_TOO_LARGE
-    if count_hops(header) >= limits.received_hops:
-        return _LOOP
-    try:
-        wishes = read_wishes(header)
-    except BadField as error:
-        return _refuse(554, "5.6.0", str(error))
     recipients = transaction.recipients.values()
-    settings = {
-        domain: resolve(rules, reverse_path=transaction.reverse_path, recipient_domain=domain, wishes=wishes)
-        for domain in {recipient.domain for recipient in recipients}
-    }
-    received = received_field(
+    on_top = received_field(
         session,
         hostname=hostname,
         queue_id=queue_id,
@@ -220,28 +163,24 @@ def open_message(
         only_for=_only(recipients),
     )
     if session.listener.add_missing_headers:
-        received += missing_fields(
+        on_top += missing_fields(
             header, reverse_path=transaction.reverse_path, hostname=hostname, queue_id=queue_id, now=now
         )
-    return Opened(queue_id, received + strip_policy_fields(header), summarise(header), settings, now)
+    return open_header(
+        header,
+        reverse_path=transaction.reverse_path,
+        domains={recipient.domain for recipient in recipients},
+        rules=rules,
+        received_hops=limits.received_hops,
+        on_top=on_top,
+        queue_id=queue_id,
+        now=now,
+    )
 
 
 def _only(recipients: Iterable[Recipient]) -> str:
     addresses = [recipient.address for recipient in recipients]
     return addresses[0] if len(addresses) == 1 else ""
-
-
-def split_off_header(content: bytes) -> tuple[bytes, bytes]:
-    """Header section and the rest. Content that begins with no field has none: its first line is body."""
-    header, rest = split_content(content)
-    if header and not _begins_with_field(header):
-        return b"", b"\r\n" + content
-    return header, rest
-
-
-def _begins_with_field(header: bytes) -> bool:
-    colon = header.find(b":", 0, header.find(b"\r\n"))
-    return colon > 0 and b" " not in header[:colon].rstrip(b" \t") and header[0] not in b" \t"
 
 
 def complete(
@@ -262,19 +201,7 @@ def complete(
         origin="smtp",
         client=_describe(session),
     )
-    recipients = tuple(
-        QueuedRecipient(
-            index=index,
-            address=recipient.address,
-            domain=recipient.domain,
-            settings=opened.settings[recipient.domain],
-            notify=recipient.notify,
-            orcpt=recipient.orcpt,
-            next_attempt=opened.arrived,
-        )
-        for index, recipient in enumerate(transaction.recipients.values())
-    )
-    return message, recipients
+    return message, queued_recipients(opened, tuple(transaction.recipients.values()))
 
 
 def _describe(session: Session) -> str:

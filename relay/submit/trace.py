@@ -1,0 +1,71 @@
+"""What we write on top of a message, and what we read there of its way so far. Pure.
+
+The Received field (RFC 5321 §4.4) says from whom, by whom, how (`with`), under which queue id
+and when. `for` is written only for a single recipient: with more it would tell each of the
+others (RFC 5321 §7.2). What the door knows of its client (name, address, protocol, TLS) it
+gives in words that can neither end the field nor open a comment.
+
+`count_hops` is the defence against loops (RFC 5321 §6.3). `missing_fields` completes what a
+simple client left out (RFC 6409 §8).
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from functools import lru_cache
+
+from relay.mail.header import iter_fields
+
+__all__ = ["count_hops", "date_time", "missing_fields", "received_field", "tcp_info"]
+
+_RECEIVED = re.compile(rb"(?:\A|\n)received[ \t]*+:", re.IGNORECASE)
+
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+
+def received_field(
+    *, source: str, protocol: str, hostname: str, queue_id: str, now: datetime, only_for: str = ""
+) -> bytes:
+    """Our Received field, with its CRLF. `source` is what follows "from"."""
+    recipient = f"\r\n\tfor <{only_for}>" if only_for else ""
+    return (
+        f"Received: from {source}\r\n"
+        f"\tby {hostname} with {protocol} id {queue_id}{recipient};\r\n"
+        f"\t{date_time(now.replace(microsecond=0))}\r\n"
+    ).encode()
+
+
+def tcp_info(client: str | None) -> str:
+    """TCP-info of a client's address; "" is a UNIX socket, None is not known (RFC 5321 §4.4)."""
+    if client is None:
+        return "unknown"
+    if not client:
+        return "local"
+    return f"[IPv6:{client}]" if ":" in client else f"[{client}]"
+
+
+@lru_cache(maxsize=4)
+def date_time(now: datetime) -> str:
+    """A date-time of RFC 5322 §3.3, in whole seconds; in English whatever the locale."""
+    day, month = _DAYS[now.weekday()], _MONTHS[now.month - 1]
+    return f"{day}, {now.day} {month} {now.year} {now:%H:%M:%S} {now:%z}"
+
+
+def count_hops(header: bytes) -> int:
+    """How many hosts wrote a Received field so far."""
+    return len(_RECEIVED.findall(header))
+
+
+def missing_fields(header: bytes, *, reverse_path: str, hostname: str, queue_id: str, now: datetime) -> bytes:
+    """The fields of Date, Message-ID and From that the header section lacks (RFC 5322 §3.6)."""
+    present = {field.name.strip(b" \t").lower() for field in iter_fields(header)}
+    added = []
+    if b"date" not in present:
+        added.append(f"Date: {date_time(now.replace(microsecond=0))}\r\n")
+    if b"message-id" not in present:
+        added.append(f"Message-ID: <{queue_id}@{hostname}>\r\n")
+    if b"from" not in present:
+        added.append(f"From: <{reverse_path}>\r\n" if reverse_path else f"From: MAILER-DAEMON@{hostname}\r\n")
+    return "".join(added).encode()
