@@ -234,12 +234,13 @@ def open_writer(path: Path, *, synchronous: str, wal_limit_bytes: int) -> sqlite
     try:
         _refuse_a_strangers_file(db)
         db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+        if not db.execute("PRAGMA application_id").fetchone()[0]:
+            db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         if db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
             raise SpoolError(f"{path}: this file system cannot hold a database in WAL mode")
         db.execute(f"PRAGMA synchronous = {synchronous}")
         if db.execute("PRAGMA synchronous").fetchone()[0] != _SYNCHRONOUS_NUMBER[synchronous]:
             raise SpoolError(f"{path}: SQLite does not take synchronous={synchronous}")
-        db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         # Deleted mail is not overwritten with zeros: it would double what is written.
         db.execute("PRAGMA secure_delete = OFF")
         db.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
