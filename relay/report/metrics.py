@@ -1,0 +1,273 @@
+"""What is counted, and how it is told to Prometheus.
+
+One `Metrics` a relay. Whoever puts the parts together tells it what was committed: a message
+taken in (`accepted`), the result of an attempt (`settled`), a name looked up (`routed`). That is
+once a message and costs about a microsecond: plain numbers here, and everything Prometheus wants
+to read is made when it asks (`render`), together with a `Snapshot` of what is not counted but is
+so at the moment.
+
+    relay_messages_accepted_total{origin}           taken responsibility for
+    relay_accepted_bytes_total
+    relay_deliveries_total{result,tls,verified}     attempts by what came of them, a recipient each
+    relay_tls_downgrades_total{reason}              sent in clear where TLS was tried
+    relay_tls_unmet_total                           not sent, since TLS could not be had as required
+    relay_dsns_total{kind}
+    relay_delivery_seconds                          of an attempt, from its connect to its answer
+    relay_delay_seconds                             from the acceptance to the delivery
+    relay_store_commit_seconds{operation}           until accept (or result) is committed and synced
+    relay_route_seconds, relay_routes_failed_total  where a domain's mail goes: DNS and its cache
+
+Labels are words of ours, never a peer's: a stranger cannot make the number of series grow.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from relay.mail.outcome import Deferred
+from relay.queue.entry import State
+from relay.queue.settle import Change, Settlement
+
+__all__ = ["CONTENT_TYPE", "Metrics", "Snapshot"]
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_COMMIT = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)
+_SESSION = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+_DELAY = (0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 86400, 5 * 86400)
+_ROUTE = (0.0001, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10)
+
+_RESULTS = {
+    State.DELIVERED: "delivered",
+    State.DEFERRED: "deferred",
+    State.BOUNCED: "bounced",
+    State.EXPIRED: "expired",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What is so at the moment. Times are seconds since 1970, ages seconds, 0 where there is nothing."""
+
+    version: str = ""
+    queue: Mapping[str, int] = field(default_factory=dict)
+    """Recipients by state."""
+    oldest_seconds: float = 0.0
+    connections: Mapping[str, int] = field(default_factory=dict)
+    """Clients inside, by listener."""
+    in_flight: int = 0
+    kept_connections: int = 0
+    silent_destinations: int = 0
+    log_lag_events: int = 0
+    log_in_trouble: bool = False
+    auth_failures: int = 0
+    spool_free_bytes: int = 0
+    certificates: Mapping[str, datetime] = field(default_factory=dict)
+    """When each certificate of ours expires, by file."""
+    reloaded: datetime | None = None
+    """The last reload (or the start) that was taken over."""
+    reload_failed: bool = False
+
+
+class _Histogram:
+    """Observations by upper bound."""
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Cumulative, as Prometheus wants them."""
+        total = 0
+        found: list[tuple[str, float]] = []
+        for bound, count in zip([*map(str, self.bounds), "+Inf"], self.counts, strict=True):
+            total += count
+            found.append((bound, total))
+        return found
+
+
+class Metrics:
+    """The numbers of one relay, from its start."""
+
+    def __init__(self) -> None:
+        self._accepted: dict[str, int] = defaultdict(int)
+        self._accepted_bytes = 0
+        self._deliveries: dict[tuple[State, bool | None, bool | None], int] = defaultdict(int)
+        self._downgrades: dict[str, int] = defaultdict(int)
+        self._unmet = 0
+        self._dsns: dict[str, int] = defaultdict(int)
+        self._session = _Histogram(_SESSION)
+        self._delay = _Histogram(_DELAY)
+        self._commits = {"accept": _Histogram(_COMMIT), "result": _Histogram(_COMMIT)}
+        self._route = _Histogram(_ROUTE)
+        self._unrouted = 0
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._latest = _Latest(self)
+        self._registry.register(self._latest)
+        ProcessCollector(registry=self._registry)
+
+    # --- told --------------------------------------------------------------------------------------
+
+    def accepted(self, origin: str, size_bytes: int, seconds: float) -> None:
+        """A message was committed, after so many seconds in the store."""
+        self._accepted[origin] += 1
+        self._accepted_bytes += size_bytes
+        self._commits["accept"].observe(seconds)
+
+    def settled(self, settlement: Settlement, seconds: float) -> None:
+        """The result of an attempt was committed."""
+        self._commits["result"].observe(seconds)
+        for change in settlement.changes:
+            self._changed(change, settlement)
+
+    def reported(self, kind: str) -> None:
+        """A DSN was queued: failed, delayed or relayed."""
+        self._dsns[kind] += 1
+
+    def routed(self, seconds: float, *, found: bool) -> None:
+        """A domain's mail hosts were looked up."""
+        self._route.observe(seconds)
+        if not found:
+            self._unrouted += 1
+
+    def _changed(self, change: Change, settlement: Settlement) -> None:
+        state, session = change.recipient.state, change.outcome.session
+        if session is None:
+            self._deliveries[state, None, None] += 1
+        else:
+            self._deliveries[state, session.tls, session.certificate_verified] += 1
+            self._session.observe(session.seconds)
+            if session.downgrade is not None:
+                self._downgrades[session.downgrade.reason.value] += 1
+        if state is State.DELIVERED:
+            self._delay.observe((settlement.at - settlement.entry.message.arrived).total_seconds())
+        elif isinstance(change.outcome, Deferred) and change.outcome.tls_unmet:
+            self._unmet += 1
+
+    # --- asked -------------------------------------------------------------------------------------
+
+    def render(self, snapshot: Snapshot) -> bytes:
+        """Everything, in Prometheus' text format."""
+        self._latest.snapshot = snapshot
+        return generate_latest(self._registry)
+
+    def counters(self) -> Iterator[Metric]:
+        """What was counted."""
+        yield _counter(
+            "relay_messages_accepted", "Messages taken responsibility for.", "origin", self._accepted
+        )
+        yield CounterMetricFamily(
+            "relay_accepted_bytes", "Octets of content accepted.", value=self._accepted_bytes
+        )
+        deliveries = CounterMetricFamily(
+            "relay_deliveries",
+            "Attempts by what came of them, one for each recipient; tls and verified are empty "
+            "where no session took place.",
+            labels=("result", "tls", "verified"),
+        )
+        for (state, tls, verified), count in sorted(self._deliveries.items(), key=str):
+            deliveries.add_metric((_RESULTS.get(state, "other"), _word(tls), _word(verified)), count)
+        yield deliveries
+        yield _counter(
+            "relay_tls_downgrades", "Attempts made in clear after TLS was tried.", "reason", self._downgrades
+        )
+        text = "Attempts in which no host could give the TLS that was required."
+        yield CounterMetricFamily("relay_tls_unmet", text, value=self._unmet)
+        yield _counter("relay_dsns", "Delivery status notifications queued.", "kind", self._dsns)
+        yield _histogram("relay_delivery_seconds", "From the connect to the answer.", self._session)
+        yield _histogram("relay_delay_seconds", "From acceptance to delivery.", self._delay)
+        commits = HistogramMetricFamily(
+            "relay_store_commit_seconds", "Until it was committed and synced.", labels=("operation",)
+        )
+        for operation, histogram in self._commits.items():
+            commits.add_metric((operation,), histogram.buckets(), histogram.sum)
+        yield commits
+        yield _histogram("relay_route_seconds", "Finding a domain's hosts: DNS, or its cache.", self._route)
+        text = "Lookups that found no host to try."
+        yield CounterMetricFamily("relay_routes_failed", text, value=self._unrouted)
+
+
+class _Latest(Collector):
+    """Metrics and the snapshot they are asked for with, as a registry wants them."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self.snapshot = Snapshot()
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._metrics.counters()
+        yield from _gauges(self.snapshot)
+
+
+def _gauges(now: Snapshot) -> Iterator[Metric]:
+    yield InfoMetricFamily("relay", "The program.", value={"version": now.version})
+    yield _gauge("relay_queue_messages", "Recipients that wait for a message, by state.", "state", now.queue)
+    yield _one("relay_queue_oldest_seconds", "Age of the oldest message in the queue.", now.oldest_seconds)
+    yield _gauge("relay_client_connections", "Clients inside, by listener.", "listener", now.connections)
+    yield _one("relay_deliveries_in_flight", "Attempts under way.", now.in_flight)
+    yield _one("relay_kept_connections", "Idle connections kept for the next message.", now.kept_connections)
+    yield _one(
+        "relay_silent_destinations",
+        "Domains left alone for a while since they do not answer.",
+        now.silent_destinations,
+    )
+    yield _one("relay_log_lag_events", "Events committed and not yet in the log's file.", now.log_lag_events)
+    yield _one("relay_log_in_trouble", "1 while the delivery log cannot be written.", now.log_in_trouble)
+    yield CounterMetricFamily("relay_auth_failures", "Wrong passwords.", value=now.auth_failures)
+    yield _one("relay_spool_free_bytes", "Room left where the queue is.", now.spool_free_bytes)
+    expiry = {path: at.timestamp() for path, at in now.certificates.items()}
+    yield _gauge(
+        "relay_certificate_expiry_timestamp_seconds", "When a certificate of ours expires.", "file", expiry
+    )
+    reloaded = now.reloaded.timestamp() if now.reloaded else 0
+    yield _one(
+        "relay_config_reload_timestamp_seconds", "When the configuration was last taken over.", reloaded
+    )
+    yield _one(
+        "relay_config_reload_failed", "1 after a reload that kept the old configuration.", now.reload_failed
+    )
+
+
+def _word(truth: bool | None) -> str:
+    return "" if truth is None else "true" if truth else "false"
+
+
+def _counter(name: str, text: str, label: str, counts: Mapping[str, int]) -> Metric:
+    family = CounterMetricFamily(name, text, labels=(label,))
+    for value, count in sorted(counts.items()):
+        family.add_metric((value,), count)
+    return family
+
+
+def _gauge(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
+    family = GaugeMetricFamily(name, text, labels=(label,))
+    for key, value in values.items():
+        family.add_metric((key,), value)
+    return family
+
+
+def _one(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, text, value=float(value))
+
+
+def _histogram(name: str, text: str, histogram: _Histogram) -> Metric:
+    return HistogramMetricFamily(name, text, buckets=histogram.buckets(), sum_value=histogram.sum)
