@@ -13,9 +13,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from relay.mail.header import Field, iter_fields, remove_fields, unfold
-from relay.policy.settings import Source
 
-__all__ = ["NO_WISHES", "POLICY_FIELDS", "BadField", "Wishes", "read_wishes", "strip_policy_fields"]
+__all__ = [
+    "NO_WISHES",
+    "POLICY_FIELDS",
+    "BadField",
+    "Wishes",
+    "read_wishes",
+    "strip_policy_fields",
+    "truth_of",
+]
 
 _REQUIRE_TLS = frozenset({b"x-require-tls", b"x-mailgun-require-tls"})
 _SKIP_VERIFICATION = frozenset({b"x-skip-verification", b"x-mailgun-skip-verification"})
@@ -31,11 +38,10 @@ _SHOWN_OCTETS = 60
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """What a message asks for; None where it is silent. `source`: MESSAGE, or API where options said it."""
+    """What a message asks for, by its header fields or by options beside it; None where it is silent."""
 
     require_tls: bool | None = None
     skip_verification: bool | None = None
-    source: Source = Source.MESSAGE
 
 
 NO_WISHES = Wishes()
@@ -66,6 +72,11 @@ def strip_policy_fields(header: bytes) -> bytes:
     return remove_fields(header, POLICY_FIELDS) if _may_have_policy_fields(header) else header
 
 
+def truth_of(word: bytes) -> bool | None:
+    """What a value says: true or false, None where it is neither."""
+    return _VALUES.get(word.strip(b" \t").lower())
+
+
 def _may_have_policy_fields(header: bytes) -> bool:
     """A quick look that nearly every message passes: without one of these words there is no such field."""
     lower = header.lower()
@@ -76,7 +87,7 @@ def _agreed(fields: list[Field]) -> bool | None:
     """The one value that all the fields give; None without any."""
     agreed: bool | None = None
     for field in fields:
-        value = _VALUES.get(_unfolded(field).lower())
+        value = truth_of(_unfolded(field))
         if value is None:
             raise BadField(field, "is neither yes nor no")
         if agreed not in (None, value):

@@ -4,13 +4,15 @@ Each setting is resolved on its own. The first that speaks wins:
 
     1. the message           its header fields, or the options of the HTTP interface
     2. the recipient domain  `destinations`: the exact name, then "*." patterns, longest first
-    3. the sender domain     `domains`, the same way; none for the null reverse-path
+    3. the sender domain     what was set over HTTP for exactly this domain (`with_overlay`), then
+                             `domains`, found the same way; none for the null reverse-path
     4. `default`             which has an answer to everything, false where it is silent
 
 `allow_override: false` on any rule that applies locks both settings, named in it or not,
 against the message: it may still make them stricter (require false to true, skip true to
-false), and a wish for less has no effect but the source `message-refused`. Between the
-operator's own rules a lock means nothing; precedence holds.
+false), and a wish for less has no effect but the source `message-refused`. What was set over
+HTTP is held back in the same way, without a trace. Between the operator's own rules a lock
+means nothing; precedence holds.
 
 What was resolved is stored with the message. `tighten` and `reconsider` let a reload, or the
 message a DSN is about, make it stricter and never looser.
@@ -19,14 +21,23 @@ message a DSN is about, make it stricter and never looser.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from relay.mail.address import AddressError, domain_of, normalise_domain
 from relay.policy.fields import NO_WISHES, Wishes
 from relay.policy.settings import Setting, Source, TlsSettings
 
-__all__ = ["PolicyRules", "TlsRule", "reconsider", "resolve", "resolve_dsn", "tighten"]
+__all__ = [
+    "PolicyRules",
+    "TlsRule",
+    "effective",
+    "reconsider",
+    "resolve",
+    "resolve_dsn",
+    "tighten",
+    "with_overlay",
+]
 
 _STRICT_REQUIRE = True
 _STRICT_SKIP = False
@@ -52,6 +63,8 @@ class PolicyRules:
     default: TlsRule = TlsRule(require_tls=False, skip_verification=False)
     domains: Mapping[str, TlsRule] = field(default_factory=dict)
     destinations: Mapping[str, TlsRule] = field(default_factory=dict)
+    overlay: Mapping[str, TlsRule] = field(default_factory=dict, init=False)
+    """What was set over HTTP, by sender domain; no rule of a file's."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "domains", _normalise_keys(self.domains))
@@ -70,14 +83,53 @@ def resolve(
     rules: PolicyRules, *, reverse_path: str, recipient_domain: str, wishes: Wishes = NO_WISHES
 ) -> TlsSettings:
     """The settings of a message for one recipient domain (normalised)."""
-    applying = list(_applying(rules, _sender_domain(reverse_path), recipient_domain))
+    return _resolved(rules, _sender_domain(reverse_path), recipient_domain, wishes)
+
+
+def effective(rules: PolicyRules, domain: str) -> TlsSettings:
+    """What holds for mail from a sender domain (normalised), before recipient and message have their say."""
+    return _resolved(rules, domain, "", NO_WISHES)
+
+
+def with_overlay(rules: PolicyRules, settings: Mapping[str, TlsRule]) -> PolicyRules:
+    """The rules with what was set over HTTP, by sender domain (normalised), above the domain's own rule."""
+    overlaid = replace(rules)
+    object.__setattr__(overlaid, "overlay", dict(settings))
+    return overlaid
+
+
+def _resolved(rules: PolicyRules, sender_domain: str, recipient_domain: str, wishes: Wishes) -> TlsSettings:
+    applying = list(_applying(rules, sender_domain, recipient_domain))
     locked = not all(applied.rule.allow_override for applied in applying)
+    set_by_api = rules.overlay.get(sender_domain) if rules.overlay and sender_domain else None
+    if set_by_api is not None:
+        applying = list(_laid_over(applying, _Applying(Source.API, sender_domain, set_by_api), locked))
     require_tls = _first_spoken((a.source, a.key, a.rule.require_tls) for a in applying)
     skip_verification = _first_spoken((a.source, a.key, a.rule.skip_verification) for a in applying)
     return TlsSettings(
-        _overridden(require_tls, wishes.require_tls, wishes.source, _STRICT_REQUIRE, locked),
-        _overridden(skip_verification, wishes.skip_verification, wishes.source, _STRICT_SKIP, locked),
+        _overridden(require_tls, wishes.require_tls, _STRICT_REQUIRE, locked),
+        _overridden(skip_verification, wishes.skip_verification, _STRICT_SKIP, locked),
     )
+
+
+def _laid_over(applying: list[_Applying], overlay: _Applying, locked: bool) -> Iterator[_Applying]:
+    """The overlay in its place: behind the destinations, before the domain's rules.
+
+    Under a lock only that much of it as is stricter than what the rules behind it say.
+    """
+    before = [a for a in applying if a.source is Source.DESTINATION]
+    behind = applying[len(before) :]
+    rule = overlay.rule
+    if locked:
+        require_tls = _first_spoken((a.source, a.key, a.rule.require_tls) for a in behind).value
+        skip_verification = _first_spoken((a.source, a.key, a.rule.skip_verification) for a in behind).value
+        rule = TlsRule(
+            require_tls=True if rule.require_tls and not require_tls else None,
+            skip_verification=False if rule.skip_verification is False and skip_verification else None,
+        )
+    yield from before
+    yield overlay._replace(rule=rule)
+    yield from behind
 
 
 def resolve_dsn(rules: PolicyRules, *, recipient_domain: str, about: TlsSettings) -> TlsSettings:
@@ -146,13 +198,13 @@ def _first_spoken(answers: Iterable[tuple[Source, str, bool | None]]) -> Setting
     return Setting(False, Source.DEFAULT, "default")
 
 
-def _overridden(ruled: Setting, wish: bool | None, spoken_by: Source, strict: bool, locked: bool) -> Setting:
+def _overridden(ruled: Setting, wish: bool | None, strict: bool, locked: bool) -> Setting:
     """What the message's wish makes of the operator's answer; `strict` is the value that protects more."""
     if wish is None:
         return ruled
     if locked and wish != ruled.value and wish != strict:
         return Setting(ruled.value, Source.MESSAGE_REFUSED, ruled.rule)
-    return Setting(wish, spoken_by)
+    return Setting(wish, Source.MESSAGE)
 
 
 def _stricter(stored: Setting, current: Setting, strict: bool) -> Setting:
@@ -162,7 +214,7 @@ def _stricter(stored: Setting, current: Setting, strict: bool) -> Setting:
 def _wish_behind(setting: Setting) -> bool | None:
     """What the message asked for, from what came of it."""
     match setting.source:
-        case Source.MESSAGE | Source.API:
+        case Source.MESSAGE:
             return setting.value
         case Source.MESSAGE_REFUSED:
             return not setting.value

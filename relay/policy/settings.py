@@ -22,6 +22,7 @@ class Source(StrEnum):
     DESTINATION = "destination"
     DOMAIN = "domain"
     API = "api"
+    """Set over HTTP for the sender domain."""
     DEFAULT = "default"
 
 

@@ -9,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.policy.fields import NO_WISHES, Wishes
-from relay.policy.rules import PolicyRules, TlsRule, reconsider, resolve, resolve_dsn, tighten
+from relay.policy.rules import (
+    PolicyRules,
+    TlsRule,
+    effective,
+    reconsider,
+    resolve,
+    resolve_dsn,
+    tighten,
+    with_overlay,
+)
 from relay.policy.settings import Setting, Source, TlsSettings
 
 RULES = PolicyRules(
@@ -78,11 +87,72 @@ def test_the_message_speaks_before_every_rule():
     assert weaker.skip_verification == Setting(True, Source.MESSAGE)
 
 
-def test_what_is_asked_over_http_is_named_api():
-    found = settings("a@example.com", wishes=Wishes(require_tls=False, source=Source.API))
-    assert found.require_tls == Setting(False, Source.API)
-    refused = settings("a@strict.example", wishes=Wishes(require_tls=False, source=Source.API))
-    assert refused.require_tls == Setting(True, Source.MESSAGE_REFUSED, "strict.example")
+OVERLAY = {
+    "example.com": TlsRule(require_tls=False, skip_verification=True),
+    "new.example": TlsRule(require_tls=True),
+    "old.example": TlsRule(require_tls=True, skip_verification=False),
+    "strict.example": TlsRule(require_tls=False, skip_verification=True),
+    "a.example.com": TlsRule(require_tls=True),
+}
+
+
+@pytest.mark.parametrize(
+    ("sender", "recipient_domain", "wishes", "require", "skip"),
+    [
+        # It stands above the file's rule of the same domain, and is exact: sub-domains have none of it.
+        ("a@Example.COM", "b.example", NO_WISHES, "no api example.com", "yes api example.com"),
+        ("a@new.example", "b.example", NO_WISHES, "yes api new.example", "no default default"),
+        ("a@b.example.com", "b.example", NO_WISHES, "no default default", "yes domain *.example.com"),
+        ("a@a.example.com", "b.example", NO_WISHES, "yes api a.example.com", "yes domain *.example.com"),
+        ("", "b.example", NO_WISHES, "no default default", "no default default"),
+        # Below the recipient's domain and the message.
+        (
+            "a@example.com",
+            "sub.partner.example",
+            NO_WISHES,
+            "no api example.com",
+            "yes destination *.partner.example",
+        ),
+        ("a@example.com", "b.example", Wishes(True, False), "yes message ", "no message "),
+        # A lock lets it make things stricter only.
+        ("a@old.example", "b.example", NO_WISHES, "yes api old.example", "no api old.example"),
+        ("a@strict.example", "b.example", NO_WISHES, "yes domain strict.example", "no domain strict.example"),
+        (
+            "a@old.example",
+            "b.example",
+            Wishes(False, True),
+            "yes message-refused old.example",
+            "no message-refused old.example",
+        ),
+        # A lock of the recipient's counts too.
+        (
+            "a@example.com",
+            "partner.example",
+            NO_WISHES,
+            "yes destination partner.example",
+            "no default default",
+        ),
+    ],
+)
+def test_what_was_set_over_http_stands_above_the_rule_of_its_domain(
+    sender, recipient_domain, wishes, require, skip
+):
+    rules = with_overlay(RULES, OVERLAY)
+    found = resolve(rules, reverse_path=sender, recipient_domain=recipient_domain, wishes=wishes)
+    assert (in_words(found.require_tls), in_words(found.skip_verification)) == (require, skip)
+
+
+def test_the_effective_settings_of_a_domain_are_those_of_its_mail():
+    rules = with_overlay(RULES, OVERLAY)
+    assert effective(rules, "new.example").require_tls == Setting(True, Source.API, "new.example")
+    assert effective(RULES, "new.example").require_tls == Setting(False, Source.DEFAULT, "default")
+
+
+def test_taking_the_setting_of_a_domain_back_never_loosens_mail_that_was_accepted_under_it():
+    under_it = with_overlay(RULES, {"new.example": TlsRule(require_tls=True)})
+    accepted = resolve(under_it, reverse_path="a@new.example", recipient_domain="b.example")
+    after = reconsider(accepted, RULES, reverse_path="a@new.example", recipient_domain="b.example")
+    assert after.require_tls == Setting(True, Source.API, "new.example")
 
 
 @pytest.mark.parametrize(
