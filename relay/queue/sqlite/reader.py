@@ -54,7 +54,8 @@ _PIECE_IDS = 500
 _DUE_WINDOW = 1000
 _AWAITED = (
     "SELECT 1 FROM recipient WHERE recipient.queue_id = owed.queue_id"
-    f" AND state = {STATE_NUMBER[State.QUEUED]} AND place IN ({READY}, {CLAIMED})"
+    f" AND state = {STATE_NUMBER[State.QUEUED]}"
+    f" AND (place IN ({READY}, {CLAIMED}) OR place = {WAITING} AND due <= owed.since)"
 )
 OWING = f"SELECT DISTINCT queue_id FROM owed WHERE NOT EXISTS ({_AWAITED}) AND queue_id IN (?)"
 """Messages among some whose debts are to be paid: nobody of theirs is about to have a first attempt."""

@@ -267,6 +267,7 @@ class Writer:
             else:
                 leaving.append(request)
         self._spool.drop_ballast()
+        self._next_ballast = self._full_until
         if leaving:
             try:
                 self._commit(leaving)
@@ -632,12 +633,16 @@ def _pay(db: sqlite3.Connection, paid: Sequence[tuple[str, int]]) -> None:
 
 
 def _tell_who_owes(db: sqlite3.Connection, requests: Sequence[Rows]) -> None:
-    """Whether each of these is the one to pay: decided in the commit, so that exactly one is told."""
+    """Whether each of these is the one to pay: decided in the commit, so that exactly one is told.
+
+    Of those of one message that are written together it is the last.
+    """
     owing: set[str] = set()
     for piece in _pieces([request.settled for request in requests]):
         owing.update(row[0] for row in db.execute(_in_statement(OWING, len(piece)), piece))
-    for request in requests:
+    for request in reversed(requests):
         request.result = request.settled in owing
+        owing.discard(request.settled)
 
 
 def finish_if_done(db: sqlite3.Connection, ids: Sequence[str]) -> None:

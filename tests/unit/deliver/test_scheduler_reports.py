@@ -1,0 +1,186 @@
+"""A sender gets one report a message, on the real queue: however many domains it went to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from relay.deliver.options import DeliveryOptions
+from relay.deliver.scheduler import Scheduler
+from relay.mail.address import domain_of
+from relay.mail.envelope import Notify
+from relay.mail.outcome import Bounced, Code, Deferred, Delivered, HopSession
+from relay.policy.rules import PolicyRules
+from relay.queue.entry import Entry, MessageSummary, QueuedMessage, QueuedRecipient
+from relay.queue.queue_id import new_queue_id
+from relay.queue.retry import RetrySchedule
+from relay.queue.sqlite.store import SqliteStore
+from relay.queue.store import NewMessage, QueueFilter
+from tests.fakes.queue import CONTENT, DEFAULTS
+
+SESSION = HopSession("mx.b.example", "192.0.2.1", tls=True, certificate_verified=True)
+OK = Delivered("2.0.0", 250, "OK", session=SESSION)
+NOBODY = Bounced("5.1.1", 550, "no such user", session=SESSION)
+BUSY = Deferred("4.2.1", 450, "busy", session=SESSION)
+SILENCE = Deferred("4.4.1", Code.NO_CONNECTION, "", "mx.dead.example [192.0.2.9]: timed out")
+
+
+class Hosts:
+    """Answers by recipient domain; reports that arrive at their sender are kept."""
+
+    def __init__(self, **answers) -> None:
+        self.answers = {f"{name}.example": answer for name, answer in answers.items()}
+        self.gates: dict[str, asyncio.Event] = {}
+        self.reports: list[bytes] = []
+
+    async def run(self, entry: Entry, content):
+        if gate := self.gates.get(entry.domain):
+            await gate.wait()
+        await asyncio.sleep(0)
+        if not entry.message.reverse_path:
+            self.reports.append(b"".join([piece async for piece in content()]))
+        answer = self.answers.get(entry.domain, OK)
+        return {recipient.index: answer for recipient in entry.recipients}
+
+    def told_about(self) -> list[list[str]]:
+        """The recipients each report names."""
+        lines = [report.decode().split("\r\n") for report in self.reports]
+        prefix = "Final-Recipient: rfc822; "
+        return [
+            sorted(line.removeprefix(prefix) for line in of_one if line.startswith(prefix))
+            for of_one in lines
+        ]
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
+    opened = await SqliteStore.open(tmp_path, synchronous="OFF")
+    yield opened
+    await opened.close()
+
+
+async def accept(store: SqliteStore, *recipients: str, notify: frozenset[Notify] = frozenset()) -> None:
+    now = datetime.now(UTC)
+    message = QueuedMessage(new_queue_id(now), "a@a.example", now, len(CONTENT), MessageSummary())
+    queued = tuple(
+        QueuedRecipient(n, one, domain_of(one), DEFAULTS, notify=notify) for n, one in enumerate(recipients)
+    )
+    await store.accept(NewMessage(message, queued, CONTENT))
+
+
+@asynccontextmanager
+async def running(store: SqliteStore, hosts: Hosts, *, patience: timedelta = timedelta(minutes=5)):
+    scheduler = Scheduler(
+        store,
+        hosts,
+        schedule=RetrySchedule(waits=(timedelta(minutes=5),)),
+        options=DeliveryOptions(),
+        rules=PolicyRules,
+        hostname="relay.example.net",
+        report_patience=patience,
+    )
+    task = asyncio.create_task(scheduler.run())
+    try:
+        yield
+    finally:
+        await scheduler.drain(timedelta(seconds=0.2))
+        await task
+
+
+async def reports(hosts: Hosts, count: int, *, within: float = 5) -> None:
+    async with asyncio.timeout(within):
+        while len(hosts.reports) < count:
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(0.1)
+    assert len(hosts.reports) == count
+
+
+async def is_empty(store: SqliteStore) -> bool:
+    return not await store.list_messages(QueueFilter(), now=datetime.now(UTC))
+
+
+async def test_recipients_in_three_domains_that_bounce_are_one_report(store):
+    hosts = Hosts(b=NOBODY, c=NOBODY, d=NOBODY)
+    async with running(store, hosts):
+        await accept(store, "1@b.example", "2@c.example", "3@d.example", "4@fine.example")
+        await reports(hosts, 1)
+        assert hosts.told_about() == [["1@b.example", "2@c.example", "3@d.example"]]
+        assert await is_empty(store)
+
+
+async def test_forty_domains_that_answer_at_once_are_one_report_a_message(store):
+    hosts = Hosts(**{f"d{number}": NOBODY for number in range(40)})
+    async with running(store, hosts):
+        for _ in range(5):
+            await accept(store, *(f"x@d{number}.example" for number in range(40)))
+        await reports(hosts, 5)
+    assert [len(told) for told in hosts.told_about()] == [40] * 5
+    assert await is_empty(store)
+
+
+async def test_a_report_waits_for_the_first_attempts_elsewhere(store):
+    hosts = Hosts(b=NOBODY, slow=NOBODY)
+    hosts.gates["slow.example"] = asyncio.Event()
+    async with running(store, hosts):
+        await accept(store, "1@b.example", "2@slow.example")
+        await asyncio.sleep(0.2)
+        assert not hosts.reports
+        hosts.gates["slow.example"].set()
+        await reports(hosts, 1)
+    assert hosts.told_about() == [["1@b.example", "2@slow.example"]]
+
+
+async def test_a_report_waits_only_so_long(store):
+    hosts = Hosts(b=NOBODY, slow=NOBODY)
+    hosts.gates["slow.example"] = asyncio.Event()
+    async with running(store, hosts, patience=timedelta(seconds=0.3)):
+        await accept(store, "1@b.example", "2@slow.example")
+        await reports(hosts, 1)
+        hosts.gates["slow.example"].set()
+        await reports(hosts, 2)
+    assert hosts.told_about() == [["1@b.example"], ["2@slow.example"]]
+
+
+async def test_a_report_does_not_wait_for_second_attempts(store):
+    hosts = Hosts(b=NOBODY, busy=BUSY)
+    async with running(store, hosts):
+        await accept(store, "1@b.example", "2@busy.example")
+        await reports(hosts, 1)
+    assert hosts.told_about() == [["1@b.example"]]
+
+
+async def test_a_report_does_not_wait_for_a_destination_that_is_silent(store):
+    hosts = Hosts(b=NOBODY, dead=SILENCE)
+    async with running(store, hosts, patience=timedelta(seconds=0.3)):
+        await accept(store, "0@dead.example")
+        await asyncio.sleep(0.2)
+        await accept(store, "1@b.example", "2@dead.example")
+        await reports(hosts, 1, within=2)
+
+
+async def test_what_a_stop_kept_from_being_told_is_told_at_the_next_start(store):
+    hosts = Hosts(b=NOBODY, slow=BUSY)
+    hosts.gates["slow.example"] = asyncio.Event()
+    async with running(store, hosts):
+        await accept(store, "1@b.example", "2@slow.example")
+        await asyncio.sleep(0.2)
+    assert not hosts.reports
+    del hosts.gates["slow.example"]
+    async with running(store, hosts):
+        await reports(hosts, 1)
+    assert hosts.told_about() == [["1@b.example"]]
+
+
+async def test_success_and_failure_are_a_report_each(store):
+    hosts = Hosts(b=NOBODY, c=NOBODY)
+    async with running(store, hosts):
+        everything = frozenset({Notify.SUCCESS, Notify.FAILURE})
+        await accept(store, "1@b.example", "2@c.example", "3@d.example", "4@e.example", notify=everything)
+        await reports(hosts, 2)
+    assert sorted(hosts.told_about()) == [["1@b.example", "2@c.example"], ["3@d.example", "4@e.example"]]
+    assert await is_empty(store)
