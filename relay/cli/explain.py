@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from relay.cli.common import config_file, config_option, fail, load_config, printable
+from relay.cli.routing import host_as_json, host_text, no_route_as_json, no_route_text, route_of
 
 if TYPE_CHECKING:
     from relay.config import Config
@@ -55,7 +56,7 @@ def explain(
     wishes = Wishes(require_tls=_truth(require_tls), skip_verification=_truth(skip_verification))
     settings = resolve(config.policy, reverse_path=reverse_path, recipient_domain=domain, wishes=wishes)
     try:
-        route = asyncio.run(_route(config, domain))
+        route = asyncio.run(route_of(config, domain))
     except Exception as error:  # whatever the way to an answer fails by, a sentence is what is wanted
         fail(f"no route could be found: {error}")
     answer = {
@@ -88,24 +89,6 @@ def _address(text: str, option: str) -> tuple[str, str]:
         raise click.BadParameter(f"{printable(text)}: {error}", param_hint=option) from None
 
 
-async def _route(config: Config, domain: str) -> Route:
-    """What the router says, as it would in the running relay."""
-    from relay.config.parts import resolver_options, route_options
-    from relay.receive.spec import TcpAddress, parse_address
-    from relay.route.dns import DnsResolver
-    from relay.route.router import Router
-
-    addresses = (parse_address(listener.address) for listener in config.listeners)
-    listening = [(a.host, a.port) for a in addresses if isinstance(a, TcpAddress)]
-    router = Router(
-        DnsResolver(resolver_options(config)),
-        route_options(config),
-        hostname=config.hostname,
-        listening=lambda: listening,
-    )
-    return await router.route(domain)
-
-
 def _setting(setting: Setting) -> dict[str, Any]:
     return {"value": setting.value, "source": setting.source.value, "rule": setting.rule}
 
@@ -117,14 +100,8 @@ def _where(route: Route, settings: TlsSettings, config: Config) -> dict[str, Any
     from relay.route.security import at_host, requirement
 
     if isinstance(route, NoRoute):
-        outcome = route.outcome
-        verdict = {
-            "outcome": type(outcome).__name__.lower(),
-            "code": outcome.code,
-            "status": outcome.status,
-            "description": outcome.description or outcome.message,
-        }
-        return {"hosts": [], "rejected": list(outcome.hosts), "trouble": [], "no-route": verdict}
+        rejected = list(route.outcome.hosts)
+        return {"hosts": [], "rejected": rejected, "trouble": [], "no-route": no_route_as_json(route)}
     options = security_options(config.delivery, config.tls)
     needed = requirement(settings, options)
     return {
@@ -138,14 +115,7 @@ def _where(route: Route, settings: TlsSettings, config: Config) -> dict[str, Any
 def _host(host: Host, needed: Requirement) -> dict[str, Any]:
     from relay.route.security import describe
 
-    return {
-        "host": host.name,
-        "address": host.address,
-        "port": host.port,
-        "preference": host.preference,
-        "tls": host.tls.value,
-        "rules": list(describe(needed)),
-    }
+    return {**host_as_json(host), "rules": list(describe(needed))}
 
 
 def _print(answer: dict[str, Any]) -> None:
@@ -157,9 +127,7 @@ def _print(answer: dict[str, Any]) -> None:
         click.echo(f"  {name + ':':<19}{value}  from: {setting['source']}{rule}")
     click.echo()
     if answer["no-route"] is not None:
-        verdict = answer["no-route"]
-        text = printable(verdict["description"])
-        click.echo(f"no host to try: {verdict['outcome']}, {verdict['status']} {text}")
+        click.echo(no_route_text(answer["no-route"]))
     _print_hosts(answer["hosts"])
     for line in answer["rejected"]:
         click.echo(f"not connected to: {printable(line)}")
@@ -176,7 +144,4 @@ def _print_hosts(hosts: list[dict[str, Any]]) -> None:
             click.echo("at these hosts:" if number == 1 else "and at these:")
             for rule in told:
                 click.echo(f"  - {rule}")
-        click.echo(
-            f"{number:>4}. {printable(host['host'])} [{host['address']}]:{host['port']}  "
-            f"preference {host['preference']}"
-        )
+        click.echo(f"{number:>4}. {host_text(host)}")

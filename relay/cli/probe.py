@@ -2,17 +2,173 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
+import json
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
 import click
 
-from relay.cli.common import config_option
+from relay.cli.common import age, config_file, config_option, fail, load_config, printable
+from relay.cli.routing import host_as_json, host_text, no_route_as_json, no_route_text, route_of
+
+if TYPE_CHECKING:
+    from relay.config import Config
+    from relay.deliver.options import Timeouts
+    from relay.deliver.probe import CertificateFacts, HostReport, RuleVerdict
 
 __all__ = ["probe"]
 
 
 @click.command()
-@click.argument("domain")
+@click.argument("domain", metavar="DOMAIN")
+@click.option(
+    "--timeout", "patience", callback=age, metavar="TIME", help="The longest wait at a host [default: 30s]."
+)
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object, for programs.")
 @config_option
-def probe(domain: str, as_json: bool) -> None:
-    """Connect to each mail host of DOMAIN: is TLS offered, which, and whose certificate?"""
-    raise click.ClickException("not yet")
+@click.pass_context
+def probe(ctx: click.Context, /, domain: str, patience: timedelta | None, as_json: bool) -> None:
+    """Connect to each mail host of DOMAIN and say what its TLS is worth.
+
+    Is STARTTLS offered, with which version and cipher? Whose certificate is shown, and does
+    it verify? And what would become of a message under each of the four settings? Nothing but
+    greeting, EHLO, STARTTLS and QUIT is said. The exit status is 1 where no host answered.
+    """
+    config = load_config(config_file(ctx))
+    try:
+        answer = asyncio.run(_probe(config, _domain(domain), patience or timedelta(seconds=30)))
+    except OSError as error:
+        fail(str(error))
+    click.echo(json.dumps(answer, indent=2)) if as_json else _print(answer)
+    ctx.exit(0 if any(not host["trouble"] for host in answer["hosts"]) else 1)
+
+
+def _domain(text: str) -> str:
+    from relay.mail.address import AddressError, normalise_domain
+
+    try:
+        return normalise_domain(text)
+    except AddressError as error:
+        raise click.BadParameter(f"{printable(text)}: {error}", param_hint="DOMAIN") from None
+
+
+async def _probe(config: Config, domain: str, patience: timedelta) -> dict[str, Any]:
+    from relay.deliver.hop import Reach
+    from relay.deliver.options import security_options
+    from relay.deliver.probe import probe_all
+    from relay.deliver.tls import TlsContexts
+    from relay.route.dns import ResolverError
+    from relay.route.next_hop import NoRoute
+
+    try:
+        route = await route_of(config, domain)
+    except ResolverError as error:
+        fail(str(error))
+    if isinstance(route, NoRoute):
+        rejected = list(route.outcome.hosts)
+        return {"domain": domain, "hosts": [], "rejected": rejected, "no-route": no_route_as_json(route)}
+    using = Reach(
+        config.hostname, _shortened(config.delivery.timeouts, patience), TlsContexts(config.tls.ca_file)
+    )
+    reports = await probe_all(route.hosts, using, security_options(config.delivery, config.tls))
+    return {
+        "domain": domain,
+        "hosts": [_report_as_json(report) for report in reports],
+        "rejected": list(route.rejected),
+        "no-route": None,
+    }
+
+
+def _shortened(timeouts: Timeouts, patience: timedelta) -> Timeouts:
+    """A person waits less long than mail does."""
+    waits = {f.name: min(getattr(timeouts, f.name), patience) for f in dataclasses.fields(timeouts)}
+    return dataclasses.replace(timeouts, **waits)
+
+
+def _report_as_json(report: HostReport) -> dict[str, Any]:
+    return {
+        **host_as_json(report.host),
+        "trouble": report.trouble,
+        "tls-offered": report.tls_offered,
+        "tls-version": report.tls_version,
+        "tls-cipher": report.tls_cipher,
+        "verified": report.verified,
+        "why-not-verified": report.why_not_verified,
+        "certificate": _certificate_as_json(report.certificate) if report.certificate else None,
+        "rules": [_verdict_as_json(verdict) for verdict in report.verdicts],
+    }
+
+
+def _certificate_as_json(facts: CertificateFacts) -> dict[str, Any]:
+    return {
+        "subject": facts.subject,
+        "issuer": facts.issuer,
+        "names": list(facts.names),
+        "not-before": facts.not_before.isoformat(),
+        "not-after": facts.not_after.isoformat(),
+    }
+
+
+def _verdict_as_json(verdict: RuleVerdict) -> dict[str, Any]:
+    return {
+        "require-tls": verdict.require_tls,
+        "skip-verification": verdict.skip_verification,
+        "would-send": verdict.would_send,
+        "action": verdict.step.action.value,
+        "unmet": verdict.step.unmet,
+        "error": verdict.error,
+    }
+
+
+def _print(answer: dict[str, Any]) -> None:
+    if answer["no-route"] is not None:
+        click.echo(no_route_text(answer["no-route"]))
+    for number, host in enumerate(answer["hosts"], 1):
+        click.echo(f"{number:>3}. {click.style(host_text(host), bold=True)}")
+        for line in _host_lines(host):
+            click.echo(f"     {line}")
+    for line in answer["rejected"]:
+        click.echo(f"not connected to: {printable(line)}")
+
+
+def _host_lines(host: dict[str, Any]) -> list[str]:
+    """What is to be said about one host."""
+    if host["trouble"]:
+        return [click.style(printable(host["trouble"]), fg="red")]
+    lines = [_tls_line(host)]
+    if host["certificate"] is not None:
+        lines += _certificate_lines(host["certificate"])
+    if host["why-not-verified"]:
+        lines.append(f"not verified: {printable(host['why-not-verified'])}")
+    lines.append("require-tls  skip-verification")
+    return lines + [_rule_line(rule) for rule in host["rules"]]
+
+
+def _tls_line(host: dict[str, Any]) -> str:
+    if not host["tls-offered"]:
+        return "no TLS offered"
+    if host["tls-version"] is None:
+        return "TLS offered, and none came about"
+    verified = "verified" if host["verified"] else "not verified"
+    return f"{host['tls-version']} {host['tls-cipher']}, {verified}"
+
+
+def _certificate_lines(certificate: dict[str, Any]) -> list[str]:
+    names = ", ".join(certificate["names"][:10]) or "no name at all"
+    begins, ends = (datetime.fromisoformat(certificate[key]) for key in ("not-before", "not-after"))
+    return [
+        f"certificate for {printable(names)}",
+        f"  from {printable(certificate['issuer'])}, valid {begins:%Y-%m-%d} to {ends:%Y-%m-%d}",
+    ]
+
+
+def _rule_line(rule: dict[str, Any]) -> str:
+    """`yes          no                 not sent, 4.7.5 (certificate has expired)`."""
+    require, skip = (("no", "yes")[rule[key]] for key in ("require-tls", "skip-verification"))
+    setting = f"{require:<11}  {skip:<17}"
+    if rule["would-send"]:
+        return f"{setting}  {click.style(rule['action'], fg='green')}"
+    error = f" ({printable(rule['error'])})" if rule["error"] else ""
+    return f"{setting}  {click.style('not sent', fg='red')}, {rule['unmet']}{error}"

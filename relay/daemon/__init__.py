@@ -12,11 +12,10 @@ Everything it writes is its own: umask 077.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,17 +76,18 @@ async def _serve(config: Config, path: Path, environ: Mapping[str, str], own_log
         log.warning("%s", warning)
     systemd = Systemd(environ)
     relay = Relay(config, path=path, environ=environ, files=_open_files(config), systemd=systemd)
-    over = asyncio.Event()
-    ending = _Signals(over, relay.reload, own_log)
-    ending.listen()
+    over, hangup = asyncio.Event(), asyncio.Event()
+    signals = _Signals(over, hangup, own_log)
+    signals.listen()
     await relay.start()
-    ending.is_started = True
     log.info("relay %s ready: %s", __version__, relay.summary())
     systemd.ready(relay.summary())
     watchdog = asyncio.create_task(_answer_watchdog(systemd))
+    reloading = asyncio.create_task(_reload_when_told(hangup, relay))
     broken = asyncio.ensure_future(relay.broken)
     await asyncio.wait({broken, asyncio.ensure_future(over.wait())}, return_when=asyncio.FIRST_COMPLETED)
-    ending.no_way_back()
+    signals.no_way_back()
+    reloading.cancel()
     await relay.stop()
     watchdog.cancel()
     log.info("ended")
@@ -97,18 +97,18 @@ async def _serve(config: Config, path: Path, environ: Mapping[str, str], own_log
 class _Signals:
     """SIGTERM and SIGINT end, a second one at once; SIGHUP reloads."""
 
-    def __init__(self, over: asyncio.Event, reload: Callable[[], None], own_log: ProgramLog) -> None:
+    def __init__(self, over: asyncio.Event, hangup: asyncio.Event, own_log: ProgramLog) -> None:
         self._over = over
+        self._hangup = hangup
         self._own_log = own_log
-        self._reload = reload
         self._ends = False
-        self.is_started = False
 
     def listen(self) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._end, signal.Signals(number).name)
-        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+        # One that comes while starting or reloading is kept, and answered after.
+        loop.add_signal_handler(signal.SIGHUP, self._hangup.set)
 
     def no_way_back(self) -> None:
         """The end has begun, whoever asked for it: the next signal is the second."""
@@ -124,24 +124,25 @@ class _Signals:
         self._ends = True
         self._over.set()
 
-    def _on_hangup(self) -> None:
-        if self._ends or not self.is_started:
-            log.info("SIGHUP: not while %s", "draining" if self._ends else "starting")
-            return
+
+async def _reload_when_told(hangup: asyncio.Event, relay: Relay) -> None:
+    """One reload after the other; what comes during one is answered by the next."""
+    while True:
+        await hangup.wait()
+        hangup.clear()
         try:
-            self._reload()
+            await relay.reload()
         except Exception:
-            log.exception("reload failed")
+            log.exception("reload failed; the configuration in force is kept")
 
 
 async def _answer_watchdog(systemd: Systemd) -> None:
     """Tell the service manager that the event loop turns."""
     if systemd.watchdog_seconds is None:
         return
-    with contextlib.suppress(asyncio.CancelledError):
-        while True:
-            systemd.alive()
-            await asyncio.sleep(systemd.watchdog_seconds / 3)
+    while True:
+        systemd.alive()
+        await asyncio.sleep(systemd.watchdog_seconds / 3)
 
 
 def _open_files(config: Config) -> FileBudget:

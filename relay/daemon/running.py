@@ -199,11 +199,12 @@ class Relay:
         doors = ", ".join(str(listener.address) for listener in self._listeners) or "no listener"
         return f"{self.config.hostname} relays from {doors}"
 
-    def reload(self) -> None:
+    async def reload(self) -> None:
         """Take over what the file says now, all of it or nothing."""
         self._systemd.reloading()
         try:
-            self._take_over(load(self._path, self._environ))
+            # Off the event loop: files are read, and this machine may be asked for its name.
+            self._take_over(await asyncio.to_thread(load, self._path, self._environ))
         except ConfigError as error:
             for mistake in error.mistakes:
                 log.error("reload: %s", mistake)
@@ -245,7 +246,7 @@ class Relay:
         """Drain: the doors, then deliveries, then the log and the store."""
         self._systemd.stopping()
         await asyncio.gather(*(listener.close(CLIENT_GRACE) for listener in self._listeners))
-        log.info("no more mail is taken; %d deliveries under way", self._scheduler.in_flight)
+        log.info("no more mail is taken; deliveries under way: %d", self._scheduler.in_flight)
         await self._scheduler.drain(DELIVERY_GRACE)
         await self._undo.aclose()
         for task in self._tasks:

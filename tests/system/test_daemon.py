@@ -29,7 +29,7 @@ from tests.rigs.sandbox import Sandbox
 @pytest.fixture
 def relay(tmp_path: Path) -> Iterator[Relay]:
     """A relay without a network: what it takes, it keeps."""
-    with relay_process(tmp_path, start=False) as process:
+    with relay_process(tmp_path, start=False, resolver={"timeout": "500ms"}) as process:
         yield process
 
 

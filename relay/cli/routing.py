@@ -1,0 +1,62 @@
+"""Asking the router from the command line, as the running relay would ask it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from relay.config import Config
+    from relay.route.next_hop import Host, NoRoute, Route
+
+__all__ = ["host_as_json", "host_text", "no_route_as_json", "no_route_text", "route_of"]
+
+
+async def route_of(config: Config, domain: str) -> Route:
+    """The hosts for a domain, or why there is none."""
+    from relay.config.parts import resolver_options, route_options
+    from relay.receive.spec import TcpAddress, parse_address
+    from relay.route.dns import DnsResolver
+    from relay.route.router import Router
+
+    addresses = (parse_address(listener.address) for listener in config.listeners)
+    listening = [(a.host, a.port) for a in addresses if isinstance(a, TcpAddress)]
+    router = Router(
+        DnsResolver(resolver_options(config)),
+        route_options(config),
+        hostname=config.hostname,
+        listening=lambda: listening,
+    )
+    return await router.route(domain)
+
+
+def host_as_json(host: Host) -> dict[str, Any]:
+    return {
+        "host": host.name,
+        "address": host.address,
+        "port": host.port,
+        "preference": host.preference,
+        "tls": host.tls.value,
+    }
+
+
+def host_text(host: dict[str, Any]) -> str:
+    """`mx1.example.net [192.0.2.7]:25  preference 10`."""
+    from relay.cli.common import printable
+
+    return f"{printable(host['host'])} [{host['address']}]:{host['port']}  preference {host['preference']}"
+
+
+def no_route_as_json(route: NoRoute) -> dict[str, Any]:
+    outcome = route.outcome
+    return {
+        "outcome": type(outcome).__name__.lower(),
+        "code": outcome.code,
+        "status": outcome.status,
+        "description": outcome.description or outcome.message,
+    }
+
+
+def no_route_text(verdict: dict[str, Any]) -> str:
+    from relay.cli.common import printable
+
+    return f"no host to try: {verdict['outcome']}, {verdict['status']} {printable(verdict['description'])}"
