@@ -310,12 +310,18 @@ class Scheduler:
         wait = _LONGEST_SLEEP if due is None else (due - now).total_seconds()
         wait = min(max(wait, _SHORTEST_SLEEP), _LONGEST_SLEEP)
         at = now + timedelta(seconds=wait)
-        if self._alarm is not None and not self._alarm.cancelled():
+        if self._alarm is not None:
             if self._alarm_at is not None and now < self._alarm_at <= at:
                 return
             self._alarm.cancel()
-        self._alarm = asyncio.get_running_loop().call_later(wait, self._wake.set)
+        self._alarm = asyncio.get_running_loop().call_later(wait, self._ring)
         self._alarm_at = at
+
+    def _ring(self) -> None:
+        # Timers may ring a moment before the wall clock says so. Then nothing is due yet, and an alarm
+        # that has rung must not be taken for one that is still to ring.
+        self._alarm = None
+        self._wake.set()
 
     async def _pause(self, seconds: float) -> None:
         """Sleep, unless we are to stop without patience."""

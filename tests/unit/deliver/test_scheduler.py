@@ -134,6 +134,18 @@ async def test_mail_that_arrives_is_tried_at_once(queue):
         await queue.until(1, within=timedelta(seconds=0.5))
 
 
+async def test_an_alarm_that_rings_a_moment_before_the_hour_is_set_again(queue):
+    # Timers and the wall clock are two clocks, and a loop rounds its timers: uvloop's to milliseconds.
+    began = datetime.now(UTC)
+
+    def slow_clock() -> datetime:
+        return began + (datetime.now(UTC) - began) * 0.9
+
+    queue.add("Q1", "b@b.example", due=began + timedelta(seconds=0.2))
+    async with running(queue, Attempts(), clock=slow_clock):
+        await queue.until(1, within=timedelta(seconds=2))
+
+
 async def test_mail_is_tried_when_it_is_due_and_not_before(queue):
     queue.add("Q1", "b@b.example", due=datetime.now(UTC) + timedelta(seconds=0.3))
     async with running(queue, Attempts()):
