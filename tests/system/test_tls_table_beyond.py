@@ -24,7 +24,7 @@ REQUIRED_UNVERIFIED = {"X-Require-TLS": "yes", "X-Skip-Verification": "yes"}
 OPPORTUNISTIC = {"X-Require-TLS": "no", "X-Skip-Verification": "no"}
 UNVERIFIED = {"X-Require-TLS": "no", "X-Skip-Verification": "yes"}
 
-TIMEOUTS = {"connect": "2s", "tls_handshake": "2s", "command": "3s", "final_reply": "2s"}
+TIMEOUTS = {"connect": "2s", "tls_handshake": "2s", "command": "3s", "data_block": "2s", "final_reply": "2s"}
 DELIVERY: dict[str, Any] = {"timeouts": TIMEOUTS}
 
 BAD_HOSTS = {
