@@ -78,6 +78,7 @@ class Code:
     """No reply decided."""
     NO_USABLE_MX = 498
     TOO_OLD = 602
+    TEST_MODE = 650
     NO_CONNECTION = 680
 
 

@@ -8,7 +8,7 @@ a domain, and so a next hop and TLS settings. Times are aware datetimes in UTC.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 
 from relay.mail.envelope import Body, Notify, Ret
@@ -21,6 +21,7 @@ __all__ = [
     "QueuedMessage",
     "QueuedRecipient",
     "State",
+    "Terms",
 ]
 
 
@@ -61,12 +62,29 @@ class MessageSummary:
 
 
 @dataclass(frozen=True, slots=True)
+class Terms:
+    """What a sender over HTTP may ask for beyond an envelope.
+
+    `not_before`: when it is to go out; its age counts from then. `lifetime`: of this message, if
+    it is to be shorter than others'. `tags` and `variables` (name and value) are the sender's own
+    and told with each event. `is_test`: taken in and not delivered.
+    """
+
+    not_before: datetime | None = None
+    lifetime: timedelta | None = None
+    tags: tuple[str, ...] = ()
+    variables: tuple[tuple[str, str], ...] = ()
+    is_test: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class QueuedMessage:
     """A message we are responsible for.
 
     `size_bytes` counts the stored content, our Received field included. `eight_bit`
     says whether any octet of it is above 127. `origin` is how it came: "smtp", "http"
-    or "dsn". `client` is for people: address and name of who gave it to us.
+    or "dsn". `client` is for people: address and name of who gave it to us. Most mail
+    has no `terms`.
     """
 
     queue_id: str
@@ -81,6 +99,14 @@ class QueuedMessage:
     envid: str = ""
     origin: str = "smtp"
     client: str = ""
+    terms: Terms | None = None
+
+    @property
+    def begins(self) -> datetime:
+        """From when its age counts: its arrival, or when its sender wants it to go out."""
+        if self.terms is None or self.terms.not_before is None:
+            return self.arrived
+        return max(self.terms.not_before, self.arrived)
 
 
 @dataclass(frozen=True, slots=True)

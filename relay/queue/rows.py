@@ -16,7 +16,7 @@ from typing import Any
 from relay.mail.envelope import Body, Notify, Ret
 from relay.mail.outcome import Bounced, Deferred, Delivered, HopSession, Outcome
 from relay.policy.settings import Setting, Source, TlsSettings
-from relay.queue.entry import LastAttempt, MessageSummary, QueuedMessage, QueuedRecipient, State
+from relay.queue.entry import LastAttempt, MessageSummary, QueuedMessage, QueuedRecipient, State, Terms
 from relay.queue.settle import Change
 
 __all__ = [
@@ -85,14 +85,38 @@ def message_data(message: QueuedMessage) -> str:
             message.envid,
             message.origin,
             message.client,
+            None if message.terms is None else _terms_data(message.terms),
         ]
+    )
+
+
+def _terms_data(terms: Terms) -> list[Any]:
+    return [
+        None if terms.not_before is None else micros(terms.not_before),
+        None if terms.lifetime is None else terms.lifetime // _MICROSECOND,
+        terms.tags,
+        terms.variables,
+        terms.is_test,
+    ]
+
+
+def _terms_of(data: list[Any] | None) -> Terms | None:
+    if data is None:
+        return None
+    not_before, lifetime, tags, variables, is_test, *_ = data
+    return Terms(
+        not_before=None if not_before is None else moment(not_before),
+        lifetime=None if lifetime is None else timedelta(microseconds=lifetime),
+        tags=tuple(map(_text, tags)),
+        variables=tuple((_text(name), _text(value)) for name, value in variables),
+        is_test=bool(is_test),
     )
 
 
 def message_of(queue_id: str, reverse_path: str, arrived: int, size_bytes: int, data: str) -> QueuedMessage:
     """The message its columns tell of."""
     try:
-        summary, body, eight_bit, smtputf8, ret, envid, origin, client, *_ = json.loads(data)
+        summary, body, eight_bit, smtputf8, ret, envid, origin, client, *more = json.loads(data)
         return QueuedMessage(
             queue_id=queue_id,
             reverse_path=_text(reverse_path),
@@ -106,6 +130,7 @@ def message_of(queue_id: str, reverse_path: str, arrived: int, size_bytes: int, 
             envid=_text(envid),
             origin=_text(origin),
             client=_text(client),
+            terms=_terms_of(more[0]) if more else None,
         )
     except (ValueError, TypeError, OverflowError, RecursionError) as exc:
         raise BadRow(f"the message row cannot be read: {exc}") from exc

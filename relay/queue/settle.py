@@ -123,6 +123,7 @@ def settle(
     recipients of the message in other domains still wait for their first attempt.
     """
     message = entry.message
+    schedule = _schedule_of(message, schedule)
     changes: list[Change] = []
     delayed: list[Change] = []
     for recipient in entry.recipients:
@@ -137,9 +138,17 @@ def settle(
     owed = tuple(change for change in changes if _owes_report(message, change))
     reports = () if others_in_flight else owed_reports(message, owed)
     if delayed:
-        ends = message.arrived + schedule.lifetime
+        ends = message.begins + schedule.lifetime
         reports += (Report(ReportKind.DELAYED, entry, tuple(delayed), retry_until=max(ends, now)),)
     return Settlement(entry, now, tuple(changes), reports, held=owed if others_in_flight else ())
+
+
+def _schedule_of(message: QueuedMessage, schedule: RetrySchedule) -> RetrySchedule:
+    """The schedule, with the lifetime the sender asked for where that is shorter."""
+    lifetime = message.terms.lifetime if message.terms is not None else None
+    if lifetime is None or lifetime >= schedule.lifetime:
+        return schedule
+    return replace(schedule, lifetime=lifetime)
 
 
 def owed_reports(message: QueuedMessage, owed: Iterable[Change]) -> tuple[Report, ...]:
@@ -176,7 +185,7 @@ def _change(
         case Deferred():
             due = next_attempt(
                 schedule,
-                arrived=message.arrived,
+                arrived=message.begins,
                 attempts=attempts,
                 now=now,
                 jitter=jitter,
@@ -263,6 +272,6 @@ def _owes_delay_notice(
     elif message.summary.auto_submitted:
         return False  # without NOTIFY it is at our discretion, and a program does not wait for an answer
     age = age_of(
-        schedule, arrived=message.arrived, attempts=recipient.attempts, now=now, steady_since=steady_since
+        schedule, arrived=message.begins, attempts=recipient.attempts, now=now, steady_since=steady_since
     )
     return age >= schedule.warn_after

@@ -4,6 +4,7 @@
     settled     one attempt for one recipient: `delivered`, or `failed` with severity
                 temporary (it will be tried again) or permanent
     removed     the operator took a recipient out: `failed`, permanent
+    tested      a message in test mode, taken in and not sent: `delivered`, code 650
 
 Names and values follow Mailgun's event schema, so that what reads theirs reads ours.
 Where no session took place, `tls`, `certificate-verified` and `mx-host` are null and the
@@ -26,12 +27,12 @@ from datetime import datetime, timedelta
 from typing import Any, assert_never
 
 from relay.mail.event import Event
-from relay.mail.outcome import Bounced, Deferred, Delivered, HopSession
+from relay.mail.outcome import Bounced, Code, Deferred, Delivered, HopSession
 from relay.policy.settings import TlsSettings
 from relay.queue.entry import Entry, MessageSummary, QueuedMessage, QueuedRecipient, State
 from relay.queue.settle import Change
 
-__all__ = ["accepted", "removed", "settled"]
+__all__ = ["accepted", "removed", "settled", "tested"]
 
 _MAX_TEXT = 1000
 """Characters of a peer's text, an address or a sentence in a line."""
@@ -43,6 +44,9 @@ _MAX_DOMAINS = 50
 """Recipient domains whose policies an accepted line tells, where they differ."""
 
 _MAX_HOSTS = 10
+
+_MAX_VARIABLE = 16 * 1024
+"""Characters of a sender's own variable: all of what the HTTP interface takes."""
 
 _to_json = json.JSONEncoder(separators=(",", ":"), check_circular=False, allow_nan=False).encode
 
@@ -64,6 +68,7 @@ def accepted(message: QueuedMessage, recipients: Sequence[QueuedRecipient]) -> E
     fields |= _policies(recipients)
     if message.client:
         fields["client"] = _text(message.client)
+    _terms(fields, message)
     return _event(fields, message, message.arrived, only.address if only is not None else "")
 
 
@@ -111,6 +116,23 @@ def removed(message: QueuedMessage, recipient: QueuedRecipient, *, now: datetime
     return _event(fields, message, now, recipient.address)
 
 
+def tested(message: QueuedMessage, recipient: QueuedRecipient, *, now: datetime) -> Event:
+    """A message in test mode goes nowhere, and is told as delivered (as Mailgun does)."""
+    fields = _head("delivered", "info", message, _event_id(now, message, f"{recipient.index}.test"), now)
+    _about_recipient(fields, message, recipient)
+    fields["delivery-status"] = {
+        "tls": None,
+        "certificate-verified": None,
+        "mx-host": None,
+        "code": Code.TEST_MODE,
+        "description": "test mode: taken in and not sent",
+        "message": "",
+        "attempt-no": 0,
+        "enhanced-code": "",
+    }
+    return _event(fields, message, now, recipient.address)
+
+
 def _delivery_status(message: QueuedMessage, change: Change, now: datetime) -> Fields:
     outcome, recipient = change.outcome, change.recipient
     session = outcome.session
@@ -127,7 +149,7 @@ def _delivery_status(message: QueuedMessage, change: Change, now: datetime) -> F
     if session is not None:
         _session_facts(fields, session)
     if recipient.first_attempt is not None:
-        waited = (recipient.first_attempt - message.arrived).total_seconds()
+        waited = (recipient.first_attempt - message.begins).total_seconds()
         fields["first-delivery-attempt-seconds"] = max(round(waited, 3), 0.0)
     match outcome:
         case Delivered():
@@ -136,7 +158,7 @@ def _delivery_status(message: QueuedMessage, change: Change, now: datetime) -> F
             if change.retry_in is not None:
                 fields["retry-seconds"] = round(change.retry_in.total_seconds())
             else:
-                _given_up(fields, outcome, now - message.arrived)
+                _given_up(fields, outcome, now - message.begins)
             if outcome.in_doubt:
                 fields["in-doubt"] = True
         case Bounced():
@@ -192,6 +214,17 @@ def _about_recipient(fields: Fields, message: QueuedMessage, recipient: QueuedRe
     fields["recipient"] = _text(recipient.address)
     fields["recipient-domain"] = _text(recipient.domain)
     fields["policy"] = _policy(recipient.settings)
+    _terms(fields, message)
+
+
+def _terms(fields: Fields, message: QueuedMessage) -> None:
+    """What the sender over HTTP wants to find again in each event."""
+    terms = message.terms
+    if terms is None:
+        return
+    fields["tags"] = [_text(tag) for tag in terms.tags]
+    fields["user-variables"] = {_text(name): _text(value, _MAX_VARIABLE) for name, value in terms.variables}
+    fields["flags"] = {"is-test-mode": terms.is_test}
 
 
 def _head(name: str, level: str, message: QueuedMessage, event_id: str, at: datetime) -> Fields:
