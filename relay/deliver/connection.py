@@ -37,6 +37,7 @@ from aiosmtplib.response import SMTPResponse
 
 from relay.deliver.diagnosis import Answer, Stage, shown
 from relay.deliver.options import Timeouts
+from relay.deliver.tls import Resumption, carrying
 from relay.deliver.transaction import NO_EXTENSIONS, Extensions, Transaction, is_clean
 from relay.deliver.wire import MAX_REPLY_BYTES, DotStuffer, Garbled, ReplyReader
 from relay.mail.outcome import Downgrade, HopSession
@@ -89,8 +90,11 @@ class Connection:
     sees to that; the guard here is for the day it does not.
     """
 
-    def __init__(self, host: Host, wire: _Wire, *, hostname: str, timeouts: Timeouts) -> None:
+    def __init__(
+        self, host: Host, wire: _Wire, resumption: Resumption, *, hostname: str, timeouts: Timeouts
+    ) -> None:
         self.host = host
+        self.resumption = resumption
         self.must_encrypt = False
         self.offers = NO_EXTENSIONS
         self.hop = HopSession(host.name, host.address, tls=False, certificate_verified=False)
@@ -107,15 +111,17 @@ class Connection:
         """Connect to exactly this address; nothing is said yet."""
         loop = asyncio.get_running_loop()
         opened_at = loop.time()
+        resumption = Resumption()
         seconds = timeouts.connect.total_seconds()
         try:
-            wire = await _connect(host.address, host.port, seconds)
+            with carrying(resumption):
+                wire = await _connect(host.address, host.port, seconds)
         except TimeoutError as error:
             text = f"no connection within {seconds:g} s"
             raise SessionBroken(Answer(Stage.CONNECT, None, text)) from error
         except OSError as error:
             raise SessionBroken(Answer(Stage.CONNECT, None, _told(error))) from error
-        connection = cls(host, wire, hostname=hostname, timeouts=timeouts)
+        connection = cls(host, wire, resumption, hostname=hostname, timeouts=timeouts)
         connection.opened_at = opened_at
         return connection
 
@@ -123,6 +129,16 @@ class Connection:
     def is_usable(self) -> bool:
         """Whether another transaction may begin: connected, and nothing came that nobody asked for."""
         return self._wire.is_quiet
+
+    @property
+    def peer_certificate(self) -> bytes | None:
+        """The host's certificate in DER, looked at or not; None without TLS."""
+        return self._wire.ssl_object.getpeercert(binary_form=True) if self.hop.tls else None
+
+    @property
+    def tls_session(self) -> ssl.SSLSession | None:
+        """What a later connection may resume. With TLS 1.3 it comes after the handshake."""
+        return self._wire.ssl_object.session if self.hop.tls else None
 
     async def greet(self) -> None:
         """Hear the greeting and say EHLO, or HELO to a host that knows no better (RFC 5321 §3.2)."""
@@ -151,7 +167,8 @@ class Connection:
         if context.check_hostname and name is None:
             return Met(Situation.UNVERIFIED, "no name that a certificate could be for")
         try:
-            await self._wire.start_tls(context, server_hostname=name, timeout=self._seconds.tls_handshake)
+            with carrying(self.resumption):
+                await self._wire.start_tls(context, server_hostname=name, timeout=self._seconds.tls_handshake)
         except SMTPResponseException as refused:
             reply = self._wire.refusal or Reply(refused.code, "", refused.message)
             return Met(Situation.REFUSED, f"STARTTLS refused: {reply.code} {shown(reply)}".rstrip(), reply)
@@ -166,7 +183,8 @@ class Connection:
         if context.check_hostname and name is None:
             return Met(Situation.UNVERIFIED, "no name that a certificate could be for")
         try:
-            await self._wire.handshake(context, server_hostname=name, timeout=self._seconds.tls_handshake)
+            with carrying(self.resumption):
+                await self._wire.handshake(context, server_hostname=name, timeout=self._seconds.tls_handshake)
         except (*_LOST, ValueError) as error:
             return self._failed_handshake(error)
         self._note_tls(context)

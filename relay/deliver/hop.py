@@ -7,16 +7,18 @@ for the next host. After a handshake has begun, a connection is never used in cl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 
 from relay.deliver.connection import Connection, Met, SessionBroken
 from relay.deliver.diagnosis import Answer
 from relay.deliver.options import Timeouts
+from relay.deliver.pool import pool_key
 from relay.deliver.tls import TlsContexts, server_name
 from relay.mail.outcome import Downgrade, HopSession
 from relay.mail.reply import Reply
 from relay.route.next_hop import Host, TlsMode
-from relay.route.security import DOWNGRADE_REASONS, Action, Requirement, next_step
+from relay.route.security import DOWNGRADE_REASONS, Action, Requirement, Situation, next_step
 
 __all__ = ["Failed", "Reach", "Unmet", "reach"]
 
@@ -52,10 +54,14 @@ class Reach:
 
 @dataclass(frozen=True, slots=True)
 class _Leg:
-    """One connection of the walk. `needed` None: in clear. `downgrade`: what led to it."""
+    """One connection of the walk. `needed` None: in clear. `downgrade`: what led to it.
+
+    `may_resume`: whether a TLS session of before may be resumed.
+    """
 
     needed: Requirement | None
     downgrade: Downgrade | None = None
+    may_resume: bool = True
 
 
 async def reach(host: Host, needed: Requirement, using: Reach) -> Connection | Unmet | Failed:
@@ -84,7 +90,15 @@ async def _walk(
             await connection.greet()
             connection.downgraded(leg.downgrade)
             return connection
+        key = pool_key(host, leg.needed)
+        session = using.contexts.sessions.take(key, now=time.monotonic()) if leg.may_resume else None
+        connection.resumption.session = session
         met = await _try_tls(connection, leg.needed, using)
+        if met.situation is Situation.HANDSHAKE_FAILED and session is not None:
+            # Perhaps it was the resumption: the host is judged by a handshake of its own.
+            connection.abort()
+            return replace(leg, may_resume=False)
+        using.contexts.sessions.keep(key, connection.tls_session, now=time.monotonic())
         return await _next(connection, met, needed, leg)
     except SessionBroken as broken:
         return Failed(broken.answer, connection.hop, before)

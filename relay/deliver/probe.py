@@ -1,0 +1,189 @@
+"""Looking at a mail host without giving it anything: what `relay probe` shows.
+
+A host is met as a message would meet it, once for each kind of handshake the table of TLS rules
+makes: looking at nothing, verifying, and looking at nothing where TLS is required. What each
+came to is then held against each of the four rules. Nothing but the greeting, EHLO, STARTTLS
+and QUIT is ever said.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+from cryptography import x509
+
+from relay.deliver.connection import Connection, Met, SessionBroken
+from relay.deliver.diagnosis import judge
+from relay.deliver.hop import Reach
+from relay.deliver.tls import server_name
+from relay.policy.settings import Setting, Source, TlsSettings
+from relay.route.next_hop import Host, TlsMode
+from relay.route.security import (
+    Action,
+    Requirement,
+    SecurityOptions,
+    Situation,
+    Step,
+    at_host,
+    next_step,
+    requirement,
+)
+
+__all__ = ["CertificateFacts", "HostReport", "RuleVerdict", "probe", "probe_all"]
+
+RULES = ((False, False), (False, True), (True, False), (True, True))
+"""(require_tls, skip_verification), in the order of the table."""
+
+_AT_ONCE = 10
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateFacts:
+    """What a host's certificate says of itself, believed or not. `names`: the dNSNames it is for."""
+
+    subject: str
+    issuer: str
+    names: tuple[str, ...]
+    not_before: datetime
+    not_after: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class RuleVerdict:
+    """What a message under one of the four rules would meet at the host, and why ("" where all is well)."""
+
+    require_tls: bool
+    skip_verification: bool
+    situation: Situation
+    step: Step
+    error: str = ""
+
+    @property
+    def would_send(self) -> bool:
+        """Whether this host would be given the message."""
+        return self.step.action is not Action.NEXT_HOST
+
+
+@dataclass(frozen=True, slots=True)
+class HostReport:
+    """One address of one host. `trouble`: why there was no session at all, "" where there was one."""
+
+    host: Host
+    trouble: str = ""
+    tls_offered: bool = False
+    tls_version: str | None = None
+    tls_cipher: str | None = None
+    certificate: CertificateFacts | None = None
+    verified: bool = False
+    why_not_verified: str = ""
+    verdicts: tuple[RuleVerdict, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """One connection: what it met, and what the session looked like where TLS came about."""
+
+    met: Met
+    version: str | None = None
+    cipher: str | None = None
+    certificate: bytes | None = None
+
+
+async def probe_all(hosts: Iterable[Host], using: Reach, options: SecurityOptions) -> list[HostReport]:
+    """Each host's report, in the order given, some of them at once."""
+    places = asyncio.Semaphore(_AT_ONCE)
+
+    async def one(host: Host) -> HostReport:
+        async with places:
+            return await probe(host, using, options)
+
+    return await asyncio.gather(*(one(host) for host in hosts))
+
+
+async def probe(host: Host, using: Reach, options: SecurityOptions) -> HostReport:
+    """Look at one host."""
+    needs = {rule: at_host(requirement(_settings(*rule), options), host, options) for rule in RULES}
+    looks: dict[tuple[object, ...], _Look] = {}
+    try:
+        for needed in needs.values():
+            if _kind(needed) not in looks:
+                looks[_kind(needed)] = await _look(host, needed, using)
+    except SessionBroken as broken:
+        return HostReport(host, judge(broken.answer, host).description)
+    verdicts = tuple(_verdict(rule, needed, looks[_kind(needed)].met) for rule, needed in needs.items())
+    return _report(host, needs, looks, verdicts)
+
+
+def _report(
+    host: Host,
+    needs: dict[tuple[bool, bool], Requirement],
+    looks: dict[tuple[object, ...], _Look],
+    verdicts: tuple[RuleVerdict, ...],
+) -> HostReport:
+    verifying, easiest = looks[_kind(needs[True, False])], looks[_kind(needs[False, True])]
+    shown = verifying if verifying.met.situation is Situation.SECURED else easiest
+    return HostReport(
+        host,
+        tls_offered=host.tls is TlsMode.IMPLICIT or easiest.met.situation is not Situation.NOT_OFFERED,
+        tls_version=shown.version,
+        tls_cipher=shown.cipher,
+        certificate=_facts(shown.certificate) if shown.certificate else None,
+        verified=verifying.met.situation is Situation.SECURED,
+        why_not_verified=verifying.met.error,
+        verdicts=verdicts,
+    )
+
+
+async def _look(host: Host, needed: Requirement, using: Reach) -> _Look:
+    """One connection, as far as TLS."""
+    context, name = using.contexts.context(needed), server_name(host.name)
+    connection = await Connection.open(host, hostname=using.hostname, timeouts=using.timeouts)
+    try:
+        if host.tls is TlsMode.IMPLICIT:
+            met = await connection.begin_in_tls(context, name)
+        else:
+            await connection.greet()
+            met = await connection.start_tls(context, name)
+        hop = connection.hop
+        return _Look(met, hop.tls_version, hop.tls_cipher, connection.peer_certificate)
+    finally:
+        connection.quit()
+
+
+def _kind(needed: Requirement) -> tuple[object, ...]:
+    """What makes one handshake differ from another."""
+    return needed.verify, needed.min_version, needed.security_level
+
+
+def _verdict(rule: tuple[bool, bool], needed: Requirement, met: Met) -> RuleVerdict:
+    return RuleVerdict(*rule, met.situation, next_step(needed, met.situation), met.error)
+
+
+def _settings(require: bool, skip: bool) -> TlsSettings:
+    return TlsSettings(Setting(require, Source.DEFAULT), Setting(skip, Source.DEFAULT))
+
+
+def _facts(der: bytes) -> CertificateFacts | None:
+    """What a certificate says, None where it cannot be read: anybody may send anything."""
+    try:
+        certificate = x509.load_der_x509_certificate(der)
+        return CertificateFacts(
+            subject=certificate.subject.rfc4514_string(),
+            issuer=certificate.issuer.rfc4514_string(),
+            names=_names(certificate),
+            not_before=certificate.not_valid_before_utc,
+            not_after=certificate.not_valid_after_utc,
+        )
+    except (ValueError, TypeError, x509.DuplicateExtension):
+        return None
+
+
+def _names(certificate: x509.Certificate) -> tuple[str, ...]:
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return ()
+    return tuple(names.get_values_for_type(x509.DNSName))
