@@ -53,8 +53,7 @@ class Tally:
     def go_on(self, host: Host, index: int, outcome: Deferred) -> None:
         """This is what the host had for the recipient; another may have better."""
         self._waiting[index].append((host, outcome))
-        if not outcome.tls_unmet or outcome.code >= 500:
-            # A refusal that only wants TLS is no reason to give up either (RFC 3207 §4).
+        if not outcome.tls_unmet or _insists_on_tls(outcome):
             self._temporary = True
 
     def outcomes(self) -> dict[int, Outcome]:
@@ -74,6 +73,14 @@ class Tally:
         """What the other hosts said about a recipient, and routing before them."""
         tried = (host_line(host, outcome) for host, outcome in self._waiting[index] if host != but)
         return (*self._routing, *tried)
+
+
+def _insists_on_tls(outcome: Deferred) -> bool:
+    """Whether a host refused, in clear, for want of TLS (RFC 3207 §4): that is no reason to give up.
+
+    Of what leaves TLS unmet it alone is 4.7.5 by a reply; a refused STARTTLS is 4.7.4.
+    """
+    return outcome.status == "4.7.5" and outcome.code >= 500
 
 
 def _weight(outcome: Deferred) -> int:

@@ -13,6 +13,7 @@ LOST = Deferred("4.4.2", Code.NONE, "", "lost")
 BUSY = Deferred("4.2.1", 450, "busy")
 UNMET = Deferred("4.7.4", Code.NONE, "", "no STARTTLS", tls_unmet=True)
 UNMET_5 = Deferred("4.7.5", Code.NONE, "", "expired", tls_unmet=True)
+REFUSED = Deferred("4.7.4", 502, "STARTTLS not implemented", "refused", tls_unmet=True)
 INSISTS = Deferred("4.7.5", 530, "STARTTLS first", "both", tls_unmet=True)
 TAKEN = Delivered("2.0.0", 250, "OK")
 
@@ -65,6 +66,7 @@ def test_unmet_tls_alone_bounces_where_that_is_wanted():
     assert isinstance(outcome, Bounced)
     assert outcome.status == "5.7.5"
     assert len(outcome.hosts) == 1
+    assert isinstance(last((ONE, UNMET_5), (TWO, REFUSED), bounce_unmet=True), Bounced)
 
 
 def test_any_other_trouble_makes_it_temporary():
