@@ -32,6 +32,7 @@ BAD_HOSTS = {
     "wrong-name": (Script(certificate=Kind.WRONG_NAME), "4.7.5"),
     "no-starttls": (Script(starttls=StartTls.ABSENT), "4.7.4"),
     "starttls-454": (Script(starttls=StartTls.REFUSED_454), "4.7.4"),
+    "starttls-502": (Script(starttls=StartTls.REFUSED_502), "4.7.4"),
     "hangs": (Script(starttls=StartTls.HANG), "4.7.5"),
 }
 
