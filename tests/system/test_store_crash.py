@@ -1,0 +1,257 @@
+"""What `accept` returned from is on the disk, whatever happens to the process or to the disk.
+
+A process accepts messages and prints each id after `accept` returned; it is killed at random
+moments and at the N-th write or sync, and its syncs are made to fail. Afterwards every id it
+printed has to be there, whole. RELAY_LONG=1 goes through every N.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from relay.queue.sqlite import SqliteStore
+from relay.queue.store import CHUNK_BYTES, EventFilter, QueueFilter
+from tests.fakes.queued import content_of
+
+ROOT = Path(__file__).resolve().parents[2]
+LONG = os.environ.get("RELAY_LONG") == "1"
+STRACE = ["strace", "-f", "-qq", "-o"]
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@dataclass
+class Told:
+    """What the process said."""
+
+    accepted: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+    delivered: list[str] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
+    opened: bool = False
+    ended: bool = False
+
+    def hear(self, output: str) -> Told:
+        for line in output.split("\n")[:-1]:
+            word, *rest = line.split(" ", 2)
+            match word:
+                case "ok":
+                    self.accepted.append(rest[0])
+                case "no":
+                    self.refused.append(rest[0])
+                    self.reasons.append(rest[1].split()[0])
+                case "done":
+                    self.delivered.append(rest[0])
+                case "open":
+                    self.opened = True
+                case "end":
+                    self.ended = True
+        return self
+
+
+def command(spool: Path, *options: str) -> list[str]:
+    return [sys.executable, "-m", "tests.rigs.acceptor", str(spool), *options]
+
+
+def run(*words: str) -> Told:
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return Told().hear(done.stdout)
+
+
+async def check(spool: Path, told: Told, *, size: int, refused_stay_out: bool = True) -> None:
+    """Nothing lost, nothing half there, nothing invented; and the queue goes on working."""
+    store = await SqliteStore.open(spool)
+    try:
+        listed = [
+            item.message
+            for item in await store.list_messages(QueueFilter(), now=datetime.now(UTC), limit=9999)
+        ]
+        here = {message.queue_id for message in listed}
+        lost = set(told.accepted) - here - set(told.delivered)
+        gone = {
+            one.event.queue_id
+            for one in await store.find_events(EventFilter(names=frozenset({"delivered"})), limit=9999)
+        }
+        assert not lost - gone, "accepted and lost"
+        assert gone >= set(told.delivered), "a result that was recorded is forgotten"
+        assert not here & set(told.delivered), "delivered and still queued"
+        if refused_stay_out:
+            assert not here & set(told.refused), "refused and queued all the same"
+        for message in listed:
+            content = await content_of(store, message.queue_id)
+            assert len(content) == size == message.size_bytes
+            assert content.startswith(message.queue_id.encode())
+        due = await store.claim_due(now=datetime.now(UTC), limit=9999)
+        while more := await store.claim_due(now=datetime.now(UTC), limit=9999):
+            due += more
+        assert {entry.message.queue_id for entry in due} == here, "not due at once after a crash"
+    finally:
+        await store.close()
+
+
+SMALL = 17 * 200
+LARGE = SMALL + 2 * CHUNK_BYTES
+
+
+@pytest.mark.parametrize(
+    "options", [["--lanes", "20"], ["--lanes", "10", "--deliver"], ["--lanes", "4", "--large"]]
+)
+async def test_what_was_accepted_survives_kill_9_at_any_moment(tmp_path, options):
+    for _ in range(30 if LONG else 4):
+        with subprocess.Popen(
+            command(tmp_path / "spool", "--count", "100000", *options),
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as child:
+            assert child.stdout is not None
+            assert child.stdout.readline() == "open\n"
+            time.sleep(random.uniform(0.01, 0.4))
+            child.kill()
+            told = Told().hear(child.stdout.read())
+        await check(tmp_path / "spool", told, size=LARGE if "--large" in options else SMALL)
+        with contextlib.suppress(FileNotFoundError):
+            (tmp_path / "spool" / "queue.db").unlink()
+            (tmp_path / "spool" / "queue.db-wal").unlink()
+
+
+@pytest.mark.needs("strace")
+@pytest.mark.parametrize("call", ["fdatasync", "pwrite64"])
+@pytest.mark.parametrize("when", range(1, 61) if LONG else (1, 3, 6, 8, 13, 30, 45))
+async def test_what_was_accepted_survives_kill_9_at_the_nth_call(tmp_path, call, when):
+    trace = [*STRACE, "/dev/null", "-e", f"trace={call}", "-e", f"inject={call}:signal=KILL:when={when}"]
+    options = ["--count", "60", "--lanes", "3", "--deliver"]
+    told = run(*trace, *command(tmp_path / "spool", *options))
+    assert not told.ended, "the kill came too late to mean anything"
+    await check(tmp_path / "spool", told, size=SMALL)
+
+
+@pytest.mark.needs("strace")
+@pytest.mark.parametrize("when", range(1, 61) if LONG else (2, 20, 47))
+async def test_a_start_that_was_killed_is_finished_by_the_next(tmp_path, when):
+    """Recovery of the log, of claims and of pieces without a message."""
+    with subprocess.Popen(
+        command(tmp_path / "spool", "--count", "100000", "--lanes", "8", "--large"),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "open\n"
+        time.sleep(0.2)
+        child.kill()
+        told = Told().hear(child.stdout.read())
+    calls = "pwrite64,fdatasync,ftruncate,unlink,openat"
+    trace = [*STRACE, "/dev/null", "-P", str(tmp_path / "spool"), "-P", str(tmp_path / "spool" / "queue.db")]
+    trace += ["-P", str(tmp_path / "spool" / "queue.db-wal"), "-e", f"trace={calls}"]
+    run(*trace, "-e", f"inject={calls}:signal=KILL:when={when}", *command(tmp_path / "spool", "--count", "0"))
+    await check(tmp_path / "spool", told, size=LARGE)
+
+
+@pytest.mark.needs("strace")
+@pytest.mark.parametrize("when", range(1, 41) if LONG else (4, 14, 20, 25))
+async def test_a_sync_that_fails_once_refuses_its_messages_and_the_next_are_taken(tmp_path, when):
+    trace = [*STRACE, "/dev/null", "-e", "trace=fdatasync", "-e", f"inject=fdatasync:error=EIO:when={when}"]
+    told = run(*trace, *command(tmp_path / "spool", "--count", "60", "--lanes", "3"))
+    assert told.ended == told.opened
+    if told.opened:
+        assert len(told.refused) <= 3, "a fault that had passed was still felt"
+        assert told.refused or when < 14, "the fault was not felt"  # SQLite may do without a directory's sync
+        assert len(told.accepted) + len(told.refused) == 60
+        assert set(told.reasons) <= {"SpoolError"}
+    await check(tmp_path / "spool", told, size=SMALL)
+
+
+@pytest.mark.needs("strace")
+async def test_while_every_sync_fails_nothing_is_accepted(tmp_path):
+    """And what was refused does not come back from the log after the relay has been killed."""
+    trace = [*STRACE, "/dev/null", "-e", "trace=fdatasync", "-e", "inject=fdatasync:error=EIO:when=20+"]
+    told = run(*trace, *command(tmp_path / "spool", "--count", "60", "--lanes", "3"))
+    assert told.ended
+    assert len(told.refused) > 20
+    await check(tmp_path / "spool", told, size=SMALL)
+
+
+# The order of sync and answer. Killing the process cannot show it: what was written outlives the
+# process without any sync. So the calls are read.
+
+_CALL = re.compile(r"^\d+ +(?:<\.\.\. )?(\w+)(?:\(| resumed)(.*)")
+
+
+def unsynced_answers(trace: str) -> Iterator[str]:
+    """Answers that were given while something written to the log was not synced yet."""
+    dirty = False
+    syncs = 0
+    for line in trace.splitlines():
+        found = _CALL.match(line)
+        if found is None:
+            continue
+        call, rest = found.groups()
+        if call == "pwrite64" and "queue.db-wal" in rest:
+            dirty = True
+        elif call == "fdatasync" and rest.rstrip().endswith("= 0"):
+            dirty, syncs = False, syncs + 1
+        elif call == "write" and '"ok ' in rest:
+            if dirty or not syncs:
+                yield line
+            syncs = 0
+
+
+def traced_answers(tmp_path: Path, *options: str) -> tuple[Told, list[str]]:
+    trace = tmp_path / "trace"
+    calls = ["-y", "-e", "trace=pwrite64,fdatasync,write", "-e", "signal=none"]
+    told = run(*STRACE, str(trace), *calls, *command(tmp_path / "spool", "--count", "40", *options))
+    assert len(told.accepted) == 40
+    return told, list(unsynced_answers(trace.read_text()))
+
+
+@pytest.mark.needs("strace")
+@pytest.mark.parametrize("options", [[], ["--large"]])
+def test_a_sync_lies_between_the_last_write_and_every_answer(tmp_path, options):
+    _, wrong = traced_answers(tmp_path, *options)
+    assert wrong == []
+
+
+@pytest.mark.needs("strace")
+def test_the_test_before_sees_answers_without_a_sync(tmp_path):
+    told, wrong = traced_answers(tmp_path, "--unsynced")
+    assert len(wrong) == len(told.accepted)
+
+
+@pytest.mark.needs("strace")
+def test_messages_that_arrive_together_share_a_sync(tmp_path):
+    trace = tmp_path / "trace"
+    told = run(
+        *STRACE,
+        str(trace),
+        "-e",
+        "trace=fdatasync",
+        *command(tmp_path / "spool", "--count", "400", "--lanes", "40"),
+    )
+    assert len(told.accepted) == 400
+    syncs = len(re.findall(r"fdatasync", trace.read_text()))
+    assert syncs < 150
+
+
+def test_a_termination_signal_is_no_crash(tmp_path):
+    """Nothing here handles it: the point is that the lock and the log are as after any other end."""
+    with subprocess.Popen(
+        command(tmp_path / "spool", "--count", "100000"), cwd=ROOT, stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        child.send_signal(signal.SIGTERM)
+    assert run(*command(tmp_path / "spool", "--count", "1")).ended
