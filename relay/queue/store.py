@@ -81,7 +81,11 @@ class QueueFilter:
 
 @dataclass(frozen=True, slots=True)
 class EventFilter:
-    """Which events are asked for; every field that is set has to match."""
+    """Which events are asked for; every field that is set has to match.
+
+    `sender_domain`: of the reverse-path, in any case. `told`: pairs of a field and what it has to
+    say: from, to, subject (part of it, in any case), message-id, severity, tag.
+    """
 
     begin: datetime | None = None
     end: datetime | None = None
@@ -89,6 +93,8 @@ class EventFilter:
     recipient: str = ""
     sender: str = ""
     queue_id: str = ""
+    sender_domain: str = ""
+    told: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 store    the `Store` itself, on the event loop
 writer   the one thread that writes: group commit, checkpoints, failures of the disk
 reader   the thread that reads; also for the queue of a relay that does not run
+desk     what the HTTP interface keeps beside the queue
 claims   what is done to recipients inside a transaction
 schema   tables and migrations
 disk     the directory: lock, ballast, opening, translation of errors

@@ -21,6 +21,7 @@ from typing import Any, Self, TypeVar
 
 from relay.mail.event import Event
 from relay.policy.settings import Setting, Source, TlsSettings
+from relay.queue.desk import DomainSettings
 from relay.queue.entry import MessageSummary, QueuedMessage, QueuedRecipient, State
 from relay.queue.rows import (
     FINAL_NUMBER,
@@ -33,6 +34,7 @@ from relay.queue.rows import (
     owed_change,
     recipient_of,
 )
+from relay.queue.sqlite.desk import domain_settings
 from relay.queue.sqlite.disk import open_reader, open_stopped, translated
 from relay.queue.sqlite.schema import CLAIMED, READY, WAITING
 from relay.queue.store import (
@@ -169,6 +171,10 @@ class Reader:
             if len(found) >= limit:
                 break
         return found
+
+    async def domain_settings(self) -> Mapping[str, DomainSettings]:
+        """What was set over HTTP, by sender domain."""
+        return await self.ask(domain_settings)
 
     async def log_mark(self) -> int:
         """Up to where the log file holds the events."""
@@ -418,6 +424,17 @@ def _debt(db: sqlite3.Connection, queue_id: str) -> Debt | None:
 # Events.
 
 
+_TOLD = {
+    "severity": "json_extract(line, '$.severity') = :value",
+    "message-id": "json_extract(line, '$.message.headers.message-id') = :value",
+    "tag": "EXISTS (SELECT 1 FROM json_each(line, '$.tags') WHERE value = :value)",
+} | {
+    field: f"instr(lower(json_extract(line, '$.message.headers.{field}')), lower(:value)) > 0"
+    for field in ("from", "to", "subject")
+}
+"""Conditions on what a line tells; few ask for them, so no column holds it."""
+
+
 def _event(row: tuple[Any, ...]) -> StoredEvent:
     seq, at, name, queue_id, sender, recipient, event_id, line = row
     return StoredEvent(seq, Event(event_id, moment(at), name, queue_id, sender, recipient, line))
@@ -484,6 +501,12 @@ def _events_within(
         if value:
             where.append(f"{column} = :{column}")
             values[column] = value
+    if wanted.sender_domain:
+        where.append("lower(substr(sender, -length(:sender_domain))) = :sender_domain")
+        values["sender_domain"] = f"@{wanted.sender_domain.lower()}"
+    for number, (told, value) in enumerate(wanted.told):
+        where.append(_TOLD[told].replace(":value", f":told{number}"))
+        values[f"told{number}"] = value
     if wanted.recipient:
         where.append("recipient <> ''")  # so that the partial index can serve
     index = (

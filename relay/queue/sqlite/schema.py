@@ -5,6 +5,8 @@
     chunk       content in pieces; without a message it is garbage
     event       the delivery log, in the order of the commits
     owed        what the sender is still to be told of recipients that are done
+    domain_settings, webhook, call
+                what the HTTP interface keeps (relay.queue.desk)
     meta        the mark up to which the log file holds the events
 
 Where a recipient stands is its `place`, and each place has an index of its own or none:
@@ -91,7 +93,30 @@ _VERSION_2: Migration = (
     ) WITHOUT ROWID""",
 )
 
-MIGRATIONS: Sequence[Migration] = (_VERSION_1, _VERSION_2)
+_VERSION_3: Migration = (
+    """CREATE TABLE domain_settings (
+        domain TEXT NOT NULL PRIMARY KEY,
+        require_tls INTEGER,           -- null: nothing was said
+        skip_verification INTEGER
+    ) WITHOUT ROWID""",
+    """CREATE TABLE webhook (
+        domain TEXT NOT NULL,
+        name TEXT NOT NULL,
+        urls TEXT NOT NULL,            -- a JSON list
+        since INTEGER NOT NULL,        -- events up to this seq came before it
+        PRIMARY KEY (domain, name)
+    ) WITHOUT ROWID""",
+    """CREATE TABLE call (
+        number INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+        due INTEGER NOT NULL,
+        attempts INTEGER NOT NULL,
+        url TEXT NOT NULL,
+        line TEXT NOT NULL
+    )""",
+    "CREATE INDEX call_due ON call (due)",
+)
+
+MIGRATIONS: Sequence[Migration] = (_VERSION_1, _VERSION_2, _VERSION_3)
 
 
 def version_of(db: sqlite3.Connection) -> int:

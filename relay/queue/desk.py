@@ -1,0 +1,78 @@
+"""What the HTTP interface keeps beside the queue, in the same store and as durable.
+
+    domain settings   what was set over HTTP for mail from a domain; above the file's own rule
+    webhooks          who wants to be told what, by sender domain
+    calls             what is owed to a webhook until it has answered
+
+A call is owed from the moment `owe_calls` returned until `settle_call` says that it is over. It
+carries its event with it, since the event itself may be forgotten before the last try.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+__all__ = ["Desk", "DomainSettings", "OwedCall", "Webhook"]
+
+
+@dataclass(frozen=True, slots=True)
+class DomainSettings:
+    """What was set for a sender domain. None: nothing was said about that setting."""
+
+    require_tls: bool | None = None
+    skip_verification: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Webhook:
+    """Where to tell of a kind of event. `since`: events up to this sequence number came before it."""
+
+    domain: str
+    name: str
+    urls: tuple[str, ...]
+    since: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class OwedCall:
+    """One event to be told to one URL. `number` is the store's own, 0 before it has one."""
+
+    url: str
+    line: str
+    due: datetime
+    attempts: int = 0
+    number: int = 0
+
+
+class Desk(Protocol):
+    """All methods may raise `SpoolError`; what one that changes returned from is committed and synced."""
+
+    async def domain_settings(self) -> Mapping[str, DomainSettings]:
+        """All of them, by domain."""
+
+    async def set_domain_settings(self, domain: str, settings: DomainSettings) -> DomainSettings:
+        """Set what is not None, keep the rest; what is set now."""
+
+    async def webhooks(self) -> list[Webhook]:
+        """All of them."""
+
+    async def set_webhook(self, domain: str, name: str, urls: Sequence[str]) -> None:
+        """Put these URLs in the place of those it has; none removes it."""
+
+    async def owe_calls(self, calls: Sequence[OwedCall], *, seen: int) -> None:
+        """Owe these calls, and remember that all events up to `seen` were looked at."""
+
+    async def calls_seen(self) -> int:
+        """The last `seen`, 0 at first."""
+
+    async def calls_due(self, *, now: datetime, limit: int) -> list[OwedCall]:
+        """The calls that are due, those due longest first."""
+
+    async def next_call_due(self) -> datetime | None:
+        """When the next call is due (maybe long since)."""
+
+    async def settle_call(self, call: OwedCall, *, due: datetime | None) -> None:
+        """The call was tried: once more at `due`, or never again."""

@@ -1,0 +1,149 @@
+"""`relay.queue.desk.Desk` in the queue's own SQLite file: a few small tables, read and written seldom."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+from relay.queue.desk import DomainSettings, OwedCall, Webhook
+from relay.queue.rows import micros, moment
+from relay.queue.sqlite.schema import version_of
+
+__all__ = ["SqliteDesk", "domain_settings"]
+
+_SINCE_VERSION = 3
+
+Question = Callable[[sqlite3.Connection], Any]
+
+
+class SqliteDesk:
+    """`read` asks a question on the reader's connection, `write` works on the writer's and commits."""
+
+    def __init__(
+        self, read: Callable[[Question], Awaitable[Any]], write: Callable[[Question], Awaitable[Any]]
+    ) -> None:
+        self._read = read
+        self._write = write
+
+    async def domain_settings(self) -> Mapping[str, DomainSettings]:
+        """All of them, by domain."""
+        found: Mapping[str, DomainSettings] = await self._read(domain_settings)
+        return found
+
+    async def set_domain_settings(self, domain: str, settings: DomainSettings) -> DomainSettings:
+        """Set what is not None."""
+        changed: DomainSettings = await self._write(partial(_set_domain_settings, domain, settings))
+        return changed
+
+    async def webhooks(self) -> list[Webhook]:
+        """All of them."""
+        found: list[Webhook] = await self._read(_webhooks)
+        return found
+
+    async def set_webhook(self, domain: str, name: str, urls: Sequence[str]) -> None:
+        """Put these URLs in the place of those it has."""
+        await self._write(partial(_set_webhook, domain, name, urls))
+
+    async def owe_calls(self, calls: Sequence[OwedCall], *, seen: int) -> None:
+        """Owe these calls."""
+        await self._write(partial(_owe_calls, calls, seen))
+
+    async def calls_seen(self) -> int:
+        """Up to where the events were looked at."""
+        seen: int = await self._read(_calls_seen)
+        return seen
+
+    async def calls_due(self, *, now: datetime, limit: int) -> list[OwedCall]:
+        """The calls that are due."""
+        found: list[OwedCall] = await self._read(partial(_calls_due, now, limit))
+        return found
+
+    async def next_call_due(self) -> datetime | None:
+        """When the next call is due."""
+        due: datetime | None = await self._read(_next_call_due)
+        return due
+
+    async def settle_call(self, call: OwedCall, *, due: datetime | None) -> None:
+        """The call was tried."""
+        await self._write(partial(_settle_call, call, due))
+
+
+def domain_settings(db: sqlite3.Connection) -> dict[str, DomainSettings]:
+    """What was set over HTTP, by domain; nothing in a queue that is older than the tables for it."""
+    if version_of(db) < _SINCE_VERSION:
+        return {}
+    rows = db.execute("SELECT domain, require_tls, skip_verification FROM domain_settings ORDER BY domain")
+    return {domain: DomainSettings(_flag(require), _flag(skip)) for domain, require, skip in rows}
+
+
+def _flag(value: Any) -> bool | None:
+    return None if value is None else bool(value)
+
+
+def _set_domain_settings(domain: str, settings: DomainSettings, db: sqlite3.Connection) -> DomainSettings:
+    db.execute(
+        "INSERT INTO domain_settings VALUES (?, ?, ?) ON CONFLICT (domain) DO UPDATE SET"
+        " require_tls = coalesce(excluded.require_tls, require_tls),"
+        " skip_verification = coalesce(excluded.skip_verification, skip_verification)",
+        (domain, settings.require_tls, settings.skip_verification),
+    )
+    require, skip = db.execute(
+        "SELECT require_tls, skip_verification FROM domain_settings WHERE domain = ?", (domain,)
+    ).fetchone()
+    return DomainSettings(_flag(require), _flag(skip))
+
+
+def _webhooks(db: sqlite3.Connection) -> list[Webhook]:
+    rows = db.execute("SELECT domain, name, urls, since FROM webhook ORDER BY domain, name")
+    return [Webhook(domain, name, tuple(json.loads(urls)), since) for domain, name, urls, since in rows]
+
+
+def _set_webhook(domain: str, name: str, urls: Sequence[str], db: sqlite3.Connection) -> None:
+    if not urls:
+        db.execute("DELETE FROM webhook WHERE domain = ? AND name = ?", (domain, name))
+        return
+    since = db.execute("SELECT coalesce(max(seq), 0) FROM event").fetchone()[0]
+    db.execute(
+        "INSERT INTO webhook VALUES (?, ?, ?, ?)"
+        " ON CONFLICT (domain, name) DO UPDATE SET urls = excluded.urls",
+        (domain, name, json.dumps(list(urls)), since),
+    )
+
+
+def _owe_calls(calls: Sequence[OwedCall], seen: int, db: sqlite3.Connection) -> None:
+    db.executemany(
+        "INSERT INTO call (due, attempts, url, line) VALUES (?, ?, ?, ?)",
+        [(micros(call.due), call.attempts, call.url, call.line) for call in calls],
+    )
+    db.execute("INSERT OR REPLACE INTO meta VALUES ('calls_seen', ?)", (seen,))
+
+
+def _calls_seen(db: sqlite3.Connection) -> int:
+    row = db.execute("SELECT value FROM meta WHERE key = 'calls_seen'").fetchone()
+    return int(row[0]) if row else 0
+
+
+def _calls_due(now: datetime, limit: int, db: sqlite3.Connection) -> list[OwedCall]:
+    rows = db.execute(
+        "SELECT url, line, due, attempts, number FROM call WHERE due <= ? ORDER BY due LIMIT ?",
+        (micros(now), limit),
+    )
+    return [OwedCall(url, line, moment(due), attempts, number) for url, line, due, attempts, number in rows]
+
+
+def _next_call_due(db: sqlite3.Connection) -> datetime | None:
+    due = db.execute("SELECT min(due) FROM call").fetchone()[0]
+    return None if due is None else moment(due)
+
+
+def _settle_call(call: OwedCall, due: datetime | None, db: sqlite3.Connection) -> None:
+    if due is None:
+        db.execute("DELETE FROM call WHERE number = ?", (call.number,))
+    else:
+        db.execute(
+            "UPDATE call SET due = ?, attempts = attempts + 1 WHERE number = ?", (micros(due), call.number)
+        )
