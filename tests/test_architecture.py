@@ -2,7 +2,7 @@
 
     row 5  put together          cli  demo ─► daemon ─► config
     row 4  move mail, look       receive      deliver      admin
-    row 3  take in               submit
+    row 3  take in, sign         submit   sign
     row 2  keep, decide, state   policy   queue   route   report
     row 1  words                 mail
 
@@ -28,6 +28,7 @@ ROWS = {
     "route": 2,
     "report": 2,
     "submit": 3,
+    "sign": 3,
     "receive": 4,
     "deliver": 4,
     "admin": 4,
@@ -67,6 +68,7 @@ SHELLS = {
     "relay.deliver.probe",
     "relay.deliver.scheduler",
     "relay.deliver.tls",
+    "relay.sign.keys",
     "relay.admin.client",
     "relay.admin.control",
     "relay.config",

@@ -1,0 +1,163 @@
+"""Whether a message is signed, in whose name, and the field that says so (RFC 6376). Pure.
+
+A message is signed if its sender and its author (the From field) are in the same domain, and
+that domain has a key. Both: a user is held to sender domains by the reverse-path, and must not get the
+signature of another domain by writing it into From. Our own reports have no reverse-path;
+for them From alone decides.
+
+What is signed is what the next hop gets: nothing is changed after it. RFC 6376 §5.4.1 says
+which fields; those a reader sees are named once more than they are there, so that nobody
+adds a second (§8.15). dkimpy writes the field and its hash; the key's own work is done by
+`cryptography`, being faster by far.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Protocol
+
+import dkim
+from dkim.canonicalization import CanonicalizationPolicy
+
+from relay.mail.address import AddressError, domain_of, normalise_domain
+from relay.mail.header import iter_fields
+from relay.queue.entry import QueuedMessage
+
+__all__ = ["DkimDomain", "DkimOptions", "SigningKey", "key_for", "may_sign", "sign"]
+
+
+@dataclass(frozen=True, slots=True)
+class DkimDomain:
+    """How mail of a domain is signed: the selector the DNS knows the key by, and the key's PEM file."""
+
+    selector: str
+    key_file: str
+
+
+@dataclass(frozen=True, slots=True)
+class DkimOptions:
+    """The domains whose mail is signed. `relay dkim-key` makes a key and the record that publishes it."""
+
+    domains: Mapping[str, DkimDomain] = field(default_factory=dict)
+
+
+class _Key(Protocol):
+    """Signs a SHA-256 hash. `algorithm` as the a= tag says it."""
+
+    @property
+    def algorithm(self) -> str: ...
+
+    def sign(self, digest: bytes) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True)
+class SigningKey:
+    """A key, and the name it signs in."""
+
+    domain: str
+    selector: str
+    key: _Key
+
+
+_UNTIL_TWICE = (b"from", b"to", b"cc", b"subject", b"date", b"reply-to", b"message-id", b"content-type")
+"""What a reader sees or a program obeys: nobody may add another."""
+
+
+def may_sign(keys: Mapping[str, SigningKey], message: QueuedMessage) -> bool:
+    """Whether a message is signed if its author is who its sender is: without a look at its content."""
+    if not keys:
+        return False
+    return _sender_domain(message) in keys if message.reverse_path else message.origin == "dsn"
+
+
+def key_for(keys: Mapping[str, SigningKey], message: QueuedMessage, header: bytes) -> SigningKey | None:
+    """The key that signs a message; None if nothing does."""
+    if not may_sign(keys, message):
+        return None
+    author = author_domain(header)
+    if message.reverse_path and author != _sender_domain(message):
+        return None
+    return keys.get(author)
+
+
+def _sender_domain(message: QueuedMessage) -> str:
+    try:
+        return domain_of(message.reverse_path)
+    except AddressError:
+        return ""
+
+
+_QUOTED = re.compile(rb'"(?:[^"\\]|\\.)*+"')
+_COMMENT = re.compile(rb"\([^()]*+\)")
+_IN_BRACKETS = re.compile(rb"[^<>,;@]*+<[^<>@,;]*+@([^<>@,;\s]++)>\s*")
+_BARE = re.compile(rb"\s*[^<>,;@\s]*+@([^<>@,;\s]++)\s*")
+
+
+def author_domain(header: bytes) -> str:
+    """The domain of the one author in the one From field; "" where that is not so clear."""
+    values = [field.value for field in iter_fields(header) if field.name.lower() == b"from"]
+    if len(values) != 1:
+        return ""
+    value = _COMMENT.sub(b"", _QUOTED.sub(b"", values[0]))
+    found = _IN_BRACKETS.fullmatch(value) or _BARE.fullmatch(value)
+    if found is None:
+        return ""
+    try:
+        return normalise_domain(found[1].decode())
+    except (AddressError, UnicodeError):
+        return ""
+
+
+def sign(signing: SigningKey, header: bytes, body_hash: bytes, *, now: datetime) -> bytes:
+    """The DKIM-Signature field that goes on top of a message; ValueError where dkimpy will not have it."""
+    try:
+        return _Signer(header + b"\r\n").signature(signing, body_hash, now)
+    except dkim.DKIMException as error:
+        raise ValueError(str(error)) from error
+
+
+class _Signer(dkim.DKIM):  # type: ignore[misc]  # dkimpy has no types
+    """dkimpy's signer, given the hash of a body instead of the body, and a key that is our own."""
+
+    def __init__(self, header: bytes) -> None:
+        # Of the algorithms it knows, dkimpy hands this one the hash and takes the signature as it is.
+        super().__init__(header, signature_algorithm=b"ed25519-sha256")
+        self.hasher = hashlib.sha256
+
+    def signature(self, signing: SigningKey, body_hash: bytes, now: datetime) -> bytes:
+        names = [name.lower() for name, _ in self.headers if name.lower() in self.should_sign]
+        names += [name for name in _UNTIL_TWICE if name not in (b"content-type", b"cc") or name in names]
+        relaxed = CanonicalizationPolicy.from_c_value(b"relaxed/relaxed")
+        tags = [
+            (b"v", b"1"),
+            (b"a", signing.key.algorithm.encode()),
+            (b"c", relaxed.to_c_value()),
+            (b"d", signing.domain.encode()),
+            (b"s", signing.selector.encode()),
+            (b"t", str(int(now.timestamp())).encode()),
+            (b"h", b" : ".join(names)),
+            (b"bh", base64.b64encode(body_hash)),
+            (b"b", b"0" * 60),
+        ]
+        value: bytes = self.gen_header(tags, names, relaxed, b"DKIM-Signature", _ForDkimpy(signing.key))
+        return b"DKIM-Signature: " + value
+
+
+@dataclass(frozen=True, slots=True)
+class _Signed:
+    signature: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _ForDkimpy:
+    """A key, in the form dkimpy asks a key of pynacl's."""
+
+    key: _Key
+
+    def sign(self, digest: bytes) -> _Signed:
+        return _Signed(self.key.sign(digest))

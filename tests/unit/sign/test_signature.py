@@ -1,0 +1,258 @@
+"""DKIM: what is signed verifies, and nothing is signed in a name that is not the sender's."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import stat
+from collections.abc import AsyncIterator, Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import dkim
+import pytest
+from dkim.canonicalization import Relaxed
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.deliver.signing import Signing
+from relay.mail.outcome import Delivered, Outcome
+from relay.queue.entry import Entry
+from relay.sign.body import BodyHash
+from relay.sign.keys import KeyFileError, load_key, load_keys, new_key, record
+from relay.sign.signature import DkimDomain, SigningKey, author_domain
+from tests.fakes.mail import entry
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+HEADER = (
+    b"Received: by relay\r\nFrom: Ann <a@sender.example>\r\nTo: b@dest.example\r\n"
+    b"Subject:  two\r\n   lines \r\n"
+)
+BODY = b"\r\nDear  Bob,\t\r\n\r\n.dot\r\n\xfc  \r\n\r\n\r\n"
+
+LINES = st.lists(st.sampled_from([b"a", b" ", b"\t", b"\r\n", b"b  c", b"."]), max_size=40)
+
+
+@given(LINES, st.randoms())
+def test_a_bodys_hash_is_that_of_its_relaxed_form_however_it_is_cut(
+    words: list[bytes], chance: random.Random
+) -> None:
+    body = b"".join(words) + b"\r\n"
+    hashed, at = BodyHash(), 0
+    while at < len(body):
+        size = chance.randint(1, 5)
+        hashed.update(body[at : at + size])
+        at += size
+    assert hashed.digest() == hashlib.sha256(Relaxed.canonicalize_body(body)).digest()
+
+
+def test_a_body_of_nothing_but_line_ends_is_no_body_and_takes_no_memory() -> None:
+    hashed = BodyHash()
+    for _ in range(20):
+        hashed.update(b"\r\n" * 50_000)
+    assert hashed.digest() == hashlib.sha256(b"").digest()
+    hashed.update(b"x")
+    assert hashed.digest() == hashlib.sha256(b"\r\n" * 1_000_000 + b"x\r\n").digest()
+    assert len(hashed._white) < 10
+
+
+# --- what the host gets ---------------------------------------------------------------------------
+
+
+class Host:
+    """An attempt that keeps what would go out."""
+
+    def __init__(self) -> None:
+        self.entry: Entry | None = None
+        self.content = b""
+
+    async def run(self, entry: Entry, content: Callable[[], AsyncIterator[bytes]]) -> Mapping[int, Outcome]:
+        self.entry = entry
+        if entry.content is not None:
+            self.content = entry.content
+        else:
+            self.content = b"".join([piece async for piece in content()])
+        return {0: Delivered("2.0.0", 250, "ok")}
+
+
+@pytest.fixture(params=["rsa", "ed25519"])
+def key(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    new_key(tmp_path / "key.pem", kind=request.param)
+    return load_keys({"sender.example": DkimDomain("s1", str(tmp_path / "key.pem"))})
+
+
+async def sent(
+    keys: Mapping[str, SigningKey], content: bytes, *, pieces: int = 0, **fields: Any
+) -> tuple[Entry, bytes]:
+    """What goes out of this content; `pieces`: read from the store in pieces of so many octets."""
+    host = Host()
+
+    async def stored() -> AsyncIterator[bytes]:
+        for at in range(0, len(content), pieces or len(content)):
+            yield content[at : at + (pieces or len(content))]
+
+    given_entry = entry(content=None if pieces else content, size_bytes=len(content), **fields)
+    await Signing(host, lambda: keys, clock=lambda: NOW).run(given_entry, stored)
+    assert host.entry is not None
+    return host.entry, host.content
+
+
+def verifies(content: bytes, keys: Mapping[str, SigningKey]) -> bool:
+    """What the MX says, which asks its DNS for the record we print."""
+
+    def txt(name: bytes, timeout: int = 5) -> bytes | None:
+        for signing in keys.values():
+            if name.rstrip(b".") == f"{signing.selector}._domainkey.{signing.domain}".encode():
+                zone = record(signing.key, domain=signing.domain, selector=signing.selector)  # type: ignore[arg-type]
+                return "".join(zone.split('"')[1::2]).encode()
+        return None
+
+    return bool(dkim.verify(content, dnsfunc=txt))
+
+
+@pytest.mark.parametrize("pieces", [0, 7, 64])
+async def test_a_signed_message_verifies_at_the_mx(key: Any, pieces: int) -> None:
+    content = HEADER + BODY
+    going, got = await sent(key, content, pieces=pieces)
+    assert got.endswith(content)
+    assert got.startswith(b"DKIM-Signature: v=1; a=")
+    assert verifies(got, key)
+    assert going.message.size_bytes == len(got), "SIZE= is told with the signature in it"
+
+
+@pytest.mark.parametrize(
+    ("was", "becomes"),
+    [
+        (b"Dear", b"Near"),
+        (b"two", b"too"),
+        (b"To: b@", b"To: c@"),
+        (b"\r\nSubject:", b"\r\nSubject: another\r\nSubject:"),
+        (b"\r\nTo:", b"\r\nFrom: x@other.example\r\nTo:"),
+        (b"\r\nTo:", b"\r\nReply-To: x@other.example\r\nTo:"),
+    ],
+)
+async def test_what_is_changed_on_the_way_does_not_verify(key: Any, was: bytes, becomes: bytes) -> None:
+    _, got = await sent(key, HEADER + BODY)
+    signature, rest = got.split(b"Received:", 1)
+    assert not verifies(signature + b"Received:" + rest.replace(was, becomes, 1), key)
+
+
+async def test_white_space_that_a_host_changes_does_no_harm(key: Any) -> None:
+    _, got = await sent(key, HEADER + BODY)
+    assert verifies(
+        got.replace(b"Dear  Bob,\t", b"Dear Bob,").replace(b"Subject:  two", b"subject: two"), key
+    )
+
+
+@pytest.mark.parametrize(
+    ("reverse_path", "author"),
+    [
+        ("a@other.example", b"a@sender.example"),
+        ("a@sender.example", b"a@other.example"),
+        ("a@sub.sender.example", b"a@sender.example"),
+        ("a@sender.example", b"a@sender.example, b@other.example"),
+        ("a@sender.example", b"a@sender.example\r\nFrom: b@other.example"),
+        ("a@sender.example", b'"<a@sender.example>" <a@other.example>'),
+        ("", b"a@sender.example"),
+        ("a@sender.example", b"nobody"),
+    ],
+)
+async def test_nobody_gets_the_signature_of_a_domain_he_does_not_send_for(
+    key: Any, reverse_path: str, author: bytes
+) -> None:
+    content = b"From: " + author + b"\r\n\r\nhello\r\n"
+    _, got = await sent(key, content, reverse_path=reverse_path)
+    assert got == content
+
+
+async def test_our_own_report_is_signed_by_its_author_alone(key: Any) -> None:
+    content = b"From: Mail system <MAILER-DAEMON@sender.example>\r\n\r\nSorry.\r\n"
+    _, got = await sent(key, content, reverse_path="", origin="dsn")
+    assert verifies(got, key)
+
+
+async def test_without_keys_nothing_is_read_and_nothing_changes() -> None:
+    given_entry, host = entry(content=None), Host()
+
+    def unread() -> AsyncIterator[bytes]:
+        raise AssertionError("the content was read")
+
+    signing = Signing(host, dict, clock=lambda: NOW)
+    with pytest.raises(AssertionError, match="was read"):
+        await signing.run(given_entry, unread)
+    assert host.entry is given_entry, "only the attempt itself reads"
+
+
+@pytest.mark.parametrize(
+    ("value", "domain"),
+    [
+        (b"a@x.example", "x.example"),
+        (b"Ann (at home) <a@X.Example>", "x.example"),
+        (b'"Doe, Jane" <"j d"@x.example>', "x.example"),
+        (b"\r\n Ann\r\n <a@x.example>", "x.example"),
+        (b"=?utf-8?q?=3Cb=40y.example=3E?= <a@x.example>", "x.example"),
+        ("Ann <a@bücher.example>".encode(), "xn--bcher-kva.example"),
+        (b"a@x.example, b@x.example", ""),
+        (b"friends: a@x.example;", ""),
+        (b"<b@y.example> <a@x.example>", ""),
+        (b"undisclosed", ""),
+    ],
+)
+def test_the_author_is_the_one_in_the_one_from_field(value: bytes, domain: str) -> None:
+    assert author_domain(b"From: " + value + b"\r\n") == domain
+
+
+# --- keys -----------------------------------------------------------------------------------------
+
+
+def test_a_key_is_its_owners_only_and_is_never_written_over(tmp_path: Path) -> None:
+    new_key(tmp_path / "key.pem", kind="rsa")
+    assert stat.S_IMODE((tmp_path / "key.pem").stat().st_mode) == 0o600
+    with pytest.raises(KeyFileError, match="File exists"):
+        new_key(tmp_path / "key.pem", kind="rsa")
+
+
+def test_the_record_of_a_key_is_cut_into_strings_of_255_octets(tmp_path: Path) -> None:
+    text = record(new_key(tmp_path / "key.pem", kind="rsa"), domain="sender.example", selector="s1")
+    assert text.startswith("s1._domainkey.sender.example. IN TXT (")
+    strings = text.split('"')[1::2]
+    assert len(strings) == 2
+    assert max(map(len, strings)) <= 255
+    assert "".join(strings).startswith("v=DKIM1; k=rsa; p=MIIB")
+
+
+def test_a_key_that_cannot_be_used_says_why(tmp_path: Path) -> None:
+    path = tmp_path / "key.pem"
+    with pytest.raises(KeyFileError, match="No such file"):
+        load_key(path)
+    path.write_text("no key")
+    path.chmod(0o600)
+    with pytest.raises(KeyFileError, match="not an unencrypted private key"):
+        load_key(path)
+    path.chmod(0o604)
+    with pytest.raises(KeyFileError, match="everybody on this machine"):
+        load_key(path)
+
+
+async def test_a_key_that_comes_with_a_reload_signs_the_next_message(tmp_path: Path) -> None:
+    keys: dict[str, SigningKey] = {}
+    host = Host()
+    signing = Signing(host, lambda: keys, clock=lambda: NOW)
+
+    async def content() -> AsyncIterator[bytes]:
+        yield HEADER + BODY
+
+    await signing.run(entry(content=HEADER + BODY), content)
+    assert b"DKIM" not in host.content
+    new_key(tmp_path / "key.pem", kind="ed25519")
+    keys |= load_keys({"sender.example": DkimDomain("s2", str(tmp_path / "key.pem"))})
+    await signing.run(entry(content=HEADER + BODY), content)
+    assert b" s=s2;" in host.content
+    assert verifies(host.content, keys)
+
+
+def test_white_space_without_end_is_no_work_without_end() -> None:
+    hashed = BodyHash()
+    hashed.update(b" \t" * 131_072 + b"x")
+    assert hashed.digest() == hashlib.sha256(b" x\r\n").digest()
