@@ -17,6 +17,8 @@ import yaml
 
 from tests.rigs.ports import accepts_connections, free_port, wait_until
 
+_ROOT = Path(__file__).parents[2]
+
 
 @dataclass
 class Relay:
@@ -28,6 +30,8 @@ class Relay:
     wrapper: Sequence[str] = ()
     process: subprocess.Popen[bytes] | None = None
     environment: dict[str, str] = field(default_factory=dict)
+    program: Sequence[str] = ("relay",)
+    """The module to run, and its arguments before `serve`."""
 
     @property
     def config_file(self) -> Path:
@@ -47,11 +51,11 @@ class Relay:
         self.config_file.write_text(yaml.safe_dump(self.config))
         with (self.directory / "stderr").open("ab") as stderr:
             self.process = subprocess.Popen(
-                [*self.wrapper, sys.executable, "-m", "relay", "serve", "-c", str(self.config_file)],
+                [*self.wrapper, sys.executable, "-m", *self.program, "serve", "-c", str(self.config_file)],
                 cwd=self.directory,
                 stderr=stderr,
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", **self.environment},
+                env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(_ROOT), **self.environment},
             )
 
         def listening() -> bool:
@@ -130,6 +134,7 @@ def relay_process(
     ca_file: Path | None = None,
     wrapper: Sequence[str] = (),
     start: bool = True,
+    program: Sequence[str] = ("relay",),
     **more: Mapping[str, Any],
 ) -> Iterator[Relay]:
     """A relay in `directory`; ended with the test, whatever happens."""
@@ -139,6 +144,7 @@ def relay_process(
         relay_config(port=port, dns=dns, delivery_port=delivery_port, ca_file=ca_file, **more),
         port,
         wrapper=wrapper,
+        program=program,
     )
     if start:
         relay.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import threading
 from collections.abc import Iterator
@@ -14,6 +15,12 @@ from aiosmtpd.smtp import SMTP as SMTPServer
 from tests.rigs.ports import free_port
 
 
+def _open_gate() -> threading.Event:
+    gate = threading.Event()
+    gate.set()
+    return gate
+
+
 @dataclass
 class Sink:
     """`contents` in the order of their arrival; safe to read from the test's thread."""
@@ -22,6 +29,17 @@ class Sink:
     port: int
     contents: list[bytes] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
+    gate: threading.Event = field(default_factory=_open_gate)
+    """Closed, it keeps every client waiting for the reply to MAIL."""
+
+    async def handle_MAIL(
+        self, server: Any, session: Any, envelope: Any, address: str, options: list[str]
+    ) -> str:
+        while not self.gate.is_set():
+            await asyncio.sleep(0.01)
+        envelope.mail_from = address
+        envelope.mail_options.extend(options)
+        return "250 2.1.0 OK"
 
     async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
         with self.lock:

@@ -1,0 +1,146 @@
+"""What clients were answered, set against what became of it: the oracle of the fault tests.
+
+A client notes the reply to each message it hands in. Afterwards:
+
+    answered 2yz    has arrived, or its sender has a report, or it is in the queue and listed
+    answered else   never arrives
+    not answered    may have arrived, once
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import smtplib
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.rigs.ports import wait_until
+from tests.rigs.relay import Relay
+from tests.rigs.sink import Sink
+
+LINES = ("x" * 74 + "\r\n") * 40
+_numbers = itertools.count(1)
+
+
+def tokens(count: int) -> list[str]:
+    """Words no other message has."""
+    return [f"token{next(_numbers):06}z" for _ in range(count)]
+
+
+@dataclass
+class Ledger:
+    """Messages by their token: answered with which code, or 0 for none."""
+
+    codes: dict[str, int] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def accepted(self) -> set[str]:
+        return {token for token, code in self.codes.items() if 200 <= code < 300}
+
+    @property
+    def refused(self) -> set[str]:
+        return {token for token, code in self.codes.items() if code >= 400}
+
+    def queue_ids(self) -> set[str]:
+        """Of what was accepted, by the reply's last word."""
+        return {self.texts[token].split()[-1] for token in self.accepted}
+
+    def hand_in(
+        self,
+        relay: Relay,
+        some: Iterable[str],
+        *,
+        recipient: str = "b@dest.example",
+        sender: str = "a@client.example",
+        body: str = LINES,
+        timeout: float = 30,
+    ) -> None:
+        """One connection, one message after the other; ends where the relay ends it."""
+        left = list(some)
+        self.codes |= dict.fromkeys(left, 0)
+        with contextlib.suppress(OSError, smtplib.SMTPServerDisconnected, smtplib.SMTPConnectError):
+            client = smtplib.SMTP("127.0.0.1", relay.port, timeout=timeout)
+            try:
+                client.ehlo("client.example")
+                for token in left:
+                    self._one(client, token, sender, recipient, body)
+                client.quit()
+            finally:
+                client.close()
+
+    def _one(self, client: smtplib.SMTP, token: str, sender: str, recipient: str, body: str) -> None:
+        for said in (lambda: client.mail(sender), lambda: client.rcpt(recipient)):
+            code, text = said()
+            if code >= 400:
+                self.codes[token], self.texts[token] = code, text.decode("utf-8", "replace")
+                client.rset()
+                return
+        try:
+            code, text = client.data(f"Subject: {token}\r\nFrom: {sender}\r\nTo: {recipient}\r\n\r\n{body}")
+        except smtplib.SMTPDataError as refused:
+            code, text = refused.smtp_code, refused.smtp_error
+        text = text if isinstance(text, bytes) else text.encode()
+        self.codes[token], self.texts[token] = code, text.decode("utf-8", "replace")
+
+    def stream(self, relay: Relay, some: list[str], *, clients: int = 3, **more: Any) -> None:
+        """The same over several connections at once; returns when all have ended."""
+        threads = [
+            threading.Thread(target=self.hand_in, args=(relay, some[first::clients]), kwargs=more)
+            for first in range(clients)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(timeout=120)
+            assert not thread.is_alive(), "a client hangs"
+
+    # --- afterwards -----------------------------------------------------------------------------------
+
+    def settle(self, relay: Relay, mx: Sink, *, seconds: float = 60) -> None:
+        """Wait until all that was accepted has arrived; AssertionError that names what is lost."""
+        with contextlib.suppress(AssertionError):
+            wait_until(lambda: self.accepted <= set(mx.tokens(self.accepted)), seconds=seconds)
+        missing = self.accepted - set(mx.tokens(self.accepted))
+        assert not missing, f"answered 250 and lost: {sorted(missing)}\n{relay.stderr[-2000:]}"
+
+    def check_refused(self, mx: Sink) -> None:
+        """What was answered otherwise has not arrived."""
+        invented = set(mx.tokens(self.refused))
+        assert not invented, f"refused and delivered: {sorted(invented)}"
+
+    def duplicates(self, mx: Sink) -> int:
+        """How many copies came more than once."""
+        arrived = mx.tokens(set(self.codes))
+        return len(arrived) - len(set(arrived))
+
+
+def listed(relay: Relay, *filters: str) -> list[dict[str, Any]]:
+    """`relay queue list --json`."""
+    done = relay.run("queue", "list", "--json", *filters)
+    assert done.returncode == 0, done.stderr
+    found: list[dict[str, Any]] = json.loads(done.stdout)
+    return found
+
+
+def check_log(relay: Relay) -> int:
+    """Each recipient of each message ends in exactly one way in the log; a line may come twice (same id).
+
+    Returns how many have ended.
+    """
+    ends: dict[tuple[str, str], set[str]] = defaultdict(set)
+    names: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+    for event in relay.events():
+        if event["event"] == "delivered" or event.get("severity") == "permanent":
+            key = (event["queue-id"], event["recipient"])
+            if event["id"] not in ends[key]:
+                names[key][event["event"]] += 1
+            ends[key].add(event["id"])
+    twice = {key: names[key] for key, ids in ends.items() if len(ids) != 1}
+    assert not twice, f"more than one end: {twice}"
+    return len(ends)
