@@ -219,13 +219,15 @@ class ControlServer:
         try:
             if len(self._clients) > AT_A_TIME:
                 await _send(writer, {"error": "too many requests at a time, try again"})
+                await _finish(writer)
                 return
             await self._one_request(reader, writer)
+            await _finish(writer)
         except (OSError, TimeoutError, asyncio.CancelledError):
             pass  # the client has gone, does not read, or we are closing
         finally:
             self._clients.discard(task)
-            writer.transport.abort() if writer.transport.get_write_buffer_size() else writer.close()
+            writer.transport.abort()
 
     async def _one_request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -274,6 +276,13 @@ async def _send(writer: asyncio.StreamWriter, line: Mapping[str, Any]) -> None:
     writer.write(json.dumps(line).encode("ascii") + b"\n")
     async with asyncio.timeout(WRITE_SECONDS):
         await writer.drain()
+
+
+async def _finish(writer: asyncio.StreamWriter) -> None:
+    """Close once all that was answered has gone out; who does not read is not waited for for ever."""
+    writer.close()
+    async with asyncio.timeout(WRITE_SECONDS):
+        await writer.wait_closed()
 
 
 def _clear_stale(path: Path) -> None:

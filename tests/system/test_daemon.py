@@ -318,9 +318,9 @@ async def test_a_client_in_the_middle_of_a_message_may_finish_it(sandbox: Sandbo
     await asyncio.sleep(0.2)
     writer.write(b"the other half\r\n.\r\n")
     await asyncio.wait_for(reader.readuntil(b"250 2.0.0"), 10)
+    writer.close()
     assert await asyncio.to_thread(ended, relay) == 0
     assert len(mx.messages) + len(await asyncio.to_thread(listed, relay)) == 1
-    writer.close()
 
 
 async def test_a_second_signal_ends_it_at_once_and_nothing_is_lost(sandbox: Sandbox) -> None:

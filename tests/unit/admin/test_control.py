@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import stat
+import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -132,6 +133,27 @@ async def test_a_queue_longer_than_a_page_is_listed_whole(
     assert len(await items(server)) == 10
     [done] = await asked(server, verb="hold", domain="example.net")
     assert done["done"]["changed"] == 10
+
+
+@pytest.mark.parametrize("count", [2000, 2300, 2600])  # around what the system's buffers hold
+async def test_a_slow_reader_gets_the_whole_answer(
+    server: ControlServer, store: SqliteStore, count: int
+) -> None:
+    recipients = [f"{number}@example.net" for number in range(count)]
+    await store.accept(new_message("M1", *recipients))
+
+    def read_late() -> bytes:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(os.fspath(server.path))
+            client.sendall(b'{"verb": "list"}\n')
+            time.sleep(0.3)
+            with client.makefile("rb") as answers:
+                return answers.read()
+
+    answer = await asyncio.to_thread(read_late)
+    item, done = map(json.loads, answer.splitlines())
+    assert len(item["item"]["recipients"]) == count
+    assert done == {"done": {"count": 1}}
 
 
 async def test_a_message_is_shown_with_its_settings_and_header(

@@ -1,0 +1,137 @@
+"""A relay looked at from outside: what is counted on the way, what is so now, and whether it lives.
+
+Counting happens where everything passes anyway: at the store's door (`MeteredStore`) and at
+the router's (`metered`). `snapshot` gathers what `relay.report.metrics` is told at the
+moment it is asked; `ailments` says what is wrong, in sentences.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any
+
+from cryptography import x509
+
+from relay.mail.event import Event
+from relay.queue.settle import Settlement
+from relay.queue.store import EventFilter, NewMessage, QueueFilter, SpoolError, Store
+from relay.receive.listener import Listener
+from relay.receive.spec import ListenerSpec
+from relay.report.metrics import Metrics
+from relay.route.next_hop import NoRoute, Route
+
+__all__ = ["MeteredStore", "expiries", "heart_beats", "log_lag", "metered", "oldest_age", "room_at"]
+
+_A_BEAT_SECONDS = 10.0
+"""How long the store's threads may take to answer before they count as stuck."""
+
+_EPOCH = datetime.fromtimestamp(0, UTC)
+
+
+class MeteredStore:
+    """A store whose commits are counted; everything else goes straight through."""
+
+    def __init__(self, store: Store, metrics: Metrics) -> None:
+        self._store = store
+        self._metrics = metrics
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def accept(self, new: NewMessage) -> None:
+        began = time.perf_counter()
+        await self._store.accept(new)
+        self._metrics.accepted(new.message.origin, new.message.size_bytes, time.perf_counter() - began)
+
+    async def record(
+        self, settlement: Settlement, *, reports: Sequence[NewMessage] = (), events: Sequence[Event] = ()
+    ) -> Any:
+        began = time.perf_counter()
+        result = await self._store.record(settlement, reports=reports, events=events)  # type: ignore[func-returns-value,unused-ignore]
+        self._metrics.settled(settlement, time.perf_counter() - began)
+        if reports:
+            self._metrics.reported(len(reports))
+        return result
+
+
+def metered(
+    route: Callable[[str], Awaitable[Route]], metrics: Metrics
+) -> Callable[[str], Awaitable[Route]]:
+    """A router whose lookups are counted and timed."""
+
+    async def measured(domain: str) -> Route:
+        began = time.perf_counter()
+        found = await route(domain)
+        metrics.routed(time.perf_counter() - began, found=not isinstance(found, NoRoute))
+        return found
+
+    return measured
+
+
+async def heart_beats(store: Store) -> str:
+    """Whether the threads that read and write the queue answer; "" or what is wrong.
+
+    A store in trouble answers too: a full disk is not cured by a restart.
+    """
+    try:
+        async with asyncio.timeout(_A_BEAT_SECONDS):
+            await store.purge_events(before=_EPOCH)
+            await store.find_events(EventFilter(), limit=1, ascending=False)
+    except TimeoutError:
+        return f"the queue has not answered for {_A_BEAT_SECONDS:g} s"
+    except SpoolError:
+        pass
+    return ""
+
+
+async def oldest_age(store: Store, *, now: datetime) -> float:
+    """How long the oldest message has been in the queue, in seconds; 0 for an empty queue."""
+    first = await store.list_messages(QueueFilter(), now=now, limit=1)
+    return max((now - first[0].message.arrived).total_seconds(), 0.0) if first else 0.0
+
+
+async def log_lag(store: Store) -> int:
+    """How many committed events the log's file does not have yet."""
+    last = await store.find_events(EventFilter(), limit=1, ascending=False)
+    return max(last[0].seq - await store.log_mark(), 0) if last else 0
+
+
+def room_at(directory: str) -> int:
+    """The room left where a directory is, in octets; 0 where nobody can tell."""
+    try:
+        found = os.statvfs(directory)
+    except OSError:
+        return 0
+    return found.f_bavail * found.f_frsize
+
+
+def expiries(specs: Iterable[ListenerSpec]) -> dict[str, datetime]:
+    """When each certificate that a listener shows expires, by its file."""
+    found = {}
+    for spec in specs:
+        if spec.certificate is not None and (at := _expiry(spec.certificate)) is not None:
+            found[spec.certificate] = at
+    return found
+
+
+def _expiry(path: str) -> datetime | None:
+    try:
+        return _parsed_expiry(path, os.stat(path).st_mtime_ns)
+    except (OSError, ValueError):
+        return None
+
+
+@lru_cache(maxsize=64)
+def _parsed_expiry(path: str, _: int) -> datetime:
+    with open(path, "rb") as file:
+        return x509.load_pem_x509_certificates(file.read())[0].not_valid_after_utc
+
+
+def connections(listeners: Iterable[Listener]) -> dict[str, int]:
+    """The clients inside, by listener."""
+    return {str(listener.address): listener.connections for listener in listeners}
