@@ -95,21 +95,30 @@ class Attempt:
         """Offer one host what is still to be delivered; whether the attempt may go on after that."""
         needed = at_host(needed, host, self._security)
         key = pool_key(host, needed)
-        kept = self._pool.take(key)
-        if kept is not None:
-            visit = _Visit(host, kept, job, tally, began=_now())
-            if await visit.hand_over(is_kept=True):
-                self._pool.give_back(key, kept)
-                return not kept.was_cancelled
-            self._pool.forget(key)
+        waiting: Sequence[QueuedRecipient] = tally.pending
         began = _now()
-        reached = await hop.reach(host, needed, self._using)
-        if not isinstance(reached, Connection):
-            _note_unreached(reached, host, tally, began)
-            return True
-        await _Visit(host, reached, job, tally, began).hand_over()
-        self._pool.give_back(key, reached)
-        return not reached.was_cancelled
+        connection = self._pool.take(key)
+        is_kept = connection is not None
+        while waiting:
+            if connection is None:
+                reached = await hop.reach(host, needed, self._using)
+                if not isinstance(reached, Connection):
+                    _note_unreached(reached, host, tally, waiting, began)
+                    return True
+                connection = reached
+            try:
+                visit = _Visit(host, connection, job, tally, began)
+                waiting = await visit.hand_over(waiting, is_kept=is_kept)
+            except BaseException:
+                connection.abort()
+                raise
+            self._pool.give_back(key, connection)
+            if connection.was_cancelled:
+                return False
+            if waiting and is_kept:
+                self._pool.forget(key)
+            connection, is_kept, began = None, False, _now()
+        return True
 
 
 class _Visit:
@@ -123,21 +132,27 @@ class _Visit:
         self._began = began
         self._utf8 = False
 
-    async def hand_over(self, *, is_kept: bool = False) -> bool:
-        """Hand over to whom is still pending, in as many transactions as it takes.
+    async def hand_over(
+        self, recipients: Sequence[QueuedRecipient], *, is_kept: bool
+    ) -> Sequence[QueuedRecipient]:
+        """Hand over to the recipients, in as many transactions as it takes.
 
-        False if nothing came of it since the connection, kept from another message, was dead by now.
+        Those returned are to be tried again over a new connection to the same host, which went away before
+        it took MAIL for them: on a connection kept from another message, or after it had taken others.
         """
-        waiting = list(self._tally.pending)
+        recipients = list(recipients)
+        waiting = recipients
         while waiting and self._connection.is_usable and not self._connection.was_cancelled:
-            batch, waiting = waiting[:MOST_RECIPIENTS], waiting[MOST_RECIPIENTS:]
+            batch, after = waiting[:MOST_RECIPIENTS], waiting[MOST_RECIPIENTS:]
             answers = await self._transact(batch)
-            if is_kept and answers and all(map(_never_began, answers.values())):
-                return False
+            if answers and all(map(_never_began, answers.values())) and (is_kept or waiting != recipients):
+                return [recipient for recipient in waiting if self._tally.is_pending(recipient)]
             is_kept = False
-            waiting = self._note(batch, answers) + waiting
+            waiting = self._note(batch, answers) + after
+        if len(waiting) < len(recipients) and not self._connection.was_cancelled:
+            return waiting
         self._note_untried(waiting)
-        return True
+        return ()
 
     async def _transact(self, batch: Sequence[QueuedRecipient]) -> dict[int, Answer]:
         transaction, unsendable = prepare(
@@ -202,7 +217,13 @@ def _wanted_tls(answer: Answer, host: Host, session: HopSession) -> Deferred:
     )
 
 
-def _note_unreached(reached: hop.Unmet | hop.Failed, host: Host, tally: Tally, began: float) -> None:
+def _note_unreached(
+    reached: hop.Unmet | hop.Failed,
+    host: Host,
+    tally: Tally,
+    waiting: Sequence[QueuedRecipient],
+    began: float,
+) -> None:
     """There is no session that a message could go over."""
     session = _timed(reached.session, began) if reached.session else None
     if isinstance(reached, hop.Unmet):
@@ -211,7 +232,7 @@ def _note_unreached(reached: hop.Unmet | hop.Failed, host: Host, tally: Tally, b
         outcome = _deferred(judge(reached.answer, host, session))
         if reached.before:
             outcome = replace(outcome, description=f"{outcome.description} (before that, {reached.before})")
-    for recipient in tally.pending:
+    for recipient in waiting:
         tally.go_on(host, recipient.index, outcome)
 
 

@@ -45,6 +45,10 @@ class Tally:
         """Who is still to be tried."""
         return tuple(self._pending.values())
 
+    def is_pending(self, recipient: QueuedRecipient) -> bool:
+        """Whether the recipient is still to be tried."""
+        return recipient.index in self._pending
+
     def settle(self, host: Host, index: int, outcome: Outcome) -> None:
         """This is the recipient's fate, whatever other hosts there are."""
         del self._pending[index]

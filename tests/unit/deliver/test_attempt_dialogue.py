@@ -204,6 +204,29 @@ async def test_at_most_a_hundred_recipients_are_named_at_once(rig, offers):
     assert len(mx.connections) == 1
 
 
+@both
+async def test_a_host_that_closes_after_each_message_gets_the_rest_over_new_connections(rig, offers):
+    closing = Action("250 2.0.0 OK", then=Then.CLOSE)
+    mx = await rig.mx(Script(offers=offers, starttls=CLEAR, replies={"CONTENT": closing}))
+    outcomes = await rig.deliver(entry(*(f"r{n}@dest.example" for n in range(250))))
+    assert {type(outcome) for outcome in outcomes.values()} == {Delivered}
+    assert [len(connection.messages) for connection in mx.connections] == [1, 1, 1]
+    assert [len(message.forward_paths) for message in mx.messages] == [100, 100, 50]
+
+
+async def test_who_was_answered_is_not_named_again_over_a_new_connection(rig):
+    busy: dict[str, Answer] = {
+        "RCPT <r0@dest.example>": "450 4.2.1 busy",
+        "CONTENT": Action("250 2.0.0 OK", then=Then.CLOSE),
+    }
+    mx = await rig.mx(Script(offers=PIPELINING, starttls=CLEAR, replies=busy))
+    outcomes = await rig.deliver(entry(*(f"r{n}@dest.example" for n in range(150))))
+    assert isinstance(outcomes[0], Deferred)
+    assert outcomes[0].status == "4.2.1"
+    said = b"".join(connection.clear for connection in mx.connections)
+    assert [said.count(f"<r{n}@dest.example>".encode()) for n in range(150)] == [1] * 150
+
+
 GARBAGE = {
     "no code": b"hello there\r\n",
     "binary": bytes(range(128, 256)) + b"\r\n",

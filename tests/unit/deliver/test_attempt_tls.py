@@ -167,7 +167,13 @@ async def test_where_no_host_will_do_every_hosts_reason_is_told(rig):
 
 @pytest.mark.parametrize(
     ("script", "status"),
-    [(Script(certificate=Kind.EXPIRED), "5.7.5"), (Script(starttls=StartTls.ABSENT), "5.7.4")],
+    [
+        (Script(certificate=Kind.EXPIRED), "5.7.5"),
+        (Script(starttls=StartTls.HANG), "5.7.5"),
+        (Script(starttls=StartTls.ABSENT), "5.7.4"),
+        (Script(starttls=StartTls.REFUSED_454), "5.7.4"),
+        (Script(starttls=StartTls.REFUSED_502), "5.7.4"),
+    ],
 )
 async def test_on_tls_unmet_bounce_bounces_after_the_last_host(rig, script, status):
     await rig.mx(script)

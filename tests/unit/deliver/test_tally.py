@@ -14,7 +14,7 @@ BUSY = Deferred("4.2.1", 450, "busy")
 UNMET = Deferred("4.7.4", Code.NONE, "", "no STARTTLS", tls_unmet=True)
 UNMET_5 = Deferred("4.7.5", Code.NONE, "", "expired", tls_unmet=True)
 REFUSED = Deferred("4.7.4", 502, "STARTTLS not implemented", "refused", tls_unmet=True)
-INSISTS = Deferred("4.7.5", 530, "STARTTLS first", "both", tls_unmet=True)
+REFUSED = Deferred("4.7.4", 502, "5.5.1 not implemented", "refused", tls_unmet=True)
 TAKEN = Delivered("2.0.0", 250, "OK")
 
 
@@ -62,6 +62,7 @@ def test_among_equals_the_last_one_decides_and_the_others_are_told():
 
 def test_unmet_tls_alone_bounces_where_that_is_wanted():
     assert isinstance(last((ONE, UNMET), bounce_unmet=False), Deferred)
+    assert isinstance(last((ONE, REFUSED), bounce_unmet=True), Bounced)
     outcome = last((ONE, UNMET), (TWO, UNMET_5), bounce_unmet=True)
     assert isinstance(outcome, Bounced)
     assert outcome.status == "5.7.5"
@@ -70,7 +71,7 @@ def test_unmet_tls_alone_bounces_where_that_is_wanted():
 
 
 def test_any_other_trouble_makes_it_temporary():
-    for other in (SILENT, LOST, BUSY, INSISTS):
+    for other in (SILENT, LOST, BUSY):
         assert isinstance(last((ONE, UNMET), (TWO, other), bounce_unmet=True), Deferred)
         assert isinstance(last((ONE, other), (TWO, UNMET), bounce_unmet=True), Deferred)
     dns = last((ONE, UNMET), bounce_unmet=True, trouble=("mx0.example: SERVFAIL",))
