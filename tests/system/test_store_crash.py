@@ -165,12 +165,12 @@ async def test_a_start_that_was_killed_is_finished_by_the_next(tmp_path, when):
 @pytest.mark.parametrize("when", range(1, 41) if LONG else (4, 14, 20, 25))
 async def test_a_sync_that_fails_once_refuses_its_messages_and_the_next_are_taken(tmp_path, when):
     trace = [*STRACE, "/dev/null", "-e", "trace=fdatasync", "-e", f"inject=fdatasync:error=EIO:when={when}"]
-    told = run(*trace, *command(tmp_path / "spool", "--count", "60", "--lanes", "3"))
+    told = run(*trace, *command(tmp_path / "spool", "--count", "150", "--lanes", "3"))
     assert told.ended == told.opened
     if told.opened:
         assert len(told.refused) <= 3, "a fault that had passed was still felt"
         assert told.refused or when < 14, "the fault was not felt"  # SQLite may do without a directory's sync
-        assert len(told.accepted) + len(told.refused) == 60
+        assert len(told.accepted) + len(told.refused) == 150
         assert set(told.reasons) <= {"SpoolError"}
     await check(tmp_path / "spool", told, size=SMALL)
 

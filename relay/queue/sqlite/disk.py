@@ -203,8 +203,9 @@ def _lock(path: Path, wait: timedelta) -> int:
                 if time.monotonic() >= deadline:
                     raise SpoolError(f"{path.parent}: {_holder(fd)} uses this queue already") from None
                 time.sleep(0.05)
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        with contextlib.suppress(OSError):  # on a full disk: it is the lock that counts, not the name on it
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     except BaseException:
         os.close(fd)
         raise

@@ -51,6 +51,7 @@ _IDLE_SECONDS = 1.0
 _FULL_PAUSE_SECONDS = 1.0
 _AMPLE_BYTES = 256 * 1024 * 1024
 _AMPLE_SECONDS = 0.1
+_HARDLY_ANY_BYTES = 64 * 1024
 _BALLAST_SECONDS = 1.0
 _LINGER_SECONDS = 0.002
 _LINGER_STEP_SECONDS = 0.0002
@@ -172,9 +173,8 @@ class Writer:
 
     def _run(self) -> None:
         try:
-            self._spool.create_database()
-            self._db = self._open()
-            self._prepare(self._db)
+            self._begin()
+            assert self._db is not None
             self._last_seq = self._db.execute("SELECT coalesce(max(seq), 0) FROM event").fetchone()[0]
             mark = self._db.execute("SELECT value FROM meta WHERE key = 'log_mark'").fetchone()
             self._mark = self._mark_written = mark[0] if mark else 0
@@ -197,6 +197,21 @@ class Writer:
         finally:
             self._forget_connection()
             self._tell(self._ended, None)
+
+    def _begin(self) -> None:
+        """Open the database; on a full disk in the room of the ballast: what is queued can be delivered."""
+        self._spool.create_database()
+        try:
+            self._db = self._open()
+            self._prepare(self._db)
+        except (sqlite3.Error, OSError) as exc:
+            if not (self._wants_room(exc) and self._spool.drop_ballast()):
+                raise
+            log.warning("the disk of the queue is full: no new mail is taken until there is room")
+            self._forget_connection()
+            self._next_ballast = time.monotonic() + _BALLAST_SECONDS
+            self._db = self._open()
+            self._prepare(self._db)
 
     def _gather(self) -> list[Request] | None:
         """All that waits, up to a bound; [] after a while of nothing, None at the end."""
@@ -246,9 +261,9 @@ class Writer:
                 self._trouble.began(exc)
                 if not is_busy(exc):
                     self._recover()
-                if not is_full(exc):
+                if not self._wants_room(exc):
                     raise
-                self._make_do(wanted, exc)
+                self._make_do(wanted)
         except BaseException as exc:
             error = translated(exc)
             for request in batch:
@@ -257,13 +272,17 @@ class Writer:
                 log.exception("the queue's writer met a mistake of its own")
                 self._forget_connection()
 
-    def _make_do(self, batch: list[Request], exc: BaseException) -> None:
+    def _wants_room(self, exc: BaseException) -> bool:
+        """Whether it failed for want of space, which SQLite says in more than one way."""
+        return is_full(exc) or (not is_busy(exc) and self._spool.free_bytes() < _HARDLY_ANY_BYTES)
+
+    def _make_do(self, batch: list[Request]) -> None:
         """On a full disk mail can still leave, in the room of the ballast; new mail has to wait outside."""
         self._full_until = time.monotonic() + _FULL_PAUSE_SECONDS
         leaving = []
         for request in batch:
             if isinstance(request, Rows) and request.takes_in:
-                request.error = translated(exc)
+                request.error = QueueFull("no space left for the queue")
             else:
                 leaving.append(request)
         self._spool.drop_ballast()

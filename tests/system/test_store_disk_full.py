@@ -1,0 +1,195 @@
+"""A full disk: new mail waits outside, mail inside still leaves, and it ends without a restart."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from relay.queue.sqlite import SqliteStore
+from relay.queue.store import EventFilter, QueueFilter, QueueFull, SpoolError
+from tests.fakes.queued import DELIVERED, content_of, event, new_message, settled
+
+ROOT = Path(__file__).resolve().parents[2]
+MIB = 1024 * 1024
+
+
+@contextlib.contextmanager
+def small_disk(path: Path, options: str) -> Iterator[Path]:
+    """A file system of its own."""
+    path.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if mounted.returncode:
+        pytest.skip(f"no small file system to be had here: {mounted.stderr.strip()}")
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+def fill(path: Path) -> Path:
+    """Another program takes all the room there is."""
+    filler = path / "filler"
+    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(b"x" * 4096)
+    return filler
+
+
+async def accepted(store: SqliteStore, content: bytes, *, until_full: int) -> list[str]:
+    """Accept until the store says it is full."""
+    taken: list[str] = []
+    for _ in range(until_full):
+        new = new_message(content=content, arrived=datetime.now(UTC))
+        try:
+            await store.accept(new)
+        except QueueFull:
+            return taken
+        taken.append(new.message.queue_id)
+    raise AssertionError("the disk did not get full")
+
+
+async def delivered(store: SqliteStore, count: int) -> list[str]:
+    """Let some mail leave."""
+    left: list[str] = []
+    while len(left) < count:
+        entries = await store.claim_due(now=datetime.now(UTC), limit=min(20, count - len(left)))
+        assert entries
+        for entry in entries:
+            queue_id = entry.message.queue_id
+            await store.record(settled(entry, DELIVERED), events=[event("delivered", queue_id, "b")])
+            left.append(queue_id)
+    return left
+
+
+async def ids(store: SqliteStore) -> set[str]:
+    now = datetime.now(UTC)
+    return {item.message.queue_id for item in await store.list_messages(QueueFilter(), now=now, limit=9999)}
+
+
+async def takes_mail_again(store: SqliteStore) -> None:
+    async with asyncio.timeout(10):
+        while True:
+            with contextlib.suppress(QueueFull):
+                await store.accept(new_message(content=b"x" * 20_000, arrived=datetime.now(UTC)))
+                return
+            await asyncio.sleep(0.05)
+
+
+@pytest.mark.needs("root", "mount")
+async def test_our_own_mail_fills_the_disk_and_leaves_it_again(tmp_path):
+    with small_disk(tmp_path / "disk", "size=8m") as disk:
+        store = await SqliteStore.open(disk / "spool")
+        taken = await accepted(store, b"x" * 20_000, until_full=1000)
+        assert len(taken) > 150, "most of the disk is for mail"
+        with pytest.raises(QueueFull):
+            await store.stage("q", 0, b"x" * 100_000)
+        left = await delivered(store, len(taken) // 2)
+        assert await ids(store) == set(taken) - set(left)
+        await takes_mail_again(store)
+        again = await accepted(store, b"x" * 20_000, until_full=1000)
+        assert len(again) > len(left) // 2, "the room inside the database is used again"
+        await store.close()
+        store = await SqliteStore.open(disk / "spool")
+        assert len(await ids(store)) == len(taken) - len(left) + len(again) + 1
+        await store.close()
+
+
+@pytest.mark.needs("root", "mount")
+async def test_another_program_fills_the_disk_and_mail_still_leaves(tmp_path):
+    with small_disk(tmp_path / "disk", "size=16m") as disk:
+        store = await SqliteStore.open(disk / "spool")
+        for _ in range(150):
+            await store.accept(new_message(content=b"x" * 20_000, arrived=datetime.now(UTC)))
+        before = await ids(store)
+        filler = fill(disk)
+        refused = 0
+        left: list[str] = []
+        for _ in range(10):
+            with contextlib.suppress(QueueFull):
+                await store.accept(new_message(content=b"x" * 300_000, arrived=datetime.now(UTC)))
+                refused -= 1
+            refused += 1
+            left += await delivered(store, 10)
+        assert refused == 10
+        assert await ids(store) == before - set(left)
+        filler.unlink()
+        await takes_mail_again(store)
+        left += await delivered(store, 30)
+        await store.close()
+
+        store = await SqliteStore.open(disk / "spool")
+        told = await store.find_events(EventFilter(names=frozenset({"delivered"})), limit=9999)
+        assert {one.event.queue_id for one in told} == set(left)
+        for queue_id in await ids(store):
+            assert len(await content_of(store, queue_id)) == 20_000
+        await store.close()
+
+
+@pytest.mark.needs("root", "mount")
+async def test_a_disk_that_is_full_at_the_start_is_no_reason_not_to_deliver(tmp_path):
+    with small_disk(tmp_path / "disk", "size=8m") as disk:
+        store = await SqliteStore.open(disk / "spool")
+        for _ in range(50):
+            await store.accept(new_message(content=b"x" * 20_000, arrived=datetime.now(UTC)))
+        await store.close()
+        fill(disk)
+        store = await SqliteStore.open(disk / "spool")
+        with pytest.raises(QueueFull):
+            await store.accept(new_message(content=b"x" * 20_000))
+        assert len(await delivered(store, 50)) == 50
+        await store.close()
+
+
+@pytest.mark.needs("root", "mount")
+async def test_a_directory_that_became_read_only_is_our_trouble_and_passes(tmp_path):
+    with small_disk(tmp_path / "disk", "size=16m") as disk:
+        store = await SqliteStore.open(disk / "spool")
+        await store.accept(new_message())
+        before = await ids(store)
+        # A mount cannot be made read-only while files are open for writing; losing them comes to the same.
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limit[1]))
+            with pytest.raises(SpoolError):
+                await store.accept(new_message(content=b"x" * 60_000))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        assert await ids(store) == before
+        await takes_mail_again(store)
+        await store.close()
+
+
+def test_a_limit_on_the_size_of_files_refuses_mail_and_kills_nobody(tmp_path):
+    """`ulimit -f` ends a program that does not expect it with SIGXFSZ."""
+    command = [sys.executable, "-m", "tests.rigs.acceptor", str(tmp_path / "spool"), "--count", "400"]
+    done = subprocess.run(
+        ["bash", "-c", 'ulimit -f 20000; exec "$@"', "bash", *command, "--lanes", "4", "--large"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env=os.environ | {"PYTHONWARNINGS": "error"},
+    )
+    lines = done.stdout.splitlines()
+    assert lines[0] == "open", done.stderr
+    assert lines[-1] == "end", done.stderr
+    assert any(line.startswith("ok ") for line in lines)
+    assert any(line.startswith("no ") for line in lines)
+    again = subprocess.run([*command, "--deliver"], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert again.stdout.splitlines()[-1] == "end", again.stderr
+    told = {line.split()[1] for line in again.stdout.splitlines() if line.startswith("done ")}
+    assert {line.split()[1] for line in lines if line.startswith("ok ")} <= told
