@@ -18,7 +18,7 @@ from relay.config.mistakes import Mistake, Place, shown, split
 from relay.config.sections import Config
 from relay.config.tree import Leaf, List, Map, Tree, dotted
 
-_DOMAIN_MAPS = frozenset({"policy.domains", "policy.destinations", "routes"})
+_DOMAIN_MAPS = frozenset({"policy.domains", "policy.destinations", "routes", "dkim.domains"})
 SIZES = frozenset({"limits.message_size"})
 
 
@@ -38,6 +38,8 @@ _CHECKS: tuple[tuple[re.Pattern[str], Callable[[str], str]], ...] = tuple(
         (r"log\.delivery", words.path),
         (r"admin\.socket", words.socket_path),
         (r"admin\.http", words.http_address),
+        (r"dkim\.domains\..+\.selector", words.selector),
+        (r"dkim\.domains\..+\.key_file", words.path),
     )
 )
 
@@ -189,6 +191,8 @@ class Conformer:
         if key not in _DOMAIN_MAPS:
             return written
         try:
+            if key == "dkim.domains":
+                return words.domain(written)
             return words.domain_pattern(written, alone=key == "routes")
         except ValueError as error:
             return self.wrong(place, dotted(key, written), *split(error))

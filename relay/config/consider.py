@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from relay.config.sections import Config
 from relay.config.words import format_duration, host_and_port
@@ -30,6 +31,7 @@ def consider(config: Config) -> Iterator[Remark]:
     yield from _consider_access(config)
     yield from _consider_delivery(config)
     yield from _consider_queue(config)
+    yield from _consider_dkim(config)
     if config.workers != 1:
         yield Remark("workers", "only one worker is supported in this version", "write 1, or remove the key")
     if config.admin.http is not None and not config.admin.api_keys and not _is_local(config.admin.http):
@@ -182,3 +184,16 @@ def _consider_queue(config: Config) -> Iterator[Remark]:
     if queue.url is not None:
         problem = "this version keeps its queue in a directory only"
         yield Remark("queue.url", problem, "remove the key and set queue.path")
+
+
+def _consider_dkim(config: Config) -> Iterator[Remark]:
+    if not config.dkim.domains:
+        return
+    from relay.sign.keys import KeyFileError, load_key
+
+    for name, domain in config.dkim.domains.items():
+        try:
+            load_key(Path(domain.key_file))
+        except KeyFileError as error:
+            cure = "correct the path, or make a key with `relay dkim-key`"
+            yield Remark(f"dkim.domains.{name}.key_file", f"{domain.key_file}: {error}", cure)

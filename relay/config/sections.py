@@ -17,6 +17,7 @@ from relay.receive.access import Access
 from relay.receive.limits import Limits
 from relay.receive.spec import ListenerSpec
 from relay.route.next_hop import StaticRoute
+from relay.sign.options import DkimOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,4 +96,5 @@ class Config:
     queue: QueueSection = QueueSection()
     log: LogSection = LogSection()
     admin: AdminSection = AdminSection()
+    dkim: DkimOptions = field(default_factory=DkimOptions)
     warnings: tuple[str, ...] = field(default=(), init=False, compare=False)

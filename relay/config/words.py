@@ -123,6 +123,15 @@ def domain_pattern(text: str, *, alone: bool = False) -> str:
     return domain(text)
 
 
+def selector(text: str) -> str:
+    """The name the DNS knows a DKIM key by (RFC 6376 §3.1)."""
+    if not re.fullmatch(
+        r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*", text
+    ):
+        raise ValueError(f"{shown(text)} is not a selector; write letters and digits, such as relay1")
+    return text
+
+
 def listen_address(text: str) -> str:
     if text.startswith("unix:"):
         return f"unix:{socket_path(text.removeprefix('unix:'))}"

@@ -76,7 +76,14 @@ async def _serve(config: Config, path: Path, environ: Mapping[str, str], own_log
     for warning in config.warnings:
         log.warning("%s", warning)
     systemd = Systemd(environ)
-    relay = Relay(config, path=path, environ=environ, files=_open_files(config), systemd=systemd)
+    relay = Relay(
+        config,
+        path=path,
+        environ=environ,
+        files=_open_files(config),
+        systemd=systemd,
+        own_log=own_log,
+    )
     over, hangup = asyncio.Event(), asyncio.Event()
     signals = _Signals(over, hangup, own_log)
     signals.listen()
@@ -84,7 +91,7 @@ async def _serve(config: Config, path: Path, environ: Mapping[str, str], own_log
     _spare_the_collector()
     log.info("relay %s ready: %s", __version__, relay.summary())
     systemd.ready(relay.summary())
-    watchdog = asyncio.create_task(_answer_watchdog(systemd))
+    watchdog = asyncio.create_task(_answer_watchdog(systemd, relay))
     reloading = asyncio.create_task(_reload_when_told(hangup, relay))
     broken = asyncio.ensure_future(relay.broken)
     await asyncio.wait({broken, asyncio.ensure_future(over.wait())}, return_when=asyncio.FIRST_COMPLETED)
@@ -138,12 +145,16 @@ async def _reload_when_told(hangup: asyncio.Event, relay: Relay) -> None:
             log.exception("reload failed; the configuration in force is kept")
 
 
-async def _answer_watchdog(systemd: Systemd) -> None:
-    """Tell the service manager that the event loop turns."""
+async def _answer_watchdog(systemd: Systemd, relay: Relay) -> None:
+    """Tell the service manager that we live: the loop turns, no part has ended, the queue answers."""
     if systemd.watchdog_seconds is None:
         return
     while True:
-        systemd.alive()
+        ailments = await relay.ailments()
+        if ailments:
+            log.error("the watchdog is not answered: %s", "; ".join(ailments))
+        else:
+            systemd.alive()
         await asyncio.sleep(systemd.watchdog_seconds / 3)
 
 

@@ -40,11 +40,17 @@ class ProgramLog:
         for handler in list(root.handlers):
             root.removeHandler(handler)
         root.addHandler(self._entrance)
+        self.set_level(self._level)
+        logging.raiseExceptions = False  # a log that cannot be written is no reason to write more
+        self._listener.start()
+
+    def set_level(self, level: str) -> None:
+        """From now on this is the least important that is written."""
+        self._level = level.upper()
+        root = logging.getLogger()
         root.setLevel(self._level)
         for library in _LIBRARIES:
             logging.getLogger(library).setLevel(max(logging.WARNING, root.level))
-        logging.raiseExceptions = False  # a log that cannot be written is no reason to write more
-        self._listener.start()
 
     def stop(self) -> None:
         """Write what is waiting."""

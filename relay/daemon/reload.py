@@ -1,11 +1,12 @@
 """What a new configuration changes in a running relay. Pure.
 
-Policy, routes, access and certificates are taken over as one; every other key is read at
-the start only, and the administrator is told which of them wait for a restart.
+Policy, routes, access, certificates, DKIM keys and the log's level are taken over as one;
+every other key is read at the start only, and the administrator is told which of them wait for a restart.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from relay.config import Config, as_document
 
 __all__ = ["Changes", "changes"]
 
-_TAKEN_OVER = ("policy", "routes", "access")
+_TAKEN_OVER = re.compile(r"(policy|routes|access|dkim)(\..+)?|log\.level")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ def changes(old: Config, new: Config) -> Changes:
     """What is different between two configurations, by key; values are not told, some are secrets."""
     before, after = as_document(old, with_secrets=True), as_document(new, with_secrets=True)
     keys = list(_differing(before, after, ""))
-    applied = tuple(key for key in keys if key.split(".")[0] in _TAKEN_OVER)
+    applied = tuple(key for key in keys if _TAKEN_OVER.fullmatch(key))
     return Changes(applied, tuple(key for key in keys if key not in applied))
 
 

@@ -14,31 +14,49 @@ import contextlib
 import logging
 import os
 import random
+import socket
 from collections.abc import Awaitable, Coroutine, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from relay import __version__
 from relay.admin.control import Control, ControlServer, SocketTaken, start_control
 from relay.config import Config, ConfigError, load
 from relay.config.parts import resolver_options, route_options
 from relay.daemon.files import FileBudget
+from relay.daemon.programlog import ProgramLog
 from relay.daemon.reload import changes
-from relay.daemon.systemd import Systemd
+from relay.daemon.systemd import Systemd, passed_sockets
+from relay.daemon.watching import (
+    MeteredStore,
+    connections,
+    expiries,
+    heart_beats,
+    log_lag,
+    metered,
+    oldest_age,
+    room_at,
+)
 from relay.deliver.attempt import Attempt
+from relay.deliver.pool import Pool
 from relay.deliver.scheduler import Scheduler
+from relay.deliver.signing import Signing
 from relay.queue.retry import latest_due
 from relay.queue.sqlite import SqliteStore
-from relay.queue.store import SpoolError
+from relay.queue.store import SpoolError, Store
 from relay.receive.certificates import CertificateError, ServerTls
 from relay.receive.intake import Reception
-from relay.receive.listener import Listener, start_listener
+from relay.receive.listener import Listener, bound_address, start_listener
 from relay.receive.passwords import Passwords
-from relay.receive.spec import ListenerTls, TcpAddress
+from relay.receive.spec import ListenerTls, TcpAddress, parse_address
 from relay.report.deliverylog import DeliveryLog
+from relay.report.metrics import Metrics, Snapshot
 from relay.route.dns import DnsResolver, ResolverError
 from relay.route.router import Router
+from relay.sign.keys import KeyFileError, load_keys
+from relay.sign.signature import SigningKey
 
 __all__ = ["Relay", "StartError"]
 
@@ -66,17 +84,30 @@ class Relay:
     """The parts of one relay. `start`, then `run_until` something is over, then `stop`."""
 
     def __init__(
-        self, config: Config, *, path: Path, environ: Mapping[str, str], files: FileBudget, systemd: Systemd
+        self,
+        config: Config,
+        *,
+        path: Path,
+        environ: Mapping[str, str],
+        files: FileBudget,
+        systemd: Systemd,
+        own_log: ProgramLog | None = None,
     ) -> None:
         self.config = config
         self._path = path
         self._environ = environ
         self._files = files
         self._systemd = systemd
+        self._own_log = own_log
         self._listeners: list[Listener] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._undo = contextlib.AsyncExitStack()
+        self._metrics = Metrics()
+        self._signing_keys: dict[str, SigningKey] = {}
+        self._reloaded = now()
+        self._reload_failed = False
+        self._is_draining = False
 
     # --- start ----------------------------------------------------------------------------------------
 
@@ -90,14 +121,22 @@ class Relay:
 
     async def _start_parts(self) -> None:
         config, files = self.config, self._files
-        self.store = await self._open_store()
+        self._signing_keys = self._load_signing_keys()
+        self.store = cast(Store, MeteredStore(await self._open_store(), self._metrics))
         self._router = self._make_router()
         delivery = replace(config.delivery, concurrency=min(config.delivery.concurrency, files.deliveries))
-        attempt = Attempt(self._router.route, hostname=config.hostname, delivery=delivery, tls=config.tls)
+        self._pool = Pool()
+        attempt = Attempt(
+            metered(self._router.route, self._metrics),
+            hostname=config.hostname,
+            delivery=delivery,
+            tls=config.tls,
+            pool=self._pool,
+        )
         self._undo.push_async_callback(attempt.close)
         self._scheduler = Scheduler(
             self.store,
-            attempt,
+            Signing(attempt, lambda: self._signing_keys, clock=now),
             schedule=config.queue.schedule,
             options=delivery,
             rules=lambda: self.config.policy,
@@ -112,6 +151,12 @@ class Relay:
         self._undo.push_async_callback(self._scheduler.drain, timedelta(0))
         self._start("cleaning", self._clean())
         await self._open_doors()
+
+    def _load_signing_keys(self) -> dict[str, SigningKey]:
+        try:
+            return load_keys(self.config.dkim.domains)
+        except KeyFileError as error:
+            raise StartError(f"dkim.domains: {error}") from error
 
     async def _open_store(self) -> SqliteStore:
         directory = Path(self.config.queue.path)
@@ -154,7 +199,7 @@ class Relay:
 
     async def _open_doors(self) -> None:
         """Open every listener; only when all are open, mail is taken at any."""
-        reception = Reception(
+        self._reception = reception = Reception(
             hostname=self.config.hostname,
             store=self.store,
             policy=lambda: self.config.policy,
@@ -165,14 +210,27 @@ class Relay:
             ),
         )
         passwords = Passwords()
+        passed = self._passed_sockets()
         for spec in self.config.listeners:
             try:
-                listener = await start_listener(spec, reception, passwords=passwords)
+                sock = passed.get(str(parse_address(spec.address)))
+                listener = await start_listener(spec, reception, passwords=passwords, sock=sock)
             except (CertificateError, OSError) as error:
                 raise StartError(f"listener {spec.address}: {_sentence(error)}") from error
             self._listeners.append(listener)
             self._undo.push_async_callback(listener.close)
             log.info("listening at %s", listener.address)
+
+    def _passed_sockets(self) -> dict[str, socket.socket]:
+        """The sockets systemd opened for us, by address; each has to be that of a listener."""
+        passed = {bound_address(sock): sock for sock in passed_sockets(self._environ)}
+        wanted = {str(parse_address(spec.address)) for spec in self.config.listeners}
+        for address in passed:
+            if address not in wanted:
+                raise StartError(
+                    f"systemd hands over a socket at {address}, and no listener has that address"
+                )
+        return passed
 
     def _start(self, name: str, part: Coroutine[Any, Any, None]) -> None:
         """Run a part beside the others. One that ends of itself is broken, and the relay with it."""
@@ -209,8 +267,10 @@ class Relay:
             for mistake in error.mistakes:
                 log.error("reload: %s", mistake)
             log.error("reload: the configuration in force is kept")
-        except CertificateError as error:
+            self._reload_failed = True
+        except (CertificateError, KeyFileError) as error:
             log.error("reload: %s; the configuration in force is kept", error)
+            self._reload_failed = True
         self._delivery_log.reopen()
         self._systemd.ready(self.summary())
 
@@ -219,15 +279,65 @@ class Relay:
         for listener in self._listeners:
             if listener.spec.tls is not ListenerTls.NONE and listener.spec.certificate is not None:
                 ServerTls(listener.spec.certificate, listener.spec.key)
+        signing_keys = load_keys(new.dkim.domains)
         changed = changes(self.config, new)
         for listener in self._listeners:
             listener.reload_certificate()
         # What waits for a restart keeps its old value here, too, or the next comparison would miss it.
-        self.config = replace(self.config, policy=new.policy, routes=new.routes, access=new.access)
+        self.config = replace(
+            self.config,
+            policy=new.policy,
+            routes=new.routes,
+            access=new.access,
+            dkim=new.dkim,
+            log=replace(self.config.log, level=new.log.level),
+        )
+        self._signing_keys = signing_keys
+        if self._own_log is not None:
+            self._own_log.set_level(new.log.level)
+        self._reloaded, self._reload_failed = now(), False
         self._router.reload(route_options(self.config))
         for warning in new.warnings:
             log.warning("%s", warning)
         log.info("reloaded: %s", changed)
+
+    async def metrics(self) -> bytes:
+        """Everything Prometheus may want to know."""
+        return self._metrics.render(await self._snapshot())
+
+    async def _snapshot(self) -> Snapshot:
+        at = now()
+        return Snapshot(
+            version=__version__,
+            queue={state.value: count for state, count in (await self.store.counts()).items()},
+            oldest_seconds=await oldest_age(self.store, now=at),
+            connections=connections(self._listeners),
+            in_flight=self._scheduler.in_flight,
+            kept_connections=len(self._pool),
+            silent_destinations=len(self._scheduler.silent_destinations()),
+            log_lag_events=await log_lag(self.store),
+            log_in_trouble=self._delivery_log.is_in_trouble,
+            auth_failures=self._reception.failures.total,
+            spool_free_bytes=room_at(self.config.queue.path),
+            certificates=expiries(self.config.listeners),
+            reloaded=self._reloaded,
+            reload_failed=self._reload_failed,
+        )
+
+    async def ailments(self) -> list[str]:
+        """What is wrong so that a restart may cure it: parts that ended, a queue that does not answer."""
+        found = [f"{task.get_name()} has ended" for task in self._tasks if task.done()]
+        stuck = await heart_beats(self.store)
+        return [*found, stuck] if stuck else found
+
+    async def obstacles(self) -> list[str]:
+        """Why no mail should be handed to us now; nothing where all is well."""
+        found = await self.ailments()
+        if self._is_draining:
+            found.append("draining")
+        if self._delivery_log.is_in_trouble:
+            found.append("the delivery log cannot be written")
+        return found
 
     async def _clean(self) -> None:
         """Now and then, forget events that are older than they are kept."""
@@ -244,6 +354,7 @@ class Relay:
 
     async def stop(self) -> None:
         """Drain: the doors, then deliveries, then the log and the store."""
+        self._is_draining = True
         self._systemd.stopping()
         await asyncio.gather(*(listener.close(CLIENT_GRACE) for listener in self._listeners))
         log.info("no more mail is taken; deliveries under way: %d", self._scheduler.in_flight)

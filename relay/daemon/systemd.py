@@ -1,14 +1,21 @@
-"""What systemd wants to hear from a service of Type=notify: sd_notify(3)."""
+"""What systemd wants to hear from a service of Type=notify, and the sockets it hands over.
+
+sd_notify(3); sd_listen_fds(3).
+"""
 
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Mapping
 
 from sdnotify import SystemdNotifier
 
-__all__ = ["Systemd"]
+__all__ = ["Systemd", "passed_sockets"]
+
+_FIRST_PASSED = 3
+"""Descriptors handed over begin here."""
 
 
 class Systemd:
@@ -43,3 +50,17 @@ def _watchdog_seconds(environ: Mapping[str, str]) -> float | None:
     if not usec.isdigit() or int(usec) == 0 or (pid and pid != str(os.getpid())):
         return None
     return int(usec) / 1e6
+
+
+def passed_sockets(environ: Mapping[str, str]) -> list[socket.socket]:
+    """The listening sockets that the service manager opened for this process."""
+    count, pid = environ.get("LISTEN_FDS", ""), environ.get("LISTEN_PID", "")
+    if not count.isdigit() or pid != str(os.getpid()):
+        return []
+    found = []
+    for number in range(_FIRST_PASSED, _FIRST_PASSED + int(count)):
+        os.set_inheritable(number, False)
+        passed = socket.socket(fileno=number)
+        passed.setblocking(False)
+        found.append(passed)
+    return found

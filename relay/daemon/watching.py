@@ -19,13 +19,22 @@ from cryptography import x509
 
 from relay.mail.event import Event
 from relay.queue.settle import Settlement
-from relay.queue.store import EventFilter, NewMessage, QueueFilter, SpoolError, Store
+from relay.queue.store import Debt, EventFilter, NewMessage, QueueFilter, SpoolError, Store
 from relay.receive.listener import Listener
 from relay.receive.spec import ListenerSpec
 from relay.report.metrics import Metrics
 from relay.route.next_hop import NoRoute, Route
 
-__all__ = ["MeteredStore", "expiries", "heart_beats", "log_lag", "metered", "oldest_age", "room_at"]
+__all__ = [
+    "MeteredStore",
+    "connections",
+    "expiries",
+    "heart_beats",
+    "log_lag",
+    "metered",
+    "oldest_age",
+    "room_at",
+]
 
 _A_BEAT_SECONDS = 10.0
 """How long the store's threads may take to answer before they count as stuck."""
@@ -50,18 +59,19 @@ class MeteredStore:
 
     async def record(
         self, settlement: Settlement, *, reports: Sequence[NewMessage] = (), events: Sequence[Event] = ()
-    ) -> Any:
+    ) -> bool:
         began = time.perf_counter()
-        result = await self._store.record(settlement, reports=reports, events=events)  # type: ignore[func-returns-value,unused-ignore]
+        owes = await self._store.record(settlement, reports=reports, events=events)
         self._metrics.settled(settlement, time.perf_counter() - began)
-        if reports:
-            self._metrics.reported(len(reports))
-        return result
+        self._metrics.reported(len(reports))
+        return owes
+
+    async def report(self, debt: Debt, reports: Sequence[NewMessage]) -> None:
+        await self._store.report(debt, reports)
+        self._metrics.reported(len(reports))
 
 
-def metered(
-    route: Callable[[str], Awaitable[Route]], metrics: Metrics
-) -> Callable[[str], Awaitable[Route]]:
+def metered(route: Callable[[str], Awaitable[Route]], metrics: Metrics) -> Callable[[str], Awaitable[Route]]:
     """A router whose lookups are counted and timed."""
 
     async def measured(domain: str) -> Route:

@@ -16,6 +16,7 @@ import socket
 import stat
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 from relay.receive.certificates import CertificateError, ServerTls
 from relay.receive.dialogue import Dialogue
@@ -24,7 +25,7 @@ from relay.receive.intake import Reception
 from relay.receive.passwords import Passwords
 from relay.receive.spec import ListenerSpec, ListenerTls, TcpAddress, UnixAddress, parse_address
 
-__all__ = ["Listener", "start_listener"]
+__all__ = ["Listener", "bound_address", "start_listener"]
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +36,11 @@ _NO_GRACE = timedelta(0)
 class Listener:
     """A listener at work. `address` is the one it is bound to, with the port the system chose for port 0."""
 
-    def __init__(self, door: Door, server: asyncio.Server, address: TcpAddress | UnixAddress) -> None:
+    def __init__(
+        self, door: Door, server: asyncio.Server, address: TcpAddress | UnixAddress, *, owns_path: bool = True
+    ) -> None:
         self.address = address
+        self._owns_path = owns_path
         self._door = door
         self._server = server
 
@@ -63,7 +67,7 @@ class Listener:
         """Drain, at most for `grace`; what is being committed is waited for in any case."""
         self._door.is_closing = True
         self._server.close()
-        if isinstance(self.address, UnixAddress):
+        if isinstance(self.address, UnixAddress) and self._owns_path:
             with contextlib.suppress(OSError):
                 os.unlink(self.address.path)
         for connection in list(self._door.inside):
@@ -108,7 +112,7 @@ async def start_listener(
         server = await loop.create_server(
             connection, address.host, address.port, backlog=_BACKLOG, reuse_port=reuse_port or None
         )
-    return Listener(door, server, _bound(server, address))
+    return Listener(door, server, _bound(server), owns_path=sock is None)
 
 
 async def _serve_socket(
@@ -119,8 +123,16 @@ async def _serve_socket(
     return await loop.create_server(connection, sock=sock, backlog=_BACKLOG)
 
 
-def _bound(server: asyncio.Server, address: TcpAddress | UnixAddress) -> TcpAddress | UnixAddress:
-    name = server.sockets[0].getsockname()
+def _bound(server: asyncio.Server) -> TcpAddress | UnixAddress:
+    return _named(server.sockets[0].getsockname())
+
+
+def bound_address(sock: socket.socket) -> str:
+    """Where a socket listens, as a `ListenerSpec` says it."""
+    return str(_named(sock.getsockname()))
+
+
+def _named(name: Any) -> TcpAddress | UnixAddress:
     return TcpAddress(name[0], name[1]) if isinstance(name, tuple) else UnixAddress(str(name))
 
 

@@ -11,7 +11,7 @@ so at the moment.
     relay_deliveries_total{result,tls,verified}     attempts by what came of them, a recipient each
     relay_tls_downgrades_total{reason}              sent in clear where TLS was tried
     relay_tls_unmet_total                           not sent, since TLS could not be had as required
-    relay_dsns_total{kind}
+    relay_dsns_total
     relay_delivery_seconds                          of an attempt, from its connect to its answer
     relay_delay_seconds                             from the acceptance to the delivery
     relay_store_commit_seconds{operation}           until accept (or result) is committed and synced
@@ -114,7 +114,7 @@ class Metrics:
         self._deliveries: dict[tuple[State, bool | None, bool | None], int] = defaultdict(int)
         self._downgrades: dict[str, int] = defaultdict(int)
         self._unmet = 0
-        self._dsns: dict[str, int] = defaultdict(int)
+        self._dsns = 0
         self._session = _Histogram(_SESSION)
         self._delay = _Histogram(_DELAY)
         self._commits = {"accept": _Histogram(_COMMIT), "result": _Histogram(_COMMIT)}
@@ -139,9 +139,9 @@ class Metrics:
         for change in settlement.changes:
             self._changed(change, settlement)
 
-    def reported(self, kind: str) -> None:
-        """A DSN was queued: failed, delayed or relayed."""
-        self._dsns[kind] += 1
+    def reported(self, count: int) -> None:
+        """So many DSNs were queued."""
+        self._dsns += count
 
     def routed(self, seconds: float, *, found: bool) -> None:
         """A domain's mail hosts were looked up."""
@@ -192,7 +192,7 @@ class Metrics:
         )
         text = "Attempts in which no host could give the TLS that was required."
         yield CounterMetricFamily("relay_tls_unmet", text, value=self._unmet)
-        yield _counter("relay_dsns", "Delivery status notifications queued.", "kind", self._dsns)
+        yield CounterMetricFamily("relay_dsns", "Delivery status notifications queued.", value=self._dsns)
         yield _histogram("relay_delivery_seconds", "From the connect to the answer.", self._session)
         yield _histogram("relay_delay_seconds", "From acceptance to delivery.", self._delay)
         commits = HistogramMetricFamily(

@@ -16,7 +16,8 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, padding, rsa, utils
 
-from relay.sign.signature import DkimDomain, SigningKey
+from relay.sign.options import DkimDomain
+from relay.sign.signature import SigningKey
 
 __all__ = ["KeyFileError", "load_key", "load_keys", "new_key", "record"]
 

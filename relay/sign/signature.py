@@ -17,7 +17,7 @@ import base64
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
@@ -28,22 +28,7 @@ from relay.mail.address import AddressError, domain_of, normalise_domain
 from relay.mail.header import iter_fields
 from relay.queue.entry import QueuedMessage
 
-__all__ = ["DkimDomain", "DkimOptions", "SigningKey", "key_for", "may_sign", "sign"]
-
-
-@dataclass(frozen=True, slots=True)
-class DkimDomain:
-    """How mail of a domain is signed: the selector the DNS knows the key by, and the key's PEM file."""
-
-    selector: str
-    key_file: str
-
-
-@dataclass(frozen=True, slots=True)
-class DkimOptions:
-    """The domains whose mail is signed. `relay dkim-key` makes a key and the record that publishes it."""
-
-    domains: Mapping[str, DkimDomain] = field(default_factory=dict)
+__all__ = ["SigningKey", "key_for", "may_sign", "sign"]
 
 
 class _Key(Protocol):

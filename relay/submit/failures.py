@@ -10,7 +10,7 @@ __all__ = ["Failures"]
 class Failures:
     """Wrong passwords by client, forgotten with time; too many, and the client has to wait.
 
-    Bounded: beyond `remembered` clients the oldest is forgotten first.
+    Bounded: beyond `remembered` clients the oldest is forgotten first. `total`: all there ever were.
     """
 
     def __init__(
@@ -24,9 +24,11 @@ class Failures:
         self._window = window
         self._remembered = remembered
         self._counts: dict[str, tuple[int, datetime]] = {}
+        self.total = 0
 
     def note(self, client: str, now: datetime) -> int:
         """Count a failure; how many there are now."""
+        self.total += 1
         count = self._recent(client, now) + 1
         self._counts.pop(client, None)
         self._counts[client] = (count, now)

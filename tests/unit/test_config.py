@@ -419,6 +419,7 @@ def test_the_reference_has_every_key() -> None:
         "policy.domains": "policy.domains.legacy.example",
         "policy.destinations": "policy.destinations.partner.example",
         "routes": "routes.intranet.example",
+        "dkim.domains": "dkim.domains.example.com",
     }
     missing = []
     for key in known_keys(Config):

@@ -21,7 +21,8 @@ from relay.mail.outcome import Delivered, Outcome
 from relay.queue.entry import Entry
 from relay.sign.body import BodyHash
 from relay.sign.keys import KeyFileError, load_key, load_keys, new_key, record
-from relay.sign.signature import DkimDomain, SigningKey, author_domain
+from relay.sign.options import DkimDomain
+from relay.sign.signature import SigningKey, author_domain
 from tests.fakes.mail import entry
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

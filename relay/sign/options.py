@@ -1,0 +1,23 @@
+"""What the operator says about signatures: which domains, with which keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+__all__ = ["DkimDomain", "DkimOptions"]
+
+
+@dataclass(frozen=True, slots=True)
+class DkimDomain:
+    """How mail of a domain is signed: the selector the DNS knows the key by, and the key's PEM file."""
+
+    selector: str
+    key_file: str
+
+
+@dataclass(frozen=True, slots=True)
+class DkimOptions:
+    """The domains whose mail is signed. `relay dkim-key` makes a key and the record that publishes it."""
+
+    domains: Mapping[str, DkimDomain] = field(default_factory=dict)
