@@ -1,0 +1,135 @@
+"""What we write on top of a message, and what we read there."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+
+from relay.receive.access import User
+from relay.receive.session import Session, TlsFacts
+from relay.receive.spec import ListenerSpec, TcpAddress, UnixAddress, parse_address
+from relay.receive.trace import protocol_of, received_field
+from relay.submit.message import split_off_header
+from relay.submit.trace import count_hops, missing_fields
+
+NOW = datetime(2026, 3, 5, 7, 8, 9, 123, tzinfo=UTC)
+SPEC = ListenerSpec("127.0.0.1:0")
+TLS = TlsFacts("TLSv1.3", "TLS_AES_256_GCM_SHA384")
+USER = User("u", "hash")
+
+
+def session(**facts) -> Session:
+    return Session(SPEC, **{"client": "192.0.2.1", "helo": "client.example", "extended": True, **facts})
+
+
+@pytest.mark.parametrize(
+    ("facts", "smtputf8", "name"),
+    [
+        ({"extended": False}, False, "SMTP"),
+        ({}, False, "ESMTP"),
+        ({"tls": TLS}, False, "ESMTPS"),
+        ({"user": USER}, False, "ESMTPA"),
+        ({"tls": TLS, "user": USER}, False, "ESMTPSA"),
+        ({}, True, "UTF8SMTP"),
+        ({"tls": TLS, "user": USER}, True, "UTF8SMTPSA"),
+    ],
+)
+def test_the_protocol_has_the_name_that_is_registered(facts, smtputf8, name):
+    assert protocol_of(session(**facts), smtputf8=smtputf8) == name
+
+
+def received(*, only_for: str = "", **facts) -> str:
+    field = received_field(
+        session(**facts), hostname="relay.example", queue_id="Q1", now=NOW, only_for=only_for
+    )
+    return field.decode()
+
+
+def test_the_received_field_says_who_how_and_when():
+    assert received(tls=TLS, only_for="b@example.net") == (
+        "Received: from client.example ([192.0.2.1])\r\n"
+        "\t(using TLSv1.3 with cipher TLS_AES_256_GCM_SHA384)\r\n"
+        "\tby relay.example with ESMTPS id Q1\r\n"
+        "\tfor <b@example.net>;\r\n"
+        "\tThu, 5 Mar 2026 07:08:09 +0000\r\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("client", "shown"),
+    [("2001:db8::1", "([IPv6:2001:db8::1])"), ("", "(local)"), (None, "(unknown)")],
+)
+def test_the_received_field_says_where_from_as_far_as_that_is_known(client, shown):
+    assert shown in received(client=client)
+
+
+@pytest.mark.parametrize("helo", ["(comment", "a)b", "a;b", 'a"b', "a\\b", "<a>", "x" * 300, "-a"])
+def test_no_helo_ends_the_received_field_or_opens_a_comment(helo):
+    assert received(helo=helo).startswith("Received: from unknown ([192.0.2.1])\r\n")
+
+
+@pytest.mark.parametrize("helo", ["localhost", "my_host.example", "[192.0.2.1]", "[IPv6:2001:db8::1]"])
+def test_a_helo_that_is_a_name_or_a_literal_is_shown(helo):
+    assert received(helo=helo).startswith(f"Received: from {helo} (")
+
+
+def test_hops_are_received_fields_in_any_case():
+    header = b"Received: a\r\nRECEIVED : b\r\n\treceived: folded\r\nX-Received: c\r\nreceived:d\r\n"
+    assert count_hops(header) == 3
+    assert count_hops(b"") == 0
+
+
+@pytest.mark.parametrize(
+    ("header", "added"),
+    [
+        (b"Date: x\r\nMessage-ID: <a@b>\r\nFROM: x\r\n", b""),
+        (b"DATE : x\r\nFrom: x\r\n", b"Message-ID: <Q1@relay.example>\r\n"),
+        (b"Message-Id: x\r\nFrom: x\r\n", b"Date: Thu, 5 Mar 2026 07:08:09 +0000\r\n"),
+        (b"Message-Id: x\r\nDate: x\r\n", b"From: <a@example.com>\r\n"),
+    ],
+)
+def test_what_is_missing_is_added_and_nothing_else(header, added):
+    found = missing_fields(
+        header, reverse_path="a@example.com", hostname="relay.example", queue_id="Q1", now=NOW
+    )
+    assert found == added
+
+
+@pytest.mark.parametrize(
+    ("content", "header", "rest"),
+    [
+        (b"", b"", b""),
+        (b"A: b\r\n\r\nx\r\n", b"A: b\r\n", b"\r\nx\r\n"),
+        (b"A: b\r\n", b"A: b\r\n", b""),
+        (b"\r\nx\r\n", b"", b"\r\nx\r\n"),
+        (b"no field\r\nA: b\r\n", b"", b"\r\nno field\r\nA: b\r\n"),
+        (b"see https://example.com\r\n", b"", b"\r\nsee https://example.com\r\n"),
+        (b" folded: x\r\n", b"", b"\r\n folded: x\r\n"),
+        (b"A : b\r\n", b"A : b\r\n", b""),
+    ],
+)
+def test_text_that_does_not_begin_with_a_field_is_all_body(content, header, rest):
+    assert split_off_header(content) == (header, rest)
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("127.0.0.1:25", TcpAddress("127.0.0.1", 25)),
+        ("[::1]:2525", TcpAddress("::1", 2525)),
+        ("localhost:0", TcpAddress("localhost", 0)),
+        ("unix:/run/smtp.sock", UnixAddress("/run/smtp.sock")),
+    ],
+)
+def test_an_address_to_listen_on_is_read_and_written_the_same_way(text, address):
+    assert parse_address(text) == address
+    assert str(address) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["", "25", ":25", "host", "host:", "host:x", "host:70000", "::1:25", "unix:"]
+)
+def test_what_is_no_address_to_listen_on_is_refused(text):
+    with pytest.raises(ValueError, match=r"address|path"):
+        parse_address(text)
