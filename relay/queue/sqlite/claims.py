@@ -27,8 +27,9 @@ __all__ = ["VERBS", "Changed", "change", "claim", "discard", "purge", "recover",
 
 log = logging.getLogger(__name__)
 
-_PROMOTED = 2000
-_ROUNDS = 8
+_PROMOTED = 1000
+_ROUNDS = 4
+_STRETCH = 1000
 _ORPHANS = 200
 
 
@@ -200,7 +201,7 @@ def change(db: sqlite3.Connection, wanted: QueueFilter, verb: str, now: datetime
     A recipient that is claimed is being tried at this moment: what comes of that stands, so it is
     left as it is and not counted.
     """
-    until = window_end(db, wanted, after)
+    until = window_end(db, wanted, after, _STRETCH)
     changed = Changed(until)
     if until is None:
         return changed

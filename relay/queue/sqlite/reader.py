@@ -142,7 +142,7 @@ class Reader:
         """A page of what matches, by queue id."""
         found: list[QueuedItem] = []
         while len(found) < limit:
-            until = await self.ask(window_end, wanted, after)
+            until = await self.ask(window_end, wanted, after, _WINDOW)
             if until is None:
                 break
             page: list[QueuedItem] = await self.ask(
@@ -276,15 +276,15 @@ def matching(wanted: QueueFilter, now: datetime) -> tuple[str, str, dict[str, An
     return " AND ".join(of_message), " AND ".join(of_recipient), values
 
 
-def window_end(db: sqlite3.Connection, wanted: QueueFilter, after: str) -> str | None:
+def window_end(db: sqlite3.Connection, wanted: QueueFilter, after: str, width: int) -> str | None:
     """The last id of the next stretch of the queue that is worth a look, None at the end."""
     if wanted.queue_ids:
         left = sorted(queue_id for queue_id in wanted.queue_ids if queue_id > after)
-        return left[: min(len(left), _WINDOW)][-1] if left else None
+        return left[:width][-1] if left else None
     row = db.execute(
         "SELECT max(queue_id) FROM"
         " (SELECT queue_id FROM message WHERE queue_id > ? ORDER BY queue_id LIMIT ?)",
-        (after, _WINDOW),
+        (after, width),
     ).fetchone()
     found: str | None = row[0]
     return found

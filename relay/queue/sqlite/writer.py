@@ -129,7 +129,8 @@ class Writer:
         self._db: sqlite3.Connection | None = None
         self._thread = threading.Thread(target=self._run, name="queue-writer", daemon=True)
         self._last_seq = 0
-        self._unsaved_bytes = 0
+        self._written_bytes = 0
+        self._swell = 2.0
         self._full_until = 0.0
         self._ample_until = 0.0
         self._next_ballast = 0.0
@@ -358,8 +359,8 @@ class Writer:
                     db.execute("ROLLBACK")
             raise
         self._mark_written = mark
-        self._unsaved_bytes += (
-            sum(request.size_bytes for request in rows) + 2048 * len(rows) + 12 * PAGE_BYTES
+        self._written_bytes += (
+            sum(request.size_bytes for request in rows) + 2048 * len(batch) + 8 * PAGE_BYTES
         )
 
     def _alone(
@@ -464,7 +465,7 @@ class Writer:
         try:
             if idle and self._mark != self._mark_written:
                 self._commit([])
-            if self._unsaved_bytes >= self._wal_limit_bytes or (idle and self._unsaved_bytes):
+            if self._written_bytes * self._swell >= self._wal_limit_bytes or (idle and self._written_bytes):
                 self._checkpoint()
             if not self._spool.has_ballast and time.monotonic() >= self._next_ballast:
                 self._next_ballast = time.monotonic() + _BALLAST_SECONDS
@@ -475,16 +476,20 @@ class Writer:
         except (sqlite3.Error, OSError) as exc:
             # Nothing is lost: what could not be folded back is in the WAL, synced.
             self._trouble.began(exc)
-            self._unsaved_bytes = 0
+            self._written_bytes = 0
             self._recover()
 
     def _checkpoint(self) -> None:
+        """Fold the WAL back, and learn from its size how much a written octet swells there.
+
+        How long the WAL is nobody tells us between checkpoints: its file keeps its size.
+        """
         _, frames, folded = self._connection().execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-        self._unsaved_bytes = (frames - folded) * PAGE_BYTES // 2
-        if frames * PAGE_BYTES > 8 * self._wal_limit_bytes:
-            log.warning(
-                "the queue's write-ahead log has %d MiB: a reader holds it", frames * PAGE_BYTES >> 20
-            )
+        wal_bytes = frames * PAGE_BYTES
+        self._swell = min(max(wal_bytes / max(self._written_bytes, PAGE_BYTES), 0.9 * self._swell, 0.5), 50.0)
+        self._written_bytes = 0 if folded == frames else self._written_bytes // 2
+        if folded < frames and wal_bytes > 8 * self._wal_limit_bytes:
+            log.warning("the queue's write-ahead log has %d MiB: a reader holds it", wal_bytes >> 20)
 
     def _truncate(self) -> None:
         db = self._connection()

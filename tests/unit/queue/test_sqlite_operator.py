@@ -13,6 +13,7 @@ import pytest
 from relay.queue.entry import State
 from relay.queue.handoff import HandOffLimits
 from relay.queue.sqlite import SqliteStore, StoppedQueue
+from relay.queue.sqlite import claims
 from relay.queue.sqlite import reader as reading
 from relay.queue.store import CHUNK_BYTES, EventFilter, NewMessage, QueueFilter, SpoolError
 from tests.fakes.queued import CONTENT, DEFERRED, DELIVERED, NOW, content_of, event, new_message, settled
@@ -198,7 +199,7 @@ async def test_an_unknown_verb_is_refused(store):
 
 
 async def test_a_verb_goes_through_a_long_queue_in_stretches(store, monkeypatch):
-    monkeypatch.setattr(reading, "_WINDOW", 7)
+    monkeypatch.setattr(claims, "_STRETCH", 7)
     for _ in range(50):
         await store.accept(new_message("a@one.example", "b@two.example"))
     assert await store.change(QueueFilter(domain="two.example"), verb="hold", now=NOW) == 50
