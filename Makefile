@@ -6,13 +6,14 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check demo torture mutation clean
+.PHONY: help run test check demo man torture mutation clean
 
 help:
 	@echo "make run       start a relay on 127.0.0.1:2525, spool and log under var/"
 	@echo "make demo      four settings against four kinds of MX host, in a closed sandbox"
 	@echo "make test      all tests; those that need a server from the system say so"
 	@echo "make check     ruff, mypy and the tests"
+	@echo "make man       the manual page, build/relay.1"
 	@echo "make torture   the long sweeps: kill -9 at every storage call, every network call"
 	@echo "make mutation  break each cell of the TLS decision and see the tests fail"
 
@@ -43,6 +44,10 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest $(ARGS)
+
+man: $(READY)
+	@mkdir -p build
+	$(BIN)/python -m relay.cli.manual > build/relay.1
 
 torture: $(READY)
 	RELAY_LONG=1 $(BIN)/pytest -m torture --timeout=3600 $(ARGS)

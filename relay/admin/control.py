@@ -22,17 +22,26 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from relay.admin import operations
+from relay.queue.desk import Desk, DomainSettings
 from relay.queue.entry import State
 from relay.queue.store import EventFilter, QueueFilter, SpoolError, Store
 
-__all__ = ["Control", "RequestError", "SocketTaken", "event_filter", "queue_filter", "start_control"]
+__all__ = [
+    "Control",
+    "RequestError",
+    "SocketTaken",
+    "event_filter",
+    "queue_filter",
+    "settings_of",
+    "start_control",
+]
 
 REQUEST_BYTES = 1024 * 1024
 REQUEST_SECONDS = 10.0
@@ -58,13 +67,15 @@ Answer = AsyncIterator[dict[str, Any]]
 class Control:
     """What the requests are answered from. `store` None: of a stopped relay, which can only be looked at.
 
-    `hurry`: destinations that were left alone are tried again.
+    `hurry`: destinations that were left alone are tried again. `health`: what is wrong with the relay.
     """
 
     readable: operations.Readable
     store: Store | None
     clock: Callable[[], datetime]
     hurry: Callable[[], None] = lambda: None
+    health: Callable[[], Awaitable[Mapping[str, Any]]] | None = None
+    desk: Desk | None = None
 
     async def answer(self, request: Mapping[str, Any]) -> Answer:
         """The lines that answer a request."""
@@ -76,6 +87,10 @@ class Control:
                 answers = self._show(request)
             case "log":
                 answers = self._log(request)
+            case "settings":
+                answers = self._settings()
+            case "health":
+                answers = self._health()
             case str() if verb in operations.VERBS:
                 answers = self._change(verb, request)
             case _:
@@ -96,6 +111,11 @@ class Control:
         if found is not None:
             yield {"item": found}
         yield {"done": {"unknown": [] if found else [queue_id]}}
+
+    async def _health(self) -> Answer:
+        if self.health is None:
+            raise RequestError("no relay is running")
+        yield {"done": dict(await self.health())}
 
     async def _change(self, verb: str, request: Mapping[str, Any]) -> Answer:
         if self.store is None:
@@ -124,10 +144,29 @@ class Control:
                 yield {"line": line}
         yield {"done": {}}
 
+    async def _settings(self) -> Answer:
+        """What was set over HTTP for sender domains."""
+        if self.desk is not None:
+            for domain, one in (await self.desk.domain_settings()).items():
+                yield {
+                    "item": {
+                        "domain": domain,
+                        "require-tls": one.require_tls,
+                        "skip-verification": one.skip_verification,
+                    }
+                }
+        yield {"done": {}}
+
     async def _last_seq(self) -> int:
         """Where the log ends now: what follows is new."""
         last = await self.readable.find_events(EventFilter(), limit=1, ascending=False)
         return last[0].seq if last else 0
+
+
+def settings_of(lines: Iterable[Mapping[str, Any]]) -> dict[str, DomainSettings]:
+    """What the lines that answer `settings` say, by domain."""
+    items = [line["item"] for line in lines if "item" in line]
+    return {one["domain"]: DomainSettings(one["require-tls"], one["skip-verification"]) for one in items}
 
 
 async def _a_moment() -> None:

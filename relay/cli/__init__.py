@@ -1,4 +1,4 @@
-"""The command line: `relay serve | check | queue … | log | explain | probe | password | demo`.
+"""The command line: `relay serve | check | health | queue … | log | explain | probe | …`.
 
 Exit codes: 0 done; 1 the answer is bad (a broken configuration, an unknown queue id, no
 relay to ask); 2 usage. What a program should read is on stdout, what is for a person about
@@ -18,20 +18,53 @@ from pathlib import Path
 import click
 
 from relay import __version__
-from relay.cli.common import Lazy, config_file, config_option, load_config
+from relay.cli.common import Lazy, config_file, config_option
 
-__all__ = ["main"]
+__all__ = ["main", "relay"]
 
 _COMMANDS = {
+    "check": "relay.cli.check:check",
+    "completion": "relay.cli.completion:completion",
+    "dkim-key": "relay.cli.dkim:dkim_key",
     "explain": "relay.cli.explain:explain",
+    "health": "relay.cli.health:health",
     "log": "relay.cli.log:log",
     "probe": "relay.cli.probe:probe",
     "queue": "relay.cli.queue:queue",
 }
 
 
+_LIBRARIES = ("aiosmtpd", "aiosmtplib", "dnspython", "cryptography", "uvloop")
+
+
+def _print_version(ctx: click.Context) -> None:
+    import platform
+    import sqlite3
+    import ssl
+    from importlib.metadata import PackageNotFoundError, version
+
+    def of(name: str) -> str:
+        try:
+            return f"{name} {version(name)}"
+        except PackageNotFoundError:
+            return f"{name} missing"
+
+    click.echo(f"relay {__version__}")
+    click.echo(f"Python {platform.python_version()}, {ssl.OPENSSL_VERSION}, SQLite {sqlite3.sqlite_version}")
+    click.echo(", ".join(map(of, _LIBRARIES)))
+    ctx.exit()
+
+
 @click.group(cls=Lazy, lazy=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, "-V", "--version", prog_name="relay", message="%(prog)s %(version)s")
+@click.option(
+    "-V",
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=lambda ctx, _, wanted: _print_version(ctx) if wanted else None,
+    help="The version of this program and of the libraries it stands on.",
+)
 @config_option
 def relay() -> None:
     """An SMTP smarthost that controls, enforces and explains TLS to the next hop.
@@ -84,26 +117,6 @@ def serve(ctx: click.Context) -> None:
     from relay.daemon import serve as run
 
     sys.exit(run(config_file(ctx), os.environ))
-
-
-@relay.command()
-@config_option
-@click.pass_context
-def check(ctx: click.Context) -> None:
-    """Say what is wrong with the configuration, or print all of it as it is in effect.
-
-    Every mistake is named at once, with file, line, key and cure; the exit status is 1
-    then. A correct configuration is printed as YAML, every key with the value it has by
-    file, environment or default, secrets masked. Warnings go to stderr.
-    """
-    import yaml
-
-    from relay.config import as_document
-
-    config = load_config(config_file(ctx))
-    for warning in config.warnings:
-        click.echo(f"warning: {warning}", err=True)
-    click.echo(yaml.safe_dump(as_document(config), sort_keys=False, allow_unicode=True), nl=False)
 
 
 @relay.command()

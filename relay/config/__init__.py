@@ -7,6 +7,8 @@ reads it; this one alone knows YAML. It reads a file three times over:
     conform    the tree against the dataclasses: unknown keys, wrong types, durations, sizes, domains
     consider   what is legal one by one and wrong together: AUTH without users, TLS without a certificate
 
+(and a fourth time for `relay check`: `trial`, what only a start would find)
+
 and says all that is wrong at once (`ConfigError`), each mistake with file, line, key and cure.
 A key `queue: {path: …}` can be given by the environment as `RELAY__QUEUE__PATH`, which wins
 over the file; its value is read as YAML, and a mistake in it names the variable.
@@ -18,11 +20,11 @@ from __future__ import annotations
 
 import dataclasses
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from relay.config.conform import Conformer, build, nearest
-from relay.config.consider import consider
+from relay.config.consider import Remark, consider
 from relay.config.document import as_document
 from relay.config.mistakes import ConfigError, Mistake, Place
 from relay.config.sections import Config
@@ -42,8 +44,18 @@ def default_path(environ: Mapping[str, str]) -> Path:
     return machine if machine.exists() else Path("conf/relay.yaml")
 
 
-def load(path: Path, environ: Mapping[str, str]) -> Config:
-    """Read the file and the environment; ConfigError with every mistake in them."""
+Look = Callable[[Config], Iterable[Remark]]
+
+
+def _no_look(_: Config) -> Iterable[Remark]:
+    return ()
+
+
+def load(path: Path, environ: Mapping[str, str], *, look: Look = _no_look) -> Config:
+    """Read the file and the environment; ConfigError with every mistake in them.
+
+    `look` may find more that is wrong in a configuration that is right as such.
+    """
     try:
         with path.open("rb") as file:
             octets = file.read(MAX_FILE_BYTES + 1)
@@ -57,10 +69,10 @@ def load(path: Path, environ: Mapping[str, str]) -> Config:
     except UnicodeDecodeError as error:
         place = Place(str(path), octets.count(b"\n", 0, error.start) + 1)
         raise ConfigError([Mistake(place, "", "not UTF-8", "save the file as UTF-8 text")]) from None
-    return read(text, environ, source=str(path))
+    return read(text, environ, source=str(path), look=look)
 
 
-def read(text: str, environ: Mapping[str, str], *, source: str) -> Config:
+def read(text: str, environ: Mapping[str, str], *, source: str, look: Look = _no_look) -> Config:
     """`load` for a text at hand."""
     mistakes: list[Mistake] = []
     tree = Composer(source, mistakes).compose(text)
@@ -78,11 +90,13 @@ def read(text: str, environ: Mapping[str, str], *, source: str) -> Config:
     config = build(values, conformer)
     if config is None or mistakes:
         raise ConfigError(mistakes)
-    return _considered(config, conformer)
+    return _considered(config, conformer, look)
 
 
-def _considered(config: Config, conformer: Conformer) -> Config:
+def _considered(config: Config, conformer: Conformer, look: Look) -> Config:
     remarks = list(consider(config))
+    if not any(remark.is_fatal for remark in remarks):
+        remarks += look(config)
     fatal = [
         Mistake(nearest(conformer.places, r.key), r.key, r.problem, r.cure) for r in remarks if r.is_fatal
     ]

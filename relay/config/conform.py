@@ -57,7 +57,7 @@ _WRONG: Any = object()
 _NUMBER_LIMITS = {"port": 65535, "workers": 64}
 
 
-def _is_network(hint: Any) -> bool:
+def is_network(hint: Any) -> bool:
     return set(typing.get_args(hint)) == {ipaddress.IPv4Network, ipaddress.IPv6Network}
 
 
@@ -108,7 +108,7 @@ class Conformer:
 
     def conform(self, tree: Tree, hint: Any, key: str) -> Any:
         self.places[key] = tree.place
-        if typing.get_origin(hint) in (Union, types.UnionType) and not _is_network(hint):
+        if typing.get_origin(hint) in (Union, types.UnionType) and not is_network(hint):
             return self._optional(tree, hint, key)
         if dataclasses.is_dataclass(hint):
             return self._section(tree, typing.cast(type, hint), key)
@@ -236,7 +236,7 @@ def _read_leaf(leaf: Leaf, hint: Any, key: str) -> Any:
         if leaf.kind != "int" or not re.fullmatch(r"[0-9]{1,12}", leaf.text):
             raise ValueError(f"{shown(leaf.text)} is not a whole number; write digits only")
         return _at_least_one(int(leaf.text), name)
-    if _is_network(hint):
+    if is_network(hint):
         return words.network(leaf.text)
     if leaf.kind == "bool" and not (isinstance(hint, type) and issubclass(hint, StrEnum)):
         raise ValueError(

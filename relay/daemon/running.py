@@ -189,7 +189,7 @@ class Relay:
         return [(address.host, address.port) for address in addresses if isinstance(address, TcpAddress)]
 
     async def _start_control(self) -> None:
-        control = Control(self.store, self.store, clock=now, hurry=self._scheduler.hurry)
+        control = Control(self.store, self.store, clock=now, hurry=self._scheduler.hurry, health=self._health)
         path = Path(self.config.admin.socket)
         try:
             server: ControlServer = await start_control(control, path)
@@ -323,6 +323,9 @@ class Relay:
             reloaded=self._reloaded,
             reload_failed=self._reload_failed,
         )
+
+    async def _health(self) -> dict[str, list[str]]:
+        return {"ailments": await self.ailments(), "obstacles": await self.obstacles()}
 
     async def ailments(self) -> list[str]:
         """What is wrong so that a restart may cure it: parts that ended, a queue that does not answer."""

@@ -1,0 +1,24 @@
+"""`relay completion`: what a shell needs to complete our commands."""
+
+from __future__ import annotations
+
+import click
+from click.shell_completion import get_completion_class
+
+__all__ = ["completion"]
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.pass_context
+def completion(ctx: click.Context, shell: str) -> None:
+    """Print a script that lets SHELL complete commands and options.
+
+    \b
+      bash: relay completion bash > /etc/bash_completion.d/relay
+      zsh:  relay completion zsh > "${fpath[1]}/_relay"
+      fish: relay completion fish > ~/.config/fish/completions/relay.fish
+    """
+    found = get_completion_class(shell)
+    assert found is not None
+    click.echo(found(ctx.find_root().command, {}, "relay", "_RELAY_COMPLETE").source())

@@ -1,0 +1,244 @@
+"""`relay check`, `relay dkim-key`, the manual page: what is told before a relay runs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import jsonschema_rs
+import pytest
+import trustme
+import yaml
+from click.testing import CliRunner
+
+from relay.cli import relay
+from relay.cli.manual import _commands, man_page
+from relay.config.schema import json_schema
+from tests.rigs.ports import free_port
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run(directory: Path, *arguments: str) -> Done:
+    """A command of `relay`, run in a directory."""
+    with contextlib.chdir(directory):
+        result = CliRunner().invoke(relay, arguments, prog_name="relay")
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return Done(result.exit_code, result.stdout, result.stderr)
+
+
+class Checked:
+    """A configuration in a directory of its own, checked."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.config: dict[str, Any] = {
+            "hostname": "relay.test.example",
+            "listeners": [{"address": f"127.0.0.1:{free_port()}"}],
+            "admin": {"socket": "relay.sock", "http": f"127.0.0.1:{free_port()}"},
+            "queue": {"path": "spool"},
+            "log": {"delivery": "log/delivery.log"},
+            "resolver": {"nameservers": [self._silent_name_server()], "timeout": "300ms"},
+        }
+
+    def _silent_name_server(self) -> str:
+        self.silent = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.silent.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{self.silent.getsockname()[1]}"
+
+    def run(self, *arguments: str) -> Done:
+        (self.directory / "relay.yaml").write_text(yaml.safe_dump(self.config, sort_keys=False))
+        return run(self.directory, "check", "-c", "relay.yaml", *arguments)
+
+
+@pytest.fixture
+def checked(tmp_path: Path) -> Iterator[Checked]:
+    found = Checked(tmp_path)
+    yield found
+    found.silent.close()
+
+
+def test_a_machine_where_all_is_well_has_only_its_name_server_to_hear_about(checked: Checked) -> None:
+    done = checked.run()
+    assert done.returncode == 0, done.stderr
+    warning, *more = done.stderr.splitlines()
+    assert warning.startswith("warning: relay.yaml:")
+    assert "resolver.nameservers: 127.0.0.1:" in warning
+    assert "until then mail waits in the queue" in warning
+    assert not more
+    assert sorted(path.name for path in checked.directory.iterdir()) == ["relay.yaml"], (
+        "nothing is left behind"
+    )
+
+
+def test_a_taken_port_is_found_with_its_line_and_a_cure(checked: Checked) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        checked.config["listeners"].append({"address": f"127.0.0.1:{port}"})
+        done = checked.run()
+        assert done.returncode == 1
+        [mistake] = done.stderr.splitlines()
+        assert mistake.startswith("relay.yaml:4: listeners.1.address: ")
+        assert f"127.0.0.1:{port}: address already in use; stop what listens there" in mistake
+        assert checked.run("--file-only").returncode == 0
+
+
+def test_an_address_this_machine_does_not_have_is_found(checked: Checked) -> None:
+    checked.config["admin"]["http"] = "192.0.2.77:8025"
+    checked.config["admin"]["api_keys"] = ["key"]
+    assert "192.0.2.77:8025: cannot assign requested address; write an address" in checked.run().stderr
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value"),
+    [
+        ("queue", "path", "/proc/spool"),
+        ("log", "delivery", "/proc/log/delivery.log"),
+        ("admin", "socket", "/proc/relay.sock"),
+    ],
+)
+def test_a_directory_that_cannot_be_written_is_found(
+    checked: Checked, section: str, name: str, value: str
+) -> None:
+    checked.config[section][name] = value
+    done = checked.run()
+    assert done.returncode == 1
+    assert f": {section}.{name}: /proc: " in done.stderr
+    assert "let the relay's user write in /proc" in done.stderr
+
+
+def test_all_that_a_start_would_find_is_found_at_once(checked: Checked) -> None:
+    checked.config["queue"]["path"] = "/proc/spool"
+    checked.config["log"]["delivery"] = "/proc/delivery.log"
+    assert len(checked.run().stderr.splitlines()) == 2
+
+
+def test_a_key_that_does_not_match_its_certificate_is_found(checked: Checked) -> None:
+    authority, directory = trustme.CA(), checked.directory
+    authority.issue_cert("a.example").cert_chain_pems[0].write_to_path(str(directory / "tls.pem"))
+    authority.issue_cert("b.example").private_key_pem.write_to_path(str(directory / "tls.key"))
+    checked.config["listeners"][0] |= {"tls": "starttls", "certificate": "tls.pem", "key": "tls.key"}
+    done = checked.run()
+    assert done.returncode == 1
+    assert "listeners.0.certificate: tls.pem cannot be used: key values mismatch" in done.stderr
+    (directory / "tls.key").unlink()
+    assert "listeners.0.key: tls.key: No such file" in checked.run().stderr
+
+
+def test_a_key_for_signatures_is_made_checked_and_published(checked: Checked) -> None:
+    directory = checked.directory
+    made = run(directory, "dkim-key", "Example.com", "--selector", "s1", "--out", "dkim.pem")
+    assert made.returncode == 0, made.stderr
+    assert made.stdout.startswith("s1._domainkey.example.com. IN TXT (")
+    checked.config["dkim"] = {"domains": {"example.com": {"selector": "s1", "key_file": "dkim.pem"}}}
+    assert checked.run("--file-only").returncode == 0
+    assert run(directory, "dkim-key", "example.com", "--out", "dkim.pem").returncode == 1, "not written over"
+    (directory / "dkim.pem").write_text("no key")
+    done = checked.run("--file-only")
+    assert done.returncode == 1
+    assert "dkim.domains.example.com.key_file: dkim.pem: not an unencrypted private key" in done.stderr
+    checked.config["dkim"]["domains"]["example.com"]["selector"] = "s 1"
+    assert '"s 1" is not a selector' in checked.run("--file-only").stderr
+
+
+# --- schema ---------------------------------------------------------------------------------------
+
+
+def test_the_schema_takes_the_reference_and_what_check_prints(checked: Checked) -> None:
+    schema = json_schema()
+    jsonschema_rs.meta.validate(schema)
+    jsonschema_rs.validate(schema, yaml.safe_load((ROOT / "conf/relay.yaml").read_text()))
+    jsonschema_rs.validate(schema, yaml.safe_load(checked.run("--file-only").stdout))
+    assert json.loads(run(checked.directory, "check", "--schema").stdout) == schema
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"hostnme": "a.example"},
+        {"limits": {"idle": 5}},
+        {"limits": {"message_size": "many"}},
+        {"listeners": [{"tls": "starttls"}]},
+        {"listeners": [{"address": "127.0.0.1:25", "tls": "perhaps"}]},
+        {"policy": {"default": {"require_tls": "maybe"}}},
+        {"routes": {"a.example": {"hots": "b.example"}}},
+    ],
+)
+def test_the_schema_marks_what_check_would_refuse(wrong: dict[str, Any]) -> None:
+    assert not jsonschema_rs.is_valid(json_schema(), wrong)
+
+
+# --- manual, completion, version ------------------------------------------------------------------
+
+
+def all_commands() -> list[str]:
+    return [context.command_path for context in _commands(click.Context(relay, info_name="relay"))]
+
+
+def test_every_command_and_option_is_in_the_manual() -> None:
+    page = man_page().replace("\\-", "-")
+    assert {"relay serve", "relay check", "relay queue list", "relay queue remove"} <= set(all_commands())
+    for name in all_commands():
+        assert f"\n.SS {name}\n" in page
+    assert "--recipient ADDRESS" in page
+
+
+@pytest.mark.needs("man")
+def test_the_manual_is_fit_to_print(tmp_path: Path) -> None:
+    (tmp_path / "relay.1").write_text(man_page())
+    shown = subprocess.run(
+        ["man", "--warnings", "-E", "UTF-8", "-l", "-Tutf8", "-Z", str(tmp_path / "relay.1")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (shown.returncode, shown.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_can_complete_commands(tmp_path: Path, shell: str) -> None:
+    script = run(tmp_path, "completion", shell)
+    assert script.returncode == 0, script.stderr
+    assert "_RELAY_COMPLETE" in script.stdout
+    if shutil.which(shell):
+        subprocess.run([shell, "-n"], input=script.stdout, text=True, check=True)
+
+
+def test_completion_knows_the_commands(tmp_path: Path) -> None:
+    asked = {"_RELAY_COMPLETE": "bash_complete", "COMP_WORDS": "relay queue re", "COMP_CWORD": "2"}
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys; sys.argv[0] = 'relay'; from relay.cli import main; main()"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **asked},
+    )
+    assert {"plain,release", "plain,remove", "plain,retry"} <= set(done.stdout.split())
+
+
+def test_the_version_names_the_libraries(tmp_path: Path) -> None:
+    shown = run(tmp_path, "--version").stdout
+    assert shown.startswith("relay ")
+    for name in ("aiosmtpd", "aiosmtplib", "dnspython", ssl.OPENSSL_VERSION.split()[0], "SQLite"):
+        assert name in shown
