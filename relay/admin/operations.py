@@ -7,6 +7,7 @@ JSON of the interface spells them.
     list_queue, show_message                    look at the queue
     change_queue                                retry, hold, release, remove
     find_events, follow_events                  the delivery log, as the store keeps it
+    explain                                     what would become of a message, without sending one
 
 Removing mail is written down like any other end of it: its events commit with the change.
 """
@@ -18,20 +19,29 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
+from relay.mail.address import domain_of
 from relay.mail.event import Event
+from relay.policy.fields import Wishes
+from relay.policy.rules import PolicyRules, resolve
+from relay.policy.settings import Setting, TlsSettings
 from relay.queue.entry import LastAttempt, QueuedRecipient, State
 from relay.queue.store import EventFilter, QueuedItem, QueueFilter, Store, StoredEvent
 from relay.report import deliverylog
+from relay.route.next_hop import Host, NoRoute, Route
+from relay.route.security import SecurityOptions, at_host, describe, requirement
 
 __all__ = [
     "VERBS",
     "Readable",
     "change_queue",
+    "explain",
     "find_events",
     "follow_events",
+    "host_as_json",
     "item_as_json",
     "list_queue",
     "message_state",
+    "no_route_as_json",
     "show_message",
     "timestamp",
 ]
@@ -156,6 +166,76 @@ async def follow_events(
             after = stored.seq
         if not page:
             await more()
+
+
+async def explain(
+    *,
+    reverse_path: str,
+    recipient: str,
+    wishes: Wishes,
+    rules: PolicyRules,
+    route: Callable[[str], Awaitable[Route]],
+    options: SecurityOptions,
+) -> dict[str, Any]:
+    """Each setting and where it came from, the hosts in order, and what each of them must prove.
+
+    `recipient` is an address that `relay.mail.address.parse_path` gave. The DNS is asked, nobody else.
+    """
+    domain = domain_of(recipient)
+    settings = resolve(rules, reverse_path=reverse_path, recipient_domain=domain, wishes=wishes)
+    return {
+        "sender": reverse_path,
+        "recipient": recipient,
+        "recipient-domain": domain,
+        "policy": {
+            "require-tls": _setting_as_json(settings.require_tls),
+            "skip-verification": _setting_as_json(settings.skip_verification),
+        },
+        **_where(await route(domain), settings, options),
+    }
+
+
+def _setting_as_json(setting: Setting) -> dict[str, Any]:
+    return {"value": setting.value, "source": setting.source.value, "rule": setting.rule}
+
+
+def _where(route: Route, settings: TlsSettings, options: SecurityOptions) -> dict[str, Any]:
+    """The hosts in order, or why there is none."""
+    if isinstance(route, NoRoute):
+        rejected = list(route.outcome.hosts)
+        return {"hosts": [], "rejected": rejected, "trouble": [], "no-route": no_route_as_json(route)}
+    needed = requirement(settings, options)
+    return {
+        "hosts": [
+            {**host_as_json(host), "rules": list(describe(at_host(needed, host, options)))}
+            for host in route.hosts
+        ],
+        "rejected": list(route.rejected),
+        "trouble": list(route.trouble),
+        "no-route": None,
+    }
+
+
+def host_as_json(host: Host) -> dict[str, Any]:
+    """A mail host in the interface's spelling."""
+    return {
+        "host": host.name,
+        "address": host.address,
+        "port": host.port,
+        "preference": host.preference,
+        "tls": host.tls.value,
+    }
+
+
+def no_route_as_json(route: NoRoute) -> dict[str, Any]:
+    """Why there is no host to try."""
+    outcome = route.outcome
+    return {
+        "outcome": type(outcome).__name__.lower(),
+        "code": outcome.code,
+        "status": outcome.status,
+        "description": outcome.description or outcome.message,
+    }
 
 
 def item_as_json(item: QueuedItem) -> dict[str, Any]:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from relay.cli.common import config_file, config_option, fail, load_config, printable
-from relay.cli.routing import host_as_json, host_text, no_route_as_json, no_route_text, route_of
+from relay.cli.routing import host_text, no_route_text, route_of
 
 if TYPE_CHECKING:
     from relay.config import Config
-    from relay.policy.settings import Setting, TlsSettings
-    from relay.route.next_hop import Host, Route
-    from relay.route.security import Requirement
+    from relay.policy.fields import Wishes
+    from relay.queue.desk import DomainSettings
 
 __all__ = ["explain"]
 
@@ -46,29 +48,17 @@ def explain(
     no mail host is connected to. The exit status is 1 where there is no host to try.
     """
     from relay.policy.fields import Wishes
-    from relay.policy.rules import resolve
 
     config = load_config(config_file(ctx))
     reverse_path, _ = _address(sender, "--from")
     forward_path, domain = _address(recipient, "--to")
     if not domain:
         raise click.BadParameter("an address with a domain is needed", param_hint="--to")
-    wishes = Wishes(require_tls=_truth(require_tls), skip_verification=_truth(skip_verification))
-    settings = resolve(config.policy, reverse_path=reverse_path, recipient_domain=domain, wishes=wishes)
     try:
-        route = asyncio.run(route_of(config, domain))
+        wishes = Wishes(_truth(require_tls), _truth(skip_verification))
+        answer = _explained(config, reverse_path, forward_path, wishes)
     except Exception as error:  # whatever the way to an answer fails by, a sentence is what is wanted
         fail(f"no route could be found: {error}")
-    answer = {
-        "sender": reverse_path,
-        "recipient": forward_path,
-        "recipient-domain": domain,
-        "policy": {
-            "require-tls": _setting(settings.require_tls),
-            "skip-verification": _setting(settings.skip_verification),
-        },
-        **_where(route, settings, config),
-    }
     click.echo(json.dumps(answer, indent=2)) if as_json else _print(answer)
     ctx.exit(0 if answer["hosts"] else 1)
 
@@ -89,33 +79,50 @@ def _address(text: str, option: str) -> tuple[str, str]:
         raise click.BadParameter(f"{printable(text)}: {error}", param_hint=option) from None
 
 
-def _setting(setting: Setting) -> dict[str, Any]:
-    return {"value": setting.value, "source": setting.source.value, "rule": setting.rule}
-
-
-def _where(route: Route, settings: TlsSettings, config: Config) -> dict[str, Any]:
-    """The hosts in order, or why there is none."""
+def _explained(config: Config, reverse_path: str, recipient: str, wishes: Wishes) -> dict[str, Any]:
+    """Explained under the file's rules, and what was set over HTTP above them."""
+    from relay.admin.domain_settings import overlay_of
+    from relay.admin.operations import explain as explain_message
     from relay.deliver.options import security_options
-    from relay.route.next_hop import NoRoute
-    from relay.route.security import at_host, requirement
+    from relay.policy.rules import with_overlay
 
-    if isinstance(route, NoRoute):
-        rejected = list(route.outcome.hosts)
-        return {"hosts": [], "rejected": rejected, "trouble": [], "no-route": no_route_as_json(route)}
-    options = security_options(config.delivery, config.tls)
-    needed = requirement(settings, options)
-    return {
-        "hosts": [_host(host, at_host(needed, host, options)) for host in route.hosts],
-        "rejected": list(route.rejected),
-        "trouble": list(route.trouble),
-        "no-route": None,
-    }
+    settings = _set_over_http(config)
+    return asyncio.run(
+        explain_message(
+            reverse_path=reverse_path,
+            recipient=recipient,
+            wishes=wishes,
+            rules=with_overlay(config.policy, overlay_of(settings)),
+            route=functools.partial(route_of, config),
+            options=security_options(config.delivery, config.tls),
+        )
+    )
 
 
-def _host(host: Host, needed: Requirement) -> dict[str, Any]:
-    from relay.route.security import describe
+def _set_over_http(config: Config) -> Mapping[str, DomainSettings]:
+    """What the running relay has, or the queue of one that does not run."""
+    from relay.admin.client import NotRunning, RelayError, ask
+    from relay.admin.control import settings_of
+    from relay.queue.store import SpoolError
 
-    return {**host_as_json(host), "rules": list(describe(needed))}
+    try:
+        return settings_of(ask(Path(config.admin.socket), {"verb": "settings"}, seconds=10))
+    except NotRunning:
+        pass
+    except RelayError as error:
+        click.echo(f"settings made over HTTP are not looked at: {printable(str(error))}", err=True)
+        return {}
+    try:
+        return asyncio.run(_stopped(Path(config.queue.path)))
+    except SpoolError:
+        return {}  # there is no queue yet, so nothing was ever set
+
+
+async def _stopped(directory: Path) -> Mapping[str, DomainSettings]:
+    from relay.queue.sqlite.reader import StoppedQueue
+
+    async with await StoppedQueue.open(directory) as stopped:
+        return await stopped.domain_settings()
 
 
 def _print(answer: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
+import functools
 import json
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from relay.cli.common import age, config_file, config_option, fail, load_config, printable
-from relay.cli.routing import host_as_json, host_text, no_route_as_json, no_route_text, route_of
+from relay.cli.routing import host_text, no_route_text, route_of
 
 if TYPE_CHECKING:
     from relay.config import Config
-    from relay.deliver.options import Timeouts
-    from relay.deliver.probe import CertificateFacts, HostReport, RuleVerdict
 
 __all__ = ["probe"]
 
@@ -55,71 +53,20 @@ def _domain(text: str) -> str:
 
 
 async def _probe(config: Config, domain: str, patience: timedelta) -> dict[str, Any]:
-    from relay.deliver.hop import Reach
-    from relay.deliver.options import security_options
-    from relay.deliver.probe import probe_all
-    from relay.deliver.tls import TlsContexts
+    from relay.daemon.probing import probe_domain
     from relay.route.dns import ResolverError
-    from relay.route.next_hop import NoRoute
 
     try:
-        route = await route_of(config, domain)
+        return await probe_domain(
+            domain,
+            route=functools.partial(route_of, config),
+            hostname=config.hostname,
+            delivery=config.delivery,
+            tls=config.tls,
+            patience=patience,
+        )
     except ResolverError as error:
         fail(str(error))
-    if isinstance(route, NoRoute):
-        rejected = list(route.outcome.hosts)
-        return {"domain": domain, "hosts": [], "rejected": rejected, "no-route": no_route_as_json(route)}
-    using = Reach(
-        config.hostname, _shortened(config.delivery.timeouts, patience), TlsContexts(config.tls.ca_file)
-    )
-    reports = await probe_all(route.hosts, using, security_options(config.delivery, config.tls))
-    return {
-        "domain": domain,
-        "hosts": [_report_as_json(report) for report in reports],
-        "rejected": list(route.rejected),
-        "no-route": None,
-    }
-
-
-def _shortened(timeouts: Timeouts, patience: timedelta) -> Timeouts:
-    """A person waits less long than mail does."""
-    waits = {f.name: min(getattr(timeouts, f.name), patience) for f in dataclasses.fields(timeouts)}
-    return dataclasses.replace(timeouts, **waits)
-
-
-def _report_as_json(report: HostReport) -> dict[str, Any]:
-    return {
-        **host_as_json(report.host),
-        "trouble": report.trouble,
-        "tls-offered": report.tls_offered,
-        "tls-version": report.tls_version,
-        "tls-cipher": report.tls_cipher,
-        "verified": report.verified,
-        "why-not-verified": report.why_not_verified,
-        "certificate": _certificate_as_json(report.certificate) if report.certificate else None,
-        "rules": [_verdict_as_json(verdict) for verdict in report.verdicts],
-    }
-
-
-def _certificate_as_json(facts: CertificateFacts) -> dict[str, Any]:
-    return {
-        "subject": facts.subject,
-        "issuer": facts.issuer,
-        "names": list(facts.names),
-        "not-before": facts.not_before.isoformat(),
-        "not-after": facts.not_after.isoformat(),
-    }
-
-
-def _verdict_as_json(verdict: RuleVerdict) -> dict[str, Any]:
-    return {
-        "require-tls": verdict.require_tls,
-        "skip-verification": verdict.skip_verification,
-        "would-send": verdict.would_send,
-        "action": verdict.step.action.value,
-        "unmet": verdict.step.unmet,
-        "error": verdict.error,
-    }
 
 
 def _print(answer: dict[str, Any]) -> None:

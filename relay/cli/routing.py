@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from relay.config import Config
-    from relay.route.next_hop import Host, NoRoute, Route
+    from relay.route.next_hop import Route
 
-__all__ = ["host_as_json", "host_text", "no_route_as_json", "no_route_text", "route_of"]
+__all__ = ["host_text", "no_route_text", "route_of"]
 
 
 async def route_of(config: Config, domain: str) -> Route:
@@ -29,31 +29,11 @@ async def route_of(config: Config, domain: str) -> Route:
     return await router.route(domain)
 
 
-def host_as_json(host: Host) -> dict[str, Any]:
-    return {
-        "host": host.name,
-        "address": host.address,
-        "port": host.port,
-        "preference": host.preference,
-        "tls": host.tls.value,
-    }
-
-
 def host_text(host: dict[str, Any]) -> str:
     """`mx1.example.net [192.0.2.7]:25  preference 10`."""
     from relay.cli.common import printable
 
     return f"{printable(host['host'])} [{host['address']}]:{host['port']}  preference {host['preference']}"
-
-
-def no_route_as_json(route: NoRoute) -> dict[str, Any]:
-    outcome = route.outcome
-    return {
-        "outcome": type(outcome).__name__.lower(),
-        "code": outcome.code,
-        "status": outcome.status,
-        "description": outcome.description or outcome.message,
-    }
 
 
 def no_route_text(verdict: dict[str, Any]) -> str:

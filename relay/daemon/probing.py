@@ -1,0 +1,82 @@
+"""A look at the mail hosts of a domain: one implementation for the command line and the HTTP interface."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Any
+
+from relay.admin.operations import host_as_json, no_route_as_json
+from relay.deliver.hop import Reach
+from relay.deliver.options import DeliveryOptions, Timeouts, TlsOptions, security_options
+from relay.deliver.probe import CertificateFacts, HostReport, RuleVerdict, probe_all
+from relay.deliver.tls import TlsContexts
+from relay.route.next_hop import NoRoute, Route
+
+__all__ = ["probe_domain"]
+
+
+async def probe_domain(
+    domain: str,
+    *,
+    route: Callable[[str], Awaitable[Route]],
+    hostname: str,
+    delivery: DeliveryOptions,
+    tls: TlsOptions,
+    patience: timedelta,
+) -> dict[str, Any]:
+    """What each mail host shows of itself, and what would become of a message under each rule."""
+    found = await route(domain)
+    if isinstance(found, NoRoute):
+        rejected = list(found.outcome.hosts)
+        return {"domain": domain, "hosts": [], "rejected": rejected, "no-route": no_route_as_json(found)}
+    using = Reach(hostname, _shortened(delivery.timeouts, patience), TlsContexts(tls.ca_file))
+    reports = await probe_all(found.hosts, using, security_options(delivery, tls))
+    return {
+        "domain": domain,
+        "hosts": [_report_as_json(report) for report in reports],
+        "rejected": list(found.rejected),
+        "no-route": None,
+    }
+
+
+def _shortened(timeouts: Timeouts, patience: timedelta) -> Timeouts:
+    """A person waits less long than mail does."""
+    waits = {f.name: min(getattr(timeouts, f.name), patience) for f in dataclasses.fields(timeouts)}
+    return dataclasses.replace(timeouts, **waits)
+
+
+def _report_as_json(report: HostReport) -> dict[str, Any]:
+    return {
+        **host_as_json(report.host),
+        "trouble": report.trouble,
+        "tls-offered": report.tls_offered,
+        "tls-version": report.tls_version,
+        "tls-cipher": report.tls_cipher,
+        "verified": report.verified,
+        "why-not-verified": report.why_not_verified,
+        "certificate": _certificate_as_json(report.certificate) if report.certificate else None,
+        "rules": [_verdict_as_json(verdict) for verdict in report.verdicts],
+    }
+
+
+def _certificate_as_json(facts: CertificateFacts) -> dict[str, Any]:
+    return {
+        "subject": facts.subject,
+        "issuer": facts.issuer,
+        "names": list(facts.names),
+        "not-before": facts.not_before.isoformat(),
+        "not-after": facts.not_after.isoformat(),
+    }
+
+
+def _verdict_as_json(verdict: RuleVerdict) -> dict[str, Any]:
+    return {
+        "require-tls": verdict.require_tls,
+        "skip-verification": verdict.skip_verification,
+        "would-send": verdict.would_send,
+        "action": verdict.step.action.value,
+        "unmet": verdict.step.unmet,
+        "error": verdict.error,
+    }
