@@ -1,0 +1,21 @@
+"""The HTTP interface: Mailgun's, so far as a relay can have it, and the operator's own.
+
+    server      the listening socket, TLS, and what every request goes through
+    keys        who may ask
+    forms       a request's body, bounded
+    endpoints   every path with what it takes and answers: routes and OpenAPI both come from there
+    sending     messages
+    domains     settings of sender domains
+    events      the delivery log
+    webhooks    who wants to be told; `caller` tells them
+    operator    the operator's verbs, under /relay/v1/
+    openapi     the description, made from the endpoints
+
+What a form means, and what the message is that it makes, is decided beside this package, in
+`relay.admin.mailgun*`.
+"""
+
+from relay.admin.http.api import Api, HttpOptions
+from relay.admin.http.server import HttpError, HttpServer, start_http
+
+__all__ = ["Api", "HttpError", "HttpOptions", "HttpServer", "start_http"]

@@ -1,0 +1,194 @@
+"""What the HTTP interface answers, as types: the OpenAPI document is made from them. Pure."""
+
+from __future__ import annotations
+
+from typing import Any, NotRequired
+
+from typing_extensions import TypedDict
+
+__all__ = [
+    "Changed",
+    "Connection",
+    "ConnectionUpdated",
+    "Domain",
+    "DomainAnswer",
+    "DomainList",
+    "EventPage",
+    "Explained",
+    "Message",
+    "Probed",
+    "QueueItem",
+    "QueuePage",
+    "Sent",
+    "Status",
+    "WebhookAnswer",
+    "WebhookList",
+]
+
+
+class Message(TypedDict):
+    """A sentence; every refusal is one."""
+
+    message: str
+
+
+class Sent(TypedDict):
+    """The message is ours: durable as SMTP's 250 is."""
+
+    id: str
+    message: str
+
+
+class Connection(TypedDict):
+    """The settings in effect for mail from a domain."""
+
+    connection: Pair
+    require_tls: bool
+    skip_verification: bool
+
+
+class Pair(TypedDict):
+    """The two settings."""
+
+    require_tls: bool
+    skip_verification: bool
+
+
+ConnectionUpdated = TypedDict(
+    "ConnectionUpdated",
+    {
+        "message": str,
+        "require-tls": bool,
+        "skip-verification": bool,
+        "require_tls": bool,
+        "skip_verification": bool,
+    },
+)
+
+
+class Domain(TypedDict):
+    """A domain that mail is sent from."""
+
+    id: str
+    name: str
+    require_tls: bool
+    skip_verification: bool
+    state: str
+    type: str
+    wildcard: bool
+    spam_action: str
+    is_disabled: bool
+    smtp_login: str
+    web_prefix: str
+    web_scheme: str
+    created_at: str
+
+
+class DomainAnswer(TypedDict):
+    """One domain; what its owner would have to publish for receiving is not ours to say."""
+
+    domain: Domain
+    message: NotRequired[str]
+    receiving_dns_records: list[dict[str, Any]]
+    sending_dns_records: list[dict[str, Any]]
+
+
+class DomainList(TypedDict):
+    """The domains we know of."""
+
+    total_count: int
+    items: list[Domain]
+
+
+class Paging(TypedDict):
+    """Addresses of the pages beside this one; at an end the page is empty."""
+
+    next: str
+    previous: str
+    first: str
+    last: str
+
+
+class EventPage(TypedDict):
+    """Events: the objects of the delivery log."""
+
+    items: list[dict[str, Any]]
+    paging: Paging
+
+
+class Urls(TypedDict):
+    """Where a webhook is told."""
+
+    urls: list[str]
+
+
+class WebhookAnswer(TypedDict):
+    """One webhook."""
+
+    message: NotRequired[str]
+    webhook: Urls
+
+
+class WebhookList(TypedDict):
+    """The webhooks of a domain, by name."""
+
+    webhooks: dict[str, Urls]
+
+
+QueueItem = TypedDict(
+    "QueueItem",
+    {
+        "queue-id": str,
+        "state": str,
+        "sender": str,
+        "size": int,
+        "arrived": str,
+        "recipients": list[dict[str, Any]],
+    },
+)
+
+
+class QueuePage(TypedDict):
+    """A page of the queue. `next`: the `after` of the page behind it, null at the end."""
+
+    items: list[QueueItem]
+    next: str | None
+
+
+class Changed(TypedDict):
+    """What a verb did: how many recipients changed, which queue ids nobody knows."""
+
+    changed: int
+    unknown: list[str]
+
+
+Explained = TypedDict(
+    "Explained",
+    {
+        "sender": str,
+        "recipient": str,
+        "recipient-domain": str,
+        "policy": dict[str, Any],
+        "hosts": list[dict[str, Any]],
+        "rejected": list[str],
+        "trouble": list[str],
+        "no-route": dict[str, Any] | None,
+    },
+)
+
+
+class Probed(TypedDict):
+    domain: str
+    hosts: list[dict[str, Any]]
+
+
+Status = TypedDict(
+    "Status",
+    {
+        "version": str,
+        "hostname": str,
+        "queue": dict[str, int],
+        "in-flight": int,
+        "silent-destinations": dict[str, str],
+    },
+)

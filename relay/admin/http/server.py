@@ -1,0 +1,211 @@
+"""The HTTP server: a socket, TLS if the operator wants it, and what every request goes through.
+
+    connections   no more than `_CONNECTIONS`; the one too many is answered 503
+    origin        a browser that says it asks for another site's page is answered 403
+    key           401 in Mailgun's words; 429 after too many wrong ones from an address
+    size          413, before the body is read where its length is told, else while it is
+    memory        503 while the bodies under way are as large as all may be together
+    errors        a sentence as JSON, never a trace; what is our fault is in our log
+
+A request goes on to its end when its client has gone: what was accepted is accepted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import ssl
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+
+from aiohttp import web
+
+from relay.admin.http.api import API, Api, answer, api_of
+from relay.admin.http.endpoints import ENDPOINTS, TEXT, Endpoint
+from relay.admin.http.forms import Budget
+from relay.admin.http.keys import Keys, Verdict
+from relay.admin.http.openapi import document
+from relay.admin.mailgun import ApiError
+from relay.queue.store import SpoolError
+
+__all__ = ["HttpError", "HttpServer", "application", "start_http"]
+
+log = logging.getLogger(__name__)
+
+_CONNECTIONS = 256
+_FORM_OCTETS = 1024 * 1024
+"""What a form may be larger than the message it makes: its other fields, the boundaries."""
+
+_BODIES_AT_A_TIME = 4
+_OTHER_BODY_OCTETS = 1024 * 1024
+_OTHER_SITES = ("cross-site", "same-site")
+
+Answerer = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+KEYS: web.AppKey[Keys] = web.AppKey("keys", Keys)
+BUDGET: web.AppKey[Budget] = web.AppKey("budget", Budget)
+
+
+class _Door:
+    """How many connections are open; known once the server is made."""
+
+    server: web.Server | None = None
+
+    @property
+    def connections(self) -> int:
+        return len(self.server.connections) if self.server is not None else 0
+
+
+DOOR: web.AppKey[_Door] = web.AppKey("door", _Door)
+
+
+class HttpError(Exception):
+    """The server cannot start; the text says why."""
+
+
+class HttpServer:
+    """A listening server. `address`: where it really listens."""
+
+    def __init__(self, runner: web.AppRunner, address: tuple[str, int]) -> None:
+        self._runner = runner
+        self.address = address
+
+    async def close(self) -> None:
+        """Take no more requests, let those under way end, for a while."""
+        await self._runner.cleanup()
+
+
+async def start_http(
+    api: Api, address: tuple[str, int], *, certificate: str | None = None, key: str | None = None
+) -> HttpServer:
+    """Listen, with TLS where there is a certificate."""
+    context = _tls(certificate, key) if certificate is not None else None
+    runner = web.AppRunner(application(api), access_log=None, handle_signals=False, shutdown_timeout=10.0)
+    await runner.setup()
+    runner.app[DOOR].server = runner.server
+    try:
+        site = web.TCPSite(runner, address[0], address[1], ssl_context=context)
+        await site.start()
+    except OSError as error:
+        await runner.cleanup()
+        raise HttpError(str(error)) from error
+    bound = runner.addresses[0]
+    return HttpServer(runner, (bound[0], bound[1]))
+
+
+def _tls(certificate: str, key: str | None) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(Path(certificate), None if key is None else Path(key))
+    except (OSError, ssl.SSLError) as error:
+        raise HttpError(f"{certificate}: {error}") from error
+    return context
+
+
+def application(api: Api) -> web.Application:
+    """Everything but the socket."""
+    largest = api.message_size_bytes + _FORM_OCTETS
+    app = web.Application(client_max_size=largest, middlewares=[_guarded])
+    app[API] = api
+    app[DOOR] = _Door()
+    app[KEYS] = keys = Keys(lambda: api.options().api_keys, clock=api.clock)
+    app[BUDGET] = Budget(_BODIES_AT_A_TIME * largest)
+    described = json.dumps(document())
+
+    async def describe(request: web.Request) -> web.Response:
+        return web.Response(text=described, content_type="application/json")
+
+    async def forget(_: web.Application) -> None:
+        keys.close()
+
+    app.on_cleanup.append(forget)
+    app.router.add_get("/relay/v1/openapi.json", describe)
+    for endpoint in ENDPOINTS:
+        app.router.add_route(endpoint.method, endpoint.path, partial(_serve, endpoint))
+    return app
+
+
+async def _serve(endpoint: Endpoint, request: web.Request) -> web.StreamResponse:
+    """One request to an endpoint, within what all requests together may hold."""
+    api, budget = api_of(request), request.app[BUDGET]
+    await _check_key(request, bare=endpoint.answers.get(401) == TEXT)
+    limit = api.message_size_bytes + _FORM_OCTETS if endpoint.form else _OTHER_BODY_OCTETS
+    length = request.content_length
+    if length is not None and length > limit:
+        raise ApiError(413, "Request entity too large")
+    held = length if length is not None else limit if request.can_read_body else 0
+    if not budget.reserve(held):
+        raise ApiError(503, "Too many large requests at a time, try again later")
+    try:
+        async with asyncio.timeout(api.request_seconds):
+            return await endpoint.handler(api, request)
+    finally:
+        budget.give_back(held)
+
+
+async def _check_key(request: web.Request, *, bare: bool) -> None:
+    verdict = await request.app[KEYS].judge(request.headers.get("Authorization", ""), request.remote or "")
+    if verdict is Verdict.WAIT:
+        raise ApiError(429, "Too many failed authentications, try again later")
+    if verdict is Verdict.WRONG:
+        raise _Unauthorized(bare)
+
+
+class _Unauthorized(ApiError):
+    """401; `bare`: in plain text, as their sending endpoints say it."""
+
+    def __init__(self, bare: bool) -> None:
+        super().__init__(401, "Forbidden" if bare else "Invalid private key")
+        self.bare = bare
+
+
+@web.middleware
+async def _guarded(request: web.Request, handler: Answerer) -> web.StreamResponse:
+    """Any request, and any way in which it may fail."""
+    try:
+        _check_origin(request)
+        if request.app[DOOR].connections > _CONNECTIONS:
+            raise ApiError(503, "Too many connections, try again later")
+        return await handler(request)
+    except _Unauthorized as error:
+        return _unauthorized(error)
+    except ApiError as error:
+        response = answer({"message": error.message}, status=error.status)
+        if error.status in (429, 503):
+            response.headers["Retry-After"] = "60"
+        return response
+    except web.HTTPRequestEntityTooLarge:
+        return answer({"message": "Request entity too large"}, status=413)
+    except web.HTTPException as error:
+        response = answer({"message": error.reason}, status=error.status)
+        if "Allow" in error.headers:
+            response.headers["Allow"] = error.headers["Allow"]
+        return response
+    except TimeoutError:
+        return answer({"message": "The request took too long"}, status=503)
+    except SpoolError as error:
+        log.error("HTTP: %s", error)
+        return answer({"message": "Trouble of our own, try again later"}, status=503)
+    except (ConnectionError, asyncio.CancelledError):
+        raise
+    except Exception:
+        log.exception("HTTP: %s %r failed", request.method, request.path)
+        return answer({"message": "An error of the relay's own; its log has it"}, status=500)
+
+
+def _check_origin(request: web.Request) -> None:
+    """A browser that has a key would send it along for a page of anybody's: that is not its user's will."""
+    if request.headers.get("Sec-Fetch-Site") in _OTHER_SITES and request.method not in ("GET", "HEAD"):
+        raise ApiError(403, "A page of another site may not ask")
+
+
+def _unauthorized(error: _Unauthorized) -> web.Response:
+    challenge = {"WWW-Authenticate": 'Basic realm="relay"'}
+    if error.bare:
+        return web.Response(status=401, text=error.message, content_type=TEXT, headers=challenge)
+    response = answer({"message": error.message}, status=401)
+    response.headers.update(challenge)
+    return response
