@@ -7,6 +7,7 @@ import gc
 import resource
 import socket
 import ssl
+import struct
 import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -313,6 +314,25 @@ async def test_a_client_that_vanishes_inside_data_has_sent_nothing(desk, size):
     assert not desk.store.staged
 
 
+async def test_a_client_that_vanishes_while_a_piece_is_staged_leaves_nothing(desk):
+    class Slow(FakeStore):
+        async def stage(self, queue_id, seq, chunk):
+            self.accepting.set()
+            await asyncio.sleep(0.1)
+            await super().stage(queue_id, seq, chunk)
+
+    desk.store = Slow()
+    client = await desk.client()
+    await client.begin()
+    await client.say("DATA")
+    await client.send(b"Subject: x\r\n\r\n" + b"x" * (CHUNK_BYTES + 1000))
+    await desk.store.accepting.wait()
+    client.vanish()
+    await asyncio.sleep(0.05)
+    await settled(desk)
+    assert not desk.store.staged
+
+
 @pytest.mark.parametrize("wait", [0, 0.001, 0.01, 0.03])
 async def test_whenever_a_client_vanishes_nothing_stays_behind(desk, wait):
     wire = b"EHLO x\r\nMAIL FROM:<a@example.com>\r\nRCPT TO:<b@example.net>\r\nDATA\r\n" + SMALL
@@ -524,6 +544,32 @@ async def test_a_new_certificate_is_shown_after_a_reload_and_a_broken_one_never(
     desk.trust = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     other.configure_trust(desk.trust)
     assert (await (await desk.client(tls=True)).reply()).startswith("220")
+
+
+def proxy_header(command: int, client: str) -> bytes:
+    """PROXY version 2, TCP over IPv4; command 1 is PROXY, 0 is LOCAL: the proxy speaks for itself."""
+    addresses = socket.inet_aton(client) + socket.inet_aton("198.51.100.1") + struct.pack("!HH", 51234, 25)
+    return b"\r\n\r\n\x00\r\nQUIT\n" + struct.pack("!BBH", 0x20 | command, 0x11, len(addresses)) + addresses
+
+
+@pytest.mark.parametrize(
+    ("command", "client", "reply"),
+    [(1, "127.0.0.9", "250"), (1, "192.0.2.7", "554 5.7.1"), (0, "127.0.0.9", "554 5.7.1")],
+)
+async def test_a_client_behind_a_proxy_may_relay_by_its_own_address(desk, command, client, reply):
+    through = await desk.client(replace(LOCAL, proxy_protocol=True))
+    await through.send(proxy_header(command, client))
+    await through.greet()
+    await through.say("MAIL FROM:<a@example.com>")
+    assert (await through.say("RCPT TO:<b@example.net>")).startswith(reply)
+
+
+async def test_tls_may_begin_right_behind_a_proxy_header(desk):
+    client = await desk.client(replace(LOCAL, proxy_protocol=True, tls=ListenerTls.IMPLICIT))
+    client.writer.write(proxy_header(1, "127.0.0.9"))
+    await client.start_tls(desk.trust)
+    assert "250-" in await client.greet()
+    assert desk.reception.connections.of("127.0.0.9") == 1
 
 
 # --- going down -----------------------------------------------------------------------------------
