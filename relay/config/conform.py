@@ -38,6 +38,10 @@ _CHECKS: tuple[tuple[re.Pattern[str], Callable[[str], str]], ...] = tuple(
         (r"log\.delivery", words.path),
         (r"admin\.socket", words.socket_path),
         (r"admin\.http", words.http_address),
+        (r"admin\.(certificate|key)", words.path),
+        (r"admin\.api_keys\.\d+", words.api_key),
+        (r"admin\.domains\.\d+", words.domain),
+        (r"admin\.webhook_signing_key", words.secret),
         (r"dkim\.domains\..+\.selector", words.selector),
         (r"dkim\.domains\..+\.key_file", words.path),
     )

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from relay.config.sections import Config
+from relay.config.sections import AdminSection, Config
 from relay.config.words import format_duration, host_and_port
 from relay.receive.spec import ListenerAuth, ListenerSpec, ListenerTls
 from relay.route.security import TlsVersion
@@ -34,9 +34,26 @@ def consider(config: Config) -> Iterator[Remark]:
     yield from _consider_dkim(config)
     if config.workers != 1:
         yield Remark("workers", "only one worker is supported in this version", "write 1, or remove the key")
-    if config.admin.http is not None and not config.admin.api_keys and not _is_local(config.admin.http):
-        cure = "name keys under admin.api_keys, or listen on 127.0.0.1"
-        yield Remark("admin.http", "an HTTP API open to the network without a key", cure)
+    yield from _consider_http(config.admin)
+
+
+def _consider_http(admin: AdminSection) -> Iterator[Remark]:
+    if not admin.http:
+        return
+    if not _is_local(admin.http):
+        if not admin.api_keys:
+            cure = "name keys under admin.api_keys, or listen on 127.0.0.1"
+            yield Remark("admin.http", "an HTTP API open to the network without a key", cure)
+        elif admin.certificate is None:
+            cure = "name an admin.certificate, or listen on 127.0.0.1 behind a proxy that speaks TLS"
+            yield Remark("admin.http", "keys cross the network in clear", cure, is_fatal=False)
+    if admin.certificate is not None:
+        trouble = _bad_certificate(admin.certificate, admin.key)
+        if trouble:
+            cure = "give a PEM certificate (chain behind it) and its own unencrypted private key"
+            yield Remark("admin.certificate", trouble, cure)
+    elif admin.key is not None:
+        yield Remark("admin.key", "a key without a certificate", "name its admin.certificate")
 
 
 def _is_local(address: str) -> bool:

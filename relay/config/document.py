@@ -20,7 +20,9 @@ def as_document(config: Config, *, with_secrets: bool = False) -> dict[str, Any]
     return document
 
 
-_SECRETS = re.compile(r"access\.users\..+\.password|admin\.api_keys\.\d+|queue\.url")
+_SECRETS = re.compile(
+    r"access\.users\..+\.password|admin\.api_keys\.\d+|admin\.webhook_signing_key|queue\.url"
+)
 MASKED = "********"
 
 

@@ -72,11 +72,24 @@ class LogSection:
 
 @dataclass(frozen=True, slots=True)
 class AdminSection:
-    """Where the operator comes in."""
+    """Where the operator comes in, and mail over HTTP.
+
+    `http` None or empty, or no `api_keys`: not served. `domains`: those that may be sent from over
+    HTTP, none named: any.
+    """
 
     socket: str = "var/run/relay.sock"
     http: str | None = "127.0.0.1:8025"
+    certificate: str | None = None
+    key: str | None = None
     api_keys: tuple[str, ...] = field(default=(), repr=False)
+    domains: tuple[str, ...] = ()
+    webhook_signing_key: str | None = field(default=None, repr=False)
+
+    @property
+    def serves_http(self) -> bool:
+        """Whether there is an HTTP interface: nobody could use one without a key."""
+        return bool(self.http and self.api_keys)
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,7 +59,7 @@ def _try_ports(config: Config) -> Iterator[Remark]:
             yield from _try_directory(key, Path(address.path).parent)
             if _answers(address.path):
                 yield Remark(key, f"somebody answers at {address.path} already", "choose another path")
-    if config.admin.http is not None:
+    if config.admin.http and config.admin.serves_http:
         http = parse_address(config.admin.http)
         if isinstance(http, UnixAddress):
             yield from _try_directory("admin.http", Path(http.path).parent)

@@ -143,7 +143,20 @@ def listen_address(text: str) -> str:
 
 
 def http_address(text: str) -> str:
-    host_and_port(text)
+    """An address with a port; empty for none."""
+    if text:
+        host_and_port(text)
+    return text
+
+
+def api_key(text: str) -> str:
+    """A key as it is, or an argon2 hash of one."""
+    return argon2(text) if text.startswith("$argon2") else secret(text)
+
+
+def secret(text: str) -> str:
+    if not re.fullmatch(r"[!-~]{1,1000}", text):
+        raise ValueError("not a key; write up to 1000 printable characters without a space")
     return text
 
 

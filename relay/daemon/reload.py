@@ -1,7 +1,8 @@
 """What a new configuration changes in a running relay. Pure.
 
-Policy, routes, access, certificates, DKIM keys and the log's level are taken over as one;
-every other key is read at the start only, and the administrator is told which of them wait for a restart.
+Policy, routes, access, certificates, DKIM keys, the keys of the HTTP interface and the log's
+level are taken over as one; every other key is read at the start only, and the administrator
+is told which of them wait for a restart.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from relay.config import Config, as_document
 
 __all__ = ["Changes", "changes"]
 
-_TAKEN_OVER = re.compile(r"(policy|routes|access|dkim)(\..+)?|log\.level")
+_TAKEN_OVER = re.compile(
+    r"(policy|routes|access|dkim)(\..+)?|log\.level|admin\.(api_keys|domains|webhook_signing_key)"
+)
 
 
 @dataclass(frozen=True, slots=True)

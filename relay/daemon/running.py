@@ -23,9 +23,13 @@ from typing import Any, cast
 
 from relay import __version__
 from relay.admin.control import Control, ControlServer, SocketTaken, start_control
+from relay.admin.domain_settings import SettingsInForce
+from relay.admin.http import Api, Caller, HttpError, HttpOptions, HttpServer, start_http
 from relay.config import Config, ConfigError, load
 from relay.config.parts import resolver_options, route_options
+from relay.config.words import host_and_port
 from relay.daemon.files import FileBudget
+from relay.daemon.probing import probe_domain
 from relay.daemon.programlog import ProgramLog
 from relay.daemon.reload import changes
 from relay.daemon.systemd import Systemd, passed_sockets
@@ -40,9 +44,11 @@ from relay.daemon.watching import (
     room_at,
 )
 from relay.deliver.attempt import Attempt
+from relay.deliver.options import security_options
 from relay.deliver.pool import Pool
 from relay.deliver.scheduler import Scheduler
 from relay.deliver.signing import Signing
+from relay.policy.rules import PolicyRules
 from relay.queue.retry import latest_due
 from relay.queue.sqlite import SqliteStore
 from relay.queue.store import SpoolError, Store
@@ -69,6 +75,7 @@ DELIVERY_GRACE = timedelta(seconds=60)
 """For deliveries under way, at the end."""
 
 _CLEANING = timedelta(minutes=10)
+_PROBE_PATIENCE = timedelta(seconds=15)
 
 
 class StartError(Exception):
@@ -100,6 +107,7 @@ class Relay:
         self._systemd = systemd
         self._own_log = own_log
         self._listeners: list[Listener] = []
+        self._http: HttpServer | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._undo = contextlib.AsyncExitStack()
@@ -122,7 +130,11 @@ class Relay:
     async def _start_parts(self) -> None:
         config, files = self.config, self._files
         self._signing_keys = self._load_signing_keys()
-        self.store = cast(Store, MeteredStore(await self._open_store(), self._metrics))
+        stored = await self._open_store()
+        self.store = cast(Store, MeteredStore(stored, self._metrics))
+        self._desk = stored.desk
+        self._set_over_http = SettingsInForce(stored.desk)
+        await self._set_over_http.load()
         self._router = self._make_router()
         delivery = replace(config.delivery, concurrency=min(config.delivery.concurrency, files.deliveries))
         self._pool = Pool()
@@ -139,7 +151,7 @@ class Relay:
             Signing(attempt, lambda: self._signing_keys, clock=now),
             schedule=config.queue.schedule,
             options=delivery,
-            rules=lambda: self.config.policy,
+            rules=self._rules,
             hostname=config.hostname,
             clock=now,
         )
@@ -150,7 +162,12 @@ class Relay:
         self._start("scheduler", self._scheduler.run())
         self._undo.push_async_callback(self._scheduler.drain, timedelta(0))
         self._start("cleaning", self._clean())
+        await self._start_http()
         await self._open_doors()
+
+    def _rules(self) -> PolicyRules:
+        """The rules in force: the file's, with what was set over HTTP above them."""
+        return self._set_over_http.over(self.config.policy)
 
     def _load_signing_keys(self) -> dict[str, SigningKey]:
         try:
@@ -189,7 +206,14 @@ class Relay:
         return [(address.host, address.port) for address in addresses if isinstance(address, TcpAddress)]
 
     async def _start_control(self) -> None:
-        control = Control(self.store, self.store, clock=now, hurry=self._scheduler.hurry, health=self._health)
+        control = Control(
+            self.store,
+            self.store,
+            clock=now,
+            hurry=self._scheduler.hurry,
+            desk=self._desk,
+            health=self._health,
+        )
         path = Path(self.config.admin.socket)
         try:
             server: ControlServer = await start_control(control, path)
@@ -197,12 +221,73 @@ class Relay:
             raise StartError(f"admin.socket: {_sentence(error)}") from error
         self._undo.push_async_callback(server.close)
 
+    async def _start_http(self) -> None:
+        """Serve the HTTP interface, where there is a key to use it with."""
+        config, admin = self.config, self.config.admin
+        caller = Caller(self.store, self._desk, signing_key=self._signing_key, clock=now)
+        self._start("webhooks", caller.run())
+        if not admin.http or not admin.serves_http:
+            return
+        api = Api(
+            hostname=config.hostname,
+            store=self.store,
+            desk=self._desk,
+            settings=self._set_over_http,
+            options=self._http_options,
+            rules=self._rules,
+            route=self._router.route,
+            security=security_options(config.delivery, config.tls),
+            clock=now,
+            message_size_bytes=config.limits.message_size_bytes,
+            recipients=config.limits.recipients,
+            received_hops=config.limits.received_hops,
+            request_seconds=config.limits.transaction.total_seconds(),
+            hurry=self._scheduler.hurry,
+            status=self._status,
+            probe=self._probe,
+            metrics=self.metrics,
+            webhooks_changed=caller.changed,
+        )
+        try:
+            self._http = await start_http(
+                api, host_and_port(admin.http), certificate=admin.certificate, key=admin.key
+            )
+        except HttpError as error:
+            raise StartError(f"admin.http: {error}") from error
+        self._undo.push_async_callback(self._http.close)
+        log.info("HTTP interface at %s:%d", *self._http.address)
+
+    def _http_options(self) -> HttpOptions:
+        admin = self.config.admin
+        return HttpOptions(admin.api_keys, admin.domains, admin.webhook_signing_key)
+
+    def _signing_key(self) -> str | None:
+        return self.config.admin.webhook_signing_key
+
+    def _status(self) -> dict[str, Any]:
+        """What `GET /relay/v1/status` tells of deliveries."""
+        silent = self._scheduler.silent_destinations()
+        return {
+            "in-flight": self._scheduler.in_flight,
+            "silent-destinations": {name: until.isoformat() for name, until in list(silent.items())[:1000]},
+        }
+
+    async def _probe(self, domain: str) -> dict[str, Any]:
+        return await probe_domain(
+            domain,
+            route=self._router.route,
+            hostname=self.config.hostname,
+            delivery=self.config.delivery,
+            tls=self.config.tls,
+            patience=_PROBE_PATIENCE,
+        )
+
     async def _open_doors(self) -> None:
         """Open every listener; only when all are open, mail is taken at any."""
         self._reception = reception = Reception(
             hostname=self.config.hostname,
             store=self.store,
-            policy=lambda: self.config.policy,
+            policy=self._rules,
             access=lambda: self.config.access,
             clock=now,
             limits=replace(
@@ -291,6 +376,12 @@ class Relay:
             access=new.access,
             dkim=new.dkim,
             log=replace(self.config.log, level=new.log.level),
+            admin=replace(
+                self.config.admin,
+                api_keys=new.admin.api_keys,
+                domains=new.admin.domains,
+                webhook_signing_key=new.admin.webhook_signing_key,
+            ),
         )
         self._signing_keys = signing_keys
         if self._own_log is not None:
@@ -359,7 +450,10 @@ class Relay:
         """Drain: the doors, then deliveries, then the log and the store."""
         self._is_draining = True
         self._systemd.stopping()
-        await asyncio.gather(*(listener.close(CLIENT_GRACE) for listener in self._listeners))
+        closing = [listener.close(CLIENT_GRACE) for listener in self._listeners]
+        if self._http is not None:
+            closing.append(self._http.close())
+        await asyncio.gather(*closing)
         log.info("no more mail is taken; deliveries under way: %d", self._scheduler.in_flight)
         await self._scheduler.drain(DELIVERY_GRACE)
         await self._undo.aclose()

@@ -16,6 +16,7 @@ What a form means, and what the message is that it makes, is decided beside this
 """
 
 from relay.admin.http.api import Api, HttpOptions
+from relay.admin.http.caller import Caller
 from relay.admin.http.server import HttpError, HttpServer, start_http
 
-__all__ = ["Api", "HttpError", "HttpOptions", "HttpServer", "start_http"]
+__all__ = ["Api", "Caller", "HttpError", "HttpOptions", "HttpServer", "start_http"]

@@ -31,7 +31,7 @@ class HttpOptions:
 
 @dataclass(frozen=True, slots=True)
 class Api:
-    """`rules` are those in force, settings made here included. `probe` and `status` are the daemon's."""
+    """`rules` are those in force, settings made here included; what has a default is the daemon's to give."""
 
     hostname: str
     store: Store
@@ -49,6 +49,7 @@ class Api:
     hurry: Callable[[], None] = lambda: None
     status: Callable[[], Mapping[str, Any]] = dict
     probe: Callable[[str], Awaitable[Mapping[str, Any]]] | None = None
+    metrics: Callable[[], Awaitable[bytes]] | None = None
     webhooks_changed: Callable[[], None] = lambda: None
 
 

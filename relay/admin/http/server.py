@@ -121,7 +121,14 @@ def application(api: Api) -> web.Application:
     async def forget(_: web.Application) -> None:
         keys.close()
 
+    async def measure(request: web.Request) -> web.Response:
+        await _check_key(request, bare=True)
+        if api.metrics is None:
+            raise web.HTTPNotFound
+        return web.Response(body=await api.metrics(), content_type=TEXT, charset="utf-8")
+
     app.on_cleanup.append(forget)
+    app.router.add_get("/metrics", measure)
     app.router.add_get("/relay/v1/openapi.json", describe)
     for endpoint in ENDPOINTS:
         app.router.add_route(endpoint.method, endpoint.path, partial(_serve, endpoint))
