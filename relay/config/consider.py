@@ -48,10 +48,7 @@ def _consider_http(admin: AdminSection) -> Iterator[Remark]:
             cure = "name an admin.certificate, or listen on 127.0.0.1 behind a proxy that speaks TLS"
             yield Remark("admin.http", "keys cross the network in clear", cure, is_fatal=False)
     if admin.certificate is not None:
-        trouble = _bad_certificate(admin.certificate, admin.key)
-        if trouble:
-            cure = "give a PEM certificate (chain behind it) and its own unencrypted private key"
-            yield Remark("admin.certificate", trouble, cure)
+        yield from _consider_files(admin.certificate, admin.key, "admin")
     elif admin.key is not None:
         yield Remark("admin.key", "a key without a certificate", "name its admin.certificate")
 
@@ -98,14 +95,18 @@ def _consider_certificate(listener: ListenerSpec, key: str) -> Iterator[Remark]:
         cure = "add certificate: (a PEM file, chain included) and key:, or write tls: none"
         yield Remark(f"{key}.tls", f"tls: {listener.tls} without a certificate", cure)
         return
-    for name, path in (("certificate", listener.certificate), ("key", listener.key)):
+    yield from _consider_files(listener.certificate, listener.key, key)
+
+
+def _consider_files(certificate: str, private_key: str | None, key: str) -> Iterator[Remark]:
+    """A certificate and its private key, below a section's key."""
+    for name, path in (("certificate", certificate), ("key", private_key)):
         trouble = _unreadable(path) if path is not None else None
         if trouble:
-            yield Remark(
-                f"{key}.{name}", f"{path}: {trouble}", "correct the path, or let the relay's user read it"
-            )
+            cure = "correct the path, or let the relay's user read it"
+            yield Remark(f"{key}.{name}", f"{path}: {trouble}", cure)
             return
-    trouble = _bad_certificate(listener.certificate, listener.key)
+    trouble = _bad_certificate(certificate, private_key)
     if trouble:
         cure = "give a PEM certificate (chain behind it) and its own unencrypted private key"
         yield Remark(f"{key}.certificate", trouble, cure)
