@@ -212,7 +212,7 @@ async def _play(directory: Path) -> dict[str, Result]:
                 "domains": {_sender_domain(settings): _rule(settings) for settings in TABLE},
                 "destinations": {c.domain: _rule(c.settings) for c in CASES if c.way is Way.DESTINATION},
             },
-            delivery=_patience(tls_handshake="3s", command="4s"),
+            delivery=_patience(tls_handshake="5s", command="6s"),
             queue={"retry": ["1h"]},
             limits={"connections_per_client": 1000},
         )

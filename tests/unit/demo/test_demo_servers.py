@@ -144,6 +144,20 @@ async def test_replies_follow_the_script_by_verb_and_by_turn():
     ]
 
 
+async def test_without_a_recipient_there_is_no_message_unless_the_script_takes_data_all_the_same():
+    said = b"HELO me\r\nRCPT TO:<x@example.net>\r\nMAIL FROM:<a@b>\r\nDATA\r\n.\r\nQUIT\r\n"
+    expected = {"": "220 250 503 250 554 500 221", "DATA": "220 250 503 250 354 250 221"}
+    for scripted, codes in expected.items():
+        async with MxServer(Script(replies={scripted: "354 go on"} if scripted else {})) as mx:
+            reader, writer = await asyncio.open_connection(mx.address, mx.port)
+            writer.write(said)
+            heard = (await reader.read()).decode().splitlines()
+            writer.close()
+            await writer.wait_closed()
+        assert " ".join(line[:3] for line in heard) == codes
+        assert mx.messages == []
+
+
 async def test_each_connection_plays_the_next_script():
     async with MxServer(Script(replies={"GREETING": "421 4.3.2 later"}), Script()) as mx:
         with pytest.raises(aiosmtplib.SMTPException):
