@@ -325,7 +325,9 @@ async def test_a_client_that_vanishes_while_a_piece_is_staged_leaves_nothing(des
     client = await desk.client()
     await client.begin()
     await client.say("DATA")
-    await client.send(b"Subject: x\r\n\r\n" + b"x" * (CHUNK_BYTES + 1000))
+    await client.send(b"Subject: x\r\n\r\n" + b"x" * (CHUNK_BYTES - 1000))
+    await asyncio.sleep(0.05)
+    await client.send(b"x" * 2000)  # all that comes has been read: the end of the connection is seen at once
     await desk.store.accepting.wait()
     client.vanish()
     await asyncio.sleep(0.05)
