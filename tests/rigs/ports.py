@@ -22,9 +22,9 @@ def free_port(address: str = "127.0.0.1") -> int:
 
 
 @contextlib.contextmanager
-def open_directory(prefix: str) -> Iterator[Path]:
+def open_directory(prefix: str, parent: str = "/tmp") -> Iterator[Path]:
     """A new directory that servers running under their own user may enter; removed at the end."""
-    path = Path(tempfile.mkdtemp(prefix=prefix, dir="/tmp"))
+    path = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
     path.chmod(0o755)
     try:
         yield path

@@ -77,11 +77,16 @@ class Postfix:
 
 @contextlib.contextmanager
 def postfix(
-    settings: Mapping[str, str], *, port: int, address: str = "127.0.0.1", name: str = "pf"
+    settings: Mapping[str, str],
+    *,
+    port: int,
+    address: str = "127.0.0.1",
+    name: str = "pf",
+    parent: str = "/tmp",
 ) -> Iterator[Postfix]:
     """A Postfix that listens on `address`:`port`, with `settings` on top of its own defaults."""
     owner = pwd.getpwnam("postfix")
-    with open_directory(f"relay-test-{name}-") as directory:
+    with open_directory(f"relay-test-{name}-", parent) as directory:
         for sub in ("etc", "queue", "data", "log", "mail"):
             (directory / sub).mkdir()
         for sub in ("data", "mail"):
@@ -91,7 +96,7 @@ def postfix(
             "queue_directory": f"{directory}/queue",
             "data_directory": f"{directory}/data",
             "maillog_file": f"{directory}/log/maillog",
-            "maillog_file_prefixes": "/tmp",
+            "maillog_file_prefixes": parent,
             "inet_interfaces": "all",  # the listener in master.cf names its one address
             "inet_protocols": "ipv4",
             "mydestination": "",

@@ -1,0 +1,96 @@
+"""`make bench`: every scenario on both sides, A B A B, and a report of it.
+
+    python -m benchmarks [--only NAME …] [--rounds N] [--minutes M] [--smoke] [--directory D] [--save]
+
+Ends by itself: a scenario is begun only while there is time. `--smoke` runs a few messages of the cheap
+ones, which shows that everything works and nothing about how fast it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks import report
+from benchmarks.hops import next_hop
+from benchmarks.run import Result, run
+from benchmarks.scenarios import SCENARIOS, Scenario
+from benchmarks.sides import postfix_side, relay_side
+
+_SMOKE_MESSAGES = 60
+_TMPFS = "tmpfs"
+
+
+def main() -> None:
+    """Read the arguments, measure, and report."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", action="append", choices=[one.name for one in SCENARIOS])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--minutes", type=float, default=13)
+    parser.add_argument("--smoke", action="store_true")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results and the README's table")
+    parser.add_argument("--directory", type=Path, default=Path("/var/tmp"), help="on the disk to be measured")
+    wanted = parser.parse_args()
+    if _file_system(wanted.directory) == _TMPFS:
+        parser.error(f"{wanted.directory} is in memory: name a directory on a disk")
+    deadline = time.monotonic() + 60 * wanted.minutes
+    results: list[Result] = []
+    for scenario in _chosen(wanted):
+        if time.monotonic() > deadline:
+            print(f"no time is left for {scenario.name}")
+            continue
+        rounds = 1 if wanted.smoke else wanted.rounds
+        results += measure(scenario, wanted.directory, rounds, deadline)
+    print(report.table(results))
+    if wanted.save:
+        report.save(results)
+
+
+def _chosen(wanted: argparse.Namespace) -> Iterator[Scenario]:
+    for scenario in SCENARIOS:
+        if wanted.only and scenario.name not in wanted.only:
+            continue
+        if wanted.smoke:
+            if scenario.cheap:
+                yield replace(scenario, messages=_SMOKE_MESSAGES)
+        else:
+            yield scenario
+
+
+def measure(scenario: Scenario, parent: Path, rounds: int, deadline: float) -> list[Result]:
+    """Both sides, one after the other, as often as there are rounds."""
+    results = []
+    with contextlib.ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="relay-bench-", dir=parent)))
+        directory.chmod(0o755)
+        hop = stack.enter_context(next_hop(directory, scenario))
+        (directory / "relay").mkdir()
+        sides = [
+            stack.enter_context(relay_side(directory / "relay", scenario, hop)),
+            stack.enter_context(postfix_side(directory, scenario, hop)),
+        ]
+        for number in range(rounds):
+            if number and time.monotonic() > deadline:
+                break
+            for side in sides:
+                result = run(scenario, side, hop)
+                print(f"{scenario.name:16} {report.line(result)}  load {os.getloadavg()[0]:.1f}", flush=True)
+                results.append(result)
+    return results
+
+
+def _file_system(directory: Path) -> str:
+    """The type of the file system a directory is on."""
+    lines = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+    above = [fields for fields in lines if directory.resolve().is_relative_to(fields[1])]
+    return max(above, key=lambda fields: len(fields[1]))[2]
+
+
+if __name__ == "__main__":
+    main()

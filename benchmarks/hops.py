@@ -1,0 +1,175 @@
+"""The next hop both sides deliver to: Postfix's smtp-sink, or `benchmarks.sink` for what that cannot do."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+from asyncio import new_event_loop
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from benchmarks.scenarios import Scenario
+from relay.demo.certificates import Authority
+from relay.demo.dns import DnsServer
+from tests.rigs.ports import accepts_connections, free_port, wait_until
+
+__all__ = ["DEAD", "HOP_NAME", "NextHop", "next_hop"]
+
+HOP_NAME = "mx.bench.example"
+_ADDRESS = "127.0.0.32"
+
+DEAD = "127.0.0.66"
+"""Nothing is refused there, and nothing answers."""
+
+_ROOT = Path(__file__).parents[1]
+_AS_NOBODY = ["-u", "nobody"] if os.geteuid() == 0 else []
+
+
+class _Counter(Protocol):
+    def taken(self) -> int: ...
+
+    def report(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class NextHop:
+    """A running next hop. `dns` knows it as `HOP_NAME`; `certificate` is for that name, chain and key."""
+
+    address: str
+    port: int
+    dead_port: int
+    dns: str
+    ca_file: Path
+    certificate: Path
+    counter: _Counter
+
+    def taken(self) -> int:
+        """Recipients served since the start."""
+        return self.counter.taken()
+
+    def report(self) -> dict[str, Any]:
+        """Of the run just over: the most connections at a time, and the seconds each message was on its way."""
+        return self.counter.report()
+
+
+@contextlib.contextmanager
+def next_hop(directory: Path, scenario: Scenario) -> Iterator[NextHop]:
+    """The next hop a scenario needs."""
+    authority = Authority()
+    leaf = authority.leaf(HOP_NAME)
+    ca_file, certificate = directory / "ca.pem", directory / "hop.pem"
+    ca_file.write_bytes(authority.ca_pem)
+    certificate.write_bytes(leaf.key_pem + leaf.chain_pem)
+    certificate.chmod(0o644)
+    port = free_port(_ADDRESS)
+    with _dns() as dns, _silence() as dead_port, contextlib.ExitStack() as stack:
+        serve = _own_sink if scenario.needs_own_hop else _smtp_sink
+        counter = stack.enter_context(serve(directory, scenario, port, certificate))
+        wait_until(lambda: accepts_connections(_ADDRESS, port), what="the next hop")
+        yield NextHop(_ADDRESS, port, dead_port, dns, ca_file, certificate, counter)
+
+
+class _SmtpSink:
+    """Counts by what smtp-sink -c says of itself: one message has one end of data, however many recipients."""
+
+    def __init__(self, output: Path, recipients: int) -> None:
+        self._output, self._recipients = output, recipients
+
+    def taken(self) -> int:
+        with self._output.open("rb") as file:
+            file.seek(max(self._output.stat().st_size - 200, 0))
+            found = re.findall(rb"mesg=(\d+)\r", file.read())
+        return int(found[-1]) * self._recipients if found else 0
+
+    def report(self) -> dict[str, Any]:
+        return {"most": 0, "seconds": []}
+
+
+@contextlib.contextmanager
+def _smtp_sink(directory: Path, scenario: Scenario, port: int, certificate: Path) -> Iterator[_SmtpSink]:
+    output = directory / "sink.out"
+    command = ["smtp-sink", "-c", *_AS_NOBODY, "-m", "2000", f"{_ADDRESS}:{port}", "2000"]
+    with output.open("wb") as file, _running(command, stdout=file):
+        yield _SmtpSink(output, scenario.recipients)
+
+
+class _OwnSink:
+    """Asks `benchmarks.sink`."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        self._seconds: list[float] = []
+        self._most = 0
+
+    def taken(self) -> int:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(b"?\n")
+        self._process.stdin.flush()
+        said = json.loads(self._process.stdout.readline())
+        self._seconds += said["seconds"]
+        self._most = max(self._most, said["most"])
+        return int(said["taken"])
+
+    def report(self) -> dict[str, Any]:
+        self.taken()
+        seconds, most = self._seconds, self._most
+        self._seconds, self._most = [], 0
+        return {"most": most, "seconds": seconds}
+
+
+@contextlib.contextmanager
+def _own_sink(directory: Path, scenario: Scenario, port: int, certificate: Path) -> Iterator[_OwnSink]:
+    command = [sys.executable, "-m", "benchmarks.sink", _ADDRESS, str(port), str(certificate)]
+    command += ["--delay", str(scenario.reply_delay)]
+    with _running(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        yield _OwnSink(process)
+
+
+@contextlib.contextmanager
+def _running(command: list[str], **files: Any) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(command, cwd=_ROOT, **files)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextlib.contextmanager
+def _dns() -> Iterator[str]:
+    """A name server that knows the next hop, in a thread."""
+    loop = new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    server = DnsServer()
+    server.a(HOP_NAME, _ADDRESS)
+    loop.run_until_complete(server.__aenter__())
+    thread.start()
+    try:
+        yield server.nameserver
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.run_until_complete(server.__aexit__(None, None, None))
+        loop.close()
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[int]:
+    """A port at which no connection is ever made: its backlog is full."""
+    with contextlib.ExitStack() as stack:
+        listening = stack.enter_context(socket.create_server((DEAD, 0), backlog=0))
+        address = listening.getsockname()
+        for _ in range(4):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(address)
+        yield address[1]

@@ -1,0 +1,75 @@
+"""What is measured: the same mail through both sides, told as data.
+
+A run hands in `messages`, from the first client's connect until the next hop has the last copy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+__all__ = ["SCENARIOS", "Client", "Scenario"]
+
+
+class Client(StrEnum):
+    """Who hands in: Postfix's smtp-source, or `benchmarks.client` for what that cannot do."""
+
+    SOURCE = "smtp-source"
+    OWN = "benchmarks.client"
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """`target`: the ratio to Postfix that is wanted. `cheap`: part of the short run that only sees that it works.
+
+    `sessions` at a time, each for one message or `standing`. `reply_delay`: seconds the next hop takes for
+    each reply. `concurrency`: connections to a next hop, on both sides. `rate`: messages a second, offered
+    evenly instead of as fast as they go. `domains`: so many destinations, `dead` of them do not answer.
+    """
+
+    name: str
+    title: str
+    messages: int
+    size: int = 4096
+    sessions: int = 20
+    standing: bool = True
+    recipients: int = 1
+    client: Client = Client.SOURCE
+    tls_in: bool = False
+    tls_out: bool = False
+    reply_delay: float = 0.0
+    concurrency: int = 100
+    rate: float = 0.0
+    domains: int = 1
+    dead: int = 0
+    queued: int = 0
+    target: float | None = None
+    cheap: bool = False
+
+    @property
+    def needs_own_hop(self) -> bool:
+        """Whether the next hop has to do what smtp-sink does not."""
+        return self.tls_out or self.rate > 0 or self.reply_delay > 0
+
+    @property
+    def copies(self) -> int:
+        """Recipients that are to be served before a run is over."""
+        return self.messages * self.recipients * (self.domains - self.dead) // self.domains
+
+
+SCENARIOS = (
+    Scenario("standing", "4 KiB over 20 standing sessions", 5000, target=3, cheap=True),
+    Scenario("single", "4 KiB, one message a connection", 3000, standing=False, target=2, cheap=True),
+    Scenario("series", "4 KiB, one sender in series", 500, sessions=1, target=1),
+    Scenario("100k", "100 KiB over 20 sessions", 1500, size=100 * 1024, target=1, cheap=True),
+    Scenario("10m", "10 MiB, 40 at once", 40, size=10 * 1024 * 1024, sessions=40, target=1),
+    Scenario("tls-out", "4 KiB, verified TLS to the next hop", 3000, tls_out=True, target=3, cheap=True),
+    Scenario("tls-in", "4 KiB, clients with STARTTLS, 10 a session", 3000, client=Client.OWN, tls_in=True),
+    Scenario(
+        "slow", "next hop takes 200 ms a reply, 1,000 at once", 4000, reply_delay=0.2, concurrency=1000, target=1
+    ),
+    Scenario("50-domains", "50 destinations, 5 of them dead", 3000, sessions=50, domains=50, dead=5, target=1),
+    Scenario("100-recipients", "4 KiB to 100 recipients", 200, recipients=100, target=1),
+    Scenario("latency", "4 KiB, 150 a second offered", 1200, client=Client.OWN, rate=150),
+    Scenario("queued", "intake with 100,000 in the queue", 5000, queued=100_000),
+)
