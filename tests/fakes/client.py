@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
+import struct
 
 PATIENCE = 10.0
 
@@ -84,5 +86,7 @@ class Client:
                 await self.writer.wait_closed()
 
     def vanish(self) -> None:
-        """Gone, without a word."""
+        """Gone, without a word: the peer is sent RST, not FIN."""
+        sock = self.writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.writer.transport.abort()
