@@ -118,6 +118,9 @@ def application(api: Api) -> web.Application:
     async def describe(request: web.Request) -> web.Response:
         return web.Response(text=described, content_type="application/json")
 
+    async def name_ourselves(_: web.Request, response: web.StreamResponse) -> None:
+        response.headers["Server"] = "relay"
+
     async def forget(_: web.Application) -> None:
         keys.close()
 
@@ -127,6 +130,7 @@ def application(api: Api) -> web.Application:
             raise web.HTTPNotFound
         return web.Response(body=await api.metrics(), content_type=TEXT, charset="utf-8")
 
+    app.on_response_prepare.append(name_ourselves)
     app.on_cleanup.append(forget)
     app.router.add_get("/metrics", measure)
     app.router.add_get("/relay/v1/openapi.json", describe)
