@@ -56,6 +56,9 @@ __all__ = ["Connection", "Content", "Met", "SessionBroken"]
 Content = bytes | Callable[[], AsyncIterator[bytes]]
 """A message's content: whole, or in pieces."""
 
+_GLANCE = 0.5
+"""Between two looks at how far a host has read what it is to answer, in seconds."""
+
 _PIECE_BYTES = 64 * 1024
 """Content goes to the transport in pieces of this size, so that progress can be seen."""
 
@@ -367,10 +370,13 @@ class Connection:
 
         The system may hold megabytes that a slow host has still to fetch; while it does, it is alive.
         """
-        unread = self._wire.unacknowledged_bytes()
-        while unread and not await self._wait_through(self._seconds.data_block):
+        loop = asyncio.get_running_loop()
+        moved, unread = loop.time(), self._wire.unacknowledged_bytes()
+        while unread and not await self._wait_through(min(_GLANCE, self._seconds.data_block)):
             left = self._wire.unacknowledged_bytes()
-            if left >= unread:
+            if left < unread:
+                moved = loop.time()
+            elif loop.time() - moved >= self._seconds.data_block:
                 self._lose(Stage.FINAL_DOT, SMTPReadTimeoutError("the host stopped reading"))
             unread = left
         seconds = self._seconds.final_reply
