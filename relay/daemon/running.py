@@ -246,6 +246,7 @@ class Relay:
             status=self._status,
             probe=self._probe,
             metrics=self.metrics,
+            health=self._health,
             webhooks_changed=caller.changed,
         )
         try:

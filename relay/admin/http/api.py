@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -50,6 +50,7 @@ class Api:
     status: Callable[[], Mapping[str, Any]] = dict
     probe: Callable[[str], Awaitable[Mapping[str, Any]]] | None = None
     metrics: Callable[[], Awaitable[bytes]] | None = None
+    health: Callable[[], Awaitable[Mapping[str, Sequence[str]]]] | None = None
     webhooks_changed: Callable[[], None] = lambda: None
 
 

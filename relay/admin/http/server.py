@@ -130,9 +130,19 @@ def application(api: Api) -> web.Application:
             raise web.HTTPNotFound
         return web.Response(body=await api.metrics(), content_type=TEXT, charset="utf-8")
 
+    async def tell_health(request: web.Request) -> web.Response:
+        """Nobody needs a key to hear yes or no; what is wrong is said in the program's own log and socket."""
+        if api.health is None:
+            raise web.HTTPNotFound
+        found = await api.health()
+        wrong = found["ailments" if request.path == "/healthz" else "obstacles"]
+        return web.Response(text="no\n" if wrong else "ok\n", status=503 if wrong else 200)
+
     app.on_response_prepare.append(name_ourselves)
     app.on_cleanup.append(forget)
     app.router.add_get("/metrics", measure)
+    app.router.add_get("/healthz", tell_health)
+    app.router.add_get("/readyz", tell_health)
     app.router.add_get("/relay/v1/openapi.json", describe)
     for endpoint in ENDPOINTS:
         app.router.add_route(endpoint.method, endpoint.path, partial(_serve, endpoint))
