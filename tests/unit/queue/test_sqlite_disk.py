@@ -10,8 +10,10 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,8 +32,9 @@ NO_WAIT = timedelta(0)
 
 
 @contextlib.asynccontextmanager
-async def opened(directory: Path, **options) -> AsyncIterator[SqliteStore]:
-    store = await SqliteStore.open(directory, **{"now": NOW} | options)
+async def opened(directory: Path, **options: Any) -> AsyncIterator[SqliteStore]:
+    wanted: dict[str, Any] = {"now": NOW} | options
+    store = await SqliteStore.open(directory, **wanted)
     try:
         yield store
     finally:
@@ -235,7 +238,7 @@ async def fill(store: SqliteStore) -> None:
 
 async def fill_up_and_stay_full(store: SqliteStore, monkeypatch) -> None:
     """The same, for every connection to come."""
-    opening = writing.open_writer
+    opening = on_disk.open_writer
 
     def open_full(*args, **options):
         db = opening(*args, **options)
@@ -409,3 +412,17 @@ async def test_content_is_read_in_pieces_and_holds_nothing_back(tmp_path):
         _, frames, done = await folded
         assert frames == done
         assert [len(piece) async for piece in pieces] == [CHUNK_BYTES] * 3
+
+
+async def test_a_commit_that_fails_takes_no_number_of_the_events(tmp_path):
+    async with opened(tmp_path / "spool") as store:
+        await store.accept(new_message(events=(event("accepted", "first"),)))
+        await fill(store)
+        large = replace(event("accepted", "refused"), line="x" * 3_000_000)
+        with pytest.raises(QueueFull):
+            await store.accept(new_message(events=(large,)))
+        store._writer._full_until = 0.0
+        await store.accept(new_message(events=(event("accepted", "second"),)))
+        stored = await store.events_after(0)
+        assert [(one.seq, one.event.queue_id) for one in stored] == [(1, "first"), (2, "second")]
+        assert stored == await store.find_events(EventFilter())

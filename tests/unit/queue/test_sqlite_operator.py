@@ -7,13 +7,13 @@ import contextlib
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from relay.queue.entry import State
 from relay.queue.handoff import HandOffLimits
-from relay.queue.sqlite import SqliteStore, StoppedQueue
-from relay.queue.sqlite import claims
+from relay.queue.sqlite import SqliteStore, StoppedQueue, claims
 from relay.queue.sqlite import reader as reading
 from relay.queue.store import CHUNK_BYTES, EventFilter, NewMessage, QueueFilter, SpoolError
 from tests.fakes.queued import CONTENT, DEFERRED, DELIVERED, NOW, content_of, event, new_message, settled
@@ -23,8 +23,9 @@ ALL = QueueFilter()
 
 
 @contextlib.asynccontextmanager
-async def opened(directory: Path, **options) -> AsyncIterator[SqliteStore]:
-    store = await SqliteStore.open(directory, **{"now": NOW, "synchronous": "OFF"} | options)
+async def opened(directory: Path, **options: Any) -> AsyncIterator[SqliteStore]:
+    wanted: dict[str, Any] = {"now": NOW, "synchronous": "OFF"} | options
+    store = await SqliteStore.open(directory, **wanted)
     try:
         yield store
     finally:
@@ -248,6 +249,18 @@ async def test_a_batch_that_fails_leaves_no_gap_and_no_event(store):
     assert [one.event.queue_id for one in stored] == ["q0", "q1", "q2", "q3"]
     assert stored == await store.find_events(EventFilter())
     assert [one.seq for one in stored] == [1, 2, 3, 4]
+
+
+async def test_an_event_that_cannot_be_stored_is_refused_alone_and_takes_no_number(store):
+    good = [new_message(queue_id=f"q{n}", events=(event("accepted", f"q{n}"),)) for n in range(4)]
+    bad = new_message(queue_id="bad", events=(event("accepted", "bad"), event("accepted", "bad", "\udce9")))
+    results = await asyncio.gather(
+        *(store.accept(new) for new in [*good[:2], bad, *good[2:]]), return_exceptions=True
+    )
+    assert [type(result) for result in results if result is not None] == [SpoolError]
+    stored = await store.events_after(0)
+    assert [(one.seq, one.event.queue_id) for one in stored] == [(n + 1, f"q{n}") for n in range(4)]
+    assert stored == await store.find_events(EventFilter())
 
 
 async def test_numbers_go_on_after_a_start_though_all_events_were_forgotten(tmp_path):
