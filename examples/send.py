@@ -16,6 +16,7 @@ message["X-Require-TLS"] = "yes"  # this message must be encrypted; the relay ta
 message.set_content("Sent by examples/send.py\n")
 
 with smtplib.SMTP(host, int(port), timeout=30) as client:
+    client.ehlo("client.example")
     client.mail(sender)
     client.rcpt(recipient)
     code, text = client.data(message.as_bytes())
