@@ -3,6 +3,7 @@
 import smtplib
 import sys
 from email.message import EmailMessage
+from email.policy import SMTP
 from email.utils import formatdate, make_msgid
 
 sender, recipient, where = (*sys.argv[1:], "127.0.0.1:2525")[:3]
@@ -19,6 +20,6 @@ with smtplib.SMTP(host, int(port), timeout=30) as client:
     client.ehlo("client.example")
     client.mail(sender)
     client.rcpt(recipient)
-    code, text = client.data(message.as_bytes())
+    code, text = client.data(message.as_bytes(policy=SMTP))
 print(code, text.decode())
 sys.exit(0 if code == 250 else 1)
