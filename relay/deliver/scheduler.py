@@ -44,7 +44,7 @@ from relay.deliver.reports import dsn_message
 from relay.mail.outcome import Code, Deferred, Outcome
 from relay.policy.rules import PolicyRules, reconsider
 from relay.queue.entry import Entry, QueuedRecipient
-from relay.queue.retry import ClockWatch, RetrySchedule, watch
+from relay.queue.retry import ClockWatch, RetrySchedule, latest_due, watch
 from relay.queue.settle import Report, Settlement, owed_reports, settle
 from relay.queue.store import CHUNK_BYTES, NewMessage, SpoolError, Store
 from relay.report import deliverylog, dsn
@@ -115,6 +115,7 @@ class Scheduler:
         self._report_patience = report_patience
         self._paying: set[str] = set()
         self._clocks: ClockWatch | None = None
+        self._was_set_back = False
         self._paces: dict[str, Pace] = {}
         self._waiting: dict[str, deque[Entry]] = {}
         self._waiting_entries = 0
@@ -158,6 +159,7 @@ class Scheduler:
         try:
             while not self._stopping:
                 self._look_at_clocks()
+                await self._catch_up_with_clock()
                 await self._step()
         except BaseException:
             self._break_off()
@@ -565,8 +567,23 @@ class Scheduler:
     # --- time -------------------------------------------------------------------------------------------
 
     def _look_at_clocks(self) -> ClockWatch:
-        self._clocks = watch(self._clocks, wall=self._clock(), monotonic=self._monotonic())
-        return self._clocks
+        before = self._clocks
+        self._clocks = now = watch(before, wall=self._clock(), monotonic=self._monotonic())
+        if before is not None and now.steady_since != before.steady_since:
+            logger.warning("the clock was set from about %s to %s", before.wall, now.wall)
+            self._was_set_back |= now.wall < before.wall
+            self.hurry()  # silences were told by the old clock
+        return now
+
+    async def _catch_up_with_clock(self) -> None:
+        """After the clock was set back, nothing waits for it to come as far again."""
+        if self._was_set_back:
+            now = self._clock()
+            try:
+                await self._store.clock_set_back(now=now, latest=latest_due(self._schedule, now=now))
+                self._was_set_back = False
+            except SpoolError as exc:
+                self._in_trouble(exc)
 
     def _expect_soonest(self, due: Iterable[datetime | None]) -> None:
         soonest = min((moment for moment in due if moment is not None), default=None)

@@ -145,6 +145,12 @@ class Store(Protocol):
     async def next_due(self, *, skip: Collection[str] = ()) -> datetime | None:
         """When the next unclaimed entry outside `skip` is due (maybe long since), None if there is none."""
 
+    async def clock_set_back(self, *, now: datetime, latest: datetime) -> None:
+        """Make due at once what was deferred to after `latest`: by a clock that was ahead, and is no more.
+
+        What a sender asked to be sent later keeps its time.
+        """
+
     async def wait_for_work(self) -> None:
         """Return when something was accepted, released or changed since the last return."""
 

@@ -12,7 +12,7 @@ import logging
 import sqlite3
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from relay.queue.entry import Entry, QueuedMessage, QueuedRecipient, State
@@ -31,6 +31,9 @@ _PROMOTED = 1000
 _ROUNDS = 4
 _STRETCH = 1000
 _ORPHANS = 200
+
+_LONGEST_POSTPONED = timedelta(days=8)
+"""A sender may ask for a delivery some days ahead: what was never tried may be due so late."""
 
 
 # Claims.
@@ -282,20 +285,30 @@ def purge(
     return count, until if count else None
 
 
+def pull_forward(db: sqlite3.Connection, now: datetime, latest: datetime) -> None:
+    """What is due later than any wait we give was written while the clock was ahead, and is due now."""
+    db.execute(
+        f"UPDATE recipient SET due = :now WHERE place = {WAITING} AND due > :latest"
+        f" AND (state = {STATE_NUMBER[State.DEFERRED]} OR due > :postponed)",
+        {
+            "now": micros(now),
+            "latest": micros(latest),
+            "postponed": micros(max(latest, now + _LONGEST_POSTPONED)),
+        },
+    )
+
+
 def recover(db: sqlite3.Connection, now: datetime, latest: datetime) -> None:
     """What a start has to put right.
 
-    What was claimed is due at once. What is due later than any wait we give was written while the
-    clock was ahead, and is due now. Pieces without a message were never accepted.
+    What was claimed is due at once. Pieces without a message were never accepted.
     """
     db.execute("BEGIN IMMEDIATE")
     db.execute(
         f"UPDATE recipient SET place = {READY}, due = min(coalesce(due, ?1), ?1) WHERE place = {CLAIMED}",
         (micros(now),),
     )
-    db.execute(
-        f"UPDATE recipient SET due = ? WHERE place = {WAITING} AND due > ?", (micros(now), micros(latest))
-    )
+    pull_forward(db, now, latest)
     db.execute("COMMIT")
     while True:
         db.execute("BEGIN IMMEDIATE")

@@ -318,6 +318,11 @@ class SqliteStore:
         self._due.learn(before, found, skip)
         return found
 
+    async def clock_set_back(self, *, now: datetime, latest: datetime) -> None:
+        """Bring forward what a clock that was ahead has put off."""
+        work = partial(_without_result, claims.pull_forward, now, latest)
+        await self._call(work, lambda _: self._changed())
+
     async def wait_for_work(self) -> None:
         """Return when there may be something new to claim."""
         await self._work.wait()
