@@ -47,6 +47,7 @@ EQUIVALENT = {
     "TlsRule(require_tls=False, skip_verification=False) → without skip_verification": _SILENT_DEFAULT,
     "if not table or not domain → if False": _SHORT_CUT,
     "not table or not domain → and": _SHORT_CUT,
+    "rules.overlay and sender_domain → or": "only saves a look-up, which finds nothing",
     "dot >= 0: 0 → 1": "no domain begins with a dot",
     "domain.find('.', dot + 1): 1 → 2": "no label is empty",
     "return not setting.value: not setting.value → without not": "what was refused is as strict as can be",

@@ -142,6 +142,30 @@ def test_what_was_set_over_http_stands_above_the_rule_of_its_domain(
     assert (in_words(found.require_tls), in_words(found.skip_verification)) == (require, skip)
 
 
+@pytest.mark.parametrize(
+    ("ruled", "over_http", "require", "skip"),
+    [
+        # Nothing said over HTTP, or the same, or less: the locked rule stands, and is named.
+        (TlsRule(False, True, False), TlsRule(), "no domain", "yes domain"),
+        (TlsRule(False, True, False), TlsRule(False, True), "no domain", "yes domain"),
+        (TlsRule(True, False, False), TlsRule(True, False), "yes domain", "no domain"),
+        (TlsRule(True, False, False), TlsRule(False, True), "yes domain", "no domain"),
+        # More: it is had.
+        (TlsRule(False, True, False), TlsRule(True, False), "yes api", "no api"),
+    ],
+)
+def test_over_http_a_locked_rule_can_be_made_stricter_and_nothing_else(ruled, over_http, require, skip):
+    rules = with_overlay(PolicyRules(domains={"a.example": ruled}), {"a.example": over_http})
+    found = resolve(rules, reverse_path="a@a.example", recipient_domain="b.example")
+    words = [f"{'yes' if s.value else 'no'} {s.source}" for s in (found.require_tls, found.skip_verification)]
+    assert words == [require, skip]
+
+
+def test_no_file_can_say_what_is_set_over_http():
+    with pytest.raises(TypeError):
+        PolicyRules(overlay={})  # type: ignore[call-arg]
+
+
 def test_the_effective_settings_of_a_domain_are_those_of_its_mail():
     rules = with_overlay(RULES, OVERLAY)
     assert effective(rules, "new.example").require_tls == Setting(True, Source.API, "new.example")
