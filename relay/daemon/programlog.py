@@ -1,5 +1,8 @@
 """The program's own log: on stderr, for people; as JSON where a program reads it.
 
+Where stderr is the journal (JOURNAL_STREAM, systemd.exec(5)) a line begins with its priority,
+as sd-daemon(3) has it, and leaves the time to the journal.
+
 One event a line. What a peer said may be in it, so nothing in a line moves the cursor or
 begins another line. Lines are written by a thread of their own: a reader of stderr that
 stands still must not stop the mail. When it stands still for long, lines are dropped and
@@ -11,13 +14,15 @@ from __future__ import annotations
 import json
 import logging
 import logging.handlers
+import os
 import sys
 import threading
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from queue import Full, Queue
 from typing import TextIO
 
-__all__ = ["ProgramLog"]
+__all__ = ["ProgramLog", "is_journal"]
 
 _WAITING = 10_000
 _LIBRARIES = ("asyncio", "mail.log", "aiosmtpd", "dns")
@@ -26,11 +31,14 @@ _LIBRARIES = ("asyncio", "mail.log", "aiosmtpd", "dns")
 class ProgramLog:
     """Sends what the modules log to a stream, from `start` to `stop`."""
 
-    def __init__(self, *, level: str, as_json: bool, stream: TextIO | None = None) -> None:
+    def __init__(
+        self, *, level: str, as_json: bool, stream: TextIO | None = None, to_journal: bool = False
+    ) -> None:
         self._lines: Queue[logging.LogRecord] = Queue(_WAITING)
         self._entrance = _Entrance(self._lines)
         stderr = logging.StreamHandler(stream or sys.stderr)
-        stderr.setFormatter(_JsonFormatter() if as_json else _TextFormatter())
+        formatter = _JsonFormatter() if as_json else _TextFormatter(stamped=not to_journal)
+        stderr.setFormatter(_ForJournal(formatter) if to_journal else formatter)
         self._listener = logging.handlers.QueueListener(self._lines, stderr)
         self._level = level.upper()
 
@@ -94,13 +102,44 @@ class _Entrance(logging.handlers.QueueHandler):
         return record
 
 
+def is_journal(environ: Mapping[str, str], stream: TextIO | None = None) -> bool:
+    """Whether a stream (stderr) is the journal's."""
+    device, _, inode = environ.get("JOURNAL_STREAM", "").partition(":")
+    try:
+        found = os.fstat((stream or sys.stderr).fileno())
+    except (OSError, ValueError):
+        return False
+    return (device, inode) == (str(found.st_dev), str(found.st_ino))
+
+
+_PRIORITIES = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6, logging.DEBUG: 7}
+
+
+class _ForJournal(logging.Formatter):
+    """`<4>` before each line of what another formatter says."""
+
+    def __init__(self, inner: logging.Formatter) -> None:
+        super().__init__()
+        self._inner = inner
+
+    def format(self, record: logging.LogRecord) -> str:
+        mark = f"<{_PRIORITIES.get(record.levelno, 6)}>"
+        return "\n".join(mark + line for line in self._inner.format(record).split("\n"))
+
+
 class _TextFormatter(logging.Formatter):
     """`2030-01-31 12:00:00.123 warning 01J…: mx1.example.net fell silent`."""
 
+    def __init__(self, *, stamped: bool = True) -> None:
+        super().__init__()
+        self._stamped = stamped
+
     def format(self, record: logging.LogRecord) -> str:
-        at = datetime.fromtimestamp(record.created, UTC).astimezone()
-        stamp = at.strftime("%Y-%m-%d %H:%M:%S.") + f"{int(record.msecs):03d}"
-        text = f"{stamp} {record.levelname.lower()} {_one_line(record.getMessage())}"
+        text = _one_line(record.getMessage())
+        if self._stamped:
+            at = datetime.fromtimestamp(record.created, UTC).astimezone()
+            stamp = at.strftime("%Y-%m-%d %H:%M:%S.") + f"{int(record.msecs):03d}"
+            text = f"{stamp} {record.levelname.lower()} {text}"
         if record.exc_text:
             # Indented, so that each line shows whose it is.
             text += "".join(f"\n    {_one_line(line)}" for line in record.exc_text.splitlines())

@@ -198,7 +198,7 @@ class Dialogue(Connection):
     async def _authenticate(self, name: bytes, password: bytes) -> None:
         failures, client = self._reception.failures, self._session.client or "local"
         if failures.must_wait(client, self._reception.clock()):
-            log.warning("%s: too many wrong passwords, not looking at another", self._who)
+            log.warning("auth refused: client=%s service=smtp user=%.80r", client, name)
             self._end(b"421 4.7.0 Too many failures, try again later\r\n")
             return
         user = await self._door.passwords.verify(
@@ -210,7 +210,8 @@ class Dialogue(Connection):
             self.push(b"235 2.7.0 Welcome\r\n")
             return
         count = failures.note(client, self._reception.clock())
-        log.warning("%s: wrong password for %.80r", self._who, name)
+        # This form is promised: docs/fail2ban reads it.
+        log.warning("auth failed: client=%s service=smtp user=%.80r", client, name)
         await asyncio.sleep(min(2.0 ** (count - 3), LONGEST_AUTH_DELAY_SECONDS))
         self._auth_failures += 1
         if self._auth_failures >= AUTH_FAILURES_PER_SESSION:

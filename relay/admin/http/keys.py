@@ -15,6 +15,7 @@ import base64
 import binascii
 import hashlib
 import hmac
+import logging
 import secrets
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,8 @@ from argon2.exceptions import Argon2Error, InvalidHashError
 from relay.submit.failures import Failures
 
 __all__ = ["Keys", "Verdict"]
+
+log = logging.getLogger(__name__)
 
 _USER = b"api"
 _LONGEST_KEY = 1024
@@ -65,10 +68,13 @@ class Keys:
             if self._is_plain(key, keys) or self._is_remembered(key, keys):
                 return Verdict.RIGHT
             if self._failures.must_wait(client, self._clock()):
+                log.warning("auth refused: client=%s service=http", client)
                 return Verdict.WAIT
             if await self._is_hashed(key, keys):
                 return Verdict.RIGHT
         self._failures.note(client, self._clock())
+        # This form is promised: docs/fail2ban reads it.
+        log.warning("auth failed: client=%s service=http", client)
         return Verdict.WRONG
 
     def close(self) -> None:
