@@ -32,8 +32,10 @@ def consider(config: Config) -> Iterator[Remark]:
     yield from _consider_delivery(config)
     yield from _consider_queue(config)
     yield from _consider_dkim(config)
-    if config.workers != 1:
-        yield Remark("workers", "only one worker is supported in this version", "write 1, or remove the key")
+    delivery = config.delivery
+    if config.workers > min(delivery.concurrency_per_destination, delivery.concurrency):
+        problem = "more workers than a destination may have connections"
+        yield Remark("workers", problem, "have fewer, or raise delivery.concurrency_per_destination")
     yield from _consider_http(config.admin)
 
 

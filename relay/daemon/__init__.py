@@ -5,6 +5,8 @@
     SIGTERM   drain and end, exit 0; SIGINT the same
     again     end at once: what is under way is tried anew after the next start, nothing is lost
 
+With `workers: N` this process is the supervisor (`relay.daemon.supervisor`) of N such processes.
+
 What keeps it from starting is said in one sentence, without a traceback, and the exit code is 1.
 Everything it writes is its own: umask 077.
 """
@@ -23,9 +25,13 @@ from typing import Any
 from relay import __version__
 from relay.config import Config, ConfigError, load
 from relay.daemon.files import RESERVED, FileBudget, budget, raise_limit
-from relay.daemon.programlog import ProgramLog
+from relay.daemon.programlog import ProgramLog, is_journal
 from relay.daemon.running import Relay, StartError
+from relay.daemon.share import share
+from relay.daemon.sockets import passed_doors
+from relay.daemon.supervisor import SIGNALS, Supervisor
 from relay.daemon.systemd import Systemd
+from relay.daemon.worker import Worker
 
 __all__ = ["serve"]
 
@@ -41,14 +47,20 @@ def serve(path: Path, environ: Mapping[str, str]) -> int:
     try:
         config = load(path, environ)
     except ConfigError as error:
-        own_log = _start_log("info", as_json=False)
+        own_log = _start_log("info", environ, as_json=False)
         for mistake in error.mistakes:
             log.error("%s", mistake)
         own_log.stop()
         return 1
-    own_log = _start_log(config.log.level, as_json=config.log.format == "json")
+    own_log = _start_log(config.log.level, environ, as_json=config.log.format == "json")
+
+    def work(config: Config, worker: Worker) -> int:
+        return _work(config, worker, path, environ, own_log)
+
     try:
-        return _run(_serve(config, path, environ, own_log))
+        if config.workers > 1:
+            return Supervisor(config, path, environ, own_log, work).run()
+        return work(config, Worker(sockets=passed_doors(config, environ)))
     except StartError as error:
         log.error("cannot start: %s", error)
         return 1
@@ -56,10 +68,22 @@ def serve(path: Path, environ: Mapping[str, str]) -> int:
         own_log.stop()
 
 
-def _start_log(level: str, *, as_json: bool) -> ProgramLog:
-    own_log = ProgramLog(level=level, as_json=as_json)
+def _start_log(level: str, environ: Mapping[str, str], *, as_json: bool) -> ProgramLog:
+    own_log = ProgramLog(level=level, as_json=as_json, to_journal=is_journal(environ))
     own_log.start()
     return own_log
+
+
+def _work(config: Config, worker: Worker, path: Path, environ: Mapping[str, str], own_log: ProgramLog) -> int:
+    """What a worker does, the only one or one of several."""
+    try:
+        return _run(_serve(config, worker, path, environ, own_log))
+    except StartError as error:
+        log.error("cannot start: %s", error)
+        return 1
+    finally:
+        if worker.line is not None:
+            own_log.stop()
 
 
 def _run(main: Coroutine[Any, Any, int]) -> int:
@@ -72,12 +96,17 @@ def _run(main: Coroutine[Any, Any, int]) -> int:
         return runner.run(main)
 
 
-async def _serve(config: Config, path: Path, environ: Mapping[str, str], own_log: ProgramLog) -> int:
-    for warning in config.warnings:
-        log.warning("%s", warning)
-    systemd = Systemd(environ)
+async def _serve(
+    config: Config, worker: Worker, path: Path, environ: Mapping[str, str], own_log: ProgramLog
+) -> int:
+    if worker.is_first:
+        for warning in config.warnings:
+            log.warning("%s", warning)
+    # The service manager hears the supervisor, where there is one.
+    systemd = Systemd(environ if worker.line is None else {})
     relay = Relay(
-        config,
+        share(config, worker.number, worker.workers),
+        worker=worker,
         path=path,
         environ=environ,
         files=_open_files(config),
@@ -85,13 +114,16 @@ async def _serve(config: Config, path: Path, environ: Mapping[str, str], own_log
         own_log=own_log,
     )
     over, hangup = asyncio.Event(), asyncio.Event()
-    signals = _Signals(over, hangup, own_log)
+    signals = _Signals(over, hangup, own_log, is_patient=worker.line is not None)
     signals.listen()
+    worker.watch_line(over.set)
     await relay.start()
     _spare_the_collector()
-    log.info("relay %s ready: %s", __version__, relay.summary())
+    if worker.line is None:
+        log.info("relay %s ready: %s", __version__, relay.summary())
     systemd.ready(relay.summary())
     watchdog = asyncio.create_task(_answer_watchdog(systemd, relay))
+    reporting = asyncio.create_task(worker.report(relay.ailments))
     reloading = asyncio.create_task(_reload_when_told(hangup, relay))
     broken = asyncio.ensure_future(relay.broken)
     await asyncio.wait({broken, asyncio.ensure_future(over.wait())}, return_when=asyncio.FIRST_COMPLETED)
@@ -99,14 +131,22 @@ async def _serve(config: Config, path: Path, environ: Mapping[str, str], own_log
     reloading.cancel()
     await relay.stop()
     watchdog.cancel()
-    log.info("ended")
+    reporting.cancel()
+    log.info("ended") if worker.line is None else log.debug("worker %d ended", worker.number)
     return 1 if broken.done() else 0
 
 
 class _Signals:
-    """SIGTERM and SIGINT end, a second one at once; SIGHUP reloads."""
+    """SIGTERM and SIGINT end, a second one at once; SIGHUP reloads.
 
-    def __init__(self, over: asyncio.Event, hangup: asyncio.Event, own_log: ProgramLog) -> None:
+    `is_patient`: a second one changes nothing. A worker leaves that to its supervisor: a service manager
+    may send the first to both, and the supervisor's word comes on top.
+    """
+
+    def __init__(
+        self, over: asyncio.Event, hangup: asyncio.Event, own_log: ProgramLog, *, is_patient: bool
+    ) -> None:
+        self._is_patient = is_patient
         self._over = over
         self._hangup = hangup
         self._own_log = own_log
@@ -118,12 +158,17 @@ class _Signals:
             loop.add_signal_handler(number, self._end, signal.Signals(number).name)
         # One that comes while starting or reloading is kept, and answered after.
         loop.add_signal_handler(signal.SIGHUP, self._hangup.set)
+        # A supervisor held them back until somebody listens.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
     def no_way_back(self) -> None:
         """The end has begun, whoever asked for it: the next signal is the second."""
         self._ends = True
 
     def _end(self, name: str) -> None:
+        if self._is_patient:
+            self._over.set()
+            return
         if self._ends:
             log.warning("%s again: ending at once", name)
             self._own_log.stop_within(1.0)

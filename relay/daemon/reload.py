@@ -8,12 +8,12 @@ is told which of them wait for a restart.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from relay.config import Config, as_document
 
-__all__ = ["Changes", "changes"]
+__all__ = ["Changes", "changes", "taken_over"]
 
 _TAKEN_OVER = re.compile(
     r"(policy|routes|access|dkim)(\..+)?|log\.level|admin\.(api_keys|domains|webhook_signing_key)"
@@ -52,3 +52,24 @@ def _differing(before: Any, after: Any, key: str) -> list[str]:
         _differing(before.get(name), after.get(name), f"{key}.{name}" if key else str(name)) for name in names
     )
     return [found for found_below in below for found in found_below]
+
+
+def taken_over(old: Config, new: Config) -> Config:
+    """The configuration in force after a reload.
+
+    What waits for a restart keeps its old value here, too, or the next comparison would miss it.
+    """
+    return replace(
+        old,
+        policy=new.policy,
+        routes=new.routes,
+        access=new.access,
+        dkim=new.dkim,
+        log=replace(old.log, level=new.log.level),
+        admin=replace(
+            old.admin,
+            api_keys=new.admin.api_keys,
+            domains=new.admin.domains,
+            webhook_signing_key=new.admin.webhook_signing_key,
+        ),
+    )

@@ -14,7 +14,6 @@ import contextlib
 import logging
 import os
 import random
-import socket
 from collections.abc import Awaitable, Coroutine, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -31,8 +30,9 @@ from relay.config.words import host_and_port
 from relay.daemon.files import FileBudget
 from relay.daemon.probing import probe_domain
 from relay.daemon.programlog import ProgramLog
-from relay.daemon.reload import changes
-from relay.daemon.systemd import Systemd, passed_sockets
+from relay.daemon.reload import changes, taken_over
+from relay.daemon.share import WORKER_SPOOL, share
+from relay.daemon.systemd import Systemd
 from relay.daemon.watching import (
     MeteredStore,
     connections,
@@ -43,6 +43,7 @@ from relay.daemon.watching import (
     oldest_age,
     room_at,
 )
+from relay.daemon.worker import ALONE, Worker
 from relay.deliver.attempt import Attempt
 from relay.deliver.options import security_options
 from relay.deliver.pool import Pool
@@ -50,11 +51,12 @@ from relay.deliver.scheduler import Scheduler
 from relay.deliver.signing import Signing
 from relay.policy.rules import PolicyRules
 from relay.queue.retry import latest_due
-from relay.queue.sqlite import SqliteStore
+from relay.queue.sqlite import SqliteStore, strays
 from relay.queue.store import SpoolError, Store
 from relay.receive.certificates import CertificateError, ServerTls
 from relay.receive.intake import Reception
-from relay.receive.listener import Listener, bound_address, start_listener
+from relay.receive.limits import Connections
+from relay.receive.listener import Listener, start_listener
 from relay.receive.passwords import Passwords
 from relay.receive.spec import ListenerTls, TcpAddress, parse_address
 from relay.report.deliverylog import DeliveryLog
@@ -94,6 +96,7 @@ class Relay:
         self,
         config: Config,
         *,
+        worker: Worker = ALONE,
         path: Path,
         environ: Mapping[str, str],
         files: FileBudget,
@@ -101,6 +104,7 @@ class Relay:
         own_log: ProgramLog | None = None,
     ) -> None:
         self.config = config
+        self._worker = worker
         self._path = path
         self._environ = environ
         self._files = files
@@ -180,11 +184,20 @@ class Relay:
         at = now()
         max_wait = latest_due(self.config.queue.schedule, now=at) - at
         try:
-            store = await SqliteStore.open(directory, now=at, max_wait=max_wait)
+            store = await SqliteStore.open(
+                directory, now=at, max_wait=max_wait, adopting=self._strays(directory)
+            )
         except (SpoolError, OSError) as error:
             raise StartError(f"queue.path: {error}") from error
         self._undo.push_async_callback(store.close)
         return store
+
+    def _strays(self, directory: Path) -> list[Path]:
+        """The queues of workers that are no more: the first worker sees to them."""
+        if not self._worker.is_first:
+            return []
+        present = {f"{WORKER_SPOOL}{number}" for number in range(1, self._worker.workers)}
+        return strays(directory, WORKER_SPOOL, present=present)
 
     def _make_router(self) -> Router:
         options = replace(resolver_options(self.config), concurrency=self._files.queries)
@@ -294,29 +307,19 @@ class Relay:
             limits=replace(
                 self.config.limits, connections=min(self.config.limits.connections, self._files.clients)
             ),
+            connections=Connections(self._worker.elsewhere),
         )
         passwords = Passwords()
-        passed = self._passed_sockets()
         for spec in self.config.listeners:
             try:
-                sock = passed.get(str(parse_address(spec.address)))
+                sock = self._worker.sockets.get(str(parse_address(spec.address)))
                 listener = await start_listener(spec, reception, passwords=passwords, sock=sock)
             except (CertificateError, OSError) as error:
                 raise StartError(f"listener {spec.address}: {_sentence(error)}") from error
             self._listeners.append(listener)
             self._undo.push_async_callback(listener.close)
-            log.info("listening at %s", listener.address)
-
-    def _passed_sockets(self) -> dict[str, socket.socket]:
-        """The sockets systemd opened for us, by address; each has to be that of a listener."""
-        passed = {bound_address(sock): sock for sock in passed_sockets(self._environ)}
-        wanted = {str(parse_address(spec.address)) for spec in self.config.listeners}
-        for address in passed:
-            if address not in wanted:
-                raise StartError(
-                    f"systemd hands over a socket at {address}, and no listener has that address"
-                )
-        return passed
+            if self._worker.is_first:
+                log.info("listening at %s", listener.address)
 
     def _start(self, name: str, part: Coroutine[Any, Any, None]) -> None:
         """Run a part beside the others. One that ends of itself is broken, and the relay with it."""
@@ -348,7 +351,7 @@ class Relay:
         self._systemd.reloading()
         try:
             # Off the event loop: files are read, and this machine may be asked for its name.
-            self._take_over(await asyncio.to_thread(load, self._path, self._environ))
+            self._take_over(self._share(await asyncio.to_thread(load, self._path, self._environ)))
         except ConfigError as error:
             for mistake in error.mistakes:
                 log.error("reload: %s", mistake)
@@ -360,6 +363,9 @@ class Relay:
         self._delivery_log.reopen()
         self._systemd.ready(self.summary())
 
+    def _share(self, config: Config) -> Config:
+        return share(config, self._worker.number, self._worker.workers)
+
     def _take_over(self, new: Config) -> None:
         # What may fail comes first: after it, nothing does.
         for listener in self._listeners:
@@ -369,29 +375,16 @@ class Relay:
         changed = changes(self.config, new)
         for listener in self._listeners:
             listener.reload_certificate()
-        # What waits for a restart keeps its old value here, too, or the next comparison would miss it.
-        self.config = replace(
-            self.config,
-            policy=new.policy,
-            routes=new.routes,
-            access=new.access,
-            dkim=new.dkim,
-            log=replace(self.config.log, level=new.log.level),
-            admin=replace(
-                self.config.admin,
-                api_keys=new.admin.api_keys,
-                domains=new.admin.domains,
-                webhook_signing_key=new.admin.webhook_signing_key,
-            ),
-        )
+        self.config = taken_over(self.config, new)
         self._signing_keys = signing_keys
         if self._own_log is not None:
             self._own_log.set_level(new.log.level)
         self._reloaded, self._reload_failed = now(), False
         self._router.reload(route_options(self.config))
-        for warning in new.warnings:
-            log.warning("%s", warning)
-        log.info("reloaded: %s", changed)
+        if self._worker.is_first:
+            for warning in new.warnings:
+                log.warning("%s", warning)
+        log.log(logging.INFO if self._worker.line is None else logging.DEBUG, "reloaded: %s", changed)
 
     async def metrics(self) -> bytes:
         """Everything Prometheus may want to know."""

@@ -2,7 +2,8 @@
 
 `Limits` is what the operator sets; the constants are what no operator needs to set.
 `Connections` counts the connections of a node, all listeners together, and refuses the
-one too many before it costs more than a line of text. Neither knows a clock or a socket.
+one too many before it costs more than a line of text. Where several workers share a port,
+each counts its own and sees those of the others (`Elsewhere`). None knows a clock or a socket.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Protocol
 
 from relay.mail.reply import Reply
 
@@ -18,6 +20,7 @@ __all__ = [
     "COMMAND_LINE_OCTETS",
     "MISTAKES_PER_SESSION",
     "Connections",
+    "Elsewhere",
     "Limits",
 ]
 
@@ -48,38 +51,56 @@ TOO_MANY_CONNECTIONS = Reply(421, "4.3.2", "Too many connections, try again late
 TOO_MANY_FROM_CLIENT = Reply(421, "4.7.0", "Too many connections from your address")
 
 
-class Connections:
-    """How many connections are open, in all and from each client."""
+class Elsewhere(Protocol):
+    """The connections that other workers of this node have."""
 
-    def __init__(self) -> None:
+    def total(self) -> int:
+        """In all."""
+
+    def of(self, client: str) -> int:
+        """From a client."""
+
+    def changed(self, client: str, by: int) -> None:
+        """Tell them of one more here, or one less."""
+
+
+class Connections:
+    """How many connections are open, in all and from each client; limits hold for the node."""
+
+    def __init__(self, elsewhere: Elsewhere | None = None) -> None:
         self.total = 0
         self._by_client: dict[str, int] = {}
+        self._elsewhere = elsewhere
 
     def admit(self, client: str, limits: Limits) -> Reply | None:
         """Count a connection in, or say why not. A UNIX socket has no limit of its own."""
-        if self.total >= limits.connections:
-            return TOO_MANY_CONNECTIONS
         key = _key(client)
         count = self._by_client.get(key, 0)
-        if key and count >= limits.connections_per_client:
+        elsewhere = self._elsewhere
+        if self.total + (elsewhere.total() if elsewhere else 0) >= limits.connections:
+            return TOO_MANY_CONNECTIONS
+        if key and count + (elsewhere.of(key) if elsewhere else 0) >= limits.connections_per_client:
             return TOO_MANY_FROM_CLIENT
-        self.total += 1
-        self._by_client[key] = count + 1
+        self._count(key, 1)
         return None
 
     def leave(self, client: str) -> None:
         """Count an admitted connection out."""
-        self.total -= 1
-        key = _key(client)
-        left = self._by_client[key] - 1
-        if left:
-            self._by_client[key] = left
-        else:
-            del self._by_client[key]
+        self._count(_key(client), -1)
 
     def of(self, client: str) -> int:
         """How many connections a client has."""
         return self._by_client.get(_key(client), 0)
+
+    def _count(self, key: str, by: int) -> None:
+        self.total += by
+        count = self._by_client.get(key, 0) + by
+        if count:
+            self._by_client[key] = count
+        else:
+            del self._by_client[key]
+        if self._elsewhere is not None:
+            self._elsewhere.changed(key, by)
 
 
 def _key(client: str) -> str:

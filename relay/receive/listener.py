@@ -25,7 +25,7 @@ from relay.receive.intake import Reception
 from relay.receive.passwords import Passwords
 from relay.receive.spec import ListenerSpec, ListenerTls, TcpAddress, UnixAddress, parse_address
 
-__all__ = ["Listener", "bound_address", "start_listener"]
+__all__ = ["Listener", "bound_address", "remove_stale", "start_listener"]
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ async def start_listener(
     if sock is not None:
         server = await _serve_socket(loop, connection, sock)
     elif isinstance(address, UnixAddress):
-        _remove_stale(address.path)
+        remove_stale(address.path)
         server = await loop.create_unix_server(connection, address.path, backlog=_BACKLOG)
     else:
         server = await loop.create_server(
@@ -136,7 +136,7 @@ def _named(name: Any) -> TcpAddress | UnixAddress:
     return TcpAddress(name[0], name[1]) if isinstance(name, tuple) else UnixAddress(str(name))
 
 
-def _remove_stale(path: str) -> None:
+def remove_stale(path: str) -> None:
     """Take away the socket file of a process that is gone; one that answers is somebody's."""
     with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISSOCK(os.stat(path).st_mode):

@@ -161,7 +161,7 @@ def but_hostname(config: Config) -> Config:
         ),
         ("queue: {retry: []}", "queue.retry: an empty list"),
         ("queue: {lifetime: 1h}", "queue.warn_after: not before queue.lifetime (1h)"),
-        ("workers: 4", "only one worker is supported"),
+        ("workers: 21", "more workers than a destination may have connections"),
         ("queue: {url: 'postgresql://x'}", "queue.url: this version keeps its queue in a directory only"),
         ("admin: {http: '0.0.0.0:80'}", "an HTTP API open to the network without a key"),
     ],

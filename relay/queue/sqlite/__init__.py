@@ -7,9 +7,11 @@ desk     what the HTTP interface keeps beside the queue
 claims   what is done to recipients inside a transaction
 schema   tables and migrations
 disk     the directory: lock, ballast, opening, translation of errors
+adopt    the queue of a worker that is no more
 """
 
+from relay.queue.sqlite.adopt import strays
 from relay.queue.sqlite.reader import StoppedQueue
 from relay.queue.sqlite.store import SqliteStore
 
-__all__ = ["SqliteStore", "StoppedQueue"]
+__all__ = ["SqliteStore", "StoppedQueue", "strays"]

@@ -25,6 +25,7 @@ from relay.queue.handoff import HandOff, HandOffLimits, Shares
 from relay.queue.rows import STATE_NUMBER, message_data, micros, owed_data, recipient_data
 from relay.queue.settle import Settlement
 from relay.queue.sqlite import claims
+from relay.queue.sqlite.adopt import adopt
 from relay.queue.sqlite.desk import SqliteDesk
 from relay.queue.sqlite.disk import Spool, check_quickly
 from relay.queue.sqlite.reader import Reader, StoppedQueue, count_states
@@ -48,6 +49,7 @@ log = logging.getLogger(__name__)
 _INLINE_BYTES = 64 * 1024
 _TAIL_EVENTS = 4096
 _PURGE_STRETCH = 1000
+_BEFORE_ALL = -(1 << 62)
 _CHECK_LARGEST_BYTES = 64 * 1024 * 1024
 _CHECK_WITHIN = timedelta(seconds=5)
 
@@ -73,6 +75,7 @@ class SqliteStore:
         self._turn = 0
         self._tail: list[StoredEvent] = []
         self._now = self._latest = datetime.now(UTC)
+        self._adopt: Collection[Path] = ()
 
     @classmethod
     async def open(
@@ -85,18 +88,19 @@ class SqliteStore:
         lock_wait: timedelta = timedelta(seconds=3),
         limits: HandOffLimits | None = None,
         synchronous: str = "FULL",
+        adopting: Collection[Path] = (),
     ) -> Self:
         """Take the directory, bring its database up to date and put right what a crash left.
 
         `max_wait`: the longest a recipient is ever deferred. `reserve_bytes`: no new mail while less
-        room is left. `synchronous` is for tests.
+        room is left. `synchronous` is for tests. `adopting`: queues without an owner, to be taken over.
         """
         now = now or datetime.now(UTC)
         make = partial(Spool, directory, reserve_bytes=reserve_bytes, lock_wait=lock_wait)
         spool = await asyncio.get_running_loop().run_in_executor(None, make)
         try:
             store = cls(spool, limits=limits or HandOffLimits(), synchronous=synchronous)
-            store._now, store._latest = now, now + max_wait
+            store._now, store._latest, store._adopt = now, now + max_wait, adopting
             await store._writer.start()
         except BaseException:
             spool.close()
@@ -117,6 +121,7 @@ class SqliteStore:
         """On the writer's thread, before anything else."""
         check_quickly(db, largest_bytes=_CHECK_LARGEST_BYTES, within=_CHECK_WITHIN)
         migrate(db)
+        adopt(db, self._spool.directory, self._adopt)
         claims.recover(db, self._now, self._latest)
         self._counts = count_states(db)
 
@@ -500,7 +505,7 @@ class SqliteStore:
 
     async def purge_events(self, *, before: datetime) -> int:
         """Forget old events that the log holds, a stretch at a time."""
-        total, after = 0, 0
+        total, after = 0, _BEFORE_ALL
         while True:
             work = partial(_purge, before, self._writer.mark, after)
             count, until = await self._call(work)

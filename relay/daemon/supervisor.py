@@ -1,0 +1,314 @@
+"""`workers: N`: the parent that forks the workers, and has no other work.
+
+    start      open the listening sockets, fork the workers; READY when all of them are
+    dead       a worker that ends is forked again; one that says for a while that it is not well is killed
+    SIGHUP     look at the file; if it is right all workers reload, and new ones begin with it
+    SIGTERM    the workers' lines end, and they drain; SIGINT the same
+    again      end at once: what is under way is tried anew after the next start, nothing is lost
+
+Each worker has a socket of its own at each port (SO_REUSEPORT), so that the kernel spreads the
+connections; the supervisor opened them and keeps them open. A client whose worker has just died
+waits in its socket for the next one, and is not turned away. A UNIX socket, or one that systemd
+opened, is shared: whoever is free takes the connection.
+
+A worker is forked, not executed: what was imported is in memory once. So nothing here may have
+a thread, an event loop or a database, and the program's log is stopped around each fork.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from relay import __version__
+from relay.config import Config, ConfigError, load
+from relay.daemon.board import Board
+from relay.daemon.programlog import ProgramLog
+from relay.daemon.reload import changes, taken_over
+from relay.daemon.sockets import Doors
+from relay.daemon.systemd import Systemd
+from relay.daemon.worker import BEAT, READY, Worker
+
+__all__ = ["SIGNALS", "Supervisor"]
+
+log = logging.getLogger(__name__)
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+_LOOK_SECONDS = 1.0
+_UNWELL_SECONDS = 60.0
+"""How long a worker may say nothing before it is taken for stuck."""
+_STARTING_SECONDS = 300.0
+"""How long its start may take: a long queue is recovered, or that of another worker taken over."""
+_LONGEST_PAUSE = 30.0
+_A_GOOD_RUN = 60.0
+
+
+@dataclass
+class _Child:
+    """A worker's process, as its parent sees it. `again_at`: when it is to be forked again."""
+
+    number: int
+    pid: int = 0
+    line: socket.socket | None = None
+    is_ready: bool = False
+    began: float = 0.0
+    heard: float = 0.0
+    again_at: float = 0.0
+    failures: int = field(default=0)
+
+
+class Supervisor:
+    """`run` until a signal ends it; the exit code. `work` is what a worker does, to its exit code."""
+
+    def __init__(
+        self,
+        config: Config,
+        path: Path,
+        environ: Mapping[str, str],
+        own_log: ProgramLog,
+        work: Callable[[Config, Worker], int],
+    ) -> None:
+        self._config = config
+        self._path = path
+        self._environ = environ
+        self._own_log = own_log
+        self._work = work
+        self._systemd = Systemd(environ)
+        self._children = [_Child(number) for number in range(config.workers)]
+        self._board = Board(config.workers)
+        self._is_ending = False
+        self._was_ready = False
+        self._exit_code = 0
+        self._answered = 0.0
+
+    def run(self) -> int:
+        """Open, fork, watch, end."""
+        with contextlib.ExitStack() as stack:
+            self._doors = stack.enter_context(Doors(self._config, self._environ))
+            self._awake, self._alarm = stack.enter_context(_wake_ups())
+            self._inherited = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+            self._spare_the_collector()
+            # The first alone: it may have the queues of workers to take over that are no more.
+            self._fork(self._children[0])
+            while any(child.pid for child in self._children) or not self._is_ending:
+                self._step()
+            log.info("ended")
+            return self._exit_code
+
+    def _step(self) -> None:
+        for number in self._wait():
+            self._obey(number)
+        self._listen()
+        self._bury()
+        if not self._is_ending:
+            self._kill_the_stuck()
+            self._fork_who_is_due()
+            self._answer_watchdog()
+
+    def _wait(self) -> bytes:
+        """Sleep until a signal, a worker's word, or a look is due; the signals that came."""
+        lines = [child.line for child in self._children if child.line is not None]
+        readable, _, _ = select.select([self._awake, *lines], [], [], _LOOK_SECONDS)
+        if self._awake not in readable:
+            return b""
+        with contextlib.suppress(BlockingIOError):
+            return self._awake.recv(1024)
+        return b""
+
+    def _obey(self, number: int) -> None:
+        if number in (signal.SIGTERM, signal.SIGINT):
+            self._end(signal.Signals(number).name)
+        elif number == signal.SIGHUP:
+            self._reload()
+
+    # --- workers --------------------------------------------------------------------------------------
+
+    def _fork_who_is_due(self) -> None:
+        if not self._children[0].is_ready and not self._was_ready:
+            return
+        for child in self._children:
+            if not child.pid and time.monotonic() >= child.again_at:
+                self._fork(child)
+
+    def _fork(self, child: _Child) -> None:
+        ours, theirs = socket.socketpair()
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        self._own_log.stop()
+        pid = os.fork()
+        if pid == 0:
+            ours.close()
+            self._become(child, theirs)
+        self._own_log.start()
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._inherited)
+        theirs.close()
+        ours.setblocking(False)
+        child.pid, child.line, child.is_ready = pid, ours, False
+        child.began = child.heard = time.monotonic()
+
+    def _become(self, child: _Child, line: socket.socket) -> None:
+        """The rest of a worker's life. Signals wait until it listens to them itself."""
+        code = 1
+        try:
+            signal.set_wakeup_fd(-1)
+            for other in self._children:
+                if other.line is not None:
+                    other.line.close()
+            for end in (self._awake, self._alarm):
+                end.close()
+            line.setblocking(False)
+            worker = Worker(
+                child.number,
+                len(self._children),
+                sockets=self._doors.keep(child.number),
+                elsewhere=self._board.row(child.number),
+                line=line,
+            )
+            self._own_log.start()
+            code = self._work(self._config, worker)
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+        finally:
+            # Not `sys.exit`: the parent's half of this stack is not ours to unwind.
+            with contextlib.suppress(OSError, ValueError):
+                sys.stderr.flush()
+            os._exit(code)
+
+    def _listen(self) -> None:
+        """Hear what the workers say."""
+        for child in self._children:
+            if child.line is None:
+                continue
+            with contextlib.suppress(BlockingIOError, OSError):
+                words = child.line.recv(1024)
+                if READY in words:
+                    child.is_ready = True
+                    self._say_ready()
+                if READY in words or BEAT in words:
+                    child.heard = time.monotonic()
+
+    def _say_ready(self) -> None:
+        if not self._was_ready and all(child.is_ready for child in self._children):
+            self._was_ready = True
+            log.info("relay %s ready: %s", __version__, self._summary())
+            self._systemd.ready(self._summary())
+
+    def _summary(self) -> str:
+        return f"{self._config.hostname} relays with {len(self._children)} workers from {self._doors}"
+
+    def _bury(self) -> None:
+        """See who has ended; fork them again, unless it is the end of all."""
+        for child in self._children:
+            if not child.pid:
+                continue
+            pid, status = os.waitpid(child.pid, os.WNOHANG)
+            if not pid:
+                continue
+            self._board.clear(child.number)
+            if child.line is not None:
+                child.line.close()
+            child.pid, child.line = 0, None
+            if not self._is_ending:
+                self._mourn(child, status)
+            elif os.waitstatus_to_exitcode(status):
+                self._exit_code = 1
+
+    def _mourn(self, child: _Child, status: int) -> None:
+        code = os.waitstatus_to_exitcode(status)
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        if not self._was_ready and not child.is_ready:
+            # It has said why itself. What keeps a worker from starting at the start is the start's failure.
+            log.error("worker %d %s before it was ready", child.number, how)
+            self._exit_code = 1
+            self._drain()
+            return
+        lasted = time.monotonic() - child.began
+        child.failures = 0 if lasted >= _A_GOOD_RUN else child.failures + 1
+        pause = min(2.0 ** (child.failures - 2), _LONGEST_PAUSE) if child.failures > 1 else 0.0
+        child.again_at = time.monotonic() + pause
+        log.error("worker %d %s: starting it again%s", child.number, how, f" in {pause:g} s" if pause else "")
+
+    def _kill_the_stuck(self) -> None:
+        now = time.monotonic()
+        for child in self._children:
+            patience = _UNWELL_SECONDS if child.is_ready else _STARTING_SECONDS
+            if child.pid and now - child.heard > patience:
+                log.error("worker %d has not been well for %g s: killing it", child.number, patience)
+                child.heard = now
+                os.kill(child.pid, signal.SIGKILL)
+
+    def _answer_watchdog(self) -> None:
+        seconds = self._systemd.watchdog_seconds
+        if seconds is not None and time.monotonic() - self._answered > seconds / 3:
+            self._answered = time.monotonic()
+            self._systemd.alive()
+
+    def _spare_the_collector(self) -> None:
+        """What is there before a fork stays shared, since the collector does not write on it."""
+        gc.collect()
+        gc.freeze()
+
+    # --- signals --------------------------------------------------------------------------------------
+
+    def _reload(self) -> None:
+        try:
+            new = load(self._path, self._environ)
+        except ConfigError as error:
+            for mistake in error.mistakes:
+                log.error("reload: %s", mistake)
+            log.error("reload: the configuration in force is kept")
+            return
+        log.info("reload: %s", changes(self._config, new))
+        self._config = taken_over(self._config, new)
+        self._own_log.set_level(self._config.log.level)
+        for child in self._children:
+            if child.pid:
+                os.kill(child.pid, signal.SIGHUP)
+
+    def _end(self, name: str) -> None:
+        if not self._is_ending:
+            log.info("%s: draining", name)
+            self._systemd.stopping()
+            self._drain()
+            return
+        log.warning("%s again: ending at once", name)
+        self._exit_code = 1
+        for child in self._children:
+            if child.pid:
+                os.kill(child.pid, signal.SIGKILL)
+
+    def _drain(self) -> None:
+        """Nobody gets in any more, and every worker hears that it is to drain."""
+        self._is_ending = True
+        self._doors.close()
+        for child in self._children:
+            if child.line is not None:
+                child.line.close()
+                child.line = None
+
+
+@contextlib.contextmanager
+def _wake_ups() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A socket that is readable once a signal came, with its number."""
+    awake, alarm = socket.socketpair()
+    for end in (awake, alarm):
+        end.setblocking(False)
+    before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+    signal.set_wakeup_fd(alarm.fileno(), warn_on_full_buffer=False)
+    try:
+        yield awake, alarm
+    finally:
+        signal.set_wakeup_fd(-1)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        awake.close()
+        alarm.close()

@@ -1,0 +1,71 @@
+"""One worker among several: what it was given at its fork, and its line to the supervisor.
+
+The line is a pair of sockets. Over it the worker says that it is ready, and from then on that it is well
+(`BEAT`), every few seconds. It never hears anything: the line ends, that is the word to drain, and
+it comes however the supervisor ends. A worker nobody watches over would hold the port for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+
+from relay.receive.limits import Elsewhere
+
+__all__ = ["ALONE", "BEAT", "READY", "Worker"]
+
+READY = b"r"
+BEAT = b"."
+BEAT_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Worker:
+    """`sockets`: those it listens at, by the address in the configuration. `elsewhere`: see `Connections`."""
+
+    number: int = 0
+    workers: int = 1
+    sockets: Mapping[str, socket.socket] = field(default_factory=dict)
+    elsewhere: Elsewhere | None = None
+    line: socket.socket | None = None
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it is the one the operator talks to."""
+        return self.number == 0
+
+    def watch_line(self, drain: Callable[[], None]) -> None:
+        """Have `drain` called when the line ends."""
+        if self.line is not None:
+            loop = asyncio.get_running_loop()
+            line = self.line
+            loop.add_reader(line, lambda: _ended(loop, line, drain))
+
+    async def report(self, ailments: Callable[[], Awaitable[list[str]]]) -> None:
+        """Say that we are ready, and then, as long as it is true, that we are well."""
+        if self.line is None:
+            return
+        self._say(READY)
+        while True:
+            await asyncio.sleep(BEAT_SECONDS)
+            if not await ailments():
+                self._say(BEAT)
+
+    def _say(self, word: bytes) -> None:
+        assert self.line is not None
+        with contextlib.suppress(OSError):
+            self.line.send(word)
+
+
+def _ended(loop: asyncio.AbstractEventLoop, line: socket.socket, drain: Callable[[], None]) -> None:
+    with contextlib.suppress(BlockingIOError):
+        if not line.recv(16):
+            loop.remove_reader(line)
+            drain()
+
+
+ALONE = Worker()
+"""The only worker, without a supervisor."""

@@ -1,0 +1,158 @@
+"""Taking over the queue of a worker that does not exist any more.
+
+With fewer workers than before, what the others still hold would never be delivered. The first worker
+takes all of it into its own queue before it delivers anything:
+
+    lock       the stray queue, as its owner would
+    rename     its directory to a name that no queue ever had: what follows is about this one alone
+    copy       everything, and a note of the name, in one transaction that is synced
+    remove     the directory, then the note
+
+A crash before the commit leaves the stray queue as it was; one after it finds the note, and copies
+nothing again. So each message is in exactly one queue whenever something is delivered.
+
+Events that are in the log's file already, and told to webhooks, go before all others, with
+numbers below zero; the rest come as new ones, and are written and told as those.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import sqlite3
+from collections.abc import Collection
+from contextlib import closing, suppress
+from datetime import timedelta
+from pathlib import Path
+from urllib.parse import quote
+
+from relay.queue.sqlite.disk import DATABASE, Spool, is_full, open_writer
+from relay.queue.sqlite.schema import migrate
+from relay.queue.store import SpoolError
+
+__all__ = ["adopt", "strays"]
+
+log = logging.getLogger(__name__)
+
+_ADOPTED = "adopting-"
+_NOTE = "adopted:"
+_LOCK_WAIT = timedelta(seconds=3)
+
+
+def strays(directory: Path, prefix: str, *, present: Collection[str]) -> list[Path]:
+    """The queues below a directory that begin with a prefix and have no worker; and those half adopted."""
+    below = sorted(path for path in directory.glob("*/") if (path / DATABASE).exists())
+    return [
+        path
+        for path in below
+        if path.name.startswith(_ADOPTED) or (path.name.startswith(prefix) and path.name not in present)
+    ]
+
+
+def adopt(db: sqlite3.Connection, directory: Path, found: Collection[Path]) -> None:
+    """Take these queues into that of `db`, which is in `directory`."""
+    for path in found:
+        try:
+            _adopt_one(db, directory, path)
+        except (sqlite3.Error, OSError) as exc:
+            if not is_full(exc):
+                raise
+            log.error("%s: no room to take over what is queued there; the next start tries again", path)
+    # Notes of what is gone altogether.
+    for (note,) in db.execute("SELECT key FROM meta WHERE key LIKE ?", (f"{_NOTE}%",)).fetchall():
+        if not (directory / note.removeprefix(_NOTE)).exists():
+            db.execute("DELETE FROM meta WHERE key = ?", (note,))
+
+
+def _adopt_one(db: sqlite3.Connection, directory: Path, path: Path) -> None:
+    if path.name.startswith(_ADOPTED):
+        renamed = path
+    else:
+        _fold(path)
+        renamed = path.rename(directory / f"{_ADOPTED}{secrets.token_hex(8)}")
+        _sync(directory)
+    note = f"{_NOTE}{renamed.name}"
+    if db.execute("SELECT 1 FROM meta WHERE key = ?", (note,)).fetchone() is None:
+        count = _copy(db, renamed, note)
+        log.warning("%s: %d messages of a worker that is no more were taken over", path, count)
+    shutil.rmtree(renamed)
+    _sync(directory)
+    db.execute("DELETE FROM meta WHERE key = ?", (note,))
+
+
+def _fold(path: Path) -> None:
+    """Bring a stray queue to today's tables and into one file, while nobody else has it."""
+    spool = Spool(path, reserve_bytes=0, lock_wait=_LOCK_WAIT)
+    try:
+        spool.drop_ballast()
+        with closing(open_writer(spool.path, synchronous="FULL", wal_limit_bytes=0)) as stray:
+            migrate(stray)
+            busy = stray.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+        if busy:
+            raise SpoolError(f"{path}: another process reads this queue")
+    finally:
+        spool.close()
+
+
+def _copy(db: sqlite3.Connection, path: Path, note: str) -> int:
+    """Everything in one transaction; how many messages."""
+    db.execute("ATTACH ? AS stray", (f"file:{quote(str(path / DATABASE))}?mode=ro",))
+    try:
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            count = db.execute("INSERT INTO message SELECT * FROM stray.message").rowcount
+            for table in ("recipient", "chunk", "owed"):
+                db.execute(f"INSERT INTO {table} SELECT * FROM stray.{table}")
+            for table in ("domain_settings", "webhook"):
+                db.execute(f"INSERT OR IGNORE INTO {table} SELECT * FROM stray.{table}")
+            db.execute(
+                "INSERT INTO call (due, attempts, url, line) SELECT due, attempts, url, line FROM stray.call"
+            )
+            _copy_events(db)
+            db.execute("INSERT INTO meta VALUES (?, 1)", (note,))
+            db.execute("COMMIT")
+        except BaseException:
+            with suppress(sqlite3.Error):
+                db.execute("ROLLBACK")
+            raise
+    finally:
+        db.execute("DETACH stray")
+    db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    return count
+
+
+_COLUMNS = "at, name, queue_id, sender, recipient, id, line"
+
+
+def _copy_events(db: sqlite3.Connection) -> None:
+    told = {
+        key: value
+        for key, value in db.execute("SELECT key, value FROM stray.meta")
+        if key in ("log_mark", "calls_seen")
+    }
+    done = min(told.values(), default=0)
+    mark = db.execute("SELECT coalesce(max(value), 0) FROM meta WHERE key = 'log_mark'").fetchone()[0]
+    lowest, highest = db.execute("SELECT min(seq), max(seq) FROM event").fetchone()
+    # The number 0 is nobody's: as a place to go on from, it means the beginning.
+    below = min(0 if lowest is None else lowest, 0)
+    above = max(0 if highest is None else highest, mark)
+    last_done = db.execute("SELECT max(seq) FROM stray.event WHERE seq <= ?", (done,)).fetchone()[0]
+    if last_done is not None:
+        db.execute(
+            f"INSERT INTO event SELECT seq - ? + ? - 1, {_COLUMNS} FROM stray.event WHERE seq <= ?",
+            (last_done, below, done),
+        )
+    db.execute(
+        f"INSERT INTO event SELECT seq - ? + ?, {_COLUMNS} FROM stray.event WHERE seq > ?",
+        (done, above, done),
+    )
+
+
+def _sync(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
