@@ -1,0 +1,286 @@
+"""Mailgun's own clients against the relay, with only the base URL changed.
+
+What the page for those who move says is run as it stands there: docs/moving-from-mailgun.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mailgun.client import Client
+
+from relay.demo.mx import MxServer
+from tests.rigs.ports import free_port
+from tests.rigs.sandbox import Sandbox
+
+pytestmark = pytest.mark.timeout(180)
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs/moving-from-mailgun.md").read_text(encoding="utf-8")
+CLIENTS = ROOT / "tests/clients"
+KEY = "a-long-random-key"
+
+
+def blocks(language: str) -> list[str]:
+    """The blocks of the page in a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+
+
+class Served:
+    """A relay with its HTTP interface, and a mail host for dest.example with a good certificate."""
+
+    def __init__(self, sandbox: Sandbox, mx: MxServer, url: str) -> None:
+        self.sandbox = sandbox
+        self.mx = mx
+        self.url = url
+
+    async def run(self, *command: str, cwd: Path) -> str:
+        """A command of somebody's who moved; what it printed."""
+        environment = {**os.environ, "RELAY": self.url, "KEY": KEY}
+        done = await asyncio.to_thread(
+            subprocess.run, command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    async def shell(self, script: str, cwd: Path) -> list[Any]:
+        """Commands of a shell; every answer of curl has to be a good one."""
+        strict = "curl() { command curl --fail-with-body --show-error -w '\\n' \"$@\"; }\n"
+        printed = await self.run("bash", "-euo", "pipefail", "-c", strict + script, cwd=cwd)
+        return [json.loads(line) for line in printed.splitlines() if line.strip()]
+
+
+@pytest.fixture
+async def served(sandbox: Sandbox) -> Served:
+    mx = await sandbox.domain("dest.example")
+    port = free_port()
+    await sandbox.start(
+        admin={"http": f"127.0.0.1:{port}", "api_keys": [KEY], "webhook_signing_key": "signs"},
+    )
+    return Served(sandbox, mx, f"http://127.0.0.1:{port}")
+
+
+@functools.cache
+def node_modules() -> Path:
+    """Mailgun's client for Node.js, installed once a run."""
+    directory = Path(tempfile.mkdtemp(prefix="clients-"))
+    shutil.copy(CLIENTS / "package.json", directory)
+    command = ["npm", "install", "--silent", "--no-audit", "--no-fund"]
+    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=150, check=False)
+    if done.returncode and os.environ.get("RELAY_REQUIRE_TOOLS") != "1":
+        pytest.skip(f"mailgun.js could not be installed: {done.stderr[-200:]}")
+    assert done.returncode == 0, done.stderr
+    return directory
+
+
+# --- the three lines it began with ----------------------------------------------------------------
+
+
+@pytest.mark.needs("curl")
+async def test_the_three_commands_of_the_announcement_work_as_written(served: Served, tmp_path: Path) -> None:
+    [sent] = await served.shell(
+        """curl -s --user "api:$KEY" \\
+            $RELAY/v3/samples.mailgun.org/messages \\
+            -F from='Sender Bob <sbob@samples.mailgun.org>' \\
+            -F to='alice@dest.example' \\
+            -F subject='Hello' \\
+            -F text='Testing some Mailgun awesomness!' \\
+            -F o:require-tls=True \\
+            -F o:skip-verification=False""",
+        tmp_path,
+    )
+    assert sent["message"] == "Queued. Thank you."
+    put, get = await served.shell(
+        """curl -s --user "api:$KEY" -X PUT \\
+            $RELAY/v3/domains/samples.mailgun.org/connection \\
+            -F require_tls=True \\
+            -F skip_verification=True
+        curl -s --user "api:$KEY" $RELAY/v3/domains/samples.mailgun.org/connection""",
+        tmp_path,
+    )
+    assert (put["require-tls"], put["skip-verification"]) == (True, True)
+    assert get["connection"] == {"require_tls": True, "skip_verification": True}
+
+    [event] = await served.sandbox.attempts("alice@dest.example")
+    assert event["event"] == "delivered"
+    assert event["policy"]["require-tls-source"] == "message"
+    status = event["delivery-status"]
+    assert (status["tls"], status["certificate-verified"]) == (True, True)
+    assert (status["mx-host"], status["code"]) == ("mx.dest.example", 250)
+    assert status["session-seconds"] > 0
+    assert {"description", "message"} <= set(status)
+    assert served.mx.messages[0].reverse_path == "sbob@samples.mailgun.org"
+
+
+async def test_settings_made_over_http_hold_for_smtp_at_once(served: Served) -> None:
+    client = Client(auth=("api", KEY), api_url=served.url)
+    settings = {"require_tls": "yes", "skip_verification": "no"}
+    await asyncio.to_thread(client.domains_connection.put, domain="example.com", data=settings)
+    await served.sandbox.submit("ann@example.com", "bob@dest.example")
+    [event] = await served.sandbox.attempts("bob@dest.example")
+    assert event["policy"] == {
+        "require-tls": True,
+        "skip-verification": False,
+        "require-tls-source": "api",
+        "skip-verification-source": "api",
+    }
+    assert served.sandbox.relay is not None
+    asked = ("explain", "--from", "ann@example.com", "--to", "bob@dest.example", "--json")
+    answer = json.loads((await asyncio.to_thread(served.sandbox.relay.run, *asked)).stdout)
+    assert answer["policy"]["require-tls"] == {"value": True, "source": "api", "rule": "example.com"}
+    assert await asyncio.to_thread(served.sandbox.relay.stop) == 0
+    answer = json.loads((await asyncio.to_thread(served.sandbox.relay.run, *asked)).stdout)
+    assert answer["policy"]["require-tls"]["source"] == "api"
+
+
+# --- Python ---------------------------------------------------------------------------------------
+
+
+async def test_the_python_client(served: Served) -> None:
+    client = Client(auth=("api", KEY), api_url=served.url)
+    await asyncio.to_thread(_use, client)
+    assert await asyncio.to_thread(client.events.get, domain="example.com") is not None
+    [event] = await served.sandbox.attempts("r0@dest.example")
+    assert event["delivery-status"]["tls"] is True
+    ids = await asyncio.to_thread(_walk, client)
+    assert len(ids) == len(set(ids)) >= 5
+
+
+def _use(client: Client) -> None:
+    for number in range(5):
+        message = {
+            "from": "Jörg <joerg@example.com>",
+            "to": [f"r{number}@dest.example"],
+            "subject": "Grüße",
+            "text": "hello",
+            "html": "<p>hello",
+            "o:require-tls": "yes",
+            "o:tag": ["a", "b"],
+        }
+        files = [("attachment", ("a.txt", b"content of a"))]
+        sent = client.messages.create(data=message, files=files, domain="example.com")
+        assert (sent.status_code, sent.json()["message"]) == (200, "Queued. Thank you.")
+    mime = b"From: a@example.com\r\nTo: m@dest.example\r\nSubject: x\r\n\r\nhello\r\n"
+    made = client.mimemessage.create(
+        data={"to": "m@dest.example"}, files={"message": mime}, domain="example.com"
+    )
+    assert made.status_code == 200
+    assert client.domains.get(domain_name="example.com").json()["domain"]["state"] == "active"
+    put = client.domains_connection.put(domain="example.com", data={"require_tls": "true"})
+    assert put.json()["require-tls"] is True
+    assert client.domains_connection.get(domain="example.com").json()["connection"]["require_tls"] is True
+    assert client.domainlist.get().json()["items"][0]["name"] == "example.com"
+    hook = client.domains_webhooks.create(
+        domain="example.com", data={"id": "delivered", "url": ["http://127.0.0.1:9/"]}
+    )
+    assert hook.status_code == 200
+    assert "delivered" in client.domains_webhooks.get(domain="example.com").json()["webhooks"]
+
+
+def _walk(client: Client) -> list[str]:
+    filters = {"limit": 2, "event": "accepted", "ascending": "yes"}
+    return [event["id"] for event in client.events.stream(domain="example.com", filters=filters)]
+
+
+# --- Node.js --------------------------------------------------------------------------------------
+
+SCRIPT = """
+import assert from 'node:assert';
+import formData from 'form-data';
+import Mailgun from 'mailgun.js';
+
+const client = new Mailgun(formData).client({username: 'api', key: process.env.KEY, url: process.env.RELAY});
+const domain = 'example.com';
+for (let n = 0; n < 5; n++) {
+  const sent = await client.messages.create(domain, {
+    from: 'Jörg <joerg@example.com>', to: [`r${n}@dest.example`], subject: 'Grüße', text: 'hello',
+    'o:require-tls': true, 'o:skip-verification': false,
+    attachment: {data: Buffer.from('content of a'), filename: 'a.txt'},
+  });
+  assert.equal(sent.status, 200);
+  assert.equal(sent.message, 'Queued. Thank you.');
+}
+const mime = Buffer.from('From: a@example.com\\nTo: m@dest.example\\nSubject: x\\n\\nhello\\n');
+assert.equal((await client.messages.create(domain, {to: ['m@dest.example'], message: mime})).status, 200);
+
+const updated = await client.domains.update(domain, {require_tls: true, skip_verification: false});
+assert.equal(updated.require_tls, true);
+assert.equal((await client.domains.get(domain)).require_tls, true);
+assert.equal((await client.domains.list())[0].name, domain);
+
+const ids = [];
+let page = await client.events.get(domain, {limit: 2, event: 'accepted', ascending: 'yes'});
+while (page.items.length) {
+  ids.push(...page.items.map((item) => item.id));
+  page = await client.events.get(domain, {page: page.pages.next.page});
+}
+assert.equal(new Set(ids).size, 6);
+assert.equal(ids.length, 6);
+
+await client.webhooks.create(domain, 'delivered', 'http://127.0.0.1:9/');
+assert.deepEqual((await client.webhooks.get(domain, 'delivered')).urls, ['http://127.0.0.1:9/']);
+assert.deepEqual(Object.keys(await client.webhooks.list(domain, {})), ['delivered']);
+await client.webhooks.destroy(domain, 'delivered');
+
+const wrong = new Mailgun(formData).client({username: 'api', key: 'wrong', url: process.env.RELAY});
+await assert.rejects(wrong.messages.create(domain, {from: 'a@example.com', to: 'b@dest.example', text: 'x'}),
+  (error) => error.status === 401);
+await assert.rejects(client.messages.create(domain, {to: 'b@dest.example', text: 'x'}),
+  (error) => error.status === 400 && error.details === 'from parameter is missing');
+"""
+
+
+@pytest.mark.needs("node", "npm")
+async def test_the_client_for_node(served: Served) -> None:
+    directory = await asyncio.to_thread(node_modules)
+    (directory / "use.mjs").write_text(SCRIPT)
+    await served.run("node", "use.mjs", cwd=directory)
+    [event] = await served.sandbox.attempts("r0@dest.example")
+    assert (event["delivery-status"]["tls"], event["policy"]["require-tls-source"]) == (True, "message")
+    message = next(one for one in served.mx.messages if "r0@" in one.recipients[0])
+    assert b'Content-Disposition: attachment; filename="a.txt"' in message.content
+
+
+# --- the page -------------------------------------------------------------------------------------
+
+
+@pytest.mark.needs("curl")
+async def test_the_commands_of_the_page_do_what_it_says(served: Served, tmp_path: Path) -> None:
+    answers = [answer for script in blocks("sh") for answer in await served.shell(script, tmp_path)]
+    assert len(answers) == PAGE.count("curl -s")
+    [event] = [e for e in await served.sandbox.attempts("carl@dest.example") if e["event"] == "delivered"]
+    assert event["tags"] == ["reports"]
+    assert event["user-variables"] == {"order": "4711"}
+    subjects = {
+        line for one in served.mx.messages for line in one.content.split(b"\r\n") if line[:8] == b"Subject:"
+    }
+    assert {b"Subject: Hello", b"Subject: made already", b"Subject: Your report"} <= subjects
+    assert not [one for one in served.mx.messages if b"Nobody gets this" in one.content]
+
+
+async def test_the_page_shows_python_that_runs(served: Served, tmp_path: Path) -> None:
+    [script] = blocks("python")
+    printed = await served.run(sys.executable, "-c", script, cwd=tmp_path)
+    assert "Queued. Thank you." in printed
+    assert "\naccepted " in printed
+
+
+@pytest.mark.needs("node", "npm")
+async def test_the_page_shows_javascript_that_runs(served: Served) -> None:
+    directory = await asyncio.to_thread(node_modules)
+    [script] = blocks("js")
+    (directory / "page.mjs").write_text(script)
+    printed = await served.run("node", "page.mjs", cwd=directory)
+    assert "Queued. Thank you." in printed
+    assert "\naccepted " in printed
