@@ -62,6 +62,12 @@ class Sandbox:
 
     async def start(self, **sections: Any) -> Relay:
         """Start the relay; `sections` are merged into a configuration for loopback."""
+        relay = await self.prepare(**sections)
+        await asyncio.to_thread(relay.start)
+        return relay
+
+    async def prepare(self, **sections: Any) -> Relay:
+        """A relay that is not started yet."""
         ca_file = self.directory / "ca.pem"
         ca_file.write_bytes(self.authority.ca_pem)
         process = relay_process(
@@ -73,7 +79,6 @@ class Sandbox:
             **sections,
         )
         self.relay = self._hosts.enter_context(process)
-        await asyncio.to_thread(self.relay.start)
         return self.relay
 
     @asynccontextmanager

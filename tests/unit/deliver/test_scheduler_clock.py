@@ -1,0 +1,96 @@
+"""The wall clock is set while the scheduler runs: nothing waits for it to come as far again."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from relay.deliver.options import DeliveryOptions
+from relay.deliver.scheduler import Scheduler
+from relay.mail.outcome import Code, Deferred, HopSession
+from relay.policy.rules import PolicyRules
+from relay.queue.entry import State
+from relay.queue.retry import RetrySchedule
+from relay.queue.sqlite import SqliteStore
+from tests.fakes.queued import new_message
+
+SESSION = HopSession("mx.b.example", "192.0.2.1", tls=True, certificate_verified=True)
+BUSY = Deferred("4.2.1", 450, "busy", session=SESSION)
+SILENCE = Deferred("4.4.1", Code.NO_CONNECTION, "", "mx.b.example [192.0.2.9]: timed out")
+MONTH = timedelta(days=30)
+
+
+class Attempts:
+    def __init__(self, answer) -> None:
+        self.answer = answer
+        self.made: list[str] = []
+
+    async def run(self, entry, content):
+        self.made.append(entry.recipients[0].address)
+        return {recipient.index: self.answer for recipient in entry.recipients}
+
+
+class SetClock:
+    """The wall clock, set ahead or back while the other one runs on."""
+
+    def __init__(self) -> None:
+        self.ahead = timedelta(0)
+
+    def __call__(self) -> datetime:
+        return datetime.now(UTC) + self.ahead
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
+    opened = await SqliteStore.open(tmp_path, synchronous="OFF")
+    yield opened
+    await opened.close()
+
+
+async def until(made: list[str], wanted: int) -> None:
+    async with asyncio.timeout(5):
+        while len(made) < wanted:
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("answer", [BUSY, SILENCE])
+@pytest.mark.parametrize("days", [30, -30])
+async def test_deferred_mail_is_tried_again_though_the_clock_was_set(store, answer, days) -> None:
+    clock, attempts = SetClock(), Attempts(answer)
+    scheduler = Scheduler(
+        store,
+        attempts,
+        schedule=RetrySchedule(waits=(timedelta(hours=1),)),
+        options=DeliveryOptions(),
+        rules=PolicyRules,
+        hostname="relay.example.net",
+        clock=clock,
+        monotonic=time.monotonic,
+    )
+    running = asyncio.create_task(scheduler.run())
+    await store.accept(new_message("b@b.example", arrived=clock()))
+    await until(attempts.made, 1)
+    clock.ahead = timedelta(days=days)
+    await store.accept(new_message("c@c.example", arrived=clock()))  # something makes the scheduler look
+    await until(attempts.made, 3)
+    assert attempts.made == ["b@b.example", "c@c.example", "b@b.example"]
+    await scheduler.drain(timedelta(0))
+    await running
+    assert (await store.counts())[State.DEFERRED] == 2
+
+
+@pytest.mark.parametrize("ahead", [timedelta(days=3), timedelta(days=7)])
+async def test_what_a_sender_wants_sent_later_keeps_its_time_at_a_start(tmp_path, ahead) -> None:
+    now = datetime.now(UTC)
+    store = await SqliteStore.open(tmp_path, now=now, max_wait=timedelta(hours=5))
+    await store.accept(new_message(arrived=now, due=now + ahead))
+    await store.close()
+    store = await SqliteStore.open(tmp_path, now=now, max_wait=timedelta(hours=5))
+    assert await store.claim_due(now=now + timedelta(days=1), limit=9) == []
+    assert len(await store.claim_due(now=now + ahead, limit=9)) == 1
+    await store.close()
