@@ -5,6 +5,7 @@ object a line either way:
 
     → {"verb": "list", "domain": "example.net"}
     ← {"item": {…}}            none, one or many
+    ← {"so-far": {…}}          of long work: how much of it is done
     ← {"done": {…}}            the end: what came of it
     ← {"error": "…"}           or the end: what is wrong with the request, or with us
 
@@ -123,7 +124,9 @@ class Control:
         wanted = queue_filter(request)
         if wanted == QueueFilter() and request.get("all") is not True:
             raise RequestError(f"{verb} what? name queue ids or a filter, or say all")
-        done = await operations.change_queue(self.store, wanted, verb=verb, now=self.clock())
+        done: dict[str, Any] = {}
+        async for done in operations.change_in_steps(self.store, wanted, verb=verb, now=self.clock()):
+            yield {"so-far": done}
         if verb == "retry":
             self.hurry()
         log.info("operator: %s, %d recipients changed", verb, done["changed"])

@@ -132,7 +132,7 @@ def _verb(name: str, help_text: str) -> None:
         if everything:
             request["all"] = True
         config = load_config(config_file(ctx))
-        done = next(line["done"] for line in answers(config, request) if "done" in line)
+        done = _watched(name, answers(config, request))
         count = done["changed"]
         click.echo(f"{name}: {count} recipient{'' if count == 1 else 's'}")
         if done["unknown"]:
@@ -143,6 +143,22 @@ _verb("retry", "Try messages again now, instead of when they are due.")
 _verb("hold", "Set messages aside: nothing is tried until they are released.")
 _verb("release", "Let held messages go on: they are due at once.")
 _verb("remove", "Take messages out for good. The sender is not told; the delivery log is.")
+
+
+def _watched(verb: str, lines: Iterator[dict[str, Any]]) -> dict[str, Any]:
+    """What came of it. A person at a terminal sees how long work goes on."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn(f"{verb}:"), BarColumn(), TextColumn("{task.completed} recipients"), TimeElapsedColumn())
+    done: dict[str, Any] = {}
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task(verb, total=None)
+        for line in lines:
+            done = line.get("so-far") or line["done"]
+            progress.update(bar, completed=done["changed"])
+    return done
 
 
 def _items(lines: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
