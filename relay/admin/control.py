@@ -125,8 +125,10 @@ class Control:
         if wanted == QueueFilter() and request.get("all") is not True:
             raise RequestError(f"{verb} what? name queue ids or a filter, or say all")
         done: dict[str, Any] = {}
-        async for done in operations.change_in_steps(self.store, wanted, verb=verb, now=self.clock()):
-            yield {"so-far": done}
+        async for so_far in operations.change_in_steps(self.store, wanted, verb=verb, now=self.clock()):
+            if done:
+                yield {"so-far": done}
+            done = so_far
         if verb == "retry":
             self.hurry()
         log.info("operator: %s, %d recipients changed", verb, done["changed"])

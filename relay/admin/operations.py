@@ -107,7 +107,7 @@ async def show_message(store: Readable, queue_id: str, *, now: datetime) -> dict
 
 
 async def change_queue(store: Store, wanted: QueueFilter, *, verb: str, now: datetime) -> dict[str, Any]:
-    """Do what the operator says to all that matches: how many recipients changed, and which ids are unknown."""
+    """Do what the operator says to all that matches: how many recipients changed, which ids are unknown."""
     done: dict[str, Any] = {}
     async for so_far in change_in_steps(store, wanted, verb=verb, now=now):
         done = so_far
@@ -117,7 +117,7 @@ async def change_queue(store: Store, wanted: QueueFilter, *, verb: str, now: dat
 async def change_in_steps(
     store: Store, wanted: QueueFilter, *, verb: str, now: datetime
 ) -> AsyncIterator[dict[str, Any]]:
-    """The same, told after every step; the last telling is the result.
+    """The same, told step by step; the last telling is the result.
 
     Page by page: each page is one transaction, so that a change of a million messages
     neither stops the mail nor has to be undone.
@@ -131,7 +131,8 @@ async def change_in_steps(
         seen |= ids & wanted.queue_ids
         events = _removals(page, wanted, now) if verb == "remove" else []
         changed += await store.change(replace(wanted, queue_ids=ids), verb=verb, now=now, events=events)
-        yield {"changed": changed, "unknown": []}
+        if len(page) == PAGE:
+            yield {"changed": changed, "unknown": []}
     yield {"changed": changed, "unknown": sorted(wanted.queue_ids - seen)}
 
 

@@ -151,7 +151,12 @@ def _watched(verb: str, lines: Iterator[dict[str, Any]]) -> dict[str, Any]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
-    columns = (TextColumn(f"{verb}:"), BarColumn(), TextColumn("{task.completed} recipients"), TimeElapsedColumn())
+    columns = (
+        TextColumn(f"{verb}:"),
+        BarColumn(),
+        TextColumn("{task.completed} recipients"),
+        TimeElapsedColumn(),
+    )
     done: dict[str, Any] = {}
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task(verb, total=None)

@@ -131,7 +131,8 @@ async def test_a_queue_longer_than_a_page_is_listed_whole(
     for number in range(10):
         await store.accept(new_message(f"M{number}", "b@example.net"))
     assert len(await items(server)) == 10
-    [done] = await asked(server, verb="hold", domain="example.net")
+    *on_the_way, done = await asked(server, verb="hold", domain="example.net")
+    assert [line["so-far"]["changed"] for line in on_the_way] == [3, 6, 9]
     assert done["done"]["changed"] == 10
 
 
