@@ -2,40 +2,42 @@
 
 Read from the store once and kept at hand, since every message asks for the rules. What is set
 through here is durable before it is in force. `over` is what sessions and deliveries are given.
+
+With several workers the first has the store they are kept in. It tells the others (`Bulletin`),
+and each looks with every message whether there is something new: so they are in force for all
+at once. Webhooks are told in the same way.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from typing import Any, Protocol
 
 from relay.policy.rules import PolicyRules, TlsRule, with_overlay
-from relay.queue.desk import Desk, DomainSettings
+from relay.queue.desk import Desk, DomainSettings, Webhook
 
-__all__ = ["SettingsInForce"]
+__all__ = ["Bulletin", "SettingsElsewhere", "SettingsInForce", "overlay_of"]
 
 
-class SettingsInForce:
-    """`load` before anything else."""
+class Bulletin(Protocol):
+    """What one process tells others."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    @property
+    def edition(self) -> int: ...
+
+    def tell(self, octets: bytes) -> None: ...
+
+    def read(self) -> tuple[int, bytes] | None: ...
+
+
+class _Over:
+    """Settings above rules, put together once for each pair."""
+
+    def __init__(self) -> None:
         self._settings: Mapping[str, DomainSettings] = {}
         self._below: PolicyRules | None = None
         self._over = PolicyRules()
-
-    async def load(self) -> None:
-        """Read what the store has."""
-        self._take(await self._desk.domain_settings())
-
-    async def set(self, domain: str, settings: DomainSettings) -> None:
-        """Set what is not None, for mail from this domain (normalised)."""
-        kept = await self._desk.set_domain_settings(domain, settings)
-        self._take({**self._settings, domain: kept})
-
-    @property
-    def domains(self) -> list[str]:
-        """The domains for which something was set."""
-        return sorted(self._settings)
 
     def over(self, rules: PolicyRules) -> PolicyRules:
         """These rules of the file's, with the settings above them."""
@@ -48,6 +50,80 @@ class SettingsInForce:
         self._below = None
 
 
+class SettingsInForce(_Over):
+    """Where they are kept. `load` before anything else."""
+
+    def __init__(self, desk: Desk, bulletin: Bulletin | None = None) -> None:
+        super().__init__()
+        self._desk = desk
+        self._bulletin = bulletin
+
+    async def load(self) -> None:
+        """Read what the store has."""
+        self._take(await self._desk.domain_settings())
+        await self.tell()
+
+    async def set(self, domain: str, settings: DomainSettings) -> None:
+        """Set what is not None, for mail from this domain (normalised)."""
+        kept = await self._desk.set_domain_settings(domain, settings)
+        self._take({**self._settings, domain: kept})
+        await self.tell()
+
+    async def tell(self) -> None:
+        """Let the other workers know, of settings and webhooks."""
+        if self._bulletin is not None:
+            self._bulletin.tell(_written(self._settings, await self._desk.webhooks()))
+
+    @property
+    def domains(self) -> list[str]:
+        """The domains for which something was set."""
+        return sorted(self._settings)
+
+
+class SettingsElsewhere(_Over):
+    """As another worker tells them."""
+
+    def __init__(self, bulletin: Bulletin) -> None:
+        super().__init__()
+        self._bulletin = bulletin
+        self._edition = 0
+        self._webhooks: list[Webhook] = []
+
+    def over(self, rules: PolicyRules) -> PolicyRules:
+        """These rules of the file's, with the settings above them."""
+        self.look()
+        return super().over(rules)
+
+    def look(self) -> None:
+        """Take over what is new."""
+        if self._bulletin.edition == self._edition:
+            return
+        told = self._bulletin.read()
+        if told is not None:
+            self._edition, octets = told
+            settings, self._webhooks = _read(octets)
+            self._take(settings)
+
+    def webhooks(self) -> list[Webhook]:
+        """Those there are now."""
+        self.look()
+        return self._webhooks
+
+
 def overlay_of(settings: Mapping[str, DomainSettings]) -> dict[str, TlsRule]:
     """The settings as rules."""
     return {name: TlsRule(one.require_tls, one.skip_verification) for name, one in settings.items()}
+
+
+def _written(settings: Mapping[str, DomainSettings], webhooks: list[Webhook]) -> bytes:
+    told: dict[str, Any] = {
+        "settings": [[name, one.require_tls, one.skip_verification] for name, one in settings.items()],
+        "webhooks": [[one.domain, one.name, one.urls] for one in webhooks],
+    }
+    return json.dumps(told).encode("ascii")
+
+
+def _read(octets: bytes) -> tuple[dict[str, DomainSettings], list[Webhook]]:
+    told = json.loads(octets)
+    settings = {name: DomainSettings(require, skip) for name, require, skip in told["settings"]}
+    return settings, [Webhook(domain, name, tuple(urls)) for domain, name, urls in told["webhooks"]]

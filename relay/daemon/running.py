@@ -22,7 +22,7 @@ from typing import Any, cast
 
 from relay import __version__
 from relay.admin.control import Control, ControlServer, SocketTaken, start_control
-from relay.admin.domain_settings import SettingsInForce
+from relay.admin.domain_settings import SettingsElsewhere, SettingsInForce
 from relay.admin.http import Api, Caller, HttpError, HttpOptions, HttpServer, start_http
 from relay.config import Config, ConfigError, load
 from relay.config.parts import resolver_options, route_options
@@ -112,6 +112,7 @@ class Relay:
         self._own_log = own_log
         self._listeners: list[Listener] = []
         self._http: HttpServer | None = None
+        self._set_elsewhere: SettingsElsewhere | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._undo = contextlib.AsyncExitStack()
@@ -137,8 +138,7 @@ class Relay:
         stored = await self._open_store()
         self.store = cast(Store, MeteredStore(stored, self._metrics))
         self._desk = stored.desk
-        self._set_over_http = SettingsInForce(stored.desk)
-        await self._set_over_http.load()
+        await self._read_settings()
         self._router = self._make_router()
         delivery = replace(config.delivery, concurrency=min(config.delivery.concurrency, files.deliveries))
         self._pool = Pool()
@@ -169,9 +169,19 @@ class Relay:
         await self._start_http()
         await self._open_doors()
 
+    async def _read_settings(self) -> None:
+        """What was set over HTTP: the first worker keeps it, and tells the others."""
+        bulletin = self._worker.bulletin
+        if bulletin is not None and not self._worker.is_first:
+            self._set_elsewhere = SettingsElsewhere(bulletin)
+            return
+        self._set_over_http = SettingsInForce(self._desk, bulletin)
+        await self._set_over_http.load()
+
     def _rules(self) -> PolicyRules:
         """The rules in force: the file's, with what was set over HTTP above them."""
-        return self._set_over_http.over(self.config.policy)
+        settings = self._set_elsewhere or self._set_over_http
+        return settings.over(self.config.policy)
 
     def _load_signing_keys(self) -> dict[str, SigningKey]:
         try:
@@ -237,7 +247,14 @@ class Relay:
     async def _start_http(self) -> None:
         """Serve the HTTP interface, where there is a key to use it with."""
         config, admin = self.config, self.config.admin
-        caller = Caller(self.store, self._desk, signing_key=self._signing_key, clock=now)
+        elsewhere = self._set_elsewhere
+        caller = Caller(
+            self.store,
+            self._desk,
+            signing_key=self._signing_key,
+            clock=now,
+            elsewhere=elsewhere.webhooks if elsewhere is not None else None,
+        )
         self._start("webhooks", caller.run())
         if not admin.http or not admin.serves_http:
             return

@@ -33,6 +33,7 @@ from pathlib import Path
 from relay import __version__
 from relay.config import Config, ConfigError, load
 from relay.daemon.board import Board
+from relay.daemon.bulletin import Bulletin
 from relay.daemon.programlog import ProgramLog
 from relay.daemon.reload import changes, taken_over
 from relay.daemon.sockets import Doors
@@ -86,6 +87,7 @@ class Supervisor:
         self._systemd = Systemd(environ)
         self._children = [_Child(number) for number in range(config.workers)]
         self._board = Board(config.workers)
+        self._bulletin = Bulletin()
         self._is_ending = False
         self._was_ready = False
         self._exit_code = 0
@@ -172,6 +174,7 @@ class Supervisor:
                 sockets=self._doors.keep(child.number),
                 elsewhere=self._board.row(child.number),
                 line=line,
+                bulletin=self._bulletin,
             )
             self._own_log.start()
             code = self._work(self._config, worker)

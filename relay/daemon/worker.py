@@ -13,6 +13,7 @@ import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
+from relay.daemon.bulletin import Bulletin
 from relay.receive.limits import Elsewhere
 
 __all__ = ["ALONE", "BEAT", "READY", "Worker"]
@@ -24,13 +25,17 @@ BEAT_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Worker:
-    """`sockets`: those it listens at, by the address in the configuration. `elsewhere`: see `Connections`."""
+    """`sockets`: those it listens at, by the address in the configuration. `elsewhere`: see `Connections`.
+
+    `bulletin`: what the first worker tells the others.
+    """
 
     number: int = 0
     workers: int = 1
     sockets: Mapping[str, socket.socket] = field(default_factory=dict)
     elsewhere: Elsewhere | None = None
     line: socket.socket | None = None
+    bulletin: Bulletin | None = None
 
     @property
     def is_first(self) -> bool:

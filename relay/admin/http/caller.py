@@ -3,7 +3,8 @@
 It follows the events of the store as the delivery log's file does. Calls are owed, in one
 commit, before any is made, so that an event is told at least once however often we are killed;
 a receiver knows a repetition by the event's id. Redirects are not followed, answers not read.
-Without a webhook it sleeps.
+Without a webhook it sleeps. With several workers each tells of its own events; `elsewhere` asks
+for the webhooks that the first one keeps.
 """
 
 from __future__ import annotations
@@ -43,11 +44,14 @@ class Caller:
         *,
         signing_key: Callable[[], str | None],
         clock: Callable[[], datetime],
+        elsewhere: Callable[[], list[Webhook]] | None = None,
     ) -> None:
         self._store = store
         self._desk = desk
         self._signing_key = signing_key
         self._clock = clock
+        self._elsewhere = elsewhere
+        self._told: list[Webhook] | None = None
         self._changed = asyncio.Event()
         self._changed.set()
         self._webhooks: list[Webhook] = []
@@ -71,6 +75,8 @@ class Caller:
                     await asyncio.sleep(_PAUSE_SECONDS)
 
     async def _step(self, session: aiohttp.ClientSession) -> None:
+        if self._elsewhere is not None:
+            await self._mirror(self._elsewhere())
         if self._changed.is_set():
             self._changed.clear()
             await self._read_webhooks()
@@ -83,7 +89,8 @@ class Caller:
 
     async def _rest(self) -> None:
         """Until it is worth another look; without a webhook and a call only until there is one."""
-        seconds = _LOOK_SECONDS if self._webhooks or self._owes else None
+        is_idle = not (self._webhooks or self._owes or self._elsewhere)
+        seconds = None if is_idle else _LOOK_SECONDS
         try:
             async with asyncio.timeout(seconds):
                 await self._changed.wait()
@@ -95,6 +102,19 @@ class Caller:
         since = min((webhook.since for webhook in self._webhooks), default=0)
         self._seen = max(self._seen, await self._desk.calls_seen(), since)
         self._remembered = max(self._remembered, self._seen - _REMEMBER_EVERY)
+
+    async def _mirror(self, told: list[Webhook]) -> None:
+        """Keep what another worker keeps; one that is new begins, here too, with what comes now."""
+        if told is self._told:
+            return
+        own = {(one.domain, one.name): one.urls for one in await self._desk.webhooks()}
+        wanted = {(one.domain, one.name): one.urls for one in told}
+        for domain, name in own.keys() | wanted.keys():
+            urls = wanted.get((domain, name), ())
+            if own.get((domain, name), ()) != urls:
+                await self._desk.set_webhook(domain, name, urls)
+        self._told = told
+        self._changed.set()
 
     async def _owe(self) -> bool:
         """Look at the next events and owe what is to be told of them; whether there were any."""

@@ -55,7 +55,7 @@ async def remove(api: Api, request: web.Request) -> web.Response:
     domain, name = _domain(api, request), _name(request.match_info["name"])
     urls = await _known(api, domain, name)
     await api.desk.set_webhook(domain, name, ())
-    api.webhooks_changed()
+    await _tell(api)
     return _one(urls, message="Webhook has been deleted")
 
 
@@ -78,8 +78,14 @@ async def _set(api: Api, domain: str, name: str, urls: tuple[str, ...], message:
     if api.options().webhook_signing_key is None:
         raise ApiError(400, "admin.webhook_signing_key is not set: calls could not be signed")
     await api.desk.set_webhook(domain, name, urls)
-    api.webhooks_changed()
+    await _tell(api)
     return _one(urls, message=message)
+
+
+async def _tell(api: Api) -> None:
+    """Have our own worker, and the others, know."""
+    api.webhooks_changed()
+    await api.settings.tell()
 
 
 def _one(urls: tuple[str, ...], *, message: str = "") -> web.Response:

@@ -17,6 +17,7 @@ from aiohttp.test_utils import TestServer
 
 from relay.admin.http.caller import Caller
 from relay.mail.event import Event
+from relay.queue.desk import Webhook
 from relay.queue.sqlite import SqliteStore
 from relay.report import webhook
 from relay.report.webhook import kind_of, next_try, payload
@@ -185,3 +186,25 @@ def test_every_event_is_of_a_kind_that_can_be_asked_for(name: str, line: str, ki
 def test_a_payload_is_json_whatever_the_event_tells() -> None:
     told = json.loads(payload('{"a":"\\u2028\\ud800"}', signing_key="ü", timestamp=1, token="t"))
     assert told["event-data"] == {"a": "\u2028\ud800"}
+
+
+async def test_a_worker_tells_the_webhooks_that_another_keeps(store: SqliteStore, ear: Ear) -> None:
+    await store.desk.set_webhook("example.com", "delivered", ["https://gone.example"])
+    await accept(store, "Q0", "ann@example.com")
+    told: list[list[Webhook]] = [[]]
+    caller = Caller(
+        store, store.desk, signing_key=lambda: KEY, clock=lambda: ear.now, elsewhere=lambda: told[0]
+    )
+    task = asyncio.create_task(caller.run())
+    async with asyncio.timeout(10):
+        while await store.desk.webhooks():
+            await asyncio.sleep(0.01)
+        told[0] = [Webhook("example.com", "accepted", (ear.url,))]
+        while not await store.desk.webhooks():
+            await asyncio.sleep(0.01)
+    await accept(store, "Q1", "ann@example.com")
+    await ear.until(1)
+    await _settled(store, None)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert [one["event-data"]["queue-id"] for one in ear.heard] == ["Q1"]
