@@ -1,24 +1,38 @@
-# docker build -t relay . && docker run -p 2525:2525 -v spool:/var/lib/relay relay
-FROM python:3.12-slim AS build
+# docker build -t relay .
+# docker run -d --name relay -v relay:/var/lib/relay relay
+#
+# Without a configuration it relays for its own network: containers beside it, not the host, not
+# whoever comes through a published port. For those say who may relay:
+#
+#   docker run -d -p 127.0.0.1:2525:2525 -v relay:/var/lib/relay \
+#       -e RELAY__HOSTNAME=relay.example.net -e 'RELAY__ACCESS__NETWORKS=[172.17.0.1]' relay
+#
+# or mount a file of your own at /etc/relay/relay.yaml. SIGTERM drains: give it the time,
+# `docker stop --time 90`. See docs/operating.md.
+
+# Any image with Python 3.11 or later and its venv.
+ARG BASE=docker.io/library/python:3.12-slim
+
+FROM ${BASE} AS build
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY relay ./relay
-RUN python -m venv /opt/relay && /opt/relay/bin/pip install --no-cache-dir .
+RUN python3 -m venv /opt/relay \
+ && /opt/relay/bin/pip install --no-cache-dir --disable-pip-version-check . \
+ && /opt/relay/bin/pip uninstall --yes --quiet setuptools pip
 
-FROM python:3.12-slim
-RUN useradd --system --uid 2525 --home-dir /var/lib/relay --create-home relay \
- && install -d -o relay -g relay -m 0700 /var/lib/relay/spool /run/relay \
- && install -d -o relay -g relay /var/log/relay
+FROM ${BASE}
+RUN useradd --uid 2525 --user-group --home-dir /var/lib/relay --no-create-home --shell /usr/sbin/nologin relay \
+ && install -d -o relay -g relay -m 0700 /var/lib/relay \
+ && install -d -m 0755 /etc/relay
 COPY --from=build /opt/relay /opt/relay
-COPY conf/relay.yaml /etc/relay/relay.yaml
-ENV PATH=/opt/relay/bin:$PATH \
-    RELAY__QUEUE__PATH=/var/lib/relay/spool \
-    RELAY__LOG__DELIVERY=/var/log/relay/delivery.log \
-    RELAY__ADMIN__SOCKET=/run/relay/relay.sock \
-    RELAY__LISTENERS='[{address: "0.0.0.0:2525"}]'
-USER relay
+COPY conf/container.yaml /etc/relay/relay.yaml
+ENV PATH=/opt/relay/bin:/usr/local/bin:/usr/bin:/bin \
+    RELAY_CONFIG=/etc/relay/relay.yaml
+USER 2525:2525
 WORKDIR /var/lib/relay
 VOLUME /var/lib/relay
 EXPOSE 2525
 STOPSIGNAL SIGTERM
-CMD ["relay", "serve", "-c", "/etc/relay/relay.yaml"]
+HEALTHCHECK --interval=30s --timeout=25s --start-period=20s CMD ["relay", "health"]
+CMD ["relay", "serve", "--own-networks"]

@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check demo man torture mutation clean
+.PHONY: help run test check demo man image-test torture mutation clean
 
 help:
 	@echo "make run       start a relay on 127.0.0.1:2525, spool and log under var/"
@@ -14,6 +14,7 @@ help:
 	@echo "make test      all tests; those that need a server from the system say so"
 	@echo "make check     ruff, mypy and the tests"
 	@echo "make man       the manual page, build/relay.1"
+	@echo "make image-test  build the container image and deliver a message through it (buildah, root, network)"
 	@echo "make torture   the long sweeps: kill -9 at every storage call, every network call"
 	@echo "make mutation  break each cell of the TLS decision and see the tests fail"
 
@@ -48,6 +49,9 @@ check: $(READY)
 man: $(READY)
 	@mkdir -p build
 	$(BIN)/python -m relay.cli.manual > build/relay.1
+
+image-test: $(READY)
+	RELAY_IMAGE=1 $(BIN)/pytest -s tests/image $(ARGS)
 
 torture: $(READY)
 	RELAY_LONG=1 $(BIN)/pytest -m torture --timeout=3600 $(ARGS)

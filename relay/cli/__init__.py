@@ -97,9 +97,14 @@ def relay() -> None:
 
 
 @relay.command()
+@click.option(
+    "--own-networks",
+    is_flag=True,
+    help="Where access.networks is not set: relay for the networks around this machine (containers).",
+)
 @config_option
 @click.pass_context
-def serve(ctx: click.Context) -> None:
+def serve(ctx: click.Context, /, own_networks: bool) -> None:
     """Run the relay in the foreground.
 
     It takes mail at the addresses under `listeners`, keeps it under `queue.path`, delivers
@@ -114,9 +119,11 @@ def serve(ctx: click.Context) -> None:
 
     Under systemd it says READY, RELOADING, STOPPING and answers the watchdog (Type=notify).
     """
+    from relay.cli.networks import with_own_networks
     from relay.daemon import serve as run
 
-    sys.exit(run(config_file(ctx), os.environ))
+    path = config_file(ctx)
+    sys.exit(run(path, with_own_networks(os.environ, path) if own_networks else os.environ))
 
 
 @relay.command()

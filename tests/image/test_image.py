@@ -1,0 +1,153 @@
+"""The image, built as the Dockerfile says and run as nobody in particular: `make image-test`.
+
+Needs buildah and debootstrap and root, and the network for packages. The base is made here
+(a minimal Debian with its python3), since a registry may not be at hand; RELAY_IMAGE_BASE names
+another. RELAY_IMAGE_ARGS adds to buildah's arguments, for mirrors and their certificates.
+
+chroot isolation: the file system and the user are the image's, the network is this machine's. What
+only an engine has is not seen here: HEALTHCHECK on its schedule, networks of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import signal
+import smtplib
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.rigs.ports import accepts_connections, free_port, wait_until
+from tests.rigs.sink import sink
+
+ROOT = Path(__file__).resolve().parents[2]
+MOST_MEGABYTES_ON_TOP = 150
+
+pytestmark = [
+    pytest.mark.needs("buildah", "debootstrap", "root"),
+    pytest.mark.skipif(os.environ.get("RELAY_IMAGE") != "1", reason="slow: `make image-test`"),
+    pytest.mark.timeout(1800),
+]
+
+
+class Engine:
+    """buildah with a storage of its own."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def command(self, *arguments: str) -> list[str]:
+        where = [f"--root={self._directory}/storage", f"--runroot={self._directory}/run"]
+        return ["buildah", "--storage-driver=vfs", *where, *arguments]
+
+    def __call__(self, *arguments: str) -> str:
+        done = subprocess.run(self.command(*arguments), capture_output=True, text=True, check=False, cwd=ROOT)
+        assert done.returncode == 0, done.stderr[-4000:]
+        return done.stdout.strip()
+
+    def megabytes(self, image: str) -> float:
+        [found] = json.loads(self("images", "--json", image))
+        return float(found["size"].split()[0]) * {"MB": 1, "GB": 1000}[found["size"].split()[1]]
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    with tempfile.TemporaryDirectory(prefix="relay-image-") as directory:
+        yield Engine(Path(directory))
+
+
+@pytest.fixture(scope="module")
+def base(engine: Engine) -> str:
+    if os.environ.get("RELAY_IMAGE_BASE"):
+        return os.environ["RELAY_IMAGE_BASE"]
+    with tempfile.TemporaryDirectory(prefix="relay-base-") as directory:
+        packages = "--include=python3,python3-venv,ca-certificates"
+        subprocess.run(
+            ["debootstrap", "--variant=minbase", packages, "bookworm", directory],
+            check=True,
+            capture_output=True,
+        )
+        for leftover in ("var/cache/apt/archives", "var/lib/apt/lists"):
+            subprocess.run(["find", f"{directory}/{leftover}", "-type", "f", "-delete"], check=True)
+        container = engine("from", "scratch")
+        engine("add", "--quiet", container, directory, "/")
+    engine("commit", "--quiet", "--rm", container, "relay-base")
+    return "localhost/relay-base"
+
+
+@pytest.fixture(scope="module")
+def image(engine: Engine, base: str) -> str:
+    more = shlex.split(os.environ.get("RELAY_IMAGE_ARGS", ""))
+    isolated = ["--isolation=chroot", "--network=host", "--format=docker"]
+    engine("build", *isolated, f"--build-arg=BASE={base}", *more, "--tag=relay", str(ROOT))
+    print(f"\nbase {engine.megabytes(base):.0f} MB, image {engine.megabytes('relay'):.0f} MB")
+    return "localhost/relay"
+
+
+@pytest.fixture
+def container(engine: Engine, image: str) -> Iterator[str]:
+    name = engine("from", image)
+    yield name
+    engine("rm", name)
+
+
+def test_the_image_has_no_compiler_no_pip_and_no_root(engine: Engine, image: str, container: str) -> None:
+    config = json.loads(engine("inspect", "--type=image", image))["Docker"]["config"]
+    assert config["User"] == "2525:2525"
+    assert config["Healthcheck"]["Test"] == ["CMD", "relay", "health"]
+    assert config["StopSignal"] in ("SIGTERM", "15")
+    assert "/var/lib/relay" in config["Volumes"]
+    script = "id -u; command -v gcc cc pip pip3 || echo none; ls /opt/relay/bin | grep -c pip || true"
+    assert engine("run", "--isolation=chroot", container, "--", "sh", "-c", script) == "2525\nnone\n0"
+
+
+def test_the_image_is_small(engine: Engine, base: str, image: str) -> None:
+    assert engine.megabytes(image) - engine.megabytes(base) < MOST_MEGABYTES_ON_TOP
+
+
+def test_a_message_is_delivered_and_sigterm_drains(engine: Engine, container: str, tmp_path: Path) -> None:
+    port = free_port()
+    with sink() as host, (tmp_path / "stderr").open("wb") as stderr:
+        settings = {
+            "RELAY__LISTENERS": f'[{{address: "127.0.0.1:{port}"}}]',
+            "RELAY__ROUTES": json.dumps(host.route),
+            "RELAY__DELIVERY__ALLOW_NETWORKS": "[127.0.0.0/8]",
+            "RELAY__HOSTNAME": "relay.test.example",
+        }
+        environment = [f"--env={name}={value}" for name, value in settings.items()]
+        run = ["run", "--isolation=chroot", *environment, container, "--", "relay"]
+        process = subprocess.Popen(engine.command(*run, "serve", "--own-networks"), stderr=stderr)
+        try:
+            wait_until(
+                lambda: accepts_connections("127.0.0.1", port), seconds=60, what="the container's start"
+            )
+            with smtplib.SMTP("127.0.0.1", port, timeout=30) as client:
+                client.sendmail("a@client.example", "b@dest.example", "Subject: contained\r\n\r\nhello\r\n")
+            wait_until(lambda: host.tokens({"contained"}), what="the delivery")
+            assert engine(*run, "health") == "healthy"
+            [pid] = relays()
+            os.kill(pid, signal.SIGTERM)
+            assert process.wait(timeout=90) == 0
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                for pid in relays():
+                    os.kill(pid, signal.SIGKILL)
+            process.wait(timeout=30)
+    assert (tmp_path / "stderr").read_text().rstrip().endswith("ended")
+
+
+def relays() -> list[int]:
+    """The relay in the container: of the image's user, which nobody else here is."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/status"):
+        with contextlib.suppress(OSError):
+            is_ours = "\nUid:\t2525\t2525\t" in status.read_text()
+            if is_ours and b"serve" in (status.parent / "cmdline").read_bytes().split(b"\0"):
+                found.append(int(status.parent.name))
+    return found

@@ -1,0 +1,53 @@
+"""Whom a container relays for that was told nothing: its neighbours, and nobody behind a gateway."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+
+import pytest
+
+from relay.cli import networks
+
+
+def around(
+    monkeypatch: pytest.MonkeyPatch, interfaces: list[str], gateways: list[str]
+) -> list[networks.Network]:
+    found = [ipaddress.ip_interface(one) for one in interfaces]
+    monkeypatch.setattr(networks, "_ipv4", lambda: [one for one in found if one.version == 4])
+    monkeypatch.setattr(networks, "_ipv6", lambda: [one for one in found if one.version == 6])
+    monkeypatch.setattr(networks, "_gateways", lambda: [ipaddress.ip_address(one) for one in gateways])
+    return networks.own_networks()
+
+
+def holds(found: list[networks.Network], address: str) -> bool:
+    return any(ipaddress.ip_address(address) in network for network in found)
+
+
+def test_neighbours_may_relay_and_a_gateway_and_the_world_may_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = around(
+        monkeypatch,
+        ["127.0.0.1/8", "172.17.0.2/16", "fd00::2/64", "fe80::1/64"],
+        ["172.17.0.1", "fd00::1"],
+    )
+    for neighbour in ("172.17.0.3", "172.17.255.254", "fd00::3"):
+        assert holds(found, neighbour)
+    for stranger in ("172.17.0.1", "172.17.0.2", "fd00::1", "fd00::2", "172.18.0.1", "8.8.8.8", "fe80::9"):
+        assert not holds(found, stranger)
+
+
+def test_what_was_said_stands(tmp_path: Path) -> None:
+    config = tmp_path / "relay.yaml"
+    config.write_text("access: {networks: [10.0.0.0/8]}")
+    assert networks.with_own_networks({}, config) == {}
+    config.write_text("access:\nqueue: {path: spool}")
+    said = {"RELAY__ACCESS__NETWORKS": "[10.0.0.0/8]"}
+    assert networks.with_own_networks(said, config) == said
+    for text in ("access:\n", "", "[", "access: no"):
+        config.write_text(text)
+        assert "127.0.0.0/8" in networks.with_own_networks({}, config)["RELAY__ACCESS__NETWORKS"]
+
+
+def test_this_machine_knows_its_networks() -> None:
+    for network in networks.own_networks():
+        assert not network.is_loopback
