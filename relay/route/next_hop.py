@@ -6,7 +6,7 @@ against the address rules: connect to exactly this address, look nothing up agai
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from relay.mail.outcome import Bounced, Deferred
 
@@ -27,7 +27,7 @@ class Credentials:
     """AUTH with a next hop of the operator's (RFC 4954); only ever said inside verified TLS."""
 
     username: str
-    password: str
+    password: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

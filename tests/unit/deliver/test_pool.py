@@ -64,6 +64,25 @@ async def test_a_clear_connection_is_not_even_lent_by_mistake(rig):
         await rig.send(entry())
 
 
+async def test_a_connection_knows_that_it_was_made_for_tls(rig):
+    await rig.mx()
+    for require in (False, True):
+        await rig.send(entry(require=require))
+    kept = [idle.connection for waiting in rig.attempt._pool._idle.values() for idle in waiting]
+    assert [connection.must_encrypt for connection in kept] == [False, True]
+
+
+@pytest.mark.parametrize("offers", [("PIPELINING",), ()])
+@pytest.mark.parametrize(
+    ("verb", "reply"), [("MAIL", "354 go on"), ("RCPT", "354 go on"), ("DATA", "250 OK")]
+)
+async def test_a_connection_whose_host_lost_the_thread_is_not_kept(rig, offers, verb, reply):
+    mx = await rig.mx(replace(CLEAR, offers=offers, replies={verb: (reply, "250 OK")}), CLEAR)
+    assert isinstance(await rig.send(entry()), Deferred)
+    assert isinstance(await rig.send(entry()), Delivered)
+    assert len(mx.connections) == 2
+
+
 async def test_hosts_do_not_share_though_their_names_do(rig):
     one, other = await rig.mx(name="mx.dest.example"), await rig.mx(name="mx.dest.example")
     await rig.send(entry())
