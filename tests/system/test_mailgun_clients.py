@@ -284,3 +284,28 @@ async def test_the_page_shows_javascript_that_runs(served: Served) -> None:
     printed = await served.run("node", "page.mjs", cwd=directory)
     assert "Queued. Thank you." in printed
     assert "\naccepted " in printed
+
+
+# --- several workers ------------------------------------------------------------------------------
+
+
+async def test_settings_made_over_http_hold_at_every_worker_at_once(sandbox: Sandbox) -> None:
+    await sandbox.domain("dest.example")
+    port = free_port()
+    relay = await sandbox.prepare(admin={"http": f"127.0.0.1:{port}", "api_keys": [KEY]})
+    relay.config["workers"] = 3
+    await asyncio.to_thread(relay.start)
+    client = Client(auth=("api", KEY), api_url=f"http://127.0.0.1:{port}")
+    for wanted in (True, False):
+        value = {"require_tls": str(wanted)}
+        put = await asyncio.to_thread(client.domains_connection.put, domain="example.com", data=value)
+        assert put.status_code == 200
+        # Each session is some worker's: with so many, each has one.
+        for number in range(24):
+            await sandbox.submit("ann@example.com", f"r{wanted}{number}@dest.example")
+    for wanted in (True, False):
+        for number in range(24):
+            [event] = await sandbox.attempts(f"r{wanted}{number}@dest.example")
+            policy = event["policy"]
+            assert (policy["require-tls"], policy["require-tls-source"]) == (wanted, "api")
+    assert await asyncio.to_thread(relay.stop) == 0

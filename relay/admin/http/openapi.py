@@ -10,10 +10,20 @@ from pydantic import TypeAdapter
 
 from relay import __version__
 from relay.admin.http.endpoints import ENDPOINTS, TEXT, Endpoint
+from relay.admin.operations import VERBS
+from relay.report.webhook import NAMES
 
 __all__ = ["document"]
 
 _REF = "#/components/schemas/{model}"
+
+_IN_PATH: Mapping[str, Any] = {
+    "domain": {"type": "string", "minLength": 1, "examples": ["example.com"]},
+    "name": {"type": "string", "enum": list(NAMES)},
+    "verb": {"type": "string", "enum": list(VERBS)},
+    "id": {"type": "string", "minLength": 1, "examples": ["1K0P4WATZXQTFT009"]},
+    "page": {"type": "string", "minLength": 1, "examples": ["W1tdLDAsZmFsc2Vd"]},
+}
 
 _MEANINGS = {
     200: "Done",
@@ -87,7 +97,7 @@ def _name_of(endpoint: Endpoint) -> str:
 
 def _parameters(endpoint: Endpoint, schemas: dict[str, Any]) -> list[dict[str, Any]]:
     in_path = [
-        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+        {"name": name, "in": "path", "required": True, "schema": _IN_PATH[name]}
         for name in re.findall(r"\{(\w+)\}", endpoint.path)
     ]
     in_query = [

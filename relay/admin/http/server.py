@@ -82,7 +82,9 @@ async def start_http(
 ) -> HttpServer:
     """Listen, with TLS where there is a certificate."""
     context = _tls(certificate, key) if certificate is not None else None
-    runner = web.AppRunner(application(api), access_log=None, handle_signals=False, shutdown_timeout=10.0)
+    runner = web.AppRunner(
+        application(api), access_log=None, logger=_protocol_log(), handle_signals=False, shutdown_timeout=10.0
+    )
     await runner.setup()
     runner.app[DOOR].server = runner.server
     try:
@@ -93,6 +95,22 @@ async def start_http(
         raise HttpError(str(error)) from error
     bound = runner.addresses[0]
     return HttpServer(runner, (bound[0], bound[1]))
+
+
+def _protocol_log() -> logging.Logger:
+    """What aiohttp has to say of clients that speak no HTTP: a line each, and only to who wants to know."""
+
+    def without_trace(record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None:
+            record.msg, record.args = "HTTP: a request that cannot be read: %s", (type(error).__name__,)
+        record.exc_info = None
+        record.levelno, record.levelname = logging.DEBUG, "DEBUG"
+        return logging.getLogger().isEnabledFor(logging.DEBUG)
+
+    protocol_log = logging.getLogger("relay.admin.http.protocol")
+    protocol_log.filters[:] = [without_trace]
+    return protocol_log
 
 
 def _tls(certificate: str, key: str | None) -> ssl.SSLContext:
