@@ -12,8 +12,10 @@ Cancelled, an attempt breaks off before the final dot and stays for the answer a
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 from relay.deliver import hop
@@ -30,9 +32,10 @@ from relay.deliver.diagnosis import (
 )
 from relay.deliver.options import DeliveryOptions, TlsOptions, security_options
 from relay.deliver.pool import Pool, pool_key
+from relay.deliver.sevenbit import Conversion, NotConvertible, Plan, Survey
 from relay.deliver.tally import Tally
 from relay.deliver.tls import TlsContexts
-from relay.deliver.transaction import MOST_RECIPIENTS, prepare
+from relay.deliver.transaction import MOST_RECIPIENTS, Extensions, needs_conversion, prepare
 from relay.mail.outcome import Deferred, HopSession, Outcome
 from relay.queue.entry import Entry, QueuedMessage, QueuedRecipient
 from relay.route.next_hop import Host, NoRoute, Route
@@ -43,6 +46,9 @@ __all__ = ["MOST_HOSTS", "Attempt"]
 MOST_HOSTS = 10
 """Addresses tried in one attempt."""
 
+_PIECE_BYTES = 64 * 1024
+"""Of content to be converted, between two turns for everybody else."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Job:
@@ -51,6 +57,8 @@ class _Job:
     message: QueuedMessage
     content: Content
     header_is_utf8: bool
+    not_convertible: str = ""
+    """Why it is not in 7 bits, though the host takes no others."""
 
 
 class Attempt:
@@ -155,15 +163,20 @@ class _Visit:
         return ()
 
     async def _transact(self, batch: Sequence[QueuedRecipient]) -> dict[int, Answer]:
+        job = await _fit_for(self._connection.offers, self._job)
         transaction, unsendable = prepare(
-            self._job.message, batch, self._connection.offers, header_is_utf8=self._job.header_is_utf8
+            job.message,
+            batch,
+            self._connection.offers,
+            header_is_utf8=job.header_is_utf8,
+            not_convertible=job.not_convertible,
         )
         for index, what in unsendable.items():
             self._tally.settle(self._host, index, cannot_take(what, self._host, self._session()))
         if transaction is None:
             return {}
         self._utf8 = transaction.utf8
-        return await self._connection.transact(transaction, self._job.content)
+        return await self._connection.transact(transaction, job.content)
 
     def _note(self, batch: Sequence[QueuedRecipient], answers: dict[int, Answer]) -> list[QueuedRecipient]:
         """Tally the answers; who is to be named again, in a transaction with fewer recipients."""
@@ -244,6 +257,49 @@ async def _job(entry: Entry, content: Callable[[], AsyncIterator[bytes]]) -> _Jo
     # RFC 6531 §3.2 does not tell a header from a body, and a host without SMTPUTF8 may still have the body.
     header = (await _beginning(whole)).partition(b"\r\n\r\n")[0]
     return _Job(message, whole, header_is_utf8=not header.isascii())
+
+
+async def _fit_for(offers: Extensions, job: _Job) -> _Job:
+    """The job as this host can take it: its content in 7 bits where it takes no others (RFC 6152 §3).
+
+    The content is read once to see what is to be done, and once more while it is sent.
+    """
+    if not needs_conversion(job.message, offers):
+        return job
+    try:
+        plan = await _surveyed(job.content)
+    except NotConvertible as reason:
+        return replace(job, not_convertible=str(reason))
+    message = replace(job.message, eight_bit=False, size_bytes=plan.size_bytes)
+    return replace(job, message=message, content=lambda: _converted(job.content, plan))
+
+
+async def _surveyed(content: Content) -> Plan:
+    survey = Survey()
+    async with aclosing(_in_pieces(content)) as pieces:
+        async for piece in pieces:
+            survey.feed(piece)
+            await asyncio.sleep(0)
+    return survey.finish()
+
+
+async def _in_pieces(content: Content) -> AsyncGenerator[bytes]:
+    if not isinstance(content, bytes):
+        async for chunk in content():
+            for start in range(0, len(chunk), _PIECE_BYTES):
+                yield chunk[start : start + _PIECE_BYTES]
+    else:
+        for start in range(0, len(content), _PIECE_BYTES):
+            yield content[start : start + _PIECE_BYTES]
+
+
+async def _converted(content: Content, plan: Plan) -> AsyncGenerator[bytes]:
+    conversion = Conversion(plan)
+    async with aclosing(_in_pieces(content)) as pieces:
+        async for piece in pieces:
+            yield conversion.feed(piece)
+            await asyncio.sleep(0)
+    yield conversion.finish()
 
 
 async def _beginning(content: Content) -> bytes:

@@ -5,7 +5,8 @@ last look makes sure that none could be two commands, or go to a domain nobody a
 Which extensions are used, and what a host cannot take without one:
 
     SIZE         RFC 1870   said always; a message over the limit: 5.3.4
-    8BITMIME     RFC 6152   BODY=8BITMIME where any octet is above 127; without it: 5.6.3
+    8BITMIME     RFC 6152   BODY=8BITMIME where any octet is above 127; without it the content is
+                            converted (`relay.deliver.sevenbit`), or what speaks against that: 5.6.3
     SMTPUTF8     RFC 6531   where an address or the header needs it; without it: 5.6.7, 5.6.9
     DSN          RFC 3461   RET, ENVID, NOTIFY, ORCPT passed on as they were given
     PIPELINING   RFC 2920   the whole envelope in one go
@@ -21,7 +22,15 @@ from relay.deliver.diagnosis import Unsendable
 from relay.mail.address import AddressError, domain_of
 from relay.queue.entry import QueuedMessage, QueuedRecipient
 
-__all__ = ["MOST_RECIPIENTS", "NO_EXTENSIONS", "Extensions", "Transaction", "is_clean", "prepare"]
+__all__ = [
+    "MOST_RECIPIENTS",
+    "NO_EXTENSIONS",
+    "Extensions",
+    "Transaction",
+    "is_clean",
+    "needs_conversion",
+    "prepare",
+]
 
 MOST_RECIPIENTS = 100
 """In one transaction. Every host has to take as many (RFC 5321 §4.5.3.1.8)."""
@@ -82,9 +91,14 @@ def prepare(
     offers: Extensions,
     *,
     header_is_utf8: bool = False,
+    not_convertible: str = "",
 ) -> tuple[Transaction | None, dict[int, Unsendable]]:
-    """What to say about `recipients`, None if nothing; and whom this host cannot be asked for, and why."""
-    problem = _message_problem(message, offers, header_is_utf8)
+    """What to say about `recipients`, None if nothing; and whom this host cannot be asked for, and why.
+
+    `message` is as it will be sent: `eight_bit` of one that could not be converted for this host, for a
+    reason that is `not_convertible`.
+    """
+    problem = _message_problem(message, offers, header_is_utf8, not_convertible)
     if problem is not None:
         return None, {recipient.index: problem for recipient in recipients}
     unsendable: dict[int, Unsendable] = {}
@@ -107,7 +121,14 @@ def is_clean(line: bytes) -> bool:
     return _CONTROL.search(line) is None
 
 
-def _message_problem(message: QueuedMessage, offers: Extensions, header_is_utf8: bool) -> Unsendable | None:
+def needs_conversion(message: QueuedMessage, offers: Extensions) -> bool:
+    """Whether this host takes the message in 7 bits only (RFC 6152 §3)."""
+    return message.eight_bit and not offers.eight_bit_mime
+
+
+def _message_problem(
+    message: QueuedMessage, offers: Extensions, header_is_utf8: bool, not_convertible: str
+) -> Unsendable | None:
     if offers.size_bytes and message.size_bytes > offers.size_bytes:
         text = f"takes {offers.size_bytes} octets and no more; the message has {message.size_bytes}"
         return Unsendable("5.3.4", text)
@@ -115,16 +136,12 @@ def _message_problem(message: QueuedMessage, offers: Extensions, header_is_utf8:
         return Unsendable("5.6.7", "does not take addresses in UTF-8, as the sender's is")
     if header_is_utf8 and not offers.smtputf8:
         return Unsendable("5.6.9", "does not take header fields in UTF-8")
-    if message.eight_bit and not offers.eight_bit_mime:
-        return _eight_bit_without_8bitmime()
+    if needs_conversion(message, offers):
+        why = f", which cannot be converted: {not_convertible}" if not_convertible else ""
+        return Unsendable("5.6.3", f"takes no 8-bit content (8BITMIME), and the message has some{why}")
     if message.reverse_path and not _is_safe_path(message.reverse_path):
         return Unsendable("5.1.7", "was not asked: the sender's address cannot be said safely")
     return None
-
-
-def _eight_bit_without_8bitmime() -> Unsendable:
-    """RFC 6152 §3: convert or return. We return it; nothing is sent that may arrive damaged."""
-    return Unsendable("5.6.3", "takes no 8-bit content (8BITMIME), and the message has some")
 
 
 def _recipient_problem(recipient: QueuedRecipient, offers: Extensions) -> Unsendable | None:

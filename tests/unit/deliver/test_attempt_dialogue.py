@@ -434,7 +434,7 @@ async def test_extensions_are_not_used_where_they_are_not_offered(rig):
     ("offers", "fields", "status"),
     [
         (("SIZE 10",), {}, "5.3.4"),
-        ((), {"eight_bit": True}, "5.6.3"),
+        ((), {"eight_bit": True, "content": "DKIM-Signature: x\r\n\r\nå\r\n".encode()}, "5.6.3"),
         (("8BITMIME",), {"reverse_path": "å@sender.example"}, "5.6.7"),
         (
             ("8BITMIME",),
@@ -449,6 +449,36 @@ async def test_what_a_host_cannot_take_is_not_sent(rig, offers, fields, status):
     assert isinstance(outcome, Bounced)
     assert (outcome.status, outcome.code) == (status, Code.NONE)
     assert hop(outcome).mx_host == mx.name
+    assert "MAIL" not in mx.connections[0].verbs
+
+
+@both
+async def test_8_bit_content_goes_to_a_host_without_8bitmime_in_7_bits(rig, offers):
+    mx = await rig.mx(Script(offers=[o for o in offers if o != "8BITMIME"], starttls=CLEAR))
+    assert isinstance(
+        await rig.send(entry(eight_bit=True, content="Subject: x\r\n\r\n.å\r\n".encode())), Delivered
+    )
+    (message,) = mx.messages
+    assert message.mail == "FROM:<a@sender.example>"
+    assert message.content.endswith(b"Content-Transfer-Encoding: quoted-printable\r\n\r\n.=C3=A5\r\n")
+
+
+async def test_a_large_message_is_converted_in_pieces(rig):
+    mx = await rig.mx(Script(offers=("SIZE 100000000",), starttls=CLEAR))
+    text = "Zeile mit ü\r\n" * 200_000
+    mail = entry(eight_bit=True, content=f"Subject: x\r\n\r\n{text}".encode())
+    assert isinstance(await rig.send(mail), Delivered)
+    content = mx.messages[0].content
+    assert content.partition(b"\r\n\r\n")[2] == text.replace("ü", "=C3=BC").encode()
+    said = int(mx.messages[0].mail.partition("SIZE=")[2])
+    assert len(content) <= said < 1.2 * len(content)
+
+
+async def test_a_message_too_large_for_a_host_once_it_is_converted_is_not_sent(rig):
+    mx = await rig.mx(Script(offers=("SIZE 3000",), starttls=CLEAR))
+    outcome = await rig.send(entry(eight_bit=True, content=f"Subject: x\r\n\r\n{'å' * 1000}\r\n".encode()))
+    assert isinstance(outcome, Bounced)
+    assert outcome.status == "5.3.4"
     assert "MAIL" not in mx.connections[0].verbs
 
 

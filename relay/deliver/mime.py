@@ -1,0 +1,323 @@
+"""The structure of a MIME message, read as it goes by.
+
+`Walk` takes content in pieces, however cut, and calls its `Visitor` for each header section, for
+the octets of each body and for what lies between bodies: all of it, in order, so that a visitor that
+writes down what it is told has the content again. Little is held: a header section, and a line that
+may be a delimiter.
+
+Multiparts are entered (RFC 2046 §5.1), and so is message/rfc822 (§5.2.1), whose content has a header
+section of its own. What is signed or encrypted is not (RFC 1847): its octets are its author's. A
+delimiter is one whose line has nothing else but white space; inner ones end where an outer one stands.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Protocol
+
+from relay.mail.header import iter_fields, unfold
+
+__all__ = ["Entity", "Kind", "TooComplex", "Visitor", "Walk"]
+
+HEADER_OCTETS = 2 * 1024 * 1024
+"""Of all header sections held at one time; the listener takes none of half that size."""
+
+MOST_DEPTH = 20
+"""Multiparts within each other."""
+
+MOST_ENTITIES = 10_000
+_DELIMITER_OCTETS = 1000
+"""RFC 2046 §5.1.1 allows a boundary 70 characters; white space may follow."""
+
+
+class TooComplex(Exception):
+    """Content that is not walked to its end. `str()` says why, for a person."""
+
+
+class Kind:
+    """What the body of an entity is to us."""
+
+    TEXT = "text"
+    OTHER = "other"
+    MULTIPART = "multipart"
+    MESSAGE = "message"
+    SEALED = "sealed"
+    """Not to be changed; `Entity.why` says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entity:
+    """A header section as MIME reads it (RFC 2045 §3). `number` counts them from 0.
+
+    `encoding`: its Content-Transfer-Encoding in lower case, "" without one. `is_mime`: it has a MIME-Version
+    or is a part of a multipart; `has_type`: it has a Content-Type.
+    """
+
+    number: int
+    kind: str
+    encoding: str = ""
+    boundary: bytes = b""
+    why: str = ""
+    is_mime: bool = False
+    has_type: bool = False
+    is_digest: bool = False
+
+
+class Visitor(Protocol):
+    """Is told all of the content, in order."""
+
+    def header(self, entity: Entity, section: bytes) -> None:
+        """A header section, with the empty line that ends it where there is one."""
+
+    def body(self, entity: Entity, octets: bytes) -> None:
+        """More of a body that is no multipart. The CRLF before a delimiter is not part of it."""
+
+    def end(self, entity: Entity) -> None:
+        """The end of that body."""
+
+    def between(self, octets: bytes) -> None:
+        """Delimiters, and what stands before the first and after the last."""
+
+
+@dataclass(slots=True)
+class _Multipart:
+    delimiter: bytes
+    is_digest: bool
+
+
+class Walk:
+    """Walks content for a visitor. `feed` it, then `finish`; either may raise `TooComplex`."""
+
+    def __init__(self, visitor: Visitor) -> None:
+        self._visitor = visitor
+        self._buffer = b""
+        self._position = 0
+        self._is_final = False
+        self._multiparts: list[_Multipart] = []
+        self._count = 0
+        self._in_header = True
+        self._line = 0
+        """In a header section: where the line begins that is looked at."""
+        self._body: Entity | None = None
+        """None: between bodies."""
+        self._thought = 0
+        """Octets of the buffer that were told already: the CRLF before a body, which a delimiter may need."""
+        self._is_part = self._in_digest = False
+
+    def feed(self, octets: bytes) -> None:
+        """More of the content."""
+        self._buffer = self._buffer[self._position :] + octets
+        self._line -= self._position
+        self._position = 0
+        while self._header() if self._in_header else self._search():
+            pass
+
+    def finish(self) -> None:
+        """There is no more."""
+        self._is_final = True
+        self.feed(b"")
+        self._end_body()
+
+    # --- header sections ------------------------------------------------------------------------
+
+    def _header(self) -> bool:
+        """Read on in a header section; whether it came to its end."""
+        while True:
+            end = self._buffer.find(b"\r\n", self._line)
+            if end < 0 and len(self._buffer) - self._position > HEADER_OCTETS:
+                raise TooComplex("a header section is too long")
+            if end < 0 and not self._is_final:
+                return False
+            line = self._buffer[self._line : end] if end >= 0 else self._buffer[self._line :]
+            if not line and end >= 0:
+                self._begin_entity(end + 2)
+                return True
+            if end < 0 or (line.startswith(b"--") and self._delimited_by(line) is not None):
+                # No empty line: this header section has no body.
+                self._begin_entity(self._line if end >= 0 else len(self._buffer))
+                return end >= 0
+            self._line = end + 2
+
+    def _begin_entity(self, end: int) -> None:
+        section = self._buffer[self._position : end]
+        if self._count == MOST_ENTITIES:
+            raise TooComplex("it has too many parts")
+        entity = read_entity(section, self._count, is_part=self._is_part, in_digest=self._in_digest)
+        self._count += 1
+        self._visitor.header(entity, section)
+        self._position = end
+        # A delimiter may stand right behind the header section: its CRLF is the one before.
+        self._in_header, self._body, self._thought = False, None, 2
+        if end >= 2:
+            self._position -= 2
+        else:
+            self._buffer = b"\r\n" + self._buffer[end:]
+            self._position = 0
+        if entity.kind == Kind.MULTIPART:
+            if len(self._multiparts) == MOST_DEPTH:
+                raise TooComplex("its parts are nested too deeply")
+            self._multiparts.append(_Multipart(b"--" + entity.boundary, entity.is_digest))
+        elif entity.kind == Kind.MESSAGE:
+            self._position += 2
+            self._begin_header(is_part=False)
+        else:
+            self._body = entity
+
+    def _begin_header(self, *, is_part: bool, in_digest: bool = False) -> None:
+        self._in_header, self._line, self._thought = True, self._position, 0
+        self._is_part, self._in_digest = is_part, in_digest
+
+    # --- bodies and delimiters ------------------------------------------------------------------
+
+    def _search(self) -> bool:
+        """Tell what comes up to the next delimiter; whether one was found."""
+        buffer = self._buffer
+        while True:
+            found = buffer.find(b"\r\n--", self._position) if self._multiparts else -1
+            if found < 0:
+                self._tell(len(buffer) - self._possible_beginning())
+                return False
+            self._tell(found)
+            end = buffer.find(b"\r\n", found + 4)
+            if end < 0 and not self._is_final and len(buffer) - found < _DELIMITER_OCTETS:
+                return False
+            line = buffer[found + 2 : end if end >= 0 else found + _DELIMITER_OCTETS]
+            depth = self._delimited_by(line) if len(line) < _DELIMITER_OCTETS - 2 else None
+            if depth is not None:
+                self._delimit(depth, line, found + 2 + len(line))
+                return True
+            self._tell(found + 4)
+
+    def _tell(self, end: int) -> None:
+        """The octets up to `end` belong to the body, or to what is between bodies."""
+        start = self._position + self._thought
+        if end < start:
+            return
+        octets = self._buffer[start:end]
+        self._position, self._thought = end, 0
+        if not octets:
+            return
+        if self._body is None:
+            self._visitor.between(octets)
+        else:
+            self._visitor.body(self._body, octets)
+
+    def _possible_beginning(self) -> int:
+        """How many octets at the end may be the beginning of a delimiter."""
+        if self._is_final or not self._multiparts:
+            return 0
+        for count in (3, 2, 1):
+            if self._buffer.endswith(b"\r\n--"[:count]):
+                return count
+        return 0
+
+    def _delimited_by(self, line: bytes) -> int | None:
+        """Which of the multiparts a line delimits, innermost first."""
+        for depth in range(len(self._multiparts) - 1, -1, -1):
+            delimiter = self._multiparts[depth].delimiter
+            if line.startswith(delimiter) and not line[len(delimiter) :].removeprefix(b"--").strip(b" \t"):
+                return depth
+        return None
+
+    def _delimit(self, depth: int, line: bytes, end: int) -> None:
+        self._end_body()
+        del self._multiparts[depth + 1 :]
+        multipart = self._multiparts[depth]
+        closes = line[len(multipart.delimiter) :].startswith(b"--")
+        start = self._position + self._thought
+        if closes:
+            self._multiparts.pop()
+            self._visitor.between(self._buffer[start:end])
+            self._position, self._thought = end, 0
+            return
+        end = min(end + 2, len(self._buffer))
+        self._visitor.between(self._buffer[start:end])
+        self._position = end
+        self._begin_header(is_part=True, in_digest=multipart.is_digest)
+
+    def _end_body(self) -> None:
+        if self._body is not None:
+            body, self._body = self._body, None
+            self._visitor.end(body)
+
+
+# --- one header section -------------------------------------------------------------------------
+
+_TYPE = re.compile(
+    rb"[ \t]*+([!#$%&'*+.^_`{|}~0-9A-Za-z-]++)/([!#$%&'*+.^_`{|}~0-9A-Za-z-]++)[ \t]*+(?=;|\Z)"
+)
+_PARAMETER = re.compile(rb'[ \t]*+;[ \t]*+([^\s=;"]++)[ \t]*+=[ \t]*+(?:"((?:[^"\\]|\\.)*+)"|([^\s;"]++))')
+_ESCAPE = re.compile(rb"\\(.)", re.DOTALL)
+
+
+def read_entity(section: bytes, number: int, *, is_part: bool, in_digest: bool = False) -> Entity:
+    """What a header section says of the body behind it."""
+    found: dict[bytes, list[bytes]] = {}
+    for field in iter_fields(section.removesuffix(b"\r\n") if section.endswith(b"\r\n\r\n") else section):
+        found.setdefault(field.name.strip(b" \t").lower(), []).append(unfold(field.value))
+    types, encodings = found.get(b"content-type", []), found.get(b"content-transfer-encoding", [])
+    is_mime = is_part or b"mime-version" in found
+    encoding = encodings[0].strip().lower().decode("ascii", "replace") if encodings else ""
+    kind, boundary, why = _kind(types, in_digest)
+    if not section.isascii():
+        why = why or "its header section has 8-bit octets"
+    elif len(types) > 1 or len(encodings) > 1:
+        why = "a field of its MIME header comes twice"
+    elif b"dkim-signature" in found and not is_part:
+        why = "it is signed (DKIM)"
+    elif encoding not in ("", "7bit", "8bit", "binary"):
+        why = f"a part in {encoding[:20]!r} has some all the same"
+    return Entity(
+        number,
+        Kind.SEALED if why else kind,
+        encoding,
+        boundary,
+        why,
+        is_mime,
+        bool(types),
+        is_digest=kind == Kind.MULTIPART and b"/digest" in types[0].lower(),
+    )
+
+
+def _kind(types: list[bytes], in_digest: bool) -> tuple[str, bytes, str]:
+    """Kind, boundary, and why it is sealed."""
+    if not types:
+        return (Kind.MESSAGE if in_digest else Kind.TEXT), b"", ""  # RFC 2045 §5.2, RFC 2046 §5.1.5
+    match = _TYPE.match(types[0])
+    if match is None:
+        return Kind.SEALED, b"", "a Content-Type cannot be read"
+    main, sub = match[1].lower(), match[2].lower()
+    if main == b"text":
+        return Kind.TEXT, b"", ""
+    if main == b"multipart":
+        return _multipart(sub, _boundary(types[0], match.end()))
+    if main == b"message":
+        return _message(sub)
+    return Kind.OTHER, b"", ""
+
+
+def _multipart(sub: bytes, boundary: bytes) -> tuple[str, bytes, str]:
+    if sub in (b"signed", b"encrypted"):
+        return Kind.SEALED, b"", f"multipart/{sub.decode()} is not to be changed"
+    if not boundary:
+        return Kind.SEALED, b"", "a multipart has no boundary"
+    return Kind.MULTIPART, boundary, ""
+
+
+def _message(sub: bytes) -> tuple[str, bytes, str]:
+    """RFC 2046 §5.2: no encoding but of what is inside; of message/global and its kin any (RFC 6532 §3.5)."""
+    if sub == b"rfc822":
+        return Kind.MESSAGE, b"", ""
+    if sub.startswith(b"global"):
+        return Kind.OTHER, b"", ""
+    return Kind.SEALED, b"", "a part of type message/* may not be encoded"
+
+
+def _boundary(value: bytes, start: int) -> bytes:
+    while (match := _PARAMETER.match(value, start)) is not None:
+        if match[1].lower() == b"boundary":
+            quoted = match[2]
+            return (_ESCAPE.sub(rb"\1", quoted) if quoted is not None else match[3]).rstrip(b" \t")
+        start = match.end()
+    return b""

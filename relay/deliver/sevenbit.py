@@ -1,0 +1,232 @@
+"""8-bit content for a host that takes none (no 8BITMIME): converted, as RFC 6152 §3 allows. Pure.
+
+Each body with an octet above 127 is encoded: text as quoted-printable, anything else as base64
+(RFC 2045 §6.7, §6.8). Its Content-Transfer-Encoding says so, and those around it say 7bit. Every
+other octet stays. A message that says nothing of MIME gets the fields it lacks, with the
+character set unknown-8bit (RFC 1428 §3).
+
+Not converted, because somebody would be wronged: what is signed (multipart/signed, or a whole
+message with a DKIM-Signature) or encrypted, 8-bit octets in a header section or outside of any
+part, and what is no MIME after all. Such a message is returned (`NotConvertible`).
+
+Nothing is held whole. `Survey` reads all of the content and says what is to be done (`Plan`);
+`Conversion` reads it again and does it, piece by piece.
+"""
+
+from __future__ import annotations
+
+import binascii
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from relay.deliver.mime import Entity, Kind, TooComplex, Walk
+from relay.mail.header import iter_fields
+
+__all__ = ["Conversion", "NotConvertible", "Plan", "Survey"]
+
+_IDENTITY = ("8bit", "binary")
+_TEXT_LINE = 76
+_BASE64_GROUP = 57
+"""Octets in a line of base64."""
+_LONGEST_LINE = 16 * 1024
+"""A line of text is encoded in pieces of so many octets."""
+
+
+class NotConvertible(Exception):
+    """The content cannot be made 7-bit without harm. `str()` says why, as the end of a sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What becomes of each entity, by its number: its new encoding. `size_bytes`: about what comes out."""
+
+    encodings: Mapping[int, str] = field(default_factory=lambda: MappingProxyType({}))
+    size_bytes: int = 0
+
+
+class Survey:
+    """Looks at content for what a conversion would have to do."""
+
+    def __init__(self) -> None:
+        self._walk = Walk(self)
+        self._encodings: dict[int, str] = {}
+        self._size_bytes = 0
+        self._escapes = 0
+
+    def feed(self, octets: bytes) -> None:
+        """More of the content; `NotConvertible` as soon as that is certain."""
+        try:
+            self._walk.feed(octets)
+        except TooComplex as error:
+            raise NotConvertible(str(error)) from error
+
+    def finish(self) -> Plan:
+        """All of it was seen."""
+        try:
+            self._walk.finish()
+        except TooComplex as error:
+            raise NotConvertible(str(error)) from error
+        return Plan(self._encodings, self._size_bytes + 3 * self._escapes + self._size_bytes // 20)
+
+    def header(self, entity: Entity, section: bytes) -> None:
+        self._size_bytes += len(section)
+        if not section.isascii():
+            raise NotConvertible(entity.why)
+        if entity.kind in (Kind.MULTIPART, Kind.MESSAGE) and entity.encoding in _IDENTITY:
+            self._encodings[entity.number] = "7bit"
+
+    def body(self, entity: Entity, octets: bytes) -> None:
+        self._size_bytes += len(octets)
+        if octets.isascii():
+            return
+        if entity.kind == Kind.SEALED:
+            raise NotConvertible(entity.why)
+        is_text = entity.kind == Kind.TEXT
+        self._encodings[entity.number] = "quoted-printable" if is_text else "base64"
+        self._escapes += len(octets.translate(None, _ASCII)) if is_text else len(octets) // 7
+
+    def end(self, entity: Entity) -> None:
+        pass
+
+    def between(self, octets: bytes) -> None:
+        self._size_bytes += len(octets)
+        if not octets.isascii():
+            raise NotConvertible("there are some outside of all parts")
+
+
+_ASCII = bytes(range(128))
+
+
+class Conversion:
+    """Converts content by a plan. The pieces that come out joined are the new content."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._walk = Walk(self)
+        self._encodings = plan.encodings
+        self._out: list[bytes] = []
+        self._encoder: _QuotedPrintable | _Base64 | None = None
+
+    def feed(self, octets: bytes) -> bytes:
+        """What can be said after more of the content."""
+        self._walk.feed(octets)
+        return self._take()
+
+    def finish(self) -> bytes:
+        """The rest."""
+        self._walk.finish()
+        return self._take()
+
+    def _take(self) -> bytes:
+        taken = b"".join(self._out)
+        self._out.clear()
+        return taken
+
+    def header(self, entity: Entity, section: bytes) -> None:
+        encoding = self._encodings.get(entity.number, "")
+        self._encoder = _ENCODERS[encoding]() if encoding in _ENCODERS else None
+        self._out.append(_relabelled(entity, section, encoding) if encoding else section)
+
+    def body(self, entity: Entity, octets: bytes) -> None:
+        self._out.append(self._encoder.encode(octets) if self._encoder else octets)
+
+    def end(self, entity: Entity) -> None:
+        if self._encoder is not None:
+            self._out.append(self._encoder.finish())
+            self._encoder = None
+
+    def between(self, octets: bytes) -> None:
+        self._out.append(octets)
+
+
+def _relabelled(entity: Entity, section: bytes, encoding: str) -> bytes:
+    """A header section that says the new encoding, where the old one stood or at its end."""
+    label = f"Content-Transfer-Encoding: {encoding}\r\n".encode()
+    fields, has_end = section, section.endswith(b"\r\n\r\n") or section == b"\r\n"
+    if has_end:
+        fields = section[:-2]
+    lines = []
+    for each in iter_fields(fields):
+        is_label = each.name.strip(b" \t").lower() == b"content-transfer-encoding"
+        lines.append(label if is_label else each.raw)
+    if not entity.encoding and label not in lines:
+        if not entity.is_mime:
+            lines.append(b"MIME-Version: 1.0\r\n")
+        if not entity.has_type:
+            lines.append(b"Content-Type: text/plain; charset=unknown-8bit\r\n")
+        lines.append(label)
+    elif not entity.is_mime:
+        lines.append(b"MIME-Version: 1.0\r\n")
+    return b"".join(lines) + (b"\r\n" if has_end else b"")
+
+
+class _QuotedPrintable:
+    """RFC 2045 §6.7, a line at a time; a long line in pieces."""
+
+    def __init__(self) -> None:
+        self._held = b""
+
+    def encode(self, octets: bytes) -> bytes:
+        held = self._held + octets
+        end = held.rfind(b"\r\n") + 2
+        if end < 2:
+            end = 0
+        lines, self._held = held[:end], held[end:]
+        out = _quoted(lines)
+        while len(self._held) > _LONGEST_LINE:
+            piece, self._held = self._held[:_LONGEST_LINE], self._held[_LONGEST_LINE:]
+            if piece.endswith(b"\r"):
+                piece, self._held = piece[:-1], b"\r" + self._held
+            out += _soft_ended(piece)
+        return out
+
+    def finish(self) -> bytes:
+        held, self._held = self._held, b""
+        return _quoted(held + b"\r\n")[:-2] if held else b""
+
+
+def _quoted(lines: bytes) -> bytes:
+    """Whole lines, quoted. The library looks at the first line's end for what a line end is."""
+    return binascii.b2a_qp(lines, istext=True) if lines else b""
+
+
+def _soft_ended(piece: bytes) -> bytes:
+    """A piece of a line, quoted, with a soft line break behind it."""
+    quoted = _quoted(piece + b"\r\n")[:-2]
+    start = quoted.rfind(b"\r\n") + 2 if b"\r\n" in quoted else 0
+    if len(quoted) - start >= _TEXT_LINE:
+        last = 3 if quoted[-3:-2] == b"=" else 1
+        quoted = quoted[:-last] + b"=\r\n" + quoted[-last:]
+    return quoted + b"=\r\n"
+
+
+class _Base64:
+    """RFC 2045 §6.8. No line end before a delimiter but its own; one at the end of a message."""
+
+    def __init__(self) -> None:
+        self._held = b""
+        self._begun = False
+
+    def encode(self, octets: bytes) -> bytes:
+        held = self._held + octets
+        whole = len(held) // _BASE64_GROUP * _BASE64_GROUP
+        lines, self._held = held[:whole], held[whole:]
+        return self._lines(lines)
+
+    def finish(self) -> bytes:
+        lines, self._held = self._held, b""
+        return self._lines(lines)
+
+    def _lines(self, octets: bytes) -> bytes:
+        if not octets:
+            return b""
+        text = binascii.b2a_base64(octets, newline=False)
+        lines = b"\r\n".join(text[at : at + _TEXT_LINE] for at in range(0, len(text), _TEXT_LINE))
+        begun, self._begun = self._begun, True
+        return b"\r\n" + lines if begun else lines
+
+
+_ENCODERS: Mapping[str, type[_QuotedPrintable] | type[_Base64]] = {
+    "quoted-printable": _QuotedPrintable,
+    "base64": _Base64,
+}
