@@ -187,7 +187,7 @@ def queue_filter(request: Mapping[str, Any]) -> QueueFilter:
     if seconds is not None and (not isinstance(seconds, (int, float)) or not 0 <= seconds <= 1e9):
         raise RequestError("older-than is a number of seconds")
     state = request.get("state")
-    if state is not None and state not in set(State):
+    if state is not None and (not isinstance(state, str) or state not in set(State)):
         raise RequestError(f"no such state: {state}")
     return QueueFilter(
         queue_ids=frozenset(ids),

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from relay.admin.mailgun import ApiError, File, Form
 
@@ -49,7 +50,7 @@ async def read_form(request: web.Request) -> Form:
             return await _multipart(request)
         if request.content_type in ("application/x-www-form-urlencoded", ""):
             return await _urlencoded(request)
-    except (ValueError, LookupError, AssertionError, RuntimeError, EOFError) as error:
+    except (ValueError, LookupError, AssertionError, RuntimeError, EOFError, HttpProcessingError) as error:
         if isinstance(error, web.HTTPException):
             raise
         raise ApiError(400, "the form cannot be read") from error
