@@ -234,14 +234,14 @@ def _agreed(form: Form, name: str) -> bool | None:
 
 
 def _delivery_time(text: str | None, now: datetime) -> datetime:
-    """When the message is due: at once, or at a date of RFC 2822 at most seven days ahead."""
+    """When the message is due: at once, or at a date of RFC 5322 at most seven days ahead."""
     if text is None or not text.strip():
         return now
     try:
         at = parsedate_to_datetime(text.strip())
         at = (at if at.tzinfo is not None else at.replace(tzinfo=UTC)).astimezone(UTC)
     except (ValueError, TypeError, IndexError, OverflowError):
-        raise ApiError(400, f"o:deliverytime is not an RFC 2822 date: {_shown(text)}") from None
+        raise ApiError(400, f"o:deliverytime is not an RFC 5322 date: {_shown(text)}") from None
     if at > now + _LATEST:
         raise ApiError(400, "o:deliverytime is more than 7 days in the future")
     return max(at, now)

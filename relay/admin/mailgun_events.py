@@ -122,7 +122,7 @@ def _direction(word: str | None, begin: datetime | None, end: datetime | None) -
 
 
 def _time(parameters: Mapping[str, str], name: str) -> datetime | None:
-    """An instant as seconds since 1970 or a date of RFC 2822."""
+    """An instant as seconds since 1970 or a date of RFC 5322."""
     text = parameters.get(name, "").strip()
     if not text:
         return None
@@ -131,7 +131,7 @@ def _time(parameters: Mapping[str, str], name: str) -> datetime | None:
         at = at if at.tzinfo is not None else at.replace(tzinfo=UTC)
         return max(at.astimezone(UTC), _EARLIEST)
     except (ValueError, TypeError, IndexError, OverflowError, OSError):
-        raise ApiError(400, f"{name} is neither a time in seconds nor an RFC 2822 date") from None
+        raise ApiError(400, f"{name} is neither a time in seconds nor an RFC 5322 date") from None
 
 
 def _is_number(text: str) -> bool:

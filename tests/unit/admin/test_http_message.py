@@ -72,7 +72,7 @@ def refused(**fields) -> str:
         ({"from": "a@b.example, c@d.example"}, f"400 'from' {NO_ADDRESS}"),
         ({"o_require_tls": "perhaps"}, "400 o:require-tls is neither yes nor no: perhaps"),
         ({"o_require_tls": ["yes", "no"]}, "400 o:require-tls contradicts itself"),
-        ({"o_deliverytime": "tomorrow"}, "400 o:deliverytime is not an RFC 2822 date: tomorrow"),
+        ({"o_deliverytime": "tomorrow"}, "400 o:deliverytime is not an RFC 5322 date: tomorrow"),
         ({"o_deliverytime": NEXT_MONTH}, "400 o:deliverytime is more than 7 days in the future"),
         ({"o_deliver_within": "3m"}, "400 o:deliver-within is not a duration from 5m to 24h: 3m"),
         ({"o_deliver_within": "25h"}, "400 o:deliver-within is not a duration from 5m to 24h: 25h"),
