@@ -9,9 +9,7 @@ Each command imports what it needs when it runs, so that `relay --version` costs
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 import sys
 from pathlib import Path
 
@@ -167,7 +165,6 @@ def demo(as_json: bool) -> None:
 
 def main() -> None:
     """The entry point."""
-    # A reader that has seen enough (`relay log | head`) ends us quietly.
-    with contextlib.suppress(ValueError):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    # SIGPIPE stays ignored, as Python has it: a peer that hangs up must not end a relay. A reader that has
+    # seen enough (`relay log | head`) ends a command quietly all the same, by click's own doing.
     relay(prog_name=Path(sys.argv[0]).name if sys.argv[0].endswith("relay") else "relay")

@@ -188,6 +188,22 @@ def test_health_is_told_while_it_runs_and_not_after(tmp_path: Path) -> None:
         assert "no relay answers" in done.stderr
 
 
+def test_a_peer_that_hangs_up_sends_no_signal(tmp_path: Path) -> None:
+    with relay_process(tmp_path) as relay:
+        status = Path(f"/proc/{relay.pid}/status").read_text()
+        [ignored] = re.findall(r"^SigIgn:\s*(\w+)$", status, re.MULTILINE)
+        assert int(ignored, 16) & (1 << (signal.SIGPIPE - 1)), "SIGPIPE would end the relay"
+        done = subprocess.run(
+            ["bash", "-c", f"{sys.executable} -m relay log -c {relay.config_file} | true"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+
+
 # --- the log's rotation -------------------------------------------------------------------------------
 
 
