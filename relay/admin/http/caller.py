@@ -14,6 +14,7 @@ import logging
 import secrets
 from collections.abc import Callable, Iterable
 from datetime import datetime
+from urllib.parse import urlsplit
 
 import aiohttp
 
@@ -161,9 +162,10 @@ class Caller:
         due = next_try(status, attempts=call.attempts, now=self._clock())
         said = "no answer" if status is None else f"answer {status}"
         if due is not None:
-            log.info("webhook %s: %s, once more at %s", call.url, said, due.isoformat(timespec="seconds"))
+            when = due.isoformat(timespec="seconds")
+            log.info("webhook at %s: %s, once more at %s", _host_of(call.url), said, when)
         elif status is None or not 200 <= status < 300:
-            log.warning("webhook %s: %s, given up", call.url, said)
+            log.warning("webhook at %s: %s, given up", _host_of(call.url), said)
         await self._desk.settle_call(call, due=due)
 
     async def _post(self, session: aiohttp.ClientSession, url: str, body: bytes) -> int | None:
@@ -174,3 +176,8 @@ class Caller:
                 return response.status
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
             return None
+
+
+def _host_of(url: str) -> str:
+    """As much of an address as a log may have: the rest is often a secret."""
+    return urlsplit(url).hostname or "?"

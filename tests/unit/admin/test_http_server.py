@@ -8,6 +8,7 @@ import email
 import email.policy
 import io
 import json
+import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -16,11 +17,12 @@ from typing import Any, cast
 
 import aiohttp
 import pytest
+import trustme
 from aiohttp.test_utils import TestClient, TestServer
 from argon2 import PasswordHasher
 
 from relay.admin.domain_settings import SettingsInForce
-from relay.admin.http import Api, HttpOptions
+from relay.admin.http import Api, HttpError, HttpOptions, start_http
 from relay.admin.http.server import application
 from relay.policy.rules import PolicyRules, TlsRule
 from relay.policy.settings import Setting, Source
@@ -51,6 +53,7 @@ class Rig:
     now: datetime = NOW
     rules: PolicyRules = RULES
     trouble: dict[str, Exception] = field(default_factory=dict)
+    api: Api = field(init=False)
 
     async def form(self, path: str, method: str = "POST", **fields: Any) -> tuple[int, Any]:
         """Ask with a form; the status and what was said. `o_x` means `o:x`, a list is a field repeated."""
@@ -117,6 +120,7 @@ async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
         message_size_bytes=4 * 1024 * 1024,
         status=lambda: {"in-flight": 0, "silent-destinations": {}},
     )
+    made.api = api
     server = TestServer(application(api))
     async with TestClient(server, headers=auth(KEY)) as client:
         made.http = client
@@ -650,3 +654,56 @@ async def test_requests_beside_one_another_do_not_mix(rig: Rig) -> None:
     assert len(entries) == 40
     for n in range(40):
         assert f"text {n}\r\n".encode() in await rig.content(entries[f"r{n}@dest{n}.example"])
+
+
+async def test_it_is_served_over_tls_where_there_is_a_certificate(rig: Rig, tmp_path: Path) -> None:
+    authority = trustme.CA()
+    certificate = tmp_path / "tls.pem"
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(certificate))
+    server = await start_http(rig.api, ("127.0.0.1", 0), certificate=str(certificate))
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    url = f"https://127.0.0.1:{server.address[1]}/v4/domains"
+    async with aiohttp.ClientSession(headers=auth(KEY)) as session:
+        async with session.get(url, ssl=trusting) as response:
+            assert response.status == 200
+            assert response.headers["Server"] == "relay"
+        with pytest.raises(aiohttp.ClientError):
+            await session.get(url.replace("https", "http"))
+    await server.close()
+    with pytest.raises(HttpError):
+        await start_http(rig.api, ("127.0.0.1", 0), certificate=str(tmp_path / "nothing.pem"))
+
+
+async def test_large_bodies_share_a_budget_and_the_one_too_many_is_asked_to_come_again(rig: Rig) -> None:
+    """Five bodies that claim to be as large as may be, and are slow to come, and one beside them."""
+    started = asyncio.Event()
+    held: list[asyncio.Task[Any]] = []
+
+    async def slowly() -> AsyncIterator[bytes]:
+        yield b"from=ann"
+        await started.wait()
+
+    kind = {"Content-Type": "application/x-www-form-urlencoded"}
+    for _ in range(4):
+        asking = rig.ask("POST", "/v3/example.com/messages", data=slowly(), headers=kind)
+        held.append(asyncio.create_task(asking))
+    await asyncio.sleep(0.3)
+    assert (await rig.ask("POST", "/v3/example.com/messages", data=slowly(), headers=kind))[0] == 503
+    started.set()
+    assert {status for status, _ in await asyncio.gather(*held)} == {400}
+    assert (await rig.send())[0] == 200
+
+
+async def test_a_client_that_hangs_up_leaves_nothing_half_done(rig: Rig) -> None:
+    _, writer = await asyncio.open_connection(rig.http.host, rig.http.port)
+    body = b"from=ann@example.com&to=bob@dest.example&text=hello"
+    head = f"POST /v3/example.com/messages HTTP/1.1\r\nHost: x\r\nAuthorization: {auth(KEY)['Authorization']}"
+    head += f"\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: {len(body)}\r\n\r\n"
+    writer.write(head.encode() + body)
+    await writer.drain()
+    writer.transport.abort()
+    async with asyncio.timeout(10):
+        while not (claimed := await rig.claimed()):
+            await asyncio.sleep(0.01)
+    assert len(claimed) == 1, "what was read whole is taken, as over SMTP"
