@@ -256,6 +256,11 @@ def test_a_subject_cannot_become_a_header_field():
     assert message["x-skip-verification"] is None
     assert message["bcc"] is None
     assert message["subject"] == "Hi X-Skip-Verification: yes Bcc: x@y.example"
+    content = compose(form(subject="Grüße\r\nBcc: x@y.example"), message_id=ID, now=NOW)
+    field = content.partition(b"\r\nSubject: ")[2].partition(b"\r\nDate")[0].decode("ascii")
+    assert str(make_header(decode_header(field))) == "Grüße Bcc: x@y.example", (
+        "not in an encoded word, either"
+    )
 
 
 def test_the_parts_of_a_message_are_where_a_reader_looks_for_them():
