@@ -28,6 +28,7 @@ _CHECKS: tuple[tuple[re.Pattern[str], Callable[[str], str]], ...] = tuple(
         (r"hostname", words.domain),
         (r"listeners\.\d+\.address", words.listen_address),
         (r"listeners\.\d+\.(certificate|key)", words.path),
+        (r"listeners\.\d+\.socket_mode", words.file_mode),
         (r"access\.users\..+\.password", words.argon2),
         (r"access\.users\..+\.sender_domains\.\d+", words.domain_pattern),
         (r"routes\..+\.host", words.mail_host),

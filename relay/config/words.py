@@ -197,6 +197,13 @@ def nameserver(text: str) -> str:
     return text
 
 
+def file_mode(text: str) -> str:
+    """Read and write for owner, group and others, as `chmod` has it."""
+    if not re.fullmatch(r"0?[0-7]{3}", text):
+        raise ValueError(f'{shown(text)} is not a file mode; write it as "0600", "0660" or "0666"')
+    return text
+
+
 def argon2(text: str) -> str:
     if not re.fullmatch(
         r"\$argon2(?:id|i|d)\$v=\d+\$m=\d+,t=\d+,p=\d+\$[A-Za-z0-9+/]+\$[A-Za-z0-9+/]+", text

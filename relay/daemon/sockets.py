@@ -50,7 +50,7 @@ class Doors:
                 if sock is not None:
                     self._share(str(address), sock)
                 else:
-                    self._open(address)
+                    self._open(address, spec.socket_mode)
         except BaseException:
             self.close()
             raise
@@ -90,11 +90,12 @@ class Doors:
         for sockets in self._by_worker:
             sockets[address] = sock
 
-    def _open(self, address: TcpAddress | UnixAddress) -> None:
+    def _open(self, address: TcpAddress | UnixAddress, mode: str) -> None:
         try:
             if isinstance(address, UnixAddress):
                 self._share(str(address), _unix_socket(address.path))
                 self._paths.append(address.path)
+                os.chmod(address.path, int(mode, 8))
             else:
                 self._open_port(address)
         except OSError as error:

@@ -1,13 +1,17 @@
 """The certificate a listener shows, and how a new one takes its place.
 
 `ServerTls` holds the context that the next handshake uses. `reload` reads the files again;
-while they are broken the old context stays. TLS 1.2 is the least (RFC 8996, RFC 9325 §3.1.1).
+while they are broken the old context stays. TLS 1.2 is the least (RFC 8996, RFC 9325 §3.1.1), unless
+an operator has clients that are older: encrypted as they can is better than not at all.
 Renegotiation is off and session tickets are left to OpenSSL.
 """
 
 from __future__ import annotations
 
 import ssl
+import warnings
+
+from relay.route.security import TlsVersion
 
 __all__ = ["CertificateError", "ServerTls"]
 
@@ -19,9 +23,12 @@ class CertificateError(Exception):
 class ServerTls:
     """The TLS context of one listener."""
 
-    def __init__(self, certificate: str, key: str | None) -> None:
+    def __init__(
+        self, certificate: str, key: str | None, min_version: TlsVersion = TlsVersion.TLS_1_2
+    ) -> None:
         self._certificate = certificate
         self._key = key
+        self._min_version = min_version
         self.context = self._load()
 
     def reload(self) -> None:
@@ -30,13 +37,25 @@ class ServerTls:
 
     def _load(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            context.minimum_version = _VERSIONS[self._min_version]
+        if self._min_version in (TlsVersion.TLS_1_0, TlsVersion.TLS_1_1):
+            context.set_ciphers("DEFAULT:@SECLEVEL=0")  # OpenSSL has no older TLS above that level
         context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
         try:
             context.load_cert_chain(self._certificate, self._key, password=_no_passphrase)
         except (ssl.SSLError, OSError, ValueError) as exc:
             raise CertificateError(f"{self._certificate} cannot be used: {exc}") from exc
         return context
+
+
+_VERSIONS = {
+    TlsVersion.TLS_1_0: ssl.TLSVersion.TLSv1,
+    TlsVersion.TLS_1_1: ssl.TLSVersion.TLSv1_1,
+    TlsVersion.TLS_1_2: ssl.TLSVersion.TLSv1_2,
+    TlsVersion.TLS_1_3: ssl.TLSVersion.TLSv1_3,
+}
 
 
 def _no_passphrase() -> str:

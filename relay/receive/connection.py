@@ -182,7 +182,7 @@ class Connection(SMTP):
         self._position = end + 1
         if line.endswith(b"\r"):
             return line[:-1]
-        if self._door.spec.bare_newline is BareNewline.NORMALISE:
+        if self._door.spec.bare_newline is not BareNewline.REFUSE:
             return line
         self._end(_BARE_LF)
         return None

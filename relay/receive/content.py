@@ -10,8 +10,9 @@ What makes content unfit is noted in `flaw` and judged by `relay.receive.submiss
 
     too large      more octets than the limit, the dots of transparency not counted (RFC 1870 §3)
     bare newline   a CR or LF that stands alone (RFC 5321 §2.3.8); receivers disagree about where
-                   a line, and so a message, ends there. Refused, or turned into a space: never
-                   into a line end, so that no message and no header field is born from it
+                   a line, and so a message, ends there. Refused, or turned into a space, so that
+                   no message and no header field is born from it; or a LF is taken for a line
+                   end, for clients that know no other, and then one goes out
     NUL            no MIME transport carries one (RFC 2045 §2.7, §2.8)
 """
 
@@ -20,10 +21,23 @@ from __future__ import annotations
 import re
 from enum import StrEnum
 
-__all__ = ["BdatReader", "ContentReader", "DataReader", "Flaw"]
+__all__ = ["BdatReader", "ContentReader", "DataReader", "Flaw", "Strays"]
 
 _END = b"\r\n.\r\n"
 _STRAY = re.compile(rb"\r(?!\n)|(?<!\r)\n")
+_STRAY_CR = re.compile(rb"\r(?!\n)")
+_STRAY_LF = re.compile(rb"(?<!\r)\n")
+_BARE_END = re.compile(rb"\n\.\r?\n")
+_BARE_POSSIBLE_END = re.compile(rb"(?:\r?\n(?:\.\r?)?|\r)\Z")
+
+
+class Strays(StrEnum):
+    """What becomes of a CR or LF that stands alone."""
+
+    REFUSED = "refused"
+    SPACES = "spaces"
+    LINE_ENDS = "line ends"
+    """A LF; a CR becomes a space all the same."""
 
 
 class Flaw(StrEnum):
@@ -40,7 +54,7 @@ _GRAVITY = {Flaw.NUL: 1, Flaw.BARE_NEWLINE: 2, Flaw.TOO_LARGE: 3}
 class ContentReader:
     """What both readers share: the content not yet taken by the caller, and what is known of all of it."""
 
-    def __init__(self, *, limit_bytes: int, normalise: bool = False) -> None:
+    def __init__(self, *, limit_bytes: int, strays: Strays = Strays.REFUSED) -> None:
         self.complete = False
         self.flaw: Flaw | None = None
         self.size_bytes = 0
@@ -49,7 +63,7 @@ class ContentReader:
         """Octets taken from the wire, kept or not."""
         self.eight_bit = False
         self._limit_bytes = limit_bytes
-        self._normalise = normalise
+        self._strays = strays
         self._held = bytearray()
         self._keeps = True
 
@@ -93,8 +107,10 @@ class ContentReader:
             self._note(Flaw.NUL)
         pairs = block.count(b"\r\n")
         if block.count(b"\n") != pairs or block.count(b"\r") != pairs:
-            if self._normalise:
+            if self._strays is Strays.SPACES:
                 return _STRAY.sub(b" ", block)
+            if self._strays is Strays.LINE_ENDS:
+                return _STRAY_LF.sub(b"\r\n", _STRAY_CR.sub(b" ", block))
             self._note(Flaw.BARE_NEWLINE)
         return block
 
@@ -112,8 +128,11 @@ class DataReader(ContentReader):
     everywhere else. The end of what came is kept back while it may be the beginning of `_END`.
     """
 
-    def __init__(self, *, limit_bytes: int, normalise: bool = False) -> None:
-        super().__init__(limit_bytes=limit_bytes, normalise=normalise)
+    def __init__(
+        self, *, limit_bytes: int, strays: Strays = Strays.REFUSED, ends_with_lf: bool = False
+    ) -> None:
+        super().__init__(limit_bytes=limit_bytes, strays=strays)
+        self._ends_with_lf = ends_with_lf
         self._tail = b"\r\n"
         self._thought = 2
         self.ends_with_bare_dot = False
@@ -122,6 +141,8 @@ class DataReader(ContentReader):
     def feed(self, data: bytes, start: int = 0) -> int:
         """Read on from `start`; returns the position behind what is ours."""
         octets = self._tail + data[start:]
+        if self._strays is Strays.LINE_ENDS:
+            return self._feed_lines(octets, len(data) - start, len(data))
         end = octets.find(_END)
         if end < 0:
             keep = _possible_end(octets)
@@ -136,6 +157,27 @@ class DataReader(ContentReader):
         self._take_in(octets[: end + 2])
         self.complete = True
         return position
+
+    def _feed_lines(self, octets: bytes, count: int, size: int) -> int:
+        """`feed` where a LF is a line end. Only a client whose commands end so ends its content so, too:
+
+        from others, LF.LF is what they were given to send, and ends nothing.
+        """
+        if self._ends_with_lf:
+            match = _BARE_END.search(octets)
+            line_end, end = (match.start() + 1, match.end()) if match else (-1, -1)
+        else:
+            found = octets.find(_END)
+            line_end, end = (found + 2, found + len(_END)) if found >= 0 else (-1, -1)
+        if end < 0:
+            possible = _BARE_POSSIBLE_END.search(octets, max(0, len(octets) - 4))
+            line_end = possible.start() if possible else len(octets)
+        left = len(octets) - end if end >= 0 else 0
+        self.read_bytes += count - left
+        self._tail = octets[line_end:] if end < 0 else b""
+        self._take_in(octets[:line_end])
+        self.complete = end >= 0
+        return size - left
 
     def _take_in(self, block: bytes) -> None:
         if not block:
@@ -152,8 +194,8 @@ class DataReader(ContentReader):
 class BdatReader(ContentReader):
     """Reads the chunks of BDAT. A CR at the end of a chunk waits for the LF of the next."""
 
-    def __init__(self, *, limit_bytes: int, normalise: bool = False) -> None:
-        super().__init__(limit_bytes=limit_bytes, normalise=normalise)
+    def __init__(self, *, limit_bytes: int, strays: Strays = Strays.REFUSED) -> None:
+        super().__init__(limit_bytes=limit_bytes, strays=strays)
         self._wanted = 0
         self._last = False
         self._tail = b""

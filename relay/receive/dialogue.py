@@ -19,7 +19,7 @@ from typing import Any, cast
 
 from relay.mail.reply import Reply
 from relay.receive.connection import Connection
-from relay.receive.content import BdatReader, DataReader
+from relay.receive.content import BdatReader, DataReader, Strays
 from relay.receive.door import Door
 from relay.receive.intake import Intake
 from relay.receive.limits import COMMAND_LINE_OCTETS, MISTAKES_PER_SESSION
@@ -55,6 +55,11 @@ _LINE_TOO_LONG = b"500 5.5.2 Line too long\r\n"
 _TOO_MANY_MISTAKES = b"421 4.7.0 Too many commands that led nowhere\r\n"
 _NOT_SMTP = b"554 5.5.1 This is SMTP\r\n"
 
+_STRAYS = {
+    BareNewline.REFUSE: Strays.REFUSED,
+    BareNewline.NORMALISE: Strays.SPACES,
+    BareNewline.LINE_END: Strays.LINE_ENDS,
+}
 _PRINTABLE = re.compile(rb"[!-~]++")
 _HTTP = frozenset({b"GET", b"POST", b"PUT", b"HEAD", b"CONNECT", b"OPTIONS", b"DELETE"})
 _BEFORE_TLS = frozenset({b"NOOP", b"EHLO", b"STARTTLS", b"QUIT"})
@@ -222,7 +227,7 @@ class Dialogue(Connection):
     # --- transaction ----------------------------------------------------------------------------
 
     def smtp_MAIL(self, arg: bytes) -> None:
-        if not self._session.helo:
+        if not self._session.helo and self._door.spec.helo_required:
             self._complain(_HELO_FIRST)
             return
         if self._transaction is not None:
@@ -266,7 +271,10 @@ class Dialogue(Connection):
         elif not self._transaction.recipients:
             self._complain(_RCPT_FIRST)
         else:
-            self._begin_content(self._transaction, DataReader(**self._reader_options()))
+            # A client that ended this very command with a bare LF knows no other line end.
+            ends_with_lf = self._input[self._position - 2 : self._position] != b"\r\n"
+            options = self._reader_options()
+            self._begin_content(self._transaction, DataReader(ends_with_lf=ends_with_lf, **options))
             self._is_reading_content = True
             self.push(_SEND_DATA)
 
@@ -303,7 +311,7 @@ class Dialogue(Connection):
     def _reader_options(self) -> dict[str, Any]:
         return {
             "limit_bytes": self._reception.limits.message_size_bytes,
-            "normalise": self._door.spec.bare_newline is BareNewline.NORMALISE,
+            "strays": _STRAYS[self._door.spec.bare_newline],
         }
 
     def _begin_content(self, transaction: Transaction, reader: DataReader | BdatReader) -> None:

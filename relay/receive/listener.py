@@ -95,7 +95,7 @@ async def start_listener(
     if spec.tls is not ListenerTls.NONE:
         if spec.certificate is None:
             raise CertificateError(f"{spec.address}: tls: {spec.tls} needs a certificate")
-        tls = ServerTls(spec.certificate, spec.key)
+        tls = ServerTls(spec.certificate, spec.key, spec.min_tls)
     door = Door(spec, reception, tls, passwords or Passwords())
     loop = asyncio.get_running_loop()
     address = parse_address(spec.address)
@@ -108,6 +108,7 @@ async def start_listener(
     elif isinstance(address, UnixAddress):
         remove_stale(address.path)
         server = await loop.create_unix_server(connection, address.path, backlog=_BACKLOG)
+        os.chmod(address.path, int(spec.socket_mode, 8))
     else:
         server = await loop.create_server(
             connection, address.host, address.port, backlog=_BACKLOG, reuse_port=reuse_port or None

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from relay.route.security import TlsVersion
+
 __all__ = [
     "BareNewline",
     "ListenerAuth",
@@ -43,6 +45,8 @@ class BareNewline(StrEnum):
     REFUSE = "refuse"
     NORMALISE = "normalise"
     """It becomes a space: never a line end, so no second message and no header field is born from it."""
+    LINE_END = "line-end"
+    """A LF ends a line, as a CRLF does; a CR becomes a space. For clients that know no better."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,8 @@ class ListenerSpec:
     """`address`: host:port, [v6]:port, or unix:/path. `certificate`, `key`: PEM files.
 
     `auth_without_tls` lets passwords cross in clear. `add_missing_headers` completes what a
-    simple client left out: Date, Message-ID, From (RFC 6409 §8).
+    simple client left out: Date, Message-ID, From (RFC 6409 §8). `helo_required`: MAIL waits for
+    EHLO or HELO (RFC 5321 §4.1.4). `socket_mode`: who may connect to a UNIX socket, as octal digits.
     """
 
     address: str
@@ -62,6 +67,9 @@ class ListenerSpec:
     bare_newline: BareNewline = BareNewline.REFUSE
     auth_without_tls: bool = False
     add_missing_headers: bool = False
+    helo_required: bool = True
+    min_tls: TlsVersion = TlsVersion.TLS_1_2
+    socket_mode: str = "0600"
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,7 +67,9 @@ class Wire(asyncio.Transport):
     resume_reading = pause_reading
 
 
-async def converse(pieces: list[bytes], *, may_relay: bool, normalise: bool) -> tuple[bytes, FakeStore]:
+async def converse(
+    pieces: list[bytes], *, may_relay: bool, bare_newline: BareNewline
+) -> tuple[bytes, FakeStore]:
     store = FakeStore()
     access = Access(users=USERS) if may_relay else Access(networks=())
     reception = Reception(
@@ -77,7 +79,7 @@ async def converse(pieces: list[bytes], *, may_relay: bool, normalise: bool) -> 
         "127.0.0.1:0",
         auth=ListenerAuth.OPTIONAL if may_relay else ListenerAuth.NONE,
         auth_without_tls=True,
-        bare_newline=BareNewline.NORMALISE if normalise else BareNewline.REFUSE,
+        bare_newline=bare_newline,
     )
     door = Door(spec, reception, None, PASSWORDS)
     wire, connection = Wire(), Dialogue(door)
@@ -96,8 +98,13 @@ async def converse(pieces: list[bytes], *, may_relay: bool, normalise: bool) -> 
 
 
 @settings(deadline=None)
-@given(st.lists(WORDS, max_size=40), st.booleans(), st.booleans(), st.randoms(use_true_random=False))
-def test_whatever_comes_is_answered_in_replies_however_it_is_cut(words, may_relay, normalise, random):
+@given(
+    st.lists(WORDS, max_size=40),
+    st.booleans(),
+    st.sampled_from(BareNewline),
+    st.randoms(use_true_random=False),
+)
+def test_whatever_comes_is_answered_in_replies_however_it_is_cut(words, may_relay, bare_newline, random):
     octets = b"".join(words)
     marks = sorted(random.randrange(len(octets) + 1) for _ in range(5))
     pieces = [octets[a:b] for a, b in zip([0, *marks], [*marks, len(octets)], strict=True) if b > a]
@@ -106,7 +113,7 @@ def test_whatever_comes_is_answered_in_replies_however_it_is_cut(words, may_rela
     handler.emit = failures.append  # type: ignore[assignment, method-assign]
     logging.getLogger("relay.receive").addHandler(handler)
     try:
-        written, store = asyncio.run(converse(pieces, may_relay=may_relay, normalise=normalise))
+        written, store = asyncio.run(converse(pieces, may_relay=may_relay, bare_newline=bare_newline))
     finally:
         logging.getLogger("relay.receive").removeHandler(handler)
     assert not failures

@@ -2,7 +2,7 @@ r"""Dialogues with the listener: text files in tests/dialogues, one behaviour ea
 
 # text           a comment; text in parentheses at the end of a line is one too
 L: key=value …   the listener: tls, auth, bare_newline, auth_without_tls, add_missing_headers,
-                 proxy_protocol; and networks=… recipients=… message_size=… received_hops=…
+                 proxy_protocol, helo_required; and networks=… recipients=… message_size=… received_hops=…
 F: full          the store has no room;  F: broken  it fails
 C: line          the client says this, CRLF added.  \r \n \t \0 \\ \xNN; {800*x} is 800 times x
 C< octets        … without CRLF
@@ -81,6 +81,7 @@ def listener(desk: Desk, words: str) -> ListenerSpec:
         auth_without_tls=settings.get("auth_without_tls") == "yes",
         add_missing_headers=settings.get("add_missing_headers") == "yes",
         proxy_protocol=settings.get("proxy_protocol") == "yes",
+        helo_required=settings.get("helo_required") != "no",
     )
 
 

@@ -9,6 +9,7 @@ import socket
 import ssl
 import struct
 import time
+import warnings
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,6 +25,7 @@ from relay.receive.certificates import CertificateError
 from relay.receive.limits import Limits
 from relay.receive.listener import start_listener
 from relay.receive.spec import BareNewline, ListenerAuth, ListenerSpec, ListenerTls, TcpAddress, UnixAddress
+from relay.route.security import TlsVersion
 from tests.fakes.client import Client
 from tests.fakes.store import FakeStore
 from tests.unit.receive.conftest import USERS, Desk
@@ -495,6 +497,37 @@ async def test_a_unix_socket_is_its_own_permission(desk, tmp_path):
     assert desk.listeners[0].address == UnixAddress(path)
     await desk.listeners[0].close()
     assert not Path(path).exists()
+
+
+@pytest.mark.parametrize(("mode", "bits"), [("0600", 0o600), ("660", 0o660)])
+async def test_a_unix_socket_is_for_those_whom_its_mode_admits(desk, tmp_path, mode, bits):
+    path = tmp_path / "smtp.sock"
+    await desk.open(ListenerSpec(f"unix:{path}", socket_mode=mode))
+    assert path.stat().st_mode & 0o777 == bits
+
+
+@pytest.mark.parametrize(
+    ("least", "is_served"),
+    [(TlsVersion.TLS_1_0, True), (TlsVersion.TLS_1_1, False), (TlsVersion.TLS_1_2, False)],
+)
+async def test_old_tls_is_for_old_devices_where_that_is_asked_for(desk, least, is_served):
+    await desk.open(ListenerSpec("127.0.0.1:0", tls=ListenerTls.IMPLICIT, min_tls=least))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        old.maximum_version = old.minimum_version = ssl.TLSVersion.TLSv1
+    old.set_ciphers("DEFAULT:@SECLEVEL=0")
+    old.check_hostname, old.verify_mode = False, ssl.CERT_NONE
+    address = desk.listeners[-1].address
+    if not is_served:
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            await Client.connect(address.host, address.port, tls=old)
+        return
+    client = await Client.connect(address.host, address.port, tls=old)
+    desk.clients.append(client)
+    await client.begin()
+    assert (await client.data(SMALL)).startswith("250")
+    assert b"(using TLSv1 with cipher " in desk.store.contents[0]
 
 
 async def test_a_socket_file_left_by_a_crash_is_no_hindrance(desk, tmp_path):
