@@ -370,9 +370,12 @@ class Connection:
 
         The system may hold megabytes that a slow host has still to fetch; while it does, it is alive.
         """
+        glance = min(_GLANCE, self._seconds.data_block)
+        if await self._wait_through(glance):
+            return Answer(Stage.FINAL_DOT, await self._hear(Stage.FINAL_DOT, 0.0))
         loop = asyncio.get_running_loop()
         moved, unread = loop.time(), self._wire.unacknowledged_bytes()
-        while unread and not await self._wait_through(min(_GLANCE, self._seconds.data_block)):
+        while unread and not await self._wait_through(glance):
             left = self._wire.unacknowledged_bytes()
             if left < unread:
                 moved = loop.time()

@@ -54,7 +54,6 @@ _AMPLE_SECONDS = 0.1
 _HARDLY_ANY_BYTES = 64 * 1024
 _BALLAST_SECONDS = 1.0
 _LINGER_SECONDS = 0.002
-_LINGER_STEP_SECONDS = 0.0002
 _WORTH_TRUNCATING_BYTES = 1024 * 1024
 
 
@@ -125,7 +124,8 @@ class Writer:
         self._on_events = on_events
         self._wal_limit_bytes = spool.ballast_bytes
         self._loop = asyncio.get_running_loop()
-        self._waiting: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
+        self._collected: list[Request] = []
+        self._waiting: queue.SimpleQueue[list[Request] | None] = queue.SimpleQueue()
         self._db: sqlite3.Connection | None = None
         self._thread = threading.Thread(target=self._run, name="queue-writer", daemon=True)
         self._last_seq = 0
@@ -148,10 +148,20 @@ class Writer:
         await asyncio.shield(self._started)
 
     def submit(self, request: Request) -> None:
-        """Have it written with the next batch."""
+        """Have it written with the next batch.
+
+        What one turn of the event loop brings goes over together: the thread is woken once for it.
+        """
         if self._closed:
             raise SpoolError("the queue is closed")
-        self._waiting.put(request)
+        self._collected.append(request)
+        if len(self._collected) == 1:
+            self._loop.call_soon(self._hand_over)
+
+    def _hand_over(self) -> None:
+        collected, self._collected = self._collected, []
+        if collected:
+            self._waiting.put(collected)
 
     @property
     def mark(self) -> int:
@@ -166,6 +176,7 @@ class Writer:
         """Write what was submitted, fold the WAL into the database and end the thread."""
         if not self._closed:
             self._closed = True
+            self._hand_over()
             self._waiting.put(None)
         await asyncio.shield(self._ended)
         self._thread.join()
@@ -217,20 +228,18 @@ class Writer:
     def _gather(self) -> list[Request] | None:
         """All that waits, up to a bound; [] after a while of nothing, None at the end."""
         try:
-            request = self._waiting.get(timeout=_IDLE_SECONDS)
+            some = self._waiting.get(timeout=_IDLE_SECONDS)
         except queue.Empty:
             return []
-        self._linger()
         batch: list[Request] = []
         size_bytes = 0
-        while request is not None:
-            batch.append(request)
-            if isinstance(request, Rows):
-                size_bytes += request.size_bytes
+        while some is not None:
+            batch += some
+            size_bytes += sum(request.size_bytes for request in some if isinstance(request, Rows))
             if len(batch) >= _BATCH_REQUESTS or size_bytes >= _BATCH_BYTES:
                 return batch
             try:
-                request = self._waiting.get_nowait()
+                some = self._next(len(batch))
             except queue.Empty:
                 return batch
         if not batch:
@@ -238,16 +247,16 @@ class Writer:
         self._waiting.put(None)  # the end comes after this batch
         return batch
 
-    def _linger(self) -> None:
-        """Where many came together last time, give as many a moment to come again.
+    def _next(self, gathered: int) -> list[Request] | None:
+        """More that waits; `queue.Empty` where it is time to write.
 
-        Without it the first to be answered would take a sync for itself while the others are still
-        being told. The moment is short against what a commit costs on this disk.
+        Where many came together last time, as many get a moment to come again. Without it the first to
+        be answered would take a sync for itself while the others are still being told. The moment
+        is short against what a commit costs on this disk.
         """
-        until = time.monotonic() + min(_LINGER_SECONDS, self._commit_seconds / 4)
-        wanted = self._company // 2
-        while self._waiting.qsize() < wanted and time.monotonic() < until:
-            time.sleep(_LINGER_STEP_SECONDS)
+        if gathered >= self._company // 2:
+            return self._waiting.get_nowait()
+        return self._waiting.get(timeout=min(_LINGER_SECONDS, self._commit_seconds / 4))
 
     def _write(self, batch: list[Request]) -> None:
         """Commit the batch, or leave an error with each request that is not in it."""
