@@ -65,6 +65,8 @@ _RECORD_TRIES = 5
 REPORT_PATIENCE = timedelta(minutes=5)
 """How long a report waits for the first attempts at other domains of its message."""
 
+_WHILE_THE_OPERATOR_ACTS = timedelta(seconds=2)
+
 _DEBTS_SECONDS = 30.0
 _DEBTS_PAGE = 100
 
@@ -130,6 +132,7 @@ class Scheduler:
         self._impatient = asyncio.Event()
         self._ended = asyncio.Event()
         self._ended.set()
+        store.before_change(self._give_back)
 
     @property
     def in_flight(self) -> int:
@@ -341,6 +344,15 @@ class Scheduler:
         await asyncio.gather(*(self._release(entry, due=self._clock()) for entry in waiting))
         while self._tasks:
             await asyncio.wait(self._tasks)
+
+    async def _give_back(self) -> None:
+        """Let go of what is claimed and waits for its turn: the operator is about to say what becomes of it.
+
+        It is due again a moment later, when that has been done.
+        """
+        waiting = [entry for domain in list(self._waiting) for entry in self._all_waiting_for(domain)]
+        due = self._clock() + _WHILE_THE_OPERATOR_ACTS
+        await asyncio.gather(*(self._release(entry, due=due) for entry in waiting))
 
     # --- one entry --------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ what its library raises, once, and never answers with anything else.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -195,6 +195,9 @@ class Store(Protocol):
         self, wanted: QueueFilter, *, verb: str, now: datetime, events: Sequence[Event] = ()
     ) -> int:
         """The operator's `retry`, `hold`, `release`, `remove` on what matches: recipients changed."""
+
+    def before_change(self, give_back: Callable[[], Awaitable[None]]) -> None:
+        """Have this called before mail is held or removed: who has claims he has not begun on gives them back."""
 
     async def counts(self) -> Mapping[State, int]:
         """How many recipients are in each state that is not final."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -119,6 +119,9 @@ class MemoryQueue:
     async def owing(self, *, now: datetime, held_before: datetime, limit: int = 100) -> list[str]:
         """Debts are tested on the real store."""
         return []
+
+    def before_change(self, give_back: Callable[[], Awaitable[None]]) -> None:
+        self.give_back = give_back
 
     async def read_content(self, queue_id: str) -> AsyncIterator[bytes]:
         self._fail("read_content")

@@ -98,7 +98,8 @@ class Relay:
     def events(self, **wanted: str) -> list[dict[str, Any]]:
         """The delivery log's lines whose fields are as `wanted` (`queue_id=…` means "queue-id")."""
         path = self.directory / "log/delivery.log"
-        lines = path.read_text(encoding="ascii").splitlines() if path.exists() else []
+        text = path.read_text(encoding="ascii") if path.exists() else ""
+        lines = text[: text.rfind("\n") + 1].splitlines()  # the last one may be under way
         events = [json.loads(line) for line in lines]
         return [
             e for e in events if all(e.get(key.replace("_", "-")) == value for key, value in wanted.items())

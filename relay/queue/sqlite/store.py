@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -71,6 +71,7 @@ class SqliteStore:
         self._work = asyncio.Event()
         self._counts = dict.fromkeys((State.QUEUED, State.DEFERRED, State.HELD), 0)
         self._cursor: str | None = None
+        self._give_back: list[Callable[[], Awaitable[None]]] = []
         self._due = _DueHint()
         self._turn = 0
         self._tail: list[StoredEvent] = []
@@ -418,6 +419,9 @@ class SqliteStore:
         """
         if verb not in claims.VERBS:
             raise SpoolError(f"there is no verb {verb!r}")
+        if verb in ("hold", "remove"):
+            for give_back in self._give_back:
+                await give_back()
         await self._spill(self._handoff.take_all())
         by_recipient = {(event.queue_id, event.recipient): event for event in events}
         count, after = 0, ""
@@ -427,6 +431,10 @@ class SqliteStore:
             if changed.until is None:
                 return count
             after = changed.until
+
+    def before_change(self, give_back: Callable[[], Awaitable[None]]) -> None:
+        """Whom to ask for claims that were not begun on."""
+        self._give_back.append(give_back)
 
     async def _change_stretch(
         self,

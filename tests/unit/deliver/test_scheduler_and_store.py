@@ -21,7 +21,7 @@ from relay.queue.handoff import HandOffLimits
 from relay.queue.queue_id import new_queue_id
 from relay.queue.retry import RetrySchedule
 from relay.queue.sqlite.store import SqliteStore
-from relay.queue.store import NewMessage
+from relay.queue.store import NewMessage, QueueFilter
 from tests.fakes.queue import CONTENT, DEFAULTS
 
 SESSION = HopSession("mx.b.example", "192.0.2.1", tls=True, certificate_verified=True)
@@ -164,6 +164,25 @@ async def test_a_bounce_is_reported_to_its_sender_by_a_message_in_the_same_queue
         await eventually(lambda: is_empty(store))
     assert attempts.settings == {"b.example": False, "a.example": True}
     assert await names(store) == {"failed": 1, "accepted": 1, "delivered": 1}
+
+
+@pytest.mark.parametrize("verb", ["hold", "remove"])
+async def test_the_operator_reaches_what_waits_for_its_turn(store, verb):
+    attempts = Attempts(lambda entry: OK)
+    attempts.gates["b.example"] = asyncio.Event()
+    async with running(store, attempts):
+        await asyncio.gather(*(accept(store, f"{n}@b.example") for n in range(60)))
+        await eventually(lambda: attempts.made["b.example"] == 5)
+        done = await store.change(QueueFilter(domain="b.example"), verb=verb, now=datetime.now(UTC))
+        assert done == 55  # all but those that are being tried at this moment
+        attempts.gates["b.example"].set()
+        await eventually(lambda: is_settled(store))
+    assert attempts.made["b.example"] == 5
+
+
+async def is_settled(store: SqliteStore) -> bool:
+    counts = await store.counts()
+    return not counts[State.QUEUED] and not counts[State.DEFERRED]
 
 
 async def test_rules_that_became_stricter_are_stored_with_what_waits(store):
