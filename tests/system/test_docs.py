@@ -1,0 +1,274 @@
+"""What the pages under docs/ tell people to write and to type, written and typed.
+
+yaml      passes `relay check`
+sh        runs, line after line, against a relay of the test's own; `systemctl` is played by the test
+postfix   is main.cf of a real Postfix, through which mail then flows
+ini       has keys and values; nothing here reads it
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import smtplib
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trustme
+import yaml
+from argon2 import PasswordHasher
+from click.testing import CliRunner
+
+from relay.cli import relay as command
+from relay.sign.keys import new_key
+from tests.rigs.ports import free_port, wait_until
+from tests.rigs.postfix import postfix
+from tests.rigs.relay import Relay, relay_process
+from tests.rigs.sink import Sink, sink
+
+ROOT = Path(__file__).resolve().parents[2]
+ELSEWHERE = {"moving-from-mailgun.md"}
+"""Has its own test, with the clients it is about."""
+
+PAGES = [page for page in sorted((ROOT / "docs").glob("*.md")) if page.name not in ELSEWHERE]
+
+_FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+NOT_RUN = {
+    "python3 -m venv": "makes a second installation",
+    "/opt/relay-new/bin/": "needs the second installation",
+    "mv /opt/relay": "needs the second installation",
+    "postfix reload": "the tests of main.cf start a Postfix of their own",
+}
+
+
+def blocks(language: str, pages: list[Path] = PAGES) -> list[tuple[str, str]]:
+    """Each block of a language: where it stands, and its text."""
+    found = []
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        for match in _FENCE.finditer(text):
+            if match[1] == language:
+                found.append((f"{page.name}:{text.count(chr(10), 0, match.start()) + 1}", match[2]))
+    return found
+
+
+def test_every_block_is_of_a_language_that_is_tested() -> None:
+    languages = {match[1] for page in PAGES for match in _FENCE.finditer(page.read_text(encoding="utf-8"))}
+    assert languages <= {"yaml", "sh", "postfix", "ini"}
+
+
+# --- yaml ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The files that snippets name, and what stands for them here."""
+    directory = tmp_path_factory.mktemp("etc")
+    leaf = trustme.CA().issue_cert("relay.example.net")
+    leaf.cert_chain_pems[0].write_to_path(str(directory / "tls.pem"))
+    leaf.private_key_pem.write_to_path(str(directory / "tls.key"))
+    new_key(directory / "dkim.pem", kind="ed25519")
+    (directory / "password").write_text("secret")
+    return {
+        "/etc/relay/tls.pem": f"{directory}/tls.pem",
+        "/etc/relay/tls.key": f"{directory}/tls.key",
+        "/etc/relay/dkim/example.com.pem": f"{directory}/dkim.pem",
+        "/etc/relay/provider.password": f"{directory}/password",
+    }
+
+
+@pytest.mark.parametrize(("where", "text"), blocks("yaml"))
+def test_a_configuration_in_the_docs_passes_the_check(
+    where: str, text: str, files: dict[str, str], tmp_path: Path
+) -> None:
+    for named, there in files.items():
+        text = text.replace(named, there)
+    (tmp_path / "relay.yaml").write_text(text)
+    result = CliRunner().invoke(command, ["check", "--file-only", "-c", str(tmp_path / "relay.yaml")])
+    assert result.exit_code == 0, f"{where}: {result.stderr}"
+
+
+@pytest.mark.parametrize(("where", "text"), blocks("ini"))
+def test_settings_of_others_are_keys_and_values(where: str, text: str) -> None:
+    for line in text.splitlines():
+        assert re.fullmatch(r"[;#].*|[\w.]+ = \S.*", line), f"{where}: {line}"
+
+
+# --- sh -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def host() -> Iterator[Sink]:
+    with sink() as found:
+        yield found
+
+
+@pytest.fixture
+def relay(tmp_path: Path, host: Sink) -> Iterator[Relay]:
+    """A relay with something in its log and something in its queue, where the docs think it lives."""
+    routes = {**host.route, "gone.example": {"host": "[127.0.0.1]", "port": free_port()}}
+    with relay_process(tmp_path, routes=routes) as process:
+        for recipient in ("b@example.net", "b@gone.example"):
+            with smtplib.SMTP("127.0.0.1", process.port, timeout=20) as client:
+                client.sendmail("a@legal.example", recipient, "Subject: hello\r\n\r\nbody\r\n")
+        wait_until(lambda: len(process.events()) >= 4, what="two attempts")
+        yield process
+
+
+def shell(relay: Relay, script: str) -> None:
+    """Lines as typed, with this test's paths in the place of a machine's."""
+    directory = relay.directory
+    for named, there in {
+        "/var/log/relay/": f"{directory}/log/",
+        "/var/lib/relay/spool": f"{directory}/spool",
+        "/var/backups/": f"{directory}/backups/",
+        "/srv/": f"{directory}/srv/",
+        "/etc/": f"{directory}/etc/",
+        "docs/fail2ban": f"{ROOT}/docs/fail2ban",
+        "127.0.0.1:2525": f"127.0.0.1:{relay.port}",
+    }.items():
+        script = script.replace(named, there)
+    for name in ("bin", "backups", "srv", "etc/fail2ban/filter.d", "etc/relay/dkim"):
+        (directory / name).mkdir(parents=True, exist_ok=True)
+    (directory / "bin/relay").write_text(f'#!/bin/sh\nexec {sys.executable} -m relay "$@"\n')
+    (directory / "bin/relay").chmod(stat.S_IRWXU)
+    environ = {"PATH": f"{directory}/bin:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=directory,
+        env={**os.environ, **environ, "RELAY_CONFIG": str(relay.config_file)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, f"{script}\n{done.stdout}{done.stderr}"
+
+
+def typed(text: str) -> Iterator[tuple[str, str]]:
+    """What is typed, as ("systemctl", verb) or ("shell", lines); what is not run is left out."""
+    lines: list[str] = []
+    for line in text.splitlines():
+        if line.startswith("systemctl "):
+            if lines:
+                yield "shell", "\n".join(lines)
+            lines = []
+            yield "systemctl", line.split()[1]
+        elif line and not line.startswith("#") and not line.startswith(tuple(NOT_RUN)):
+            lines.append(line)
+    if lines:
+        yield "shell", "\n".join(lines)
+
+
+@pytest.mark.needs("jq", "curl")
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks("sh", [page])], ids=lambda page: page.name)
+def test_what_the_docs_say_to_type_can_be_typed(page: Path, relay: Relay, host: Sink) -> None:
+    for _, text in blocks("sh", [page]):
+        for kind, what in typed(text):
+            if kind == "shell":
+                shell(relay, what)
+            elif what == "stop":
+                assert relay.stop() == 0
+            elif what == "start":
+                relay.start()
+            else:
+                assert what == "reload"
+
+
+@pytest.mark.needs("jq")
+def test_the_auditors_lines_answer_what_they_are_asked(relay: Relay) -> None:
+    page = (ROOT / "docs/reading-the-delivery-log.md").read_text()
+    lines = [line for line in page.splitlines() if line.startswith("jq ")]
+
+    def answer(line: str) -> str:
+        line = line.replace("/var/log/relay/", f"{relay.directory}/log/")
+        return subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True).stdout
+
+    in_clear, legal, *_, deferred = map(answer, lines)
+    assert in_clear == "b@example.net\tstarttls-not-offered\n"
+    assert legal.split("\t")[1:] == ["b@example.net", "false\n"]
+    assert deferred.startswith("b@gone.example\t4.4.1\t")
+
+
+# --- postfix ------------------------------------------------------------------------------------------
+
+
+def main_cf(number: int) -> dict[str, str]:
+    _, text = blocks("postfix", [ROOT / "docs/smarthost-for-postfix.md"])[number]
+    pairs = [line.split(" = ", 1) for line in text.splitlines() if not line.startswith("#")]
+    return {key: value for key, value in pairs}  # noqa: C416 - pairs are lists
+
+
+def sent_through(settings: dict[str, str], host: Sink, subject: str, sender: str = "a@example.com") -> bytes:
+    """A message through a Postfix with these settings, as the next hop of the relay got it."""
+    port = free_port()
+    with postfix(settings, port=port, name="docs") as client:
+        with smtplib.SMTP("127.0.0.1", port, timeout=30) as session:
+            text = f"From: {sender}\r\nSubject: {subject}\r\nX-Require-TLS: no\r\n\r\nbody\r\n"
+            session.sendmail(sender, "b@example.net", text)
+        wait_until(
+            lambda: host.tokens({subject}),
+            what=f"the delivery; {client.log_lines('status=')[-3:]}",
+            seconds=30,
+        )
+    with host.lock:
+        return next(content for content in host.contents if f"Subject: {subject}".encode() in content)
+
+
+@pytest.mark.needs("postfix", "root")
+def test_the_postfix_pages_settings_send_mail_through_the_relay(relay: Relay, host: Sink) -> None:
+    here = {"[127.0.0.1]:2525": f"[127.0.0.1]:{relay.port}"}
+
+    def settings(number: int) -> dict[str, str]:
+        return {key: _replaced(value, here) for key, value in main_cf(number).items()}
+
+    got = sent_through(settings(0), host, "plain")
+    assert b"by relay.test.example with ESMTP" in got
+    braces = {
+        key: value.replace("{", "{{").replace("}", "}}") for key, value in (settings(2) | settings(3)).items()
+    }
+    got = sent_through(braces, host, "bysender", sender="a@legal.example")
+    assert b"by relay.test.example with ESMTP" in got
+    assert b"X-Require-TLS" not in got
+
+
+@pytest.mark.needs("postfix", "root")
+def test_the_postfix_page_logs_in_over_verified_tls(tmp_path: Path, host: Sink) -> None:
+    if not list(Path("/usr/lib").glob("*/sasl2/libplain.so*")):
+        pytest.fail("needs libsasl2-modules") if os.environ.get(
+            "RELAY_REQUIRE_TOOLS"
+        ) == "1" else pytest.skip("needs libsasl2-modules from the operating system")
+    authority = trustme.CA()
+    leaf = authority.issue_cert("relay.example.net")
+    (tmp_path / "tls.pem").write_bytes(leaf.private_key_and_cert_chain_pem.bytes())
+    with relay_process(tmp_path, start=False, routes=host.route) as relay:
+        [text] = [t for _, t in blocks("yaml", [ROOT / "docs/smarthost-for-postfix.md"]) if "mail1" in t]
+        page = yaml.safe_load(text)
+        user = page["access"]["users"]["mail1"]
+        user["password"] = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1).hash("secret")
+        relay.config["access"] = {**page["access"], "networks": []}
+        listener = page["listeners"][1] | {"address": f"127.0.0.1:{relay.port}", "certificate": "tls.pem"}
+        del listener["key"]
+        relay.config["listeners"] = [listener]
+        relay.start()
+        settings = main_cf(1)
+        assert settings["smtp_tls_security_level"] == "secure"
+        Path("/tmp/relay-docs-ca.pem").write_bytes(authority.cert_pem.bytes())
+        settings |= {
+            "relayhost": f"[127.0.0.1]:{relay.port}",
+            "smtp_tls_CAfile": "/tmp/relay-docs-ca.pem",
+            "smtp_tls_secure_cert_match": "relay.example.net",  # no DNS here to make it of
+        }
+        got = sent_through(settings, host, "loggedin")
+        assert b"by relay.test.example with ESMTPSA" in got
+
+
+def _replaced(text: str, what: dict[str, str]) -> str:
+    for old, new in what.items():
+        text = text.replace(old, new)
+    return text
