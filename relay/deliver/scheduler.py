@@ -65,8 +65,6 @@ _RECORD_TRIES = 5
 REPORT_PATIENCE = timedelta(minutes=5)
 """How long a report waits for the first attempts at other domains of its message."""
 
-_WHILE_THE_OPERATOR_ACTS = timedelta(seconds=2)
-
 _DEBTS_SECONDS = 30.0
 _DEBTS_PAGE = 100
 
@@ -346,12 +344,9 @@ class Scheduler:
             await asyncio.wait(self._tasks)
 
     async def _give_back(self) -> None:
-        """Let go of what is claimed and waits for its turn: the operator is about to say what becomes of it.
-
-        It is due again a moment later, when that has been done.
-        """
+        """Let go of what is claimed and waits for its turn: the operator is about to say what becomes of it."""
         waiting = [entry for domain in list(self._waiting) for entry in self._all_waiting_for(domain)]
-        due = self._clock() + _WHILE_THE_OPERATOR_ACTS
+        due = self._clock()
         await asyncio.gather(*(self._release(entry, due=due) for entry in waiting))
 
     # --- one entry --------------------------------------------------------------------------------------

@@ -197,7 +197,10 @@ class Store(Protocol):
         """The operator's `retry`, `hold`, `release`, `remove` on what matches: recipients changed."""
 
     def before_change(self, give_back: Callable[[], Awaitable[None]]) -> None:
-        """Have this called before mail is held or removed: who has claims he has not begun on gives them back."""
+        """Have this called before mail is held or removed, to give back claims that were not begun on.
+
+        Nothing is claimed from then until the change is made.
+        """
 
     async def counts(self) -> Mapping[State, int]:
         """How many recipients are in each state that is not final."""

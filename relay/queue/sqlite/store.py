@@ -72,6 +72,7 @@ class SqliteStore:
         self._counts = dict.fromkeys((State.QUEUED, State.DEFERRED, State.HELD), 0)
         self._cursor: str | None = None
         self._give_back: list[Callable[[], Awaitable[None]]] = []
+        self._claiming = asyncio.Lock()
         self._due = _DueHint()
         self._turn = 0
         self._tail: list[StoredEvent] = []
@@ -242,6 +243,12 @@ class SqliteStore:
         """Entries that are due: from the hand-off, and for a fair part from disk where some wait there."""
         if limit <= 0:
             return []
+        async with self._claiming:
+            return await self._claim_due(now, limit, limit_per_domain, skip)
+
+    async def _claim_due(
+        self, now: datetime, limit: int, limit_per_domain: int | None, skip: Collection[str]
+    ) -> list[Entry]:
         shares = Shares(limit_per_domain)
         if skip and self._handoff.is_crowded:
             await self._spill(self._handoff.take_of(skip))
@@ -419,14 +426,15 @@ class SqliteStore:
         """
         if verb not in claims.VERBS:
             raise SpoolError(f"there is no verb {verb!r}")
-        if verb in ("hold", "remove"):
-            for give_back in self._give_back:
-                await give_back()
-        await self._spill(self._handoff.take_all())
         by_recipient = {(event.queue_id, event.recipient): event for event in events}
         count, after = 0, ""
         while True:
-            changed = await self._change_stretch(wanted, verb, now, after, by_recipient)
+            async with self._claiming:
+                if verb in ("hold", "remove"):
+                    for give_back in self._give_back:
+                        await give_back()
+                await self._spill(self._handoff.take_all())
+                changed = await self._change_stretch(wanted, verb, now, after, by_recipient)
             count += changed.count
             if changed.until is None:
                 return count
