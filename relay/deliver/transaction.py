@@ -100,7 +100,8 @@ def prepare(
     """
     problem = _message_problem(message, offers, header_is_utf8, not_convertible)
     if problem is not None:
-        return None, {recipient.index: problem for recipient in recipients}
+        # A recipient's own trouble is the better reason: our Received field, too, names him in UTF-8.
+        return None, {each.index: _recipient_problem(each, offers) or problem for each in recipients}
     unsendable: dict[int, Unsendable] = {}
     rcpts: dict[int, bytes] = {}
     utf8 = header_is_utf8 or not message.reverse_path.isascii()
