@@ -344,7 +344,7 @@ class Scheduler:
             await asyncio.wait(self._tasks)
 
     async def _give_back(self) -> None:
-        """Let go of what is claimed and waits for its turn: the operator is about to say what becomes of it."""
+        """Let go of what is claimed and waits for its turn: the operator is about to change it."""
         waiting = [entry for domain in list(self._waiting) for entry in self._all_waiting_for(domain)]
         due = self._clock()
         await asyncio.gather(*(self._release(entry, due=due) for entry in waiting))

@@ -75,8 +75,8 @@ class Ledger:
                 client.close()
 
     def _one(self, client: smtplib.SMTP, token: str, sender: str, recipient: str, body: str) -> None:
-        for said in (lambda: client.mail(sender), lambda: client.rcpt(recipient)):
-            code, text = said()
+        for command in (lambda: client.mail(sender), lambda: client.rcpt(recipient)):
+            code, text = command()
             if code >= 400:
                 self.codes[token], self.texts[token] = code, text.decode("utf-8", "replace")
                 client.rset()
@@ -84,8 +84,8 @@ class Ledger:
         try:
             code, text = client.data(f"Subject: {token}\r\nFrom: {sender}\r\nTo: {recipient}\r\n\r\n{body}")
         except smtplib.SMTPDataError as refused:
-            code, text = refused.smtp_code, refused.smtp_error
-        text = text if isinstance(text, bytes) else text.encode()
+            code, said = refused.smtp_code, refused.smtp_error
+            text = said if isinstance(said, bytes) else said.encode()
         self.codes[token], self.texts[token] = code, text.decode("utf-8", "replace")
 
     def stream(self, relay: Relay, some: list[str], *, clients: int = 3, **more: Any) -> None:

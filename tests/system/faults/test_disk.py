@@ -236,7 +236,7 @@ def _seconds_for_noop(client: smtplib.SMTP) -> float:
     return time.monotonic() - began - 0.02
 
 
-@pytest.mark.parametrize("seconds", [2, 7])
+@pytest.mark.parametrize("seconds", [1, 6])
 def test_a_database_locked_by_another_program_is_a_delay(tmp_path: Path, mx: Sink, seconds: int) -> None:
     """Within SQLite's patience the client waits; beyond it is told to come again."""
     with relay_at(tmp_path, mx) as relay:

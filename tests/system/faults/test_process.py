@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,10 @@ def streaming(relay: Relay, ledger: Ledger, count: int, **more: Any) -> threadin
     return stream
 
 
+def _has_grown(ledger: Ledger, beyond: int) -> bool:
+    return len(ledger.accepted) > beyond
+
+
 def in_full(mx: Sink) -> bool:
     """Whether nothing arrived cut short."""
     return all(content.endswith(LINES[-78:].encode()) for content in mx.contents)
@@ -54,8 +59,9 @@ def test_a_termination_under_load_is_250_or_421_and_never_half(tmp_path: Path, m
     with relay_process(tmp_path, routes=mx.route, **QUICK) as relay:
         for number in range(rounds):
             stream = streaming(relay, ledger, 3000, clients=8)
-            before = len(ledger.accepted)
-            wait_until(lambda goal=before + 40 + 80 * number: len(ledger.accepted) > goal, what="the stream")
+            wait_until(
+                partial(_has_grown, ledger, len(ledger.accepted) + 40 + 80 * number), what="the stream"
+            )
             began = time.monotonic()
             assert relay.stop(seconds=30) == 0
             assert time.monotonic() - began < 15
@@ -73,7 +79,10 @@ def test_a_termination_under_load_is_250_or_421_and_never_half(tmp_path: Path, m
 @pytest.mark.parametrize("seconds", [4])
 def test_a_relay_that_was_stopped_for_a_while_goes_on(tmp_path: Path, mx: Sink, seconds: int) -> None:
     """As a suspended machine: timers that ran out meanwhile end a session at most."""
-    waits = {"limits": {"idle": "2s"}, "delivery": {"timeouts": {"command": "2s", "final_reply": "2s"}}}
+    waits: dict[str, Any] = {
+        "limits": {"idle": "2s"},
+        "delivery": {"timeouts": {"command": "2s", "final_reply": "2s"}},
+    }
     with relay_process(tmp_path, routes=mx.route, **QUICK, **waits) as relay:
         ledger = Ledger()
         stream = streaming(relay, ledger, 400, clients=6)
@@ -168,7 +177,7 @@ def test_400_clients_with_256_files_cost_no_mail(tmp_path: Path, mx: Sink) -> No
             client.close()
         first.close()
         again = Ledger()
-        wait_until(lambda: again.hand_in(relay, tokens(1)) or again.accepted, seconds=10, what="a new client")
+        wait_until(lambda: _is_taken(again, relay), seconds=10, what="a new client")
         again.settle(relay, mx, seconds=10)
         assert "Traceback" not in relay.stderr
         sys.stderr.write(
@@ -214,6 +223,11 @@ async def test_a_host_that_is_slow_but_moves_is_never_cut(sandbox: Sandbox) -> N
     assert only["event"] == "delivered", shown(only)
     assert time.monotonic() - began > 6, "not slow enough to mean anything"
     assert len(mx.messages) == 1
+
+
+def _is_taken(ledger: Ledger, relay: Relay) -> bool:
+    ledger.hand_in(relay, tokens(1))
+    return bool(ledger.accepted)
 
 
 def peak_rss(pid: int) -> int:
@@ -321,24 +335,27 @@ def test_a_log_rotated_under_load_misses_no_line(tmp_path: Path, mx: Sink, way: 
         wait_until(lambda: logged(relay, old) == ledger.queue_ids(), seconds=15, what="each line in a file")
 
 
+def _says(relay: Relay, text: str, times: int) -> bool:
+    return relay.stderr.count(text) == times
+
+
 def test_a_broken_file_at_reload_disturbs_no_mail(tmp_path: Path, mx: Sink) -> None:
     with relay_process(tmp_path, routes=mx.route) as relay:
         ledger = Ledger()
         stream = streaming(relay, ledger, 300, clients=3)
         good = relay.config_file.read_text()
-        for broken in (
+        mistakes = (
             "listeners: [",
             good + "\nnonsense: 1\n",
             good + "\nhostname: twice.example\n",
             good.replace("queue:", "queue:\n  retry: [soon]"),
-        ):
+        )
+        for kept, broken in enumerate(mistakes, start=1):
             relay.config_file.write_text(broken)
             assert relay.run("check").returncode == 1
-            before = relay.stderr.count("the configuration in force is kept")
             relay.signal(signal.SIGHUP)
             wait_until(
-                lambda before=before: relay.stderr.count("the configuration in force is kept") == before + 1,
-                what="a word in the log",
+                partial(_says, relay, "the configuration in force is kept", kept), what="a word in the log"
             )
         stream.join(timeout=60)
         assert len(ledger.accepted) == 300
