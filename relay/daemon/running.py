@@ -48,7 +48,7 @@ from relay.deliver.attempt import Attempt
 from relay.deliver.options import security_options
 from relay.deliver.pool import Pool
 from relay.deliver.scheduler import Scheduler
-from relay.deliver.signing import Signing
+from relay.deliver.signing import Signer
 from relay.policy.rules import PolicyRules
 from relay.queue.retry import latest_due
 from relay.queue.sqlite import SqliteStore, strays
@@ -148,11 +148,12 @@ class Relay:
             delivery=delivery,
             tls=config.tls,
             pool=self._pool,
+            signer=Signer(lambda: self._signing_keys, clock=now),
         )
         self._undo.push_async_callback(attempt.close)
         self._scheduler = Scheduler(
             self.store,
-            Signing(attempt, lambda: self._signing_keys, clock=now),
+            attempt,
             schedule=config.queue.schedule,
             options=delivery,
             rules=self._rules,

@@ -33,6 +33,7 @@ from relay.deliver.diagnosis import (
 from relay.deliver.options import DeliveryOptions, TlsOptions, security_options
 from relay.deliver.pool import Pool, pool_key
 from relay.deliver.sevenbit import Conversion, NotConvertible, Plan, Survey
+from relay.deliver.signing import Signer
 from relay.deliver.tally import Tally
 from relay.deliver.tls import TlsContexts
 from relay.deliver.transaction import MOST_RECIPIENTS, Extensions, needs_conversion, prepare
@@ -57,6 +58,7 @@ class _Job:
     message: QueuedMessage
     content: Content
     header_is_utf8: bool
+    signer: Signer | None = None
     not_convertible: str = ""
     """Why it is not in 7 bits, though the host takes no others."""
 
@@ -73,12 +75,14 @@ class Attempt:
         tls: TlsOptions | None = None,
         pool: Pool | None = None,
         contexts: TlsContexts | None = None,
+        signer: Signer | None = None,
     ) -> None:
         delivery, tls = delivery or DeliveryOptions(), tls or TlsOptions()
         self._route = route
         self._security = security_options(delivery, tls)
         self._using = hop.Reach(hostname, delivery.timeouts, contexts or TlsContexts(tls.ca_file))
         self._pool = Pool() if pool is None else pool
+        self._signer = signer
 
     async def run(self, entry: Entry, content: Callable[[], AsyncIterator[bytes]]) -> dict[int, Outcome]:
         """Try to deliver; the outcome for every recipient of the entry, by its index."""
@@ -88,7 +92,7 @@ class Attempt:
         needed = requirement(entry.settings, self._security)
         bounce = needed.tls_required and needed.on_tls_unmet is OnTlsUnmet.BOUNCE
         tally = Tally(entry.recipients, bounce_unmet=bounce, trouble=route.trouble, rejected=route.rejected)
-        job = await _job(entry, content)
+        job = replace(await _job(entry, content), signer=self._signer)
         for host in route.hosts[:MOST_HOSTS]:
             go_on = await self._try_host(host, needed, job, tally)
             if not tally.pending or not go_on:
@@ -163,7 +167,7 @@ class _Visit:
         return ()
 
     async def _transact(self, batch: Sequence[QueuedRecipient]) -> dict[int, Answer]:
-        job = await _fit_for(self._connection.offers, self._job)
+        job = await _signed(await _fit_for(self._connection.offers, self._job))
         transaction, unsendable = prepare(
             job.message,
             batch,
@@ -272,6 +276,26 @@ async def _fit_for(offers: Extensions, job: _Job) -> _Job:
         return replace(job, not_convertible=str(reason))
     message = replace(job.message, eight_bit=False, size_bytes=plan.size_bytes)
     return replace(job, message=message, content=lambda: _converted(job.content, plan))
+
+
+async def _signed(job: _Job) -> _Job:
+    """The job with a signature on top, where there is one to be made: of what goes out, so it comes last."""
+    if job.signer is None or job.not_convertible:
+        return job
+    field = await job.signer.field(job.message, job.content)
+    if not field:
+        return job
+    content = job.content
+    message = replace(job.message, size_bytes=job.message.size_bytes + len(field))
+    if isinstance(content, bytes):
+        return replace(job, message=message, content=field + content)
+    return replace(job, message=message, content=lambda: _with(field, content))
+
+
+async def _with(field: bytes, content: Callable[[], AsyncIterator[bytes]]) -> AsyncGenerator[bytes]:
+    yield field
+    async for piece in content():
+        yield piece
 
 
 async def _surveyed(content: Content) -> Plan:

@@ -23,6 +23,7 @@ import yaml
 from argon2 import PasswordHasher
 from prometheus_client.parser import text_string_to_metric_families
 
+from relay.demo.mx import Script
 from relay.sign.keys import new_key, record
 from tests.rigs.ports import free_port, wait_until
 from tests.rigs.relay import Relay, relay_process
@@ -242,6 +243,17 @@ async def test_what_the_mx_gets_is_signed_and_verifies(sandbox: Sandbox, kind: s
     assert dkim.verify(got["b@dest.example"], dnsfunc=txt)
     assert dkim.verify(got["c@dest.example"], dnsfunc=txt)
     assert b"DKIM-Signature" not in got["d@dest.example"]
+    assert f"SIZE={len(got['b@dest.example'])}" in next(
+        m.mail for m in mx.messages if m.forward_paths == ("b@dest.example",)
+    ), "the size is told with the signature in it"
+
+    old = await sandbox.domain("old.example", Script(offers=("PIPELINING",)))
+    async with sandbox.client() as client:
+        text = "From: a@client.example\r\nSubject: x\r\n\r\nGrüße\r\n".encode()
+        await client.sendmail("a@client.example", "f@old.example", text, mail_options=["BODY=8BITMIME"])
+    await old.wait_for_messages(1)
+    assert old.messages[0].content.isascii()
+    assert dkim.verify(old.messages[0].content, dnsfunc=txt), "what is signed is what was converted"
     (sandbox.directory / "dkim.pem").write_text("no key any more")
     relay.signal(signal.SIGHUP)
     await asyncio.to_thread(wait_until, lambda: "the configuration in force is kept" in relay.stderr)
