@@ -147,8 +147,8 @@ def _sandbox(directory: Path, enter: Path) -> Iterator[str]:
     [files] = settings()["LimitNOFILE"]
     most = min(int(files), resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     yield from ("prlimit", f"--nofile={most}:{most}", "bwrap")
-    for parent in _PARENTS:
-        yield from ("--perms", "0755", "--dir", parent)
+    for made in _PARENTS:
+        yield from ("--perms", "0755", "--dir", made)
     for system in ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc/ssl", "/etc/ld.so.cache", "/etc/hosts"):
         if Path(system).is_symlink():
             yield from ("--symlink", str(Path(system).readlink()), system)

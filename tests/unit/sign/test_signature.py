@@ -6,6 +6,7 @@ import hashlib
 import random
 import stat
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,13 @@ async def test_nobody_gets_the_signature_of_a_domain_he_does_not_send_for(
     content = b"From: " + author + b"\r\n\r\nhello\r\n"
     got = await sent(key, content, reverse_path=reverse_path)
     assert got == content
+
+
+async def test_who_sends_for_one_domain_gets_no_signature_of_another_that_has_a_key_too(key: Any) -> None:
+    both = key | {"other.example": replace(key["sender.example"], domain="other.example")}
+    content = b"From: boss@other.example\r\n\r\nhello\r\n"
+    assert await sent(both, content, reverse_path="a@sender.example") == content
+    assert b" d=other.example;" in await sent(both, content, reverse_path="a@other.example")
 
 
 async def test_our_own_report_is_signed_by_its_author_alone(key: Any) -> None:
