@@ -25,7 +25,14 @@ from relay.queue.entry import Entry
 from relay.route.next_hop import Host, Route
 from tests.fakes.mail import to
 
-BOTH_LOOPS = {"test_attempt_tls", "test_attempt_dialogue", "test_pool", "test_probe", "test_resumption"}
+BOTH_LOOPS = {
+    "test_attempt_tls",
+    "test_attempt_dialogue",
+    "test_attempt_routes",
+    "test_pool",
+    "test_probe",
+    "test_resumption",
+}
 """TLS, flow control and the ends of connections are each loop's own work."""
 
 
