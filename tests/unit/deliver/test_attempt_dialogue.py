@@ -454,7 +454,7 @@ async def test_what_a_host_cannot_take_is_not_sent(rig, offers, fields, status):
 
 @both
 async def test_8_bit_content_goes_to_a_host_without_8bitmime_in_7_bits(rig, offers):
-    mx = await rig.mx(Script(offers=[o for o in offers if o != "8BITMIME"], starttls=CLEAR))
+    mx = await rig.mx(Script(offers=tuple(o for o in offers if o != "8BITMIME"), starttls=CLEAR))
     assert isinstance(
         await rig.send(entry(eight_bit=True, content="Subject: x\r\n\r\n.å\r\n".encode())), Delivered
     )
