@@ -13,7 +13,7 @@ SOURCES = sorted((ROOT / "relay").rglob("*.py"))
 
 _CITED = re.compile(r"\bRFC (\d{3,5})\b")
 _MISWRITTEN = re.compile(r"\bRFC[-_]?\d|\bRFC \d+,? (?:sec|s\.|chapter)", re.IGNORECASE)
-_NOT_CITATIONS = re.compile(r"rfc822", re.IGNORECASE)
+_NOT_CITATIONS = re.compile(r"rfc822|rfc4514_string", re.IGNORECASE)
 _ROW = re.compile(r"^\| (RFC [^|]+?) \| ([^|]*?) \| (.+?) \|$", re.MULTILINE)
 
 
