@@ -124,13 +124,13 @@ class Control:
         wanted = queue_filter(request)
         if wanted == QueueFilter() and request.get("all") is not True:
             raise RequestError(f"{verb} what? name queue ids or a filter, or say all")
+        if verb == "retry":
+            self.hurry()  # first: what is left alone would be put off again before we are through
         done: dict[str, Any] = {}
         async for so_far in operations.change_in_steps(self.store, wanted, verb=verb, now=self.clock()):
             if done:
                 yield {"so-far": done}
             done = so_far
-        if verb == "retry":
-            self.hurry()
         log.info("operator: %s, %d recipients changed", verb, done["changed"])
         yield {"done": done}
 

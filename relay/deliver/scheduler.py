@@ -120,6 +120,7 @@ class Scheduler:
         self._waiting: dict[str, deque[Entry]] = {}
         self._waiting_entries = 0
         self._tasks: set[asyncio.Task[None]] = set()
+        self._put_offs: set[asyncio.Task[None]] = set()
         self._breakable: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._alarm: asyncio.TimerHandle | None = None
@@ -348,6 +349,10 @@ class Scheduler:
         waiting = [entry for domain in list(self._waiting) for entry in self._all_waiting_for(domain)]
         due = self._clock()
         await asyncio.gather(*(self._release(entry, due=due) for entry in waiting))
+        with suppress(TimeoutError):  # what is put off at this moment is not claimed for long
+            async with asyncio.timeout(_LONGEST_PAUSE):
+                while self._put_offs:
+                    await asyncio.wait(self._put_offs)
 
     # --- one entry --------------------------------------------------------------------------------------
 
@@ -558,7 +563,12 @@ class Scheduler:
 
     async def _put_off(self, entries: Iterable[Entry]) -> None:
         """Let entries of silent destinations wait for the end of the silence."""
-        await asyncio.gather(*(self._put_off_one(entry) for entry in entries))
+        under_way = {asyncio.ensure_future(self._put_off_one(entry)) for entry in entries}
+        self._put_offs |= under_way
+        try:
+            await asyncio.gather(*under_way)
+        finally:
+            self._put_offs -= under_way
 
     async def _put_off_one(self, entry: Entry) -> None:
         """Give an entry back until its destination is to be tried; settle it where it cannot wait."""

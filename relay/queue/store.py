@@ -197,7 +197,7 @@ class Store(Protocol):
         """The operator's `retry`, `hold`, `release`, `remove` on what matches: recipients changed."""
 
     def before_change(self, give_back: Callable[[], Awaitable[None]]) -> None:
-        """Have this called before mail is held or removed, to give back claims that were not begun on.
+        """Have this called before the operator changes mail, to give back claims that were not begun on.
 
         Nothing is claimed from then until the change is made.
         """

@@ -60,9 +60,9 @@ async def change(api: Api, request: web.Request) -> web.Response:
     wanted = _filter(body, {})
     if wanted == QueueFilter() and body.get("all") is not True:
         raise ApiError(400, f"{verb} what? name queue ids or a filter, or say all")
-    done = await operations.change_queue(api.store, wanted, verb=verb, now=api.clock())
     if verb == "retry":
-        api.hurry()
+        api.hurry()  # first: what is left alone would be put off again before we are through
+    done = await operations.change_queue(api.store, wanted, verb=verb, now=api.clock())
     log.info("operator over HTTP: %s, %d recipients changed", verb, done["changed"])
     return answer(done)
 

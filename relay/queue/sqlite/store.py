@@ -430,9 +430,8 @@ class SqliteStore:
         count, after = 0, ""
         while True:
             async with self._claiming:
-                if verb in ("hold", "remove"):
-                    for give_back in self._give_back:
-                        await give_back()
+                for give_back in self._give_back:
+                    await give_back()
                 await self._spill(self._handoff.take_all())
                 changed = await self._change_stretch(wanted, verb, now, after, by_recipient)
             count += changed.count
