@@ -71,6 +71,7 @@ SHELLS = {
     "relay.sign.keys",
     "relay.admin.client",
     "relay.admin.control",
+    "relay.admin.fleet",
     "relay.admin.http",
     "relay.config",
     "relay.daemon",

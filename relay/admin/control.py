@@ -5,6 +5,7 @@ object a line either way:
 
     → {"verb": "list", "domain": "example.net"}
     ← {"item": {…}}            none, one or many
+    ← {"following": {}}        where a log is followed: what comes after is new
     ← {"so-far": {…}}          of long work: how much of it is done
     ← {"done": {…}}            the end: what came of it
     ← {"error": "…"}           or the end: what is wrong with the request, or with us
@@ -27,7 +28,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from relay.admin import operations
 from relay.queue.desk import Desk, DomainSettings
@@ -35,6 +36,9 @@ from relay.queue.entry import State
 from relay.queue.store import EventFilter, QueueFilter, SpoolError, Store
 
 __all__ = [
+    "REQUEST_BYTES",
+    "Answer",
+    "Answers",
     "Control",
     "RequestError",
     "SocketTaken",
@@ -64,6 +68,12 @@ class RequestError(Exception):
 Answer = AsyncIterator[dict[str, Any]]
 
 
+class Answers(Protocol):
+    """Who answers requests."""
+
+    def answer(self, request: Mapping[str, Any]) -> Answer: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Control:
     """What the requests are answered from. `store` None: of a stopped relay, which can only be looked at.
@@ -76,6 +86,7 @@ class Control:
     clock: Callable[[], datetime]
     hurry: Callable[[], None] = lambda: None
     health: Callable[[], Awaitable[Mapping[str, Any]]] | None = None
+    metrics: Callable[[], Awaitable[bytes]] | None = None
     desk: Desk | None = None
 
     async def answer(self, request: Mapping[str, Any]) -> Answer:
@@ -92,6 +103,8 @@ class Control:
                 answers = self._settings()
             case "health":
                 answers = self._health()
+            case "metrics":
+                answers = self._metrics()
             case str() if verb in operations.VERBS:
                 answers = self._change(verb, request)
             case _:
@@ -117,6 +130,12 @@ class Control:
         if self.health is None:
             raise RequestError("no relay is running")
         yield {"done": dict(await self.health())}
+
+    async def _metrics(self) -> Answer:
+        """For the worker that is asked for those of all."""
+        if self.metrics is None:
+            raise RequestError("no relay is running")
+        yield {"done": {"text": (await self.metrics()).decode()}}
 
     async def _change(self, verb: str, request: Mapping[str, Any]) -> Answer:
         if self.store is None:
@@ -144,6 +163,7 @@ class Control:
             seq = at
             yield {"line": line}
         if request.get("follow") is True:
+            yield {"following": {}}
             seq = seq or await self._last_seq()
             async for line in operations.follow_events(self.readable, wanted, after=seq, more=_a_moment):
                 yield {"line": line}
@@ -229,7 +249,7 @@ def _text(request: Mapping[str, Any], key: str) -> str:
 class ControlServer:
     """The socket and the connections open on it."""
 
-    def __init__(self, control: Control, path: Path) -> None:
+    def __init__(self, control: Answers, path: Path) -> None:
         self.control = control
         self.path = path
         self._server: asyncio.Server | None = None
@@ -364,7 +384,7 @@ def _bind_private(path: Path) -> socket.socket:
     return listening
 
 
-async def start_control(control: Control, path: Path) -> ControlServer:
+async def start_control(control: Answers, path: Path) -> ControlServer:
     """Listen on a control socket."""
     server = ControlServer(control, path)
     await server.start()

@@ -114,9 +114,11 @@ def answers(config: Config, request: Mapping[str, Any], *, patient: bool = False
 
 
 def _without_relay(config: Config, request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Answer from a store that nobody writes to."""
+    """Answer from stores that nobody writes to: that of each worker there was."""
     from relay.admin.control import Control, RequestError
-    from relay.queue.sqlite.reader import StoppedQueue
+    from relay.admin.fleet import Fleet
+    from relay.daemon.share import WORKER_SPOOL
+    from relay.queue.sqlite import StoppedQueue, strays
     from relay.queue.store import SpoolError
 
     directory = Path(config.queue.path)
@@ -125,8 +127,12 @@ def _without_relay(config: Config, request: Mapping[str, Any]) -> Iterator[dict[
         return
 
     async def answer() -> AsyncIterator[dict[str, Any]]:
-        async with await StoppedQueue.open(directory) as stopped:
-            async for line in Control(stopped, None, clock=lambda: datetime.now(UTC)).answer(request):
+        async with contextlib.AsyncExitStack() as stack:
+            controls = []
+            for path in (directory, *strays(directory, WORKER_SPOOL, present=())):
+                stopped = await stack.enter_async_context(await StoppedQueue.open(path))
+                controls.append(Control(stopped, None, clock=lambda: datetime.now(UTC)))
+            async for line in Fleet(controls).answer(request):
                 yield line
 
     try:

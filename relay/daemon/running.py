@@ -14,15 +14,16 @@ import contextlib
 import logging
 import os
 import random
-from collections.abc import Awaitable, Coroutine, Mapping
+from collections.abc import Awaitable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
 
 from relay import __version__
-from relay.admin.control import Control, ControlServer, SocketTaken, start_control
+from relay.admin.control import Control, ControlServer, RequestError, SocketTaken, start_control
 from relay.admin.domain_settings import SettingsElsewhere, SettingsInForce
+from relay.admin.fleet import Fleet, Peer
 from relay.admin.http import Api, Caller, HttpError, HttpOptions, HttpServer, start_http
 from relay.config import Config, ConfigError, load
 from relay.config.parts import resolver_options, route_options
@@ -31,7 +32,7 @@ from relay.daemon.files import FileBudget
 from relay.daemon.probing import probe_domain
 from relay.daemon.programlog import ProgramLog
 from relay.daemon.reload import changes, taken_over
-from relay.daemon.share import WORKER_SPOOL, share
+from relay.daemon.share import WORKER_SPOOL, control_socket, share, spool
 from relay.daemon.systemd import Systemd
 from relay.daemon.watching import (
     MeteredStore,
@@ -43,6 +44,7 @@ from relay.daemon.watching import (
     oldest_age,
     room_at,
 )
+from relay.daemon.whole import WholeQueue
 from relay.daemon.worker import ALONE, Worker
 from relay.deliver.attempt import Attempt
 from relay.deliver.options import security_options
@@ -51,7 +53,8 @@ from relay.deliver.scheduler import Scheduler
 from relay.deliver.signing import Signer
 from relay.policy.rules import PolicyRules
 from relay.queue.retry import latest_due
-from relay.queue.sqlite import SqliteStore, strays
+from relay.queue.sqlite import DATABASE, SqliteStore, strays
+from relay.queue.sqlite.reader import Reader
 from relay.queue.store import SpoolError, Store
 from relay.receive.certificates import CertificateError, ServerTls
 from relay.receive.intake import Reception
@@ -60,6 +63,7 @@ from relay.receive.listener import Listener, start_listener
 from relay.receive.passwords import Passwords
 from relay.receive.spec import ListenerTls, TcpAddress, parse_address
 from relay.report.deliverylog import DeliveryLog
+from relay.report.merged import merged
 from relay.report.metrics import Metrics, Snapshot
 from relay.route.dns import DnsResolver, ResolverError
 from relay.route.router import Router
@@ -116,6 +120,8 @@ class Relay:
         self._tasks: list[asyncio.Task[None]] = []
         self._broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._undo = contextlib.AsyncExitStack()
+        others = range(1, worker.workers) if worker.is_first else ()
+        self._peers = [Peer(number, Path(control_socket(config.admin.socket, number))) for number in others]
         self._metrics = Metrics()
         self._signing_keys: dict[str, SigningKey] = {}
         self._reloaded = now()
@@ -210,6 +216,16 @@ class Relay:
         present = {f"{WORKER_SPOOL}{number}" for number in range(1, self._worker.workers)}
         return strays(directory, WORKER_SPOOL, present=present)
 
+    def _whole_queue(self) -> Store:
+        """The queues of all workers, for who looks at them over HTTP."""
+        if not self._peers:
+            return self.store
+        path = self.config.queue.path
+        others = [Reader.of(Path(spool(path, peer.number), DATABASE)) for peer in self._peers]
+        for reader in others:
+            self._undo.push_async_callback(reader.close)
+        return cast(Store, WholeQueue(self.store, others, self._peers))
+
     def _make_router(self) -> Router:
         options = replace(resolver_options(self.config), concurrency=self._files.queries)
         try:
@@ -237,10 +253,12 @@ class Relay:
             hurry=self._scheduler.hurry,
             desk=self._desk,
             health=self._health,
+            metrics=self._own_metrics,
         )
+        self._fleet = Fleet([control, *self._peers])
         path = Path(self.config.admin.socket)
         try:
-            server: ControlServer = await start_control(control, path)
+            server: ControlServer = await start_control(self._fleet if self._peers else control, path)
         except (OSError, SocketTaken) as error:
             raise StartError(f"admin.socket: {_sentence(error)}") from error
         self._undo.push_async_callback(server.close)
@@ -261,7 +279,7 @@ class Relay:
             return
         api = Api(
             hostname=config.hostname,
-            store=self.store,
+            store=self._whole_queue(),
             desk=self._desk,
             settings=self._set_over_http,
             options=self._http_options,
@@ -277,7 +295,7 @@ class Relay:
             status=self._status,
             probe=self._probe,
             metrics=self.metrics,
-            health=self._health,
+            health=self._health_of_all,
             webhooks_changed=caller.changed,
         )
         try:
@@ -405,7 +423,13 @@ class Relay:
         log.log(logging.INFO if self._worker.line is None else logging.DEBUG, "reloaded: %s", changed)
 
     async def metrics(self) -> bytes:
-        """Everything Prometheus may want to know."""
+        """Everything Prometheus may want to know, of all workers that answer."""
+        if not self._peers:
+            return await self._own_metrics()
+        others = await asyncio.gather(*map(_metrics_of, self._peers))
+        return merged([await self._own_metrics(), *(text for text in others if text)])
+
+    async def _own_metrics(self) -> bytes:
         return self._metrics.render(await self._snapshot())
 
     async def _snapshot(self) -> Snapshot:
@@ -426,6 +450,13 @@ class Relay:
             reloaded=self._reloaded,
             reload_failed=self._reload_failed,
         )
+
+    async def _health_of_all(self) -> Mapping[str, Sequence[str]]:
+        if not self._peers:
+            return await self._health()
+        [line] = [line async for line in self._fleet.answer({"verb": "health"})]
+        found: Mapping[str, Sequence[str]] = line["done"]
+        return found
 
     async def _health(self) -> dict[str, list[str]]:
         return {"ailments": await self.ailments(), "obstacles": await self.obstacles()}
@@ -472,6 +503,15 @@ class Relay:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+async def _metrics_of(peer: Peer) -> bytes:
+    """Another worker's, or nothing where it does not answer."""
+    try:
+        [line] = [line async for line in peer.answer({"verb": "metrics"})]
+    except RequestError:
+        return b""
+    return str(line["done"]["text"]).encode()
 
 
 def _sentence(error: Exception) -> str:

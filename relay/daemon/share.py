@@ -18,7 +18,7 @@ from pathlib import PurePath
 
 from relay.config import Config
 
-__all__ = ["control_socket", "part", "share", "spool"]
+__all__ = ["WORKER_SPOOL", "control_socket", "part", "share", "spool"]
 
 WORKER_SPOOL = "worker-"
 

@@ -11,7 +11,8 @@ adopt    the queue of a worker that is no more
 """
 
 from relay.queue.sqlite.adopt import strays
+from relay.queue.sqlite.disk import DATABASE
 from relay.queue.sqlite.reader import StoppedQueue
 from relay.queue.sqlite.store import SqliteStore
 
-__all__ = ["SqliteStore", "StoppedQueue", "strays"]
+__all__ = ["DATABASE", "SqliteStore", "StoppedQueue", "strays"]

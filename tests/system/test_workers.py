@@ -1,0 +1,202 @@
+"""Several workers on one port: nothing is lost when one dies, nothing stranded when there are fewer."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import smtplib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.rigs.ledger import Ledger, check_log, listed, tokens
+from tests.rigs.ports import wait_until
+from tests.rigs.relay import Relay, relay_process
+from tests.rigs.sink import sink
+from tests.rigs.strace import order_of_replies, strace
+
+pytestmark = pytest.mark.timeout(180)
+
+
+@contextlib.contextmanager
+def relay_of(directory: Path, workers: int, **sections: Any) -> Iterator[Relay]:
+    with relay_process(directory, start=False, **sections) as relay:
+        relay.config["workers"] = workers
+        relay.start()
+        wait_until(lambda: "ready: " in relay.stderr, what="all workers")
+        try:
+            yield relay
+        finally:
+            if relay.process is not None and relay.process.poll() is None:
+                relay.stop()
+
+
+def workers_of(relay: Relay) -> list[int]:
+    """Their processes, oldest first."""
+    children = Path(f"/proc/{relay.pid}/task/{relay.pid}/children").read_text().split()
+    return [int(pid) for pid in children]
+
+
+def spread(relay: Relay, ledger: Ledger, words: list[str], **more: Any) -> None:
+    """Hand in over many connections, so that every worker gets some."""
+    ledger.stream(relay, words, clients=12, **more)
+
+
+def test_a_worker_killed_under_load_loses_nothing_and_comes_back(tmp_path: Path) -> None:
+    words, ledger = tokens(600), Ledger()
+    with sink() as mx, relay_of(tmp_path, 3, routes=mx.route) as relay:
+        before = workers_of(relay)
+        load = threading.Thread(target=spread, args=(relay, ledger, words))
+        load.start()
+        wait_until(lambda: len(ledger.texts) > 60, what="the stream")
+        os.kill(before[1], signal.SIGKILL)
+        load.join(timeout=60)
+        wait_until(lambda: len(workers_of(relay)) == 3, what="a new worker")
+        assert set(before) - {before[1]} <= set(workers_of(relay)), "the others go on"
+        assert len(ledger.accepted) > 60
+        ledger.settle(relay, mx)
+        after = Ledger()
+        spread(relay, after, more := tokens(60))
+        assert after.accepted == set(more), "all of them take mail again"
+        after.settle(relay, mx)
+        assert "was killed by SIGKILL: starting it again" in relay.stderr
+    check_log(relay)
+
+
+def test_every_worker_takes_part_and_the_operator_sees_one_relay(tmp_path: Path) -> None:
+    words, ledger = tokens(60), Ledger()
+    with sink() as mx, relay_of(tmp_path, 3, routes=mx.route) as relay:
+        mx.gate.clear()
+        spread(relay, ledger, words)
+        assert ledger.accepted == set(words)
+        wait_until(lambda: len(listed(relay)) == 60, what="the whole queue")
+        for directory in ("spool", "spool/worker-1", "spool/worker-2"):
+            assert (tmp_path / directory / "queue.db").exists()
+        ids = [one["queue-id"] for one in listed(relay)]
+        assert ids == sorted(ledger.queue_ids())
+        assert relay.run("queue", "show", ids[30]).returncode == 0
+        log = relay.run("log", "--event", "accepted", "--json").stdout.splitlines()
+        assert len(log) == 60
+        assert relay.run("health").stdout.strip() == "healthy"
+        mx.gate.set()
+        ledger.settle(relay, mx)
+        wait_until(lambda: listed(relay) == [], what="an empty queue")
+
+
+def test_fewer_workers_deliver_what_more_of_them_had(tmp_path: Path) -> None:
+    words, ledger = tokens(90), Ledger()
+    with sink() as mx:
+        with relay_of(tmp_path, 3, routes={"*": {"host": "[127.0.0.77]", "port": 9}}) as relay:
+            spread(relay, ledger, words)
+            assert ledger.accepted == set(words)
+        # Stopped, the queue of all is there to be looked at.
+        assert {one["queue-id"] for one in listed(relay)} == ledger.queue_ids()
+        with relay_of(tmp_path, 1, routes=mx.route, queue={"path": "spool"}) as relay:
+            assert {one["queue-id"] for one in listed(relay)} == ledger.queue_ids()
+            assert not list((tmp_path / "spool").glob("worker-*"))
+            relay.run("queue", "retry", "--all")
+            ledger.settle(relay, mx)
+            wait_until(lambda: listed(relay) == [], what="an empty queue")
+            assert ledger.duplicates(mx) == 0
+        check_log(relay)
+
+
+@pytest.mark.needs("strace")
+def test_no_worker_says_250_before_its_commit_is_synced(tmp_path: Path) -> None:
+    with sink() as mx, relay_of(tmp_path, 2, routes=mx.route) as relay, contextlib.ExitStack() as stack:
+        traces = []
+        for number, pid in enumerate(workers_of(relay)):
+            traces.append(tmp_path / f"trace{number}")
+            calls = "pwrite64,fdatasync,write,writev,sendto,sendmsg"
+            stack.enter_context(strace(pid, calls=calls, output=traces[-1]))
+        ledger = Ledger()
+        spread(relay, ledger, words := tokens(48))
+        assert ledger.accepted == set(words)
+        ledger.settle(relay, mx)
+        stack.close()
+        orders = [order_of_replies(trace) for trace in traces]
+    for order in orders:
+        assert order.answered, "each of the two took part"
+        assert order.syncs > 0
+        assert order.too_early == ()
+
+
+def test_a_limit_of_connections_holds_for_all_workers_together(tmp_path: Path) -> None:
+    limits = {"connections": 10, "connections_per_client": 6}
+    with sink() as mx, relay_of(tmp_path, 2, routes=mx.route, limits=limits) as relay:
+        taken, refused = [], 0
+        for _ in range(12):
+            client = socket.create_connection(("127.0.0.1", relay.port), timeout=10)
+            words = client.recv(200)
+            if words.startswith(b"220"):
+                taken.append(client)
+            else:
+                assert words.startswith(b"421 4.7.0"), words
+                refused += 1
+                client.close()
+        assert (len(taken), refused) == (6, 6)
+        taken.pop().close()
+        time.sleep(0.2)
+        with smtplib.SMTP("127.0.0.1", relay.port) as another:
+            assert another.noop()[0] == 250
+        # A worker that dies gives back what it held.
+        for pid in workers_of(relay):
+            os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: relay.stderr.count("was killed by SIGKILL") == 2, what="both gone")
+        others = [smtplib.SMTP("127.0.0.1", relay.port, timeout=20) for _ in range(6)]
+        assert len(others) == 6
+        for client in taken:
+            client.close()
+        for session in others:
+            session.close()
+
+
+def test_a_supervisor_that_vanishes_leaves_no_worker_behind(tmp_path: Path) -> None:
+    with sink() as mx, relay_of(tmp_path, 2, routes=mx.route) as relay:
+        workers = workers_of(relay)
+        relay.kill()
+        wait_until(lambda: not any(_is_alive(pid) for pid in workers), what="the workers' end")
+        relay.start()
+        ledger = Ledger()
+        ledger.hand_in(relay, tokens(3))
+        ledger.settle(relay, mx)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def test_a_broken_file_is_said_once_and_every_worker_keeps_the_old_one(tmp_path: Path) -> None:
+    with sink() as mx, relay_of(tmp_path, 2, routes=mx.route) as relay:
+        good = relay.config_file.read_text()
+        relay.config_file.write_text("workers: [\n")
+        relay.signal(signal.SIGHUP)
+        wait_until(lambda: "the configuration in force is kept" in relay.stderr, what="the reload")
+        relay.config_file.write_text(good)
+        ledger = Ledger()
+        spread(relay, ledger, words := tokens(24))
+        assert ledger.accepted == set(words)
+        ledger.settle(relay, mx)
+        assert relay.stderr.count("the configuration in force is kept") == 1
+
+
+def test_a_worker_that_cannot_start_ends_the_start(tmp_path: Path) -> None:
+    with relay_process(tmp_path, start=False) as relay:
+        relay.config["workers"] = 2
+        (tmp_path / "spool" / "worker-1").mkdir(parents=True)
+        (tmp_path / "spool/worker-1/queue.db").write_bytes(b"not a database at all" * 100)
+        with contextlib.suppress(AssertionError):
+            relay.start(seconds=10)
+        assert relay.process is not None
+        assert relay.process.wait(timeout=20) == 1
+        assert "cannot start: queue.path:" in relay.stderr

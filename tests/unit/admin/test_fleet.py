@@ -1,0 +1,139 @@
+"""Several workers asked through one socket answer as one relay would."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from relay.admin.client import RelayError, ask
+from relay.admin.control import Control, ControlServer, start_control
+from relay.admin.fleet import Fleet, Peer
+from relay.mail.event import Event
+from relay.queue.sqlite import SqliteStore
+from tests.fakes.queued import NOW, new_message
+
+
+async def health() -> dict[str, list[str]]:
+    return {"ailments": ["stuck"], "obstacles": []}
+
+
+def told(queue_id: str, seconds: float) -> Event:
+    at = NOW + timedelta(seconds=seconds)
+    line = json.dumps({"event": "accepted", "timestamp": at.timestamp(), "queue-id": queue_id})
+    return Event(f"{queue_id}.a", at, "accepted", queue_id, "a@example.com", "", line)
+
+
+class Workers:
+    """Three of them; the first answers for all at `socket`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.stores: list[SqliteStore] = []
+        self.servers: list[ControlServer] = []
+
+    async def start(self) -> None:
+        controls = []
+        for number in range(3):
+            store = await SqliteStore.open(self.directory / f"spool{number}", now=NOW, synchronous="OFF")
+            self.stores.append(store)
+            controls.append(Control(store, store, clock=lambda: NOW, health=health))
+        peers = []
+        for number in (1, 2):
+            path = self.directory / f"sock.{number}"
+            self.servers.append(await start_control(controls[number], path))
+            peers.append(Peer(number, path))
+        self.servers.append(await start_control(Fleet([controls[0], *peers]), self.directory / "sock"))
+
+    async def stop(self) -> None:
+        for server in reversed(self.servers):
+            await server.close()
+        for store in self.stores:
+            await store.close()
+
+    async def take(self, worker: int, queue_id: str, *, seconds: float = 0.0) -> None:
+        await self.stores[worker].accept(new_message(queue_id=queue_id, events=(told(queue_id, seconds),)))
+
+    async def ask(self, **request: Any) -> list[dict[str, Any]]:
+        return await asyncio.to_thread(lambda: list(ask(self.directory / "sock", request, seconds=10)))
+
+
+@pytest.fixture
+async def workers(tmp_path: Path) -> AsyncIterator[Workers]:
+    some = Workers(tmp_path)
+    await some.start()
+    yield some
+    await some.stop()
+
+
+async def test_the_queue_is_listed_in_the_order_of_arrival_whoever_has_it(workers: Workers) -> None:
+    for number, queue_id in enumerate(["M1", "M2", "M3", "M4", "M5", "M6"]):
+        await workers.take((number * 2) % 3, queue_id)
+    answer = await workers.ask(verb="list")
+    assert [line["item"]["queue-id"] for line in answer[:-1]] == ["M1", "M2", "M3", "M4", "M5", "M6"]
+    assert answer[-1] == {"done": {"count": 6}}
+
+
+async def test_a_message_is_shown_wherever_it_is(workers: Workers) -> None:
+    await workers.take(2, "M1")
+    answer = await workers.ask(verb="show", id="M1")
+    assert answer[0]["item"]["queue-id"] == "M1"
+    assert (await workers.ask(verb="show", id="M2"))[-1] == {"done": {"unknown": ["M2"]}}
+
+
+async def test_a_verb_is_done_by_all_and_unknown_is_what_nobody_has(workers: Workers) -> None:
+    for worker in range(3):
+        await workers.take(worker, f"M{worker}")
+    answer = await workers.ask(verb="hold", ids=["M0", "M2", "M9"])
+    assert answer[-1] == {"done": {"changed": 2, "unknown": ["M9"]}}
+    answer = await workers.ask(verb="remove", all=True)
+    assert answer[-1] == {"done": {"changed": 3, "unknown": []}}
+
+
+async def test_the_log_is_told_in_the_order_of_time(workers: Workers) -> None:
+    for number in range(9):
+        await workers.take(number % 3, f"M{number}", seconds=number)
+    lines = [json.loads(line["line"]) for line in (await workers.ask(verb="log"))[:-1]]
+    assert [line["queue-id"] for line in lines] == [f"M{number}" for number in range(9)]
+    latest = [json.loads(line["line"]) for line in (await workers.ask(verb="log", limit=4))[:-1]]
+    assert [line["queue-id"] for line in latest] == ["M5", "M6", "M7", "M8"]
+
+
+async def test_a_log_that_is_followed_tells_of_every_worker(workers: Workers) -> None:
+    await workers.take(1, "M1", seconds=1)
+    reader, writer = await asyncio.open_unix_connection(workers.directory / "sock")
+    writer.write(b'{"verb": "log", "follow": true, "limit": 10}\n')
+
+    async def heard() -> str:
+        async with asyncio.timeout(10):
+            while True:
+                line = json.loads(await reader.readline())
+                if "line" in line:
+                    return str(json.loads(line["line"])["queue-id"])
+
+    assert await heard() == "M1"
+    for worker in (2, 0, 1):
+        await workers.take(worker, f"N{worker}", seconds=5)
+        assert await heard() == f"N{worker}"
+    writer.close()
+
+
+async def test_what_ails_one_is_said_with_its_number(workers: Workers) -> None:
+    answer = await workers.ask(verb="health")
+    assert answer[-1]["done"]["ailments"] == ["worker 0: stuck", "worker 1: stuck", "worker 2: stuck"]
+
+
+async def test_half_an_answer_never_looks_like_a_whole_one(workers: Workers) -> None:
+    await workers.take(0, "M1")
+    await workers.servers[1].close()  # worker 2 starts again just now
+    with pytest.raises(RelayError, match="worker 2 does not answer"):
+        await workers.ask(verb="list")
+    with pytest.raises(RelayError, match="worker 2 does not answer"):
+        await workers.ask(verb="retry", all=True)
+    assert (await workers.ask(verb="show", id="M1"))[0]["item"]["queue-id"] == "M1"
+    assert "worker 2 does not answer; try again" in str((await workers.ask(verb="health"))[-1])

@@ -1,0 +1,162 @@
+"""The queue of a worker that is no more is taken over whole, once, and before anything is delivered."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from relay.queue.entry import State
+from relay.queue.sqlite import SqliteStore, adopt, strays
+from relay.queue.store import EventFilter, QueueFilter, SpoolError
+from tests.fakes.queued import BOUNCED, CONTENT, DEFERRED, NOW, content_of, event, new_message, settled
+
+LATER = NOW + timedelta(hours=1)
+
+
+async def opened(path: Path, *, adopting: tuple[str, ...] | None = None) -> SqliteStore:
+    found = strays(path, "worker-", present=()) if adopting is None else [path / one for one in adopting]
+    return await SqliteStore.open(path, now=NOW, synchronous="OFF", adopting=found)
+
+
+async def left_behind(path: Path, work: Callable[[SqliteStore], Awaitable[None]]) -> None:
+    """A queue in which something was done, and whose owner has gone."""
+    store = await SqliteStore.open(path, now=NOW, synchronous="OFF")
+    try:
+        await work(store)
+    finally:
+        await store.close()
+
+
+async def listed(store: SqliteStore) -> list[str]:
+    return [item.message.queue_id for item in await store.list_messages(QueueFilter(), now=NOW)]
+
+
+async def test_what_was_queued_there_is_delivered_from_here(tmp_path: Path) -> None:
+    large = b"Subject: x\r\n\r\n" + b"y" * 70_000
+
+    async def work(store: SqliteStore) -> None:
+        await store.accept(new_message(queue_id="S1"))
+        await store.accept(new_message(queue_id="S2", content=large))
+        await store.accept(new_message(queue_id="S3", state=State.HELD))
+
+    await left_behind(tmp_path / "worker-1", work)
+    await left_behind(tmp_path / "worker-2", lambda store: store.accept(new_message(queue_id="T1")))
+    await left_behind(tmp_path, lambda store: store.accept(new_message(queue_id="A1")))
+    store = await opened(tmp_path)
+    try:
+        assert await listed(store) == ["A1", "S1", "S2", "S3", "T1"]
+        assert (await store.counts())[State.HELD] == 1
+        claimed = await store.claim_due(now=NOW, limit=10)
+        assert {entry.message.queue_id for entry in claimed} == {"A1", "S1", "S2", "T1"}
+        assert await content_of(store, "S1") == CONTENT
+        assert await content_of(store, "S2") == large
+        assert not list(tmp_path.glob("worker-*"))
+        assert not list(tmp_path.glob("adopting-*"))
+    finally:
+        await store.close()
+
+
+async def test_what_an_attempt_left_comes_along(tmp_path: Path) -> None:
+    async def work(store: SqliteStore) -> None:
+        await store.accept(new_message("b@one.example", "c@two.example", queue_id="S1"))
+        entries = {entry.domain: entry for entry in await store.claim_due(now=NOW, limit=10)}
+        await store.record(settled(entries["one.example"], DEFERRED, wait=timedelta(minutes=30)))
+        await store.record(settled(entries["two.example"], BOUNCED))
+
+    await left_behind(tmp_path / "worker-3", work)
+    store = await opened(tmp_path)
+    try:
+        assert await store.claim_due(now=NOW, limit=10) == []
+        [entry] = await store.claim_due(now=LATER, limit=10)
+        [recipient] = entry.recipients
+        assert (recipient.address, recipient.state, recipient.attempts) == (
+            "b@one.example",
+            State.DEFERRED,
+            1,
+        )
+        assert recipient.last is not None
+        assert recipient.last.code == 450
+    finally:
+        await store.close()
+
+
+async def test_events_the_log_has_are_kept_and_those_it_has_not_come_as_new_ones(tmp_path: Path) -> None:
+    async def work(store: SqliteStore, name: str = "S") -> None:
+        events = tuple(event("accepted", f"{name}1", number=number) for number in range(4))
+        await store.accept(new_message(queue_id=f"{name}1", events=events))
+        await store.log_written(2)
+
+    await left_behind(tmp_path / "worker-1", work)
+    await left_behind(tmp_path, lambda store: work(store, "A"))
+    store = await opened(tmp_path)
+    try:
+        mark = await store.log_mark()
+        unwritten = [one.event.id for one in await store.events_after(mark)]
+        assert unwritten == ["A1.accepted.2", "A1.accepted.3", "S1.accepted.2", "S1.accepted.3"]
+        everything = [one.event.id for one in await store.find_events(EventFilter())]
+        assert everything[:4] == ["S1.accepted.0", "S1.accepted.1", "A1.accepted.0", "A1.accepted.1"]
+        assert sorted(everything[4:]) == unwritten
+        # Page by page it is the same, and none has the number that means the beginning.
+        numbers, after = [], 0
+        while page := await store.find_events(EventFilter(), after=after, limit=1):
+            after = page[-1].seq
+            numbers.append(after)
+        assert len(numbers) == 8
+        assert 0 not in numbers
+        assert await store.purge_events(before=LATER) == 4, "all that the log has"
+    finally:
+        await store.close()
+
+
+@pytest.mark.parametrize("crash", ["before the commit", "after the commit"])
+async def test_a_crash_on_the_way_neither_loses_nor_doubles(
+    tmp_path: Path, crash: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await left_behind(tmp_path / "worker-1", lambda store: store.accept(new_message(queue_id="S1")))
+
+    class Crash(BaseException):
+        pass
+
+    def die(*_: object) -> None:
+        raise Crash
+
+    with monkeypatch.context() as patched:
+        if crash == "before the commit":
+            patched.setattr(adopt, "_copy_events", die)
+        else:
+            patched.setattr("shutil.rmtree", die)
+        with pytest.raises(SpoolError):
+            await opened(tmp_path)
+    # A new queue of that name, meanwhile, has nothing to do with the old one.
+    await left_behind(tmp_path / "worker-1", lambda store: store.accept(new_message(queue_id="T1")))
+    store = await opened(tmp_path)
+    try:
+        assert await listed(store) == ["S1", "T1"]
+    finally:
+        await store.close()
+    store = await opened(tmp_path)
+    try:
+        assert await listed(store) == ["S1", "T1"]
+    finally:
+        await store.close()
+
+
+async def test_a_queue_somebody_uses_is_not_taken(tmp_path: Path) -> None:
+    owner = await SqliteStore.open(tmp_path / "worker-1", now=NOW, synchronous="OFF")
+    try:
+        with pytest.raises(SpoolError, match="uses this queue already"):
+            await opened(tmp_path)
+    finally:
+        await owner.close()
+
+
+async def test_a_worker_that_is_there_keeps_its_queue(tmp_path: Path) -> None:
+    await left_behind(tmp_path / "worker-1", lambda store: store.accept(new_message(queue_id="S1")))
+    await left_behind(tmp_path / "worker-2", lambda store: store.accept(new_message(queue_id="T1")))
+    assert [path.name for path in strays(tmp_path, "worker-", present={"worker-1"})] == ["worker-2"]
+    shutil.rmtree(tmp_path / "worker-2")
+    assert strays(tmp_path, "worker-", present={"worker-1"}) == []
