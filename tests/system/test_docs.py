@@ -25,7 +25,7 @@ from click.testing import CliRunner
 
 from relay.cli import relay as command
 from relay.sign.keys import new_key
-from tests.rigs.ports import free_port, wait_until
+from tests.rigs.ports import free_port, open_directory, wait_until
 from tests.rigs.postfix import postfix
 from tests.rigs.relay import Relay, relay_process
 from tests.rigs.sink import Sink, sink
@@ -246,7 +246,10 @@ def test_the_postfix_page_logs_in_over_verified_tls(tmp_path: Path, host: Sink) 
     authority = trustme.CA()
     leaf = authority.issue_cert("relay.example.net")
     (tmp_path / "tls.pem").write_bytes(leaf.private_key_and_cert_chain_pem.bytes())
-    with relay_process(tmp_path, start=False, routes=host.route) as relay:
+    with (
+        open_directory("relay-test-ca-") as readable,  # Postfix reads it as its own user
+        relay_process(tmp_path, start=False, routes=host.route) as relay,
+    ):
         [text] = [t for _, t in blocks("yaml", [ROOT / "docs/smarthost-for-postfix.md"]) if "mail1" in t]
         page = yaml.safe_load(text)
         user = page["access"]["users"]["mail1"]
@@ -258,10 +261,10 @@ def test_the_postfix_page_logs_in_over_verified_tls(tmp_path: Path, host: Sink) 
         relay.start()
         settings = main_cf(1)
         assert settings["smtp_tls_security_level"] == "secure"
-        Path("/tmp/relay-docs-ca.pem").write_bytes(authority.cert_pem.bytes())
+        (readable / "ca.pem").write_bytes(authority.cert_pem.bytes())
         settings |= {
             "relayhost": f"[127.0.0.1]:{relay.port}",
-            "smtp_tls_CAfile": "/tmp/relay-docs-ca.pem",
+            "smtp_tls_CAfile": str(readable / "ca.pem"),
             "smtp_tls_secure_cert_match": "relay.example.net",  # no DNS here to make it of
         }
         got = sent_through(settings, host, "loggedin")
