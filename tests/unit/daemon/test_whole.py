@@ -1,0 +1,99 @@
+"""The first worker's view of all queues: what the HTTP interface lists, shows, changes and pages through."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from relay.admin.control import Control, ControlServer, start_control
+from relay.admin.fleet import Peer
+from relay.daemon.whole import WholeQueue
+from relay.mail.event import Event
+from relay.queue.entry import State
+from relay.queue.sqlite import DATABASE, SqliteStore
+from relay.queue.sqlite.reader import Reader
+from relay.queue.store import EventFilter, QueueFilter, SpoolError
+from tests.fakes.queued import CONTENT, NOW, event, new_message
+
+
+@dataclass
+class Two:
+    """The first worker's store, another's, and the view of both."""
+
+    first: SqliteStore
+    other: SqliteStore
+    whole: WholeQueue
+    server: ControlServer
+
+
+@pytest.fixture
+async def two(tmp_path: Path) -> AsyncIterator[Two]:
+    first = await SqliteStore.open(tmp_path / "spool", now=NOW, synchronous="OFF")
+    other = await SqliteStore.open(tmp_path / "spool/worker-1", now=NOW, synchronous="OFF")
+    server = await start_control(Control(other, other, clock=lambda: NOW), tmp_path / "sock.1")
+    reader = Reader.of(tmp_path / "spool/worker-1" / DATABASE)
+    whole = WholeQueue(first, [reader], [Peer(1, tmp_path / "sock.1")])
+    yield Two(first, other, whole, server)
+    await server.close()
+    await reader.close()
+    await other.close()
+    await first.close()
+
+
+def at(name: str, seconds: float, number: int = 0) -> Event:
+    return event("accepted", name, at=NOW + timedelta(seconds=seconds), number=number)
+
+
+async def test_pages_of_the_queue_go_through_all_workers(two: Two) -> None:
+    for number in range(6):
+        await (two.first, two.other)[number % 2].accept(new_message(queue_id=f"M{number}"))
+    found, after = [], ""
+    while page := await two.whole.list_messages(QueueFilter(), now=NOW, after=after, limit=2):
+        found += [item.message.queue_id for item in page]
+        after = found[-1]
+    assert found == [f"M{number}" for number in range(6)]
+    assert (await two.whole.counts())[State.QUEUED] == 6
+    assert await two.whole.read_header("M1") == CONTENT.partition(b"body")[0]
+    with pytest.raises(SpoolError):
+        await two.whole.read_header("M9")
+
+
+async def test_a_verb_reaches_the_worker_that_has_the_message(two: Two) -> None:
+    await two.first.accept(new_message(queue_id="M1"))
+    await two.other.accept(new_message(queue_id="M2"))
+    wanted = QueueFilter(queue_ids=frozenset({"M1", "M2"}))
+    assert await two.whole.change(wanted, verb="hold", now=NOW) == 2
+    assert (await two.other.counts())[State.HELD] == 1
+    assert await two.whole.change(QueueFilter(state=State.HELD), verb="release", now=NOW) == 2
+    await two.server.close()
+    with pytest.raises(SpoolError, match="worker 1 does not answer"):
+        await two.whole.change(wanted, verb="hold", now=NOW)
+
+
+@pytest.mark.parametrize("ascending", [True, False])
+@pytest.mark.parametrize("limit", [1, 2, 3, 100])
+async def test_pages_of_events_miss_none_and_repeat_none(two: Two, ascending: bool, limit: int) -> None:
+    await two.first.accept(new_message(queue_id="A", events=(at("A", 1), at("A", 3), at("A", 3, 1))))
+    await two.other.accept(new_message(queue_id="B", events=(at("B", 2), at("B", 3), at("B", 4))))
+    expected = ["A.0 1", "B.0 2", "A.0 3", "A.1 3", "B.0 3", "B.0 4"]
+
+    def name(one: Event) -> str:
+        queue_id, _, number = one.id.split(".")
+        return f"{queue_id}.{number} {(one.at - NOW).total_seconds():g}"
+
+    found, after = [], 0
+    while page := await two.whole.find_events(EventFilter(), after=after, limit=limit, ascending=ascending):
+        found += [name(one.event) for one in page]
+        after = page[-1].seq
+    assert sorted(found) == sorted(expected)
+    times = [one.rpartition(" ")[2] for one in found]
+    assert times == sorted(times, reverse=not ascending)
+
+
+async def test_everything_else_is_the_first_workers(two: Two) -> None:
+    await two.whole.accept(new_message(queue_id="M1"))
+    assert len(await two.first.claim_due(now=NOW, limit=5)) == 1
