@@ -40,8 +40,7 @@ _FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 NOT_RUN = {
     "python3 -m venv": "makes a second installation",
-    "/opt/relay-new/bin/": "needs the second installation",
-    "mv /opt/relay": "needs the second installation",
+    "/opt/relay/bin/": "is the installed relay's own environment",
     "postfix reload": "the tests of main.cf start a Postfix of their own",
 }
 
