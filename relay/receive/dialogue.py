@@ -184,6 +184,8 @@ class Dialogue(Connection):
                 self._exchange = exchange
                 self.push(step.encode())
             case Credentials(name, password):
+                # Nobody has to say more now (RFC 4954 §4), so it waits where it costs us nothing.
+                self._pause()
                 self._wait_for(self._authenticate(name, password))
             case Reply():
                 self._complain(step.encode())

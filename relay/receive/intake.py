@@ -3,8 +3,9 @@
 A small message is in memory whole when its end is read, and goes to `store.accept` in one
 piece. A larger one is staged in pieces of `CHUNK_BYTES` as it comes: its header section is
 judged and rewritten as soon as it is complete, so that no more than a piece or two are ever
-held. A message that is refused on the way is read to its end and kept nowhere; the refusal
-is said then, when the client listens (RFC 5321 §4.2.5).
+held, and less when many come in at once (`relay.receive.memory`). A message that is refused on
+the way is read to its end and kept nowhere; the refusal is said then, when the client listens
+(RFC 5321 §4.2.5).
 
 Whatever goes wrong in the store is temporary for the client, and never described to it.
 """
@@ -22,6 +23,7 @@ from relay.queue.store import CHUNK_BYTES, NewMessage, QueueFull, SpoolError, St
 from relay.receive.access import Access
 from relay.receive.content import ContentReader
 from relay.receive.limits import Connections, Limits
+from relay.receive.memory import SMALL_BYTES, Memory
 from relay.receive.session import Session, Transaction
 from relay.receive.submission import complete, open_message, refusal_of
 from relay.report.deliverylog import accepted
@@ -33,12 +35,17 @@ from relay.submit.message import (
     OUT_OF_ROOM,
     Opened,
     Refusal,
+    refuse,
     split_off_header,
 )
 
 __all__ = ["Intake", "Reception"]
 
 log = logging.getLogger(__name__)
+
+_NO_MEMORY = refuse(
+    452, "4.3.1", "Too much mail at once, try again later", "no memory for a long header section"
+)
 
 
 @dataclass(slots=True)
@@ -53,6 +60,7 @@ class Reception:
     limits: Limits = field(default_factory=Limits)
     connections: Connections = field(default_factory=Connections)
     failures: Failures = field(default_factory=Failures)
+    memory: Memory = field(default_factory=Memory)
 
 
 class Intake:
@@ -74,24 +82,31 @@ class Intake:
         self._staged_chunks = 0
         self._staged_bytes = 0
         self._searched = 0
+        self._counted_bytes = 0
 
     def should_stage(self) -> bool:
         """Whether so much is held that a piece of it should go to the store now."""
-        held = self.reader.held_bytes
-        if held < CHUNK_BYTES or self.refusal is not None:
+        held, memory = self.reader.held_bytes, self._reception.memory
+        if held >= SMALL_BYTES or self._counted_bytes:
+            self._count(held + len(self._front))
+        if held < memory.piece_bytes or self.refusal is not None:
             return False
         if self._opened is not None or self._header_size() >= 0:
             return True
         if held > HEADER_SECTION_OCTETS:
             self._refuse(HEADER_TOO_LARGE)
+        elif memory.is_full:
+            self._refuse(_NO_MEMORY)
         return False
 
     async def stage(self) -> None:
         """Give the store all whole pieces that are held."""
         if self._opened is None:
             self._open(self.reader.take(self._header_size()))
-        while self.refusal is None and len(self._front) + self.reader.held_bytes >= CHUNK_BYTES:
+        piece_bytes = self._reception.memory.piece_bytes
+        while self.refusal is None and len(self._front) + self.reader.held_bytes >= piece_bytes:
             await self._stage_one()
+        self._count(len(self._front) + self.reader.held_bytes)
 
     async def finish(self) -> Refusal | None:
         """The end was read: accept the message, or say why not. On None it is committed and synced."""
@@ -105,17 +120,24 @@ class Intake:
             await self._accept()
         if self.refusal is not None:
             await self.abandon()
+        self._count(0)
         return self.refusal
 
     async def abandon(self) -> None:
         """Leave nothing of the message in the store."""
         self.reader.stop_keeping()
+        self._count(0)
         if self._staged_chunks:
             self._staged_chunks = 0
             try:
                 await self._reception.store.discard(self.queue_id)
             except Exception as error:  # what stays is garbage, and goes at the next start
                 log.warning("%s: could not discard what was staged: %s", self.queue_id, error)
+
+    def _count(self, held_bytes: int) -> None:
+        """Tell the others how much of the memory is in use here."""
+        self._reception.memory.held_bytes += held_bytes - self._counted_bytes
+        self._counted_bytes = held_bytes
 
     def _header_size(self) -> int:
         """How much of what is held is header section; -1 before its end has come."""
@@ -148,6 +170,8 @@ class Intake:
     def _refuse(self, refusal: Refusal) -> None:
         self.refusal = self.refusal or refusal
         self.reader.stop_keeping()
+        self._front = b""
+        self._count(0)
 
     async def _stage_one(self) -> None:
         chunk = self._front[:CHUNK_BYTES]

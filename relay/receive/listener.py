@@ -113,6 +113,7 @@ async def start_listener(
         server = await loop.create_server(
             connection, address.host, address.port, backlog=_BACKLOG, reuse_port=reuse_port or None
         )
+    _give_up_on_the_dead(server, reception.limits.idle)
     return Listener(door, server, _bound(server), owns_path=sock is None)
 
 
@@ -122,6 +123,16 @@ async def _serve_socket(
     if sock.family == socket.AF_UNIX:
         return await loop.create_unix_server(connection, sock=sock, backlog=_BACKLOG)
     return await loop.create_server(connection, sock=sock, backlog=_BACKLOG)
+
+
+def _give_up_on_the_dead(server: asyncio.Server, idle: timedelta) -> None:
+    """A client whose system confirms nothing of what we sent is gone. Accepted sockets inherit it."""
+    if not hasattr(socket, "TCP_USER_TIMEOUT"):
+        return
+    for listening in server.sockets:
+        if listening.family != socket.AF_UNIX:
+            milliseconds = int(idle.total_seconds() * 1000)
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
 
 
 def _bound(server: asyncio.Server) -> TcpAddress | UnixAddress:
