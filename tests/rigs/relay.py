@@ -92,7 +92,7 @@ class Relay:
             text=True,
             timeout=60,
             check=False,
-            env={**os.environ, "NO_COLOR": "1", **self.environment},
+            env={**os.environ, "NO_COLOR": "1", "PYTHONPATH": str(_ROOT), **self.environment},
         )
 
     def events(self, **wanted: str) -> list[dict[str, Any]]:
