@@ -23,7 +23,9 @@ def _find(program: str) -> str | None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "torture: a short form of a long sweep; `make torture` runs the long one")
+    config.addinivalue_line(
+        "markers", "torture: a short form of a long sweep; `make torture` runs the long one"
+    )
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
