@@ -69,12 +69,13 @@ class Ledger:
             try:
                 client.ehlo("client.example")
                 for token in left:
-                    self._one(client, token, sender, recipient, body)
+                    self.one(client, token, sender, recipient, body)
                 client.quit()
             finally:
                 client.close()
 
-    def _one(self, client: smtplib.SMTP, token: str, sender: str, recipient: str, body: str) -> None:
+    def one(self, client: smtplib.SMTP, token: str, sender: str, recipient: str, body: str) -> None:
+        """One message on a connection that is open."""
         for command in (lambda: client.mail(sender), lambda: client.rcpt(recipient)):
             code, text = command()
             if code >= 400:

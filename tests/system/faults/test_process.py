@@ -168,7 +168,7 @@ def test_400_clients_with_256_files_cost_no_mail(tmp_path: Path, mx: Sink) -> No
         # Who is in, is served; queue and log can still be written.
         (token,) = tokens(1)
         ledger.codes[token] = 0
-        ledger._one(first, token, "a@client.example", "b@dest.example", LINES)
+        ledger.one(first, token, "a@client.example", "b@dest.example", LINES)
         assert token in ledger.accepted, ledger.texts
         ledger.settle(relay, mx, seconds=10)
         assert listed(relay) == []  # the control socket answers
