@@ -28,7 +28,8 @@ from relay.queue.entry import LastAttempt, QueuedRecipient, State
 from relay.queue.store import EventFilter, QueuedItem, QueueFilter, Store, StoredEvent
 from relay.report import deliverylog
 from relay.route.next_hop import Host, NoRoute, Route
-from relay.route.security import SecurityOptions, at_host, describe, requirement
+from relay.route.prospect import Prospect, describe, prospects, said
+from relay.route.security import Requirement, SecurityOptions, at_host, requirement
 
 __all__ = [
     "VERBS",
@@ -43,6 +44,7 @@ __all__ = [
     "list_queue",
     "message_state",
     "no_route_as_json",
+    "prospect_as_json",
     "show_message",
     "timestamp",
 ]
@@ -219,13 +221,38 @@ def _where(route: Route, settings: TlsSettings, options: SecurityOptions) -> dic
         return {"hosts": [], "rejected": rejected, "trouble": [], "no-route": no_route_as_json(route)}
     needed = requirement(settings, options)
     return {
-        "hosts": [
-            {**host_as_json(host), "rules": list(describe(at_host(needed, host, options)))}
-            for host in route.hosts
-        ],
+        "hosts": [_host_and_rules(host, at_host(needed, host, options)) for host in route.hosts],
         "rejected": list(route.rejected),
         "trouble": list(route.trouble),
         "no-route": None,
+    }
+
+
+def _host_and_rules(host: Host, needed: Requirement) -> dict[str, Any]:
+    """A host, what it must prove, and what follows in each situation that can be met there."""
+    return {
+        **host_as_json(host),
+        "needs": {
+            "tls-required": needed.tls_required,
+            "verified": needed.verify,
+            "min-version": needed.min_version.value,
+        },
+        "rules": list(describe(needed, host)),
+        "steps": [prospect_as_json(each) for each in prospects(needed, host)],
+    }
+
+
+def prospect_as_json(prospect: Prospect) -> dict[str, Any]:
+    """What would become of a message, `tls`, `certificate-verified` and `downgrade` as the log would say."""
+    return {
+        "situation": prospect.situation.value,
+        "step": prospect.step.action.value,
+        "tls": prospect.tls,
+        "certificate-verified": prospect.verified,
+        "downgrade": prospect.downgrade.value if prospect.downgrade else None,
+        "unmet": prospect.step.unmet,
+        "if-last": prospect.at_last,
+        "text": said(prospect),
     }
 
 
@@ -237,6 +264,7 @@ def host_as_json(host: Host) -> dict[str, Any]:
         "port": host.port,
         "preference": host.preference,
         "tls": host.tls.value,
+        "login": host.credentials is not None,
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,8 +45,12 @@ def explain(
     """Say what would become of a message, without delivering anything.
 
     Prints each setting and the rule it came from, the hosts that would be tried in order,
-    what each of them must prove, and what follows if it does not. The DNS is asked;
+    what each of them must prove, and what follows from what is met there. The DNS is asked;
     no mail host is connected to. The exit status is 1 where there is no host to try.
+
+    A setting comes from the message, the recipient's domain (destination), the sender's (domain,
+    or api where it was set over HTTP) or the default. From message-refused: the message asked for
+    less than a rule with allow_override: false lets it have.
     """
     from relay.policy.fields import Wishes
 
@@ -144,11 +149,12 @@ def _print(answer: dict[str, Any]) -> None:
 
 def _print_hosts(hosts: list[dict[str, Any]]) -> None:
     """The hosts in order, and the rules once for those that share them."""
-    told: list[str] | None = None
-    for number, host in enumerate(hosts, 1):
-        if host["rules"] != told:
-            told = host["rules"]
-            click.echo("at these hosts:" if number == 1 else "and at these:")
-            for rule in told:
-                click.echo(f"  - {rule}")
-        click.echo(f"{number:>4}. {host_text(host)}")
+    for rules, group in itertools.groupby(enumerate(hosts, 1), key=lambda numbered: numbered[1]["rules"]):
+        sharing = list(group)
+        for number, host in sharing:
+            click.echo(f"{number:>3}. {click.style(host_text(host), bold=True)}")
+        click.echo(
+            f"     what is asked of {'it' if len(sharing) == 1 else 'each of them'}, and what follows:"
+        )
+        for rule in rules:
+            click.echo(f"     - {rule}")

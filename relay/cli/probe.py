@@ -87,10 +87,11 @@ def _host_lines(host: dict[str, Any]) -> list[str]:
     lines = [_tls_line(host)]
     if host["certificate"] is not None:
         lines += _certificate_lines(host["certificate"])
-    if host["why-not-verified"]:
-        lines.append(f"not verified: {printable(host['why-not-verified'])}")
-    lines.append("require-tls  skip-verification")
-    return lines + [_rule_line(rule) for rule in host["rules"]]
+    if host["tls-offered"] and host["why-not-verified"]:
+        lines.append(printable(host["why-not-verified"]))
+    lines.append("a message here, under each of the four settings:")
+    lines.append("  require-tls  skip-verification")
+    return lines + [_rule_line(rule, host["why-not-verified"]) for rule in host["rules"]]
 
 
 def _tls_line(host: dict[str, Any]) -> str:
@@ -111,11 +112,9 @@ def _certificate_lines(certificate: dict[str, Any]) -> list[str]:
     ]
 
 
-def _rule_line(rule: dict[str, Any]) -> str:
-    """`yes          no                 not sent, 4.7.5 (certificate has expired)`."""
+def _rule_line(rule: dict[str, Any], told: str) -> str:
+    """`  yes          no                 not sent here; deferred 4.7.5 if …`, and the error unless told."""
     require, skip = (("no", "yes")[rule[key]] for key in ("require-tls", "skip-verification"))
-    setting = f"{require:<11}  {skip:<17}"
-    if rule["would-send"]:
-        return f"{setting}  {click.style(rule['action'], fg='green')}"
-    error = f" ({printable(rule['error'])})" if rule["error"] else ""
-    return f"{setting}  {click.style('not sent', fg='red')}, {rule['unmet']}{error}"
+    colour = "red" if not rule["would-send"] else "green" if rule["tls"] else "yellow"
+    error = f" ({printable(rule['error'])})" if rule["error"] not in ("", told) else ""
+    return f"  {require:<11}  {skip:<17}  {click.style(printable(rule['text']), fg=colour)}{error}"

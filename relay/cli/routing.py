@@ -30,10 +30,16 @@ async def route_of(config: Config, domain: str) -> Route:
 
 
 def host_text(host: dict[str, Any]) -> str:
-    """`mx1.example.net [192.0.2.7]:25  preference 10`."""
+    """`mx1.example.net [192.0.2.7]:25  preference 10`; of a route's host, how it is different."""
     from relay.cli.common import printable
 
-    return f"{printable(host['host'])} [{host['address']}]:{host['port']}  preference {host['preference']}"
+    words = [
+        f"{printable(host['host'])} [{host['address']}]:{host['port']}",
+        f"preference {host['preference']}",
+    ]
+    words += ["TLS from the first byte"] if host["tls"] == "implicit" else []
+    words += ["with login"] if host["login"] else []
+    return "  ".join(words)
 
 
 def no_route_text(verdict: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any
 
-from relay.admin.operations import host_as_json, no_route_as_json
+from relay.admin.operations import host_as_json, no_route_as_json, prospect_as_json
 from relay.deliver.hop import Reach
 from relay.deliver.options import DeliveryOptions, Timeouts, TlsOptions, security_options
 from relay.deliver.probe import CertificateFacts, HostReport, RuleVerdict, probe_all
@@ -75,8 +75,7 @@ def _verdict_as_json(verdict: RuleVerdict) -> dict[str, Any]:
     return {
         "require-tls": verdict.require_tls,
         "skip-verification": verdict.skip_verification,
-        "would-send": verdict.would_send,
-        "action": verdict.step.action.value,
-        "unmet": verdict.step.unmet,
+        "would-send": verdict.prospect.is_sent,
+        **prospect_as_json(verdict.prospect),
         "error": verdict.error,
     }

@@ -40,7 +40,7 @@ from relay.deliver.transaction import MOST_RECIPIENTS, Extensions, needs_convers
 from relay.mail.outcome import Deferred, HopSession, Outcome
 from relay.queue.entry import Entry, QueuedMessage, QueuedRecipient
 from relay.route.next_hop import Host, NoRoute, Route
-from relay.route.security import OnTlsUnmet, Requirement, at_host, requirement
+from relay.route.security import Requirement, at_host, requirement
 
 __all__ = ["MOST_HOSTS", "Attempt"]
 
@@ -90,8 +90,12 @@ class Attempt:
         if isinstance(route, NoRoute):
             return {recipient.index: route.outcome for recipient in entry.recipients}
         needed = requirement(entry.settings, self._security)
-        bounce = needed.tls_required and needed.on_tls_unmet is OnTlsUnmet.BOUNCE
-        tally = Tally(entry.recipients, bounce_unmet=bounce, trouble=route.trouble, rejected=route.rejected)
+        tally = Tally(
+            entry.recipients,
+            bounce_unmet=all(at_host(needed, host, self._security).bounces_unmet for host in route.hosts),
+            trouble=route.trouble,
+            rejected=route.rejected,
+        )
         job = replace(await _job(entry, content), signer=self._signer)
         for host in route.hosts[:MOST_HOSTS]:
             go_on = await self._try_host(host, needed, job, tally)

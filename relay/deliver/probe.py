@@ -21,16 +21,8 @@ from relay.deliver.hop import Reach
 from relay.deliver.tls import server_name
 from relay.policy.settings import Setting, Source, TlsSettings
 from relay.route.next_hop import Host, TlsMode
-from relay.route.security import (
-    Action,
-    Requirement,
-    SecurityOptions,
-    Situation,
-    Step,
-    at_host,
-    next_step,
-    requirement,
-)
+from relay.route.prospect import Prospect, prospect
+from relay.route.security import Requirement, SecurityOptions, Situation, at_host, requirement
 
 __all__ = ["CertificateFacts", "HostReport", "RuleVerdict", "probe", "probe_all"]
 
@@ -57,14 +49,8 @@ class RuleVerdict:
 
     require_tls: bool
     skip_verification: bool
-    situation: Situation
-    step: Step
+    prospect: Prospect
     error: str = ""
-
-    @property
-    def would_send(self) -> bool:
-        """Whether this host would be given the message."""
-        return self.step.action is not Action.NEXT_HOST
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +145,7 @@ def _kind(needed: Requirement) -> tuple[object, ...]:
 
 
 def _verdict(rule: tuple[bool, bool], needed: Requirement, met: Met) -> RuleVerdict:
-    return RuleVerdict(*rule, met.situation, next_step(needed, met.situation), met.error)
+    return RuleVerdict(*rule, prospect(needed, met.situation), met.error)
 
 
 def _settings(require: bool, skip: bool) -> TlsSettings:

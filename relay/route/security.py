@@ -3,7 +3,8 @@
 Two settings of the message decide, `require_tls` and `skip_verification`; a little of the
 configuration decides the rest. `requirement` puts them together before we connect; `next_step`
 judges what we met at the host. Neither opens a socket, and nobody else makes this judgement:
-an attempt walks the table, `relay explain` tells it, `relay probe` holds a host against it.
+an attempt walks the table, `relay explain` tells it, `relay probe` holds a host against it (both in
+the words of `relay.route.prospect`).
 
     require  skip    secured  unverified          not offered  refused      handshake failed
     false    false   tls      reconnect in clear  clear        clear        reconnect in clear
@@ -37,7 +38,6 @@ __all__ = [
     "Step",
     "TlsVersion",
     "at_host",
-    "describe",
     "next_step",
     "requirement",
 ]
@@ -99,6 +99,11 @@ class Requirement:
         return Level.VERIFIED if self.verify else Level.ENCRYPTED
 
     @property
+    def bounces_unmet(self) -> bool:
+        """Whether a message whose TLS no host can give is returned at once."""
+        return self.tls_required and self.on_tls_unmet is OnTlsUnmet.BOUNCE
+
+    @property
     def unlooked(self) -> Requirement:
         """The same, once the certificate is not looked at any more: TLS all the same, however old."""
         return replace(
@@ -124,11 +129,14 @@ class Situation(StrEnum):
 class Action(StrEnum):
     """What to do now."""
 
-    SEND_IN_TLS = "send in TLS"
-    SEND_IN_CLEAR = "send in clear on this connection"
-    RECONNECT_IN_CLEAR = "send in clear over a new connection to the same host"
-    RECONNECT_UNVERIFIED = "send in TLS, unverified, over a new connection to the same host"
-    NEXT_HOST = "next host"
+    SEND_IN_TLS = "send-in-tls"
+    SEND_IN_CLEAR = "send-in-clear"
+    """On this connection."""
+    RECONNECT_IN_CLEAR = "reconnect-in-clear"
+    """Send in clear over a new connection to the same host."""
+    RECONNECT_UNVERIFIED = "reconnect-unverified"
+    """Send in TLS over a new connection to the same host, whatever its certificate."""
+    NEXT_HOST = "next-host"
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,19 +211,20 @@ def at_host(needed: Requirement, host: Host, options: SecurityOptions) -> Requir
     """The requirement as it stands at one host of the operator's own.
 
     Credentials go over verified TLS and nothing else, whatever the message says: who takes them
-    could read all later mail. A port where TLS comes first has no clear text to fall back on.
+    could read all later mail. A port where TLS comes first has no clear text to fall back on. What is
+    asked for by the route alone is no reason to return a message: the mistake is ours.
     """
-    if host.credentials is not None:
-        return replace(
-            needed,
-            tls_required=True,
-            verify=True,
-            min_version=options.min_version,
-            security_level=_STRONG,
-        )
-    if host.tls is TlsMode.IMPLICIT and not needed.tls_required:
-        return replace(needed, tls_required=True)
-    return needed
+    logs_in = host.credentials is not None
+    comes_first = host.tls is TlsMode.IMPLICIT
+    asked = replace(
+        needed,
+        tls_required=needed.tls_required or logs_in or comes_first,
+        verify=needed.verify or logs_in,
+    )
+    if asked == needed:
+        return needed
+    asked = replace(asked, on_tls_unmet=OnTlsUnmet.DEFER)
+    return replace(asked, min_version=options.min_version, security_level=_STRONG) if logs_in else asked
 
 
 def next_step(needed: Requirement, situation: Situation) -> Step:
@@ -225,35 +234,3 @@ def next_step(needed: Requirement, situation: Situation) -> Step:
     if goes_clear_for_its_certificate and needed.on_unverified is OnUnverified.ENCRYPTED:
         return _NEW_UNVERIFIED
     return step
-
-
-def describe(needed: Requirement) -> tuple[str, ...]:
-    """What each host must prove, and what follows where it does not, for a person to read."""
-    return (*_proof(needed), *(_consequence(needed, situation) for situation in _SITUATIONS[1:]))
-
-
-def _proof(needed: Requirement) -> tuple[str, ...]:
-    tls = "must offer TLS" if needed.tls_required else "is asked for TLS, and may have none"
-    certificate = (
-        "its certificate must be in date, for its own name, from a trusted authority"
-        if needed.verify
-        else "its certificate is not looked at"
-    )
-    return (f"the host {tls}, {needed.min_version} or later", certificate)
-
-
-_MET = {
-    Situation.UNVERIFIED: "a certificate that does not verify",
-    Situation.NOT_OFFERED: "no STARTTLS",
-    Situation.REFUSED: "STARTTLS refused",
-    Situation.HANDSHAKE_FAILED: "a handshake that fails",
-}
-
-
-def _consequence(needed: Requirement, situation: Situation) -> str:
-    step = next_step(needed, situation)
-    if not step.unmet:
-        return f"{_MET[situation]}: {step.action}"
-    last = "bounced" if needed.on_tls_unmet is OnTlsUnmet.BOUNCE else "deferred"
-    status = f"5{step.unmet[1:]}" if needed.on_tls_unmet is OnTlsUnmet.BOUNCE else step.unmet
-    return f"{_MET[situation]}: {step.action}, after the last one {last} {status}"

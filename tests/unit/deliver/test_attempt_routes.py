@@ -12,6 +12,7 @@ from relay.demo.certificates import Kind
 from relay.demo.mx import Action, Script, StartTls, Then
 from relay.mail.outcome import Bounced, Code, Deferred, Delivered, DowngradeReason
 from relay.route.next_hop import Credentials, Host, TlsMode
+from relay.route.security import OnTlsUnmet
 from tests.fakes.mail import entry
 from tests.unit.deliver.conftest import QUICK, milliseconds
 
@@ -67,6 +68,21 @@ async def test_credentials_are_never_said_over_anything_else(rig, require, skip,
     assert outcome.tls_unmet
     for connection in mx.connections:
         assert set(connection.verbs) <= {"EHLO", "HELO", "STARTTLS", "QUIT"}
+
+
+@pytest.mark.parametrize(("require", "skip"), WAYS)
+@pytest.mark.parametrize("credentials", [None, LOGIN])
+async def test_a_message_is_returned_only_where_its_own_settings_asked_for_the_tls_there_was_not(
+    rig, require, skip, credentials
+):
+    await rig.mx(Script(starttls=StartTls.ABSENT), credentials=credentials)
+    rig.delivery["on_tls_unmet"] = OnTlsUnmet.BOUNCE
+    outcome = await rig.send(entry(require=require, skip=skip))
+    if require and not (credentials and skip):  # that certificate was the route's wish
+        assert isinstance(outcome, Bounced)
+        assert outcome.status == "5.7.4"
+    else:
+        assert isinstance(outcome, Deferred if credentials else Delivered)
 
 
 @pytest.mark.parametrize(

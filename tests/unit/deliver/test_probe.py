@@ -23,7 +23,7 @@ async def look(rig, script: Script, **host) -> HostReport:
 
 
 def sends(report: HostReport) -> list[bool]:
-    return [verdict.would_send for verdict in report.verdicts]
+    return [verdict.prospect.is_sent for verdict in report.verdicts]
 
 
 async def test_a_good_host_is_good_under_every_rule(rig):
@@ -41,7 +41,7 @@ async def test_a_good_host_is_good_under_every_rule(rig):
     assert report.certificate.subject == "CN=mx1.dest.example"
     assert report.certificate.issuer == "CN=Relay test CA"
     assert report.certificate.not_after > report.certificate.not_before
-    assert [verdict.step.action for verdict in report.verdicts] == [Next.SEND_IN_TLS] * 4
+    assert [verdict.prospect.step.action for verdict in report.verdicts] == [Next.SEND_IN_TLS] * 4
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ async def test_a_certificate_that_does_not_verify_is_shown_with_the_reason(rig, 
     assert not report.verified
     assert why in report.why_not_verified
     assert report.certificate is not None
-    assert [(v.step.action, v.step.unmet) for v in report.verdicts] == [
+    assert [(v.prospect.step.action, v.prospect.step.unmet) for v in report.verdicts] == [
         (Next.RECONNECT_IN_CLEAR, ""),
         (Next.SEND_IN_TLS, ""),
         (Next.NEXT_HOST, "4.7.5"),
@@ -70,13 +70,13 @@ async def test_a_host_without_tls(rig):
     report = await look(rig, Script(starttls=StartTls.ABSENT))
     assert (report.tls_offered, report.tls_version, report.certificate) == (False, None, None)
     assert sends(report) == [True, True, False, False]
-    assert {verdict.situation for verdict in report.verdicts} == {Situation.NOT_OFFERED}
+    assert {verdict.prospect.situation for verdict in report.verdicts} == {Situation.NOT_OFFERED}
 
 
 async def test_a_host_of_old_tls_is_good_only_for_who_neither_requires_nor_looks(rig):
     report = await look(rig, TLS_1_0_ONLY)
     assert (report.tls_offered, report.verified, report.tls_version) == (True, False, "TLSv1")
-    assert [v.situation is Situation.SECURED for v in report.verdicts] == [False, True, False, False]
+    assert [v.prospect.situation is Situation.SECURED for v in report.verdicts] == [False, True, False, False]
     assert sends(report) == [True, True, False, False]
 
 

@@ -19,7 +19,6 @@ from relay.route.security import (
     Situation,
     TlsVersion,
     at_host,
-    describe,
     next_step,
     requirement,
 )
@@ -128,10 +127,40 @@ def test_a_port_where_tls_comes_first_is_never_talked_to_in_clear(skip):
     assert next_step(needed, Situation.HANDSHAKE_FAILED).action is Action.NEXT_HOST
 
 
+@pytest.mark.parametrize("require", [False, True])
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("login", [False, True])
+@pytest.mark.parametrize("tls", list(TlsMode))
+def test_what_a_route_alone_asks_for_is_no_reason_to_return_a_message(require, skip, login, tls):
+    host = replace(HOST, tls=tls, credentials=Credentials("relay", "secret") if login else None)
+    for on_unmet in OnTlsUnmet:
+        needed = needs(require, skip, SecurityOptions(on_tls_unmet=on_unmet))
+        there = at_host(needed, host, OPTIONS)
+        asks_more = (login and (skip or not require)) or (tls is TlsMode.IMPLICIT and not require)
+        assert there.bounces_unmet is (require and on_unmet is OnTlsUnmet.BOUNCE and not asks_more)
+        assert (there == needed) is not asks_more
+        assert there.tls_required is (require or login or tls is TlsMode.IMPLICIT)
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_only_a_login_asks_for_newer_tls_than_the_message(skip):
+    implicit = at_host(needs(False, skip), replace(HOST, tls=TlsMode.IMPLICIT), OPTIONS)
+    assert implicit.min_version is needs(False, skip).min_version
+    assert implicit.security_level == needs(False, skip).security_level
+
+
 def test_an_ordinary_host_changes_nothing():
     for require in (False, True):
         for skip in (False, True):
             assert at_host(needs(require, skip), HOST, OPTIONS) == needs(require, skip)
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_only_a_message_that_requires_tls_is_ever_returned_for_want_of_it(skip):
+    for on_unmet in OnTlsUnmet:
+        options = SecurityOptions(on_tls_unmet=on_unmet)
+        assert not needs(False, skip, options).bounces_unmet
+        assert needs(True, skip, options).bounces_unmet is (on_unmet is OnTlsUnmet.BOUNCE)
 
 
 def test_different_needs_are_never_equal_so_that_no_connection_is_shared():
@@ -147,17 +176,3 @@ def test_every_way_into_clear_text_has_a_name_in_the_log():
         "certificate-unverified",
     }
     assert set(DOWNGRADE_REASONS) == set(Situation) - {Situation.SECURED}
-
-
-def test_what_each_host_must_prove_can_be_told():
-    told = " / ".join(describe(needs(True, False)))
-    assert "must offer TLS" in told
-    assert "trusted authority" in told
-    assert "no STARTTLS: next host, after the last one deferred 4.7.4" in told
-    bounced = " / ".join(describe(needs(True, True, SecurityOptions(on_tls_unmet=OnTlsUnmet.BOUNCE))))
-    assert "not looked at" in bounced
-    assert "after the last one bounced 5.7.5" in bounced
-    easy = " / ".join(describe(needs(False, False)))
-    assert "may have none" in easy
-    assert "no STARTTLS: send in clear on this connection /" in easy
-    assert "a certificate that does not verify: send in clear over a new connection" in easy
