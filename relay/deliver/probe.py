@@ -137,6 +137,7 @@ async def _look(host: Host, needed: Requirement, using: Reach) -> _Look:
         return _Look(met, hop.tls_version, hop.tls_cipher, connection.peer_certificate)
     finally:
         connection.quit()
+        await connection.wait_closed()  # whoever asked may be gone, and his event loop, right after this
 
 
 def _kind(needed: Requirement) -> tuple[object, ...]:

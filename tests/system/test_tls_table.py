@@ -5,12 +5,16 @@ case has a domain and a mail host of its own; one relay serves all of them at on
 case is judged by what its host saw and by what the delivery log says:
 
     what was said in clear, how many copies arrived, over what, and the line about it
+
+Beforehand `relay explain` was asked about each case, and `relay probe` about each kind of host:
+what they had foretold is held against what happened.
 """
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,9 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from relay.cli import relay as command_line
 from relay.demo.certificates import Kind
 from relay.demo.mx import TLS_1_0_ONLY, Connection, MxServer, Script, StartTls
+from tests.rigs.relay import Relay
 from tests.rigs.sandbox import Event, Sandbox, open_sandbox, shown
 
 pytestmark = pytest.mark.slow
@@ -75,8 +82,11 @@ class HostKind:
     reply: int = 0
     elsewhere: dict[tuple[bool, bool], Column] = dataclasses.field(default_factory=dict)
 
+    def column_for(self, settings: tuple[bool, bool]) -> Column:
+        return self.elsewhere.get(settings, self.column)
+
     def what(self, settings: tuple[bool, bool]) -> What:
-        return TABLE[settings][self.elsewhere.get(settings, self.column)]
+        return TABLE[settings][self.column_for(settings)]
 
 
 def _certificate(kind: Kind) -> HostKind:
@@ -161,8 +171,20 @@ class Case:
         return {"X-Require-TLS": _word(require), "X-Skip-Verification": _word(skip)}
 
     @property
+    def options(self) -> tuple[str, ...]:
+        """What `relay explain` is told of the message."""
+        if self.way is not Way.MESSAGE:
+            return ()
+        require, skip = self.settings
+        return "--require-tls", _word(require), "--skip-verification", _word(skip)
+
+    @property
     def what(self) -> What:
         return HOSTS[self.host].what(self.settings)
+
+    @property
+    def column(self) -> Column:
+        return HOSTS[self.host].column_for(self.settings)
 
 
 CASES = [Case(settings, host, way) for way in Way for host in HOSTS for settings in TABLE]
@@ -191,6 +213,12 @@ class Result:
     token: str
     mx: MxServer
     events: list[Event]
+    explained: dict[str, Any]
+    """What `relay explain` had said of the case."""
+    probed: dict[str, Any]
+    """What `relay probe` had said of another host of this kind."""
+    looked_at: MxServer
+    """That other host."""
 
     @property
     def connections(self) -> list[Connection]:
@@ -207,7 +235,8 @@ def results() -> Iterator[dict[str, Result]]:
 async def _play(directory: Path) -> dict[str, Result]:
     async with open_sandbox(directory, addresses="127.11") as sandbox:
         hosts = {case.id: await sandbox.domain(case.domain, HOSTS[case.host].script) for case in CASES}
-        await sandbox.start(
+        looked_at = {kind: await sandbox.domain(f"{kind}.probe.test", HOSTS[kind].script) for kind in HOSTS}
+        relay = await sandbox.start(
             policy={
                 "domains": {_sender_domain(settings): _rule(settings) for settings in TABLE},
                 "destinations": {c.domain: _rule(c.settings) for c in CASES if c.way is Way.DESTINATION},
@@ -216,10 +245,43 @@ async def _play(directory: Path) -> dict[str, Result]:
             queue={"retry": ["1h"]},
             limits={"connections_per_client": 1000},
         )
+        explained = await asyncio.to_thread(_explain_all, relay)
+        assert not any(mx.connections for mx in hosts.values())  # to explain is to ask the DNS only
         tokens = await _submit_all(sandbox)
+        probed = await asyncio.to_thread(_probe_all, relay)
         attempts = await sandbox.all_attempted({case.recipient for case in CASES}, seconds=60)
         await asyncio.sleep(1.0)  # for a second copy, or a connection too many, to show itself
-        return {case.id: Result(tokens[case.id], hosts[case.id], attempts[case.recipient]) for case in CASES}
+        return {
+            case.id: Result(
+                tokens[case.id],
+                hosts[case.id],
+                attempts[case.recipient],
+                explained[case.id],
+                probed[case.host],
+                looked_at[case.host],
+            )
+            for case in CASES
+        }
+
+
+def _explain_all(relay: Relay) -> dict[str, dict[str, Any]]:
+    return {
+        case.id: _ask(relay, "explain", "--from", case.sender, "--to", case.recipient, *case.options)
+        for case in CASES
+    }
+
+
+def _probe_all(relay: Relay) -> dict[str, dict[str, Any]]:
+    return {kind: _ask(relay, "probe", f"{kind}.probe.test", "--timeout", "4s") for kind in HOSTS}
+
+
+def _ask(relay: Relay, command: str, *arguments: str) -> dict[str, Any]:
+    """The command line, without a process for each question."""
+    runner = CliRunner(env={"RELAY__ADMIN__SOCKET": str(relay.directory / "relay.sock")})
+    done = runner.invoke(command_line, [command, "-c", str(relay.config_file), "--json", *arguments])
+    assert done.exit_code == 0, done.output
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
 
 
 def _patience(**timeouts: str) -> dict[str, Any]:
@@ -293,6 +355,80 @@ def test_exactly_one_copy_arrives_as_it_was_given_but_for_the_fields_of_policy(
     )
     assert b"x-require-tls" not in message.content.lower()
     assert b"x-skip-verification" not in message.content.lower()
+
+
+# --- what was foretold --------------------------------------------------------------------------
+
+SITUATIONS = {
+    Column.FINE: "secured",
+    Column.UNVERIFIED: "unverified",
+    Column.NOT_OFFERED: "not-offered",
+    Column.REFUSED: "refused",
+    Column.HANDSHAKE: "handshake-failed",
+}
+
+
+@each_case()
+def test_explain_had_told_the_settings_and_who_speaks_for_them(case: Case, result: Result) -> None:
+    told, logged = result.explained["policy"], _only_event(result)["policy"]
+    for setting in ("require-tls", "skip-verification"):
+        assert told[setting]["value"] is logged[setting]
+        assert told[setting]["source"] == logged[f"{setting}-source"]
+
+
+@each_case()
+def test_explain_had_told_the_hosts_that_were_tried(case: Case, result: Result) -> None:
+    told = [(host["host"], host["address"], host["port"]) for host in result.explained["hosts"]]
+    assert told == [(result.mx.name, result.mx.address, result.mx.port)]
+    assert result.connections
+    status = _only_event(result)["delivery-status"]
+    assert [told[0][:2]] == [(status["mx-host"], status["mx-ip"])]
+
+
+@each_case()
+def test_explain_had_told_what_would_become_of_the_message(case: Case, result: Result) -> None:
+    (host,) = result.explained["hosts"]
+    (step,) = [step for step in host["steps"] if step["situation"] == SITUATIONS[case.column]]
+    assert {name: step[name] for name in _happened(result)} == _happened(result)
+
+
+@each_case()
+def test_probe_had_told_what_would_become_of_the_message(case: Case, result: Result) -> None:
+    (host,) = result.probed["hosts"]
+    (rule,) = [
+        rule for rule in host["rules"] if (rule["require-tls"], rule["skip-verification"]) == case.settings
+    ]
+    nobody_looks = case.column is Column.UNVERIFIED and case.settings[1]
+    assert rule["situation"] == SITUATIONS[Column.FINE if nobody_looks else case.column]
+    assert rule["would-send"] is bool(result.mx.messages)
+    assert {name: rule[name] for name in _happened(result)} == _happened(result)
+
+
+@each_case()
+def test_probe_said_nothing_but_the_way_to_tls_and_goodbye(case: Case, result: Result) -> None:
+    assert result.looked_at.connections
+    for connection in result.looked_at.connections:
+        assert set(connection.verbs) <= {"EHLO", "HELO", "STARTTLS", "QUIT"}
+
+
+def _happened(result: Result) -> dict[str, Any]:
+    """What became of a message, by what its host saw and what the log says, as it had to be foretold."""
+    event = _only_event(result)
+    status = event["delivery-status"]
+    if event["event"] == "failed":
+        nothing = {"tls": None, "certificate-verified": None, "downgrade": None}
+        unmet = status["enhanced-code"]
+        return nothing | {"step": "next-host", "unmet": unmet, "if-last": unmet}
+    (message,) = result.mx.messages
+    in_clear = "send-in-clear" if len(result.connections) == 1 else "reconnect-in-clear"
+    return {
+        "step": "send-in-tls" if message.in_tls else in_clear,
+        "tls": status["tls"],
+        "certificate-verified": status["certificate-verified"],
+        "downgrade": status["downgrade"] and status["downgrade"]["reason"],
+        "unmet": "",
+        "if-last": "",
+    }
 
 
 # --- each kind of cell --------------------------------------------------------------------------
