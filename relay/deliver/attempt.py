@@ -23,6 +23,7 @@ from relay.deliver.connection import Connection, Content
 from relay.deliver.diagnosis import (
     Answer,
     Stage,
+    another_may_take,
     cannot_take,
     demands_tls,
     judge,
@@ -90,12 +91,10 @@ class Attempt:
         if isinstance(route, NoRoute):
             return {recipient.index: route.outcome for recipient in entry.recipients}
         needed = requirement(entry.settings, self._security)
-        tally = Tally(
-            entry.recipients,
-            bounce_unmet=all(at_host(needed, host, self._security).bounces_unmet for host in route.hosts),
-            trouble=route.trouble,
-            rejected=route.rejected,
+        bounce = needed.bounces_unmet and all(
+            at_host(needed, host, self._security).bounces_unmet for host in route.hosts
         )
+        tally = Tally(entry.recipients, bounce_unmet=bounce, trouble=route.trouble, rejected=route.rejected)
         job = replace(await _job(entry, content), signer=self._signer)
         for host in route.hosts[:MOST_HOSTS]:
             go_on = await self._try_host(host, needed, job, tally)
@@ -180,7 +179,9 @@ class _Visit:
             not_convertible=job.not_convertible,
         )
         for index, what in unsendable.items():
-            self._tally.settle(self._host, index, cannot_take(what, self._host, self._session()))
+            outcome = cannot_take(what, self._host, self._session())
+            note = self._tally.go_on if another_may_take(what) else self._tally.settle
+            note(self._host, index, outcome)
         if transaction is None:
             return {}
         self._utf8 = transaction.utf8

@@ -13,7 +13,7 @@ judgement: `relay.route.security`.)
     2yz to the final dot                   Delivered            Delivered     by its first digit, §4.3.2
     silence or garbage after it            Deferred, in doubt   Deferred, in doubt        RFC 1047
     5yz in clear that asks for TLS         next host            Deferred 4.7.5            RFC 3207 §4
-    what the host cannot take              Bounced              Bounced 5.3.4 5.6.x
+    what the host cannot take              next host            Bounced 5.3.4 5.6.x, if no host can
 
 A reply is judged by its first digit; its enhanced status is kept where its class
 agrees with the code (RFC 2034 §4), and is X.0.0 where there is none.
@@ -33,9 +33,11 @@ __all__ = [
     "Answer",
     "Stage",
     "Unsendable",
+    "another_may_take",
     "cannot_take",
     "demands_tls",
     "for_good",
+    "for_now",
     "host_line",
     "is_temporary",
     "judge",
@@ -192,6 +194,23 @@ def for_good(deferred: Deferred) -> Bounced:
         deferred.session,
         deferred.hosts,
     )
+
+
+def for_now(bounced: Bounced) -> Deferred:
+    """The same, while a host that was not found may have better."""
+    return Deferred(
+        "4" + bounced.status[1:],
+        bounced.code,
+        bounced.message,
+        bounced.description,
+        bounced.session,
+        bounced.hosts,
+    )
+
+
+def another_may_take(what: Unsendable) -> bool:
+    """Whether it is about this host. An address that cannot be said safely is said to nobody."""
+    return not what.status.startswith(_ABOUT_AN_ADDRESS)
 
 
 def cannot_take(what: Unsendable, host: Host, session: HopSession | None) -> Bounced:

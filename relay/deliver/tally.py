@@ -3,6 +3,7 @@
 Pure. Each recipient leaves as soon as its fate is settled: taken, refused for good, or in doubt.
 The others go on to the next host. When there is none left, each is deferred by the word that says
 most about it: TLS that no host could give, else the last reply any host had, else the last silence.
+What every host said beforehand it cannot take is returned, and by the last one's word.
 
 `on_tls_unmet: bounce` returns a message at once where TLS is all that was in its way. Any other
 trouble met on the way, in the DNS too, makes the attempt temporary: another time there may be a host.
@@ -12,8 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from relay.deliver.diagnosis import for_good, host_line, with_hosts
-from relay.mail.outcome import Code, Deferred, Outcome
+from relay.deliver.diagnosis import for_good, for_now, host_line, with_hosts
+from relay.mail.outcome import Bounced, Code, Deferred, Outcome
 from relay.queue.entry import QueuedRecipient
 from relay.route.next_hop import Host
 
@@ -35,9 +36,12 @@ class Tally:
         self._order = tuple(recipient.index for recipient in recipients)
         self._pending = {recipient.index: recipient for recipient in recipients}
         self._settled: dict[int, Outcome] = {}
-        self._waiting: dict[int, list[tuple[Host, Deferred]]] = {index: [] for index in self._pending}
+        self._waiting: dict[int, list[tuple[Host, Deferred | Bounced]]] = {
+            index: [] for index in self._pending
+        }
         self._bounce_unmet = bounce_unmet
-        self._temporary = bool(trouble)
+        self._trouble = bool(trouble)
+        self._temporary = self._trouble
         self._routing = trouble + rejected
 
     @property
@@ -54,9 +58,11 @@ class Tally:
         del self._pending[index]
         self._settled[index] = with_hosts(outcome, self._lines(index, but=host))
 
-    def go_on(self, host: Host, index: int, outcome: Deferred) -> None:
+    def go_on(self, host: Host, index: int, outcome: Deferred | Bounced) -> None:
         """This is what the host had for the recipient; another may have better."""
         self._waiting[index].append((host, outcome))
+        if isinstance(outcome, Bounced):
+            return
         if not outcome.tls_unmet or _insists_on_tls(outcome):
             self._temporary = True
 
@@ -68,10 +74,15 @@ class Tally:
         host, outcome = max(
             enumerate(self._waiting[index]), key=lambda numbered: (_weight(numbered[1][1]), numbered[0])
         )[1]
-        final: Outcome = outcome
+        return with_hosts(self._final(outcome), self._lines(index, but=host))
+
+    def _final(self, outcome: Deferred | Bounced) -> Outcome:
+        """The best word there was, as it stands at the end of the attempt."""
+        if isinstance(outcome, Bounced):
+            return for_now(outcome) if self._trouble else outcome
         if outcome.tls_unmet and self._bounce_unmet and not self._temporary:
-            final = for_good(outcome)
-        return with_hosts(final, self._lines(index, but=host))
+            return for_good(outcome)
+        return outcome
 
     def _lines(self, index: int, *, but: Host) -> tuple[str, ...]:
         """What the other hosts said about a recipient, and routing before them."""
@@ -87,8 +98,10 @@ def _insists_on_tls(outcome: Deferred) -> bool:
     return outcome.status == "4.7.5" and outcome.code >= 500
 
 
-def _weight(outcome: Deferred) -> int:
-    """How much an outcome says about why a message could not be delivered."""
+def _weight(outcome: Deferred | Bounced) -> int:
+    """How much an outcome says about why a message could not be delivered: another time, if that may help."""
+    if isinstance(outcome, Bounced):
+        return -1
     if outcome.tls_unmet:
         return 2
     return 0 if outcome.code in (Code.NONE, Code.NO_CONNECTION) else 1

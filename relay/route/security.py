@@ -216,14 +216,16 @@ def at_host(needed: Requirement, host: Host, options: SecurityOptions) -> Requir
     """
     logs_in = host.credentials is not None
     comes_first = host.tls is TlsMode.IMPLICIT
+    lacks_tls = (logs_in or comes_first) and not needed.tls_required
+    lacks_verification = logs_in and not needed.verify
+    if not lacks_tls and not lacks_verification:
+        return needed
     asked = replace(
         needed,
-        tls_required=needed.tls_required or logs_in or comes_first,
+        tls_required=True,
         verify=needed.verify or logs_in,
+        on_tls_unmet=OnTlsUnmet.DEFER,
     )
-    if asked == needed:
-        return needed
-    asked = replace(asked, on_tls_unmet=OnTlsUnmet.DEFER)
     return replace(asked, min_version=options.min_version, security_level=_STRONG) if logs_in else asked
 
 

@@ -452,6 +452,70 @@ async def test_what_a_host_cannot_take_is_not_sent(rig, offers, fields, status):
     assert "MAIL" not in mx.connections[0].verbs
 
 
+LESS_ABLE = [
+    (("SIZE 10",), {}, ("SIZE 1000",), "5.3.4"),
+    ((), {"reverse_path": "å@sender.example"}, ("8BITMIME", "SMTPUTF8"), "5.6.7"),
+    (
+        (),
+        {"eight_bit": True, "content": "DKIM-Signature: x\r\n\r\nå\r\n".encode()},
+        ("8BITMIME",),
+        "5.6.3",
+    ),
+]
+
+
+@pytest.mark.parametrize(("few", "fields", "enough", "status"), LESS_ABLE)
+async def test_what_one_host_cannot_take_goes_to_another_that_can(rig, few, fields, enough, status):
+    await rig.mx(Script(offers=few, starttls=CLEAR))
+    able = await rig.mx(Script(offers=enough, starttls=CLEAR))
+    outcome = await rig.send(entry(**fields))
+    assert isinstance(outcome, Delivered)
+    assert hop(outcome).mx_host == able.name
+    assert len(able.messages) == 1
+    assert len(outcome.hosts) == 1
+
+
+@pytest.mark.parametrize(("few", "fields", "enough", "status"), LESS_ABLE)
+async def test_what_no_host_can_take_is_returned_once_all_were_asked(rig, few, fields, enough, status):
+    first = await rig.mx(Script(offers=few, starttls=CLEAR))
+    second = await rig.mx(Script(offers=few, starttls=CLEAR))
+    outcome = await rig.send(entry(**fields))
+    assert isinstance(outcome, Bounced)
+    assert outcome.status == status
+    assert hop(outcome).mx_host == second.name
+    assert [line.partition(" ")[0] for line in outcome.hosts] == [first.name]
+
+
+@pytest.mark.parametrize("order", [0, 1])
+async def test_what_one_host_cannot_take_waits_while_another_is_not_there(rig, order):
+    await rig.mx(Script(offers=("SIZE 10",), starttls=CLEAR))
+    await (await rig.mx()).close()
+    if order:
+        rig.hosts.reverse()
+    outcome = await rig.send(entry())
+    assert isinstance(outcome, Deferred)
+    assert outcome.status == "4.4.1"
+    assert any("takes 10 octets" in line for line in outcome.hosts)
+
+
+async def test_only_the_recipient_a_host_cannot_take_is_named_to_the_next(rig):
+    first = await rig.mx(Script(offers=("8BITMIME",), starttls=CLEAR))
+    second = await rig.mx(Script(offers=("8BITMIME", "SMTPUTF8"), starttls=CLEAR))
+    outcomes = await rig.deliver(entry("bøb@dest.example", "carol@dest.example", smtputf8=True))
+    assert all(isinstance(outcome, Delivered) for outcome in outcomes.values())
+    assert first.messages[0].forward_paths == ("carol@dest.example",)
+    assert second.messages[0].forward_paths == ("bøb@dest.example",)
+
+
+async def test_an_address_that_cannot_be_said_safely_is_said_to_no_other_host(rig):
+    await rig.mx(script())
+    second = await rig.mx(script())
+    mail = entry()
+    mail = replace(mail, recipients=(replace(mail.recipients[0], address="bob@evil.example"),))
+    assert isinstance(await rig.send(mail), Bounced)
+    assert second.connections == []
+
+
 @both
 async def test_8_bit_content_goes_to_a_host_without_8bitmime_in_7_bits(rig, offers):
     mx = await rig.mx(Script(offers=tuple(o for o in offers if o != "8BITMIME"), starttls=CLEAR))

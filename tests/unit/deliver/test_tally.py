@@ -13,19 +13,20 @@ LOST = Deferred("4.4.2", Code.NONE, "", "lost")
 BUSY = Deferred("4.2.1", 450, "busy")
 UNMET = Deferred("4.7.4", Code.NONE, "", "no STARTTLS", tls_unmet=True)
 UNMET_5 = Deferred("4.7.5", Code.NONE, "", "expired", tls_unmet=True)
-REFUSED = Deferred("4.7.4", 502, "STARTTLS not implemented", "refused", tls_unmet=True)
 REFUSED = Deferred("4.7.4", 502, "5.5.1 not implemented", "refused", tls_unmet=True)
+TOO_BIG = Bounced("5.3.4", Code.NONE, "", "takes 10 octets")
+NO_UTF8 = Bounced("5.6.7", Code.NONE, "", "no SMTPUTF8")
 TAKEN = Delivered("2.0.0", 250, "OK")
 
 
-def tally(*said: tuple[Host, Deferred], **options) -> Tally:
+def tally(*said: tuple[Host, Deferred | Bounced], **options) -> Tally:
     made = Tally(entry().recipients, **options)
     for host, outcome in said:
         made.go_on(host, 0, outcome)
     return made
 
 
-def last(*said: tuple[Host, Deferred], **options):
+def last(*said: tuple[Host, Deferred | Bounced], **options):
     return tally(*said, **options).outcomes()[0]
 
 
@@ -83,3 +84,33 @@ def test_an_address_that_is_not_connected_to_is_told_and_is_no_trouble():
     outcome = last((ONE, UNMET), bounce_unmet=True, rejected=("mx0.example: 10.0.0.1 is private",))
     assert isinstance(outcome, Bounced)
     assert outcome.hosts == ("mx0.example: 10.0.0.1 is private",)
+
+
+def test_what_no_host_can_take_is_returned_by_the_last_ones_word():
+    outcome = last((ONE, TOO_BIG), (TWO, NO_UTF8))
+    assert isinstance(outcome, Bounced)
+    assert (outcome.status, outcome.hosts) == ("5.6.7", ("mx1.example [192.0.2.1]: takes 10 octets",))
+
+
+def test_what_one_host_cannot_take_waits_for_another_that_may():
+    for other in (SILENT, LOST, BUSY, UNMET):
+        assert last((ONE, TOO_BIG), (TWO, other)).status == other.status
+        assert last((ONE, other), (TWO, TOO_BIG)).status == other.status
+        assert isinstance(last((ONE, other), (TWO, TOO_BIG)), Deferred)
+    dns = last((ONE, TOO_BIG), trouble=("mx0.example: SERVFAIL",))
+    assert isinstance(dns, Deferred)
+    assert (dns.status, dns.description) == ("4.3.4", "takes 10 octets")
+    assert dns.hosts == ("mx0.example: SERVFAIL",)
+
+
+def test_trouble_met_for_another_recipient_does_not_keep_back_what_no_host_can_take():
+    made = Tally(entry("a@d.example", "b@d.example").recipients)
+    made.go_on(ONE, 0, NO_UTF8)
+    made.go_on(ONE, 1, BUSY)
+    assert isinstance(made.outcomes()[0], Bounced)
+    assert isinstance(made.outcomes()[1], Deferred)
+
+
+def test_a_host_that_cannot_take_it_does_not_keep_unmet_tls_from_being_final():
+    assert isinstance(last((ONE, UNMET), (TWO, TOO_BIG), bounce_unmet=True), Bounced)
+    assert last((ONE, TOO_BIG), (TWO, UNMET), bounce_unmet=True).status == "5.7.4"
