@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from relay import __version__
+from relay.admin.http import CONNECTIONS
 from relay.config import Config, ConfigError, load
 from relay.daemon.files import RESERVED, FileBudget, budget, raise_limit
 from relay.daemon.programlog import ProgramLog, is_journal
@@ -212,10 +213,15 @@ def _spare_the_collector() -> None:
 
 def _open_files(config: Config) -> FileBudget:
     """The limit of open files, raised as far as it goes, and divided."""
-    wanted = config.limits.connections + config.delivery.concurrency + QUERIES + RESERVED
+    http = CONNECTIONS if config.admin.serves_http else 0
+    wanted = config.limits.connections + config.delivery.concurrency + QUERIES + http + RESERVED
     limit = raise_limit(wanted)
     files = budget(
-        limit, clients=config.limits.connections, deliveries=config.delivery.concurrency, queries=QUERIES
+        limit,
+        clients=config.limits.connections,
+        deliveries=config.delivery.concurrency,
+        queries=QUERIES,
+        http=http,
     )
     if files.is_short:
         log.warning(

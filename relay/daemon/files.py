@@ -18,25 +18,26 @@ RESERVED = 64
 
 @dataclass(frozen=True, slots=True)
 class FileBudget:
-    """How many descriptors each may use. `is_short`: less than was asked for."""
+    """How many descriptors each may use; `http`: its connections. `is_short`: less than was asked for."""
 
     clients: int
     deliveries: int
     queries: int
     is_short: bool
+    http: int = 0
 
 
-def budget(limit: int, *, clients: int, deliveries: int, queries: int) -> FileBudget:
+def budget(limit: int, *, clients: int, deliveries: int, queries: int, http: int = 0) -> FileBudget:
     """Divide a limit in the proportions that were asked for."""
-    wanted = clients + deliveries + queries
-    free = max(limit - RESERVED, 3)
+    wanted = clients + deliveries + queries + http
+    free = max(limit - RESERVED, 4)
     if wanted <= free:
-        return FileBudget(clients, deliveries, queries, is_short=False)
+        return FileBudget(clients, deliveries, queries, is_short=False, http=http)
 
     def share(count: int) -> int:
-        return max(count * free // wanted, 1)
+        return max(count * free // wanted, min(count, 1))
 
-    return FileBudget(share(clients), share(deliveries), share(queries), is_short=True)
+    return FileBudget(share(clients), share(deliveries), share(queries), is_short=True, http=share(http))
 
 
 def raise_limit(wanted: int) -> int:

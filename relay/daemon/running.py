@@ -275,7 +275,7 @@ class Relay:
             elsewhere=elsewhere.webhooks if elsewhere is not None else None,
         )
         self._start("webhooks", caller.run())
-        if not admin.http or not admin.serves_http:
+        if not admin.serves_http:
             return
         api = Api(
             hostname=config.hostname,
@@ -300,7 +300,11 @@ class Relay:
         )
         try:
             self._http = await start_http(
-                api, host_and_port(admin.http), certificate=admin.certificate, key=admin.key
+                api,
+                host_and_port(admin.http),
+                certificate=admin.certificate,
+                key=admin.key,
+                connections=self._files.http,
             )
         except HttpError as error:
             raise StartError(f"admin.http: {error}") from error
@@ -393,7 +397,7 @@ class Relay:
                 log.error("reload: %s", mistake)
             log.error("reload: the configuration in force is kept")
             self._reload_failed = True
-        except (CertificateError, KeyFileError) as error:
+        except (CertificateError, KeyFileError, HttpError) as error:
             log.error("reload: %s; the configuration in force is kept", error)
             self._reload_failed = True
         self._delivery_log.reopen()
@@ -408,9 +412,12 @@ class Relay:
             if listener.spec.tls is not ListenerTls.NONE and listener.spec.certificate is not None:
                 ServerTls(listener.spec.certificate, listener.spec.key)
         signing_keys = load_keys(new.dkim.domains)
+        show_certificate = self._http.read_certificate() if self._http is not None else None
         changed = changes(self.config, new)
         for listener in self._listeners:
             listener.reload_certificate()
+        if show_certificate is not None:
+            show_certificate()
         self.config = taken_over(self.config, new)
         self._signing_keys = signing_keys
         if self._own_log is not None:

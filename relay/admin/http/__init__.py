@@ -1,6 +1,7 @@
 """The HTTP interface: Mailgun's, so far as a relay can have it, and the operator's own.
 
-    server      the listening socket, TLS, and what every request goes through
+    entrance    the listening socket: how many get in, TLS
+    server      what every request goes through
     keys        who may ask
     forms       a request's body, bounded
     endpoints   every path with what it takes and answers: routes and OpenAPI both come from there
@@ -17,6 +18,6 @@ What a form means, and what the message is that it makes, is decided beside this
 
 from relay.admin.http.api import Api, HttpOptions
 from relay.admin.http.caller import Caller
-from relay.admin.http.server import HttpError, HttpServer, start_http
+from relay.admin.http.server import CONNECTIONS, HttpError, HttpServer, start_http
 
-__all__ = ["Api", "Caller", "HttpError", "HttpOptions", "HttpServer", "start_http"]
+__all__ = ["CONNECTIONS", "Api", "Caller", "HttpError", "HttpOptions", "HttpServer", "start_http"]

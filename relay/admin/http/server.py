@@ -1,6 +1,8 @@
 """The HTTP server: a socket, TLS if the operator wants it, and what every request goes through.
 
-    connections   no more than `_CONNECTIONS`; the one too many is answered 503
+    connections   no more than there may be (`relay.admin.http.entrance`)
+    time          a request's header section has `_HEADER_SECONDS` from the last answer, or the connection
+                  ends; all of it the time a transaction has over SMTP
     origin        a browser that says it asks for another site's page is answered 403
     key           401 in Mailgun's words; 429 after too many wrong ones from an address
     size          413, before the body is read where its length is told, else while it is
@@ -15,26 +17,26 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import ssl
 from collections.abc import Awaitable, Callable
 from functools import partial
-from pathlib import Path
 
 from aiohttp import web
 
 from relay.admin.http.api import API, Api, answer, api_of
 from relay.admin.http.endpoints import ENDPOINTS, TEXT, Endpoint
+from relay.admin.http.entrance import Entrance, HttpError, tls_context
 from relay.admin.http.forms import Budget
 from relay.admin.http.keys import Keys, Verdict
 from relay.admin.http.openapi import document
 from relay.admin.mailgun import ApiError
 from relay.queue.store import SpoolError
 
-__all__ = ["HttpError", "HttpServer", "application", "start_http"]
+__all__ = ["CONNECTIONS", "HttpError", "HttpServer", "application", "start_http"]
 
 log = logging.getLogger(__name__)
 
-_CONNECTIONS = 256
+CONNECTIONS = 256
+_HEADER_SECONDS = 60.0
 _FORM_OCTETS = 1024 * 1024
 """What a form may be larger than the message it makes: its other fields, the boundaries."""
 
@@ -48,53 +50,69 @@ KEYS: web.AppKey[Keys] = web.AppKey("keys", Keys)
 BUDGET: web.AppKey[Budget] = web.AppKey("budget", Budget)
 
 
-class _Door:
-    """How many connections are open; known once the server is made."""
-
-    server: web.Server | None = None
-
-    @property
-    def connections(self) -> int:
-        return len(self.server.connections) if self.server is not None else 0
-
-
-DOOR: web.AppKey[_Door] = web.AppKey("door", _Door)
-
-
-class HttpError(Exception):
-    """The server cannot start; the text says why."""
-
-
 class HttpServer:
     """A listening server. `address`: where it really listens."""
 
-    def __init__(self, runner: web.AppRunner, address: tuple[str, int]) -> None:
+    def __init__(
+        self,
+        runner: web.AppRunner,
+        entrance: Entrance,
+        address: tuple[str, int],
+        files: tuple[str, str | None] | None,
+    ) -> None:
         self._runner = runner
+        self._entrance = entrance
+        self._files = files
         self.address = address
+
+    @property
+    def connections(self) -> int:
+        """How many are inside or on the way in."""
+        return self._entrance.connections
+
+    def read_certificate(self) -> Callable[[], None]:
+        """What shows the certificate the files have now. `HttpError` where they are broken."""
+        if self._files is None:
+            return lambda: None
+        context = tls_context(*self._files)
+        return partial(setattr, self._entrance, "context", context)
 
     async def close(self) -> None:
         """Take no more requests, let those under way end, for a while."""
+        await self._entrance.close()
         await self._runner.cleanup()
 
 
 async def start_http(
-    api: Api, address: tuple[str, int], *, certificate: str | None = None, key: str | None = None
+    api: Api,
+    address: tuple[str, int],
+    *,
+    certificate: str | None = None,
+    key: str | None = None,
+    connections: int = CONNECTIONS,
+    header_seconds: float = _HEADER_SECONDS,
 ) -> HttpServer:
     """Listen, with TLS where there is a certificate."""
-    context = _tls(certificate, key) if certificate is not None else None
+    files = (certificate, key) if certificate is not None else None
+    context = tls_context(*files) if files is not None else None
     runner = web.AppRunner(
-        application(api), access_log=None, logger=_protocol_log(), handle_signals=False, shutdown_timeout=10.0
+        application(api),
+        access_log=None,
+        logger=_protocol_log(),
+        handle_signals=False,
+        shutdown_timeout=10.0,
+        # Counted from the beginning of a connection and from the end of each answer, however the octets come.
+        keepalive_timeout=header_seconds,
     )
     await runner.setup()
-    runner.app[DOOR].server = runner.server
+    assert runner.server is not None
+    entrance = Entrance(runner.server, most=connections, context=context)
     try:
-        site = web.TCPSite(runner, address[0], address[1], ssl_context=context)
-        await site.start()
+        bound = await entrance.open(address)
     except OSError as error:
         await runner.cleanup()
         raise HttpError(str(error)) from error
-    bound = runner.addresses[0]
-    return HttpServer(runner, (bound[0], bound[1]))
+    return HttpServer(runner, entrance, bound, files)
 
 
 def _protocol_log() -> logging.Logger:
@@ -113,22 +131,11 @@ def _protocol_log() -> logging.Logger:
     return protocol_log
 
 
-def _tls(certificate: str, key: str | None) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    try:
-        context.load_cert_chain(Path(certificate), None if key is None else Path(key))
-    except (OSError, ssl.SSLError) as error:
-        raise HttpError(f"{certificate}: {error}") from error
-    return context
-
-
 def application(api: Api) -> web.Application:
     """Everything but the socket."""
     largest = api.message_size_bytes + _FORM_OCTETS
     app = web.Application(client_max_size=largest, middlewares=[_guarded])
     app[API] = api
-    app[DOOR] = _Door()
     app[KEYS] = keys = Keys(lambda: api.options().api_keys, clock=api.clock)
     app[BUDGET] = Budget(_BODIES_AT_A_TIME * largest)
     described = json.dumps(document())
@@ -206,8 +213,6 @@ async def _guarded(request: web.Request, handler: Answerer) -> web.StreamRespons
     """Any request, and any way in which it may fail."""
     try:
         _check_origin(request)
-        if request.app[DOOR].connections > _CONNECTIONS:
-            raise ApiError(503, "Too many connections, try again later")
         return await handler(request)
     except _Unauthorized as error:
         return _unauthorized(error)

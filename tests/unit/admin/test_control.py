@@ -269,6 +269,7 @@ async def test_the_log_is_told_and_followed(server: ControlServer, store: Sqlite
         json.dumps({"verb": "log", "follow": True, "limit": 1, "events": ["accepted"]}).encode() + b"\n"
     )
     assert b"M4" in await reader.readline()
+    assert json.loads(await reader.readline()) == {"following": {}}
     await store.accept(new_message("M5", "b@example.net"))
     assert b"M5" in await asyncio.wait_for(reader.readline(), 10)
     writer.close()
@@ -280,7 +281,7 @@ async def test_following_begins_with_what_is_new_where_nothing_matches_yet(
     await store.accept(new_message("M1", "b@example.net"))
     reader, writer = await asyncio.open_unix_connection(str(server.path))
     writer.write(json.dumps({"verb": "log", "follow": True, "recipient": "new@example.net"}).encode() + b"\n")
-    await asyncio.sleep(0.1)
+    assert json.loads(await asyncio.wait_for(reader.readline(), 10)) == {"following": {}}
     await store.accept(new_message("M2", "new@example.net"))
     assert b"M2" in await asyncio.wait_for(reader.readline(), 10)
     writer.close()

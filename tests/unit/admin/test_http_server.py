@@ -3,129 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import email
 import email.policy
-import io
 import json
-import ssl
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Any, cast
+from datetime import timedelta
+from typing import Any
 
-import aiohttp
 import pytest
-import trustme
-from aiohttp.test_utils import TestClient, TestServer
 from argon2 import PasswordHasher
 
 from relay.admin.domain_settings import SettingsInForce
-from relay.admin.http import Api, HttpError, HttpOptions, start_http
-from relay.admin.http.server import application
-from relay.policy.rules import PolicyRules, TlsRule
+from relay.admin.http import HttpOptions
+from relay.policy.rules import TlsRule
 from relay.policy.settings import Setting, Source
-from relay.queue.entry import Entry
-from relay.queue.sqlite import SqliteStore
-from relay.queue.store import QueueFilter, QueueFull, SpoolError, Store
-from relay.route.next_hop import Host, Hosts
-from relay.route.security import SecurityOptions
+from relay.queue.store import QueueFilter, QueueFull, SpoolError
+from tests.fakes.http import KEY, NOW, RULES, Rig, auth
 
-NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
-KEY = "key-of-the-test"
 NOT_UTF8 = b'--x\r\nContent-Disposition: form-data; name="to"\r\n\r\n\xff\r\n--x--\r\n'
-RULES = PolicyRules(domains={"locked.example": TlsRule(require_tls=True, allow_override=False)})
-
-
-def auth(key: str, user: str = "api") -> dict[str, str]:
-    return {"Authorization": f"Basic {base64.b64encode(f'{user}:{key}'.encode()).decode()}"}
-
-
-@dataclass
-class Rig:
-    """A client with the right key, and what stands behind the server."""
-
-    http: Any
-    store: SqliteStore
-    settings: SettingsInForce
-    options: HttpOptions
-    now: datetime = NOW
-    rules: PolicyRules = RULES
-    trouble: dict[str, Exception] = field(default_factory=dict)
-    api: Api = field(init=False)
-
-    async def form(self, path: str, method: str = "POST", **fields: Any) -> tuple[int, Any]:
-        """Ask with a form; the status and what was said. `o_x` means `o:x`, a list is a field repeated."""
-        data = aiohttp.FormData(quote_fields=False)
-        for name, value in fields.items():
-            name = f"{name[0]}:{name[2:].replace('_', '-')}" if name[1:2] == "_" else name
-            for one in value if isinstance(value, list) else [value]:
-                if isinstance(one, bytes):
-                    data.add_field(name, io.BytesIO(one), filename=f"{name}.bin")
-                else:
-                    data.add_field(name, one)
-        return await self.ask(method, path, data=data)
-
-    async def send(self, path: str = "/v3/example.com/messages", **fields: Any) -> tuple[int, Any]:
-        """Send a message that has all it needs."""
-        usual = {"from": "Ann <ann@example.com>", "to": "bob@dest.example", "text": "hello"}
-        return await self.form(path, **(usual | fields))
-
-    async def ask(self, method: str, path: str, **more: Any) -> tuple[int, Any]:
-        async with self.http.request(method, path, **more) as response:
-            text = await response.text()
-            return response.status, json.loads(text) if "json" in response.content_type else text
-
-    async def claimed(self) -> list[Entry]:
-        return await self.store.claim_due(now=self.now, limit=100)
-
-    async def content(self, entry: Entry) -> bytes:
-        return b"".join([piece async for piece in self.store.read_content(entry.message.queue_id)])
-
-
-class Troubled:
-    """A store whose methods fail when they are told to."""
-
-    def __init__(self, store: SqliteStore, trouble: dict[str, Exception]) -> None:
-        self._store = store
-        self._trouble = trouble
-
-    def __getattr__(self, name: str) -> Any:
-        if name in self._trouble:
-            raise self._trouble[name]
-        return getattr(self._store, name)
-
-
-@pytest.fixture
-async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
-    store = await SqliteStore.open(tmp_path / "spool", now=NOW, synchronous="OFF")
-    settings = SettingsInForce(store.desk)
-    await settings.load()
-    made = Rig(None, store, settings, HttpOptions(api_keys=(KEY,), webhook_signing_key="signs"))
-
-    async def route(domain: str) -> Hosts:
-        return Hosts((Host(f"mx.{domain}", "192.0.2.7", 25, 10),))
-
-    api = Api(
-        hostname="relay.example",
-        store=cast(Store, Troubled(store, made.trouble)),
-        desk=store.desk,
-        settings=settings,
-        options=lambda: made.options,
-        rules=lambda: settings.over(made.rules),
-        route=route,
-        security=SecurityOptions(),
-        clock=lambda: made.now,
-        message_size_bytes=4 * 1024 * 1024,
-        status=lambda: {"in-flight": 0, "silent-destinations": {}},
-    )
-    made.api = api
-    server = TestServer(application(api))
-    async with TestClient(server, headers=auth(KEY)) as client:
-        made.http = client
-        yield made
-    await store.close()
 
 
 # --- sending --------------------------------------------------------------------------------------
@@ -654,25 +549,6 @@ async def test_requests_beside_one_another_do_not_mix(rig: Rig) -> None:
     assert len(entries) == 40
     for n in range(40):
         assert f"text {n}\r\n".encode() in await rig.content(entries[f"r{n}@dest{n}.example"])
-
-
-async def test_it_is_served_over_tls_where_there_is_a_certificate(rig: Rig, tmp_path: Path) -> None:
-    authority = trustme.CA()
-    certificate = tmp_path / "tls.pem"
-    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(certificate))
-    server = await start_http(rig.api, ("127.0.0.1", 0), certificate=str(certificate))
-    trusting = ssl.create_default_context()
-    authority.configure_trust(trusting)
-    url = f"https://127.0.0.1:{server.address[1]}/v4/domains"
-    async with aiohttp.ClientSession(headers=auth(KEY)) as session:
-        async with session.get(url, ssl=trusting) as response:
-            assert response.status == 200
-            assert response.headers["Server"] == "relay"
-        with pytest.raises(aiohttp.ClientError):
-            await session.get(url.replace("https", "http"))
-    await server.close()
-    with pytest.raises(HttpError):
-        await start_http(rig.api, ("127.0.0.1", 0), certificate=str(tmp_path / "nothing.pem"))
 
 
 async def test_large_bodies_share_a_budget_and_the_one_too_many_is_asked_to_come_again(rig: Rig) -> None:

@@ -16,11 +16,15 @@ def test_where_there_is_room_everybody_gets_what_was_asked() -> None:
 
 @pytest.mark.parametrize("limit", [1024, 256, 100])
 def test_where_there_is_not_all_give_way_in_proportion(limit: int) -> None:
-    files = budget(limit, clients=1000, deliveries=200, queries=100)
+    files = budget(limit, clients=1000, deliveries=200, queries=100, http=256)
     assert files.is_short
-    assert min(files.clients, files.deliveries, files.queries) >= 1
-    assert files.clients + files.deliveries + files.queries <= limit - RESERVED
+    assert min(files.clients, files.deliveries, files.queries, files.http) >= 1
+    assert files.clients + files.deliveries + files.queries + files.http <= limit - RESERVED
     assert files.clients >= files.deliveries >= files.queries
+
+
+def test_what_is_not_served_gets_no_share() -> None:
+    assert budget(100, clients=1000, deliveries=200, queries=100).http == 0
 
 
 def test_the_soft_limit_is_raised_as_far_as_the_hard_one_allows() -> None:

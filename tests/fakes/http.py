@@ -1,0 +1,121 @@
+"""The HTTP interface on a real store, with a client that has the right key."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+import aiohttp
+from aiohttp.test_utils import TestClient, TestServer
+
+from relay.admin.domain_settings import SettingsInForce
+from relay.admin.http import Api, HttpOptions
+from relay.admin.http.server import application
+from relay.policy.rules import PolicyRules, TlsRule
+from relay.queue.entry import Entry
+from relay.queue.sqlite import SqliteStore
+from relay.queue.store import Store
+from relay.route.next_hop import Host, Hosts
+from relay.route.security import SecurityOptions
+
+NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
+KEY = "key-of-the-test"
+RULES = PolicyRules(domains={"locked.example": TlsRule(require_tls=True, allow_override=False)})
+
+
+def auth(key: str, user: str = "api") -> dict[str, str]:
+    return {"Authorization": f"Basic {base64.b64encode(f'{user}:{key}'.encode()).decode()}"}
+
+
+@dataclass
+class Rig:
+    """A client with the right key, and what stands behind the server."""
+
+    http: Any
+    store: SqliteStore
+    settings: SettingsInForce
+    options: HttpOptions
+    now: datetime = NOW
+    rules: PolicyRules = RULES
+    trouble: dict[str, Exception] = field(default_factory=dict)
+    api: Api = field(init=False)
+
+    async def form(self, path: str, method: str = "POST", **fields: Any) -> tuple[int, Any]:
+        """Ask with a form; the status and what was said. `o_x` means `o:x`, a list is a field repeated."""
+        data = aiohttp.FormData(quote_fields=False)
+        for name, value in fields.items():
+            name = f"{name[0]}:{name[2:].replace('_', '-')}" if name[1:2] == "_" else name
+            for one in value if isinstance(value, list) else [value]:
+                if isinstance(one, bytes):
+                    data.add_field(name, io.BytesIO(one), filename=f"{name}.bin")
+                else:
+                    data.add_field(name, one)
+        return await self.ask(method, path, data=data)
+
+    async def send(self, path: str = "/v3/example.com/messages", **fields: Any) -> tuple[int, Any]:
+        """Send a message that has all it needs."""
+        usual = {"from": "Ann <ann@example.com>", "to": "bob@dest.example", "text": "hello"}
+        return await self.form(path, **(usual | fields))
+
+    async def ask(self, method: str, path: str, **more: Any) -> tuple[int, Any]:
+        async with self.http.request(method, path, **more) as response:
+            text = await response.text()
+            return response.status, json.loads(text) if "json" in response.content_type else text
+
+    async def claimed(self) -> list[Entry]:
+        return await self.store.claim_due(now=self.now, limit=100)
+
+    async def content(self, entry: Entry) -> bytes:
+        return b"".join([piece async for piece in self.store.read_content(entry.message.queue_id)])
+
+
+class Troubled:
+    """A store whose methods fail when they are told to."""
+
+    def __init__(self, store: SqliteStore, trouble: dict[str, Exception]) -> None:
+        self._store = store
+        self._trouble = trouble
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self._trouble:
+            raise self._trouble[name]
+        return getattr(self._store, name)
+
+
+@contextlib.asynccontextmanager
+async def http_rig(directory: Path) -> AsyncIterator[Rig]:
+    """All of it, for a while."""
+    store = await SqliteStore.open(directory / "spool", now=NOW, synchronous="OFF")
+    settings = SettingsInForce(store.desk)
+    await settings.load()
+    made = Rig(None, store, settings, HttpOptions(api_keys=(KEY,), webhook_signing_key="signs"))
+
+    async def route(domain: str) -> Hosts:
+        return Hosts((Host(f"mx.{domain}", "192.0.2.7", 25, 10),))
+
+    api = Api(
+        hostname="relay.example",
+        store=cast(Store, Troubled(store, made.trouble)),
+        desk=store.desk,
+        settings=settings,
+        options=lambda: made.options,
+        rules=lambda: settings.over(made.rules),
+        route=route,
+        security=SecurityOptions(),
+        clock=lambda: made.now,
+        message_size_bytes=4 * 1024 * 1024,
+        status=lambda: {"in-flight": 0, "silent-destinations": {}},
+    )
+    made.api = api
+    server = TestServer(application(api))
+    async with TestClient(server, headers=auth(KEY)) as client:
+        made.http = client
+        yield made
+    await store.close()
