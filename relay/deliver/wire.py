@@ -58,7 +58,7 @@ class ReplyReader:
     def _take(self) -> Reply | None:
         while (line := self._take_line()) is not None:
             code, mark = line[:3], line[3:4]
-            if not (code.isdigit() and b"100" <= code <= b"599" and mark in (b"", b" ", b"-")):
+            if not (len(code) == 3 and code.isdigit() and b"100" <= code <= b"599" and mark in (b"", b" ", b"-")):
                 raise Garbled(f"not a reply: {_shown(line)}")
             if self._lines and code[:1] != self._code[:1]:
                 raise Garbled(f"a reply of two minds: {_shown(self._code)} and {_shown(line)}")
@@ -110,10 +110,9 @@ class DotStuffer:
             return piece
         starts_with_dot = piece[:1] == b"." and self._last_two[-1:] in (b"\r", b"\n")
         self._last_two = (self._last_two + piece[-2:])[-2:]
-        if b"\n." in piece:
-            piece = piece.replace(b"\n.", b"\n..")
-        if b"\r." in piece:
-            piece = piece.replace(b"\r.", b"\r..")
+        # One octet is looked for much faster than two, and encoded content has no dots.
+        if b"." in piece:
+            piece = piece.replace(b"\n.", b"\n..").replace(b"\r.", b"\r..")
         return b"." + piece if starts_with_dot else piece
 
     def end(self) -> bytes:

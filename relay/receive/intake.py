@@ -12,6 +12,7 @@ Whatever goes wrong in the store is temporary for the client, and never describe
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -81,6 +82,8 @@ class Intake:
         self._front = b""
         self._staged_chunks = 0
         self._staged_bytes = 0
+        self._staging: asyncio.Future[None] | None = None
+        self._staging_bytes = 0
         self._searched = 0
         self._counted_bytes = 0
 
@@ -88,7 +91,7 @@ class Intake:
         """Whether so much is held that a piece of it should go to the store now."""
         held, memory = self.reader.held_bytes, self._reception.memory
         if held >= SMALL_BYTES or self._counted_bytes:
-            self._count(held + len(self._front))
+            self._count(self._staging_bytes + held + len(self._front))
         if held < memory.piece_bytes or self.refusal is not None:
             return False
         if self._opened is not None or self._header_size() >= 0:
@@ -100,13 +103,16 @@ class Intake:
         return False
 
     async def stage(self) -> None:
-        """Give the store all whole pieces that are held."""
+        """Give the store all whole pieces that are held.
+
+        The last of them is on its way when this returns: more is read while it is written.
+        """
         if self._opened is None:
             self._open(self.reader.take(self._header_size()))
         piece_bytes = self._reception.memory.piece_bytes
         while self.refusal is None and len(self._front) + self.reader.held_bytes >= piece_bytes:
             await self._stage_one()
-        self._count(len(self._front) + self.reader.held_bytes)
+        self._count(self._staging_bytes + len(self._front) + self.reader.held_bytes)
 
     async def finish(self) -> Refusal | None:
         """The end was read: accept the message, or say why not. On None it is committed and synced."""
@@ -116,6 +122,7 @@ class Intake:
             self._open(self.reader.take())
         if self.refusal is None:
             await self.stage()
+        await self._staged()
         if self.refusal is None:
             await self._accept()
         if self.refusal is not None:
@@ -126,6 +133,7 @@ class Intake:
     async def abandon(self) -> None:
         """Leave nothing of the message in the store."""
         self.reader.stop_keeping()
+        await self._staged()
         self._count(0)
         if self._staged_chunks:
             self._staged_chunks = 0
@@ -174,17 +182,27 @@ class Intake:
         self._count(0)
 
     async def _stage_one(self) -> None:
+        await self._staged()
+        if self.refusal is not None:
+            return
         chunk = self._front[:CHUNK_BYTES]
         self._front = self._front[CHUNK_BYTES:]
         if len(chunk) < CHUNK_BYTES:
             chunk += self.reader.take(CHUNK_BYTES - len(chunk))
-        try:
-            # Counted first: what fails half-way has to be discarded too.
-            self._staged_chunks += 1
-            await self._reception.store.stage(self.queue_id, self._staged_chunks - 1, chunk)
-        except Exception as error:
-            self._refuse(self._trouble(error))
+        # Counted first: what fails half-way has to be discarded too.
+        self._staged_chunks += 1
         self._staged_bytes += len(chunk)
+        staging = self._reception.store.stage(self.queue_id, self._staged_chunks - 1, chunk)
+        self._staging, self._staging_bytes = asyncio.ensure_future(staging), len(chunk)
+
+    async def _staged(self) -> None:
+        """Wait for the piece that is on its way."""
+        staging, self._staging, self._staging_bytes = self._staging, None, 0
+        if staging is not None:
+            try:
+                await staging
+            except Exception as error:
+                self._refuse(self._trouble(error))
 
     async def _accept(self) -> None:
         assert self._opened is not None
