@@ -87,7 +87,7 @@ class SettingsElsewhere(_Over):
         super().__init__()
         self._bulletin = bulletin
         self._edition = 0
-        self._webhooks: list[Webhook] = []
+        self._webhooks: list[Webhook] | None = None
 
     def over(self, rules: PolicyRules) -> PolicyRules:
         """These rules of the file's, with the settings above them."""
@@ -104,8 +104,8 @@ class SettingsElsewhere(_Over):
             settings, self._webhooks = _read(octets)
             self._take(settings)
 
-    def webhooks(self) -> list[Webhook]:
-        """Those there are now."""
+    def webhooks(self) -> list[Webhook] | None:
+        """Those there are now; None before anything was told."""
         self.look()
         return self._webhooks
 

@@ -275,7 +275,7 @@ class Relay:
             elsewhere=elsewhere.webhooks if elsewhere is not None else None,
         )
         self._start("webhooks", caller.run())
-        if not admin.serves_http:
+        if not admin.http or not admin.serves_http:
             return
         api = Api(
             hostname=config.hostname,

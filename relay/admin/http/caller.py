@@ -45,7 +45,7 @@ class Caller:
         *,
         signing_key: Callable[[], str | None],
         clock: Callable[[], datetime],
-        elsewhere: Callable[[], list[Webhook]] | None = None,
+        elsewhere: Callable[[], list[Webhook] | None] | None = None,
     ) -> None:
         self._store = store
         self._desk = desk
@@ -104,9 +104,9 @@ class Caller:
         self._seen = max(self._seen, await self._desk.calls_seen(), since)
         self._remembered = max(self._remembered, self._seen - _REMEMBER_EVERY)
 
-    async def _mirror(self, told: list[Webhook]) -> None:
+    async def _mirror(self, told: list[Webhook] | None) -> None:
         """Keep what another worker keeps; one that is new begins, here too, with what comes now."""
-        if told is self._told:
+        if told is None or told is self._told:
             return
         own = {(one.domain, one.name): one.urls for one in await self._desk.webhooks()}
         wanted = {(one.domain, one.name): one.urls for one in told}

@@ -11,8 +11,10 @@ takes all of it into its own queue before it delivers anything:
 A crash before the commit leaves the stray queue as it was; one after it finds the note, and copies
 nothing again. So each message is in exactly one queue whenever something is delivered.
 
-Events that are in the log's file already, and told to webhooks, go before all others, with
-numbers below zero; the rest come as new ones, and are written and told as those.
+Events that are in the log's file already, and looked at for webhooks, go before all others, with
+numbers below zero; the rest come as new ones, and are written and told as those. Calls owed to
+webhooks come along. Webhooks and settings do not: what another worker has of them is a copy of the
+first one's, and may be an old one.
 """
 
 from __future__ import annotations
@@ -105,8 +107,6 @@ def _copy(db: sqlite3.Connection, path: Path, note: str) -> int:
             count = db.execute("INSERT INTO message SELECT * FROM stray.message").rowcount
             for table in ("recipient", "chunk", "owed"):
                 db.execute(f"INSERT INTO {table} SELECT * FROM stray.{table}")
-            for table in ("domain_settings", "webhook"):
-                db.execute(f"INSERT OR IGNORE INTO {table} SELECT * FROM stray.{table}")
             db.execute(
                 "INSERT INTO call (due, attempts, url, line) SELECT due, attempts, url, line FROM stray.call"
             )
@@ -127,12 +127,7 @@ _COLUMNS = "at, name, queue_id, sender, recipient, id, line"
 
 
 def _copy_events(db: sqlite3.Connection) -> None:
-    told = {
-        key: value
-        for key, value in db.execute("SELECT key, value FROM stray.meta")
-        if key in ("log_mark", "calls_seen")
-    }
-    done = min(told.values(), default=0)
+    done = _done(db)
     mark = db.execute("SELECT coalesce(max(value), 0) FROM meta WHERE key = 'log_mark'").fetchone()[0]
     lowest, highest = db.execute("SELECT min(seq), max(seq) FROM event").fetchone()
     # The number 0 is nobody's: as a place to go on from, it means the beginning.
@@ -148,6 +143,14 @@ def _copy_events(db: sqlite3.Connection) -> None:
         f"INSERT INTO event SELECT seq - ? + ?, {_COLUMNS} FROM stray.event WHERE seq > ?",
         (done, above, done),
     )
+
+
+def _done(db: sqlite3.Connection) -> int:
+    """Up to where nobody has to look at the stray queue's events again: the log, and the webhooks if any."""
+    marks = dict(db.execute("SELECT key, value FROM stray.meta WHERE key IN ('log_mark', 'calls_seen')"))
+    written = int(marks.get("log_mark", 0))
+    since = db.execute("SELECT min(since) FROM stray.webhook").fetchone()[0]
+    return written if since is None else min(written, max(int(marks.get("calls_seen", 0)), since))
 
 
 def _sync(directory: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from relay.queue.desk import DomainSettings, OwedCall, Webhook
 from relay.queue.entry import State
 from relay.queue.sqlite import SqliteStore, adopt, strays
 from relay.queue.store import EventFilter, QueueFilter, SpoolError
@@ -108,6 +109,70 @@ async def test_events_the_log_has_are_kept_and_those_it_has_not_come_as_new_ones
         assert len(numbers) == 8
         assert 0 not in numbers
         assert await store.purge_events(before=LATER) == 4, "all that the log has"
+    finally:
+        await store.close()
+
+
+async def test_what_is_owed_to_webhooks_comes_along_and_what_nobody_looked_at_is_looked_at(
+    tmp_path: Path,
+) -> None:
+    call = OwedCall("http://127.0.0.1:9/", '{"event":"accepted"}', LATER, attempts=2)
+
+    async def work(store: SqliteStore) -> None:
+        await store.accept(new_message(queue_id="S1", events=(event("accepted", "S1"),)))
+        await store.desk.set_webhook("example.com", "accepted", ["http://127.0.0.1:9/"])
+        for name in ("S2", "S3"):
+            await store.accept(new_message(queue_id=name, events=(event("accepted", name),)))
+        await store.desk.owe_calls([call], seen=2)
+        await store.log_written(3)
+
+    await left_behind(tmp_path / "worker-1", work)
+    store = await opened(tmp_path)
+    try:
+        [owed] = await store.desk.calls_due(now=LATER, limit=9)
+        assert (owed.url, owed.line, owed.due, owed.attempts) == (call.url, call.line, LATER, 2)
+        assert [one.event.queue_id for one in await store.events_after(0)] == ["S3"]
+        assert len(await store.find_events(EventFilter())) == 3
+    finally:
+        await store.close()
+
+
+@pytest.mark.parametrize("seen", [0, 1])
+async def test_events_that_no_webhook_waits_for_are_not_told_as_new(tmp_path: Path, seen: int) -> None:
+    async def work(store: SqliteStore) -> None:
+        await store.accept(new_message(queue_id="S1", events=(event("accepted", "S1"),)))
+        if seen:
+            await store.desk.owe_calls([], seen=seen)
+        else:
+            await store.accept(new_message(queue_id="S0", events=(event("accepted", "S0"),)))
+        await store.accept(new_message(queue_id="S2", events=(event("accepted", "S2"),)))
+        await store.log_written(9)
+
+    await left_behind(tmp_path / "worker-1", work)
+    store = await opened(tmp_path)
+    try:
+        assert await store.events_after(0) == []
+    finally:
+        await store.close()
+
+
+async def test_webhooks_and_settings_are_the_first_workers(tmp_path: Path) -> None:
+    async def first(store: SqliteStore) -> None:
+        await store.desk.set_webhook("example.com", "delivered", ["http://127.0.0.1:9/new"])
+
+    async def other(store: SqliteStore) -> None:
+        await store.desk.set_webhook("example.com", "delivered", ["http://127.0.0.1:9/old"])
+        await store.desk.set_webhook("example.com", "accepted", ["http://127.0.0.1:9/removed"])
+        await store.desk.set_domain_settings("example.com", DomainSettings(require_tls=False))
+
+    await left_behind(tmp_path, first)
+    await left_behind(tmp_path / "worker-1", other)
+    store = await opened(tmp_path)
+    try:
+        assert await store.desk.webhooks() == [
+            Webhook("example.com", "delivered", ("http://127.0.0.1:9/new",))
+        ]
+        assert await store.desk.domain_settings() == {}
     finally:
         await store.close()
 
