@@ -87,6 +87,7 @@ class Control:
     hurry: Callable[[], None] = lambda: None
     health: Callable[[], Awaitable[Mapping[str, Any]]] | None = None
     metrics: Callable[[], Awaitable[bytes]] | None = None
+    status: Callable[[], Mapping[str, Any]] | None = None
     desk: Desk | None = None
 
     async def answer(self, request: Mapping[str, Any]) -> Answer:
@@ -105,6 +106,8 @@ class Control:
                 answers = self._health()
             case "metrics":
                 answers = self._metrics()
+            case "status":
+                answers = self._status()
             case str() if verb in operations.VERBS:
                 answers = self._change(verb, request)
             case _:
@@ -136,6 +139,12 @@ class Control:
         if self.metrics is None:
             raise RequestError("no relay is running")
         yield {"done": {"text": (await self.metrics()).decode()}}
+
+    async def _status(self) -> Answer:
+        """What deliveries are doing."""
+        if self.status is None:
+            raise RequestError("no relay is running")
+        yield {"done": dict(self.status())}
 
     async def _change(self, verb: str, request: Mapping[str, Any]) -> Answer:
         if self.store is None:

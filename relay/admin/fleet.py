@@ -5,6 +5,7 @@
     log               by time; followed, as they come
     retry, hold, …    done by all; the changes added up, unknown is what is unknown to all
     health            what is wrong with any, by its number
+    status            deliveries under way added up, silent destinations of any
     everything else   the first worker's alone
 
 A worker that does not answer (it may just be starting again) makes the request end in an error,
@@ -82,6 +83,8 @@ class Fleet:
                 lines = self._log(request)
             case "health":
                 lines = self._health(request)
+            case "status":
+                lines = self._status(request)
             case str() if verb in VERBS:
                 lines = self._change(request)
             case _:
@@ -131,6 +134,13 @@ class Fleet:
             for key, words in found.items():
                 words += [f"worker {number}: {word}" for word in line["done"][key]]
         yield {"done": found}
+
+    async def _status(self, request: Mapping[str, Any]) -> Answer:
+        done = [line["done"] for line in await _together(self._ask(request))]
+        silent: dict[str, str] = {}
+        for name, until in sorted(pair for one in done for pair in one["silent-destinations"].items()):
+            silent[name] = until  # the latest of them
+        yield {"done": {"in-flight": sum(one["in-flight"] for one in done), "silent-destinations": silent}}
 
     async def _log(self, request: Mapping[str, Any]) -> Answer:
         answers = self._ask(request)

@@ -254,6 +254,7 @@ class Relay:
             desk=self._desk,
             health=self._health,
             metrics=self._own_metrics,
+            status=self._status,
         )
         self._fleet = Fleet([control, *self._peers])
         path = Path(self.config.admin.socket)
@@ -292,7 +293,7 @@ class Relay:
             received_hops=config.limits.received_hops,
             request_seconds=config.limits.transaction.total_seconds(),
             hurry=self._scheduler.hurry,
-            status=self._status,
+            status=self._status_of_all,
             probe=self._probe,
             metrics=self.metrics,
             health=self._health_of_all,
@@ -318,8 +319,16 @@ class Relay:
     def _signing_key(self) -> str | None:
         return self.config.admin.webhook_signing_key
 
-    def _status(self) -> dict[str, Any]:
+    async def _status_of_all(self) -> Mapping[str, Any]:
         """What `GET /relay/v1/status` tells of deliveries."""
+        try:
+            [line] = [line async for line in self._fleet.answer({"verb": "status"})]
+        except RequestError as error:
+            raise SpoolError(str(error)) from error
+        status: Mapping[str, Any] = line["done"]
+        return status
+
+    def _status(self) -> dict[str, Any]:
         silent = self._scheduler.silent_destinations()
         return {
             "in-flight": self._scheduler.in_flight,

@@ -97,6 +97,9 @@ async def http_rig(directory: Path) -> AsyncIterator[Rig]:
     await settings.load()
     made = Rig(None, store, settings, HttpOptions(api_keys=(KEY,), webhook_signing_key="signs"))
 
+    async def no_deliveries() -> dict[str, Any]:
+        return {"in-flight": 0, "silent-destinations": {}}
+
     async def route(domain: str) -> Hosts:
         return Hosts((Host(f"mx.{domain}", "192.0.2.7", 25, 10),))
 
@@ -111,7 +114,7 @@ async def http_rig(directory: Path) -> AsyncIterator[Rig]:
         security=SecurityOptions(),
         clock=lambda: made.now,
         message_size_bytes=4 * 1024 * 1024,
-        status=lambda: {"in-flight": 0, "silent-destinations": {}},
+        status=no_deliveries,
     )
     made.api = api
     server = TestServer(application(api))

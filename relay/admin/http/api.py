@@ -47,7 +47,7 @@ class Api:
     received_hops: int = 100
     request_seconds: float = 1800.0
     hurry: Callable[[], None] = lambda: None
-    status: Callable[[], Mapping[str, Any]] = dict
+    status: Callable[[], Awaitable[Mapping[str, Any]]] | None = None
     probe: Callable[[str], Awaitable[Mapping[str, Any]]] | None = None
     metrics: Callable[[], Awaitable[bytes]] | None = None
     health: Callable[[], Awaitable[Mapping[str, Sequence[str]]]] | None = None

@@ -28,7 +28,8 @@ _MOST_ITEMS = 1000
 async def status(api: Api, request: web.Request) -> web.Response:
     """How the relay is."""
     queue = {state.value: count for state, count in (await api.store.counts()).items()}
-    return answer({"version": __version__, "hostname": api.hostname, "queue": queue, **api.status()})
+    deliveries = await api.status() if api.status is not None else {}
+    return answer({"version": __version__, "hostname": api.hostname, "queue": queue, **deliveries})
 
 
 async def list_queue(api: Api, request: web.Request) -> web.Response:

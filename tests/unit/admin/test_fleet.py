@@ -29,6 +29,10 @@ def told(queue_id: str, seconds: float) -> Event:
     return Event(f"{queue_id}.a", at, "accepted", queue_id, "a@example.com", "", line)
 
 
+def status() -> dict[str, Any]:
+    return {"in-flight": 2, "silent-destinations": {"mx.example": "2026-03-01T12:00:00+00:00"}}
+
+
 class Workers:
     """Three of them; the first answers for all at `socket`."""
 
@@ -42,7 +46,7 @@ class Workers:
         for number in range(3):
             store = await SqliteStore.open(self.directory / f"spool{number}", now=NOW, synchronous="OFF")
             self.stores.append(store)
-            controls.append(Control(store, store, clock=lambda: NOW, health=health))
+            controls.append(Control(store, store, clock=lambda: NOW, health=health, status=status))
         peers = []
         for number in (1, 2):
             path = self.directory / f"sock.{number}"
@@ -126,6 +130,11 @@ async def test_a_log_that_is_followed_tells_of_every_worker(workers: Workers) ->
 async def test_what_ails_one_is_said_with_its_number(workers: Workers) -> None:
     answer = await workers.ask(verb="health")
     assert answer[-1]["done"]["ailments"] == ["worker 0: stuck", "worker 1: stuck", "worker 2: stuck"]
+
+
+async def test_deliveries_of_all_are_told_as_those_of_one(workers: Workers) -> None:
+    silent = {"mx.example": "2026-03-01T12:00:00+00:00"}
+    assert await workers.ask(verb="status") == [{"done": {"in-flight": 6, "silent-destinations": silent}}]
 
 
 async def test_half_an_answer_never_looks_like_a_whole_one(workers: Workers) -> None:
