@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check demo man image-test torture mutation clean
+.PHONY: help run test check demo man image-test torture mutation fuzz bench clean
 
 help:
 	@echo "make run       start a relay on 127.0.0.1:2525, spool and log under var/"
@@ -16,6 +16,8 @@ help:
 	@echo "make man       the manual page, build/relay.1"
 	@echo "make image-test  build the container image and deliver a message through it (buildah, root, network)"
 	@echo "make torture   the long sweeps: kill -9 at every storage call, every network call"
+	@echo "make fuzz      a minute for each reader of octets that strangers send"
+	@echo "make bench     a Postfix beside it and the same mail through both; about ten minutes, as root"
 	@echo "make mutation  break each cell of the TLS decision and see the tests fail"
 
 $(READY): pyproject.toml
@@ -55,6 +57,15 @@ image-test: $(READY)
 
 torture: $(READY)
 	RELAY_LONG=1 $(BIN)/pytest -m torture --timeout=3600 $(ARGS)
+
+fuzz: $(READY)
+	-$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
+	$(BIN)/python -m tests.fuzz $(ARGS)
+
+bench: $(READY)
+	benchmarks/prepare
+	-$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	PATH="$$PATH:/usr/sbin" $(BIN)/python -m benchmarks --save $(ARGS)
 
 mutation: $(READY)
 	$(BIN)/python tests/mutation/mutate.py

@@ -58,7 +58,11 @@ class ReplyReader:
     def _take(self) -> Reply | None:
         while (line := self._take_line()) is not None:
             code, mark = line[:3], line[3:4]
-            if not (len(code) == 3 and code.isdigit() and b"100" <= code <= b"599" and mark in (b"", b" ", b"-")):
+            if (
+                len(code) < 3
+                or not (code.isdigit() and b"100" <= code <= b"599")
+                or mark not in (b"", b" ", b"-")
+            ):
                 raise Garbled(f"not a reply: {_shown(line)}")
             if self._lines and code[:1] != self._code[:1]:
                 raise Garbled(f"a reply of two minds: {_shown(self._code)} and {_shown(line)}")

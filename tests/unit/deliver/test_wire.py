@@ -71,6 +71,8 @@ def test_bytes_that_are_no_text_are_kept_readable():
         b"hello\r\n",
         b"\r\n",
         b"25 OK\r\n",
+        b"2\r\n",
+        b"25\r\n",
         b"2500 OK\r\n",
         b"650 OK\r\n",
         b"050 OK\r\n",

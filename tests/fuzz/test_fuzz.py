@@ -1,0 +1,38 @@
+"""Each fuzz target for a moment, always on the same inputs; `make fuzz` is the long form."""
+
+from __future__ import annotations
+
+import zlib
+from random import Random
+
+import pytest
+
+from tests.fuzz.mutation import mutated
+from tests.fuzz.targets import SEEDS, TARGETS
+
+COUNTS = {"sessions": 300}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_no_input_breaks_a_promise(name: str) -> None:
+    random = Random(zlib.crc32(name.encode()))
+    for seed in SEEDS[name]:
+        TARGETS[name](seed)
+    for _ in range(COUNTS.get(name, 3000)):
+        octets = mutated(random, SEEDS[name])
+        try:
+            TARGETS[name](octets)
+        except Exception as error:
+            error.add_note(f"{name}: {octets!r}")
+            raise
+
+
+FOUND: list[tuple[str, bytes]] = [
+    ("replies", b"12\r\n"),  # was a reply with the code 2
+]
+"""What was found once."""
+
+
+@pytest.mark.parametrize(("name", "octets"), FOUND)
+def test_what_was_found_once_stays_mended(name: str, octets: bytes) -> None:
+    TARGETS[name](octets)
