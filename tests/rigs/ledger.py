@@ -9,13 +9,16 @@ A client notes the reply to each message it hands in. Afterwards:
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import http.client
 import itertools
 import json
 import smtplib
 import threading
+import urllib.parse
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,6 +92,25 @@ class Ledger:
             text = said if isinstance(said, bytes) else said.encode()
         self.codes[token], self.texts[token] = code, text.decode("utf-8", "replace")
 
+    def post(self, port: int, some: Iterable[str], *, key: str) -> None:
+        """One connection over HTTP; now and then a message that is staged in pieces."""
+        left = list(some)
+        self.codes |= dict.fromkeys(left, 0)
+        fields = {
+            "Authorization": "Basic " + base64.b64encode(f"api:{key}".encode()).decode(),
+            "Content-Type": "application/x-www-form-urlencoded",
+        }
+        client = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            for number, token in enumerate(left):
+                text = "x" * (400_000 if number % 10 == 9 else 3000)
+                form = {"from": "a@client.example", "to": "b@dest.example", "subject": token, "text": text}
+                client.request("POST", "/v3/client.example/messages", urllib.parse.urlencode(form), fields)
+                response = client.getresponse()
+                said = response.read().decode()
+                self.codes[token], self.texts[token] = response.status, said
+        client.close()
+
     def stream(self, relay: Relay, some: list[str], *, clients: int = 3, **more: Any) -> None:
         """The same over several connections at once; returns when all have ended."""
         threads = [
@@ -119,6 +141,30 @@ class Ledger:
         """How many copies came more than once."""
         arrived = mx.tokens(set(self.codes))
         return len(arrived) - len(set(arrived))
+
+
+def cut_short(
+    relay: Relay, ledger: Ledger, hand_in: Callable[[list[str]], None], *, clients: int, die_after: int
+) -> None:
+    """Several clients hand in; the relay is killed once `die_after` messages were accepted."""
+    words = tokens(100 * clients)
+    threads = [threading.Thread(target=hand_in, args=(words[first::clients],)) for first in range(clients)]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: len(ledger.accepted) >= die_after, what="the stream")
+    relay.kill()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert len(ledger.accepted) < len(words), "the kill came too late to mean anything"
+
+
+def made_good(relay: Relay, ledger: Ledger, mx: Sink, *, in_flight: int = 20) -> None:
+    """Started again, it delivers all it accepted; only what was being delivered may come twice."""
+    relay.start()
+    ledger.settle(relay, mx)
+    wait_until(lambda: listed(relay) == [], what="an empty queue")
+    assert ledger.duplicates(mx) <= in_flight
+    assert len({event["queue-id"] for event in relay.events(event="delivered")}) >= len(ledger.accepted)
 
 
 def listed(relay: Relay, *filters: str) -> list[dict[str, Any]]:
