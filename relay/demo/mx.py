@@ -26,6 +26,7 @@ import asyncio
 import socket
 import ssl
 import struct
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -198,6 +199,7 @@ class Connection:
     tls_error: str = ""
     """Why the handshake failed, by our side's account."""
     closed: bool = False
+    began: float = field(default_factory=time.monotonic)
 
     @property
     def clear(self) -> bytes:
@@ -549,7 +551,9 @@ class _Session:
 
     async def _start_tls(self) -> None:
         mode = self._script.starttls
-        if mode in _STARTTLS_REPLIES:
+        if self._is_scripted("STARTTLS"):
+            await self._answer("STARTTLS")
+        elif mode in _STARTTLS_REPLIES:
             await self._perform(_STARTTLS_REPLIES[mode])
         elif mode is StartTls.CLOSE:
             raise _Ended

@@ -92,6 +92,12 @@ async def test_a_message_is_returned_only_where_its_own_settings_asked_for_the_t
         (Script(offers=("AUTH LOGIN",), replies={"AUTH": "454 4.7.0 later"}), 454, "4.7.0", "4.7.0 later"),
         (Script(offers=("AUTH GSSAPI",)), Code.NONE, "4.4.2", "neither AUTH PLAIN nor LOGIN"),
         (Script(offers=()), Code.NONE, "4.4.2", "neither AUTH PLAIN nor LOGIN"),
+        (
+            Script(offers=("AUTH PLAIN",), offers_in_tls=()),
+            Code.NONE,
+            "4.4.2",
+            "neither AUTH PLAIN nor LOGIN",
+        ),
     ],
 )
 async def test_credentials_that_are_not_taken_are_no_reason_to_return_the_mail(

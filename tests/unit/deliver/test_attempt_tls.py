@@ -210,7 +210,7 @@ async def test_on_tls_unmet_bounce_waits_while_the_dns_had_trouble(rig):
 INSISTS = "530 5.7.0 Must issue a STARTTLS command first"
 
 
-@pytest.mark.parametrize("verb", ["MAIL", "RCPT", "DATA"])
+@pytest.mark.parametrize("verb", ["MAIL", "RCPT", "DATA", "CONTENT"])
 @pytest.mark.parametrize("pipelining", [True, False])
 @pytest.mark.parametrize(
     "reply",
@@ -226,6 +226,46 @@ async def test_a_host_that_wants_tls_in_clear_has_not_refused_the_mail(rig, verb
     assert (outcome.status, outcome.code) == ("4.7.5", int(reply[:3]))
     assert reply[10:] in outcome.description
     assert any(word in outcome.description for word in ("not offered", "STARTTLS refused", "expired"))
+
+
+@pytest.mark.parametrize(
+    "reply",
+    ["200 2.0.0 sure", "250 2.0.0 OK", "334 ", "354 go on", "454 4.7.0 later", "500 what", "550 5.7.1 no"],
+)
+@pytest.mark.parametrize(("require", "skip"), BOTH_WAYS)
+async def test_any_answer_to_starttls_but_220_is_a_refusal(rig, reply, require, skip):
+    mx = await rig.mx(Script(replies_in_clear={"STARTTLS": reply}))
+    outcome = await rig.send(entry(require=require, skip=skip))
+    assert len(mx.connections) == 1
+    if require:
+        assert isinstance(outcome, Deferred)
+        assert (outcome.status, outcome.code) == ("4.7.4", int(reply[:3]))
+        assert_nothing_of_the_message_in_clear(mx)
+    else:
+        assert isinstance(outcome, Delivered)
+        assert hop(outcome).downgrade.reason is DowngradeReason.REFUSED
+
+
+@pytest.mark.parametrize(("require", "skip"), BOTH_WAYS)
+async def test_an_answer_to_starttls_that_is_none_spoils_the_connection(rig, require, skip):
+    mx = await rig.mx(Script(replies_in_clear={"STARTTLS": "ready when you are"}))
+    outcome = await rig.send(entry(require=require, skip=skip))
+    if require:
+        assert isinstance(outcome, Deferred)
+        assert outcome.status == "4.7.5"
+        assert_nothing_of_the_message_in_clear(mx)
+    else:
+        assert isinstance(outcome, Delivered)
+        assert hop(outcome).downgrade.reason is DowngradeReason.HANDSHAKE_FAILED
+        assert len(mx.connections) == 2
+
+
+@pytest.mark.parametrize("reply", ["550 5.1.1 no such user", "451 4.3.0 later"])
+async def test_what_is_refused_in_clear_says_why_it_was_in_clear(rig, reply):
+    await rig.mx(Script(starttls=StartTls.ABSENT, replies={"RCPT": reply}))
+    session = hop(await rig.send(entry()))
+    assert not session.tls
+    assert session.downgrade.reason is DowngradeReason.NOT_OFFERED
 
 
 async def test_after_a_host_that_wants_tls_in_clear_the_next_one_is_tried(rig):
