@@ -22,7 +22,7 @@ from relay.receive.connection import Connection
 from relay.receive.content import BdatReader, DataReader, Strays
 from relay.receive.door import Door
 from relay.receive.intake import Intake
-from relay.receive.limits import COMMAND_LINE_OCTETS, MISTAKES_PER_SESSION
+from relay.receive.limits import COMMAND_LINE_OCTETS, MISTAKES_PER_SESSION, counted_as
 from relay.receive.sasl import Challenge, Credentials, Exchange
 from relay.receive.session import Transaction
 from relay.receive.spec import BareNewline
@@ -204,19 +204,21 @@ class Dialogue(Connection):
 
     async def _authenticate(self, name: bytes, password: bytes) -> None:
         failures, client = self._reception.failures, self._session.client or "local"
-        if failures.must_wait(client, self._reception.clock()):
-            log.warning("auth refused: client=%s service=smtp user=%.80r", client, name)
-            self._end(b"421 4.7.0 Too many failures, try again later\r\n")
-            return
-        user = await self._door.passwords.verify(
-            self._reception.access(), name.decode("utf-8", "replace"), password.decode("utf-8", "replace")
-        )
-        if user is not None:
-            failures.forgive(client)
-            self._session.user = user
-            self.push(b"235 2.7.0 Welcome\r\n")
-            return
-        count = failures.note(client, self._reception.clock())
+        source = counted_as(client)
+        async with self._door.passwords.turn(source):
+            if failures.must_wait(source, self._reception.clock()):
+                log.warning("auth refused: client=%s service=smtp user=%.80r", client, name)
+                self._end(b"421 4.7.0 Too many failures, try again later\r\n")
+                return
+            user = await self._door.passwords.verify(
+                self._reception.access(), name.decode("utf-8", "replace"), password.decode("utf-8", "replace")
+            )
+            if user is not None:
+                failures.forgive(source)
+                self._session.user = user
+                self.push(b"235 2.7.0 Welcome\r\n")
+                return
+            count = failures.note(source, self._reception.clock())
         # This form is promised: docs/fail2ban reads it.
         log.warning("auth failed: client=%s service=smtp user=%.80r", client, name)
         await asyncio.sleep(min(2.0 ** (count - 3), LONGEST_AUTH_DELAY_SECONDS))

@@ -22,6 +22,7 @@ __all__ = [
     "Connections",
     "Elsewhere",
     "Limits",
+    "counted_as",
 ]
 
 COMMAND_LINE_OCTETS = 4096
@@ -74,7 +75,7 @@ class Connections:
 
     def admit(self, client: str, limits: Limits) -> Reply | None:
         """Count a connection in, or say why not. A UNIX socket has no limit of its own."""
-        key = _key(client)
+        key = counted_as(client)
         count = self._by_client.get(key, 0)
         elsewhere = self._elsewhere
         if self.total + (elsewhere.total() if elsewhere else 0) >= limits.connections:
@@ -86,11 +87,11 @@ class Connections:
 
     def leave(self, client: str) -> None:
         """Count an admitted connection out."""
-        self._count(_key(client), -1)
+        self._count(counted_as(client), -1)
 
     def of(self, client: str) -> int:
         """How many connections a client has."""
-        return self._by_client.get(_key(client), 0)
+        return self._by_client.get(counted_as(client), 0)
 
     def _count(self, key: str, by: int) -> None:
         self.total += by
@@ -103,7 +104,7 @@ class Connections:
             self._elsewhere.changed(key, by)
 
 
-def _key(client: str) -> str:
+def counted_as(client: str) -> str:
     """A client as it is counted: an IPv4 address; of IPv6 the /64, all of which one client has."""
     if ":" not in client:
         return client

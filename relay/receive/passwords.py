@@ -13,6 +13,7 @@ import hashlib
 import hmac
 import secrets
 from concurrent.futures import ThreadPoolExecutor
+from weakref import WeakValueDictionary
 
 from argon2 import PasswordHasher
 from argon2.exceptions import Argon2Error, InvalidHashError
@@ -33,6 +34,17 @@ class Passwords:
         self._pool = ThreadPoolExecutor(at_once, thread_name_prefix="argon2")
         self._key = secrets.token_bytes(32)
         self._right: dict[bytes, None] = {}
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    def turn(self, client: str) -> asyncio.Lock:
+        """One client's passwords are looked at one by one, over however many connections it sends them:
+
+        what the last one came to counts for the next.
+        """
+        lock = self._turns.get(client)
+        if lock is None:
+            lock = self._turns[client] = asyncio.Lock()
+        return lock
 
     async def verify(self, access: Access, name: str, password: str) -> User | None:
         """The user, if there is one of this name with this password."""

@@ -484,6 +484,37 @@ async def test_many_wrong_passwords_close_the_door_for_a_while(desk, monkeypatch
     assert (await client.say(right)).startswith("235 ")
 
 
+async def test_passwords_sent_over_many_connections_at_once_are_counted_like_any(desk, monkeypatch):
+    monkeypatch.setattr(dialogue_module, "LONGEST_AUTH_DELAY_SECONDS", 0.0)
+    await desk.open(replace(LOCAL, auth=ListenerAuth.REQUIRED, auth_without_tls=True))
+    other = replace(LOCAL, auth=ListenerAuth.OPTIONAL, auth_without_tls=True)
+    await desk.open(other)  # one count for all listeners
+
+    async def guess(listener: int) -> str:
+        address = desk.listeners[listener].address
+        client = await Client.connect(address.host, address.port)
+        desk.clients.append(client)
+        await client.greet()
+        return await client.say("AUTH PLAIN AGFwcDEAd3Jvbmc=")
+
+    answers = await asyncio.gather(*(guess(number % 2) for number in range(40)))
+    assert sum(answer.startswith("535 ") for answer in answers) == 10
+    assert sum(answer.startswith("421 4.7.0 ") for answer in answers) == 30
+
+
+async def test_many_connections_may_log_in_at_once(desk):
+    await desk.open(replace(LOCAL, auth=ListenerAuth.REQUIRED, auth_without_tls=True))
+
+    async def log_in() -> str:
+        client = await desk.client()
+        await client.greet()
+        answer: str = await client.say("AUTH PLAIN AGFwcDEAc2VjcmV0")
+        return answer
+
+    answers = await asyncio.gather(*(log_in() for _ in range(40)))
+    assert {answer[:3] for answer in answers} == {"235"}
+
+
 # --- doors ----------------------------------------------------------------------------------------
 
 
