@@ -225,7 +225,8 @@ class SqliteStore:
             for one in new.recipients:
                 if one.state in self._counts:
                     self._counts[one.state] += 1
-                if one.next_attempt is not None:
+                # What is due at once was handed over, or is seen to below.
+                if one.next_attempt is not None and not _is_due_at_once(new.message, one):
                     self._due.sooner(one.next_attempt, one.domain)
         if handed:
             self._due.now()
