@@ -21,7 +21,7 @@ from benchmarks import report
 from benchmarks.hops import next_hop
 from benchmarks.run import Result, run
 from benchmarks.scenarios import SCENARIOS, Scenario
-from benchmarks.sides import postfix_side, relay_side
+from benchmarks.sides import start_sides
 
 _SMOKE_MESSAGES = 60
 _TMPFS = "tmpfs"
@@ -41,15 +41,17 @@ def main() -> None:
         parser.error(f"{wanted.directory} is in memory: name a directory on a disk")
     deadline = time.monotonic() + 60 * wanted.minutes
     results: list[Result] = []
+    loads: list[float] = []
     for scenario in _chosen(wanted):
         if time.monotonic() > deadline:
             print(f"no time is left for {scenario.name}")
             continue
         rounds = 1 if wanted.smoke else wanted.rounds
+        loads.append(_others_load())
         results += measure(scenario, wanted.directory, rounds, deadline)
-    print(report.table(results))
+    print(report.tables(results))
     if wanted.save:
-        report.save(results)
+        report.save(results, loads)
 
 
 def _chosen(wanted: argparse.Namespace) -> Iterator[Scenario]:
@@ -70,19 +72,28 @@ def measure(scenario: Scenario, parent: Path, rounds: int, deadline: float) -> l
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="relay-bench-", dir=parent)))
         directory.chmod(0o755)
         hop = stack.enter_context(next_hop(directory, scenario))
-        (directory / "relay").mkdir()
-        sides = [
-            stack.enter_context(relay_side(directory / "relay", scenario, hop)),
-            stack.enter_context(postfix_side(directory, scenario, hop)),
-        ]
+        sides = stack.enter_context(start_sides(directory, scenario, hop))
         for number in range(rounds):
             if number and time.monotonic() > deadline:
                 break
             for side in sides:
                 result = run(scenario, side, hop)
-                print(f"{scenario.name:16} {report.line(result)}  load {os.getloadavg()[0]:.1f}", flush=True)
+                print(f"{scenario.name:16} {report.line(result)}", flush=True)
                 results.append(result)
     return results
+
+
+def _others_load() -> float:
+    """Cores that others keep busy at this moment, while we do nothing."""
+    before, idle_before = _ticks()
+    time.sleep(1.0)
+    after, idle_after = _ticks()
+    return (os.cpu_count() or 1) * (1 - (idle_after - idle_before) / max(after - before, 1))
+
+
+def _ticks() -> tuple[int, int]:
+    fields = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    return sum(fields), fields[3] + fields[4]
 
 
 def _file_system(directory: Path) -> str:

@@ -56,7 +56,7 @@ class NextHop:
         return self.counter.taken()
 
     def report(self) -> dict[str, Any]:
-        """Of the run just over: the most connections at a time, and the seconds each message was on its way."""
+        """Of the run just over: the most connections at a time, and how long each message was on its way."""
         return self.counter.report()
 
 
@@ -71,14 +71,17 @@ def next_hop(directory: Path, scenario: Scenario) -> Iterator[NextHop]:
     certificate.chmod(0o644)
     port = free_port(_ADDRESS)
     with _dns() as dns, _silence() as dead_port, contextlib.ExitStack() as stack:
-        serve = _own_sink if scenario.needs_own_hop else _smtp_sink
-        counter = stack.enter_context(serve(directory, scenario, port, certificate))
+        counter: _Counter
+        if scenario.needs_own_hop:
+            counter = stack.enter_context(_own_sink(scenario, port, certificate))
+        else:
+            counter = stack.enter_context(_smtp_sink(directory, scenario, port))
         wait_until(lambda: accepts_connections(_ADDRESS, port), what="the next hop")
         yield NextHop(_ADDRESS, port, dead_port, dns, ca_file, certificate, counter)
 
 
 class _SmtpSink:
-    """Counts by what smtp-sink -c says of itself: one message has one end of data, however many recipients."""
+    """Counts by what smtp-sink -c says: a message has one end of data, however many recipients."""
 
     def __init__(self, output: Path, recipients: int) -> None:
         self._output, self._recipients = output, recipients
@@ -94,7 +97,7 @@ class _SmtpSink:
 
 
 @contextlib.contextmanager
-def _smtp_sink(directory: Path, scenario: Scenario, port: int, certificate: Path) -> Iterator[_SmtpSink]:
+def _smtp_sink(directory: Path, scenario: Scenario, port: int) -> Iterator[_SmtpSink]:
     output = directory / "sink.out"
     command = ["smtp-sink", "-c", *_AS_NOBODY, "-m", "2000", f"{_ADDRESS}:{port}", "2000"]
     with output.open("wb") as file, _running(command, stdout=file):
@@ -127,7 +130,7 @@ class _OwnSink:
 
 
 @contextlib.contextmanager
-def _own_sink(directory: Path, scenario: Scenario, port: int, certificate: Path) -> Iterator[_OwnSink]:
+def _own_sink(scenario: Scenario, port: int, certificate: Path) -> Iterator[_OwnSink]:
     command = [sys.executable, "-m", "benchmarks.sink", _ADDRESS, str(port), str(certificate)]
     command += ["--delay", str(scenario.reply_delay)]
     with _running(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:

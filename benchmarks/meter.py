@@ -2,20 +2,23 @@
 
 CPU is utime + stime of every process, with what it has inherited from children that ended: nothing is
 missed, however short a process lives. Memory is the sum of proportional set sizes (PSS), so that what
-processes share is counted once; sampled, the highest sum stays.
+processes share is counted once; sampled, the highest sum stays. Syncs are counted by `perf`, where
+there is one that may: it costs nothing that would be noticed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import subprocess
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["PeakMemory", "cpu_seconds", "peak_memory", "tree"]
+__all__ = ["PeakMemory", "Syncs", "counted_syncs", "cpu_seconds", "peak_memory", "tree"]
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _SAMPLE_SECONDS = 0.2
@@ -83,3 +86,32 @@ def peak_memory(root: int) -> Iterator[PeakMemory]:
     finally:
         over.set()
         thread.join()
+
+
+class Syncs:
+    """How many there were; None where nobody can tell."""
+
+    count: int | None = None
+
+
+@contextlib.contextmanager
+def counted_syncs(root: int) -> Iterator[Syncs]:
+    """Count fsync and fdatasync of a process and all below it, and of those they fork."""
+    events = "syscalls:sys_enter_fsync,syscalls:sys_enter_fdatasync"
+    pids = ",".join(map(str, tree(root)))
+    syncs = Syncs()
+    try:
+        process = subprocess.Popen(
+            ["perf", "stat", "-x", ";", "-e", events, "-p", pids], stderr=subprocess.PIPE, text=True
+        )
+    except OSError:
+        yield syncs
+        return
+    try:
+        yield syncs
+    finally:
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+        counts = [line.split(";")[0] for line in said.splitlines() if "sys_enter" in line]
+        if counts and all(count.isdigit() for count in counts):
+            syncs.count = sum(map(int, counts))

@@ -1,30 +1,182 @@
-"""What the runs came to, as a table and a plot: medians, and the ratio of the two sides."""
+"""What the runs came to, as tables and a plot: medians, and how the sides compare."""
 
 from __future__ import annotations
 
+import os
+import platform
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
 
 from benchmarks.run import Result
+from benchmarks.scenarios import SCENARIOS, Beside, Scenario
 
-__all__ = ["line", "save", "table"]
+__all__ = ["line", "save", "tables"]
+
+_RESULTS = Path(__file__).parent / "results"
+_README = Path(__file__).parents[1] / "README.md"
+_BEGIN, _END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
+_SIDES = ("relay", "relay, 2 workers", "Postfix")
 
 
 def line(result: Result) -> str:
     """One run in one line."""
+    syncs = "" if result.syncs is None else f"  {1000 * result.syncs / result.messages:5.0f} syncs/1000"
+    most = f"  {result.most_connections} at once" if result.most_connections else ""
     return (
-        f"{result.side:8} {result.rate:7.0f}/s  intake {result.messages / result.intake_seconds:7.0f}/s  "
-        f"{result.cpu_per_thousand:6.2f} CPU s/1000  {result.peak_bytes >> 20:5} MiB"
+        f"{result.side:17} {result.rate:7.0f}/s  intake {result.messages / result.intake_seconds:6.0f}/s  "
+        f"{result.cpu_per_thousand:6.2f} CPU s/1000  {result.peak_bytes >> 20:4} MiB{syncs}{most}"
     )
 
 
-def table(results: Iterable[Result]) -> str:
-    return ""
+def tables(results: Sequence[Result]) -> str:
+    """All of it in Markdown."""
+    parts = [_against_postfix(results), _latencies(results), _against_others(results)]
+    return "\n\n".join(part for part in parts if part)
 
 
-def save(results: Iterable[Result]) -> None:
-    return None
+def _against_postfix(results: Sequence[Result]) -> str:
+    rows = []
+    for scenario in SCENARIOS:
+        mine = [result for result in results if result.scenario == scenario.name]
+        if scenario.beside is Beside.POSTFIX and not scenario.rate and mine:
+            rows.append(_row(scenario, mine))
+    if not rows:
+        return ""
+    head = (
+        "| | copies/s: relay | 2 workers | Postfix | ratio | 2 workers | wanted "
+        "| CPU s/1000: relay | Postfix | MiB: relay | 2 workers | Postfix | syncs/1000: relay | Postfix |"
+    )
+    return "\n".join([head, "|---" + "|---:" * 13 + "|", *rows])
 
 
-def median(numbers: Iterable[float]) -> float:
-    return statistics.median(numbers)
+def _row(scenario: Scenario, results: Sequence[Result]) -> str:
+    def of(side: str, value: Callable[[Result], float]) -> float:
+        return _median(value(result) for result in results if result.side == side)
+
+    rates = [of(side, lambda one: one.rate) for side in _SIDES]
+    cpu = [of(side, lambda one: one.cpu_per_thousand) for side in _SIDES]
+    peaks = [of(side, lambda one: one.peak_bytes / 2**20) for side in _SIDES]
+    syncs = [of(side, _syncs_per_thousand) for side in _SIDES]
+    wanted = f"{scenario.target:g}" if scenario.target else ""
+    cells = [
+        scenario.title,
+        *(f"{rate:.0f}" if rate >= 20 else f"{rate:.1f}" for rate in rates),
+        f"**{rates[0] / rates[2]:.1f}**",
+        f"**{rates[1] / rates[2]:.1f}**",
+        wanted,
+        f"{cpu[0]:.2f}",
+        f"{cpu[2]:.2f}",
+        *(f"{peak:.0f}" for peak in peaks),
+        *("" if count != count else f"{count:.0f}" for count in (syncs[0], syncs[2])),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _syncs_per_thousand(result: Result) -> float:
+    return float("nan") if result.syncs is None else 1000 * result.syncs / result.messages
+
+
+def _latencies(results: Sequence[Result]) -> str:
+    rows = []
+    for side in _SIDES:
+        mine = [result for result in results if result.side == side and result.arrival_seconds]
+        replies = [one for result in mine for one in result.reply_seconds]
+        arrivals = [one for result in mine for one in result.arrival_seconds]
+        if replies and arrivals:
+            rows.append(f"| {side} | {_percentiles(replies)} | {_percentiles(arrivals)} |")
+    if not rows:
+        return ""
+    head = "| ms at 150 messages/s | 250: p50 | p95 | p99 | next hop: p50 | p95 | p99 |"
+    return "\n".join([head, "|---" + "|---:" * 6 + "|", *rows])
+
+
+def _percentiles(seconds: Sequence[float]) -> str:
+    cuts = statistics.quantiles(seconds, n=100)
+    return " | ".join(f"{1000 * cuts[percent - 1]:.1f}" for percent in (50, 95, 99))
+
+
+def _against_others(results: Sequence[Result]) -> str:
+    rows = []
+    for scenario in SCENARIOS:
+        mine = [result for result in results if result.scenario == scenario.name]
+        sides = list(dict.fromkeys(result.side for result in mine))
+        if scenario.beside is Beside.POSTFIX or len(sides) != 2:
+            continue
+        cells = [scenario.title]
+        for value in (_intake, lambda one: one.rate, lambda one: one.cpu_per_thousand):
+            for side in sides:
+                number = _median(value(result) for result in mine if result.side == side)
+                cells.append(f"{number:.2f}" if number < 20 else f"{number:.0f}")
+        rows.append(f"| {' | '.join(cells)} |")
+    if not rows:
+        return ""
+    head = "| relay, and the other | intake/s | other | end to end/s | other | CPU s/1000 | other |"
+    return "\n".join([head, "|---" + "|---:" * 6 + "|", *rows])
+
+
+def _intake(result: Result) -> float:
+    return result.messages / result.intake_seconds
+
+
+def _median(numbers: Iterable[float]) -> float:
+    found = list(numbers)
+    return statistics.median(found) if found else float("nan")
+
+
+def save(results: Sequence[Result], loads: Sequence[float]) -> None:
+    """The tables and the plot in benchmarks/results, and the first table in the README."""
+    _RESULTS.mkdir(exist_ok=True)
+    text = f"{_about(results, loads)}\n\n{tables(results)}\n"
+    (_RESULTS / "report.md").write_text(text)
+    _plot(results)
+    readme = _README.read_text()
+    if _BEGIN in readme and _END in readme:
+        before, after = readme.partition(_BEGIN)[0], readme.partition(_END)[2]
+        _README.write_text(f"{before}{_BEGIN}\n{text}{_END}{after}")
+
+
+def _about(results: Sequence[Result], loads: Sequence[float]) -> str:
+    """When and where, and whether the machine was busy with other things: then the ratios say little."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    models = (one.partition(":")[2].strip() for one in lines if "model name" in one)
+    keys = [(result.scenario, result.side) for result in results]
+    rounds = max(map(keys.count, keys))
+    return (
+        f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores ({next(models, platform.machine())}), "
+        f"Python {platform.python_version()}, medians of up to {rounds} rounds, load generators on the "
+        f"same cores. Cores busy with other work before a scenario: {min(loads):.1f} to {max(loads):.1f}."
+    )
+
+
+def _plot(results: Sequence[Result]) -> None:
+    """Rates as multiples of Postfix's; without matplotlib there is none."""
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+    except ImportError:
+        print("no plot: matplotlib is missing (pip install '.[bench]')")
+        return
+    found = []
+    for scenario in SCENARIOS:
+        rates = [_rate(results, scenario.name, side) for side in _SIDES]
+        if rates[2] == rates[2] and not scenario.rate:
+            found.append((scenario.title, rates[0] / rates[2], rates[1] / rates[2]))
+    figure, axes = pyplot.subplots(figsize=(9, 0.5 * len(found) + 1.2))
+    for column, label, shift, colour in ((1, "relay", -0.2, "#4477aa"), (2, "2 workers", 0.2, "#66ccee")):
+        places = [place + shift for place in range(len(found))]
+        axes.barh(places, [one[column] for one in found], 0.38, label=label, color=colour)
+    axes.axvline(1.0, color="black", linewidth=1)
+    axes.set_yticks(range(len(found)), [one[0] for one in found])
+    axes.invert_yaxis()
+    axes.set_xlabel("copies a second, Postfix = 1")
+    axes.legend(loc="lower right")
+    figure.tight_layout()
+    figure.savefig(_RESULTS / "ratios.svg", metadata={"Date": None})
+
+
+def _rate(results: Sequence[Result], scenario: str, side: str) -> float:
+    return _median(one.rate for one in results if (one.scenario, one.side) == (scenario, side))

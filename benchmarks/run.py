@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.hops import NextHop
-from benchmarks.meter import cpu_seconds, peak_memory
+from benchmarks.meter import counted_syncs, cpu_seconds, peak_memory
 from benchmarks.scenarios import Client, Scenario
 from benchmarks.sides import Side
 
@@ -34,6 +34,7 @@ class Result:
     intake_seconds: float
     cpu_seconds: float
     peak_bytes: int
+    syncs: int | None = None
     most_connections: int = 0
     reply_seconds: list[float] = field(default_factory=list)
     arrival_seconds: list[float] = field(default_factory=list)
@@ -55,7 +56,7 @@ def run(scenario: Scenario, side: Side, hop: NextHop, *, messages: int = 0) -> R
     copies = scenario.copies * messages // scenario.messages
     hop.report()
     before = hop.taken()
-    with peak_memory(side.root) as memory:
+    with counted_syncs(side.root) as syncs, peak_memory(side.root) as memory:
         began, cpu = time.monotonic(), cpu_seconds(side.root)
         reply_seconds = hand_in(scenario, side, messages)
         intake = time.monotonic() - began
@@ -76,6 +77,7 @@ def run(scenario: Scenario, side: Side, hop: NextHop, *, messages: int = 0) -> R
         intake_seconds=intake,
         cpu_seconds=cpu,
         peak_bytes=memory.peak,
+        syncs=syncs.count,
         most_connections=told["most"],
         reply_seconds=reply_seconds,
         arrival_seconds=told["seconds"],
@@ -120,7 +122,14 @@ def _wait_for(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 
 def _own_client(scenario: Scenario, side: Side, messages: int) -> list[float]:
     command = [sys.executable, "-m", "benchmarks.client", str(side.port), "--messages", str(messages)]
-    command += ["--sessions", str(scenario.sessions), "--size", str(scenario.size), "--rate", str(scenario.rate)]
+    command += [
+        "--sessions",
+        str(scenario.sessions),
+        "--size",
+        str(scenario.size),
+        "--rate",
+        str(scenario.rate),
+    ]
     command += ["--tls", "--each", "10"] if scenario.tls_in else []
     done = subprocess.run(command, cwd=_ROOT, capture_output=True, timeout=_PATIENCE, check=False)
     assert done.returncode == 0, done.stderr.decode()

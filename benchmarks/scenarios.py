@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-__all__ = ["SCENARIOS", "Client", "Scenario"]
+__all__ = ["SCENARIOS", "Beside", "Client", "Scenario"]
 
 
 class Client(StrEnum):
@@ -18,9 +18,18 @@ class Client(StrEnum):
     OWN = "benchmarks.client"
 
 
+class Beside(StrEnum):
+    """What the relay is compared with."""
+
+    POSTFIX = "Postfix"
+    FULL_QUEUE = "100,000 queued"
+    NO_SYNC = "without syncs"
+    LIBRARIES = "bare libraries"
+
+
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """`target`: the ratio to Postfix that is wanted. `cheap`: part of the short run that only sees that it works.
+    """`target`: the ratio to Postfix that is wanted. `cheap`: part of the short run that sees that it works.
 
     `sessions` at a time, each for one message or `standing`. `reply_delay`: seconds the next hop takes for
     each reply. `concurrency`: connections to a next hop, on both sides. `rate`: messages a second, offered
@@ -42,7 +51,7 @@ class Scenario:
     rate: float = 0.0
     domains: int = 1
     dead: int = 0
-    queued: int = 0
+    beside: Beside = Beside.POSTFIX
     target: float | None = None
     cheap: bool = False
 
@@ -57,19 +66,23 @@ class Scenario:
         return self.messages * self.recipients * (self.domains - self.dead) // self.domains
 
 
+_MIB = 1024 * 1024
+
 SCENARIOS = (
-    Scenario("standing", "4 KiB over 20 standing sessions", 5000, target=3, cheap=True),
-    Scenario("single", "4 KiB, one message a connection", 3000, standing=False, target=2, cheap=True),
-    Scenario("series", "4 KiB, one sender in series", 500, sessions=1, target=1),
-    Scenario("100k", "100 KiB over 20 sessions", 1500, size=100 * 1024, target=1, cheap=True),
-    Scenario("10m", "10 MiB, 40 at once", 40, size=10 * 1024 * 1024, sessions=40, target=1),
+    Scenario("standing", "4 KiB over 20 standing sessions", 6000, target=3, cheap=True),
+    Scenario("single", "4 KiB, one message a connection", 3000, standing=False, target=2),
+    Scenario("series", "4 KiB, one sender in series", 600, sessions=1, target=1),
+    Scenario("100k", "100 KiB over 20 sessions", 1500, size=100 * 1024, target=1),
+    Scenario("10m", "10 MiB, 40 at once", 40, size=10 * _MIB, sessions=40, target=1),
     Scenario("tls-out", "4 KiB, verified TLS to the next hop", 3000, tls_out=True, target=3, cheap=True),
-    Scenario("tls-in", "4 KiB, clients with STARTTLS, 10 a session", 3000, client=Client.OWN, tls_in=True),
+    Scenario("tls-in", "4 KiB, STARTTLS in, 10 messages a session", 3000, client=Client.OWN, tls_in=True),
+    Scenario("slow", "next hop takes 200 ms a reply", 5000, reply_delay=0.2, concurrency=1000, target=1),
     Scenario(
-        "slow", "next hop takes 200 ms a reply, 1,000 at once", 4000, reply_delay=0.2, concurrency=1000, target=1
+        "50-domains", "50 destinations, 5 of them dead", 3000, sessions=50, domains=50, dead=5, target=1
     ),
-    Scenario("50-domains", "50 destinations, 5 of them dead", 3000, sessions=50, domains=50, dead=5, target=1),
-    Scenario("100-recipients", "4 KiB to 100 recipients", 200, recipients=100, target=1),
-    Scenario("latency", "4 KiB, 150 a second offered", 1200, client=Client.OWN, rate=150),
-    Scenario("queued", "intake with 100,000 in the queue", 5000, queued=100_000),
+    Scenario("recipients", "4 KiB to 100 recipients", 200, recipients=100, target=1),
+    Scenario("latency", "4 KiB, 150 messages a second offered", 1500, client=Client.OWN, rate=150),
+    Scenario("queued", "4 KiB, empty queue and 100,000 queued", 5000, beside=Beside.FULL_QUEUE),
+    Scenario("no-sync", "4 KiB, with and without syncs", 5000, beside=Beside.NO_SYNC),
+    Scenario("libraries", "4 KiB, relay and bare libraries", 5000, beside=Beside.LIBRARIES),
 )

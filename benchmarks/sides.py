@@ -1,27 +1,37 @@
-"""The two that are measured, each a server of its own on loopback with its spool in a directory of its own.
+"""What is measured, each a server of its own on loopback with its spool in a directory of its own.
 
-Both hand everything on to the same next hop, sync what they answer for, and look into no content. Postfix is
-given what its tuning guide gives a busy host: as many processes and connections to a destination as
-the relay may make, no limit of sessions a client, no inflow delay.
+All hand everything on to the same next hop. The relay and Postfix sync what they answer for, and look
+into no content. Postfix is given what its tuning guide gives a busy host: as many processes and
+connections to a destination as the relay may make, no limit of sessions a client, no inflow delay.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from benchmarks.hops import DEAD, HOP_NAME, NextHop
-from benchmarks.scenarios import Scenario
-from tests.rigs.ports import free_port
+from benchmarks.scenarios import Beside, Scenario
+from relay.policy.settings import Setting, Source, TlsSettings
+from relay.queue.entry import MessageSummary, QueuedMessage, QueuedRecipient, State
+from relay.queue.queue_id import new_queue_id
+from relay.queue.sqlite import SqliteStore
+from relay.queue.store import NewMessage
+from tests.rigs.ports import accepts_connections, free_port, wait_until
 from tests.rigs.postfix import postfix
 from tests.rigs.relay import relay_process
 
-__all__ = ["Side", "postfix_side", "relay_side"]
+__all__ = ["Side", "start_sides"]
 
-
+_ROOT = Path(__file__).parents[1]
+_QUEUED = 100_000
 
 
 @dataclass(frozen=True)
@@ -34,10 +44,39 @@ class Side:
 
 
 @contextlib.contextmanager
-def relay_side(
-    directory: Path, scenario: Scenario, hop: NextHop, *, program: tuple[str, ...] = ("relay",), workers: int = 1
+def start_sides(directory: Path, scenario: Scenario, hop: NextHop) -> Iterator[Sequence[Side]]:
+    """All that a scenario compares, side by side."""
+    with contextlib.ExitStack() as stack:
+        sides = [stack.enter_context(_relay(directory / "relay", scenario, hop))]
+        match scenario.beside:
+            case Beside.POSTFIX:
+                two = _relay(directory / "relay2", scenario, hop, name="relay, 2 workers", workers=2)
+                sides.append(stack.enter_context(two))
+                sides.append(stack.enter_context(_postfix(directory, scenario, hop)))
+            case Beside.FULL_QUEUE:
+                asyncio.run(_fill(directory / "full/spool"))
+                full = _relay(directory / "full", scenario, hop, name=scenario.beside)
+                sides.append(stack.enter_context(full))
+            case Beside.NO_SYNC:
+                program = ("benchmarks.undurable",)
+                careless = _relay(directory / "off", scenario, hop, name=scenario.beside, program=program)
+                sides.append(stack.enter_context(careless))
+            case Beside.LIBRARIES:
+                sides.append(stack.enter_context(_libraries(hop)))
+        yield sides
+
+
+@contextlib.contextmanager
+def _relay(
+    directory: Path,
+    scenario: Scenario,
+    hop: NextHop,
+    *,
+    name: str = "relay",
+    program: tuple[str, ...] = ("relay",),
+    workers: int = 1,
 ) -> Iterator[Side]:
-    """A relay. `program`: the module to run, for a launcher that is not the product."""
+    directory.mkdir(exist_ok=True)
     sections: dict[str, Any] = {
         "limits": {"connections": 2000, "connections_per_client": 2000},
         "delivery": {
@@ -45,7 +84,6 @@ def relay_side(
             "concurrency_per_destination": scenario.concurrency,
             "timeouts": {"connect": "5s"},
         },
-        "admin": {"http": "127.0.0.1:" + str(free_port())},
     }
     routes: dict[str, Any] = {"*": {"host": f"[{hop.address}]", "port": hop.port}}
     for number in range(scenario.dead):
@@ -53,19 +91,27 @@ def relay_side(
     if scenario.tls_out:
         routes["*"] = {"host": HOP_NAME, "port": hop.port}
         sections["policy"] = {"default": {"require_tls": True}}
-    with relay_process(directory, dns=hop.dns, ca_file=hop.ca_file, start=False, routes=routes, **sections) as relay:
-        relay.program = program
+    started = relay_process(
+        directory,
+        dns=hop.dns,
+        ca_file=hop.ca_file,
+        start=False,
+        program=program,
+        routes=routes,
+        **sections,
+    )
+    with started as relay:
         relay.config["workers"] = workers
         if scenario.tls_in:
             relay.config["listeners"][0] |= {"tls": "starttls", "certificate": str(hop.certificate)}
-        relay.start()
-        yield Side("relay", relay.port, relay.pid)
+        relay.start(seconds=60)
+        wait_until(lambda: "ready: " in relay.stderr, what="the relay")
+        yield Side(name, relay.port, relay.pid)
         relay.stop()
 
 
 @contextlib.contextmanager
-def postfix_side(directory: Path, scenario: Scenario, hop: NextHop) -> Iterator[Side]:
-    """A Postfix."""
+def _postfix(directory: Path, scenario: Scenario, hop: NextHop) -> Iterator[Side]:
     port = free_port()
     settings = {
         "relayhost": f"[{hop.address}]:{hop.port}",
@@ -100,3 +146,33 @@ def postfix_side(directory: Path, scenario: Scenario, hop: NextHop) -> Iterator[
         yield Side("Postfix", port, pid)
 
 
+@contextlib.contextmanager
+def _libraries(hop: NextHop) -> Iterator[Side]:
+    port = free_port()
+    command = [sys.executable, "-m", "benchmarks.bare", str(port), hop.address, str(hop.port)]
+    process = subprocess.Popen(command, cwd=_ROOT)
+    try:
+        wait_until(lambda: accepts_connections("127.0.0.1", port), what="the libraries")
+        yield Side(Beside.LIBRARIES, port, process.pid)
+    finally:
+        process.kill()
+        process.wait()
+
+
+async def _fill(path: Path) -> None:
+    """A queue of messages that were deferred, and are due tomorrow."""
+    store = await SqliteStore.open(path, synchronous="OFF")
+    for first in range(0, _QUEUED, 1000):
+        await asyncio.gather(*(store.accept(_deferred(first + number)) for number in range(1000)))
+    await store.close()
+
+
+def _deferred(number: int) -> NewMessage:
+    now, domain = datetime.now(UTC), f"later{number % 1000}.example"
+    settings = TlsSettings(Setting(False, Source.DEFAULT), Setting(False, Source.DEFAULT))
+    content = b"Subject: later\r\n\r\n" + b"z" * 1000
+    message = QueuedMessage(new_queue_id(now), "a@client.example", now, len(content), MessageSummary())
+    recipient = QueuedRecipient(
+        0, f"b@{domain}", domain, settings, state=State.DEFERRED, next_attempt=now + timedelta(days=1)
+    )
+    return NewMessage(message, (recipient,), content)

@@ -143,7 +143,9 @@ async def _serve(address: str, port: int, certificate: str, delay: float) -> Non
     questions = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(questions), sys.stdin)
     while await questions.readline():
-        print(json.dumps({"taken": taken.recipients, "most": taken.most, "seconds": taken.seconds}), flush=True)
+        print(
+            json.dumps({"taken": taken.recipients, "most": taken.most, "seconds": taken.seconds}), flush=True
+        )
         taken.seconds, taken.most = [], taken.open
     server.close()
 

@@ -1,0 +1,15 @@
+"""The relay without a sync at its commits: `python -m benchmarks.undurable serve …`.
+
+Not the product and no switch of it: what the difference to the product is, is what durability costs.
+"""
+
+from __future__ import annotations
+
+import functools
+
+from relay.cli import main
+from relay.queue.sqlite import SqliteStore
+
+if __name__ == "__main__":
+    SqliteStore.open = functools.partial(SqliteStore.open, synchronous="OFF")  # type: ignore[method-assign]
+    main()

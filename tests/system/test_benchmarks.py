@@ -1,0 +1,30 @@
+"""The benchmarks work: how fast anything is, they say on a machine that does nothing else."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.needs("postfix", "smtp-source", "smtp-sink")
+def test_a_few_messages_go_through_both_sides_and_are_reported() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "--smoke"],
+        cwd=ROOT,
+        env={**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin"},
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for title in ("4 KiB over 20 standing sessions", "4 KiB, verified TLS to the next hop"):
+        [row] = [line for line in done.stdout.splitlines() if line.startswith(f"| {title} |")]
+        assert row.count("|") == 15
+    assert "nan" not in done.stdout
