@@ -59,6 +59,7 @@ SHELLS = {
     "relay.receive.connection",
     "relay.receive.dialogue",
     "relay.receive.door",
+    "relay.receive.intake",
     "relay.receive.listener",
     "relay.receive.passwords",
     "relay.deliver.attempt",

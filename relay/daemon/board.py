@@ -1,4 +1,4 @@
-"""The connections of all workers, side by side in memory that they share.
+"""The connections of all workers and the wrong passwords they heard, side by side in memory that they share.
 
 Each worker writes its own row and reads the others', so there is no lock: what two workers let in at
 the very same moment they see a moment later, and a limit may be passed by as many as there are workers.
@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import mmap
 import zlib
+from datetime import datetime
 
 __all__ = ["SLOTS", "Board", "Row"]
 
 SLOTS = 16_384
 _TOTAL = SLOTS
-_WIDTH = SLOTS + 1
+_FAILURES = SLOTS + 1
+_MINUTES = _FAILURES + SLOTS
+"""When the last of these failures was: minutes since 1970."""
+_WIDTH = _MINUTES + SLOTS
 
 
 class Board:
@@ -32,13 +36,13 @@ class Board:
         return Row(self._counts, worker * _WIDTH, others)
 
     def clear(self, worker: int) -> None:
-        """A worker has ended, and its connections with it."""
+        """A worker has ended, and its connections with it. Wrong passwords are not forgotten so easily."""
         start = worker * _WIDTH
-        self._counts[start : start + _WIDTH] = memoryview(bytes(4 * _WIDTH)).cast("I")
+        self._counts[start : start + _FAILURES] = memoryview(bytes(4 * _FAILURES)).cast("I")
 
 
 class Row:
-    """One worker's view: `relay.receive.limits.Elsewhere`."""
+    """One worker's view: `relay.receive.limits.Elsewhere`, `relay.submit.failures.FailedElsewhere`."""
 
     def __init__(self, counts: memoryview, own: int, others: list[int]) -> None:
         self._counts, self._own, self._others = counts, own, others
@@ -56,6 +60,25 @@ class Row:
         """This worker has one more from a client, or one less."""
         self._counts[self._own + _TOTAL] += by
         self._counts[self._own + _slot(client)] += by
+
+    def failures_of(self, client: str, since: datetime) -> int:
+        """Wrong passwords of a client that the other workers heard."""
+        slot, oldest = _slot(client), _minute(since)
+        return sum(
+            self._counts[start + _FAILURES + slot]
+            for start in self._others
+            if self._counts[start + _MINUTES + slot] > oldest
+        )
+
+    def failed(self, client: str, count: int, now: datetime) -> None:
+        """This worker has heard so many of a client."""
+        slot = _slot(client)
+        self._counts[self._own + _FAILURES + slot] = count
+        self._counts[self._own + _MINUTES + slot] = _minute(now)
+
+
+def _minute(time: datetime) -> int:
+    return max(0, int(time.timestamp()) // 60)
 
 
 def _slot(client: str) -> int:

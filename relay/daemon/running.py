@@ -69,6 +69,7 @@ from relay.route.dns import DnsResolver, ResolverError
 from relay.route.router import Router
 from relay.sign.keys import KeyFileError, load_keys
 from relay.sign.signature import SigningKey
+from relay.submit.failures import Failures
 
 __all__ = ["Relay", "StartError"]
 
@@ -357,6 +358,7 @@ class Relay:
                 self.config.limits, connections=min(self.config.limits.connections, self._files.clients)
             ),
             connections=Connections(self._worker.elsewhere),
+            failures=Failures(elsewhere=self._worker.failed_elsewhere),
         )
         passwords = Passwords()
         for spec in self.config.listeners:

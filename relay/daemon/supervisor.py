@@ -173,6 +173,7 @@ class Supervisor:
                 len(self._children),
                 sockets=self._doors.keep(child.number),
                 elsewhere=self._board.row(child.number),
+                failed_elsewhere=self._board.row(child.number),
                 line=line,
                 bulletin=self._bulletin,
             )

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from relay.daemon.bulletin import Bulletin
 from relay.receive.limits import Elsewhere
+from relay.submit.failures import FailedElsewhere
 
 __all__ = ["ALONE", "BEAT", "READY", "Worker"]
 
@@ -25,7 +26,8 @@ BEAT_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Worker:
-    """`sockets`: those it listens at, by the address in the configuration. `elsewhere`: see `Connections`.
+    """`sockets`: those it listens at, by the address in the configuration. `elsewhere`: see `Connections`,
+    and `Failures` for `failed_elsewhere`.
 
     `bulletin`: what the first worker tells the others.
     """
@@ -34,6 +36,7 @@ class Worker:
     workers: int = 1
     sockets: Mapping[str, socket.socket] = field(default_factory=dict)
     elsewhere: Elsewhere | None = None
+    failed_elsewhere: FailedElsewhere | None = None
     line: socket.socket | None = None
     bulletin: Bulletin | None = None
 

@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from typing import Protocol
 
-__all__ = ["Failures"]
+__all__ = ["FailedElsewhere", "Failures"]
+
+
+class FailedElsewhere(Protocol):
+    """The wrong passwords that other workers of this node were told."""
+
+    def failures_of(self, client: str, since: datetime) -> int:
+        """How many of a client, if the last of them was not before `since`."""
+
+    def failed(self, client: str, count: int, now: datetime) -> None:
+        """Tell them how many there are here now."""
 
 
 class Failures:
@@ -19,12 +30,14 @@ class Failures:
         tolerated: int = 10,
         window: timedelta = timedelta(minutes=10),
         remembered: int = 10_000,
+        elsewhere: FailedElsewhere | None = None,
     ) -> None:
         self._tolerated = tolerated
         self._window = window
         self._remembered = remembered
         self._counts: dict[str, tuple[int, datetime]] = {}
         self.total = 0
+        self._elsewhere = elsewhere
 
     def note(self, client: str, now: datetime) -> int:
         """Count a failure; how many there are now."""
@@ -32,17 +45,24 @@ class Failures:
         count = self._recent(client, now) + 1
         self._counts.pop(client, None)
         self._counts[client] = (count, now)
+        if self._elsewhere is not None:
+            self._elsewhere.failed(client, count, now)
         if len(self._counts) > self._remembered:
             del self._counts[next(iter(self._counts))]
         return count
 
     def forgive(self, client: str) -> None:
         """A right password: what came before was a slip."""
-        self._counts.pop(client, None)
+        count, last = self._counts.pop(client, (0, None))
+        if count and last is not None and self._elsewhere is not None:
+            self._elsewhere.failed(client, 0, last)
 
     def must_wait(self, client: str, now: datetime) -> bool:
         """Whether a password from this client is not even looked at now."""
-        return self._recent(client, now) >= self._tolerated
+        count = self._recent(client, now)
+        if self._elsewhere is not None:
+            count += self._elsewhere.failures_of(client, now - self._window)
+        return count >= self._tolerated
 
     def _recent(self, client: str, now: datetime) -> int:
         count, last = self._counts.get(client, (0, now))

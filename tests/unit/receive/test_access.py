@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from relay.daemon.board import Board
 from relay.receive.access import Access, User, may_relay, may_send_as
 from relay.receive.limits import Connections, Limits
 from relay.receive.passwords import Passwords
@@ -67,6 +68,27 @@ def test_failures_are_forgotten_with_time_and_forgiven_with_a_right_password():
     assert not failures.must_wait("192.0.2.1", NOW + timedelta(minutes=10))
     failures.forgive("192.0.2.1")
     assert not failures.must_wait("192.0.2.1", NOW)
+
+
+def test_workers_count_wrong_passwords_together():
+    board = Board(3)
+    one, other, third = (
+        Failures(tolerated=4, window=timedelta(minutes=10), elsewhere=board.row(number))
+        for number in range(3)
+    )
+    for failures in (one, one, other, third):
+        assert not one.must_wait("192.0.2.1", NOW)
+        failures.note("192.0.2.1", NOW)
+    assert all(failures.must_wait("192.0.2.1", NOW) for failures in (one, other, third))
+    assert not other.must_wait("192.0.2.2", NOW)
+    board.clear(0)  # a worker that ended has not been forgotten
+    assert other.must_wait("192.0.2.1", NOW)
+    one.forgive("192.0.2.1")
+    assert not other.must_wait("192.0.2.1", NOW)
+    one.note("192.0.2.1", NOW)
+    one.note("192.0.2.1", NOW)
+    assert other.must_wait("192.0.2.1", NOW)
+    assert not other.must_wait("192.0.2.1", NOW + timedelta(minutes=11))
 
 
 def test_no_more_clients_are_remembered_than_there_is_room_for():
