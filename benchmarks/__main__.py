@@ -11,6 +11,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import signal
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -37,6 +40,7 @@ def main() -> None:
     parser.add_argument("--save", action="store_true", help="write benchmarks/results and the README's table")
     parser.add_argument("--directory", type=Path, default=Path("/var/tmp"), help="on the disk to be measured")
     wanted = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # and nothing that was started stays behind
     if _file_system(wanted.directory) == _TMPFS:
         parser.error(f"{wanted.directory} is in memory: name a directory on a disk")
     deadline = time.monotonic() + 60 * wanted.minutes
@@ -72,12 +76,17 @@ def measure(scenario: Scenario, parent: Path, rounds: int, deadline: float) -> l
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="relay-bench-", dir=parent)))
         directory.chmod(0o755)
         hop = stack.enter_context(next_hop(directory, scenario))
-        sides = stack.enter_context(start_sides(directory, scenario, hop))
+        sides = list(stack.enter_context(start_sides(directory, scenario, hop)))
         for number in range(rounds):
             if number and time.monotonic() > deadline:
                 break
-            for side in sides:
-                result = run(scenario, side, hop)
+            for side in list(sides):
+                try:
+                    result = run(scenario, side, hop)
+                except (AssertionError, subprocess.TimeoutExpired) as error:
+                    print(f"{scenario.name:16} {side.name:17} did not come to its end: {error}", flush=True)
+                    sides.remove(side)
+                    continue
                 print(f"{scenario.name:16} {report.line(result)}", flush=True)
                 results.append(result)
     return results

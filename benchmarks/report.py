@@ -62,16 +62,22 @@ def _row(scenario: Scenario, results: Sequence[Result]) -> str:
     wanted = f"{scenario.target:g}" if scenario.target else ""
     cells = [
         scenario.title,
-        *(f"{rate:.0f}" if rate >= 20 else f"{rate:.1f}" for rate in rates),
-        f"**{rates[0] / rates[2]:.1f}**",
-        f"**{rates[1] / rates[2]:.1f}**",
+        *map(_number, rates),
+        f"**{_number(rates[0] / rates[2])}**",
+        f"**{_number(rates[1] / rates[2])}**",
         wanted,
-        f"{cpu[0]:.2f}",
-        f"{cpu[2]:.2f}",
-        *(f"{peak:.0f}" for peak in peaks),
-        *("" if count != count else f"{count:.0f}" for count in (syncs[0], syncs[2])),
+        *map(_number, (cpu[0], cpu[2])),
+        *(_number(round(peak)) if peak == peak else "" for peak in peaks),
+        *map(_number, (syncs[0], syncs[2])),
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _number(value: float) -> str:
+    """As many digits as mean something; nothing for what was not measured."""
+    if value != value:
+        return ""
+    return f"{value:.0f}" if value >= 20 or value == int(value) else f"{value:.2f}"
 
 
 def _syncs_per_thousand(result: Result) -> float:
@@ -108,7 +114,7 @@ def _against_others(results: Sequence[Result]) -> str:
         for value in (_intake, lambda one: one.rate, lambda one: one.cpu_per_thousand):
             for side in sides:
                 number = _median(value(result) for result in mine if result.side == side)
-                cells.append(f"{number:.2f}" if number < 20 else f"{number:.0f}")
+                cells.append(_number(number))
         rows.append(f"| {' | '.join(cells)} |")
     if not rows:
         return ""

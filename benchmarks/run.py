@@ -19,7 +19,7 @@ __all__ = ["Result", "hand_in", "run"]
 
 _ROOT = Path(__file__).parents[1]
 _POLL_SECONDS = 0.02
-_PATIENCE = 120.0
+_PATIENCE = 60.0
 
 
 @dataclass(frozen=True)

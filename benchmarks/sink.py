@@ -94,8 +94,7 @@ class _Session(asyncio.Protocol):
             self._task = self._loop.create_task(self._start_tls(self._tls))
         elif verb == b"QUIT":
             self._say(b"221 2.0.0 Bye\r\n")
-            self._flush()
-            self._transport.close()
+            self._flush(and_close=True)
         else:
             self._say(b"250 2.0.0 Ok\r\n")
 
@@ -121,14 +120,20 @@ class _Session(asyncio.Protocol):
     def _say(self, reply: bytes) -> None:
         self._said.append(reply)
 
-    def _flush(self) -> None:
-        if not self._said:
-            return
-        if self._delay:
-            self._loop.call_later(self._delay * len(self._said), self._transport.write, b"".join(self._said))
-        else:
-            self._transport.write(b"".join(self._said))
-        self._said.clear()
+    def _flush(self, *, and_close: bool = False) -> None:
+        if self._said:
+            words, delay = b"".join(self._said), self._delay * len(self._said)
+            self._said.clear()
+            if delay:
+                self._loop.call_later(delay, self._write, words, and_close)
+            else:
+                self._write(words, and_close)
+
+    def _write(self, words: bytes, and_close: bool) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(words)
+            if and_close:
+                self._transport.close()
 
 
 async def _serve(address: str, port: int, certificate: str, delay: float) -> None:
