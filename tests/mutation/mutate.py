@@ -36,6 +36,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 TARGETS = {
     "relay.route.security": ("tests/unit/route/test_security.py",),
+    "relay.route.prospect": ("tests/unit/route/test_prospect.py",),
     "relay.policy.rules": ("tests/unit/policy/test_rules.py",),
 }
 
