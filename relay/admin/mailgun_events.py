@@ -28,6 +28,8 @@ __all__ = ["EventQuery", "item_of", "links", "read_query"]
 
 MAX_LIMIT = 300
 _DEFAULT_LIMIT = 100
+_FARTHEST = 1 << 4096
+"""Positions are the store's numbers; that of several queues has a part for each of them."""
 
 _TOLD = {"from": "from", "to": "to", "subject": "subject", "severity": "severity", "tags": "tag"}
 _OPERATORS = re.compile(r"\s+(?:OR|or|AND|and)\s+")
@@ -70,7 +72,7 @@ def links(query: EventQuery, found: Sequence[StoredEvent]) -> tuple[str, str]:
         # On the far side of the end: what is on the near side includes the last one seen.
         step = 1 if query.ascending else -1
         edge = query.after
-        next_after = max(edge - step, 0) if query.backward else edge
+        next_after = edge - step if query.backward and edge else edge
         before = edge if query.backward or not edge else edge + step
     following = replace(query, after=next_after, backward=False)
     preceding = replace(query, after=before, backward=True)
@@ -173,7 +175,7 @@ def _of_token(token: str, domain: str) -> EventQuery:
         pairs = {str(name): value for name, value in parameters}
         if not all(isinstance(value, str) for value in pairs.values()):
             raise ValueError("not a parameter")
-        if type(after) is not int or not 0 <= after < 2**62 or not isinstance(backward, bool):
+        if type(after) is not int or abs(after) >= _FARTHEST or not isinstance(backward, bool):
             raise ValueError("not a position")
     except (ValueError, TypeError, binascii.Error, RecursionError):
         raise ApiError(400, "page is not a page of this listing") from None

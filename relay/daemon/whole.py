@@ -4,17 +4,17 @@ What is looked at is read from the other workers' databases, over connections th
 is changed is changed by each worker itself, asked through its control socket. Everything else is the
 first worker's own: mail that comes over HTTP is taken by it.
 
-The numbers of events are each queue's own. Here an event goes by its time in microseconds, and a page
-ends with all events of its last microsecond, so that none is lost between two pages; an
-event that commits later than another worker's younger one can be missed by who polls without a pause.
+The numbers of events are each queue's own, in the order of its commits, which is not always that of
+time. A listing takes the queues' events in that order and goes on with whichever is next in time. The
+number of an event is where the listing stands in every queue when it has told it, written as one:
+who goes on from there misses nothing and hears nothing twice, however late a queue commits.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -23,7 +23,6 @@ from relay.admin.fleet import Peer
 from relay.admin.operations import Readable
 from relay.mail.event import Event
 from relay.queue.entry import State
-from relay.queue.rows import micros, moment
 from relay.queue.sqlite.reader import Reader
 from relay.queue.store import (
     CHUNK_BYTES,
@@ -98,25 +97,85 @@ class WholeQueue:
     async def find_events(
         self, wanted: EventFilter, *, after: int = 0, limit: int = 300, ascending: bool = True
     ) -> list[StoredEvent]:
-        """A page of the events that match, by time."""
-        if after and ascending:
-            wanted = replace(wanted, begin=max(moment(after + 1), wanted.begin or moment(0)))
-        elif after:
-            last = moment(after - 1)
-            wanted = replace(wanted, end=min(last, wanted.end or last))
-        found = (await self._events(wanted, limit, ascending))[:limit]
-        if len(found) == limit:
-            end = moment(found[-1].seq)
-            found = [one for one in found if one.seq != found[-1].seq]
-            found += await self._events(replace(wanted, begin=end, end=end), 1_000_000, ascending)
-        return found
-
-    async def _events(self, wanted: EventFilter, limit: int, ascending: bool) -> list[StoredEvent]:
+        """A page of the events that match."""
+        count = len(self._queues)
+        cuts = [_beside(cut, ascending) for cut in _read(after, count)] if after else None
+        starts = [0] * count if cuts is None else [_start(cut, ascending) for cut in cuts]
         pages = await asyncio.gather(
-            *(queue.find_events(wanted, limit=limit, ascending=ascending) for queue in self._queues)
+            *(
+                queue.find_events(wanted, after=start, limit=limit, ascending=ascending)
+                for queue, start in zip(self._queues, starts, strict=True)
+            )
         )
-        found = [StoredEvent(micros(one.event.at), one.event) for page in pages for one in page]
-        return sorted(found, key=lambda one: one.seq, reverse=not ascending)
+        if cuts is None:
+            cuts = [_beginning(page, ascending) for page in pages]
+        return _by_time(pages, cuts, limit, ascending)
+
+
+# Where a listing stands in a queue is a cut: twice an event's number is that event itself, and one more
+# or less is beside it. The cuts of all queues are written as one number, that of the event told last in
+# the lowest place: so one more or less is beside this event, as with a queue's own numbers.
+
+_CUT_BITS = 48
+_MIDDLE = 1 << (_CUT_BITS - 1)
+_BEFORE_ALL = 1 - _MIDDLE
+
+
+def _written(cuts: Sequence[int], told: int) -> int:
+    number = told
+    for cut in (*cuts[:told], *cuts[told + 1 :], cuts[told]):
+        number = number << _CUT_BITS | (cut + _MIDDLE)
+    return number
+
+
+def _read(number: int, count: int) -> list[int]:
+    """The cuts of so many queues; of a number that is none, some."""
+    cuts = []
+    for _ in range(count):
+        cuts.append((number & ((1 << _CUT_BITS) - 1)) - _MIDDLE)
+        number >>= _CUT_BITS
+    last, *others = cuts
+    others.reverse()
+    others.insert(number % count, last)
+    return others
+
+
+def _beside(cut: int, ascending: bool) -> int:
+    """A cut that is an event's, gone on beyond it."""
+    if cut % 2:
+        return cut
+    return cut + 1 if ascending else cut - 1
+
+
+def _start(cut: int, ascending: bool) -> int:
+    """Where a queue goes on behind a cut; 0, which would be its beginning, is no event's number."""
+    number = cut // 2 if ascending else -(-cut // 2)
+    return number or (-1 if ascending else 1)
+
+
+def _beginning(page: Sequence[StoredEvent], ascending: bool) -> int:
+    """The cut before a first page; in a queue that has nothing yet, whatever will come is behind it."""
+    if not page:
+        return _BEFORE_ALL
+    return 2 * page[0].seq + (-1 if ascending else 1)
+
+
+def _by_time(
+    pages: Sequence[Sequence[StoredEvent]], cuts: Sequence[int], limit: int, ascending: bool
+) -> list[StoredEvent]:
+    found: list[StoredEvent] = []
+    left = [deque(page) for page in pages]
+    cuts = list(cuts)
+    pick = min if ascending else max
+    while len(found) < limit and any(left):
+        queue = pick(
+            (number for number, page in enumerate(left) if page), key=lambda n: (left[n][0].event.at, n)
+        )
+        one = left[queue].popleft()
+        cuts[queue] = 2 * one.seq
+        found.append(StoredEvent(_written(cuts, queue), one.event))
+        cuts[queue] = _beside(cuts[queue], ascending)
+    return found
 
 
 def _request(verb: str, wanted: QueueFilter) -> dict[str, Any]:

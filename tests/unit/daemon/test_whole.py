@@ -90,8 +90,57 @@ async def test_pages_of_events_miss_none_and_repeat_none(two: Two, ascending: bo
         found += [name(one.event) for one in page]
         after = page[-1].seq
     assert sorted(found) == sorted(expected)
+    assert (
+        await two.whole.find_events(EventFilter(), after=1 << 200, limit=9, ascending=ascending) is not None
+    )
     times = [one.rpartition(" ")[2] for one in found]
     assert times == sorted(times, reverse=not ascending)
+
+
+async def test_events_that_commit_late_are_not_passed_over(two: Two) -> None:
+    """A long message has the time of its beginning, and is committed at its end."""
+    await two.first.accept(new_message(queue_id="A", events=(at("A", 9), at("A", 1, 1), at("A", 10, 2))))
+    await two.other.accept(new_message(queue_id="B", events=(at("B", 2), at("B", 11, 1))))
+    found, after = [], 0
+    while page := await two.whole.find_events(EventFilter(), after=after, limit=2):
+        found += [one.event.id for one in page]
+        after = page[-1].seq
+        if len(found) == 4:
+            await two.other.accept(new_message(queue_id="C", events=(at("C", 0),)))
+    assert len(found) == len(set(found)) == 6
+    assert found[-1].startswith("C"), "told last, though it began first"
+
+
+@pytest.mark.parametrize("ascending", [True, False])
+async def test_one_can_turn_round_between_the_queues(two: Two, ascending: bool) -> None:
+    for second in range(1, 9):
+        store = (two.first, two.other)[second % 2]
+        await store.accept(new_message(queue_id=f"M{second}", events=(at(f"M{second}", second),)))
+
+    async def page(after: int, *, back: bool = False) -> tuple[list[float], list[int]]:
+        direction = ascending != back
+        found = await two.whole.find_events(EventFilter(), after=after, limit=3, ascending=direction)
+        found = found[::-1] if back else found
+        return [(one.event.at - NOW).total_seconds() for one in found], [one.seq for one in found]
+
+    order = [float(second) for second in range(1, 9)][:: 1 if ascending else -1]
+    first, numbers = await page(0)
+    second, behind = await page(numbers[-1])
+    assert first + second == order[:6]
+    assert (await page(behind[0], back=True))[0] == first
+    assert (await page(numbers[0], back=True))[0] == []
+    # One beside an event is between it and its neighbour: how a listing turns round at its end.
+    beside = 1 if ascending else -1
+    assert (await page(numbers[0] - beside))[0] == first
+    assert (await page(behind[-1] + beside, back=True))[0] == second
+
+
+@pytest.mark.parametrize("ascending", [True, False])
+async def test_what_comes_to_an_empty_queue_is_behind_the_page(two: Two, ascending: bool) -> None:
+    await two.first.accept(new_message(queue_id="A", events=(at("A", 5),)))
+    [only] = await two.whole.find_events(EventFilter(), ascending=ascending)
+    await two.other.accept(new_message(queue_id="B", events=(at("B", 1),)))
+    assert len(await two.whole.find_events(EventFilter(), after=only.seq, ascending=True)) == 1
 
 
 async def test_everything_else_is_the_first_workers(two: Two) -> None:
