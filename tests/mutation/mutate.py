@@ -37,10 +37,12 @@ ROOT = Path(__file__).resolve().parents[2]
 TARGETS = {
     "relay.route.security": ("tests/unit/route/test_security.py",),
     "relay.route.prospect": ("tests/unit/route/test_prospect.py",),
+    "relay.deliver.tally": ("tests/unit/deliver/test_tally.py",),
     "relay.policy.rules": ("tests/unit/policy/test_rules.py",),
 }
 
 _SILENT_DEFAULT = "a default that is silent is false all the same"
+_ORDER = "only the order of the weights counts"
 _SHORT_CUT = "only saves the loop, which finds nothing"
 
 EQUIVALENT = {
@@ -49,6 +51,8 @@ EQUIVALENT = {
     "if not table or not domain → if False": _SHORT_CUT,
     "not table or not domain → and": _SHORT_CUT,
     "rules.overlay and sender_domain → or": "only saves a look-up, which finds nothing",
+    "return -1: 1 → 2": _ORDER,
+    "return 2: 2 → 3": _ORDER,
     "dot >= 0: 0 → 1": "no domain begins with a dot",
     "domain.find('.', dot + 1): 1 → 2": "no label is empty",
     "return not setting.value: not setting.value → without not": "what was refused is as strict as can be",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from relay.deliver.tally import Tally
 from relay.mail.outcome import Bounced, Code, Deferred, Delivered
 from relay.route.next_hop import Host
@@ -78,6 +80,19 @@ def test_any_other_trouble_makes_it_temporary():
     dns = last((ONE, UNMET), bounce_unmet=True, trouble=("mx0.example: SERVFAIL",))
     assert isinstance(dns, Deferred)
     assert dns.hosts == ("mx0.example: SERVFAIL",)
+
+
+@pytest.mark.parametrize(("code", "kind"), [(500, Deferred), (530, Deferred), (454, Bounced)])
+def test_a_host_that_insists_on_tls_in_clear_is_no_reason_to_return_a_message(code, kind):
+    insists = Deferred("4.7.5", code, "Must issue a STARTTLS command first", "insists", tls_unmet=True)
+    assert isinstance(last((ONE, insists), (TWO, UNMET), bounce_unmet=True), kind)
+
+
+def test_who_was_settled_is_pending_no_more():
+    mail = entry("a@d.example", "b@d.example")
+    made = Tally(mail.recipients)
+    made.settle(ONE, 0, TAKEN)
+    assert [made.is_pending(recipient) for recipient in mail.recipients] == [False, True]
 
 
 def test_an_address_that_is_not_connected_to_is_told_and_is_no_trouble():
