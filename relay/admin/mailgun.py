@@ -124,14 +124,14 @@ class Order:
         return not (self.reverse_path.isascii() and all(one.address.isascii() for one in self.recipients))
 
 
-def sending_domain(text: str, allowed: Sequence[str] = ()) -> str:
-    """The domain of a path, normalised; `allowed` empty: any that is one. 404 otherwise."""
+def sending_domain(text: str, allowed: Sequence[str] = (), *, named: bool = False) -> str:
+    """The domain of a path, normalised; `allowed` empty: any that is one. 404 otherwise, `named` or not."""
     try:
         domain = normalise_domain(text)
     except AddressError:
         domain = ""
     if not domain or domain.startswith("[") or "." not in domain or (allowed and domain not in allowed):
-        raise ApiError(404, f"Domain not found: {_shown(text)}")
+        raise ApiError(404, f"Domain not found: {_shown(text)}" if named else "Domain not found")
     return domain
 
 

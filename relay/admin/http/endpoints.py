@@ -60,7 +60,7 @@ class QueueSelection(TypedDict, total=False):
 
 _M = answers.Message
 _REFUSALS: Mapping[int, Any] = {400: _M, 401: _M, 403: _M, 404: _M, 429: _M, 503: _M}
-_BODY_REFUSALS: Mapping[int, Any] = {**_REFUSALS, 413: _M}
+_BODY_REFUSALS: Mapping[int, Any] = {**_REFUSALS, 408: _M, 413: _M}
 _JSON_REFUSALS: Mapping[int, Any] = {**_BODY_REFUSALS, 415: _M}
 _SEND_REFUSALS: Mapping[int, Any] = {**_BODY_REFUSALS, 401: TEXT}
 
@@ -109,9 +109,6 @@ _EXPLAIN_QUERY: Mapping[str, Any] = {
     "skip-verification": Truth,
 }
 
-_DOMAINS: Mapping[int, Any] = {200: answers.DomainList, **_REFUSALS}
-_DOMAIN: Mapping[int, Any] = {200: answers.DomainAnswer, **_BODY_REFUSALS}
-
 _CONNECTION = "/v3/domains/{domain}/connection"
 _HOOKS = "/v3/domains/{domain}/webhooks"
 
@@ -150,32 +147,30 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         form=_SETTINGS_FORM,
     ),
     *(
-        Endpoint(method, f"/{version}/domains{path}", handler, summary, good, form=form)
-        for version in ("v3", "v4")
-        for method, path, handler, summary, good, form in (
-            (
+        endpoint
+        for place in ("/v3/domains", "/v4/domains")
+        for endpoint in (
+            Endpoint(
                 "GET",
-                "",
+                place,
                 domains.list_domains,
                 "The domains we know",
                 {200: answers.DomainList, **_REFUSALS},
-                {},
             ),
-            (
+            Endpoint(
                 "GET",
-                "/{domain}",
+                place + "/{domain}",
                 domains.get_domain,
                 "A domain",
                 {200: answers.DomainAnswer, **_REFUSALS},
-                {},
             ),
-            (
+            Endpoint(
                 "PUT",
-                "/{domain}",
+                place + "/{domain}",
                 domains.set_domain,
                 "Set what holds for mail from a domain",
                 {200: answers.DomainAnswer, **_BODY_REFUSALS},
-                _SETTINGS_FORM,
+                form=_SETTINGS_FORM,
             ),
         )
     ),

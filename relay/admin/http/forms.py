@@ -1,8 +1,7 @@
 """A request's body: a form, or JSON, and never more of it than was agreed.
 
-A form comes as multipart/form-data (RFC 7578), whose files wait on disk until they are wanted,
-or urlencoded. All bodies that are being read share one budget, so that a few large messages
-at a time are the most that is held.
+A form comes as multipart/form-data (RFC 7578) or urlencoded. All bodies that are being read share
+one budget, so that a few large messages at a time are the most that is held.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qsl
 
-from aiohttp import web
+from aiohttp import BodyPartReader, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from relay.admin.mailgun import ApiError, File, Form
@@ -23,6 +22,7 @@ __all__ = ["Budget", "read_form", "read_json"]
 _MOST_FIELDS = 10_000
 _AT_ONCE_OCTETS = 64 * 1024
 _JSON_OCTETS = 1024 * 1024
+_PIECE_OCTETS = 64 * 1024
 
 
 class Budget:
@@ -90,20 +90,29 @@ def _pairs(body: bytes) -> tuple[tuple[str, str], ...]:
 async def _multipart(request: web.Request) -> Form:
     fields: list[tuple[str, str]] = []
     files: list[File] = []
-    for name, value in (await request.post()).items():
-        if isinstance(value, web.FileField):
-            content = await asyncio.to_thread(_contents, value)
-            files.append(File(name, value.filename, value.content_type, content))
-        elif isinstance(value, str):
-            fields.append((name, value))
+    reader, left = await request.multipart(), request.client_max_size
+    while (part := await reader.next()) is not None:
+        if not isinstance(part, BodyPartReader) or part.name is None:
+            raise ApiError(400, "the form has a part without a name")
+        content = await _contents(part, left)
+        left -= len(content)
+        if part.filename:
+            kind = part.headers.get("Content-Type", "application/octet-stream")
+            files.append(File(part.name, part.filename, kind, content))
         else:
-            fields.append((name, bytes(value).decode("utf-8")))
-    if len(fields) + len(files) > _MOST_FIELDS:
-        raise ApiError(400, "the form has too many fields")
+            fields.append((part.name, content.decode(part.get_charset("utf-8"))))
+        if len(fields) + len(files) > _MOST_FIELDS:
+            raise ApiError(400, f"the form has too many fields, max is {_MOST_FIELDS}")
     return Form(tuple(fields), tuple(files))
 
 
-def _contents(file: web.FileField) -> bytes:
-    with file.file:
-        octets: bytes = file.file.read()
-        return octets
+async def _contents(part: BodyPartReader, most: int) -> bytes:
+    """What a part holds, as it was before its transfer encoding."""
+    content = bytearray()
+    while piece := await part.read_chunk(_PIECE_OCTETS):
+        content += piece
+        if len(content) > most:
+            raise ApiError(413, "Request entity too large")
+    if "Content-Transfer-Encoding" in part.headers:
+        return bytes(part.decode(bytes(content)))
+    return bytes(content)

@@ -31,6 +31,7 @@ _MEANINGS = {
     401: "No key, or a wrong one",
     403: "A page of another site may not ask",
     404: "There is no such thing",
+    408: "It took too long to come",
     413: "Too large",
     415: "The body is not JSON",
     429: "Too many wrong keys: wait",

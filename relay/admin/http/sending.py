@@ -47,7 +47,7 @@ _AT_ONCE_OCTETS = 64 * 1024
 
 async def send(api: Api, request: web.Request) -> web.Response:
     """A message made of the fields of a form."""
-    domain = sending_domain(request.match_info["domain"], api.options().domains)
+    domain = sending_domain(request.match_info["domain"], api.options().domains, named=True)
     form = await read_form(request)
     incoming = _Incoming(api, request, domain)
     order = read_order(form, domain=domain, now=incoming.now, max_recipients=api.recipients)
@@ -61,7 +61,7 @@ async def send(api: Api, request: web.Request) -> web.Response:
 
 async def send_mime(api: Api, request: web.Request) -> web.Response:
     """A message that comes as a file, to the recipients named beside it."""
-    domain = sending_domain(request.match_info["domain"], api.options().domains)
+    domain = sending_domain(request.match_info["domain"], api.options().domains, named=True)
     form = await read_form(request)
     incoming = _Incoming(api, request, domain)
     content = normalise_mime(_message_file(form).content)

@@ -229,7 +229,9 @@ async def _guarded(request: web.Request, handler: Answerer) -> web.StreamRespons
             response.headers["Allow"] = error.headers["Allow"]
         return response
     except TimeoutError:
-        return answer({"message": "The request took too long"}, status=503)
+        if not request.content.is_eof():
+            return answer({"message": "The request took too long to come"}, status=408)
+        return answer({"message": "Trouble of our own, try again later"}, status=503)
     except SpoolError as error:
         log.error("HTTP: %s", error)
         return answer({"message": "Trouble of our own, try again later"}, status=503)

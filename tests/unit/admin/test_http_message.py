@@ -156,7 +156,7 @@ def test_what_is_no_domain_is_not_found(text):
 def test_where_domains_are_named_no_other_may_be_sent_from():
     assert sending_domain("Example.COM.", ("example.com",)) == "example.com"
     with pytest.raises(ApiError, match=r"Domain not found: other\.example"):
-        sending_domain("other.example", ("example.com",))
+        sending_domain("other.example", ("example.com",), named=True)
 
 
 # --- addresses ------------------------------------------------------------------------------------

@@ -197,6 +197,56 @@ async def test_a_body_that_is_no_form_is_refused(rig: Rig, kind: str, body: byte
     assert (status, set(said)) == (400, {"message"})
 
 
+async def test_a_thousand_recipients_may_be_a_thousand_fields(rig: Rig) -> None:
+    many = [f"r{number}@dest.example" for number in range(1000)]
+    assert (await rig.send(to=many))[0] == 200
+    [entry] = await rig.claimed()
+    assert len(entry.recipients) == 1000
+    assert await rig.send(to=[*many, "one@too.example"]) == (
+        400,
+        {"message": "Too many recipients, max is 1000"},
+    )
+
+
+async def test_a_domain_that_may_not_send_is_not_found_in_mailguns_words(rig: Rig) -> None:
+    rig.options = HttpOptions(api_keys=(KEY,), domains=("named.example",))
+    for path in ("/v3/example.com/messages", "/v3/example.com/messages.mime"):
+        assert await rig.send(path) == (404, {"message": "Domain not found: example.com"})
+    for path in ("connection", "webhooks"):
+        found = await rig.ask("GET", f"/v3/domains/example.com/{path}")
+        assert found == (404, {"message": "Domain not found"})
+    assert await rig.ask("GET", "/v3/example.com/events") == (404, {"message": "Domain not found"})
+
+
+async def test_a_body_that_takes_too_long_is_its_clients_fault(
+    rig: Rig,
+) -> None:
+    object.__setattr__(rig.api, "request_seconds", 0.2)
+
+    async def slowly() -> AsyncIterator[bytes]:
+        yield b"from=ann"
+        await asyncio.sleep(2)
+
+    kind = {"Content-Type": "application/x-www-form-urlencoded"}
+    status, said = await rig.ask("POST", "/v3/example.com/messages", data=slowly(), headers=kind)
+    assert (status, said) == (408, {"message": "The request took too long to come"})
+
+
+@pytest.mark.parametrize(("encoding", "octets"), [("base64", b"aGVs\r\nbG8="), ("7bit", b"hello")])
+async def test_a_part_may_have_a_transfer_encoding(rig: Rig, encoding: str, octets: bytes) -> None:
+    parts = [(name, b"", value) for name, value in (("from", b"a@example.com"), ("to", b"b@dest.example"))]
+    parts.append(("text", f"Content-Transfer-Encoding: {encoding}\r\n".encode(), octets))
+    body = b"".join(
+        b'--x\r\nContent-Disposition: form-data; name="%b"\r\n%b\r\n%b\r\n' % (name.encode(), field, value)
+        for name, field, value in parts
+    )
+    kind = {"Content-Type": "multipart/form-data; boundary=x"}
+    status, _ = await rig.ask("POST", "/v3/example.com/messages", data=body + b"--x--\r\n", headers=kind)
+    assert status == 200
+    [entry] = await rig.claimed()
+    assert (await rig.content(entry)).endswith(b"\r\n\r\nhello\r\n")
+
+
 # --- keys -----------------------------------------------------------------------------------------
 
 
