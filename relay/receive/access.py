@@ -15,9 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from relay.submit.failures import Failures
-
-__all__ = ["Access", "Failures", "User", "may_relay", "may_send_as"]
+__all__ = ["Access", "User", "may_relay", "may_send_as"]
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 

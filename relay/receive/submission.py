@@ -37,10 +37,10 @@ from relay.receive.limits import Limits
 from relay.receive.parameters import ParameterError, mail_parameters, rcpt_parameters, wants_smtputf8
 from relay.receive.session import Session, Transaction
 from relay.receive.trace import received_field
-from relay.submit.message import Opened, Refusal, open_header, queued_recipients, refuse, split_off_header
+from relay.submit.message import Opened, Refusal, open_header, queued_recipients, refuse
 from relay.submit.trace import missing_fields
 
-__all__ = ["complete", "mail", "open_message", "rcpt", "refusal_of", "split_off_header"]
+__all__ = ["complete", "mail", "open_message", "rcpt", "refusal_of"]
 
 
 _TLS_FIRST = refuse(530, "5.7.0", "STARTTLS comes first here")

@@ -11,9 +11,8 @@ from datetime import datetime
 
 from relay.receive.session import Session
 from relay.submit import trace
-from relay.submit.trace import count_hops, missing_fields
 
-__all__ = ["count_hops", "missing_fields", "protocol_of", "received_field"]
+__all__ = ["protocol_of", "received_field"]
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,253}[A-Za-z0-9])?|\[[A-Za-z0-9:.]{2,64}\]")
 
