@@ -172,8 +172,9 @@ class Control:
             seq = at
             yield {"line": line}
         if request.get("follow") is True:
-            yield {"following": {}}
+            # Before it is said that what comes is new: an event in between would be neither.
             seq = seq or await self._last_seq()
+            yield {"following": {}}
             async for line in operations.follow_events(self.readable, wanted, after=seq, more=_a_moment):
                 yield {"line": line}
         yield {"done": {}}
