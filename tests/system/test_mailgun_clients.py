@@ -27,6 +27,7 @@ from tests.rigs.sandbox import Sandbox
 pytestmark = pytest.mark.timeout(180)
 
 ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGE = (ROOT / "docs/moving-from-mailgun.md").read_text(encoding="utf-8")
 CLIENTS = ROOT / "tests/clients"
 KEY = "a-long-random-key"
@@ -267,6 +268,15 @@ async def test_the_commands_of_the_page_do_what_it_says(served: Served, tmp_path
     }
     assert {b"Subject: Hello", b"Subject: made already", b"Subject: Your report"} <= subjects
     assert not [one for one in served.mx.messages if b"Nobody gets this" in one.content]
+
+
+async def test_the_three_lines_of_the_readme_work_as_written(served: Served, tmp_path: Path) -> None:
+    section = README.partition("## Instead of Mailgun\n")[2].partition("\n## ")[0]
+    lines = [line[4:] for line in section.splitlines() if line.startswith("    curl")]
+    sent, settings, events = await served.shell("\n".join(lines), tmp_path)
+    assert sent["message"] == "Queued. Thank you."
+    assert settings["require_tls"] is True
+    assert set(events) == {"items", "paging"}
 
 
 async def test_the_page_shows_python_that_runs(served: Served, tmp_path: Path) -> None:

@@ -155,6 +155,7 @@ def _delivery_status(message: QueuedMessage, change: Change, now: datetime) -> F
         case Delivered():
             return fields
         case Deferred():
+            fields["bounce-type"] = "soft"
             if change.retry_in is not None:
                 fields["retry-seconds"] = round(change.retry_in.total_seconds())
             else:
@@ -162,7 +163,7 @@ def _delivery_status(message: QueuedMessage, change: Change, now: datetime) -> F
             if outcome.in_doubt:
                 fields["in-doubt"] = True
         case Bounced():
-            pass
+            fields["bounce-type"] = "hard"
         case _:
             assert_never(outcome)
     if outcome.hosts:
