@@ -93,6 +93,45 @@ def test_what_cannot_be_sent_is_refused_in_mailguns_words(fields, said):
         assert refused(**fields) == said
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"o_deliverytime": "Fri, 27 Nov 2026 12:00:00 +0000"},
+        {"o_deliver_within": "5m"},
+        {"o_deliver_within": "300s"},
+        {"o_deliver_within": "24h"},
+        {"o_deliver_within": "23h59m60s"},
+        {"v_x": "y" * (16 * 1024 - 3)},
+        {"o_tag": [f"{n:0128}" for n in range(10)]},
+        {"to": [f"a{n}@b.example" for n in range(1000)]},
+        {"o_require_tls": ["yes", "True", "TRUE"]},
+        {"subject": None},
+    ],
+)
+def test_what_is_just_within_the_limits_is_sent(fields):
+    assert refused(**fields) == "accepted"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"o_deliverytime": "Fri, 27 Nov 2026 12:00:01 +0000"},
+        {"o_deliver_within": "4m59s"},
+        {"o_deliver_within": "24h1s"},
+        {"o_deliver_within": "-1h"},
+        {"o_deliver_within": "1d"},
+        {"v_x": "y" * (16 * 1024 - 2)},
+        {"v_x": "ü" * 8192},
+        {"o_tag": ["t" * 129]},
+    ],
+)
+def test_what_is_just_beyond_them_is_not_and_its_parameter_is_named(fields):
+    said = refused(**fields)
+    assert said.startswith("400 ")
+    [name] = fields
+    assert f"{name[0]}:" in said
+
+
 def test_everybody_named_is_a_recipient_once():
     found = order(
         to=["Bob <bob@dest.example>, carl@dest.example", "bob@dest.example"],

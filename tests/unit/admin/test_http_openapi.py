@@ -9,6 +9,7 @@ import jsonschema_rs
 
 from relay.admin.http.endpoints import ENDPOINTS
 from relay.admin.http.openapi import document
+from tests.fakes.http import Rig
 
 
 def _references(value: Any) -> set[str]:
@@ -28,6 +29,17 @@ def test_every_endpoint_is_described_once():
     assert len(served) == len(ENDPOINTS)
     names = [operation["operationId"] for path in described["paths"].values() for operation in path.values()]
     assert len(set(names)) == len(names)
+
+
+BESIDE = {("get", "/metrics"), ("get", "/healthz"), ("get", "/readyz"), ("get", "/relay/v1/openapi.json")}
+"""For machines that watch, and the description itself."""
+
+
+async def test_every_route_of_the_server_is_described(rig: Rig):
+    routes = {(route.method.lower(), route.resource.canonical) for route in rig.http.app.router.routes()}
+    served = {(method, path) for method, path in routes if method != "head"}
+    described = {(method, path) for path, methods in document()["paths"].items() for method in methods}
+    assert served == described | BESIDE
 
 
 def test_every_reference_leads_somewhere():

@@ -19,6 +19,7 @@ from relay.policy.rules import TlsRule
 from relay.policy.settings import Setting, Source
 from relay.queue.store import QueueFilter, QueueFull, SpoolError
 from tests.fakes.http import KEY, NOW, RULES, Rig, auth
+from tests.fakes.queued import event, new_message
 
 NOT_UTF8 = b'--x\r\nContent-Disposition: form-data; name="to"\r\n\r\n\xff\r\n--x--\r\n'
 
@@ -410,6 +411,14 @@ async def test_one_can_turn_round_on_every_page(rig: Rig) -> None:
     assert (await page(links["next"]))[0] == ids[3:5]
     assert (await page(links["first"]))[0] == ids[:2]
     assert (await page(links["last"]))[0] == ids[3:]
+
+
+@pytest.mark.parametrize(("limit", "shown"), [("limit=300", 300), ("limit=301", 300), ("", 100)])
+async def test_a_page_has_300_events_at_most_and_100_unless_told(rig: Rig, limit: str, shown: int) -> None:
+    events = tuple(event("accepted", "M1", number=number) for number in range(305))
+    await rig.store.accept(new_message(queue_id="M1", events=events))
+    _, page = await rig.ask("GET", f"/v3/example.com/events?{limit}")
+    assert len(page["items"]) == shown
 
 
 async def test_the_page_behind_the_end_has_what_comes_later(rig: Rig) -> None:
