@@ -167,13 +167,13 @@ class Control:
         limit = request.get("limit")
         if limit is not None and (not isinstance(limit, int) or not 1 <= limit <= 100_000):
             raise RequestError("limit is a number from 1 to 100000")
-        seq = 0
+        follow = request.get("follow") is True
+        # Asked for first: an event that commits in between is found below, or new.
+        seq = await self._last_seq() if follow else 0
         async for at, line in operations.find_events(self.readable, wanted, limit=limit):
             seq = at
             yield {"line": line}
-        if request.get("follow") is True:
-            # Before it is said that what comes is new: an event in between would be neither.
-            seq = seq or await self._last_seq()
+        if follow:
             yield {"following": {}}
             async for line in operations.follow_events(self.readable, wanted, after=seq, more=_a_moment):
                 yield {"line": line}
