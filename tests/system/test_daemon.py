@@ -226,10 +226,12 @@ async def test_a_broken_file_keeps_what_is_in_force(sandbox: Sandbox, broken: st
     assert await asyncio.to_thread(relay.stop) == 0
 
 
+@pytest.mark.parametrize("door", ["smtp", "http"])
 def test_a_new_certificate_is_shown_after_a_reload_and_a_broken_one_is_not(
-    relay: Relay, tmp_path: Path
+    relay: Relay, tmp_path: Path, door: str
 ) -> None:
     authority = trustme.CA()
+    http = free_port()
 
     def issue() -> None:
         leaf = authority.issue_cert("relay.test.example")
@@ -238,15 +240,24 @@ def test_a_new_certificate_is_shown_after_a_reload_and_a_broken_one_is_not(
     def shown() -> bytes:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        with smtplib.SMTP("127.0.0.1", relay.port, timeout=20) as client:
-            client.starttls(context=context)
-            assert isinstance(client.sock, ssl.SSLSocket)
-            certificate = client.sock.getpeercert(binary_form=True)
+        with contextlib.ExitStack() as stack:
+            if door == "smtp":
+                client = stack.enter_context(smtplib.SMTP("127.0.0.1", relay.port, timeout=20))
+                client.starttls(context=context)
+                protected = client.sock
+            else:
+                plain = stack.enter_context(socket.create_connection(("127.0.0.1", http), timeout=20))
+                protected = stack.enter_context(context.wrap_socket(plain))
+            assert isinstance(protected, ssl.SSLSocket)
+            certificate = protected.getpeercert(binary_form=True)
             assert certificate is not None
             return certificate
 
     issue()
-    relay.config["listeners"][0] |= {"tls": "starttls", "certificate": "tls.pem"}
+    if door == "smtp":
+        relay.config["listeners"][0] |= {"tls": "starttls", "certificate": "tls.pem"}
+    else:
+        relay.config["admin"] |= {"http": f"127.0.0.1:{http}", "api_keys": ["k"], "certificate": "tls.pem"}
     relay.start()
     first = shown()
     issue()
