@@ -54,6 +54,7 @@ _AMPLE_SECONDS = 0.1
 _HARDLY_ANY_BYTES = 64 * 1024
 _BALLAST_SECONDS = 1.0
 _LINGER_SECONDS = 0.002
+_RESULTS_SECONDS = 0.003
 _WORTH_TRUNCATING_BYTES = 1024 * 1024
 
 
@@ -231,6 +232,7 @@ class Writer:
             some = self._waiting.get(timeout=_IDLE_SECONDS)
         except queue.Empty:
             return []
+        began = time.monotonic()
         batch: list[Request] = []
         size_bytes = 0
         while some is not None:
@@ -238,8 +240,9 @@ class Writer:
             size_bytes += sum(request.size_bytes for request in some if isinstance(request, Rows))
             if len(batch) >= _BATCH_REQUESTS or size_bytes >= _BATCH_BYTES:
                 return batch
+            left = began + self._patience(batch) - time.monotonic()
             try:
-                some = self._next(len(batch))
+                some = self._waiting.get(timeout=left) if left > 0 else self._waiting.get_nowait()
             except queue.Empty:
                 return batch
         if not batch:
@@ -247,16 +250,19 @@ class Writer:
         self._waiting.put(None)  # the end comes after this batch
         return batch
 
-    def _next(self, gathered: int) -> list[Request] | None:
-        """More that waits; `queue.Empty` where it is time to write.
+    def _patience(self, batch: list[Request]) -> float:
+        """How long a batch waits for company before it is written, in seconds.
 
-        Where many came together last time, as many get a moment to come again. Without it the first to
-        be answered would take a sync for itself while the others are still being told. The moment
-        is short against what a commit costs on this disk.
+        Results can: nobody stands at a counter for them. With the next message they cost no sync of
+        their own, and do not keep it waiting. And where many came together last time, as many get a
+        moment to come again, or the first to be answered would take a sync for itself while the others
+        are still being told; that is short against what a commit costs on this disk.
         """
-        if gathered >= self._company // 2:
-            return self._waiting.get_nowait()
-        return self._waiting.get(timeout=min(_LINGER_SECONDS, self._commit_seconds / 4))
+        if all(isinstance(request, Rows) and not request.takes_in for request in batch):
+            return _RESULTS_SECONDS
+        if len(batch) < self._company // 2:
+            return min(_LINGER_SECONDS, self._commit_seconds / 4)
+        return 0.0
 
     def _write(self, batch: list[Request]) -> None:
         """Commit the batch, or leave an error with each request that is not in it."""
