@@ -160,7 +160,7 @@ def _libraries(hop: NextHop) -> Iterator[Side]:
 
 
 async def _fill(path: Path) -> None:
-    """A queue of messages that were deferred, and are due tomorrow."""
+    """A queue of messages that were deferred, and are due in two hours: later than any wait would be a wrong clock."""
     store = await SqliteStore.open(path, synchronous="OFF")
     for first in range(0, _QUEUED, 1000):
         await asyncio.gather(*(store.accept(_deferred(first + number)) for number in range(1000)))
@@ -173,6 +173,6 @@ def _deferred(number: int) -> NewMessage:
     content = b"Subject: later\r\n\r\n" + b"z" * 1000
     message = QueuedMessage(new_queue_id(now), "a@client.example", now, len(content), MessageSummary())
     recipient = QueuedRecipient(
-        0, f"b@{domain}", domain, settings, state=State.DEFERRED, next_attempt=now + timedelta(days=1)
+        0, f"b@{domain}", domain, settings, state=State.DEFERRED, next_attempt=now + timedelta(hours=2)
     )
     return NewMessage(message, (recipient,), content)
