@@ -160,7 +160,7 @@ def _libraries(hop: NextHop) -> Iterator[Side]:
 
 
 async def _fill(path: Path) -> None:
-    """A queue of messages that were deferred, and are due in two hours: later than any wait would be a wrong clock."""
+    """A queue of messages that were deferred, and are not due yet, but no later than a wait may be."""
     store = await SqliteStore.open(path, synchronous="OFF")
     for first in range(0, _QUEUED, 1000):
         await asyncio.gather(*(store.accept(_deferred(first + number)) for number in range(1000)))
