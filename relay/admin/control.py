@@ -208,6 +208,9 @@ async def _a_moment() -> None:
     await asyncio.sleep(FOLLOW_SECONDS)
 
 
+_WAITING = (State.QUEUED, State.DEFERRED, State.HELD)
+
+
 def queue_filter(request: Mapping[str, Any]) -> QueueFilter:
     """The messages a request means."""
     ids = request.get("ids", [])
@@ -218,7 +221,7 @@ def queue_filter(request: Mapping[str, Any]) -> QueueFilter:
         raise RequestError("older-than is a number of seconds")
     state = request.get("state")
     if state is not None and (not isinstance(state, str) or state not in set(State)):
-        raise RequestError(f"no such state: {state}")
+        raise RequestError(f"no such state: {state}; known are {', '.join(_WAITING)}")
     return QueueFilter(
         queue_ids=frozenset(ids),
         domain=_text(request, "domain"),

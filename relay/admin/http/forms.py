@@ -53,7 +53,7 @@ async def read_form(request: web.Request) -> Form:
     except (ValueError, LookupError, AssertionError, RuntimeError, EOFError, HttpProcessingError) as error:
         if isinstance(error, web.HTTPException):
             raise
-        raise ApiError(400, "the form cannot be read") from error
+        raise ApiError(400, "the form cannot be read as multipart/form-data or urlencoded UTF-8") from error
     return Form(())
 
 

@@ -48,7 +48,9 @@ async def show(api: Api, request: web.Request) -> web.Response:
     """All we know of one message."""
     found = await operations.show_message(api.store, request.match_info["id"], now=api.clock())
     if found is None:
-        raise ApiError(404, "there is no such message in the queue")
+        raise ApiError(
+            404, "Message not found: it was delivered, returned or removed, or never was in this queue"
+        )
     return answer(found)
 
 
@@ -77,7 +79,7 @@ async def explain(api: Api, request: web.Request) -> web.Response:
     except AddressError as error:
         raise ApiError(400, f"to: {error}") from None
     if not domain:
-        raise ApiError(400, "to is missing")
+        raise ApiError(400, "to parameter is missing")
     return answer(
         await operations.explain(
             reverse_path=_address(query.get("from", ""), "from"),
@@ -113,7 +115,7 @@ def _number(query: Mapping[str, str], name: str, otherwise: int) -> int:
     if not text:
         return otherwise
     if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text)):
-        raise ApiError(400, f"{name} is a number")
+        raise ApiError(400, f"{name} is a number{' of seconds' if name == 'older-than' else ''}, at least 1")
     return int(text)
 
 
@@ -130,5 +132,5 @@ def _truth(query: Mapping[str, str], name: str) -> bool | None:
         return None
     truth = truth_of(query[name].encode("utf-8", "replace"))
     if truth is None:
-        raise ApiError(400, f"{name} is neither yes nor no")
+        raise ApiError(400, f"{name} parameter is neither yes nor no")
     return truth

@@ -38,7 +38,7 @@ async def create(api: Api, request: web.Request) -> web.Response:
     urls = _urls(form)
     known = await _of(api, domain)
     if name in known:
-        raise ApiError(400, f"Webhook already exists: {name}")
+        raise ApiError(400, f"Webhook already exists: {name}; PUT changes it")
     return await _set(api, domain, name, urls, "Webhook has been created")
 
 
@@ -70,7 +70,7 @@ async def _of(api: Api, domain: str) -> dict[str, tuple[str, ...]]:
 async def _known(api: Api, domain: str, name: str) -> tuple[str, ...]:
     known = await _of(api, domain)
     if name not in known:
-        raise ApiError(404, "Webhook not found")
+        raise ApiError(404, f"Webhook not found: {name}")
     return known[name]
 
 
@@ -95,7 +95,7 @@ def _one(urls: tuple[str, ...], *, message: str = "") -> web.Response:
 
 def _name(text: str) -> str:
     if text not in webhook.NAMES:
-        raise ApiError(400, f"Invalid webhook id, known are: {', '.join(webhook.NAMES)}")
+        raise ApiError(400, f"id parameter is not a webhook's, known are: {', '.join(webhook.NAMES)}")
     return text
 
 
@@ -104,10 +104,10 @@ def _urls(form: Form) -> tuple[str, ...]:
     if not urls:
         raise ApiError(400, "url parameter is missing")
     if len(urls) > _MOST_URLS:
-        raise ApiError(400, f"Too many urls, max is {_MOST_URLS}")
+        raise ApiError(400, f"url parameter: too many urls, max is {_MOST_URLS}")
     for url in urls:
         if not _is_url(url):
-            raise ApiError(400, "url is not an absolute http or https address")
+            raise ApiError(400, "url parameter is not an absolute http or https address")
     return urls
 
 
