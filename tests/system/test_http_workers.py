@@ -133,7 +133,7 @@ def test_the_interface_answers_for_all_workers(tmp_path: Path, ear: Ear) -> None
         assert sorted(one["queue-id"] for one in accepted) == ids
         status = api.ask("/relay/v1/status")
         assert sum(status["queue"].values()) == 60
-        wait_until(lambda: api.ask("/relay/v1/status")["in-flight"] > 20, what="attempts of several workers")
+        wait_until(lambda: api.ask("/relay/v1/status")["in-flight"] > 7, what="attempts of several workers")
 
         mx.gate.set()
         ledger.settle(relay, mx)
