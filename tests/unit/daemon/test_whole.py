@@ -113,9 +113,9 @@ async def test_events_that_commit_late_are_not_passed_over(two: Two) -> None:
 
 @pytest.mark.parametrize("ascending", [True, False])
 async def test_one_can_turn_round_between_the_queues(two: Two, ascending: bool) -> None:
-    for second in range(1, 9):
-        store = (two.first, two.other)[second % 2]
-        await store.accept(new_message(queue_id=f"M{second}", events=(at(f"M{second}", second),)))
+    for moment in range(1, 9):
+        store = (two.first, two.other)[moment % 2]
+        await store.accept(new_message(queue_id=f"M{moment}", events=(at(f"M{moment}", moment),)))
 
     async def page(after: int, *, back: bool = False) -> tuple[list[float], list[int]]:
         direction = ascending != back
@@ -123,7 +123,7 @@ async def test_one_can_turn_round_between_the_queues(two: Two, ascending: bool) 
         found = found[::-1] if back else found
         return [(one.event.at - NOW).total_seconds() for one in found], [one.seq for one in found]
 
-    order = [float(second) for second in range(1, 9)][:: 1 if ascending else -1]
+    order = [float(moment) for moment in range(1, 9)][:: 1 if ascending else -1]
     first, numbers = await page(0)
     second, behind = await page(numbers[-1])
     assert first + second == order[:6]
