@@ -272,7 +272,7 @@ def _explain_all(relay: Relay) -> dict[str, dict[str, Any]]:
 
 
 def _probe_all(relay: Relay) -> dict[str, dict[str, Any]]:
-    return {kind: _ask(relay, "probe", f"{kind}.probe.test", "--timeout", "4s") for kind in HOSTS}
+    return {kind: _ask(relay, "probe", f"{kind}.probe.test", "--timeout", "10s") for kind in HOSTS}
 
 
 def _ask(relay: Relay, command: str, *arguments: str) -> dict[str, Any]:
