@@ -19,7 +19,7 @@ def test_a_later_message_sorts_after_an_earlier_one():
 
 
 def test_messages_of_the_same_instant_get_different_ids():
-    assert len({new_queue_id(NOW) for _ in range(3000)}) == 3000
+    assert len({new_queue_id(NOW) for _ in range(300)}) == 300
 
 
 @pytest.mark.parametrize(
