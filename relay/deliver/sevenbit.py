@@ -104,6 +104,8 @@ class Conversion:
     def __init__(self, plan: Plan) -> None:
         self._walk = Walk(self)
         self._encodings = plan.encodings
+        # Labels alone ask for no MIME-Version; what is encoded needs one to be decoded.
+        self._encodes = not _ENCODERS.keys().isdisjoint(plan.encodings.values())
         self._out: list[bytes] = []
         self._encoder: _QuotedPrintable | _Base64 | None = None
 
@@ -125,7 +127,11 @@ class Conversion:
     def header(self, entity: Entity, section: bytes) -> None:
         encoding = self._encodings.get(entity.number, "")
         self._encoder = _ENCODERS[encoding]() if encoding in _ENCODERS else None
-        self._out.append(_relabelled(entity, section, encoding) if encoding else section)
+        self._out.append(
+            _relabelled(entity, section, encoding, add_version=self._encodes and not entity.is_mime)
+            if encoding
+            else section
+        )
 
     def body(self, entity: Entity, octets: bytes) -> None:
         self._out.append(self._encoder.encode(octets) if self._encoder else octets)
@@ -139,8 +145,13 @@ class Conversion:
         self._out.append(octets)
 
 
-def _relabelled(entity: Entity, section: bytes, encoding: str) -> bytes:
-    """A header section that says the new encoding, where the old one stood or at its end."""
+def _relabelled(entity: Entity, section: bytes, encoding: str, *, add_version: bool) -> bytes:
+    """A header section that says the new encoding, where the old one stood or at its end.
+
+    The last line of a section may lack its end: within a multipart that belongs to the delimiter.
+    """
+    if section and not section.endswith(b"\r\n"):
+        return _relabelled(entity, section + b"\r\n", encoding, add_version=add_version)[:-2]
     label = f"Content-Transfer-Encoding: {encoding}\r\n".encode()
     fields, has_end = section, section.endswith(b"\r\n\r\n") or section == b"\r\n"
     if has_end:
@@ -149,14 +160,12 @@ def _relabelled(entity: Entity, section: bytes, encoding: str) -> bytes:
     for each in iter_fields(fields):
         is_label = each.name.strip(b" \t").lower() == b"content-transfer-encoding"
         lines.append(label if is_label else each.raw)
+    if add_version:
+        lines.append(b"MIME-Version: 1.0\r\n")
     if not entity.encoding and label not in lines:
-        if not entity.is_mime:
-            lines.append(b"MIME-Version: 1.0\r\n")
         if not entity.has_type:
             lines.append(b"Content-Type: text/plain; charset=unknown-8bit\r\n")
         lines.append(label)
-    elif not entity.is_mime:
-        lines.append(b"MIME-Version: 1.0\r\n")
     return b"".join(lines) + (b"\r\n" if has_end else b"")
 
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 from email import message_from_bytes, policy
 from itertools import pairwise
 
-from relay.deliver.mime import Entity, TooComplex, Walk
+from relay.deliver.mime import TooComplex, Walk
 from relay.deliver.sevenbit import Conversion, NotConvertible, Survey
 from relay.deliver.transaction import _is_safe_path, is_clean
 from relay.deliver.wire import MAX_REPLY_BYTES, DotStuffer, Garbled, ReplyReader
@@ -28,6 +28,7 @@ from relay.receive.spec import BareNewline
 from relay.sign.signature import author_domain
 from relay.submit.message import split_off_header
 from relay.submit.trace import count_hops
+from tests.fakes.scribe import Scribe
 
 __all__ = ["SEEDS", "TARGETS", "WORDS"]
 
@@ -166,27 +167,10 @@ def headers(octets: bytes) -> None:
         assert not re.search(r"[\x00-\x1f\x7f]", text)
 
 
-class _Scribe:
-    def __init__(self) -> None:
-        self.told: list[bytes] = []
-
-    def header(self, entity: Entity, section: bytes) -> None:
-        self.told.append(section)
-
-    def body(self, entity: Entity, octets: bytes) -> None:
-        self.told.append(octets)
-
-    def end(self, entity: Entity) -> None:
-        pass
-
-    def between(self, octets: bytes) -> None:
-        self.told.append(octets)
-
-
 def conversions(octets: bytes) -> None:
     """A conversion is ASCII, leaves nothing out, and does not depend on how the content is cut."""
     how, message = (octets[0] if octets else 0), re.sub(rb"\r\n|\r|\n", b"\r\n", octets[1:])
-    scribe = _Scribe()
+    scribe = Scribe()
     walk = Walk(scribe)
     with suppress(TooComplex):
         for piece in _cut(message, how):

@@ -6,11 +6,12 @@ from email import message_from_bytes
 from email.message import Message
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from relay.deliver.mime import MOST_DEPTH, Entity, TooComplex, Walk
+from relay.deliver.mime import MOST_DEPTH, TooComplex, Walk
 from relay.deliver.sevenbit import Conversion, NotConvertible, Plan, Survey
+from tests.fakes.scribe import Scribe
 
 MIME = "MIME-Version: 1.0\r\n"
 
@@ -176,25 +177,6 @@ CONTENT = st.lists(st.sampled_from(LINES + FIELDS), max_size=40).map(
 )
 
 
-class Scribe:
-    """Writes down what it is told."""
-
-    def __init__(self) -> None:
-        self.told: list[bytes] = []
-
-    def header(self, entity: Entity, section: bytes) -> None:
-        self.told.append(section)
-
-    def body(self, entity: Entity, octets: bytes) -> None:
-        self.told.append(octets)
-
-    def end(self, entity: Entity) -> None:
-        pass
-
-    def between(self, octets: bytes) -> None:
-        self.told.append(octets)
-
-
 @given(CONTENT | st.binary(max_size=200), st.integers(1, 30))
 def test_a_walk_tells_all_of_any_content_however_it_is_cut(content, step):
     scribe = Scribe()
@@ -208,6 +190,9 @@ def test_a_walk_tells_all_of_any_content_however_it_is_cut(content, step):
     assert b"".join(scribe.told) == content
 
 
+@example(b"Content-Transfer-Encoding: 8bit\r\nContent-Type: message/rfc822", 30)
+@example(b"Content-Transfer-Encoding: 8bit\r\nContent-Type: message/rfc822\r\n\r\nSubject: x\r\n", 30)
+@example(b"Content-Type: message/rfc822\r\nContent-Transfer-Encoding: 8bit", 30)
 @given(CONTENT, st.integers(1, 30))
 def test_whatever_is_converted_is_ascii_and_does_not_depend_on_the_cut(content, step):
     try:
