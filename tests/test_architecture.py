@@ -13,6 +13,7 @@ database or clock are listed by name; every other one is pure.
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -192,3 +193,27 @@ def test_a_decision_touches_neither_network_nor_disk_nor_clock(module: str) -> N
 @pytest.mark.parametrize("module", sorted(MODULES))
 def test_every_module_opens_as_a_manual_page_does(module: str) -> None:
     assert ast.get_docstring(MODULES[module]), f"{module} says nothing of itself"
+
+
+def _table_of_flow() -> dict[str, set[str]]:
+    """What docs/flow.md says each package of the lower rows imports."""
+    rows = re.findall(
+        r"^\| `(\w+)` \| (.*) \|$", (ROOT / "docs/flow.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    return {
+        package: {name.split(".")[0] for name in re.findall(r"[a-z_.]+", said)}
+        for package, said in rows
+        if package not in ("mail", "config") and ROWS[package] < 5
+    }
+
+
+@pytest.mark.parametrize("package", sorted(name for name, row in ROWS.items() if 1 < row < 5))
+def test_docs_flow_tells_what_each_package_imports(package: str) -> None:
+    imported = {
+        _package(name)
+        for module, tree in MODULES.items()
+        if _package(module) == package
+        for name, _ in _imports(tree)
+        if name.startswith("relay.")
+    }
+    assert _table_of_flow()[package] == imported - {package}

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
 
 from relay.mail.event import Event
 from relay.mail.outcome import Bounced, Deferred, Delivered, Outcome
@@ -11,6 +15,7 @@ from relay.policy.settings import Setting, Source, TlsSettings
 from relay.queue.entry import Entry, LastAttempt, MessageSummary, QueuedMessage, QueuedRecipient, State
 from relay.queue.queue_id import new_queue_id
 from relay.queue.settle import Change, Settlement
+from relay.queue.sqlite import SqliteStore
 from relay.queue.store import CHUNK_BYTES, NewMessage, Store
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -22,6 +27,17 @@ DEFERRED = Deferred("4.2.1", 450, "mailbox busy")
 BOUNCED = Bounced("5.1.1", 550, "no such user")
 
 _STATES = {Delivered: State.DELIVERED, Deferred: State.DEFERRED, Bounced: State.BOUNCED}
+
+
+@contextlib.asynccontextmanager
+async def opened(directory: Path, **options: Any) -> AsyncIterator[SqliteStore]:
+    """A real store, closed at the end; without syncs, which no test of its promises waits for."""
+    wanted: dict[str, Any] = {"now": NOW, "synchronous": "OFF"} | options
+    store = await SqliteStore.open(directory, **wanted)
+    try:
+        yield store
+    finally:
+        await store.close()
 
 
 def new_message(

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,20 +14,20 @@ from relay.queue.handoff import HandOffLimits
 from relay.queue.sqlite import SqliteStore, StoppedQueue, claims
 from relay.queue.sqlite import reader as reading
 from relay.queue.store import CHUNK_BYTES, EventFilter, NewMessage, QueueFilter, SpoolError
-from tests.fakes.queued import CONTENT, DEFERRED, DELIVERED, NOW, content_of, event, new_message, settled
+from tests.fakes.queued import (
+    CONTENT,
+    DEFERRED,
+    DELIVERED,
+    NOW,
+    content_of,
+    event,
+    new_message,
+    opened,
+    settled,
+)
 
 MINUTE = timedelta(minutes=1)
 ALL = QueueFilter()
-
-
-@contextlib.asynccontextmanager
-async def opened(directory: Path, **options: Any) -> AsyncIterator[SqliteStore]:
-    wanted: dict[str, Any] = {"now": NOW, "synchronous": "OFF"} | options
-    store = await SqliteStore.open(directory, **wanted)
-    try:
-        yield store
-    finally:
-        await store.close()
 
 
 @pytest.fixture(params=["by memory", "by disk"])

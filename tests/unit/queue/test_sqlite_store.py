@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -29,22 +28,13 @@ from tests.fakes.queued import (
     content_of,
     event,
     new_message,
+    opened,
     settled,
 )
 
 NO_HANDOFF = HandOffLimits(entries=0)
 MINUTE = timedelta(minutes=1)
 WAIT = timedelta(minutes=5)
-
-
-@contextlib.asynccontextmanager
-async def opened(directory: Path, **options: Any) -> AsyncIterator[SqliteStore]:
-    wanted: dict[str, Any] = {"now": NOW, "synchronous": "OFF"} | options
-    store = await SqliteStore.open(directory, **wanted)
-    try:
-        yield store
-    finally:
-        await store.close()
 
 
 # By memory and by disk an entry is claimed alike; so most tests run both ways.
