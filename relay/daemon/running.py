@@ -53,7 +53,7 @@ from relay.deliver.scheduler import Scheduler
 from relay.deliver.signing import Signer
 from relay.policy.rules import PolicyRules
 from relay.queue.retry import latest_due
-from relay.queue.sqlite import DATABASE, SqliteStore, strays
+from relay.queue.sqlite import SqliteStore, strays
 from relay.queue.sqlite.reader import Reader
 from relay.queue.store import SpoolError, Store
 from relay.receive.certificates import CertificateError, ServerTls
@@ -222,7 +222,7 @@ class Relay:
         if not self._peers:
             return self.store
         path = self.config.queue.path
-        others = [Reader.of(Path(spool(path, peer.number), DATABASE)) for peer in self._peers]
+        others = [Reader.of(Path(spool(path, peer.number))) for peer in self._peers]
         for reader in others:
             self._undo.push_async_callback(reader.close)
         return cast(Store, WholeQueue(self.store, others, self._peers))

@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 CHUNK_BYTES = 256 * 1024
-"""Content is kept, staged and read in pieces of this size."""
+"""Content is staged and read in pieces of at most this size."""
 
 
 class SpoolError(Exception):
@@ -49,14 +49,14 @@ class QueueFull(SpoolError):
 class NewMessage:
     """A message to take in: from a client, or a DSN of ours.
 
-    `content` is what of the content was not staged before, all of it for a small
-    message; `staged_chunks` counts the pieces `Store.stage` has taken under this queue id.
+    `content` is what of the content was not staged before, all of it where none was;
+    `staged_bytes` is how much `Store.stage` has taken under this queue id.
     """
 
     message: QueuedMessage
     recipients: tuple[QueuedRecipient, ...]
     content: bytes
-    staged_chunks: int = 0
+    staged_bytes: int = 0
     events: tuple[Event, ...] = ()
 
 
@@ -116,20 +116,21 @@ class Debt:
 class Store(Protocol):
     """A queue that survives. All methods may raise `SpoolError`."""
 
-    async def stage(self, queue_id: str, seq: int, chunk: bytes) -> None:
+    async def stage(self, queue_id: str, offset: int, piece: bytes) -> None:
         """Take a piece of content before its message is accepted; returns when it may be forgotten by us.
 
-        Nothing is owed for it yet: without an `accept` it is garbage, removed by `discard` or at the
-        next start.
+        `offset` is how much was staged before it. Nothing is owed for it yet: without an `accept` it is
+        garbage, removed by `discard` or at the next start.
         """
 
     async def discard(self, queue_id: str) -> None:
-        """Remove what was staged for a message that will not be accepted."""
+        """Remove what was staged for a message that was not given to `accept`."""
 
     async def accept(self, new: NewMessage) -> None:
         """Take responsibility. On return envelope, content and events are committed and synced.
 
-        Runs to its end even if the caller is cancelled: a message half taken in does not exist.
+        Runs to its end even if the caller is cancelled: a message half taken in does not exist. Where it
+        fails, what was staged is gone, too.
         """
 
     async def claim_due(

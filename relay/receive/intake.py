@@ -80,7 +80,6 @@ class Intake:
         self._session = session
         self._opened: Opened | None = None
         self._front = b""
-        self._staged_chunks = 0
         self._staged_bytes = 0
         self._staging: asyncio.Future[None] | None = None
         self._staging_bytes = 0
@@ -135,8 +134,8 @@ class Intake:
         self.reader.stop_keeping()
         await self._staged()
         self._count(0)
-        if self._staged_chunks:
-            self._staged_chunks = 0
+        if self._staged_bytes:
+            self._staged_bytes = 0
             try:
                 await self._reception.store.discard(self.queue_id)
             except Exception as error:  # what stays is garbage, and goes at the next start
@@ -185,15 +184,14 @@ class Intake:
         await self._staged()
         if self.refusal is not None:
             return
-        chunk = self._front[:CHUNK_BYTES]
+        piece = self._front[:CHUNK_BYTES]
         self._front = self._front[CHUNK_BYTES:]
-        if len(chunk) < CHUNK_BYTES:
-            chunk += self.reader.take(CHUNK_BYTES - len(chunk))
-        # Counted first: what fails half-way has to be discarded too.
-        self._staged_chunks += 1
-        self._staged_bytes += len(chunk)
-        staging = self._reception.store.stage(self.queue_id, self._staged_chunks - 1, chunk)
-        self._staging, self._staging_bytes = asyncio.ensure_future(staging), len(chunk)
+        if len(piece) < CHUNK_BYTES:
+            piece += self.reader.take(CHUNK_BYTES - len(piece))
+        staging = self._reception.store.stage(self.queue_id, self._staged_bytes, piece)
+        # Counted at once: what fails half-way has to be discarded too.
+        self._staged_bytes += len(piece)
+        self._staging, self._staging_bytes = asyncio.ensure_future(staging), len(piece)
 
     async def _staged(self) -> None:
         """Wait for the piece that is on its way."""
@@ -217,7 +215,7 @@ class Intake:
         event = accepted(message, recipients)
         try:
             await self._reception.store.accept(
-                NewMessage(message, recipients, content, self._staged_chunks, (event,))
+                NewMessage(message, recipients, content, self._staged_bytes, (event,))
             )
         except Exception as error:
             self._refuse(self._trouble(error))

@@ -16,7 +16,7 @@ from relay.queue.entry import Entry, LastAttempt, MessageSummary, QueuedMessage,
 from relay.queue.queue_id import new_queue_id
 from relay.queue.settle import Change, Settlement
 from relay.queue.sqlite import SqliteStore
-from relay.queue.store import CHUNK_BYTES, NewMessage, Store
+from relay.queue.store import NewMessage, Store
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 SETTINGS = TlsSettings(Setting(True, Source.MESSAGE), Setting(False, Source.DOMAIN, "example.com"))
@@ -48,7 +48,7 @@ def new_message(
     arrived: datetime = NOW,
     state: State = State.QUEUED,
     due: datetime | None = None,
-    staged_chunks: int = 0,
+    staged_bytes: int = 0,
     events: tuple[Event, ...] = (),
 ) -> NewMessage:
     """A message for some addresses, `b@example.net` unless told otherwise."""
@@ -57,14 +57,14 @@ def new_message(
         queue_id=queue_id or new_queue_id(arrived),
         reverse_path=sender,
         arrived=arrived,
-        size_bytes=len(content) + staged_chunks * CHUNK_BYTES,
+        size_bytes=len(content) + staged_bytes,
         summary=MessageSummary("<1@example.com>", sender, addresses[0], "hello"),
     )
     queued = tuple(
         QueuedRecipient(index, address, address.rpartition("@")[2], SETTINGS, state=state, next_attempt=due)
         for index, address in enumerate(addresses)
     )
-    return NewMessage(message, queued, content, staged_chunks, events)
+    return NewMessage(message, queued, content, staged_bytes, events)
 
 
 def event(name: str, queue_id: str, recipient: str = "", *, at: datetime = NOW, number: int = 0) -> Event:

@@ -18,20 +18,20 @@ class FakeStore:
     def __init__(self) -> None:
         self.messages: list[NewMessage] = []
         self.contents: list[bytes] = []
-        self.staged: dict[str, list[bytes]] = {}
-        self.largest_chunk = 0
+        self.staged: dict[str, bytearray] = {}
+        self.largest_piece = 0
         self.fail_with: Exception | None = None
         self.fail_stage_with: Exception | None = None
         self.gate: asyncio.Event | None = None
         self.accepting = asyncio.Event()
 
-    async def stage(self, queue_id: str, seq: int, chunk: bytes) -> None:
+    async def stage(self, queue_id: str, offset: int, piece: bytes) -> None:
         if self.fail_stage_with is not None:
             raise self.fail_stage_with
-        chunks = self.staged.setdefault(queue_id, [])
-        assert len(chunks) == seq
-        self.largest_chunk = max(self.largest_chunk, len(chunk))
-        chunks.append(chunk)
+        staged = self.staged.setdefault(queue_id, bytearray())
+        assert len(staged) == offset
+        self.largest_piece = max(self.largest_piece, len(piece))
+        staged += piece
 
     async def discard(self, queue_id: str) -> None:
         self.staged.pop(queue_id, None)
@@ -42,9 +42,9 @@ class FakeStore:
             await self.gate.wait()
         if self.fail_with is not None:
             raise self.fail_with
-        chunks = self.staged.pop(new.message.queue_id, [])
-        assert len(chunks) == new.staged_chunks
-        content = b"".join(chunks) + new.content
+        staged = self.staged.pop(new.message.queue_id, b"")
+        assert len(staged) == new.staged_bytes
+        content = bytes(staged) + new.content
         assert len(content) == new.message.size_bytes
         self.messages.append(new)
         self.contents.append(content)

@@ -27,18 +27,18 @@ async def accept(store: SqliteStore, wanted: argparse.Namespace, lane: int, numb
     """One message, with its id as its content."""
     queue_id = f"{os.getpid():08}{lane:03}{number:06}"
     content = queue_id.encode() * 200
-    staged = 2 if wanted.large else 0
+    pieces = 2 if wanted.large else 0
     new = new_message(
         f"b@d{number % 5}.example",
         queue_id=queue_id,
         content=content,
         arrived=datetime.now(UTC),
-        staged_chunks=staged,
+        staged_bytes=pieces * CHUNK_BYTES,
         events=(event("accepted", queue_id),),
     )
     try:
-        for seq in range(staged):
-            await store.stage(queue_id, seq, queue_id.encode().ljust(CHUNK_BYTES, b"."))
+        for number in range(pieces):
+            await store.stage(queue_id, number * CHUNK_BYTES, queue_id.encode().ljust(CHUNK_BYTES, b"."))
         await store.accept(new)
     except SpoolError as exc:
         say("no", queue_id, type(exc).__name__, str(exc).replace("\n", " "))

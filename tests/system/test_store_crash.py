@@ -94,6 +94,8 @@ async def check(spool: Path, told: Told, *, size: int, refused_stay_out: bool = 
             content = await content_of(store, message.queue_id)
             assert len(content) == size == message.size_bytes
             assert content.startswith(message.queue_id.encode())
+        files = {path.name for path in (spool / "content").iterdir()}
+        assert files == {message.queue_id for message in listed if message.size_bytes > CHUNK_BYTES}
         due = await store.claim_due(now=datetime.now(UTC), limit=9999)
         while more := await store.claim_due(now=datetime.now(UTC), limit=9999):
             due += more
@@ -128,15 +130,27 @@ async def test_what_was_accepted_survives_kill_9_at_any_moment(tmp_path, options
             (tmp_path / "spool" / "queue.db-wal").unlink()
 
 
+def killed_at(spool: Path, call: str, when: int, *options: str) -> Told:
+    trace = [*STRACE, "/dev/null", "-e", f"trace={call}", "-e", f"inject={call}:signal=KILL:when={when}"]
+    told = run(*trace, *command(spool, "--count", "60", "--lanes", "3", "--deliver", *options))
+    assert not told.ended, "the kill came too late to mean anything"
+    return told
+
+
 @pytest.mark.needs("strace")
 @pytest.mark.parametrize("call", ["fdatasync", "pwrite64"])
 @pytest.mark.parametrize("when", range(1, 61) if LONG else (1, 3, 6, 8, 13, 30, 45))
 async def test_what_was_accepted_survives_kill_9_at_the_nth_call(tmp_path, call, when):
-    trace = [*STRACE, "/dev/null", "-e", f"trace={call}", "-e", f"inject={call}:signal=KILL:when={when}"]
-    options = ["--count", "60", "--lanes", "3", "--deliver"]
-    told = run(*trace, *command(tmp_path / "spool", *options))
-    assert not told.ended, "the kill came too late to mean anything"
+    told = killed_at(tmp_path / "spool", call, when)
     await check(tmp_path / "spool", told, size=SMALL)
+
+
+@pytest.mark.needs("strace")
+@pytest.mark.parametrize("call", ["fdatasync", "fsync", "write", "unlink"])
+@pytest.mark.parametrize("when", range(1, 13) if LONG else (2, 5, 9))
+async def test_large_mail_survives_kill_9_at_the_nth_call(tmp_path, call, when):
+    told = killed_at(tmp_path / "spool", call, when, "--large")
+    await check(tmp_path / "spool", told, size=LARGE)
 
 
 @pytest.mark.needs("strace")
@@ -188,31 +202,47 @@ async def test_while_every_sync_fails_nothing_is_accepted(tmp_path):
 # The order of sync and answer. Killing the process cannot show it: what was written outlives the
 # process without any sync. So the calls are read.
 
-_CALL = re.compile(r"^\d+ +(?:<\.\.\. )?(\w+)(?:\(| resumed)(.*)")
+_CALL = re.compile(r"^(\d+) +(?:<\.\.\. )?(\w+)(?:\(| resumed)(.*)")
+_CONTENT = re.compile(r"/content(?:/(\w+))?[\">]")
 
 
 def unsynced_answers(trace: str) -> Iterator[str]:
-    """Answers that were given while something written to the log was not synced yet."""
-    dirty = False
+    """Answers that were given while something written for them was not synced yet.
+
+    The log, or the message's file, or the name of that file; the file has to be synced before the log is
+    written to, or a commit could tell of what is not there.
+    """
+    dirty: set[str] = set()
     syncs = 0
+    begun: dict[str, str] = {}
     for line in trace.splitlines():
         found = _CALL.match(line)
         if found is None:
             continue
-        call, rest = found.groups()
-        if call == "pwrite64" and "queue.db-wal" in rest:
-            dirty = True
-        elif call == "fdatasync" and rest.rstrip().endswith("= 0"):
-            dirty, syncs = False, syncs + 1
+        thread, call, rest = found.groups()
+        if rest.endswith("<unfinished ...>"):
+            begun[thread] = rest
+            continue
+        rest = begun.pop(thread, "") + rest
+        content = _CONTENT.search(rest)
+        if call == "openat" and content and "O_CREAT" in rest:
+            dirty |= {content[1], "names"}
+        elif call == "pwrite64" and "queue.db-wal" in rest:
+            if dirty - {"log"}:
+                yield f"{line} with {dirty}"
+            dirty.add("log")
+        elif call in ("fdatasync", "fsync") and rest.rstrip().endswith("= 0"):
+            dirty.discard((content[1] or "names") if content else "log")
+            syncs += 1
         elif call == "write" and '"ok ' in rest:
             if dirty or not syncs:
-                yield line
+                yield f"{line} with {dirty}"
             syncs = 0
 
 
 def traced_answers(tmp_path: Path, *options: str) -> tuple[Told, list[str]]:
     trace = tmp_path / "trace"
-    calls = ["-y", "-e", "trace=pwrite64,fdatasync,write", "-e", "signal=none"]
+    calls = ["-y", "-e", "trace=pwrite64,fdatasync,fsync,write,openat", "-e", "signal=none"]
     told = run(*STRACE, str(trace), *calls, *command(tmp_path / "spool", "--count", "40", *options))
     assert len(told.accepted) == 40
     return told, list(unsynced_answers(trace.read_text()))

@@ -24,7 +24,7 @@ from relay.mail.event import Event
 from relay.mail.header import remove_fields
 from relay.queue.entry import QueuedMessage, QueuedRecipient, State
 from relay.queue.queue_id import new_queue_id
-from relay.queue.store import CHUNK_BYTES, NewMessage, QueueFull, SpoolError, Store
+from relay.queue.store import NewMessage, QueueFull, SpoolError
 from relay.report import deliverylog
 from relay.submit.message import (
     OUR_TROUBLE,
@@ -121,7 +121,7 @@ class _Incoming:
             raise ApiError(413, "the message is too large")
         message = self._message(order, opened, content)
         recipients = queued_recipients(opened, order.recipients)
-        await self._accept(_dated(message, recipients, order), content)
+        await self._accept(_dated(message, recipients, order, content))
         log.info("%s: accepted over HTTP for %s", self.queue_id, self.domain)
         return answer({"id": f"<{opened.summary.message_id}>", "message": "Queued. Thank you."})
 
@@ -162,9 +162,9 @@ class _Incoming:
             terms=order.terms,
         )
 
-    async def _accept(self, new: NewMessage, content: bytes) -> None:
+    async def _accept(self, new: NewMessage) -> None:
         try:
-            await store_content(self.api.store, new, content)
+            await self.api.store.accept(new)
         except QueueFull as error:
             log.warning("%s: refused for now: %s", self.queue_id, error)
             raise _as_error(OUT_OF_ROOM) from error
@@ -173,7 +173,9 @@ class _Incoming:
             raise _as_error(OUR_TROUBLE) from error
 
 
-def _dated(message: QueuedMessage, recipients: Sequence[QueuedRecipient], order: Order) -> NewMessage:
+def _dated(
+    message: QueuedMessage, recipients: Sequence[QueuedRecipient], order: Order, content: bytes
+) -> NewMessage:
     """The recipients due when the sender wants, or in test mode done with; and the events of it."""
     events: list[Event] = [deliverylog.accepted(message, recipients)]
     if order.terms.is_test:
@@ -181,32 +183,7 @@ def _dated(message: QueuedMessage, recipients: Sequence[QueuedRecipient], order:
         events += [deliverylog.tested(message, one, now=message.arrived) for one in recipients]
     else:
         recipients = [replace(one, next_attempt=order.due) for one in recipients]
-    return NewMessage(message, tuple(recipients), b"", events=tuple(events))
-
-
-async def store_content(store: Store, new: NewMessage, content: bytes) -> None:
-    """Accept a message whose content is at hand; a large one piece by piece, so that others get between."""
-    queue_id = new.message.queue_id
-    staged = 0
-    try:
-        while len(content) - staged * CHUNK_BYTES > CHUNK_BYTES:
-            start = staged * CHUNK_BYTES
-            # Counted first: what fails half-way has to be discarded too.
-            staged += 1
-            await store.stage(queue_id, staged - 1, content[start : start + CHUNK_BYTES])
-        last = content[staged * CHUNK_BYTES :]
-        await store.accept(replace(new, content=last, staged_chunks=staged))
-    except Exception:
-        if staged:
-            await _discard(store, queue_id)
-        raise
-
-
-async def _discard(store: Store, queue_id: str) -> None:
-    try:
-        await store.discard(queue_id)
-    except SpoolError as error:  # what stays is garbage, and goes at the next start
-        log.warning("%s: could not discard what was staged: %s", queue_id, error)
+    return NewMessage(message, tuple(recipients), content, events=tuple(events))
 
 
 def _as_error(refusal: Refusal) -> ApiError:

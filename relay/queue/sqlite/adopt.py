@@ -5,11 +5,13 @@ takes all of it into its own queue before it delivers anything:
 
     lock       the stray queue, as its owner would
     rename     its directory to a name that no queue ever had: what follows is about this one alone
-    copy       everything, and a note of the name, in one transaction that is synced
+    link       its files of large content, into those of the queue
+    copy       everything else, and a note of the name, in one transaction that is synced
     remove     the directory, then the note
 
-A crash before the commit leaves the stray queue as it was; one after it finds the note, and copies
-nothing again. So each message is in exactly one queue whenever something is delivered.
+A crash before the commit leaves the stray queue as it was, and links that mean nothing; one after it
+finds the note, and copies nothing again. So each message is in exactly one queue whenever something
+is delivered.
 
 Events that are in the log's file already, and looked at for webhooks, go before all others, with
 numbers below zero; the rest come as new ones, and are written and told as those. Calls owed to
@@ -20,7 +22,6 @@ first one's, and may be an old one.
 from __future__ import annotations
 
 import logging
-import os
 import secrets
 import shutil
 import sqlite3
@@ -31,6 +32,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from relay.queue.sqlite.disk import DATABASE, Spool, is_full, open_writer
+from relay.queue.sqlite.files import CONTENT, link_all, sync_directory
 from relay.queue.sqlite.schema import migrate
 from relay.queue.store import SpoolError
 
@@ -74,13 +76,15 @@ def _adopt_one(db: sqlite3.Connection, directory: Path, path: Path) -> None:
     else:
         _fold(path)
         renamed = path.rename(directory / f"{_ADOPTED}{secrets.token_hex(8)}")
-        _sync(directory)
+        sync_directory(directory)
     note = f"{_NOTE}{renamed.name}"
     if db.execute("SELECT 1 FROM meta WHERE key = ?", (note,)).fetchone() is None:
+        if (renamed / CONTENT).exists():
+            link_all(renamed / CONTENT, directory / CONTENT)
         count = _copy(db, renamed, note)
         log.warning("%s: %d messages of a worker that is no more were taken over", path, count)
     shutil.rmtree(renamed)
-    _sync(directory)
+    sync_directory(directory)
     db.execute("DELETE FROM meta WHERE key = ?", (note,))
 
 
@@ -105,7 +109,7 @@ def _copy(db: sqlite3.Connection, path: Path, note: str) -> int:
         db.execute("BEGIN IMMEDIATE")
         try:
             count = db.execute("INSERT INTO message SELECT * FROM stray.message").rowcount
-            for table in ("recipient", "chunk", "owed"):
+            for table in ("recipient", "owed"):
                 db.execute(f"INSERT INTO {table} SELECT * FROM stray.{table}")
             db.execute(
                 "INSERT INTO call (due, attempts, url, line) SELECT due, attempts, url, line FROM stray.call"
@@ -151,11 +155,3 @@ def _done(db: sqlite3.Connection) -> int:
     written = int(marks.get("log_mark", 0))
     since = db.execute("SELECT min(since) FROM stray.webhook").fetchone()[0]
     return written if since is None else min(written, max(int(marks.get("calls_seen", 0)), since))
-
-
-def _sync(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -18,19 +18,21 @@ from typing import Any
 from relay.queue.entry import Entry, QueuedMessage, QueuedRecipient, State
 from relay.queue.handoff import Shares
 from relay.queue.rows import STATE_NUMBER, STATE_OF_NUMBER, BadRow, message_of, micros, recipient_of
+from relay.queue.sqlite.contents import Contents
 from relay.queue.sqlite.reader import matching, window_end
 from relay.queue.sqlite.schema import ASIDE, CLAIMED, READY, WAITING
 from relay.queue.sqlite.writer import finish_if_done
 from relay.queue.store import QueueFilter, SpoolError
 
-__all__ = ["VERBS", "Changed", "change", "claim", "discard", "purge", "recover", "release"]
+__all__ = ["VERBS", "Changed", "change", "claim", "is_unknown", "purge", "recover", "release"]
 
 log = logging.getLogger(__name__)
 
 _PROMOTED = 1000
 _ROUNDS = 4
 _STRETCH = 1000
-_ORPHANS = 200
+
+_IN_FILES = "SELECT queue_id FROM message WHERE in_file"
 
 _LONGEST_POSTPONED = timedelta(days=8)
 """A sender may ask for a delivery some days ahead: what was never tried may be due so late."""
@@ -134,7 +136,7 @@ def _claim_one(db: sqlite3.Connection, queue_id: str, domain: str) -> Entry | No
         message, total = _message(db, queue_id)
         recipients = tuple(recipient_of(*row) for row in rows)
     except BadRow as exc:
-        _quarantine(db, queue_id, exc)
+        _quarantine(db, queue_id, str(exc))
         return None
     db.execute(
         f"UPDATE recipient SET place = {CLAIMED} WHERE queue_id = ? AND domain = ? AND place = {READY}",
@@ -154,9 +156,9 @@ def _message(db: sqlite3.Connection, queue_id: str) -> tuple[QueuedMessage, int]
     return message_of(*row[:5]), row[5]
 
 
-def _quarantine(db: sqlite3.Connection, queue_id: str, exc: BadRow) -> None:
+def _quarantine(db: sqlite3.Connection, queue_id: str, damage: str) -> None:
     """Set a message aside as it is, for a person to look at: it stays in the queue and in its state."""
-    log.error("%s: set aside, it is damaged: %s", queue_id, exc)
+    log.error("%s: set aside, it is damaged: %s", queue_id, damage)
     db.execute(
         f"UPDATE recipient SET place = {ASIDE} WHERE queue_id = ? AND place IN ({WAITING}, {READY})",
         (queue_id,),
@@ -257,14 +259,6 @@ def _after(verb: str, state: State, recipient: QueuedRecipient | None) -> State:
 # Leftovers.
 
 
-def discard(db: sqlite3.Connection, queue_id: str) -> None:
-    """Remove staged pieces, unless their message was accepted after all."""
-    db.execute(
-        "DELETE FROM chunk WHERE queue_id = ?1 AND NOT EXISTS (SELECT 1 FROM message WHERE queue_id = ?1)",
-        (queue_id,),
-    )
-
-
 def purge(
     db: sqlite3.Connection, before: datetime, mark: int, after: int, limit: int
 ) -> tuple[int, int | None]:
@@ -298,10 +292,15 @@ def pull_forward(db: sqlite3.Connection, now: datetime, latest: datetime) -> Non
     )
 
 
-def recover(db: sqlite3.Connection, now: datetime, latest: datetime) -> None:
+def is_unknown(queue_id: str, db: sqlite3.Connection) -> bool:
+    """Whether there is no such message in the queue."""
+    return db.execute("SELECT 1 FROM message WHERE queue_id = ?", (queue_id,)).fetchone() is None
+
+
+def recover(db: sqlite3.Connection, contents: Contents, now: datetime, latest: datetime) -> None:
     """What a start has to put right.
 
-    What was claimed is due at once. Pieces without a message were never accepted.
+    What was claimed is due at once. Files without a message were never accepted, or have left.
     """
     db.execute("BEGIN IMMEDIATE")
     db.execute(
@@ -309,13 +308,6 @@ def recover(db: sqlite3.Connection, now: datetime, latest: datetime) -> None:
         (micros(now),),
     )
     pull_forward(db, now, latest)
+    for queue_id in contents.sweep([row[0] for row in db.execute(_IN_FILES)]):
+        _quarantine(db, queue_id, f"its content, {contents.path_of(queue_id)}, is gone")
     db.execute("COMMIT")
-    while True:
-        db.execute("BEGIN IMMEDIATE")
-        gone = db.execute(
-            "DELETE FROM chunk WHERE (queue_id, seq) IN (SELECT queue_id, seq FROM chunk"
-            f" WHERE queue_id NOT IN (SELECT queue_id FROM message) LIMIT {_ORPHANS})"
-        ).rowcount
-        db.execute("COMMIT")
-        if gone < _ORPHANS:
-            break

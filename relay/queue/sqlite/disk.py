@@ -4,6 +4,7 @@
     ballast    a file of zeros that is given up when the disk is full, so that deliveries can still
                be written down and mail can leave; laid down again when there is room
     queue.db   the database, with its -wal and -shm
+    content    a directory: large content, see `contents`
 
 Everything SQLite raises becomes `SpoolError` or `QueueFull` here.
 
@@ -24,6 +25,7 @@ from datetime import timedelta
 from pathlib import Path
 from urllib.parse import quote
 
+from relay.queue.sqlite.files import sync_directory
 from relay.queue.sqlite.schema import APPLICATION_ID, MIGRATIONS, version_of
 from relay.queue.store import QueueFull, SpoolError
 
@@ -63,7 +65,7 @@ def translated(exc: BaseException) -> SpoolError:
         return exc
     if is_full(exc):
         return QueueFull("no space left for the queue")
-    return SpoolError(f"queue database: {exc}")
+    return SpoolError(f"queue: {exc}")
 
 
 def is_full(exc: BaseException) -> bool:
@@ -155,17 +157,9 @@ class Spool:
             if self.path.with_name(f"{DATABASE}-wal").exists() and not self.path.exists():
                 raise SpoolError(f"{self.path} is gone, but its -wal is there: restore it before starting")
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-            self.sync_directory()
+            sync_directory(self.directory)
             return True
         return False
-
-    def sync_directory(self) -> None:
-        """Make the names of the files durable."""
-        fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
 
     def wal_bytes(self) -> int:
         """The size of the write-ahead log."""

@@ -1,8 +1,9 @@
 """Everything that is read from the queue, on a thread and a read-only connection of its own.
 
 Each question is answered in short reads: a long one would keep the write-ahead log from being
-folded back. So content comes piece by piece, and a search goes through its table in windows.
-The same questions are asked of a running relay's queue and of a stopped one's.
+folded back. So a search goes through its table in windows. Large content comes piece by piece from
+its file, on threads of its own. The same questions are asked of a running relay's queue and of a
+stopped one's.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ from relay.queue.rows import (
     recipient_of,
 )
 from relay.queue.sqlite.desk import domain_settings
-from relay.queue.sqlite.disk import open_reader, open_stopped, translated
+from relay.queue.sqlite.disk import DATABASE, open_reader, open_stopped, translated
+from relay.queue.sqlite.files import CONTENT, read_piece
 from relay.queue.sqlite.schema import CLAIMED, READY, WAITING
 from relay.queue.store import (
     CHUNK_BYTES,
@@ -72,28 +74,33 @@ T = TypeVar("T")
 class Reader:
     """Asks one connection, on one thread."""
 
-    def __init__(self, connect: Callable[[], sqlite3.Connection]) -> None:
+    def __init__(self, connect: Callable[[], sqlite3.Connection], directory: Path) -> None:
         self._connect = connect
+        self._directory = directory
         self._db: sqlite3.Connection | None = None
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="queue-reader")
+        self._files = ThreadPoolExecutor(max_workers=4, thread_name_prefix="queue-content-reader")
         self._closed = False
 
     @classmethod
-    def of(cls, path: Path) -> Reader:
+    def of(cls, directory: Path) -> Reader:
         """A reader of a running relay's queue."""
-        return cls(lambda: open_reader(path))
+        return cls(lambda: open_reader(directory / DATABASE), directory)
 
     async def ask(self, question: Callable[..., T], *args: Any) -> T:
         """The answer of `question(connection, *args)`."""
-        if self._closed:
-            raise SpoolError("the queue is closed")
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._answer, question, args)
+        return await self._on(self._pool, self._answer, question, args)
 
     def _answer(self, question: Callable[..., T], args: tuple[Any, ...]) -> T:
+        if self._db is None:
+            self._db = self._connect()
+        return question(self._db, *args)
+
+    async def _on(self, threads: ThreadPoolExecutor, work: Callable[..., T], *args: Any) -> T:
+        if self._closed:
+            raise SpoolError("the queue is closed")
         try:
-            if self._db is None:
-                self._db = self._connect()
-            return question(self._db, *args)
+            return await asyncio.get_running_loop().run_in_executor(threads, work, *args)
         except (sqlite3.Error, OSError) as exc:
             raise translated(exc) from exc
 
@@ -103,6 +110,7 @@ class Reader:
             self._closed = True
             await asyncio.get_running_loop().run_in_executor(self._pool, self._let_go)
             self._pool.shutdown(wait=True)
+            self._files.shutdown(wait=True)
 
     def _let_go(self) -> None:
         if self._db is not None:
@@ -113,13 +121,14 @@ class Reader:
 
     async def read_content(self, queue_id: str) -> AsyncIterator[bytes]:
         """The content in pieces, in order. `SpoolError` where it is not whole."""
-        content, chunks = await self.ask(_content_of, queue_id)
-        if not chunks:
+        content, in_file, size_bytes = await self.ask(_content_of, queue_id)
+        if in_file:
+            path = self._directory / CONTENT / queue_id
+            for offset in range(0, size_bytes, CHUNK_BYTES):
+                yield await self._on(self._files, read_piece, path, offset, size_bytes)
+        else:
             for start in range(0, len(content), CHUNK_BYTES):
                 yield content[start : start + CHUNK_BYTES]
-            return
-        for seq in range(chunks):
-            yield await self.ask(_chunk, queue_id, seq)
 
     async def read_header(self, queue_id: str, *, limit_bytes: int = CHUNK_BYTES) -> bytes:
         """The header section, with the empty line where there is one within the limit."""
@@ -198,7 +207,7 @@ class StoppedQueue(Reader):
 
     def __init__(self, directory: Path) -> None:
         self._lock_fd = -1
-        super().__init__(lambda: self._connect_stopped(directory))
+        super().__init__(lambda: self._connect_stopped(directory), directory)
 
     @classmethod
     async def open(cls, directory: Path) -> Self:
@@ -234,21 +243,16 @@ class StoppedQueue(Reader):
 # Content.
 
 
-def _content_of(db: sqlite3.Connection, queue_id: str) -> tuple[bytes, int]:
-    row = db.execute("SELECT content, chunks FROM message WHERE queue_id = ?", (queue_id,)).fetchone()
+def _content_of(db: sqlite3.Connection, queue_id: str) -> tuple[bytes, int, int]:
+    row: tuple[bytes, int, int] | None = db.execute(
+        "SELECT content, in_file, size_bytes FROM message WHERE queue_id = ?", (queue_id,)
+    ).fetchone()
     if row is None:
         raise SpoolError(f"{queue_id}: there is no such message")
-    content, chunks = row
-    if not chunks and not isinstance(content, bytes):
+    content, in_file, _ = row
+    if not in_file and not isinstance(content, bytes):
         raise SpoolError(f"{queue_id}: its content is damaged")
-    return content, chunks
-
-
-def _chunk(db: sqlite3.Connection, queue_id: str, seq: int) -> bytes:
-    row = db.execute("SELECT data FROM chunk WHERE queue_id = ? AND seq = ?", (queue_id, seq)).fetchone()
-    if row is None or not isinstance(row[0], bytes):
-        raise SpoolError(f"{queue_id}: piece {seq} of its content is missing")
-    return row[0]
+    return row
 
 
 # Messages.

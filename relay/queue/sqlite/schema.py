@@ -1,8 +1,7 @@
 """The tables of the queue in SQLite, and the way from each older version to this one.
 
-    message     one row a message; small content lies in it, larger in `chunk`
+    message     one row a message; small content lies in it, larger in a file (`contents`)
     recipient   one row a recipient, done ones included until the message leaves
-    chunk       content in pieces; without a message it is garbage
     event       the delivery log, in the order of the commits
     owed        what the sender is still to be told of recipients that are done
     domain_settings, webhook, call
@@ -25,8 +24,10 @@ The version is in `PRAGMA user_version`. Migrations are only ever added at the e
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
+from relay.queue.sqlite.files import CONTENT, sync_directory, write_whole
 from relay.queue.store import SpoolError
 
 __all__ = ["APPLICATION_ID", "ASIDE", "CLAIMED", "MIGRATIONS", "READY", "WAITING", "migrate", "version_of"]
@@ -36,7 +37,8 @@ APPLICATION_ID = 0x524C5951
 
 WAITING, READY, CLAIMED, ASIDE = range(4)
 
-Migration = Sequence[str]
+Migration = Sequence[str | Callable[[sqlite3.Connection], None]]
+"""Statements, and what no statement can do."""
 
 _VERSION_1: Migration = (
     """CREATE TABLE message (
@@ -116,7 +118,26 @@ _VERSION_3: Migration = (
     "CREATE INDEX call_due ON call (due)",
 )
 
-MIGRATIONS: Sequence[Migration] = (_VERSION_1, _VERSION_2, _VERSION_3)
+
+def _content_to_files(db: sqlite3.Connection) -> None:
+    """Pieces of content become the files that version 4 wants; a crash before the commit leaves both."""
+    directory = Path(db.execute("PRAGMA database_list").fetchone()[2]).parent / CONTENT
+    directory.mkdir(mode=0o700, exist_ok=True)
+    for (queue_id,) in db.execute("SELECT queue_id FROM message WHERE chunks > 0"):
+        pieces = db.execute("SELECT data FROM chunk WHERE queue_id = ? ORDER BY seq", (queue_id,))
+        write_whole(directory / queue_id, (piece for (piece,) in pieces))
+    sync_directory(directory)
+    sync_directory(directory.parent)
+
+
+_VERSION_4: Migration = (
+    _content_to_files,
+    "DROP TABLE chunk",
+    "UPDATE message SET chunks = 1 WHERE chunks > 0",
+    "ALTER TABLE message RENAME COLUMN chunks TO in_file",  # 1: content is null here
+)
+
+MIGRATIONS: Sequence[Migration] = (_VERSION_1, _VERSION_2, _VERSION_3, _VERSION_4)
 
 
 def version_of(db: sqlite3.Connection) -> int:
@@ -140,7 +161,10 @@ def migrate(db: sqlite3.Connection, migrations: Sequence[Migration] = MIGRATIONS
         db.execute("BEGIN IMMEDIATE")
         try:
             for statement in statements:
-                db.execute(statement)
+                if isinstance(statement, str):
+                    db.execute(statement)
+                else:
+                    statement(db)
             db.execute(f"PRAGMA user_version = {number}")
             db.execute("COMMIT")
         except BaseException:

@@ -1,7 +1,8 @@
-"""The durable queue in one SQLite file: the `Store` a relay runs with unless told otherwise.
+"""The durable queue in one SQLite file, with large content beside it: the `Store` a relay runs with.
 
 This is the shell that puts the parts together on the event loop: `Writer` commits, `Reader`
-answers, `HandOff` is the short way from `accept` to `claim_due` for mail that is due at once.
+answers, `Contents` keeps what is large, `HandOff` is the short way from `accept` to `claim_due` for
+mail that is due at once.
 
 A claim is written down (see `schema`), so that no other claim finds it, and ends with
 `record` or `release`; after a crash every claim is due at once. Better to deliver twice than
@@ -14,6 +15,8 @@ import asyncio
 import logging
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -26,6 +29,7 @@ from relay.queue.rows import STATE_NUMBER, message_data, micros, owed_data, reci
 from relay.queue.settle import Settlement
 from relay.queue.sqlite import claims
 from relay.queue.sqlite.adopt import adopt
+from relay.queue.sqlite.contents import Contents
 from relay.queue.sqlite.desk import SqliteDesk
 from relay.queue.sqlite.disk import Spool, check_quickly
 from relay.queue.sqlite.reader import Reader, StoppedQueue, count_states
@@ -46,7 +50,6 @@ __all__ = ["SqliteStore"]
 
 log = logging.getLogger(__name__)
 
-_INLINE_BYTES = 64 * 1024
 _TAIL_EVENTS = 4096
 _PURGE_STRETCH = 1000
 _BEFORE_ALL = -(1 << 62)
@@ -63,9 +66,16 @@ class SqliteStore:
         self._spool = spool
         self._handoff = HandOff(limits)
         self._limits = limits
-        self._reader = Reader.of(spool.path)
+        self._reader = Reader.of(spool.directory)
+        self._contents = Contents(spool)
+        self._staged: set[str] = set()
+        self._accepting: set[asyncio.Future[None]] = set()
         self._writer = Writer(
-            spool, synchronous=synchronous, prepare=self._prepare, on_events=self._on_events
+            spool,
+            synchronous=synchronous,
+            prepare=self._prepare,
+            on_events=self._on_events,
+            on_gone=self._contents.remove,
         )
         self.desk = SqliteDesk(self._reader.ask, self._call)
         self._work = asyncio.Event()
@@ -123,8 +133,9 @@ class SqliteStore:
         """On the writer's thread, before anything else."""
         check_quickly(db, largest_bytes=_CHECK_LARGEST_BYTES, within=_CHECK_WITHIN)
         migrate(db)
+        self._contents.make_directory()
         adopt(db, self._spool.directory, self._adopt)
-        claims.recover(db, self._now, self._latest)
+        claims.recover(db, self._contents, self._now, self._latest)
         self._counts = count_states(db)
 
     async def close(self) -> None:
@@ -132,36 +143,60 @@ class SqliteStore:
         # The reader first: the last connection to close folds the write-ahead log back.
         await self._reader.close()
         await self._writer.close()
+        await asyncio.get_running_loop().run_in_executor(None, self._contents.close)
         self._spool.close()
 
     # Taking in.
 
-    async def stage(self, queue_id: str, seq: int, chunk: bytes) -> None:
+    async def stage(self, queue_id: str, offset: int, piece: bytes) -> None:
         """Take a piece of content ahead of its message."""
-        if len(chunk) > CHUNK_BYTES:
-            raise SpoolError(f"a piece of {len(chunk)} octets is too large")
-        rows = Rows(self._future(), takes_in=True, chunks=[(queue_id, seq, chunk)], size_bytes=len(chunk))
-        await self._submit(rows)
+        if len(piece) > CHUNK_BYTES:
+            raise SpoolError(f"a piece of {len(piece)} octets is too large")
+        self._staged.add(queue_id)
+        await self._contents.append(queue_id, offset, piece)
 
     async def discard(self, queue_id: str) -> None:
-        """Remove the pieces of a message that will not come."""
-        await self._call(partial(_without_result, claims.discard, queue_id))
+        """Forget what was staged, unless its message was given to `accept`."""
+        if queue_id in self._staged:
+            self._staged.remove(queue_id)
+            self._contents.remove([queue_id])
 
     async def accept(self, new: NewMessage) -> None:
         """Take responsibility."""
+        if new.staged_bytes or len(new.content) > CHUNK_BYTES:
+            self._staged.discard(new.message.queue_id)
+            accepting = asyncio.ensure_future(self._accept_large(new))
+            self._accepting.add(accepting)
+            accepting.add_done_callback(self._accepting.discard)
+            await asyncio.shield(accepting)
+        else:
+            await self._accept(new)
+
+    async def _accept_large(self, new: NewMessage) -> None:
+        """The file first: the commit must not tell of what is not on the disk."""
+        queue_id = new.message.queue_id
+        try:
+            await self._contents.complete(queue_id, new.staged_bytes, new.content)
+            await self._accept(replace(new, content=b""), in_file=True)
+        except Exception:
+            with suppress(SpoolError):  # what stays goes at the next start
+                if await self._call(partial(claims.is_unknown, queue_id)):
+                    self._contents.remove([queue_id])
+            raise
+
+    async def _accept(self, new: NewMessage, *, in_file: bool = False) -> None:
         rows = Rows(self._future(), takes_in=True, events=new.events)
-        entries = self._add_message(rows, new)
+        entries = self._add_message(rows, new, in_file=in_file)
         if all(one.state.is_final for one in new.recipients):
             rows.perhaps_done.append(new.message.queue_id)  # for nobody: a message in test mode
         rows.on_commit = lambda _: self._accepted([new], entries)
         rows.on_failure = partial(self._give_up, entries)
         await self._submit(rows)
 
-    def _add_message(self, rows: Rows, new: NewMessage) -> list[Entry]:
+    def _add_message(self, rows: Rows, new: NewMessage, *, in_file: bool = False) -> list[Entry]:
         """The rows of a new message; returns the entries that are handed over as soon as it is committed."""
         message = new.message
-        content, chunks = self._lay_out(rows, new)
-        entries = self._entries(new)
+        entries = self._entries(new, in_file=in_file)
         handed = [entry for entry in entries if self._handoff.reserve(entry)]
         try:
             claimed = {one.index for entry in handed for one in entry.recipients}
@@ -172,10 +207,10 @@ class SqliteStore:
                     arrived,
                     message.size_bytes,
                     len(new.recipients),
-                    chunks,
+                    in_file,
                     message.reverse_path,
                     message_data(message),
-                    content,
+                    None if in_file else new.content,
                 )
             )
             rows.recipients += [
@@ -187,25 +222,10 @@ class SqliteStore:
         rows.size_bytes += len(new.content)
         return handed
 
-    def _lay_out(self, rows: Rows, new: NewMessage) -> tuple[bytes | None, int]:
-        """Where the content goes: small into the message's row, the rest into pieces."""
-        queue_id, content, staged = new.message.queue_id, new.content, new.staged_chunks
-        if not staged and len(content) <= _INLINE_BYTES:
-            return content, 0
-        starts = range(0, len(content), CHUNK_BYTES)
-        rows.chunks += [
-            (queue_id, staged + number, content[start : start + CHUNK_BYTES])
-            for number, start in enumerate(starts)
-        ]
-        if staged:
-            rows.staged = (queue_id, staged)
-        return None, staged + len(starts)
-
-    def _entries(self, new: NewMessage) -> list[Entry]:
+    def _entries(self, new: NewMessage, *, in_file: bool) -> list[Entry]:
         """What of a new message is due at once, by domain."""
-        content = new.content
-        small = not new.staged_chunks and len(content) <= min(self._limits.content_bytes, _INLINE_BYTES)
-        kept = content if small else None
+        small = not in_file and len(new.content) <= self._limits.content_bytes
+        kept = new.content if small else None
         total = len(new.recipients)
         if total == 1 and _is_due_at_once(new.message, new.recipients[0]):
             return [Entry(new.message, new.recipients, kept, total)]

@@ -87,15 +87,14 @@ class Rows(Request):
 
     `finished`: messages whose recipients all became final now, with their number; they leave.
     `updates`: (queue_id, idx, state, place, due, data) of claimed recipients. `perhaps_done`: messages
-    to leave if no recipient is open any more. `staged`: pieces that have to be there already.
-    `owed`: (queue_id, idx, since, data) of what is to be reported later, `paid` what was, by (queue_id,
-    idx). `settled`: a message of which the result tells whether its debts are to be paid now.
+    to leave if no recipient is open any more. `owed`: (queue_id, idx, since, data) of what is to be
+    reported later, `paid` what was, by (queue_id, idx). `settled`: a message of which the result tells
+    whether its debts are to be paid now.
     `takes_in`: mail from outside, which is refused when room gets short.
     """
 
     messages: list[Row] = field(default_factory=list)
     recipients: list[Row] = field(default_factory=list)
-    chunks: list[Row] = field(default_factory=list)
     events: Sequence[Event] = ()
     finished: list[tuple[str, int]] = field(default_factory=list)
     updates: list[Row] = field(default_factory=list)
@@ -103,13 +102,16 @@ class Rows(Request):
     owed: list[Row] = field(default_factory=list)
     paid: list[tuple[str, int]] = field(default_factory=list)
     settled: str = ""
-    staged: tuple[str, int] | None = None
     takes_in: bool = False
     size_bytes: int = 0
 
 
 class Writer:
-    """Starts with `start`, which opens the database; ends with `close`, after all that was submitted."""
+    """Starts with `start`, which opens the database; ends with `close`, after all that was submitted.
+
+    `on_events` is called on the event loop with what was committed; `on_gone` on the writer's thread
+    with the messages that have left and had a file.
+    """
 
     def __init__(
         self,
@@ -118,11 +120,14 @@ class Writer:
         synchronous: str,
         prepare: Callable[[sqlite3.Connection], None],
         on_events: Callable[[list[StoredEvent]], None],
+        on_gone: Callable[[list[str]], None],
     ) -> None:
         self._spool = spool
         self._synchronous = synchronous
         self._prepare = prepare
         self._on_events = on_events
+        self._on_gone = on_gone
+        self._gone: list[str] = []
         self._wal_limit_bytes = spool.ballast_bytes
         self._loop = asyncio.get_running_loop()
         self._collected: list[Request] = []
@@ -188,6 +193,7 @@ class Writer:
         try:
             self._begin()
             assert self._db is not None
+            self._notice_who_leaves(self._db)
             self._last_seq = self._db.execute("SELECT coalesce(max(seq), 0) FROM event").fetchone()[0]
             mark = self._db.execute("SELECT value FROM meta WHERE key = 'log_mark'").fetchone()
             self._mark = self._mark_written = mark[0] if mark else 0
@@ -364,9 +370,11 @@ class Writer:
                 self._alone(db, call, call.function)
             if mark != self._mark_written:
                 db.execute("INSERT OR REPLACE INTO meta VALUES ('log_mark', ?)", (mark,))
+            gone = self._who_leaves(db)
             db.execute("COMMIT")
         except BaseException:
             self._last_seq = first_seq
+            self._gone.clear()
             for request in batch:
                 request.stored.clear()
             with contextlib.suppress(sqlite3.Error):
@@ -374,6 +382,8 @@ class Writer:
                     db.execute("ROLLBACK")
             raise
         self._mark_written = mark
+        if gone:
+            self._on_gone(gone)
         self._written_bytes += (
             sum(request.size_bytes for request in rows) + 2048 * len(batch) + 8 * PAGE_BYTES
         )
@@ -403,12 +413,8 @@ class Writer:
         """All rows of some requests, table by table."""
         if not requests:
             return
-        _insert(db, "chunk", 3, _all(request.chunks for request in requests))
         _insert(db, "message", 8, _all(request.messages for request in requests))
         _insert(db, "recipient", 7, _all(request.recipients for request in requests))
-        for request in requests:
-            if request.staged is not None:
-                _check_staged(db, *request.staged)
         _finish(db, _all(request.finished for request in requests))
         _update(db, _all(request.updates for request in requests))
         _insert(db, "owed", 4, _all(request.owed for request in requests))
@@ -448,6 +454,7 @@ class Writer:
                     " ON CONFLICT (key) DO UPDATE SET value = value + 1"
                 )
                 db.execute("COMMIT")
+                self._notice_who_leaves(db)
             except BaseException:
                 db.close()
                 raise
@@ -458,6 +465,24 @@ class Writer:
         return open_writer(
             self._spool.path, synchronous=self._synchronous, wal_limit_bytes=self._wal_limit_bytes
         )
+
+    def _notice_who_leaves(self, db: sqlite3.Connection) -> None:
+        """Have every message with a file noticed that is removed, by whatever statement."""
+        db.create_function("leaves", 1, self._gone.append)
+        db.execute(
+            "CREATE TEMP TRIGGER leaves AFTER DELETE ON main.message WHEN OLD.in_file"
+            " BEGIN SELECT leaves(OLD.queue_id); END"
+        )
+
+    def _who_leaves(self, db: sqlite3.Connection) -> list[str]:
+        """The messages with a file that this transaction removes; what was undone in it is left out."""
+        noticed = self._gone.copy()
+        self._gone.clear()
+        return [
+            queue_id
+            for queue_id in noticed
+            if not db.execute("SELECT 1 FROM message WHERE queue_id = ?", (queue_id,)).fetchone()
+        ]
 
     def _recover(self) -> None:
         """Let go of a connection that failed and overwrite what it may have left; see above."""
@@ -643,7 +668,6 @@ def _finish(db: sqlite3.Connection, finished: Sequence[tuple[str, int]]) -> None
         raise _Refused("the recipients are not claimed")
     if _for_ids(db, "DELETE FROM message WHERE queue_id IN (?)", ids) != len(ids):
         raise _Refused("there is no such message")
-    _for_ids(db, "DELETE FROM chunk WHERE queue_id IN (?)", ids)
 
 
 @lru_cache(maxsize=64)
@@ -696,18 +720,9 @@ def finish_if_done(db: sqlite3.Connection, ids: Sequence[str]) -> None:
         ids,
     )
     if gone:
-        for table in ("recipient", "chunk"):
-            _for_ids(
-                db,
-                f"DELETE FROM {table} WHERE NOT EXISTS (SELECT 1 FROM message"
-                f" WHERE message.queue_id = {table}.queue_id) AND queue_id IN (?)",
-                ids,
-            )
-
-
-def _check_staged(db: sqlite3.Connection, queue_id: str, count: int) -> None:
-    found = db.execute(
-        "SELECT count(*) FROM chunk WHERE queue_id = ? AND seq < ?", (queue_id, count)
-    ).fetchone()
-    if found[0] != count:
-        raise _Refused(f"{queue_id}: {found[0]} of {count} staged pieces are there")
+        _for_ids(
+            db,
+            "DELETE FROM recipient WHERE NOT EXISTS (SELECT 1 FROM message"
+            " WHERE message.queue_id = recipient.queue_id) AND queue_id IN (?)",
+            ids,
+        )

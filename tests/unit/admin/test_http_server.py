@@ -145,7 +145,6 @@ async def test_a_message_to_an_address_beyond_ascii_needs_smtputf8(rig: Rig) -> 
     [
         ("accept", QueueFull("full"), 503),
         ("accept", SpoolError("the disk fails"), 503),
-        ("stage", SpoolError("the disk fails"), 503),
         ("accept", RuntimeError("a mistake"), 500),
     ],
 )

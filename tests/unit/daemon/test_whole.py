@@ -14,7 +14,7 @@ from relay.admin.fleet import Peer
 from relay.daemon.whole import WholeQueue
 from relay.mail.event import Event
 from relay.queue.entry import State
-from relay.queue.sqlite import DATABASE, SqliteStore
+from relay.queue.sqlite import SqliteStore
 from relay.queue.sqlite.reader import Reader
 from relay.queue.store import EventFilter, QueueFilter, SpoolError
 from tests.fakes.queued import CONTENT, NOW, event, new_message
@@ -35,7 +35,7 @@ async def two(tmp_path: Path) -> AsyncIterator[Two]:
     first = await SqliteStore.open(tmp_path / "spool", now=NOW, synchronous="OFF")
     other = await SqliteStore.open(tmp_path / "spool/worker-1", now=NOW, synchronous="OFF")
     server = await start_control(Control(other, other, clock=lambda: NOW), tmp_path / "sock.1")
-    reader = Reader.of(tmp_path / "spool/worker-1" / DATABASE)
+    reader = Reader.of(tmp_path / "spool/worker-1")
     whole = WholeQueue(first, [reader], [Peer(1, tmp_path / "sock.1")])
     yield Two(first, other, whole, server)
     await server.close()

@@ -37,7 +37,7 @@ async def listed(store: SqliteStore) -> list[str]:
 
 
 async def test_what_was_queued_there_is_delivered_from_here(tmp_path: Path) -> None:
-    large = b"Subject: x\r\n\r\n" + b"y" * 70_000
+    large = b"Subject: x\r\n\r\n" + b"y" * 300_000
 
     async def work(store: SqliteStore) -> None:
         await store.accept(new_message(queue_id="S1"))
@@ -181,7 +181,9 @@ async def test_webhooks_and_settings_are_the_first_workers(tmp_path: Path) -> No
 async def test_a_crash_on_the_way_neither_loses_nor_doubles(
     tmp_path: Path, crash: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await left_behind(tmp_path / "worker-1", lambda store: store.accept(new_message(queue_id="S1")))
+    large = b"x" * 300_000
+    stray = new_message(queue_id="S1", content=large)
+    await left_behind(tmp_path / "worker-1", lambda store: store.accept(stray))
 
     class Crash(BaseException):
         pass
@@ -196,18 +198,19 @@ async def test_a_crash_on_the_way_neither_loses_nor_doubles(
             patched.setattr("shutil.rmtree", die)
         with pytest.raises(SpoolError):
             await opened(tmp_path)
+    if crash == "before the commit":
+        store = await opened(tmp_path, adopting=())
+        assert await listed(store) == []
+        await store.close()
     # A new queue of that name, meanwhile, has nothing to do with the old one.
     await left_behind(tmp_path / "worker-1", lambda store: store.accept(new_message(queue_id="T1")))
-    store = await opened(tmp_path)
-    try:
-        assert await listed(store) == ["S1", "T1"]
-    finally:
-        await store.close()
-    store = await opened(tmp_path)
-    try:
-        assert await listed(store) == ["S1", "T1"]
-    finally:
-        await store.close()
+    for _ in range(2):
+        store = await opened(tmp_path)
+        try:
+            assert await listed(store) == ["S1", "T1"]
+            assert await content_of(store, "S1") == large
+        finally:
+            await store.close()
 
 
 async def test_a_queue_somebody_uses_is_not_taken(tmp_path: Path) -> None:

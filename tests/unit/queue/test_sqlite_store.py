@@ -9,6 +9,7 @@ import sqlite3
 import stat
 from collections import Counter
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -61,8 +62,20 @@ def rows_of(directory: Path) -> dict[str, int]:
     with contextlib.closing(
         sqlite3.connect(f"file:{directory / 'spool' / 'queue.db'}?mode=ro", uri=True)
     ) as db:
-        tables = ("message", "recipient", "chunk", "event")
+        tables = ("message", "recipient", "event")
         return {table: db.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in tables}
+
+
+def files_of(directory: Path) -> set[str]:
+    """The messages whose content lies in a file."""
+    return set(os.listdir(directory / "spool" / "content"))
+
+
+async def files_become(directory: Path, wanted: set[str]) -> None:
+    """Files are removed on a thread of their own."""
+    async with asyncio.timeout(5):
+        while files_of(directory) != wanted:
+            await asyncio.sleep(0.01)
 
 
 # Taking in.
@@ -83,7 +96,8 @@ async def test_small_content_is_at_hand_when_it_was_just_accepted(tmp_path):
     async with opened(tmp_path / "spool") as store:
         await store.accept(new_message(content=b"x" * 65536))
         await store.accept(new_message(content=b"x" * 65537))
-        assert [len(entry.content or b"") for entry in await claim_all(store)] == [65536, 0]
+        await store.accept(new_message(content=b"x" * (CHUNK_BYTES + 1)))
+        assert [len(entry.content or b"") for entry in await claim_all(store)] == [65536, 0, 0]
 
 
 async def test_each_domain_of_a_message_is_an_entry_of_its_own(store):
@@ -106,19 +120,30 @@ async def test_content_comes_back_whole_whatever_its_size(store, size):
 
 async def test_content_staged_before_and_the_rest_come_back_in_order(store):
     pieces = [os.urandom(CHUNK_BYTES) for _ in range(3)]
-    new = new_message(content=b"the rest", staged_chunks=3)
-    for seq, piece in enumerate(pieces):
-        await store.stage(new.message.queue_id, seq, piece)
+    new = new_message(content=b"the rest", staged_bytes=3 * CHUNK_BYTES)
+    for number, piece in enumerate(pieces):
+        await store.stage(new.message.queue_id, number * CHUNK_BYTES, piece)
     await store.accept(new)
     assert await content_of(store, new.message.queue_id) == b"".join(pieces) + b"the rest"
 
 
-async def test_a_message_whose_staged_content_is_not_there_is_refused(store):
-    new = new_message(content=b"the rest", staged_chunks=2)
-    await store.stage(new.message.queue_id, 0, b"x" * CHUNK_BYTES)
-    with pytest.raises(SpoolError, match="1 of 2 staged pieces"):
+@pytest.mark.parametrize("staged", [0, CHUNK_BYTES])
+async def test_a_message_whose_staged_content_is_not_there_is_refused(store, tmp_path, staged):
+    new = new_message(content=b"the rest", staged_bytes=2 * CHUNK_BYTES)
+    if staged:
+        await store.stage(new.message.queue_id, 0, b"x" * staged)
+    with pytest.raises(SpoolError, match=f"before octet {2 * CHUNK_BYTES}"):
         await store.accept(new)
     assert await queue_ids(store) == []
+    await files_become(tmp_path, set())
+
+
+async def test_pieces_out_of_order_are_refused(store):
+    await store.stage("q", 0, b"x" * 100)
+    with pytest.raises(SpoolError, match="before octet 50"):
+        await store.stage("q", 50, b"x")
+    with pytest.raises(SpoolError, match="another message has this queue id"):
+        await store.stage("q", 0, b"x")
 
 
 async def test_a_piece_larger_than_agreed_is_refused(store):
@@ -128,29 +153,71 @@ async def test_a_piece_larger_than_agreed_is_refused(store):
 
 async def test_what_is_discarded_leaves_nothing(store, tmp_path):
     await store.stage("q", 0, b"x" * CHUNK_BYTES)
+    assert files_of(tmp_path) == {"q"}
     await store.discard("q")
-    assert rows_of(tmp_path)["chunk"] == 0
+    await files_become(tmp_path, set())
 
 
 async def test_discarding_an_accepted_message_does_it_no_harm(store):
-    new = new_message(content=b"the rest", staged_chunks=1)
+    new = new_message(content=b"the rest", staged_bytes=CHUNK_BYTES)
     queue_id = new.message.queue_id
     await store.stage(queue_id, 0, b"x" * CHUNK_BYTES)
-    await store.accept(new)
+    accepting = asyncio.create_task(store.accept(new))
+    await asyncio.sleep(0)
+    accepting.cancel()
     await store.discard(queue_id)
+    while not await queue_ids(store):
+        await asyncio.sleep(0.01)
+    await store.discard(queue_id)
+    await store.stage("another", 0, b"x")
     assert len(await content_of(store, queue_id)) == CHUNK_BYTES + len(b"the rest")
 
 
 async def test_pieces_without_a_message_are_gone_after_a_start(tmp_path):
     async with opened(tmp_path / "spool") as store:
-        for number in range(450):
+        for number in range(50):
             await store.stage(f"never-accepted-{number}", 0, b"x")
-        new = new_message(content=b"the rest", staged_chunks=1)
+        new = new_message(content=b"the rest", staged_bytes=CHUNK_BYTES)
         await store.stage(new.message.queue_id, 0, b"x" * CHUNK_BYTES)
         await store.accept(new)
     async with opened(tmp_path / "spool") as store:
-        assert rows_of(tmp_path)["chunk"] == 2
+        assert files_of(tmp_path) == {new.message.queue_id}
         assert len(await content_of(store, new.message.queue_id)) == CHUNK_BYTES + len(b"the rest")
+
+
+async def test_large_content_leaves_with_its_message(store, tmp_path):
+    content = b"x" * (CHUNK_BYTES + 1)
+    for queue_id in ("delivered", "partly", "removed", "stays"):
+        recipients = ["b@one.example"] + ["c@two.example"] * (queue_id == "partly")
+        await store.accept(new_message(*recipients, queue_id=queue_id, content=content))
+    entries = {(one.message.queue_id, one.domain): one for one in await claim_all(store)}
+    await store.record(settled(entries["delivered", "one.example"], DELIVERED))
+    await store.record(settled(entries["partly", "one.example"], DELIVERED))
+    await files_become(tmp_path, {"partly", "removed", "stays"})
+    await store.record(settled(entries["partly", "two.example"], DELIVERED))
+    await store.release(entries["removed", "one.example"], due=NOW)
+    await store.change(QueueFilter(queue_ids=frozenset({"removed"})), verb="remove", now=NOW)
+    await files_become(tmp_path, {"stays"})
+    assert await content_of(store, "stays") == content
+
+
+async def test_a_message_that_could_not_be_committed_leaves_no_file(store, tmp_path):
+    bad = new_message(sender="\udce9@example.com", content=b"x" * (CHUNK_BYTES + 1))
+    with pytest.raises(SpoolError):
+        await store.accept(bad)
+    await files_become(tmp_path, set())
+
+
+async def test_what_leaves_in_a_part_of_a_commit_that_is_undone_keeps_its_file(store, tmp_path):
+    content = b"x" * (CHUNK_BYTES + 1)
+    await store.accept(new_message(queue_id="q1", content=content))
+    [entry] = await claim_all(store)
+    twice = settled(entry, DELIVERED)
+    bad = replace(twice, changes=(*twice.changes, *twice.changes))
+    with pytest.raises(SpoolError):
+        await store.record(bad)
+    await store.accept(new_message(queue_id="q2"))
+    assert await content_of(store, "q1") == content
 
 
 async def test_a_queue_id_taken_twice_is_refused_and_the_others_in_the_batch_are_not(store):
@@ -230,7 +297,7 @@ async def test_a_message_leaves_with_its_last_recipient_and_its_events_stay(stor
     [item] = await store.list_messages(QueueFilter(), now=NOW)
     assert [one.state for one in item.recipients] == [State.DELIVERED, State.QUEUED]
     await store.record(settled(second, BOUNCED), events=[event("failed", queue_id, "b@two.example")])
-    assert rows_of(tmp_path) == {"message": 0, "recipient": 0, "chunk": 0, "event": 2}
+    assert rows_of(tmp_path) == {"message": 0, "recipient": 0, "event": 2}
     assert sum((await store.counts()).values()) == 0
     with pytest.raises(SpoolError):
         await content_of(store, queue_id)
@@ -606,13 +673,29 @@ async def test_a_damaged_message_can_be_removed_by_the_operator(tmp_path):
         assert await queue_ids(store) == []
 
 
+async def test_a_message_whose_file_is_gone_waits_until_the_file_is_back(tmp_path, caplog):
+    content = b"x" * (CHUNK_BYTES + 1)
+    file, kept = tmp_path / "spool" / "content" / "q1", tmp_path / "kept"
+    async with opened(tmp_path / "spool") as store:
+        await store.accept(new_message(queue_id="q1", content=content))
+    file.rename(kept)
+    async with opened(tmp_path / "spool") as store:
+        assert await claim_all(store) == []
+        assert await queue_ids(store) == ["q1"]
+        assert f"q1: set aside, it is damaged: its content, {file}, is gone" in caplog.text
+        kept.rename(file)
+        await store.change(QueueFilter(), verb="retry", now=NOW)
+        assert len(await claim_all(store)) == 1
+        assert await content_of(store, "q1") == content
+
+
 async def test_content_that_is_not_whole_is_not_given_out_as_if_it_were(tmp_path):
     async with opened(tmp_path / "spool") as store:
         await store.accept(new_message(queue_id="q1", content=b"x" * (3 * CHUNK_BYTES)))
         await store.accept(new_message(queue_id="q2"))
         await store.accept(new_message(queue_id="q3", content=b"x" * (3 * CHUNK_BYTES)))
-    await damage(tmp_path, "DELETE FROM chunk WHERE seq = 1 AND queue_id = 'q1'")
-    await damage(tmp_path, "UPDATE chunk SET data = 'text' WHERE seq = 1 AND queue_id = 'q3'")
+    (tmp_path / "spool" / "content" / "q1").unlink()
+    os.truncate(tmp_path / "spool" / "content" / "q3", 2 * CHUNK_BYTES)
     await damage(tmp_path, "UPDATE message SET content = NULL WHERE queue_id = 'q2'")
     async with opened(tmp_path / "spool") as store:
         for queue_id in ("q1", "q2", "q3"):
@@ -657,18 +740,21 @@ async def test_the_queue_is_readable_by_its_owner_alone(tmp_path):
     try:
         async with opened(tmp_path / "spool") as store:
             await store.accept(new_message())
-            modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "spool").iterdir()}
+            await store.accept(new_message(queue_id="q1", content=b"x" * (CHUNK_BYTES + 1)))
+            paths = [tmp_path / "spool", *(tmp_path / "spool").rglob("*")]
+            modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in paths}
     finally:
         os.umask(before)
-    assert stat.S_IMODE((tmp_path / "spool").stat().st_mode) == 0o700
-    assert {"queue.db", "queue.db-wal", "lock", "ballast"} <= set(modes)
+    assert modes.pop("spool") == modes.pop("content") == 0o700
+    assert {"queue.db", "queue.db-wal", "lock", "ballast", "q1"} <= set(modes)
     assert set(modes.values()) == {0o600}
 
 
 async def test_a_stopped_queue_is_one_database_without_a_log_beside_it(tmp_path):
     async with opened(tmp_path / "spool") as store:
         await store.accept(new_message())
-    assert sorted(path.name for path in (tmp_path / "spool").iterdir()) == ["ballast", "lock", "queue.db"]
+    names = sorted(path.name for path in (tmp_path / "spool").iterdir())
+    assert names == ["ballast", "content", "lock", "queue.db"]
 
 
 async def test_after_close_nothing_is_promised(tmp_path):

@@ -82,7 +82,7 @@ async def test_a_message_of_any_size_arrives_byte_for_byte(desk, size):
     assert message.eight_bit == (size > 200)
     assert message.summary.subject == "big"
     assert desk.store.messages[0].recipients[0].settings.require_tls.value
-    assert desk.store.largest_chunk <= CHUNK_BYTES
+    assert desk.store.largest_piece <= CHUNK_BYTES
     assert len(desk.store.messages[0].content) <= CHUNK_BYTES
     assert not desk.store.staged
 
