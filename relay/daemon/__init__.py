@@ -25,7 +25,7 @@ from typing import Any
 from relay import __version__
 from relay.admin.http import CONNECTIONS
 from relay.config import Config, ConfigError, load
-from relay.daemon.files import RESERVED, FileBudget, budget, raise_limit
+from relay.daemon.files import FileBudget, budget, files_needed, raise_limit
 from relay.daemon.programlog import ProgramLog, is_journal
 from relay.daemon.running import Relay, StartError
 from relay.daemon.share import share
@@ -214,15 +214,15 @@ def _spare_the_collector() -> None:
 def _open_files(config: Config) -> FileBudget:
     """The limit of open files, raised as far as it goes, and divided."""
     http = CONNECTIONS if config.admin.serves_http else 0
-    wanted = config.limits.connections + config.delivery.concurrency + QUERIES + http + RESERVED
+    shares = {
+        "clients": config.limits.connections,
+        "deliveries": config.delivery.concurrency,
+        "queries": QUERIES,
+        "http": http,
+    }
+    wanted = files_needed(**shares)
     limit = raise_limit(wanted)
-    files = budget(
-        limit,
-        clients=config.limits.connections,
-        deliveries=config.delivery.concurrency,
-        queries=QUERIES,
-        http=http,
-    )
+    files = budget(limit, **shares)
     if files.is_short:
         log.warning(
             "only %d files may be open and %d are needed (LimitNOFILE, ulimit -n): "

@@ -1,7 +1,7 @@
 """How many files may be open, and what that leaves for clients and deliveries.
 
-Each connection is an open file, and so are queries, the queue and the logs. Where the
-system allows fewer than the configuration needs, connections give way: without a
+Each connection is an open file, and so is a large message while it comes in, a query, the queue
+and the logs. Where the system allows fewer than the configuration needs, connections give way: without a
 descriptor left, queue and log could not be opened either, and that is worse than a 421.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import resource
 from dataclasses import dataclass
 
-__all__ = ["FileBudget", "budget", "raise_limit"]
+__all__ = ["FileBudget", "budget", "files_needed", "raise_limit"]
 
 RESERVED = 64
 """Queue, logs, control socket, listeners, the loop itself, and room for what opens a file briefly."""
@@ -27,10 +27,15 @@ class FileBudget:
     http: int = 0
 
 
+def files_needed(*, clients: int, deliveries: int, queries: int, http: int = 0) -> int:
+    """How many files are open when all are there at once; a client may be sending a large message."""
+    return 2 * clients + deliveries + queries + http + RESERVED
+
+
 def budget(limit: int, *, clients: int, deliveries: int, queries: int, http: int = 0) -> FileBudget:
     """Divide a limit in the proportions that were asked for."""
-    wanted = clients + deliveries + queries + http
-    free = max(limit - RESERVED, 4)
+    wanted = files_needed(clients=clients, deliveries=deliveries, queries=queries, http=http) - RESERVED
+    free = max(limit - RESERVED, 5)
     if wanted <= free:
         return FileBudget(clients, deliveries, queries, is_short=False, http=http)
 
