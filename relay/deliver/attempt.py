@@ -95,7 +95,7 @@ class Attempt:
             at_host(needed, host, self._security).bounces_unmet for host in route.hosts
         )
         tally = Tally(entry.recipients, bounce_unmet=bounce, trouble=route.trouble, rejected=route.rejected)
-        job = replace(await _job(entry, content), signer=self._signer)
+        job = await _job(entry, content, self._signer)
         for host in route.hosts[:MOST_HOSTS]:
             go_on = await self._try_host(host, needed, job, tally)
             if not tally.pending or not go_on:
@@ -221,7 +221,7 @@ class _Visit:
             self._tally_one(recipient.index, answer)
 
     def _session(self) -> HopSession:
-        return _timed(replace(self._connection.hop, utf8=self._utf8), self._began)
+        return replace(self._connection.hop, utf8=self._utf8, seconds=_now() - self._began)
 
 
 def _never_began(answer: Answer) -> bool:
@@ -247,7 +247,7 @@ def _note_unreached(
     began: float,
 ) -> None:
     """There is no session that a message could go over."""
-    session = _timed(reached.session, began) if reached.session else None
+    session = replace(reached.session, seconds=_now() - began) if reached.session else None
     if isinstance(reached, hop.Unmet):
         outcome = unmet(reached.status, reached.error, host, session, reached.reply)
     else:
@@ -258,14 +258,14 @@ def _note_unreached(
         tally.go_on(host, recipient.index, outcome)
 
 
-async def _job(entry: Entry, content: Callable[[], AsyncIterator[bytes]]) -> _Job:
+async def _job(entry: Entry, content: Callable[[], AsyncIterator[bytes]], signer: Signer | None) -> _Job:
     message = entry.message
     whole = content if entry.content is None else entry.content
     if not (message.smtputf8 and message.eight_bit):
-        return _Job(message, whole, header_is_utf8=False)
+        return _Job(message, whole, header_is_utf8=False, signer=signer)
     # RFC 6531 §3.2 does not tell a header from a body, and a host without SMTPUTF8 may still have the body.
     header = (await _beginning(whole)).partition(b"\r\n\r\n")[0]
-    return _Job(message, whole, header_is_utf8=not header.isascii())
+    return _Job(message, whole, header_is_utf8=not header.isascii(), signer=signer)
 
 
 async def _fit_for(offers: Extensions, job: _Job) -> _Job:
@@ -345,10 +345,6 @@ async def _beginning(content: Content) -> bytes:
 def _deferred(outcome: Outcome) -> Deferred:
     assert isinstance(outcome, Deferred)
     return outcome
-
-
-def _timed(session: HopSession, began: float) -> HopSession:
-    return replace(session, seconds=_now() - began)
 
 
 _now = time.monotonic

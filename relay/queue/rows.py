@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 from relay.mail.envelope import Body, Notify, Ret
+from relay.mail.jsontext import to_json
 from relay.mail.outcome import Bounced, Deferred, Delivered, HopSession, Outcome
 from relay.policy.settings import Setting, Source, TlsSettings
 from relay.queue.entry import LastAttempt, MessageSummary, QueuedMessage, QueuedRecipient, State, Terms
@@ -53,7 +54,6 @@ _MICROSECOND = timedelta(microseconds=1)
 _NO_SUMMARY = MessageSummary()
 _OWED_TEXT_CHARS = 4000
 _OWED_HOSTS = 10
-_encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
 
 class BadRow(ValueError):
@@ -73,7 +73,7 @@ def moment(at: int) -> datetime:
 def message_data(message: QueuedMessage) -> str:
     """What of a message has no column of its own."""
     summary = message.summary
-    return _encode(
+    return to_json(
         [
             None
             if summary == _NO_SUMMARY
@@ -139,7 +139,7 @@ def message_of(queue_id: str, reverse_path: str, arrived: int, size_bytes: int, 
 def recipient_data(recipient: QueuedRecipient) -> str:
     """What of a recipient has no column of its own."""
     last = recipient.last
-    return _encode(
+    return to_json(
         [
             recipient.address,
             _settings_data(recipient.settings),
@@ -181,7 +181,7 @@ def owed_data(change: Change) -> str:
     """What a report says about a recipient that is done, and its row does not."""
     outcome = change.outcome
     session = outcome.session
-    return _encode(
+    return to_json(
         [
             change.code,
             change.status,

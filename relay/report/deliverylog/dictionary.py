@@ -21,12 +21,12 @@ Pure; `relay.report.deliverylog.file` writes the lines.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, assert_never
 
 from relay.mail.event import Event
+from relay.mail.jsontext import to_json
 from relay.mail.outcome import Bounced, Code, Deferred, Delivered, HopSession
 from relay.policy.settings import TlsSettings
 from relay.queue.entry import Entry, MessageSummary, QueuedMessage, QueuedRecipient, State
@@ -47,8 +47,6 @@ _MAX_HOSTS = 10
 
 _MAX_VARIABLE = 16 * 1024
 """Characters of a sender's own variable: all of what the HTTP interface takes."""
-
-_to_json = json.JSONEncoder(separators=(",", ":"), check_circular=False, allow_nan=False).encode
 
 Fields = dict[str, Any]  # what JSON can say
 
@@ -300,5 +298,5 @@ def _event(fields: Fields, message: QueuedMessage, at: datetime, recipient: str)
         queue_id=message.queue_id,
         sender=message.reverse_path,
         recipient=recipient,
-        line=_to_json(fields),
+        line=to_json(fields),
     )
