@@ -46,7 +46,7 @@ Row = tuple[Any, ...]
 
 _BATCH_REQUESTS = 512
 _BATCH_BYTES = 16 * 1024 * 1024
-_MOST_ROWS = 64
+_MOST_ROWS = 32
 _IDLE_SECONDS = 1.0
 _FULL_PAUSE_SECONDS = 1.0
 _AMPLE_BYTES = 256 * 1024 * 1024
@@ -617,16 +617,13 @@ def _all(parts: Iterable[list[Any]]) -> list[Any]:
 
 
 # Statements for many rows at once: each execution lets go of the interpreter lock and has to
-# get it back from a busy event loop, so there are few of them. Sizes are powers of two, so that
-# there are few different ones to prepare.
+# get it back from a busy event loop, so there are few of them. There is one for each number of
+# rows, so that number has a bound: all of them stay prepared.
 
 
 def _pieces(rows: Sequence[Any]) -> Iterable[Sequence[Any]]:
-    start = 0
-    while left := len(rows) - start:
-        size = min(_MOST_ROWS, 1 << (left.bit_length() - 1))
-        yield rows[start : start + size]
-        start += size
+    for start in range(0, len(rows), _MOST_ROWS):
+        yield rows[start : start + _MOST_ROWS]
 
 
 @lru_cache(maxsize=256)
