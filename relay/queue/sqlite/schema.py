@@ -135,6 +135,7 @@ _VERSION_4: Migration = (
     "DROP TABLE chunk",
     "UPDATE message SET chunks = 1 WHERE chunks > 0",
     "ALTER TABLE message RENAME COLUMN chunks TO in_file",  # 1: content is null here
+    "CREATE INDEX message_in_file ON message (queue_id) WHERE in_file",
 )
 
 MIGRATIONS: Sequence[Migration] = (_VERSION_1, _VERSION_2, _VERSION_3, _VERSION_4)
