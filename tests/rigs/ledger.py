@@ -18,8 +18,9 @@ import smtplib
 import threading
 import urllib.parse
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from tests.rigs.ports import wait_until
@@ -27,6 +28,8 @@ from tests.rigs.relay import Relay
 from tests.rigs.sink import Sink
 
 LINES = ("x" * 74 + "\r\n") * 40
+LARGE = ("y" * 74 + "\r\n") * 8000
+"""What goes through a file of its own in the queue."""
 _numbers = itertools.count(1)
 
 
@@ -44,11 +47,11 @@ class Ledger:
 
     @property
     def accepted(self) -> set[str]:
-        return {token for token, code in self.codes.items() if 200 <= code < 300}
+        return {token for token, code in list(self.codes.items()) if 200 <= code < 300}
 
     @property
     def refused(self) -> set[str]:
-        return {token for token, code in self.codes.items() if code >= 400}
+        return {token for token, code in list(self.codes.items()) if code >= 400}
 
     def queue_ids(self) -> set[str]:
         """Of what was accepted, by the reply's last word."""
@@ -59,12 +62,16 @@ class Ledger:
         relay: Relay,
         some: Iterable[str],
         *,
-        recipient: str = "b@dest.example",
+        recipient: str | Sequence[str] = "b@dest.example",
         sender: str = "a@client.example",
         body: str = LINES,
+        tenth: str | None = None,
         timeout: float = 30,
     ) -> None:
-        """One connection, one message after the other; ends where the relay ends it."""
+        """One connection, one message after the other; ends where the relay ends it.
+
+        `tenth`: the body of each tenth message.
+        """
         left = list(some)
         self.codes |= dict.fromkeys(left, 0)
         with contextlib.suppress(OSError, smtplib.SMTPServerDisconnected, smtplib.SMTPConnectError):
@@ -72,21 +79,26 @@ class Ledger:
             try:
                 client.ehlo("client.example")
                 for token in left:
-                    self.one(client, token, sender, recipient, body)
+                    is_tenth = tenth is not None and token.endswith("0z")
+                    self.one(client, token, sender, recipient, tenth if tenth and is_tenth else body)
                 client.quit()
             finally:
                 client.close()
 
-    def one(self, client: smtplib.SMTP, token: str, sender: str, recipient: str, body: str) -> None:
+    def one(
+        self, client: smtplib.SMTP, token: str, sender: str, recipient: str | Sequence[str], body: str
+    ) -> None:
         """One message on a connection that is open."""
-        for command in (lambda: client.mail(sender), lambda: client.rcpt(recipient)):
+        recipients = [recipient] if isinstance(recipient, str) else recipient
+        for command in (partial(client.mail, sender), *(partial(client.rcpt, each) for each in recipients)):
             code, text = command()
             if code >= 400:
                 self.codes[token], self.texts[token] = code, text.decode("utf-8", "replace")
                 client.rset()
                 return
         try:
-            code, text = client.data(f"Subject: {token}\r\nFrom: {sender}\r\nTo: {recipient}\r\n\r\n{body}")
+            header = f"Subject: {token}\r\nFrom: {sender}\r\nTo: {recipients[0]}\r\n"
+            code, text = client.data(f"{header}\r\n{body}")
         except smtplib.SMTPDataError as refused:
             code, said = refused.smtp_code, refused.smtp_error
             text = said if isinstance(said, bytes) else said.encode()
@@ -122,6 +134,26 @@ class Ledger:
         for thread in threads:
             thread.join(timeout=120)
             assert not thread.is_alive(), "a client hangs"
+
+    @contextlib.contextmanager
+    def crowd(self, relay: Relay, *, clients: int = 3, **more: Any) -> Iterator[None]:
+        """Meanwhile clients hand in without an end, and come again whatever becomes of the relay."""
+        over = threading.Event()
+
+        def client() -> None:
+            while not over.wait(0.02):
+                self.hand_in(relay, tokens(10), **more)
+
+        threads = [threading.Thread(target=client) for _ in range(clients)]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            for thread in threads:
+                thread.join(timeout=60)
+                assert not thread.is_alive(), "a client hangs"
 
     # --- afterwards -----------------------------------------------------------------------------------
 
@@ -173,6 +205,20 @@ def listed(relay: Relay, *filters: str) -> list[dict[str, Any]]:
     assert done.returncode == 0, done.stderr
     found: list[dict[str, Any]] = json.loads(done.stdout)
     return found
+
+
+def check_agreement(relay: Relay, mx: Sink, *, sender: str = "a@client.example") -> int:
+    """`check_log`, and the next hop says the same of each recipient. `sender` gets reports only."""
+    ended = check_log(relay)
+    delivered = {
+        (event["queue-id"], event["recipient"])
+        for event in relay.events(event="delivered")
+        if event["recipient"] != sender
+    }
+    assert delivered == mx.taken, f"only in the log or only at the host: {delivered ^ mx.taken}"
+    failed = {(event["queue-id"], event["recipient"]) for event in relay.events(severity="permanent")}
+    assert not failed & mx.taken, f"failed in the log, and arrived: {failed & mx.taken}"
+    return ended
 
 
 def check_log(relay: Relay) -> int:

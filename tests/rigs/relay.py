@@ -75,6 +75,14 @@ class Relay:
         assert self.process is not None
         self.process.wait(timeout=30)
 
+    def kill_all(self) -> None:
+        """The same, of a relay with several workers."""
+        workers = workers_of(self)
+        self.kill()
+        for pid in workers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
     def stop(self, *, seconds: float = 60) -> int:
         """SIGTERM, and the exit code."""
         assert self.process is not None
@@ -154,3 +162,23 @@ def relay_process(
     finally:
         if relay.process is not None and relay.process.poll() is None:
             relay.kill()
+
+
+@contextlib.contextmanager
+def relay_of(directory: Path, workers: int, **sections: Any) -> Iterator[Relay]:
+    """A relay with so many workers, all of them ready; stopped with the test."""
+    with relay_process(directory, start=False, **sections) as relay:
+        relay.config["workers"] = workers
+        relay.start()
+        wait_until(lambda: "ready: " in relay.stderr, what="all workers")
+        try:
+            yield relay
+        finally:
+            if relay.process is not None and relay.process.poll() is None:
+                relay.stop()
+
+
+def workers_of(relay: Relay) -> list[int]:
+    """The workers' processes, oldest first."""
+    children = Path(f"/proc/{relay.pid}/task/{relay.pid}/children").read_text().split()
+    return [int(pid) for pid in children]

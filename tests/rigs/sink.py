@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,6 +22,9 @@ def _open_gate() -> threading.Event:
     return gate
 
 
+_QUEUE_ID = re.compile(rb"\s+id\s+([0-9A-Za-z]+)")
+
+
 @dataclass
 class Sink:
     """`contents` in the order of their arrival; safe to read from the test's thread."""
@@ -31,6 +35,11 @@ class Sink:
     lock: threading.Lock = field(default_factory=threading.Lock)
     gate: threading.Event = field(default_factory=_open_gate)
     """Closed, it keeps every client waiting for the reply to MAIL."""
+    unknown: frozenset[str] = frozenset()
+    """Recipients that are refused for good."""
+    taken: set[tuple[str, str]] = field(default_factory=set)
+    """What arrived, by the queue id in its uppermost Received field, with each recipient."""
+    idle_seconds: float = 60
 
     async def handle_MAIL(
         self, server: Any, session: Any, envelope: Any, address: str, options: list[str]
@@ -41,9 +50,21 @@ class Sink:
         envelope.mail_options.extend(options)
         return "250 2.1.0 OK"
 
+    async def handle_RCPT(
+        self, server: Any, session: Any, envelope: Any, address: str, options: list[str]
+    ) -> str:
+        if address in self.unknown:
+            return "550 5.1.1 no such user"
+        envelope.rcpt_tos.append(address)
+        return "250 2.1.5 OK"
+
     async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
+        content = bytes(envelope.content)
+        trace = _QUEUE_ID.search(content) if content.startswith(b"Received:") else None
         with self.lock:
-            self.contents.append(bytes(envelope.content))
+            self.contents.append(content)
+            if trace is not None:  # a report of the relay's own has none
+                self.taken |= {(trace[1].decode(), recipient) for recipient in envelope.rcpt_tos}
         return "250 2.0.0 taken"
 
     def tokens(self, known: set[str]) -> list[str]:
@@ -53,6 +74,13 @@ class Sink:
         subjects = [content.partition(b"Subject: ")[2].partition(b"\r\n")[0].decode() for content in contents]
         return [subject for subject in subjects if subject in known]
 
+    def reported(self, known: set[str]) -> list[str]:
+        """The words of `known` in reports of the relay's own, one for each copy."""
+        with self.lock:
+            reports = [content for content in self.contents if not content.startswith(b"Received:")]
+        words = [re.findall(rb"^Subject: (token\S+)\r$", report, re.MULTILINE) for report in reports]
+        return [word.decode() for found in words for word in found if word.decode() in known]
+
     @property
     def route(self) -> dict[str, Any]:
         """The `routes` section that sends everything here."""
@@ -61,13 +89,14 @@ class Sink:
 
 class _Controller(Controller):
     def factory(self) -> SMTPServer:
-        return SMTPServer(self.handler, hostname="sink.example", data_size_limit=None, timeout=60)
+        idle = self.handler.idle_seconds
+        return SMTPServer(self.handler, hostname="sink.example", data_size_limit=None, timeout=idle)
 
 
 @contextlib.contextmanager
-def sink(address: str = "127.0.0.31") -> Iterator[Sink]:
-    """A running sink."""
-    where = Sink(address, free_port(address))
+def sink(address: str = "127.0.0.31", *, idle_seconds: float = 60) -> Iterator[Sink]:
+    """A running sink. It ends the connection of a client that says nothing for `idle_seconds`."""
+    where = Sink(address, free_port(address), idle_seconds=idle_seconds)
     controller = _Controller(where, hostname=where.address, port=where.port)
     controller.start()
     try:

@@ -9,7 +9,6 @@ import smtplib
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +16,11 @@ import pytest
 
 from tests.rigs.ledger import Ledger, check_log, listed, tokens
 from tests.rigs.ports import wait_until
-from tests.rigs.relay import Relay, relay_process
+from tests.rigs.relay import Relay, relay_of, relay_process, workers_of
 from tests.rigs.sink import sink
 from tests.rigs.strace import order_of_replies, strace
 
 pytestmark = pytest.mark.timeout(180)
-
-
-@contextlib.contextmanager
-def relay_of(directory: Path, workers: int, **sections: Any) -> Iterator[Relay]:
-    with relay_process(directory, start=False, **sections) as relay:
-        relay.config["workers"] = workers
-        relay.start()
-        wait_until(lambda: "ready: " in relay.stderr, what="all workers")
-        try:
-            yield relay
-        finally:
-            if relay.process is not None and relay.process.poll() is None:
-                relay.stop()
-
-
-def workers_of(relay: Relay) -> list[int]:
-    """Their processes, oldest first."""
-    children = Path(f"/proc/{relay.pid}/task/{relay.pid}/children").read_text().split()
-    return [int(pid) for pid in children]
 
 
 def spread(relay: Relay, ledger: Ledger, words: list[str], **more: Any) -> None:

@@ -6,13 +6,18 @@ again on the same queue and holds the ledger against what arrived. The restarted
     pwrite64, fdatasync          while receiving and delivering: every commit, at every page and sync
     pwrite64 to the database     while the write-ahead log is folded back
     write, read, writev          while delivering: every step of the dialogue with the next hop
+
+And at moments of chance, under load in and out that does not wait for the relay to be back.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -31,9 +36,9 @@ from relay.queue.queue_id import new_queue_id
 from relay.queue.sqlite import SqliteStore
 from relay.queue.store import NewMessage
 from tests.fakes.queue import DEFAULTS
-from tests.rigs.ledger import Ledger, check_log, listed, tokens
+from tests.rigs.ledger import LARGE, Ledger, check_agreement, check_log, listed, tokens
 from tests.rigs.ports import wait_until
-from tests.rigs.relay import Relay, relay_process
+from tests.rigs.relay import Relay, relay_process, workers_of
 from tests.rigs.sink import Sink, sink
 from tests.rigs.strace import strace
 
@@ -182,6 +187,119 @@ def test_the_sweep_sees_a_relay_that_answers_before_it_commits(tmp_path: Path) -
 
         with pytest.raises(AssertionError, match="answered 250 and lost"):
             sweep()
+
+
+# --- at moments of chance -----------------------------------------------------------------------------
+
+CROWD: dict[str, Any] = {
+    "clients": 2,
+    "recipient": ("b@dest.example", "nobody@dest.example"),  # one is taken, one is refused for good
+    "tenth": LARGE,
+}
+
+
+@pytest.mark.timeout(3000)
+def test_kill_9_at_any_moment_under_load_loses_nothing(tmp_path: Path, long_form: bool) -> None:
+    sweep = Sweep()
+    for number in range(20 if long_form else 1):
+        whom = ["all"] * (10 if long_form else 3)
+        killed_under_load(tmp_path / str(number), sweep, whom)
+    sweep.say("kill -9 at any moment under load")
+
+
+@pytest.mark.timeout(3000)
+def test_kill_9_of_a_worker_or_of_all_under_load_loses_nothing(tmp_path: Path, long_form: bool) -> None:
+    sweep = Sweep()
+    for number in range(20 if long_form else 1):
+        whom = ["one", "all"] * (5 if long_form else 1)
+        killed_under_load(tmp_path / str(number), sweep, whom, workers=2)
+    sweep.say("kill -9 of a worker or of all under load")
+
+
+def killed_under_load(directory: Path, sweep: Sweep, whom: Sequence[str], *, workers: int = 1) -> None:
+    """Kill while a crowd hands in and mail goes out; then let all of it arrive, and hold it against the log.
+
+    What comes twice was being delivered at a kill: an attempt for each place there is.
+    """
+    directory.mkdir()
+    ledger = Ledger()
+    with sink() as mx, relay_process(directory, routes=mx.route, start=False, **QUICK) as relay:
+        mx.unknown = frozenset({"nobody@dest.example"})
+        relay.config["workers"] = workers
+        start_whole(relay)
+        ledger.stream(relay, tokens(20), **CROWD)
+        ledger.settle(relay, mx)
+        before = files_open(relay)
+        with ledger.crowd(relay, **CROWD):
+            for each in whom:
+                time.sleep(random.uniform(0.05, 1.2))
+                kill_and_wait(relay, each)
+        everything_is_told(relay, ledger, mx)
+        # Messages and reports have a destination each.
+        twice = (ledger.duplicates(mx), reports_twice(ledger, mx))
+        assert max(twice) <= len(whom) * PER_DESTINATION, f"{twice} came twice in {len(whom)} kills"
+        is_clean(relay, before)
+        assert relay.stop() == 0
+    shutil.rmtree(directory)
+    sweep.rounds += len(whom)
+    sweep.died += len(whom)
+    sweep.accepted += len(ledger.accepted)
+    sweep.duplicates += sum(twice)
+
+
+def start_whole(relay: Relay) -> None:
+    """Start, and wait for all its workers."""
+    said = relay.directory / "stderr"
+    before = relay.stderr.count(" ready: ") if said.exists() else 0
+    relay.start()
+    wait_until(lambda: relay.stderr.count(" ready: ") > before, what="all workers")
+
+
+def kill_and_wait(relay: Relay, whom: str) -> None:
+    """Kill; return when it is whole again."""
+    if whom == "all":
+        relay.kill_all()
+        start_whole(relay)
+        return
+    before = workers_of(relay)
+    os.kill(victim := random.choice(before), signal.SIGKILL)
+    wait_until(
+        lambda: victim not in (now := workers_of(relay)) and len(now) == len(before), what="a new worker"
+    )
+
+
+def everything_is_told(relay: Relay, ledger: Ledger, mx: Sink) -> None:
+    """All has arrived or is reported, nothing is left, and log and next hop agree."""
+    assert len(ledger.accepted) > 20, "no load to speak of"
+    ledger.settle(relay, mx)
+    wait_until(lambda: listed(relay) == [], seconds=60, what="an empty queue")
+    ledger.check_refused(mx)
+    assert set(mx.reported(ledger.accepted)) == ledger.accepted, "a failure that nobody was told of"
+    assert check_agreement(relay, mx) >= 2 * len(ledger.accepted)
+
+
+def reports_twice(ledger: Ledger, mx: Sink) -> int:
+    told = mx.reported(set(ledger.codes))
+    return len(told) - len(set(told))
+
+
+def is_clean(relay: Relay, files_before: int) -> None:
+    """Nothing of what was lies about: no content, no long log, no open file."""
+    spool = relay.directory / "spool"
+
+    def stray() -> list[Path]:
+        return [path for content in spool.rglob("content") for path in content.iterdir()]
+
+    def long_logs() -> list[Path]:
+        return [log for log in spool.rglob("queue.db-wal") if log.stat().st_size > 1024 * 1024]
+
+    wait_until(lambda: not stray() and not long_logs(), seconds=10, what="a clean queue directory")
+    # Connections to the next hop are kept for a while.
+    assert files_open(relay) <= files_before + PER_DESTINATION
+
+
+def files_open(relay: Relay) -> int:
+    return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in workers_of(relay) or [relay.pid])
 
 
 # --- start --------------------------------------------------------------------------------------------
