@@ -2,7 +2,8 @@
 
 Each message is written down several times, so this is made by the fastest encoder there is. It
 writes what is beyond ASCII as it is; the little that has any goes through the standard one, which escapes
-it, lone surrogates too: no reader of a log may trip over them.
+it, lone surrogates too: no reader of a log may trip over them. It does not read them back either: that is
+the standard decoder's, too.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 import orjson
 
-__all__ = ["to_json"]
+__all__ = ["of_json", "to_json"]
 
 _escaping = json.JSONEncoder(separators=(",", ":"), check_circular=False, allow_nan=False).encode
 
@@ -24,3 +25,11 @@ def to_json(value: Any) -> str:
     except orjson.JSONEncodeError:
         return _escaping(value)
     return line.decode("ascii") if line.isascii() else _escaping(value)
+
+
+def of_json(text: str | bytes) -> Any:
+    """The value of a text. ValueError, or RecursionError, where it is none."""
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return json.loads(text)

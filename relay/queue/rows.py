@@ -8,13 +8,12 @@ costs one message and not the queue. Times are whole microseconds since 1970 in 
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
 from relay.mail.envelope import Body, Notify, Ret
-from relay.mail.jsontext import to_json
+from relay.mail.jsontext import of_json, to_json
 from relay.mail.outcome import Bounced, Deferred, Delivered, HopSession, Outcome
 from relay.policy.settings import Setting, Source, TlsSettings
 from relay.queue.entry import LastAttempt, MessageSummary, QueuedMessage, QueuedRecipient, State, Terms
@@ -116,7 +115,7 @@ def _terms_of(data: list[Any] | None) -> Terms | None:
 def message_of(queue_id: str, reverse_path: str, arrived: int, size_bytes: int, data: str) -> QueuedMessage:
     """The message its columns tell of."""
     try:
-        summary, body, eight_bit, smtputf8, ret, envid, origin, client, *more = json.loads(data)
+        summary, body, eight_bit, smtputf8, ret, envid, origin, client, *more = of_json(data)
         return QueuedMessage(
             queue_id=queue_id,
             reverse_path=_text(reverse_path),
@@ -158,7 +157,7 @@ def recipient_data(recipient: QueuedRecipient) -> str:
 def recipient_of(index: int, domain: str, state: int, due: int | None, data: str) -> QueuedRecipient:
     """The recipient its columns tell of."""
     try:
-        address, settings, notify, orcpt, attempts, last, first_attempt, delay_notified, *_ = json.loads(data)
+        address, settings, notify, orcpt, attempts, last, first_attempt, delay_notified, *_ = of_json(data)
         return QueuedRecipient(
             index=index,
             address=_text(address),
@@ -201,7 +200,7 @@ def owed_change(recipient: QueuedRecipient, data: str) -> Change:
     """The change that is still to be reported. Of its session only the host is known."""
     try:
         code, status, reason, own_code, own_status, message, description, hosts, host, in_doubt, *_ = (
-            json.loads(data)
+            of_json(data)
         )
         session = None if host is None else HopSession(_text(host[0]), _text(host[1]), False, False)
         facts = (_text(own_status), int(own_code), _text(message), _text(description), session)
