@@ -48,7 +48,7 @@ from relay.daemon.whole import WholeQueue
 from relay.daemon.worker import ALONE, Worker
 from relay.deliver.attempt import Attempt
 from relay.deliver.options import security_options
-from relay.deliver.pool import Pool
+from relay.deliver.pool import Pool, PoolLimits
 from relay.deliver.scheduler import Scheduler
 from relay.deliver.signing import Signer
 from relay.policy.rules import PolicyRules
@@ -148,7 +148,7 @@ class Relay:
         await self._read_settings()
         self._router = self._make_router()
         delivery = replace(config.delivery, concurrency=min(config.delivery.concurrency, files.deliveries))
-        self._pool = Pool()
+        self._pool = Pool(PoolLimits(connections=delivery.concurrency))
         attempt = Attempt(
             metered(self._router.route, self._metrics),
             hostname=config.hostname,

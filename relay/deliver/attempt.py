@@ -96,10 +96,11 @@ class Attempt:
         )
         tally = Tally(entry.recipients, bounce_unmet=bounce, trouble=route.trouble, rejected=route.rejected)
         job = await _job(entry, content, self._signer)
-        for host in route.hosts[:MOST_HOSTS]:
-            go_on = await self._try_host(host, needed, job, tally)
-            if not tally.pending or not go_on:
-                break
+        with self._pool.using_one():
+            for host in route.hosts[:MOST_HOSTS]:
+                go_on = await self._try_host(host, needed, job, tally)
+                if not tally.pending or not go_on:
+                    break
         return tally.outcomes()
 
     async def close(self) -> None:

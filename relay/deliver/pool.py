@@ -7,13 +7,16 @@ made of the host (TLS, verified, in clear) stays with the connection, and each m
 on it says the same truth of itself.
 
 A connection lasts for so many messages and so long, and idles for a few seconds only: an idle
-one takes a place at the host, and hosts close what idles.
+one takes a place at the host, and hosts close what idles. It takes one of our own, too: where all
+are taken, the one that has idled for longest makes room.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -26,7 +29,7 @@ __all__ = ["Pool", "PoolKey", "PoolLimits", "pool_key"]
 
 @dataclass(frozen=True, slots=True)
 class PoolLimits:
-    """How long a connection is good for. `connections`: idle ones in all."""
+    """How long a connection is good for. `connections`: how many there may be, in use and idle together."""
 
     messages: int = 100
     age: timedelta = timedelta(minutes=5)
@@ -59,16 +62,27 @@ class _Idle:
 
 
 class Pool:
-    """The idle connections. A connection in use is in nobody's hands but its user's."""
+    """The idle connections. A connection in use is in nobody's hands but its user's; it is only counted."""
 
     def __init__(self, limits: PoolLimits | None = None) -> None:
         self._limits = limits or PoolLimits()
         self._idle: dict[PoolKey, deque[_Idle]] = {}
-        self._count = 0
+        self._order: dict[_Idle, None] = {}
+        self._in_use = 0
         self._closed = False
 
     def __len__(self) -> int:
-        return self._count
+        """How many idle ones there are."""
+        return len(self._order)
+
+    @contextmanager
+    def using_one(self) -> Iterator[None]:
+        """Count a connection as in use, from before it is there until it was given back."""
+        self._in_use += 1
+        try:
+            yield
+        finally:
+            self._in_use -= 1
 
     def take(self, key: PoolKey) -> Connection | None:
         """A connection that is open still, as far as we know; the one last used first."""
@@ -78,19 +92,21 @@ class Pool:
             if idle.connection.is_usable and not self._is_worn_out(idle.connection):
                 return idle.connection
             idle.connection.quit()
+        if self._are_too_many and self._order:
+            self._expire(next(iter(self._order)))
         return None
 
     def give_back(self, key: PoolKey, connection: Connection) -> None:
         """Keep a connection for the next message, if it is good for one."""
         usable = connection.is_usable and not self._is_worn_out(connection)
-        if self._closed or not usable or self._count >= self._limits.connections:
+        if self._closed or not usable or self._are_too_many:
             connection.quit()
             return
         loop = asyncio.get_running_loop()
         idle = _Idle(key, connection)
         idle.alarm = loop.call_later(self._limits.idle.total_seconds(), self._expire, idle)
         self._idle.setdefault(key, deque()).append(idle)
-        self._count += 1
+        self._order[idle] = None
 
     def forget(self, key: PoolKey) -> None:
         """Close what is kept under a key: its host went away from one of them."""
@@ -100,10 +116,14 @@ class Pool:
     async def close(self) -> None:
         """Say QUIT on all that are kept, and keep none from now on."""
         self._closed = True
-        everyone = [idle for waiting in self._idle.values() for idle in waiting]
+        everyone = list(self._order)
         for idle in everyone:
             self._expire(idle)
         await asyncio.gather(*(idle.connection.wait_closed() for idle in everyone))
+
+    @property
+    def _are_too_many(self) -> bool:
+        return len(self._order) + self._in_use > self._limits.connections
 
     def _is_worn_out(self, connection: Connection) -> bool:
         age = asyncio.get_running_loop().time() - connection.opened_at
@@ -118,6 +138,6 @@ class Pool:
             idle.alarm.cancel()
         waiting = self._idle[idle.key]
         waiting.remove(idle)
-        self._count -= 1
+        del self._order[idle]
         if not waiting:
             del self._idle[idle.key]

@@ -192,6 +192,18 @@ async def test_a_connection_does_not_last_for_ever(rig, limits):
     assert mx.connections[0].closed
 
 
+async def test_where_all_places_are_taken_the_connection_that_idled_longest_makes_room(rig):
+    hosts = [await rig.mx(name=f"mx{number}.dest.example") for number in range(3)]
+    rig.limits = replace(rig.limits, connections=2)
+    routes = list(rig.hosts)
+    for number in (0, 1, 0, 2, 0, 2):
+        rig.hosts[:] = [routes[number]]
+        await rig.send(entry())
+    assert [len(mx.connections) for mx in hosts] == [1, 1, 1]
+    await asyncio.sleep(0.05)
+    assert [mx.connections[0].closed for mx in hosts] == [False, True, False]
+
+
 async def test_messages_at_the_same_time_have_connections_of_their_own(rig):
     mx = await rig.mx(replace(CLEAR, replies={"CONTENT": Action("250 2.0.0 OK", delay=0.1)}))
     await asyncio.gather(*(rig.send(entry()) for _ in range(8)))
