@@ -13,18 +13,13 @@ import random
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from relay.queue.sqlite import SqliteStore
-from relay.queue.store import CHUNK_BYTES, EventFilter, QueueFilter
-from tests.fakes.queued import content_of
+from tests.rigs.acceptor import Told, command, expect_kept
 
 ROOT = Path(__file__).resolve().parents[2]
 LONG = os.environ.get("RELAY_LONG") == "1"
@@ -33,79 +28,9 @@ STRACE = ["strace", "-f", "-qq", "-o"]
 pytestmark = pytest.mark.timeout(600)
 
 
-@dataclass
-class Told:
-    """What the process said."""
-
-    accepted: list[str] = field(default_factory=list)
-    refused: list[str] = field(default_factory=list)
-    delivered: list[str] = field(default_factory=list)
-    reasons: list[str] = field(default_factory=list)
-    opened: bool = False
-    ended: bool = False
-
-    def hear(self, output: str) -> Told:
-        for line in output.split("\n")[:-1]:
-            word, *rest = line.split(" ", 2)
-            match word:
-                case "ok":
-                    self.accepted.append(rest[0])
-                case "no":
-                    self.refused.append(rest[0])
-                    self.reasons.append(rest[1].split()[0])
-                case "done":
-                    self.delivered.append(rest[0])
-                case "open":
-                    self.opened = True
-                case "end":
-                    self.ended = True
-        return self
-
-
-def command(spool: Path, *options: str) -> list[str]:
-    return [sys.executable, "-m", "tests.rigs.acceptor", str(spool), *options]
-
-
 def run(*words: str) -> Told:
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
     return Told().hear(done.stdout)
-
-
-async def check(spool: Path, told: Told, *, size: int, refused_stay_out: bool = True) -> None:
-    """Nothing lost, nothing half there, nothing invented; and the queue goes on working."""
-    store = await SqliteStore.open(spool)
-    try:
-        listed = [
-            item.message
-            for item in await store.list_messages(QueueFilter(), now=datetime.now(UTC), limit=9999)
-        ]
-        here = {message.queue_id for message in listed}
-        lost = set(told.accepted) - here - set(told.delivered)
-        gone = {
-            one.event.queue_id
-            for one in await store.find_events(EventFilter(names=frozenset({"delivered"})), limit=9999)
-        }
-        assert not lost - gone, "accepted and lost"
-        assert gone >= set(told.delivered), "a result that was recorded is forgotten"
-        assert not here & set(told.delivered), "delivered and still queued"
-        if refused_stay_out:
-            assert not here & set(told.refused), "refused and queued all the same"
-        for message in listed:
-            content = await content_of(store, message.queue_id)
-            assert len(content) == size == message.size_bytes
-            assert content.startswith(message.queue_id.encode())
-        files = {path.name for path in (spool / "content").iterdir()}
-        assert files == {message.queue_id for message in listed if message.size_bytes > CHUNK_BYTES}
-        due = await store.claim_due(now=datetime.now(UTC), limit=9999)
-        while more := await store.claim_due(now=datetime.now(UTC), limit=9999):
-            due += more
-        assert {entry.message.queue_id for entry in due} == here, "not due at once after a crash"
-    finally:
-        await store.close()
-
-
-SMALL = 17 * 200
-LARGE = SMALL + 2 * CHUNK_BYTES
 
 
 @pytest.mark.parametrize(
@@ -124,7 +49,7 @@ async def test_what_was_accepted_survives_kill_9_at_any_moment(tmp_path, options
             time.sleep(random.uniform(0.01, 0.4))
             child.kill()
             told = Told().hear(child.stdout.read())
-        await check(tmp_path / "spool", told, size=LARGE if "--large" in options else SMALL)
+        await expect_kept(tmp_path / "spool", told)
         with contextlib.suppress(FileNotFoundError):
             (tmp_path / "spool" / "queue.db").unlink()
             (tmp_path / "spool" / "queue.db-wal").unlink()
@@ -142,7 +67,7 @@ def killed_at(spool: Path, call: str, when: int, *options: str) -> Told:
 @pytest.mark.parametrize("when", range(1, 61) if LONG else (1, 3, 6, 8, 13, 30, 45))
 async def test_what_was_accepted_survives_kill_9_at_the_nth_call(tmp_path, call, when):
     told = killed_at(tmp_path / "spool", call, when)
-    await check(tmp_path / "spool", told, size=SMALL)
+    await expect_kept(tmp_path / "spool", told)
 
 
 @pytest.mark.needs("strace")
@@ -150,7 +75,7 @@ async def test_what_was_accepted_survives_kill_9_at_the_nth_call(tmp_path, call,
 @pytest.mark.parametrize("when", range(1, 13) if LONG else (2, 5, 9))
 async def test_large_mail_survives_kill_9_at_the_nth_call(tmp_path, call, when):
     told = killed_at(tmp_path / "spool", call, when, "--large")
-    await check(tmp_path / "spool", told, size=LARGE)
+    await expect_kept(tmp_path / "spool", told)
 
 
 @pytest.mark.needs("strace")
@@ -172,7 +97,7 @@ async def test_a_start_that_was_killed_is_finished_by_the_next(tmp_path, when):
     trace = [*STRACE, "/dev/null", "-P", str(tmp_path / "spool"), "-P", str(tmp_path / "spool" / "queue.db")]
     trace += ["-P", str(tmp_path / "spool" / "queue.db-wal"), "-e", f"trace={calls}"]
     run(*trace, "-e", f"inject={calls}:signal=KILL:when={when}", *command(tmp_path / "spool", "--count", "0"))
-    await check(tmp_path / "spool", told, size=LARGE)
+    await expect_kept(tmp_path / "spool", told)
 
 
 @pytest.mark.needs("strace")
@@ -186,7 +111,7 @@ async def test_a_sync_that_fails_once_refuses_its_messages_and_the_next_are_take
         assert told.refused or when < 14, "the fault was not felt"  # SQLite may do without a directory's sync
         assert len(told.accepted) + len(told.refused) == 150
         assert set(told.reasons) <= {"SpoolError"}
-    await check(tmp_path / "spool", told, size=SMALL)
+    await expect_kept(tmp_path / "spool", told)
 
 
 @pytest.mark.needs("strace")
@@ -196,7 +121,7 @@ async def test_while_every_sync_fails_nothing_is_accepted(tmp_path):
     told = run(*trace, *command(tmp_path / "spool", "--count", "60", "--lanes", "3"))
     assert told.ended
     assert len(told.refused) > 20
-    await check(tmp_path / "spool", told, size=SMALL)
+    await expect_kept(tmp_path / "spool", told)
 
 
 # The order of sync and answer. Killing the process cannot show it: what was written outlives the
