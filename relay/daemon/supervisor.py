@@ -48,6 +48,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 _LOOK_SECONDS = 1.0
 _UNWELL_SECONDS = 60.0
 """How long a worker may say nothing before it is taken for stuck."""
+_AWAY_SECONDS = 10.0
+"""Between two looks: who did not look for so long was stopped, and with it everybody."""
 _STARTING_SECONDS = 300.0
 """How long its start may take: a long queue is recovered, or that of another worker taken over."""
 _LONGEST_PAUSE = 30.0
@@ -92,6 +94,7 @@ class Supervisor:
         self._was_ready = False
         self._exit_code = 0
         self._answered = 0.0
+        self._looked = 0.0
 
     def run(self) -> int:
         """Open, fork, watch, end."""
@@ -243,6 +246,11 @@ class Supervisor:
 
     def _kill_the_stuck(self) -> None:
         now = time.monotonic()
+        if now - self._looked > _AWAY_SECONDS:
+            # A frozen container: the workers get their time again from where it was thawed.
+            for child in self._children:
+                child.heard = now
+        self._looked = now
         for child in self._children:
             patience = _UNWELL_SECONDS if child.is_ready else _STARTING_SECONDS
             if child.pid and now - child.heard > patience:

@@ -7,6 +7,7 @@ import os
 import signal
 import smtplib
 import socket
+import sqlite3
 import threading
 import time
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.rigs.ledger import Ledger, check_log, listed, tokens
+from tests.rigs.ledger import Ledger, check_agreement, check_log, listed, tokens
 from tests.rigs.ports import wait_until
 from tests.rigs.relay import Relay, relay_of, relay_process, workers_of
 from tests.rigs.sink import sink
@@ -135,6 +136,64 @@ def test_a_limit_of_connections_holds_for_all_workers_together(tmp_path: Path) -
             client.close()
         for session in others:
             session.close()
+
+
+PATIENCE = 2.0
+HASTY = ("tests.rigs.hasty_relay", str(60 / PATIENCE))
+
+
+def test_a_worker_that_hangs_is_ended_and_its_successor_has_its_mail(tmp_path: Path) -> None:
+    words, ledger = tokens(40), Ledger()
+    with sink() as mx, relay_of(tmp_path, 2, program=HASTY, routes=mx.route) as relay:
+        mx.gate.clear()
+        spread(relay, ledger, words)
+        assert ledger.accepted == set(words)
+        before = workers_of(relay)
+        held = in_queue(tmp_path / "spool/worker-1/queue.db")
+        assert 0 < held < 40, "each of the two has some"
+        os.kill(before[1], signal.SIGSTOP)
+        mx.gate.set()
+        # The other goes on: its clients are served, its mail leaves.
+        wait_until(lambda: len(mx.contents) == 40 - held, seconds=PATIENCE, what="the other's mail")
+        meanwhile = Ledger()
+        crowd = threading.Thread(target=spread, args=(relay, meanwhile, more := tokens(24)))
+        crowd.start()
+        wait_until(lambda: meanwhile.accepted, seconds=PATIENCE, what="a client that is served")
+        assert workers_of(relay) == before, "before the end of patience"
+        wait_until(lambda: before[1] not in workers_of(relay), what="the end of the one that hangs")
+        # Who had come to its door was not turned away.
+        crowd.join(timeout=60)
+        assert meanwhile.accepted == set(more)
+        ledger.settle(relay, mx)
+        meanwhile.settle(relay, mx)
+        wait_until(lambda: listed(relay) == [], what="an empty queue")
+        assert workers_of(relay)[0] == before[0]
+        assert ledger.duplicates(mx) == 0
+        assert check_agreement(relay, mx) == 64
+        assert "worker 1 has not been well for 2 s: killing it" in relay.stderr
+        assert "worker 1 was killed by SIGKILL: starting it again" in relay.stderr
+
+
+def in_queue(database: Path) -> int:
+    with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as db:
+        return int(db.execute("SELECT count(*) FROM message").fetchone()[0])
+
+
+def test_workers_that_were_stopped_with_their_supervisor_are_let_live(tmp_path: Path) -> None:
+    """As in a container that is frozen and thawed: nobody was silent, time stood still."""
+    with sink() as mx, relay_of(tmp_path, 2, program=HASTY, routes=mx.route) as relay:
+        before = workers_of(relay)
+        for pid in (relay.pid, *before):
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(1.5 * PATIENCE)
+        for pid in (relay.pid, *before):
+            os.kill(pid, signal.SIGCONT)
+        ledger = Ledger()
+        spread(relay, ledger, words := tokens(24))
+        assert ledger.accepted == set(words)
+        ledger.settle(relay, mx)
+        assert workers_of(relay) == before
+        assert "not been well" not in relay.stderr
 
 
 def test_a_supervisor_that_vanishes_leaves_no_worker_behind(tmp_path: Path) -> None:
