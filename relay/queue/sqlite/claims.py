@@ -35,7 +35,13 @@ _STRETCH = 1000
 _IN_FILES = "SELECT queue_id FROM message WHERE in_file"
 
 _LONGEST_POSTPONED = timedelta(days=8)
-"""A sender may ask for a delivery some days ahead: what was never tried may be due so late."""
+"""A sender may ask for a delivery some days ahead, and no further: that was asked of a clock ahead."""
+
+_WISH = (
+    "SELECT wish FROM (SELECT CASE WHEN json_valid(data) THEN json_extract(data, '$[8][0]') END AS wish"
+    " FROM message WHERE message.queue_id = recipient.queue_id) WHERE wish <= :postponed"
+)
+"""When its sender wants a message to go out, if he said so: `Terms.not_before` in `rows.message_data`."""
 
 
 # Claims.
@@ -280,10 +286,13 @@ def purge(
 
 
 def pull_forward(db: sqlite3.Connection, now: datetime, latest: datetime) -> None:
-    """What is due later than any wait we give was written while the clock was ahead, and is due now."""
+    """What is due later than any wait we give was written while the clock was ahead, and is due now.
+
+    But not before its sender wants it to go out.
+    """
     db.execute(
-        f"UPDATE recipient SET due = :now WHERE place = {WAITING} AND due > :latest"
-        f" AND (state = {STATE_NUMBER[State.DEFERRED]} OR due > :postponed)",
+        f"UPDATE recipient SET due = max(:now, coalesce(({_WISH}), 0))"
+        f" WHERE place = {WAITING} AND due > :latest",
         {
             "now": micros(now),
             "latest": micros(latest),
