@@ -24,7 +24,7 @@ from relay.queue.sqlite.schema import ASIDE, CLAIMED, READY, WAITING
 from relay.queue.sqlite.writer import finish_if_done
 from relay.queue.store import QueueFilter, SpoolError
 
-__all__ = ["VERBS", "Changed", "change", "claim", "is_unknown", "purge", "recover", "release"]
+__all__ = ["VERBS", "Changed", "change", "claim", "purge", "recover", "release", "unknown"]
 
 log = logging.getLogger(__name__)
 
@@ -301,9 +301,10 @@ def pull_forward(db: sqlite3.Connection, now: datetime, latest: datetime) -> Non
     )
 
 
-def is_unknown(queue_id: str, db: sqlite3.Connection) -> bool:
-    """Whether there is no such message in the queue."""
-    return db.execute("SELECT 1 FROM message WHERE queue_id = ?", (queue_id,)).fetchone() is None
+def unknown(queue_ids: Collection[str], db: sqlite3.Connection) -> list[str]:
+    """Those of which there is no message in the queue."""
+    asked = "SELECT 1 FROM message WHERE queue_id = ?"
+    return [queue_id for queue_id in queue_ids if db.execute(asked, (queue_id,)).fetchone() is None]
 
 
 def recover(db: sqlite3.Connection, contents: Contents, now: datetime, latest: datetime) -> None:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -43,6 +44,7 @@ class Contents:
         self._spool = spool
         self._directory = spool.directory / CONTENT
         self._being_written: dict[str, int] = {}
+        self._left: deque[str] = deque()
         self._threads = [
             ThreadPoolExecutor(1, thread_name_prefix="queue-content-writer") for _ in range(_THREADS)
         ]
@@ -73,9 +75,13 @@ class Contents:
         await self._in_order(queue_id, self._complete, queue_id, offset, rest)
 
     def remove(self, queue_ids: Iterable[str]) -> None:
-        """Have these files removed, those there are."""
+        """Have these files removed, those there are, and those that could not be removed before."""
+        wanted = list(queue_ids)
+        with suppress(IndexError):  # another thread takes of them, too
+            for _ in range(len(self._left)):
+                wanted.append(self._left.popleft())
         with suppress(RuntimeError):  # closed: what stays goes at the next start
-            for queue_id in queue_ids:
+            for queue_id in wanted:
                 self._thread_of(queue_id).submit(self._remove, queue_id)
 
     def close(self) -> None:
@@ -121,8 +127,9 @@ class Contents:
                     pass
             with suppress(FileNotFoundError):
                 os.unlink(self.path_of(queue_id))
-        except OSError as exc:  # it goes at the next start
-            log.warning("%s: could not remove its content: %s", queue_id, exc.strerror)
+        except OSError as exc:
+            self._left.append(queue_id)
+            log.warning("%s: could not remove its content yet: %s", queue_id, exc.strerror)
 
     @contextmanager
     def _taken(self, queue_id: str) -> Iterator[int]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -69,13 +69,15 @@ class SqliteStore:
         self._reader = Reader.of(spool.directory)
         self._contents = Contents(spool)
         self._staged: set[str] = set()
-        self._accepting: set[asyncio.Future[None]] = set()
+        self._under_way: set[asyncio.Future[None]] = set()
+        self._in_doubt: set[str] = set()
         self._writer = Writer(
             spool,
             synchronous=synchronous,
             prepare=self._prepare,
             on_events=self._on_events,
             on_gone=self._contents.remove,
+            on_well=self._when_well,
         )
         self.desk = SqliteDesk(self._reader.ask, self._call)
         self._work = asyncio.Event()
@@ -165,10 +167,7 @@ class SqliteStore:
         """Take responsibility."""
         if new.staged_bytes or len(new.content) > CHUNK_BYTES:
             self._staged.discard(new.message.queue_id)
-            accepting = asyncio.ensure_future(self._accept_large(new))
-            self._accepting.add(accepting)
-            accepting.add_done_callback(self._accepting.discard)
-            await asyncio.shield(accepting)
+            await asyncio.shield(self._to_its_end(self._accept_large(new)))
         else:
             await self._accept(new)
 
@@ -179,10 +178,26 @@ class SqliteStore:
             await self._contents.complete(queue_id, new.staged_bytes, new.content)
             await self._accept(replace(new, content=b""), in_file=True)
         except Exception:
-            with suppress(SpoolError):  # what stays goes at the next start
-                if await self._call(partial(claims.is_unknown, queue_id)):
-                    self._contents.remove([queue_id])
+            self._in_doubt.add(queue_id)
+            await self._clear_up()
             raise
+
+    def _to_its_end(self, work: Coroutine[Any, Any, None]) -> asyncio.Future[None]:
+        task = asyncio.ensure_future(work)
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+        return task
+
+    async def _clear_up(self) -> None:
+        """Remove the files of what was refused, unless a commit tells of it after all."""
+        asked = frozenset(self._in_doubt)
+        with suppress(SpoolError):  # asked again when the database is well; what stays goes at the next start
+            unknown = await self._call(partial(claims.unknown, asked))
+            self._in_doubt -= asked
+            self._contents.remove(unknown)
+
+    def _when_well(self) -> None:
+        self._to_its_end(self._clear_up())
 
     async def _accept(self, new: NewMessage, *, in_file: bool = False) -> None:
         rows = Rows(self._future(), takes_in=True, events=new.events)

@@ -110,7 +110,8 @@ class Writer:
     """Starts with `start`, which opens the database; ends with `close`, after all that was submitted.
 
     `on_events` is called on the event loop with what was committed; `on_gone` on the writer's thread
-    with the messages that have left and had a file.
+    with the messages that have left and had a file; `on_well` on the event loop after a commit that
+    follows on trouble.
     """
 
     def __init__(
@@ -121,12 +122,14 @@ class Writer:
         prepare: Callable[[sqlite3.Connection], None],
         on_events: Callable[[list[StoredEvent]], None],
         on_gone: Callable[[list[str]], None],
+        on_well: Callable[[], None],
     ) -> None:
         self._spool = spool
         self._synchronous = synchronous
         self._prepare = prepare
         self._on_events = on_events
         self._on_gone = on_gone
+        self._on_well = on_well
         self._gone: list[str] = []
         self._wal_limit_bytes = spool.ballast_bytes
         self._loop = asyncio.get_running_loop()
@@ -278,7 +281,8 @@ class Writer:
                 return
             try:
                 self._commit(wanted)
-                self._trouble.ended()
+                if self._trouble.ended():
+                    self._call_loop(self._on_well)
             except (sqlite3.Error, OSError) as exc:
                 self._trouble.began(exc)
                 if not is_busy(exc):
@@ -582,10 +586,12 @@ class _Trouble:
             self._said = str(exc)
             log.error("the queue's database failed, nothing was changed: %s", exc)
 
-    def ended(self) -> None:
-        if self._said:
-            log.warning("the queue's database works again, after: %s", self._said)
-            self._said = ""
+    def ended(self) -> bool:
+        """All is well; whether it was not."""
+        said, self._said = self._said, ""
+        if said:
+            log.warning("the queue's database works again, after: %s", said)
+        return bool(said)
 
 
 def event_row(seq: int, event: Event) -> Row:

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.rigs.ledger import Ledger, check_log, listed, tokens
+from tests.rigs.ledger import LARGE, Ledger, check_agreement, check_log, listed, tokens
 from tests.rigs.ports import wait_until
 from tests.rigs.relay import Relay, relay_process
 from tests.rigs.sink import Sink, sink
@@ -147,6 +147,64 @@ def test_a_limit_on_file_sizes_refuses_for_now(tmp_path: Path, mx: Sink) -> None
         ledger.settle(relay, mx)
         flows_again(relay, mx)
         ledger.check_refused(mx)
+
+
+@contextlib.contextmanager
+def read_only(relay: Relay, directory: Path) -> Iterator[None]:
+    """The file system goes read-only under the relay, and is read-write again at the end.
+
+    `mount -o remount,ro` is refused while a file is open for writing, as the database is. So a read-only
+    mount of the directory itself goes on top of it: no file can be made, removed or opened for writing. And
+    to what was open before, writing fails by strace.
+    """
+    view = relay.directory / "view"
+    view.mkdir()
+    subprocess.run(["mount", "--bind", str(directory), str(view)], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", str(view)], check=True)
+        with strace(relay.pid, calls="pwrite64,ftruncate,fallocate", inject="error=EROFS"):
+            subprocess.run(["mount", "--bind", str(view), str(directory)], check=True)
+            try:
+                yield
+            finally:
+                subprocess.run(["umount", "-l", str(directory)], check=True)
+    finally:
+        subprocess.run(["umount", "-l", str(view)], check=True)
+
+
+@tmpfs
+@traced
+def test_a_file_system_that_goes_read_only_refuses_for_now(tmp_path: Path, mx: Sink) -> None:
+    spool = tmp_path / "disk/spool"
+    with mounted(tmp_path / "disk", "size=256m"), relay_at(tmp_path, mx) as relay:
+        ledger = Ledger()
+        with ledger.crowd(relay, clients=4, tenth=LARGE):
+            wait_until(lambda: len(ledger.accepted) > 50, what="the stream")
+            with read_only(relay, spool):
+                time.sleep(0.5)  # what was just being committed
+                taken = ledger.accepted
+                time.sleep(1.5)
+                assert ledger.accepted == taken, "answered 250 though nothing could be written"
+            began = time.monotonic()
+            wait_until(
+                lambda: len(ledger.accepted) > len(taken) + 20, seconds=5, what="mail that flows again"
+            )
+            seconds = time.monotonic() - began
+        only_temporary(ledger)
+        ledger.settle(relay, mx)
+        wait_until(lambda: listed(relay) == [], what="an empty queue")
+        ledger.check_refused(mx)
+        assert ledger.duplicates(mx) == 0, "a result in hand was forgotten"
+        assert check_agreement(relay, mx) >= len(ledger.accepted)
+        assert relay.process is not None
+        assert relay.process.poll() is None
+        wait_until(
+            lambda: not list((spool / "content").iterdir()), seconds=5, what="the end of the last file"
+        )
+    sys.stderr.write(
+        f"\nread-only: {len(ledger.accepted)} taken, {len(ledger.refused)} refused;"
+        f" mail flowed again after {seconds:.1f} s\n"
+    )
 
 
 # --- failing calls ------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import sqlite3
 import stat
@@ -17,7 +18,7 @@ import pytest
 from relay.mail.outcome import Deferred
 from relay.queue.entry import Entry, State
 from relay.queue.handoff import HandOffLimits
-from relay.queue.sqlite import SqliteStore
+from relay.queue.sqlite import SqliteStore, disk
 from relay.queue.store import CHUNK_BYTES, EventFilter, NewMessage, QueueFilter, SpoolError
 from tests.fakes.queued import (
     BOUNCED,
@@ -204,6 +205,39 @@ async def test_a_message_that_could_not_be_committed_leaves_no_file(store, tmp_p
     bad = new_message(sender="\udce9@example.com", content=b"x" * (CHUNK_BYTES + 1))
     with pytest.raises(SpoolError):
         await store.accept(bad)
+    await files_become(tmp_path, set())
+
+
+async def test_large_mail_refused_in_trouble_leaves_no_file_when_that_is_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(disk, "_BUSY_WAIT_MS", 50)
+    async with opened(tmp_path / "spool") as store:
+        content = b"x" * (CHUNK_BYTES + 1)
+        other = sqlite3.connect(tmp_path / "spool" / "queue.db", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        for _ in range(3):
+            with pytest.raises(SpoolError, match="locked"):
+                await store.accept(new_message(content=content))
+        assert len(files_of(tmp_path)) == 3, "who can say that they were not committed?"
+        other.close()
+        await store.accept(new_message())
+        await files_become(tmp_path, set())
+
+
+async def test_a_file_that_cannot_be_removed_is_removed_with_the_next(store, tmp_path, monkeypatch):
+    refused = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def read_only(path):
+        loop.call_soon_threadsafe(refused.set)
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    for queue_id in ("q1", "q2"):
+        await store.stage(queue_id, 0, b"x" * CHUNK_BYTES)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "unlink", read_only)
+        await store.discard("q1")
+        await asyncio.wait_for(refused.wait(), 5)
+    await store.discard("q2")
     await files_become(tmp_path, set())
 
 
