@@ -289,8 +289,8 @@ class _Player:
     `said`: what it said, and when; `changed`, `synced`: when it did that to the disk.
     """
 
-    def __init__(self, base: Path, root: _Directory, deaf: re.Pattern[str], chance: random.Random) -> None:
-        self._base = base
+    def __init__(self, base: Path, root: _Directory, deaf: str | None, chance: random.Random) -> None:
+        self.base = base
         self._root = root
         self._deaf = deaf
         self._chance = chance
@@ -319,7 +319,7 @@ class _Player:
         words = "".join(step.arguments)
         known = self._file(step) if step.arguments[0].isdigit() else None
         assert known is None, f"not understood: {step}"
-        assert str(self._base).encode().hex() not in words.replace("\\x", ""), f"not understood: {step}"
+        assert str(self.base).encode().hex() not in words.replace("\\x", ""), f"not understood: {step}"
 
     def _file(self, step: _Step) -> _File | None:
         node, _ = self._fds.get(int(step.arguments[0]), (None, False))
@@ -329,9 +329,9 @@ class _Player:
         """Where a path leads: the directory that has, or may have, its last name."""
         name = Path(os.fsdecode(_octets(path)))
         if name.is_absolute():
-            if not name.is_relative_to(self._base) or name == self._base:
+            if not name.is_relative_to(self.base) or name == self.base:
                 return None
-            parts, node = name.relative_to(self._base).parts, self._root
+            parts, node = name.relative_to(self.base).parts, self._root
         else:
             known = None if directory == "AT_FDCWD" else self._fds.get(int(directory), (None,))[0]
             if not isinstance(known, _Directory):
@@ -352,7 +352,7 @@ class _Player:
         assert step.result is not None
         directory, path, flags = step.arguments[:3]
         self._fds.pop(step.result, None)
-        if os.fsdecode(_octets(path)) == str(self._base):
+        if os.fsdecode(_octets(path)) == str(self.base):
             self._fds[step.result] = self._root, False
         elif place := self._place(directory, path):
             parent, name = place
@@ -394,7 +394,7 @@ class _Player:
         if step.result != 0:
             if isinstance(node, _File):
                 node.forget(begun, self._chance)
-        elif not self._deaf.fullmatch(node.label):
+        elif self._deaf is None or not re.fullmatch(self._deaf, node.label):
             node.keep(begun)
         self.synced.append((at, node.label))
 
@@ -454,8 +454,8 @@ class History:
     """What becomes of a directory, from how it is now: all that is there counts as kept."""
 
     def __init__(self, base: Path) -> None:
-        self._base = base.resolve()
-        self._first = _read(self._base)
+        self.base = base.resolve()
+        self._first = _read(self.base)
         self._runs: list[list[_Step]] = []
         self._said: list[int] = []
         self._changed: list[int] = []
@@ -483,7 +483,7 @@ class History:
             self._runs.append(list(_steps(Path(trace.name))))
         root = deepcopy(self._first)
         players = [player for _, player in self._play(root)]
-        _expect_same(root, _read(self._base))
+        _expect_same(root, _read(self.base))
         seen = set(players)
         self._said = [at for player in seen for at, _ in player.said]
         self._changed = [at for player in seen for at in player.changed]
@@ -498,10 +498,10 @@ class History:
         wanted = [those for one in kinds if (those := [at for at in one if at >= first])]
         return [chance.choice(chance.choice(wanted)) for _ in range(count)]
 
-    def cuts(self, moments: Iterable[int], *, deaf: str = "", seed: int = 0) -> Iterator[Cut]:
+    def cuts(self, moments: Iterable[int], *, deaf: str | None = None, seed: int = 0) -> Iterator[Cut]:
         """The power is cut at each of these moments, to be looked at before the next.
 
-        `deaf`: a pattern for files and directories whose syncs the disk does not listen to.
+        `deaf`: a pattern for the files and directories whose syncs the disk does not listen to.
         """
         times = Counter(moments)
         root = deepcopy(self._first)
@@ -512,10 +512,12 @@ class History:
                 words = "".join(text for one in said for _, text in one.said)
                 yield Cut(at, seed + number, words, root)
 
-    def _play(self, root: _Directory, deaf: str = "", seed: int = 0) -> Iterator[tuple[int, _Player]]:
+    def _play(
+        self, root: _Directory, deaf: str | None = None, seed: int = 0
+    ) -> Iterator[tuple[int, _Player]]:
         at = 0
         for steps in self._runs:
-            player = _Player(self._base, root, re.compile(deaf), random.Random(seed))
+            player = _Player(self.base, root, deaf, random.Random(seed))
             for step in steps:
                 player.step(at, step)
                 yield at, player

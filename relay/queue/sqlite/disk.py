@@ -25,7 +25,7 @@ from datetime import timedelta
 from pathlib import Path
 from urllib.parse import quote
 
-from relay.queue.sqlite.files import sync_directory
+from relay.queue.sqlite.files import make_directories, sync_directory
 from relay.queue.sqlite.schema import APPLICATION_ID, MIGRATIONS, version_of
 from relay.queue.store import QueueFull, SpoolError
 
@@ -170,10 +170,18 @@ class Spool:
 
     def _make(self) -> None:
         """The directory is ours alone; one that is there keeps the permissions its owner gave it."""
-        with contextlib.suppress(FileExistsError):
-            self.directory.parent.mkdir(parents=True, exist_ok=True)
+        above = self.directory.parent
+        make_directories(above)
+        try:
             self.directory.mkdir(mode=0o700)
+        except FileExistsError:
+            # Who made it may have been killed before its name was synced. It may be a mount point as well,
+            # below something that cannot be synced.
+            with contextlib.suppress(OSError):
+                sync_directory(above)
+        else:
             self.directory.chmod(0o700)
+            sync_directory(above)
 
     def _ballast_size(self) -> int:
         found = os.statvfs(self.directory)

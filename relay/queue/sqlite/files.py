@@ -13,7 +13,16 @@ from pathlib import Path
 
 from relay.queue.store import CHUNK_BYTES, SpoolError
 
-__all__ = ["CONTENT", "create", "link_all", "read_piece", "sync_directory", "write_all", "write_whole"]
+__all__ = [
+    "CONTENT",
+    "create",
+    "link_all",
+    "make_directories",
+    "read_piece",
+    "sync_directory",
+    "write_all",
+    "write_whole",
+]
 
 CONTENT = "content"
 """The directory of these files, within that of the queue."""
@@ -78,3 +87,12 @@ def sync_directory(directory: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def make_directories(directory: Path) -> None:
+    """Have a directory and all above it; the name of each that was made is durable."""
+    missing = [path for path in (directory, *directory.parents) if not path.exists()]
+    for path in reversed(missing):
+        with suppress(FileExistsError):  # another worker was quicker
+            path.mkdir()
+        sync_directory(path.parent)
