@@ -35,6 +35,8 @@ class Sink:
     lock: threading.Lock = field(default_factory=threading.Lock)
     gate: threading.Event = field(default_factory=_open_gate)
     """Closed, it keeps every client waiting for the reply to MAIL."""
+    last_word: threading.Event = field(default_factory=_open_gate)
+    """Closed, it takes messages and keeps every client waiting for the reply that says so."""
     unknown: frozenset[str] = frozenset()
     """Recipients that are refused for good."""
     taken: set[tuple[str, str]] = field(default_factory=set)
@@ -65,6 +67,8 @@ class Sink:
             self.contents.append(content)
             if trace is not None:  # a report of the relay's own has none
                 self.taken |= {(trace[1].decode(), recipient) for recipient in envelope.rcpt_tos}
+        while not self.last_word.is_set():
+            await asyncio.sleep(0.01)
         return "250 2.0.0 taken"
 
     def tokens(self, known: set[str]) -> list[str]:
