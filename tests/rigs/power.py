@@ -88,7 +88,7 @@ def _steps(trace: Path) -> Iterator[_Step]:
                 continue
             ended = _END.match(rest)
             assert ended, f"not understood: {line[:200]}"
-            if ended[2] != "?":  # "?": killed in the middle of it
+            if ended[2] != "?":  # "?": killed in the middle of it, see `_catch_up`
                 yield _Step(thread, name, _arguments(ended[1]), begins, int(ended[2]))
 
 
@@ -456,7 +456,7 @@ class History:
     def __init__(self, base: Path) -> None:
         self.base = base.resolve()
         self._first = _read(self.base)
-        self._runs: list[list[_Step]] = []
+        self._runs: list[tuple[list[_Step], _Directory | None]] = []
         self._said: list[int] = []
         self._changed: list[int] = []
         self._synced: list[int] = []
@@ -480,10 +480,11 @@ class History:
                 timeout=300,
                 text=True,
             )
-            self._runs.append(list(_steps(Path(trace.name))))
+            there = _read(self.base)
+            self._runs.append((list(_steps(Path(trace.name))), there if done.returncode < 0 else None))
         root = deepcopy(self._first)
         players = [player for _, player in self._play(root)]
-        _expect_same(root, _read(self.base))
+        _expect_same(root, there)
         seen = set(players)
         self._said = [at for player in seen for at, _ in player.said]
         self._changed = [at for player in seen for at in player.changed]
@@ -493,7 +494,7 @@ class History:
 
     def moments(self, count: int, chance: random.Random, *, run: int = 0) -> list[int]:
         """Moments to cut at, from a run on: when something has just been said, before a sync ends, any."""
-        first = sum(map(len, self._runs[:run]))
+        first = sum(len(steps) for steps, _ in self._runs[:run])
         kinds = [self._said, [at - 1 for at in self._synced], self._changed]
         wanted = [those for one in kinds if (those := [at for at in one if at >= first])]
         return [chance.choice(chance.choice(wanted)) for _ in range(count)]
@@ -516,12 +517,36 @@ class History:
         self, root: _Directory, deaf: str | None = None, seed: int = 0
     ) -> Iterator[tuple[int, _Player]]:
         at = 0
-        for steps in self._runs:
+        for steps, left in self._runs:
             player = _Player(self.base, root, deaf, random.Random(seed))
             for step in steps:
                 player.step(at, step)
                 yield at, player
                 at += 1
+            if left is not None:
+                _catch_up(at - 1, root, left)
+
+
+def _catch_up(at: int, model: _Directory, there: _Directory) -> None:
+    """Who is killed in the middle of a call has done some of it: as much as is there now."""
+    for name in model.now.keys() - there.now.keys():
+        model.change(at, {name: None})
+    for name, node in there.now.items():
+        inner = model.now.get(name)
+        if isinstance(node, _File):
+            if inner is None:
+                inner = _File(node.label)
+                model.change(at, {name: inner})
+            assert isinstance(inner, _File)
+            if inner.now != node.now:
+                inner.resize(at, len(node.now))
+                inner.write(at, 0, bytes(node.now))
+        else:
+            if inner is None:
+                inner = _Directory(node.label)
+                model.change(at, {name: inner})
+            assert isinstance(inner, _Directory)
+            _catch_up(at, inner, node)
 
 
 def _expect_same(model: _Directory, there: _Directory) -> None:

@@ -34,7 +34,7 @@ from relay.queue.sqlite.desk import SqliteDesk
 from relay.queue.sqlite.disk import Spool, check_quickly
 from relay.queue.sqlite.reader import Reader, StoppedQueue, count_states
 from relay.queue.sqlite.schema import ASIDE, CLAIMED, READY, WAITING, migrate
-from relay.queue.sqlite.writer import Call, Rows, Writer
+from relay.queue.sqlite.writer import Call, Rows, Writer, commit_something
 from relay.queue.store import (
     CHUNK_BYTES,
     Debt,
@@ -135,6 +135,9 @@ class SqliteStore:
         """On the writer's thread, before anything else."""
         check_quickly(db, largest_bytes=_CHECK_LARGEST_BYTES, within=_CHECK_WITHIN)
         migrate(db)
+        # What a killed relay wrote last is read here as committed, and may not be synced yet. What follows
+        # removes files because of it.
+        commit_something(db)
         self._contents.make_directory()
         adopt(db, self._spool.directory, self._adopt)
         claims.recover(db, self._contents, self._now, self._latest)

@@ -38,7 +38,7 @@ from relay.queue.sqlite.reader import OWING
 from relay.queue.sqlite.schema import CLAIMED
 from relay.queue.store import QueueFull, SpoolError, StoredEvent
 
-__all__ = ["Call", "Request", "Rows", "Writer"]
+__all__ = ["Call", "Request", "Rows", "Writer", "commit_something"]
 
 log = logging.getLogger(__name__)
 
@@ -452,12 +452,7 @@ class Writer:
         if self._db is None:
             db = self._open()
             try:
-                db.execute("BEGIN IMMEDIATE")
-                db.execute(
-                    "INSERT INTO meta VALUES ('reopened', 1)"
-                    " ON CONFLICT (key) DO UPDATE SET value = value + 1"
-                )
-                db.execute("COMMIT")
+                commit_something(db)
                 self._notice_who_leaves(db)
             except BaseException:
                 db.close()
@@ -573,6 +568,13 @@ class Writer:
     def _call_loop(self, function: Callable[..., None], *args: Any) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to be told
             self._loop.call_soon_threadsafe(function, *args)
+
+
+def commit_something(db: sqlite3.Connection) -> None:
+    """A commit of its own. The sync it ends with is one of all that lies in the log before it, too."""
+    db.execute("BEGIN IMMEDIATE")
+    db.execute("INSERT INTO meta VALUES ('reopened', 1) ON CONFLICT (key) DO UPDATE SET value = value + 1")
+    db.execute("COMMIT")
 
 
 class _Trouble:
