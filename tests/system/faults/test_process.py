@@ -21,7 +21,8 @@ from typing import Any
 import pytest
 
 from relay.demo.mx import Action, Script, StartTls
-from tests.rigs.ledger import LINES, Ledger, check_agreement, check_log, listed, tokens
+from tests.rigs.cgroup import MemoryGroup, memory_group
+from tests.rigs.ledger import LARGE, LINES, Ledger, check_agreement, check_log, listed, tokens
 from tests.rigs.ports import free_port, wait_until
 from tests.rigs.relay import Relay, relay_process
 from tests.rigs.sandbox import Sandbox, shown
@@ -318,6 +319,73 @@ def test_memory_does_not_grow_with_the_size_of_mail(tmp_path: Path) -> None:
         f"\n10 messages of 30 MB: peak RSS {peak >> 20} MiB, {(peak - before) >> 20} MiB more than before\n"
     )
     assert peak - before < 64 * 1024 * 1024
+
+
+@pytest.fixture
+def group() -> Iterator[MemoryGroup]:
+    with contextlib.ExitStack() as stack:
+        try:
+            made = stack.enter_context(memory_group())
+        except OSError as error:
+            pytest.skip(f"no control group for memory to be had here: {error}")
+        yield made
+
+
+@pytest.mark.needs("root", "smtp-sink")
+@pytest.mark.torture
+def test_50_large_messages_at_once_fit_into_little_memory(
+    tmp_path: Path, group: MemoryGroup, long_form: bool
+) -> None:
+    """Taken or put off, and nobody is killed."""
+    size_mb, limit_mib = (32, 300) if long_form else (4, 160)
+    group.limit(limit_mib << 20)
+    payload = b"Subject: large\r\n\r\n" + (b"z" * 76 + b"\r\n") * (size_mb * 1_000_000 // 78) + b".\r\n"
+    port = free_port()
+    host = subprocess.Popen(["smtp-sink", "-u", "nobody", f"127.0.0.1:{port}", "100"])
+    try:
+        to_host = {"*": {"host": "[127.0.0.1]", "port": port}}
+        with relay_process(tmp_path, routes=to_host, wrapper=group.enter) as relay:
+            with ThreadPoolExecutor(50) as clients:
+                replies = list(clients.map(lambda _: send_raw(relay.port, payload), range(50)))
+            assert {reply[:3] for reply in replies} <= {b"250", b"452"}, set(replies)
+            taken = sum(reply.startswith(b"250") for reply in replies)
+            wait_until(
+                lambda: len(relay.events(event="delivered")) == taken, seconds=100, what="their delivery"
+            )
+            peak = peak_rss(relay.pid)
+            assert relay.stop() == 0
+        assert group.oom_kills == 0
+    finally:
+        host.terminate()
+        host.wait(timeout=10)
+    sys.stderr.write(
+        f"\n50 messages of {size_mb} MB at once, {limit_mib} MiB allowed:"
+        f" {taken} taken, peak RSS {peak >> 20} MiB\n"
+    )
+
+
+@pytest.mark.needs("root")
+def test_what_was_answered_250_survives_the_kernels_want_of_memory(
+    tmp_path: Path, mx: Sink, group: MemoryGroup
+) -> None:
+    with relay_process(tmp_path, routes=mx.route, wrapper=group.enter, **QUICK) as relay:
+        ledger = Ledger()
+        ledger.stream(relay, tokens(60))
+        group.limit(group.used_bytes + (4 << 20))
+        with ledger.crowd(relay, clients=30, body=LARGE):
+            assert relay.process is not None
+            assert relay.process.wait(timeout=30) == -signal.SIGKILL
+        assert group.oom_kills == 1
+        assert len(ledger.accepted) >= 60
+        group.limit(1 << 40)
+        relay.start()
+        ledger.settle(relay, mx)
+        wait_until(lambda: listed(relay) == [], what="an empty queue")
+        ledger.check_refused(mx)
+        assert ledger.duplicates(mx) <= 20
+        check_agreement(relay, mx)
+        assert relay.stop() == 0
+    sys.stderr.write(f"\nkilled for memory: {len(ledger.accepted)} answered 250, 0 lost\n")
 
 
 # --- the delivery log ---------------------------------------------------------------------------------
