@@ -66,8 +66,8 @@ def memory_group() -> Iterator[MemoryGroup]:
 
 def _own_group() -> Path:
     told = Path("/proc/self/cgroup").read_text()
-    [path] = re.findall(r"^\d+:(?:\S+,)?memory(?:,\S+)?:/(.*)$", told, re.MULTILINE) or [""]
-    return _ROOT / "memory" / path
+    own = re.search(r"^\d+:(?:\S+,)?memory(?:,\S+)?:/(.*)$", told, re.MULTILINE)
+    return _ROOT / "memory" / (own[1] if own else "")
 
 
 def _is_removed(directory: Path) -> bool:
