@@ -183,4 +183,5 @@ def untried(pace: Pace, silence: Deferred) -> Deferred:
 
 def cannot_wait(settlement: Settlement) -> bool:
     """Whether a message for a silent destination is settled now: it ends, or its sender is owed a word."""
-    return bool(settlement.reports) or any(change.recipient.state.is_final for change in settlement.changes)
+    told = settlement.reports or settlement.held
+    return bool(told) or any(change.recipient.state.is_final for change in settlement.changes)

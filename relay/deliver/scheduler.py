@@ -15,10 +15,10 @@ destination that is slow or dead has its own few places and a short line of its 
 what is due elsewhere passes it. Nothing is polled: the scheduler sleeps until the store
 has work or the next entry is due (a minute at most, since a wall clock may be set).
 
-Reports about a message whose recipients have several domains wait in the store until each of
-its entries has had an attempt, so that its sender gets one; who settles last sends it. What
-waits longer than `REPORT_PATIENCE` for that, or waited through a restart, is found by a look
-at the store every half a minute.
+Reports about a message whose recipients have several domains wait in the store for its other
+entries that are being tried or soon will be, so that its sender gets one; who settles last sends
+it. What has waited for nearly `REPORT_PATIENCE`, or through a restart, is found by a look at
+the store every half a minute.
 
 What an attempt came to is held until the store has taken it, however long that lasts:
 better to wait with a result in hand than to deliver twice.
@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
@@ -44,8 +43,8 @@ from relay.deliver.reports import dsn_message
 from relay.mail.outcome import Code, Deferred, Outcome
 from relay.policy.rules import PolicyRules, reconsider
 from relay.queue.entry import Entry, QueuedRecipient
-from relay.queue.retry import ClockWatch, RetrySchedule, latest_due, watch
-from relay.queue.settle import Report, Settlement, owed_reports, settle
+from relay.queue.retry import ClockWatch, RetrySchedule, jitter_of, latest_due, watch
+from relay.queue.settle import Report, Settlement, owed_reports, settle, word_due
 from relay.queue.store import CHUNK_BYTES, NewMessage, SpoolError, Store
 from relay.report import deliverylog, dsn
 
@@ -63,14 +62,12 @@ _RECORD_TRIES = 5
 """How often an error in the recording itself, which no waiting mends, is met before we leave it."""
 
 REPORT_PATIENCE = timedelta(minutes=5)
-"""How long a report waits for the first attempts at other domains of its message."""
+"""The longest that a report waits for attempts at other domains of its message."""
 
 _DEBTS_SECONDS = 30.0
 _DEBTS_PAGE = 100
 
 _MOST_PACES = 10_000
-_JITTER = 0.1
-"""A wait is stretched by up to this part, so that what was deferred together does not come back together."""
 
 
 class Attempts(Protocol):
@@ -99,7 +96,6 @@ class Scheduler:
         hostname: str,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         monotonic: Callable[[], float] = time.monotonic,
-        chance: Callable[[], float] = random.random,
         report_patience: timedelta = REPORT_PATIENCE,
     ) -> None:
         self._store = store
@@ -111,7 +107,6 @@ class Scheduler:
         self._hostname = hostname
         self._clock = clock
         self._monotonic = monotonic
-        self._chance = chance
         self._report_patience = report_patience
         self._paying: set[str] = set()
         self._clocks: ClockWatch | None = None
@@ -425,10 +420,10 @@ class Scheduler:
             outcomes,
             schedule=self._schedule,
             now=self._clock(),
-            jitter=self._chance() * _JITTER,
+            jitter=jitter_of(entry.message.queue_id, entry.recipients[0].attempts),
             steady_since=self._look_at_clocks().steady_since,
-            # The store knows whether they are; it tells who is the last.
-            others_in_flight=entry.total > len(entry.recipients),
+            # Whether they are soon done, too, the store knows; it tells who is the last.
+            has_others=entry.total > len(entry.recipients),
         )
 
     async def _write_down(self, entry: Entry, settlement: Settlement) -> None:
@@ -482,33 +477,36 @@ class Scheduler:
 
     async def _watch_debts(self) -> None:
         """Report what nobody is left to report, or what has waited long enough for others."""
-        every = min(_DEBTS_SECONDS, self._report_patience.total_seconds())
+        every = min(_DEBTS_SECONDS, self._report_patience.total_seconds() / 10)
+        patience = self._report_patience - timedelta(seconds=every)  # the next look would be too late
         while True:
             now = self._clock()
             with suppress(SpoolError):  # the claims tell of a store in trouble
-                owing = await self._store.owing(
-                    now=now, held_before=now - self._report_patience, limit=_DEBTS_PAGE
-                )
-                for queue_id in owing:
-                    await self._pay(queue_id)
+                owing = await self._store.owing(now=now, held_before=now - patience, limit=_DEBTS_PAGE)
+                paid = await asyncio.gather(*map(self._pay, owing))
+                if len(owing) == _DEBTS_PAGE and any(paid):
+                    continue
             await asyncio.sleep(every)
 
-    async def _pay(self, queue_id: str) -> None:
+    async def _pay(self, queue_id: str) -> bool:
         """Report what is owed about a message. What fails here stays owed, and is found again."""
         if queue_id in self._paying:
-            return
+            return False
         self._paying.add(queue_id)
         try:
             debt = await self._store.debt(queue_id)
             if debt is not None:
-                reports = owed_reports(debt.message, debt.changes)
-                await self._store.report(debt, await self._dsns(reports, self._clock()))
+                now = self._clock()
+                reports = owed_reports(debt.message, debt.to_be_told, schedule=self._schedule, now=now)
+                await self._store.report(debt, await self._dsns(reports, now))
+            return True
         except SpoolError as exc:
             logger.error("%s: its sender is not told yet what became of it: %s", queue_id, exc)
         except Exception:
             logger.exception("%s: its sender cannot be told what became of it", queue_id)
         finally:
             self._paying.discard(queue_id)
+        return False
 
     async def _release(self, entry: Entry, *, due: datetime) -> None:
         """Give a claim back untried. If the store cannot, its next start does."""
@@ -571,7 +569,11 @@ class Scheduler:
             self._put_offs -= under_way
 
     async def _put_off_one(self, entry: Entry) -> None:
-        """Give an entry back until its destination is to be tried; settle it where it cannot wait."""
+        """Give an entry back until its destination is to be tried; settle it where it cannot wait.
+
+        It comes again in time for what its sender is to hear: with the other domains of its message.
+        """
+        now = self._clock()
         pace = self._paces.get(entry.domain, pacing.NEW)
         if pace.silence is not None:
             outcome = pacing.untried(pace, pace.silence)
@@ -579,7 +581,8 @@ class Scheduler:
             if pacing.cannot_wait(settlement):
                 await self._write_down(entry, settlement)
                 return
-        await self._release(entry, due=pace.suspended_until or self._clock())
+        until = pace.suspended_until or now
+        await self._release(entry, due=min(until, word_due(entry, schedule=self._schedule, now=now) or until))
 
     # --- time -------------------------------------------------------------------------------------------
 

@@ -2,7 +2,9 @@
 
 RFC 5321 §4.5.4.1: a client that could not deliver waits and tries again, and gives
 up after four to five days. The waits grow along `RetrySchedule.waits`, the last one
-repeats, and the final attempt falls on the end of the lifetime.
+repeats, and the final attempt falls on the end of the lifetime. One falls on `warn_after`,
+too: a sender is told then and not at the next attempt, which may be hours later, and the
+domains of a message, which drift apart with each attempt, come to both moments together.
 
 Age is told by the wall clock, since it has to survive a restart; but a wall clock
 steps. What follows from that is decided here:
@@ -21,6 +23,7 @@ after a restart or a step, a message that is too old may stay a day longer.
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -29,8 +32,10 @@ __all__ = [
     "ClockWatch",
     "RetrySchedule",
     "age_of",
+    "jitter_of",
     "latest_due",
     "next_attempt",
+    "next_word",
     "watch",
 ]
 
@@ -44,6 +49,12 @@ _STEP = timedelta(minutes=2)
 """How far wall clock and monotonic clock may part between two looks without it being a step."""
 
 _NOTHING = timedelta(0)
+
+_JITTER = 0.1
+"""A wait is stretched by up to this part, so that what was deferred together does not come back together."""
+
+_COMPANY = timedelta(minutes=4)
+"""How far apart attempts may begin whose results are one report; a fifth minute is left to end them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +84,14 @@ class RetrySchedule:
         if self.lifetime <= _NOTHING:
             raise ValueError("the lifetime of a message has to be longer than nothing")
 
+    @property
+    def company(self) -> timedelta:
+        """How long after a result other attempts for its message may be due and still be reported with it.
+
+        Shorter than any wait: whose result it was is not awaited again.
+        """
+        return min(_COMPANY, min(self.waits) * 0.8)
+
 
 def next_attempt(
     schedule: RetrySchedule,
@@ -88,14 +107,32 @@ def next_attempt(
     `attempts` have been made, the one just ended included: without one nothing expires.
     `jitter` stretches the wait by that part of it (-0.1 to 0.1 is 10 % either way), so that
     what was deferred together does not come back together. The final attempt falls on
-    the end of the lifetime exactly, so that no message expires without a last try.
+    the end of the lifetime exactly, so that no message expires without a last try; and one
+    falls on `warn_after`.
     """
     age = age_of(schedule, arrived=arrived, attempts=attempts, now=now, steady_since=steady_since)
     if age >= schedule.lifetime and attempts > 0:
         return None
     wait = schedule.waits[min(max(attempts, 1), len(schedule.waits)) - 1]
-    remaining = max(schedule.lifetime - age, _NOTHING)
-    return now + min(wait * (1 + min(max(jitter, -0.5), 0.5)), remaining)
+    wait *= 1 + min(max(jitter, -0.5), 0.5)
+    if schedule.warn_after is not None and age < schedule.warn_after:
+        wait = min(wait, schedule.warn_after - age)
+    return now + min(wait, max(schedule.lifetime - age, _NOTHING))
+
+
+def jitter_of(queue_id: str, attempts: int) -> float:
+    """By what part the wait after an attempt is stretched: by chance, and the same for all its domains.
+
+    So messages that were deferred together part, and the recipients of one message do not.
+    """
+    return _JITTER * zlib.crc32(f"{attempts} {queue_id}".encode()) / 2**32
+
+
+def next_word(schedule: RetrySchedule, *, arrived: datetime, now: datetime) -> datetime | None:
+    """When a message that waits untried comes to the next moment its sender may be owed a word at."""
+    ages = (schedule.warn_after, schedule.lifetime)
+    moments = (arrived + age for age in ages if age is not None)
+    return min((moment for moment in moments if moment > now), default=None)
 
 
 def age_of(

@@ -177,7 +177,7 @@ def recipient_of(index: int, domain: str, state: int, due: int | None, data: str
 
 
 def owed_data(change: Change) -> str:
-    """What a report says about a recipient that is done, and its row does not."""
+    """What a report says about a recipient, and its row does not."""
     outcome = change.outcome
     session = outcome.session
     return to_json(
@@ -196,19 +196,19 @@ def owed_data(change: Change) -> str:
     )
 
 
-def owed_change(recipient: QueuedRecipient, data: str) -> Change:
-    """The change that is still to be reported. Of its session only the host is known."""
+def owed_change(recipient: QueuedRecipient, data: str, *, is_done: bool = True) -> Change:
+    """The change that is still to be reported: a delay if not `is_done`. Its session is but a host."""
     try:
-        code, status, reason, own_code, own_status, message, description, hosts, host, in_doubt, *_ = (
-            of_json(data)
+        code, status, reason, own_code, own_status, message, description, hosts, host, in_doubt, *_ = of_json(
+            data
         )
         session = None if host is None else HopSession(_text(host[0]), _text(host[1]), False, False)
         facts = (_text(own_status), int(own_code), _text(message), _text(description), session)
         outcome: Outcome
         match recipient.state:
-            case State.DELIVERED:
+            case State.DELIVERED if is_done:
                 outcome = Delivered(*facts, hosts=tuple(map(_text, hosts)))
-            case State.BOUNCED:
+            case State.BOUNCED if is_done:
                 outcome = Bounced(*facts, hosts=tuple(map(_text, hosts)))
             case _:
                 outcome = Deferred(*facts, hosts=tuple(map(_text, hosts)), in_doubt=bool(in_doubt))

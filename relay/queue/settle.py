@@ -13,9 +13,12 @@ returns a `Settlement` for the store to commit.
 Nothing is ever reported to the null reverse-path (RFC 5321 §4.5.5), nor with NOTIFY=NEVER.
 
 A message whose recipients have several domains is several entries, settled one by one.
-So that its sender gets one failure report and not one a domain, `others_in_flight` holds
-the reports back: they are in `Settlement.held`, for the store to keep until no recipient
-of the message waits for its first attempt any more, and `owed_reports` makes them then.
+So that its sender gets one report and not one a domain, what is to be told is held back
+where the message `has_others`: it is in `Settlement.held`, for the store to keep until all
+attempts that are due within `RetrySchedule.company` have ended, and `owed_reports` makes of
+it one report of each kind. Kinds are not mixed, though RFC 3464 §2.3.3 would allow it: a
+report says in its subject whether there is something to do, and so does any that people
+know; and RET=FULL is for failures alone (RFC 3461 §4.3).
 """
 
 from __future__ import annotations
@@ -30,9 +33,9 @@ from relay.mail.envelope import Notify
 from relay.mail.outcome import Bounced, Code, Deferred, Delivered, Outcome
 from relay.policy.settings import TlsSettings
 from relay.queue.entry import Entry, LastAttempt, QueuedMessage, QueuedRecipient, State
-from relay.queue.retry import RetrySchedule, age_of, next_attempt
+from relay.queue.retry import RetrySchedule, age_of, next_attempt, next_word
 
-__all__ = ["Change", "Report", "ReportKind", "Settlement", "owed_reports", "settle"]
+__all__ = ["Change", "Report", "ReportKind", "Settlement", "owed_reports", "settle", "word_due"]
 
 _LAST_TEXT_CHARS = 1000
 """How much of a peer's last answer is kept with the recipient."""
@@ -97,7 +100,8 @@ class Report:
 class Settlement:
     """All that an attempt changes.
 
-    `held`: changes that are to be reported, but not yet (see `others_in_flight` above).
+    `held`: changes that are to be reported, but not before the message's other attempts that are due
+    by `company_until` have ended.
     """
 
     entry: Entry
@@ -105,6 +109,7 @@ class Settlement:
     changes: tuple[Change, ...]
     reports: tuple[Report, ...] = ()
     held: tuple[Change, ...] = ()
+    company_until: datetime | None = None
 
 
 def settle(
@@ -115,17 +120,17 @@ def settle(
     now: datetime,
     jitter: float = 0.0,
     steady_since: datetime | None = None,
-    others_in_flight: bool = False,
+    has_others: bool = False,
 ) -> Settlement:
     """The state each recipient is in after an attempt, and the reports its sender is owed.
 
-    `outcomes` by recipient index. `steady_since`: see `relay.queue.retry`. `others_in_flight`:
-    recipients of the message in other domains still wait for their first attempt.
+    `outcomes` by recipient index. `steady_since`: see `relay.queue.retry`. `has_others`: the message
+    has recipients that are not in this entry.
     """
     message = entry.message
     schedule = _schedule_of(message, schedule)
     changes: list[Change] = []
-    delayed: list[Change] = []
+    owed: list[Change] = []
     for recipient in entry.recipients:
         if recipient.state.is_final:
             continue  # done before, and reported then
@@ -133,14 +138,19 @@ def settle(
         change = _change(message, recipient, outcome, schedule, now, jitter, steady_since)
         if _owes_delay_notice(message, change, schedule, now, steady_since):
             change = replace(change, recipient=replace(change.recipient, delay_notified=True))
-            delayed.append(change)
+            owed.append(change)
+        elif _owes_report(message, change):
+            owed.append(change)
         changes.append(change)
-    owed = tuple(change for change in changes if _owes_report(message, change))
-    reports = () if others_in_flight else owed_reports(message, owed)
-    if delayed:
-        ends = message.begins + schedule.lifetime
-        reports += (Report(ReportKind.DELAYED, entry, tuple(delayed), retry_until=max(ends, now)),)
-    return Settlement(entry, now, tuple(changes), reports, held=owed if others_in_flight else ())
+    if has_others:
+        company_until = now + schedule.company
+        return Settlement(entry, now, tuple(changes), held=tuple(owed), company_until=company_until)
+    return Settlement(entry, now, tuple(changes), owed_reports(message, owed, schedule=schedule, now=now))
+
+
+def word_due(entry: Entry, *, schedule: RetrySchedule, now: datetime) -> datetime | None:
+    """Until when an entry can wait untried without keeping from its sender what he is to hear."""
+    return next_word(_schedule_of(entry.message, schedule), arrived=entry.message.begins, now=now)
 
 
 def _schedule_of(message: QueuedMessage, schedule: RetrySchedule) -> RetrySchedule:
@@ -151,17 +161,30 @@ def _schedule_of(message: QueuedMessage, schedule: RetrySchedule) -> RetrySchedu
     return replace(schedule, lifetime=lifetime)
 
 
-def owed_reports(message: QueuedMessage, owed: Iterable[Change]) -> tuple[Report, ...]:
-    """The reports about recipients that are done: one of each kind at most, whatever their domains."""
-    failed: list[Change] = []
-    relayed: list[Change] = []
+def owed_reports(
+    message: QueuedMessage, owed: Iterable[Change], *, schedule: RetrySchedule, now: datetime
+) -> tuple[Report, ...]:
+    """The reports about some recipients: one of each kind at most, whatever their domains."""
+    by_kind: dict[ReportKind, list[Change]] = {kind: [] for kind in ReportKind}
     for change in owed:
-        (relayed if change.recipient.state is State.DELIVERED else failed).append(change)
+        by_kind[_kind_of(change.recipient.state)].append(change)
+    ends = max(message.begins + _schedule_of(message, schedule).lifetime, now)
     return tuple(
-        Report(kind, Entry(message, tuple(change.recipient for change in about)), tuple(about))
-        for kind, about in ((ReportKind.FAILED, failed), (ReportKind.RELAYED, relayed))
+        Report(
+            kind,
+            Entry(message, tuple(change.recipient for change in about)),
+            tuple(about),
+            retry_until=ends if kind is ReportKind.DELAYED else None,
+        )
+        for kind, about in by_kind.items()
         if about
     )
+
+
+def _kind_of(state: State) -> ReportKind:
+    if state is State.DELIVERED:
+        return ReportKind.RELAYED
+    return ReportKind.FAILED if state.is_final else ReportKind.DELAYED
 
 
 def _change(

@@ -107,10 +107,20 @@ class QueuedItem:
 
 @dataclass(frozen=True, slots=True)
 class Debt:
-    """What the sender of a message is still to be told: recipients that are done, of whatever domain."""
+    """What the sender of a message is still to be told of its recipients, of whatever domain.
+
+    `done`: what became of them. `delayed`: that they take longer; what has become of them since is in
+    their state.
+    """
 
     message: QueuedMessage
-    changes: tuple[Change, ...]
+    done: tuple[Change, ...] = ()
+    delayed: tuple[Change, ...] = ()
+
+    @property
+    def to_be_told(self) -> tuple[Change, ...]:
+        """Without the delays that are over."""
+        return self.done + tuple(one for one in self.delayed if not one.recipient.state.is_final)
 
 
 class Store(Protocol):
@@ -147,9 +157,9 @@ class Store(Protocol):
         """When the next unclaimed entry outside `skip` is due (maybe long since), None if there is none."""
 
     async def clock_set_back(self, *, now: datetime, latest: datetime) -> None:
-        """Make due at once what was deferred to after `latest`: by a clock that was ahead, and is no more.
+        """Make due at once what is due after `latest`: by a clock that was ahead, and is no more.
 
-        What a sender asked to be sent later keeps its time.
+        What its sender asked to be sent later keeps the time he asked for.
         """
 
     async def wait_for_work(self) -> None:
@@ -163,23 +173,26 @@ class Store(Protocol):
     ) -> bool:
         """Commit, as one: the new states, the DSNs they owe, the events they make. Ends the claim.
 
-        What is `held` in the settlement is kept as a debt. True: the message has debts, and none of its
-        recipients waits for a first attempt any more, so they are to be paid with `report`. Of attempts that
-        settle at the same moment the last one is told. The message and its content are removed with its last
-        recipient and its last debt.
+        What is `held` in the settlement is kept as a debt. True: the message has debts, and all attempts
+        that were due by the `company_until` of its first one have ended, so they are to be paid with
+        `report`. Of attempts that settle at the same moment the last one is told. The message and its
+        content are removed with its last recipient and its last debt.
         """
 
     async def owing(self, *, now: datetime, held_before: datetime, limit: int = 100) -> list[str]:
-        """Queue ids of messages whose debts are to be paid: nobody waits for a first attempt, or too long.
+        """Queue ids of messages whose debts are to be paid: with no company to wait for, or held too long.
 
-        Too long: they are held since `held_before`. An attempt that is put off is not waited for.
+        Too long: since `held_before`. An attempt that is put off is not waited for.
         """
 
     async def debt(self, queue_id: str) -> Debt | None:
         """What is owed about a message; None if nothing is."""
 
     async def report(self, debt: Debt, reports: Sequence[NewMessage]) -> None:
-        """Commit, as one: these DSNs, and that the debt is paid. `SpoolError` where it was paid already."""
+        """Commit, as one: these DSNs, and that the debt is paid. `SpoolError` where it was paid already.
+
+        What came to be owed since `debt` was read stays owed.
+        """
 
     def read_content(self, queue_id: str) -> AsyncIterator[bytes]:
         """The content in pieces of at most `CHUNK_BYTES`, in order."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from relay.demo.mx import MxServer, Script
+from relay.demo.mx import Action, MxServer, Script
 from tests.rigs.ports import wait_until
 from tests.rigs.relay import Relay, relay_process
 from tests.rigs.sandbox import Sandbox
@@ -21,6 +21,8 @@ from tests.rigs.sandbox import Sandbox
 NO_DSN = Script(offers=("PIPELINING", "8BITMIME", "ENHANCEDSTATUSCODES"))
 REFUSES = Script(replies={"RCPT": "550 5.1.1 no such user"})
 BUSY = Script(replies={"RCPT": "450 4.2.1 busy"})
+CLOSED = Script(replies={"GREETING": "421 4.3.2 not now"})
+SILENT = Script(replies={"GREETING": Action(None)})
 CONTENT = b"Subject: hello\r\nFrom: a@client.example\r\nMessage-ID: <m1@client.example>\r\n\r\nthe body\r\n"
 
 
@@ -177,7 +179,7 @@ async def test_who_wants_to_hear_nothing_hears_nothing(world: World) -> None:
 
 async def test_a_delay_is_told_once_and_the_end_once(world: World) -> None:
     await world.sandbox.domain("busy.example", BUSY)
-    await world.start(queue={"retry": ["1s"], "lifetime": "6s", "warn_after": "2s"})
+    await world.start(queue={"retry": ["1s"], "lifetime": "4s", "warn_after": "2s"})
     await world.give("b@busy.example", mail=("ENVID=E2",))
     delayed, failed = await world.reports(2, seconds=30)
     assert delayed.actions == {"b@busy.example": "delayed"}
@@ -202,9 +204,59 @@ async def test_recipients_in_three_domains_are_one_report(world: World) -> None:
     await world.nothing_left()
 
 
+async def test_three_dead_domains_are_one_delay_notice_and_one_bounce(world: World) -> None:
+    """One is busy, one closes at once, and at one nobody listens."""
+    await world.sandbox.domain("busy.example", BUSY)
+    await world.sandbox.domain("closed.example", CLOSED)
+    world.sandbox.dns.a("mx.gone.example", "127.7.250.250")
+    world.sandbox.dns.mx("gone.example", (10, "mx.gone.example"))
+    recipients = {"a@busy.example", "b@closed.example", "c@gone.example"}
+    await world.start(queue={"retry": ["1s"], "lifetime": "4s", "warn_after": "2s"})
+    await world.give(*recipients)
+    delayed, failed = await world.reports(2, seconds=30)
+    assert delayed.actions == dict.fromkeys(recipients, "delayed")
+    assert all(group["Will-Retry-Until"] for group in delayed.status[1:])
+    assert failed.actions == dict.fromkeys(recipients, "failed")
+    assert delayed.status[0]["X-Queue-ID"] == failed.status[0]["X-Queue-ID"]
+    await world.nothing_left()
+    told = world.sandbox.events(event="failed", severity="permanent")
+    assert sorted(event["recipient"] for event in told) == sorted(recipients)
+    assert {event["delivery-status"]["code"] for event in told} == {602}
+    to_sender = world.sandbox.events(event="delivered", recipient="a@client.example")
+    assert len(to_sender) == 2
+    queue_ids = {event["queue-id"] for event in world.sandbox.events(event="accepted")}
+    assert len(queue_ids) == 3  # the message and two reports
+
+
+async def test_what_kill_9_parts_is_one_report_all_the_same(world: World) -> None:
+    """One domain has told its last when the relay dies, and another, asked at the same moment, has not."""
+    first = [CLOSED] * 2  # each attempt is a connection
+    silent = [await world.sandbox.domain(f"{name}.example", *first, SILENT) for name in ("two", "four")]
+    await world.sandbox.domain("one.example", CLOSED)
+    await world.sandbox.domain("three.example", *first, REFUSES)
+    relay = await world.start(queue={"retry": ["1s"], "lifetime": "5d", "warn_after": "2s"})
+    await world.give("a@one.example", "b@two.example")
+    await world.give("c@three.example", "d@four.example")
+    await world.sandbox.attempts("a@one.example", 3)
+    await world.sandbox.attempts("c@three.example", 3)
+    await asyncio.to_thread(
+        wait_until, lambda: all(len(mx.connections) == 3 for mx in silent), what="the others' third attempts"
+    )
+    await asyncio.to_thread(relay.kill)
+    assert world.sender.messages == []
+    for mx, then in zip(silent, (CLOSED, REFUSES), strict=True):
+        mx.scripts = (then,)
+    await asyncio.to_thread(relay.start)
+    one, other = await world.reports(2, seconds=30)
+    assert sorted([one.actions, other.actions], key=str) == [
+        {"a@one.example": "delayed", "b@two.example": "delayed"},
+        {"c@three.example": "failed", "d@four.example": "failed"},
+    ]
+
+
 async def test_a_report_that_kill_9_interrupts_comes_all_the_same_and_once(world: World) -> None:
     await world.sandbox.domain("one.example", REFUSES)
-    hanging = await world.sandbox.domain("two.example", Script(replies={"GREETING": "421 4.3.2 not now"}))
+    hanging = await world.sandbox.domain("two.example", CLOSED)
     relay = await world.start()
     await world.give("a@one.example", "b@two.example")
     await world.reports(1)

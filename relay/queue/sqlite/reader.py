@@ -38,7 +38,7 @@ from relay.queue.rows import (
 from relay.queue.sqlite.desk import domain_settings
 from relay.queue.sqlite.disk import DATABASE, open_reader, open_stopped, translated
 from relay.queue.sqlite.files import CONTENT, read_piece
-from relay.queue.sqlite.schema import CLAIMED, READY, WAITING
+from relay.queue.sqlite.schema import ASIDE, READY, WAITING
 from relay.queue.store import (
     CHUNK_BYTES,
     Debt,
@@ -58,11 +58,10 @@ _PIECE_IDS = 500
 _DUE_WINDOW = 1000
 _AWAITED = (
     "SELECT 1 FROM recipient WHERE recipient.queue_id = owed.queue_id"
-    f" AND state = {STATE_NUMBER[State.QUEUED]}"
-    f" AND (place IN ({READY}, {CLAIMED}) OR place = {WAITING} AND due <= owed.since)"
+    f" AND place <> {ASIDE} AND due <= owed.company_until"
 )
 OWING = f"SELECT DISTINCT queue_id FROM owed WHERE NOT EXISTS ({_AWAITED}) AND queue_id IN (?)"
-"""Messages among some whose debts are to be paid: nobody of theirs is about to have a first attempt."""
+"""Messages among some whose debts are to be paid: the first of them has no company to wait for."""
 
 _EVENT_COLUMNS = "seq, at, name, queue_id, sender, recipient, id, line"
 
@@ -408,7 +407,7 @@ def _owing(db: sqlite3.Connection, now: int, held_before: int, limit: int) -> li
 
 def _debt(db: sqlite3.Connection, queue_id: str) -> Debt | None:
     rows = db.execute(
-        "SELECT idx, domain, state, due, recipient.data, owed.data"
+        "SELECT is_done, owed.data, idx, domain, state, due, recipient.data"
         " FROM owed JOIN recipient USING (queue_id, idx) WHERE queue_id = ? ORDER BY idx",
         (queue_id,),
     ).fetchall()
@@ -419,8 +418,11 @@ def _debt(db: sqlite3.Connection, queue_id: str) -> Debt | None:
     if not rows or message is None:
         return None
     try:
-        changes = tuple(owed_change(recipient_of(*row[:5]), row[5]) for row in rows)
-        return Debt(message_of(*message), changes)
+        done, delayed = (
+            tuple(owed_change(recipient_of(*row[2:]), row[1], is_done=kind) for row in rows if row[0] == kind)
+            for kind in (True, False)
+        )
+        return Debt(message_of(*message), done, delayed)
     except BadRow as exc:
         raise SpoolError(f"{queue_id}: {exc}") from exc
 

@@ -3,7 +3,7 @@
     message     one row a message; small content lies in it, larger in a file (`contents`)
     recipient   one row a recipient, done ones included until the message leaves
     event       the delivery log, in the order of the commits
-    owed        what the sender is still to be told of recipients that are done
+    owed        what the sender is still to be told of recipients that are done, or take longer
     domain_settings, webhook, call
                 what the HTTP interface keeps (relay.queue.desk)
     meta        the mark up to which the log file holds the events
@@ -138,7 +138,22 @@ _VERSION_4: Migration = (
     "CREATE INDEX message_in_file ON message (queue_id) WHERE in_file",
 )
 
-MIGRATIONS: Sequence[Migration] = (_VERSION_1, _VERSION_2, _VERSION_3, _VERSION_4)
+_VERSION_5: Migration = (
+    """CREATE TABLE debt (
+        queue_id TEXT NOT NULL,
+        idx INTEGER NOT NULL,
+        is_done INTEGER NOT NULL,      -- 0: that it takes longer
+        since INTEGER NOT NULL,
+        company_until INTEGER NOT NULL,  -- attempts for the message that are due by then are waited for
+        data TEXT NOT NULL,            -- relay.queue.rows.owed_data
+        PRIMARY KEY (queue_id, idx, is_done)
+    ) WITHOUT ROWID""",
+    "INSERT INTO debt SELECT queue_id, idx, 1, since, since, data FROM owed",
+    "DROP TABLE owed",
+    "ALTER TABLE debt RENAME TO owed",
+)
+
+MIGRATIONS: Sequence[Migration] = (_VERSION_1, _VERSION_2, _VERSION_3, _VERSION_4, _VERSION_5)
 
 
 def version_of(db: sqlite3.Connection) -> int:

@@ -408,7 +408,8 @@ class SqliteStore:
         """Pay what is owed."""
         queue_id = debt.message.queue_id
         rows = Rows(self._future(), perhaps_done=[queue_id])
-        rows.paid += [(queue_id, change.recipient.index) for change in debt.changes]
+        rows.paid += [(queue_id, change.recipient.index, True) for change in debt.done]
+        rows.paid += [(queue_id, change.recipient.index, False) for change in debt.delayed]
         await self._submit_with(reports, rows, lambda: None)
 
     async def _submit_with(self, reports: Sequence[NewMessage], rows: Rows, done: Callable[[], None]) -> Any:
@@ -662,15 +663,23 @@ def _add_settlement(rows: Rows, settlement: Settlement) -> None:
     entry, changes = settlement.entry, settlement.changes
     queue_id = entry.message.queue_id
     all_final = all(change.recipient.state.is_final for change in changes)
-    if all_final and entry.total and len(changes) == entry.total and not settlement.held:
+    if all_final and entry.total and len(changes) == entry.total and not _may_owe(settlement):
         rows.finished.append((queue_id, entry.total))
         return
     rows.updates += [_settled_row(queue_id, change.recipient, settlement.at) for change in changes]
-    since = micros(settlement.at)
-    rows.owed += [(queue_id, change.recipient.index, since, owed_data(change)) for change in settlement.held]
+    since, until = micros(settlement.at), micros(settlement.company_until or settlement.at)
+    rows.owed += [
+        (queue_id, change.recipient.index, change.recipient.state.is_final, since, until, owed_data(change))
+        for change in settlement.held
+    ]
     rows.settled = queue_id
     if any(change.recipient.state.is_final for change in changes):
         rows.perhaps_done.append(queue_id)
+
+
+def _may_owe(settlement: Settlement) -> bool:
+    """Whether something is held, or was: of recipients that are not done, that can only be a delay."""
+    return bool(settlement.held) or any(one.recipient.delay_notified for one in settlement.changes)
 
 
 def _settled_row(queue_id: str, one: QueuedRecipient, at: datetime) -> tuple[Any, ...]:

@@ -87,9 +87,9 @@ class Rows(Request):
 
     `finished`: messages whose recipients all became final now, with their number; they leave.
     `updates`: (queue_id, idx, state, place, due, data) of claimed recipients. `perhaps_done`: messages
-    to leave if no recipient is open any more. `owed`: (queue_id, idx, since, data) of what is to be
-    reported later, `paid` what was, by (queue_id, idx). `settled`: a message of which the result tells
-    whether its debts are to be paid now.
+    to leave if no recipient is open any more. `owed`: rows of what is to be reported later, `paid` what
+    was, by (queue_id, idx, is_done). `settled`: a message of which the result tells whether its debts are
+    to be paid now.
     `takes_in`: mail from outside, which is refused when room gets short.
     """
 
@@ -100,7 +100,7 @@ class Rows(Request):
     updates: list[Row] = field(default_factory=list)
     perhaps_done: list[str] = field(default_factory=list)
     owed: list[Row] = field(default_factory=list)
-    paid: list[tuple[str, int]] = field(default_factory=list)
+    paid: list[tuple[str, int, bool]] = field(default_factory=list)
     settled: str = ""
     takes_in: bool = False
     size_bytes: int = 0
@@ -421,7 +421,7 @@ class Writer:
         _insert(db, "recipient", 7, _all(request.recipients for request in requests))
         _finish(db, _all(request.finished for request in requests))
         _update(db, _all(request.updates for request in requests))
-        _insert(db, "owed", 4, _all(request.owed for request in requests))
+        _insert(db, "owed", 6, _all(request.owed for request in requests))
         _pay(db, _all(request.paid for request in requests))
         finish_if_done(db, _all(request.perhaps_done for request in requests))
         _insert(
@@ -693,11 +693,12 @@ def _update(db: sqlite3.Connection, updates: Sequence[Row]) -> None:
             raise _Refused("the recipients are not claimed")
 
 
-def _pay(db: sqlite3.Connection, paid: Sequence[tuple[str, int]]) -> None:
+def _pay(db: sqlite3.Connection, paid: Sequence[tuple[str, int, bool]]) -> None:
     """Strike out what has been reported; what nobody owes is not reported again."""
-    for queue_id, index in paid:
-        if not db.execute("DELETE FROM owed WHERE queue_id = ? AND idx = ?", (queue_id, index)).rowcount:
-            raise _Refused(f"{queue_id}: nothing is owed about recipient {index}")
+    strike = "DELETE FROM owed WHERE queue_id = ? AND idx = ? AND is_done = ?"
+    for debt in paid:
+        if not db.execute(strike, debt).rowcount:
+            raise _Refused(f"{debt[0]}: nothing is owed about recipient {debt[1]}")
 
 
 def _tell_who_owes(db: sqlite3.Connection, requests: Sequence[Rows]) -> None:

@@ -1,12 +1,22 @@
 """When a deferred message is tried again, and when it is given up."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.queue.retry import SETTLING, RetrySchedule, age_of, latest_due, next_attempt, watch
+from relay.queue.retry import (
+    SETTLING,
+    RetrySchedule,
+    age_of,
+    jitter_of,
+    latest_due,
+    next_attempt,
+    next_word,
+    watch,
+)
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
@@ -40,7 +50,7 @@ def due(attempts, *, age, jitter=0.0, steady_for=None, schedule=SCHEDULE):
     ],
 )
 def test_the_waits_grow_along_the_schedule_and_the_last_one_repeats(attempts, wait):
-    assert due(attempts, age=HOUR) == wait
+    assert due(attempts, age=5 * HOUR) == wait
 
 
 def test_jitter_stretches_a_wait_by_its_part_either_way():
@@ -71,7 +81,48 @@ def test_every_message_has_its_last_try_on_the_last_instant_of_its_life():
             break
         now = at
     assert tries[-1] == NOON + SCHEDULE.lifetime
+    assert SCHEDULE.warn_after is not None
+    assert NOON + SCHEDULE.warn_after in tries
     assert len(tries) == 36
+
+
+def test_a_sender_is_not_told_hours_late_that_it_takes_longer():
+    assert due(6, age=3.75 * HOUR) == 15 * MINUTE
+    assert due(6, age=3.75 * HOUR, schedule=replace(SCHEDULE, warn_after=None)) == 4 * HOUR
+    assert due(6, age=4 * HOUR) == 4 * HOUR
+
+
+def test_recipients_of_a_message_keep_together_and_messages_part():
+    ids = [f"1K0PF0NN1EJKPV{number:03}" for number in range(200)]
+    jitters = [jitter_of(queue_id, 3) for queue_id in ids]
+    assert jitters == [jitter_of(queue_id, 3) for queue_id in ids]
+    assert len({round(jitter, 4) for jitter in jitters}) > 150
+    assert 0 <= min(jitters) < 0.01
+    assert 0.09 < max(jitters) < 0.1
+    assert jitter_of(ids[0], 3) != jitter_of(ids[0], 4)
+
+
+@pytest.mark.parametrize(
+    ("age", "after"),
+    [
+        (timedelta(0), 4 * HOUR),
+        (4 * HOUR - MINUTE, 4 * HOUR),
+        (4 * HOUR, 5 * DAY),
+        (5 * DAY - MINUTE, 5 * DAY),
+        (5 * DAY, None),
+        (-30 * DAY, 4 * HOUR),
+    ],
+)
+def test_what_waits_untried_comes_to_the_moments_its_sender_is_told_at(age, after):
+    word = next_word(SCHEDULE, arrived=NOON, now=NOON + age)
+    assert word == (None if after is None else NOON + after)
+
+
+@given(st.lists(st.timedeltas(min_value=timedelta(microseconds=1), max_value=DAY), min_size=1))
+def test_who_was_tried_is_no_company_for_others_before_he_is_tried_again(waits):
+    schedule = RetrySchedule(waits=tuple(waits))
+    assert schedule.company <= 4 * MINUTE
+    assert all(schedule.company <= wait for wait in waits)
 
 
 # The clock steps.

@@ -10,9 +10,17 @@ from hypothesis import strategies as st
 from relay.mail.envelope import Notify
 from relay.mail.outcome import Bounced, Deferred, Delivered, HopSession
 from relay.policy.settings import Setting, Source, TlsSettings
-from relay.queue.entry import Entry, LastAttempt, MessageSummary, QueuedMessage, QueuedRecipient, State
+from relay.queue.entry import (
+    Entry,
+    LastAttempt,
+    MessageSummary,
+    QueuedMessage,
+    QueuedRecipient,
+    State,
+    Terms,
+)
 from relay.queue.retry import RetrySchedule
-from relay.queue.settle import ReportKind, owed_reports, settle
+from relay.queue.settle import ReportKind, owed_reports, settle, word_due
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
@@ -218,18 +226,55 @@ def test_the_failures_of_an_attempt_are_one_report():
     assert [r.index for r in report.entry.recipients] == [0, 2]
 
 
-def test_failures_are_held_back_while_others_wait_for_their_first_attempt():
-    first = settle(entry(), {0: UNKNOWN}, schedule=SCHEDULE, now=NOON, others_in_flight=True)
-    assert first.reports == ()
-    second = settle(entry(recipient(1)), {1: UNKNOWN}, schedule=SCHEDULE, now=NOON, others_in_flight=True)
-    (report,) = owed_reports(first.entry.message, (*first.held, *second.held))
+@pytest.mark.parametrize(
+    ("outcome", "age", "kind"), [(UNKNOWN, HOUR, FAILED), (BUSY, 5 * DAY, FAILED), (BUSY, 4 * HOUR, DELAYED)]
+)
+def test_what_other_domains_of_a_message_come_to_at_the_same_time_is_one_report(outcome, age, kind):
+    now = NOON + age
+    first = settle(entry(), {0: outcome}, schedule=SCHEDULE, now=now, has_others=True)
+    second = settle(entry(recipient(1)), {1: outcome}, schedule=SCHEDULE, now=now, has_others=True)
+    assert first.reports == second.reports == ()
+    assert first.company_until == now + 4 * MINUTE
+    (report,) = owed_reports(
+        first.entry.message, (*first.held, *second.held), schedule=SCHEDULE, now=now + MINUTE
+    )
+    assert report.kind is kind
     assert [change.recipient.index for change in report.changes] == [0, 1]
+    assert report.retry_until == (NOON + 5 * DAY if kind is DELAYED else None)
 
 
-def test_a_delay_is_not_held_back():
-    settlement = settle(entry(), {0: BUSY}, schedule=SCHEDULE, now=NOON + DAY, others_in_flight=True)
-    assert [report.kind for report in settlement.reports] == [DELAYED]
-    assert settlement.held == ()
+def test_a_failure_a_delay_and_a_success_are_a_report_each():
+    asked = (SUCCESS, FAILURE, DELAY)
+    one = entry(*(recipient(index, *asked) for index in range(3)))
+    settlement = settle(one, {0: BUSY, 1: OK, 2: UNKNOWN}, schedule=SCHEDULE, now=NOON + 4 * HOUR)
+    told = {report.kind: [c.recipient.index for c in report.changes] for report in settlement.reports}
+    assert told == {FAILED: [2], DELAYED: [0], RELAYED: [1]}
+
+
+@given(st.lists(st.timedeltas(min_value=timedelta(0), max_value=10 * MINUTE), min_size=200, max_size=200))
+def test_however_long_attempts_take_domains_come_to_delay_and_end_at_the_same_moment(durations):
+    """What each attempt takes is added to the wait after it, so that domains drift apart."""
+    one, now = entry(), NOON
+    told: dict[ReportKind, datetime] = {}
+    for took in durations:
+        begun, now = now, now + took
+        settlement = settle(one, {0: BUSY}, schedule=SCHEDULE, now=now)
+        told |= {report.kind: begun for report in settlement.reports}
+        left = settlement.changes[0].recipient
+        if left.state.is_final:
+            break
+        assert left.next_attempt is not None
+        one, now = entry(left), left.next_attempt
+    # An attempt that was under way at the moment may itself be the one that tells.
+    for kind, age in ((DELAYED, 4 * HOUR), (FAILED, 5 * DAY)):
+        assert NOON + age - 10 * MINUTE <= told[kind] <= NOON + age
+
+
+def test_a_message_of_short_life_comes_to_its_end_in_time_though_it_is_not_tried():
+    brief = replace(entry().message, terms=Terms(lifetime=HOUR))
+    short = replace(entry(), message=brief)
+    assert word_due(short, schedule=SCHEDULE, now=NOON) == NOON + HOUR
+    assert word_due(entry(), schedule=SCHEDULE, now=NOON) == NOON + 4 * HOUR
 
 
 @pytest.mark.parametrize(
@@ -258,11 +303,11 @@ def test_a_report_is_as_strict_as_the_strictest_it_is_about(settings, strictest)
     data=st.data(),
     reverse_path=st.sampled_from(["", "a@example.com"]),
     age=st.timedeltas(min_value=-40 * DAY, max_value=40 * DAY),
-    others_in_flight=st.booleans(),
+    has_others=st.booleans(),
     steady=st.booleans(),
 )
 def test_no_recipient_is_forgotten_and_none_is_reported_twice(
-    notify, data, reverse_path, age, others_in_flight, steady
+    notify, data, reverse_path, age, has_others, steady
 ):
     recipients = [
         recipient(
@@ -279,7 +324,7 @@ def test_no_recipient_is_forgotten_and_none_is_reported_twice(
         schedule=SCHEDULE,
         now=now,
         steady_since=None if steady else now,
-        others_in_flight=others_in_flight,
+        has_others=has_others,
     )
 
     assert [change.recipient.index for change in settlement.changes] == [r.index for r in recipients]
@@ -295,6 +340,7 @@ def test_no_recipient_is_forgotten_and_none_is_reported_twice(
 
     told = [c for report in settlement.reports for c in report.changes] + list(settlement.held)
     assert len({change.recipient.index for change in told}) == len(told)
+    assert not (settlement.reports and settlement.held)
     assert bool(told) <= bool(reverse_path)
     assert not any(Notify.NEVER in change.recipient.notify for change in told)
     if reverse_path:
@@ -306,8 +352,10 @@ def test_no_recipient_is_forgotten_and_none_is_reported_twice(
         }
         reported = [report for report in settlement.reports if report.kind is ReportKind.FAILED]
         heard = {c.recipient.index for report in reported for c in report.changes}
-        heard |= {c.recipient.index for c in settlement.held if not isinstance(c.outcome, Delivered)}
+        held = [c for c in settlement.held if not isinstance(c.outcome, Delivered)]
+        heard |= {c.recipient.index for c in held if c.recipient.state.is_final}
         assert failed == heard
+        assert all(c.recipient.delay_notified for c in held if not c.recipient.state.is_final)
 
 
 @given(outcomes=st.lists(OUTCOMES, min_size=1, max_size=60), notify=ASKED)
