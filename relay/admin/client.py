@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from relay.mail.jsontext import of_json
+
 __all__ = ["NotRunning", "RelayError", "ask"]
 
 _GONE = (errno.ENOENT, errno.ECONNREFUSED)
@@ -45,7 +47,7 @@ def _lines(connection: socket.socket) -> Iterator[dict[str, Any]]:
     with connection.makefile("rb") as answers:
         try:
             for line in answers:
-                answer = json.loads(line)
+                answer = of_json(line)
                 if "error" in answer:
                     raise RelayError(str(answer["error"]))
                 yield answer

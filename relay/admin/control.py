@@ -4,6 +4,7 @@ A UNIX socket that only its owner may open (mode 0600). One request a connection
 object a line either way:
 
     → {"verb": "list", "domain": "example.net"}
+    ← {"items": [{…}, …]}      of a listing, a page; none, one or many
     ← {"item": {…}}            none, one or many
     ← {"following": {}}        where a log is followed: what comes after is new
     ← {"so-far": {…}}          of long work: how much of it is done
@@ -31,6 +32,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from relay.admin import operations
+from relay.mail.jsontext import to_json
 from relay.queue.desk import Desk, DomainSettings
 from relay.queue.entry import State
 from relay.queue.store import EventFilter, QueueFilter, SpoolError, Store
@@ -117,9 +119,10 @@ class Control:
 
     async def _list(self, request: Mapping[str, Any]) -> Answer:
         count = 0
-        async for item in operations.list_queue(self.readable, queue_filter(request), now=self.clock()):
-            count += 1
-            yield {"item": item}
+        async for page in operations.list_queue(self.readable, queue_filter(request), now=self.clock()):
+            count += len(page)
+            # On a thread: meanwhile the event loop has mail to see to.
+            yield {"items": await asyncio.to_thread(operations.page_as_json, page)}
         yield {"done": {"count": count}}
 
     async def _show(self, request: Mapping[str, Any]) -> Answer:
@@ -350,7 +353,7 @@ class ControlServer:
 
 
 async def _send(writer: asyncio.StreamWriter, line: Mapping[str, Any]) -> None:
-    writer.write(json.dumps(line).encode("ascii") + b"\n")
+    writer.write(to_json(line).encode("ascii") + b"\n")
     async with asyncio.timeout(WRITE_SECONDS):
         await writer.drain()
 

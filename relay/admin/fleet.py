@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from relay.admin.control import REQUEST_BYTES, Answer, Answers, RequestError
-from relay.admin.operations import VERBS
+from relay.admin.operations import PAGE, VERBS
+from relay.mail.jsontext import of_json
 
 __all__ = ["Fleet", "Peer"]
 
@@ -55,7 +56,7 @@ class Peer:
             line: Line = {}
             while "done" not in line:
                 async with asyncio.timeout(patience):
-                    line = json.loads(await reader.readline() or b'{"error": "its answer broke off"}')
+                    line = of_json(await reader.readline() or b'{"error": "its answer broke off"}')
                 if "error" in line:
                     raise RequestError(f"worker {self.number}: {line['error']}")
                 yield line
@@ -97,10 +98,14 @@ class Fleet:
 
     async def _list(self, request: Mapping[str, Any]) -> Answer:
         count = 0
-        async for line in _merged(self._ask(request), lambda line: line["item"]["queue-id"]):
+        page: list[Line] = []
+        async for line in _merged([_one_by_one(answer) for answer in self._ask(request)], _queue_id_of):
             if "done" not in line:
                 count += 1
-                yield line
+                page.append(line)
+            if len(page) == PAGE or ("done" in line and page):
+                yield {"items": page}
+                page = []
         yield {"done": {"count": count}}
 
     async def _show(self, request: Mapping[str, Any]) -> Answer:
@@ -157,6 +162,17 @@ class Fleet:
             async for line in _as_they_come(answers):
                 yield line
         yield {"done": {}}
+
+
+async def _one_by_one(answer: Answer) -> Answer:
+    """The messages of a listing, and the line at its end."""
+    async for line in answer:
+        for item in line.get("items", [line]):
+            yield item
+
+
+def _queue_id_of(item: Line) -> str:
+    return str(item["queue-id"])
 
 
 def _time_of(line: Line) -> float:

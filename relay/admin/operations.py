@@ -14,18 +14,18 @@ Removing mail is written down like any other end of it: its events commit with t
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Protocol
 
 from relay.mail.address import domain_of
-from relay.mail.event import Event
 from relay.policy.fields import Wishes
 from relay.policy.rules import PolicyRules, resolve
 from relay.policy.settings import Setting, TlsSettings
 from relay.queue.entry import LastAttempt, QueuedRecipient, State
-from relay.queue.store import EventFilter, QueuedItem, QueueFilter, Store, StoredEvent
+from relay.queue.store import EventFilter, QueuedItem, QueueFilter, Store, StoredEvent, more_follows
 from relay.report import deliverylog
 from relay.route.next_hop import Host, NoRoute, Route
 from relay.route.prospect import Prospect, describe, prospects, said
@@ -44,6 +44,7 @@ __all__ = [
     "list_queue",
     "message_state",
     "no_route_as_json",
+    "page_as_json",
     "prospect_as_json",
     "show_message",
     "timestamp",
@@ -69,21 +70,31 @@ class Readable(Protocol):
     ) -> list[StoredEvent]: ...
 
 
-async def list_queue(store: Readable, wanted: QueueFilter, *, now: datetime) -> AsyncIterator[dict[str, Any]]:
-    """The messages that match, oldest first, as `relay queue list --json` has them."""
-    async for page in _pages(store, wanted, now=now):
-        for item in page:
-            yield item_as_json(item)
+async def list_queue(
+    store: Readable, wanted: QueueFilter, *, now: datetime
+) -> AsyncIterator[list[QueuedItem]]:
+    """The messages that match, oldest first, in pages: a queue may hold millions."""
+    for named in _named(wanted):
+        after: str | None = ""
+        while after is not None:
+            page = await store.list_messages(named, now=now, after=after, limit=PAGE)
+            if page:
+                yield page
+            after = page[-1].message.queue_id if more_follows(page, PAGE) else None
 
 
-async def _pages(store: Readable, wanted: QueueFilter, *, now: datetime) -> AsyncIterator[list[QueuedItem]]:
-    """What matches, in pages: a queue may hold millions, and neither it nor we wait for the other."""
-    after = ""
-    while page := await store.list_messages(wanted, now=now, after=after, limit=PAGE):
-        yield page
-        if len(page) < PAGE:
-            return
-        after = page[-1].message.queue_id
+def page_as_json(page: Sequence[QueuedItem]) -> list[dict[str, Any]]:
+    """Messages of the queue as `relay queue list --json` has them."""
+    return [item_as_json(item) for item in page]
+
+
+def _named(wanted: QueueFilter) -> Iterator[QueueFilter]:
+    """The filter, or where it names very many messages one for each few of them."""
+    if not wanted.queue_ids:
+        yield wanted
+    ids = sorted(wanted.queue_ids)
+    for start in range(0, len(ids), PAGE):
+        yield replace(wanted, queue_ids=frozenset(ids[start : start + PAGE]))
 
 
 async def show_message(store: Readable, queue_id: str, *, now: datetime) -> dict[str, Any] | None:
@@ -121,37 +132,24 @@ async def change_in_steps(
 ) -> AsyncIterator[dict[str, Any]]:
     """The same, told step by step; the last telling is the result.
 
-    Page by page: each page is one transaction, so that a change of a million messages
-    neither stops the mail nor has to be undone.
+    Each step is one short transaction, so that a change of a million messages neither stops the
+    mail nor has to be undone.
     """
     if verb not in VERBS:
         raise ValueError(f"no such verb: {verb}")
-    seen: set[str] = set()
+    tell = partial(deliverylog.removed, now=now) if verb == "remove" else None
+    unknown = set(wanted.queue_ids)
     changed = 0
-    async for page in _pages(store, wanted, now=now):
-        ids = frozenset(item.message.queue_id for item in page)
-        seen |= ids & wanted.queue_ids
-        events = _removals(page, wanted, now) if verb == "remove" else []
-        changed += await store.change(replace(wanted, queue_ids=ids), verb=verb, now=now, events=events)
-        if len(page) == PAGE:
-            yield {"changed": changed, "unknown": []}
-    yield {"changed": changed, "unknown": sorted(wanted.queue_ids - seen)}
-
-
-def _removals(page: Sequence[QueuedItem], wanted: QueueFilter, now: datetime) -> list[Event]:
-    """The events of taking these out: one for each recipient that is meant and still waited."""
-    return [
-        deliverylog.removed(item.message, recipient, now=now)
-        for item in page
-        for recipient in item.recipients
-        if not recipient.state.is_final and _is_meant(recipient, wanted)
-    ]
-
-
-def _is_meant(recipient: QueuedRecipient, wanted: QueueFilter) -> bool:
-    """Whether a filter that found the message means this recipient of it, as the store reads it."""
-    right_domain = not wanted.domain or recipient.domain == wanted.domain.lower()
-    return right_domain and wanted.state in (None, recipient.state)
+    for named in _named(wanted):
+        after: str | None = ""
+        while after is not None:
+            stretch = await store.change(named, verb=verb, now=now, after=after, tell=tell)
+            after = stretch.until
+            changed += stretch.changed
+            unknown -= stretch.found
+            if after is not None:
+                yield {"changed": changed, "unknown": []}
+    yield {"changed": changed, "unknown": sorted(unknown)}
 
 
 async def find_events(
@@ -293,15 +291,16 @@ def item_as_json(item: QueuedItem) -> dict[str, Any]:
 
 def message_state(recipients: Sequence[QueuedRecipient]) -> State:
     """One word for a message: what its least advanced recipient waits for."""
+    states = {recipient.state for recipient in recipients}
     for state in (State.QUEUED, State.DEFERRED, State.HELD):
-        if any(recipient.state is state for recipient in recipients):
+        if state in states:
             return state
     return recipients[0].state if recipients else State.REMOVED
 
 
 def timestamp(at: datetime) -> str:
     """RFC 3339, in UTC, to the second."""
-    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return f"{at.astimezone(UTC).isoformat()[:19]}Z"
 
 
 def _recipient_as_json(recipient: QueuedRecipient) -> dict[str, Any]:

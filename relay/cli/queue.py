@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from itertools import chain
 from typing import Any, TypeVar
 
 import click
@@ -23,6 +22,7 @@ from relay.cli.common import (
     printable,
     size_text,
 )
+from relay.mail.jsontext import to_json
 
 __all__ = ["queue"]
 
@@ -92,11 +92,11 @@ def queue() -> None:
 def list_(ctx: click.Context, /, as_json: bool, **filters: Any) -> None:
     """List messages, oldest first, each with its recipients and what became of the last attempt."""
     config = load_config(config_file(ctx))
-    found = _items(answers(config, _request("list", (), **filters)))
+    pages = _pages(answers(config, _request("list", (), **filters)))
     if as_json:
-        _print_array(found)
+        _print_array(pages)
     else:
-        _print_list(found)
+        _print_list(pages)
 
 
 @queue.command()
@@ -107,9 +107,10 @@ def list_(ctx: click.Context, /, as_json: bool, **filters: Any) -> None:
 def show(ctx: click.Context, queue_id: str, as_json: bool) -> None:
     """Show one message: envelope, settings and where each came from, attempts, header section."""
     config = load_config(config_file(ctx))
-    found = next(_items(answers(config, {"verb": "show", "id": queue_id})), None)
-    if found is None:
+    page = next(_pages(answers(config, {"verb": "show", "id": queue_id})), None)
+    if page is None:
         fail(f"{queue_id}: no such message in the queue")
+    [found] = page
     if as_json:
         click.echo(json.dumps(found, indent=2))
     else:
@@ -166,33 +167,37 @@ def _watched(verb: str, lines: Iterator[dict[str, Any]]) -> dict[str, Any]:
     return done
 
 
-def _items(lines: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    return (line["item"] for line in lines if "item" in line)
+def _pages(lines: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Messages as they come; a relay that still runs an older version sends each for itself."""
+    return (line.get("items") or [line["item"]] for line in lines if "items" in line or "item" in line)
 
 
-def _print_array(items: Iterator[dict[str, Any]]) -> None:
+def _print_array(pages: Iterator[list[dict[str, Any]]]) -> None:
     """A JSON array, written as it comes: a queue may be longer than memory."""
     separator = "["
-    for item in items:
-        sys.stdout.write(f"{separator}{json.dumps(item)}")
+    for page in pages:
+        sys.stdout.write(separator + ",\n ".join(map(to_json, page)))
         separator = ",\n "
     sys.stdout.write("[]\n" if separator == "[" else "]\n")
 
 
-def _print_list(items: Iterator[dict[str, Any]]) -> None:
+def _print_list(pages: Iterator[list[dict[str, Any]]]) -> None:
     """Two lines or more a message, written as they come."""
     now = datetime.now(UTC)
-    first = next(items, None)
-    if first is None:
-        click.echo("The queue is empty, or nothing in it matches.")
-        return
     count = 0
-    for item in chain([first], items):
-        count += 1
-        click.echo(_message_line(item, now))
-        for recipient in item["recipients"]:
-            click.echo(f"    {_recipient_line(recipient, now)}")
-    click.echo(f"{count} message{'' if count == 1 else 's'}")
+    for page in pages:
+        count += len(page)
+        click.echo("\n".join(line for item in page for line in _list_lines(item, now)))
+    if count:
+        click.echo(f"{count} message{'' if count == 1 else 's'}")
+    else:
+        click.echo("The queue is empty, or nothing in it matches.")
+
+
+def _list_lines(item: dict[str, Any], now: datetime) -> Iterator[str]:
+    yield _message_line(item, now)
+    for recipient in item["recipients"]:
+        yield f"    {_recipient_line(recipient, now)}"
 
 
 def _message_line(item: dict[str, Any], now: datetime) -> str:

@@ -21,7 +21,6 @@ from typing import Any, Protocol
 from relay.admin.control import RequestError
 from relay.admin.fleet import Peer
 from relay.admin.operations import Readable
-from relay.mail.event import Event
 from relay.queue.entry import State
 from relay.queue.sqlite.reader import Reader
 from relay.queue.store import (
@@ -32,6 +31,9 @@ from relay.queue.store import (
     SpoolError,
     Store,
     StoredEvent,
+    Stretch,
+    Tell,
+    more_follows,
 )
 
 __all__ = ["WholeQueue"]
@@ -66,8 +68,10 @@ class WholeQueue:
         pages = await asyncio.gather(
             *(queue.list_messages(wanted, now=now, after=after, limit=limit) for queue in self._queues)
         )
-        found = [item for page in pages for item in page]
-        return sorted(found, key=lambda item: item.message.queue_id)[:limit]
+        found = sorted((item for page in pages for item in page), key=_queue_id)
+        # Behind the end of a full page its queue may have more, which come first.
+        full = min((_queue_id(page[-1]) for page in pages if more_follows(page, limit)), default=None)
+        return [item for item in found if full is None or _queue_id(item) <= full][:limit]
 
     async def read_header(self, queue_id: str, *, limit_bytes: int = CHUNK_BYTES) -> bytes:
         """The header section, wherever the message is."""
@@ -81,10 +85,13 @@ class WholeQueue:
         raise trouble
 
     async def change(
-        self, wanted: QueueFilter, *, verb: str, now: datetime, events: Sequence[Event] = ()
-    ) -> int:
-        """The operator's verb, done by each worker to what it has."""
-        changed = await self._own.change(wanted, verb=verb, now=now, events=events)
+        self, wanted: QueueFilter, *, verb: str, now: datetime, after: str = "", tell: Tell | None = None
+    ) -> Stretch:
+        """The operator's verb, done by each worker to what it has; by the others to all of it."""
+        own = await self._own.change(wanted, verb=verb, now=now, after=after, tell=tell)
+        if own.until is not None:
+            return own
+        changed, found = own.changed, set(own.found)
         request = _request(verb, wanted)
         for peer in self._peers:
             try:
@@ -92,7 +99,8 @@ class WholeQueue:
             except RequestError as error:
                 raise SpoolError(str(error)) from error
             changed += lines[-1]["done"]["changed"]
-        return changed
+            found |= wanted.queue_ids.difference(lines[-1]["done"]["unknown"])
+        return Stretch(None, changed, frozenset(found))
 
     async def find_events(
         self, wanted: EventFilter, *, after: int = 0, limit: int = 300, ascending: bool = True
@@ -110,6 +118,10 @@ class WholeQueue:
         if cuts is None:
             cuts = [_beginning(page, ascending) for page in pages]
         return _by_time(pages, cuts, limit, ascending)
+
+
+def _queue_id(item: QueuedItem) -> str:
+    return item.message.queue_id
 
 
 # Where a listing stands in a queue is a cut: twice an event's number is that event itself, and one more

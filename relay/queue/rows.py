@@ -48,6 +48,7 @@ FINAL_NUMBER = STATE_NUMBER[State.DELIVERED]
 """States are kept as numbers; from this one on they are final."""
 
 _STATES = dict(enumerate(STATE_OF_NUMBER))
+_BODIES = {body.value: body for body in Body}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _NO_SUMMARY = MessageSummary()
@@ -66,7 +67,7 @@ def micros(at: datetime) -> int:
 
 def moment(at: int) -> datetime:
     """The instant of `micros`."""
-    return _EPOCH + timedelta(microseconds=at)
+    return _EPOCH + timedelta(0, 0, at)
 
 
 def message_data(message: QueuedMessage) -> str:
@@ -122,7 +123,7 @@ def message_of(queue_id: str, reverse_path: str, arrived: int, size_bytes: int, 
             arrived=moment(arrived),
             size_bytes=int(size_bytes),
             summary=_NO_SUMMARY if summary is None else MessageSummary(*summary),
-            body=Body(body),
+            body=_BODIES[body],
             eight_bit=bool(eight_bit),
             smtputf8=bool(smtputf8),
             ret=None if ret is None else Ret(ret),
@@ -131,7 +132,7 @@ def message_of(queue_id: str, reverse_path: str, arrived: int, size_bytes: int, 
             client=_text(client),
             terms=_terms_of(more[0]) if more else None,
         )
-    except (ValueError, TypeError, OverflowError, RecursionError) as exc:
+    except (ValueError, TypeError, LookupError, OverflowError, RecursionError) as exc:
         raise BadRow(f"the message row cannot be read: {exc}") from exc
 
 
@@ -162,7 +163,7 @@ def recipient_of(index: int, domain: str, state: int, due: int | None, data: str
             index=index,
             address=_text(address),
             domain=_text(domain),
-            settings=_settings_of(*(part for setting in settings for part in setting)),
+            settings=_settings_of(*settings[0], *settings[1]),
             notify=frozenset(map(Notify, notify)) if notify else frozenset(),
             orcpt=_text(orcpt),
             state=_STATES[state],

@@ -22,6 +22,7 @@ from relay.queue.settle import Change, Settlement
 
 __all__ = [
     "CHUNK_BYTES",
+    "PAGE_RECIPIENTS",
     "Debt",
     "EventFilter",
     "NewMessage",
@@ -31,10 +32,16 @@ __all__ = [
     "SpoolError",
     "Store",
     "StoredEvent",
+    "Stretch",
+    "Tell",
+    "more_follows",
 ]
 
 CHUNK_BYTES = 256 * 1024
 """Content is staged and read in pieces of at most this size."""
+
+PAGE_RECIPIENTS = 5000
+"""A page of the queue ends behind the message with which it has so many recipients."""
 
 
 class SpoolError(Exception):
@@ -103,6 +110,27 @@ class QueuedItem:
 
     message: QueuedMessage
     recipients: tuple[QueuedRecipient, ...] = field(default_factory=tuple)
+
+
+def more_follows(page: Sequence[QueuedItem], limit: int) -> bool:
+    """Whether a page is full: then there may be another."""
+    return len(page) >= limit or sum(len(item.recipients) for item in page) >= PAGE_RECIPIENTS
+
+
+Tell = Callable[[QueuedMessage, QueuedRecipient], Event]
+"""Makes the event of a change to a recipient, which is given as it was before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """What a verb did to a part of the queue: recipients changed, messages that matched.
+
+    `until`: where the next part begins, None at the end.
+    """
+
+    until: str | None
+    changed: int = 0
+    found: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,12 +231,19 @@ class Store(Protocol):
     async def list_messages(
         self, wanted: QueueFilter, *, now: datetime, after: str = "", limit: int = 1000
     ) -> list[QueuedItem]:
-        """A page of the messages that match, by queue id (which sorts by arrival), those after `after`."""
+        """A page of the messages that match, by queue id (which sorts by arrival), those after `after`.
+
+        The last one, unless `more_follows`.
+        """
 
     async def change(
-        self, wanted: QueueFilter, *, verb: str, now: datetime, events: Sequence[Event] = ()
-    ) -> int:
-        """The operator's `retry`, `hold`, `release`, `remove` on what matches: recipients changed."""
+        self, wanted: QueueFilter, *, verb: str, now: datetime, after: str = "", tell: Tell | None = None
+    ) -> Stretch:
+        """The operator's `retry`, `hold`, `release`, `remove` on the next of what matches, as one.
+
+        The event that `tell` makes of a recipient, just before, commits with its change. It is called on any
+        thread.
+        """
 
     def before_change(self, give_back: Callable[[], Awaitable[None]]) -> None:
         """Have this called before the operator changes mail, to give back claims that were not begun on.

@@ -16,7 +16,7 @@ from relay.admin.http.forms import read_json
 from relay.admin.mailgun import ApiError, sending_domain
 from relay.mail.address import AddressError, domain_of, parse_path
 from relay.policy.fields import Wishes, truth_of
-from relay.queue.store import QueueFilter
+from relay.queue.store import QueueFilter, more_follows
 
 __all__ = ["change", "explain", "list_queue", "probe", "show", "status"]
 
@@ -36,12 +36,10 @@ async def list_queue(api: Api, request: web.Request) -> web.Response:
     """A page of the queue, oldest first."""
     query = dict(request.query)
     wanted = _filter({name: query[name] for name in ("domain", "sender", "state") if query.get(name)}, query)
-    limit = _number(query, "limit", 100)
-    found = await api.store.list_messages(
-        wanted, now=api.clock(), after=query.get("after", ""), limit=min(limit, _MOST_ITEMS)
-    )
-    following = found[-1].message.queue_id if len(found) == min(limit, _MOST_ITEMS) else None
-    return answer({"items": [operations.item_as_json(item) for item in found], "next": following})
+    limit = min(_number(query, "limit", 100), _MOST_ITEMS)
+    found = await api.store.list_messages(wanted, now=api.clock(), after=query.get("after", ""), limit=limit)
+    following = found[-1].message.queue_id if more_follows(found, limit) else None
+    return answer({"items": operations.page_as_json(found), "next": following})
 
 
 async def show(api: Api, request: web.Request) -> web.Response:

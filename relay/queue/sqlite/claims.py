@@ -10,16 +10,16 @@ from __future__ import annotations
 import json
 import logging
 import sqlite3
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
 
-from relay.queue.entry import Entry, QueuedMessage, QueuedRecipient, State
+from relay.queue.entry import Entry, QueuedMessage, State
 from relay.queue.handoff import Shares
 from relay.queue.rows import STATE_NUMBER, STATE_OF_NUMBER, BadRow, message_of, micros, recipient_of
 from relay.queue.sqlite.contents import Contents
-from relay.queue.sqlite.reader import matching, window_end
+from relay.queue.sqlite.reader import matching
 from relay.queue.sqlite.schema import ASIDE, CLAIMED, READY, WAITING
 from relay.queue.sqlite.writer import finish_if_done
 from relay.queue.store import QueueFilter, SpoolError
@@ -30,7 +30,6 @@ log = logging.getLogger(__name__)
 
 _PROMOTED = 1000
 _ROUNDS = 4
-_STRETCH = 1000
 
 _IN_FILES = "SELECT queue_id FROM message WHERE in_file"
 
@@ -189,12 +188,10 @@ def release(db: sqlite3.Connection, entries: Iterable[Entry], due: datetime | No
 
 @dataclass(slots=True)
 class Changed:
-    """What a verb did to one stretch of the queue. `until`: where the next one begins, None at the end."""
+    """What a verb did to some messages: the recipients it changed, and how many each state has more."""
 
-    until: str | None
-    count: int = 0
-    states: dict[State, int] = field(default_factory=dict)
-    recipients: set[tuple[str, str]] = field(default_factory=set)
+    recipients: list[tuple[str, int]] = field(default_factory=list)
+    states: Counter[State] = field(default_factory=Counter)
 
 
 _TAKES = {
@@ -203,63 +200,44 @@ _TAKES = {
     "release": (State.HELD,),
     "remove": (State.QUEUED, State.DEFERRED, State.HELD),
 }
+_UNTRIED = "CASE WHEN json_valid(data) THEN coalesce(json_extract(data, '$[4]') = 0, 0) ELSE 0 END"
+_BECOMES = {
+    "retry": "state",
+    "hold": str(STATE_NUMBER[State.HELD]),
+    "release": f"iif({_UNTRIED}, {STATE_NUMBER[State.QUEUED]}, {STATE_NUMBER[State.DEFERRED]})",
+    "remove": str(STATE_NUMBER[State.REMOVED]),
+}
 VERBS = frozenset(_TAKES)
 
 
-def change(db: sqlite3.Connection, wanted: QueueFilter, verb: str, now: datetime, after: str) -> Changed:
-    """Do one verb to one stretch of the queue.
+def change(db: sqlite3.Connection, wanted: QueueFilter, verb: str, now: datetime) -> Changed:
+    """Do one verb to some messages: those that the filter names. Only their recipients have still to match.
 
     A recipient that is claimed is being tried at this moment: what comes of that stands, so it is
     left as it is and not counted.
     """
-    until = window_end(db, wanted, after, _STRETCH)
-    changed = Changed(until)
-    if until is None:
-        return changed
-    of_message, of_recipient, values = matching(wanted, now)
+    _, of_recipient, values = matching(wanted, now)
     states = ",".join(str(STATE_NUMBER[state]) for state in _TAKES[verb])
-    rows = db.execute(
-        "SELECT r.queue_id, r.idx, r.domain, r.state, r.due, r.data"
-        " FROM message m JOIN recipient r USING (queue_id)"
-        f" WHERE m.queue_id > :after AND m.queue_id <= :until AND {of_message} AND {of_recipient}"
-        f" AND r.state IN ({states}) AND r.place <> {CLAIMED}",
-        values | {"after": after, "until": until},
-    ).fetchall()
-    updates = []
-    for queue_id, *columns in rows:
-        recipient = _readable(columns)
-        old = STATE_OF_NUMBER[columns[2]]
-        new = _after(verb, old, recipient)
-        due = micros(now) if verb in ("retry", "release") else None
-        updates.append((STATE_NUMBER[new], ASIDE if due is None else READY, due, queue_id, columns[0]))
-        changed.states[old] = changed.states.get(old, 0) - 1
-        changed.states[new] = changed.states.get(new, 0) + 1
-        if recipient is not None:
-            changed.recipients.add((queue_id, recipient.address))
-    db.executemany(
-        "UPDATE recipient SET state = ?, place = ?, due = ? WHERE queue_id = ? AND idx = ?", updates
+    meant = (
+        f"r.queue_id IN (SELECT value FROM json_each(:ids)) AND {of_recipient}"
+        f" AND r.state IN ({states}) AND r.place <> {CLAIMED}"
     )
-    changed.count = len(updates)
-    if verb == "remove":
-        finish_if_done(db, sorted({row[0] for row in rows}))
+    changed = Changed()
+    before = db.execute(f"SELECT r.state, count(*) FROM recipient r WHERE {meant} GROUP BY r.state", values)
+    for number, count in before.fetchall():
+        changed.states[STATE_OF_NUMBER[number]] -= count
+    due = micros(now) if verb in ("retry", "release") else None
+    place = ASIDE if due is None else READY
+    after = db.execute(
+        f"UPDATE recipient AS r SET state = {_BECOMES[verb]}, place = {place}, due = :due WHERE {meant}"
+        " RETURNING queue_id, idx, state",
+        values | {"due": due},
+    ).fetchall()
+    changed.recipients = [(queue_id, index) for queue_id, index, _ in after]
+    changed.states.update(STATE_OF_NUMBER[number] for *_, number in after)
+    if verb == "remove" and after:
+        finish_if_done(db, sorted(wanted.queue_ids))
     return changed
-
-
-def _readable(columns: Sequence[Any]) -> QueuedRecipient | None:
-    try:
-        return recipient_of(*columns)
-    except BadRow:
-        return None
-
-
-def _after(verb: str, state: State, recipient: QueuedRecipient | None) -> State:
-    if verb == "hold":
-        return State.HELD
-    if verb == "remove":
-        return State.REMOVED
-    if verb == "retry":
-        return state
-    return State.QUEUED if recipient is not None and not recipient.attempts else State.DEFERRED
 
 
 # Leftovers.

@@ -1,14 +1,16 @@
 """Everything that is read from the queue, on a thread and a read-only connection of its own.
 
 Each question is answered in short reads: a long one would keep the write-ahead log from being
-folded back. So a search goes through its table in windows. Large content comes piece by piece from
-its file, on threads of its own. The same questions are asked of a running relay's queue and of a
-stopped one's.
+folded back, and everybody else waiting. So a search goes through its table in windows, and of all
+searches one window waits at a time: any other question comes before the next. Large content comes piece
+by piece from its file, on threads of its own. The same questions are asked of a running relay's queue
+and of a stopped one's.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -41,12 +43,15 @@ from relay.queue.sqlite.files import CONTENT, read_piece
 from relay.queue.sqlite.schema import ASIDE, READY, WAITING
 from relay.queue.store import (
     CHUNK_BYTES,
+    PAGE_RECIPIENTS,
     Debt,
     EventFilter,
     QueuedItem,
     QueueFilter,
     SpoolError,
     StoredEvent,
+    Tell,
+    more_follows,
 )
 
 __all__ = ["OWING", "Reader", "StoppedQueue", "matching"]
@@ -54,7 +59,7 @@ __all__ = ["OWING", "Reader", "StoppedQueue", "matching"]
 log = logging.getLogger(__name__)
 
 _WINDOW = 5000
-_PIECE_IDS = 500
+_ITEMS_AT_ONCE = 200
 _DUE_WINDOW = 1000
 _AWAITED = (
     "SELECT 1 FROM recipient WHERE recipient.queue_id = owed.queue_id"
@@ -79,6 +84,7 @@ class Reader:
         self._db: sqlite3.Connection | None = None
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="queue-reader")
         self._files = ThreadPoolExecutor(max_workers=4, thread_name_prefix="queue-content-reader")
+        self._searching = asyncio.Lock()
         self._closed = False
 
     @classmethod
@@ -89,6 +95,11 @@ class Reader:
     async def ask(self, question: Callable[..., T], *args: Any) -> T:
         """The answer of `question(connection, *args)`."""
         return await self._on(self._pool, self._answer, question, args)
+
+    async def _search(self, question: Callable[..., T], *args: Any) -> T:
+        """The same, for one step of a long search."""
+        async with self._searching:
+            return await self.ask(question, *args)
 
     def _answer(self, question: Callable[..., T], args: tuple[Any, ...]) -> T:
         if self._db is None:
@@ -149,16 +160,30 @@ class Reader:
     ) -> list[QueuedItem]:
         """A page of what matches, by queue id."""
         found: list[QueuedItem] = []
-        while len(found) < limit:
-            until = await self.ask(window_end, wanted, after, _WINDOW)
-            if until is None:
-                break
-            page: list[QueuedItem] = await self.ask(
-                _list_window, wanted, now, after, until, limit - len(found)
+        reached: str | None = after
+        while reached is not None and not more_follows(found, limit):
+            ids, reached = await self._search(
+                _look, wanted, now, reached, min(limit - len(found), _ITEMS_AT_ONCE)
             )
-            found += page
-            after = until
+            found += await self._search(_items, ids)
         return found
+
+    async def find_messages(
+        self, wanted: QueueFilter, *, now: datetime, after: str, limit: int
+    ) -> tuple[list[str], str | None]:
+        """The ids of some that match, and up to where the queue was looked through; None: to its end."""
+        ids: list[str] = []
+        reached: str | None = after
+        while reached is not None and not ids:
+            ids, reached = await self._search(_look, wanted, now, reached, limit)
+        return ids, reached
+
+    async def tell(self, ids: Sequence[str], tell: Tell) -> dict[tuple[str, int], Event]:
+        """What is told of each recipient of these messages that is not done, by queue id and index."""
+        events: dict[tuple[str, int], Event] = {}
+        for start in range(0, len(ids), _ITEMS_AT_ONCE):
+            events |= await self._search(_told, ids[start : start + _ITEMS_AT_ONCE], tell)
+        return events
 
     async def counts(self) -> Mapping[State, int]:
         """Recipients in each state that is not final."""
@@ -279,50 +304,83 @@ def matching(wanted: QueueFilter, now: datetime) -> tuple[str, str, dict[str, An
     return " AND ".join(of_message), " AND ".join(of_recipient), values
 
 
-def window_end(db: sqlite3.Connection, wanted: QueueFilter, after: str, width: int) -> str | None:
-    """The last id of the next stretch of the queue that is worth a look, None at the end."""
-    if wanted.queue_ids:
-        left = sorted(queue_id for queue_id in wanted.queue_ids if queue_id > after)
-        return left[:width][-1] if left else None
-    row = db.execute(
-        "SELECT max(queue_id) FROM"
-        " (SELECT queue_id FROM message WHERE queue_id > ? ORDER BY queue_id LIMIT ?)",
-        (after, width),
-    ).fetchone()
-    found: str | None = row[0]
-    return found
+def _look(
+    db: sqlite3.Connection, wanted: QueueFilter, now: datetime, after: str, limit: int
+) -> tuple[list[str], str | None]:
+    """The ids of the next messages that match, and up to where that looked; None: to the end.
 
-
-def _list_window(
-    db: sqlite3.Connection, wanted: QueueFilter, now: datetime, after: str, until: str, limit: int
-) -> list[QueuedItem]:
+    Not more of them than have `PAGE_RECIPIENTS` together. Who asks about recipients looks through theirs:
+    a message's row, which has its content in it, is many times longer.
+    """
     of_message, of_recipient, values = matching(wanted, now)
-    values |= {"after": after, "until": until, "limit": limit}
-    exists = (
+    table = "message" if of_recipient == "1" else "recipient"
+    width = limit if of_message == of_recipient == "1" else _WINDOW
+    until, seen = (
+        (max(wanted.queue_ids), 0)
+        if wanted.queue_ids
+        else db.execute(
+            "SELECT max(queue_id), count(*) FROM"
+            f" (SELECT queue_id FROM {table} WHERE queue_id > ? ORDER BY queue_id LIMIT ?)",
+            (after, width),
+        ).fetchone()
+    )
+    among = (
         ""
         if of_recipient == "1"
-        else f" AND EXISTS (SELECT 1 FROM recipient r WHERE r.queue_id = m.queue_id AND {of_recipient})"
+        else " AND m.queue_id IN (SELECT r.queue_id FROM recipient r"
+        f" WHERE r.queue_id > :after AND r.queue_id <= :until AND {of_recipient})"
     )
-    messages = db.execute(
-        "SELECT queue_id, reverse_path, arrived, size_bytes, data FROM message m"
-        f" WHERE m.queue_id > :after AND m.queue_id <= :until AND {of_message}{exists}"
+    rows = db.execute(
+        "SELECT m.queue_id, m.recipients FROM message m"
+        f" WHERE m.queue_id > :after AND m.queue_id <= :until AND {of_message}{among}"
         " ORDER BY m.queue_id LIMIT :limit",
-        values,
+        values | {"after": after, "until": until, "limit": limit},
     ).fetchall()
-    recipients: dict[str, list[QueuedRecipient]] = {row[0]: [] for row in messages}
-    for ids in _pieces([row[0] for row in messages]):
-        for queue_id, *columns in db.execute(
-            "SELECT queue_id, idx, domain, state, due, data FROM recipient"
-            " WHERE queue_id IN (SELECT value FROM json_each(?)) ORDER BY queue_id, idx",
-            (json.dumps(ids),),
-        ):
-            recipients[queue_id].append(_shown_recipient(*columns))
+    ids: list[str] = []
+    recipients = 0
+    for queue_id, count in rows:
+        ids.append(queue_id)
+        recipients += count
+        if len(ids) == limit or recipients >= PAGE_RECIPIENTS:
+            return ids, queue_id
+    return ids, until if seen == width else None
+
+
+def _items(db: sqlite3.Connection, ids: Sequence[str]) -> list[QueuedItem]:
+    """Messages as the operator sees them."""
+    named = json.dumps(ids)
+    recipients: dict[str, list[QueuedRecipient]] = {queue_id: [] for queue_id in ids}
+    for queue_id, *columns in db.execute(
+        "SELECT queue_id, idx, domain, state, due, data FROM recipient"
+        " WHERE queue_id IN (SELECT value FROM json_each(?)) ORDER BY queue_id, idx",
+        (named,),
+    ):
+        recipients[queue_id].append(_shown_recipient(*columns))
+    messages = db.execute(
+        "SELECT queue_id, reverse_path, arrived, size_bytes, data FROM message"
+        " WHERE queue_id IN (SELECT value FROM json_each(?)) ORDER BY queue_id",
+        (named,),
+    )
     return [QueuedItem(_shown_message(*row), tuple(recipients[row[0]])) for row in messages]
 
 
-def _pieces(ids: list[str]) -> Iterator[list[str]]:
-    for start in range(0, len(ids), _PIECE_IDS):
-        yield ids[start : start + _PIECE_IDS]
+def _told(db: sqlite3.Connection, ids: Sequence[str], tell: Tell) -> dict[tuple[str, int], Event]:
+    """A damaged row cannot be told of."""
+    events: dict[tuple[str, int], Event] = {}
+    message: QueuedMessage | None = None
+    for row in db.execute(
+        "SELECT m.queue_id, m.reverse_path, m.arrived, m.size_bytes, m.data,"
+        " r.idx, r.domain, r.state, r.due, r.data"
+        " FROM message m JOIN recipient r ON r.queue_id = m.queue_id"
+        f" WHERE m.queue_id IN (SELECT value FROM json_each(?)) AND r.state < {FINAL_NUMBER}"
+        " ORDER BY m.queue_id, r.idx",
+        (json.dumps(ids),),
+    ):
+        if message is None or row[0] != message.queue_id:
+            message = _shown_message(*row[:5])
+        with contextlib.suppress(BadRow):
+            events[row[0], row[5]] = tell(message, recipient_of(*row[5:]))
+    return events
 
 
 def _shown_message(

@@ -44,6 +44,8 @@ from relay.queue.store import (
     QueueFilter,
     SpoolError,
     StoredEvent,
+    Stretch,
+    Tell,
 )
 
 __all__ = ["SqliteStore"]
@@ -52,6 +54,7 @@ log = logging.getLogger(__name__)
 
 _TAIL_EVENTS = 4096
 _PURGE_STRETCH = 1000
+_STRETCH = 500
 _BEFORE_ALL = -(1 << 62)
 _CHECK_LARGEST_BYTES = 64 * 1024 * 1024
 _CHECK_WITHIN = timedelta(seconds=5)
@@ -457,45 +460,40 @@ class SqliteStore:
     # The operator.
 
     async def change(
-        self, wanted: QueueFilter, *, verb: str, now: datetime, events: Sequence[Event] = ()
-    ) -> int:
-        """The operator's verb on what matches.
+        self, wanted: QueueFilter, *, verb: str, now: datetime, after: str = "", tell: Tell | None = None
+    ) -> Stretch:
+        """The operator's verb on the next that match.
 
-        What waits in the hand-off is not being tried yet, so it is brought back within reach first.
-        What is claimed by an attempt is left alone. Of `events` those commit whose recipient changed.
+        They are found and told of by the reader: the writer, which mail waits for, has little to do.
+        What waits in the hand-off is not being tried yet, so it is brought back within reach first. What
+        is claimed by an attempt is left alone.
         """
         if verb not in claims.VERBS:
             raise SpoolError(f"there is no verb {verb!r}")
-        by_recipient = {(event.queue_id, event.recipient): event for event in events}
-        count, after = 0, ""
-        while True:
-            async with self._claiming:
-                for give_back in self._give_back:
-                    await give_back()
-                await self._spill(self._handoff.take_all())
-                changed = await self._change_stretch(wanted, verb, now, after, by_recipient)
-            count += changed.count
-            if changed.until is None:
-                return count
-            after = changed.until
+        ids, until = await self._reader.find_messages(wanted, now=now, after=after, limit=_STRETCH)
+        if not ids:
+            return Stretch(None)
+        events = await self._reader.tell(ids, tell) if tell is not None else {}
+        meant = replace(wanted, queue_ids=frozenset(ids))
+        async with self._claiming:
+            for give_back in self._give_back:
+                await give_back()
+            await self._spill(self._handoff.take_all())
+            changed = await self._change_named(meant, verb, now, events)
+        return Stretch(until, len(changed.recipients), meant.queue_ids)
 
     def before_change(self, give_back: Callable[[], Awaitable[None]]) -> None:
         """Whom to ask for claims that were not begun on."""
         self._give_back.append(give_back)
 
-    async def _change_stretch(
-        self,
-        wanted: QueueFilter,
-        verb: str,
-        now: datetime,
-        after: str,
-        events: Mapping[tuple[str, str], Event],
+    async def _change_named(
+        self, wanted: QueueFilter, verb: str, now: datetime, events: Mapping[tuple[str, int], Event]
     ) -> claims.Changed:
         call = Call(self._future())
 
         def work(db: sqlite3.Connection) -> claims.Changed:
-            changed = claims.change(db, wanted, verb, now, after)
-            told = [event for key, event in events.items() if key in changed.recipients]
+            changed = claims.change(db, wanted, verb, now)
+            told = [events[key] for key in changed.recipients if key in events]
             self._writer.write_events(db, call, told)
             return changed
 

@@ -425,14 +425,17 @@ class Writer:
         _pay(db, _all(request.paid for request in requests))
         finish_if_done(db, _all(request.perhaps_done for request in requests))
         _insert(
-            db, "event", 8, [row for request in requests if request.events for row in self._number(request)]
+            db,
+            "event",
+            8,
+            [row for request in requests if request.events for row in self._number(request, request.events)],
         )
         _tell_who_owes(db, [request for request in requests if request.settled])
 
-    def _number(self, request: Rows) -> list[Row]:
+    def _number(self, request: Request, events: Iterable[Event]) -> list[Row]:
         """The rows of a request's events, each with the next number."""
         rows = []
-        for event in request.events:
+        for event in events:
             self._last_seq = seq = self._last_seq + 1
             request.stored.append(StoredEvent(seq, event))
             rows.append(event_row(seq, event))
@@ -440,10 +443,7 @@ class Writer:
 
     def write_events(self, db: sqlite3.Connection, request: Call, events: Iterable[Event]) -> None:
         """Add events within a `Call`."""
-        for event in events:
-            self._last_seq = seq = self._last_seq + 1
-            request.stored.append(StoredEvent(seq, event))
-            _insert(db, "event", 8, [event_row(seq, event)])
+        _insert(db, "event", 8, self._number(request, events))
 
     # Between transactions.
 

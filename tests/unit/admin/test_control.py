@@ -65,7 +65,8 @@ async def asked(server: ControlServer, **request: Any) -> list[dict[str, Any]]:
 
 
 async def items(server: ControlServer, **request: Any) -> list[dict[str, Any]]:
-    return [line["item"] for line in await asked(server, verb="list", **request) if "item" in line]
+    *pages, _ = await asked(server, verb="list", **request)
+    return [item for page in pages for item in page["items"]]
 
 
 async def test_the_queue_is_listed_as_the_interface_spells_it(
@@ -128,9 +129,13 @@ async def test_a_queue_longer_than_a_page_is_listed_whole(
     server: ControlServer, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(operations, "PAGE", 3)
-    for number in range(10):
-        await store.accept(new_message(f"M{number}", "b@example.net"))
-    assert len(await items(server)) == 10
+    monkeypatch.setattr("relay.queue.sqlite.store._STRETCH", 3)
+    names = [f"M{number}" for number in range(10)]
+    for name in names:
+        await store.accept(new_message(name, "b@example.net"))
+    assert [len(line["items"]) for line in (await asked(server, verb="list"))[:-1]] == [3, 3, 3, 1]
+    assert [item["queue-id"] for item in await items(server)] == names
+    assert [item["queue-id"] for item in await items(server, ids=[*names, "M99"])] == names
     *on_the_way, done = await asked(server, verb="hold", domain="example.net")
     assert [line["so-far"]["changed"] for line in on_the_way] == [3, 6, 9]
     assert done["done"]["changed"] == 10
@@ -152,8 +157,8 @@ async def test_a_slow_reader_gets_the_whole_answer(
                 return answers.read()
 
     answer = await asyncio.to_thread(read_late)
-    item, done = map(json.loads, answer.splitlines())
-    assert len(item["item"]["recipients"]) == count
+    page, done = map(json.loads, answer.splitlines())
+    assert len(page["items"][0]["recipients"]) == count
     assert done == {"done": {"count": 1}}
 
 

@@ -79,8 +79,9 @@ async def test_the_queue_is_listed_in_the_order_of_arrival_whoever_has_it(worker
     for number, queue_id in enumerate(["M1", "M2", "M3", "M4", "M5", "M6"]):
         await workers.take((number * 2) % 3, queue_id)
     answer = await workers.ask(verb="list")
-    assert [line["item"]["queue-id"] for line in answer[:-1]] == ["M1", "M2", "M3", "M4", "M5", "M6"]
-    assert answer[-1] == {"done": {"count": 6}}
+    [page, done] = answer
+    assert [item["queue-id"] for item in page["items"]] == ["M1", "M2", "M3", "M4", "M5", "M6"]
+    assert done == {"done": {"count": 6}}
 
 
 async def test_a_message_is_shown_wherever_it_is(workers: Workers) -> None:

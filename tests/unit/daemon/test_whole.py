@@ -66,9 +66,9 @@ async def test_a_verb_reaches_the_worker_that_has_the_message(two: Two) -> None:
     await two.first.accept(new_message(queue_id="M1"))
     await two.other.accept(new_message(queue_id="M2"))
     wanted = QueueFilter(queue_ids=frozenset({"M1", "M2"}))
-    assert await two.whole.change(wanted, verb="hold", now=NOW) == 2
+    assert (await two.whole.change(wanted, verb="hold", now=NOW)).changed == 2
     assert (await two.other.counts())[State.HELD] == 1
-    assert await two.whole.change(QueueFilter(state=State.HELD), verb="release", now=NOW) == 2
+    assert (await two.whole.change(QueueFilter(state=State.HELD), verb="release", now=NOW)).changed == 2
     await two.server.close()
     with pytest.raises(SpoolError, match="worker 1 does not answer"):
         await two.whole.change(wanted, verb="hold", now=NOW)

@@ -9,11 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from relay.queue.entry import State
+from relay.mail.event import Event
+from relay.queue.entry import QueuedMessage, QueuedRecipient, State
 from relay.queue.handoff import HandOffLimits
-from relay.queue.sqlite import SqliteStore, StoppedQueue, claims
+from relay.queue.sqlite import SqliteStore, StoppedQueue
 from relay.queue.sqlite import reader as reading
-from relay.queue.store import CHUNK_BYTES, EventFilter, NewMessage, QueueFilter, SpoolError
+from relay.queue.store import (
+    CHUNK_BYTES,
+    EventFilter,
+    NewMessage,
+    QueuedItem,
+    QueueFilter,
+    SpoolError,
+    more_follows,
+)
 from tests.fakes.queued import (
     CONTENT,
     DEFERRED,
@@ -108,11 +117,11 @@ async def test_a_verb_touches_what_a_list_shows_and_nothing_else(store, wanted, 
 
 async def test_held_mail_is_not_claimed_until_it_is_released(store):
     await store.accept(new_message("a@one.example", "b@two.example"))
-    assert await store.change(QueueFilter(domain="one.example"), verb="hold", now=NOW) == 1
+    assert (await store.change(QueueFilter(domain="one.example"), verb="hold", now=NOW)).changed == 1
     assert await states(store) == [State.HELD, State.QUEUED]
     [entry] = await store.claim_due(now=NOW, limit=10)
     assert entry.domain == "two.example"
-    assert await store.change(QueueFilter(domain="one.example"), verb="release", now=NOW) == 1
+    assert (await store.change(QueueFilter(domain="one.example"), verb="release", now=NOW)).changed == 1
     [entry] = await store.claim_due(now=NOW, limit=10)
     assert entry.domain == "one.example"
     assert entry.recipients[0].state is State.QUEUED
@@ -134,14 +143,14 @@ async def test_a_retry_makes_deferred_mail_due_at_once(store):
     [entry] = await store.claim_due(now=NOW, limit=10)
     await store.record(settled(entry, DEFERRED, wait=timedelta(hours=4)))
     assert await claimed(store) == []
-    assert await store.change(ALL, verb="retry", now=NOW) == 1
+    assert (await store.change(ALL, verb="retry", now=NOW)).changed == 1
     [entry] = await store.claim_due(now=NOW, limit=10)
     assert entry.recipients[0].attempts == 1
 
 
 async def test_a_retry_does_not_release_what_is_held(store):
     await store.accept(new_message(state=State.HELD))
-    assert await store.change(ALL, verb="retry", now=NOW) == 0
+    assert (await store.change(ALL, verb="retry", now=NOW)).changed == 0
     assert await states(store) == [State.HELD]
 
 
@@ -150,11 +159,16 @@ async def test_mail_removed_by_the_operator_is_gone_and_its_events_tell(store):
     queue_id = new.message.queue_id
     await store.accept(new)
     told = [event("failed", queue_id, "a@one.example"), event("failed", queue_id, "b@two.example", number=1)]
+
+    def tell(message: QueuedMessage, recipient: QueuedRecipient) -> Event:
+        assert message == new.message
+        return told[recipient.index]
+
     one = QueueFilter(domain="one.example")
-    assert await store.change(one, verb="remove", now=NOW, events=told) == 1
+    assert (await store.change(one, verb="remove", now=NOW, tell=tell)).changed == 1
     assert await states(store) == [State.REMOVED, State.QUEUED]
     assert [stored.event for stored in await store.events_after(0)] == told[:1]
-    assert await store.change(ALL, verb="remove", now=NOW, events=told) == 1
+    assert (await store.change(ALL, verb="remove", now=NOW, tell=tell)).changed == 1
     assert await states(store) == []
     assert [stored.event for stored in await store.events_after(0)] == told
     with pytest.raises(SpoolError):
@@ -166,7 +180,7 @@ async def test_a_recipient_that_is_done_is_touched_by_no_verb(store):
     [entry] = await store.claim_due(now=NOW, limit=10)
     await store.record(settled(entry, DELIVERED, DEFERRED))
     for verb in ("hold", "release", "retry", "remove"):
-        assert await store.change(QueueFilter(state=State.DELIVERED), verb=verb, now=NOW) == 0
+        assert (await store.change(QueueFilter(state=State.DELIVERED), verb=verb, now=NOW)).changed == 0
 
 
 @pytest.mark.parametrize("verb", ["hold", "remove", "retry"])
@@ -176,9 +190,8 @@ async def test_what_is_being_delivered_at_this_moment_is_left_to_its_attempt(sto
     queue_id = new.message.queue_id
     await store.accept(new)
     [entry] = await store.claim_due(now=NOW, limit=10)
-    assert (
-        await store.change(ALL, verb=verb, now=NOW, events=[event("failed", queue_id, "b@example.net")]) == 0
-    )
+    change = await store.change(ALL, verb=verb, now=NOW, tell=lambda *_: event("failed", queue_id))
+    assert change.changed == 0
     assert await store.events_after(0) == []
     await store.record(settled(entry, DELIVERED))
     assert await states(store) == []
@@ -188,7 +201,7 @@ async def test_what_waits_for_its_attempt_in_memory_is_within_the_operators_reac
     async with opened(tmp_path / "spool") as store:
         for _ in range(30):
             await store.accept(new_message("x@dead.example"))
-        assert await store.change(QueueFilter(domain="dead.example"), verb="hold", now=NOW) == 30
+        assert (await store.change(QueueFilter(domain="dead.example"), verb="hold", now=NOW)).changed == 30
         assert await claimed(store) == []
 
 
@@ -198,13 +211,42 @@ async def test_an_unknown_verb_is_refused(store):
 
 
 async def test_a_verb_goes_through_a_long_queue_in_stretches(store, monkeypatch):
-    monkeypatch.setattr(claims, "_STRETCH", 7)
+    monkeypatch.setattr("relay.queue.sqlite.store._STRETCH", 7)
+    monkeypatch.setattr("relay.queue.sqlite.reader._WINDOW", 11)
     for _ in range(50):
         await store.accept(new_message("a@one.example", "b@two.example"))
-    assert await store.change(QueueFilter(domain="two.example"), verb="hold", now=NOW) == 50
+    assert sum(await stretches(store, QueueFilter(domain="two.example"), "hold")) == 50
     assert await store.counts() == {State.QUEUED: 50, State.DEFERRED: 0, State.HELD: 50}
-    assert await store.change(ALL, verb="remove", now=NOW) == 100
+    assert await stretches(store, ALL, "remove") == [14] * 7 + [2]
     assert await states(store) == []
+
+
+async def test_neither_a_page_nor_a_stretch_holds_many_messages_that_have_many_recipients(store, monkeypatch):
+    monkeypatch.setattr("relay.queue.sqlite.reader.PAGE_RECIPIENTS", 25)
+    monkeypatch.setattr("relay.queue.store.PAGE_RECIPIENTS", 25)
+    for _ in range(6):
+        await store.accept(new_message(*(f"{n}@one.example" for n in range(10))))
+    found: list[QueuedItem] = []
+    while more_follows(page := await store.list_messages(ALL, now=NOW, after=last_id(found)), 1000):
+        assert len(page) == 3
+        found += page
+    assert len(found) == 6
+    assert await stretches(store, QueueFilter(sender="a@example.com"), "hold") == [30, 30, 0]
+
+
+def last_id(items: list[QueuedItem]) -> str:
+    return items[-1].message.queue_id if items else ""
+
+
+async def stretches(store: SqliteStore, wanted: QueueFilter, verb: str) -> list[int]:
+    """How many recipients each stretch of a verb changes."""
+    changed: list[int] = []
+    after: str | None = ""
+    while after is not None:
+        stretch = await store.change(wanted, verb=verb, now=NOW, after=after)
+        changed.append(stretch.changed)
+        after = stretch.until
+    return changed
 
 
 # Events.

@@ -700,7 +700,9 @@ async def test_a_damaged_message_can_be_removed_by_the_operator(tmp_path):
     await damage(tmp_path, "UPDATE recipient SET data = '{}'")
     async with opened(tmp_path / "spool") as store:
         assert await claim_all(store) == []
-        assert await store.change(QueueFilter(queue_ids=frozenset({"q1"})), verb="remove", now=NOW) == 1
+        assert (
+            await store.change(QueueFilter(queue_ids=frozenset({"q1"})), verb="remove", now=NOW)
+        ).changed == 1
         assert await queue_ids(store) == []
 
 
