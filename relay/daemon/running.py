@@ -464,7 +464,12 @@ class Relay:
             log_in_trouble=self._delivery_log.is_in_trouble,
             auth_failures=self._reception.failures.total,
             spool_free_bytes=room_at(self.config.queue.path),
-            certificates=expiries(self.config.listeners),
+            certificates=expiries(
+                [
+                    *(spec.certificate for spec in self.config.listeners),
+                    self.config.admin.certificate if self._http is not None else None,
+                ]
+            ),
             reloaded=self._reloaded,
             reload_failed=self._reload_failed,
         )

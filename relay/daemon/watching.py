@@ -21,7 +21,6 @@ from relay.mail.event import Event
 from relay.queue.settle import Settlement
 from relay.queue.store import Debt, EventFilter, NewMessage, QueueFilter, SpoolError, Store
 from relay.receive.listener import Listener
-from relay.receive.spec import ListenerSpec
 from relay.report.metrics import Metrics
 from relay.route.next_hop import NoRoute, Route
 
@@ -120,13 +119,9 @@ def room_at(directory: str) -> int:
     return found.f_bavail * found.f_frsize
 
 
-def expiries(specs: Iterable[ListenerSpec]) -> dict[str, datetime]:
-    """When each certificate that a listener shows expires, by its file."""
-    found = {}
-    for spec in specs:
-        if spec.certificate is not None and (at := _expiry(spec.certificate)) is not None:
-            found[spec.certificate] = at
-    return found
+def expiries(paths: Iterable[str | None]) -> dict[str, datetime]:
+    """When the certificate in each of some files expires; None is a place that shows none."""
+    return {path: at for path in paths if path is not None and (at := _expiry(path)) is not None}
 
 
 def _expiry(path: str) -> datetime | None:

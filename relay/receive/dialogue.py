@@ -22,11 +22,12 @@ from relay.receive.connection import Connection
 from relay.receive.content import BdatReader, DataReader, Strays
 from relay.receive.door import Door
 from relay.receive.intake import Intake
-from relay.receive.limits import COMMAND_LINE_OCTETS, MISTAKES_PER_SESSION, counted_as
+from relay.receive.limits import COMMAND_LINE_OCTETS, MISTAKES_PER_SESSION
 from relay.receive.sasl import Challenge, Credentials, Exchange
 from relay.receive.session import Transaction
 from relay.receive.spec import BareNewline
 from relay.receive.submission import mail, rcpt
+from relay.submit.failures import counted_as
 from relay.submit.message import Refusal
 
 __all__ = ["Dialogue"]

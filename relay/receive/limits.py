@@ -8,12 +8,12 @@ each counts its own and sees those of the others (`Elsewhere`). None knows a clo
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol
 
 from relay.mail.reply import Reply
+from relay.submit.failures import counted_as
 
 __all__ = [
     "AUTH_LINE_OCTETS",
@@ -22,7 +22,6 @@ __all__ = [
     "Connections",
     "Elsewhere",
     "Limits",
-    "counted_as",
 ]
 
 COMMAND_LINE_OCTETS = 4096
@@ -102,10 +101,3 @@ class Connections:
             del self._by_client[key]
         if self._elsewhere is not None:
             self._elsewhere.changed(key, by)
-
-
-def counted_as(client: str) -> str:
-    """A client as it is counted: an IPv4 address; of IPv6 the /64, all of which one client has."""
-    if ":" not in client:
-        return client
-    return str(ipaddress.IPv6Network((client, 64), strict=False))

@@ -1,11 +1,12 @@
-"""How often a password or a key may be wrong before its client has to wait. Pure."""
+"""How often a password or a key may be wrong before its client has to wait, and who is one client. Pure."""
 
 from __future__ import annotations
 
+import ipaddress
 from datetime import datetime, timedelta
 from typing import Protocol
 
-__all__ = ["FailedElsewhere", "Failures"]
+__all__ = ["FailedElsewhere", "Failures", "counted_as"]
 
 
 class FailedElsewhere(Protocol):
@@ -67,3 +68,10 @@ class Failures:
     def _recent(self, client: str, now: datetime) -> int:
         count, last = self._counts.get(client, (0, now))
         return count if now - last < self._window else 0
+
+
+def counted_as(client: str) -> str:
+    """A client as it is counted: an IPv4 address; of IPv6 the /64, all of which one client has."""
+    if ":" not in client:
+        return client
+    return str(ipaddress.IPv6Network((client, 64), strict=False))

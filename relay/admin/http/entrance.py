@@ -1,8 +1,11 @@
 """The socket of the HTTP server: how many get in, and which certificate they are shown.
 
 A connection counts from the moment it is accepted to the moment its descriptor is closed, TLS
-handshake included. The one too many is told so, where no TLS has to be made first, and is closed.
-A handshake has its deadline; the header section of a request has that of the protocol behind us.
+handshake included. The one too many is told so, where no TLS has to be made first, and is closed: when
+there are as many as there may be, or when its client alone has half of those. A handshake has its
+deadline; the header section of a request has that of the protocol behind us.
+
+What is no HTTP at all is answered as every other mistake is.
 
 A client that takes nothing of what it is sent is let go by the kernel (TCP_USER_TIMEOUT). What the
 certificate's files say now takes effect with the next handshake after `context` was set.
@@ -16,10 +19,13 @@ import json
 import logging
 import socket
 import ssl
-from collections.abc import Coroutine
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from aiohttp import web
+
+from relay.submit.failures import counted_as
 
 __all__ = ["Entrance", "HttpError", "tls_context"]
 
@@ -30,11 +36,17 @@ _HANDSHAKE_SECONDS = 20.0
 _UNREAD_SECONDS = 60
 _PAUSE_SECONDS = 1.0
 
-_SAID = json.dumps({"message": "Too many connections, try again later"})
-_TURNED_AWAY = (
-    "HTTP/1.1 503 Service Unavailable\r\nServer: relay\r\nRetry-After: 60\r\nConnection: close\r\n"
-    f"Content-Type: application/json; charset=utf-8\r\nContent-Length: {len(_SAID)}\r\n\r\n{_SAID}"
-).encode()
+
+def _turned_away(status: str, sentence: str) -> bytes:
+    said = json.dumps({"message": sentence})
+    return (
+        f"HTTP/1.1 {status}\r\nServer: relay\r\nRetry-After: 60\r\nConnection: close\r\n"
+        f"Content-Type: application/json; charset=utf-8\r\nContent-Length: {len(said)}\r\n\r\n{said}"
+    ).encode()
+
+
+_TOO_MANY = _turned_away("503 Service Unavailable", "Too many connections, try again later")
+_TOO_MANY_OF_CLIENT = _turned_away("429 Too Many Requests", "Too many connections from your address")
 
 
 class HttpError(Exception):
@@ -58,17 +70,53 @@ def _no_passphrase() -> str:
     raise ValueError("the private key is encrypted")
 
 
-class Entrance:
-    """Accepts for a server; at most `most` at a time. `context` is what the next handshake uses."""
+class Protocol(web.RequestHandler):
+    """One connection. `client`: whom it counts for."""
 
-    def __init__(self, server: web.Server, *, most: int, context: ssl.SSLContext | None = None) -> None:
+    __slots__ = ("client",)
+
+    def __init__(self, server: web.Server, *, client: str, **options: Any) -> None:
+        self.client = client
+        super().__init__(server, loop=asyncio.get_running_loop(), **options)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """What reaches no handler of ours. aiohttp's own answer would be a text, with the request in it."""
+        super().handle_error(request, status, exc, message)
+        said = "This is no HTTP request" if status == 400 else "An error of the relay's own"
+        response = web.json_response({"message": said}, status=status, headers={"Server": "relay"})
+        response.force_close()
+        return response
+
+
+class Entrance:
+    """Accepts for a server; at most `most` at a time. `context` is what the next handshake uses.
+
+    `options` are those of aiohttp's connections.
+    """
+
+    def __init__(
+        self,
+        server: web.Server,
+        *,
+        most: int,
+        context: ssl.SSLContext | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
         self.context = context
         self._server = server
+        self._options = options or {}
         self._most = most
+        self._most_of_client = max(most // 2, 1)
         self._sockets: list[socket.socket] = []
         self._tasks: set[asyncio.Task[None]] = set()
-        self._entering: set[asyncio.Task[None]] = set()
-        self._is_crowded = False
+        self._entering: dict[asyncio.Task[None], str] = {}
+        self._crowd = ""
 
     async def open(self, address: tuple[str, int]) -> tuple[str, int]:
         """Listen; where it really listens. OSError where that is not to be had."""
@@ -81,7 +129,9 @@ class Entrance:
             self._close_sockets()
             raise
         for listening in self._sockets:
-            self._spawn(self._tasks, self._accept(listening))
+            task = asyncio.get_running_loop().create_task(self._accept(listening))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
         bound = self._sockets[0].getsockname()
         return bound[0], bound[1]
 
@@ -101,44 +151,51 @@ class Entrance:
         """How many are inside or on the way in."""
         return len(self._entering) + len(self._server.connections)
 
-    def _spawn(self, tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
+    def _connections_of(self, client: str) -> int:
+        inside = [one.client for one in self._server.connections if isinstance(one, Protocol)]
+        return [*self._entering.values(), *inside].count(client)
 
     async def _accept(self, listening: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                client, _ = await loop.sock_accept(listening)
+                client, address = await loop.sock_accept(listening)
             except ConnectionError:
                 continue  # gone before we came
             except OSError as error:  # no descriptor is left
                 log.warning("HTTP: a connection cannot be accepted: %s", error)
                 await asyncio.sleep(_PAUSE_SECONDS)
                 continue
+            name = counted_as(address[0])
             if self.connections >= self._most:
-                self._turn_away(client)
-                continue
-            self._is_crowded = False
-            self._spawn(self._entering, self._let_in(client))
+                self._turn_away(client, _TOO_MANY, "all")
+            elif self._connections_of(name) >= self._most_of_client:
+                self._turn_away(client, _TOO_MANY_OF_CLIENT, name)
+            else:
+                self._crowd = ""
+                entering = loop.create_task(self._let_in(client, name))
+                self._entering[entering] = name
+                entering.add_done_callback(self._entering.pop)
 
-    def _turn_away(self, client: socket.socket) -> None:
-        if not self._is_crowded:
-            log.warning("HTTP: %d connections are open: no more are let in", self._most)
-        self._is_crowded = True
+    def _turn_away(self, client: socket.socket, answer: bytes, crowd: str) -> None:
+        if crowd != self._crowd:
+            log.warning("HTTP: %d connections are open, of %s: no more are let in", self.connections, crowd)
+        self._crowd = crowd
         with client, contextlib.suppress(OSError):
             if self.context is None:
-                client.send(_TURNED_AWAY)
+                client.send(answer)
                 client.shutdown(socket.SHUT_WR)
 
-    async def _let_in(self, client: socket.socket) -> None:
+    async def _let_in(self, client: socket.socket, name: str) -> None:
         patience = _HANDSHAKE_SECONDS if self.context is not None else None
         try:
             if hasattr(socket, "TCP_USER_TIMEOUT"):
                 client.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREAD_SECONDS * 1000)
             await asyncio.get_running_loop().connect_accepted_socket(
-                self._server, client, ssl=self.context, ssl_handshake_timeout=patience
+                partial(Protocol, self._server, client=name, **self._options),
+                client,
+                ssl=self.context,
+                ssl_handshake_timeout=patience,
             )
         except (OSError, asyncio.CancelledError) as error:  # SSLError is an OSError
             client.close()

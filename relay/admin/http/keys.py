@@ -25,7 +25,7 @@ from enum import Enum
 from argon2 import PasswordHasher
 from argon2.exceptions import Argon2Error, InvalidHashError
 
-from relay.submit.failures import Failures
+from relay.submit.failures import Failures, counted_as
 
 __all__ = ["Keys", "Verdict"]
 
@@ -62,17 +62,17 @@ class Keys:
         """Whether what a client says of itself is right. `client`: its address, to count mistakes by."""
         if not authorization:
             return Verdict.WRONG  # nothing was tried: a client that waits to be asked (RFC 9110 §11.6.1)
-        keys = self._keys()
+        keys, source = self._keys(), counted_as(client)
         key = _key_in(authorization)
         if key is not None:
             if self._is_plain(key, keys) or self._is_remembered(key, keys):
                 return Verdict.RIGHT
-            if self._failures.must_wait(client, self._clock()):
+            if self._failures.must_wait(source, self._clock()):
                 log.warning("auth refused: client=%s service=http", client)
                 return Verdict.WAIT
             if await self._is_hashed(key, keys):
                 return Verdict.RIGHT
-        self._failures.note(client, self._clock())
+        self._failures.note(source, self._clock())
         # This form is promised: docs/fail2ban reads it.
         log.warning("auth failed: client=%s service=http", client)
         return Verdict.WRONG

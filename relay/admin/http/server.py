@@ -1,6 +1,6 @@
 """The HTTP server: a socket, TLS if the operator wants it, and what every request goes through.
 
-    connections   no more than there may be (`relay.admin.http.entrance`)
+    connections   no more than there may be, and from one client half of them (`relay.admin.http.entrance`)
     time          a request's header section has `_HEADER_SECONDS` from the last answer, or the connection
                   ends; all of it the time a transaction has over SMTP
     origin        a browser that says it asks for another site's page is answered 403
@@ -95,18 +95,16 @@ async def start_http(
     """Listen, with TLS where there is a certificate."""
     files = (certificate, key) if certificate is not None else None
     context = tls_context(*files) if files is not None else None
-    runner = web.AppRunner(
-        application(api),
-        access_log=None,
-        logger=_protocol_log(),
-        handle_signals=False,
-        shutdown_timeout=10.0,
-        # Counted from the beginning of a connection and from the end of each answer, however the octets come.
-        keepalive_timeout=header_seconds,
-    )
+    runner = web.AppRunner(application(api), handle_signals=False, shutdown_timeout=10.0)
     await runner.setup()
     assert runner.server is not None
-    entrance = Entrance(runner.server, most=connections, context=context)
+    options = {
+        "access_log": None,
+        "logger": _protocol_log(),
+        # Counted from the beginning of a connection and from the end of each answer, however the octets come.
+        "keepalive_timeout": header_seconds,
+    }
+    entrance = Entrance(runner.server, most=connections, context=context, options=options)
     try:
         bound = await entrance.open(address)
     except OSError as error:

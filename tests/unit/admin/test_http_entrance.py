@@ -61,8 +61,8 @@ class Caller:
 async def call() -> AsyncIterator[Callable[[HttpServer], Any]]:
     made: list[Caller] = []
 
-    async def called(server: HttpServer) -> Caller:
-        made.append(Caller(*await asyncio.open_connection(*server.address)))
+    async def called(server: HttpServer, source: str = "127.0.0.1") -> Caller:
+        made.append(Caller(*await asyncio.open_connection(*server.address, local_addr=(source, 0))))
         return made[-1]
 
     yield called
@@ -74,7 +74,7 @@ async def test_the_connection_too_many_is_told_so_and_there_is_room_when_one_goe
     start: Start, call: Start
 ) -> None:
     server = await start(connections=3)
-    inside = [await call(server) for _ in range(3)]
+    inside = [await call(server, f"127.0.0.{number}") for number in (2, 3, 4)]
     for one in inside:
         assert await one.ask() == 200
     status, said = await (await call(server)).answer()
@@ -87,10 +87,42 @@ async def test_the_connection_too_many_is_told_so_and_there_is_room_when_one_goe
     assert await (await call(server)).ask() == 200
 
 
+async def test_one_address_has_half_of_the_connections_and_leaves_the_others_room(
+    start: Start, call: Start
+) -> None:
+    server = await start(connections=6)
+    inside = [await call(server) for _ in range(3)]
+    for one in inside:
+        assert await one.ask() == 200
+    status, said = await (await call(server)).answer()
+    assert (status, set(json.loads(said))) == (429, {"message"})
+    assert await (await call(server, "127.0.0.2")).ask() == 200
+    inside[0].writer.close()
+    async with asyncio.timeout(5):
+        while server.connections == 4:
+            await asyncio.sleep(0.01)
+    assert await (await call(server)).ask() == 200
+
+
+@pytest.mark.parametrize(
+    "octets", [b"\x16\x03\x01 this is no HTTP\r\n\r\n", b"GET / HTTP/1.1\r\nHost: x\r\n: secret\r\n\r\n"]
+)
+async def test_what_is_no_http_is_answered_as_any_other_mistake(
+    start: Start, call: Start, octets: bytes
+) -> None:
+    client = await call(await start())
+    client.writer.write(octets)
+    head = (await client.reader.readuntil(b"\r\n\r\n")).decode()
+    assert head.startswith(("HTTP/1.0 400 Bad Request\r\n", "HTTP/1.1 400 Bad Request\r\n"))
+    assert "Content-Type: application/json" in head
+    assert "Server: relay\r\n" in head
+    assert json.loads(await client.reader.read()) == {"message": "This is no HTTP request"}
+
+
 async def test_a_connection_counts_from_before_its_handshake(
     start: Start, call: Start, tmp_path: Path
 ) -> None:
-    server = await start(connections=2, certificate=_issue(trustme.CA(), tmp_path))
+    server = await start(connections=4, certificate=_issue(trustme.CA(), tmp_path))
     for _ in range(2):
         await call(server)  # says nothing
     await asyncio.sleep(0.1)
