@@ -181,9 +181,9 @@ def test_a_file_system_that_goes_read_only_refuses_for_now(tmp_path: Path, mx: S
         with ledger.crowd(relay, clients=4, tenth=LARGE):
             wait_until(lambda: len(ledger.accepted) > 50, what="the stream")
             with read_only(relay, spool):
-                time.sleep(0.5)  # what was just being committed
+                time.sleep(0.3)  # what was just being committed
                 taken = ledger.accepted
-                time.sleep(1.5)
+                time.sleep(0.7)
                 assert ledger.accepted == taken, "answered 250 though nothing could be written"
             began = time.monotonic()
             wait_until(

@@ -200,23 +200,16 @@ CROWD: dict[str, Any] = {
 
 @pytest.mark.timeout(3000)
 def test_kill_9_at_any_moment_under_load_loses_nothing(tmp_path: Path, long_form: bool) -> None:
-    sweep = Sweep()
-    for number in range(20 if long_form else 1):
-        whom = ["all"] * (10 if long_form else 3)
-        killed_under_load(tmp_path / str(number), sweep, whom)
-    sweep.say("kill -9 at any moment under load")
+    """Of one worker, or of the whole relay; in the long form also of a relay with a single worker."""
+    for workers, whom in ((2, ["one", "all"]), (1, ["all", "all"]))[: 2 if long_form else 1]:
+        sweep = Sweep()
+        for number in range(20 if long_form else 1):
+            rounds = whom * (5 if long_form else 1)
+            killed_under_load(tmp_path / f"{workers}-{number}", sweep, rounds, workers=workers)
+        sweep.say(f"kill -9 at any moment under load, workers: {workers}")
 
 
-@pytest.mark.timeout(3000)
-def test_kill_9_of_a_worker_or_of_all_under_load_loses_nothing(tmp_path: Path, long_form: bool) -> None:
-    sweep = Sweep()
-    for number in range(20 if long_form else 1):
-        whom = ["one", "all"] * (5 if long_form else 1)
-        killed_under_load(tmp_path / str(number), sweep, whom, workers=2)
-    sweep.say("kill -9 of a worker or of all under load")
-
-
-def killed_under_load(directory: Path, sweep: Sweep, whom: Sequence[str], *, workers: int = 1) -> None:
+def killed_under_load(directory: Path, sweep: Sweep, whom: Sequence[str], *, workers: int) -> None:
     """Kill while a crowd hands in and mail goes out; then let all of it arrive, and hold it against the log.
 
     What comes twice was being delivered at a kill: an attempt for each place there is.

@@ -337,7 +337,7 @@ def test_50_large_messages_at_once_fit_into_little_memory(
     tmp_path: Path, group: MemoryGroup, long_form: bool
 ) -> None:
     """Taken or put off, and nobody is killed."""
-    size_mb, limit_mib = (32, 300) if long_form else (4, 160)
+    size_mb, limit_mib = (32, 300) if long_form else (2, 130)
     group.limit(limit_mib << 20)
     payload = b"Subject: large\r\n\r\n" + (b"z" * 76 + b"\r\n") * (size_mb * 1_000_000 // 78) + b".\r\n"
     port = free_port()
