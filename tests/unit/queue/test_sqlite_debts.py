@@ -13,7 +13,8 @@ import pytest
 
 from relay.mail.outcome import Bounced, Deferred, Delivered, HopSession, Outcome
 from relay.queue.entry import Entry, State
-from relay.queue.settle import Settlement
+from relay.queue.retry import RetrySchedule, jitter_of
+from relay.queue.settle import ReportKind, Settlement, owed_reports, settle
 from relay.queue.sqlite import SqliteStore
 from relay.queue.sqlite.disk import DATABASE
 from relay.queue.sqlite.schema import MIGRATIONS
@@ -284,3 +285,38 @@ async def test_what_an_older_relay_owed_is_still_owed(tmp_path):
         assert await store.record(holding(two, BOUNCED)) is True
         states = [("a@one.example", State.BOUNCED), ("b@two.example", State.BOUNCED)]
         assert told(await store.debt(two.message.queue_id)) == states
+
+
+@pytest.mark.parametrize("seconds", [(1, 1, 1), (1, 30, 200), (100, 240, 0)])
+async def test_a_life_without_success_is_one_delay_notice_and_one_bounce(store, seconds):
+    """Five days in three domains, whose attempts take as long as they take."""
+    schedule, domains = RetrySchedule(), ("one.example", "two.example", "three.example")
+    new = new_message(*(f"b@{domain}" for domain in domains))
+    await store.accept(new)
+    takes = {domain: timedelta(seconds=wait) for domain, wait in zip(domains, seconds, strict=True)}
+    under_way: list[tuple[datetime, Entry]] = []
+    heard: list[tuple[timedelta, ReportKind, int]] = []
+    now = NOW
+    while await is_listed(store):
+        under_way += [(now + takes[e.domain], e) for e in await store.claim_due(now=now, limit=9)]
+        due = await store.next_due()
+        if not under_way or (due is not None and due < min(at for at, _ in under_way)):
+            assert due is not None
+            now = due
+            continue
+        now, entry = min(under_way, key=lambda one: one[0])
+        under_way.remove((now, entry))
+        settlement = settle(
+            entry, dict.fromkeys(range(3), DEFERRED), schedule=schedule, now=now, has_others=True,
+            jitter=jitter_of(entry.message.queue_id, entry.recipients[0].attempts),
+        )  # fmt: skip
+        if await store.record(settlement):
+            debt = await store.debt(entry.message.queue_id)
+            assert debt is not None
+            reports = owed_reports(debt.message, debt.to_be_told, schedule=schedule, now=now)
+            heard += [(now - NOW, report.kind, len(report.changes)) for report in reports]
+            await store.report(debt, [])
+    slowest = max(takes.values())
+    assert [(kind, of) for _, kind, of in heard] == [(ReportKind.DELAYED, 3), (ReportKind.FAILED, 3)]
+    assert timedelta(hours=4) <= heard[0][0] <= timedelta(hours=4) + slowest
+    assert timedelta(days=5) <= heard[1][0] <= timedelta(days=5) + slowest
