@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Protocol
 
@@ -66,7 +66,13 @@ class Readable(Protocol):
     async def read_header(self, queue_id: str, *, limit_bytes: int = ...) -> bytes: ...
 
     async def find_events(
-        self, wanted: EventFilter, *, after: int = 0, limit: int = 300, ascending: bool = True
+        self,
+        wanted: EventFilter,
+        *,
+        after: int = 0,
+        limit: int = 300,
+        ascending: bool = True,
+        patience: timedelta | None = None,
     ) -> list[StoredEvent]: ...
 
 

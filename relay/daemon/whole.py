@@ -13,9 +13,10 @@ who goes on from there misses nothing and hears nothing twice, however late a qu
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 from relay.admin.control import RequestError
@@ -103,21 +104,29 @@ class WholeQueue:
         return Stretch(None, changed, frozenset(found))
 
     async def find_events(
-        self, wanted: EventFilter, *, after: int = 0, limit: int = 300, ascending: bool = True
+        self,
+        wanted: EventFilter,
+        *,
+        after: int = 0,
+        limit: int = 300,
+        ascending: bool = True,
+        patience: timedelta | None = None,
     ) -> list[StoredEvent]:
         """A page of the events that match."""
+        began = time.monotonic()
         count = len(self._queues)
         cuts = [_beside(cut, ascending) for cut in _read(after, count)] if after else None
         starts = [0] * count if cuts is None else [_start(cut, ascending) for cut in cuts]
         pages = await asyncio.gather(
             *(
-                queue.find_events(wanted, after=start, limit=limit, ascending=ascending)
+                queue.find_events(wanted, after=start, limit=limit, ascending=ascending, patience=patience)
                 for queue, start in zip(self._queues, starts, strict=True)
             )
         )
         if cuts is None:
             cuts = [_beginning(page, ascending) for page in pages]
-        return _by_time(pages, cuts, limit, ascending)
+        hurried = patience is not None and time.monotonic() - began >= patience.total_seconds()
+        return _by_time(pages, cuts, limit, ascending, hurried=hurried)
 
 
 def _queue_id(item: QueuedItem) -> str:
@@ -173,13 +182,16 @@ def _beginning(page: Sequence[StoredEvent], ascending: bool) -> int:
 
 
 def _by_time(
-    pages: Sequence[Sequence[StoredEvent]], cuts: Sequence[int], limit: int, ascending: bool
+    pages: Sequence[Sequence[StoredEvent]], cuts: Sequence[int], limit: int, ascending: bool, *, hurried: bool
 ) -> list[StoredEvent]:
+    """`hurried`: a page may have ended early, and what follows in its queue comes before others' events."""
     found: list[StoredEvent] = []
     left = [deque(page) for page in pages]
     cuts = list(cuts)
     pick = min if ascending else max
     while len(found) < limit and any(left):
+        if hurried and any(page and not rest for page, rest in zip(pages, left, strict=True)):
+            break
         queue = pick(
             (number for number, page in enumerate(left) if page), key=lambda n: (left[n][0].event.at, n)
         )

@@ -22,6 +22,7 @@ from relay.queue.settle import Change, Settlement
 
 __all__ = [
     "CHUNK_BYTES",
+    "FRUITLESS",
     "PAGE_RECIPIENTS",
     "Debt",
     "EventFilter",
@@ -29,6 +30,7 @@ __all__ = [
     "QueueFilter",
     "QueueFull",
     "QueuedItem",
+    "SearchTooLong",
     "SpoolError",
     "Store",
     "StoredEvent",
@@ -43,6 +45,9 @@ CHUNK_BYTES = 256 * 1024
 PAGE_RECIPIENTS = 5000
 """A page of the queue ends behind the message with which it has so many recipients."""
 
+FRUITLESS = 10
+"""So many times the patience for a page is given to a search that has found nothing."""
+
 
 class SpoolError(Exception):
     """The store could not do what was asked; nothing was changed. Temporary for every client."""
@@ -50,6 +55,10 @@ class SpoolError(Exception):
 
 class QueueFull(SpoolError):
     """The store has no room left for another message."""
+
+
+class SearchTooLong(SpoolError):
+    """The patience of who asked was over before anything was found, or the end was reached."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,9 +267,19 @@ class Store(Protocol):
         """Events in the order of their commits, those after `seq`."""
 
     async def find_events(
-        self, wanted: EventFilter, *, after: int = 0, limit: int = 300, ascending: bool = True
+        self,
+        wanted: EventFilter,
+        *,
+        after: int = 0,
+        limit: int = 300,
+        ascending: bool = True,
+        patience: timedelta | None = None,
     ) -> list[StoredEvent]:
-        """A page of the events that match; `after` is the last `seq` of the page before, either way."""
+        """A page of the events that match; `after` is the last `seq` of the page before, either way.
+
+        After `patience` a page that has anything ends. Empty it is only where nothing follows: while it
+        would be, it is searched for on, at most `FRUITLESS` times as long (`SearchTooLong`).
+        """
 
     async def log_written(self, seq: int) -> None:
         """Remember that the delivery log holds, synced, all events up to `seq`. Needs no sync of its own."""

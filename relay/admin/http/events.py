@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 
 from aiohttp import web
 
 from relay.admin.http.api import Api, answer
-from relay.admin.mailgun import sending_domain
+from relay.admin.mailgun import ApiError, sending_domain
 from relay.admin.mailgun_events import EventQuery, item_of, links, read_query
-from relay.queue.store import StoredEvent
+from relay.queue.store import SearchTooLong, StoredEvent
 
 __all__ = ["list_events"]
+
+_PATIENCE = timedelta(seconds=1)
+"""For a page: one that is full of what is rare would have a whole log searched for it."""
 
 
 async def list_events(api: Api, request: web.Request) -> web.Response:
@@ -37,9 +41,16 @@ async def list_events(api: Api, request: web.Request) -> web.Response:
 
 
 async def _look(api: Api, query: EventQuery) -> list[StoredEvent]:
-    found = await api.store.find_events(
-        query.wanted, after=query.after, limit=query.limit, ascending=query.looks_ascending
-    )
+    try:
+        found = await api.store.find_events(
+            query.wanted,
+            after=query.after,
+            limit=query.limit,
+            ascending=query.looks_ascending,
+            patience=_PATIENCE,
+        )
+    except SearchTooLong as error:
+        raise ApiError(400, f"{error}: ask for a shorter time, with begin and end") from None
     return found[::-1] if query.backward else found
 
 

@@ -15,9 +15,10 @@ import json
 import logging
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -43,11 +44,13 @@ from relay.queue.sqlite.files import CONTENT, read_piece
 from relay.queue.sqlite.schema import ASIDE, READY, WAITING
 from relay.queue.store import (
     CHUNK_BYTES,
+    FRUITLESS,
     PAGE_RECIPIENTS,
     Debt,
     EventFilter,
     QueuedItem,
     QueueFilter,
+    SearchTooLong,
     SpoolError,
     StoredEvent,
     Tell,
@@ -59,6 +62,7 @@ __all__ = ["OWING", "Reader", "StoppedQueue", "matching"]
 log = logging.getLogger(__name__)
 
 _WINDOW = 5000
+_EVENT_WINDOW = 1000
 _ITEMS_AT_ONCE = 200
 _DUE_WINDOW = 1000
 _AWAITED = (
@@ -194,14 +198,25 @@ class Reader:
         return await self.ask(_events_after, seq, limit)
 
     async def find_events(
-        self, wanted: EventFilter, *, after: int = 0, limit: int = 300, ascending: bool = True
+        self,
+        wanted: EventFilter,
+        *,
+        after: int = 0,
+        limit: int = 300,
+        ascending: bool = True,
+        patience: timedelta | None = None,
     ) -> list[StoredEvent]:
         """A page of the events that match."""
-        bounds = await self.ask(_event_bounds, wanted, after, ascending)
+        began = time.monotonic()
+        low, high = await self._search(_event_bounds, after, ascending)
         found: list[StoredEvent] = []
-        for low, high in _windows(*bounds, ascending):
-            found += await self.ask(_events_within, wanted, low, high, limit - len(found), ascending)
-            if len(found) >= limit:
+        while low <= high and len(found) < limit:
+            some, reached = await self._search(
+                _events_within, wanted, low, high, limit - len(found), ascending
+            )
+            found += some
+            low, high = (reached + 1, high) if ascending else (low, reached - 1)
+            if patience is not None and _is_over(patience, time.monotonic() - began, found):
                 break
         return found
 
@@ -511,43 +526,30 @@ def _events_after(db: sqlite3.Connection, seq: int, limit: int) -> list[StoredEv
     return [_event(row) for row in rows]
 
 
-def _event_bounds(
-    db: sqlite3.Connection, wanted: EventFilter, after: int, ascending: bool
-) -> tuple[int, int, int]:
-    """The first and the last number that can match, and how wide a window to look through at once.
+def _is_over(patience: timedelta, seconds: float, found: Sequence[StoredEvent]) -> bool:
+    """An empty page would say that this is the end, which nobody knows yet."""
+    if not found and seconds >= FRUITLESS * patience.total_seconds():
+        raise SearchTooLong(f"nothing was found in {seconds:.0f} seconds")
+    return bool(found) and seconds >= patience.total_seconds()
 
-    Where an index leads to the few that match, one window holds them all.
-    """
-    low, high = db.execute("SELECT min(seq), max(seq) FROM event").fetchone()
+
+def _event_bounds(db: sqlite3.Connection, after: int, ascending: bool) -> tuple[int, int]:
+    """The first and the last number that can match. Times say little of them: events commit in any order."""
+    # Each is one step in the index; asked for together they would be a walk through all.
+    low, high = db.execute("SELECT (SELECT min(seq) FROM event), (SELECT max(seq) FROM event)").fetchone()
     if low is None:
-        return 1, 0, 1
+        return 1, 0
     if after:
         low, high = (max(low, after + 1), high) if ascending else (low, min(high, after - 1))
-    if wanted.begin is not None:
-        first = db.execute("SELECT min(seq) FROM event WHERE at >= ?", (micros(wanted.begin),)).fetchone()[0]
-        low = high + 1 if first is None else max(low, first)
-    if wanted.end is not None:
-        last = db.execute("SELECT max(seq) FROM event WHERE at <= ?", (micros(wanted.end),)).fetchone()[0]
-        high = low - 1 if last is None else min(high, last)
-    return low, high, (high - low + 1 if wanted.queue_id or wanted.recipient else _WINDOW)
-
-
-def _windows(low: int, high: int, width: int, ascending: bool) -> Iterator[tuple[int, int]]:
-    if ascending:
-        while low <= high:
-            yield low, min(high, low + width - 1)
-            low += width
-    else:
-        while low <= high:
-            yield max(low, high - width + 1), high
-            high -= width
+    return low, high
 
 
 def _events_within(
     db: sqlite3.Connection, wanted: EventFilter, low: int, high: int, limit: int, ascending: bool
-) -> list[StoredEvent]:
+) -> tuple[list[StoredEvent], int]:
+    """The first of those between two numbers that match, and the end of the window they were looked for in."""
     where = ["seq BETWEEN :low AND :high"]
-    values: dict[str, Any] = {"low": low, "high": high, "limit": limit}
+    values: dict[str, Any] = {"low": low, "high": high, "limit": limit, "width": _EVENT_WINDOW}
     if wanted.begin is not None:
         where.append("at >= :begin")
         values["begin"] = micros(wanted.begin)
@@ -557,36 +559,37 @@ def _events_within(
     if wanted.names:
         where.append("name IN (SELECT value FROM json_each(:names))")
         values["names"] = json.dumps(sorted(wanted.names))
-    for column, value in (
-        ("queue_id", wanted.queue_id),
-        ("recipient", wanted.recipient),
-        ("sender", wanted.sender),
-    ):
-        if value:
-            where.append(f"{column} = :{column}")
-            values[column] = value
+    if wanted.sender:
+        where.append("sender = :sender")
+        values["sender"] = wanted.sender
     if wanted.sender_domain:
         where.append("lower(substr(sender, -length(:sender_domain))) = :sender_domain")
         values["sender_domain"] = f"@{wanted.sender_domain.lower()}"
     for number, (told, value) in enumerate(wanted.told):
         where.append(_TOLD[told].replace(":value", f":told{number}"))
         values[f"told{number}"] = value
+    source, narrow = "event NOT INDEXED", ""
     if wanted.recipient:
-        where.append("recipient <> ''")  # so that the partial index can serve
-    index = (
-        "INDEXED BY event_queue_id"
-        if wanted.queue_id
-        else "INDEXED BY event_recipient"
-        if wanted.recipient
-        else "NOT INDEXED"
-    )
-    order = "ASC" if ascending else "DESC"
+        narrow = " AND recipient = :recipient AND recipient <> ''"  # so that the partial index can serve
+        source, values["recipient"] = "event INDEXED BY event_recipient", wanted.recipient
+    if wanted.queue_id:
+        narrow += " AND queue_id = :queue_id"
+        source, values["queue_id"] = "event INDEXED BY event_queue_id", wanted.queue_id
+    last, order = ("max", "ASC") if ascending else ("min", "DESC")
+    reached, seen = db.execute(
+        f"SELECT {last}(seq), count(*) FROM (SELECT seq FROM {source}"
+        f" WHERE seq BETWEEN :low AND :high{narrow} ORDER BY seq {order} LIMIT :width)",
+        values,
+    ).fetchone()
+    if seen < _EVENT_WINDOW:
+        reached = high if ascending else low
+    values["low" if not ascending else "high"] = reached
     rows = db.execute(
-        f"SELECT {_EVENT_COLUMNS} FROM event {index} WHERE {' AND '.join(where)}"
+        f"SELECT {_EVENT_COLUMNS} FROM {source} WHERE {' AND '.join(where)}{narrow}"
         f" ORDER BY seq {order} LIMIT :limit",
         values,
     ).fetchall()
-    return [_event(row) for row in rows]
+    return [_event(row) for row in rows], reached
 
 
 def _log_mark(db: sqlite3.Connection) -> int:

@@ -543,10 +543,18 @@ class SqliteStore:
         return await self._reader.events_after(seq, limit=limit)
 
     async def find_events(
-        self, wanted: EventFilter, *, after: int = 0, limit: int = 300, ascending: bool = True
+        self,
+        wanted: EventFilter,
+        *,
+        after: int = 0,
+        limit: int = 300,
+        ascending: bool = True,
+        patience: timedelta | None = None,
     ) -> list[StoredEvent]:
         """A page of the events that match."""
-        return await self._reader.find_events(wanted, after=after, limit=limit, ascending=ascending)
+        return await self._reader.find_events(
+            wanted, after=after, limit=limit, ascending=ascending, patience=patience
+        )
 
     async def log_written(self, seq: int) -> None:
         """Remember how far the log file is; written down with the next commit."""

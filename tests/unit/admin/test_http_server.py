@@ -420,6 +420,17 @@ async def test_a_page_has_300_events_at_most_and_100_unless_told(rig: Rig, limit
     assert len(page["items"]) == shown
 
 
+async def test_a_long_search_ends_in_short_pages_or_in_a_sentence(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("relay.admin.http.events._PATIENCE", timedelta(0))
+    monkeypatch.setattr("relay.queue.sqlite.reader._EVENT_WINDOW", 2)
+    ids = await sent(rig, 7)
+    assert await walk(rig, "/v3/example.com/events?ascending=yes") == ids
+    status, said = await rig.ask("GET", "/v3/example.com/events?subject=nothing")
+    assert (status, set(said)) == (400, {"message"})
+
+
 async def test_the_page_behind_the_end_has_what_comes_later(rig: Rig) -> None:
     await sent(rig, 1)
     _, page = await rig.ask("GET", "/v3/example.com/events?ascending=yes")

@@ -62,6 +62,22 @@ async def test_pages_of_the_queue_go_through_all_workers(two: Two) -> None:
         await two.whole.read_header("M9")
 
 
+async def test_a_page_that_many_recipients_fill_passes_over_no_message(
+    two: Two, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("relay.queue.sqlite.reader", "relay.queue.store"):
+        monkeypatch.setattr(f"{module}.PAGE_RECIPIENTS", 4)
+    for number in range(8):
+        store, recipients = (two.other, 1) if number % 2 else (two.first, 3)
+        addresses = [f"{n}@example.net" for n in range(recipients)]
+        await store.accept(new_message(*addresses, queue_id=f"M{number}"))
+    found, after = [], ""
+    while page := await two.whole.list_messages(QueueFilter(), now=NOW, after=after, limit=100):
+        found += [item.message.queue_id for item in page]
+        after = found[-1]
+    assert found == [f"M{number}" for number in range(8)]
+
+
 async def test_a_verb_reaches_the_worker_that_has_the_message(two: Two) -> None:
     await two.first.accept(new_message(queue_id="M1"))
     await two.other.accept(new_message(queue_id="M2"))
@@ -109,6 +125,22 @@ async def test_events_that_commit_late_are_not_passed_over(two: Two) -> None:
             await two.other.accept(new_message(queue_id="C", events=(at("C", 0),)))
     assert len(found) == len(set(found)) == 6
     assert found[-1].startswith("C"), "told last, though it began first"
+
+
+@pytest.mark.parametrize("ascending", [True, False])
+async def test_a_page_that_ends_early_keeps_to_the_order_of_time(
+    two: Two, ascending: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("relay.queue.sqlite.reader._EVENT_WINDOW", 2)
+    await two.first.accept(new_message(queue_id="A", events=tuple(at("A", n, n) for n in (1, 2, 3, 8, 9))))
+    await two.other.accept(new_message(queue_id="B", events=tuple(at("B", n, n) for n in (4, 5, 6, 7))))
+    found, after = [], 0
+    while page := await two.whole.find_events(
+        EventFilter(), after=after, ascending=ascending, patience=timedelta(0)
+    ):
+        found += [(one.event.at - NOW).total_seconds() for one in page]
+        after = page[-1].seq
+    assert found == [float(n) for n in range(1, 10)][:: 1 if ascending else -1]
 
 
 @pytest.mark.parametrize("ascending", [True, False])

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +21,7 @@ from relay.queue.store import (
     NewMessage,
     QueuedItem,
     QueueFilter,
+    SearchTooLong,
     SpoolError,
     more_follows,
 )
@@ -377,7 +379,7 @@ EVENTS = [
 async def test_events_are_found_page_by_page_either_way(
     tmp_path, monkeypatch, wanted, found, ascending, limit
 ):
-    monkeypatch.setattr(reading, "_WINDOW", 2)
+    monkeypatch.setattr(reading, "_EVENT_WINDOW", 2)
     async with opened(tmp_path / "spool") as store:
         for number, (name, queue_id, recipient, sender, minute) in enumerate(EVENTS):
             one = event(name, queue_id, recipient, at=NOW + minute * MINUTE, number=number)
@@ -391,6 +393,43 @@ async def test_events_are_found_page_by_page_either_way(
             got += [stored.seq for stored in page]
         expected = [number + 1 for number in found]
         assert got == (expected if ascending else expected[::-1])
+
+
+async def test_a_long_search_ends_its_page_with_what_it_has_and_never_with_nothing(store, monkeypatch):
+    """An empty page would say that there is no more."""
+    monkeypatch.setattr(reading, "_EVENT_WINDOW", 2)
+    await store.accept(new_message(events=tuple(event("accepted", f"q{n % 5}", number=n) for n in range(20))))
+    at_once = timedelta(0)
+    page = await store.find_events(EventFilter(), patience=at_once)
+    assert [stored.seq for stored in page] == [1, 2]
+    page = await store.find_events(EventFilter(), after=page[-1].seq, patience=at_once)
+    assert [stored.seq for stored in page] == [3, 4]
+    assert await store.find_events(EventFilter(), after=20, patience=at_once) == []
+    told = (("subject", "nothing"),)
+    with pytest.raises(SearchTooLong):
+        await store.find_events(EventFilter(told=told), patience=at_once)
+    assert await store.find_events(EventFilter(told=told), patience=MINUTE) == []
+
+
+async def test_a_question_is_answered_while_many_search(store, monkeypatch):
+    """Of all searches one window waits at a time."""
+    monkeypatch.setattr(reading, "_EVENT_WINDOW", 1)
+    await store.accept(new_message(events=tuple(event("accepted", "q1", number=n) for n in range(100))))
+    looked, look = [], reading._events_within
+
+    def seen(*args: Any) -> Any:
+        looked.append(args)
+        return look(*args)
+
+    monkeypatch.setattr(reading, "_events_within", seen)
+    wanted = EventFilter(sender="nobody@example.com")
+    searches = [asyncio.create_task(store.find_events(wanted)) for _ in range(20)]
+    while not looked:
+        await asyncio.sleep(0.001)
+    before = len(looked)
+    assert await store.debt("q1") is None
+    assert len(looked) - before < 5
+    assert await asyncio.gather(*searches) == [[]] * 20
 
 
 # A relay that does not run.
