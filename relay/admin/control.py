@@ -81,6 +81,7 @@ class Control:
     """What the requests are answered from. `store` None: of a stopped relay, which can only be looked at.
 
     `hurry`: destinations that were left alone are tried again. `health`: what is wrong with the relay.
+    `in_force`: its configuration, digested by section.
     """
 
     readable: operations.Readable
@@ -91,6 +92,7 @@ class Control:
     metrics: Callable[[], Awaitable[bytes]] | None = None
     status: Callable[[], Mapping[str, Any]] | None = None
     desk: Desk | None = None
+    in_force: Callable[[], Mapping[str, str]] = dict
 
     async def answer(self, request: Mapping[str, Any]) -> Answer:
         """The lines that answer a request."""
@@ -183,7 +185,7 @@ class Control:
         yield {"done": {}}
 
     async def _settings(self) -> Answer:
-        """What was set over HTTP for sender domains."""
+        """What was set over HTTP for sender domains, and whether a file says what is in force."""
         if self.desk is not None:
             for domain, one in (await self.desk.domain_settings()).items():
                 yield {
@@ -193,7 +195,7 @@ class Control:
                         "skip-verification": one.skip_verification,
                     }
                 }
-        yield {"done": {}}
+        yield {"done": {"in-force": dict(self.in_force())}}
 
     async def _last_seq(self) -> int:
         """Where the log ends now: what follows is new."""

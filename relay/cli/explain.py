@@ -51,6 +51,8 @@ def explain(
     A setting comes from the message, the recipient's domain (destination), the sender's (domain,
     or api where it was set over HTTP) or the default. From message-refused: the message asked for
     less than a rule with allow_override: false lets it have.
+
+    The rules are the file's. Where a relay is running that has others in force, stderr says so.
     """
     from relay.policy.fields import Wishes
 
@@ -111,7 +113,9 @@ def _set_over_http(config: Config) -> Mapping[str, DomainSettings]:
     from relay.queue.store import SpoolError
 
     try:
-        return settings_of(ask(Path(config.admin.socket), {"verb": "settings"}, seconds=10))
+        lines = list(ask(Path(config.admin.socket), {"verb": "settings"}, seconds=10))
+        _compare(config, lines[-1]["done"].get("in-force", {}))
+        return settings_of(lines)
     except NotRunning:
         pass
     except RelayError as error:
@@ -121,6 +125,19 @@ def _set_over_http(config: Config) -> Mapping[str, DomainSettings]:
         return asyncio.run(_stopped(Path(config.queue.path)))
     except SpoolError:
         return {}  # there is no queue yet, so nothing was ever set
+
+
+def _compare(config: Config, in_force: Mapping[str, str]) -> None:
+    """Say it where the running relay does not go by what this file says."""
+    from relay.config.document import fingerprints
+
+    others = [name for name, digest in fingerprints(config).items() if in_force.get(name, digest) != digest]
+    if others:
+        click.echo(
+            f"this is by the file: the running relay has not taken over what it says of {', '.join(others)}"
+            " (SIGHUP takes over policy and routes, a restart the rest)",
+            err=True,
+        )
 
 
 async def _stopped(directory: Path) -> Mapping[str, DomainSettings]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import re
 from collections.abc import Mapping
 from datetime import timedelta
@@ -18,6 +20,20 @@ def as_document(config: Config, *, with_secrets: bool = False) -> dict[str, Any]
     """The configuration as the file would say it, every key written out; secrets masked unless wanted."""
     document: dict[str, Any] = _plain(config, "", with_secrets)
     return document
+
+
+def fingerprints(config: Config) -> dict[str, str]:
+    """What decides where a message goes and how, digested section by section, to be compared.
+
+    How many deliveries there are at a time is left out: each of several workers has a part of it.
+    """
+    document = as_document(config)
+    delivery = {key: value for key, value in document["delivery"].items() if "concurrency" not in key}
+    sections = {**document, "delivery": delivery}
+    return {
+        name: hashlib.sha256(json.dumps(sections[name], sort_keys=True).encode()).hexdigest()
+        for name in ("policy", "routes", "resolver", "tls", "delivery")
+    }
 
 
 _SECRETS = re.compile(

@@ -26,6 +26,7 @@ from relay.admin.domain_settings import SettingsElsewhere, SettingsInForce
 from relay.admin.fleet import Fleet, Peer
 from relay.admin.http import Api, Caller, HttpError, HttpOptions, HttpServer, start_http
 from relay.config import Config, ConfigError, load
+from relay.config.document import fingerprints
 from relay.config.parts import resolver_options, route_options
 from relay.config.words import host_and_port
 from relay.daemon.files import FileBudget
@@ -256,6 +257,7 @@ class Relay:
             health=self._health,
             metrics=self._own_metrics,
             status=self._status,
+            in_force=lambda: fingerprints(self.config),
         )
         self._fleet = Fleet([control, *self._peers])
         path = Path(self.config.admin.socket)

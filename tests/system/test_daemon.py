@@ -20,6 +20,7 @@ import pytest
 import trustme
 import yaml
 
+from relay.admin.client import ask
 from relay.demo.mx import Action, Script
 from tests.rigs.ports import free_port, wait_until
 from tests.rigs.relay import Relay, relay_config, relay_process
@@ -260,6 +261,8 @@ def test_a_new_certificate_is_shown_after_a_reload_and_a_broken_one_is_not(
         relay.config["admin"] |= {"http": f"127.0.0.1:{http}", "api_keys": ["k"], "certificate": "tls.pem"}
     relay.start()
     first = shown()
+    [metrics] = ask(tmp_path / "relay.sock", {"verb": "metrics"})
+    assert 'relay_certificate_expiry_timestamp_seconds{file="tls.pem"}' in metrics["done"]["text"]
     issue()
     relay.signal(signal.SIGHUP)
     said(relay, "reloaded: ")

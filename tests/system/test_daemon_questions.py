@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 from typing import Any
+
+import yaml
 
 from relay.demo.certificates import Kind
 from relay.demo.mx import Script, StartTls
+from tests.rigs.ports import wait_until
 from tests.rigs.sandbox import Sandbox
 
 
@@ -70,6 +74,26 @@ async def test_a_domain_without_a_host_is_an_answer_and_a_bad_one(sandbox: Sandb
     assert answer["no-route"]["status"] == "5.1.10"
     answer = await asked(sandbox, "explain", "--from", "a@x.example", "--to", "b@nomail.example", code=1)
     assert answer["no-route"]["status"] == "5.1.10"
+
+
+async def test_explain_says_when_the_running_relay_goes_by_other_rules_than_the_file(
+    sandbox: Sandbox,
+) -> None:
+    await sandbox.domain("dest.example")
+    relay = await sandbox.start()
+    question = ("explain", "--from", "a@x.example", "--to", "b@dest.example")
+    assert (await asyncio.to_thread(relay.run, *question)).stderr == ""
+    relay.config["policy"] = {"default": {"require_tls": True}}
+    relay.config_file.write_text(yaml.safe_dump(relay.config))
+    answer = await asyncio.to_thread(relay.run, *question)
+    assert "require-tls:       yes" in answer.stdout
+    assert "has not taken over what it says of policy (" in answer.stderr
+    relay.signal(signal.SIGHUP)
+
+    def is_taken_over() -> bool:
+        return not relay.run(*question).stderr
+
+    await asyncio.to_thread(wait_until, is_taken_over)
 
 
 async def test_explain_says_the_hosts_in_order_and_connects_to_none(sandbox: Sandbox) -> None:

@@ -547,7 +547,7 @@ def _event_bounds(db: sqlite3.Connection, after: int, ascending: bool) -> tuple[
 def _events_within(
     db: sqlite3.Connection, wanted: EventFilter, low: int, high: int, limit: int, ascending: bool
 ) -> tuple[list[StoredEvent], int]:
-    """The first of those between two numbers that match, and the end of the window they were looked for in."""
+    """The first between two numbers that match, and the end of the window they were looked for in."""
     where = ["seq BETWEEN :low AND :high"]
     values: dict[str, Any] = {"low": low, "high": high, "limit": limit, "width": _EVENT_WINDOW}
     if wanted.begin is not None:
