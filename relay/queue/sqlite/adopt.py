@@ -64,10 +64,7 @@ def adopt(db: sqlite3.Connection, directory: Path, found: Collection[Path]) -> N
             if not is_full(exc):
                 raise
             log.error("%s: no room to take over what is queued there; the next start tries again", path)
-    # Notes of what is gone altogether.
-    for (note,) in db.execute("SELECT key FROM meta WHERE key LIKE ?", (f"{_NOTE}%",)).fetchall():
-        if not (directory / note.removeprefix(_NOTE)).exists():
-            db.execute("DELETE FROM meta WHERE key = ?", (note,))
+    _remove_adopted(db, directory)
 
 
 def _adopt_one(db: sqlite3.Connection, directory: Path, path: Path) -> None:
@@ -83,9 +80,16 @@ def _adopt_one(db: sqlite3.Connection, directory: Path, path: Path) -> None:
             link_all(renamed / CONTENT, directory / CONTENT)
         count = _copy(db, renamed, note)
         log.warning("%s: %d messages of a worker that is no more were taken over", path, count)
-    shutil.rmtree(renamed)
-    sync_directory(directory)
-    db.execute("DELETE FROM meta WHERE key = ?", (note,))
+
+
+def _remove_adopted(db: sqlite3.Connection, directory: Path) -> None:
+    """By the notes: of what a crash left, the database may be what was removed first."""
+    for (note,) in db.execute("SELECT key FROM meta WHERE key LIKE ?", (f"{_NOTE}%",)).fetchall():
+        adopted = directory / note.removeprefix(_NOTE)
+        if adopted.exists():
+            shutil.rmtree(adopted)
+        sync_directory(directory)
+        db.execute("DELETE FROM meta WHERE key = ?", (note,))
 
 
 def _fold(path: Path) -> None:

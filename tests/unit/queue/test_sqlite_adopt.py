@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
@@ -211,6 +212,31 @@ async def test_a_crash_on_the_way_neither_loses_nor_doubles(
             assert await content_of(store, "S1") == large
         finally:
             await store.close()
+
+
+async def test_what_a_crash_left_of_a_queue_that_was_taken_over_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its large content has a second name there, and would keep its room for ever."""
+    stray = new_message(queue_id="S1", content=b"x" * 300_000)
+    await left_behind(tmp_path / "worker-1", lambda store: store.accept(stray))
+
+    def begin_to_remove(path: Path) -> None:
+        (path / "queue.db").unlink()
+        raise OSError(errno.EIO, "the power is cut")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("shutil.rmtree", begin_to_remove)
+        with pytest.raises(SpoolError):
+            await opened(tmp_path)
+    assert list(tmp_path.glob("adopting-*"))
+    store = await opened(tmp_path)
+    try:
+        assert await listed(store) == ["S1"]
+        assert not list(tmp_path.glob("adopting-*"))
+        assert (tmp_path / "content" / "S1").stat().st_nlink == 1
+    finally:
+        await store.close()
 
 
 async def test_a_queue_somebody_uses_is_not_taken(tmp_path: Path) -> None:
