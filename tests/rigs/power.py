@@ -41,10 +41,10 @@ PAGE = 4096
 
 _LEFT_OUT = re.compile(r".*-shm|ballast")
 _CALLS = (
-    "openat,close,write,pwrite64,ftruncate,fallocate,fdatasync,fsync,"
+    "openat,close,write,pwrite64,truncate,ftruncate,fallocate,fdatasync,fsync,"
     "unlink,unlinkat,rmdir,rename,link,linkat,mkdir,"
     # On what is ours, these are not understood: see `_Player`.
-    "open,creat,writev,pwritev,truncate,renameat,renameat2,mkdirat,sendfile,copy_file_range"
+    "open,creat,writev,pwritev,renameat,renameat2,mkdirat,sendfile,copy_file_range"
 )
 
 T = TypeVar("T")
@@ -255,14 +255,15 @@ class _Luck:
     chance: random.Random
     now: int
     unit: int = field(init=False)
-    kept: float = field(init=False)
+    octets: float = field(init=False)
+    names: float = field(init=False)
     in_order: bool = field(init=False)
     until: int = field(init=False)
     _drawn: dict[tuple[int, int], int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.unit = self.chance.choice((SECTOR, PAGE))
-        self.kept = self.chance.choice((0.0, 0.2, 0.5, 0.8, 0.97, 1.0))
+        self.octets, self.names = self.chance.choices((0.0, 0.2, 0.5, 0.8, 0.97, 1.0), k=2)
         self.in_order = self.chance.random() < 0.25
         self.until = max(0, self.now - int(self.chance.expovariate(1 / 8)))
 
@@ -272,12 +273,13 @@ class _Luck:
         unit = -1 if sector < 0 else sector * SECTOR // self.unit
         key = id(file), unit
         if key not in self._drawn:
-            lucky = self.chance.random() < self.kept
-            self._drawn[key] = self.now if lucky else self.now - int(self.chance.expovariate(1 / 200))
+            lucky = self.chance.random() < self.octets
+            some_time_ago = self.now - int(self.chance.expovariate(1 / 200))
+            self._drawn[key] = self.now if lucky else self.chance.choice((-1, some_time_ago))
         return self._drawn[key]
 
     def wanted(self, at: int) -> bool:
-        return at <= self.until if self.in_order else self.chance.random() < self.kept
+        return at <= self.until if self.in_order else self.chance.random() < self.names
 
 
 # Playing it again.
@@ -381,6 +383,13 @@ class _Player:
             file.resize(at, int(step.arguments[1]))
             self.changed.append(at)
 
+    def _truncate(self, at: int, step: _Step) -> None:
+        if place := self._place("AT_FDCWD", step.arguments[0]):
+            file = place[0].now[place[1]]
+            assert isinstance(file, _File)
+            file.resize(at, int(step.arguments[1]))
+            self.changed.append(at)
+
     def _fallocate(self, at: int, step: _Step) -> None:
         if file := self._file(step):
             file.resize(at, max(len(file.now), int(step.arguments[2]) + int(step.arguments[3])))
@@ -457,7 +466,7 @@ class History:
         self.base = base.resolve()
         self._first = _read(self.base)
         self._runs: list[tuple[list[_Step], _Directory | None]] = []
-        self._said: list[int] = []
+        self._said: list[tuple[int, str]] = []
         self._changed: list[int] = []
         self._synced: list[int] = []
         self.syncs: set[str] = set()
@@ -486,7 +495,7 @@ class History:
         players = [player for _, player in self._play(root)]
         _expect_same(root, there)
         seen = set(players)
-        self._said = [at for player in seen for at, _ in player.said]
+        self._said = [one for player in seen for one in player.said]
         self._changed = [at for player in seen for at in player.changed]
         self._synced = [at for player in seen for at, _ in player.synced]
         self.syncs = {label for player in seen for _, label in player.synced}
@@ -495,9 +504,13 @@ class History:
     def moments(self, count: int, chance: random.Random, *, run: int = 0) -> list[int]:
         """Moments to cut at, from a run on: when something has just been said, before a sync ends, any."""
         first = sum(len(steps) for steps, _ in self._runs[:run])
-        kinds = [self._said, [at - 1 for at in self._synced], self._changed]
+        kinds = [[at for at, _ in self._said], [at - 1 for at in self._synced], self._changed]
         wanted = [those for one in kinds if (those := [at for at in one if at >= first])]
         return [chance.choice(chance.choice(wanted)) for _ in range(count)]
+
+    def last_time(self, text: str) -> int:
+        """The moment at which this was said last."""
+        return max(at for at, said in self._said if said == text)
 
     def cuts(self, moments: Iterable[int], *, deaf: str | None = None, seed: int = 0) -> Iterator[Cut]:
         """The power is cut at each of these moments, to be looked at before the next.
