@@ -13,8 +13,8 @@ schedule does the rest. Silence is what no message can help: no host could be re
 or no name server said who they are.
 
 What is due while a destination is silent waits for the end of the silence without an
-attempt and without a count. Only where a message is due for a word to its sender (too
-late, or given up) is it settled at once, with the answer others of its destination had
+attempt and without a count. Only at the moment its sender is due a word (that it takes
+longer, or is given up) is a message settled, with the answer others of its destination had
 within the hour: with thousands queued for a dead host, to try each once more would take
 longer than their lifetime. (Postfix's dead-site back-off defers all of them that way.)
 """

@@ -16,9 +16,9 @@ A message whose recipients have several domains is several entries, settled one 
 So that its sender gets one report and not one a domain, what is to be told is held back
 where the message `has_others`: it is in `Settlement.held`, for the store to keep until all
 attempts that are due within `RetrySchedule.company` have ended, and `owed_reports` makes of
-it one report of each kind. Kinds are not mixed, though RFC 3464 §2.3.3 would allow it: a
-report says in its subject whether there is something to do, and so does any that people
-know; and RET=FULL is for failures alone (RFC 3461 §4.3).
+it one report of each kind. Kinds are not mixed, though RFC 3464 §2.3.3 would allow it: its
+subject says whether there is something to do, and RET=FULL is for failures alone (RFC 3461
+§4.3). A delay that has ended, well or not, before it was told is not told any more (§4.1).
 """
 
 from __future__ import annotations
