@@ -17,15 +17,25 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Protocol
 
 from relay.mail.address import domain_of
 from relay.policy.fields import Wishes
 from relay.policy.rules import PolicyRules, resolve
 from relay.policy.settings import Setting, TlsSettings
-from relay.queue.entry import LastAttempt, QueuedRecipient, State
-from relay.queue.store import EventFilter, QueuedItem, QueueFilter, Store, StoredEvent, more_follows
+from relay.queue.entry import QueuedRecipient, State
+from relay.queue.rows import micros
+from relay.queue.store import (
+    EventFilter,
+    Listed,
+    ListedRecipient,
+    QueuedItem,
+    QueueFilter,
+    Store,
+    StoredEvent,
+    more_follows,
+)
 from relay.report import deliverylog
 from relay.route.next_hop import Host, NoRoute, Route
 from relay.route.prospect import Prospect, describe, prospects, said
@@ -54,6 +64,7 @@ VERBS = ("retry", "hold", "release", "remove")
 
 PAGE = 500
 HEADER_BYTES = 64 * 1024
+_LATEST = int(datetime(9999, 12, 31, tzinfo=UTC).timestamp())
 
 
 class Readable(Protocol):
@@ -62,6 +73,10 @@ class Readable(Protocol):
     async def list_messages(
         self, wanted: QueueFilter, *, now: datetime, after: str = "", limit: int = 1000
     ) -> list[QueuedItem]: ...
+
+    async def list_briefly(
+        self, wanted: QueueFilter, *, now: datetime, after: str = "", limit: int = 1000
+    ) -> list[Listed]: ...
 
     async def read_header(self, queue_id: str, *, limit_bytes: int = ...) -> bytes: ...
 
@@ -76,22 +91,20 @@ class Readable(Protocol):
     ) -> list[StoredEvent]: ...
 
 
-async def list_queue(
-    store: Readable, wanted: QueueFilter, *, now: datetime
-) -> AsyncIterator[list[QueuedItem]]:
+async def list_queue(store: Readable, wanted: QueueFilter, *, now: datetime) -> AsyncIterator[list[Listed]]:
     """The messages that match, oldest first, in pages: a queue may hold millions."""
     for named in _named(wanted):
         after: str | None = ""
         while after is not None:
-            page = await store.list_messages(named, now=now, after=after, limit=PAGE)
+            page = await store.list_briefly(named, now=now, after=after, limit=PAGE)
             if page:
                 yield page
-            after = page[-1].message.queue_id if more_follows(page, PAGE) else None
+            after = page[-1].queue_id if more_follows(page, PAGE) else None
 
 
-def page_as_json(page: Sequence[QueuedItem]) -> list[dict[str, Any]]:
+def page_as_json(page: Sequence[Listed]) -> list[dict[str, Any]]:
     """Messages of the queue as `relay queue list --json` has them."""
-    return [item_as_json(item) for item in page]
+    return [_listed_as_json(listed) for listed in page]
 
 
 def _named(wanted: QueueFilter) -> Iterator[QueueFilter]:
@@ -285,17 +298,46 @@ def no_route_as_json(route: NoRoute) -> dict[str, Any]:
 
 def item_as_json(item: QueuedItem) -> dict[str, Any]:
     """A message of the queue in the interface's spelling."""
+    message = item.message
+    recipients = [_listed(recipient) for recipient in item.recipients]
+    arrived = micros(message.arrived)
+    return _listed_as_json(
+        Listed(message.queue_id, message.reverse_path, arrived, message.size_bytes, recipients)
+    )
+
+
+def _listed(recipient: QueuedRecipient) -> ListedRecipient:
+    due, last = recipient.next_attempt, recipient.last
+    return ListedRecipient(
+        recipient.address,
+        recipient.state,
+        recipient.attempts,
+        micros(due) if due else None,
+        (micros(last.at), last.code, last.status, last.message, last.host) if last else None,
+    )
+
+
+def _listed_as_json(listed: Listed) -> dict[str, Any]:
     return {
-        "queue-id": item.message.queue_id,
-        "state": message_state(item.recipients).value,
-        "sender": item.message.reverse_path,
-        "size": item.message.size_bytes,
-        "arrived": timestamp(item.message.arrived),
-        "recipients": [_recipient_as_json(recipient) for recipient in item.recipients],
+        "queue-id": listed.queue_id,
+        "state": message_state(listed.recipients).value,
+        "sender": listed.reverse_path,
+        "size": listed.size_bytes,
+        "arrived": _timestamp(listed.arrived),
+        "recipients": [
+            {
+                "address": address,
+                "state": state.value,
+                "attempts": attempts,
+                "next-attempt": None if due is None else _timestamp(due),
+                "last": _last_as_json(*last) if last else None,
+            }
+            for address, state, attempts, due, last in listed.recipients
+        ],
     }
 
 
-def message_state(recipients: Sequence[QueuedRecipient]) -> State:
+def message_state(recipients: Sequence[ListedRecipient]) -> State:
     """One word for a message: what its least advanced recipient waits for."""
     states = {recipient.state for recipient in recipients}
     for state in (State.QUEUED, State.DEFERRED, State.HELD):
@@ -309,24 +351,19 @@ def timestamp(at: datetime) -> str:
     return f"{at.astimezone(UTC).isoformat()[:19]}Z"
 
 
-def _recipient_as_json(recipient: QueuedRecipient) -> dict[str, Any]:
-    return {
-        "address": recipient.address,
-        "state": recipient.state.value,
-        "attempts": recipient.attempts,
-        "next-attempt": timestamp(recipient.next_attempt) if recipient.next_attempt else None,
-        "last": _last_as_json(recipient.last) if recipient.last else None,
-    }
+def _timestamp(at: int) -> str:
+    """The same of whole microseconds."""
+    return _second(at // 1_000_000)
 
 
-def _last_as_json(last: LastAttempt) -> dict[str, Any]:
-    return {
-        "at": timestamp(last.at),
-        "code": last.code,
-        "status": last.status,
-        "message": last.message,
-        "host": last.host,
-    }
+@lru_cache(maxsize=4096)
+def _second(at: int) -> str:
+    """Messages that stand together arrived together."""
+    return timestamp(datetime.fromtimestamp(min(max(at, 0), _LATEST), UTC))
+
+
+def _last_as_json(at: int, code: int, status: str, message: str, host: str) -> dict[str, Any]:
+    return {"at": _timestamp(at), "code": code, "status": status, "message": message, "host": host}
 
 
 def _settings_as_json(recipient: QueuedRecipient) -> dict[str, Any]:

@@ -15,9 +15,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from relay.admin.control import RequestError
 from relay.admin.fleet import Peer
@@ -27,6 +27,7 @@ from relay.queue.sqlite.reader import Reader
 from relay.queue.store import (
     CHUNK_BYTES,
     EventFilter,
+    Listed,
     QueuedItem,
     QueueFilter,
     SpoolError,
@@ -38,6 +39,8 @@ from relay.queue.store import (
 )
 
 __all__ = ["WholeQueue"]
+
+Item = TypeVar("Item", QueuedItem, Listed)
 
 
 class _Queue(Readable, Protocol):
@@ -69,10 +72,16 @@ class WholeQueue:
         pages = await asyncio.gather(
             *(queue.list_messages(wanted, now=now, after=after, limit=limit) for queue in self._queues)
         )
-        found = sorted((item for page in pages for item in page), key=_queue_id)
-        # Behind the end of a full page its queue may have more, which come first.
-        full = min((_queue_id(page[-1]) for page in pages if more_follows(page, limit)), default=None)
-        return [item for item in found if full is None or _queue_id(item) <= full][:limit]
+        return _in_order(pages, limit, lambda item: item.message.queue_id)
+
+    async def list_briefly(
+        self, wanted: QueueFilter, *, now: datetime, after: str = "", limit: int = 1000
+    ) -> list[Listed]:
+        """The same, for a listing."""
+        pages = await asyncio.gather(
+            *(queue.list_briefly(wanted, now=now, after=after, limit=limit) for queue in self._queues)
+        )
+        return _in_order(pages, limit, lambda listed: listed.queue_id)
 
     async def read_header(self, queue_id: str, *, limit_bytes: int = CHUNK_BYTES) -> bytes:
         """The header section, wherever the message is."""
@@ -129,8 +138,11 @@ class WholeQueue:
         return _by_time(pages, cuts, limit, ascending, hurried=hurried)
 
 
-def _queue_id(item: QueuedItem) -> str:
-    return item.message.queue_id
+def _in_order(pages: Sequence[list[Item]], limit: int, queue_id: Callable[[Item], str]) -> list[Item]:
+    found = sorted((item for page in pages for item in page), key=queue_id)
+    # Behind the end of a full page its queue may have more, which come first.
+    full = min((queue_id(page[-1]) for page in pages if more_follows(page, limit)), default=None)
+    return [item for item in found if full is None or queue_id(item) <= full][:limit]
 
 
 # Where a listing stands in a queue is a cut: twice an event's number is that event itself, and one more

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 from relay.mail.event import Event
 from relay.queue.entry import Entry, QueuedMessage, QueuedRecipient, State
@@ -26,6 +26,8 @@ __all__ = [
     "PAGE_RECIPIENTS",
     "Debt",
     "EventFilter",
+    "Listed",
+    "ListedRecipient",
     "NewMessage",
     "QueueFilter",
     "QueueFull",
@@ -121,7 +123,27 @@ class QueuedItem:
     recipients: tuple[QueuedRecipient, ...] = field(default_factory=tuple)
 
 
-def more_follows(page: Sequence[QueuedItem], limit: int) -> bool:
+class ListedRecipient(NamedTuple):
+    """A recipient in a listing. `last`: time, code, status, message and host of the last attempt."""
+
+    address: str
+    state: State
+    attempts: int
+    due: int | None
+    last: Sequence[Any] | None
+
+
+class Listed(NamedTuple):
+    """A message in a listing, which may be long: as little as is shown, times in whole microseconds."""
+
+    queue_id: str
+    reverse_path: str
+    arrived: int
+    size_bytes: int
+    recipients: Sequence[ListedRecipient]
+
+
+def more_follows(page: Sequence[QueuedItem] | Sequence[Listed], limit: int) -> bool:
     """Whether a page is full: then there may be another."""
     return len(page) >= limit or sum(len(item.recipients) for item in page) >= PAGE_RECIPIENTS
 
@@ -244,6 +266,11 @@ class Store(Protocol):
 
         The last one, unless `more_follows`.
         """
+
+    async def list_briefly(
+        self, wanted: QueueFilter, *, now: datetime, after: str = "", limit: int = 1000
+    ) -> list[Listed]:
+        """The same, with as much as a listing shows."""
 
     async def change(
         self, wanted: QueueFilter, *, verb: str, now: datetime, after: str = "", tell: Tell | None = None

@@ -39,7 +39,7 @@ async def list_queue(api: Api, request: web.Request) -> web.Response:
     limit = min(_number(query, "limit", 100), _MOST_ITEMS)
     found = await api.store.list_messages(wanted, now=api.clock(), after=query.get("after", ""), limit=limit)
     following = found[-1].message.queue_id if more_follows(found, limit) else None
-    return answer({"items": operations.page_as_json(found), "next": following})
+    return answer({"items": [operations.item_as_json(item) for item in found], "next": following})
 
 
 async def show(api: Api, request: web.Request) -> web.Response:

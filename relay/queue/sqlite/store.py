@@ -39,6 +39,7 @@ from relay.queue.store import (
     CHUNK_BYTES,
     Debt,
     EventFilter,
+    Listed,
     NewMessage,
     QueuedItem,
     QueueFilter,
@@ -516,6 +517,12 @@ class SqliteStore:
     ) -> list[QueuedItem]:
         """A page of the queue."""
         return await self._reader.list_messages(wanted, now=now, after=after, limit=limit)
+
+    async def list_briefly(
+        self, wanted: QueueFilter, *, now: datetime, after: str = "", limit: int = 1000
+    ) -> list[Listed]:
+        """A page of the queue, for a listing."""
+        return await self._reader.list_briefly(wanted, now=now, after=after, limit=limit)
 
     def read_content(self, queue_id: str) -> AsyncIterator[bytes]:
         """The content in pieces."""

@@ -76,6 +76,8 @@ async def test_a_page_that_many_recipients_fill_passes_over_no_message(
         found += [item.message.queue_id for item in page]
         after = found[-1]
     assert found == [f"M{number}" for number in range(8)]
+    briefly = await two.whole.list_briefly(QueueFilter(), now=NOW, after="M1", limit=100)
+    assert [listed.queue_id for listed in briefly] == ["M2", "M3", "M4"]
 
 
 async def test_a_verb_reaches_the_worker_that_has_the_message(two: Two) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from relay.admin.operations import item_as_json, page_as_json
 from relay.mail.outcome import Deferred
 from relay.queue.entry import Entry, State
 from relay.queue.handoff import HandOffLimits
@@ -686,6 +687,8 @@ async def test_a_damaged_message_is_set_aside_and_the_others_go_on(tmp_path, cap
             assert [entry.message.queue_id for entry in claimed] == ["q0", "q2"]
             assert await store.next_due() is None
             listed = await store.list_messages(QueueFilter(), now=NOW)
+            briefly = await store.list_briefly(QueueFilter(), now=NOW)
+            assert page_as_json(briefly) == [item_as_json(item) for item in listed]
             assert [item.message.queue_id for item in listed if item.message.queue_id == "q1"] == (
                 [] if "DELETE" in statement else ["q1"]
             )
