@@ -345,7 +345,7 @@ class _Player:
             node = inner
         return None if _LEFT_OUT.fullmatch(parts[-1]) else (node, parts[-1])
 
-    def _rename_to(self, at: int, place: tuple[_Directory, str] | None, node: _Node | None) -> None:
+    def _name(self, at: int, place: tuple[_Directory, str] | None, node: _Node | None) -> None:
         if place:
             place[0].change(at, {place[1]: node})
             self.changed.append(at)
@@ -360,7 +360,7 @@ class _Player:
             parent, name = place
             if name not in parent.now:
                 assert "O_CREAT" in flags
-                self._rename_to(at, place, _File(f"{parent.label}/{name}"))
+                self._name(at, place, _File(f"{parent.label}/{name}"))
             assert "O_TRUNC" not in flags
             self._fds[step.result] = parent.now[name], "O_APPEND" in flags
 
@@ -408,12 +408,12 @@ class _Player:
         self.synced.append((at, node.label))
 
     def _unlink(self, at: int, step: _Step) -> None:
-        self._rename_to(at, self._place("AT_FDCWD", step.arguments[0]), None)
+        self._name(at, self._place("AT_FDCWD", step.arguments[0]), None)
 
     _rmdir = _unlink
 
     def _unlinkat(self, at: int, step: _Step) -> None:
-        self._rename_to(at, self._place(*step.arguments[:2]), None)
+        self._name(at, self._place(*step.arguments[:2]), None)
 
     def _rename(self, at: int, step: _Step) -> None:
         old, new = (self._place("AT_FDCWD", one) for one in step.arguments[:2])
@@ -424,15 +424,15 @@ class _Player:
 
     def _link(self, at: int, step: _Step) -> None:
         if old := self._place("AT_FDCWD", step.arguments[0]):
-            self._rename_to(at, self._place("AT_FDCWD", step.arguments[1]), old[0].now[old[1]])
+            self._name(at, self._place("AT_FDCWD", step.arguments[1]), old[0].now[old[1]])
 
     def _linkat(self, at: int, step: _Step) -> None:
         if old := self._place(*step.arguments[:2]):
-            self._rename_to(at, self._place(*step.arguments[2:4]), old[0].now[old[1]])
+            self._name(at, self._place(*step.arguments[2:4]), old[0].now[old[1]])
 
     def _mkdir(self, at: int, step: _Step) -> None:
         if place := self._place("AT_FDCWD", step.arguments[0]):
-            self._rename_to(at, place, _Directory(f"{place[0].label}/{place[1]}"))
+            self._name(at, place, _Directory(f"{place[0].label}/{place[1]}"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -492,9 +492,8 @@ class History:
             there = _read(self.base)
             self._runs.append((list(_steps(Path(trace.name))), there if done.returncode < 0 else None))
         root = deepcopy(self._first)
-        players = [player for _, player in self._play(root)]
+        seen = dict.fromkeys(player for _, player in self._play(root))
         _expect_same(root, there)
-        seen = set(players)
         self._said = [one for player in seen for one in player.said]
         self._changed = [at for player in seen for at in player.changed]
         self._synced = [at for player in seen for at, _ in player.synced]
@@ -524,7 +523,7 @@ class History:
             said[player] = None
             for number in range(times[at]):
                 words = "".join(text for one in said for _, text in one.said)
-                yield Cut(at, seed + number, words, root)
+                yield Cut(at, 1000 * seed + number, words, root)
 
     def _play(
         self, root: _Directory, deaf: str | None = None, seed: int = 0

@@ -131,14 +131,11 @@ async def test_what_is_not_synced_at_all_is_lost(tmp_path, recorded):
         await expect_kept_at(history, history.moments(100, random.Random(1)), tmp_path)
 
 
+# strace counts the calls of each thread apart.
 KILLS = [
     f"{call}:signal=KILL:when={when}"
-    for call, most in (
-        ("fdatasync", 36),
-        ("unlink", 8),
-        *((("fsync", 10), ("pwrite64", 200)) if LONG else ()),
-    )
-    for when in (range(1, most + 1, 1 + most // 10) if LONG else (most // 2,))
+    for call, most in (("fdatasync", 30), ("unlink", 4), *((("fsync", 4), ("pwrite64", 200)) if LONG else ()))
+    for when in (range(1, most + 1, 1 + most // 10) if LONG else (most,))
 ]
 
 
