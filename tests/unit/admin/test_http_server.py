@@ -15,6 +15,7 @@ from argon2 import PasswordHasher
 
 from relay.admin.domain_settings import SettingsInForce
 from relay.admin.http import HttpOptions
+from relay.admin.http.keys import Keys, Verdict
 from relay.policy.rules import TlsRule
 from relay.policy.settings import Setting, Source
 from relay.queue.store import QueueFilter, QueueFull, SpoolError
@@ -271,6 +272,16 @@ async def test_a_client_with_too_many_wrong_keys_waits_and_a_right_one_still_get
     assert (await rig.ask("GET", "/v4/domains"))[0] == 200
     rig.now += timedelta(minutes=11)
     assert (await rig.ask("GET", "/v4/domains", headers=auth("wrong")))[0] == 401
+
+
+async def test_wrong_keys_from_all_over_a_network_of_ipv6_are_one_clients() -> None:
+    keys = Keys(lambda: [KEY], clock=lambda: NOW)
+    wrong = auth("wrong")["Authorization"]
+    for number in range(10):
+        assert await keys.judge(wrong, f"2001:db8::{number}") is Verdict.WRONG
+    assert await keys.judge(wrong, "2001:db8::ffff") is Verdict.WAIT
+    assert await keys.judge(wrong, "2001:db8:0:1::") is Verdict.WRONG
+    keys.close()
 
 
 async def test_a_hashed_key_costs_its_hash_once(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.mail.jsontext import to_json
+from relay.mail.jsontext import of_json, to_json
 
 TEXT = st.text(st.characters(codec=None), max_size=20)
 NUMBERS = st.integers(-(1 << 70), 1 << 70) | st.floats(allow_nan=False, allow_infinity=False)
@@ -25,6 +25,17 @@ def test_what_is_written_down_is_ascii_on_one_line_and_read_back_the_same(value:
     assert line.isascii()
     assert line.isprintable() or "\x7f" in line
     assert json.loads(line) == value
+
+
+@given(st.dictionaries(TEXT, TEXT | st.integers(-(1 << 63), 1 << 63) | st.none()))
+def test_rows_are_read_back_whatever_text_is_in_them(value: object) -> None:
+    assert of_json(to_json(value)) == value
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1,]", "\udce9", "[" * 100_000])
+def test_what_is_no_json_is_not_read(text: str) -> None:
+    with pytest.raises((ValueError, RecursionError)):
+        of_json(text)
 
 
 @pytest.mark.parametrize("text", ["jörg", "\udce9", "\u2028", "a\r\nb", "\x1b[2J", "\0"])
