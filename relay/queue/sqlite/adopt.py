@@ -99,6 +99,7 @@ def _fold(path: Path) -> None:
         spool.drop_ballast()
         with closing(open_writer(spool.path, synchronous="FULL", wal_limit_bytes=0)) as stray:
             migrate(stray)
+            sync_directory(path)  # the log has a name before its pages go into the database
             busy = stray.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
         if busy:
             raise SpoolError(f"{path}: another process reads this queue")

@@ -141,7 +141,7 @@ class SqliteStore:
         migrate(db)
         # What a killed relay wrote last is read here as committed, and may not be synced yet. What follows
         # removes files because of it.
-        commit_something(db)
+        commit_something(db, self._spool.directory)
         self._contents.make_directory()
         adopt(db, self._spool.directory, self._adopt)
         claims.recover(db, self._contents, self._now, self._latest)

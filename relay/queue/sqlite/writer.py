@@ -29,11 +29,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 from relay.mail.event import Event
 from relay.queue.rows import FINAL_NUMBER, micros
 from relay.queue.sqlite.disk import PAGE_BYTES, Spool, is_busy, is_full, open_writer, translated
+from relay.queue.sqlite.files import sync_directory
 from relay.queue.sqlite.reader import OWING
 from relay.queue.sqlite.schema import CLAIMED
 from relay.queue.store import QueueFull, SpoolError, StoredEvent
@@ -452,7 +454,7 @@ class Writer:
         if self._db is None:
             db = self._open()
             try:
-                commit_something(db)
+                commit_something(db, self._spool.directory)
                 self._notice_who_leaves(db)
             except BaseException:
                 db.close()
@@ -570,11 +572,15 @@ class Writer:
             self._loop.call_soon_threadsafe(function, *args)
 
 
-def commit_something(db: sqlite3.Connection) -> None:
-    """A commit of its own. The sync it ends with is one of all that lies in the log before it, too."""
+def commit_something(db: sqlite3.Connection, directory: Path) -> None:
+    """A commit of its own. The sync it ends with is one of all that lies in the log before it, too.
+
+    SQLite syncs the name of a new log along with it, and overlooks it where that fails.
+    """
     db.execute("BEGIN IMMEDIATE")
     db.execute("INSERT INTO meta VALUES ('reopened', 1) ON CONFLICT (key) DO UPDATE SET value = value + 1")
     db.execute("COMMIT")
+    sync_directory(directory)
 
 
 class _Trouble:
