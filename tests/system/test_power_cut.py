@@ -134,8 +134,8 @@ async def test_what_is_not_synced_at_all_is_lost(tmp_path, recorded):
 # strace counts the calls of each thread apart.
 KILLS = [
     f"{call}:signal=KILL:when={when}"
-    for call, most in (("fdatasync", 30), ("unlink", 4), *((("fsync", 4), ("pwrite64", 200)) if LONG else ()))
-    for when in (range(1, most + 1, 1 + most // 10) if LONG else (most,))
+    for call, most in (("fdatasync", 30), ("unlink", 4), ("fsync", 4), ("pwrite64", 200))
+    for when in (range(1, most + 1, 1 + most // 10) if LONG else (most,) if call == "unlink" else ())
 ]
 
 
@@ -273,7 +273,7 @@ async def test_taking_over_a_workers_queue_survives_a_power_cut_at_any_moment(tm
     if inject:
         run(history, "--adopt", "--count", "0")
     await expect_all_at(history, before, tmp_path)
-    for deaf in ("/spool", "/spool/content", "/spool/queue.db-wal") if not inject else ():
+    for deaf in ("/spool", "/spool/content") if not inject else ():
         shutil.rmtree(tmp_path / "whole")
         with pytest.raises((AssertionError, SpoolError)):
             await expect_all_at(history, before, tmp_path, deaf=deaf)
