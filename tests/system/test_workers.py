@@ -79,7 +79,6 @@ def test_fewer_workers_deliver_what_more_of_them_had(tmp_path: Path) -> None:
         # Stopped, the queue of all is there to be looked at.
         assert {one["queue-id"] for one in listed(relay)} == ledger.queue_ids()
         with relay_of(tmp_path, 1, routes=mx.route, queue={"path": "spool"}) as relay:
-            assert {one["queue-id"] for one in listed(relay)} == ledger.queue_ids()
             assert not list((tmp_path / "spool").glob("worker-*"))
             relay.run("queue", "retry", "--all")
             ledger.settle(relay, mx)
