@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+# Two processes: one with what starts servers, one with the rest (tests/conftest.py).
+TWO    := -n 2 --dist loadgroup
 
 .DEFAULT_GOAL := help
 .PHONY: help run test check demo man image-test torture mutation fuzz bench clean
@@ -40,13 +42,13 @@ demo: $(READY)
 	@$(BIN)/relay demo
 
 test: $(READY)
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest $(TWO) $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest $(TWO) $(ARGS)
 
 man: $(READY)
 	@mkdir -p build

@@ -4,6 +4,9 @@
 test runs. Where one is missing the test is skipped and says so; under
 RELAY_REQUIRE_TOOLS=1 (as in .ci/run) that is a failure, so that nothing is
 skipped unseen.
+
+`make test` runs two processes: all that starts servers goes one after the other in
+one, since some of it measures; the rest goes by file in the other.
 """
 
 from __future__ import annotations
@@ -26,6 +29,16 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "torture: a short form of a long sweep; `make torture` runs the long one"
     )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Which tests stay together (`--dist loadgroup`)."""
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    for item in items:
+        group = str(item.path) if "unit" in item.path.relative_to(config.rootpath).parts else "servers"
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
