@@ -56,7 +56,7 @@ class NextHop:
         return self.counter.taken()
 
     def report(self) -> dict[str, Any]:
-        """Of the run just over: the most connections at a time, and how long each message was on its way."""
+        """Of the run just over: the most transactions at a time, and how long each message was on its way."""
         return self.counter.report()
 
 

@@ -23,7 +23,7 @@ _SIDES = ("relay", "relay, 2 workers", "Postfix")
 def line(result: Result) -> str:
     """One run in one line."""
     syncs = "" if result.syncs is None else f"  {1000 * result.syncs / result.messages:5.0f} syncs/1000"
-    most = f"  {result.most_connections} at once" if result.most_connections else ""
+    most = f"  {result.most_at_once} at once" if result.most_at_once else ""
     return (
         f"{result.side:17} {result.rate:7.0f}/s  intake {result.messages / result.intake_seconds:6.0f}/s  "
         f"{result.cpu_per_thousand:6.2f} CPU s/1000  {result.peak_bytes >> 20:4} MiB{syncs}{most}"

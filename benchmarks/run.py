@@ -35,7 +35,7 @@ class Result:
     cpu_seconds: float
     peak_bytes: int
     syncs: int | None = None
-    most_connections: int = 0
+    most_at_once: int = 0
     reply_seconds: list[float] = field(default_factory=list)
     arrival_seconds: list[float] = field(default_factory=list)
 
@@ -78,7 +78,7 @@ def run(scenario: Scenario, side: Side, hop: NextHop, *, messages: int = 0) -> R
         cpu_seconds=cpu,
         peak_bytes=memory.peak,
         syncs=syncs.count,
-        most_connections=told["most"],
+        most_at_once=told["most"],
         reply_seconds=reply_seconds,
         arrival_seconds=told["seconds"],
     )

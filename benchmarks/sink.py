@@ -2,7 +2,7 @@
 
     python -m benchmarks.sink ADDRESS PORT [CERTIFICATE] [--delay SECONDS]
 
-A line on stdin is answered with one of JSON: recipients taken so far, the most connections at a time,
+A line on stdin is answered with one of JSON: recipients taken so far, the most transactions at a time,
 and the seconds on the way of each message that came with an X-Sent field (CLOCK_MONOTONIC).
 """
 
@@ -29,7 +29,7 @@ class _Taken:
     def __init__(self) -> None:
         self.recipients = 0
         self.messages = 0
-        self.open = 0
+        self.under_way: set[_Session] = set()
         self.most = 0
         self.seconds: list[float] = []
 
@@ -48,13 +48,11 @@ class _Session(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         if not self._in_tls:
-            self._taken.open += 1
-            self._taken.most = max(self._taken.most, self._taken.open)
             self._say(b"220 sink ESMTP\r\n")
             self._flush()
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._taken.open -= 1
+        self._taken.under_way.discard(self)
 
     def data_received(self, data: bytes) -> None:
         data = self._buffer + data
@@ -82,6 +80,10 @@ class _Session(asyncio.Protocol):
         if verb == b"EHLO":
             offers = b"250-STARTTLS\r\n" if self._tls and not self._in_tls else b""
             self._say(b"250-sink\r\n250-PIPELINING\r\n250-8BITMIME\r\n" + offers + b"250 SIZE\r\n")
+        elif verb == b"MAIL":
+            self._taken.under_way.add(self)
+            self._taken.most = max(self._taken.most, len(self._taken.under_way))
+            self._say(b"250 2.1.0 Ok\r\n")
         elif verb == b"RCPT":
             self._recipients += 1
             self._say(b"250 2.1.5 Ok\r\n")
@@ -116,6 +118,7 @@ class _Session(asyncio.Protocol):
             value = content[found + len(_SENT) :].partition(b"\r\n")[0]
             self._taken.seconds.append(time.monotonic() - float(value))
         self._say(b"250 2.0.0 Ok\r\n")
+        self._loop.call_later(self._delay, self._taken.under_way.discard, self)
 
     def _say(self, reply: bytes) -> None:
         self._said.append(reply)
@@ -151,7 +154,7 @@ async def _serve(address: str, port: int, certificate: str, delay: float) -> Non
         print(
             json.dumps({"taken": taken.recipients, "most": taken.most, "seconds": taken.seconds}), flush=True
         )
-        taken.seconds, taken.most = [], taken.open
+        taken.seconds, taken.most = [], 0
     server.close()
 
 
