@@ -24,7 +24,7 @@ from relay.queue.sqlite.schema import ASIDE, CLAIMED, READY, WAITING
 from relay.queue.sqlite.writer import finish_if_done
 from relay.queue.store import QueueFilter, SpoolError
 
-__all__ = ["VERBS", "Changed", "change", "claim", "purge", "recover", "release", "unknown"]
+__all__ = ["VERBS", "Changed", "change", "claim", "purge", "recover", "release"]
 
 log = logging.getLogger(__name__)
 
@@ -277,12 +277,6 @@ def pull_forward(db: sqlite3.Connection, now: datetime, latest: datetime) -> Non
             "postponed": micros(max(latest, now + _LONGEST_POSTPONED)),
         },
     )
-
-
-def unknown(queue_ids: Collection[str], db: sqlite3.Connection) -> list[str]:
-    """Those of which there is no message in the queue."""
-    asked = "SELECT 1 FROM message WHERE queue_id = ?"
-    return [queue_id for queue_id in queue_ids if db.execute(asked, (queue_id,)).fetchone() is None]
 
 
 def recover(db: sqlite3.Connection, contents: Contents, now: datetime, latest: datetime) -> None:

@@ -34,7 +34,7 @@ from relay.queue.sqlite.desk import SqliteDesk
 from relay.queue.sqlite.disk import Spool, check_quickly
 from relay.queue.sqlite.reader import Reader, StoppedQueue, count_states
 from relay.queue.sqlite.schema import ASIDE, CLAIMED, READY, WAITING, migrate
-from relay.queue.sqlite.writer import Call, Rows, Writer, commit_something
+from relay.queue.sqlite.writer import Call, Rows, Writer, commit_something, unknown
 from relay.queue.store import (
     CHUNK_BYTES,
     Debt,
@@ -199,9 +199,9 @@ class SqliteStore:
         """Remove the files of what was refused, unless a commit tells of it after all."""
         asked = frozenset(self._in_doubt)
         with suppress(SpoolError):  # asked again when the database is well; what stays goes at the next start
-            unknown = await self._call(partial(claims.unknown, asked))
+            refused = await self._call(partial(unknown, asked))
             self._in_doubt -= asked
-            self._contents.remove(unknown)
+            self._contents.remove(refused)
 
     def _when_well(self) -> None:
         self._to_its_end(self._clear_up())

@@ -40,7 +40,7 @@ from relay.queue.sqlite.reader import OWING
 from relay.queue.sqlite.schema import CLAIMED
 from relay.queue.store import QueueFull, SpoolError, StoredEvent
 
-__all__ = ["Call", "Request", "Rows", "Writer", "commit_something"]
+__all__ = ["Call", "Request", "Rows", "Writer", "commit_something", "unknown"]
 
 log = logging.getLogger(__name__)
 
@@ -477,13 +477,9 @@ class Writer:
 
     def _who_leaves(self, db: sqlite3.Connection) -> list[str]:
         """The messages with a file that this transaction removes; what was undone in it is left out."""
-        noticed = self._gone.copy()
+        gone = unknown(self._gone, db)
         self._gone.clear()
-        return [
-            queue_id
-            for queue_id in noticed
-            if not db.execute("SELECT 1 FROM message WHERE queue_id = ?", (queue_id,)).fetchone()
-        ]
+        return gone
 
     def _recover(self) -> None:
         """Let go of a connection that failed and overwrite what it may have left; see above."""
@@ -570,6 +566,12 @@ class Writer:
     def _call_loop(self, function: Callable[..., None], *args: Any) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to be told
             self._loop.call_soon_threadsafe(function, *args)
+
+
+def unknown(queue_ids: Iterable[str], db: sqlite3.Connection) -> list[str]:
+    """Those of which there is no message in the queue."""
+    asked = "SELECT 1 FROM message WHERE queue_id = ?"
+    return [queue_id for queue_id in queue_ids if db.execute(asked, (queue_id,)).fetchone() is None]
 
 
 def commit_something(db: sqlite3.Connection, directory: Path) -> None:
