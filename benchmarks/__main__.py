@@ -37,10 +37,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=13)
     parser.add_argument("--smoke", action="store_true")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results and the README's table")
-    parser.add_argument("--directory", type=Path, default=Path("/var/tmp"), help="on the disk to be measured")
+    parser.add_argument(
+        "--save", action="store_true", help="write benchmarks/results and the README's table"
+    )
+    parser.add_argument(
+        "--directory", type=Path, default=Path("/var/tmp"), help="on the disk to be measured"
+    )
     wanted = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # and nothing that was started stays behind
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(1)
+    )  # and nothing that was started stays behind
     if _file_system(wanted.directory) == _TMPFS:
         parser.error(f"{wanted.directory} is in memory: name a directory on a disk")
     deadline = time.monotonic() + 60 * wanted.minutes
@@ -73,7 +79,9 @@ def measure(scenario: Scenario, parent: Path, rounds: int, deadline: float) -> l
     """Both sides, one after the other, as often as there are rounds."""
     results = []
     with contextlib.ExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="relay-bench-", dir=parent)))
+        directory = Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="relay-bench-", dir=parent))
+        )
         directory.chmod(0o755)
         hop = stack.enter_context(next_hop(directory, scenario))
         sides = list(stack.enter_context(start_sides(directory, scenario, hop)))
@@ -84,7 +92,10 @@ def measure(scenario: Scenario, parent: Path, rounds: int, deadline: float) -> l
                 try:
                     result = run(scenario, side, hop)
                 except (AssertionError, subprocess.TimeoutExpired) as error:
-                    print(f"{scenario.name:16} {side.name:17} did not come to its end: {error}", flush=True)
+                    print(
+                        f"{scenario.name:16} {side.name:17} did not come to its end: {error}",
+                        flush=True,
+                    )
                     sides.remove(side)
                     continue
                 print(f"{scenario.name:16} {report.line(result)}", flush=True)

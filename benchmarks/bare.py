@@ -31,7 +31,9 @@ async def _hand_on(queue: asyncio.Queue[Envelope], address: str, port: int) -> N
     async with aiosmtplib.SMTP(hostname=address, port=port, start_tls=False) as client:
         while True:
             envelope = await queue.get()
-            await client.sendmail(envelope.mail_from or "", envelope.rcpt_tos, envelope.content or b"")
+            await client.sendmail(
+                envelope.mail_from or "", envelope.rcpt_tos, envelope.content or b""
+            )
 
 
 async def _serve(port: int, hop_address: str, hop_port: int) -> None:

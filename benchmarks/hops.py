@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from benchmarks.scenarios import Scenario
-from relay.demo.certificates import Authority
-from relay.demo.dns import DnsServer
+from relay.sandbox.certificates import Authority
+from relay.sandbox.dns import DnsServer
 from tests.rigs.ports import accepts_connections, free_port, wait_until
 
 __all__ = ["DEAD", "HOP_NAME", "NextHop", "next_hop"]

@@ -22,7 +22,9 @@ _SIDES = ("relay", "relay, 2 workers", "Postfix")
 
 def line(result: Result) -> str:
     """One run in one line."""
-    syncs = "" if result.syncs is None else f"  {1000 * result.syncs / result.messages:5.0f} syncs/1000"
+    syncs = (
+        "" if result.syncs is None else f"  {1000 * result.syncs / result.messages:5.0f} syncs/1000"
+    )
     most = f"  {result.most_at_once} at once" if result.most_at_once else ""
     return (
         f"{result.side:17} {result.rate:7.0f}/s  intake {result.messages / result.intake_seconds:6.0f}/s  "
@@ -172,7 +174,10 @@ def _plot(results: Sequence[Result]) -> None:
         if rates[2] == rates[2] and not scenario.rate:
             found.append((scenario.title, rates[0] / rates[2], rates[1] / rates[2]))
     figure, axes = pyplot.subplots(figsize=(9, 0.5 * len(found) + 1.2))
-    for column, label, shift, colour in ((1, "relay", -0.2, "#4477aa"), (2, "2 workers", 0.2, "#66ccee")):
+    for column, label, shift, colour in (
+        (1, "relay", -0.2, "#4477aa"),
+        (2, "2 workers", 0.2, "#66ccee"),
+    ):
         places = [place + shift for place in range(len(found))]
         axes.barh(places, [one[column] for one in found], 0.38, label=label, color=colour)
     axes.axvline(1.0, color="black", linewidth=1)

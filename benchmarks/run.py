@@ -101,11 +101,18 @@ def hand_in(scenario: Scenario, side: Side, messages: int) -> list[float]:
         _wait_for([_source(scenario, side, messages, f"b@d{scenario.dead}.example")])
         return []
     share = messages // scenario.domains
-    _wait_for([_source(scenario, side, share, f"b@d{number}.example") for number in range(scenario.domains)])
+    _wait_for(
+        [
+            _source(scenario, side, share, f"b@d{number}.example")
+            for number in range(scenario.domains)
+        ]
+    )
     return []
 
 
-def _source(scenario: Scenario, side: Side, messages: int, recipient: str) -> subprocess.Popen[bytes]:
+def _source(
+    scenario: Scenario, side: Side, messages: int, recipient: str
+) -> subprocess.Popen[bytes]:
     sessions = max(scenario.sessions // scenario.domains, 1)
     command = ["smtp-source", "-s", str(sessions), "-m", str(messages), "-l", str(scenario.size)]
     command += ["-f", "a@client.example", "-t", recipient, "-M", "client.example"]
@@ -121,7 +128,14 @@ def _wait_for(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 def _own_client(scenario: Scenario, side: Side, messages: int) -> list[float]:
-    command = [sys.executable, "-m", "benchmarks.client", str(side.port), "--messages", str(messages)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.client",
+        str(side.port),
+        "--messages",
+        str(messages),
+    ]
     command += [
         "--sessions",
         str(scenario.sessions),

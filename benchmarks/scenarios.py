@@ -74,11 +74,23 @@ SCENARIOS = (
     Scenario("series", "4 KiB, one sender in series", 600, sessions=1, target=1),
     Scenario("100k", "100 KiB over 20 sessions", 1500, size=100 * 1024, target=1),
     Scenario("10m", "10 MiB, 40 at once", 40, size=10 * _MIB, sessions=40, target=1),
-    Scenario("tls-out", "4 KiB, verified TLS to the next hop", 3000, tls_out=True, target=3, cheap=True),
-    Scenario("tls-in", "4 KiB, STARTTLS in, 10 messages a session", 3000, client=Client.OWN, tls_in=True),
-    Scenario("slow", "next hop takes 200 ms a reply", 3000, reply_delay=0.2, concurrency=1000, target=1),
     Scenario(
-        "50-domains", "50 destinations, 5 of them dead", 3000, sessions=50, domains=50, dead=5, target=1
+        "tls-out", "4 KiB, verified TLS to the next hop", 3000, tls_out=True, target=3, cheap=True
+    ),
+    Scenario(
+        "tls-in", "4 KiB, STARTTLS in, 10 messages a session", 3000, client=Client.OWN, tls_in=True
+    ),
+    Scenario(
+        "slow", "next hop takes 200 ms a reply", 3000, reply_delay=0.2, concurrency=1000, target=1
+    ),
+    Scenario(
+        "50-domains",
+        "50 destinations, 5 of them dead",
+        3000,
+        sessions=50,
+        domains=50,
+        dead=5,
+        target=1,
     ),
     Scenario("recipients", "4 KiB to 100 recipients", 200, recipients=100, target=1),
     Scenario("latency", "4 KiB, 150 messages a second offered", 1500, client=Client.OWN, rate=150),

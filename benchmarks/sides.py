@@ -50,7 +50,9 @@ def start_sides(directory: Path, scenario: Scenario, hop: NextHop) -> Iterator[S
         sides = [stack.enter_context(_relay(directory / "relay", scenario, hop))]
         match scenario.beside:
             case Beside.POSTFIX:
-                two = _relay(directory / "relay2", scenario, hop, name="relay, 2 workers", workers=2)
+                two = _relay(
+                    directory / "relay2", scenario, hop, name="relay, 2 workers", workers=2
+                )
                 sides.append(stack.enter_context(two))
                 sides.append(stack.enter_context(_postfix(directory, scenario, hop)))
             case Beside.FULL_QUEUE:
@@ -59,7 +61,9 @@ def start_sides(directory: Path, scenario: Scenario, hop: NextHop) -> Iterator[S
                 sides.append(stack.enter_context(full))
             case Beside.NO_SYNC:
                 program = ("benchmarks.undurable",)
-                careless = _relay(directory / "off", scenario, hop, name=scenario.beside, program=program)
+                careless = _relay(
+                    directory / "off", scenario, hop, name=scenario.beside, program=program
+                )
                 sides.append(stack.enter_context(careless))
             case Beside.LIBRARIES:
                 sides.append(stack.enter_context(_libraries(hop)))
@@ -128,7 +132,10 @@ def _postfix(directory: Path, scenario: Scenario, hop: NextHop) -> Iterator[Side
     if scenario.dead:
         table = directory / "transport"
         table.write_text(
-            "".join(f"d{number}.example smtp:[{DEAD}]:{hop.dead_port}\n" for number in range(scenario.dead))
+            "".join(
+                f"d{number}.example smtp:[{DEAD}]:{hop.dead_port}\n"
+                for number in range(scenario.dead)
+            )
         )
         settings["transport_maps"] = f"texthash:{table}"
     if scenario.tls_out:
@@ -140,7 +147,10 @@ def _postfix(directory: Path, scenario: Scenario, hop: NextHop) -> Iterator[Side
             "smtp_tls_connection_reuse": "yes",
         }
     if scenario.tls_in:
-        settings |= {"smtpd_tls_security_level": "may", "smtpd_tls_chain_files": str(hop.certificate)}
+        settings |= {
+            "smtpd_tls_security_level": "may",
+            "smtpd_tls_chain_files": str(hop.certificate),
+        }
     with postfix(settings, port=port, parent=str(directory)) as running:
         pid = int((running.directory / "queue/pid/master.pid").read_text().split()[0])
         yield Side("Postfix", port, pid)
@@ -171,8 +181,15 @@ def _deferred(number: int) -> NewMessage:
     now, domain = datetime.now(UTC), f"later{number % 1000}.example"
     settings = TlsSettings(Setting(False, Source.DEFAULT), Setting(False, Source.DEFAULT))
     content = b"Subject: later\r\n\r\n" + b"z" * 1000
-    message = QueuedMessage(new_queue_id(now), "a@client.example", now, len(content), MessageSummary())
+    message = QueuedMessage(
+        new_queue_id(now), "a@client.example", now, len(content), MessageSummary()
+    )
     recipient = QueuedRecipient(
-        0, f"b@{domain}", domain, settings, state=State.DEFERRED, next_attempt=now + timedelta(hours=2)
+        0,
+        f"b@{domain}",
+        domain,
+        settings,
+        state=State.DEFERRED,
+        next_attempt=now + timedelta(hours=2),
     )
     return NewMessage(message, (recipient,), content)

@@ -146,13 +146,16 @@ async def _serve(address: str, port: int, certificate: str, delay: float) -> Non
         tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         tls.load_cert_chain(certificate)
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: _Session(taken, tls, delay), address, port, backlog=2000)
+    server = await loop.create_server(
+        lambda: _Session(taken, tls, delay), address, port, backlog=2000
+    )
     gc.freeze()
     questions = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(questions), sys.stdin)
     while await questions.readline():
         print(
-            json.dumps({"taken": taken.recipients, "most": taken.most, "seconds": taken.seconds}), flush=True
+            json.dumps({"taken": taken.recipients, "most": taken.most, "seconds": taken.seconds}),
+            flush=True,
         )
         taken.seconds, taken.most = [], 0
     server.close()

@@ -21,7 +21,14 @@ import uvloop
 from relay.mail.event import Event
 from relay.mail.outcome import Delivered
 from relay.policy.settings import Setting, Source, TlsSettings
-from relay.queue.entry import Entry, LastAttempt, MessageSummary, QueuedMessage, QueuedRecipient, State
+from relay.queue.entry import (
+    Entry,
+    LastAttempt,
+    MessageSummary,
+    QueuedMessage,
+    QueuedRecipient,
+    State,
+)
 from relay.queue.queue_id import new_queue_id
 from relay.queue.settle import Change, Settlement
 from relay.queue.sqlite import SqliteStore
@@ -36,8 +43,12 @@ def message(number: int, size_bytes: int) -> NewMessage:
     now = datetime.now(UTC)
     queue_id = new_queue_id(now)
     domain = f"example{number % 10}.net"
-    summary = MessageSummary("<1@example.com>", "a@example.com", f"b@{domain}", "A subject of some length")
-    queued = QueuedMessage(queue_id, "sender@example.com", now, size_bytes, summary, client="192.0.2.1")
+    summary = MessageSummary(
+        "<1@example.com>", "a@example.com", f"b@{domain}", "A subject of some length"
+    )
+    queued = QueuedMessage(
+        queue_id, "sender@example.com", now, size_bytes, summary, client="192.0.2.1"
+    )
     recipient = QueuedRecipient(0, f"user{number % 5000}@{domain}", domain, SETTINGS)
     event = Event(f"{queue_id}.a", now, "accepted", queue_id, queued.reverse_path, "", LINE[:500])
     return NewMessage(queued, (recipient,), b"x" * size_bytes, events=(event,))
@@ -50,9 +61,17 @@ def delivered(entry: Entry) -> tuple[Settlement, Event]:
     outcome = Delivered("2.0.0", 250, "OK")
     last = LastAttempt(now, 250, "2.0.0", "OK", "mx.example.net")
     after = QueuedRecipient(
-        0, before.address, before.domain, before.settings, state=State.DELIVERED, attempts=1, last=last
+        0,
+        before.address,
+        before.domain,
+        before.settings,
+        state=State.DELIVERED,
+        attempts=1,
+        last=last,
     )
-    event = Event(f"{queue_id}.d", now, "delivered", queue_id, "sender@example.com", before.address, LINE)
+    event = Event(
+        f"{queue_id}.d", now, "delivered", queue_id, "sender@example.com", before.address, LINE
+    )
     return Settlement(entry, now, (Change(after, outcome, 250, "2.0.0"),)), event
 
 

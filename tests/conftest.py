@@ -37,7 +37,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not config.pluginmanager.hasplugin("xdist"):
         return
     for item in items:
-        group = str(item.path) if "unit" in item.path.relative_to(config.rootpath).parts else "servers"
+        group = (
+            str(item.path) if "unit" in item.path.relative_to(config.rootpath).parts else "servers"
+        )
         item.add_marker(pytest.mark.xdist_group(group))
 
 

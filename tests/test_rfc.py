@@ -37,7 +37,9 @@ def _citations() -> dict[str, str]:
 
 def test_every_rfc_that_the_code_cites_is_in_the_list():
     listed = set(_listed())
-    missing = {f"RFC {number}": place for number, place in _citations().items() if number not in listed}
+    missing = {
+        f"RFC {number}": place for number, place in _citations().items() if number not in listed
+    }
     assert not missing
 
 
@@ -65,6 +67,8 @@ def test_a_citation_has_one_form(path):
 
 
 def test_every_file_that_the_list_names_is_there():
-    named = set(re.findall(r"`((?:relay|tests)/[\w./]+)`", LIST.read_text(encoding="utf-8"))) - {"relay/"}
+    named = set(re.findall(r"`((?:relay|tests)/[\w./]+)`", LIST.read_text(encoding="utf-8"))) - {
+        "relay/"
+    }
     assert named
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []

@@ -29,7 +29,9 @@ class RelayError(Exception):
     """The relay answered that it cannot, or cannot be asked; the text says why."""
 
 
-def ask(path: Path, request: Mapping[str, Any], *, seconds: float | None = 60.0) -> Iterator[dict[str, Any]]:
+def ask(
+    path: Path, request: Mapping[str, Any], *, seconds: float | None = 60.0
+) -> Iterator[dict[str, Any]]:
     """The lines that answer a request, the one with "done" last. `seconds`: the longest silence borne."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(seconds)

@@ -80,14 +80,14 @@ class Answers(Protocol):
 class Control:
     """What the requests are answered from. `store` None: of a stopped relay, which can only be looked at.
 
-    `hurry`: destinations that were left alone are tried again. `health`: what is wrong with the relay.
+    `retry_silent`: destinations that were left alone are tried again. `health`: what is wrong with the relay.
     `in_force`: its configuration, digested by section.
     """
 
     readable: operations.Readable
     store: Store | None
     clock: Callable[[], datetime]
-    hurry: Callable[[], None] = lambda: None
+    retry_silent: Callable[[], None] = lambda: None
     health: Callable[[], Awaitable[Mapping[str, Any]]] | None = None
     metrics: Callable[[], Awaitable[bytes]] | None = None
     status: Callable[[], Mapping[str, Any]] | None = None
@@ -121,7 +121,9 @@ class Control:
 
     async def _list(self, request: Mapping[str, Any]) -> Answer:
         count = 0
-        async for page in operations.list_queue(self.readable, queue_filter(request), now=self.clock()):
+        async for page in operations.list_queue(
+            self.readable, queue_filter(request), now=self.clock()
+        ):
             count += len(page)
             # On a thread: meanwhile the event loop has mail to see to.
             yield {"items": await asyncio.to_thread(operations.page_as_json, page)}
@@ -158,9 +160,11 @@ class Control:
         if wanted == QueueFilter() and request.get("all") is not True:
             raise RequestError(f"{verb} what? name queue ids or a filter, or say all")
         if verb == "retry":
-            self.hurry()  # first: what is left alone would be put off again before we are through
+            self.retry_silent()  # first: what is left alone would be put off again before we are through
         done: dict[str, Any] = {}
-        async for so_far in operations.change_in_steps(self.store, wanted, verb=verb, now=self.clock()):
+        async for so_far in operations.change_in_steps(
+            self.store, wanted, verb=verb, now=self.clock()
+        ):
             if done:
                 yield {"so-far": done}
             done = so_far
@@ -180,7 +184,9 @@ class Control:
             yield {"line": line}
         if follow:
             yield {"following": {}}
-            async for line in operations.follow_events(self.readable, wanted, after=seq, more=_a_moment):
+            async for line in operations.follow_events(
+                self.readable, wanted, after=seq, more=_a_moment
+            ):
                 yield {"line": line}
         yield {"done": {}}
 
@@ -206,7 +212,9 @@ class Control:
 def settings_of(lines: Iterable[Mapping[str, Any]]) -> dict[str, DomainSettings]:
     """What the lines that answer `settings` say, by domain."""
     items = [line["item"] for line in lines if "item" in line]
-    return {one["domain"]: DomainSettings(one["require-tls"], one["skip-verification"]) for one in items}
+    return {
+        one["domain"]: DomainSettings(one["require-tls"], one["skip-verification"]) for one in items
+    }
 
 
 async def _a_moment() -> None:
@@ -280,7 +288,9 @@ class ControlServer:
         _clear_stale(self.path)
         listening = _bind_private(self.path)
         self._inode = self.path.stat().st_ino
-        self._server = await asyncio.start_unix_server(self._serve, sock=listening, limit=REQUEST_BYTES)
+        self._server = await asyncio.start_unix_server(
+            self._serve, sock=listening, limit=REQUEST_BYTES
+        )
 
     async def close(self) -> None:
         """Let everybody go and take the socket away, if it is still ours."""
@@ -311,7 +321,9 @@ class ControlServer:
             self._clients.discard(task)
             writer.transport.abort()
 
-    async def _one_request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _one_request(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         try:
             async with asyncio.timeout(REQUEST_SECONDS):
                 line = await reader.readline()

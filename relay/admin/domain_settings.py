@@ -3,7 +3,7 @@
 Read from the store once and kept at hand, since every message asks for the rules. What is set
 through here is durable before it is in force. `over` is what sessions and deliveries are given.
 
-With several workers the first has the store they are kept in. It tells the others (`Bulletin`),
+With several workers the first has the store they are kept in. It tells the others (`SharedSettings`),
 and each looks with every message whether there is something new: so they are in force for all
 at once. Webhooks are told in the same way.
 """
@@ -17,10 +17,10 @@ from typing import Any, Protocol
 from relay.policy.rules import PolicyRules, TlsRule, with_overlay
 from relay.queue.desk import Desk, DomainSettings, Webhook
 
-__all__ = ["Bulletin", "SettingsElsewhere", "SettingsInForce", "overlay_of"]
+__all__ = ["SettingsElsewhere", "SettingsInForce", "SharedSettings", "overlay_of"]
 
 
-class Bulletin(Protocol):
+class SharedSettings(Protocol):
     """What one process tells others."""
 
     @property
@@ -53,7 +53,7 @@ class _Over:
 class SettingsInForce(_Over):
     """Where they are kept. `load` before anything else."""
 
-    def __init__(self, desk: Desk, bulletin: Bulletin | None = None) -> None:
+    def __init__(self, desk: Desk, bulletin: SharedSettings | None = None) -> None:
         super().__init__()
         self._desk = desk
         self._bulletin = bulletin
@@ -83,7 +83,7 @@ class SettingsInForce(_Over):
 class SettingsElsewhere(_Over):
     """As another worker tells them."""
 
-    def __init__(self, bulletin: Bulletin) -> None:
+    def __init__(self, bulletin: SharedSettings) -> None:
         super().__init__()
         self._bulletin = bulletin
         self._edition = 0
@@ -117,7 +117,9 @@ def overlay_of(settings: Mapping[str, DomainSettings]) -> dict[str, TlsRule]:
 
 def _written(settings: Mapping[str, DomainSettings], webhooks: list[Webhook]) -> bytes:
     told: dict[str, Any] = {
-        "settings": [[name, one.require_tls, one.skip_verification] for name, one in settings.items()],
+        "settings": [
+            [name, one.require_tls, one.skip_verification] for name, one in settings.items()
+        ],
         "webhooks": [[one.domain, one.name, one.urls] for one in webhooks],
     }
     return json.dumps(told).encode("ascii")

@@ -99,7 +99,9 @@ class Fleet:
     async def _list(self, request: Mapping[str, Any]) -> Answer:
         count = 0
         page: list[Line] = []
-        async for line in _merged([_one_by_one(answer) for answer in self._ask(request)], _queue_id_of):
+        async for line in _merged(
+            [_one_by_one(answer) for answer in self._ask(request)], _queue_id_of
+        ):
             if "done" not in line:
                 count += 1
                 page.append(line)
@@ -130,7 +132,7 @@ class Fleet:
         yield {"done": {"changed": sum(one["changed"] for one in done), "unknown": sorted(unknown)}}
 
     async def _health(self, request: Mapping[str, Any]) -> Answer:
-        found: dict[str, list[str]] = {"ailments": [], "obstacles": []}
+        found: dict[str, list[str]] = {"liveness": [], "readiness": []}
         for number, answer in enumerate(self._ask(request)):
             try:
                 [line] = [line async for line in answer]
@@ -143,9 +145,16 @@ class Fleet:
     async def _status(self, request: Mapping[str, Any]) -> Answer:
         done = [line["done"] for line in await _together(self._ask(request))]
         silent: dict[str, str] = {}
-        for name, until in sorted(pair for one in done for pair in one["silent-destinations"].items()):
+        for name, until in sorted(
+            pair for one in done for pair in one["silent-destinations"].items()
+        ):
             silent[name] = until  # the latest of them
-        yield {"done": {"in-flight": sum(one["in-flight"] for one in done), "silent-destinations": silent}}
+        yield {
+            "done": {
+                "in-flight": sum(one["in-flight"] for one in done),
+                "silent-destinations": silent,
+            }
+        }
 
     async def _log(self, request: Mapping[str, Any]) -> Answer:
         answers = self._ask(request)
@@ -189,7 +198,9 @@ async def _past(answer: Answer) -> Answer:
 
 async def _merged(answers: Sequence[Answer], key: Callable[[Line], Any]) -> AsyncIterator[Line]:
     """Lines of sorted answers, sorted; lines without anything to sort by come at the end."""
-    heads = [(answer, line) for answer in answers if (line := await anext(answer, None)) is not None]
+    heads = [
+        (answer, line) for answer in answers if (line := await anext(answer, None)) is not None
+    ]
     while heads:
         sorting = [number for number, (_, line) in enumerate(heads) if "done" not in line]
         number = min(sorting, key=lambda one: key(heads[one][1])) if sorting else 0

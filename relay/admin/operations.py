@@ -37,8 +37,8 @@ from relay.queue.store import (
     more_follows,
 )
 from relay.report import deliverylog
+from relay.route.forecast import Forecast, describe, prospects, said
 from relay.route.next_hop import Host, NoRoute, Route
-from relay.route.prospect import Prospect, describe, prospects, said
 from relay.route.security import Requirement, SecurityOptions, at_host, requirement
 
 __all__ = [
@@ -91,7 +91,9 @@ class Readable(Protocol):
     ) -> list[StoredEvent]: ...
 
 
-async def list_queue(store: Readable, wanted: QueueFilter, *, now: datetime) -> AsyncIterator[list[Listed]]:
+async def list_queue(
+    store: Readable, wanted: QueueFilter, *, now: datetime
+) -> AsyncIterator[list[Listed]]:
     """The messages that match, oldest first, in pages: a queue may hold millions."""
     for named in _named(wanted):
         after: str | None = ""
@@ -118,7 +120,9 @@ def _named(wanted: QueueFilter) -> Iterator[QueueFilter]:
 
 async def show_message(store: Readable, queue_id: str, *, now: datetime) -> dict[str, Any] | None:
     """All we know of one message, its header section included; None where there is no such message."""
-    items = await store.list_messages(QueueFilter(queue_ids=frozenset({queue_id})), now=now, limit=1)
+    items = await store.list_messages(
+        QueueFilter(queue_ids=frozenset({queue_id})), now=now, limit=1
+    )
     if not items:
         return None
     message = items[0].message
@@ -138,7 +142,9 @@ async def show_message(store: Readable, queue_id: str, *, now: datetime) -> dict
     }
 
 
-async def change_queue(store: Store, wanted: QueueFilter, *, verb: str, now: datetime) -> dict[str, Any]:
+async def change_queue(
+    store: Store, wanted: QueueFilter, *, verb: str, now: datetime
+) -> dict[str, Any]:
     """Do what the operator says to all that matches: how many recipients changed, which ids are unknown."""
     done: dict[str, Any] = {}
     async for so_far in change_in_steps(store, wanted, verb=verb, now=now):
@@ -235,7 +241,12 @@ def _where(route: Route, settings: TlsSettings, options: SecurityOptions) -> dic
     """The hosts in order, or why there is none."""
     if isinstance(route, NoRoute):
         rejected = list(route.outcome.hosts)
-        return {"hosts": [], "rejected": rejected, "trouble": [], "no-route": no_route_as_json(route)}
+        return {
+            "hosts": [],
+            "rejected": rejected,
+            "trouble": [],
+            "no-route": no_route_as_json(route),
+        }
     needed = requirement(settings, options)
     return {
         "hosts": [_host_and_rules(host, at_host(needed, host, options)) for host in route.hosts],
@@ -259,17 +270,17 @@ def _host_and_rules(host: Host, needed: Requirement) -> dict[str, Any]:
     }
 
 
-def prospect_as_json(prospect: Prospect) -> dict[str, Any]:
+def prospect_as_json(forecast: Forecast) -> dict[str, Any]:
     """What would become of a message, `tls`, `certificate-verified` and `downgrade` as the log would say."""
     return {
-        "situation": prospect.situation.value,
-        "step": prospect.step.action.value,
-        "tls": prospect.tls,
-        "certificate-verified": prospect.verified,
-        "downgrade": prospect.downgrade.value if prospect.downgrade else None,
-        "unmet": prospect.step.unmet,
-        "if-last": prospect.at_last,
-        "text": said(prospect),
+        "situation": forecast.situation.value,
+        "step": forecast.step.action.value,
+        "tls": forecast.tls,
+        "certificate-verified": forecast.verified,
+        "downgrade": forecast.downgrade.value if forecast.downgrade else None,
+        "unmet": forecast.step.unmet,
+        "if-last": forecast.at_last,
+        "text": said(forecast),
     }
 
 

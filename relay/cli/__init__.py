@@ -48,7 +48,9 @@ def _print_version(ctx: click.Context) -> None:
             return f"{name} missing"
 
     click.echo(f"relay {__version__}")
-    click.echo(f"Python {platform.python_version()}, {ssl.OPENSSL_VERSION}, SQLite {sqlite3.sqlite_version}")
+    click.echo(
+        f"Python {platform.python_version()}, {ssl.OPENSSL_VERSION}, SQLite {sqlite3.sqlite_version}"
+    )
     click.echo(", ".join(map(of, _LIBRARIES)))
     ctx.exit()
 
@@ -139,7 +141,9 @@ def password() -> None:
     from argon2 import PasswordHasher
 
     if sys.stdin.isatty():
-        secret = click.prompt("Password", hide_input=True, confirmation_prompt="The same again", err=True)
+        secret = click.prompt(
+            "Password", hide_input=True, confirmation_prompt="The same again", err=True
+        )
     else:
         secret = sys.stdin.readline().rstrip("\r\n")
     if not secret:
@@ -149,7 +153,10 @@ def password() -> None:
 
 @relay.command()
 @click.option(
-    "--json", "as_json", is_flag=True, help="A list for programs, with each line of the delivery log."
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="A list for programs, with each line of the delivery log.",
 )
 def demo(as_json: bool) -> None:
     """Play all outcomes in a closed sandbox: own DNS, own mail hosts, nothing leaves this machine.
@@ -158,7 +165,7 @@ def demo(as_json: bool) -> None:
     and the delivery log tells what became of each. The exit status is 1 where something
     went otherwise than the rules say.
     """
-    from relay.demo.play import main as play
+    from relay.sandbox.play import main as play
 
     sys.exit(play(as_json=as_json))
 

@@ -14,7 +14,9 @@ __all__ = ["check"]
 
 @click.command()
 @click.option(
-    "--file-only", is_flag=True, help="Judge the file alone: try no port, no directory, no name server."
+    "--file-only",
+    is_flag=True,
+    help="Judge the file alone: try no port, no directory, no name server.",
 )
 @click.option(
     "--schema", is_flag=True, help="Print a JSON Schema of the file, for editors, and nothing else."

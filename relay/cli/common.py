@@ -96,7 +96,9 @@ def fail(text: str) -> NoReturn:
     sys.exit(1)
 
 
-def answers(config: Config, request: Mapping[str, Any], *, patient: bool = False) -> Iterator[dict[str, Any]]:
+def answers(
+    config: Config, request: Mapping[str, Any], *, patient: bool = False
+) -> Iterator[dict[str, Any]]:
     """The answer of the running relay; where none runs, of its store opened for reading.
 
     `patient`: the answer may take as long as it likes (following a log).
@@ -117,7 +119,7 @@ def _without_relay(config: Config, request: Mapping[str, Any]) -> Iterator[dict[
     """Answer from stores that nobody writes to: that of each worker there was."""
     from relay.admin.control import Control, RequestError
     from relay.admin.fleet import Fleet
-    from relay.daemon.share import WORKER_SPOOL
+    from relay.daemon.worker_config import WORKER_SPOOL
     from relay.queue.sqlite import StoppedQueue, strays
     from relay.queue.store import SpoolError
 
@@ -168,7 +170,9 @@ def printable(text: str, *, keep: str = "") -> str:
     """Text of a stranger's, fit for a terminal: nothing in it moves the cursor or hides a line."""
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+    return "".join(
+        c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text
+    )
 
 
 def answer_text(code: int, status: str, message: str) -> str:

@@ -13,7 +13,9 @@ __all__ = ["dkim_key"]
 
 @click.command("dkim-key")
 @click.argument("domain", metavar="DOMAIN")
-@click.option("--selector", default="relay1", show_default=True, help="The name the DNS knows the key by.")
+@click.option(
+    "--selector", default="relay1", show_default=True, help="The name the DNS knows the key by."
+)
 @click.option(
     "--type",
     "kind",
@@ -52,4 +54,6 @@ def dkim_key(domain: str, selector: str, kind: str, out: Path | None) -> None:
     except KeyFileError as error:
         fail(f"{path}: {error}")
     click.echo(record(key, domain=name, selector=selector))
-    click.echo(f"The private key is in {path}; the relay's user has to be able to read it.", err=True)
+    click.echo(
+        f"The private key is in {path}; the relay's user has to be able to read it.", err=True
+    )

@@ -26,10 +26,14 @@ _YES_NO = click.Choice(["yes", "no"])
 
 
 @click.command()
-@click.option("--from", "sender", required=True, metavar="ADDRESS", help='The reverse-path; "<>" for null.')
+@click.option(
+    "--from", "sender", required=True, metavar="ADDRESS", help='The reverse-path; "<>" for null.'
+)
 @click.option("--to", "recipient", required=True, metavar="ADDRESS", help="The recipient.")
 @click.option("--require-tls", type=_YES_NO, help="As if the message said X-Require-TLS.")
-@click.option("--skip-verification", type=_YES_NO, help="As if the message said X-Skip-Verification.")
+@click.option(
+    "--skip-verification", type=_YES_NO, help="As if the message said X-Skip-Verification."
+)
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object, for programs.")
 @config_option
 @click.pass_context
@@ -64,7 +68,9 @@ def explain(
     try:
         wishes = Wishes(_truth(require_tls), _truth(skip_verification))
         answer = _explained(config, reverse_path, forward_path, wishes)
-    except Exception as error:  # whatever the way to an answer fails by, a sentence is what is wanted
+    except (
+        Exception
+    ) as error:  # whatever the way to an answer fails by, a sentence is what is wanted
         fail(f"no route could be found: {error}")
     click.echo(json.dumps(answer, indent=2)) if as_json else _print(answer)
     ctx.exit(0 if answer["hosts"] else 1)
@@ -131,7 +137,11 @@ def _compare(config: Config, in_force: Mapping[str, str]) -> None:
     """Say it where the running relay does not go by what this file says."""
     from relay.config.document import fingerprints
 
-    others = [name for name, digest in fingerprints(config).items() if in_force.get(name, digest) != digest]
+    others = [
+        name
+        for name, digest in fingerprints(config).items()
+        if in_force.get(name, digest) != digest
+    ]
     if others:
         click.echo(
             f"this is by the file: the running relay has not taken over what it says of {', '.join(others)}"
@@ -151,7 +161,11 @@ def _print(answer: dict[str, Any]) -> None:
     click.echo(f"from {printable(answer['sender']) or '<>'} to {printable(answer['recipient'])}")
     click.echo()
     for name, setting in answer["policy"].items():
-        rule = f" ({printable(setting['rule'])})" if setting["rule"] not in ("", setting["source"]) else ""
+        rule = (
+            f" ({printable(setting['rule'])})"
+            if setting["rule"] not in ("", setting["source"])
+            else ""
+        )
         value = click.style("yes" if setting["value"] else "no", bold=True)
         click.echo(f"  {name + ':':<19}{value}  from: {setting['source']}{rule}")
     click.echo()
@@ -166,7 +180,9 @@ def _print(answer: dict[str, Any]) -> None:
 
 def _print_hosts(hosts: list[dict[str, Any]]) -> None:
     """The hosts in order, and the rules once for those that share them."""
-    for rules, group in itertools.groupby(enumerate(hosts, 1), key=lambda numbered: numbered[1]["rules"]):
+    for rules, group in itertools.groupby(
+        enumerate(hosts, 1), key=lambda numbered: numbered[1]["rules"]
+    ):
         sharing = list(group)
         for number, host in sharing:
             click.echo(f"{number:>3}. {click.style(host_text(host), bold=True)}")

@@ -12,7 +12,9 @@ __all__ = ["health"]
 
 
 @click.command()
-@click.option("--ready", is_flag=True, help="Whether mail should be handed to it, too: not while it drains.")
+@click.option(
+    "--ready", is_flag=True, help="Whether mail should be handed to it, too: not while it drains."
+)
 @config_option
 @click.pass_context
 def health(ctx: click.Context, /, ready: bool) -> None:
@@ -28,7 +30,7 @@ def health(ctx: click.Context, /, ready: bool) -> None:
         [answer] = ask(Path(config.admin.socket), {"verb": "health"}, seconds=20.0)
     except (NotRunning, RelayError) as error:
         fail(str(error))
-    wrong = answer["done"]["obstacles" if ready else "ailments"]
+    wrong = answer["done"]["readiness" if ready else "liveness"]
     if wrong:
         fail("\n".join(wrong))
     click.echo("ready" if ready else "healthy")

@@ -10,7 +10,14 @@ from typing import Any
 
 import click
 
-from relay.cli.common import answer_text, answers, config_file, config_option, load_config, printable
+from relay.cli.common import (
+    answer_text,
+    answers,
+    config_file,
+    config_option,
+    load_config,
+    printable,
+)
 
 __all__ = ["log"]
 
@@ -33,7 +40,9 @@ def _since(ctx: click.Context, param: click.Parameter, value: str | None) -> dat
 
 
 @click.command()
-@click.option("-f", "--follow", is_flag=True, help="Go on with new events as they come; end with Ctrl-C.")
+@click.option(
+    "-f", "--follow", is_flag=True, help="Go on with new events as they come; end with Ctrl-C."
+)
 @click.option("--recipient", metavar="ADDRESS", help="About this recipient.")
 @click.option("--sender", metavar="ADDRESS", help='From this sender ("<>": the null reverse-path).')
 @click.option(
@@ -44,8 +53,12 @@ def _since(ctx: click.Context, param: click.Parameter, value: str | None) -> dat
     help="Only events of this name; may be given more than once.",
 )
 @click.option("--id", "queue_id", metavar="ID", help="About this message.")
-@click.option("--since", callback=_since, metavar="TIME", help="Not before this time, or this age (2h, 3d).")
-@click.option("-n", "--lines", type=click.IntRange(1, 100_000), help="The latest so many [default: 1000].")
+@click.option(
+    "--since", callback=_since, metavar="TIME", help="Not before this time, or this age (2h, 3d)."
+)
+@click.option(
+    "-n", "--lines", type=click.IntRange(1, 100_000), help="The latest so many [default: 1000]."
+)
 @click.option("--json", "as_json", is_flag=True, help="The events whole, one JSON object a line.")
 @config_option
 @click.pass_context
@@ -105,7 +118,9 @@ def _for_people(event: dict[str, Any]) -> str:
 
 
 def _status_text(status: dict[str, Any]) -> str:
-    text = answer_text(status["code"], status["enhanced-code"], status["message"] or status["description"])
+    text = answer_text(
+        status["code"], status["enhanced-code"], status["message"] or status["description"]
+    )
     if status.get("mx-host"):
         text = f"{_tls_text(status)}, {printable(status['mx-host'])}: {text}"
     if status.get("retry-seconds"):

@@ -45,7 +45,9 @@ def _is_set_in(config: Path) -> bool:
 
 def own_networks() -> list[Network]:
     """What is around this machine, and is neither itself nor a way out."""
-    interfaces = [one for one in (*_ipv4(), *_ipv6()) if not one.is_loopback and not one.is_link_local]
+    interfaces = [
+        one for one in (*_ipv4(), *_ipv6()) if not one.is_loopback and not one.is_link_local
+    ]
     apart: list[Address] = [*(one.ip for one in interfaces), *_gateways()]
     found: list[Network] = []
     for interface in interfaces:

@@ -22,7 +22,11 @@ __all__ = ["probe"]
 @click.command()
 @click.argument("domain", metavar="DOMAIN")
 @click.option(
-    "--timeout", "patience", callback=age, metavar="TIME", help="The longest wait at a host [default: 30s]."
+    "--timeout",
+    "patience",
+    callback=age,
+    metavar="TIME",
+    help="The longest wait at a host [default: 30s].",
 )
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object, for programs.")
 @config_option

@@ -37,9 +37,14 @@ def _filters(command: F) -> F:
     for option in (
         click.option("--state", type=click.Choice(_STATES), help="With a recipient in this state."),
         click.option(
-            "--older-than", callback=age, metavar="AGE", help="Arrived longer ago than this (30m, 4h, 2d)."
+            "--older-than",
+            callback=age,
+            metavar="AGE",
+            help="Arrived longer ago than this (30m, 4h, 2d).",
         ),
-        click.option("--sender", metavar="ADDRESS", help='From this sender ("<>": the null reverse-path).'),
+        click.option(
+            "--sender", metavar="ADDRESS", help='From this sender ("<>": the null reverse-path).'
+        ),
         click.option("--domain", metavar="DOMAIN", help="With a recipient in this domain."),
     ):
         command = option(command)
@@ -126,7 +131,9 @@ def _verb(name: str, help_text: str) -> None:
     @click.option("--all", "everything", is_flag=True, help="The whole queue.")
     @config_option
     @click.pass_context
-    def command(ctx: click.Context, /, ids: tuple[str, ...], everything: bool, **filters: Any) -> None:
+    def command(
+        ctx: click.Context, /, ids: tuple[str, ...], everything: bool, **filters: Any
+    ) -> None:
         request = _request(name, ids, **filters)
         if everything == (len(request) > 1):
             raise click.UsageError("name queue ids or a filter, or else say --all")
@@ -159,7 +166,9 @@ def _watched(verb: str, lines: Iterator[dict[str, Any]]) -> dict[str, Any]:
         TimeElapsedColumn(),
     )
     done: dict[str, Any] = {}
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as progress:
         bar = progress.add_task(verb, total=None)
         for line in lines:
             done = line.get("so-far") or line["done"]
@@ -169,7 +178,9 @@ def _watched(verb: str, lines: Iterator[dict[str, Any]]) -> dict[str, Any]:
 
 def _pages(lines: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     """Messages as they come; a relay that still runs an older version sends each for itself."""
-    return (line.get("items") or [line["item"]] for line in lines if "items" in line or "item" in line)
+    return (
+        line.get("items") or [line["item"]] for line in lines if "items" in line or "item" in line
+    )
 
 
 def _print_array(pages: Iterator[list[dict[str, Any]]]) -> None:
@@ -204,7 +215,9 @@ def _message_line(item: dict[str, Any], now: datetime) -> str:
     since = age_text(now - datetime.fromisoformat(item["arrived"]))
     queue_id = click.style(item["queue-id"], bold=True)
     sender = printable(item["sender"]) or "<>"
-    return f"{queue_id}  {_coloured(item['state'])}  {since}  {size_text(item['size'])}  from {sender}"
+    return (
+        f"{queue_id}  {_coloured(item['state'])}  {since}  {size_text(item['size'])}  from {sender}"
+    )
 
 
 def _coloured(state: str) -> str:
@@ -232,7 +245,10 @@ def _print_message(item: dict[str, Any]) -> None:
         ("queue id", item["queue-id"]),
         ("state", item["state"]),
         ("sender", item["sender"] or "<>"),
-        ("arrived", f"{item['arrived']} ({age_text(now - datetime.fromisoformat(item['arrived']))} ago)"),
+        (
+            "arrived",
+            f"{item['arrived']} ({age_text(now - datetime.fromisoformat(item['arrived']))} ago)",
+        ),
         ("came by", f"{item['origin']} {item['client']}".strip()),
         ("size", size_text(item["size"])),
     ):

@@ -61,14 +61,20 @@ def load(path: Path, environ: Mapping[str, str], *, look: Look = _no_look) -> Co
             octets = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         cure = "name another file with -c or in RELAY_CONFIG"
-        raise ConfigError([Mistake(Place(str(path)), "", error.strerror or str(error), cure)]) from None
+        raise ConfigError(
+            [Mistake(Place(str(path)), "", error.strerror or str(error), cure)]
+        ) from None
     if len(octets) > MAX_FILE_BYTES:
-        raise ConfigError([Mistake(Place(str(path)), "", "longer than 4 MiB", "is this the right file?")])
+        raise ConfigError(
+            [Mistake(Place(str(path)), "", "longer than 4 MiB", "is this the right file?")]
+        )
     try:
         text = octets.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         place = Place(str(path), octets.count(b"\n", 0, error.start) + 1)
-        raise ConfigError([Mistake(place, "", "not UTF-8", "save the file as UTF-8 text")]) from None
+        raise ConfigError(
+            [Mistake(place, "", "not UTF-8", "save the file as UTF-8 text")]
+        ) from None
     return read(text, environ, source=str(path), look=look)
 
 
@@ -98,11 +104,15 @@ def _considered(config: Config, conformer: Conformer, look: Look) -> Config:
     if not any(remark.is_fatal for remark in remarks):
         remarks += look(config)
     fatal = [
-        Mistake(nearest(conformer.places, r.key), r.key, r.problem, r.cure) for r in remarks if r.is_fatal
+        Mistake(nearest(conformer.places, r.key), r.key, r.problem, r.cure)
+        for r in remarks
+        if r.is_fatal
     ]
     if fatal:
         raise ConfigError(fatal)
-    warnings = [Mistake(nearest(conformer.places, r.key), r.key, r.problem, r.cure) for r in remarks]
+    warnings = [
+        Mistake(nearest(conformer.places, r.key), r.key, r.problem, r.cure) for r in remarks
+    ]
     if not config.hostname:
         config = dataclasses.replace(config, hostname=_own_name())
     if "." not in config.hostname:

@@ -79,7 +79,9 @@ def shape_of(cls: type) -> dict[str, tuple[str, Any]]:
 
 
 def _wants_name(hint: Any) -> bool:
-    return dataclasses.is_dataclass(hint) and any(f.name == "name" for f in dataclasses.fields(hint))
+    return dataclasses.is_dataclass(hint) and any(
+        f.name == "name" for f in dataclasses.fields(hint)
+    )
 
 
 def known_keys(cls: type, key: str = "") -> Iterator[str]:
@@ -124,7 +126,9 @@ class Conformer:
             return self._items(tree, typing.get_args(hint)[0], key)
         if not isinstance(tree, Leaf):
             kind = "a list" if isinstance(tree, List) else "a section with keys"
-            return self.wrong(tree.place, key, f"{kind} where a single value belongs", _leaf_cure(hint, key))
+            return self.wrong(
+                tree.place, key, f"{kind} where a single value belongs", _leaf_cure(hint, key)
+            )
         return self._leaf(tree, hint, key)
 
     def _optional(self, tree: Tree, hint: Any, key: str) -> Any:
@@ -142,7 +146,9 @@ class Conformer:
             return {}  # every key below it is commented out
         shape = shape_of(cls)
         if not isinstance(tree, Map):
-            return self.wrong(tree.place, key, "not a section", f"write keys below it: {', '.join(shape)}")
+            return self.wrong(
+                tree.place, key, "not a section", f"write keys below it: {', '.join(shape)}"
+            )
         values = {}
         for name, below in tree.values.items():
             if name not in shape:
@@ -171,7 +177,10 @@ class Conformer:
             return {}
         if not isinstance(tree, Map):
             return self.wrong(
-                tree.place, key, "not a map of names", "write one name a line, each followed by a colon"
+                tree.place,
+                key,
+                "not a map of names",
+                "write one name a line, each followed by a colon",
             )
         said: dict[str, Place] = {}
         values = {}
@@ -208,17 +217,24 @@ class Conformer:
         if not isinstance(tree, List):
             cure = "write [a, b], or one value a line, each behind a dash"
             return self.wrong(tree.place, key, "not a list", cure)
-        values = [self.conform(item, hint, dotted(key, str(i))) for i, item in enumerate(tree.items)]
+        values = [
+            self.conform(item, hint, dotted(key, str(i))) for i, item in enumerate(tree.items)
+        ]
         return [value for value in values if value is not _WRONG]
 
     def _leaf(self, leaf: Leaf, hint: Any, key: str) -> Any:
         if leaf.kind == "null":
-            return self.wrong(leaf.place, key, "no value", f"{_leaf_cure(hint, key)}, or remove the key")
+            return self.wrong(
+                leaf.place, key, "no value", f"{_leaf_cure(hint, key)}, or remove the key"
+            )
         if hint is bool:
             if leaf.kind == "bool":
                 return leaf.text.lower() in ("true", "yes", "on")
             return self.wrong(
-                leaf.place, key, f"{shown(leaf.text)} is neither true nor false", "write true or false"
+                leaf.place,
+                key,
+                f"{shown(leaf.text)} is neither true nor false",
+                "write true or false",
             )
         try:
             value = _read_leaf(leaf, hint, key)
@@ -291,7 +307,9 @@ def _in_our_words(fault: Any) -> tuple[str, str]:
         case "missing" | "missing_argument":
             return "is missing", f"add {_key_of(name)}: with its value"
         case "enum":
-            choices = str(fault["ctx"]["expected"]).replace("'", "").replace(" or ", ", ").split(", ")
+            choices = (
+                str(fault["ctx"]["expected"]).replace("'", "").replace(" or ", ", ").split(", ")
+            )
             meant = difflib.get_close_matches(str(fault["input"]), choices, n=1)
             cure = f'did you mean "{meant[0]}"?' if meant else f"write one of {', '.join(choices)}"
             return f"{shown(str(fault['input']))} is not a choice here", cure

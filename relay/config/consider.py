@@ -35,7 +35,9 @@ def consider(config: Config) -> Iterator[Remark]:
     delivery = config.delivery
     if config.workers > min(delivery.concurrency_per_destination, delivery.concurrency):
         problem = "more workers than a destination may have connections"
-        yield Remark("workers", problem, "have fewer, or raise delivery.concurrency_per_destination")
+        yield Remark(
+            "workers", problem, "have fewer, or raise delivery.concurrency_per_destination"
+        )
     yield from _consider_http(config.admin)
 
 
@@ -47,7 +49,9 @@ def _consider_http(admin: AdminSection) -> Iterator[Remark]:
             cure = "name keys under admin.api_keys, or listen on 127.0.0.1"
             yield Remark("admin.http", "an HTTP API open to the network without a key", cure)
         elif admin.certificate is None:
-            cure = "name an admin.certificate, or listen on 127.0.0.1 behind a proxy that speaks TLS"
+            cure = (
+                "name an admin.certificate, or listen on 127.0.0.1 behind a proxy that speaks TLS"
+            )
             yield Remark("admin.http", "keys cross the network in clear", cure, is_fatal=False)
     if admin.certificate is not None:
         yield from _consider_files(admin.certificate, admin.key, "admin")
@@ -64,7 +68,9 @@ def _is_local(address: str) -> bool:
 def _consider_listeners(config: Config) -> Iterator[Remark]:
     seen: dict[str, int] = {}
     if not config.listeners:
-        yield Remark("listeners", "no listener: nobody can hand us mail", "name one", is_fatal=False)
+        yield Remark(
+            "listeners", "no listener: nobody can hand us mail", "name one", is_fatal=False
+        )
     for i, listener in enumerate(config.listeners):
         key = f"listeners.{i}"
         if listener.address in seen and not listener.address.endswith(":0"):
@@ -74,7 +80,9 @@ def _consider_listeners(config: Config) -> Iterator[Remark]:
         yield from _consider_certificate(listener, key)
         if listener.auth is not ListenerAuth.NONE and not config.access.users:
             cure = "name users under access.users (`relay password` makes the hash), or write auth: none"
-            yield Remark(f"{key}.auth", f"auth: {listener.auth} without a user who could log in", cure)
+            yield Remark(
+                f"{key}.auth", f"auth: {listener.auth} without a user who could log in", cure
+            )
         in_clear = listener.tls is ListenerTls.NONE and not _is_local(listener.address)
         if listener.auth is not ListenerAuth.NONE and in_clear and not listener.auth_without_tls:
             cure = "write tls: starttls with a certificate (or auth_without_tls: true, if that is meant)"
@@ -90,7 +98,10 @@ def _consider_certificate(listener: ListenerSpec, key: str) -> Iterator[Remark]:
         if listener.certificate or listener.key:
             cure = "write tls: starttls or implicit, or remove the certificate"
             yield Remark(
-                f"{key}.certificate", "a certificate, but tls: none never shows it", cure, is_fatal=False
+                f"{key}.certificate",
+                "a certificate, but tls: none never shows it",
+                cure,
+                is_fatal=False,
             )
         return
     if listener.certificate is None:
@@ -129,7 +140,9 @@ def _bad_certificate(certificate: str, key: str | None) -> str | None:
         raise ValueError("the private key is encrypted")
 
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=no_passphrase)
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
+            certificate, key, password=no_passphrase
+        )
     except (ssl.SSLError, OSError, ValueError) as error:
         reason = getattr(error, "reason", None) or str(error)
         return f"{certificate} cannot be used: {str(reason).lower().replace('_', ' ')}"
@@ -138,33 +151,47 @@ def _bad_certificate(certificate: str, key: str | None) -> str | None:
 
 def _consider_access(config: Config) -> Iterator[Remark]:
     reachable = [
-        x for x in config.listeners if not _is_local(x.address) and x.auth is not ListenerAuth.REQUIRED
+        x
+        for x in config.listeners
+        if not _is_local(x.address) and x.auth is not ListenerAuth.REQUIRED
     ]
     for i, network in enumerate(config.access.networks):
         key = f"access.networks.{i}"
         if network.prefixlen == 0 and reachable:
             problem = f"{network} lets the whole world relay through {reachable[0].address}: an open relay"
-            yield Remark(key, problem, "name your own networks, or write auth: required at the listener")
-        elif network.is_global and network.prefixlen < (16 if network.version == 4 else 32) and reachable:
+            yield Remark(
+                key, problem, "name your own networks, or write auth: required at the listener"
+            )
+        elif (
+            network.is_global
+            and network.prefixlen < (16 if network.version == 4 else 32)
+            and reachable
+        ):
             problem = f"{network} is a large part of the public Internet, and all of it may relay"
             yield Remark(key, problem, "name your own networks", is_fatal=False)
     for name, user in config.access.users.items():
         if user.sender_domains is not None and not user.sender_domains:
             cure = "name at least one domain, or remove the key for any"
             yield Remark(
-                f"access.users.{name}.sender_domains", "an empty list: this user could send nothing", cure
+                f"access.users.{name}.sender_domains",
+                "an empty list: this user could send nothing",
+                cure,
             )
 
 
 def _consider_delivery(config: Config) -> Iterator[Remark]:
     versions = list(TlsVersion)
-    if versions.index(config.tls.opportunistic_min_version) > versions.index(config.tls.min_version):
+    if versions.index(config.tls.opportunistic_min_version) > versions.index(
+        config.tls.min_version
+    ):
         cure = f"lower it to {config.tls.min_version} or older"
         yield Remark("tls.opportunistic_min_version", "stricter than tls.min_version", cure)
     if config.tls.ca_file is not None:
         trouble = _bad_roots(config.tls.ca_file)
         if trouble:
-            yield Remark("tls.ca_file", f"{config.tls.ca_file}: {trouble}", "give a file of PEM certificates")
+            yield Remark(
+                "tls.ca_file", f"{config.tls.ca_file}: {trouble}", "give a file of PEM certificates"
+            )
     if config.delivery.concurrency_per_destination > config.delivery.concurrency:
         problem = f"more than delivery.concurrency ({config.delivery.concurrency}), which holds"
         yield Remark("delivery.concurrency_per_destination", problem, "lower it", is_fatal=False)
@@ -175,7 +202,9 @@ def _consider_delivery(config: Config) -> Iterator[Remark]:
         trouble = _unreadable(route.password_file) if route.password_file is not None else None
         if trouble:
             cure = "correct the path, or let the relay's user read it"
-            yield Remark(f"routes.{domain}.password_file", f"{route.password_file}: {trouble}", cure)
+            yield Remark(
+                f"routes.{domain}.password_file", f"{route.password_file}: {trouble}", cure
+            )
 
 
 def _bad_roots(path: str) -> str | None:
@@ -194,12 +223,12 @@ def _consider_queue(config: Config) -> Iterator[Remark]:
     queue = config.queue
     if not queue.retry:
         yield Remark(
-            "queue.retry", "an empty list: a deferred message would never be tried again", "name one wait"
+            "queue.retry",
+            "an empty list: a deferred message would never be tried again",
+            "name one wait",
         )
     if queue.warn_after is not None and queue.warn_after >= queue.lifetime:
-        problem = (
-            f"not before queue.lifetime ({format_duration(queue.lifetime)}), so no notice would ever go out"
-        )
+        problem = f"not before queue.lifetime ({format_duration(queue.lifetime)}), so no notice would ever go out"
         yield Remark("queue.warn_after", problem, "write a shorter duration, or never")
     if queue.url is not None:
         problem = "this version keeps its queue in a directory only"

@@ -28,7 +28,9 @@ def fingerprints(config: Config) -> dict[str, str]:
     How many deliveries there are at a time is left out: each of several workers has a part of it.
     """
     document = as_document(config)
-    delivery = {key: value for key, value in document["delivery"].items() if "concurrency" not in key}
+    delivery = {
+        key: value for key, value in document["delivery"].items() if "concurrency" not in key
+    }
     sections = {**document, "delivery": delivery}
     return {
         name: hashlib.sha256(json.dumps(sections[name], sort_keys=True).encode()).hexdigest()
@@ -45,10 +47,14 @@ MASKED = "********"
 def _plain(value: Any, key: str, with_secrets: bool) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         shape = shape_of(type(value)).items()
-        return {name: _plain(getattr(value, f), dotted(key, name), with_secrets) for name, (f, _) in shape}
+        return {
+            name: _plain(getattr(value, f), dotted(key, name), with_secrets)
+            for name, (f, _) in shape
+        }
     if isinstance(value, Mapping):
         return {
-            str(name): _plain(below, dotted(key, str(name)), with_secrets) for name, below in value.items()
+            str(name): _plain(below, dotted(key, str(name)), with_secrets)
+            for name, below in value.items()
         }
     if isinstance(value, (tuple, list, frozenset)):
         items = sorted(value, key=str) if isinstance(value, frozenset) else value

@@ -17,14 +17,22 @@ from relay.config.tree import dotted
 __all__ = ["json_schema"]
 
 _DURATION = {"type": "string", "pattern": r"^([0-9]+(ms|w|d|h|m|s))+$", "examples": ["30s", "4h"]}
-_SIZE = {"type": ["string", "integer"], "pattern": r"^[0-9]+(B|KiB|MiB|GiB|TiB)?$", "examples": ["50MiB"]}
+_SIZE = {
+    "type": ["string", "integer"],
+    "pattern": r"^[0-9]+(B|KiB|MiB|GiB|TiB)?$",
+    "examples": ["50MiB"],
+}
 _NETWORK = {"type": "string", "examples": ["192.0.2.0/24", "2001:db8::/32"]}
 
 
 def json_schema() -> dict[str, Any]:
     """The schema (draft 2020-12) of a whole file."""
     schema = _of(Config, "", as_document(Config()))
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "relay.yaml", **schema}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "relay.yaml",
+        **schema,
+    }
 
 
 def _of(hint: Any, key: str, default: Any) -> dict[str, Any]:
@@ -64,7 +72,8 @@ def _of_section(cls: type, key: str, default: Any) -> dict[str, Any]:
         "type": ["object", "null"],
         "description": " ".join((cls.__doc__ or "").split()),
         "properties": {
-            name: _of(hint, dotted(key, name), defaults.get(name)) for name, (_, hint) in shape.items()
+            name: _of(hint, dotted(key, name), defaults.get(name))
+            for name, (_, hint) in shape.items()
         },
         "additionalProperties": False,
     } | ({"required": required} if required else {})

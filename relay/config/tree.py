@@ -59,7 +59,9 @@ class Composer:
         except yaml.MarkedYAMLError as error:
             problem = " ".join(part for part in (error.context, error.problem) if part)
             mark = error.problem_mark or error.context_mark
-            self._mistakes.append(Mistake(self._place(mark), "", f"not YAML: {problem}", _yaml_cure(problem)))
+            self._mistakes.append(
+                Mistake(self._place(mark), "", f"not YAML: {problem}", _yaml_cure(problem))
+            )
             return None
         except yaml.YAMLError as error:
             problem = str(error).replace("\n", " ")
@@ -75,7 +77,9 @@ class Composer:
     def _tree(self, node: yaml.Node, key: str) -> Tree:
         place = self._place(node.start_mark)
         if node in self._open:
-            self._mistakes.append(Mistake(place, key, "an alias that contains itself", "write the value out"))
+            self._mistakes.append(
+                Mistake(place, key, "an alias that contains itself", "write the value out")
+            )
             return Leaf(place, "null", "")
         if isinstance(node, yaml.ScalarNode):
             return Leaf(place, node.tag.rpartition(":")[2], str(node.value))
@@ -83,7 +87,9 @@ class Composer:
         try:
             if isinstance(node, yaml.SequenceNode):
                 items = enumerate(node.value)
-                return List(place, tuple(self._tree(item, dotted(key, str(i))) for i, item in items))
+                return List(
+                    place, tuple(self._tree(item, dotted(key, str(i))) for i, item in items)
+                )
             return self._map(typing.cast(yaml.MappingNode, node), place, key)
         finally:
             self._open.pop()
@@ -102,7 +108,9 @@ class Composer:
             if name in tree.keys:
                 first = tree.keys[name].line
                 said = f"said twice (first on line {first})" if first else "said twice"
-                self._mistakes.append(Mistake(where, dotted(key, name), said, "keep one of the two"))
+                self._mistakes.append(
+                    Mistake(where, dotted(key, name), said, "keep one of the two")
+                )
                 continue
             tree.keys[name] = where
             tree.values[name] = self._tree(value_node, dotted(key, name))
@@ -139,7 +147,9 @@ def dotted(key: str, name: str) -> str:
 
 def overlay(tree: Map, environ: Mapping[str, str], mistakes: list[Mistake]) -> None:
     """Put what the environment says in the place of what the file says, whole sections before their keys."""
-    names = sorted((n for n in environ if n.startswith(ENVIRONMENT_PREFIX)), key=lambda n: (n.count("__"), n))
+    names = sorted(
+        (n for n in environ if n.startswith(ENVIRONMENT_PREFIX)), key=lambda n: (n.count("__"), n)
+    )
     for variable in names:
         steps = [step.lower() for step in variable.removeprefix(ENVIRONMENT_PREFIX).split("__")]
         value = Composer(variable, mistakes, has_lines=False).compose(environ[variable])
@@ -160,7 +170,9 @@ def _put(tree: Map, steps: list[str], value: Tree, place: Place, mistakes: list[
         below = branch.values.get(step)
         if isinstance(below, List):
             whole = ENVIRONMENT_PREFIX + "__".join(steps[: depth + 1]).upper()
-            mistakes.append(Mistake(place, ".".join(steps), "a list is given whole", f"write {whole}=[…]"))
+            mistakes.append(
+                Mistake(place, ".".join(steps), "a list is given whole", f"write {whole}=[…]")
+            )
             return
         if not isinstance(below, Map):
             below = Map(place, {}, {})

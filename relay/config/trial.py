@@ -58,7 +58,9 @@ def _try_ports(config: Config) -> Iterator[Remark]:
         else:
             yield from _try_directory(key, Path(address.path).parent)
             if _answers(address.path):
-                yield Remark(key, f"somebody answers at {address.path} already", "choose another path")
+                yield Remark(
+                    key, f"somebody answers at {address.path} already", "choose another path"
+                )
     if config.admin.http and config.admin.serves_http:
         http = parse_address(config.admin.http)
         if isinstance(http, UnixAddress):
@@ -83,7 +85,9 @@ def _try_port(key: str, address: TcpAddress) -> Iterator[Remark]:
             probe.listen(1)
         except OSError as error:
             words = (os.strerror(error.errno) if error.errno else str(error)).lower()
-            yield Remark(key, f"{address}: {words}", _CURES.get(error.errno or 0, "choose another address"))
+            yield Remark(
+                key, f"{address}: {words}", _CURES.get(error.errno or 0, "choose another address")
+            )
 
 
 # --- directories ----------------------------------------------------------------------------------

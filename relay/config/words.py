@@ -32,7 +32,11 @@ _SIZE_UNITS = {"TiB": 1024**4, "GiB": 1024**3, "MiB": 1024**2, "KiB": 1024, "B":
 def parse_duration(text: str) -> timedelta:
     """`30s`, `5m`, `1h30m`, `5d`. A bare number is refused: nobody could tell what it counts."""
     if not _DURATION.fullmatch(text):
-        cure = f"write a unit, as in {text}s" if text.isdigit() else "write it as 30s, 5m, 4h, 5d or 1h30m"
+        cure = (
+            f"write a unit, as in {text}s"
+            if text.isdigit()
+            else "write it as 30s, 5m, 4h, 5d or 1h30m"
+        )
         raise ValueError(f"{shown(text)} is not a duration; {cure}")
     total = sum((int(n) * _UNITS[unit] for n, unit in _DURATION_PART.findall(text)), timedelta())
     if total > _LONGEST:
@@ -55,7 +59,9 @@ def parse_size(text: str) -> int:
     """`64KiB`, `50MiB`, or a plain number of octets."""
     match = _SIZE.fullmatch(text)
     if match is None:
-        raise ValueError(f"{shown(text)} is not a size; write it as 64KiB, 50MiB, 2GiB or a number of octets")
+        raise ValueError(
+            f"{shown(text)} is not a size; write it as 64KiB, 50MiB, 2GiB or a number of octets"
+        )
     return int(match[1]) * _SIZE_UNITS[match[2] or "B"]
 
 
@@ -78,7 +84,9 @@ def host_and_port(text: str) -> tuple[str, int]:
         ipaddress.IPv6Address(host[1:-1])
         return host[1:-1], int(port)
     if ":" in host:
-        raise ValueError(f"{shown(text)} is an IPv6 address without brackets; write it as [{host}]:{port}")
+        raise ValueError(
+            f"{shown(text)} is an IPv6 address without brackets; write it as [{host}]:{port}"
+        )
     ipaddress.IPv4Address(host)
     return host, int(port)
 
@@ -102,7 +110,9 @@ def domain(text: str) -> str:
     try:
         domain = normalise_domain(text)
     except AddressError as error:
-        raise ValueError(f"{shown(text)} is not a domain ({error}); write it as example.com") from None
+        raise ValueError(
+            f"{shown(text)} is not a domain ({error}); write it as example.com"
+        ) from None
     if not domain:
         raise ValueError("an empty domain; write it as example.com")
     return domain
@@ -113,7 +123,9 @@ def domain_pattern(text: str, *, alone: bool = False) -> str:
     if text == "*" and alone:
         return text
     if text == "*":
-        raise ValueError('"*" is not a domain; put what holds for every domain under policy.default')
+        raise ValueError(
+            '"*" is not a domain; put what holds for every domain under policy.default'
+        )
     if text.startswith("*."):
         return f"*.{domain(text[2:])}"
     if "*" in text:
@@ -128,7 +140,9 @@ def selector(text: str) -> str:
     if not re.fullmatch(
         r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*", text
     ):
-        raise ValueError(f"{shown(text)} is not a selector; write letters and digits, such as relay1")
+        raise ValueError(
+            f"{shown(text)} is not a selector; write letters and digits, such as relay1"
+        )
     return text
 
 
@@ -138,7 +152,9 @@ def listen_address(text: str) -> str:
     try:
         host_and_port(text)
     except ValueError as error:
-        raise ValueError(f"{split(error)[0]}; write it as 127.0.0.1:2525, [::1]:2525 or unix:/path") from None
+        raise ValueError(
+            f"{split(error)[0]}; write it as 127.0.0.1:2525, [::1]:2525 or unix:/path"
+        ) from None
     return text
 
 

@@ -23,16 +23,16 @@ from pathlib import Path
 from typing import Any
 
 from relay import __version__
-from relay.admin.http import CONNECTIONS
+from relay.api import CONNECTIONS
 from relay.config import Config, ConfigError, load
 from relay.daemon.files import FileBudget, budget, files_needed, raise_limit
 from relay.daemon.programlog import ProgramLog, is_journal
 from relay.daemon.running import Relay, StartError
-from relay.daemon.share import share
 from relay.daemon.sockets import passed_doors
 from relay.daemon.supervisor import SIGNALS, Supervisor
 from relay.daemon.systemd import Systemd
 from relay.daemon.worker import Worker
+from relay.daemon.worker_config import share
 
 __all__ = ["serve"]
 
@@ -75,7 +75,9 @@ def _start_log(level: str, environ: Mapping[str, str], *, as_json: bool) -> Prog
     return own_log
 
 
-def _work(config: Config, worker: Worker, path: Path, environ: Mapping[str, str], own_log: ProgramLog) -> int:
+def _work(
+    config: Config, worker: Worker, path: Path, environ: Mapping[str, str], own_log: ProgramLog
+) -> int:
     """What a worker does, the only one or one of several."""
     try:
         return _run(_serve(config, worker, path, environ, own_log))
@@ -124,10 +126,12 @@ async def _serve(
         log.info("relay %s ready: %s", __version__, relay.summary())
     systemd.ready(relay.summary())
     watchdog = asyncio.create_task(_answer_watchdog(systemd, relay))
-    reporting = asyncio.create_task(worker.report(relay.ailments))
+    reporting = asyncio.create_task(worker.report(relay.liveness))
     reloading = asyncio.create_task(_reload_when_told(hangup, relay))
     broken = asyncio.ensure_future(relay.broken)
-    await asyncio.wait({broken, asyncio.ensure_future(over.wait())}, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait(
+        {broken, asyncio.ensure_future(over.wait())}, return_when=asyncio.FIRST_COMPLETED
+    )
     signals.no_way_back()
     reloading.cancel()
     await relay.stop()
@@ -196,9 +200,9 @@ async def _answer_watchdog(systemd: Systemd, relay: Relay) -> None:
     if systemd.watchdog_seconds is None:
         return
     while True:
-        ailments = await relay.ailments()
-        if ailments:
-            log.error("the watchdog is not answered: %s", "; ".join(ailments))
+        liveness = await relay.liveness()
+        if liveness:
+            log.error("the watchdog is not answered: %s", "; ".join(liveness))
         else:
             systemd.alive()
         await asyncio.sleep(systemd.watchdog_seconds / 3)

@@ -34,7 +34,9 @@ def files_needed(*, clients: int, deliveries: int, queries: int, http: int = 0) 
 
 def budget(limit: int, *, clients: int, deliveries: int, queries: int, http: int = 0) -> FileBudget:
     """Divide a limit in the proportions that were asked for."""
-    wanted = files_needed(clients=clients, deliveries=deliveries, queries=queries, http=http) - RESERVED
+    wanted = (
+        files_needed(clients=clients, deliveries=deliveries, queries=queries, http=http) - RESERVED
+    )
     free = max(limit - RESERVED, 5)
     if wanted <= free:
         return FileBudget(clients, deliveries, queries, is_short=False, http=http)
@@ -42,7 +44,9 @@ def budget(limit: int, *, clients: int, deliveries: int, queries: int, http: int
     def share(count: int) -> int:
         return max(count * free // wanted, min(count, 1))
 
-    return FileBudget(share(clients), share(deliveries), share(queries), is_short=True, http=share(http))
+    return FileBudget(
+        share(clients), share(deliveries), share(queries), is_short=True, http=share(http)
+    )
 
 
 def raise_limit(wanted: int) -> int:

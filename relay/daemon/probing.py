@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 from relay.admin.operations import host_as_json, no_route_as_json, prospect_as_json
-from relay.deliver.hop import Reach
+from relay.deliver.negotiate import SessionOptions
 from relay.deliver.options import DeliveryOptions, Timeouts, TlsOptions, security_options
 from relay.deliver.probe import CertificateFacts, HostReport, RuleVerdict, probe_all
 from relay.deliver.tls import TlsContexts
@@ -30,8 +30,15 @@ async def probe_domain(
     found = await route(domain)
     if isinstance(found, NoRoute):
         rejected = list(found.outcome.hosts)
-        return {"domain": domain, "hosts": [], "rejected": rejected, "no-route": no_route_as_json(found)}
-    using = Reach(hostname, _shortened(delivery.timeouts, patience), TlsContexts(tls.ca_file))
+        return {
+            "domain": domain,
+            "hosts": [],
+            "rejected": rejected,
+            "no-route": no_route_as_json(found),
+        }
+    using = SessionOptions(
+        hostname, _shortened(delivery.timeouts, patience), TlsContexts(tls.ca_file)
+    )
     reports = await probe_all(found.hosts, using, security_options(delivery, tls))
     return {
         "domain": domain,
@@ -75,7 +82,7 @@ def _verdict_as_json(verdict: RuleVerdict) -> dict[str, Any]:
     return {
         "require-tls": verdict.require_tls,
         "skip-verification": verdict.skip_verification,
-        "would-send": verdict.prospect.is_sent,
-        **prospect_as_json(verdict.prospect),
+        "would-send": verdict.forecast.is_sent,
+        **prospect_as_json(verdict.forecast),
         "error": verdict.error,
     }

@@ -91,7 +91,9 @@ class _Entrance(logging.handlers.QueueHandler):
 
     def _confession(self) -> logging.LogRecord:
         text = "%d lines of this log were dropped: nobody read them"
-        return logging.LogRecord(__name__, logging.WARNING, __file__, 0, text, (self._dropped,), None)
+        return logging.LogRecord(
+            __name__, logging.WARNING, __file__, 0, text, (self._dropped,), None
+        )
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
         # Formatted on the other side, but the arguments' text is fixed here, while they are what they were.
@@ -112,7 +114,13 @@ def is_journal(environ: Mapping[str, str], stream: TextIO | None = None) -> bool
     return (device, inode) == (str(found.st_dev), str(found.st_ino))
 
 
-_PRIORITIES = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6, logging.DEBUG: 7}
+_PRIORITIES = {
+    logging.CRITICAL: 2,
+    logging.ERROR: 3,
+    logging.WARNING: 4,
+    logging.INFO: 6,
+    logging.DEBUG: 7,
+}
 
 
 class _ForJournal(logging.Formatter):
@@ -165,7 +173,9 @@ def _one_line(text: str) -> str:
     """The text with everything escaped that is not to be seen."""
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+    )
 
 
 def _sound(text: str) -> str:

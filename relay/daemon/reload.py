@@ -49,7 +49,8 @@ def _differing(before: Any, after: Any, key: str) -> list[str]:
         return [key]
     names = [*before, *(name for name in after if name not in before)]
     below = (
-        _differing(before.get(name), after.get(name), f"{key}.{name}" if key else str(name)) for name in names
+        _differing(before.get(name), after.get(name), f"{key}.{name}" if key else str(name))
+        for name in names
     )
     return [found for found_below in below for found in found_below]
 

@@ -24,16 +24,16 @@ from relay import __version__
 from relay.admin.control import Control, ControlServer, RequestError, SocketTaken, start_control
 from relay.admin.domain_settings import SettingsElsewhere, SettingsInForce
 from relay.admin.fleet import Fleet, Peer
-from relay.admin.http import Api, Caller, HttpError, HttpOptions, HttpServer, start_http
+from relay.api import Api, Caller, HttpError, HttpOptions, HttpServer, start_http
 from relay.config import Config, ConfigError, load
 from relay.config.document import fingerprints
 from relay.config.parts import resolver_options, route_options
 from relay.config.words import host_and_port
+from relay.daemon.all_queues import AllQueues
 from relay.daemon.files import FileBudget
 from relay.daemon.probing import probe_domain
 from relay.daemon.programlog import ProgramLog
 from relay.daemon.reload import changes, taken_over
-from relay.daemon.share import WORKER_SPOOL, control_socket, share, spool
 from relay.daemon.systemd import Systemd
 from relay.daemon.watching import (
     MeteredStore,
@@ -45,8 +45,8 @@ from relay.daemon.watching import (
     oldest_age,
     room_at,
 )
-from relay.daemon.whole import WholeQueue
 from relay.daemon.worker import ALONE, Worker
+from relay.daemon.worker_config import WORKER_SPOOL, control_socket, share, spool
 from relay.deliver.attempt import Attempt
 from relay.deliver.options import security_options
 from relay.deliver.pool import Pool, PoolLimits
@@ -123,7 +123,9 @@ class Relay:
         self._broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._undo = contextlib.AsyncExitStack()
         others = range(1, worker.workers) if worker.is_first else ()
-        self._peers = [Peer(number, Path(control_socket(config.admin.socket, number))) for number in others]
+        self._peers = [
+            Peer(number, Path(control_socket(config.admin.socket, number))) for number in others
+        ]
         self._metrics = Metrics()
         self._signing_keys: dict[str, SigningKey] = {}
         self._reloaded = now()
@@ -148,7 +150,9 @@ class Relay:
         self._desk = stored.desk
         await self._read_settings()
         self._router = self._make_router()
-        delivery = replace(config.delivery, concurrency=min(config.delivery.concurrency, files.deliveries))
+        delivery = replace(
+            config.delivery, concurrency=min(config.delivery.concurrency, files.deliveries)
+        )
         self._pool = Pool(PoolLimits(connections=delivery.concurrency))
         attempt = Attempt(
             metered(self._router.route, self._metrics),
@@ -226,7 +230,7 @@ class Relay:
         others = [Reader.of(Path(spool(path, peer.number))) for peer in self._peers]
         for reader in others:
             self._undo.push_async_callback(reader.close)
-        return cast(Store, WholeQueue(self.store, others, self._peers))
+        return cast(Store, AllQueues(self.store, others, self._peers))
 
     def _make_router(self) -> Router:
         options = replace(resolver_options(self.config), concurrency=self._files.queries)
@@ -245,14 +249,16 @@ class Relay:
     def _listening(self) -> list[tuple[str, int]]:
         """Where we listen, so that mail is never delivered to ourselves."""
         addresses = (listener.address for listener in self._listeners)
-        return [(address.host, address.port) for address in addresses if isinstance(address, TcpAddress)]
+        return [
+            (address.host, address.port) for address in addresses if isinstance(address, TcpAddress)
+        ]
 
     async def _start_control(self) -> None:
         control = Control(
             self.store,
             self.store,
             clock=now,
-            hurry=self._scheduler.hurry,
+            retry_silent=self._scheduler.retry_silent,
             desk=self._desk,
             health=self._health,
             metrics=self._own_metrics,
@@ -262,7 +268,9 @@ class Relay:
         self._fleet = Fleet([control, *self._peers])
         path = Path(self.config.admin.socket)
         try:
-            server: ControlServer = await start_control(self._fleet if self._peers else control, path)
+            server: ControlServer = await start_control(
+                self._fleet if self._peers else control, path
+            )
         except (OSError, SocketTaken) as error:
             raise StartError(f"admin.socket: {_sentence(error)}") from error
         self._undo.push_async_callback(server.close)
@@ -295,7 +303,7 @@ class Relay:
             recipients=config.limits.recipients,
             received_hops=config.limits.received_hops,
             request_seconds=config.limits.transaction.total_seconds(),
-            hurry=self._scheduler.hurry,
+            retry_silent=self._scheduler.retry_silent,
             status=self._status_of_all,
             probe=self._probe,
             metrics=self.metrics,
@@ -335,7 +343,9 @@ class Relay:
         silent = self._scheduler.silent_destinations()
         return {
             "in-flight": self._scheduler.in_flight,
-            "silent-destinations": {name: until.isoformat() for name, until in list(silent.items())[:1000]},
+            "silent-destinations": {
+                name: until.isoformat() for name, until in list(silent.items())[:1000]
+            },
         }
 
     async def _probe(self, domain: str) -> dict[str, Any]:
@@ -357,7 +367,8 @@ class Relay:
             access=lambda: self.config.access,
             clock=now,
             limits=replace(
-                self.config.limits, connections=min(self.config.limits.connections, self._files.clients)
+                self.config.limits,
+                connections=min(self.config.limits.connections, self._files.clients),
             ),
             connections=Connections(self._worker.elsewhere),
             failures=Failures(elsewhere=self._worker.failed_elsewhere),
@@ -440,7 +451,9 @@ class Relay:
         if self._worker.is_first:
             for warning in new.warnings:
                 log.warning("%s", warning)
-        log.log(logging.INFO if self._worker.line is None else logging.DEBUG, "reloaded: %s", changed)
+        log.log(
+            logging.INFO if self._worker.line is None else logging.DEBUG, "reloaded: %s", changed
+        )
 
     async def metrics(self) -> bytes:
         """Everything Prometheus may want to know, of all workers that answer."""
@@ -484,17 +497,17 @@ class Relay:
         return found
 
     async def _health(self) -> dict[str, list[str]]:
-        return {"ailments": await self.ailments(), "obstacles": await self.obstacles()}
+        return {"liveness": await self.liveness(), "readiness": await self.readiness()}
 
-    async def ailments(self) -> list[str]:
+    async def liveness(self) -> list[str]:
         """What is wrong so that a restart may cure it: parts that ended, a queue that does not answer."""
         found = [f"{task.get_name()} has ended" for task in self._tasks if task.done()]
         stuck = await heart_beats(self.store)
         return [*found, stuck] if stuck else found
 
-    async def obstacles(self) -> list[str]:
+    async def readiness(self) -> list[str]:
         """Why no mail should be handed to us now; nothing where all is well."""
-        found = await self.ailments()
+        found = await self.liveness()
         if self._is_draining:
             found.append("draining")
         if self._delivery_log.is_in_trouble:
@@ -542,5 +555,7 @@ async def _metrics_of(peer: Peer) -> bytes:
 def _sentence(error: Exception) -> str:
     """An error as its system's words for it, without number and history."""
     if isinstance(error, OSError) and error.errno:
-        return f"{os.strerror(error.errno).lower()}{f' ({error.filename})' if error.filename else ''}"
+        return (
+            f"{os.strerror(error.errno).lower()}{f' ({error.filename})' if error.filename else ''}"
+        )
     return str(error)

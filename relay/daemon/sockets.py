@@ -1,7 +1,7 @@
 """The listening sockets that a worker does not open itself: from systemd, or from the supervisor.
 
-Opened before any worker is there, bound and not listening yet: a door opens when a worker stands
-behind it. `Doors` has, at each TCP address, one for each worker.
+Screened before any worker is there, bound and not listening yet: a door opens when a worker stands
+behind it. `ListeningSockets` has, at each TCP address, one for each worker.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from relay.daemon.systemd import passed_sockets
 from relay.receive.listener import bound_address, remove_stale
 from relay.receive.spec import TcpAddress, UnixAddress, parse_address
 
-__all__ = ["Doors", "passed_doors"]
+__all__ = ["ListeningSockets", "passed_doors"]
 
 
 def passed_doors(config: Config, environ: Mapping[str, str]) -> dict[str, socket.socket]:
@@ -28,11 +28,13 @@ def passed_doors(config: Config, environ: Mapping[str, str]) -> dict[str, socket
     wanted = {str(parse_address(spec.address)) for spec in config.listeners}
     for address in passed:
         if address not in wanted:
-            raise StartError(f"systemd hands over a socket at {address}, and no listener has that address")
+            raise StartError(
+                f"systemd hands over a socket at {address}, and no listener has that address"
+            )
     return passed
 
 
-class Doors:
+class ListeningSockets:
     """Where several workers listen. Closed at the end of the `with`, or before."""
 
     def __init__(self, config: Config, environ: Mapping[str, str]) -> None:
@@ -57,7 +59,10 @@ class Doors:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -99,7 +104,9 @@ class Doors:
             else:
                 self._open_port(address)
         except OSError as error:
-            raise StartError(f"listener {address}: {(error.strerror or str(error)).lower()}") from error
+            raise StartError(
+                f"listener {address}: {(error.strerror or str(error)).lower()}"
+            ) from error
 
     def _open_port(self, address: TcpAddress) -> None:
         """One socket for each worker; for port 0 the first says which port it is."""

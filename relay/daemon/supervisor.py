@@ -32,11 +32,11 @@ from pathlib import Path
 
 from relay import __version__
 from relay.config import Config, ConfigError, load
-from relay.daemon.board import Board
-from relay.daemon.bulletin import Bulletin
 from relay.daemon.programlog import ProgramLog
 from relay.daemon.reload import changes, taken_over
-from relay.daemon.sockets import Doors
+from relay.daemon.shared_counters import SharedCounters
+from relay.daemon.shared_settings import SharedSettings
+from relay.daemon.sockets import ListeningSockets
 from relay.daemon.systemd import Systemd
 from relay.daemon.worker import BEAT, READY, Worker
 
@@ -88,8 +88,8 @@ class Supervisor:
         self._work = work
         self._systemd = Systemd(environ)
         self._children = [_Child(number) for number in range(config.workers)]
-        self._board = Board(config.workers)
-        self._bulletin = Bulletin()
+        self._board = SharedCounters(config.workers)
+        self._bulletin = SharedSettings()
         self._is_ending = False
         self._was_ready = False
         self._exit_code = 0
@@ -99,7 +99,7 @@ class Supervisor:
     def run(self) -> int:
         """Open, fork, watch, end."""
         with contextlib.ExitStack() as stack:
-            self._doors = stack.enter_context(Doors(self._config, self._environ))
+            self._doors = stack.enter_context(ListeningSockets(self._config, self._environ))
             self._awake, self._alarm = stack.enter_context(_wake_ups())
             self._inherited = signal.pthread_sigmask(signal.SIG_BLOCK, ())
             self._spare_the_collector()
@@ -114,7 +114,7 @@ class Supervisor:
         for number in self._wait():
             self._obey(number)
         self._listen()
-        self._bury()
+        self._reap()
         if not self._is_ending:
             self._kill_the_stuck()
             self._fork_who_is_due()
@@ -210,9 +210,11 @@ class Supervisor:
             self._systemd.ready(self._summary())
 
     def _summary(self) -> str:
-        return f"{self._config.hostname} relays with {len(self._children)} workers from {self._doors}"
+        return (
+            f"{self._config.hostname} relays with {len(self._children)} workers from {self._doors}"
+        )
 
-    def _bury(self) -> None:
+    def _reap(self) -> None:
         """See who has ended; fork them again, unless it is the end of all."""
         for child in self._children:
             if not child.pid:
@@ -225,13 +227,17 @@ class Supervisor:
                 child.line.close()
             child.pid, child.line = 0, None
             if not self._is_ending:
-                self._mourn(child, status)
+                self._on_worker_exit(child, status)
             elif os.waitstatus_to_exitcode(status):
                 self._exit_code = 1
 
-    def _mourn(self, child: _Child, status: int) -> None:
+    def _on_worker_exit(self, child: _Child, status: int) -> None:
         code = os.waitstatus_to_exitcode(status)
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        how = (
+            f"was killed by {signal.Signals(-code).name}"
+            if code < 0
+            else f"ended with exit code {code}"
+        )
         if not self._was_ready and not child.is_ready:
             # It has said why itself. What keeps a worker from starting at the start is the start's failure.
             log.error("worker %d %s before it was ready", child.number, how)
@@ -242,7 +248,12 @@ class Supervisor:
         child.failures = 0 if lasted >= _A_GOOD_RUN else child.failures + 1
         pause = min(2.0 ** (child.failures - 2), _LONGEST_PAUSE) if child.failures > 1 else 0.0
         child.again_at = time.monotonic() + pause
-        log.error("worker %d %s: starting it again%s", child.number, how, f" in {pause:g} s" if pause else "")
+        log.error(
+            "worker %d %s: starting it again%s",
+            child.number,
+            how,
+            f" in {pause:g} s" if pause else "",
+        )
 
     def _kill_the_stuck(self) -> None:
         now = time.monotonic()
@@ -254,7 +265,9 @@ class Supervisor:
         for child in self._children:
             patience = _UNWELL_SECONDS if child.is_ready else _STARTING_SECONDS
             if child.pid and now - child.heard > patience:
-                log.error("worker %d has not been well for %g s: killing it", child.number, patience)
+                log.error(
+                    "worker %d has not been well for %g s: killing it", child.number, patience
+                )
                 child.heard = now
                 os.kill(child.pid, signal.SIGKILL)
 

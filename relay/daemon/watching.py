@@ -2,7 +2,7 @@
 
 Counting happens where everything passes anyway: at the store's door (`MeteredStore`) and at
 the router's (`metered`). `snapshot` gathers what `relay.report.metrics` is told at the
-moment it is asked; `ailments` says what is wrong, in sentences.
+moment it is asked; `liveness` says what is wrong, in sentences.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cryptography import x509
 
 from relay.mail.event import Event
 from relay.queue.settle import Settlement
-from relay.queue.store import Debt, EventFilter, NewMessage, QueueFilter, SpoolError, Store
+from relay.queue.store import EventFilter, NewMessage, PendingReport, QueueFilter, SpoolError, Store
 from relay.receive.listener import Listener
 from relay.report.metrics import Metrics
 from relay.route.next_hop import NoRoute, Route
@@ -54,10 +54,16 @@ class MeteredStore:
     async def accept(self, new: NewMessage) -> None:
         began = time.perf_counter()
         await self._store.accept(new)
-        self._metrics.accepted(new.message.origin, new.message.size_bytes, time.perf_counter() - began)
+        self._metrics.accepted(
+            new.message.origin, new.message.size_bytes, time.perf_counter() - began
+        )
 
     async def record(
-        self, settlement: Settlement, *, reports: Sequence[NewMessage] = (), events: Sequence[Event] = ()
+        self,
+        settlement: Settlement,
+        *,
+        reports: Sequence[NewMessage] = (),
+        events: Sequence[Event] = (),
     ) -> bool:
         began = time.perf_counter()
         owes = await self._store.record(settlement, reports=reports, events=events)
@@ -65,12 +71,14 @@ class MeteredStore:
         self._metrics.reported(len(reports))
         return owes
 
-    async def report(self, debt: Debt, reports: Sequence[NewMessage]) -> None:
+    async def report(self, debt: PendingReport, reports: Sequence[NewMessage]) -> None:
         await self._store.report(debt, reports)
         self._metrics.reported(len(reports))
 
 
-def metered(route: Callable[[str], Awaitable[Route]], metrics: Metrics) -> Callable[[str], Awaitable[Route]]:
+def metered(
+    route: Callable[[str], Awaitable[Route]], metrics: Metrics
+) -> Callable[[str], Awaitable[Route]]:
     """A router whose lookups are counted and timed."""
 
     async def measured(domain: str) -> Route:

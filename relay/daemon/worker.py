@@ -13,7 +13,7 @@ import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
-from relay.daemon.bulletin import Bulletin
+from relay.daemon.shared_settings import SharedSettings
 from relay.receive.limits import Elsewhere
 from relay.submit.failures import FailedElsewhere
 
@@ -38,7 +38,7 @@ class Worker:
     elsewhere: Elsewhere | None = None
     failed_elsewhere: FailedElsewhere | None = None
     line: socket.socket | None = None
-    bulletin: Bulletin | None = None
+    bulletin: SharedSettings | None = None
 
     @property
     def is_first(self) -> bool:
@@ -52,14 +52,14 @@ class Worker:
             line = self.line
             loop.add_reader(line, lambda: _ended(loop, line, drain))
 
-    async def report(self, ailments: Callable[[], Awaitable[list[str]]]) -> None:
+    async def report(self, liveness: Callable[[], Awaitable[list[str]]]) -> None:
         """Say that we are ready, and then, as long as it is true, that we are well."""
         if self.line is None:
             return
         self._say(READY)
         while True:
             await asyncio.sleep(BEAT_SECONDS)
-            if not await ailments():
+            if not await liveness():
                 self._say(BEAT)
 
     def _say(self, word: bytes) -> None:

@@ -18,7 +18,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
-from relay.deliver import hop
+from relay.deliver import negotiate
 from relay.deliver.connection import Connection, Content
 from relay.deliver.diagnosis import (
     Answer,
@@ -81,11 +81,15 @@ class Attempt:
         delivery, tls = delivery or DeliveryOptions(), tls or TlsOptions()
         self._route = route
         self._security = security_options(delivery, tls)
-        self._using = hop.Reach(hostname, delivery.timeouts, contexts or TlsContexts(tls.ca_file))
+        self._using = negotiate.SessionOptions(
+            hostname, delivery.timeouts, contexts or TlsContexts(tls.ca_file)
+        )
         self._pool = Pool() if pool is None else pool
         self._signer = signer
 
-    async def run(self, entry: Entry, content: Callable[[], AsyncIterator[bytes]]) -> dict[int, Outcome]:
+    async def run(
+        self, entry: Entry, content: Callable[[], AsyncIterator[bytes]]
+    ) -> dict[int, Outcome]:
         """Try to deliver; the outcome for every recipient of the entry, by its index."""
         route = await self._route(entry.domain)
         if isinstance(route, NoRoute):
@@ -94,7 +98,9 @@ class Attempt:
         bounce = needed.bounces_unmet and all(
             at_host(needed, host, self._security).bounces_unmet for host in route.hosts
         )
-        tally = Tally(entry.recipients, bounce_unmet=bounce, trouble=route.trouble, rejected=route.rejected)
+        tally = Tally(
+            entry.recipients, bounce_unmet=bounce, trouble=route.trouble, rejected=route.rejected
+        )
         job = await _job(entry, content, self._signer)
         with self._pool.using_one():
             for host in route.hosts[:MOST_HOSTS]:
@@ -117,7 +123,7 @@ class Attempt:
         is_kept = connection is not None
         while waiting:
             if connection is None:
-                reached = await hop.reach(host, needed, self._using)
+                reached = await negotiate.reach(host, needed, self._using)
                 if not isinstance(reached, Connection):
                     _note_unreached(reached, host, tally, waiting, began)
                     return True
@@ -140,7 +146,9 @@ class Attempt:
 class _Visit:
     """What one session does for one attempt. `began`: when, on the monotonic clock."""
 
-    def __init__(self, host: Host, connection: Connection, job: _Job, tally: Tally, began: float) -> None:
+    def __init__(
+        self, host: Host, connection: Connection, job: _Job, tally: Tally, began: float
+    ) -> None:
         self._host = host
         self._connection = connection
         self._job = job
@@ -161,7 +169,11 @@ class _Visit:
         while waiting and self._connection.is_usable and not self._connection.was_cancelled:
             batch, after = waiting[:MOST_RECIPIENTS], waiting[MOST_RECIPIENTS:]
             answers = await self._transact(batch)
-            if answers and all(map(_never_began, answers.values())) and (is_kept or waiting != recipients):
+            if (
+                answers
+                and all(map(_never_began, answers.values()))
+                and (is_kept or waiting != recipients)
+            ):
                 return [recipient for recipient in waiting if self._tally.is_pending(recipient)]
             is_kept = False
             waiting = self._note(batch, answers) + after
@@ -188,7 +200,9 @@ class _Visit:
         self._utf8 = transaction.utf8
         return await self._connection.transact(transaction, job.content)
 
-    def _note(self, batch: Sequence[QueuedRecipient], answers: dict[int, Answer]) -> list[QueuedRecipient]:
+    def _note(
+        self, batch: Sequence[QueuedRecipient], answers: dict[int, Answer]
+    ) -> list[QueuedRecipient]:
         """Tally the answers; who is to be named again, in a transaction with fewer recipients."""
         some_were_named = any(not too_many_recipients(answer) for answer in answers.values())
         again = []
@@ -216,7 +230,9 @@ class _Visit:
     def _note_untried(self, waiting: Sequence[QueuedRecipient]) -> None:
         """The session was over before these were named."""
         cancelled = self._connection.was_cancelled
-        error = "we were told to stop" if cancelled else "the session was over before this recipient"
+        error = (
+            "we were told to stop" if cancelled else "the session was over before this recipient"
+        )
         answer = Answer(Stage.MAIL, None, error, ours=cancelled)
         for recipient in waiting:
             self._tally_one(recipient.index, answer)
@@ -236,12 +252,16 @@ def _wanted_tls(answer: Answer, host: Host, session: HopSession) -> Deferred:
     assert reply is not None
     before = session.downgrade.error if session.downgrade else "no TLS"
     return unmet(
-        "4.7.5", f"{before}; then in clear, {answer.stage} was answered {reply}", host, session, reply
+        "4.7.5",
+        f"{before}; then in clear, {answer.stage} was answered {reply}",
+        host,
+        session,
+        reply,
     )
 
 
 def _note_unreached(
-    reached: hop.Unmet | hop.Failed,
+    reached: negotiate.Unmet | negotiate.Failed,
     host: Host,
     tally: Tally,
     waiting: Sequence[QueuedRecipient],
@@ -249,17 +269,21 @@ def _note_unreached(
 ) -> None:
     """There is no session that a message could go over."""
     session = replace(reached.session, seconds=_now() - began) if reached.session else None
-    if isinstance(reached, hop.Unmet):
+    if isinstance(reached, negotiate.Unmet):
         outcome = unmet(reached.status, reached.error, host, session, reached.reply)
     else:
         outcome = _deferred(judge(reached.answer, host, session))
         if reached.before:
-            outcome = replace(outcome, description=f"{outcome.description} (before that, {reached.before})")
+            outcome = replace(
+                outcome, description=f"{outcome.description} (before that, {reached.before})"
+            )
     for recipient in waiting:
         tally.go_on(host, recipient.index, outcome)
 
 
-async def _job(entry: Entry, content: Callable[[], AsyncIterator[bytes]], signer: Signer | None) -> _Job:
+async def _job(
+    entry: Entry, content: Callable[[], AsyncIterator[bytes]], signer: Signer | None
+) -> _Job:
     message = entry.message
     whole = content if entry.content is None else entry.content
     if not (message.smtputf8 and message.eight_bit):

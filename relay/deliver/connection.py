@@ -6,7 +6,7 @@ thrown away); the reading of replies is ours, because a group of commands that w
 line nobody asked for is never credited to anything: the connection is broken, and said so.
 
 Nothing is looked up, parsed or decided here. `open` connects to the address it is given,
-`secure` says what became of TLS (a `Met`), `transact` brings home one `Answer` for each
+`secure` says what became of TLS (a `TlsResult`), `transact` brings home one `Answer` for each
 recipient, whatever happens on the way. What the library or the system raises ends here, as
 `SessionBroken` with an `Answer`.
 
@@ -29,17 +29,22 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NoReturn, cast
 
-from aiosmtplib import SMTPException, SMTPReadTimeoutError, SMTPResponseException, SMTPServerDisconnected
+from aiosmtplib import (
+    SMTPException,
+    SMTPReadTimeoutError,
+    SMTPResponseException,
+    SMTPServerDisconnected,
+)
 from aiosmtplib.auth import auth_login_encode, auth_plain_encode
 from aiosmtplib.esmtp import parse_esmtp_extensions
 from aiosmtplib.protocol import SMTPProtocol
 from aiosmtplib.response import SMTPResponse
 
 from relay.deliver.diagnosis import Answer, Stage, shown
+from relay.deliver.framing import MAX_REPLY_BYTES, DotStuffer, Garbled, ReplyReader
 from relay.deliver.options import Timeouts
 from relay.deliver.tls import Resumption, carrying
 from relay.deliver.transaction import NO_EXTENSIONS, Extensions, Transaction, is_clean
-from relay.deliver.wire import MAX_REPLY_BYTES, DotStuffer, Garbled, ReplyReader
 from relay.mail.outcome import Downgrade, HopSession
 from relay.mail.reply import Reply
 from relay.route.next_hop import Credentials, Host
@@ -51,7 +56,7 @@ try:
 except ImportError:  # pragma: no cover - not on every system
     fcntl = termios = None  # type: ignore[assignment]
 
-__all__ = ["Connection", "Content", "Met", "SessionBroken"]
+__all__ = ["Connection", "Content", "SessionBroken", "TlsResult"]
 
 Content = bytes | Callable[[], AsyncIterator[bytes]]
 """A message's content: whole, or in pieces."""
@@ -78,7 +83,7 @@ class SessionBroken(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Met:
+class TlsResult:
     """What became of TLS with a host. `error`: in its own words, or the peer's."""
 
     situation: Situation
@@ -94,7 +99,13 @@ class Connection:
     """
 
     def __init__(
-        self, host: Host, wire: _Wire, resumption: Resumption, *, hostname: str, timeouts: Timeouts
+        self,
+        host: Host,
+        wire: ClientProtocol,
+        resumption: Resumption,
+        *,
+        hostname: str,
+        timeouts: Timeouts,
     ) -> None:
         self.host = host
         self.resumption = resumption
@@ -163,36 +174,42 @@ class Connection:
         if not 200 <= reply.code < 300:
             self._give_up(Stage.EHLO, reply)
 
-    async def start_tls(self, context: ssl.SSLContext, name: str | None) -> Met:
+    async def start_tls(self, context: ssl.SSLContext, name: str | None) -> TlsResult:
         """STARTTLS, the handshake, and EHLO anew: nothing said in clear counts any more (RFC 3207 §4.2)."""
         if not self.offers.starttls:
-            return Met(Situation.NOT_OFFERED, "STARTTLS not offered")
+            return TlsResult(Situation.NOT_OFFERED, "STARTTLS not offered")
         if context.check_hostname and name is None:
-            return Met(Situation.UNVERIFIED, "no name that a certificate could be for")
+            return TlsResult(Situation.UNVERIFIED, "no name that a certificate could be for")
         try:
             with carrying(self.resumption):
-                await self._wire.start_tls(context, server_hostname=name, timeout=self._seconds.tls_handshake)
+                await self._wire.start_tls(
+                    context, server_hostname=name, timeout=self._seconds.tls_handshake
+                )
         except SMTPResponseException as refused:
             reply = self._wire.refusal or Reply(refused.code, "", refused.message)
-            return Met(Situation.REFUSED, f"STARTTLS refused: {reply.code} {shown(reply)}".rstrip(), reply)
+            return TlsResult(
+                Situation.REFUSED, f"STARTTLS refused: {reply.code} {shown(reply)}".rstrip(), reply
+            )
         except (*_LOST, ValueError) as error:
             return self._failed_handshake(error)
         self._note_tls(context)
         await self.say_hello()
-        return Met(Situation.SECURED)
+        return TlsResult(Situation.SECURED)
 
-    async def begin_in_tls(self, context: ssl.SSLContext, name: str | None) -> Met:
+    async def begin_in_tls(self, context: ssl.SSLContext, name: str | None) -> TlsResult:
         """TLS before the first word (RFC 8314 §3.3), then the greeting and EHLO."""
         if context.check_hostname and name is None:
-            return Met(Situation.UNVERIFIED, "no name that a certificate could be for")
+            return TlsResult(Situation.UNVERIFIED, "no name that a certificate could be for")
         try:
             with carrying(self.resumption):
-                await self._wire.handshake(context, server_hostname=name, timeout=self._seconds.tls_handshake)
+                await self._wire.handshake(
+                    context, server_hostname=name, timeout=self._seconds.tls_handshake
+                )
         except (*_LOST, ValueError) as error:
             return self._failed_handshake(error)
         self._note_tls(context)
         await self.greet()
-        return Met(Situation.SECURED)
+        return TlsResult(Situation.SECURED)
 
     def downgraded(self, downgrade: Downgrade) -> None:
         """Note why this session goes on in clear."""
@@ -248,7 +265,9 @@ class Connection:
         """Return when the connection is gone."""
         await self._wire.gone.wait()
 
-    async def _transact(self, transaction: Transaction, content: Content, answers: dict[int, Answer]) -> None:
+    async def _transact(
+        self, transaction: Transaction, content: Content, answers: dict[int, Answer]
+    ) -> None:
         if self._needs_rset:
             await self._forget_the_last()
         exchange = self._exchange(transaction)
@@ -435,11 +454,13 @@ class Connection:
         self.quit()
         raise SessionBroken(Answer(stage, reply))
 
-    def _failed_handshake(self, error: Exception) -> Met:
+    def _failed_handshake(self, error: Exception) -> TlsResult:
         self.abort()
         if isinstance(error, ssl.SSLCertVerificationError):
-            return Met(Situation.UNVERIFIED, f"certificate not verified: {error.verify_message}")
-        return Met(Situation.HANDSHAKE_FAILED, f"TLS handshake failed: {_told(error)}")
+            return TlsResult(
+                Situation.UNVERIFIED, f"certificate not verified: {error.verify_message}"
+            )
+        return TlsResult(Situation.HANDSHAKE_FAILED, f"TLS handshake failed: {_told(error)}")
 
     def _note_tls(self, context: ssl.SSLContext) -> None:
         session = self._wire.ssl_object
@@ -507,14 +528,18 @@ def _told(error: BaseException) -> str:
         return _SOURCE_LINE.sub("", str(error.args[-1] if error.args else error))
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno)
-    text = error.message if isinstance(error, SMTPException) and hasattr(error, "message") else str(error)
+    text = (
+        error.message
+        if isinstance(error, SMTPException) and hasattr(error, "message")
+        else str(error)
+    )
     return text or type(error).__name__
 
 
 _SOURCE_LINE = re.compile(r" \(_ssl\.c:\d+\)$")
 
 
-async def _connect(address: str, port: int, seconds: float) -> _Wire:
+async def _connect(address: str, port: int, seconds: float) -> ClientProtocol:
     """A connection to this address, which nobody looks up again (no DNS rebinding)."""
     loop = asyncio.get_running_loop()
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -523,14 +548,14 @@ async def _connect(address: str, port: int, seconds: float) -> _Wire:
         connecting.setblocking(False)
         async with asyncio.timeout(seconds):
             await loop.sock_connect(connecting, (address, port))
-            _, wire = await loop.create_connection(lambda: _Wire(loop), sock=connecting)
+            _, wire = await loop.create_connection(lambda: ClientProtocol(loop), sock=connecting)
     except BaseException:
         connecting.close()
         raise
     return wire
 
 
-class _Wire(SMTPProtocol):
+class ClientProtocol(SMTPProtocol):
     """aiosmtplib's protocol with a reader of its own: as many replies as commands, each in its turn."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -550,7 +575,12 @@ class _Wire(SMTPProtocol):
     @property
     def is_quiet(self) -> bool:
         """Connected, with nothing said by the peer that nobody asked for."""
-        return self._trouble is None and not self._leaving and self.is_connected and self._reader.is_empty
+        return (
+            self._trouble is None
+            and not self._leaving
+            and self.is_connected
+            and self._reader.is_empty
+        )
 
     @property
     def ssl_object(self) -> ssl.SSLObject:
@@ -663,7 +693,11 @@ class _Wire(SMTPProtocol):
         return self._unsent_bytes() + self._in_system_bytes()
 
     def _unsent_bytes(self) -> int:
-        return cast(asyncio.WriteTransport, self.transport).get_write_buffer_size() if self.transport else 0
+        return (
+            cast(asyncio.WriteTransport, self.transport).get_write_buffer_size()
+            if self.transport
+            else 0
+        )
 
     def _in_system_bytes(self) -> int:
         if fcntl is None or self.transport is None:
@@ -674,11 +708,16 @@ class _Wire(SMTPProtocol):
         return int.from_bytes(count, sys.byteorder)
 
     async def start_tls(
-        self, tls_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+        self,
+        tls_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,
     ) -> SMTPResponse:
         self.expect_silence()
         self._owed += 1
-        return await super().start_tls(tls_context, server_hostname=server_hostname, timeout=timeout)
+        return await super().start_tls(
+            tls_context, server_hostname=server_hostname, timeout=timeout
+        )
 
     async def handshake(
         self, context: ssl.SSLContext, *, server_hostname: str | None, timeout: float

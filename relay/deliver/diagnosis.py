@@ -91,7 +91,9 @@ class Unsendable:
     text: str
 
 
-_NOT_ABOUT_THE_MESSAGE = frozenset({Stage.GREETING, Stage.EHLO, Stage.STARTTLS, Stage.HANDSHAKE, Stage.AUTH})
+_NOT_ABOUT_THE_MESSAGE = frozenset(
+    {Stage.GREETING, Stage.EHLO, Stage.STARTTLS, Stage.HANDSHAKE, Stage.AUTH}
+)
 """A refusal here is about us or the host and not about this message: another host may take it, or later."""
 
 _MOST_TEXT = 2000
@@ -113,7 +115,9 @@ def judge(
         )
     description = f"{_named(host)} answered {answer.stage} with {reply.code} {text}".rstrip()
     if is_temporary(answer):
-        return Deferred(_temporary_status(answer.stage, reply), reply.code, text, description, session)
+        return Deferred(
+            _temporary_status(answer.stage, reply), reply.code, text, description, session
+        )
     return Bounced(reply.status or "5.0.0", reply.code, text, description, session)
 
 

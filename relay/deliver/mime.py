@@ -101,7 +101,7 @@ class Walk:
         """In a header section: where the line begins that is looked at."""
         self._body: Entity | None = None
         """None: between bodies."""
-        self._thought = 0
+        self._implied = 0
         """Octets of the buffer that were told already: the CRLF before a body, which a delimiter may need."""
         self._is_part = self._in_digest = False
 
@@ -148,7 +148,7 @@ class Walk:
         self._visitor.header(entity, section)
         self._position = end
         # A delimiter may stand right behind the header section: its CRLF is the one before.
-        self._in_header, self._body, self._thought = False, None, 2
+        self._in_header, self._body, self._implied = False, None, 2
         if end >= 2:
             self._position -= 2
         else:
@@ -165,7 +165,7 @@ class Walk:
             self._body = entity
 
     def _begin_header(self, *, is_part: bool, in_digest: bool = False) -> None:
-        self._in_header, self._line, self._thought = True, self._position, 0
+        self._in_header, self._line, self._implied = True, self._position, 0
         self._is_part, self._in_digest = is_part, in_digest
 
     # --- bodies and delimiters ------------------------------------------------------------------
@@ -191,11 +191,11 @@ class Walk:
 
     def _tell(self, end: int) -> None:
         """The octets up to `end` belong to the body, or to what is between bodies."""
-        start = self._position + self._thought
+        start = self._position + self._implied
         if end < start:
             return
         octets = self._buffer[start:end]
-        self._position, self._thought = end, 0
+        self._position, self._implied = end, 0
         if not octets:
             return
         if self._body is None:
@@ -216,7 +216,9 @@ class Walk:
         """Which of the multiparts a line delimits, innermost first."""
         for depth in range(len(self._multiparts) - 1, -1, -1):
             delimiter = self._multiparts[depth].delimiter
-            if line.startswith(delimiter) and not line[len(delimiter) :].removeprefix(b"--").strip(b" \t"):
+            if line.startswith(delimiter) and not line[len(delimiter) :].removeprefix(b"--").strip(
+                b" \t"
+            ):
                 return depth
         return None
 
@@ -225,11 +227,11 @@ class Walk:
         del self._multiparts[depth + 1 :]
         multipart = self._multiparts[depth]
         closes = line[len(multipart.delimiter) :].startswith(b"--")
-        start = self._position + self._thought
+        start = self._position + self._implied
         if closes:
             self._multiparts.pop()
             self._visitor.between(self._buffer[start:end])
-            self._position, self._thought = end, 0
+            self._position, self._implied = end, 0
             return
         end = min(end + 2, len(self._buffer))
         self._visitor.between(self._buffer[start:end])
@@ -247,14 +249,18 @@ class Walk:
 _TYPE = re.compile(
     rb"[ \t]*+([!#$%&'*+.^_`{|}~0-9A-Za-z-]++)/([!#$%&'*+.^_`{|}~0-9A-Za-z-]++)[ \t]*+(?=;|\Z)"
 )
-_PARAMETER = re.compile(rb'[ \t]*+;[ \t]*+([^\s=;"]++)[ \t]*+=[ \t]*+(?:"((?:[^"\\]|\\.)*+)"|([^\s;"]++))')
+_PARAMETER = re.compile(
+    rb'[ \t]*+;[ \t]*+([^\s=;"]++)[ \t]*+=[ \t]*+(?:"((?:[^"\\]|\\.)*+)"|([^\s;"]++))'
+)
 _ESCAPE = re.compile(rb"\\(.)", re.DOTALL)
 
 
 def read_entity(section: bytes, number: int, *, is_part: bool, in_digest: bool = False) -> Entity:
     """What a header section says of the body behind it."""
     found: dict[bytes, list[bytes]] = {}
-    for field in iter_fields(section.removesuffix(b"\r\n") if section.endswith(b"\r\n\r\n") else section):
+    for field in iter_fields(
+        section.removesuffix(b"\r\n") if section.endswith(b"\r\n\r\n") else section
+    ):
         found.setdefault(field.name.strip(b" \t").lower(), []).append(unfold(field.value))
     types, encodings = found.get(b"content-type", []), found.get(b"content-transfer-encoding", [])
     is_mime = is_part or b"mime-version" in found

@@ -164,7 +164,9 @@ def silence_in(outcomes: Collection[Outcome]) -> Deferred | None:
         if not isinstance(outcome, Deferred) or outcome.tls_unmet or outcome.in_doubt:
             return None
         # RFC 3463 §3.5: X.4.3 is a directory server failure, the DNS here.
-        if outcome.code != Code.NO_CONNECTION and not (outcome.session is None and outcome.status == "4.4.3"):
+        if outcome.code != Code.NO_CONNECTION and not (
+            outcome.session is None and outcome.status == "4.4.3"
+        ):
             return None
         silence = silence or outcome
     return silence
@@ -172,13 +174,19 @@ def silence_in(outcomes: Collection[Outcome]) -> Deferred | None:
 
 def _is_our_trouble(outcome: Outcome) -> bool:
     """RFC 3463 §3.4: X.3 is about a mail system, and without a session that is ours."""
-    return isinstance(outcome, Deferred) and outcome.session is None and outcome.status.startswith("4.3.")
+    return (
+        isinstance(outcome, Deferred)
+        and outcome.session is None
+        and outcome.status.startswith("4.3.")
+    )
 
 
 def untried(pace: Pace, silence: Deferred) -> Deferred:
     """The outcome of a message that was not tried, in words that say so."""
     since = f"{pace.silent_since:%Y-%m-%d %H:%M:%S} UTC" if pace.silent_since else "a moment ago"
-    return replace(silence, description=f"not tried: no answer since {since}: {silence.description}")
+    return replace(
+        silence, description=f"not tried: no answer since {since}: {silence.description}"
+    )
 
 
 def cannot_wait(settlement: Settlement) -> bool:

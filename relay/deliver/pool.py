@@ -127,7 +127,9 @@ class Pool:
 
     def _is_worn_out(self, connection: Connection) -> bool:
         age = asyncio.get_running_loop().time() - connection.opened_at
-        return connection.messages >= self._limits.messages or age >= self._limits.age.total_seconds()
+        return (
+            connection.messages >= self._limits.messages or age >= self._limits.age.total_seconds()
+        )
 
     def _expire(self, idle: _Idle) -> None:
         self._remove(idle)

@@ -15,13 +15,13 @@ from datetime import datetime
 
 from cryptography import x509
 
-from relay.deliver.connection import Connection, Met, SessionBroken
+from relay.deliver.connection import Connection, SessionBroken, TlsResult
 from relay.deliver.diagnosis import judge
-from relay.deliver.hop import Reach
+from relay.deliver.negotiate import SessionOptions
 from relay.deliver.tls import server_name
 from relay.policy.settings import Setting, Source, TlsSettings
+from relay.route.forecast import Forecast, forecast
 from relay.route.next_hop import Host, TlsMode
-from relay.route.prospect import Prospect, prospect
 from relay.route.security import Requirement, SecurityOptions, Situation, at_host, requirement
 
 __all__ = ["CertificateFacts", "HostReport", "RuleVerdict", "probe", "probe_all"]
@@ -49,7 +49,7 @@ class RuleVerdict:
 
     require_tls: bool
     skip_verification: bool
-    prospect: Prospect
+    forecast: Forecast
     error: str = ""
 
 
@@ -72,13 +72,15 @@ class HostReport:
 class _Look:
     """One connection: what it met, and what the session looked like where TLS came about."""
 
-    met: Met
+    met: TlsResult
     version: str | None = None
     cipher: str | None = None
     certificate: bytes | None = None
 
 
-async def probe_all(hosts: Iterable[Host], using: Reach, options: SecurityOptions) -> list[HostReport]:
+async def probe_all(
+    hosts: Iterable[Host], using: SessionOptions, options: SecurityOptions
+) -> list[HostReport]:
     """Each host's report, in the order given, some of them at once."""
     places = asyncio.Semaphore(_AT_ONCE)
 
@@ -89,7 +91,7 @@ async def probe_all(hosts: Iterable[Host], using: Reach, options: SecurityOption
     return await asyncio.gather(*(one(host) for host in hosts))
 
 
-async def probe(host: Host, using: Reach, options: SecurityOptions) -> HostReport:
+async def probe(host: Host, using: SessionOptions, options: SecurityOptions) -> HostReport:
     """Look at one host."""
     needs = {rule: at_host(requirement(_settings(*rule), options), host, options) for rule in RULES}
     looks: dict[tuple[object, ...], _Look] = {}
@@ -99,7 +101,9 @@ async def probe(host: Host, using: Reach, options: SecurityOptions) -> HostRepor
                 looks[_kind(needed)] = await _look(host, needed, using)
     except SessionBroken as broken:
         return HostReport(host, judge(broken.answer, host).description)
-    verdicts = tuple(_verdict(rule, needed, looks[_kind(needed)].met) for rule, needed in needs.items())
+    verdicts = tuple(
+        _verdict(rule, needed, looks[_kind(needed)].met) for rule, needed in needs.items()
+    )
     return _report(host, needs, looks, verdicts)
 
 
@@ -113,7 +117,8 @@ def _report(
     shown = verifying if verifying.met.situation is Situation.SECURED else easiest
     return HostReport(
         host,
-        tls_offered=host.tls is TlsMode.IMPLICIT or easiest.met.situation is not Situation.NOT_OFFERED,
+        tls_offered=host.tls is TlsMode.IMPLICIT
+        or easiest.met.situation is not Situation.NOT_OFFERED,
         tls_version=shown.version,
         tls_cipher=shown.cipher,
         certificate=_facts(shown.certificate) if shown.certificate else None,
@@ -123,7 +128,7 @@ def _report(
     )
 
 
-async def _look(host: Host, needed: Requirement, using: Reach) -> _Look:
+async def _look(host: Host, needed: Requirement, using: SessionOptions) -> _Look:
     """One connection, as far as TLS."""
     context, name = using.contexts.context(needed), server_name(host.name)
     connection = await Connection.open(host, hostname=using.hostname, timeouts=using.timeouts)
@@ -137,7 +142,9 @@ async def _look(host: Host, needed: Requirement, using: Reach) -> _Look:
         return _Look(met, hop.tls_version, hop.tls_cipher, connection.peer_certificate)
     finally:
         connection.quit()
-        await connection.wait_closed()  # whoever asked may be gone, and his event loop, right after this
+        await (
+            connection.wait_closed()
+        )  # whoever asked may be gone, and his event loop, right after this
 
 
 def _kind(needed: Requirement) -> tuple[object, ...]:
@@ -145,8 +152,8 @@ def _kind(needed: Requirement) -> tuple[object, ...]:
     return needed.verify, needed.min_version, needed.security_level
 
 
-def _verdict(rule: tuple[bool, bool], needed: Requirement, met: Met) -> RuleVerdict:
-    return RuleVerdict(*rule, prospect(needed, met.situation), met.error)
+def _verdict(rule: tuple[bool, bool], needed: Requirement, met: TlsResult) -> RuleVerdict:
+    return RuleVerdict(*rule, forecast(needed, met.situation), met.error)
 
 
 def _settings(require: bool, skip: bool) -> TlsSettings:

@@ -60,5 +60,9 @@ def dsn_message(
         origin="dsn",
     )
     settings = resolve_dsn(rules, recipient_domain=domain, about=report.settings)
-    recipient = QueuedRecipient(index=0, address=about.reverse_path, domain=domain, settings=settings)
-    return NewMessage(message, (recipient,), content, events=(deliverylog.accepted(message, (recipient,)),))
+    recipient = QueuedRecipient(
+        index=0, address=about.reverse_path, domain=domain, settings=settings
+    )
+    return NewMessage(
+        message, (recipient,), content, events=(deliverylog.accepted(message, (recipient,)),)
+    )

@@ -44,7 +44,7 @@ from relay.mail.outcome import Code, Deferred, Outcome
 from relay.policy.rules import PolicyRules, reconsider
 from relay.queue.entry import Entry, QueuedRecipient
 from relay.queue.retry import ClockWatch, RetrySchedule, jitter_of, latest_due, watch
-from relay.queue.settle import Report, Settlement, owed_reports, settle, word_due
+from relay.queue.settle import Report, Settlement, notification_due, owed_reports, settle
 from relay.queue.store import CHUNK_BYTES, NewMessage, SpoolError, Store
 from relay.report import deliverylog, dsn
 
@@ -142,7 +142,7 @@ class Scheduler:
             if pace.suspended_until is not None and now < pace.suspended_until
         }
 
-    def hurry(self) -> None:
+    def retry_silent(self) -> None:
         """Try silent destinations again at once: the operator says that it is worth it."""
         for domain, pace in self._paces.items():
             if pace.suspended_until is not None:
@@ -152,7 +152,10 @@ class Scheduler:
     async def run(self) -> None:
         """Deliver until `drain` is called."""
         self._ended.clear()
-        beside = [asyncio.create_task(self._watch_for_work()), asyncio.create_task(self._watch_debts())]
+        beside = [
+            asyncio.create_task(self._watch_for_work()),
+            asyncio.create_task(self._watch_debts()),
+        ]
         try:
             while not self._stopping:
                 self._look_at_clocks()
@@ -272,7 +275,9 @@ class Scheduler:
                 self._waiting[domain] = line
 
     def _is_crowded(self) -> bool:
-        return pacing.is_crowded(len(self._tasks), concurrency=self._most, most=self._most_per_destination)
+        return pacing.is_crowded(
+            len(self._tasks), concurrency=self._most, most=self._most_per_destination
+        )
 
     def _begin(self, entry: Entry, pace: Pace) -> None:
         self._waiting_entries -= 1
@@ -287,7 +292,11 @@ class Scheduler:
             logger.error("an attempt ended in an error of ours", exc_info=error)
         self._begin_waiting()
         # What the last claim passed over may have a place now.
-        if self._stopping or self._passed_over is None or any(map(self._has_short_line, self._passed_over)):
+        if (
+            self._stopping
+            or self._passed_over is None
+            or any(map(self._has_short_line, self._passed_over))
+        ):
             self._wake.set()
 
     def _has_short_line(self, domain: str) -> bool:
@@ -341,7 +350,9 @@ class Scheduler:
 
     async def _give_back(self) -> None:
         """Let go of what is claimed and waits for its turn: the operator is about to change it."""
-        waiting = [entry for domain in list(self._waiting) for entry in self._all_waiting_for(domain)]
+        waiting = [
+            entry for domain in list(self._waiting) for entry in self._all_waiting_for(domain)
+        ]
         due = self._clock()
         await asyncio.gather(*(self._release(entry, due=due) for entry in waiting))
         with suppress(TimeoutError):  # what is put off at this moment is not claimed for long
@@ -383,7 +394,9 @@ class Scheduler:
             return None
         except Exception as exc:
             name = type(exc).__name__
-            logger.exception("%s: the attempt for %s failed in us", entry.message.queue_id, entry.domain)
+            logger.exception(
+                "%s: the attempt for %s failed in us", entry.message.queue_id, entry.domain
+            )
             trouble = Deferred("4.3.0", Code.NONE, "", f"internal trouble ({name})")
             return {recipient.index: trouble for recipient in entry.recipients}
         finally:
@@ -402,7 +415,8 @@ class Scheduler:
         """The entry with its settings as strict as the rules of today make them."""
         rules = self._rules()
         recipients = tuple(
-            self._reconsidered(recipient, entry.message.reverse_path, rules) for recipient in entry.recipients
+            self._reconsidered(recipient, entry.message.reverse_path, rules)
+            for recipient in entry.recipients
         )
         return entry if recipients == entry.recipients else replace(entry, recipients=recipients)
 
@@ -412,7 +426,9 @@ class Scheduler:
         settings = reconsider(
             recipient.settings, rules, reverse_path=reverse_path, recipient_domain=recipient.domain
         )
-        return recipient if settings == recipient.settings else replace(recipient, settings=settings)
+        return (
+            recipient if settings == recipient.settings else replace(recipient, settings=settings)
+        )
 
     def _settle(self, entry: Entry, outcomes: Mapping[int, Outcome]) -> Settlement:
         return settle(
@@ -428,23 +444,31 @@ class Scheduler:
 
     async def _write_down(self, entry: Entry, settlement: Settlement) -> None:
         """Commit the result, the DSNs it owes and the events it makes; try until the store has taken them."""
-        events = [deliverylog.settled(entry, change, now=settlement.at) for change in settlement.changes]
+        events = [
+            deliverylog.settled(entry, change, now=settlement.at) for change in settlement.changes
+        ]
         reports: list[NewMessage] | None = None
         pause, errors = _FIRST_PAUSE, 0
         while True:
             try:
                 if reports is None:
                     reports = await self._dsns(settlement.reports, settlement.at)
-                is_to_be_reported = await self._store.record(settlement, reports=reports, events=events)
+                is_to_be_reported = await self._store.record(
+                    settlement, reports=reports, events=events
+                )
                 break
             except SpoolError as exc:
                 if pause == _FIRST_PAUSE:
-                    logger.error("%s: a result waits to be recorded: %s", entry.message.queue_id, exc)
+                    logger.error(
+                        "%s: a result waits to be recorded: %s", entry.message.queue_id, exc
+                    )
             except Exception:
                 logger.exception("%s: a result cannot be recorded", entry.message.queue_id)
                 errors += 1
             if self._impatient.is_set() or errors >= _RECORD_TRIES:
-                logger.error("%s: not recorded, will be tried anew after a restart", entry.message.queue_id)
+                logger.error(
+                    "%s: not recorded, will be tried anew after a restart", entry.message.queue_id
+                )
                 return
             await self._pause(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
@@ -478,11 +502,15 @@ class Scheduler:
     async def _watch_debts(self) -> None:
         """Report what nobody is left to report, or what has waited long enough for others."""
         every = min(_DEBTS_SECONDS, self._report_patience.total_seconds() / 10)
-        patience = self._report_patience - timedelta(seconds=every)  # the next look would be too late
+        patience = self._report_patience - timedelta(
+            seconds=every
+        )  # the next look would be too late
         while True:
             now = self._clock()
             with suppress(SpoolError):  # the claims tell of a store in trouble
-                owing = await self._store.owing(now=now, held_before=now - patience, limit=_DEBTS_PAGE)
+                owing = await self._store.owing(
+                    now=now, held_before=now - patience, limit=_DEBTS_PAGE
+                )
                 paid = await asyncio.gather(*map(self._pay, owing))
                 if len(owing) == _DEBTS_PAGE and any(paid):
                     continue
@@ -497,7 +525,9 @@ class Scheduler:
             debt = await self._store.debt(queue_id)
             if debt is not None:
                 now = self._clock()
-                reports = owed_reports(debt.message, debt.to_be_told, schedule=self._schedule, now=now)
+                reports = owed_reports(
+                    debt.message, debt.to_be_told, schedule=self._schedule, now=now
+                )
                 await self._store.report(debt, await self._dsns(reports, now))
             return True
         except SpoolError as exc:
@@ -517,7 +547,9 @@ class Scheduler:
                 break
             except SpoolError as exc:
                 if pause == _FIRST_PAUSE:
-                    logger.error("%s: a claim cannot be given back: %s", entry.message.queue_id, exc)
+                    logger.error(
+                        "%s: a claim cannot be given back: %s", entry.message.queue_id, exc
+                    )
             if self._impatient.is_set():
                 return
             await self._pause(pause)
@@ -527,7 +559,9 @@ class Scheduler:
 
     # --- silence ----------------------------------------------------------------------------------------
 
-    async def _learn(self, domain: str, begun: datetime, outcomes: Mapping[int, Outcome] | None) -> None:
+    async def _learn(
+        self, domain: str, begun: datetime, outcomes: Mapping[int, Outcome] | None
+    ) -> None:
         """What an attempt that ended tells about its destination."""
         pace, now = self._paces.pop(domain, pacing.NEW), self._clock()
         after = pacing.learned(
@@ -550,7 +584,9 @@ class Scheduler:
     def _forget_paces(self) -> None:
         """Keep the table of destinations short; the one longest unused goes first."""
         if len(self._paces) > _MOST_PACES:
-            oldest = next((domain for domain, pace in self._paces.items() if not pace.in_flight), None)
+            oldest = next(
+                (domain for domain, pace in self._paces.items() if not pace.in_flight), None
+            )
             if oldest is not None:
                 del self._paces[oldest]
 
@@ -577,12 +613,17 @@ class Scheduler:
         pace = self._paces.get(entry.domain, pacing.NEW)
         if pace.silence is not None:
             outcome = pacing.untried(pace, pace.silence)
-            settlement = self._settle(entry, {recipient.index: outcome for recipient in entry.recipients})
+            settlement = self._settle(
+                entry, {recipient.index: outcome for recipient in entry.recipients}
+            )
             if pacing.cannot_wait(settlement):
                 await self._write_down(entry, settlement)
                 return
         until = pace.suspended_until or now
-        await self._release(entry, due=min(until, word_due(entry, schedule=self._schedule, now=now) or until))
+        await self._release(
+            entry,
+            due=min(until, notification_due(entry, schedule=self._schedule, now=now) or until),
+        )
 
     # --- time -------------------------------------------------------------------------------------------
 
@@ -592,7 +633,7 @@ class Scheduler:
         if before is not None and now.steady_since != before.steady_since:
             logger.warning("the clock was set from about %s to %s", before.wall, now.wall)
             self._was_set_back |= now.wall < before.wall
-            self.hurry()  # silences were told by the old clock
+            self.retry_silent()  # silences were told by the old clock
         return now
 
     async def _catch_up_with_clock(self) -> None:
@@ -600,7 +641,9 @@ class Scheduler:
         if self._was_set_back:
             now = self._clock()
             try:
-                await self._store.clock_set_back(now=now, latest=latest_due(self._schedule, now=now))
+                await self._store.clock_set_back(
+                    now=now, latest=latest_due(self._schedule, now=now)
+                )
                 self._was_set_back = False
             except SpoolError as exc:
                 self._in_trouble(exc)

@@ -72,7 +72,8 @@ class Tally:
 
     def _last(self, index: int) -> Outcome:
         host, outcome = max(
-            enumerate(self._waiting[index]), key=lambda numbered: (_weight(numbered[1][1]), numbered[0])
+            enumerate(self._waiting[index]),
+            key=lambda numbered: (_weight(numbered[1][1]), numbered[0]),
         )[1]
         return with_hosts(self._final(outcome), self._lines(index, but=host))
 

@@ -65,7 +65,9 @@ class Extensions:
             starttls="starttls" in keywords,
             pipelining="pipelining" in keywords,
             size="size" in keywords,
-            size_bytes=int(limit) if limit.isascii() and limit.isdigit() and len(limit) <= 20 else 0,
+            size_bytes=int(limit)
+            if limit.isascii() and limit.isdigit() and len(limit) <= 20
+            else 0,
             eight_bit_mime="8bitmime" in keywords,
             smtputf8="smtputf8" in keywords,
             dsn="dsn" in keywords,
@@ -101,7 +103,9 @@ def prepare(
     problem = _message_problem(message, offers, header_is_utf8, not_convertible)
     if problem is not None:
         # A recipient's own trouble is the better reason: our Received field, too, names him in UTF-8.
-        return None, {each.index: _recipient_problem(each, offers) or problem for each in recipients}
+        return None, {
+            each.index: _recipient_problem(each, offers) or problem for each in recipients
+        }
     unsendable: dict[int, Unsendable] = {}
     rcpts: dict[int, bytes] = {}
     utf8 = header_is_utf8 or not message.reverse_path.isascii()
@@ -139,7 +143,9 @@ def _message_problem(
         return Unsendable("5.6.9", "does not take header fields in UTF-8")
     if needs_conversion(message, offers):
         why = f", which cannot be converted: {not_convertible}" if not_convertible else ""
-        return Unsendable("5.6.3", f"takes no 8-bit content (8BITMIME), and the message has some{why}")
+        return Unsendable(
+            "5.6.3", f"takes no 8-bit content (8BITMIME), and the message has some{why}"
+        )
     if message.reverse_path and not _is_safe_path(message.reverse_path):
         return Unsendable("5.1.7", "was not asked: the sender's address cannot be said safely")
     return None

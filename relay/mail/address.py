@@ -211,7 +211,9 @@ def _to_a_labels(text: str) -> str:
     """Label by label, so that an underscore in one (IDNA knows none) does not spoil another."""
     try:
         labels = idna.uts46_remap(text, std3_rules=False, transitional=False).split(".")
-        return ".".join(label if label.isascii() else idna.alabel(label).decode("ascii") for label in labels)
+        return ".".join(
+            label if label.isascii() else idna.alabel(label).decode("ascii") for label in labels
+        )
     except UnicodeError as exc:  # idna.IDNAError is one
         raise AddressError("the domain is not an internationalised domain name") from exc
 

@@ -53,7 +53,9 @@ def iter_fields(header: bytes) -> Iterator[Field]:
         colon = _colon(raw)
         value_end = len(raw) - 2 if raw.endswith(b"\r\n") else len(raw)
         yield (
-            Field(raw[:colon], raw, raw[colon + 1 : value_end]) if colon else Field(b"", raw, raw[:value_end])
+            Field(raw[:colon], raw, raw[colon + 1 : value_end])
+            if colon
+            else Field(b"", raw, raw[:value_end])
         )
 
 

@@ -63,7 +63,9 @@ def read_wishes(header: bytes) -> Wishes:
     fields = [field for field in iter_fields(header) if field.name.lower() in POLICY_FIELDS]
     return Wishes(
         require_tls=_agreed([field for field in fields if field.name.lower() in _REQUIRE_TLS]),
-        skip_verification=_agreed([field for field in fields if field.name.lower() in _SKIP_VERIFICATION]),
+        skip_verification=_agreed(
+            [field for field in fields if field.name.lower() in _SKIP_VERIFICATION]
+        ),
     )
 
 

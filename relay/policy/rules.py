@@ -98,12 +98,16 @@ def with_overlay(rules: PolicyRules, settings: Mapping[str, TlsRule]) -> PolicyR
     return overlaid
 
 
-def _resolved(rules: PolicyRules, sender_domain: str, recipient_domain: str, wishes: Wishes) -> TlsSettings:
+def _resolved(
+    rules: PolicyRules, sender_domain: str, recipient_domain: str, wishes: Wishes
+) -> TlsSettings:
     applying = list(_applying(rules, sender_domain, recipient_domain))
     locked = not all(applied.rule.allow_override for applied in applying)
     set_by_api = rules.overlay.get(sender_domain) if rules.overlay and sender_domain else None
     if set_by_api is not None:
-        applying = list(_laid_over(applying, _Applying(Source.API, sender_domain, set_by_api), locked))
+        applying = list(
+            _laid_over(applying, _Applying(Source.API, sender_domain, set_by_api), locked)
+        )
     require_tls = _first_spoken((a.source, a.key, a.rule.require_tls) for a in applying)
     skip_verification = _first_spoken((a.source, a.key, a.rule.skip_verification) for a in applying)
     return TlsSettings(
@@ -122,10 +126,14 @@ def _laid_over(applying: list[_Applying], overlay: _Applying, locked: bool) -> I
     rule = overlay.rule
     if locked:
         require_tls = _first_spoken((a.source, a.key, a.rule.require_tls) for a in behind).value
-        skip_verification = _first_spoken((a.source, a.key, a.rule.skip_verification) for a in behind).value
+        skip_verification = _first_spoken(
+            (a.source, a.key, a.rule.skip_verification) for a in behind
+        ).value
         rule = TlsRule(
             require_tls=True if rule.require_tls and not require_tls else None,
-            skip_verification=False if rule.skip_verification is False and skip_verification else None,
+            skip_verification=False
+            if rule.skip_verification is False and skip_verification
+            else None,
         )
     yield from before
     yield overlay._replace(rule=rule)
@@ -142,7 +150,9 @@ def tighten(stored: TlsSettings, current: TlsSettings) -> TlsSettings:
     """`stored` with what `current` is stricter in, and the source of that."""
     return TlsSettings(
         require_tls=_stricter(stored.require_tls, current.require_tls, _STRICT_REQUIRE),
-        skip_verification=_stricter(stored.skip_verification, current.skip_verification, _STRICT_SKIP),
+        skip_verification=_stricter(
+            stored.skip_verification, current.skip_verification, _STRICT_SKIP
+        ),
     )
 
 
@@ -154,9 +164,12 @@ def reconsider(
     What the message wished for is known from the sources stored with it.
     """
     wishes = Wishes(
-        require_tls=_wish_behind(stored.require_tls), skip_verification=_wish_behind(stored.skip_verification)
+        require_tls=_wish_behind(stored.require_tls),
+        skip_verification=_wish_behind(stored.skip_verification),
     )
-    current = resolve(rules, reverse_path=reverse_path, recipient_domain=recipient_domain, wishes=wishes)
+    current = resolve(
+        rules, reverse_path=reverse_path, recipient_domain=recipient_domain, wishes=wishes
+    )
     return tighten(stored, current)
 
 

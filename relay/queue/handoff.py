@@ -108,7 +108,9 @@ class HandOff:
             queue.append(entry)
         self._present += 1
 
-    def take(self, limit: int, skip: Collection[str] = (), shares: Shares | None = None) -> list[Entry]:
+    def take(
+        self, limit: int, skip: Collection[str] = (), shares: Shares | None = None
+    ) -> list[Entry]:
         """At most `limit` entries, one of each domain in turn, of none that is in `skip` or has its share."""
         shares = shares or Shares()
         taken: list[Entry] = []
@@ -140,7 +142,9 @@ class HandOff:
 
     def oldest(self, skip: Collection[str] = ()) -> Entry | None:
         """An entry that waits for longest in its domain, outside `skip`."""
-        return next((queue[0] for domain, queue in self._waiting.items() if domain not in skip), None)
+        return next(
+            (queue[0] for domain, queue in self._waiting.items() if domain not in skip), None
+        )
 
     def _left(self, taken: list[Entry]) -> None:
         self._present -= len(taken)

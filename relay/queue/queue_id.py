@@ -44,7 +44,9 @@ def _draw() -> Iterator[int]:
     while True:
         drawn = secrets.token_bytes(_DRAWN_BYTES)
         for start in range(0, _DRAWN_BYTES, _CHANCE_BYTES):
-            yield int.from_bytes(drawn[start : start + _CHANCE_BYTES]) >> (8 * _CHANCE_BYTES - _CHANCE_BITS)
+            yield int.from_bytes(drawn[start : start + _CHANCE_BYTES]) >> (
+                8 * _CHANCE_BYTES - _CHANCE_BITS
+            )
 
 
 _chances = _draw()

@@ -35,7 +35,7 @@ __all__ = [
     "jitter_of",
     "latest_due",
     "next_attempt",
-    "next_word",
+    "next_notification",
     "watch",
 ]
 
@@ -128,7 +128,9 @@ def jitter_of(queue_id: str, attempts: int) -> float:
     return _JITTER * zlib.crc32(f"{attempts} {queue_id}".encode()) / 2**32
 
 
-def next_word(schedule: RetrySchedule, *, arrived: datetime, now: datetime) -> datetime | None:
+def next_notification(
+    schedule: RetrySchedule, *, arrived: datetime, now: datetime
+) -> datetime | None:
     """When a message that waits untried comes to the next moment its sender may be owed a word at."""
     ages = (schedule.warn_after, schedule.lifetime)
     moments = (arrived + age for age in ages if age is not None)

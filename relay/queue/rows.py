@@ -16,7 +16,14 @@ from relay.mail.envelope import Body, Notify, Ret
 from relay.mail.jsontext import of_json, to_json
 from relay.mail.outcome import Bounced, Deferred, Delivered, HopSession, Outcome
 from relay.policy.settings import Setting, Source, TlsSettings
-from relay.queue.entry import LastAttempt, MessageSummary, QueuedMessage, QueuedRecipient, State, Terms
+from relay.queue.entry import (
+    LastAttempt,
+    MessageSummary,
+    QueuedMessage,
+    QueuedRecipient,
+    State,
+    Terms,
+)
 from relay.queue.settle import Change
 
 __all__ = [
@@ -77,7 +84,13 @@ def message_data(message: QueuedMessage) -> str:
         [
             None
             if summary == _NO_SUMMARY
-            else [summary.message_id, summary.from_, summary.to, summary.subject, summary.auto_submitted],
+            else [
+                summary.message_id,
+                summary.from_,
+                summary.to,
+                summary.subject,
+                summary.auto_submitted,
+            ],
             message.body,
             message.eight_bit,
             message.smtputf8,
@@ -113,7 +126,9 @@ def _terms_of(data: list[Any] | None) -> Terms | None:
     )
 
 
-def message_of(queue_id: str, reverse_path: str, arrived: int, size_bytes: int, data: str) -> QueuedMessage:
+def message_of(
+    queue_id: str, reverse_path: str, arrived: int, size_bytes: int, data: str
+) -> QueuedMessage:
     """The message its columns tell of."""
     try:
         summary, body, eight_bit, smtputf8, ret, envid, origin, client, *more = of_json(data)
@@ -155,10 +170,14 @@ def recipient_data(recipient: QueuedRecipient) -> str:
     )
 
 
-def recipient_of(index: int, domain: str, state: int, due: int | None, data: str) -> QueuedRecipient:
+def recipient_of(
+    index: int, domain: str, state: int, due: int | None, data: str
+) -> QueuedRecipient:
     """The recipient its columns tell of."""
     try:
-        address, settings, notify, orcpt, attempts, last, first_attempt, delay_notified, *_ = of_json(data)
+        address, settings, notify, orcpt, attempts, last, first_attempt, delay_notified, *_ = (
+            of_json(data)
+        )
         return QueuedRecipient(
             index=index,
             address=_text(address),
@@ -200,9 +219,19 @@ def owed_data(change: Change) -> str:
 def owed_change(recipient: QueuedRecipient, data: str, *, is_done: bool = True) -> Change:
     """The change that is still to be reported: a delay if not `is_done`. Its session is but a host."""
     try:
-        code, status, reason, own_code, own_status, message, description, hosts, host, in_doubt, *_ = of_json(
-            data
-        )
+        (
+            code,
+            status,
+            reason,
+            own_code,
+            own_status,
+            message,
+            description,
+            hosts,
+            host,
+            in_doubt,
+            *_,
+        ) = of_json(data)
         session = None if host is None else HopSession(_text(host[0]), _text(host[1]), False, False)
         facts = (_text(own_status), int(own_code), _text(message), _text(description), session)
         outcome: Outcome
@@ -215,7 +244,9 @@ def owed_change(recipient: QueuedRecipient, data: str, *, is_done: bool = True) 
                 outcome = Deferred(*facts, hosts=tuple(map(_text, hosts)), in_doubt=bool(in_doubt))
         return Change(recipient, outcome, int(code), _text(status), reason=_text(reason))
     except (ValueError, TypeError, LookupError, RecursionError) as exc:
-        raise BadRow(f"what is owed about recipient {recipient.index} cannot be read: {exc}") from exc
+        raise BadRow(
+            f"what is owed about recipient {recipient.index} cannot be read: {exc}"
+        ) from exc
 
 
 def _text(value: Any) -> str:
@@ -235,7 +266,12 @@ def _settings_data(settings: TlsSettings) -> list[list[Any]]:
 
 @lru_cache(maxsize=256)
 def _settings_of(
-    require: bool, require_source: str, require_rule: str, skip: bool, skip_source: str, skip_rule: str
+    require: bool,
+    require_source: str,
+    require_rule: str,
+    skip: bool,
+    skip_source: str,
+    skip_rule: str,
 ) -> TlsSettings:
     return TlsSettings(
         Setting(_flag(require), Source(require_source), _text(require_rule)),

@@ -33,9 +33,17 @@ from relay.mail.envelope import Notify
 from relay.mail.outcome import Bounced, Code, Deferred, Delivered, Outcome
 from relay.policy.settings import TlsSettings
 from relay.queue.entry import Entry, LastAttempt, QueuedMessage, QueuedRecipient, State
-from relay.queue.retry import RetrySchedule, age_of, next_attempt, next_word
+from relay.queue.retry import RetrySchedule, age_of, next_attempt, next_notification
 
-__all__ = ["Change", "Report", "ReportKind", "Settlement", "owed_reports", "settle", "word_due"]
+__all__ = [
+    "Change",
+    "Report",
+    "ReportKind",
+    "Settlement",
+    "notification_due",
+    "owed_reports",
+    "settle",
+]
 
 _LAST_TEXT_CHARS = 1000
 """How much of a peer's last answer is kept with the recipient."""
@@ -88,7 +96,9 @@ class Report:
         """The strictest of the settings of the recipients it is about: a DSN must not be weaker."""
         every = [change.recipient.settings for change in self.changes]
         return TlsSettings(
-            require_tls=next((s.require_tls for s in every if s.require_tls.value), every[0].require_tls),
+            require_tls=next(
+                (s.require_tls for s in every if s.require_tls.value), every[0].require_tls
+            ),
             skip_verification=next(
                 (s.skip_verification for s in every if not s.skip_verification.value),
                 every[0].skip_verification,
@@ -101,7 +111,7 @@ class Settlement:
     """All that an attempt changes.
 
     `held`: changes that are to be reported, but not before the message's other attempts that are due
-    by `company_until` have ended.
+    by `report_after` have ended.
     """
 
     entry: Entry
@@ -109,7 +119,7 @@ class Settlement:
     changes: tuple[Change, ...]
     reports: tuple[Report, ...] = ()
     held: tuple[Change, ...] = ()
-    company_until: datetime | None = None
+    report_after: datetime | None = None
 
 
 def settle(
@@ -143,14 +153,18 @@ def settle(
             owed.append(change)
         changes.append(change)
     if has_others:
-        company_until = now + schedule.company
-        return Settlement(entry, now, tuple(changes), held=tuple(owed), company_until=company_until)
-    return Settlement(entry, now, tuple(changes), owed_reports(message, owed, schedule=schedule, now=now))
+        report_after = now + schedule.company
+        return Settlement(entry, now, tuple(changes), held=tuple(owed), report_after=report_after)
+    return Settlement(
+        entry, now, tuple(changes), owed_reports(message, owed, schedule=schedule, now=now)
+    )
 
 
-def word_due(entry: Entry, *, schedule: RetrySchedule, now: datetime) -> datetime | None:
+def notification_due(entry: Entry, *, schedule: RetrySchedule, now: datetime) -> datetime | None:
     """Until when an entry can wait untried without keeping from its sender what he is to hear."""
-    return next_word(_schedule_of(entry.message, schedule), arrived=entry.message.begins, now=now)
+    return next_notification(
+        _schedule_of(entry.message, schedule), arrived=entry.message.begins, now=now
+    )
 
 
 def _schedule_of(message: QueuedMessage, schedule: RetrySchedule) -> RetrySchedule:
@@ -285,7 +299,11 @@ def _owes_delay_notice(
 ) -> bool:
     """Whether the sender is to hear now, and for the first time, that a recipient takes longer."""
     recipient = change.recipient
-    if recipient.state is not State.DEFERRED or recipient.delay_notified or schedule.warn_after is None:
+    if (
+        recipient.state is not State.DEFERRED
+        or recipient.delay_notified
+        or schedule.warn_after is None
+    ):
         return False
     if not message.reverse_path or message.origin == "dsn":
         return False
@@ -295,6 +313,10 @@ def _owes_delay_notice(
     elif message.summary.auto_submitted:
         return False  # without NOTIFY it is at our discretion, and a program does not wait for an answer
     age = age_of(
-        schedule, arrived=message.begins, attempts=recipient.attempts, now=now, steady_since=steady_since
+        schedule,
+        arrived=message.begins,
+        attempts=recipient.attempts,
+        now=now,
+        steady_since=steady_since,
     )
     return age >= schedule.warn_after

@@ -24,11 +24,11 @@ __all__ = [
     "CHUNK_BYTES",
     "FRUITLESS",
     "PAGE_RECIPIENTS",
-    "Debt",
     "EventFilter",
     "Listed",
     "ListedRecipient",
     "NewMessage",
+    "PendingReport",
     "QueueFilter",
     "QueueFull",
     "QueuedItem",
@@ -165,7 +165,7 @@ class Stretch:
 
 
 @dataclass(frozen=True, slots=True)
-class Debt:
+class PendingReport:
     """What the sender of a message is still to be told of its recipients, of whatever domain.
 
     `done`: what became of them. `delayed`: that they take longer; what has become of them since is in
@@ -203,7 +203,12 @@ class Store(Protocol):
         """
 
     async def claim_due(
-        self, *, now: datetime, limit: int, limit_per_domain: int | None = None, skip: Collection[str] = ()
+        self,
+        *,
+        now: datetime,
+        limit: int,
+        limit_per_domain: int | None = None,
+        skip: Collection[str] = (),
     ) -> list[Entry]:
         """At most `limit` entries that are due, fairly over the domains, none of a domain in `skip`.
 
@@ -228,12 +233,16 @@ class Store(Protocol):
         """Give a claim back untried, to be due at `due`."""
 
     async def record(
-        self, settlement: Settlement, *, reports: Sequence[NewMessage] = (), events: Sequence[Event] = ()
+        self,
+        settlement: Settlement,
+        *,
+        reports: Sequence[NewMessage] = (),
+        events: Sequence[Event] = (),
     ) -> bool:
         """Commit, as one: the new states, the DSNs they owe, the events they make. Ends the claim.
 
         What is `held` in the settlement is kept as a debt. True: the message has debts, and all attempts
-        that were due by the `company_until` of its first one have ended, so they are to be paid with
+        that were due by the `report_after` of its first one have ended, so they are to be paid with
         `report`. Of attempts that settle at the same moment the last one is told. The message and its
         content are removed with its last recipient and its last debt.
         """
@@ -244,10 +253,10 @@ class Store(Protocol):
         Too long: since `held_before`. An attempt that is put off is not waited for.
         """
 
-    async def debt(self, queue_id: str) -> Debt | None:
+    async def debt(self, queue_id: str) -> PendingReport | None:
         """What is owed about a message; None if nothing is."""
 
-    async def report(self, debt: Debt, reports: Sequence[NewMessage]) -> None:
+    async def report(self, debt: PendingReport, reports: Sequence[NewMessage]) -> None:
         """Commit, as one: these DSNs, and that the debt is paid. `SpoolError` where it was paid already.
 
         What came to be owed since `debt` was read stays owed.
@@ -273,7 +282,13 @@ class Store(Protocol):
         """The same, with as much as a listing shows."""
 
     async def change(
-        self, wanted: QueueFilter, *, verb: str, now: datetime, after: str = "", tell: Tell | None = None
+        self,
+        wanted: QueueFilter,
+        *,
+        verb: str,
+        now: datetime,
+        after: str = "",
+        tell: Tell | None = None,
     ) -> Stretch:
         """The operator's `retry`, `hold`, `release`, `remove` on the next of what matches, as one.
 

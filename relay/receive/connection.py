@@ -38,8 +38,8 @@ from aiosmtpd.smtp import SMTP
 
 from relay.receive.access import may_relay
 from relay.receive.certificates import ServerTls
-from relay.receive.door import Door
 from relay.receive.limits import AUTH_LINE_OCTETS
+from relay.receive.listener_state import ListenerState
 from relay.receive.session import Session, TlsFacts
 from relay.receive.spec import BareNewline, ListenerTls
 
@@ -64,7 +64,7 @@ class Connection(SMTP):
 
     transport: asyncio.Transport
 
-    def __init__(self, door: Door) -> None:
+    def __init__(self, door: ListenerState) -> None:
         self.loop = asyncio.get_running_loop()
         self._door = door
         self._reception = door.reception
@@ -231,7 +231,9 @@ class Connection(SMTP):
         except (TimeoutError, asyncio.IncompleteReadError, OSError):
             data = None
         if not data:
-            log.warning("%s: no PROXY header from here", _address(self.transport.get_extra_info("peername")))
+            log.warning(
+                "%s: no PROXY header from here", _address(self.transport.get_extra_info("peername"))
+            )
             self._abort()
             return
         self._proxy_header = None
@@ -255,7 +257,9 @@ class Connection(SMTP):
         if self._input:
             early, self._input = self._input, b""
             # On both loops TLS is an `asyncio.BufferedProtocol`, though uvloop's does not say so.
-            self.loop.call_soon(_feed, cast(asyncio.BufferedProtocol, self.transport.get_protocol()), early)
+            self.loop.call_soon(
+                _feed, cast(asyncio.BufferedProtocol, self.transport.get_protocol()), early
+            )
         try:
             transport = await handshake
         except (OSError, ssl.SSLError, asyncio.CancelledError) as error:

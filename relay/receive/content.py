@@ -21,7 +21,7 @@ from __future__ import annotations
 import re
 from enum import StrEnum
 
-__all__ = ["BdatReader", "ContentReader", "DataReader", "Flaw", "Strays"]
+__all__ = ["BareNewlines", "BdatReader", "ContentReader", "DataReader", "Flaw"]
 
 _END = b"\r\n.\r\n"
 _NO_NEWLINES = bytes(octet for octet in range(256) if octet not in b"\r\n")
@@ -32,7 +32,7 @@ _BARE_END = re.compile(rb"\n\.\r?\n")
 _BARE_POSSIBLE_END = re.compile(rb"(?:\r?\n(?:\.\r?)?|\r)\Z")
 
 
-class Strays(StrEnum):
+class BareNewlines(StrEnum):
     """What becomes of a CR or LF that stands alone."""
 
     REFUSED = "refused"
@@ -55,7 +55,7 @@ _GRAVITY = {Flaw.NUL: 1, Flaw.BARE_NEWLINE: 2, Flaw.TOO_LARGE: 3}
 class ContentReader:
     """What both readers share: the content not yet taken by the caller, and what is known of all of it."""
 
-    def __init__(self, *, limit_bytes: int, strays: Strays = Strays.REFUSED) -> None:
+    def __init__(self, *, limit_bytes: int, strays: BareNewlines = BareNewlines.REFUSED) -> None:
         self.complete = False
         self.flaw: Flaw | None = None
         self.size_bytes = 0
@@ -107,9 +107,9 @@ class ContentReader:
         if b"\0" in block:
             self._note(Flaw.NUL)
         if len(block.translate(None, _NO_NEWLINES)) != 2 * block.count(b"\r\n"):
-            if self._strays is Strays.SPACES:
+            if self._strays is BareNewlines.SPACES:
                 return _STRAY.sub(b" ", block)
-            if self._strays is Strays.LINE_ENDS:
+            if self._strays is BareNewlines.LINE_ENDS:
                 return _STRAY_LF.sub(b"\r\n", _STRAY_CR.sub(b" ", block))
             self._note(Flaw.BARE_NEWLINE)
         return block
@@ -129,19 +129,23 @@ class DataReader(ContentReader):
     """
 
     def __init__(
-        self, *, limit_bytes: int, strays: Strays = Strays.REFUSED, ends_with_lf: bool = False
+        self,
+        *,
+        limit_bytes: int,
+        strays: BareNewlines = BareNewlines.REFUSED,
+        ends_with_lf: bool = False,
     ) -> None:
         super().__init__(limit_bytes=limit_bytes, strays=strays)
         self._ends_with_lf = ends_with_lf
         self._tail = b"\r\n"
-        self._thought = 2
+        self._implied = 2
         self.ends_with_bare_dot = False
         """So far it ends with LF.LF: how a client that knows no CRLF would end a message."""
 
     def feed(self, data: bytes, start: int = 0) -> int:
         """Read on from `start`; returns the position behind what is ours."""
         octets = self._tail + data[start:]
-        if self._strays is Strays.LINE_ENDS:
+        if self._strays is BareNewlines.LINE_ENDS:
             return self._feed_lines(octets, len(data) - start, len(data))
         end = octets.find(_END)
         if end < 0:
@@ -186,16 +190,16 @@ class DataReader(ContentReader):
         # One octet is looked for much faster than three, and encoded content has no dots.
         if b"." in block and b"\r\n." in block:
             block = block.replace(b"\r\n.", b"\r\n")
-        if self._thought:
-            block = block[self._thought :]
-            self._thought = 0
+        if self._implied:
+            block = block[self._implied :]
+            self._implied = 0
         self._add(block)
 
 
 class BdatReader(ContentReader):
     """Reads the chunks of BDAT. A CR at the end of a chunk waits for the LF of the next."""
 
-    def __init__(self, *, limit_bytes: int, strays: Strays = Strays.REFUSED) -> None:
+    def __init__(self, *, limit_bytes: int, strays: BareNewlines = BareNewlines.REFUSED) -> None:
         super().__init__(limit_bytes=limit_bytes, strays=strays)
         self._wanted = 0
         self._last = False

@@ -19,10 +19,10 @@ from typing import Any, cast
 
 from relay.mail.reply import Reply
 from relay.receive.connection import Connection
-from relay.receive.content import BdatReader, DataReader, Strays
-from relay.receive.door import Door
+from relay.receive.content import BareNewlines, BdatReader, DataReader
 from relay.receive.intake import Intake
 from relay.receive.limits import COMMAND_LINE_OCTETS, MISTAKES_PER_SESSION
+from relay.receive.listener_state import ListenerState
 from relay.receive.sasl import Challenge, Credentials, Exchange
 from relay.receive.session import Transaction
 from relay.receive.spec import BareNewline
@@ -57,9 +57,9 @@ _TOO_MANY_MISTAKES = b"421 4.7.0 Too many commands that led nowhere\r\n"
 _NOT_SMTP = b"554 5.5.1 This is SMTP\r\n"
 
 _STRAYS = {
-    BareNewline.REFUSE: Strays.REFUSED,
-    BareNewline.NORMALISE: Strays.SPACES,
-    BareNewline.LINE_END: Strays.LINE_ENDS,
+    BareNewline.REFUSE: BareNewlines.REFUSED,
+    BareNewline.NORMALISE: BareNewlines.SPACES,
+    BareNewline.LINE_END: BareNewlines.LINE_ENDS,
 }
 _PRINTABLE = re.compile(rb"[!-~]++")
 _HTTP = frozenset({b"GET", b"POST", b"PUT", b"HEAD", b"CONNECT", b"OPTIONS", b"DELETE"})
@@ -69,7 +69,7 @@ _BEFORE_TLS = frozenset({b"NOOP", b"EHLO", b"STARTTLS", b"QUIT"})
 class Dialogue(Connection):
     """A session, from the greeting to QUIT."""
 
-    def __init__(self, door: Door) -> None:
+    def __init__(self, door: ListenerState) -> None:
         super().__init__(door)
         self._transaction: Transaction | None = None
         self._intake: Intake | None = None
@@ -145,7 +145,9 @@ class Dialogue(Connection):
     def smtp_VRFY(self, arg: bytes) -> None:
         # RFC 5321 §3.5.3: 252 where we cannot tell, and would not.
         self._complain(
-            b"252 2.5.2 Send some mail, it may arrive\r\n" if arg else b"501 5.5.4 Syntax: VRFY string\r\n"
+            b"252 2.5.2 Send some mail, it may arrive\r\n"
+            if arg
+            else b"501 5.5.4 Syntax: VRFY string\r\n"
         )
 
     def smtp_EXPN(self, arg: bytes) -> None:
@@ -159,7 +161,11 @@ class Dialogue(Connection):
             self._complain(_NO_ARGUMENT)
         elif self._session.tls is not None:
             self._complain(b"503 5.5.1 TLS is active already\r\n")
-        elif not self._session.offers_starttls or not self._session.extended or self._door.tls is None:
+        elif (
+            not self._session.offers_starttls
+            or not self._session.extended
+            or self._door.tls is None
+        ):
             self._complain(b"502 5.5.1 STARTTLS is not offered\r\n")
         else:
             # Whatever came behind the command came in clear, perhaps from somebody else (CVE-2011-0411).
@@ -212,7 +218,9 @@ class Dialogue(Connection):
                 self._end(b"421 4.7.0 Too many failures, try again later\r\n")
                 return
             user = await self._door.passwords.verify(
-                self._reception.access(), name.decode("utf-8", "replace"), password.decode("utf-8", "replace")
+                self._reception.access(),
+                name.decode("utf-8", "replace"),
+                password.decode("utf-8", "replace"),
             )
             if user is not None:
                 failures.forgive(source)
@@ -378,7 +386,11 @@ class Dialogue(Connection):
             self._session.messages += 1
             self.push(f"250 2.0.0 Ok: queued as {intake.queue_id}\r\n".encode())
             if self._is_lost:
-                log.info("%s: accepted from %s, who did not wait for the reply", intake.queue_id, self._who)
+                log.info(
+                    "%s: accepted from %s, who did not wait for the reply",
+                    intake.queue_id,
+                    self._who,
+                )
         if closes:
             self._close(linger=True)
 

@@ -34,8 +34,8 @@ from relay.submit.message import (
     HEADER_TOO_LARGE,
     OUR_TROUBLE,
     OUT_OF_ROOM,
-    Opened,
     Refusal,
+    Screened,
     refuse,
     split_off_header,
 )
@@ -68,7 +68,11 @@ class Intake:
     """A message while it comes in."""
 
     def __init__(
-        self, reception: Reception, session: Session, transaction: Transaction, reader: ContentReader
+        self,
+        reception: Reception,
+        session: Session,
+        transaction: Transaction,
+        reader: ContentReader,
     ) -> None:
         self.reader = reader
         self.transaction = transaction
@@ -78,7 +82,7 @@ class Intake:
         self._now = now
         self._reception = reception
         self._session = session
-        self._opened: Opened | None = None
+        self._opened: Screened | None = None
         self._front = b""
         self._staged_bytes = 0
         self._staging: asyncio.Future[None] | None = None

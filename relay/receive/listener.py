@@ -20,8 +20,8 @@ from typing import Any
 
 from relay.receive.certificates import CertificateError, ServerTls
 from relay.receive.dialogue import Dialogue
-from relay.receive.door import Door
 from relay.receive.intake import Reception
+from relay.receive.listener_state import ListenerState
 from relay.receive.passwords import Passwords
 from relay.receive.spec import ListenerSpec, ListenerTls, TcpAddress, UnixAddress, parse_address
 
@@ -37,7 +37,12 @@ class Listener:
     """A listener at work. `address` is the one it is bound to, with the port the system chose for port 0."""
 
     def __init__(
-        self, door: Door, server: asyncio.Server, address: TcpAddress | UnixAddress, *, owns_path: bool = True
+        self,
+        door: ListenerState,
+        server: asyncio.Server,
+        address: TcpAddress | UnixAddress,
+        *,
+        owns_path: bool = True,
     ) -> None:
         self.address = address
         self._owns_path = owns_path
@@ -96,7 +101,7 @@ async def start_listener(
         if spec.certificate is None:
             raise CertificateError(f"{spec.address}: tls: {spec.tls} needs a certificate")
         tls = ServerTls(spec.certificate, spec.key, spec.min_tls)
-    door = Door(spec, reception, tls, passwords or Passwords())
+    door = ListenerState(spec, reception, tls, passwords or Passwords())
     loop = asyncio.get_running_loop()
     address = parse_address(spec.address)
 

@@ -71,7 +71,9 @@ def _split(rest: bytes) -> list[tuple[str, str]]:
     try:
         words = rest.decode("utf-8").split(" ")
     except UnicodeDecodeError:
-        raise ParameterError(Reply(501, "5.5.4", "Parameters are neither ASCII nor UTF-8")) from None
+        raise ParameterError(
+            Reply(501, "5.5.4", "Parameters are neither ASCII nor UTF-8")
+        ) from None
     parameters: list[tuple[str, str]] = []
     seen: set[str] = set()
     for word in words:

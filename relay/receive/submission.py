@@ -34,10 +34,15 @@ from relay.queue.entry import QueuedMessage, QueuedRecipient
 from relay.receive.access import may_send_as
 from relay.receive.content import Flaw
 from relay.receive.limits import Limits
-from relay.receive.parameters import ParameterError, mail_parameters, rcpt_parameters, wants_smtputf8
+from relay.receive.parameters import (
+    ParameterError,
+    mail_parameters,
+    rcpt_parameters,
+    wants_smtputf8,
+)
 from relay.receive.session import Session, Transaction
 from relay.receive.trace import received_field
-from relay.submit.message import Opened, Refusal, open_header, queued_recipients, refuse
+from relay.submit.message import Refusal, Screened, open_header, queued_recipients, refuse
 from relay.submit.trace import missing_fields
 
 __all__ = ["complete", "mail", "open_message", "rcpt", "refusal_of"]
@@ -111,7 +116,9 @@ def rcpt(
         )
         if not address:
             return _RCPT_SYNTAX
-        if address == "postmaster":  # RFC 5321 §4.1.1.3: of this host, which has no mailboxes of its own
+        if (
+            address == "postmaster"
+        ):  # RFC 5321 §4.1.1.3: of this host, which has no mailboxes of its own
             address = f"postmaster@{hostname}"
         domain = domain_of(address)
         if rest and not session.extended:
@@ -151,7 +158,7 @@ def open_message(
     hostname: str,
     queue_id: str,
     now: datetime,
-) -> Opened | Refusal:
+) -> Screened | Refusal:
     """Judge a header section and rewrite it: policy fields off, our Received on top."""
     recipients = transaction.recipients.values()
     on_top = received_field(
@@ -164,7 +171,11 @@ def open_message(
     )
     if session.listener.add_missing_headers:
         on_top += missing_fields(
-            header, reverse_path=transaction.reverse_path, hostname=hostname, queue_id=queue_id, now=now
+            header,
+            reverse_path=transaction.reverse_path,
+            hostname=hostname,
+            queue_id=queue_id,
+            now=now,
         )
     return open_header(
         header,
@@ -184,7 +195,12 @@ def _only(recipients: Iterable[Recipient]) -> str:
 
 
 def complete(
-    opened: Opened, session: Session, transaction: Transaction, *, size_bytes: int, eight_bit: bool
+    opened: Screened,
+    session: Session,
+    transaction: Transaction,
+    *,
+    size_bytes: int,
+    eight_bit: bool,
 ) -> tuple[QueuedMessage, tuple[QueuedRecipient, ...]]:
     """The message as the queue will hold it."""
     message = QueuedMessage(
@@ -206,5 +222,11 @@ def complete(
 
 def _describe(session: Session) -> str:
     """The client, for people."""
-    where = "unknown" if session.client is None else f"[{session.client}]" if session.client else "local"
+    where = (
+        "unknown"
+        if session.client is None
+        else f"[{session.client}]"
+        if session.client
+        else "local"
+    )
     return f"{session.helo} {where}"

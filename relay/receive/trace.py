@@ -28,7 +28,11 @@ def received_field(
 ) -> bytes:
     """Our Received field, with its CRLF."""
     helo = session.helo if _NAME.fullmatch(session.helo) else "unknown"
-    tls = f"\r\n\t(using {session.tls.version} with cipher {session.tls.cipher})" if session.tls else ""
+    tls = (
+        f"\r\n\t(using {session.tls.version} with cipher {session.tls.cipher})"
+        if session.tls
+        else ""
+    )
     return trace.received_field(
         source=f"{helo} ({trace.tcp_info(session.client)}){tls}",
         protocol=protocol_of(session, smtputf8=smtputf8),

@@ -79,9 +79,18 @@ _ADVICE = (  # the first that fits the status (RFC 3463 §3)
         "The recipient's domain takes no mail, or does not exist. Check the part after the @.",
     ),
     (r".\.1\.", "Check the address for mistakes; the recipient may have a new one."),
-    (r".\.2\.2|.\.2\.3", "The mailbox is full, or the message too large for it. Tell the recipient."),
-    (r".\.3\.4", "The message is too large for the recipient's mail host. Send it in smaller parts."),
-    (r".\.2\.", "The mailbox takes no mail at the moment. Reach the recipient some other way."),
+    (
+        r".\.2\.2|.\.2\.3",
+        "The mailbox is full, or the message too large for it. Tell the recipient.",
+    ),
+    (
+        r".\.3\.4",
+        "The message is too large for the recipient's mail host. Send it in smaller parts.",
+    ),
+    (
+        r".\.2\.",
+        "The mailbox takes no mail at the moment. SessionOptions the recipient some other way.",
+    ),
     (
         r".\.7\.",
         "The recipient's mail host refused it by a rule of its own. Its answer may say which; its "
@@ -96,7 +105,9 @@ _ADVICE = (  # the first that fits the status (RFC 3463 §3)
 
 _UNSAFE_7BIT = re.compile(rb"[\x00\x80-\xff]|\r(?!\n)|(?<!\r)\n|[^\r\n]{999}")
 _UNSAFE_8BIT = re.compile(rb"\x00|\r(?!\n)|(?<!\r)\n|[^\r\n]{999}")
-_MESSAGE_ID = re.compile(rb"\r\nmessage-id[ \t]*:[ \t\r\n]{0,20}(<[!-;=?-~]{1,900}>)", re.IGNORECASE)
+_MESSAGE_ID = re.compile(
+    rb"\r\nmessage-id[ \t]*:[ \t\r\n]{0,20}(<[!-;=?-~]{1,900}>)", re.IGNORECASE
+)
 _XTEXT = re.compile(r"\+([0-9A-F]{2})")
 _ORCPT = re.compile(r"([A-Za-z0-9.-]{1,40});(.{1,1000})", re.DOTALL)
 _JOINERS = "\u200c\u200d"
@@ -253,9 +264,13 @@ def _recipient_fields(report: Report, change: Change, international: bool) -> li
         why = f"x-relay; {outcome.description or outcome.message}"
         fields.append(_field("Diagnostic-Code", why, international, fold=True))
     if recipient.last is not None:
-        fields.append(_field("Last-Attempt-Date", format_datetime(recipient.last.at), international))
+        fields.append(
+            _field("Last-Attempt-Date", format_datetime(recipient.last.at), international)
+        )
     if report.kind is ReportKind.DELAYED and report.retry_until is not None:
-        fields.append(_field("Will-Retry-Until", format_datetime(report.retry_until), international))
+        fields.append(
+            _field("Will-Retry-Until", format_datetime(report.retry_until), international)
+        )
     return fields
 
 
@@ -332,13 +347,17 @@ def _about(kind: ReportKind, message: QueuedMessage, change: Change) -> Iterator
     outcome = change.outcome
     yield from _wrapped(f"<{change.recipient.address}>")
     if change.recipient.state is State.EXPIRED:
-        days = (change.recipient.last.at if change.recipient.last else message.arrived) - message.arrived
+        days = (
+            change.recipient.last.at if change.recipient.last else message.arrived
+        ) - message.arrived
         yield from _wrapped(f"Given up after {max(days.days, 0)} days. The last attempt:", "    ")
     yield from _what_was_said(change)
     if outcome.description:
         yield from _wrapped(outcome.description, "    ")
     if isinstance(outcome, Deferred) and outcome.in_doubt:
-        yield from _wrapped("The host had all of the message then: it may have arrived all the same.", "    ")
+        yield from _wrapped(
+            "The host had all of the message then: it may have arrived all the same.", "    "
+        )
     if outcome.hosts and kind is not ReportKind.RELAYED:
         yield "    Other hosts that were tried:"
         for host in outcome.hosts[:_MAX_REPLY_LINES]:

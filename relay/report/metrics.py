@@ -173,7 +173,10 @@ class Metrics:
     def counters(self) -> Iterator[Metric]:
         """What was counted."""
         yield _counter(
-            "relay_messages_accepted", "Messages taken responsibility for.", "origin", self._accepted
+            "relay_messages_accepted",
+            "Messages taken responsibility for.",
+            "origin",
+            self._accepted,
         )
         yield CounterMetricFamily(
             "relay_accepted_bytes", "Octets of content accepted.", value=self._accepted_bytes
@@ -185,23 +188,34 @@ class Metrics:
             labels=("result", "tls", "verified"),
         )
         for (state, tls, verified), count in sorted(self._deliveries.items(), key=str):
-            deliveries.add_metric((_RESULTS.get(state, "other"), _word(tls), _word(verified)), count)
+            deliveries.add_metric(
+                (_RESULTS.get(state, "other"), _word(tls), _word(verified)), count
+            )
         yield deliveries
         yield _counter(
-            "relay_tls_downgrades", "Attempts made in clear after TLS was tried.", "reason", self._downgrades
+            "relay_tls_downgrades",
+            "Attempts made in clear after TLS was tried.",
+            "reason",
+            self._downgrades,
         )
         text = "Attempts in which no host could give the TLS that was required."
         yield CounterMetricFamily("relay_tls_unmet", text, value=self._unmet)
-        yield CounterMetricFamily("relay_dsns", "Delivery status notifications queued.", value=self._dsns)
+        yield CounterMetricFamily(
+            "relay_dsns", "Delivery status notifications queued.", value=self._dsns
+        )
         yield _histogram("relay_delivery_seconds", "From the connect to the answer.", self._session)
         yield _histogram("relay_delay_seconds", "From acceptance to delivery.", self._delay)
         commits = HistogramMetricFamily(
-            "relay_store_commit_seconds", "Until it was committed and synced.", labels=("operation",)
+            "relay_store_commit_seconds",
+            "Until it was committed and synced.",
+            labels=("operation",),
         )
         for operation, histogram in self._commits.items():
             commits.add_metric((operation,), histogram.buckets(), histogram.sum)
         yield commits
-        yield _histogram("relay_route_seconds", "Finding a domain's hosts: DNS, or its cache.", self._route)
+        yield _histogram(
+            "relay_route_seconds", "Finding a domain's hosts: DNS, or its cache.", self._route
+        )
         text = "Lookups that found no host to try."
         yield CounterMetricFamily("relay_routes_failed", text, value=self._unrouted)
 
@@ -220,30 +234,53 @@ class _Latest(Collector):
 
 def _gauges(now: Snapshot) -> Iterator[Metric]:
     yield InfoMetricFamily("relay", "The program.", value={"version": now.version})
-    yield _gauge("relay_queue_messages", "Recipients that wait for a message, by state.", "state", now.queue)
-    yield _one("relay_queue_oldest_seconds", "Age of the oldest message in the queue.", now.oldest_seconds)
-    yield _gauge("relay_client_connections", "Clients inside, by listener.", "listener", now.connections)
+    yield _gauge(
+        "relay_queue_messages", "Recipients that wait for a message, by state.", "state", now.queue
+    )
+    yield _one(
+        "relay_queue_oldest_seconds", "Age of the oldest message in the queue.", now.oldest_seconds
+    )
+    yield _gauge(
+        "relay_client_connections", "Clients inside, by listener.", "listener", now.connections
+    )
     yield _one("relay_deliveries_in_flight", "Attempts under way.", now.in_flight)
-    yield _one("relay_kept_connections", "Idle connections kept for the next message.", now.kept_connections)
+    yield _one(
+        "relay_kept_connections",
+        "Idle connections kept for the next message.",
+        now.kept_connections,
+    )
     yield _one(
         "relay_silent_destinations",
         "Domains left alone for a while since they do not answer.",
         now.silent_destinations,
     )
-    yield _one("relay_log_lag_events", "Events committed and not yet in the log's file.", now.log_lag_events)
-    yield _one("relay_log_in_trouble", "1 while the delivery log cannot be written.", now.log_in_trouble)
+    yield _one(
+        "relay_log_lag_events",
+        "Events committed and not yet in the log's file.",
+        now.log_lag_events,
+    )
+    yield _one(
+        "relay_log_in_trouble", "1 while the delivery log cannot be written.", now.log_in_trouble
+    )
     yield CounterMetricFamily("relay_auth_failures", "Wrong passwords.", value=now.auth_failures)
     yield _one("relay_spool_free_bytes", "Room left where the queue is.", now.spool_free_bytes)
     expiry = {path: at.timestamp() for path, at in now.certificates.items()}
     yield _gauge(
-        "relay_certificate_expiry_timestamp_seconds", "When a certificate of ours expires.", "file", expiry
+        "relay_certificate_expiry_timestamp_seconds",
+        "When a certificate of ours expires.",
+        "file",
+        expiry,
     )
     reloaded = now.reloaded.timestamp() if now.reloaded else 0
     yield _one(
-        "relay_config_reload_timestamp_seconds", "When the configuration was last taken over.", reloaded
+        "relay_config_reload_timestamp_seconds",
+        "When the configuration was last taken over.",
+        reloaded,
     )
     yield _one(
-        "relay_config_reload_failed", "1 after a reload that kept the old configuration.", now.reload_failed
+        "relay_config_reload_failed",
+        "1 after a reload that kept the old configuration.",
+        now.reload_failed,
     )
 
 

@@ -35,7 +35,11 @@ def kind_of(event: Event) -> str:
     """The kind an event is of, as a webhook names it."""
     if event.name != "failed":
         return event.name
-    return "permanent_fail" if json.loads(event.line).get("severity") == "permanent" else "temporary_fail"
+    return (
+        "permanent_fail"
+        if json.loads(event.line).get("severity") == "permanent"
+        else "temporary_fail"
+    )
 
 
 def payload(line: str, *, signing_key: str, timestamp: int, token: str) -> bytes:

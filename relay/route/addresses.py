@@ -26,7 +26,15 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
-__all__ = ["Address", "Network", "Own", "Rejection", "judge", "parse_address", "parse_address_literal"]
+__all__ = [
+    "Address",
+    "Network",
+    "Own",
+    "Rejection",
+    "judge",
+    "parse_address",
+    "parse_address_literal",
+]
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -67,7 +75,9 @@ class Own:
         return False
 
 
-def judge(address: Address, port: int, *, own: Own, allow_networks: Sequence[Network]) -> Rejection | None:
+def judge(
+    address: Address, port: int, *, own: Own, allow_networks: Sequence[Network]
+) -> Rejection | None:
     """Why we do not connect to this address; None if we may.
 
     Our own listener comes first: `allow_networks` does not make a loop a delivery.

@@ -124,7 +124,9 @@ _Lookup = _Records | NoSuchName | Unanswered
 class DnsResolver:
     """A caching stub resolver. To be made where its event loop runs."""
 
-    def __init__(self, options: ResolverOptions, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, options: ResolverOptions, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         """Raises `ResolverError` if there is nobody to ask."""
         self._options = options
         self._clock = clock
@@ -295,7 +297,9 @@ class _Servers:
         try:
             return self._tuned(dns.asyncresolver.Resolver(path))
         except dns.resolver.NoResolverConfiguration:
-            raise ResolverError(f"{path} names no name server and resolver.nameservers is empty") from None
+            raise ResolverError(
+                f"{path} names no name server and resolver.nameservers is empty"
+            ) from None
         except (ValueError, OSError, dns.exception.DNSException) as exc:
             raise ResolverError(f"{path} cannot be used: {exc}") from exc
 

@@ -59,7 +59,9 @@ def mail_hosts(domain: str, answer: MxLookup, *, hostname: str) -> MailHosts | N
     match answer:
         case Unanswered():
             return NoRoute(
-                Deferred("4.4.3", Code.NO_USABLE_MX, "", f"MX lookup of {domain} failed: {answer.reason}")
+                Deferred(
+                    "4.4.3", Code.NO_USABLE_MX, "", f"MX lookup of {domain} failed: {answer.reason}"
+                )
             )
         case NoSuchName():
             return NoRoute(Bounced("5.1.2", Code.NO_USABLE_MX, "", f"{domain} {answer.reason}"))
@@ -108,7 +110,9 @@ def unusable(name: str) -> str:
 def _from_records(domain: str, answer: MxAnswer, hostname: str) -> MailHosts | NoRoute:
     named = [record for record in answer.records if record.exchange not in ("", ".")]
     if not named:
-        return NoRoute(Bounced("5.1.10", NULL_MX, "", f"{domain} takes no mail (null MX, RFC 7505)"))
+        return NoRoute(
+            Bounced("5.1.10", NULL_MX, "", f"{domain} takes no mail (null MX, RFC 7505)")
+        )
     hosts, rejected = _usable(named)
     return _without_ourselves(domain, hosts, rejected, hostname, answer.expires)
 
@@ -147,4 +151,6 @@ def loops_to_us(domain: str) -> Bounced:
 def no_mail_host(domain: str, reasons: tuple[str, ...]) -> Bounced:
     """RFC 5321 §5.1: a set of MX records without a usable host is an error."""
     why = f": {reasons[0]}" if reasons else ""
-    return Bounced("5.4.4", Code.NO_USABLE_MX, "", f"no usable mail host for {domain}{why}", hosts=reasons)
+    return Bounced(
+        "5.4.4", Code.NO_USABLE_MX, "", f"no usable mail host for {domain}{why}", hosts=reasons
+    )

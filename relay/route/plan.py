@@ -75,14 +75,18 @@ def plan(
     `make_host` gives a `Host` for a name, an address and a preference.
     """
     findings = [
-        _finding(host, lookups[host.name], make_host, judge) for host in listed.hosts if host.name in lookups
+        _finding(host, lookups[host.name], make_host, judge)
+        for host in listed.hosts
+        if host.name in lookups
     ]
     ours = min((finding.preference for finding in findings if finding.ourselves), default=None)
     # RFC 5321 §5.1: our own preference and everything worse is discarded, good or bad.
     better = [finding for finding in findings if ours is None or finding.preference < ours]
     candidates = [finding.candidate for finding in better if finding.candidate is not None]
     trouble = [line for finding in better for line in finding.trouble][:_MOST_LINES]
-    rejected = [*listed.rejected, *(line for finding in findings for line in finding.rejected)][:_MOST_LINES]
+    rejected = [*listed.rejected, *(line for finding in findings for line in finding.rejected)][
+        :_MOST_LINES
+    ]
     if candidates:
         groups = groupby(candidates, key=lambda candidate: candidate.preference)
         return Plan(tuple(tuple(group) for _, group in groups), tuple(trouble), tuple(rejected))
@@ -90,7 +94,9 @@ def plan(
         text = f"no address is known for now of the mail hosts of {domain}: {trouble[0]}"
         lines = tuple(trouble + rejected)
         return NoRoute(Deferred("4.4.3", Code.NO_USABLE_MX, "", text, hosts=lines))
-    return NoRoute(loops_to_us(domain) if ours is not None else no_mail_host(domain, tuple(rejected)))
+    return NoRoute(
+        loops_to_us(domain) if ours is not None else no_mail_host(domain, tuple(rejected))
+    )
 
 
 def arrange(plan: Plan, limit: int, random: Random) -> tuple[Host, ...]:
@@ -105,7 +111,9 @@ def arrange(plan: Plan, limit: int, random: Random) -> tuple[Host, ...]:
     if sum(map(len, queues)) <= limit:
         return tuple(host for queue in queues for host in queue)
     shares = _shares([len(queue) for queue in queues], limit)
-    return tuple(host for queue, share in zip(queues, shares, strict=True) for host in queue[:share])
+    return tuple(
+        host for queue, share in zip(queues, shares, strict=True) for host in queue[:share]
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +128,10 @@ class _Finding:
 
 
 def _finding(
-    host: MailHost, answer: AddressLookup, make_host: _MakeHost, judge: Callable[[str], Rejection | None]
+    host: MailHost,
+    answer: AddressLookup,
+    make_host: _MakeHost,
+    judge: Callable[[str], Rejection | None],
 ) -> _Finding:
     match answer:
         case Unanswered():
@@ -132,11 +143,15 @@ def _finding(
         case AddressAnswer():
             judged = {address: judge(address) for address in answer.addresses}
     bad = {address: rejection for address, rejection in judged.items() if rejection is not None}
-    good = [make_host(host.name, address, host.preference) for address in judged if address not in bad]
+    good = [
+        make_host(host.name, address, host.preference) for address in judged if address not in bad
+    ]
     return _Finding(
         host.preference,
         candidate=_candidate(host.preference, good) if good else None,
-        rejected=tuple(f"{_of(host, address)} {rejection.reason}" for address, rejection in bad.items()),
+        rejected=tuple(
+            f"{_of(host, address)} {rejection.reason}" for address, rejection in bad.items()
+        ),
         ourselves=any(rejection.ourselves for rejection in bad.values()),
     )
 

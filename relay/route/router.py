@@ -27,7 +27,14 @@ from random import Random
 
 from relay.mail.outcome import Bounced, Code, Deferred
 from relay.route import addresses
-from relay.route.addresses import Address, Network, Own, Rejection, parse_address, parse_address_literal
+from relay.route.addresses import (
+    Address,
+    Network,
+    Own,
+    Rejection,
+    parse_address,
+    parse_address_literal,
+)
 from relay.route.answers import AddressAnswer, AddressLookup, Resolver, Unanswered
 from relay.route.cache import ExpiringCache
 from relay.route.mx import MailHost, MailHosts, choose, host_name, mail_hosts, unusable
@@ -123,11 +130,16 @@ class Router:
         elif literal is not None:
             result, expires = self._by_literal(domain, literal)
         elif reason := unusable(name):
-            result, expires = NoRoute(Bounced("5.1.2", Code.NO_USABLE_MX, "", f"{domain} {reason}")), inf
+            result, expires = (
+                NoRoute(Bounced("5.1.2", Code.NO_USABLE_MX, "", f"{domain} {reason}")),
+                inf,
+            )
         else:
             result, expires = await self._by_dns(name)
         kept = _Kept(result, static)
-        if options is self._options:  # not what was found out under options that have changed meanwhile
+        if (
+            options is self._options
+        ):  # not what was found out under options that have changed meanwhile
             weight = 1 + (result.weight if isinstance(result, Plan) else 0)
             self._cache.put(domain, kept, expires=expires, weight=weight)
         return kept
@@ -157,7 +169,9 @@ class Router:
             name,
             replace(listed, hosts=chosen),
             lookups,
-            make_host=lambda host, address, preference: Host(host, address, self._options.port, preference),
+            make_host=lambda host, address, preference: Host(
+                host, address, self._options.port, preference
+            ),
             judge=self._judge,
         )
         return result, min(answer.expires, self._until(result, lookups.values()))
@@ -166,7 +180,9 @@ class Router:
         """All at once. A host that takes long does not hold up mail that another can take."""
         if len(hosts) == 1:
             return {hosts[0].name: await self._resolver.addresses(hosts[0].name)}
-        tasks = {host.name: asyncio.create_task(self._resolver.addresses(host.name)) for host in hosts}
+        tasks = {
+            host.name: asyncio.create_task(self._resolver.addresses(host.name)) for host in hosts
+        }
         try:
             _, waiting = await asyncio.wait(tasks.values(), timeout=_PATIENCE)
             if waiting and not any(_has_addresses(task) for task in tasks.values()):
@@ -182,7 +198,9 @@ class Router:
         if isinstance(result, NoRoute):
             return min(lookup.expires for lookup in lookups)
         answered = [lookup.expires for lookup in lookups if not isinstance(lookup, Unanswered)]
-        return min(answered) if not result.trouble else min(*answered, self._clock() + _TROUBLE_KEPT)
+        return (
+            min(answered) if not result.trouble else min(*answered, self._clock() + _TROUBLE_KEPT)
+        )
 
     def _by_literal(self, domain: str, address: Address) -> tuple[Plan | NoRoute, float]:
         """The sender named the address itself: what a domain may not point to, it may not be either."""
@@ -192,7 +210,9 @@ class Router:
             domain,
             listed,
             {text: AddressAnswer((text,))},
-            make_host=lambda host, address, preference: Host(host, address, self._options.port, preference),
+            make_host=lambda host, address, preference: Host(
+                host, address, self._options.port, preference
+            ),
             judge=self._judge,
         )
         return result, self._clock() + _LITERAL_KEPT
@@ -243,7 +263,9 @@ class Router:
             credentials = Credentials(route.username, self._password(route.password_file))
         except (OSError, ValueError) as exc:
             reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
-            text = f"the password for {route.host} cannot be read from {route.password_file}: {reason}"
+            text = (
+                f"the password for {route.host} cannot be read from {route.password_file}: {reason}"
+            )
             log.error("%s", text)
             return NoRoute(Deferred("4.3.5", Code.NONE, "", text))
         return Hosts(tuple(replace(host, credentials=credentials) for host in hosts))

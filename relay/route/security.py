@@ -4,7 +4,7 @@ Two settings of the message decide, `require_tls` and `skip_verification`; a lit
 configuration decides the rest. `requirement` puts them together before we connect; `next_step`
 judges what we met at the host. Neither opens a socket, and nobody else makes this judgement:
 an attempt walks the table, `relay explain` tells it, `relay probe` holds a host against it (both in
-the words of `relay.route.prospect`).
+the words of `relay.route.forecast`).
 
     require  skip    secured  unverified          not offered  refused      handshake failed
     false    false   tls      reconnect in clear  clear        clear        reconnect in clear
@@ -226,7 +226,11 @@ def at_host(needed: Requirement, host: Host, options: SecurityOptions) -> Requir
         verify=needed.verify or logs_in,
         on_tls_unmet=OnTlsUnmet.DEFER,
     )
-    return replace(asked, min_version=options.min_version, security_level=_STRONG) if logs_in else asked
+    return (
+        replace(asked, min_version=options.min_version, security_level=_STRONG)
+        if logs_in
+        else asked
+    )
 
 
 def next_step(needed: Requirement, situation: Situation) -> Step:

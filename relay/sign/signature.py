@@ -49,7 +49,16 @@ class SigningKey:
     key: _Key
 
 
-_UNTIL_TWICE = (b"from", b"to", b"cc", b"subject", b"date", b"reply-to", b"message-id", b"content-type")
+_UNTIL_TWICE = (
+    b"from",
+    b"to",
+    b"cc",
+    b"subject",
+    b"date",
+    b"reply-to",
+    b"message-id",
+    b"content-type",
+)
 """What a reader sees or a program obeys: nobody may add another."""
 
 
@@ -60,7 +69,9 @@ def may_sign(keys: Mapping[str, SigningKey], message: QueuedMessage) -> bool:
     return _sender_domain(message) in keys if message.reverse_path else message.origin == "dsn"
 
 
-def key_for(keys: Mapping[str, SigningKey], message: QueuedMessage, header: bytes) -> SigningKey | None:
+def key_for(
+    keys: Mapping[str, SigningKey], message: QueuedMessage, header: bytes
+) -> SigningKey | None:
     """The key that signs a message; None if nothing does."""
     if not may_sign(keys, message):
         return None
@@ -116,7 +127,9 @@ class _Signer(dkim.DKIM):  # type: ignore[misc]  # dkimpy has no types
 
     def signature(self, signing: SigningKey, body_hash: bytes, now: datetime) -> bytes:
         names = [name.lower() for name, _ in self.headers if name.lower() in self.should_sign]
-        names += [name for name in _UNTIL_TWICE if name not in (b"content-type", b"cc") or name in names]
+        names += [
+            name for name in _UNTIL_TWICE if name not in (b"content-type", b"cc") or name in names
+        ]
         relaxed = CanonicalizationPolicy.from_c_value(b"relaxed/relaxed")
         tags = [
             (b"v", b"1"),
@@ -129,7 +142,9 @@ class _Signer(dkim.DKIM):  # type: ignore[misc]  # dkimpy has no types
             (b"bh", base64.b64encode(body_hash)),
             (b"b", b"0" * 60),
         ]
-        value: bytes = self.gen_header(tags, names, relaxed, b"DKIM-Signature", _ForDkimpy(signing.key))
+        value: bytes = self.gen_header(
+            tags, names, relaxed, b"DKIM-Signature", _ForDkimpy(signing.key)
+        )
         return b"DKIM-Signature: " + value
 
 

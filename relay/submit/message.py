@@ -31,8 +31,8 @@ __all__ = [
     "HEADER_TOO_LARGE",
     "OUR_TROUBLE",
     "OUT_OF_ROOM",
-    "Opened",
     "Refusal",
+    "Screened",
     "open_header",
     "queued_recipients",
     "refuse",
@@ -57,14 +57,16 @@ def refuse(code: int, status: str, text: str, reason: str = "") -> Refusal:
     return Refusal(Reply(code, status, text), reason or text)
 
 
-OUT_OF_ROOM = refuse(452, "4.3.1", "No room for more mail now, try again later", "the queue is full")
+OUT_OF_ROOM = refuse(
+    452, "4.3.1", "No room for more mail now, try again later", "the queue is full"
+)
 OUR_TROUBLE = refuse(451, "4.3.0", "Trouble of our own, try again later", "the store failed")
 HEADER_TOO_LARGE = refuse(552, "5.3.4", "The header section is too large")
 _LOOP = refuse(554, "5.4.6", "Too many hops: this message is going round in circles")
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class Screened:
     """A message whose header section was judged: what goes before its body, and what was decided."""
 
     queue_id: str
@@ -85,7 +87,7 @@ def open_header(
     queue_id: str,
     now: datetime,
     options: Wishes = NO_WISHES,
-) -> Opened | Refusal:
+) -> Screened | Refusal:
     """Judge a header section and rewrite it: policy fields off, `on_top` on top.
 
     `options` are wishes that came beside the message; they may not contradict its fields.
@@ -104,7 +106,9 @@ def open_header(
         domain: resolve(rules, reverse_path=reverse_path, recipient_domain=domain, wishes=wishes)
         for domain in domains
     }
-    return Opened(queue_id, on_top + strip_policy_fields(header), summarise(header), settings, now)
+    return Screened(
+        queue_id, on_top + strip_policy_fields(header), summarise(header), settings, now
+    )
 
 
 class _Contradiction(ValueError):
@@ -114,7 +118,9 @@ class _Contradiction(ValueError):
 def _both(fields: Wishes, options: Wishes) -> Wishes:
     return Wishes(
         require_tls=_agreed(fields.require_tls, options.require_tls, "require-tls"),
-        skip_verification=_agreed(fields.skip_verification, options.skip_verification, "skip-verification"),
+        skip_verification=_agreed(
+            fields.skip_verification, options.skip_verification, "skip-verification"
+        ),
     )
 
 
@@ -124,7 +130,9 @@ def _agreed(field: bool | None, option: bool | None, name: str) -> bool | None:
     return field if option is None else option
 
 
-def queued_recipients(opened: Opened, recipients: Sequence[Recipient]) -> tuple[QueuedRecipient, ...]:
+def queued_recipients(
+    opened: Screened, recipients: Sequence[Recipient]
+) -> tuple[QueuedRecipient, ...]:
     """The recipients as the queue will hold them, due at once."""
     return tuple(
         QueuedRecipient(

@@ -58,7 +58,9 @@ def count_hops(header: bytes) -> int:
     return len(_RECEIVED.findall(header))
 
 
-def missing_fields(header: bytes, *, reverse_path: str, hostname: str, queue_id: str, now: datetime) -> bytes:
+def missing_fields(
+    header: bytes, *, reverse_path: str, hostname: str, queue_id: str, now: datetime
+) -> bytes:
     """The fields of Date, Message-ID and From that the header section lacks (RFC 5322 §3.6)."""
     present = {field.name.strip(b" \t").lower() for field in iter_fields(header)}
     added = []
@@ -67,5 +69,7 @@ def missing_fields(header: bytes, *, reverse_path: str, hostname: str, queue_id:
     if b"message-id" not in present:
         added.append(f"Message-ID: <{queue_id}@{hostname}>\r\n")
     if b"from" not in present:
-        added.append(f"From: <{reverse_path}>\r\n" if reverse_path else f"From: MAILER-DAEMON@{hostname}\r\n")
+        added.append(
+            f"From: <{reverse_path}>\r\n" if reverse_path else f"From: MAILER-DAEMON@{hostname}\r\n"
+        )
     return "".join(added).encode()

@@ -16,8 +16,8 @@ import aiohttp
 from aiohttp.test_utils import TestClient, TestServer
 
 from relay.admin.domain_settings import SettingsInForce
-from relay.admin.http import Api, HttpOptions
-from relay.admin.http.server import application
+from relay.api import Api, HttpOptions
+from relay.api.server import application
 from relay.policy.rules import PolicyRules, TlsRule
 from relay.queue.entry import Entry
 from relay.queue.sqlite import SqliteStore

@@ -33,13 +33,22 @@ def entry(
     addresses = addresses or ("bob@dest.example",)
     recipients = tuple(
         QueuedRecipient(
-            n, address, domain_of(address), settings(require, skip), notify=frozenset(notify), orcpt=orcpt
+            n,
+            address,
+            domain_of(address),
+            settings(require, skip),
+            notify=frozenset(notify),
+            orcpt=orcpt,
         )
         for n, address in enumerate(addresses)
     )
     fields = {"size_bytes": len(content or b"")} | fields
     message = QueuedMessage(
-        "Q1", reverse_path, arrived=ARRIVED, summary=fields.pop("summary", MessageSummary()), **fields
+        "Q1",
+        reverse_path,
+        arrived=ARRIVED,
+        summary=fields.pop("summary", MessageSummary()),
+        **fields,
     )
     return Entry(message, recipients, content, total=len(recipients))
 

@@ -17,7 +17,9 @@ from relay.queue.entry import Entry, MessageSummary, QueuedMessage, QueuedRecipi
 from relay.queue.settle import Settlement
 from relay.queue.store import NewMessage, SpoolError
 
-DEFAULTS = TlsSettings(Setting(False, Source.DEFAULT, "default"), Setting(False, Source.DEFAULT, "default"))
+DEFAULTS = TlsSettings(
+    Setting(False, Source.DEFAULT, "default"), Setting(False, Source.DEFAULT, "default")
+)
 CONTENT = b"From: a@a.example\r\nSubject: hello\r\nMessage-ID: <1@a.example>\r\n\r\nbody\r\n"
 
 
@@ -49,7 +51,9 @@ class MemoryQueue:
         origin: str = "smtp",
     ) -> None:
         arrived = arrived or datetime.now(UTC)
-        message = QueuedMessage(queue_id, sender, arrived, len(CONTENT), MessageSummary(), origin=origin)
+        message = QueuedMessage(
+            queue_id, sender, arrived, len(CONTENT), MessageSummary(), origin=origin
+        )
         all_of_them = [
             QueuedRecipient(n, address, domain_of(address), settings, notify=frozenset(notify))
             for n, address in enumerate(recipients)
@@ -61,7 +65,12 @@ class MemoryQueue:
         self._work.set()
 
     async def claim_due(
-        self, *, now: datetime, limit: int, limit_per_domain: int | None = None, skip: Collection[str] = ()
+        self,
+        *,
+        now: datetime,
+        limit: int,
+        limit_per_domain: int | None = None,
+        skip: Collection[str] = (),
     ) -> list[Entry]:
         self._fail("claim_due")
         self.claims += 1
@@ -79,7 +88,11 @@ class MemoryQueue:
 
     async def next_due(self, *, skip: Collection[str] = ()) -> datetime | None:
         return min(
-            (due for key, due in self.due.items() if key not in self.claimed and key[1] not in skip),
+            (
+                due
+                for key, due in self.due.items()
+                if key not in self.claimed and key[1] not in skip
+            ),
             default=None,
         )
 
@@ -97,7 +110,11 @@ class MemoryQueue:
         self._work.set()
 
     async def record(
-        self, settlement: Settlement, *, reports: Sequence[NewMessage] = (), events: Sequence[Event] = ()
+        self,
+        settlement: Settlement,
+        *,
+        reports: Sequence[NewMessage] = (),
+        events: Sequence[Event] = (),
     ) -> bool:
         await asyncio.sleep(0)
         self._fail("record")

@@ -12,7 +12,14 @@ from typing import Any
 from relay.mail.event import Event
 from relay.mail.outcome import Bounced, Deferred, Delivered, Outcome
 from relay.policy.settings import Setting, Source, TlsSettings
-from relay.queue.entry import Entry, LastAttempt, MessageSummary, QueuedMessage, QueuedRecipient, State
+from relay.queue.entry import (
+    Entry,
+    LastAttempt,
+    MessageSummary,
+    QueuedMessage,
+    QueuedRecipient,
+    State,
+)
 from relay.queue.queue_id import new_queue_id
 from relay.queue.settle import Change, Settlement
 from relay.queue.sqlite import SqliteStore
@@ -61,16 +68,26 @@ def new_message(
         summary=MessageSummary("<1@example.com>", sender, addresses[0], "hello"),
     )
     queued = tuple(
-        QueuedRecipient(index, address, address.rpartition("@")[2], SETTINGS, state=state, next_attempt=due)
+        QueuedRecipient(
+            index, address, address.rpartition("@")[2], SETTINGS, state=state, next_attempt=due
+        )
         for index, address in enumerate(addresses)
     )
     return NewMessage(message, queued, content, staged_bytes, events)
 
 
-def event(name: str, queue_id: str, recipient: str = "", *, at: datetime = NOW, number: int = 0) -> Event:
+def event(
+    name: str, queue_id: str, recipient: str = "", *, at: datetime = NOW, number: int = 0
+) -> Event:
     """A line of the delivery log."""
     return Event(
-        f"{queue_id}.{name}.{number}", at, name, queue_id, "a@example.com", recipient, f'{{"event":"{name}"}}'
+        f"{queue_id}.{name}.{number}",
+        at,
+        name,
+        queue_id,
+        "a@example.com",
+        recipient,
+        f'{{"event":"{name}"}}',
     )
 
 

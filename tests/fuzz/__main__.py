@@ -38,7 +38,9 @@ def by_coverage(name: str, seconds: int) -> None:
         f"-dict={words}",
         f"-artifact_prefix={FOUND}/{name}-",
     ]
-    atheris.Setup([sys.argv[0], "-verbosity=0", "-print_final_stats=1", *options, str(corpus)], TARGETS[name])
+    atheris.Setup(
+        [sys.argv[0], "-verbosity=0", "-print_final_stats=1", *options, str(corpus)], TARGETS[name]
+    )
     atheris.Fuzz()
 
 
@@ -75,7 +77,15 @@ def main() -> int:
     failed = []
     for name in asked.targets or TARGETS:
         print(f"--- {name}", flush=True)
-        command = [sys.executable, "-m", "tests.fuzz", "--one", "--seconds", str(asked.seconds), name]
+        command = [
+            sys.executable,
+            "-m",
+            "tests.fuzz",
+            "--one",
+            "--seconds",
+            str(asked.seconds),
+            name,
+        ]
         if subprocess.run(command, check=False).returncode:
             failed.append(name)
     print(f"found something in: {', '.join(failed)} (see {FOUND}/)" if failed else "nothing found")

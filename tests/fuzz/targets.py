@@ -12,16 +12,16 @@ from contextlib import suppress
 from email import message_from_bytes, policy
 from itertools import pairwise
 
+from relay.deliver.framing import MAX_REPLY_BYTES, DotStuffer, Garbled, ReplyReader
 from relay.deliver.mime import TooComplex, Walk
 from relay.deliver.sevenbit import Conversion, NotConvertible, Survey
 from relay.deliver.transaction import _is_safe_path, is_clean
-from relay.deliver.wire import MAX_REPLY_BYTES, DotStuffer, Garbled, ReplyReader
 from relay.mail.address import AddressError, domain_of, parse_path
 from relay.mail.header import iter_fields, remove_fields, split_content
 from relay.mail.reply import Reply
 from relay.policy.fields import BadField, read_wishes, strip_policy_fields
 from relay.queue.summary import summarise
-from relay.receive.content import BdatReader, DataReader, Strays
+from relay.receive.content import BareNewlines, BdatReader, DataReader
 from relay.receive.parameters import ParameterError, mail_parameters, rcpt_parameters
 from relay.receive.sasl import Exchange
 from relay.receive.spec import BareNewline
@@ -63,7 +63,10 @@ def addresses(octets: bytes) -> None:
         assert domain.isascii()
         assert re.fullmatch(r"(?:[a-z0-9_.-]+|\[[0-9A-Za-z:.]+\])?", domain)
         assert domain_of(f"x@{domain}" if domain else "") == domain
-    for read in (mail_parameters, lambda r, t: rcpt_parameters(r, t, "d.example", smtputf8=bool(flags & 1))):
+    for read in (
+        mail_parameters,
+        lambda r, t: rcpt_parameters(r, t, "d.example", smtputf8=bool(flags & 1)),
+    ):
         with suppress(ParameterError):
             read(rest, text)
 
@@ -99,7 +102,7 @@ def content(octets: bytes) -> None:
     """Content ends where it ends however it is cut, has CRLF and nothing else, and survives the next hop."""
     if len(octets) < 3:
         return
-    strays = list(Strays)[octets[0] % 3]
+    strays = list(BareNewlines)[octets[0] % 3]
     with_lf, how, wire = bool(octets[1] & 1), octets[2], octets[3:] + b"\r\n.\r\nQUIT\r\n"
     whole = DataReader(limit_bytes=4000, strays=strays, ends_with_lf=with_lf)
     end = whole.feed(wire)
@@ -111,7 +114,7 @@ def content(octets: bytes) -> None:
     assert (pieces.flaw, rest) == (whole.flaw, wire[end:])
     taken = whole.take()
     assert pieces.take() == taken
-    if not (strays is Strays.LINE_ENDS and with_lf):
+    if not (strays is BareNewlines.LINE_ENDS and with_lf):
         assert wire[end:] == (b"\r\n" + wire).partition(b"\r\n.\r\n")[2]
     if whole.flaw is None:
         assert taken.count(b"\r") == taken.count(b"\n") == taken.count(b"\r\n")
@@ -225,7 +228,9 @@ def sessions(octets: bytes) -> None:
         return
     may_relay, how = bool(octets[0] & 1), octets[1]
     newline = list(BareNewline)[octets[0] % 3]
-    said, store = asyncio.run(converse(_cut(octets[2:], how), may_relay=may_relay, bare_newline=newline))
+    said, store = asyncio.run(
+        converse(_cut(octets[2:], how), may_relay=may_relay, bare_newline=newline)
+    )
     assert REPLY.fullmatch(said), said
     assert not store.staged
     assert said.count(b"queued as") == len(store.messages)
@@ -236,7 +241,16 @@ def sessions(octets: bytes) -> None:
 
 TARGETS: Mapping[str, Callable[[bytes], None]] = {
     target.__name__: target
-    for target in (addresses, parameters, passwords, content, headers, conversions, replies, sessions)
+    for target in (
+        addresses,
+        parameters,
+        passwords,
+        content,
+        headers,
+        conversions,
+        replies,
+        sessions,
+    )
 }
 
 WORDS = [
@@ -275,7 +289,14 @@ WORDS = [
         b"\xc3\xa5",
         b"\xff",
     ),
-    *("\uff20".encode(), "\u3002".encode(), "\u200d".encode(), "\u212a".encode(), b"\xe2\x80\xae", b"a" * 70),
+    *(
+        "\uff20".encode(),
+        "\u3002".encode(),
+        "\u200d".encode(),
+        "\u212a".encode(),
+        b"\xe2\x80\xae",
+        b"a" * 70,
+    ),
     *(
         b"MAIL FROM:<",
         b"RCPT TO:<",
@@ -332,7 +353,10 @@ SEEDS: Mapping[str, list[bytes]] = {
         b"\0<@x,@y:a@b.example>",
         b"\1<\xc3\xa5@b.example>",
     ],
-    "parameters": [b"SIZE=10 BODY=8BITMIME RET=FULL ENVID=x", b"NOTIFY=SUCCESS,FAILURE ORCPT=rfc822;a+40b"],
+    "parameters": [
+        b"SIZE=10 BODY=8BITMIME RET=FULL ENVID=x",
+        b"NOTIFY=SUCCESS,FAILURE ORCPT=rfc822;a+40b",
+    ],
     "passwords": [b"PLAIN AGFwcDEAc2VjcmV0", b"LOGIN\nYXBwMQ==\nc2VjcmV0", b"PLAIN\n*"],
     "content": [b"\0\0\3Subject: x\r\n\r\n..a\r\n", b"\1\1\1a\n.\nb", b"\2\1\1a\n.\r\nb"],
     "headers": [

@@ -47,7 +47,9 @@ class Engine:
         return ["buildah", "--storage-driver=vfs", *where, *arguments]
 
     def __call__(self, *arguments: str) -> str:
-        done = subprocess.run(self.command(*arguments), capture_output=True, text=True, check=False, cwd=ROOT)
+        done = subprocess.run(
+            self.command(*arguments), capture_output=True, text=True, check=False, cwd=ROOT
+        )
         assert done.returncode == 0, done.stderr[-4000:]
         return done.stdout.strip()
 
@@ -97,21 +99,29 @@ def container(engine: Engine, image: str) -> Iterator[str]:
     engine("rm", name)
 
 
-def test_the_image_has_no_compiler_no_pip_and_no_root(engine: Engine, image: str, container: str) -> None:
+def test_the_image_has_no_compiler_no_pip_and_no_root(
+    engine: Engine, image: str, container: str
+) -> None:
     config = json.loads(engine("inspect", "--type=image", image))["Docker"]["config"]
     assert config["User"] == "2525:2525"
     assert config["Healthcheck"]["Test"] == ["CMD", "relay", "health"]
     assert config["StopSignal"] in ("SIGTERM", "15")
     assert "/var/lib/relay" in config["Volumes"]
-    script = "id -u; command -v gcc cc pip pip3 || echo none; ls /opt/relay/bin | grep -c pip || true"
-    assert engine("run", "--isolation=chroot", container, "--", "sh", "-c", script) == "2525\nnone\n0"
+    script = (
+        "id -u; command -v gcc cc pip pip3 || echo none; ls /opt/relay/bin | grep -c pip || true"
+    )
+    assert (
+        engine("run", "--isolation=chroot", container, "--", "sh", "-c", script) == "2525\nnone\n0"
+    )
 
 
 def test_the_image_is_small(engine: Engine, base: str, image: str) -> None:
     assert engine.megabytes(image) - engine.megabytes(base) < MOST_MEGABYTES_ON_TOP
 
 
-def test_a_message_is_delivered_and_sigterm_drains(engine: Engine, container: str, tmp_path: Path) -> None:
+def test_a_message_is_delivered_and_sigterm_drains(
+    engine: Engine, container: str, tmp_path: Path
+) -> None:
     port = free_port()
     with sink() as host, (tmp_path / "stderr").open("wb") as stderr:
         settings = {
@@ -125,10 +135,14 @@ def test_a_message_is_delivered_and_sigterm_drains(engine: Engine, container: st
         process = subprocess.Popen(engine.command(*run, "serve", "--own-networks"), stderr=stderr)
         try:
             wait_until(
-                lambda: accepts_connections("127.0.0.1", port), seconds=60, what="the container's start"
+                lambda: accepts_connections("127.0.0.1", port),
+                seconds=60,
+                what="the container's start",
             )
             with smtplib.SMTP("127.0.0.1", port, timeout=30) as client:
-                client.sendmail("a@client.example", "b@dest.example", "Subject: contained\r\n\r\nhello\r\n")
+                client.sendmail(
+                    "a@client.example", "b@dest.example", "Subject: contained\r\n\r\nhello\r\n"
+                )
             wait_until(lambda: host.tokens({"contained"}), what="the delivery")
             assert engine(*run, "health") == "healthy"
             [pid] = relays()
@@ -148,6 +162,8 @@ def relays() -> list[int]:
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             is_theirs = "\nUid:\t2525\t2525\t" in (process / "status").read_text()
-            if is_theirs and (process / "cmdline").read_bytes().startswith(b"/opt/relay/bin/python"):
+            if is_theirs and (process / "cmdline").read_bytes().startswith(
+                b"/opt/relay/bin/python"
+            ):
                 found.append(int(process.name))
     return found

@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 TARGETS = {
     "relay.route.security": ("tests/unit/route/test_security.py",),
-    "relay.route.prospect": ("tests/unit/route/test_prospect.py",),
+    "relay.route.forecast": ("tests/unit/route/test_forecast.py",),
     "relay.deliver.tally": ("tests/unit/deliver/test_tally.py",),
     "relay.policy.rules": ("tests/unit/policy/test_rules.py",),
 }
@@ -195,15 +195,23 @@ def _variants(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
             yield f"{text} → without not", operand
         case ast.BoolOp(op=operator, values=values):
             other: ast.boolop = ast.Or() if isinstance(operator, ast.And) else ast.And()
-            yield f"{text} → {'or' if isinstance(other, ast.Or) else 'and'}", ast.BoolOp(other, values)
-        case ast.Compare(left=left, ops=[operator_], comparators=right) if type(operator_) in _OPPOSITES:
+            yield (
+                f"{text} → {'or' if isinstance(other, ast.Or) else 'and'}",
+                ast.BoolOp(other, values),
+            )
+        case ast.Compare(left=left, ops=[operator_], comparators=right) if (
+            type(operator_) in _OPPOSITES
+        ):
             opposite = _OPPOSITES[type(operator_)]()
             yield f"{text} → opposite", ast.Compare(left, [opposite], right)
         case ast.IfExp(test=test, body=body, orelse=orelse):
             yield f"{text} → swapped", ast.IfExp(test, orelse, body)
         case ast.If(test=test, body=statements, orelse=rest):
             for value in (True, False):
-                yield f"if {ast.unparse(test)} → if {value}", ast.If(ast.Constant(value), statements, rest)
+                yield (
+                    f"if {ast.unparse(test)} → if {value}",
+                    ast.If(ast.Constant(value), statements, rest),
+                )
         case ast.Call(func=function, args=arguments, keywords=keywords) if len(keywords) > 1:
             for keyword in keywords:
                 kept = [one for one in keywords if one is not keyword]

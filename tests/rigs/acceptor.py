@@ -72,9 +72,9 @@ async def expect_kept(
         spool, synchronous=synchronous, adopting=strays(spool, "worker-", present=())
     )
     try:
-        assert await store._reader.ask(lambda db: db.execute("PRAGMA integrity_check").fetchall()) == [
-            ("ok",)
-        ]
+        assert await store._reader.ask(
+            lambda db: db.execute("PRAGMA integrity_check").fetchall()
+        ) == [("ok",)]
         listed = [
             item.message
             for item in await store.list_messages(QueueFilter(), now=datetime.now(UTC), limit=9999)
@@ -83,7 +83,9 @@ async def expect_kept(
         lost = set(told.accepted) - here - set(told.delivered)
         gone = {
             one.event.queue_id
-            for one in await store.find_events(EventFilter(names=frozenset({"delivered"})), limit=9999)
+            for one in await store.find_events(
+                EventFilter(names=frozenset({"delivered"})), limit=9999
+            )
         }
         assert not lost - gone, "accepted and lost"
         assert gone >= set(told.delivered), "a result that was recorded is forgotten"
@@ -138,7 +140,8 @@ async def deliver(store: SqliteStore) -> None:
             entries = await store.claim_due(now=datetime.now(UTC), limit=10)
             for entry in entries:
                 await store.record(
-                    settled(entry, DELIVERED), events=[event("delivered", entry.message.queue_id, "b")]
+                    settled(entry, DELIVERED),
+                    events=[event("delivered", entry.message.queue_id, "b")],
                 )
                 say("done", entry.message.queue_id)
         except SpoolError:

@@ -80,17 +80,27 @@ class Ledger:
                 client.ehlo("client.example")
                 for token in left:
                     is_tenth = tenth is not None and token.endswith("0z")
-                    self.one(client, token, sender, recipient, tenth if tenth and is_tenth else body)
+                    self.one(
+                        client, token, sender, recipient, tenth if tenth and is_tenth else body
+                    )
                 client.quit()
             finally:
                 client.close()
 
     def one(
-        self, client: smtplib.SMTP, token: str, sender: str, recipient: str | Sequence[str], body: str
+        self,
+        client: smtplib.SMTP,
+        token: str,
+        sender: str,
+        recipient: str | Sequence[str],
+        body: str,
     ) -> None:
         """One message on a connection that is open."""
         recipients = [recipient] if isinstance(recipient, str) else recipient
-        for command in (partial(client.mail, sender), *(partial(client.rcpt, each) for each in recipients)):
+        for command in (
+            partial(client.mail, sender),
+            *(partial(client.rcpt, each) for each in recipients),
+        ):
             code, text = command()
             if code >= 400:
                 self.codes[token], self.texts[token] = code, text.decode("utf-8", "replace")
@@ -116,8 +126,15 @@ class Ledger:
         with contextlib.suppress(OSError, http.client.HTTPException):
             for number, token in enumerate(left):
                 text = "x" * (400_000 if number % 10 == 9 else 3000)
-                form = {"from": "a@client.example", "to": "b@dest.example", "subject": token, "text": text}
-                client.request("POST", "/v3/client.example/messages", urllib.parse.urlencode(form), fields)
+                form = {
+                    "from": "a@client.example",
+                    "to": "b@dest.example",
+                    "subject": token,
+                    "text": text,
+                }
+                client.request(
+                    "POST", "/v3/client.example/messages", urllib.parse.urlencode(form), fields
+                )
                 response = client.getresponse()
                 said = response.read().decode()
                 self.codes[token], self.texts[token] = response.status, said
@@ -176,11 +193,18 @@ class Ledger:
 
 
 def cut_short(
-    relay: Relay, ledger: Ledger, hand_in: Callable[[list[str]], None], *, clients: int, die_after: int
+    relay: Relay,
+    ledger: Ledger,
+    hand_in: Callable[[list[str]], None],
+    *,
+    clients: int,
+    die_after: int,
 ) -> None:
     """Several clients hand in; the relay is killed once `die_after` messages were accepted."""
     words = tokens(100 * clients)
-    threads = [threading.Thread(target=hand_in, args=(words[first::clients],)) for first in range(clients)]
+    threads = [
+        threading.Thread(target=hand_in, args=(words[first::clients],)) for first in range(clients)
+    ]
     for thread in threads:
         thread.start()
     wait_until(lambda: len(ledger.accepted) >= die_after, what="the stream")
@@ -196,7 +220,9 @@ def made_good(relay: Relay, ledger: Ledger, mx: Sink, *, in_flight: int = 20) ->
     ledger.settle(relay, mx)
     wait_until(lambda: listed(relay) == [], what="an empty queue")
     assert ledger.duplicates(mx) <= in_flight
-    assert len({event["queue-id"] for event in relay.events(event="delivered")}) >= len(ledger.accepted)
+    assert len({event["queue-id"] for event in relay.events(event="delivered")}) >= len(
+        ledger.accepted
+    )
 
 
 def listed(relay: Relay, *filters: str) -> list[dict[str, Any]]:
@@ -216,7 +242,9 @@ def check_agreement(relay: Relay, mx: Sink, *, sender: str = "a@client.example")
         if event["recipient"] != sender
     }
     assert delivered == mx.taken, f"only in the log or only at the host: {delivered ^ mx.taken}"
-    failed = {(event["queue-id"], event["recipient"]) for event in relay.events(severity="permanent")}
+    failed = {
+        (event["queue-id"], event["recipient"]) for event in relay.events(severity="permanent")
+    }
     assert not failed & mx.taken, f"failed in the log, and arrived: {failed & mx.taken}"
     return ended
 

@@ -112,7 +112,9 @@ def postfix(
             key: value.format(dir=directory, uid=owner.pw_uid, gid=owner.pw_gid)
             for key, value in main.items()
         }
-        (directory / "etc/main.cf").write_text("".join(f"{key} = {value}\n" for key, value in main.items()))
+        (directory / "etc/main.cf").write_text(
+            "".join(f"{key} = {value}\n" for key, value in main.items())
+        )
         (directory / "etc/master.cf").write_text(_MASTER.format(listen=f"{address}:{port}"))
         run = ["/usr/sbin/postfix", "-c", f"{directory}/etc"]
         subprocess.run([*run, "start"], check=True, capture_output=True, timeout=60)

@@ -99,7 +99,9 @@ def _arguments(text: str) -> tuple[str, ...]:
 def _octets(argument: str) -> bytes:
     """A string of strace's, each octet written as \\xhh; of several (writev), all of them."""
     assert "..." not in argument, "the recording cuts strings short"
-    return b"".join(bytes.fromhex(one.replace("\\x", "")) for one in re.findall(r'"([^"]*)"', argument))
+    return b"".join(
+        bytes.fromhex(one.replace("\\x", "")) for one in re.findall(r'"([^"]*)"', argument)
+    )
 
 
 # The disk.
@@ -244,7 +246,9 @@ def _read(directory: Path, label: str = "") -> _Directory:
     for path in directory.iterdir():
         inner = f"{label}/{path.name}"
         if not _LEFT_OUT.fullmatch(path.name):
-            names[path.name] = _read(path, inner) if path.is_dir() else _File(inner, path.read_bytes())
+            names[path.name] = (
+                _read(path, inner) if path.is_dir() else _File(inner, path.read_bytes())
+            )
     return _Directory(label, names)
 
 
@@ -291,7 +295,9 @@ class _Player:
     `said`: what it said, and when; `changed`, `synced`: when it did that to the disk.
     """
 
-    def __init__(self, base: Path, root: _Directory, deaf: str | None, chance: random.Random) -> None:
+    def __init__(
+        self, base: Path, root: _Directory, deaf: str | None, chance: random.Random
+    ) -> None:
         self.base = base
         self._root = root
         self._deaf = deaf
@@ -308,7 +314,9 @@ class _Player:
             self._begun[step.thread] = at
             if step.name == "close":  # its number is free before it has returned
                 self._fds.pop(int(step.arguments[0]), None)
-            elif step.name == "write" and step.arguments[0] == "1":  # it may be heard before it has returned
+            elif (
+                step.name == "write" and step.arguments[0] == "1"
+            ):  # it may be heard before it has returned
                 self.said.append((at, _octets(step.arguments[1]).decode()))
         if step.name == "close" or step.result is None:
             return
@@ -321,7 +329,9 @@ class _Player:
         words = "".join(step.arguments)
         known = self._file(step) if step.arguments[0].isdigit() else None
         assert known is None, f"not understood: {step}"
-        assert str(self.base).encode().hex() not in words.replace("\\x", ""), f"not understood: {step}"
+        assert str(self.base).encode().hex() not in words.replace("\\x", ""), (
+            f"not understood: {step}"
+        )
 
     def _file(self, step: _Step) -> _File | None:
         node, _ = self._fds.get(int(step.arguments[0]), (None, False))
@@ -490,7 +500,9 @@ class History:
                 text=True,
             )
             there = _read(self.base)
-            self._runs.append((list(_steps(Path(trace.name))), there if done.returncode < 0 else None))
+            self._runs.append(
+                (list(_steps(Path(trace.name))), there if done.returncode < 0 else None)
+            )
         root = deepcopy(self._first)
         seen = dict.fromkeys(player for _, player in self._play(root))
         _expect_same(root, there)
@@ -511,7 +523,9 @@ class History:
         """The moment at which this was said last."""
         return max(at for at, said in self._said if said == text)
 
-    def cuts(self, moments: Iterable[int], *, deaf: str | None = None, seed: int = 0) -> Iterator[Cut]:
+    def cuts(
+        self, moments: Iterable[int], *, deaf: str | None = None, seed: int = 0
+    ) -> Iterator[Cut]:
         """The power is cut at each of these moments, to be looked at before the next.
 
         `deaf`: a pattern for the files and directories whose syncs the disk does not listen to.

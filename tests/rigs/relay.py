@@ -51,11 +51,24 @@ class Relay:
         self.config_file.write_text(yaml.safe_dump(self.config))
         with (self.directory / "stderr").open("ab") as stderr:
             self.process = subprocess.Popen(
-                [*self.wrapper, sys.executable, "-m", *self.program, "serve", "-c", str(self.config_file)],
+                [
+                    *self.wrapper,
+                    sys.executable,
+                    "-m",
+                    *self.program,
+                    "serve",
+                    "-c",
+                    str(self.config_file),
+                ],
                 cwd=self.directory,
                 stderr=stderr,
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(_ROOT), **self.environment},
+                env={
+                    **os.environ,
+                    "PYTHONUNBUFFERED": "1",
+                    "PYTHONPATH": str(_ROOT),
+                    **self.environment,
+                },
             )
 
         def listening() -> bool:
@@ -110,12 +123,19 @@ class Relay:
         lines = text[: text.rfind("\n") + 1].splitlines()  # the last one may be under way
         events = [json.loads(line) for line in lines]
         return [
-            e for e in events if all(e.get(key.replace("_", "-")) == value for key, value in wanted.items())
+            e
+            for e in events
+            if all(e.get(key.replace("_", "-")) == value for key, value in wanted.items())
         ]
 
 
 def relay_config(
-    *, port: int, dns: str, delivery_port: int, ca_file: Path | None = None, **more: Mapping[str, Any]
+    *,
+    port: int,
+    dns: str,
+    delivery_port: int,
+    ca_file: Path | None = None,
+    **more: Mapping[str, Any],
 ) -> dict[str, Any]:
     """A configuration for loopback; each of `more` is merged into the section of its name."""
     config: dict[str, Any] = {

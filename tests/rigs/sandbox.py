@@ -18,9 +18,9 @@ from typing import Any
 
 import aiosmtplib
 
-from relay.demo.certificates import Authority
-from relay.demo.dns import DnsServer
-from relay.demo.mx import MxServer, Script
+from relay.sandbox.certificates import Authority
+from relay.sandbox.dns import DnsServer
+from relay.sandbox.mx import MxServer, Script
 from tests.rigs.ports import free_port
 from tests.rigs.relay import Relay, relay_process
 
@@ -36,7 +36,9 @@ def shared_authority() -> Authority:
 class Sandbox:
     """A small internet and a relay in it."""
 
-    def __init__(self, directory: Path, dns: DnsServer, hosts: AsyncExitStack, addresses: str) -> None:
+    def __init__(
+        self, directory: Path, dns: DnsServer, hosts: AsyncExitStack, addresses: str
+    ) -> None:
         self.directory = directory
         self.dns = dns
         self.authority = shared_authority()
@@ -49,7 +51,9 @@ class Sandbox:
     async def host(self, name: str, *scripts: Script) -> MxServer:
         """A mail host with an address of its own, known to the DNS."""
         address = next(self._addresses)
-        mx = MxServer(*scripts, name=name, address=address, port=self.delivery_port, authority=self.authority)
+        mx = MxServer(
+            *scripts, name=name, address=address, port=self.delivery_port, authority=self.authority
+        )
         await self._hosts.enter_async_context(mx)
         self.dns.a(name, address)
         return mx
@@ -85,7 +89,9 @@ class Sandbox:
     async def client(self) -> AsyncIterator[aiosmtplib.SMTP]:
         """A client of the relay's, connected."""
         assert self.relay is not None
-        client = aiosmtplib.SMTP(hostname="127.0.0.1", port=self.relay.port, start_tls=False, timeout=30)
+        client = aiosmtplib.SMTP(
+            hostname="127.0.0.1", port=self.relay.port, start_tls=False, timeout=30
+        )
         async with client:
             yield client
 
@@ -122,7 +128,9 @@ class Sandbox:
                 await asyncio.sleep(0.05)
         return found
 
-    async def all_attempted(self, recipients: set[str], *, seconds: float) -> dict[str, list[Event]]:
+    async def all_attempted(
+        self, recipients: set[str], *, seconds: float
+    ) -> dict[str, list[Event]]:
         """The attempts of many recipients, once each has one, or the time is over."""
         waited = 0.0
         while True:

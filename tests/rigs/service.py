@@ -149,13 +149,33 @@ def _sandbox(directory: Path, enter: Path) -> Iterator[str]:
     yield from ("prlimit", f"--nofile={most}:{most}", "bwrap")
     for made in _PARENTS:
         yield from ("--perms", "0755", "--dir", made)
-    for system in ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc/ssl", "/etc/ld.so.cache", "/etc/hosts"):
+    for system in (
+        "/usr",
+        "/bin",
+        "/sbin",
+        "/lib",
+        "/lib64",
+        "/etc/ssl",
+        "/etc/ld.so.cache",
+        "/etc/hosts",
+    ):
         if Path(system).is_symlink():
             yield from ("--symlink", str(Path(system).readlink()), system)
         elif Path(system).exists():
             yield from ("--ro-bind", system, system)
     # Of homes there are none but what leads to a Python that is not the system's.
-    yield from ("--proc", "/proc", "--dev", "/dev", "--perms", "1777", "--tmpfs", "/tmp", "--dir", "/home")
+    yield from (
+        "--proc",
+        "/proc",
+        "--dev",
+        "/dev",
+        "--perms",
+        "1777",
+        "--tmpfs",
+        "/tmp",
+        "--dir",
+        "/home",
+    )
     if not sys.base_prefix.startswith("/usr"):
         for parent in reversed(Path(sys.base_prefix).parents[:-1]):
             yield from ("--perms", "0755", "--dir", str(parent))
@@ -171,7 +191,13 @@ def _sandbox(directory: Path, enter: Path) -> Iterator[str]:
     if (directory / "ca.pem").exists():
         yield from ("--ro-bind", str(directory / "ca.pem"), "/etc/relay/ca.pem")
     yield from ("--remount-ro", "/", "--chdir", settings()["WorkingDirectory"][0])
-    yield from ("--unshare-ipc", "--unshare-uts", "--unshare-pid", "--die-with-parent", "--clearenv")
+    yield from (
+        "--unshare-ipc",
+        "--unshare-uts",
+        "--unshare-pid",
+        "--die-with-parent",
+        "--clearenv",
+    )
     for line in settings()["Environment"]:
         yield from ("--setenv", *line.split("=", 1))
     yield from ("--setenv", "PYTHONPATH", "/opt/relay/src:/opt/relay/site")

@@ -75,14 +75,19 @@ class Sink:
         """The subjects of what arrived, those in `known`, one for each copy."""
         with self.lock:
             contents = list(self.contents)
-        subjects = [content.partition(b"Subject: ")[2].partition(b"\r\n")[0].decode() for content in contents]
+        subjects = [
+            content.partition(b"Subject: ")[2].partition(b"\r\n")[0].decode()
+            for content in contents
+        ]
         return [subject for subject in subjects if subject in known]
 
     def reported(self, known: set[str]) -> list[str]:
         """The words of `known` in reports of the relay's own, one for each copy."""
         with self.lock:
             reports = [content for content in self.contents if not content.startswith(b"Received:")]
-        words = [re.findall(rb"^Subject: (token\S+)\r$", report, re.MULTILINE) for report in reports]
+        words = [
+            re.findall(rb"^Subject: (token\S+)\r$", report, re.MULTILINE) for report in reports
+        ]
         return [word.decode() for found in words for word in found if word.decode() in known]
 
     @property

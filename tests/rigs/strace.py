@@ -31,10 +31,15 @@ def strace(
     if only is not None:
         command += ["-P", str(only)]
     with tempfile.NamedTemporaryFile() as said:
-        tracer = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said)
+        tracer = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said
+        )
         try:
             words = Path(said.name)
-            wait_until(lambda: tracer.poll() is not None or b"attached" in words.read_bytes(), what="strace")
+            wait_until(
+                lambda: tracer.poll() is not None or b"attached" in words.read_bytes(),
+                what="strace",
+            )
             # It may be over already: the first call after attaching can be the last.
             assert b"attached" in words.read_bytes(), words.read_text()
             yield tracer
@@ -85,7 +90,11 @@ def order_of_replies(trace: Path) -> Order:
                 call = unfinished.pop(thread, "") + call.partition("resumed>")[2]
                 if not call.startswith("fdatasync"):
                     continue
-            if call.startswith("fdatasync") and "queue.db-wal" in call and call.rstrip().endswith("= 0"):
+            if (
+                call.startswith("fdatasync")
+                and "queue.db-wal" in call
+                and call.rstrip().endswith("= 0")
+            ):
                 syncs.append((begun.pop(thread, number), number))
             elif call.startswith("pwrite64") and "queue.db-wal" in call:
                 writes.append((number, call))

@@ -21,7 +21,7 @@ import trustme
 import yaml
 
 from relay.admin.client import ask
-from relay.demo.mx import Action, Script
+from relay.sandbox.mx import Action, Script
 from tests.rigs.ports import free_port, wait_until
 from tests.rigs.relay import Relay, relay_config, relay_process
 from tests.rigs.sandbox import Sandbox
@@ -45,7 +45,9 @@ def ended(relay: Relay, *, seconds: float = 30) -> int:
     return relay.process.wait(timeout=seconds)
 
 
-def submit(relay: Relay, recipient: str = "b@dest.example", sender: str = "a@client.example") -> str:
+def submit(
+    relay: Relay, recipient: str = "b@dest.example", sender: str = "a@client.example"
+) -> str:
     """Hand in a message; the queue id it was answered with."""
     with smtplib.SMTP("127.0.0.1", relay.port, timeout=20) as client:
         client.ehlo("client.example")
@@ -66,7 +68,9 @@ def listed(relay: Relay, *filters: str) -> list[dict[str, Any]]:
 # --- start ----------------------------------------------------------------------------------------
 
 
-def test_the_service_manager_hears_of_start_life_reload_and_end(relay: Relay, tmp_path: Path) -> None:
+def test_the_service_manager_hears_of_start_life_reload_and_end(
+    relay: Relay, tmp_path: Path
+) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
         manager.settimeout(15)
@@ -166,7 +170,9 @@ def test_where_few_files_may_be_open_it_takes_fewer_connections(relay: Relay) ->
     with contextlib.ExitStack() as clients:
         greetings = []
         for _ in range(200):
-            client = clients.enter_context(socket.create_connection(("127.0.0.1", relay.port), timeout=20))
+            client = clients.enter_context(
+                socket.create_connection(("127.0.0.1", relay.port), timeout=20)
+            )
             greetings.append(client.recv(100)[:3])
         assert set(greetings) == {b"220", b"421"}
         assert listed(relay) == [], "the control socket still answers"
@@ -247,7 +253,9 @@ def test_a_new_certificate_is_shown_after_a_reload_and_a_broken_one_is_not(
                 client.starttls(context=context)
                 protected = client.sock
             else:
-                plain = stack.enter_context(socket.create_connection(("127.0.0.1", http), timeout=20))
+                plain = stack.enter_context(
+                    socket.create_connection(("127.0.0.1", http), timeout=20)
+                )
                 protected = stack.enter_context(context.wrap_socket(plain))
             assert isinstance(protected, ssl.SSLSocket)
             certificate = protected.getpeercert(binary_form=True)
@@ -258,7 +266,11 @@ def test_a_new_certificate_is_shown_after_a_reload_and_a_broken_one_is_not(
     if door == "smtp":
         relay.config["listeners"][0] |= {"tls": "starttls", "certificate": "tls.pem"}
     else:
-        relay.config["admin"] |= {"http": f"127.0.0.1:{http}", "api_keys": ["k"], "certificate": "tls.pem"}
+        relay.config["admin"] |= {
+            "http": f"127.0.0.1:{http}",
+            "api_keys": ["k"],
+            "certificate": "tls.pem",
+        }
     relay.start()
     first = shown()
     [metrics] = ask(tmp_path / "relay.sock", {"verb": "metrics"})
@@ -274,7 +286,9 @@ def test_a_new_certificate_is_shown_after_a_reload_and_a_broken_one_is_not(
     assert shown() == second
 
 
-def test_the_delivery_log_is_begun_anew_after_it_was_moved_away(relay: Relay, tmp_path: Path) -> None:
+def test_the_delivery_log_is_begun_anew_after_it_was_moved_away(
+    relay: Relay, tmp_path: Path
+) -> None:
     relay.start()
     submit(relay)
     log = tmp_path / "log/delivery.log"
@@ -282,7 +296,9 @@ def test_the_delivery_log_is_begun_anew_after_it_was_moved_away(relay: Relay, tm
     log.rename(tmp_path / "log/old")
     relay.signal(signal.SIGHUP)
     queue_id = submit(relay)
-    wait_until(lambda: relay.events(event="accepted", queue_id=queue_id), what="a line in the new file")
+    wait_until(
+        lambda: relay.events(event="accepted", queue_id=queue_id), what="a line in the new file"
+    )
     assert queue_id not in (tmp_path / "log/old").read_text()
 
 
@@ -357,7 +373,9 @@ async def test_a_second_signal_ends_it_at_once_and_nothing_is_lost(sandbox: Sand
 # --- the whole way --------------------------------------------------------------------------------
 
 
-async def test_what_could_not_be_delivered_waits_and_goes_when_the_operator_says(sandbox: Sandbox) -> None:
+async def test_what_could_not_be_delivered_waits_and_goes_when_the_operator_says(
+    sandbox: Sandbox,
+) -> None:
     refusing = Script(replies={"RCPT": "450 4.2.1 mailbox busy"})
     mx = await sandbox.domain("dest.example", refusing, Script())
     relay = await sandbox.start()
@@ -396,7 +414,8 @@ async def test_the_log_is_followed_while_mail_flows(sandbox: Sandbox) -> None:
         await asyncio.sleep(0.5)
         await sandbox.submit("a@client.example", "b@dest.example")
         names = [
-            json.loads(await asyncio.wait_for(following.stdout.readline(), 15))["event"] for _ in range(2)
+            json.loads(await asyncio.wait_for(following.stdout.readline(), 15))["event"]
+            for _ in range(2)
         ]
         assert names == ["accepted", "delivered"]
         following.send_signal(signal.SIGINT)

@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from relay.demo.certificates import Kind
-from relay.demo.mx import Script, StartTls
+from relay.sandbox.certificates import Kind
+from relay.sandbox.mx import Script, StartTls
 from tests.rigs.ports import wait_until
 from tests.rigs.sandbox import Sandbox
 
@@ -45,7 +45,9 @@ async def test_probe_tells_what_the_tls_of_each_host_is_worth(sandbox: Sandbox) 
     assert [rule["unmet"] for rule in clear["rules"]] == ["", "", "4.7.4", "4.7.4"]
     assert dead["trouble"]
     for host in hosts:
-        assert not any(verb in ("MAIL", "RCPT", "DATA") for each in host.connections for verb in each.verbs)
+        assert not any(
+            verb in ("MAIL", "RCPT", "DATA") for each in host.connections for verb in each.verbs
+        )
 
 
 async def test_probe_is_fit_to_be_read(sandbox: Sandbox) -> None:
@@ -72,7 +74,9 @@ async def test_a_domain_without_a_host_is_an_answer_and_a_bad_one(sandbox: Sandb
     sandbox.dns.mx("nomail.example", (0, "."))
     answer = await asked(sandbox, "probe", "nomail.example", code=1)
     assert answer["no-route"]["status"] == "5.1.10"
-    answer = await asked(sandbox, "explain", "--from", "a@x.example", "--to", "b@nomail.example", code=1)
+    answer = await asked(
+        sandbox, "explain", "--from", "a@x.example", "--to", "b@nomail.example", code=1
+    )
     assert answer["no-route"]["status"] == "5.1.10"
 
 
@@ -100,12 +104,18 @@ async def test_explain_says_the_hosts_in_order_and_connects_to_none(sandbox: San
     first, second = await sandbox.host("mx1.dest.example"), await sandbox.host("mx2.dest.example")
     sandbox.dns.mx("dest.example", (20, second.name), (10, first.name))
     await sandbox.start(policy={"domains": {"*.client.example": {"require_tls": True}}})
-    answer = await asked(sandbox, "explain", "--from", "a@sub.client.example", "--to", "b@dest.example")
+    answer = await asked(
+        sandbox, "explain", "--from", "a@sub.client.example", "--to", "b@dest.example"
+    )
     assert [(host["host"], host["preference"]) for host in answer["hosts"]] == [
         (first.name, 10),
         (second.name, 20),
     ]
-    assert answer["policy"]["require-tls"] == {"value": True, "source": "domain", "rule": "*.client.example"}
+    assert answer["policy"]["require-tls"] == {
+        "value": True,
+        "source": "domain",
+        "rule": "*.client.example",
+    }
     assert (
         "no STARTTLS offered: not sent here; deferred 4.7.4 if no other host has better"
         in answer["hosts"][0]["rules"]

@@ -57,7 +57,9 @@ def blocks(language: str, pages: list[Path] = PAGES) -> list[tuple[str, str]]:
 
 
 def test_every_block_is_of_a_language_that_is_tested() -> None:
-    languages = {match[1] for page in PAGES for match in _FENCE.finditer(page.read_text(encoding="utf-8"))}
+    languages = {
+        match[1] for page in PAGES for match in _FENCE.finditer(page.read_text(encoding="utf-8"))
+    }
     assert languages <= {"yaml", "sh", "postfix", "ini"}
 
 
@@ -88,7 +90,9 @@ def test_a_configuration_in_the_docs_passes_the_check(
     for named, there in files.items():
         text = text.replace(named, there)
     (tmp_path / "relay.yaml").write_text(text)
-    result = CliRunner().invoke(command, ["check", "--file-only", "-c", str(tmp_path / "relay.yaml")])
+    result = CliRunner().invoke(
+        command, ["check", "--file-only", "-c", str(tmp_path / "relay.yaml")]
+    )
     assert result.exit_code == 0, f"{where}: {result.stderr}"
 
 
@@ -165,7 +169,9 @@ def typed(text: str) -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.needs("jq", "curl")
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks("sh", [page])], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if blocks("sh", [page])], ids=lambda page: page.name
+)
 def test_what_the_docs_say_to_type_can_be_typed(page: Path, relay: Relay, host: Sink) -> None:
     for _, text in blocks("sh", [page]):
         for kind, what in typed(text):
@@ -186,7 +192,9 @@ def test_the_auditors_lines_answer_what_they_are_asked(relay: Relay) -> None:
 
     def answer(line: str) -> str:
         line = line.replace("/var/log/relay/", f"{relay.directory}/log/")
-        return subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True).stdout
+        return subprocess.run(
+            ["bash", "-c", line], capture_output=True, text=True, check=True
+        ).stdout
 
     in_clear, legal, *_, deferred = map(answer, lines)
     assert in_clear == "b@example.net\tstarttls-not-offered\n"
@@ -203,7 +211,9 @@ def main_cf(number: int) -> dict[str, str]:
     return {key: value for key, value in pairs}  # noqa: C416 - pairs are lists
 
 
-def sent_through(settings: dict[str, str], host: Sink, subject: str, sender: str = "a@example.com") -> bytes:
+def sent_through(
+    settings: dict[str, str], host: Sink, subject: str, sender: str = "a@example.com"
+) -> bytes:
     """A message through a Postfix with these settings, as the next hop of the relay got it."""
     port = free_port()
     with postfix(settings, port=port, name="docs") as client:
@@ -216,7 +226,9 @@ def sent_through(settings: dict[str, str], host: Sink, subject: str, sender: str
             seconds=30,
         )
     with host.lock:
-        return next(content for content in host.contents if f"Subject: {subject}".encode() in content)
+        return next(
+            content for content in host.contents if f"Subject: {subject}".encode() in content
+        )
 
 
 @pytest.mark.needs("postfix", "root")
@@ -229,7 +241,8 @@ def test_the_postfix_pages_settings_send_mail_through_the_relay(relay: Relay, ho
     got = sent_through(settings(0), host, "plain")
     assert b"by relay.test.example with ESMTP" in got
     braces = {
-        key: value.replace("{", "{{").replace("}", "}}") for key, value in (settings(2) | settings(3)).items()
+        key: value.replace("{", "{{").replace("}", "}}")
+        for key, value in (settings(2) | settings(3)).items()
     }
     got = sent_through(braces, host, "bysender", sender="a@legal.example")
     assert b"by relay.test.example with ESMTP" in got
@@ -249,12 +262,17 @@ def test_the_postfix_page_logs_in_over_verified_tls(tmp_path: Path, host: Sink) 
         open_directory("relay-test-ca-") as readable,  # Postfix reads it as its own user
         relay_process(tmp_path, start=False, routes=host.route) as relay,
     ):
-        [text] = [t for _, t in blocks("yaml", [ROOT / "docs/smarthost-for-postfix.md"]) if "mail1" in t]
+        [text] = [
+            t for _, t in blocks("yaml", [ROOT / "docs/smarthost-for-postfix.md"]) if "mail1" in t
+        ]
         page = yaml.safe_load(text)
         user = page["access"]["users"]["mail1"]
         user["password"] = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1).hash("secret")
         relay.config["access"] = {**page["access"], "networks": []}
-        listener = page["listeners"][1] | {"address": f"127.0.0.1:{relay.port}", "certificate": "tls.pem"}
+        listener = page["listeners"][1] | {
+            "address": f"127.0.0.1:{relay.port}",
+            "certificate": "tls.pem",
+        }
         del listener["key"]
         relay.config["listeners"] = [listener]
         relay.start()

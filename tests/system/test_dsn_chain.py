@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from relay.demo.mx import Action, MxServer, Script
+from relay.sandbox.mx import Action, MxServer, Script
 from tests.rigs.ports import wait_until
 from tests.rigs.relay import Relay, relay_process
 from tests.rigs.sandbox import Sandbox
@@ -36,7 +36,9 @@ class Dsn:
     @property
     def status(self) -> list[email.message.Message]:
         """The groups of fields: the message's, then each recipient's."""
-        (part,) = [p for p in self.message.walk() if p.get_content_type() == "message/delivery-status"]
+        (part,) = [
+            p for p in self.message.walk() if p.get_content_type() == "message/delivery-status"
+        ]
         groups: Any = part.get_payload()
         return list(groups)
 
@@ -145,7 +147,9 @@ async def test_a_host_without_dsn_makes_the_relayed_report_ours(world: World) ->
     assert report.envelope.startswith("FROM:<> ")
     assert report.actions == {"b@plain.example": "relayed"}
     assert report.status[0]["Original-Envelope-Id"] == "E1"
-    assert str(report.status[1]["Original-Recipient"]).replace(" ", "") == "rfc822;first@plain.example"
+    assert (
+        str(report.status[1]["Original-Recipient"]).replace(" ", "") == "rfc822;first@plain.example"
+    )
     assert str(report.status[1]["Status"]).startswith("2.")
     assert b"the body" not in report.returned  # RFC 3461 §4.3: FULL is for failures
     await world.nothing_left()
@@ -187,7 +191,11 @@ async def test_a_delay_is_told_once_and_the_end_once(world: World) -> None:
     assert failed.actions == {"b@busy.example": "failed"}
     assert failed.status[1]["Status"] == "4.4.7"
     assert "450 4.2.1 busy" in str(failed.status[1]["Diagnostic-Code"])
-    assert delayed.status[0]["Original-Envelope-Id"] == failed.status[0]["Original-Envelope-Id"] == "E2"
+    assert (
+        delayed.status[0]["Original-Envelope-Id"]
+        == failed.status[0]["Original-Envelope-Id"]
+        == "E2"
+    )
     await world.nothing_left()
 
 
@@ -196,9 +204,16 @@ async def test_recipients_in_three_domains_are_one_report(world: World) -> None:
         await world.sandbox.domain(domain, REFUSES)
     good = await world.sandbox.domain("good.example")
     await world.start()
-    await world.give("a@one.example", "b@good.example", "c@two.example", "d@three.example", "e@one.example")
+    await world.give(
+        "a@one.example", "b@good.example", "c@two.example", "d@three.example", "e@one.example"
+    )
     (report,) = await world.reports(1)
-    assert set(report.actions) == {"a@one.example", "c@two.example", "d@three.example", "e@one.example"}
+    assert set(report.actions) == {
+        "a@one.example",
+        "c@two.example",
+        "d@three.example",
+        "e@one.example",
+    }
     assert set(report.actions.values()) == {"failed"}
     assert len(good.messages) == 1
     await world.nothing_left()
@@ -231,7 +246,9 @@ async def test_three_dead_domains_are_one_delay_notice_and_one_bounce(world: Wor
 async def test_what_kill_9_parts_is_one_report_all_the_same(world: World) -> None:
     """One domain has told its last when the relay dies, and another, asked at the same moment, has not."""
     first = [CLOSED] * 2  # each attempt is a connection
-    silent = [await world.sandbox.domain(f"{name}.example", *first, SILENT) for name in ("two", "four")]
+    silent = [
+        await world.sandbox.domain(f"{name}.example", *first, SILENT) for name in ("two", "four")
+    ]
     await world.sandbox.domain("one.example", CLOSED)
     await world.sandbox.domain("three.example", *first, REFUSES)
     relay = await world.start(queue={"retry": ["1s"], "lifetime": "5d", "warn_after": "2s"})
@@ -240,7 +257,9 @@ async def test_what_kill_9_parts_is_one_report_all_the_same(world: World) -> Non
     await world.sandbox.attempts("a@one.example", 3)
     await world.sandbox.attempts("c@three.example", 3)
     await asyncio.to_thread(
-        wait_until, lambda: all(len(mx.connections) == 3 for mx in silent), what="the others' third attempts"
+        wait_until,
+        lambda: all(len(mx.connections) == 3 for mx in silent),
+        what="the others' third attempts",
     )
     await asyncio.to_thread(relay.kill)
     assert world.sender.messages == []
@@ -267,10 +286,14 @@ async def test_a_report_that_kill_9_interrupts_comes_all_the_same_and_once(world
     assert hanging.messages == []
 
 
-async def test_the_null_reverse_path_is_never_written_to_and_no_report_is_reported(world: World) -> None:
+async def test_the_null_reverse_path_is_never_written_to_and_no_report_is_reported(
+    world: World,
+) -> None:
     await world.sandbox.domain("no.example", REFUSES)
     # The sender's own host refuses reports, too: there is nobody left to tell.
-    mean = await world.sandbox.domain("mean.example", Script(replies={"MAIL": "550 5.7.1 no bounces here"}))
+    mean = await world.sandbox.domain(
+        "mean.example", Script(replies={"MAIL": "550 5.7.1 no bounces here"})
+    )
     await world.start()
     await world.give("b@no.example", sender="")
     await world.give("b@no.example", sender="c@mean.example")
@@ -278,17 +301,23 @@ async def test_the_null_reverse_path_is_never_written_to_and_no_report_is_report
     await world.nothing_left()
     await asyncio.sleep(0.3)
     assert world.sender.messages == mean.messages == []
-    ends = [event for event in world.sandbox.events(event="failed") if event["severity"] == "permanent"]
+    ends = [
+        event for event in world.sandbox.events(event="failed") if event["severity"] == "permanent"
+    ]
     assert len(ends) == 5  # three messages and two reports, each ended in the log
     assert [event["envelope"]["sender"] for event in ends].count("") == 3
 
 
-async def test_a_message_in_circles_ends_and_its_sender_is_told(world: World, tmp_path: Path) -> None:
+async def test_a_message_in_circles_ends_and_its_sender_is_told(
+    world: World, tmp_path: Path
+) -> None:
     """Two relays that send each other the same domain: a mistake of their administrators."""
     relay = await world.sandbox.prepare(limits={"received_hops": 8})
     back: dict[str, Any] = {"routes": {"loop.example": {"host": "[127.0.0.1]", "port": relay.port}}}
     name_server = world.sandbox.dns.nameserver
-    with relay_process(tmp_path, dns=name_server, delivery_port=world.sandbox.delivery_port, **back) as other:
+    with relay_process(
+        tmp_path, dns=name_server, delivery_port=world.sandbox.delivery_port, **back
+    ) as other:
         relay.config["routes"] = {"loop.example": {"host": "[127.0.0.1]", "port": other.port}}
         await asyncio.to_thread(relay.start)
         await world.give("b@loop.example")

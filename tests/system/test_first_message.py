@@ -30,14 +30,18 @@ def _command(beginning: str) -> list[str]:
         pytest.param("swaks", marks=pytest.mark.needs("swaks"), id="swaks"),
     ],
 )
-def test_the_readme_s_first_line_leaves_a_delivery_status_in_the_log(tmp_path: Path, beginning: str) -> None:
+def test_the_readme_s_first_line_leaves_a_delivery_status_in_the_log(
+    tmp_path: Path, beginning: str
+) -> None:
     with sink() as mx, relay_process(tmp_path, routes=mx.route) as relay:
         typed = _command(beginning)
         if typed[0] == "python3":
             typed = [sys.executable, *typed[1:], f"127.0.0.1:{relay.port}"]
         else:
             typed = [part.replace("127.0.0.1:2525", f"127.0.0.1:{relay.port}") for part in typed]
-        done = subprocess.run(typed, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(
+            typed, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         assert "250 2.0.0 Ok: queued as" in done.stdout
 

@@ -28,14 +28,19 @@ def test_no_request_is_answered_in_a_way_that_is_not_described(tmp_path: Path) -
     port = free_port()
     admin = {"http": f"127.0.0.1:{port}", "api_keys": [KEY], "webhook_signing_key": "signs"}
     resolver = {"timeout": "1s"}
-    with sink() as mx, relay_process(tmp_path, routes=mx.route, admin=admin, resolver=resolver) as relay:
+    with (
+        sink() as mx,
+        relay_process(tmp_path, routes=mx.route, admin=admin, resolver=resolver) as relay,
+    ):
         url = f"http://127.0.0.1:{port}/relay/v1/openapi.json"
         authorization = base64.b64encode(f"api:{KEY}".encode()).decode()
         run = [sys.executable, "-m", "schemathesis.cli", "run", url, "--checks", CHECKS]
         run += ["--header", f"Authorization: Basic {authorization}", "--max-examples", examples]
         run += ["--phases", "examples,coverage,fuzzing", "--request-timeout", "30", "--seed", "1"]
         run += ["--exclude-path", "/relay/v1/probe/{domain}", "--generation-database", "none"]
-        done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False)
+        done = subprocess.run(
+            run, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False
+        )
         assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
         assert relay.process is not None
         assert relay.process.poll() is None

@@ -133,7 +133,9 @@ def test_the_interface_answers_for_all_workers(tmp_path: Path, ear: Ear) -> None
         assert sorted(one["queue-id"] for one in accepted) == ids
         status = api.ask("/relay/v1/status")
         assert sum(status["queue"].values()) == 60
-        wait_until(lambda: api.ask("/relay/v1/status")["in-flight"] > 7, what="attempts of several workers")
+        wait_until(
+            lambda: api.ask("/relay/v1/status")["in-flight"] > 7, what="attempts of several workers"
+        )
 
         mx.gate.set()
         ledger.settle(relay, mx)
@@ -147,11 +149,18 @@ def test_a_verb_over_http_is_done_by_the_worker_that_has_the_message(tmp_path: P
     with relay_of(tmp_path, 3, api, routes=nobody) as relay:
         ledger.stream(relay, words, clients=9)
         ids = sorted(ledger.queue_ids())
-        wait_until(lambda: api.ask("/relay/v1/status")["in-flight"] == 0, what="the end of first attempts")
+        wait_until(
+            lambda: api.ask("/relay/v1/status")["in-flight"] == 0, what="the end of first attempts"
+        )
         done = api.ask("/relay/v1/queue/hold", body={"ids": [*ids[:12], "nobody"]})
         assert done == {"changed": 12, "unknown": ["nobody"]}
-        assert [one["queue-id"] for one in api.ask("/relay/v1/queue?state=held")["items"]] == ids[:12]
-        assert api.ask("/relay/v1/queue/remove", body={"all": True}) == {"changed": 30, "unknown": []}
+        assert [one["queue-id"] for one in api.ask("/relay/v1/queue?state=held")["items"]] == ids[
+            :12
+        ]
+        assert api.ask("/relay/v1/queue/remove", body={"all": True}) == {
+            "changed": 30,
+            "unknown": [],
+        }
         assert api.ask("/relay/v1/queue")["items"] == []
         removed = api.pages("/v3/client.example/events?event=failed&severity=permanent&limit=11")
         assert sorted(one["queue-id"] for one in removed) == ids, "each is told of once"
@@ -190,5 +199,7 @@ def _answers(api: Api) -> bool:
 
 def _owed(directory: Path) -> set[str]:
     """The messages of calls that are still owed, by the store itself."""
-    with contextlib.closing(sqlite3.connect(f"file:{directory}/spool/queue.db?mode=ro", uri=True)) as db:
+    with contextlib.closing(
+        sqlite3.connect(f"file:{directory}/spool/queue.db?mode=ro", uri=True)
+    ) as db:
         return {json.loads(line)["queue-id"] for (line,) in db.execute("SELECT line FROM call")}

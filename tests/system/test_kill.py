@@ -20,7 +20,9 @@ KEY = "a-long-random-key"
 def test_every_message_answered_250_arrives_after_kill_9(tmp_path: Path, die_after: int) -> None:
     ledger = Ledger()
     with sink() as mx, relay_process(tmp_path, routes=mx.route) as relay:
-        cut_short(relay, ledger, lambda some: ledger.hand_in(relay, some), clients=5, die_after=die_after)
+        cut_short(
+            relay, ledger, lambda some: ledger.hand_in(relay, some), clients=5, die_after=die_after
+        )
         made_good(relay, ledger, mx)
 
 
@@ -31,6 +33,10 @@ def test_every_message_answered_200_arrives_after_kill_9(tmp_path: Path, die_aft
     admin = {"http": f"127.0.0.1:{port}", "api_keys": [KEY]}
     with sink() as mx, relay_process(tmp_path, routes=mx.route, admin=admin) as relay:
         cut_short(
-            relay, ledger, lambda some: ledger.post(port, some, key=KEY), clients=4, die_after=die_after
+            relay,
+            ledger,
+            lambda some: ledger.post(port, some, key=KEY),
+            clients=4,
+            die_after=die_after,
         )
         made_good(relay, ledger, mx)

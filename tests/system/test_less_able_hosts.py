@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from email import message_from_bytes
 
-from relay.demo.mx import Script
+from relay.sandbox.mx import Script
 from tests.rigs.sandbox import Sandbox
 
 HEADER = b"From: a@client.example\r\nTo: b@dest.example\r\nSubject: x\r\nMIME-Version: 1.0\r\n"
 TEXT = HEADER + "Content-Type: text/plain; charset=utf-8\r\n\r\n.Grüße\r\n".encode()
-SIGNED = HEADER + "Content-Type: multipart/signed; boundary=s\r\n\r\n--s\r\n\r\nGrüße\r\n--s--\r\n".encode()
+SIGNED = (
+    HEADER
+    + "Content-Type: multipart/signed; boundary=s\r\n\r\n--s\r\n\r\nGrüße\r\n--s--\r\n".encode()
+)
 LONG = HEADER + b"\r\n" + b"long " * 1000 + b"\r\nend\r\n"
 
 OLD = Script(offers=("SIZE 20000", "PIPELINING"))
@@ -25,7 +28,9 @@ async def hand_in(sandbox: Sandbox, recipient: str, content: bytes) -> None:
         assert (await client.data(content)).code == 250
 
 
-async def test_a_host_gets_what_it_can_take_and_the_sender_hears_what_it_cannot(sandbox: Sandbox) -> None:
+async def test_a_host_gets_what_it_can_take_and_the_sender_hears_what_it_cannot(
+    sandbox: Sandbox,
+) -> None:
     old = await sandbox.domain("old.example", OLD)
     able = await sandbox.domain("able.example", ABLE)
     await sandbox.start()

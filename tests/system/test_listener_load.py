@@ -47,7 +47,9 @@ class Watch:
     def on(self) -> Iterator[None]:
         self.idle_rss, self.idle_files = self.rss(), self.files()
         stop = threading.Event()
-        threads = [threading.Thread(target=work, args=(stop,)) for work in (self._probe, self._sample)]
+        threads = [
+            threading.Thread(target=work, args=(stop,)) for work in (self._probe, self._sample)
+        ]
         for thread in threads:
             thread.start()
         try:
@@ -126,7 +128,9 @@ def connect(relay: Relay, source: int = 1) -> socket.socket:
 
 
 def begin_content(client: socket.socket) -> None:
-    client.sendall(b"EHLO load\r\nMAIL FROM:<a@client.example>\r\nRCPT TO:<b@dest.example>\r\nDATA\r\n")
+    client.sendall(
+        b"EHLO load\r\nMAIL FROM:<a@client.example>\r\nRCPT TO:<b@dest.example>\r\nDATA\r\n"
+    )
     heard = b""
     while b"\r\n354" not in heard:
         heard += client.recv(4000)
@@ -155,7 +159,12 @@ def flood(relay: Relay, clients: int, octets: int, block: bytes, front: bytes = 
 
 FLOODS: dict[str, tuple[int, int, bytes, bytes]] = {
     "no line end": (20, 200_000_000 if LONG else 20_000_000, b"x" * BLOCK, b""),
-    "no line end in a body": (20, 200_000_000 if LONG else 20_000_000, b"x" * BLOCK, b"Subject: x\r\n\r\n"),
+    "no line end in a body": (
+        20,
+        200_000_000 if LONG else 20_000_000,
+        b"x" * BLOCK,
+        b"Subject: x\r\n\r\n",
+    ),
     "empty lines": (20, 8 * MIB if LONG else 2 * MIB, b"\r\n" * (BLOCK // 2), b""),
     "a header without end": (200, 2 * MIB if LONG else MIB, b"X: y\r\n" * (BLOCK // 6), b""),
 }
@@ -251,7 +260,9 @@ def hold_on(relay: Relay, count: int, seconds: float) -> list[str]:
 
 
 def _hear(
-    client: socket.socket, words: dict[socket.socket, Iterator[bytes]], selector: selectors.BaseSelector
+    client: socket.socket,
+    words: dict[socket.socket, Iterator[bytes]],
+    selector: selectors.BaseSelector,
 ) -> None:
     try:
         ended = not client.recv(65536)
@@ -264,7 +275,9 @@ def _hear(
 
 
 def _let_go(
-    client: socket.socket, words: dict[socket.socket, Iterator[bytes]], selector: selectors.BaseSelector
+    client: socket.socket,
+    words: dict[socket.socket, Iterator[bytes]],
+    selector: selectors.BaseSelector,
 ) -> None:
     with contextlib.suppress(KeyError):
         selector.unregister(client)
@@ -272,7 +285,9 @@ def _let_go(
     client.close()
 
 
-def test_clients_that_hold_on_to_their_connections_are_ended_and_the_others_served(relay: Relay) -> None:
+def test_clients_that_hold_on_to_their_connections_are_ended_and_the_others_served(
+    relay: Relay,
+) -> None:
     count = 2000 if LONG else 500
     relay.config["limits"] |= {"idle": "4s", "transaction": "10s"}
     relay.start()
@@ -284,7 +299,9 @@ def test_clients_that_hold_on_to_their_connections_are_ended_and_the_others_serv
     assert not watch.failures
     assert max(watch.latencies) < SLOWEST_SECONDS
     assert watch.growth_mib < 128
-    wait_until(lambda: watch.files() <= watch.idle_files + 2, what="the files of those who were ended")
+    wait_until(
+        lambda: watch.files() <= watch.idle_files + 2, what="the files of those who were ended"
+    )
 
 
 # --- more connections than there is room for --------------------------------------------------------
@@ -326,4 +343,6 @@ def test_a_burst_of_connections_is_turned_away_fast_and_leaves_nothing(relay: Re
     assert not watch.failures
     assert waits[int(len(waits) * 0.99)] < 2.0
     assert watch.growth_mib < 32
-    wait_until(lambda: watch.files() <= watch.idle_files - 50 + 2, what="the files of those who knocked")
+    wait_until(
+        lambda: watch.files() <= watch.idle_files - 50 + 2, what="the files of those who knocked"
+    )

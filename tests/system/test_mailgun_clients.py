@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from mailgun.client import Client
 
-from relay.demo.mx import MxServer
+from relay.sandbox.mx import MxServer
 from tests.rigs.ports import free_port
 from tests.rigs.sandbox import Sandbox
 
@@ -50,7 +50,13 @@ class Served:
         """A command of somebody's who moved; what it printed."""
         environment = {**os.environ, "RELAY": self.url, "KEY": KEY}
         done = await asyncio.to_thread(
-            subprocess.run, command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60
+            subprocess.run,
+            command,
+            cwd=cwd,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
         return done.stdout
@@ -78,7 +84,9 @@ def node_modules() -> Path:
     directory = Path(tempfile.mkdtemp(prefix="clients-"))
     shutil.copy(CLIENTS / "package.json", directory)
     command = ["npm", "install", "--silent", "--no-audit", "--no-fund"]
-    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=150, check=False)
+    done = subprocess.run(
+        command, cwd=directory, capture_output=True, text=True, timeout=150, check=False
+    )
     if done.returncode and os.environ.get("RELAY_REQUIRE_TOOLS") != "1":
         pytest.skip(f"mailgun.js could not be installed: {done.stderr[-200:]}")
     assert done.returncode == 0, done.stderr
@@ -89,7 +97,9 @@ def node_modules() -> Path:
 
 
 @pytest.mark.needs("curl")
-async def test_the_three_commands_of_the_announcement_work_as_written(served: Served, tmp_path: Path) -> None:
+async def test_the_three_commands_of_the_announcement_work_as_written(
+    served: Served, tmp_path: Path
+) -> None:
     [sent] = await served.shell(
         """curl -s --user "api:$KEY" \\
             $RELAY/v3/samples.mailgun.org/messages \\
@@ -139,7 +149,11 @@ async def test_settings_made_over_http_hold_for_smtp_at_once(served: Served) -> 
     assert served.sandbox.relay is not None
     asked = ("explain", "--from", "ann@example.com", "--to", "bob@dest.example", "--json")
     answer = json.loads((await asyncio.to_thread(served.sandbox.relay.run, *asked)).stdout)
-    assert answer["policy"]["require-tls"] == {"value": True, "source": "api", "rule": "example.com"}
+    assert answer["policy"]["require-tls"] == {
+        "value": True,
+        "source": "api",
+        "rule": "example.com",
+    }
     assert await asyncio.to_thread(served.sandbox.relay.stop) == 0
     answer = json.loads((await asyncio.to_thread(served.sandbox.relay.run, *asked)).stdout)
     assert answer["policy"]["require-tls"]["source"] == "api"
@@ -180,7 +194,10 @@ def _use(client: Client) -> None:
     assert client.domains.get(domain_name="example.com").json()["domain"]["state"] == "active"
     put = client.domains_connection.put(domain="example.com", data={"require_tls": "true"})
     assert put.json()["require-tls"] is True
-    assert client.domains_connection.get(domain="example.com").json()["connection"]["require_tls"] is True
+    assert (
+        client.domains_connection.get(domain="example.com").json()["connection"]["require_tls"]
+        is True
+    )
     assert client.domainlist.get().json()["items"][0]["name"] == "example.com"
     hook = client.domains_webhooks.create(
         domain="example.com", data={"id": "delivered", "url": ["http://127.0.0.1:9/"]}
@@ -248,7 +265,10 @@ async def test_the_client_for_node(served: Served) -> None:
     (directory / "use.mjs").write_text(SCRIPT)
     await served.run("node", "use.mjs", cwd=directory)
     [event] = await served.sandbox.attempts("r0@dest.example")
-    assert (event["delivery-status"]["tls"], event["policy"]["require-tls-source"]) == (True, "message")
+    assert (event["delivery-status"]["tls"], event["policy"]["require-tls-source"]) == (
+        True,
+        "message",
+    )
     message = next(one for one in served.mx.messages if "r0@" in one.recipients[0])
     assert b'Content-Disposition: attachment; filename="a.txt"' in message.content
 
@@ -260,17 +280,24 @@ async def test_the_client_for_node(served: Served) -> None:
 async def test_the_commands_of_the_page_do_what_it_says(served: Served, tmp_path: Path) -> None:
     answers = [answer for script in blocks("sh") for answer in await served.shell(script, tmp_path)]
     assert len(answers) == PAGE.count("curl -s")
-    [event] = [e for e in await served.sandbox.attempts("carl@dest.example") if e["event"] == "delivered"]
+    [event] = [
+        e for e in await served.sandbox.attempts("carl@dest.example") if e["event"] == "delivered"
+    ]
     assert event["tags"] == ["reports"]
     assert event["user-variables"] == {"order": "4711"}
     subjects = {
-        line for one in served.mx.messages for line in one.content.split(b"\r\n") if line[:8] == b"Subject:"
+        line
+        for one in served.mx.messages
+        for line in one.content.split(b"\r\n")
+        if line[:8] == b"Subject:"
     }
     assert {b"Subject: Hello", b"Subject: made already", b"Subject: Your report"} <= subjects
     assert not [one for one in served.mx.messages if b"Nobody gets this" in one.content]
 
 
-async def test_the_three_lines_of_the_readme_work_as_written(served: Served, tmp_path: Path) -> None:
+async def test_the_three_lines_of_the_readme_work_as_written(
+    served: Served, tmp_path: Path
+) -> None:
     section = README.partition("## Instead of Mailgun\n")[2].partition("\n## ")[0]
     lines = [line[4:] for line in section.splitlines() if line.startswith("    curl")]
     sent, settings, events = await served.shell("\n".join(lines), tmp_path)
@@ -308,7 +335,9 @@ async def test_settings_made_over_http_hold_at_every_worker_at_once(sandbox: San
     client = Client(auth=("api", KEY), api_url=f"http://127.0.0.1:{port}")
     for wanted in (True, False):
         value = {"require_tls": str(wanted)}
-        put = await asyncio.to_thread(client.domains_connection.put, domain="example.com", data=value)
+        put = await asyncio.to_thread(
+            client.domains_connection.put, domain="example.com", data=value
+        )
         assert put.status_code == 200
         # Each session is some worker's: with so many, each has one.
         for number in range(24):

@@ -19,16 +19,16 @@ ENDINGS = [
     b"\r\n\0.\r\n", b"\r\n.\0\r\n", b"\r\r\n.\r\r\n", b"\n\n.\r\n", b"\r\n.\r\r\n", b"\r\r\n.\n",
 ]  # fmt: skip
 
-SMUGGLED = (
-    b"MAIL FROM:<evil@evil.example>\r\nRCPT TO:<victim@dest.example>\r\nDATA\r\nSubject: evil\r\n\r\n.\r\n"
-)
+SMUGGLED = b"MAIL FROM:<evil@evil.example>\r\nRCPT TO:<victim@dest.example>\r\nDATA\r\nSubject: evil\r\n\r\n.\r\n"
 
 
 class Raw:
     """A client that says octets. From any address of loopback."""
 
     def __init__(self, port: int, source: str = "127.0.0.1") -> None:
-        self._socket = socket.create_connection(("127.0.0.1", port), timeout=20, source_address=(source, 0))
+        self._socket = socket.create_connection(
+            ("127.0.0.1", port), timeout=20, source_address=(source, 0)
+        )
         self._lines = self._socket.makefile("rb")
 
     def __enter__(self) -> Raw:
@@ -65,7 +65,9 @@ def smuggle(port: int, number: int, ending: bytes) -> int:
         return code
 
 
-async def test_no_ending_but_the_one_ends_a_message_here_or_at_the_next_host(sandbox: Sandbox) -> None:
+async def test_no_ending_but_the_one_ends_a_message_here_or_at_the_next_host(
+    sandbox: Sandbox,
+) -> None:
     mx = await sandbox.domain("dest.example")
     relay = await sandbox.prepare()
     modes = {mode: free_port() for mode in ("normalise", "line-end")}
@@ -83,7 +85,11 @@ async def test_no_ending_but_the_one_ends_a_message_here_or_at_the_next_host(san
     assert len(mx.messages) == taken, "one message came of each"
     for message in mx.messages:
         assert message.reverse_path == "a@client.example"
-        assert message.content.count(b"\r") == message.content.count(b"\n") == message.content.count(b"\r\n")
+        assert (
+            message.content.count(b"\r")
+            == message.content.count(b"\n")
+            == message.content.count(b"\r\n")
+        )
         assert b"MAIL FROM:<evil@evil.example>" in message.content, "it is text"
     for connection in mx.connections:
         assert "evil" not in " ".join(line for _, line in connection.commands)
@@ -150,10 +156,15 @@ def knock(port: int, source: str, sender: str, paths: list[str]) -> dict[str, in
 
 
 @pytest.mark.parametrize("is_listed", [False, True], ids=["a stranger", "a client"])
-async def test_no_path_leads_to_a_domain_that_was_not_authorised(sandbox: Sandbox, is_listed: bool) -> None:
+async def test_no_path_leads_to_a_domain_that_was_not_authorised(
+    sandbox: Sandbox, is_listed: bool
+) -> None:
     ours, evil = await sandbox.domain("our.example"), await sandbox.domain("evil.example")
     relay = await sandbox.start(access={"networks": ["127.0.0.1/32"]})
-    paths = [path.replace("OUR", "our.example").replace("EVIL", "evil.example") for path in FORMS + STRANGE]
+    paths = [
+        path.replace("OUR", "our.example").replace("EVIL", "evil.example")
+        for path in FORMS + STRANGE
+    ]
     source = "127.0.0.1" if is_listed else "127.0.0.66"
     for sender in SENDERS:
         sender = sender.replace("OUR", "our.example").replace("EVIL", "evil.example")
@@ -165,17 +176,24 @@ async def test_no_path_leads_to_a_domain_that_was_not_authorised(sandbox: Sandbo
         accepted = {path for path, code in codes.items() if code == 250}
         # Who may relay may write to the other domain, and a source route is stripped (RFC 5321 §4.1.1.3).
         plain = {"victim@evil.example", "@our.example:victim@evil.example"}
-        assert accepted <= plain | {
-            "victim@evil.example#@our.example",
-            "@our.example,@evil.example:a@our.example",
-            "a@our.example\u3002evil.example",  # a dot in IDNA: a domain below evil.example, to us too
-        }
+        assert (
+            accepted
+            <= plain
+            | {
+                "victim@evil.example#@our.example",
+                "@our.example,@evil.example:a@our.example",
+                "a@our.example\u3002evil.example",  # a dot in IDNA: a domain below evil.example, to us too
+            }
+        )
         assert plain <= accepted
     await sandbox.submit("a@our.example", "last@our.example")
     await sandbox.attempts("last@our.example")
     for mx, domain in ((ours, "our.example"), (evil, "evil.example")):
         said = [
-            line for each in mx.connections for _, line in each.commands if line.upper().startswith("RCPT")
+            line
+            for each in mx.connections
+            for _, line in each.commands
+            if line.upper().startswith("RCPT")
         ]
         assert all(line.endswith(f"@{domain}>") and line.count("@") == 1 for line in said), said
     if not is_listed:

@@ -101,19 +101,22 @@ def _attachment(number: int, size_bytes: int) -> bytes:
     message["Message-ID"] = f"<letter-{number}@client.example>"
     message.set_content("See the attachment.\n")
     data = random.Random(number).randbytes(size_bytes)
-    message.add_attachment(data, maintype="application", subtype="octet-stream", filename="data.bin")
+    message.add_attachment(
+        data, maintype="application", subtype="octet-stream", filename="data.bin"
+    )
     return message.as_bytes()
 
 
 def _contents(number: int) -> tuple[bytes, bytes]:
     """What is sent and what arrives, of the kind that this number is."""
     plain = _head(number) + b"\r\nHello, Bob.\r\n"
-    mime = (
-        b"MIME-Version: 1.0\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Transfer-Encoding: 8bit\r\n"
-    )
+    mime = b"MIME-Version: 1.0\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Transfer-Encoding: 8bit\r\n"
     eight_bit = _head(number, more=mime) + "\r\nGrüße aus Zürich, ½ Pfund: 日本\r\n".encode()
     dots = _head(number) + b"\r\n.\r\n..\r\n.hidden\r\n\r\n \r\n.\r\n\r\n"
-    folded = _head(number, more=b"X-Long: one\r\n two\r\n\tthree " + b"x" * 900 + b"\r\n") + b"\r\nfolded\r\n"
+    folded = (
+        _head(number, more=b"X-Long: one\r\n two\r\n\tthree " + b"x" * 900 + b"\r\n")
+        + b"\r\nfolded\r\n"
+    )
     wish = _head(number, more=b"X-Require-TLS: Yes\r\nX-Other: kept\r\n") + b"\r\nprotected\r\n"
     wish_arrives = wish.replace(b"X-Require-TLS: Yes\r\n", b"")
     quoted = _head(number) + b"\r\nX-Require-TLS: in the body\r\n\r\nFrom nobody\r\n"
@@ -160,16 +163,21 @@ def test_a_hundred_messages_arrive_byte_for_byte_with_a_true_log_line_each(chain
     letters = [_letter(number) for number in range(100)]
     copies = sum(len(letter.recipients) for letter in letters)
     _hand_in(chain.client, letters)
-    wait_until(lambda: len(chain.mx.delivered()) >= copies, seconds=120, what="the arrival of all copies")
     wait_until(
-        lambda: len(chain.relay.events(event="delivered")) >= copies, what="a delivered line for each copy"
+        lambda: len(chain.mx.delivered()) >= copies, seconds=120, what="the arrival of all copies"
+    )
+    wait_until(
+        lambda: len(chain.relay.events(event="delivered")) >= copies,
+        what="a delivered line for each copy",
     )
 
     arrived = chain.mx.delivered()
     assert len(arrived) == copies
     missing = Counter({letter.arrives: len(letter.recipients) for letter in letters})
     for content in arrived:
-        [original] = [letter.arrives for letter in letters if content.endswith(letter.arrives)][:1] or [b""]
+        [original] = [letter.arrives for letter in letters if content.endswith(letter.arrives)][
+            :1
+        ] or [b""]
         added = content[: len(content) - len(original)]
         assert original, f"arrived changed: {content[:2000]!r}"
         # On top stand only Postfix's own fields and one Received of each hop.
@@ -221,7 +229,9 @@ def test_what_must_be_encrypted_never_leaves_in_clear(chain: Chain) -> None:
     # Greeting, EHLO, QUIT: no MAIL, no RCPT, no DATA was ever said.
     assert all("mail=" not in line and "rcpt=" not in line and "data=" not in line for line in said)
 
-    _hand_in(chain.client, [Letter("alice@client.example", ("dave@clear.example",), content, content)])
+    _hand_in(
+        chain.client, [Letter("alice@client.example", ("dave@clear.example",), content, content)]
+    )
     [line] = wait_until(
         lambda: chain.relay.events(event="delivered", recipient="dave@clear.example"),
         what="the delivery of what may go in clear",

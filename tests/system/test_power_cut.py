@@ -43,7 +43,9 @@ def begun(tmp_path: Path) -> History:
 
 
 def run(history: History, *options: str, inject: str = "") -> Told:
-    return Told().hear(history.run(*command(history.base / "spool", *options), cwd=ROOT, inject=inject))
+    return Told().hear(
+        history.run(*command(history.base / "spool", *options), cwd=ROOT, inject=inject)
+    )
 
 
 def found(cuts: Iterable[Cut], tmp_path: Path) -> Iterable[tuple[Cut, Path]]:
@@ -64,7 +66,10 @@ async def expect_kept_at(
         for cut, target in found(history.cuts(moments, deaf=deaf, seed=seed), tmp_path):
             try:
                 await expect_kept(
-                    target / "spool", Told().hear(cut.said), refused_stay_out=False, synchronous="OFF"
+                    target / "spool",
+                    Told().hear(cut.said),
+                    refused_stay_out=False,
+                    synchronous="OFF",
                 )
             except (AssertionError, SpoolError) as exc:
                 exc.add_note(f"cut at {cut.moment} with {cut.seed}")
@@ -117,7 +122,9 @@ async def test_what_was_accepted_survives_a_power_cut_at_any_moment(tmp_path, re
         "the queue's name's",
     ],
 )
-async def test_each_sync_is_missed_where_the_disk_does_not_listen_to_it(tmp_path, recorded, deaf, options):
+async def test_each_sync_is_missed_where_the_disk_does_not_listen_to_it(
+    tmp_path, recorded, deaf, options
+):
     """Otherwise the test before is blind."""
     history = recorded(*options)
     assert any(re.fullmatch(deaf, label) for label in history.syncs)
@@ -135,7 +142,9 @@ async def test_what_is_not_synced_at_all_is_lost(tmp_path, recorded):
 KILLS = [
     f"{call}:signal=KILL:when={when}"
     for call, most in (("fdatasync", 30), ("unlink", 4), ("fsync", 4), ("pwrite64", 200))
-    for when in (range(1, most + 1, 1 + most // 10) if LONG else (most,) if call == "unlink" else ())
+    for when in (
+        range(1, most + 1, 1 + most // 10) if LONG else (most,) if call == "unlink" else ()
+    )
 ]
 
 
@@ -157,7 +166,9 @@ async def test_content_stays_until_it_is_sure_that_its_message_has_left(tmp_path
     shutil.copytree(history.base / "spool", tmp_path / "copy")
     with contextlib.closing(sqlite3.connect(tmp_path / "copy" / "queue.db")) as db:
         left = not db.execute("SELECT count(*) FROM message").fetchone()[0]
-    assert LONG or (left and (tmp_path / "copy" / "content" / queue_id).exists()), "another sync was meant"
+    assert LONG or (left and (tmp_path / "copy" / "content" / queue_id).exists()), (
+        "another sync was meant"
+    )
     assert run(history, "--count", "0").ended
     await expect_kept_at(history, [history.last_time("open\n")] * FEWER_CUTS, tmp_path)
 
@@ -196,7 +207,9 @@ async def all_of(spool: Path) -> tuple[Kept, list[str]]:
             states = tuple((one.address, one.state) for one in item.recipients)
             kept[queue_id] = item.message.reverse_path, states, await content_of(store, queue_id)
         events = [one.event.id for one in await store.find_events(EventFilter(), limit=999)]
-        left_over = [path.name for path in spool.iterdir() if path.is_dir() and path.name != "content"]
+        left_over = [
+            path.name for path in spool.iterdir() if path.is_dir() and path.name != "content"
+        ]
         assert left_over == [], "the queue of a worker that was taken over is still there"
         return kept, sorted(events)
     finally:
@@ -211,7 +224,12 @@ def lay_version_1(directory: Path) -> None:
 
 
 async def expect_all_at(
-    history: History, before: Path, tmp_path: Path, *, cuts: int = FEWER_CUTS, deaf: str | None = None
+    history: History,
+    before: Path,
+    tmp_path: Path,
+    *,
+    cuts: int = FEWER_CUTS,
+    deaf: str | None = None,
 ) -> None:
     """After a cut the queue has what a start makes of it without one."""
     shutil.copytree(before, tmp_path / "whole")
@@ -245,7 +263,9 @@ async def lay_strays(disk: Path) -> None:
                 queue_id = f"{name}{number}"
                 content = queue_id.encode() * (size // 2)
                 accepted = event("accepted", queue_id)
-                await store.accept(new_message(queue_id=queue_id, content=content, events=(accepted,)))
+                await store.accept(
+                    new_message(queue_id=queue_id, content=content, events=(accepted,))
+                )
             await store.log_written(2)
 
     await fill(disk / "spool", "A")

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from argon2 import PasswordHasher
 
-from relay.demo.mx import MxServer
+from relay.sandbox.mx import MxServer
 from tests.rigs.ports import free_port
 from tests.rigs.sandbox import Sandbox
 
@@ -66,7 +66,9 @@ class Bench:
     async def letter_came_to(self, *names: str) -> None:
         """To each of them, once, under nothing but our Received, which knows the session as the name does."""
         await self.mx.wait_for_messages(len(names))
-        assert {message.forward_paths for message in self.mx.messages} == {(_to(name),) for name in names}
+        assert {message.forward_paths for message in self.mx.messages} == {
+            (_to(name),) for name in names
+        }
         assert len(self.mx.messages) == len(names)
         for message in self.mx.messages:
             name = message.forward_paths[0].partition("@")[0]
@@ -107,8 +109,18 @@ async def bench(sandbox: Sandbox) -> Bench:
     relay = await sandbox.prepare()
     starttls, implicit = free_port(), free_port()
     relay.config["listeners"] += [
-        {"address": f"127.0.0.1:{starttls}", "tls": "starttls", "auth": "optional", "certificate": "tls.pem"},
-        {"address": f"127.0.0.1:{implicit}", "tls": "implicit", "auth": "required", "certificate": "tls.pem"},
+        {
+            "address": f"127.0.0.1:{starttls}",
+            "tls": "starttls",
+            "auth": "optional",
+            "certificate": "tls.pem",
+        },
+        {
+            "address": f"127.0.0.1:{implicit}",
+            "tls": "implicit",
+            "auth": "required",
+            "certificate": "tls.pem",
+        },
     ]
     cheap = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
     relay.config["access"] = {"users": {USER: {"password": cheap.hash(PASSWORD)}}}
@@ -134,9 +146,16 @@ async def test_swaks(bench: Bench) -> None:
     await swaks("swaks-pipelining", bench.plain, "--pipeline")
     await swaks("swaks-tls", bench.starttls, "--tls", *verified)
     await swaks("swaks-auth-plain", bench.starttls, "--tls", "--auth", "PLAIN", *login)
-    await swaks("swaks-auth-login", bench.implicit, "--tls-on-connect", "--auth", "LOGIN", *login, *verified)
+    await swaks(
+        "swaks-auth-login", bench.implicit, "--tls-on-connect", "--auth", "LOGIN", *login, *verified
+    )
     await bench.letter_came_to(
-        "swaks", "swaks-helo", "swaks-pipelining", "swaks-tls", "swaks-auth-plain", "swaks-auth-login"
+        "swaks",
+        "swaks-helo",
+        "swaks-pipelining",
+        "swaks-tls",
+        "swaks-auth-plain",
+        "swaks-auth-login",
     )
 
 
@@ -144,14 +163,20 @@ async def test_swaks(bench: Bench) -> None:
 async def test_curl(bench: Bench) -> None:
     async def curl(name: str, url: str, *options: str) -> None:
         letter = ("--mail-from", SENDER, "--mail-rcpt", _to(name), "--upload-file", bench.letter)
-        await bench.run("curl", "-sS", "--max-time", "30", "--cacert", bench.ca, *letter, *options, url)
+        await bench.run(
+            "curl", "-sS", "--max-time", "30", "--cacert", bench.ca, *letter, *options, url
+        )
 
     user = ("--user", f"{USER}:{PASSWORD}")
     await curl("curl", f"smtp://localhost:{bench.plain}/curl.example")
     await curl("curl-tls", f"smtp://localhost:{bench.starttls}", "--ssl-reqd")
     await curl("curl-auth", f"smtp://localhost:{bench.starttls}", "--ssl-reqd", *user)
     await curl(
-        "curl-auth-login", f"smtps://localhost:{bench.implicit}", "--login-options", "AUTH=LOGIN", *user
+        "curl-auth-login",
+        f"smtps://localhost:{bench.implicit}",
+        "--login-options",
+        "AUTH=LOGIN",
+        *user,
     )
     await bench.letter_came_to("curl", "curl-tls", "curl-auth", "curl-auth-login")
 
@@ -161,7 +186,13 @@ async def test_msmtp(bench: Bench) -> None:
     async def msmtp(name: str, port: int, *options: str) -> None:
         # It reads lines as a program on UNIX writes them.
         letter = LETTER.replace(b"\r\n", b"\n")
-        command = ("msmtp", "--file=/dev/null", "--host=localhost", f"--port={port}", f"--from={SENDER}")
+        command = (
+            "msmtp",
+            "--file=/dev/null",
+            "--host=localhost",
+            f"--port={port}",
+            f"--from={SENDER}",
+        )
         await bench.run(*command, f"--tls-trust-file={bench.ca}", *options, _to(name), stdin=letter)
 
     auth = ("--tls=on", "--auth=plain", f"--user={USER}", f"--passwordeval=echo {PASSWORD}")
@@ -186,7 +217,12 @@ async def test_smtplib(bench: Bench) -> None:
     def send_all() -> None:
         send("smtplib", smtplib.SMTP("localhost", bench.plain, timeout=20))
         send("smtplib-tls", smtplib.SMTP("localhost", bench.starttls, timeout=20), tls=True)
-        send("smtplib-auth", smtplib.SMTP("localhost", bench.starttls, timeout=20), tls=True, auth=True)
+        send(
+            "smtplib-auth",
+            smtplib.SMTP("localhost", bench.starttls, timeout=20),
+            tls=True,
+            auth=True,
+        )
         implicit = smtplib.SMTP_SSL("localhost", bench.implicit, timeout=20, context=trust)
         send("smtplib-auth-implicit", implicit, auth=True)
 
@@ -218,7 +254,13 @@ async def test_nodemailer(bench: Bench, tmp_path: Path) -> None:
         shutil.copy(CLIENTS / "nodemailer" / name, tmp_path)
     install = ["npm", "install", "--silent", "--no-audit", "--no-fund"]
     done = await asyncio.to_thread(
-        subprocess.run, install, cwd=tmp_path, capture_output=True, text=True, timeout=90, check=False
+        subprocess.run,
+        install,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
     )
     if done.returncode:
         _go_without(f"nodemailer could not be installed: {done.stderr[-200:]}")
@@ -240,4 +282,6 @@ async def test_nodemailer(bench: Bench, tmp_path: Path) -> None:
         way("nodemailer-auth-login", bench.implicit, secure=True, auth=auth, authMethod="LOGIN"),
     ]
     await bench.run("node", "send.js", stdin=json.dumps(ways).encode(), cwd=tmp_path)
-    await bench.letter_came_to("nodemailer", "nodemailer-tls", "nodemailer-auth", "nodemailer-auth-login")
+    await bench.letter_came_to(
+        "nodemailer", "nodemailer-tls", "nodemailer-auth", "nodemailer-auth-login"
+    )

@@ -47,7 +47,12 @@ def test_systemd_has_nothing_to_say_about_the_units(tmp_path: Path) -> None:
         text = (SYSTEMD / name).read_text().replace("/opt/relay/bin/relay", "/bin/true")
         (tmp_path / name).write_text(text)
     done = subprocess.run(
-        ["systemd-analyze", "verify", str(tmp_path / "relay.service"), str(tmp_path / "relay.socket")],
+        [
+            "systemd-analyze",
+            "verify",
+            str(tmp_path / "relay.service"),
+            str(tmp_path / "relay.socket"),
+        ],
         capture_output=True,
         text=True,
         check=False,
@@ -65,7 +70,9 @@ def test_every_line_of_the_unit_is_exercised_or_said_not_to_be() -> None:
 async def test_mail_flows_under_the_services_user_capability_and_sandbox(sandbox: Sandbox) -> None:
     mx = await sandbox.domain("dest.example")
     low = "127.0.0.125:25"
-    config = relay_config(port=free_port(), dns=sandbox.dns.nameserver, delivery_port=sandbox.delivery_port)
+    config = relay_config(
+        port=free_port(), dns=sandbox.dns.nameserver, delivery_port=sandbox.delivery_port
+    )
     config["listeners"].append({"address": low})
     config["tls"] = {"ca_file": "/etc/relay/ca.pem"}
     for section, key in (("queue", "path"), ("log", "delivery"), ("admin", "socket")):
@@ -94,7 +101,9 @@ async def test_mail_flows_under_the_services_user_capability_and_sandbox(sandbox
             if ":\t" in line
         )
         assert status["Uid"].split() == [str(service.UID)] * 4
-        assert int(status["CapEff"], 16) == int(status["CapBnd"], 16) == 1 << 10, "CAP_NET_BIND_SERVICE"
+        assert int(status["CapEff"], 16) == int(status["CapBnd"], 16) == 1 << 10, (
+            "CAP_NET_BIND_SERVICE"
+        )
         assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
         assert not (directory / "spool/spool/relay.sock").exists()
         assert (directory / "run/relay.sock").is_socket()
@@ -130,7 +139,10 @@ def activated(relay: Relay) -> list[str]:
 
 
 def test_ports_that_systemd_holds_outlive_the_relay(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as held, relay_process(tmp_path, start=False) as relay:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as held,
+        relay_process(tmp_path, start=False) as relay,
+    ):
         relay.port = held.getsockname()[1]
         relay.config["listeners"] = [{"address": f"127.0.0.1:{relay.port}"}]
 
@@ -159,8 +171,13 @@ def greeting(port: int) -> bytes:
         return client.recv(3)
 
 
-def test_a_port_that_systemd_holds_and_nobody_asked_for_keeps_it_from_starting(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as held, relay_process(tmp_path, start=False) as relay:
+def test_a_port_that_systemd_holds_and_nobody_asked_for_keeps_it_from_starting(
+    tmp_path: Path,
+) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as held,
+        relay_process(tmp_path, start=False) as relay,
+    ):
         done = subprocess.run(
             activated(relay),
             preexec_fn=lambda: os.dup2(held.fileno(), 3),
@@ -173,7 +190,10 @@ def test_a_port_that_systemd_holds_and_nobody_asked_for_keeps_it_from_starting(t
         )
         assert done.returncode == 1
         address = f"127.0.0.1:{held.getsockname()[1]}"
-        assert f"systemd hands over a socket at {address}, and no listener has that address" in done.stderr
+        assert (
+            f"systemd hands over a socket at {address}, and no listener has that address"
+            in done.stderr
+        )
 
 
 # --- health -------------------------------------------------------------------------------------------
@@ -181,7 +201,10 @@ def test_a_port_that_systemd_holds_and_nobody_asked_for_keeps_it_from_starting(t
 
 def test_health_is_told_while_it_runs_and_not_after(tmp_path: Path) -> None:
     with relay_process(tmp_path) as relay:
-        assert (relay.run("health").stdout, relay.run("health", "--ready").stdout) == ("healthy\n", "ready\n")
+        assert (relay.run("health").stdout, relay.run("health", "--ready").stdout) == (
+            "healthy\n",
+            "ready\n",
+        )
         relay.stop()
         done = relay.run("health")
         assert done.returncode == 1
@@ -214,19 +237,29 @@ def test_logrotate_moves_the_delivery_log_and_no_line_is_lost(tmp_path: Path) ->
         log = tmp_path / "log/delivery.log"
         wait_until(lambda: log.exists() and first in log.read_text(), what="the first line")
         text = (SYSTEMD / "relay.logrotate").read_text()
-        text = text.replace("/var/log/relay/delivery.log", str(log)).replace("su relay relay", "su root root")
+        text = text.replace("/var/log/relay/delivery.log", str(log)).replace(
+            "su relay relay", "su root root"
+        )
         text = re.sub(r"/bin/systemctl kill .*", f"kill -HUP {relay.pid}", text)
         (tmp_path / "rotate.conf").write_text(text)
         (tmp_path / "rotate.conf").chmod(0o644)
         logrotate = shutil.which("logrotate", path=f"{os.environ['PATH']}:/usr/sbin")
         subprocess.run(
-            [str(logrotate), "--force", "--state", str(tmp_path / "state"), str(tmp_path / "rotate.conf")],
+            [
+                str(logrotate),
+                "--force",
+                "--state",
+                str(tmp_path / "state"),
+                str(tmp_path / "rotate.conf"),
+            ],
             check=True,
             capture_output=True,
         )
         wait_until(lambda: "reloaded" in relay.stderr, what="the reload")
         second = submit(relay)
-        wait_until(lambda: log.exists() and second in log.read_text(), what="a line in the new file")
+        wait_until(
+            lambda: log.exists() and second in log.read_text(), what="a line in the new file"
+        )
         [old] = (tmp_path / "log").glob("delivery.log-*")
         assert first in old.read_text()
         assert second not in old.read_text()

@@ -56,7 +56,14 @@ async def test_what_was_accepted_survives_kill_9_at_any_moment(tmp_path, options
 
 
 def killed_at(spool: Path, call: str, when: int, *options: str) -> Told:
-    trace = [*STRACE, "/dev/null", "-e", f"trace={call}", "-e", f"inject={call}:signal=KILL:when={when}"]
+    trace = [
+        *STRACE,
+        "/dev/null",
+        "-e",
+        f"trace={call}",
+        "-e",
+        f"inject={call}:signal=KILL:when={when}",
+    ]
     told = run(*trace, *command(spool, "--count", "60", "--lanes", "3", "--deliver", *options))
     assert not told.ended, "the kill came too late to mean anything"
     return told
@@ -94,21 +101,42 @@ async def test_a_start_that_was_killed_is_finished_by_the_next(tmp_path, when):
         child.kill()
         told = Told().hear(child.stdout.read())
     calls = "pwrite64,fdatasync,ftruncate,unlink,openat"
-    trace = [*STRACE, "/dev/null", "-P", str(tmp_path / "spool"), "-P", str(tmp_path / "spool" / "queue.db")]
+    trace = [
+        *STRACE,
+        "/dev/null",
+        "-P",
+        str(tmp_path / "spool"),
+        "-P",
+        str(tmp_path / "spool" / "queue.db"),
+    ]
     trace += ["-P", str(tmp_path / "spool" / "queue.db-wal"), "-e", f"trace={calls}"]
-    run(*trace, "-e", f"inject={calls}:signal=KILL:when={when}", *command(tmp_path / "spool", "--count", "0"))
+    run(
+        *trace,
+        "-e",
+        f"inject={calls}:signal=KILL:when={when}",
+        *command(tmp_path / "spool", "--count", "0"),
+    )
     await expect_kept(tmp_path / "spool", told)
 
 
 @pytest.mark.needs("strace")
 @pytest.mark.parametrize("when", range(1, 41) if LONG else (4, 14, 20, 25))
 async def test_a_sync_that_fails_once_refuses_its_messages_and_the_next_are_taken(tmp_path, when):
-    trace = [*STRACE, "/dev/null", "-e", "trace=fdatasync", "-e", f"inject=fdatasync:error=EIO:when={when}"]
+    trace = [
+        *STRACE,
+        "/dev/null",
+        "-e",
+        "trace=fdatasync",
+        "-e",
+        f"inject=fdatasync:error=EIO:when={when}",
+    ]
     told = run(*trace, *command(tmp_path / "spool", "--count", "150", "--lanes", "3"))
     assert told.ended == told.opened
     if told.opened:
         assert len(told.refused) <= 3, "a fault that had passed was still felt"
-        assert told.refused or when < 14, "the fault was not felt"  # SQLite may do without a directory's sync
+        assert told.refused or when < 14, (
+            "the fault was not felt"
+        )  # SQLite may do without a directory's sync
         assert len(told.accepted) + len(told.refused) == 150
         assert set(told.reasons) <= {"SpoolError"}
     await expect_kept(tmp_path / "spool", told)
@@ -117,7 +145,14 @@ async def test_a_sync_that_fails_once_refuses_its_messages_and_the_next_are_take
 @pytest.mark.needs("strace")
 async def test_while_every_sync_fails_nothing_is_accepted(tmp_path):
     """And what was refused does not come back from the log after the relay has been killed."""
-    trace = [*STRACE, "/dev/null", "-e", "trace=fdatasync", "-e", "inject=fdatasync:error=EIO:when=20+"]
+    trace = [
+        *STRACE,
+        "/dev/null",
+        "-e",
+        "trace=fdatasync",
+        "-e",
+        "inject=fdatasync:error=EIO:when=20+",
+    ]
     told = run(*trace, *command(tmp_path / "spool", "--count", "60", "--lanes", "3"))
     assert told.ended
     assert len(told.refused) > 20

@@ -70,14 +70,19 @@ async def delivered(store: SqliteStore, count: int) -> list[str]:
         assert entries
         for entry in entries:
             queue_id = entry.message.queue_id
-            await store.record(settled(entry, DELIVERED), events=[event("delivered", queue_id, "b")])
+            await store.record(
+                settled(entry, DELIVERED), events=[event("delivered", queue_id, "b")]
+            )
             left.append(queue_id)
     return left
 
 
 async def ids(store: SqliteStore) -> set[str]:
     now = datetime.now(UTC)
-    return {item.message.queue_id for item in await store.list_messages(QueueFilter(), now=now, limit=9999)}
+    return {
+        item.message.queue_id
+        for item in await store.list_messages(QueueFilter(), now=now, limit=9999)
+    }
 
 
 async def takes_mail_again(store: SqliteStore) -> None:
@@ -176,9 +181,25 @@ async def test_a_directory_that_became_read_only_is_our_trouble_and_passes(tmp_p
 @pytest.mark.parametrize(("limit_kib", "options"), [(1000, []), (500, ["--large"])])
 def test_a_limit_on_the_size_of_files_refuses_mail_and_kills_nobody(tmp_path, limit_kib, options):
     """`ulimit -f` ends a program that does not expect it with SIGXFSZ."""
-    command = [sys.executable, "-m", "tests.rigs.acceptor", str(tmp_path / "spool"), "--count", "400"]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.rigs.acceptor",
+        str(tmp_path / "spool"),
+        "--count",
+        "400",
+    ]
     done = subprocess.run(
-        ["bash", "-c", f'ulimit -f {limit_kib}; exec "$@"', "bash", *command, "--lanes", "4", *options],
+        [
+            "bash",
+            "-c",
+            f'ulimit -f {limit_kib}; exec "$@"',
+            "bash",
+            *command,
+            "--lanes",
+            "4",
+            *options,
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -190,7 +211,9 @@ def test_a_limit_on_the_size_of_files_refuses_mail_and_kills_nobody(tmp_path, li
     assert lines[-1] == "end", done.stderr
     assert any(line.startswith("ok ") for line in lines) or options
     assert any(line.startswith("no ") for line in lines)
-    again = subprocess.run([*command, "--deliver"], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    again = subprocess.run(
+        [*command, "--deliver"], cwd=ROOT, capture_output=True, text=True, timeout=100
+    )
     assert again.stdout.splitlines()[-1] == "end", again.stderr
     told = {line.split()[1] for line in again.stdout.splitlines() if line.startswith("done ")}
     assert {line.split()[1] for line in lines if line.startswith("ok ")} <= told

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from relay.demo.certificates import Kind
-from relay.demo.mx import MxServer, Script, StartTls
+from relay.sandbox.certificates import Kind
+from relay.sandbox.mx import MxServer, Script, StartTls
 from tests.rigs.sandbox import Sandbox
 
 pytestmark = pytest.mark.slow
@@ -43,14 +43,18 @@ def in_order(*hosts: MxServer) -> list[str]:
     """The names of the hosts that were connected to, the first one first."""
     return [
         mx.name
-        for mx in sorted((mx for mx in hosts if mx.connections), key=lambda mx: mx.connections[0].began)
+        for mx in sorted(
+            (mx for mx in hosts if mx.connections), key=lambda mx: mx.connections[0].began
+        )
     ]
 
 
 # --- names --------------------------------------------------------------------------------------
 
 
-async def test_a_host_is_verified_by_the_name_of_its_mx_record_in_whatever_spelling(sandbox: Sandbox) -> None:
+async def test_a_host_is_verified_by_the_name_of_its_mx_record_in_whatever_spelling(
+    sandbox: Sandbox,
+) -> None:
     mx = await sandbox.host("mx.xn--bcher-kva.test")
     sandbox.dns.mx("names.test", (10, "MX.XN--bcher-KVA.Test."))
     await sandbox.start(delivery=DELIVERY)
@@ -62,7 +66,9 @@ async def test_a_host_is_verified_by_the_name_of_its_mx_record_in_whatever_spell
     assert mx.connections[0].sni == mx.name
 
 
-async def test_a_host_is_not_verified_by_the_name_its_own_name_is_an_alias_of(sandbox: Sandbox) -> None:
+async def test_a_host_is_not_verified_by_the_name_its_own_name_is_an_alias_of(
+    sandbox: Sandbox,
+) -> None:
     mx = await sandbox.host("target.test")
     sandbox.dns.cname("alias.test", mx.name)
     sandbox.dns.mx("names.test", (10, "alias.test"))
@@ -79,7 +85,9 @@ async def test_the_rule_of_a_sender_domain_holds_in_every_spelling_and_never_for
     sandbox: Sandbox,
 ) -> None:
     await sandbox.domain("clear.test", CLEAR)
-    await sandbox.start(delivery=DELIVERY, policy={"domains": {"Bücher.Test.": {"require_tls": True}}})
+    await sandbox.start(
+        delivery=DELIVERY, policy={"domains": {"Bücher.Test.": {"require_tls": True}}}
+    )
     unmet = ("4.7.4", True, "domain")
     came = {
         "a@xn--bcher-kva.test": unmet,
@@ -105,7 +113,13 @@ async def test_hosts_are_tried_in_the_order_that_explain_gives(sandbox: Sandbox)
     hosts = [
         await sandbox.host(f"mx{n}.many.test", script)
         for n, script in enumerate(
-            [CLEAR, Script(certificate=Kind.EXPIRED), Script(starttls=StartTls.REFUSED_454), CLEAR, Script()]
+            [
+                CLEAR,
+                Script(certificate=Kind.EXPIRED),
+                Script(starttls=StartTls.REFUSED_454),
+                CLEAR,
+                Script(),
+            ]
         )
     ]
     preferences = [50, 10, 40, 20, 30]
@@ -129,7 +143,11 @@ async def test_every_host_is_tried_in_order_where_none_will_do(sandbox: Sandbox)
     await sandbox.submit("a@from.test", "bob@many.test", fields=STRICT)
     await sandbox.attempts("bob@many.test")
     names, tried = [host["host"] for host in told["hosts"]], in_order(*hosts)
-    for pair in (slice(0, 2), slice(2, 4), slice(4, 6)):  # equal preferences are drawn by lot each time
+    for pair in (
+        slice(0, 2),
+        slice(2, 4),
+        slice(4, 6),
+    ):  # equal preferences are drawn by lot each time
         assert set(names[pair]) == set(tried[pair]) == {mx.name for mx in hosts[pair]}
 
 
@@ -138,7 +156,9 @@ async def test_hosts_at_and_behind_ourselves_are_never_asked(sandbox: Sandbox) -
     equal, behind = await sandbox.host("mx2.two.test"), await sandbox.host("mx3.two.test")
     ourselves = "Relay.Test.Example."
     sandbox.dns.a("relay.test.example", "127.8.8.8")
-    sandbox.dns.mx("two.test", (10, before.name), (20, equal.name), (20, ourselves), (30, behind.name))
+    sandbox.dns.mx(
+        "two.test", (10, before.name), (20, equal.name), (20, ourselves), (30, behind.name)
+    )
     sandbox.dns.mx("loop.test", (10, ourselves), (30, behind.name))
     await sandbox.start(delivery=DELIVERY)
     await sandbox.submit("a@from.test", "bob@two.test")
@@ -150,10 +170,14 @@ async def test_hosts_at_and_behind_ourselves_are_never_asked(sandbox: Sandbox) -
     assert in_order(before, equal, behind) == [before.name]
     told = await explained(sandbox, "a@from.test", "bob@two.test")
     assert [host["host"] for host in told["hosts"]] == [before.name]
-    assert (await explained(sandbox, "a@from.test", "bob@loop.test"))["no-route"]["status"] == "5.4.6"
+    assert (await explained(sandbox, "a@from.test", "bob@loop.test"))["no-route"][
+        "status"
+    ] == "5.4.6"
 
 
-async def test_with_a_wildcard_listener_every_address_of_this_machine_is_ourselves(sandbox: Sandbox) -> None:
+async def test_with_a_wildcard_listener_every_address_of_this_machine_is_ourselves(
+    sandbox: Sandbox,
+) -> None:
     relay = await sandbox.prepare(delivery=DELIVERY)
     relay.config["listeners"].append({"address": f"0.0.0.0:{sandbox.delivery_port}"})
     sandbox.dns.a("mx.loop.test", "127.9.9.9")
@@ -162,7 +186,9 @@ async def test_with_a_wildcard_listener_every_address_of_this_machine_is_ourselv
     await sandbox.submit("a@from.test", "bob@loop.test")
     (event,) = await sandbox.attempts("bob@loop.test")
     assert (event["severity"], event["delivery-status"]["enhanced-code"]) == ("permanent", "5.4.6")
-    assert (await explained(sandbox, "a@from.test", "bob@loop.test"))["no-route"]["status"] == "5.4.6"
+    assert (await explained(sandbox, "a@from.test", "bob@loop.test"))["no-route"][
+        "status"
+    ] == "5.4.6"
 
 
 # --- what explain says of the operator's choices ---------------------------------------------------
@@ -184,7 +210,9 @@ async def test_explain_foretells_what_on_tls_unmet_bounce_and_on_unverified_encr
     await sandbox.domain("bad.test", script)
     choices = {"on_tls_unmet": "bounce", "on_unverified": "encrypted"}
     await sandbox.start(delivery=DELIVERY | choices)
-    told = step(await explained(sandbox, "a@from.test", "bob@bad.test", "--require-tls", "yes"), situation)
+    told = step(
+        await explained(sandbox, "a@from.test", "bob@bad.test", "--require-tls", "yes"), situation
+    )
     await sandbox.submit("a@from.test", "bob@bad.test", fields={"X-Require-TLS": "yes"})
     (event,) = await sandbox.attempts("bob@bad.test")
     assert (event["event"], event["severity"]) == ("failed", "permanent")
@@ -194,7 +222,10 @@ async def test_explain_foretells_what_on_tls_unmet_bounce_and_on_unverified_encr
     (event,) = await sandbox.attempts("carol@bad.test")
     status = event["delivery-status"]
     assert event["event"] == "delivered"
-    assert (told["tls"], told["certificate-verified"]) == (status["tls"], status["certificate-verified"])
+    assert (told["tls"], told["certificate-verified"]) == (
+        status["tls"],
+        status["certificate-verified"],
+    )
     assert told["downgrade"] == (status["downgrade"] and status["downgrade"]["reason"])
 
 
@@ -203,7 +234,9 @@ async def test_explain_foretells_that_a_route_with_implicit_tls_asks_more_than_t
 ) -> None:
     mx = await sandbox.host("smart.test", Script(implicit_tls=True, certificate=Kind.EXPIRED))
     route = {"host": mx.name, "port": mx.port, "tls": "implicit"}
-    await sandbox.start(delivery=DELIVERY | {"on_tls_unmet": "bounce"}, routes={"routed.test": route})
+    await sandbox.start(
+        delivery=DELIVERY | {"on_tls_unmet": "bounce"}, routes={"routed.test": route}
+    )
     told = await explained(sandbox, "a@from.test", "bob@routed.test")
     assert {step["situation"] for step in told["hosts"][0]["steps"]} == {
         "secured",
@@ -213,7 +246,9 @@ async def test_explain_foretells_that_a_route_with_implicit_tls_asks_more_than_t
     await sandbox.submit("a@from.test", "bob@routed.test")
     (event,) = await sandbox.attempts("bob@routed.test")
     assert (event["event"], event["severity"]) == ("failed", "temporary")
-    assert step(told, "unverified")["if-last"] == event["delivery-status"]["enhanced-code"] == "4.7.5"
+    assert (
+        step(told, "unverified")["if-last"] == event["delivery-status"]["enhanced-code"] == "4.7.5"
+    )
     assert mx.messages == []
 
 
@@ -237,7 +272,9 @@ async def test_at_the_end_of_the_lifetime_the_code_is_602_and_the_last_answer_is
 ) -> None:
     await sandbox.domain("bad.test", script)
     await sandbox.domain("from.test")
-    await sandbox.start(delivery=DELIVERY, queue={"retry": ["1s"], "lifetime": "2s", "warn_after": "never"})
+    await sandbox.start(
+        delivery=DELIVERY, queue={"retry": ["1s"], "lifetime": "2s", "warn_after": "never"}
+    )
     await sandbox.submit("a@from.test", "bob@bad.test", fields=fields)
     events = await sandbox.attempts("bob@bad.test", 2)
     async with asyncio.timeout(20):

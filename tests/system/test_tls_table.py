@@ -26,8 +26,8 @@ import pytest
 from click.testing import CliRunner
 
 from relay.cli import relay as command_line
-from relay.demo.certificates import Kind
-from relay.demo.mx import TLS_1_0_ONLY, Connection, MxServer, Script, StartTls
+from relay.sandbox.certificates import Kind
+from relay.sandbox.mx import TLS_1_0_ONLY, Connection, MxServer, Script, StartTls
 from tests.rigs.relay import Relay
 from tests.rigs.sandbox import Event, Sandbox, open_sandbox, shown
 
@@ -234,12 +234,18 @@ def results() -> Iterator[dict[str, Result]]:
 
 async def _play(directory: Path) -> dict[str, Result]:
     async with open_sandbox(directory, addresses="127.11") as sandbox:
-        hosts = {case.id: await sandbox.domain(case.domain, HOSTS[case.host].script) for case in CASES}
-        looked_at = {kind: await sandbox.domain(f"{kind}.probe.test", HOSTS[kind].script) for kind in HOSTS}
+        hosts = {
+            case.id: await sandbox.domain(case.domain, HOSTS[case.host].script) for case in CASES
+        }
+        looked_at = {
+            kind: await sandbox.domain(f"{kind}.probe.test", HOSTS[kind].script) for kind in HOSTS
+        }
         relay = await sandbox.start(
             policy={
                 "domains": {_sender_domain(settings): _rule(settings) for settings in TABLE},
-                "destinations": {c.domain: _rule(c.settings) for c in CASES if c.way is Way.DESTINATION},
+                "destinations": {
+                    c.domain: _rule(c.settings) for c in CASES if c.way is Way.DESTINATION
+                },
             },
             delivery=_patience(tls_handshake="5s", command="6s"),
             queue={"retry": ["1h"]},
@@ -266,7 +272,9 @@ async def _play(directory: Path) -> dict[str, Result]:
 
 def _explain_all(relay: Relay) -> dict[str, dict[str, Any]]:
     return {
-        case.id: _ask(relay, "explain", "--from", case.sender, "--to", case.recipient, *case.options)
+        case.id: _ask(
+            relay, "explain", "--from", case.sender, "--to", case.recipient, *case.options
+        )
         for case in CASES
     }
 
@@ -278,7 +286,9 @@ def _probe_all(relay: Relay) -> dict[str, dict[str, Any]]:
 def _ask(relay: Relay, command: str, *arguments: str) -> dict[str, Any]:
     """The command line, without a process for each question."""
     runner = CliRunner(env={"RELAY__ADMIN__SOCKET": str(relay.directory / "relay.sock")})
-    done = runner.invoke(command_line, [command, "-c", str(relay.config_file), "--json", *arguments])
+    done = runner.invoke(
+        command_line, [command, "-c", str(relay.config_file), "--json", *arguments]
+    )
     assert done.exit_code == 0, done.output
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
@@ -328,13 +338,17 @@ def test_the_log_tells_the_settings_and_who_spoke_for_them(case: Case, result: R
 
 
 @each_case()
-def test_the_name_of_the_host_is_sent_as_sni_whenever_tls_begins(case: Case, result: Result) -> None:
+def test_the_name_of_the_host_is_sent_as_sni_whenever_tls_begins(
+    case: Case, result: Result
+) -> None:
     for connection in result.connections:
         assert connection.sni == result.mx.name or not connection.in_tls
 
 
 @each_case()
-def test_nothing_is_said_in_clear_on_a_connection_whose_handshake_began(case: Case, result: Result) -> None:
+def test_nothing_is_said_in_clear_on_a_connection_whose_handshake_began(
+    case: Case, result: Result
+) -> None:
     for connection in result.connections:
         began = connection.in_tls or connection.tls_error or connection.in_handshake
         if began:
@@ -396,7 +410,9 @@ def test_explain_had_told_what_would_become_of_the_message(case: Case, result: R
 def test_probe_had_told_what_would_become_of_the_message(case: Case, result: Result) -> None:
     (host,) = result.probed["hosts"]
     (rule,) = [
-        rule for rule in host["rules"] if (rule["require-tls"], rule["skip-verification"]) == case.settings
+        rule
+        for rule in host["rules"]
+        if (rule["require-tls"], rule["skip-verification"]) == case.settings
     ]
     nobody_looks = case.column is Column.UNVERIFIED and case.settings[1]
     assert rule["situation"] == SITUATIONS[Column.FINE if nobody_looks else case.column]
@@ -444,13 +460,17 @@ def test_in_tls_only_the_way_there_is_said_in_clear(case: Case, result: Result) 
 
 
 @each_case(V, E)
-def test_in_tls_the_log_says_so_and_whether_the_certificate_was_verified(case: Case, result: Result) -> None:
+def test_in_tls_the_log_says_so_and_whether_the_certificate_was_verified(
+    case: Case, result: Result
+) -> None:
     verified = case.what is V
     event = _only_event(result)
     status = event["delivery-status"]
     assert event["event"] == "delivered"
     assert status["tls"] is True
-    assert status["certificate-verified"] is verified  # false where nobody looked, even if it was good
+    assert (
+        status["certificate-verified"] is verified
+    )  # false where nobody looked, even if it was good
     assert status["verified-by"] == ("pkix" if verified else None)
     assert status["tls-version"] == result.mx.messages[0].tls_version
     assert status["tls-cipher"]
@@ -501,7 +521,9 @@ def test_in_clear_the_log_says_why(case: Case, result: Result) -> None:
 
 
 @each_case(U4, U5)
-def test_where_tls_is_required_and_not_had_nothing_of_the_message_is_said(case: Case, result: Result) -> None:
+def test_where_tls_is_required_and_not_had_nothing_of_the_message_is_said(
+    case: Case, result: Result
+) -> None:
     assert result.mx.messages == []
     (connection,) = result.connections
     assert set(connection.verbs) <= {"EHLO", "HELO", "STARTTLS", "QUIT"}

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import yaml
 
-from relay.demo.certificates import Kind
-from relay.demo.dns import Fault
-from relay.demo.mx import Action, MxServer, Script, StartTls, Then
+from relay.sandbox.certificates import Kind
+from relay.sandbox.dns import Fault
+from relay.sandbox.mx import Action, MxServer, Script, StartTls, Then
 from tests.rigs.sandbox import Event, Sandbox
 
 pytestmark = pytest.mark.slow
@@ -27,7 +27,13 @@ REQUIRED_UNVERIFIED = {"X-Require-TLS": "yes", "X-Skip-Verification": "yes"}
 OPPORTUNISTIC = {"X-Require-TLS": "no", "X-Skip-Verification": "no"}
 UNVERIFIED = {"X-Require-TLS": "no", "X-Skip-Verification": "yes"}
 
-TIMEOUTS = {"connect": "2s", "tls_handshake": "3s", "command": "5s", "data_block": "2s", "final_reply": "2s"}
+TIMEOUTS = {
+    "connect": "2s",
+    "tls_handshake": "3s",
+    "command": "5s",
+    "data_block": "2s",
+    "final_reply": "2s",
+}
 DELIVERY: dict[str, Any] = {"timeouts": TIMEOUTS}
 
 BAD_HOSTS = {
@@ -79,12 +85,18 @@ async def test_required_tls_passes_over_a_bad_host_to_the_next_good_one(sandbox:
         for bad, (script, _) in BAD_HOSTS.items()
     }
     await sandbox.start(delivery=DELIVERY)
-    tokens = {bad: await sandbox.submit("a@from.test", f"bob@{bad}.test", fields=STRICT) for bad in pairs}
+    tokens = {
+        bad: await sandbox.submit("a@from.test", f"bob@{bad}.test", fields=STRICT) for bad in pairs
+    }
     for bad, (mx1, mx2) in pairs.items():
         (event,) = await sandbox.attempts(f"bob@{bad}.test")
         status = status_of(event)
         assert event["event"] == "delivered", bad
-        assert (status["mx-host"], status["tls"], status["certificate-verified"]) == (mx2.name, True, True)
+        assert (status["mx-host"], status["tls"], status["certificate-verified"]) == (
+            mx2.name,
+            True,
+            True,
+        )
         assert (len(mx1.messages), len(mx2.messages)) == (0, 1), bad
         assert len(mx1.connections) == 1, bad
         for mx in (mx1, mx2):
@@ -103,8 +115,12 @@ async def test_opportunistic_tls_goes_in_clear_to_the_first_host_before_it_tries
     assert (len(mx1.messages), len(mx2.connections)) == (1, 0)
 
 
-async def test_where_no_host_will_do_the_log_names_each_and_the_message_waits(sandbox: Sandbox) -> None:
-    mx1, mx2 = await two_hosts(sandbox, Script(starttls=StartTls.ABSENT), Script(certificate=Kind.EXPIRED))
+async def test_where_no_host_will_do_the_log_names_each_and_the_message_waits(
+    sandbox: Sandbox,
+) -> None:
+    mx1, mx2 = await two_hosts(
+        sandbox, Script(starttls=StartTls.ABSENT), Script(certificate=Kind.EXPIRED)
+    )
     await sandbox.start(delivery=DELIVERY)
     await sandbox.submit("a@from.test", "bob@two.test", fields=STRICT)
     (event,) = await sandbox.attempts("bob@two.test")
@@ -172,10 +188,14 @@ async def test_a_host_that_insists_on_tls_is_passed_over_for_the_next(sandbox: S
 async def test_on_tls_unmet_bounce_bounces_after_the_first_attempt_and_tells_the_sender_why(
     sandbox: Sandbox,
 ) -> None:
-    hosts = {bad: await sandbox.domain(f"{bad}.test", script) for bad, (script, _) in BAD_HOSTS.items()}
+    hosts = {
+        bad: await sandbox.domain(f"{bad}.test", script) for bad, (script, _) in BAD_HOSTS.items()
+    }
     home = await sandbox.domain("from.test", Script())
     await sandbox.start(delivery=DELIVERY | {"on_tls_unmet": "bounce"})
-    tokens = {bad: await sandbox.submit("a@from.test", f"bob@{bad}.test", fields=STRICT) for bad in hosts}
+    tokens = {
+        bad: await sandbox.submit("a@from.test", f"bob@{bad}.test", fields=STRICT) for bad in hosts
+    }
     await home.wait_for_messages(len(hosts))
     for bad, mx in hosts.items():
         (event,) = await sandbox.attempts(f"bob@{bad}.test")
@@ -190,7 +210,9 @@ async def test_on_tls_unmet_bounce_bounces_after_the_first_attempt_and_tells_the
         assert mx.messages == [], bad
 
 
-async def test_on_tls_unmet_bounce_waits_where_a_host_could_not_be_reached(sandbox: Sandbox) -> None:
+async def test_on_tls_unmet_bounce_waits_where_a_host_could_not_be_reached(
+    sandbox: Sandbox,
+) -> None:
     mx = await sandbox.host("mx1.two.test", Script(certificate=Kind.EXPIRED))
     sandbox.dns.a("mx2.two.test", "127.0.0.250")  # nobody listens
     sandbox.dns.mx("two.test", (10, mx.name), (20, "mx2.two.test"))
@@ -222,7 +244,9 @@ async def test_min_version_binds_where_tls_is_required_or_verified(sandbox: Sand
     assert [message.tls_version for message in mx.messages] == [None, "TLSv1.2"]
 
 
-async def test_on_unverified_encrypted_keeps_the_session_that_nobody_could_verify(sandbox: Sandbox) -> None:
+async def test_on_unverified_encrypted_keeps_the_session_that_nobody_could_verify(
+    sandbox: Sandbox,
+) -> None:
     kinds = [Kind.EXPIRED, Kind.WRONG_NAME, Kind.SELF_SIGNED, Kind.SHORT_KEY]
     hosts = {kind: await sandbox.domain(f"{kind}.test", Script(certificate=kind)) for kind in kinds}
     await sandbox.start(delivery=DELIVERY | {"on_unverified": "encrypted"})
@@ -231,7 +255,11 @@ async def test_on_unverified_encrypted_keeps_the_session_that_nobody_could_verif
         (event,) = await sandbox.attempts(f"bob@{kind}.test")
         status = status_of(event)
         assert event["event"] == "delivered", kind
-        assert (status["tls"], status["certificate-verified"], status["verified-by"]) == (True, False, None)
+        assert (status["tls"], status["certificate-verified"], status["verified-by"]) == (
+            True,
+            False,
+            None,
+        )
         assert mx.messages[0].in_tls
         assert_nothing_of_the_message_in_clear(mx, tokens[kind])
 
@@ -247,7 +275,9 @@ async def test_on_unverified_encrypted_changes_nothing_where_there_is_no_tls(
     assert len(mx.messages) == (fields is OPPORTUNISTIC)
 
 
-async def test_a_locked_rule_stands_against_a_message_that_would_weaken_it(sandbox: Sandbox) -> None:
+async def test_a_locked_rule_stands_against_a_message_that_would_weaken_it(
+    sandbox: Sandbox,
+) -> None:
     mx = await sandbox.domain("bad.test", Script(starttls=StartTls.ABSENT))
     locked = {"require_tls": True, "allow_override": False}
     await sandbox.start(delivery=DELIVERY, policy={"domains": {"from.test": locked}})
@@ -277,7 +307,9 @@ async def test_a_protected_message_never_rides_on_the_connection_of_one_that_ask
         await asyncio.sleep(0.2)
     await mx.wait_for_messages(len(orders))
     riders = {
-        connection.number: {orders_of(tokens, orders, message.content) for message in connection.messages}
+        connection.number: {
+            orders_of(tokens, orders, message.content) for message in connection.messages
+        }
         for connection in mx.connections
     }
     assert all(len(settings) <= 1 for settings in riders.values()), riders
@@ -288,7 +320,9 @@ def orders_of(tokens: list[str], orders: list[dict[str, str]], content: bytes) -
     return tuple(orders[n].values())
 
 
-async def test_a_clear_connection_kept_open_is_not_used_for_a_protected_message(sandbox: Sandbox) -> None:
+async def test_a_clear_connection_kept_open_is_not_used_for_a_protected_message(
+    sandbox: Sandbox,
+) -> None:
     mx = await sandbox.domain("bad.test", Script(starttls=StartTls.ABSENT))
     await sandbox.start(delivery=DELIVERY)
     await sandbox.submit("a@from.test", "carol@bad.test", fields=OPPORTUNISTIC)
@@ -339,17 +373,28 @@ async def test_the_bounce_of_a_protected_message_has_its_header_only_and_goes_in
     assert_nothing_of_the_message_in_clear(home, token)
 
 
-async def test_the_bounce_of_a_protected_message_goes_out_under_no_weaker_rules(sandbox: Sandbox) -> None:
+async def test_the_bounce_of_a_protected_message_goes_out_under_no_weaker_rules(
+    sandbox: Sandbox,
+) -> None:
     await sandbox.domain("good.test", NO_SUCH_USER)
-    homes = {bad: await sandbox.domain(f"{bad}.test", script) for bad, (script, _) in BAD_HOSTS.items()}
+    homes = {
+        bad: await sandbox.domain(f"{bad}.test", script) for bad, (script, _) in BAD_HOSTS.items()
+    }
     weak = {"require_tls": False, "skip_verification": True}
-    await sandbox.start(delivery=DELIVERY, policy={"default": weak, "destinations": {"*.test": weak}})
-    tokens = {bad: await sandbox.submit(f"a@{bad}.test", "bob@good.test", fields=STRICT) for bad in homes}
+    await sandbox.start(
+        delivery=DELIVERY, policy={"default": weak, "destinations": {"*.test": weak}}
+    )
+    tokens = {
+        bad: await sandbox.submit(f"a@{bad}.test", "bob@good.test", fields=STRICT) for bad in homes
+    }
     for bad, home in homes.items():
         (event,) = await sandbox.attempts(f"a@{bad}.test")
         assert event["policy"]["require-tls"] is True
         assert event["policy"]["skip-verification"] is False
-        assert (event["event"], status_of(event)["enhanced-code"]) == ("failed", BAD_HOSTS[bad][1]), bad
+        assert (event["event"], status_of(event)["enhanced-code"]) == (
+            "failed",
+            BAD_HOSTS[bad][1],
+        ), bad
         assert home.messages == [], bad
         assert_nothing_of_the_message_in_clear(home, tokens[bad])
 
@@ -369,9 +414,13 @@ async def test_the_bounce_of_an_unprotected_message_may_go_in_clear(sandbox: San
 async def test_at_the_end_of_its_lifetime_a_message_whose_tls_stayed_unmet_bounces_with_each_reason(
     sandbox: Sandbox,
 ) -> None:
-    mx1, mx2 = await two_hosts(sandbox, Script(starttls=StartTls.ABSENT), Script(certificate=Kind.EXPIRED))
+    mx1, mx2 = await two_hosts(
+        sandbox, Script(starttls=StartTls.ABSENT), Script(certificate=Kind.EXPIRED)
+    )
     home = await sandbox.domain("from.test", Script())
-    await sandbox.start(delivery=DELIVERY, queue={"retry": ["1s"], "lifetime": "3s", "warn_after": "never"})
+    await sandbox.start(
+        delivery=DELIVERY, queue={"retry": ["1s"], "lifetime": "3s", "warn_after": "never"}
+    )
     await sandbox.submit("a@from.test", "bob@two.test", fields=STRICT)
     (dsn,) = await home.wait_for_messages(timeout=30)
     async with asyncio.timeout(20):  # the line may come after the DSN that was committed with it
@@ -403,7 +452,9 @@ async def test_a_waiting_message_is_bound_by_a_rule_made_stricter_since(sandbox:
     assert token.encode() not in said_anywhere(mx)
 
 
-async def test_a_waiting_message_is_not_set_free_by_a_rule_made_looser_since(sandbox: Sandbox) -> None:
+async def test_a_waiting_message_is_not_set_free_by_a_rule_made_looser_since(
+    sandbox: Sandbox,
+) -> None:
     mx = await sandbox.domain("bad.test", Script(starttls=StartTls.ABSENT))
     relay = await sandbox.start(
         delivery=DELIVERY,
@@ -425,8 +476,13 @@ async def test_a_waiting_message_is_not_set_free_by_a_rule_made_looser_since(san
 
 async def test_each_recipient_domain_of_one_message_has_its_own_rule(sandbox: Sandbox) -> None:
     clear = Script(starttls=StartTls.ABSENT)
-    guarded, free = await sandbox.domain("guarded.test", clear), await sandbox.domain("free.test", clear)
-    await sandbox.start(delivery=DELIVERY, policy={"destinations": {"guarded.test": {"require_tls": True}}})
+    guarded, free = (
+        await sandbox.domain("guarded.test", clear),
+        await sandbox.domain("free.test", clear),
+    )
+    await sandbox.start(
+        delivery=DELIVERY, policy={"destinations": {"guarded.test": {"require_tls": True}}}
+    )
     token = await sandbox.submit("a@from.test", "bob@guarded.test", "carol@free.test")
     (bob,) = await sandbox.attempts("bob@guarded.test")
     (carol,) = await sandbox.attempts("carol@free.test")
@@ -449,7 +505,12 @@ async def test_credentials_of_a_route_are_said_in_verified_tls_only(
     secret.write_text("sesame\n")
     secret.chmod(0o600)
     routes = {
-        f"to-{name}.test": {"host": mx.name, "port": mx.port, "username": "app", "password_file": str(secret)}
+        f"to-{name}.test": {
+            "host": mx.name,
+            "port": mx.port,
+            "username": "app",
+            "password_file": str(secret),
+        }
         for name, mx in hosts.items()
     }
     await sandbox.start(delivery=DELIVERY, routes=routes)
@@ -458,7 +519,9 @@ async def test_credentials_of_a_route_are_said_in_verified_tls_only(
     for name, mx in hosts.items():
         (event,) = await sandbox.attempts(f"bob@to-{name}.test")
         assert (event["event"] == "delivered") is (name == "good"), name
-        assert any("AUTH" in connection.verbs for connection in mx.connections) is (name == "good"), name
+        assert any("AUTH" in connection.verbs for connection in mx.connections) is (
+            name == "good"
+        ), name
         assert all("AUTH" not in connection.clear_verbs for connection in mx.connections), name
 
 

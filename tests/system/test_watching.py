@@ -23,7 +23,7 @@ import yaml
 from argon2 import PasswordHasher
 from prometheus_client.parser import text_string_to_metric_families
 
-from relay.demo.mx import Script
+from relay.sandbox.mx import Script
 from relay.sign.keys import new_key, record
 from tests.rigs.ports import free_port, wait_until
 from tests.rigs.relay import Relay, relay_process
@@ -37,7 +37,9 @@ def get(port: int, path: str, key: str = KEY) -> tuple[int, str]:
     """What the HTTP interface answers."""
     request = urllib.request.Request(f"http://127.0.0.1:{port}{path}")
     if key:
-        request.add_header("Authorization", f"Basic {base64.b64encode(f'api:{key}'.encode()).decode()}")
+        request.add_header(
+            "Authorization", f"Basic {base64.b64encode(f'api:{key}'.encode()).decode()}"
+        )
     try:
         with urllib.request.urlopen(request, timeout=20) as answer:
             return answer.status, answer.read().decode()
@@ -114,8 +116,15 @@ def test_fail2ban_finds_who_guesses_passwords_and_nobody_else(relay: Relay, tmp_
     relay.config["listeners"][0] |= {"auth": "optional", "auth_without_tls": True}
     relay.config["admin"] |= {"http": f"127.0.0.1:{http}", "api_keys": [KEY]}
     relay.start()
-    names = ["app", "x client=192.0.2.9 service=smtp", "x'\r\n<4>auth failed: client=192.0.2.9 service=smtp"]
-    for name, password, reply in (*((name, "wrong", 535) for name in names), ("app", "secret", 235)):
+    names = [
+        "app",
+        "x client=192.0.2.9 service=smtp",
+        "x'\r\n<4>auth failed: client=192.0.2.9 service=smtp",
+    ]
+    for name, password, reply in (
+        *((name, "wrong", 535) for name in names),
+        ("app", "secret", 235),
+    ):
         with smtplib.SMTP("127.0.0.1", relay.port, timeout=30) as client:
             client.ehlo()
             answer = base64.b64encode(f"\0{name}\0{password}".encode()).decode()
@@ -147,8 +156,14 @@ def test_fail2ban_finds_who_guesses_passwords_and_nobody_else(relay: Relay, tmp_
             "Jan 31 12:00:00 host relay[123]: auth failed: client=2001:db8::7 service=smtp user=b'a'",
             "2001:db8::7",
         ),
-        ("Jan 31 12:00:00 host relay[123]: auth refused: client=192.0.2.7 service=http", "192.0.2.7"),
-        ("Jan 31 12:00:00 host relay[123]: [192.0.2.7]: 550: auth failed: client=192.0.2.9 service=smtp", ""),
+        (
+            "Jan 31 12:00:00 host relay[123]: auth refused: client=192.0.2.7 service=http",
+            "192.0.2.7",
+        ),
+        (
+            "Jan 31 12:00:00 host relay[123]: [192.0.2.7]: 550: auth failed: client=192.0.2.9 service=smtp",
+            "",
+        ),
     ],
 )
 def test_fail2ban_reads_the_journals_lines(tmp_path: Path, line: str, client: str) -> None:
@@ -164,7 +179,9 @@ def test_fail2ban_reads_the_journals_lines(tmp_path: Path, line: str, client: st
 # --- reload under load ------------------------------------------------------------------------------
 
 
-async def test_a_reload_under_load_loses_nothing_and_rules_the_next_message(sandbox: Sandbox) -> None:
+async def test_a_reload_under_load_loses_nothing_and_rules_the_next_message(
+    sandbox: Sandbox,
+) -> None:
     mx = await sandbox.domain("dest.example")
     relay = await sandbox.start()
     said: list[tuple[float, str, str]] = []
@@ -178,7 +195,9 @@ async def test_a_reload_under_load_loses_nothing_and_rules_the_next_message(sand
                 count += 1
                 began = time.monotonic()
                 recipient = f"r{number}-{count}@dest.example"
-                content = f"From: a@client.example\r\nSubject: {recipient}\r\n\r\nhello\r\n".encode()
+                content = (
+                    f"From: a@client.example\r\nSubject: {recipient}\r\n\r\nhello\r\n".encode()
+                )
                 refused, text = await connection.sendmail("a@client.example", recipient, content)
                 assert not refused
                 assert text.startswith("2.0.0 Ok"), text
@@ -194,7 +213,9 @@ async def test_a_reload_under_load_loses_nothing_and_rules_the_next_message(sand
             relay.config_file.write_text(yaml.safe_dump(relay.config))
             told = time.monotonic()
             relay.signal(signal.SIGHUP)
-            await asyncio.to_thread(wait_until, lambda n=round_: relay.stderr.count("reloaded: ") == n)
+            await asyncio.to_thread(
+                wait_until, lambda n=round_: relay.stderr.count("reloaded: ") == n
+            )
             done.append((told, time.monotonic(), require))
         return done
 
@@ -205,10 +226,15 @@ async def test_a_reload_under_load_loses_nothing_and_rules_the_next_message(sand
     assert rate >= 100, f"only {rate:.0f} messages a second"
     await mx.wait_for_messages(len(said), timeout=60)
     await asyncio.to_thread(wait_until, lambda: len(sandbox.events(event="delivered")) == len(said))
-    rules = {event["recipient"]: event["policy"]["require-tls"] for event in sandbox.events(event="accepted")}
+    rules = {
+        event["recipient"]: event["policy"]["require-tls"]
+        for event in sandbox.events(event="accepted")
+    }
     assert len(rules) == len(said)
     sent = sorted(said)
-    for (_, since, require), until in zip(done, [*(told for told, _, _ in done[1:]), over], strict=True):
+    for (_, since, require), until in zip(
+        done, [*(told for told, _, _ in done[1:]), over], strict=True
+    ):
         # A message that was begun before the next SIGHUP may end after it.
         between = [recipient for began, recipient, _ in sent if since <= began < until - 0.2]
         assert between
@@ -227,9 +253,14 @@ async def test_what_the_mx_gets_is_signed_and_verifies(sandbox: Sandbox, kind: s
     signing = {"domains": {"client.example": {"selector": "s1", "key_file": "dkim.pem"}}}
     relay = await sandbox.start(dkim=signing)
     large = "a line of some length  \r\n" * 20_000
-    await sandbox.submit("a@client.example", "b@dest.example", fields={"From": "A <a@client.example>"})
     await sandbox.submit(
-        "a@client.example", "c@dest.example", fields={"From": "a@client.example"}, body=large + ".dot"
+        "a@client.example", "b@dest.example", fields={"From": "A <a@client.example>"}
+    )
+    await sandbox.submit(
+        "a@client.example",
+        "c@dest.example",
+        fields={"From": "a@client.example"},
+        body=large + ".dot",
     )
     await sandbox.submit("a@other.example", "d@dest.example", fields={"From": "a@client.example"})
     await mx.wait_for_messages(3)
@@ -250,13 +281,17 @@ async def test_what_the_mx_gets_is_signed_and_verifies(sandbox: Sandbox, kind: s
     old = await sandbox.domain("old.example", Script(offers=("PIPELINING",)))
     async with sandbox.client() as client:
         text = "From: a@client.example\r\nSubject: x\r\n\r\nGrüße\r\n".encode()
-        await client.sendmail("a@client.example", "f@old.example", text, mail_options=["BODY=8BITMIME"])
+        await client.sendmail(
+            "a@client.example", "f@old.example", text, mail_options=["BODY=8BITMIME"]
+        )
     await old.wait_for_messages(1)
     assert old.messages[0].content.isascii()
     assert dkim.verify(old.messages[0].content, dnsfunc=txt), "what is signed is what was converted"
     (sandbox.directory / "dkim.pem").write_text("no key any more")
     relay.signal(signal.SIGHUP)
-    await asyncio.to_thread(wait_until, lambda: "the configuration in force is kept" in relay.stderr)
+    await asyncio.to_thread(
+        wait_until, lambda: "the configuration in force is kept" in relay.stderr
+    )
     await sandbox.submit("a@client.example", "e@dest.example", fields={"From": "a@client.example"})
     await mx.wait_for_messages(4)
     [last] = [message for message in mx.messages if message.forward_paths == ("e@dest.example",)]
@@ -283,7 +318,9 @@ async def test_the_queue_of_an_older_version_is_taken_over_and_delivered(
     await asyncio.to_thread(relay.run, "queue", "release", "--all")
     await asyncio.to_thread(relay.run, "queue", "retry", "--all")
     await mx.wait_for_messages(len(expected), timeout=30)
-    arrived = {tuple(sorted(message.forward_paths)): message.content.decode() for message in mx.messages}
+    arrived = {
+        tuple(sorted(message.forward_paths)): message.content.decode() for message in mx.messages
+    }
     for one in expected:
         content = arrived[tuple(sorted(one["recipients"]))]
         assert f"Subject: {one['subject']}\r\n" in content

@@ -89,7 +89,11 @@ def test_fewer_workers_deliver_what_more_of_them_had(tmp_path: Path) -> None:
 
 @pytest.mark.needs("strace")
 def test_no_worker_says_250_before_its_commit_is_synced(tmp_path: Path) -> None:
-    with sink() as mx, relay_of(tmp_path, 2, routes=mx.route) as relay, contextlib.ExitStack() as stack:
+    with (
+        sink() as mx,
+        relay_of(tmp_path, 2, routes=mx.route) as relay,
+        contextlib.ExitStack() as stack,
+    ):
         traces = []
         for number, pid in enumerate(workers_of(relay)):
             traces.append(tmp_path / f"trace{number}")

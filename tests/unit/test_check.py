@@ -76,7 +76,9 @@ def checked(tmp_path: Path) -> Iterator[Checked]:
     found.silent.close()
 
 
-def test_a_machine_where_all_is_well_has_only_its_name_server_to_hear_about(checked: Checked) -> None:
+def test_a_machine_where_all_is_well_has_only_its_name_server_to_hear_about(
+    checked: Checked,
+) -> None:
     done = checked.run()
     assert done.returncode == 0, done.stderr
     warning, *more = done.stderr.splitlines()
@@ -106,7 +108,9 @@ def test_a_taken_port_is_found_with_its_line_and_a_cure(checked: Checked) -> Non
 def test_an_address_this_machine_does_not_have_is_found(checked: Checked) -> None:
     checked.config["admin"]["http"] = "192.0.2.77:8025"
     checked.config["admin"]["api_keys"] = ["key"]
-    assert "192.0.2.77:8025: cannot assign requested address; write an address" in checked.run().stderr
+    assert (
+        "192.0.2.77:8025: cannot assign requested address; write an address" in checked.run().stderr
+    )
 
 
 @pytest.mark.parametrize(
@@ -137,7 +141,11 @@ def test_a_key_that_does_not_match_its_certificate_is_found(checked: Checked) ->
     authority, directory = trustme.CA(), checked.directory
     authority.issue_cert("a.example").cert_chain_pems[0].write_to_path(str(directory / "tls.pem"))
     authority.issue_cert("b.example").private_key_pem.write_to_path(str(directory / "tls.key"))
-    checked.config["listeners"][0] |= {"tls": "starttls", "certificate": "tls.pem", "key": "tls.key"}
+    checked.config["listeners"][0] |= {
+        "tls": "starttls",
+        "certificate": "tls.pem",
+        "key": "tls.key",
+    }
     done = checked.run()
     assert done.returncode == 1
     assert "listeners.0.certificate: tls.pem cannot be used: key values mismatch" in done.stderr
@@ -150,13 +158,19 @@ def test_a_key_for_signatures_is_made_checked_and_published(checked: Checked) ->
     made = run(directory, "dkim-key", "Example.com", "--selector", "s1", "--out", "dkim.pem")
     assert made.returncode == 0, made.stderr
     assert made.stdout.startswith("s1._domainkey.example.com. IN TXT (")
-    checked.config["dkim"] = {"domains": {"example.com": {"selector": "s1", "key_file": "dkim.pem"}}}
+    checked.config["dkim"] = {
+        "domains": {"example.com": {"selector": "s1", "key_file": "dkim.pem"}}
+    }
     assert checked.run("--file-only").returncode == 0
-    assert run(directory, "dkim-key", "example.com", "--out", "dkim.pem").returncode == 1, "not written over"
+    assert run(directory, "dkim-key", "example.com", "--out", "dkim.pem").returncode == 1, (
+        "not written over"
+    )
     (directory / "dkim.pem").write_text("no key")
     done = checked.run("--file-only")
     assert done.returncode == 1
-    assert "dkim.domains.example.com.key_file: dkim.pem: not an unencrypted private key" in done.stderr
+    assert (
+        "dkim.domains.example.com.key_file: dkim.pem: not an unencrypted private key" in done.stderr
+    )
     checked.config["dkim"]["domains"]["example.com"]["selector"] = "s 1"
     assert '"s 1" is not a selector' in checked.run("--file-only").stderr
 
@@ -197,7 +211,9 @@ def all_commands() -> list[str]:
 
 def test_every_command_and_option_is_in_the_manual() -> None:
     page = man_page().replace("\\-", "-")
-    assert {"relay serve", "relay check", "relay queue list", "relay queue remove"} <= set(all_commands())
+    assert {"relay serve", "relay check", "relay queue list", "relay queue remove"} <= set(
+        all_commands()
+    )
     for name in all_commands():
         assert f"\n.SS {name}\n" in page
     assert "--recipient ADDRESS" in page
@@ -227,7 +243,11 @@ def test_a_shell_can_complete_commands(tmp_path: Path, shell: str) -> None:
 def test_completion_knows_the_commands(tmp_path: Path) -> None:
     asked = {"_RELAY_COMPLETE": "bash_complete", "COMP_WORDS": "relay queue re", "COMP_CWORD": "2"}
     done = subprocess.run(
-        [sys.executable, "-c", "import sys; sys.argv[0] = 'relay'; from relay.cli import main; main()"],
+        [
+            sys.executable,
+            "-c",
+            "import sys; sys.argv[0] = 'relay'; from relay.cli import main; main()",
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -1,4 +1,3 @@
-# ruff: noqa: E501 (an expected line is written as it is shown, in one piece)
 """The command line: what each command says, and with which exit code."""
 
 from __future__ import annotations
@@ -53,7 +52,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 def new_message(queue_id: str, *recipients: str, sender: str = "a@example.com") -> NewMessage:
     content = b"Subject: hello\r\nX-Bad: \x1b[2J\r\n\r\nbody\r\n"
     arrived = datetime.now(UTC) - timedelta(hours=2)
-    message = QueuedMessage(queue_id, sender, arrived, len(content), MessageSummary(subject="hello"))
+    message = QueuedMessage(
+        queue_id, sender, arrived, len(content), MessageSummary(subject="hello")
+    )
     queued = tuple(
         QueuedRecipient(i, address, address.partition("@")[2], SETTINGS)
         for i, address in enumerate(recipients)
@@ -79,7 +80,10 @@ def running_queue(tmp_path: Path, stopped_queue: None) -> Iterator[None]:
     """The same, with a control socket that answers, in a process of its own."""
     script = "import asyncio, sys; from tests.unit.test_cli import serve_queue; asyncio.run(serve_queue(sys.argv[1]))"
     process = subprocess.Popen(
-        [sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, stdin=subprocess.PIPE
+        [sys.executable, "-c", script, str(tmp_path)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stdin=subprocess.PIPE,
     )
     assert process.stdin is not None
     assert process.stdout is not None
@@ -163,7 +167,11 @@ def test_version_costs_nothing() -> None:
 
 def test_the_module_is_the_command() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "relay", "--version"], capture_output=True, text=True, check=True, cwd=ROOT
+        [sys.executable, "-m", "relay", "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
     )
     assert done.stdout.startswith(f"relay {__version__}\nPython ")
 
@@ -198,7 +206,9 @@ def test_warnings_do_not_fail_a_check(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["serve", "queue list", "log"])
-def test_every_command_refuses_a_broken_configuration(run: Run, tmp_path: Path, command: str) -> None:
+def test_every_command_refuses_a_broken_configuration(
+    run: Run, tmp_path: Path, command: str
+) -> None:
     (tmp_path / "relay.yaml").write_text("fly: high\n")
     result = subprocess.run(
         [sys.executable, "-m", "relay", *command.split()],
@@ -244,15 +254,22 @@ def test_the_queue_of_a_stopped_relay_can_be_looked_at(run: Run) -> None:
     found = json.loads(run("queue", "list", "--json").stdout)
     assert [item["queue-id"] for item in found] == ["M1", "M2"]
     assert set(found[0]) == {"queue-id", "state", "sender", "size", "arrived", "recipients"}
-    assert set(found[0]["recipients"][0]) == {"address", "state", "attempts", "next-attempt", "last"}
+    assert set(found[0]["recipients"][0]) == {
+        "address",
+        "state",
+        "attempts",
+        "next-attempt",
+        "last",
+    }
     text = run("queue", "list").stdout
     assert "M1  queued  2h  37 B  from a@example.com\n    to b@example.net  queued" in text
     assert text.endswith("2 messages\n")
-    assert [i["queue-id"] for i in json.loads(run("queue", "list", "--sender", "<>", "--json").stdout)] == [
-        "M2"
-    ]
+    assert [
+        i["queue-id"] for i in json.loads(run("queue", "list", "--sender", "<>", "--json").stdout)
+    ] == ["M2"]
     assert (
-        json.loads(run("queue", "list", "--domain", "Example.ORG.", "--json").stdout)[0]["queue-id"] == "M2"
+        json.loads(run("queue", "list", "--domain", "Example.ORG.", "--json").stdout)[0]["queue-id"]
+        == "M2"
     )
 
 
@@ -297,9 +314,9 @@ def test_the_log_of_a_stopped_relay_can_be_read(run: Run) -> None:
 def test_a_running_relay_is_asked_and_told(run: Run) -> None:
     assert len(json.loads(run("queue", "list", "--json").stdout)) == 2
     assert run("queue", "hold", "M1").stdout == "hold: 1 recipient\n"
-    assert [i["queue-id"] for i in json.loads(run("queue", "list", "--state", "held", "--json").stdout)] == [
-        "M1"
-    ]
+    assert [
+        i["queue-id"] for i in json.loads(run("queue", "list", "--state", "held", "--json").stdout)
+    ] == ["M1"]
     assert run("queue", "release", "--state", "held").stdout == "release: 1 recipient\n"
     assert run("queue", "retry", "--older-than", "1h").stdout == "retry: 3 recipients\n"
     partly = run("queue", "remove", "M1", "M9")
@@ -314,7 +331,9 @@ def test_a_running_relay_is_asked_and_told(run: Run) -> None:
 # --- explain --------------------------------------------------------------------------------------
 
 
-def test_explain_says_where_a_setting_came_from_and_what_a_host_must_prove(run: Run, tmp_path: Path) -> None:
+def test_explain_says_where_a_setting_came_from_and_what_a_host_must_prove(
+    run: Run, tmp_path: Path
+) -> None:
     (tmp_path / "relay.yaml").write_text(
         """
         hostname: relay.example.net

@@ -1,4 +1,3 @@
-# ruff: noqa: E501 (a mistake is quoted as it is said, in one piece)
 """The configuration: what it says of a mistake, and what it makes of a correct file."""
 
 from __future__ import annotations
@@ -48,13 +47,19 @@ def but_hostname(config: Config) -> Config:
     [
         # unknown keys, with what was probably meant
         ("hostnme: a.example", 'relay.yaml:1: hostnme: unknown key; did you mean "hostname"?'),
-        ("queue:\n  lifetme: 5d", 'relay.yaml:2: queue.lifetme: unknown key; did you mean "lifetime"?'),
+        (
+            "queue:\n  lifetme: 5d",
+            'relay.yaml:2: queue.lifetme: unknown key; did you mean "lifetime"?',
+        ),
         (
             "message_size: 5MiB",
             'relay.yaml:1: message_size: unknown key; it belongs at "limits.message_size"',
         ),
         ("log: {zzz: 1}", "log.zzz: unknown key; known here: delivery, keep_events, level, format"),
-        ("limits: {message-size: 5MiB}", 'limits.message-size: unknown key; did you mean "message_size"?'),
+        (
+            "limits: {message-size: 5MiB}",
+            'limits.message-size: unknown key; did you mean "message_size"?',
+        ),
         ("listeners: [{address: '127.0.0.1:25', certficate: x}]", 'did you mean "certificate"?'),
         # twice
         (
@@ -73,32 +78,65 @@ def but_hostname(config: Config) -> Config:
         ("workers: two", 'workers: "two" is not a whole number; write digits only'),
         ("workers: 1.5", 'workers: "1.5" is not a whole number'),
         ("limits: {recipients: 0}", "limits.recipients: 0 is out of range; write a number from 1"),
-        ("delivery: {port: 70000}", "delivery.port: 70000 is out of range; write a number from 1 to 65535"),
-        ("policy: {default: {require_tls: maybe}}", '"maybe" is neither true nor false; write true or false'),
+        (
+            "delivery: {port: 70000}",
+            "delivery.port: 70000 is out of range; write a number from 1 to 65535",
+        ),
+        (
+            "policy: {default: {require_tls: maybe}}",
+            '"maybe" is neither true nor false; write true or false',
+        ),
         ("policy: {default: {require_tls: 1}}", '"1" is neither true nor false'),
-        ("hostname: [a]", "hostname: a list where a single value belongs; write a value behind the colon"),
+        (
+            "hostname: [a]",
+            "hostname: a list where a single value belongs; write a value behind the colon",
+        ),
         ("hostname: true", 'hostname: "true" is read as true or false; put it in quotes'),
-        ("hostname:", "relay.yaml:1: hostname: no value; write a value behind the colon, or remove the key"),
-        ("policy: [a]", "policy: not a section; write keys below it: default, domains, destinations"),
-        ("policy: {domains: [a.example]}", "policy.domains: not a map of names; write one name a line"),
+        (
+            "hostname:",
+            "relay.yaml:1: hostname: no value; write a value behind the colon, or remove the key",
+        ),
+        (
+            "policy: [a]",
+            "policy: not a section; write keys below it: default, domains, destinations",
+        ),
+        (
+            "policy: {domains: [a.example]}",
+            "policy.domains: not a map of names; write one name a line",
+        ),
         ("queue: {retry: 5m}", "queue.retry: not a list; write [a, b], or one value a line"),
-        ("log: {level: verbose}", '"verbose" is not a choice here; write one of debug, info, warning, error'),
+        (
+            "log: {level: verbose}",
+            '"verbose" is not a choice here; write one of debug, info, warning, error',
+        ),
         ("log: {level: warn}", '"warn" is not a choice here; did you mean "warning"?'),
         ("listeners: [{tls: none}]", "relay.yaml:1: listeners.0.address: is missing; add address:"),
         ("routes: {a.example: {port: 25}}", "routes.a.example.host: is missing; add host:"),
         # durations and sizes
         ("limits: {idle: 30}", 'limits.idle: "30" is not a duration; write a unit, as in 30s'),
-        ("limits: {idle: 5 minutes}", '"5 minutes" is not a duration; write it as 30s, 5m, 4h, 5d or 1h30m'),
+        (
+            "limits: {idle: 5 minutes}",
+            '"5 minutes" is not a duration; write it as 30s, 5m, 4h, 5d or 1h30m',
+        ),
         ("limits: {idle: 0s}", "limits.idle: has to be longer than nothing"),
         ("limits: {idle: never}", '"never" is not a duration'),
         ("queue: {lifetime: 9999999d}", "is longer than ten years"),
         ("limits: {message_size: 50MB}", '"50MB" is not a size; write it as 64KiB, 50MiB'),
         ("limits: {message_size: 0}", "limits.message_size: 0 is out of range"),
         # addresses, networks, domains
-        ("listeners: [{address: 2525}]", '"2525" is not an address with a port; write it as 127.0.0.1:2525'),
+        (
+            "listeners: [{address: 2525}]",
+            '"2525" is not an address with a port; write it as 127.0.0.1:2525',
+        ),
         ("listeners: [{address: '::1:25'}]", "IPv6 address without brackets"),
-        ("listeners: [{address: 'localhost:25'}]", "write it as 127.0.0.1:2525, [::1]:2525 or unix:/path"),
-        (f"listeners: [{{address: 'unix:/{'x' * 120}'}}]", "at most 107 octets; choose a shorter one"),
+        (
+            "listeners: [{address: 'localhost:25'}]",
+            "write it as 127.0.0.1:2525, [::1]:2525 or unix:/path",
+        ),
+        (
+            f"listeners: [{{address: 'unix:/{'x' * 120}'}}]",
+            "at most 107 octets; choose a shorter one",
+        ),
         (
             "access: {networks: [10.0.0.1/8]}",
             "bits set behind its prefix; write 10.0.0.0/8, or 10.0.0.1 alone",
@@ -110,7 +148,10 @@ def but_hostname(config: Config) -> Config:
         ("policy: {domains: {'a b': {}}}", 'policy.domains.a b: "a b" is not a domain'),
         ("policy: {domains: {'*': {}}}", "put what holds for every domain under policy.default"),
         ("policy: {domains: {'*a.example': {}}}", 'only "*." in front is understood'),
-        ("resolver: {nameservers: [dns.example]}", '"dns.example" is not the address of a nameserver'),
+        (
+            "resolver: {nameservers: [dns.example]}",
+            '"dns.example" is not the address of a nameserver',
+        ),
         ("hostname: a..b", "hostname: "),
         # YAML itself
         ("a: b: c", "relay.yaml:1: not YAML: "),
@@ -146,15 +187,24 @@ def but_hostname(config: Config) -> Config:
             "listeners:\n- address: 127.0.0.1:25\n- address: 127.0.0.1:25",
             "relay.yaml:3: listeners.1.address: 127.0.0.1:25 is taken by listener 0 already",
         ),
-        ("access: {users: {a: {password: secret}}}", "not an argon2 hash; make one with `relay password`"),
+        (
+            "access: {users: {a: {password: secret}}}",
+            "not an argon2 hash; make one with `relay password`",
+        ),
         (
             f"access: {{users: {{a: {{password: '{HASH}', sender_domains: []}}}}}}",
             "this user could send nothing",
         ),
-        ("tls: {min_version: TLSv1.2, opportunistic_min_version: TLSv1.3}", "stricter than tls.min_version"),
+        (
+            "tls: {min_version: TLSv1.2, opportunistic_min_version: TLSv1.3}",
+            "stricter than tls.min_version",
+        ),
         ("tls: {ca_file: /nowhere}", "tls.ca_file: /nowhere: No such file or directory"),
         ("tls: {ca_file: /dev/null}", "tls.ca_file: /dev/null: no certificates in it"),
-        ("routes: {a.example: {host: b.example, username: u}}", "username and password_file belong together"),
+        (
+            "routes: {a.example: {host: b.example, username: u}}",
+            "username and password_file belong together",
+        ),
         (
             "routes: {a.example: {host: b, username: u, password_file: /no}}",
             "routes.a.example.password_file: /no: No",
@@ -162,7 +212,10 @@ def but_hostname(config: Config) -> Config:
         ("queue: {retry: []}", "queue.retry: an empty list"),
         ("queue: {lifetime: 1h}", "queue.warn_after: not before queue.lifetime (1h)"),
         ("workers: 21", "more workers than a destination may have connections"),
-        ("queue: {url: 'postgresql://x'}", "queue.url: this version keeps its queue in a directory only"),
+        (
+            "queue: {url: 'postgresql://x'}",
+            "queue.url: this version keeps its queue in a directory only",
+        ),
         ("admin: {http: '0.0.0.0:80'}", "an HTTP API open to the network without a key"),
     ],
 )
@@ -174,7 +227,9 @@ def test_a_mistake_is_named_with_line_key_and_cure(text: str, said: str) -> None
 
 
 def test_all_mistakes_are_named_at_once_in_the_order_of_the_file() -> None:
-    found = mistakes_of("workers: x\nqueue: {lifetime: 5}\nfoo: 1\nlog:\n  level: loud\n  level: info\n")
+    found = mistakes_of(
+        "workers: x\nqueue: {lifetime: 5}\nfoo: 1\nlog:\n  level: loud\n  level: info\n"
+    )
     assert [mistake.split(":")[1] for mistake in found] == ["1", "2", "3", "5", "6"]
 
 
@@ -236,12 +291,21 @@ def test_certificate_and_key_have_to_belong_together(tmp_path: Path) -> None:
         ("RELAY__QUEUE__RETRY", "[1m, 2m]", "queue.retry", ["1m", "2m"]),
         ("RELAY__QUEUE", "{lifetime: 2d}", "queue.lifetime", "2d"),
         ("RELAY__DELIVERY__TIMEOUTS__CONNECT", "9s", "delivery.timeouts.connect", "9s"),
-        ("RELAY__LISTENERS", '[{address: "0.0.0.0:2525"}]', "listeners", [{"address": "0.0.0.0:2525"}]),
+        (
+            "RELAY__LISTENERS",
+            '[{address: "0.0.0.0:2525"}]',
+            "listeners",
+            [{"address": "0.0.0.0:2525"}],
+        ),
         ("RELAY__ACCESS__NETWORKS", "[10.0.0.0/8]", "access.networks", ["10.0.0.0/8"]),
     ],
 )
-def test_the_environment_wins_over_the_file(variable: str, value: str, key: str, expected: object) -> None:
-    document = as_document(config_of("queue: {path: a, retry: [9m]}\nhostname: b.example", {variable: value}))
+def test_the_environment_wins_over_the_file(
+    variable: str, value: str, key: str, expected: object
+) -> None:
+    document = as_document(
+        config_of("queue: {path: a, retry: [9m]}\nhostname: b.example", {variable: value})
+    )
     for step in key.split("."):
         document = document[step]
     if isinstance(expected, list) and isinstance(expected[0], dict):
@@ -259,7 +323,11 @@ def test_a_key_of_the_environment_wins_over_a_section_of_it() -> None:
 @pytest.mark.parametrize(
     ("variable", "value", "said"),
     [
-        ("RELAY__QUEUE__PTH", "/x", 'RELAY__QUEUE__PTH: queue.pth: unknown key; did you mean "path"?'),
+        (
+            "RELAY__QUEUE__PTH",
+            "/x",
+            'RELAY__QUEUE__PTH: queue.pth: unknown key; did you mean "path"?',
+        ),
         (
             "RELAY__QUEUE__LIFETIME",
             "soon",
@@ -272,14 +340,18 @@ def test_a_key_of_the_environment_wins_over_a_section_of_it() -> None:
         ("RELAY__WORKERS", "0", "RELAY__WORKERS: workers: 0 is out of range"),
     ],
 )
-def test_a_mistake_in_the_environment_names_the_variable(variable: str, value: str, said: str) -> None:
+def test_a_mistake_in_the_environment_names_the_variable(
+    variable: str, value: str, said: str
+) -> None:
     found = mistakes_of("listeners: [{address: '127.0.0.1:25'}]", {variable: value})
     assert len(found) == 1
     assert found[0].startswith(said) or said in found[0]
 
 
 def test_other_variables_are_none_of_our_business() -> None:
-    assert but_hostname(config_of("", {"RELAY_CONFIG": "x", "PATH": "y"})) == but_hostname(config_of(""))
+    assert but_hostname(config_of("", {"RELAY_CONFIG": "x", "PATH": "y"})) == but_hostname(
+        config_of("")
+    )
 
 
 def test_the_file_is_found_where_the_interface_says(tmp_path: Path) -> None:
@@ -292,7 +364,9 @@ def test_the_file_is_found_where_the_interface_says(tmp_path: Path) -> None:
 
 def test_an_empty_file_is_all_defaults() -> None:
     assert but_hostname(config_of("")) == Config(hostname="relay.example.net")
-    assert but_hostname(config_of("# nothing\n")) == but_hostname(config_of("queue:\npolicy:\n  domains:\n"))
+    assert but_hostname(config_of("# nothing\n")) == but_hostname(
+        config_of("queue:\npolicy:\n  domains:\n")
+    )
 
 
 def test_values_become_what_the_modules_want() -> None:
@@ -347,7 +421,9 @@ def test_the_document_in_effect_reads_back_as_the_same_configuration() -> None:
 
 
 def test_secrets_are_masked_in_the_document() -> None:
-    config = config_of(f"access: {{users: {{a: {{password: '{HASH}'}}}}}}\nadmin: {{api_keys: [topsecret]}}")
+    config = config_of(
+        f"access: {{users: {{a: {{password: '{HASH}'}}}}}}\nadmin: {{api_keys: [topsecret]}}"
+    )
     text = yaml.safe_dump(as_document(config))
     assert HASH not in text
     assert "topsecret" not in text
@@ -429,7 +505,9 @@ def test_the_reference_has_every_key() -> None:
         if f".{key}" not in said:
             missing.append(key)
     # `allow_override` and the settings are shown in `policy.default`, and need not be in each example.
-    assert [key for key in missing if not key.startswith(("policy.domains.", "policy.destinations."))] == []
+    assert [
+        key for key in missing if not key.startswith(("policy.domains.", "policy.destinations."))
+    ] == []
 
 
 def test_the_reference_has_no_key_too_many() -> None:

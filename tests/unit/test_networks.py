@@ -16,7 +16,9 @@ def around(
     found = [ipaddress.ip_interface(one) for one in interfaces]
     monkeypatch.setattr(networks, "_ipv4", lambda: [one for one in found if one.version == 4])
     monkeypatch.setattr(networks, "_ipv6", lambda: [one for one in found if one.version == 6])
-    monkeypatch.setattr(networks, "_gateways", lambda: [ipaddress.ip_address(one) for one in gateways])
+    monkeypatch.setattr(
+        networks, "_gateways", lambda: [ipaddress.ip_address(one) for one in gateways]
+    )
     return networks.own_networks()
 
 
@@ -24,7 +26,9 @@ def holds(found: list[networks.Network], address: str) -> bool:
     return any(ipaddress.ip_address(address) in network for network in found)
 
 
-def test_neighbours_may_relay_and_a_gateway_and_the_world_may_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neighbours_may_relay_and_a_gateway_and_the_world_may_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     found = around(
         monkeypatch,
         ["127.0.0.1/8", "172.17.0.2/16", "fd00::2/64", "fe80::1/64"],
@@ -32,7 +36,15 @@ def test_neighbours_may_relay_and_a_gateway_and_the_world_may_not(monkeypatch: p
     )
     for neighbour in ("172.17.0.3", "172.17.255.254", "fd00::3"):
         assert holds(found, neighbour)
-    for stranger in ("172.17.0.1", "172.17.0.2", "fd00::1", "fd00::2", "172.18.0.1", "8.8.8.8", "fe80::9"):
+    for stranger in (
+        "172.17.0.1",
+        "172.17.0.2",
+        "fd00::1",
+        "fd00::2",
+        "172.18.0.1",
+        "8.8.8.8",
+        "fe80::9",
+    ):
         assert not holds(found, stranger)
 
 

@@ -51,7 +51,8 @@ def strays(directory: Path, prefix: str, *, present: Collection[str]) -> list[Pa
     return [
         path
         for path in below
-        if path.name.startswith(_ADOPTED) or (path.name.startswith(prefix) and path.name not in present)
+        if path.name.startswith(_ADOPTED)
+        or (path.name.startswith(prefix) and path.name not in present)
     ]
 
 
@@ -63,7 +64,9 @@ def adopt(db: sqlite3.Connection, directory: Path, found: Collection[Path]) -> N
         except (sqlite3.Error, OSError) as exc:
             if not is_full(exc):
                 raise
-            log.error("%s: no room to take over what is queued there; the next start tries again", path)
+            log.error(
+                "%s: no room to take over what is queued there; the next start tries again", path
+            )
     _remove_adopted(db, directory)
 
 
@@ -137,7 +140,9 @@ _COLUMNS = "at, name, queue_id, sender, recipient, id, line"
 
 def _copy_events(db: sqlite3.Connection) -> None:
     done = _done(db)
-    mark = db.execute("SELECT coalesce(max(value), 0) FROM meta WHERE key = 'log_mark'").fetchone()[0]
+    mark = db.execute("SELECT coalesce(max(value), 0) FROM meta WHERE key = 'log_mark'").fetchone()[
+        0
+    ]
     lowest, highest = db.execute("SELECT min(seq), max(seq) FROM event").fetchone()
     # The number 0 is nobody's: as a place to go on from, it means the beginning.
     below = min(0 if lowest is None else lowest, 0)
@@ -156,7 +161,9 @@ def _copy_events(db: sqlite3.Connection) -> None:
 
 def _done(db: sqlite3.Connection) -> int:
     """Up to where nobody has to look at the stray queue's events again: the log, and the webhooks if any."""
-    marks = dict(db.execute("SELECT key, value FROM stray.meta WHERE key IN ('log_mark', 'calls_seen')"))
+    marks = dict(
+        db.execute("SELECT key, value FROM stray.meta WHERE key IN ('log_mark', 'calls_seen')")
+    )
     written = int(marks.get("log_mark", 0))
     since = db.execute("SELECT min(since) FROM stray.webhook").fetchone()[0]
     return written if since is None else min(written, max(int(marks.get("calls_seen", 0)), since))

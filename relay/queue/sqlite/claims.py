@@ -75,7 +75,9 @@ def claim(
         found, cursor = _claim_of(db, domains, limit - len(entries), shares)
         entries += found
         passed.update(domain for domain in domains if not shares.left(domain))
-        domains = _ready_domains(db, limit - len(entries), passed, cursor) if len(entries) < limit else []
+        domains = (
+            _ready_domains(db, limit - len(entries), passed, cursor) if len(entries) < limit else []
+        )
     return entries, cursor
 
 
@@ -223,7 +225,9 @@ def change(db: sqlite3.Connection, wanted: QueueFilter, verb: str, now: datetime
         f" AND r.state IN ({states}) AND r.place <> {CLAIMED}"
     )
     changed = Changed()
-    before = db.execute(f"SELECT r.state, count(*) FROM recipient r WHERE {meant} GROUP BY r.state", values)
+    before = db.execute(
+        f"SELECT r.state, count(*) FROM recipient r WHERE {meant} GROUP BY r.state", values
+    )
     for number, count in before.fetchall():
         changed.states[STATE_OF_NUMBER[number]] -= count
     due = micros(now) if verb in ("retry", "release") else None

@@ -46,7 +46,8 @@ class Contents:
         self._being_written: dict[str, int] = {}
         self._left: deque[str] = deque()
         self._threads = [
-            ThreadPoolExecutor(1, thread_name_prefix="queue-content-writer") for _ in range(_THREADS)
+            ThreadPoolExecutor(1, thread_name_prefix="queue-content-writer")
+            for _ in range(_THREADS)
         ]
 
     def make_directory(self) -> None:
@@ -111,7 +112,9 @@ class Contents:
         # It stays open: only so a write-back that fails is sure to be told by the sync at the end.
         fd = self._being_written.get(queue_id)
         if fd is None or os.fstat(fd).st_size != offset:
-            raise SpoolError(f"{queue_id}: what is before octet {offset} of its content is not there")
+            raise SpoolError(
+                f"{queue_id}: what is before octet {offset} of its content is not there"
+            )
         write_all(fd, piece)
 
     def _complete(self, queue_id: str, offset: int, rest: bytes) -> None:

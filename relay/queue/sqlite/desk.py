@@ -24,7 +24,9 @@ class SqliteDesk:
     """`read` asks a question on the reader's connection, `write` works on the writer's and commits."""
 
     def __init__(
-        self, read: Callable[[Question], Awaitable[Any]], write: Callable[[Question], Awaitable[Any]]
+        self,
+        read: Callable[[Question], Awaitable[Any]],
+        write: Callable[[Question], Awaitable[Any]],
     ) -> None:
         self._read = read
         self._write = write
@@ -76,7 +78,9 @@ def domain_settings(db: sqlite3.Connection) -> dict[str, DomainSettings]:
     """What was set over HTTP, by domain; nothing in a queue that is older than the tables for it."""
     if version_of(db) < _SINCE_VERSION:
         return {}
-    rows = db.execute("SELECT domain, require_tls, skip_verification FROM domain_settings ORDER BY domain")
+    rows = db.execute(
+        "SELECT domain, require_tls, skip_verification FROM domain_settings ORDER BY domain"
+    )
     return {domain: DomainSettings(_flag(require), _flag(skip)) for domain, require, skip in rows}
 
 
@@ -84,7 +88,9 @@ def _flag(value: Any) -> bool | None:
     return None if value is None else bool(value)
 
 
-def _set_domain_settings(domain: str, settings: DomainSettings, db: sqlite3.Connection) -> DomainSettings:
+def _set_domain_settings(
+    domain: str, settings: DomainSettings, db: sqlite3.Connection
+) -> DomainSettings:
     db.execute(
         "INSERT INTO domain_settings VALUES (?, ?, ?) ON CONFLICT (domain) DO UPDATE SET"
         " require_tls = coalesce(excluded.require_tls, require_tls),"
@@ -99,7 +105,9 @@ def _set_domain_settings(domain: str, settings: DomainSettings, db: sqlite3.Conn
 
 def _webhooks(db: sqlite3.Connection) -> list[Webhook]:
     rows = db.execute("SELECT domain, name, urls, since FROM webhook ORDER BY domain, name")
-    return [Webhook(domain, name, tuple(json.loads(urls)), since) for domain, name, urls, since in rows]
+    return [
+        Webhook(domain, name, tuple(json.loads(urls)), since) for domain, name, urls, since in rows
+    ]
 
 
 def _set_webhook(domain: str, name: str, urls: Sequence[str], db: sqlite3.Connection) -> None:
@@ -132,7 +140,10 @@ def _calls_due(now: datetime, limit: int, db: sqlite3.Connection) -> list[OwedCa
         "SELECT url, line, due, attempts, number FROM call WHERE due <= ? ORDER BY due LIMIT ?",
         (micros(now), limit),
     )
-    return [OwedCall(url, line, moment(due), attempts, number) for url, line, due, attempts, number in rows]
+    return [
+        OwedCall(url, line, moment(due), attempts, number)
+        for url, line, due, attempts, number in rows
+    ]
 
 
 def _next_call_due(db: sqlite3.Connection) -> datetime | None:
@@ -145,5 +156,6 @@ def _settle_call(call: OwedCall, due: datetime | None, db: sqlite3.Connection) -
         db.execute("DELETE FROM call WHERE number = ?", (call.number,))
     else:
         db.execute(
-            "UPDATE call SET due = ?, attempts = attempts + 1 WHERE number = ?", (micros(due), call.number)
+            "UPDATE call SET due = ?, attempts = attempts + 1 WHERE number = ?",
+            (micros(due), call.number),
         )

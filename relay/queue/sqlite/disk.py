@@ -155,7 +155,9 @@ class Spool:
         """
         with contextlib.suppress(FileExistsError):
             if self.path.with_name(f"{DATABASE}-wal").exists() and not self.path.exists():
-                raise SpoolError(f"{self.path} is gone, but its -wal is there: restore it before starting")
+                raise SpoolError(
+                    f"{self.path} is gone, but its -wal is there: restore it before starting"
+                )
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
             sync_directory(self.directory)
             return True
@@ -203,9 +205,13 @@ def _lock(path: Path, wait: timedelta) -> int:
                 break
             except BlockingIOError:
                 if time.monotonic() >= deadline:
-                    raise SpoolError(f"{path.parent}: {_holder(fd)} uses this queue already") from None
+                    raise SpoolError(
+                        f"{path.parent}: {_holder(fd)} uses this queue already"
+                    ) from None
                 time.sleep(0.05)
-        with contextlib.suppress(OSError):  # on a full disk: it is the lock that counts, not the name on it
+        with contextlib.suppress(
+            OSError
+        ):  # on a full disk: it is the lock that counts, not the name on it
             os.ftruncate(fd, 0)
             os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     except BaseException:

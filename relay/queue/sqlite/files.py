@@ -37,7 +37,9 @@ def read_piece(path: Path, offset: int, size_bytes: int) -> bytes:
     try:
         found_bytes = os.fstat(fd).st_size
         if found_bytes != size_bytes:
-            raise SpoolError(f"{path.name}: its content, {path}, has {found_bytes} octets of {size_bytes}")
+            raise SpoolError(
+                f"{path.name}: its content, {path}, has {found_bytes} octets of {size_bytes}"
+            )
         return os.pread(fd, CHUNK_BYTES, offset)
     finally:
         os.close(fd)
@@ -68,7 +70,9 @@ def link_all(source: Path, target: Path) -> None:
 def create(path: Path) -> int:
     """A new file, to be written from front to back."""
     try:
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        return os.open(
+            path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600
+        )
     except FileExistsError:
         raise SpoolError(f"{path.name}: another message has this queue id") from None
 

@@ -47,10 +47,10 @@ from relay.queue.store import (
     CHUNK_BYTES,
     FRUITLESS,
     PAGE_RECIPIENTS,
-    Debt,
     EventFilter,
     Listed,
     ListedRecipient,
+    PendingReport,
     QueuedItem,
     QueueFilter,
     SearchTooLong,
@@ -70,7 +70,7 @@ _ITEMS_AT_ONCE = 200
 _DUE_WINDOW = 1000
 _AWAITED = (
     "SELECT 1 FROM recipient WHERE recipient.queue_id = owed.queue_id"
-    f" AND place <> {ASIDE} AND due <= owed.company_until"
+    f" AND place <> {ASIDE} AND due <= owed.report_after"
 )
 OWING = f"SELECT DISTINCT queue_id FROM owed WHERE NOT EXISTS ({_AWAITED}) AND queue_id IN (?)"
 """Messages among some whose debts are to be paid: the first of them has no company to wait for."""
@@ -255,7 +255,7 @@ class Reader:
         """Messages whose debts are to be paid."""
         return await self.ask(_owing, micros(now), micros(held_before), limit)
 
-    async def debt(self, queue_id: str) -> Debt | None:
+    async def debt(self, queue_id: str) -> PendingReport | None:
         """What is owed about a message."""
         return await self.ask(_debt, queue_id)
 
@@ -297,7 +297,10 @@ class StoppedQueue(Reader):
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         await self.close()
 
@@ -414,7 +417,9 @@ def _listed(db: sqlite3.Connection, ids: Sequence[str]) -> list[Listed]:
     ):
         if not found or found[-1].queue_id != queue_id:
             recipients = []
-            found.append(Listed(queue_id, str(reverse_path), _int(arrived), _int(size_bytes), recipients))
+            found.append(
+                Listed(queue_id, str(reverse_path), _int(arrived), _int(size_bytes), recipients)
+            )
         if columns[0] is not None:
             recipients.append(_listed_recipient(*columns))
     return found
@@ -424,7 +429,9 @@ def _int(value: Any) -> int:
     return value if isinstance(value, int) else 0
 
 
-def _listed_recipient(index: int, domain: str, state: int, due: int | None, data: str) -> ListedRecipient:
+def _listed_recipient(
+    index: int, domain: str, state: int, due: int | None, data: str
+) -> ListedRecipient:
     try:
         address, _, _, _, attempts, last, *_ = of_json(data)
         if isinstance(address, str) and (due is None or isinstance(due, int)):
@@ -471,7 +478,9 @@ def _shown_message(
         )
 
 
-def _shown_recipient(index: int, domain: str, state: int, due: int | None, data: str) -> QueuedRecipient:
+def _shown_recipient(
+    index: int, domain: str, state: int, due: int | None, data: str
+) -> QueuedRecipient:
     try:
         return recipient_of(index, domain, state, due, data)
     except BadRow as exc:
@@ -488,7 +497,9 @@ def _shown_recipient(index: int, domain: str, state: int, due: int | None, data:
 def count_states(db: sqlite3.Connection) -> dict[State, int]:
     """Recipients in each state that is not final, counted."""
     counted = dict(
-        db.execute(f"SELECT state, count(*) FROM recipient WHERE state < {FINAL_NUMBER} GROUP BY state")
+        db.execute(
+            f"SELECT state, count(*) FROM recipient WHERE state < {FINAL_NUMBER} GROUP BY state"
+        )
     )
     return {STATE_OF_NUMBER[number]: counted.get(number, 0) for number in range(FINAL_NUMBER)}
 
@@ -515,7 +526,8 @@ def _next_due(db: sqlite3.Connection, skip: str) -> datetime | None:
             (_DUE_WINDOW, skip),
         ).fetchone()
         or db.execute(
-            f"SELECT due FROM recipient WHERE place = {WAITING} ORDER BY due LIMIT 1 OFFSET ?", (_DUE_WINDOW,)
+            f"SELECT due FROM recipient WHERE place = {WAITING} ORDER BY due LIMIT 1 OFFSET ?",
+            (_DUE_WINDOW,),
         ).fetchone()
     )
     found = [row[0] for row in (ready, waiting) if row is not None and isinstance(row[0], int)]
@@ -535,7 +547,7 @@ def _owing(db: sqlite3.Connection, now: int, held_before: int, limit: int) -> li
     return [row[0] for row in rows]
 
 
-def _debt(db: sqlite3.Connection, queue_id: str) -> Debt | None:
+def _debt(db: sqlite3.Connection, queue_id: str) -> PendingReport | None:
     rows = db.execute(
         "SELECT is_done, owed.data, idx, domain, state, due, recipient.data"
         " FROM owed JOIN recipient USING (queue_id, idx) WHERE queue_id = ? ORDER BY idx",
@@ -549,10 +561,14 @@ def _debt(db: sqlite3.Connection, queue_id: str) -> Debt | None:
         return None
     try:
         done, delayed = (
-            tuple(owed_change(recipient_of(*row[2:]), row[1], is_done=kind) for row in rows if row[0] == kind)
+            tuple(
+                owed_change(recipient_of(*row[2:]), row[1], is_done=kind)
+                for row in rows
+                if row[0] == kind
+            )
             for kind in (True, False)
         )
-        return Debt(message_of(*message), done, delayed)
+        return PendingReport(message_of(*message), done, delayed)
     except BadRow as exc:
         raise SpoolError(f"{queue_id}: {exc}") from exc
 
@@ -593,7 +609,9 @@ def _is_over(patience: timedelta, seconds: float, found: Sequence[StoredEvent]) 
 def _event_bounds(db: sqlite3.Connection, after: int, ascending: bool) -> tuple[int, int]:
     """The first and the last number that can match. Times say little of them: events commit in any order."""
     # Each is one step in the index; asked for together they would be a walk through all.
-    low, high = db.execute("SELECT (SELECT min(seq) FROM event), (SELECT max(seq) FROM event)").fetchone()
+    low, high = db.execute(
+        "SELECT (SELECT min(seq) FROM event), (SELECT max(seq) FROM event)"
+    ).fetchone()
     if low is None:
         return 1, 0
     if after:
@@ -627,7 +645,9 @@ def _events_within(
         values[f"told{number}"] = value
     source, narrow = "event NOT INDEXED", ""
     if wanted.recipient:
-        narrow = " AND recipient = :recipient AND recipient <> ''"  # so that the partial index can serve
+        narrow = (
+            " AND recipient = :recipient AND recipient <> ''"  # so that the partial index can serve
+        )
         source, values["recipient"] = "event INDEXED BY event_recipient", wanted.recipient
     if wanted.queue_id:
         narrow += " AND queue_id = :queue_id"

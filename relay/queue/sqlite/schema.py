@@ -30,7 +30,16 @@ from pathlib import Path
 from relay.queue.sqlite.files import CONTENT, sync_directory, write_whole
 from relay.queue.store import SpoolError
 
-__all__ = ["APPLICATION_ID", "ASIDE", "CLAIMED", "MIGRATIONS", "READY", "WAITING", "migrate", "version_of"]
+__all__ = [
+    "APPLICATION_ID",
+    "ASIDE",
+    "CLAIMED",
+    "MIGRATIONS",
+    "READY",
+    "WAITING",
+    "migrate",
+    "version_of",
+]
 
 APPLICATION_ID = 0x524C5951
 """Marks the file as a relay's queue ("RLYQ")."""
@@ -144,7 +153,7 @@ _VERSION_5: Migration = (
         idx INTEGER NOT NULL,
         is_done INTEGER NOT NULL,      -- 0: that it takes longer
         since INTEGER NOT NULL,
-        company_until INTEGER NOT NULL,  -- attempts for the message that are due by then are waited for
+        report_after INTEGER NOT NULL,  -- attempts for the message that are due by then are waited for
         data TEXT NOT NULL,            -- relay.queue.rows.owed_data
         PRIMARY KEY (queue_id, idx, is_done)
     ) WITHOUT ROWID""",

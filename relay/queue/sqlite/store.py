@@ -14,7 +14,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Coroutine,
+    Mapping,
+    Sequence,
+)
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -37,10 +45,10 @@ from relay.queue.sqlite.schema import ASIDE, CLAIMED, READY, WAITING, migrate
 from relay.queue.sqlite.writer import Call, Rows, Writer, commit_something, unknown
 from relay.queue.store import (
     CHUNK_BYTES,
-    Debt,
     EventFilter,
     Listed,
     NewMessage,
+    PendingReport,
     QueuedItem,
     QueueFilter,
     SpoolError,
@@ -198,7 +206,9 @@ class SqliteStore:
     async def _clear_up(self) -> None:
         """Remove the files of what was refused, unless a commit tells of it after all."""
         asked = frozenset(self._in_doubt)
-        with suppress(SpoolError):  # asked again when the database is well; what stays goes at the next start
+        with suppress(
+            SpoolError
+        ):  # asked again when the database is well; what stays goes at the next start
             refused = await self._call(partial(unknown, asked))
             self._in_doubt -= asked
             self._contents.remove(refused)
@@ -236,7 +246,8 @@ class SqliteStore:
                 )
             )
             rows.recipients += [
-                _new_recipient_row(message, one, one.index in claimed, arrived) for one in new.recipients
+                _new_recipient_row(message, one, one.index in claimed, arrived)
+                for one in new.recipients
             ]
         except BaseException:
             self._give_up(handed)
@@ -281,7 +292,12 @@ class SqliteStore:
     # Handing out.
 
     async def claim_due(
-        self, *, now: datetime, limit: int, limit_per_domain: int | None = None, skip: Collection[str] = ()
+        self,
+        *,
+        now: datetime,
+        limit: int,
+        limit_per_domain: int | None = None,
+        skip: Collection[str] = (),
     ) -> list[Entry]:
         """Entries that are due: from the hand-off, and for a fair part from disk where some wait there."""
         if limit <= 0:
@@ -304,7 +320,9 @@ class SqliteStore:
         except BaseException:
             self._put_back(at_once)
             raise
-        return at_once + stored + self._handoff.take(limit - len(at_once) - len(stored), skip, shares)
+        return (
+            at_once + stored + self._handoff.take(limit - len(at_once) - len(stored), skip, shares)
+        )
 
     async def _claim_stored(
         self, now: datetime, limit: int, skip: Collection[str], shares: Shares
@@ -339,7 +357,9 @@ class SqliteStore:
 
     def _return_claims(self, entries: list[Entry]) -> None:
         if entries:
-            call = Call(self._future(), function=partial(_without_result, claims.release, entries, None))
+            call = Call(
+                self._future(), function=partial(_without_result, claims.release, entries, None)
+            )
             call.on_commit = lambda _: self._changed()
             call.future.add_done_callback(_log_failure)
             self._writer.submit(call)
@@ -393,7 +413,8 @@ class SqliteStore:
     async def release(self, entry: Entry, *, due: datetime) -> None:
         """Give a claim back untried."""
         await self._call(
-            partial(_without_result, claims.release, [entry], due), lambda _: self._deferred(entry, due)
+            partial(_without_result, claims.release, [entry], due),
+            lambda _: self._deferred(entry, due),
         )
 
     def _deferred(self, entry: Entry, due: datetime) -> None:
@@ -401,14 +422,18 @@ class SqliteStore:
         self._work.set()
 
     async def record(
-        self, settlement: Settlement, *, reports: Sequence[NewMessage] = (), events: Sequence[Event] = ()
+        self,
+        settlement: Settlement,
+        *,
+        reports: Sequence[NewMessage] = (),
+        events: Sequence[Event] = (),
     ) -> bool:
         """Commit what an attempt came to; whether what is owed about its message is to be paid now."""
         rows = Rows(self._future(), events=events)
         _add_settlement(rows, settlement)
         return await self._submit_with(reports, rows, lambda: self._recorded(settlement)) is True
 
-    async def report(self, debt: Debt, reports: Sequence[NewMessage]) -> None:
+    async def report(self, debt: PendingReport, reports: Sequence[NewMessage]) -> None:
         """Pay what is owed."""
         queue_id = debt.message.queue_id
         rows = Rows(self._future(), perhaps_done=[queue_id])
@@ -416,7 +441,9 @@ class SqliteStore:
         rows.paid += [(queue_id, change.recipient.index, False) for change in debt.delayed]
         await self._submit_with(reports, rows, lambda: None)
 
-    async def _submit_with(self, reports: Sequence[NewMessage], rows: Rows, done: Callable[[], None]) -> Any:
+    async def _submit_with(
+        self, reports: Sequence[NewMessage], rows: Rows, done: Callable[[], None]
+    ) -> Any:
         """Have rows written together with the reports they are the reason for."""
         if reports:
             rows.events = [*rows.events, *(event for new in reports for event in new.events)]
@@ -441,7 +468,7 @@ class SqliteStore:
         """Messages whose debts are to be paid."""
         return await self._reader.owing(now=now, held_before=held_before, limit=limit)
 
-    async def debt(self, queue_id: str) -> Debt | None:
+    async def debt(self, queue_id: str) -> PendingReport | None:
         """What is owed about a message."""
         return await self._reader.debt(queue_id)
 
@@ -461,7 +488,13 @@ class SqliteStore:
     # The operator.
 
     async def change(
-        self, wanted: QueueFilter, *, verb: str, now: datetime, after: str = "", tell: Tell | None = None
+        self,
+        wanted: QueueFilter,
+        *,
+        verb: str,
+        now: datetime,
+        after: str = "",
+        tell: Tell | None = None,
     ) -> Stretch:
         """The operator's verb on the next that match.
 
@@ -600,7 +633,9 @@ class SqliteStore:
         return await request.future
 
     async def _call(
-        self, function: Callable[[sqlite3.Connection], T], on_commit: Callable[[T], None] | None = None
+        self,
+        function: Callable[[sqlite3.Connection], T],
+        on_commit: Callable[[T], None] | None = None,
     ) -> T:
         result: T = await self._submit(Call(self._future(), function=function, on_commit=on_commit))
         return result
@@ -653,7 +688,9 @@ class _DueHint:
 
 
 def _is_due_at_once(message: QueuedMessage, one: QueuedRecipient) -> bool:
-    return one.state is State.QUEUED and (one.next_attempt is None or one.next_attempt <= message.arrived)
+    return one.state is State.QUEUED and (
+        one.next_attempt is None or one.next_attempt <= message.arrived
+    )
 
 
 def _new_recipient_row(
@@ -668,7 +705,15 @@ def _new_recipient_row(
         place, due = ASIDE, None
     else:
         place, due = WAITING, arrived if one.next_attempt is None else micros(one.next_attempt)
-    return (message.queue_id, one.index, one.domain, STATE_NUMBER[one.state], place, due, recipient_data(one))
+    return (
+        message.queue_id,
+        one.index,
+        one.domain,
+        STATE_NUMBER[one.state],
+        place,
+        due,
+        recipient_data(one),
+    )
 
 
 def _add_settlement(rows: Rows, settlement: Settlement) -> None:
@@ -680,9 +725,16 @@ def _add_settlement(rows: Rows, settlement: Settlement) -> None:
         rows.finished.append((queue_id, entry.total))
         return
     rows.updates += [_settled_row(queue_id, change.recipient, settlement.at) for change in changes]
-    since, until = micros(settlement.at), micros(settlement.company_until or settlement.at)
+    since, until = micros(settlement.at), micros(settlement.report_after or settlement.at)
     rows.owed += [
-        (queue_id, change.recipient.index, change.recipient.state.is_final, since, until, owed_data(change))
+        (
+            queue_id,
+            change.recipient.index,
+            change.recipient.state.is_final,
+            since,
+            until,
+            owed_data(change),
+        )
         for change in settlement.held
     ]
     rows.settled = queue_id
@@ -708,7 +760,9 @@ def _without_result(function: Callable[..., None], *args: Any) -> None:
     function(args[-1], *args[:-1])
 
 
-def _purge(before: datetime, mark: int, after: int, db: sqlite3.Connection) -> tuple[int, int | None]:
+def _purge(
+    before: datetime, mark: int, after: int, db: sqlite3.Connection
+) -> tuple[int, int | None]:
     return claims.purge(db, before, mark, after, _PURGE_STRETCH)
 
 

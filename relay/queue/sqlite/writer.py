@@ -199,7 +199,9 @@ class Writer:
             self._begin()
             assert self._db is not None
             self._notice_who_leaves(self._db)
-            self._last_seq = self._db.execute("SELECT coalesce(max(seq), 0) FROM event").fetchone()[0]
+            self._last_seq = self._db.execute("SELECT coalesce(max(seq), 0) FROM event").fetchone()[
+                0
+            ]
             mark = self._db.execute("SELECT value FROM meta WHERE key = 'log_mark'").fetchone()
             self._mark = self._mark_written = mark[0] if mark else 0
             self._last_seq = max(self._last_seq, self._mark)
@@ -430,7 +432,12 @@ class Writer:
             db,
             "event",
             8,
-            [row for request in requests if request.events for row in self._number(request, request.events)],
+            [
+                row
+                for request in requests
+                if request.events
+                for row in self._number(request, request.events)
+            ],
         )
         _tell_who_owes(db, [request for request in requests if request.settled])
 
@@ -502,13 +509,19 @@ class Writer:
         try:
             if idle and self._mark != self._mark_written:
                 self._commit([])
-            if self._written_bytes * self._swell >= self._wal_limit_bytes or (idle and self._written_bytes):
+            if self._written_bytes * self._swell >= self._wal_limit_bytes or (
+                idle and self._written_bytes
+            ):
                 self._checkpoint()
             if not self._spool.has_ballast and time.monotonic() >= self._next_ballast:
                 self._next_ballast = time.monotonic() + _BALLAST_SECONDS
                 self._spool.lay_ballast()
             # On a full disk the log keeps what it has: it may not get it again.
-            if idle and self._spool.has_ballast and self._spool.wal_bytes() > _WORTH_TRUNCATING_BYTES:
+            if (
+                idle
+                and self._spool.has_ballast
+                and self._spool.wal_bytes() > _WORTH_TRUNCATING_BYTES
+            ):
                 self._truncate()
         except (sqlite3.Error, OSError) as exc:
             # Nothing is lost: what could not be folded back is in the WAL, synced.
@@ -523,10 +536,14 @@ class Writer:
         """
         _, frames, folded = self._connection().execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         wal_bytes = frames * PAGE_BYTES
-        self._swell = min(max(wal_bytes / max(self._written_bytes, PAGE_BYTES), 0.9 * self._swell, 0.5), 50.0)
+        self._swell = min(
+            max(wal_bytes / max(self._written_bytes, PAGE_BYTES), 0.9 * self._swell, 0.5), 50.0
+        )
         self._written_bytes = 0 if folded == frames else self._written_bytes // 2
         if folded < frames and wal_bytes > 8 * self._wal_limit_bytes:
-            log.warning("the queue's write-ahead log has %d MiB: a reader holds it", wal_bytes >> 20)
+            log.warning(
+                "the queue's write-ahead log has %d MiB: a reader holds it", wal_bytes >> 20
+            )
 
     def _truncate(self) -> None:
         db = self._connection()
@@ -580,7 +597,9 @@ def commit_something(db: sqlite3.Connection, directory: Path) -> None:
     SQLite syncs the name of a new log along with it, and overlooks it where that fails.
     """
     db.execute("BEGIN IMMEDIATE")
-    db.execute("INSERT INTO meta VALUES ('reopened', 1) ON CONFLICT (key) DO UPDATE SET value = value + 1")
+    db.execute(
+        "INSERT INTO meta VALUES ('reopened', 1) ON CONFLICT (key) DO UPDATE SET value = value + 1"
+    )
     db.execute("COMMIT")
     sync_directory(directory)
 
@@ -697,7 +716,9 @@ def _update_statement(count: int) -> str:
 def _update(db: sqlite3.Connection, updates: Sequence[Row]) -> None:
     """Write what an attempt left of recipients that were claimed for it."""
     for piece in _pieces(updates):
-        if db.execute(_update_statement(len(piece)), list(chain.from_iterable(piece))).rowcount != len(piece):
+        if db.execute(
+            _update_statement(len(piece)), list(chain.from_iterable(piece))
+        ).rowcount != len(piece):
             raise _Refused("the recipients are not claimed")
 
 

@@ -9,4 +9,12 @@ from __future__ import annotations
 from relay.report.deliverylog.dictionary import accepted, removed, settled, tested
 from relay.report.deliverylog.file import DeliveryLog, EventSource, NumberedEvent
 
-__all__ = ["DeliveryLog", "EventSource", "NumberedEvent", "accepted", "removed", "settled", "tested"]
+__all__ = [
+    "DeliveryLog",
+    "EventSource",
+    "NumberedEvent",
+    "accepted",
+    "removed",
+    "settled",
+    "tested",
+]

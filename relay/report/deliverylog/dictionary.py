@@ -55,7 +55,9 @@ def accepted(message: QueuedMessage, recipients: Sequence[QueuedRecipient]) -> E
     """We are responsible for a message. One line, whatever the number of its recipients."""
     only = recipients[0] if len(recipients) == 1 else None
     targets = ",".join(recipient.address for recipient in recipients[: _MAX_TARGETS // 2])
-    fields = _head("accepted", "info", message, _event_id(message.arrived, message, "a"), message.arrived)
+    fields = _head(
+        "accepted", "info", message, _event_id(message.arrived, message, "a"), message.arrived
+    )
     fields["method"] = message.origin
     fields["envelope"] = _envelope(message, targets, _MAX_TARGETS)
     fields["message"] = _message(message)
@@ -116,7 +118,9 @@ def removed(message: QueuedMessage, recipient: QueuedRecipient, *, now: datetime
 
 def tested(message: QueuedMessage, recipient: QueuedRecipient, *, now: datetime) -> Event:
     """A message in test mode goes nowhere, and is told as delivered (as Mailgun does)."""
-    fields = _head("delivered", "info", message, _event_id(now, message, f"{recipient.index}.test"), now)
+    fields = _head(
+        "delivered", "info", message, _event_id(now, message, f"{recipient.index}.test"), now
+    )
     _about_recipient(fields, message, recipient)
     fields["delivery-status"] = {
         "tls": None,
@@ -191,7 +195,9 @@ def _session_facts(fields: Fields, session: HopSession) -> None:
 def _given_up(fields: Fields, outcome: Deferred, age: timedelta) -> None:
     """The end of the lifetime: the code says so, and the last answer is told beside it."""
     fields["message"] = "Too old"
-    fields["description"] = _text(f"given up after {_span(age)}: {outcome.description or outcome.message}")
+    fields["description"] = _text(
+        f"given up after {_span(age)}: {outcome.description or outcome.message}"
+    )
     fields["last-code"] = outcome.code
     fields["last-message"] = _text(outcome.message or outcome.description)
 
@@ -222,7 +228,9 @@ def _terms(fields: Fields, message: QueuedMessage) -> None:
     if terms is None:
         return
     fields["tags"] = [_text(tag) for tag in terms.tags]
-    fields["user-variables"] = {_text(name): _text(value, _MAX_VARIABLE) for name, value in terms.variables}
+    fields["user-variables"] = {
+        _text(name): _text(value, _MAX_VARIABLE) for name, value in terms.variables
+    }
     fields["flags"] = {"is-test-mode": terms.is_test}
 
 
@@ -237,7 +245,11 @@ def _head(name: str, level: str, message: QueuedMessage, event_id: str, at: date
 
 
 def _envelope(message: QueuedMessage, targets: str, limit: int) -> Fields:
-    return {"transport": "smtp", "sender": _text(message.reverse_path), "targets": _text(targets, limit)}
+    return {
+        "transport": "smtp",
+        "sender": _text(message.reverse_path),
+        "targets": _text(targets, limit),
+    }
 
 
 def _message(message: QueuedMessage) -> Fields:

@@ -165,7 +165,7 @@ class DeliveryLog:
         return self._closing or time.monotonic() - self._synced_at >= self._sync_every
 
     async def _pause(self, seconds: float) -> None:
-        """Sleep, unless there is a hurry."""
+        """Sleep, unless there is a retry_silent."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._hurry.wait()
@@ -233,7 +233,9 @@ class _LogFile:
         self._identity = (facts.st_dev, facts.st_ino)
         self._is_regular = stat.S_ISREG(facts.st_mode)
         if self._is_regular:
-            _sync_directory(self.path.parent)  # or a power cut could take the new file, synced as it was
+            _sync_directory(
+                self.path.parent
+            )  # or a power cut could take the new file, synced as it was
         return fd
 
     def _was_moved(self) -> bool:

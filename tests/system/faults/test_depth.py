@@ -72,7 +72,9 @@ def start_seconds(relay: Relay) -> float:
 
 
 @pytest.mark.timeout(3000)
-def test_many_for_a_dead_host_cost_others_nothing(tmp_path: Path, mx: Sink, long_form: bool) -> None:
+def test_many_for_a_dead_host_cost_others_nothing(
+    tmp_path: Path, mx: Sink, long_form: bool
+) -> None:
     total, step = (100_000, 10_000) if long_form else (3_000, 1_000)
     routes: dict[str, Any] = {"dead.example": DEAD, **mx.route}
     with relay_process(tmp_path, routes=routes, limits={"connections_per_client": 200}) as relay:

@@ -77,7 +77,9 @@ def only_temporary(ledger: Ledger) -> None:
     """Every refusal says "later"."""
     assert ledger.refused, "nothing was refused"
     codes = {ledger.codes[token] for token in ledger.refused}
-    assert all(400 <= code < 500 for code in codes), {ledger.texts[token] for token in ledger.refused}
+    assert all(400 <= code < 500 for code in codes), {
+        ledger.texts[token] for token in ledger.refused
+    }
     assert not ledger.accepted & ledger.refused
 
 
@@ -102,7 +104,9 @@ def test_a_full_disk_refuses_for_now_and_empties_itself(tmp_path: Path, mx: Sink
         flows_again(relay, mx)
         ledger.check_refused(mx)
         assert check_log(relay) >= len(ledger.accepted)
-    sys.stderr.write(f"\nfull disk ({who}): {len(ledger.accepted)} taken, {len(ledger.refused)} refused\n")
+    sys.stderr.write(
+        f"\nfull disk ({who}): {len(ledger.accepted)} taken, {len(ledger.refused)} refused\n"
+    )
 
 
 def _take_all_inodes(disk: Path) -> None:
@@ -112,8 +116,13 @@ def _take_all_inodes(disk: Path) -> None:
 
 
 @tmpfs
-def test_without_an_inode_left_mail_flows_and_a_start_says_why_not(tmp_path: Path, mx: Sink) -> None:
-    with mounted(tmp_path / "disk", "size=16m,nr_inodes=12") as disk, relay_at(tmp_path, mx) as relay:
+def test_without_an_inode_left_mail_flows_and_a_start_says_why_not(
+    tmp_path: Path, mx: Sink
+) -> None:
+    with (
+        mounted(tmp_path / "disk", "size=16m,nr_inodes=12") as disk,
+        relay_at(tmp_path, mx) as relay,
+    ):
         _take_all_inodes(disk)
         ledger = Ledger()
         ledger.stream(relay, tokens(12))
@@ -139,10 +148,14 @@ def test_a_limit_on_file_sizes_refuses_for_now(tmp_path: Path, mx: Sink) -> None
         ledger = Ledger()
         ledger.stream(relay, tokens(5), body=HUNDRED_KB)
         limit = (tmp_path / "disk/spool/queue.db-wal").stat().st_size + 200_000
-        subprocess.run(["prlimit", "--pid", str(relay.pid), f"--fsize={limit}:unlimited"], check=True)
+        subprocess.run(
+            ["prlimit", "--pid", str(relay.pid), f"--fsize={limit}:unlimited"], check=True
+        )
         ledger.stream(relay, tokens(30), body=HUNDRED_KB)
         only_temporary(ledger)
-        subprocess.run(["prlimit", "--pid", str(relay.pid), "--fsize=unlimited:unlimited"], check=True)
+        subprocess.run(
+            ["prlimit", "--pid", str(relay.pid), "--fsize=unlimited:unlimited"], check=True
+        )
         mx.gate.set()
         ledger.settle(relay, mx)
         flows_again(relay, mx)
@@ -187,7 +200,9 @@ def test_a_file_system_that_goes_read_only_refuses_for_now(tmp_path: Path, mx: S
                 assert ledger.accepted == taken, "answered 250 though nothing could be written"
             began = time.monotonic()
             wait_until(
-                lambda: len(ledger.accepted) > len(taken) + 20, seconds=5, what="mail that flows again"
+                lambda: len(ledger.accepted) > len(taken) + 20,
+                seconds=5,
+                what="mail that flows again",
             )
             seconds = time.monotonic() - began
         only_temporary(ledger)
@@ -199,7 +214,9 @@ def test_a_file_system_that_goes_read_only_refuses_for_now(tmp_path: Path, mx: S
         assert relay.process is not None
         assert relay.process.poll() is None
         wait_until(
-            lambda: not list((spool / "content").iterdir()), seconds=5, what="the end of the last file"
+            lambda: not list((spool / "content").iterdir()),
+            seconds=5,
+            what="the end of the last file",
         )
     sys.stderr.write(
         f"\nread-only: {len(ledger.accepted)} taken, {len(ledger.refused)} refused;"
@@ -262,7 +279,10 @@ def test_a_slow_sync_keeps_its_client_waiting_and_nobody_else(tmp_path: Path, mx
         ledger = Ledger()
         other = smtplib.SMTP("127.0.0.1", relay.port, timeout=20)
         other.ehlo("client.example")
-        with strace(relay.pid, calls="fdatasync", inject="delay_enter=2000000"), helper(ledger, relay):
+        with (
+            strace(relay.pid, calls="fdatasync", inject="delay_enter=2000000"),
+            helper(ledger, relay),
+        ):
             time.sleep(0.3)
             assert not ledger.accepted, "answered before the sync"
             longest = max(_seconds_for_noop(other) for _ in range(20))
@@ -295,7 +315,9 @@ def _seconds_for_noop(client: smtplib.SMTP) -> float:
 
 
 @pytest.mark.parametrize("seconds", [1, 6])
-def test_a_database_locked_by_another_program_is_a_delay(tmp_path: Path, mx: Sink, seconds: int) -> None:
+def test_a_database_locked_by_another_program_is_a_delay(
+    tmp_path: Path, mx: Sink, seconds: int
+) -> None:
     """Within SQLite's patience the client waits; beyond it is told to come again."""
     with relay_at(tmp_path, mx) as relay:
         flows_again(relay, mx)

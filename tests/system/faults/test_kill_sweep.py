@@ -68,7 +68,9 @@ class Sweep:
 
 
 @contextlib.contextmanager
-def relay_and_sink(directory: Path, program: Sequence[str] = ("relay",)) -> Iterator[tuple[Relay, Sink]]:
+def relay_and_sink(
+    directory: Path, program: Sequence[str] = ("relay",)
+) -> Iterator[tuple[Relay, Sink]]:
     with sink() as mx, relay_process(directory, routes=mx.route, program=program, **QUICK) as relay:
         yield relay, mx
 
@@ -88,7 +90,9 @@ def one_round(
     before = len(mx.contents)
     with strace(relay.pid, calls=call, inject=f"signal=KILL:when={nth}", only=only) as tracer:
         ledger.stream(relay, tokens(8), clients=2)
-        deadline = time.monotonic() + (3 if only else 0.3)  # the log is folded back when nothing waits
+        deadline = time.monotonic() + (
+            3 if only else 0.3
+        )  # the log is folded back when nothing waits
         while tracer.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
         died = tracer.poll() is not None
@@ -100,7 +104,9 @@ def one_round(
     sweep.accepted += len(ledger.accepted)
     twice = ledger.duplicates(mx)
     # What was being delivered at the kill may come again: an attempt for each place there is.
-    assert twice <= PER_DESTINATION, f"{call} {nth}: {twice} of {len(mx.contents) - before} came twice"
+    assert twice <= PER_DESTINATION, (
+        f"{call} {nth}: {twice} of {len(mx.contents) - before} came twice"
+    )
     sweep.duplicates += twice
 
 
@@ -147,10 +153,14 @@ def test_kill_9_while_the_log_is_folded_back_loses_nothing(tmp_path: Path, long_
     assert sweep.died
 
 
-def test_kill_9_at_the_nth_network_call_of_a_delivery_loses_nothing(tmp_path: Path, long_form: bool) -> None:
+def test_kill_9_at_the_nth_network_call_of_a_delivery_loses_nothing(
+    tmp_path: Path, long_form: bool
+) -> None:
     sweep = Sweep()
     rounds = [
-        (call, nth) for call in ("write", "read") for nth in (range(1, 61) if long_form else (2, 9, 25))
+        (call, nth)
+        for call in ("write", "read")
+        for nth in (range(1, 61) if long_form else (2, 9, 25))
     ]
     with relay_and_sink(tmp_path) as (relay, mx):
         for call, nth in rounds:
@@ -257,7 +267,8 @@ def kill_and_wait(relay: Relay, whom: str) -> None:
     before = workers_of(relay)
     os.kill(victim := random.choice(before), signal.SIGKILL)
     wait_until(
-        lambda: victim not in (now := workers_of(relay)) and len(now) == len(before), what="a new worker"
+        lambda: victim not in (now := workers_of(relay)) and len(now) == len(before),
+        what="a new worker",
     )
 
 
@@ -304,7 +315,9 @@ async def filled(directory: Path, known: list[str]) -> None:
     for token in known:
         now = datetime.now(UTC)
         content = f"Subject: {token}\r\n\r\nbody\r\n".encode()
-        message = QueuedMessage(new_queue_id(now), "a@client.example", now, len(content), MessageSummary())
+        message = QueuedMessage(
+            new_queue_id(now), "a@client.example", now, len(content), MessageSummary()
+        )
         recipient = QueuedRecipient(0, "b@dest.example", domain_of("b@dest.example"), DEFAULTS)
         await store.accept(NewMessage(message, (recipient,), content))
     await asyncio.to_thread(shutil.copytree, directory, directory.with_name("crashed"))
@@ -327,7 +340,10 @@ def test_kill_9_during_the_start_does_not_hinder_the_next(tmp_path: Path, long_f
             # -D: the tracer is the child, so that the relay's process is the relay.
             wrapper = ("strace", "-D", "-f", "-o", "/dev/null", "-e", f"trace={call}")
             inject = ("-e", f"inject={call}:signal=KILL:when={nth}")
-            with sink() as mx, relay_process(directory, routes=mx.route, start=False, **QUICK) as relay:
+            with (
+                sink() as mx,
+                relay_process(directory, routes=mx.route, start=False, **QUICK) as relay,
+            ):
                 relay.wrapper = (*wrapper, *inject)
                 with contextlib.suppress(AssertionError):
                     relay.start()
@@ -348,5 +364,7 @@ def test_kill_9_during_the_start_does_not_hinder_the_next(tmp_path: Path, long_f
                     ledger.settle(relay, mx)
                 assert relay.stop() == 0
             shutil.rmtree(directory)
-    sys.stderr.write(f"\nkill -9 during the start: {2 * len(calls)} rounds, {died} killed, 0 lost\n")
+    sys.stderr.write(
+        f"\nkill -9 during the start: {2 * len(calls)} rounds, {died} killed, 0 lost\n"
+    )
     assert died >= len(calls)

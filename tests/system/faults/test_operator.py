@@ -120,7 +120,8 @@ def test_held_mail_stays_whatever_happens_and_released_mail_goes(relay: Relay, m
 def test_removed_mail_is_gone_and_only_the_log_is_told(relay: Relay, mx: Sink) -> None:
     ids = fill(relay, *MAIL)
     assert (
-        said(relay, "remove", "--domain", "one.example", "--sender", "b@b.example") == "remove: 1 recipient\n"
+        said(relay, "remove", "--domain", "one.example", "--sender", "b@b.example")
+        == "remove: 1 recipient\n"
     )
     assert found(relay) == {ids[0], ids[2]}
     (told,) = relay.events(event="failed", severity="permanent")
@@ -157,7 +158,17 @@ def test_long_work_shows_how_far_it_is_and_mail_flows_meanwhile(
     relay: Relay, mx: Sink, long_form: bool
 ) -> None:
     count = 100_000 if long_form else 2_000
-    command = ["smtp-source", "-s", "20", "-m", str(count), "-f", "a@a.example", "-t", "x@one.example"]
+    command = [
+        "smtp-source",
+        "-s",
+        "20",
+        "-m",
+        str(count),
+        "-f",
+        "a@a.example",
+        "-t",
+        "x@one.example",
+    ]
     subprocess.run([*command, f"127.0.0.1:{relay.port}"], check=True, timeout=900)
     took = {}
     for verb in ("hold", "release", "retry", "remove"):

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from relay.demo.mx import Action, Script, StartTls
+from relay.sandbox.mx import Action, Script, StartTls
 from tests.rigs.cgroup import MemoryGroup, memory_group
 from tests.rigs.ledger import LARGE, LINES, Ledger, check_agreement, check_log, listed, tokens
 from tests.rigs.ports import free_port, wait_until
@@ -55,13 +55,16 @@ def in_full(mx: Sink) -> bool:
 
 
 @pytest.mark.parametrize("rounds", [3])
-def test_a_termination_under_load_is_250_or_421_and_never_half(tmp_path: Path, mx: Sink, rounds: int) -> None:
+def test_a_termination_under_load_is_250_or_421_and_never_half(
+    tmp_path: Path, mx: Sink, rounds: int
+) -> None:
     ledger = Ledger()
     with relay_process(tmp_path, routes=mx.route, **QUICK) as relay:
         for number in range(rounds):
             stream = streaming(relay, ledger, 3000, clients=8)
             wait_until(
-                partial(_has_grown, ledger, len(ledger.accepted) + 40 + 80 * number), what="the stream"
+                partial(_has_grown, ledger, len(ledger.accepted) + 40 + 80 * number),
+                what="the stream",
             )
             began = time.monotonic()
             assert relay.stop(seconds=30) == 0
@@ -87,7 +90,10 @@ def test_a_relay_that_was_stopped_for_a_while_goes_on(tmp_path: Path, seconds: i
         "limits": {"idle": "2s"},
         "delivery": {"timeouts": {"command": "2s", "final_reply": "2s"}},
     }
-    with sink(idle_seconds=2) as mx, relay_process(tmp_path, routes=mx.route, **QUICK, **waits) as relay:
+    with (
+        sink(idle_seconds=2) as mx,
+        relay_process(tmp_path, routes=mx.route, **QUICK, **waits) as relay,
+    ):
         ledger, late = Ledger(), tokens(5)
         with ledger.crowd(relay, clients=6):
             wait_until(lambda: len(ledger.accepted) > 60, what="the stream")
@@ -107,7 +113,9 @@ def test_a_relay_that_was_stopped_for_a_while_goes_on(tmp_path: Path, seconds: i
             assert {last_reply(client)[0] for client in silent} == {421}
             mx.last_word.set()
             taken = len(ledger.accepted)
-            wait_until(lambda: len(ledger.accepted) > taken + 20, seconds=10, what="mail that flows again")
+            wait_until(
+                lambda: len(ledger.accepted) > taken + 20, seconds=10, what="mail that flows again"
+            )
         ledger.settle(relay, mx)
         wait_until(lambda: listed(relay) == [], what="an empty queue")
         ledger.check_refused(mx)
@@ -150,7 +158,9 @@ def set_clock(directory: Path, days: int) -> None:
 
 
 @pytest.mark.parametrize("days", [30, -30])
-async def test_a_clock_that_jumps_neither_bounces_mail_nor_holds_it_up(sandbox: Sandbox, days: int) -> None:
+async def test_a_clock_that_jumps_neither_bounces_mail_nor_holds_it_up(
+    sandbox: Sandbox, days: int
+) -> None:
     replies = {"RCPT": "450 4.2.1 busy"}
     mx = await sandbox.domain("dest.example", Script(replies=replies))
     sender = await sandbox.domain("client.example")
@@ -213,7 +223,9 @@ def test_400_clients_with_256_files_cost_no_mail(tmp_path: Path, mx: Sink) -> No
         assert token in ledger.accepted, ledger.texts
         ledger.settle(relay, mx, seconds=10)
         assert listed(relay) == []  # the control socket answers
-        wait_until(lambda: len(relay.events(event="delivered")) == 1, seconds=10, what="a line in the log")
+        wait_until(
+            lambda: len(relay.events(event="delivered")) == 1, seconds=10, what="a line in the log"
+        )
         for client in crowd:
             client.close()
         first.close()
@@ -310,7 +322,11 @@ def test_memory_does_not_grow_with_the_size_of_mail(tmp_path: Path) -> None:
             with ThreadPoolExecutor(5) as clients:
                 replies = list(clients.map(lambda _: send_raw(relay.port, payload), range(10)))
             assert all(reply.startswith(b"250") for reply in replies)
-            wait_until(lambda: len(relay.events(event="delivered")) == 11, seconds=60, what="ten deliveries")
+            wait_until(
+                lambda: len(relay.events(event="delivered")) == 11,
+                seconds=60,
+                what="ten deliveries",
+            )
             peak = peak_rss(relay.pid)
     finally:
         host.terminate()
@@ -339,7 +355,9 @@ def test_50_large_messages_at_once_fit_into_little_memory(
     """Taken or put off, and nobody is killed."""
     size_mb, limit_mib = (32, 300) if long_form else (2, 130)
     group.limit(limit_mib << 20)
-    payload = b"Subject: large\r\n\r\n" + (b"z" * 76 + b"\r\n") * (size_mb * 1_000_000 // 78) + b".\r\n"
+    payload = (
+        b"Subject: large\r\n\r\n" + (b"z" * 76 + b"\r\n") * (size_mb * 1_000_000 // 78) + b".\r\n"
+    )
     port = free_port()
     host = subprocess.Popen(["smtp-sink", "-u", "nobody", f"127.0.0.1:{port}", "100"])
     try:
@@ -350,7 +368,9 @@ def test_50_large_messages_at_once_fit_into_little_memory(
             assert {reply[:3] for reply in replies} <= {b"250", b"452"}, set(replies)
             taken = sum(reply.startswith(b"250") for reply in replies)
             wait_until(
-                lambda: len(relay.events(event="delivered")) == taken, seconds=100, what="their delivery"
+                lambda: len(relay.events(event="delivered")) == taken,
+                seconds=100,
+                what="their delivery",
             )
             peak = peak_rss(relay.pid)
             assert relay.stop() == 0
@@ -401,9 +421,13 @@ def logged(relay: Relay, *more: Path) -> set[str]:
 
 
 @pytest.mark.needs("root", "mount")
-def test_a_full_disk_under_the_log_stops_no_mail_and_loses_no_line(tmp_path: Path, mx: Sink) -> None:
+def test_a_full_disk_under_the_log_stops_no_mail_and_loses_no_line(
+    tmp_path: Path, mx: Sink
+) -> None:
     (tmp_path / "log").mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", str(tmp_path / "log")], check=True)
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", str(tmp_path / "log")], check=True
+    )
     try:
         with relay_process(tmp_path, routes=mx.route) as relay:
             ledger = Ledger()
@@ -411,7 +435,9 @@ def test_a_full_disk_under_the_log_stops_no_mail_and_loses_no_line(tmp_path: Pat
             assert len(ledger.accepted) == 60
             ledger.settle(relay, mx)
             subprocess.run(["mount", "-o", "remount,size=4m", str(tmp_path / "log")], check=True)
-            wait_until(lambda: logged(relay) == ledger.queue_ids(), seconds=15, what="each line in the log")
+            wait_until(
+                lambda: logged(relay) == ledger.queue_ids(), seconds=15, what="each line in the log"
+            )
             check_log(relay)
     finally:
         subprocess.run(["umount", "-l", str(tmp_path / "log")], check=True)
@@ -428,7 +454,9 @@ def test_a_log_rotated_under_load_misses_no_line(tmp_path: Path, mx: Sink, way: 
             log.rename(old)
             relay.signal(signal.SIGHUP)
         elif way == "copy and truncate":
-            relay.signal(signal.SIGSTOP)  # what is written between the two is lost by whoever rotates so
+            relay.signal(
+                signal.SIGSTOP
+            )  # what is written between the two is lost by whoever rotates so
             old.write_bytes(log.read_bytes())
             os.truncate(log, 0)
             relay.signal(signal.SIGCONT)
@@ -440,7 +468,9 @@ def test_a_log_rotated_under_load_misses_no_line(tmp_path: Path, mx: Sink, way: 
         stream.join(timeout=60)
         assert len(ledger.accepted) == 300
         ledger.settle(relay, mx)
-        wait_until(lambda: logged(relay, old) == ledger.queue_ids(), seconds=15, what="each line in a file")
+        wait_until(
+            lambda: logged(relay, old) == ledger.queue_ids(), seconds=15, what="each line in a file"
+        )
 
 
 def _says(relay: Relay, text: str, times: int) -> bool:
@@ -463,7 +493,8 @@ def test_a_broken_file_at_reload_disturbs_no_mail(tmp_path: Path, mx: Sink) -> N
             assert relay.run("check").returncode == 1
             relay.signal(signal.SIGHUP)
             wait_until(
-                partial(_says, relay, "the configuration in force is kept", kept), what="a word in the log"
+                partial(_says, relay, "the configuration in force is kept", kept),
+                what="a word in the log",
             )
         stream.join(timeout=60)
         assert len(ledger.accepted) == 300

@@ -54,7 +54,7 @@ async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
 @pytest.fixture
 async def server(store: SqliteStore, tmp_path: Path) -> AsyncIterator[ControlServer]:
     hurried: list[bool] = []
-    control = Control(store, store, clock=lambda: NOW, hurry=lambda: hurried.append(True))
+    control = Control(store, store, clock=lambda: NOW, retry_silent=lambda: hurried.append(True))
     started = await start_control(control, tmp_path / "relay.sock")
     yield started
     await started.close()
@@ -172,10 +172,14 @@ async def test_a_message_is_shown_with_its_settings_and_header(
     assert done == {"done": {"unknown": []}}
 
 
-async def test_an_unknown_message_is_said_to_be_unknown(server: ControlServer, store: SqliteStore) -> None:
+async def test_an_unknown_message_is_said_to_be_unknown(
+    server: ControlServer, store: SqliteStore
+) -> None:
     await store.accept(new_message("M1", "b@example.net"))
     assert await asked(server, verb="show", id="M9") == [{"done": {"unknown": ["M9"]}}]
-    assert await asked(server, verb="hold", ids=["M9", "M1"]) == [{"done": {"changed": 1, "unknown": ["M9"]}}]
+    assert await asked(server, verb="hold", ids=["M9", "M1"]) == [
+        {"done": {"changed": 1, "unknown": ["M9"]}}
+    ]
 
 
 async def test_held_mail_is_not_claimed_until_it_is_released(
@@ -198,7 +202,9 @@ async def test_removed_mail_is_written_down_in_the_delivery_log(
         {"done": {"changed": 1, "unknown": []}}
     ]
     lines = [json.loads(stored.event.line) for stored in await store.events_after(0)]
-    assert [(line["event"], line.get("recipient")) for line in lines[1:]] == [("failed", "c@example.org")]
+    assert [(line["event"], line.get("recipient")) for line in lines[1:]] == [
+        ("failed", "c@example.org")
+    ]
     assert lines[1]["reason"] == "removed"
     await asked(server, verb="remove", all=True)
     assert await items(server) == []
@@ -231,7 +237,9 @@ async def test_a_request_that_makes_no_sense_is_told_so(
 @pytest.mark.parametrize(
     "octets", [b"\n", b"hello\n", b"[1]\n", b"[" * 100_000 + b"\n", b"\xff\n", b"{" + b" " * 2**21]
 )
-async def test_what_is_no_request_is_refused_within_bounds(server: ControlServer, octets: bytes) -> None:
+async def test_what_is_no_request_is_refused_within_bounds(
+    server: ControlServer, octets: bytes
+) -> None:
     reader, writer = await asyncio.open_unix_connection(str(server.path))
     writer.write(octets)
     answer = await asyncio.wait_for(reader.readline(), 10)
@@ -248,8 +256,13 @@ async def test_a_client_that_says_nothing_is_let_go(
     writer.close()
 
 
-async def test_more_clients_than_are_served_at_a_time_are_told_to_come_again(server: ControlServer) -> None:
-    silent = [await asyncio.open_unix_connection(str(server.path)) for _ in range(control_module.AT_A_TIME)]
+async def test_more_clients_than_are_served_at_a_time_are_told_to_come_again(
+    server: ControlServer,
+) -> None:
+    silent = [
+        await asyncio.open_unix_connection(str(server.path))
+        for _ in range(control_module.AT_A_TIME)
+    ]
     with pytest.raises(RelayError, match="too many requests"):
         await asked(server, verb="list")
     for _, writer in silent:
@@ -271,7 +284,8 @@ async def test_the_log_is_told_and_followed(server: ControlServer, store: Sqlite
     assert [json.loads(line["line"])["queue-id"] for line in lines[:-1]] == ["M3", "M4"]
     reader, writer = await asyncio.open_unix_connection(str(server.path))
     writer.write(
-        json.dumps({"verb": "log", "follow": True, "limit": 1, "events": ["accepted"]}).encode() + b"\n"
+        json.dumps({"verb": "log", "follow": True, "limit": 1, "events": ["accepted"]}).encode()
+        + b"\n"
     )
     assert b"M4" in await reader.readline()
     assert json.loads(await reader.readline()) == {"following": {}}
@@ -285,7 +299,9 @@ async def test_following_begins_with_what_is_new_where_nothing_matches_yet(
 ) -> None:
     await store.accept(new_message("M1", "b@example.net"))
     reader, writer = await asyncio.open_unix_connection(str(server.path))
-    writer.write(json.dumps({"verb": "log", "follow": True, "recipient": "new@example.net"}).encode() + b"\n")
+    writer.write(
+        json.dumps({"verb": "log", "follow": True, "recipient": "new@example.net"}).encode() + b"\n"
+    )
     assert json.loads(await asyncio.wait_for(reader.readline(), 10)) == {"following": {}}
     await store.accept(new_message("M2", "new@example.net"))
     assert b"M2" in await asyncio.wait_for(reader.readline(), 10)
@@ -309,7 +325,9 @@ async def test_nobody_but_its_owner_may_open_the_socket(server: ControlServer) -
     assert stat.S_IMODE(server.path.stat().st_mode) == 0o600
 
 
-async def test_the_socket_of_a_relay_that_is_gone_is_replaced(store: SqliteStore, tmp_path: Path) -> None:
+async def test_the_socket_of_a_relay_that_is_gone_is_replaced(
+    store: SqliteStore, tmp_path: Path
+) -> None:
     path = tmp_path / "stale.sock"
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(os.fspath(path))
@@ -321,13 +339,17 @@ async def test_the_socket_of_a_relay_that_is_gone_is_replaced(store: SqliteStore
     assert not path.exists()
 
 
-async def test_the_socket_of_a_running_relay_is_left_alone(server: ControlServer, store: SqliteStore) -> None:
+async def test_the_socket_of_a_running_relay_is_left_alone(
+    server: ControlServer, store: SqliteStore
+) -> None:
     with pytest.raises(SocketTaken, match="another relay answers"):
         await start_control(Control(store, store, clock=lambda: NOW), server.path)
     assert await asked(server, verb="list") == [{"done": {"count": 0}}]
 
 
-async def test_a_file_in_the_sockets_place_is_left_alone(store: SqliteStore, tmp_path: Path) -> None:
+async def test_a_file_in_the_sockets_place_is_left_alone(
+    store: SqliteStore, tmp_path: Path
+) -> None:
     path = tmp_path / "precious"
     path.write_text("data")
     with pytest.raises(SocketTaken, match="is no socket"):

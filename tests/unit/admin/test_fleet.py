@@ -20,7 +20,7 @@ from tests.fakes.queued import NOW, new_message
 
 
 async def health() -> dict[str, list[str]]:
-    return {"ailments": ["stuck"], "obstacles": []}
+    return {"liveness": ["stuck"], "readiness": []}
 
 
 def told(queue_id: str, seconds: float) -> Event:
@@ -44,7 +44,9 @@ class Workers:
     async def start(self) -> None:
         controls = []
         for number in range(3):
-            store = await SqliteStore.open(self.directory / f"spool{number}", now=NOW, synchronous="OFF")
+            store = await SqliteStore.open(
+                self.directory / f"spool{number}", now=NOW, synchronous="OFF"
+            )
             self.stores.append(store)
             controls.append(Control(store, store, clock=lambda: NOW, health=health, status=status))
         peers = []
@@ -52,7 +54,9 @@ class Workers:
             path = self.directory / f"sock.{number}"
             self.servers.append(await start_control(controls[number], path))
             peers.append(Peer(number, path))
-        self.servers.append(await start_control(Fleet([controls[0], *peers]), self.directory / "sock"))
+        self.servers.append(
+            await start_control(Fleet([controls[0], *peers]), self.directory / "sock")
+        )
 
     async def stop(self) -> None:
         for server in reversed(self.servers):
@@ -61,10 +65,14 @@ class Workers:
             await store.close()
 
     async def take(self, worker: int, queue_id: str, *, seconds: float = 0.0) -> None:
-        await self.stores[worker].accept(new_message(queue_id=queue_id, events=(told(queue_id, seconds),)))
+        await self.stores[worker].accept(
+            new_message(queue_id=queue_id, events=(told(queue_id, seconds),))
+        )
 
     async def ask(self, **request: Any) -> list[dict[str, Any]]:
-        return await asyncio.to_thread(lambda: list(ask(self.directory / "sock", request, seconds=10)))
+        return await asyncio.to_thread(
+            lambda: list(ask(self.directory / "sock", request, seconds=10))
+        )
 
 
 @pytest.fixture
@@ -130,12 +138,18 @@ async def test_a_log_that_is_followed_tells_of_every_worker(workers: Workers) ->
 
 async def test_what_ails_one_is_said_with_its_number(workers: Workers) -> None:
     answer = await workers.ask(verb="health")
-    assert answer[-1]["done"]["ailments"] == ["worker 0: stuck", "worker 1: stuck", "worker 2: stuck"]
+    assert answer[-1]["done"]["liveness"] == [
+        "worker 0: stuck",
+        "worker 1: stuck",
+        "worker 2: stuck",
+    ]
 
 
 async def test_deliveries_of_all_are_told_as_those_of_one(workers: Workers) -> None:
     silent = {"mx.example": "2026-03-01T12:00:00+00:00"}
-    assert await workers.ask(verb="status") == [{"done": {"in-flight": 6, "silent-destinations": silent}}]
+    assert await workers.ask(verb="status") == [
+        {"done": {"in-flight": 6, "silent-destinations": silent}}
+    ]
 
 
 async def test_half_an_answer_never_looks_like_a_whole_one(workers: Workers) -> None:

@@ -11,7 +11,12 @@ from relay.daemon.files import budget, files_needed, raise_limit
 
 def test_where_there_is_room_everybody_gets_what_was_asked() -> None:
     files = budget(2400, clients=1000, deliveries=200, queries=100)
-    assert (files.clients, files.deliveries, files.queries, files.is_short) == (1000, 200, 100, False)
+    assert (files.clients, files.deliveries, files.queries, files.is_short) == (
+        1000,
+        200,
+        100,
+        False,
+    )
 
 
 @pytest.mark.parametrize("limit", [1024, 256, 100])

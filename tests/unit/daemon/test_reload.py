@@ -29,7 +29,10 @@ def config_of(text: str) -> Config:
             f"{OLD}access: {{networks: [10.0.0.0/8], users: {{u: {{password: '{HASH}'}}}}}}\nworkers: 1\n",
             "changed: access.networks, access.users.u",
         ),
-        (f"{OLD}routes: {{'*': {{host: b.example}}}}\ndelivery: {{port: 26}}", "restart: delivery.port"),
+        (
+            f"{OLD}routes: {{'*': {{host: b.example}}}}\ndelivery: {{port: 26}}",
+            "restart: delivery.port",
+        ),
     ],
 )
 def test_a_reload_tells_which_keys_changed(new: str, said: str) -> None:

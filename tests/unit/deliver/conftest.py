@@ -18,11 +18,11 @@ from relay.deliver.attempt import Attempt
 from relay.deliver.options import DeliveryOptions, Timeouts, TlsOptions
 from relay.deliver.pool import Pool, PoolLimits
 from relay.deliver.tls import TlsContexts
-from relay.demo.certificates import Authority
-from relay.demo.mx import MxServer, Script
 from relay.mail.outcome import Outcome
 from relay.queue.entry import Entry
 from relay.route.next_hop import Host, Route
+from relay.sandbox.certificates import Authority
+from relay.sandbox.mx import MxServer, Script
 from tests.fakes.mail import to
 
 BOTH_LOOPS = {

@@ -9,10 +9,10 @@ from dataclasses import replace
 
 import pytest
 
-from relay.demo.mx import Action, Answer, Script, StartTls, Then
 from relay.mail.envelope import Notify, Ret
 from relay.mail.outcome import Bounced, Code, Deferred, Delivered, HopSession, Outcome
 from relay.queue.store import SpoolError
+from relay.sandbox.mx import Action, Answer, Script, StartTls, Then
 from tests.fakes.mail import CONTENT, entry
 from tests.unit.deliver.conftest import QUICK, milliseconds
 
@@ -102,7 +102,9 @@ async def test_no_message_is_sent_where_all_recipients_were_refused(rig, data):
         ("CONTENT", "200 taken", Delivered, "2.0.0"),
     ],
 )
-async def test_a_reply_is_judged_by_its_first_digit_and_its_stage(rig, offers, verb, reply, kind, status):
+async def test_a_reply_is_judged_by_its_first_digit_and_its_stage(
+    rig, offers, verb, reply, kind, status
+):
     await rig.mx(Script(offers=offers, starttls=CLEAR, replies={verb: reply}))
     outcome = await rig.send(entry())
     assert (type(outcome), outcome.status) == (kind, status)
@@ -166,7 +168,9 @@ async def test_the_last_word_is_the_reply_of_a_host_and_not_the_silence_of_anoth
 @both
 @pytest.mark.parametrize("verb", ["MAIL", "RCPT", "DATA"])
 async def test_421_in_the_middle_defers_only_what_was_not_settled_yet(rig, offers, verb):
-    answers = rcpt(bob="550 5.1.1 no such user") | {verb: Action("421 4.3.2 shutting down", then=Then.CLOSE)}
+    answers = rcpt(bob="550 5.1.1 no such user") | {
+        verb: Action("421 4.3.2 shutting down", then=Then.CLOSE)
+    }
     if verb == "RCPT":
         answers = rcpt(bob="550 5.1.1 no", dave=Action("421 4.3.2 shutting down", then=Then.CLOSE))
     await rig.mx(Script(offers=offers, starttls=CLEAR, replies=answers))
@@ -205,7 +209,9 @@ async def test_at_most_a_hundred_recipients_are_named_at_once(rig, offers):
 
 
 @both
-async def test_a_host_that_closes_after_each_message_gets_the_rest_over_new_connections(rig, offers):
+async def test_a_host_that_closes_after_each_message_gets_the_rest_over_new_connections(
+    rig, offers
+):
     closing = Action("250 2.0.0 OK", then=Then.CLOSE)
     mx = await rig.mx(Script(offers=offers, starttls=CLEAR, replies={"CONTENT": closing}))
     outcomes = await rig.deliver(entry(*(f"r{n}@dest.example" for n in range(250))))
@@ -251,7 +257,8 @@ async def test_what_is_no_reply_is_temporary(rig, verb, garbage):
 
 
 @pytest.mark.parametrize(
-    "reply", [b"250-2.0.0 first\r\n250-2.0.0 second\r\n250 2.0.0 third\r\n", b"250\r\n", b"250 OK\n"]
+    "reply",
+    [b"250-2.0.0 first\r\n250-2.0.0 second\r\n250 2.0.0 third\r\n", b"250\r\n", b"250 OK\n"],
 )
 async def test_unusual_replies_are_understood(rig, reply):
     await rig.mx(script(CONTENT=Action(reply)))
@@ -270,7 +277,9 @@ async def test_a_reply_that_drips_is_read_within_the_time_of_one_reply(rig):
 
 @pytest.mark.parametrize("verb", ["EHLO", "MAIL", "RCPT", "DATA"])
 @both
-async def test_a_line_nobody_asked_for_is_never_taken_for_the_answer_to_the_next_command(rig, verb, offers):
+async def test_a_line_nobody_asked_for_is_never_taken_for_the_answer_to_the_next_command(
+    rig, verb, offers
+):
     usual = {
         "EHLO": b"250-mx\r\n250 X\r\n",
         "MAIL": b"250 OK\r\n",
@@ -310,7 +319,9 @@ async def test_a_host_that_answers_the_content_before_its_end_is_heard(rig):
 async def test_a_slow_host_gets_all_of_a_large_message(rig):
     content = CONTENT + b"0123456789abcdef" * 20_000 + b"\r\n"
     mx = await rig.mx(replace(script(), read_bytes_per_second=150_000))
-    rig.delivery["timeouts"] = replace(QUICK, data_block=milliseconds(900), final_reply=milliseconds(300))
+    rig.delivery["timeouts"] = replace(
+        QUICK, data_block=milliseconds(900), final_reply=milliseconds(300)
+    )
     outcome = await rig.send(entry(content=content))
     assert isinstance(outcome, Delivered)
     assert mx.messages[0].content == content
@@ -352,7 +363,9 @@ async def test_content_that_comes_in_pieces_arrives_as_it_is(rig):
 
 
 async def test_half_a_message_never_looks_whole_when_our_store_fails(rig):
-    mx = await rig.mx(Script(offers=PIPELINING, starttls=CLEAR, replies=rcpt(carol="550 5.1.1 no such user")))
+    mx = await rig.mx(
+        Script(offers=PIPELINING, starttls=CLEAR, replies=rcpt(carol="550 5.1.1 no such user"))
+    )
     second = await rig.mx(script())
 
     async def content() -> AsyncIterator[bytes]:
@@ -413,7 +426,10 @@ async def test_extensions_are_used_where_they_are_offered(rig, offers):
     assert isinstance(outcome, Delivered)
     assert (outcome.dsn_passed_on, hop(outcome).utf8) == (True, True)
     (message,) = mx.messages
-    assert message.mail == "FROM:<å@sender.example> SIZE=4711 BODY=8BITMIME SMTPUTF8 RET=HDRS ENVID=AbC+3D"
+    assert (
+        message.mail
+        == "FROM:<å@sender.example> SIZE=4711 BODY=8BITMIME SMTPUTF8 RET=HDRS ENVID=AbC+3D"
+    )
     assert message.recipients == (
         "TO:<bøb@dest.example> NOTIFY=DELAY,FAILURE ORCPT=rfc822;Bob+40here@dest.example",
     )
@@ -476,7 +492,9 @@ async def test_what_one_host_cannot_take_goes_to_another_that_can(rig, few, fiel
 
 
 @pytest.mark.parametrize(("few", "fields", "enough", "status"), LESS_ABLE)
-async def test_what_no_host_can_take_is_returned_once_all_were_asked(rig, few, fields, enough, status):
+async def test_what_no_host_can_take_is_returned_once_all_were_asked(
+    rig, few, fields, enough, status
+):
     first = await rig.mx(Script(offers=few, starttls=CLEAR))
     second = await rig.mx(Script(offers=few, starttls=CLEAR))
     outcome = await rig.send(entry(**fields))
@@ -520,11 +538,14 @@ async def test_an_address_that_cannot_be_said_safely_is_said_to_no_other_host(ri
 async def test_8_bit_content_goes_to_a_host_without_8bitmime_in_7_bits(rig, offers):
     mx = await rig.mx(Script(offers=tuple(o for o in offers if o != "8BITMIME"), starttls=CLEAR))
     assert isinstance(
-        await rig.send(entry(eight_bit=True, content="Subject: x\r\n\r\n.å\r\n".encode())), Delivered
+        await rig.send(entry(eight_bit=True, content="Subject: x\r\n\r\n.å\r\n".encode())),
+        Delivered,
     )
     (message,) = mx.messages
     assert message.mail == "FROM:<a@sender.example>"
-    assert message.content.endswith(b"Content-Transfer-Encoding: quoted-printable\r\n\r\n.=C3=A5\r\n")
+    assert message.content.endswith(
+        b"Content-Transfer-Encoding: quoted-printable\r\n\r\n.=C3=A5\r\n"
+    )
 
 
 async def test_a_large_message_is_converted_in_pieces(rig):
@@ -540,7 +561,9 @@ async def test_a_large_message_is_converted_in_pieces(rig):
 
 async def test_a_message_too_large_for_a_host_once_it_is_converted_is_not_sent(rig):
     mx = await rig.mx(Script(offers=("SIZE 3000",), starttls=CLEAR))
-    outcome = await rig.send(entry(eight_bit=True, content=f"Subject: x\r\n\r\n{'å' * 1000}\r\n".encode()))
+    outcome = await rig.send(
+        entry(eight_bit=True, content=f"Subject: x\r\n\r\n{'å' * 1000}\r\n".encode())
+    )
     assert isinstance(outcome, Bounced)
     assert outcome.status == "5.3.4"
     assert "MAIL" not in mx.connections[0].verbs

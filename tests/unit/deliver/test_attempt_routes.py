@@ -8,11 +8,11 @@ from dataclasses import replace
 
 import pytest
 
-from relay.demo.certificates import Kind
-from relay.demo.mx import Action, Script, StartTls, Then
 from relay.mail.outcome import Bounced, Code, Deferred, Delivered, DowngradeReason
 from relay.route.next_hop import Credentials, Host, TlsMode
 from relay.route.security import OnTlsUnmet
+from relay.sandbox.certificates import Kind
+from relay.sandbox.mx import Action, Script, StartTls, Then
 from tests.fakes.mail import entry
 from tests.unit.deliver.conftest import QUICK, milliseconds
 
@@ -31,10 +31,14 @@ def words(said: bytes) -> str:
     return " ".join(found)
 
 
-@pytest.mark.parametrize("mechanisms", ["AUTH PLAIN", "AUTH LOGIN", "AUTH GSSAPI LOGIN PLAIN", "AUTH=PLAIN"])
+@pytest.mark.parametrize(
+    "mechanisms", ["AUTH PLAIN", "AUTH LOGIN", "AUTH GSSAPI LOGIN PLAIN", "AUTH=PLAIN"]
+)
 @pytest.mark.parametrize(("require", "skip"), WAYS)
 @pytest.mark.parametrize("mode", list(TlsMode))
-async def test_credentials_are_said_in_verified_tls_before_the_message(rig, mechanisms, require, skip, mode):
+async def test_credentials_are_said_in_verified_tls_before_the_message(
+    rig, mechanisms, require, skip, mode
+):
     script = Script(offers=(mechanisms, "PIPELINING"), implicit_tls=mode is TlsMode.IMPLICIT)
     mx = await rig.mx(script, credentials=LOGIN, tls=mode)
     outcome = await rig.send(entry(require=require, skip=skip))
@@ -88,8 +92,18 @@ async def test_a_message_is_returned_only_where_its_own_settings_asked_for_the_t
 @pytest.mark.parametrize(
     ("script", "code", "status", "told"),
     [
-        (Script(offers=("AUTH PLAIN",), replies={"AUTH": "535 5.7.8 wrong"}), 535, "4.7.8", "5.7.8 wrong"),
-        (Script(offers=("AUTH LOGIN",), replies={"AUTH": "454 4.7.0 later"}), 454, "4.7.0", "4.7.0 later"),
+        (
+            Script(offers=("AUTH PLAIN",), replies={"AUTH": "535 5.7.8 wrong"}),
+            535,
+            "4.7.8",
+            "5.7.8 wrong",
+        ),
+        (
+            Script(offers=("AUTH LOGIN",), replies={"AUTH": "454 4.7.0 later"}),
+            454,
+            "4.7.0",
+            "4.7.0 later",
+        ),
         (Script(offers=("AUTH GSSAPI",)), Code.NONE, "4.4.2", "neither AUTH PLAIN nor LOGIN"),
         (Script(offers=()), Code.NONE, "4.4.2", "neither AUTH PLAIN nor LOGIN"),
         (
@@ -127,7 +141,9 @@ def test_a_password_is_in_no_text_about_a_host():
         (Kind.EXPIRED, False, False, False),
     ],
 )
-async def test_where_tls_comes_first_nothing_is_ever_said_in_clear(rig, kind, require, skip, delivered):
+async def test_where_tls_comes_first_nothing_is_ever_said_in_clear(
+    rig, kind, require, skip, delivered
+):
     mx = await rig.mx(Script(implicit_tls=True, certificate=kind), tls=TlsMode.IMPLICIT)
     outcome = await rig.send(entry(require=require, skip=skip))
     assert isinstance(outcome, Delivered) is delivered
@@ -149,9 +165,15 @@ async def test_a_host_that_talks_in_clear_where_tls_comes_first_is_not_believed(
 
 
 @pytest.mark.parametrize("require", [False, True])
-async def test_a_host_that_takes_its_leave_at_starttls_gets_the_message_over_a_new_connection(rig, require):
+async def test_a_host_that_takes_its_leave_at_starttls_gets_the_message_over_a_new_connection(
+    rig, require
+):
     said: list[list[str]] = []
-    replies = {"EHLO": "250-mx\r\n250 STARTTLS", "STARTTLS": "421 4.7.0 TLS is out", "DATA": "354 go on"}
+    replies = {
+        "EHLO": "250-mx\r\n250 STARTTLS",
+        "STARTTLS": "421 4.7.0 TLS is out",
+        "DATA": "354 go on",
+    }
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         verbs: list[str] = []
@@ -193,7 +215,10 @@ async def test_a_refusal_inside_tls_that_speaks_of_tls_is_a_refusal(rig):
 async def test_when_one_kept_connection_is_dead_the_others_to_that_host_are_let_go(rig):
     dying = Script(
         starttls=StartTls.ABSENT,
-        replies={"MAIL": ("250 OK", Action(None, then=Then.CLOSE)), "CONTENT": Action("250 OK", delay=0.1)},
+        replies={
+            "MAIL": ("250 OK", Action(None, then=Then.CLOSE)),
+            "CONTENT": Action("250 OK", delay=0.1),
+        },
     )
     mx = await rig.mx(dying, dying, dying, Script(starttls=StartTls.ABSENT))
     await asyncio.gather(*(rig.send(entry()) for _ in range(3)))
@@ -211,7 +236,9 @@ async def test_when_one_kept_connection_is_dead_the_others_to_that_host_are_let_
 async def test_the_time_for_the_last_answer_begins_when_the_host_has_read_all(rig):
     content = b"Subject: slow\r\n\r\n" + b"0123456789abcdef" * 12_000 + b"\r\n"
     mx = await rig.mx(Script(starttls=StartTls.ABSENT, read_bytes_per_second=100_000))
-    rig.delivery["timeouts"] = replace(QUICK, data_block=milliseconds(900), final_reply=milliseconds(200))
+    rig.delivery["timeouts"] = replace(
+        QUICK, data_block=milliseconds(900), final_reply=milliseconds(200)
+    )
     outcome = await rig.send(entry(content=content))
     assert isinstance(outcome, Delivered)
     assert len(mx.messages) == 1
@@ -221,7 +248,9 @@ async def test_the_time_for_the_last_answer_begins_when_the_host_has_read_all(ri
 
 @pytest.mark.parametrize("name", ["127.0.1.1", "bad..name", "x" * 64 + ".example", ".example"])
 @pytest.mark.parametrize(("require", "skip"), WAYS)
-async def test_a_name_that_no_certificate_can_be_for_never_counts_as_verified(rig, name, require, skip):
+async def test_a_name_that_no_certificate_can_be_for_never_counts_as_verified(
+    rig, name, require, skip
+):
     mx = await rig.mx(Script(certificate=Kind.IP_SAN), name="mx.dest.example")
     rig.hosts[:] = [replace(rig.hosts[0], name=name)]
     outcome = await rig.send(entry(require=require, skip=skip))

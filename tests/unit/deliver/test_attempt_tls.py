@@ -6,17 +6,20 @@ from enum import StrEnum
 
 import pytest
 
-from relay.demo.certificates import Kind
-from relay.demo.mx import TLS_1_0_ONLY, MxServer, Script, StartTls
 from relay.mail.outcome import Bounced, Deferred, Delivered, DowngradeReason, Level, Outcome
 from relay.route.security import OnTlsUnmet, OnUnverified
+from relay.sandbox.certificates import Kind
+from relay.sandbox.mx import TLS_1_0_ONLY, MxServer, Script, StartTls
 from tests.fakes.mail import CONTENT, entry
 
 BOTH_WAYS = [(False, False), (False, True), (True, False), (True, True)]
 
 UNVERIFIABLE = [kind for kind in Kind if kind not in (Kind.GOOD, Kind.WILDCARD)]
 NOT_OFFERED = [Script(starttls=StartTls.ABSENT), Script(no_ehlo=True)]
-REFUSED = [Script(starttls=mode) for mode in (StartTls.REFUSED_454, StartTls.REFUSED_502, StartTls.REPLY_354)]
+REFUSED = [
+    Script(starttls=mode)
+    for mode in (StartTls.REFUSED_454, StartTls.REFUSED_502, StartTls.REPLY_354)
+]
 SPOILED = [
     Script(starttls=mode)
     for mode in (
@@ -84,7 +87,11 @@ async def test_each_cell_of_the_table(rig, require, skip, script, column, end):
             StartTls.REFUSED_502: 502,
             StartTls.REPLY_354: 354,
         }.get(script.starttls, 0)
-        assert (session.tls, session.certificate_verified, session.downgrade) == (False, False, None)
+        assert (session.tls, session.certificate_verified, session.downgrade) == (
+            False,
+            False,
+            None,
+        )
         assert mx.messages == []
         assert len(mx.connections) == 1
         assert_nothing_of_the_message_in_clear(mx)
@@ -214,23 +221,42 @@ INSISTS = "530 5.7.0 Must issue a STARTTLS command first"
 @pytest.mark.parametrize("pipelining", [True, False])
 @pytest.mark.parametrize(
     "reply",
-    [INSISTS, "550 5.7.10 Encryption needed", "554 5.7.1 TLS is required here", "503 use STARTTLS first"],
+    [
+        INSISTS,
+        "550 5.7.10 Encryption needed",
+        "554 5.7.1 TLS is required here",
+        "503 use STARTTLS first",
+    ],
 )
 @pytest.mark.parametrize("mode", [StartTls.ABSENT, StartTls.REFUSED_454, StartTls.OK])
-async def test_a_host_that_wants_tls_in_clear_has_not_refused_the_mail(rig, verb, pipelining, reply, mode):
+async def test_a_host_that_wants_tls_in_clear_has_not_refused_the_mail(
+    rig, verb, pipelining, reply, mode
+):
     offers = ("PIPELINING",) if pipelining else ()
-    script = Script(certificate=Kind.EXPIRED, starttls=mode, replies_in_clear={verb: reply}, offers=offers)
+    script = Script(
+        certificate=Kind.EXPIRED, starttls=mode, replies_in_clear={verb: reply}, offers=offers
+    )
     await rig.mx(script)
     outcome = await rig.send(entry())
     assert isinstance(outcome, Deferred)
     assert (outcome.status, outcome.code) == ("4.7.5", int(reply[:3]))
     assert reply[10:] in outcome.description
-    assert any(word in outcome.description for word in ("not offered", "STARTTLS refused", "expired"))
+    assert any(
+        word in outcome.description for word in ("not offered", "STARTTLS refused", "expired")
+    )
 
 
 @pytest.mark.parametrize(
     "reply",
-    ["200 2.0.0 sure", "250 2.0.0 OK", "334 ", "354 go on", "454 4.7.0 later", "500 what", "550 5.7.1 no"],
+    [
+        "200 2.0.0 sure",
+        "250 2.0.0 OK",
+        "334 ",
+        "354 go on",
+        "454 4.7.0 later",
+        "500 what",
+        "550 5.7.1 no",
+    ],
 )
 @pytest.mark.parametrize(("require", "skip"), BOTH_WAYS)
 async def test_any_answer_to_starttls_but_220_is_a_refusal(rig, reply, require, skip):
@@ -288,7 +314,9 @@ async def test_what_was_put_into_the_clear_stream_before_the_handshake_counts_fo
 
 
 async def test_only_what_is_offered_inside_tls_counts(rig):
-    mx = await rig.mx(Script(offers=("PIPELINING", "SIZE 10", "DSN"), offers_in_tls=("SIZE 1000000",)))
+    mx = await rig.mx(
+        Script(offers=("PIPELINING", "SIZE 10", "DSN"), offers_in_tls=("SIZE 1000000",))
+    )
     outcome = await rig.send(entry(require=True))
     assert isinstance(outcome, Delivered)
     assert not outcome.dsn_passed_on

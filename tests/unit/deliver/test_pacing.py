@@ -80,7 +80,9 @@ def test_the_last_places_are_for_destinations_that_have_none():
     busy = Pace(in_flight=3, window=20)
     assert not pacing.is_crowded(149, concurrency=200, most=20)
     assert pacing.is_crowded(150, concurrency=200, most=20)
-    assert not pacing.is_crowded(19, concurrency=20, most=20)  # one destination may take all there is
+    assert not pacing.is_crowded(
+        19, concurrency=20, most=20
+    )  # one destination may take all there is
     assert pacing.room(busy, most=20, now=NOW) == 17
     assert pacing.room(busy, most=20, now=NOW, is_crowded=True) == 0
     assert pacing.room(NEW, most=20, now=NOW, is_crowded=True) == 1
@@ -152,7 +154,8 @@ def test_a_message_that_was_not_tried_says_so():
 
 
 ENDS = st.lists(
-    st.tuples(st.sampled_from(["answered", "silent", "broken off"]), st.integers(0, 4000)), max_size=30
+    st.tuples(st.sampled_from(["answered", "silent", "broken off"]), st.integers(0, 4000)),
+    max_size=30,
 )
 
 

@@ -8,10 +8,10 @@ from datetime import timedelta
 
 import pytest
 
-from relay.demo.certificates import Kind
-from relay.demo.mx import Action, Script, StartTls, Then
 from relay.mail.outcome import Bounced, Deferred, Delivered
 from relay.route.next_hop import Credentials
+from relay.sandbox.certificates import Kind
+from relay.sandbox.mx import Action, Script, StartTls, Then
 from tests.fakes.mail import entry
 
 WAYS = [(False, False), (False, True), (True, False), (True, True)]
@@ -128,9 +128,15 @@ async def test_connections_with_other_credentials_are_other_connections(rig):
         Action(None, then=Then.SILENCE),
     ],
 )
-async def test_a_kept_connection_that_is_dead_is_replaced_and_counts_for_nothing(rig, offers, verb, end):
+async def test_a_kept_connection_that_is_dead_is_replaced_and_counts_for_nothing(
+    rig, offers, verb, end
+):
     # RSET comes first where the message before had no recipient left.
-    first = {"RCPT": "550 5.1.1 no such user", "DATA": "503 5.5.1 no recipients"} if verb == "RSET" else {}
+    first = (
+        {"RCPT": "550 5.1.1 no such user", "DATA": "503 5.5.1 no recipients"}
+        if verb == "RSET"
+        else {}
+    )
     answers = {"MAIL": ("250 OK", end)} if verb == "MAIL" else {"RSET": end} | first
     dying = Script(starttls=StartTls.ABSENT, offers=offers, replies=answers)
     mx = await rig.mx(dying, replace(CLEAR, offers=offers))
@@ -163,7 +169,9 @@ async def test_what_a_host_says_to_an_idle_connection_is_no_answer_to_the_next_m
 
 
 async def test_a_connection_that_died_with_the_message_on_it_is_not_replaced(rig):
-    dying = Script(starttls=StartTls.ABSENT, replies={"CONTENT": ("250 OK", Action(None, then=Then.CLOSE))})
+    dying = Script(
+        starttls=StartTls.ABSENT, replies={"CONTENT": ("250 OK", Action(None, then=Then.CLOSE))}
+    )
     mx = await rig.mx(dying)
     await rig.send(entry())
     outcome = await rig.send(entry())

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import pytest
 
-from relay.deliver.hop import Reach
+from relay.deliver.negotiate import SessionOptions
 from relay.deliver.probe import HostReport, probe, probe_all
-from relay.demo.certificates import Kind
-from relay.demo.mx import TLS_1_0_ONLY, Action, Script, StartTls, Then
 from relay.route.next_hop import TlsMode
 from relay.route.security import Action as Next
 from relay.route.security import SecurityOptions, Situation
+from relay.sandbox.certificates import Kind
+from relay.sandbox.mx import TLS_1_0_ONLY, Action, Script, StartTls, Then
 from tests.unit.deliver.conftest import QUICK
 
 
 async def look(rig, script: Script, **host) -> HostReport:
     mx = await rig.mx(script, **host)
-    report = await probe(rig.hosts[0], Reach("relay.example", QUICK, rig.contexts), SecurityOptions())
+    report = await probe(
+        rig.hosts[0], SessionOptions("relay.example", QUICK, rig.contexts), SecurityOptions()
+    )
     for connection in mx.connections:
         assert set(connection.verbs) <= {"EHLO", "HELO", "STARTTLS", "QUIT"}
     return report
 
 
 def sends(report: HostReport) -> list[bool]:
-    return [verdict.prospect.is_sent for verdict in report.verdicts]
+    return [verdict.forecast.is_sent for verdict in report.verdicts]
 
 
 async def test_a_good_host_is_good_under_every_rule(rig):
@@ -41,7 +43,7 @@ async def test_a_good_host_is_good_under_every_rule(rig):
     assert report.certificate.subject == "CN=mx1.dest.example"
     assert report.certificate.issuer == "CN=Relay test CA"
     assert report.certificate.not_after > report.certificate.not_before
-    assert [verdict.prospect.step.action for verdict in report.verdicts] == [Next.SEND_IN_TLS] * 4
+    assert [verdict.forecast.step.action for verdict in report.verdicts] == [Next.SEND_IN_TLS] * 4
 
 
 @pytest.mark.parametrize(
@@ -58,7 +60,7 @@ async def test_a_certificate_that_does_not_verify_is_shown_with_the_reason(rig, 
     assert not report.verified
     assert why in report.why_not_verified
     assert report.certificate is not None
-    assert [(v.prospect.step.action, v.prospect.step.unmet) for v in report.verdicts] == [
+    assert [(v.forecast.step.action, v.forecast.step.unmet) for v in report.verdicts] == [
         (Next.RECONNECT_IN_CLEAR, ""),
         (Next.SEND_IN_TLS, ""),
         (Next.NEXT_HOST, "4.7.5"),
@@ -70,13 +72,18 @@ async def test_a_host_without_tls(rig):
     report = await look(rig, Script(starttls=StartTls.ABSENT))
     assert (report.tls_offered, report.tls_version, report.certificate) == (False, None, None)
     assert sends(report) == [True, True, False, False]
-    assert {verdict.prospect.situation for verdict in report.verdicts} == {Situation.NOT_OFFERED}
+    assert {verdict.forecast.situation for verdict in report.verdicts} == {Situation.NOT_OFFERED}
 
 
 async def test_a_host_of_old_tls_is_good_only_for_who_neither_requires_nor_looks(rig):
     report = await look(rig, TLS_1_0_ONLY)
     assert (report.tls_offered, report.verified, report.tls_version) == (True, False, "TLSv1")
-    assert [v.prospect.situation is Situation.SECURED for v in report.verdicts] == [False, True, False, False]
+    assert [v.forecast.situation is Situation.SECURED for v in report.verdicts] == [
+        False,
+        True,
+        False,
+        False,
+    ]
     assert sends(report) == [True, True, False, False]
 
 
@@ -87,7 +94,9 @@ async def test_a_host_whose_handshake_fails_offers_tls_all_the_same(rig):
 
 
 async def test_a_host_where_tls_comes_first(rig):
-    report = await look(rig, Script(implicit_tls=True, certificate=Kind.EXPIRED), tls=TlsMode.IMPLICIT)
+    report = await look(
+        rig, Script(implicit_tls=True, certificate=Kind.EXPIRED), tls=TlsMode.IMPLICIT
+    )
     assert (report.tls_offered, report.verified) == (True, False)
     assert sends(report) == [False, True, False, True]
 
@@ -110,7 +119,9 @@ async def test_several_hosts_are_reported_in_their_order(rig):
         await rig.mx(script)
     closed = rig.servers[2]
     await closed.close()
-    reports = await probe_all(rig.hosts, Reach("relay.example", QUICK, rig.contexts), SecurityOptions())
+    reports = await probe_all(
+        rig.hosts, SessionOptions("relay.example", QUICK, rig.contexts), SecurityOptions()
+    )
     assert [report.host.name for report in reports] == [mx.name for mx in rig.servers]
     assert [report.tls_offered for report in reports] == [True, False, False]
     assert "Connection refused" in reports[2].trouble

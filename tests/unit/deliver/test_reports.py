@@ -41,7 +41,11 @@ def test_a_dsn_goes_from_nobody_to_the_sender():
     assert (new.message.reverse_path, new.message.origin, new.message.arrived) == ("", "dsn", NOW)
     [recipient] = new.recipients
     assert (recipient.address, recipient.domain) == ("a@A.example", "a.example")
-    assert (new.message.body, new.message.eight_bit, new.message.smtputf8) == (Body.SEVEN_BIT, False, False)
+    assert (new.message.body, new.message.eight_bit, new.message.smtputf8) == (
+        Body.SEVEN_BIT,
+        False,
+        False,
+    )
     assert new.message.summary.auto_submitted
     assert new.message.size_bytes == len(new.content)
     assert [event.queue_id for event in new.events] == [new.message.queue_id]

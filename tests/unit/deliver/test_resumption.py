@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from relay.deliver.tls import TlsSessions
-from relay.demo.certificates import Kind
-from relay.demo.mx import Script
 from relay.mail.outcome import Deferred, Delivered
 from relay.route.security import OnUnverified
+from relay.sandbox.certificates import Kind
+from relay.sandbox.mx import Script
 from tests.fakes.mail import entry
 
 RESUMES = Script(resumes_tls=True)

@@ -25,7 +25,9 @@ SESSION = HopSession("mx.b.example", "192.0.2.1", tls=True, certificate_verified
 OK: Outcome = Delivered("2.0.0", 250, "OK", session=SESSION)
 BUSY: Outcome = Deferred("4.2.1", 450, "busy", session=SESSION)
 NOBODY: Outcome = Bounced("5.1.1", 550, "no such user", session=SESSION)
-SILENCE: Outcome = Deferred("4.4.1", Code.NO_CONNECTION, "", "mx.dead.example [192.0.2.9]: timed out")
+SILENCE: Outcome = Deferred(
+    "4.4.1", Code.NO_CONNECTION, "", "mx.dead.example [192.0.2.9]: timed out"
+)
 
 SCHEDULE = RetrySchedule(waits=(timedelta(minutes=5), timedelta(hours=1)))
 QUICK = RetrySchedule(waits=(timedelta(milliseconds=200),))
@@ -49,7 +51,9 @@ class Attempts:
     def hold(self, domain: str) -> asyncio.Event:
         return self.gates.setdefault(domain, asyncio.Event())
 
-    async def run(self, entry: Entry, content: Callable[[], AsyncIterator[bytes]]) -> Mapping[int, Outcome]:
+    async def run(
+        self, entry: Entry, content: Callable[[], AsyncIterator[bytes]]
+    ) -> Mapping[int, Outcome]:
         domain = entry.domain
         self.made.append(entry)
         self.in_flight[domain] += 1
@@ -196,7 +200,9 @@ async def test_destinations_that_are_slow_keep_to_their_own_places(queue):
         queue.add(f"S{n}", f"a@slow{n % 8}.example")
     for n in range(8):
         attempts.hold(f"slow{n}.example")
-    async with running(queue, attempts, options={"concurrency": 20, "concurrency_per_destination": 2}):
+    async with running(
+        queue, attempts, options={"concurrency": 20, "concurrency_per_destination": 2}
+    ):
         await eventually(lambda: attempts.in_flight.total() == 15)
         for n in range(50):
             queue.add(f"Q{n}", "b@b.example")
@@ -213,7 +219,9 @@ async def test_a_few_destinations_that_hang_cannot_take_every_place(queue):
     for n in range(400):
         queue.add(f"S{n}", f"a@slow{n % 6}.example")
         attempts.hold(f"slow{n % 6}.example")
-    async with running(queue, attempts, options={"concurrency": 20, "concurrency_per_destination": 5}):
+    async with running(
+        queue, attempts, options={"concurrency": 20, "concurrency_per_destination": 5}
+    ):
         await eventually(lambda: attempts.in_flight.total() == 15)
         queue.add("Q1", "b@b.example")
         queue.add("Q2", "c@c.example")
@@ -226,7 +234,9 @@ async def test_concurrency_holds_in_all_and_for_each_destination(queue):
     attempts = Attempts()
     for n in range(20):
         attempts.hold(f"b{n}.example")
-    async with running(queue, attempts, options={"concurrency": 12, "concurrency_per_destination": 7}):
+    async with running(
+        queue, attempts, options={"concurrency": 12, "concurrency_per_destination": 7}
+    ):
         await eventually(lambda: attempts.in_flight.total() == 12)
         for gate in attempts.gates.values():
             gate.set()
@@ -276,7 +286,7 @@ async def test_the_operator_can_ask_for_a_silent_destination_to_be_tried(queue):
         queue.add("D2", "2@dead.example")
         await eventually(lambda: len(queue.released) == 1)
         assert len(attempts.made) == 1
-        scheduler.hurry()
+        scheduler.retry_silent()
         queue.due["D2", "dead.example"] = datetime.now(UTC)
         await eventually(lambda: len(attempts.made) == 2)
 
@@ -331,7 +341,9 @@ async def test_content_that_cannot_be_read_is_a_deferral(queue, caplog):
     assert "Q1" in caplog.text
 
 
-async def test_a_result_is_held_until_the_store_takes_it_and_the_message_is_not_sent_again(queue, caplog):
+async def test_a_result_is_held_until_the_store_takes_it_and_the_message_is_not_sent_again(
+    queue, caplog
+):
     queue.add("Q1", "b@b.example")
     queue.trouble["record"] = DISK_TROUBLE
     attempts = Attempts()
@@ -417,7 +429,9 @@ async def test_rules_that_became_stricter_hold_for_mail_that_waits(queue):
 
 
 async def test_rules_that_became_laxer_do_not(queue):
-    stored = TlsSettings(Setting(True, Source.DOMAIN, "a.example"), Setting(False, Source.DEFAULT, "default"))
+    stored = TlsSettings(
+        Setting(True, Source.DOMAIN, "a.example"), Setting(False, Source.DEFAULT, "default")
+    )
     queue.add("Q1", "b@b.example", settings=stored)
     attempts = Attempts()
     async with running(queue, attempts, rules=PolicyRules(default=TlsRule(False, True))):

@@ -41,7 +41,9 @@ class Attempts:
         self.settings: dict[str, bool] = {}
         self.gates: dict[str, asyncio.Event] = {}
 
-    async def run(self, entry: Entry, content: Callable[[], AsyncIterator[bytes]]) -> Mapping[int, Outcome]:
+    async def run(
+        self, entry: Entry, content: Callable[[], AsyncIterator[bytes]]
+    ) -> Mapping[int, Outcome]:
         self.made[entry.domain] += 1
         self.settings[entry.domain] = entry.settings.require_tls.value
         assert b"".join([piece async for piece in content()])
@@ -51,7 +53,9 @@ class Attempts:
 
 
 @contextlib.asynccontextmanager
-async def opened(directory: Path, limits: HandOffLimits | None = None) -> AsyncIterator[SqliteStore]:
+async def opened(
+    directory: Path, limits: HandOffLimits | None = None
+) -> AsyncIterator[SqliteStore]:
     store = await SqliteStore.open(directory, synchronous="OFF", limits=limits)
     try:
         yield store
@@ -69,7 +73,9 @@ async def accept(store: SqliteStore, *recipients: str, settings=DEFAULTS) -> str
     now = datetime.now(UTC)
     queue_id = new_queue_id(now)
     message = QueuedMessage(queue_id, "a@a.example", now, len(CONTENT), MessageSummary())
-    queued = tuple(QueuedRecipient(n, one, domain_of(one), settings) for n, one in enumerate(recipients))
+    queued = tuple(
+        QueuedRecipient(n, one, domain_of(one), settings) for n, one in enumerate(recipients)
+    )
     await store.accept(NewMessage(message, queued, CONTENT))
     return queue_id
 
@@ -114,7 +120,9 @@ async def has_events(store: SqliteStore) -> bool:
     return bool(await store.events_after(0))
 
 
-async def eventually(condition: Callable[[], bool | Awaitable[bool]], *, within: float = 20) -> None:
+async def eventually(
+    condition: Callable[[], bool | Awaitable[bool]], *, within: float = 20
+) -> None:
     async with asyncio.timeout(within):
         while True:
             answer = condition()
@@ -130,7 +138,9 @@ async def names(store: SqliteStore) -> Counter[str]:
 async def test_everything_accepted_is_delivered_once_and_told_once(store):
     attempts = Attempts(lambda entry: OK)
     async with running(store, attempts):
-        await asyncio.gather(*(accept(store, f"{n}@b{n % 7}.example", f"{n}@c.example") for n in range(200)))
+        await asyncio.gather(
+            *(accept(store, f"{n}@b{n % 7}.example", f"{n}@c.example") for n in range(200))
+        )
         await eventually(lambda: is_empty(store))
     assert attempts.made.total() == 400
     assert await names(store) == {"delivered": 400}

@@ -80,7 +80,9 @@ async def test_deferred_mail_is_tried_again_though_the_clock_was_set(store, answ
     await store.accept(new_message("b@b.example", arrived=clock()))
     await until(attempts.made, 1)
     clock.ahead = timedelta(days=days)
-    await store.accept(new_message("c@c.example", arrived=clock()))  # something makes the scheduler look
+    await store.accept(
+        new_message("c@c.example", arrived=clock())
+    )  # something makes the scheduler look
     await until(attempts.made, 3)
     assert sorted(attempts.made) == ["b@b.example", "b@b.example", "c@c.example"]
     await scheduler.drain(timedelta(0))
@@ -130,7 +132,10 @@ async def test_what_a_sender_wants_sent_later_keeps_its_time_and_what_we_put_off
 async def test_a_message_that_cannot_be_read_keeps_no_other_waiting_for_the_clock(tmp_path) -> None:
     now = datetime.now(UTC)
     store = await SqliteStore.open(tmp_path, now=now)
-    damaged, whole = new_message("b@b.example", arrived=now), new_message("c@c.example", arrived=now)
+    damaged, whole = (
+        new_message("b@b.example", arrived=now),
+        new_message("c@c.example", arrived=now),
+    )
     await store.accept(damaged)
     await store.accept(whole)
     for entry in await store.claim_due(now=now, limit=9):

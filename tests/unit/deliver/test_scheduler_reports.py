@@ -213,15 +213,22 @@ async def test_success_and_failure_are_a_report_each(store):
     hosts = Hosts(b=NOBODY, c=NOBODY)
     async with running(store, hosts):
         everything = frozenset({Notify.SUCCESS, Notify.FAILURE})
-        await accept(store, "1@b.example", "2@c.example", "3@d.example", "4@e.example", notify=everything)
+        await accept(
+            store, "1@b.example", "2@c.example", "3@d.example", "4@e.example", notify=everything
+        )
         await reports(hosts, 2)
-    assert sorted(hosts.told_about()) == [["1@b.example", "2@c.example"], ["3@d.example", "4@e.example"]]
+    assert sorted(hosts.told_about()) == [
+        ["1@b.example", "2@c.example"],
+        ["3@d.example", "4@e.example"],
+    ]
     assert await is_empty(store)
 
 
 def schedule_of(wait: float, *, warn_after: float, lifetime: float) -> RetrySchedule:
     second = timedelta(seconds=1)
-    return RetrySchedule((wait * second,), lifetime=lifetime * second, warn_after=warn_after * second)
+    return RetrySchedule(
+        (wait * second,), lifetime=lifetime * second, warn_after=warn_after * second
+    )
 
 
 async def test_a_message_that_ends_in_three_domains_is_one_delay_notice_and_one_bounce(store):

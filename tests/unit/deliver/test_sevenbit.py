@@ -46,7 +46,10 @@ def leaves(content: bytes) -> list[tuple[str, object]]:
 def test_text_becomes_quoted_printable_and_the_label_says_so():
     head = "Subject: x\r\n" + MIME + "Content-Type: text/plain; charset=utf-8\r\n"
     out = converted(head + "Content-Transfer-Encoding: 8bit\r\n\r\nGrüße = x \r\n").decode()
-    assert out == head + "Content-Transfer-Encoding: quoted-printable\r\n\r\nGr=C3=BC=C3=9Fe =3D x=20\r\n"
+    assert (
+        out
+        == head + "Content-Transfer-Encoding: quoted-printable\r\n\r\nGr=C3=BC=C3=9Fe =3D x=20\r\n"
+    )
 
 
 def test_anything_else_becomes_base64():
@@ -118,7 +121,10 @@ def test_a_line_of_any_length_comes_out_in_lines_of_76():
             "multipart/encrypted",
         ),
         (f"{MIME}Content-Type: multipart/mixed\r\n\r\nå\r\n", "no boundary"),
-        (f"{MIME}Content-Type: multipart/mixed; boundary=b\r\n\r\nå\r\n--b\r\n\r\n\r\n--b--\r\n", "outside"),
+        (
+            f"{MIME}Content-Type: multipart/mixed; boundary=b\r\n\r\nå\r\n--b\r\n\r\n\r\n--b--\r\n",
+            "outside",
+        ),
         (
             f"{MIME}Content-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\nX: å\r\n\r\n--b--\r\n",
             "header section",
@@ -138,9 +144,7 @@ def test_what_would_be_harmed_is_returned_instead(content, why):
 
 def test_what_is_signed_stays_when_only_its_neighbour_needs_a_conversion():
     signed = "Content-Type: multipart/signed; boundary=s\r\n\r\n--s\r\n\r\na = b \r\n--s--\r\n"
-    content = (
-        f"{MIME}Content-Type: multipart/mixed; boundary=m\r\n\r\n--m\r\n{signed}--m\r\n\r\nå\r\n--m--\r\n"
-    )
+    content = f"{MIME}Content-Type: multipart/mixed; boundary=m\r\n\r\n--m\r\n{signed}--m\r\n\r\nå\r\n--m--\r\n"
     out = converted(content)
     assert signed.encode() in out
     assert b"=C3=A5" in out
@@ -148,7 +152,8 @@ def test_what_is_signed_stays_when_only_its_neighbour_needs_a_conversion():
 
 def test_parts_nested_too_deeply_are_not_walked():
     content = "".join(
-        f"Content-Type: multipart/mixed; boundary=b{n}x\r\n\r\n--b{n}x\r\n" for n in range(MOST_DEPTH + 1)
+        f"Content-Type: multipart/mixed; boundary=b{n}x\r\n\r\n--b{n}x\r\n"
+        for n in range(MOST_DEPTH + 1)
     )
     with pytest.raises(NotConvertible, match="nested"):
         survey(content.encode())
@@ -161,7 +166,21 @@ def test_many_small_parts_are_not_walked_for_ever():
 
 # --- any octets ---------------------------------------------------------------------------------
 
-LINES = ("--a", "--a--", "--b", "--b--", "--ab", "--a b", "-", "--", "", "text å ", "=", ".", " folded")
+LINES = (
+    "--a",
+    "--a--",
+    "--b",
+    "--b--",
+    "--ab",
+    "--a b",
+    "-",
+    "--",
+    "",
+    "text å ",
+    "=",
+    ".",
+    " folded",
+)
 FIELDS = (
     "MIME-Version: 1.0",
     "Content-Transfer-Encoding: 8bit",
@@ -191,7 +210,9 @@ def test_a_walk_tells_all_of_any_content_however_it_is_cut(content, step):
 
 
 @example(b"Content-Transfer-Encoding: 8bit\r\nContent-Type: message/rfc822", 30)
-@example(b"Content-Transfer-Encoding: 8bit\r\nContent-Type: message/rfc822\r\n\r\nSubject: x\r\n", 30)
+@example(
+    b"Content-Transfer-Encoding: 8bit\r\nContent-Type: message/rfc822\r\n\r\nSubject: x\r\n", 30
+)
 @example(b"Content-Type: message/rfc822\r\nContent-Transfer-Encoding: 8bit", 30)
 @given(CONTENT, st.integers(1, 30))
 def test_whatever_is_converted_is_ascii_and_does_not_depend_on_the_cut(content, step):
@@ -207,15 +228,22 @@ def test_whatever_is_converted_is_ascii_and_does_not_depend_on_the_cut(content, 
         assert whole.replace(b"7bit", b"8bit") == content
 
 
-TEXT = st.lists(st.sampled_from(["å", "=", "x" * 70, " ", "\t", "\r\n", "y", ".", "日本"]), max_size=60).map(
-    "".join
+TEXT = st.lists(
+    st.sampled_from(["å", "=", "x" * 70, " ", "\t", "\r\n", "y", ".", "日本"]), max_size=60
+).map("".join)
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["text/plain", "text/html", "application/x"]), TEXT), min_size=1
+    )
 )
-
-
-@given(st.lists(st.tuples(st.sampled_from(["text/plain", "text/html", "application/x"]), TEXT), min_size=1))
 def test_each_part_says_after_the_conversion_what_it_said_before(parts):
     sections = [f"--limit\r\nContent-Type: {kind}\r\n\r\n{text}\r\n" for kind, text in parts]
     content = (
-        MIME + 'Content-Type: multipart/mixed; boundary="limit"\r\n\r\n' + "".join(sections) + "--limit--\r\n"
+        MIME
+        + 'Content-Type: multipart/mixed; boundary="limit"\r\n\r\n'
+        + "".join(sections)
+        + "--limit--\r\n"
     )
     assert leaves(converted(content)) == [(kind, text.encode()) for kind, text in parts]

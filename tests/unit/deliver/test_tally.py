@@ -84,7 +84,9 @@ def test_any_other_trouble_makes_it_temporary():
 
 @pytest.mark.parametrize(("code", "kind"), [(500, Deferred), (530, Deferred), (454, Bounced)])
 def test_a_host_that_insists_on_tls_in_clear_is_no_reason_to_return_a_message(code, kind):
-    insists = Deferred("4.7.5", code, "Must issue a STARTTLS command first", "insists", tls_unmet=True)
+    insists = Deferred(
+        "4.7.5", code, "Must issue a STARTTLS command first", "insists", tls_unmet=True
+    )
     assert isinstance(last((ONE, insists), (TWO, UNMET), bounce_unmet=True), kind)
 
 
@@ -104,7 +106,10 @@ def test_an_address_that_is_not_connected_to_is_told_and_is_no_trouble():
 def test_what_no_host_can_take_is_returned_by_the_last_ones_word():
     outcome = last((ONE, TOO_BIG), (TWO, NO_UTF8))
     assert isinstance(outcome, Bounced)
-    assert (outcome.status, outcome.hosts) == ("5.6.7", ("mx1.example [192.0.2.1]: takes 10 octets",))
+    assert (outcome.status, outcome.hosts) == (
+        "5.6.7",
+        ("mx1.example [192.0.2.1]: takes 10 octets",),
+    )
 
 
 def test_what_one_host_cannot_take_waits_for_another_that_may():

@@ -14,7 +14,9 @@ from tests.fakes.mail import settings
 OPTIONS = SecurityOptions()
 
 
-def context(require: bool, skip: bool, options: SecurityOptions = OPTIONS, ca_file: str | None = None):
+def context(
+    require: bool, skip: bool, options: SecurityOptions = OPTIONS, ca_file: str | None = None
+):
     return TlsContexts(ca_file).context(requirement(settings(require, skip), options))
 
 
@@ -47,7 +49,9 @@ def test_old_tls_is_for_where_nobody_looks_and_none_is_the_alternative():
     assert context(True, False, strict).minimum_version is ssl.TLSVersion.TLSv1_3
 
 
-@pytest.mark.parametrize(("require", "skip"), [(a, b) for a in (False, True) for b in (False, True)])
+@pytest.mark.parametrize(
+    ("require", "skip"), [(a, b) for a in (False, True) for b in (False, True)]
+)
 def test_no_cipher_leaves_the_host_unnamed_or_the_content_readable(require, skip):
     for cipher in context(require, skip).get_ciphers():
         assert cipher["strength_bits"] >= 112
@@ -56,7 +60,9 @@ def test_no_cipher_leaves_the_host_unnamed_or_the_content_readable(require, skip
 
 def test_the_roots_of_a_file_are_in_addition_to_those_of_the_system(ca_file, monkeypatch):
     loaded = []
-    monkeypatch.setattr(ssl.SSLContext, "load_default_certs", lambda self, purpose: loaded.append(purpose))
+    monkeypatch.setattr(
+        ssl.SSLContext, "load_default_certs", lambda self, purpose: loaded.append(purpose)
+    )
     before = context(False, False).cert_store_stats()["x509_ca"]
     after = context(False, False, ca_file=ca_file).cert_store_stats()["x509_ca"]
     assert (after - before, loaded) == (1, [ssl.Purpose.SERVER_AUTH] * 2)

@@ -131,7 +131,9 @@ def test_a_domain_in_another_script_is_the_same_domain():
 
 
 def test_only_those_that_cannot_be_asked_for_are_left_out():
-    said, unsendable = lines(entry("å@dest.example", "bob@dest.example"), replace(ALL, smtputf8=False))
+    said, unsendable = lines(
+        entry("å@dest.example", "bob@dest.example"), replace(ALL, smtputf8=False)
+    )
     assert said[1] == ["RCPT TO:<bob@dest.example>"]
     assert unsendable == {0: "5.6.7"}
 

@@ -138,7 +138,8 @@ def test_what_is_not_strictly_an_address_is_refused(path):
 
 @pytest.mark.parametrize("octet", [*range(0x20), 0x7F], ids=hex)
 @pytest.mark.parametrize(
-    "form", [b"<a%cb@c.example>", b'<"a%cb"@c.example>', b'<"a\\%cb"@c.example>', b"<a@b%c.example>"]
+    "form",
+    [b"<a%cb@c.example>", b'<"a%cb"@c.example>', b'<"a\\%cb"@c.example>', b"<a@b%c.example>"],
 )
 def test_a_control_character_is_refused_wherever_it_stands(octet, form):
     for lenient in (False, True):
@@ -170,7 +171,8 @@ def test_a_legacy_client_may_leave_out_the_brackets_and_put_in_a_space(path, tex
 
 
 @pytest.mark.parametrize(
-    "path", [b"", b" ", b"<a@b.example", b"a@b.example>", b"a%x@b.example", b"a b@c.example", b"a@b@c.d"]
+    "path",
+    [b"", b" ", b"<a@b.example", b"a@b.example>", b"a%x@b.example", b"a b@c.example", b"a@b@c.d"],
 )
 def test_lenient_means_the_brackets_and_nothing_else(path):
     with pytest.raises(AddressError):
@@ -193,7 +195,9 @@ def test_an_address_in_utf8_needs_smtputf8(text, domain):
     with pytest.raises(AddressError) as refused:
         parse_path(path, smtputf8=False)
     assert refused.value.status == "5.6.7"
-    if domain.startswith("xn--bcher_x"):  # an underscore in a label that needs Punycode has no A-label
+    if domain.startswith(
+        "xn--bcher_x"
+    ):  # an underscore in a label that needs Punycode has no A-label
         with pytest.raises(AddressError):
             parse_path(path, smtputf8=True)
         return
@@ -226,7 +230,9 @@ def test_utf8_that_hides_or_turns_into_something_else_is_refused(text):
         parse_path(f"<{text}>".encode(), smtputf8=True)
 
 
-@pytest.mark.parametrize("octets", [b"\xff", b"\xc0\xaf", b"\xed\xa0\x80", b"\xf5\x80\x80\x80", b"\xc3"])
+@pytest.mark.parametrize(
+    "octets", [b"\xff", b"\xc0\xaf", b"\xed\xa0\x80", b"\xf5\x80\x80\x80", b"\xc3"]
+)
 def test_octets_that_are_no_utf8_are_refused(octets):
     with pytest.raises(AddressError):
         parse_path(b"<a" + octets + b"@b.example>", smtputf8=True)
@@ -254,7 +260,19 @@ def test_spellings_of_one_domain_are_equal(given_text, normal):
 
 
 @pytest.mark.parametrize(
-    "text", ["", ".", "a b", "a..b", "*", "x" * 64, "ü" * 300, "a." * 127 + "b", "x" * 5000, "１２７.0.0.1"]
+    "text",
+    [
+        "",
+        ".",
+        "a b",
+        "a..b",
+        "*",
+        "x" * 64,
+        "ü" * 300,
+        "a." * 127 + "b",
+        "x" * 5000,
+        "１２７.0.0.1",
+    ],
 )
 def test_what_is_no_domain_is_refused(text):
     with pytest.raises(AddressError):
@@ -293,9 +311,15 @@ def test_long_nonsense_is_refused_at_once():
     assert time.perf_counter() - begun < 0.5
 
 
-_WORDS = b'< > @ . a b.example " \\ =? ?= % ! [ ] - 1 postmaster \r \n \0 : , ( ) \xc3\xa9 \xff _'.split(b" ")
+_WORDS = (
+    b'< > @ . a b.example " \\ =? ?= % ! [ ] - 1 postmaster \r \n \0 : , ( ) \xc3\xa9 \xff _'.split(
+        b" "
+    )
+)
 _PIECES = st.lists(st.sampled_from([*_WORDS, b" "]), max_size=12).map(b"".join)
-_PATHS = st.one_of(_PIECES, _PIECES.map(lambda inner: b"<a" + inner + b"@b.example>"), st.binary(max_size=80))
+_PATHS = st.one_of(
+    _PIECES, _PIECES.map(lambda inner: b"<a" + inner + b"@b.example>"), st.binary(max_size=80)
+)
 
 
 @given(_PATHS, st.booleans(), st.booleans())

@@ -82,7 +82,20 @@ def test_a_million_header_lines_are_read_in_bounded_time():
 
 _PIECES = st.lists(
     st.sampled_from(
-        [b"A", b"X-Gone", b":", b" ", b"\t", b"\r\n", b"\r", b"\n", b"v", b"\0", b"\xff", b"x-gone:"]
+        [
+            b"A",
+            b"X-Gone",
+            b":",
+            b" ",
+            b"\t",
+            b"\r\n",
+            b"\r",
+            b"\n",
+            b"v",
+            b"\0",
+            b"\xff",
+            b"x-gone:",
+        ]
     ),
     max_size=24,
 ).map(b"".join)
@@ -102,7 +115,9 @@ def test_the_two_parts_joined_are_the_content(content):
 
 @given(st.lists(_PIECES, max_size=8))
 def test_removing_fields_leaves_everything_else_byte_for_byte(parts):
-    header = b"".join(b"N%d: %s\r\n" % (n, p.replace(b"\r\n", b"\r\n ")) for n, p in enumerate(parts))
+    header = b"".join(
+        b"N%d: %s\r\n" % (n, p.replace(b"\r\n", b"\r\n ")) for n, p in enumerate(parts)
+    )
     fields = list(iter_fields(header))
     kept = [field.raw for field in fields if field.name.lower() != b"n1"]
     assert remove_fields(header, {b"n1"}) == b"".join(kept)

@@ -7,11 +7,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.mail.header import iter_fields
-from relay.policy.fields import NO_WISHES, POLICY_FIELDS, BadField, Wishes, read_wishes, strip_policy_fields
+from relay.policy.fields import (
+    NO_WISHES,
+    POLICY_FIELDS,
+    BadField,
+    Wishes,
+    read_wishes,
+    strip_policy_fields,
+)
 
 YES = [b"true", b"yes", b"1", b"on"]
 NO = [b"false", b"no", b"0", b"off"]
-NAMES = [b"X-Require-TLS", b"X-Mailgun-Require-TLS", b"X-Skip-Verification", b"X-Mailgun-Skip-Verification"]
+NAMES = [
+    b"X-Require-TLS",
+    b"X-Mailgun-Require-TLS",
+    b"X-Skip-Verification",
+    b"X-Mailgun-Skip-Verification",
+]
 
 
 def wish_of(name: bytes, value: bool) -> Wishes:
@@ -20,7 +32,9 @@ def wish_of(name: bytes, value: bool) -> Wishes:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("words", "value"), [(YES, True), (NO, False)])
-def test_each_field_takes_each_word_in_any_case_with_white_space_and_folds_around_it(name, words, value):
+def test_each_field_takes_each_word_in_any_case_with_white_space_and_folds_around_it(
+    name, words, value
+):
     for word in words:
         for spelling in (word, word.upper(), word.title()):
             for form in (
@@ -104,7 +118,11 @@ def test_what_only_looks_like_a_field_is_none_and_is_left_alone(header):
 
 def test_all_four_fields_are_taken_out_and_nothing_else():
     kept = b"From: a@b.example\r\nSubject:  X-Require-TLS: yes\r\n\tx\r\nX-Require-TLSX: 1\r\n"
-    header = b"".join(b"%s:\r\n yes\r\n" % name for name in NAMES) + kept + b"x-mailgun-REQUIRE-tls: no\r\n"
+    header = (
+        b"".join(b"%s:\r\n yes\r\n" % name for name in NAMES)
+        + kept
+        + b"x-mailgun-REQUIRE-tls: no\r\n"
+    )
     assert strip_policy_fields(header) == kept
     assert strip_policy_fields(kept) is kept
 
@@ -115,7 +133,9 @@ _LINES = st.lists(
             [b"%s: %s\r\n" % (name, word) for name in NAMES for word in (b"yes", b"\r\n no ", b"?")]
         ),
         st.lists(
-            st.sampled_from([*NAMES, b":", b" ", b"\r", b"\n", b"yes", b"\r\n", b"Subject", b"\xff"]),
+            st.sampled_from(
+                [*NAMES, b":", b" ", b"\r", b"\n", b"yes", b"\r\n", b"Subject", b"\xff"]
+            ),
             max_size=6,
         ).map(b"".join),
     ),

@@ -39,7 +39,9 @@ RULES = PolicyRules(
 )
 
 
-def settings(sender: str, recipient_domain: str = "b.example", wishes: Wishes = NO_WISHES) -> TlsSettings:
+def settings(
+    sender: str, recipient_domain: str = "b.example", wishes: Wishes = NO_WISHES
+) -> TlsSettings:
     return resolve(RULES, reverse_path=sender, recipient_domain=recipient_domain, wishes=wishes)
 
 
@@ -73,13 +75,17 @@ def in_words(setting: Setting) -> str:
         ("postmaster", "b.example", "no default default", "no default default"),
     ],
 )  # fmt: skip
-def test_each_setting_comes_from_the_first_rule_that_speaks(sender, recipient_domain, require, skip):
+def test_each_setting_comes_from_the_first_rule_that_speaks(
+    sender, recipient_domain, require, skip
+):
     found = settings(sender, recipient_domain)
     assert (in_words(found.require_tls), in_words(found.skip_verification)) == (require, skip)
 
 
 def test_the_message_speaks_before_every_rule():
-    found = settings("a@example.com", "open.example", Wishes(require_tls=True, skip_verification=False))
+    found = settings(
+        "a@example.com", "open.example", Wishes(require_tls=True, skip_verification=False)
+    )
     assert found.require_tls == Setting(True, Source.MESSAGE)
     assert found.skip_verification == Setting(False, Source.MESSAGE)
     weaker = settings("a@example.com", wishes=Wishes(require_tls=False, skip_verification=True))
@@ -102,8 +108,20 @@ OVERLAY = {
         # It stands above the file's rule of the same domain, and is exact: sub-domains have none of it.
         ("a@Example.COM", "b.example", NO_WISHES, "no api example.com", "yes api example.com"),
         ("a@new.example", "b.example", NO_WISHES, "yes api new.example", "no default default"),
-        ("a@b.example.com", "b.example", NO_WISHES, "no default default", "yes domain *.example.com"),
-        ("a@a.example.com", "b.example", NO_WISHES, "yes api a.example.com", "yes domain *.example.com"),
+        (
+            "a@b.example.com",
+            "b.example",
+            NO_WISHES,
+            "no default default",
+            "yes domain *.example.com",
+        ),
+        (
+            "a@a.example.com",
+            "b.example",
+            NO_WISHES,
+            "yes api a.example.com",
+            "yes domain *.example.com",
+        ),
         ("", "b.example", NO_WISHES, "no default default", "no default default"),
         # Below the recipient's domain and the message.
         (
@@ -116,7 +134,13 @@ OVERLAY = {
         ("a@example.com", "b.example", Wishes(True, False), "yes message ", "no message "),
         # A lock lets it make things stricter only.
         ("a@old.example", "b.example", NO_WISHES, "yes api old.example", "no api old.example"),
-        ("a@strict.example", "b.example", NO_WISHES, "yes domain strict.example", "no domain strict.example"),
+        (
+            "a@strict.example",
+            "b.example",
+            NO_WISHES,
+            "yes domain strict.example",
+            "no domain strict.example",
+        ),
         (
             "a@old.example",
             "b.example",
@@ -154,10 +178,15 @@ def test_what_was_set_over_http_stands_above_the_rule_of_its_domain(
         (TlsRule(False, True, False), TlsRule(True, False), "yes api", "no api"),
     ],
 )
-def test_over_http_a_locked_rule_can_be_made_stricter_and_nothing_else(ruled, over_http, require, skip):
+def test_over_http_a_locked_rule_can_be_made_stricter_and_nothing_else(
+    ruled, over_http, require, skip
+):
     rules = with_overlay(PolicyRules(domains={"a.example": ruled}), {"a.example": over_http})
     found = resolve(rules, reverse_path="a@a.example", recipient_domain="b.example")
-    words = [f"{'yes' if s.value else 'no'} {s.source}" for s in (found.require_tls, found.skip_verification)]
+    words = [
+        f"{'yes' if s.value else 'no'} {s.source}"
+        for s in (found.require_tls, found.skip_verification)
+    ]
     assert words == [require, skip]
 
 
@@ -195,7 +224,9 @@ def test_taking_the_setting_of_a_domain_back_never_loosens_mail_that_was_accepte
         ("strict.example", "open.example", NO_WISHES, "no destination", "yes destination"),
     ],
 )  # fmt: skip
-def test_a_locked_rule_can_be_made_stricter_and_not_weaker(sender, recipient_domain, wishes, require, skip):
+def test_a_locked_rule_can_be_made_stricter_and_not_weaker(
+    sender, recipient_domain, wishes, require, skip
+):
     found = settings(f"a@{sender}", recipient_domain, wishes)
     assert in_words(found.require_tls).startswith(require)
     assert in_words(found.skip_verification).startswith(skip)
@@ -218,13 +249,17 @@ def test_without_any_rule_both_settings_are_false():
 
 
 def test_a_silent_default_says_false():
-    found = resolve(PolicyRules(default=TlsRule()), reverse_path="a@b.example", recipient_domain="c.example")
+    found = resolve(
+        PolicyRules(default=TlsRule()), reverse_path="a@b.example", recipient_domain="c.example"
+    )
     assert found == TlsSettings(
         Setting(False, Source.DEFAULT, "default"), Setting(False, Source.DEFAULT, "default")
     )
 
 
-@pytest.mark.parametrize("key", ["", "*", "*.", "a b", "*.*.example", "example..com", "*example.com"])
+@pytest.mark.parametrize(
+    "key", ["", "*", "*.", "a b", "*.*.example", "example..com", "*example.com"]
+)
 def test_a_key_that_is_no_domain_is_refused(key):
     with pytest.raises(ValueError, match="domain"):
         PolicyRules(domains={key: TlsRule()})
@@ -240,7 +275,9 @@ def test_a_dsn_is_sent_under_the_default_and_never_more_weakly_than_its_message(
     dsn = resolve_dsn(RULES, recipient_domain="example.com", about=about)
     assert dsn == about
     about = settings("a@example.com", wishes=Wishes(False, True))
-    assert resolve_dsn(RULES, recipient_domain="example.com", about=about) == settings("", "example.com")
+    assert resolve_dsn(RULES, recipient_domain="example.com", about=about) == settings(
+        "", "example.com"
+    )
     assert resolve_dsn(RULES, recipient_domain="partner.example", about=about) == settings(
         "", "partner.example"
     )
@@ -263,7 +300,9 @@ def test_a_lock_set_while_a_message_waits_holds_for_it_too():
     before = PolicyRules()
     after = PolicyRules(domains={"a.example": TlsRule(True, False, allow_override=False)})
     wishes = Wishes(require_tls=False, skip_verification=True)
-    stored = resolve(before, reverse_path="x@a.example", recipient_domain="b.example", wishes=wishes)
+    stored = resolve(
+        before, reverse_path="x@a.example", recipient_domain="b.example", wishes=wishes
+    )
     now = reconsider(stored, after, reverse_path="x@a.example", recipient_domain="b.example")
     assert now.require_tls == Setting(True, Source.MESSAGE_REFUSED, "a.example")
     assert now.skip_verification == Setting(False, Source.MESSAGE_REFUSED, "a.example")
@@ -274,7 +313,9 @@ def test_a_lock_set_while_a_message_waits_holds_for_it_too():
 # --- what holds for all rules, senders and wishes -----------------------------------------------------------
 
 MAYBE = st.sampled_from([None, False, True])
-DOMAINS = st.sampled_from(["a.example", "x.a.example", "y.x.a.example", "b.example", "example", "xa.example"])
+DOMAINS = st.sampled_from(
+    ["a.example", "x.a.example", "y.x.a.example", "b.example", "example", "xa.example"]
+)
 RULE = st.builds(TlsRule, MAYBE, MAYBE, st.booleans())
 TABLE = st.dictionaries(DOMAINS | DOMAINS.map(lambda domain: f"*.{domain}"), RULE, max_size=5)
 ALL_RULES = st.builds(PolicyRules, RULE, TABLE, TABLE)
@@ -296,7 +337,9 @@ def covers(key: str, domain: str) -> bool:
 def has_lock(rules: PolicyRules, sender: str, recipient_domain: str) -> bool:
     senders_domain = sender.rpartition("@")[2]
     tables = ((rules.domains, senders_domain), (rules.destinations, recipient_domain))
-    applying = [r for table, domain in tables for key, r in table.items() if domain and covers(key, domain)]
+    applying = [
+        r for table, domain in tables for key, r in table.items() if domain and covers(key, domain)
+    ]
     return any(not rule.allow_override for rule in [*applying, rules.default])
 
 

@@ -14,7 +14,7 @@ from relay.queue.retry import (
     jitter_of,
     latest_due,
     next_attempt,
-    next_word,
+    next_notification,
     watch,
 )
 
@@ -114,7 +114,7 @@ def test_recipients_of_a_message_keep_together_and_messages_part():
     ],
 )
 def test_what_waits_untried_comes_to_the_moments_its_sender_is_told_at(age, after):
-    word = next_word(SCHEDULE, arrived=NOON, now=NOON + age)
+    word = next_notification(SCHEDULE, arrived=NOON, now=NOON + age)
     assert word == (None if after is None else NOON + after)
 
 
@@ -204,7 +204,9 @@ def test_with_any_jitter_a_restart_at_the_end_does_not_stretch_a_life(jitters):
     """Every attempt made when due: at the end of the lifetime the attempts themselves account for it."""
     now = NOON
     for attempts, jitter in enumerate(jitters, 1):
-        at = next_attempt(SCHEDULE, arrived=NOON, attempts=attempts, now=now, jitter=jitter, steady_since=now)
+        at = next_attempt(
+            SCHEDULE, arrived=NOON, attempts=attempts, now=now, jitter=jitter, steady_since=now
+        )
         if at is None:
             break
         now = at

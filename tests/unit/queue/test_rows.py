@@ -64,7 +64,8 @@ def test_a_message_comes_back_as_it_went(message):
         state=st.sampled_from(State),
         attempts=st.integers(0, 1000),
         next_attempt=st.none() | MOMENT,
-        last=st.none() | st.builds(LastAttempt, MOMENT, st.integers(0, 999), TEXT, TEXT, TEXT, st.booleans()),
+        last=st.none()
+        | st.builds(LastAttempt, MOMENT, st.integers(0, 999), TEXT, TEXT, TEXT, st.booleans()),
         first_attempt=st.none() | MOMENT,
         delay_notified=st.booleans(),
     )
@@ -112,7 +113,9 @@ def test_a_state_that_does_not_exist_is_damage(state):
         recipient_of(0, "example.net", state, None, data)
 
 
-@pytest.mark.parametrize("data", ["", "[]", '[null,"9BIT",false,false,null,"","smtp",""]', None, '[["a"]]'])
+@pytest.mark.parametrize(
+    "data", ["", "[]", '[null,"9BIT",false,false,null,"","smtp",""]', None, '[["a"]]']
+)
 def test_a_damaged_message_is_seen_to_be_damaged(data):
     with pytest.raises(BadRow):
         message_of("1", "a@example.com", micros(NOW), 10, data)

@@ -20,7 +20,7 @@ from relay.queue.entry import (
     Terms,
 )
 from relay.queue.retry import RetrySchedule
-from relay.queue.settle import ReportKind, owed_reports, settle, word_due
+from relay.queue.settle import ReportKind, notification_due, owed_reports, settle
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
@@ -28,7 +28,9 @@ SCHEDULE = RetrySchedule()
 OFF = Setting(False, Source.DEFAULT)
 ON = Setting(True, Source.MESSAGE)
 PLAIN = TlsSettings(OFF, OFF)
-SESSION = HopSession("mx.example.net", "192.0.2.1", tls=True, certificate_verified=True, seconds=30.0)
+SESSION = HopSession(
+    "mx.example.net", "192.0.2.1", tls=True, certificate_verified=True, seconds=30.0
+)
 
 OK = Delivered("2.0.0", 250, "2.0.0 OK", session=SESSION)
 BUSY = Deferred("4.2.1", 450, "4.2.1 mailbox busy", session=SESSION)
@@ -39,12 +41,19 @@ BAD_CERTIFICATE = Deferred("4.7.5", 0, "", description="certificate expired", tl
 ASKED = st.frozensets(st.sampled_from([Notify.SUCCESS, Notify.FAILURE, Notify.DELAY])) | st.just(
     frozenset({Notify.NEVER})
 )
-OUTCOMES = st.sampled_from([OK, BUSY, UNKNOWN, NO_TLS, BAD_CERTIFICATE, replace(OK, dsn_passed_on=True)])
+OUTCOMES = st.sampled_from(
+    [OK, BUSY, UNKNOWN, NO_TLS, BAD_CERTIFICATE, replace(OK, dsn_passed_on=True)]
+)
 
 
 def entry(*recipients, reverse_path="a@example.com", origin="smtp", summary=None):
     message = QueuedMessage(
-        "Q1", reverse_path, NOON, 1000, summary if summary is not None else MessageSummary(), origin=origin
+        "Q1",
+        reverse_path,
+        NOON,
+        1000,
+        summary if summary is not None else MessageSummary(),
+        origin=origin,
     )
     return Entry(message, recipients or (recipient(),))
 
@@ -121,7 +130,9 @@ def test_what_a_peer_says_at_length_is_cut_before_it_is_kept():
 
 
 def test_a_recipient_without_an_outcome_stays_deferred():
-    settlement = settle(entry(recipient(0), recipient(1)), {0: OK}, schedule=SCHEDULE, now=NOON + HOUR)
+    settlement = settle(
+        entry(recipient(0), recipient(1)), {0: OK}, schedule=SCHEDULE, now=NOON + HOUR
+    )
     forgotten = settlement.changes[1]
     assert forgotten.recipient.state is State.DEFERRED
     assert forgotten.recipient.attempts == 1
@@ -181,7 +192,9 @@ def test_the_sender_hears_what_notify_asks_for(notify, outcome, age, kind):
     assert [report.kind for report in settlement.reports] == ([kind] if kind else [])
 
 
-@pytest.mark.parametrize(("outcome", "age"), [(UNKNOWN, HOUR), (BUSY, 5 * DAY), (BUSY, 4 * HOUR), (OK, HOUR)])
+@pytest.mark.parametrize(
+    ("outcome", "age"), [(UNKNOWN, HOUR), (BUSY, 5 * DAY), (BUSY, 4 * HOUR), (OK, HOUR)]
+)
 def test_nothing_is_ever_reported_to_the_null_reverse_path(outcome, age):
     bounce = entry(recipient(0, SUCCESS, FAILURE, DELAY), reverse_path="", origin="dsn")
     _, settlement = after(bounce, outcome, age=age)
@@ -227,14 +240,15 @@ def test_the_failures_of_an_attempt_are_one_report():
 
 
 @pytest.mark.parametrize(
-    ("outcome", "age", "kind"), [(UNKNOWN, HOUR, FAILED), (BUSY, 5 * DAY, FAILED), (BUSY, 4 * HOUR, DELAYED)]
+    ("outcome", "age", "kind"),
+    [(UNKNOWN, HOUR, FAILED), (BUSY, 5 * DAY, FAILED), (BUSY, 4 * HOUR, DELAYED)],
 )
 def test_what_other_domains_of_a_message_come_to_at_the_same_time_is_one_report(outcome, age, kind):
     now = NOON + age
     first = settle(entry(), {0: outcome}, schedule=SCHEDULE, now=now, has_others=True)
     second = settle(entry(recipient(1)), {1: outcome}, schedule=SCHEDULE, now=now, has_others=True)
     assert first.reports == second.reports == ()
-    assert first.company_until == now + 4 * MINUTE
+    assert first.report_after == now + 4 * MINUTE
     (report,) = owed_reports(
         first.entry.message, (*first.held, *second.held), schedule=SCHEDULE, now=now + MINUTE
     )
@@ -247,11 +261,17 @@ def test_a_failure_a_delay_and_a_success_are_a_report_each():
     asked = (SUCCESS, FAILURE, DELAY)
     one = entry(*(recipient(index, *asked) for index in range(3)))
     settlement = settle(one, {0: BUSY, 1: OK, 2: UNKNOWN}, schedule=SCHEDULE, now=NOON + 4 * HOUR)
-    told = {report.kind: [c.recipient.index for c in report.changes] for report in settlement.reports}
+    told = {
+        report.kind: [c.recipient.index for c in report.changes] for report in settlement.reports
+    }
     assert told == {FAILED: [2], DELAYED: [0], RELAYED: [1]}
 
 
-@given(st.lists(st.timedeltas(min_value=timedelta(0), max_value=10 * MINUTE), min_size=200, max_size=200))
+@given(
+    st.lists(
+        st.timedeltas(min_value=timedelta(0), max_value=10 * MINUTE), min_size=200, max_size=200
+    )
+)
 def test_however_long_attempts_take_domains_come_to_delay_and_end_at_the_same_moment(durations):
     """What each attempt takes is added to the wait after it, so that domains drift apart."""
     one, now = entry(), NOON
@@ -273,8 +293,8 @@ def test_however_long_attempts_take_domains_come_to_delay_and_end_at_the_same_mo
 def test_a_message_of_short_life_comes_to_its_end_in_time_though_it_is_not_tried():
     brief = replace(entry().message, terms=Terms(lifetime=HOUR))
     short = replace(entry(), message=brief)
-    assert word_due(short, schedule=SCHEDULE, now=NOON) == NOON + HOUR
-    assert word_due(entry(), schedule=SCHEDULE, now=NOON) == NOON + 4 * HOUR
+    assert notification_due(short, schedule=SCHEDULE, now=NOON) == NOON + HOUR
+    assert notification_due(entry(), schedule=SCHEDULE, now=NOON) == NOON + 4 * HOUR
 
 
 @pytest.mark.parametrize(
@@ -311,7 +331,10 @@ def test_no_recipient_is_forgotten_and_none_is_reported_twice(
 ):
     recipients = [
         recipient(
-            index, *asked, attempts=data.draw(st.integers(0, 60)), delay_notified=data.draw(st.booleans())
+            index,
+            *asked,
+            attempts=data.draw(st.integers(0, 60)),
+            delay_notified=data.draw(st.booleans()),
         )
         for index, asked in enumerate(notify)
     ]
@@ -327,7 +350,9 @@ def test_no_recipient_is_forgotten_and_none_is_reported_twice(
         has_others=has_others,
     )
 
-    assert [change.recipient.index for change in settlement.changes] == [r.index for r in recipients]
+    assert [change.recipient.index for change in settlement.changes] == [
+        r.index for r in recipients
+    ]
     for before, change in zip(recipients, settlement.changes, strict=True):
         left = change.recipient
         assert left.state in (State.DELIVERED, State.BOUNCED, State.EXPIRED, State.DEFERRED)

@@ -14,13 +14,26 @@ from relay.queue.desk import DomainSettings, OwedCall, Webhook
 from relay.queue.entry import State
 from relay.queue.sqlite import SqliteStore, adopt, strays
 from relay.queue.store import EventFilter, QueueFilter, SpoolError
-from tests.fakes.queued import BOUNCED, CONTENT, DEFERRED, NOW, content_of, event, new_message, settled
+from tests.fakes.queued import (
+    BOUNCED,
+    CONTENT,
+    DEFERRED,
+    NOW,
+    content_of,
+    event,
+    new_message,
+    settled,
+)
 
 LATER = NOW + timedelta(hours=1)
 
 
 async def opened(path: Path, *, adopting: tuple[str, ...] | None = None) -> SqliteStore:
-    found = strays(path, "worker-", present=()) if adopting is None else [path / one for one in adopting]
+    found = (
+        strays(path, "worker-", present=())
+        if adopting is None
+        else [path / one for one in adopting]
+    )
     return await SqliteStore.open(path, now=NOW, synchronous="OFF", adopting=found)
 
 
@@ -86,7 +99,9 @@ async def test_what_an_attempt_left_comes_along(tmp_path: Path) -> None:
         await store.close()
 
 
-async def test_events_the_log_has_are_kept_and_those_it_has_not_come_as_new_ones(tmp_path: Path) -> None:
+async def test_events_the_log_has_are_kept_and_those_it_has_not_come_as_new_ones(
+    tmp_path: Path,
+) -> None:
     async def work(store: SqliteStore, name: str = "S") -> None:
         events = tuple(event("accepted", f"{name}1", number=number) for number in range(4))
         await store.accept(new_message(queue_id=f"{name}1", events=events))
@@ -100,7 +115,12 @@ async def test_events_the_log_has_are_kept_and_those_it_has_not_come_as_new_ones
         unwritten = [one.event.id for one in await store.events_after(mark)]
         assert unwritten == ["A1.accepted.2", "A1.accepted.3", "S1.accepted.2", "S1.accepted.3"]
         everything = [one.event.id for one in await store.find_events(EventFilter())]
-        assert everything[:4] == ["S1.accepted.0", "S1.accepted.1", "A1.accepted.0", "A1.accepted.1"]
+        assert everything[:4] == [
+            "S1.accepted.0",
+            "S1.accepted.1",
+            "A1.accepted.0",
+            "A1.accepted.1",
+        ]
         assert sorted(everything[4:]) == unwritten
         # Page by page it is the same, and none has the number that means the beginning.
         numbers, after = [], 0
@@ -139,7 +159,9 @@ async def test_what_is_owed_to_webhooks_comes_along_and_what_nobody_looked_at_is
 
 
 @pytest.mark.parametrize("seen", [0, 1])
-async def test_events_that_no_webhook_waits_for_are_not_told_as_new(tmp_path: Path, seen: int) -> None:
+async def test_events_that_no_webhook_waits_for_are_not_told_as_new(
+    tmp_path: Path, seen: int
+) -> None:
     async def work(store: SqliteStore) -> None:
         await store.accept(new_message(queue_id="S1", events=(event("accepted", "S1"),)))
         if seen:

@@ -18,7 +18,7 @@ from relay.queue.settle import ReportKind, Settlement, owed_reports, settle
 from relay.queue.sqlite import SqliteStore
 from relay.queue.sqlite.disk import DATABASE
 from relay.queue.sqlite.schema import MIGRATIONS
-from relay.queue.store import Debt, QueueFilter, SpoolError
+from relay.queue.store import PendingReport, QueueFilter, SpoolError
 from tests.fakes.queued import BOUNCED, DEFERRED, DELIVERED, NOW, new_message, opened, settled
 
 LONG_AGO = NOW - timedelta(minutes=5)
@@ -48,10 +48,10 @@ def holding(entry: Entry, outcome: Outcome, *, at: datetime = NOW) -> Settlement
         else replace(change, recipient=replace(change.recipient, delay_notified=True))
         for change in settlement.changes
     )
-    return replace(settlement, changes=changes, held=changes, company_until=at + COMPANY)
+    return replace(settlement, changes=changes, held=changes, report_after=at + COMPANY)
 
 
-def told(debt: Debt | None) -> list[tuple[str, State]]:
+def told(debt: PendingReport | None) -> list[tuple[str, State]]:
     assert debt is not None
     return [(change.recipient.address, change.recipient.state) for change in debt.to_be_told]
 
@@ -77,7 +77,9 @@ async def test_the_last_entry_to_settle_is_the_one_that_reports(store):
 async def test_of_entries_that_settle_at_the_same_moment_exactly_one_reports(store, outcome):
     for _ in range(5):
         entries = await entries_of(store, *(f"b@d{number}.example" for number in range(20)))
-        answers = await asyncio.gather(*(store.record(holding(entry, outcome)) for entry in entries))
+        answers = await asyncio.gather(
+            *(store.record(holding(entry, outcome)) for entry in entries)
+        )
         assert answers.count(True) == 1
 
 
@@ -234,7 +236,7 @@ async def test_a_debt_survives_and_is_as_it_was(tmp_path):
     assert await owing(store) == [one.message.queue_id]
     debt = await store.debt(one.message.queue_id)
     await store.close()
-    assert debt == Debt(one.message, (*bounced.held, *relayed.held), deferred.held)
+    assert debt == PendingReport(one.message, (*bounced.held, *relayed.held), deferred.held)
 
 
 async def test_an_attempt_put_off_is_not_waited_for(store):
@@ -317,6 +319,9 @@ async def test_a_life_without_success_is_one_delay_notice_and_one_bounce(store, 
             heard += [(now - NOW, report.kind, len(report.changes)) for report in reports]
             await store.report(debt, [])
     slowest = max(takes.values())
-    assert [(kind, of) for _, kind, of in heard] == [(ReportKind.DELAYED, 3), (ReportKind.FAILED, 3)]
+    assert [(kind, of) for _, kind, of in heard] == [
+        (ReportKind.DELAYED, 3),
+        (ReportKind.FAILED, 3),
+    ]
     assert timedelta(hours=4) <= heard[0][0] <= timedelta(hours=4) + slowest
     assert timedelta(days=5) <= heard[1][0] <= timedelta(days=5) + slowest

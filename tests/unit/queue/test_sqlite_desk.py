@@ -34,7 +34,9 @@ async def reopened(store: SqliteStore, directory: Path) -> SqliteStore:
 async def test_the_settings_of_a_domain_survive_a_restart_and_are_set_one_by_one(store, tmp_path):
     assert await store.desk.domain_settings() == {}
     await store.desk.set_domain_settings("a.example", DomainSettings(require_tls=True))
-    both = await store.desk.set_domain_settings("a.example", DomainSettings(skip_verification=False))
+    both = await store.desk.set_domain_settings(
+        "a.example", DomainSettings(skip_verification=False)
+    )
     assert both == DomainSettings(True, False)
     await store.close()
     async with await SqliteStore.open_read_only(tmp_path / "spool") as stopped:
@@ -78,7 +80,8 @@ def _message(queue_id: str, sender: str, **terms) -> NewMessage:
 async def test_a_message_that_is_for_nobody_is_told_of_and_leaves_nothing_behind(store):
     new = _message("Q1", "a@a.example", is_test=True)
     done = tuple(
-        type(one)(0, one.address, one.domain, one.settings, state=State.DELIVERED) for one in new.recipients
+        type(one)(0, one.address, one.domain, one.settings, state=State.DELIVERED)
+        for one in new.recipients
     )
     await store.accept(NewMessage(new.message, done, CONTENT, events=new.events))
     assert await store.claim_due(now=ARRIVED, limit=10) == []

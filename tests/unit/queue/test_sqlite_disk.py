@@ -157,7 +157,9 @@ def test_a_migration_that_fails_leaves_the_version_before_it():
 
 
 async def edit(directory: Path, *statements: str) -> None:
-    with contextlib.closing(sqlite3.connect(directory / "spool" / "queue.db", isolation_level=None)) as db:
+    with contextlib.closing(
+        sqlite3.connect(directory / "spool" / "queue.db", isolation_level=None)
+    ) as db:
         for statement in statements:
             db.execute(statement)
 
@@ -265,7 +267,9 @@ async def test_on_a_full_disk_new_mail_is_refused_and_mail_still_leaves(tmp_path
             assert len(await store.claim_due(now=NOW + timedelta(hours=1), limit=100)) == 1
         # Without a restart.
         monkeypatch.setattr(writing, "_FULL_PAUSE_SECONDS", 0)
-        await on_the_writer(store, lambda db: db.execute("PRAGMA max_page_count = 1000000").fetchone())
+        await on_the_writer(
+            store, lambda db: db.execute("PRAGMA max_page_count = 1000000").fetchone()
+        )
         async with asyncio.timeout(5):
             while True:
                 with contextlib.suppress(QueueFull):
@@ -285,7 +289,9 @@ async def test_a_report_that_needs_room_is_our_own_mail_and_goes_with_what_leave
         assert await ids(store) == [dsn.message.queue_id]
 
 
-async def test_no_new_mail_is_taken_below_the_reserve_and_nothing_else_is_refused(tmp_path, monkeypatch):
+async def test_no_new_mail_is_taken_below_the_reserve_and_nothing_else_is_refused(
+    tmp_path, monkeypatch
+):
     async with opened(tmp_path / "spool") as store:
         await store.accept(new_message(content=b"x" * 250_000))
         monkeypatch.setattr(store._spool, "free_bytes", lambda: store._spool.reserve_bytes - 1)
@@ -372,13 +378,17 @@ async def test_a_mistake_of_our_own_fails_its_request_and_not_the_store(tmp_path
 # The write-ahead log.
 
 
-async def test_the_write_ahead_log_stays_small_under_a_stream_and_goes_when_idle(tmp_path, monkeypatch):
+async def test_the_write_ahead_log_stays_small_under_a_stream_and_goes_when_idle(
+    tmp_path, monkeypatch
+):
     monkeypatch.setattr(writing, "_IDLE_SECONDS", 0.1)
     monkeypatch.setattr(on_disk, "_LARGEST_BALLAST", 2 << 20)
     async with opened(tmp_path / "spool", synchronous="OFF") as store:
         largest = 0
         for _ in range(150):
-            await asyncio.gather(*(store.accept(new_message(content=b"x" * 20_000)) for _ in range(10)))
+            await asyncio.gather(
+                *(store.accept(new_message(content=b"x" * 20_000)) for _ in range(10))
+            )
             for entry in await store.claim_due(now=NOW, limit=100):
                 await store.record(settled(entry, DELIVERED))
             largest = max(largest, store._spool.wal_bytes())

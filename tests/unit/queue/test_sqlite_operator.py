@@ -66,7 +66,9 @@ async def test_the_queue_is_listed_in_pages_by_arrival(store, monkeypatch):
     for queue_id in ids:
         await store.accept(new_message(queue_id=queue_id))
     found: list[str] = []
-    while page := await store.list_messages(ALL, now=NOW, after=found[-1] if found else "", limit=13):
+    while page := await store.list_messages(
+        ALL, now=NOW, after=found[-1] if found else "", limit=13
+    ):
         found += [item.message.queue_id for item in page]
     assert found == ids
 
@@ -92,7 +94,9 @@ FILTERS = [
 async def some_messages(store: SqliteStore) -> None:
     hour = timedelta(hours=1)
     await store.accept(new_message("a@one.example", queue_id="q0", arrived=NOW - 3 * hour))
-    await store.accept(new_message("a@one.example", "b@two.example", queue_id="q1", arrived=NOW - hour))
+    await store.accept(
+        new_message("a@one.example", "b@two.example", queue_id="q1", arrived=NOW - hour)
+    )
     await store.accept(new_message("b@two.example", queue_id="q2", sender="other@example.com"))
     await store.accept(new_message("c@three.example", queue_id="q3", sender="", state=State.HELD))
 
@@ -119,11 +123,15 @@ async def test_a_verb_touches_what_a_list_shows_and_nothing_else(store, wanted, 
 
 async def test_held_mail_is_not_claimed_until_it_is_released(store):
     await store.accept(new_message("a@one.example", "b@two.example"))
-    assert (await store.change(QueueFilter(domain="one.example"), verb="hold", now=NOW)).changed == 1
+    assert (
+        await store.change(QueueFilter(domain="one.example"), verb="hold", now=NOW)
+    ).changed == 1
     assert await states(store) == [State.HELD, State.QUEUED]
     [entry] = await store.claim_due(now=NOW, limit=10)
     assert entry.domain == "two.example"
-    assert (await store.change(QueueFilter(domain="one.example"), verb="release", now=NOW)).changed == 1
+    assert (
+        await store.change(QueueFilter(domain="one.example"), verb="release", now=NOW)
+    ).changed == 1
     [entry] = await store.claim_due(now=NOW, limit=10)
     assert entry.domain == "one.example"
     assert entry.recipients[0].state is State.QUEUED
@@ -160,7 +168,10 @@ async def test_mail_removed_by_the_operator_is_gone_and_its_events_tell(store):
     new = new_message("a@one.example", "b@two.example", content=b"x" * 300_000)
     queue_id = new.message.queue_id
     await store.accept(new)
-    told = [event("failed", queue_id, "a@one.example"), event("failed", queue_id, "b@two.example", number=1)]
+    told = [
+        event("failed", queue_id, "a@one.example"),
+        event("failed", queue_id, "b@two.example", number=1),
+    ]
 
     def tell(message: QueuedMessage, recipient: QueuedRecipient) -> Event:
         assert message == new.message
@@ -182,7 +193,9 @@ async def test_a_recipient_that_is_done_is_touched_by_no_verb(store):
     [entry] = await store.claim_due(now=NOW, limit=10)
     await store.record(settled(entry, DELIVERED, DEFERRED))
     for verb in ("hold", "release", "retry", "remove"):
-        assert (await store.change(QueueFilter(state=State.DELIVERED), verb=verb, now=NOW)).changed == 0
+        assert (
+            await store.change(QueueFilter(state=State.DELIVERED), verb=verb, now=NOW)
+        ).changed == 0
 
 
 @pytest.mark.parametrize("verb", ["hold", "remove", "retry"])
@@ -203,7 +216,9 @@ async def test_what_waits_for_its_attempt_in_memory_is_within_the_operators_reac
     async with opened(tmp_path / "spool") as store:
         for _ in range(30):
             await store.accept(new_message("x@dead.example"))
-        assert (await store.change(QueueFilter(domain="dead.example"), verb="hold", now=NOW)).changed == 30
+        assert (
+            await store.change(QueueFilter(domain="dead.example"), verb="hold", now=NOW)
+        ).changed == 30
         assert await claimed(store) == []
 
 
@@ -223,7 +238,9 @@ async def test_a_verb_goes_through_a_long_queue_in_stretches(store, monkeypatch)
     assert await states(store) == []
 
 
-async def test_neither_a_page_nor_a_stretch_holds_many_messages_that_have_many_recipients(store, monkeypatch):
+async def test_neither_a_page_nor_a_stretch_holds_many_messages_that_have_many_recipients(
+    store, monkeypatch
+):
     monkeypatch.setattr("relay.queue.sqlite.reader.PAGE_RECIPIENTS", 25)
     monkeypatch.setattr("relay.queue.store.PAGE_RECIPIENTS", 25)
     for _ in range(6):
@@ -270,7 +287,9 @@ async def test_events_from_memory_are_those_on_disk(store, tmp_path):
     async def client(number: int) -> None:
         for step in range(20):
             queue_id = f"q{number:02}{step:02}"
-            await store.accept(new_message(queue_id=queue_id, events=(event("accepted", queue_id),)))
+            await store.accept(
+                new_message(queue_id=queue_id, events=(event("accepted", queue_id),))
+            )
 
     await asyncio.gather(*(client(number) for number in range(10)))
     by_memory = await store.events_after(0)
@@ -295,7 +314,9 @@ async def test_a_batch_that_fails_leaves_no_gap_and_no_event(store):
 
 async def test_an_event_that_cannot_be_stored_is_refused_alone_and_takes_no_number(store):
     good = [new_message(queue_id=f"q{n}", events=(event("accepted", f"q{n}"),)) for n in range(4)]
-    bad = new_message(queue_id="bad", events=(event("accepted", "bad"), event("accepted", "bad", "\udce9")))
+    bad = new_message(
+        queue_id="bad", events=(event("accepted", "bad"), event("accepted", "bad", "\udce9"))
+    )
     results = await asyncio.gather(
         *(store.accept(new) for new in [*good[:2], bad, *good[2:]]), return_exceptions=True
     )
@@ -333,7 +354,12 @@ async def test_only_what_is_older_is_forgotten(store):
         await store.accept(new_message(events=(event("accepted", f"q{number}", at=at),)))
     await store.log_written(6)
     assert await store.purge_events(before=NOW + 2 * MINUTE) == 2
-    assert [one.event.queue_id for one in await store.find_events(EventFilter())] == ["q2", "q3", "q4", "q5"]
+    assert [one.event.queue_id for one in await store.find_events(EventFilter())] == [
+        "q2",
+        "q3",
+        "q4",
+        "q5",
+    ]
 
 
 async def test_the_mark_of_the_log_never_goes_back_and_outlives_the_relay(tmp_path):
@@ -395,10 +421,14 @@ async def test_events_are_found_page_by_page_either_way(
         assert got == (expected if ascending else expected[::-1])
 
 
-async def test_a_long_search_ends_its_page_with_what_it_has_and_never_with_nothing(store, monkeypatch):
+async def test_a_long_search_ends_its_page_with_what_it_has_and_never_with_nothing(
+    store, monkeypatch
+):
     """An empty page would say that there is no more."""
     monkeypatch.setattr(reading, "_EVENT_WINDOW", 2)
-    await store.accept(new_message(events=tuple(event("accepted", f"q{n % 5}", number=n) for n in range(20))))
+    await store.accept(
+        new_message(events=tuple(event("accepted", f"q{n % 5}", number=n) for n in range(20)))
+    )
     at_once = timedelta(0)
     page = await store.find_events(EventFilter(), patience=at_once)
     assert [stored.seq for stored in page] == [1, 2]
@@ -414,7 +444,9 @@ async def test_a_long_search_ends_its_page_with_what_it_has_and_never_with_nothi
 async def test_a_question_is_answered_while_many_search(store, monkeypatch):
     """Of all searches one window waits at a time."""
     monkeypatch.setattr(reading, "_EVENT_WINDOW", 1)
-    await store.accept(new_message(events=tuple(event("accepted", "q1", number=n) for n in range(100))))
+    await store.accept(
+        new_message(events=tuple(event("accepted", "q1", number=n) for n in range(100)))
+    )
     looked, look = [], reading._events_within
 
     def seen(*args: Any) -> Any:
@@ -438,7 +470,9 @@ async def test_a_question_is_answered_while_many_search(store, monkeypatch):
 async def test_the_queue_of_a_stopped_relay_is_read_without_a_trace(tmp_path):
     async with opened(tmp_path / "spool") as store:
         await some_messages(store)
-        big = new_message(queue_id="q4", content=b"x" * (2 * CHUNK_BYTES), events=(event("accepted", "q4"),))
+        big = new_message(
+            queue_id="q4", content=b"x" * (2 * CHUNK_BYTES), events=(event("accepted", "q4"),)
+        )
         await store.accept(big)
     before = {path: path.stat() for path in (tmp_path / "spool").iterdir()}
     async with await SqliteStore.open_read_only(tmp_path / "spool") as stopped:
@@ -448,7 +482,9 @@ async def test_the_queue_of_a_stopped_relay_is_read_without_a_trace(tmp_path):
         assert await content_of(stopped, "q0") == CONTENT  # type: ignore[arg-type]
         assert len(await content_of(stopped, "q4")) == 2 * CHUNK_BYTES  # type: ignore[arg-type]
         assert (await stopped.read_header("q0")).endswith(b"\r\n\r\n")
-        assert len(await stopped.find_events(EventFilter())) == len(await stopped.events_after(0)) == 1
+        assert (
+            len(await stopped.find_events(EventFilter())) == len(await stopped.events_after(0)) == 1
+        )
         assert await stopped.log_mark() == 0
     after = {path: path.stat() for path in (tmp_path / "spool").iterdir()}
     assert {path: (found.st_mtime_ns, found.st_size) for path, found in before.items()} == {

@@ -55,7 +55,9 @@ async def claim_all(store: SqliteStore, *, now=NOW, **options) -> list[Entry]:
 
 
 async def queue_ids(store: SqliteStore, **wanted) -> list[str]:
-    return [item.message.queue_id for item in await store.list_messages(QueueFilter(**wanted), now=NOW)]
+    return [
+        item.message.queue_id for item in await store.list_messages(QueueFilter(**wanted), now=NOW)
+    ]
 
 
 def rows_of(directory: Path) -> dict[str, int]:
@@ -64,7 +66,9 @@ def rows_of(directory: Path) -> dict[str, int]:
         sqlite3.connect(f"file:{directory / 'spool' / 'queue.db'}?mode=ro", uri=True)
     ) as db:
         tables = ("message", "recipient", "event")
-        return {table: db.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in tables}
+        return {
+            table: db.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in tables
+        }
 
 
 def files_of(directory: Path) -> set[str]:
@@ -109,7 +113,9 @@ async def test_each_domain_of_a_message_is_an_entry_of_its_own(store):
     assert {entry.total for entry in entries} == {3}
 
 
-@pytest.mark.parametrize("size", [0, 1, 65536, 65537, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * CHUNK_BYTES])
+@pytest.mark.parametrize(
+    "size", [0, 1, 65536, 65537, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * CHUNK_BYTES]
+)
 async def test_content_comes_back_whole_whatever_its_size(store, size):
     content = os.urandom(size)
     new = new_message(content=content)
@@ -209,7 +215,9 @@ async def test_a_message_that_could_not_be_committed_leaves_no_file(store, tmp_p
     await files_become(tmp_path, set())
 
 
-async def test_large_mail_refused_in_trouble_leaves_no_file_when_that_is_over(tmp_path, monkeypatch):
+async def test_large_mail_refused_in_trouble_leaves_no_file_when_that_is_over(
+    tmp_path, monkeypatch
+):
     monkeypatch.setattr(disk, "_BUSY_WAIT_MS", 50)
     async with opened(tmp_path / "spool") as store:
         content = b"x" * (CHUNK_BYTES + 1)
@@ -224,7 +232,9 @@ async def test_large_mail_refused_in_trouble_leaves_no_file_when_that_is_over(tm
         await files_become(tmp_path, set())
 
 
-async def test_a_file_that_cannot_be_removed_is_removed_with_the_next(store, tmp_path, monkeypatch, caplog):
+async def test_a_file_that_cannot_be_removed_is_removed_with_the_next(
+    store, tmp_path, monkeypatch, caplog
+):
     def read_only(path):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
@@ -323,10 +333,14 @@ async def test_a_message_leaves_with_its_last_recipient_and_its_events_stay(stor
     queue_id = new.message.queue_id
     await store.accept(new)
     first, second = await claim_all(store)
-    await store.record(settled(first, DELIVERED), events=[event("delivered", queue_id, "a@one.example")])
+    await store.record(
+        settled(first, DELIVERED), events=[event("delivered", queue_id, "a@one.example")]
+    )
     [item] = await store.list_messages(QueueFilter(), now=NOW)
     assert [one.state for one in item.recipients] == [State.DELIVERED, State.QUEUED]
-    await store.record(settled(second, BOUNCED), events=[event("failed", queue_id, "b@two.example")])
+    await store.record(
+        settled(second, BOUNCED), events=[event("failed", queue_id, "b@two.example")]
+    )
     assert rows_of(tmp_path) == {"message": 0, "recipient": 0, "event": 2}
     assert sum((await store.counts()).values()) == 0
     with pytest.raises(SpoolError):
@@ -338,7 +352,11 @@ async def test_recipients_of_one_domain_may_end_differently(store):
     [entry] = await claim_all(store)
     await store.record(settled(entry, DELIVERED, DEFERRED, BOUNCED))
     [item] = await store.list_messages(QueueFilter(), now=NOW)
-    assert [one.state for one in item.recipients] == [State.DELIVERED, State.DEFERRED, State.BOUNCED]
+    assert [one.state for one in item.recipients] == [
+        State.DELIVERED,
+        State.DEFERRED,
+        State.BOUNCED,
+    ]
     [entry] = await claim_all(store, now=NOW + WAIT)
     assert [one.index for one in entry.recipients] == [1]
     await store.record(settled(entry, DELIVERED))
@@ -496,7 +514,9 @@ async def test_a_claim_whose_caller_went_away_is_due_again(store):
     assert len({entry.message.queue_id for entry in found}) == 5
 
 
-async def test_a_claim_is_given_back_when_its_caller_goes_away_at_the_last_moment(tmp_path, monkeypatch):
+async def test_a_claim_is_given_back_when_its_caller_goes_away_at_the_last_moment(
+    tmp_path, monkeypatch
+):
     """It is committed, and all that is left is to look when the next one is due."""
     async with opened(tmp_path / "spool", limits=NO_HANDOFF) as store:
         await store.accept(new_message())
@@ -630,7 +650,9 @@ async def test_skipped_domains_do_not_fill_the_handoff(tmp_path):
         assert await claim_all(store, skip={"dead.example"}) == []
         for _ in range(10):
             await store.accept(new_message("y@alive.example"))
-        at_hand = [entry for entry in await claim_all(store, skip={"dead.example"}) if entry.content]
+        at_hand = [
+            entry for entry in await claim_all(store, skip={"dead.example"}) if entry.content
+        ]
         assert len(at_hand) == 8, "the hand-off is still full of dead.example"
         assert len(await claim_all(store)) == 8
 
@@ -748,7 +770,10 @@ async def test_content_that_is_not_whole_is_not_given_out_as_if_it_were(tmp_path
         (b"Subject: no body\r\n", b"Subject: no body\r\n"),
         (b"", b""),
         (b"A: " + b"x" * 600_000 + b"\r\n\r\nbody", (b"A: " + b"x" * 600_000)[:CHUNK_BYTES]),
-        (b"A: " + b"x" * (CHUNK_BYTES - 6) + b"\r\n\r\nbody", b"A: " + b"x" * (CHUNK_BYTES - 6) + b"\r\n\r"),
+        (
+            b"A: " + b"x" * (CHUNK_BYTES - 6) + b"\r\n\r\nbody",
+            b"A: " + b"x" * (CHUNK_BYTES - 6) + b"\r\n\r",
+        ),
     ],
 )
 async def test_the_header_section_is_read_up_to_its_empty_line_and_no_further_than_its_limit(
@@ -843,6 +868,8 @@ async def test_many_at_once_lose_nothing_and_invent_nothing(store):
         await store.change(QueueFilter(), verb="release", now=NOW)
 
     async with asyncio.timeout(60):
-        await asyncio.gather(*(client(number) for number in range(20)), deliver(), deliver(), operate())
+        await asyncio.gather(
+            *(client(number) for number in range(20)), deliver(), deliver(), operate()
+        )
     assert done == accepted
     assert sum((await store.counts()).values()) == 0

@@ -11,7 +11,9 @@ from relay.queue.summary import MAX_CHARS, summarise
 
 
 def subject(value):
-    return summarise(b"From: a@example.com\r\nSubject: " + value + b"\r\nTo: b@example.net\r\n").subject
+    return summarise(
+        b"From: a@example.com\r\nSubject: " + value + b"\r\nTo: b@example.net\r\n"
+    ).subject
 
 
 def test_the_four_fields_people_look_for_are_shown():
@@ -44,7 +46,10 @@ def test_the_first_of_two_fields_counts():
         (b"Re: =?utf-8?q?a?= b", "Re: a b"),
         (b"=?utf-8?q?a?= =?utf-8?q?b?=", "ab"),
         (b"=?utf-8?q?a?=\r\n =?iso-8859-1?q?=E9?=", "aé"),
-        (b"=?utf-8?b?4oI=?= =?utf-8?b?rA==?=", "€"),  # one character in two words, against RFC 2047 §5
+        (
+            b"=?utf-8?b?4oI=?= =?utf-8?b?rA==?=",
+            "€",
+        ),  # one character in two words, against RFC 2047 §5
         (b"=?nonsense?q?=41=E9?=", "A\ufffd"),
         (b"=?utf-8?b?a?=", "=?utf-8?b?a?="),
         (b"=?utf-8?q?unfinished", "=?utf-8?q?unfinished"),
@@ -115,7 +120,17 @@ def test_whatever_a_header_holds_one_harmless_line_comes_of_it(value):
 
 @given(
     st.sampled_from(
-        ["utf-8", "iso-8859-1", "utf-7", "utf-16", "unicode_escape", "punycode", "hz", "rot13", "hex"]
+        [
+            "utf-8",
+            "iso-8859-1",
+            "utf-7",
+            "utf-16",
+            "unicode_escape",
+            "punycode",
+            "hz",
+            "rot13",
+            "hex",
+        ]
     ),
     st.sampled_from("qQbB"),
     st.text(alphabet="abcXYZ019=+/_", max_size=60),

@@ -18,7 +18,9 @@ from tests.fakes.mail import ARRIVED, entry
 
 HOUR = timedelta(hours=1)
 BUSY = Deferred("4.2.1", 450, "mailbox busy")
-ALL = Terms(ARRIVED + HOUR, timedelta(minutes=90), ("a", "b"), (("order", '{"id": 7}'),), is_test=True)
+ALL = Terms(
+    ARRIVED + HOUR, timedelta(minutes=90), ("a", "b"), (("order", '{"id": 7}'),), is_test=True
+)
 
 
 @pytest.mark.parametrize("terms", [None, Terms(), ALL])
@@ -50,7 +52,9 @@ def test_a_message_with_a_lifetime_of_its_own_expires_then():
 
 
 def test_no_sender_makes_a_message_live_longer_than_others():
-    assert _settled(Terms(lifetime=timedelta(days=50)), after=timedelta(days=5)).state is State.EXPIRED
+    assert (
+        _settled(Terms(lifetime=timedelta(days=50)), after=timedelta(days=5)).state is State.EXPIRED
+    )
 
 
 def test_the_age_of_a_scheduled_message_counts_from_when_it_was_to_go_out():

@@ -78,7 +78,9 @@ class Desk:
             await self.open(spec)
         address = self.listeners[-1].address
         if isinstance(address, TcpAddress):
-            client = await Client.connect(address.host, address.port, tls=self.trust if tls else None)
+            client = await Client.connect(
+                address.host, address.port, tls=self.trust if tls else None
+            )
         else:
             client = await Client.connect_unix(address.path)
         self.clients.append(client)

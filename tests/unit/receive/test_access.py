@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from relay.daemon.board import Board
+from relay.daemon.shared_counters import SharedCounters
 from relay.receive.access import Access, User, may_relay, may_send_as
 from relay.receive.limits import Connections, Limits
 from relay.receive.passwords import Passwords
@@ -71,7 +71,7 @@ def test_failures_are_forgotten_with_time_and_forgiven_with_a_right_password():
 
 
 def test_workers_count_wrong_passwords_together():
-    board = Board(3)
+    board = SharedCounters(3)
     one, other, third = (
         Failures(tolerated=4, window=timedelta(minutes=10), elsewhere=board.row(number))
         for number in range(3)

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from relay.policy.rules import PolicyRules
 from relay.receive.access import Access
 from relay.receive.dialogue import Dialogue
-from relay.receive.door import Door
 from relay.receive.intake import Reception
 from relay.receive.limits import Limits
+from relay.receive.listener_state import ListenerState
 from relay.receive.passwords import Passwords
 from relay.receive.spec import BareNewline, ListenerAuth, ListenerSpec
 from tests.fakes.store import FakeStore
@@ -27,9 +27,24 @@ COMMANDS = """
 EHLO x|HELO x|MAIL FROM:<a@example.com>|MAIL FROM:<> SIZE=9 BODY=8BITMIME|RCPT TO:<b@example.net>|DATA|
 BDAT 5|BDAT 3 LAST|BDAT 0 LAST|RSET|NOOP|AUTH PLAIN|AUTH LOGIN|AUTH PLAIN AGFwcDEAc2VjcmV0|*|STARTTLS|
 VRFY x|X-Require-TLS: yes|X-Require-TLS: what|Subject: x""".replace("\n", "").split("|")
-OCTETS = [b"\r\n.\r\n", b"\r\n", b".", b"\r", b"\n", b"\0", b"\xff\xfe", b" ", b":", b"<", b">", b"a" * 5000]
+OCTETS = [
+    b"\r\n.\r\n",
+    b"\r\n",
+    b".",
+    b"\r",
+    b"\n",
+    b"\0",
+    b"\xff\xfe",
+    b" ",
+    b":",
+    b"<",
+    b">",
+    b"a" * 5000,
+]
 WORDS = st.sampled_from([command.encode() + b"\r\n" for command in COMMANDS] + OCTETS)
-REPLY = re.compile(rb"(?:[2345][0-9]{2}(?:-[^\r\n]*\r\n[2345][0-9]{2})*(?: [^\r\n]*)\r\n)*", re.DOTALL)
+REPLY = re.compile(
+    rb"(?:[2345][0-9]{2}(?:-[^\r\n]*\r\n[2345][0-9]{2})*(?: [^\r\n]*)\r\n)*", re.DOTALL
+)
 
 
 class Wire(asyncio.Transport):
@@ -73,7 +88,12 @@ async def converse(
     store = FakeStore()
     access = Access(users=USERS) if may_relay else Access(networks=())
     reception = Reception(
-        "relay.example", store, PolicyRules, lambda: access, lambda: CLOCK, Limits(message_size_bytes=20_000)
+        "relay.example",
+        store,
+        PolicyRules,
+        lambda: access,
+        lambda: CLOCK,
+        Limits(message_size_bytes=20_000),
     )
     spec = ListenerSpec(
         "127.0.0.1:0",
@@ -81,7 +101,7 @@ async def converse(
         auth_without_tls=True,
         bare_newline=bare_newline,
     )
-    door = Door(spec, reception, None, PASSWORDS)
+    door = ListenerState(spec, reception, None, PASSWORDS)
     wire, connection = Wire(), Dialogue(door)
     connection.connection_made(wire)
     for piece in pieces:
@@ -104,7 +124,9 @@ async def converse(
     st.sampled_from(BareNewline),
     st.randoms(use_true_random=False),
 )
-def test_whatever_comes_is_answered_in_replies_however_it_is_cut(words, may_relay, bare_newline, random):
+def test_whatever_comes_is_answered_in_replies_however_it_is_cut(
+    words, may_relay, bare_newline, random
+):
     octets = b"".join(words)
     marks = sorted(random.randrange(len(octets) + 1) for _ in range(5))
     pieces = [octets[a:b] for a, b in zip([0, *marks], [*marks, len(octets)], strict=True) if b > a]
@@ -113,7 +135,9 @@ def test_whatever_comes_is_answered_in_replies_however_it_is_cut(words, may_rela
     handler.emit = failures.append  # type: ignore[assignment, method-assign]
     logging.getLogger("relay.receive").addHandler(handler)
     try:
-        written, store = asyncio.run(converse(pieces, may_relay=may_relay, bare_newline=bare_newline))
+        written, store = asyncio.run(
+            converse(pieces, may_relay=may_relay, bare_newline=bare_newline)
+        )
     finally:
         logging.getLogger("relay.receive").removeHandler(handler)
     assert not failures

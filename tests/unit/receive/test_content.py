@@ -8,23 +8,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.receive.content import BdatReader, DataReader, Flaw, Strays
+from relay.receive.content import BareNewlines, BdatReader, DataReader, Flaw
 
 END = b"\r\n.\r\n"
 
 # Text in which everything that matters is frequent.
 WIRE = st.lists(
-    st.sampled_from([b"\r\n", b".", b"\r", b"\n", b"a", b"\r\n.", b"..", b"\0", b"\xff", b"Subject: x"]),
+    st.sampled_from(
+        [b"\r\n", b".", b"\r", b"\n", b"a", b"\r\n.", b"..", b"\0", b"\xff", b"Subject: x"]
+    ),
     max_size=40,
 ).map(b"".join)
-LINES = st.lists(st.binary(max_size=30).map(lambda line: line.translate(None, b"\r\n\0")), max_size=20)
+LINES = st.lists(
+    st.binary(max_size=30).map(lambda line: line.translate(None, b"\r\n\0")), max_size=20
+)
 
 
 def read(
     pieces: list[bytes],
     *,
     limit: int = 10_000,
-    strays: Strays = Strays.REFUSED,
+    strays: BareNewlines = BareNewlines.REFUSED,
     ends_with_lf: bool = False,
 ) -> tuple[DataReader, bytes, bytes]:
     """The reader after these pieces, the content, and what came behind it."""
@@ -45,21 +49,29 @@ def cut(octets: bytes, places: list[int]) -> list[bytes]:
 
 def stuffed(lines: list[bytes]) -> bytes:
     """As a client sends it (RFC 5321 §4.5.2)."""
-    return b"".join((b"." + line if line.startswith(b".") else line) + b"\r\n" for line in lines) + b".\r\n"
+    return (
+        b"".join((b"." + line if line.startswith(b".") else line) + b"\r\n" for line in lines)
+        + b".\r\n"
+    )
 
 
 @given(
     WIRE,
     st.lists(st.integers(min_value=0, max_value=400), max_size=20),
-    st.sampled_from(Strays),
+    st.sampled_from(BareNewlines),
     st.booleans(),
 )
 def test_however_the_network_cuts_it_the_result_is_the_same(wire, places, strays, ends_with_lf):
     octets = wire + END + b"MAIL FROM:<x@y>\r\n" + END
     whole, content, rest = read([octets], strays=strays, ends_with_lf=ends_with_lf)
-    pieces, same_content, same_rest = read(cut(octets, places), strays=strays, ends_with_lf=ends_with_lf)
+    pieces, same_content, same_rest = read(
+        cut(octets, places), strays=strays, ends_with_lf=ends_with_lf
+    )
     assert (pieces.flaw, same_content, same_rest) == (whole.flaw, content, rest)
-    assert (pieces.size_bytes, pieces.eight_bit) == (whole.size_bytes, whole.eight_bit) or whole.flaw
+    assert (pieces.size_bytes, pieces.eight_bit) == (
+        whole.size_bytes,
+        whole.eight_bit,
+    ) or whole.flaw
     assert pieces.read_bytes == whole.read_bytes == len(octets) - len(rest)
 
 
@@ -98,17 +110,19 @@ def test_content_ends_at_the_first_crlf_dot_crlf_and_nowhere_else(wire):
         b"\r\n\0.\r\n", b"\r\n.\0\r\n", b"\r\r\n.\r\r\n", b"\n\n.\r\n", b"\r\n.\r\r\n", b"\r\r\n.\n",
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("strays", Strays)
+@pytest.mark.parametrize("strays", BareNewlines)
 def test_no_other_ending_ends_a_message(ending, strays):
     smuggled = (
-        b"Subject: one\r\n\r\nfirst" + ending + b"MAIL FROM:<evil@example.com>\r\nRCPT TO:<x@y.example>\r\n"
+        b"Subject: one\r\n\r\nfirst"
+        + ending
+        + b"MAIL FROM:<evil@example.com>\r\nRCPT TO:<x@y.example>\r\n"
     )
     reader, content, _ = read([smuggled], strays=strays)
     assert not reader.complete
     reader, content, rest = read([smuggled + b"the end" + END], strays=strays)
     assert reader.complete
     assert rest == b""
-    if strays is not Strays.REFUSED and b"\0" not in ending:
+    if strays is not BareNewlines.REFUSED and b"\0" not in ending:
         assert content.count(b"\r") == content.count(b"\n") == content.count(b"\r\n")
         assert END not in content
     else:
@@ -148,13 +162,13 @@ def test_content_over_the_limit_is_read_to_its_end_and_not_kept():
 
 def test_a_stray_newline_becomes_a_space_where_that_is_asked_for():
     wire = b"Subject: hi\rX-Skip-Verification: yes\nX: y\r\n\r\n.\r.\n\r\n.\r\n"
-    _, content, _ = read([wire], strays=Strays.SPACES)
+    _, content, _ = read([wire], strays=BareNewlines.SPACES)
     assert content == b"Subject: hi X-Skip-Verification: yes X: y\r\n\r\n . \r\n"
 
 
 def test_a_line_feed_is_a_line_end_where_that_is_asked_for():
     wire = b"Subject: hi\nFrom: a\n\n..dot\n\rend\n.\n.\r\n.\r\n"
-    reader, content, rest = read([wire], strays=Strays.LINE_ENDS)
+    reader, content, rest = read([wire], strays=BareNewlines.LINE_ENDS)
     assert (content, rest) == (b"Subject: hi\r\nFrom: a\r\n\r\n.dot\r\n end\r\n\r\n\r\n", b"")
     assert (reader.complete, reader.size_bytes) == (True, len(content))
 
@@ -162,7 +176,9 @@ def test_a_line_feed_is_a_line_end_where_that_is_asked_for():
 @pytest.mark.parametrize("end", [b"\n.\n", b"\r\n.\r\n", b"\n.\r\n", b"\r\n.\n"])
 def test_a_client_that_knows_line_feeds_only_ends_its_message_with_them(end):
     wire = b"Subject: hi\n\n..dot\nthe end" + end
-    reader, content, rest = read([wire + b"QUIT\n"], strays=Strays.LINE_ENDS, ends_with_lf=True)
+    reader, content, rest = read(
+        [wire + b"QUIT\n"], strays=BareNewlines.LINE_ENDS, ends_with_lf=True
+    )
     assert reader.complete
     assert (content, rest) == (b"Subject: hi\r\n\r\n.dot\r\nthe end\r\n", b"QUIT\n")
 
@@ -170,7 +186,9 @@ def test_a_client_that_knows_line_feeds_only_ends_its_message_with_them(end):
 @given(LINES, st.lists(st.integers(min_value=0, max_value=700), max_size=20))
 def test_content_in_line_feeds_survives_the_wire(lines, places):
     wire = stuffed(lines).replace(b"\r\n", b"\n") + b"QUIT\n"
-    reader, content, rest = read(cut(wire, places), strays=Strays.LINE_ENDS, ends_with_lf=True)
+    reader, content, rest = read(
+        cut(wire, places), strays=BareNewlines.LINE_ENDS, ends_with_lf=True
+    )
     assert content == b"".join(line + b"\r\n" for line in lines)
     assert (reader.complete, rest) == (True, b"QUIT\n")
 
@@ -182,7 +200,11 @@ def test_a_client_that_knows_no_crlf_is_recognised_when_it_thinks_it_is_done():
     assert not reader.ends_with_bare_dot
 
 
-@given(LINES, st.lists(st.integers(min_value=0, max_value=700), max_size=5), st.lists(st.integers(0, 700)))
+@given(
+    LINES,
+    st.lists(st.integers(min_value=0, max_value=700), max_size=5),
+    st.lists(st.integers(0, 700)),
+)
 def test_the_chunks_of_bdat_give_the_same_content_however_they_are_cut(lines, chunks, places):
     content = b"".join(line + b"\r\n" for line in lines)
     reader = BdatReader(limit_bytes=100_000)

@@ -60,13 +60,17 @@ def steps(path: Path) -> list[tuple[int, str, str]]:
 
 def octets(text: str) -> bytes:
     text = REPEATED.sub(lambda match: match[2] * int(match[1]), text)
-    return text.encode().decode("unicode_escape").encode("latin-1") if "\\" in text else text.encode()
+    return (
+        text.encode().decode("unicode_escape").encode("latin-1") if "\\" in text else text.encode()
+    )
 
 
 def listener(desk: Desk, words: str) -> ListenerSpec:
     settings = dict(word.split("=", 1) for word in words.split())
     if "networks" in settings:
-        networks = tuple(ipaddress.ip_network(text) for text in settings["networks"].split(",") if text)
+        networks = tuple(
+            ipaddress.ip_network(text) for text in settings["networks"].split(",") if text
+        )
         desk.access = Access(networks, USERS)
     desk.limits = Limits(
         message_size_bytes=int(settings.get("message_size", 100_000)),
@@ -112,7 +116,9 @@ class Play:
 
     async def connected(self) -> Client:
         if self.client is None:
-            self.client = await self.desk.client(self.spec, tls=self.spec.tls is ListenerTls.IMPLICIT)
+            self.client = await self.desk.client(
+                self.spec, tls=self.spec.tls is ListenerTls.IMPLICIT
+            )
         return self.client
 
     async def step(self, kind: str, text: str) -> None:
@@ -154,7 +160,9 @@ class Play:
                 assert len(items) == int(verb)
                 self.heard = ""
                 if items:
-                    pieces = [piece async for piece in self.store.read_content(items[-1].message.queue_id)]
+                    pieces = [
+                        piece async for piece in self.store.read_content(items[-1].message.queue_id)
+                    ]
                     self.heard = b"".join(pieces).decode("utf-8", "backslashreplace")
 
 
@@ -174,7 +182,9 @@ async def play(path: Path, desk: Desk, directory: Path) -> None:
         await store.close()
 
 
-@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+@pytest.mark.parametrize(
+    "loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"]
+)
 @pytest.mark.parametrize("path", DIALOGUES, ids=[path.stem for path in DIALOGUES])
 def test_dialogue(
     path: Path,

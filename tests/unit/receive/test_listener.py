@@ -24,7 +24,14 @@ from relay.receive.access import Access
 from relay.receive.certificates import CertificateError
 from relay.receive.limits import Limits
 from relay.receive.listener import start_listener
-from relay.receive.spec import BareNewline, ListenerAuth, ListenerSpec, ListenerTls, TcpAddress, UnixAddress
+from relay.receive.spec import (
+    BareNewline,
+    ListenerAuth,
+    ListenerSpec,
+    ListenerTls,
+    TcpAddress,
+    UnixAddress,
+)
 from relay.route.security import TlsVersion
 from tests.fakes.client import Client
 from tests.fakes.store import FakeStore
@@ -66,7 +73,9 @@ async def talk_for_ever(deaf: socket.socket) -> None:
 # --- content ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [0, 1, 1000, CHUNK_BYTES - 300, CHUNK_BYTES, 3 * CHUNK_BYTES + 7, 5 * MIB])
+@pytest.mark.parametrize(
+    "size", [0, 1, 1000, CHUNK_BYTES - 300, CHUNK_BYTES, 3 * CHUNK_BYTES + 7, 5 * MIB]
+)
 async def test_a_message_of_any_size_arrives_byte_for_byte(desk, size):
     body = bytes(range(1, 10)) + bytes(range(14, 256))
     body = (body * (size // len(body) + 1))[:size] + b"\r\n"
@@ -110,7 +119,9 @@ async def test_a_long_header_section_ends_where_it_ends_however_it_comes(desk):
         await asyncio.sleep(0.02)
     assert (await client.reply()).startswith("250")
     # What follows the empty line is body, and stays.
-    assert desk.store.contents[0].endswith(header + b"\r\nX-Require-TLS: no\r\n" + b"x" * MIB + b"\r\n")
+    assert desk.store.contents[0].endswith(
+        header + b"\r\nX-Require-TLS: no\r\n" + b"x" * MIB + b"\r\n"
+    )
 
 
 async def test_mail_outweighs_the_commands_that_lead_nowhere(desk):
@@ -243,7 +254,9 @@ async def test_a_second_message_is_never_made_out_of_one(desk, ending, bare_newl
 )
 @pytest.mark.parametrize("size", [10, MIB])
 @pytest.mark.parametrize("where", ["fail_with", "fail_stage_with"])
-async def test_trouble_in_the_store_is_temporary_and_never_described(desk, error, reply, size, where):
+async def test_trouble_in_the_store_is_temporary_and_never_described(
+    desk, error, reply, size, where
+):
     client = await desk.client()
     await client.begin()
     setattr(desk.store, where, error)
@@ -268,7 +281,10 @@ async def test_a_mistake_of_ours_is_temporary_and_never_described(desk, monkeypa
     client = await desk.client()
     await client.greet()
     monkeypatch.setattr(dialogue_module, "mail", fail)
-    assert await client.say("MAIL FROM:<a@example.com>") == "421 4.3.0 Trouble of our own, try again later"
+    assert (
+        await client.say("MAIL FROM:<a@example.com>")
+        == "421 4.3.0 Trouble of our own, try again later"
+    )
     assert await client.reply() == "closed"
 
 
@@ -329,7 +345,9 @@ async def test_a_client_that_vanishes_while_a_piece_is_staged_leaves_nothing(des
     await client.say("DATA")
     await client.send(b"Subject: x\r\n\r\n" + b"x" * (CHUNK_BYTES - 1000))
     await asyncio.sleep(0.05)
-    await client.send(b"x" * 2000)  # all that comes has been read: the end of the connection is seen at once
+    await client.send(
+        b"x" * 2000
+    )  # all that comes has been read: the end of the connection is seen at once
     await desk.store.accepting.wait()
     client.vanish()
     await asyncio.sleep(0.05)
@@ -410,7 +428,9 @@ async def test_a_client_that_never_reads_is_cut_off(desk, monkeypatch):
     with socket.socket() as deaf:
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         deaf.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(deaf, (listener.address.host, listener.address.port))
+        await asyncio.get_running_loop().sock_connect(
+            deaf, (listener.address.host, listener.address.port)
+        )
         with pytest.raises(ConnectionError):
             await talk_for_ever(deaf)
         await settled(desk)
@@ -614,8 +634,14 @@ async def test_a_new_certificate_is_shown_after_a_reload_and_a_broken_one_never(
 
 def proxy_header(command: int, client: str) -> bytes:
     """PROXY version 2, TCP over IPv4; command 1 is PROXY, 0 is LOCAL: the proxy speaks for itself."""
-    addresses = socket.inet_aton(client) + socket.inet_aton("198.51.100.1") + struct.pack("!HH", 51234, 25)
-    return b"\r\n\r\n\x00\r\nQUIT\n" + struct.pack("!BBH", 0x20 | command, 0x11, len(addresses)) + addresses
+    addresses = (
+        socket.inet_aton(client) + socket.inet_aton("198.51.100.1") + struct.pack("!HH", 51234, 25)
+    )
+    return (
+        b"\r\n\r\n\x00\r\nQUIT\n"
+        + struct.pack("!BBH", 0x20 | command, 0x11, len(addresses))
+        + addresses
+    )
 
 
 @pytest.mark.parametrize(
@@ -669,7 +695,9 @@ async def test_a_message_that_is_coming_in_may_be_finished(desk):
     assert len(desk.store.messages) == 1
 
 
-async def test_a_message_that_does_not_come_to_its_end_is_not_waited_for_longer_than_the_grace(desk):
+async def test_a_message_that_does_not_come_to_its_end_is_not_waited_for_longer_than_the_grace(
+    desk,
+):
     client = await desk.client()
     await client.begin()
     await client.say("DATA")
@@ -711,7 +739,9 @@ async def test_a_pipelined_flood_of_commands_is_answered_in_order(desk):
     client = await desk.client()
     await client.greet()
     for _ in range(40):
-        await client.send(b"MAIL FROM:<a@example.com>\r\nRCPT TO:<b@example.net>\r\nDATA\r\n" + SMALL)
+        await client.send(
+            b"MAIL FROM:<a@example.com>\r\nRCPT TO:<b@example.net>\r\nDATA\r\n" + SMALL
+        )
     for _ in range(40):
         assert [reply[:3] for reply in await client.replies(4)] == ["250", "250", "354", "250"]
     assert isinstance(client, Client)

@@ -60,7 +60,9 @@ async def test_a_long_header_section_is_not_waited_for_when_memory_is_full(desk:
     await client.begin()
     assert (await client.data(b"X: y\r\n" * 50_000 + b"\r\n.\r\n")).startswith("452 4.3.1")
     await other.begin()
-    assert (await other.data(b"Subject: x\r\n\r\n" + b"y" * 500_000 + b"\r\n.\r\n")).startswith("250")
+    assert (await other.data(b"Subject: x\r\n\r\n" + b"y" * 500_000 + b"\r\n.\r\n")).startswith(
+        "250"
+    )
     assert desk.reception.memory.held_bytes == MIB
 
 

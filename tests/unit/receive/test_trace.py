@@ -20,7 +20,9 @@ USER = User("u", "hash")
 
 
 def session(**facts) -> Session:
-    return Session(SPEC, **{"client": "192.0.2.1", "helo": "client.example", "extended": True, **facts})
+    return Session(
+        SPEC, **{"client": "192.0.2.1", "helo": "client.example", "extended": True, **facts}
+    )
 
 
 @pytest.mark.parametrize(
@@ -69,7 +71,9 @@ def test_no_helo_ends_the_received_field_or_opens_a_comment(helo):
     assert received(helo=helo).startswith("Received: from unknown ([192.0.2.1])\r\n")
 
 
-@pytest.mark.parametrize("helo", ["localhost", "my_host.example", "[192.0.2.1]", "[IPv6:2001:db8::1]"])
+@pytest.mark.parametrize(
+    "helo", ["localhost", "my_host.example", "[192.0.2.1]", "[IPv6:2001:db8::1]"]
+)
 def test_a_helo_that_is_a_name_or_a_literal_is_shown(helo):
     assert received(helo=helo).startswith(f"Received: from {helo} (")
 

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.mail.outcome import Bounced, Deferred, Delivered, Downgrade, DowngradeReason, HopSession, Level
+from relay.mail.outcome import (
+    Bounced,
+    Deferred,
+    Delivered,
+    Downgrade,
+    DowngradeReason,
+    HopSession,
+    Level,
+)
 from relay.policy.settings import Setting, Source, TlsSettings
 from relay.queue.entry import Entry, LastAttempt, MessageSummary, QueuedMessage, QueuedRecipient
 from relay.queue.retry import RetrySchedule
@@ -29,7 +37,11 @@ SESSION = HopSession(
     seconds=0.4371,
 )
 MESSAGE = QueuedMessage(
-    "Q1", "a@example.com", NOON, 586, MessageSummary("1@example.com", "A <a@example.com>", "b", "Hi")
+    "Q1",
+    "a@example.com",
+    NOON,
+    586,
+    MessageSummary("1@example.com", "A <a@example.com>", "b", "Hi"),
 )
 BOB = QueuedRecipient(0, "b@example.net", "example.net", SETTINGS)
 OK = Delivered("2.0.0", 250, "2.0.0 OK", session=SESSION)
@@ -113,8 +125,16 @@ def test_a_message_that_went_in_clear_says_what_was_wanted_and_why_not():
     [
         (OK, timedelta(0), ("delivered", None, None, "info")),
         (Deferred("4.2.1", 450, "busy"), timedelta(0), ("failed", "temporary", "generic", "warn")),
-        (Bounced("5.1.1", 550, "unknown"), timedelta(0), ("failed", "permanent", "bounce", "error")),
-        (Deferred("4.2.1", 450, "busy"), timedelta(days=5), ("failed", "permanent", "old", "error")),
+        (
+            Bounced("5.1.1", 550, "unknown"),
+            timedelta(0),
+            ("failed", "permanent", "bounce", "error"),
+        ),
+        (
+            Deferred("4.2.1", 450, "busy"),
+            timedelta(days=5),
+            ("failed", "permanent", "old", "error"),
+        ),
     ],
 )
 def test_a_failure_says_whether_it_is_for_good_and_why(outcome, after, expected):
@@ -123,16 +143,22 @@ def test_a_failure_says_whether_it_is_for_good_and_why(outcome, after, expected)
 
 
 def test_without_a_session_nothing_is_claimed_about_one():
-    status = line_of(Deferred("4.4.1", 680, "", description="no answer from any host"))["delivery-status"]
-    assert [status[name] for name in ("tls", "certificate-verified", "mx-host")] == [None, None, None]
+    status = line_of(Deferred("4.4.1", 680, "", description="no answer from any host"))[
+        "delivery-status"
+    ]
+    assert [status[name] for name in ("tls", "certificate-verified", "mx-host")] == [
+        None,
+        None,
+        None,
+    ]
     assert not {"mx-ip", "tls-version", "session-seconds", "downgrade", "utf8"} & set(status)
     assert (status["code"], status["retry-seconds"]) == (680, 300)
 
 
 def test_the_end_of_the_lifetime_keeps_the_last_answer():
-    status = line_of(Deferred("4.2.1", 450, "4.2.1 busy", session=SESSION), after=timedelta(days=5))[
-        "delivery-status"
-    ]
+    status = line_of(
+        Deferred("4.2.1", 450, "4.2.1 busy", session=SESSION), after=timedelta(days=5)
+    )["delivery-status"]
     assert (status["code"], status["enhanced-code"]) == (602, "4.4.7")
     assert (status["last-code"], status["last-message"]) == (450, "4.2.1 busy")
     assert status["description"] == "given up after 5 days: 4.2.1 busy"
@@ -207,12 +233,16 @@ def test_ids_sort_by_time_and_differ_by_recipient_and_attempt():
 )
 def test_no_text_of_a_peer_breaks_a_line(text):
     hostile = replace(OK, message=text, session=replace(SESSION, mx_host=text))
-    entry = Entry(replace(MESSAGE, reverse_path=text, summary=MessageSummary(text, text, text, text)), (BOB,))
+    entry = Entry(
+        replace(MESSAGE, reverse_path=text, summary=MessageSummary(text, text, text, text)), (BOB,)
+    )
     settlement = settle(entry, {0: hostile}, schedule=RetrySchedule(), now=NOON)
     line = settled(entry, settlement.changes[0], now=NOON).line
     assert line.isascii()
     assert line.isprintable()
-    json.dumps(json.loads(line), ensure_ascii=False).encode("utf-8")  # no lone surrogate comes out of it
+    json.dumps(json.loads(line), ensure_ascii=False).encode(
+        "utf-8"
+    )  # no lone surrogate comes out of it
     assert len(line) < 60_000
 
 

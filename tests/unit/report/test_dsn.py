@@ -35,13 +35,19 @@ def report_of(
     facts = {"queue_id": "Q1", "reverse_path": "a@example.com", "arrived": NOON, "size_bytes": 586}
     facts["summary"] = MessageSummary("1@example.com", "a@example.com", "bob", "Hello")
     about = QueuedMessage(**{**facts, **message})
-    recipient = QueuedRecipient(0, address, "example.net", settings, orcpt=orcpt, notify=frozenset(notify))
-    settlement = settle(Entry(about, (recipient,)), {0: outcome}, schedule=RetrySchedule(), now=NOON + age)
+    recipient = QueuedRecipient(
+        0, address, "example.net", settings, orcpt=orcpt, notify=frozenset(notify)
+    )
+    settlement = settle(
+        Entry(about, (recipient,)), {0: outcome}, schedule=RetrySchedule(), now=NOON + age
+    )
     return settlement.reports[0]
 
 
 def write(report, *, header=HEADER, content=None, hostname="relay.example.net"):
-    return compose(report, header=header, hostname=hostname, queue_id="D1", now=NOON + HOUR, content=content)
+    return compose(
+        report, header=header, hostname=hostname, queue_id="D1", now=NOON + HOUR, content=content
+    )
 
 
 def read(raw):
@@ -69,7 +75,12 @@ def test_a_failure_is_told_to_people_and_to_programs():
     assert not dsn.defects
 
     words = text.get_content()
-    for said in ("<bob@example.net>", "mx.example.net [192.0.2.7]", "550 5.1.1 no such user", "really"):
+    for said in (
+        "<bob@example.net>",
+        "mx.example.net [192.0.2.7]",
+        "550 5.1.1 no such user",
+        "really",
+    ):
         assert said in words
     assert "Check the address" in words
 
@@ -99,7 +110,9 @@ def test_a_delay_says_until_when_it_is_tried():
 
 
 def test_a_message_handed_to_a_host_without_dsn_is_relayed():
-    report = report_of(Delivered("2.0.0", 250, "2.0.0 OK", session=SESSION), notify=[Notify.SUCCESS])
+    report = report_of(
+        Delivered("2.0.0", 250, "2.0.0 OK", session=SESSION), notify=[Notify.SUCCESS]
+    )
     _, _, _, (bob,), _ = read(write(report))
     assert bob["Action"] == "relayed"
     assert bob["Status"] == "2.0.0"
@@ -114,7 +127,9 @@ def test_the_end_of_the_lifetime_is_told_with_the_last_answer():
 
 def test_tls_that_stayed_unmet_names_every_host_and_its_reason():
     hosts = ("mx1.example.net: STARTTLS not offered", "mx2.example.net: certificate has expired")
-    unmet = Deferred("4.7.5", 0, "", description="no host proved itself", tls_unmet=True, hosts=hosts)
+    unmet = Deferred(
+        "4.7.5", 0, "", description="no host proved itself", tls_unmet=True, hosts=hosts
+    )
     _, text, _, (bob,), _ = read(write(report_of(unmet, age=5 * DAY, settings=TLS)))
     assert bob["Status"] == "5.7.5"
     assert bob["Diagnostic-Code"] == "x-relay; no host proved itself"
@@ -260,7 +275,12 @@ def _hold_lines(raw):
 def test_no_text_of_a_peer_begins_a_field_or_ends_a_part(text):
     hostile = replace(UNKNOWN, message=text, description=text, hosts=(text,) * 3)
     raw = write(
-        report_of(hostile, orcpt=f"rfc822;{text}", envid=text, summary=MessageSummary(text, text, text, text))
+        report_of(
+            hostile,
+            orcpt=f"rfc822;{text}",
+            envid=text,
+            summary=MessageSummary(text, text, text, text),
+        )
     )
     _hold_lines(raw)
     assert raw.isascii()
@@ -268,7 +288,12 @@ def test_no_text_of_a_peer_begins_a_field_or_ends_a_part(text):
     assert "Bcc" not in dsn
     assert len(recipients) == 1
     assert recipients[0].keys().count("Final-Recipient") == 1
-    assert set(about.keys()) <= {"Reporting-MTA", "Original-Envelope-Id", "Arrival-Date", "X-Queue-ID"}
+    assert set(about.keys()) <= {
+        "Reporting-MTA",
+        "Original-Envelope-Id",
+        "Arrival-Date",
+        "X-Queue-ID",
+    }
 
 
 def test_xtext_cannot_smuggle_a_line_end():
@@ -305,7 +330,9 @@ anything = st.text(alphabet=st.characters(exclude_categories=()), max_size=60)
 def test_a_report_is_made_whatever_the_texts_are(
     address, reverse_path, message, hostname, header, content, orcpt, kind
 ):
-    outcome = replace(kind, message=message, description=message, session=replace(SESSION, mx_host=message))
+    outcome = replace(
+        kind, message=message, description=message, session=replace(SESSION, mx_host=message)
+    )
     report = report_of(
         outcome,
         age=HOUR if kind is UNKNOWN else 5 * DAY,
@@ -316,7 +343,9 @@ def test_a_report_is_made_whatever_the_texts_are(
         reverse_path=reverse_path,
         summary=MessageSummary(message, message, message, message),
     )
-    raw = compose(report, header=header, hostname=hostname, queue_id=hostname, now=NOON, content=content)
+    raw = compose(
+        report, header=header, hostname=hostname, queue_id=hostname, now=NOON, content=content
+    )
     _hold_lines(raw)
     raw.decode("utf-8" if content is None else "latin-1")
     dsn = message_from_bytes(raw)

@@ -38,7 +38,9 @@ class Journal:
         new = []
         for _ in range(count):
             seq = len(self.events) + 1
-            line = json.dumps({"event": "accepted", "id": f"{seq}", "filler": filler}, separators=(",", ":"))
+            line = json.dumps(
+                {"event": "accepted", "id": f"{seq}", "filler": filler}, separators=(",", ":")
+            )
             stored = Stored(seq, Event(f"{seq}", NOON, "accepted", "Q", "a", "b", line))
             self.events.append(stored)
             new.append(stored)
@@ -175,7 +177,9 @@ async def test_a_file_truncated_under_us_has_no_hole(path, journal):
         await until(lambda: ids(path) == [101, 102])
 
 
-async def test_what_a_full_disk_kept_back_follows_when_there_is_room(path, journal, monkeypatch, caplog):
+async def test_what_a_full_disk_kept_back_follows_when_there_is_room(
+    path, journal, monkeypatch, caplog
+):
     """Half of each write fits at first: the half is taken back."""
     really = os.write
     full = True

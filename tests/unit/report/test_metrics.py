@@ -10,13 +10,23 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from relay.mail.outcome import Bounced, Deferred, Delivered, Downgrade, DowngradeReason, HopSession, Level
+from relay.mail.outcome import (
+    Bounced,
+    Deferred,
+    Delivered,
+    Downgrade,
+    DowngradeReason,
+    HopSession,
+    Level,
+)
 from relay.queue.retry import RetrySchedule
 from relay.queue.settle import Settlement, settle
 from relay.report.metrics import Metrics, Snapshot
 from tests.fakes.mail import ARRIVED, entry
 
-VERIFIED = HopSession("mx1.dest.example", "192.0.2.7", tls=True, certificate_verified=True, seconds=0.2)
+VERIFIED = HopSession(
+    "mx1.dest.example", "192.0.2.7", tls=True, certificate_verified=True, seconds=0.2
+)
 IN_CLEAR = HopSession(
     "mx1.dest.example",
     "192.0.2.7",
@@ -51,7 +61,9 @@ def test_each_attempt_is_counted_by_its_result_and_by_how_it_was_protected() -> 
     metrics.settled(settlement(Deferred("4.4.1", 680, ""), after=6 * 86400), 0.001)
     numbers = told(metrics)
     deliveries = {
-        key.split(" ", 1)[1]: n for key, n in numbers.items() if key.startswith("relay_deliveries_t")
+        key.split(" ", 1)[1]: n
+        for key, n in numbers.items()
+        if key.startswith("relay_deliveries_t")
     }
     assert deliveries == {
         "result=delivered tls=true verified=true": 1,

@@ -12,7 +12,9 @@ NOBODY = Own()
 
 
 def judged(address, port=25, own=NOBODY, allow=()):
-    return judge(ip_address(address), port, own=own, allow_networks=[ip_network(net) for net in allow])
+    return judge(
+        ip_address(address), port, own=own, allow_networks=[ip_network(net) for net in allow]
+    )
 
 
 @pytest.mark.parametrize(
@@ -151,6 +153,8 @@ def test_an_address_literal_is_read_as_the_address_it_is(domain, address):
     assert (str(literal) if literal else None) == address
 
 
-@pytest.mark.parametrize("text", ["", "mx.example", "1.2.3", "1.2.3.4.5", "0x7f000001", "127.0.0.01"])
+@pytest.mark.parametrize(
+    "text", ["", "mx.example", "1.2.3", "1.2.3.4.5", "0x7f000001", "127.0.0.01"]
+)
 def test_text_that_is_no_address_is_none(text):
     assert parse_address(text) is None

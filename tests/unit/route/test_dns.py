@@ -14,9 +14,9 @@ import dns.rrset
 import pytest
 import uvloop
 
-from relay.demo.dns import Answer, DnsServer, Fault
 from relay.route.answers import MxAnswer, MxRecord, NoSuchName, Unanswered
 from relay.route.dns import DnsResolver, ResolverError, ResolverOptions, parse_nameserver
+from relay.sandbox.dns import Answer, DnsServer, Fault
 
 SHORT = timedelta(seconds=0.4)
 
@@ -73,7 +73,9 @@ async def test_both_address_families_are_asked_for(server, resolver):
     assert sorted(answer.addresses) == ["11.22.33.1", "11.22.33.2", "2a00:1234::1"]
 
 
-@pytest.mark.parametrize("fault", [Fault.SERVFAIL, Fault.REFUSED, Fault.DROP, Fault.GARBAGE, Fault.WRONG_ID])
+@pytest.mark.parametrize(
+    "fault", [Fault.SERVFAIL, Fault.REFUSED, Fault.DROP, Fault.GARBAGE, Fault.WRONG_ID]
+)
 async def test_a_name_server_that_fails_has_said_nothing(server, hasty, fault):
     server.mx("broken.example", (10, "mx.example"))
     server.a("broken.example", "11.22.33.1")
@@ -188,7 +190,9 @@ class Scripted(asyncio.DatagramProtocol):
 async def asked_of(respond, question, name):
     """What the resolver makes of the responses: `question` is DnsResolver.mx or DnsResolver.addresses."""
     loop = asyncio.get_running_loop()
-    transport, _ = await loop.create_datagram_endpoint(lambda: Scripted(respond), local_addr=("127.0.0.1", 0))
+    transport, _ = await loop.create_datagram_endpoint(
+        lambda: Scripted(respond), local_addr=("127.0.0.1", 0)
+    )
     port = transport.get_extra_info("sockname")[1]
     try:
         return await question(DnsResolver(ResolverOptions((f"127.0.0.1:{port}",))), name)
@@ -215,7 +219,9 @@ async def test_an_alias_that_the_server_leaves_to_us_is_followed():
             response.answer.append(dns.rrset.from_text(name, 60, "IN", "A", "11.22.33.1"))
         return [response.to_wire()]
 
-    assert (await asked_of(respond, DnsResolver.addresses, "mx.example")).addresses == ("11.22.33.1",)
+    assert (await asked_of(respond, DnsResolver.addresses, "mx.example")).addresses == (
+        "11.22.33.1",
+    )
 
 
 async def test_an_alias_to_itself_left_to_us_ends():
@@ -234,12 +240,18 @@ async def test_a_forged_answer_before_the_right_one_is_ignored():
     def respond(query):
         wrong = dns.message.make_response(query)
         wrong.id = query.id ^ 1
-        wrong.answer.append(dns.rrset.from_text(query.question[0].name, 60, "IN", "MX", "0 evil.example."))
+        wrong.answer.append(
+            dns.rrset.from_text(query.question[0].name, 60, "IN", "MX", "0 evil.example.")
+        )
         right = dns.message.make_response(query)
-        right.answer.append(dns.rrset.from_text(query.question[0].name, 60, "IN", "MX", "10 good.example."))
+        right.answer.append(
+            dns.rrset.from_text(query.question[0].name, 60, "IN", "MX", "10 good.example.")
+        )
         return [b"garbage", wrong.to_wire(), right.to_wire()]
 
-    assert (await asked_of(respond, DnsResolver.mx, "example.net")).records == (MxRecord(10, "good.example"),)
+    assert (await asked_of(respond, DnsResolver.mx, "example.net")).records == (
+        MxRecord(10, "good.example"),
+    )
 
 
 # Transport
@@ -318,7 +330,8 @@ def test_queries_do_not_hang_under_uvloop():
             assert {getattr(answer, "addresses", answer) for answer in answers} == {("11.22.33.1",)}
             server.fail("gone.example", "*", Fault.DROP)
             assert isinstance(
-                await DnsResolver(ResolverOptions((server.nameserver,), SHORT)).mx("gone.example"), Unanswered
+                await DnsResolver(ResolverOptions((server.nameserver,), SHORT)).mx("gone.example"),
+                Unanswered,
             )
 
     uvloop.run(asyncio.wait_for(many(), 30))
@@ -352,7 +365,9 @@ async def test_a_broken_nxdomain_for_one_family_does_not_hide_the_other(server, 
     assert (await resolver.addresses("mx.example")).addresses == ("11.22.33.1",)
 
 
-async def test_a_silent_family_does_not_hold_the_other_up_to_the_end(server, resolver, clock, monkeypatch):
+async def test_a_silent_family_does_not_hold_the_other_up_to_the_end(
+    server, resolver, clock, monkeypatch
+):
     monkeypatch.setattr("relay.route.dns._PATIENCE", 0.2)
     server.a("mx.example", "11.22.33.1")
     server.fail("mx.example", "AAAA", Fault.DROP)

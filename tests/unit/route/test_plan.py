@@ -31,7 +31,8 @@ def planned(*hosts, rejected=()):
     """hosts: (preference, name, addresses or lookup)."""
     listed = MailHosts(tuple(MailHost(p, name) for p, name, _ in hosts), tuple(rejected), inf)
     lookups = {
-        name: AddressAnswer(tuple(found)) if isinstance(found, list) else found for _, name, found in hosts
+        name: AddressAnswer(tuple(found)) if isinstance(found, list) else found
+        for _, name, found in hosts
     }
     return plan(
         "example.net",
@@ -96,7 +97,9 @@ def test_a_host_with_many_addresses_does_not_push_out_its_neighbours():
 
 @given(
     st.lists(
-        st.tuples(st.integers(0, 3), st.integers(0, 5), st.integers(0, 5)).filter(lambda h: h[1] + h[2] > 0),
+        st.tuples(st.integers(0, 3), st.integers(0, 5), st.integers(0, 5)).filter(
+            lambda h: h[1] + h[2] > 0
+        ),
         min_size=1,
         max_size=14,
     ),
@@ -105,7 +108,11 @@ def test_a_host_with_many_addresses_does_not_push_out_its_neighbours():
 )
 def test_any_plan_gives_an_ordered_attempt_within_its_limit(shape, limit, seed):
     hosts = [
-        (p, f"h{i}.example", [f"11.0.{i}.{n}" for n in range(v4)] + [f"2a00:{i}::{n}" for n in range(v6)])
+        (
+            p,
+            f"h{i}.example",
+            [f"11.0.{i}.{n}" for n in range(v4)] + [f"2a00:{i}::{n}" for n in range(v6)],
+        )
         for i, (p, v4, v6) in enumerate(sorted(shape))
     ]
     result = planned(*hosts)

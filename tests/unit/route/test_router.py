@@ -11,12 +11,12 @@ from random import Random
 
 import pytest
 
-from relay.demo.dns import Answer, DnsServer, Fault
 from relay.mail.outcome import Bounced, Deferred
 from relay.route.answers import MxAnswer, MxRecord, Unanswered
 from relay.route.dns import DnsResolver, ResolverOptions
 from relay.route.next_hop import Credentials, Hosts, NoRoute, StaticRoute, TlsMode
 from relay.route.router import RouteOptions, Router, is_local_address
+from relay.sandbox.dns import Answer, DnsServer, Fault
 from tests.fakes.dns import FakeDns
 
 LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
@@ -76,7 +76,9 @@ async def hasty(server):
 
 
 @pytest.mark.parametrize("fault", [Fault.SERVFAIL, Fault.DROP, Fault.REFUSED])
-async def test_50_without_an_answer_about_mx_the_mail_waits_and_no_a_record_is_used(server, hasty, fault):
+async def test_50_without_an_answer_about_mx_the_mail_waits_and_no_a_record_is_used(
+    server, hasty, fault
+):
     server.a("broken.example", "11.22.33.1")
     server.fail("broken.example", "MX", fault)
     assert refused(await router(hasty).route("broken.example")) == (Deferred, "4.4.3", 498)
@@ -157,7 +159,9 @@ async def test_55_an_mx_at_our_own_address_loops(server, real, listening):
 
 async def test_56_a_second_answer_of_the_dns_has_no_chance(server, real):
     server.mx("evil.example", (10, "mx.evil.example"), ttl=0)
-    server.set("mx.evil.example", "A", Answer(("11.22.33.1",), ttl=0), Answer(("127.0.0.1",), ttl=0))
+    server.set(
+        "mx.evil.example", "A", Answer(("11.22.33.1",), ttl=0), Answer(("127.0.0.1",), ttl=0)
+    )
     route = await router(real).route("evil.example")
     assert tried(route) == ["11.22.33.1"]
     assert server.asked("mx.evil.example", "A") == 1
@@ -229,14 +233,24 @@ async def test_61_an_underscore_does_not_matter(server, real):
 
 @pytest.mark.parametrize(
     "domain",
-    ["x" * 64 + ".example", "a..example", "a." * 130 + "example", "", ".", "\udce9.example", "a b.example"],
+    [
+        "x" * 64 + ".example",
+        "a..example",
+        "a." * 130 + "example",
+        "",
+        ".",
+        "\udce9.example",
+        "a b.example",
+    ],
 )
 async def test_61_a_domain_that_cannot_exist_bounces_and_is_no_crash(server, real, domain):
     assert refused(await router(real).route(domain)) == (Bounced, "5.1.2", 498)
     assert not server.queries
 
 
-@pytest.mark.parametrize("domain", ["localhost", "mail", "10.0.0.1", "[127.0.0.1", "[x]", "[IPv6:zz]"])
+@pytest.mark.parametrize(
+    "domain", ["localhost", "mail", "10.0.0.1", "[127.0.0.1", "[x]", "[IPv6:zz]"]
+)
 async def test_a_domain_that_is_no_domain_bounces(server, real, domain):
     assert refused(await router(real).route(domain)) == (Bounced, "5.1.2", 498)
     assert not server.queries
@@ -298,7 +312,12 @@ async def test_an_address_literal_is_its_own_mail_host():
 
 @pytest.mark.parametrize(
     ("domain", "status"),
-    [("[127.0.0.1]", "5.4.4"), ("[10.0.0.1]", "5.4.4"), ("[IPv6:::1]", "5.4.4"), ("[11.22.33.99]", "5.4.6")],
+    [
+        ("[127.0.0.1]", "5.4.4"),
+        ("[10.0.0.1]", "5.4.4"),
+        ("[IPv6:::1]", "5.4.4"),
+        ("[11.22.33.99]", "5.4.6"),
+    ],
 )
 async def test_an_address_literal_is_judged_as_an_mx_is(domain, status):
     ours = router(FakeDns(), listening=[("11.22.33.99", 25)])
@@ -309,9 +328,12 @@ async def test_an_address_literal_is_judged_as_an_mx_is(domain, status):
 
 
 async def test_a_static_route_is_used_instead_of_the_mx_and_may_be_private():
-    dns = FakeDns({"intranet.example": [(10, "mx.example")]}, {"mail.intranet.example": ["10.0.0.7"]})
+    dns = FakeDns(
+        {"intranet.example": [(10, "mx.example")]}, {"mail.intranet.example": ["10.0.0.7"]}
+    )
     ours = router(
-        dns, routes={"intranet.example": StaticRoute("mail.intranet.example", 2525, TlsMode.IMPLICIT)}
+        dns,
+        routes={"intranet.example": StaticRoute("mail.intranet.example", 2525, TlsMode.IMPLICIT)},
     )
     route = await ours.route("Intranet.example.")
     assert [(host.name, host.address, host.port, host.tls) for host in route.hosts] == [
@@ -381,7 +403,9 @@ async def test_where_a_configured_next_hop_cannot_be_used_the_mail_waits(host, s
 
 
 async def test_a_content_filter_on_another_port_of_this_machine_is_not_ourselves():
-    ours = router(FakeDns(), routes={"*": StaticRoute("localhost", 10025)}, listening=[("127.0.0.1", 2525)])
+    ours = router(
+        FakeDns(), routes={"*": StaticRoute("localhost", 10025)}, listening=[("127.0.0.1", 2525)]
+    )
     assert len(tried(await ours.route("example.net"))) == 2
 
 
@@ -389,7 +413,8 @@ async def test_credentials_come_from_the_password_file_as_it_is_now(tmp_path):
     path = tmp_path / "password"
     path.write_text("first secret\n")
     ours = router(
-        FakeDns(), routes={"*": StaticRoute("[10.0.0.1]", 587, username="us", password_file=str(path))}
+        FakeDns(),
+        routes={"*": StaticRoute("[10.0.0.1]", 587, username="us", password_file=str(path))},
     )
     assert (await ours.route("a.example")).hosts[0].credentials == Credentials("us", "first secret")
     path.write_text("second\r\nnot this\n")
@@ -398,11 +423,15 @@ async def test_credentials_come_from_the_password_file_as_it_is_now(tmp_path):
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\nsecret\n", b"\xff\xfe\n"])
-async def test_without_a_readable_password_the_mail_waits_and_the_reason_is_clear(tmp_path, content, caplog):
+async def test_without_a_readable_password_the_mail_waits_and_the_reason_is_clear(
+    tmp_path, content, caplog
+):
     path = tmp_path / "password"
     if content is not None:
         path.write_bytes(content)
-    ours = router(FakeDns(), routes={"*": StaticRoute("[10.0.0.1]", username="us", password_file=str(path))})
+    ours = router(
+        FakeDns(), routes={"*": StaticRoute("[10.0.0.1]", username="us", password_file=str(path))}
+    )
     route = await ours.route("a.example")
     assert refused(route) == (Deferred, "4.3.5", 0)
     assert str(path) in route.outcome.description

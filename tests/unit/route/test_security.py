@@ -70,7 +70,9 @@ def needs(require: bool, skip: bool, options: SecurityOptions = OPTIONS) -> Requ
 @pytest.mark.parametrize("on_unverified", list(OnUnverified))
 @pytest.mark.parametrize("on_unmet", list(OnTlsUnmet))
 def test_each_cell_of_the_table(require, skip, situation, expected, on_unverified, on_unmet):
-    needed = needs(require, skip, SecurityOptions(on_tls_unmet=on_unmet, on_unverified=on_unverified))
+    needed = needs(
+        require, skip, SecurityOptions(on_tls_unmet=on_unmet, on_unverified=on_unverified)
+    )
     if on_unverified is OnUnverified.ENCRYPTED and (require, skip) == (False, False):
         expected = NEW_UNVERIFIED if situation is Situation.UNVERIFIED else expected
     step = next_step(needed, situation)
@@ -96,7 +98,9 @@ def test_old_tls_is_taken_only_where_nobody_looks_and_none_is_the_alternative(
 
 
 def test_the_configured_versions_are_the_ones_asked_for():
-    options = SecurityOptions(min_version=TlsVersion.TLS_1_3, opportunistic_min_version=TlsVersion.TLS_1_1)
+    options = SecurityOptions(
+        min_version=TlsVersion.TLS_1_3, opportunistic_min_version=TlsVersion.TLS_1_1
+    )
     assert needs(True, False, options).min_version is TlsVersion.TLS_1_3
     assert needs(False, True, options).min_version is TlsVersion.TLS_1_1
     assert needs(False, False, options).unlooked.min_version is TlsVersion.TLS_1_1

@@ -66,7 +66,9 @@ def key(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     return load_keys({"sender.example": DkimDomain("s1", str(tmp_path / "key.pem"))})
 
 
-async def sent(keys: Mapping[str, SigningKey], content: bytes, *, pieces: int = 0, **fields: Any) -> bytes:
+async def sent(
+    keys: Mapping[str, SigningKey], content: bytes, *, pieces: int = 0, **fields: Any
+) -> bytes:
     """What goes out of this content; `pieces`: read from the store in pieces of so many octets."""
 
     async def stored() -> AsyncIterator[bytes]:
@@ -111,7 +113,9 @@ async def test_a_signed_message_verifies_at_the_mx(key: Any, pieces: int) -> Non
         (b"\r\nTo:", b"\r\nReply-To: x@other.example\r\nTo:"),
     ],
 )
-async def test_what_is_changed_on_the_way_does_not_verify(key: Any, was: bytes, becomes: bytes) -> None:
+async def test_what_is_changed_on_the_way_does_not_verify(
+    key: Any, was: bytes, becomes: bytes
+) -> None:
     got = await sent(key, HEADER + BODY)
     signature, rest = got.split(b"Received:", 1)
     assert not verifies(signature + b"Received:" + rest.replace(was, becomes, 1), key)
@@ -145,7 +149,9 @@ async def test_nobody_gets_the_signature_of_a_domain_he_does_not_send_for(
     assert got == content
 
 
-async def test_who_sends_for_one_domain_gets_no_signature_of_another_that_has_a_key_too(key: Any) -> None:
+async def test_who_sends_for_one_domain_gets_no_signature_of_another_that_has_a_key_too(
+    key: Any,
+) -> None:
     both = key | {"other.example": replace(key["sender.example"], domain="other.example")}
     content = b"From: boss@other.example\r\n\r\nhello\r\n"
     assert await sent(both, content, reverse_path="a@sender.example") == content

@@ -1,0 +1,223 @@
+"""The socket of the HTTP server: how many get in, and which certificate they are shown.
+
+A connection counts from the moment it is accepted to the moment its descriptor is closed, TLS
+handshake included. The one too many is told so, where no TLS has to be made first, and is closed: when
+there are as many as there may be, or when its client alone has half of those. A handshake has its
+deadline; the header section of a request has that of the protocol behind us.
+
+What is no HTTP at all is answered as every other mistake is.
+
+A client that takes nothing of what it is sent is let go by the kernel (TCP_USER_TIMEOUT). What the
+certificate's files say now takes effect with the next handshake after `context` was set.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import socket
+import ssl
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from aiohttp import web
+
+from relay.submit.failures import counted_as
+
+__all__ = ["Entrance", "HttpError", "tls_context"]
+
+log = logging.getLogger(__name__)
+
+_BACKLOG = 256
+_HANDSHAKE_SECONDS = 20.0
+_UNREAD_SECONDS = 60
+_PAUSE_SECONDS = 1.0
+
+
+def _turned_away(status: str, sentence: str) -> bytes:
+    said = json.dumps({"message": sentence})
+    return (
+        f"HTTP/1.1 {status}\r\nServer: relay\r\nRetry-After: 60\r\nConnection: close\r\n"
+        f"Content-Type: application/json; charset=utf-8\r\nContent-Length: {len(said)}\r\n\r\n{said}"
+    ).encode()
+
+
+_TOO_MANY = _turned_away("503 Service Unavailable", "Too many connections, try again later")
+_TOO_MANY_OF_CLIENT = _turned_away(
+    "429 Too Many Requests", "Too many connections from your address"
+)
+
+
+class HttpError(Exception):
+    """The server cannot start, or a certificate cannot be used; the text says why."""
+
+
+def tls_context(certificate: str, key: str | None) -> ssl.SSLContext:
+    """What a handshake needs, read from the files."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+    try:
+        context.load_cert_chain(certificate, key, password=_no_passphrase)
+    except (OSError, ssl.SSLError, ValueError) as error:
+        raise HttpError(f"{certificate} cannot be used: {error}") from error
+    return context
+
+
+def _no_passphrase() -> str:
+    # Without this OpenSSL would ask on the terminal, and wait.
+    raise ValueError("the private key is encrypted")
+
+
+class Protocol(web.RequestHandler):
+    """One connection. `client`: whom it counts for."""
+
+    __slots__ = ("client",)
+
+    def __init__(self, server: web.Server, *, client: str, **options: Any) -> None:
+        self.client = client
+        super().__init__(server, loop=asyncio.get_running_loop(), **options)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """What reaches no handler of ours. aiohttp's own answer would be a text, with the request in it."""
+        super().handle_error(request, status, exc, message)
+        said = "This is no HTTP request" if status == 400 else "An error of the relay's own"
+        response = web.json_response({"message": said}, status=status, headers={"Server": "relay"})
+        response.force_close()
+        return response
+
+
+class Entrance:
+    """Accepts for a server; at most `most` at a time. `context` is what the next handshake uses.
+
+    `options` are those of aiohttp's connections.
+    """
+
+    def __init__(
+        self,
+        server: web.Server,
+        *,
+        most: int,
+        context: ssl.SSLContext | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.context = context
+        self._server = server
+        self._options = options or {}
+        self._most = most
+        self._most_of_client = max(most // 2, 1)
+        self._sockets: list[socket.socket] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._entering: dict[asyncio.Task[None], str] = {}
+        self._crowd = ""
+
+    async def open(self, address: tuple[str, int]) -> tuple[str, int]:
+        """Listen; where it really listens. OSError where that is not to be had."""
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        try:
+            for family, *_, name in dict.fromkeys(found):
+                self._sockets.append(_listening(family, name))
+        except OSError:
+            self._close_sockets()
+            raise
+        for listening in self._sockets:
+            task = asyncio.get_running_loop().create_task(self._accept(listening))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        bound = self._sockets[0].getsockname()
+        return bound[0], bound[1]
+
+    async def close(self) -> None:
+        """Let nobody in any more; who is inside may stay."""
+        for task in [*self._tasks, *self._entering]:
+            task.cancel()
+        await asyncio.gather(*self._tasks, *self._entering, return_exceptions=True)
+        self._close_sockets()
+
+    def _close_sockets(self) -> None:
+        while self._sockets:
+            self._sockets.pop().close()
+
+    @property
+    def connections(self) -> int:
+        """How many are inside or on the way in."""
+        return len(self._entering) + len(self._server.connections)
+
+    def _connections_of(self, client: str) -> int:
+        inside = [one.client for one in self._server.connections if isinstance(one, Protocol)]
+        return [*self._entering.values(), *inside].count(client)
+
+    async def _accept(self, listening: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                client, address = await loop.sock_accept(listening)
+            except ConnectionError:
+                continue  # gone before we came
+            except OSError as error:  # no descriptor is left
+                log.warning("HTTP: a connection cannot be accepted: %s", error)
+                await asyncio.sleep(_PAUSE_SECONDS)
+                continue
+            name = counted_as(address[0])
+            if self.connections >= self._most:
+                self._turn_away(client, _TOO_MANY, "all")
+            elif self._connections_of(name) >= self._most_of_client:
+                self._turn_away(client, _TOO_MANY_OF_CLIENT, name)
+            else:
+                self._crowd = ""
+                entering = loop.create_task(self._let_in(client, name))
+                self._entering[entering] = name
+                entering.add_done_callback(self._entering.pop)
+
+    def _turn_away(self, client: socket.socket, answer: bytes, crowd: str) -> None:
+        if crowd != self._crowd:
+            log.warning(
+                "HTTP: %d connections are open, of %s: no more are let in", self.connections, crowd
+            )
+        self._crowd = crowd
+        with client, contextlib.suppress(OSError):
+            if self.context is None:
+                client.send(answer)
+                client.shutdown(socket.SHUT_WR)
+
+    async def _let_in(self, client: socket.socket, name: str) -> None:
+        patience = _HANDSHAKE_SECONDS if self.context is not None else None
+        try:
+            if hasattr(socket, "TCP_USER_TIMEOUT"):
+                client.setsockopt(
+                    socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREAD_SECONDS * 1000
+                )
+            await asyncio.get_running_loop().connect_accepted_socket(
+                partial(Protocol, self._server, client=name, **self._options),
+                client,
+                ssl=self.context,
+                ssl_handshake_timeout=patience,
+            )
+        except (OSError, asyncio.CancelledError) as error:  # SSLError is an OSError
+            client.close()
+            log.debug("HTTP: no connection was made: %s", error)
+
+
+def _listening(family: int, name: Any) -> socket.socket:
+    """A bound socket; of IPv6 alone where it is one of IPv6, as the event loop's own servers are."""
+    listening = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listening.bind(name)
+        listening.listen(_BACKLOG)
+    except OSError:
+        listening.close()
+        raise
+    return listening

@@ -1,0 +1,59 @@
+"""The delivery log as a listing: `GET /v3/{domain}/events` and its pages."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+from aiohttp import web
+
+from relay.api.mailgun import ApiError, sending_domain
+from relay.api.mailgun_events import EventQuery, item_of, links, read_query
+from relay.api.state import Api, answer
+from relay.queue.store import SearchTooLong, StoredEvent
+
+__all__ = ["list_events"]
+
+_PATIENCE = timedelta(seconds=1)
+"""For a page: one that is full of what is rare would have a whole log searched for it."""
+
+
+async def list_events(api: Api, request: web.Request) -> web.Response:
+    """A page of the events of mail from a domain."""
+    domain = sending_domain(request.match_info["domain"], api.options().domains)
+    token = request.match_info.get("page", "")
+    query = read_query(dict(request.query), domain=domain, token=token)
+    found = await _look(api, query)
+    following, preceding = links(query, found)
+    base = f"{request.scheme}://{request.host}/v3/{domain}/events"
+    first = read_query(dict(query.parameters), domain=domain)
+    return answer(
+        {
+            "items": [item_of(stored.event.line) for stored in found],
+            "paging": {
+                "next": _page(base, following),
+                "previous": _page(base, preceding),
+                "first": _page(base, links(replace(first, after=0), ())[0]),
+                "last": _page(base, links(replace(first, after=0), ())[1]),
+            },
+        }
+    )
+
+
+async def _look(api: Api, query: EventQuery) -> list[StoredEvent]:
+    try:
+        found = await api.store.find_events(
+            query.wanted,
+            after=query.after,
+            limit=query.limit,
+            ascending=query.looks_ascending,
+            patience=_PATIENCE,
+        )
+    except SearchTooLong as error:
+        raise ApiError(400, f"{error}: ask for a shorter time, with begin and end") from None
+    return found[::-1] if query.backward else found
+
+
+def _page(base: str, token: str) -> str:
+    """An address of a page, with the token where either client looks for it."""
+    return f"{base}/{token}?page={token}"

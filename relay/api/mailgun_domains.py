@@ -1,0 +1,73 @@
+"""The settings of a sender domain as Mailgun's interface shows and takes them. Pure.
+
+Old and newer documents of theirs differ in the shape of an answer; ours has the fields in
+every place where a client may look.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from relay.api.mailgun import ApiError, Form
+from relay.policy.fields import truth_of
+from relay.policy.settings import TlsSettings
+from relay.queue.desk import DomainSettings
+
+__all__ = ["as_connection", "as_domain", "as_updated", "read_settings"]
+
+_UPDATED = "Domain connection settings have been updated, may take 10 minutes to fully propagate"
+
+
+def read_settings(form: Form, *, needed: bool) -> DomainSettings:
+    """What a form sets. `needed`: one of the two has to be there."""
+    settings = DomainSettings(_truth(form, "require_tls"), _truth(form, "skip_verification"))
+    if needed and settings == DomainSettings():
+        raise ApiError(400, "require_tls or skip_verification parameter is missing")
+    return settings
+
+
+def as_connection(settings: TlsSettings) -> dict[str, Any]:
+    """The answer to GET …/connection."""
+    return {"connection": _pair(settings), **_pair(settings)}
+
+
+def as_updated(settings: TlsSettings) -> dict[str, Any]:
+    """The answer to PUT …/connection."""
+    pair = _pair(settings)
+    dashed = {name.replace("_", "-"): value for name, value in pair.items()}
+    return {"message": _UPDATED, **dashed, **pair}
+
+
+def as_domain(name: str, settings: TlsSettings) -> dict[str, Any]:
+    """A domain with as much of theirs as means anything here."""
+    return {
+        "id": name,
+        "name": name,
+        **_pair(settings),
+        "state": "active",
+        "type": "custom",
+        "wildcard": False,
+        "spam_action": "disabled",
+        "is_disabled": False,
+        "smtp_login": f"postmaster@{name}",
+        "web_prefix": "email",
+        "web_scheme": "http",
+        "created_at": "Thu, 01 Jan 1970 00:00:00 GMT",
+    }
+
+
+def _pair(settings: TlsSettings) -> dict[str, bool]:
+    return {
+        "require_tls": settings.require_tls.value,
+        "skip_verification": settings.skip_verification.value,
+    }
+
+
+def _truth(form: Form, name: str) -> bool | None:
+    values = form.all(name) or form.all(name.replace("_", "-"))
+    if not values:
+        return None
+    truths = {truth_of(value.encode()) for value in values}
+    if None in truths or len(truths) > 1:
+        raise ApiError(400, f"{name} parameter is neither true nor false")
+    return truths.pop()

@@ -1,0 +1,141 @@
+"""The operator's verbs as JSON: what `relay queue`, `explain` and `probe` do, done by the same functions."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from aiohttp import web
+
+from relay import __version__
+from relay.admin import operations
+from relay.admin.control import RequestError, queue_filter
+from relay.api.forms import read_json
+from relay.api.mailgun import ApiError, sending_domain
+from relay.api.state import Api, answer
+from relay.mail.address import AddressError, domain_of, parse_path
+from relay.policy.fields import Wishes, truth_of
+from relay.queue.store import QueueFilter, more_follows
+
+__all__ = ["change", "explain", "list_queue", "probe", "show", "status"]
+
+log = logging.getLogger(__name__)
+
+_MOST_ITEMS = 1000
+
+
+async def status(api: Api, request: web.Request) -> web.Response:
+    """How the relay is."""
+    queue = {state.value: count for state, count in (await api.store.counts()).items()}
+    deliveries = await api.status() if api.status is not None else {}
+    return answer({"version": __version__, "hostname": api.hostname, "queue": queue, **deliveries})
+
+
+async def list_queue(api: Api, request: web.Request) -> web.Response:
+    """A page of the queue, oldest first."""
+    query = dict(request.query)
+    wanted = _filter(
+        {name: query[name] for name in ("domain", "sender", "state") if query.get(name)}, query
+    )
+    limit = min(_number(query, "limit", 100), _MOST_ITEMS)
+    found = await api.store.list_messages(
+        wanted, now=api.clock(), after=query.get("after", ""), limit=limit
+    )
+    following = found[-1].message.queue_id if more_follows(found, limit) else None
+    return answer({"items": [operations.item_as_json(item) for item in found], "next": following})
+
+
+async def show(api: Api, request: web.Request) -> web.Response:
+    """All we know of one message."""
+    found = await operations.show_message(api.store, request.match_info["id"], now=api.clock())
+    if found is None:
+        raise ApiError(
+            404,
+            "Message not found: it was delivered, returned or removed, or never was in this queue",
+        )
+    return answer(found)
+
+
+async def change(api: Api, request: web.Request) -> web.Response:
+    """Retry, hold, release or remove what the body names."""
+    verb = request.match_info["verb"]
+    if verb not in operations.VERBS:
+        raise ApiError(404, f"no such verb, known are: {', '.join(operations.VERBS)}")
+    body = await read_json(request)
+    wanted = _filter(body, {})
+    if wanted == QueueFilter() and body.get("all") is not True:
+        raise ApiError(400, f"{verb} what? name queue ids or a filter, or say all")
+    if verb == "retry":
+        api.retry_silent()  # first: what is left alone would be put off again before we are through
+    done = await operations.change_queue(api.store, wanted, verb=verb, now=api.clock())
+    log.info("operator over HTTP: %s, %d recipients changed", verb, done["changed"])
+    return answer(done)
+
+
+async def explain(api: Api, request: web.Request) -> web.Response:
+    """What would become of a message, without sending one."""
+    query = request.query
+    recipient = _address(query.get("to", ""), "to")
+    try:
+        domain = domain_of(recipient)
+    except AddressError as error:
+        raise ApiError(400, f"to: {error}") from None
+    if not domain:
+        raise ApiError(400, "to parameter is missing")
+    return answer(
+        await operations.explain(
+            reverse_path=_address(query.get("from", ""), "from"),
+            recipient=recipient,
+            wishes=Wishes(_truth(query, "require-tls"), _truth(query, "skip-verification")),
+            rules=api.rules(),
+            route=api.route,
+            options=api.security,
+        )
+    )
+
+
+async def probe(api: Api, request: web.Request) -> web.Response:
+    """What the mail hosts of a domain show of themselves; they are connected to."""
+    domain = sending_domain(request.match_info["domain"])
+    if api.probe is None:
+        raise ApiError(404, "this relay does not probe")
+    return answer(await api.probe(domain))
+
+
+def _filter(wanted: Mapping[str, Any], query: Mapping[str, str]) -> QueueFilter:
+    request = dict(wanted)
+    if query.get("older-than"):
+        request["older-than"] = _number(query, "older-than", 0)
+    try:
+        return queue_filter(request)
+    except (RequestError, OverflowError) as error:
+        raise ApiError(400, str(error)) from None
+
+
+def _number(query: Mapping[str, str], name: str, otherwise: int) -> int:
+    text = query.get(name, "")
+    if not text:
+        return otherwise
+    if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text)):
+        raise ApiError(
+            400, f"{name} is a number{' of seconds' if name == 'older-than' else ''}, at least 1"
+        )
+    return int(text)
+
+
+def _address(text: str, name: str) -> str:
+    bare = text.strip().removeprefix("<").removesuffix(">")
+    try:
+        return parse_path(f"<{bare}>".encode(), smtputf8=True)[0]
+    except (AddressError, UnicodeEncodeError) as error:
+        raise ApiError(400, f"{name}: {error}") from None
+
+
+def _truth(query: Mapping[str, str], name: str) -> bool | None:
+    if not query.get(name):
+        return None
+    truth = truth_of(query[name].encode("utf-8", "replace"))
+    if truth is None:
+        raise ApiError(400, f"{name} parameter is neither yes nor no")
+    return truth

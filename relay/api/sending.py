@@ -1,0 +1,199 @@
+"""Messages: `POST /v3/{domain}/messages` and `messages.mime`.
+
+The way of a message over SMTP, by another door: its header section is judged and rewritten by
+`relay.submit.message`, its settings are resolved under the rules in force, and the answer 200
+is given when `store.accept` has returned. Trouble of our own is a 503, never a refusal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from aiohttp import web
+
+from relay.api.forms import read_form
+from relay.api.mailgun import ApiError, File, Form, Order, read_order, sending_domain
+from relay.api.mailgun_mime import author_of, compose, normalise_mime, own_message_id
+from relay.api.state import Api, answer
+from relay.mail.envelope import Body
+from relay.mail.event import Event
+from relay.mail.header import remove_fields
+from relay.queue.entry import QueuedMessage, QueuedRecipient, State
+from relay.queue.queue_id import new_queue_id
+from relay.queue.store import NewMessage, QueueFull, SpoolError
+from relay.report import deliverylog
+from relay.submit.message import (
+    OUR_TROUBLE,
+    OUT_OF_ROOM,
+    Refusal,
+    Screened,
+    open_header,
+    queued_recipients,
+    split_off_header,
+)
+from relay.submit.trace import missing_fields, received_field, tcp_info
+
+__all__ = ["send", "send_mime"]
+
+log = logging.getLogger(__name__)
+
+_AT_ONCE_OCTETS = 64 * 1024
+"""Up to this a message is composed on the event loop: a thread would take longer."""
+
+
+async def send(api: Api, request: web.Request) -> web.Response:
+    """A message made of the fields of a form."""
+    domain = sending_domain(request.match_info["domain"], api.options().domains, named=True)
+    form = await read_form(request)
+    incoming = _Incoming(api, request, domain)
+    order = read_order(form, domain=domain, now=incoming.now, max_recipients=api.recipients)
+    message_id = own_message_id(form) or f"<{incoming.queue_id}@{domain}>"
+    if _size(form) <= _AT_ONCE_OCTETS:
+        content = compose(form, message_id=message_id, now=incoming.now)
+    else:
+        content = await asyncio.to_thread(compose, form, message_id=message_id, now=incoming.now)
+    return await incoming.take(order, content)
+
+
+async def send_mime(api: Api, request: web.Request) -> web.Response:
+    """A message that comes as a file, to the recipients named beside it."""
+    domain = sending_domain(request.match_info["domain"], api.options().domains, named=True)
+    form = await read_form(request)
+    incoming = _Incoming(api, request, domain)
+    content = normalise_mime(_message_file(form).content)
+    header, rest = split_off_header(content)
+    header = remove_fields(header, {b"bcc"})
+    postmaster = f"postmaster@{domain}"
+    missing = missing_fields(
+        header,
+        reverse_path=postmaster,
+        hostname=domain,
+        queue_id=incoming.queue_id,
+        now=incoming.now,
+    )
+    order = read_order(
+        form,
+        domain=domain,
+        now=incoming.now,
+        max_recipients=api.recipients,
+        recipient_fields=("to",),
+        sender=author_of(header) or postmaster,
+    )
+    return await incoming.take(order, missing + header + rest)
+
+
+def _message_file(form: Form) -> File:
+    for file in form.files:
+        if file.name == "message":
+            return file
+    if not any(value.strip() for value in form.all("to")):
+        raise ApiError(400, "to parameter is missing")
+    raise ApiError(400, "'message' parameter is not a file")
+
+
+def _size(form: Form) -> int:
+    return sum(len(value) for _, value in form.fields) + sum(
+        len(file.content) for file in form.files
+    )
+
+
+@dataclass(slots=True)
+class _Incoming:
+    """One message on its way into the store."""
+
+    api: Api
+    request: web.Request
+    domain: str
+    now: datetime
+    queue_id: str
+
+    def __init__(self, api: Api, request: web.Request, domain: str) -> None:
+        self.api, self.request, self.domain = api, request, domain
+        self.now = api.clock()
+        self.queue_id = new_queue_id(self.now)
+
+    async def take(self, order: Order, content: bytes) -> web.Response:
+        """Take responsibility for it, or raise what the client is told instead."""
+        header, rest = split_off_header(content)
+        opened = self._open(order, header)
+        if isinstance(opened, Refusal):
+            raise _as_error(opened)
+        content = opened.header + rest
+        if len(content) > self.api.message_size_bytes:
+            raise ApiError(413, "the message is too large")
+        message = self._message(order, opened, content)
+        recipients = queued_recipients(opened, order.recipients)
+        await self._accept(_dated(message, recipients, order, content))
+        log.info("%s: accepted over HTTP for %s", self.queue_id, self.domain)
+        return answer({"id": f"<{opened.summary.message_id}>", "message": "Queued. Thank you."})
+
+    def _open(self, order: Order, header: bytes) -> Screened | Refusal:
+        only_for = order.recipients[0].address if len(order.recipients) == 1 else ""
+        return open_header(
+            header,
+            reverse_path=order.reverse_path,
+            domains={recipient.domain for recipient in order.recipients},
+            rules=self.api.rules(),
+            received_hops=self.api.received_hops,
+            on_top=received_field(
+                source=f"unknown ({tcp_info(self.request.remote)})",
+                protocol="HTTPS" if self.request.secure else "HTTP",
+                hostname=self.api.hostname,
+                queue_id=self.queue_id,
+                now=self.now,
+                only_for=only_for,
+            ),
+            queue_id=self.queue_id,
+            now=self.now,
+            options=order.wishes,
+        )
+
+    def _message(self, order: Order, opened: Screened, content: bytes) -> QueuedMessage:
+        eight_bit = not content.isascii()
+        return QueuedMessage(
+            queue_id=self.queue_id,
+            reverse_path=order.reverse_path,
+            arrived=opened.arrived,
+            size_bytes=len(content),
+            summary=opened.summary,
+            body=Body.EIGHT_BIT_MIME if eight_bit else Body.SEVEN_BIT,
+            eight_bit=eight_bit,
+            smtputf8=order.smtputf8,
+            origin="http",
+            client=f"HTTP [{self.request.remote}]",
+            terms=order.terms,
+        )
+
+    async def _accept(self, new: NewMessage) -> None:
+        try:
+            await self.api.store.accept(new)
+        except QueueFull as error:
+            log.warning("%s: refused for now: %s", self.queue_id, error)
+            raise _as_error(OUT_OF_ROOM) from error
+        except SpoolError as error:
+            log.error("%s: refused for now: %s", self.queue_id, error)
+            raise _as_error(OUR_TROUBLE) from error
+
+
+def _dated(
+    message: QueuedMessage, recipients: Sequence[QueuedRecipient], order: Order, content: bytes
+) -> NewMessage:
+    """The recipients due when the sender wants, or in test mode done with; and the events of it."""
+    events: list[Event] = [deliverylog.accepted(message, recipients)]
+    if order.terms.is_test:
+        recipients = [replace(one, state=State.DELIVERED, next_attempt=None) for one in recipients]
+        events += [deliverylog.tested(message, one, now=message.arrived) for one in recipients]
+    else:
+        recipients = [replace(one, next_attempt=order.due) for one in recipients]
+    return NewMessage(message, tuple(recipients), content, events=tuple(events))
+
+
+def _as_error(refusal: Refusal) -> ApiError:
+    """A refusal of mail as an HTTP status: temporary trouble of ours, too large, or the message's fault."""
+    code = refusal.reply.code
+    status = 503 if code < 500 else 413 if code == 552 else 400
+    return ApiError(status, refusal.reply.text)

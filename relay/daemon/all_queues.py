@@ -1,0 +1,249 @@
+"""The first worker's view of all workers' queues, for the HTTP interface.
+
+What is looked at is read from the other workers' databases, over connections that cannot write; what
+is changed is changed by each worker itself, asked through its control socket. Everything else is the
+first worker's own: mail that comes over HTTP is taken by it.
+
+The numbers of events are each queue's own, in the order of its commits, which is not always that of
+time. A listing takes the queues' events in that order and goes on with whichever is next in time. The
+number of an event is where the listing stands in every queue when it has told it, written as one:
+who goes on from there misses nothing and hears nothing twice, however late a queue commits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Protocol, TypeVar
+
+from relay.admin.control import RequestError
+from relay.admin.fleet import Peer
+from relay.admin.operations import Readable
+from relay.queue.entry import State
+from relay.queue.sqlite.reader import Reader
+from relay.queue.store import (
+    CHUNK_BYTES,
+    EventFilter,
+    Listed,
+    QueuedItem,
+    QueueFilter,
+    SpoolError,
+    Store,
+    StoredEvent,
+    Stretch,
+    Tell,
+    more_follows,
+)
+
+__all__ = ["AllQueues"]
+
+Item = TypeVar("Item", QueuedItem, Listed)
+
+
+class _Queue(Readable, Protocol):
+    async def counts(self) -> Mapping[State, int]: ...
+
+
+class AllQueues:
+    """The first worker's store, except for what is asked of all."""
+
+    def __init__(self, own: Store, others: Sequence[Reader], peers: Sequence[Peer]) -> None:
+        self._own = own
+        self._queues: Sequence[_Queue] = (own, *others)
+        self._peers = peers
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._own, name)
+
+    async def counts(self) -> Mapping[State, int]:
+        """Recipients in each state that is not final."""
+        total: Counter[State] = Counter()
+        for queue in self._queues:
+            total.update(await queue.counts())
+        return total
+
+    async def list_messages(
+        self, wanted: QueueFilter, *, now: datetime, after: str = "", limit: int = 1000
+    ) -> list[QueuedItem]:
+        """A page of the messages that match, by queue id."""
+        pages = await asyncio.gather(
+            *(
+                queue.list_messages(wanted, now=now, after=after, limit=limit)
+                for queue in self._queues
+            )
+        )
+        return _in_order(pages, limit, lambda item: item.message.queue_id)
+
+    async def list_briefly(
+        self, wanted: QueueFilter, *, now: datetime, after: str = "", limit: int = 1000
+    ) -> list[Listed]:
+        """The same, for a listing."""
+        pages = await asyncio.gather(
+            *(
+                queue.list_briefly(wanted, now=now, after=after, limit=limit)
+                for queue in self._queues
+            )
+        )
+        return _in_order(pages, limit, lambda listed: listed.queue_id)
+
+    async def read_header(self, queue_id: str, *, limit_bytes: int = CHUNK_BYTES) -> bytes:
+        """The header section, wherever the message is."""
+        trouble: SpoolError | None = None
+        for queue in self._queues:
+            try:
+                return await queue.read_header(queue_id, limit_bytes=limit_bytes)
+            except SpoolError as error:
+                trouble = trouble or error
+        assert trouble is not None
+        raise trouble
+
+    async def change(
+        self,
+        wanted: QueueFilter,
+        *,
+        verb: str,
+        now: datetime,
+        after: str = "",
+        tell: Tell | None = None,
+    ) -> Stretch:
+        """The operator's verb, done by each worker to what it has; by the others to all of it."""
+        own = await self._own.change(wanted, verb=verb, now=now, after=after, tell=tell)
+        if own.until is not None:
+            return own
+        changed, found = own.changed, set(own.found)
+        request = _request(verb, wanted)
+        for peer in self._peers:
+            try:
+                lines = [line async for line in peer.answer(request)]
+            except RequestError as error:
+                raise SpoolError(str(error)) from error
+            changed += lines[-1]["done"]["changed"]
+            found |= wanted.queue_ids.difference(lines[-1]["done"]["unknown"])
+        return Stretch(None, changed, frozenset(found))
+
+    async def find_events(
+        self,
+        wanted: EventFilter,
+        *,
+        after: int = 0,
+        limit: int = 300,
+        ascending: bool = True,
+        patience: timedelta | None = None,
+    ) -> list[StoredEvent]:
+        """A page of the events that match."""
+        began = time.monotonic()
+        count = len(self._queues)
+        cuts = [_beside(cut, ascending) for cut in _read(after, count)] if after else None
+        starts = [0] * count if cuts is None else [_start(cut, ascending) for cut in cuts]
+        pages = await asyncio.gather(
+            *(
+                queue.find_events(
+                    wanted, after=start, limit=limit, ascending=ascending, patience=patience
+                )
+                for queue, start in zip(self._queues, starts, strict=True)
+            )
+        )
+        if cuts is None:
+            cuts = [_beginning(page, ascending) for page in pages]
+        hurried = patience is not None and time.monotonic() - began >= patience.total_seconds()
+        return _by_time(pages, cuts, limit, ascending, hurried=hurried)
+
+
+def _in_order(
+    pages: Sequence[list[Item]], limit: int, queue_id: Callable[[Item], str]
+) -> list[Item]:
+    found = sorted((item for page in pages for item in page), key=queue_id)
+    # Behind the end of a full page its queue may have more, which come first.
+    full = min((queue_id(page[-1]) for page in pages if more_follows(page, limit)), default=None)
+    return [item for item in found if full is None or queue_id(item) <= full][:limit]
+
+
+# Where a listing stands in a queue is a cut: twice an event's number is that event itself, and one more
+# or less is beside it. The cuts of all queues are written as one number, that of the event told last in
+# the lowest place: so one more or less is beside this event, as with a queue's own numbers.
+
+_CUT_BITS = 48
+_MIDDLE = 1 << (_CUT_BITS - 1)
+_BEFORE_ALL = 1 - _MIDDLE
+
+
+def _written(cuts: Sequence[int], told: int) -> int:
+    number = told
+    for cut in (*cuts[:told], *cuts[told + 1 :], cuts[told]):
+        number = number << _CUT_BITS | (cut + _MIDDLE)
+    return number
+
+
+def _read(number: int, count: int) -> list[int]:
+    """The cuts of so many queues; of a number that is none, some."""
+    cuts = []
+    for _ in range(count):
+        cuts.append((number & ((1 << _CUT_BITS) - 1)) - _MIDDLE)
+        number >>= _CUT_BITS
+    last, *others = cuts
+    others.reverse()
+    others.insert(number % count, last)
+    return others
+
+
+def _beside(cut: int, ascending: bool) -> int:
+    """A cut that is an event's, gone on beyond it."""
+    if cut % 2:
+        return cut
+    return cut + 1 if ascending else cut - 1
+
+
+def _start(cut: int, ascending: bool) -> int:
+    """Where a queue goes on behind a cut; 0, which would be its beginning, is no event's number."""
+    number = cut // 2 if ascending else -(-cut // 2)
+    return number or (-1 if ascending else 1)
+
+
+def _beginning(page: Sequence[StoredEvent], ascending: bool) -> int:
+    """The cut before a first page; in a queue that has nothing yet, whatever will come is behind it."""
+    if not page:
+        return _BEFORE_ALL
+    return 2 * page[0].seq + (-1 if ascending else 1)
+
+
+def _by_time(
+    pages: Sequence[Sequence[StoredEvent]],
+    cuts: Sequence[int],
+    limit: int,
+    ascending: bool,
+    *,
+    hurried: bool,
+) -> list[StoredEvent]:
+    """`hurried`: a page may have ended early, and what follows in its queue comes before others' events."""
+    found: list[StoredEvent] = []
+    left = [deque(page) for page in pages]
+    cuts = list(cuts)
+    pick = min if ascending else max
+    while len(found) < limit and any(left):
+        if hurried and any(page and not rest for page, rest in zip(pages, left, strict=True)):
+            break
+        queue = pick(
+            (number for number, page in enumerate(left) if page),
+            key=lambda n: (left[n][0].event.at, n),
+        )
+        one = left[queue].popleft()
+        cuts[queue] = 2 * one.seq
+        found.append(StoredEvent(_written(cuts, queue), one.event))
+        cuts[queue] = _beside(cuts[queue], ascending)
+    return found
+
+
+def _request(verb: str, wanted: QueueFilter) -> dict[str, Any]:
+    """The control socket's words for a change."""
+    said: dict[str, Any] = {
+        "ids": sorted(wanted.queue_ids),
+        "domain": wanted.domain,
+        "sender": wanted.sender,
+        "older-than": wanted.older_than.total_seconds() if wanted.older_than else None,
+        "state": wanted.state.value if wanted.state else None,
+    }
+    request = {"verb": verb, **{key: value for key, value in said.items() if value}}
+    return request if len(request) > 1 else {**request, "all": True}

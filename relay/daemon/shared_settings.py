@@ -1,0 +1,48 @@
+"""What the first worker tells the others: a text in memory that all share, and the number of its edition.
+
+One writes, the others read, without a lock. An edition carries a checksum, so that a reader who came
+in the middle of a change keeps what he has and looks again with his next message. Looking is
+comparing a number, which every message can afford.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+import zlib
+
+__all__ = ["CAPACITY_BYTES", "SharedSettings"]
+
+CAPACITY_BYTES = 8 * 1024 * 1024
+"""Pages nobody has written on cost nothing."""
+
+_HEAD = struct.Struct("=III")  # edition, length, checksum
+
+
+class SharedSettings:
+    """Made before the workers are forked. Edition 0 is none yet."""
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, _HEAD.size + CAPACITY_BYTES)
+
+    @property
+    def edition(self) -> int:
+        """The number of what is told now."""
+        number: int = _HEAD.unpack_from(self._memory)[0]
+        return number
+
+    def tell(self, octets: bytes) -> None:
+        """Put this in the place of what was told; ValueError where it is too long."""
+        if len(octets) > CAPACITY_BYTES:
+            raise ValueError(f"{len(octets)} octets are more than a bulletin holds")
+        following = self.edition % 0xFFFFFFFF + 1
+        self._memory[_HEAD.size : _HEAD.size + len(octets)] = octets
+        _HEAD.pack_into(self._memory, 0, following, len(octets), zlib.crc32(octets))
+
+    def read(self) -> tuple[int, bytes] | None:
+        """The edition and what it says; None where there is none, or it is being changed right now."""
+        edition, length, checksum = _HEAD.unpack_from(self._memory)
+        if not edition or length > CAPACITY_BYTES:
+            return None
+        octets = self._memory[_HEAD.size : _HEAD.size + length]
+        return (edition, octets) if zlib.crc32(octets) == checksum else None

@@ -1,0 +1,146 @@
+"""Reaching a host: a session as secure as the message needs it, or why there is none.
+
+This is the table of TLS rules walked at one host (`relay.route.security` decides, this module
+does): connect, try TLS, and where it is not had go on in clear, or on a new connection, or leave
+for the next host. After a handshake has begun, a connection is never used in clear again.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+from relay.deliver.connection import Connection, SessionBroken, TlsResult
+from relay.deliver.diagnosis import Answer
+from relay.deliver.options import Timeouts
+from relay.deliver.pool import pool_key
+from relay.deliver.tls import TlsContexts, server_name
+from relay.mail.outcome import Downgrade, HopSession
+from relay.mail.reply import Reply
+from relay.route.next_hop import Host, TlsMode
+from relay.route.security import DOWNGRADE_REASONS, Action, Requirement, Situation, next_step
+
+__all__ = ["Failed", "SessionOptions", "Unmet", "reach"]
+
+
+@dataclass(frozen=True, slots=True)
+class Unmet:
+    """The host did not meet the requirement. `status`: 4.7.4 or 4.7.5; `reply`: its own, if one decided."""
+
+    status: str
+    error: str
+    session: HopSession
+    reply: Reply | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """There is no session, for a reason that has nothing to do with TLS. `before`: what went wrong with TLS
+    on an earlier connection. `session`: as far as there was one."""
+
+    answer: Answer
+    session: HopSession | None = None
+    before: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOptions:
+    """What reaching any host takes."""
+
+    hostname: str
+    timeouts: Timeouts
+    contexts: TlsContexts
+
+
+@dataclass(frozen=True, slots=True)
+class _Leg:
+    """One connection of the walk. `needed` None: in clear. `downgrade`: what led to it.
+
+    `may_resume`: whether a TLS session of before may be resumed.
+    """
+
+    needed: Requirement | None
+    downgrade: Downgrade | None = None
+    may_resume: bool = True
+
+
+async def reach(
+    host: Host, needed: Requirement, using: SessionOptions
+) -> Connection | Unmet | Failed:
+    """A session with `host` that a message with this requirement may go over."""
+    leg = _Leg(needed)
+    while True:
+        result = await _walk(host, needed, leg, using)
+        if not isinstance(result, _Leg):
+            return result
+        leg = result
+
+
+async def _walk(
+    host: Host, needed: Requirement, leg: _Leg, using: SessionOptions
+) -> Connection | Unmet | Failed | _Leg:
+    """One connection: the session, the end of it, or the next connection to make to this host."""
+    before = leg.downgrade.error if leg.downgrade else ""
+    try:
+        connection = await Connection.open(host, hostname=using.hostname, timeouts=using.timeouts)
+    except SessionBroken as broken:
+        return Failed(broken.answer, None, before)
+    connection.must_encrypt = needed.tls_required
+    try:
+        if leg.needed is None:
+            assert leg.downgrade is not None
+            await connection.greet()
+            connection.downgraded(leg.downgrade)
+            return connection
+        key = pool_key(host, leg.needed)
+        session = (
+            using.contexts.sessions.take(key, now=time.monotonic()) if leg.may_resume else None
+        )
+        connection.resumption.session = session
+        met = await _try_tls(connection, leg.needed, using)
+        if met.situation is Situation.HANDSHAKE_FAILED and session is not None:
+            # Perhaps it was the resumption: the host is judged by a handshake of its own.
+            connection.abort()
+            return replace(leg, may_resume=False)
+        using.contexts.sessions.keep(key, connection.tls_session, now=time.monotonic())
+        return await _next(connection, met, needed, leg)
+    except SessionBroken as broken:
+        return Failed(broken.answer, connection.hop, before)
+    except BaseException:
+        connection.abort()
+        raise
+
+
+async def _try_tls(connection: Connection, needed: Requirement, using: SessionOptions) -> TlsResult:
+    context, name = using.contexts.context(needed), server_name(connection.host.name)
+    if connection.host.tls is TlsMode.IMPLICIT:
+        return await connection.begin_in_tls(context, name)
+    await connection.greet()
+    return await connection.start_tls(context, name)
+
+
+async def _next(
+    connection: Connection, met: TlsResult, needed: Requirement, leg: _Leg
+) -> Connection | Unmet | _Leg:
+    """What follows from what we met: a cell of the table, done."""
+    assert leg.needed is not None
+    step = next_step(leg.needed, met.situation)
+    if step.action is Action.SEND_IN_TLS:
+        if connection.host.credentials is not None:
+            await connection.authenticate(connection.host.credentials)
+        return connection
+    error = f"{leg.downgrade.error}; then {met.error}" if leg.downgrade else met.error
+    if step.action is Action.NEXT_HOST:
+        connection.quit()
+        return Unmet(step.unmet, error, connection.hop, met.reply)
+    downgrade = Downgrade(needed.wanted, DOWNGRADE_REASONS[met.situation], error)
+    if step.action is Action.RECONNECT_UNVERIFIED:
+        connection.quit()
+        return _Leg(leg.needed.unlooked, downgrade)
+    took_its_leave = met.reply is not None and met.reply.code == 421
+    if step.action is Action.SEND_IN_CLEAR and connection.is_usable and not took_its_leave:
+        connection.downgraded(downgrade)
+        return connection
+    # A host that closed with its refusal is asked again, as after a failed handshake.
+    connection.quit()
+    return _Leg(None, downgrade)

@@ -1,0 +1,89 @@
+"""A listener as its connections see it: what they share, and who is inside.
+
+The door outlives its connections. A task that a connection began belongs to the door, so
+that a commit is finished for a client that has gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, Protocol
+
+from relay.receive.certificates import ServerTls
+from relay.receive.intake import Reception
+from relay.receive.passwords import Passwords
+from relay.receive.session import Session
+from relay.receive.spec import ListenerSpec
+
+__all__ = ["Inside", "ListenerState"]
+
+
+class Inside(Protocol):
+    """A connection, as far as the door knows it."""
+
+    def drain(self) -> None:
+        """The listener closes: say so now, or after the message that is coming in."""
+
+    def abort(self) -> None:
+        """The grace is over."""
+
+
+class ListenerState:
+    """A listener as its connections see it: what they share, and who is inside."""
+
+    def __init__(
+        self, spec: ListenerSpec, reception: Reception, tls: ServerTls | None, passwords: Passwords
+    ) -> None:
+        self.spec = spec
+        self.reception = reception
+        self.tls = tls
+        self.passwords = passwords
+        self.is_closing = False
+        self.inside: set[Inside] = set()
+        self.empty = asyncio.Event()
+        self.empty.set()
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.greeting = f"220 {reception.hostname} ESMTP ready\r\n".encode()
+        self._ehlo_replies: dict[tuple[bool, bool], bytes] = {}
+
+    def enter(self, connection: Inside) -> None:
+        self.inside.add(connection)
+        self.empty.clear()
+
+    def leave(self, connection: Inside) -> None:
+        self.inside.discard(connection)
+        if not self.inside:
+            self.empty.set()
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """A task that lives as long as it needs, whatever becomes of the connection."""
+        task = asyncio.get_running_loop().create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        return task
+
+    def ehlo_reply(self, session: Session) -> bytes:
+        """What EHLO is answered: who we are and what we can (RFC 5321 §4.1.1.1)."""
+        key = (session.offers_starttls, session.offers_auth)
+        reply = self._ehlo_replies.get(key)
+        if reply is None:
+            lines = [self.reception.hostname, *self._keywords(*key)]
+            text = "".join(f"250-{line}\r\n" for line in lines[:-1]) + f"250 {lines[-1]}\r\n"
+            reply = self._ehlo_replies[key] = text.encode()
+        return reply
+
+    def _keywords(self, offers_starttls: bool, offers_auth: bool) -> list[str]:
+        limits = self.reception.limits
+        return [
+            "PIPELINING",
+            f"SIZE {limits.message_size_bytes}",
+            *(["STARTTLS"] if offers_starttls else []),
+            *(["AUTH PLAIN LOGIN"] if offers_auth else []),
+            "8BITMIME",
+            "SMTPUTF8",
+            "ENHANCEDSTATUSCODES",
+            "DSN",
+            "CHUNKING",
+            f"LIMITS RCPTMAX={limits.recipients}",
+        ]

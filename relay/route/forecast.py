@@ -1,0 +1,133 @@
+"""What would become of a message at a host, told beforehand.
+
+`relay explain` says it for every situation that can be met at a host, `relay probe` for the one
+it met. Nothing is decided here: the steps are those of `relay.route.security`, which an attempt
+walks too. This module puts into words what they lead to: for programs as the delivery log will
+have it, for people as a sentence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from relay.mail.outcome import DowngradeReason
+from relay.route.next_hop import Host, TlsMode
+from relay.route.security import DOWNGRADE_REASONS, Action, Requirement, Situation, Step, next_step
+
+__all__ = ["Forecast", "describe", "forecast", "prospects", "said"]
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What a situation at a host leads to.
+
+    `tls`, `verified`, `downgrade`: as the delivery log will have them; no truth value where the message
+    is not sent. `at_last`: the status the attempt then ends with where no host has better, 4.7.z deferred
+    or 5.7.z bounced.
+    """
+
+    situation: Situation
+    step: Step
+    tls: bool | None = None
+    verified: bool | None = None
+    downgrade: DowngradeReason | None = None
+    at_last: str = ""
+
+    @property
+    def is_sent(self) -> bool:
+        """Whether this host would be given the message."""
+        return self.step.action is not Action.NEXT_HOST
+
+
+def prospects(needed: Requirement, host: Host) -> tuple[Forecast, ...]:
+    """One for each situation that can be met there. Where TLS comes first, nobody says STARTTLS."""
+    never = _ABOUT_STARTTLS if host.tls is TlsMode.IMPLICIT else ()
+    return tuple(forecast(needed, situation) for situation in Situation if situation not in never)
+
+
+def forecast(needed: Requirement, situation: Situation) -> Forecast:
+    """What one situation leads to, for a message with this requirement at the host."""
+    step = next_step(needed, situation)
+    match step.action:
+        case Action.NEXT_HOST:
+            status = f"5{step.unmet[1:]}" if needed.bounces_unmet else step.unmet
+            return Forecast(situation, step, at_last=status)
+        case Action.SEND_IN_TLS:
+            verified = needed.verify and situation is Situation.SECURED
+            return Forecast(situation, step, tls=True, verified=verified)
+        case Action.RECONNECT_UNVERIFIED:
+            return Forecast(situation, step, tls=True, verified=False)
+        case Action.SEND_IN_CLEAR | Action.RECONNECT_IN_CLEAR:
+            reason = DOWNGRADE_REASONS[situation]
+            return Forecast(situation, step, tls=False, verified=False, downgrade=reason)
+
+
+def said(forecast: Forecast) -> str:
+    """What becomes of the message, as a person says it."""
+    if forecast.is_sent:
+        verified = "verified" if forecast.verified else "unverified"
+        return f"sent {f'in TLS, {verified}' if forecast.tls else 'in clear'}{_ON[forecast.step.action]}"
+    end = "bounced" if forecast.at_last.startswith("5") else "deferred"
+    return f"not sent here; {end} {forecast.at_last} if no other host has better"
+
+
+def describe(needed: Requirement, host: Host) -> tuple[str, ...]:
+    """What a host must prove, and what follows from what is met there, for a person to read."""
+    met = _MET_BY_WHO_LOOKS if needed.verify else _MET_BY_WHO_DOES_NOT
+    consequences = (
+        f"{met[each.situation]}: {said(each)}"
+        for each in prospects(needed, host)
+        if each.situation in met
+    )
+    return (*_proof(needed, host), *consequences)
+
+
+_ABOUT_STARTTLS = (Situation.NOT_OFFERED, Situation.REFUSED)
+
+_ON: Mapping[Action, str] = {
+    Action.SEND_IN_TLS: "",
+    Action.SEND_IN_CLEAR: " on the same connection",
+    Action.RECONNECT_IN_CLEAR: " over a new connection",
+    Action.RECONNECT_UNVERIFIED: ", over a new connection",
+}
+
+_MET_WITHOUT_TLS = {
+    Situation.NOT_OFFERED: "no STARTTLS offered",
+    Situation.REFUSED: "STARTTLS refused",
+    Situation.HANDSHAKE_FAILED: "the handshake fails",
+}
+_MET_BY_WHO_LOOKS: Mapping[Situation, str] = {
+    Situation.SECURED: "the certificate verifies",
+    Situation.UNVERIFIED: "the certificate does not verify",
+    **_MET_WITHOUT_TLS,
+}
+_MET_BY_WHO_DOES_NOT: Mapping[Situation, str] = {
+    Situation.SECURED: "TLS with any certificate",
+    **_MET_WITHOUT_TLS,
+}
+
+
+def _proof(needed: Requirement, host: Host) -> tuple[str, ...]:
+    tls = (
+        f"the host must offer TLS, {needed.min_version} or later"
+        if needed.tls_required
+        else f"the host is asked for TLS, {needed.min_version} or later, and may have none"
+    )
+    certificate = (
+        "its certificate must be in date, for its own name, from a trusted authority"
+        if needed.verify
+        else "its certificate is not looked at"
+    )
+    return (*_why_stricter(host), tls, certificate)
+
+
+def _why_stricter(host: Host) -> tuple[str, ...]:
+    """Why a route's host may have to prove more than the settings of the message ask for."""
+    if host.credentials is not None:
+        return (
+            "we log in there: nothing is said to it but in verified TLS, whatever the settings",
+        )
+    if host.tls is TlsMode.IMPLICIT:
+        return ("TLS comes first there: nothing is said to it in clear, whatever the settings",)
+    return ()

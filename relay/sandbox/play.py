@@ -1,0 +1,390 @@
+"""`relay demo`: every outcome of the TLS rules, played in a closed sandbox in a few seconds.
+
+Inside this process, on loopback and nowhere else: a DNS server, four mail hosts (a good
+certificate, one for another name, an expired one, no STARTTLS at all), and between them
+the real relay with a spool of its own, which is removed afterwards. A client hands it one
+message for each host and each pair of settings. What is shown is what the relay's delivery
+log says, held against the rules (`RULES`) and against what the hosts saw.
+
+The exit code is 0 where all went as the rules say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import logging
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import aiosmtplib
+import yaml
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from relay.config import load
+from relay.daemon.files import FileBudget
+from relay.daemon.running import Relay
+from relay.daemon.systemd import Systemd
+from relay.sandbox.certificates import Authority, Kind
+from relay.sandbox.dns import DnsServer
+from relay.sandbox.mx import MxServer, Script, StartTls
+
+__all__ = ["Cell", "main", "play"]
+
+PATIENCE_SECONDS = 12.0
+
+
+class Became(StrEnum):
+    """What became of a message."""
+
+    VERIFIED = "sent in TLS, verified"
+    UNVERIFIED = "sent in TLS, unverified"
+    IN_CLEAR = "sent in clear"
+    DEFERRED = "deferred"
+    BOUNCED = "bounced"
+    LOST = "no word of it"
+
+
+HOSTS: Mapping[str, Script] = {
+    "good": Script(),
+    "wrong-name": Script(certificate=Kind.WRONG_NAME),
+    "expired": Script(certificate=Kind.EXPIRED),
+    "no-starttls": Script(starttls=StartTls.ABSENT),
+}
+
+# fmt: off
+RULES: Mapping[tuple[bool, bool], tuple[Became, Became, Became, Became]] = {
+    # require, skip:  good             wrong name       expired          no STARTTLS
+    (False, False): (Became.VERIFIED,   Became.IN_CLEAR,   Became.IN_CLEAR,   Became.IN_CLEAR),
+    (False, True):  (Became.UNVERIFIED, Became.UNVERIFIED, Became.UNVERIFIED, Became.IN_CLEAR),
+    (True,  False): (Became.VERIFIED,   Became.DEFERRED,   Became.DEFERRED,   Became.DEFERRED),
+    (True,  True):  (Became.UNVERIFIED, Became.UNVERIFIED, Became.UNVERIFIED, Became.DEFERRED),
+}
+# fmt: on
+
+_COLOURS = {
+    Became.VERIFIED: "bold green",
+    Became.UNVERIFIED: "cyan",
+    Became.IN_CLEAR: "yellow",
+    Became.DEFERRED: "magenta",
+    Became.BOUNCED: "bold red",
+    Became.LOST: "bold red",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One message: its settings, its host, and what came of it. `event`: the delivery log's line."""
+
+    require_tls: bool
+    skip_verification: bool
+    host: str
+    expected: Became
+    became: Became
+    seen_by_host: bool
+    """The host has what the log says it has, the way the log says it came."""
+    why: str
+    event: Mapping[str, Any]
+
+    @property
+    def is_as_ruled(self) -> bool:
+        return self.became is self.expected and self.seen_by_host
+
+    def as_json(self) -> dict[str, Any]:
+        """The cell for a program."""
+        return {
+            "require-tls": self.require_tls,
+            "skip-verification": self.skip_verification,
+            "host": self.host,
+            "expected": self.expected,
+            "became": self.became,
+            "as-ruled": self.is_as_ruled,
+            "why": self.why,
+            "event": self.event,
+        }
+
+
+def main(*, as_json: bool = False) -> int:
+    """Play, show, and say by the exit code whether all went as the rules say."""
+    began = time.monotonic()
+    with _quiet_logs():
+        cells = asyncio.run(play())
+    seconds = time.monotonic() - began
+    if as_json:
+        json.dump([cell.as_json() for cell in cells], sys.stdout, indent=2)
+        sys.stdout.write("\n")
+    else:
+        _show(cells, seconds, Console())
+    return 0 if all(cell.is_as_ruled for cell in cells) else 1
+
+
+async def play() -> list[Cell]:
+    """Set the stage, hand in the messages, wait for the log to tell of each, clear the stage."""
+    with tempfile.TemporaryDirectory(prefix="relay-demo-") as directory:
+        async with AsyncExitStack() as stage:
+            return await _play(Path(directory), stage)
+
+
+async def _play(directory: Path, stage: AsyncExitStack) -> list[Cell]:
+    authority = Authority("Relay demo CA")
+    ca_file = directory / "ca.pem"
+    ca_file.write_bytes(authority.ca_pem)
+    dns = await stage.enter_async_context(DnsServer())
+    hosts = await _raise_hosts(stage, dns, authority)
+    config_file, port = _write_config(directory, ca_file, dns, hosts)
+    config = load(config_file, {})
+    files = FileBudget(clients=50, deliveries=50, queries=50, is_short=False)
+    relay = Relay(config, path=config_file, environ={}, files=files, systemd=Systemd({}))
+    await relay.start()
+    stage.push_async_callback(relay.stop)
+    await _submit(port)
+    events = await _follow(Path(config.log.delivery))
+    return [
+        _cell(require, skip, host, hosts[host], events) for require, skip in RULES for host in HOSTS
+    ]
+
+
+async def _raise_hosts(
+    stage: AsyncExitStack, dns: DnsServer, authority: Authority
+) -> dict[str, MxServer]:
+    """The mail hosts, and their names in the DNS.
+
+    Mail goes to one port at every host, so each host needs an address of its own. Where loopback has but
+    one (macOS), each has a port of its own instead, and `_write_config` leads there by routes.
+    """
+    hosts: dict[str, MxServer] = {}
+    port = 0
+    for n, (host, script) in enumerate(HOSTS.items(), start=2):
+        name = f"mx.{_domain(host)}"
+        address = f"127.0.0.{n}" if _has_many_addresses() else "127.0.0.1"
+        mx = MxServer(script, name=name, address=address, port=port, authority=authority)
+        hosts[host] = await stage.enter_async_context(mx)
+        if _has_many_addresses():
+            port = mx.port
+        dns.mx(_domain(host), (10, name))
+        dns.a(name, address)
+    return hosts
+
+
+def _write_config(
+    directory: Path, ca_file: Path, dns: DnsServer, hosts: Mapping[str, MxServer]
+) -> tuple[Path, int]:
+    port = _free_port()
+    document: dict[str, Any] = {
+        "hostname": "relay.sandbox.test",
+        "listeners": [{"address": f"127.0.0.1:{port}"}],
+        "resolver": {"nameservers": [dns.nameserver]},
+        "tls": {"ca_file": str(ca_file)},
+        "delivery": {"port": hosts["good"].port, "allow_networks": ["127.0.0.0/8"]},
+        "queue": {"path": str(directory / "spool"), "retry": ["1h"]},
+        "log": {"delivery": str(directory / "delivery.log")},
+        "admin": {"socket": str(directory / "relay.sock")},
+    }
+    if not _has_many_addresses():
+        document["routes"] = {
+            _domain(host): {"host": mx.name, "port": mx.port} for host, mx in hosts.items()
+        }
+    path = directory / "relay.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return path, port
+
+
+async def _submit(port: int) -> None:
+    """One message for each host and each pair of settings, as any client would hand it in."""
+    async with aiosmtplib.SMTP(
+        hostname="127.0.0.1", port=port, start_tls=False, timeout=10
+    ) as client:
+        for require, skip in RULES:
+            for host in HOSTS:
+                recipient = _recipient(require, skip, host)
+                content = (
+                    f"From: alice@sender.test\r\nTo: {recipient}\r\nSubject: demo\r\n"
+                    f"X-Require-TLS: {_word(require)}\r\nX-Skip-Verification: {_word(skip)}\r\n\r\n"
+                    "Hello.\r\n"
+                )
+                await client.sendmail("alice@sender.test", recipient, content)
+
+
+async def _follow(log: Path) -> dict[str, dict[str, Any]]:
+    """The delivery log's line about the attempt for each recipient, once all are there."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        events = _attempts_in(log)
+        if len(events) == len(RULES) * len(HOSTS) or time.monotonic() > deadline:
+            return events
+        await asyncio.sleep(0.05)
+
+
+def _attempts_in(log: Path) -> dict[str, dict[str, Any]]:
+    lines = log.read_text(encoding="ascii").splitlines() if log.exists() else []
+    events = (json.loads(line) for line in lines)
+    return {event["recipient"]: event for event in events if event["event"] != "accepted"}
+
+
+def _cell(
+    require: bool, skip: bool, host: str, mx: MxServer, events: Mapping[str, Mapping[str, Any]]
+) -> Cell:
+    recipient = _recipient(require, skip, host)
+    event = events.get(recipient, {})
+    became = _became(event)
+    return Cell(
+        require_tls=require,
+        skip_verification=skip,
+        host=host,
+        expected=RULES[require, skip][list(HOSTS).index(host)],
+        became=became,
+        seen_by_host=_ways_at(mx, recipient) == _WAYS[became],
+        why=_why(event, became),
+        event=event,
+    )
+
+
+_WAYS: Mapping[Became, list[str]] = {
+    Became.VERIFIED: ["tls"],
+    Became.UNVERIFIED: ["tls"],
+    Became.IN_CLEAR: ["clear"],
+    Became.DEFERRED: [],
+    Became.BOUNCED: [],
+    Became.LOST: [],
+}
+"""How copies come to the host."""
+
+
+def _ways_at(mx: MxServer, recipient: str) -> list[str]:
+    """How each copy of this message came, by the host's own account; so much as a RCPT in clear counts."""
+    copies = [message for message in mx.messages if recipient in message.forward_paths]
+    ways = ["tls" if message.in_tls else "clear" for message in copies]
+    betrayed = any(recipient.encode() in connection.clear for connection in mx.connections)
+    return [*ways, "betrayed"] if betrayed and "clear" not in ways else ways
+
+
+def _became(event: Mapping[str, Any]) -> Became:
+    match event.get("event"), event.get("severity"):
+        case "delivered", _:
+            status = event["delivery-status"]
+            if not status["tls"]:
+                return Became.IN_CLEAR
+            return Became.VERIFIED if status["certificate-verified"] else Became.UNVERIFIED
+        case "failed", "temporary":
+            return Became.DEFERRED
+        case "failed", _:
+            return Became.BOUNCED
+        case _:
+            return Became.LOST
+
+
+def _why(event: Mapping[str, Any], became: Became) -> str:
+    """The reason, in the words of the delivery log's line."""
+    if not event:
+        return f"the delivery log says nothing within {PATIENCE_SECONDS:.0f} s"
+    status = event["delivery-status"]
+    match became:
+        case Became.VERIFIED:
+            return f"{status['tls-version']}, verified by {status['verified-by']}"
+        case Became.UNVERIFIED:
+            return f"{status['tls-version']}, certificate not looked at"
+        case Became.IN_CLEAR:
+            reason, error = status["downgrade"]["reason"], status["downgrade"]["error"]
+            # "starttls-not-offered: STARTTLS not offered" says one thing twice.
+            return (
+                reason if error.lower() == reason.replace("-", " ") else f"{reason}: {_tail(error)}"
+            )
+        case _:
+            return f"{status['enhanced-code']}: {_tail(status['description'] or status['message'])}"
+
+
+def _tail(text: str) -> str:
+    """What is said last, and so most closely, in `host [address]: what failed: why`."""
+    return text.rpartition(": ")[2]
+
+
+def _show(cells: list[Cell], seconds: float, console: Console) -> None:
+    for (require, skip), group in itertools.groupby(
+        cells, lambda cell: (cell.require_tls, cell.skip_verification)
+    ):
+        console.print(
+            f"[bold]X-Require-TLS: {_word(require)}   X-Skip-Verification: {_word(skip)}[/bold]"
+        )
+        console.print(_table(group))
+    wrong = [cell for cell in cells if not cell.is_as_ruled]
+    for cell in wrong:
+        settings = f"{_word(cell.require_tls)} / {_word(cell.skip_verification)}"
+        text = f"not as ruled: {settings} at {cell.host}: expected: {cell.expected}"
+        console.print(Text(text, style="bold red"))
+    if not _has_many_addresses():
+        console.print(
+            "Loopback has one address here: the hosts were found by routes instead of MX."
+        )
+    told = f"{len(cells) - len(wrong)} of {len(cells)} messages went as the rules say, in {seconds:.1f} s."
+    console.print(f"{told} Nothing left this machine.")
+
+
+def _table(cells: Iterable[Cell]) -> Table:
+    """The mail host, what became of the message, and why, in the words of the delivery log."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for width in (1, max(map(len, HOSTS)), max(map(len, Became))):
+        table.add_column(min_width=width, no_wrap=True)
+    table.add_column(overflow="fold")
+    for cell in cells:
+        table.add_row(
+            Text("✓", style="green") if cell.is_as_ruled else Text("✗", style="bold red"),
+            cell.host,
+            Text(cell.became, style=_COLOURS[cell.became]),
+            Text(cell.why),
+        )
+    table.add_row()
+    return table
+
+
+def _domain(host: str) -> str:
+    return f"{host}.test"
+
+
+def _recipient(require: bool, skip: bool, host: str) -> str:
+    return f"require-{_word(require)}-skip-{_word(skip)}@{_domain(host)}"
+
+
+def _word(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def _has_many_addresses() -> bool:
+    """Whether every address of 127.0.0.0/8 is ours, as on Linux."""
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.2", 0))
+        except OSError:
+            return False
+        return True
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def _quiet_logs() -> Iterator[None]:
+    """The relay's own log would run through the table: only errors are shown."""
+    root = logging.getLogger()
+    before, handlers = root.level, root.handlers[:]
+    logging.basicConfig(level=logging.ERROR, format="relay: %(message)s")
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(before)
+        root.handlers[:] = handlers

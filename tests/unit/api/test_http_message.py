@@ -1,0 +1,415 @@
+"""A form becomes a message: what Mailgun's clients send, and what a mail host gets to see."""
+
+from __future__ import annotations
+
+import email
+import email.policy
+from datetime import UTC, datetime, timedelta
+from email.header import decode_header, make_header
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.api.mailgun import ApiError, File, Form, mailboxes, read_order, sending_domain
+from relay.api.mailgun_mime import author_of, compose, normalise_mime, own_message_id
+from relay.policy.fields import Wishes, read_wishes
+
+NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
+ID = "<1@example.com>"
+NO_ADDRESS = "parameter is not a valid address. please check documentation"
+NEXT_MONTH = "Sun, 20 Dec 2026 12:00:00 +0000"
+MANY = ["x@y.example", *(f"a{n}@b.example" for n in range(1000))]
+BASE = {"from": "Ann <ann@example.com>", "to": "bob@dest.example", "text": "hello"}
+
+
+def form(*files: File, **fields) -> Form:
+    """The usual form; a list is a field more than once, None takes a field out. `o_x` means `o:x`."""
+    pairs = []
+    for name, value in (BASE | fields).items():
+        name = name.replace("_", ":", 1) if name[:2] in ("o_", "h_", "v_") else name
+        name = name.replace("_", "-") if name.startswith(("o:", "h:")) else name
+        values = value if isinstance(value, list) else [value]
+        pairs += [(name, one) for one in values if one is not None]
+    return Form(tuple(pairs), files)
+
+
+def order(**fields):
+    return read_order(form(**fields), domain="example.com", now=NOW, max_recipients=1000)
+
+
+def parsed(*files: File, **fields):
+    content = compose(form(*files, **fields), message_id=ID, now=NOW)
+    assert b"\n" not in content.replace(b"\r\n", b"")
+    assert content.isascii()
+    return email.message_from_bytes(content, policy=email.policy.default)
+
+
+def refused(**fields) -> str:
+    try:
+        order(**fields)
+        compose(form(**fields), message_id=ID, now=NOW)
+    except ApiError as error:
+        return f"{error.status} {error.message}"
+    return "accepted"
+
+
+# --- what is asked for ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"from": None}, "400 from parameter is missing"),
+        ({"to": None}, "400 to parameter is missing"),
+        ({"to": " "}, "400 to parameter is missing"),
+        ({"to": " , "}, "400 to parameter is missing"),
+        ({"text": None}, "400 Need at least one of 'text' or 'html' parameters specified"),
+        ({"text": ""}, "400 Need at least one of 'text' or 'html' parameters specified"),
+        ({"to": MANY}, "400 Too many recipients, max is 1000"),
+        ({"to": "nobody"}, f"400 'to' {NO_ADDRESS}"),
+        ({"cc": "a@b.example, <>"}, f"400 'cc' {NO_ADDRESS}"),
+        ({"from": "a@b.example, c@d.example"}, f"400 'from' {NO_ADDRESS}"),
+        ({"o_require_tls": "perhaps"}, "400 o:require-tls is neither yes nor no: perhaps"),
+        ({"o_require_tls": ["yes", "no"]}, "400 o:require-tls contradicts itself"),
+        ({"o_deliverytime": "tomorrow"}, "400 o:deliverytime is not an RFC 5322 date: tomorrow"),
+        ({"o_deliverytime": NEXT_MONTH}, "400 o:deliverytime is more than 7 days in the future"),
+        ({"o_deliver_within": "3m"}, "400 o:deliver-within is not a duration from 5m to 24h: 3m"),
+        ({"o_deliver_within": "25h"}, "400 o:deliver-within is not a duration from 5m to 24h: 25h"),
+        ({"o_tag": [f"t{n}" for n in range(11)]}, "400 o:tag: at most 10 tags of 128 characters"),
+        ({"v_x": "y" * 17000}, "400 o:, h: and v: parameters are larger than 16 KB together"),
+        ({"template": "welcome"}, "400 template parameter is not supported by this relay"),
+        ({"h_Bcc": "x@y.example"}, "400 h:Bcc is not a header field that can be set"),
+        ({"h_Content_Type": "text/html"}, "400 h:Content-Type is not a header field that can be set"),
+        ({"h_X_A": "a\r\nBcc: b"}, "400 h:X-A has a line break in it"),
+        ({"h_Message_Id": "nonsense"}, "400 h:Message-Id is not a message id"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_sent_is_refused_in_mailguns_words(fields, said):
+    if "h_Message_Id" in fields:
+        with pytest.raises(ApiError, match="is not a message id"):
+            own_message_id(form(**fields))
+    else:
+        assert refused(**fields) == said
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"o_deliverytime": "Fri, 27 Nov 2026 12:00:00 +0000"},
+        {"o_deliver_within": "5m"},
+        {"o_deliver_within": "300s"},
+        {"o_deliver_within": "24h"},
+        {"o_deliver_within": "23h59m60s"},
+        {"v_x": "y" * (16 * 1024 - 3)},
+        {"o_tag": [f"{n:0128}" for n in range(10)]},
+        {"to": [f"a{n}@b.example" for n in range(1000)]},
+        {"o_require_tls": ["yes", "True", "TRUE"]},
+        {"subject": None},
+    ],
+)
+def test_what_is_just_within_the_limits_is_sent(fields):
+    assert refused(**fields) == "accepted"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"o_deliverytime": "Fri, 27 Nov 2026 12:00:01 +0000"},
+        {"o_deliver_within": "4m59s"},
+        {"o_deliver_within": "24h1s"},
+        {"o_deliver_within": "-1h"},
+        {"o_deliver_within": "1d"},
+        {"v_x": "y" * (16 * 1024 - 2)},
+        {"v_x": "ü" * 8192},
+        {"o_tag": ["t" * 129]},
+    ],
+)
+def test_what_is_just_beyond_them_is_not_and_its_parameter_is_named(fields):
+    said = refused(**fields)
+    assert said.startswith("400 ")
+    [name] = fields
+    assert f"{name[0]}:" in said
+
+
+def test_everybody_named_is_a_recipient_once():
+    found = order(
+        to=["Bob <bob@dest.example>, carl@dest.example", "bob@dest.example"],
+        cc='"D, E" <d@b.example>',
+        bcc="e@b.example",
+    )
+    assert [one.address for one in found.recipients] == [
+        "bob@dest.example",
+        "carl@dest.example",
+        "d@b.example",
+        "e@b.example",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("author", "reverse_path"),
+    [
+        ("Ann <ann@Example.COM>", "ann@Example.COM"),
+        ("Ann <ann@other.example>", "postmaster@example.com"),
+        ("ann@mail.example.com", "postmaster@example.com"),
+    ],
+)
+def test_the_reverse_path_is_of_the_domain_the_message_is_sent_under(author, reverse_path):
+    assert order(**{"from": author}).reverse_path == reverse_path
+
+
+def test_options_are_the_messages_own_word():
+    found = order(
+        o_require_tls="Yes", o_skip_verification="False", o_testmode="yes", o_deliver_within="1h30m"
+    )
+    assert found.wishes == Wishes(True, False)
+    assert found.terms.is_test
+    assert found.terms.lifetime == timedelta(minutes=90)
+    assert order().wishes == Wishes(None, None)
+
+
+@pytest.mark.parametrize(
+    ("said", "due"),
+    [
+        ("Fri, 20 Nov 2026 14:00:00 +0100", NOW + timedelta(hours=1)),
+        ("Fri, 20 Nov 2026 13:00:00 -0000", NOW + timedelta(hours=1)),
+        ("Fri, 20 Nov 2020 13:00:00 +0000", NOW),
+        ("", NOW),
+    ],
+)
+def test_a_delivery_time_is_when_the_message_is_due_and_never_in_the_past(said, due):
+    found = order(o_deliverytime=said)
+    assert found.due == due
+    assert found.terms.not_before == (due if due > NOW else None)
+
+
+@pytest.mark.parametrize(
+    "text", ["example", "[127.0.0.1]", "", "a b.example", "x" * 300 + ".example", "..", "a@b.c"]
+)
+def test_what_is_no_domain_is_not_found(text):
+    with pytest.raises(ApiError) as caught:
+        sending_domain(text)
+    assert caught.value.status == 404
+
+
+def test_where_domains_are_named_no_other_may_be_sent_from():
+    assert sending_domain("Example.COM.", ("example.com",)) == "example.com"
+    with pytest.raises(ApiError, match=r"Domain not found: other\.example"):
+        sending_domain("other.example", ("example.com",), named=True)
+
+
+# --- addresses ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("a@b.example", [("", "a@b.example")]),
+        (' "A, B" <a@b.example> ,c@d.example', [("A, B", "a@b.example"), ("", "c@d.example")]),
+        ('"A \\"x\\" B" <a@b.example>', [('A "x" B', "a@b.example")]),
+        ("Jörg <j@b.example>", [("Jörg", "j@b.example")]),
+        ("j@bücher.example", [("", "j@xn--bcher-kva.example")]),
+        ("jörg@bücher.example", [("", "jörg@bücher.example")]),
+        ("A (x, y) <a@b.example>", [("A (x, y)", "a@b.example")]),
+    ],
+)
+def test_a_comma_list_is_read_as_people_write_it(text, found):
+    assert [(box.name, box.address) for box in mailboxes(text, "to")] == found
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a@b.example <c@d.example> <e@f.example>",
+        "a@b.example>, <c@d.example",
+        "=?utf-8?q?a=40evil.example=3e?=@b.example",
+        '"a@evil.example\r\nRCPT TO:<x@y.example>"@b.example',
+        "a@[127.0.0.1]",
+        "a@b.example\r\nBcc: x@y.example",
+        "x\ny <a@b.example>",
+        "list: a@b.example;",
+        "a@b.example\0",
+        "\udce9@b.example",
+    ],
+)
+def test_what_another_reader_could_take_for_another_address_is_refused(text):
+    with pytest.raises(ApiError):
+        mailboxes(text, "to")
+
+
+@given(st.text(max_size=60))
+def test_no_text_at_all_gives_an_address_that_is_none(text):
+    try:
+        found = mailboxes(text, "to")
+    except ApiError:
+        return
+    for box in found:
+        assert not any(c in box.address + box.name for c in "\r\n\0")
+        assert box.address.count("@") == 1
+        assert box.domain
+
+
+# --- the message ----------------------------------------------------------------------------------
+
+
+def test_a_plain_message_has_the_fields_a_message_needs():
+    message = parsed(subject="Hi", cc="c@dest.example", bcc="secret@dest.example")
+    assert message["from"] == "Ann <ann@example.com>"
+    assert (message["to"], message["cc"]) == ("bob@dest.example", "c@dest.example")
+    assert (message["subject"], message["message-id"]) == ("Hi", ID)
+    assert message["date"].datetime == NOW
+    assert message["bcc"] is None
+    assert "secret" not in message.as_string()
+    assert message.get_content().split() == ["hello"]
+
+
+def test_text_beyond_ascii_arrives_as_it_was_written():
+    message = parsed(
+        to=['"Jörg Müller" <a@dest.example>', '"A, B; C: D" <b@dest.example>'],
+        subject="Grüße " * 40,
+        text="Schöne Grüße\r\n" * 3,
+    )
+    assert [one.display_name for one in message["to"].addresses] == ["Jörg Müller", "A, B; C: D"]
+    assert [one.addr_spec for one in message["to"].addresses] == [
+        "a@dest.example",
+        "b@dest.example",
+    ]
+    assert message["subject"].strip() == ("Grüße " * 40).strip()
+    assert message.get_content() == "Schöne Grüße\r\n" * 3
+
+
+def test_a_long_name_is_divided_between_characters():
+    name = "日本語の名前がとても長いのでいくつもの語に分けられる"
+    content = compose(form(to=f"{name} <a@dest.example>"), message_id=ID, now=NOW)
+    field = content.partition(b"\r\nTo: ")[2].partition(b"\r\nDate")[0].decode("ascii")
+    assert str(make_header(decode_header(field))) == f"{name} <a@dest.example>"
+    assert max(map(len, field.split("\r\n"))) <= 76
+
+
+def test_a_thousand_recipients_make_no_line_too_long():
+    recipients = [f"Recipient Number {n} <recipient{n}@dest.example>" for n in range(1000)]
+    content = compose(form(to=recipients, subject="x" * 300), message_id=ID, now=NOW)
+    assert max(map(len, content.split(b"\r\n"))) <= 998
+    assert (
+        len(email.message_from_bytes(content, policy=email.policy.default)["to"].addresses) == 1000
+    )
+
+
+def test_a_subject_cannot_become_a_header_field():
+    message = parsed(subject="Hi\r\nX-Skip-Verification: yes\rBcc: x@y.example")
+    assert message["x-skip-verification"] is None
+    assert message["bcc"] is None
+    assert message["subject"] == "Hi X-Skip-Verification: yes Bcc: x@y.example"
+    content = compose(form(subject="Grüße\r\nBcc: x@y.example"), message_id=ID, now=NOW)
+    field = content.partition(b"\r\nSubject: ")[2].partition(b"\r\nDate")[0].decode("ascii")
+    assert str(make_header(decode_header(field))) == "Grüße Bcc: x@y.example", (
+        "not in an encoded word, either"
+    )
+
+
+def test_the_parts_of_a_message_are_where_a_reader_looks_for_them():
+    message = parsed(
+        File("attachment", "Bericht für Ä.pdf", "application/pdf", b"%PDF"),
+        File("inline", "logo.png", "image/png", b"\x89PNG"),
+        html='<img src="cid:logo.png">',
+        **{"amp-html": "<html amp4email></html>"},
+    )
+    assert message.get_content_type() == "multipart/mixed"
+    alternative, attachment = message.iter_parts()
+    assert [part.get_content_type() for part in alternative.iter_parts()] == [
+        "text/plain",
+        "text/x-amp-html",
+        "multipart/related",
+    ]
+    html, logo = list(alternative.iter_parts())[2].iter_parts()
+    assert html.get_content_type() == "text/html"
+    assert (logo["content-id"], logo.get_content_disposition()) == ("<logo.png>", "inline")
+    assert logo.get_content() == b"\x89PNG"
+    assert attachment.get_filename() == "Bericht für Ä.pdf"
+    assert attachment.get_content() == b"%PDF"
+
+
+@pytest.mark.parametrize(
+    ("filename", "content_type", "shown", "sent_as"),
+    [
+        ("../../etc/passwd", "text/plain; charset=latin-1", "passwd", "text/plain"),
+        ('x"\r\nBcc: y', "nonsense", 'x"Bcc: y', "application/octet-stream"),
+        ("", "message/rfc822", "file", "application/octet-stream"),
+        ("a\u202egpj.exe", "multipart/mixed", "agpj.exe", "application/octet-stream"),
+    ],
+)
+def test_an_attachment_cannot_break_the_message_it_is_in(filename, content_type, shown, sent_as):
+    message = parsed(File("attachment", filename, content_type, b"\0\xff"))
+    [attachment] = message.iter_attachments()
+    assert attachment.get_filename() == shown
+    assert attachment.get_content_type() == sent_as
+    assert message["bcc"] is None
+    assert attachment.get_payload(decode=True) == b"\0\xff"
+
+
+def test_header_fields_of_the_senders_own():
+    message = parsed(
+        h_X_Order="Nr. 7 für Jörg",
+        h_Reply_To="Jörg <j@example.com>",
+        h_To="list@example.com",
+        h_Date="Thu, 01 Jan 2026 00:00:00 +0000",
+    )
+    assert message["x-order"] == "Nr. 7 für Jörg"
+    assert message["reply-to"].addresses[0].addr_spec == "j@example.com"
+    assert message.get_all("to") == ["list@example.com"]
+    assert message.get_all("date") == ["Thu, 01 Jan 2026 00:00:00 +0000"]
+    assert own_message_id(form(h_Message_Id=" <x@y.example> ")) == "<x@y.example>"
+
+
+def test_a_policy_field_of_the_senders_own_is_one_to_the_relay():
+    content = compose(form(h_X_Require_TLS="yes"), message_id=ID, now=NOW)
+    assert read_wishes(content.partition(b"\r\n\r\n")[0] + b"\r\n").require_tls is True
+
+
+@given(
+    st.text(max_size=80),
+    st.text(max_size=200),
+    st.text(max_size=40).filter(lambda text: not any(c in text for c in "\r\n\0")),
+)
+def test_whatever_is_written_the_header_section_has_these_fields_and_no_others(
+    subject, text, value
+):
+    fields = {"subject": subject, "text": text + "x", "h_X_Mine": value}
+    try:
+        content = compose(form(**fields), message_id=ID, now=NOW)
+    except (ApiError, UnicodeEncodeError):
+        return
+    header = content.partition(b"\r\n\r\n")[0] + b"\r\n"
+    names = [
+        line.partition(b":")[0].lower()
+        for line in header.split(b"\r\n")[:-1]
+        if line[:1] not in b" \t"
+    ]
+    ours = b"from to subject date message-id x-mine content-type content-transfer-encoding mime-version"
+    assert sorted(names) == sorted(ours.split())
+
+
+# --- a message that is made already ---------------------------------------------------------------
+
+
+def test_a_file_with_lf_alone_is_a_message_with_crlf():
+    assert normalise_mime(b"Subject: x\n\nhello\n") == b"Subject: x\r\n\r\nhello\r\n"
+    assert normalise_mime(b"Subject: x\r\n\r\nhello\r\n") == b"Subject: x\r\n\r\nhello\r\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"Subject: a\nX-Skip-Verification: yes\r\n\r\n", b"A: b\rC: d\r\n", b"A\r: b\n", b"\0"],
+)
+def test_no_header_field_of_a_file_is_born_from_half_a_line_end(content):
+    with pytest.raises(ApiError):
+        normalise_mime(content)
+
+
+def test_the_author_of_a_file_is_read_from_its_header():
+    assert (
+        author_of(b"Subject: x\r\nFrom: =?utf-8?q?J=C3=B6rg?=\r\n <j@example.com>\r\n")
+        == "j@example.com"
+    )
+    assert author_of(b"Subject: x\r\n") is None
+    assert author_of(b"From: nobody\r\n") is None

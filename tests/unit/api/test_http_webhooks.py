@@ -1,0 +1,214 @@
+"""Webhooks are told, signed, and told again, by a real server on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import json
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from relay.api.caller import Caller
+from relay.mail.event import Event
+from relay.queue.desk import Webhook
+from relay.queue.sqlite import SqliteStore
+from relay.report import webhook
+from relay.report.webhook import kind_of, next_try, payload
+from tests.fakes.accepted import accept
+
+NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
+KEY = "signs"
+
+
+class Ear:
+    """A webhook's server: answers as it is told, and remembers what it heard."""
+
+    def __init__(self) -> None:
+        self.heard: list[Any] = []
+        self.answers: list[int] = []
+        self.now = NOW
+        self.key: str | None = KEY
+        self.url = ""
+
+    async def listen(self, request: web.Request) -> web.Response:
+        self.heard.append(await request.json())
+        status = self.answers.pop(0) if self.answers else 200
+        headers = {"Location": "/elsewhere"} if 300 <= status < 400 else {}
+        return web.Response(status=status, headers=headers)
+
+    async def until(self, count: int) -> None:
+        async with asyncio.timeout(10):
+            while len(self.heard) < count:
+                await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+async def ear() -> AsyncIterator[Ear]:
+    made = Ear()
+    app = web.Application()
+    app.router.add_route("*", "/{any:.*}", made.listen)
+    async with TestServer(app) as server:
+        made.url = str(server.make_url("/mail"))
+        yield made
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
+    opened = await SqliteStore.open(tmp_path / "spool", now=NOW, synchronous="OFF")
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def caller(store: SqliteStore, ear: Ear) -> AsyncIterator[Caller]:
+    made = Caller(store, store.desk, signing_key=lambda: ear.key, clock=lambda: ear.now)
+    task = asyncio.create_task(made.run())
+    yield made
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def _settled(store: SqliteStore, due: datetime | None) -> None:
+    """Until the next call is due then."""
+    async with asyncio.timeout(10):
+        while await store.desk.next_call_due() != due:
+            await asyncio.sleep(0.01)
+
+
+async def test_an_event_is_told_once_and_signed(
+    store: SqliteStore, ear: Ear, caller: Caller
+) -> None:
+    await accept(store, "Q0", "ann@example.com")
+    await store.desk.set_webhook("example.com", "accepted", [ear.url])
+    caller.changed()
+    await accept(store, "Q1", "ann@example.com")
+    await accept(store, "Q2", "ann@other.example")
+    await ear.until(1)
+    await _settled(store, None)
+    [told] = ear.heard
+    assert told["event-data"]["queue-id"] == "Q1", "what came before the webhook is not told"
+    signature = told["signature"]
+    signed = hmac.new(
+        KEY.encode(), f"{signature['timestamp']}{signature['token']}".encode(), hashlib.sha256
+    )
+    assert signature["signature"] == signed.hexdigest()
+    assert int(signature["timestamp"]) == int(NOW.timestamp())
+
+
+async def test_who_does_not_answer_well_is_told_again_later(
+    store: SqliteStore, ear: Ear, caller: Caller
+) -> None:
+    ear.answers = [500, 302]
+    await store.desk.set_webhook("example.com", "accepted", [ear.url])
+    caller.changed()
+    await accept(store, "Q1", "ann@example.com")
+    await ear.until(1)
+    await _settled(store, NOW + timedelta(minutes=5))
+    ear.now = NOW + timedelta(minutes=5)
+    await ear.until(2)
+    await _settled(store, ear.now + timedelta(minutes=10))
+    ear.now += timedelta(minutes=10)
+    await ear.until(3)
+    await _settled(store, None)
+    assert len({told["event-data"]["id"] for told in ear.heard}) == 1
+    assert len({told["signature"]["token"] for told in ear.heard}) == 3
+
+
+async def test_what_was_owed_is_told_after_a_restart(store: SqliteStore, ear: Ear) -> None:
+    await store.desk.set_webhook("example.com", "accepted", [ear.url])
+    await accept(store, "Q1", "ann@example.com")
+    task = asyncio.create_task(
+        Caller(store, store.desk, signing_key=lambda: ear.key, clock=lambda: ear.now).run()
+    )
+    await ear.until(1)
+    await _settled(store, None)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await accept(store, "Q2", "ann@example.com")
+    again = asyncio.create_task(
+        Caller(store, store.desk, signing_key=lambda: ear.key, clock=lambda: ear.now).run()
+    )
+    await ear.until(2)
+    await _settled(store, None)
+    again.cancel()
+    await asyncio.gather(again, return_exceptions=True)
+    assert [told["event-data"]["queue-id"] for told in ear.heard] == ["Q1", "Q2"]
+
+
+async def test_406_and_nobody_there(store: SqliteStore, ear: Ear, caller: Caller) -> None:
+    ear.answers = [406]
+    await store.desk.set_webhook("example.com", "accepted", [ear.url, "http://127.0.0.1:9/"])
+    caller.changed()
+    await accept(store, "Q1", "ann@example.com")
+    await _settled(store, NOW + timedelta(minutes=5))
+    assert [
+        call.url for call in await store.desk.calls_due(now=NOW + timedelta(hours=1), limit=9)
+    ] == ["http://127.0.0.1:9/"]
+
+
+@pytest.mark.parametrize(
+    ("status", "attempts", "wait"),
+    [
+        (200, 0, None),
+        (204, 0, None),
+        (406, 0, None),
+        (500, 0, timedelta(minutes=5)),
+        (None, 1, timedelta(minutes=10)),
+        (404, 2, timedelta(minutes=15)),
+        (302, 3, timedelta(hours=1)),
+        (429, 4, timedelta(hours=2)),
+        (None, 5, timedelta(hours=4)),
+        (None, 6, None),
+    ],
+)
+def test_when_it_is_said_again(status: int | None, attempts: int, wait: timedelta | None) -> None:
+    expected = None if wait is None else NOW + wait
+    assert next_try(status, attempts=attempts, now=NOW) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "kind"),
+    [
+        ("accepted", "{}", "accepted"),
+        ("delivered", "{}", "delivered"),
+        ("failed", '{"severity":"temporary"}', "temporary_fail"),
+        ("failed", '{"severity":"permanent"}', "permanent_fail"),
+    ],
+)
+def test_every_event_is_of_a_kind_that_can_be_asked_for(name: str, line: str, kind: str) -> None:
+    assert kind_of(Event("1", NOW, name, "Q1", "a@b.example", "", line)) == kind
+    assert kind in webhook.NAMES
+
+
+def test_a_payload_is_json_whatever_the_event_tells() -> None:
+    told = json.loads(payload('{"a":"\\u2028\\ud800"}', signing_key="ü", timestamp=1, token="t"))
+    assert told["event-data"] == {"a": "\u2028\ud800"}
+
+
+async def test_a_worker_tells_the_webhooks_that_another_keeps(store: SqliteStore, ear: Ear) -> None:
+    await store.desk.set_webhook("example.com", "delivered", ["https://gone.example"])
+    await accept(store, "Q0", "ann@example.com")
+    told: list[list[Webhook]] = [[]]
+    caller = Caller(
+        store, store.desk, signing_key=lambda: KEY, clock=lambda: ear.now, elsewhere=lambda: told[0]
+    )
+    task = asyncio.create_task(caller.run())
+    async with asyncio.timeout(10):
+        while await store.desk.webhooks():
+            await asyncio.sleep(0.01)
+        told[0] = [Webhook("example.com", "accepted", (ear.url,))]
+        while not await store.desk.webhooks():
+            await asyncio.sleep(0.01)
+    await accept(store, "Q1", "ann@example.com")
+    await ear.until(1)
+    await _settled(store, None)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert [one["event-data"]["queue-id"] for one in ear.heard] == ["Q1"]

@@ -1,0 +1,199 @@
+"""The first worker's view of all queues: what the HTTP interface lists, shows, changes and pages through."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from relay.admin.control import Control, ControlServer, start_control
+from relay.admin.fleet import Peer
+from relay.daemon.all_queues import AllQueues
+from relay.mail.event import Event
+from relay.queue.entry import State
+from relay.queue.sqlite import SqliteStore
+from relay.queue.sqlite.reader import Reader
+from relay.queue.store import EventFilter, QueueFilter, SpoolError
+from tests.fakes.queued import CONTENT, NOW, event, new_message
+
+
+@dataclass
+class Two:
+    """The first worker's store, another's, and the view of both."""
+
+    first: SqliteStore
+    other: SqliteStore
+    whole: AllQueues
+    server: ControlServer
+
+
+@pytest.fixture
+async def two(tmp_path: Path) -> AsyncIterator[Two]:
+    first = await SqliteStore.open(tmp_path / "spool", now=NOW, synchronous="OFF")
+    other = await SqliteStore.open(tmp_path / "spool/worker-1", now=NOW, synchronous="OFF")
+    server = await start_control(Control(other, other, clock=lambda: NOW), tmp_path / "sock.1")
+    reader = Reader.of(tmp_path / "spool/worker-1")
+    whole = AllQueues(first, [reader], [Peer(1, tmp_path / "sock.1")])
+    yield Two(first, other, whole, server)
+    await server.close()
+    await reader.close()
+    await other.close()
+    await first.close()
+
+
+def at(name: str, seconds: float, number: int = 0) -> Event:
+    return event("accepted", name, at=NOW + timedelta(seconds=seconds), number=number)
+
+
+async def test_pages_of_the_queue_go_through_all_workers(two: Two) -> None:
+    for number in range(6):
+        await (two.first, two.other)[number % 2].accept(new_message(queue_id=f"M{number}"))
+    found, after = [], ""
+    while page := await two.whole.list_messages(QueueFilter(), now=NOW, after=after, limit=2):
+        found += [item.message.queue_id for item in page]
+        after = found[-1]
+    assert found == [f"M{number}" for number in range(6)]
+    assert (await two.whole.counts())[State.QUEUED] == 6
+    assert await two.whole.read_header("M1") == CONTENT.partition(b"body")[0]
+    with pytest.raises(SpoolError):
+        await two.whole.read_header("M9")
+
+
+async def test_a_page_that_many_recipients_fill_passes_over_no_message(
+    two: Two, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("relay.queue.sqlite.reader", "relay.queue.store"):
+        monkeypatch.setattr(f"{module}.PAGE_RECIPIENTS", 4)
+    for number in range(8):
+        store, recipients = (two.other, 1) if number % 2 else (two.first, 3)
+        addresses = [f"{n}@example.net" for n in range(recipients)]
+        await store.accept(new_message(*addresses, queue_id=f"M{number}"))
+    found, after = [], ""
+    while page := await two.whole.list_messages(QueueFilter(), now=NOW, after=after, limit=100):
+        found += [item.message.queue_id for item in page]
+        after = found[-1]
+    assert found == [f"M{number}" for number in range(8)]
+    briefly = await two.whole.list_briefly(QueueFilter(), now=NOW, after="M1", limit=100)
+    assert [listed.queue_id for listed in briefly] == ["M2", "M3", "M4"]
+
+
+async def test_a_verb_reaches_the_worker_that_has_the_message(two: Two) -> None:
+    await two.first.accept(new_message(queue_id="M1"))
+    await two.other.accept(new_message(queue_id="M2"))
+    wanted = QueueFilter(queue_ids=frozenset({"M1", "M2"}))
+    assert (await two.whole.change(wanted, verb="hold", now=NOW)).changed == 2
+    assert (await two.other.counts())[State.HELD] == 1
+    assert (
+        await two.whole.change(QueueFilter(state=State.HELD), verb="release", now=NOW)
+    ).changed == 2
+    await two.server.close()
+    with pytest.raises(SpoolError, match="worker 1 does not answer"):
+        await two.whole.change(wanted, verb="hold", now=NOW)
+
+
+@pytest.mark.parametrize("ascending", [True, False])
+@pytest.mark.parametrize("limit", [1, 2, 3, 100])
+async def test_pages_of_events_miss_none_and_repeat_none(
+    two: Two, ascending: bool, limit: int
+) -> None:
+    await two.first.accept(
+        new_message(queue_id="A", events=(at("A", 1), at("A", 3), at("A", 3, 1)))
+    )
+    await two.other.accept(new_message(queue_id="B", events=(at("B", 2), at("B", 3), at("B", 4))))
+    expected = ["A.0 1", "B.0 2", "A.0 3", "A.1 3", "B.0 3", "B.0 4"]
+
+    def name(one: Event) -> str:
+        queue_id, _, number = one.id.split(".")
+        return f"{queue_id}.{number} {(one.at - NOW).total_seconds():g}"
+
+    found, after = [], 0
+    while page := await two.whole.find_events(
+        EventFilter(), after=after, limit=limit, ascending=ascending
+    ):
+        found += [name(one.event) for one in page]
+        after = page[-1].seq
+    assert sorted(found) == sorted(expected)
+    assert (
+        await two.whole.find_events(EventFilter(), after=1 << 200, limit=9, ascending=ascending)
+        is not None
+    )
+    times = [one.rpartition(" ")[2] for one in found]
+    assert times == sorted(times, reverse=not ascending)
+
+
+async def test_events_that_commit_late_are_not_passed_over(two: Two) -> None:
+    """A long message has the time of its beginning, and is committed at its end."""
+    await two.first.accept(
+        new_message(queue_id="A", events=(at("A", 9), at("A", 1, 1), at("A", 10, 2)))
+    )
+    await two.other.accept(new_message(queue_id="B", events=(at("B", 2), at("B", 11, 1))))
+    found, after = [], 0
+    while page := await two.whole.find_events(EventFilter(), after=after, limit=2):
+        found += [one.event.id for one in page]
+        after = page[-1].seq
+        if len(found) == 4:
+            await two.other.accept(new_message(queue_id="C", events=(at("C", 0),)))
+    assert len(found) == len(set(found)) == 6
+    assert found[-1].startswith("C"), "told last, though it began first"
+
+
+@pytest.mark.parametrize("ascending", [True, False])
+async def test_a_page_that_ends_early_keeps_to_the_order_of_time(
+    two: Two, ascending: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("relay.queue.sqlite.reader._EVENT_WINDOW", 2)
+    await two.first.accept(
+        new_message(queue_id="A", events=tuple(at("A", n, n) for n in (1, 2, 3, 8, 9)))
+    )
+    await two.other.accept(
+        new_message(queue_id="B", events=tuple(at("B", n, n) for n in (4, 5, 6, 7)))
+    )
+    found, after = [], 0
+    while page := await two.whole.find_events(
+        EventFilter(), after=after, ascending=ascending, patience=timedelta(0)
+    ):
+        found += [(one.event.at - NOW).total_seconds() for one in page]
+        after = page[-1].seq
+    assert found == [float(n) for n in range(1, 10)][:: 1 if ascending else -1]
+
+
+@pytest.mark.parametrize("ascending", [True, False])
+async def test_one_can_turn_round_between_the_queues(two: Two, ascending: bool) -> None:
+    for moment in range(1, 9):
+        store = (two.first, two.other)[moment % 2]
+        await store.accept(new_message(queue_id=f"M{moment}", events=(at(f"M{moment}", moment),)))
+
+    async def page(after: int, *, back: bool = False) -> tuple[list[float], list[int]]:
+        direction = ascending != back
+        found = await two.whole.find_events(
+            EventFilter(), after=after, limit=3, ascending=direction
+        )
+        found = found[::-1] if back else found
+        return [(one.event.at - NOW).total_seconds() for one in found], [one.seq for one in found]
+
+    order = [float(moment) for moment in range(1, 9)][:: 1 if ascending else -1]
+    first, numbers = await page(0)
+    second, behind = await page(numbers[-1])
+    assert first + second == order[:6]
+    assert (await page(behind[0], back=True))[0] == first
+    assert (await page(numbers[0], back=True))[0] == []
+    # One beside an event is between it and its neighbour: how a listing turns round at its end.
+    beside = 1 if ascending else -1
+    assert (await page(numbers[0] - beside))[0] == first
+    assert (await page(behind[-1] + beside, back=True))[0] == second
+
+
+@pytest.mark.parametrize("ascending", [True, False])
+async def test_what_comes_to_an_empty_queue_is_behind_the_page(two: Two, ascending: bool) -> None:
+    await two.first.accept(new_message(queue_id="A", events=(at("A", 5),)))
+    [only] = await two.whole.find_events(EventFilter(), ascending=ascending)
+    await two.other.accept(new_message(queue_id="B", events=(at("B", 1),)))
+    assert len(await two.whole.find_events(EventFilter(), after=only.seq, ascending=True)) == 1
+
+
+async def test_everything_else_is_the_first_workers(two: Two) -> None:
+    await two.whole.accept(new_message(queue_id="M1"))
+    assert len(await two.first.claim_due(now=NOW, limit=5)) == 1

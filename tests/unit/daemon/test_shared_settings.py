@@ -1,0 +1,67 @@
+"""What the first worker tells the others arrives whole, and with the next message."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from relay.admin.domain_settings import SettingsElsewhere, SettingsInForce
+from relay.daemon.shared_settings import CAPACITY_BYTES, SharedSettings
+from relay.policy.rules import PolicyRules, TlsRule
+from relay.queue.desk import DomainSettings, Webhook
+from relay.queue.sqlite import SqliteStore
+
+NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
+RULES = PolicyRules()
+
+
+def test_a_bulletin_says_what_was_told_last():
+    bulletin = SharedSettings()
+    assert bulletin.read() is None
+    for number, text in enumerate((b"a long text", b"short", b""), 1):
+        bulletin.tell(text)
+        assert bulletin.read() == (number, text)
+    with pytest.raises(ValueError, match="more than a bulletin holds"):
+        bulletin.tell(b"x" * (CAPACITY_BYTES + 1))
+
+
+def test_what_is_being_changed_is_not_read():
+    bulletin = SharedSettings()
+    bulletin.tell(b"whole")
+    bulletin._memory[12:14] = b"??"
+    assert bulletin.read() is None
+
+
+def test_another_process_reads_it():
+    bulletin = SharedSettings()
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.read(reading, 1)
+        os._exit(0 if bulletin.read() == (1, b"told after the fork") else 1)
+    bulletin.tell(b"told after the fork")
+    os.write(writing, b"x")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+async def test_settings_of_the_first_worker_are_in_force_at_the_others_with_the_next_message(
+    tmp_path: Path,
+):
+    store = await SqliteStore.open(tmp_path / "spool", now=NOW, synchronous="OFF")
+    bulletin = SharedSettings()
+    first, other = SettingsInForce(store.desk, bulletin), SettingsElsewhere(bulletin)
+    assert other.over(RULES).overlay == {}
+    await store.desk.set_domain_settings("before.example", DomainSettings(skip_verification=True))
+    await first.load()
+    assert other.over(RULES).overlay == {"before.example": TlsRule(None, True)}
+    await first.set("a.example", DomainSettings(require_tls=True))
+    assert other.over(RULES).overlay == first.over(RULES).overlay
+    assert other.over(RULES) is other.over(RULES), "put together once"
+    await store.desk.set_webhook("a.example", "delivered", ["https://hooks.example"])
+    await first.tell()
+    assert other.webhooks() == [Webhook("a.example", "delivered", ("https://hooks.example",))]
+    assert other.webhooks() is other.webhooks()
+    await store.close()

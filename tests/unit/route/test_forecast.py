@@ -1,0 +1,149 @@
+"""What is told beforehand of a message at a host, for people and for programs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from relay.mail.outcome import DowngradeReason
+from relay.policy.settings import Setting, Source, TlsSettings
+from relay.route.forecast import describe, forecast, prospects, said
+from relay.route.next_hop import Credentials, Host, TlsMode
+from relay.route.security import (
+    OnTlsUnmet,
+    OnUnverified,
+    Requirement,
+    SecurityOptions,
+    Situation,
+    at_host,
+    next_step,
+    requirement,
+)
+
+HOST = Host("mx.example", "192.0.2.1", 25)
+IMPLICIT = replace(HOST, tls=TlsMode.IMPLICIT)
+LOGIN = replace(HOST, credentials=Credentials("relay", "secret"))
+BOUNCE = SecurityOptions(on_tls_unmet=OnTlsUnmet.BOUNCE)
+ENCRYPTED = SecurityOptions(on_unverified=OnUnverified.ENCRYPTED)
+
+SECURED, UNVERIFIED, NOT_OFFERED, REFUSED, FAILED = Situation
+
+VERIFIED_TLS = "sent in TLS, verified"
+TLS = "sent in TLS, unverified"
+NEW_TLS = "sent in TLS, unverified, over a new connection"
+CLEAR = "sent in clear on the same connection"
+NEW_CLEAR = "sent in clear over a new connection"
+D4, D5 = (f"not sent here; deferred 4.7.{n} if no other host has better" for n in (4, 5))
+B4, B5 = (f"not sent here; bounced 5.7.{n} if no other host has better" for n in (4, 5))
+
+
+def needs(require: bool, skip: bool, options: SecurityOptions, host: Host) -> Requirement:
+    said_so = TlsSettings(Setting(require, Source.DEFAULT), Setting(skip, Source.DEFAULT))
+    return at_host(requirement(said_so, options), host, options)
+
+
+# fmt: off
+WORDS = [
+    # require skip  options            secured     unverified  not offered refused     handshake failed
+    (False, False, SecurityOptions(), (VERIFIED_TLS, NEW_CLEAR,  CLEAR,      CLEAR,      NEW_CLEAR)),
+    (False, True,  SecurityOptions(), (TLS,          TLS,        CLEAR,      CLEAR,      NEW_CLEAR)),
+    (True,  False, SecurityOptions(), (VERIFIED_TLS, D5,         D4,         D4,         D5)),
+    (True,  True,  SecurityOptions(), (TLS,          TLS,        D4,         D4,         D5)),
+    (False, False, BOUNCE,            (VERIFIED_TLS, NEW_CLEAR,  CLEAR,      CLEAR,      NEW_CLEAR)),
+    (False, True,  BOUNCE,            (TLS,          TLS,        CLEAR,      CLEAR,      NEW_CLEAR)),
+    (True,  False, BOUNCE,            (VERIFIED_TLS, B5,         B4,         B4,         B5)),
+    (True,  True,  BOUNCE,            (TLS,          TLS,        B4,         B4,         B5)),
+    (False, False, ENCRYPTED,         (VERIFIED_TLS, NEW_TLS,    CLEAR,      CLEAR,      NEW_CLEAR)),
+    (True,  False, ENCRYPTED,         (VERIFIED_TLS, D5,         D4,         D4,         D5)),
+]
+# fmt: on
+
+
+@pytest.mark.parametrize(("require", "skip", "options", "words"), WORDS)
+def test_each_cell_of_the_table_is_told_in_words(require, skip, options, words):
+    needed = needs(require, skip, options, HOST)
+    assert tuple(said(each) for each in prospects(needed, HOST)) == words
+
+
+@pytest.mark.parametrize(("require", "skip", "options", "words"), WORDS)
+def test_programs_are_told_what_the_log_will_say(require, skip, options, words):
+    needed = needs(require, skip, options, HOST)
+    for each, word in zip(prospects(needed, HOST), words, strict=True):
+        assert each.step == next_step(needed, each.situation)
+        assert each == forecast(needed, each.situation)
+        assert each.is_sent is word.startswith("sent")
+        assert each.tls is {"sent in T": True, "sent in c": False}.get(word[:9])
+        assert each.verified is (word == VERIFIED_TLS if each.is_sent else None)
+        assert each.at_last == (word.split()[4] if not each.is_sent else "")
+
+
+@pytest.mark.parametrize(
+    ("situation", "downgrade"),
+    [
+        (UNVERIFIED, DowngradeReason.UNVERIFIED),
+        (NOT_OFFERED, DowngradeReason.NOT_OFFERED),
+        (REFUSED, DowngradeReason.REFUSED),
+        (FAILED, DowngradeReason.HANDSHAKE_FAILED),
+    ],
+)
+def test_what_goes_in_clear_has_the_reason_the_log_will_name(situation, downgrade):
+    assert forecast(needs(False, False, BOUNCE, HOST), situation).downgrade is downgrade
+    assert forecast(needs(True, False, BOUNCE, HOST), situation).downgrade is None
+
+
+def test_no_downgrade_is_told_of_tls_that_is_kept():
+    assert forecast(needs(False, False, ENCRYPTED, HOST), UNVERIFIED).downgrade is None
+    assert forecast(needs(False, False, BOUNCE, HOST), SECURED).downgrade is None
+
+
+@pytest.mark.parametrize("options", [SecurityOptions(), BOUNCE])
+def test_where_tls_comes_first_nobody_speaks_of_starttls(options):
+    met = {
+        each.situation: said(each)
+        for each in prospects(needs(False, False, options, IMPLICIT), IMPLICIT)
+    }
+    assert met == {
+        SECURED: VERIFIED_TLS,
+        UNVERIFIED: D5,
+        FAILED: D5,
+    }  # the route asks, not the message
+
+
+def test_where_we_log_in_nothing_goes_but_in_verified_tls():
+    needed = needs(False, True, BOUNCE, LOGIN)
+    assert [said(each) for each in prospects(needed, LOGIN)] == [VERIFIED_TLS, D5, D4, D4, D5]
+
+
+def test_what_a_host_must_prove_comes_before_what_follows():
+    assert describe(needs(True, False, BOUNCE, HOST), HOST) == (
+        "the host must offer TLS, TLSv1.2 or later",
+        "its certificate must be in date, for its own name, from a trusted authority",
+        f"the certificate verifies: {VERIFIED_TLS}",
+        f"the certificate does not verify: {B5}",
+        f"no STARTTLS offered: {B4}",
+        f"STARTTLS refused: {B4}",
+        f"the handshake fails: {B5}",
+    )
+
+
+def test_a_certificate_that_nobody_looks_at_is_told_of_once():
+    assert describe(needs(False, True, BOUNCE, HOST), HOST) == (
+        "the host is asked for TLS, TLSv1 or later, and may have none",
+        "its certificate is not looked at",
+        f"TLS with any certificate: {TLS}",
+        f"no STARTTLS offered: {CLEAR}",
+        f"STARTTLS refused: {CLEAR}",
+        f"the handshake fails: {NEW_CLEAR}",
+    )
+
+
+def test_a_host_that_asks_for_more_than_the_message_says_why():
+    first, *_ = describe(needs(False, True, BOUNCE, IMPLICIT), IMPLICIT)
+    assert first == "TLS comes first there: nothing is said to it in clear, whatever the settings"
+    both = replace(LOGIN, tls=TlsMode.IMPLICIT)
+    first, second, *_ = describe(needs(False, True, BOUNCE, both), both)
+    assert (
+        first == "we log in there: nothing is said to it but in verified TLS, whatever the settings"
+    )
+    assert second == "the host must offer TLS, TLSv1.2 or later"

@@ -1,0 +1,68 @@
+"""`relay demo` plays every outcome, tells the truth about it, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from relay.sandbox import play
+from relay.sandbox.mx import Script
+
+
+@pytest.fixture(autouse=True)
+def temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_all_goes_as_the_rules_say_and_nothing_is_left_behind(
+    capsys: pytest.CaptureFixture[str], temporary_files: Path
+) -> None:
+    assert play.main() == 0
+    told = capsys.readouterr()
+    assert "16 of 16 messages went as the rules say" in told.out
+    assert told.err == ""
+    assert list(temporary_files.iterdir()) == []
+
+
+def test_a_program_gets_each_line_of_the_delivery_log(capsys: pytest.CaptureFixture[str]) -> None:
+    assert play.main(as_json=True) == 0
+    cells = json.loads(capsys.readouterr().out)
+    assert len(cells) == 16
+    (strict,) = [
+        cell
+        for cell in cells
+        if (cell["require-tls"], cell["skip-verification"], cell["host"])
+        == (True, False, "expired")
+    ]
+    assert strict["became"] == "deferred"
+    assert strict["event"]["delivery-status"]["enhanced-code"] == "4.7.5"
+    assert "expired" in strict["why"]
+
+
+def test_where_a_host_is_not_what_it_seems_the_exit_code_says_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(play, "HOSTS", {**play.HOSTS, "expired": Script()})
+    assert play.main() == 1
+    told = capsys.readouterr().out
+    assert "not as ruled: no / no at expired: expected: sent in clear" in told
+    assert "14 of 16" in told
+
+
+async def test_a_log_that_says_more_than_the_host_saw_is_found_out() -> None:
+    cell = (await play.play())[0]
+    assert cell.is_as_ruled
+    assert not replace(cell, seen_by_host=False).is_as_ruled
+
+
+def test_where_loopback_has_one_address_the_hosts_are_found_by_routes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(play, "_has_many_addresses", lambda: False)
+    assert play.main() == 0
+    assert "routes instead of MX" in capsys.readouterr().out
