@@ -41,7 +41,7 @@ from aiosmtplib.protocol import SMTPProtocol
 from aiosmtplib.response import SMTPResponse
 
 from relay.deliver.diagnosis import Answer, Stage, shown
-from relay.deliver.framing import MAX_REPLY_BYTES, DotStuffer, Garbled, ReplyReader
+from relay.deliver.framing import MAX_REPLY_BYTES, DotStuffing, Garbled, ReplyReader
 from relay.deliver.options import Timeouts
 from relay.deliver.tls import Resumption, carrying
 from relay.deliver.transaction import NO_EXTENSIONS, Extensions, Transaction, is_clean
@@ -332,7 +332,7 @@ class Connection:
         """The content and the final dot, after 354."""
         self._expect_silence(Stage.CONTENT)
         self._wire.expect_reply()
-        stuffer = DotStuffer()
+        stuffer = DotStuffing()
         try:
             if isinstance(content, bytes) and len(content) <= _PIECE_BYTES:
                 self._write(stuffer.stuff(content) + stuffer.end())
@@ -346,7 +346,7 @@ class Connection:
             raise
         return await self._final_answer()
 
-    async def _send_pieces(self, content: Content, stuffer: DotStuffer) -> bool:
+    async def _send_pieces(self, content: Content, stuffer: DotStuffing) -> bool:
         """The content without the final dot; whether the host let us come to its end."""
         async with aclosing(_pieces(content)) as pieces:
             async for piece in pieces:

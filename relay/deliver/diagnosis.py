@@ -32,7 +32,7 @@ from relay.route.next_hop import Host
 __all__ = [
     "Answer",
     "Stage",
-    "Unsendable",
+    "CannotBeSent",
     "another_may_take",
     "cannot_take",
     "demands_tls",
@@ -84,7 +84,7 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Unsendable:
+class CannotBeSent:
     """What the host said it cannot take, so that we did not try: a status and a sentence."""
 
     status: str
@@ -212,12 +212,12 @@ def for_now(bounced: Bounced) -> Deferred:
     )
 
 
-def another_may_take(what: Unsendable) -> bool:
+def another_may_take(what: CannotBeSent) -> bool:
     """Whether it is about this host. An address that cannot be said safely is said to nobody."""
     return not what.status.startswith(_ABOUT_AN_ADDRESS)
 
 
-def cannot_take(what: Unsendable, host: Host, session: HopSession | None) -> Bounced:
+def cannot_take(what: CannotBeSent, host: Host, session: HopSession | None) -> Bounced:
     """The outcome of a message a host said beforehand it cannot take."""
     return Bounced(what.status, Code.NONE, "", f"{_named(host)} {what.text}", session)
 

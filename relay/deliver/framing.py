@@ -2,14 +2,14 @@
 
 `ReplyReader` takes replies out of a stream, however it is cut (RFC 5321 §4.2), in
 bounded memory: a peer may send anything, and what is not a reply is `Garbled`.
-`DotStuffer` makes content fit for DATA (RFC 5321 §4.5.2), piece by piece.
+`DotStuffing` makes content fit for DATA (RFC 5321 §4.5.2), piece by piece.
 """
 
 from __future__ import annotations
 
 from relay.mail.reply import Reply, parse_reply
 
-__all__ = ["MAX_LINE_BYTES", "MAX_REPLY_BYTES", "DotStuffer", "Garbled", "ReplyReader"]
+__all__ = ["MAX_LINE_BYTES", "MAX_REPLY_BYTES", "DotStuffing", "Garbled", "ReplyReader"]
 
 MAX_LINE_BYTES = 8 * 1024
 """RFC 5321 §4.5.3.1.5 allows 512; real hosts have said more."""
@@ -98,7 +98,7 @@ def _shown(line: bytes) -> str:
     return repr(line[:80])[1:]
 
 
-class DotStuffer:
+class DotStuffing:
     """Content as it goes after DATA. The content has CRLF line ends and nothing else.
 
     Should a bare CR or LF have got in all the same, a dot after it is doubled too: no host,

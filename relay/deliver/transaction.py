@@ -18,7 +18,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from relay.deliver.diagnosis import Unsendable
+from relay.deliver.diagnosis import CannotBeSent
 from relay.mail.address import AddressError, domain_of
 from relay.queue.entry import QueuedMessage, QueuedRecipient
 
@@ -94,7 +94,7 @@ def prepare(
     *,
     header_is_utf8: bool = False,
     not_convertible: str = "",
-) -> tuple[Transaction | None, dict[int, Unsendable]]:
+) -> tuple[Transaction | None, dict[int, CannotBeSent]]:
     """What to say about `recipients`, None if nothing; and whom this host cannot be asked for, and why.
 
     `message` is as it will be sent: `eight_bit` of one that could not be converted for this host, for a
@@ -106,7 +106,7 @@ def prepare(
         return None, {
             each.index: _recipient_problem(each, offers) or problem for each in recipients
         }
-    unsendable: dict[int, Unsendable] = {}
+    unsendable: dict[int, CannotBeSent] = {}
     rcpts: dict[int, bytes] = {}
     utf8 = header_is_utf8 or not message.reverse_path.isascii()
     for recipient in recipients:
@@ -133,29 +133,29 @@ def needs_conversion(message: QueuedMessage, offers: Extensions) -> bool:
 
 def _message_problem(
     message: QueuedMessage, offers: Extensions, header_is_utf8: bool, not_convertible: str
-) -> Unsendable | None:
+) -> CannotBeSent | None:
     if offers.size_bytes and message.size_bytes > offers.size_bytes:
         text = f"takes {offers.size_bytes} octets and no more; the message has {message.size_bytes}"
-        return Unsendable("5.3.4", text)
+        return CannotBeSent("5.3.4", text)
     if not message.reverse_path.isascii() and not offers.smtputf8:
-        return Unsendable("5.6.7", "does not take addresses in UTF-8, as the sender's is")
+        return CannotBeSent("5.6.7", "does not take addresses in UTF-8, as the sender's is")
     if header_is_utf8 and not offers.smtputf8:
-        return Unsendable("5.6.9", "does not take header fields in UTF-8")
+        return CannotBeSent("5.6.9", "does not take header fields in UTF-8")
     if needs_conversion(message, offers):
         why = f", which cannot be converted: {not_convertible}" if not_convertible else ""
-        return Unsendable(
+        return CannotBeSent(
             "5.6.3", f"takes no 8-bit content (8BITMIME), and the message has some{why}"
         )
     if message.reverse_path and not _is_safe_path(message.reverse_path):
-        return Unsendable("5.1.7", "was not asked: the sender's address cannot be said safely")
+        return CannotBeSent("5.1.7", "was not asked: the sender's address cannot be said safely")
     return None
 
 
-def _recipient_problem(recipient: QueuedRecipient, offers: Extensions) -> Unsendable | None:
+def _recipient_problem(recipient: QueuedRecipient, offers: Extensions) -> CannotBeSent | None:
     if not recipient.address.isascii() and not offers.smtputf8:
-        return Unsendable("5.6.7", "does not take addresses in UTF-8, as the recipient's is")
+        return CannotBeSent("5.6.7", "does not take addresses in UTF-8, as the recipient's is")
     if not _is_safe_path(recipient.address) or not _is_in(recipient.address, recipient.domain):
-        return Unsendable("5.1.3", "was not asked: the recipient's address cannot be said safely")
+        return CannotBeSent("5.1.3", "was not asked: the recipient's address cannot be said safely")
     return None
 
 

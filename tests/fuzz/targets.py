@@ -12,7 +12,7 @@ from contextlib import suppress
 from email import message_from_bytes, policy
 from itertools import pairwise
 
-from relay.deliver.framing import MAX_REPLY_BYTES, DotStuffer, Garbled, ReplyReader
+from relay.deliver.framing import MAX_REPLY_BYTES, DotStuffing, Garbled, ReplyReader
 from relay.deliver.mime import TooComplex, Walk
 from relay.deliver.sevenbit import Conversion, NotConvertible, Survey
 from relay.deliver.transaction import _is_safe_path, is_clean
@@ -125,7 +125,7 @@ def content(octets: bytes) -> None:
 
 def _goes_on(taken: bytes, how: int) -> None:
     """As the next host reads it, strictly and loosely."""
-    stuffer = DotStuffer()
+    stuffer = DotStuffing()
     sent = b"".join([*map(stuffer.stuff, _cut(taken, how)), stuffer.end()])
     assert len(re.findall(rb"(?:\r\n|\r|\n|\A)\.(?:\r\n|\r|\n)", sent)) == 1
     reader = DataReader(limit_bytes=10_000)

@@ -7,7 +7,7 @@ import pytest
 from relay.deliver.diagnosis import (
     Answer,
     Stage,
-    Unsendable,
+    CannotBeSent,
     cannot_take,
     demands_tls,
     for_good,
@@ -173,7 +173,7 @@ def test_unmet_tls_says_so_and_may_be_made_final():
 
 
 def test_what_a_host_cannot_take_bounces():
-    outcome = cannot_take(Unsendable("5.3.4", "takes 10 octets and no more"), HOST, None)
+    outcome = cannot_take(CannotBeSent("5.3.4", "takes 10 octets and no more"), HOST, None)
     assert (outcome.status, outcome.code) == ("5.3.4", Code.NONE)
     assert outcome.description == "mx.example [192.0.2.1] takes 10 octets and no more"
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.deliver.framing import MAX_LINE_BYTES, MAX_REPLY_BYTES, DotStuffer, Garbled, ReplyReader
+from relay.deliver.framing import MAX_LINE_BYTES, MAX_REPLY_BYTES, DotStuffing, Garbled, ReplyReader
 from relay.mail.reply import Reply
 
 STREAM = (
@@ -105,7 +105,7 @@ def test_no_bytes_raise_anything_but_garbled(pieces):
 
 
 def stuffed(*pieces: bytes) -> bytes:
-    stuffer = DotStuffer()
+    stuffer = DotStuffing()
     return b"".join([*map(stuffer.stuff, pieces), stuffer.end()])
 
 
