@@ -31,8 +31,8 @@ from relay.route.next_hop import Host
 
 __all__ = [
     "Answer",
-    "Stage",
     "CannotBeSent",
+    "Stage",
     "another_may_take",
     "cannot_take",
     "demands_tls",

@@ -6,8 +6,8 @@ import pytest
 
 from relay.deliver.diagnosis import (
     Answer,
-    Stage,
     CannotBeSent,
+    Stage,
     cannot_take,
     demands_tls,
     for_good,
