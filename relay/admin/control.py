@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from relay.admin import operations
+from relay.mail.address import AddressError, normalise_domain
 from relay.mail.jsontext import to_json
 from relay.queue.desk import Desk, DomainSettings
 from relay.queue.entry import State
@@ -237,7 +238,7 @@ def queue_filter(request: Mapping[str, Any]) -> QueueFilter:
         raise RequestError(f"no such state: {state}; known are {', '.join(_WAITING)}")
     return QueueFilter(
         queue_ids=frozenset(ids),
-        domain=_text(request, "domain"),
+        domain=_domain(request),
         sender=_text(request, "sender"),
         older_than=timedelta(seconds=seconds) if seconds is not None else None,
         state=State(state) if state is not None else None,
@@ -263,6 +264,14 @@ def event_filter(request: Mapping[str, Any]) -> EventFilter:
         sender=_text(request, "sender"),
         queue_id=_text(request, "id"),
     )
+
+
+def _domain(request: Mapping[str, Any]) -> str:
+    text = _text(request, "domain")
+    try:
+        return normalise_domain(text) if text else ""
+    except AddressError as error:
+        raise RequestError(f"domain: {error}") from None
 
 
 def _text(request: Mapping[str, Any], key: str) -> str:

@@ -29,7 +29,14 @@ from functools import lru_cache
 
 import idna
 
-__all__ = ["AddressError", "domain_of", "normalise_domain", "parse_path"]
+__all__ = [
+    "AddressError",
+    "domain_of",
+    "domain_spellings",
+    "normalise_domain",
+    "parse_path",
+    "spellings",
+]
 
 _LOCAL_PART_OCTETS = 64
 _PATH_OCTETS = 256
@@ -105,6 +112,42 @@ def normalise_domain(text: str) -> str:
     if len(text) > 4 * _DOMAIN_OCTETS:
         raise AddressError("the domain is too long")
     return _normalise(text)
+
+
+def spellings(address: str) -> tuple[str, ...]:
+    """The ways in which a stored address may be written that an operator means by this one.
+
+    All in lower case, to be compared with a stored address in lower case (of ASCII): as Postfix
+    does in look-ups, case is not told apart in either part. `<>` is the null reverse-path, which
+    is stored as "". Angle brackets and the final dot of the domain are left out, and a domain in
+    another script is stored as the client wrote it, in A-labels or in U-labels (RFC 5890 §2.3.2.1).
+    """
+    bare = address.strip()
+    if bare.startswith("<") and bare.endswith(">"):
+        bare = bare[1:-1]
+    local_part, at, domain = bare.rpartition("@")
+    if not at:
+        return (bare.lower(),)
+    return tuple(f"{local_part.lower()}@{spelling}" for spelling in domain_spellings(domain))
+
+
+def domain_spellings(text: str) -> tuple[str, ...]:
+    """A domain in lower case: in A-labels and, where that differs, in U-labels. As given if it is none."""
+    try:
+        domain = normalise_domain(text)
+    except AddressError:
+        return (text.lower(),)
+    shown = ".".join(_u_label(label) for label in domain.split("."))
+    return (domain,) if shown == domain else (domain, shown)
+
+
+def _u_label(label: str) -> str:
+    if not label.startswith("xn--"):
+        return label
+    try:
+        return idna.ulabel(label)
+    except UnicodeError:  # an A-label in name only
+        return label
 
 
 def _split_path(arg: bytes, *, lenient: bool) -> tuple[bytes, bytes]:

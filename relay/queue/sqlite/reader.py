@@ -23,6 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from relay.mail.address import domain_spellings, spellings
 from relay.mail.event import Event
 from relay.mail.jsontext import of_json
 from relay.policy.settings import Setting, Source, TlsSettings
@@ -320,6 +321,21 @@ def _content_of(db: sqlite3.Connection, queue_id: str) -> tuple[bytes, int, int]
     return row
 
 
+def _is_one_of(column: str, spelled: Sequence[str], values: dict[str, Any]) -> str:
+    """The condition that an address or a domain is written in one of these ways.
+
+    One way is the usual case, and with `=` an index gives the rows in the order of their numbers.
+    """
+    name = column.replace(".", "_")
+    values |= {f"{name}{number}": text for number, text in enumerate(spelled)}
+    parameters = ", ".join(f":{name}{number}" for number in range(len(spelled)))
+    return (
+        f"{column} COLLATE NOCASE IN ({parameters})"
+        if len(spelled) > 1
+        else f"{column} = {parameters} COLLATE NOCASE"
+    )
+
+
 # Messages.
 
 
@@ -331,14 +347,12 @@ def matching(wanted: QueueFilter, now: datetime) -> tuple[str, str, dict[str, An
         of_message.append("m.queue_id IN (SELECT value FROM json_each(:ids))")
         values["ids"] = json.dumps(sorted(wanted.queue_ids))
     if wanted.sender:
-        of_message.append("m.reverse_path = :sender COLLATE NOCASE")
-        values["sender"] = "" if wanted.sender == "<>" else wanted.sender
+        of_message.append(_is_one_of("m.reverse_path", spellings(wanted.sender), values))
     if wanted.older_than is not None:
         of_message.append("m.arrived <= :arrived")
         values["arrived"] = micros(now - wanted.older_than)
     if wanted.domain:
-        of_recipient.append("r.domain = :domain COLLATE NOCASE")
-        values["domain"] = wanted.domain
+        of_recipient.append(_is_one_of("r.domain", domain_spellings(wanted.domain), values))
     if wanted.state is not None:
         of_recipient.append("r.state = :state")
         values["state"] = STATE_NUMBER[wanted.state]
@@ -635,20 +649,22 @@ def _events_within(
         where.append("name IN (SELECT value FROM json_each(:names))")
         values["names"] = json.dumps(sorted(wanted.names))
     if wanted.sender:
-        where.append("sender = :sender")
-        values["sender"] = wanted.sender
+        where.append(_is_one_of("sender", spellings(wanted.sender), values))
     if wanted.sender_domain:
-        where.append("lower(substr(sender, -length(:sender_domain))) = :sender_domain")
-        values["sender_domain"] = f"@{wanted.sender_domain.lower()}"
+        where.append(
+            "EXISTS (SELECT 1 FROM json_each(:sender_domain)"
+            " WHERE lower(substr(sender, -length(value))) = value)"
+        )
+        domains = domain_spellings(wanted.sender_domain)
+        values["sender_domain"] = json.dumps([f"@{domain}" for domain in domains])
     for number, (told, value) in enumerate(wanted.told):
         where.append(_TOLD[told].replace(":value", f":told{number}"))
         values[f"told{number}"] = value
     source, narrow = "event NOT INDEXED", ""
     if wanted.recipient:
-        narrow = (
-            " AND recipient = :recipient AND recipient <> ''"  # so that the partial index can serve
-        )
-        source, values["recipient"] = "event INDEXED BY event_recipient", wanted.recipient
+        is_recipient = _is_one_of("recipient", spellings(wanted.recipient), values)
+        narrow = f" AND {is_recipient} AND recipient <> ''"  # so that the partial index can serve
+        source = "event INDEXED BY event_recipient"
     if wanted.queue_id:
         narrow += " AND queue_id = :queue_id"
         source, values["queue_id"] = "event INDEXED BY event_queue_id", wanted.queue_id

@@ -162,7 +162,20 @@ _VERSION_5: Migration = (
     "ALTER TABLE debt RENAME TO owed",
 )
 
-MIGRATIONS: Sequence[Migration] = (_VERSION_1, _VERSION_2, _VERSION_3, _VERSION_4, _VERSION_5)
+# Addresses are looked for without case (relay.mail.address.spellings).
+_VERSION_6: Migration = (
+    "DROP INDEX event_recipient",
+    "CREATE INDEX event_recipient ON event (recipient COLLATE NOCASE) WHERE recipient <> ''",
+)
+
+MIGRATIONS: Sequence[Migration] = (
+    _VERSION_1,
+    _VERSION_2,
+    _VERSION_3,
+    _VERSION_4,
+    _VERSION_5,
+    _VERSION_6,
+)
 
 
 def version_of(db: sqlite3.Connection) -> int:

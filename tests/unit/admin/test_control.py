@@ -107,8 +107,10 @@ async def test_the_queue_is_listed_as_the_interface_spells_it(
     [
         ({}, ["M1", "M2", "M3"]),
         ({"domain": "example.org"}, ["M2", "M3"]),
+        ({"domain": "Example.ORG."}, ["M2", "M3"]),
         ({"domain": "example.or"}, []),
         ({"sender": "c@example.com"}, ["M3"]),
+        ({"sender": "<C@Example.com>"}, ["M3"]),
         ({"sender": "<>"}, ["M2"]),
         ({"older-than": 3600}, ["M1", "M2", "M3"]),
         ({"older-than": 86400}, []),

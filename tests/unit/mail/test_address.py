@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from relay.mail import address
-from relay.mail.address import AddressError, domain_of, normalise_domain, parse_path
+from relay.mail.address import AddressError, domain_of, normalise_domain, parse_path, spellings
 
 
 @pytest.mark.parametrize(
@@ -353,3 +353,23 @@ def test_the_short_way_and_the_long_way_agree(arg):
             parse_path(arg, smtputf8=False)
         return
     assert parse_path(arg, smtputf8=False) == slow
+
+
+@pytest.mark.parametrize(
+    ("meant", "stored"),
+    [
+        ("<>", ("",)),
+        ("A@Example.com.", ("a@example.com",)),
+        ("<a@Example.com>", ("a@example.com",)),
+        ("postmaster", ("postmaster",)),
+        ("a@BÜCHER.example", ("a@xn--bcher-kva.example", "a@bücher.example")),
+        ("a@xn--bcher-kva.example", ("a@xn--bcher-kva.example", "a@bücher.example")),
+        ("a@xn--zzzz.example", ("a@xn--zzzz.example",)),
+        ("a@[IPv6:2001:DB8:0::1]", ("a@[IPv6:2001:db8::1]",)),
+        ("a@b c", ("a@b c",)),
+    ],
+)
+def test_an_operator_means_every_spelling_of_an_address(
+    meant: str, stored: tuple[str, ...]
+) -> None:
+    assert spellings(meant) == stored
