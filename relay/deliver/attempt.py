@@ -43,10 +43,7 @@ from relay.queue.entry import Entry, QueuedMessage, QueuedRecipient
 from relay.route.next_hop import Host, NoRoute, Route
 from relay.route.security import Requirement, at_host, requirement
 
-__all__ = ["MOST_HOSTS", "Attempt"]
-
-MOST_HOSTS = 10
-"""Addresses tried in one attempt."""
+__all__ = ["Attempt"]
 
 _PIECE_BYTES = 64 * 1024
 """Of content to be converted, between two turns for everybody else."""
@@ -103,7 +100,7 @@ class Attempt:
         )
         job = await _job(entry, content, self._signer)
         with self._pool.using_one():
-            for host in route.hosts[:MOST_HOSTS]:
+            for host in route.hosts:
                 go_on = await self._try_host(host, needed, job, tally)
                 if not tally.pending or not go_on:
                     break

@@ -9,7 +9,7 @@ judgement: `relay.route.security`.)
     5yz to the greeting, EHLO or AUTH      next host            Deferred
     4yz to anything                        next host            Deferred
     5yz to MAIL, RCPT, DATA or content     Bounced              Bounced
-    552 to RCPT                            as 452               as 452        RFC 5321 §4.5.3.1.10
+    552 to RCPT, not about a size          as 452               as 452        RFC 5321 §4.5.3.1.10
     2yz to the final dot                   Delivered            Delivered     by its first digit, §4.3.2
     silence or garbage after it            Deferred, in doubt   Deferred, in doubt        RFC 1047
     5yz in clear that asks for TLS         next host            Deferred 4.7.5            RFC 3207 §4
@@ -96,6 +96,12 @@ _NOT_ABOUT_THE_MESSAGE = frozenset(
 )
 """A refusal here is about us or the host and not about this message: another host may take it, or later."""
 
+_TOO_MANY_RECIPIENTS = frozenset({"", ".0.0", ".5.0", ".5.3"})
+"""Subject and detail of an enhanced status (RFC 3463 §3.6) that may mean too many recipients."""
+
+_TOO_LARGE = frozenset({"5.2.3", "5.3.4"})
+"""RFC 3463 §3.3, §3.4: the message is larger than the mailbox, or the host, ever takes."""
+
 _MOST_TEXT = 2000
 """Characters of a peer's text that are kept with an outcome."""
 
@@ -125,7 +131,7 @@ def is_temporary(answer: Answer) -> bool:
     """Whether what is not positive may be positive another time."""
     if answer.reply is None or answer.reply.code < 500:
         return True
-    return answer.stage in _NOT_ABOUT_THE_MESSAGE or _is_552_to_rcpt(answer.stage, answer.reply)
+    return answer.stage in _NOT_ABOUT_THE_MESSAGE or _is_as_452(answer.stage, answer.reply)
 
 
 def worth_another_host(answer: Answer) -> bool:
@@ -142,10 +148,13 @@ def worth_another_host(answer: Answer) -> bool:
 
 
 def too_many_recipients(answer: Answer) -> bool:
-    """Whether a host takes this recipient only in another transaction (RFC 5321 §4.5.3.1.10)."""
+    """Whether a host takes this recipient only in another transaction (RFC 5321 §4.5.3.1.10).
+
+    A reply whose enhanced status names something else, such as a full mailbox (4.2.2), is about that.
+    """
     if answer.stage is not Stage.RCPT or answer.reply is None:
         return False
-    return answer.reply.code == 452 or _is_552_to_rcpt(answer.stage, answer.reply)
+    return answer.reply.code in (452, 552) and answer.reply.status[1:] in _TOO_MANY_RECIPIENTS
 
 
 _TLS_WORD = re.compile(r"\b(?:START)?TLS\b|\bSSL\b|\bencrypt", re.IGNORECASE)
@@ -268,12 +277,13 @@ def _is_an_answer_to(stage: Stage, reply: Reply) -> bool:
     return reply.code >= 400 or (stage is Stage.FINAL_DOT and 200 <= reply.code < 300)
 
 
-def _is_552_to_rcpt(stage: Stage, reply: Reply) -> bool:
-    return stage is Stage.RCPT and reply.code == 552
+def _is_as_452(stage: Stage, reply: Reply) -> bool:
+    """Whether a reply is 552 where 452 is meant. RFC 1870 §6.1 has 552 to RCPT for a message too large."""
+    return stage is Stage.RCPT and reply.code == 552 and reply.status not in _TOO_LARGE
 
 
 def _temporary_status(stage: Stage, reply: Reply) -> str:
-    if _is_552_to_rcpt(stage, reply):
+    if _is_as_452(stage, reply) and reply.status[1:] in _TOO_MANY_RECIPIENTS:
         return "4.5.3"
     return f"4{reply.status[1:]}" if reply.status else "4.0.0"
 

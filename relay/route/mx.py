@@ -22,13 +22,24 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import TypeVar
 
 from relay.mail.address import AddressError, normalise_domain
 from relay.mail.outcome import Bounced, Code, Deferred
 from relay.route.answers import MxAnswer, MxLookup, MxRecord, NoSuchName, Unanswered
 from relay.route.next_hop import NoRoute
 
-__all__ = ["MailHost", "MailHosts", "choose", "host_name", "mail_hosts", "unusable"]
+__all__ = [
+    "MailHost",
+    "MailHosts",
+    "best_and_others",
+    "choose",
+    "host_name",
+    "mail_hosts",
+    "unusable",
+]
+
+T = TypeVar("T")
 
 NULL_MX = 556
 """RFC 7505 §4: the reply code for a domain that takes no mail."""
@@ -46,12 +57,14 @@ class MailHost:
 class MailHosts:
     """The hosts of a domain, at least one, each name once, lowest preference first.
 
-    `rejected`: one line for each name that cannot be used. `expires`: as the answer says.
+    `rejected`: one line for each name that cannot be used. `expires`: as the answer says. `left_out`:
+    how many hosts there are beyond these, which are not looked up this time.
     """
 
     hosts: tuple[MailHost, ...]
     rejected: tuple[str, ...]
     expires: float
+    left_out: int = 0
 
 
 def mail_hosts(domain: str, answer: MxLookup, *, hostname: str) -> MailHosts | NoRoute:
@@ -73,11 +86,22 @@ def mail_hosts(domain: str, answer: MxLookup, *, hostname: str) -> MailHosts | N
 
 
 def choose(hosts: Sequence[MailHost], limit: int, random: Random) -> tuple[MailHost, ...]:
-    """At most `limit` hosts, the lowest preference first, those of equal preference drawn by lot."""
+    """At most `limit` hosts, the lowest preference first, those of equal preference drawn by lot.
+
+    Of more, half are the best ones and half are drawn from all others, so that another attempt comes
+    to hosts that this one does not.
+    """
     if len(hosts) <= limit:
         return tuple(hosts)
     drawn = sorted(hosts, key=lambda host: (host.preference, random.random()))
-    return tuple(drawn[:limit])
+    return tuple(best_and_others(drawn, limit, random))
+
+
+def best_and_others(ordered: Sequence[T], limit: int, random: Random) -> list[T]:
+    """The first half of `limit` of them and a random choice of the others, the order kept."""
+    best = -(-limit // 2)
+    others = random.sample(range(best, len(ordered)), limit - best)
+    return [*ordered[:best], *(ordered[index] for index in sorted(others))]
 
 
 def host_name(text: str) -> str | None:

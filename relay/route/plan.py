@@ -6,13 +6,16 @@
 * lower preference first, equal preference shuffled each time (RFC 5321 §5.1);
 * at most `limit` addresses, dealt round by round, so that a host with fifty addresses
   does not push out its neighbours, and every host keeps its first before any gets a second;
+* of more hosts than that, the best half of `limit` and others drawn by lot, so that each gets its
+  turn in one attempt or another;
 * of one host, the families take turns, either one first, so that a family without
   connectivity costs one address and not all of them (as RFC 8305 §4 has it).
 
 What the lookups come to, taken together:
 
     an address that may be connected to             a plan, troubles noted
-    none, and any lookup had no answer              4.4.3: a soft error outweighs hard ones
+    none, and any lookup had no answer, or          4.4.3: a soft error outweighs hard ones, and
+    was left out because there are so many          a limit of ours is no reason to give up
     none, and the only hosts are ourselves          5.4.6
     none                                            5.4.4, with the first reason
 """
@@ -27,7 +30,7 @@ from random import Random
 from relay.mail.outcome import Code, Deferred
 from relay.route.addresses import Rejection, parse_address
 from relay.route.answers import AddressAnswer, AddressLookup, NoSuchName, Unanswered
-from relay.route.mx import MailHost, MailHosts, loops_to_us, no_mail_host
+from relay.route.mx import MailHost, MailHosts, best_and_others, loops_to_us, no_mail_host
 from relay.route.next_hop import Host, NoRoute
 
 __all__ = ["Candidate", "Plan", "arrange", "plan"]
@@ -57,6 +60,11 @@ class Plan:
     rejected: tuple[str, ...] = ()
 
     @property
+    def hosts(self) -> int:
+        """How many mail hosts it holds."""
+        return sum(map(len, self.groups))
+
+    @property
     def weight(self) -> int:
         """How many addresses it holds."""
         return sum(len(c.ipv4) + len(c.ipv6) for group in self.groups for c in group)
@@ -84,6 +92,8 @@ def plan(
     better = [finding for finding in findings if ours is None or finding.preference < ours]
     candidates = [finding.candidate for finding in better if finding.candidate is not None]
     trouble = [line for finding in better for line in finding.trouble][:_MOST_LINES]
+    if listed.left_out and ours is None:
+        trouble.append(f"{listed.left_out} more mail hosts were not looked up this time")
     rejected = [*listed.rejected, *(line for finding in findings for line in finding.rejected)][
         :_MOST_LINES
     ]
@@ -100,7 +110,7 @@ def plan(
 
 
 def arrange(plan: Plan, limit: int, random: Random) -> tuple[Host, ...]:
-    """The addresses of one attempt, in order."""
+    """The addresses of one attempt, in order. Every mail host is among them if `Plan.hosts` <= `limit`."""
     if len(plan.groups) == 1 and len(plan.groups[0]) == 1:
         return tuple(_interleaved(plan.groups[0][0], random)[:limit])
     queues: list[list[Host]] = []
@@ -110,6 +120,8 @@ def arrange(plan: Plan, limit: int, random: Random) -> tuple[Host, ...]:
         queues += (_interleaved(candidate, random) for candidate in shuffled)
     if sum(map(len, queues)) <= limit:
         return tuple(host for queue in queues for host in queue)
+    if len(queues) > limit:
+        queues = best_and_others(queues, limit, random)
     shares = _shares([len(queue) for queue in queues], limit)
     return tuple(
         host for queue, share in zip(queues, shares, strict=True) for host in queue[:share]

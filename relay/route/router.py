@@ -115,10 +115,13 @@ class Router:
             kept = await self._look_up(domain)
         if isinstance(kept.result, NoRoute):
             return kept.result
-        hosts = arrange(kept.result, self._options.max_addresses, self._random)
+        limit, trouble = self._options.max_addresses, kept.result.trouble
+        hosts = arrange(kept.result, limit, self._random)
         if kept.static is not None and kept.static.username is not None:
             return self._with_credentials(hosts, kept.static)
-        return Hosts(hosts, kept.result.trouble, kept.result.rejected)
+        if (untried := kept.result.hosts - limit) > 0:
+            trouble = (*trouble, f"{untried} more mail hosts are left for another attempt")
+        return Hosts(hosts, trouble, kept.result.rejected)
 
     async def _look_up(self, domain: str) -> _Kept:
         options = self._options
@@ -167,7 +170,7 @@ class Router:
         lookups = await self._look_up_hosts(chosen)
         result = plan(
             name,
-            replace(listed, hosts=chosen),
+            replace(listed, hosts=chosen, left_out=len(listed.hosts) - len(chosen)),
             lookups,
             make_host=lambda host, address, preference: Host(
                 host, address, self._options.port, preference

@@ -88,7 +88,7 @@ async def test_no_message_is_sent_where_all_recipients_were_refused(rig, data):
         ("MAIL", "451 4.3.0 later", Deferred, "4.3.0"),
         ("MAIL", "421 4.3.2 shutting down", Deferred, "4.3.2"),
         ("MAIL", "550 5.7.1 not you", Bounced, "5.7.1"),
-        ("RCPT", "552 5.2.2 too many", Deferred, "4.5.3"),
+        ("RCPT", "552 5.2.2 mailbox full", Deferred, "4.2.2"),
         ("RCPT", "550", Bounced, "5.0.0"),
         ("RCPT", "550 4.1.1 confused", Bounced, "5.0.0"),
         ("RCPT", "251 2.1.5 will forward", Delivered, "2.0.0"),

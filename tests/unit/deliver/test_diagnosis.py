@@ -117,6 +117,31 @@ def test_552_to_rcpt_is_452():
 
 
 @pytest.mark.parametrize(
+    ("text", "kind", "status", "is_too_many"),
+    [
+        ("552 too many", Deferred, "4.5.3", True),
+        ("552 5.0.0 too many", Deferred, "4.5.3", True),
+        ("552 5.2.2 mailbox full", Deferred, "4.2.2", False),
+        ("552 5.3.1 disk full", Deferred, "4.3.1", False),
+        ("552 5.7.1 no", Deferred, "4.7.1", False),
+        ("552 5.2.3 message too large for the mailbox", Bounced, "5.2.3", False),
+        ("552 5.3.4 message too large", Bounced, "5.3.4", False),
+        ("452 too many", Deferred, "4.0.0", True),
+        ("452 4.5.3 too many", Deferred, "4.5.3", True),
+        ("452 4.2.2 mailbox full", Deferred, "4.2.2", False),
+        ("452 4.3.1 disk full", Deferred, "4.3.1", False),
+    ],
+)
+def test_452_and_552_to_rcpt_keep_the_meaning_of_their_enhanced_status(
+    text, kind, status, is_too_many
+):
+    answer = Answer(Stage.RCPT, reply(text))
+    outcome = judge(answer, HOST)
+    assert (type(outcome), outcome.status) == (kind, status)
+    assert too_many_recipients(answer) is is_too_many
+
+
+@pytest.mark.parametrize(
     ("text", "status"), [("550 no", "5.0.0"), ("450 no", "4.0.0"), ("550 4.1.1 no", "5.0.0")]
 )
 def test_without_an_enhanced_status_of_its_class_a_reply_has_the_general_one(text, status):

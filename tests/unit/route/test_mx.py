@@ -149,3 +149,18 @@ def test_of_very_many_hosts_the_best_are_looked_up_and_equal_ones_drawn_by_lot()
         assert chosen[0].name == "best.example"
         drawn.update(host.name for host in chosen)
     assert len(drawn) == 200
+
+
+def test_of_very_many_hosts_one_that_is_the_last_resort_is_looked_up_at_times():
+    random = Random(5)
+    hosts = [MailHost(n, f"h{n}.example") for n in range(21)]
+    drawn: Counter[str] = Counter()
+    for _ in range(200):
+        chosen = choose(hosts, 20, random)
+        assert len(chosen) == 20
+        assert list(chosen) == sorted(chosen, key=lambda host: host.preference)
+        drawn.update(host.name for host in chosen)
+    assert {name for name, times in drawn.items() if times == 200} == {
+        f"h{n}.example" for n in range(10)
+    }
+    assert len(drawn) == 21

@@ -173,9 +173,46 @@ async def test_57_a_thousand_addresses_make_ten_tries_and_a_few_queries(server, 
     began = time.monotonic()
     route = await router(real).route("many.example")
     assert len(route.hosts) == 10
-    assert [host.name for host in route.hosts] == [f"mx{n}.many.example" for n in range(10)]
+    best = [f"mx{n}.many.example" for n in range(5)]
+    assert [host.name for host in route.hosts[:5]] == best
+    preferences = [host.preference for host in route.hosts]
+    assert preferences == sorted(preferences)
     assert sum(server.queries.values()) == 2 + 2 * 20  # the MX records took TCP too
     assert time.monotonic() - began < 3
+
+
+async def test_a_domain_whose_first_twenty_mail_hosts_are_gone_is_tried_later_at_others():
+    clock = Clock()
+    dns = FakeDns(
+        {"example.net": [(10 + n, f"mx{n}.example.net") for n in range(21)]},
+        {"mx20.example.net": ["11.22.33.1"]},
+    )
+    routes = router(dns, clock=clock)
+    found = []
+    for _ in range(40):
+        route = await routes.route("example.net")
+        if isinstance(route, Hosts):
+            found.append(tried(route))
+        else:
+            assert refused(route) == (Deferred, "4.4.3", 498)
+        clock.now += 300
+    assert ["11.22.33.1"] in found
+    assert len(found) < 40
+
+
+async def test_mail_hosts_beyond_the_limit_of_an_attempt_get_their_turn_and_keep_it_temporary():
+    names = [f"mx{n}.example.net" for n in range(12)]
+    dns = FakeDns(
+        {"example.net": [(10 + n, name) for n, name in enumerate(names)]},
+        {name: [f"11.22.33.{n}", f"11.22.34.{n}"] for n, name in enumerate(names)},
+    )
+    routes, seen = router(dns), set()
+    for _ in range(100):
+        route = await routes.route("example.net")
+        assert route.trouble == ("2 more mail hosts are left for another attempt",)
+        assert len(route.hosts) == 10
+        seen |= {host.name for host in route.hosts}
+    assert seen == set(names)
 
 
 @pytest.mark.parametrize("fault", [Fault.WRONG_ID, Fault.GARBAGE, Fault.TRUNCATED_NO_TCP])
