@@ -20,7 +20,8 @@ __all__ = ["DeliveryOptions", "Timeouts", "TlsOptions", "security_options"]
 class Timeouts:
     """How long each wait may last. `data_block` is for progress: it begins anew whenever some content went.
 
-    `command` holds for each reply of a group on its own, however the replies come.
+    `command` holds for each reply of a group on its own, however the replies come. `policy_fetch` is for
+    an MTA-STS policy, from its first look-up to its last octet (RFC 8461 §3.3).
     """
 
     connect: timedelta = timedelta(seconds=30)
@@ -29,6 +30,7 @@ class Timeouts:
     data_block: timedelta = timedelta(minutes=3)
     final_reply: timedelta = timedelta(minutes=10)
     tls_handshake: timedelta = timedelta(seconds=30)
+    policy_fetch: timedelta = timedelta(minutes=1)
 
 
 @dataclass(frozen=True, slots=True)

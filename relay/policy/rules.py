@@ -22,22 +22,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from relay.mail.address import AddressError, domain_of, normalise_domain
 from relay.policy.fields import NO_WISHES, Wishes
-from relay.policy.settings import Setting, Source, TlsSettings
+from relay.policy.settings import FloorUse, Setting, Source, TlsSettings
 
 __all__ = [
+    "DestinationRule",
     "PolicyRules",
     "TlsRule",
     "effective",
+    "mta_sts_use",
     "reconsider",
     "resolve",
     "resolve_dsn",
     "tighten",
     "with_overlay",
 ]
+
+Rule = TypeVar("Rule", bound="TlsRule")
 
 _STRICT_REQUIRE = True
 _STRICT_SKIP = False
@@ -53,6 +57,13 @@ class TlsRule:
 
 
 @dataclass(frozen=True, slots=True)
+class DestinationRule(TlsRule):
+    """A rule for a recipient domain. `mta_sts`: what is done with the policy that the domain publishes."""
+
+    mta_sts: FloorUse | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class PolicyRules:
     """All rules. Keys are domains, or patterns "*.example.com" that cover sub-domains, not the domain itself.
 
@@ -62,7 +73,8 @@ class PolicyRules:
 
     default: TlsRule = TlsRule(require_tls=False, skip_verification=False)
     domains: Mapping[str, TlsRule] = field(default_factory=dict)
-    destinations: Mapping[str, TlsRule] = field(default_factory=dict)
+    destinations: Mapping[str, DestinationRule] = field(default_factory=dict)
+    mta_sts: FloorUse = FloorUse.ENFORCE
     overlay: Mapping[str, TlsRule] = field(default_factory=dict, init=False)
     """What was set over HTTP, by sender domain; no rule of a file's."""
 
@@ -89,6 +101,13 @@ def resolve(
 def effective(rules: PolicyRules, domain: str) -> TlsSettings:
     """What holds for mail from a sender domain (normalised), before recipient and message have their say."""
     return _resolved(rules, domain, "", NO_WISHES)
+
+
+def mta_sts_use(rules: PolicyRules, recipient_domain: str) -> FloorUse:
+    """What is done with the MTA-STS policy of a recipient domain (normalised)."""
+    keys = _keys_for(rules.destinations, recipient_domain)
+    spoken = (rules.destinations[key].mta_sts for key in keys)
+    return next((use for use in spoken if use is not None), rules.mta_sts)
 
 
 def with_overlay(rules: PolicyRules, settings: Mapping[str, TlsRule]) -> PolicyRules:
@@ -235,8 +254,8 @@ def _wish_behind(setting: Setting) -> bool | None:
             return None
 
 
-def _normalise_keys(table: Mapping[str, TlsRule]) -> Mapping[str, TlsRule]:
-    normalised: dict[str, TlsRule] = {}
+def _normalise_keys(table: Mapping[str, Rule]) -> Mapping[str, Rule]:
+    normalised: dict[str, Rule] = {}
     for key, rule in table.items():
         name = f"*.{normalise_domain(key[2:])}" if key.startswith("*.") else normalise_domain(key)
         if name in normalised:

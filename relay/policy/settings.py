@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-__all__ = ["Setting", "Source", "TlsSettings"]
+__all__ = ["FloorUse", "Setting", "Source", "TlsSettings"]
 
 
 class Source(StrEnum):
@@ -24,6 +24,16 @@ class Source(StrEnum):
     API = "api"
     """Set over HTTP for the sender domain."""
     DEFAULT = "default"
+
+
+class FloorUse(StrEnum):
+    """What is done with what a recipient's domain asks for by MTA-STS, or by DANE."""
+
+    ENFORCE = "enforce"
+    TESTING = "testing"
+    """Looked up, logged and reported; mail is never held to it."""
+    IGNORE = "ignore"
+    """Not looked up."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import pytest
 from relay.deliver.reports import dsn_message
 from relay.mail.envelope import Body
 from relay.mail.outcome import Bounced
-from relay.policy.rules import PolicyRules, TlsRule
+from relay.policy.rules import DestinationRule, PolicyRules, TlsRule
 from relay.policy.settings import Setting, Source, TlsSettings
 from relay.queue.entry import Entry, MessageSummary, QueuedMessage, QueuedRecipient
 from relay.queue.retry import RetrySchedule
@@ -62,7 +62,7 @@ def test_a_dsn_to_an_address_in_utf8_needs_smtputf8():
     [
         (LAX, PolicyRules(), False, False),
         (STRICT, PolicyRules(default=TlsRule(False, True)), True, False),
-        (LAX, PolicyRules(destinations={"a.example": TlsRule(True)}), True, False),
+        (LAX, PolicyRules(destinations={"a.example": DestinationRule(True)}), True, False),
         (LAX, PolicyRules(domains={"a.example": TlsRule(True)}), False, False),
         (LAX, PolicyRules(default=TlsRule(False, True)), False, True),
     ],

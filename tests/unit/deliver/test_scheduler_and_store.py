@@ -15,7 +15,7 @@ from relay.deliver.options import DeliveryOptions
 from relay.deliver.scheduler import Scheduler
 from relay.mail.address import domain_of
 from relay.mail.outcome import Bounced, Code, Deferred, Delivered, HopSession, Outcome
-from relay.policy.rules import PolicyRules, TlsRule
+from relay.policy.rules import DestinationRule, PolicyRules, TlsRule
 from relay.queue.entry import Entry, MessageSummary, QueuedMessage, QueuedRecipient, State
 from relay.queue.handoff import HandOffLimits
 from relay.queue.queue_id import new_queue_id
@@ -167,7 +167,7 @@ async def test_two_thousand_for_a_dead_destination_do_not_delay_one_for_another(
 
 async def test_a_bounce_is_reported_to_its_sender_by_a_message_in_the_same_queue(store):
     attempts = Attempts(lambda entry: NOBODY if entry.message.reverse_path else OK)
-    rules = PolicyRules(destinations={"a.example": TlsRule(require_tls=True)})
+    rules = PolicyRules(destinations={"a.example": DestinationRule(require_tls=True)})
     async with running(store, attempts, rules):
         await accept(store, "nobody@b.example")
         await eventually(lambda: attempts.made["a.example"] == 1)

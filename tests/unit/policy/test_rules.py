@@ -10,16 +10,18 @@ from hypothesis import strategies as st
 
 from relay.policy.fields import NO_WISHES, Wishes
 from relay.policy.rules import (
+    DestinationRule,
     PolicyRules,
     TlsRule,
     effective,
+    mta_sts_use,
     reconsider,
     resolve,
     resolve_dsn,
     tighten,
     with_overlay,
 )
-from relay.policy.settings import Setting, Source, TlsSettings
+from relay.policy.settings import FloorUse, Setting, Source, TlsSettings
 
 RULES = PolicyRules(
     default=TlsRule(False, False),
@@ -32,9 +34,9 @@ RULES = PolicyRules(
         "Bücher.Example.": TlsRule(require_tls=True),
     },
     destinations={
-        "partner.example": TlsRule(require_tls=True, allow_override=False),
-        "*.partner.example": TlsRule(skip_verification=True),
-        "open.example": TlsRule(require_tls=False, skip_verification=True),
+        "partner.example": DestinationRule(require_tls=True, allow_override=False),
+        "*.partner.example": DestinationRule(skip_verification=True),
+        "open.example": DestinationRule(require_tls=False, skip_verification=True),
     },
 )
 
@@ -267,7 +269,12 @@ def test_a_key_that_is_no_domain_is_refused(key):
 
 def test_two_spellings_of_one_domain_are_refused():
     with pytest.raises(ValueError, match="second spelling"):
-        PolicyRules(destinations={"bücher.example": TlsRule(), "XN--BCHER-KVA.example.": TlsRule()})
+        PolicyRules(
+            destinations={
+                "bücher.example": DestinationRule(),
+                "XN--BCHER-KVA.example.": DestinationRule(),
+            }
+        )
 
 
 def test_a_dsn_is_sent_under_the_default_and_never_more_weakly_than_its_message():
@@ -379,3 +386,32 @@ def test_tighten_takes_the_stricter_of_each_setting_in_every_case():
         tightened = tighten(stored, current)
         assert tightened.require_tls.value == (a or c)
         assert tightened.skip_verification.value == (b and d)
+
+
+@pytest.mark.parametrize(
+    ("domain", "use"),
+    [
+        ("other.example", FloorUse.TESTING),
+        ("broken.example", FloorUse.IGNORE),
+        ("mail.broken.example", FloorUse.TESTING),
+        ("a.below.example", FloorUse.ENFORCE),
+        ("silent.below.example", FloorUse.ENFORCE),
+    ],
+)
+def test_the_rule_of_a_recipient_domain_beats_the_word_for_all(domain: str, use: FloorUse) -> None:
+    rules = PolicyRules(
+        mta_sts=FloorUse.TESTING,
+        destinations={
+            "broken.example": DestinationRule(mta_sts=FloorUse.IGNORE),
+            "*.below.example": DestinationRule(mta_sts=FloorUse.ENFORCE),
+            "silent.below.example": DestinationRule(require_tls=True),
+        },
+    )
+    assert mta_sts_use(rules, domain) is use
+
+
+def test_what_is_said_of_mta_sts_changes_neither_setting() -> None:
+    rules = PolicyRules(destinations={"a.example": DestinationRule(mta_sts=FloorUse.IGNORE)})
+    assert resolve(rules, reverse_path="b@b.example", recipient_domain="a.example") == resolve(
+        PolicyRules(), reverse_path="b@b.example", recipient_domain="a.example"
+    )
