@@ -1,19 +1,21 @@
 """The configuration: one YAML file and the environment, read into the dataclasses the other modules define.
 
 Each module defines what it wants to be told as a frozen dataclass beside the code that
-reads it; this one alone knows YAML. It reads a file three times over:
+reads it; this one alone knows YAML. It reads a file four times over:
 
     compose    YAML into a tree in which every key and value knows its line; duplicate keys found
     conform    the tree against the dataclasses: unknown keys, wrong types, durations, sizes, domains
+    defaults   defaults that would contradict a key of the file give way
     consider   what is legal one by one and wrong together: AUTH without users, TLS without a certificate
 
-(and a fourth time for `relay check`: `trial`, what only a start would find)
+(and a fifth time for `relay check`: `trial`, what only a start would find)
 
 and says all that is wrong at once (`ConfigError`), each mistake with file, line, key and cure.
 A key `queue: {path: …}` can be given by the environment as `RELAY__QUEUE__PATH`, which wins
 over the file; its value is read as YAML, and a mistake in it names the variable.
 
-A key is the name of its field, without the `_bytes` of a size.
+A key is the name of its field, without the `_bytes` of a size; what more there is to know of it is
+said at the field (relay.mail.option), and `shape` reads all of that once for check, schema and reload.
 """
 
 from __future__ import annotations
@@ -25,9 +27,11 @@ from pathlib import Path
 
 from relay.config.conform import Conformer, build, nearest
 from relay.config.consider import Remark, consider
+from relay.config.defaults import adapted
 from relay.config.document import as_document
 from relay.config.mistakes import ConfigError, Mistake, Place
 from relay.config.sections import Config
+from relay.config.shape import section_of
 from relay.config.tree import Composer, Leaf, Map, overlay
 from relay.mail.address import AddressError, normalise_domain
 
@@ -92,7 +96,7 @@ def read(text: str, environ: Mapping[str, str], *, source: str, look: Look = _no
         raise ConfigError(mistakes)
     overlay(tree, environ, mistakes)
     conformer = Conformer(mistakes)
-    values = conformer.conform(tree, Config, "")
+    values = conformer.conform(tree, section_of(Config), "")
     config = build(values, conformer)
     if config is None or mistakes:
         raise ConfigError(mistakes)
@@ -100,6 +104,7 @@ def read(text: str, environ: Mapping[str, str], *, source: str, look: Look = _no
 
 
 def _considered(config: Config, conformer: Conformer, look: Look) -> Config:
+    config = adapted(config, conformer.places.__contains__)
     remarks = list(consider(config))
     if not any(remark.is_fatal for remark in remarks):
         remarks += look(config)

@@ -6,7 +6,7 @@ Looks into the files that the configuration names, and nowhere else.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,8 @@ from relay.config.sections import AdminSection, Config
 from relay.config.words import format_duration, host_and_port
 from relay.receive.spec import ListenerAuth, ListenerSpec, ListenerTls
 from relay.route.security import TlsVersion
+
+IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,7 @@ def _consider_listeners(config: Config) -> Iterator[Remark]:
             problem = f"{listener.address} is taken by listener {seen[listener.address]} already"
             yield Remark(f"{key}.address", problem, "choose another port, or remove one of the two")
         seen[listener.address] = i
+        yield from _consider_address(config, listener.address, f"{key}.address")
         yield from _consider_certificate(listener, key)
         if listener.auth is not ListenerAuth.NONE and not config.access.users:
             cure = "name users under access.users (`relay password` makes the hash), or write auth: none"
@@ -91,6 +94,16 @@ def _consider_listeners(config: Config) -> Iterator[Remark]:
                 "passwords would cross the network in clear, so AUTH would never be offered",
                 cure,
             )
+
+
+def _consider_address(config: Config, address: str, key: str) -> Iterator[Remark]:
+    if config.admin.serves_http and address == config.admin.http:
+        cure = "choose another port for one of the two"
+        yield Remark(key, f"{address} is taken by admin.http already", cure)
+    host, _, port = address.rpartition(":")
+    if host == "[::]" and not any(x.address == f"0.0.0.0:{port}" for x in config.listeners):
+        problem = f"{address} takes clients over IPv6 only"
+        yield Remark(key, problem, f"add a listener on 0.0.0.0:{port} for IPv4", is_fatal=False)
 
 
 def _consider_certificate(listener: ListenerSpec, key: str) -> Iterator[Remark]:
@@ -150,33 +163,60 @@ def _bad_certificate(certificate: str, key: str | None) -> str | None:
 
 
 def _consider_access(config: Config) -> Iterator[Remark]:
+    """What clients from anywhere could do: a listener on loopback has such clients behind a balancer."""
     reachable = [
-        x
+        x.address
         for x in config.listeners
-        if not _is_local(x.address) and x.auth is not ListenerAuth.REQUIRED
+        if (x.proxy_protocol or not _is_local(x.address)) and x.auth is not ListenerAuth.REQUIRED
     ]
-    for i, network in enumerate(config.access.networks):
-        key = f"access.networks.{i}"
-        if network.prefixlen == 0 and reachable:
-            problem = f"{network} lets the whole world relay through {reachable[0].address}: an open relay"
-            yield Remark(
-                key, problem, "name your own networks, or write auth: required at the listener"
-            )
-        elif (
-            network.is_global
-            and network.prefixlen < (16 if network.version == 4 else 32)
-            and reachable
-        ):
+    if not reachable:
+        return
+    networks = config.access.networks
+    for public in _PUBLIC:
+        share = _share(networks, public)
+        if share >= _OPEN_RELAY:
+            yield _open_relay(networks, public, share, reachable[0])
+    for i, network in enumerate(networks):
+        if network.is_global and network.prefixlen < (16 if network.version == 4 else 32):
             problem = f"{network} is a large part of the public Internet, and all of it may relay"
-            yield Remark(key, problem, "name your own networks", is_fatal=False)
-    for name, user in config.access.users.items():
-        if user.sender_domains is not None and not user.sender_domains:
-            cure = "name at least one domain, or remove the key for any"
-            yield Remark(
-                f"access.users.{name}.sender_domains",
-                "an empty list: this user could send nothing",
-                cure,
-            )
+            yield Remark(f"access.networks.{i}", problem, "name your own networks", is_fatal=False)
+
+
+def _open_relay(
+    networks: Sequence[IPNetwork], public: IPNetwork, share: float, listener: str
+) -> Remark:
+    alone = [i for i, one in enumerate(networks) if _share([one], public) >= _OPEN_RELAY]
+    subject = f"{networks[alone[0]]} lets" if alone else "these networks together let"
+    whom = "the whole world" if share == 1 else f"{share:.0%} of the public Internet"
+    return Remark(
+        f"access.networks.{alone[0]}" if alone else "access.networks",
+        f"{subject} {whom} relay through {listener}: an open relay",
+        "name your own networks, or write auth: required at the listener",
+    )
+
+
+_PUBLIC: Sequence[IPNetwork] = (
+    ipaddress.ip_network("0.0.0.0/0"),
+    ipaddress.ip_network("2000::/3"),
+)
+"""Where public addresses are; of IPv6 what is given out (RFC 4291 §2.4)."""
+
+_OPEN_RELAY = 1 / 16
+"""The part of all public addresses that nobody's own networks are; the largest owners have less."""
+
+
+def _share(networks: Sequence[IPNetwork], public: IPNetwork) -> float:
+    """What part of the public addresses is in one of these networks, however many pieces they are."""
+    counted, reached = 0, int(public.network_address)
+    for first, last in sorted(
+        (int(one.network_address), int(one.broadcast_address))
+        for one in networks
+        if one.version == public.version
+    ):
+        last = min(last, int(public.broadcast_address))
+        counted += max(last - max(first, reached) + 1, 0)
+        reached = max(reached, last + 1)
+    return counted / public.num_addresses
 
 
 def _consider_delivery(config: Config) -> Iterator[Remark]:
@@ -221,18 +261,9 @@ def _bad_roots(path: str) -> str | None:
 
 def _consider_queue(config: Config) -> Iterator[Remark]:
     queue = config.queue
-    if not queue.retry:
-        yield Remark(
-            "queue.retry",
-            "an empty list: a deferred message would never be tried again",
-            "name one wait",
-        )
     if queue.warn_after is not None and queue.warn_after >= queue.lifetime:
         problem = f"not before queue.lifetime ({format_duration(queue.lifetime)}), so no notice would ever go out"
         yield Remark("queue.warn_after", problem, "write a shorter duration, or never")
-    if queue.url is not None:
-        problem = "this version keeps its queue in a directory only"
-        yield Remark("queue.url", problem, "remove the key and set queue.path")
 
 
 def _consider_dkim(config: Config) -> Iterator[Remark]:

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
-import re
-from collections.abc import Mapping
-from datetime import timedelta
 from typing import Any
 
-from relay.config.conform import SIZES, shape_of
 from relay.config.sections import Config
-from relay.config.tree import dotted
+from relay.config.shape import (
+    Choice,
+    Duration,
+    Items,
+    Maybe,
+    Names,
+    Section,
+    Shape,
+    Text,
+    section_of,
+)
 from relay.config.words import format_duration, format_size
+from relay.mail.option import Form
 
 
 def as_document(config: Config, *, with_secrets: bool = False) -> dict[str, Any]:
     """The configuration as the file would say it, every key written out; secrets masked unless wanted."""
-    document: dict[str, Any] = _plain(config, "", with_secrets)
+    document: dict[str, Any] = _plain(config, section_of(Config), with_secrets)
     return document
 
 
@@ -38,33 +44,31 @@ def fingerprints(config: Config) -> dict[str, str]:
     }
 
 
-_SECRETS = re.compile(
-    r"access\.users\..+\.password|admin\.api_keys\.\d+|admin\.webhook_signing_key|queue\.url"
-)
 MASKED = "********"
 
 
-def _plain(value: Any, key: str, with_secrets: bool) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        shape = shape_of(type(value)).items()
-        return {
-            name: _plain(getattr(value, f), dotted(key, name), with_secrets)
-            for name, (f, _) in shape
-        }
-    if isinstance(value, Mapping):
-        return {
-            str(name): _plain(below, dotted(key, str(name)), with_secrets)
-            for name, below in value.items()
-        }
-    if isinstance(value, (tuple, list, frozenset)):
-        items = sorted(value, key=str) if isinstance(value, frozenset) else value
-        return [_plain(item, dotted(key, str(i)), with_secrets) for i, item in enumerate(items)]
-    if value is not None and not with_secrets and _SECRETS.fullmatch(key):
-        return MASKED
-    if value is None and key == "queue.warn_after":
-        return "never"
-    if isinstance(value, timedelta):
-        return format_duration(value)
-    if isinstance(value, int) and key in SIZES:
-        return format_size(value)
-    return value if value is None or isinstance(value, (bool, int)) else str(value)
+def _plain(value: Any, shape: Shape, with_secrets: bool) -> Any:
+    match shape:
+        case Section():
+            return {
+                name: _plain(getattr(value, key.field), key.shape, with_secrets)
+                for name, key in shape.keys.items()
+            }
+        case Names():
+            return {name: _plain(below, shape.value, with_secrets) for name, below in value.items()}
+        case Items():
+            return [_plain(item, shape.item, with_secrets) for item in value]
+        case Maybe(inner):
+            if value is None:
+                return "never" if isinstance(inner, Duration) else None
+            return _plain(value, inner, with_secrets)
+        case Duration():
+            return format_duration(value)
+        case Text(form=Form.SIZE):
+            return format_size(value)
+        case Text():
+            return MASKED if shape.is_secret and not with_secrets else str(value)
+        case Choice():
+            return str(value)
+        case _:
+            return value

@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
+from typing import Annotated
 
 from relay.deliver.options import DeliveryOptions, TlsOptions
+from relay.mail.option import RELOAD, SECRET, Form, NotEmpty, Path, Range
 from relay.policy.rules import PolicyRules
 from relay.queue.retry import RetrySchedule
 from relay.receive.access import Access
@@ -22,9 +24,9 @@ from relay.sign.options import DkimOptions
 
 @dataclass(frozen=True, slots=True)
 class ResolverSection:
-    """Whom we ask for names; nobody named: /etc/resolv.conf."""
+    """The DNS resolver; no name server: those of /etc/resolv.conf."""
 
-    nameservers: tuple[str, ...] = ()
+    nameservers: tuple[Annotated[str, Form.NAMESERVER], ...] = ()
     timeout: timedelta = timedelta(seconds=10)
 
 
@@ -32,9 +34,12 @@ class ResolverSection:
 class QueueSection:
     """Where the queue is kept, and when it is tried again. `warn_after` None: no delay notice."""
 
-    path: str = "var/spool"
-    url: str | None = None
-    retry: tuple[timedelta, ...] = RetrySchedule().waits
+    path: Path = "var/spool"
+    url: Annotated[str, Form.QUEUE_URL, SECRET] | None = None
+    retry: Annotated[
+        tuple[timedelta, ...],
+        NotEmpty("an empty list: a deferred message would never be tried again", "name one wait"),
+    ] = RetrySchedule().waits
     lifetime: timedelta = RetrySchedule().lifetime
     warn_after: timedelta | None = RetrySchedule().warn_after
 
@@ -64,9 +69,9 @@ class LogFormat(StrEnum):
 class LogSection:
     """The delivery log (a file), and the program's own (on stderr)."""
 
-    delivery: str = "var/log/delivery.log"
+    delivery: Path = "var/log/delivery.log"
     keep_events: timedelta = timedelta(days=7)
-    level: LogLevel = LogLevel.INFO
+    level: Annotated[LogLevel, RELOAD] = LogLevel.INFO
     format: LogFormat = LogFormat.TEXT
 
 
@@ -78,13 +83,17 @@ class AdminSection:
     HTTP, none named: any.
     """
 
-    socket: str = "var/run/relay.sock"
-    http: str | None = "127.0.0.1:8025"
-    certificate: str | None = None
-    key: str | None = None
-    api_keys: tuple[str, ...] = field(default=(), repr=False)
-    domains: tuple[str, ...] = ()
-    webhook_signing_key: str | None = field(default=None, repr=False)
+    socket: Annotated[str, Form.SOCKET_PATH] = "var/run/relay.sock"
+    http: Annotated[str, Form.HTTP_ADDRESS] | None = "127.0.0.1:8025"
+    certificate: Path | None = None
+    key: Path | None = None
+    api_keys: Annotated[tuple[Annotated[str, Form.API_KEY, SECRET], ...], RELOAD] = field(
+        default=(), repr=False
+    )
+    domains: Annotated[tuple[Annotated[str, Form.DOMAIN], ...], RELOAD] = ()
+    webhook_signing_key: Annotated[Annotated[str, Form.SECRET, SECRET] | None, RELOAD] = field(
+        default=None, repr=False
+    )
 
     @property
     def serves_http(self) -> bool:
@@ -96,18 +105,20 @@ class AdminSection:
 class Config:
     """The whole file. `warnings`: what is legal and still worth a word to the administrator."""
 
-    hostname: str = ""
-    workers: int = 1
+    hostname: Annotated[str, Form.DOMAIN] = ""
+    workers: Annotated[int, Range(1, 64)] = 1
     listeners: tuple[ListenerSpec, ...] = (ListenerSpec("127.0.0.1:2525"),)
-    access: Access = field(default_factory=Access)
+    access: Annotated[Access, RELOAD] = field(default_factory=Access)
     limits: Limits = field(default_factory=Limits)
-    policy: PolicyRules = field(default_factory=PolicyRules)
-    routes: Mapping[str, StaticRoute] = field(default_factory=dict)
+    policy: Annotated[PolicyRules, RELOAD] = field(default_factory=PolicyRules)
+    routes: Annotated[Mapping[Annotated[str, Form.ROUTE_PATTERN], StaticRoute], RELOAD] = field(
+        default_factory=dict
+    )
     resolver: ResolverSection = ResolverSection()
     tls: TlsOptions = field(default_factory=TlsOptions)
     delivery: DeliveryOptions = field(default_factory=DeliveryOptions)
     queue: QueueSection = QueueSection()
     log: LogSection = LogSection()
     admin: AdminSection = AdminSection()
-    dkim: DkimOptions = field(default_factory=DkimOptions)
+    dkim: Annotated[DkimOptions, RELOAD] = field(default_factory=DkimOptions)
     warnings: tuple[str, ...] = field(default=(), init=False, compare=False)

@@ -6,6 +6,7 @@ taken; the dataclass that wants the value says what it is, and the text is kept 
 
 from __future__ import annotations
 
+import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,14 +14,26 @@ from typing import Any
 
 import yaml
 
-from relay.config.mistakes import Mistake, Place
+from relay.config.mistakes import Mistake, Place, shown
 
 ENVIRONMENT_PREFIX = "RELAY__"
+
+MAX_DEPTH = 20
+"""Levels of lists and sections in one another. The configuration has five."""
+
+MAX_VALUES = 200_000
+"""Values of a file, each one as often as an alias repeats it: ten aliases of ten can make millions."""
+
+_MISSPELT = re.compile(r"RELAY_(?!_)[A-Za-z0-9]+(?:_[A-Za-z0-9]+)*__")
+
+_KINDS = frozenset(
+    {"str", "int", "float", "bool", "null", "timestamp", "map", "seq", "merge", "value"}
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """A scalar. `kind` is what YAML takes it for (str, int, float, bool, null); `text` is as written."""
+    """A scalar. `kind` is what YAML takes it for (str, int, float, bool, null, …); `text` is as written."""
 
     place: Place
     kind: str
@@ -51,6 +64,7 @@ class Composer:
         self._mistakes = mistakes
         self._has_lines = has_lines
         self._open: list[yaml.Node] = []
+        self._values = 0
 
     def compose(self, text: str) -> Tree | None:
         """The tree, or None where the text is no YAML (which is noted)."""
@@ -63,19 +77,28 @@ class Composer:
                 Mistake(self._place(mark), "", f"not YAML: {problem}", _yaml_cure(problem))
             )
             return None
-        except yaml.YAMLError as error:
-            problem = str(error).replace("\n", " ")
-            self._mistakes.append(
-                Mistake(Place(self._source), "", f"not YAML: {problem}", _yaml_cure(problem))
-            )
+        except yaml.reader.ReaderError as error:
+            line = text.count("\n", 0, error.position) + 1 if self._has_lines else 0
+            problem = f"a control character ({chr(error.character)!a})"
+            cure = "save the file as UTF-8 text without control characters"
+            self._mistakes.append(Mistake(Place(self._source, line), "", problem, cure))
             return None
-        return self._tree(node, "") if node is not None else Map(Place(self._source), {}, {})
+        if node is None:
+            return Map(Place(self._source), {}, {})
+        try:
+            return self._tree(node, "")
+        except _TooMuch as error:
+            self._mistakes.append(error.mistake)
+            return None
 
     def _place(self, mark: Any) -> Place:
         return Place(self._source, mark.line + 1 if mark is not None and self._has_lines else 0)
 
     def _tree(self, node: yaml.Node, key: str) -> Tree:
         place = self._place(node.start_mark)
+        self._bound(place, key)
+        if node.tag.rpartition(":")[2] not in _KINDS:
+            self._mistakes.append(Mistake(place, key, f"the tag {shown(node.tag)}", "remove it"))
         if node in self._open:
             self._mistakes.append(
                 Mistake(place, key, "an alias that contains itself", "write the value out")
@@ -93,6 +116,17 @@ class Composer:
             return self._map(typing.cast(yaml.MappingNode, node), place, key)
         finally:
             self._open.pop()
+
+    def _bound(self, place: Place, key: str) -> None:
+        """What aliases make of a short file is bounded; without them the file's length is the bound."""
+        self._values += 1
+        key = key[:80]
+        if len(self._open) > MAX_DEPTH:
+            problem = f"nested more than {MAX_DEPTH} levels deep"
+            raise _TooMuch(Mistake(place, key, problem, "write it flat: no key is that deep"))
+        if self._values > MAX_VALUES:
+            problem = f"aliases make more than {MAX_VALUES} values of this file"
+            raise _TooMuch(Mistake(place, key, problem, "write the values out"))
 
     def _map(self, node: yaml.MappingNode, place: Place, key: str) -> Map:
         tree = Map(place, {}, {})
@@ -117,8 +151,28 @@ class Composer:
         return tree
 
 
+class _TooMuch(Exception):
+    """More than any configuration has."""
+
+    def __init__(self, mistake: Mistake) -> None:
+        super().__init__(str(mistake))
+        self.mistake = mistake
+
+
 class _Loader(yaml.SafeLoader):
-    """Composes only: nothing is ever constructed from a tag."""
+    """Composes only: nothing is ever constructed from a tag. Composing is recursive, so its depth is bounded."""
+
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            problem = f"nested more than {MAX_DEPTH} levels deep"
+            raise yaml.composer.ComposerError(None, None, problem, self.get_mark())
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._depth -= 1
 
 
 def _one_document(text: str) -> yaml.Node | None:
@@ -130,14 +184,18 @@ def _one_document(text: str) -> yaml.Node | None:
 
 
 def _yaml_cure(problem: str) -> str:
+    if "levels deep" in problem:
+        return "write it flat: no key is that deep"
     if "\\t" in problem or "tab" in problem:
         return "indent with spaces, not with tabs"
-    if "special characters" in problem or "decode" in problem:
-        return "save the file as UTF-8 text without control characters"
     if "expected a single document" in problem:
         return "keep one document, without '---' in the middle"
     if "alias" in problem or "'*'" in problem:
         return 'put a value that begins with "*" in quotes'
+    if "cannot start any token" in problem:
+        return "put a value that begins with this character in quotes (a domain has no @)"
+    if "found ':'" in problem:
+        return "put an address that begins with a colon in quotes"
     return "look at this line and the one before it: indentation, a missing colon, an open quote or bracket"
 
 
@@ -150,6 +208,11 @@ def overlay(tree: Map, environ: Mapping[str, str], mistakes: list[Mistake]) -> N
     names = sorted(
         (n for n in environ if n.startswith(ENVIRONMENT_PREFIX)), key=lambda n: (n.count("__"), n)
     )
+    for variable in environ:
+        if _MISSPELT.match(variable):
+            meant = variable.replace("RELAY_", ENVIRONMENT_PREFIX, 1)
+            cure = f"write {meant}, with two underscores"
+            mistakes.append(Mistake(Place(variable), "", "a variable that is not read", cure))
     for variable in names:
         steps = [step.lower() for step in variable.removeprefix(ENVIRONMENT_PREFIX).split("__")]
         value = Composer(variable, mistakes, has_lines=False).compose(environ[variable])

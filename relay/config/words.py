@@ -8,13 +8,65 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 
-from relay.config.mistakes import shown, split
+from relay.config.mistakes import shown
 from relay.mail.address import AddressError, normalise_domain
+from relay.mail.option import Form, Range
 
-_DURATION = re.compile(r"(?:[0-9]{1,9}(?:ms|s|m|h|d|w))+")
+# Patterns that mean the same in Python and in JSON Schema (ECMA-262).
+_OCTET = r"(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
+_IPV4 = rf"{_OCTET}(?:\.{_OCTET}){{3}}"
+_HEX = r"[0-9A-Fa-f]{1,4}"
+_IPV6 = "(?:{})".format(
+    "|".join(
+        [
+            rf"(?:{_HEX}:){{7}}{_HEX}",
+            rf"(?:{_HEX}:){{6}}{_IPV4}",
+            *(rf"(?:{_HEX}:){{1,{n}}}(?::{_HEX}){{1,{7 - n}}}" for n in range(1, 7)),
+            *(rf"(?:{_HEX}:){{1,{n}}}(?::{_HEX}){{0,{5 - n}}}:{_IPV4}" for n in range(1, 6)),
+            rf"(?:{_HEX}:){{1,7}}:",
+            rf":(?::{_HEX}){{1,7}}",
+            rf"::(?:{_HEX}:){{0,5}}{_IPV4}",
+            "::",
+        ]
+    )
+)
+_ADDRESS = rf"(?:{_IPV4}|{_IPV6})"
+_PORT = (
+    r"(?:6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5][0-9]{4}|[1-9][0-9]{0,3}|0)"
+)
+_HOST_AND_PORT = rf"(?:{_IPV4}|\[{_IPV6}\]):{_PORT}"
+_NETWORK = rf"{_IPV4}(?:/(?:3[0-2]|[12]?[0-9]))?|{_IPV6}(?:/(?:12[0-8]|1[01][0-9]|[1-9]?[0-9]))?"
+_PATH = r"[^\x00]+"
+_SOCKET_PATH = r"[^\x00]{1,107}"
+_FILE_MODE = r"0?[0-7]{3}"
+_SECRET = r"[!-~]{1,1000}"
+_SELECTOR = (
+    r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?)*"
+)
+_ARGON2 = (
+    r"\$argon2(?:id|i|d)\$v=[0-9]+\$m=[0-9]+,t=[0-9]+,p=[0-9]+\$[A-Za-z0-9+/]+\$[A-Za-z0-9+/]+"
+)
+# Of names in other scripts a pattern knows only that they are not ASCII; the last label is no number.
+_LABEL = r"(?!-)(?:[A-Za-z0-9_-]|[^\x00-\x7f]){1,63}(?<!-)"
+_DOMAIN = (
+    rf"(?:(?:{_LABEL}\.)*(?!(?:[0-9]+|0[xX][0-9A-Fa-f]*)\.?$){_LABEL}\.?"
+    rf"|\[(?:{_IPV4}|[Ii][Pp][Vv]6:{_IPV6})\])"
+)
+
+DURATION = (
+    r"(?!(?:0+(?:ms|[wdhms]))+$)(?=.)"
+    r"(?:[0-9]{1,3}w)?(?:[0-9]{1,4}d)?(?:[0-9]{1,6}h)?(?:[0-9]{1,7}m(?!s))?(?:[0-9]{1,9}s)?"
+    r"(?:[0-9]{1,12}ms)?"
+)
+"""A duration: each unit once, from the longest to the shortest, and not nothing in all."""
+
+_DURATION = re.compile(DURATION)
 _DURATION_PART = re.compile(r"([0-9]+)(ms|[smhdw])")
+_LIKE_A_DURATION = re.compile(r"(?:[0-9]+(?:ms|[wdhms]))+")
 _UNITS = {
     "w": timedelta(weeks=1),
     "d": timedelta(days=1),
@@ -23,25 +75,46 @@ _UNITS = {
     "s": timedelta(seconds=1),
     "ms": timedelta(milliseconds=1),
 }
-_LONGEST = timedelta(days=3650)
 
 _SIZE = re.compile(r"([0-9]{1,15})(B|KiB|MiB|GiB|TiB)?")
 _SIZE_UNITS = {"TiB": 1024**4, "GiB": 1024**3, "MiB": 1024**2, "KiB": 1024, "B": 1}
+LARGEST_SIZE = 10**15 - 1
+
+
+def _in_each_case(words: Mapping[str, bool]) -> Mapping[str, bool]:
+    return {w: truth for word, truth in words.items() for w in (word, word.title(), word.upper())}
+
+
+TRUTHS = _in_each_case({"yes": True, "no": False, "on": True, "off": False})
+"""The words of YAML 1.1 that are texts in YAML 1.2. In both `true` is no text, and "true" is one."""
+
+_ALL_TRUTHS = {**TRUTHS, **_in_each_case({"true": True, "false": False})}
+
+
+def parse_truth(text: str) -> bool:
+    """`true`, `yes`, `on` and their opposites."""
+    if text not in _ALL_TRUTHS:
+        raise ValueError(f"{shown(text)} is neither true nor false; write true or false")
+    return _ALL_TRUTHS[text]
 
 
 def parse_duration(text: str) -> timedelta:
     """`30s`, `5m`, `1h30m`, `5d`. A bare number is refused: nobody could tell what it counts."""
     if not _DURATION.fullmatch(text):
-        cure = (
-            f"write a unit, as in {text}s"
-            if text.isdigit()
-            else "write it as 30s, 5m, 4h, 5d or 1h30m"
-        )
-        raise ValueError(f"{shown(text)} is not a duration; {cure}")
-    total = sum((int(n) * _UNITS[unit] for n, unit in _DURATION_PART.findall(text)), timedelta())
-    if total > _LONGEST:
-        raise ValueError(f"{shown(text)} is longer than ten years; write a shorter duration")
-    return total
+        raise ValueError(_not_a_duration(text))
+    return sum((int(n) * _UNITS[unit] for n, unit in _DURATION_PART.findall(text)), timedelta())
+
+
+def _not_a_duration(text: str) -> str:
+    if text.isdigit():
+        return f"{shown(text)} is not a duration; write a unit, as in {text}s"
+    if not _LIKE_A_DURATION.fullmatch(text):
+        return f"{shown(text)} is not a duration; write it as 30s, 5m, 4h, 5d or 1h30m"
+    if not any(int(number[:12]) for number, _ in _DURATION_PART.findall(text)):
+        return "has to be longer than nothing; write a longer duration"
+    if any(len(number) > 4 for number, _ in _DURATION_PART.findall(text)):
+        return f"{shown(text)} is longer than ten years; write a shorter duration"
+    return f"{shown(text)} has its units in no order; write each once, as in 1d12h or 1h30m"
 
 
 def format_duration(value: timedelta) -> str:
@@ -58,11 +131,24 @@ def format_duration(value: timedelta) -> str:
 def parse_size(text: str) -> int:
     """`64KiB`, `50MiB`, or a plain number of octets."""
     match = _SIZE.fullmatch(text)
-    if match is None:
-        raise ValueError(
-            f"{shown(text)} is not a size; write it as 64KiB, 50MiB, 2GiB or a number of octets"
-        )
+    if match is None or (text.startswith("0") and len(match[1]) > 1):
+        cure = "write it as 64KiB, 50MiB, 2GiB or a number of octets"
+        raise ValueError(f"{shown(text)} is not a size; {cure}")
     return int(match[1]) * _SIZE_UNITS[match[2] or "B"]
+
+
+def parse_number(text: str, allowed: Range) -> int:
+    """A whole number in decimal digits."""
+    if not re.fullmatch(r"-?[0-9]+", text):
+        raise ValueError(f"{shown(text)} is not a whole number; write digits only")
+    bare = text.removeprefix("-")
+    if len(bare) > 1 and bare.startswith("0"):
+        # In YAML 1.1 this is octal, in YAML 1.2 it is not.
+        raise ValueError(f"{shown(text)} begins with 0; write {bare.lstrip('0') or '0'}")
+    if len(text) > 12 or not allowed.least <= int(text) <= allowed.greatest:
+        cure = f"write a number from {allowed.least} to {allowed.greatest}"
+        raise ValueError(f"{text[:40]} is out of range; {cure}")
+    return int(text)
 
 
 def format_size(octets: int) -> str:
@@ -76,37 +162,44 @@ def format_size(octets: int) -> str:
 def host_and_port(text: str) -> tuple[str, int]:
     """`127.0.0.1:2525`, `[::1]:2525`: host and port."""
     host, colon, port = text.rpartition(":")
-    if not colon or not port.isdigit() or not 0 <= int(port) <= 65535:
+    if not colon or not re.fullmatch(_PORT, port):
         raise ValueError(
             f"{shown(text)} is not an address with a port; write it as 127.0.0.1:2525 or [::1]:2525"
         )
-    if host.startswith("[") and host.endswith("]"):
-        ipaddress.IPv6Address(host[1:-1])
-        return host[1:-1], int(port)
-    if ":" in host:
+    if host in ("", "*"):
+        raise ValueError(
+            f"{shown(text)} names no address; write 0.0.0.0:{port} for all of IPv4, [::]:{port} for IPv6"
+        )
+    if ":" in host and not host.startswith("["):
         raise ValueError(
             f"{shown(text)} is an IPv6 address without brackets; write it as [{host}]:{port}"
         )
-    ipaddress.IPv4Address(host)
-    return host, int(port)
+    if not re.fullmatch(rf"{_IPV4}|\[{_IPV6}\]", host):
+        local = "127.0.0.1" if host == "localhost" else "the address of this host"
+        raise ValueError(f"{shown(text)} has no IP address before the port; write {local}:{port}")
+    return host.removeprefix("[").removesuffix("]"), int(port)
 
 
-def network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
-    try:
-        return ipaddress.ip_network(text)
-    except ValueError:
-        pass
-    try:
-        meant = ipaddress.ip_network(text, strict=False)
-    except ValueError:
+def network(text: str) -> str:
+    """A network, or a single address. One of IPv4-mapped addresses is the network of IPv4 it stands for."""
+    if not re.fullmatch(_NETWORK, text):
         cure = "write it as 192.0.2.0/24 or 2001:db8::/32"
-        raise ValueError(f"{shown(text)} is not a network; {cure}") from None
-    raise ValueError(
-        f"{shown(text)} has bits set behind its prefix; write {meant}, or {text.partition('/')[0]} alone"
-    )
+        raise ValueError(f"{shown(text)} is not a network; {cure}")
+    found = ipaddress.ip_network(text, strict=False)
+    alone = text.partition("/")[0]
+    if ipaddress.ip_address(alone) != found.network_address:
+        raise ValueError(
+            f"{shown(text)} has bits set behind its prefix; write {found}, or {alone} alone"
+        )
+    mapped = found.network_address.ipv4_mapped if found.version == 6 else None
+    if mapped is not None and found.prefixlen >= 96:
+        return f"{mapped}/{found.prefixlen - 96}"
+    return str(found)
 
 
 def domain(text: str) -> str:
+    if text.startswith("@") and len(text) > 1:
+        raise ValueError(f"{shown(text)} is not a domain; write {shown(text[1:])} without the @")
     try:
         domain = normalise_domain(text)
     except AddressError as error:
@@ -137,9 +230,7 @@ def domain_pattern(text: str, *, alone: bool = False) -> str:
 
 def selector(text: str) -> str:
     """The name the DNS knows a DKIM key by (RFC 6376 §3.1)."""
-    if not re.fullmatch(
-        r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*", text
-    ):
+    if not re.fullmatch(_SELECTOR, text):
         raise ValueError(
             f"{shown(text)} is not a selector; write letters and digits, such as relay1"
         )
@@ -149,12 +240,7 @@ def selector(text: str) -> str:
 def listen_address(text: str) -> str:
     if text.startswith("unix:"):
         return f"unix:{socket_path(text.removeprefix('unix:'))}"
-    try:
-        host_and_port(text)
-    except ValueError as error:
-        raise ValueError(
-            f"{split(error)[0]}; write it as 127.0.0.1:2525, [::1]:2525 or unix:/path"
-        ) from None
+    host_and_port(text)
     return text
 
 
@@ -171,39 +257,40 @@ def api_key(text: str) -> str:
 
 
 def secret(text: str) -> str:
-    if not re.fullmatch(r"[!-~]{1,1000}", text):
+    if not re.fullmatch(_SECRET, text):
         raise ValueError("not a key; write up to 1000 printable characters without a space")
     return text
 
 
 def socket_path(text: str) -> str:
-    if not text:
-        raise ValueError("an empty path; write the path of a socket")
+    if not re.fullmatch(_PATH, text):
+        raise ValueError("not a path; write the path of a socket")
     if len(os.fsencode(text)) > 107:
         raise ValueError("the path of a socket has at most 107 octets; choose a shorter one")
     return text
 
 
 def path(text: str) -> str:
-    if not text or "\0" in text:
+    if not re.fullmatch(_PATH, text):
         raise ValueError("not a path; write the path of a file, or remove the key")
     return text
 
 
+def _address(text: str) -> str:
+    """An address, with or without brackets, in its one spelling; empty for anything else."""
+    match = re.fullmatch(rf"\[?({_ADDRESS})\]?", text)
+    return str(ipaddress.ip_address(match[1])) if match else ""
+
+
 def mail_host(text: str) -> str:
     """The host of a route: a name, or an address with or without brackets."""
-    try:
-        return str(ipaddress.ip_address(text.removeprefix("[").removesuffix("]")))
-    except ValueError:
-        return domain(text)
+    return _address(text) or domain(text)
 
 
 def nameserver(text: str) -> str:
     """`9.9.9.9`, `2620:fe::fe`, `127.0.0.1:5353`, `[::1]:5353`."""
-    try:
-        return str(ipaddress.ip_address(text.removeprefix("[").removesuffix("]")))
-    except ValueError:
-        pass
+    if address := _address(text):
+        return address
     try:
         host_and_port(text)
     except ValueError:
@@ -215,14 +302,56 @@ def nameserver(text: str) -> str:
 
 def file_mode(text: str) -> str:
     """Read and write for owner, group and others, as `chmod` has it."""
-    if not re.fullmatch(r"0?[0-7]{3}", text):
+    if not re.fullmatch(_FILE_MODE, text):
         raise ValueError(f'{shown(text)} is not a file mode; write it as "0600", "0660" or "0666"')
     return text
 
 
 def argon2(text: str) -> str:
-    if not re.fullmatch(
-        r"\$argon2(?:id|i|d)\$v=\d+\$m=\d+,t=\d+,p=\d+\$[A-Za-z0-9+/]+\$[A-Za-z0-9+/]+", text
-    ):
+    if not re.fullmatch(_ARGON2, text):
         raise ValueError("not an argon2 hash; make one with `relay password` and put it in quotes")
     return text
+
+
+def queue_url(text: str) -> str:
+    raise ValueError(
+        "this version keeps its queue in a directory only; remove the key and set queue.path"
+    )
+
+
+def as_written(text: str) -> str:
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """How a form is read, what the JSON Schema knows of it, and what it looks like."""
+
+    read: Callable[[str], str]
+    pattern: str
+    example: str
+
+
+WORDS = {
+    Form.API_KEY: Word(api_key, rf"{_ARGON2}|(?!\$argon2){_SECRET}", "a-long-random-key"),
+    Form.ARGON2: Word(argon2, _ARGON2, "$argon2id$v=19$m=65536,t=3,p=4$c2FsdA$aGFzaA"),
+    Form.DOMAIN: Word(domain, _DOMAIN, "example.com"),
+    Form.DOMAIN_PATTERN: Word(domain_pattern, rf"(?:\*\.)?{_DOMAIN}", "*.example.com"),
+    Form.FILE_MODE: Word(file_mode, _FILE_MODE, "0660"),
+    Form.HTTP_ADDRESS: Word(http_address, f"(?:{_HOST_AND_PORT})?", "127.0.0.1:8025"),
+    Form.LISTEN_ADDRESS: Word(
+        listen_address, rf"{_HOST_AND_PORT}|unix:{_SOCKET_PATH}", "127.0.0.1:2525"
+    ),
+    Form.MAIL_HOST: Word(mail_host, rf"\[?{_ADDRESS}\]?|{_DOMAIN}", "mail.example.com"),
+    Form.NAMESERVER: Word(nameserver, rf"\[?{_ADDRESS}\]?|{_HOST_AND_PORT}", "9.9.9.9"),
+    Form.NETWORK: Word(network, _NETWORK, "192.0.2.0/24"),
+    Form.PATH: Word(path, _PATH, "/srv/relay/file"),
+    Form.QUEUE_URL: Word(queue_url, "(?!)", ""),
+    Form.ROUTE_PATTERN: Word(
+        lambda text: domain_pattern(text, alone=True), rf"\*|(?:\*\.)?{_DOMAIN}", "example.com"
+    ),
+    Form.SECRET: Word(secret, _SECRET, "a-long-random-secret"),
+    Form.SELECTOR: Word(selector, _SELECTOR, "relay1"),
+    Form.SIZE: Word(as_written, r"[1-9][0-9]{0,14}(?:B|KiB|MiB|GiB|TiB)?", "50MiB"),
+    Form.SOCKET_PATH: Word(socket_path, _SOCKET_PATH, "/run/relay/relay.sock"),
+}

@@ -7,17 +7,20 @@ is told which of them wait for a restart.
 
 from __future__ import annotations
 
-import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from relay.config import Config, as_document
+from relay.config.shape import Section, Shape, section_of
+from relay.config.tree import dotted
 
 __all__ = ["Changes", "changes", "taken_over"]
 
-_TAKEN_OVER = re.compile(
-    r"(policy|routes|access|dkim)(\..+)?|log\.level|admin\.(api_keys|domains|webhook_signing_key)"
-)
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,22 +40,31 @@ class Changes:
 def changes(old: Config, new: Config) -> Changes:
     """What is different between two configurations, by key; values are not told, some are secrets."""
     before, after = as_document(old, with_secrets=True), as_document(new, with_secrets=True)
-    keys = list(_differing(before, after, ""))
-    applied = tuple(key for key in keys if _TAKEN_OVER.fullmatch(key))
-    return Changes(applied, tuple(key for key in keys if key not in applied))
-
-
-def _differing(before: Any, after: Any, key: str) -> list[str]:
-    if before == after:
-        return []
-    if not (isinstance(before, dict) and isinstance(after, dict)):
-        return [key]
-    names = [*before, *(name for name in after if name not in before)]
-    below = (
-        _differing(before.get(name), after.get(name), f"{key}.{name}" if key else str(name))
-        for name in names
+    found = list(_differing(before, after, section_of(Config)))
+    return Changes(
+        tuple(key for key, is_reloaded in found if is_reloaded),
+        tuple(key for key, is_reloaded in found if not is_reloaded),
     )
-    return [found for found_below in below for found in found_below]
+
+
+def _differing(
+    before: Any, after: Any, shape: Shape | None, key: str = "", is_reloaded: bool = False
+) -> Iterator[tuple[str, bool]]:
+    """Each key that differs, and whether it is taken over."""
+    if before == after:
+        return
+    if not (isinstance(before, dict) and isinstance(after, dict)):
+        yield key, is_reloaded
+        return
+    for name in [*before, *(name for name in after if name not in before)]:
+        below = shape.keys.get(name) if isinstance(shape, Section) else None
+        yield from _differing(
+            before.get(name),
+            after.get(name),
+            below.shape if below else None,
+            dotted(key, name),
+            is_reloaded or (below is not None and below.is_reloaded),
+        )
 
 
 def taken_over(old: Config, new: Config) -> Config:
@@ -60,17 +72,14 @@ def taken_over(old: Config, new: Config) -> Config:
 
     What waits for a restart keeps its old value here, too, or the next comparison would miss it.
     """
-    return replace(
-        old,
-        policy=new.policy,
-        routes=new.routes,
-        access=new.access,
-        dkim=new.dkim,
-        log=replace(old.log, level=new.log.level),
-        admin=replace(
-            old.admin,
-            api_keys=new.admin.api_keys,
-            domains=new.admin.domains,
-            webhook_signing_key=new.admin.webhook_signing_key,
-        ),
-    )
+    return _taken_over(old, new, section_of(Config))
+
+
+def _taken_over(old: T, new: T, section: Section) -> T:
+    values = {
+        key.field: _taken_over(getattr(old, key.field), getattr(new, key.field), key.shape)
+        if isinstance(key.shape, Section) and not key.is_reloaded
+        else getattr(new if key.is_reloaded else old, key.field)
+        for key in section.keys.values()
+    }
+    return replace(old, **values)

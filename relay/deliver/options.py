@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from ipaddress import IPv4Network, IPv6Network
 
+from relay.mail.option import Path, Port
 from relay.route.security import OnTlsUnmet, OnUnverified, SecurityOptions, TlsVersion
 
 __all__ = ["DeliveryOptions", "Timeouts", "TlsOptions", "security_options"]
@@ -41,7 +42,7 @@ class TlsOptions:
     TLS whose certificate is not looked at, where old TLS beats none.
     """
 
-    ca_file: str | None = None
+    ca_file: Path | None = None
     min_version: TlsVersion = TlsVersion.TLS_1_2
     opportunistic_min_version: TlsVersion = TlsVersion.TLS_1_0
 
@@ -50,7 +51,7 @@ class TlsOptions:
 class DeliveryOptions:
     """How mail goes out. `concurrency` counts connections in all."""
 
-    port: int = 25
+    port: Port = 25
     concurrency: int = 200
     concurrency_per_destination: int = 20
     allow_networks: tuple[IPv4Network | IPv6Network, ...] = ()

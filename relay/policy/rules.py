@@ -22,9 +22,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, TypeVar
+from typing import Annotated, NamedTuple, TypeVar
 
 from relay.mail.address import AddressError, domain_of, normalise_domain
+from relay.mail.option import Form
 from relay.policy.fields import NO_WISHES, Wishes
 from relay.policy.settings import FloorUse, Setting, Source, TlsSettings
 
@@ -72,8 +73,10 @@ class PolicyRules:
     """
 
     default: TlsRule = TlsRule(require_tls=False, skip_verification=False)
-    domains: Mapping[str, TlsRule] = field(default_factory=dict)
-    destinations: Mapping[str, DestinationRule] = field(default_factory=dict)
+    domains: Mapping[Annotated[str, Form.DOMAIN_PATTERN], TlsRule] = field(default_factory=dict)
+    destinations: Mapping[Annotated[str, Form.DOMAIN_PATTERN], DestinationRule] = field(
+        default_factory=dict
+    )
     mta_sts: FloorUse = FloorUse.ENFORCE
     overlay: Mapping[str, TlsRule] = field(default_factory=dict, init=False)
     """What was set over HTTP, by sender domain; no rule of a file's."""

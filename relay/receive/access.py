@@ -14,6 +14,9 @@ import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Annotated
+
+from relay.mail.option import SECRET, Form, NotEmpty
 
 __all__ = ["Access", "User", "may_relay", "may_send_as"]
 
@@ -33,8 +36,17 @@ class User:
     """
 
     name: str
-    password: str = field(repr=False)
-    sender_domains: tuple[str, ...] | None = None
+    password: Annotated[str, Form.ARGON2, SECRET] = field(repr=False)
+    sender_domains: (
+        Annotated[
+            tuple[Annotated[str, Form.DOMAIN_PATTERN], ...],
+            NotEmpty(
+                "an empty list: this user could send nothing",
+                "name at least one domain, or remove the key for any",
+            ),
+        ]
+        | None
+    ) = None
 
 
 @dataclass(frozen=True, slots=True)

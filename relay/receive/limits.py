@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol
 
+from relay.mail.option import Size
 from relay.mail.reply import Reply
 from relay.submit.failures import counted_as
 
@@ -38,7 +39,7 @@ MISTAKES_PER_SESSION = 50
 class Limits:
     """`transaction`: from MAIL to the end of data. `idle`: how long a command or more data may take."""
 
-    message_size_bytes: int = 50 * 1024 * 1024
+    message_size_bytes: Size = 50 * 1024 * 1024
     recipients: int = 1000
     connections: int = 1000
     connections_per_client: int = 200

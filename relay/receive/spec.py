@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Annotated
 
+from relay.mail.option import Form, Path
 from relay.route.security import TlsVersion
 
 __all__ = [
@@ -58,18 +60,18 @@ class ListenerSpec:
     EHLO or HELO (RFC 5321 §4.1.4). `socket_mode`: who may connect to a UNIX socket, as octal digits.
     """
 
-    address: str
+    address: Annotated[str, Form.LISTEN_ADDRESS]
     tls: ListenerTls = ListenerTls.NONE
     auth: ListenerAuth = ListenerAuth.NONE
-    certificate: str | None = None
-    key: str | None = None
+    certificate: Path | None = None
+    key: Path | None = None
     proxy_protocol: bool = False
     bare_newline: BareNewline = BareNewline.REFUSE
     auth_without_tls: bool = False
     add_missing_headers: bool = False
     helo_required: bool = True
     min_tls: TlsVersion = TlsVersion.TLS_1_2
-    socket_mode: str = "0600"
+    socket_mode: Annotated[str, Form.FILE_MODE] = "0600"
 
 
 @dataclass(frozen=True, slots=True)

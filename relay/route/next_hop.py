@@ -7,12 +7,13 @@ against the address rules: connect to exactly this address, look nothing up agai
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Annotated
 
+from relay.mail.option import Form, Path, Port
 from relay.mail.outcome import Bounced, Deferred
 
 __all__ = ["Credentials", "Host", "Hosts", "NoRoute", "Route", "StaticRoute", "TlsMode"]
-
-from enum import StrEnum
 
 
 class TlsMode(StrEnum):
@@ -34,11 +35,11 @@ class Credentials:
 class StaticRoute:
     """`routes`: a next hop instead of MX, for one domain or "*"."""
 
-    host: str
-    port: int = 25
+    host: Annotated[str, Form.MAIL_HOST]
+    port: Port = 25
     tls: TlsMode = TlsMode.STARTTLS
     username: str | None = None
-    password_file: str | None = None
+    password_file: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Annotated
+
+from relay.mail.option import Form, Path
 
 __all__ = ["DkimDomain", "DkimOptions"]
 
@@ -12,12 +15,12 @@ __all__ = ["DkimDomain", "DkimOptions"]
 class DkimDomain:
     """How mail of a domain is signed: the selector the DNS knows the key by, and the key's PEM file."""
 
-    selector: str
-    key_file: str
+    selector: Annotated[str, Form.SELECTOR]
+    key_file: Path
 
 
 @dataclass(frozen=True, slots=True)
 class DkimOptions:
     """The domains whose mail is signed. `relay dkim-key` makes a key and the record that publishes it."""
 
-    domains: Mapping[str, DkimDomain] = field(default_factory=dict)
+    domains: Mapping[Annotated[str, Form.DOMAIN], DkimDomain] = field(default_factory=dict)

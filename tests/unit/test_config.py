@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
+import socket
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.config import Config, ConfigError, as_document, default_path, load, read
-from relay.config.conform import known_keys
+from relay.config.shape import known_keys, section_of
 from relay.config.words import format_duration, format_size, parse_duration, parse_size
 from relay.policy.rules import TlsRule
 from relay.receive.spec import ListenerTls
@@ -131,7 +133,7 @@ def but_hostname(config: Config) -> Config:
         ("listeners: [{address: '::1:25'}]", "IPv6 address without brackets"),
         (
             "listeners: [{address: 'localhost:25'}]",
-            "write it as 127.0.0.1:2525, [::1]:2525 or unix:/path",
+            'listeners.0.address: "localhost:25" has no IP address before the port; write 127.0.0.1:25',
         ),
         (
             f"listeners: [{{address: 'unix:/{'x' * 120}'}}]",
@@ -210,8 +212,14 @@ def but_hostname(config: Config) -> Config:
             "routes.a.example.password_file: /no: No",
         ),
         ("queue: {retry: []}", "queue.retry: an empty list"),
-        ("queue: {lifetime: 1h}", "queue.warn_after: not before queue.lifetime (1h)"),
-        ("workers: 21", "more workers than a destination may have connections"),
+        (
+            "queue:\n  lifetime: 1h\n  warn_after: 1h",
+            "relay.yaml:3: queue.warn_after: not before queue.lifetime (1h)",
+        ),
+        (
+            "workers: 21\ndelivery: {concurrency_per_destination: 20}",
+            "more workers than a destination may have connections",
+        ),
         (
             "queue: {url: 'postgresql://x'}",
             "queue.url: this version keeps its queue in a directory only",
@@ -279,6 +287,196 @@ def test_certificate_and_key_have_to_belong_together(tmp_path: Path) -> None:
     assert "key values mismatch" in mistakes_of(text("other.pem"))[0]
 
 
+# --- siblings of those: texts that are no YAML of ours, and what would be an open relay ---------
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: " + "[" * 2000 + "]" * 2000, "nested more than 20 levels deep; write it flat"),
+        ("a: " + "{b: " * 2000, "nested more than 20 levels deep; write it flat"),
+        ("- " * 2000, "nested more than 20 levels deep; write it flat"),
+        (
+            "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}]\n" for n in range(1, 1000)),
+            "nested more than 20 levels deep; write it flat",
+        ),
+        (
+            "a0: &a0 [x]\n"
+            + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 15)),
+            "aliases make more than 200000 values of this file; write the values out",
+        ),
+        (
+            "workers: 1\nhostname: a\0b",
+            "relay.yaml:2: a control character ('\\x00'); save the file",
+        ),
+        (
+            "workers: !!python/object:os.system 1",
+            'the tag "tag:yaml.org,2002:python/object:os.syst',
+        ),
+        ("queue: !foo {path: a}", 'queue: the tag "!foo"; remove it'),
+        ("x: &x {path: a}\nqueue: {<<: *x}", "queue.<<: unknown key; merge keys are not read here"),
+        ("queue: {<<: {path: a}, <<: {path: b}}", "queue.<<: said twice"),
+        ("workers: '2'", 'workers: "2" is a text; write 2 without quotes'),
+        ("workers: -1", "workers: -1 is out of range; write a number from 1 to 64"),
+        ("workers: 010", 'workers: "010" begins with 0; write 10'),
+        ("workers: 1:30", 'workers: "1:30" is not a whole number; write digits only'),
+        ("workers: " + "9" * 5000, "is out of range; write a number from 1 to 64"),
+        ("limits: {idle: 1:30}", 'limits.idle: "1:30" is not a duration'),
+        ("limits: {idle: 2030-01-31}", 'limits.idle: "2030-01-31" is not a duration'),
+        ("limits: {idle: " + "9999d" * 1000 + "}", "has its units in no order"),
+        ("limits: {message_size: -1}", 'limits.message_size: "-1" is not a size'),
+        ("policy: {default: {require_tls: 'true'}}", '"true" is a text; write true without quotes'),
+        ("policy: {domains: {a.example: true}}", "policy.domains.a.example: not a section"),
+        ("listeners: [{address: *:2525}]", 'put a value that begins with "*" in quotes'),
+        (
+            "listeners: [{address: '*:2525'}]",
+            'listeners.0.address: "*:2525" names no address; write 0.0.0.0:2525 for all of IPv4',
+        ),
+        ("listeners:\n- address: :25", "write 0.0.0.0:25 for all of IPv4, [::]:25 for IPv6"),
+        ("listeners: [{address: 2525}]", '"2525" is not an address with a port; write it as 127.0'),
+        (
+            "listeners: [{socket_mode: 0660, address: 'unix:/a'}]",
+            "read as a number; put it in quotes",
+        ),
+        ("queue: {path: 2030-01-31}", '"2030-01-31" is read as a date; put it in quotes'),
+        ("policy: {domains: {@legal.example: {}}}", "in quotes (a domain has no @)"),
+        ("policy: {domains: {'@legal.example': {}}}", 'write "legal.example" without the @'),
+        ("access: {networks: [::1/128]}", "put an address that begins with a colon in quotes"),
+        ("access: {networks: [null]}", "access.networks.0: no value"),
+        ("listeners: [null]", "listeners.0.address: is missing"),
+        ("routes: {a.example: null}", "routes.a.example.host: is missing"),
+        (
+            "listeners: [{address: '127.0.0.1:8025'}]\nadmin: {api_keys: [k]}",
+            "relay.yaml:1: listeners.0.address: 127.0.0.1:8025 is taken by admin.http already",
+        ),
+    ],
+)
+def test_what_people_and_programs_write_is_answered_in_a_line_with_its_cure(
+    text: str, said: str
+) -> None:
+    began = time.monotonic()
+    found = mistakes_of(text)
+    assert time.monotonic() - began < 5
+    assert any(said in mistake for mistake in found), found
+    assert all(mistake.startswith("relay.yaml:") and "; " in mistake for mistake in found)
+    assert all(len(mistake) < 500 for mistake in found)
+
+
+@pytest.mark.parametrize("octets", ["hostname: é\n".encode("utf-16"), b"\x89PNG\r\n\x1a\n\0\0\xff"])
+def test_a_file_that_is_no_utf_8_is_answered_in_a_line(tmp_path: Path, octets: bytes) -> None:
+    (tmp_path / "relay.yaml").write_bytes(octets)
+    with pytest.raises(ConfigError, match=r"relay.yaml:1: not UTF-8; save the file as UTF-8 text"):
+        load(tmp_path / "relay.yaml", {})
+
+
+def test_a_file_of_100_mib_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "relay.yaml").open("wb") as file:
+        file.truncate(100 * 1024 * 1024)
+    with pytest.raises(ConfigError, match=r"relay.yaml: longer than 4 MiB; is this the right file"):
+        load(tmp_path / "relay.yaml", {})
+
+
+def _halves(networks: list[str], times: int) -> list[str]:
+    """The same addresses in more and smaller pieces."""
+    for _ in range(times):
+        networks = [str(half) for one in networks for half in ipaddress.ip_network(one).subnets()]
+    return networks
+
+
+@pytest.mark.parametrize(
+    "networks",
+    [
+        ["0.0.0.0/1", "128.0.0.0/1"],
+        _halves(["0.0.0.0/0"], 8),
+        _halves(["128.0.0.0/2"], 6),
+        ["0.0.0.0/0", "10.0.0.0/8"],
+        ["64.0.0.0/4"],
+        ["::/0"],
+        ["::/1", "8000::/1"],
+        ["::ffff:0.0.0.0/96"],
+        ["::ffff:0.0.0.0/97", "::ffff:128.0.0.0/97"],
+        _halves(["2000::/3"], 4),
+        ["2000::/4"],
+    ],
+)
+@pytest.mark.parametrize(
+    "listener",
+    [
+        "{address: '0.0.0.0:25'}",
+        "{address: '[::]:25'}",
+        "{address: '127.0.0.1:25', proxy_protocol: true}",
+        "{address: 'unix:/run/smtp', proxy_protocol: true}",
+    ],
+)
+def test_networks_that_are_most_of_the_internet_in_pieces_are_an_open_relay(
+    networks: list[str], listener: str
+) -> None:
+    [mistake] = mistakes_of(f"listeners: [{listener}]\naccess: {{networks: {networks}}}")
+    assert mistake.startswith("relay.yaml:2: access.networks")
+    assert ": an open relay; name your own networks" in mistake
+    config_of(f"listeners: [{{address: '127.0.0.1:25'}}]\naccess: {{networks: {networks}}}")
+
+
+def test_networks_of_an_operator_are_no_open_relay() -> None:
+    own = [
+        "10.0.0.0/8",
+        "172.16.0.0/12",
+        "100.64.0.0/10",
+        "203.0.113.0/24",
+        "fc00::/7",
+        "2001:db8::/32",
+    ]
+    config_of(f"listeners: [{{address: '0.0.0.0:25'}}]\naccess: {{networks: {own}}}")
+
+
+def test_a_network_of_mapped_addresses_is_the_network_of_ipv4_that_it_stands_for() -> None:
+    config = config_of("access: {networks: ['::ffff:10.0.0.0/104', '::ffff:192.0.2.1']}")
+    assert list(map(str, config.access.networks)) == ["10.0.0.0/8", "192.0.2.1/32"]
+
+
+def test_a_listener_for_ipv6_alone_is_a_warning() -> None:
+    alone = config_of("listeners: [{address: '[::]:25'}]")
+    assert "[::]:25 takes clients over IPv6 only; add a listener on 0.0.0.0:25" in str(
+        alone.warnings
+    )
+    both = config_of("listeners: [{address: '[::]:25'}, {address: '0.0.0.0:25'}]")
+    assert "IPv6 only" not in str(both.warnings)
+
+
+def test_a_hostname_that_is_not_set_has_no_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getfqdn", lambda: "short")
+    monkeypatch.setattr(socket, "gethostname", lambda: "short")
+    assert (
+        config_of("\n\nworkers: 1")
+        .warnings[-1]
+        .startswith("relay.yaml: hostname: short is no full")
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [
+        ("queue: {lifetime: 2h}", "queue.warn_after", "1h"),
+        ("queue: {lifetime: 1m, retry: [1d]}", "queue.warn_after", "30s"),
+        ("queue: {lifetime: 10d}", "queue.warn_after", "4h"),
+        ("delivery: {concurrency: 5}", "delivery.concurrency_per_destination", 5),
+        ("delivery: {concurrency_per_destination: 500}", "delivery.concurrency", 500),
+        ("workers: 21", "delivery.concurrency_per_destination", 21),
+        ("limits: {connections: 50}", "limits.connections_per_client", 50),
+        ("limits: {connections_per_client: 5000}", "limits.connections", 5000),
+        ("limits: {transaction: 1m}", "limits.idle", "1m"),
+        ("limits: {idle: 2h}", "limits.transaction", "2h"),
+        ("tls: {opportunistic_min_version: TLSv1.3}", "tls.min_version", "TLSv1.3"),
+        ("tls: {min_version: TLSv1}", "tls.opportunistic_min_version", "TLSv1"),
+    ],
+)
+def test_a_default_gives_way_to_a_key_that_is_given(text: str, key: str, value: object) -> None:
+    config = config_of(f"hostname: relay.example.net\n{text}")
+    section, _, name = key.partition(".")
+    assert as_document(config)[section][name] == value
+    assert config.warnings == ()
+
+
 # --- the environment --------------------------------------------------------------------------
 
 
@@ -338,6 +536,13 @@ def test_a_key_of_the_environment_wins_over_a_section_of_it() -> None:
         ("RELAY__LISTENERS__0__ADDRESS", "x", "a list is given whole; write RELAY__LISTENERS=[…]"),
         ("RELAY__QUEUE____PATH", "x", "not the name of a key; write it as in RELAY__QUEUE__PATH"),
         ("RELAY__WORKERS", "0", "RELAY__WORKERS: workers: 0 is out of range"),
+        ("RELAY__WORKERS", "[" * 99, "RELAY__WORKERS: not YAML: nested more than 20 levels"),
+        ("RELAY__WORKERS", "\x07", "RELAY__WORKERS: a control character ('\\x07')"),
+        (
+            "RELAY_QUEUE__PATH",
+            "/x",
+            "RELAY_QUEUE__PATH: a variable that is not read; write RELAY__QUEUE__PATH",
+        ),
     ],
 )
 def test_a_mistake_in_the_environment_names_the_variable(
@@ -402,7 +607,7 @@ def test_what_is_legal_and_unwise_is_a_warning() -> None:
         hostname: short
         listeners: [{address: "0.0.0.0:25"}]
         access: {networks: [11.0.0.0/8]}
-        delivery: {concurrency: 5}
+        delivery: {concurrency: 5, concurrency_per_destination: 6}
         """
     )
     text = "\n".join(config.warnings)
@@ -498,7 +703,7 @@ def test_the_reference_has_every_key() -> None:
         "dkim.domains": "dkim.domains.example.com",
     }
     missing = []
-    for key in known_keys(Config):
+    for key, _ in known_keys(section_of(Config)):
         for section, example in examples.items():
             if key.startswith(f"{section}.*."):
                 key = key.replace(f"{section}.*", example)
