@@ -1,9 +1,10 @@
 """Entries on the short way from `accept` to `claim_due`, without a look at the disk. Pure.
 
 What is accepted and due at once waits here, already claimed, with its content where
-that is small. The room is bounded in entries, in bytes and for each domain, so that a
-dead destination fills its own share and no more; what finds no room waits on disk like
-all other mail. Room is reserved before a commit and filled after it: nothing is handed
+that is small. The room is bounded in entries, in bytes, for each domain and for each message,
+so that a dead destination, or a message to a thousand of them, fills its own share and no
+more; what finds no room waits on disk like all other mail, and so do reports (DSNs): mail that
+somebody sent comes first. Room is reserved before a commit and filled after it: nothing is handed
 over that is not committed.
 """
 
@@ -28,6 +29,8 @@ class HandOffLimits:
     entries: int = 4096
     entries_per_domain: int = 1024
     size_bytes: int = 32 * 1024 * 1024
+    entries_per_message: int = 20
+    """A message to very many domains does not keep its successors from the short way."""
     content_bytes: int = 64 * 1024
     """Content up to this size goes along; larger is read again when it is sent."""
 
@@ -109,10 +112,16 @@ class HandOff:
         self._present += 1
 
     def take(
-        self, limit: int, skip: Collection[str] = (), shares: Shares | None = None
+        self,
+        limit: int,
+        skip: Collection[str] = (),
+        shares: Shares | None = None,
+        only: Collection[str] | None = None,
     ) -> list[Entry]:
         """At most `limit` entries, one of each domain in turn, of none that is in `skip` or has its share."""
         shares = shares or Shares()
+        if only is not None:
+            return self._take_only(limit, [one for one in only if one not in skip], shares)
         taken: list[Entry] = []
         passed: list[tuple[str, deque[Entry]]] = []
         while self._waiting and len(taken) < limit:
@@ -129,6 +138,28 @@ class HandOff:
             self._waiting.move_to_end(domain, last=False)
         self._left(taken)
         return taken
+
+    def _take_only(self, limit: int, only: Collection[str], shares: Shares) -> list[Entry]:
+        """`take` of some domains, however many others wait here."""
+        taken: list[Entry] = []
+        domains = deque(domain for domain in only if domain in self._waiting)
+        while domains and len(taken) < limit:
+            domain = domains.popleft()
+            if not shares.left(domain):
+                continue
+            queue = self._waiting[domain]
+            taken.append(queue.popleft())
+            shares.taken[domain] += 1
+            if queue:
+                domains.append(domain)
+            else:
+                del self._waiting[domain]
+        self._left(taken)
+        return taken
+
+    def take_but(self, domains: Collection[str]) -> list[Entry]:
+        """All entries of other domains than these."""
+        return self.take_of([domain for domain in self._waiting if domain not in domains])
 
     def take_of(self, domains: Collection[str]) -> list[Entry]:
         """All entries of some domains."""

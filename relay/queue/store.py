@@ -209,10 +209,11 @@ class Store(Protocol):
         limit: int,
         limit_per_domain: int | None = None,
         skip: Collection[str] = (),
+        only: Collection[str] | None = None,
     ) -> list[Entry]:
         """At most `limit` entries that are due, fairly over the domains, none of a domain in `skip`.
 
-        At most `limit_per_domain` of them are of one domain, however many of it are due. An entry claimed
+        `only`: none of another domain than these, those named first before others. At most `limit_per_domain` of them are of one domain, however many of it are due. An entry claimed
         is out of reach of every other claim until it is recorded or released, or until the store is opened
         again after a crash, when it is due at once.
         """

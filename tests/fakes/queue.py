@@ -71,6 +71,7 @@ class MemoryQueue:
         limit: int,
         limit_per_domain: int | None = None,
         skip: Collection[str] = (),
+        only: Collection[str] | None = None,
     ) -> list[Entry]:
         self._fail("claim_due")
         self.claims += 1
@@ -79,6 +80,8 @@ class MemoryQueue:
         for key in [key for key, due in self.due.items() if due <= now and key not in self.claimed]:
             domain = key[1]
             if len(taken) == limit or domain in skip or shares[domain] == limit_per_domain:
+                continue
+            if only is not None and domain not in only:
                 continue
             shares[domain] += 1
             self.claimed.add(key)

@@ -57,6 +57,7 @@ def new_message(
     due: datetime | None = None,
     staged_bytes: int = 0,
     events: tuple[Event, ...] = (),
+    origin: str = "smtp",
 ) -> NewMessage:
     """A message for some addresses, `b@example.net` unless told otherwise."""
     addresses = recipients or ("b@example.net",)
@@ -66,6 +67,7 @@ def new_message(
         arrived=arrived,
         size_bytes=len(content) + staged_bytes,
         summary=MessageSummary("<1@example.com>", sender, addresses[0], "hello"),
+        origin=origin,
     )
     queued = tuple(
         QueuedRecipient(

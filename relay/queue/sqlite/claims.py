@@ -53,10 +53,12 @@ def claim(
     skip: Collection[str],
     shares: Shares,
     cursor: str | None,
+    only: Collection[str] | None = None,
 ) -> tuple[list[Entry], str | None]:
     """Entries that are due, claimed, and the domain the next claim is to start behind.
 
-    What has become due since the last time is moved to the ready ones first, a stretch at a time.
+    What has become due since the last time is moved to the ready ones first, a stretch at a time. A
+    claim of some domains `only` leaves the turn of the others as it was.
     """
     passed = {*skip, *(domain for domain in shares.taken if not shares.left(domain))}
     for _ in range(_ROUNDS):
@@ -66,25 +68,31 @@ def claim(
             f" ORDER BY due LIMIT {_PROMOTED})",
             (micros(now),),
         ).rowcount
-        domains = _ready_domains(db, limit, passed, cursor)
+        domains = _ready_domains(db, limit, passed, cursor, only)
         if domains or promoted < _PROMOTED:
             break
     entries: list[Entry] = []
     while domains and len(entries) < limit:
         # Each round takes entries or sets damaged ones aside, so there is an end.
-        found, cursor = _claim_of(db, domains, limit - len(entries), shares)
+        found, last = _claim_of(db, domains, limit - len(entries), shares)
+        cursor = last if only is None else cursor
         entries += found
         passed.update(domain for domain in domains if not shares.left(domain))
-        domains = (
-            _ready_domains(db, limit - len(entries), passed, cursor) if len(entries) < limit else []
-        )
+        left = limit - len(entries)
+        domains = _ready_domains(db, left, passed, cursor, only) if left > 0 else []
     return entries, cursor
 
 
 def _ready_domains(
-    db: sqlite3.Connection, limit: int, passed: Collection[str], cursor: str | None
+    db: sqlite3.Connection,
+    limit: int,
+    passed: Collection[str],
+    cursor: str | None,
+    only: Collection[str] | None,
 ) -> list[str]:
     """Up to `limit` domains with something ready: those behind the cursor, then from the start."""
+    if only is not None:
+        return _ready_of(db, limit, [domain for domain in only if domain not in passed])
     skipped = json.dumps(list(passed))
     if cursor is None:
         return _ready_between(db, limit, skipped, None, None)
@@ -92,6 +100,15 @@ def _ready_domains(
     if len(behind) < limit:
         behind += _ready_between(db, limit - len(behind), skipped, None, cursor)
     return behind
+
+
+def _ready_of(db: sqlite3.Connection, limit: int, domains: Sequence[str]) -> list[str]:
+    rows = db.execute(
+        f"""SELECT value FROM json_each(?) WHERE EXISTS
+        (SELECT 1 FROM recipient WHERE place = {READY} AND domain = value) LIMIT ?""",
+        (json.dumps(list(domains)), limit),
+    ).fetchall()
+    return [row[0] for row in rows]
 
 
 def _ready_between(

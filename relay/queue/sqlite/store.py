@@ -229,7 +229,8 @@ class SqliteStore:
         """The rows of a new message; returns the entries that are handed over as soon as it is committed."""
         message = new.message
         entries = self._entries(new, in_file=in_file)
-        handed = [entry for entry in entries if self._handoff.reserve(entry)]
+        soonest = () if message.origin == "dsn" else entries[: self._limits.entries_per_message]
+        handed = [entry for entry in soonest if self._handoff.reserve(entry)]
         try:
             claimed = {one.index for entry in handed for one in entry.recipients}
             arrived = micros(message.arrived)
@@ -298,34 +299,46 @@ class SqliteStore:
         limit: int,
         limit_per_domain: int | None = None,
         skip: Collection[str] = (),
+        only: Collection[str] | None = None,
     ) -> list[Entry]:
         """Entries that are due: from the hand-off, and for a fair part from disk where some wait there."""
         if limit <= 0:
             return []
         async with self._claiming:
-            return await self._claim_due(now, limit, limit_per_domain, skip)
+            return await self._claim_due(now, limit, limit_per_domain, skip, only)
 
     async def _claim_due(
-        self, now: datetime, limit: int, limit_per_domain: int | None, skip: Collection[str]
+        self,
+        now: datetime,
+        limit: int,
+        limit_per_domain: int | None,
+        skip: Collection[str],
+        only: Collection[str] | None,
     ) -> list[Entry]:
         shares = Shares(limit_per_domain)
         if skip and self._handoff.is_crowded:
             await self._spill(self._handoff.take_of(skip))
+        if only is not None and self._handoff.is_crowded:
+            await self._spill(self._handoff.take_but(only))
         if not self._due.may_be_due(now, skip):
-            return self._handoff.take(limit, skip, shares)
+            return self._handoff.take(limit, skip, shares, only)
         self._turn ^= 1
-        at_once = self._handoff.take((limit + self._turn) // 2, skip, shares)
+        at_once = self._handoff.take((limit + self._turn) // 2, skip, shares, only)
         try:
-            stored = await self._claim_stored(now, limit - len(at_once), skip, shares)
+            stored = await self._claim_stored(now, limit - len(at_once), skip, shares, only)
         except BaseException:
             self._put_back(at_once)
             raise
-        return (
-            at_once + stored + self._handoff.take(limit - len(at_once) - len(stored), skip, shares)
-        )
+        left = limit - len(at_once) - len(stored)
+        return at_once + stored + self._handoff.take(left, skip, shares, only)
 
     async def _claim_stored(
-        self, now: datetime, limit: int, skip: Collection[str], shares: Shares
+        self,
+        now: datetime,
+        limit: int,
+        skip: Collection[str],
+        shares: Shares,
+        only: Collection[str] | None,
     ) -> list[Entry]:
         """Entries from disk."""
         if limit <= 0:
@@ -333,7 +346,7 @@ class SqliteStore:
         before = self._due.begin()
         call = Call(self._future())
         cursor = self._cursor
-        call.function = lambda db: claims.claim(db, now, limit, skip, shares.copy(), cursor)
+        call.function = lambda db: claims.claim(db, now, limit, skip, shares.copy(), cursor, only)
         entries: list[Entry] = []
 
         def claimed(result: tuple[list[Entry], str | None]) -> None:
@@ -346,7 +359,7 @@ class SqliteStore:
         call.on_commit = claimed
         try:
             await self._submit(call)
-            if len(entries) < limit:
+            if len(entries) < limit and only is None:
                 self._due.learn(before, await self._reader.next_due(list(skip)), skip)
         except BaseException:
             # Nobody is there to take them: they go back, and do not wait for a restart.

@@ -97,3 +97,24 @@ def test_a_skipped_domain_is_not_the_oldest():
 def test_it_is_crowded_when_more_than_half_of_the_room_is_taken():
     assert not filled(HandOffLimits(entries=4), "a", "b").is_crowded
     assert filled(HandOffLimits(entries=4), "a", "b", "c").is_crowded
+
+
+def test_entries_of_some_domains_only_are_taken_in_turn_past_all_others():
+    domains = [f"d{number}.example" for number in range(50)]
+    handoff = filled(HandOffLimits(), *domains, "a.example", "b.example", "a.example", "a.example")
+    only = ("b.example", "a.example", "absent.example")
+    shares = Shares(2)
+    assert taken(handoff.take(9, ("d0.example",), shares, only)) == [
+        "b.example",
+        "a.example",
+        "a.example",
+    ]
+    assert len(handoff) == 51
+    assert taken(handoff.take(1, (), None, ("a.example",))) == ["a.example"]
+    assert taken(handoff.take(99, (), None, ("a.example",))) == []
+
+
+def test_all_but_the_entries_of_some_domains_can_be_taken_out():
+    handoff = filled(HandOffLimits(), "a.example", "b.example", "c.example", "a.example")
+    assert sorted(taken(handoff.take_but({"b.example"}))) == ["a.example", "a.example", "c.example"]
+    assert len(handoff) == 1

@@ -612,6 +612,41 @@ async def test_a_domain_to_be_skipped_is_not_claimed_and_not_due(store):
     assert [entry.domain for entry in await claim_all(store)] == ["dead.example"]
 
 
+@pytest.mark.parametrize("limits", [NO_HANDOFF, HandOffLimits(), HandOffLimits(entries=40)])
+async def test_a_claim_of_some_domains_passes_thousands_of_others(tmp_path, limits):
+    async with opened(tmp_path / "spool", limits=limits) as store:
+        for number in range(60):
+            await store.accept(new_message(f"x@dead{number:02}.example"))
+        for _ in range(3):
+            await store.accept(new_message("y@well.example"))
+        await store.accept(new_message("y@fine.example"))
+        only = ("absent.example", "fine.example", "well.example")
+        first = await store.claim_due(now=NOW, limit=10, limit_per_domain=2, only=only)
+        assert sorted(entry.domain for entry in first) == ["fine.example"] + ["well.example"] * 2
+        again = await store.claim_due(now=NOW, limit=10, skip={"fine.example"}, only=only)
+        assert [entry.domain for entry in again] == ["well.example"]
+        assert await store.claim_due(now=NOW, limit=10, only=only) == []
+        assert len(await claim_all(store)) == 60
+
+
+async def test_a_message_to_a_thousand_domains_does_not_keep_the_next_message_waiting(tmp_path):
+    async with opened(tmp_path / "spool") as store:
+        await store.accept(new_message(*(f"x@d{number}.example" for number in range(1000))))
+        await store.accept(new_message("y@well.example"))
+        claimed = [entry.domain for entry in await store.claim_due(now=NOW, limit=50)]
+        assert len(claimed) == 50
+        assert "well.example" in claimed
+
+
+async def test_mail_that_somebody_sent_is_claimed_before_a_thousand_reports(tmp_path):
+    async with opened(tmp_path / "spool") as store:
+        for number in range(300):
+            await store.accept(new_message(f"x@forged{number}.example", origin="dsn"))
+        await store.accept(new_message("y@well.example"))
+        assert "well.example" in [entry.domain for entry in await store.claim_due(now=NOW, limit=2)]
+        assert len(await claim_all(store)) == 299
+
+
 async def test_a_domain_without_a_name_is_served_like_any_other(store):
     """`postmaster` alone is an address (RFC 5321 §4.1.1.3)."""
     await store.accept(new_message("postmaster"))
