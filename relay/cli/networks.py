@@ -1,8 +1,15 @@
 """The networks this machine is in: whom a container relays for that was told nothing else.
 
-Each network of an interface that is up, without our own addresses and without gateways. Both
-are where traffic from elsewhere seems to come from once ports are published and addresses
+Each private network of an interface that is up, without our own addresses and without gateways.
+Both are where traffic from elsewhere seems to come from once ports are published and addresses
 translated: whoever trusts a gateway trusts the whole world behind it.
+
+The kernel knows the gateways of its routes. A second bridge of a container engine, or an internal
+network, has a gateway and no route through it: the host itself, whose address there is by custom
+the first of the network, or the last. So neither of those two is trusted. Where an operator gave
+such a network another gateway, `access.networks` has to be written out.
+
+Networks of public addresses are left out: neighbours there are strangers.
 """
 
 from __future__ import annotations
@@ -34,25 +41,37 @@ def with_own_networks(environ: Mapping[str, str], config: Path) -> Mapping[str, 
 
 
 def _is_set_in(config: Path) -> bool:
-    import yaml
+    from relay.config import ConfigError, text_of
+    from relay.config.tree import Composer, Map
 
     try:
-        said = yaml.safe_load(config.read_text(encoding="utf-8"))
-        return "networks" in ((said or {}).get("access") or {})
-    except (OSError, ValueError, AttributeError, TypeError, yaml.YAMLError):
+        tree = Composer(str(config), []).compose(text_of(config))
+    except ConfigError:
         return False  # `serve` will say what is wrong with it
+    access = tree.values.get("access") if isinstance(tree, Map) else None
+    return isinstance(access, Map) and "networks" in access.keys
 
 
 def own_networks() -> list[Network]:
     """What is around this machine, and is neither itself nor a way out."""
-    interfaces = [
-        one for one in (*_ipv4(), *_ipv6()) if not one.is_loopback and not one.is_link_local
-    ]
-    apart: list[Address] = [*(one.ip for one in interfaces), *_gateways()]
+    interfaces = [one for one in (*_ipv4(), *_ipv6()) if _is_ours(one)]
+    apart: set[Address] = {*(one.ip for one in interfaces), *_gateways()}
     found: list[Network] = []
-    for interface in interfaces:
-        found += _without(interface.network, [one for one in apart if one in interface.network])
+    for network in {interface.network: None for interface in interfaces}:
+        inside = {one for one in apart if one in network}
+        found += _without(network, sorted(inside | _customary_gateways(network), key=int))
     return found
+
+
+def _is_ours(interface: Interface) -> bool:
+    return interface.is_private and not (interface.is_loopback or interface.is_link_local)
+
+
+def _customary_gateways(network: Network) -> set[Address]:
+    """The first and the last address of a network that a host may have, and the network's own."""
+    last = network.broadcast_address - (1 if network.version == 4 and network.prefixlen < 31 else 0)
+    first = network.network_address + (1 if network.num_addresses > 2 else 0)
+    return {network.network_address, first, last}
 
 
 def _without(network: Network, apart: list[Address]) -> list[Network]:

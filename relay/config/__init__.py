@@ -35,7 +35,16 @@ from relay.config.shape import section_of
 from relay.config.tree import Composer, Leaf, Map, overlay
 from relay.mail.address import AddressError, normalise_domain
 
-__all__ = ["Config", "ConfigError", "Mistake", "as_document", "default_path", "load", "read"]
+__all__ = [
+    "Config",
+    "ConfigError",
+    "Mistake",
+    "as_document",
+    "default_path",
+    "load",
+    "read",
+    "text_of",
+]
 
 MAX_FILE_BYTES = 4 * 1024 * 1024
 
@@ -60,6 +69,11 @@ def load(path: Path, environ: Mapping[str, str], *, look: Look = _no_look) -> Co
 
     `look` may find more that is wrong in a configuration that is right as such.
     """
+    return read(text_of(path), environ, source=str(path), look=look)
+
+
+def text_of(path: Path) -> str:
+    """The text of a file; ConfigError where there is none to be had, or too much."""
     try:
         with path.open("rb") as file:
             octets = file.read(MAX_FILE_BYTES + 1)
@@ -73,13 +87,12 @@ def load(path: Path, environ: Mapping[str, str], *, look: Look = _no_look) -> Co
             [Mistake(Place(str(path)), "", "longer than 4 MiB", "is this the right file?")]
         )
     try:
-        text = octets.decode("utf-8-sig")
+        return octets.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         place = Place(str(path), octets.count(b"\n", 0, error.start) + 1)
         raise ConfigError(
             [Mistake(place, "", "not UTF-8", "save the file as UTF-8 text")]
         ) from None
-    return read(text, environ, source=str(path), look=look)
 
 
 def read(text: str, environ: Mapping[str, str], *, source: str, look: Look = _no_look) -> Config:

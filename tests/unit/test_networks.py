@@ -34,7 +34,7 @@ def test_neighbours_may_relay_and_a_gateway_and_the_world_may_not(
         ["127.0.0.1/8", "172.17.0.2/16", "fd00::2/64", "fe80::1/64"],
         ["172.17.0.1", "fd00::1"],
     )
-    for neighbour in ("172.17.0.3", "172.17.255.254", "fd00::3"):
+    for neighbour in ("172.17.0.3", "172.17.255.253", "fd00::3"):
         assert holds(found, neighbour)
     for stranger in (
         "172.17.0.1",
@@ -48,6 +48,65 @@ def test_neighbours_may_relay_and_a_gateway_and_the_world_may_not(
         assert not holds(found, stranger)
 
 
+@pytest.mark.parametrize(
+    ("interfaces", "gateways", "strangers", "neighbours"),
+    [
+        pytest.param(
+            ["172.17.0.2/16", "172.18.0.5/16"],
+            ["172.17.0.1"],
+            ["172.18.0.1", "172.18.255.254", "172.18.0.5", "172.18.0.0"],
+            ["172.18.0.2", "172.18.0.4", "172.17.0.9"],
+            id="the gateway of a second bridge has no route",
+        ),
+        pytest.param(
+            ["10.89.0.3/24"],
+            [],
+            ["10.89.0.1", "10.89.0.254", "10.89.0.3"],
+            ["10.89.0.2", "10.89.0.100"],
+            id="an internal network has no route at all",
+        ),
+        pytest.param(
+            ["fd00:1::5/64"],
+            [],
+            ["fd00:1::", "fd00:1::1", "fd00:1::ffff:ffff:ffff:ffff", "fd00:1::5"],
+            ["fd00:1::2", "fd00:1::6"],
+            id="an internal network of IPv6",
+        ),
+        pytest.param(
+            ["10.1.2.9/24"],
+            ["10.1.2.77"],
+            ["10.1.2.77"],
+            ["10.1.2.76"],
+            id="a gateway in the middle",
+        ),
+        pytest.param(
+            ["11.1.0.2/24", "2a00::2/64", "100.64.0.2/10"],
+            [],
+            ["11.1.0.3", "2a00::3", "100.64.0.3"],
+            [],
+            id="neighbours in a public network are strangers",
+        ),
+        pytest.param(
+            ["10.9.9.1/31", "10.8.8.8/32"],
+            [],
+            ["10.9.9.0", "10.9.9.1", "10.8.8.8"],
+            [],
+            id="two ends",
+        ),
+    ],
+)
+def test_no_gateway_of_any_network_may_relay(
+    monkeypatch: pytest.MonkeyPatch,
+    interfaces: list[str],
+    gateways: list[str],
+    strangers: list[str],
+    neighbours: list[str],
+) -> None:
+    found = around(monkeypatch, interfaces, gateways)
+    assert [one for one in strangers if holds(found, one)] == []
+    assert [one for one in neighbours if not holds(found, one)] == []
+
+
 def test_what_was_said_stands(tmp_path: Path) -> None:
     config = tmp_path / "relay.yaml"
     config.write_text("access: {networks: [10.0.0.0/8]}")
@@ -55,7 +114,7 @@ def test_what_was_said_stands(tmp_path: Path) -> None:
     config.write_text("access:\nqueue: {path: spool}")
     said = {"RELAY__ACCESS__NETWORKS": "[10.0.0.0/8]"}
     assert networks.with_own_networks(said, config) == said
-    for text in ("access:\n", "", "[", "access: no"):
+    for text in ("access:\n", "", "[", "[" * 2000, "access: no"):
         config.write_text(text)
         assert "127.0.0.0/8" in networks.with_own_networks({}, config)["RELAY__ACCESS__NETWORKS"]
 
