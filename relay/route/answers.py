@@ -1,6 +1,7 @@
 """What the DNS said, as values: what routing decides by.
 
-    MxAnswer, AddressAnswer   there are records; or, with none, the name has no such data (RFC 2308 §2.2)
+    MxAnswer, AddressAnswer,  there are records; or, with none, the name has no such data
+    TxtAnswer                 (RFC 2308 §2.2)
     NoSuchName                NXDOMAIN, or a name that cannot exist: permanent
     Unanswered                SERVFAIL, a timeout, nonsense: nothing is known. Temporary, and never
                               a reason to use another kind of record instead (RFC 5321 §5.1)
@@ -24,6 +25,8 @@ __all__ = [
     "MxRecord",
     "NoSuchName",
     "Resolver",
+    "TxtAnswer",
+    "TxtLookup",
     "Unanswered",
 ]
 
@@ -55,6 +58,15 @@ class AddressAnswer:
 
 
 @dataclass(frozen=True, slots=True)
+class TxtAnswer:
+    """The TXT records of a name, the strings of each joined; none: it has no such data."""
+
+    texts: tuple[bytes, ...]
+    expires: float = inf
+    authenticated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class NoSuchName:
     """The name does not exist, or cannot. `reason` completes "example.net …"."""
 
@@ -72,13 +84,17 @@ class Unanswered:
 
 MxLookup = MxAnswer | NoSuchName | Unanswered
 AddressLookup = AddressAnswer | NoSuchName | Unanswered
+TxtLookup = TxtAnswer | NoSuchName | Unanswered
 
 
 class Resolver(Protocol):
-    """Who answers. Neither method raises for anything that a domain or a name server does."""
+    """Who answers. No method raises for anything that a domain or a name server does."""
 
     async def mx(self, domain: str) -> MxLookup:
         """The MX records of a domain."""
 
     async def addresses(self, host: str) -> AddressLookup:
         """The A and AAAA records of a host, aliases followed."""
+
+    async def txt(self, name: str, *, anew: bool = False) -> TxtLookup:
+        """The TXT records of a name, aliases followed; `anew`: asked for although an answer is kept."""

@@ -53,6 +53,8 @@ from relay.route.answers import (
     MxLookup,
     MxRecord,
     NoSuchName,
+    TxtAnswer,
+    TxtLookup,
     Unanswered,
 )
 from relay.route.cache import ExpiringCache
@@ -106,16 +108,17 @@ class ResolverOptions:
 
 @dataclass(frozen=True, slots=True)
 class _Records:
-    """The records of one name and type: addresses, or MX records."""
+    """The records of one name and type: addresses, MX records or texts."""
 
     addresses: tuple[str, ...]
     expires: float
     authenticated: bool
     mx: tuple[MxRecord, ...] = ()
+    texts: tuple[bytes, ...] = ()
 
     @property
     def weight(self) -> int:
-        return 1 + len(self.addresses) + len(self.mx)
+        return 1 + len(self.addresses) + len(self.mx) + len(self.texts)
 
 
 _Lookup = _Records | NoSuchName | Unanswered
@@ -162,6 +165,13 @@ class DnsResolver:
             for task in tasks:
                 task.cancel()
 
+    async def txt(self, name: str, *, anew: bool = False) -> TxtLookup:
+        """The TXT records of a name."""
+        found = await self._lookup(name, "TXT", anew=anew)
+        if isinstance(found, _Records):
+            return TxtAnswer(found.texts, found.expires, found.authenticated)
+        return found
+
     async def close(self) -> None:
         """Give up what is under way."""
         tasks = list(self._under_way.values())
@@ -169,9 +179,9 @@ class DnsResolver:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _lookup(self, name: str, rdtype: str) -> _Lookup:
+    async def _lookup(self, name: str, rdtype: str, *, anew: bool = False) -> _Lookup:
         key = f"{rdtype} {name}"
-        cached = self._cache.get(key, now=self._clock())
+        cached = None if anew else self._cache.get(key, now=self._clock())
         if cached is not None:
             return cached
         task = self._under_way.get(key)
@@ -233,6 +243,9 @@ class DnsResolver:
             mx = sorted(answer.rrset, key=lambda record: record.preference)[:_RECORDS_OF_ONE_NAME]
             records = tuple(MxRecord(record.preference, _text(record.exchange)) for record in mx)
             return _Records((), expires, authenticated, records)
+        if answer.rdtype == dns.rdatatype.TXT:
+            texts = [b"".join(record.strings) for record in answer.rrset][:_RECORDS_OF_ONE_NAME]
+            return _Records((), expires, authenticated, texts=tuple(texts))
         addresses = [record.address for record in answer.rrset]
         return _Records(tuple(addresses[:_RECORDS_OF_ONE_NAME]), expires, authenticated)
 

@@ -31,6 +31,7 @@ __all__ = [
     "Policy",
     "PolicyError",
     "StsMode",
+    "is_backing_off",
     "is_pattern",
     "matches",
     "parse_policy",
@@ -44,12 +45,13 @@ __all__ = [
 
 MAX_POLICY_BYTES = 64 * 1024
 """RFC 8461 §3.3 suggests it."""
-LONGEST_MAX_AGE = timedelta(seconds=31_557_600)
+_LONGEST_MAX_AGE = timedelta(seconds=31_557_600)
 """RFC 8461 §3.2: about a year."""
 BACK_OFF = timedelta(minutes=5)
 """RFC 8461 §3.3: between a fetch that failed and the next."""
-REFRESH = timedelta(days=1)
+_REFRESH = timedelta(days=1)
 """RFC 8461 §3.3: a policy is refetched once a day although its id is the same."""
+_SHORTEST_REFRESH = timedelta(hours=1)
 
 _RECORD_BEGINS = b"v=STSv1;"
 _LONGEST_ID = 32
@@ -204,7 +206,7 @@ def _max_age(digits: str) -> timedelta:
         raise InvalidPolicy("the policy has no max_age in seconds")
     # Eleven digits are more than the longest already; a number of thousands is not computed.
     seconds = int(digits.lstrip("0")[:11] or "0")
-    return min(timedelta(seconds=seconds), LONGEST_MAX_AGE)
+    return min(timedelta(seconds=seconds), _LONGEST_MAX_AGE)
 
 
 def _patterns(values: Iterable[str]) -> Iterator[str]:
@@ -257,10 +259,11 @@ def is_backing_off(failed: datetime | None, *, now: datetime) -> bool:
     return failed is not None and failed <= now < failed + BACK_OFF
 
 
-def refresh_due(fetched: datetime, *, jitter: float) -> datetime:
-    """When a policy is to be fetched again in the background; `jitter` from 0 to 1.
+def refresh_due(expires: datetime, *, now: datetime, jitter: float) -> datetime:
+    """When a policy that was just tried is fetched again in the background; `jitter` from 0 to 1.
 
-    At a random moment of the day that begins half a day after the fetch, so that policies which were
-    fetched together are not fetched together for ever.
+    At a random moment between half a day and a day from now, so that policies which were fetched together
+    are not fetched together for ever; before the policy expires, unless that is within an hour.
     """
-    return fetched + REFRESH * (0.5 + jitter)
+    within = max(_SHORTEST_REFRESH, min(_REFRESH, expires - now))
+    return now + within * (0.5 + jitter / 2)

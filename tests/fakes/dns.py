@@ -20,6 +20,8 @@ from relay.route.answers import (
     MxLookup,
     MxRecord,
     NoSuchName,
+    TxtAnswer,
+    TxtLookup,
     Unanswered,
 )
 
@@ -32,6 +34,7 @@ class FakeDns:
 
     mx_records: Mapping[str, Sequence[tuple[int, str]] | MxLookup] = field(default_factory=dict)
     hosts: Mapping[str, Sequence[str] | AddressLookup] = field(default_factory=dict)
+    texts: Mapping[str, Sequence[bytes] | TxtLookup] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
 
     async def mx(self, domain: str) -> MxLookup:
@@ -49,3 +52,10 @@ class FakeDns:
         if isinstance(found, (AddressAnswer, NoSuchName, Unanswered)):
             return found
         return NoSuchName() if found is None else AddressAnswer(tuple(found))
+
+    async def txt(self, name: str, *, anew: bool = False) -> TxtLookup:
+        self.asked.append(f"TXT {name}{' anew' if anew else ''}")
+        found = self.texts.get(name)
+        if isinstance(found, (TxtAnswer, NoSuchName, Unanswered)):
+            return found
+        return NoSuchName() if found is None else TxtAnswer(tuple(found))

@@ -94,6 +94,35 @@ async def test_the_reason_names_what_the_server_said(server, resolver):
     assert (await resolver.mx("broken.example")).reason == f"SERVFAIL from 127.0.0.1@{server.port}"
 
 
+async def test_the_strings_of_a_txt_record_are_joined(server, resolver):
+    texts = ('"v=STSv1; " "id=1;"', '"another"')
+    server.set("_mta-sts.example.net", "TXT", Answer(texts, 300))
+    answer = await resolver.txt("_mta-sts.example.net")
+    assert sorted(answer.texts) == [b"another", b"v=STSv1; id=1;"]
+
+
+async def test_an_alias_of_a_txt_record_is_followed(server, resolver):
+    server.cname("_mta-sts.example.net", "_mta-sts.provider.example")
+    server.txt("_mta-sts.provider.example", "v=STSv1; id=1;")
+    assert (await resolver.txt("_mta-sts.example.net")).texts == (b"v=STSv1; id=1;",)
+
+
+async def test_a_txt_record_is_asked_for_anew_though_its_answer_is_kept(server, resolver):
+    server.txt("_mta-sts.example.net", "v=STSv1; id=1;")
+    await resolver.txt("_mta-sts.example.net")
+    server.txt("_mta-sts.example.net", "v=STSv1; id=2;")
+    assert (await resolver.txt("_mta-sts.example.net")).texts == (b"v=STSv1; id=1;",)
+    assert (await resolver.txt("_mta-sts.example.net", anew=True)).texts == (b"v=STSv1; id=2;",)
+    assert (await resolver.txt("_mta-sts.example.net")).texts == (b"v=STSv1; id=2;",)
+
+
+@pytest.mark.parametrize("fault", [Fault.SERVFAIL, Fault.DROP])
+async def test_a_txt_lookup_that_fails_has_said_nothing(server, hasty, fault):
+    server.txt("_mta-sts.example.net", "v=STSv1; id=1;")
+    server.fail("_mta-sts.example.net", "TXT", fault)
+    assert isinstance(await hasty.txt("_mta-sts.example.net"), Unanswered)
+
+
 async def test_a_name_that_does_not_exist_is_known_not_to(resolver):
     assert isinstance(await resolver.mx("nowhere.example"), NoSuchName)
     assert isinstance(await resolver.addresses("nowhere.example"), NoSuchName)
