@@ -45,7 +45,7 @@ from relay.deliver.framing import MAX_REPLY_BYTES, DotStuffing, Garbled, ReplyRe
 from relay.deliver.options import Timeouts
 from relay.deliver.tls import Resumption, carrying
 from relay.deliver.transaction import NO_EXTENSIONS, Extensions, Transaction, is_clean
-from relay.mail.outcome import Downgrade, HopSession
+from relay.mail.outcome import Downgrade, HopSession, VerifiedBy
 from relay.mail.reply import Reply
 from relay.route.next_hop import Credentials, Host
 from relay.route.security import Situation
@@ -111,7 +111,7 @@ class Connection:
         self.resumption = resumption
         self.must_encrypt = False
         self.offers = NO_EXTENSIONS
-        self.hop = HopSession(host.name, host.address, tls=False, certificate_verified=False)
+        self.hop = HopSession(host.name, host.address)
         self.opened_at = 0.0
         self.messages = 0
         self.was_cancelled = False
@@ -469,10 +469,9 @@ class Connection:
         self.hop = replace(
             self.hop,
             tls=True,
-            certificate_verified=verified,
             tls_version=session.version(),
             tls_cipher=cipher[0] if cipher else None,
-            verified_by="pkix" if verified else None,
+            verified_by=VerifiedBy.PKIX if verified else None,
         )
 
 

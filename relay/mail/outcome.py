@@ -12,15 +12,22 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 __all__ = [
+    "NO_POLICY",
     "Bounced",
     "Code",
     "Deferred",
     "Delivered",
     "Downgrade",
     "DowngradeReason",
+    "HopPolicy",
     "HopSession",
     "Level",
     "Outcome",
+    "PolicyMode",
+    "PolicyResult",
+    "PolicyType",
+    "VerifiedBy",
+    "Waived",
 ]
 
 
@@ -50,25 +57,94 @@ class Downgrade:
     error: str
 
 
+class VerifiedBy(StrEnum):
+    """What a host's certificate was checked against and found good by."""
+
+    PKIX = "pkix"
+    """A chain to a trusted root, in date, and the host's name (RFC 9525 §6.3)."""
+    DANE_EE = "dane-ee"
+    DANE_TA = "dane-ta"
+    """A TLSA record of the host (RFC 7672 §3.1)."""
+
+
+class PolicyType(StrEnum):
+    """Which kind of policy of the recipient's domain judged a host (RFC 8460 §4.4, policy-type)."""
+
+    TLSA = "tlsa"
+    STS = "sts"
+    NONE = "no-policy-found"
+
+
+class PolicyMode(StrEnum):
+    """What a policy asks for, our own configuration considered."""
+
+    ENFORCE = "enforce"
+    TESTING = "testing"
+    NONE = "none"
+
+
+class PolicyResult(StrEnum):
+    """What was wrong with a host, or with the policy itself (RFC 8460 §4.3)."""
+
+    STARTTLS_NOT_SUPPORTED = "starttls-not-supported"
+    HOST_MISMATCH = "certificate-host-mismatch"
+    EXPIRED = "certificate-expired"
+    NOT_TRUSTED = "certificate-not-trusted"
+    VALIDATION_FAILURE = "validation-failure"
+    TLSA_INVALID = "tlsa-invalid"
+    DNSSEC_INVALID = "dnssec-invalid"
+    STS_FETCH_ERROR = "sts-policy-fetch-error"
+    STS_INVALID = "sts-policy-invalid"
+    STS_WEBPKI_INVALID = "sts-webpki-invalid"
+
+
+class Waived(StrEnum):
+    """Who said that the recipient's policy is not looked at."""
+
+    DESTINATION = "destination"
+    """A rule of the operator's for this domain."""
+
+
+@dataclass(frozen=True, slots=True)
+class HopPolicy:
+    """What the recipient's domain asked of a host, and what came of it.
+
+    `mx_secure`: the host's name came by a signed answer, or from the operator.
+    """
+
+    type: PolicyType = PolicyType.NONE
+    mode: PolicyMode | None = None
+    result: PolicyResult | None = None
+    mx_secure: bool = False
+    waived: Waived | None = None
+
+
+NO_POLICY = HopPolicy()
+
+
 @dataclass(frozen=True, slots=True)
 class HopSession:
     """One SMTP session with a mail host, as far as it decided an outcome.
 
-    `tls` and `certificate_verified` describe the session the outcome came from.
-    `verified_by` is "pkix" (or later "dane-…") where the certificate was checked and
-    good, else None. `seconds` runs from the start of the connect to the reply.
+    `tls` and `verified_by` describe the session the outcome came from; None where the certificate
+    was not looked at, or was not good. `seconds` runs from the start of the connect to the reply.
     """
 
     mx_host: str
     mx_ip: str
-    tls: bool
-    certificate_verified: bool
+    tls: bool = False
     tls_version: str | None = None
     tls_cipher: str | None = None
-    verified_by: str | None = None
+    verified_by: VerifiedBy | None = None
     downgrade: Downgrade | None = None
     utf8: bool = False
     seconds: float = 0.0
+    policy: HopPolicy = NO_POLICY
+
+    @property
+    def certificate_verified(self) -> bool:
+        """Whether the certificate was looked at, and good."""
+        return self.verified_by is not None
 
 
 class Code:
@@ -87,6 +163,7 @@ class _Result:
     """`code`: the reply code that decided, or one of `Code`. `status`: enhanced (RFC 3463).
     `message`: the peer's text, as it came. `description`: our sentence for a person.
     `session`: None when none took place. `hosts`: one line for each host tried before.
+    `policy`: of the host that decided, where there was no session with it.
     """
 
     status: str
@@ -95,6 +172,7 @@ class _Result:
     description: str = ""
     session: HopSession | None = None
     hosts: tuple[str, ...] = ()
+    policy: HopPolicy | None = None
 
 
 @dataclass(frozen=True, slots=True)

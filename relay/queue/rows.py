@@ -232,7 +232,7 @@ def owed_change(recipient: QueuedRecipient, data: str, *, is_done: bool = True) 
             in_doubt,
             *_,
         ) = of_json(data)
-        session = None if host is None else HopSession(_text(host[0]), _text(host[1]), False, False)
+        session = None if host is None else HopSession(_text(host[0]), _text(host[1]))
         facts = (_text(own_status), int(own_code), _text(message), _text(description), session)
         outcome: Outcome
         match recipient.state:

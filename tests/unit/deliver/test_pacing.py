@@ -18,7 +18,7 @@ NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
 SCHEDULE = RetrySchedule(waits=(5 * MINUTE, 10 * MINUTE, 240 * MINUTE))
 SILENCE = Deferred("4.4.1", Code.NO_CONNECTION, "", "mx.b.example [192.0.2.1]: timed out")
-SESSION = HopSession("mx.b.example", "192.0.2.1", tls=False, certificate_verified=False)
+SESSION = HopSession("mx.b.example", "192.0.2.1", tls=False)
 
 
 def silent(pace: Pace, *, at: datetime = NOW, begun: datetime | None = None) -> Pace:

@@ -13,7 +13,7 @@ import pytest
 
 from relay.deliver.options import DeliveryOptions
 from relay.deliver.scheduler import Scheduler
-from relay.mail.outcome import Bounced, Code, Deferred, Delivered, HopSession, Outcome
+from relay.mail.outcome import Bounced, Code, Deferred, Delivered, HopSession, Outcome, VerifiedBy
 from relay.policy.rules import PolicyRules, TlsRule
 from relay.policy.settings import Setting, Source, TlsSettings
 from relay.queue.entry import Entry, State
@@ -21,7 +21,7 @@ from relay.queue.retry import RetrySchedule
 from relay.queue.store import Store
 from tests.fakes.queue import CONTENT, DISK_TROUBLE, MemoryQueue
 
-SESSION = HopSession("mx.b.example", "192.0.2.1", tls=True, certificate_verified=True)
+SESSION = HopSession("mx.b.example", "192.0.2.1", tls=True, verified_by=VerifiedBy.PKIX)
 OK: Outcome = Delivered("2.0.0", 250, "OK", session=SESSION)
 BUSY: Outcome = Deferred("4.2.1", 450, "busy", session=SESSION)
 NOBODY: Outcome = Bounced("5.1.1", 550, "no such user", session=SESSION)

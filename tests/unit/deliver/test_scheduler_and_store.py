@@ -14,7 +14,7 @@ import pytest
 from relay.deliver.options import DeliveryOptions
 from relay.deliver.scheduler import Scheduler
 from relay.mail.address import domain_of
-from relay.mail.outcome import Bounced, Code, Deferred, Delivered, HopSession, Outcome
+from relay.mail.outcome import Bounced, Code, Deferred, Delivered, HopSession, Outcome, VerifiedBy
 from relay.policy.rules import DestinationRule, PolicyRules, TlsRule
 from relay.queue.entry import Entry, MessageSummary, QueuedMessage, QueuedRecipient, State
 from relay.queue.handoff import HandOffLimits
@@ -24,7 +24,7 @@ from relay.queue.sqlite.store import SqliteStore
 from relay.queue.store import NewMessage, QueueFilter
 from tests.fakes.queue import CONTENT, DEFAULTS
 
-SESSION = HopSession("mx.b.example", "192.0.2.1", tls=True, certificate_verified=True)
+SESSION = HopSession("mx.b.example", "192.0.2.1", tls=True, verified_by=VerifiedBy.PKIX)
 OK = Delivered("2.0.0", 250, "OK", session=SESSION)
 BUSY = Deferred("4.2.1", 450, "busy", session=SESSION)
 NOBODY = Bounced("5.1.1", 550, "no such user", session=SESSION)

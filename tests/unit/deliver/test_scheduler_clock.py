@@ -15,7 +15,7 @@ import pytest
 
 from relay.deliver.options import DeliveryOptions
 from relay.deliver.scheduler import Scheduler
-from relay.mail.outcome import Code, Deferred, HopSession
+from relay.mail.outcome import Code, Deferred, HopSession, VerifiedBy
 from relay.policy.rules import PolicyRules
 from relay.queue.entry import State, Terms
 from relay.queue.retry import RetrySchedule
@@ -23,7 +23,7 @@ from relay.queue.sqlite import SqliteStore
 from relay.queue.sqlite.disk import DATABASE
 from tests.fakes.queued import new_message
 
-SESSION = HopSession("mx.b.example", "192.0.2.1", tls=True, certificate_verified=True)
+SESSION = HopSession("mx.b.example", "192.0.2.1", tls=True, verified_by=VerifiedBy.PKIX)
 BUSY = Deferred("4.2.1", 450, "busy", session=SESSION)
 SILENCE = Deferred("4.4.1", Code.NO_CONNECTION, "", "mx.b.example [192.0.2.9]: timed out")
 MONTH = timedelta(days=30)

@@ -16,7 +16,7 @@ from relay.deliver.options import DeliveryOptions
 from relay.deliver.scheduler import Scheduler
 from relay.mail.address import domain_of
 from relay.mail.envelope import Notify
-from relay.mail.outcome import Bounced, Code, Deferred, Delivered, HopSession
+from relay.mail.outcome import Bounced, Code, Deferred, Delivered, HopSession, VerifiedBy
 from relay.policy.rules import PolicyRules
 from relay.policy.settings import Setting, Source, TlsSettings
 from relay.queue.entry import Entry, MessageSummary, QueuedMessage, QueuedRecipient
@@ -27,7 +27,7 @@ from relay.queue.sqlite.store import SqliteStore
 from relay.queue.store import NewMessage, QueueFilter
 from tests.fakes.queue import CONTENT, DEFAULTS
 
-SESSION = HopSession("mx.b.example", "192.0.2.1", tls=True, certificate_verified=True)
+SESSION = HopSession("mx.b.example", "192.0.2.1", tls=True, verified_by=VerifiedBy.PKIX)
 OK = Delivered("2.0.0", 250, "OK", session=SESSION)
 NOBODY = Bounced("5.1.1", 550, "no such user", session=SESSION)
 BUSY = Deferred("4.2.1", 450, "busy", session=SESSION)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.mail.envelope import Notify
-from relay.mail.outcome import Bounced, Deferred, Delivered, HopSession
+from relay.mail.outcome import Bounced, Deferred, Delivered, HopSession, VerifiedBy
 from relay.policy.settings import Setting, Source, TlsSettings
 from relay.queue.entry import (
     Entry,
@@ -29,7 +29,7 @@ OFF = Setting(False, Source.DEFAULT)
 ON = Setting(True, Source.MESSAGE)
 PLAIN = TlsSettings(OFF, OFF)
 SESSION = HopSession(
-    "mx.example.net", "192.0.2.1", tls=True, certificate_verified=True, seconds=30.0
+    "mx.example.net", "192.0.2.1", tls=True, verified_by=VerifiedBy.PKIX, seconds=30.0
 )
 
 OK = Delivered("2.0.0", 250, "2.0.0 OK", session=SESSION)

@@ -223,7 +223,7 @@ async def test_a_debt_is_paid_once(store):
 async def test_a_debt_survives_and_is_as_it_was(tmp_path):
     said = Bounced(
         "5.1.1", 550, "no such user\nreally", "mx.one.example refused", hosts=("mx2.one.example: busy",),
-        session=HopSession("mx.one.example", "192.0.2.1", tls=False, certificate_verified=False),
+        session=HopSession("mx.one.example", "192.0.2.1", tls=False),
     )  # fmt: skip
     store = await SqliteStore.open(tmp_path, now=NOW)
     one, two, three = await entries_of(store, "a@one.example", "b@two.example", "c@three.example")

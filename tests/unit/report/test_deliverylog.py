@@ -16,6 +16,7 @@ from relay.mail.outcome import (
     DowngradeReason,
     HopSession,
     Level,
+    VerifiedBy,
 )
 from relay.policy.settings import Setting, Source, TlsSettings
 from relay.queue.entry import Entry, LastAttempt, MessageSummary, QueuedMessage, QueuedRecipient
@@ -30,10 +31,9 @@ SESSION = HopSession(
     "mx1.example.net",
     "192.0.2.7",
     tls=True,
-    certificate_verified=True,
     tls_version="TLSv1.3",
     tls_cipher="TLS_AES_256_GCM_SHA384",
-    verified_by="pkix",
+    verified_by=VerifiedBy.PKIX,
     seconds=0.4371,
 )
 MESSAGE = QueuedMessage(
@@ -49,7 +49,6 @@ CLEAR = HopSession(
     "mx1.example.net",
     "192.0.2.7",
     tls=False,
-    certificate_verified=False,
     downgrade=Downgrade(Level.VERIFIED, DowngradeReason.UNVERIFIED, "certificate has expired"),
 )
 

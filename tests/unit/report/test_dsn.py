@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.mail.envelope import Notify, Ret
-from relay.mail.outcome import Bounced, Deferred, Delivered, HopSession
+from relay.mail.outcome import Bounced, Deferred, Delivered, HopSession, VerifiedBy
 from relay.policy.settings import Setting, Source, TlsSettings
 from relay.queue.entry import Entry, MessageSummary, QueuedMessage, QueuedRecipient
 from relay.queue.retry import RetrySchedule
@@ -22,7 +22,7 @@ NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 PLAIN = TlsSettings(Setting(False, Source.DEFAULT), Setting(False, Source.DEFAULT))
 TLS = TlsSettings(Setting(True, Source.MESSAGE), Setting(False, Source.DEFAULT))
-SESSION = HopSession("mx.example.net", "192.0.2.7", tls=True, certificate_verified=True)
+SESSION = HopSession("mx.example.net", "192.0.2.7", tls=True, verified_by=VerifiedBy.PKIX)
 UNKNOWN = Bounced("5.1.1", 550, "5.1.1 no such user\nreally", session=SESSION)
 BUSY = Deferred("4.2.1", 450, "4.2.1 busy", session=SESSION)
 HEADER = b"Message-ID: <1@example.com>\r\nFrom: a@example.com\r\nSubject: Hello\r\n"

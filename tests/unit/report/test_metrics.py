@@ -18,6 +18,7 @@ from relay.mail.outcome import (
     DowngradeReason,
     HopSession,
     Level,
+    VerifiedBy,
 )
 from relay.queue.retry import RetrySchedule
 from relay.queue.settle import Settlement, settle
@@ -25,13 +26,12 @@ from relay.report.metrics import Metrics, Snapshot
 from tests.fakes.mail import ARRIVED, entry
 
 VERIFIED = HopSession(
-    "mx1.dest.example", "192.0.2.7", tls=True, certificate_verified=True, seconds=0.2
+    "mx1.dest.example", "192.0.2.7", tls=True, verified_by=VerifiedBy.PKIX, seconds=0.2
 )
 IN_CLEAR = HopSession(
     "mx1.dest.example",
     "192.0.2.7",
     tls=False,
-    certificate_verified=False,
     downgrade=Downgrade(Level.ENCRYPTED, DowngradeReason.HANDSHAKE_FAILED, "no\nreason"),
     seconds=3,
 )
