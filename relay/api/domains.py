@@ -36,7 +36,7 @@ async def get_domain(api: Api, request: web.Request) -> web.Response:
 
 
 async def set_domain(api: Api, request: web.Request) -> web.Response:
-    """Set one or both, at their newer place; other fields of a domain are passed over."""
+    """Set one or both, at their newer place."""
     domain = _domain(api, request)
     await _set(api, domain, read_settings(await read_form(request), needed=False))
     return _one(api, domain, message="Domain has been updated")

@@ -27,6 +27,7 @@ _OPTIONS: Mapping[str, Any] = {
     "o:require-tls": Truth,
     "o:skip-verification": Truth,
     "o:testmode": Truth,
+    "o:dkim": Truth,
     "o:deliverytime": str,
     "o:deliver-within": str,
     "o:tag": list[str],
@@ -72,11 +73,19 @@ _MESSAGE_FORM: Mapping[str, Any] = {
     "subject": str,
     "text": str,
     "html": str,
+    "amp-html": str,
     "attachment": list[bytes],
     "inline": list[bytes],
     **_OPTIONS,
 }
-_MIME_FORM: Mapping[str, Any] = {"to": list[str], "message": bytes, **_OPTIONS}
+_MIME_FORM: Mapping[str, Any] = {
+    "to": list[str],
+    "cc": list[str],
+    "bcc": list[str],
+    "from": str,
+    "message": bytes,
+    **_OPTIONS,
+}
 _SETTINGS_FORM: Mapping[str, Any] = {"require_tls": Truth, "skip_verification": Truth}
 _WEBHOOK_KIND = Literal["accepted", "delivered", "temporary_fail", "permanent_fail"]
 _EVENT_QUERY: Mapping[str, Any] = {

@@ -9,6 +9,7 @@ from aiohttp import web
 
 from relay.api.mailgun import ApiError, sending_domain
 from relay.api.mailgun_events import EventQuery, item_of, links, read_query
+from relay.api.mailgun_form import shown
 from relay.api.state import Api, answer
 from relay.queue.store import SearchTooLong, StoredEvent
 
@@ -22,7 +23,7 @@ async def list_events(api: Api, request: web.Request) -> web.Response:
     """A page of the events of mail from a domain."""
     domain = sending_domain(request.match_info["domain"], api.options().domains)
     token = request.match_info.get("page", "")
-    query = read_query(dict(request.query), domain=domain, token=token)
+    query = read_query(_parameters(request), domain=domain, token=token)
     found = await _look(api, query)
     following, preceding = links(query, found)
     base = f"{request.scheme}://{request.host}/v3/{domain}/events"
@@ -38,6 +39,14 @@ async def list_events(api: Api, request: web.Request) -> web.Response:
             },
         }
     )
+
+
+def _parameters(request: web.Request) -> dict[str, str]:
+    """The parameters of the query; one that is there twice is two questions, and not answered."""
+    for name in request.query:
+        if len(set(request.query.getall(name))) > 1:
+            raise ApiError(400, f"{shown(name)} is there more than once")
+    return dict(request.query)
 
 
 async def _look(api: Api, query: EventQuery) -> list[StoredEvent]:

@@ -8,18 +8,25 @@ from __future__ import annotations
 
 from typing import Any
 
-from relay.api.mailgun import ApiError, Form
+from relay.api.mailgun_form import ApiError, Form, shown
 from relay.policy.fields import truth_of
 from relay.policy.settings import TlsSettings
 from relay.queue.desk import DomainSettings
 
 __all__ = ["as_connection", "as_domain", "as_updated", "read_settings"]
 
+_SETTINGS = frozenset({"require_tls", "skip_verification", "require-tls", "skip-verification"})
+_IGNORED = frozenset({"spam_action", "web_prefix", "web_scheme", "wildcard"})
+"""Of what Mailgun knows of a domain: about tracking links and mail that comes in."""
+
 _UPDATED = "Domain connection settings have been updated, may take 10 minutes to fully propagate"
 
 
 def read_settings(form: Form, *, needed: bool) -> DomainSettings:
-    """What a form sets. `needed`: one of the two has to be there."""
+    """What a form sets. `needed`: one of the two has to be there, and nothing else."""
+    for name, _ in form.fields:
+        if name not in _SETTINGS and (needed or name not in _IGNORED):
+            raise ApiError(400, f"{shown(name)} parameter is not supported by this relay")
     settings = DomainSettings(_truth(form, "require_tls"), _truth(form, "skip_verification"))
     if needed and settings == DomainSettings():
         raise ApiError(400, "require_tls or skip_verification parameter is missing")

@@ -7,6 +7,11 @@ and by the parameters of the query, so each link has its token in both.
 `begin` is where the search begins and `end` where it ends, whichever is later in time; without
 either it goes back from now. At the end of the events `next` is an empty page, which is asked for
 again until there is something new: so one follows the log.
+
+A filter is a word or a "phrase in quotes". What a filter expression says is answered exactly or not
+at all: `event` takes `a OR b` and `NOT a`; `from`, `to`, `subject` (a part of the text, in any case)
+and `tags` take `a AND b`. Any other expression, and any parameter that is none of these, is a 400
+with its name.
 """
 
 from __future__ import annotations
@@ -18,10 +23,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
 
-from relay.api.mailgun import ApiError
+from relay.api.mailgun_form import ApiError, shown
+from relay.mail.dates import read_date
 from relay.queue.store import EventFilter, StoredEvent
 
 __all__ = ["EventQuery", "item_of", "links", "read_query"]
@@ -32,7 +37,28 @@ _FARTHEST = 1 << 4096
 """Positions are the store's numbers; that of several queues has a part for each of them."""
 
 _TOLD = {"from": "from", "to": "to", "subject": "subject", "severity": "severity", "tags": "tag"}
-_OPERATORS = re.compile(r"\s+(?:OR|or|AND|and)\s+")
+_PARAMETERS = frozenset(
+    {
+        "begin",
+        "end",
+        "ascending",
+        "limit",
+        "page",
+        "pretty",
+        "event",
+        "recipient",
+        "message-id",
+        *_TOLD,
+    }
+)
+"""`pretty` asks for an answer with line breaks: the values are the same."""
+
+_EVENTS = frozenset({"accepted", "delivered", "failed"})
+"""All that the delivery log has."""
+
+_SEVERITIES = frozenset({"temporary", "permanent"})
+_PHRASE = re.compile(r'"[^"]*"')
+_TERMS = re.compile(r'"([^"]*)"|([()])|([^\s()"]+)')
 _EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -99,6 +125,9 @@ def item_of(line: str) -> dict[str, Any]:
 
 
 def _of_parameters(parameters: Mapping[str, str], domain: str) -> EventQuery:
+    unknown = sorted(parameters.keys() - _PARAMETERS)
+    if unknown:
+        raise ApiError(400, f"{shown(unknown[0])} is not a filter of these events")
     begin, end = _time(parameters, "begin"), _time(parameters, "end")
     ascending = _direction(parameters.get("ascending"), begin, end)
     low, high = (begin, end) if ascending else (end, begin)
@@ -107,7 +136,7 @@ def _of_parameters(parameters: Mapping[str, str], domain: str) -> EventQuery:
             begin=low,
             end=high,
             names=_names(parameters.get("event", "")),
-            recipient=parameters.get("recipient", ""),
+            recipient=_one(parameters, "recipient"),
             sender_domain=domain,
             told=_told(parameters),
         ),
@@ -136,15 +165,10 @@ def _time(parameters: Mapping[str, str], name: str) -> datetime | None:
     if not text:
         return None
     try:
-        at = (
-            datetime.fromtimestamp(float(text), UTC)
-            if _is_number(text)
-            else parsedate_to_datetime(text)
-        )
-        at = at if at.tzinfo is not None else at.replace(tzinfo=UTC)
-        return max(at.astimezone(UTC), _EARLIEST)
-    except (ValueError, TypeError, IndexError, OverflowError, OSError):
+        at = datetime.fromtimestamp(float(text), UTC) if _is_number(text) else read_date(text)
+    except (ValueError, OverflowError, OSError):
         raise ApiError(400, f"{name} is neither a time in seconds nor an RFC 5322 date") from None
+    return max(at, _EARLIEST)
 
 
 def _is_number(text: str) -> bool:
@@ -152,21 +176,71 @@ def _is_number(text: str) -> bool:
 
 
 def _names(text: str) -> frozenset[str]:
-    """`failed OR delivered`: the kinds of events that are meant."""
-    return frozenset(
-        word.strip().strip('"').lower() for word in _OPERATORS.split(text) if word.strip()
-    )
+    """`failed OR delivered`, `NOT accepted`: the kinds of events that are meant."""
+    terms = _terms(text)
+    words = [term.lower() for is_word, term in terms if is_word]
+    between = [term.upper() for is_word, term in terms if not is_word]
+    alternating = [is_word for is_word, _ in terms] == [n % 2 == 0 for n in range(len(terms))]
+    if not terms:
+        return frozenset()
+    if len(terms) == 2 and between == ["NOT"] and not terms[0][0]:
+        return _EVENTS - set(words)
+    if not (alternating and len(terms) % 2 and set(between) <= {"OR"}):
+        raise _not_understood("event", text)
+    if not all(re.fullmatch(r"[a-z_]+", word) for word in words):
+        raise _not_understood("event", text)
+    return frozenset(words)
 
 
 def _told(parameters: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     told = [
-        (field, parameters[name].strip('"'))
+        (field, value)
         for name, field in _TOLD.items()
-        if parameters.get(name)
+        for value in _all_of(name, parameters.get(name, ""))
     ]
-    if parameters.get("message-id"):
-        told.append(("message-id", parameters["message-id"].strip("<>")))
-    return tuple(told)
+    severities = {value for field, value in told if field == "severity"}
+    if severities - _SEVERITIES or len(severities) > 1:
+        raise ApiError(400, "severity is temporary or permanent")
+    message_id = _one(parameters, "message-id").removeprefix("<").removesuffix(">")
+    return (*told, ("message-id", message_id)) if message_id else tuple(told)
+
+
+def _all_of(name: str, text: str) -> list[str]:
+    """The values that all have to match: `a AND b`, or one, which may have blanks in it."""
+    if not text.strip():
+        return []
+    is_phrase = _PHRASE.fullmatch(text.strip()) is not None
+    parts = [text] if is_phrase else re.split(r"\s+AND\s+", text)
+    return [_phrase(name, part.strip(), text) for part in parts]
+
+
+def _phrase(name: str, part: str, text: str) -> str:
+    """A phrase, in quotes or without an operator in it."""
+    if _PHRASE.fullmatch(part):
+        return part[1:-1]
+    if not part or '"' in part or not all(is_word for is_word, _ in _terms(part)):
+        raise _not_understood(name, text)
+    return part
+
+
+def _one(parameters: Mapping[str, str], name: str) -> str:
+    """A value that is compared as a whole."""
+    text = parameters.get(name, "").strip()
+    if re.search(r"[\s,]", text) and not re.fullmatch(r'"[^"]*"@?\S*', text):
+        raise _not_understood(name, text)
+    return text[1:-1] if _PHRASE.fullmatch(text) else text
+
+
+def _terms(text: str) -> list[tuple[bool, str]]:
+    """The terms of an expression, each with whether it is a word (or a phrase) and no operator."""
+    found = []
+    for phrase, bracket, word in _TERMS.findall(text):
+        found.append((not bracket and word not in ("AND", "OR", "NOT"), phrase or bracket or word))
+    return found
+
+
+def _not_understood(name: str, text: str) -> ApiError:
+    return ApiError(400, f"{name}: this filter is not understood: {shown(text)}")
 
 
 def _limit(text: str | None) -> int:

@@ -9,47 +9,44 @@
           the inline parts
       the attachments
 
-Bodies are in 7-bit encodings, so that no host on the way has to convert them. Display names,
-subjects and other text beyond ASCII become encoded words (RFC 2047), addresses beyond ASCII
-stay UTF-8 (RFC 6532), for hosts that take them. Bcc is never written. The package composes the
-body; the top header is written here, address by address, since its own folding of address
-lists has been wrong in more than one release.
+Bodies are in 7-bit encodings, so that no host on the way has to convert them; only a message
+attached as `message/rfc822` is in none (RFC 2046 §5.2.1), and may have 8-bit characters. The
+email package composes the body, `mailgun_header` the header section on top of it.
+
+A file keeps the type its client gave it, with its parameters (`text/calendar; method=REQUEST`).
+Without one its name says what it is. What cannot be a part of its type goes as
+`application/octet-stream`: `multipart/*`, and a `message/*` that would have to be encoded.
+
+An inline part's Content-ID is its file name, as it is: `<img src="cid:my logo (1).png">`. A name
+beyond ASCII cannot stand in a Content-ID: it gets another, in the part and in the html.
 """
 
 from __future__ import annotations
 
 import email.policy
+import mimetypes
 import re
+import secrets
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
-from email.header import Header
 from email.message import EmailMessage
-from email.utils import format_datetime
 from urllib.parse import quote
 
-from relay.api.mailgun import ApiError, File, Form, Mailbox, header_fields, mailboxes
-from relay.mail.header import iter_fields, unfold
+from relay.api.mailgun_form import ApiError, File, Form, shown
+from relay.api.mailgun_header import header_section
 
-__all__ = ["author_of", "compose", "normalise_mime", "own_message_id"]
+__all__ = ["compose", "normalise_mime"]
 
 _POLICY = email.policy.SMTP.clone(cte_type="7bit")
-_ADDRESS_FIELDS = ("to", "cc", "reply-to", "sender")
+_HEADER_POLICY = _POLICY.clone(cte_type="8bit", max_line_length=990)
+"""For the fields of parts: a Content-ID folded in its middle would no longer be what its URL says."""
+
 _MEDIA_TYPE = re.compile(r"([A-Za-z0-9!#$&^_.+-]{1,64})/([A-Za-z0-9!#$&^_.+-]{1,64})")
-_CHARSET = re.compile(r";\s*charset=\"?([A-Za-z0-9_.:-]{1,40})\"?", re.IGNORECASE)
-_ATOMS = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~ -]*")
-_MESSAGE_ID = re.compile(r"<[!-;=?A-~]{1,400}@[!-;=?A-~]{1,400}>")
 _BARE_CR = re.compile(rb"\r(?!\n)")
-_LINE_CHARS = 76
-
-
-def own_message_id(form: Form) -> str | None:
-    """The Message-ID a form brings along, None where it leaves that to us."""
-    for name, value in header_fields(form):
-        if name.lower() == "message-id":
-            if not _MESSAGE_ID.fullmatch(value.strip()):
-                raise ApiError(400, "h:Message-Id is not a message id")
-            return value.strip()
-    return None
+_LONGEST_LINE = 998
+_FILENAME_CHARS = 255
+_TYPES = mimetypes.MimeTypes(filenames=())
 
 
 def compose(form: Form, *, message_id: str, now: datetime) -> bytes:
@@ -57,65 +54,50 @@ def compose(form: Form, *, message_id: str, now: datetime) -> bytes:
     text, html = form.first("text"), form.first("html")
     if not (text or html):
         raise ApiError(400, "Need at least one of 'text' or 'html' parameters specified")
-    body = _body(text, form.first("amp-html"), html, form.files)
-    octets = body.as_bytes()
-    return "".join(_top(form, message_id, now)).encode() + octets
+    parts = [_named(file) for file in form.files]
+    body = _body(text, form.first("amp-html"), html, parts)
+    top = header_section(form, message_id=message_id, now=now)
+    octets = body.as_bytes(policy=_HEADER_POLICY)
+    for part in parts:
+        if part.media[0] == "message":
+            octets = octets.replace(part.token, part.content, 1)
+    return top + octets
 
 
-def _top(form: Form, message_id: str, now: datetime) -> list[str]:
-    """The header section but for the fields of MIME."""
-    own = {name.lower() for name, _ in header_fields(form)}
-    lines = [_address_line("From", mailboxes(form.first("from") or "", "from"))]
-    for name in ("To", "Cc"):
-        boxes = [box for value in form.all(name.lower()) for box in mailboxes(value, name.lower())]
-        if boxes and name.lower() not in own:
-            lines.append(_address_line(name, boxes))
-    subject = form.first("subject")
-    if subject is not None and "subject" not in own:
-        lines.append(_text_line("Subject", re.sub(r"[\r\n\0]+", " ", subject)))
-    if "date" not in own:
-        lines.append(f"Date: {format_datetime(now.replace(microsecond=0))}\r\n")
-    lines.append(f"Message-ID: {message_id}\r\n")
-    for name, value in header_fields(form):
-        if name.lower() in _ADDRESS_FIELDS:
-            lines.append(_address_line(name, mailboxes(value, f"h:{name}")))
-        elif name.lower() != "message-id":
-            lines.append(_text_line(name, value))
-    return lines
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A file as it goes into the message. `cid`: how the html calls it.
+
+    `token`: what stands in the place of an attached message while the email package, which would
+    write it anew, puts the parts together.
+    """
+
+    disposition: str
+    name: str
+    cid: str
+    media: tuple[str, str]
+    params: dict[str, str]
+    content: bytes
+    token: bytes = field(default_factory=lambda: secrets.token_hex(32).encode())
 
 
-def _address_line(name: str, boxes: Sequence[Mailbox]) -> str:
-    """An address field, one mailbox a line: no line grows with their number (RFC 5322 §2.1.1)."""
-    return f"{name}: " + ",\r\n ".join(_address(box, name) for box in boxes) + "\r\n"
-
-
-def _address(box: Mailbox, field: str) -> str:
-    if not box.name:
-        return box.address
-    if not box.name.isascii():
-        word = Header(box.name, "utf-8", maxlinelen=_LINE_CHARS, header_name=field).encode(
-            linesep="\r\n"
-        )
-        return f"{word}\r\n <{box.address}>"
-    if _ATOMS.fullmatch(box.name):
-        return f"{box.name} <{box.address}>"
-    escaped = re.sub(r'(["\\])', r"\\\1", box.name)
-    return f'"{escaped}" <{box.address}>'
-
-
-def _text_line(name: str, value: str) -> str:
-    """An unstructured field, folded; beyond ASCII in encoded words (RFC 2047 §5)."""
-    if value.isascii() and len(name) + len(value) + 2 <= _LINE_CHARS and value.isprintable():
-        return f"{name}: {value}\r\n"
-    charset = "us-ascii" if value.isascii() and value.isprintable() else "utf-8"
-    folded = Header(value, charset, maxlinelen=_LINE_CHARS, header_name=name).encode(linesep="\r\n")
-    return f"{name}: {folded}\r\n"
+def _named(file: File) -> _Part:
+    name, content = _filename(file), file.content
+    if file.content_type.lower().startswith("message/") and b"\r" not in content:
+        content = content.replace(b"\n", b"\r\n")
+    cid = name if name.isascii() else quote(name, safe=" !$&*+-=^_~.@()").replace("%", "_")
+    main, sub, params = _media_type(file.content_type, name, content)
+    return _Part(file.name, name, cid, (main, sub), params, content)
 
 
 def _body(
-    text: str | None, amp: str | None, html: str | None, files: Sequence[File]
+    text: str | None, amp: str | None, html: str | None, parts: Sequence[_Part]
 ) -> EmailMessage:
     message = EmailMessage(policy=_POLICY)
+    for part in parts:
+        if html and part.disposition == "inline" and part.cid != part.name:
+            for written in (part.name, quote(part.name)):
+                html = html.replace(f"cid:{written}", f"cid:{part.cid}")
     alternatives = [("plain", text), ("x-amp-html", amp), ("html", html)]
     for subtype, content in alternatives:
         if not content:
@@ -124,40 +106,82 @@ def _body(
             message.set_content(content, subtype=subtype, charset="utf-8")
         else:
             message.add_alternative(content, subtype=subtype, charset="utf-8")
-    shown = message.get_body(("html",)) if html else None
-    for file in files:
-        if file.name == "inline" and isinstance(shown, EmailMessage):
-            _add(shown, file, inline=True)
-    for file in files:
-        if file.name == "attachment" or (file.name == "inline" and shown is None):
-            _add(message, file, inline=False)
+    shown_in = message.get_body(("html",)) if html else None
+    for part in parts:
+        if part.disposition == "inline" and isinstance(shown_in, EmailMessage):
+            _add(shown_in, part, inline=True)
+    for part in parts:
+        if part.disposition == "attachment" or shown_in is None:
+            _add(message, part, inline=False)
     return message
 
 
-def _add(message: EmailMessage, file: File, *, inline: bool) -> None:
-    media, charset = (
-        _MEDIA_TYPE.match(file.content_type.strip()),
-        _CHARSET.search(file.content_type),
-    )
-    main, sub = (media[1].lower(), media[2].lower()) if media else ("application", "octet-stream")
-    if main in ("multipart", "message"):
-        main, sub = "application", "octet-stream"  # base64 is not for these (RFC 2045 §6.4)
-    name = _filename(file.filename)
-    params = {"charset": charset[1]} if charset and main == "text" else None
+def _add(message: EmailMessage, part: _Part, *, inline: bool) -> None:
+    main, sub = part.media
+    if main == "message":
+        _add_message(message, part)
+        return
     if inline:
-        cid = f"<{quote(name, safe='@!$&*+-=^_~.')}>"
         message.add_related(
-            file.content, main, sub, cid=cid, filename=name, disposition="inline", params=params
+            part.content,
+            main,
+            sub,
+            cid=f"<{part.cid}>",
+            filename=part.name,
+            disposition="inline",
+            params=part.params,
         )
     else:
-        message.add_attachment(file.content, main, sub, filename=name, params=params)
+        message.add_attachment(part.content, main, sub, filename=part.name, params=part.params)
 
 
-def _filename(text: str) -> str:
+def _add_message(message: EmailMessage, part: _Part) -> None:
+    """Attach a message as it is."""
+    if message.get_content_type() != "multipart/mixed":
+        message.make_mixed()
+    attached = EmailMessage(policy=_POLICY)
+    attached["Content-Type"] = "/".join(part.media)
+    if not part.content.isascii():
+        attached["Content-Transfer-Encoding"] = "8bit"
+        del message["Content-Transfer-Encoding"]
+        message["Content-Transfer-Encoding"] = "8bit"  # RFC 2045 §6.4: of all that is around it
+    attached.add_header("Content-Disposition", "attachment", filename=part.name)
+    attached.set_payload(part.token.decode())
+    message.attach(attached)
+
+
+def _media_type(said: str, name: str, content: bytes) -> tuple[str, str, dict[str, str]]:
+    """Type, subtype and parameters of a file."""
+    said = said.strip() or _TYPES.guess_type(name)[0] or ""
+    match = _MEDIA_TYPE.match(said)
+    if match is None:
+        return "application", "octet-stream", {}
+    main, sub = match[1].lower(), match[2].lower()
+    if main == "multipart" or (main == "message" and not _can_stand_as_it_is(content)):
+        return "application", "octet-stream", {}
+    header = _POLICY.header_factory("Content-Type", re.sub(r"[\r\n]+[ \t]*", " ", said))
+    return main, sub, dict(header.params)
+
+
+def _can_stand_as_it_is(content: bytes) -> bool:
+    """Whether a message can be a part without an encoding: with CRLF, no NUL, and no line too long."""
+    lines = content.split(b"\r\n")
+    return (
+        b"\0" not in content
+        and content.count(b"\n") == content.count(b"\r") == len(lines) - 1
+        and max(map(len, lines)) <= _LONGEST_LINE
+    )
+
+
+def _filename(file: File) -> str:
     """The last step of a path, without what could end a header field."""
-    name = re.split(r"[/\\]", text)[-1]
+    name = re.split(r"[/\\]", file.filename)[-1]
     clean = "".join(c for c in name if c.isprintable()).encode("utf-8", "ignore").decode()
-    return clean[:200] or "file"
+    if len(clean) > _FILENAME_CHARS:
+        raise ApiError(
+            400, f"{file.name}: a file name is longer than {_FILENAME_CHARS}: {shown(clean)}"
+        )
+    return clean or "file"
 
 
 def normalise_mime(content: bytes) -> bytes:
@@ -173,14 +197,3 @@ def normalise_mime(content: bytes) -> bytes:
     if _BARE_CR.search(content) or content.count(b"\n") != content.count(b"\r\n"):
         raise ApiError(400, "the message has a bare CR or LF")
     return content
-
-
-def author_of(header: bytes) -> str | None:
-    """The From address of a header section that somebody else wrote, as far as it can be told."""
-    for field in iter_fields(header):
-        if field.name.lower() == b"from":
-            try:
-                return mailboxes(unfold(field.value).decode("utf-8", "replace"), "from")[0].address
-            except (ApiError, IndexError):
-                return None
-    return None

@@ -17,7 +17,9 @@ from aiohttp import web
 
 from relay.api.forms import read_form
 from relay.api.mailgun import ApiError, File, Form, Order, read_order, sending_domain
-from relay.api.mailgun_mime import author_of, compose, normalise_mime, own_message_id
+from relay.api.mailgun_header import author_of, own_message_id, with_own_fields
+from relay.api.mailgun_mime import compose, normalise_mime
+from relay.api.mailgun_parameters import checked_message, checked_mime
 from relay.api.state import Api, answer
 from relay.mail.envelope import Body
 from relay.mail.event import Event
@@ -48,7 +50,7 @@ _AT_ONCE_OCTETS = 64 * 1024
 async def send(api: Api, request: web.Request) -> web.Response:
     """A message made of the fields of a form."""
     domain = sending_domain(request.match_info["domain"], api.options().domains, named=True)
-    form = await read_form(request)
+    form = checked_message(await read_form(request))
     incoming = _Incoming(api, request, domain)
     order = read_order(form, domain=domain, now=incoming.now, max_recipients=api.recipients)
     message_id = own_message_id(form) or f"<{incoming.queue_id}@{domain}>"
@@ -62,11 +64,11 @@ async def send(api: Api, request: web.Request) -> web.Response:
 async def send_mime(api: Api, request: web.Request) -> web.Response:
     """A message that comes as a file, to the recipients named beside it."""
     domain = sending_domain(request.match_info["domain"], api.options().domains, named=True)
-    form = await read_form(request)
+    form = checked_mime(await read_form(request))
     incoming = _Incoming(api, request, domain)
     content = normalise_mime(_message_file(form).content)
     header, rest = split_off_header(content)
-    header = remove_fields(header, {b"bcc"})
+    header = with_own_fields(form, remove_fields(header, {b"bcc"}))
     postmaster = f"postmaster@{domain}"
     missing = missing_fields(
         header,
@@ -80,7 +82,6 @@ async def send_mime(api: Api, request: web.Request) -> web.Response:
         domain=domain,
         now=incoming.now,
         max_recipients=api.recipients,
-        recipient_fields=("to",),
         sender=author_of(header) or postmaster,
     )
     return await incoming.take(order, missing + header + rest)

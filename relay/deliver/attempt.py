@@ -59,6 +59,8 @@ class _Job:
     signer: Signer | None = None
     not_convertible: str = ""
     """Why it is not in 7 bits, though the host takes no others."""
+    unsigned: str = ""
+    """Why it has no DKIM-Signature, though its domain has a key."""
 
 
 class Attempt:
@@ -152,6 +154,7 @@ class _Visit:
         self._tally = tally
         self._began = began
         self._utf8 = False
+        self._unsigned = ""
 
     async def hand_over(
         self, recipients: Sequence[QueuedRecipient], *, is_kept: bool
@@ -195,6 +198,7 @@ class _Visit:
         if transaction is None:
             return {}
         self._utf8 = transaction.utf8
+        self._unsigned = job.unsigned
         return await self._connection.transact(transaction, job.content)
 
     def _note(
@@ -235,7 +239,12 @@ class _Visit:
             self._tally_one(recipient.index, answer)
 
     def _session(self) -> HopSession:
-        return replace(self._connection.hop, utf8=self._utf8, seconds=_now() - self._began)
+        return replace(
+            self._connection.hop,
+            utf8=self._utf8,
+            unsigned=self._unsigned,
+            seconds=_now() - self._began,
+        )
 
 
 def _never_began(answer: Answer) -> bool:
@@ -309,9 +318,10 @@ async def _signed(job: _Job) -> _Job:
     """The job with a signature on top, where there is one to be made: of what goes out, so it comes last."""
     if job.signer is None or job.not_convertible:
         return job
-    field = await job.signer.field(job.message, job.content)
+    signature = await job.signer.sign(job.message, job.content)
+    field = signature.field
     if not field:
-        return job
+        return replace(job, unsigned=signature.unsigned) if signature.unsigned else job
     content = job.content
     message = replace(job.message, size_bytes=job.message.size_bytes + len(field))
     if isinstance(content, bytes):

@@ -8,18 +8,30 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 
 from relay.mail.header import split_content
 from relay.queue.entry import QueuedMessage
 from relay.sign.body import BodyHash
-from relay.sign.signature import SigningKey, key_for, may_sign, sign
+from relay.sign.signature import SigningKey, key_for, may_sign, sign, why_unsigned
 
-__all__ = ["Signer"]
+__all__ = ["Signature", "Signer"]
 
 log = logging.getLogger(__name__)
 
 _LARGEST_HEADER = 2 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """`field` goes on top of the content; b"" where the message gets no signature.
+
+    `unsigned`: why, where the message's domain has a key; "" where that is as it should be.
+    """
+
+    field: bytes = b""
+    unsigned: str = ""
 
 
 class Signer:
@@ -31,27 +43,27 @@ class Signer:
         self._keys = keys
         self._clock = clock
 
-    async def field(
+    async def sign(
         self, message: QueuedMessage, content: bytes | Callable[[], AsyncIterator[bytes]]
-    ) -> bytes:
-        """What goes on top of the content; b"" where the message is not ours to sign."""
+    ) -> Signature:
+        """The signature of a message, or why it has none."""
         keys = self._keys()
         if not may_sign(keys, message):
-            return b""
+            return Signature(unsigned=why_unsigned(keys, message))
         pieces = _one_piece(content) if isinstance(content, bytes) else content()
         header, rest = await _split_off(pieces)
         signing = key_for(keys, message, header)
         if signing is None:
-            return b""
+            return Signature(unsigned=why_unsigned(keys, message))
         body = BodyHash()
         body.update(rest.removeprefix(b"\r\n"))
         async for piece in pieces:
             body.update(piece)
         try:
-            return sign(signing, header, body.digest(), now=self._clock())
+            return Signature(sign(signing, header, body.digest(), now=self._clock()))
         except ValueError as error:
             log.warning("%s: goes out unsigned: %s", message.queue_id, error)
-            return b""
+            return Signature(unsigned=str(error))
 
 
 async def _one_piece(content: bytes) -> AsyncIterator[bytes]:

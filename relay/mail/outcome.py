@@ -127,7 +127,8 @@ class HopSession:
     """One SMTP session with a mail host, as far as it decided an outcome.
 
     `tls` and `verified_by` describe the session the outcome came from; None where the certificate
-    was not looked at, or was not good. `seconds` runs from the start of the connect to the reply.
+    was not looked at, or was not good. `unsigned`: why the message had no DKIM-Signature though
+    its domain has a key. `seconds` runs from the start of the connect to the reply.
     """
 
     mx_host: str
@@ -138,6 +139,7 @@ class HopSession:
     verified_by: VerifiedBy | None = None
     downgrade: Downgrade | None = None
     utf8: bool = False
+    unsigned: str = ""
     seconds: float = 0.0
     policy: HopPolicy = NO_POLICY
 

@@ -67,7 +67,8 @@ class Terms:
 
     `not_before`: when it is to go out; its age counts from then. `lifetime`: of this message, if
     it is to be shorter than others'. `tags` and `variables` (name and value) are the sender's own
-    and told with each event. `is_test`: taken in and not delivered.
+    and told with each event. `is_test`: taken in and not delivered. `is_signed`: false where the
+    sender wants no DKIM-Signature of ours.
     """
 
     not_before: datetime | None = None
@@ -75,6 +76,7 @@ class Terms:
     tags: tuple[str, ...] = ()
     variables: tuple[tuple[str, str], ...] = ()
     is_test: bool = False
+    is_signed: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,19 +110,21 @@ def _terms_data(terms: Terms) -> list[Any]:
         terms.tags,
         terms.variables,
         terms.is_test,
+        terms.is_signed,
     ]
 
 
 def _terms_of(data: list[Any] | None) -> Terms | None:
     if data is None:
         return None
-    not_before, lifetime, tags, variables, is_test, *_ = data
+    not_before, lifetime, tags, variables, is_test, *later = data
     return Terms(
         not_before=None if not_before is None else moment(not_before),
         lifetime=None if lifetime is None else timedelta(microseconds=lifetime),
         tags=tuple(map(_text, tags)),
         variables=tuple((_text(name), _text(value)) for name, value in variables),
         is_test=bool(is_test),
+        is_signed=bool(later[0]) if later else True,
     )
 
 

@@ -28,7 +28,7 @@ from relay.mail.address import AddressError, domain_of, normalise_domain
 from relay.mail.header import iter_fields
 from relay.queue.entry import QueuedMessage
 
-__all__ = ["SigningKey", "key_for", "may_sign", "sign"]
+__all__ = ["SigningKey", "key_for", "may_sign", "sign", "why_unsigned"]
 
 
 class _Key(Protocol):
@@ -64,7 +64,7 @@ _UNTIL_TWICE = (
 
 def may_sign(keys: Mapping[str, SigningKey], message: QueuedMessage) -> bool:
     """Whether a message is signed if its author is who its sender is: without a look at its content."""
-    if not keys:
+    if not keys or _is_unwanted(message):
         return False
     return _sender_domain(message) in keys if message.reverse_path else message.origin == "dsn"
 
@@ -79,6 +79,21 @@ def key_for(
     if message.reverse_path and author != _sender_domain(message):
         return None
     return keys.get(author)
+
+
+def why_unsigned(keys: Mapping[str, SigningKey], message: QueuedMessage) -> str:
+    """Why a message has no signature though its sender's or author's domain has a key; "" otherwise."""
+    if not keys or _is_unwanted(message):
+        return ""
+    author = author_domain(f"From: {message.summary.from_}".encode("utf-8", "replace"))
+    sender = _sender_domain(message)
+    if sender not in keys and author not in keys:
+        return ""
+    return f"the sender's domain ({sender or 'none'}) is not the author's ({author or 'not clear'})"
+
+
+def _is_unwanted(message: QueuedMessage) -> bool:
+    return message.terms is not None and not message.terms.is_signed
 
 
 def _sender_domain(message: QueuedMessage) -> str:

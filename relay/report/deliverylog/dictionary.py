@@ -180,6 +180,8 @@ def _session_facts(fields: Fields, session: HopSession) -> None:
     fields["tls-version"] = session.tls_version
     fields["tls-cipher"] = session.tls_cipher
     fields["verified-by"] = session.verified_by
+    if session.unsigned:
+        fields["dkim-unsigned"] = _text(session.unsigned)
     downgrade = session.downgrade
     fields["downgrade"] = (
         None

@@ -8,11 +8,14 @@ from datetime import UTC, datetime, timedelta
 from email.header import decode_header, make_header
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from relay.api.mailgun import ApiError, File, Form, mailboxes, read_order, sending_domain
-from relay.api.mailgun_mime import author_of, compose, normalise_mime, own_message_id
+from relay.api.mailgun import ApiError, File, Form, read_order, sending_domain
+from relay.api.mailgun_addresses import mailboxes
+from relay.api.mailgun_header import author_of, own_message_id
+from relay.api.mailgun_mime import compose, normalise_mime
+from relay.api.mailgun_parameters import checked_message
 from relay.policy.fields import Wishes, read_wishes
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
@@ -27,7 +30,7 @@ def form(*files: File, **fields) -> Form:
     """The usual form; a list is a field more than once, None takes a field out. `o_x` means `o:x`."""
     pairs = []
     for name, value in (BASE | fields).items():
-        name = name.replace("_", ":", 1) if name[:2] in ("o_", "h_", "v_") else name
+        name = name.replace("_", ":", 1) if name[:2] in ("o_", "h_", "v_", "t_") else name
         name = name.replace("_", "-") if name.startswith(("o:", "h:")) else name
         values = value if isinstance(value, list) else [value]
         pairs += [(name, one) for one in values if one is not None]
@@ -47,6 +50,7 @@ def parsed(*files: File, **fields):
 
 def refused(**fields) -> str:
     try:
+        checked_message(form(**fields))
         order(**fields)
         compose(form(**fields), message_id=ID, now=NOW)
     except ApiError as error:
@@ -69,7 +73,7 @@ def refused(**fields) -> str:
         ({"to": MANY}, "400 Too many recipients, max is 1000"),
         ({"to": "nobody"}, f"400 'to' {NO_ADDRESS}"),
         ({"cc": "a@b.example, <>"}, f"400 'cc' {NO_ADDRESS}"),
-        ({"from": "a@b.example, c@d.example"}, f"400 'from' {NO_ADDRESS}"),
+        ({"from": "a@b.example, c"}, f"400 'from' {NO_ADDRESS}"),
         ({"o_require_tls": "perhaps"}, "400 o:require-tls is neither yes nor no: perhaps"),
         ({"o_require_tls": ["yes", "no"]}, "400 o:require-tls contradicts itself"),
         ({"o_deliverytime": "tomorrow"}, "400 o:deliverytime is not an RFC 5322 date: tomorrow"),
@@ -79,8 +83,18 @@ def refused(**fields) -> str:
         ({"o_tag": [f"t{n}" for n in range(11)]}, "400 o:tag: at most 10 tags of 128 characters"),
         ({"v_x": "y" * 17000}, "400 o:, h: and v: parameters are larger than 16 KB together"),
         ({"template": "welcome"}, "400 template parameter is not supported by this relay"),
-        ({"h_Bcc": "x@y.example"}, "400 h:Bcc is not a header field that can be set"),
-        ({"h_Content_Type": "text/html"}, "400 h:Content-Type is not a header field that can be set"),
+        ({"h_From": "x@y.example"}, "400 h:From is not what the from parameter says"),
+        ({"h_X A": "x"}, "400 h:X A is not a header field that can be set"),
+        ({"h_Date": ["Thu, 01 Jan 2026 00:00:00 +0000", "x"]}, "400 h:Date is there more than once"),
+        ({"h_Reply_To": "nobody"}, f"400 'h:Reply-To' {NO_ADDRESS}"),
+        ({"h_X": "x" * 1000}, "400 h:X has a word that is longer than a line may be"),
+        ({"text": ["a", "b"]}, "400 text parameter is there more than once"),
+        ({"o_delivery_time": "x"}, "400 o:delivery-time parameter is not supported by this relay"),
+        ({"o_archive_to": "https://x.example"}, "400 o:archive-to parameter is not supported by this relay"),
+        ({"t_version": "2"}, "400 t:version parameter is not supported by this relay"),
+        ({"recipient-variables": "{}"}, "400 recipient-variables parameter is not supported by this relay"),
+        ({"X-Mailgun-Variables": "{}"}, "400 x-mailgun-variables parameter is not supported by this relay"),
+        ({"attachment": "text"}, "400 'attachment' parameter is not a file"),
         ({"h_X_A": "a\r\nBcc: b"}, "400 h:X-A has a line break in it"),
         ({"h_Message_Id": "nonsense"}, "400 h:Message-Id is not a message id"),
     ],
@@ -369,7 +383,7 @@ def test_a_policy_field_of_the_senders_own_is_one_to_the_relay():
 @given(
     st.text(max_size=80),
     st.text(max_size=200),
-    st.text(max_size=40).filter(lambda text: not any(c in text for c in "\r\n\0")),
+    st.text(min_size=1, max_size=40).filter(lambda text: not any(c in text for c in "\r\n\0")),
 )
 def test_whatever_is_written_the_header_section_has_these_fields_and_no_others(
     subject, text, value
@@ -379,6 +393,7 @@ def test_whatever_is_written_the_header_section_has_these_fields_and_no_others(
         content = compose(form(**fields), message_id=ID, now=NOW)
     except (ApiError, UnicodeEncodeError):
         return
+    assume(value.strip(" \t"))  # an empty value means no field
     header = content.partition(b"\r\n\r\n")[0] + b"\r\n"
     names = [
         line.partition(b":")[0].lower()

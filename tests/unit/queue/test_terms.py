@@ -19,7 +19,12 @@ from tests.fakes.mail import ARRIVED, entry
 HOUR = timedelta(hours=1)
 BUSY = Deferred("4.2.1", 450, "mailbox busy")
 ALL = Terms(
-    ARRIVED + HOUR, timedelta(minutes=90), ("a", "b"), (("order", '{"id": 7}'),), is_test=True
+    ARRIVED + HOUR,
+    timedelta(minutes=90),
+    ("a", "b"),
+    (("order", '{"id": 7}'),),
+    is_test=True,
+    is_signed=False,
 )
 
 
@@ -35,6 +40,14 @@ def test_a_message_written_before_there_were_terms_has_none():
     data = json.dumps(json.loads(message_data(message))[:8])
     columns = message.queue_id, message.reverse_path, micros(message.arrived), message.size_bytes
     assert message_of(*columns, data) == message
+
+
+def test_terms_written_before_dkim_was_one_of_them_are_read():
+    message = replace(entry().message, terms=Terms(tags=("a",)))
+    data = json.loads(message_data(message))
+    data[-1] = data[-1][:5]
+    columns = message.queue_id, message.reverse_path, micros(message.arrived), message.size_bytes
+    assert message_of(*columns, json.dumps(data)) == message
 
 
 def _settled(terms: Terms | None, *, after: timedelta) -> QueuedRecipient:

@@ -17,7 +17,8 @@ from dkim.canonicalization import Relaxed
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.deliver.signing import Signer
+from relay.deliver.signing import Signature, Signer
+from relay.queue.entry import MessageSummary, Terms
 from relay.sign.body import BodyHash
 from relay.sign.keys import KeyFileError, load_key, load_keys, new_key, record
 from relay.sign.options import DkimDomain
@@ -77,7 +78,7 @@ async def sent(
 
     message = entry(content=content, **fields).message
     signer = Signer(lambda: keys, clock=lambda: NOW)
-    return await signer.field(message, stored if pieces else content) + content
+    return (await signer.sign(message, stored if pieces else content)).field + content
 
 
 def verifies(content: bytes, keys: Mapping[str, SigningKey]) -> bool:
@@ -170,7 +171,7 @@ async def test_what_is_not_to_be_signed_is_not_even_read(key: Any) -> None:
 
     for keys, sender in (({}, "a@sender.example"), (key, "a@other.example"), (key, "")):
         signer = Signer(lambda keys=keys: keys, clock=lambda: NOW)  # type: ignore[misc]
-        assert await signer.field(entry(reverse_path=sender).message, unread) == b""
+        assert await signer.sign(entry(reverse_path=sender).message, unread) == Signature()
 
 
 @pytest.mark.parametrize(
@@ -227,10 +228,10 @@ def test_a_key_that_cannot_be_used_says_why(tmp_path: Path) -> None:
 async def test_a_key_that_comes_with_a_reload_signs_the_next_message(tmp_path: Path) -> None:
     keys: dict[str, SigningKey] = {}
     signer, content = Signer(lambda: keys, clock=lambda: NOW), HEADER + BODY
-    assert await signer.field(entry().message, content) == b""
+    assert await signer.sign(entry().message, content) == Signature()
     new_key(tmp_path / "key.pem", kind="ed25519")
     keys |= load_keys({"sender.example": DkimDomain("s2", str(tmp_path / "key.pem"))})
-    field = await signer.field(entry().message, content)
+    field = (await signer.sign(entry().message, content)).field
     assert b" s=s2;" in field
     assert verifies(field + content, keys)
 
@@ -239,3 +240,33 @@ def test_white_space_without_end_is_no_work_without_end() -> None:
     hashed = BodyHash()
     hashed.update(b" \t" * 131_072 + b"x")
     assert hashed.digest() == hashlib.sha256(b" x\r\n").digest()
+
+
+@pytest.mark.parametrize(
+    ("reverse_path", "author"),
+    [
+        ("a@sender.example", "a@other.example"),
+        ("bounces@sub.sender.example", "Ann <a@sender.example>"),
+        ("a@sender.example", "a@sender.example, b@sender.example"),
+    ],
+)
+async def test_a_message_whose_domain_has_a_key_and_gets_no_signature_says_why(
+    key: Any, reverse_path: str, author: str
+) -> None:
+    content = f"From: {author}\r\n\r\nhello\r\n".encode()
+    message = replace(
+        entry(content=content, reverse_path=reverse_path).message,
+        summary=MessageSummary(from_=author),
+    )
+    signature = await Signer(lambda: key, clock=lambda: NOW).sign(message, content)
+    assert signature.field == b""
+    assert "is not the author's" in signature.unsigned
+    unwanted = replace(message, terms=Terms(is_signed=False))
+    assert await Signer(lambda: key, clock=lambda: NOW).sign(unwanted, content) == Signature()
+
+
+async def test_a_sender_over_http_may_have_its_message_unsigned(key: Any) -> None:
+    message = replace(entry(content=HEADER + BODY).message, terms=Terms(is_signed=False))
+    signer = Signer(lambda: key, clock=lambda: NOW)
+    assert await signer.sign(message, HEADER + BODY) == Signature()
+    assert (await signer.sign(replace(message, terms=Terms()), HEADER + BODY)).field

@@ -1,0 +1,214 @@
+"""The header section of a message made of a form's fields (RFC 5322 §3.6), written here. Pure.
+
+The email package's own folding loses or adds characters (U+2028, a vertical tab) and has been
+wrong about address lists in more than one release; here a value unfolds to what the client sent.
+Display names, subjects and other text beyond ASCII become encoded words (RFC 2047), addresses
+beyond ASCII stay UTF-8 (RFC 6532), for hosts that take them. Bcc is never written.
+
+`h:` fields. Mail libraries hand over all the fields of a message they made, also those that are
+made anew here (`Content-Type`, `MIME-Version`) and those of a message's way (`Received`,
+`Return-Path`): these are passed over. An empty value means no field. `h:To`, `h:Cc`, `h:Subject`
+and `h:Date` stand in the place of what the parameters would have made.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from email.utils import format_datetime
+
+from relay.api.mailgun_addresses import Mailbox, authors, mailboxes
+from relay.api.mailgun_form import ApiError, Form, shown, unfolded
+from relay.mail.header import iter_fields, unfold
+
+__all__ = ["author_of", "header_fields", "header_section", "own_message_id", "with_own_fields"]
+
+_MADE_HERE = frozenset(
+    {
+        "bcc",
+        "content-disposition",
+        "content-length",
+        "content-transfer-encoding",
+        "content-type",
+        "dkim-signature",
+        "mime-version",
+        "received",
+        "return-path",
+    }
+)
+_ADDRESS_FIELDS = frozenset({"to", "cc", "reply-to", "sender"})
+_ONCE = frozenset({"date", "from", "in-reply-to", "message-id", "references", "sender", "subject"})
+_FIELD_NAME = re.compile(r"[!-9;-~]{1,76}")
+_ATOMS = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~ -]*")
+_MESSAGE_ID = re.compile(r"<?([!-;=?A-~]{1,400}@[!-;=?A-~]{1,400})>?")
+_BEFORE_BLANKS = re.compile(r"(?<=[^ \t])(?=[ \t])")
+_LINE_CHARS = 76
+_LONGEST_LINE = 998
+_WORD_OCTETS = 45
+"""Of a word that is 75 characters when encoded (RFC 2047 §2)."""
+
+
+def header_fields(form: Form) -> list[tuple[str, str]]:
+    """The `h:` fields a message gets, each value on one line; 400 where one cannot be written."""
+    found: list[tuple[str, str]] = []
+    places: dict[str, int] = {}
+    for name, folded in form.after("h:"):
+        lower, value = name.lower(), unfolded(folded)
+        if not _FIELD_NAME.fullmatch(name):
+            raise ApiError(400, f"h:{shown(name)} is not a header field that can be set")
+        if lower in _MADE_HERE or not value:
+            continue
+        if any(c in value for c in "\r\n\0"):
+            raise ApiError(400, f"h:{shown(name)} has a line break in it")
+        if lower in places and (lower in _ONCE or lower in _ADDRESS_FIELDS):
+            earlier = found[places[lower]][1]
+            found[places[lower]] = (name, _agreed(name, earlier, value))
+        else:
+            places[lower] = len(found)
+            found.append((name, value))
+    return _without_from(form, found)
+
+
+def own_message_id(form: Form) -> str | None:
+    """The Message-ID a form brings along, None where it leaves that to us."""
+    for name, value in header_fields(form):
+        if name.lower() == "message-id":
+            match = _MESSAGE_ID.fullmatch(value)
+            if match is None:
+                raise ApiError(400, "h:Message-Id is not a message id")
+            return f"<{match[1]}>"
+    return None
+
+
+def header_section(form: Form, *, message_id: str, now: datetime) -> bytes:
+    """The header section but for the fields of MIME."""
+    fields = header_fields(form)
+    own = {name.lower() for name, _ in fields}
+    boxes = authors(form.all("from"))
+    lines = [_address_line("From", boxes)]
+    if len(boxes) > 1 and "sender" not in own:
+        lines.append(_address_line("Sender", boxes[:1]))  # RFC 5322 §3.6.2
+    for name in ("To", "Cc"):
+        boxes = [box for value in form.all(name.lower()) for box in mailboxes(value, name.lower())]
+        if boxes and name.lower() not in own:
+            lines.append(_address_line(name, boxes))
+    subject = form.first("subject")
+    if subject is not None and "subject" not in own:
+        lines.append(_text_line("Subject", re.sub(r"[\r\n\0]+", " ", unfolded(subject))))
+    if "date" not in own:
+        lines.append(f"Date: {format_datetime(now.replace(microsecond=0))}\r\n")
+    lines.append(f"Message-ID: {message_id}\r\n")
+    lines += [_own_line(name, value) for name, value in fields if name.lower() != "message-id"]
+    return "".join(lines).encode()
+
+
+def with_own_fields(form: Form, header: bytes) -> bytes:
+    """The header section of a message made already, with the form's `h:` fields on top of it."""
+    fields = header_fields(form)
+    if not fields:
+        return header
+    there = {field.name.strip(b" \t").lower().decode("latin-1") for field in iter_fields(header)}
+    for name, _ in fields:
+        if name.lower() in there and name.lower() in _ONCE | _ADDRESS_FIELDS:
+            raise ApiError(400, f"h:{shown(name)}: the message has this field already")
+    return "".join(_own_line(name, value) for name, value in fields).encode() + header
+
+
+def author_of(header: bytes) -> str | None:
+    """The From address of a header section that somebody else wrote, as far as it can be told."""
+    for field in iter_fields(header):
+        if field.name.lower() == b"from":
+            try:
+                return authors([unfold(field.value).decode("utf-8", "replace")])[0].address
+            except (ApiError, IndexError):
+                return None
+    return None
+
+
+def _agreed(name: str, earlier: str, value: str) -> str:
+    """One value for a field that may be there once, of two."""
+    if earlier == value:
+        return value
+    if name.lower() in _ONCE:
+        raise ApiError(400, f"h:{shown(name)} is there more than once")
+    return f"{earlier}, {value}"
+
+
+def _without_from(form: Form, fields: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The fields but From: the parameter makes that. One that says something else is refused."""
+    kept = []
+    for name, value in fields:
+        if name.lower() != "from":
+            kept.append((name, value))
+        elif [box.address for box in authors([value])] != [
+            box.address for box in authors(form.all("from"))
+        ]:
+            raise ApiError(400, f"h:{name} is not what the from parameter says")
+    return kept
+
+
+def _own_line(name: str, value: str) -> str:
+    if name.lower() in _ADDRESS_FIELDS:
+        return _address_line(name, mailboxes(value, f"h:{name}"))
+    return _text_line(name, value)
+
+
+def _address_line(name: str, boxes: Sequence[Mailbox]) -> str:
+    """An address field, one mailbox a line: no line grows with their number (RFC 5322 §2.1.1)."""
+    return f"{name}: " + ",\r\n ".join(_address(box, name) for box in boxes) + "\r\n"
+
+
+def _address(box: Mailbox, field: str) -> str:
+    if not box.name:
+        return box.address
+    if not _is_plain(box.name) or len(box.name) > _LONGEST_LINE // 3:
+        words = "\r\n ".join(_encoded_words(box.name, after=len(field) + 2))
+        return f"{words}\r\n <{box.address}>"
+    if _ATOMS.fullmatch(box.name):
+        return f"{box.name} <{box.address}>"
+    escaped = re.sub(r'(["\\])', r"\\\1", box.name)
+    return f'"{escaped}" <{box.address}>'
+
+
+def _text_line(name: str, value: str) -> str:
+    """An unstructured field, folded; beyond ASCII in encoded words (RFC 2047 §5)."""
+    if _is_plain(value):
+        lines = _folded(f"{name}: {value}")
+        if max(map(len, lines)) <= _LONGEST_LINE:
+            return "\r\n".join(lines) + "\r\n"
+        if name != "Subject":  # a field whose form nobody knows: encoded words would change it
+            raise ApiError(400, f"h:{name} has a word that is longer than a line may be")
+    return f"{name}: " + "\r\n ".join(_encoded_words(value, after=len(name) + 2)) + "\r\n"
+
+
+def _is_plain(text: str) -> bool:
+    return text.isascii() and text.replace("\t", "").isprintable()
+
+
+def _folded(text: str) -> list[str]:
+    """A field in lines; each but the first begins with the blanks that stood there."""
+    name, *words = _BEFORE_BLANKS.split(text)
+    lines = [name + "".join(words[:1])]
+    for word in words[1:]:
+        if len(lines[-1]) + len(word) > _LINE_CHARS:
+            lines.append(word)
+        else:
+            lines[-1] += word
+    return lines
+
+
+def _encoded_words(text: str, *, after: int) -> list[str]:
+    """The text in words of base64, divided between characters; the first comes `after` so many characters."""
+    room = max((_LINE_CHARS - after - len("=?utf-8?B??=")) // 4 * 3, 9)
+    pieces: list[bytes] = []
+    piece = b""
+    for char in text:
+        octets = char.encode()
+        if len(piece) + len(octets) > (_WORD_OCTETS if pieces else min(room, _WORD_OCTETS)):
+            pieces.append(piece)
+            piece = b""
+        piece += octets
+    pieces.append(piece)
+    return [f"=?utf-8?B?{base64.b64encode(piece).decode()}?=" for piece in pieces]
