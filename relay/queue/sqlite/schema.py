@@ -198,6 +198,9 @@ def migrate(db: sqlite3.Connection, migrations: Sequence[Migration] = MIGRATIONS
     for number, statements in enumerate(migrations[version:], start=version + 1):
         db.execute("BEGIN IMMEDIATE")
         try:
+            if version_of(db) >= number:  # another process was quicker
+                db.execute("COMMIT")
+                continue
             for statement in statements:
                 if isinstance(statement, str):
                     db.execute(statement)

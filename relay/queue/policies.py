@@ -1,0 +1,46 @@
+"""MTA-STS policies as the store keeps them: what was fetched, for all workers, as durable as mail.
+
+A policy has to outlive us: until its `max_age` is over it holds whatever fails (RFC 8461 §3.3), and
+who forgets it can be made to deliver to anybody. Here it is text; `relay.route.mta_sts` reads it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+__all__ = ["PolicyCache", "StoredPolicy"]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPolicy:
+    """A policy of one domain. `id`: of the record that told of it. `body`: the text as it was fetched.
+
+    `refresh_at`: when it is to be fetched again in the background.
+    """
+
+    domain: str
+    id: str
+    body: bytes
+    fetched: datetime
+    refresh_at: datetime
+
+
+class PolicyCache(Protocol):
+    """All methods may raise `SpoolError`; what one that changes returned from is committed and synced."""
+
+    async def policy(self, domain: str) -> StoredPolicy | None:
+        """The policy of a domain, whatever its age."""
+
+    async def keep(self, policy: StoredPolicy) -> None:
+        """Keep a policy in the place of the one its domain has."""
+
+    async def forget(self, domain: str) -> bool:
+        """Forget the policy of a domain; whether there was one."""
+
+    async def policies(self, *, after: str = "", limit: int = 500) -> list[StoredPolicy]:
+        """A page of all policies, by domain."""
+
+    async def refresh_due(self, *, now: datetime, limit: int) -> list[StoredPolicy]:
+        """Policies that are to be fetched again by now, those due longest first."""
