@@ -41,6 +41,9 @@ def ask(
         except OSError as error:
             if error.errno in _GONE:
                 raise NotRunning(f"no relay answers at {path}") from None
+            if isinstance(error, PermissionError):
+                text = f"{path}: permission denied: run this as root or as the relay's user"
+                raise RelayError(text) from None
             raise RelayError(f"{path}: {error.strerror or error}") from None
         yield from _lines(connection)
 

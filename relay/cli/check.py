@@ -21,9 +21,12 @@ __all__ = ["check"]
 @click.option(
     "--schema", is_flag=True, help="Print a JSON Schema of the file, for editors, and nothing else."
 )
+@click.option(
+    "-q", "--quiet", is_flag=True, help="Say what is wrong, and nothing where all is well."
+)
 @config_option
 @click.pass_context
-def check(ctx: click.Context, /, file_only: bool, schema: bool) -> None:
+def check(ctx: click.Context, /, file_only: bool, schema: bool, quiet: bool) -> None:
     """Say what is wrong with the configuration, or print all of it as it is in effect.
 
     Every mistake is named at once, with file, line, key and cure; the exit status is 1
@@ -54,4 +57,6 @@ def check(ctx: click.Context, /, file_only: bool, schema: bool) -> None:
         fail(str(error))
     for warning in config.warnings:
         click.echo(f"warning: {warning}", err=True)
+    if quiet:
+        return
     click.echo(yaml.safe_dump(as_document(config), sort_keys=False, allow_unicode=True), nl=False)

@@ -124,9 +124,6 @@ def _without_relay(config: Config, request: Mapping[str, Any]) -> Iterator[dict[
     from relay.queue.store import SpoolError
 
     directory = Path(config.queue.path)
-    if not directory.exists():
-        yield {"done": {"unknown": [request["id"]] if "id" in request else []}}
-        return
 
     async def answer() -> AsyncIterator[dict[str, Any]]:
         async with contextlib.AsyncExitStack() as stack:
@@ -139,7 +136,9 @@ def _without_relay(config: Config, request: Mapping[str, Any]) -> Iterator[dict[
 
     try:
         yield from _drive(answer())
-    except (SpoolError, RequestError) as error:
+    except (SpoolError, OSError) as error:
+        fail(f"no relay answers at {config.admin.socket}, and its queue cannot be read: {error}")
+    except RequestError as error:
         fail(str(error))
 
 

@@ -18,6 +18,7 @@ from relay.cli.common import (
     load_config,
     printable,
 )
+from relay.mail.outcome import Code
 
 __all__ = ["log"]
 
@@ -114,21 +115,37 @@ def _for_people(event: dict[str, Any]) -> str:
         f"{printable(envelope['sender']) or '<>'} → {printable(envelope['targets'])}"
     )
     status = event.get("delivery-status")
-    return f"{text}  {_status_text(status)}" if status else text
+    return f"{text}  {_status_text(status, _way_text(event))}" if status else text
 
 
-def _status_text(status: dict[str, Any]) -> str:
+def _status_text(status: dict[str, Any], way: str) -> str:
     text = answer_text(
         status["code"], status["enhanced-code"], status["message"] or status["description"]
     )
     if status.get("mx-host"):
-        text = f"{_tls_text(status)}, {printable(status['mx-host'])}: {text}"
+        text = f"{way}, {printable(status['mx-host'])}: {text}"
     if status.get("retry-seconds"):
         text += f" (again in {timedelta(seconds=status['retry-seconds'])})"
     return text
 
 
-def _tls_text(status: dict[str, Any]) -> str:
+def _way_text(event: dict[str, Any]) -> str:
+    """How the message went, or that it did not: what is said of a session is not said of a message."""
+    status = event["delivery-status"]
+    if event["event"] == "failed":
+        if _lacks_tls(event):
+            return "not sent: TLS required"
+        if status.get("last-code", status["code"]) == Code.NO_CONNECTION:
+            return "not sent"
     if not status["tls"]:
         return "in clear"
     return "TLS verified" if status["certificate-verified"] else "TLS unverified"
+
+
+def _lacks_tls(event: dict[str, Any]) -> bool:
+    """Whether the host had not the TLS that the message needs: its 4.7.5 by a reply is the host's own."""
+    status = event["delivery-status"]
+    if event["policy"]["require-tls"] and not status["tls"]:
+        return bool(status.get("last-code", status["code"]) != Code.NO_CONNECTION)
+    detail = status["enhanced-code"].partition(".")[2]
+    return bool(detail == "7.4" or (detail == "7.5" and status["code"] == Code.NONE))

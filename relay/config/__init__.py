@@ -21,6 +21,7 @@ said at the field (relay.mail.option), and `shape` reads all of that once for ch
 from __future__ import annotations
 
 import dataclasses
+import errno
 import socket
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -46,6 +47,7 @@ __all__ = [
     "text_of",
 ]
 
+MACHINE_FILE = Path("/etc/relay/relay.yaml")
 MAX_FILE_BYTES = 4 * 1024 * 1024
 
 
@@ -53,8 +55,16 @@ def default_path(environ: Mapping[str, str]) -> Path:
     """The file that is read where no `-c` names one; it need not exist."""
     if environ.get("RELAY_CONFIG"):
         return Path(environ["RELAY_CONFIG"])
-    machine = Path("/etc/relay/relay.yaml")
-    return machine if machine.exists() else Path("conf/relay.yaml")
+    return MACHINE_FILE if _is_there(MACHINE_FILE) else Path("conf/relay.yaml")
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is a file, or one that this user may not know of: reading it will say so."""
+    try:
+        path.stat()
+    except OSError as error:
+        return error.errno not in (errno.ENOENT, errno.ENOTDIR)
+    return True
 
 
 Look = Callable[[Config], Iterable[Remark]]
@@ -77,6 +87,9 @@ def text_of(path: Path) -> str:
     try:
         with path.open("rb") as file:
             octets = file.read(MAX_FILE_BYTES + 1)
+    except PermissionError:
+        cure = "run this as root, or name another file with -c"
+        raise ConfigError([Mistake(Place(str(path)), "", "permission denied", cure)]) from None
     except OSError as error:
         cure = "name another file with -c or in RELAY_CONFIG"
         raise ConfigError(

@@ -96,7 +96,11 @@ def load_key(path: Path) -> RsaKey | Ed25519Key:
 
 
 def new_key(path: Path, *, kind: str) -> RsaKey | Ed25519Key:
-    """Make a key ("rsa" of 2048 bits, or "ed25519") in a new file that only its owner may read."""
+    """Make a key ("rsa" of 2048 bits, or "ed25519") in a new file.
+
+    Only its owner may read it. Made by root, it belongs to the owner and the group of its directory,
+    and this group may read it where it may enter the directory: the service runs as neither of root's.
+    """
     made = (
         Ed25519Key(ed25519.Ed25519PrivateKey.generate())
         if kind == "ed25519"
@@ -108,9 +112,17 @@ def new_key(path: Path, *, kind: str) -> RsaKey | Ed25519Key:
     try:
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(pem)
+            if os.geteuid() == 0:
+                _give_to_directory(file.fileno(), path.parent.stat())
     except OSError as error:
         raise KeyFileError(error.strerror or str(error)) from None
     return made
+
+
+def _give_to_directory(fd: int, directory: os.stat_result) -> None:
+    os.fchown(fd, directory.st_uid, directory.st_gid)
+    if directory.st_gid and directory.st_mode & stat.S_IXGRP:
+        os.fchmod(fd, 0o640)
 
 
 def record(key: RsaKey | Ed25519Key, *, domain: str, selector: str) -> str:

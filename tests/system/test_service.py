@@ -14,8 +14,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from relay.cli.manual import man_page
+from relay.config import MACHINE_FILE, load
 from tests.rigs import service
 from tests.rigs.ports import free_port, wait_until
 from tests.rigs.relay import Relay, relay_config, relay_process
@@ -75,8 +77,9 @@ async def test_mail_flows_under_the_services_user_capability_and_sandbox(sandbox
     )
     config["listeners"].append({"address": low})
     config["tls"] = {"ca_file": "/etc/relay/ca.pem"}
-    for section, key in (("queue", "path"), ("log", "delivery"), ("admin", "socket")):
-        del config[section][key]  # the unit's Environment= has them
+    for section, keys in yaml.safe_load((SYSTEMD / "relay.yaml").read_text()).items():
+        if section != "listeners":
+            config[section] |= keys
     directory = sandbox.directory
     (directory / "ca.pem").write_bytes(sandbox.authority.ca_pem)
     (directory / "ca.pem").chmod(0o644)
@@ -119,6 +122,41 @@ def relays_below(pid: int) -> list[int]:
     """The relay among the processes that began with `pid`: the last of them."""
     below = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [found for child in below for found in relays_below(int(child))] or [pid]
+
+
+def test_service_and_commands_read_one_configuration_with_absolute_paths() -> None:
+    """What the unit says in an environment of its own the shell would not know."""
+    assert not {"Environment", "EnvironmentFile", "PassEnvironment"} & set(service.settings())
+    config = load(SYSTEMD / "relay.yaml", {})
+    state = {
+        key: f"{root}/{service.settings()[key][0]}/"
+        for key, root in (
+            ("StateDirectory", "/var/lib"),
+            ("LogsDirectory", "/var/log"),
+            ("RuntimeDirectory", "/run"),
+        )
+    }
+    assert config.queue.path.startswith(state["StateDirectory"])
+    assert config.log.delivery.startswith(state["LogsDirectory"])
+    assert config.admin.socket.startswith(state["RuntimeDirectory"])
+    assert f"-c {service.CONFIG}" in service.settings()["ExecStart"][0]
+    assert str(MACHINE_FILE) == service.CONFIG
+
+
+def test_a_reload_with_a_broken_file_fails_before_the_relay_is_asked(tmp_path: Path) -> None:
+    checks, signals = service.settings()["ExecReload"]
+    assert signals == "/bin/kill -HUP $MAINPID"
+    shutil.copy(SYSTEMD / "relay.yaml", tmp_path / "relay.yaml")
+    command = checks.replace("/opt/relay/bin/relay", f"{sys.executable} -m relay")
+    command = command.replace(service.CONFIG, str(tmp_path / "relay.yaml"))
+    for broken, code in ((False, 0), (True, 1)):
+        if broken:
+            (tmp_path / "relay.yaml").write_text("queue: {lifetime: soon}\n")
+        done = subprocess.run(
+            command.split(), cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stdout) == (code, ""), done.stderr
+    assert "relay.yaml:1: queue.lifetime: " in done.stderr
 
 
 # --- socket activation ------------------------------------------------------------------------------

@@ -175,6 +175,29 @@ def test_a_key_for_signatures_is_made_checked_and_published(checked: Checked) ->
     assert '"s 1" is not a selector' in checked.run("--file-only").stderr
 
 
+@pytest.mark.needs("root")
+@pytest.mark.parametrize(
+    ("owner", "mode", "expected"),
+    [
+        ((0, 62525), 0o750, (0, 62525, 0o640)),  # /etc/relay/dkim, as relay.tmpfiles makes it
+        ((62525, 62525), 0o700, (62525, 62525, 0o600)),
+        ((0, 0), 0o755, (0, 0, 0o600)),
+        ((0, 62525), 0o700, (0, 62525, 0o600)),
+    ],
+)
+def test_a_key_made_by_root_may_be_read_by_whom_its_directory_is_for(
+    tmp_path: Path, owner: tuple[int, int], mode: int, expected: tuple[int, int, int]
+) -> None:
+    directory = tmp_path / "dkim"
+    directory.mkdir()
+    os.chown(directory, *owner)
+    directory.chmod(mode)
+    made = run(tmp_path, "dkim-key", "example.com", "--out", "dkim/example.com.pem")
+    assert made.returncode == 0, made.stderr
+    found = (directory / "example.com.pem").stat()
+    assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == expected
+
+
 # --- schema ---------------------------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -20,6 +21,7 @@ from relay import __version__
 from relay.admin.control import Control, start_control
 from relay.cli import relay
 from relay.cli.common import age_text, printable, size_text
+from relay.cli.log import _for_people
 from relay.policy.settings import Setting, Source, TlsSettings
 from relay.queue.entry import MessageSummary, QueuedMessage, QueuedRecipient
 from relay.queue.sqlite import SqliteStore
@@ -202,7 +204,9 @@ def test_warnings_do_not_fail_a_check(run: Run, tmp_path: Path) -> None:
     (tmp_path / "relay.yaml").write_text("hostname: short\n")
     result = run("check")
     assert result.exit_code == 0
-    assert result.stderr.startswith("warning: relay.yaml:1: hostname: short is no full domain name")
+    assert "warning: relay.yaml:1: hostname: short is no full domain name" in result.stderr
+    quiet = run("check", "--quiet", "--file-only")
+    assert (quiet.exit_code, quiet.stdout) == (0, "")
 
 
 @pytest.mark.parametrize("command", ["serve", "queue list", "log"])
@@ -243,10 +247,119 @@ def test_an_empty_password_is_refused(run: Run) -> None:
 # --- the queue of a stopped relay -----------------------------------------------------------------
 
 
-def test_a_queue_that_was_never_made_is_empty(run: Run) -> None:
-    assert run("queue", "list", "--json").stdout == "[]\n"
-    assert run("queue", "list").exit_code == 0
-    assert run("log").stdout == ""
+@pytest.mark.parametrize(
+    "command", ["queue list", "queue list --json", "queue show M1", "log", "log --json", "health"]
+)
+@pytest.mark.parametrize("made", ["nothing", "a directory", "a file"])
+def test_a_command_that_looked_at_no_queue_says_so_and_ends_with_1(
+    run: Run, tmp_path: Path, command: str, made: str
+) -> None:
+    if made == "a directory":
+        (tmp_path / "spool").mkdir()
+    elif made == "a file":
+        (tmp_path / "spool").touch()
+    result = run(*command.split())
+    assert (result.exit_code, result.stdout) == (1, "")
+    [line] = result.stderr.splitlines()
+    assert line.startswith("no relay answers at s")
+    assert command == "health" or "and its queue cannot be read: " in line
+
+
+@pytest.mark.needs("root")
+@pytest.mark.usefixtures("stopped_queue")
+@pytest.mark.parametrize(
+    ("closed", "said"),
+    [
+        ("relay.yaml", "relay.yaml: permission denied; run this as root"),
+        ("spool", "its queue cannot be read: queue directory spool: Permission denied"),
+    ],
+)
+def test_a_user_without_rights_hears_so_in_a_sentence(
+    run: Run, tmp_path: Path, closed: str, said: str
+) -> None:
+    commands = ("queue list", "log", "health")
+    for command in commands:
+        run(*command.split())  # imports what it needs while all files may be read
+    for parent in (tmp_path, *tmp_path.parents):
+        if parent.name.startswith("pytest-"):
+            parent.chmod(0o755)
+    (tmp_path / "relay.yaml").chmod(0o644)
+    tmp_path.chmod(0o755)
+    (tmp_path / closed).chmod(0o700)
+    os.seteuid(65534)
+    try:
+        results = [run(*command.split()) for command in commands]
+    finally:
+        os.seteuid(0)
+    for result in results:
+        assert (result.exit_code, result.stdout) == (1, "")
+        [line] = result.stderr.splitlines()
+        assert said in line or (closed == "spool" and line == "no relay answers at s")
+
+
+EVENT = {
+    "timestamp": 0,
+    "event": "failed",
+    "severity": "temporary",
+    "queue-id": "M1",
+    "envelope": {"sender": "a@example.com", "targets": "b@example.net"},
+    "policy": {"require-tls": False, "skip-verification": False},
+}
+STATUS = {
+    "tls": False,
+    "certificate-verified": False,
+    "mx-host": "mx.example.net",
+    "code": 0,
+    "description": "",
+    "message": "",
+    "enhanced-code": "4.7.5",
+}
+
+
+@pytest.mark.parametrize(
+    ("event", "status", "said"),
+    [
+        (
+            {"policy": {"require-tls": True}},
+            {"description": "mx.example.net: certificate has expired"},
+            "not sent: TLS required, mx.example.net: 4.7.5 mx.example.net: certificate has expired",
+        ),
+        (
+            {},
+            {"tls": True, "description": "certificate has expired"},
+            "not sent: TLS required, mx.example.net: 4.7.5 certificate has expired",
+        ),
+        (
+            {"severity": "permanent"},
+            {"code": 454, "enhanced-code": "5.7.4", "message": "no TLS now"},
+            "not sent: TLS required, mx.example.net: 454 5.7.4 no TLS now",
+        ),
+        (
+            {"policy": {"require-tls": True}, "severity": "permanent"},
+            {"code": 602, "last-code": 0, "enhanced-code": "5.4.7", "message": "Too old"},
+            "not sent: TLS required, mx.example.net: 602 5.4.7 Too old",
+        ),
+        (
+            {"policy": {"require-tls": True}},
+            {"code": 680, "enhanced-code": "4.4.1", "description": "refused"},
+            "not sent, mx.example.net: 680 4.4.1 refused",
+        ),
+        (
+            {},
+            {"code": 450, "enhanced-code": "4.2.1", "message": "busy"},
+            "in clear, mx.example.net: 450 4.2.1 busy",
+        ),
+        (
+            {"event": "delivered", "severity": ""},
+            {"code": 250, "enhanced-code": "2.0.0", "tls": True},
+            "TLS unverified, mx.example.net: 250 2.0.0",
+        ),
+    ],
+)
+def test_the_log_says_that_a_message_was_not_sent(
+    event: dict[str, Any], status: dict[str, Any], said: str
+) -> None:
+    assert said in _for_people({**EVENT, **event, "delivery-status": {**STATUS, **status}})
 
 
 @pytest.mark.usefixtures("stopped_queue")
