@@ -13,7 +13,16 @@ from dataclasses import dataclass
 
 from relay.mail.outcome import DowngradeReason
 from relay.route.next_hop import Host, TlsMode
-from relay.route.security import DOWNGRADE_REASONS, Action, Requirement, Situation, Step, next_step
+from relay.route.security import (
+    DOWNGRADE_REASONS,
+    Action,
+    Floor,
+    Proof,
+    Requirement,
+    Situation,
+    Step,
+    next_step,
+)
 
 __all__ = ["Forecast", "describe", "forecast", "prospects", "said"]
 
@@ -54,7 +63,7 @@ def forecast(needed: Requirement, situation: Situation) -> Forecast:
             status = f"5{step.unmet[1:]}" if needed.bounces_unmet else step.unmet
             return Forecast(situation, step, at_last=status)
         case Action.SEND_IN_TLS:
-            verified = needed.verify and situation is Situation.SECURED
+            verified = needed.looks and situation is Situation.SECURED
             return Forecast(situation, step, tls=True, verified=verified)
         case Action.RECONNECT_UNVERIFIED:
             return Forecast(situation, step, tls=True, verified=False)
@@ -74,7 +83,7 @@ def said(forecast: Forecast) -> str:
 
 def describe(needed: Requirement, host: Host) -> tuple[str, ...]:
     """What a host must prove, and what follows from what is met there, for a person to read."""
-    met = _MET_BY_WHO_LOOKS if needed.verify else _MET_BY_WHO_DOES_NOT
+    met = _met_by(needed)
     consequences = (
         f"{met[each.situation]}: {said(each)}"
         for each in prospects(needed, host)
@@ -102,24 +111,55 @@ _MET_BY_WHO_LOOKS: Mapping[Situation, str] = {
     Situation.UNVERIFIED: "the certificate does not verify",
     **_MET_WITHOUT_TLS,
 }
+_MET_UNDER_DANE: Mapping[Situation, str] = {
+    Situation.SECURED: "its certificate matches a TLSA record",
+    Situation.UNVERIFIED: "its certificate matches none",
+    **_MET_WITHOUT_TLS,
+}
 _MET_BY_WHO_DOES_NOT: Mapping[Situation, str] = {
     Situation.SECURED: "TLS with any certificate",
     **_MET_WITHOUT_TLS,
 }
 
 
+def _met_by(needed: Requirement) -> Mapping[Situation, str]:
+    if needed.proof is Proof.DANE:
+        return _MET_UNDER_DANE
+    return _MET_BY_WHO_LOOKS if needed.looks else _MET_BY_WHO_DOES_NOT
+
+
 def _proof(needed: Requirement, host: Host) -> tuple[str, ...]:
     tls = (
         f"the host must offer TLS, {needed.min_version} or later"
-        if needed.tls_required
+        if needed.must_encrypt
         else f"the host is asked for TLS, {needed.min_version} or later, and may have none"
     )
-    certificate = (
-        "its certificate must be in date, for its own name, from a trusted authority"
-        if needed.verify
-        else "its certificate is not looked at"
+    return (*_floor_words(needed.floor), *_why_stricter(host), tls, _certificate_words(needed))
+
+
+def _certificate_words(needed: Requirement) -> str:
+    if needed.proof is Proof.DANE:
+        return f"its certificate must match a TLSA record of {needed.floor.dane.base}"
+    if needed.looks:
+        return "its certificate must be in date, for its own name, from a trusted authority"
+    return "its certificate is not looked at"
+
+
+def _floor_words(floor: Floor) -> tuple[str, ...]:
+    """What the recipient's domain has to do with it."""
+    what = {
+        Proof.DANE: "the host has TLSA records (DANE)",
+        Proof.ENCRYPTED: "the host has TLSA records (DANE), and none that is usable",
+        Proof.PKIX: "the domain has an MTA-STS policy that names the host",
+    }.get(floor.asks)
+    if what is None:
+        return ()
+    held = (
+        "they hold whatever the settings"
+        if floor.asks is not Proof.PKIX
+        else "it holds whatever the settings"
     )
-    return (*_why_stricter(host), tls, certificate)
+    return (f"{what}: {held if floor.is_enforced else 'looked at only, no mail is held to it'}",)
 
 
 def _why_stricter(host: Host) -> tuple[str, ...]:

@@ -1,10 +1,12 @@
 """How secure a session with a mail host has to be, and what to do when it is not.
 
 Two settings of the message decide, `require_tls` and `skip_verification`; a little of the
-configuration decides the rest. `requirement` puts them together before we connect; `next_step`
-judges what we met at the host. Neither opens a socket, and nobody else makes this judgement:
-an attempt walks the table, `relay explain` tells it, `relay probe` holds a host against it (both in
-the words of `relay.route.forecast`).
+configuration decides the rest. What the recipient's domain asks for (its TLSA records, RFC 7672; its
+MTA-STS policy, RFC 8461) is a floor under them: it raises what a host must prove, and no setting
+lowers it. `requirement` puts the settings together before we connect, `floor_at` says which floor a
+host is under, `under` joins the two; `next_step` judges what we met at the host. Neither opens a
+socket, and nobody else makes this judgement: an attempt walks the table, `relay explain` tells it,
+`relay probe` holds a host against it (both in the words of `relay.route.forecast`).
 
     require  skip    secured  unverified          not offered  refused      handshake failed
     false    false   tls      reconnect in clear  clear        clear        reconnect in clear
@@ -12,9 +14,17 @@ the words of `relay.route.forecast`).
     true     false   tls      next host 4.7.5     4.7.4        4.7.4        4.7.5
     true     true    tls      tls                 4.7.4        4.7.4        4.7.5
 
+    floor, with any settings
+    TLSA records     tls      next host 4.7.5     4.7.4        4.7.4        4.7.5
+    MTA-STS enforce  tls      next host 4.7.5     4.7.4        4.7.4        4.7.5
+    TLSA, none usable         tls, unverified;    4.7.4        4.7.4        4.7.5
+                     tls      true/false: 4.7.5
+
 "Verified" is: a chain to a trusted root, in date, and the host's name in a dNSName of the
-subjectAltName (RFC 9525 §6.3). "Refused" is any answer to STARTTLS but 220 (RFC 3207 §4). After
-a handshake has begun, nothing more is ever said in clear on that connection.
+subjectAltName (RFC 9525 §6.3). Where there are usable TLSA records they alone judge the
+certificate; what they refuse, no root and no policy saves (RFC 8461 §2). "Refused" is any answer to
+STARTTLS but 220 (RFC 3207 §4). After a handshake has begun, nothing more is ever said in clear on
+that connection.
 """
 
 from __future__ import annotations
@@ -23,23 +33,44 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from relay.mail.outcome import DowngradeReason, Level
+from relay.mail.outcome import (
+    NO_POLICY,
+    DowngradeReason,
+    HopPolicy,
+    Level,
+    PolicyMode,
+    PolicyResult,
+    PolicyType,
+    Waived,
+)
 from relay.policy.settings import TlsSettings
+from relay.route.dane import NO_DANE, DaneFloor, DaneState
+from relay.route.floor import NO_STS, StsFloor
+from relay.route.mta_sts import StsMode, matches
 from relay.route.next_hop import Host, TlsMode
 
 __all__ = [
     "DOWNGRADE_REASONS",
+    "NO_FLOOR",
+    "UNMET_BY_HOST",
     "Action",
+    "Floor",
+    "HostFloor",
     "OnTlsUnmet",
     "OnUnverified",
+    "Proof",
     "Requirement",
     "SecurityOptions",
     "Situation",
     "Step",
     "TlsVersion",
     "at_host",
+    "floor_at",
     "next_step",
+    "not_named",
+    "policy_result",
     "requirement",
+    "under",
 ]
 
 
@@ -76,12 +107,60 @@ class SecurityOptions:
     opportunistic_min_version: TlsVersion = TlsVersion.TLS_1_0
 
 
+class Proof(StrEnum):
+    """What a host has to prove before it is given a message, as `relay explain` names it."""
+
+    NOTHING = "nothing"
+    ENCRYPTED = "encrypted"
+    PKIX = "pkix"
+    """TLS, and a certificate of a trusted authority for its name."""
+    DANE = "dane"
+    """TLS, and a certificate that one of its TLSA records matches."""
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """What the recipient's domain asks of a host, beside the settings of a message.
+
+    `asks`: what it asks for. `is_enforced`: false where it is only looked at, and holds no mail
+    (testing). `dane`: the TLSA records that judge the certificate. `policy`: the id of the MTA-STS
+    policy, with its domain. Two messages with different floors share no connection.
+    """
+
+    asks: Proof = Proof.NOTHING
+    is_enforced: bool = True
+    dane: DaneFloor = NO_DANE
+    policy: str = ""
+
+    @property
+    def holds(self) -> Proof:
+        """What mail is held to."""
+        return self.asks if self.is_enforced else Proof.NOTHING
+
+
+NO_FLOOR = Floor()
+
+
+@dataclass(frozen=True, slots=True)
+class HostFloor:
+    """What the recipient's domain asks of one host, as known before we connect to it.
+
+    `policy`: what the delivery log says of it so far. `not_used`: why the host is not connected
+    to, "" where it is.
+    """
+
+    floor: Floor = NO_FLOOR
+    policy: HopPolicy = NO_POLICY
+    not_used: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Requirement:
     """What a session has to prove before a message may go over it.
 
     Two messages with equal requirements may share a connection to a host; others never.
-    `min_version` and `security_level` (OpenSSL's) are those of the first handshake; a session
+    `tls_required` and `verify` are what the settings ask for, `floor` what the recipient's domain
+    does. `min_version` and `security_level` (OpenSSL's) are those of the first handshake; a session
     that gave up looking at the certificate takes those of `unlooked`.
     """
 
@@ -92,20 +171,49 @@ class Requirement:
     on_unverified: OnUnverified = OnUnverified.PLAINTEXT
     on_tls_unmet: OnTlsUnmet = OnTlsUnmet.DEFER
     opportunistic_min_version: TlsVersion = TlsVersion.TLS_1_0
+    floor: Floor = NO_FLOOR
+
+    @property
+    def proof(self) -> Proof:
+        """What the host has to prove: the floor's demand, or the settings' where that is more."""
+        held = self.floor.holds
+        if held in (Proof.DANE, Proof.PKIX):
+            return held
+        if self.tls_required and self.verify:
+            return Proof.PKIX
+        return Proof.ENCRYPTED if self.tls_required else held
+
+    @property
+    def looks(self) -> bool:
+        """Whether the certificate is looked at, be it held against the host or not."""
+        return self.verify or self.proof in (Proof.DANE, Proof.PKIX)
 
     @property
     def wanted(self) -> Level:
         """The level that is tried for first."""
-        return Level.VERIFIED if self.verify else Level.ENCRYPTED
+        return Level.VERIFIED if self.looks else Level.ENCRYPTED
+
+    @property
+    def must_encrypt(self) -> bool:
+        """Whether nothing of the message may be said in clear."""
+        return self.proof is not Proof.NOTHING
 
     @property
     def bounces_unmet(self) -> bool:
-        """Whether a message whose TLS no host can give is returned at once."""
+        """Whether a message whose TLS no host can give is returned at once.
+
+        Only one that requires TLS by its own settings: who else asks for it may ask for less later.
+        """
         return self.tls_required and self.on_tls_unmet is OnTlsUnmet.BOUNCE
 
     @property
     def unlooked(self) -> Requirement:
-        """The same, once the certificate is not looked at any more: TLS all the same, however old."""
+        """The same, once the certificate is not looked at any more.
+
+        TLS all the same, however old, unless TLS is what a floor asks for.
+        """
+        if self.floor.holds is not Proof.NOTHING:
+            return replace(self, verify=False)
         return replace(
             self,
             verify=False,
@@ -165,14 +273,21 @@ _SITUATIONS = (
 )
 
 # fmt: off
-_TABLE: Mapping[tuple[bool, bool], tuple[Step, Step, Step, Step, Step]] = {
-    # required, verify   secured  unverified        not offered      refused          handshake failed
-    (False,     True):  (_TLS,    _NEW_CLEAR,       _CLEAR,          _CLEAR,          _NEW_CLEAR),
-    (False,     False): (_TLS,    _TLS,             _CLEAR,          _CLEAR,          _NEW_CLEAR),
-    (True,      True):  (_TLS,    _CRYPTO_FAILED,   _NOT_SUPPORTED,  _NOT_SUPPORTED,  _CRYPTO_FAILED),
-    (True,      False): (_TLS,    _TLS,             _NOT_SUPPORTED,  _NOT_SUPPORTED,  _CRYPTO_FAILED),
+_TABLE: Mapping[tuple[Proof, bool], tuple[Step, Step, Step, Step, Step]] = {
+    # to prove, looks           secured  unverified        not offered      refused          handshake failed
+    (Proof.NOTHING,   True):  (_TLS,    _NEW_CLEAR,       _CLEAR,          _CLEAR,          _NEW_CLEAR),
+    (Proof.NOTHING,   False): (_TLS,    _TLS,             _CLEAR,          _CLEAR,          _NEW_CLEAR),
+    (Proof.ENCRYPTED, True):  (_TLS,    _NEW_UNVERIFIED,  _NOT_SUPPORTED,  _NOT_SUPPORTED,  _CRYPTO_FAILED),
+    (Proof.ENCRYPTED, False): (_TLS,    _TLS,             _NOT_SUPPORTED,  _NOT_SUPPORTED,  _CRYPTO_FAILED),
+    (Proof.PKIX,      True):  (_TLS,    _CRYPTO_FAILED,   _NOT_SUPPORTED,  _NOT_SUPPORTED,  _CRYPTO_FAILED),
+    (Proof.DANE,      True):  (_TLS,    _CRYPTO_FAILED,   _NOT_SUPPORTED,  _NOT_SUPPORTED,  _CRYPTO_FAILED),
 }
 # fmt: on
+
+_NAMES_SHOWN = 5
+
+UNMET_BY_HOST = "4.7.5"
+"""The status of a host that is not connected to: not the one that the mail is for, as far as we know."""
 
 _STRONG = 2
 """OpenSSL's level of 112 bits: RSA and DH of 2048 bits (RFC 9325 §4)."""
@@ -233,9 +348,114 @@ def at_host(needed: Requirement, host: Host, options: SecurityOptions) -> Requir
     )
 
 
+def not_named(name: str, sts: StsFloor, pins: tuple[str, ...] | None) -> str:
+    """Why a mail host is not connected to for its name alone, "" where it may be.
+
+    `pins`: the names that the operator allows for this domain, None for any.
+    """
+    if pins is not None and not matches(pins, name):
+        return f"is none of the hosts that the configuration allows for this domain: {_few(pins)}"
+    if sts.holds and not sts.names(name):
+        return f"is not named by the MTA-STS policy of {sts.domain}: {_few(sts.mx)}"
+    return ""
+
+
+def floor_at(
+    name: str,
+    *,
+    dane: DaneFloor = NO_DANE,
+    sts: StsFloor = NO_STS,
+    pins: tuple[str, ...] | None = None,
+    mx_secure: bool = False,
+    waived: Waived | None = None,
+) -> HostFloor:
+    """Which floor a mail host is under.
+
+    DANE alone judges a certificate where there are usable records; MTA-STS says which names may be
+    used all the same (RFC 8461 §2). What holds mail comes before what is only looked at.
+    """
+    found = _floor_at(name, dane, sts, pins)
+    return replace(found, policy=replace(found.policy, mx_secure=mx_secure, waived=waived))
+
+
+def _floor_at(name: str, dane: DaneFloor, sts: StsFloor, pins: tuple[str, ...] | None) -> HostFloor:
+    by_sts, by_dane = _under_sts(name, sts), _under_dane(dane)
+    if reason := not_named(name, sts, pins):
+        is_pinned_out = not_named(name, NO_STS, pins) != ""
+        return HostFloor(policy=NO_POLICY if is_pinned_out else by_sts.policy, not_used=reason)
+    decides = dane.state in (DaneState.USABLE, DaneState.FAILED)
+    if by_dane is None or (sts.holds and not (decides and dane.is_enforced)):
+        return by_sts
+    return by_dane
+
+
+def _under_dane(dane: DaneFloor) -> HostFloor | None:
+    """As far as its TLSA records go; None where there are none, or none were asked for."""
+    mode = PolicyMode.ENFORCE if dane.is_enforced else PolicyMode.TESTING
+    match dane.state:
+        case DaneState.USABLE:
+            floor = Floor(Proof.DANE, dane.is_enforced, dane)
+            return HostFloor(floor, HopPolicy(PolicyType.TLSA, mode))
+        case DaneState.UNUSABLE:
+            floor = Floor(Proof.ENCRYPTED, dane.is_enforced, dane)
+            return HostFloor(floor, HopPolicy(PolicyType.TLSA, mode, PolicyResult.TLSA_INVALID))
+        case DaneState.FAILED:
+            policy = HopPolicy(PolicyType.TLSA, mode, PolicyResult.DNSSEC_INVALID)
+            reason = f"is not used, since its TLSA records are not known: {dane.error}"
+            return HostFloor(policy=policy, not_used=reason if dane.is_enforced else "")
+        case _:
+            return None
+
+
+def _under_sts(name: str, sts: StsFloor) -> HostFloor:
+    """As far as the domain's MTA-STS policy goes."""
+    match sts.mode:
+        case None if sts.error is not None:
+            return HostFloor(policy=HopPolicy(PolicyType.STS, None, PolicyResult(sts.error.value)))
+        case None:
+            return HostFloor()
+        case StsMode.NONE:
+            return HostFloor(policy=HopPolicy(PolicyType.NONE, PolicyMode.NONE))
+    policy = HopPolicy(PolicyType.STS, PolicyMode(sts.mode.value))
+    if not sts.names(name):
+        return HostFloor(policy=replace(policy, result=PolicyResult.VALIDATION_FAILURE))
+    return HostFloor(Floor(Proof.PKIX, sts.holds, policy=f"{sts.domain} {sts.id}"), policy)
+
+
+def _few(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:_NAMES_SHOWN]) + (", …" if len(names) > _NAMES_SHOWN else "")
+
+
+def under(needed: Requirement, floor: Floor, options: SecurityOptions) -> Requirement:
+    """The requirement with the floor that a host is under. Under one, only TLS worth its name counts."""
+    if floor == NO_FLOOR:
+        return needed
+    if floor.holds is Proof.NOTHING:
+        return replace(needed, floor=floor)
+    return replace(needed, floor=floor, min_version=options.min_version, security_level=_STRONG)
+
+
+def policy_result(
+    floor: Floor, situation: Situation, fault: PolicyResult | None
+) -> PolicyResult | None:
+    """What a floor, enforced or not, holds against a host (RFC 8460 §4.3).
+
+    `fault`: what was found wrong with the certificate, as far as it was looked at.
+    """
+    if floor.asks is Proof.NOTHING:
+        return None
+    match situation:
+        case Situation.NOT_OFFERED | Situation.REFUSED:
+            return PolicyResult.STARTTLS_NOT_SUPPORTED
+        case Situation.HANDSHAKE_FAILED:
+            return PolicyResult.VALIDATION_FAILURE
+        case _:
+            return fault if floor.asks in (Proof.DANE, Proof.PKIX) else None
+
+
 def next_step(needed: Requirement, situation: Situation) -> Step:
     """What to do at a host, given what became of TLS with it: a cell of the table above."""
-    step = _TABLE[needed.tls_required, needed.verify][_SITUATIONS.index(situation)]
+    step = _TABLE[needed.proof, needed.looks][_SITUATIONS.index(situation)]
     goes_clear_for_its_certificate = situation is Situation.UNVERIFIED and step == _NEW_CLEAR
     if goes_clear_for_its_certificate and needed.on_unverified is OnUnverified.ENCRYPTED:
         return _NEW_UNVERIFIED

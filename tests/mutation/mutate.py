@@ -35,8 +35,15 @@ import pytest_asyncio  # noqa: F401
 ROOT = Path(__file__).resolve().parents[2]
 
 TARGETS = {
-    "relay.route.security": ("tests/unit/route/test_security.py",),
-    "relay.route.forecast": ("tests/unit/route/test_forecast.py",),
+    "relay.route.security": (
+        "tests/unit/route/test_security.py",
+        "tests/unit/route/test_floors.py",
+    ),
+    "relay.route.forecast": (
+        "tests/unit/route/test_forecast.py",
+        "tests/unit/route/test_floors.py",
+    ),
+    "relay.route.dane": ("tests/unit/route/test_dane.py",),
     "relay.deliver.tally": ("tests/unit/deliver/test_tally.py",),
     "relay.policy.rules": ("tests/unit/policy/test_rules.py",),
 }
