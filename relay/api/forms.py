@@ -108,7 +108,7 @@ async def _multipart(request: web.Request) -> Form:
         content = await _contents(part, left)
         left -= len(content)
         if part.filename:
-            kind = part.headers.get("Content-Type", "application/octet-stream")
+            kind = part.headers.get("Content-Type", "")
             files.append(File(part.name, part.filename, kind, content))
         else:
             fields.append((part.name, content.decode(part.get_charset("utf-8"))))

@@ -6,6 +6,9 @@ What the page for those who move says is run as it stands there: docs/moving-fro
 from __future__ import annotations
 
 import asyncio
+import base64
+import email
+import email.policy
 import functools
 import json
 import os
@@ -14,9 +17,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from email.message import EmailMessage
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from mailgun.client import Client
 
@@ -78,9 +83,21 @@ async def served(sandbox: Sandbox) -> Served:
     return Served(sandbox, mx, f"http://127.0.0.1:{port}")
 
 
+async def received(served: Served, recipient: str) -> EmailMessage:
+    """What the mail host got for somebody."""
+    [event] = await served.sandbox.attempts(recipient)
+    assert event["event"] == "delivered"
+    content = next(
+        one.content
+        for one in served.mx.messages
+        if any(recipient in named for named in one.recipients)
+    )
+    return email.message_from_bytes(content, policy=email.policy.default)
+
+
 @functools.cache
 def node_modules() -> Path:
-    """Mailgun's client for Node.js, installed once a run."""
+    """Mailgun's client for Node.js and Nodemailer's transport for it, installed once a run."""
     directory = Path(tempfile.mkdtemp(prefix="clients-"))
     shutil.copy(CLIENTS / "package.json", directory)
     command = ["npm", "install", "--silent", "--no-audit", "--no-fund"]
@@ -271,6 +288,201 @@ async def test_the_client_for_node(served: Served) -> None:
     )
     message = next(one for one in served.mx.messages if "r0@" in one.recipients[0])
     assert b'Content-Disposition: attachment; filename="a.txt"' in message.content
+
+
+# --- mailers of frameworks ------------------------------------------------------------------------
+
+NODEMAILER = """
+import assert from 'node:assert';
+import nodemailer from 'nodemailer';
+import mailgun from 'nodemailer-mailgun-transport';
+
+const transport = nodemailer.createTransport(mailgun({
+  auth: {api_key: process.env.KEY, domain: 'example.com'}, url: process.env.RELAY,
+}));
+const info = await transport.sendMail({
+  from: {name: 'Doe, Jane', address: 'jane@example.com'}, to: [{name: 'Bob', address: 'bob@dest.example'}],
+  replyTo: 'help@example.com', messageId: 'own@example.com', subject: 'Grüße',
+  html: '<img src="cid:my logo (1).png">',
+  attachments: [
+    {filename: 'invitation.ics', content: 'BEGIN:VCALENDAR', contentType: 'text/calendar; method=REQUEST'},
+    {cid: 'my logo (1).png', filename: 'logo.png', content: Buffer.from('picture'), contentType: 'image/png'},
+  ],
+  'h:X-Order': '7', 'v:order': '7', 'o:tag': ['a', 'b'], 'o:tracking': 'yes', 'o:dkim': 'yes',
+});
+assert.equal(info.messageId, '<own@example.com>');
+await assert.rejects(transport.sendMail({from: 'a@example.com', to: 'b@dest.example', text: 'x', template: 'welcome'}),
+  (error) => error.status === 400 && error.details.startsWith('template parameter'));
+"""
+
+
+@pytest.mark.needs("node", "npm")
+async def test_the_transport_of_nodemailer(served: Served) -> None:
+    directory = await asyncio.to_thread(node_modules)
+    (directory / "nodemailer.mjs").write_text(NODEMAILER)
+    await served.run("node", "nodemailer.mjs", cwd=directory)
+    message = await received(served, "bob@dest.example")
+    assert message["from"] == '"Doe, Jane" <jane@example.com>'
+    assert (message["reply-to"], message["x-order"]) == ("help@example.com", "7")
+    by_type = {part.get_content_type(): part for part in message.walk()}
+    assert by_type["text/calendar"].get_param("method") == "REQUEST"
+    assert by_type["image/png"]["content-id"] == "<my logo (1).png>"
+
+
+DJANGO = """
+import os
+from email.message import MIMEPart
+from django.conf import settings
+settings.configure(ANYMAIL={"MAILGUN_API_KEY": os.environ["KEY"], "MAILGUN_API_URL": os.environ["RELAY"] + "/v3"})
+import django
+django.setup()
+from datetime import datetime, timezone, timedelta
+from anymail.exceptions import AnymailRequestsAPIError
+from anymail.message import AnymailMessage
+from django.core.mail import get_connection
+
+connection = get_connection("anymail.backends.mailgun.EmailBackend")
+message = AnymailMessage(
+    subject="Grüße", body="hello", from_email='"Müller, Jörg" <joerg@example.com>',
+    to=["Bob <bob@dest.example>", '"Süß, Carl" <carl@dest.example>'], cc=["dora@bücher.example"], bcc=["secret@dest.example"],
+    reply_to=["a@example.com", "b@example.com"],
+    headers={"Message-ID": "<own@example.com>", "References": "<a@b> <c@d>", "X-Umlaut": "ü"},
+    connection=connection,
+)
+message.attach_alternative('<img src="cid:x">', "text/html")
+message.attach("größe (1).pdf", b"%PDF", "application/pdf")
+message.attach("invitation.ics", "BEGIN:VCALENDAR", "text/calendar; method=REQUEST")
+message.metadata = {"order": 7, "note": "ü"}
+message.tags = ["a"]
+message.track_opens = True
+message.send()
+assert message.anymail_status.message_id == "<own@example.com>", message.anymail_status
+
+batch = AnymailMessage(subject="x", body="x", from_email="a@example.com", to=["b@dest.example"], connection=connection)
+batch.merge_data = {"b@dest.example": {"name": "Bob"}}
+try:
+    batch.send()
+except AnymailRequestsAPIError as error:
+    assert "recipient-variables" in str(error)
+else:
+    raise AssertionError("a batch was taken")
+"""
+
+
+async def test_the_mailer_of_django(served: Served, tmp_path: Path) -> None:
+    await served.run(sys.executable, "-W", "ignore", "-c", DJANGO, cwd=tmp_path)
+    message = await received(served, "bob@dest.example")
+    assert [box.display_name for box in message["from"].addresses] == ["Müller, Jörg"]
+    assert [box.display_name for box in message["to"].addresses] == ["Bob", "Süß, Carl"]
+    assert message["cc"] == "dora@xn--bcher-kva.example"
+    assert message["reply-to"] == "a@example.com, b@example.com"
+    assert (message["references"], message["x-umlaut"]) == ("<a@b> <c@d>", "ü")
+    parts = {part.get_filename(): part for part in message.iter_attachments()}
+    assert set(parts) == {"größe (1).pdf", "invitation.ics"}
+    assert parts["invitation.ics"].get_param("method") == "REQUEST"
+    assert "secret" not in message.as_string()
+    events = served.sandbox.events(event="accepted")
+    assert events[0]["user-variables"] == {"order": "7", "note": "ü"}
+    targets = events[0]["envelope"]["targets"].split(",")
+    assert set(targets) == {
+        "bob@dest.example",
+        "carl@dest.example",
+        "dora@xn--bcher-kva.example",
+        "secret@dest.example",
+    }
+
+
+def part(name: str, value: str, *fields: str, filename: str | None = None) -> str:
+    """A part of multipart/form-data."""
+    file = "" if filename is None else f'; filename="{filename}"'
+    disposition = f'Content-Disposition: form-data; name="{name}"{file}'
+    return "\r\n".join((disposition, *fields, "", value))
+
+
+UTF8 = ("Content-Type: text/plain; charset=utf-8", "Content-Transfer-Encoding: 8bit")
+SYMFONY = (
+    part("from", '"Ann" <ann@example.com>', *UTF8),
+    part("to", '"Bob" <bob@dest.example>', *UTF8),
+    part("subject", "Grüße", *UTF8),
+    part("html", '<img src="cid:my logo (1).png">', *UTF8),
+    part(
+        "attachment[0]",
+        "x",
+        "Content-Type: text/calendar; name=i.ics; method=REQUEST",
+        filename="i.ics",
+    ),
+    part("inline[0]", "y", "Content-Type: image/png; name=logo", filename="my logo (1).png"),
+    part("h:Reply-To", "=?utf-8?Q?J=C3=B6rg?=\r\n <j@example.com>", *UTF8),
+    part("h:References", "<1@example.com>\r\n <2@example.com>", *UTF8),
+    part("h:Return-Path", "<bounces@example.com>", *UTF8),
+    part("h:Sender", "ann@example.com", *UTF8),
+    part("o:tag", "a", *UTF8),
+    part("v:order", "7", *UTF8),
+)
+WORDPRESS = (
+    part("from", "Foo, Inc. <ann@example.com>"),
+    part("h:Sender", "ann@example.com"),
+    part("to", "bob@dest.example"),
+    part("subject", "Grüße"),
+    part("o:tracking-clicks", "htmlonly"),
+    part("o:tracking-opens", "no"),
+    part("o:tag", "site"),
+    part("html", '<img src="cid:my logo (1).png">'),
+    part("h:MIME-Version", "1.0"),
+    part("h:Content-Type", "text/html; charset=UTF-8"),
+    part("h:References", "<1@example.com> <2@example.com>"),
+    part("h:Reply-To", "Jörg <j@example.com>"),
+    part("attachment[0]", "x", "Content-Type: text/calendar; method=REQUEST", filename="i.ics"),
+    part("inline[0]", "y", filename="my logo (1).png"),
+)
+RAILS = (
+    part("from[]", "ann@example.com (Cron Daemon)"),
+    part("h:reply-to", "=?utf-8?Q?J=C3=B6rg?= <j@example.com>"),
+    part("subject[]", "Grüße"),
+    part("html[]", '<img src="cid:my logo (1).png">'),
+    part("text[]", "text"),
+    part("to[]", "bob@dest.example"),
+    part("attachment[]", "x", "Content-Type: text/calendar; method=REQUEST", filename="i.ics"),
+    part("inline[]", "y", "Content-Type: image/png", filename="my logo (1).png"),
+    part("h:date", "Fri, 20 Nov 2026 12:00:00 +0000"),
+    part("h:message-id", "<own@example.com>"),
+    part("h:mime-version", "1.0"),
+    part("h:content-type", "multipart/mixed;\r\n boundary=x;\r\n charset=UTF-8"),
+    part("h:content-transfer-encoding", "7bit"),
+    part("h:references", "<1@example.com>\r\n <2@example.com>"),
+    part("o:testmode", "no"),
+)
+
+
+@pytest.mark.parametrize(
+    "parts", [SYMFONY, WORDPRESS, RAILS], ids=["symfony", "wordpress", "rails"]
+)
+async def test_the_forms_of_mailers_that_are_not_at_hand(
+    served: Served, parts: tuple[str, ...]
+) -> None:
+    """As their sources write them: Symfony's Mailgun bridge, Mailgun's WordPress plugin and Railgun."""
+    body = "".join(f"--limit\r\n{one}\r\n" for one in parts) + "--limit--"
+    headers = {
+        "Content-Type": "multipart/form-data; boundary=limit",
+        "Authorization": f"Basic {base64.b64encode(f'api:{KEY}'.encode()).decode()}",
+    }
+    async with aiohttp.ClientSession() as http:
+        url = f"{served.url}/v3/example.com/messages"
+        async with http.post(url, data=body.encode(), headers=headers) as answer:
+            assert answer.status == 200, await answer.text()
+    message = await received(served, "bob@dest.example")
+    assert message["subject"] == "Grüße"
+    assert [box.addr_spec for box in message["from"].addresses] == ["ann@example.com"]
+    [reply_to] = message["reply-to"].addresses
+    assert (reply_to.display_name, reply_to.addr_spec) == ("Jörg", "j@example.com")
+    assert message["references"].split() == ["<1@example.com>", "<2@example.com>"]
+    assert message["return-path"] is None
+    names = [name.lower() for name in message]
+    assert (names.count("mime-version"), names.count("content-type")) == (1, 1)
+    by_type = {part.get_content_type(): part for part in message.walk()}
+    assert by_type["text/calendar"].get_param("method") == "REQUEST"
+    assert by_type["image/png"]["content-id"] == "<my logo (1).png>"
+    assert by_type["text/html"].get_content().strip() == '<img src="cid:my logo (1).png">'
 
 
 # --- the page -------------------------------------------------------------------------------------
