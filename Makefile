@@ -8,12 +8,13 @@ READY  := $(VENV)/.ready
 TWO    := -n 2 --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check demo man image-test torture mutation fuzz bench clean
+.PHONY: help run test test-pythons check demo man image-test torture mutation fuzz bench clean
 
 help:
 	@echo "make run       start a relay on 127.0.0.1:2525, spool and log under var/"
 	@echo "make demo      four settings against four kinds of MX host, in a closed sandbox"
 	@echo "make test      all tests; those that need a server from the system say so"
+	@echo "make test-pythons  the unit tests and the types on every python3.x that is found, 3.11 or later"
 	@echo "make check     ruff, mypy and the tests"
 	@echo "make man       the manual page, build/relay.1"
 	@echo "make image-test  build the container image and deliver a message through it (buildah, root, network)"
@@ -44,6 +45,9 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/pytest $(TWO) $(ARGS)
 
+test-pythons: $(READY)
+	tests/pythons $(ARGS)
+
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -73,4 +77,4 @@ mutation: $(READY)
 	$(BIN)/python tests/mutation/mutate.py
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-3.* build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -92,6 +92,7 @@ class Authority:
         )
         builder = _leaf_builder(name, kind, address, leaf_key)
         signer = self._signer(kind, leaf_key, name)
+        builder = _with_authority_key(builder, signer.key)
         signed = builder.issuer_name(signer.name).sign(signer.key, hashes.SHA256())
         return Certificate(signed.public_bytes(serialization.Encoding.PEM), _key_pem(leaf_key))
 

@@ -307,8 +307,9 @@ def recover(db: sqlite3.Connection, contents: Contents, now: datetime, latest: d
     """
     db.execute("BEGIN IMMEDIATE")
     db.execute(
-        f"UPDATE recipient SET place = {READY}, due = min(coalesce(due, ?1), ?1) WHERE place = {CLAIMED}",
-        (micros(now),),
+        f"UPDATE recipient SET place = {READY}, due = min(coalesce(due, :now), :now)"
+        f" WHERE place = {CLAIMED}",
+        {"now": micros(now)},
     )
     pull_forward(db, now, latest)
     for queue_id in contents.sweep([row[0] for row in db.execute(_IN_FILES)]):

@@ -132,8 +132,13 @@ async def test_a_queue_of_version_1_is_taken_over(tmp_path):
         assert await store.log_mark() == 3
 
 
-def test_migrations_are_made_one_after_the_other_and_once():
-    db = sqlite3.connect(":memory:", isolation_level=None)
+@pytest.fixture
+def db():
+    with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as opened_db:
+        yield opened_db
+
+
+def test_migrations_are_made_one_after_the_other_and_once(db):
     more = [
         *MIGRATIONS,
         ["ALTER TABLE message ADD COLUMN colour TEXT"],
@@ -146,8 +151,7 @@ def test_migrations_are_made_one_after_the_other_and_once():
     db.execute("SELECT colour FROM message")
 
 
-def test_a_migration_that_fails_leaves_the_version_before_it():
-    db = sqlite3.connect(":memory:", isolation_level=None)
+def test_a_migration_that_fails_leaves_the_version_before_it(db):
     broken = [*MIGRATIONS, ["CREATE TABLE half (x)", "NONSENSE"]]
     with pytest.raises(sqlite3.OperationalError):
         migrate(db, broken)
