@@ -80,6 +80,10 @@ class Protocol(web.RequestHandler):
     def __init__(self, server: web.Server, *, client: str, **options: Any) -> None:
         self.client = client
         super().__init__(server, loop=asyncio.get_running_loop(), **options)
+        # Requests that were sent before the answer to the one before: aiohttp would keep 32 of them,
+        # each with a header section of its own, for a client that reads no answers.
+        self._max_msg_queue_size = 2
+        self._msg_queue_resume_size = 1
 
     def handle_error(
         self,

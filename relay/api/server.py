@@ -3,11 +3,16 @@
     connections   no more than there may be, and from one client half of them (`relay.api.entrance`)
     time          a request's header section has `_HEADER_SECONDS` from the last answer, or the connection
                   ends; all of it the time a transaction has over SMTP
-    origin        a browser that says it asks for another site's page is answered 403
+    origin        a page of another site that asks a browser for a change: 403 (`relay.api.origin`)
     key           401 in Mailgun's words; 429 after too many wrong ones from an address
-    size          413, before the body is read where its length is told, else while it is
-    memory        503 while the bodies under way are as large as all may be together
+    encoding      415: a body is taken as it is, nothing is inflated
+    body          its size, its pace and what all hold together: 413, 408, 503 (`relay.api.bodies`)
     errors        a sentence as JSON, never a trace; what is our fault is in our log
+
+In this order: no octet of a body is looked at before the key is known. A body that nobody wants is
+read and dropped for a moment after the answer, so that the client comes to read it; then the
+connection ends. Clients without a right key are answered at a rate (`relay.api.rate`), and an answer
+that its client does not take has a pace to keep, too.
 
 A request goes on to its end when its client has gone: what was accepted is accepted.
 """
@@ -15,39 +20,84 @@ A request goes on to its end when its client has gone: what was accepted is acce
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
+from typing import Any, NoReturn
 
 from aiohttp import web
 
+from relay.api.bodies import BODY, Body, Room
 from relay.api.endpoints import ENDPOINTS, TEXT, Endpoint
 from relay.api.entrance import Entrance, HttpError, tls_context
-from relay.api.forms import Budget
 from relay.api.keys import Keys, Verdict
 from relay.api.mailgun import ApiError
 from relay.api.openapi import document
+from relay.api.origin import is_foreign
+from relay.api.rate import AnswerRate, Shared
 from relay.api.state import API, Api, answer, api_of
 from relay.queue.store import SpoolError
+from relay.submit.failures import counted_as
 
-__all__ = ["CONNECTIONS", "HttpError", "HttpServer", "application", "start_http"]
+__all__ = [
+    "CONNECTIONS",
+    "PROTOCOL_OPTIONS",
+    "HttpError",
+    "HttpServer",
+    "application",
+    "start_http",
+]
 
 log = logging.getLogger(__name__)
 
 CONNECTIONS = 256
-_HEADER_SECONDS = 60.0
+_HEADER_SECONDS = 30.0
 _FORM_OCTETS = 1024 * 1024
 """What a form may be larger than the message it makes: its other fields, the boundaries."""
 
-_BODIES_AT_A_TIME = 4
+_LARGEST_AT_A_TIME = 3
 _OTHER_BODY_OCTETS = 1024 * 1024
-_OTHER_SITES = ("cross-site", "same-site")
+
+_ANSWERS_WITHOUT_KEY = 20
+_ANSWERS_ABOUT_HEALTH = 100
+"""A second, to one client."""
+
+_UNWANTED_SECONDS = 5.0
+_UNWANTED_AT_A_TIME = 8
+_UNWANTED_PAUSE = 0.005
+"""Between reads: 128 KiB or so each, 25 MB/s of one client."""
+
+_ANSWER_SECONDS = 30.0
+_ANSWER_OCTETS_A_SECOND = 4096
+
+PROTOCOL_OPTIONS: Mapping[str, Any] = {
+    # aiohttp would inflate a body, even one that it only drops.
+    "auto_decompress": False,
+    # `_drop_body` does this, for a few at a time.
+    "lingering_time": 0.0,
+    "max_headers": 64,
+    "max_field_size": 4096,
+}
 
 Answerer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-KEYS: web.AppKey[Keys] = web.AppKey("keys", Keys)
-BUDGET: web.AppKey[Budget] = web.AppKey("budget", Budget)
+
+class Gate:
+    """What requests share on their way in."""
+
+    def __init__(self, api: Api) -> None:
+        self.keys = Keys(lambda: api.options().api_keys, clock=api.clock)
+        self.largest = api.message_size_bytes + _FORM_OCTETS
+        self.room = Room(_LARGEST_AT_A_TIME * self.largest, _LARGEST_AT_A_TIME * self.largest // 2)
+        self.rate = AnswerRate(_ANSWERS_WITHOUT_KEY)
+        self.health_rate = AnswerRate(_ANSWERS_ABOUT_HEALTH)
+        self.unwanted = asyncio.Semaphore(_UNWANTED_AT_A_TIME)
+
+
+GATE: web.AppKey[Gate] = web.AppKey("gate", Gate)
+HAS_KEY: web.RequestKey[bool] = web.RequestKey("has key", bool)
 
 
 class HttpServer:
@@ -103,6 +153,7 @@ async def start_http(
         "logger": _protocol_log(),
         # Counted from the beginning of a connection and from the end of each answer, however the octets come.
         "keepalive_timeout": header_seconds,
+        **PROTOCOL_OPTIONS,
     }
     entrance = Entrance(runner.server, most=connections, context=context, options=options)
     try:
@@ -134,73 +185,89 @@ def _protocol_log() -> logging.Logger:
 
 def application(api: Api) -> web.Application:
     """Everything but the socket."""
-    largest = api.message_size_bytes + _FORM_OCTETS
-    app = web.Application(client_max_size=largest, middlewares=[_guarded])
+    app = web.Application(middlewares=[_paced, _guarded])
     app[API] = api
-    app[KEYS] = keys = Keys(lambda: api.options().api_keys, clock=api.clock)
-    app[BUDGET] = Budget(_BODIES_AT_A_TIME * largest)
+    app[GATE] = gate = Gate(api)
     described = json.dumps(document())
+    add = partial(app.router.add_route, expect_handler=_expected)
 
     async def describe(request: web.Request) -> web.Response:
         return web.Response(text=described, content_type="application/json")
 
     async def name_ourselves(_: web.Request, response: web.StreamResponse) -> None:
         response.headers["Server"] = "relay"
+        response.headers["X-Content-Type-Options"] = "nosniff"
 
     async def forget(_: web.Application) -> None:
-        keys.close()
-
-    async def measure(request: web.Request) -> web.Response:
-        await _check_key(request, bare=True)
-        if api.metrics is None:
-            raise web.HTTPNotFound
-        return web.Response(body=await api.metrics(), content_type=TEXT, charset="utf-8")
-
-    async def tell_health(request: web.Request) -> web.Response:
-        """Nobody needs a key to hear yes or no; what is wrong is said in the program's own log and socket."""
-        if api.health is None:
-            raise web.HTTPNotFound
-        found = await api.health()
-        wrong = found["liveness" if request.path == "/healthz" else "readiness"]
-        return web.Response(text="no\n" if wrong else "ok\n", status=503 if wrong else 200)
+        gate.keys.close()
 
     app.on_response_prepare.append(name_ourselves)
     app.on_cleanup.append(forget)
-    app.router.add_get("/metrics", measure)
-    app.router.add_get("/healthz", tell_health)
-    app.router.add_get("/readyz", tell_health)
-    app.router.add_get("/relay/v1/openapi.json", describe)
+    look = partial(app.router.add_get, expect_handler=_expected)
+    health = Shared(api.health or _not_here)
+    look("/metrics", partial(_measure, Shared(api.metrics or _not_here)))
+    look("/healthz", partial(_tell_health, health, "liveness"))
+    look("/readyz", partial(_tell_health, health, "readiness"))
+    look("/relay/v1/openapi.json", describe)
     for endpoint in ENDPOINTS:
-        app.router.add_route(endpoint.method, endpoint.path, partial(_serve, endpoint))
+        add(endpoint.method, endpoint.path, partial(_serve, endpoint))
     return app
+
+
+async def _expected(request: web.Request) -> None:
+    """Whether a body is wanted is said when it is: `relay.api.bodies`."""
+
+
+async def _not_here() -> NoReturn:
+    raise web.HTTPNotFound
+
+
+async def _measure(measure: Shared[bytes], request: web.Request) -> web.Response:
+    await _check_key(request, bare=True)
+    return web.Response(body=await measure(), content_type=TEXT, charset="utf-8")
+
+
+async def _tell_health(
+    ask: Shared[Mapping[str, Sequence[str]]], kind: str, request: web.Request
+) -> web.Response:
+    """Nobody needs a key to hear yes or no; what is wrong is said in the program's own log and socket."""
+    wrong = (await ask())[kind]
+    await request.app[GATE].health_rate.wait(request.remote or "")
+    request[HAS_KEY] = True  # has its own rate
+    return web.Response(text="no\n" if wrong else "ok\n", status=503 if wrong else 200)
 
 
 async def _serve(endpoint: Endpoint, request: web.Request) -> web.StreamResponse:
     """One request to an endpoint, within what all requests together may hold."""
-    api, budget = api_of(request), request.app[BUDGET]
+    api, gate = api_of(request), request.app[GATE]
     await _check_key(request, bare=endpoint.answers.get(401) == TEXT)
-    limit = api.message_size_bytes + _FORM_OCTETS if endpoint.form else _OTHER_BODY_OCTETS
-    length = request.content_length
-    if length is not None and length > limit:
-        raise ApiError(413, "Request entity too large")
-    held = length if length is not None else limit if request.can_read_body else 0
-    if not budget.reserve(held):
-        raise ApiError(503, "Too many large requests at a time, try again later")
+    if "Content-Encoding" in request.headers:
+        raise ApiError(415, "the body has to come without a Content-Encoding")
+    address, authorization = request.remote or "", request.headers["Authorization"]
+    body = Body(
+        request,
+        gate.room,
+        client=(counted_as(address), gate.keys.name_of(authorization)),
+        limit=gate.largest if endpoint.form else _OTHER_BODY_OCTETS,
+        seconds=api.request_seconds,
+    )
+    request[BODY] = body
     try:
         async with asyncio.timeout(api.request_seconds):
             return await endpoint.handler(api, request)
     finally:
-        budget.give_back(held)
+        body.close()
 
 
 async def _check_key(request: web.Request, *, bare: bool) -> None:
-    verdict = await request.app[KEYS].judge(
+    verdict = await request.app[GATE].keys.judge(
         request.headers.get("Authorization", ""), request.remote or ""
     )
     if verdict is Verdict.WAIT:
         raise ApiError(429, "Too many failed authentications, try again later")
     if verdict is Verdict.WRONG:
         raise _Unauthorized(bare)
+    request[HAS_KEY] = True
 
 
 class _Unauthorized(ApiError):
@@ -212,10 +279,45 @@ class _Unauthorized(ApiError):
 
 
 @web.middleware
+async def _paced(request: web.Request, handler: Answerer) -> web.StreamResponse:
+    """An answer is sent here, at the rate and the pace that its client has."""
+    gate = request.app[GATE]
+    response = await handler(request)
+    if not request.get(HAS_KEY):
+        await gate.rate.wait(request.remote or "")
+    is_unwanted = not request.content.is_eof()
+    if is_unwanted:
+        response.force_close()
+    length = response.content_length or 0
+    try:
+        async with asyncio.timeout(_ANSWER_SECONDS + length / _ANSWER_OCTETS_A_SECOND):
+            await response.prepare(request)
+            await response.write_eof()
+    except TimeoutError:
+        log.info("HTTP: %s does not take its answer", request.remote)
+        if request.transport is not None:
+            request.transport.abort()
+        raise ConnectionResetError from None
+    if is_unwanted and not gate.unwanted.locked():
+        async with gate.unwanted:
+            await _drop_body(request)
+    return response
+
+
+async def _drop_body(request: web.Request) -> None:
+    """Read on for a moment: a client that still sends does not read, and a reset takes its answer away."""
+    with contextlib.suppress(TimeoutError, ConnectionError, web.RequestPayloadError):
+        async with asyncio.timeout(_UNWANTED_SECONDS):
+            async for _ in request.content.iter_any():
+                await asyncio.sleep(_UNWANTED_PAUSE)
+
+
+@web.middleware
 async def _guarded(request: web.Request, handler: Answerer) -> web.StreamResponse:
     """Any request, and any way in which it may fail."""
     try:
-        _check_origin(request)
+        if is_foreign(request.method, request.headers):
+            raise ApiError(403, "A page of another site may not ask")
         return await handler(request)
     except _Unauthorized as error:
         return _unauthorized(error)
@@ -224,8 +326,6 @@ async def _guarded(request: web.Request, handler: Answerer) -> web.StreamRespons
         if error.status in (429, 503):
             response.headers["Retry-After"] = "60"
         return response
-    except web.HTTPRequestEntityTooLarge:
-        return answer({"message": "Request entity too large"}, status=413)
     except web.HTTPException as error:
         response = answer({"message": error.reason}, status=error.status)
         if "Allow" in error.headers:
@@ -243,15 +343,6 @@ async def _guarded(request: web.Request, handler: Answerer) -> web.StreamRespons
     except Exception:
         log.exception("HTTP: %s %r failed", request.method, request.path)
         return answer({"message": "An error of the relay's own; its log has it"}, status=500)
-
-
-def _check_origin(request: web.Request) -> None:
-    """A browser that has a key would send it along for a page of anybody's: that is not its user's will."""
-    if request.headers.get("Sec-Fetch-Site") in _OTHER_SITES and request.method not in (
-        "GET",
-        "HEAD",
-    ):
-        raise ApiError(403, "A page of another site may not ask")
 
 
 def _unauthorized(error: _Unauthorized) -> web.Response:

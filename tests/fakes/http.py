@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import aiohttp
+from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
 from relay.admin.domain_settings import SettingsInForce
 from relay.api import Api, HttpOptions
-from relay.api.server import application
+from relay.api.server import PROTOCOL_OPTIONS, application
 from relay.policy.rules import PolicyRules, TlsRule
 from relay.queue.entry import Entry
 from relay.queue.sqlite import SqliteStore
@@ -89,6 +90,13 @@ class Troubled:
         return getattr(self._store, name)
 
 
+class _Server(TestServer):
+    """As the relay serves: a request goes on when its client has gone, and nothing is inflated."""
+
+    async def _make_runner(self, **_: Any) -> web.BaseRunner:
+        return web.AppRunner(self.app, **PROTOCOL_OPTIONS)
+
+
 @contextlib.asynccontextmanager
 async def http_rig(directory: Path) -> AsyncIterator[Rig]:
     """All of it, for a while."""
@@ -117,7 +125,8 @@ async def http_rig(directory: Path) -> AsyncIterator[Rig]:
         status=no_deliveries,
     )
     made.api = api
-    server = TestServer(application(api))
+    server = _Server(application(api))
+    await server.start_server()
     async with TestClient(server, headers=auth(KEY)) as client:
         made.http = client
         yield made

@@ -674,30 +674,6 @@ async def test_requests_beside_one_another_do_not_mix(rig: Rig) -> None:
         assert f"text {n}\r\n".encode() in await rig.content(entries[f"r{n}@dest{n}.example"])
 
 
-async def test_large_bodies_share_a_budget_and_the_one_too_many_is_asked_to_come_again(
-    rig: Rig,
-) -> None:
-    """Five bodies that claim to be as large as may be, and are slow to come, and one beside them."""
-    started = asyncio.Event()
-    held: list[asyncio.Task[Any]] = []
-
-    async def slowly() -> AsyncIterator[bytes]:
-        yield b"from=ann"
-        await started.wait()
-
-    kind = {"Content-Type": "application/x-www-form-urlencoded"}
-    for _ in range(4):
-        asking = rig.ask("POST", "/v3/example.com/messages", data=slowly(), headers=kind)
-        held.append(asyncio.create_task(asking))
-    await asyncio.sleep(0.3)
-    assert (await rig.ask("POST", "/v3/example.com/messages", data=slowly(), headers=kind))[
-        0
-    ] == 503
-    started.set()
-    assert {status for status, _ in await asyncio.gather(*held)} == {400}
-    assert (await rig.send())[0] == 200
-
-
 async def test_a_client_that_hangs_up_leaves_nothing_half_done(rig: Rig) -> None:
     _, writer = await asyncio.open_connection(rig.http.host, rig.http.port)
     body = b"from=ann@example.com&to=bob@dest.example&text=hello"
