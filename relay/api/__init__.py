@@ -3,7 +3,10 @@
     entrance    the listening socket: how many get in, TLS
     server      what every request goes through
     keys        who may ask
-    forms       a request's body, bounded
+    rate        how fast clients without a right key are answered
+    origin      whether a page of another site asks
+    bodies      a request's body: its size, its pace, and what all hold together
+    forms       what a body says: `formparser` reads it as it comes
     endpoints   every path with what it takes and answers: routes and OpenAPI both come from there
     sending     messages
     domains     settings of sender domains

@@ -21,7 +21,7 @@ from collections.abc import AsyncIterator, Sequence
 
 from aiohttp import StreamReader, web
 
-from relay.api.mailgun import ApiError
+from relay.api.mailgun_form import ApiError
 
 __all__ = ["BODY", "Body", "Room"]
 

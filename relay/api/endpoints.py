@@ -61,8 +61,7 @@ class QueueSelection(TypedDict, total=False):
 
 _M = answers.Message
 _REFUSALS: Mapping[int, Any] = {400: _M, 401: _M, 403: _M, 404: _M, 429: _M, 503: _M}
-_BODY_REFUSALS: Mapping[int, Any] = {**_REFUSALS, 408: _M, 413: _M}
-_JSON_REFUSALS: Mapping[int, Any] = {**_BODY_REFUSALS, 415: _M}
+_BODY_REFUSALS: Mapping[int, Any] = {**_REFUSALS, 408: _M, 413: _M, 415: _M}
 _SEND_REFUSALS: Mapping[int, Any] = {**_BODY_REFUSALS, 401: TEXT}
 
 _MESSAGE_FORM: Mapping[str, Any] = {
@@ -260,7 +259,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "/relay/v1/queue/{verb}",
         operator.change,
         "Retry, hold, release or remove messages",
-        {200: answers.Changed, **_JSON_REFUSALS},
+        {200: answers.Changed, **_BODY_REFUSALS},
         body=QueueSelection,
     ),
     Endpoint(

@@ -10,12 +10,12 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import unquote, unquote_to_bytes
 
-from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
-
-from relay.api.mailgun import ApiError, File, Form
+from relay.api.mailgun_form import ApiError, File, Form
 
 __all__ = ["FIELDS_OCTETS", "FormParser", "parser_for"]
 
@@ -23,6 +23,8 @@ FIELDS_OCTETS = 8 * 1024 * 1024
 _MOST_FIELDS = 10_000
 _HEADER_OCTETS = 4096
 _HEADER_FIELDS = 16
+_BOUNDARY_CHARS = 200
+"""RFC 2046 §5.1.1 has 70."""
 
 # A name that a stranger made up would stay in Python's codec cache for ever.
 _CHARSETS = {
@@ -32,9 +34,8 @@ _CHARSETS = {
     "iso-8859-1": "iso-8859-1",
     "windows-1252": "windows-1252",
 }
-_EXTENDED_FILENAME = re.compile(
-    r";\s*filename\*\s*=\s*(utf-8|iso-8859-1)'[^']*'([^;\s\"]*)", re.IGNORECASE
-)
+_PARAMETER = re.compile(r';\s*([\w*-]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^;\s]*)', re.DOTALL)
+_EXTENDED = re.compile(r"(utf-8|iso-8859-1)'[^']*'(.*)", re.IGNORECASE)
 
 
 class FormParser(Protocol):
@@ -49,9 +50,9 @@ class FormParser(Protocol):
 
 def parser_for(content_type: str) -> FormParser | None:
     """What reads a body of this type (the field's whole value); None: it is no form."""
-    kind, options = parse_options_header(content_type)
+    kind = content_type.partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        return _Multipart(options.get("boundary", ""))
+        return _Multipart(_parameters(content_type).get("boundary", ""))
     if kind == "application/x-www-form-urlencoded":
         return _Urlencoded()
     return None
@@ -101,72 +102,142 @@ class _Urlencoded:
     def _end_field(self) -> None:
         if self._name or self._value is not None:
             name, value = _text(self._name), _text(b"".join(self._value or ()))
-            _add_field(self._fields, name, value, 0)
+            if len(self._fields) >= _MOST_FIELDS:
+                raise _too_many()
+            self._fields.append((name, value))
         self._name, self._value = b"", None
 
 
 class _Multipart:
-    """Parts between boundaries, by the library `multipart`."""
+    """Parts between boundaries (RFC 2046 §5.1.1). What `_step` is reads on, while it can."""
 
     def __init__(self, boundary: str) -> None:
-        try:
-            self._parser = PushMultipartParser(
-                boundary.encode(),
-                max_header_size=_HEADER_OCTETS,
-                max_header_count=_HEADER_FIELDS,
-            )
-        except MultipartError as error:
-            raise _not_a_form() from error
+        if not 0 < len(boundary) <= _BOUNDARY_CHARS:
+            raise _not_a_form()
+        self._delimiter = b"\r\n--" + boundary.encode()
+        self._buffer = bytearray(b"\r\n")  # the first boundary may be the first line
+        self._step: Callable[[], bool] = self._preamble
+        self._part = _Part({})
+        self._content: list[bytes] = []
         self._fields: list[tuple[str, str]] = []
         self._files: list[File] = []
-        self._segment: MultipartSegment | None = None
-        self._content: list[bytes] = []
         self._octets = 0
 
     def feed(self, piece: bytes) -> None:
-        try:
-            for event in self._parser.parse(piece):
-                if isinstance(event, MultipartSegment):
-                    self._segment = event
-                elif event is not None:
-                    self._go_on(event)
-                elif self._segment is not None:
-                    self._end_part(self._segment)
-        except MultipartError as error:
-            raise _not_a_form() from error
+        self._buffer += piece
+        while self._step():
+            pass
 
     def end(self) -> Form:
-        try:
-            self._parser.close()
-        except MultipartError as error:
-            raise _not_a_form() from error
+        if self._step != self._epilogue:
+            raise _not_a_form()
         return Form(tuple(self._fields), tuple(self._files))
 
-    def _go_on(self, octets: bytes) -> None:
-        if self._segment is not None and not _filename(self._segment):
-            self._octets += len(octets)
-            _check_octets(self._octets)
-        self._content.append(bytes(octets))
+    def _preamble(self) -> bool:
+        at = self._buffer.find(self._delimiter)
+        if at < 0:
+            del self._buffer[: -len(self._delimiter)]
+            return False
+        del self._buffer[: at + len(self._delimiter)]
+        self._step = self._behind_boundary
+        return True
 
-    def _end_part(self, segment: MultipartSegment) -> None:
-        if not segment.name:
-            raise ApiError(400, "the form has a part without a name")
-        content = _transfer_decoded(b"".join(self._content), _header(segment, "transfer-encoding"))
-        self._content.clear()
-        if filename := _filename(segment):
-            kind = _header(segment, "type") or "application/octet-stream"
-            if len(self._fields) + len(self._files) >= _MOST_FIELDS:
-                raise _too_many()
-            self._files.append(File(segment.name, filename, kind, content))
+    def _behind_boundary(self) -> bool:
+        if len(self._buffer) < 2:
+            return False
+        if self._buffer.startswith(b"--"):
+            self._step = self._epilogue
+        elif self._buffer.startswith(b"\r\n"):
+            self._step = self._header
         else:
-            value = _text(content, segment.charset or "utf-8")
-            _add_field(self._fields, segment.name, value, len(self._files))
+            raise _not_a_form()
+        del self._buffer[:2]
+        return True
+
+    def _header(self) -> bool:
+        end = self._buffer.find(b"\r\n\r\n")
+        if end > _HEADER_OCTETS or (end < 0 and len(self._buffer) > _HEADER_OCTETS + 4):
+            raise _not_a_form()
+        if end < 0:
+            return False
+        self._part = _Part.of(bytes(self._buffer[:end]))
+        if len(self._fields) + len(self._files) >= _MOST_FIELDS:
+            raise _too_many()
+        del self._buffer[: end + 4]
+        self._step = self._body
+        return True
+
+    def _body(self) -> bool:
+        at = self._buffer.find(self._delimiter)
+        end = at if at >= 0 else max(len(self._buffer) - len(self._delimiter), 0)
+        if not self._part.filename:
+            self._octets += end
+            _check_octets(self._octets)
+        self._content.append(bytes(self._buffer[:end]))
+        del self._buffer[:end]
+        if at < 0:
+            return False
+        del self._buffer[: len(self._delimiter)]
+        self._end_part(self._part)
+        self._step = self._behind_boundary
+        return True
+
+    def _epilogue(self) -> bool:
+        self._buffer.clear()
+        return False
+
+    def _end_part(self, part: _Part) -> None:
+        content = _transfer_decoded(
+            b"".join(self._content), part.header.get("content-transfer-encoding", "")
+        )
+        self._content.clear()
+        kind = part.header.get("content-type", "")
+        if part.filename:
+            self._files.append(File(part.name, part.filename, kind, content))
+        else:
+            charset = _parameters(kind).get("charset", "utf-8")
+            self._fields.append((part.name, _text(content, charset)))
 
 
-def _add_field(fields: list[tuple[str, str]], name: str, value: str, files: int) -> None:
-    if len(fields) + files >= _MOST_FIELDS:
-        raise _too_many()
-    fields.append((name, value))
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What the header section of a part says. `filename` "": it is a field and no file."""
+
+    header: Mapping[str, str]
+    name: str = ""
+    filename: str = ""
+
+    @classmethod
+    def of(cls, octets: bytes) -> _Part:
+        lines = re.sub(r"\r\n[ \t]+", " ", _text(octets)).split("\r\n")
+        if len(lines) > _HEADER_FIELDS:
+            raise _not_a_form()
+        pairs = [line.partition(":") for line in lines]
+        header = {name.strip().lower(): value.strip() for name, _, value in pairs}
+        says = _parameters(header.get("content-disposition", ""))
+        filename = says.get("filename", "")
+        if not filename and (extended := _EXTENDED.fullmatch(says.get("filename*", ""))):
+            filename = unquote(extended[2], extended[1])  # RFC 8187
+        if not says.get("name"):
+            raise ApiError(400, "the form has a part without a name")
+        if header.get("content-type", "").lower().startswith("multipart/"):
+            raise _not_a_form()
+        return cls(header, says["name"], filename)
+
+
+def _parameters(value: str) -> dict[str, str]:
+    """The parameters behind a field's first word."""
+    return {name.lower(): _bare(text) for name, text in _PARAMETER.findall(value)}
+
+
+def _bare(text: str) -> str:
+    """A parameter's value without quotes: escaped as in RFC 9110 §5.6.4, or as browsers do it."""
+    if text[:1] != '"':
+        return text
+    text = text[1:-1]
+    if '\\"' in text:
+        return re.sub(r"\\(.)", r"\1", text, flags=re.DOTALL)
+    return text.replace("%22", '"').replace("%0D", "\r").replace("%0A", "\n")
 
 
 def _check_octets(octets: int) -> None:
@@ -176,20 +247,6 @@ def _check_octets(octets: int) -> None:
             f"the fields of the form are larger than {FIELDS_OCTETS // 1024**2} MiB together;"
             " what is larger goes as a file, or to messages.mime",
         )
-
-
-def _header(segment: MultipartSegment, name: str) -> str:
-    """The value of a part's `Content-…` field, "" where there is none."""
-    wanted = f"content-{name}"
-    return next((value for field, value in segment.headerlist if field.lower() == wanted), "")
-
-
-def _filename(segment: MultipartSegment) -> str:
-    """The name of a file; "": the part is a field. `filename*` (RFC 8187) is what some clients say."""
-    if segment.filename is not None:
-        return str(segment.filename)
-    extended = _EXTENDED_FILENAME.search(_header(segment, "disposition"))
-    return unquote(extended[2], extended[1]) if extended else ""
 
 
 def _transfer_decoded(content: bytes, encoding: str) -> bytes:

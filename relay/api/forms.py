@@ -10,7 +10,7 @@ from aiohttp import web
 
 from relay.api.bodies import BODY
 from relay.api.formparser import FIELDS_OCTETS, parser_for
-from relay.api.mailgun import ApiError, Form
+from relay.api.mailgun_form import ApiError, Form
 
 __all__ = ["read_form", "read_json"]
 

@@ -33,7 +33,7 @@ _MEANINGS = {
     404: "There is no such thing",
     408: "It took too long to come",
     413: "Too large",
-    415: "The body is not JSON",
+    415: "The body is encoded, or not of the type that is taken",
     429: "Too many wrong keys: wait",
     503: "Trouble of our own: try again later",
 }

@@ -33,7 +33,7 @@ from relay.api.bodies import BODY, Body, Room
 from relay.api.endpoints import ENDPOINTS, TEXT, Endpoint
 from relay.api.entrance import Entrance, HttpError, tls_context
 from relay.api.keys import Keys, Verdict
-from relay.api.mailgun import ApiError
+from relay.api.mailgun_form import ApiError
 from relay.api.openapi import document
 from relay.api.origin import is_foreign
 from relay.api.rate import AnswerRate, Shared
@@ -241,7 +241,8 @@ async def _serve(endpoint: Endpoint, request: web.Request) -> web.StreamResponse
     """One request to an endpoint, within what all requests together may hold."""
     api, gate = api_of(request), request.app[GATE]
     await _check_key(request, bare=endpoint.answers.get(401) == TEXT)
-    if "Content-Encoding" in request.headers:
+    coding = request.headers.get("Transfer-Encoding", "chunked")
+    if "Content-Encoding" in request.headers or coding.lower() != "chunked":
         raise ApiError(415, "the body has to come without a Content-Encoding")
     address, authorization = request.remote or "", request.headers["Authorization"]
     body = Body(

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from argon2 import PasswordHasher
+from argon2.exceptions import VerifyMismatchError
 
 from relay.admin.domain_settings import SettingsInForce
 from relay.api import HttpOptions
@@ -323,9 +324,86 @@ async def test_a_hashed_key_costs_its_hash_once(rig: Rig, monkeypatch: pytest.Mo
     assert (await rig.ask("GET", "/v4/domains", headers=auth("hashed-key")))[0] == 401
 
 
-async def test_a_page_of_another_site_changes_nothing(rig: Rig) -> None:
-    headers = {"Sec-Fetch-Site": "cross-site"}
-    assert (await rig.ask("PUT", "/v3/domains/example.com/connection", headers=headers))[0] == 403
+async def test_a_hundred_guesses_at_once_are_ten_that_are_looked_at(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[bytes] = []
+
+    def wrong(self: PasswordHasher, known: str, key: bytes) -> bool:
+        looked.append(key)
+        raise VerifyMismatchError
+
+    known = [PasswordHasher().hash("hashed-key")]
+    keys = Keys(lambda: known, clock=lambda: rig.now)
+    right = auth("hashed-key")["Authorization"]
+    assert await keys.judge(right, "192.0.2.1") is Verdict.RIGHT
+    monkeypatch.setattr(PasswordHasher, "verify", wrong)
+    guesses = [keys.judge(auth(f"guess-{n}")["Authorization"], "192.0.2.1") for n in range(120)]
+    judging = asyncio.gather(*guesses)
+    await asyncio.sleep(0)
+    assert await keys.judge(right, "192.0.2.1") is Verdict.RIGHT, "remembered: at once"
+    verdicts = await judging
+    assert (verdicts.count(Verdict.WRONG), verdicts.count(Verdict.WAIT)) == (10, 110)
+    assert len(looked) == 10
+    keys.close()
+
+
+async def test_a_right_key_that_is_new_gets_in_beside_guessers_when_it_comes_again() -> None:
+    now = NOW
+    known = [PasswordHasher().hash("hashed-key")]
+    keys = Keys(lambda: known, clock=lambda: now)
+    for n in range(12):
+        await keys.judge(auth(f"guess-{n}")["Authorization"], "192.0.2.1")
+    right = auth("hashed-key")["Authorization"]
+    assert await keys.judge(right, "192.0.2.1") is Verdict.WAIT
+    assert await keys.judge(auth("guess-99")["Authorization"], "192.0.2.1") is Verdict.WAIT
+    assert await keys.judge(right, "192.0.2.1") is Verdict.RIGHT
+    for n in range(20, 24):
+        guess = auth(f"guess-{n}")["Authorization"]
+        assert await keys.judge(guess, "192.0.2.1") is Verdict.WAIT
+        assert await keys.judge(guess, "192.0.2.1") is Verdict.WAIT, "one a second is looked at"
+    keys.close()
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Sec-Fetch-Site": "same-origin"}, 200),
+        ({"Sec-Fetch-Site": "none"}, 200),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-site"}, 403),
+        ({"Origin": "https://relay.example"}, 200),
+        ({"Origin": "http://RELAY.example:80"}, 200),
+        ({"Referer": "https://relay.example/page?x"}, 200),
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "https://relay.example.evil.example"}, 403),
+        ({"Origin": "https://relay.example:8443"}, 403),
+        ({"Origin": "https://relay.example@evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": ""}, 403),
+        ({"Referer": "https://evil.example/relay.example"}, 403),
+        ({"Origin": "https://relay.example", "Referer": "https://evil.example/"}, 403),
+        ({"Origin": "https://evil.example", "Sec-Fetch-Site": "same-origin"}, 403),
+    ],
+)
+@pytest.mark.parametrize(
+    "kind", ["application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "text/plain"]
+)
+async def test_a_page_of_another_site_changes_nothing_in_a_browser_of_any_year(
+    rig: Rig, headers: dict[str, str], status: int, kind: str
+) -> None:
+    """A form needs no leave of ours to be sent, and a browser adds the key it was given once."""
+    body = {
+        "multipart/form-data; boundary=x": b'--x\r\nContent-Disposition: form-data; name="require_tls"\r\n\r\nyes\r\n--x--\r\n'
+    }.get(kind, b"require_tls=yes")
+    sent = {"Host": "relay.example", "Content-Type": kind, **headers}
+    path = "/v3/domains/example.com/connection"
+    answered = (await rig.ask("PUT", path, data=body, headers=sent))[0]
+    if kind == "text/plain" and status == 200:
+        status = 400
+    assert answered == status
+    assert ("example.com" in rig.settings.domains) == (status == 200)
 
 
 # --- settings of domains --------------------------------------------------------------------------
