@@ -45,6 +45,7 @@ __all__ = [
     "Control",
     "RequestError",
     "SocketTaken",
+    "change_filter",
     "event_filter",
     "queue_filter",
     "settings_of",
@@ -157,9 +158,7 @@ class Control:
     async def _change(self, verb: str, request: Mapping[str, Any]) -> Answer:
         if self.store is None:
             raise RequestError(f"{verb}: no relay is running")
-        wanted = queue_filter(request)
-        if wanted == QueueFilter() and request.get("all") is not True:
-            raise RequestError(f"{verb} what? name queue ids or a filter, or say all")
+        wanted = change_filter(verb, request)
         if verb == "retry":
             self.retry_silent()  # first: what is left alone would be put off again before we are through
         done: dict[str, Any] = {}
@@ -225,41 +224,58 @@ async def _a_moment() -> None:
 _WAITING = (State.QUEUED, State.DEFERRED, State.HELD)
 
 
+_QUEUE_FILTERS = frozenset({"ids", "domain", "sender", "older-than", "state"})
+_EVENT_FILTERS = frozenset({"since", "events", "recipient", "sender", "id"})
+
+
 def queue_filter(request: Mapping[str, Any]) -> QueueFilter:
-    """The messages a request means."""
-    ids = request.get("ids", [])
-    if not isinstance(ids, list) or not all(isinstance(one, str) for one in ids):
-        raise RequestError("ids is a list of queue ids")
-    seconds = request.get("older-than")
-    if seconds is not None and (not isinstance(seconds, (int, float)) or not 0 <= seconds <= 1e9):
+    """The messages a request means.
+
+    A filter that is there says something: an empty one comes of a script whose variable is not
+    set, and would mean every message. A filter that nobody knows would do so, too.
+    """
+    _check_known(request, _QUEUE_FILTERS | {"verb", "all"})
+    seconds = request.get("older-than", 0)
+    if (
+        isinstance(seconds, bool)
+        or not isinstance(seconds, (int, float))
+        or not 0 <= seconds <= 1e9
+    ):
         raise RequestError("older-than is a number of seconds")
-    state = request.get("state")
-    if state is not None and (not isinstance(state, str) or state not in set(State)):
+    state = request.get("state", State.QUEUED)
+    if not isinstance(state, str) or state not in set(State):
         raise RequestError(f"no such state: {state}; known are {', '.join(_WAITING)}")
     return QueueFilter(
-        queue_ids=frozenset(ids),
+        queue_ids=_names(request, "ids", "a list of queue ids"),
         domain=_domain(request),
         sender=_text(request, "sender"),
-        older_than=timedelta(seconds=seconds) if seconds is not None else None,
-        state=State(state) if state is not None else None,
+        older_than=timedelta(seconds=seconds) if "older-than" in request else None,
+        state=State(state) if "state" in request else None,
     )
 
 
+def change_filter(verb: str, request: Mapping[str, Any]) -> QueueFilter:
+    """The messages that a verb changes: those of a filter, or all where just that is said."""
+    wanted = queue_filter(request)
+    if "all" in request and request["all"] is not True:
+        raise RequestError("all is true, or is left out")
+    if (wanted == QueueFilter()) != ("all" in request):
+        raise RequestError(f"{verb} what? name queue ids or a filter, or else say all")
+    return wanted
+
+
 def event_filter(request: Mapping[str, Any]) -> EventFilter:
-    """The events a request means."""
-    since = request.get("since")
+    """The events a request means. An empty or unknown filter is a mistake, as in `queue_filter`."""
+    _check_known(request, _EVENT_FILTERS | {"verb", "limit", "follow"})
     try:
-        begin = datetime.fromisoformat(since) if since is not None else None
+        begin = datetime.fromisoformat(request["since"]) if "since" in request else None
     except (TypeError, ValueError):
         raise RequestError("since is a time such as 2030-01-31T12:00:00Z") from None
     if begin is not None and begin.tzinfo is None:
         raise RequestError("since has to name its zone")
-    names = request.get("events", [])
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise RequestError("events is a list of names")
     return EventFilter(
         begin=begin,
-        names=frozenset(names),
+        names=_names(request, "events", "a list of names"),
         recipient=_text(request, "recipient"),
         sender=_text(request, "sender"),
         queue_id=_text(request, "id"),
@@ -274,11 +290,36 @@ def _domain(request: Mapping[str, Any]) -> str:
         raise RequestError(f"domain: {error}") from None
 
 
+def _check_known(request: Mapping[str, Any], known: frozenset[str]) -> None:
+    for name in request:
+        if name not in known:
+            raise RequestError(f"no such filter: {name}; known are {', '.join(sorted(known))}")
+
+
+def _names(request: Mapping[str, Any], key: str, kind: str) -> frozenset[str]:
+    if key not in request:
+        return frozenset()
+    names = request[key]
+    if not isinstance(names, list) or not all(isinstance(one, str) for one in names):
+        raise RequestError(f"{key} is {kind}")
+    if not names or not all(one.strip() for one in names):
+        raise _empty(key)
+    return frozenset(names)
+
+
 def _text(request: Mapping[str, Any], key: str) -> str:
-    value = request.get(key, "")
+    if key not in request:
+        return ""
+    value = request[key]
     if not isinstance(value, str):
         raise RequestError(f"{key} is a text")
+    if not value.strip():
+        raise _empty(key)
     return value
+
+
+def _empty(key: str) -> RequestError:
+    return RequestError(f"{key} is empty: give it a value or leave it out")
 
 
 class ControlServer:

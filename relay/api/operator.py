@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Any
 
 from aiohttp import web
 
 from relay import __version__
 from relay.admin import operations
-from relay.admin.control import RequestError, queue_filter
+from relay.admin.control import RequestError, change_filter, queue_filter
 from relay.api.forms import read_json
 from relay.api.mailgun import ApiError, sending_domain
+from relay.api.mailgun_form import shown
 from relay.api.state import Api, answer
 from relay.mail.address import AddressError, domain_of, parse_path
 from relay.policy.fields import Wishes, truth_of
@@ -34,10 +36,13 @@ async def status(api: Api, request: web.Request) -> web.Response:
 
 async def list_queue(api: Api, request: web.Request) -> web.Response:
     """A page of the queue, oldest first."""
-    query = dict(request.query)
-    wanted = _filter(
-        {name: query[name] for name in ("domain", "sender", "state") if query.get(name)}, query
-    )
+    query = _query(request, {"domain", "sender", "state", "older-than", "limit", "after"})
+    named: dict[str, Any] = {
+        name: query[name] for name in ("domain", "sender", "state") if name in query
+    }
+    if "older-than" in query:
+        named["older-than"] = _number(query, "older-than", 0)
+    wanted = _filter(queue_filter, named)
     limit = min(_number(query, "limit", 100), _MOST_ITEMS)
     found = await api.store.list_messages(
         wanted, now=api.clock(), after=query.get("after", ""), limit=limit
@@ -63,9 +68,7 @@ async def change(api: Api, request: web.Request) -> web.Response:
     if verb not in operations.VERBS:
         raise ApiError(404, f"no such verb, known are: {', '.join(operations.VERBS)}")
     body = await read_json(request)
-    wanted = _filter(body, {})
-    if wanted == QueueFilter() and body.get("all") is not True:
-        raise ApiError(400, f"{verb} what? name queue ids or a filter, or say all")
+    wanted = _filter(partial(change_filter, verb), body)
     if verb == "retry":
         api.retry_silent()  # first: what is left alone would be put off again before we are through
     done = await operations.change_queue(api.store, wanted, verb=verb, now=api.clock())
@@ -75,7 +78,7 @@ async def change(api: Api, request: web.Request) -> web.Response:
 
 async def explain(api: Api, request: web.Request) -> web.Response:
     """What would become of a message, without sending one."""
-    query = request.query
+    query = _query(request, {"from", "to", "require-tls", "skip-verification"})
     recipient = _address(query.get("to", ""), "to")
     try:
         domain = domain_of(recipient)
@@ -103,20 +106,31 @@ async def probe(api: Api, request: web.Request) -> web.Response:
     return answer(await api.probe(domain))
 
 
-def _filter(wanted: Mapping[str, Any], query: Mapping[str, str]) -> QueueFilter:
-    request = dict(wanted)
-    if query.get("older-than"):
-        request["older-than"] = _number(query, "older-than", 0)
+def _query(request: web.Request, known: Collection[str]) -> Mapping[str, str]:
+    """The parameters of a query, each known and there once: one that is not would be passed over."""
+    for name in request.query:
+        if name not in known:
+            raise ApiError(
+                400, f"no such parameter: {shown(name)}; known are {', '.join(sorted(known))}"
+            )
+        if len(request.query.getall(name)) > 1:
+            raise ApiError(400, f"{name} parameter is there more than once")
+    return dict(request.query)
+
+
+def _filter(
+    read: Callable[[Mapping[str, Any]], QueueFilter], wanted: Mapping[str, Any]
+) -> QueueFilter:
     try:
-        return queue_filter(request)
+        return read(wanted)
     except (RequestError, OverflowError) as error:
         raise ApiError(400, str(error)) from None
 
 
 def _number(query: Mapping[str, str], name: str, otherwise: int) -> int:
-    text = query.get(name, "")
-    if not text:
+    if name not in query:
         return otherwise
+    text = query[name]
     if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text)):
         raise ApiError(
             400, f"{name} is a number{' of seconds' if name == 'older-than' else ''}, at least 1"
@@ -133,7 +147,7 @@ def _address(text: str, name: str) -> str:
 
 
 def _truth(query: Mapping[str, str], name: str) -> bool | None:
-    if not query.get(name):
+    if name not in query:
         return None
     truth = truth_of(query[name].encode("utf-8", "replace"))
     if truth is None:

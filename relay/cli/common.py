@@ -25,6 +25,7 @@ __all__ = [
     "config_file",
     "config_option",
     "fail",
+    "filled",
     "load_config",
     "printable",
     "size_text",
@@ -163,6 +164,18 @@ def age(ctx: click.Context, param: click.Parameter, value: str | None) -> timede
         return parse_duration(value) if value is not None else None
     except ValueError as error:
         raise click.BadParameter(str(error), ctx, param) from None
+
+
+Filter = TypeVar("Filter", str, "tuple[str, ...]", None)
+
+
+def filled(ctx: click.Context, param: click.Parameter, value: Filter) -> Filter:
+    """An option that, where it is given, says something: `--sender "$UNSET"` would mean everybody."""
+    if value is not None and not all(
+        one.strip() for one in ([value] if isinstance(value, str) else value)
+    ):
+        raise click.BadParameter("is empty: give it a value or leave it out", ctx, param)
+    return value
 
 
 def printable(text: str, *, keep: str = "") -> str:

@@ -15,6 +15,7 @@ from relay.cli.common import (
     answers,
     config_file,
     config_option,
+    filled,
     load_config,
     printable,
 )
@@ -44,8 +45,13 @@ def _since(ctx: click.Context, param: click.Parameter, value: str | None) -> dat
 @click.option(
     "-f", "--follow", is_flag=True, help="Go on with new events as they come; end with Ctrl-C."
 )
-@click.option("--recipient", metavar="ADDRESS", help="About this recipient.")
-@click.option("--sender", metavar="ADDRESS", help='From this sender ("<>": the null reverse-path).')
+@click.option("--recipient", callback=filled, metavar="ADDRESS", help="About this recipient.")
+@click.option(
+    "--sender",
+    callback=filled,
+    metavar="ADDRESS",
+    help='From this sender ("<>": the null reverse-path).',
+)
 @click.option(
     "--event",
     "events",
@@ -53,7 +59,7 @@ def _since(ctx: click.Context, param: click.Parameter, value: str | None) -> dat
     type=click.Choice(["accepted", "delivered", "failed"]),
     help="Only events of this name; may be given more than once.",
 )
-@click.option("--id", "queue_id", metavar="ID", help="About this message.")
+@click.option("--id", "queue_id", callback=filled, metavar="ID", help="About this message.")
 @click.option(
     "--since", callback=_since, metavar="TIME", help="Not before this time, or this age (2h, 3d)."
 )

@@ -18,6 +18,7 @@ from relay.cli.common import (
     config_file,
     config_option,
     fail,
+    filled,
     load_config,
     printable,
     size_text,
@@ -43,9 +44,14 @@ def _filters(command: F) -> F:
             help="Arrived longer ago than this (30m, 4h, 2d).",
         ),
         click.option(
-            "--sender", metavar="ADDRESS", help='From this sender ("<>": the null reverse-path).'
+            "--sender",
+            callback=filled,
+            metavar="ADDRESS",
+            help='From this sender ("<>": the null reverse-path).',
         ),
-        click.option("--domain", metavar="DOMAIN", help="With a recipient in this domain."),
+        click.option(
+            "--domain", callback=filled, metavar="DOMAIN", help="With a recipient in this domain."
+        ),
     ):
         command = option(command)
     return command
@@ -105,7 +111,7 @@ def list_(ctx: click.Context, /, as_json: bool, **filters: Any) -> None:
 
 
 @queue.command()
-@click.argument("queue_id", metavar="ID")
+@click.argument("queue_id", metavar="ID", callback=filled)
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object, for programs.")
 @config_option
 @click.pass_context
@@ -126,7 +132,7 @@ def _verb(name: str, help_text: str) -> None:
     """Add one of the operator's verbs to the group."""
 
     @queue.command(name, help=help_text)
-    @click.argument("ids", metavar="[ID]...", nargs=-1)
+    @click.argument("ids", metavar="[ID]...", nargs=-1, callback=filled)
     @_filters
     @click.option("--all", "everything", is_flag=True, help="The whole queue.")
     @config_option

@@ -139,6 +139,18 @@ def test_every_command_has_a_help_of_its_own(run: Run, command: str) -> None:
         ["queue", "list", "--state", "lost"],
         ["queue", "list", "--older-than", "soon"],
         ["queue", "list", "--domain", "a b"],
+        *(
+            ["queue", verb, "--domain", "example.net", option, ""]
+            for verb in ("list", "retry", "hold", "release", "remove")
+            for option in ("--sender", "--domain", "--state", "--older-than")
+        ),
+        ["queue", "remove", "--domain", "example.net", "--sender", " "],
+        ["queue", "remove", "--domain", "example.net", ""],
+        ["queue", "show", ""],
+        *(
+            ["log", option, ""]
+            for option in ("--sender", "--recipient", "--id", "--since", "--event")
+        ),
         ["log", "--since", "yesterday"],
         ["log", "--lines", "0"],
         ["explain", "--from", "a@example.com"],

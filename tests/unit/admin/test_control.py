@@ -227,6 +227,11 @@ async def test_removed_mail_is_written_down_in_the_delivery_log(
         ({"verb": "log", "since": "2030-01-31T12:00:00"}, "name its zone"),
         ({"verb": "log", "limit": 0}, "limit is a number"),
         ({"verb": "log", "events": "failed"}, "events is a list"),
+        ({"verb": "list", "older-than": True}, "older-than is a number"),
+        ({"verb": "list", "domian": "example.net"}, "no such filter: domian"),
+        ({"verb": "log", "recipent": "a@example.net"}, "no such filter: recipent"),
+        ({"verb": "remove", "all": True, "sender": "a@example.com"}, "remove what"),
+        ({"verb": "remove", "all": "no", "sender": "a@example.com"}, "all is true"),
     ],
 )
 async def test_a_request_that_makes_no_sense_is_told_so(
@@ -234,6 +239,41 @@ async def test_a_request_that_makes_no_sense_is_told_so(
 ) -> None:
     with pytest.raises(RelayError, match=said):
         await asked(server, **request_)
+
+
+@pytest.mark.parametrize("verb", ["list", "retry", "hold", "release", "remove"])
+@pytest.mark.parametrize(
+    "empty",
+    [
+        {"sender": ""},
+        {"sender": " "},
+        {"domain": ""},
+        {"domain": "example.net", "sender": ""},
+        {"ids": [], "domain": "example.net"},
+        {"ids": [""], "domain": "example.net"},
+        {"ids": None, "domain": "example.net"},
+        {"older-than": None, "domain": "example.net"},
+        {"state": None, "domain": "example.net"},
+        {"state": "", "domain": "example.net"},
+    ],
+)
+async def test_an_empty_filter_of_the_queue_means_nobodys_mail(
+    server: ControlServer, store: SqliteStore, verb: str, empty: dict[str, Any]
+) -> None:
+    before = await items(server)
+    with pytest.raises(RelayError, match=r"is empty|no such state|is a (list|number)"):
+        await asked(server, verb=verb, **empty)
+    assert await items(server) == before
+
+
+@pytest.mark.parametrize(
+    "empty", [{"sender": ""}, {"recipient": ""}, {"id": ""}, {"events": []}, {"since": None}]
+)
+async def test_an_empty_filter_of_the_log_is_a_mistake(
+    server: ControlServer, empty: dict[str, Any]
+) -> None:
+    with pytest.raises(RelayError, match=r"is empty|since is a time"):
+        await asked(server, verb="log", **empty)
 
 
 @pytest.mark.parametrize(

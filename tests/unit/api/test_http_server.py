@@ -699,6 +699,11 @@ async def test_a_message_is_shown_with_where_its_settings_came_from(rig: Rig) ->
         ("hold", {"json": {"state": {}}}, 400),
         ("hold", {"json": {"older-than": 1e308}}, 400),
         ("hold", {"json": []}, 400),
+        ("remove", {"json": {"domain": "dest.example", "sender": ""}}, 400),
+        ("remove", {"json": {"domain": "dest.example", "ids": []}}, 400),
+        ("remove", {"json": {"domain": "dest.example", "sendr": "a@b.example"}}, 400),
+        ("remove", {"json": {"domain": "dest.example", "state": None}}, 400),
+        ("remove", {"json": {"all": True, "sender": "a@b.example"}}, 400),
         ("hold", {"data": b"{", "headers": {"Content-Type": "application/json"}}, 400),
         ("hold", {"data": b"[" * 100_000, "headers": {"Content-Type": "application/json"}}, 400),
         ("hold", {"data": b"{}"}, 415),
@@ -709,6 +714,22 @@ async def test_an_order_that_makes_no_sense_is_refused(
     rig: Rig, verb: str, more: Any, status: int
 ) -> None:
     assert (await rig.ask("POST", f"/relay/v1/queue/{verb}", **more))[0] == status
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "sender=",
+        "domain=",
+        "state=",
+        "older-than=",
+        "limit=",
+        "sendr=a@b.example",
+        "domain=a.example&domain=b.example",
+    ],
+)
+async def test_a_filter_of_the_queue_that_says_nothing_is_refused(rig: Rig, query: str) -> None:
+    assert (await rig.ask("GET", f"/relay/v1/queue?{query}"))[0] == 400
 
 
 async def test_explain_says_over_http_what_it_says_on_the_command_line(rig: Rig) -> None:
