@@ -23,7 +23,8 @@ from relay.api.mailgun_parameters import checked_message, checked_mime
 from relay.api.state import Api, answer
 from relay.mail.envelope import Body
 from relay.mail.event import Event
-from relay.mail.header import remove_fields
+from relay.mail.header import remove_fields, split_content
+from relay.mail.ip import canonical
 from relay.queue.entry import QueuedMessage, QueuedRecipient, State
 from relay.queue.queue_id import new_queue_id
 from relay.queue.store import NewMessage, QueueFull, SpoolError
@@ -67,7 +68,7 @@ async def send_mime(api: Api, request: web.Request) -> web.Response:
     form = checked_mime(await read_form(request))
     incoming = _Incoming(api, request, domain)
     content = normalise_mime(_message_file(form).content)
-    header, rest = split_off_header(content)
+    header, rest, displaced = split_off_header(content)
     header = with_own_fields(form, remove_fields(header, {b"bcc"}))
     postmaster = f"postmaster@{domain}"
     missing = missing_fields(
@@ -84,7 +85,7 @@ async def send_mime(api: Api, request: web.Request) -> web.Response:
         max_recipients=api.recipients,
         sender=author_of(header) or postmaster,
     )
-    return await incoming.take(order, missing + header + rest)
+    return await incoming.take(order, missing + header + rest, displaced=displaced)
 
 
 def _message_file(form: Form) -> File:
@@ -109,6 +110,7 @@ class _Incoming:
     api: Api
     request: web.Request
     domain: str
+    client: str
     now: datetime
     queue_id: str
 
@@ -116,11 +118,12 @@ class _Incoming:
         self.api, self.request, self.domain = api, request, domain
         self.now = api.clock()
         self.queue_id = new_queue_id(self.now)
+        self.client = canonical(request.remote or "")
 
-    async def take(self, order: Order, content: bytes) -> web.Response:
+    async def take(self, order: Order, content: bytes, *, displaced: bytes = b"") -> web.Response:
         """Take responsibility for it, or raise what the client is told instead."""
-        header, rest = split_off_header(content)
-        opened = self._open(order, header)
+        header, rest = split_content(content)
+        opened = self._open(order, header, displaced)
         if isinstance(opened, Refusal):
             raise _as_error(opened)
         content = opened.header + rest
@@ -132,7 +135,7 @@ class _Incoming:
         log.info("%s: accepted over HTTP for %s", self.queue_id, self.domain)
         return answer({"id": f"<{opened.summary.message_id}>", "message": "Queued. Thank you."})
 
-    def _open(self, order: Order, header: bytes) -> Screened | Refusal:
+    def _open(self, order: Order, header: bytes, displaced: bytes) -> Screened | Refusal:
         only_for = order.recipients[0].address if len(order.recipients) == 1 else ""
         return open_header(
             header,
@@ -141,7 +144,7 @@ class _Incoming:
             rules=self.api.rules(),
             received_hops=self.api.received_hops,
             on_top=received_field(
-                source=f"unknown ({tcp_info(self.request.remote)})",
+                source=f"unknown ({tcp_info(canonical(self.request.remote or ''))})",
                 protocol="HTTPS" if self.request.secure else "HTTP",
                 hostname=self.api.hostname,
                 queue_id=self.queue_id,
@@ -151,6 +154,7 @@ class _Incoming:
             queue_id=self.queue_id,
             now=self.now,
             options=order.wishes,
+            displaced=displaced,
         )
 
     def _message(self, order: Order, opened: Screened, content: bytes) -> QueuedMessage:
@@ -165,7 +169,7 @@ class _Incoming:
             eight_bit=eight_bit,
             smtputf8=order.smtputf8,
             origin="http",
-            client=f"HTTP [{self.request.remote}]",
+            client=f"HTTP [{canonical(self.request.remote or '')}]",
             terms=order.terms,
         )
 

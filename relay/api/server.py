@@ -38,6 +38,7 @@ from relay.api.openapi import document
 from relay.api.origin import is_foreign
 from relay.api.rate import AnswerRate, Shared
 from relay.api.state import API, Api, answer, api_of
+from relay.mail.ip import canonical
 from relay.queue.store import SpoolError
 from relay.submit.failures import counted_as
 
@@ -232,7 +233,7 @@ async def _tell_health(
 ) -> web.Response:
     """Nobody needs a key to hear yes or no; what is wrong is said in the program's own log and socket."""
     wrong = (await ask())[kind]
-    await request.app[GATE].health_rate.wait(request.remote or "")
+    await request.app[GATE].health_rate.wait(canonical(request.remote or ""))
     request[HAS_KEY] = True  # has its own rate
     return web.Response(text="no\n" if wrong else "ok\n", status=503 if wrong else 200)
 
@@ -244,7 +245,7 @@ async def _serve(endpoint: Endpoint, request: web.Request) -> web.StreamResponse
     coding = request.headers.get("Transfer-Encoding", "chunked")
     if "Content-Encoding" in request.headers or coding.lower() != "chunked":
         raise ApiError(415, "the body has to come without a Content-Encoding")
-    address, authorization = request.remote or "", request.headers["Authorization"]
+    address, authorization = canonical(request.remote or ""), request.headers["Authorization"]
     body = Body(
         request,
         gate.room,
@@ -262,7 +263,7 @@ async def _serve(endpoint: Endpoint, request: web.Request) -> web.StreamResponse
 
 async def _check_key(request: web.Request, *, bare: bool) -> None:
     verdict = await request.app[GATE].keys.judge(
-        request.headers.get("Authorization", ""), request.remote or ""
+        request.headers.get("Authorization", ""), canonical(request.remote or "")
     )
     if verdict is Verdict.WAIT:
         raise ApiError(429, "Too many failed authentications, try again later")
@@ -285,7 +286,7 @@ async def _paced(request: web.Request, handler: Answerer) -> web.StreamResponse:
     gate = request.app[GATE]
     response = await handler(request)
     if not request.get(HAS_KEY):
-        await gate.rate.wait(request.remote or "")
+        await gate.rate.wait(canonical(request.remote or ""))
     is_unwanted = not request.content.is_eof()
     if is_unwanted:
         response.force_close()
@@ -295,7 +296,7 @@ async def _paced(request: web.Request, handler: Answerer) -> web.StreamResponse:
             await response.prepare(request)
             await response.write_eof()
     except TimeoutError:
-        log.info("HTTP: %s does not take its answer", request.remote)
+        log.info("HTTP: %s does not take its answer", canonical(request.remote or ""))
         if request.transport is not None:
             request.transport.abort()
         raise ConnectionResetError from None

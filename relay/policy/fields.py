@@ -10,6 +10,7 @@ goes on: the next hop need not know what we think of its certificate.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from relay.mail.header import Field, iter_fields, remove_fields, unfold
@@ -20,6 +21,7 @@ __all__ = [
     "BadField",
     "Wishes",
     "read_wishes",
+    "refuse_displaced",
     "strip_policy_fields",
     "truth_of",
 ]
@@ -29,6 +31,10 @@ _SKIP_VERIFICATION = frozenset({b"x-skip-verification", b"x-mailgun-skip-verific
 
 POLICY_FIELDS = _REQUIRE_TLS | _SKIP_VERIFICATION
 """The names of the four fields, in lower case."""
+
+_NO_LETTERS = re.compile(rb"[^A-Za-z]+")
+_NAMES_IN_LETTERS = tuple(sorted(_NO_LETTERS.sub(b"", name) for name in POLICY_FIELDS))
+_QUICK = re.compile(rb"require[^A-Za-z\n]{0,4}tls|skip[^A-Za-z\n]{0,4}verification", re.IGNORECASE)
 
 _VALUES = dict.fromkeys((b"true", b"yes", b"1", b"on"), True) | dict.fromkeys(
     (b"false", b"no", b"0", b"off"), False
@@ -57,9 +63,18 @@ class BadField(ValueError):
 
 
 def read_wishes(header: bytes) -> Wishes:
-    """What the fields of a header section ask for. `BadField` where they cannot be understood."""
+    """What the fields of a header section ask for. `BadField` where they cannot be understood.
+
+    A name that only nearly is that of a policy field (a space before the colon, `_` for `-`) is
+    a `BadField` too: its sender means the field, and would be served without it in silence.
+    """
     if not _may_have_policy_fields(header):
         return NO_WISHES
+    for field in iter_fields(header):
+        if field.name.lower() not in POLICY_FIELDS and _letters(field.name) in _NAMES_IN_LETTERS:
+            raise BadField(
+                field, "is nearly a policy field; write its name exactly, and the colon next"
+            )
     fields = [field for field in iter_fields(header) if field.name.lower() in POLICY_FIELDS]
     return Wishes(
         require_tls=_agreed([field for field in fields if field.name.lower() in _REQUIRE_TLS]),
@@ -67,6 +82,25 @@ def read_wishes(header: bytes) -> Wishes:
             [field for field in fields if field.name.lower() in _SKIP_VERIFICATION]
         ),
     )
+
+
+def refuse_displaced(lines: bytes) -> None:
+    """`BadField` where lines behind the end of the header section ask for more security.
+
+    Those lines follow one that is no field, so they are body for every reader, and a wish among
+    them is not obeyed. One that would make the message less secure may be text that somebody
+    typed, and stays text; one that asks for more, or that cannot be understood, is refused.
+    """
+    if not _may_have_policy_fields(lines):
+        return
+    for line in lines.split(b"\r\n"):
+        name, _, value = line.partition(b":")
+        letters = _letters(name[:_SHOWN_OCTETS])
+        if not letters.startswith(_NAMES_IN_LETTERS):
+            continue
+        weakens = b"skipverification" in letters
+        if letters not in _NAMES_IN_LETTERS or truth_of(value) is not weakens:
+            raise BadField(Field(name, line, value), "stands behind a line that is no header field")
 
 
 def strip_policy_fields(header: bytes) -> bytes:
@@ -80,9 +114,13 @@ def truth_of(word: bytes) -> bool | None:
 
 
 def _may_have_policy_fields(header: bytes) -> bool:
-    """A quick look that nearly every message passes: without one of these words there is no such field."""
-    lower = header.lower()
-    return b"-require-tls:" in lower or b"-skip-verification:" in lower
+    """A quick look that nearly every message passes: without these words there is no such field."""
+    return _QUICK.search(header) is not None
+
+
+def _letters(name: bytes) -> bytes:
+    """A name without all that is no letter, in lower case: equal for what looks alike."""
+    return _NO_LETTERS.sub(b"", name).lower()
 
 
 def _agreed(fields: list[Field]) -> bool | None:

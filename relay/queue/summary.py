@@ -32,6 +32,76 @@ _FIELD = re.compile(
     re.IGNORECASE,
 )
 _ENCODED_WORD = re.compile(r"=\?([!-)+->@-~]{1,60})(?:\*[!-~]{0,30})?\?([bBqQ])\?([!->@-~ ]*)\?=")
+_CHARSETS = frozenset(
+    [
+        "ascii",
+        "us-ascii",
+        "utf-8",
+        "utf8",
+        "utf-7",
+        "utf-16",
+        "utf-16be",
+        "utf-16le",
+        "utf-32",
+        "big5",
+        "big5-hkscs",
+        "cp437",
+        "cp850",
+        "cp866",
+        "cp874",
+        "cp932",
+        "cp936",
+        "cp949",
+        "cp950",
+        "cp1250",
+        "cp1251",
+        "cp1252",
+        "euc-jp",
+        "euc-kr",
+        "gb18030",
+        "gb2312",
+        "gbk",
+        "hz-gb-2312",
+        "iso-2022-jp",
+        "iso-2022-jp-2",
+        "iso-2022-kr",
+        "iso-8859-1",
+        "iso-8859-2",
+        "iso-8859-3",
+        "iso-8859-4",
+        "iso-8859-5",
+        "iso-8859-6",
+        "iso-8859-7",
+        "iso-8859-8",
+        "iso-8859-9",
+        "iso-8859-10",
+        "iso-8859-11",
+        "iso-8859-13",
+        "iso-8859-14",
+        "iso-8859-15",
+        "iso-8859-16",
+        "koi8-r",
+        "koi8-u",
+        "ks_c_5601-1987",
+        "latin1",
+        "macintosh",
+        "shift_jis",
+        "shift-jis",
+        "sjis",
+        "tis-620",
+        "windows-31j",
+        "windows-1250",
+        "windows-1251",
+        "windows-1252",
+        "windows-1253",
+        "windows-1254",
+        "windows-1255",
+        "windows-1256",
+        "windows-1257",
+        "windows-1258",
+    ]
+)
+"""The names that are decoded, in lower case: those of the IANA registry that mail really uses."""
 _BETWEEN_WORDS = re.compile(r"\?=[ \t]+(?==\?)")
 _BULK = frozenset({"bulk", "junk", "list"})
 _JOINERS = "\u200c\u200d"
@@ -108,9 +178,16 @@ def _octets(encoding: str, text: str) -> bytes | None:
 
 
 def _in_charset(octets: bytes, charset: str) -> str:
+    """The text of octets; as ASCII where the charset is none that mail uses.
+
+    Python remembers every name of a codec it was ever asked for, so it is never asked for one that
+    a stranger made up.
+    """
+    if charset not in _CHARSETS:
+        charset = "ascii"
     try:
-        return octets.decode(charset or "ascii", "replace")
-    except (LookupError, ValueError):  # an unknown charset; or a codec that cannot replace
+        return octets.decode(charset, "replace")
+    except ValueError:  # a codec that cannot replace
         return octets.decode("ascii", "replace")
 
 

@@ -42,6 +42,8 @@ class ServerTls:
             context.minimum_version = _VERSIONS[self._min_version]
         if self._min_version in (TlsVersion.TLS_1_0, TlsVersion.TLS_1_1):
             context.set_ciphers("DEFAULT:@SECLEVEL=0")  # OpenSSL has no older TLS above that level
+        else:
+            context.set_ciphers(_FORWARD_SECRET)
         context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
         try:
             context.load_cert_chain(self._certificate, self._key, password=_no_passphrase)
@@ -49,6 +51,9 @@ class ServerTls:
             raise CertificateError(f"{self._certificate} cannot be used: {exc}") from exc
         return context
 
+
+_FORWARD_SECRET = "ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM:DHE+CHACHA20"
+"""TLS 1.2 with forward secrecy and authenticated encryption only, no CBC (RFC 9325 §4.2)."""
 
 _VERSIONS = {
     TlsVersion.TLS_1_0: ssl.TLSVersion.TLSv1,

@@ -36,6 +36,7 @@ from typing import Any, cast
 from aiosmtpd.proxy_protocol import AF, ProxyData, get_proxy
 from aiosmtpd.smtp import SMTP
 
+from relay.mail.ip import canonical
 from relay.receive.access import may_relay
 from relay.receive.certificates import ServerTls
 from relay.receive.limits import AUTH_LINE_OCTETS
@@ -452,11 +453,10 @@ def _feed(protocol: asyncio.BufferedProtocol, octets: bytes) -> None:
 
 
 def _address(peername: object) -> str:
-    """The address of a peer; "" of a UNIX socket. IPv4 in IPv6 is IPv4 (RFC 4291 §2.5.5.2)."""
+    """The address of a peer in its one form; "" of a UNIX socket."""
     if not isinstance(peername, tuple):
         return ""
-    host = str(peername[0]).partition("%")[0]
-    return host.removeprefix("::ffff:") if "." in host else host
+    return canonical(str(peername[0]))
 
 
 def _proxied(data: ProxyData) -> str | None:

@@ -161,11 +161,12 @@ class Intake:
         return found + 2
 
     def _open(self, content: bytes) -> None:
-        header, rest = split_off_header(content)
+        header, rest, displaced = split_off_header(content)
         opened = open_message(
             self._session,
             self.transaction,
             header,
+            displaced=displaced,
             rules=self._reception.policy(),
             limits=self._reception.limits,
             hostname=self._reception.hostname,

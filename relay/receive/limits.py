@@ -31,7 +31,7 @@ COMMAND_LINE_OCTETS = 4096
 AUTH_LINE_OCTETS = 12288
 """RFC 4954 §4: the longest line of an AUTH exchange."""
 
-MISTAKES_PER_SESSION = 50
+MISTAKES_PER_SESSION = 100
 """Refused, unknown and idle commands (NOOP, RSET, VRFY…) without a message accepted between them."""
 
 

@@ -153,6 +153,7 @@ def open_message(
     transaction: Transaction,
     header: bytes,
     *,
+    displaced: bytes = b"",
     rules: PolicyRules,
     limits: Limits,
     hostname: str,
@@ -186,6 +187,7 @@ def open_message(
         on_top=on_top,
         queue_id=queue_id,
         now=now,
+        displaced=displaced,
     )
 
 

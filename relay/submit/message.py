@@ -5,21 +5,31 @@ taken off, the settings of each recipient domain are resolved and fixed, our Rec
 on top. What speaks against a message is a `Refusal`:
 
     552 5.3.4   the header section is too large
-    554 5.6.0   a policy field that says neither yes nor no
+    554 5.6.0   a policy field that says neither yes nor no, is not written as it has to be, or
+                stands behind the end of the header section
     554 5.4.6   too many Received fields
     452, 451    trouble of our own: `OUT_OF_ROOM`, `OUR_TROUBLE`, never a 5yz
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 from relay.mail.envelope import Recipient
 from relay.mail.header import split_content
 from relay.mail.reply import Reply
-from relay.policy.fields import NO_WISHES, BadField, Wishes, read_wishes, strip_policy_fields
+from relay.policy.fields import (
+    NO_WISHES,
+    BadField,
+    Wishes,
+    read_wishes,
+    refuse_displaced,
+    strip_policy_fields,
+)
 from relay.policy.rules import PolicyRules, resolve
 from relay.policy.settings import TlsSettings
 from relay.queue.entry import MessageSummary, QueuedRecipient
@@ -33,6 +43,7 @@ __all__ = [
     "OUT_OF_ROOM",
     "Refusal",
     "Screened",
+    "Sections",
     "open_header",
     "queued_recipients",
     "refuse",
@@ -87,6 +98,7 @@ def open_header(
     queue_id: str,
     now: datetime,
     options: Wishes = NO_WISHES,
+    displaced: bytes = b"",
 ) -> Screened | Refusal:
     """Judge a header section and rewrite it: policy fields off, `on_top` on top.
 
@@ -98,6 +110,7 @@ def open_header(
         return _LOOP
     try:
         wishes = read_wishes(header)
+        refuse_displaced(displaced)
         if options is not NO_WISHES:
             wishes = _both(wishes, options)
     except (BadField, _Contradiction) as error:
@@ -148,14 +161,37 @@ def queued_recipients(
     )
 
 
-def split_off_header(content: bytes) -> tuple[bytes, bytes]:
-    """Header section and the rest. Content that begins with no field has none: its first line is body."""
+class Sections(NamedTuple):
+    """Content taken apart. `rest` begins with the empty line that ends the header section.
+
+    `displaced`: lines of `rest` that stood before the first empty line, as they came: a line that
+    is no field ended the header section before them.
+    """
+
+    header: bytes
+    rest: bytes
+    displaced: bytes = b""
+
+
+def split_off_header(content: bytes) -> Sections:
+    """The header section ends at the first line that is no field, for us as for every host.
+
+    As Postfix does: an empty line is put where it is missing, and the `From ` line of a mailbox
+    file on top becomes an X-Mailbox-Line field (smtpd and cleanup of Postfix 3.7).
+    """
+    mailbox_line = _MAILBOX_LINE.match(content)
+    if mailbox_line:
+        content = b"X-Mailbox-Line: " + content
     header, rest = split_content(content)
-    if header and not _begins_with_field(header):
-        return b"", b"\r\n" + content
-    return header, rest
+    fields = _FIELDS.match(header)
+    end = fields.end() if fields else 0
+    if end == len(header):
+        return Sections(header, rest)
+    return Sections(header[:end], b"\r\n" + content[end:], header[end:])
 
 
-def _begins_with_field(header: bytes) -> bool:
-    colon = header.find(b":", 0, header.find(b"\r\n"))
-    return colon > 0 and b" " not in header[:colon].rstrip(b" \t") and header[0] not in b" \t"
+_MAILBOX_LINE = re.compile(rb">*From [^\r\n]*\r\n")
+_FIELDS = re.compile(
+    rb"(?:[!-9;-~]++[ \t]*+:[^\r]*+(?:\r(?!\n)[^\r]*+|\r\n[ \t][^\r]*+)*+(?:\r\n|\Z))*+"
+)
+"""As many header fields, with their folds, as there are in a row (RFC 5322 §2.2); linear."""

@@ -636,11 +636,3 @@ async def test_the_result_never_waits_for_the_answer_to_quit(rig, quit_reply):
     assert mx.connections[0].verbs[-1] == "QUIT"
     await asyncio.sleep(1.1)
     assert mx.connections[0].closed
-
-
-async def test_at_most_ten_addresses_are_tried_in_one_attempt(rig):
-    for _ in range(12):
-        await rig.mx(script(MAIL="451 4.3.0 later"))
-    outcome = await rig.send(entry())
-    assert [len(mx.connections) for mx in rig.servers] == [1] * 10 + [0] * 2
-    assert len(outcome.hosts) == 9

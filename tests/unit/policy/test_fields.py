@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import suppress
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +16,7 @@ from relay.policy.fields import (
     BadField,
     Wishes,
     read_wishes,
+    refuse_displaced,
     strip_policy_fields,
 )
 
@@ -104,11 +108,9 @@ def test_what_a_refusal_quotes_is_short_printable_and_on_one_line():
         b"Subject: hi\r\n\tX-Skip-Verification: yes\r\n",
         b"Subject: hi\0X-Skip-Verification: yes\r\n",
         b"Subject: hi\x85X-Skip-Verification: yes\r\n",
-        b"X-Skip-Verification : yes\r\n",
         b"X-Skip-Verification\r\n : yes\r\n",
         b"XX-Skip-Verification: yes\r\n",
         b"X-Skip-Verification-Not: yes\r\n",
-        b"X_Skip_Verification: yes\r\n",
     ],
 )
 def test_what_only_looks_like_a_field_is_none_and_is_left_alone(header):
@@ -143,10 +145,51 @@ _LINES = st.lists(
 ).map(b"".join)
 
 
+@pytest.mark.parametrize("value", [b"yes", b"no"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        b"X-Require-TLS ", b"X-Require-TLS\t", b"X_Require_TLS", b"X-RequireTLS", b"X-Require-TLS-",
+        b"X-Skip-Verification ", b"x_mailgun_skip_verification", b"X-Require-TLS\xa0",
+        b"X-Require-TLS\xe2\x80\x8b", b"X--Require-TLS",
+    ],
+)  # fmt: skip
+def test_a_name_that_is_nearly_a_policy_field_is_refused_by_name(name, value):
+    with pytest.raises(BadField, match="nearly a policy field"):
+        read_wishes(b"From: a@b.example\r\n" + name + b": " + value + b"\r\nSubject: x\r\n")
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        b"garbage\r\nX-Require-TLS: yes\r\n", b"\xef\xbb\xbfX-Require-TLS: yes\r\n",
+        b" X-Require-TLS: yes\r\n", b"X-Skip-Verification: no\r\n", b"X-Require-TLS: what\r\n",
+        b"X-Require-TLS\r\n : yes\r\n", b"X-Require-TLS\xa0: yes\r\n", b"X-Require-TLS yes\r\n",
+    ],
+)  # fmt: skip
+def test_a_wish_for_more_security_behind_the_header_section_is_refused(lines):
+    with pytest.raises(BadField, match="behind a line that is no header field"):
+        refuse_displaced(lines)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        b"",
+        b"Hello,\r\nX-Require-TLS: no\r\n",
+        b"X-Skip-Verification: yes\r\n",
+        b"I require TLS\r\n",
+    ],
+)
+def test_text_that_would_weaken_the_rule_is_text(lines):
+    refuse_displaced(lines)
+
+
 @given(_LINES)
 def test_after_stripping_a_message_wishes_nothing_and_has_lost_nothing_else(header):
     stripped = strip_policy_fields(header)
-    assert read_wishes(stripped) == NO_WISHES
+    with suppress(BadField):  # a name that is nearly one of the four
+        assert read_wishes(stripped) == NO_WISHES
     kept = [field.raw for field in iter_fields(header) if field.name.lower() not in POLICY_FIELDS]
     assert stripped == b"".join(kept)
 
@@ -157,6 +200,7 @@ def test_a_wish_is_read_or_refused_but_never_overlooked(header):
     try:
         wishes = read_wishes(header)
     except BadField:
-        assert asked
+        nearly = {re.sub(rb"[^a-z]", b"", field.name.lower()) for field in iter_fields(header)}
+        assert asked or nearly & {name.lower().replace(b"-", b"") for name in NAMES}
         return
     assert (wishes == NO_WISHES) == (not asked)

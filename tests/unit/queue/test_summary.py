@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from relay.queue.entry import MessageSummary
-from relay.queue.summary import MAX_CHARS, summarise
+from relay.queue.summary import MAX_CHARS, readable, summarise
 
 
 def subject(value):
@@ -137,3 +137,16 @@ def test_whatever_a_header_holds_one_harmless_line_comes_of_it(value):
 )
 def test_no_charset_and_no_encoding_is_too_much(charset, encoding, text):
     subject(f"=?{charset}?{encoding}?{text}?=".encode()).encode("utf-8")
+
+
+def test_a_charset_that_a_stranger_made_up_is_never_looked_up():
+    """Python keeps every name of a codec it was asked for, for the life of the process."""
+    from encodings import _cache
+
+    before = len(_cache)
+    for number in range(100):
+        readable(b"=?made-up-%d?q?hello?=" % number)
+        readable(b"=?x-iso-8859-%d?b?aGVsbG8=?=" % (number + 20))
+    assert len(_cache) == before
+    assert readable(b"=?made-up?q?hello?=") == "hello"
+    assert readable(b"=?iso-8859-15?q?=A4?=") == "\N{EURO SIGN}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
 
 import pytest
@@ -101,20 +102,39 @@ def test_what_is_missing_is_added_and_nothing_else(header, added):
 
 
 @pytest.mark.parametrize(
-    ("content", "header", "rest"),
+    ("content", "header", "rest", "displaced"),
     [
-        (b"", b"", b""),
-        (b"A: b\r\n\r\nx\r\n", b"A: b\r\n", b"\r\nx\r\n"),
-        (b"A: b\r\n", b"A: b\r\n", b""),
-        (b"\r\nx\r\n", b"", b"\r\nx\r\n"),
-        (b"no field\r\nA: b\r\n", b"", b"\r\nno field\r\nA: b\r\n"),
-        (b"see https://example.com\r\n", b"", b"\r\nsee https://example.com\r\n"),
-        (b" folded: x\r\n", b"", b"\r\n folded: x\r\n"),
-        (b"A : b\r\n", b"A : b\r\n", b""),
+        (b"", b"", b"", b""),
+        (b"A: b\r\n\r\nx\r\n", b"A: b\r\n", b"\r\nx\r\n", b""),
+        (b"A: b\r\n c\r\n\td: e\r\n\r\nx: y\r\n", b"A: b\r\n c\r\n\td: e\r\n", b"\r\nx: y\r\n", b""),
+        (b"A: b\r\n", b"A: b\r\n", b"", b""),
+        (b"A: b", b"A: b", b"", b""),
+        (b"\r\nx\r\n", b"", b"\r\nx\r\n", b""),
+        (b"no field\r\nA: b\r\n", b"", b"\r\nno field\r\nA: b\r\n", b"no field\r\nA: b\r\n"),
+        (b"see https://example.com\r\n", b"", b"\r\nsee https://example.com\r\n",
+         b"see https://example.com\r\n"),
+        (b" folded: x\r\n", b"", b"\r\n folded: x\r\n", b" folded: x\r\n"),
+        (b"A : b\r\n", b"A : b\r\n", b"", b""),
+        (b"A: b\r\nHello,\r\nC: d\r\n\r\nx\r\n", b"A: b\r\n", b"\r\nHello,\r\nC: d\r\n\r\nx\r\n",
+         b"Hello,\r\nC: d\r\n"),
+        (b"From a@b Fri Nov 27\r\nA: b\r\n\r\nx\r\n",
+         b"X-Mailbox-Line: From a@b Fri Nov 27\r\nA: b\r\n", b"\r\nx\r\n", b""),
+        (b">From a@b\r\nA: b\r\n", b"X-Mailbox-Line: >From a@b\r\nA: b\r\n", b"", b""),
+        (b"\xef\xbb\xbfA: b\r\n", b"", b"\r\n\xef\xbb\xbfA: b\r\n", b"\xef\xbb\xbfA: b\r\n"),
+        (b"A: b\rX: y\r\n\r\n", b"A: b\rX: y\r\n", b"\r\n", b""),
     ],
-)
-def test_text_that_does_not_begin_with_a_field_is_all_body(content, header, rest):
-    assert split_off_header(content) == (header, rest)
+)  # fmt: skip
+def test_the_header_section_ends_at_the_first_line_that_is_no_field(
+    content, header, rest, displaced
+):
+    assert tuple(split_off_header(content)) == (header, rest, displaced)
+
+
+def test_a_header_section_of_a_megabyte_is_split_in_one_pass():
+    fields = b"a:\r\n" * 250_000
+    began = time.process_time()
+    assert split_off_header(fields + b"\r\nx").header == fields
+    assert time.process_time() - began < 0.5
 
 
 @pytest.mark.parametrize(
