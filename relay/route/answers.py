@@ -1,14 +1,14 @@
 """What the DNS said, as values: what routing decides by.
 
     MxAnswer, AddressAnswer,  there are records; or, with none, the name has no such data
-    TxtAnswer                 (RFC 2308 §2.2)
+    TxtAnswer, TlsaAnswer     (RFC 2308 §2.2)
     NoSuchName                NXDOMAIN, or a name that cannot exist: permanent
     Unanswered                SERVFAIL, a timeout, nonsense: nothing is known. Temporary, and never
                               a reason to use another kind of record instead (RFC 5321 §5.1)
 
 `expires` is an instant of the monotonic clock, in seconds, until when the answer may
-be used. `authenticated`: the resolver says it validated the answer (the AD bit,
-RFC 4035 §3.2.3), which means something only where the way to it is trusted.
+be used. `authenticated`: a resolver that is trusted says that it validated the answer, aliases
+included (the AD bit, RFC 4035 §3.2.3).
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ __all__ = [
     "MxRecord",
     "NoSuchName",
     "Resolver",
+    "TlsaAnswer",
+    "TlsaLookup",
     "TxtAnswer",
     "TxtLookup",
     "Unanswered",
@@ -41,20 +43,27 @@ class MxRecord:
 
 @dataclass(frozen=True, slots=True)
 class MxAnswer:
-    """The MX records of a domain; none: it has no such data."""
+    """The MX records of a domain; none: it has no such data. `canonical`: the domain it is an alias of."""
 
     records: tuple[MxRecord, ...]
     expires: float = inf
     authenticated: bool = False
+    canonical: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class AddressAnswer:
-    """A host's addresses of both families; none: it has no such data."""
+    """A host's addresses of both families; none: it has no such data.
+
+    `authenticated`: those of one family are enough. `canonical`: the name that the host is an alias
+    of in the end, "" where it is none. `alias_authenticated`: the alias itself is, whatever is behind.
+    """
 
     addresses: tuple[str, ...]
     expires: float = inf
     authenticated: bool = False
+    canonical: str = ""
+    alias_authenticated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +71,15 @@ class TxtAnswer:
     """The TXT records of a name, the strings of each joined; none: it has no such data."""
 
     texts: tuple[bytes, ...]
+    expires: float = inf
+    authenticated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TlsaAnswer:
+    """The TLSA records of a name as they came, octet for octet; none: it has no such data."""
+
+    records: tuple[bytes, ...]
     expires: float = inf
     authenticated: bool = False
 
@@ -85,6 +103,7 @@ class Unanswered:
 MxLookup = MxAnswer | NoSuchName | Unanswered
 AddressLookup = AddressAnswer | NoSuchName | Unanswered
 TxtLookup = TxtAnswer | NoSuchName | Unanswered
+TlsaLookup = TlsaAnswer | NoSuchName | Unanswered
 
 
 class Resolver(Protocol):
@@ -98,3 +117,9 @@ class Resolver(Protocol):
 
     async def txt(self, name: str, *, anew: bool = False) -> TxtLookup:
         """The TXT records of a name, aliases followed; `anew`: asked for although an answer is kept."""
+
+    async def tlsa(self, name: str) -> TlsaLookup:
+        """The TLSA records of a name, aliases followed."""
+
+    async def validates(self) -> bool:
+        """Whether answers come validated: whether `authenticated` may ever be true."""

@@ -18,9 +18,7 @@ are verified by `cryptography`. Pure: who asks the DNS, and who shakes hands, is
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
-from enum import StrEnum
 from hashlib import sha256, sha512
 
 from cryptography import x509
@@ -40,72 +38,91 @@ from cryptography.x509.verification import (
 )
 
 from relay.mail.outcome import VerifiedBy
+from relay.route.answers import (
+    AddressAnswer,
+    AddressLookup,
+    Resolver,
+    TlsaAnswer,
+    TlsaLookup,
+    Unanswered,
+)
+from relay.route.floor import DaneFloor, DaneState, Tlsa
 
-__all__ = ["NO_DANE", "DaneFloor", "DaneState", "Tlsa", "matched", "parse_tlsa", "usable"]
+__all__ = ["base_domains", "floor_of_records", "look_up", "matched", "parse_tlsa", "usable"]
 
 _DANE_TA, _DANE_EE = 2, 3
 _CERTIFICATE, _KEY = 0, 1
 _EXACT, _SHA_256, _SHA_512 = 0, 1, 2
 _DIGEST_OCTETS = {_SHA_256: 32, _SHA_512: 64}
 
+_HEADER_OCTETS = 3
+_NO_RECORD = Tlsa(255, 255, 255, b"")
+"""Usage, selector and matching type are those of private use (RFC 6698 §7.2), which mail has none of."""
+
 _UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm)
 """What `cryptography` raises for a certificate or a key that it cannot read."""
 
 
-@dataclass(frozen=True, slots=True)
-class Tlsa:
-    """A TLSA record (RFC 6698 §2.1): usage, selector, matching type, and what is to match."""
+def base_domains(name: str, found: AddressLookup) -> tuple[str, ...]:
+    """Where a mail host's TLSA records may be, in the order to ask (RFC 7672 §2.2.2, §2.2.3).
 
-    usage: int
-    selector: int
-    matching: int
-    data: bytes
-
-    def __str__(self) -> str:
-        return f"{self.usage} {self.selector} {self.matching} {self.data.hex()}"
-
-
-class DaneState(StrEnum):
-    """What the look-up of a host's TLSA records came to, as `relay explain` names it."""
-
-    USABLE = "usable"
-    UNUSABLE = "unusable"
-    """There are records and none is usable: TLS is a must, whatever the certificate (RFC 7672 §2.2)."""
-    NONE = "none"
-    INSECURE = "insecure"
-    """The addresses are not signed, so TLSA records were not asked for (RFC 7672 §2.2.2)."""
-    FAILED = "failed"
-    """No answer, or one that does not validate: the host is not used (RFC 7672 §2.1.2)."""
-    IGNORED = "ignored"
-    """By the configuration."""
-    OFF = "off"
-    """There is no resolver whose validation is trusted."""
-
-
-@dataclass(frozen=True, slots=True)
-class DaneFloor:
-    """What DANE asks of one mail host.
-
-    `is_enforced`: false where the configuration only looks. `base`: the TLSA base domain, which is
-    sent as SNI too (RFC 7672 §8.1). `names`: whose certificate it may be under DANE-TA, `base` among
-    them. `records`: those that count where there are any, else all. `error`: why the look-up failed.
+    None where its addresses are not signed: the servers of some big domains fail on a TLSA query. Of a
+    host that is an alias: the name at its end first, where the whole way is signed.
     """
-
-    state: DaneState = DaneState.NONE
-    is_enforced: bool = True
-    base: str = ""
-    names: tuple[str, ...] = ()
-    records: tuple[Tlsa, ...] = ()
-    error: str = ""
+    if not isinstance(found, AddressAnswer) or not found.addresses:
+        return ()
+    if found.authenticated:
+        return (found.canonical, name) if found.canonical else (name,)
+    return (name,) if found.alias_authenticated else ()
 
 
-NO_DANE = DaneFloor()
+async def look_up(
+    resolver: Resolver,
+    bases: Sequence[str],
+    port: int,
+    *,
+    names: tuple[str, ...],
+    is_enforced: bool,
+) -> DaneFloor:
+    """What DANE asks of a mail host. `names`: whose certificate it may have besides its own (§3.2.2)."""
+    if not bases:
+        state = DaneState.INSECURE if await resolver.validates() else DaneState.OFF
+        return DaneFloor(state, is_enforced)
+    floor = DaneFloor(DaneState.NONE, is_enforced)
+    for base in bases:
+        found = await resolver.tlsa(f"_{port}._tcp.{base}")
+        floor = floor_of_records(found, base, names=names, is_enforced=is_enforced)
+        if floor.state is not DaneState.NONE:
+            break
+    return floor
+
+
+def floor_of_records(
+    found: TlsaLookup, base: str, *, names: tuple[str, ...], is_enforced: bool
+) -> DaneFloor:
+    """What an answer about the TLSA records of a base domain asks for (RFC 7672 §2.1.1, §2.1.2, §2.2)."""
+    match found:
+        case Unanswered():
+            return DaneFloor(DaneState.FAILED, is_enforced, base, error=found.reason)
+        case TlsaAnswer(records=octets) if octets and found.authenticated:
+            records = tuple(map(parse_tlsa, octets))
+        case _:
+            return DaneFloor(DaneState.NONE, is_enforced)
+    counting = usable(records)
+    if not counting:
+        return DaneFloor(DaneState.UNUSABLE, is_enforced, base, records=records)
+    # Names are of no account to DANE-EE, and domains with a host in common may share connections.
+    anchored = any(record.usage == _DANE_TA for record in counting)
+    every = tuple(dict.fromkeys((base, *names))) if anchored else ()
+    return DaneFloor(DaneState.USABLE, is_enforced, base, every, counting)
 
 
 def parse_tlsa(rdata: bytes) -> Tlsa:
     """A record from its octets. What is too short for one is a record that nobody can use."""
-    padded = rdata[:3].ljust(3, b"\xff")
-    return Tlsa(padded[0], padded[1], padded[2], rdata[3:])
+    if len(rdata) < _HEADER_OCTETS:
+        return _NO_RECORD
+    usage, selector, matching = rdata[:_HEADER_OCTETS]
+    return Tlsa(usage, selector, matching, rdata[_HEADER_OCTETS:])
 
 
 def usable(records: Iterable[Tlsa]) -> tuple[Tlsa, ...]:
@@ -182,7 +199,7 @@ def _key_of(der: bytes) -> bytes:
         for _ in range(_FIELDS_BEFORE_KEY):
             _, tbs = _inside(der, tbs)
         return der[tbs : _inside(der, tbs)[1]]
-    except (IndexError, ValueError):
+    except IndexError:
         return b""
 
 
@@ -198,8 +215,6 @@ def _inside(der: bytes, at: int) -> tuple[int, int]:
         octets = length & 0x7F
         begin += octets
         length = int.from_bytes(der[begin - octets : begin], "big")
-    if begin + length > len(der):
-        raise ValueError("an element that is longer than its certificate")
     return begin, begin + length
 
 
@@ -303,11 +318,6 @@ def _is_issued(
     return True
 
 
-def _is_authority(_: Policy, __: x509.Certificate, found: x509.BasicConstraints) -> None:
-    if not found.ca:
-        raise ValueError("not a certificate authority")
-
-
 def _may_issue(_: Policy, __: x509.Certificate, found: x509.KeyUsage | None) -> None:
     if found is not None and not found.key_cert_sign:
         raise ValueError("its key may not sign certificates")
@@ -324,7 +334,7 @@ _SERVER_USES = {ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.ANY_EXTENDE
 # authority that a host names for itself need not keep.
 _ISSUERS = (
     ExtensionPolicy.permit_all()
-    .require_present(x509.BasicConstraints, Criticality.AGNOSTIC, _is_authority)
+    .require_present(x509.BasicConstraints, Criticality.AGNOSTIC, None)
     .may_be_present(x509.KeyUsage, Criticality.AGNOSTIC, _may_issue)
     .may_be_present(x509.ExtendedKeyUsage, Criticality.AGNOSTIC, _may_serve)
 )

@@ -16,6 +16,11 @@ It asks for absolute names only: no search list is ever used. EDNS with 1232 oct
 AD bit in the query asks whether the resolver validated (RFC 6840 §5.7), without paying
 for the signatures themselves.
 
+Whether an answer was validated counts where the resolver is trusted (`trust_ad`): by the operator's
+word, or where every name server is on this machine and says of the root's own SOA record that it
+was validated. That is asked at the first look-up and once an hour; where it is not so, all
+answers are taken as not validated, and a warning says so.
+
 One query at a time for one name and type: who else asks waits for the same answer. At
 most `concurrency` queries are under way, since each opens a socket. dnspython measures
 its patience on the wall clock and waits on plain queues; a deadline of ours on the
@@ -33,8 +38,11 @@ import os
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from enum import StrEnum
+from ipaddress import ip_address
+from typing import Any
 
 import dns.asyncresolver
 import dns.exception
@@ -43,6 +51,8 @@ import dns.inet
 import dns.message
 import dns.name
 import dns.nameserver
+import dns.rdata
+import dns.rdataclass
 import dns.rdatatype
 import dns.resolver
 
@@ -53,13 +63,15 @@ from relay.route.answers import (
     MxLookup,
     MxRecord,
     NoSuchName,
+    TlsaAnswer,
+    TlsaLookup,
     TxtAnswer,
     TxtLookup,
     Unanswered,
 )
 from relay.route.cache import ExpiringCache
 
-__all__ = ["DnsResolver", "ResolverError", "ResolverOptions", "parse_nameserver"]
+__all__ = ["DnsResolver", "ResolverError", "ResolverOptions", "TrustAd", "parse_nameserver"]
 
 log = logging.getLogger(__name__)
 
@@ -83,10 +95,29 @@ _HALF = 300.0
 _TEMPORARY = 5.0
 """Long enough that a dead name server is not asked once a message, short enough to be forgotten soon."""
 
+_TRUST_KEPT = 3600.0
+"""Seconds until the resolver is asked again whether it validates."""
+_TRUST_UNKNOWN = 5.0
+"""The same, while it has not answered."""
+
 _BRACKETED = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::([0-9]+))?")
 
 _RECORDS_KEPT = 200_000
 _RECORDS_OF_ONE_NAME = 1000
+
+
+# The library refuses the whole answer for one record that makes no sense (a digest of the wrong
+# length); as octets each record stands on its own, and `relay.route.dane` reads them one by one.
+dns.rdata._rdata_classes[dns.rdataclass.IN, dns.rdatatype.TLSA] = dns.rdata.GenericRdata
+
+
+class TrustAd(StrEnum):
+    """Whether the resolver's word that it validated an answer is believed."""
+
+    AUTO = "auto"
+    """Where every name server is on this machine, and validates."""
+    ALWAYS = "always"
+    NEVER = "never"
 
 
 class ResolverError(Exception):
@@ -103,18 +134,23 @@ class ResolverOptions:
     nameservers: tuple[str, ...] = ()
     timeout: timedelta = timedelta(seconds=10)
     concurrency: int = 100
+    trust_ad: TrustAd = TrustAd.NEVER
     resolv_conf: str = "/etc/resolv.conf"
 
 
 @dataclass(frozen=True, slots=True)
 class _Records:
-    """The records of one name and type: addresses, MX records or texts."""
+    """The records of one name and type: addresses, MX records, texts or octets of others.
+
+    `canonical`: the name at the end of the aliases, "" where there was none.
+    """
 
     addresses: tuple[str, ...]
     expires: float
     authenticated: bool
     mx: tuple[MxRecord, ...] = ()
     texts: tuple[bytes, ...] = ()
+    canonical: str = ""
 
     @property
     def weight(self) -> int:
@@ -137,12 +173,15 @@ class DnsResolver:
         self._under_way: dict[str, asyncio.Task[_Lookup]] = {}
         self._slots = asyncio.Semaphore(options.concurrency)
         self._servers = _Servers(options, clock)
+        self._trust: _Trust | None = None
+        self._asking_trust: asyncio.Task[None] | None = None
 
     async def mx(self, domain: str) -> MxLookup:
         """The MX records of a domain."""
         found = await self._lookup(domain, "MX")
         if isinstance(found, _Records):
-            return MxAnswer(found.mx, found.expires, found.authenticated)
+            secure = await self.validates() and found.authenticated
+            return MxAnswer(found.mx, found.expires, secure, found.canonical)
         return found
 
     async def addresses(self, host: str) -> AddressLookup:
@@ -153,14 +192,15 @@ class DnsResolver:
         now = self._clock()
         known = self._cache.get(f"A {host}", now=now), self._cache.get(f"AAAA {host}", now=now)
         if known[0] is not None and known[1] is not None:
-            return _both_families(known[0], known[1])
+            return await self._secured(host, _both_families(known[0], known[1]))
         tasks = [asyncio.create_task(self._lookup(host, rdtype)) for rdtype in ("A", "AAAA")]
         try:
             _, waiting = await asyncio.wait(tasks, timeout=_PATIENCE)
             if waiting and not any(_has_addresses(task) for task in tasks):
                 await asyncio.wait(waiting)
             late = Unanswered("no answer yet", self._clock() + _TEMPORARY)
-            return _both_families(*(task.result() if task.done() else late for task in tasks))
+            both = _both_families(*(task.result() if task.done() else late for task in tasks))
+            return await self._secured(host, both)
         finally:
             for task in tasks:
                 task.cancel()
@@ -172,9 +212,76 @@ class DnsResolver:
             return TxtAnswer(found.texts, found.expires, found.authenticated)
         return found
 
+    async def tlsa(self, name: str) -> TlsaLookup:
+        """The TLSA records of a name."""
+        found = await self._lookup(name, "TLSA")
+        if isinstance(found, _Records):
+            secure = found.authenticated and await self.validates()
+            return TlsaAnswer(found.texts, found.expires, secure)
+        return found
+
+    async def _secured(self, host: str, found: AddressLookup) -> AddressLookup:
+        """Addresses, with what is known of their validation and that of an alias on the way."""
+        if not isinstance(found, AddressAnswer) or not (found.authenticated or found.canonical):
+            return found
+        if not await self.validates():
+            return replace(found, authenticated=False)
+        if found.authenticated:
+            return found
+        # RFC 7672 §2.2.2: an alias in a signed zone may lead out of it, and has TLSA records of its own.
+        alias = await self._lookup(host, "CNAME")
+        return replace(
+            found, alias_authenticated=isinstance(alias, _Records) and alias.authenticated
+        )
+
+    async def validates(self) -> bool:
+        """Whether there is a resolver whose validation is trusted."""
+        match self._options.trust_ad:
+            case TrustAd.ALWAYS:
+                return True
+            case TrustAd.NEVER:
+                return False
+        if not self._knows_trust():
+            if self._asking_trust is None or self._asking_trust.done():
+                self._asking_trust = asyncio.create_task(self._ask_trust())
+            await asyncio.shield(self._asking_trust)
+        return self._trust is not None and self._trust.is_given
+
+    async def _is_root_validated(self) -> bool | None:
+        """Whether the root's SOA record came validated, None without an answer. The root is signed."""
+        try:
+            answer = await self._resolve(dns.name.root, "SOA")
+        except dns.resolver.NXDOMAIN:
+            return False
+        except (TimeoutError, OSError, ResolverError, dns.exception.DNSException):
+            return None
+        return bool(answer.response.flags & dns.flags.AD)
+
+    def _knows_trust(self) -> bool:
+        trust, servers = self._trust, self._servers.resolver()
+        return trust is not None and trust.servers is servers and trust.until > self._clock()
+
+    async def _ask_trust(self) -> None:
+        """Find out whether the resolver validates. One that does not answer has not changed."""
+        servers, before = self._servers.resolver(), self._trust
+        trouble = _not_here(servers)
+        if not trouble:
+            is_validated = await self._is_root_validated()
+            if is_validated is None:
+                was_given = before is not None and before.servers is servers and before.is_given
+                until = self._clock() + _TRUST_UNKNOWN
+                self._trust = _Trust(servers, was_given, until, before.told if before else None)
+                return
+            trouble = "" if is_validated else "the name server does not validate (DNSSEC)"
+        self._trust = _Trust(servers, not trouble, self._clock() + _TRUST_KEPT, trouble)
+        if before is None or before.told != trouble:
+            _tell_of_trust(trouble, before)
+
     async def close(self) -> None:
         """Give up what is under way."""
-        tasks = list(self._under_way.values())
+        tasks: list[asyncio.Task[Any]] = list(self._under_way.values())
+        if self._asking_trust is not None:
+            tasks.append(self._asking_trust)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -201,11 +308,14 @@ class DnsResolver:
         """One name and type, aliases followed, as a value."""
         try:
             target = _absolute(name)
+            is_secure = True
             for _ in range(_LONGEST_CHAIN):
                 answer = await self._resolve(target, rdtype)
+                is_secure = is_secure and bool(answer.response.flags & dns.flags.AD)
                 alias = _unfinished(answer)
                 if alias is None:
-                    return self._records(answer)
+                    records = self._records(answer, is_secure)
+                    return replace(records, canonical=_alias_target(name, answer))
                 target = alias
             return self._unanswered("a chain of aliases without end")
         except dns.resolver.NXDOMAIN as exc:
@@ -232,9 +342,8 @@ class DnsResolver:
             async with asyncio.timeout(self._options.timeout.total_seconds() + 1):
                 return await resolver.resolve(name, rdtype, raise_on_no_answer=False)
 
-    def _records(self, answer: dns.resolver.Answer) -> _Records:
+    def _records(self, answer: dns.resolver.Answer, authenticated: bool) -> _Records:
         ttl = float(answer.chaining_result.minimum_ttl)
-        authenticated = bool(answer.response.flags & dns.flags.AD)
         if answer.rrset is None:
             _refuse_referral(answer.response)
             return _Records((), self._keep(ttl, _LONGEST_NEGATIVE), authenticated)
@@ -246,6 +355,11 @@ class DnsResolver:
         if answer.rdtype == dns.rdatatype.TXT:
             texts = [b"".join(record.strings) for record in answer.rrset][:_RECORDS_OF_ONE_NAME]
             return _Records((), expires, authenticated, texts=tuple(texts))
+        if answer.rdtype == dns.rdatatype.TLSA:
+            octets = [record.data for record in answer.rrset][:_RECORDS_OF_ONE_NAME]
+            return _Records((), expires, authenticated, texts=tuple(octets))
+        if answer.rdtype not in (dns.rdatatype.A, dns.rdatatype.AAAA):
+            return _Records((), expires, authenticated)
         addresses = [record.address for record in answer.rrset]
         return _Records(tuple(addresses[:_RECORDS_OF_ONE_NAME]), expires, authenticated)
 
@@ -254,6 +368,38 @@ class DnsResolver:
 
     def _unanswered(self, reason: str) -> Unanswered:
         return Unanswered(reason, self._clock() + _TEMPORARY)
+
+
+@dataclass(frozen=True, slots=True)
+class _Trust:
+    """Whether the word of these name servers is believed, until when, and what was said of it in the log."""
+
+    servers: dns.asyncresolver.Resolver
+    is_given: bool
+    until: float
+    told: str | None
+
+
+def _not_here(resolver: dns.asyncresolver.Resolver) -> str:
+    """Why the word of these name servers is not believed: anybody on the way could have written it."""
+    for server in resolver.nameservers:
+        address = (
+            server.answer_nameserver() if isinstance(server, dns.nameserver.Nameserver) else server
+        )
+        if not ip_address(address).is_loopback:
+            return f"the name server {address} is not on this machine"
+    return ""
+
+
+def _tell_of_trust(trouble: str, before: _Trust | None) -> None:
+    if trouble:
+        log.warning(
+            "TLSA records (DANE) are not looked up: %s; run a validating resolver on this machine, "
+            "or see resolver.trust_ad",
+            trouble,
+        )
+    elif before is not None:
+        log.info("the name servers validate: TLSA records (DANE) are looked up")
 
 
 class _BadName(Exception):
@@ -349,6 +495,12 @@ def _absolute(name: str) -> dns.name.Name:
     return absolute
 
 
+def _alias_target(name: str, answer: dns.resolver.Answer) -> str:
+    """The name at the end of the aliases of `name`, in the spelling that names are compared by."""
+    canonical = _text(answer.chaining_result.canonical_name).lower()
+    return "" if canonical == name.removesuffix(".").lower() else canonical
+
+
 def _text(name: dns.name.Name) -> str:
     return name.to_text(omit_final_dot=True) if len(name) > 1 else ""
 
@@ -406,11 +558,13 @@ def _both_families(ipv4: _Lookup, ipv6: _Lookup) -> AddressLookup:
     if addresses:
         if unanswered is not None:
             expires = min(max(one.expires for one in found), unanswered.expires + _HALF)
-        return AddressAnswer(addresses, expires, all(one.authenticated for one in records))
+        # RFC 7672 §2.2.2: one family that was validated is enough; its name is the one that counts.
+        best = max((one for one in records if one.addresses), key=lambda one: one.authenticated)
+        return AddressAnswer(addresses, expires, best.authenticated, best.canonical)
     if unanswered is not None:
         return unanswered
     if records:
-        return AddressAnswer((), expires, all(one.authenticated for one in records))
+        return AddressAnswer((), expires)
     return NoSuchName(_reason(found), expires)
 
 

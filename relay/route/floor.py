@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 
 from relay.route.mta_sts import PolicyError, StsMode, matches
 
-__all__ = ["NO_STS", "StsFloor"]
+__all__ = ["NO_DANE", "NO_STS", "DaneFloor", "DaneState", "StsFloor", "Tlsa"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,3 +50,53 @@ class StsFloor:
 
 NO_STS = StsFloor()
 """No policy, and none was expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tlsa:
+    """A TLSA record (RFC 6698 §2.1): usage, selector, matching type, and what is to match."""
+
+    usage: int
+    selector: int
+    matching: int
+    data: bytes
+
+    def __str__(self) -> str:
+        return f"{self.usage} {self.selector} {self.matching} {self.data.hex()}"
+
+
+class DaneState(StrEnum):
+    """What the look-up of a host's TLSA records came to, as `relay explain` names it."""
+
+    USABLE = "usable"
+    UNUSABLE = "unusable"
+    """There are records and none is usable: TLS is a must, whatever the certificate (RFC 7672 §2.2)."""
+    NONE = "none"
+    INSECURE = "insecure"
+    """The addresses are not signed, so TLSA records were not asked for (RFC 7672 §2.2.2)."""
+    FAILED = "failed"
+    """No answer, or one that does not validate: the host is not used (RFC 7672 §2.1.2)."""
+    IGNORED = "ignored"
+    """By the configuration."""
+    OFF = "off"
+    """There is no resolver whose validation is trusted."""
+
+
+@dataclass(frozen=True, slots=True)
+class DaneFloor:
+    """What DANE asks of one mail host.
+
+    `is_enforced`: false where the configuration only looks. `base`: the TLSA base domain, which is
+    sent as SNI too (RFC 7672 §8.1). `names`: whose certificate it may be under DANE-TA, `base` among
+    them. `records`: those that count where there are any, else all. `error`: why the look-up failed.
+    """
+
+    state: DaneState = DaneState.NONE
+    is_enforced: bool = True
+    base: str = ""
+    names: tuple[str, ...] = ()
+    records: tuple[Tlsa, ...] = ()
+    error: str = ""
+
+
+NO_DANE = DaneFloor()

@@ -13,7 +13,17 @@ from typing import Annotated
 from relay.mail.option import Form, Path, Port
 from relay.mail.outcome import Bounced, Deferred
 
-__all__ = ["Credentials", "Host", "Hosts", "NoRoute", "Route", "StaticRoute", "TlsMode"]
+__all__ = [
+    "BY_NOBODY",
+    "Credentials",
+    "Host",
+    "Hosts",
+    "Naming",
+    "NoRoute",
+    "Route",
+    "StaticRoute",
+    "TlsMode",
+]
 
 
 class TlsMode(StrEnum):
@@ -47,7 +57,8 @@ class Host:
     """One address of one mail host.
 
     `name`: as the MX record gives it, lower case, A-labels, no final dot: what is sent as SNI,
-    verified, and logged as `mx-host`.
+    verified, and logged as `mx-host`. `tlsa_bases`: where its TLSA records may be, in the order to
+    ask; none where its addresses are not signed.
     """
 
     name: str
@@ -56,6 +67,25 @@ class Host:
     preference: int = 0
     tls: TlsMode = TlsMode.STARTTLS
     credentials: Credentials | None = None
+    tlsa_bases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """Who named the hosts of a domain, and how far that is to be believed.
+
+    `is_secure`: by a signed answer, or by the operator. `route_host`: the host of a route of the
+    operator's, None where the DNS was asked. `domains`: the domain and what it is an alias of, where a
+    host's certificate may be for those too (RFC 7672 §3.2.2).
+    """
+
+    is_secure: bool = False
+    route_host: str | None = None
+    domains: tuple[str, ...] = ()
+
+
+BY_NOBODY = Naming()
+"""Of an address: it has no name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +99,7 @@ class Hosts:
     hosts: tuple[Host, ...]
     trouble: tuple[str, ...] = ()
     rejected: tuple[str, ...] = ()
+    naming: Naming = BY_NOBODY
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,10 +35,27 @@ from relay.route.addresses import (
     parse_address,
     parse_address_literal,
 )
-from relay.route.answers import AddressAnswer, AddressLookup, Resolver, Unanswered
+from relay.route.answers import (
+    AddressAnswer,
+    AddressLookup,
+    MxAnswer,
+    MxLookup,
+    Resolver,
+    Unanswered,
+)
 from relay.route.cache import ExpiringCache
+from relay.route.dane import base_domains
 from relay.route.mx import MailHost, MailHosts, choose, host_name, mail_hosts, unusable
-from relay.route.next_hop import Credentials, Host, Hosts, NoRoute, Route, StaticRoute
+from relay.route.next_hop import (
+    BY_NOBODY,
+    Credentials,
+    Host,
+    Hosts,
+    Naming,
+    NoRoute,
+    Route,
+    StaticRoute,
+)
 from relay.route.plan import Plan, arrange, plan
 
 __all__ = ["RouteOptions", "Router", "is_local_address"]
@@ -78,6 +95,7 @@ class _Kept:
 
     result: Plan | NoRoute
     static: StaticRoute | None = None
+    naming: Naming = BY_NOBODY
 
 
 class Router:
@@ -118,18 +136,20 @@ class Router:
         limit, trouble = self._options.max_addresses, kept.result.trouble
         hosts = arrange(kept.result, limit, self._random)
         if kept.static is not None and kept.static.username is not None:
-            return self._with_credentials(hosts, kept.static)
+            return self._with_credentials(hosts, kept.static, kept.naming)
         if (untried := kept.result.hosts - limit) > 0:
             trouble = (*trouble, f"{untried} more mail hosts are left for another attempt")
-        return Hosts(hosts, trouble, kept.result.rejected)
+        return Hosts(hosts, trouble, kept.result.rejected, kept.naming)
 
     async def _look_up(self, domain: str) -> _Kept:
         options = self._options
         name = host_name(domain) or domain
         static = self._static(name)
         literal = parse_address_literal(domain)
+        naming = BY_NOBODY
         if static is not None:
             result, expires = await self._by_route(domain, static)
+            naming = Naming(True, static.host, (host_name(static.host) or static.host,))
         elif literal is not None:
             result, expires = self._by_literal(domain, literal)
         elif reason := unusable(name):
@@ -138,8 +158,8 @@ class Router:
                 inf,
             )
         else:
-            result, expires = await self._by_dns(name)
-        kept = _Kept(result, static)
+            result, expires, naming = await self._by_dns(name)
+        kept = _Kept(result, static, naming)
         if (
             options is self._options
         ):  # not what was found out under options that have changed meanwhile
@@ -161,11 +181,11 @@ class Router:
             _, _, above = above.partition(".")
         return routes.get("*")
 
-    async def _by_dns(self, name: str) -> tuple[Plan | NoRoute, float]:
+    async def _by_dns(self, name: str) -> tuple[Plan | NoRoute, float, Naming]:
         answer = await self._resolver.mx(name)
         listed = mail_hosts(name, answer, hostname=self._hostname)
         if isinstance(listed, NoRoute):
-            return listed, answer.expires
+            return listed, answer.expires, BY_NOBODY
         chosen = choose(listed.hosts, self._options.max_hosts, self._random)
         lookups = await self._look_up_hosts(chosen)
         result = plan(
@@ -173,11 +193,16 @@ class Router:
             replace(listed, hosts=chosen, left_out=len(listed.hosts) - len(chosen)),
             lookups,
             make_host=lambda host, address, preference: Host(
-                host, address, self._options.port, preference
+                host,
+                address,
+                self._options.port,
+                preference,
+                tlsa_bases=base_domains(host, lookups[host]),
             ),
             judge=self._judge,
         )
-        return result, min(answer.expires, self._until(result, lookups.values()))
+        expires = min(answer.expires, self._until(result, lookups.values()))
+        return result, expires, _named_by_dns(name, answer)
 
     async def _look_up_hosts(self, hosts: Sequence[MailHost]) -> dict[str, AddressLookup]:
         """All at once. A host that takes long does not hold up mail that another can take."""
@@ -237,7 +262,14 @@ class Router:
             domain,
             MailHosts((MailHost(0, name),), (), inf),
             {name: lookup},
-            make_host=lambda host, address, _: Host(host, address, route.port, 0, route.tls),
+            make_host=lambda host, address, _: Host(
+                host,
+                address,
+                route.port,
+                0,
+                route.tls,
+                tlsa_bases=base_domains(host, lookup),
+            ),
             judge=lambda address: self._judge_route(address, route.port),
         )
         if isinstance(result, NoRoute):
@@ -260,7 +292,9 @@ class Router:
             return Rejection("is an address of our own", ourselves=True)
         return None
 
-    def _with_credentials(self, hosts: tuple[Host, ...], route: StaticRoute) -> Route:
+    def _with_credentials(
+        self, hosts: tuple[Host, ...], route: StaticRoute, naming: Naming
+    ) -> Route:
         assert route.username is not None
         try:
             credentials = Credentials(route.username, self._password(route.password_file))
@@ -271,7 +305,8 @@ class Router:
             )
             log.error("%s", text)
             return NoRoute(Deferred("4.3.5", Code.NONE, "", text))
-        return Hosts(tuple(replace(host, credentials=credentials) for host in hosts))
+        hosts = tuple(replace(host, credentials=credentials) for host in hosts)
+        return Hosts(hosts, naming=naming)
 
     def _password(self, path: str | None) -> str:
         """The first line of the file, read when it has changed."""
@@ -287,6 +322,16 @@ class Router:
                 raise ValueError("its first line is empty")
             kept = self._passwords[path] = stamp, password
         return kept[1]
+
+
+def _named_by_dns(domain: str, answer: MxLookup) -> Naming:
+    """RFC 7672 §3.2.2: a host's certificate may be for the domain itself, if nobody else named the host."""
+    if not isinstance(answer, MxAnswer):
+        return BY_NOBODY
+    if answer.records and not answer.authenticated:
+        return BY_NOBODY
+    domains = (domain, answer.canonical) if answer.canonical else (domain,)
+    return Naming(answer.authenticated, None, domains)
 
 
 def is_local_address(address: str) -> bool:

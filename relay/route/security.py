@@ -44,8 +44,7 @@ from relay.mail.outcome import (
     Waived,
 )
 from relay.policy.settings import TlsSettings
-from relay.route.dane import NO_DANE, DaneFloor, DaneState
-from relay.route.floor import NO_STS, StsFloor
+from relay.route.floor import NO_DANE, NO_STS, DaneFloor, DaneState, StsFloor
 from relay.route.mta_sts import StsMode, matches
 from relay.route.next_hop import Host, TlsMode
 

@@ -39,6 +39,9 @@ _LONGEST_CHAIN = 16
 """CNAMEs followed in one answer."""
 
 
+_SOA = "ns.invalid. hostmaster.invalid. 1 3600 600 86400 60"
+
+
 class Fault(StrEnum):
     """How a query fails instead of being answered, or the way its answer goes wrong."""
 
@@ -80,6 +83,9 @@ class DnsServer:
         self.port = 0
         self.queries: Counter[tuple[str, str]] = Counter()
         """How often each name (lower case, no final dot) and type was asked for."""
+        self.validates = True
+        """Whether it is a resolver that says so of what is signed (`sign`)."""
+        self._signed: set[str] = set()
         self._table: dict[tuple[str, str], list[Answer]] = {}
         self._names: Counter[str] = Counter()
         self._udp: asyncio.DatagramTransport | None = None
@@ -109,6 +115,15 @@ class DnsServer:
     def cname(self, name: str, target: str, *, ttl: int = 300) -> None:
         """An alias: whatever is asked of `name`, the answer is the alias and what its target has."""
         self.set(name, "CNAME", Answer((_absolute(target),), ttl))
+
+    def tlsa(self, name: str, *records: str, port: int = 25, ttl: int = 300) -> None:
+        """The TLSA records of a host: usage, selector, matching type, and data in hex (RFC 6698 §2.2)."""
+        self.set(f"_{port}._tcp.{name}", "TLSA", Answer(tuple(map(_tlsa, records)), ttl))
+
+    def sign(self, *zones: str) -> None:
+        """From now on all that is said of these zones is validated: records, and that there are none."""
+        self.set(".", "SOA", Answer((_SOA,), authentic=True))
+        self._signed |= {_clean(zone) for zone in zones}
 
     def txt(self, name: str, *texts: str, ttl: int = 300) -> None:
         """TXT records of one string each."""
@@ -210,10 +225,6 @@ class DnsServer:
     ) -> bytes | None:
         fault = answer.fault if answer else None
         response = dns.message.make_response(query, recursion_available=True)
-        if answer is not None and answer.authentic and query.flags & (dns.flags.AD | dns.flags.CD):
-            response.flags |= dns.flags.AD
-        if answer is not None and answer.authentic and query.ednsflags & dns.flags.DO:
-            response.flags |= dns.flags.AD
         match fault:
             case Fault.DROP:
                 return None
@@ -232,6 +243,9 @@ class DnsServer:
                 response.flags |= dns.flags.TC
             case _:
                 self._fill(response, name, rdtype, answer)
+        asks = query.flags & (dns.flags.AD | dns.flags.CD) or query.ednsflags & dns.flags.DO
+        if asks and self._is_validated(name, answer, response):
+            response.flags |= dns.flags.AD
         if fault is Fault.WRONG_ID:
             response.id = query.id ^ 0x5555
         limit = 65535 if tcp else max(512, query.payload or 512)
@@ -239,6 +253,23 @@ class DnsServer:
             return response.to_wire(max_size=limit)
         except dns.exception.TooBig:
             return self._truncated(query)
+
+    def _is_validated(
+        self, name: str, answer: Answer | None, response: dns.message.Message
+    ) -> bool:
+        """Whether this and every alias on the way is signed."""
+        if not self.validates:
+            return False
+        if answer is not None and answer.authentic:
+            return True
+        aliases = [rrset for rrset in response.answer if rrset.rdtype == dns.rdatatype.CNAME]
+        if response.question[0].rdtype == dns.rdatatype.CNAME:
+            aliases = []  # what is behind the alias was not asked for
+        names = {name, *(_text(alias[0].target) for alias in aliases)}
+        return all(self._is_signed(each) for each in names)
+
+    def _is_signed(self, name: str) -> bool:
+        return any(name == zone or name.endswith(f".{zone}") for zone in self._signed)
 
     def _truncated(self, query: dns.message.Message) -> bytes:
         response = dns.message.make_response(query, recursion_available=True)
@@ -345,11 +376,7 @@ def _rrset(name: str, rdtype: str, answer: Answer) -> dns.rrset.RRset:
 def _add_soa(response: dns.message.Message, name: str) -> None:
     """Without an SOA a negative answer looks like a lame delegation (RFC 2308 §2.2)."""
     zone = _absolute(name.split(".", 1)[-1])
-    response.authority.append(
-        dns.rrset.from_text(
-            zone, 60, "IN", "SOA", "ns.invalid. hostmaster.invalid. 1 3600 600 86400 60"
-        )
-    )
+    response.authority.append(dns.rrset.from_text(zone, 60, "IN", "SOA", _SOA))
 
 
 def _key(name: str, rdtype: str) -> tuple[str, str]:
@@ -366,3 +393,10 @@ def _text(name: dns.name.Name) -> str:
 
 def _absolute(name: str) -> str:
     return name if name.endswith(".") else f"{name}."
+
+
+def _tlsa(text: str) -> str:
+    """A TLSA record in the form for any type (RFC 3597 §5): what is wrong with one is for the client to find."""
+    usage, selector, matching, data = text.split(" ", 3)
+    octets = bytes((int(usage), int(selector), int(matching))) + bytes.fromhex(data)
+    return f"\\# {len(octets)} {octets.hex()}"

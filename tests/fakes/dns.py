@@ -20,6 +20,7 @@ from relay.route.answers import (
     MxLookup,
     MxRecord,
     NoSuchName,
+    TlsaLookup,
     TxtAnswer,
     TxtLookup,
     Unanswered,
@@ -35,6 +36,8 @@ class FakeDns:
     mx_records: Mapping[str, Sequence[tuple[int, str]] | MxLookup] = field(default_factory=dict)
     hosts: Mapping[str, Sequence[str] | AddressLookup] = field(default_factory=dict)
     texts: Mapping[str, Sequence[bytes] | TxtLookup] = field(default_factory=dict)
+    tlsa_records: Mapping[str, TlsaLookup] = field(default_factory=dict)
+    is_validating: bool = True
     asked: list[str] = field(default_factory=list)
 
     async def mx(self, domain: str) -> MxLookup:
@@ -59,3 +62,10 @@ class FakeDns:
         if isinstance(found, (TxtAnswer, NoSuchName, Unanswered)):
             return found
         return NoSuchName() if found is None else TxtAnswer(tuple(found))
+
+    async def tlsa(self, name: str) -> TlsaLookup:
+        self.asked.append(f"TLSA {name}")
+        return self.tlsa_records.get(name, NoSuchName())
+
+    async def validates(self) -> bool:
+        return self.is_validating

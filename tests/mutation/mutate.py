@@ -52,7 +52,21 @@ _SILENT_DEFAULT = "a default that is silent is false all the same"
 _ORDER = "only the order of the weights counts"
 _SHORT_CUT = "only saves the loop, which finds nothing"
 
+_ANCHOR = "nothing but its name and its key is said by a bare anchor"
+_BARE = (
+    "x509.CertificateBuilder().subject_name(name).issuer_name(name)"
+    ".public_key(_certificate_key(key)).serial_number(1)"
+)
+_BARE_IN_DATE = (
+    f"{_BARE}.not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))"
+)
+
 EQUIVALENT = {
+    "Tlsa(255, 255, 255, b''): 255 → 256": "either is a record that does not count",
+    f"{_BARE}: 1 → 2": _ANCHOR,
+    "timedelta(days=1): 1 → 2": _ANCHOR,
+    f"{_BARE_IN_DATE}.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True): "
+    "True → False": _ANCHOR,
     "TlsRule(require_tls=False, skip_verification=False) → without require_tls": _SILENT_DEFAULT,
     "TlsRule(require_tls=False, skip_verification=False) → without skip_verification": _SILENT_DEFAULT,
     "if not table or not domain → if False": _SHORT_CUT,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -13,7 +14,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from relay.mail.outcome import VerifiedBy
-from relay.route.dane import DaneFloor, DaneState, Tlsa, matched, parse_tlsa, usable
+from relay.route.answers import AddressAnswer, NoSuchName, TlsaAnswer, Unanswered
+from relay.route.dane import base_domains, look_up, matched, parse_tlsa, usable
+from relay.route.floor import DaneFloor, DaneState, Tlsa
+from tests.fakes.dns import FakeDns
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -103,8 +107,9 @@ KINDS = [(selector, matching) for selector in (0, 1) for matching in (0, 1, 2)]
 
 
 def test_a_record_is_read_from_its_octets():
-    assert parse_tlsa(b"\x03\x01\x01" + b"d" * 32) == Tlsa(3, 1, 1, b"d" * 32)
-    assert str(parse_tlsa(b"\x03\x01\x01\xab\xcd")) == "3 1 1 abcd"
+    assert parse_tlsa(b"\x03\x01\x02" + b"d" * 64) == Tlsa(3, 1, 2, b"d" * 64)
+    assert str(parse_tlsa(b"\x02\x00\x01\xab\xcd")) == "2 0 1 abcd"
+    assert str(parse_tlsa(b"\x03\x01\x01")) == "3 1 1 "
 
 
 @pytest.mark.parametrize("rdata", [b"", b"\x03", b"\x03\x01", b"\x03\x01\x01"])
@@ -157,6 +162,87 @@ def test_a_record_that_is_there_twice_counts_once():
     assert len(usable([record(3, 1, 1, LEAF)] * 3)) == 1
 
 
+# --- the look-up ------------------------------------------------------------------------------
+
+FOUND = TlsaAnswer((b"\x03\x01\x01" + b"d" * 32,), authenticated=True)
+ANCHORED = TlsaAnswer((b"\x02\x01\x01" + b"d" * 32,), authenticated=True)
+BROKEN = TlsaAnswer((b"\x03\x01\x01" + b"short", b""), authenticated=True)
+ADDRESSES = AddressAnswer(("192.0.2.1",))
+
+
+@pytest.mark.parametrize(
+    ("found", "bases"),
+    [
+        (ADDRESSES, ()),
+        (replace(ADDRESSES, authenticated=True), (NAME,)),
+        (replace(ADDRESSES, authenticated=True, canonical="a.example"), ("a.example", NAME)),
+        (replace(ADDRESSES, alias_authenticated=True, canonical="a.example"), (NAME,)),
+        (replace(ADDRESSES, canonical="a.example"), ()),
+        (AddressAnswer((), authenticated=True), ()),
+        (NoSuchName(), ()),
+        (Unanswered("SERVFAIL"), ()),
+    ],
+)
+def test_where_the_records_of_a_host_may_be(found, bases):
+    assert base_domains(NAME, found) == bases
+
+
+async def looked_up(bases, records, *, names=(), is_enforced=True, is_validating=True):
+    dns = FakeDns(tlsa_records=records, is_validating=is_validating)
+    floor = await look_up(dns, bases, 2525, names=names, is_enforced=is_enforced)
+    return floor, dns.asked
+
+
+@pytest.mark.parametrize(
+    ("answer", "state"),
+    [
+        (FOUND, DaneState.USABLE),
+        (BROKEN, DaneState.UNUSABLE),
+        (replace(FOUND, authenticated=False), DaneState.NONE),
+        (TlsaAnswer((), authenticated=True), DaneState.NONE),
+        (TlsaAnswer(()), DaneState.NONE),
+        (NoSuchName(), DaneState.NONE),
+        (Unanswered("SERVFAIL from 127.0.0.1"), DaneState.FAILED),
+    ],
+)
+@pytest.mark.parametrize("is_enforced", [False, True])
+async def test_what_an_answer_asks_for(answer, state, is_enforced):
+    floor, asked = await looked_up([NAME], {f"_2525._tcp.{NAME}": answer}, is_enforced=is_enforced)
+    assert (floor.state, floor.is_enforced) == (state, is_enforced)
+    assert asked == [f"TLSA _2525._tcp.{NAME}"]
+    assert floor.base == (NAME if state is not DaneState.NONE else "")
+    assert floor.error == ("SERVFAIL from 127.0.0.1" if state is DaneState.FAILED else "")
+    assert bool(floor.records) is (state in (DaneState.USABLE, DaneState.UNUSABLE))
+
+
+@pytest.mark.parametrize("is_validating", [False, True])
+async def test_of_a_host_whose_addresses_are_not_signed_no_records_are_asked_for(is_validating):
+    floor, asked = await looked_up([], {}, is_validating=is_validating)
+    assert floor.state is (DaneState.INSECURE if is_validating else DaneState.OFF)
+    assert asked == []
+
+
+async def test_an_alias_has_its_records_at_its_end_or_else_at_its_beginning():
+    end, beginning = "_2525._tcp.a.example", f"_2525._tcp.{NAME}"
+    bases = ["a.example", NAME]
+    floor, asked = await looked_up(bases, {end: FOUND, beginning: ANCHORED})
+    assert (floor.base, len(asked)) == ("a.example", 1)
+    floor, asked = await looked_up(bases, {end: NoSuchName(), beginning: FOUND})
+    assert (floor.base, len(asked)) == (NAME, 2)
+    floor, asked = await looked_up(bases, {end: Unanswered("x"), beginning: FOUND})
+    assert (floor.state, floor.base, len(asked)) == (DaneState.FAILED, "a.example", 1)
+    floor, asked = await looked_up(bases, {end: BROKEN, beginning: FOUND})
+    assert (floor.state, len(asked)) == (DaneState.UNUSABLE, 1)
+
+
+async def test_names_are_kept_where_they_count_so_that_domains_can_share_connections():
+    name = f"_2525._tcp.{NAME}"
+    floor, _ = await looked_up([NAME], {name: FOUND}, names=("example.net",))
+    assert floor.names == ()
+    floor, _ = await looked_up([NAME], {name: ANCHORED}, names=("example.net", NAME))
+    assert floor.names == (NAME, "example.net")
+
+
 # --- DANE-EE(3) -------------------------------------------------------------------------------
 
 
@@ -187,6 +273,19 @@ def test_the_key_is_cut_out_of_a_certificate_that_the_library_cannot_read():
     broken = der[:at] + b"\xff" * len(length) + der[at + len(length) :]
     floor = DaneFloor(DaneState.USABLE, base=NAME, records=(record(3, 1, 1, LEAF),))
     assert matched(floor, [broken], now=NOW) is EE
+
+
+def test_the_key_of_a_certificate_of_version_1_is_found_too():
+    version = bytes.fromhex("a003020102")
+    tbs = LEAF.certificate.tbs_certificate_bytes
+    shorter = _element(0x30, tbs[tbs.index(version) + len(version) :])
+    rest = LEAF.der[LEAF.der.index(tbs) + len(tbs) :]
+    floor = DaneFloor(DaneState.USABLE, base=NAME, records=(record(3, 1, 1, LEAF),))
+    assert matched(floor, [_element(0x30, shorter + rest)], now=NOW) is EE
+
+
+def _element(tag, content):
+    return bytes((tag, 0x82)) + len(content).to_bytes(2, "big") + content
 
 
 @pytest.mark.parametrize("der", [b"", b"\x30", b"\x30\x82\xff\xff", b"\x30\x80", b"\x02\x01\x01"])

@@ -8,6 +8,7 @@ import socket
 import time
 from collections import Counter
 from datetime import timedelta
+from unittest.mock import ANY
 
 import dns.message
 import dns.rrset
@@ -15,7 +16,13 @@ import pytest
 import uvloop
 
 from relay.route.answers import MxAnswer, MxRecord, NoSuchName, Unanswered
-from relay.route.dns import DnsResolver, ResolverError, ResolverOptions, parse_nameserver
+from relay.route.dns import (
+    DnsResolver,
+    ResolverError,
+    ResolverOptions,
+    TrustAd,
+    parse_nameserver,
+)
 from relay.sandbox.dns import Answer, DnsServer, Fault
 
 SHORT = timedelta(seconds=0.4)
@@ -42,7 +49,8 @@ def clock():
 
 @pytest.fixture
 async def resolver(server, clock):
-    resolver = DnsResolver(ResolverOptions((server.nameserver,)), clock=clock)
+    options = ResolverOptions((server.nameserver,), trust_ad=TrustAd.AUTO)
+    resolver = DnsResolver(options, clock=clock)
     yield resolver
     await resolver.close()
 
@@ -333,20 +341,173 @@ async def test_an_answer_that_comes_too_late_is_no_answer(server, hasty):
     assert isinstance(await hasty.mx("late.example"), Unanswered)
 
 
-async def test_queries_carry_edns_and_ask_whether_the_answer_was_validated(server, resolver):
-    server.mx("signed.example", (10, "mx.example"), authentic=True)
-    server.mx("plain.example", (10, "mx.example"))
-    server.a("mx.example", "11.22.33.1", authentic=True)
-    server.aaaa("mx.example", "2a00:1234::1", authentic=True)
+# --- validation -------------------------------------------------------------------------------
+
+
+async def test_what_is_validated_is_told_of_each_answer(server, resolver):
+    server.sign("signed.example")
+    server.mx("signed.example", (10, "mx.signed.example"))
+    server.a("mx.signed.example", "11.22.33.1")
+    server.mx("plain.example", (10, "mx.plain.example"))
+    server.a("mx.plain.example", "11.22.33.2")
     assert (await resolver.mx("signed.example")).authenticated
+    assert (await resolver.addresses("mx.signed.example")).authenticated
     assert not (await resolver.mx("plain.example")).authenticated
+    assert not (await resolver.addresses("mx.plain.example")).authenticated
+    assert (await resolver.mx("empty.signed.example")) == NoSuchName(expires=ANY)
+
+
+@pytest.mark.parametrize("signed", ["A", "AAAA"])
+async def test_of_a_host_one_family_that_is_validated_is_enough(server, resolver, signed):
+    server.sign()
+    server.a("mx.example", "11.22.33.1", authentic=signed == "A")
+    server.aaaa("mx.example", "2a00:1234::1", authentic=signed == "AAAA")
     assert (await resolver.addresses("mx.example")).authenticated
 
 
-async def test_a_host_is_authenticated_only_if_both_its_families_are(server, resolver):
-    server.a("mx.example", "11.22.33.1", authentic=True)
-    server.aaaa("mx.example", "2a00:1234::1")
+async def test_a_family_without_addresses_does_not_vouch_for_the_other(server, resolver):
+    server.sign()
+    server.a("mx.example", "11.22.33.1")
+    server.set("mx.example", "AAAA", Answer(authentic=True))
     assert not (await resolver.addresses("mx.example")).authenticated
+
+
+async def test_of_an_alias_the_whole_way_has_to_be_validated(server, resolver):
+    server.sign("signed.example", "too.example")
+    server.cname("mx.signed.example", "host.too.example")
+    server.a("host.too.example", "11.22.33.1")
+    server.cname("out.signed.example", "host.plain.example")
+    server.a("host.plain.example", "11.22.33.2")
+    server.cname("in.plain.example", "host.too.example")
+    whole = await resolver.addresses("mx.signed.example")
+    assert (whole.authenticated, whole.canonical) == (True, "host.too.example")
+    half = await resolver.addresses("out.signed.example")
+    assert (half.authenticated, half.alias_authenticated) == (False, True)
+    assert half.canonical == "host.plain.example"
+    other = await resolver.addresses("in.plain.example")
+    assert (other.authenticated, other.alias_authenticated) == (False, False)
+
+
+async def test_only_an_alias_that_is_not_validated_is_asked_for_itself(server, resolver):
+    server.sign("signed.example")
+    server.cname("mx.signed.example", "host.signed.example")
+    server.a("host.signed.example", "11.22.33.1")
+    server.a("mx.plain.example", "11.22.33.1")
+    await resolver.addresses("mx.signed.example")
+    await resolver.addresses("mx.plain.example")
+    assert server.asked("mx.signed.example", "CNAME") == 0
+    assert server.asked("mx.plain.example", "CNAME") == 0
+
+
+async def test_a_domain_that_is_an_alias_says_of_what(server, resolver):
+    server.sign("example")
+    server.cname("www.example", "Mail.example")
+    server.mx("mail.example", (10, "mx.example"))
+    assert (await resolver.mx("www.example")).canonical == "mail.example"
+    assert (await resolver.mx("mail.example")).canonical == ""
+
+
+async def test_tlsa_records_come_octet_for_octet_however_wrong_one_of_them_is(server, resolver):
+    server.sign("example")
+    server.tlsa("mx.example", "3 1 1 " + "ab" * 32, "3 1 1 abcd", "9 9 9 ")
+    server.set("_25._tcp.short.example", "TLSA", Answer((r"\# 1 03", r"\# 3 030101")))
+    found = await resolver.tlsa("_25._tcp.mx.example")
+    assert found.authenticated
+    assert set(found.records) == {
+        b"\x03\x01\x01" + b"\xab" * 32,
+        b"\x03\x01\x01\xab\xcd",
+        b"\x09\x09\x09",
+    }
+    assert len((await resolver.tlsa("_25._tcp.short.example")).records) == 2
+
+
+async def test_an_alias_of_a_tlsa_name_is_followed(server, resolver):
+    server.sign("example")
+    server.cname("_25._tcp.mx.example", "shared.example")
+    server.set("shared.example", "TLSA", Answer((r"\# 4 03010100",)))
+    assert (await resolver.tlsa("_25._tcp.mx.example")).records == (b"\x03\x01\x01\x00",)
+
+
+@pytest.mark.parametrize("fault", [Fault.SERVFAIL, Fault.REFUSED, Fault.DROP, Fault.GARBAGE])
+async def test_tlsa_records_that_cannot_be_had_are_not_no_records(server, hasty, fault):
+    server.fail("_25._tcp.mx.example", "TLSA", fault)
+    assert isinstance(await hasty.tlsa("_25._tcp.mx.example"), Unanswered)
+
+
+@pytest.mark.parametrize("trust", list(TrustAd))
+@pytest.mark.parametrize("validates", [False, True])
+async def test_whose_word_is_believed(server, trust, validates, caplog):
+    server.sign("example")
+    server.validates = validates
+    server.mx("example", (10, "mx.example"), authentic=True)
+    options = ResolverOptions((server.nameserver,), trust_ad=trust)
+    resolver = DnsResolver(options)
+    expected = trust is not TrustAd.NEVER and validates
+    found = await resolver.mx("example")
+    assert isinstance(found, MxAnswer)
+    assert found.authenticated is expected
+    assert await resolver.validates() is (expected or trust is TrustAd.ALWAYS)
+    assert server.asked("", "SOA") == (1 if trust is TrustAd.AUTO else 0)
+    warned = (
+        "TLSA records (DANE) are not looked up: the name server does not validate" in caplog.text
+    )
+    assert warned is (trust is TrustAd.AUTO and not validates)
+    await resolver.close()
+
+
+async def test_a_name_server_elsewhere_is_not_believed_and_not_asked(server, caplog):
+    resolver = DnsResolver(
+        ResolverOptions((server.nameserver, "192.0.2.53"), trust_ad=TrustAd.AUTO)
+    )
+    assert not await resolver.validates()
+    assert server.asked("", "SOA") == 0
+    assert "the name server 192.0.2.53 is not on this machine" in caplog.text
+    always = ResolverOptions(("192.0.2.53",), trust_ad=TrustAd.ALWAYS)
+    assert await DnsResolver(always).validates()
+    await resolver.close()
+
+
+async def test_a_resolver_that_no_longer_validates_is_found_out_within_the_hour(
+    server, resolver, clock, caplog
+):
+    server.sign("example")
+    server.mx("example", (10, "mx.example"), ttl=100_000)
+    assert (await resolver.mx("example")).authenticated
+    server.validates = False
+    clock.now += 3000
+    assert (await resolver.mx("example")).authenticated
+    assert caplog.text == ""
+    clock.now += 601
+    server.mx("example", (10, "mx.example"), authentic=True)
+    assert not (await resolver.mx("example")).authenticated
+    assert caplog.text.count("TLSA records (DANE) are not looked up") == 1
+    clock.now += 3601
+    assert not await resolver.validates()
+    assert caplog.text.count("TLSA records (DANE) are not looked up") == 1
+    server.validates = True
+    clock.now += 3601
+    assert (await resolver.mx("example")).authenticated
+
+
+async def test_a_resolver_that_does_not_answer_has_not_changed(server, hasty, clock):
+    options = ResolverOptions((server.nameserver,), SHORT, trust_ad=TrustAd.AUTO)
+    resolver = DnsResolver(options, clock=clock)
+    server.fail(".", "SOA", Fault.SERVFAIL)
+    assert not await resolver.validates()
+    server.sign()
+    assert not await resolver.validates()
+    clock.now += 6
+    assert await resolver.validates()
+    server.fail(".", "SOA", Fault.SERVFAIL)
+    clock.now += 3601
+    assert await resolver.validates()
+    await resolver.close()
+
+
+async def test_many_who_ask_at_once_ask_the_root_once(server, resolver):
+    server.sign()
+    assert all(await asyncio.gather(*(resolver.validates() for _ in range(50))))
+    assert server.asked("", "SOA") == 1
 
 
 def test_queries_do_not_hang_under_uvloop():

@@ -16,8 +16,7 @@ from relay.mail.outcome import (
     Waived,
 )
 from relay.policy.settings import Setting, Source, TlsSettings
-from relay.route.dane import DaneFloor, DaneState, Tlsa
-from relay.route.floor import NO_STS, StsFloor
+from relay.route.floor import NO_STS, DaneFloor, DaneState, StsFloor, Tlsa
 from relay.route.forecast import describe, forecast, prospects, said
 from relay.route.mta_sts import PolicyError, StsMode
 from relay.route.next_hop import Credentials, Host, TlsMode
@@ -115,6 +114,12 @@ def test_under_a_floor_nothing_ever_goes_in_clear(require, skip, floor, login, t
         actions = {next_step(each, situation).action for situation in Situation}
         assert actions <= {Action.SEND_IN_TLS, Action.NEXT_HOST, Action.RECONNECT_UNVERIFIED}
         assert (each.min_version, each.security_level) == (TlsVersion.TLS_1_2, 2)
+
+
+def test_a_certificate_that_is_kept_though_it_does_not_verify_is_not_looked_at_again():
+    unlooked = under(needs(False, False), UNUSABLE_FLOOR, OPTIONS).unlooked
+    assert not unlooked.looks
+    assert next_step(unlooked, Situation.UNVERIFIED).action is Action.SEND_IN_TLS
 
 
 @pytest.mark.parametrize(("require", "skip"), SETTINGS)

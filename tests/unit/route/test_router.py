@@ -8,13 +8,14 @@ from collections import Counter
 from datetime import timedelta
 from ipaddress import ip_network
 from random import Random
+from typing import Any
 
 import pytest
 
 from relay.mail.outcome import Bounced, Deferred
-from relay.route.answers import MxAnswer, MxRecord, Unanswered
+from relay.route.answers import AddressAnswer, MxAnswer, MxRecord, Unanswered
 from relay.route.dns import DnsResolver, ResolverOptions
-from relay.route.next_hop import Credentials, Hosts, NoRoute, StaticRoute, TlsMode
+from relay.route.next_hop import Credentials, Hosts, Naming, NoRoute, StaticRoute, TlsMode
 from relay.route.router import RouteOptions, Router, is_local_address
 from relay.sandbox.dns import Answer, DnsServer, Fault
 from tests.fakes.dns import FakeDns
@@ -576,3 +577,52 @@ def test_where_a_machine_may_bind_to_anything_it_is_asked_another_way(monkeypatc
     monkeypatch.setattr("relay.route.router._binds", lambda address: True)
     assert is_local_address("127.0.0.1")
     assert not is_local_address("11.22.33.44")
+
+
+# --- what is known of a host's name ------------------------------------------------------------
+
+
+def signed(*addresses: str, **more: Any) -> AddressAnswer:
+    return AddressAnswer(addresses, authenticated=True, **more)
+
+
+async def naming_of(dns: FakeDns, domain: str, **options: Any) -> tuple[Naming, tuple[str, ...]]:
+    route = await Router(dns, RouteOptions(**options), hostname="relay.example").route(domain)
+    assert isinstance(route, Hosts)
+    return route.naming, route.hosts[0].tlsa_bases
+
+
+@pytest.mark.parametrize("is_signed", [False, True])
+async def test_who_named_a_mail_host_is_known_with_its_route(is_signed):
+    answer = MxAnswer((MxRecord(10, "mx.example"),), authenticated=is_signed, canonical="b.example")
+    dns = FakeDns(mx_records={"a.example": answer}, hosts={"mx.example": signed("11.22.33.1")})
+    domains = ("a.example", "b.example") if is_signed else ()
+    assert await naming_of(dns, "a.example") == (Naming(is_signed, None, domains), ("mx.example",))
+
+
+@pytest.mark.parametrize("is_signed", [False, True])
+async def test_a_domain_without_mx_is_its_own_host_by_name(is_signed):
+    dns = FakeDns(
+        mx_records={"a.example": MxAnswer((), authenticated=is_signed)},
+        hosts={"a.example": ["11.22.33.1"]},
+    )
+    assert await naming_of(dns, "a.example") == (Naming(is_signed, None, ("a.example",)), ())
+
+
+async def test_an_alias_has_its_tlsa_records_at_its_end_first():
+    found = signed("11.22.33.1", canonical="final.example")
+    dns = FakeDns(mx_records={"a.example": [(10, "mx.example")]}, hosts={"mx.example": found})
+    assert (await naming_of(dns, "a.example"))[1] == ("final.example", "mx.example")
+
+
+async def test_the_host_of_a_route_is_named_by_the_operator():
+    dns = FakeDns(hosts={"gate.example": signed("11.22.33.1")})
+    routes = {"*": StaticRoute("Gate.example")}
+    named = Naming(True, "Gate.example", ("gate.example",))
+    assert await naming_of(dns, "a.example", routes=routes) == (named, ("gate.example",))
+
+
+async def test_an_address_has_no_name_and_no_tlsa_records():
+    assert await naming_of(FakeDns(), "[11.22.33.1]") == (Naming(), ())
+    routed = await naming_of(FakeDns(), "a.example", routes={"*": StaticRoute("11.22.33.1")})
+    assert routed[1] == ()
