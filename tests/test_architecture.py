@@ -92,6 +92,7 @@ SHELLS = {
     "relay.api.sending",
     "relay.api.server",
     "relay.api.state",
+    "relay.api.targets",
     "relay.api.webhooks",
     "relay.config",
     "relay.daemon",

@@ -11,7 +11,7 @@
     sending     messages
     domains     settings of sender domains
     events      the delivery log
-    webhooks    who wants to be told; `caller` tells them
+    webhooks    who wants to be told; `caller` tells them, where `targets` allows
     operator    the operator's verbs, under /relay/v1/
     openapi     the description, made from the endpoints
 
@@ -22,5 +22,15 @@ What a form means, and what the message is that it makes, is decided beside this
 from relay.api.caller import Caller
 from relay.api.server import CONNECTIONS, HttpError, HttpServer, start_http
 from relay.api.state import Api, HttpOptions
+from relay.api.targets import Targets
 
-__all__ = ["CONNECTIONS", "Api", "Caller", "HttpError", "HttpOptions", "HttpServer", "start_http"]
+__all__ = [
+    "CONNECTIONS",
+    "Api",
+    "Caller",
+    "HttpError",
+    "HttpOptions",
+    "HttpServer",
+    "Targets",
+    "start_http",
+]

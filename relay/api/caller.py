@@ -2,7 +2,9 @@
 
 It follows the events of the store as the delivery log's file does. Calls are owed, in one
 commit, before any is made, so that an event is told at least once however often we are killed;
-a receiver knows a repetition by the event's id. Redirects are not followed, answers not read.
+a receiver knows a repetition by the event's id. Redirects are not followed, answers not read, and
+only addresses are called that `relay.api.targets` allows. A host that does not answer holds three
+of the fifty places for calls and no more: calls to others go on beside it.
 Without a webhook it sleeps. With several workers each tells of its own events; `elsewhere` asks
 for the webhooks that the first one keeps.
 """
@@ -10,6 +12,7 @@ for the webhooks that the first one keeps.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 from collections.abc import Callable, Iterable
@@ -18,6 +21,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
+from relay.api.targets import Refused, TargetResolver, Targets
 from relay.mail.address import AddressError, domain_of
 from relay.queue.desk import Desk, OwedCall, Webhook
 from relay.queue.store import SpoolError, Store, StoredEvent
@@ -31,7 +35,8 @@ _LOOK_SECONDS = 0.5
 _PAUSE_SECONDS = 5.0
 _ANSWER_SECONDS = 30.0
 _PAGE = 500
-_AT_ONCE = 10
+_AT_ONCE = 50
+_OF_ONE_HOST = 3
 _REMEMBER_EVERY = 10_000
 
 
@@ -45,12 +50,14 @@ class Caller:
         *,
         signing_key: Callable[[], str | None],
         clock: Callable[[], datetime],
+        targets: Targets,
         elsewhere: Callable[[], list[Webhook] | None] | None = None,
     ) -> None:
         self._store = store
         self._desk = desk
         self._signing_key = signing_key
         self._clock = clock
+        self._targets = targets
         self._elsewhere = elsewhere
         self._told: list[Webhook] | None = None
         self._changed = asyncio.Event()
@@ -59,21 +66,42 @@ class Caller:
         self._seen = 0
         self._remembered = 0
         self._owes = True
+        self._wake = asyncio.Event()
+        self._calling: dict[int, str] = {}
+        self._calls: set[asyncio.Task[None]] = set()
 
     def changed(self) -> None:
         """The webhooks are others now."""
         self._changed.set()
+        self._wake.set()
 
     async def run(self) -> None:
         """Tell, for ever."""
         timeout = aiohttp.ClientTimeout(total=_ANSWER_SECONDS)
-        async with aiohttp.ClientSession(timeout=timeout, auto_decompress=False) as session:
-            while True:
-                try:
-                    await self._step(session)
-                except SpoolError as error:
-                    log.warning("webhooks wait: %s", error)
-                    await asyncio.sleep(_PAUSE_SECONDS)
+        connector = aiohttp.TCPConnector(
+            resolver=TargetResolver(self._targets), use_dns_cache=False, limit=_AT_ONCE
+        )
+        async with aiohttp.ClientSession(
+            connector=connector,
+            timeout=timeout,
+            auto_decompress=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=False,  # a proxy would connect to what it likes
+        ) as session:
+            try:
+                await self._go_on(session)
+            finally:
+                for task in self._calls:
+                    task.cancel()
+                await asyncio.gather(*self._calls, return_exceptions=True)
+
+    async def _go_on(self, session: aiohttp.ClientSession) -> None:
+        while True:
+            try:
+                await self._step(session)
+            except SpoolError as error:
+                log.warning("webhooks wait: %s", error)
+                await asyncio.sleep(_PAUSE_SECONDS)
 
     async def _step(self, session: aiohttp.ClientSession) -> None:
         if self._elsewhere is not None:
@@ -92,11 +120,10 @@ class Caller:
         """Until it is worth another look; without a webhook and a call only until there is one."""
         is_idle = not (self._webhooks or self._owes or self._elsewhere)
         seconds = None if is_idle else _LOOK_SECONDS
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._changed.wait()
-        except TimeoutError:
-            return
+                await self._wake.wait()
+        self._wake.clear()
 
     async def _read_webhooks(self) -> None:
         self._webhooks = await self._desk.webhooks()
@@ -115,7 +142,7 @@ class Caller:
             if own.get((domain, name), ()) != urls:
                 await self._desk.set_webhook(domain, name, urls)
         self._told = told
-        self._changed.set()
+        self.changed()
 
     async def _owe(self) -> bool:
         """Look at the next events and owe what is to be told of them; whether there were any."""
@@ -150,41 +177,67 @@ class Caller:
         key = self._signing_key()
         if key is None:
             return  # nothing is said unsigned; it is owed until there is a key again
-        calls = await self._desk.calls_due(now=self._clock(), limit=_AT_ONCE)
-        if calls:
-            await asyncio.gather(*(self._call(session, call, key) for call in calls))
-        else:
+        full: set[str] = set()  # URLs of hosts that have all their places
+        while len(self._calling) < _AT_ONCE:
+            due = await self._desk.calls_due(
+                now=self._clock(), limit=_AT_ONCE + len(self._calling), besides=full
+            )
+            fresh = [call for call in due if call.number not in self._calling]
+            if not fresh:
+                break
+            for call in fresh[: _AT_ONCE - len(self._calling)]:
+                if list(self._calling.values()).count(_host_of(call.url)) < _OF_ONE_HOST:
+                    self._begin(session, call, key)
+                else:
+                    full.add(call.url)
+        if not self._calling and not full:
             self._owes = await self._desk.next_call_due() is not None
 
-    async def _call(self, session: aiohttp.ClientSession, call: OwedCall, key: str) -> None:
-        now = self._clock()
-        status = await self._post(
-            session,
-            call.url,
-            payload(
-                call.line,
-                signing_key=key,
-                timestamp=int(now.timestamp()),
-                token=secrets.token_hex(25),
-            ),
-        )
-        due = next_try(status, attempts=call.attempts, now=self._clock())
-        said = "no answer" if status is None else f"answer {status}"
-        if due is not None:
-            when = due.isoformat(timespec="seconds")
-            log.info("webhook at %s: %s, once more at %s", _host_of(call.url), said, when)
-        elif status is None or not 200 <= status < 300:
-            log.warning("webhook at %s: %s, given up", _host_of(call.url), said)
-        await self._desk.settle_call(call, due=due)
+    def _begin(self, session: aiohttp.ClientSession, call: OwedCall, key: str) -> None:
+        self._calling[call.number] = _host_of(call.url)
+        task = asyncio.create_task(self._call(session, call, key))
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)
 
-    async def _post(self, session: aiohttp.ClientSession, url: str, body: bytes) -> int | None:
+    async def _call(self, session: aiohttp.ClientSession, call: OwedCall, key: str) -> None:
+        """One call, until what came of it is written down; its place is free then."""
+        try:
+            status = await self._post(session, call, key)
+            due = next_try(status, attempts=call.attempts, now=self._clock())
+            said = "no answer" if status is None else f"answer {status}"
+            if due is not None:
+                when = due.isoformat(timespec="seconds")
+                log.info("webhook at %s: %s, once more at %s", _host_of(call.url), said, when)
+            elif status is None or not 200 <= status < 300:
+                log.warning("webhook at %s: %s, given up", _host_of(call.url), said)
+            await self._desk.settle_call(call, due=due)
+        except SpoolError as error:
+            log.warning("webhooks wait: %s", error)
+            await asyncio.sleep(_PAUSE_SECONDS)
+        finally:
+            del self._calling[call.number]
+            self._wake.set()
+
+    async def _post(self, session: aiohttp.ClientSession, call: OwedCall, key: str) -> int | None:
         """The status of the answer; None where there is none."""
+        body = payload(
+            call.line,
+            signing_key=key,
+            timestamp=int(self._clock().timestamp()),
+            token=secrets.token_hex(25),
+        )
         fields = {"Content-Type": "application/json"}
         try:
-            async with session.post(
-                url, data=body, headers=fields, allow_redirects=False
-            ) as response:
-                return response.status
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                # aiohttp asks for a name again as it connects, and for an address never.
+                await self._targets.addresses(urlsplit(call.url).hostname or "")
+                async with session.post(
+                    call.url, data=body, headers=fields, allow_redirects=False
+                ) as response:
+                    return response.status
+        except Refused as error:
+            log.warning("webhook at %s: not called: %s", _host_of(call.url), error)
+            return None
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
             return None
 

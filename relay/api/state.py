@@ -42,6 +42,7 @@ class Api:
     route: Callable[[str], Awaitable[Route]]
     security: SecurityOptions
     clock: Callable[[], datetime]
+    webhook_objection: Callable[[str], Awaitable[str]]
     message_size_bytes: int = 50 * 1024 * 1024
     recipients: int = 1000
     received_hops: int = 100

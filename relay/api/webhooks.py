@@ -39,7 +39,7 @@ async def create(api: Api, request: web.Request) -> web.Response:
     """A webhook with its URLs; one that is there already is not overwritten."""
     domain, form = _domain(api, request), await read_form(request)
     name = _name(form.first("id") or "")
-    urls = _urls(form)
+    urls = await _urls(api, form)
     known = await _of(api, domain)
     if name in known:
         raise ApiError(400, f"Webhook already exists: {name}; PUT changes it")
@@ -49,7 +49,7 @@ async def create(api: Api, request: web.Request) -> web.Response:
 async def update(api: Api, request: web.Request) -> web.Response:
     """Other URLs for a webhook."""
     domain, name = _domain(api, request), _name(request.match_info["name"])
-    urls = _urls(await read_form(request))
+    urls = await _urls(api, await read_form(request))
     await _known(api, domain, name)
     return await _set(api, domain, name, urls, "Webhook has been updated")
 
@@ -107,7 +107,7 @@ def _name(text: str) -> str:
     return text
 
 
-def _urls(form: Form) -> tuple[str, ...]:
+async def _urls(api: Api, form: Form) -> tuple[str, ...]:
     urls = tuple(dict.fromkeys(form.all("url")))
     if not urls:
         raise ApiError(400, "url parameter is missing")
@@ -116,6 +116,8 @@ def _urls(form: Form) -> tuple[str, ...]:
     for url in urls:
         if not _is_url(url):
             raise ApiError(400, "url parameter is not an absolute http or https address")
+        if objection := await api.webhook_objection(url):
+            raise ApiError(400, f"url parameter: {objection}")
     return urls
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
+from ipaddress import IPv4Network, IPv6Network
 from typing import Annotated
 
 from relay.deliver.options import DeliveryOptions, TlsOptions
@@ -80,7 +81,7 @@ class AdminSection:
     """Where the operator comes in, and mail over HTTP.
 
     `http` None or empty, or no `api_keys`: not served. `domains`: those that may be sent from over
-    HTTP, none named: any.
+    HTTP, none named: any. `webhook_networks`: beside the public internet.
     """
 
     socket: Annotated[str, Form.SOCKET_PATH] = "var/run/relay.sock"
@@ -94,6 +95,7 @@ class AdminSection:
     webhook_signing_key: Annotated[Annotated[str, Form.SECRET, SECRET] | None, RELOAD] = field(
         default=None, repr=False
     )
+    webhook_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], RELOAD] = ()
 
     @property
     def serves_http(self) -> bool:

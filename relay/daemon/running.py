@@ -24,7 +24,7 @@ from relay import __version__
 from relay.admin.control import Control, ControlServer, RequestError, SocketTaken, start_control
 from relay.admin.domain_settings import SettingsElsewhere, SettingsInForce
 from relay.admin.fleet import Fleet, Peer
-from relay.api import Api, Caller, HttpError, HttpOptions, HttpServer, start_http
+from relay.api import Api, Caller, HttpError, HttpOptions, HttpServer, Targets, start_http
 from relay.config import Config, ConfigError, load
 from relay.config.document import fingerprints
 from relay.config.parts import resolver_options, route_options
@@ -235,7 +235,7 @@ class Relay:
     def _make_router(self) -> Router:
         options = replace(resolver_options(self.config), concurrency=self._files.queries)
         try:
-            resolver = DnsResolver(options)
+            resolver = self._resolver = DnsResolver(options)
         except ResolverError as error:
             raise StartError(f"resolver.nameservers: {error}") from error
         return Router(
@@ -279,11 +279,13 @@ class Relay:
         """Serve the HTTP interface, where there is a key to use it with."""
         config, admin = self.config, self.config.admin
         elsewhere = self._set_elsewhere
+        targets = Targets(self._resolver.addresses, lambda: self.config.admin.webhook_networks)
         caller = Caller(
             self.store,
             self._desk,
             signing_key=self._signing_key,
             clock=now,
+            targets=targets,
             elsewhere=elsewhere.webhooks if elsewhere is not None else None,
         )
         self._start("webhooks", caller.run())
@@ -308,6 +310,7 @@ class Relay:
             probe=self._probe,
             metrics=self.metrics,
             health=self._health_of_all,
+            webhook_objection=targets.objection,
             webhooks_changed=caller.changed,
         )
         try:

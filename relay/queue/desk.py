@@ -10,7 +10,7 @@ carries its event with it, since the event itself may be forgotten before the la
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -68,8 +68,10 @@ class Desk(Protocol):
     async def calls_seen(self) -> int:
         """The last `seen`, 0 at first."""
 
-    async def calls_due(self, *, now: datetime, limit: int) -> list[OwedCall]:
-        """The calls that are due, those due longest first."""
+    async def calls_due(
+        self, *, now: datetime, limit: int, besides: Collection[str] = ()
+    ) -> list[OwedCall]:
+        """The calls that are due, those due longest first; not to the URLs of `besides`."""
 
     async def next_call_due(self) -> datetime | None:
         """When the next call is due (maybe long since)."""

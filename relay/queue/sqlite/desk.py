@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -59,9 +59,11 @@ class SqliteDesk:
         seen: int = await self._read(_calls_seen)
         return seen
 
-    async def calls_due(self, *, now: datetime, limit: int) -> list[OwedCall]:
+    async def calls_due(
+        self, *, now: datetime, limit: int, besides: Collection[str] = ()
+    ) -> list[OwedCall]:
         """The calls that are due."""
-        found: list[OwedCall] = await self._read(partial(_calls_due, now, limit))
+        found: list[OwedCall] = await self._read(partial(_calls_due, now, limit, list(besides)))
         return found
 
     async def next_call_due(self) -> datetime | None:
@@ -135,10 +137,13 @@ def _calls_seen(db: sqlite3.Connection) -> int:
     return int(row[0]) if row else 0
 
 
-def _calls_due(now: datetime, limit: int, db: sqlite3.Connection) -> list[OwedCall]:
+def _calls_due(
+    now: datetime, limit: int, besides: list[str], db: sqlite3.Connection
+) -> list[OwedCall]:
     rows = db.execute(
-        "SELECT url, line, due, attempts, number FROM call WHERE due <= ? ORDER BY due LIMIT ?",
-        (micros(now), limit),
+        "SELECT url, line, due, attempts, number FROM call WHERE due <= ?"
+        " AND url NOT IN (SELECT value FROM json_each(?)) ORDER BY due LIMIT ?",
+        (micros(now), json.dumps(besides), limit),
     )
     return [
         OwedCall(url, line, moment(due), attempts, number)

@@ -1,0 +1,107 @@
+"""Where a webhook may lead, and the connection to exactly there.
+
+Whoever has a key says which URL is called, and could reach through us what only we can reach:
+other machines of our network, a cloud's metadata at 169.254.169.254, ourselves. So an address is
+judged as one of a mail host is (`relay.route.addresses`): the public internet, and beyond that
+what `admin.webhook_networks` lists. It is judged when the webhook is made and with each call; the
+name is looked up by our own resolver, and only addresses that passed are handed to aiohttp.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from urllib.parse import urlsplit
+
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+from relay.route.addresses import Network, Own, judge, parse_address
+from relay.route.answers import AddressAnswer, AddressLookup
+
+__all__ = ["Refused", "TargetResolver", "Targets"]
+
+_NUMERIC = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)\.?", re.IGNORECASE)
+"""A host that some read as an IPv4 address (WHATWG URL §3.5): 2130706433, 127.1, 0x7f.1."""
+
+
+class Refused(OSError):
+    """There is no address that may be called; the text says why."""
+
+
+class Targets:
+    """`lookup`: the addresses of a name. `networks`: those allowed beside the public internet."""
+
+    def __init__(
+        self,
+        lookup: Callable[[str], Awaitable[AddressLookup]],
+        networks: Callable[[], Sequence[Network]],
+    ) -> None:
+        self._lookup = lookup
+        self._networks = networks
+
+    async def objection(self, url: str) -> str:
+        """Why a webhook with this URL is not made; "" where nothing is plainly wrong with it."""
+        try:
+            found, refused = await self._judged(urlsplit(url).hostname or "", urlsplit(url).port)
+        except Refused as error:
+            return str(error)
+        return "" if found else refused
+
+    async def addresses(self, host: str, port: int | None = None) -> list[str]:
+        """The addresses that may be called; `Refused` where there is none."""
+        found, refused = await self._judged(host, port)
+        if not found:
+            raise Refused(refused or f"{host} has no address")
+        return found
+
+    async def _judged(self, host: str, port: int | None) -> tuple[list[str], str]:
+        """The addresses that passed, and what is wrong with one that did not."""
+        passed, refused = [], ""
+        for text in await self._addresses(host):
+            address = parse_address(text)
+            if address is None:
+                continue
+            rejection = judge(address, port or 0, own=Own(), allow_networks=self._networks())
+            if rejection is None:
+                passed.append(text)
+            else:
+                refused = f"{host} is {text}, which {rejection.reason}"
+        return passed, refused and f"{refused}; admin.webhook_networks may list it"
+
+    async def _addresses(self, host: str) -> Sequence[str]:
+        if parse_address(host) is not None:
+            return [host]
+        name = host.lower().removesuffix(".")
+        if name == "localhost" or name.endswith(".localhost"):  # RFC 6761 §6.3
+            return ["127.0.0.1", "::1"]
+        if not name or _NUMERIC.fullmatch(name):
+            raise Refused(f"{host} is neither a name nor an address")
+        answer = await self._lookup(name)
+        return answer.addresses if isinstance(answer, AddressAnswer) else []
+
+
+class TargetResolver(AbstractResolver):
+    """What aiohttp asks for the addresses of a name: those that passed, as it is about to connect."""
+
+    def __init__(self, targets: Targets) -> None:
+        self._targets = targets
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        """The addresses, as aiohttp wants them."""
+        return [
+            ResolveResult(
+                hostname=host,
+                host=address,
+                port=port,
+                family=socket.AF_INET6 if ":" in address else socket.AF_INET,
+                proto=0,
+                flags=socket.AI_NUMERICHOST,
+            )
+            for address in await self._targets.addresses(host, port)
+        ]
+
+    async def close(self) -> None:
+        """There is nothing to close."""
