@@ -6,7 +6,7 @@ import base64
 import contextlib
 import io
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,12 +17,14 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
 from relay.admin.domain_settings import SettingsInForce
-from relay.api import Api, HttpOptions
+from relay.api import Api, HttpOptions, Targets
 from relay.api.server import PROTOCOL_OPTIONS, application
 from relay.policy.rules import PolicyRules, TlsRule
 from relay.queue.entry import Entry
 from relay.queue.sqlite import SqliteStore
 from relay.queue.store import Store
+from relay.route.addresses import Network
+from relay.route.answers import AddressLookup, NoSuchName
 from relay.route.next_hop import Host, Hosts
 from relay.route.security import SecurityOptions
 
@@ -45,6 +47,7 @@ class Rig:
     options: HttpOptions
     now: datetime = NOW
     rules: PolicyRules = RULES
+    webhook_networks: Sequence[Network] = ()
     trouble: dict[str, Exception] = field(default_factory=dict)
     api: Api = field(init=False)
 
@@ -97,6 +100,10 @@ class _Server(TestServer):
         return web.AppRunner(self.app, **PROTOCOL_OPTIONS)
 
 
+async def _look_up(name: str) -> AddressLookup:
+    return NoSuchName()
+
+
 @contextlib.asynccontextmanager
 async def http_rig(directory: Path) -> AsyncIterator[Rig]:
     """All of it, for a while."""
@@ -121,6 +128,7 @@ async def http_rig(directory: Path) -> AsyncIterator[Rig]:
         route=route,
         security=SecurityOptions(),
         clock=lambda: made.now,
+        webhook_objection=Targets(_look_up, lambda: made.webhook_networks).objection,
         message_size_bytes=4 * 1024 * 1024,
         status=no_deliveries,
     )

@@ -26,7 +26,12 @@ CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,re
 def test_no_request_is_answered_in_a_way_that_is_not_described(tmp_path: Path) -> None:
     examples = "100" if os.environ.get("RELAY_LONG") == "1" else "8"
     port = free_port()
-    admin = {"http": f"127.0.0.1:{port}", "api_keys": [KEY], "webhook_signing_key": "signs"}
+    admin = {
+        "http": f"127.0.0.1:{port}",
+        "api_keys": [KEY],
+        "webhook_signing_key": "signs",
+        "webhook_networks": ["127.0.0.0/8"],
+    }
     resolver = {"timeout": "1s"}
     with (
         sink() as mx,

@@ -38,6 +38,7 @@ class Api:
             "http": f"127.0.0.1:{port}",
             "api_keys": [KEY],
             "webhook_signing_key": "signs",
+            "webhook_networks": ["127.0.0.0/8"],
         }
 
     def ask(self, path: str, *, form: dict[str, Any] | None = None, body: Any = None) -> Any:

@@ -78,7 +78,12 @@ async def served(sandbox: Sandbox) -> Served:
     mx = await sandbox.domain("dest.example")
     port = free_port()
     await sandbox.start(
-        admin={"http": f"127.0.0.1:{port}", "api_keys": [KEY], "webhook_signing_key": "signs"},
+        admin={
+            "http": f"127.0.0.1:{port}",
+            "api_keys": [KEY],
+            "webhook_signing_key": "signs",
+            "webhook_networks": ["127.0.0.0/8"],
+        },
     )
     return Served(sandbox, mx, f"http://127.0.0.1:{port}")
 

@@ -648,6 +648,8 @@ async def test_a_webhook_is_made_changed_and_removed(rig: Rig) -> None:
         {"id": "delivered"},
         {"id": "delivered", "url": "ftp://a.example"},
         {"id": "delivered", "url": "https://"},
+        {"id": "delivered", "url": "http://127.0.0.1/"},
+        {"id": "delivered", "url": ["https://a.example/", "http://169.254.169.254/latest"]},
         {"id": "delivered", "url": "https://a.example:99999"},
         {"id": "delivered", "url": "https://a.example/\nX: y"},
         {"id": "delivered", "url": [f"https://a.example/{n}" for n in range(4)]},

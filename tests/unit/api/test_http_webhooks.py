@@ -8,6 +8,7 @@ import hmac
 import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,32 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from relay.api.caller import Caller
+from relay.api.targets import Refused, Targets
 from relay.mail.event import Event
 from relay.queue.desk import Webhook
 from relay.queue.sqlite import SqliteStore
 from relay.report import webhook
 from relay.report.webhook import kind_of, next_try, payload
+from relay.route.answers import AddressAnswer, AddressLookup, NoSuchName, Unanswered
 from tests.fakes.accepted import accept
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 KEY = "signs"
+DNS: dict[str, AddressLookup] = {
+    "well.example": AddressAnswer(("127.0.0.1",)),
+    "inside.example": AddressAnswer(("10.0.0.5", "fd00::5")),
+    "both.example": AddressAnswer(("169.254.169.254", "93.184.215.14")),
+    "public.example": AddressAnswer(("93.184.215.14",)),
+    "late.example": Unanswered("no answer"),
+}
+
+
+async def look_up(name: str) -> AddressLookup:
+    return DNS.get(name, NoSuchName())
+
+
+PUBLIC = Targets(look_up, tuple)
+LOOPBACK = Targets(look_up, lambda: [ip_network("127.0.0.0/8")])
 
 
 class Ear:
@@ -68,7 +86,9 @@ async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
 
 @pytest.fixture
 async def caller(store: SqliteStore, ear: Ear) -> AsyncIterator[Caller]:
-    made = Caller(store, store.desk, signing_key=lambda: ear.key, clock=lambda: ear.now)
+    made = Caller(
+        store, store.desk, signing_key=lambda: ear.key, clock=lambda: ear.now, targets=LOOPBACK
+    )
     task = asyncio.create_task(made.run())
     yield made
     task.cancel()
@@ -125,7 +145,9 @@ async def test_what_was_owed_is_told_after_a_restart(store: SqliteStore, ear: Ea
     await store.desk.set_webhook("example.com", "accepted", [ear.url])
     await accept(store, "Q1", "ann@example.com")
     task = asyncio.create_task(
-        Caller(store, store.desk, signing_key=lambda: ear.key, clock=lambda: ear.now).run()
+        Caller(
+            store, store.desk, signing_key=lambda: ear.key, clock=lambda: ear.now, targets=LOOPBACK
+        ).run()
     )
     await ear.until(1)
     await _settled(store, None)
@@ -133,7 +155,9 @@ async def test_what_was_owed_is_told_after_a_restart(store: SqliteStore, ear: Ea
     await asyncio.gather(task, return_exceptions=True)
     await accept(store, "Q2", "ann@example.com")
     again = asyncio.create_task(
-        Caller(store, store.desk, signing_key=lambda: ear.key, clock=lambda: ear.now).run()
+        Caller(
+            store, store.desk, signing_key=lambda: ear.key, clock=lambda: ear.now, targets=LOOPBACK
+        ).run()
     )
     await ear.until(2)
     await _settled(store, None)
@@ -197,7 +221,12 @@ async def test_a_worker_tells_the_webhooks_that_another_keeps(store: SqliteStore
     await accept(store, "Q0", "ann@example.com")
     told: list[list[Webhook]] = [[]]
     caller = Caller(
-        store, store.desk, signing_key=lambda: KEY, clock=lambda: ear.now, elsewhere=lambda: told[0]
+        store,
+        store.desk,
+        signing_key=lambda: KEY,
+        clock=lambda: ear.now,
+        targets=LOOPBACK,
+        elsewhere=lambda: told[0],
     )
     task = asyncio.create_task(caller.run())
     async with asyncio.timeout(10):
@@ -212,3 +241,105 @@ async def test_a_worker_tells_the_webhooks_that_another_keeps(store: SqliteStore
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert [one["event-data"]["queue-id"] for one in ear.heard] == ["Q1"]
+
+
+# --- where a webhook may lead -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("http://127.0.0.1/", "loopback"),
+        ("http://[::1]:8025/", "loopback"),
+        ("http://localhost/", "loopback"),
+        ("http://x.localhost./", "loopback"),
+        ("http://169.254.169.254/latest/meta-data/", "link-local"),
+        ("http://[fe80::1]/", "link-local"),
+        ("http://10.1.2.3/", "private"),
+        ("http://192.168.0.1:25/", "private"),
+        ("http://[fd00::1]/", "private"),
+        ("http://[::ffff:127.0.0.1]/", "IPv4-mapped"),
+        ("http://[64:ff9b::7f00:1]/", "loopback"),
+        ("http://0.0.0.0/", "unspecified"),
+        ("http://2130706433/", "neither a name"),
+        ("http://127.1/", "neither a name"),
+        ("http://0x7f.0.0.1/", "neither a name"),
+        ("http://inside.example/", "private"),
+        ("https://public.example/", ""),
+        ("https://both.example/", ""),
+        ("https://93.184.215.14/", ""),
+        ("https://late.example/", ""),
+        ("https://nowhere.example/", ""),
+    ],
+)
+async def test_a_webhook_into_our_own_network_is_not_made(url: str, said: str) -> None:
+    objection = await PUBLIC.objection(url)
+    assert said in objection
+    assert bool(said) == bool(objection)
+
+
+async def test_only_addresses_that_passed_are_handed_on() -> None:
+    assert await PUBLIC.addresses("both.example") == ["93.184.215.14"]
+    assert await LOOPBACK.addresses("localhost") == ["127.0.0.1"]
+    for name in ("inside.example", "nowhere.example", "late.example", "localhost", "127.0.0.1"):
+        with pytest.raises(Refused):
+            await PUBLIC.addresses(name)
+
+
+async def test_a_name_is_judged_with_each_call_and_exactly_what_passed_is_connected_to(
+    store: SqliteStore, ear: Ear, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the making and the call the name's owner may say another address (rebinding)."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    networks = [ip_network("127.0.0.0/8")]
+    port = ear.url.rpartition(":")[2]
+    await store.desk.set_webhook("example.com", "accepted", [f"http://well.example:{port}"])
+    caller = Caller(
+        store,
+        store.desk,
+        signing_key=lambda: KEY,
+        clock=lambda: ear.now,
+        targets=Targets(look_up, lambda: networks),
+    )
+    task = asyncio.create_task(caller.run())
+    await accept(store, "Q1", "ann@example.com")
+    await ear.until(1)
+    await _settled(store, None)
+    networks.clear()
+    await accept(store, "Q2", "ann@example.com")
+    await _settled(store, NOW + timedelta(minutes=5))
+    assert [told["event-data"]["queue-id"] for told in ear.heard] == ["Q1"]
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_webhook_that_never_answers_holds_up_no_call_to_another(
+    store: SqliteStore, ear: Ear, caller: Caller
+) -> None:
+    """Sixty calls are owed to a host that takes connections and says nothing."""
+    held: list[asyncio.StreamWriter] = []
+
+    async def say_nothing(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        held.append(writer)
+        await asyncio.sleep(3600)
+
+    silent = await asyncio.start_server(say_nothing, "127.0.0.2", 0)
+    host, port = silent.sockets[0].getsockname()
+    urls = [f"http://{host}:{port}/{number}" for number in range(3)]
+    await store.desk.set_webhook("silent.example", "accepted", urls)
+    await store.desk.set_webhook("example.com", "accepted", [ear.url])
+    caller.changed()
+    for number in range(20):
+        await accept(store, f"S{number}", "ann@silent.example")
+    async with asyncio.timeout(10):
+        while len(held) < 3:
+            await asyncio.sleep(0.01)
+    begun = asyncio.get_running_loop().time()
+    for number in range(20):
+        await accept(store, f"Q{number}", "ann@example.com")
+    await ear.until(20)
+    assert asyncio.get_running_loop().time() - begun < 5
+    assert len(held) == 3, "three places of fifty"
+    for writer in held:
+        writer.transport.abort()
+    silent.close()
