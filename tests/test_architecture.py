@@ -72,6 +72,8 @@ SHELLS = {
     "relay.deliver.pool",
     "relay.deliver.probe",
     "relay.deliver.scheduler",
+    "relay.deliver.sts_fetch",
+    "relay.deliver.sts_policies",
     "relay.deliver.tls",
     "relay.sign.keys",
     "relay.admin.client",

@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from ipaddress import ip_address
 
-from relay.route.security import Requirement, TlsVersion
+from relay.route.security import STRONG, Requirement, TlsVersion
 
 __all__ = ["Resumption", "TlsContexts", "TlsSessions", "carrying", "server_name"]
 
@@ -114,7 +114,13 @@ class TlsContexts:
 
     def context(self, needed: Requirement) -> ssl.SSLContext:
         """The context for a session with this requirement."""
-        key = (needed.verify, needed.min_version, needed.security_level)
+        return self._kept((needed.verify, needed.min_version, needed.security_level))
+
+    def verifying(self, min_version: TlsVersion) -> ssl.SSLContext:
+        """The context for a web server that has to prove who it is as a mail host has to."""
+        return self._kept((True, min_version, STRONG))
+
+    def _kept(self, key: tuple[bool, TlsVersion, int]) -> ssl.SSLContext:
         if key not in self._built:
             self._built[key] = self._build(*key)
         return self._built[key]

@@ -36,8 +36,11 @@ class PolicyCache(Protocol):
     async def keep(self, policy: StoredPolicy) -> None:
         """Keep a policy in the place of the one its domain has."""
 
-    async def forget(self, domain: str) -> bool:
-        """Forget the policy of a domain; whether there was one."""
+    async def refresh_later(self, policy: StoredPolicy, refresh_at: datetime) -> None:
+        """Have a policy fetched again at another time, if it is still the one that is kept."""
+
+    async def forget(self, domain: str, *, fetched: datetime | None = None) -> bool:
+        """Forget the policy of a domain, or only the one that was fetched then; whether it was there."""
 
     async def policies(self, *, after: str = "", limit: int = 500) -> list[StoredPolicy]:
         """A page of all policies, by domain."""

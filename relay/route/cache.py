@@ -44,6 +44,10 @@ class ExpiringCache(Generic[V]):
         while self._weight > self._limit:
             self._drop(next(iter(self._values)))
 
+    def remove(self, key: str) -> None:
+        """Forget one value, if it is there."""
+        self._drop(key)
+
     def clear(self) -> None:
         """Forget everything."""
         self._values.clear()

@@ -20,8 +20,8 @@ class StsFloor:
 
     `domain`: the policy domain. `mode`: what is done with the policy, the operator's word
     included; None: no policy is in force. `id`: of the record the policy was fetched by. `mx`: the
-    patterns, `lines`: the text of the policy. `error`: why a policy could not be fetched; another may be
-    in force all the same. `was_fetched`: by this attempt, not before.
+    patterns, `lines`: the text of the policy. `error`: why there is none although the record tells of one.
+    `was_fetched`: by this attempt, not before.
     """
 
     domain: str = ""

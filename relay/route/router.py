@@ -276,13 +276,17 @@ class Router:
             result = _of_route(domain, route, result)
         return result, lookup.expires
 
-    def _judge(self, text: str) -> Rejection | None:
+    def judge(self, text: str, port: int) -> Rejection | None:
+        """Why this address and port are not connected to for a recipient's domain; None if they may be."""
         address = parse_address(text)
         if address is None:
             return Rejection("is not an address")
         return addresses.judge(
-            address, self._options.port, own=self._own, allow_networks=self._options.allow_networks
+            address, port, own=self._own, allow_networks=self._options.allow_networks
         )
+
+    def _judge(self, text: str) -> Rejection | None:
+        return self.judge(text, self._options.port)
 
     def _judge_route(self, text: str, port: int) -> Rejection | None:
         address = parse_address(text)

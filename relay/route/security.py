@@ -51,6 +51,7 @@ from relay.route.next_hop import Host, TlsMode
 __all__ = [
     "DOWNGRADE_REASONS",
     "NO_FLOOR",
+    "STRONG",
     "UNMET_BY_HOST",
     "Action",
     "Floor",
@@ -288,7 +289,7 @@ _NAMES_SHOWN = 5
 UNMET_BY_HOST = "4.7.5"
 """The status of a host that is not connected to: not the one that the mail is for, as far as we know."""
 
-_STRONG = 2
+STRONG = 2
 """OpenSSL's level of 112 bits: RSA and DH of 2048 bits (RFC 9325 §4)."""
 _ANY_STRENGTH = 0
 
@@ -314,7 +315,7 @@ def requirement(settings: TlsSettings, options: SecurityOptions) -> Requirement:
         tls_required=required,
         verify=verify,
         min_version=options.opportunistic_min_version if either_way else options.min_version,
-        security_level=_ANY_STRENGTH if either_way else _STRONG,
+        security_level=_ANY_STRENGTH if either_way else STRONG,
         on_unverified=options.on_unverified,
         on_tls_unmet=options.on_tls_unmet,
         opportunistic_min_version=options.opportunistic_min_version,
@@ -341,9 +342,7 @@ def at_host(needed: Requirement, host: Host, options: SecurityOptions) -> Requir
         on_tls_unmet=OnTlsUnmet.DEFER,
     )
     return (
-        replace(asked, min_version=options.min_version, security_level=_STRONG)
-        if logs_in
-        else asked
+        replace(asked, min_version=options.min_version, security_level=STRONG) if logs_in else asked
     )
 
 
@@ -431,7 +430,7 @@ def under(needed: Requirement, floor: Floor, options: SecurityOptions) -> Requir
         return needed
     if floor.holds is Proof.NOTHING:
         return replace(needed, floor=floor)
-    return replace(needed, floor=floor, min_version=options.min_version, security_level=_STRONG)
+    return replace(needed, floor=floor, min_version=options.min_version, security_level=STRONG)
 
 
 def policy_result(

@@ -101,9 +101,21 @@ class SqlitePolicyCache:
             micros(policy.refresh_at),
         )
 
-    async def forget(self, domain: str) -> bool:
+    async def refresh_later(self, policy: StoredPolicy, refresh_at: datetime) -> None:
+        """Have a policy fetched again at another time."""
+        await self._change(
+            "UPDATE policy SET refresh_at = ? WHERE domain = ? AND fetched = ?",
+            micros(refresh_at),
+            policy.domain,
+            micros(policy.fetched),
+        )
+
+    async def forget(self, domain: str, *, fetched: datetime | None = None) -> bool:
         """Forget a policy."""
-        return await self._change("DELETE FROM policy WHERE domain = ?", domain) > 0
+        if fetched is None:
+            return await self._change("DELETE FROM policy WHERE domain = ?", domain) > 0
+        sql = "DELETE FROM policy WHERE domain = ? AND fetched = ?"
+        return await self._change(sql, domain, micros(fetched)) > 0
 
     async def _ask(self, where: str, *arguments: object) -> list[StoredPolicy]:
         sql = f"SELECT {_COLUMNS} FROM policy {where}"

@@ -61,6 +61,17 @@ async def test_a_policy_can_be_forgotten(cache: SqlitePolicyCache) -> None:
     assert await cache.policy("example.net") is None
 
 
+async def test_a_policy_that_was_fetched_meanwhile_is_not_touched(cache: SqlitePolicyCache) -> None:
+    before, after = policy(id="1"), replace(policy(id="2"), fetched=NOW + timedelta(hours=1))
+    await cache.keep(after)
+    await cache.refresh_later(before, NOW + timedelta(days=1))
+    assert not await cache.forget("example.net", fetched=before.fetched)
+    assert await cache.policy("example.net") == after
+    await cache.refresh_later(after, NOW + timedelta(days=1))
+    assert await cache.policy("example.net") == replace(after, refresh_at=NOW + timedelta(days=1))
+    assert await cache.forget("example.net", fetched=after.fetched)
+
+
 async def test_policies_are_listed_by_domain_in_pages(cache: SqlitePolicyCache) -> None:
     for name in ("c.example", "a.example", "b.example"):
         await cache.keep(policy(name))
