@@ -6,7 +6,7 @@ what an outcome means in `relay.queue.settle`, how a host is talked to in
 `relay.deliver.attempt`.
 
     claimed ─► waiting, by destination ─► attempt ─► settle ─► record: result, DSNs, events
-                    │                        └─ broken off by us ─► release
+                    │                        └─ broken off by us, or a policy is fetched ─► release
                     └─ destination is silent ─► release until the silence ends
 
 Memory does not grow with the queue: at most a page is claimed and waits, at most
@@ -40,6 +40,7 @@ from relay.deliver import pacing
 from relay.deliver.options import DeliveryOptions
 from relay.deliver.pacing import Pace
 from relay.deliver.reports import dsn_message
+from relay.deliver.sts_policies import PolicyPending
 from relay.mail.outcome import Code, Deferred, Outcome
 from relay.policy.rules import PolicyRules, reconsider
 from relay.queue.entry import Entry, QueuedRecipient
@@ -74,7 +75,8 @@ class Attempts(Protocol):
     """What makes an attempt: `relay.deliver.attempt.Attempt`.
 
     Cancelled before the final dot it ends with CancelledError; after it, it stays for the answer and
-    returns the outcomes, since nobody else will ever hear them.
+    returns the outcomes, since nobody else will ever hear them. An attempt that cannot begin yet raises
+    `PolicyPending`.
     """
 
     async def run(
@@ -371,27 +373,30 @@ class Scheduler:
         outcomes: Mapping[int, Outcome] | None = None
         try:
             entry = self._under_todays_rules(entry)
-            outcomes = await self._attempt(entry)
-            if outcomes is None:
-                await self._release(entry, due=begun)
+            came = await self._attempt(entry)
+            if isinstance(came, datetime):
+                await self._release(entry, due=came)
             else:
+                outcomes = came
                 await self._write_down(entry, self._settle(entry, outcomes))
         finally:
             await self._learn(entry.domain, begun, outcomes)
 
-    async def _attempt(self, entry: Entry) -> Mapping[int, Outcome] | None:
-        """The outcomes of an attempt; None if we broke it off.
+    async def _attempt(self, entry: Entry) -> Mapping[int, Outcome] | datetime:
+        """The outcomes of an attempt; or when the entry is due, as before, where no attempt was made.
 
         Whatever goes wrong inside is our trouble and temporary: the message is not lost, nor tried at once.
         """
-        task = asyncio.current_task()
+        task, begun = asyncio.current_task(), self._clock()
         assert task is not None
         self._breakable.add(task)
         try:
             return await self._attempts.run(entry, lambda: self._content(entry))
         except asyncio.CancelledError:
             task.uncancel()
-            return None
+            return begun
+        except PolicyPending as pending:
+            return pending.until
         except Exception as exc:
             name = type(exc).__name__
             logger.exception(

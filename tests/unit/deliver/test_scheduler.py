@@ -13,6 +13,7 @@ import pytest
 
 from relay.deliver.options import DeliveryOptions
 from relay.deliver.scheduler import Scheduler
+from relay.deliver.sts_policies import PolicyPending
 from relay.mail.outcome import Bounced, Code, Deferred, Delivered, HopSession, Outcome, VerifiedBy
 from relay.policy.rules import PolicyRules, TlsRule
 from relay.policy.settings import Setting, Source, TlsSettings
@@ -260,6 +261,42 @@ async def test_a_dead_destination_is_tried_a_few_times_and_then_left_alone(queue
         assert len(attempts.made) == 5
     first = min(queue.due.values())
     assert first - datetime.now(UTC) > timedelta(minutes=4)
+
+
+async def test_mail_whose_policy_is_being_fetched_is_tried_later_and_not_counted(queue):
+    queue.add("Q1", "b@b.example")
+    until = datetime.now(UTC) + timedelta(seconds=0.3)
+
+    def pending(entry: Entry) -> Outcome:
+        if datetime.now(UTC) < until:
+            raise PolicyPending("b.example", until)
+        return OK
+
+    attempts = Attempts(pending)
+    async with running(queue, attempts) as scheduler:
+        await eventually(lambda: len(queue.released) == 1)
+        assert not scheduler.silent_destinations()
+        await queue.until(1)
+    assert len(attempts.made) == 2
+    [settlement] = queue.settlements
+    assert settlement.changes[0].recipient.attempts == 1
+    assert queue.states() == {State.DELIVERED: 1}
+
+
+async def test_two_thousand_that_wait_for_a_policy_do_not_delay_one_for_another(queue):
+    for n in range(2000):
+        queue.add(f"D{n}", f"{n}@slow.example")
+    until = datetime.now(UTC) + timedelta(hours=1)
+
+    def pending(entry: Entry) -> Outcome:
+        if entry.domain == "slow.example":
+            raise PolicyPending(entry.domain, until)
+        return OK
+
+    async with running(queue, Attempts(pending)):
+        await eventually(lambda: bool(queue.released))
+        queue.add("Q1", "b@b.example")
+        await queue.until(1, within=timedelta(seconds=0.5))
 
 
 async def test_after_the_silence_one_attempt_looks_and_an_answer_lets_all_go(queue):
