@@ -32,11 +32,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from relay.admin import operations
+from relay.admin.mta_sts import Policies, list_policies, policy_as_json
 from relay.mail.address import AddressError, normalise_domain
 from relay.mail.jsontext import to_json
 from relay.queue.desk import Desk, DomainSettings
 from relay.queue.entry import State
 from relay.queue.store import EventFilter, QueueFilter, SpoolError, Store
+from relay.route.mta_sts import policy_domain
 
 __all__ = [
     "REQUEST_BYTES",
@@ -95,6 +97,7 @@ class Control:
     status: Callable[[], Mapping[str, Any]] | None = None
     desk: Desk | None = None
     in_force: Callable[[], Mapping[str, str]] = dict
+    policies: Policies | None = None
 
     async def answer(self, request: Mapping[str, Any]) -> Answer:
         """The lines that answer a request."""
@@ -114,6 +117,8 @@ class Control:
                 answers = self._metrics()
             case "status":
                 answers = self._status()
+            case "mta-sts-list" | "mta-sts-show" | "mta-sts-refresh" | "mta-sts-forget":
+                answers = self._mta_sts(verb, request)
             case str() if verb in operations.VERBS:
                 answers = self._change(verb, request)
             case _:
@@ -137,6 +142,33 @@ class Control:
         if found is not None:
             yield {"item": found}
         yield {"done": {"unknown": [] if found else [queue_id]}}
+
+    async def _mta_sts(self, verb: str, request: Mapping[str, Any]) -> Answer:
+        """MTA-STS policies; "unknown" at the end has the domain where there is no policy of it."""
+        if self.policies is None:
+            raise RequestError("no relay is running")
+        if verb == "mta-sts-list":
+            async for page in list_policies(self.policies):
+                yield {"items": [policy_as_json(kept) for kept in page]}
+            yield {"done": {}}
+            return
+        domain = policy_domain(_domain(request))
+        if not domain:
+            raise RequestError("name a domain; an address has no MTA-STS policy")
+        reason, is_known = "", True
+        match verb:
+            case "mta-sts-forget":
+                is_known = await self.policies.forget(domain)
+            case "mta-sts-refresh":
+                refreshed = await self.policies.refresh(domain)
+                kept, reason = refreshed.kept, refreshed.reason
+            case _:
+                kept = await self.policies.kept(domain)
+        if verb != "mta-sts-forget":
+            is_known = kept is not None
+            if kept is not None:
+                yield {"item": policy_as_json(kept)}
+        yield {"done": {"unknown": [] if is_known else [domain], "reason": reason}}
 
     async def _health(self) -> Answer:
         if self.health is None:

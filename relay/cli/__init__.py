@@ -27,6 +27,7 @@ _COMMANDS = {
     "explain": "relay.cli.explain:explain",
     "health": "relay.cli.health:health",
     "log": "relay.cli.log:log",
+    "mta-sts": "relay.cli.mta_sts:mta_sts",
     "probe": "relay.cli.probe:probe",
     "queue": "relay.cli.queue:queue",
 }

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 __all__ = ["FileBudget", "budget", "files_needed", "raise_limit"]
 
-RESERVED = 64
-"""Queue, logs, control socket, listeners, the loop itself, and room for what opens a file briefly."""
+RESERVED = 90
+"""Queue, logs, control socket, listeners, policies being fetched, the loop itself, and room for what opens
+a file briefly."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,15 +46,25 @@ from relay.daemon.watching import (
     room_at,
 )
 from relay.daemon.worker import ALONE, Worker
-from relay.daemon.worker_config import WORKER_SPOOL, control_socket, share, spool
+from relay.daemon.worker_config import (
+    WORKER_SPOOL,
+    control_socket,
+    part,
+    share,
+    shared_spool,
+    spool,
+)
 from relay.deliver.attempt import Attempt
 from relay.deliver.options import security_options
 from relay.deliver.pool import Pool, PoolLimits
 from relay.deliver.scheduler import Scheduler
 from relay.deliver.signing import Signer
+from relay.deliver.sts_fetch import AT_ONCE, Fetched, FetchFailed, PolicyFetcher
+from relay.deliver.sts_policies import StsPolicies
+from relay.deliver.tls import TlsContexts
 from relay.policy.rules import PolicyRules
 from relay.queue.retry import latest_due
-from relay.queue.sqlite import SqliteStore, strays
+from relay.queue.sqlite import SqlitePolicyCache, SqliteStore, strays
 from relay.queue.sqlite.reader import Reader
 from relay.queue.store import SpoolError, Store
 from relay.receive.certificates import CertificateError, ServerTls
@@ -150,6 +160,8 @@ class Relay:
         self._desk = stored.desk
         await self._read_settings()
         self._router = self._make_router()
+        self._tls = TlsContexts(config.tls.ca_file)
+        self._policies = await self._open_policies()
         delivery = replace(
             config.delivery, concurrency=min(config.delivery.concurrency, files.deliveries)
         )
@@ -160,6 +172,7 @@ class Relay:
             delivery=delivery,
             tls=config.tls,
             pool=self._pool,
+            contexts=self._tls,
             signer=Signer(lambda: self._signing_keys, clock=now),
         )
         self._undo.push_async_callback(attempt.close)
@@ -179,6 +192,8 @@ class Relay:
         self._start("scheduler", self._scheduler.run())
         self._undo.push_async_callback(self._scheduler.drain, timedelta(0))
         self._start("cleaning", self._clean())
+        if self._worker.is_first:
+            self._start("policies", self._policies.run())
         await self._start_http()
         await self._open_doors()
 
@@ -214,6 +229,35 @@ class Relay:
             raise StartError(f"queue.path: {error}") from error
         self._undo.push_async_callback(store.close)
         return store
+
+    async def _open_policies(self) -> StsPolicies:
+        """The MTA-STS policies that all workers share, and who fetches them."""
+        number, config = self._worker.number, self.config
+        try:
+            cache = await SqlitePolicyCache.open(Path(shared_spool(config.queue.path, number)))
+        except SpoolError as error:
+            raise StartError(f"queue.path: {error}") from error
+        self._undo.push_async_callback(cache.close)
+        fetcher = PolicyFetcher(
+            self._resolver,
+            judge=self._router.judge,
+            context=lambda: self._tls.verifying(config.tls.min_version),
+            timeout=config.delivery.timeouts.policy_fetch,
+            at_once=max(1, part(AT_ONCE, number, self._worker.workers)),
+        )
+        policies = StsPolicies(
+            self._resolver,
+            cache,
+            fetcher.fetch,
+            clock=now,
+            random=random.SystemRandom(),
+            told=self._policy_fetched,
+        )
+        self._undo.push_async_callback(policies.close)
+        return policies
+
+    def _policy_fetched(self, domain: str, found: Fetched | FetchFailed) -> None:
+        self._metrics.policy_fetched(found.error.value if isinstance(found, FetchFailed) else "ok")
 
     def _strays(self, directory: Path) -> list[Path]:
         """The queues of workers that are no more: the first worker sees to them."""
@@ -264,6 +308,7 @@ class Relay:
             metrics=self._own_metrics,
             status=self._status,
             in_force=lambda: fingerprints(self.config),
+            policies=self._policies,
         )
         self._fleet = Fleet([control, *self._peers])
         path = Path(self.config.admin.socket)

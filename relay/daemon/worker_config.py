@@ -3,6 +3,7 @@
     queue.path       worker 0 has the queue of a relay with one worker, the others theirs below it
     admin.socket     worker 0 answers there, the others beside it; worker 0 asks them
     admin.http       worker 0
+    policies         all workers share those below queue.path, and fetch their part of what may be fetched at once
     delivery         concurrency is divided: the sum over the workers is what was written
     limits           connections are counted together (`relay.daemon.shared_counters`): every worker has the whole limit
 
@@ -18,7 +19,7 @@ from pathlib import PurePath
 
 from relay.config import Config
 
-__all__ = ["WORKER_SPOOL", "control_socket", "part", "share", "spool"]
+__all__ = ["WORKER_SPOOL", "control_socket", "part", "share", "shared_spool", "spool"]
 
 WORKER_SPOOL = "worker-"
 
@@ -49,6 +50,11 @@ def part(whole: int, worker: int, workers: int) -> int:
 def spool(path: str, worker: int) -> str:
     """Where a worker has its queue."""
     return path if worker == 0 else str(PurePath(path, f"{WORKER_SPOOL}{worker}"))
+
+
+def shared_spool(path: str, worker: int) -> str:
+    """The first worker's queue, from where a worker has its own; what is for all workers is there."""
+    return path if worker == 0 else str(PurePath(path).parent)
 
 
 def control_socket(path: str, worker: int) -> str:

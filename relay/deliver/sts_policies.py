@@ -36,6 +36,7 @@ from relay.route.mta_sts import (
     InvalidPolicy,
     KeptPolicy,
     PolicyError,
+    Refreshed,
     StsMode,
     parse_policy,
     record_id,
@@ -44,7 +45,7 @@ from relay.route.mta_sts import (
     wants_fetch,
 )
 
-__all__ = ["PolicyPending", "Refreshed", "StsPolicies"]
+__all__ = ["PolicyPending", "StsPolicies"]
 
 log = logging.getLogger(__name__)
 
@@ -64,14 +65,6 @@ class PolicyPending(Exception):
     def __init__(self, domain: str, until: datetime) -> None:
         super().__init__(f"the MTA-STS policy of {domain} is being fetched")
         self.until = until
-
-
-@dataclass(frozen=True, slots=True)
-class Refreshed:
-    """What the operator's refresh came to. `kept`: what is in force now; `reason`: why nothing was fetched."""
-
-    kept: KeptPolicy | None
-    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +148,18 @@ class StsPolicies:
         in_force = kept is not None and kept.is_in_force(self._clock())
         return Refreshed(kept if in_force else None, came.failure.reason)
 
+    async def kept(self, domain: str) -> KeptPolicy | None:
+        """The policy that the store has for a domain, for the operator."""
+        return await self._stored(domain)
+
+    async def page(
+        self, *, after: str = "", limit: int = 500
+    ) -> tuple[list[KeptPolicy], str | None]:
+        """Some of the policies in the store, by domain, and behind which domain to go on; None at the end."""
+        stored = await self._cache.policies(after=after, limit=limit)
+        kept = [found for one in stored if (found := _read(one)) is not None]
+        return kept, stored[-1].domain if len(stored) == limit else None
+
     async def forget(self, domain: str) -> bool:
         """Forget a policy, for the operator; whether there was one. Other workers know within seconds."""
         self._at_hand.remove(domain)
@@ -169,6 +174,8 @@ class StsPolicies:
                 await asyncio.gather(*map(self._refresh_stored, due))
             except SpoolError as error:
                 log.warning("MTA-STS policies are not refetched: %s", error)
+            except Exception:  # a mistake here is no reason to stop the relay
+                log.exception("MTA-STS policies are not refetched")
             await asyncio.sleep(_REFRESH_LOOK_SECONDS)
 
     async def close(self) -> None:

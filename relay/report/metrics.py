@@ -16,6 +16,7 @@ so at the moment.
     relay_delay_seconds                             from the acceptance to the delivery
     relay_store_commit_seconds{operation}           until accept (or result) is committed and synced
     relay_route_seconds, relay_routes_failed_total  where a domain's mail goes: DNS and its cache
+    relay_sts_fetches_total{result}                 MTA-STS policies fetched, or why not
 
 Labels are words of ours, never a peer's: a stranger cannot make the number of series grow.
 """
@@ -120,6 +121,7 @@ class Metrics:
         self._commits = {"accept": _Histogram(_COMMIT), "result": _Histogram(_COMMIT)}
         self._route = _Histogram(_ROUTE)
         self._unrouted = 0
+        self._sts_fetches: dict[str, int] = defaultdict(int)
         self._registry = CollectorRegistry(auto_describe=False)
         self._latest = _Latest(self)
         self._registry.register(self._latest)
@@ -148,6 +150,10 @@ class Metrics:
         self._route.observe(seconds)
         if not found:
             self._unrouted += 1
+
+    def policy_fetched(self, result: str) -> None:
+        """A fetch of an MTA-STS policy has ended: "ok", or the type of its failure (RFC 8460 §4.3)."""
+        self._sts_fetches[result] += 1
 
     def _changed(self, change: Change, settlement: Settlement) -> None:
         state, session = change.recipient.state, change.outcome.session
@@ -218,6 +224,8 @@ class Metrics:
         )
         text = "Lookups that found no host to try."
         yield CounterMetricFamily("relay_routes_failed", text, value=self._unrouted)
+        text = "Fetches of MTA-STS policies by what came of them."
+        yield _counter("relay_sts_fetches", text, "result", self._sts_fetches)
 
 
 class _Latest(Collector):

@@ -30,6 +30,7 @@ __all__ = [
     "KeptPolicy",
     "Policy",
     "PolicyError",
+    "Refreshed",
     "StsMode",
     "is_backing_off",
     "is_pattern",
@@ -111,6 +112,16 @@ class KeptPolicy:
     def is_in_force(self, now: datetime) -> bool:
         """Whether the policy is younger than its `max_age`."""
         return now < self.expires
+
+
+@dataclass(frozen=True, slots=True)
+class Refreshed:
+    """What a refresh by the operator came to. `kept`: the policy in force now, None for none.
+    `reason`: why none was fetched.
+    """
+
+    kept: KeptPolicy | None
+    reason: str = ""
 
 
 # --- the record -----------------------------------------------------------------------------------

@@ -113,13 +113,24 @@ async def serve_queue(directory: str) -> None:
 def test_help_names_every_command(run: Run) -> None:
     result = run("--help")
     assert result.exit_code == 0
-    for command in ("serve", "check", "queue", "log", "explain", "probe", "password", "demo"):
+    for command in (
+        "serve",
+        "check",
+        "queue",
+        "log",
+        "mta-sts",
+        "explain",
+        "probe",
+        "password",
+        "demo",
+    ):
         assert f"\n  {command} " in result.output
 
 
 @pytest.mark.parametrize(
     "command",
-    ["serve", "check", "queue", "log", "explain", "probe", "password", "demo"]
+    ["serve", "check", "queue", "log", "mta-sts", "explain", "probe", "password", "demo"]
+    + [f"mta-sts {verb}" for verb in ("list", "show", "refresh", "forget")]
     + [f"queue {verb}" for verb in ("list", "show", "retry", "hold", "release", "remove")],
 )
 def test_every_command_has_a_help_of_its_own(run: Run, command: str) -> None:
@@ -156,6 +167,8 @@ def test_every_command_has_a_help_of_its_own(run: Run, command: str) -> None:
         ["explain", "--from", "a@example.com"],
         ["explain", "--from", "a@example.com", "--to", "nobody"],
         ["explain", "--from", "a@example.com", "--to", "b@example.net", "--require-tls", "perhaps"],
+        ["mta-sts", "show"],
+        ["mta-sts", "forget", ""],
         ["check", "--frobnicate"],
     ],
 )
@@ -430,6 +443,13 @@ def test_the_log_of_a_stopped_relay_can_be_read(run: Run) -> None:
     assert run("log", "--event", "failed").stdout == ""
     assert run("log", "--since", "1h").stdout == ""
     assert len(run("log", "--since", "1d").stdout.splitlines()) == 2
+
+
+@pytest.mark.parametrize("command", [["list"], ["show", "a.example"], ["refresh", "a.example"]])
+def test_only_a_running_relay_has_mta_sts_policies(run: Run, command: list[str]) -> None:
+    result = run("mta-sts", *command)
+    assert result.exit_code == 1
+    assert "no relay answers at s" in result.stderr
 
 
 # --- the queue of a running relay -----------------------------------------------------------------

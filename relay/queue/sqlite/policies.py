@@ -59,6 +59,7 @@ class SqlitePolicyCache:
         self._path = path
         self._db: sqlite3.Connection | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="policies")
+        self._closed = False
 
     @classmethod
     async def open(cls, directory: Path) -> Self:
@@ -73,6 +74,7 @@ class SqlitePolicyCache:
 
     async def close(self) -> None:
         """Let the file go."""
+        self._closed = True
         await asyncio.get_running_loop().run_in_executor(self._thread, self._let_go)
         self._thread.shutdown(wait=True)
 
@@ -131,6 +133,8 @@ class SqlitePolicyCache:
 
     async def _on_thread(self, work: Callable[[sqlite3.Connection], T]) -> T:
         loop = asyncio.get_running_loop()
+        if self._closed:
+            raise SpoolError(f"{self._path} is closed")
         try:
             return await loop.run_in_executor(self._thread, self._with_connection, work)
         except (sqlite3.Error, OSError) as exc:

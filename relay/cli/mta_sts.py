@@ -1,0 +1,130 @@
+"""`relay mta-sts`: the MTA-STS policies that the running relay keeps."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+
+from relay.cli.common import (
+    age_text,
+    answers,
+    config_file,
+    config_option,
+    fail,
+    filled,
+    load_config,
+    printable,
+)
+
+__all__ = ["mta_sts"]
+
+_COLOURS = {"enforce": "green", "testing": "yellow", "none": "cyan"}
+
+
+@click.group("mta-sts")
+@config_option
+def mta_sts() -> None:
+    """Look at the MTA-STS policies of recipients' domains, and decide about them.
+
+    A domain publishes which hosts take its mail, over verified TLS (RFC 8461). The relay keeps a
+    policy until its age is over, and fetches it again each day. All these commands ask the running relay
+    through its control socket (admin.socket).
+    """
+
+
+@mta_sts.command("list")
+@click.option("--json", "as_json", is_flag=True, help="As one JSON array, for programs.")
+@config_option
+@click.pass_context
+def list_(ctx: click.Context, /, as_json: bool) -> None:
+    """List the policies that are kept, by domain."""
+    lines = answers(load_config(config_file(ctx)), {"verb": "mta-sts-list"})
+    policies = [item for line in lines for item in line.get("items", ())]
+    if as_json:
+        click.echo(json.dumps(policies, indent=2))
+        return
+    for one in policies:
+        hosts = ", ".join(one["mx"]) or "no hosts"
+        mode = click.style(f"{one['mode']:<8}", fg=_COLOURS.get(one["mode"]))
+        click.echo(f"{mode} {one['domain']}  {printable(hosts)}  {_expiry(one['expires'])}")
+
+
+@mta_sts.command()
+@click.argument("domain", metavar="DOMAIN", callback=filled)
+@click.option("--json", "as_json", is_flag=True, help="As one JSON object, for programs.")
+@config_option
+@click.pass_context
+def show(ctx: click.Context, /, domain: str, as_json: bool) -> None:
+    """Show the policy of a domain, as it was fetched and for how long it holds."""
+    policy, _ = _asked(ctx, "mta-sts-show", domain)
+    if policy is None:
+        fail(f"{domain}: no policy is kept")
+    _print(policy, as_json=as_json)
+
+
+@mta_sts.command()
+@click.argument("domain", metavar="DOMAIN", callback=filled)
+@click.option("--json", "as_json", is_flag=True, help="As one JSON object, for programs.")
+@config_option
+@click.pass_context
+def refresh(ctx: click.Context, /, domain: str, as_json: bool) -> None:
+    """Fetch the policy of a domain now, also within five minutes of a failure.
+
+    The exit status is 1 where it could not be fetched. A policy that is in force stays in force then.
+    """
+    policy, reason = _asked(ctx, "mta-sts-refresh", domain)
+    if policy is not None:
+        _print(policy, as_json=as_json)
+    if reason:
+        fail(f"not fetched: {reason}")
+
+
+@mta_sts.command()
+@click.argument("domain", metavar="DOMAIN", callback=filled)
+@config_option
+@click.pass_context
+def forget(ctx: click.Context, /, domain: str) -> None:
+    """Forget the policy of a domain.
+
+    If the domain still publishes a policy, it is fetched with the next message. To deliver to a domain
+    whose policy is broken, write `mta_sts: ignore` for it under policy.destinations.
+    """
+    lines = answers(load_config(config_file(ctx)), {"verb": "mta-sts-forget", "domain": domain})
+    if _done(lines)["unknown"]:
+        fail(f"{domain}: no policy is kept")
+
+
+def _asked(ctx: click.Context, verb: str, domain: str) -> tuple[dict[str, Any] | None, str]:
+    """The policy in an answer, and the reason why it is not a new one."""
+    config = load_config(config_file(ctx))
+    lines = list(answers(config, {"verb": verb, "domain": domain}, patient=True))
+    policy = next((line["item"] for line in lines if "item" in line), None)
+    return policy, lines[-1]["done"]["reason"]
+
+
+def _done(lines: Iterator[dict[str, Any]]) -> dict[str, Any]:
+    done: dict[str, Any] = list(lines)[-1]["done"]
+    return done
+
+
+def _print(policy: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(policy, indent=2))
+        return
+    click.echo(f"domain:   {policy['domain']}")
+    click.echo(f"mode:     {click.style(policy['mode'], fg=_COLOURS.get(policy['mode']))}")
+    for pattern in policy["mx"]:
+        click.echo(f"mx:       {pattern}")
+    click.echo(f"id:       {policy['id']}")
+    click.echo(f"fetched:  {policy['fetched']}")
+    click.echo(f"expires:  {policy['expires']}  ({_expiry(policy['expires'])})")
+    click.echo(f"refetch:  {policy['refresh-at']}")
+
+
+def _expiry(text: str) -> str:
+    left = datetime.fromisoformat(text) - datetime.now(UTC)
+    return f"expires in {age_text(left)}" if left.total_seconds() > 0 else "expired"

@@ -1,0 +1,15 @@
+"""The relay, which looks for MTA-STS policies at another port than 443.
+
+python -m tests.rigs.policy_relay PORT serve -c CONFIG
+"""
+
+from __future__ import annotations
+
+import sys
+
+from relay.cli import main
+from relay.deliver import sts_fetch
+
+if __name__ == "__main__":
+    sts_fetch.HTTPS_PORT = int(sys.argv.pop(1))
+    main()
