@@ -52,7 +52,6 @@ __all__ = [
     "DOWNGRADE_REASONS",
     "NO_FLOOR",
     "STRONG",
-    "UNMET_BY_HOST",
     "Action",
     "Floor",
     "HostFloor",
@@ -285,9 +284,6 @@ _TABLE: Mapping[tuple[Proof, bool], tuple[Step, Step, Step, Step, Step]] = {
 # fmt: on
 
 _NAMES_SHOWN = 5
-
-UNMET_BY_HOST = "4.7.5"
-"""The status of a host that is not connected to: not the one that the mail is for, as far as we know."""
 
 STRONG = 2
 """OpenSSL's level of 112 bits: RSA and DH of 2048 bits (RFC 9325 §4)."""

@@ -62,6 +62,7 @@ _BARE_IN_DATE = (
 )
 
 EQUIVALENT = {
+    "if floor == NO_FLOOR → if False": "only saves making an equal requirement",
     "Tlsa(255, 255, 255, b''): 255 → 256": "either is a record that does not count",
     f"{_BARE}: 1 → 2": _ANCHOR,
     "timedelta(days=1): 1 → 2": _ANCHOR,
