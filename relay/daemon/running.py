@@ -31,6 +31,7 @@ from relay.config.parts import resolver_options, route_options
 from relay.config.words import host_and_port
 from relay.daemon.all_queues import AllQueues
 from relay.daemon.files import FileBudget
+from relay.daemon.policies import make_policies
 from relay.daemon.probing import probe_domain
 from relay.daemon.programlog import ProgramLog
 from relay.daemon.reload import changes, taken_over
@@ -59,7 +60,7 @@ from relay.deliver.options import security_options
 from relay.deliver.pool import Pool, PoolLimits
 from relay.deliver.scheduler import Scheduler
 from relay.deliver.signing import Signer
-from relay.deliver.sts_fetch import AT_ONCE, Fetched, FetchFailed, PolicyFetcher
+from relay.deliver.sts_fetch import AT_ONCE, Fetched, FetchFailed
 from relay.deliver.sts_policies import StsPolicies
 from relay.deliver.tls import TlsContexts
 from relay.policy.rules import PolicyRules
@@ -238,19 +239,14 @@ class Relay:
         except SpoolError as error:
             raise StartError(f"queue.path: {error}") from error
         self._undo.push_async_callback(cache.close)
-        fetcher = PolicyFetcher(
-            self._resolver,
-            judge=self._router.judge,
-            context=lambda: self._tls.verifying(config.tls.min_version),
-            timeout=config.delivery.timeouts.policy_fetch,
-            at_once=max(1, part(AT_ONCE, number, self._worker.workers)),
-        )
-        policies = StsPolicies(
-            self._resolver,
+        policies = make_policies(
+            config,
             cache,
-            fetcher.fetch,
+            resolver=self._resolver,
+            router=self._router,
+            contexts=self._tls,
             clock=now,
-            random=random.SystemRandom(),
+            at_once=max(1, part(AT_ONCE, number, self._worker.workers)),
             told=self._policy_fetched,
         )
         self._undo.push_async_callback(policies.close)

@@ -13,8 +13,15 @@ adopt    the queue of a worker that is no more
 
 from relay.queue.sqlite.adopt import strays
 from relay.queue.sqlite.disk import DATABASE
-from relay.queue.sqlite.policies import SqlitePolicyCache
+from relay.queue.sqlite.policies import PoliciesToRead, SqlitePolicyCache
 from relay.queue.sqlite.reader import StoppedQueue
 from relay.queue.sqlite.store import SqliteStore
 
-__all__ = ["DATABASE", "SqlitePolicyCache", "SqliteStore", "StoppedQueue", "strays"]
+__all__ = [
+    "DATABASE",
+    "PoliciesToRead",
+    "SqlitePolicyCache",
+    "SqliteStore",
+    "StoppedQueue",
+    "strays",
+]

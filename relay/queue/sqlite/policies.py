@@ -20,6 +20,7 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Self, TypeVar
+from urllib.parse import quote
 
 from relay.queue.policies import StoredPolicy
 from relay.queue.rows import micros, moment
@@ -27,7 +28,7 @@ from relay.queue.sqlite.files import sync_directory
 from relay.queue.sqlite.schema import Migration, migrate
 from relay.queue.store import SpoolError
 
-__all__ = ["POLICIES", "SqlitePolicyCache"]
+__all__ = ["POLICIES", "PoliciesToRead", "SqlitePolicyCache"]
 
 POLICIES = "policies.db"
 
@@ -142,13 +143,30 @@ class SqlitePolicyCache:
 
     def _with_connection(self, work: Callable[[sqlite3.Connection], T]) -> T:
         if self._db is None:
-            self._db = _open(self._path)
+            self._db = self._connect()
         return work(self._db)
+
+    def _connect(self) -> sqlite3.Connection:
+        return _open(self._path)
 
     def _let_go(self) -> None:
         if self._db is not None:
             self._db.close()
             self._db = None
+
+
+class PoliciesToRead(SqlitePolicyCache):
+    """The policies of a relay, running or not, to be looked at: what is fetched is kept nowhere."""
+
+    async def _ask(self, where: str, *arguments: object) -> list[StoredPolicy]:
+        return await super()._ask(where, *arguments) if self._path.exists() else []
+
+    async def _change(self, sql: str, *arguments: object) -> int:
+        return 0
+
+    def _connect(self) -> sqlite3.Connection:
+        uri = f"file:{quote(str(self._path))}?mode=ro"
+        return sqlite3.connect(uri, uri=True, isolation_level=None, timeout=_BUSY_SECONDS)
 
 
 def _open(path: Path) -> sqlite3.Connection:

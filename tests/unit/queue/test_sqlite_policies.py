@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from relay.queue.policies import StoredPolicy
-from relay.queue.sqlite.policies import POLICIES, SqlitePolicyCache
+from relay.queue.sqlite.policies import POLICIES, PoliciesToRead, SqlitePolicyCache
 from relay.queue.store import SpoolError
 
 NOW = datetime(2030, 1, 31, 12, tzinfo=UTC)
@@ -129,6 +129,24 @@ async def test_a_commit_is_synced_and_the_file_is_for_its_owner_alone(tmp_path: 
     assert settings == [3, "delete"]
     assert (tmp_path / POLICIES).stat().st_mode & 0o777 == 0o600
     await cache.close()
+
+
+async def test_who_only_looks_changes_nothing(tmp_path: Path) -> None:
+    looking = PoliciesToRead(tmp_path / POLICIES)
+    await looking.keep(policy())
+    assert await looking.policy("example.net") is None
+    assert not list(tmp_path.iterdir())
+
+    cache = await SqlitePolicyCache.open(tmp_path)
+    await cache.keep(policy())
+    before = (tmp_path / POLICIES).read_bytes()
+    assert await looking.policy("example.net") == policy()
+    await looking.keep(policy(id="2"))
+    assert not await looking.forget("example.net")
+    assert await looking.policies() == [policy()]
+    assert (tmp_path / POLICIES).read_bytes() == before
+    await cache.close()
+    await looking.close()
 
 
 @pytest.mark.parametrize("content", [b"not a database" * 100, None])

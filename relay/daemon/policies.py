@@ -1,0 +1,44 @@
+"""The MTA-STS policies of a configuration: who fetches them, and by which rules.
+
+For a relay, and for the commands that ask as a relay would (`cli`), which keep nothing.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from datetime import datetime
+
+from relay.config import Config
+from relay.deliver.sts_fetch import AT_ONCE, Fetched, FetchFailed, PolicyFetcher
+from relay.deliver.sts_policies import StsPolicies
+from relay.deliver.tls import TlsContexts
+from relay.queue.policies import PolicyCache
+from relay.route.answers import Resolver
+from relay.route.router import Router
+
+__all__ = ["make_policies"]
+
+
+def make_policies(
+    config: Config,
+    cache: PolicyCache,
+    *,
+    resolver: Resolver,
+    router: Router,
+    contexts: TlsContexts,
+    clock: Callable[[], datetime],
+    at_once: int = AT_ONCE,
+    told: Callable[[str, Fetched | FetchFailed], None] = lambda domain, found: None,
+) -> StsPolicies:
+    """Policy hosts are under the same rules as mail hosts: roots, versions of TLS, addresses."""
+    fetcher = PolicyFetcher(
+        resolver,
+        judge=router.judge,
+        context=lambda: contexts.verifying(config.tls.min_version),
+        timeout=config.delivery.timeouts.policy_fetch,
+        at_once=at_once,
+    )
+    return StsPolicies(
+        resolver, cache, fetcher.fetch, clock=clock, random=random.SystemRandom(), told=told
+    )
