@@ -128,7 +128,9 @@ def _check(name: str, value: str, content: frozenset[str], files: frozenset[str]
     if name in content or name in OBEYED or name in IGNORED or name.startswith(_KEEPS_CASE):
         return
     if name in files:
-        raise ApiError(400, f"'{name}' parameter is not a file")
+        if value:  # without one it is what a browser sends of a file that nobody chose
+            raise ApiError(400, f"'{name}' parameter is not a file")
+        return
     is_known = name in REFUSED or name.startswith("t:")
     if value or not is_known:  # what is known and says nothing asks for nothing
         raise ApiError(400, f"{shown(name)} parameter is not supported by this relay")

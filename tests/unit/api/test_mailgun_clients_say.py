@@ -157,6 +157,10 @@ def test_what_is_refused_is_refused_by_name_and_only_where_it_says_something():
         checked_message(form((name, "")))
 
 
+def test_a_file_that_nobody_chose_in_a_browser_is_none():
+    assert octets(("attachment", ""), ("inline", "")) == octets()
+
+
 def test_what_is_ignored_leaves_the_message_as_it_is():
     fields = [(name, value) for name in sorted(IGNORED) for value in ("htmlonly", "no")]
     assert octets(*fields) == octets()
