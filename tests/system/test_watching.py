@@ -6,6 +6,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import re
 import signal
 import smtplib
 import sqlite3
@@ -60,6 +61,39 @@ def numbers(port: int) -> dict[str, float]:
 
 
 # --- metrics and health -----------------------------------------------------------------------------
+
+
+@pytest.mark.needs("promtool")
+async def test_prometheus_own_checker_has_nothing_against_metrics_and_alerts(
+    sandbox: Sandbox,
+) -> None:
+    mx = await sandbox.domain("dest.example")
+    http = free_port()
+    await sandbox.start(admin={"http": f"127.0.0.1:{http}", "api_keys": [KEY]})
+    await sandbox.submit("a@client.example", "b@dest.example")
+    await mx.wait_for_messages(1)
+    await sandbox.attempts("b@dest.example")
+    _, metrics = await asyncio.to_thread(get, http, "/metrics")
+    rules = ROOT / "docs/alerts.yml"
+    for arguments, text in ((["metrics"], metrics), (["rules", str(rules)], "")):
+        done = await asyncio.to_thread(
+            subprocess.run,
+            ["promtool", "check", *arguments],
+            input=text,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    names = {family.name for family in text_string_to_metric_families(metrics)}
+    named = set(re.findall(r"relay_[a-z_]+", rules.read_text(encoding="utf-8")))
+    unknown = {
+        name
+        for name in named
+        if not {name, re.sub(r"_(total|bucket|sum|count)$", "", name)} & names
+    }
+    assert not unknown
 
 
 async def test_prometheus_reads_what_happened_and_what_is_so(sandbox: Sandbox) -> None:

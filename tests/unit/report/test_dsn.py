@@ -7,6 +7,7 @@ from email import message_from_bytes
 from email.policy import SMTP, default
 
 import pytest
+from flufl.bounce import all_failures
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -107,6 +108,28 @@ def test_a_delay_says_until_when_it_is_tried():
     assert bob["Status"] == "4.2.1"
     assert bob["Will-Retry-Until"] == "Fri, 06 Mar 2026 12:00:00 +0000"
     assert "need not send it again" in " ".join(text.get_content().split())
+
+
+@pytest.mark.parametrize(
+    ("outcome", "facts", "found"),
+    [
+        (UNKNOWN, {}, ("failed", "bob@example.net")),
+        (UNKNOWN, {"address": "Bob+tag@example.net"}, ("failed", "Bob+tag@example.net")),
+        (UNKNOWN, {"orcpt": "rfc822;old@example.org"}, ("failed", "old@example.org")),
+        (UNKNOWN, {"settings": TLS}, ("failed", "bob@example.net")),
+        (BUSY, {"age": 4 * HOUR}, ("delayed", "bob@example.net")),
+        (BUSY, {"age": 5 * DAY}, ("failed", "bob@example.net")),
+        (Delivered("2.0.0", 250, "OK"), {"notify": [Notify.SUCCESS]}, ("relayed", "")),
+    ],
+)
+def test_a_list_manager_finds_in_each_report_who_it_is_about(outcome, facts, found):
+    """Mailman's reader of bounces: who failed is taken off a list, who is delayed is not."""
+    kind, address = found
+    for content in (None, CONTENT):
+        report = message_from_bytes(write(report_of(outcome, **facts), content=content))
+        temporary, permanent = all_failures(report)
+        assert set(permanent) == ({address.encode()} if kind == "failed" else set())
+        assert set(temporary) == ({address.encode()} if kind == "delayed" else set())
 
 
 def test_a_message_handed_to_a_host_without_dsn_is_relayed():
