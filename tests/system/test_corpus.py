@@ -194,6 +194,48 @@ def fault(letter: Letter, door: str, done: Relayed) -> str:
     return "" if _ADDED.fullmatch(added) else f"added: {added!r}"
 
 
+GOOD = b"From: a@corpus.example\r\nDate: Fri, 20 Nov 2026 12:00:00 +0000\r\nMessage-ID: <a@b.example>\r\n"
+TEXT = b"\r\n\r\ntext\r\n"
+BEGUN_BADLY = {
+    "mailbox line": (
+        b"From a@b Fri Nov 20 12:00:00 2026\r\n" + GOOD + b"X-Require-TLS: no" + TEXT,
+        "",
+    ),
+    "quoted mailbox line": (b">From a@b\r\n" + GOOD + b"Subject: x" + TEXT, ""),
+    "asks behind garbage": (b"garbage\r\n" + GOOD + b"X-Require-TLS: yes" + TEXT, "X-Require-TLS"),
+    "asks behind a blank": (b" \r\n" + GOOD + b"X-Require-TLS: yes" + TEXT, "X-Require-TLS"),
+    "asks behind a BOM": (b"\xef\xbb\xbf" + GOOD + b"X-Require-TLS: yes" + TEXT, "X-Require-TLS"),
+    "asks in the text": (GOOD + b"text\r\nX-Skip-Verification: no" + TEXT, "X-Skip-Verification"),
+    "weakens in the text": (GOOD + b"text\r\nX-Require-TLS: no" + TEXT, ""),
+    "garbage only": (b"garbage\r\n" + TEXT, ""),
+    "space before the colon": (GOOD + b"X-Require-TLS : yes" + TEXT, "X-Require-TLS"),
+    "underscores": (GOOD + b"X_Require_TLS: yes" + TEXT, "X_Require_TLS"),
+    "no word for yes": (GOOD + b"X-Require-TLS: perhaps" + TEXT, "X-Require-TLS"),
+    "a contradiction": (GOOD + b"X-Require-TLS: yes\r\nX-Require-TLS: no" + TEXT, "X-Require-TLS"),
+    "no body": (GOOD, ""),
+    "too many hops": (b"Received: x\r\n" * 100 + GOOD + TEXT, "Too many hops"),
+}
+"""Content, and what every door says that refuses it; "" where every door takes it."""
+
+
+async def test_what_begins_badly_is_treated_alike_at_every_door(doors: Doors) -> None:
+    letters = tuple(Letter(name, content) for name, (content, _) in BEGUN_BADLY.items())
+    done = await doors.pass_on(letters, *REASONS)
+    for letter in letters:
+        said = BEGUN_BADLY[letter.name][1]
+        for door in REASONS:
+            heard = done.heard.get((letter.name, door))
+            assert (heard is not None, said in (heard or "")) == (bool(said), True), (
+                door,
+                letter,
+                heard,
+            )
+            if heard is None:
+                obeyed = b"X-Require-TLS: no\r\n" if letter.name == "mailbox line" else b""
+                wanted = arrival(letter.sent.replace(obeyed, b"") if obeyed else letter.sent)
+                assert done.got[letter.name, door].endswith(wanted), (door, letter)
+
+
 # --- signatures -----------------------------------------------------------------------------------
 
 

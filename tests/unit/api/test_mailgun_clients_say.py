@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from relay.api.mailgun import ApiError, File, Form, read_order
 from relay.api.mailgun_addresses import mailboxes
+from relay.api.mailgun_domains import read_settings
 from relay.api.mailgun_events import read_query
 from relay.api.mailgun_header import own_message_id, with_own_fields
 from relay.api.mailgun_mime import compose
@@ -221,6 +222,16 @@ def test_a_field_of_its_own_is_added_to_a_message_made_already_and_never_a_secon
         b"X-Order: 7\r\nReply-To: r@b.example\r\nFrom: a@b.example\r\n"
     )
     assert "h:Reply-To" in refusal(with_own_fields, asked, b"reply-to : x@b.example\r\n")
+
+
+def test_a_setting_of_a_domain_that_is_not_known_is_refused_by_name():
+    asked = (("require_tls", "yes"), ("spam_action", "disabled"), ("wildcard", "false"))
+    assert read_settings(Form(asked), needed=False).require_tls is True
+    for name in ("requiretls", "smtp_password", "mailfrom_host"):
+        assert name in refusal(
+            lambda name=name: read_settings(Form(((name, "yes"),)), needed=False)
+        )
+    assert "spam_action" in refusal(lambda: read_settings(Form(asked), needed=True))
 
 
 def test_dkim_is_left_out_where_the_sender_wants_none():
