@@ -35,9 +35,9 @@ from relay.admin import operations
 from relay.admin.mta_sts import Policies, list_policies, policy_as_json
 from relay.mail.address import AddressError, normalise_domain
 from relay.mail.jsontext import to_json
-from relay.queue.desk import Desk, DomainSettings
+from relay.queue.api_state import ApiState, DomainSettings
 from relay.queue.entry import State
-from relay.queue.store import EventFilter, QueueFilter, SpoolError, Store
+from relay.queue.store import VERBS, EventFilter, QueueControl, QueueFilter, QueueView, SpoolError
 from relay.route.mta_sts import policy_domain
 
 __all__ = [
@@ -82,20 +82,20 @@ class Answers(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """What the requests are answered from. `store` None: of a stopped relay, which can only be looked at.
+    """What the requests are answered from. `queue` None: of a stopped relay, which can only be looked at.
 
     `retry_silent`: destinations that were left alone are tried again. `health`: what is wrong with the relay.
     `in_force`: its configuration, digested by section.
     """
 
-    readable: operations.Readable
-    store: Store | None
+    view: QueueView
+    queue: QueueControl | None
     clock: Callable[[], datetime]
     retry_silent: Callable[[], None] = lambda: None
     health: Callable[[], Awaitable[Mapping[str, Any]]] | None = None
     metrics: Callable[[], Awaitable[bytes]] | None = None
     status: Callable[[], Mapping[str, Any]] | None = None
-    desk: Desk | None = None
+    api_state: ApiState | None = None
     in_force: Callable[[], Mapping[str, str]] = dict
     policies: Policies | None = None
 
@@ -119,7 +119,7 @@ class Control:
                 answers = self._status()
             case "mta-sts-list" | "mta-sts-show" | "mta-sts-refresh" | "mta-sts-forget":
                 answers = self._mta_sts(verb, request)
-            case str() if verb in operations.VERBS:
+            case str() if verb in VERBS:
                 answers = self._change(verb, request)
             case _:
                 raise RequestError(f"no such verb: {verb}")
@@ -128,9 +128,7 @@ class Control:
 
     async def _list(self, request: Mapping[str, Any]) -> Answer:
         count = 0
-        async for page in operations.list_queue(
-            self.readable, queue_filter(request), now=self.clock()
-        ):
+        async for page in operations.list_queue(self.view, queue_filter(request), now=self.clock()):
             count += len(page)
             # On a thread: meanwhile the event loop has mail to see to.
             yield {"items": await asyncio.to_thread(operations.page_as_json, page)}
@@ -138,7 +136,7 @@ class Control:
 
     async def _show(self, request: Mapping[str, Any]) -> Answer:
         queue_id = _text(request, "id")
-        found = await operations.show_message(self.readable, queue_id, now=self.clock())
+        found = await operations.show_message(self.view, queue_id)
         if found is not None:
             yield {"item": found}
         yield {"done": {"unknown": [] if found else [queue_id]}}
@@ -188,14 +186,14 @@ class Control:
         yield {"done": dict(self.status())}
 
     async def _change(self, verb: str, request: Mapping[str, Any]) -> Answer:
-        if self.store is None:
+        if self.queue is None:
             raise RequestError(f"{verb}: no relay is running")
         wanted = change_filter(verb, request)
         if verb == "retry":
             self.retry_silent()  # first: what is left alone would be put off again before we are through
         done: dict[str, Any] = {}
         async for so_far in operations.change_in_steps(
-            self.store, wanted, verb=verb, now=self.clock()
+            self.queue, wanted, verb=verb, now=self.clock()
         ):
             if done:
                 yield {"so-far": done}
@@ -211,21 +209,21 @@ class Control:
         follow = request.get("follow") is True
         # Asked for first: an event that commits in between is found below, or new.
         seq = await self._last_seq() if follow else 0
-        async for at, line in operations.find_events(self.readable, wanted, limit=limit):
+        async for at, line in operations.find_events(self.view, wanted, limit=limit):
             seq = at
             yield {"line": line}
         if follow:
             yield {"following": {}}
             async for line in operations.follow_events(
-                self.readable, wanted, after=seq, more=_a_moment
+                self.view, wanted, after=seq, more=_a_moment
             ):
                 yield {"line": line}
         yield {"done": {}}
 
     async def _settings(self) -> Answer:
         """What was set over HTTP for sender domains, and whether a file says what is in force."""
-        if self.desk is not None:
-            for domain, one in (await self.desk.domain_settings()).items():
+        if self.api_state is not None:
+            for domain, one in (await self.api_state.domain_settings()).items():
                 yield {
                     "item": {
                         "domain": domain,
@@ -237,7 +235,7 @@ class Control:
 
     async def _last_seq(self) -> int:
         """Where the log ends now: what follows is new."""
-        last = await self.readable.find_events(EventFilter(), limit=1, ascending=False)
+        last = await self.view.find_events(EventFilter(), limit=1, ascending=False)
         return last[0].seq if last else 0
 
 

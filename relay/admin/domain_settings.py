@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from relay.policy.rules import PolicyRules, TlsRule, with_overlay
-from relay.queue.desk import Desk, DomainSettings, Webhook
+from relay.queue.api_state import ApiState, DomainSettings, Webhook
 
 __all__ = ["SettingsElsewhere", "SettingsInForce", "SharedSettings", "overlay_of"]
 
@@ -53,26 +53,26 @@ class _Over:
 class SettingsInForce(_Over):
     """Where they are kept. `load` before anything else."""
 
-    def __init__(self, desk: Desk, bulletin: SharedSettings | None = None) -> None:
+    def __init__(self, api_state: ApiState, bulletin: SharedSettings | None = None) -> None:
         super().__init__()
-        self._desk = desk
+        self._api_state = api_state
         self._bulletin = bulletin
 
     async def load(self) -> None:
         """Read what the store has."""
-        self._take(await self._desk.domain_settings())
+        self._take(await self._api_state.domain_settings())
         await self.tell()
 
     async def set(self, domain: str, settings: DomainSettings) -> None:
         """Set what is not None, for mail from this domain (normalised)."""
-        kept = await self._desk.set_domain_settings(domain, settings)
+        kept = await self._api_state.set_domain_settings(domain, settings)
         self._take({**self._settings, domain: kept})
         await self.tell()
 
     async def tell(self) -> None:
         """Let the other workers know, of settings and webhooks."""
         if self._bulletin is not None:
-            self._bulletin.tell(_written(self._settings, await self._desk.webhooks()))
+            self._bulletin.tell(_written(self._settings, await self._api_state.webhooks()))
 
     @property
     def domains(self) -> list[str]:

@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from relay.admin.control import REQUEST_BYTES, Answer, Answers, RequestError
-from relay.admin.operations import PAGE, VERBS
+from relay.admin.operations import PAGE
 from relay.mail.jsontext import of_json
+from relay.queue.store import VERBS
 
 __all__ = ["Fleet", "Peer"]
 

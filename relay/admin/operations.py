@@ -16,9 +16,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import lru_cache, partial
-from typing import Any, Protocol
+from typing import Any
 
 from relay.mail.address import domain_of
 from relay.policy.fields import Wishes
@@ -27,13 +27,14 @@ from relay.policy.settings import Setting, TlsSettings
 from relay.queue.entry import QueuedRecipient, State
 from relay.queue.rows import micros
 from relay.queue.store import (
+    VERBS,
     EventFilter,
-    Listed,
+    ListedMessage,
     ListedRecipient,
+    QueueControl,
     QueuedItem,
     QueueFilter,
-    Store,
-    StoredEvent,
+    QueueView,
     more_follows,
 )
 from relay.report import deliverylog
@@ -42,8 +43,6 @@ from relay.route.next_hop import Host, NoRoute, Route
 from relay.route.security import Requirement, SecurityOptions, at_host, requirement
 
 __all__ = [
-    "VERBS",
-    "Readable",
     "change_in_steps",
     "change_queue",
     "explain",
@@ -60,51 +59,25 @@ __all__ = [
     "timestamp",
 ]
 
-VERBS = ("retry", "hold", "release", "remove")
-
 PAGE = 500
 HEADER_BYTES = 64 * 1024
 _LATEST = int(datetime(9999, 12, 31, tzinfo=UTC).timestamp())
 
 
-class Readable(Protocol):
-    """As much of a store as looking takes: a running relay's, or a stopped one's."""
-
-    async def list_messages(
-        self, wanted: QueueFilter, *, now: datetime, after: str = "", limit: int = 1000
-    ) -> list[QueuedItem]: ...
-
-    async def list_briefly(
-        self, wanted: QueueFilter, *, now: datetime, after: str = "", limit: int = 1000
-    ) -> list[Listed]: ...
-
-    async def read_header(self, queue_id: str, *, limit_bytes: int = ...) -> bytes: ...
-
-    async def find_events(
-        self,
-        wanted: EventFilter,
-        *,
-        after: int = 0,
-        limit: int = 300,
-        ascending: bool = True,
-        patience: timedelta | None = None,
-    ) -> list[StoredEvent]: ...
-
-
 async def list_queue(
-    store: Readable, wanted: QueueFilter, *, now: datetime
-) -> AsyncIterator[list[Listed]]:
+    view: QueueView, wanted: QueueFilter, *, now: datetime
+) -> AsyncIterator[list[ListedMessage]]:
     """The messages that match, oldest first, in pages: a queue may hold millions."""
     for named in _named(wanted):
         after: str | None = ""
         while after is not None:
-            page = await store.list_briefly(named, now=now, after=after, limit=PAGE)
+            page = await view.list_messages(named, now=now, after=after, limit=PAGE)
             if page:
                 yield page
             after = page[-1].queue_id if more_follows(page, PAGE) else None
 
 
-def page_as_json(page: Sequence[Listed]) -> list[dict[str, Any]]:
+def page_as_json(page: Sequence[ListedMessage]) -> list[dict[str, Any]]:
     """Messages of the queue as `relay queue list --json` has them."""
     return [_listed_as_json(listed) for listed in page]
 
@@ -118,17 +91,15 @@ def _named(wanted: QueueFilter) -> Iterator[QueueFilter]:
         yield replace(wanted, queue_ids=frozenset(ids[start : start + PAGE]))
 
 
-async def show_message(store: Readable, queue_id: str, *, now: datetime) -> dict[str, Any] | None:
+async def show_message(view: QueueView, queue_id: str) -> dict[str, Any] | None:
     """All we know of one message, its header section included; None where there is no such message."""
-    items = await store.list_messages(
-        QueueFilter(queue_ids=frozenset({queue_id})), now=now, limit=1
-    )
-    if not items:
+    item = await view.find_message(queue_id)
+    if item is None:
         return None
-    message = items[0].message
-    header = await store.read_header(queue_id, limit_bytes=HEADER_BYTES)
+    message = item.message
+    header = await view.read_header(queue_id, limit_bytes=HEADER_BYTES)
     return {
-        **item_as_json(items[0]),
+        **item_as_json(item),
         "origin": message.origin,
         "client": message.client,
         "message": {
@@ -137,23 +108,23 @@ async def show_message(store: Readable, queue_id: str, *, now: datetime) -> dict
             "to": message.summary.to,
             "subject": message.summary.subject,
         },
-        "settings": [_settings_as_json(recipient) for recipient in items[0].recipients],
+        "settings": [_settings_as_json(recipient) for recipient in item.recipients],
         "header": header.decode("utf-8", "backslashreplace"),
     }
 
 
 async def change_queue(
-    store: Store, wanted: QueueFilter, *, verb: str, now: datetime
+    queue: QueueControl, wanted: QueueFilter, *, verb: str, now: datetime
 ) -> dict[str, Any]:
     """Do what the operator says to all that matches: how many recipients changed, which ids are unknown."""
     done: dict[str, Any] = {}
-    async for so_far in change_in_steps(store, wanted, verb=verb, now=now):
+    async for so_far in change_in_steps(queue, wanted, verb=verb, now=now):
         done = so_far
     return done
 
 
 async def change_in_steps(
-    store: Store, wanted: QueueFilter, *, verb: str, now: datetime
+    queue: QueueControl, wanted: QueueFilter, *, verb: str, now: datetime
 ) -> AsyncIterator[dict[str, Any]]:
     """The same, told step by step; the last telling is the result.
 
@@ -162,43 +133,43 @@ async def change_in_steps(
     """
     if verb not in VERBS:
         raise ValueError(f"no such verb: {verb}")
-    tell = partial(deliverylog.removed, now=now) if verb == "remove" else None
+    event_of = partial(deliverylog.removed, now=now) if verb == "remove" else None
     unknown = set(wanted.queue_ids)
     changed = 0
     for named in _named(wanted):
         after: str | None = ""
         while after is not None:
-            stretch = await store.change(named, verb=verb, now=now, after=after, tell=tell)
-            after = stretch.until
-            changed += stretch.changed
-            unknown -= stretch.found
+            step = await queue.change(named, verb=verb, now=now, after=after, event_of=event_of)
+            after = step.until
+            changed += step.changed
+            unknown -= step.found
             if after is not None:
                 yield {"changed": changed, "unknown": []}
     yield {"changed": changed, "unknown": sorted(unknown)}
 
 
 async def find_events(
-    store: Readable, wanted: EventFilter, *, limit: int | None = None
+    view: QueueView, wanted: EventFilter, *, limit: int | None = None
 ) -> AsyncIterator[tuple[int, str]]:
     """Sequence number and line of each event that matches, oldest first; with a limit the latest so many."""
     if limit is not None:
-        latest = await store.find_events(wanted, limit=limit, ascending=False)
+        latest = await view.find_events(wanted, limit=limit, ascending=False)
         for stored in reversed(latest):
             yield stored.seq, stored.event.line
         return
     after = 0
-    while page := await store.find_events(wanted, after=after, limit=PAGE):
+    while page := await view.find_events(wanted, after=after, limit=PAGE):
         for stored in page:
             yield stored.seq, stored.event.line
         after = page[-1].seq
 
 
 async def follow_events(
-    store: Readable, wanted: EventFilter, *, after: int, more: Callable[[], Awaitable[None]]
+    view: QueueView, wanted: EventFilter, *, after: int, more: Callable[[], Awaitable[None]]
 ) -> AsyncIterator[str]:
     """The lines of events as they commit, for ever; `more` returns when it is worth looking again."""
     while True:
-        page = await store.find_events(wanted, after=after, limit=PAGE)
+        page = await view.find_events(wanted, after=after, limit=PAGE)
         for stored in page:
             yield stored.event.line
             after = stored.seq
@@ -313,7 +284,9 @@ def item_as_json(item: QueuedItem) -> dict[str, Any]:
     recipients = [_listed(recipient) for recipient in item.recipients]
     arrived = micros(message.arrived)
     return _listed_as_json(
-        Listed(message.queue_id, message.reverse_path, arrived, message.size_bytes, recipients)
+        ListedMessage(
+            message.queue_id, message.reverse_path, arrived, message.size_bytes, recipients
+        )
     )
 
 
@@ -328,7 +301,7 @@ def _listed(recipient: QueuedRecipient) -> ListedRecipient:
     )
 
 
-def _listed_as_json(listed: Listed) -> dict[str, Any]:
+def _listed_as_json(listed: ListedMessage) -> dict[str, Any]:
     return {
         "queue-id": listed.queue_id,
         "state": message_state(listed.recipients).value,

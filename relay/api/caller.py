@@ -23,8 +23,8 @@ import aiohttp
 
 from relay.api.targets import Refused, TargetResolver, Targets
 from relay.mail.address import AddressError, domain_of
-from relay.queue.desk import Desk, OwedCall, Webhook
-from relay.queue.store import SpoolError, Store, StoredEvent
+from relay.queue.api_state import ApiState, PendingCall, Webhook
+from relay.queue.store import EventLog, SpoolError, StoredEvent
 from relay.report.webhook import kind_of, next_try, payload
 
 __all__ = ["Caller"]
@@ -45,16 +45,16 @@ class Caller:
 
     def __init__(
         self,
-        store: Store,
-        desk: Desk,
+        events: EventLog,
+        api_state: ApiState,
         *,
         signing_key: Callable[[], str | None],
         clock: Callable[[], datetime],
         targets: Targets,
         elsewhere: Callable[[], list[Webhook] | None] | None = None,
     ) -> None:
-        self._store = store
-        self._desk = desk
+        self._events = events
+        self._api_state = api_state
         self._signing_key = signing_key
         self._clock = clock
         self._targets = targets
@@ -126,39 +126,39 @@ class Caller:
         self._wake.clear()
 
     async def _read_webhooks(self) -> None:
-        self._webhooks = await self._desk.webhooks()
+        self._webhooks = await self._api_state.webhooks()
         since = min((webhook.since for webhook in self._webhooks), default=0)
-        self._seen = max(self._seen, await self._desk.calls_seen(), since)
+        self._seen = max(self._seen, await self._api_state.calls_seen(), since)
         self._remembered = max(self._remembered, self._seen - _REMEMBER_EVERY)
 
     async def _mirror(self, told: list[Webhook] | None) -> None:
         """Keep what another worker keeps; one that is new begins, here too, with what comes now."""
         if told is None or told is self._told:
             return
-        own = {(one.domain, one.name): one.urls for one in await self._desk.webhooks()}
+        own = {(one.domain, one.name): one.urls for one in await self._api_state.webhooks()}
         wanted = {(one.domain, one.name): one.urls for one in told}
         for domain, name in own.keys() | wanted.keys():
             urls = wanted.get((domain, name), ())
             if own.get((domain, name), ()) != urls:
-                await self._desk.set_webhook(domain, name, urls)
+                await self._api_state.set_webhook(domain, name, urls)
         self._told = told
         self.changed()
 
     async def _owe(self) -> bool:
         """Look at the next events and owe what is to be told of them; whether there were any."""
-        events = await self._store.events_after(self._seen, limit=_PAGE)
+        events = await self._events.events_after(self._seen, limit=_PAGE)
         if not events:
             return False
         calls = [call for stored in events for call in self._calls_for(stored)]
         seen = events[-1].seq
         if calls or seen - self._remembered >= _REMEMBER_EVERY:
-            await self._desk.owe_calls(calls, seen=seen)
+            await self._api_state.add_calls(calls, seen=seen)
             self._remembered = seen
             self._owes = self._owes or bool(calls)
         self._seen = seen
         return True
 
-    def _calls_for(self, stored: StoredEvent) -> Iterable[OwedCall]:
+    def _calls_for(self, stored: StoredEvent) -> Iterable[PendingCall]:
         event = stored.event
         try:
             domain = domain_of(event.sender)
@@ -171,7 +171,7 @@ class Caller:
                 and webhook.name == kind_of(event)
             ):
                 for url in webhook.urls:
-                    yield OwedCall(url, event.line, self._clock())
+                    yield PendingCall(url, event.line, self._clock())
 
     async def _call_due(self, session: aiohttp.ClientSession) -> None:
         key = self._signing_key()
@@ -179,7 +179,7 @@ class Caller:
             return  # nothing is said unsigned; it is owed until there is a key again
         full: set[str] = set()  # URLs of hosts that have all their places
         while len(self._calling) < _AT_ONCE:
-            due = await self._desk.calls_due(
+            due = await self._api_state.calls_due(
                 now=self._clock(), limit=_AT_ONCE + len(self._calling), besides=full
             )
             fresh = [call for call in due if call.number not in self._calling]
@@ -191,15 +191,15 @@ class Caller:
                 else:
                     full.add(call.url)
         if not self._calling and not full:
-            self._owes = await self._desk.next_call_due() is not None
+            self._owes = await self._api_state.next_call_due() is not None
 
-    def _begin(self, session: aiohttp.ClientSession, call: OwedCall, key: str) -> None:
+    def _begin(self, session: aiohttp.ClientSession, call: PendingCall, key: str) -> None:
         self._calling[call.number] = _host_of(call.url)
         task = asyncio.create_task(self._call(session, call, key))
         self._calls.add(task)
         task.add_done_callback(self._calls.discard)
 
-    async def _call(self, session: aiohttp.ClientSession, call: OwedCall, key: str) -> None:
+    async def _call(self, session: aiohttp.ClientSession, call: PendingCall, key: str) -> None:
         """One call, until what came of it is written down; its place is free then."""
         try:
             status = await self._post(session, call, key)
@@ -210,7 +210,7 @@ class Caller:
                 log.info("webhook at %s: %s, once more at %s", _host_of(call.url), said, when)
             elif status is None or not 200 <= status < 300:
                 log.warning("webhook at %s: %s, given up", _host_of(call.url), said)
-            await self._desk.settle_call(call, due=due)
+            await self._api_state.settle_call(call, due=due)
         except SpoolError as error:
             log.warning("webhooks wait: %s", error)
             await asyncio.sleep(_PAUSE_SECONDS)
@@ -218,7 +218,9 @@ class Caller:
             del self._calling[call.number]
             self._wake.set()
 
-    async def _post(self, session: aiohttp.ClientSession, call: OwedCall, key: str) -> int | None:
+    async def _post(
+        self, session: aiohttp.ClientSession, call: PendingCall, key: str
+    ) -> int | None:
         """The status of the answer; None where there is none."""
         body = payload(
             call.line,

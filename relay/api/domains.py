@@ -11,7 +11,7 @@ from relay.api.mailgun import sending_domain
 from relay.api.mailgun_domains import as_connection, as_domain, as_updated, read_settings
 from relay.api.state import Api, answer
 from relay.policy.rules import effective
-from relay.queue.desk import DomainSettings
+from relay.queue.api_state import DomainSettings
 
 __all__ = ["get_connection", "get_domain", "list_domains", "set_connection", "set_domain"]
 

@@ -11,7 +11,7 @@ from typing import Any
 from relay.api.mailgun_form import ApiError, Form, shown
 from relay.policy.fields import truth_of
 from relay.policy.settings import TlsSettings
-from relay.queue.desk import DomainSettings
+from relay.queue.api_state import DomainSettings
 
 __all__ = ["as_connection", "as_domain", "as_updated", "read_settings"]
 

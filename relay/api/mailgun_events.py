@@ -36,7 +36,7 @@ _DEFAULT_LIMIT = 100
 _FARTHEST = 1 << 4096
 """Positions are the store's numbers; that of several queues has a part for each of them."""
 
-_TOLD = {"from": "from", "to": "to", "subject": "subject", "severity": "severity", "tags": "tag"}
+_FIELDS = {"from": "from", "to": "to", "subject": "subject", "severity": "severity", "tags": "tag"}
 _PARAMETERS = frozenset(
     {
         "begin",
@@ -48,7 +48,7 @@ _PARAMETERS = frozenset(
         "event",
         "recipient",
         "message-id",
-        *_TOLD,
+        *_FIELDS,
     }
 )
 """`pretty` asks for an answer with line breaks: the values are the same."""
@@ -138,7 +138,7 @@ def _of_parameters(parameters: Mapping[str, str], domain: str) -> EventQuery:
             names=_names(parameters.get("event", "")),
             recipient=_one(parameters, "recipient"),
             sender_domain=domain,
-            told=_told(parameters),
+            fields=_fields(parameters),
         ),
         limit=_limit(parameters.get("limit")),
         ascending=ascending,
@@ -192,17 +192,17 @@ def _names(text: str) -> frozenset[str]:
     return frozenset(words)
 
 
-def _told(parameters: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    told = [
+def _fields(parameters: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    fields = [
         (field, value)
-        for name, field in _TOLD.items()
+        for name, field in _FIELDS.items()
         for value in _all_of(name, parameters.get(name, ""))
     ]
-    severities = {value for field, value in told if field == "severity"}
+    severities = {value for field, value in fields if field == "severity"}
     if severities - _SEVERITIES or len(severities) > 1:
         raise ApiError(400, "severity is temporary or permanent")
     message_id = _one(parameters, "message-id").removeprefix("<").removesuffix(">")
-    return (*told, ("message-id", message_id)) if message_id else tuple(told)
+    return (*fields, ("message-id", message_id)) if message_id else tuple(fields)
 
 
 def _all_of(name: str, text: str) -> list[str]:

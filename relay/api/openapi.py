@@ -9,8 +9,8 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from relay import __version__
-from relay.admin.operations import VERBS
 from relay.api.endpoints import ENDPOINTS, TEXT, Endpoint
+from relay.queue.store import VERBS
 from relay.report.webhook import NAMES
 
 __all__ = ["document"]

@@ -18,7 +18,7 @@ from relay.api.mailgun_form import shown
 from relay.api.state import Api, answer
 from relay.mail.address import AddressError, domain_of, parse_path
 from relay.policy.fields import Wishes, truth_of
-from relay.queue.store import QueueFilter, more_follows
+from relay.queue.store import VERBS, QueueFilter, more_follows
 
 __all__ = ["change", "explain", "list_queue", "probe", "show", "status"]
 
@@ -29,7 +29,7 @@ _MOST_ITEMS = 1000
 
 async def status(api: Api, request: web.Request) -> web.Response:
     """How the relay is."""
-    queue = {state.value: count for state, count in (await api.store.counts()).items()}
+    queue = {state.value: count for state, count in (await api.view.counts()).items()}
     deliveries = await api.status() if api.status is not None else {}
     return answer({"version": __version__, "hostname": api.hostname, "queue": queue, **deliveries})
 
@@ -44,16 +44,16 @@ async def list_queue(api: Api, request: web.Request) -> web.Response:
         named["older-than"] = _number(query, "older-than", 0)
     wanted = _filter(queue_filter, named)
     limit = min(_number(query, "limit", 100), _MOST_ITEMS)
-    found = await api.store.list_messages(
+    found = await api.view.list_messages(
         wanted, now=api.clock(), after=query.get("after", ""), limit=limit
     )
-    following = found[-1].message.queue_id if more_follows(found, limit) else None
-    return answer({"items": [operations.item_as_json(item) for item in found], "next": following})
+    following = found[-1].queue_id if more_follows(found, limit) else None
+    return answer({"items": operations.page_as_json(found), "next": following})
 
 
 async def show(api: Api, request: web.Request) -> web.Response:
     """All we know of one message."""
-    found = await operations.show_message(api.store, request.match_info["id"], now=api.clock())
+    found = await operations.show_message(api.view, request.match_info["id"])
     if found is None:
         raise ApiError(
             404,
@@ -65,13 +65,13 @@ async def show(api: Api, request: web.Request) -> web.Response:
 async def change(api: Api, request: web.Request) -> web.Response:
     """Retry, hold, release or remove what the body names."""
     verb = request.match_info["verb"]
-    if verb not in operations.VERBS:
-        raise ApiError(404, f"no such verb, known are: {', '.join(operations.VERBS)}")
+    if verb not in VERBS:
+        raise ApiError(404, f"no such verb, known are: {', '.join(VERBS)}")
     body = await read_json(request)
     wanted = _filter(partial(change_filter, verb), body)
     if verb == "retry":
         api.retry_silent()  # first: what is left alone would be put off again before we are through
-    done = await operations.change_queue(api.store, wanted, verb=verb, now=api.clock())
+    done = await operations.change_queue(api.control, wanted, verb=verb, now=api.clock())
     log.info("operator over HTTP: %s, %d recipients changed", verb, done["changed"])
     return answer(done)
 

@@ -175,7 +175,7 @@ class _Incoming:
 
     async def _accept(self, new: NewMessage) -> None:
         try:
-            await self.api.store.accept(new)
+            await self.api.sink.accept(new)
         except QueueFull as error:
             log.warning("%s: refused for now: %s", self.queue_id, error)
             raise _as_error(OUT_OF_ROOM) from error

@@ -12,8 +12,8 @@ from aiohttp import web
 
 from relay.admin.domain_settings import SettingsInForce
 from relay.policy.rules import PolicyRules
-from relay.queue.desk import Desk
-from relay.queue.store import Store
+from relay.queue.api_state import ApiState
+from relay.queue.store import MessageSink, QueueControl, QueueView
 from relay.route.next_hop import Route
 from relay.route.security import SecurityOptions
 
@@ -34,8 +34,10 @@ class Api:
     """`rules` are those in force, settings made here included; what has a default is the daemon's to give."""
 
     hostname: str
-    store: Store
-    desk: Desk
+    sink: MessageSink
+    view: QueueView
+    control: QueueControl
+    state: ApiState
     settings: SettingsInForce
     options: Callable[[], HttpOptions]
     rules: Callable[[], PolicyRules]

@@ -58,7 +58,7 @@ async def remove(api: Api, request: web.Request) -> web.Response:
     """Nobody is told any more."""
     domain, name = _domain(api, request), _name(request.match_info["name"])
     urls = await _known(api, domain, name)
-    await api.desk.set_webhook(domain, name, ())
+    await api.state.set_webhook(domain, name, ())
     await _tell(api)
     return _one(urls, message="Webhook has been deleted")
 
@@ -68,7 +68,7 @@ def _domain(api: Api, request: web.Request) -> str:
 
 
 async def _of(api: Api, domain: str) -> dict[str, tuple[str, ...]]:
-    return {one.name: one.urls for one in await api.desk.webhooks() if one.domain == domain}
+    return {one.name: one.urls for one in await api.state.webhooks() if one.domain == domain}
 
 
 async def _known(api: Api, domain: str, name: str) -> tuple[str, ...]:
@@ -83,7 +83,7 @@ async def _set(
 ) -> web.Response:
     if api.options().webhook_signing_key is None:
         raise ApiError(400, "admin.webhook_signing_key is not set: calls could not be signed")
-    await api.desk.set_webhook(domain, name, urls)
+    await api.state.set_webhook(domain, name, urls)
     await _tell(api)
     return _one(urls, message=message)
 

@@ -121,7 +121,7 @@ def _without_relay(config: Config, request: Mapping[str, Any]) -> Iterator[dict[
     from relay.admin.control import Control, RequestError
     from relay.admin.fleet import Fleet
     from relay.daemon.worker_config import WORKER_SPOOL
-    from relay.queue.sqlite import StoppedQueue, strays
+    from relay.queue.engine import open_stopped, orphans
     from relay.queue.store import SpoolError
 
     directory = Path(config.queue.path)
@@ -129,8 +129,9 @@ def _without_relay(config: Config, request: Mapping[str, Any]) -> Iterator[dict[
     async def answer() -> AsyncIterator[dict[str, Any]]:
         async with contextlib.AsyncExitStack() as stack:
             controls = []
-            for path in (directory, *strays(directory, WORKER_SPOOL, present=())):
-                stopped = await stack.enter_async_context(await StoppedQueue.open(path))
+            for path in (directory, *orphans(directory, WORKER_SPOOL, present=())):
+                stopped = await open_stopped(path)
+                stack.push_async_callback(stopped.close)
                 controls.append(Control(stopped, None, clock=lambda: datetime.now(UTC)))
             async for line in Fleet(controls).answer(request):
                 yield line

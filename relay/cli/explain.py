@@ -18,7 +18,7 @@ from relay.cli.routing import host_text, no_route_text, route_of
 if TYPE_CHECKING:
     from relay.config import Config
     from relay.policy.fields import Wishes
-    from relay.queue.desk import DomainSettings
+    from relay.queue.api_state import DomainSettings
 
 __all__ = ["explain"]
 
@@ -151,10 +151,13 @@ def _compare(config: Config, in_force: Mapping[str, str]) -> None:
 
 
 async def _stopped(directory: Path) -> Mapping[str, DomainSettings]:
-    from relay.queue.sqlite.reader import StoppedQueue
+    from relay.queue.engine import open_stopped
 
-    async with await StoppedQueue.open(directory) as stopped:
+    stopped = await open_stopped(directory)
+    try:
         return await stopped.domain_settings()
+    finally:
+        await stopped.close()
 
 
 def _print(answer: dict[str, Any]) -> None:

@@ -15,48 +15,38 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from relay.admin.control import RequestError
 from relay.admin.fleet import Peer
-from relay.admin.operations import Readable
 from relay.queue.entry import State
-from relay.queue.sqlite.reader import Reader
 from relay.queue.store import (
     CHUNK_BYTES,
+    ChangeStep,
     EventFilter,
-    Listed,
+    EventOfChange,
+    ListedMessage,
     QueuedItem,
     QueueFilter,
+    QueueView,
     SpoolError,
     Store,
     StoredEvent,
-    Stretch,
-    Tell,
     more_follows,
 )
 
 __all__ = ["AllQueues"]
 
-Item = TypeVar("Item", QueuedItem, Listed)
-
-
-class _Queue(Readable, Protocol):
-    async def counts(self) -> Mapping[State, int]: ...
-
 
 class AllQueues:
-    """The first worker's store, except for what is asked of all."""
+    """A `QueueView` and `QueueControl` of all workers."""
 
-    def __init__(self, own: Store, others: Sequence[Reader], peers: Sequence[Peer]) -> None:
+    def __init__(self, own: Store, others: Sequence[QueueView], peers: Sequence[Peer]) -> None:
         self._own = own
-        self._queues: Sequence[_Queue] = (own, *others)
+        self._queues: Sequence[QueueView] = (own, *others)
         self._peers = peers
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._own, name)
 
     async def counts(self) -> Mapping[State, int]:
         """Recipients in each state that is not final."""
@@ -67,7 +57,7 @@ class AllQueues:
 
     async def list_messages(
         self, wanted: QueueFilter, *, now: datetime, after: str = "", limit: int = 1000
-    ) -> list[QueuedItem]:
+    ) -> list[ListedMessage]:
         """A page of the messages that match, by queue id."""
         pages = await asyncio.gather(
             *(
@@ -75,19 +65,14 @@ class AllQueues:
                 for queue in self._queues
             )
         )
-        return _in_order(pages, limit, lambda item: item.message.queue_id)
+        return _in_order(pages, limit)
 
-    async def list_briefly(
-        self, wanted: QueueFilter, *, now: datetime, after: str = "", limit: int = 1000
-    ) -> list[Listed]:
-        """The same, for a listing."""
-        pages = await asyncio.gather(
-            *(
-                queue.list_briefly(wanted, now=now, after=after, limit=limit)
-                for queue in self._queues
-            )
-        )
-        return _in_order(pages, limit, lambda listed: listed.queue_id)
+    async def find_message(self, queue_id: str) -> QueuedItem | None:
+        """All that is kept about one message, wherever it is."""
+        for queue in self._queues:
+            if (found := await queue.find_message(queue_id)) is not None:
+                return found
+        return None
 
     async def read_header(self, queue_id: str, *, limit_bytes: int = CHUNK_BYTES) -> bytes:
         """The header section, wherever the message is."""
@@ -107,10 +92,10 @@ class AllQueues:
         verb: str,
         now: datetime,
         after: str = "",
-        tell: Tell | None = None,
-    ) -> Stretch:
+        event_of: EventOfChange | None = None,
+    ) -> ChangeStep:
         """The operator's verb, done by each worker to what it has; by the others to all of it."""
-        own = await self._own.change(wanted, verb=verb, now=now, after=after, tell=tell)
+        own = await self._own.change(wanted, verb=verb, now=now, after=after, event_of=event_of)
         if own.until is not None:
             return own
         changed, found = own.changed, set(own.found)
@@ -122,7 +107,7 @@ class AllQueues:
                 raise SpoolError(str(error)) from error
             changed += lines[-1]["done"]["changed"]
             found |= wanted.queue_ids.difference(lines[-1]["done"]["unknown"])
-        return Stretch(None, changed, frozenset(found))
+        return ChangeStep(None, changed, frozenset(found))
 
     async def find_events(
         self,
@@ -152,13 +137,11 @@ class AllQueues:
         return _by_time(pages, cuts, limit, ascending, hurried=hurried)
 
 
-def _in_order(
-    pages: Sequence[list[Item]], limit: int, queue_id: Callable[[Item], str]
-) -> list[Item]:
-    found = sorted((item for page in pages for item in page), key=queue_id)
+def _in_order(pages: Sequence[list[ListedMessage]], limit: int) -> list[ListedMessage]:
+    found = sorted((item for page in pages for item in page), key=lambda item: item.queue_id)
     # Behind the end of a full page its queue may have more, which come first.
-    full = min((queue_id(page[-1]) for page in pages if more_follows(page, limit)), default=None)
-    return [item for item in found if full is None or queue_id(item) <= full][:limit]
+    full = min((page[-1].queue_id for page in pages if more_follows(page, limit)), default=None)
+    return [item for item in found if full is None or item.queue_id <= full][:limit]
 
 
 # Where a listing stands in a queue is a cut: twice an event's number is that event itself, and one more

@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from relay import __version__
 from relay.admin.control import Control, ControlServer, RequestError, SocketTaken, start_control
@@ -37,7 +37,8 @@ from relay.daemon.programlog import ProgramLog
 from relay.daemon.reload import changes, taken_over
 from relay.daemon.systemd import Systemd
 from relay.daemon.watching import (
-    MeteredStore,
+    MeteredQueue,
+    MeteredSink,
     connections,
     expiries,
     heart_beats,
@@ -64,9 +65,8 @@ from relay.deliver.sts_fetch import AT_ONCE, Fetched, FetchFailed
 from relay.deliver.sts_policies import StsPolicies
 from relay.deliver.tls import TlsContexts
 from relay.policy.rules import PolicyRules
+from relay.queue.engine import open_beside, open_policies, open_store, orphans
 from relay.queue.retry import latest_due
-from relay.queue.sqlite import SqlitePolicyCache, SqliteStore, strays
-from relay.queue.sqlite.reader import Reader
 from relay.queue.store import SpoolError, Store
 from relay.receive.certificates import CertificateError, ServerTls
 from relay.receive.intake import Reception
@@ -156,9 +156,9 @@ class Relay:
     async def _start_parts(self) -> None:
         config, files = self.config, self._files
         self._signing_keys = self._load_signing_keys()
-        stored = await self._open_store()
-        self.store = cast(Store, MeteredStore(stored, self._metrics))
-        self._desk = stored.desk
+        self.store = await self._open_store()
+        self._sink = MeteredSink(self.store, self._metrics)
+        self._api_state = self.store.api_state
         await self._read_settings()
         self._router = self._make_router()
         self._tls = TlsContexts(config.tls.ca_file)
@@ -178,7 +178,7 @@ class Relay:
         )
         self._undo.push_async_callback(attempt.close)
         self._scheduler = Scheduler(
-            self.store,
+            MeteredQueue(self.store, self._metrics),
             attempt,
             schedule=config.queue.schedule,
             options=delivery,
@@ -204,7 +204,7 @@ class Relay:
         if bulletin is not None and not self._worker.is_first:
             self._set_elsewhere = SettingsElsewhere(bulletin)
             return
-        self._set_over_http = SettingsInForce(self._desk, bulletin)
+        self._set_over_http = SettingsInForce(self._api_state, bulletin)
         await self._set_over_http.load()
 
     def _rules(self) -> PolicyRules:
@@ -218,13 +218,13 @@ class Relay:
         except KeyFileError as error:
             raise StartError(f"dkim.domains: {error}") from error
 
-    async def _open_store(self) -> SqliteStore:
+    async def _open_store(self) -> Store:
         directory = Path(self.config.queue.path)
         at = now()
         max_wait = latest_due(self.config.queue.schedule, now=at) - at
         try:
-            store = await SqliteStore.open(
-                directory, now=at, max_wait=max_wait, adopting=self._strays(directory)
+            store = await open_store(
+                directory, now=at, max_wait=max_wait, adopting=self._orphans(directory)
             )
         except (SpoolError, OSError) as error:
             raise StartError(f"queue.path: {error}") from error
@@ -235,7 +235,7 @@ class Relay:
         """The MTA-STS policies that all workers share, and who fetches them."""
         number, config = self._worker.number, self.config
         try:
-            cache = await SqlitePolicyCache.open(Path(shared_spool(config.queue.path, number)))
+            cache = await open_policies(Path(shared_spool(config.queue.path, number)))
         except SpoolError as error:
             raise StartError(f"queue.path: {error}") from error
         self._undo.push_async_callback(cache.close)
@@ -255,22 +255,22 @@ class Relay:
     def _policy_fetched(self, domain: str, found: Fetched | FetchFailed) -> None:
         self._metrics.policy_fetched(found.error.value if isinstance(found, FetchFailed) else "ok")
 
-    def _strays(self, directory: Path) -> list[Path]:
+    def _orphans(self, directory: Path) -> list[Path]:
         """The queues of workers that are no more: the first worker sees to them."""
         if not self._worker.is_first:
             return []
         present = {f"{WORKER_SPOOL}{number}" for number in range(1, self._worker.workers)}
-        return strays(directory, WORKER_SPOOL, present=present)
+        return orphans(directory, WORKER_SPOOL, present=present)
 
-    def _whole_queue(self) -> Store:
+    def _all_queues(self) -> Store | AllQueues:
         """The queues of all workers, for who looks at them over HTTP."""
         if not self._peers:
             return self.store
         path = self.config.queue.path
-        others = [Reader.of(Path(spool(path, peer.number))) for peer in self._peers]
+        others = [open_beside(Path(spool(path, peer.number))) for peer in self._peers]
         for reader in others:
             self._undo.push_async_callback(reader.close)
-        return cast(Store, AllQueues(self.store, others, self._peers))
+        return AllQueues(self.store, others, self._peers)
 
     def _make_router(self) -> Router:
         options = replace(resolver_options(self.config), concurrency=self._files.queries)
@@ -299,7 +299,7 @@ class Relay:
             self.store,
             clock=now,
             retry_silent=self._scheduler.retry_silent,
-            desk=self._desk,
+            api_state=self._api_state,
             health=self._health,
             metrics=self._own_metrics,
             status=self._status,
@@ -323,7 +323,7 @@ class Relay:
         targets = Targets(self._resolver.addresses, lambda: self.config.admin.webhook_networks)
         caller = Caller(
             self.store,
-            self._desk,
+            self._api_state,
             signing_key=self._signing_key,
             clock=now,
             targets=targets,
@@ -332,10 +332,13 @@ class Relay:
         self._start("webhooks", caller.run())
         if not admin.http or not admin.serves_http:
             return
+        queues = self._all_queues()
         api = Api(
             hostname=config.hostname,
-            store=self._whole_queue(),
-            desk=self._desk,
+            sink=self._sink,
+            view=queues,
+            control=queues,
+            state=self._api_state,
             settings=self._set_over_http,
             options=self._http_options,
             rules=self._rules,
@@ -406,7 +409,7 @@ class Relay:
         """Open every listener; only when all are open, mail is taken at any."""
         self._reception = reception = Reception(
             hostname=self.config.hostname,
-            store=self.store,
+            store=self._sink,
             policy=self._rules,
             access=lambda: self.config.access,
             clock=now,
@@ -519,7 +522,7 @@ class Relay:
             in_flight=self._scheduler.in_flight,
             kept_connections=len(self._pool),
             silent_destinations=len(self._scheduler.silent_destinations()),
-            log_lag_events=await log_lag(self.store),
+            log_lag_events=await log_lag(self.store, self.store),
             log_in_trouble=self._delivery_log.is_in_trouble,
             auth_failures=self._reception.failures.total,
             spool_free_bytes=room_at(self.config.queue.path),
@@ -546,7 +549,7 @@ class Relay:
     async def liveness(self) -> list[str]:
         """What is wrong so that a restart may cure it: parts that ended, a queue that does not answer."""
         found = [f"{task.get_name()} has ended" for task in self._tasks if task.done()]
-        stuck = await heart_beats(self.store)
+        stuck = await heart_beats(self.store, self.store)
         return [*found, stuck] if stuck else found
 
     async def readiness(self) -> list[str]:

@@ -1,7 +1,7 @@
 """A relay looked at from outside: what is counted on the way, what is so now, and whether it lives.
 
-Counting happens where everything passes anyway: at the store's door (`MeteredStore`) and at
-the router's (`metered`). `snapshot` gathers what `relay.report.metrics` is told at the
+Counting happens where everything passes anyway: in front of the store (`MeteredSink`,
+`MeteredQueue`) and of the router (`metered`). `snapshot` gathers what `relay.report.metrics` is told at the
 moment it is asked; `liveness` says what is wrong, in sentences.
 """
 
@@ -13,19 +13,30 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any
 
 from cryptography import x509
 
 from relay.mail.event import Event
+from relay.queue.rows import moment
 from relay.queue.settle import Settlement
-from relay.queue.store import EventFilter, NewMessage, PendingReport, QueueFilter, SpoolError, Store
+from relay.queue.store import (
+    DeliveryQueue,
+    EventFilter,
+    EventLog,
+    MessageSink,
+    NewMessage,
+    PendingReport,
+    QueueFilter,
+    QueueView,
+    SpoolError,
+)
 from relay.receive.listener import Listener
 from relay.report.metrics import Metrics
 from relay.route.next_hop import NoRoute, Route
 
 __all__ = [
-    "MeteredStore",
+    "MeteredQueue",
+    "MeteredSink",
     "connections",
     "expiries",
     "heart_beats",
@@ -41,22 +52,39 @@ _A_BEAT_SECONDS = 10.0
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
 
-class MeteredStore:
-    """A store whose commits are counted; everything else goes straight through."""
+class MeteredSink:
+    """A sink whose accepted messages are counted and timed."""
 
-    def __init__(self, store: Store, metrics: Metrics) -> None:
-        self._store = store
+    def __init__(self, sink: MessageSink, metrics: Metrics) -> None:
+        self._sink = sink
         self._metrics = metrics
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)
+        self.stage = sink.stage
+        self.discard = sink.discard
 
     async def accept(self, new: NewMessage) -> None:
         began = time.perf_counter()
-        await self._store.accept(new)
+        await self._sink.accept(new)
         self._metrics.accepted(
             new.message.origin, new.message.size_bytes, time.perf_counter() - began
         )
+
+
+class MeteredQueue:
+    """A queue whose results are counted and timed."""
+
+    def __init__(self, queue: DeliveryQueue, metrics: Metrics) -> None:
+        self._queue = queue
+        self._metrics = metrics
+        self.claim_due = queue.claim_due
+        self.next_due = queue.next_due
+        self.clock_set_back = queue.clock_set_back
+        self.wait_for_work = queue.wait_for_work
+        self.release = queue.release
+        self.pending_reports = queue.pending_reports
+        self.pending_report = queue.pending_report
+        self.read_content = queue.read_content
+        self.read_header = queue.read_header
+        self.before_change = queue.before_change
 
     async def record(
         self,
@@ -66,13 +94,13 @@ class MeteredStore:
         events: Sequence[Event] = (),
     ) -> bool:
         began = time.perf_counter()
-        owes = await self._store.record(settlement, reports=reports, events=events)
+        report_is_due = await self._queue.record(settlement, reports=reports, events=events)
         self._metrics.settled(settlement, time.perf_counter() - began)
         self._metrics.reported(len(reports))
-        return owes
+        return report_is_due
 
-    async def report(self, debt: PendingReport, reports: Sequence[NewMessage]) -> None:
-        await self._store.report(debt, reports)
+    async def report(self, pending: PendingReport, reports: Sequence[NewMessage]) -> None:
+        await self._queue.report(pending, reports)
         self._metrics.reported(len(reports))
 
 
@@ -90,15 +118,15 @@ def metered(
     return measured
 
 
-async def heart_beats(store: Store) -> str:
+async def heart_beats(view: QueueView, events: EventLog) -> str:
     """Whether the threads that read and write the queue answer; "" or what is wrong.
 
     A store in trouble answers too: a full disk is not cured by a restart.
     """
     try:
         async with asyncio.timeout(_A_BEAT_SECONDS):
-            await store.purge_events(before=_EPOCH)
-            await store.find_events(EventFilter(), limit=1, ascending=False)
+            await events.purge_events(before=_EPOCH)
+            await view.find_events(EventFilter(), limit=1, ascending=False)
     except TimeoutError:
         return f"the queue has not answered for {_A_BEAT_SECONDS:g} s"
     except SpoolError:
@@ -106,16 +134,16 @@ async def heart_beats(store: Store) -> str:
     return ""
 
 
-async def oldest_age(store: Store, *, now: datetime) -> float:
+async def oldest_age(view: QueueView, *, now: datetime) -> float:
     """How long the oldest message has been in the queue, in seconds; 0 for an empty queue."""
-    first = await store.list_messages(QueueFilter(), now=now, limit=1)
-    return max((now - first[0].message.arrived).total_seconds(), 0.0) if first else 0.0
+    first = await view.list_messages(QueueFilter(), now=now, limit=1)
+    return max((now - moment(first[0].arrived)).total_seconds(), 0.0) if first else 0.0
 
 
-async def log_lag(store: Store) -> int:
+async def log_lag(view: QueueView, events: EventLog) -> int:
     """How many committed events the log's file does not have yet."""
-    last = await store.find_events(EventFilter(), limit=1, ascending=False)
-    return max(last[0].seq - await store.log_mark(), 0) if last else 0
+    last = await view.find_events(EventFilter(), limit=1, ascending=False)
+    return max(last[0].seq - await events.log_mark(), 0) if last else 0
 
 
 def room_at(directory: str) -> int:

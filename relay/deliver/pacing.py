@@ -191,5 +191,5 @@ def untried(pace: Pace, silence: Deferred) -> Deferred:
 
 def cannot_wait(settlement: Settlement) -> bool:
     """Whether a message for a silent destination is settled now: it ends, or its sender is owed a word."""
-    told = settlement.reports or settlement.held
+    told = settlement.reports or settlement.pending
     return bool(told) or any(change.recipient.state.is_final for change in settlement.changes)

@@ -45,8 +45,8 @@ from relay.mail.outcome import Code, Deferred, Outcome
 from relay.policy.rules import PolicyRules, reconsider
 from relay.queue.entry import Entry, QueuedRecipient
 from relay.queue.retry import ClockWatch, RetrySchedule, jitter_of, latest_due, watch
-from relay.queue.settle import Report, Settlement, notification_due, owed_reports, settle
-from relay.queue.store import CHUNK_BYTES, NewMessage, SpoolError, Store
+from relay.queue.settle import Report, Settlement, notification_due, reports_about, settle
+from relay.queue.store import CHUNK_BYTES, DeliveryQueue, NewMessage, SpoolError
 from relay.report import deliverylog, dsn
 
 __all__ = ["REPORT_PATIENCE", "Attempts", "Scheduler"]
@@ -89,7 +89,7 @@ class Scheduler:
 
     def __init__(
         self,
-        store: Store,
+        store: DeliveryQueue,
         attempts: Attempts,
         *,
         schedule: RetrySchedule,
@@ -513,8 +513,8 @@ class Scheduler:
         while True:
             now = self._clock()
             with suppress(SpoolError):  # the claims tell of a store in trouble
-                owing = await self._store.owing(
-                    now=now, held_before=now - patience, limit=_DEBTS_PAGE
+                owing = await self._store.pending_reports(
+                    now=now, pending_since=now - patience, limit=_DEBTS_PAGE
                 )
                 paid = await asyncio.gather(*map(self._pay, owing))
                 if len(owing) == _DEBTS_PAGE and any(paid):
@@ -527,11 +527,11 @@ class Scheduler:
             return False
         self._paying.add(queue_id)
         try:
-            debt = await self._store.debt(queue_id)
+            debt = await self._store.pending_report(queue_id)
             if debt is not None:
                 now = self._clock()
-                reports = owed_reports(
-                    debt.message, debt.to_be_told, schedule=self._schedule, now=now
+                reports = reports_about(
+                    debt.message, debt.changes, schedule=self._schedule, now=now
                 )
                 await self._store.report(debt, await self._dsns(reports, now))
             return True

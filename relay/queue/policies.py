@@ -47,3 +47,6 @@ class PolicyCache(Protocol):
 
     async def refresh_due(self, *, now: datetime, limit: int) -> list[StoredPolicy]:
         """Policies that are to be fetched again by now, those due longest first."""
+
+    async def close(self) -> None:
+        """Let the file go."""

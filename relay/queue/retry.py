@@ -85,7 +85,7 @@ class RetrySchedule:
             raise ValueError("the lifetime of a message has to be longer than nothing")
 
     @property
-    def company(self) -> timedelta:
+    def report_window(self) -> timedelta:
         """How long after a result other attempts for its message may be due and still be reported with it.
 
         Shorter than any wait: whose result it was is not awaited again.

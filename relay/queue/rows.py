@@ -35,8 +35,8 @@ __all__ = [
     "message_of",
     "micros",
     "moment",
-    "owed_change",
-    "owed_data",
+    "pending_change",
+    "pending_data",
     "recipient_data",
     "recipient_of",
 ]
@@ -198,7 +198,7 @@ def recipient_of(
         raise BadRow(f"the row of recipient {index} cannot be read: {exc}") from exc
 
 
-def owed_data(change: Change) -> str:
+def pending_data(change: Change) -> str:
     """What a report says about a recipient, and its row does not."""
     outcome = change.outcome
     session = outcome.session
@@ -218,7 +218,7 @@ def owed_data(change: Change) -> str:
     )
 
 
-def owed_change(recipient: QueuedRecipient, data: str, *, is_done: bool = True) -> Change:
+def pending_change(recipient: QueuedRecipient, data: str, *, is_done: bool = True) -> Change:
     """The change that is still to be reported: a delay if not `is_done`. Its session is but a host."""
     try:
         (

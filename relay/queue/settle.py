@@ -14,8 +14,8 @@ Nothing is ever reported to the null reverse-path (RFC 5321 §4.5.5), nor with N
 
 A message whose recipients have several domains is several entries, settled one by one.
 So that its sender gets one report and not one a domain, what is to be told is held back
-where the message `has_others`: it is in `Settlement.held`, for the store to keep until all
-attempts that are due within `RetrySchedule.company` have ended, and `owed_reports` makes of
+where the message `has_others`: it is in `Settlement.pending`, for the store to keep until all
+attempts that are due within `RetrySchedule.report_window` have ended, and `reports_about` makes of
 it one report of each kind. Kinds are not mixed, though RFC 3464 §2.3.3 would allow it: its
 subject says whether there is something to do, and RET=FULL is for failures alone (RFC 3461
 §4.3). A delay that has ended, well or not, before it was told is not told any more (§4.1).
@@ -41,7 +41,7 @@ __all__ = [
     "ReportKind",
     "Settlement",
     "notification_due",
-    "owed_reports",
+    "reports_about",
     "settle",
 ]
 
@@ -110,7 +110,7 @@ class Report:
 class Settlement:
     """All that an attempt changes.
 
-    `held`: changes that are to be reported, but not before the message's other attempts that are due
+    `pending`: changes that are to be reported, but not before the message's other attempts that are due
     by `report_after` have ended.
     """
 
@@ -118,7 +118,7 @@ class Settlement:
     at: datetime
     changes: tuple[Change, ...]
     reports: tuple[Report, ...] = ()
-    held: tuple[Change, ...] = ()
+    pending: tuple[Change, ...] = ()
     report_after: datetime | None = None
 
 
@@ -153,10 +153,12 @@ def settle(
             owed.append(change)
         changes.append(change)
     if has_others:
-        report_after = now + schedule.company
-        return Settlement(entry, now, tuple(changes), held=tuple(owed), report_after=report_after)
+        report_after = now + schedule.report_window
+        return Settlement(
+            entry, now, tuple(changes), pending=tuple(owed), report_after=report_after
+        )
     return Settlement(
-        entry, now, tuple(changes), owed_reports(message, owed, schedule=schedule, now=now)
+        entry, now, tuple(changes), reports_about(message, owed, schedule=schedule, now=now)
     )
 
 
@@ -175,7 +177,7 @@ def _schedule_of(message: QueuedMessage, schedule: RetrySchedule) -> RetrySchedu
     return replace(schedule, lifetime=lifetime)
 
 
-def owed_reports(
+def reports_about(
     message: QueuedMessage, owed: Iterable[Change], *, schedule: RetrySchedule, now: datetime
 ) -> tuple[Report, ...]:
     """The reports about some recipients: one of each kind at most, whatever their domains."""

@@ -1,12 +1,20 @@
-"""What a store of the queue promises, whichever engine keeps it.
+"""What the queue promises, whichever engine keeps it: five protocols, and the values they speak in.
 
-The store is the only meeting point of receiving and delivering. What `accept`
-returned from is committed and synced: it survives a power cut. Every change of
+    MessageSink    takes a message in: staged pieces, then `accept`
+    DeliveryQueue  gives out what is due, and takes the result of each attempt
+    QueueView      the operator's look at messages and events; of a stopped relay's queue, too
+    QueueControl   the operator's verbs: retry, hold, release, remove
+    EventLog       the events in the order of their commits, for those that follow them
+
+`Store` is all of them: what an engine implements (`relay.queue.sqlite`), and what the tests
+in `tests/contract/store` ask of each. Everybody else takes the protocol it needs.
+
+What `accept` returned from is committed and synced: it survives a power cut. Every change of
 state and every event commits through here, in one transaction each call.
 
-Errors are two: `SpoolError` (our own trouble: 451 4.3.0 at the listener, and the
-attempt is made again) and `QueueFull` (no room: 452 4.3.1). An engine translates
-what its library raises, once, and never answers with anything else.
+Errors are two: `SpoolError` (our own trouble: 451 4.3.0 at the listener, and the attempt is
+made again) and `QueueFull` (no room: 452 4.3.1). An engine translates what its library
+raises, once, and never raises anything else.
 """
 
 from __future__ import annotations
@@ -17,6 +25,7 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple, Protocol
 
 from relay.mail.event import Event
+from relay.queue.api_state import ApiState, DomainSettings
 from relay.queue.entry import Entry, QueuedMessage, QueuedRecipient, State
 from relay.queue.settle import Change, Settlement
 
@@ -24,20 +33,27 @@ __all__ = [
     "CHUNK_BYTES",
     "FRUITLESS",
     "PAGE_RECIPIENTS",
+    "VERBS",
+    "ChangeStep",
+    "DeliveryQueue",
     "EventFilter",
-    "Listed",
+    "EventLog",
+    "EventOfChange",
+    "ListedMessage",
     "ListedRecipient",
+    "MessageSink",
     "NewMessage",
     "PendingReport",
+    "QueueControl",
     "QueueFilter",
     "QueueFull",
+    "QueueView",
     "QueuedItem",
+    "ReadOnlyQueue",
     "SearchTooLong",
     "SpoolError",
     "Store",
     "StoredEvent",
-    "Stretch",
-    "Tell",
     "more_follows",
 ]
 
@@ -45,10 +61,13 @@ CHUNK_BYTES = 256 * 1024
 """Content is staged and read in pieces of at most this size."""
 
 PAGE_RECIPIENTS = 5000
-"""A page of the queue ends behind the message with which it has so many recipients."""
+"""A page of the queue ends behind the message with which it has this many recipients."""
+
+VERBS = ("retry", "hold", "release", "remove")
+"""What an operator may do to mail; `relay.queue.verbs` says what each does."""
 
 FRUITLESS = 10
-"""So many times the patience for a page is given to a search that has found nothing."""
+"""A search that has found nothing may take this many times the patience for a page."""
 
 
 class SpoolError(Exception):
@@ -60,15 +79,15 @@ class QueueFull(SpoolError):
 
 
 class SearchTooLong(SpoolError):
-    """The patience of who asked was over before anything was found, or the end was reached."""
+    """The patience of a search was over before an event was found or the end was reached."""
 
 
 @dataclass(frozen=True, slots=True)
 class NewMessage:
     """A message to take in: from a client, or a DSN of ours.
 
-    `content` is what of the content was not staged before, all of it where none was;
-    `staged_bytes` is how much `Store.stage` has taken under this queue id.
+    `content` is the part of the content that was not staged, all of it where nothing was;
+    `staged_bytes` is how much `MessageSink.stage` has taken under this queue id.
     """
 
     message: QueuedMessage
@@ -101,8 +120,8 @@ class QueueFilter:
 class EventFilter:
     """Which events are asked for; every field that is set has to match.
 
-    `sender_domain`: of the reverse-path, in any case. `told`: pairs of a field and what it has to
-    say: from, to, subject (part of it, in any case), message-id, severity, tag.
+    `sender_domain`: of the reverse-path, in any case. `fields`: pairs of a field of the event and the
+    value it must have: from, to, subject (part of it, in any case), message-id, severity, tag.
     """
 
     begin: datetime | None = None
@@ -112,7 +131,7 @@ class EventFilter:
     sender: str = ""
     queue_id: str = ""
     sender_domain: str = ""
-    told: tuple[tuple[str, str], ...] = ()
+    fields: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +152,8 @@ class ListedRecipient(NamedTuple):
     last: Sequence[Any] | None
 
 
-class Listed(NamedTuple):
-    """A message in a listing, which may be long: as little as is shown, times in whole microseconds."""
+class ListedMessage(NamedTuple):
+    """A message in a listing, which may be long: only what is shown, times in whole microseconds."""
 
     queue_id: str
     reverse_path: str
@@ -143,18 +162,18 @@ class Listed(NamedTuple):
     recipients: Sequence[ListedRecipient]
 
 
-def more_follows(page: Sequence[QueuedItem] | Sequence[Listed], limit: int) -> bool:
+def more_follows(page: Sequence[ListedMessage], limit: int) -> bool:
     """Whether a page is full: then there may be another."""
     return len(page) >= limit or sum(len(item.recipients) for item in page) >= PAGE_RECIPIENTS
 
 
-Tell = Callable[[QueuedMessage, QueuedRecipient], Event]
+EventOfChange = Callable[[QueuedMessage, QueuedRecipient], Event]
 """Makes the event of a change to a recipient, which is given as it was before."""
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
-    """What a verb did to a part of the queue: recipients changed, messages that matched.
+class ChangeStep:
+    """What a verb did to a part of the queue: how many recipients changed, which messages matched.
 
     `until`: where the next part begins, None at the end.
     """
@@ -166,10 +185,10 @@ class Stretch:
 
 @dataclass(frozen=True, slots=True)
 class PendingReport:
-    """What the sender of a message is still to be told of its recipients, of whatever domain.
+    """What the sender of a message is still to be told about its recipients, of all domains.
 
-    `done`: what became of them. `delayed`: that they take longer; what has become of them since is in
-    their state.
+    `done`: recipients in a final state. `delayed`: recipients whose delivery takes longer; their state
+    says what has become of them since.
     """
 
     message: QueuedMessage
@@ -177,19 +196,19 @@ class PendingReport:
     delayed: tuple[Change, ...] = ()
 
     @property
-    def to_be_told(self) -> tuple[Change, ...]:
-        """Without the delays that are over."""
+    def changes(self) -> tuple[Change, ...]:
+        """What is to be reported: delays that are over are left out."""
         return self.done + tuple(one for one in self.delayed if not one.recipient.state.is_final)
 
 
-class Store(Protocol):
-    """A queue that survives. All methods may raise `SpoolError`."""
+class MessageSink(Protocol):
+    """Takes messages in. All methods may raise `SpoolError`, and `QueueFull` where there is no room."""
 
     async def stage(self, queue_id: str, offset: int, piece: bytes) -> None:
-        """Take a piece of content before its message is accepted; returns when it may be forgotten by us.
+        """Write a piece of content before its message is accepted; on return the caller may forget it.
 
-        `offset` is how much was staged before it. Nothing is owed for it yet: without an `accept` it is
-        garbage, removed by `discard` or at the next start.
+        `offset` is how much was staged before. Without an `accept` the piece is garbage, which `discard`
+        or the next start removes.
         """
 
     async def discard(self, queue_id: str) -> None:
@@ -198,9 +217,13 @@ class Store(Protocol):
     async def accept(self, new: NewMessage) -> None:
         """Take responsibility. On return envelope, content and events are committed and synced.
 
-        Runs to its end even if the caller is cancelled: a message half taken in does not exist. Where it
-        fails, what was staged is gone, too.
+        Runs to its end even if the caller is cancelled: a message is in the queue whole or not at all. If
+        it fails, the staged content is removed, too.
         """
+
+
+class DeliveryQueue(Protocol):
+    """Gives out entries that are due and takes their results. All methods may raise `SpoolError`."""
 
     async def claim_due(
         self,
@@ -213,25 +236,26 @@ class Store(Protocol):
     ) -> list[Entry]:
         """At most `limit` entries that are due, fairly over the domains, none of a domain in `skip`.
 
-        `only`: none of another domain than these, those named first before others. At most `limit_per_domain` of them are of one domain, however many of it are due. An entry claimed
-        is out of reach of every other claim until it is recorded or released, or until the store is opened
-        again after a crash, when it is due at once.
+        `only`: none of another domain than these, those named first before others. At most
+        `limit_per_domain` of them are of one domain, however many of it are due. No other claim gets a
+        claimed entry until it is recorded or released, or until the store is opened again after a crash,
+        when it is due at once.
         """
 
     async def next_due(self, *, skip: Collection[str] = ()) -> datetime | None:
         """When the next unclaimed entry outside `skip` is due (maybe long since), None if there is none."""
 
     async def clock_set_back(self, *, now: datetime, latest: datetime) -> None:
-        """Make due at once what is due after `latest`: by a clock that was ahead, and is no more.
+        """Make due at once what is due after `latest`: that was written while the clock was ahead.
 
-        What its sender asked to be sent later keeps the time he asked for.
+        A message whose sender asked for a later delivery keeps the time the sender asked for.
         """
 
     async def wait_for_work(self) -> None:
         """Return when something was accepted, released or changed since the last return."""
 
     async def release(self, entry: Entry, *, due: datetime) -> None:
-        """Give a claim back untried, to be due at `due`."""
+        """End a claim without an attempt; the entry is due at `due`."""
 
     async def record(
         self,
@@ -240,27 +264,30 @@ class Store(Protocol):
         reports: Sequence[NewMessage] = (),
         events: Sequence[Event] = (),
     ) -> bool:
-        """Commit, as one: the new states, the DSNs they owe, the events they make. Ends the claim.
+        """Commit, as one: the new states, the DSNs about them, their events. Ends the claim.
 
-        What is `held` in the settlement is kept as a debt. True: the message has debts, and all attempts
-        that were due by the `report_after` of its first one have ended, so they are to be paid with
-        `report`. Of attempts that settle at the same moment the last one is told. The message and its
-        content are removed with its last recipient and its last debt.
+        `settlement.pending` is kept as the message's pending report. True: the message has a pending
+        report, and all attempts that were due by its `report_after` have ended, so that it is to be sent
+        now. Of attempts that settle at the same moment one gets True. The message and its content are
+        removed when no recipient is left to be tried and no report is pending.
         """
 
-    async def owing(self, *, now: datetime, held_before: datetime, limit: int = 100) -> list[str]:
-        """Queue ids of messages whose debts are to be paid: with no company to wait for, or held too long.
+    async def pending_reports(
+        self, *, now: datetime, pending_since: datetime, limit: int = 100
+    ) -> list[str]:
+        """Queue ids of messages whose pending report is to be sent.
 
-        Too long: since `held_before`. An attempt that is put off is not waited for.
+        No other attempt that is due within the report's window is awaited, or the report has been pending
+        since `pending_since`. An attempt that was put off is not waited for.
         """
 
-    async def debt(self, queue_id: str) -> PendingReport | None:
-        """What is owed about a message; None if nothing is."""
+    async def pending_report(self, queue_id: str) -> PendingReport | None:
+        """What the sender of a message is still to be told; None if nothing is pending."""
 
-    async def report(self, debt: PendingReport, reports: Sequence[NewMessage]) -> None:
-        """Commit, as one: these DSNs, and that the debt is paid. `SpoolError` where it was paid already.
+    async def report(self, pending: PendingReport, reports: Sequence[NewMessage]) -> None:
+        """Commit, as one: these DSNs, and that the report is sent. `SpoolError` where it was sent before.
 
-        What came to be owed since `debt` was read stays owed.
+        What became pending after `pending` was read stays pending.
         """
 
     def read_content(self, queue_id: str) -> AsyncIterator[bytes]:
@@ -269,45 +296,32 @@ class Store(Protocol):
     async def read_header(self, queue_id: str, *, limit_bytes: int = CHUNK_BYTES) -> bytes:
         """The header section of a message with the empty line that ends it, at most `limit_bytes`."""
 
-    async def list_messages(
-        self, wanted: QueueFilter, *, now: datetime, after: str = "", limit: int = 1000
-    ) -> list[QueuedItem]:
-        """A page of the messages that match, by queue id (which sorts by arrival), those after `after`.
-
-        The last one, unless `more_follows`.
-        """
-
-    async def list_briefly(
-        self, wanted: QueueFilter, *, now: datetime, after: str = "", limit: int = 1000
-    ) -> list[Listed]:
-        """The same, with as much as a listing shows."""
-
-    async def change(
-        self,
-        wanted: QueueFilter,
-        *,
-        verb: str,
-        now: datetime,
-        after: str = "",
-        tell: Tell | None = None,
-    ) -> Stretch:
-        """The operator's `retry`, `hold`, `release`, `remove` on the next of what matches, as one.
-
-        The event that `tell` makes of a recipient, just before, commits with its change. It is called on any
-        thread.
-        """
-
     def before_change(self, give_back: Callable[[], Awaitable[None]]) -> None:
-        """Have this called before the operator changes mail, to give back claims that were not begun on.
+        """Have this called before the operator changes mail, to release claims that were not begun on.
 
         Nothing is claimed from then until the change is made.
         """
 
+
+class QueueView(Protocol):
+    """What the operator may look at. All methods may raise `SpoolError`."""
+
+    async def list_messages(
+        self, wanted: QueueFilter, *, now: datetime, after: str = "", limit: int = 1000
+    ) -> list[ListedMessage]:
+        """A page of the messages that match, by queue id (which sorts by arrival), those after `after`.
+
+        The last page, unless `more_follows`.
+        """
+
+    async def find_message(self, queue_id: str) -> QueuedItem | None:
+        """All that is kept about one message, None where there is no such message."""
+
+    async def read_header(self, queue_id: str, *, limit_bytes: int = CHUNK_BYTES) -> bytes:
+        """The header section of a message with the empty line that ends it, at most `limit_bytes`."""
+
     async def counts(self) -> Mapping[State, int]:
         """How many recipients are in each state that is not final."""
-
-    async def events_after(self, seq: int, *, limit: int = 1000) -> list[StoredEvent]:
-        """Events in the order of their commits, those after `seq`."""
 
     async def find_events(
         self,
@@ -320,9 +334,35 @@ class Store(Protocol):
     ) -> list[StoredEvent]:
         """A page of the events that match; `after` is the last `seq` of the page before, either way.
 
-        After `patience` a page that has anything ends. Empty it is only where nothing follows: while it
-        would be, it is searched for on, at most `FRUITLESS` times as long (`SearchTooLong`).
+        After `patience` a page that has any event ends. A page is empty only where nothing follows: a
+        search that has found nothing goes on, at most `FRUITLESS` times as long (`SearchTooLong`).
         """
+
+
+class QueueControl(Protocol):
+    """What the operator may change."""
+
+    async def change(
+        self,
+        wanted: QueueFilter,
+        *,
+        verb: str,
+        now: datetime,
+        after: str = "",
+        event_of: EventOfChange | None = None,
+    ) -> ChangeStep:
+        """One of `VERBS` on the next of what matches, in one transaction. May raise `SpoolError`.
+
+        A recipient that is being tried is left alone. The event that `event_of` makes of a recipient, as it
+        was before, commits with its change. It is called on any thread.
+        """
+
+
+class EventLog(Protocol):
+    """The events of the delivery log, for those that follow them. All methods may raise `SpoolError`."""
+
+    async def events_after(self, seq: int, *, limit: int = 1000) -> list[StoredEvent]:
+        """Events in the order of their commits, those after `seq`."""
 
     async def log_written(self, seq: int) -> None:
         """Remember that the delivery log holds, synced, all events up to `seq`. Needs no sync of its own."""
@@ -331,7 +371,25 @@ class Store(Protocol):
         """The last `seq` given to `log_written`, 0 at first."""
 
     async def purge_events(self, *, before: datetime) -> int:
-        """Forget events older than `before` that the log holds; how many."""
+        """Remove events older than `before` that the log holds; returns how many."""
+
+
+class ReadOnlyQueue(QueueView, Protocol):
+    """The queue of another worker, or of a relay that does not run."""
+
+    async def domain_settings(self) -> Mapping[str, DomainSettings]:
+        """What was set over HTTP, by sender domain."""
 
     async def close(self) -> None:
-        """Finish what was begun and let the files go."""
+        """Release the files."""
+
+
+class Store(MessageSink, DeliveryQueue, QueueView, QueueControl, EventLog, Protocol):
+    """A whole queue that survives: what an engine implements."""
+
+    @property
+    def api_state(self) -> ApiState:
+        """What the HTTP interface keeps beside the queue."""
+
+    async def close(self) -> None:
+        """Finish what was begun and release the files."""

@@ -20,7 +20,7 @@ from datetime import datetime
 
 from relay.policy.rules import PolicyRules
 from relay.queue.queue_id import new_queue_id
-from relay.queue.store import CHUNK_BYTES, NewMessage, QueueFull, SpoolError, Store
+from relay.queue.store import CHUNK_BYTES, MessageSink, NewMessage, QueueFull, SpoolError
 from relay.receive.access import Access
 from relay.receive.content import ContentReader
 from relay.receive.limits import Connections, Limits
@@ -54,7 +54,7 @@ class Reception:
     """What all sessions of a node share. `policy` and `access` are asked anew, so that a reload is seen."""
 
     hostname: str
-    store: Store
+    store: MessageSink
     policy: Callable[[], PolicyRules]
     access: Callable[[], Access]
     clock: Callable[[], datetime]

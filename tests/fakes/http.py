@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import aiohttp
 from aiohttp import web
@@ -22,11 +22,11 @@ from relay.api.server import PROTOCOL_OPTIONS, application
 from relay.policy.rules import PolicyRules, TlsRule
 from relay.queue.entry import Entry
 from relay.queue.sqlite import SqliteStore
-from relay.queue.store import Store
 from relay.route.addresses import Network
 from relay.route.answers import AddressLookup, NoSuchName
 from relay.route.next_hop import Host, Hosts
 from relay.route.security import SecurityOptions
+from tests.fakes.sink import TroubledSink
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 KEY = "key-of-the-test"
@@ -43,12 +43,12 @@ class Rig:
 
     http: Any
     store: SqliteStore
+    sink: TroubledSink
     settings: SettingsInForce
     options: HttpOptions
     now: datetime = NOW
     rules: PolicyRules = RULES
     webhook_networks: Sequence[Network] = ()
-    trouble: dict[str, Exception] = field(default_factory=dict)
     api: Api = field(init=False)
 
     async def form(self, path: str, method: str = "POST", **fields: Any) -> tuple[int, Any]:
@@ -80,19 +80,6 @@ class Rig:
         return b"".join([piece async for piece in self.store.read_content(entry.message.queue_id)])
 
 
-class Troubled:
-    """A store whose methods fail when they are told to."""
-
-    def __init__(self, store: SqliteStore, trouble: dict[str, Exception]) -> None:
-        self._store = store
-        self._trouble = trouble
-
-    def __getattr__(self, name: str) -> Any:
-        if name in self._trouble:
-            raise self._trouble[name]
-        return getattr(self._store, name)
-
-
 class _Server(TestServer):
     """As the relay serves: a request goes on when its client has gone, and nothing is inflated."""
 
@@ -108,9 +95,12 @@ async def _look_up(name: str) -> AddressLookup:
 async def http_rig(directory: Path) -> AsyncIterator[Rig]:
     """All of it, for a while."""
     store = await SqliteStore.open(directory / "spool", now=NOW, synchronous="OFF")
-    settings = SettingsInForce(store.desk)
+    settings = SettingsInForce(store.api_state)
     await settings.load()
-    made = Rig(None, store, settings, HttpOptions(api_keys=(KEY,), webhook_signing_key="signs"))
+    sink = TroubledSink(store)
+    made = Rig(
+        None, store, sink, settings, HttpOptions(api_keys=(KEY,), webhook_signing_key="signs")
+    )
 
     async def no_deliveries() -> dict[str, Any]:
         return {"in-flight": 0, "silent-destinations": {}}
@@ -120,8 +110,10 @@ async def http_rig(directory: Path) -> AsyncIterator[Rig]:
 
     api = Api(
         hostname="relay.example",
-        store=cast(Store, Troubled(store, made.trouble)),
-        desk=store.desk,
+        sink=sink,
+        view=store,
+        control=store,
+        state=store.api_state,
         settings=settings,
         options=lambda: made.options,
         rules=lambda: settings.over(made.rules),

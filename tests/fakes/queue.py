@@ -136,7 +136,9 @@ class MemoryQueue:
             del self.entries[key], self.due[key]
         return False
 
-    async def owing(self, *, now: datetime, held_before: datetime, limit: int = 100) -> list[str]:
+    async def pending_reports(
+        self, *, now: datetime, pending_since: datetime, limit: int = 100
+    ) -> list[str]:
         """Debts are tested on the real store."""
         return []
 

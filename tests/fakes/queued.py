@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from relay.mail.event import Event
 from relay.mail.outcome import Bounced, Deferred, Delivered, Outcome
@@ -23,7 +23,7 @@ from relay.queue.entry import (
 from relay.queue.queue_id import new_queue_id
 from relay.queue.settle import Change, Settlement
 from relay.queue.sqlite import SqliteStore
-from relay.queue.store import NewMessage, Store
+from relay.queue.store import NewMessage
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 SETTINGS = TlsSettings(Setting(True, Source.MESSAGE), Setting(False, Source.DOMAIN, "example.com"))
@@ -113,6 +113,12 @@ def settled(
     return Settlement(entry, at, tuple(changes))
 
 
-async def content_of(store: Store, queue_id: str) -> bytes:
+class HasContent(Protocol):
+    """A queue, running or stopped."""
+
+    def read_content(self, queue_id: str) -> AsyncIterator[bytes]: ...
+
+
+async def content_of(store: HasContent, queue_id: str) -> bytes:
     """All of a message's content."""
     return b"".join([piece async for piece in store.read_content(queue_id)])

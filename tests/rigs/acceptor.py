@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from relay.queue.sqlite import SqliteStore, strays
+from relay.queue.sqlite import SqliteStore, orphans
 from relay.queue.store import CHUNK_BYTES, EventFilter, QueueFilter, QueueFull, SpoolError
 from tests.fakes.queued import DELIVERED, content_of, event, new_message, settled
 
@@ -69,16 +69,13 @@ async def expect_kept(
 ) -> None:
     """Nothing lost, nothing half there, nothing invented; and the queue goes on working."""
     store = await SqliteStore.open(
-        spool, synchronous=synchronous, adopting=strays(spool, "worker-", present=())
+        spool, synchronous=synchronous, adopting=orphans(spool, "worker-", present=())
     )
     try:
         assert await store._reader.ask(
             lambda db: db.execute("PRAGMA integrity_check").fetchall()
         ) == [("ok",)]
-        listed = [
-            item.message
-            for item in await store.list_messages(QueueFilter(), now=datetime.now(UTC), limit=9999)
-        ]
+        listed = await store.list_messages(QueueFilter(), now=datetime.now(UTC), limit=9999)
         here = {message.queue_id for message in listed}
         lost = set(told.accepted) - here - set(told.delivered)
         gone = {
@@ -156,7 +153,7 @@ async def run(wanted: argparse.Namespace) -> None:
         wanted.directory,
         reserve_bytes=wanted.reserve,
         synchronous="OFF" if wanted.unsynced else "FULL",
-        adopting=strays(wanted.directory, "worker-", present=()) if wanted.adopt else (),
+        adopting=orphans(wanted.directory, "worker-", present=()) if wanted.adopt else (),
     )
     say("open")
     delivering = asyncio.create_task(deliver(store)) if wanted.deliver else None

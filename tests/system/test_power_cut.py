@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.queue.sqlite import SqliteStore, strays
+from relay.queue.sqlite import SqliteStore, orphans
 from relay.queue.store import EventFilter, QueueFilter, SpoolError
 from tests.fakes.queued import NOW, content_of, event, new_message, opened
 from tests.rigs.acceptor import Told, command, expect_kept
@@ -198,14 +198,14 @@ Kept = dict[str, tuple[object, ...]]
 
 async def all_of(spool: Path) -> tuple[Kept, list[str]]:
     """Every message, with its content, and the ids of all events."""
-    adopting = strays(spool, "worker-", present=())
+    adopting = orphans(spool, "worker-", present=())
     store = await SqliteStore.open(spool, synchronous="OFF", adopting=adopting)
     try:
         kept: Kept = {}
         for item in await store.list_messages(QueueFilter(), now=NOW, limit=999):
-            queue_id = item.message.queue_id
+            queue_id = item.queue_id
             states = tuple((one.address, one.state) for one in item.recipients)
-            kept[queue_id] = item.message.reverse_path, states, await content_of(store, queue_id)
+            kept[queue_id] = item.reverse_path, states, await content_of(store, queue_id)
         events = [one.event.id for one in await store.find_events(EventFilter(), limit=999)]
         left_over = [
             path.name for path in spool.iterdir() if path.is_dir() and path.name != "content"

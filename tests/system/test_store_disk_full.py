@@ -79,10 +79,7 @@ async def delivered(store: SqliteStore, count: int) -> list[str]:
 
 async def ids(store: SqliteStore) -> set[str]:
     now = datetime.now(UTC)
-    return {
-        item.message.queue_id
-        for item in await store.list_messages(QueueFilter(), now=now, limit=9999)
-    }
+    return {item.queue_id for item in await store.list_messages(QueueFilter(), now=now, limit=9999)}
 
 
 async def takes_mail_again(store: SqliteStore) -> None:

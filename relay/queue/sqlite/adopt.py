@@ -36,7 +36,7 @@ from relay.queue.sqlite.files import CONTENT, link_all, sync_directory
 from relay.queue.sqlite.schema import migrate
 from relay.queue.store import SpoolError
 
-__all__ = ["adopt", "strays"]
+__all__ = ["adopt", "orphans"]
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ _NOTE = "adopted:"
 _LOCK_WAIT = timedelta(seconds=3)
 
 
-def strays(directory: Path, prefix: str, *, present: Collection[str]) -> list[Path]:
+def orphans(directory: Path, prefix: str, *, present: Collection[str]) -> list[Path]:
     """The queues below a directory that begin with a prefix and have no worker; and those half adopted."""
     below = sorted(path for path in directory.glob("*/") if (path / DATABASE).exists())
     return [

@@ -24,7 +24,7 @@ from relay.queue.sqlite.schema import ASIDE, CLAIMED, READY, WAITING
 from relay.queue.sqlite.writer import finish_if_done
 from relay.queue.store import QueueFilter, SpoolError
 
-__all__ = ["VERBS", "Changed", "change", "claim", "purge", "recover", "release"]
+__all__ = ["Changed", "change", "claim", "purge", "recover", "release"]
 
 log = logging.getLogger(__name__)
 
@@ -226,7 +226,6 @@ _BECOMES = {
     "release": f"iif({_UNTRIED}, {STATE_NUMBER[State.QUEUED]}, {STATE_NUMBER[State.DEFERRED]})",
     "remove": str(STATE_NUMBER[State.REMOVED]),
 }
-VERBS = frozenset(_TAKES)
 
 
 def change(db: sqlite3.Connection, wanted: QueueFilter, verb: str, now: datetime) -> Changed:

@@ -27,7 +27,7 @@ from relay.mail.address import domain_spellings, spellings
 from relay.mail.event import Event
 from relay.mail.jsontext import of_json
 from relay.policy.settings import Setting, Source, TlsSettings
-from relay.queue.desk import DomainSettings
+from relay.queue.api_state import DomainSettings
 from relay.queue.entry import MessageSummary, QueuedMessage, QueuedRecipient, State
 from relay.queue.rows import (
     FINAL_NUMBER,
@@ -37,10 +37,10 @@ from relay.queue.rows import (
     message_of,
     micros,
     moment,
-    owed_change,
+    pending_change,
     recipient_of,
 )
-from relay.queue.sqlite.desk import domain_settings
+from relay.queue.sqlite.api_state import domain_settings
 from relay.queue.sqlite.disk import DATABASE, open_reader, open_stopped, translated
 from relay.queue.sqlite.files import CONTENT, read_piece
 from relay.queue.sqlite.schema import ASIDE, READY, WAITING
@@ -49,7 +49,8 @@ from relay.queue.store import (
     FRUITLESS,
     PAGE_RECIPIENTS,
     EventFilter,
-    Listed,
+    EventOfChange,
+    ListedMessage,
     ListedRecipient,
     PendingReport,
     QueuedItem,
@@ -57,7 +58,6 @@ from relay.queue.store import (
     SearchTooLong,
     SpoolError,
     StoredEvent,
-    Tell,
     more_follows,
 )
 
@@ -165,36 +165,19 @@ class Reader:
 
     async def list_messages(
         self, wanted: QueueFilter, *, now: datetime, after: str = "", limit: int = 1000
-    ) -> list[QueuedItem]:
+    ) -> list[ListedMessage]:
         """A page of what matches, by queue id."""
-        found: list[QueuedItem] = []
-        async for ids in self._page(wanted, now, after, limit, found):
-            found += await self._search(_items, ids)
-        return found
-
-    async def list_briefly(
-        self, wanted: QueueFilter, *, now: datetime, after: str = "", limit: int = 1000
-    ) -> list[Listed]:
-        """A page of what matches, by queue id, for a listing."""
-        found: list[Listed] = []
-        async for ids in self._page(wanted, now, after, limit, found):
-            found += await self._search(_listed, ids)
-        return found
-
-    async def _page(
-        self,
-        wanted: QueueFilter,
-        now: datetime,
-        after: str,
-        limit: int,
-        found: list[QueuedItem] | list[Listed],
-    ) -> AsyncIterator[list[str]]:
-        """The ids of what matches, some at a time, until that makes a full page of `found`."""
+        found: list[ListedMessage] = []
         reached: str | None = after
         while reached is not None and not more_follows(found, limit):
             few = min(limit - len(found), _ITEMS_AT_ONCE)
             ids, reached = await self._search(_look, wanted, now, reached, few)
-            yield ids
+            found += await self._search(_listed, ids)
+        return found
+
+    async def find_message(self, queue_id: str) -> QueuedItem | None:
+        """All that is kept about one message."""
+        return await self.ask(_item, queue_id)
 
     async def find_messages(
         self, wanted: QueueFilter, *, now: datetime, after: str, limit: int
@@ -206,11 +189,13 @@ class Reader:
             ids, reached = await self._search(_look, wanted, now, reached, limit)
         return ids, reached
 
-    async def tell(self, ids: Sequence[str], tell: Tell) -> dict[tuple[str, int], Event]:
-        """What is told of each recipient of these messages that is not done, by queue id and index."""
+    async def events_of(
+        self, ids: Sequence[str], event_of: EventOfChange
+    ) -> dict[tuple[str, int], Event]:
+        """The event of each recipient of these messages that is not final, by queue id and index."""
         events: dict[tuple[str, int], Event] = {}
         for start in range(0, len(ids), _ITEMS_AT_ONCE):
-            events |= await self._search(_told, ids[start : start + _ITEMS_AT_ONCE], tell)
+            events |= await self._search(_events_of, ids[start : start + _ITEMS_AT_ONCE], event_of)
         return events
 
     async def counts(self) -> Mapping[State, int]:
@@ -252,11 +237,13 @@ class Reader:
         """Up to where the log file holds the events."""
         return await self.ask(_log_mark)
 
-    async def owing(self, *, now: datetime, held_before: datetime, limit: int = 100) -> list[str]:
+    async def pending_reports(
+        self, *, now: datetime, pending_since: datetime, limit: int = 100
+    ) -> list[str]:
         """Messages whose debts are to be paid."""
-        return await self.ask(_owing, micros(now), micros(held_before), limit)
+        return await self.ask(_owing, micros(now), micros(pending_since), limit)
 
-    async def debt(self, queue_id: str) -> PendingReport | None:
+    async def pending_report(self, queue_id: str) -> PendingReport | None:
         """What is owed about a message."""
         return await self.ask(_debt, queue_id)
 
@@ -401,27 +388,24 @@ def _look(
     return ids, until if seen == width else None
 
 
-def _items(db: sqlite3.Connection, ids: Sequence[str]) -> list[QueuedItem]:
-    """Messages as the operator sees them."""
-    named = json.dumps(ids)
-    recipients: dict[str, list[QueuedRecipient]] = {queue_id: [] for queue_id in ids}
-    for queue_id, *columns in db.execute(
-        "SELECT queue_id, idx, domain, state, due, data FROM recipient"
-        " WHERE queue_id IN (SELECT value FROM json_each(?)) ORDER BY queue_id, idx",
-        (named,),
-    ):
-        recipients[queue_id].append(_shown_recipient(*columns))
-    messages = db.execute(
-        "SELECT queue_id, reverse_path, arrived, size_bytes, data FROM message"
-        " WHERE queue_id IN (SELECT value FROM json_each(?)) ORDER BY queue_id",
-        (named,),
+def _item(db: sqlite3.Connection, queue_id: str) -> QueuedItem | None:
+    """A message as the operator sees it."""
+    row = db.execute(
+        "SELECT queue_id, reverse_path, arrived, size_bytes, data FROM message WHERE queue_id = ?",
+        (queue_id,),
+    ).fetchone()
+    if row is None:
+        return None
+    recipients = db.execute(
+        "SELECT idx, domain, state, due, data FROM recipient WHERE queue_id = ? ORDER BY idx",
+        (queue_id,),
     )
-    return [QueuedItem(_shown_message(*row), tuple(recipients[row[0]])) for row in messages]
+    return QueuedItem(_shown_message(*row), tuple(_shown_recipient(*one) for one in recipients))
 
 
-def _listed(db: sqlite3.Connection, ids: Sequence[str]) -> list[Listed]:
+def _listed(db: sqlite3.Connection, ids: Sequence[str]) -> list[ListedMessage]:
     """Messages in a listing. Nearly all its time goes by here, so nothing is made that is not shown."""
-    found: list[Listed] = []
+    found: list[ListedMessage] = []
     recipients: list[ListedRecipient] = []
     for queue_id, reverse_path, arrived, size_bytes, *columns in db.execute(
         "SELECT m.queue_id, m.reverse_path, m.arrived, m.size_bytes, r.idx, r.domain, r.state, r.due, r.data"
@@ -432,7 +416,9 @@ def _listed(db: sqlite3.Connection, ids: Sequence[str]) -> list[Listed]:
         if not found or found[-1].queue_id != queue_id:
             recipients = []
             found.append(
-                Listed(queue_id, str(reverse_path), _int(arrived), _int(size_bytes), recipients)
+                ListedMessage(
+                    queue_id, str(reverse_path), _int(arrived), _int(size_bytes), recipients
+                )
             )
         if columns[0] is not None:
             recipients.append(_listed_recipient(*columns))
@@ -457,8 +443,10 @@ def _listed_recipient(
     return ListedRecipient(damaged.address, damaged.state, 0, None, None)
 
 
-def _told(db: sqlite3.Connection, ids: Sequence[str], tell: Tell) -> dict[tuple[str, int], Event]:
-    """A damaged row cannot be told of."""
+def _events_of(
+    db: sqlite3.Connection, ids: Sequence[str], event_of: EventOfChange
+) -> dict[tuple[str, int], Event]:
+    """Of a damaged row there is none."""
     events: dict[tuple[str, int], Event] = {}
     message: QueuedMessage | None = None
     for row in db.execute(
@@ -472,7 +460,7 @@ def _told(db: sqlite3.Connection, ids: Sequence[str], tell: Tell) -> dict[tuple[
         if message is None or row[0] != message.queue_id:
             message = _shown_message(*row[:5])
         with contextlib.suppress(BadRow):
-            events[row[0], row[5]] = tell(message, recipient_of(*row[5:]))
+            events[row[0], row[5]] = event_of(message, recipient_of(*row[5:]))
     return events
 
 
@@ -551,12 +539,12 @@ def _next_due(db: sqlite3.Connection, skip: str) -> datetime | None:
 # Debts.
 
 
-def _owing(db: sqlite3.Connection, now: int, held_before: int, limit: int) -> list[str]:
+def _owing(db: sqlite3.Connection, now: int, pending_since: int, limit: int) -> list[str]:
     """What was written by a clock that was ahead has waited long enough, too."""
     rows = db.execute(
         "SELECT DISTINCT queue_id FROM owed"
         f" WHERE since <= ? OR since > ? OR NOT EXISTS ({_AWAITED}) LIMIT ?",
-        (held_before, now, limit),
+        (pending_since, now, limit),
     ).fetchall()
     return [row[0] for row in rows]
 
@@ -576,7 +564,7 @@ def _debt(db: sqlite3.Connection, queue_id: str) -> PendingReport | None:
     try:
         done, delayed = (
             tuple(
-                owed_change(recipient_of(*row[2:]), row[1], is_done=kind)
+                pending_change(recipient_of(*row[2:]), row[1], is_done=kind)
                 for row in rows
                 if row[0] == kind
             )
@@ -590,7 +578,7 @@ def _debt(db: sqlite3.Connection, queue_id: str) -> PendingReport | None:
 # Events.
 
 
-_TOLD = {
+_FIELD_IS = {
     "severity": "json_extract(line, '$.severity') = :value",
     "message-id": "json_extract(line, '$.message.headers.message-id') = :value",
     "tag": "EXISTS (SELECT 1 FROM json_each(line, '$.tags') WHERE value = :value)",
@@ -598,7 +586,7 @@ _TOLD = {
     field: f"instr(lower(json_extract(line, '$.message.headers.{field}')), lower(:value)) > 0"
     for field in ("from", "to", "subject")
 }
-"""Conditions on what a line tells; few ask for them, so no column holds it."""
+"""Conditions on fields of the event; few searches have them, so no column holds these fields."""
 
 
 def _event(row: tuple[Any, ...]) -> StoredEvent:
@@ -657,9 +645,9 @@ def _events_within(
         )
         domains = domain_spellings(wanted.sender_domain)
         values["sender_domain"] = json.dumps([f"@{domain}" for domain in domains])
-    for number, (told, value) in enumerate(wanted.told):
-        where.append(_TOLD[told].replace(":value", f":told{number}"))
-        values[f"told{number}"] = value
+    for number, (field, value) in enumerate(wanted.fields):
+        where.append(_FIELD_IS[field].replace(":value", f":field{number}"))
+        values[f"field{number}"] = value
     source, narrow = "event NOT INDEXED", ""
     if wanted.recipient:
         is_recipient = _is_one_of("recipient", spellings(wanted.recipient), values)

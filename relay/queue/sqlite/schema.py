@@ -5,7 +5,7 @@
     event       the delivery log, in the order of the commits
     owed        what the sender is still to be told of recipients that are done, or take longer
     domain_settings, webhook, call
-                what the HTTP interface keeps (relay.queue.desk)
+                what the HTTP interface keeps (relay.queue.api_state)
     meta        the mark up to which the log file holds the events
 
 Where a recipient stands is its `place`, and each place has an index of its own or none:
@@ -99,7 +99,7 @@ _VERSION_2: Migration = (
         queue_id TEXT NOT NULL,
         idx INTEGER NOT NULL,
         since INTEGER NOT NULL,
-        data TEXT NOT NULL,            -- relay.queue.rows.owed_data
+        data TEXT NOT NULL,            -- relay.queue.rows.pending_data
         PRIMARY KEY (queue_id, idx)
     ) WITHOUT ROWID""",
 )
@@ -154,7 +154,7 @@ _VERSION_5: Migration = (
         is_done INTEGER NOT NULL,      -- 0: that it takes longer
         since INTEGER NOT NULL,
         report_after INTEGER NOT NULL,  -- attempts for the message that are due by then are waited for
-        data TEXT NOT NULL,            -- relay.queue.rows.owed_data
+        data TEXT NOT NULL,            -- relay.queue.rows.pending_data
         PRIMARY KEY (queue_id, idx, is_done)
     ) WITHOUT ROWID""",
     "INSERT INTO debt SELECT queue_id, idx, 1, since, since, data FROM owed",

@@ -33,28 +33,29 @@ from typing import Any, Self, TypeVar
 from relay.mail.event import Event
 from relay.queue.entry import Entry, QueuedMessage, QueuedRecipient, State
 from relay.queue.handoff import HandOff, HandOffLimits, Shares
-from relay.queue.rows import STATE_NUMBER, message_data, micros, owed_data, recipient_data
+from relay.queue.rows import STATE_NUMBER, message_data, micros, pending_data, recipient_data
 from relay.queue.settle import Settlement
 from relay.queue.sqlite import claims
 from relay.queue.sqlite.adopt import adopt
+from relay.queue.sqlite.api_state import SqliteApiState
 from relay.queue.sqlite.contents import Contents
-from relay.queue.sqlite.desk import SqliteDesk
 from relay.queue.sqlite.disk import Spool, check_quickly
-from relay.queue.sqlite.reader import Reader, StoppedQueue, count_states
+from relay.queue.sqlite.reader import Reader, count_states
 from relay.queue.sqlite.schema import ASIDE, CLAIMED, READY, WAITING, migrate
 from relay.queue.sqlite.writer import Call, Rows, Writer, commit_something, unknown
 from relay.queue.store import (
     CHUNK_BYTES,
+    VERBS,
+    ChangeStep,
     EventFilter,
-    Listed,
+    EventOfChange,
+    ListedMessage,
     NewMessage,
     PendingReport,
     QueuedItem,
     QueueFilter,
     SpoolError,
     StoredEvent,
-    Stretch,
-    Tell,
 )
 
 __all__ = ["SqliteStore"]
@@ -91,7 +92,7 @@ class SqliteStore:
             on_gone=self._contents.remove,
             on_well=self._when_well,
         )
-        self.desk = SqliteDesk(self._reader.ask, self._call)
+        self.api_state = SqliteApiState(self._reader.ask, self._call)
         self._work = asyncio.Event()
         self._counts = dict.fromkeys((State.QUEUED, State.DEFERRED, State.HELD), 0)
         self._cursor: str | None = None
@@ -137,11 +138,6 @@ class SqliteStore:
             await store.close()
             raise
         return store
-
-    @staticmethod
-    async def open_read_only(directory: Path) -> StoppedQueue:
-        """The queue of a relay that does not run, to look at: nothing is created or written."""
-        return await StoppedQueue.open(directory)
 
     def _prepare(self, db: sqlite3.Connection) -> None:
         """On the writer's thread, before anything else."""
@@ -477,13 +473,15 @@ class SqliteStore:
         rows.on_failure = partial(self._give_up, entries)
         return await self._submit(rows)
 
-    async def owing(self, *, now: datetime, held_before: datetime, limit: int = 100) -> list[str]:
+    async def pending_reports(
+        self, *, now: datetime, pending_since: datetime, limit: int = 100
+    ) -> list[str]:
         """Messages whose debts are to be paid."""
-        return await self._reader.owing(now=now, held_before=held_before, limit=limit)
+        return await self._reader.pending_reports(now=now, pending_since=pending_since, limit=limit)
 
-    async def debt(self, queue_id: str) -> PendingReport | None:
+    async def pending_report(self, queue_id: str) -> PendingReport | None:
         """What is owed about a message."""
-        return await self._reader.debt(queue_id)
+        return await self._reader.pending_report(queue_id)
 
     def _recorded(self, settlement: Settlement) -> None:
         counts = self._counts
@@ -507,27 +505,27 @@ class SqliteStore:
         verb: str,
         now: datetime,
         after: str = "",
-        tell: Tell | None = None,
-    ) -> Stretch:
+        event_of: EventOfChange | None = None,
+    ) -> ChangeStep:
         """The operator's verb on the next that match.
 
         They are found and told of by the reader: the writer, which mail waits for, has little to do.
         What waits in the hand-off is not being tried yet, so it is brought back within reach first. What
         is claimed by an attempt is left alone.
         """
-        if verb not in claims.VERBS:
+        if verb not in VERBS:
             raise SpoolError(f"there is no verb {verb!r}")
         ids, until = await self._reader.find_messages(wanted, now=now, after=after, limit=_STRETCH)
         if not ids:
-            return Stretch(None)
-        events = await self._reader.tell(ids, tell) if tell is not None else {}
+            return ChangeStep(None)
+        events = await self._reader.events_of(ids, event_of) if event_of is not None else {}
         meant = replace(wanted, queue_ids=frozenset(ids))
         async with self._claiming:
             for give_back in self._give_back:
                 await give_back()
             await self._spill(self._handoff.take_all())
             changed = await self._change_named(meant, verb, now, events)
-        return Stretch(until, len(changed.recipients), meant.queue_ids)
+        return ChangeStep(until, len(changed.recipients), meant.queue_ids)
 
     def before_change(self, give_back: Callable[[], Awaitable[None]]) -> None:
         """Whom to ask for claims that were not begun on."""
@@ -560,15 +558,13 @@ class SqliteStore:
 
     async def list_messages(
         self, wanted: QueueFilter, *, now: datetime, after: str = "", limit: int = 1000
-    ) -> list[QueuedItem]:
+    ) -> list[ListedMessage]:
         """A page of the queue."""
         return await self._reader.list_messages(wanted, now=now, after=after, limit=limit)
 
-    async def list_briefly(
-        self, wanted: QueueFilter, *, now: datetime, after: str = "", limit: int = 1000
-    ) -> list[Listed]:
-        """A page of the queue, for a listing."""
-        return await self._reader.list_briefly(wanted, now=now, after=after, limit=limit)
+    async def find_message(self, queue_id: str) -> QueuedItem | None:
+        """All that is kept about one message."""
+        return await self._reader.find_message(queue_id)
 
     def read_content(self, queue_id: str) -> AsyncIterator[bytes]:
         """The content in pieces."""
@@ -746,9 +742,9 @@ def _add_settlement(rows: Rows, settlement: Settlement) -> None:
             change.recipient.state.is_final,
             since,
             until,
-            owed_data(change),
+            pending_data(change),
         )
-        for change in settlement.held
+        for change in settlement.pending
     ]
     rows.settled = queue_id
     if any(change.recipient.state.is_final for change in changes):
@@ -757,7 +753,9 @@ def _add_settlement(rows: Rows, settlement: Settlement) -> None:
 
 def _may_owe(settlement: Settlement) -> bool:
     """Whether something is held, or was: of recipients that are not done, that can only be a delay."""
-    return bool(settlement.held) or any(one.recipient.delay_notified for one in settlement.changes)
+    return bool(settlement.pending) or any(
+        one.recipient.delay_notified for one in settlement.changes
+    )
 
 
 def _settled_row(queue_id: str, one: QueuedRecipient, at: datetime) -> tuple[Any, ...]:

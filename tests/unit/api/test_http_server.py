@@ -153,19 +153,19 @@ async def test_a_message_to_an_address_beyond_ascii_needs_smtputf8(rig: Rig) -> 
 
 
 @pytest.mark.parametrize(
-    ("call", "error", "status"),
+    ("error", "status"),
     [
-        ("accept", QueueFull("full"), 503),
-        ("accept", SpoolError("the disk fails"), 503),
-        ("accept", RuntimeError("a mistake"), 500),
+        (QueueFull("full"), 503),
+        (SpoolError("the disk fails"), 503),
+        (RuntimeError("a mistake"), 500),
     ],
 )
 async def test_trouble_of_our_own_is_never_the_senders_fault(
-    rig: Rig, call: str, error: Exception, status: int
+    rig: Rig, error: Exception, status: int
 ) -> None:
-    rig.trouble[call] = error
+    rig.sink.trouble = error
     assert (await rig.send(attachment=b"x" * 600_000))[0] == status
-    rig.trouble.clear()
+    rig.sink.trouble = None
     assert await rig.claimed() == []
     assert (await rig.send(attachment=b"x" * 600_000))[0] == 200
 
@@ -442,7 +442,7 @@ async def test_settings_of_a_locked_domain_are_shown_as_they_are_in_effect(rig: 
 
 async def test_settings_are_there_after_a_restart(rig: Rig) -> None:
     await rig.form("/v3/domains/example.com/connection", "PUT", require_tls="yes")
-    again = SettingsInForce(rig.store.desk)
+    again = SettingsInForce(rig.store.api_state)
     await again.load()
     assert again.over(RULES).overlay == {"example.com": TlsRule(True, None)}
 

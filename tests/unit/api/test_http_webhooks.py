@@ -19,7 +19,7 @@ from aiohttp.test_utils import TestServer
 from relay.api.caller import Caller
 from relay.api.targets import Refused, Targets
 from relay.mail.event import Event
-from relay.queue.desk import Webhook
+from relay.queue.api_state import Webhook
 from relay.queue.sqlite import SqliteStore
 from relay.report import webhook
 from relay.report.webhook import kind_of, next_try, payload
@@ -87,7 +87,7 @@ async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
 @pytest.fixture
 async def caller(store: SqliteStore, ear: Ear) -> AsyncIterator[Caller]:
     made = Caller(
-        store, store.desk, signing_key=lambda: ear.key, clock=lambda: ear.now, targets=LOOPBACK
+        store, store.api_state, signing_key=lambda: ear.key, clock=lambda: ear.now, targets=LOOPBACK
     )
     task = asyncio.create_task(made.run())
     yield made
@@ -98,7 +98,7 @@ async def caller(store: SqliteStore, ear: Ear) -> AsyncIterator[Caller]:
 async def _settled(store: SqliteStore, due: datetime | None) -> None:
     """Until the next call is due then."""
     async with asyncio.timeout(10):
-        while await store.desk.next_call_due() != due:
+        while await store.api_state.next_call_due() != due:
             await asyncio.sleep(0.01)
 
 
@@ -106,7 +106,7 @@ async def test_an_event_is_told_once_and_signed(
     store: SqliteStore, ear: Ear, caller: Caller
 ) -> None:
     await accept(store, "Q0", "ann@example.com")
-    await store.desk.set_webhook("example.com", "accepted", [ear.url])
+    await store.api_state.set_webhook("example.com", "accepted", [ear.url])
     caller.changed()
     await accept(store, "Q1", "ann@example.com")
     await accept(store, "Q2", "ann@other.example")
@@ -126,7 +126,7 @@ async def test_who_does_not_answer_well_is_told_again_later(
     store: SqliteStore, ear: Ear, caller: Caller
 ) -> None:
     ear.answers = [500, 302]
-    await store.desk.set_webhook("example.com", "accepted", [ear.url])
+    await store.api_state.set_webhook("example.com", "accepted", [ear.url])
     caller.changed()
     await accept(store, "Q1", "ann@example.com")
     await ear.until(1)
@@ -142,11 +142,15 @@ async def test_who_does_not_answer_well_is_told_again_later(
 
 
 async def test_what_was_owed_is_told_after_a_restart(store: SqliteStore, ear: Ear) -> None:
-    await store.desk.set_webhook("example.com", "accepted", [ear.url])
+    await store.api_state.set_webhook("example.com", "accepted", [ear.url])
     await accept(store, "Q1", "ann@example.com")
     task = asyncio.create_task(
         Caller(
-            store, store.desk, signing_key=lambda: ear.key, clock=lambda: ear.now, targets=LOOPBACK
+            store,
+            store.api_state,
+            signing_key=lambda: ear.key,
+            clock=lambda: ear.now,
+            targets=LOOPBACK,
         ).run()
     )
     await ear.until(1)
@@ -156,7 +160,11 @@ async def test_what_was_owed_is_told_after_a_restart(store: SqliteStore, ear: Ea
     await accept(store, "Q2", "ann@example.com")
     again = asyncio.create_task(
         Caller(
-            store, store.desk, signing_key=lambda: ear.key, clock=lambda: ear.now, targets=LOOPBACK
+            store,
+            store.api_state,
+            signing_key=lambda: ear.key,
+            clock=lambda: ear.now,
+            targets=LOOPBACK,
         ).run()
     )
     await ear.until(2)
@@ -168,12 +176,12 @@ async def test_what_was_owed_is_told_after_a_restart(store: SqliteStore, ear: Ea
 
 async def test_406_and_nobody_there(store: SqliteStore, ear: Ear, caller: Caller) -> None:
     ear.answers = [406]
-    await store.desk.set_webhook("example.com", "accepted", [ear.url, "http://127.0.0.1:9/"])
+    await store.api_state.set_webhook("example.com", "accepted", [ear.url, "http://127.0.0.1:9/"])
     caller.changed()
     await accept(store, "Q1", "ann@example.com")
     await _settled(store, NOW + timedelta(minutes=5))
     assert [
-        call.url for call in await store.desk.calls_due(now=NOW + timedelta(hours=1), limit=9)
+        call.url for call in await store.api_state.calls_due(now=NOW + timedelta(hours=1), limit=9)
     ] == ["http://127.0.0.1:9/"]
 
 
@@ -217,12 +225,12 @@ def test_a_payload_is_json_whatever_the_event_tells() -> None:
 
 
 async def test_a_worker_tells_the_webhooks_that_another_keeps(store: SqliteStore, ear: Ear) -> None:
-    await store.desk.set_webhook("example.com", "delivered", ["https://gone.example"])
+    await store.api_state.set_webhook("example.com", "delivered", ["https://gone.example"])
     await accept(store, "Q0", "ann@example.com")
     told: list[list[Webhook]] = [[]]
     caller = Caller(
         store,
-        store.desk,
+        store.api_state,
         signing_key=lambda: KEY,
         clock=lambda: ear.now,
         targets=LOOPBACK,
@@ -230,10 +238,10 @@ async def test_a_worker_tells_the_webhooks_that_another_keeps(store: SqliteStore
     )
     task = asyncio.create_task(caller.run())
     async with asyncio.timeout(10):
-        while await store.desk.webhooks():
+        while await store.api_state.webhooks():
             await asyncio.sleep(0.01)
         told[0] = [Webhook("example.com", "accepted", (ear.url,))]
-        while not await store.desk.webhooks():
+        while not await store.api_state.webhooks():
             await asyncio.sleep(0.01)
     await accept(store, "Q1", "ann@example.com")
     await ear.until(1)
@@ -293,10 +301,10 @@ async def test_a_name_is_judged_with_each_call_and_exactly_what_passed_is_connec
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     networks = [ip_network("127.0.0.0/8")]
     port = ear.url.rpartition(":")[2]
-    await store.desk.set_webhook("example.com", "accepted", [f"http://well.example:{port}"])
+    await store.api_state.set_webhook("example.com", "accepted", [f"http://well.example:{port}"])
     caller = Caller(
         store,
-        store.desk,
+        store.api_state,
         signing_key=lambda: KEY,
         clock=lambda: ear.now,
         targets=Targets(look_up, lambda: networks),
@@ -326,8 +334,8 @@ async def test_a_webhook_that_never_answers_holds_up_no_call_to_another(
     silent = await asyncio.start_server(say_nothing, "127.0.0.2", 0)
     host, port = silent.sockets[0].getsockname()
     urls = [f"http://{host}:{port}/{number}" for number in range(3)]
-    await store.desk.set_webhook("silent.example", "accepted", urls)
-    await store.desk.set_webhook("example.com", "accepted", [ear.url])
+    await store.api_state.set_webhook("silent.example", "accepted", urls)
+    await store.api_state.set_webhook("example.com", "accepted", [ear.url])
     caller.changed()
     for number in range(20):
         await accept(store, f"S{number}", "ann@silent.example")

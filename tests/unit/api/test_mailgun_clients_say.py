@@ -492,7 +492,7 @@ def test_a_filter_that_is_not_understood_is_refused_by_name(name, value):
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "told"),
+    ("name", "value", "fields"),
     [
         ("subject", "rock and roll", (("subject", "rock and roll"),)),
         ("subject", '"a AND b"', (("subject", "a AND b"),)),
@@ -502,5 +502,5 @@ def test_a_filter_that_is_not_understood_is_refused_by_name(name, value):
         ("severity", "permanent", (("severity", "permanent"),)),
     ],
 )
-def test_all_that_a_filter_names_has_to_match(name, value, told):
-    assert query(name, value).wanted.told == told
+def test_all_that_a_filter_names_has_to_match(name, value, fields):
+    assert query(name, value).wanted.fields == fields

@@ -11,7 +11,7 @@ import pytest
 from relay.admin.domain_settings import SettingsElsewhere, SettingsInForce
 from relay.daemon.shared_settings import CAPACITY_BYTES, SharedSettings
 from relay.policy.rules import PolicyRules, TlsRule
-from relay.queue.desk import DomainSettings, Webhook
+from relay.queue.api_state import DomainSettings, Webhook
 from relay.queue.sqlite import SqliteStore
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
@@ -52,15 +52,17 @@ async def test_settings_of_the_first_worker_are_in_force_at_the_others_with_the_
 ):
     store = await SqliteStore.open(tmp_path / "spool", now=NOW, synchronous="OFF")
     bulletin = SharedSettings()
-    first, other = SettingsInForce(store.desk, bulletin), SettingsElsewhere(bulletin)
+    first, other = SettingsInForce(store.api_state, bulletin), SettingsElsewhere(bulletin)
     assert other.over(RULES).overlay == {}
-    await store.desk.set_domain_settings("before.example", DomainSettings(skip_verification=True))
+    await store.api_state.set_domain_settings(
+        "before.example", DomainSettings(skip_verification=True)
+    )
     await first.load()
     assert other.over(RULES).overlay == {"before.example": TlsRule(None, True)}
     await first.set("a.example", DomainSettings(require_tls=True))
     assert other.over(RULES).overlay == first.over(RULES).overlay
     assert other.over(RULES) is other.over(RULES), "put together once"
-    await store.desk.set_webhook("a.example", "delivered", ["https://hooks.example"])
+    await store.api_state.set_webhook("a.example", "delivered", ["https://hooks.example"])
     await first.tell()
     assert other.webhooks() == [Webhook("a.example", "delivered", ("https://hooks.example",))]
     assert other.webhooks() is other.webhooks()

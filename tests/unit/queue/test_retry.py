@@ -119,10 +119,10 @@ def test_what_waits_untried_comes_to_the_moments_its_sender_is_told_at(age, afte
 
 
 @given(st.lists(st.timedeltas(min_value=timedelta(microseconds=1), max_value=DAY), min_size=1))
-def test_who_was_tried_is_no_company_for_others_before_he_is_tried_again(waits):
+def test_report_does_not_wait_for_a_recipient_already_tried(waits):
     schedule = RetrySchedule(waits=tuple(waits))
-    assert schedule.company <= 4 * MINUTE
-    assert all(schedule.company <= wait for wait in waits)
+    assert schedule.report_window <= 4 * MINUTE
+    assert all(schedule.report_window <= wait for wait in waits)
 
 
 # The clock steps.

@@ -20,7 +20,7 @@ from relay.queue.entry import (
     Terms,
 )
 from relay.queue.retry import RetrySchedule
-from relay.queue.settle import ReportKind, notification_due, owed_reports, settle
+from relay.queue.settle import ReportKind, notification_due, reports_about, settle
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
@@ -249,8 +249,8 @@ def test_what_other_domains_of_a_message_come_to_at_the_same_time_is_one_report(
     second = settle(entry(recipient(1)), {1: outcome}, schedule=SCHEDULE, now=now, has_others=True)
     assert first.reports == second.reports == ()
     assert first.report_after == now + 4 * MINUTE
-    (report,) = owed_reports(
-        first.entry.message, (*first.held, *second.held), schedule=SCHEDULE, now=now + MINUTE
+    (report,) = reports_about(
+        first.entry.message, (*first.pending, *second.pending), schedule=SCHEDULE, now=now + MINUTE
     )
     assert report.kind is kind
     assert [change.recipient.index for change in report.changes] == [0, 1]
@@ -363,9 +363,9 @@ def test_no_recipient_is_forgotten_and_none_is_reported_twice(
         if isinstance(change.outcome, Delivered):
             assert left.state is State.DELIVERED
 
-    told = [c for report in settlement.reports for c in report.changes] + list(settlement.held)
+    told = [c for report in settlement.reports for c in report.changes] + list(settlement.pending)
     assert len({change.recipient.index for change in told}) == len(told)
-    assert not (settlement.reports and settlement.held)
+    assert not (settlement.reports and settlement.pending)
     assert bool(told) <= bool(reverse_path)
     assert not any(Notify.NEVER in change.recipient.notify for change in told)
     if reverse_path:
@@ -377,7 +377,7 @@ def test_no_recipient_is_forgotten_and_none_is_reported_twice(
         }
         reported = [report for report in settlement.reports if report.kind is ReportKind.FAILED]
         heard = {c.recipient.index for report in reported for c in report.changes}
-        held = [c for c in settlement.held if not isinstance(c.outcome, Delivered)]
+        held = [c for c in settlement.pending if not isinstance(c.outcome, Delivered)]
         heard |= {c.recipient.index for c in held if c.recipient.state.is_final}
         assert failed == heard
         assert all(c.recipient.delay_notified for c in held if not c.recipient.state.is_final)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from relay.queue.desk import DomainSettings, OwedCall, Webhook
+from relay.queue.api_state import DomainSettings, PendingCall, Webhook
 from relay.queue.entry import State
-from relay.queue.sqlite import SqliteStore, adopt, strays
+from relay.queue.sqlite import SqliteStore, adopt, orphans
 from relay.queue.store import EventFilter, QueueFilter, SpoolError
 from tests.fakes.queued import (
     BOUNCED,
@@ -30,7 +30,7 @@ LATER = NOW + timedelta(hours=1)
 
 async def opened(path: Path, *, adopting: tuple[str, ...] | None = None) -> SqliteStore:
     found = (
-        strays(path, "worker-", present=())
+        orphans(path, "worker-", present=())
         if adopting is None
         else [path / one for one in adopting]
     )
@@ -47,7 +47,7 @@ async def left_behind(path: Path, work: Callable[[SqliteStore], Awaitable[None]]
 
 
 async def listed(store: SqliteStore) -> list[str]:
-    return [item.message.queue_id for item in await store.list_messages(QueueFilter(), now=NOW)]
+    return [item.queue_id for item in await store.list_messages(QueueFilter(), now=NOW)]
 
 
 async def test_what_was_queued_there_is_delivered_from_here(tmp_path: Path) -> None:
@@ -137,20 +137,20 @@ async def test_events_the_log_has_are_kept_and_those_it_has_not_come_as_new_ones
 async def test_what_is_owed_to_webhooks_comes_along_and_what_nobody_looked_at_is_looked_at(
     tmp_path: Path,
 ) -> None:
-    call = OwedCall("http://127.0.0.1:9/", '{"event":"accepted"}', LATER, attempts=2)
+    call = PendingCall("http://127.0.0.1:9/", '{"event":"accepted"}', LATER, attempts=2)
 
     async def work(store: SqliteStore) -> None:
         await store.accept(new_message(queue_id="S1", events=(event("accepted", "S1"),)))
-        await store.desk.set_webhook("example.com", "accepted", ["http://127.0.0.1:9/"])
+        await store.api_state.set_webhook("example.com", "accepted", ["http://127.0.0.1:9/"])
         for name in ("S2", "S3"):
             await store.accept(new_message(queue_id=name, events=(event("accepted", name),)))
-        await store.desk.owe_calls([call], seen=2)
+        await store.api_state.add_calls([call], seen=2)
         await store.log_written(3)
 
     await left_behind(tmp_path / "worker-1", work)
     store = await opened(tmp_path)
     try:
-        [owed] = await store.desk.calls_due(now=LATER, limit=9)
+        [owed] = await store.api_state.calls_due(now=LATER, limit=9)
         assert (owed.url, owed.line, owed.due, owed.attempts) == (call.url, call.line, LATER, 2)
         assert [one.event.queue_id for one in await store.events_after(0)] == ["S3"]
         assert len(await store.find_events(EventFilter())) == 3
@@ -165,7 +165,7 @@ async def test_events_that_no_webhook_waits_for_are_not_told_as_new(
     async def work(store: SqliteStore) -> None:
         await store.accept(new_message(queue_id="S1", events=(event("accepted", "S1"),)))
         if seen:
-            await store.desk.owe_calls([], seen=seen)
+            await store.api_state.add_calls([], seen=seen)
         else:
             await store.accept(new_message(queue_id="S0", events=(event("accepted", "S0"),)))
         await store.accept(new_message(queue_id="S2", events=(event("accepted", "S2"),)))
@@ -181,21 +181,21 @@ async def test_events_that_no_webhook_waits_for_are_not_told_as_new(
 
 async def test_webhooks_and_settings_are_the_first_workers(tmp_path: Path) -> None:
     async def first(store: SqliteStore) -> None:
-        await store.desk.set_webhook("example.com", "delivered", ["http://127.0.0.1:9/new"])
+        await store.api_state.set_webhook("example.com", "delivered", ["http://127.0.0.1:9/new"])
 
     async def other(store: SqliteStore) -> None:
-        await store.desk.set_webhook("example.com", "delivered", ["http://127.0.0.1:9/old"])
-        await store.desk.set_webhook("example.com", "accepted", ["http://127.0.0.1:9/removed"])
-        await store.desk.set_domain_settings("example.com", DomainSettings(require_tls=False))
+        await store.api_state.set_webhook("example.com", "delivered", ["http://127.0.0.1:9/old"])
+        await store.api_state.set_webhook("example.com", "accepted", ["http://127.0.0.1:9/removed"])
+        await store.api_state.set_domain_settings("example.com", DomainSettings(require_tls=False))
 
     await left_behind(tmp_path, first)
     await left_behind(tmp_path / "worker-1", other)
     store = await opened(tmp_path)
     try:
-        assert await store.desk.webhooks() == [
+        assert await store.api_state.webhooks() == [
             Webhook("example.com", "delivered", ("http://127.0.0.1:9/new",))
         ]
-        assert await store.desk.domain_settings() == {}
+        assert await store.api_state.domain_settings() == {}
     finally:
         await store.close()
 
@@ -273,6 +273,8 @@ async def test_a_queue_somebody_uses_is_not_taken(tmp_path: Path) -> None:
 async def test_a_worker_that_is_there_keeps_its_queue(tmp_path: Path) -> None:
     await left_behind(tmp_path / "worker-1", lambda store: store.accept(new_message(queue_id="S1")))
     await left_behind(tmp_path / "worker-2", lambda store: store.accept(new_message(queue_id="T1")))
-    assert [path.name for path in strays(tmp_path, "worker-", present={"worker-1"})] == ["worker-2"]
+    assert [path.name for path in orphans(tmp_path, "worker-", present={"worker-1"})] == [
+        "worker-2"
+    ]
     shutil.rmtree(tmp_path / "worker-2")
-    assert strays(tmp_path, "worker-", present={"worker-1"}) == []
+    assert orphans(tmp_path, "worker-", present={"worker-1"}) == []

@@ -49,7 +49,7 @@ async def on_the_writer(store: SqliteStore, function):
 
 
 async def ids(store: SqliteStore) -> list[str]:
-    return [item.message.queue_id for item in await store.list_messages(QueueFilter(), now=NOW)]
+    return [item.queue_id for item in await store.list_messages(QueueFilter(), now=NOW)]
 
 
 # One relay a directory.

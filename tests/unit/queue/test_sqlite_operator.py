@@ -18,8 +18,8 @@ from relay.queue.sqlite import reader as reading
 from relay.queue.store import (
     CHUNK_BYTES,
     EventFilter,
+    ListedMessage,
     NewMessage,
-    QueuedItem,
     QueueFilter,
     SearchTooLong,
     SpoolError,
@@ -69,7 +69,7 @@ async def test_the_queue_is_listed_in_pages_by_arrival(store, monkeypatch):
     while page := await store.list_messages(
         ALL, now=NOW, after=found[-1] if found else "", limit=13
     ):
-        found += [item.message.queue_id for item in page]
+        found += [item.queue_id for item in page]
     assert found == ids
 
 
@@ -106,7 +106,7 @@ async def some_messages(store: SqliteStore) -> None:
 @pytest.mark.parametrize(("wanted", "found"), FILTERS)
 async def test_the_operator_finds_what_is_meant(store, wanted, found):
     await some_messages(store)
-    assert [item.message.queue_id for item in await store.list_messages(wanted, now=NOW)] == found
+    assert [item.queue_id for item in await store.list_messages(wanted, now=NOW)] == found
 
 
 @pytest.mark.parametrize(("wanted", "found"), FILTERS)
@@ -117,7 +117,7 @@ async def test_a_verb_touches_what_a_list_shows_and_nothing_else(store, wanted, 
     expected = {"q0", "q1", "q2", "q3"} - set(found)
     if wanted.domain and "q1" in found:
         expected.add("q1")  # its other recipient stays
-    assert {item.message.queue_id for item in left} == expected
+    assert {item.queue_id for item in left} == expected
 
 
 # The verbs.
@@ -145,7 +145,7 @@ async def test_deferred_mail_is_deferred_again_after_a_hold(store):
     await store.record(settled(entry, DEFERRED))
     await store.change(ALL, verb="hold", now=NOW)
     [item] = await store.list_messages(ALL, now=NOW)
-    assert item.recipients[0].next_attempt is None
+    assert item.recipients[0].due is None
     await store.change(ALL, verb="release", now=NOW)
     assert await states(store) == [State.DEFERRED]
 
@@ -180,10 +180,10 @@ async def test_mail_removed_by_the_operator_is_gone_and_its_events_tell(store):
         return told[recipient.index]
 
     one = QueueFilter(domain="one.example")
-    assert (await store.change(one, verb="remove", now=NOW, tell=tell)).changed == 1
+    assert (await store.change(one, verb="remove", now=NOW, event_of=tell)).changed == 1
     assert await states(store) == [State.REMOVED, State.QUEUED]
     assert [stored.event for stored in await store.events_after(0)] == told[:1]
-    assert (await store.change(ALL, verb="remove", now=NOW, tell=tell)).changed == 1
+    assert (await store.change(ALL, verb="remove", now=NOW, event_of=tell)).changed == 1
     assert await states(store) == []
     assert [stored.event for stored in await store.events_after(0)] == told
     with pytest.raises(SpoolError):
@@ -207,7 +207,9 @@ async def test_what_is_being_delivered_at_this_moment_is_left_to_its_attempt(sto
     queue_id = new.message.queue_id
     await store.accept(new)
     [entry] = await store.claim_due(now=NOW, limit=10)
-    change = await store.change(ALL, verb=verb, now=NOW, tell=lambda *_: event("failed", queue_id))
+    change = await store.change(
+        ALL, verb=verb, now=NOW, event_of=lambda *_: event("failed", queue_id)
+    )
     assert change.changed == 0
     assert await store.events_after(0) == []
     await store.record(settled(entry, DELIVERED))
@@ -247,7 +249,7 @@ async def test_neither_a_page_nor_a_stretch_holds_many_messages_that_have_many_r
     monkeypatch.setattr("relay.queue.store.PAGE_RECIPIENTS", 25)
     for _ in range(6):
         await store.accept(new_message(*(f"{n}@one.example" for n in range(10))))
-    found: list[QueuedItem] = []
+    found: list[ListedMessage] = []
     while more_follows(page := await store.list_messages(ALL, now=NOW, after=last_id(found)), 1000):
         assert len(page) == 3
         found += page
@@ -255,8 +257,8 @@ async def test_neither_a_page_nor_a_stretch_holds_many_messages_that_have_many_r
     assert await stretches(store, QueueFilter(sender="a@example.com"), "hold") == [30, 30, 0]
 
 
-def last_id(items: list[QueuedItem]) -> str:
-    return items[-1].message.queue_id if items else ""
+def last_id(items: list[ListedMessage]) -> str:
+    return items[-1].queue_id if items else ""
 
 
 async def stretches(store: SqliteStore, wanted: QueueFilter, verb: str) -> list[int]:
@@ -447,10 +449,10 @@ async def test_a_long_search_ends_its_page_with_what_it_has_and_never_with_nothi
     page = await store.find_events(EventFilter(), after=page[-1].seq, patience=at_once)
     assert [stored.seq for stored in page] == [3, 4]
     assert await store.find_events(EventFilter(), after=20, patience=at_once) == []
-    told = (("subject", "nothing"),)
+    fields = (("subject", "nothing"),)
     with pytest.raises(SearchTooLong):
-        await store.find_events(EventFilter(told=told), patience=at_once)
-    assert await store.find_events(EventFilter(told=told), patience=MINUTE) == []
+        await store.find_events(EventFilter(fields=fields), patience=at_once)
+    assert await store.find_events(EventFilter(fields=fields), patience=MINUTE) == []
 
 
 async def test_a_question_is_answered_while_many_search(store, monkeypatch):
@@ -471,7 +473,7 @@ async def test_a_question_is_answered_while_many_search(store, monkeypatch):
     while not looked:
         await asyncio.sleep(0.001)
     before = len(looked)
-    assert await store.debt("q1") is None
+    assert await store.pending_report("q1") is None
     assert len(looked) - before < 5
     assert await asyncio.gather(*searches) == [[]] * 20
 
@@ -487,12 +489,12 @@ async def test_the_queue_of_a_stopped_relay_is_read_without_a_trace(tmp_path):
         )
         await store.accept(big)
     before = {path: path.stat() for path in (tmp_path / "spool").iterdir()}
-    async with await SqliteStore.open_read_only(tmp_path / "spool") as stopped:
+    async with await StoppedQueue.open(tmp_path / "spool") as stopped:
         listed = await stopped.list_messages(ALL, now=NOW)
-        assert [item.message.queue_id for item in listed] == ["q0", "q1", "q2", "q3", "q4"]
+        assert [item.queue_id for item in listed] == ["q0", "q1", "q2", "q3", "q4"]
         assert await stopped.counts() == {State.QUEUED: 5, State.DEFERRED: 0, State.HELD: 1}
-        assert await content_of(stopped, "q0") == CONTENT  # type: ignore[arg-type]
-        assert len(await content_of(stopped, "q4")) == 2 * CHUNK_BYTES  # type: ignore[arg-type]
+        assert await content_of(stopped, "q0") == CONTENT
+        assert len(await content_of(stopped, "q4")) == 2 * CHUNK_BYTES
         assert (await stopped.read_header("q0")).endswith(b"\r\n\r\n")
         assert (
             len(await stopped.find_events(EventFilter())) == len(await stopped.events_after(0)) == 1

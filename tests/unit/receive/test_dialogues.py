@@ -27,17 +27,17 @@ import ssl
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 import uvloop
 
 from relay.queue.sqlite import SqliteStore
-from relay.queue.store import NewMessage, QueueFilter, QueueFull, SpoolError
+from relay.queue.store import QueueFilter, QueueFull, SpoolError
 from relay.receive.access import Access
 from relay.receive.limits import Limits
 from relay.receive.spec import BareNewline, ListenerAuth, ListenerSpec, ListenerTls
 from tests.fakes.client import Client
+from tests.fakes.sink import TroubledSink
 from tests.unit.receive.conftest import USERS, Desk
 
 DIALOGUES = sorted((Path(__file__).parents[2] / "dialogues").glob("*.smtp"))
@@ -89,20 +89,6 @@ def listener(desk: Desk, words: str) -> ListenerSpec:
     )
 
 
-class TroubledStore:
-    """A store that fails when asked to take a message in."""
-
-    def __init__(self, store: SqliteStore, trouble: Exception) -> None:
-        self._store = store
-        self._trouble = trouble
-
-    async def accept(self, new: NewMessage) -> None:
-        raise self._trouble
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)
-
-
 class Play:
     """One dialogue being played."""
 
@@ -127,7 +113,7 @@ class Play:
                 self.spec = listener(self.desk, text)
             case "F:", _:
                 trouble = {"full": QueueFull("no room"), "broken": SpoolError("secret\r\n250 lie")}
-                self.desk.store = TroubledStore(self.store, trouble[text])
+                self.desk.store = TroubledSink(self.store, trouble[text])
             case "C:", "TLS":
                 await (await self.connected()).start_tls(self.desk.trust)
             case "C:", "EOF":
@@ -155,14 +141,12 @@ class Play:
             case "to":
                 assert [recipient.address for recipient in items[-1].recipients] == list(wanted)
             case "from":
-                assert [items[-1].message.reverse_path] == (list(wanted) or [""])
+                assert [items[-1].reverse_path] == (list(wanted) or [""])
             case _:
                 assert len(items) == int(verb)
                 self.heard = ""
                 if items:
-                    pieces = [
-                        piece async for piece in self.store.read_content(items[-1].message.queue_id)
-                    ]
+                    pieces = [piece async for piece in self.store.read_content(items[-1].queue_id)]
                     self.heard = b"".join(pieces).decode("utf-8", "backslashreplace")
 
 

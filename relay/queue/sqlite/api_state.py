@@ -1,4 +1,4 @@
-"""`relay.queue.desk.Desk` in the queue's own SQLite file: a few small tables, read and written seldom."""
+"""`relay.queue.api_state.ApiState` in the queue's own SQLite file: a few small tables, read and written seldom."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-from relay.queue.desk import DomainSettings, OwedCall, Webhook
+from relay.queue.api_state import DomainSettings, PendingCall, Webhook
 from relay.queue.rows import micros, moment
 from relay.queue.sqlite.schema import version_of
 
-__all__ = ["SqliteDesk", "domain_settings"]
+__all__ = ["SqliteApiState", "domain_settings"]
 
 _SINCE_VERSION = 3
 
 Question = Callable[[sqlite3.Connection], Any]
 
 
-class SqliteDesk:
+class SqliteApiState:
     """`read` asks a question on the reader's connection, `write` works on the writer's and commits."""
 
     def __init__(
@@ -50,7 +50,7 @@ class SqliteDesk:
         """Put these URLs in the place of those it has."""
         await self._write(partial(_set_webhook, domain, name, urls))
 
-    async def owe_calls(self, calls: Sequence[OwedCall], *, seen: int) -> None:
+    async def add_calls(self, calls: Sequence[PendingCall], *, seen: int) -> None:
         """Owe these calls."""
         await self._write(partial(_owe_calls, calls, seen))
 
@@ -61,9 +61,9 @@ class SqliteDesk:
 
     async def calls_due(
         self, *, now: datetime, limit: int, besides: Collection[str] = ()
-    ) -> list[OwedCall]:
+    ) -> list[PendingCall]:
         """The calls that are due."""
-        found: list[OwedCall] = await self._read(partial(_calls_due, now, limit, list(besides)))
+        found: list[PendingCall] = await self._read(partial(_calls_due, now, limit, list(besides)))
         return found
 
     async def next_call_due(self) -> datetime | None:
@@ -71,7 +71,7 @@ class SqliteDesk:
         due: datetime | None = await self._read(_next_call_due)
         return due
 
-    async def settle_call(self, call: OwedCall, *, due: datetime | None) -> None:
+    async def settle_call(self, call: PendingCall, *, due: datetime | None) -> None:
         """The call was tried."""
         await self._write(partial(_settle_call, call, due))
 
@@ -124,7 +124,7 @@ def _set_webhook(domain: str, name: str, urls: Sequence[str], db: sqlite3.Connec
     )
 
 
-def _owe_calls(calls: Sequence[OwedCall], seen: int, db: sqlite3.Connection) -> None:
+def _owe_calls(calls: Sequence[PendingCall], seen: int, db: sqlite3.Connection) -> None:
     db.executemany(
         "INSERT INTO call (due, attempts, url, line) VALUES (?, ?, ?, ?)",
         [(micros(call.due), call.attempts, call.url, call.line) for call in calls],
@@ -139,14 +139,14 @@ def _calls_seen(db: sqlite3.Connection) -> int:
 
 def _calls_due(
     now: datetime, limit: int, besides: list[str], db: sqlite3.Connection
-) -> list[OwedCall]:
+) -> list[PendingCall]:
     rows = db.execute(
         "SELECT url, line, due, attempts, number FROM call WHERE due <= ?"
         " AND url NOT IN (SELECT value FROM json_each(?)) ORDER BY due LIMIT ?",
         (micros(now), json.dumps(besides), limit),
     )
     return [
-        OwedCall(url, line, moment(due), attempts, number)
+        PendingCall(url, line, moment(due), attempts, number)
         for url, line, due, attempts, number in rows
     ]
 
@@ -156,7 +156,7 @@ def _next_call_due(db: sqlite3.Connection) -> datetime | None:
     return None if due is None else moment(due)
 
 
-def _settle_call(call: OwedCall, due: datetime | None, db: sqlite3.Connection) -> None:
+def _settle_call(call: PendingCall, due: datetime | None, db: sqlite3.Connection) -> None:
     if due is None:
         db.execute("DELETE FROM call WHERE number = ?", (call.number,))
     else:

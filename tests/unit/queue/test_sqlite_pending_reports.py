@@ -14,7 +14,7 @@ import pytest
 from relay.mail.outcome import Bounced, Deferred, Delivered, HopSession, Outcome
 from relay.queue.entry import Entry, State
 from relay.queue.retry import RetrySchedule, jitter_of
-from relay.queue.settle import ReportKind, Settlement, owed_reports, settle
+from relay.queue.settle import ReportKind, Settlement, reports_about, settle
 from relay.queue.sqlite import SqliteStore
 from relay.queue.sqlite.disk import DATABASE
 from relay.queue.sqlite.schema import MIGRATIONS
@@ -48,16 +48,16 @@ def holding(entry: Entry, outcome: Outcome, *, at: datetime = NOW) -> Settlement
         else replace(change, recipient=replace(change.recipient, delay_notified=True))
         for change in settlement.changes
     )
-    return replace(settlement, changes=changes, held=changes, report_after=at + COMPANY)
+    return replace(settlement, changes=changes, pending=changes, report_after=at + COMPANY)
 
 
 def told(debt: PendingReport | None) -> list[tuple[str, State]]:
     assert debt is not None
-    return [(change.recipient.address, change.recipient.state) for change in debt.to_be_told]
+    return [(change.recipient.address, change.recipient.state) for change in debt.changes]
 
 
 async def owing(store: SqliteStore, **when) -> list[str]:
-    return await store.owing(**{"now": NOW, "held_before": LONG_AGO} | when)
+    return await store.pending_reports(**{"now": NOW, "pending_since": LONG_AGO} | when)
 
 
 async def is_listed(store: SqliteStore) -> bool:
@@ -69,7 +69,7 @@ async def test_the_last_entry_to_settle_is_the_one_that_reports(store):
     assert await store.record(holding(one, BOUNCED)) is False
     assert await owing(store) == []
     assert await store.record(holding(two, BOUNCED)) is True
-    debt = await store.debt(one.message.queue_id)
+    debt = await store.pending_report(one.message.queue_id)
     assert told(debt) == [("a@one.example", State.BOUNCED), ("b@two.example", State.BOUNCED)]
 
 
@@ -93,7 +93,7 @@ async def test_a_report_waits_for_what_is_due_soon_and_for_nothing_else(store, a
     [again] = [e for e in await store.claim_due(now=later, limit=9) if e.domain == one.domain]
     is_alone = apart > COMPANY
     assert await store.record(holding(again, outcome, at=later)) is is_alone
-    when = {"now": later, "held_before": later - timedelta(minutes=5)}
+    when = {"now": later, "pending_since": later - timedelta(minutes=5)}
     assert await owing(store, **when) == [one.message.queue_id] * is_alone
     for entry in await store.claim_due(now=later + apart, limit=9):
         await store.release(entry, due=later + apart)  # claimed or not
@@ -113,12 +113,13 @@ async def test_a_delay_and_a_failure_are_kept_apart(store):
     one, two = await entries_of(store, "a@one.example", "b@two.example")
     await store.record(holding(one, DEFERRED))
     await store.record(holding(two, BOUNCED))
-    debt = await store.debt(one.message.queue_id)
+    debt = await store.pending_report(one.message.queue_id)
     assert debt is not None
     assert [change.recipient.address for change in debt.delayed] == ["a@one.example"]
     assert [change.recipient.address for change in debt.done] == ["b@two.example"]
     await store.report(debt, [])
-    [item] = await store.list_messages(QueueFilter(), now=NOW)
+    item = await store.find_message(one.message.queue_id)
+    assert item is not None
     assert item.recipients[0].delay_notified
 
 
@@ -128,24 +129,26 @@ async def test_a_delay_that_is_over_is_not_told(store, then, heard):
     await store.record(holding(one, DEFERRED))
     [again] = await store.claim_due(now=NOW + timedelta(minutes=5), limit=9)
     result = holding(again, then)
-    await store.record(result if heard else replace(result, held=()))
-    debt = await store.debt(one.message.queue_id)
+    await store.record(result if heard else replace(result, pending=()))
+    debt = await store.pending_report(one.message.queue_id)
     assert [state for _, state in told(debt)] == heard
     assert debt is not None
     await store.report(debt, [])
-    assert await store.debt(one.message.queue_id) is None
+    assert await store.pending_report(one.message.queue_id) is None
 
 
 async def test_what_fails_while_its_delay_is_being_told_is_told_then(store):
     one, two = await entries_of(store, "a@one.example", "b@two.example")
     await store.record(holding(one, DEFERRED))
     await store.record(settled(two, DELIVERED))
-    being_told = await store.debt(one.message.queue_id)
+    being_told = await store.pending_report(one.message.queue_id)
     assert being_told is not None
     [again] = await store.claim_due(now=NOW + timedelta(minutes=5), limit=9)
     assert await store.record(holding(again, BOUNCED)) is True
     await store.report(being_told, [new_message("a@example.com", sender="")])
-    assert told(await store.debt(one.message.queue_id)) == [("a@one.example", State.BOUNCED)]
+    assert told(await store.pending_report(one.message.queue_id)) == [
+        ("a@one.example", State.BOUNCED)
+    ]
     assert await store.read_header(one.message.queue_id)
 
 
@@ -159,12 +162,12 @@ async def test_a_message_whose_recipients_are_done_together_leaves_with_its_debt
     whole = await store.claim_due(now=NOW + timedelta(minutes=5), limit=9)
     assert [len(one.recipients) for one in whole] == [2]
     assert await store.record(settled(whole[0], BOUNCED)) is True
-    debt = await store.debt(entry.message.queue_id)
+    debt = await store.pending_report(entry.message.queue_id)
     assert told(debt) == []
     assert debt is not None
     await store.report(debt, [])
     assert not await is_listed(store)
-    assert await owing(store, held_before=NOW + timedelta(days=9)) == []
+    assert await owing(store, pending_since=NOW + timedelta(days=9)) == []
 
 
 async def test_a_message_that_is_removed_stays_until_its_sender_is_told(store):
@@ -173,7 +176,7 @@ async def test_a_message_that_is_removed_stays_until_its_sender_is_told(store):
     await store.record(holding(two, DEFERRED))
     await store.change(QueueFilter(), verb="remove", now=NOW)
     assert await owing(store) == [one.message.queue_id]
-    debt = await store.debt(one.message.queue_id)
+    debt = await store.pending_report(one.message.queue_id)
     assert told(debt) == [("a@one.example", State.BOUNCED)]
     assert debt is not None
     await store.report(debt, [])
@@ -199,25 +202,26 @@ async def test_a_message_stays_until_its_sender_is_told_and_leaves_then(store):
     await store.record(settled(two, DELIVERED))
     assert await is_listed(store)
     assert await store.read_header(one.message.queue_id)
-    debt = await store.debt(one.message.queue_id)
+    debt = await store.pending_report(one.message.queue_id)
     assert debt is not None
     dsn = new_message("a@example.com", sender="")
     await store.report(debt, [dsn])
     assert [e.message for e in await store.claim_due(now=NOW, limit=9)] == [dsn.message]
-    assert [i.message for i in await store.list_messages(QueueFilter(), now=NOW)] == [dsn.message]
+    [listed] = await store.list_messages(QueueFilter(), now=NOW)
+    assert listed.queue_id == dsn.message.queue_id
 
 
 async def test_a_debt_is_paid_once(store):
     one, two = await entries_of(store, "a@one.example", "b@two.example")
     await store.record(holding(one, BOUNCED))
     await store.record(settled(two, DEFERRED))
-    debt = await store.debt(one.message.queue_id)
+    debt = await store.pending_report(one.message.queue_id)
     assert debt is not None
     await store.report(debt, [])
     with pytest.raises(SpoolError):
         await store.report(debt, [new_message("a@example.com", sender="")])
     assert await store.claim_due(now=NOW, limit=9) == []
-    assert await store.debt(one.message.queue_id) is None
+    assert await store.pending_report(one.message.queue_id) is None
 
 
 async def test_a_debt_survives_and_is_as_it_was(tmp_path):
@@ -234,9 +238,11 @@ async def test_a_debt_survives_and_is_as_it_was(tmp_path):
     await store.close()
     store = await SqliteStore.open(tmp_path, now=NOW)
     assert await owing(store) == [one.message.queue_id]
-    debt = await store.debt(one.message.queue_id)
+    debt = await store.pending_report(one.message.queue_id)
     await store.close()
-    assert debt == PendingReport(one.message, (*bounced.held, *relayed.held), deferred.held)
+    assert debt == PendingReport(
+        one.message, (*bounced.pending, *relayed.pending), deferred.pending
+    )
 
 
 async def test_an_attempt_put_off_is_not_waited_for(store):
@@ -249,14 +255,14 @@ async def test_an_attempt_put_off_is_not_waited_for(store):
 async def test_a_first_attempt_that_takes_long_is_not_waited_for(store):
     one, _ = await entries_of(store, "a@one.example", "b@two.example")
     await store.record(holding(one, BOUNCED))
-    assert await owing(store, held_before=NOW) == [one.message.queue_id]
+    assert await owing(store, pending_since=NOW) == [one.message.queue_id]
 
 
 async def test_what_a_clock_ahead_held_has_waited_long_enough(store):
     one, _ = await entries_of(store, "a@one.example", "b@two.example")
     await store.record(holding(one, BOUNCED))
     before = NOW - timedelta(days=30)
-    assert await owing(store, now=before, held_before=before) == [one.message.queue_id]
+    assert await owing(store, now=before, pending_since=before) == [one.message.queue_id]
 
 
 @pytest.mark.parametrize("verb", ["hold", "remove"])
@@ -267,7 +273,9 @@ async def test_a_recipient_the_operator_took_out_is_not_waited_for(store, verb):
     assert await owing(store) == []
     await store.change(QueueFilter(domain="two.example"), verb=verb, now=NOW)
     assert await owing(store) == [one.message.queue_id]
-    assert told(await store.debt(one.message.queue_id)) == [("a@one.example", State.BOUNCED)]
+    assert told(await store.pending_report(one.message.queue_id)) == [
+        ("a@one.example", State.BOUNCED)
+    ]
 
 
 async def test_what_an_older_relay_owed_is_still_owed(tmp_path):
@@ -286,7 +294,7 @@ async def test_what_an_older_relay_owed_is_still_owed(tmp_path):
         [two] = await store.claim_due(now=NOW, limit=9)
         assert await store.record(holding(two, BOUNCED)) is True
         states = [("a@one.example", State.BOUNCED), ("b@two.example", State.BOUNCED)]
-        assert told(await store.debt(two.message.queue_id)) == states
+        assert told(await store.pending_report(two.message.queue_id)) == states
 
 
 @pytest.mark.parametrize("seconds", [(1, 1, 1), (1, 30, 200), (100, 240, 0)])
@@ -313,9 +321,9 @@ async def test_a_life_without_success_is_one_delay_notice_and_one_bounce(store, 
             jitter=jitter_of(entry.message.queue_id, entry.recipients[0].attempts),
         )  # fmt: skip
         if await store.record(settlement):
-            debt = await store.debt(entry.message.queue_id)
+            debt = await store.pending_report(entry.message.queue_id)
             assert debt is not None
-            reports = owed_reports(debt.message, debt.to_be_told, schedule=schedule, now=now)
+            reports = reports_about(debt.message, debt.changes, schedule=schedule, now=now)
             heard += [(now - NOW, report.kind, len(report.changes)) for report in reports]
             await store.report(debt, [])
     slowest = max(takes.values())

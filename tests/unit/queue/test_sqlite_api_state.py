@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from relay.queue.desk import DomainSettings, OwedCall, Webhook
+from relay.queue.api_state import DomainSettings, PendingCall, Webhook
 from relay.queue.entry import State, Terms
-from relay.queue.sqlite import SqliteStore
+from relay.queue.sqlite import SqliteStore, StoppedQueue
 from relay.queue.store import EventFilter, NewMessage, QueueFilter
 from relay.report import deliverylog
 from tests.fakes.mail import ARRIVED, CONTENT, entry
@@ -32,40 +32,40 @@ async def reopened(store: SqliteStore, directory: Path) -> SqliteStore:
 
 
 async def test_the_settings_of_a_domain_survive_a_restart_and_are_set_one_by_one(store, tmp_path):
-    assert await store.desk.domain_settings() == {}
-    await store.desk.set_domain_settings("a.example", DomainSettings(require_tls=True))
-    both = await store.desk.set_domain_settings(
+    assert await store.api_state.domain_settings() == {}
+    await store.api_state.set_domain_settings("a.example", DomainSettings(require_tls=True))
+    both = await store.api_state.set_domain_settings(
         "a.example", DomainSettings(skip_verification=False)
     )
     assert both == DomainSettings(True, False)
     await store.close()
-    async with await SqliteStore.open_read_only(tmp_path / "spool") as stopped:
+    async with await StoppedQueue.open(tmp_path / "spool") as stopped:
         assert await stopped.domain_settings() == {"a.example": DomainSettings(True, False)}
 
 
 async def test_a_webhook_is_replaced_and_removed(store):
-    await store.desk.set_webhook("a.example", "delivered", [URL])
-    await store.desk.set_webhook("a.example", "delivered", [URL, "https://hooks.example/b"])
-    assert await store.desk.webhooks() == [
+    await store.api_state.set_webhook("a.example", "delivered", [URL])
+    await store.api_state.set_webhook("a.example", "delivered", [URL, "https://hooks.example/b"])
+    assert await store.api_state.webhooks() == [
         Webhook("a.example", "delivered", (URL, "https://hooks.example/b"), since=0)
     ]
-    await store.desk.set_webhook("a.example", "delivered", [])
-    assert await store.desk.webhooks() == []
+    await store.api_state.set_webhook("a.example", "delivered", [])
+    assert await store.api_state.webhooks() == []
 
 
 async def test_a_call_is_owed_across_a_restart_until_it_is_settled(store, tmp_path):
-    await store.desk.owe_calls([OwedCall(URL, "{}", ARRIVED)], seen=7)
+    await store.api_state.add_calls([PendingCall(URL, "{}", ARRIVED)], seen=7)
     store = await reopened(store, tmp_path)
-    assert await store.desk.calls_seen() == 7
-    [call] = await store.desk.calls_due(now=ARRIVED, limit=10)
+    assert await store.api_state.calls_seen() == 7
+    [call] = await store.api_state.calls_due(now=ARRIVED, limit=10)
     later = ARRIVED + timedelta(minutes=5)
-    await store.desk.settle_call(call, due=later)
-    assert await store.desk.calls_due(now=ARRIVED, limit=10) == []
-    assert await store.desk.next_call_due() == later
-    [call] = await store.desk.calls_due(now=later, limit=10)
+    await store.api_state.settle_call(call, due=later)
+    assert await store.api_state.calls_due(now=ARRIVED, limit=10) == []
+    assert await store.api_state.next_call_due() == later
+    [call] = await store.api_state.calls_due(now=later, limit=10)
     assert call.attempts == 1
-    await store.desk.settle_call(call, due=None)
-    assert await store.desk.next_call_due() is None
+    await store.api_state.settle_call(call, due=None)
+    assert await store.api_state.next_call_due() is None
     await store.close()
 
 
@@ -99,6 +99,6 @@ async def test_events_are_found_by_the_domain_of_the_sender_and_by_what_they_tel
         return [one.event.queue_id for one in await store.find_events(EventFilter(**wanted))]
 
     assert await found(sender_domain="a.example") == ["Q1"]
-    assert await found(told=(("tag", "news"),)) == ["Q1", "Q2"]
-    assert await found(told=(("tag", "news"), ("severity", "permanent"))) == []
-    assert await found(told=(("message-id", "x"),)) == []
+    assert await found(fields=(("tag", "news"),)) == ["Q1", "Q2"]
+    assert await found(fields=(("tag", "news"), ("severity", "permanent"))) == []
+    assert await found(fields=(("message-id", "x"),)) == []

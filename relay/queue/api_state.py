@@ -4,7 +4,7 @@
     webhooks          who wants to be told what, by sender domain
     calls             what is owed to a webhook until it has answered
 
-A call is owed from the moment `owe_calls` returned until `settle_call` says that it is over. It
+A call is owed from the moment `add_calls` returned until `settle_call` says that it is over. It
 carries its event with it, since the event itself may be forgotten before the last try.
 """
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-__all__ = ["Desk", "DomainSettings", "OwedCall", "Webhook"]
+__all__ = ["ApiState", "DomainSettings", "PendingCall", "Webhook"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Webhook:
 
 
 @dataclass(frozen=True, slots=True)
-class OwedCall:
+class PendingCall:
     """One event to be told to one URL. `number` is the store's own, 0 before it has one."""
 
     url: str
@@ -47,7 +47,7 @@ class OwedCall:
     number: int = 0
 
 
-class Desk(Protocol):
+class ApiState(Protocol):
     """All methods may raise `SpoolError`; what one that changes returned from is committed and synced."""
 
     async def domain_settings(self) -> Mapping[str, DomainSettings]:
@@ -62,7 +62,7 @@ class Desk(Protocol):
     async def set_webhook(self, domain: str, name: str, urls: Sequence[str]) -> None:
         """Put these URLs in the place of those it has; none removes it."""
 
-    async def owe_calls(self, calls: Sequence[OwedCall], *, seen: int) -> None:
+    async def add_calls(self, calls: Sequence[PendingCall], *, seen: int) -> None:
         """Owe these calls, and remember that all events up to `seen` were looked at."""
 
     async def calls_seen(self) -> int:
@@ -70,11 +70,11 @@ class Desk(Protocol):
 
     async def calls_due(
         self, *, now: datetime, limit: int, besides: Collection[str] = ()
-    ) -> list[OwedCall]:
+    ) -> list[PendingCall]:
         """The calls that are due, those due longest first; not to the URLs of `besides`."""
 
     async def next_call_due(self) -> datetime | None:
         """When the next call is due (maybe long since)."""
 
-    async def settle_call(self, call: OwedCall, *, due: datetime | None) -> None:
+    async def settle_call(self, call: PendingCall, *, due: datetime | None) -> None:
         """The call was tried: once more at `due`, or never again."""

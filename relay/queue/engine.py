@@ -1,0 +1,61 @@
+"""Opens a queue: the only place that knows which engine keeps it.
+
+    open_store    the queue of this process, to work with
+    open_beside   the queue of another worker, which is running or starting, to look at
+    open_stopped  the queue of a relay that does not run, to look at
+    open_policies the MTA-STS policies, which all workers share
+    orphans       queues of workers that do not exist any more, which `open_store` takes over
+
+Engines are imported when one is opened: `relay --help` needs none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from relay.queue.policies import PolicyCache
+from relay.queue.store import ReadOnlyQueue, Store
+
+__all__ = ["open_beside", "open_policies", "open_stopped", "open_store", "orphans"]
+
+
+async def open_store(
+    directory: Path, *, now: datetime, max_wait: timedelta, adopting: Collection[Path] = ()
+) -> Store:
+    """The queue in a directory, made where there is none. `SpoolError` or OSError where it cannot be.
+
+    `max_wait`: the longest a recipient is ever deferred. `adopting`: what `orphans` found.
+    """
+    from relay.queue.sqlite import SqliteStore
+
+    return await SqliteStore.open(directory, now=now, max_wait=max_wait, adopting=adopting)
+
+
+def open_beside(directory: Path) -> ReadOnlyQueue:
+    """The queue of another worker. It is opened with the first question."""
+    from relay.queue.sqlite.reader import Reader
+
+    return Reader.of(directory)
+
+
+async def open_stopped(directory: Path) -> ReadOnlyQueue:
+    """The queue of a relay that does not run. `SpoolError` where it is in use or is not there."""
+    from relay.queue.sqlite import StoppedQueue
+
+    return await StoppedQueue.open(directory)
+
+
+async def open_policies(directory: Path) -> PolicyCache:
+    """The policies of the relay whose first worker has its queue in `directory`."""
+    from relay.queue.sqlite import SqlitePolicyCache
+
+    return await SqlitePolicyCache.open(directory)
+
+
+def orphans(directory: Path, prefix: str, *, present: Collection[str]) -> list[Path]:
+    """The queues below a directory that begin with a prefix and have no worker; and those half adopted."""
+    from relay.queue.sqlite import orphans
+
+    return orphans(directory, prefix, present=present)
