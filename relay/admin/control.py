@@ -37,7 +37,8 @@ from relay.mail.address import AddressError, normalise_domain
 from relay.mail.jsontext import to_json
 from relay.queue.api_state import ApiState, DomainSettings
 from relay.queue.entry import State
-from relay.queue.store import VERBS, EventFilter, QueueControl, QueueFilter, QueueView, SpoolError
+from relay.queue.store import EventFilter, QueueControl, QueueFilter, QueueView, SpoolError
+from relay.queue.verbs import VERBS
 from relay.route.mta_sts import policy_domain
 
 __all__ = [

@@ -25,7 +25,7 @@ from typing import Any
 from relay.admin.control import REQUEST_BYTES, Answer, Answers, RequestError
 from relay.admin.operations import PAGE
 from relay.mail.jsontext import of_json
-from relay.queue.store import VERBS
+from relay.queue.verbs import VERBS
 
 __all__ = ["Fleet", "Peer"]
 

@@ -27,7 +27,6 @@ from relay.policy.settings import Setting, TlsSettings
 from relay.queue.entry import QueuedRecipient, State
 from relay.queue.rows import micros
 from relay.queue.store import (
-    VERBS,
     EventFilter,
     ListedMessage,
     ListedRecipient,
@@ -37,6 +36,7 @@ from relay.queue.store import (
     QueueView,
     more_follows,
 )
+from relay.queue.verbs import VERBS
 from relay.report import deliverylog
 from relay.route.forecast import Forecast, describe, prospects, said
 from relay.route.next_hop import Host, NoRoute, Route
@@ -51,6 +51,7 @@ __all__ = [
     "host_as_json",
     "item_as_json",
     "list_queue",
+    "listed",
     "message_state",
     "no_route_as_json",
     "page_as_json",
@@ -79,7 +80,7 @@ async def list_queue(
 
 def page_as_json(page: Sequence[ListedMessage]) -> list[dict[str, Any]]:
     """Messages of the queue as `relay queue list --json` has them."""
-    return [_listed_as_json(listed) for listed in page]
+    return [_listed_as_json(message) for message in page]
 
 
 def _named(wanted: QueueFilter) -> Iterator[QueueFilter]:
@@ -280,17 +281,20 @@ def no_route_as_json(route: NoRoute) -> dict[str, Any]:
 
 def item_as_json(item: QueuedItem) -> dict[str, Any]:
     """A message of the queue in the interface's spelling."""
+    return _listed_as_json(listed(item))
+
+
+def listed(item: QueuedItem) -> ListedMessage:
+    """A message as a listing has it."""
     message = item.message
-    recipients = [_listed(recipient) for recipient in item.recipients]
+    recipients = [_listed_recipient(one) for one in item.recipients]
     arrived = micros(message.arrived)
-    return _listed_as_json(
-        ListedMessage(
-            message.queue_id, message.reverse_path, arrived, message.size_bytes, recipients
-        )
+    return ListedMessage(
+        message.queue_id, message.reverse_path, arrived, message.size_bytes, recipients
     )
 
 
-def _listed(recipient: QueuedRecipient) -> ListedRecipient:
+def _listed_recipient(recipient: QueuedRecipient) -> ListedRecipient:
     due, last = recipient.next_attempt, recipient.last
     return ListedRecipient(
         recipient.address,
@@ -301,13 +305,13 @@ def _listed(recipient: QueuedRecipient) -> ListedRecipient:
     )
 
 
-def _listed_as_json(listed: ListedMessage) -> dict[str, Any]:
+def _listed_as_json(message: ListedMessage) -> dict[str, Any]:
     return {
-        "queue-id": listed.queue_id,
-        "state": message_state(listed.recipients).value,
-        "sender": listed.reverse_path,
-        "size": listed.size_bytes,
-        "arrived": _timestamp(listed.arrived),
+        "queue-id": message.queue_id,
+        "state": message_state(message.recipients).value,
+        "sender": message.reverse_path,
+        "size": message.size_bytes,
+        "arrived": _timestamp(message.arrived),
         "recipients": [
             {
                 "address": address,
@@ -316,7 +320,7 @@ def _listed_as_json(listed: ListedMessage) -> dict[str, Any]:
                 "next-attempt": None if due is None else _timestamp(due),
                 "last": _last_as_json(*last) if last else None,
             }
-            for address, state, attempts, due, last in listed.recipients
+            for address, state, attempts, due, last in message.recipients
         ],
     }
 

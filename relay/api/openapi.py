@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 
 from relay import __version__
 from relay.api.endpoints import ENDPOINTS, TEXT, Endpoint
-from relay.queue.store import VERBS
+from relay.queue.verbs import VERBS
 from relay.report.webhook import NAMES
 
 __all__ = ["document"]

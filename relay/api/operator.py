@@ -18,7 +18,8 @@ from relay.api.mailgun_form import shown
 from relay.api.state import Api, answer
 from relay.mail.address import AddressError, domain_of, parse_path
 from relay.policy.fields import Wishes, truth_of
-from relay.queue.store import VERBS, QueueFilter, more_follows
+from relay.queue.store import QueueFilter, more_follows
+from relay.queue.verbs import VERBS
 
 __all__ = ["change", "explain", "list_queue", "probe", "show", "status"]
 

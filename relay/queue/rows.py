@@ -27,7 +27,9 @@ from relay.queue.entry import (
 from relay.queue.settle import Change
 
 __all__ = [
+    "ATTEMPTS_PATH",
     "FINAL_NUMBER",
+    "NOT_BEFORE_PATH",
     "STATE_NUMBER",
     "STATE_OF_NUMBER",
     "BadRow",
@@ -53,6 +55,12 @@ STATE_OF_NUMBER = (
 STATE_NUMBER = {state: number for number, state in enumerate(STATE_OF_NUMBER)}
 FINAL_NUMBER = STATE_NUMBER[State.DELIVERED]
 """States are kept as numbers; from this one on they are final."""
+
+NOT_BEFORE_PATH = "$[8][0]"
+"""`Terms.not_before` in `message_data`, as a JSON path."""
+
+ATTEMPTS_PATH = "$[4]"
+"""`QueuedRecipient.attempts` in `recipient_data`, as a JSON path."""
 
 _STATES = dict(enumerate(STATE_OF_NUMBER))
 _BODIES = {body.value: body for body in Body}

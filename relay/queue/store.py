@@ -33,7 +33,6 @@ __all__ = [
     "CHUNK_BYTES",
     "FRUITLESS",
     "PAGE_RECIPIENTS",
-    "VERBS",
     "ChangeStep",
     "DeliveryQueue",
     "EventFilter",
@@ -62,9 +61,6 @@ CHUNK_BYTES = 256 * 1024
 
 PAGE_RECIPIENTS = 5000
 """A page of the queue ends behind the message with which it has this many recipients."""
-
-VERBS = ("retry", "hold", "release", "remove")
-"""What an operator may do to mail; `relay.queue.verbs` says what each does."""
 
 FRUITLESS = 10
 """A search that has found nothing may take this many times the patience for a page."""
@@ -351,7 +347,7 @@ class QueueControl(Protocol):
         after: str = "",
         event_of: EventOfChange | None = None,
     ) -> ChangeStep:
-        """One of `VERBS` on the next of what matches, in one transaction. May raise `SpoolError`.
+        """A verb of `relay.queue.verbs` on the next of what matches, in one transaction. May raise `SpoolError`.
 
         A recipient that is being tried is left alone. The event that `event_of` makes of a recipient, as it
         was before, commits with its change. It is called on any thread.

@@ -1,13 +1,11 @@
-"""A queue in memory: the delivering half of a store, with every call written down, and failures on demand."""
+"""The store in memory, for tests of deliveries: its calls are noted, and fail on demand."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 from relay.mail.address import domain_of
 from relay.mail.envelope import Notify
@@ -15,7 +13,8 @@ from relay.mail.event import Event
 from relay.policy.settings import Setting, Source, TlsSettings
 from relay.queue.entry import Entry, MessageSummary, QueuedMessage, QueuedRecipient, State
 from relay.queue.settle import Settlement
-from relay.queue.store import NewMessage, SpoolError
+from relay.queue.store import NewMessage, PendingReport, SpoolError
+from tests.fakes.memory_store import MemoryStore
 
 DEFAULTS = TlsSettings(
     Setting(False, Source.DEFAULT, "default"), Setting(False, Source.DEFAULT, "default")
@@ -23,13 +22,14 @@ DEFAULTS = TlsSettings(
 CONTENT = b"From: a@a.example\r\nSubject: hello\r\nMessage-ID: <1@a.example>\r\n\r\nbody\r\n"
 
 
-class MemoryQueue:
-    """`entries` by (queue id, domain). `trouble` is raised by the calls it names, while it is set."""
+class MemoryQueue(MemoryStore):
+    """Each call is noted. `trouble` is raised by the calls it names, while it is set.
+
+    Reports are noted in `reports` and not queued, so that a test sees its own messages only.
+    """
 
     def __init__(self) -> None:
-        self.entries: dict[tuple[str, str], Entry] = {}
-        self.due: dict[tuple[str, str], datetime] = {}
-        self.claimed: set[tuple[str, str]] = set()
+        super().__init__()
         self.settlements: list[Settlement] = []
         self.reports: list[NewMessage] = []
         self.events: list[Event] = []
@@ -37,7 +37,6 @@ class MemoryQueue:
         self.released: list[Entry] = []
         self.most_claimed = 0
         self.trouble: dict[str, Exception] = {}
-        self._work = asyncio.Event()
 
     def add(
         self,
@@ -54,15 +53,45 @@ class MemoryQueue:
         message = QueuedMessage(
             queue_id, sender, arrived, len(CONTENT), MessageSummary(), origin=origin
         )
-        all_of_them = [
-            QueuedRecipient(n, address, domain_of(address), settings, notify=frozenset(notify))
+        queued = (
+            QueuedRecipient(
+                n,
+                address,
+                domain_of(address),
+                settings,
+                notify=frozenset(notify),
+                next_attempt=due,
+            )
             for n, address in enumerate(recipients)
-        ]
-        for domain in {recipient.domain for recipient in all_of_them}:
-            of_domain = tuple(recipient for recipient in all_of_them if recipient.domain == domain)
-            self.entries[queue_id, domain] = Entry(message, of_domain, total=len(all_of_them))
-            self.due[queue_id, domain] = due or arrived
-        self._work.set()
+        )
+        self._add([NewMessage(message, tuple(queued), CONTENT)])
+
+    @property
+    def claimed(self) -> list[tuple[str, str]]:
+        """Queue id and domain of each entry that is claimed."""
+        return [key for key, entry in self._entries() if entry[1]]
+
+    @property
+    def entries(self) -> list[tuple[str, str]]:
+        """Queue id and domain of each entry that is not settled."""
+        return [key for key, _ in self._entries()]
+
+    def due_of(self, queue_id: str, domain: str) -> datetime:
+        """When an entry is due."""
+        return dict(self._entries())[queue_id, domain][0]
+
+    def make_due(self, queue_id: str) -> None:
+        """Make a message due now."""
+        self._kept[queue_id].due = dict.fromkeys(self._kept[queue_id].due, datetime.now(UTC))
+
+    def _entries(self) -> list[tuple[tuple[str, str], tuple[datetime, bool]]]:
+        """By queue id and domain: when the entry is due, and whether it is claimed."""
+        found = {
+            (queue_id, kept.recipients[index].domain): (due, index in kept.claimed)
+            for queue_id, kept in self._kept.items()
+            for index, due in kept.due.items()
+        }
+        return list(found.items())
 
     async def claim_due(
         self,
@@ -75,42 +104,16 @@ class MemoryQueue:
     ) -> list[Entry]:
         self._fail("claim_due")
         self.claims += 1
-        taken: list[Entry] = []
-        shares: Counter[str] = Counter()
-        for key in [key for key, due in self.due.items() if due <= now and key not in self.claimed]:
-            domain = key[1]
-            if len(taken) == limit or domain in skip or shares[domain] == limit_per_domain:
-                continue
-            if only is not None and domain not in only:
-                continue
-            shares[domain] += 1
-            self.claimed.add(key)
-            taken.append(self.entries[key])
+        taken = await super().claim_due(
+            now=now, limit=limit, limit_per_domain=limit_per_domain, skip=skip, only=only
+        )
         self.most_claimed = max(self.most_claimed, len(self.claimed))
         return taken
 
-    async def next_due(self, *, skip: Collection[str] = ()) -> datetime | None:
-        return min(
-            (
-                due
-                for key, due in self.due.items()
-                if key not in self.claimed and key[1] not in skip
-            ),
-            default=None,
-        )
-
-    async def wait_for_work(self) -> None:
-        await self._work.wait()
-        self._work.clear()
-
     async def release(self, entry: Entry, *, due: datetime) -> None:
         self._fail("release")
-        key = (entry.message.queue_id, entry.domain)
-        assert key in self.claimed, "released without a claim"
+        await super().release(entry, due=due)
         self.released.append(entry)
-        self.due[key] = due
-        self.claimed.discard(key)
-        self._work.set()
 
     async def record(
         self,
@@ -121,38 +124,20 @@ class MemoryQueue:
     ) -> bool:
         await asyncio.sleep(0)
         self._fail("record")
-        entry = settlement.entry
-        key = (entry.message.queue_id, entry.domain)
-        assert key in self.claimed, "recorded without a claim"
-        self.claimed.discard(key)
+        report_is_due = await super().record(settlement, events=events)
         self.settlements.append(settlement)
         self.reports += reports
         self.events += events
-        left = tuple(c.recipient for c in settlement.changes if not c.recipient.state.is_final)
-        if left:
-            self.entries[key] = replace(entry, recipients=left)
-            self.due[key] = min(r.next_attempt for r in left if r.next_attempt is not None)
-        else:
-            del self.entries[key], self.due[key]
-        return False
+        return report_is_due
 
-    async def pending_reports(
-        self, *, now: datetime, pending_since: datetime, limit: int = 100
-    ) -> list[str]:
-        """Debts are tested on the real store."""
-        return []
-
-    def before_change(self, give_back: Callable[[], Awaitable[None]]) -> None:
-        self.give_back = give_back
+    async def report(self, pending: PendingReport, reports: Sequence[NewMessage]) -> None:
+        await super().report(pending, [])
+        self.reports += reports
 
     async def read_content(self, queue_id: str) -> AsyncIterator[bytes]:
         self._fail("read_content")
-        yield CONTENT[:10]
-        yield CONTENT[10:]
-
-    async def read_header(self, queue_id: str, *, limit_bytes: int = 0) -> bytes:
-        self._fail("read_header")
-        return CONTENT[: CONTENT.index(b"\r\n\r\n") + 4]
+        async for piece in super().read_content(queue_id):
+            yield piece
 
     def states(self) -> Counter[State]:
         """What has become of the recipients settled so far, in each settlement."""
@@ -167,9 +152,6 @@ class MemoryQueue:
     def _fail(self, call: str) -> None:
         if call in self.trouble:
             raise self.trouble[call]
-
-    def __getattr__(self, name: str) -> Any:
-        raise AssertionError(f"delivering has no use for Store.{name}")
 
 
 DISK_TROUBLE = SpoolError("the disk is full")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,11 +23,14 @@ from relay.queue.entry import (
 from relay.queue.queue_id import new_queue_id
 from relay.queue.settle import Change, Settlement
 from relay.queue.sqlite import SqliteStore
-from relay.queue.store import NewMessage
+from relay.queue.store import DeliveryQueue, NewMessage, QueueFilter, QueueView, Store
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 SETTINGS = TlsSettings(Setting(True, Source.MESSAGE), Setting(False, Source.DOMAIN, "example.com"))
 CONTENT = b"Subject: hello\r\nFrom: a@example.com\r\n\r\nbody\r\n"
+
+REPORT_WINDOW = timedelta(minutes=4)
+"""How long a pending report waits for other attempts that are due."""
 
 DELIVERED = Delivered("2.0.0", 250, "2.0.0 OK")
 DEFERRED = Deferred("4.2.1", 450, "mailbox busy")
@@ -111,6 +114,50 @@ def settled(
         )
         changes.append(Change(after, outcome, outcome.code, outcome.status))
     return Settlement(entry, at, tuple(changes))
+
+
+async def claim_all(
+    queue: DeliveryQueue, *, now: datetime = NOW, skip: Collection[str] = ()
+) -> list[Entry]:
+    """Everything that is due."""
+    entries: list[Entry] = []
+    while more := await queue.claim_due(now=now, limit=100, skip=skip):
+        entries += more
+    return entries
+
+
+async def queue_ids(view: QueueView, wanted: QueueFilter = QueueFilter()) -> list[str]:  # noqa: B008
+    """The messages of the queue, or those that match."""
+    return [listed.queue_id for listed in await view.list_messages(wanted, now=NOW)]
+
+
+async def some_messages(store: Store) -> None:
+    """Four messages, of different age, sender, domain and state."""
+    hour = timedelta(hours=1)
+    await store.accept(new_message("a@one.example", queue_id="q0", arrived=NOW - 3 * hour))
+    await store.accept(
+        new_message("a@one.example", "b@two.example", queue_id="q1", arrived=NOW - hour)
+    )
+    await store.accept(new_message("b@two.example", queue_id="q2", sender="other@example.com"))
+    await store.accept(new_message("c@three.example", queue_id="q3", sender="", state=State.HELD))
+
+
+async def entries_of(store: Store, *recipients: str) -> list[Entry]:
+    """The entries of a message that was just accepted, claimed."""
+    await store.accept(new_message(*recipients))
+    return await store.claim_due(now=NOW, limit=100)
+
+
+def holding(entry: Entry, outcome: Outcome, *, at: datetime = NOW) -> Settlement:
+    """An attempt whose results, a deferral too, are reported later."""
+    settlement = settled(entry, outcome, at=at)
+    changes = tuple(
+        change
+        if change.recipient.state.is_final
+        else replace(change, recipient=replace(change.recipient, delay_notified=True))
+        for change in settlement.changes
+    )
+    return replace(settlement, changes=changes, pending=changes, report_after=at + REPORT_WINDOW)
 
 
 class HasContent(Protocol):

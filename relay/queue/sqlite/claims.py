@@ -13,16 +13,27 @@ import sqlite3
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 
+from relay.queue.due import latest_wish
 from relay.queue.entry import Entry, QueuedMessage, State
 from relay.queue.handoff import Shares
-from relay.queue.rows import STATE_NUMBER, STATE_OF_NUMBER, BadRow, message_of, micros, recipient_of
+from relay.queue.rows import (
+    ATTEMPTS_PATH,
+    NOT_BEFORE_PATH,
+    STATE_NUMBER,
+    STATE_OF_NUMBER,
+    BadRow,
+    message_of,
+    micros,
+    recipient_of,
+)
 from relay.queue.sqlite.contents import Contents
 from relay.queue.sqlite.reader import matching
 from relay.queue.sqlite.schema import ASIDE, CLAIMED, READY, WAITING
 from relay.queue.sqlite.writer import finish_if_done
 from relay.queue.store import QueueFilter, SpoolError
+from relay.queue.verbs import VERBS, Verb
 
 __all__ = ["Changed", "change", "claim", "purge", "recover", "release"]
 
@@ -33,14 +44,18 @@ _ROUNDS = 4
 
 _IN_FILES = "SELECT queue_id FROM message WHERE in_file"
 
-_LONGEST_POSTPONED = timedelta(days=8)
-"""A sender may ask for a delivery some days ahead, and no further: that was asked of a clock ahead."""
-
 _WISH = (
-    "SELECT wish FROM (SELECT CASE WHEN json_valid(data) THEN json_extract(data, '$[8][0]') END AS wish"
+    "SELECT wish FROM (SELECT CASE WHEN json_valid(data)"
+    f" THEN json_extract(data, '{NOT_BEFORE_PATH}') END AS wish"
     " FROM message WHERE message.queue_id = recipient.queue_id) WHERE wish <= :postponed"
 )
-"""When its sender wants a message to go out, if he said so: `Terms.not_before` in `rows.message_data`."""
+"""When the sender wants a message to go out, if it said so."""
+
+_UNTRIED = (
+    "CASE WHEN json_valid(data)"
+    f" THEN coalesce(json_extract(data, '{ATTEMPTS_PATH}') = 0, 0) ELSE 0 END"
+)
+"""Whether a recipient was never tried."""
 
 
 # Claims.
@@ -213,19 +228,15 @@ class Changed:
     states: Counter[State] = field(default_factory=Counter)
 
 
-_TAKES = {
-    "retry": (State.QUEUED, State.DEFERRED),
-    "hold": (State.QUEUED, State.DEFERRED),
-    "release": (State.HELD,),
-    "remove": (State.QUEUED, State.DEFERRED, State.HELD),
-}
-_UNTRIED = "CASE WHEN json_valid(data) THEN coalesce(json_extract(data, '$[4]') = 0, 0) ELSE 0 END"
-_BECOMES = {
-    "retry": "state",
-    "hold": str(STATE_NUMBER[State.HELD]),
-    "release": f"iif({_UNTRIED}, {STATE_NUMBER[State.QUEUED]}, {STATE_NUMBER[State.DEFERRED]})",
-    "remove": str(STATE_NUMBER[State.REMOVED]),
-}
+def _becomes(does: Verb) -> str:
+    """The number of the state that a verb leaves a recipient in."""
+    if does.becomes is None:
+        return "state"
+    return f"iif({_UNTRIED}, {_number(does.untried_becomes)}, {_number(does.becomes)})"
+
+
+def _number(state: State | None) -> str:
+    return "state" if state is None else str(STATE_NUMBER[state])
 
 
 def change(db: sqlite3.Connection, wanted: QueueFilter, verb: str, now: datetime) -> Changed:
@@ -234,8 +245,9 @@ def change(db: sqlite3.Connection, wanted: QueueFilter, verb: str, now: datetime
     A recipient that is claimed is being tried at this moment: what comes of that stands, so it is
     left as it is and not counted.
     """
+    does = VERBS[verb]
     _, of_recipient, values = matching(wanted, now)
-    states = ",".join(str(STATE_NUMBER[state]) for state in _TAKES[verb])
+    states = ",".join(str(STATE_NUMBER[state]) for state in does.takes)
     meant = (
         f"r.queue_id IN (SELECT value FROM json_each(:ids)) AND {of_recipient}"
         f" AND r.state IN ({states}) AND r.place <> {CLAIMED}"
@@ -246,10 +258,10 @@ def change(db: sqlite3.Connection, wanted: QueueFilter, verb: str, now: datetime
     )
     for number, count in before.fetchall():
         changed.states[STATE_OF_NUMBER[number]] -= count
-    due = micros(now) if verb in ("retry", "release") else None
+    due = micros(now) if does.is_due else None
     place = ASIDE if due is None else READY
     after = db.execute(
-        f"UPDATE recipient AS r SET state = {_BECOMES[verb]}, place = {place}, due = :due WHERE {meant}"
+        f"UPDATE recipient AS r SET state = {_becomes(does)}, place = {place}, due = :due WHERE {meant}"
         " RETURNING queue_id, idx, state",
         values | {"due": due},
     ).fetchall()
@@ -294,7 +306,7 @@ def pull_forward(db: sqlite3.Connection, now: datetime, latest: datetime) -> Non
         {
             "now": micros(now),
             "latest": micros(latest),
-            "postponed": micros(max(latest, now + _LONGEST_POSTPONED)),
+            "postponed": micros(latest_wish(now, latest)),
         },
     )
 

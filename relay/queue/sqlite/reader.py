@@ -29,6 +29,7 @@ from relay.mail.jsontext import of_json
 from relay.policy.settings import Setting, Source, TlsSettings
 from relay.queue.api_state import DomainSettings
 from relay.queue.entry import MessageSummary, QueuedMessage, QueuedRecipient, State
+from relay.queue.header import header_section
 from relay.queue.rows import (
     FINAL_NUMBER,
     STATE_NUMBER,
@@ -149,19 +150,8 @@ class Reader:
                 yield content[start : start + CHUNK_BYTES]
 
     async def read_header(self, queue_id: str, *, limit_bytes: int = CHUNK_BYTES) -> bytes:
-        """The header section, with the empty line where there is one within the limit."""
-        header = b""
-        async for piece in self.read_content(queue_id):
-            searched = max(0, len(header) - 3)
-            header += piece
-            if header.startswith(b"\r\n"):
-                return header[:2][:limit_bytes]
-            end = header.find(b"\r\n\r\n", searched)
-            if end >= 0:
-                return header[: end + 4][:limit_bytes]
-            if len(header) >= limit_bytes:
-                return header[:limit_bytes]
-        return header
+        """The header section."""
+        return await header_section(self.read_content(queue_id), limit_bytes=limit_bytes)
 
     async def list_messages(
         self, wanted: QueueFilter, *, now: datetime, after: str = "", limit: int = 1000

@@ -27,6 +27,7 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from relay.queue.due import Place
 from relay.queue.sqlite.files import CONTENT, sync_directory, write_whole
 from relay.queue.store import SpoolError
 
@@ -44,7 +45,7 @@ __all__ = [
 APPLICATION_ID = 0x524C5951
 """Marks the file as a relay's queue ("RLYQ")."""
 
-WAITING, READY, CLAIMED, ASIDE = range(4)
+WAITING, READY, CLAIMED, ASIDE = map(int, Place)
 
 Migration = Sequence[str | Callable[[sqlite3.Connection], None]]
 """Statements, and what no statement can do."""

@@ -31,7 +31,8 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from relay.mail.event import Event
-from relay.queue.entry import Entry, QueuedMessage, QueuedRecipient, State
+from relay.queue.due import DueHint, Place, first_place, is_due_at_once, settled_place
+from relay.queue.entry import Entry, QueuedRecipient, State
 from relay.queue.handoff import HandOff, HandOffLimits, Shares
 from relay.queue.rows import STATE_NUMBER, message_data, micros, pending_data, recipient_data
 from relay.queue.settle import Settlement
@@ -41,11 +42,10 @@ from relay.queue.sqlite.api_state import SqliteApiState
 from relay.queue.sqlite.contents import Contents
 from relay.queue.sqlite.disk import Spool, check_quickly
 from relay.queue.sqlite.reader import Reader, count_states
-from relay.queue.sqlite.schema import ASIDE, CLAIMED, READY, WAITING, migrate
+from relay.queue.sqlite.schema import migrate
 from relay.queue.sqlite.writer import Call, Rows, Writer, commit_something, unknown
 from relay.queue.store import (
     CHUNK_BYTES,
-    VERBS,
     ChangeStep,
     EventFilter,
     EventOfChange,
@@ -57,6 +57,7 @@ from relay.queue.store import (
     SpoolError,
     StoredEvent,
 )
+from relay.queue.verbs import VERBS
 
 __all__ = ["SqliteStore"]
 
@@ -98,7 +99,7 @@ class SqliteStore:
         self._cursor: str | None = None
         self._give_back: list[Callable[[], Awaitable[None]]] = []
         self._claiming = asyncio.Lock()
-        self._due = _DueHint()
+        self._due = DueHint()
         self._turn = 0
         self._tail: list[StoredEvent] = []
         self._now = self._latest = datetime.now(UTC)
@@ -242,10 +243,11 @@ class SqliteStore:
                     None if in_file else new.content,
                 )
             )
-            rows.recipients += [
-                _new_recipient_row(message, one, one.index in claimed, arrived)
-                for one in new.recipients
-            ]
+            for one in new.recipients:
+                place, due = first_place(message, one)
+                if one.index in claimed:
+                    place = Place.CLAIMED
+                rows.recipients.append(_recipient_row(message.queue_id, one, place, due))
         except BaseException:
             self._give_up(handed)
             raise
@@ -257,11 +259,11 @@ class SqliteStore:
         small = not in_file and len(new.content) <= self._limits.content_bytes
         kept = new.content if small else None
         total = len(new.recipients)
-        if total == 1 and _is_due_at_once(new.message, new.recipients[0]):
+        if total == 1 and is_due_at_once(new.message, new.recipients[0]):
             return [Entry(new.message, new.recipients, kept, total)]
         by_domain: dict[str, list[QueuedRecipient]] = {}
         for one in new.recipients:
-            if _is_due_at_once(new.message, one):
+            if is_due_at_once(new.message, one):
                 by_domain.setdefault(one.domain, []).append(one)
         return [Entry(new.message, tuple(those), kept, total) for those in by_domain.values()]
 
@@ -276,7 +278,7 @@ class SqliteStore:
                 if one.state in self._counts:
                     self._counts[one.state] += 1
                 # What is due at once was handed over, or is seen to below.
-                if one.next_attempt is not None and not _is_due_at_once(new.message, one):
+                if one.next_attempt is not None and not is_due_at_once(new.message, one):
                     self._due.sooner(one.next_attempt, one.domain)
         if handed:
             self._due.now()
@@ -650,77 +652,16 @@ class SqliteStore:
         return result
 
 
-class _DueHint:
-    """What is known about when something on disk is due, so that the disk is not asked in vain.
-
-    `due` is no later than the truth for all domains outside `skip`; for a caller that skips fewer
-    domains it says nothing.
-    """
-
-    __slots__ = ("_changes", "due", "is_known", "skip")
-
-    def __init__(self) -> None:
-        self.due: datetime | None = None
-        self.skip: frozenset[str] = frozenset()
-        self.is_known = False
-        self._changes = 0
-
-    def is_about(self, skip: Collection[str]) -> bool:
-        """Whether this is the answer for a caller that skips just these."""
-        return self.is_known and self.skip == frozenset(skip)
-
-    def may_be_due(self, now: datetime, skip: Collection[str]) -> bool:
-        """Whether the disk has to be asked."""
-        if not (self.is_known and self.skip.issubset(skip)):
-            return True
-        return self.due is not None and self.due <= now
-
-    def now(self) -> None:
-        """Something may be due at any moment."""
-        self.is_known = False
-        self._changes += 1
-
-    def sooner(self, due: datetime, domain: str) -> None:
-        """A recipient of `domain` is due at `due`."""
-        self._changes += 1
-        if domain not in self.skip and (self.due is None or due < self.due):
-            self.due = due
-
-    def begin(self) -> int:
-        """To be given to `learn`: what changes between the two makes the answer old."""
-        return self._changes
-
-    def learn(self, begun: int, due: datetime | None, skip: Collection[str]) -> None:
-        """The disk has said when the next recipient outside `skip` is due."""
-        if begun == self._changes:
-            self.due, self.skip, self.is_known = due, frozenset(skip), True
-
-
-def _is_due_at_once(message: QueuedMessage, one: QueuedRecipient) -> bool:
-    return one.state is State.QUEUED and (
-        one.next_attempt is None or one.next_attempt <= message.arrived
-    )
-
-
-def _new_recipient_row(
-    message: QueuedMessage, one: QueuedRecipient, claimed: bool, arrived: int
+def _recipient_row(
+    queue_id: str, one: QueuedRecipient, place: Place, due: datetime | None
 ) -> tuple[Any, ...]:
-    due: int | None
-    if claimed:
-        place, due = CLAIMED, arrived
-    elif _is_due_at_once(message, one):
-        place, due = READY, arrived
-    elif one.state.is_final or one.state is State.HELD:
-        place, due = ASIDE, None
-    else:
-        place, due = WAITING, arrived if one.next_attempt is None else micros(one.next_attempt)
     return (
-        message.queue_id,
+        queue_id,
         one.index,
         one.domain,
         STATE_NUMBER[one.state],
         place,
-        due,
+        None if due is None else micros(due),
         recipient_data(one),
     )
 
@@ -759,11 +700,15 @@ def _may_owe(settlement: Settlement) -> bool:
 
 
 def _settled_row(queue_id: str, one: QueuedRecipient, at: datetime) -> tuple[Any, ...]:
-    if one.state.is_final or one.state is State.HELD:
-        place, due = ASIDE, None
-    else:
-        place, due = WAITING, micros(one.next_attempt or at)
-    return (queue_id, one.index, STATE_NUMBER[one.state], place, due, recipient_data(one))
+    place, due = settled_place(one, at)
+    return (
+        queue_id,
+        one.index,
+        STATE_NUMBER[one.state],
+        place,
+        None if due is None else micros(due),
+        recipient_data(one),
+    )
 
 
 def _without_result(function: Callable[..., None], *args: Any) -> None:

@@ -7,7 +7,7 @@ import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -19,7 +19,6 @@ from relay.policy.rules import PolicyRules, TlsRule
 from relay.policy.settings import Setting, Source, TlsSettings
 from relay.queue.entry import Entry, State
 from relay.queue.retry import RetrySchedule
-from relay.queue.store import Store
 from tests.fakes.queue import CONTENT, DISK_TROUBLE, MemoryQueue
 
 SESSION = HopSession("mx.b.example", "192.0.2.1", tls=True, verified_by=VerifiedBy.PKIX)
@@ -96,7 +95,7 @@ async def running(
 def make(queue: MemoryQueue, attempts: Attempts, **settings: Any) -> Scheduler:
     rules = settings.pop("rules", PolicyRules())
     return Scheduler(
-        cast(Store, queue),
+        queue,
         attempts,
         schedule=settings.pop("schedule", SCHEDULE),
         options=DeliveryOptions(**settings.pop("options", {})),
@@ -259,7 +258,7 @@ async def test_a_dead_destination_is_tried_a_few_times_and_then_left_alone(queue
         queue.add("D-new", "new@dead.example")
         await eventually(lambda: len(queue.released) >= 296)
         assert len(attempts.made) == 5
-    first = min(queue.due.values())
+    first = min(queue.due_of(*entry) for entry in queue.entries)
     assert first - datetime.now(UTC) > timedelta(minutes=4)
 
 
@@ -324,7 +323,7 @@ async def test_the_operator_can_ask_for_a_silent_destination_to_be_tried(queue):
         await eventually(lambda: len(queue.released) == 1)
         assert len(attempts.made) == 1
         scheduler.retry_silent()
-        queue.due["D2", "dead.example"] = datetime.now(UTC)
+        queue.make_due("D2")
         await eventually(lambda: len(attempts.made) == 2)
 
 
@@ -500,7 +499,7 @@ async def test_after_the_grace_attempts_are_broken_off_and_their_mail_is_due_aga
         await eventually(lambda: len(attempts.made) == 1)
     assert not queue.settlements
     assert len(queue.released) == 1
-    assert queue.due["Q1", "b.example"] <= datetime.now(UTC)
+    assert queue.due_of("Q1", "b.example") <= datetime.now(UTC)
 
 
 async def test_an_attempt_past_the_final_dot_is_heard_to_the_end(queue):

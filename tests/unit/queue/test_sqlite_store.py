@@ -1,4 +1,4 @@
-"""What the SQLite store promises about messages: taken in, claimed, settled, read, gone."""
+"""What the SQLite store does beyond `tests/contract/store`: files of content, the hand-off, damaged rows."""
 
 from __future__ import annotations
 
@@ -16,27 +16,25 @@ from pathlib import Path
 import pytest
 
 from relay.admin.operations import item_as_json, page_as_json
-from relay.mail.outcome import Deferred
-from relay.queue.entry import Entry, State
+from relay.queue.entry import State
 from relay.queue.handoff import HandOffLimits
 from relay.queue.sqlite import SqliteStore, disk
-from relay.queue.store import CHUNK_BYTES, EventFilter, NewMessage, QueueFilter, SpoolError
+from relay.queue.store import CHUNK_BYTES, QueueFilter, SpoolError
 from tests.fakes.queued import (
     BOUNCED,
-    CONTENT,
-    DEFERRED,
     DELIVERED,
     NOW,
+    claim_all,
     content_of,
     event,
     new_message,
     opened,
+    queue_ids,
     settled,
 )
 
 NO_HANDOFF = HandOffLimits(entries=0)
 MINUTE = timedelta(minutes=1)
-WAIT = timedelta(minutes=5)
 
 
 # By memory and by disk an entry is claimed alike; so most tests run both ways.
@@ -45,17 +43,6 @@ async def store(request, tmp_path: Path) -> AsyncIterator[SqliteStore]:
     limits = HandOffLimits() if request.param == "by memory" else NO_HANDOFF
     async with opened(tmp_path / "spool", limits=limits) as store:
         yield store
-
-
-async def claim_all(store: SqliteStore, *, now=NOW, **options) -> list[Entry]:
-    entries: list[Entry] = []
-    while more := await store.claim_due(now=now, limit=100, **options):
-        entries += more
-    return entries
-
-
-async def queue_ids(store: SqliteStore, **wanted) -> list[str]:
-    return [item.queue_id for item in await store.list_messages(QueueFilter(**wanted), now=NOW)]
 
 
 def rows_of(directory: Path) -> dict[str, int]:
@@ -84,52 +71,12 @@ async def files_become(directory: Path, wanted: set[str]) -> None:
 # Taking in.
 
 
-async def test_a_message_accepted_is_claimed_as_it_was_given(store):
-    new = new_message("b@example.net", "c@example.net")
-    await store.accept(new)
-    [entry] = await claim_all(store)
-    assert entry.message == new.message
-    assert [one.address for one in entry.recipients] == ["b@example.net", "c@example.net"]
-    assert entry.settings == new.recipients[0].settings
-    assert entry.total == 2
-    assert await content_of(store, new.message.queue_id) == CONTENT
-
-
 async def test_small_content_is_at_hand_when_it_was_just_accepted(tmp_path):
     async with opened(tmp_path / "spool") as store:
         await store.accept(new_message(content=b"x" * 65536))
         await store.accept(new_message(content=b"x" * 65537))
         await store.accept(new_message(content=b"x" * (CHUNK_BYTES + 1)))
         assert [len(entry.content or b"") for entry in await claim_all(store)] == [65536, 0, 0]
-
-
-async def test_each_domain_of_a_message_is_an_entry_of_its_own(store):
-    await store.accept(new_message("a@one.example", "b@two.example", "c@one.example"))
-    entries = await claim_all(store)
-    by_domain = {entry.domain: [one.index for one in entry.recipients] for entry in entries}
-    assert by_domain == {"one.example": [0, 2], "two.example": [1]}
-    assert {entry.total for entry in entries} == {3}
-
-
-@pytest.mark.parametrize(
-    "size", [0, 1, 65536, 65537, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * CHUNK_BYTES]
-)
-async def test_content_comes_back_whole_whatever_its_size(store, size):
-    content = os.urandom(size)
-    new = new_message(content=content)
-    await store.accept(new)
-    pieces = [piece async for piece in store.read_content(new.message.queue_id)]
-    assert b"".join(pieces) == content
-    assert all(0 < len(piece) <= CHUNK_BYTES for piece in pieces)
-
-
-async def test_content_staged_before_and_the_rest_come_back_in_order(store):
-    pieces = [os.urandom(CHUNK_BYTES) for _ in range(3)]
-    new = new_message(content=b"the rest", staged_bytes=3 * CHUNK_BYTES)
-    for number, piece in enumerate(pieces):
-        await store.stage(new.message.queue_id, number * CHUNK_BYTES, piece)
-    await store.accept(new)
-    assert await content_of(store, new.message.queue_id) == b"".join(pieces) + b"the rest"
 
 
 @pytest.mark.parametrize("staged", [0, CHUNK_BYTES])
@@ -143,39 +90,11 @@ async def test_a_message_whose_staged_content_is_not_there_is_refused(store, tmp
     await files_become(tmp_path, set())
 
 
-async def test_pieces_out_of_order_are_refused(store):
-    await store.stage("q", 0, b"x" * 100)
-    with pytest.raises(SpoolError, match="before octet 50"):
-        await store.stage("q", 50, b"x")
-    with pytest.raises(SpoolError, match="another message has this queue id"):
-        await store.stage("q", 0, b"x")
-
-
-async def test_a_piece_larger_than_agreed_is_refused(store):
-    with pytest.raises(SpoolError):
-        await store.stage("q", 0, b"x" * (CHUNK_BYTES + 1))
-
-
 async def test_what_is_discarded_leaves_nothing(store, tmp_path):
     await store.stage("q", 0, b"x" * CHUNK_BYTES)
     assert files_of(tmp_path) == {"q"}
     await store.discard("q")
     await files_become(tmp_path, set())
-
-
-async def test_discarding_an_accepted_message_does_it_no_harm(store):
-    new = new_message(content=b"the rest", staged_bytes=CHUNK_BYTES)
-    queue_id = new.message.queue_id
-    await store.stage(queue_id, 0, b"x" * CHUNK_BYTES)
-    accepting = asyncio.create_task(store.accept(new))
-    await asyncio.sleep(0)
-    accepting.cancel()
-    await store.discard(queue_id)
-    while not await queue_ids(store):
-        await asyncio.sleep(0.01)
-    await store.discard(queue_id)
-    await store.stage("another", 0, b"x")
-    assert len(await content_of(store, queue_id)) == CHUNK_BYTES + len(b"the rest")
 
 
 async def test_pieces_without_a_message_are_gone_after_a_start(tmp_path):
@@ -258,18 +177,6 @@ async def test_what_leaves_in_a_part_of_a_commit_that_is_undone_keeps_its_file(s
     assert await content_of(store, "q1") == content
 
 
-async def test_a_queue_id_taken_twice_is_refused_and_the_others_in_the_batch_are_not(store):
-    first = new_message()
-    await store.accept(first)
-    good = [new_message() for _ in range(20)]
-    results = await asyncio.gather(
-        *(store.accept(new) for new in [*good[:10], first, *good[10:]]), return_exceptions=True
-    )
-    assert [type(result) for result in results if result is not None] == [SpoolError]
-    assert await queue_ids(store) == sorted(new.message.queue_id for new in [first, *good])
-    assert len(await claim_all(store)) == 21
-
-
 async def test_what_cannot_be_stored_is_refused_alone(store):
     surrogate = new_message(sender="\udce9@example.com")
     results = await asyncio.gather(
@@ -282,51 +189,10 @@ async def test_what_cannot_be_stored_is_refused_alone(store):
     assert len(await claim_all(store)) == 2
 
 
-async def test_a_client_that_goes_away_does_not_undo_a_message(store):
-    """RFC 1047: when in doubt, keep it."""
-    accepting = [asyncio.create_task(store.accept(new_message())) for _ in range(50)]
-    await asyncio.sleep(0)
-    for task in accepting[::2]:
-        task.cancel()
-    results = await asyncio.gather(*accepting, return_exceptions=True)
-    assert any(isinstance(result, asyncio.CancelledError) for result in results)
-    await store.accept(new_message())
-    assert len(await queue_ids(store)) == 51
-    assert len(await claim_all(store)) == 51
+# Claims.
 
 
-async def test_a_result_is_recorded_though_nobody_waits_for_it(store):
-    await store.accept(new_message())
-    [entry] = await claim_all(store)
-    recording = asyncio.create_task(store.record(settled(entry, DELIVERED)))
-    await asyncio.sleep(0)
-    recording.cancel()
-    await asyncio.gather(recording, return_exceptions=True)
-    await store.accept(new_message())
-    assert await queue_ids(store) != [entry.message.queue_id]
-    assert len(await queue_ids(store)) == 1
-
-
-async def test_a_message_for_later_is_due_later(store):
-    await store.accept(new_message(due=NOW + MINUTE))
-    assert await claim_all(store) == []
-    assert await store.next_due() == NOW + MINUTE
-    assert len(await claim_all(store, now=NOW + MINUTE)) == 1
-
-
-async def test_a_message_that_is_held_from_the_start_waits_for_the_operator(store):
-    await store.accept(new_message(state=State.HELD))
-    assert await claim_all(store, now=NOW + timedelta(days=9)) == []
-    assert await store.next_due() is None
-    await store.change(QueueFilter(), verb="release", now=NOW)
-    [entry] = await claim_all(store)
-    assert entry.recipients[0].state is State.QUEUED
-
-
-# Settling.
-
-
-async def test_a_message_leaves_with_its_last_recipient_and_its_events_stay(store, tmp_path):
+async def test_message_leaves_no_row_behind_and_its_events_stay(store, tmp_path):
     new = new_message("a@one.example", "b@two.example", content=b"x" * 200_000)
     queue_id = new.message.queue_id
     await store.accept(new)
@@ -343,173 +209,6 @@ async def test_a_message_leaves_with_its_last_recipient_and_its_events_stay(stor
     assert sum((await store.counts()).values()) == 0
     with pytest.raises(SpoolError):
         await content_of(store, queue_id)
-
-
-async def test_recipients_of_one_domain_may_end_differently(store):
-    await store.accept(new_message("a@one.example", "b@one.example", "c@one.example"))
-    [entry] = await claim_all(store)
-    await store.record(settled(entry, DELIVERED, DEFERRED, BOUNCED))
-    [item] = await store.list_messages(QueueFilter(), now=NOW)
-    assert [one.state for one in item.recipients] == [
-        State.DELIVERED,
-        State.DEFERRED,
-        State.BOUNCED,
-    ]
-    [entry] = await claim_all(store, now=NOW + WAIT)
-    assert [one.index for one in entry.recipients] == [1]
-    await store.record(settled(entry, DELIVERED))
-    assert await queue_ids(store) == []
-
-
-async def test_a_deferred_recipient_remembers_its_last_attempt(store):
-    await store.accept(new_message())
-    [entry] = await claim_all(store)
-    settlement = settled(entry, DEFERRED)
-    await store.record(settlement)
-    assert await claim_all(store, now=NOW + WAIT - timedelta(microseconds=1)) == []
-    [entry] = await claim_all(store, now=NOW + WAIT)
-    assert entry.recipients == (settlement.changes[0].recipient,)
-
-
-async def test_a_settlement_without_a_claim_changes_nothing(store):
-    await store.accept(new_message())
-    [entry] = await claim_all(store)
-    await store.record(settled(entry, DEFERRED))
-    for again in (settled(entry, DELIVERED), settled(entry, DEFERRED)):
-        with pytest.raises(SpoolError, match="not claimed"):
-            await store.record(again, events=[event("delivered", entry.message.queue_id)])
-    assert await store.find_events(EventFilter()) == []
-    assert len(await queue_ids(store)) == 1
-
-
-async def test_a_settlement_of_some_recipients_never_takes_the_message_from_the_others(store):
-    await store.accept(new_message("a@one.example", "b@two.example"))
-    [one, _] = await claim_all(store)
-    wrong = Entry(one.message, one.recipients, total=1)
-    with pytest.raises(SpoolError):
-        await store.record(settled(wrong, DELIVERED))
-    assert len(await queue_ids(store)) == 1
-
-
-async def test_a_dsn_is_accepted_with_the_result_it_tells_of(store):
-    await store.accept(new_message())
-    [entry] = await claim_all(store)
-    dsn = new_message("a@example.com", sender="", content=b"report")
-    told = event("accepted", dsn.message.queue_id)
-    report = NewMessage(dsn.message, dsn.recipients, dsn.content, events=(told,))
-    await store.record(settled(entry, BOUNCED), reports=[report], events=[event("failed", "x")])
-    [entry] = await claim_all(store)
-    assert entry.message == dsn.message
-    assert Counter(one.event.name for one in await store.find_events(EventFilter())) == {
-        "accepted": 1,
-        "failed": 1,
-    }
-
-
-async def test_a_dsn_that_cannot_be_stored_undoes_the_result_too(store):
-    taken = new_message()
-    await store.accept(taken)
-    await store.accept(new_message("z@zz.example"))
-    one, two = await claim_all(store)
-    with pytest.raises(SpoolError):
-        await store.record(settled(one, BOUNCED), reports=[taken], events=[event("failed", "x")])
-    assert len(await queue_ids(store)) == 2
-    assert await store.find_events(EventFilter()) == []
-    await store.record(settled(one, BOUNCED))
-    await store.record(settled(two, BOUNCED))
-    assert await queue_ids(store) == []
-
-
-async def test_states_are_counted(store):
-    await store.accept(new_message("a@one.example", "b@two.example", "c@three.example"))
-    await store.accept(new_message(state=State.HELD))
-    assert await store.counts() == {State.QUEUED: 3, State.DEFERRED: 0, State.HELD: 1}
-    first, *_ = await claim_all(store)
-    await store.record(settled(first, DEFERRED))
-    assert await store.counts() == {State.QUEUED: 2, State.DEFERRED: 1, State.HELD: 1}
-    await store.change(QueueFilter(state=State.DEFERRED), verb="hold", now=NOW)
-    assert await store.counts() == {State.QUEUED: 2, State.DEFERRED: 0, State.HELD: 2}
-
-
-async def test_states_are_counted_after_a_start_as_before(tmp_path):
-    async with opened(tmp_path / "spool") as store:
-        for number in range(10):
-            await store.accept(new_message(f"b@example{number}.net"))
-        for entry in (await claim_all(store))[:6]:
-            await store.record(settled(entry, DEFERRED if entry.domain < "example3" else DELIVERED))
-        before = await store.counts()
-    async with opened(tmp_path / "spool") as store:
-        assert await store.counts() == before
-
-
-# Claims.
-
-
-async def test_an_entry_is_claimed_once(store):
-    for _ in range(30):
-        await store.accept(new_message())
-    claims = await asyncio.gather(*(store.claim_due(now=NOW, limit=7) for _ in range(10)))
-    claimed = [entry.message.queue_id for entries in claims for entry in entries]
-    assert len(claimed) == len(set(claimed)) == 30
-
-
-async def test_a_claim_given_back_is_due_when_it_was_said(store):
-    await store.accept(new_message())
-    [entry] = await claim_all(store)
-    await store.release(entry, due=NOW + MINUTE)
-    assert await store.next_due() == NOW + MINUTE
-    assert await claim_all(store) == []
-    [again] = await claim_all(store, now=NOW + MINUTE)
-    assert again.message == entry.message
-    assert again.recipients[0].attempts == 0
-
-
-async def test_a_claim_is_given_back_once(store):
-    await store.accept(new_message())
-    [entry] = await claim_all(store)
-    await store.release(entry, due=NOW)
-    with pytest.raises(SpoolError):
-        await store.release(entry, due=NOW)
-
-
-async def test_what_was_claimed_when_the_relay_died_is_due_at_once(store, tmp_path):
-    await store.accept(new_message())
-    await store.accept(new_message("z@zz.example"))
-    claimed = await claim_all(store)
-    await store.record(settled(claimed[1], DEFERRED, at=NOW + MINUTE))
-    await store.close()
-    async with opened(tmp_path / "spool") as again:
-        [entry] = await claim_all(again)
-        assert entry.message.queue_id == claimed[0].message.queue_id
-        assert entry.recipients[0].attempts == 0
-
-
-async def test_what_waits_in_memory_when_the_relay_stops_is_due_after_the_start(tmp_path):
-    async with opened(tmp_path / "spool") as store:
-        for _ in range(5):
-            await store.accept(new_message())
-    async with opened(tmp_path / "spool") as store:
-        assert len(await claim_all(store)) == 5
-
-
-async def test_a_claim_whose_caller_went_away_is_due_again(store):
-    for _ in range(5):
-        await store.accept(new_message())
-    for turns in range(12):
-        claiming = asyncio.create_task(store.claim_due(now=NOW, limit=100))
-        for _ in range(turns):
-            await asyncio.sleep(0)
-        claiming.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            for entry in await claiming:
-                await store.release(entry, due=NOW)
-        await store.counts()
-    async with asyncio.timeout(5):
-        found = await claim_all(store)
-        while len(found) < 5:
-            found += await claim_all(store)
-            await asyncio.sleep(0.01)
-    assert len({entry.message.queue_id for entry in found}) == 5
 
 
 async def test_a_claim_is_given_back_when_its_caller_goes_away_at_the_last_moment(
@@ -536,39 +235,6 @@ async def test_a_claim_is_given_back_when_its_caller_goes_away_at_the_last_momen
                 await store.wait_for_work()
 
 
-async def test_a_clock_that_was_ahead_does_not_delay_mail_for_ever(tmp_path):
-    ahead = NOW + timedelta(days=30)
-    async with opened(tmp_path / "spool", now=ahead) as store:
-        await store.accept(new_message(arrived=ahead))
-        await store.accept(new_message("z@zz.example", arrived=ahead))
-        first, second = await claim_all(store, now=ahead)
-        await store.record(settled(first, DEFERRED, at=ahead))
-        await store.record(settled(second, DEFERRED, at=NOW))
-    async with opened(tmp_path / "spool", now=NOW, max_wait=timedelta(hours=4)) as store:
-        [entry] = await claim_all(store, now=NOW)
-        assert entry.message == first.message
-        assert await store.next_due() == NOW + WAIT
-
-
-async def test_a_dead_domain_with_many_queued_does_not_keep_another_waiting(store):
-    for _ in range(300):
-        await store.accept(new_message("x@dead.example"))
-    await store.accept(new_message("y@alive.example"))
-    entries = await store.claim_due(now=NOW, limit=10)
-    assert "alive.example" in {entry.domain for entry in entries}
-
-
-async def test_every_domain_has_its_turn_though_there_are_more_than_are_claimed_at_once(store):
-    for number in range(60):
-        for _ in range(5):
-            await store.accept(new_message(f"x@d{number}.example"))
-    seen: Counter[str] = Counter()
-    for _ in range(12):
-        entries = await store.claim_due(now=NOW, limit=10)
-        seen.update(entry.domain for entry in entries)
-    assert set(seen) == {f"d{number}.example" for number in range(60)}
-
-
 async def test_a_domain_that_always_has_more_keeps_its_turn_and_no_more(tmp_path):
     """A cursor that stopped at the last domain looked at, not served, would pass some by for ever."""
     async with opened(tmp_path / "spool", limits=NO_HANDOFF) as store:
@@ -581,33 +247,6 @@ async def test_a_domain_that_always_has_more_keeps_its_turn_and_no_more(tmp_path
         assert sum(seen.values()) == 120
         assert len(seen) == 15
         assert max(seen.values()) - min(seen.values()) <= 2
-
-
-async def test_a_claim_is_filled_from_one_domain_when_no_other_has_mail(store):
-    for _ in range(50):
-        await store.accept(new_message("x@big.example"))
-    await store.accept(new_message("y@small.example"))
-    assert len(await store.claim_due(now=NOW, limit=40)) == 40
-
-
-async def test_no_domain_gets_more_than_its_limit_in_one_claim(store):
-    for _ in range(20):
-        await store.accept(new_message("x@big.example"))
-        await store.accept(new_message("y@small.example"))
-    entries = await store.claim_due(now=NOW, limit=30, limit_per_domain=3)
-    assert Counter(entry.domain for entry in entries) == {"big.example": 3, "small.example": 3}
-
-
-async def test_a_domain_to_be_skipped_is_not_claimed_and_not_due(store):
-    await store.accept(new_message("x@dead.example"))
-    await store.accept(new_message("y@alive.example", due=NOW + MINUTE))
-    assert await claim_all(store, skip={"dead.example"}) == []
-    assert await store.next_due(skip={"dead.example"}) == NOW + MINUTE
-    assert await store.next_due(skip={"dead.example", "alive.example"}) is None
-    due = await store.next_due()
-    assert due is not None
-    assert due <= NOW
-    assert [entry.domain for entry in await claim_all(store)] == ["dead.example"]
 
 
 @pytest.mark.parametrize("limits", [NO_HANDOFF, HandOffLimits(), HandOffLimits(entries=40)])
@@ -645,18 +284,6 @@ async def test_mail_that_somebody_sent_is_claimed_before_a_thousand_reports(tmp_
         assert len(await claim_all(store)) == 299
 
 
-async def test_a_domain_without_a_name_is_served_like_any_other(store):
-    """`postmaster` alone is an address (RFC 5321 §4.1.1.3)."""
-    await store.accept(new_message("postmaster"))
-    await store.accept(new_message())
-    assert len(await claim_all(store)) == 2
-
-
-async def test_nothing_is_claimed_when_nothing_is_wanted(store):
-    await store.accept(new_message())
-    assert await store.claim_due(now=NOW, limit=0) == []
-
-
 async def test_a_full_handoff_leaves_the_rest_to_the_disk_and_nothing_waits_for_ever(tmp_path):
     limits = HandOffLimits(entries=10, entries_per_domain=4)
     async with opened(tmp_path / "spool", limits=limits) as store:
@@ -688,28 +315,6 @@ async def test_skipped_domains_do_not_fill_the_handoff(tmp_path):
         ]
         assert len(at_hand) == 8, "the hand-off is still full of dead.example"
         assert len(await claim_all(store)) == 8
-
-
-async def test_work_is_announced(store):
-    async def announced() -> None:
-        await asyncio.wait_for(store.wait_for_work(), 5)
-
-    await store.accept(new_message())
-    await announced()
-    [entry] = await claim_all(store)
-    with pytest.raises(TimeoutError):
-        await asyncio.wait_for(store.wait_for_work(), 0.05)
-    await store.release(entry, due=NOW)
-    await announced()
-    await store.change(QueueFilter(), verb="hold", now=NOW)
-    await announced()
-
-
-async def test_a_first_attempt_that_comes_soon_shortens_what_next_due_said(store):
-    await store.accept(new_message(due=NOW + timedelta(hours=1)))
-    assert await store.next_due() == NOW + timedelta(hours=1)
-    await store.accept(new_message("y@alive.example", due=NOW + MINUTE))
-    assert await store.next_due() == NOW + MINUTE
 
 
 # Damage.
@@ -792,38 +397,6 @@ async def test_content_that_is_not_whole_is_not_given_out_as_if_it_were(tmp_path
                 await content_of(store, queue_id)
 
 
-# Header.
-
-
-@pytest.mark.parametrize(
-    ("content", "header"),
-    [
-        (CONTENT, CONTENT[:-6]),
-        (b"\r\nno header\r\n", b"\r\n"),
-        (b"Subject: no body\r\n", b"Subject: no body\r\n"),
-        (b"", b""),
-        (b"A: " + b"x" * 600_000 + b"\r\n\r\nbody", (b"A: " + b"x" * 600_000)[:CHUNK_BYTES]),
-        (
-            b"A: " + b"x" * (CHUNK_BYTES - 6) + b"\r\n\r\nbody",
-            b"A: " + b"x" * (CHUNK_BYTES - 6) + b"\r\n\r",
-        ),
-    ],
-)
-async def test_the_header_section_is_read_up_to_its_empty_line_and_no_further_than_its_limit(
-    store, content, header
-):
-    new = new_message(content=content)
-    await store.accept(new)
-    assert await store.read_header(new.message.queue_id) == header
-
-
-async def test_a_header_longer_than_a_piece_is_found_to_its_end(store):
-    header = b"A: " + b"x" * (CHUNK_BYTES - 5) + b"\r\n\r\n"
-    new = new_message(content=header + b"body" * 100_000)
-    await store.accept(new)
-    assert await store.read_header(new.message.queue_id, limit_bytes=2 * CHUNK_BYTES) == header
-
-
 # The directory.
 
 
@@ -866,43 +439,3 @@ async def test_what_was_begun_before_close_is_finished(tmp_path):
     await asyncio.gather(*accepting)
     async with opened(tmp_path / "spool") as store:
         assert len(await claim_all(store)) == 200
-
-
-async def test_many_at_once_lose_nothing_and_invent_nothing(store):
-    """Acceptors, deliveries with all outcomes, and an operator, all at the same time."""
-    accepted: set[str] = set()
-    done: set[str] = set()
-
-    async def client(number: int) -> None:
-        for step in range(15):
-            new = new_message(f"x@d{(number + step) % 7}.example", "y@other.example")
-            await store.accept(new)
-            accepted.add(new.message.queue_id)
-
-    async def deliver() -> None:
-        now = NOW
-        while len(done) < 300:
-            now += MINUTE
-            for number, entry in enumerate(await store.claim_due(now=now, limit=9)):
-                outcome = (DELIVERED, Deferred("4.4.1", 0, ""), BOUNCED, DELIVERED)[number % 4]
-                await store.record(
-                    settled(entry, outcome, at=now, wait=MINUTE),
-                    events=[event("e", entry.message.queue_id, number=number)],
-                )
-            await asyncio.sleep(0)
-            if len(accepted) == 300:
-                done.update(accepted - set(await queue_ids(store)))
-
-    async def operate() -> None:
-        while len(done) < 300:
-            for verb in ("hold", "release", "retry"):
-                await store.change(QueueFilter(domain="d3.example"), verb=verb, now=NOW)
-                await asyncio.sleep(0.005)
-        await store.change(QueueFilter(), verb="release", now=NOW)
-
-    async with asyncio.timeout(60):
-        await asyncio.gather(
-            *(client(number) for number in range(20)), deliver(), deliver(), operate()
-        )
-    assert done == accepted
-    assert sum((await store.counts()).values()) == 0

@@ -1,0 +1,458 @@
+"""A store in memory: what `relay.queue.store` promises, written as simply as it can be.
+
+It passes `tests/contract/store`, as every engine does, and survives nothing: what is closed can be
+opened `after` it with the same content, as a store on disk is after a crash.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from itertools import count, islice
+from typing import Self
+
+from relay.admin.operations import listed
+from relay.mail.event import Event
+from relay.queue.api_state import ApiState
+from relay.queue.due import first_place, latest_wish, settled_place
+from relay.queue.entry import Entry, QueuedMessage, QueuedRecipient, State
+from relay.queue.header import header_section
+from relay.queue.settle import Change, Settlement
+from relay.queue.store import (
+    CHUNK_BYTES,
+    ChangeStep,
+    EventFilter,
+    EventOfChange,
+    ListedMessage,
+    NewMessage,
+    PendingReport,
+    QueuedItem,
+    QueueFilter,
+    SpoolError,
+    StoredEvent,
+    more_follows,
+)
+from relay.queue.verbs import VERBS
+from tests.fakes.memory_api_state import MemoryApiState
+from tests.fakes.memory_matching import event_matches, message_matches, recipient_matches
+
+_STEP_MESSAGES = 500
+
+
+@dataclass
+class _Pending:
+    """A change that is to be reported later; see `Settlement.pending`."""
+
+    change: Change
+    since: datetime
+    report_after: datetime
+
+
+@dataclass
+class _Kept:
+    """A message. `due` holds the recipients that are to be tried; `claimed` those of them being tried."""
+
+    message: QueuedMessage
+    content: bytes
+    recipients: dict[int, QueuedRecipient]
+    due: dict[int, datetime]
+    claimed: set[int] = field(default_factory=set)
+    pending: dict[tuple[int, bool], _Pending] = field(default_factory=dict)
+
+    def shown(self) -> QueuedItem:
+        """As the operator sees it."""
+        recipients = self.recipients.values()
+        return QueuedItem(
+            self.message,
+            tuple(replace(one, next_attempt=self.due.get(one.index)) for one in recipients),
+        )
+
+    def waits_for(self, until: datetime) -> bool:
+        """Whether an attempt is due by then."""
+        return any(due <= until for due in self.due.values())
+
+    def report_is_due(self) -> bool:
+        return any(not self.waits_for(one.report_after) for one in self.pending.values())
+
+    def is_done(self) -> bool:
+        return not self.pending and all(one.state.is_final for one in self.recipients.values())
+
+
+class MemoryStore:
+    """Everything happens at once, within a call; so a transaction is a check of all before any change."""
+
+    def __init__(
+        self,
+        *,
+        now: datetime | None = None,
+        max_wait: timedelta = timedelta(days=1),
+        after: Self | None = None,
+    ) -> None:
+        self._kept: dict[str, _Kept] = after._kept if after else {}
+        self._events: list[StoredEvent] = after._events if after else []
+        self._mark: int = after._mark if after else 0
+        self._api_state: ApiState = after._api_state if after else MemoryApiState(self)
+        self._staged: dict[str, bytearray] = {}
+        self._cursor = ""
+        self._work = asyncio.Event()
+        self._give_back: list[Callable[[], Awaitable[None]]] = []
+        now = now or datetime.now(UTC)
+        for kept in self._kept.values():
+            for index in kept.claimed:
+                kept.due[index] = min(kept.due[index], now)
+            kept.claimed.clear()
+        self._bring_forward(now, now + max_wait)
+
+    @property
+    def api_state(self) -> ApiState:
+        return self._api_state
+
+    async def close(self) -> None:
+        pass
+
+    # Taking in.
+
+    async def stage(self, queue_id: str, offset: int, piece: bytes) -> None:
+        if len(piece) > CHUNK_BYTES:
+            raise SpoolError(f"a piece of {len(piece)} octets is too large")
+        if not offset and queue_id in self._staged:
+            raise SpoolError(f"{queue_id}: another message has this queue id")
+        self._require_staged(queue_id, offset)
+        self._staged.setdefault(queue_id, bytearray()).extend(piece)
+
+    def _require_staged(self, queue_id: str, size_bytes: int) -> None:
+        if len(self._staged.get(queue_id, b"")) != size_bytes:
+            raise SpoolError(f"{queue_id}: what is before octet {size_bytes} is not there")
+
+    async def discard(self, queue_id: str) -> None:
+        self._staged.pop(queue_id, None)
+
+    async def accept(self, new: NewMessage) -> None:
+        try:
+            self._require_staged(new.message.queue_id, new.staged_bytes)
+            self._require_new([new])
+            self._add([new])
+        finally:
+            self._staged.pop(new.message.queue_id, None)
+        await asyncio.sleep(0)  # the caller may be cancelled; the message is in the queue
+
+    def _require_new(self, messages: Sequence[NewMessage]) -> None:
+        ids = Counter(new.message.queue_id for new in messages)
+        for queue_id, times in ids.items():
+            if times > 1 or queue_id in self._kept:
+                raise SpoolError(f"{queue_id}: another message has this queue id")
+
+    def _add(self, messages: Sequence[NewMessage]) -> None:
+        for new in messages:
+            queue_id = new.message.queue_id
+            places = {one.index: first_place(new.message, one) for one in new.recipients}
+            self._kept[queue_id] = _Kept(
+                new.message,
+                bytes(self._staged.pop(queue_id, b"")) + new.content,
+                {one.index: one for one in new.recipients},
+                {index: due for index, (_, due) in places.items() if due is not None},
+            )
+            self._write_events(new.events)
+            self._remove_if_done(queue_id)
+        self._work.set()
+
+    def _remove_if_done(self, queue_id: str) -> None:
+        if queue_id in self._kept and self._kept[queue_id].is_done():
+            del self._kept[queue_id]
+
+    # Handing out.
+
+    async def claim_due(
+        self,
+        *,
+        now: datetime,
+        limit: int,
+        limit_per_domain: int | None = None,
+        skip: Collection[str] = (),
+        only: Collection[str] | None = None,
+    ) -> list[Entry]:
+        most = limit if limit_per_domain is None else min(limit, limit_per_domain)
+        ready = self._ready(now)
+        domains = [one for one in (sorted(ready) if only is None else only) if one not in skip]
+        if only is None:
+            domains.sort(key=lambda domain: (domain <= self._cursor, domain))
+        by_domain = {domain: ready.get(domain, [])[:most] for domain in domains}
+        # One of each domain in turn.
+        turns = ((domain, turn) for turn in count() if turn < most for domain in domains)
+        rounds = islice(turns, most * len(domains))
+        taken = [
+            (domain, by_domain[domain][n]) for domain, n in rounds if n < len(by_domain[domain])
+        ][:limit]
+        if taken and only is None:
+            self._cursor = taken[-1][0]
+        return [self._claim(queue_id, domain) for domain, queue_id in taken]
+
+    def _ready(self, now: datetime) -> dict[str, list[str]]:
+        """Queue ids with something due, by domain, those due longest first."""
+        found: dict[tuple[str, str], datetime] = {}
+        for queue_id, kept in self._kept.items():
+            for index, due in kept.due.items():
+                if due <= now and index not in kept.claimed:
+                    key = kept.recipients[index].domain, queue_id
+                    found[key] = min(found.get(key, due), due)
+        ready: dict[str, list[str]] = {}
+        for domain, queue_id in sorted(found, key=lambda key: found[key]):
+            ready.setdefault(domain, []).append(queue_id)
+        return ready
+
+    def _claim(self, queue_id: str, domain: str) -> Entry:
+        kept = self._kept[queue_id]
+        indices = [
+            index
+            for index in kept.due
+            if kept.recipients[index].domain == domain and index not in kept.claimed
+        ]
+        kept.claimed.update(indices)
+        recipients = tuple(kept.recipients[index] for index in sorted(indices))
+        return Entry(kept.message, recipients, total=len(kept.recipients))
+
+    async def next_due(self, *, skip: Collection[str] = ()) -> datetime | None:
+        return min(
+            (
+                due
+                for kept in self._kept.values()
+                for index, due in kept.due.items()
+                if index not in kept.claimed and kept.recipients[index].domain not in skip
+            ),
+            default=None,
+        )
+
+    async def clock_set_back(self, *, now: datetime, latest: datetime) -> None:
+        self._bring_forward(now, latest)
+        self._work.set()
+
+    def _bring_forward(self, now: datetime, latest: datetime) -> None:
+        for kept in self._kept.values():
+            wish = kept.message.begins
+            not_before = wish if wish <= latest_wish(now, latest) else now
+            for index, due in kept.due.items():
+                if due > latest and index not in kept.claimed:
+                    kept.due[index] = max(now, not_before)
+
+    async def wait_for_work(self) -> None:
+        await self._work.wait()
+        self._work.clear()
+
+    async def release(self, entry: Entry, *, due: datetime) -> None:
+        kept = self._claimed(entry.message.queue_id, entry.recipients)
+        for one in entry.recipients:
+            kept.claimed.discard(one.index)
+            kept.due[one.index] = due
+        self._work.set()
+
+    def _claimed(self, queue_id: str, recipients: Sequence[QueuedRecipient]) -> _Kept:
+        kept = self._kept.get(queue_id)
+        if kept is None or not kept.claimed.issuperset(one.index for one in recipients):
+            raise SpoolError(f"{queue_id}: the recipients are not claimed")
+        return kept
+
+    # Results.
+
+    async def record(
+        self,
+        settlement: Settlement,
+        *,
+        reports: Sequence[NewMessage] = (),
+        events: Sequence[Event] = (),
+    ) -> bool:
+        entry, at = settlement.entry, settlement.at
+        after = [change.recipient for change in settlement.changes]
+        kept = self._claimed(entry.message.queue_id, after)
+        if entry.total not in (0, len(kept.recipients)):
+            raise SpoolError(f"{entry.message.queue_id}: it has other recipients, too")
+        self._require_new(reports)
+        for one in after:
+            kept.claimed.discard(one.index)
+            kept.recipients[one.index] = one
+            _, due = settled_place(one, at)
+            _set_due(kept, one.index, due)
+        for change in settlement.pending:
+            key = change.recipient.index, change.recipient.state.is_final
+            kept.pending[key] = _Pending(change, at, settlement.report_after or at)
+        self._write_events(events)
+        self._add(reports)
+        self._remove_if_done(entry.message.queue_id)
+        return kept.report_is_due()
+
+    async def pending_reports(
+        self, *, now: datetime, pending_since: datetime, limit: int = 100
+    ) -> list[str]:
+        return [
+            queue_id
+            for queue_id, kept in self._kept.items()
+            if kept.report_is_due()
+            or any(not pending_since < one.since <= now for one in kept.pending.values())
+        ][:limit]
+
+    async def pending_report(self, queue_id: str) -> PendingReport | None:
+        kept = self._kept.get(queue_id)
+        if kept is None or not kept.pending:
+            return None
+        done, delayed = (
+            tuple(
+                replace(kept.pending[key].change, recipient=kept.recipients[key[0]])
+                for key in sorted(kept.pending)
+                if key[1] is is_done
+            )
+            for is_done in (True, False)
+        )
+        return PendingReport(kept.message, done, delayed)
+
+    async def report(self, pending: PendingReport, reports: Sequence[NewMessage]) -> None:
+        queue_id = pending.message.queue_id
+        sent = [(change.recipient.index, True) for change in pending.done]
+        sent += [(change.recipient.index, False) for change in pending.delayed]
+        kept = self._kept.get(queue_id)
+        if kept is None or not kept.pending.keys() >= set(sent):
+            raise SpoolError(f"{queue_id}: this was reported before")
+        self._require_new(reports)
+        for key in sent:
+            del kept.pending[key]
+        self._add(reports)
+        self._remove_if_done(queue_id)
+
+    async def read_content(self, queue_id: str) -> AsyncIterator[bytes]:
+        if queue_id not in self._kept:
+            raise SpoolError(f"{queue_id}: there is no such message")
+        content = self._kept[queue_id].content
+        for start in range(0, len(content), CHUNK_BYTES):
+            yield content[start : start + CHUNK_BYTES]
+
+    async def read_header(self, queue_id: str, *, limit_bytes: int = CHUNK_BYTES) -> bytes:
+        return await header_section(self.read_content(queue_id), limit_bytes=limit_bytes)
+
+    def before_change(self, give_back: Callable[[], Awaitable[None]]) -> None:
+        self._give_back.append(give_back)
+
+    # The operator.
+
+    async def list_messages(
+        self, wanted: QueueFilter, *, now: datetime, after: str = "", limit: int = 1000
+    ) -> list[ListedMessage]:
+        page: list[ListedMessage] = []
+        for queue_id in self._matching(wanted, now, after):
+            if page and more_follows(page, limit):
+                break
+            page.append(listed(self._kept[queue_id].shown()))
+        return page
+
+    def _matching(self, wanted: QueueFilter, now: datetime, after: str) -> list[str]:
+        return [
+            queue_id
+            for queue_id, kept in sorted(self._kept.items())
+            if queue_id > after
+            and message_matches(kept.message, wanted, now)
+            and any(recipient_matches(one, wanted) for one in kept.recipients.values())
+        ]
+
+    async def find_message(self, queue_id: str) -> QueuedItem | None:
+        kept = self._kept.get(queue_id)
+        return kept.shown() if kept is not None else None
+
+    async def counts(self) -> Mapping[State, int]:
+        found = Counter(
+            one.state for kept in self._kept.values() for one in kept.recipients.values()
+        )
+        return {state: found[state] for state in (State.QUEUED, State.DEFERRED, State.HELD)}
+
+    async def change(
+        self,
+        wanted: QueueFilter,
+        *,
+        verb: str,
+        now: datetime,
+        after: str = "",
+        event_of: EventOfChange | None = None,
+    ) -> ChangeStep:
+        if verb not in VERBS:
+            raise SpoolError(f"there is no verb {verb!r}")
+        found = self._matching(wanted, now, after)[:_STEP_MESSAGES]
+        for give_back in self._give_back:
+            await give_back()
+        changed = sum(self._change(queue_id, wanted, verb, now, event_of) for queue_id in found)
+        self._work.set()
+        until = found[-1] if len(found) == _STEP_MESSAGES else None
+        return ChangeStep(until, changed, frozenset(found))
+
+    def _change(
+        self,
+        queue_id: str,
+        wanted: QueueFilter,
+        verb: str,
+        now: datetime,
+        event_of: EventOfChange | None,
+    ) -> int:
+        kept, does = self._kept[queue_id], VERBS[verb]
+        changed = [
+            one
+            for one in kept.recipients.values()
+            if one.state in does.takes
+            and one.index not in kept.claimed
+            and recipient_matches(one, wanted)
+        ]
+        for one in changed:
+            if event_of is not None:
+                self._write_events([event_of(kept.message, one)])
+            state = does.becomes if one.attempts else does.untried_becomes
+            kept.recipients[one.index] = replace(one, state=state or one.state)
+            _set_due(kept, one.index, now if does.is_due else None)
+        self._remove_if_done(queue_id)
+        return len(changed)
+
+    # Events.
+
+    def _write_events(self, events: Sequence[Event]) -> None:
+        for event in events:
+            last = self._events[-1].seq if self._events else 0
+            self._events.append(StoredEvent(last + 1, event))
+
+    async def events_after(self, seq: int, *, limit: int = 1000) -> list[StoredEvent]:
+        return [stored for stored in self._events if stored.seq > seq][:limit]
+
+    async def find_events(
+        self,
+        wanted: EventFilter,
+        *,
+        after: int = 0,
+        limit: int = 300,
+        ascending: bool = True,
+        patience: timedelta | None = None,
+    ) -> list[StoredEvent]:
+        found = self._events if ascending else self._events[::-1]
+        return [
+            stored
+            for stored in found
+            if (not after or (stored.seq > after if ascending else stored.seq < after))
+            and event_matches(stored.event, wanted)
+        ][:limit]
+
+    async def log_written(self, seq: int) -> None:
+        self._mark = max(self._mark, seq)
+
+    async def log_mark(self) -> int:
+        return self._mark
+
+    async def purge_events(self, *, before: datetime) -> int:
+        # The newest stays: its number keeps the numbers rising.
+        old = [
+            stored
+            for stored in self._events[:-1]
+            if stored.seq <= self._mark and stored.event.at < before
+        ]
+        self._events[:] = [stored for stored in self._events if stored not in old]
+        return len(old)
+
+
+def _set_due(kept: _Kept, index: int, due: datetime | None) -> None:
+    if due is None:
+        kept.due.pop(index, None)
+    else:
+        kept.due[index] = due
