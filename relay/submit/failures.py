@@ -6,6 +6,8 @@ import ipaddress
 from datetime import datetime, timedelta
 from typing import Protocol
 
+from relay.mail.ip import canonical
+
 __all__ = ["FailedElsewhere", "Failures", "counted_as"]
 
 
@@ -72,6 +74,7 @@ class Failures:
 
 def counted_as(client: str) -> str:
     """A client as it is counted: an IPv4 address; of IPv6 the /64, all of which one client has."""
+    client = canonical(client)
     if ":" not in client:
         return client
     return str(ipaddress.IPv6Network((client, 64), strict=False))

