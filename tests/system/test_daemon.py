@@ -166,7 +166,7 @@ def test_where_few_files_may_be_open_it_takes_fewer_connections(relay: Relay) ->
     limit = 256
     relay.wrapper = ["prlimit", f"--nofile={limit}:{limit}"]
     relay.start()
-    said(relay, "only 256 files may be open and 2364 are needed")
+    said(relay, "only 256 files may be open and 2390 are needed")
     with contextlib.ExitStack() as clients:
         greetings = []
         for _ in range(200):
