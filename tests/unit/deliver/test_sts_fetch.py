@@ -23,6 +23,7 @@ from relay.route.security import TlsVersion
 from relay.sandbox.certificates import Authority, Kind
 from relay.sandbox.policy_host import PolicyHost, WebAnswer, policy
 from tests.fakes.dns import FakeDns
+from tests.rigs.ports import free_port
 
 POLICY = policy("mx.example.net")
 NAME = "mta-sts.example.net"
@@ -231,12 +232,12 @@ async def test_a_server_that_says_nothing_before_tls_is_not_waited_for(web: Web)
 
 
 async def test_no_more_than_some_are_fetched_at_a_time(web: Web) -> None:
-    answers = WebAnswer(POLICY, delay=0.3)
+    answers, port = WebAnswer(POLICY, delay=0.3), free_port("0.0.0.0")
     hosts = [
-        await web.serve(answers, f"d{number}.example", address=f"127.0.1.{number + 1}", port=PORT)
+        await web.serve(answers, f"d{number}.example", address=f"127.0.1.{number + 1}", port=port)
         for number in range(6)
     ]
-    fetcher = web.fetcher(PORT, at_once=3)
+    fetcher = web.fetcher(port, at_once=3)
     fetches = [asyncio.create_task(fetcher.fetch(f"d{number}.example")) for number in range(6)]
     await asyncio.sleep(0.15)
     assert sum(host.requests for host in hosts) == 3
@@ -244,13 +245,14 @@ async def test_no_more_than_some_are_fetched_at_a_time(web: Web) -> None:
 
 
 async def test_a_slow_server_of_many_domains_delays_nobody_elses(web: Web) -> None:
+    port = free_port("0.0.0.0")
     slow = await web.serve(
-        WebAnswer(is_silent=True), "slow0.example", address="127.0.1.1", port=PORT
+        WebAnswer(is_silent=True), "slow0.example", address="127.0.1.1", port=port
     )
-    quick = await web.serve(POLICY, "quick.example", address="127.0.1.2", port=PORT)
+    quick = await web.serve(POLICY, "quick.example", address="127.0.1.2", port=port)
     names = [f"slow{number}.example" for number in range(50)]
     web.dns.hosts = {**web.dns.hosts, **{f"mta-sts.{name}": [slow.address] for name in names}}
-    fetcher = web.fetcher(PORT, at_once=5, seconds=30)
+    fetcher = web.fetcher(port, at_once=5, seconds=30)
     waiting = [asyncio.create_task(fetcher.fetch(name)) for name in names]
     await asyncio.sleep(0.2)
     began = time.monotonic()
@@ -281,6 +283,3 @@ async def test_a_server_that_refuses_one_certificate_is_not_dead(web: Web) -> No
     await fetcher.fetch("example.net")
     await fetcher.fetch("example.net")
     assert len(fetcher._dead) == 0
-
-
-PORT = 18443
