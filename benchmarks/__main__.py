@@ -1,9 +1,10 @@
 """`make bench`: every scenario on both sides, A B A B, and a report of it.
 
-    python -m benchmarks [--only NAME …] [--rounds N] [--minutes M] [--smoke] [--directory D] [--save]
+    python -m benchmarks [--only NAME …] [--rounds N] [--minutes M] [--smoke] [--directory D]
+    [--save]
 
-Ends by itself: a scenario is begun only while there is time. `--smoke` runs a few messages of the cheap
-ones, which shows that everything works and nothing about how fast it is.
+Ends by itself: a scenario is begun only while there is time. `--smoke` runs a few messages of the
+cheap ones, which shows that everything works and nothing about how fast it is.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""What the libraries cost without us: aiosmtpd takes a message, aiosmtplib gives it to the next hop.
+"""What the libraries cost without us: aiosmtpd takes a message, aiosmtplib gives it to the next
+hop.
 
     python -m benchmarks.bare PORT HOP_ADDRESS HOP_PORT
 

@@ -2,8 +2,9 @@
 
     python -m benchmarks.client PORT --messages N [--sessions S] [--rate R] [--tls] [--each M]
 
-Prints JSON: the seconds from MAIL to the 250 that takes the message, one number a message. With a rate a
-message's clock starts when it was to be sent, so that one that had to wait for its session shows it.
+Prints JSON: the seconds from MAIL to the 250 that takes the message, one number a message. With a
+rate a message's clock starts when it was to be sent, so that one that had to wait for its session
+shows it.
 """
 
 from __future__ import annotations

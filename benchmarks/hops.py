@@ -1,4 +1,6 @@
-"""The next hop both sides deliver to: Postfix's smtp-sink, or `benchmarks.sink` for what that cannot do."""
+"""The next hop both sides deliver to: Postfix's smtp-sink, or `benchmarks.sink` for what that
+cannot do.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ class _Counter(Protocol):
 
 @dataclass(frozen=True)
 class NextHop:
-    """A running next hop. `dns` knows it as `HOP_NAME`; `certificate` is for that name, chain and key."""
+    """A running next hop. `dns` knows it as `HOP_NAME`; `certificate` is for that name, chain and
+    key.
+    """
 
     address: str
     port: int
@@ -56,7 +60,9 @@ class NextHop:
         return self.counter.taken()
 
     def report(self) -> dict[str, Any]:
-        """Of the run just over: the most transactions at a time, and how long each message was on its way."""
+        """Of the run just over: the most transactions at a time, and how long each message was on
+        its way.
+        """
         return self.counter.report()
 
 

@@ -1,9 +1,9 @@
 """What a side costs, read from /proc: CPU seconds and memory of a process and all below it.
 
-CPU is utime + stime of every process, with what it has inherited from children that ended: nothing is
-missed, however short a process lives. Memory is the sum of proportional set sizes (PSS), so that what
-processes share is counted once; sampled, the highest sum stays. Syncs are counted by `perf`, where
-there is one that may: it costs nothing that would be noticed.
+CPU is utime + stime of every process, with what it has inherited from children that ended: nothing
+is missed, however short a process lives. Memory is the sum of proportional set sizes (PSS), so that
+what processes share is counted once; sampled, the highest sum stays. Syncs are counted by `perf`,
+where there is one that may: it costs nothing that would be noticed.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ class PeakMemory:
         while True:
             began = time.monotonic()
             self.peak = max(self.peak, memory_bytes(root))
-            # With a thousand processes a look is not cheap: at most a twentieth of a core goes into it.
+            # With a thousand processes a look is not cheap: at most a twentieth of a core goes into
+            # it.
             if over.wait(max(_SAMPLE_SECONDS, 20 * (time.monotonic() - began))):
                 return
 

@@ -146,7 +146,9 @@ def save(results: Sequence[Result], loads: Sequence[float]) -> None:
 
 
 def _about(results: Sequence[Result], loads: Sequence[float]) -> str:
-    """When and where, and whether the machine was busy with other things: then the ratios say little."""
+    """When and where, and whether the machine was busy with other things: then the ratios say
+    little.
+    """
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     models = (one.partition(":")[2].strip() for one in lines if "model name" in one)
     keys = [(result.scenario, result.side) for result in results]

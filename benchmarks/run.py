@@ -1,4 +1,6 @@
-"""One run of one scenario on one side: the load goes in, the clock stops when the next hop has it all."""
+"""One run of one scenario on one side: the load goes in, the clock stops when the next hop has it
+all.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ _PATIENCE = 60.0
 
 @dataclass(frozen=True)
 class Result:
-    """What one run came to. `seconds` to the next hop, `intake_seconds` until the client had its last 250."""
+    """What one run came to. `seconds` to the next hop, `intake_seconds` until the client had its
+    last 250.
+    """
 
     scenario: str
     side: str

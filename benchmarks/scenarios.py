@@ -29,11 +29,13 @@ class Beside(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """`target`: the ratio to Postfix that is wanted. `cheap`: part of the short run that sees that it works.
+    """`target`: the ratio to Postfix that is wanted. `cheap`: part of the short run that sees that
+    it works.
 
-    `sessions` at a time, each for one message or `standing`. `reply_delay`: seconds the next hop takes for
-    each reply. `concurrency`: connections to a next hop, on both sides. `rate`: messages a second, offered
-    evenly instead of as fast as they go. `domains`: so many destinations, `dead` of them do not answer.
+    `sessions` at a time, each for one message or `standing`. `reply_delay`: seconds the next hop
+    takes for each reply. `concurrency`: connections to a next hop, on both sides. `rate`: messages
+    a second, offered evenly instead of as fast as they go. `domains`: so many destinations, `dead`
+    of them do not answer.
     """
 
     name: str

@@ -1,8 +1,9 @@
 """What is measured, each a server of its own on loopback with its spool in a directory of its own.
 
-All hand everything on to the same next hop. The relay and Postfix sync what they answer for, and look
-into no content. Postfix is given what its tuning guide gives a busy host: as many processes and
-connections to a destination as the relay may make, no limit of sessions a client, no inflow delay.
+All hand everything on to the same next hop. The relay and Postfix sync what they answer for, and
+look into no content. Postfix is given what its tuning guide gives a busy host: as many processes
+and connections to a destination as the relay may make, no limit of sessions a client, no inflow
+delay.
 """
 
 from __future__ import annotations

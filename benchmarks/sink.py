@@ -1,9 +1,10 @@
-"""A next hop that takes everything, with STARTTLS, late replies and a clock: what smtp-sink has not.
+"""A next hop that takes everything, with STARTTLS, late replies and a clock: what smtp-sink has
+not.
 
     python -m benchmarks.sink ADDRESS PORT [CERTIFICATE] [--delay SECONDS]
 
-A line on stdin is answered with one of JSON: recipients taken so far, the most transactions at a time,
-and the seconds on the way of each message that came with an X-Sent field (CLOCK_MONOTONIC).
+A line on stdin is answered with one of JSON: recipients taken so far, the most transactions at a
+time, and the seconds on the way of each message that came with an X-Sent field (CLOCK_MONOTONIC).
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""How many messages a second pass through the store, and what one costs: `python benchmarks/store.py`.
+"""How many messages a second pass through the store, and what one costs: `python
+benchmarks/store.py`.
 
 Lanes of clients accept small messages one after the other; a scheduler claims what is due and
 records it delivered at once. Everything is synced as in service. Run it under

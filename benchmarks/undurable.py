@@ -1,6 +1,7 @@
 """The relay without a sync at its commits: `python -m benchmarks.undurable serve …`.
 
-Not the product and no switch of it: what the difference to the product is, is what durability costs.
+Not the product and no switch of it: what the difference to the product is, is what durability
+costs.
 """
 
 from __future__ import annotations

@@ -58,6 +58,7 @@ SHELLS = {
     "relay.queue.engine",
     "relay.queue.sqlite",
     "relay.route.dns",
+    "relay.route.judged",
     "relay.route.router",
     "relay.report.deliverylog",
     "relay.receive.certificates",

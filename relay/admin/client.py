@@ -32,7 +32,9 @@ class RelayError(Exception):
 def ask(
     path: Path, request: Mapping[str, Any], *, seconds: float | None = 60.0
 ) -> Iterator[dict[str, Any]]:
-    """The lines that answer a request, the one with "done" last. `seconds`: the longest silence borne."""
+    """The lines that answer a request, the one with "done" last. `seconds`: the longest silence
+    borne.
+    """
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(seconds)
         try:

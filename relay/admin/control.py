@@ -83,10 +83,11 @@ class Answers(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """What the requests are answered from. `queue` None: of a stopped relay, which can only be looked at.
+    """What the requests are answered from. `queue` None: of a stopped relay, which can only be
+    looked at.
 
-    `retry_silent`: destinations that were left alone are tried again. `health`: what is wrong with the relay.
-    `in_force`: its configuration, digested by section.
+    `retry_silent`: destinations that were left alone are tried again. `health`: what is wrong with
+    the relay. `in_force`: its configuration, digested by section.
     """
 
     view: QueueView
@@ -461,7 +462,9 @@ async def _finish(writer: asyncio.StreamWriter) -> None:
 
 
 def _clear_stale(path: Path) -> None:
-    """Remove the socket of a relay that is gone; `SocketTaken` where one answers, or it is no socket."""
+    """Remove the socket of a relay that is gone; `SocketTaken` where one answers, or it is no
+    socket.
+    """
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:

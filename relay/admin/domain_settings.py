@@ -1,11 +1,12 @@
-"""The settings made over HTTP, as they are in force: above the file's rules, from the next message on.
+"""The settings made over HTTP, as they are in force: above the file's rules, from the next message
+on.
 
 Read from the store once and kept at hand, since every message asks for the rules. What is set
 through here is durable before it is in force. `over` is what sessions and deliveries are given.
 
-With several workers the first has the store they are kept in. It tells the others (`SharedSettings`),
-and each looks with every message whether there is something new: so they are in force for all
-at once. Webhooks are told in the same way.
+With several workers the first has the store they are kept in. It tells the others
+(`SharedSettings`), and each looks with every message whether there is something new: so they are in
+force for all at once. Webhooks are told in the same way.
 """
 
 from __future__ import annotations

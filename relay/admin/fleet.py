@@ -1,4 +1,5 @@
-"""Several workers answered for as one: the control socket's requests put to all, the answers merged.
+"""Several workers answered for as one: the control socket's requests put to all, the answers
+merged.
 
     list              by queue id, which sorts by arrival
     show              whoever has the message

@@ -117,7 +117,9 @@ async def show_message(view: QueueView, queue_id: str) -> dict[str, Any] | None:
 async def change_queue(
     queue: QueueControl, wanted: QueueFilter, *, verb: str, now: datetime
 ) -> dict[str, Any]:
-    """Do what the operator says to all that matches: how many recipients changed, which ids are unknown."""
+    """Do what the operator says to all that matches: how many recipients changed, which ids are
+    unknown.
+    """
     done: dict[str, Any] = {}
     async for so_far in change_in_steps(queue, wanted, verb=verb, now=now):
         done = so_far
@@ -152,7 +154,9 @@ async def change_in_steps(
 async def find_events(
     view: QueueView, wanted: EventFilter, *, limit: int | None = None
 ) -> AsyncIterator[tuple[int, str]]:
-    """Sequence number and line of each event that matches, oldest first; with a limit the latest so many."""
+    """Sequence number and line of each event that matches, oldest first; with a limit the latest so
+    many.
+    """
     if limit is not None:
         latest = await view.find_events(wanted, limit=limit, ascending=False)
         for stored in reversed(latest):
@@ -189,7 +193,8 @@ async def explain(
 ) -> dict[str, Any]:
     """Each setting and where it came from, the hosts in order, and what each of them must prove.
 
-    `recipient` is an address that `relay.mail.address.parse_path` gave. The DNS is asked, nobody else.
+    `recipient` is an address that `relay.mail.address.parse_path` gave. The DNS is asked, nobody
+    else.
     """
     domain = domain_of(recipient)
     settings = resolve(rules, reverse_path=reverse_path, recipient_domain=domain, wishes=wishes)
@@ -243,7 +248,9 @@ def _host_and_rules(host: Host, needed: Requirement) -> dict[str, Any]:
 
 
 def prospect_as_json(forecast: Forecast) -> dict[str, Any]:
-    """What would become of a message, `tls`, `certificate-verified` and `downgrade` as the log would say."""
+    """What would become of a message, `tls`, `certificate-verified` and `downgrade` as the log
+    would say.
+    """
     return {
         "situation": forecast.situation.value,
         "step": forecast.step.action.value,

@@ -1,4 +1,5 @@
-"""A request's body as it arrives: how large it may be, how fast it has to be, what all hold together.
+"""A request's body as it arrives: how large it may be, how fast it has to be, what all hold
+together.
 
     size      413 where the length that is told, or what has come, is over the endpoint's limit
     pace      408: a body has 20 seconds, and one more for each 4,096 octets that have come

@@ -21,11 +21,12 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from relay.api.targets import Refused, TargetResolver, Targets
+from relay.api.targets import Refused, Targets
 from relay.mail.address import AddressError, domain_of
 from relay.queue.api_state import ApiState, PendingCall, Webhook
 from relay.queue.store import EventLog, SpoolError, StoredEvent
 from relay.report.webhook import kind_of, next_try, payload
+from relay.route.judged import JudgedResolver
 
 __all__ = ["Caller"]
 
@@ -79,7 +80,7 @@ class Caller:
         """Tell, for ever."""
         timeout = aiohttp.ClientTimeout(total=_ANSWER_SECONDS)
         connector = aiohttp.TCPConnector(
-            resolver=TargetResolver(self._targets), use_dns_cache=False, limit=_AT_ONCE
+            resolver=JudgedResolver(self._targets.addresses), use_dns_cache=False, limit=_AT_ONCE
         )
         async with aiohttp.ClientSession(
             connector=connector,

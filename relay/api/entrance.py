@@ -1,9 +1,9 @@
 """The socket of the HTTP server: how many get in, and which certificate they are shown.
 
 A connection counts from the moment it is accepted to the moment its descriptor is closed, TLS
-handshake included. The one too many is told so, where no TLS has to be made first, and is closed: when
-there are as many as there may be, or when its client alone has half of those. A handshake has its
-deadline; the header section of a request has that of the protocol behind us.
+handshake included. The one too many is told so, where no TLS has to be made first, and is closed:
+when there are as many as there may be, or when its client alone has half of those. A handshake has
+its deadline; the header section of a request has that of the protocol behind us.
 
 What is no HTTP at all is answered as every other mistake is.
 
@@ -80,8 +80,8 @@ class Protocol(web.RequestHandler):
     def __init__(self, server: web.Server, *, client: str, **options: Any) -> None:
         self.client = client
         super().__init__(server, loop=asyncio.get_running_loop(), **options)
-        # Requests that were sent before the answer to the one before: aiohttp would keep 32 of them,
-        # each with a header section of its own, for a client that reads no answers.
+        # Requests that were sent before the answer to the one before: aiohttp would keep 32 of
+        # them, each with a header section of its own, for a client that reads no answers.
         self._max_msg_queue_size = 2
         self._msg_queue_resume_size = 1
 
@@ -92,7 +92,9 @@ class Protocol(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """What reaches no handler of ours. aiohttp's own answer would be a text, with the request in it."""
+        """What reaches no handler of ours. aiohttp's own answer would be a text, with the request
+        in it.
+        """
         super().handle_error(request, status, exc, message)
         said = "This is no HTTP request" if status == 400 else "An error of the relay's own"
         response = web.json_response({"message": said}, status=status, headers={"Server": "relay"})

@@ -1,8 +1,10 @@
-"""Forms out of the octets of a body, as they come: multipart/form-data (RFC 7578) and urlencoded. Pure.
+"""Forms out of the octets of a body, as they come: multipart/form-data (RFC 7578) and urlencoded.
+Pure.
 
 A parser is fed pieces of any size and holds what it has read once, not many times: the standard
 library's takes nine times an urlencoded body's size. Fields (all that is no file) are at most 8 MiB
-together, since each becomes text; there are at most 10,000 parts. A file is as large as the body may be.
+together, since each becomes text; there are at most 10,000 parts. A file is as large as the body
+may be.
 """
 
 from __future__ import annotations

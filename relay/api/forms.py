@@ -1,4 +1,6 @@
-"""A request's body, read: a form, or JSON, and never more of it than was agreed (`relay.api.bodies`)."""
+"""A request's body, read: a form, or JSON, and never more of it than was agreed
+(`relay.api.bodies`).
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ async def read_form(request: web.Request) -> Form:
 
 
 async def read_json(request: web.Request) -> Mapping[str, Any]:
-    """The JSON object of a request. Its type has to be said, which a page of another site cannot do."""
+    """The JSON object of a request. Its type has to be said, which a page of another site cannot
+    do.
+    """
     if request.content_type != "application/json":
         raise ApiError(415, "the body has to be application/json")
     try:

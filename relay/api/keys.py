@@ -75,7 +75,9 @@ class Keys:
         self._looked_again: dict[str, datetime] = {}
 
     async def judge(self, authorization: str, client: str) -> Verdict:
-        """Whether what a client says of itself is right. `client`: its address, to count mistakes by."""
+        """Whether what a client says of itself is right. `client`: its address, to count mistakes
+        by.
+        """
         if not authorization:
             return (
                 Verdict.WRONG
@@ -98,7 +100,9 @@ class Keys:
         return f"key {self._digest(authorization.encode(), '').hex()}"
 
     async def _look(self, key: bytes | None, keys: Sequence[str], source: str) -> Verdict:
-        """A key that has to be computed, or is none. Those of the same client before it are counted."""
+        """A key that has to be computed, or is none. Those of the same client before it are
+        counted.
+        """
         if key is not None:
             now = self._clock()
             if self._failures.must_wait(source, now) and not self._comes_again(key, source, now):

@@ -74,7 +74,9 @@ class Order:
 
 
 def sending_domain(text: str, allowed: Sequence[str] = (), *, named: bool = False) -> str:
-    """The domain of a path, normalised; `allowed` empty: any that is one. 404 otherwise, `named` or not."""
+    """The domain of a path, normalised; `allowed` empty: any that is one. 404 otherwise, `named` or
+    not.
+    """
     try:
         domain = normalise_domain(text)
     except AddressError:

@@ -39,7 +39,9 @@ def mailboxes(text: str, parameter: str) -> list[Mailbox]:
 
 
 def authors(values: Sequence[str]) -> list[Mailbox]:
-    """The mailboxes of `from`. `Doe, Jane <jane@example.com>` is one: no recipient can be lost by that."""
+    """The mailboxes of `from`. `Doe, Jane <jane@example.com>` is one: no recipient can be lost by
+    that.
+    """
     found = []
     for value in values:
         try:

@@ -9,9 +9,9 @@ either it goes back from now. At the end of the events `next` is an empty page, 
 again until there is something new: so one follows the log.
 
 A filter is a word or a "phrase in quotes". What a filter expression says is answered exactly or not
-at all: `event` takes `a OR b` and `NOT a`; `from`, `to`, `subject` (a part of the text, in any case)
-and `tags` take `a AND b`. Any other expression, and any parameter that is none of these, is a 400
-with its name.
+at all: `event` takes `a OR b` and `NOT a`; `from`, `to`, `subject` (a part of the text, in any
+case) and `tags` take `a AND b`. Any other expression, and any parameter that is none of these, is a
+400 with its name.
 """
 
 from __future__ import annotations

@@ -200,7 +200,9 @@ def _folded(text: str) -> list[str]:
 
 
 def _encoded_words(text: str, *, after: int) -> list[str]:
-    """The text in words of base64, divided between characters; the first comes `after` so many characters."""
+    """The text in words of base64, divided between characters; the first comes `after` so many
+    characters.
+    """
     room = max((_LINE_CHARS - after - len("=?utf-8?B??=")) // 4 * 3, 9)
     pieces: list[bytes] = []
     piece = b""

@@ -187,8 +187,9 @@ def _filename(file: File) -> str:
 def normalise_mime(content: bytes) -> bytes:
     """A message given as a file, with CRLF.
 
-    A file in which every line ends with LF alone was written on a machine where lines end so. In one
-    that knows CRLF, a LF or CR alone is none of its line ends, and no header field is born from it.
+    A file in which every line ends with LF alone was written on a machine where lines end so. In
+    one that knows CRLF, a LF or CR alone is none of its line ends, and no header field is born from
+    it.
     """
     if b"\0" in content:
         raise ApiError(400, "the message has a NUL character")

@@ -1,4 +1,6 @@
-"""The OpenAPI document (version 3.1), made from the table of endpoints and the types it names. Pure."""
+"""The OpenAPI document (version 3.1), made from the table of endpoints and the types it names.
+Pure.
+"""
 
 from __future__ import annotations
 

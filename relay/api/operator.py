@@ -1,4 +1,6 @@
-"""The operator's verbs as JSON: what `relay queue`, `explain` and `probe` do, done by the same functions."""
+"""The operator's verbs as JSON: what `relay queue`, `explain` and `probe` do, done by the same
+functions.
+"""
 
 from __future__ import annotations
 

@@ -3,8 +3,8 @@
 A browser that once was given the key sends it along with whatever any page asks for: with forms,
 too, which need nobody's leave (no preflight, Fetch §3.2). Such a request must change nothing. Of
 browsers, those since 2023 say where a request comes from (`Sec-Fetch-Site`), those since 2019 from
-which origin (RFC 6454 §7), and nearly all from which page (RFC 9110 §10.1.3); each that is there has
-to name this site. A client that is no browser says nothing of this and is not held up.
+which origin (RFC 6454 §7), and nearly all from which page (RFC 9110 §10.1.3); each that is there
+has to name this site. A client that is no browser says nothing of this and is not held up.
 
 The site is host and port. The scheme is left out, since a proxy may make TLS of its own before us.
 """

@@ -198,7 +198,9 @@ def _dated(
 
 
 def _as_error(refusal: Refusal) -> ApiError:
-    """A refusal of mail as an HTTP status: temporary trouble of ours, too large, or the message's fault."""
+    """A refusal of mail as an HTTP status: temporary trouble of ours, too large, or the message's
+    fault.
+    """
     code = refusal.reply.code
     status = 503 if code < 500 else 413 if code == 552 else 400
     return ApiError(status, refusal.reply.text)

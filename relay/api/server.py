@@ -11,8 +11,8 @@
 
 In this order: no octet of a body is looked at before the key is known. A body that nobody wants is
 read and dropped for a moment after the answer, so that the client comes to read it; then the
-connection ends. Clients without a right key are answered at a rate (`relay.api.rate`), and an answer
-that its client does not take has a pace to keep, too.
+connection ends. Clients without a right key are answered at a rate (`relay.api.rate`), and an
+answer that its client does not take has a pace to keep, too.
 
 A request goes on to its end when its client has gone: what was accepted is accepted.
 """
@@ -152,7 +152,8 @@ async def start_http(
     options = {
         "access_log": None,
         "logger": _protocol_log(),
-        # Counted from the beginning of a connection and from the end of each answer, however the octets come.
+        # Counted from the beginning of a connection and from the end of each answer, however the
+        # octets come.
         "keepalive_timeout": header_seconds,
         **PROTOCOL_OPTIONS,
     }
@@ -166,7 +167,9 @@ async def start_http(
 
 
 def _protocol_log() -> logging.Logger:
-    """What aiohttp has to say of clients that speak no HTTP: a line each, and only to who wants to know."""
+    """What aiohttp has to say of clients that speak no HTTP: a line each, and only to who wants to
+    know.
+    """
 
     def without_trace(record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
@@ -231,7 +234,9 @@ async def _measure(measure: Shared[bytes], request: web.Request) -> web.Response
 async def _tell_health(
     ask: Shared[Mapping[str, Sequence[str]]], kind: str, request: web.Request
 ) -> web.Response:
-    """Nobody needs a key to hear yes or no; what is wrong is said in the program's own log and socket."""
+    """Nobody needs a key to hear yes or no; what is wrong is said in the program's own log and
+    socket.
+    """
     wrong = (await ask())[kind]
     await request.app[GATE].health_rate.wait(canonical(request.remote or ""))
     request[HAS_KEY] = True  # has its own rate
@@ -307,7 +312,9 @@ async def _paced(request: web.Request, handler: Answerer) -> web.StreamResponse:
 
 
 async def _drop_body(request: web.Request) -> None:
-    """Read on for a moment: a client that still sends does not read, and a reset takes its answer away."""
+    """Read on for a moment: a client that still sends does not read, and a reset takes its answer
+    away.
+    """
     with contextlib.suppress(TimeoutError, ConnectionError, web.RequestPayloadError):
         async with asyncio.timeout(_UNWANTED_SECONDS):
             async for _ in request.content.iter_any():

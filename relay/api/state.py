@@ -31,7 +31,9 @@ class HttpOptions:
 
 @dataclass(frozen=True, slots=True)
 class Api:
-    """`rules` are those in force, settings made here included; what has a default is the daemon's to give."""
+    """`rules` are those in force, settings made here included; what has a default is the daemon's
+    to give.
+    """
 
     hostname: str
     sink: MessageSink

@@ -10,16 +10,13 @@ name is looked up by our own resolver, and only addresses that passed are handed
 from __future__ import annotations
 
 import re
-import socket
 from collections.abc import Awaitable, Callable, Sequence
 from urllib.parse import urlsplit
-
-from aiohttp.abc import AbstractResolver, ResolveResult
 
 from relay.route.addresses import Network, Own, judge, parse_address
 from relay.route.answers import AddressAnswer, AddressLookup
 
-__all__ = ["Refused", "TargetResolver", "Targets"]
+__all__ = ["Refused", "Targets"]
 
 _NUMERIC = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)\.?", re.IGNORECASE)
 """A host that some read as an IPv4 address (WHATWG URL §3.5): 2130706433, 127.1, 0x7f.1."""
@@ -79,29 +76,3 @@ class Targets:
             raise Refused(f"{host} is neither a name nor an address")
         answer = await self._lookup(name)
         return answer.addresses if isinstance(answer, AddressAnswer) else []
-
-
-class TargetResolver(AbstractResolver):
-    """What aiohttp asks for the addresses of a name: those that passed, as it is about to connect."""
-
-    def __init__(self, targets: Targets) -> None:
-        self._targets = targets
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
-        """The addresses, as aiohttp wants them."""
-        return [
-            ResolveResult(
-                hostname=host,
-                host=address,
-                port=port,
-                family=socket.AF_INET6 if ":" in address else socket.AF_INET,
-                proto=0,
-                flags=socket.AI_NUMERICHOST,
-            )
-            for address in await self._targets.addresses(host, port)
-        ]
-
-    async def close(self) -> None:
-        """There is nothing to close."""

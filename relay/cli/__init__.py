@@ -173,6 +173,7 @@ def demo(as_json: bool) -> None:
 
 def main() -> None:
     """The entry point."""
-    # SIGPIPE stays ignored, as Python has it: a peer that hangs up must not end a relay. A reader that has
-    # seen enough (`relay log | head`) ends a command quietly all the same, by click's own doing.
+    # SIGPIPE stays ignored, as Python has it: a peer that hangs up must not end a relay. A reader
+    # that has seen enough (`relay log | head`) ends a command quietly all the same, by click's own
+    # doing.
     relay(prog_name=Path(sys.argv[0]).name if sys.argv[0].endswith("relay") else "relay")

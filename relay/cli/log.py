@@ -149,7 +149,9 @@ def _way_text(event: dict[str, Any]) -> str:
 
 
 def _lacks_tls(event: dict[str, Any]) -> bool:
-    """Whether the host had not the TLS that the message needs: its 4.7.5 by a reply is the host's own."""
+    """Whether the host had not the TLS that the message needs: its 4.7.5 by a reply is the host's
+    own.
+    """
     status = event["delivery-status"]
     if event["policy"]["require-tls"] and not status["tls"]:
         return bool(status.get("last-code", status["code"]) != Code.NO_CONNECTION)

@@ -31,8 +31,8 @@ def mta_sts() -> None:
     """Look at the MTA-STS policies of recipients' domains, and decide about them.
 
     A domain publishes which hosts take its mail, over verified TLS (RFC 8461). The relay keeps a
-    policy until its age is over, and fetches it again each day. All these commands ask the running relay
-    through its control socket (admin.socket).
+    policy until its age is over, and fetches it again each day. All these commands ask the running
+    relay through its control socket (admin.socket).
     """
 
 
@@ -74,7 +74,8 @@ def show(ctx: click.Context, /, domain: str, as_json: bool) -> None:
 def refresh(ctx: click.Context, /, domain: str, as_json: bool) -> None:
     """Fetch the policy of a domain now, also within five minutes of a failure.
 
-    The exit status is 1 where it could not be fetched. A policy that is in force stays in force then.
+    The exit status is 1 where it could not be fetched. A policy that is in force stays in force
+    then.
     """
     policy, reason = _asked(ctx, "mta-sts-refresh", domain)
     if policy is not None:
@@ -90,8 +91,8 @@ def refresh(ctx: click.Context, /, domain: str, as_json: bool) -> None:
 def forget(ctx: click.Context, /, domain: str) -> None:
     """Forget the policy of a domain.
 
-    If the domain still publishes a policy, it is fetched with the next message. To deliver to a domain
-    whose policy is broken, write `mta_sts: ignore` for it under policy.destinations.
+    If the domain still publishes a policy, it is fetched with the next message. To deliver to a
+    domain whose policy is broken, write `mta_sts: ignore` for it under policy.destinations.
     """
     lines = answers(load_config(config_file(ctx)), {"verb": "mta-sts-forget", "domain": domain})
     if _done(lines)["unknown"]:

@@ -1,4 +1,5 @@
-"""The configuration: one YAML file and the environment, read into the dataclasses the other modules define.
+"""The configuration: one YAML file and the environment, read into the dataclasses the other modules
+define.
 
 Each module defines what it wants to be told as a frozen dataclass beside the code that
 reads it; this one alone knows YAML. It reads a file four times over:
@@ -15,7 +16,8 @@ A key `queue: {path: …}` can be given by the environment as `RELAY__QUEUE__PAT
 over the file; its value is read as YAML, and a mistake in it names the variable.
 
 A key is the name of its field, without the `_bytes` of a size; what more there is to know of it is
-said at the field (relay.mail.option), and `shape` reads all of that once for check, schema and reload.
+said at the field (relay.mail.option), and `shape` reads all of that once for check, schema and
+reload.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""The tree against the dataclasses: unknown keys, wrong types, missing values, words not to choose from."""
+"""The tree against the dataclasses: unknown keys, wrong types, missing values, words not to choose
+from.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What is legal key by key and wrong together: AUTH without users, TLS without a certificate, an open relay.
+"""What is legal key by key and wrong together: AUTH without users, TLS without a certificate, an
+open relay.
 
 Looks into the files that the configuration names, and nowhere else.
 """
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from relay.config.sections import AdminSection, Config
 from relay.config.words import format_duration, host_and_port
+from relay.mail.ip import unmapped
 from relay.receive.spec import ListenerAuth, ListenerSpec, ListenerTls
 from relay.route.security import TlsVersion
 
@@ -64,7 +66,7 @@ def _consider_http(admin: AdminSection) -> Iterator[Remark]:
 def _is_local(address: str) -> bool:
     if address.startswith("unix:"):
         return True
-    return ipaddress.ip_address(host_and_port(address)[0]).is_loopback
+    return unmapped(ipaddress.ip_address(host_and_port(address)[0])).is_loopback
 
 
 def _consider_listeners(config: Config) -> Iterator[Remark]:
@@ -163,7 +165,9 @@ def _bad_certificate(certificate: str, key: str | None) -> str | None:
 
 
 def _consider_access(config: Config) -> Iterator[Remark]:
-    """What clients from anywhere could do: a listener on loopback has such clients behind a balancer."""
+    """What clients from anywhere could do: a listener on loopback has such clients behind a
+    balancer.
+    """
     reachable = [
         x.address
         for x in config.listeners

@@ -47,7 +47,9 @@ def _with_concurrency(config: Config, is_given: IsGiven) -> Config:
 
 
 def _with_limits(config: Config, is_given: IsGiven) -> Config:
-    """A client has no more connections than all have, and may be silent no longer than a transaction lasts."""
+    """A client has no more connections than all have, and may be silent no longer than a
+    transaction lasts.
+    """
     limits = config.limits
     if not is_given("limits.connections_per_client"):
         each = min(limits.connections_per_client, limits.connections)

@@ -23,7 +23,9 @@ from relay.mail.option import Form
 
 
 def as_document(config: Config, *, with_secrets: bool = False) -> dict[str, Any]:
-    """The configuration as the file would say it, every key written out; secrets masked unless wanted."""
+    """The configuration as the file would say it, every key written out; secrets masked unless
+    wanted.
+    """
     document: dict[str, Any] = _plain(config, section_of(Config), with_secrets)
     return document
 

@@ -1,4 +1,6 @@
-"""What is wrong in a configuration, said so that it can be put right: where, which key, what, the cure."""
+"""What is wrong in a configuration, said so that it can be put right: where, which key, what, the
+cure.
+"""
 
 from __future__ import annotations
 

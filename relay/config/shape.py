@@ -1,7 +1,7 @@
 """What may be written under each key: the dataclasses' types and marks, read once, as a small tree.
 
-`conform` checks a file by it, `schema` describes it, `document` writes it, and a reload asks it which
-keys are taken over. So none of them can know another configuration than the others.
+`conform` checks a file by it, `schema` describes it, `document` writes it, and a reload asks it
+which keys are taken over. So none of them can know another configuration than the others.
 """
 
 from __future__ import annotations
@@ -102,7 +102,9 @@ Shape = Truth | Duration | Number | Choice | Text | Maybe | Items | Names | Sect
 
 @cache
 def section_of(cls: type) -> Section:
-    """The keys a dataclass is written with. A key is its field's name, without the `_bytes` of a size."""
+    """The keys a dataclass is written with. A key is its field's name, without the `_bytes` of a
+    size.
+    """
     hints = typing.get_type_hints(cls, include_extras=True)
     fields = [f for f in dataclasses.fields(cls) if f.init]
     keys = {key_of(f.name): f for f in fields if f.name != "name"}

@@ -1,4 +1,5 @@
-"""YAML as a tree in which every key and every value knows its line, and the environment laid over it.
+"""YAML as a tree in which every key and every value knows its line, and the environment laid over
+it.
 
 Composed only, never constructed: YAML's guesses at types (`no` is false, `1:30` is ninety) are not
 taken; the dataclass that wants the value says what it is, and the text is kept as written.
@@ -33,7 +34,9 @@ _KINDS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """A scalar. `kind` is what YAML takes it for (str, int, float, bool, null, …); `text` is as written."""
+    """A scalar. `kind` is what YAML takes it for (str, int, float, bool, null, …); `text` is as
+    written.
+    """
 
     place: Place
     kind: str
@@ -118,7 +121,9 @@ class Composer:
             self._open.pop()
 
     def _bound(self, place: Place, key: str) -> None:
-        """What aliases make of a short file is bounded; without them the file's length is the bound."""
+        """What aliases make of a short file is bounded; without them the file's length is the
+        bound.
+        """
         self._values += 1
         key = key[:80]
         if len(self._open) > MAX_DEPTH:
@@ -160,7 +165,9 @@ class _TooMuch(Exception):
 
 
 class _Loader(yaml.SafeLoader):
-    """Composes only: nothing is ever constructed from a tag. Composing is recursive, so its depth is bounded."""
+    """Composes only: nothing is ever constructed from a tag. Composing is recursive, so its depth
+    is bounded.
+    """
 
     _depth = 0
 
@@ -204,7 +211,9 @@ def dotted(key: str, name: str) -> str:
 
 
 def overlay(tree: Map, environ: Mapping[str, str], mistakes: list[Mistake]) -> None:
-    """Put what the environment says in the place of what the file says, whole sections before their keys."""
+    """Put what the environment says in the place of what the file says, whole sections before their
+    keys.
+    """
     names = sorted(
         (n for n in environ if n.startswith(ENVIRONMENT_PREFIX)), key=lambda n: (n.count("__"), n)
     )

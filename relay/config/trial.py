@@ -1,4 +1,5 @@
-"""What only a start would find: taken ports, directories that cannot be written, silent name servers. †
+"""What only a start would find: taken ports, directories that cannot be written, silent name
+servers. †
 
 `relay check` tries what `relay serve` would do, and leaves nothing behind. Where a relay runs with
 this configuration already (it answers at admin.socket), what that one holds is not wrong.
@@ -119,7 +120,9 @@ def _try_directory(key: str, path: Path) -> Iterator[Remark]:
 
 
 def _try_resolver(config: Config) -> Iterator[Remark]:
-    """One question; mail that is accepted while nobody answers waits in the queue, so it is a warning."""
+    """One question; mail that is accepted while nobody answers waits in the queue, so it is a
+    warning.
+    """
     try:
         trouble = asyncio.run(_ask(config))
     except ResolverError as error:

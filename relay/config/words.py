@@ -1,4 +1,5 @@
-"""The words of the file that have a form of their own: durations, sizes, addresses, networks, domains.
+"""The words of the file that have a form of their own: durations, sizes, addresses, networks,
+domains.
 
 Each function reads one as written, or raises a ValueError that says "what is wrong; the cure".
 """
@@ -50,7 +51,8 @@ _SELECTOR = (
 _ARGON2 = (
     r"\$argon2(?:id|i|d)\$v=[0-9]+\$m=[0-9]+,t=[0-9]+,p=[0-9]+\$[A-Za-z0-9+/]+\$[A-Za-z0-9+/]+"
 )
-# Of names in other scripts a pattern knows only that they are not ASCII; the last label is no number.
+# Of names in other scripts a pattern knows only that they are not ASCII; the last label is no
+# number.
 _LABEL = r"(?!-)(?:[A-Za-z0-9_-]|[^\x00-\x7f]){1,63}(?<!-)"
 _DOMAIN = (
     rf"(?:(?:{_LABEL}\.)*(?!(?:[0-9]+|0[xX][0-9A-Fa-f]*)\.?$){_LABEL}\.?"
@@ -181,7 +183,9 @@ def host_and_port(text: str) -> tuple[str, int]:
 
 
 def network(text: str) -> str:
-    """A network, or a single address. One of IPv4-mapped addresses is the network of IPv4 it stands for."""
+    """A network, or a single address. One of IPv4-mapped addresses is the network of IPv4 it stands
+    for.
+    """
     if not re.fullmatch(_NETWORK, text):
         cure = "write it as 192.0.2.0/24 or 2001:db8::/32"
         raise ValueError(f"{shown(text)} is not a network; {cure}")

@@ -144,8 +144,8 @@ async def _serve(
 class _Signals:
     """SIGTERM and SIGINT end, a second one at once; SIGHUP reloads.
 
-    `is_patient`: a second one changes nothing. A worker leaves that to its supervisor: a service manager
-    may send the first to both, and the supervisor's word comes on top.
+    `is_patient`: a second one changes nothing. A worker leaves that to its supervisor: a service
+    manager may send the first to both, and the supervisor's word comes on top.
     """
 
     def __init__(
@@ -209,7 +209,9 @@ async def _answer_watchdog(systemd: Systemd, relay: Relay) -> None:
 
 
 def _spare_the_collector() -> None:
-    """What is there now stays: the garbage collector need not look at it for each thousand messages."""
+    """What is there now stays: the garbage collector need not look at it for each thousand
+    messages.
+    """
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)

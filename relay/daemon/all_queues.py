@@ -1,13 +1,13 @@
 """The first worker's view of all workers' queues, for the HTTP interface.
 
-What is looked at is read from the other workers' databases, over connections that cannot write; what
-is changed is changed by each worker itself, asked through its control socket. Everything else is the
-first worker's own: mail that comes over HTTP is taken by it.
+What is looked at is read from the other workers' databases, over connections that cannot write;
+what is changed is changed by each worker itself, asked through its control socket. Everything else
+is the first worker's own: mail that comes over HTTP is taken by it.
 
 The numbers of events are each queue's own, in the order of its commits, which is not always that of
-time. A listing takes the queues' events in that order and goes on with whichever is next in time. The
-number of an event is where the listing stands in every queue when it has told it, written as one:
-who goes on from there misses nothing and hears nothing twice, however late a queue commits.
+time. A listing takes the queues' events in that order and goes on with whichever is next in time.
+The number of an event is where the listing stands in every queue when it has told it, written as
+one: who goes on from there misses nothing and hears nothing twice, however late a queue commits.
 """
 
 from __future__ import annotations
@@ -144,9 +144,10 @@ def _in_order(pages: Sequence[list[ListedMessage]], limit: int) -> list[ListedMe
     return [item for item in found if full is None or item.queue_id <= full][:limit]
 
 
-# Where a listing stands in a queue is a cut: twice an event's number is that event itself, and one more
-# or less is beside it. The cuts of all queues are written as one number, that of the event told last in
-# the lowest place: so one more or less is beside this event, as with a queue's own numbers.
+# Where a listing stands in a queue is a cut: twice an event's number is that event itself, and one
+# more or less is beside it. The cuts of all queues are written as one number, that of the event
+# told last in the lowest place: so one more or less is beside this event, as with a queue's own
+# numbers.
 
 _CUT_BITS = 48
 _MIDDLE = 1 << (_CUT_BITS - 1)
@@ -186,7 +187,9 @@ def _start(cut: int, ascending: bool) -> int:
 
 
 def _beginning(page: Sequence[StoredEvent], ascending: bool) -> int:
-    """The cut before a first page; in a queue that has nothing yet, whatever will come is behind it."""
+    """The cut before a first page; in a queue that has nothing yet, whatever will come is behind
+    it.
+    """
     if not page:
         return _BEFORE_ALL
     return 2 * page[0].seq + (-1 if ascending else 1)
@@ -200,7 +203,9 @@ def _by_time(
     *,
     hurried: bool,
 ) -> list[StoredEvent]:
-    """`hurried`: a page may have ended early, and what follows in its queue comes before others' events."""
+    """`hurried`: a page may have ended early, and what follows in its queue comes before others'
+    events.
+    """
     found: list[StoredEvent] = []
     left = [deque(page) for page in pages]
     cuts = list(cuts)

@@ -1,8 +1,8 @@
 """How many files may be open, and what that leaves for clients and deliveries.
 
-Each connection is an open file, and so is a large message while it comes in, a query, the queue
-and the logs. Where the system allows fewer than the configuration needs, connections give way: without a
-descriptor left, queue and log could not be opened either, and that is worse than a 421.
+Each connection is an open file, and so is a large message while it comes in, a query, the queue and
+the logs. Where the system allows fewer than the configuration needs, connections give way: without
+a descriptor left, queue and log could not be opened either, and that is worse than a 421.
 """
 
 from __future__ import annotations
@@ -13,13 +13,16 @@ from dataclasses import dataclass
 __all__ = ["FileBudget", "budget", "files_needed", "raise_limit"]
 
 RESERVED = 90
-"""Queue, logs, control socket, listeners, policies being fetched, the loop itself, and room for what opens
-a file briefly."""
+"""Queue, logs, control socket, listeners, policies being fetched, the loop itself, and room for
+what opens a file briefly.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class FileBudget:
-    """How many descriptors each may use; `http`: its connections. `is_short`: less than was asked for."""
+    """How many descriptors each may use; `http`: its connections. `is_short`: less than was asked
+    for.
+    """
 
     clients: int
     deliveries: int
@@ -51,7 +54,9 @@ def budget(limit: int, *, clients: int, deliveries: int, queries: int, http: int
 
 
 def raise_limit(wanted: int) -> int:
-    """Raise this process's soft limit to what is wanted, as far as the hard one lets us; the limit now."""
+    """Raise this process's soft limit to what is wanted, as far as the hard one lets us; the limit
+    now.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     target = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     if soft == resource.RLIM_INFINITY or soft >= target:

@@ -1,4 +1,6 @@
-"""A look at the mail hosts of a domain: one implementation for the command line and the HTTP interface."""
+"""A look at the mail hosts of a domain: one implementation for the command line and the HTTP
+interface.
+"""
 
 from __future__ import annotations
 

@@ -96,7 +96,8 @@ class _Entrance(logging.handlers.QueueHandler):
         )
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        # Formatted on the other side, but the arguments' text is fixed here, while they are what they were.
+        # Formatted on the other side, but the arguments' text is fixed here, while they are what
+        # they were.
         record.message = record.getMessage()
         if record.exc_info and not record.exc_text:
             record.exc_text = logging.Formatter().formatException(record.exc_info)

@@ -143,7 +143,7 @@ class Relay:
         self._reload_failed = False
         self._is_draining = False
 
-    # --- start ----------------------------------------------------------------------------------------
+    # --- start ------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Put the parts together and open the doors. On `StartError` nothing is left open."""
@@ -445,7 +445,7 @@ class Relay:
             log.error("%s broke", task.get_name(), exc_info=error)
             self._broken.set_result(task.get_name())
 
-    # --- while it runs --------------------------------------------------------------------------------
+    # --- while it runs ----------------------------------------------------------------------------
 
     @property
     def broken(self) -> Awaitable[str]:
@@ -547,7 +547,9 @@ class Relay:
         return {"liveness": await self.liveness(), "readiness": await self.readiness()}
 
     async def liveness(self) -> list[str]:
-        """What is wrong so that a restart may cure it: parts that ended, a queue that does not answer."""
+        """What is wrong so that a restart may cure it: parts that ended, a queue that does not
+        answer.
+        """
         found = [f"{task.get_name()} has ended" for task in self._tasks if task.done()]
         stuck = await heart_beats(self.store, self.store)
         return [*found, stuck] if stuck else found
@@ -572,7 +574,7 @@ class Relay:
                 log.warning("old events cannot be removed: %s", error)
             await asyncio.sleep(_CLEANING.total_seconds())
 
-    # --- end ------------------------------------------------------------------------------------------
+    # --- end --------------------------------------------------------------------------------------
 
     async def stop(self) -> None:
         """Drain: the doors, then deliveries, then the log and the store."""

@@ -1,9 +1,10 @@
-"""The connections of all workers and the wrong passwords they heard, side by side in memory that they share.
+"""The connections of all workers and the wrong passwords they heard, side by side in memory that
+they share.
 
-Each worker writes its own row and reads the others', so there is no lock: what two workers let in at
-the very same moment they see a moment later, and a limit may be passed by as many as there are workers.
-Clients are kept by a hash of their address; two that meet in one slot count as one, and with
-`SLOTS` of them that is rare enough for a limit that is a round number anyway.
+Each worker writes its own row and reads the others', so there is no lock: what two workers let in
+at the very same moment they see a moment later, and a limit may be passed by as many as there are
+workers. Clients are kept by a hash of their address; two that meet in one slot count as one, and
+with `SLOTS` of them that is rare enough for a limit that is a round number anyway.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ class SharedCounters:
         return Row(self._counts, worker * _WIDTH, others)
 
     def clear(self, worker: int) -> None:
-        """A worker has ended, and its connections with it. Wrong passwords are not forgotten so easily."""
+        """A worker has ended, and its connections with it. Wrong passwords are not forgotten so
+        easily.
+        """
         start = worker * _WIDTH
         self._counts[start : start + _FAILURES] = memoryview(bytes(4 * _FAILURES)).cast("I")
 

@@ -1,7 +1,8 @@
-"""What the first worker tells the others: a text in memory that all share, and the number of its edition.
+"""What the first worker tells the others: a text in memory that all share, and the number of its
+edition.
 
-One writes, the others read, without a lock. An edition carries a checksum, so that a reader who came
-in the middle of a change keeps what he has and looks again with his next message. Looking is
+One writes, the others read, without a lock. An edition carries a checksum, so that a reader who
+came in the middle of a change keeps what he has and looks again with his next message. Looking is
 comparing a number, which every message can afford.
 """
 

@@ -136,7 +136,7 @@ class Supervisor:
         elif number == signal.SIGHUP:
             self._reload()
 
-    # --- workers --------------------------------------------------------------------------------------
+    # --- workers ----------------------------------------------------------------------------------
 
     def _fork_who_is_due(self) -> None:
         if not self._children[0].is_ready and not self._was_ready:
@@ -239,7 +239,8 @@ class Supervisor:
             else f"ended with exit code {code}"
         )
         if not self._was_ready and not child.is_ready:
-            # It has said why itself. What keeps a worker from starting at the start is the start's failure.
+            # It has said why itself. What keeps a worker from starting at the start is the start's
+            # failure.
             log.error("worker %d %s before it was ready", child.number, how)
             self._exit_code = 1
             self._drain()
@@ -282,7 +283,7 @@ class Supervisor:
         gc.collect()
         gc.freeze()
 
-    # --- signals --------------------------------------------------------------------------------------
+    # --- signals ----------------------------------------------------------------------------------
 
     def _reload(self) -> None:
         try:

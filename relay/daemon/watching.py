@@ -1,8 +1,8 @@
 """A relay looked at from outside: what is counted on the way, what is so now, and whether it lives.
 
 Counting happens where everything passes anyway: in front of the store (`MeteredSink`,
-`MeteredQueue`) and of the router (`metered`). `snapshot` gathers what `relay.report.metrics` is told at the
-moment it is asked; `liveness` says what is wrong, in sentences.
+`MeteredQueue`) and of the router (`metered`). `snapshot` gathers what `relay.report.metrics` is
+told at the moment it is asked; `liveness` says what is wrong, in sentences.
 """
 
 from __future__ import annotations

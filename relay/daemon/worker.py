@@ -1,8 +1,8 @@
 """One worker among several: what it was given at its fork, and its line to the supervisor.
 
-The line is a pair of sockets. Over it the worker says that it is ready, and from then on that it is well
-(`BEAT`), every few seconds. It never hears anything: the line ends, that is the word to drain, and
-it comes however the supervisor ends. A worker nobody watches over would hold the port for ever.
+The line is a pair of sockets. Over it the worker says that it is ready, and from then on that it is
+well (`BEAT`), every few seconds. It never hears anything: the line ends, that is the word to drain,
+and it comes however the supervisor ends. A worker nobody watches over would hold the port for ever.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ BEAT_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Worker:
-    """`sockets`: those it listens at, by the address in the configuration. `elsewhere`: see `Connections`,
-    and `Failures` for `failed_elsewhere`.
+    """`sockets`: those it listens at, by the address in the configuration. `elsewhere`: see
+    `Connections`, and `Failures` for `failed_elsewhere`.
 
     `bulletin`: what the first worker tells the others.
     """

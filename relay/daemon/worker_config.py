@@ -7,8 +7,8 @@
     delivery         concurrency is divided: the sum over the workers is what was written
     limits           connections are counted together (`relay.daemon.shared_counters`): every worker has the whole limit
 
-Deliveries are divided and connections are not, since the kernel spreads connections over the workers
-as it likes, and each worker delivers what came in at its own door: so mail is spread as
+Deliveries are divided and connections are not, since the kernel spreads connections over the
+workers as it likes, and each worker delivers what came in at its own door: so mail is spread as
 evenly as clients are.
 """
 

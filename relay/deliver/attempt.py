@@ -1,11 +1,12 @@
-"""One attempt to deliver an entry: the hosts of its domain in order, until each recipient's fate is known.
+"""One attempt to deliver an entry: the hosts of its domain in order, until each recipient's fate is
+known.
 
     route ─► for each host: requirement ─► pool or reach ─► transactions ─► diagnosis ─► tally
 
-The order is the safety argument. A recipient that was taken, refused for good, or left in doubt after
-the final dot is never named to another host. What a host cannot prove, nothing of the message is said
-to. A kept connection that turns out dead before its host took MAIL counts for nothing: the host is
-asked again on a fresh one.
+The order is the safety argument. A recipient that was taken, refused for good, or left in doubt
+after the final dot is never named to another host. What a host cannot prove, nothing of the message
+is said to. A kept connection that turns out dead before its host took MAIL counts for nothing: the
+host is asked again on a fresh one.
 
 Cancelled, an attempt breaks off before the final dot and stays for the answer after it.
 """
@@ -161,8 +162,9 @@ class _Visit:
     ) -> Sequence[QueuedRecipient]:
         """Hand over to the recipients, in as many transactions as it takes.
 
-        Those returned are to be tried again over a new connection to the same host, which went away before
-        it took MAIL for them: on a connection kept from another message, or after it had taken others.
+        Those returned are to be tried again over a new connection to the same host, which went away
+        before it took MAIL for them: on a connection kept from another message, or after it had
+        taken others.
         """
         recipients = list(recipients)
         waiting = recipients
@@ -248,7 +250,9 @@ class _Visit:
 
 
 def _never_began(answer: Answer) -> bool:
-    """Whether the host had not taken MAIL when it went away: nothing happened, and nothing is in doubt."""
+    """Whether the host had not taken MAIL when it went away: nothing happened, and nothing is in
+    doubt.
+    """
     return answer.stage is Stage.MAIL and (answer.reply is None or answer.reply.code == 421)
 
 
@@ -294,13 +298,15 @@ async def _job(
     whole = content if entry.content is None else entry.content
     if not (message.smtputf8 and message.eight_bit):
         return _Job(message, whole, header_is_utf8=False, signer=signer)
-    # RFC 6531 §3.2 does not tell a header from a body, and a host without SMTPUTF8 may still have the body.
+    # RFC 6531 §3.2 does not tell a header from a body, and a host without SMTPUTF8 may still have
+    # the body.
     header = (await _beginning(whole)).partition(b"\r\n\r\n")[0]
     return _Job(message, whole, header_is_utf8=not header.isascii(), signer=signer)
 
 
 async def _fit_for(offers: Extensions, job: _Job) -> _Job:
-    """The job as this host can take it: its content in 7 bits where it takes no others (RFC 6152 §3).
+    """The job as this host can take it: its content in 7 bits where it takes no others (RFC 6152
+    §3).
 
     The content is read once to see what is to be done, and once more while it is sent.
     """
@@ -315,7 +321,9 @@ async def _fit_for(offers: Extensions, job: _Job) -> _Job:
 
 
 async def _signed(job: _Job) -> _Job:
-    """The job with a signature on top, where there is one to be made: of what goes out, so it comes last."""
+    """The job with a signature on top, where there is one to be made: of what goes out, so it comes
+    last.
+    """
     if job.signer is None or job.not_convertible:
         return job
     signature = await job.signer.sign(job.message, job.content)

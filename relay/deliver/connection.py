@@ -71,7 +71,9 @@ _FAREWELL_SECONDS = 1.0
 """How long a connection stays open for the answer to QUIT, which nobody waits for."""
 
 _LOST = (SMTPException, Garbled, OSError, EOFError, RuntimeError)
-"""What a dead, silent or confused connection raises (RuntimeError: uvloop's transport without its handle)."""
+"""What a dead, silent or confused connection raises (RuntimeError: uvloop's transport without its
+handle).
+"""
 
 
 class SessionBroken(Exception):
@@ -94,8 +96,8 @@ class TlsResult:
 class Connection:
     """A session with a host, from the connect to QUIT. Used by one delivery at a time.
 
-    `must_encrypt`: nothing of a message or of a password may be said before TLS. The table of TLS rules
-    sees to that; the guard here is for the day it does not.
+    `must_encrypt`: nothing of a message or of a password may be said before TLS. The table of TLS
+    rules sees to that; the guard here is for the day it does not.
     """
 
     def __init__(
@@ -175,7 +177,9 @@ class Connection:
             self._give_up(Stage.EHLO, reply)
 
     async def start_tls(self, context: ssl.SSLContext, name: str | None) -> TlsResult:
-        """STARTTLS, the handshake, and EHLO anew: nothing said in clear counts any more (RFC 3207 §4.2)."""
+        """STARTTLS, the handshake, and EHLO anew: nothing said in clear counts any more (RFC 3207
+        §4.2).
+        """
         if not self.offers.starttls:
             return TlsResult(Situation.NOT_OFFERED, "STARTTLS not offered")
         if context.check_hostname and name is None:
@@ -309,7 +313,9 @@ class Connection:
         return self._hold(await self._hear(stage, self._seconds.command), stage)
 
     async def _forget_the_last(self) -> None:
-        """RSET, after a transaction that came to no content. Without it the next MAIL would be refused."""
+        """RSET, after a transaction that came to no content. Without it the next MAIL would be
+        refused.
+        """
         reply = await self._command(b"RSET", Stage.MAIL)
         if not 200 <= reply.code < 300:
             self._lose(Stage.MAIL, Garbled(f"answered RSET with {reply}"))
@@ -357,7 +363,9 @@ class Connection:
         return True
 
     def _early_answer(self) -> Answer:
-        """What a host said before the final dot. Whatever it is, what we send now would be commands to it."""
+        """What a host said before the final dot. Whatever it is, what we send now would be commands
+        to it.
+        """
         reply = self._wire.take_reply()
         self.abort()
         if reply.code >= 400:
@@ -387,7 +395,8 @@ class Connection:
     async def _final_answer(self) -> Answer:
         """The answer to the final dot. Its time begins when the host has read what we sent.
 
-        The system may hold megabytes that a slow host has still to fetch; while it does, it is alive.
+        The system may hold megabytes that a slow host has still to fetch; while it does, it is
+        alive.
         """
         glance = min(_GLANCE, self._seconds.data_block)
         if await self._wait_through(glance):
@@ -409,8 +418,8 @@ class Connection:
     async def _wait_through(self, seconds: float) -> bool:
         """Wait for the answer to the final dot, cancelled or not.
 
-        The message may be taken already, and nobody else will ever hear of it; who cancels us is told
-        by `was_cancelled` that it happened.
+        The message may be taken already, and nobody else will ever hear of it; who cancels us is
+        told by `was_cancelled` that it happened.
         """
         loop = asyncio.get_running_loop()
         ends = loop.time() + seconds
@@ -512,7 +521,8 @@ async def _pieces(content: Content) -> AsyncGenerator[bytes]:
             for piece in _slices(chunk):
                 yield piece
     except Exception as error:
-        # Whatever it is, half a message must not look whole, and what other recipients were told stands.
+        # Whatever it is, half a message must not look whole, and what other recipients were told
+        # stands.
         raise _OurTrouble(_told(error)) from error
 
 
@@ -555,12 +565,15 @@ async def _connect(address: str, port: int, seconds: float) -> ClientProtocol:
 
 
 class ClientProtocol(SMTPProtocol):
-    """aiosmtplib's protocol with a reader of its own: as many replies as commands, each in its turn."""
+    """aiosmtplib's protocol with a reader of its own: as many replies as commands, each in its
+    turn.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
         self._reader = ReplyReader()
-        # The library empties this very buffer before a handshake: what came in clear is forgotten then.
+        # The library empties this very buffer before a handshake: what came in clear is forgotten
+        # then.
         self._buffer = self._reader.buffer
         self._replies: deque[Reply] = deque()
         self._owed = 1
@@ -641,7 +654,9 @@ class ClientProtocol(SMTPProtocol):
         self._read()
 
     async def next_reply(self, seconds: float) -> Reply:
-        """The reply to the oldest command that has none yet. After a timeout the connection is of no use."""
+        """The reply to the oldest command that has none yet. After a timeout the connection is of
+        no use.
+        """
         if not self._replies:
             self._read()
             if not self._replies and not await self.wait(seconds):
@@ -675,7 +690,9 @@ class ClientProtocol(SMTPProtocol):
         return self._replies.popleft()
 
     async def drain(self, seconds: float) -> None:
-        """Wait for room to write, or for a reply. Gives up when for so long nothing at all went out."""
+        """Wait for room to write, or for a reply. Gives up when for so long nothing at all went
+        out.
+        """
         while self._paused and not self._replies:
             before = self._unsent_bytes()
             try:
@@ -762,7 +779,9 @@ class ClientProtocol(SMTPProtocol):
             self.transport.close()
 
     def _read(self) -> None:
-        """Take the replies that are owed out of what came, and no more. After trouble there are none."""
+        """Take the replies that are owed out of what came, and no more. After trouble there are
+        none.
+        """
         try:
             while self._trouble is None and len(self._replies) < self._owed:
                 reply = self._reader.take()

@@ -94,7 +94,9 @@ class CannotBeSent:
 _NOT_ABOUT_THE_MESSAGE = frozenset(
     {Stage.GREETING, Stage.EHLO, Stage.STARTTLS, Stage.HANDSHAKE, Stage.AUTH}
 )
-"""A refusal here is about us or the host and not about this message: another host may take it, or later."""
+"""A refusal here is about us or the host and not about this message: another host may take it, or
+later.
+"""
 
 _TOO_MANY_RECIPIENTS = frozenset({"", ".0.0", ".5.0", ".5.3"})
 """Subject and detail of an enhanced status (RFC 3463 §3.6) that may mean too many recipients."""
@@ -150,7 +152,8 @@ def worth_another_host(answer: Answer) -> bool:
 def too_many_recipients(answer: Answer) -> bool:
     """Whether a host takes this recipient only in another transaction (RFC 5321 §4.5.3.1.10).
 
-    A reply whose enhanced status names something else, such as a full mailbox (4.2.2), is about that.
+    A reply whose enhanced status names something else, such as a full mailbox (4.2.2), is about
+    that.
     """
     if answer.stage is not Stage.RCPT or answer.reply is None:
         return False
@@ -198,7 +201,9 @@ def unmet(
 
 
 def for_good(deferred: Deferred) -> Bounced:
-    """The same, where the configuration would rather have it back than wait (`on_tls_unmet: bounce`)."""
+    """The same, where the configuration would rather have it back than wait (`on_tls_unmet:
+    bounce`).
+    """
     return Bounced(
         "5" + deferred.status[1:],
         deferred.code,
@@ -251,8 +256,8 @@ def with_hosts(outcome: Outcome, lines: tuple[str, ...]) -> Outcome:
 def _unanswered(answer: Answer, host: Host, session: HopSession | None) -> Deferred:
     """A timeout, a lost connection, or something that is no answer to what we said.
 
-    After the final dot we cannot know whether the host took the message. Trying again may deliver it
-    twice; giving up may lose it (RFC 1047, RFC 5321 §6.1). We try again.
+    After the final dot we cannot know whether the host took the message. Trying again may deliver
+    it twice; giving up may lose it (RFC 1047, RFC 5321 §6.1). We try again.
     """
     error = answer.error or f"unexpected reply {answer.reply}"
     if answer.stage is Stage.CONNECT:
@@ -267,18 +272,24 @@ def _unanswered(answer: Answer, host: Host, session: HopSession | None) -> Defer
 
 
 def _broken_off(answer: Answer, host: Host, session: HopSession | None) -> Deferred:
-    """Our own failure in the middle of a session: nobody's refusal. The host never saw the final dot."""
+    """Our own failure in the middle of a session: nobody's refusal. The host never saw the final
+    dot.
+    """
     text = f"sending to {_named(host)} was broken off at {answer.stage} by us: {answer.error}"
     return Deferred("4.3.0", Code.NONE, "", text, session)
 
 
 def _is_an_answer_to(stage: Stage, reply: Reply) -> bool:
-    """Whether a reply settles anything at a stage. A message is taken at the final dot and nowhere before."""
+    """Whether a reply settles anything at a stage. A message is taken at the final dot and nowhere
+    before.
+    """
     return reply.code >= 400 or (stage is Stage.FINAL_DOT and 200 <= reply.code < 300)
 
 
 def _is_as_452(stage: Stage, reply: Reply) -> bool:
-    """Whether a reply is 552 where 452 is meant. RFC 1870 §6.1 has 552 to RCPT for a message too large."""
+    """Whether a reply is 552 where 452 is meant. RFC 1870 §6.1 has 552 to RCPT for a message too
+    large.
+    """
     return stage is Stage.RCPT and reply.code == 552 and reply.status not in _TOO_LARGE
 
 

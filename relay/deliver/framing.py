@@ -43,7 +43,8 @@ class ReplyReader:
         self._lines, self._code, self._bytes, self._garbled = [], b"", 0, None
 
     def take(self) -> Reply | None:
-        """The next reply if all of it is there. Raises `Garbled` on what cannot become one, and ever after:
+        """The next reply if all of it is there. Raises `Garbled` on what cannot become one, and
+        ever after:
 
         which command the next line would belong to, nobody knows.
         """

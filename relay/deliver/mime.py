@@ -1,13 +1,14 @@
 """The structure of a MIME message, read as it goes by.
 
 `Walk` takes content in pieces, however cut, and calls its `Visitor` for each header section, for
-the octets of each body and for what lies between bodies: all of it, in order, so that a visitor that
-writes down what it is told has the content again. Little is held: a header section, and a line that
-may be a delimiter.
+the octets of each body and for what lies between bodies: all of it, in order, so that a visitor
+that writes down what it is told has the content again. Little is held: a header section, and a line
+that may be a delimiter.
 
-Multiparts are entered (RFC 2046 §5.1), and so is message/rfc822 (§5.2.1), whose content has a header
-section of its own. What is signed or encrypted is not (RFC 1847): its octets are its author's. A
-delimiter is one whose line has nothing else but white space; inner ones end where an outer one stands.
+Multiparts are entered (RFC 2046 §5.1), and so is message/rfc822 (§5.2.1), whose content has a
+header section of its own. What is signed or encrypted is not (RFC 1847): its octets are its
+author's. A delimiter is one whose line has nothing else but white space; inner ones end where an
+outer one stands.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ class Kind:
 class Entity:
     """A header section as MIME reads it (RFC 2045 §3). `number` counts them from 0.
 
-    `encoding`: its Content-Transfer-Encoding in lower case, "" without one. `is_mime`: it has a MIME-Version
-    or is a part of a multipart; `has_type`: it has a Content-Type.
+    `encoding`: its Content-Transfer-Encoding in lower case, "" without one. `is_mime`: it has a
+    MIME-Version or is a part of a multipart; `has_type`: it has a Content-Type.
     """
 
     number: int
@@ -102,7 +103,9 @@ class Walk:
         self._body: Entity | None = None
         """None: between bodies."""
         self._implied = 0
-        """Octets of the buffer that were told already: the CRLF before a body, which a delimiter may need."""
+        """Octets of the buffer that were told already: the CRLF before a body, which a delimiter
+        may need.
+        """
         self._is_part = self._in_digest = False
 
     def feed(self, octets: bytes) -> None:
@@ -312,7 +315,9 @@ def _multipart(sub: bytes, boundary: bytes) -> tuple[str, bytes, str]:
 
 
 def _message(sub: bytes) -> tuple[str, bytes, str]:
-    """RFC 2046 §5.2: no encoding but of what is inside; of message/global and its kin any (RFC 6532 §3.5)."""
+    """RFC 2046 §5.2: no encoding but of what is inside; of message/global and its kin any (RFC 6532
+    §3.5).
+    """
     if sub == b"rfc822":
         return Kind.MESSAGE, b"", ""
     if sub.startswith(b"global"):

@@ -25,7 +25,9 @@ __all__ = ["Failed", "SessionOptions", "Unmet", "reach"]
 
 @dataclass(frozen=True, slots=True)
 class Unmet:
-    """The host did not meet the requirement. `status`: 4.7.4 or 4.7.5; `reply`: its own, if one decided."""
+    """The host did not meet the requirement. `status`: 4.7.4 or 4.7.5; `reply`: its own, if one
+    decided.
+    """
 
     status: str
     error: str
@@ -35,8 +37,9 @@ class Unmet:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """There is no session, for a reason that has nothing to do with TLS. `before`: what went wrong with TLS
-    on an earlier connection. `session`: as far as there was one."""
+    """There is no session, for a reason that has nothing to do with TLS. `before`: what went wrong
+    with TLS on an earlier connection. `session`: as far as there was one.
+    """
 
     answer: Answer
     session: HopSession | None = None

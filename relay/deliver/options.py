@@ -19,10 +19,11 @@ __all__ = ["DeliveryOptions", "Timeouts", "TlsOptions", "security_options"]
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """How long each wait may last. `data_block` is for progress: it begins anew whenever some content went.
+    """How long each wait may last. `data_block` is for progress: it begins anew whenever some
+    content went.
 
-    `command` holds for each reply of a group on its own, however the replies come. `policy_fetch` is for
-    an MTA-STS policy, from its first look-up to its last octet (RFC 8461 §3.3).
+    `command` holds for each reply of a group on its own, however the replies come. `policy_fetch`
+    is for an MTA-STS policy, from its first look-up to its last octet (RFC 8461 §3.3).
     """
 
     connect: timedelta = timedelta(seconds=30)
@@ -36,7 +37,8 @@ class Timeouts:
 
 @dataclass(frozen=True, slots=True)
 class TlsOptions:
-    """TLS towards the next hop. `ca_file`: trusted roots in addition to the system's, None for none.
+    """TLS towards the next hop. `ca_file`: trusted roots in addition to the system's, None for
+    none.
 
     `min_version` is for TLS that is required or verified, `opportunistic_min_version` for
     TLS whose certificate is not looked at, where old TLS beats none.

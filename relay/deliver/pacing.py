@@ -114,8 +114,8 @@ def unanswered(
 ) -> Pace:
     """An attempt, begun at `begun`, ended in silence.
 
-    What began before the last silence was told of is part of that silence, and says nothing of its own;
-    so does what began before the last answer.
+    What began before the last silence was told of is part of that silence, and says nothing of its
+    own; so does what began before the last answer.
     """
     ended = broken_off(pace)
     if any(told is not None and begun <= told for told in (pace.silent_since, pace.answered_at)):
@@ -158,7 +158,9 @@ def back_off(silences: int, schedule: RetrySchedule) -> timedelta:
 
 
 def silence_in(outcomes: Collection[Outcome]) -> Deferred | None:
-    """The outcome that tells that a destination did not answer; None where any host or recipient did."""
+    """The outcome that tells that a destination did not answer; None where any host or recipient
+    did.
+    """
     silence: Deferred | None = None
     for outcome in outcomes:
         if not isinstance(outcome, Deferred) or outcome.tls_unmet or outcome.in_doubt:
@@ -190,6 +192,8 @@ def untried(pace: Pace, silence: Deferred) -> Deferred:
 
 
 def cannot_wait(settlement: Settlement) -> bool:
-    """Whether a message for a silent destination is settled now: it ends, or its sender is owed a word."""
+    """Whether a message for a silent destination is settled now: it ends, or its sender is owed a
+    word.
+    """
     told = settlement.reports or settlement.pending
     return bool(told) or any(change.recipient.state.is_final for change in settlement.changes)

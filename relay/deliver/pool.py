@@ -1,10 +1,10 @@
 """Connections that are kept open for the next message.
 
-A connection is reused only among messages with the same host, address, port and requirement: one that
-was good enough for an opportunistic message is no connection for a message that requires TLS.
-The name that was verified is the host's own, so it is in the key; what the table of TLS rules
-made of the host (TLS, verified, in clear) stays with the connection, and each message that rides
-on it says the same truth of itself.
+A connection is reused only among messages with the same host, address, port and requirement: one
+that was good enough for an opportunistic message is no connection for a message that requires TLS.
+The name that was verified is the host's own, so it is in the key; what the table of TLS rules made
+of the host (TLS, verified, in clear) stays with the connection, and each message that rides on it
+says the same truth of itself.
 
 A connection lasts for so many messages and so long, and idles for a few seconds only: an idle
 one takes a place at the host, and hosts close what idles. It takes one of our own, too: where all
@@ -29,7 +29,9 @@ __all__ = ["Pool", "PoolKey", "PoolLimits", "pool_key"]
 
 @dataclass(frozen=True, slots=True)
 class PoolLimits:
-    """How long a connection is good for. `connections`: how many there may be, in use and idle together."""
+    """How long a connection is good for. `connections`: how many there may be, in use and idle
+    together.
+    """
 
     messages: int = 100
     age: timedelta = timedelta(minutes=5)
@@ -62,7 +64,9 @@ class _Idle:
 
 
 class Pool:
-    """The idle connections. A connection in use is in nobody's hands but its user's; it is only counted."""
+    """The idle connections. A connection in use is in nobody's hands but its user's; it is only
+    counted.
+    """
 
     def __init__(self, limits: PoolLimits | None = None) -> None:
         self._limits = limits or PoolLimits()

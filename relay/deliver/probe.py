@@ -45,7 +45,9 @@ class CertificateFacts:
 
 @dataclass(frozen=True, slots=True)
 class RuleVerdict:
-    """What a message under one of the four rules would meet at the host, and why ("" where all is well)."""
+    """What a message under one of the four rules would meet at the host, and why ("" where all is
+    well).
+    """
 
     require_tls: bool
     skip_verification: bool

@@ -57,7 +57,9 @@ _LONGEST_SLEEP = 60.0
 _SHORTEST_SLEEP = 0.05
 _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 5.0
-"""Between two tries of a store that is in trouble, in seconds: mail is to flow soon after it is well."""
+"""Between two tries of a store that is in trouble, in seconds: mail is to flow soon after it is
+well.
+"""
 
 _RECORD_TRIES = 5
 """How often an error in the recording itself, which no waiting mends, is met before we leave it."""
@@ -74,9 +76,9 @@ _MOST_PACES = 10_000
 class Attempts(Protocol):
     """What makes an attempt: `relay.deliver.attempt.Attempt`.
 
-    Cancelled before the final dot it ends with CancelledError; after it, it stays for the answer and
-    returns the outcomes, since nobody else will ever hear them. An attempt that cannot begin yet raises
-    `PolicyPending`.
+    Cancelled before the final dot it ends with CancelledError; after it, it stays for the answer
+    and returns the outcomes, since nobody else will ever hear them. An attempt that cannot begin
+    yet raises `PolicyPending`.
     """
 
     async def run(
@@ -175,10 +177,11 @@ class Scheduler:
             self._ended.set()
 
     async def drain(self, grace: timedelta) -> None:
-        """Begin no attempt any more, wait for those under way up to the grace, break off the others.
+        """Begin no attempt any more, wait for those under way up to the grace, break off the
+        others.
 
-        An attempt past the final dot is waited for still: its message may have been taken, and breaking
-        off would deliver it twice.
+        An attempt past the final dot is waited for still: its message may have been taken, and
+        breaking off would deliver it twice.
         """
         self._stopping = True
         self._wake.set()
@@ -193,7 +196,7 @@ class Scheduler:
         for task in list(self._breakable):
             task.cancel()
 
-    # --- the loop ---------------------------------------------------------------------------------------
+    # --- the loop ---------------------------------------------------------------------------------
 
     async def _step(self) -> None:
         """Claim once, or sleep until that may be worth it."""
@@ -231,7 +234,8 @@ class Scheduler:
     async def _claim(self, wanted: int) -> bool:
         """Claim up to a page and begin what there is room for; whether nothing more is due for now.
 
-        Then the alarm is set on what is due next. A destination whose own line is long enough is passed over.
+        Then the alarm is set on what is due next. A destination whose own line is long enough is
+        passed over.
         """
         skip = frozenset(domain for domain in self._waiting if not self._has_short_line(domain))
         claimed = await self._store.claim_due(
@@ -328,8 +332,8 @@ class Scheduler:
         self._alarm_at = at
 
     def _ring(self) -> None:
-        # Timers may ring a moment before the wall clock says so. Then nothing is due yet, and an alarm
-        # that has rung must not be taken for one that is still to ring.
+        # Timers may ring a moment before the wall clock says so. Then nothing is due yet, and an
+        # alarm that has rung must not be taken for one that is still to ring.
         self._alarm = None
         self._wake.set()
 
@@ -362,12 +366,13 @@ class Scheduler:
                 while self._put_offs:
                     await asyncio.wait(self._put_offs)
 
-    # --- one entry --------------------------------------------------------------------------------------
+    # --- one entry --------------------------------------------------------------------------------
 
     async def _run_one(self, entry: Entry) -> None:
         """Try one claimed entry and write down what came of it.
 
-        The claim holds until the result is committed, so a crash here delays the message and loses nothing.
+        The claim holds until the result is committed, so a crash here delays the message and loses
+        nothing.
         """
         begun = self._clock()
         outcomes: Mapping[int, Outcome] | None = None
@@ -383,9 +388,11 @@ class Scheduler:
             await self._learn(entry.domain, begun, outcomes)
 
     async def _attempt(self, entry: Entry) -> Mapping[int, Outcome] | datetime:
-        """The outcomes of an attempt; or when the entry is due, as before, where no attempt was made.
+        """The outcomes of an attempt; or when the entry is due, as before, where no attempt was
+        made.
 
-        Whatever goes wrong inside is our trouble and temporary: the message is not lost, nor tried at once.
+        Whatever goes wrong inside is our trouble and temporary: the message is not lost, nor tried
+        at once.
         """
         task, begun = asyncio.current_task(), self._clock()
         assert task is not None
@@ -448,7 +455,9 @@ class Scheduler:
         )
 
     async def _write_down(self, entry: Entry, settlement: Settlement) -> None:
-        """Commit the result, the DSNs it owes and the events it makes; try until the store has taken them."""
+        """Commit the result, the DSNs it owes and the events it makes; try until the store has
+        taken them.
+        """
         events = [
             deliverylog.settled(entry, change, now=settlement.at) for change in settlement.changes
         ]
@@ -502,7 +511,7 @@ class Scheduler:
             )
         return messages
 
-    # --- debts ------------------------------------------------------------------------------------------
+    # --- debts ------------------------------------------------------------------------------------
 
     async def _watch_debts(self) -> None:
         """Report what nobody is left to report, or what has waited long enough for others."""
@@ -562,7 +571,7 @@ class Scheduler:
         if not self._stopping:
             self._expect(due)
 
-    # --- silence ----------------------------------------------------------------------------------------
+    # --- silence ----------------------------------------------------------------------------------
 
     async def _learn(
         self, domain: str, begun: datetime, outcomes: Mapping[int, Outcome] | None
@@ -612,7 +621,8 @@ class Scheduler:
     async def _put_off_one(self, entry: Entry) -> None:
         """Give an entry back until its destination is to be tried; settle it where it cannot wait.
 
-        It comes again in time for what its sender is to hear: with the other domains of its message.
+        It comes again in time for what its sender is to hear: with the other domains of its
+        message.
         """
         now = self._clock()
         pace = self._paces.get(entry.domain, pacing.NEW)
@@ -630,7 +640,7 @@ class Scheduler:
             due=min(until, notification_due(entry, schedule=self._schedule, now=now) or until),
         )
 
-    # --- time -------------------------------------------------------------------------------------------
+    # --- time -------------------------------------------------------------------------------------
 
     def _look_at_clocks(self) -> ClockWatch:
         before = self._clocks

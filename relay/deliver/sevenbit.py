@@ -39,7 +39,9 @@ class NotConvertible(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What becomes of each entity, by its number: its new encoding. `size_bytes`: about what comes out."""
+    """What becomes of each entity, by its number: its new encoding. `size_bytes`: about what comes
+    out.
+    """
 
     encodings: Mapping[int, str] = field(default_factory=lambda: MappingProxyType({}))
     size_bytes: int = 0

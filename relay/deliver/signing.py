@@ -1,7 +1,8 @@
 """The DKIM-Signature of a message, made of the content exactly as it is about to go out.
 
 An attempt asks for it when all else has been done to the content (a conversion to 7 bits, too),
-with the key of today. A large message is read once for its hash and once to be sent; nothing is held.
+with the key of today. A large message is read once for its hash and once to be sent; nothing is
+held.
 """
 
 from __future__ import annotations

@@ -1,19 +1,18 @@
 """Fetches an MTA-STS policy from the web server of its domain (RFC 8461 §3.3). †
 
-What is asked of the server is what is asked of a mail host that has to be verified: a chain to a trusted
-root, in date, the name in the certificate, TLS of `tls.min_version`. Its address is looked up once, by
-our own resolver, judged by the rules for mail hosts, and connected to as it was judged. Only 200 with
-text/plain counts; nothing is redirected, kept by a cache, or sent through a proxy.
+What is asked of the server is what is asked of a mail host that has to be verified: a chain to a
+trusted root, in date, the name in the certificate, TLS of `tls.min_version`. Its address is looked
+up once, by our own resolver, judged by the rules for mail hosts, and connected to as it was judged.
+Only 200 with text/plain counts; nothing is redirected, kept by a cache, or sent through a proxy.
 
-A server is somebody's machine, and many domains may be on one. At most `AT_ONCE` fetches are under way,
-a few of them at one address, and an address that takes no connection fails all its domains at once
-for a while: otherwise a dead server of a thousand domains would take every place, for hours.
+A server is somebody's machine, and many domains may be on one. At most `AT_ONCE` fetches are under
+way, a few of them at one address, and an address that takes no connection fails all its domains at
+once for a while: otherwise a dead server of a thousand domains would take every place, for hours.
 """
 
 from __future__ import annotations
 
 import asyncio
-import socket
 import ssl
 import time
 from collections.abc import Callable
@@ -22,12 +21,12 @@ from datetime import timedelta
 from weakref import WeakValueDictionary
 
 import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from relay.route.addresses import Rejection
 from relay.route.answers import AddressAnswer, NoSuchName, Resolver
 from relay.route.cache import ExpiringCache
+from relay.route.judged import JudgedResolver
 from relay.route.mta_sts import (
     BACK_OFF,
     MAX_POLICY_BYTES,
@@ -91,7 +90,9 @@ class PolicyFetcher:
         self._dead: ExpiringCache[str] = ExpiringCache(_DEAD_ADDRESSES)
 
     async def fetch(self, domain: str) -> Fetched | FetchFailed:
-        """The policy of a domain as its server has it now. Raises nothing that a server could cause."""
+        """The policy of a domain as its server has it now. Raises nothing that a server could
+        cause.
+        """
         host = policy_host(domain)
         addresses = await self._addresses(host)
         if isinstance(addresses, FetchFailed):
@@ -137,8 +138,11 @@ class PolicyFetcher:
             return FetchFailed(PolicyError.FETCH, _reason(host, exc))
 
     async def _get(self, host: str, addresses: list[str]) -> Fetched | FetchFailed:
+        async def judged(host: str, port: int) -> list[str]:
+            return addresses
+
         connector = aiohttp.TCPConnector(
-            resolver=_Judged(addresses),
+            resolver=JudgedResolver(judged),
             use_dns_cache=False,
             ssl=self._context(),
             force_close=True,
@@ -157,31 +161,6 @@ class PolicyFetcher:
             session.get(url, allow_redirects=False) as answer,
         ):
             return await _read(host, answer)
-
-
-class _Judged(AbstractResolver):
-    """Knows the addresses that were judged, and no others: there is no second answer of the DNS."""
-
-    def __init__(self, addresses: list[str]) -> None:
-        self._addresses = addresses
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:
-        return [
-            ResolveResult(
-                hostname=host,
-                host=address,
-                port=port,
-                family=socket.AF_INET6 if ":" in address else socket.AF_INET,
-                proto=0,
-                flags=socket.AI_NUMERICHOST,
-            )
-            for address in self._addresses
-        ]
-
-    async def close(self) -> None:
-        """Nothing is open."""
 
 
 async def _read(host: str, answer: aiohttp.ClientResponse) -> Fetched | FetchFailed:

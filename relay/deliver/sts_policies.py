@@ -2,16 +2,16 @@
 
     record (DNS) ─► policy that is kept ─► fetch, if another is wanted ─► floor
 
-One for each worker. The policies are in the store, for all of them; those in use are at hand in memory
-for a few seconds, after which the store is asked again, since another worker, or the operator, may have
-changed them. There is one fetch a domain at a time, which everybody waits for.
+One for each worker. The policies are in the store, for all of them; those in use are at hand in
+memory for a few seconds, after which the store is asked again, since another worker, or the
+operator, may have changed them. There is one fetch a domain at a time, which everybody waits for.
 
-Nobody waits long in a place for deliveries: after `_PATIENCE` an attempt goes on with the policy that is in
-force, or, where none is, is made again later (`PolicyPending`). So a dead policy host delays its own
-domain's mail, once, and no other.
+Nobody waits long in a place for deliveries: after `_PATIENCE` an attempt goes on with the policy
+that is in force, or, where none is, is made again later (`PolicyPending`). So a dead policy host
+delays its own domain's mail, once, and no other.
 
-What fails here never lowers a floor: a policy holds until its age is over (RFC 8461 §3.3), and where the
-store cannot be read, mail waits (`SpoolError`).
+What fails here never lowers a floor: a policy holds until its age is over (RFC 8461 §3.3), and
+where the store cannot be read, mail waits (`SpoolError`).
 """
 
 from __future__ import annotations
@@ -117,8 +117,9 @@ class StsPolicies:
     ) -> StsFloor:
         """What the policy of a domain (`mta_sts.policy_domain`) asks of an attempt that begins now.
 
-        `anew`: the record is looked up although an answer is at hand; that is done before mail is bounced
-        for a policy that was not met (RFC 8461 §5.1). Raises `PolicyPending` or `SpoolError`.
+        `anew`: the record is looked up although an answer is at hand; that is done before mail is
+        bounced for a policy that was not met (RFC 8461 §5.1). Raises `PolicyPending` or
+        `SpoolError`.
         """
         if not domain or use is FloorUse.IGNORE:
             return NO_STS
@@ -155,13 +156,17 @@ class StsPolicies:
     async def page(
         self, *, after: str = "", limit: int = 500
     ) -> tuple[list[KeptPolicy], str | None]:
-        """Some of the policies in the store, by domain, and behind which domain to go on; None at the end."""
+        """Some of the policies in the store, by domain, and behind which domain to go on; None at
+        the end.
+        """
         stored = await self._cache.policies(after=after, limit=limit)
         kept = [found for one in stored if (found := _read(one)) is not None]
         return kept, stored[-1].domain if len(stored) == limit else None
 
     async def forget(self, domain: str) -> bool:
-        """Forget a policy, for the operator; whether there was one. Other workers know within seconds."""
+        """Forget a policy, for the operator; whether there was one. Other workers know within
+        seconds.
+        """
         self._at_hand.remove(domain)
         self._failures.remove(domain)
         return await self._cache.forget(domain)
@@ -185,7 +190,7 @@ class StsPolicies:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    # --- what is known --------------------------------------------------------------------------------
+    # --- what is known ----------------------------------------------------------------------------
 
     async def _record(self, domain: str, *, anew: bool) -> str | None:
         """The id of the record; None where there is none, or no answer."""
@@ -215,7 +220,7 @@ class StsPolicies:
                 kept.domain,
             )
 
-    # --- fetching -------------------------------------------------------------------------------------
+    # --- fetching ---------------------------------------------------------------------------------
 
     async def _floor_of_fetch(
         self, domain: str, record: str, kept: KeptPolicy | None, use: FloorUse
@@ -330,7 +335,9 @@ class StsPolicies:
 
 
 def _read(stored: StoredPolicy) -> KeptPolicy | None:
-    """A policy from the store; None where this version of the program does not take its text for one."""
+    """A policy from the store; None where this version of the program does not take its text for
+    one.
+    """
     try:
         policy = parse_policy(stored.body)
     except InvalidPolicy as error:

@@ -6,7 +6,8 @@ most about it: TLS that no host could give, else the last reply any host had, el
 What every host said beforehand it cannot take is returned, and by the last one's word.
 
 `on_tls_unmet: bounce` returns a message at once where TLS is all that was in its way. Any other
-trouble met on the way, in the DNS too, makes the attempt temporary: another time there may be a host.
+trouble met on the way, in the DNS too, makes the attempt temporary: another time there may be a
+host.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ __all__ = ["Tally"]
 
 
 class Tally:
-    """The recipients of one attempt. `trouble`, `rejected`: what routing met on the way, one line each."""
+    """The recipients of one attempt. `trouble`, `rejected`: what routing met on the way, one line
+    each.
+    """
 
     def __init__(
         self,
@@ -92,7 +95,8 @@ class Tally:
 
 
 def _insists_on_tls(outcome: Deferred) -> bool:
-    """Whether a host refused, in clear, for want of TLS (RFC 3207 §4): that is no reason to give up.
+    """Whether a host refused, in clear, for want of TLS (RFC 3207 §4): that is no reason to give
+    up.
 
     Of what leaves TLS unmet it alone is 4.7.5 by a reply; a refused STARTTLS is 4.7.4.
     """
@@ -100,7 +104,9 @@ def _insists_on_tls(outcome: Deferred) -> bool:
 
 
 def _weight(outcome: Deferred | Bounced) -> int:
-    """How much an outcome says about why a message could not be delivered: another time, if that may help."""
+    """How much an outcome says about why a message could not be delivered: another time, if that
+    may help.
+    """
     if isinstance(outcome, Bounced):
         return -1
     if outcome.tls_unmet:

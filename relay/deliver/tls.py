@@ -52,8 +52,8 @@ _resumption: ContextVar[Resumption | None] = ContextVar("_resumption", default=N
 def carrying(resumption: Resumption) -> Iterator[None]:
     """Connections made, and handshakes begun, in here are this resumption's.
 
-    No event loop has a parameter for a session, but all make the TLS object in `wrap_bio`: asyncio in the
-    context of the handshake's beginning, uvloop in that of the connection's.
+    No event loop has a parameter for a session, but all make the TLS object in `wrap_bio`: asyncio
+    in the context of the handshake's beginning, uvloop in that of the connection's.
     """
     token = _resumption.set(resumption)
     try:
@@ -127,7 +127,8 @@ class TlsContexts:
 
     def _build(self, verify: bool, version: TlsVersion, level: int) -> ssl.SSLContext:
         context = _Context(ssl.PROTOCOL_TLS_CLIENT)
-        # Anonymous and export ciphers are in no level of DEFAULT; PSK and SRP are nothing for strangers.
+        # Anonymous and export ciphers are in no level of DEFAULT; PSK and SRP are nothing for
+        # strangers.
         context.set_ciphers(f"DEFAULT:!PSK:!SRP:@SECLEVEL={level}")
         with warnings.catch_warnings():
             # TLS 1.0 and 1.1 are deprecated (RFC 8996), and still better than clear text.
@@ -151,9 +152,11 @@ class TlsContexts:
 
 
 def server_name(name: str) -> str | None:
-    """A host's name as SNI says it and as its certificate has to; None where it has none that could be.
+    """A host's name as SNI says it and as its certificate has to; None where it has none that could
+    be.
 
-    An address is not a name: no certificate is looked up by it (RFC 6066 §3), and none vouches for it here.
+    An address is not a name: no certificate is looked up by it (RFC 6066 §3), and none vouches for
+    it here.
     """
     name = name.removesuffix(".").lower()
     try:

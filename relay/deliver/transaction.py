@@ -95,14 +95,16 @@ def prepare(
     header_is_utf8: bool = False,
     not_convertible: str = "",
 ) -> tuple[Transaction | None, dict[int, CannotBeSent]]:
-    """What to say about `recipients`, None if nothing; and whom this host cannot be asked for, and why.
+    """What to say about `recipients`, None if nothing; and whom this host cannot be asked for, and
+    why.
 
-    `message` is as it will be sent: `eight_bit` of one that could not be converted for this host, for a
-    reason that is `not_convertible`.
+    `message` is as it will be sent: `eight_bit` of one that could not be converted for this host,
+    for a reason that is `not_convertible`.
     """
     problem = _message_problem(message, offers, header_is_utf8, not_convertible)
     if problem is not None:
-        # A recipient's own trouble is the better reason: our Received field, too, names him in UTF-8.
+        # A recipient's own trouble is the better reason: our Received field, too, names him in
+        # UTF-8.
         return None, {
             each.index: _recipient_problem(each, offers) or problem for each in recipients
         }
@@ -160,7 +162,9 @@ def _recipient_problem(recipient: QueuedRecipient, offers: Extensions) -> Cannot
 
 
 def _is_safe_path(address: str) -> bool:
-    """Whether `<address>` is one path to any reader. The listener has made sure; this is the last look."""
+    """Whether `<address>` is one path to any reader. The listener has made sure; this is the last
+    look.
+    """
     path = address.encode("utf-8", "surrogateescape")
     return is_clean(path) and _PATH.fullmatch(path) is not None
 

@@ -1,1 +1,3 @@
-"""The words of mail: address, envelope, reply, outcome, event, header bytes. Imports nothing of ours."""
+"""The words of mail: address, envelope, reply, outcome, event, header bytes. Imports nothing of
+ours.
+"""

@@ -53,7 +53,9 @@ _COMMON_PATH = re.compile(
     r"(?: (.*+))?".encode(),
     re.DOTALL,
 )
-"""The addresses that nearly all mail has. A subset of what the long way round accepts, for speed alone."""
+"""The addresses that nearly all mail has. A subset of what the long way round accepts, for speed
+alone.
+"""
 
 _ANGLE_PATH = re.compile(rb'<((?:"(?:[^"\\]|\\.)*+"|[^">])*+)>(?: (.*+))?', re.DOTALL)
 _BARE_PATH = re.compile(rb' *+((?:"(?:[^"\\]|\\.)*+"|[^" <>])++)(?: (.*+))?', re.DOTALL)
@@ -84,8 +86,9 @@ def parse_path(
     """The address of a reverse-path or forward-path, and the parameters behind it, stripped.
 
     `arg` is what follows "FROM:" or "TO:". The null reverse-path `<>` gives "": whoever reads a
-    forward-path refuses that. With `allow_postmaster` `<postmaster>` needs no domain (RFC 5321 §4.1.1.3).
-    `lenient`, for clients older than their manuals: white space before the path, and no angle brackets.
+    forward-path refuses that. With `allow_postmaster` `<postmaster>` needs no domain (RFC 5321
+    §4.1.1.3). `lenient`, for clients older than their manuals: white space before the path, and no
+    angle brackets.
     """
     match = _COMMON_PATH.fullmatch(arg)
     if match is not None and match.end(2) <= _LOCAL_PART_OCTETS + 1 and match.end(1) < _PATH_OCTETS:
@@ -132,7 +135,9 @@ def spellings(address: str) -> tuple[str, ...]:
 
 
 def domain_spellings(text: str) -> tuple[str, ...]:
-    """A domain in lower case: in A-labels and, where that differs, in U-labels. As given if it is none."""
+    """A domain in lower case: in A-labels and, where that differs, in U-labels. As given if it is
+    none.
+    """
     try:
         domain = normalise_domain(text)
     except AddressError:
@@ -195,8 +200,8 @@ def _decode(path: bytes, *, smtputf8: bool) -> str:
 def _is_hidden(character: str) -> bool:
     """Whether a reader would not see this character, or see others because of it.
 
-    Controls, format characters (the bidirectional ones are the usual trick), separators, and code points
-    that mean nothing or nothing shared.
+    Controls, format characters (the bidirectional ones are the usual trick), separators, and code
+    points that mean nothing or nothing shared.
     """
     if character == " " or character in _JOINERS:
         return False
@@ -230,7 +235,9 @@ def _check_local_part(local_part: str) -> None:
 
 
 def _disguises(content: str) -> bool:
-    """Whether a character outside ASCII turns into punctuation of ASCII where software normalises it."""
+    """Whether a character outside ASCII turns into punctuation of ASCII where software normalises
+    it.
+    """
     others = "".join(character for character in content if not character.isascii())
     return any(c.isascii() and not c.isalnum() for c in unicodedata.normalize("NFKC", others))
 

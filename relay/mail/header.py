@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
-__all__ = ["Field", "iter_fields", "remove_fields", "split_content", "unfold"]
+__all__ = ["Field", "field_at", "iter_fields", "remove_fields", "split_content", "unfold"]
 
 _WHITE_SPACE = frozenset(b" \t")
 
@@ -34,7 +34,8 @@ class Field(NamedTuple):
 
 
 def split_content(content: bytes) -> tuple[bytes, bytes]:
-    """The header section with the CRLF of its last field, and the rest, which begins with the empty line.
+    """The header section with the CRLF of its last field, and the rest, which begins with the empty
+    line.
 
     Without an empty line all of the content is header section, and the rest is b"".
     """
@@ -49,18 +50,18 @@ def split_content(content: bytes) -> tuple[bytes, bytes]:
 def iter_fields(header: bytes) -> Iterator[Field]:
     """The fields of a header section, in order; their `raw` joined is the section."""
     for start, end in _bounds(header):
-        raw = header[start:end]
-        colon = _colon(raw)
-        value_end = len(raw) - 2 if raw.endswith(b"\r\n") else len(raw)
-        yield (
-            Field(raw[:colon], raw, raw[colon + 1 : value_end])
-            if colon
-            else Field(b"", raw, raw[:value_end])
-        )
+        yield _field(header[start:end])
+
+
+def field_at(header: bytes, start: int) -> Field:
+    """The field whose first line begins at `start`; nothing else of the section is looked at."""
+    return _field(header[slice(*next(_bounds(header, start)))])
 
 
 def remove_fields(header: bytes, names: Collection[bytes]) -> bytes:
-    """The section without the fields of these names (lower case); byte for byte nothing else changes."""
+    """The section without the fields of these names (lower case); byte for byte nothing else
+    changes.
+    """
     kept: list[bytes] = []
     begun = 0
     for start, end in _bounds(header):
@@ -79,9 +80,17 @@ def unfold(value: bytes) -> bytes:
     return value.replace(b"\r\n", b"")
 
 
-def _bounds(header: bytes) -> Iterator[tuple[int, int]]:
-    """Where each field begins and ends; one pass, whatever the section holds."""
-    start, size = 0, len(header)
+def _field(raw: bytes) -> Field:
+    colon = _colon(raw)
+    value_end = len(raw) - 2 if raw.endswith(b"\r\n") else len(raw)
+    if not colon:
+        return Field(b"", raw, raw[:value_end])
+    return Field(raw[:colon], raw, raw[colon + 1 : value_end])
+
+
+def _bounds(header: bytes, start: int = 0) -> Iterator[tuple[int, int]]:
+    """Where each field from `start` on begins and ends; one pass, whatever the section holds."""
+    size = len(header)
     while start < size:
         end = start
         while True:

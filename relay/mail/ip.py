@@ -7,9 +7,15 @@ A dual-stack socket shows the IPv4 client 10.0.0.5 as `::ffff:10.0.0.5`, a proxy
 from __future__ import annotations
 
 from functools import lru_cache
-from ipaddress import IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
-__all__ = ["canonical"]
+__all__ = ["canonical", "unmapped"]
+
+
+def unmapped(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
+    """The IPv4 address that an IPv4-mapped one stands for; any other as it is."""
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return mapped or address
 
 
 @lru_cache(maxsize=1024)
@@ -17,8 +23,6 @@ def canonical(address: str) -> str:
     """The address in its one form, without a zone; what is no address comes back as it is."""
     host = address.partition("%")[0]
     try:
-        parsed = ip_address(host)
+        return str(unmapped(ip_address(host)))
     except ValueError:
         return address
-    mapped = parsed.ipv4_mapped if isinstance(parsed, IPv6Address) else None
-    return str(mapped or parsed)

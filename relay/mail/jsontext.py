@@ -1,9 +1,9 @@
 """Compact JSON in ASCII (RFC 8259): what the delivery log and the queue's rows hold.
 
 Each message is written down several times, so this is made by the fastest encoder there is. It
-writes what is beyond ASCII as it is; the little that has any goes through the standard one, which escapes
-it, lone surrogates too: no reader of a log may trip over them. It does not read them back either: that is
-the standard decoder's, too.
+writes what is beyond ASCII as it is; the little that has any goes through the standard one, which
+escapes it, lone surrogates too: no reader of a log may trip over them. It does not read them back
+either: that is the standard decoder's, too.
 """
 
 from __future__ import annotations

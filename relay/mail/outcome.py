@@ -50,7 +50,9 @@ class DowngradeReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Downgrade:
-    """A message that went in clear: the level first tried for, why it was not had, the error's own text."""
+    """A message that went in clear: the level first tried for, why it was not had, the error's own
+    text.
+    """
 
     wanted: Level
     reason: DowngradeReason

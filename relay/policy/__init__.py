@@ -1,1 +1,3 @@
-"""How secure must this message be: settings and where each came from, rules by domain, header fields."""
+"""How secure must this message be: settings and where each came from, rules by domain, header
+fields.
+"""

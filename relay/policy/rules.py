@@ -59,14 +59,17 @@ class TlsRule:
 
 @dataclass(frozen=True, slots=True)
 class DestinationRule(TlsRule):
-    """A rule for a recipient domain. `mta_sts`: what is done with the policy that the domain publishes."""
+    """A rule for a recipient domain. `mta_sts`: what is done with the policy that the domain
+    publishes.
+    """
 
     mta_sts: FloorUse | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyRules:
-    """All rules. Keys are domains, or patterns "*.example.com" that cover sub-domains, not the domain itself.
+    """All rules. Keys are domains, or patterns "*.example.com" that cover sub-domains, not the
+    domain itself.
 
     They are brought into the spelling that domains are compared by; one that is no domain, or two
     spellings of one domain, is a ValueError.
@@ -102,7 +105,9 @@ def resolve(
 
 
 def effective(rules: PolicyRules, domain: str) -> TlsSettings:
-    """What holds for mail from a sender domain (normalised), before recipient and message have their say."""
+    """What holds for mail from a sender domain (normalised), before recipient and message have
+    their say.
+    """
     return _resolved(rules, domain, "", NO_WISHES)
 
 
@@ -114,7 +119,9 @@ def mta_sts_use(rules: PolicyRules, recipient_domain: str) -> FloorUse:
 
 
 def with_overlay(rules: PolicyRules, settings: Mapping[str, TlsRule]) -> PolicyRules:
-    """The rules with what was set over HTTP, by sender domain (normalised), above the domain's own rule."""
+    """The rules with what was set over HTTP, by sender domain (normalised), above the domain's own
+    rule.
+    """
     overlaid = replace(rules)
     object.__setattr__(overlaid, "overlay", dict(settings))
     return overlaid
@@ -163,8 +170,9 @@ def _laid_over(applying: list[_Applying], overlay: _Applying, locked: bool) -> I
 
 
 def resolve_dsn(rules: PolicyRules, *, recipient_domain: str, about: TlsSettings) -> TlsSettings:
-    """The settings of a DSN to `recipient_domain`: those of the null reverse-path, never weaker than
-    those of the message it is about, which it quotes."""
+    """The settings of a DSN to `recipient_domain`: those of the null reverse-path, never weaker
+    than those of the message it is about, which it quotes.
+    """
     return tighten(resolve(rules, reverse_path="", recipient_domain=recipient_domain), about)
 
 
@@ -181,7 +189,8 @@ def tighten(stored: TlsSettings, current: TlsSettings) -> TlsSettings:
 def reconsider(
     stored: TlsSettings, rules: PolicyRules, *, reverse_path: str, recipient_domain: str
 ) -> TlsSettings:
-    """The settings of a queued message under the rules of today, which may have been reloaded since.
+    """The settings of a queued message under the rules of today, which may have been reloaded
+    since.
 
     What the message wished for is known from the sources stored with it.
     """
@@ -234,7 +243,9 @@ def _first_spoken(answers: Iterable[tuple[Source, str, bool | None]]) -> Setting
 
 
 def _overridden(ruled: Setting, wish: bool | None, strict: bool, locked: bool) -> Setting:
-    """What the message's wish makes of the operator's answer; `strict` is the value that protects more."""
+    """What the message's wish makes of the operator's answer; `strict` is the value that protects
+    more.
+    """
     if wish is None:
         return ruled
     if locked and wish != ruled.value and wish != strict:

@@ -48,7 +48,9 @@ class PendingCall:
 
 
 class ApiState(Protocol):
-    """All methods may raise `SpoolError`; what one that changes returned from is committed and synced."""
+    """All methods may raise `SpoolError`; what one that changes returned from is committed and
+    synced.
+    """
 
     async def domain_settings(self) -> Mapping[str, DomainSettings]:
         """All of them, by domain."""

@@ -1,4 +1,6 @@
-"""When a recipient is due, where it stands until then, and what is known of that without a look. Pure."""
+"""When a recipient is due, where it stands until then, and what is known of that without a look.
+Pure.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ _LONGEST_POSTPONED = timedelta(days=8)
 
 
 class Place(IntEnum):
-    """Where a recipient stands. An engine keeps the number, and finds what is WAITING or READY fast."""
+    """Where a recipient stands. An engine keeps the number, and finds what is WAITING or READY
+    fast.
+    """
 
     WAITING = 0
     """Not due yet."""
@@ -42,7 +46,9 @@ def first_place(message: QueuedMessage, one: QueuedRecipient) -> tuple[Place, da
 
 
 def settled_place(one: QueuedRecipient, at: datetime) -> tuple[Place, datetime | None]:
-    """The place of a recipient that an attempt has left, and when it is due; `at` if nothing says when."""
+    """The place of a recipient that an attempt has left, and when it is due; `at` if nothing says
+    when.
+    """
     if one.state.is_final or one.state is State.HELD:
         return Place.ASIDE, None
     return Place.WAITING, one.next_attempt or at
@@ -54,7 +60,8 @@ def latest_wish(now: datetime, latest: datetime) -> datetime:
 
 
 class DueHint:
-    """What is known about when something in the store is due, so that the store is not asked in vain.
+    """What is known about when something in the store is due, so that the store is not asked in
+    vain.
 
     `due` is no later than the truth for all domains outside `skip`; for a caller that skips fewer
     domains it says nothing.

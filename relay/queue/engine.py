@@ -24,7 +24,8 @@ __all__ = ["open_beside", "open_policies", "open_stopped", "open_store", "orphan
 async def open_store(
     directory: Path, *, now: datetime, max_wait: timedelta, adopting: Collection[Path] = ()
 ) -> Store:
-    """The queue in a directory, made where there is none. `SpoolError` or OSError where it cannot be.
+    """The queue in a directory, made where there is none. `SpoolError` or OSError where it cannot
+    be.
 
     `max_wait`: the longest a recipient is ever deferred. `adopting`: what `orphans` found.
     """
@@ -55,7 +56,9 @@ async def open_policies(directory: Path) -> PolicyCache:
 
 
 def orphans(directory: Path, prefix: str, *, present: Collection[str]) -> list[Path]:
-    """The queues below a directory that begin with a prefix and have no worker; and those half adopted."""
+    """The queues below a directory that begin with a prefix and have no worker; and those half
+    adopted.
+    """
     from relay.queue.sqlite import orphans
 
     return orphans(directory, prefix, present=present)

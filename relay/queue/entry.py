@@ -113,7 +113,9 @@ class QueuedMessage:
 
 @dataclass(frozen=True, slots=True)
 class LastAttempt:
-    """What the last attempt for a recipient came to, for the operator and for the end of the lifetime."""
+    """What the last attempt for a recipient came to, for the operator and for the end of the
+    lifetime.
+    """
 
     at: datetime
     code: int

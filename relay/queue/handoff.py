@@ -37,7 +37,9 @@ class HandOffLimits:
 
 @dataclass(slots=True)
 class Shares:
-    """How many entries of each domain one claim has taken, and how many it may; None for any number."""
+    """How many entries of each domain one claim has taken, and how many it may; None for any
+    number.
+    """
 
     most: int | None = None
     taken: Counter[str] = field(default_factory=Counter)
@@ -118,7 +120,9 @@ class HandOff:
         shares: Shares | None = None,
         only: Collection[str] | None = None,
     ) -> list[Entry]:
-        """At most `limit` entries, one of each domain in turn, of none that is in `skip` or has its share."""
+        """At most `limit` entries, one of each domain in turn, of none that is in `skip` or has its
+        share.
+        """
         shares = shares or Shares()
         if only is not None:
             return self._take_only(limit, [one for one in only if one not in skip], shares)

@@ -15,7 +15,8 @@ __all__ = ["PolicyCache", "StoredPolicy"]
 
 @dataclass(frozen=True, slots=True)
 class StoredPolicy:
-    """A policy of one domain. `id`: of the record that told of it. `body`: the text as it was fetched.
+    """A policy of one domain. `id`: of the record that told of it. `body`: the text as it was
+    fetched.
 
     `refresh_at`: when it is to be fetched again in the background.
     """
@@ -28,7 +29,9 @@ class StoredPolicy:
 
 
 class PolicyCache(Protocol):
-    """All methods may raise `SpoolError`; what one that changes returned from is committed and synced."""
+    """All methods may raise `SpoolError`; what one that changes returned from is committed and
+    synced.
+    """
 
     async def policy(self, domain: str) -> StoredPolicy | None:
         """The policy of a domain, whatever its age."""
@@ -40,7 +43,9 @@ class PolicyCache(Protocol):
         """Have a policy fetched again at another time, if it is still the one that is kept."""
 
     async def forget(self, domain: str, *, fetched: datetime | None = None) -> bool:
-        """Forget the policy of a domain, or only the one that was fetched then; whether it was there."""
+        """Forget the policy of a domain, or only the one that was fetched then; whether it was
+        there.
+        """
 
     async def policies(self, *, after: str = "", limit: int = 500) -> list[StoredPolicy]:
         """A page of all policies, by domain."""

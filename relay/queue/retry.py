@@ -43,7 +43,9 @@ SETTLING = timedelta(days=1)
 """How long a clock has to run evenly before an age it tells is believed without other witness."""
 
 _SLACK = 1.25
-"""Waits stretch, by jitter and by queueing for a connection: attempts may account for this much more."""
+"""Waits stretch, by jitter and by queueing for a connection: attempts may account for this much
+more.
+"""
 
 _STEP = timedelta(minutes=2)
 """How far wall clock and monotonic clock may part between two looks without it being a step."""
@@ -51,10 +53,14 @@ _STEP = timedelta(minutes=2)
 _NOTHING = timedelta(0)
 
 _JITTER = 0.1
-"""A wait is stretched by up to this part, so that what was deferred together does not come back together."""
+"""A wait is stretched by up to this part, so that what was deferred together does not come back
+together.
+"""
 
 _COMPANY = timedelta(minutes=4)
-"""How far apart attempts may begin whose results are one report; a fifth minute is left to end them."""
+"""How far apart attempts may begin whose results are one report; a fifth minute is left to end
+them.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +92,8 @@ class RetrySchedule:
 
     @property
     def report_window(self) -> timedelta:
-        """How long after a result other attempts for its message may be due and still be reported with it.
+        """How long after a result other attempts for its message may be due and still be reported
+        with it.
 
         Shorter than any wait: whose result it was is not awaited again.
         """
@@ -121,7 +128,8 @@ def next_attempt(
 
 
 def jitter_of(queue_id: str, attempts: int) -> float:
-    """By what part the wait after an attempt is stretched: by chance, and the same for all its domains.
+    """By what part the wait after an attempt is stretched: by chance, and the same for all its
+    domains.
 
     So messages that were deferred together part, and the recipients of one message do not.
     """

@@ -110,8 +110,8 @@ class Report:
 class Settlement:
     """All that an attempt changes.
 
-    `pending`: changes that are to be reported, but not before the message's other attempts that are due
-    by `report_after` have ended.
+    `pending`: changes that are to be reported, but not before the message's other attempts that are
+    due by `report_after` have ended.
     """
 
     entry: Entry
@@ -134,8 +134,8 @@ def settle(
 ) -> Settlement:
     """The state each recipient is in after an attempt, and the reports its sender is owed.
 
-    `outcomes` by recipient index. `steady_since`: see `relay.queue.retry`. `has_others`: the message
-    has recipients that are not in this entry.
+    `outcomes` by recipient index. `steady_since`: see `relay.queue.retry`. `has_others`: the
+    message has recipients that are not in this entry.
     """
     message = entry.message
     schedule = _schedule_of(message, schedule)
@@ -273,7 +273,9 @@ def _after(
 
 
 def _expired_status(outcome: Deferred) -> str:
-    """RFC 3463 §3.5: X.4.7 is "delivery time expired". Where TLS stayed unmet, that is what went wrong."""
+    """RFC 3463 §3.5: X.4.7 is "delivery time expired". Where TLS stayed unmet, that is what went
+    wrong.
+    """
     if not outcome.tls_unmet:
         return "4.4.7"
     return f"5{outcome.status[1:]}" if outcome.status in ("4.7.4", "4.7.5") else "5.7.5"

@@ -103,7 +103,9 @@ class StoredEvent:
 
 @dataclass(frozen=True, slots=True)
 class QueueFilter:
-    """Which messages an operator means; every field that is set has to match. `domain` is a recipient's."""
+    """Which messages an operator means; every field that is set has to match. `domain` is a
+    recipient's.
+    """
 
     queue_ids: frozenset[str] = frozenset()
     domain: str = ""
@@ -116,8 +118,8 @@ class QueueFilter:
 class EventFilter:
     """Which events are asked for; every field that is set has to match.
 
-    `sender_domain`: of the reverse-path, in any case. `fields`: pairs of a field of the event and the
-    value it must have: from, to, subject (part of it, in any case), message-id, severity, tag.
+    `sender_domain`: of the reverse-path, in any case. `fields`: pairs of a field of the event and
+    the value it must have: from, to, subject (part of it, in any case), message-id, severity, tag.
     """
 
     begin: datetime | None = None
@@ -183,8 +185,8 @@ class ChangeStep:
 class PendingReport:
     """What the sender of a message is still to be told about its recipients, of all domains.
 
-    `done`: recipients in a final state. `delayed`: recipients whose delivery takes longer; their state
-    says what has become of them since.
+    `done`: recipients in a final state. `delayed`: recipients whose delivery takes longer; their
+    state says what has become of them since.
     """
 
     message: QueuedMessage
@@ -198,13 +200,16 @@ class PendingReport:
 
 
 class MessageSink(Protocol):
-    """Takes messages in. All methods may raise `SpoolError`, and `QueueFull` where there is no room."""
+    """Takes messages in. All methods may raise `SpoolError`, and `QueueFull` where there is no
+    room.
+    """
 
     async def stage(self, queue_id: str, offset: int, piece: bytes) -> None:
-        """Write a piece of content before its message is accepted; on return the caller may forget it.
+        """Write a piece of content before its message is accepted; on return the caller may forget
+        it.
 
-        `offset` is how much was staged before. Without an `accept` the piece is garbage, which `discard`
-        or the next start removes.
+        `offset` is how much was staged before. Without an `accept` the piece is garbage, which
+        `discard` or the next start removes.
         """
 
     async def discard(self, queue_id: str) -> None:
@@ -213,8 +218,8 @@ class MessageSink(Protocol):
     async def accept(self, new: NewMessage) -> None:
         """Take responsibility. On return envelope, content and events are committed and synced.
 
-        Runs to its end even if the caller is cancelled: a message is in the queue whole or not at all. If
-        it fails, the staged content is removed, too.
+        Runs to its end even if the caller is cancelled: a message is in the queue whole or not at
+        all. If it fails, the staged content is removed, too.
         """
 
 
@@ -230,16 +235,19 @@ class DeliveryQueue(Protocol):
         skip: Collection[str] = (),
         only: Collection[str] | None = None,
     ) -> list[Entry]:
-        """At most `limit` entries that are due, fairly over the domains, none of a domain in `skip`.
+        """At most `limit` entries that are due, fairly over the domains, none of a domain in
+        `skip`.
 
         `only`: none of another domain than these, those named first before others. At most
-        `limit_per_domain` of them are of one domain, however many of it are due. No other claim gets a
-        claimed entry until it is recorded or released, or until the store is opened again after a crash,
-        when it is due at once.
+        `limit_per_domain` of them are of one domain, however many of it are due. No other claim
+        gets a claimed entry until it is recorded or released, or until the store is opened again
+        after a crash, when it is due at once.
         """
 
     async def next_due(self, *, skip: Collection[str] = ()) -> datetime | None:
-        """When the next unclaimed entry outside `skip` is due (maybe long since), None if there is none."""
+        """When the next unclaimed entry outside `skip` is due (maybe long since), None if there is
+        none.
+        """
 
     async def clock_set_back(self, *, now: datetime, latest: datetime) -> None:
         """Make due at once what is due after `latest`: that was written while the clock was ahead.
@@ -262,10 +270,10 @@ class DeliveryQueue(Protocol):
     ) -> bool:
         """Commit, as one: the new states, the DSNs about them, their events. Ends the claim.
 
-        `settlement.pending` is kept as the message's pending report. True: the message has a pending
-        report, and all attempts that were due by its `report_after` have ended, so that it is to be sent
-        now. Of attempts that settle at the same moment one gets True. The message and its content are
-        removed when no recipient is left to be tried and no report is pending.
+        `settlement.pending` is kept as the message's pending report. True: the message has a
+        pending report, and all attempts that were due by its `report_after` have ended, so that it
+        is to be sent now. Of attempts that settle at the same moment one gets True. The message and
+        its content are removed when no recipient is left to be tried and no report is pending.
         """
 
     async def pending_reports(
@@ -273,15 +281,16 @@ class DeliveryQueue(Protocol):
     ) -> list[str]:
         """Queue ids of messages whose pending report is to be sent.
 
-        No other attempt that is due within the report's window is awaited, or the report has been pending
-        since `pending_since`. An attempt that was put off is not waited for.
+        No other attempt that is due within the report's window is awaited, or the report has been
+        pending since `pending_since`. An attempt that was put off is not waited for.
         """
 
     async def pending_report(self, queue_id: str) -> PendingReport | None:
         """What the sender of a message is still to be told; None if nothing is pending."""
 
     async def report(self, pending: PendingReport, reports: Sequence[NewMessage]) -> None:
-        """Commit, as one: these DSNs, and that the report is sent. `SpoolError` where it was sent before.
+        """Commit, as one: these DSNs, and that the report is sent. `SpoolError` where it was sent
+        before.
 
         What became pending after `pending` was read stays pending.
         """
@@ -293,7 +302,8 @@ class DeliveryQueue(Protocol):
         """The header section of a message with the empty line that ends it, at most `limit_bytes`."""
 
     def before_change(self, give_back: Callable[[], Awaitable[None]]) -> None:
-        """Have this called before the operator changes mail, to release claims that were not begun on.
+        """Have this called before the operator changes mail, to release claims that were not begun
+        on.
 
         Nothing is claimed from then until the change is made.
         """
@@ -305,7 +315,8 @@ class QueueView(Protocol):
     async def list_messages(
         self, wanted: QueueFilter, *, now: datetime, after: str = "", limit: int = 1000
     ) -> list[ListedMessage]:
-        """A page of the messages that match, by queue id (which sorts by arrival), those after `after`.
+        """A page of the messages that match, by queue id (which sorts by arrival), those after
+        `after`.
 
         The last page, unless `more_follows`.
         """
@@ -328,10 +339,12 @@ class QueueView(Protocol):
         ascending: bool = True,
         patience: timedelta | None = None,
     ) -> list[StoredEvent]:
-        """A page of the events that match; `after` is the last `seq` of the page before, either way.
+        """A page of the events that match; `after` is the last `seq` of the page before, either
+        way.
 
-        After `patience` a page that has any event ends. A page is empty only where nothing follows: a
-        search that has found nothing goes on, at most `FRUITLESS` times as long (`SearchTooLong`).
+        After `patience` a page that has any event ends. A page is empty only where nothing follows:
+        a search that has found nothing goes on, at most `FRUITLESS` times as long
+        (`SearchTooLong`).
         """
 
 
@@ -347,21 +360,26 @@ class QueueControl(Protocol):
         after: str = "",
         event_of: EventOfChange | None = None,
     ) -> ChangeStep:
-        """A verb of `relay.queue.verbs` on the next of what matches, in one transaction. May raise `SpoolError`.
+        """A verb of `relay.queue.verbs` on the next of what matches, in one transaction. May raise
+        `SpoolError`.
 
-        A recipient that is being tried is left alone. The event that `event_of` makes of a recipient, as it
-        was before, commits with its change. It is called on any thread.
+        A recipient that is being tried is left alone. The event that `event_of` makes of a
+        recipient, as it was before, commits with its change. It is called on any thread.
         """
 
 
 class EventLog(Protocol):
-    """The events of the delivery log, for those that follow them. All methods may raise `SpoolError`."""
+    """The events of the delivery log, for those that follow them. All methods may raise
+    `SpoolError`.
+    """
 
     async def events_after(self, seq: int, *, limit: int = 1000) -> list[StoredEvent]:
         """Events in the order of their commits, those after `seq`."""
 
     async def log_written(self, seq: int) -> None:
-        """Remember that the delivery log holds, synced, all events up to `seq`. Needs no sync of its own."""
+        """Remember that the delivery log holds, synced, all events up to `seq`. Needs no sync of
+        its own.
+        """
 
     async def log_mark(self) -> int:
         """The last `seq` given to `log_written`, 0 at first."""

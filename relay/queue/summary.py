@@ -124,7 +124,9 @@ def summarise(header: bytes) -> MessageSummary:
 
 
 def readable(value: bytes) -> str:
-    """The value of a field as a person reads it: unfolded, decoded, without control characters, cut."""
+    """The value of a field as a person reads it: unfolded, decoded, without control characters,
+    cut.
+    """
     value = value[:_MAX_VALUE_BYTES].strip()
     if value.isascii():
         text = value.decode("ascii")

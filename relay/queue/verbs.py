@@ -19,7 +19,8 @@ __all__ = ["VERBS", "Verb"]
 
 
 class Verb(NamedTuple):
-    """`takes`: the states it changes; `becomes`: the state then, and of a recipient that was never tried.
+    """`takes`: the states it changes; `becomes`: the state then, and of a recipient that was never
+    tried.
 
     None: the state stays. `is_due`: the recipient is due at once, else it is not due at all.
     """

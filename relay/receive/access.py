@@ -72,7 +72,9 @@ def _parsed(client: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
 
 
 def may_send_as(user: User, sender_domain: str) -> bool:
-    """Whether a user may use a reverse-path in this domain (normalised; "" for the null reverse-path)."""
+    """Whether a user may use a reverse-path in this domain (normalised; "" for the null
+    reverse-path).
+    """
     if user.sender_domains is None:
         return True
     return any(_covers(pattern, sender_domain) for pattern in user.sender_domains)

@@ -1,9 +1,9 @@
 """The certificate a listener shows, and how a new one takes its place.
 
-`ServerTls` holds the context that the next handshake uses. `reload` reads the files again;
-while they are broken the old context stays. TLS 1.2 is the least (RFC 8996, RFC 9325 §3.1.1), unless
-an operator has clients that are older: encrypted as they can is better than not at all.
-Renegotiation is off and session tickets are left to OpenSSL.
+`ServerTls` holds the context that the next handshake uses. `reload` reads the files again; while
+they are broken the old context stays. TLS 1.2 is the least (RFC 8996, RFC 9325 §3.1.1), unless an
+operator has clients that are older: encrypted as they can is better than not at all. Renegotiation
+is off and session tickets are left to OpenSSL.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ class ServerTls:
         self.context = self._load()
 
     def reload(self) -> None:
-        """Show what the files have now from the next handshake on. On `CertificateError` nothing changed."""
+        """Show what the files have now from the next handshake on. On `CertificateError` nothing
+        changed.
+        """
         self.context = self._load()
 
     def _load(self) -> ssl.SSLContext:

@@ -113,7 +113,9 @@ class Connection(SMTP):
             self._process()
 
     def eof_received(self) -> bool:
-        """The client closed its half. What it is still owed it gets, where the other half may stay open."""
+        """The client closed its half. What it is still owed it gets, where the other half may stay
+        open.
+        """
         self._had_eof = True
         if self._proxy_header is not None:
             self._proxy_header.feed_eof()
@@ -170,8 +172,9 @@ class Connection(SMTP):
         return made_progress
 
     def _next_line(self) -> bytes | None:
-        """A line of a command, without its CRLF (RFC 5321 §2.3.8). Whoever ends lines otherwise is sent away:
-        where two hosts see different lines, one smuggles."""
+        """A line of a command, without its CRLF (RFC 5321 §2.3.8). Whoever ends lines otherwise is
+        sent away: where two hosts see different lines, one smuggles.
+        """
         end = self._input.find(b"\n", self._position)
         length = (len(self._input) if end < 0 else end) - self._position
         if length > AUTH_LINE_OCTETS:
@@ -373,8 +376,9 @@ class Connection(SMTP):
     def _close(self, *, linger: bool = False) -> None:
         """Send what was said and close; abort if the client does not read it.
 
-        To close while the client is still sending would reset the connection, and with it take away the reply
-        that says why. `linger` closes our half only, for a while, and reads on without looking.
+        To close while the client is still sending would reset the connection, and with it take away
+        the reply that says why. `linger` closes our half only, for a while, and reads on without
+        looking.
         """
         if self._is_closing:
             return
@@ -460,7 +464,8 @@ def _address(peername: object) -> str:
 
 
 def _proxied(data: ProxyData) -> str | None:
-    """The client's address by the PROXY header; None for the proxy's own checks and where it does not say.
+    """The client's address by the PROXY header; None for the proxy's own checks and where it does
+    not say.
 
     Never the proxy's address instead, which may well be in our networks.
     """

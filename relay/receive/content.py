@@ -53,7 +53,9 @@ _GRAVITY = {Flaw.NUL: 1, Flaw.BARE_NEWLINE: 2, Flaw.TOO_LARGE: 3}
 
 
 class ContentReader:
-    """What both readers share: the content not yet taken by the caller, and what is known of all of it."""
+    """What both readers share: the content not yet taken by the caller, and what is known of all of
+    it.
+    """
 
     def __init__(self, *, limit_bytes: int, strays: BareNewlines = BareNewlines.REFUSED) -> None:
         self.complete = False
@@ -99,7 +101,9 @@ class ContentReader:
             self._held += block
 
     def _inspect(self, block: bytes) -> bytes:
-        """Note what is wrong with octets as they came; with strays made spaces where that is asked for."""
+        """Note what is wrong with octets as they came; with strays made spaces where that is asked
+        for.
+        """
         if self.flaw is Flaw.TOO_LARGE:
             return block
         if not block.isascii():
@@ -124,8 +128,8 @@ class ContentReader:
 class DataReader(ContentReader):
     """Reads content up to the line with a single dot.
 
-    A CRLF is thought before the first octet (the one that ended DATA), so that a line begins there as
-    everywhere else. The end of what came is kept back while it may be the beginning of `_END`.
+    A CRLF is thought before the first octet (the one that ended DATA), so that a line begins there
+    as everywhere else. The end of what came is kept back while it may be the beginning of `_END`.
     """
 
     def __init__(
@@ -163,7 +167,8 @@ class DataReader(ContentReader):
         return position
 
     def _feed_lines(self, octets: bytes, count: int, size: int) -> int:
-        """`feed` where a LF is a line end. Only a client whose commands end so ends its content so, too:
+        """`feed` where a LF is a line end. Only a client whose commands end so ends its content so,
+        too:
 
         from others, LF.LF is what they were given to send, and ends nothing.
         """

@@ -6,7 +6,8 @@ mail nearer are counted, and end the session when they are too many.
 """
 
 # mypy: disable-error-code="override"
-# aiosmtpd's verbs are coroutines over text; ours are functions over bytes, called by our own table only.
+# aiosmtpd's verbs are coroutines over text; ours are functions over bytes, called by our own table
+# only.
 
 from __future__ import annotations
 
@@ -168,7 +169,8 @@ class Dialogue(Connection):
         ):
             self._complain(b"502 5.5.1 STARTTLS is not offered\r\n")
         else:
-            # Whatever came behind the command came in clear, perhaps from somebody else (CVE-2011-0411).
+            # Whatever came behind the command came in clear, perhaps from somebody else
+            # (CVE-2011-0411).
             self._input, self._position = b"", 0
             self._pause()
             self.push(b"220 2.0.0 Ready to start TLS\r\n")
@@ -360,7 +362,8 @@ class Dialogue(Connection):
             self._is_reading_content = False
             self._end_chunk(intake)
         elif isinstance(reader, DataReader) and reader.ends_with_bare_dot:
-            # It waits for an answer that CRLF would have brought; what follows we would not take either.
+            # It waits for an answer that CRLF would have brought; what follows we would not take
+            # either.
             self._wait_for(self._finish_message(intake, closes=True))
         elif reader.read_bytes > DRAIN_FACTOR * self._reception.limits.message_size_bytes:
             self._wait_for(self._finish_message(intake, closes=True))
@@ -406,7 +409,7 @@ class Dialogue(Connection):
         self._is_reading_content = False
         self._latest = math.inf
 
-    # --- answers ------------------------------------------------------------------------------------
+    # --- answers ----------------------------------------------------------------------------------
 
     def _refuse(self, refusal: Refusal, *, is_mistake: bool = True) -> None:
         log.info("%s: %s: %s", self._who, refusal.reply.code, refusal.reason)

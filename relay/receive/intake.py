@@ -51,7 +51,9 @@ _NO_MEMORY = refuse(
 
 @dataclass(slots=True)
 class Reception:
-    """What all sessions of a node share. `policy` and `access` are asked anew, so that a reload is seen."""
+    """What all sessions of a node share. `policy` and `access` are asked anew, so that a reload is
+    seen.
+    """
 
     hostname: str
     store: MessageSink

@@ -26,7 +26,9 @@ __all__ = [
 ]
 
 COMMAND_LINE_OCTETS = 4096
-"""RFC 5321 §4.5.3.1.4 asks for 512; each extension adds (RFC 3461 §5.4 alone 1000), so one round number."""
+"""RFC 5321 §4.5.3.1.4 asks for 512; each extension adds (RFC 3461 §5.4 alone 1000), so one round
+number.
+"""
 
 AUTH_LINE_OCTETS = 12288
 """RFC 4954 §4: the longest line of an AUTH exchange."""
@@ -37,7 +39,9 @@ MISTAKES_PER_SESSION = 100
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """`transaction`: from MAIL to the end of data. `idle`: how long a command or more data may take."""
+    """`transaction`: from MAIL to the end of data. `idle`: how long a command or more data may
+    take.
+    """
 
     message_size_bytes: Size = 50 * 1024 * 1024
     recipients: int = 1000

@@ -34,7 +34,9 @@ _NO_GRACE = timedelta(0)
 
 
 class Listener:
-    """A listener at work. `address` is the one it is bound to, with the port the system chose for port 0."""
+    """A listener at work. `address` is the one it is bound to, with the port the system chose for
+    port 0.
+    """
 
     def __init__(
         self,

@@ -37,7 +37,8 @@ class Passwords:
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     def turn(self, client: str) -> asyncio.Lock:
-        """One client's passwords are looked at one by one, over however many connections it sends them:
+        """One client's passwords are looked at one by one, over however many connections it sends
+        them:
 
         what the last one came to counts for the next.
         """

@@ -46,7 +46,9 @@ class BareNewline(StrEnum):
 
     REFUSE = "refuse"
     NORMALISE = "normalise"
-    """It becomes a space: never a line end, so no second message and no header field is born from it."""
+    """It becomes a space: never a line end, so no second message and no header field is born from
+    it.
+    """
     LINE_END = "line-end"
     """A LF ends a line, as a CRLF does; a CR becomes a space. For clients that know no better."""
 
@@ -55,9 +57,9 @@ class BareNewline(StrEnum):
 class ListenerSpec:
     """`address`: host:port, [v6]:port, or unix:/path. `certificate`, `key`: PEM files.
 
-    `auth_without_tls` lets passwords cross in clear. `add_missing_headers` completes what a
-    simple client left out: Date, Message-ID, From (RFC 6409 §8). `helo_required`: MAIL waits for
-    EHLO or HELO (RFC 5321 §4.1.4). `socket_mode`: who may connect to a UNIX socket, as octal digits.
+    `auth_without_tls` lets passwords cross in clear. `add_missing_headers` completes what a simple
+    client left out: Date, Message-ID, From (RFC 6409 §8). `helo_required`: MAIL waits for EHLO or
+    HELO (RFC 5321 §4.1.4). `socket_mode`: who may connect to a UNIX socket, as octal digits.
     """
 
     address: Annotated[str, Form.LISTEN_ADDRESS]

@@ -395,7 +395,9 @@ def _wrapped(text: str, indent: str = "") -> list[str]:
 
 
 def _one_line(text: str) -> str:
-    """Text on one line: white space of any kind a space, what cannot be seen escaped, its length bounded."""
+    """Text on one line: white space of any kind a space, what cannot be seen escaped, its length
+    bounded.
+    """
     text = text[: 4 * _MAX_VALUE_BYTES]
     if text.isprintable():
         return text
@@ -413,7 +415,9 @@ def _ascii(text: str) -> str:
 
 
 def _field(name: str, value: str, international: bool, *, fold: bool = False) -> str:
-    """One field, with its CRLF. Folded at white space if `fold`: an address is better not taken apart."""
+    """One field, with its CRLF. Folded at white space if `fold`: an address is better not taken
+    apart.
+    """
     value = _one_line(value) if international else _ascii(value)
     value = value.encode("utf-8")[:_MAX_VALUE_BYTES].decode("utf-8", "ignore").strip()
     line = f"{name}: {value}"

@@ -1,7 +1,7 @@
 """The metrics of several workers as those of one relay. Pure.
 
-Counters, histograms and most gauges add up. What is a worst case stays one: the oldest message is the
-oldest of any, a certificate expires when the first does.
+Counters, histograms and most gauges add up. What is a worst case stays one: the oldest message is
+the oldest of any, a certificate expires when the first does.
 """
 
 from __future__ import annotations

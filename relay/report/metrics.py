@@ -62,7 +62,9 @@ _RESULTS = {
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What is so at the moment. Times are seconds since 1970, ages seconds, 0 where there is nothing."""
+    """What is so at the moment. Times are seconds since 1970, ages seconds, 0 where there is
+    nothing.
+    """
 
     version: str = ""
     queue: Mapping[str, int] = field(default_factory=dict)
@@ -127,7 +129,7 @@ class Metrics:
         self._registry.register(self._latest)
         ProcessCollector(registry=self._registry)
 
-    # --- told --------------------------------------------------------------------------------------
+    # --- told -------------------------------------------------------------------------------------
 
     def accepted(self, origin: str, size_bytes: int, seconds: float) -> None:
         """A message was committed, after so many seconds in the store."""
@@ -169,7 +171,7 @@ class Metrics:
         elif isinstance(change.outcome, Deferred) and change.outcome.tls_unmet:
             self._unmet += 1
 
-    # --- asked -------------------------------------------------------------------------------------
+    # --- asked ------------------------------------------------------------------------------------
 
     def render(self, snapshot: Snapshot) -> bytes:
         """Everything, in Prometheus' text format."""

@@ -26,6 +26,8 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
+from relay.mail.ip import unmapped
+
 __all__ = [
     "Address",
     "Network",
@@ -61,11 +63,11 @@ class Own:
 
     def answers_at(self, address: Address, port: int) -> bool:
         """Whether a connection to there would reach one of our listeners."""
-        address = _unmapped(address)
+        address = unmapped(address)
         for text, listening_port in self.listening():
             if listening_port != port:
                 continue
-            listener = _unmapped(ip_address(text))
+            listener = unmapped(ip_address(text))
             if listener == address:
                 return True
             if listener.is_unspecified and (
@@ -173,10 +175,3 @@ def _carried(address: IPv6Address) -> IPv4Address | None:
     if address in _6TO4:
         return IPv4Address((int(address) >> 80) & 0xFFFFFFFF)
     return None
-
-
-def _unmapped(address: Address) -> Address:
-    """Both spellings of an IPv4 address reach the same listener."""
-    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-        return address.ipv4_mapped
-    return address

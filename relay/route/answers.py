@@ -43,7 +43,9 @@ class MxRecord:
 
 @dataclass(frozen=True, slots=True)
 class MxAnswer:
-    """The MX records of a domain; none: it has no such data. `canonical`: the domain it is an alias of."""
+    """The MX records of a domain; none: it has no such data. `canonical`: the domain it is an alias
+    of.
+    """
 
     records: tuple[MxRecord, ...]
     expires: float = inf
@@ -56,7 +58,8 @@ class AddressAnswer:
     """A host's addresses of both families; none: it has no such data.
 
     `authenticated`: those of one family are enough. `canonical`: the name that the host is an alias
-    of in the end, "" where it is none. `alias_authenticated`: the alias itself is, whatever is behind.
+    of in the end, "" where it is none. `alias_authenticated`: the alias itself is, whatever is
+    behind.
     """
 
     addresses: tuple[str, ...]
@@ -116,7 +119,9 @@ class Resolver(Protocol):
         """The A and AAAA records of a host, aliases followed."""
 
     async def txt(self, name: str, *, anew: bool = False) -> TxtLookup:
-        """The TXT records of a name, aliases followed; `anew`: asked for although an answer is kept."""
+        """The TXT records of a name, aliases followed; `anew`: asked for although an answer is
+        kept.
+        """
 
     async def tlsa(self, name: str) -> TlsaLookup:
         """The TLSA records of a name, aliases followed."""

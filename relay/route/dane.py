@@ -57,7 +57,9 @@ _DIGEST_OCTETS = {_SHA_256: 32, _SHA_512: 64}
 
 _HEADER_OCTETS = 3
 _NO_RECORD = Tlsa(255, 255, 255, b"")
-"""Usage, selector and matching type are those of private use (RFC 6698 §7.2), which mail has none of."""
+"""Usage, selector and matching type are those of private use (RFC 6698 §7.2), which mail has none
+of.
+"""
 
 _UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm)
 """What `cryptography` raises for a certificate or a key that it cannot read."""
@@ -66,8 +68,8 @@ _UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm)
 def base_domains(name: str, found: AddressLookup) -> tuple[str, ...]:
     """Where a mail host's TLSA records may be, in the order to ask (RFC 7672 §2.2.2, §2.2.3).
 
-    None where its addresses are not signed: the servers of some big domains fail on a TLSA query. Of a
-    host that is an alias: the name at its end first, where the whole way is signed.
+    None where its addresses are not signed: the servers of some big domains fail on a TLSA query.
+    Of a host that is an alias: the name at its end first, where the whole way is signed.
     """
     if not isinstance(found, AddressAnswer) or not found.addresses:
         return ()
@@ -84,7 +86,9 @@ async def look_up(
     names: tuple[str, ...],
     is_enforced: bool,
 ) -> DaneFloor:
-    """What DANE asks of a mail host. `names`: whose certificate it may have besides its own (§3.2.2)."""
+    """What DANE asks of a mail host. `names`: whose certificate it may have besides its own
+    (§3.2.2).
+    """
     if not bases:
         state = DaneState.INSECURE if await resolver.validates() else DaneState.OFF
         return DaneFloor(state, is_enforced)
@@ -100,7 +104,9 @@ async def look_up(
 def floor_of_records(
     found: TlsaLookup, base: str, *, names: tuple[str, ...], is_enforced: bool
 ) -> DaneFloor:
-    """What an answer about the TLSA records of a base domain asks for (RFC 7672 §2.1.1, §2.1.2, §2.2)."""
+    """What an answer about the TLSA records of a base domain asks for (RFC 7672 §2.1.1, §2.1.2,
+    §2.2).
+    """
     match found:
         case Unanswered():
             return DaneFloor(DaneState.FAILED, is_enforced, base, error=found.reason)

@@ -93,7 +93,9 @@ _LONGEST_NEGATIVE = 60.0
 _HALF = 300.0
 """Seconds until a family that did not answer is asked again while the other has an address."""
 _TEMPORARY = 5.0
-"""Long enough that a dead name server is not asked once a message, short enough to be forgotten soon."""
+"""Long enough that a dead name server is not asked once a message, short enough to be forgotten
+soon.
+"""
 
 _TRUST_KEPT = 3600.0
 """Seconds until the resolver is asked again whether it validates."""
@@ -228,7 +230,8 @@ class DnsResolver:
             return replace(found, authenticated=False)
         if found.authenticated:
             return found
-        # RFC 7672 §2.2.2: an alias in a signed zone may lead out of it, and has TLSA records of its own.
+        # RFC 7672 §2.2.2: an alias in a signed zone may lead out of it, and has TLSA records of its
+        # own.
         alias = await self._lookup(host, "CNAME")
         return replace(
             found, alias_authenticated=isinstance(alias, _Records) and alias.authenticated
@@ -372,7 +375,9 @@ class DnsResolver:
 
 @dataclass(frozen=True, slots=True)
 class _Trust:
-    """Whether the word of these name servers is believed, until when, and what was said of it in the log."""
+    """Whether the word of these name servers is believed, until when, and what was said of it in
+    the log.
+    """
 
     servers: dns.asyncresolver.Resolver
     is_given: bool
@@ -506,7 +511,8 @@ def _text(name: dns.name.Name) -> str:
 
 
 def _unfinished(answer: dns.resolver.Answer) -> dns.name.Name | None:
-    """Where to ask on if the response follows an alias but stops on the way; None if it is complete.
+    """Where to ask on if the response follows an alias but stops on the way; None if it is
+    complete.
 
     A resolver that found the end and no data there says so with an SOA record (RFC 2308 §2.2).
     """
@@ -517,7 +523,9 @@ def _unfinished(answer: dns.resolver.Answer) -> dns.name.Name | None:
 
 
 def _refuse_referral(response: dns.message.Message) -> None:
-    """A pointer to other servers is not the answer "no such data" (RFC 2308 §2.2): the server is lame."""
+    """A pointer to other servers is not the answer "no such data" (RFC 2308 §2.2): the server is
+    lame.
+    """
     has_ns = any(rrset.rdtype == dns.rdatatype.NS for rrset in response.authority)
     if has_ns and not _has_soa(response):
         raise _NotAnAnswer("the name server refers to others instead of answering")

@@ -18,9 +18,9 @@ __all__ = ["NO_DANE", "NO_STS", "DaneFloor", "DaneState", "StsFloor", "Tlsa"]
 class StsFloor:
     """What MTA-STS asks of one attempt (RFC 8461 §5).
 
-    `domain`: the policy domain. `mode`: what is done with the policy, the operator's word
-    included; None: no policy is in force. `id`: of the record the policy was fetched by. `mx`: the
-    patterns, `lines`: the text of the policy. `error`: why there is none although the record tells of one.
+    `domain`: the policy domain. `mode`: what is done with the policy, the operator's word included;
+    None: no policy is in force. `id`: of the record the policy was fetched by. `mx`: the patterns,
+    `lines`: the text of the policy. `error`: why there is none although the record tells of one.
     `was_fetched`: by this attempt, not before.
     """
 
@@ -70,7 +70,9 @@ class DaneState(StrEnum):
 
     USABLE = "usable"
     UNUSABLE = "unusable"
-    """There are records and none is usable: TLS is a must, whatever the certificate (RFC 7672 §2.2)."""
+    """There are records and none is usable: TLS is a must, whatever the certificate (RFC 7672
+    §2.2).
+    """
     NONE = "none"
     INSECURE = "insecure"
     """The addresses are not signed, so TLSA records were not asked for (RFC 7672 §2.2.2)."""
@@ -87,8 +89,9 @@ class DaneFloor:
     """What DANE asks of one mail host.
 
     `is_enforced`: false where the configuration only looks. `base`: the TLSA base domain, which is
-    sent as SNI too (RFC 7672 §8.1). `names`: whose certificate it may be under DANE-TA, `base` among
-    them. `records`: those that count where there are any, else all. `error`: why the look-up failed.
+    sent as SNI too (RFC 7672 §8.1). `names`: whose certificate it may be under DANE-TA, `base`
+    among them. `records`: those that count where there are any, else all. `error`: why the look-up
+    failed.
     """
 
     state: DaneState = DaneState.NONE

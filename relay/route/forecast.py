@@ -31,9 +31,9 @@ __all__ = ["Forecast", "describe", "forecast", "prospects", "said"]
 class Forecast:
     """What a situation at a host leads to.
 
-    `tls`, `verified`, `downgrade`: as the delivery log will have them; no truth value where the message
-    is not sent. `at_last`: the status the attempt then ends with where no host has better, 4.7.z deferred
-    or 5.7.z bounced.
+    `tls`, `verified`, `downgrade`: as the delivery log will have them; no truth value where the
+    message is not sent. `at_last`: the status the attempt then ends with where no host has better,
+    4.7.z deferred or 5.7.z bounced.
     """
 
     situation: Situation

@@ -1,4 +1,5 @@
-"""MTA-STS without network or clock: the record, the policy, the hosts it names, and when to fetch it.
+"""MTA-STS without network or clock: the record, the policy, the hosts it names, and when to fetch
+it.
 
 A domain publishes a TXT record that says "there is a policy, and this is its id", and the policy
 itself at a web server whose certificate proves who wrote it (RFC 8461 §3). A sender keeps the
@@ -152,7 +153,8 @@ def policy_host(domain: str) -> str:
 
 
 def record_id(texts: Iterable[bytes]) -> str | None:
-    """The id in the TXT records of `record_name`, None where they tell of no policy (RFC 8461 §3.1).
+    """The id in the TXT records of `record_name`, None where they tell of no policy (RFC 8461
+    §3.1).
 
     `texts`: each record with its strings joined. Records of others are passed over; of our own kind
     there has to be exactly one.
@@ -242,8 +244,8 @@ def is_pattern(text: str) -> bool:
 def matches(patterns: Sequence[str], name: str) -> bool:
     """Whether a mail host is named by one of the patterns (RFC 8461 §4.1).
 
-    `name`: as the MX record gives it, in any case, with or without a final dot. "*." stands for exactly
-    one label, the left-most.
+    `name`: as the MX record gives it, in any case, with or without a final dot. "*." stands for
+    exactly one label, the left-most.
     """
     name = name.removesuffix(".").lower()
     label, _, above = name.partition(".")
@@ -273,8 +275,9 @@ def is_backing_off(failed: datetime | None, *, now: datetime) -> bool:
 def refresh_due(expires: datetime, *, now: datetime, jitter: float) -> datetime:
     """When a policy that was just tried is fetched again in the background; `jitter` from 0 to 1.
 
-    At a random moment between half a day and a day from now, so that policies which were fetched together
-    are not fetched together for ever; before the policy expires, unless that is within an hour.
+    At a random moment between half a day and a day from now, so that policies which were fetched
+    together are not fetched together for ever; before the policy expires, unless that is within an
+    hour.
     """
     within = max(_SHORTEST_REFRESH, min(_REFRESH, expires - now))
     return now + within * (0.5 + jitter / 2)

@@ -57,8 +57,8 @@ class MailHost:
 class MailHosts:
     """The hosts of a domain, at least one, each name once, lowest preference first.
 
-    `rejected`: one line for each name that cannot be used. `expires`: as the answer says. `left_out`:
-    how many hosts there are beyond these, which are not looked up this time.
+    `rejected`: one line for each name that cannot be used. `expires`: as the answer says.
+    `left_out`: how many hosts there are beyond these, which are not looked up this time.
     """
 
     hosts: tuple[MailHost, ...]
@@ -88,8 +88,8 @@ def mail_hosts(domain: str, answer: MxLookup, *, hostname: str) -> MailHosts | N
 def choose(hosts: Sequence[MailHost], limit: int, random: Random) -> tuple[MailHost, ...]:
     """At most `limit` hosts, the lowest preference first, those of equal preference drawn by lot.
 
-    Of more, half are the best ones and half are drawn from all others, so that another attempt comes
-    to hosts that this one does not.
+    Of more, half are the best ones and half are drawn from all others, so that another attempt
+    comes to hosts that this one does not.
     """
     if len(hosts) <= limit:
         return tuple(hosts)
@@ -107,7 +107,8 @@ def best_and_others(ordered: Sequence[T], limit: int, random: Random) -> list[T]
 def host_name(text: str) -> str | None:
     """A name in the one spelling we compare by, None if it is no name of a host.
 
-    An underscore is let through: such host names are wrong (RFC 1123 §2.1), exist, and can be looked up.
+    An underscore is let through: such host names are wrong (RFC 1123 §2.1), exist, and can be
+    looked up.
     """
     if text.startswith("["):  # an address literal is a domain of an address, and no name
         return None
@@ -142,7 +143,9 @@ def _from_records(domain: str, answer: MxAnswer, hostname: str) -> MailHosts | N
 
 
 def _usable(records: Iterable[MxRecord]) -> tuple[list[MailHost], tuple[str, ...]]:
-    """The hosts of the records, sorted, each name once at its best preference; and why others are not."""
+    """The hosts of the records, sorted, each name once at its best preference; and why others are
+    not.
+    """
     hosts: dict[str, MailHost] = {}
     rejected: dict[str, None] = {}
     for record in sorted(records, key=lambda record: record.preference):
@@ -157,7 +160,9 @@ def _usable(records: Iterable[MxRecord]) -> tuple[list[MailHost], tuple[str, ...
 def _without_ourselves(
     domain: str, hosts: Sequence[MailHost], rejected: tuple[str, ...], hostname: str, expires: float
 ) -> MailHosts | NoRoute:
-    """RFC 5321 §5.1: where we are in the list, our own preference and everything worse is discarded."""
+    """RFC 5321 §5.1: where we are in the list, our own preference and everything worse is
+    discarded.
+    """
     ours = min((host.preference for host in hosts if host.name == hostname), default=None)
     others = tuple(host for host in hosts if ours is None or host.preference < ours)
     if others:

@@ -75,8 +75,8 @@ class Naming:
     """Who named the hosts of a domain, and how far that is to be believed.
 
     `is_secure`: by a signed answer, or by the operator. `route_host`: the host of a route of the
-    operator's, None where the DNS was asked. `domains`: the domain and what it is an alias of, where a
-    host's certificate may be for those too (RFC 7672 §3.2.2).
+    operator's, None where the DNS was asked. `domains`: the domain and what it is an alias of,
+    where a host's certificate may be for those too (RFC 7672 §3.2.2).
     """
 
     is_secure: bool = False

@@ -110,7 +110,9 @@ def plan(
 
 
 def arrange(plan: Plan, limit: int, random: Random) -> tuple[Host, ...]:
-    """The addresses of one attempt, in order. Every mail host is among them if `Plan.hosts` <= `limit`."""
+    """The addresses of one attempt, in order. Every mail host is among them if `Plan.hosts` <=
+    `limit`.
+    """
     if len(plan.groups) == 1 and len(plan.groups[0]) == 1:
         return tuple(_interleaved(plan.groups[0][0], random)[:limit])
     queues: list[list[Host]] = []

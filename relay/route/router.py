@@ -76,7 +76,8 @@ _NOBODYS = "192.0.2.1"
 
 @dataclass(frozen=True, slots=True)
 class RouteOptions:
-    """How mail is routed. `routes`: by recipient domain, `*.example.net` for all below it, `*` for all.
+    """How mail is routed. `routes`: by recipient domain, `*.example.net` for all below it, `*` for
+    all.
 
     `max_hosts`: how many mail hosts of a domain are looked up; `max_addresses`: how many
     addresses an attempt tries.
@@ -99,7 +100,9 @@ class _Kept:
 
 
 class Router:
-    """Routes domains. `hostname` and `listening` (address and port of each listener) are who we are."""
+    """Routes domains. `hostname` and `listening` (address and port of each listener) are who we
+    are.
+    """
 
     def __init__(
         self,
@@ -222,7 +225,9 @@ class Router:
                 task.cancel()
 
     def _until(self, result: Plan | NoRoute, lookups: Collection[AddressLookup]) -> float:
-        """How long a result is good. One that somebody can be reached by outlives a failure for a while."""
+        """How long a result is good. One that somebody can be reached by outlives a failure for a
+        while.
+        """
         if isinstance(result, NoRoute):
             return min(lookup.expires for lookup in lookups)
         answered = [lookup.expires for lookup in lookups if not isinstance(lookup, Unanswered)]
@@ -231,7 +236,9 @@ class Router:
         )
 
     def _by_literal(self, domain: str, address: Address) -> tuple[Plan | NoRoute, float]:
-        """The sender named the address itself: what a domain may not point to, it may not be either."""
+        """The sender named the address itself: what a domain may not point to, it may not be
+        either.
+        """
         text = str(address)
         listed = MailHosts((MailHost(0, text),), (), inf)
         result = plan(
@@ -246,7 +253,9 @@ class Router:
         return result, self._clock() + _LITERAL_KEPT
 
     async def _by_route(self, domain: str, route: StaticRoute) -> tuple[Plan | NoRoute, float]:
-        """The operator's next hop: its addresses, no MX lookup, and no judgement but whether it is us."""
+        """The operator's next hop: its addresses, no MX lookup, and no judgement but whether it is
+        us.
+        """
         literal = parse_address_literal(route.host) or parse_address(route.host)
         name = str(literal) if literal is not None else host_name(route.host)
         if name is None:
@@ -277,7 +286,9 @@ class Router:
         return result, lookup.expires
 
     def judge(self, text: str, port: int) -> Rejection | None:
-        """Why this address and port are not connected to for a recipient's domain; None if they may be."""
+        """Why this address and port are not connected to for a recipient's domain; None if they may
+        be.
+        """
         address = parse_address(text)
         if address is None:
             return Rejection("is not an address")
@@ -329,7 +340,9 @@ class Router:
 
 
 def _named_by_dns(domain: str, answer: MxLookup) -> Naming:
-    """RFC 7672 §3.2.2: a host's certificate may be for the domain itself, if nobody else named the host."""
+    """RFC 7672 §3.2.2: a host's certificate may be for the domain itself, if nobody else named the
+    host.
+    """
     if not isinstance(answer, MxAnswer):
         return BY_NOBODY
     if answer.records and not answer.authenticated:

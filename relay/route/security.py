@@ -1,12 +1,12 @@
 """How secure a session with a mail host has to be, and what to do when it is not.
 
 Two settings of the message decide, `require_tls` and `skip_verification`; a little of the
-configuration decides the rest. What the recipient's domain asks for (its TLSA records, RFC 7672; its
-MTA-STS policy, RFC 8461) is a floor under them: it raises what a host must prove, and no setting
-lowers it. `requirement` puts the settings together before we connect, `floor_at` says which floor a
-host is under, `under` joins the two; `next_step` judges what we met at the host. Neither opens a
-socket, and nobody else makes this judgement: an attempt walks the table, `relay explain` tells it,
-`relay probe` holds a host against it (both in the words of `relay.route.forecast`).
+configuration decides the rest. What the recipient's domain asks for (its TLSA records, RFC 7672;
+its MTA-STS policy, RFC 8461) is a floor under them: it raises what a host must prove, and no
+setting lowers it. `requirement` puts the settings together before we connect, `floor_at` says which
+floor a host is under, `under` joins the two; `next_step` judges what we met at the host. Neither
+opens a socket, and nobody else makes this judgement: an attempt walks the table, `relay explain`
+tells it, `relay probe` holds a host against it (both in the words of `relay.route.forecast`).
 
     require  skip    secured  unverified          not offered  refused      handshake failed
     false    false   tls      reconnect in clear  clear        clear        reconnect in clear
@@ -302,7 +302,8 @@ def requirement(settings: TlsSettings, options: SecurityOptions) -> Requirement:
     """What the settings of a message ask of every host it may go to.
 
     Old and weak TLS is accepted only where the alternative is none and nobody looks at the
-    certificate (RFC 7435 §3, RFC 9325 §5.2); where TLS is required or verified it has to be worth its name.
+    certificate (RFC 7435 §3, RFC 9325 §5.2); where TLS is required or verified it has to be worth
+    its name.
     """
     required = settings.require_tls.value
     verify = not settings.skip_verification.value
@@ -322,8 +323,8 @@ def at_host(needed: Requirement, host: Host, options: SecurityOptions) -> Requir
     """The requirement as it stands at one host of the operator's own.
 
     Credentials go over verified TLS and nothing else, whatever the message says: who takes them
-    could read all later mail. A port where TLS comes first has no clear text to fall back on. What is
-    asked for by the route alone is no reason to return a message: the mistake is ours.
+    could read all later mail. A port where TLS comes first has no clear text to fall back on. What
+    is asked for by the route alone is no reason to return a message: the mistake is ours.
     """
     logs_in = host.credentials is not None
     comes_first = host.tls is TlsMode.IMPLICIT
@@ -421,7 +422,9 @@ def _few(names: tuple[str, ...]) -> str:
 
 
 def under(needed: Requirement, floor: Floor, options: SecurityOptions) -> Requirement:
-    """The requirement with the floor that a host is under. Under one, only TLS worth its name counts."""
+    """The requirement with the floor that a host is under. Under one, only TLS worth its name
+    counts.
+    """
     if floor == NO_FLOOR:
         return needed
     if floor.holds is Proof.NOTHING:

@@ -61,7 +61,9 @@ class Certificate:
 
 
 class Authority:
-    """A CA of our own, with an intermediate of its own, and a stranger beside it whom nobody trusts."""
+    """A CA of our own, with an intermediate of its own, and a stranger beside it whom nobody
+    trusts.
+    """
 
     def __init__(self, name: str = "Relay test CA") -> None:
         self._name = name
@@ -116,7 +118,8 @@ def server_context(
     # OpenSSL 3 refuses old versions of TLS and short keys above security level 0, as a server too.
     context.set_ciphers("ALL:@SECLEVEL=0")
     with warnings.catch_warnings():
-        # TLS 1.0 and 1.1 are deprecated (RFC 8996): just so a test wants a host that speaks nothing else.
+        # TLS 1.0 and 1.1 are deprecated (RFC 8996): just so a test wants a host that speaks nothing
+        # else.
         warnings.simplefilter("ignore", DeprecationWarning)
         context.minimum_version = minimum
         context.maximum_version = maximum

@@ -100,7 +100,9 @@ class DnsServer:
     def mx(
         self, domain: str, *hosts: tuple[int, str], ttl: int = 300, authentic: bool = False
     ) -> None:
-        """The MX records of a domain: preference and name. `(0, ".")` alone is the null MX (RFC 7505 §3)."""
+        """The MX records of a domain: preference and name. `(0, ".")` alone is the null MX (RFC
+        7505 §3).
+        """
         rdata = tuple(f"{preference} {_absolute(name)}" for preference, name in hosts)
         self.set(domain, "MX", Answer(rdata, ttl, authentic=authentic))
 
@@ -117,11 +119,15 @@ class DnsServer:
         self.set(name, "CNAME", Answer((_absolute(target),), ttl))
 
     def tlsa(self, name: str, *records: str, port: int = 25, ttl: int = 300) -> None:
-        """The TLSA records of a host: usage, selector, matching type, and data in hex (RFC 6698 §2.2)."""
+        """The TLSA records of a host: usage, selector, matching type, and data in hex (RFC 6698
+        §2.2).
+        """
         self.set(f"_{port}._tcp.{name}", "TLSA", Answer(tuple(map(_tlsa, records)), ttl))
 
     def sign(self, *zones: str) -> None:
-        """From now on all that is said of these zones is validated: records, and that there are none."""
+        """From now on all that is said of these zones is validated: records, and that there are
+        none.
+        """
         self.set(".", "SOA", Answer((_SOA,), authentic=True))
         self._signed |= {_clean(zone) for zone in zones}
 
@@ -142,8 +148,9 @@ class DnsServer:
         )
 
     def set(self, name: str, rdtype: str, *answers: Answer) -> None:
-        """What a name and type answer; of several answers, the first query gets the first, and so on; the
-        last one stays."""
+        """What a name and type answer; of several answers, the first query gets the first, and so
+        on; the last one stays.
+        """
         key = _key(name, rdtype)
         if key not in self._table:
             self._names[key[0]] += 1
@@ -396,7 +403,9 @@ def _absolute(name: str) -> str:
 
 
 def _tlsa(text: str) -> str:
-    """A TLSA record in the form for any type (RFC 3597 §5): what is wrong with one is for the client to find."""
+    """A TLSA record in the form for any type (RFC 3597 §5): what is wrong with one is for the
+    client to find.
+    """
     usage, selector, matching, data = text.split(" ", 3)
     octets = bytes((int(usage), int(selector), int(matching))) + bytes.fromhex(data)
     return f"\\# {len(octets)} {octets.hex()}"

@@ -7,7 +7,8 @@ it came in (clear, the handshake, inside TLS), each finished message, the name t
 client sent as SNI.
 
     script = Script(certificate=Kind.EXPIRED, replies={"RCPT": ("450 4.2.0 busy", "250 2.1.5 OK")})
-    async with MxServer(script, name="mx.example.net", address="127.0.0.2", authority=authority) as mx:
+    async with MxServer(script, name="mx.example.net", address="127.0.0.2", authority=authority) as
+    mx:
         ...
     assert mx.messages[0].in_tls and b"MAIL" not in mx.connections[0].clear
 
@@ -107,7 +108,9 @@ class Action:
 Answer = str | Action
 """A bare string is a reply, without its line end; LF separates lines, each with its own code."""
 Replies = Mapping[str, Answer | Sequence[Answer]]
-"""By verb; of several answers, each time takes the next, and the last one stays (counted by connection)."""
+"""By verb; of several answers, each time takes the next, and the last one stays (counted by
+connection).
+"""
 
 _OFFERS = ("PIPELINING", "SIZE 52428800", "8BITMIME", "ENHANCEDSTATUSCODES", "DSN", "SMTPUTF8")
 
@@ -138,10 +141,11 @@ class Script:
     """How a host behaves. The default is a good host with a good certificate.
 
     `offers`: the EHLO list (STARTTLS comes and goes by itself); `offers_in_tls`: another after the
-    handshake. `no_ehlo`: EHLO is answered 502, HELO is not. `inject`: bytes sent in clear in one segment
-    with the 220 to STARTTLS. `replies_in_clear`: answers outside TLS, before `replies`.
-    `resumes_tls`: one TLS context for all connections, so that a client may resume a session (RFC 8446 §2.2).
-    `read_bytes_per_second`: how fast content is read; `read_stops_after`: where reading stops for good.
+    handshake. `no_ehlo`: EHLO is answered 502, HELO is not. `inject`: bytes sent in clear in one
+    segment with the 220 to STARTTLS. `replies_in_clear`: answers outside TLS, before `replies`.
+    `resumes_tls`: one TLS context for all connections, so that a client may resume a session (RFC
+    8446 §2.2). `read_bytes_per_second`: how fast content is read; `read_stops_after`: where reading
+    stops for good.
     """
 
     offers: tuple[str, ...] = _OFFERS
@@ -165,7 +169,9 @@ TLS_1_0_ONLY = Script(minimum_tls=ssl.TLSVersion.TLSv1, maximum_tls=ssl.TLSVersi
 
 @dataclass(frozen=True, slots=True)
 class ReceivedMessage:
-    """A message answered 250 at its final dot (or at BDAT LAST). Arguments are as the client gave them."""
+    """A message answered 250 at its final dot (or at BDAT LAST). Arguments are as the client gave
+    them.
+    """
 
     mail: str
     recipients: tuple[str, ...]
@@ -233,7 +239,8 @@ class Connection:
 
 
 class MxServer:
-    """One mail host on one address. With several scripts, each connection plays the next; the last one stays.
+    """One mail host on one address. With several scripts, each connection plays the next; the last
+    one stays.
 
     Without an `authority` it makes one of its own; `port` 0 lets the system choose.
     """
@@ -265,7 +272,9 @@ class MxServer:
         return [message for connection in self.connections for message in connection.messages]
 
     def context(self, script: Script) -> ssl.SSLContext:
-        """The TLS context a script asks for: each connection's own, unless sessions are to be resumed."""
+        """The TLS context a script asks for: each connection's own, unless sessions are to be
+        resumed.
+        """
         if id(script) in self._contexts:
             return self._contexts[id(script)]
         leaf = self.authority.leaf(self.name, script.certificate, address=self.address)
@@ -638,7 +647,8 @@ class _Session:
         )
         self._forget()
         action = _as_action(self._find(verb, "") or _USUAL[verb])
-        # It is ours once we say so, even if the 250 never gets through. Without a recipient it is nobody's.
+        # It is ours once we say so, even if the 250 never gets through. Without a recipient it is
+        # nobody's.
         if message.recipients and action.text is not None and _is(action.text, "2"):
             self._connection.messages.append(message)
         await self._perform(action)

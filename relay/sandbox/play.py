@@ -161,8 +161,9 @@ async def _raise_hosts(
 ) -> dict[str, MxServer]:
     """The mail hosts, and their names in the DNS.
 
-    Mail goes to one port at every host, so each host needs an address of its own. Where loopback has but
-    one (macOS), each has a port of its own instead, and `_write_config` leads there by routes.
+    Mail goes to one port at every host, so each host needs an address of its own. Where loopback
+    has but one (macOS), each has a port of its own instead, and `_write_config` leads there by
+    routes.
     """
     hosts: dict[str, MxServer] = {}
     port = 0
@@ -263,7 +264,9 @@ _WAYS: Mapping[Became, list[str]] = {
 
 
 def _ways_at(mx: MxServer, recipient: str) -> list[str]:
-    """How each copy of this message came, by the host's own account; so much as a RCPT in clear counts."""
+    """How each copy of this message came, by the host's own account; so much as a RCPT in clear
+    counts.
+    """
     copies = [message for message in mx.messages if recipient in message.forward_paths]
     ways = ["tls" if message.in_tls else "clear" for message in copies]
     betrayed = any(recipient.encode() in connection.clear for connection in mx.connections)

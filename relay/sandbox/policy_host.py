@@ -2,8 +2,8 @@
 
     PolicyHost("example.net", policy("mx.example.net"), address="127.7.0.9", port=8443, authority=…)
 
-One answer to whatever is asked, over TLS with a certificate for `mta-sts.` and the domain. How often it
-was asked is in `requests`. Nothing here is fit for use outside a test.
+One answer to whatever is asked, over TLS with a certificate for `mta-sts.` and the domain. How
+often it was asked is in `requests`. Nothing here is fit for use outside a test.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ def policy(*mx: str, mode: str = "enforce", max_age: int = 604_800) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class WebAnswer:
-    """What the server says. `is_silent`: it takes the request and says nothing. `pause`: seconds between
-    two octets, `delay`: before the first. `length`: what it claims to send, None for what it sends.
+    """What the server says. `is_silent`: it takes the request and says nothing. `pause`: seconds
+    between two octets, `delay`: before the first. `length`: what it claims to send, None for what
+    it sends.
     """
 
     body: bytes = b""

@@ -1,7 +1,7 @@
 """The hash of a body in its relaxed form (RFC 6376 §3.4.4), taken in pieces. Pure.
 
-Spaces and tabs at the end of a line do not count, a run of them elsewhere counts as one
-space, empty lines at the end do not count, and the last line ends with CRLF. What may still turn out not
+Spaces and tabs at the end of a line do not count, a run of them elsewhere counts as one space,
+empty lines at the end do not count, and the last line ends with CRLF. What may still turn out not
 to count is held back: a run of white space, however long, is a number and a few octets.
 """
 

@@ -98,8 +98,9 @@ def load_key(path: Path) -> RsaKey | Ed25519Key:
 def new_key(path: Path, *, kind: str) -> RsaKey | Ed25519Key:
     """Make a key ("rsa" of 2048 bits, or "ed25519") in a new file.
 
-    Only its owner may read it. Made by root, it belongs to the owner and the group of its directory,
-    and this group may read it where it may enter the directory: the service runs as neither of root's.
+    Only its owner may read it. Made by root, it belongs to the owner and the group of its
+    directory, and this group may read it where it may enter the directory: the service runs as
+    neither of root's.
     """
     made = (
         Ed25519Key(ed25519.Ed25519PrivateKey.generate())

@@ -13,7 +13,9 @@ __all__ = ["DkimDomain", "DkimOptions"]
 
 @dataclass(frozen=True, slots=True)
 class DkimDomain:
-    """How mail of a domain is signed: the selector the DNS knows the key by, and the key's PEM file."""
+    """How mail of a domain is signed: the selector the DNS knows the key by, and the key's PEM
+    file.
+    """
 
     selector: Annotated[str, Form.SELECTOR]
     key_file: Path
@@ -21,6 +23,8 @@ class DkimDomain:
 
 @dataclass(frozen=True, slots=True)
 class DkimOptions:
-    """The domains whose mail is signed. `relay dkim-key` makes a key and the record that publishes it."""
+    """The domains whose mail is signed. `relay dkim-key` makes a key and the record that publishes
+    it.
+    """
 
     domains: Mapping[Annotated[str, Form.DOMAIN], DkimDomain] = field(default_factory=dict)

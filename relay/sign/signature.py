@@ -1,9 +1,9 @@
 """Whether a message is signed, in whose name, and the field that says so (RFC 6376). Pure.
 
-A message is signed if its sender and its author (the From field) are in the same domain, and
-that domain has a key. Both: a user is held to sender domains by the reverse-path, and must not get the
-signature of another domain by writing it into From. Our own reports have no reverse-path;
-for them From alone decides.
+A message is signed if its sender and its author (the From field) are in the same domain, and that
+domain has a key. Both: a user is held to sender domains by the reverse-path, and must not get the
+signature of another domain by writing it into From. Our own reports have no reverse-path; for them
+From alone decides.
 
 What is signed is what the next hop gets: nothing is changed after it. RFC 6376 §5.4.1 says
 which fields; those a reader sees are named once more than they are there, so that nobody
@@ -63,7 +63,9 @@ _UNTIL_TWICE = (
 
 
 def may_sign(keys: Mapping[str, SigningKey], message: QueuedMessage) -> bool:
-    """Whether a message is signed if its author is who its sender is: without a look at its content."""
+    """Whether a message is signed if its author is who its sender is: without a look at its
+    content.
+    """
     if not keys or _is_unwanted(message):
         return False
     return _sender_domain(message) in keys if message.reverse_path else message.origin == "dsn"
@@ -82,7 +84,9 @@ def key_for(
 
 
 def why_unsigned(keys: Mapping[str, SigningKey], message: QueuedMessage) -> str:
-    """Why a message has no signature though its sender's or author's domain has a key; "" otherwise."""
+    """Why a message has no signature though its sender's or author's domain has a key; ""
+    otherwise.
+    """
     if not keys or _is_unwanted(message):
         return ""
     author = author_domain(f"From: {message.summary.from_}".encode("utf-8", "replace"))
@@ -125,7 +129,9 @@ def author_domain(header: bytes) -> str:
 
 
 def sign(signing: SigningKey, header: bytes, body_hash: bytes, *, now: datetime) -> bytes:
-    """The DKIM-Signature field that goes on top of a message; ValueError where dkimpy will not have it."""
+    """The DKIM-Signature field that goes on top of a message; ValueError where dkimpy will not have
+    it.
+    """
     try:
         return _Signer(header + b"\r\n").signature(signing, body_hash, now)
     except dkim.DKIMException as error:
@@ -136,7 +142,8 @@ class _Signer(dkim.DKIM):  # type: ignore[misc]  # dkimpy has no types
     """dkimpy's signer, given the hash of a body instead of the body, and a key that is our own."""
 
     def __init__(self, header: bytes) -> None:
-        # Of the algorithms it knows, dkimpy hands this one the hash and takes the signature as it is.
+        # Of the algorithms it knows, dkimpy hands this one the hash and takes the signature as it
+        # is.
         super().__init__(header, signature_algorithm=b"ed25519-sha256")
         self.hasher = hashlib.sha256
 

@@ -1,4 +1,6 @@
-"""How often a password or a key may be wrong before its client has to wait, and who is one client. Pure."""
+"""How often a password or a key may be wrong before its client has to wait, and who is one client.
+Pure.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ class FailedElsewhere(Protocol):
 class Failures:
     """Wrong passwords by client, forgotten with time; too many, and the client has to wait.
 
-    Bounded: beyond `remembered` clients the oldest is forgotten first. `total`: all there ever were.
+    Bounded: beyond `remembered` clients the oldest is forgotten first. `total`: all there ever
+    were.
     """
 
     def __init__(

@@ -12,7 +12,9 @@ PATIENCE = 10.0
 
 
 class Client:
-    """One connection. `say` adds CRLF, `send` does not; `reply` is all lines of one reply, joined by LF."""
+    """One connection. `say` adds CRLF, `send` does not; `reply` is all lines of one reply, joined
+    by LF.
+    """
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader

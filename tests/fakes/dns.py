@@ -1,8 +1,8 @@
 """A resolver whose answers are a literal table: records, and failures, as data.
 
     dns = FakeDns(
-        mx_records={"example.net": [(10, "mx1.example.net")], "broken.example": Unanswered("SERVFAIL")},
-        hosts={"mx1.example.net": ["11.22.33.1"]},
+        mx_records={"example.net": [(10, "mx1.example.net")], "broken.example":
+        Unanswered("SERVFAIL")}, hosts={"mx1.example.net": ["11.22.33.1"]},
     )
 
 What is not in a table does not exist. Who asked for what is kept in `asked`.

@@ -52,7 +52,9 @@ class Rig:
     api: Api = field(init=False)
 
     async def form(self, path: str, method: str = "POST", **fields: Any) -> tuple[int, Any]:
-        """Ask with a form; the status and what was said. `o_x` means `o:x`, a list is a field repeated."""
+        """Ask with a form; the status and what was said. `o_x` means `o:x`, a list is a field
+        repeated.
+        """
         data = aiohttp.FormData(quote_fields=False)
         for name, value in fields.items():
             name = f"{name[0]}:{name[2:].replace('_', '-')}" if name[1:2] == "_" else name

@@ -53,7 +53,9 @@ class _Pending:
 
 @dataclass
 class _Kept:
-    """A message. `due` holds the recipients that are to be tried; `claimed` those of them being tried."""
+    """A message. `due` holds the recipients that are to be tried; `claimed` those of them being
+    tried.
+    """
 
     message: QueuedMessage
     content: bytes
@@ -82,7 +84,9 @@ class _Kept:
 
 
 class MemoryStore:
-    """Everything happens at once, within a call; so a transaction is a check of all before any change."""
+    """Everything happens at once, within a call; so a transaction is a check of all before any
+    change.
+    """
 
     def __init__(
         self,

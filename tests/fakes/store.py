@@ -9,7 +9,9 @@ from tests.fakes.memory_store import MemoryStore
 
 
 class FakeStore(MemoryStore):
-    """`fail_with` is raised by the next calls; `gate`, when set, holds `accept` back until it is opened."""
+    """`fail_with` is raised by the next calls; `gate`, when set, holds `accept` back until it is
+    opened.
+    """
 
     def __init__(self) -> None:
         super().__init__()

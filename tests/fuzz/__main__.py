@@ -1,4 +1,5 @@
-"""`make fuzz`: each target for a while, led by coverage where atheris is installed, by chance elsewhere.
+"""`make fuzz`: each target for a while, led by coverage where atheris is installed, by chance
+elsewhere.
 
     python -m tests.fuzz [--seconds 60] [target …]
 

@@ -41,7 +41,7 @@ def _cut(octets: bytes, how: int) -> list[bytes]:
     return [octets[a:b] for a, b in pairwise(marks)]
 
 
-# --- addresses --------------------------------------------------------------------------------------
+# --- addresses ------------------------------------------------------------------------------------
 
 
 def addresses(octets: bytes) -> None:
@@ -95,11 +95,13 @@ def passwords(octets: bytes) -> None:
         step = exchange.answer(line)
 
 
-# --- content ----------------------------------------------------------------------------------------
+# --- content --------------------------------------------------------------------------------------
 
 
 def content(octets: bytes) -> None:
-    """Content ends where it ends however it is cut, has CRLF and nothing else, and survives the next hop."""
+    """Content ends where it ends however it is cut, has CRLF and nothing else, and survives the
+    next hop.
+    """
     if len(octets) < 3:
         return
     strays = list(BareNewlines)[octets[0] % 3]
@@ -194,7 +196,7 @@ def conversions(octets: bytes) -> None:
         assert results[0] == message or plan.encodings
 
 
-# --- the other side ---------------------------------------------------------------------------------
+# --- the other side -------------------------------------------------------------------------------
 
 
 def replies(octets: bytes) -> None:
@@ -217,7 +219,7 @@ def replies(octets: bytes) -> None:
     assert heard[0] == heard[1]
 
 
-# --- all of it --------------------------------------------------------------------------------------
+# --- all of it ------------------------------------------------------------------------------------
 
 
 def sessions(octets: bytes) -> None:

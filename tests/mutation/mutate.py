@@ -180,7 +180,9 @@ def _surroundings(tree: ast.Module) -> dict[int, str]:
 
 
 def _unseen(tree: ast.Module) -> set[int]:
-    """Nodes that say something to people and tools only: docstrings, annotations, `__all__`, imports."""
+    """Nodes that say something to people and tools only: docstrings, annotations, `__all__`,
+    imports.
+    """
     unseen: set[int] = set()
     for node in ast.walk(tree):
         hidden: list[ast.AST | None] = []

@@ -1,9 +1,9 @@
 """A process that accepts messages and says of each what it may be told of: for tests that kill it.
 
-`python -m tests.rigs.acceptor DIRECTORY [--count N] [--lanes N] [--large] [--deliver] [--adopt] [--unsynced]`
-prints a line a message, unbuffered: `ok ID` after `accept` returned, `no ID REASON` where it raised,
-`done ID` after a delivery was recorded, `end` at the end. With `--adopt` it takes over the queues
-`worker-*` first.
+`python -m tests.rigs.acceptor DIRECTORY [--count N] [--lanes N] [--large] [--deliver] [--adopt]
+[--unsynced]` prints a line a message, unbuffered: `ok ID` after `accept` returned, `no ID REASON`
+where it raised, `done ID` after a delivery was recorded, `end` at the end. With `--adopt` it takes
+over the queues `worker-*` first.
 
 `Told` reads those lines, and `expect_kept` looks whether the queue has kept what they promise.
 """

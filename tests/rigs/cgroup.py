@@ -1,6 +1,7 @@
 """A limit on the memory of processes, by a control group of a test's own (cgroups(7)).
 
-Version 2 where its root hands on the memory controller, else version 1. A container may have neither.
+Version 2 where its root hands on the memory controller, else version 1. A container may have
+neither.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python -m tests.rigs.clock_relay FILE serve -c CONFIG
 
-FILE has the seconds that its clock is ahead. (faketime(1) does the same to every program, but also to
-the waits of its threads, which a clock that is set does not touch in reality.)
+FILE has the seconds that its clock is ahead. (faketime(1) does the same to every program, but also
+to the waits of its threads, which a clock that is set does not touch in reality.)
 """
 
 from __future__ import annotations

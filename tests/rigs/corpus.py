@@ -1,4 +1,5 @@
-"""Mail that others wrote: what the source packages of mail software bring along for their own tests.
+"""Mail that others wrote: what the source packages of mail software bring along for their own
+tests.
 
 The packages are fetched by pip when a test first asks, and kept beside the temporary files of this
 machine. Nothing of them is in this tree.
@@ -48,7 +49,9 @@ class Letter:
 
 @functools.cache
 def corpus() -> tuple[Letter, ...]:
-    """All of it. Where a package cannot be had the test is skipped, or fails under RELAY_REQUIRE_TOOLS=1."""
+    """All of it. Where a package cannot be had the test is skipped, or fails under
+    RELAY_REQUIRE_TOOLS=1.
+    """
     found = [letter for source in _SOURCES for letter in _of_package(source)]
     return tuple(found + list(_of_python()))
 

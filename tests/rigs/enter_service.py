@@ -1,4 +1,6 @@
-"""The last step into a service's restrictions: system calls and memory, which are of the process itself."""
+"""The last step into a service's restrictions: system calls and memory, which are of the process
+itself.
+"""
 
 from __future__ import annotations
 

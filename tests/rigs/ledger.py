@@ -172,7 +172,7 @@ class Ledger:
                 thread.join(timeout=60)
                 assert not thread.is_alive(), "a client hangs"
 
-    # --- afterwards -----------------------------------------------------------------------------------
+    # --- afterwards -------------------------------------------------------------------------------
 
     def settle(self, relay: Relay, mx: Sink, *, seconds: float = 60) -> None:
         """Wait until all that was accepted has arrived; AssertionError that names what is lost."""
@@ -250,7 +250,8 @@ def check_agreement(relay: Relay, mx: Sink, *, sender: str = "a@client.example")
 
 
 def check_log(relay: Relay) -> int:
-    """Each recipient of each message ends in exactly one way in the log; a line may come twice (same id).
+    """Each recipient of each message ends in exactly one way in the log; a line may come twice
+    (same id).
 
     Returns how many have ended.
     """

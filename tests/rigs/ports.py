@@ -47,4 +47,7 @@ def accepts_connections(address: str, port: int) -> bool:
     """Whether somebody listens there."""
     with socket.socket() as probe:
         probe.settimeout(1)
-        return probe.connect_ex((address, port)) == 0
+        if probe.connect_ex((address, port)) != 0:
+            return False
+        # Where nobody listens, a socket that happens to get this very port connects to itself.
+        return bool(probe.getsockname() != probe.getpeername())

@@ -1,22 +1,24 @@
-"""A power cut without a special file system: a run is recorded, and replayed as the disk may have kept it.
+"""A power cut without a special file system: a run is recorded, and replayed as the disk may have
+kept it.
 
-`History.run` has strace write down, with all octets, what a process does below a directory, and what
-it says on its standard output. `History.cuts` goes through that again, on a disk that is a model:
+`History.run` has strace write down, with all octets, what a process does below a directory, and
+what it says on its standard output. `History.cuts` goes through that again, on a disk that is a
+model:
 
     a file         its octets and its size count as kept once fdatasync or fsync of it has returned,
                    for what was done before that call began
     a name         made, removed or renamed: once fsync of its directory has returned
     all else       is there or not: each 4 KiB page or each 512-octet sector (torn) of a file as it was at
-                   some moment since it was last kept, each size and each name likewise; or everything
-                   in order up to some moment, with the last write torn
+                   some moment since it was last kept, each size and each name likewise; or
+                   everything in order up to some moment, with the last write torn
     a failed sync  kept some of it and forgot the rest, and no later sync makes up for that: the pages
                    count as clean (as Linux does it)
 
-At a cut, `Cut.lay` makes a directory as it may be found afterwards. What a process left that was merely
-killed stays in the model's page cache, for the next one that is recorded.
+At a cut, `Cut.lay` makes a directory as it may be found afterwards. What a process left that was
+merely killed stays in the model's page cache, for the next one that is recorded.
 
-Not in the model: the index of SQLite's log (-shm: mapped memory, made anew after a cut) and the ballast
-(zeros that nobody reads).
+Not in the model: the index of SQLite's log (-shm: mapped memory, made anew after a cut) and the
+ballast (zeros that nobody reads).
 """
 
 from __future__ import annotations
@@ -160,7 +162,9 @@ class _File:
         self._shrunk = [one for one in self._shrunk if one[0] >= before]
 
     def forget(self, before: int, chance: random.Random) -> None:
-        """A sync has failed: what was to be written was written in part, and will not be tried again."""
+        """A sync has failed: what was to be written was written in part, and will not be tried
+        again.
+        """
         for sector, versions in list(self._sectors.items()):
             if chance.random() < 0.5:
                 self._put(self._kept, sector, _latest(versions, before - 1, b""))
@@ -178,7 +182,8 @@ class _File:
         for sector, versions in self._sectors.items():
             until = horizon(self, sector)
             for at, first in self._shrunk:
-                # What lay behind an end never comes back where the file grows again: its blocks are others.
+                # What lay behind an end never comes back where the file grows again: its blocks are
+                # others.
                 if sector >= first:
                     until = max(until, at) if at <= resized else min(until, at - 1)
             self._put(octets, sector, _latest(versions, until, b""))
@@ -484,8 +489,8 @@ class History:
     def run(self, *command: str, cwd: Path, inject: str = "") -> str:
         """Run a command to its end and remember what it did; returns what it said.
 
-        `inject` as in strace(1). That nothing was missed is seen in that the model, without a cut, has
-        what is there.
+        `inject` as in strace(1). That nothing was missed is seen in that the model, without a cut,
+        has what is there.
         """
         words = ["strace", "-f", "-qq", "-xx", "-s", "2097152", "-e", "signal=none"]
         words += ["-e", "trace=" + ",".join(f"?{call}" for call in _CALLS.split(","))]
@@ -513,7 +518,9 @@ class History:
         return done.stdout
 
     def moments(self, count: int, chance: random.Random, *, run: int = 0) -> list[int]:
-        """Moments to cut at, from a run on: when something has just been said, before a sync ends, any."""
+        """Moments to cut at, from a run on: when something has just been said, before a sync ends,
+        any.
+        """
         first = sum(len(steps) for steps, _ in self._runs[:run])
         kinds = [[at for at, _ in self._said], [at - 1 for at in self._synced], self._changed]
         wanted = [those for one in kinds if (those := [at for at in one if at >= first])]

@@ -1,7 +1,7 @@
 """The relay under the restrictions of its systemd unit, without a systemd.
 
-Reads systemd/relay.service and has bubblewrap, setpriv and libseccomp do what each line asks
-for: the user, the one capability, the file system it may see and write, the system calls it may make.
+Reads systemd/relay.service and has bubblewrap, setpriv and libseccomp do what each line asks for:
+the user, the one capability, the file system it may see and write, the system calls it may make.
 `NOT_EXERCISED` names the lines that need the service manager or the kernel's cgroups, and why.
 """
 
@@ -131,7 +131,9 @@ def _flattened(names: list[str]) -> set[str]:
 
 
 def restricted(directory: Path) -> list[str]:
-    """What to put before the relay's command; its state lies in `directory`, as the unit's directories."""
+    """What to put before the relay's command; its state lies in `directory`, as the unit's
+    directories.
+    """
     for name in ("spool", "log", "run"):
         (directory / name).mkdir(exist_ok=True)
     for path in (directory, *(directory / name for name in ("spool", "log", "run"))):

@@ -65,7 +65,8 @@ class Order:
 
 
 def order_of_replies(trace: Path) -> Order:
-    """Whether each 250 went out after a sync that began when its message was written, and succeeded.
+    """Whether each 250 went out after a sync that began when its message was written, and
+    succeeded.
 
     The trace is of `pwrite64,fdatasync,write,…` with all their octets.
     """

@@ -1,4 +1,5 @@
-"""Some hundred messages that others wrote, through the relay by every door, and what the mail host got.
+"""Some hundred messages that others wrote, through the relay by every door, and what the mail host
+got.
 
 What arrives is what was sent, octet for octet, but for what `arrival` says.
 """
@@ -55,8 +56,8 @@ _RECEIVED = re.compile(rb"Received: from [^\r\n]+\r\n(?:\t[^\r\n]+\r\n)+")
 def arrival(sent: bytes) -> bytes:
     """What follows our Received field and the fields a message lacks.
 
-    The `From ` line of a mailbox file becomes a field; where a line that is no field ends the header
-    section, an empty line is put before it.
+    The `From ` line of a mailbox file becomes a field; where a line that is no field ends the
+    header section, an empty line is put before it.
     """
     if re.match(rb">*From ", sent):
         sent = b"X-Mailbox-Line: " + sent
@@ -218,7 +219,7 @@ BEGUN_BADLY = {
 """Content, and what every door says that refuses it; "" where every door takes it."""
 
 
-async def test_what_begins_badly_is_treated_alike_at_every_door(doors: Doors) -> None:
+async def test_content_that_begins_badly_is_treated_alike_over_smtp_and_http(doors: Doors) -> None:
     letters = tuple(Letter(name, content) for name, (content, _) in BEGUN_BADLY.items())
     done = await doors.pass_on(letters, *REASONS)
     for letter in letters:
@@ -299,7 +300,7 @@ def signed(letters: tuple[Letter, ...], key: Path) -> Iterator[Letter]:
 
 
 @pytest.mark.needs("node", "npm")
-async def test_what_was_signed_before_verifies_at_the_mail_host(
+async def test_dkim_signature_made_before_verifies_at_the_mail_host(
     doors: Doors, tmp_path: Path
 ) -> None:
     await asyncio.to_thread(mailauth)

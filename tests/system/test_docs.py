@@ -63,7 +63,7 @@ def test_every_block_is_of_a_language_that_is_tested() -> None:
     assert languages <= {"yaml", "sh", "postfix", "ini"}
 
 
-# --- yaml ---------------------------------------------------------------------------------------------
+# --- yaml -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_settings_of_others_are_keys_and_values(where: str, text: str) -> None:
         assert re.fullmatch(r"[;#].*|[\w.]+ = \S.*", line), f"{where}: {line}"
 
 
-# --- sh -----------------------------------------------------------------------------------------------
+# --- sh -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -202,7 +202,7 @@ def test_the_auditors_lines_answer_what_they_are_asked(relay: Relay) -> None:
     assert deferred.startswith("b@gone.example\t4.4.1\t")
 
 
-# --- postfix ------------------------------------------------------------------------------------------
+# --- postfix --------------------------------------------------------------------------------------
 
 
 def main_cf(number: int) -> dict[str, str]:

@@ -1,4 +1,6 @@
-"""Delivery status notifications at both ends: what a sender asks for (RFC 3461), and gets (RFC 3464)."""
+"""Delivery status notifications at both ends: what a sender asks for (RFC 3461), and gets (RFC
+3464).
+"""
 
 from __future__ import annotations
 
@@ -244,7 +246,9 @@ async def test_three_dead_domains_are_one_delay_notice_and_one_bounce(world: Wor
 
 
 async def test_what_kill_9_parts_is_one_report_all_the_same(world: World) -> None:
-    """One domain has told its last when the relay dies, and another, asked at the same moment, has not."""
+    """One domain has told its last when the relay dies, and another, asked at the same moment, has
+    not.
+    """
     first = [CLOSED] * 2  # each attempt is a connection
     silent = [
         await world.sandbox.domain(f"{name}.example", *first, SILENT) for name in ("two", "four")

@@ -1,4 +1,6 @@
-"""250 means ours, and 200 too: what was answered so arrives, though the relay is killed in the middle."""
+"""250 means ours, and 200 too: what was answered so arrives, though the relay is killed in the
+middle.
+"""
 
 from __future__ import annotations
 

@@ -190,7 +190,7 @@ def test_a_flood_of_content_makes_the_relay_neither_large_nor_deaf(relay: Relay,
     wait_until(lambda: watch.files() <= watch.idle_files + 2, what="the files of those who left")
 
 
-# --- clients that hold on ---------------------------------------------------------------------------
+# --- clients that hold on -------------------------------------------------------------------------
 
 
 def _idle(client: socket.socket) -> Iterator[bytes]:
@@ -304,7 +304,7 @@ def test_clients_that_hold_on_to_their_connections_are_ended_and_the_others_serv
     )
 
 
-# --- more connections than there is room for --------------------------------------------------------
+# --- more connections than there is room for ------------------------------------------------------
 
 
 def test_a_burst_of_connections_is_turned_away_fast_and_leaves_nothing(relay: Relay) -> None:

@@ -465,7 +465,9 @@ RAILS = (
 async def test_the_forms_of_mailers_that_are_not_at_hand(
     served: Served, parts: tuple[str, ...]
 ) -> None:
-    """As their sources write them: Symfony's Mailgun bridge, Mailgun's WordPress plugin and Railgun."""
+    """As their sources write them: Symfony's Mailgun bridge, Mailgun's WordPress plugin and
+    Railgun.
+    """
     body = "".join(f"--limit\r\n{one}\r\n" for one in parts) + "--limit--"
     headers = {
         "Content-Type": "multipart/form-data; boundary=limit",

@@ -1,4 +1,5 @@
-"""Two attacks from end to end: a message inside a message, and a relay for people who may not relay.
+"""Two attacks from end to end: a message inside a message, and a relay for people who may not
+relay.
 
 What counts is what the mail hosts behind the relay saw.
 """
@@ -98,7 +99,7 @@ async def test_no_ending_but_the_one_ends_a_message_here_or_at_the_next_host(
         assert not any(bad in sent for bad in (b"\n.\n", b"\r.\r", b"\n.\r\r", b"\r\n.\r\r"))
 
 
-# --- relaying ---------------------------------------------------------------------------------------
+# --- relaying -------------------------------------------------------------------------------------
 
 # As nmap's smtp-open-relay has them; OUR is a domain whose mail host is known, EVIL the one meant.
 FORMS = [
@@ -174,7 +175,8 @@ async def test_no_path_leads_to_a_domain_that_was_not_authorised(
             assert all(code >= 500 or code == 0 for code in codes.values()), codes
             continue
         accepted = {path for path, code in codes.items() if code == 250}
-        # Who may relay may write to the other domain, and a source route is stripped (RFC 5321 §4.1.1.3).
+        # Who may relay may write to the other domain, and a source route is stripped (RFC 5321
+        # §4.1.1.3).
         plain = {"victim@evil.example", "@our.example:victim@evil.example"}
         assert (
             accepted

@@ -159,7 +159,9 @@ async def test_a_start_after_a_kill_survives_a_power_cut(tmp_path, inject):
 
 @pytest.mark.parametrize("when", range(1, 9) if LONG else (6,))
 async def test_content_stays_until_it_is_sure_that_its_message_has_left(tmp_path, when):
-    """Killed before the sync of the result (the 6th), that is: the next start reads it all the same."""
+    """Killed before the sync of the result (the 6th), that is: the next start reads it all the
+    same.
+    """
     history = begun(tmp_path)
     [queue_id] = run(history, "--count", "1", "--large").accepted
     run(history, "--count", "0", "--deliver", inject=f"fdatasync:signal=KILL:when={when}")
@@ -255,7 +257,9 @@ async def test_a_migration_survives_a_power_cut_at_any_moment(tmp_path):
 
 
 async def lay_strays(disk: Path) -> None:
-    """A worker's queue, that of one that is no more, and that of one that was so before its last update."""
+    """A worker's queue, that of one that is no more, and that of one that was so before its last
+    update.
+    """
 
     async def fill(path: Path, name: str) -> None:
         async with opened(path) as store:
@@ -285,7 +289,9 @@ async def lay_strays(disk: Path) -> None:
     ],
 )
 async def test_taking_over_a_workers_queue_survives_a_power_cut_at_any_moment(tmp_path, inject):
-    """Also where a start that was killed had begun with it; and each sync is missed where it is ignored."""
+    """Also where a start that was killed had begun with it; and each sync is missed where it is
+    ignored.
+    """
     await lay_strays(tmp_path / "disk")
     before = shutil.copytree(tmp_path / "disk", tmp_path / "before")
     history = History(tmp_path / "disk")

@@ -36,7 +36,9 @@ LETTER = (
 
 @dataclass(frozen=True)
 class Bench:
-    """The relay, and its ports: in clear; with STARTTLS and AUTH; in TLS from the start, AUTH a must."""
+    """The relay, and its ports: in clear; with STARTTLS and AUTH; in TLS from the start, AUTH a
+    must.
+    """
 
     directory: Path
     mx: MxServer
@@ -64,7 +66,9 @@ class Bench:
         assert process.returncode == 0, f"{command}:\n{told.decode(errors='replace')}"
 
     async def letter_came_to(self, *names: str) -> None:
-        """To each of them, once, under nothing but our Received, which knows the session as the name does."""
+        """To each of them, once, under nothing but our Received, which knows the session as the
+        name does.
+        """
         await self.mx.wait_for_messages(len(names))
         assert {message.forward_paths for message in self.mx.messages} == {
             (_to(name),) for name in names

@@ -159,7 +159,7 @@ def test_a_reload_with_a_broken_file_fails_before_the_relay_is_asked(tmp_path: P
     assert "relay.yaml:1: queue.lifetime: " in done.stderr
 
 
-# --- socket activation ------------------------------------------------------------------------------
+# --- socket activation ----------------------------------------------------------------------------
 
 
 AS_SYSTEMD = (
@@ -234,7 +234,7 @@ def test_a_port_that_systemd_holds_and_nobody_asked_for_keeps_it_from_starting(
         )
 
 
-# --- health -------------------------------------------------------------------------------------------
+# --- health ---------------------------------------------------------------------------------------
 
 
 def test_health_is_told_while_it_runs_and_not_after(tmp_path: Path) -> None:
@@ -265,7 +265,7 @@ def test_a_peer_that_hangs_up_sends_no_signal(tmp_path: Path) -> None:
         assert (done.returncode, done.stderr) == (0, "")
 
 
-# --- the log's rotation -------------------------------------------------------------------------------
+# --- the log's rotation ---------------------------------------------------------------------------
 
 
 @pytest.mark.needs("logrotate", "root")

@@ -21,7 +21,9 @@ DELIVERED, DEFERRED, BOUNCED = ("delivered", None), ("failed", "temporary"), ("f
 
 @dataclass(frozen=True)
 class Mood:
-    """Arguments of smtp-sink; the event they lead to, its code, and what is in doubt after the final dot."""
+    """Arguments of smtp-sink; the event they lead to, its code, and what is in doubt after the
+    final dot.
+    """
 
     arguments: str
     outcome: tuple[str, str | None]

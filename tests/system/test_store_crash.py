@@ -169,8 +169,8 @@ _CONTENT = re.compile(r"/content(?:/(\w+))?[\">]")
 def unsynced_answers(trace: str) -> Iterator[str]:
     """Answers that were given while something written for them was not synced yet.
 
-    The log, or the message's file, or the name of that file; the file has to be synced before the log is
-    written to, or a commit could tell of what is not there.
+    The log, or the message's file, or the name of that file; the file has to be synced before the
+    log is written to, or a commit could tell of what is not there.
     """
     dirty: set[str] = set()
     syncs = 0

@@ -162,7 +162,8 @@ async def test_a_directory_that_became_read_only_is_our_trouble_and_passes(tmp_p
         store = await SqliteStore.open(disk / "spool")
         await store.accept(new_message())
         before = await ids(store)
-        # A mount cannot be made read-only while files are open for writing; losing them comes to the same.
+        # A mount cannot be made read-only while files are open for writing; losing them comes to
+        # the same.
         limit = resource.getrlimit(resource.RLIMIT_FSIZE)
         try:
             resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limit[1]))

@@ -1,4 +1,5 @@
-"""Rules of TLS around the table, each through the real relay: names, loops, senders, the end of a lifetime.
+"""Rules of TLS around the table, each through the real relay: names, loops, senders, the end of a
+lifetime.
 
 `test_tls_table` plays the table, `test_tls_table_beyond` several hosts and messages; here is
 what is left, and what `relay explain` says of it beforehand.
@@ -191,7 +192,7 @@ async def test_with_a_wildcard_listener_every_address_of_this_machine_is_ourselv
     ] == "5.4.6"
 
 
-# --- what explain says of the operator's choices ---------------------------------------------------
+# --- what explain says of the operator's choices --------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -252,7 +253,7 @@ async def test_explain_foretells_that_a_route_with_implicit_tls_asks_more_than_t
     assert mx.messages == []
 
 
-# --- the end of a lifetime ---------------------------------------------------------------------------
+# --- the end of a lifetime ------------------------------------------------------------------------
 
 INSISTS = {"MAIL": "530 5.7.0 Must issue a STARTTLS command first"}
 

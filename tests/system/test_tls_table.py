@@ -159,7 +159,9 @@ class Case:
 
     @property
     def sender(self) -> str:
-        """By domain rule, the sender's domain decides; otherwise it says the opposite, and is overruled."""
+        """By domain rule, the sender's domain decides; otherwise it says the opposite, and is
+        overruled.
+        """
         settings = self.settings if self.way is Way.DOMAIN else _opposite(self.settings)
         return f"alice@{_sender_domain(settings)}"
 
@@ -428,7 +430,9 @@ def test_probe_said_nothing_but_the_way_to_tls_and_goodbye(case: Case, result: R
 
 
 def _happened(result: Result) -> dict[str, Any]:
-    """What became of a message, by what its host saw and what the log says, as it had to be foretold."""
+    """What became of a message, by what its host saw and what the log says, as it had to be
+    foretold.
+    """
     event = _only_event(result)
     status = event["delivery-status"]
     if event["event"] == "failed":

@@ -139,7 +139,7 @@ async def test_silence_after_the_final_dot_is_not_tried_at_another_host(sandbox:
     assert (len(mx1.connections), len(mx2.connections)) == (1, 0)
 
 
-# --- 530: a host that wants TLS on the clear leg has not refused the mail ---------------------------
+# --- 530: a host that wants TLS on the clear leg has not refused the mail -------------------------
 
 MUST_ISSUE_STARTTLS = "530 5.7.0 Must issue a STARTTLS command first"
 
@@ -182,7 +182,7 @@ async def test_a_host_that_insists_on_tls_is_passed_over_for_the_next(sandbox: S
     assert (len(mx1.messages), len(mx2.messages)) == (0, 1)
 
 
-# --- what the operator may choose -------------------------------------------------------------------
+# --- what the operator may choose -----------------------------------------------------------------
 
 
 async def test_on_tls_unmet_bounce_bounces_after_the_first_attempt_and_tells_the_sender_why(
@@ -292,7 +292,7 @@ async def test_a_locked_rule_stands_against_a_message_that_would_weaken_it(
     assert mx.messages == []
 
 
-# --- reuse of connections ---------------------------------------------------------------------------
+# --- reuse of connections -------------------------------------------------------------------------
 
 
 async def test_a_protected_message_never_rides_on_the_connection_of_one_that_asked_for_less(
@@ -352,7 +352,7 @@ async def test_a_burst_of_mixed_settings_keeps_to_its_connections(sandbox: Sandb
     assert len(mx.messages) == len(orders)
 
 
-# --- what a bounce may not give away ----------------------------------------------------------------
+# --- what a bounce may not give away --------------------------------------------------------------
 
 NO_SUCH_USER = Script(replies={"RCPT": "550 5.1.1 no such user"})
 
@@ -408,7 +408,7 @@ async def test_the_bounce_of_an_unprotected_message_may_go_in_clear(sandbox: San
     assert not dsn.in_tls
 
 
-# --- time ---------------------------------------------------------------------------------------------
+# --- time -----------------------------------------------------------------------------------------
 
 
 async def test_at_the_end_of_its_lifetime_a_message_whose_tls_stayed_unmet_bounces_with_each_reason(
@@ -471,7 +471,7 @@ async def test_a_waiting_message_is_not_set_free_by_a_rule_made_looser_since(
     assert mx.messages == []
 
 
-# --- several recipients, and routes -------------------------------------------------------------------
+# --- several recipients, and routes ---------------------------------------------------------------
 
 
 async def test_each_recipient_domain_of_one_message_has_its_own_rule(sandbox: Sandbox) -> None:

@@ -1,4 +1,6 @@
-"""A relay watched from outside: metrics, health, wrong passwords, reloads, signatures, an older queue."""
+"""A relay watched from outside: metrics, health, wrong passwords, reloads, signatures, an older
+queue.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,7 @@ def numbers(port: int) -> dict[str, float]:
     }
 
 
-# --- metrics and health -----------------------------------------------------------------------------
+# --- metrics and health ---------------------------------------------------------------------------
 
 
 @pytest.mark.needs("promtool")
@@ -133,7 +135,7 @@ async def test_prometheus_reads_what_happened_and_what_is_so(sandbox: Sandbox) -
     await asyncio.to_thread(wait_until, lambda: numbers(http)["relay_log_lag_events"] == 0)
 
 
-# --- the program's own log ----------------------------------------------------------------------------
+# --- the program's own log ------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -210,7 +212,7 @@ def test_fail2ban_reads_the_journals_lines(tmp_path: Path, line: str, client: st
     assert done.stdout.strip() == client, done.stdout + done.stderr
 
 
-# --- reload under load ------------------------------------------------------------------------------
+# --- reload under load ----------------------------------------------------------------------------
 
 
 async def test_a_reload_under_load_loses_nothing_and_rules_the_next_message(
@@ -277,7 +279,7 @@ async def test_a_reload_under_load_loses_nothing_and_rules_the_next_message(
     print(f"{rate:.0f} messages a second through four reloads")
 
 
-# --- signatures -----------------------------------------------------------------------------------------
+# --- signatures -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["rsa", "ed25519"])
@@ -332,7 +334,7 @@ async def test_what_the_mx_gets_is_signed_and_verifies(sandbox: Sandbox, kind: s
     assert dkim.verify(last.content, dnsfunc=txt), "the key in force is kept with its configuration"
 
 
-# --- upgrade --------------------------------------------------------------------------------------------
+# --- upgrade --------------------------------------------------------------------------------------
 
 
 SPOOLS = sorted((ROOT / "tests/fixtures").glob("spool-*.sql"))

@@ -1,4 +1,6 @@
-"""Several workers on one port: nothing is lost when one dies, nothing stranded when there are fewer."""
+"""Several workers on one port: nothing is lost when one dies, nothing stranded when there are
+fewer.
+"""
 
 from __future__ import annotations
 

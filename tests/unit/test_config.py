@@ -351,7 +351,7 @@ def test_certificate_and_key_have_to_belong_together(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_people_and_programs_write_is_answered_in_a_line_with_its_cure(
+def test_common_configuration_mistake_is_answered_in_a_line_with_its_cure(
     text: str, said: str
 ) -> None:
     began = time.monotonic()
@@ -709,7 +709,8 @@ def test_the_reference_has_every_key() -> None:
                 key = key.replace(f"{section}.*", example)
         if f".{key}" not in said:
             missing.append(key)
-    # `allow_override` and the settings are shown in `policy.default`, and need not be in each example.
+    # `allow_override` and the settings are shown in `policy.default`, and need not be in each
+    # example.
     assert [
         key for key in missing if not key.startswith(("policy.domains.", "policy.destinations."))
     ] == []

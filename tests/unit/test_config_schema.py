@@ -211,7 +211,7 @@ def test_the_comments_of_the_reference_name_each_choice() -> None:
         ), f"{key}: the reference does not say {' | '.join(shape.words)}"
 
 
-def test_what_the_reference_says_of_sighup_is_what_the_fields_say() -> None:
+def test_reference_and_fields_agree_on_what_sighup_takes_over() -> None:
     text = " ".join((ROOT / "conf/relay.yaml").read_text().replace("#", " ").split())
     [said] = re.findall(r"What changes then: certificates, (.*?)\. Every", text)
     section = section_of(Config)

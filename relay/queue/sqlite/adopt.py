@@ -1,7 +1,7 @@
 """Taking over the queue of a worker that does not exist any more.
 
-With fewer workers than before, what the others still hold would never be delivered. The first worker
-takes all of it into its own queue before it delivers anything:
+With fewer workers than before, what the others still hold would never be delivered. The first
+worker takes all of it into its own queue before it delivers anything:
 
     lock       the stray queue, as its owner would
     rename     its directory to a name that no queue ever had: what follows is about this one alone
@@ -9,9 +9,9 @@ takes all of it into its own queue before it delivers anything:
     copy       everything else, and a note of the name, in one transaction that is synced
     remove     the directory, then the note
 
-A crash before the commit leaves the stray queue as it was, and links that mean nothing; one after it
-finds the note, and copies nothing again. So each message is in exactly one queue whenever something
-is delivered.
+A crash before the commit leaves the stray queue as it was, and links that mean nothing; one after
+it finds the note, and copies nothing again. So each message is in exactly one queue whenever
+something is delivered.
 
 Events that are in the log's file already, and looked at for webhooks, go before all others, with
 numbers below zero; the rest come as new ones, and are written and told as those. Calls owed to
@@ -46,7 +46,9 @@ _LOCK_WAIT = timedelta(seconds=3)
 
 
 def orphans(directory: Path, prefix: str, *, present: Collection[str]) -> list[Path]:
-    """The queues below a directory that begin with a prefix and have no worker; and those half adopted."""
+    """The queues below a directory that begin with a prefix and have no worker; and those half
+    adopted.
+    """
     below = sorted(path for path in directory.glob("*/") if (path / DATABASE).exists())
     return [
         path
@@ -160,7 +162,9 @@ def _copy_events(db: sqlite3.Connection) -> None:
 
 
 def _done(db: sqlite3.Connection) -> int:
-    """Up to where nobody has to look at the stray queue's events again: the log, and the webhooks if any."""
+    """Up to where nobody has to look at the stray queue's events again: the log, and the webhooks
+    if any.
+    """
     marks = dict(
         db.execute("SELECT key, value FROM stray.meta WHERE key IN ('log_mark', 'calls_seen')")
     )

@@ -1,4 +1,6 @@
-"""`relay.queue.api_state.ApiState` in the queue's own SQLite file: a few small tables, read and written seldom."""
+"""`relay.queue.api_state.ApiState` in the queue's own SQLite file: a few small tables, read and
+written seldom.
+"""
 
 from __future__ import annotations
 

@@ -165,7 +165,9 @@ def _claim_of(
 
 
 def _claim_one(db: sqlite3.Connection, queue_id: str, domain: str) -> Entry | None:
-    """One entry, or None where its rows are damaged: then the message is set aside and the others go on."""
+    """One entry, or None where its rows are damaged: then the message is set aside and the others
+    go on.
+    """
     rows = db.execute(
         "SELECT idx, domain, state, due, data FROM recipient"
         f" WHERE queue_id = ? AND domain = ? AND place = {READY}",
@@ -196,7 +198,9 @@ def _message(db: sqlite3.Connection, queue_id: str) -> tuple[QueuedMessage, int]
 
 
 def _quarantine(db: sqlite3.Connection, queue_id: str, damage: str) -> None:
-    """Set a message aside as it is, for a person to look at: it stays in the queue and in its state."""
+    """Set a message aside as it is, for a person to look at: it stays in the queue and in its
+    state.
+    """
     log.error("%s: set aside, it is damaged: %s", queue_id, damage)
     db.execute(
         f"UPDATE recipient SET place = {ASIDE} WHERE queue_id = ? AND place IN ({WAITING}, {READY})",
@@ -222,7 +226,9 @@ def release(db: sqlite3.Connection, entries: Iterable[Entry], due: datetime | No
 
 @dataclass(slots=True)
 class Changed:
-    """What a verb did to some messages: the recipients it changed, and how many each state has more."""
+    """What a verb did to some messages: the recipients it changed, and how many each state has
+    more.
+    """
 
     recipients: list[tuple[str, int]] = field(default_factory=list)
     states: Counter[State] = field(default_factory=Counter)
@@ -240,7 +246,8 @@ def _number(state: State | None) -> str:
 
 
 def change(db: sqlite3.Connection, wanted: QueueFilter, verb: str, now: datetime) -> Changed:
-    """Do one verb to some messages: those that the filter names. Only their recipients have still to match.
+    """Do one verb to some messages: those that the filter names. Only their recipients have still
+    to match.
 
     A recipient that is claimed is being tried at this moment: what comes of that stands, so it is
     left as it is and not counted.
@@ -296,7 +303,8 @@ def purge(
 
 
 def pull_forward(db: sqlite3.Connection, now: datetime, latest: datetime) -> None:
-    """What is due later than any wait we give was written while the clock was ahead, and is due now.
+    """What is due later than any wait we give was written while the clock was ahead, and is due
+    now.
 
     But not before its sender wants it to go out.
     """

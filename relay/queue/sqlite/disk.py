@@ -177,8 +177,8 @@ class Spool:
         try:
             self.directory.mkdir(mode=0o700)
         except FileExistsError:
-            # Who made it may have been killed before its name was synced. It may be a mount point as well,
-            # below something that cannot be synced.
+            # Who made it may have been killed before its name was synced. It may be a mount point
+            # as well, below something that cannot be synced.
             with contextlib.suppress(OSError):
                 sync_directory(above)
         else:

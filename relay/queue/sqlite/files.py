@@ -29,7 +29,9 @@ CONTENT = "content"
 
 
 def read_piece(path: Path, offset: int, size_bytes: int) -> bytes:
-    """What begins at `offset` of content that has `size_bytes` in all. `SpoolError` where it has not."""
+    """What begins at `offset` of content that has `size_bytes` in all. `SpoolError` where it has
+    not.
+    """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:

@@ -4,9 +4,9 @@
 
 A worker's queue is its own and has one writer. A policy is for all workers, and any of them may
 fetch it; so this file is not in WAL mode, which in SQLite before 3.51.3 two writers can corrupt,
-but has a rollback journal: whoever writes holds the file for the moment that takes, and others wait.
-It is written once a policy and day. What is written is synced, and so is the end of the journal
-(`synchronous = EXTRA`): a policy that was kept is there after a power cut.
+but has a rollback journal: whoever writes holds the file for the moment that takes, and others
+wait. It is written once a policy and day. What is written is synced, and so is the end of the
+journal (`synchronous = EXTRA`): a policy that was kept is there after a power cut.
 """
 
 from __future__ import annotations

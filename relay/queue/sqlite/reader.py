@@ -2,9 +2,9 @@
 
 Each question is answered in short reads: a long one would keep the write-ahead log from being
 folded back, and everybody else waiting. So a search goes through its table in windows, and of all
-searches one window waits at a time: any other question comes before the next. Large content comes piece
-by piece from its file, on threads of its own. The same questions are asked of a running relay's queue
-and of a stopped one's.
+searches one window waits at a time: any other question comes before the next. Large content comes
+piece by piece from its file, on threads of its own. The same questions are asked of a running
+relay's queue and of a stopped one's.
 """
 
 from __future__ import annotations
@@ -172,7 +172,9 @@ class Reader:
     async def find_messages(
         self, wanted: QueueFilter, *, now: datetime, after: str, limit: int
     ) -> tuple[list[str], str | None]:
-        """The ids of some that match, and up to where the queue was looked through; None: to its end."""
+        """The ids of some that match, and up to where the queue was looked through; None: to its
+        end.
+        """
         ids: list[str] = []
         reached: str | None = after
         while reached is not None and not ids:
@@ -341,8 +343,8 @@ def _look(
 ) -> tuple[list[str], str | None]:
     """The ids of the next messages that match, and up to where that looked; None: to the end.
 
-    Not more of them than have `PAGE_RECIPIENTS` together. Who asks about recipients looks through theirs:
-    a message's row, which has its content in it, is many times longer.
+    Not more of them than have `PAGE_RECIPIENTS` together. Who asks about recipients looks through
+    theirs: a message's row, which has its content in it, is many times longer.
     """
     of_message, of_recipient, values = matching(wanted, now)
     table = "message" if of_recipient == "1" else "recipient"
@@ -394,7 +396,9 @@ def _item(db: sqlite3.Connection, queue_id: str) -> QueuedItem | None:
 
 
 def _listed(db: sqlite3.Connection, ids: Sequence[str]) -> list[ListedMessage]:
-    """Messages in a listing. Nearly all its time goes by here, so nothing is made that is not shown."""
+    """Messages in a listing. Nearly all its time goes by here, so nothing is made that is not
+    shown.
+    """
     found: list[ListedMessage] = []
     recipients: list[ListedRecipient] = []
     for queue_id, reverse_path, arrived, size_bytes, *columns in db.execute(
@@ -497,8 +501,8 @@ def count_states(db: sqlite3.Connection) -> dict[State, int]:
 
 
 def _next_due(db: sqlite3.Connection, skip: str) -> datetime | None:
-    """Ready domains are few steps apart; of those that wait only the first stretch is looked at, since
-    too early an answer costs one look more, and too late a one a delay.
+    """Ready domains are few steps apart; of those that wait only the first stretch is looked at,
+    since too early an answer costs one look more, and too late a one a delay.
     """
     ready = db.execute(
         f"""WITH RECURSIVE ready (domain) AS (
@@ -599,7 +603,9 @@ def _is_over(patience: timedelta, seconds: float, found: Sequence[StoredEvent]) 
 
 
 def _event_bounds(db: sqlite3.Connection, after: int, ascending: bool) -> tuple[int, int]:
-    """The first and the last number that can match. Times say little of them: events commit in any order."""
+    """The first and the last number that can match. Times say little of them: events commit in any
+    order.
+    """
     # Each is one step in the index; asked for together they would be a walk through all.
     low, high = db.execute(
         "SELECT (SELECT min(seq) FROM event), (SELECT max(seq) FROM event)"

@@ -130,7 +130,9 @@ _VERSION_3: Migration = (
 
 
 def _content_to_files(db: sqlite3.Connection) -> None:
-    """Pieces of content become the files that version 4 wants; a crash before the commit leaves both."""
+    """Pieces of content become the files that version 4 wants; a crash before the commit leaves
+    both.
+    """
     directory = Path(db.execute("PRAGMA database_list").fetchone()[2]).parent / CONTENT
     directory.mkdir(mode=0o700, exist_ok=True)
     for (queue_id,) in db.execute("SELECT queue_id FROM message WHERE chunks > 0"):

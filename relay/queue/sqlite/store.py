@@ -1,4 +1,5 @@
-"""The durable queue in one SQLite file, with large content beside it: the `Store` a relay runs with.
+"""The durable queue in one SQLite file, with large content beside it: the `Store` a relay runs
+with.
 
 This is the shell that puts the parts together on the event loop: `Writer` commits, `Reader`
 answers, `Contents` keeps what is large, `HandOff` is the short way from `accept` to `claim_due` for
@@ -120,8 +121,9 @@ class SqliteStore:
     ) -> Self:
         """Take the directory, bring its database up to date and put right what a crash left.
 
-        `max_wait`: the longest a recipient is ever deferred. `reserve_bytes`: no new mail while less
-        room is left. `synchronous` is for tests. `adopting`: queues without an owner, to be taken over.
+        `max_wait`: the longest a recipient is ever deferred. `reserve_bytes`: no new mail while
+        less room is left. `synchronous` is for tests. `adopting`: queues without an owner, to be
+        taken over.
         """
         now = now or datetime.now(UTC)
         make = partial(Spool, directory, reserve_bytes=reserve_bytes, lock_wait=lock_wait)
@@ -144,8 +146,8 @@ class SqliteStore:
         """On the writer's thread, before anything else."""
         check_quickly(db, largest_bytes=_CHECK_LARGEST_BYTES, within=_CHECK_WITHIN)
         migrate(db)
-        # What a killed relay wrote last is read here as committed, and may not be synced yet. What follows
-        # removes files because of it.
+        # What a killed relay wrote last is read here as committed, and may not be synced yet. What
+        # follows removes files because of it.
         commit_something(db, self._spool.directory)
         self._contents.make_directory()
         adopt(db, self._spool.directory, self._adopt)
@@ -223,7 +225,9 @@ class SqliteStore:
         await self._submit(rows)
 
     def _add_message(self, rows: Rows, new: NewMessage, *, in_file: bool = False) -> list[Entry]:
-        """The rows of a new message; returns the entries that are handed over as soon as it is committed."""
+        """The rows of a new message; returns the entries that are handed over as soon as it is
+        committed.
+        """
         message = new.message
         entries = self._entries(new, in_file=in_file)
         soonest = () if message.origin == "dsn" else entries[: self._limits.entries_per_message]
@@ -299,7 +303,9 @@ class SqliteStore:
         skip: Collection[str] = (),
         only: Collection[str] | None = None,
     ) -> list[Entry]:
-        """Entries that are due: from the hand-off, and for a fair part from disk where some wait there."""
+        """Entries that are due: from the hand-off, and for a fair part from disk where some wait
+        there.
+        """
         if limit <= 0:
             return []
         async with self._claiming:
@@ -376,7 +382,9 @@ class SqliteStore:
             self._writer.submit(call)
 
     def _put_back(self, entries: list[Entry]) -> None:
-        """Entries that could not be given out wait in the hand-off again, where they had their room."""
+        """Entries that could not be given out wait in the hand-off again, where they had their
+        room.
+        """
         full = [entry for entry in entries if not self._handoff.reserve(entry)]
         for entry in entries:
             if entry not in full:
@@ -511,9 +519,9 @@ class SqliteStore:
     ) -> ChangeStep:
         """The operator's verb on the next that match.
 
-        They are found and told of by the reader: the writer, which mail waits for, has little to do.
-        What waits in the hand-off is not being tried yet, so it is brought back within reach first. What
-        is claimed by an attempt is left alone.
+        They are found and told of by the reader: the writer, which mail waits for, has little to
+        do. What waits in the hand-off is not being tried yet, so it is brought back within reach
+        first. What is claimed by an attempt is left alone.
         """
         if verb not in VERBS:
             raise SpoolError(f"there is no verb {verb!r}")

@@ -66,7 +66,9 @@ class _Refused(SpoolError):
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """Something to be written. `on_commit` or `on_failure` runs on the event loop before the future ends."""
+    """Something to be written. `on_commit` or `on_failure` runs on the event loop before the future
+    ends.
+    """
 
     future: asyncio.Future[Any]
     on_commit: Callable[[Any], None] | None = None
@@ -88,11 +90,11 @@ class Rows(Request):
     """Rows of new messages, and what an attempt changed.
 
     `finished`: messages whose recipients all became final now, with their number; they leave.
-    `updates`: (queue_id, idx, state, place, due, data) of claimed recipients. `perhaps_done`: messages
-    to leave if no recipient is open any more. `owed`: rows of what is to be reported later, `paid` what
-    was, by (queue_id, idx, is_done). `settled`: a message of which the result tells whether its debts are
-    to be paid now.
-    `takes_in`: mail from outside, which is refused when room gets short.
+    `updates`: (queue_id, idx, state, place, due, data) of claimed recipients. `perhaps_done`:
+    messages to leave if no recipient is open any more. `owed`: rows of what is to be reported
+    later, `paid` what was, by (queue_id, idx, is_done). `settled`: a message of which the result
+    tells whether its debts are to be paid now. `takes_in`: mail from outside, which is refused when
+    room gets short.
     """
 
     messages: list[Row] = field(default_factory=list)
@@ -109,11 +111,12 @@ class Rows(Request):
 
 
 class Writer:
-    """Starts with `start`, which opens the database; ends with `close`, after all that was submitted.
+    """Starts with `start`, which opens the database; ends with `close`, after all that was
+    submitted.
 
-    `on_events` is called on the event loop with what was committed; `on_gone` on the writer's thread
-    with the messages that have left and had a file; `on_well` on the event loop after a commit that
-    follows on trouble.
+    `on_events` is called on the event loop with what was committed; `on_gone` on the writer's
+    thread with the messages that have left and had a file; `on_well` on the event loop after a
+    commit that follows on trouble.
     """
 
     def __init__(
@@ -225,7 +228,9 @@ class Writer:
             self._tell(self._ended, None)
 
     def _begin(self) -> None:
-        """Open the database; on a full disk in the room of the ballast: what is queued can be delivered."""
+        """Open the database; on a full disk in the room of the ballast: what is queued can be
+        delivered.
+        """
         self._spool.create_database()
         try:
             self._db = self._open()
@@ -268,8 +273,8 @@ class Writer:
 
         Results can: nobody stands at a counter for them. With the next message they cost no sync of
         their own, and do not keep it waiting. And where many came together last time, as many get a
-        moment to come again, or the first to be answered would take a sync for itself while the others
-        are still being told; that is short against what a commit costs on this disk.
+        moment to come again, or the first to be answered would take a sync for itself while the
+        others are still being told; that is short against what a commit costs on this disk.
         """
         if all(isinstance(request, Rows) and not request.takes_in for request in batch):
             return _RESULTS_SECONDS
@@ -307,7 +312,9 @@ class Writer:
         return is_full(exc) or (not is_busy(exc) and self._spool.free_bytes() < _HARDLY_ANY_BYTES)
 
     def _make_do(self, batch: list[Request]) -> None:
-        """On a full disk mail can still leave, in the room of the ballast; new mail has to wait outside."""
+        """On a full disk mail can still leave, in the room of the ballast; new mail has to wait
+        outside.
+        """
         self._full_until = time.monotonic() + _FULL_PAUSE_SECONDS
         leaving = []
         for request in batch:
@@ -483,7 +490,9 @@ class Writer:
         )
 
     def _who_leaves(self, db: sqlite3.Connection) -> list[str]:
-        """The messages with a file that this transaction removes; what was undone in it is left out."""
+        """The messages with a file that this transaction removes; what was undone in it is left
+        out.
+        """
         gone = unknown(self._gone, db)
         self._gone.clear()
         return gone
@@ -605,7 +614,9 @@ def commit_something(db: sqlite3.Connection, directory: Path) -> None:
 
 
 class _Trouble:
-    """Says once that the disk fails, and once that it works again; a full disk is not to fill the log too."""
+    """Says once that the disk fails, and once that it works again; a full disk is not to fill the
+    log too.
+    """
 
     def __init__(self) -> None:
         self._said = ""

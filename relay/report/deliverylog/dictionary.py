@@ -292,7 +292,9 @@ def _policies(recipients: Sequence[QueuedRecipient]) -> Fields:
 
 
 def _text(text: str, limit: int = _MAX_TEXT) -> str:
-    """Text that any JSON parser takes and that cannot fill the disk. The common case costs two looks."""
+    """Text that any JSON parser takes and that cannot fill the disk. The common case costs two
+    looks.
+    """
     if len(text) > limit:
         text = text[: limit - 1] + "…"
     if text.isascii():

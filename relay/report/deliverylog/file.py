@@ -99,7 +99,9 @@ class DeliveryLog:
         return self._failures > 0
 
     def reopen(self) -> None:
-        """Begin a new file if the old one was moved away (SIGHUP); a file in trouble is tried at once."""
+        """Begin a new file if the old one was moved away (SIGHUP); a file in trouble is tried at
+        once.
+        """
         self._file.close_first = True
         self._hurry.set()
 
@@ -126,7 +128,9 @@ class DeliveryLog:
             self._ended.set()
 
     async def close(self, *, grace: timedelta = timedelta(seconds=10)) -> None:
-        """Append and sync what is committed, then let the file go; an unwritable file is not waited for."""
+        """Append and sync what is committed, then let the file go; an unwritable file is not waited
+        for.
+        """
         self._closing = True
         self._hurry.set()
         with contextlib.suppress(Exception):  # said already; the next start writes what is owed
@@ -149,7 +153,8 @@ class DeliveryLog:
             try:
                 await loop.run_in_executor(self._thread, self._file.append, batch, sync)
             except _NotSynced:
-                # What the kernel failed to write it may have forgotten: all since the last good sync again.
+                # What the kernel failed to write it may have forgotten: all since the last good
+                # sync again.
                 self._position = self._synced
                 raise
             if batch:
@@ -298,7 +303,9 @@ def _sync_directory(directory: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(fd: int) -> Iterator[None]:
-    """Hold the file's lock, which the other workers take too. A file system without locks has one writer."""
+    """Hold the file's lock, which the other workers take too. A file system without locks has one
+    writer.
+    """
     until = time.monotonic() + _LOCK_PATIENCE
     while True:
         try:

@@ -166,7 +166,9 @@ async def test_verb_does_not_change_a_recipient_in_a_final_state(store):
 
 @pytest.mark.parametrize("verb", ["hold", "remove", "retry"])
 async def test_verb_does_not_change_a_recipient_that_is_being_tried(store, verb):
-    """Whether the next hop has taken it is not known yet: it can be neither kept back nor taken back."""
+    """Whether the next hop has taken it is not known yet: it can be neither kept back nor taken
+    back.
+    """
     new = new_message()
     queue_id = new.message.queue_id
     await store.accept(new)

@@ -142,7 +142,9 @@ async def test_failure_during_the_report_of_its_delay_stays_pending(store):
 
 
 async def test_message_with_a_pending_report_is_removed_after_the_report(store):
-    """The operator has parted them, so that one of them is owed a word of when all of them end at once."""
+    """The operator has parted them, so that one of them is owed a word of when all of them end at
+    once.
+    """
     [entry] = await entries_of(store, "a@one.example", "b@one.example")
     part = replace(entry, recipients=entry.recipients[:1])
     rest = replace(entry, recipients=entry.recipients[1:])

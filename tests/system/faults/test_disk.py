@@ -166,9 +166,9 @@ def test_a_limit_on_file_sizes_refuses_for_now(tmp_path: Path, mx: Sink) -> None
 def read_only(relay: Relay, directory: Path) -> Iterator[None]:
     """The file system goes read-only under the relay, and is read-write again at the end.
 
-    `mount -o remount,ro` is refused while a file is open for writing, as the database is. So a read-only
-    mount of the directory itself goes on top of it: no file can be made, removed or opened for writing. And
-    to what was open before, writing fails by strace.
+    `mount -o remount,ro` is refused while a file is open for writing, as the database is. So a
+    read-only mount of the directory itself goes on top of it: no file can be made, removed or
+    opened for writing. And to what was open before, writing fails by strace.
     """
     view = relay.directory / "view"
     view.mkdir()
@@ -224,7 +224,7 @@ def test_a_file_system_that_goes_read_only_refuses_for_now(tmp_path: Path, mx: S
     )
 
 
-# --- failing calls ------------------------------------------------------------------------------------
+# --- failing calls --------------------------------------------------------------------------------
 
 
 @traced
@@ -335,7 +335,7 @@ def test_a_database_locked_by_another_program_is_a_delay(
         ledger.check_refused(mx)
 
 
-# --- damage -------------------------------------------------------------------------------------------
+# --- damage ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture

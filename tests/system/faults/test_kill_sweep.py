@@ -1,7 +1,8 @@
 """kill -9 at the N-th call: whatever the relay was just doing, what was answered 250 is not lost.
 
-Each round attaches to a running relay, hands it mail, lets it die at its N-th call of a kind, starts it
-again on the same queue and holds the ledger against what arrived. The restarted relay is the next round's.
+Each round attaches to a running relay, hands it mail, lets it die at its N-th call of a kind,
+starts it again on the same queue and holds the ledger against what arrived. The restarted relay is
+the next round's.
 
     pwrite64, fdatasync          while receiving and delivering: every commit, at every page and sync
     pwrite64 to the database     while the write-ahead log is folded back
@@ -199,7 +200,7 @@ def test_the_sweep_sees_a_relay_that_answers_before_it_commits(tmp_path: Path) -
             sweep()
 
 
-# --- at moments of chance -----------------------------------------------------------------------------
+# --- at moments of chance -------------------------------------------------------------------------
 
 CROWD: dict[str, Any] = {
     "clients": 2,
@@ -220,7 +221,8 @@ def test_kill_9_at_any_moment_under_load_loses_nothing(tmp_path: Path, long_form
 
 
 def killed_under_load(directory: Path, sweep: Sweep, whom: Sequence[str], *, workers: int) -> None:
-    """Kill while a crowd hands in and mail goes out; then let all of it arrive, and hold it against the log.
+    """Kill while a crowd hands in and mail goes out; then let all of it arrive, and hold it against
+    the log.
 
     What comes twice was being delivered at a kill: an attempt for each place there is.
     """
@@ -306,7 +308,7 @@ def files_open(relay: Relay) -> int:
     return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in workers_of(relay) or [relay.pid])
 
 
-# --- start --------------------------------------------------------------------------------------------
+# --- start ----------------------------------------------------------------------------------------
 
 
 async def filled(directory: Path, known: list[str]) -> None:

@@ -32,14 +32,18 @@ def mx() -> Iterator[Sink]:
 
 @pytest.fixture
 def relay(tmp_path: Path, mx: Sink) -> Iterator[Relay]:
-    """With mail for two dead domains from two senders, deferred or put off, and a third that is well."""
+    """With mail for two dead domains from two senders, deferred or put off, and a third that is
+    well.
+    """
     routes: dict[str, Any] = {"one.example": NOBODY, "two.example": NOBODY, **mx.route}
     with relay_process(tmp_path, routes=routes) as running:
         yield running
 
 
 def fill(relay: Relay, *pairs: tuple[str, str]) -> list[str]:
-    """A message for each (sender, recipient); their queue ids, when each dead domain has been tried."""
+    """A message for each (sender, recipient); their queue ids, when each dead domain has been
+    tried.
+    """
     ids: list[str] = []
     for sender, recipient in pairs:
         ledger = Ledger()

@@ -1,4 +1,6 @@
-"""What happens to the process: signals, a clock that jumps, too few files. None is lost, none stuck."""
+"""What happens to the process: signals, a clock that jumps, too few files. None is lost, none
+stuck.
+"""
 
 from __future__ import annotations
 
@@ -149,7 +151,7 @@ def last_reply(client: socket.socket) -> tuple[int, str]:
     return int(line[:3] or 0), line
 
 
-# --- the clock ----------------------------------------------------------------------------------------
+# --- the clock ------------------------------------------------------------------------------------
 
 
 def set_clock(directory: Path, days: int) -> None:
@@ -193,7 +195,7 @@ async def test_a_clock_that_jumps_neither_bounces_mail_nor_holds_it_up(
     assert sender.messages == []
 
 
-# --- files --------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.needs("prlimit")
@@ -239,7 +241,7 @@ def test_400_clients_with_256_files_cost_no_mail(tmp_path: Path, mx: Sink) -> No
         )
 
 
-# --- the last answer ----------------------------------------------------------------------------------
+# --- the last answer ------------------------------------------------------------------------------
 
 
 async def test_a_lost_last_answer_is_in_doubt_and_tried_again_and_said_so(sandbox: Sandbox) -> None:
@@ -408,7 +410,7 @@ def test_what_was_answered_250_survives_the_kernels_want_of_memory(
     sys.stderr.write(f"\nkilled for memory: {len(ledger.accepted)} answered 250, 0 lost\n")
 
 
-# --- the delivery log ---------------------------------------------------------------------------------
+# --- the delivery log -----------------------------------------------------------------------------
 
 
 def logged(relay: Relay, *more: Path) -> set[str]:

@@ -78,7 +78,7 @@ def head(
     return ("\r\n".join(lines) + "\r\n\r\n").encode()
 
 
-# --- the key comes first ----------------------------------------------------------------------------
+# --- the key comes first --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ async def test_a_client_that_sends_a_whole_upload_before_it_reads_still_reads_it
         assert await client.status() == status
 
 
-# --- pace and room ----------------------------------------------------------------------------------
+# --- pace and room --------------------------------------------------------------------------------
 
 
 async def test_uploads_that_stop_are_cut_and_hold_up_nobody(
@@ -260,7 +260,7 @@ async def test_four_large_urlencoded_bodies_cost_their_size_and_not_nine_times_a
     assert large[0] == 413
 
 
-# --- what HTTP has besides -----------------------------------------------------------------------------
+# --- what HTTP has besides ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -280,7 +280,7 @@ async def test_four_large_urlencoded_bodies_cost_their_size_and_not_nine_times_a
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     ],
 )  # fmt: skip
-async def test_what_is_no_clean_request_is_400_and_ends_the_connection(
+async def test_malformed_request_is_400_and_ends_the_connection(
     dial: Dial, rig: Rig, octets: bytes
 ) -> None:
     client = await dial()
@@ -378,7 +378,7 @@ async def test_many_who_ask_for_the_health_are_one_question(dial: Dial, rig: Rig
     await listening.close()
 
 
-# --- forms, octet by octet ---------------------------------------------------------------------------
+# --- forms, octet by octet ------------------------------------------------------------------------
 
 
 def parse(kind: str, body: bytes, step: int = 1 << 20) -> Form:

@@ -1,4 +1,6 @@
-"""Who gets in at the HTTP port, how long a request may take to come, and which certificate is shown."""
+"""Who gets in at the HTTP port, how long a request may take to come, and which certificate is
+shown.
+"""
 
 from __future__ import annotations
 

@@ -251,7 +251,7 @@ async def test_a_worker_tells_the_webhooks_that_another_keeps(store: SqliteStore
     assert [one["event-data"]["queue-id"] for one in ear.heard] == ["Q1"]
 
 
-# --- where a webhook may lead -----------------------------------------------------------------------
+# --- where a webhook may lead ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

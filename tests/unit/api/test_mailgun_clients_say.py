@@ -1,4 +1,6 @@
-"""What the mailers of Rails, WordPress, Symfony and Django send, and what becomes of each parameter."""
+"""What the mailers of Rails, WordPress, Symfony and Django send, and what becomes of each
+parameter.
+"""
 
 from __future__ import annotations
 
@@ -150,7 +152,7 @@ def test_every_parameter_is_in_the_table_of_the_page_with_what_becomes_of_it():
         assert set(re.findall(r"`([^`]+)`", row)) - {"t:"} == names
 
 
-def test_what_is_refused_is_refused_by_name_and_only_where_it_says_something():
+def test_refused_option_is_400_by_name_unless_it_is_empty():
     for name in (*REFUSED, "t:variables", "t:text", "o:unheard-of", "unheard-of", "o:dkim-key"):
         assert name in refusal(checked_message, form((name, "yes")))
         assert name in refusal(checked_mime, Form((("to", "b@d.example"), (name, "yes"))))
@@ -162,7 +164,7 @@ def test_a_file_that_nobody_chose_in_a_browser_is_none():
     assert octets(("attachment", ""), ("inline", "")) == octets()
 
 
-def test_what_is_ignored_leaves_the_message_as_it_is():
+def test_ignored_option_leaves_the_message_as_it_is():
     fields = [(name, value) for name in sorted(IGNORED) for value in ("htmlonly", "no")]
     assert octets(*fields) == octets()
 
@@ -291,7 +293,7 @@ def test_several_authors_stand_in_one_field_and_the_first_is_the_sender():
 # --- header fields --------------------------------------------------------------------------------
 
 
-def test_what_the_relay_makes_itself_is_passed_over():
+def test_header_fields_that_the_relay_makes_itself_are_passed_over():
     handed = [
         ("h:content-type", 'multipart/mixed; boundary="x"; charset=UTF-8'),
         ("h:Content-Transfer-Encoding", "7bit"),

@@ -1,4 +1,6 @@
-"""The first worker's view of all queues: what the HTTP interface lists, shows, changes and pages through."""
+"""The first worker's view of all queues: what the HTTP interface lists, shows, changes and pages
+through.
+"""
 
 from __future__ import annotations
 

@@ -78,7 +78,9 @@ def contexts(ca_file: str) -> TlsContexts:
 
 
 class Rig:
-    """Mail hosts, and attempts at them. Hosts are at 127.0.1.1, 127.0.1.2 and so on, with a port each."""
+    """Mail hosts, and attempts at them. Hosts are at 127.0.1.1, 127.0.1.2 and so on, with a port
+    each.
+    """
 
     def __init__(self, authority: Authority, contexts: TlsContexts, stack: AsyncExitStack) -> None:
         self.authority = authority

@@ -1,4 +1,6 @@
-"""Next hops of the operator's own: credentials, TLS from the first byte; and hosts with odd manners."""
+"""Next hops of the operator's own: credentials, TLS from the first byte; and hosts with odd
+manners.
+"""
 
 from __future__ import annotations
 

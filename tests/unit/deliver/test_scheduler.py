@@ -36,7 +36,9 @@ Behaviour = Callable[[Entry], Outcome]
 
 
 class Attempts:
-    """Attempts that end as the test says, at once unless their domain is held; each is written down."""
+    """Attempts that end as the test says, at once unless their domain is held; each is written
+    down.
+    """
 
     def __init__(self, behaviour: Behaviour = lambda entry: OK) -> None:
         self.behaviour = behaviour
@@ -139,7 +141,8 @@ async def test_mail_that_arrives_is_tried_at_once(queue):
 
 
 async def test_an_alarm_that_rings_a_moment_before_the_hour_is_set_again(queue):
-    # Timers and the wall clock are two clocks, and a loop rounds its timers: uvloop's to milliseconds.
+    # Timers and the wall clock are two clocks, and a loop rounds its timers: uvloop's to
+    # milliseconds.
     began = datetime.now(UTC)
 
     def slow_clock() -> datetime:
@@ -178,7 +181,7 @@ async def test_an_idle_scheduler_asks_the_store_for_nothing(queue):
         assert queue.claims <= 2
 
 
-# --- nobody waits for somebody else -------------------------------------------------------------------------
+# --- nobody waits for somebody else ---------------------------------------------------------------
 
 
 async def test_two_thousand_for_a_dead_destination_do_not_delay_one_for_another(queue):
@@ -349,7 +352,7 @@ async def test_mail_too_old_ends_though_its_destination_is_silent(queue):
     assert [report.recipients[0].address for report in queue.reports] == ["a@a.example"]
 
 
-# --- nothing is lost ----------------------------------------------------------------------------------------
+# --- nothing is lost ------------------------------------------------------------------------------
 
 
 async def test_an_error_of_ours_is_a_deferral_and_not_a_hot_loop(queue, caplog):
@@ -414,7 +417,7 @@ async def test_a_queue_that_cannot_be_read_is_read_again(queue, caplog):
         await queue.until(1, within=timedelta(seconds=2))
 
 
-# --- reports ------------------------------------------------------------------------------------------------
+# --- reports --------------------------------------------------------------------------------------
 
 
 async def test_a_bounce_and_its_report_commit_together(queue):
@@ -450,7 +453,7 @@ async def test_a_report_is_never_sent_more_weakly_than_its_message(queue):
     assert queue.reports[0].recipients[0].settings == required
 
 
-# --- rules of today -----------------------------------------------------------------------------------------
+# --- rules of today -------------------------------------------------------------------------------
 
 
 async def test_rules_that_became_stricter_hold_for_mail_that_waits(queue):
@@ -475,7 +478,7 @@ async def test_rules_that_became_laxer_do_not(queue):
     assert attempts.made[0].settings == stored
 
 
-# --- the end ------------------------------------------------------------------------------------------------
+# --- the end --------------------------------------------------------------------------------------
 
 
 async def test_draining_waits_for_attempts_under_way_and_begins_no_other(queue):

@@ -299,7 +299,9 @@ async def test_a_report_is_as_well_protected_as_any_recipient_it_tells_about(sto
 
 
 async def test_all_that_nobody_was_left_to_tell_is_told_at_the_next_start(store, monkeypatch):
-    """A crash came between the results and the report; and it is more than one look at the store finds."""
+    """A crash came between the results and the report; and it is more than one look at the store
+    finds.
+    """
     monkeypatch.setattr(scheduler, "_DEBTS_PAGE", 5)
     for number in range(12):
         await accept(store, f"{number}@b.example", f"{number}@c.example")

@@ -156,7 +156,7 @@ async def test_tls_is_not_older_than_min_version(web: Web) -> None:
         (WebAnswer(POLICY, pause=0.1), PolicyError.FETCH, "longer than 0.5 s"),
     ],
 )
-async def test_what_a_server_answers(
+async def test_answer_of_a_policy_host_is_a_policy_or_a_named_error(
     web: Web, answer: WebAnswer, error: PolicyError | None, words: str
 ) -> None:
     host = await web.serve(answer)
@@ -231,7 +231,7 @@ async def test_a_server_that_says_nothing_before_tls_is_not_waited_for(web: Web)
 # --- many domains at one server -------------------------------------------------------------------
 
 
-async def test_no_more_than_some_are_fetched_at_a_time(web: Web) -> None:
+async def test_policy_fetches_at_a_time_are_limited(web: Web) -> None:
     answers, port = WebAnswer(POLICY, delay=0.3), free_port("0.0.0.0")
     hosts = [
         await web.serve(answers, f"d{number}.example", address=f"127.0.1.{number + 1}", port=port)

@@ -121,7 +121,7 @@ async def test_without_a_policy_there_is_no_floor_but_the_reason(
     assert not (await world.floor()).is_looked_at
 
 
-async def test_what_is_to_be_ignored_is_not_looked_up(world: World) -> None:
+async def test_ignored_policy_is_not_looked_up(world: World) -> None:
     world.record("1")
     assert await world.floor(FloorUse.IGNORE) is NO_STS
     assert await world.policies.floor("") is NO_STS  # an address has no policy
@@ -321,7 +321,7 @@ async def test_a_policy_in_force_holds_while_a_newer_one_is_slow_to_come(
     assert (floor.id, floor.holds) == ("1", True)
 
 
-async def test_who_is_cancelled_does_not_take_the_fetch_away_from_others(world: World) -> None:
+async def test_cancelled_attempt_does_not_end_the_fetch_for_others(world: World) -> None:
     world.record("1")
     world.gate.clear()
     one, other = (asyncio.create_task(world.floor()) for _ in range(2))
@@ -331,7 +331,7 @@ async def test_who_is_cancelled_does_not_take_the_fetch_away_from_others(world: 
     assert (await other).holds
 
 
-async def test_what_another_worker_fetched_is_not_fetched_again(world: World) -> None:
+async def test_policy_that_another_worker_fetched_is_not_fetched_again(world: World) -> None:
     other = world.worker()
     world.record("1")
     await other.floor(DOMAIN)
@@ -444,7 +444,7 @@ async def test_a_domain_without_a_record_has_nothing_to_refresh(world: World) ->
     assert (found.kept, found.reason) == (None, "example.net has no record at _mta-sts.example.net")
 
 
-async def test_what_the_operator_forgets_is_forgotten_by_all_workers_within_seconds(
+async def test_policy_the_operator_forgets_is_forgotten_by_all_workers_within_seconds(
     world: World,
 ) -> None:
     other = world.worker()

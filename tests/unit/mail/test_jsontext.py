@@ -1,4 +1,6 @@
-"""JSON as the delivery log has it: whatever text it tells of, a line is ASCII and any parser reads it."""
+"""JSON as the delivery log has it: whatever text it tells of, a line is ASCII and any parser reads
+it.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from contextlib import suppress
 
 import pytest
@@ -204,3 +205,19 @@ def test_a_wish_is_read_or_refused_but_never_overlooked(header):
         assert asked or nearly & {name.lower().replace(b"-", b"") for name in NAMES}
         return
     assert (wishes == NO_WISHES) == (not asked)
+
+
+@pytest.mark.parametrize(
+    "filler",
+    [b"a:\r\n", b"S: x\r\n require-tls\r\n", b"X-Require-TLS: yes\r\n", b"S: require-tls\r\n"],
+)
+def test_a_header_section_of_a_megabyte_with_a_policy_field_is_read_in_linear_time(filler):
+    def seconds(octets: int) -> float:
+        header = filler * (octets // len(filler)) + b"X-Require-TLS: yes\r\n"
+        began = time.process_time()
+        assert read_wishes(header) == Wishes(require_tls=True)
+        assert b"X-Require" not in strip_policy_fields(header)
+        return time.process_time() - began
+
+    seconds(1000)
+    assert seconds(1_000_000) < 40 * max(seconds(100_000), 0.002)

@@ -107,7 +107,8 @@ OVERLAY = {
 @pytest.mark.parametrize(
     ("sender", "recipient_domain", "wishes", "require", "skip"),
     [
-        # It stands above the file's rule of the same domain, and is exact: sub-domains have none of it.
+        # It stands above the file's rule of the same domain, and is exact: sub-domains have none of
+        # it.
         ("a@Example.COM", "b.example", NO_WISHES, "no api example.com", "yes api example.com"),
         ("a@new.example", "b.example", NO_WISHES, "yes api new.example", "no default default"),
         (
@@ -317,7 +318,7 @@ def test_a_lock_set_while_a_message_waits_holds_for_it_too():
     assert unlocked == now
 
 
-# --- what holds for all rules, senders and wishes -----------------------------------------------------------
+# --- what holds for all rules, senders and wishes -------------------------------------------------
 
 MAYBE = st.sampled_from([None, False, True])
 DOMAINS = st.sampled_from(
@@ -410,7 +411,7 @@ def test_the_rule_of_a_recipient_domain_beats_the_word_for_all(domain: str, use:
     assert mta_sts_use(rules, domain) is use
 
 
-def test_what_is_said_of_mta_sts_changes_neither_setting() -> None:
+def test_mta_sts_in_a_rule_changes_neither_setting() -> None:
     rules = PolicyRules(destinations={"a.example": DestinationRule(mta_sts=FloorUse.IGNORE)})
     assert resolve(rules, reverse_path="b@b.example", recipient_domain="a.example") == resolve(
         PolicyRules(), reverse_path="b@b.example", recipient_domain="a.example"

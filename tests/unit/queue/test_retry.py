@@ -201,7 +201,9 @@ def test_age_is_never_negative_and_never_more_than_the_clock_says(age, attempts,
 
 @given(st.lists(st.floats(-0.1, 0.1), min_size=200, max_size=200))
 def test_with_any_jitter_a_restart_at_the_end_does_not_stretch_a_life(jitters):
-    """Every attempt made when due: at the end of the lifetime the attempts themselves account for it."""
+    """Every attempt made when due: at the end of the lifetime the attempts themselves account for
+    it.
+    """
     now = NOON
     for attempts, jitter in enumerate(jitters, 1):
         at = next_attempt(

@@ -1,4 +1,6 @@
-"""The queue of a worker that is no more is taken over whole, once, and before anything is delivered."""
+"""The queue of a worker that is no more is taken over whole, once, and before anything is
+delivered.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""How the SQLite store searches: in windows, within steps, and the queue of a relay that does not run."""
+"""How the SQLite store searches: in windows, within steps, and the queue of a relay that does not
+run.
+"""
 
 from __future__ import annotations
 

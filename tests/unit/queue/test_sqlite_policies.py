@@ -80,7 +80,7 @@ async def test_policies_are_listed_by_domain_in_pages(cache: SqlitePolicyCache) 
     assert [one.domain for one in await cache.policies(after="b.example")] == ["c.example"]
 
 
-async def test_what_is_to_be_refreshed_is_found_in_its_order(cache: SqlitePolicyCache) -> None:
+async def test_policies_due_for_a_refresh_are_found_in_order(cache: SqlitePolicyCache) -> None:
     hour = timedelta(hours=1)
     for name, due in (("later", 3 * hour), ("now", hour), ("first", 0 * hour)):
         await cache.keep(policy(f"{name}.example", due=due))
@@ -89,7 +89,7 @@ async def test_what_is_to_be_refreshed_is_found_in_its_order(cache: SqlitePolicy
     assert len(await cache.refresh_due(now=NOW + hour, limit=1)) == 1
 
 
-async def test_what_one_worker_keeps_the_others_have(tmp_path: Path) -> None:
+async def test_policy_kept_by_one_worker_is_there_for_the_others(tmp_path: Path) -> None:
     one, other = await asyncio.gather(*(SqlitePolicyCache.open(tmp_path) for _ in range(2)))
     await one.keep(policy())
     assert await other.policy("example.net") == policy()
@@ -131,7 +131,7 @@ async def test_a_commit_is_synced_and_the_file_is_for_its_owner_alone(tmp_path: 
     await cache.close()
 
 
-async def test_who_only_looks_changes_nothing(tmp_path: Path) -> None:
+async def test_reading_the_policies_changes_nothing(tmp_path: Path) -> None:
     looking = PoliciesToRead(tmp_path / POLICIES)
     await looking.keep(policy())
     assert await looking.policy("example.net") is None

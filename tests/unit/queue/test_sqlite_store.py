@@ -1,4 +1,6 @@
-"""What the SQLite store does beyond `tests/contract/store`: files of content, the hand-off, damaged rows."""
+"""What the SQLite store does beyond `tests/contract/store`: files of content, the hand-off, damaged
+rows.
+"""
 
 from __future__ import annotations
 

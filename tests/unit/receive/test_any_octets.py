@@ -1,4 +1,6 @@
-"""Whatever a client says: replies are replies, nobody relays who may not, and nothing of ours breaks."""
+"""Whatever a client says: replies are replies, nobody relays who may not, and nothing of ours
+breaks.
+"""
 
 from __future__ import annotations
 

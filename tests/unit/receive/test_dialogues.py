@@ -1,8 +1,10 @@
-r"""Dialogues with the listener: text files in tests/dialogues, one behaviour each, the name as the claim.
+r"""Dialogues with the listener: text files in tests/dialogues, one behaviour each, the name as the
+claim.
 
 # text           a comment; text in parentheses at the end of a line is one too
 L: key=value …   the listener: tls, auth, bare_newline, auth_without_tls, add_missing_headers,
-                 proxy_protocol, helo_required; and networks=… recipients=… message_size=… received_hops=…
+                 proxy_protocol, helo_required; and networks=… recipients=… message_size=…
+                 received_hops=…
 F: full          the store has no room;  F: broken  it fails
 C: line          the client says this, CRLF added.  \r \n \t \0 \\ \xNN; {800*x} is 800 times x
 C< octets        … without CRLF

@@ -1,4 +1,6 @@
-"""TLSA records against certificates of every kind: which records count, and which certificate meets them."""
+"""TLSA records against certificates of every kind: which records count, and which certificate meets
+them.
+"""
 
 from __future__ import annotations
 
@@ -206,7 +208,7 @@ async def looked_up(bases, records, *, names=(), is_enforced=True, is_validating
     ],
 )
 @pytest.mark.parametrize("is_enforced", [False, True])
-async def test_what_an_answer_asks_for(answer, state, is_enforced):
+async def test_tlsa_answer_decides_the_state_of_the_host(answer, state, is_enforced):
     floor, asked = await looked_up([NAME], {f"_2525._tcp.{NAME}": answer}, is_enforced=is_enforced)
     assert (floor.state, floor.is_enforced) == (state, is_enforced)
     assert asked == [f"TLSA _2525._tcp.{NAME}"]

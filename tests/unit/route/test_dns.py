@@ -225,7 +225,9 @@ class Scripted(asyncio.DatagramProtocol):
 
 
 async def asked_of(respond, question, name):
-    """What the resolver makes of the responses: `question` is DnsResolver.mx or DnsResolver.addresses."""
+    """What the resolver makes of the responses: `question` is DnsResolver.mx or
+    DnsResolver.addresses.
+    """
     loop = asyncio.get_running_loop()
     transport, _ = await loop.create_datagram_endpoint(
         lambda: Scripted(respond), local_addr=("127.0.0.1", 0)
@@ -344,7 +346,7 @@ async def test_an_answer_that_comes_too_late_is_no_answer(server, hasty):
 # --- validation -------------------------------------------------------------------------------
 
 
-async def test_what_is_validated_is_told_of_each_answer(server, resolver):
+async def test_each_dns_answer_says_whether_it_was_validated(server, resolver):
     server.sign("signed.example")
     server.mx("signed.example", (10, "mx.signed.example"))
     server.a("mx.signed.example", "11.22.33.1")
@@ -436,7 +438,9 @@ async def test_tlsa_records_that_cannot_be_had_are_not_no_records(server, hasty,
 
 @pytest.mark.parametrize("trust", list(TrustAd))
 @pytest.mark.parametrize("validates", [False, True])
-async def test_whose_word_is_believed(server, trust, validates, caplog):
+async def test_validation_is_believed_of_trusted_name_servers_only(
+    server, trust, validates, caplog
+):
     server.sign("example")
     server.validates = validates
     server.mx("example", (10, "mx.example"), authentic=True)

@@ -1,4 +1,6 @@
-"""What a recipient's domain asks of a host: every cell of the table of floors, and which floor a host is under."""
+"""What a recipient's domain asks of a host: every cell of the table of floors, and which floor a
+host is under.
+"""
 
 from __future__ import annotations
 
@@ -163,7 +165,7 @@ PROOFS = [
 
 
 @pytest.mark.parametrize(("floor", "proofs"), PROOFS)
-def test_what_a_host_has_to_prove(floor, proofs):
+def test_host_has_to_prove_what_its_floor_and_the_settings_ask(floor, proofs):
     for (require, skip), proof in zip(SETTINGS, proofs, strict=True):
         needed = under(needs(require, skip), floor, OPTIONS)
         looks = proof in (Proof.PKIX, Proof.DANE) or not skip
@@ -236,7 +238,7 @@ FOUND = [
 @pytest.mark.parametrize(("dane", "sts", "asks", "held", "used", "kind", "mode", "result"), FOUND)
 @pytest.mark.parametrize("mx_secure", [False, True])
 @pytest.mark.parametrize("waived", [None, Waived.DESTINATION])
-def test_which_floor_a_host_is_under(
+def test_host_is_under_the_floor_that_dane_and_mta_sts_give(
     dane, sts, asks, held, used, kind, mode, result, mx_secure, waived
 ):
     found = floor_at(NAME, dane=dane, sts=sts, mx_secure=mx_secure, waived=waived)
@@ -304,7 +306,7 @@ def test_a_host_that_no_pin_allows_is_known_before_its_tlsa_records_are_asked_fo
 
 
 @pytest.mark.parametrize("floor", [DANE, STS, UNUSABLE_FLOOR, replace(DANE, is_enforced=False)])
-def test_what_a_floor_holds_against_a_host(floor):
+def test_policy_result_names_why_a_host_fails_its_floor(floor):
     found = {
         each: policy_result(floor, each, PolicyResult.EXPIRED if each == "unverified" else None)
         for each in Situation
@@ -366,7 +368,7 @@ def test_under_unusable_records_a_certificate_that_does_not_verify_keeps_its_tls
         ),
     ],
 )
-def test_what_a_host_must_prove_begins_with_who_asks_for_it(floor, first, last):
+def test_sentence_about_a_host_begins_with_who_asks_for_the_proof(floor, first, last):
     told = describe(under(needs(False, True), floor, OPTIONS), HOST)
     assert told[:3] == (first, "the host must offer TLS, TLSv1.2 or later", last)
 

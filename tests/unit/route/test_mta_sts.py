@@ -251,7 +251,7 @@ def test_a_star_is_exactly_one_label(pattern: str, name: str, is_named: bool) ->
         ("", False),
     ],
 )
-def test_what_may_be_a_pattern(text: str, is_one: bool) -> None:
+def test_mx_pattern_is_a_name_or_one_wildcard_label(text: str, is_one: bool) -> None:
     assert is_pattern(text) is is_one
 
 

@@ -593,7 +593,7 @@ async def naming_of(dns: FakeDns, domain: str, **options: Any) -> tuple[Naming, 
 
 
 @pytest.mark.parametrize("is_signed", [False, True])
-async def test_who_named_a_mail_host_is_known_with_its_route(is_signed):
+async def test_route_says_whether_dns_or_the_operator_named_the_host(is_signed):
     answer = MxAnswer((MxRecord(10, "mx.example"),), authenticated=is_signed, canonical="b.example")
     dns = FakeDns(mx_records={"a.example": answer}, hosts={"mx.example": signed("11.22.33.1")})
     domains = ("a.example", "b.example") if is_signed else ()
