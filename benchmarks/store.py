@@ -109,7 +109,7 @@ async def run(directory: Path, messages: int, lanes: int, size_bytes: int) -> No
     await asyncio.gather(*map(lane, range(lanes)))
     await all_done.wait()
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
-    writer = time.clock_gettime(time.pthread_getcpuclockid(store._writer._thread.ident or 0))
+    writer = time.clock_gettime(time.pthread_getcpuclockid(store.writer.thread.ident or 0))
     total = per_lane * lanes
     print(
         f"{lanes} lanes, {size_bytes} octets: {total / seconds:.0f} accepted and recorded/s, "

@@ -55,6 +55,7 @@ PUT_TOGETHER = {"config": 0, "daemon": 1, "sandbox": 2, "cli": 3, "__main__": 4}
 
 # The shells: they may touch network, disk, database or clock.
 SHELLS = {
+    "relay.queue.dispatch",
     "relay.queue.engine",
     "relay.queue.sqlite",
     "relay.route.dns",

@@ -72,9 +72,9 @@ async def expect_kept(
         spool, synchronous=synchronous, adopting=orphans(spool, "worker-", present=())
     )
     try:
-        assert await store._reader.ask(
-            lambda db: db.execute("PRAGMA integrity_check").fetchall()
-        ) == [("ok",)]
+        assert await store.ask(lambda db: db.execute("PRAGMA integrity_check").fetchall()) == [
+            ("ok",)
+        ]
         listed = await store.list_messages(QueueFilter(), now=datetime.now(UTC), limit=9999)
         here = {message.queue_id for message in listed}
         lost = set(told.accepted) - here - set(told.delivered)

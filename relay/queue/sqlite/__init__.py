@@ -1,14 +1,18 @@
 """The queue in one SQLite file, synced at every commit: the embedded engine.
 
-store    the `Store` itself, on the event loop
-writer   the one thread that writes: group commit, checkpoints, failures of the disk
-reader   the thread that reads; also for the queue of a relay that does not run
-api_state what the HTTP interface keeps beside the queue
-policies what is kept of MTA-STS, in a file of its own for all workers
-claims   what is done to recipients inside a transaction
-schema   tables and migrations
-disk     the directory: lock, ballast, opening, translation of errors
-adopt    the queue of a worker that is no more
+store       the `Store` itself, on the event loop
+commit      the one thread that writes: group commit and failures; `request`, `room`, `wal` serve it
+statements  what a commit writes: rows of many requests, numbers of events
+claims      what is done to recipients inside a transaction: claims, verbs, recovery
+reader      the thread that reads; also for the queue of a relay that does not run
+messages, events, matching
+            the questions it answers
+contents    large content in files of its own (`files`), `staging` before its commit
+api_state   what the HTTP interface keeps beside the queue
+policies    what is kept of MTA-STS, in a file of its own for all workers
+schema      tables and migrations
+disk        the directory: lock, ballast, opening, translation of errors
+adopt       the queue of a worker that does not exist any more
 """
 
 from relay.queue.sqlite.adopt import orphans

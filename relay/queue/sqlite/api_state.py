@@ -6,10 +6,9 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
-from functools import partial
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from relay.queue.api_state import DomainSettings, PendingCall, Webhook
 from relay.queue.rows import micros, moment
@@ -19,63 +18,59 @@ __all__ = ["SqliteApiState", "domain_settings"]
 
 _SINCE_VERSION = 3
 
-Question = Callable[[sqlite3.Connection], Any]
+T = TypeVar("T")
+
+
+class Ask(Protocol):
+    """Has a function work on a connection, which is its first argument."""
+
+    async def __call__(self, question: Callable[..., T], /, *args: Any) -> T: ...
 
 
 class SqliteApiState:
-    """`read` asks a question on the reader's connection, `write` works on the writer's and commits."""
+    """`read` asks a question on the reader's connection, `write` works on the writer's."""
 
-    def __init__(
-        self,
-        read: Callable[[Question], Awaitable[Any]],
-        write: Callable[[Question], Awaitable[Any]],
-    ) -> None:
+    def __init__(self, read: Ask, write: Ask) -> None:
         self._read = read
         self._write = write
 
     async def domain_settings(self) -> Mapping[str, DomainSettings]:
         """All of them, by domain."""
-        found: Mapping[str, DomainSettings] = await self._read(domain_settings)
-        return found
+        return await self._read(domain_settings)
 
     async def set_domain_settings(self, domain: str, settings: DomainSettings) -> DomainSettings:
         """Set what is not None."""
-        changed: DomainSettings = await self._write(partial(_set_domain_settings, domain, settings))
-        return changed
+        return await self._write(_set_domain_settings, domain, settings)
 
     async def webhooks(self) -> list[Webhook]:
         """All of them."""
-        found: list[Webhook] = await self._read(_webhooks)
-        return found
+        return await self._read(_webhooks)
 
     async def set_webhook(self, domain: str, name: str, urls: Sequence[str]) -> None:
         """Put these URLs in the place of those it has."""
-        await self._write(partial(_set_webhook, domain, name, urls))
+        await self._write(_set_webhook, domain, name, urls)
 
     async def add_calls(self, calls: Sequence[PendingCall], *, seen: int) -> None:
-        """Owe these calls."""
-        await self._write(partial(_owe_calls, calls, seen))
+        """Have these calls made."""
+        await self._write(_add_calls, calls, seen)
 
     async def calls_seen(self) -> int:
         """Up to where the events were looked at."""
-        seen: int = await self._read(_calls_seen)
-        return seen
+        return await self._read(_calls_seen)
 
     async def calls_due(
         self, *, now: datetime, limit: int, besides: Collection[str] = ()
     ) -> list[PendingCall]:
         """The calls that are due."""
-        found: list[PendingCall] = await self._read(partial(_calls_due, now, limit, list(besides)))
-        return found
+        return await self._read(_calls_due, now, limit, list(besides))
 
     async def next_call_due(self) -> datetime | None:
         """When the next call is due."""
-        due: datetime | None = await self._read(_next_call_due)
-        return due
+        return await self._read(_next_call_due)
 
     async def settle_call(self, call: PendingCall, *, due: datetime | None) -> None:
         """The call was tried."""
-        await self._write(partial(_settle_call, call, due))
+        await self._write(_settle_call, call, due)
 
 
 def domain_settings(db: sqlite3.Connection) -> dict[str, DomainSettings]:
@@ -93,7 +88,7 @@ def _flag(value: Any) -> bool | None:
 
 
 def _set_domain_settings(
-    domain: str, settings: DomainSettings, db: sqlite3.Connection
+    db: sqlite3.Connection, domain: str, settings: DomainSettings
 ) -> DomainSettings:
     db.execute(
         "INSERT INTO domain_settings VALUES (?, ?, ?) ON CONFLICT (domain) DO UPDATE SET"
@@ -114,7 +109,7 @@ def _webhooks(db: sqlite3.Connection) -> list[Webhook]:
     ]
 
 
-def _set_webhook(domain: str, name: str, urls: Sequence[str], db: sqlite3.Connection) -> None:
+def _set_webhook(db: sqlite3.Connection, domain: str, name: str, urls: Sequence[str]) -> None:
     if not urls:
         db.execute("DELETE FROM webhook WHERE domain = ? AND name = ?", (domain, name))
         return
@@ -126,7 +121,7 @@ def _set_webhook(domain: str, name: str, urls: Sequence[str], db: sqlite3.Connec
     )
 
 
-def _owe_calls(calls: Sequence[PendingCall], seen: int, db: sqlite3.Connection) -> None:
+def _add_calls(db: sqlite3.Connection, calls: Sequence[PendingCall], seen: int) -> None:
     db.executemany(
         "INSERT INTO call (due, attempts, url, line) VALUES (?, ?, ?, ?)",
         [(micros(call.due), call.attempts, call.url, call.line) for call in calls],
@@ -140,7 +135,7 @@ def _calls_seen(db: sqlite3.Connection) -> int:
 
 
 def _calls_due(
-    now: datetime, limit: int, besides: list[str], db: sqlite3.Connection
+    db: sqlite3.Connection, now: datetime, limit: int, besides: list[str]
 ) -> list[PendingCall]:
     rows = db.execute(
         "SELECT url, line, due, attempts, number FROM call WHERE due <= ?"
@@ -158,7 +153,7 @@ def _next_call_due(db: sqlite3.Connection) -> datetime | None:
     return None if due is None else moment(due)
 
 
-def _settle_call(call: PendingCall, due: datetime | None, db: sqlite3.Connection) -> None:
+def _settle_call(db: sqlite3.Connection, call: PendingCall, due: datetime | None) -> None:
     if due is None:
         db.execute("DELETE FROM call WHERE number = ?", (call.number,))
     else:

@@ -1,4 +1,4 @@
-"""What the writer does to recipients beyond adding and settling them: claims, verbs, recovery.
+"""What a commit does to recipients beyond adding and settling them: claims, verbs, recovery.
 
 Functions of a connection that is inside a transaction. Fairness: `claim` goes through the
 domains that have something due from where the last claim stopped, and takes the same number
@@ -29,9 +29,9 @@ from relay.queue.rows import (
     recipient_of,
 )
 from relay.queue.sqlite.contents import Contents
-from relay.queue.sqlite.reader import matching
+from relay.queue.sqlite.matching import matching
 from relay.queue.sqlite.schema import ASIDE, CLAIMED, READY, WAITING
-from relay.queue.sqlite.writer import finish_if_done
+from relay.queue.sqlite.statements import remove_if_done
 from relay.queue.store import QueueFilter, SpoolError
 from relay.queue.verbs import VERBS, Verb
 
@@ -275,7 +275,7 @@ def change(db: sqlite3.Connection, wanted: QueueFilter, verb: str, now: datetime
     changed.recipients = [(queue_id, index) for queue_id, index, _ in after]
     changed.states.update(STATE_OF_NUMBER[number] for *_, number in after)
     if verb == "remove" and after:
-        finish_if_done(db, sorted(wanted.queue_ids))
+        remove_if_done(db, sorted(wanted.queue_ids))
     return changed
 
 

@@ -79,5 +79,5 @@ async def store(engine: Engine) -> AsyncIterator[Store]:
 @pytest.fixture
 def narrow_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     """A search that goes through its table in windows has many of them."""
-    monkeypatch.setattr("relay.queue.sqlite.reader._WINDOW", 7)
-    monkeypatch.setattr("relay.queue.sqlite.reader._EVENT_WINDOW", 2)
+    monkeypatch.setattr("relay.queue.sqlite.messages._WINDOW", 7)
+    monkeypatch.setattr("relay.queue.sqlite.events._WINDOW", 2)

@@ -544,7 +544,7 @@ async def test_a_long_search_ends_in_short_pages_or_in_a_sentence(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("relay.api.events._PATIENCE", timedelta(0))
-    monkeypatch.setattr("relay.queue.sqlite.reader._EVENT_WINDOW", 2)
+    monkeypatch.setattr("relay.queue.sqlite.events._WINDOW", 2)
     ids = await sent(rig, 7)
     assert await walk(rig, "/v3/example.com/events?ascending=yes") == ids
     status, said = await rig.ask("GET", "/v3/example.com/events?subject=nothing")

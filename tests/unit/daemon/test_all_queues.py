@@ -67,7 +67,7 @@ async def test_pages_of_the_queue_go_through_all_workers(two: Two) -> None:
 async def test_a_page_that_many_recipients_fill_passes_over_no_message(
     two: Two, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("relay.queue.sqlite.reader", "relay.queue.store"):
+    for module in ("relay.queue.sqlite.messages", "relay.queue.store"):
         monkeypatch.setattr(f"{module}.PAGE_RECIPIENTS", 4)
     for number in range(8):
         store, recipients = (two.other, 1) if number % 2 else (two.first, 3)
@@ -146,7 +146,7 @@ async def test_events_that_commit_late_are_not_passed_over(two: Two) -> None:
 async def test_a_page_that_ends_early_keeps_to_the_order_of_time(
     two: Two, ascending: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("relay.queue.sqlite.reader._EVENT_WINDOW", 2)
+    monkeypatch.setattr("relay.queue.sqlite.events._WINDOW", 2)
     await two.first.accept(
         new_message(queue_id="A", events=tuple(at("A", n, n) for n in (1, 2, 3, 8, 9)))
     )

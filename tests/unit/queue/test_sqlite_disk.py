@@ -19,11 +19,11 @@ import pytest
 
 from relay.queue.entry import State
 from relay.queue.handoff import HandOffLimits
-from relay.queue.sqlite import SqliteStore, StoppedQueue
+from relay.queue.sqlite import SqliteStore, StoppedQueue, room
+from relay.queue.sqlite import commit as writing
 from relay.queue.sqlite import disk as on_disk
-from relay.queue.sqlite import writer as writing
+from relay.queue.sqlite.request import Request
 from relay.queue.sqlite.schema import MIGRATIONS, migrate, version_of
-from relay.queue.sqlite.writer import Call
 from relay.queue.store import CHUNK_BYTES, EventFilter, QueueFilter, QueueFull, SpoolError
 from tests.fakes.queued import DEFERRED, DELIVERED, NOW, content_of, event, new_message, settled
 
@@ -43,8 +43,8 @@ async def opened(directory: Path, **options: Any) -> AsyncIterator[SqliteStore]:
 
 async def on_the_writer(store: SqliteStore, function):
     """Run a function of the connection that writes, in a transaction of its own."""
-    call = Call(asyncio.get_running_loop().create_future(), function=function)
-    store._writer.submit(call)
+    call = Request(asyncio.get_running_loop().create_future(), function=function)
+    store.writer.submit(call)
     return await call.future
 
 
@@ -107,7 +107,7 @@ async def test_a_library_that_does_not_take_the_setting_is_refused(tmp_path, mon
 async def test_the_reader_cannot_write(tmp_path):
     async with opened(tmp_path / "spool") as store:
         with pytest.raises(SpoolError, match="readonly"):
-            await store._reader.ask(lambda db: db.execute("DELETE FROM message"))
+            await store.ask(lambda db: db.execute("DELETE FROM message"))
 
 
 # What is found at the start.
@@ -270,7 +270,7 @@ async def test_on_a_full_disk_new_mail_is_refused_and_mail_still_leaves(tmp_path
             assert len(await ids(store)) == 10
             assert len(await store.claim_due(now=NOW + timedelta(hours=1), limit=100)) == 1
         # Without a restart.
-        monkeypatch.setattr(writing, "_FULL_PAUSE_SECONDS", 0)
+        monkeypatch.setattr(room, "_FULL_PAUSE_SECONDS", 0)
         await on_the_writer(
             store, lambda db: db.execute("PRAGMA max_page_count = 1000000").fetchone()
         )
@@ -298,8 +298,8 @@ async def test_no_new_mail_is_taken_below_the_reserve_and_nothing_else_is_refuse
 ):
     async with opened(tmp_path / "spool") as store:
         await store.accept(new_message(content=b"x" * 250_000))
-        monkeypatch.setattr(store._spool, "free_bytes", lambda: store._spool.reserve_bytes - 1)
-        store._writer._ample_until = 0.0
+        monkeypatch.setattr(store.spool, "free_bytes", lambda: store.spool.reserve_bytes - 1)
+        store.writer.room.ample_until = 0.0
         with pytest.raises(QueueFull):
             await store.accept(new_message())
         with pytest.raises(QueueFull):
@@ -313,7 +313,7 @@ async def test_no_new_mail_is_taken_below_the_reserve_and_nothing_else_is_refuse
 async def test_the_ballast_is_given_up_when_it_is_needed_and_laid_down_again(tmp_path, monkeypatch):
     async with opened(tmp_path / "spool") as store:
         ballast = tmp_path / "spool" / "ballast"
-        spool = store._spool
+        spool = store.spool
         full_size = ballast.stat().st_size
         assert full_size == spool.ballast_bytes
         assert ballast.stat().st_blocks * 512 >= full_size, "a hole holds no room"
@@ -333,10 +333,10 @@ async def test_one_failing_disk_is_one_line_in_the_log_and_its_recovery_another(
     async with opened(tmp_path / "spool") as store:
         for _ in range(3):
             await fill(store)
-            store._writer._full_until = 0.0
+            store.writer.room.full_until = 0.0
             with pytest.raises(QueueFull):
                 await store.accept(new_message(content=b"x" * 250_000))
-        store._writer._full_until = 0.0
+        store.writer.room.full_until = 0.0
         await store.accept(new_message())
     failed = [record for record in caplog.records if "failed" in record.message]
     assert 1 <= len(failed) <= 3
@@ -395,10 +395,10 @@ async def test_the_write_ahead_log_stays_small_under_a_stream_and_goes_when_idle
             )
             for entry in await store.claim_due(now=NOW, limit=100):
                 await store.record(settled(entry, DELIVERED))
-            largest = max(largest, store._spool.wal_bytes())
+            largest = max(largest, store.spool.wal_bytes())
         assert largest < 8 << 20
         async with asyncio.timeout(5):
-            while store._spool.wal_bytes():
+            while store.spool.wal_bytes():
                 await asyncio.sleep(0.05)
 
 
@@ -422,7 +422,7 @@ async def test_content_is_read_in_pieces_and_holds_nothing_back(tmp_path):
             db.execute("SAVEPOINT one")
             return found
 
-        store._writer.submit(Call(folded, function=fold))
+        store.writer.submit(Request(folded, function=fold))
         _, frames, done = await folded
         assert frames == done
         assert [len(piece) async for piece in pieces] == [CHUNK_BYTES] * 3
@@ -435,7 +435,7 @@ async def test_a_commit_that_fails_takes_no_number_of_the_events(tmp_path):
         large = replace(event("accepted", "refused"), line="x" * 250_000)
         with pytest.raises(QueueFull):
             await store.accept(new_message(events=(large,)))
-        store._writer._full_until = 0.0
+        store.writer.room.full_until = 0.0
         await store.accept(new_message(events=(event("accepted", "second"),)))
         stored = await store.events_after(0)
         assert [(one.seq, one.event.queue_id) for one in stored] == [(1, "first"), (2, "second")]

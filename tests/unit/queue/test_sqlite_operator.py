@@ -15,7 +15,7 @@ import pytest
 from relay.queue.entry import State
 from relay.queue.handoff import HandOffLimits
 from relay.queue.sqlite import SqliteStore, StoppedQueue
-from relay.queue.sqlite import reader as reading
+from relay.queue.sqlite import events as reading
 from relay.queue.store import (
     CHUNK_BYTES,
     EventFilter,
@@ -69,8 +69,8 @@ async def test_what_waits_for_its_attempt_in_memory_is_within_the_operators_reac
 
 
 async def test_a_verb_goes_through_a_long_queue_in_stretches(store, monkeypatch):
-    monkeypatch.setattr("relay.queue.sqlite.store._STRETCH", 7)
-    monkeypatch.setattr("relay.queue.sqlite.reader._WINDOW", 11)
+    monkeypatch.setattr("relay.queue.sqlite.store._CHANGE_STEP", 7)
+    monkeypatch.setattr("relay.queue.sqlite.messages._WINDOW", 11)
     for _ in range(50):
         await store.accept(new_message("a@one.example", "b@two.example"))
     assert sum(await stretches(store, QueueFilter(domain="two.example"), "hold")) == 50
@@ -82,7 +82,7 @@ async def test_a_verb_goes_through_a_long_queue_in_stretches(store, monkeypatch)
 async def test_neither_a_page_nor_a_stretch_holds_many_messages_that_have_many_recipients(
     store, monkeypatch
 ):
-    monkeypatch.setattr("relay.queue.sqlite.reader.PAGE_RECIPIENTS", 25)
+    monkeypatch.setattr("relay.queue.sqlite.messages.PAGE_RECIPIENTS", 25)
     monkeypatch.setattr("relay.queue.store.PAGE_RECIPIENTS", 25)
     for _ in range(6):
         await store.accept(new_message(*(f"{n}@one.example" for n in range(10))))
@@ -145,7 +145,7 @@ async def test_a_long_search_ends_its_page_with_what_it_has_and_never_with_nothi
     store, monkeypatch
 ):
     """An empty page would say that there is no more."""
-    monkeypatch.setattr(reading, "_EVENT_WINDOW", 2)
+    monkeypatch.setattr(reading, "_WINDOW", 2)
     await store.accept(
         new_message(events=tuple(event("accepted", f"q{n % 5}", number=n) for n in range(20)))
     )
@@ -163,17 +163,17 @@ async def test_a_long_search_ends_its_page_with_what_it_has_and_never_with_nothi
 
 async def test_a_question_is_answered_while_many_search(store, monkeypatch):
     """Of all searches one window waits at a time."""
-    monkeypatch.setattr(reading, "_EVENT_WINDOW", 1)
+    monkeypatch.setattr(reading, "_WINDOW", 1)
     await store.accept(
         new_message(events=tuple(event("accepted", "q1", number=n) for n in range(100)))
     )
-    looked, look = [], reading._events_within
+    looked, look = [], reading.events_within
 
     def seen(*args: Any) -> Any:
         looked.append(args)
         return look(*args)
 
-    monkeypatch.setattr(reading, "_events_within", seen)
+    monkeypatch.setattr(reading, "events_within", seen)
     wanted = EventFilter(sender="nobody@example.com")
     searches = [asyncio.create_task(store.find_events(wanted)) for _ in range(20)]
     while not looked:

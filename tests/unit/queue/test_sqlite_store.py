@@ -226,7 +226,7 @@ async def test_a_claim_is_given_back_when_its_caller_goes_away_at_the_last_momen
             await asyncio.Event().wait()
 
         with monkeypatch.context() as slow:
-            slow.setattr(store._reader, "next_due", look)
+            slow.setattr(store, "next_stored", look)
             claiming = asyncio.create_task(store.claim_due(now=NOW, limit=10))
             await looking.wait()
             claiming.cancel()

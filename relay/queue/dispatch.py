@@ -1,0 +1,277 @@
+"""Which entries an engine gives out: those of the hand-off, and in turn those that wait in the
+store.
+
+The same for every engine. `StoredClaims` is what the engine does for it: claims in the store are
+committed there, and found again after a crash.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Protocol
+
+from relay.queue.due import DueHint, is_due_at_once
+from relay.queue.entry import Entry, QueuedRecipient, State
+from relay.queue.handoff import HandOff, HandOffLimits, Shares
+from relay.queue.settle import Settlement
+from relay.queue.store import NewMessage, SpoolError
+
+__all__ = ["Dispatch", "StateCounts", "StoredClaims"]
+
+
+class StoredClaims(Protocol):
+    """The claims of an engine, in the store."""
+
+    async def claim_stored(
+        self,
+        now: datetime,
+        limit: int,
+        skip: Collection[str],
+        shares: Shares,
+        only: Collection[str] | None,
+    ) -> list[Entry]:
+        """Entries that are due, claimed. Those that a cancelled caller does not get are given back."""
+
+    async def next_stored(self, skip: Collection[str]) -> datetime | None:
+        """When the next unclaimed entry outside `skip` is due, or a little earlier."""
+
+    async def give_back(self, entries: Sequence[Entry]) -> None:
+        """Have claimed entries wait in the store, due at once."""
+
+    def give_back_later(self, entries: Sequence[Entry]) -> None:
+        """The same, without waiting for it; calls `Dispatch.changed` when it is done."""
+
+
+class Dispatch:
+    """Entries on their way to an attempt."""
+
+    def __init__(self, limits: HandOffLimits, stored: StoredClaims) -> None:
+        self._limits = limits
+        self._stored = stored
+        self._handoff = HandOff(limits)
+        self._due = DueHint()
+        self._turn = 0
+        self._claiming = asyncio.Lock()
+        self._work = asyncio.Event()
+        self.counts = StateCounts()
+        self._give_back: list[Callable[[], Awaitable[None]]] = []
+
+    # Taking in.
+
+    def reserve(self, new: NewMessage, *, in_file: bool) -> list[Entry]:
+        """The entries of a new message that are handed over as soon as it is committed."""
+        entries = self._entries(new, in_file=in_file)
+        soonest = () if new.message.origin == "dsn" else entries[: self._limits.entries_per_message]
+        return [entry for entry in soonest if self._handoff.reserve(entry)]
+
+    def _entries(self, new: NewMessage, *, in_file: bool) -> list[Entry]:
+        """What of a new message is due at once, by domain."""
+        small = not in_file and len(new.content) <= self._limits.content_bytes
+        kept = new.content if small else None
+        total = len(new.recipients)
+        if total == 1 and is_due_at_once(new.message, new.recipients[0]):
+            return [Entry(new.message, new.recipients, kept, total)]
+        by_domain: dict[str, list[QueuedRecipient]] = {}
+        for one in new.recipients:
+            if is_due_at_once(new.message, one):
+                by_domain.setdefault(one.domain, []).append(one)
+        return [Entry(new.message, tuple(those), kept, total) for those in by_domain.values()]
+
+    def accepted(self, messages: Sequence[NewMessage], handed: Sequence[Entry]) -> None:
+        """These messages are committed, and these of their entries handed over."""
+        self.counts.accepted(messages)
+        for entry in handed:
+            self._handoff.put(entry)
+        others = sum(len(new.recipients) for new in messages)
+        if others != sum(len(entry.recipients) for entry in handed):
+            for new in messages:
+                for one in new.recipients:
+                    if one.next_attempt is not None and not is_due_at_once(new.message, one):
+                        self._due.sooner(one.next_attempt, one.domain)
+            self._due.now()
+        self._work.set()
+
+    def give_up(self, entries: Sequence[Entry]) -> None:
+        """What was reserved was not committed."""
+        for entry in entries:
+            self._handoff.give_up(entry)
+
+    # Giving out.
+
+    async def claim_due(
+        self,
+        *,
+        now: datetime,
+        limit: int,
+        limit_per_domain: int | None = None,
+        skip: Collection[str] = (),
+        only: Collection[str] | None = None,
+    ) -> list[Entry]:
+        """Entries that are due: from the hand-off, and for a fair part from the store if some wait
+        there.
+        """
+        if limit <= 0:
+            return []
+        async with self._claiming:
+            return await self._claim_due(now, limit, Shares(limit_per_domain), skip, only)
+
+    async def _claim_due(
+        self,
+        now: datetime,
+        limit: int,
+        shares: Shares,
+        skip: Collection[str],
+        only: Collection[str] | None,
+    ) -> list[Entry]:
+        if skip and self._handoff.is_crowded:
+            await self._spill(self._handoff.take_of(skip))
+        if only is not None and self._handoff.is_crowded:
+            await self._spill(self._handoff.take_but(only))
+        if not self._due.may_be_due(now, skip):
+            return self._handoff.take(limit, skip, shares, only)
+        self._turn ^= 1
+        at_once = self._handoff.take((limit + self._turn) // 2, skip, shares, only)
+        try:
+            stored = await self._claim_stored(now, limit - len(at_once), skip, shares, only)
+        except BaseException:
+            self._put_back(at_once)
+            raise
+        left = limit - len(at_once) - len(stored)
+        return at_once + stored + self._handoff.take(left, skip, shares, only)
+
+    async def _claim_stored(
+        self,
+        now: datetime,
+        limit: int,
+        skip: Collection[str],
+        shares: Shares,
+        only: Collection[str] | None,
+    ) -> list[Entry]:
+        if limit <= 0:
+            return []
+        before = self._due.begin()
+        entries = await self._stored.claim_stored(now, limit, skip, shares, only)
+        try:
+            if len(entries) < limit and only is None:
+                self._due.learn(before, await self._stored.next_stored(skip), skip)
+        except BaseException:
+            # Nobody is there to take them: they go back, and do not wait for a restart.
+            self._stored.give_back_later(entries)
+            raise
+        shares.taken.update(entry.domain for entry in entries)
+        return entries
+
+    def _put_back(self, entries: list[Entry]) -> None:
+        """Entries that could not be given out wait in the hand-off again, where they had their
+        room.
+        """
+        full = [entry for entry in entries if not self._handoff.reserve(entry)]
+        for entry in entries:
+            if entry not in full:
+                self._handoff.put(entry)
+        self._stored.give_back_later(full)
+
+    async def _spill(self, entries: list[Entry]) -> None:
+        """Let entries wait in the store, so that the hand-off has room for others."""
+        if entries:
+            try:
+                await self._stored.give_back(entries)
+            except SpoolError:
+                self._put_back(entries)
+                raise
+            self._due.now()
+
+    async def next_due(self, *, skip: Collection[str] = ()) -> datetime | None:
+        """When there is something to claim."""
+        waiting = self._handoff.oldest(skip)
+        if waiting is not None:
+            return waiting.message.arrived
+        if self._due.is_about(skip):
+            return self._due.due
+        before = self._due.begin()
+        found = await self._stored.next_stored(skip)
+        self._due.learn(before, found, skip)
+        return found
+
+    async def wait_for_work(self) -> None:
+        """Return when there may be something new to claim."""
+        await self._work.wait()
+        self._work.clear()
+
+    # What changes when something is due.
+
+    def changed(self) -> None:
+        """Anything may be due now."""
+        self._due.now()
+        self._work.set()
+
+    def due_later(self, due: datetime, domain: str) -> None:
+        """A recipient of `domain` is due at `due`."""
+        self._due.sooner(due, domain)
+        self._work.set()
+
+    def settled(self, settlement: Settlement) -> None:
+        """What an attempt came to is committed."""
+        self.counts.settled(settlement)
+        for change in settlement.changes:
+            if change.recipient.next_attempt is not None:
+                self.due_later(change.recipient.next_attempt, change.recipient.domain)
+
+    # The operator.
+
+    def before_change(self, give_back: Callable[[], Awaitable[None]]) -> None:
+        """Whom to ask for claims that were not begun on."""
+        self._give_back.append(give_back)
+
+    @asynccontextmanager
+    async def stopped(self) -> AsyncIterator[None]:
+        """Nothing is claimed meanwhile; what is not being tried is in the store, within the
+        operator's reach.
+        """
+        async with self._claiming:
+            for give_back in self._give_back:
+                await give_back()
+            await self._spill(self._handoff.take_all())
+            yield
+
+
+class StateCounts:
+    """How many recipients are in each state that is not final, counted along with the commits."""
+
+    def __init__(self) -> None:
+        self._counts = dict.fromkeys((State.QUEUED, State.DEFERRED, State.HELD), 0)
+
+    def set(self, counts: Mapping[State, int]) -> None:
+        """As the store has them."""
+        self._counts.update(counts)
+
+    def get(self) -> Mapping[State, int]:
+        """The numbers now."""
+        return dict(self._counts)
+
+    def add(self, counts: Mapping[State, int]) -> None:
+        """So many more; or fewer, where it is below zero."""
+        for state, more in counts.items():
+            if state in self._counts:
+                self._counts[state] += more
+
+    def accepted(self, messages: Sequence[NewMessage]) -> None:
+        """These messages are committed."""
+        counts = self._counts
+        for new in messages:
+            for one in new.recipients:
+                if one.state in counts:
+                    counts[one.state] += 1
+
+    def settled(self, settlement: Settlement) -> None:
+        """What an attempt came to is committed."""
+        counts = self._counts
+        before = {one.index: one.state for one in settlement.entry.recipients}
+        for change in settlement.changes:
+            if (old := before[change.recipient.index]) in counts:
+                counts[old] -= 1
+            if (new := change.recipient.state) in counts:
+                counts[new] += 1

@@ -1,0 +1,124 @@
+"""Questions about the events of the delivery log: functions of a connection, each answered in one
+short read.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+from relay.mail.address import domain_spellings, spellings
+from relay.mail.event import Event
+from relay.queue.rows import micros, moment
+from relay.queue.sqlite.matching import is_one_of
+from relay.queue.store import FRUITLESS, EventFilter, SearchTooLong, StoredEvent
+
+__all__ = ["event_bounds", "events_after", "events_within", "is_over", "log_mark"]
+
+_WINDOW = 1000
+
+_EVENT_COLUMNS = "seq, at, name, queue_id, sender, recipient, id, line"
+
+_FIELD_IS = {
+    "severity": "json_extract(line, '$.severity') = :value",
+    "message-id": "json_extract(line, '$.message.headers.message-id') = :value",
+    "tag": "EXISTS (SELECT 1 FROM json_each(line, '$.tags') WHERE value = :value)",
+} | {
+    field: f"instr(lower(json_extract(line, '$.message.headers.{field}')), lower(:value)) > 0"
+    for field in ("from", "to", "subject")
+}
+"""Conditions on fields of the event; few searches have them, so no column holds these fields."""
+
+
+def _event(row: tuple[Any, ...]) -> StoredEvent:
+    seq, at, name, queue_id, sender, recipient, event_id, line = row
+    return StoredEvent(seq, Event(event_id, moment(at), name, queue_id, sender, recipient, line))
+
+
+def events_after(db: sqlite3.Connection, seq: int, limit: int) -> list[StoredEvent]:
+    rows = db.execute(
+        f"SELECT {_EVENT_COLUMNS} FROM event WHERE seq > ? ORDER BY seq LIMIT ?", (seq, limit)
+    ).fetchall()
+    return [_event(row) for row in rows]
+
+
+def is_over(patience: timedelta, seconds: float, found: Sequence[StoredEvent]) -> bool:
+    """An empty page would say that this is the end, which nobody knows yet."""
+    if not found and seconds >= FRUITLESS * patience.total_seconds():
+        raise SearchTooLong(f"nothing was found in {seconds:.0f} seconds")
+    return bool(found) and seconds >= patience.total_seconds()
+
+
+def event_bounds(db: sqlite3.Connection, after: int, ascending: bool) -> tuple[int, int]:
+    """The first and the last number that can match. Times say little of them: events commit in any
+    order.
+    """
+    # Each is one step in the index; asked for together they would be a walk through all.
+    low, high = db.execute(
+        "SELECT (SELECT min(seq) FROM event), (SELECT max(seq) FROM event)"
+    ).fetchone()
+    if low is None:
+        return 1, 0
+    if after:
+        low, high = (max(low, after + 1), high) if ascending else (low, min(high, after - 1))
+    return low, high
+
+
+def events_within(
+    db: sqlite3.Connection, wanted: EventFilter, low: int, high: int, limit: int, ascending: bool
+) -> tuple[list[StoredEvent], int]:
+    """The first between two numbers that match, and the end of the window they were looked for in."""
+    where = ["seq BETWEEN :low AND :high"]
+    values: dict[str, Any] = {"low": low, "high": high, "limit": limit, "width": _WINDOW}
+    if wanted.begin is not None:
+        where.append("at >= :begin")
+        values["begin"] = micros(wanted.begin)
+    if wanted.end is not None:
+        where.append("at <= :end")
+        values["end"] = micros(wanted.end)
+    if wanted.names:
+        where.append("name IN (SELECT value FROM json_each(:names))")
+        values["names"] = json.dumps(sorted(wanted.names))
+    if wanted.sender:
+        where.append(is_one_of("sender", spellings(wanted.sender), values))
+    if wanted.sender_domain:
+        where.append(
+            "EXISTS (SELECT 1 FROM json_each(:sender_domain)"
+            " WHERE lower(substr(sender, -length(value))) = value)"
+        )
+        domains = domain_spellings(wanted.sender_domain)
+        values["sender_domain"] = json.dumps([f"@{domain}" for domain in domains])
+    for number, (field, value) in enumerate(wanted.fields):
+        where.append(_FIELD_IS[field].replace(":value", f":field{number}"))
+        values[f"field{number}"] = value
+    source, narrow = "event NOT INDEXED", ""
+    if wanted.recipient:
+        is_recipient = is_one_of("recipient", spellings(wanted.recipient), values)
+        narrow = f" AND {is_recipient} AND recipient <> ''"  # so that the partial index can serve
+        source = "event INDEXED BY event_recipient"
+    if wanted.queue_id:
+        narrow += " AND queue_id = :queue_id"
+        source, values["queue_id"] = "event INDEXED BY event_queue_id", wanted.queue_id
+    last, order = ("max", "ASC") if ascending else ("min", "DESC")
+    reached, seen = db.execute(
+        f"SELECT {last}(seq), count(*) FROM (SELECT seq FROM {source}"
+        f" WHERE seq BETWEEN :low AND :high{narrow} ORDER BY seq {order} LIMIT :width)",
+        values,
+    ).fetchone()
+    if seen < _WINDOW:
+        reached = high if ascending else low
+    values["low" if not ascending else "high"] = reached
+    rows = db.execute(
+        f"SELECT {_EVENT_COLUMNS} FROM {source} WHERE {' AND '.join(where)}{narrow}"
+        f" ORDER BY seq {order} LIMIT :limit",
+        values,
+    ).fetchall()
+    return [_event(row) for row in rows], reached
+
+
+def log_mark(db: sqlite3.Connection) -> int:
+    row = db.execute("SELECT value FROM meta WHERE key = 'log_mark'").fetchone()
+    return int(row[0]) if row else 0

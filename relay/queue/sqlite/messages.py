@@ -1,0 +1,296 @@
+"""Questions about messages and recipients: functions of a connection, each answered in one short
+read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from relay.mail.event import Event
+from relay.mail.jsontext import of_json
+from relay.policy.settings import Setting, Source, TlsSettings
+from relay.queue.entry import MessageSummary, QueuedMessage, QueuedRecipient, State
+from relay.queue.rows import (
+    FINAL_NUMBER,
+    STATE_OF_NUMBER,
+    BadRow,
+    message_of,
+    moment,
+    pending_change,
+    recipient_of,
+)
+from relay.queue.sqlite.matching import matching
+from relay.queue.sqlite.schema import READY, WAITING
+from relay.queue.sqlite.statements import AWAITED
+from relay.queue.store import (
+    PAGE_RECIPIENTS,
+    EventOfChange,
+    ListedMessage,
+    ListedRecipient,
+    PendingReport,
+    QueuedItem,
+    QueueFilter,
+    SpoolError,
+)
+
+__all__ = [
+    "content_of",
+    "count_states",
+    "events_of",
+    "find_ids",
+    "item_of",
+    "listed",
+    "next_due",
+    "pending_report",
+    "pending_reports",
+]
+
+_WINDOW = 5000
+_DUE_WINDOW = 1000
+
+_STRICTEST = TlsSettings(Setting(True, Source.DEFAULT), Setting(False, Source.DEFAULT))
+
+
+def content_of(db: sqlite3.Connection, queue_id: str) -> tuple[bytes, int, int]:
+    row: tuple[bytes, int, int] | None = db.execute(
+        "SELECT content, in_file, size_bytes FROM message WHERE queue_id = ?", (queue_id,)
+    ).fetchone()
+    if row is None:
+        raise SpoolError(f"{queue_id}: there is no such message")
+    content, in_file, _ = row
+    if not in_file and not isinstance(content, bytes):
+        raise SpoolError(f"{queue_id}: its content is damaged")
+    return row
+
+
+def find_ids(
+    db: sqlite3.Connection, wanted: QueueFilter, now: datetime, after: str, limit: int
+) -> tuple[list[str], str | None]:
+    """The ids of the next messages that match, and up to where that looked; None: to the end.
+
+    Not more of them than have `PAGE_RECIPIENTS` together. Who asks about recipients looks through
+    theirs: a message's row, which has its content in it, is many times longer.
+    """
+    of_message, of_recipient, values = matching(wanted, now)
+    table = "message" if of_recipient == "1" else "recipient"
+    width = limit if of_message == of_recipient == "1" else _WINDOW
+    until, seen = (
+        (max(wanted.queue_ids), 0)
+        if wanted.queue_ids
+        else db.execute(
+            "SELECT max(queue_id), count(*) FROM"
+            f" (SELECT queue_id FROM {table} WHERE queue_id > ? ORDER BY queue_id LIMIT ?)",
+            (after, width),
+        ).fetchone()
+    )
+    among = (
+        ""
+        if of_recipient == "1"
+        else " AND m.queue_id IN (SELECT r.queue_id FROM recipient r"
+        f" WHERE r.queue_id > :after AND r.queue_id <= :until AND {of_recipient})"
+    )
+    rows = db.execute(
+        "SELECT m.queue_id, m.recipients FROM message m"
+        f" WHERE m.queue_id > :after AND m.queue_id <= :until AND {of_message}{among}"
+        " ORDER BY m.queue_id LIMIT :limit",
+        values | {"after": after, "until": until, "limit": limit},
+    ).fetchall()
+    ids: list[str] = []
+    recipients = 0
+    for queue_id, count in rows:
+        ids.append(queue_id)
+        recipients += count
+        if len(ids) == limit or recipients >= PAGE_RECIPIENTS:
+            return ids, queue_id
+    return ids, until if seen == width else None
+
+
+def item_of(db: sqlite3.Connection, queue_id: str) -> QueuedItem | None:
+    """A message as the operator sees it."""
+    row = db.execute(
+        "SELECT queue_id, reverse_path, arrived, size_bytes, data FROM message WHERE queue_id = ?",
+        (queue_id,),
+    ).fetchone()
+    if row is None:
+        return None
+    recipients = db.execute(
+        "SELECT idx, domain, state, due, data FROM recipient WHERE queue_id = ? ORDER BY idx",
+        (queue_id,),
+    )
+    return QueuedItem(_shown_message(*row), tuple(_shown_recipient(*one) for one in recipients))
+
+
+def listed(db: sqlite3.Connection, ids: Sequence[str]) -> list[ListedMessage]:
+    """Messages in a listing. Nearly all its time goes by here, so nothing is made that is not
+    shown.
+    """
+    found: list[ListedMessage] = []
+    recipients: list[ListedRecipient] = []
+    for queue_id, reverse_path, arrived, size_bytes, *columns in db.execute(
+        "SELECT m.queue_id, m.reverse_path, m.arrived, m.size_bytes, r.idx, r.domain, r.state, r.due, r.data"
+        " FROM message m LEFT JOIN recipient r ON r.queue_id = m.queue_id"
+        " WHERE m.queue_id IN (SELECT value FROM json_each(?)) ORDER BY m.queue_id, r.idx",
+        (json.dumps(ids),),
+    ):
+        if not found or found[-1].queue_id != queue_id:
+            recipients = []
+            found.append(
+                ListedMessage(
+                    queue_id, str(reverse_path), _int(arrived), _int(size_bytes), recipients
+                )
+            )
+        if columns[0] is not None:
+            recipients.append(_listed_recipient(*columns))
+    return found
+
+
+def _int(value: Any) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _listed_recipient(
+    index: int, domain: str, state: int, due: int | None, data: str
+) -> ListedRecipient:
+    try:
+        address, _, _, _, attempts, last, *_ = of_json(data)
+        if isinstance(address, str) and (due is None or isinstance(due, int)):
+            shown = None if last is None else (_int(last[0]), *last[1:5])
+            return ListedRecipient(address, STATE_OF_NUMBER[state], _int(attempts), due, shown)
+    except (ValueError, TypeError, LookupError, RecursionError):
+        pass
+    damaged = _shown_recipient(index, domain, state, due, data)
+    return ListedRecipient(damaged.address, damaged.state, 0, None, None)
+
+
+def events_of(
+    db: sqlite3.Connection, ids: Sequence[str], event_of: EventOfChange
+) -> dict[tuple[str, int], Event]:
+    """Of a damaged row there is none."""
+    events: dict[tuple[str, int], Event] = {}
+    message: QueuedMessage | None = None
+    for row in db.execute(
+        "SELECT m.queue_id, m.reverse_path, m.arrived, m.size_bytes, m.data,"
+        " r.idx, r.domain, r.state, r.due, r.data"
+        " FROM message m JOIN recipient r ON r.queue_id = m.queue_id"
+        f" WHERE m.queue_id IN (SELECT value FROM json_each(?)) AND r.state < {FINAL_NUMBER}"
+        " ORDER BY m.queue_id, r.idx",
+        (json.dumps(ids),),
+    ):
+        if message is None or row[0] != message.queue_id:
+            message = _shown_message(*row[:5])
+        with contextlib.suppress(BadRow):
+            events[row[0], row[5]] = event_of(message, recipient_of(*row[5:]))
+    return events
+
+
+def _shown_message(
+    queue_id: str, reverse_path: str, arrived: int, size_bytes: int, data: str
+) -> QueuedMessage:
+    """The message, or what can be told of it where its row is damaged: the operator has to see it."""
+    try:
+        return message_of(queue_id, reverse_path, arrived, size_bytes, data)
+    except BadRow as exc:
+        return QueuedMessage(
+            queue_id=str(queue_id),
+            reverse_path=str(reverse_path),
+            arrived=moment(arrived) if isinstance(arrived, int) else moment(0),
+            size_bytes=size_bytes if isinstance(size_bytes, int) else 0,
+            summary=MessageSummary(subject=f"({exc})"),
+        )
+
+
+def _shown_recipient(
+    index: int, domain: str, state: int, due: int | None, data: str
+) -> QueuedRecipient:
+    try:
+        return recipient_of(index, domain, state, due, data)
+    except BadRow as exc:
+        known = isinstance(state, int) and 0 <= state < len(STATE_OF_NUMBER)
+        return QueuedRecipient(
+            index=index,
+            address=f"({exc})",
+            domain=str(domain),
+            settings=_STRICTEST,
+            state=STATE_OF_NUMBER[state] if known else State.HELD,
+        )
+
+
+def count_states(db: sqlite3.Connection) -> dict[State, int]:
+    """Recipients in each state that is not final, counted."""
+    counted = dict(
+        db.execute(
+            f"SELECT state, count(*) FROM recipient WHERE state < {FINAL_NUMBER} GROUP BY state"
+        )
+    )
+    return {STATE_OF_NUMBER[number]: counted.get(number, 0) for number in range(FINAL_NUMBER)}
+
+
+def next_due(db: sqlite3.Connection, skip: str) -> datetime | None:
+    """Ready domains are few steps apart; of those that wait only the first stretch is looked at,
+    since too early an answer costs one look more, and too late a one a delay.
+    """
+    ready = db.execute(
+        f"""WITH RECURSIVE ready (domain) AS (
+            SELECT min(domain) FROM recipient WHERE place = {READY}
+            UNION ALL
+            SELECT (SELECT min(domain) FROM recipient WHERE place = {READY} AND domain > ready.domain)
+            FROM ready WHERE ready.domain IS NOT NULL)
+        SELECT (SELECT min(due) FROM recipient WHERE place = {READY} AND domain = ready.domain) FROM ready
+        WHERE domain IS NOT NULL AND domain NOT IN (SELECT value FROM json_each(?)) LIMIT 1""",
+        (skip,),
+    ).fetchone()
+    waiting = (
+        db.execute(
+            f"""SELECT due FROM
+            (SELECT due, domain FROM recipient WHERE place = {WAITING} ORDER BY due LIMIT ?)
+            WHERE domain NOT IN (SELECT value FROM json_each(?)) LIMIT 1""",
+            (_DUE_WINDOW, skip),
+        ).fetchone()
+        or db.execute(
+            f"SELECT due FROM recipient WHERE place = {WAITING} ORDER BY due LIMIT 1 OFFSET ?",
+            (_DUE_WINDOW,),
+        ).fetchone()
+    )
+    found = [row[0] for row in (ready, waiting) if row is not None and isinstance(row[0], int)]
+    return moment(min(found)) if found else None
+
+
+def pending_reports(db: sqlite3.Connection, now: int, pending_since: int, limit: int) -> list[str]:
+    """What was written by a clock that was ahead has waited long enough, too."""
+    rows = db.execute(
+        "SELECT DISTINCT queue_id FROM owed"
+        f" WHERE since <= ? OR since > ? OR NOT EXISTS ({AWAITED}) LIMIT ?",
+        (pending_since, now, limit),
+    ).fetchall()
+    return [row[0] for row in rows]
+
+
+def pending_report(db: sqlite3.Connection, queue_id: str) -> PendingReport | None:
+    rows = db.execute(
+        "SELECT is_done, owed.data, idx, domain, state, due, recipient.data"
+        " FROM owed JOIN recipient USING (queue_id, idx) WHERE queue_id = ? ORDER BY idx",
+        (queue_id,),
+    ).fetchall()
+    message = db.execute(
+        "SELECT queue_id, reverse_path, arrived, size_bytes, data FROM message WHERE queue_id = ?",
+        (queue_id,),
+    ).fetchone()
+    if not rows or message is None:
+        return None
+    try:
+        done, delayed = (
+            tuple(
+                pending_change(recipient_of(*row[2:]), row[1], is_done=kind)
+                for row in rows
+                if row[0] == kind
+            )
+            for kind in (True, False)
+        )
+        return PendingReport(message_of(*message), done, delayed)
+    except BadRow as exc:
+        raise SpoolError(f"{queue_id}: {exc}") from exc

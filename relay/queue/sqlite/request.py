@@ -1,0 +1,88 @@
+"""What is asked of the writer, and how it is answered."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from relay.queue.batch import Rows
+from relay.queue.store import QueueFull, SpoolError, StoredEvent
+
+__all__ = ["Refused", "Request", "log_failure", "resolve", "without_new_mail"]
+
+log = logging.getLogger(__name__)
+
+
+class Refused(SpoolError):
+    """A request asks for what the queue's state does not allow: that request fails and no other."""
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """`rows` to be written, or a `function` that does the writing, whose value is the result.
+
+    `on_commit` or `on_failure` runs on the event loop before the future ends. `stored` are the
+    events it has written.
+    """
+
+    future: asyncio.Future[Any]
+    rows: Rows | None = None
+    function: Callable[[sqlite3.Connection], Any] | None = None
+    on_commit: Callable[[Any], None] | None = None
+    on_failure: Callable[[], None] | None = None
+    result: Any = None
+    error: BaseException | None = None
+    stored: list[StoredEvent] = field(default_factory=list)
+
+    @property
+    def takes_in(self) -> bool:
+        """Whether it is mail from outside, which is refused when room gets short."""
+        return self.rows is not None and self.rows.takes_in
+
+    @property
+    def is_result(self) -> bool:
+        """Whether it is what an attempt left: no client waits for it."""
+        return self.rows is not None and not self.rows.takes_in
+
+    @property
+    def size_bytes(self) -> int:
+        """How much content it brings."""
+        return self.rows.size_bytes if self.rows is not None else 0
+
+
+def resolve(batch: list[Request], on_events: Callable[[list[StoredEvent]], None]) -> None:
+    """Answer the requests of a batch."""
+    stored = [event for request in batch if request.error is None for event in request.stored]
+    if stored:
+        stored.sort(key=lambda one: one.seq)
+        on_events(stored)
+    for request in batch:
+        future = request.future
+        if request.error is None:
+            if request.on_commit is not None:
+                request.on_commit(request.result)
+            if not future.done():
+                future.set_result(request.result)
+        else:
+            if request.on_failure is not None:
+                request.on_failure()
+            if not future.done():
+                future.set_exception(request.error)
+
+
+def without_new_mail(batch: list[Request], reason: str) -> list[Request]:
+    """The requests that may go on where there is no room."""
+    for request in batch:
+        if request.takes_in:
+            request.error = QueueFull(reason)
+    return [request for request in batch if not request.takes_in]
+
+
+def log_failure(future: asyncio.Future[Any]) -> None:
+    """For claims that nobody waits for."""
+    if not future.cancelled() and (exc := future.exception()) is not None:
+        log.error("claims could not be given back; they are due after a restart: %s", exc)

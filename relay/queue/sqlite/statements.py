@@ -1,0 +1,288 @@
+"""The statements of a commit: all tables that mail is written to, and the numbers of events.
+
+Each execution of a statement lets go of the interpreter lock and has to get it back from a busy
+event loop, so there are few: one writes many rows. There is a statement for each number of rows,
+so that number has a bound, and all of them stay prepared.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from relay.mail.event import Event
+from relay.queue.batch import Row
+from relay.queue.rows import FINAL_NUMBER, micros
+from relay.queue.sqlite.files import sync_directory
+from relay.queue.sqlite.request import Refused, Request
+from relay.queue.sqlite.schema import ASIDE, CLAIMED
+from relay.queue.store import StoredEvent
+
+__all__ = ["AWAITED", "Tables", "remove_if_done", "unknown"]
+
+_MOST_ROWS = 32
+
+AWAITED = (
+    "SELECT 1 FROM recipient WHERE recipient.queue_id = owed.queue_id"
+    f" AND place <> {ASIDE} AND due <= owed.report_after"
+)
+"""An attempt that a pending report (a row of `owed`) waits for."""
+
+_REPORT_IS_DUE = (
+    f"SELECT DISTINCT queue_id FROM owed WHERE NOT EXISTS ({AWAITED}) AND queue_id IN (?)"
+)
+"""Messages among some whose pending report waits for no attempt."""
+
+
+class Tables:
+    """What `relay.queue.sqlite.commit` writes with. `on_gone`: removed messages that had a file."""
+
+    def __init__(self, directory: Path, *, on_gone: Callable[[list[str]], None]) -> None:
+        self._directory = directory
+        self._on_gone = on_gone
+        self._last_seq = 0
+        self._mark = self._mark_written = self._mark_in_commit = 0
+        self._leaving: list[str] = []
+        self._gone: list[str] = []
+
+    # The mark of the log, written along with a commit.
+
+    @property
+    def mark(self) -> int:
+        """What `note_mark` was last given."""
+        return self._mark
+
+    def note_mark(self, seq: int) -> None:
+        """Write the mark of the log along with the next commit."""
+        self._mark = max(self._mark, seq)
+
+    @property
+    def has_more(self) -> bool:
+        """Whether there is something to be written that no request asks for."""
+        return self._mark != self._mark_written
+
+    # Connections.
+
+    def load(self, db: sqlite3.Connection) -> None:
+        """Read where the numbers of events go on."""
+        found = db.execute("SELECT coalesce(max(seq), 0) FROM event").fetchone()[0]
+        mark = db.execute("SELECT value FROM meta WHERE key = 'log_mark'").fetchone()
+        self._mark = self._mark_written = mark[0] if mark else 0
+        self._last_seq = max(found, self._mark)
+
+    def connected(self, db: sqlite3.Connection) -> None:
+        """Have every removed message that has a file noted, whichever statement removes it."""
+        db.create_function("leaves", 1, self._leaving.append)
+        db.execute(
+            "CREATE TEMP TRIGGER leaves AFTER DELETE ON main.message WHEN OLD.in_file"
+            " BEGIN SELECT leaves(OLD.queue_id); END"
+        )
+
+    def commit_something(self, db: sqlite3.Connection) -> None:
+        """A commit of its own. Its sync is one of all that lies in the log before it, too.
+
+        SQLite syncs the name of a new log along with it, and overlooks it where that fails.
+        """
+        db.execute("BEGIN IMMEDIATE")
+        db.execute(
+            "INSERT INTO meta VALUES ('reopened', 1) ON CONFLICT (key) DO UPDATE SET value = value + 1"
+        )
+        db.execute("COMMIT")
+        sync_directory(self._directory)
+
+    # One transaction.
+
+    def point(self) -> int:
+        """The last number that an event was given."""
+        return self._last_seq
+
+    def back_to(self, point: int) -> None:
+        """What was numbered since is undone."""
+        self._last_seq = point
+
+    def write(self, db: sqlite3.Connection, requests: Sequence[Request]) -> None:
+        """All rows of some requests, table by table."""
+        rows = [request.rows for request in requests if request.rows is not None]
+        if not rows:
+            return
+        _insert(db, "message", 8, _all(one.messages for one in rows))
+        _insert(db, "recipient", 7, _all(one.recipients for one in rows))
+        _finish(db, _all(one.finished for one in rows))
+        _update(db, _all(one.updates for one in rows))
+        _insert(db, "owed", 6, _all(one.pending for one in rows))
+        _strike_out(db, _all(one.reported for one in rows))
+        remove_if_done(db, _all(one.perhaps_done for one in rows))
+        numbered = [
+            row
+            for request in requests
+            if request.rows is not None and request.rows.events
+            for row in self._numbered(request, request.rows.events)
+        ]
+        _insert(db, "event", 8, numbered)
+        _tell_whose_report_is_due(db, requests)
+
+    def write_events(
+        self, db: sqlite3.Connection, request: Request, events: Iterable[Event]
+    ) -> None:
+        """Add events within a request's function."""
+        _insert(db, "event", 8, self._numbered(request, events))
+
+    def _numbered(self, request: Request, events: Iterable[Event]) -> list[Row]:
+        """The rows of a request's events, each with the next number."""
+        rows = []
+        for event in events:
+            self._last_seq = seq = self._last_seq + 1
+            request.stored.append(StoredEvent(seq, event))
+            rows.append(_event_row(seq, event))
+        return rows
+
+    def last(self, db: sqlite3.Connection) -> None:
+        """What comes last in a transaction."""
+        self._mark_in_commit = self._mark
+        if self._mark_in_commit != self._mark_written:
+            db.execute(
+                "INSERT OR REPLACE INTO meta VALUES ('log_mark', ?)", (self._mark_in_commit,)
+            )
+        self._gone = unknown(db, self._leaving)  # what was undone in it is there still
+        self._leaving.clear()
+
+    def committed(self) -> None:
+        """The transaction is on the disk."""
+        self._mark_written = self._mark_in_commit
+        if self._gone:
+            self._on_gone(self._gone)
+
+
+def unknown(db: sqlite3.Connection, queue_ids: Iterable[str]) -> list[str]:
+    """Those of which there is no message in the queue."""
+    asked = "SELECT 1 FROM message WHERE queue_id = ?"
+    return [queue_id for queue_id in queue_ids if db.execute(asked, (queue_id,)).fetchone() is None]
+
+
+def _event_row(seq: int, event: Event) -> Row:
+    return (
+        seq,
+        micros(event.at),
+        event.name,
+        event.queue_id,
+        event.sender,
+        event.recipient,
+        event.id,
+        event.line,
+    )
+
+
+def _all(parts: Iterable[list[Any]]) -> list[Any]:
+    return list(chain.from_iterable(parts))
+
+
+def _pieces(rows: Sequence[Any]) -> Iterable[Sequence[Any]]:
+    for start in range(0, len(rows), _MOST_ROWS):
+        yield rows[start : start + _MOST_ROWS]
+
+
+@lru_cache(maxsize=256)
+def _values(width: int, count: int) -> str:
+    row = f"({','.join('?' * width)})"
+    return ",".join([row] * count)
+
+
+@lru_cache(maxsize=256)
+def _insert_statement(table: str, width: int, count: int) -> str:
+    return f"INSERT INTO {table} VALUES {_values(width, count)}"
+
+
+def _insert(db: sqlite3.Connection, table: str, width: int, rows: Sequence[Row]) -> None:
+    for piece in _pieces(rows):
+        db.execute(_insert_statement(table, width, len(piece)), list(chain.from_iterable(piece)))
+
+
+@lru_cache(maxsize=256)
+def _in_statement(statement: str, count: int) -> str:
+    return statement.replace("(?)", f"({','.join('?' * count)})")
+
+
+def _for_ids(db: sqlite3.Connection, statement: str, ids: Sequence[str]) -> int:
+    """Run a statement that ends in `IN (?)` for many ids; how many rows it changed."""
+    changed = 0
+    for piece in _pieces(ids):
+        changed += db.execute(_in_statement(statement, len(piece)), piece).rowcount
+    return changed
+
+
+def _finish(db: sqlite3.Connection, finished: Sequence[tuple[str, int]]) -> None:
+    """Remove messages whose recipients are all claimed and all final now."""
+    if not finished:
+        return
+    ids = [queue_id for queue_id, _ in finished]
+    gone = _for_ids(db, f"DELETE FROM recipient WHERE place = {CLAIMED} AND queue_id IN (?)", ids)
+    if gone != sum(count for _, count in finished):
+        raise Refused("the recipients are not claimed")
+    if _for_ids(db, "DELETE FROM message WHERE queue_id IN (?)", ids) != len(ids):
+        raise Refused("there is no such message")
+
+
+@lru_cache(maxsize=64)
+def _update_statement(count: int) -> str:
+    # It has to begin with UPDATE: sqlite3 counts no rows for a statement that begins with WITH.
+    return (
+        "UPDATE recipient SET state = new.column3, place = new.column4, due = new.column5, data = new.column6"
+        f" FROM (VALUES {_values(6, count)}) AS new"
+        " WHERE recipient.queue_id = new.column1 AND recipient.idx = new.column2"
+        f" AND recipient.place = {CLAIMED}"
+    )
+
+
+def _update(db: sqlite3.Connection, updates: Sequence[Row]) -> None:
+    """Write what an attempt left of recipients that were claimed for it."""
+    for piece in _pieces(updates):
+        values = list(chain.from_iterable(piece))
+        if db.execute(_update_statement(len(piece)), values).rowcount != len(piece):
+            raise Refused("the recipients are not claimed")
+
+
+def _strike_out(db: sqlite3.Connection, reported: Sequence[tuple[str, int, bool]]) -> None:
+    """Remove what is reported now from what is pending; nothing is reported twice."""
+    strike = "DELETE FROM owed WHERE queue_id = ? AND idx = ? AND is_done = ?"
+    for row in reported:
+        if not db.execute(strike, row).rowcount:
+            raise Refused(f"{row[0]}: nothing is pending about recipient {row[1]}")
+
+
+def _tell_whose_report_is_due(db: sqlite3.Connection, requests: Sequence[Request]) -> None:
+    """Whether a request's pending report is due: decided in the commit, so that one attempt gets
+    True.
+
+    Of the attempts for one message that are written together it is the last.
+    """
+    settled = [(one, one.rows.settled) for one in requests if one.rows and one.rows.settled]
+    due: set[str] = set()
+    for piece in _pieces([queue_id for _, queue_id in settled]):
+        due.update(row[0] for row in db.execute(_in_statement(_REPORT_IS_DUE, len(piece)), piece))
+    for request, queue_id in reversed(settled):
+        request.result = queue_id in due
+        due.discard(queue_id)
+
+
+def remove_if_done(db: sqlite3.Connection, ids: Sequence[str]) -> None:
+    """Remove messages that have no open recipient left and about which no report is pending."""
+    if not ids:
+        return
+    gone = _for_ids(
+        db,
+        "DELETE FROM message WHERE NOT EXISTS (SELECT 1 FROM recipient"
+        f" WHERE recipient.queue_id = message.queue_id AND state < {FINAL_NUMBER})"
+        " AND NOT EXISTS (SELECT 1 FROM owed WHERE owed.queue_id = message.queue_id) AND queue_id IN (?)",
+        ids,
+    )
+    if gone:
+        _for_ids(
+            db,
+            "DELETE FROM recipient WHERE NOT EXISTS (SELECT 1 FROM message"
+            " WHERE message.queue_id = recipient.queue_id) AND queue_id IN (?)",
+            ids,
+        )

@@ -1,0 +1,35 @@
+"""The newest events, in memory: those that follow the log need no look at the store. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from relay.queue.store import StoredEvent
+
+__all__ = ["EventTail"]
+
+_MOST = 4096
+
+
+class EventTail:
+    """Events in the order of their commits, without gaps in their numbers."""
+
+    def __init__(self) -> None:
+        self._events: list[StoredEvent] = []
+
+    def add(self, stored: Sequence[StoredEvent]) -> None:
+        """These were committed."""
+        self._events += stored
+        if len(self._events) > 2 * _MOST:
+            del self._events[:-_MOST]
+
+    def after(self, seq: int, limit: int) -> list[StoredEvent] | None:
+        """The events after `seq`; None where they begin before those that are here."""
+        if not self._events or seq + 1 < self._events[0].seq:
+            return None
+        start = seq + 1 - self._events[0].seq
+        return self._events[start : start + limit]
+
+    def clear(self) -> None:
+        """Some were removed."""
+        self._events.clear()
