@@ -3,12 +3,13 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+RUNS   := $(VENV)/.runs
 READY  := $(VENV)/.ready
 # Two processes: one with what starts servers, one with the rest (tests/conftest.py).
 TWO    := -n 2 --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-pythons check demo man image-test torture mutation fuzz bench clean
+.PHONY: help run test test-pythons check demo man dist lock image-test torture mutation fuzz bench clean
 
 help:
 	@echo "make run       start a relay on 127.0.0.1:2525, spool and log under var/"
@@ -16,21 +17,28 @@ help:
 	@echo "make test      all tests; those that need a server from the system say so"
 	@echo "make test-pythons  the unit tests and the types on every python3.x that is found, 3.11 or later"
 	@echo "make check     ruff, mypy and the tests"
-	@echo "make man       the manual page, build/relay.1"
+	@echo "make man       the manual pages, build/relay.1 and build/relay.yaml.5"
+	@echo "make dist      the wheel and the source archive of a release, dist/"
+	@echo "make lock      requirements.lock anew: the newest release of every library, with hashes"
 	@echo "make image-test  build the container image and deliver a message through it (buildah, root, network)"
 	@echo "make torture   the long sweeps: kill -9 at every storage call, every network call, power cuts"
 	@echo "make fuzz      a minute for each reader of octets that strangers send"
 	@echo "make bench     a Postfix beside it and the same mail through both; about ten minutes, as root"
 	@echo "make mutation  break each cell of the TLS decision and see the tests fail"
 
-$(READY): pyproject.toml
+# What running needs, and nothing of development.
+$(RUNS): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "relay needs Python 3.11 or later; say which with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(READY): $(RUNS)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
-run: $(READY)
+run: $(RUNS)
 	@mkdir -p var
 	@echo "relay: starting on 127.0.0.1:2525; spool var/spool, delivery log var/log/delivery.log; stop with Ctrl-C"
 	@echo "relay: hand it a message (another terminal):"
@@ -39,7 +47,7 @@ run: $(READY)
 	@echo "         $(BIN)/relay log --follow      $(BIN)/relay queue list"
 	@exec $(BIN)/relay serve -c conf/relay.yaml
 
-demo: $(READY)
+demo: $(RUNS)
 	@$(BIN)/relay demo
 
 test: $(READY)
@@ -54,9 +62,20 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/pytest $(TWO) $(ARGS)
 
-man: $(READY)
+man: $(RUNS)
 	@mkdir -p build
-	$(BIN)/python -m relay.cli.manual > build/relay.1
+	$(BIN)/python -m relay.cli.manual relay > build/relay.1
+	$(BIN)/python -m relay.cli.manual relay.yaml conf/relay.yaml > build/relay.yaml.5
+
+dist: $(READY)
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/twine check --strict dist/*
+
+# For every Python from 3.11 and every processor. The package and the image install from it.
+lock: $(READY)
+	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header \
+		--no-annotate --upgrade --quiet --output-file requirements.lock pyproject.toml
 
 image-test: $(READY)
 	RELAY_IMAGE=1 $(BIN)/pytest -s tests/image $(ARGS)

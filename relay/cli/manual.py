@@ -1,17 +1,20 @@
-"""relay(1): the manual page, made of what `--help` says. `make man` writes it to build/relay.1."""
+"""The manual pages: relay(1), made of what `--help` says, and relay.yaml(5), made of the commented
+reference conf/relay.yaml. `make man` writes both to build/.
+"""
 
 from __future__ import annotations
 
 import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 
 from relay import __version__
 from relay.cli import relay
 
-__all__ = ["man_page"]
+__all__ = ["man_page", "man_page_of_file"]
 
 
 def man_page() -> str:
@@ -34,9 +37,47 @@ def man_page() -> str:
         lines += [f".SS {_escaped(_name(context))}", *_command(context)]
     lines += [
         ".SH SEE ALSO",
-        "The commented reference of the configuration, conf/relay.yaml, and the pages under docs/.",
+        ".BR relay.yaml (5)",
     ]
     return "\n".join(lines) + "\n"
+
+
+def man_page_of_file(reference: str) -> str:
+    """relay.yaml(5), from the text of the commented reference."""
+    lines = [
+        f'.TH RELAY.YAML 5 "" "relay {__version__}" "File Formats"',
+        ".SH NAME",
+        r"relay.yaml \- configuration of the SMTP smarthost relay",
+        ".SH SYNOPSIS",
+        ".I /etc/relay/relay.yaml",
+        ".SH DESCRIPTION",
+        *_text(_ABOUT_FILE),
+        ".SH KEYS",
+        *_text("Every key, with its default. What is commented out is an example."),
+        ".PP",
+        ".nf",
+        *map(_escaped, reference.rstrip("\n").split("\n")),
+        ".fi",
+        ".SH SEE ALSO",
+        ".BR relay (1)",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+_ABOUT_FILE = """
+The service and every command read one file in YAML. Each key may be left out; a key that is
+unknown, of the wrong type or there twice is a mistake.
+
+Durations are written as 30s, 5m, 4h, 5d or 1h30m, sizes as 64KiB or 50MiB.
+
+\b
+After a change:
+  relay check
+  systemctl reload relay
+
+Any key can be set in the environment, which wins over the file: RELAY__QUEUE__PATH is queue.path.
+Its value is read as YAML.
+"""
 
 
 def _commands(parent: click.Context) -> Iterator[click.Context]:
@@ -98,4 +139,10 @@ def _escaped(line: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(man_page())
+    match sys.argv[1:]:
+        case ["relay"]:
+            sys.stdout.write(man_page())
+        case ["relay.yaml", reference]:
+            sys.stdout.write(man_page_of_file(Path(reference).read_text(encoding="utf-8")))
+        case _:
+            sys.exit("usage: python -m relay.cli.manual relay | relay.yaml conf/relay.yaml")

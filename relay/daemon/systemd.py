@@ -5,12 +5,11 @@ sd_notify(3); sd_listen_fds(3).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
 from collections.abc import Mapping
-
-from sdnotify import SystemdNotifier
 
 __all__ = ["Systemd", "passed_sockets"]
 
@@ -22,7 +21,7 @@ class Systemd:
     """The service manager's ear; silent where there is none."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
-        self._notifier = SystemdNotifier() if environ.get("NOTIFY_SOCKET") else None
+        self._address = environ.get("NOTIFY_SOCKET", "")
         self.watchdog_seconds = _watchdog_seconds(environ)
 
     def ready(self, status: str) -> None:
@@ -40,8 +39,14 @@ class Systemd:
         self._tell("WATCHDOG=1")
 
     def _tell(self, words: str) -> None:
-        if self._notifier is not None:
-            self._notifier.notify(words)
+        if not self._address:
+            return
+        # "@": a name in the abstract namespace, which begins with a NUL for the kernel (unix(7)).
+        address = self._address.replace("@", "\0", 1) if self._address[0] == "@" else self._address
+        # A manager that does not listen must not end a relay that works.
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.setblocking(False)
+            sock.sendto(words.encode(), address)
 
 
 def _watchdog_seconds(environ: Mapping[str, str]) -> float | None:

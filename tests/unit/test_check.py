@@ -23,7 +23,7 @@ import yaml
 from click.testing import CliRunner
 
 from relay.cli import relay
-from relay.cli.manual import _commands, man_page
+from relay.cli.manual import _commands, man_page, man_page_of_file
 from relay.config.schema import json_schema
 from tests.rigs.ports import free_port
 
@@ -243,10 +243,13 @@ def test_every_command_and_option_is_in_the_manual() -> None:
 
 
 @pytest.mark.needs("man")
-def test_the_manual_is_fit_to_print(tmp_path: Path) -> None:
-    (tmp_path / "relay.1").write_text(man_page())
+@pytest.mark.parametrize("name", ["relay.1", "relay.yaml.5"])
+def test_the_manual_is_fit_to_print(tmp_path: Path, name: str) -> None:
+    reference = (ROOT / "conf/relay.yaml").read_text()
+    page = man_page() if name == "relay.1" else man_page_of_file(reference)
+    (tmp_path / name).write_text(page)
     shown = subprocess.run(
-        ["man", "--warnings", "-E", "UTF-8", "-l", "-Tutf8", "-Z", str(tmp_path / "relay.1")],
+        ["man", "--warnings", "-E", "UTF-8", "-l", "-Tutf8", "-Z", str(tmp_path / name)],
         capture_output=True,
         text=True,
         check=False,
