@@ -44,6 +44,9 @@ postlog   unix-dgram n - n - 1 postlogd
 """
 
 
+_WITH_RESOLV_CONF = 'mount --bind "$0" /etc/resolv.conf && exec "$@"'
+
+
 @dataclass(frozen=True)
 class Postfix:
     """A running instance. `log` is its own mail log, `mailboxes` where an MX puts what it took."""
@@ -84,8 +87,12 @@ def postfix(
     address: str = "127.0.0.1",
     name: str = "pf",
     parent: str = "/tmp",
+    resolv_conf: Path | None = None,
 ) -> Iterator[Postfix]:
-    """A Postfix that listens on `address`:`port`, with `settings` on top of its own defaults."""
+    """A Postfix that listens on `address`:`port`, with `settings` on top of its own defaults.
+
+    `resolv_conf`: what it sees as /etc/resolv.conf, in a mount namespace of its own.
+    """
     owner = pwd.getpwnam("postfix")
     with open_directory(f"relay-test-{name}-", parent) as directory:
         for sub in ("etc", "queue", "data", "log", "mail"):
@@ -117,7 +124,9 @@ def postfix(
         )
         (directory / "etc/master.cf").write_text(_MASTER.format(listen=f"{address}:{port}"))
         run = ["/usr/sbin/postfix", "-c", f"{directory}/etc"]
-        subprocess.run([*run, "start"], check=True, capture_output=True, timeout=60)
+        apart = ["unshare", "--mount", "sh", "-c", _WITH_RESOLV_CONF, str(resolv_conf)]
+        start = [*apart, *run, "start"] if resolv_conf else [*run, "start"]
+        subprocess.run(start, check=True, capture_output=True, timeout=60)
         try:
             wait_until(lambda: accepts_connections(address, port), what=f"Postfix on port {port}")
             yield Postfix(address, port, directory)
