@@ -21,6 +21,7 @@ from email.utils import format_datetime
 
 from relay.api.mailgun_addresses import Mailbox, authors, mailboxes
 from relay.api.mailgun_form import ApiError, Form, shown, unfolded
+from relay.mail.address import in_header
 from relay.mail.header import iter_fields, unfold
 
 __all__ = ["author_of", "header_fields", "header_section", "own_message_id", "with_own_fields"]
@@ -161,15 +162,16 @@ def _address_line(name: str, boxes: Sequence[Mailbox]) -> str:
 
 
 def _address(box: Mailbox, field: str) -> str:
+    address = in_header(box.address)
     if not box.name:
-        return box.address
+        return address
     if not _is_plain(box.name) or len(box.name) > _LONGEST_LINE // 3:
         words = "\r\n ".join(_encoded_words(box.name, after=len(field) + 2))
-        return f"{words}\r\n <{box.address}>"
+        return f"{words}\r\n <{address}>"
     if _ATOMS.fullmatch(box.name):
-        return f"{box.name} <{box.address}>"
+        return f"{box.name} <{address}>"
     escaped = re.sub(r'(["\\])', r"\\\1", box.name)
-    return f'"{escaped}" <{box.address}>'
+    return f'"{escaped}" <{address}>'
 
 
 def _text_line(name: str, value: str) -> str:

@@ -15,6 +15,10 @@ legal characters, and refused all the same:
                         `a@127.0.0.1`: an address in the eyes of a resolver, without the brackets
     characters that become one of these under NFKC; controls; marks that turn text around
 
+Others are not in the grammar, and taken as Postfix takes them, since mailboxes and lists have
+them: dots at any place of a local part (`a..b@`, `.a@`, `a.@`), and a local part of more than 64
+octets (SRS, VERP; §4.5.3.1 asks for techniques without limits).
+
 A source route is stripped (RFC 5321 §4.1.1.3, appendix C). A final dot of the domain is
 taken off, since RFC 5321 has none and the next hop may refuse it. Quoting and case of a
 local part stay exactly as given (§2.4).
@@ -33,15 +37,18 @@ __all__ = [
     "AddressError",
     "domain_of",
     "domain_spellings",
+    "in_header",
     "normalise_domain",
     "parse_path",
     "spellings",
 ]
 
-_LOCAL_PART_OCTETS = 64
-_PATH_OCTETS = 256
+_PATH_OCTETS = 900
+"""More than RFC 5321 §4.5.3.1.3 asks for; it still fits a line of a Received field or a DSN."""
 _DOMAIN_OCTETS = 253
 """RFC 5321 §4.5.3.1.2 says 255, which in the DNS counts two octets that text lacks (RFC 1035 §3.1)."""
+
+_BLANKS = b" \t"
 
 # Possessive quantifiers throughout: no input makes these expressions go back over what they read.
 _ATEXT = r"A-Za-z0-9#$&'*+/=?^_`{|}~!%\-"
@@ -49,20 +56,23 @@ _SAFE_ATEXT = _ATEXT.replace("?", "").replace("!%", "")
 _LABEL = r"(?!-)[A-Za-z0-9_-]{1,63}+(?<!-)"
 
 _COMMON_PATH = re.compile(
-    rf"<(([{_SAFE_ATEXT}]++(?:\.[{_SAFE_ATEXT}]++)*+)@(?:{_LABEL}\.)*+[A-Za-z][A-Za-z0-9-]{{0,62}}+(?<!-))>"
-    r"(?: (.*+))?".encode(),
+    rf"<([{_SAFE_ATEXT}.]++@((?:{_LABEL}\.)*+[A-Za-z][A-Za-z0-9-]{{0,62}}+(?<!-)))>"
+    r"(?:[ \t](.*+))?".encode(),
     re.DOTALL,
 )
 """The addresses that nearly all mail has. A subset of what the long way round accepts, for speed
 alone.
 """
 
-_ANGLE_PATH = re.compile(rb'<((?:"(?:[^"\\]|\\.)*+"|[^">])*+)>(?: (.*+))?', re.DOTALL)
-_BARE_PATH = re.compile(rb' *+((?:"(?:[^"\\]|\\.)*+"|[^" <>])++)(?: (.*+))?', re.DOTALL)
+_QUOTED = rb'"(?:[^"\\]|\\.)*+"'
+_PARAMETERS = rb"(?:[ \t](.*+))?"
+_ANGLE_PATH = re.compile(rb'<((?:%b|[^">])*+)>%b' % (_QUOTED, _PARAMETERS), re.DOTALL)
+_DOUBLE_PATH = re.compile(rb'<<((?:%b|[^"<>])*+)>>%b' % (_QUOTED, _PARAMETERS), re.DOTALL)
+_BARE_PATH = re.compile(rb'((?:%b|[^" \t<>])++)%b' % (_QUOTED, _PARAMETERS), re.DOTALL)
 _SOURCE_ROUTE = re.compile(r"@[A-Za-z0-9._-]++(?:,@[A-Za-z0-9._-]++)*+:")
 _QUOTED_STRING = re.compile(r'"((?:[^"\\]|\\.)*+)"', re.DOTALL)
 _QUOTED_PAIR = re.compile(r"\\(.)", re.DOTALL)
-_DOT_STRING = re.compile(rf"[{_ATEXT}\u0080-\U0010ffff]++(?:\.[{_ATEXT}\u0080-\U0010ffff]++)*+")
+_ATOMS_AND_DOTS = re.compile(rf"[{_ATEXT}.\u0080-\U0010ffff]++")
 _DOMAIN = re.compile(rf"(?:{_LABEL}\.)*+{_LABEL}")
 _NUMBER = re.compile(r"[0-9]++|0[xX][0-9A-Fa-f]*+")
 _ROUTING = re.compile(r"[@%!]|=\?")
@@ -87,12 +97,12 @@ def parse_path(
 
     `arg` is what follows "FROM:" or "TO:". The null reverse-path `<>` gives "": whoever reads a
     forward-path refuses that. With `allow_postmaster` `<postmaster>` needs no domain (RFC 5321
-    §4.1.1.3). `lenient`, for clients older than their manuals: white space before the path, and no
-    angle brackets.
+    §4.1.1.3). `lenient`, for clients older than their manuals: white space (tabs, too) before and
+    behind the path and at its ends, no angle brackets, or two pairs.
     """
     match = _COMMON_PATH.fullmatch(arg)
-    if match is not None and match.end(2) <= _LOCAL_PART_OCTETS + 1 and match.end(1) < _PATH_OCTETS:
-        return match[1].decode("ascii"), (match[3] or b"").strip(b" ")
+    if match is not None and match.end(1) < _PATH_OCTETS and len(match[2]) <= _DOMAIN_OCTETS:
+        return match[1].decode("ascii"), (match[3] or b"").strip(_BLANKS)
     path, rest = _split_path(arg, lenient=lenient)
     return _read_address(path, smtputf8=smtputf8, allow_postmaster=allow_postmaster), rest
 
@@ -146,6 +156,16 @@ def domain_spellings(text: str) -> tuple[str, ...]:
     return (domain,) if shown == domain else (domain, shown)
 
 
+def in_header(address: str) -> str:
+    """An address as a header field of ours has it: quoted where dots stand as RFC 5322 §3.4.1 has
+    them in quotes only.
+    """
+    local_part, _, domain = address.rpartition("@")
+    if local_part.startswith('"') or all(local_part.split(".")):
+        return address
+    return f'"{local_part}"@{domain}'
+
+
 def _u_label(label: str) -> str:
     if not label.startswith("xn--"):
         return label
@@ -157,13 +177,14 @@ def _u_label(label: str) -> str:
 
 def _split_path(arg: bytes, *, lenient: bool) -> tuple[bytes, bytes]:
     """The path without its brackets, and the parameters."""
-    text = arg.lstrip(b" ") if lenient else arg
+    text = arg.lstrip(_BLANKS) if lenient else arg
     match = _ANGLE_PATH.fullmatch(text)
-    if match is None and lenient and not text.startswith(b"<"):
-        match = _BARE_PATH.fullmatch(text)
+    if match is None and lenient:
+        match = _DOUBLE_PATH.fullmatch(text) or _BARE_PATH.fullmatch(text)
     if match is None:
         raise AddressError("the path is not an address in angle brackets")
-    return match[1], (match[2] or b"").strip(b" ")
+    path, rest = match[1], (match[2] or b"").strip(_BLANKS)
+    return (path.strip(_BLANKS) if lenient else path), rest
 
 
 def _read_address(path: bytes, *, smtputf8: bool, allow_postmaster: bool) -> str:
@@ -224,11 +245,9 @@ def _split_address(address: str) -> tuple[str, str]:
 
 
 def _check_local_part(local_part: str) -> None:
-    if len(local_part.encode()) > _LOCAL_PART_OCTETS:
-        raise AddressError("the local part is too long")
     quoted = _QUOTED_STRING.fullmatch(local_part)
     content = _QUOTED_PAIR.sub(r"\1", quoted[1]) if quoted else local_part
-    if not quoted and not _DOT_STRING.fullmatch(local_part):
+    if not quoted and not _ATOMS_AND_DOTS.fullmatch(local_part):
         raise AddressError("the local part has a character that has to be quoted")
     if _ROUTING.search(content) or (not content.isascii() and _disguises(content)):
         raise AddressError("the local part could be read as another address")

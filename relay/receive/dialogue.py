@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import re
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -25,7 +24,7 @@ from relay.receive.intake import Intake
 from relay.receive.limits import COMMAND_LINE_OCTETS, MISTAKES_PER_SESSION
 from relay.receive.listener_state import ListenerState
 from relay.receive.sasl import Challenge, Credentials, Exchange
-from relay.receive.session import Transaction
+from relay.receive.session import Transaction, name_of
 from relay.receive.spec import BareNewline
 from relay.receive.submission import mail, rcpt
 from relay.submit.failures import counted_as
@@ -62,7 +61,6 @@ _STRAYS = {
     BareNewline.NORMALISE: BareNewlines.SPACES,
     BareNewline.LINE_END: BareNewlines.LINE_ENDS,
 }
-_PRINTABLE = re.compile(rb"[!-~]++")
 _HTTP = frozenset({b"GET", b"POST", b"PUT", b"HEAD", b"CONNECT", b"OPTIONS", b"DELETE"})
 _BEFORE_TLS = frozenset({b"NOOP", b"EHLO", b"STARTTLS", b"QUIT"})
 
@@ -88,6 +86,10 @@ class Dialogue(Connection):
         word, _, arg = line.partition(b" ")
         verb = word.upper()
         command = _VERBS.get(verb)
+        if command is None:  # a tab behind the verb, or white space before it
+            word, arg = _split(line)
+            verb = word.upper()
+            command = _VERBS.get(verb)
         if len(line) > COMMAND_LINE_OCTETS and verb != b"AUTH":
             self._complain(_LINE_TOO_LONG)
         elif command is None:
@@ -114,11 +116,13 @@ class Dialogue(Connection):
             self.push(f"250 {self._reception.hostname}\r\n".encode())
 
     def _introduce(self, arg: bytes, *, extended: bool) -> bool:
-        """RFC 5321 §4.1.4: EHLO also ends whatever transaction there was."""
-        if len(arg) > 255 or not _PRINTABLE.fullmatch(arg):
+        """RFC 5321 §4.1.4: EHLO also ends whatever transaction there was. Any name will do: it decides
+        nothing.
+        """
+        if not arg:
             self._complain(b"501 5.5.4 Syntax: EHLO hostname\r\n")
             return False
-        self._session.helo = arg.decode("ascii")
+        self._session.helo = name_of(arg)
         self._session.extended = extended
         self._forget_transaction()
         self._idle()
@@ -137,11 +141,8 @@ class Dialogue(Connection):
         self._idle()
 
     def smtp_QUIT(self, arg: bytes) -> None:
-        if arg:
-            self._complain(_NO_ARGUMENT)
-        else:
-            self.push(_BYE)
-            self._close()
+        self.push(_BYE)
+        self._close()
 
     def smtp_VRFY(self, arg: bytes) -> None:
         # RFC 5321 §3.5.3: 252 where we cannot tell, and would not.
@@ -162,11 +163,7 @@ class Dialogue(Connection):
             self._complain(_NO_ARGUMENT)
         elif self._session.tls is not None:
             self._complain(b"503 5.5.1 TLS is active already\r\n")
-        elif (
-            not self._session.offers_starttls
-            or not self._session.extended
-            or self._door.tls is None
-        ):
+        elif not self._session.offers_starttls or self._door.tls is None:
             self._complain(b"502 5.5.1 STARTTLS is not offered\r\n")
         else:
             # Whatever came behind the command came in clear, perhaps from somebody else
@@ -205,8 +202,6 @@ class Dialogue(Connection):
             return b"502 5.5.1 AUTH is not offered\r\n"
         if not session.offers_auth:
             return b"538 5.7.11 Encryption required\r\n"
-        if not session.extended:
-            return b"503 5.5.1 EHLO comes first\r\n"
         if session.user is not None or self._transaction is not None:
             return b"503 5.5.1 Not now\r\n"
         return b""
@@ -435,6 +430,12 @@ _VERBS: dict[bytes, Callable[[Dialogue, bytes], None]] = {
     for name in vars(Dialogue)
     if name.startswith("smtp_")
 }
+
+
+def _split(line: bytes) -> tuple[bytes, bytes]:
+    """Verb and argument of a command with other white space than one blank between them."""
+    verb, _, arg = line.replace(b"\t", b" ").lstrip(b" ").partition(b" ")
+    return verb, arg
 
 
 def _chunk_size(arg: bytes) -> tuple[int, bool, bool]:

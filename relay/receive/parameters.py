@@ -69,7 +69,7 @@ def wants_smtputf8(rest: bytes) -> bool:
 
 def _split(rest: bytes) -> list[tuple[str, str]]:
     try:
-        words = rest.decode("utf-8").split(" ")
+        words = rest.decode("utf-8").replace("\t", " ").split(" ")
     except UnicodeDecodeError:
         raise ParameterError(
             Reply(501, "5.5.4", "Parameters are neither ASCII nor UTF-8")

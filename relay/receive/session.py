@@ -12,7 +12,9 @@ from relay.mail.envelope import Body, Recipient, Ret
 from relay.receive.access import User
 from relay.receive.spec import ListenerAuth, ListenerSpec, ListenerTls
 
-__all__ = ["Session", "TlsFacts", "Transaction"]
+__all__ = ["Session", "TlsFacts", "Transaction", "name_of"]
+
+_NAME_OCTETS = 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,3 +89,9 @@ class Transaction:
     envid: str = ""
     size_bytes: int = 0
     recipients: dict[str, Recipient] = field(default_factory=dict)
+
+
+def name_of(arg: bytes) -> str:
+    """What a client calls itself, fit to be shown: cut, and escaped where it cannot be printed."""
+    text = arg[:_NAME_OCTETS].decode("utf-8", "backslashreplace")
+    return text if text.isprintable() else ascii(text)[1:-1]

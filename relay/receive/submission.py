@@ -55,7 +55,6 @@ _NOT_YOURS = refuse(553, "5.7.1", "You may not send in this domain's name")
 _TOO_LARGE = refuse(552, "5.3.4", "The message is too large")
 _MAIL_SYNTAX = refuse(501, "5.5.2", "Syntax: MAIL FROM:<address>")
 _RCPT_SYNTAX = refuse(501, "5.5.2", "Syntax: RCPT TO:<address>")
-_NO_PARAMETERS = refuse(555, "5.5.4", "Parameters need EHLO")
 _NO_LITERALS = refuse(550, "5.1.2", "Mail to address literals is not relayed")
 _TOO_MANY_RECIPIENTS = refuse(452, "4.5.3", "Too many recipients in one transaction")
 
@@ -85,8 +84,6 @@ def mail(session: Session, arg: bytes, limits: Limits) -> Transaction | Refusal:
     try:
         reverse_path, rest = parse_path(arg[5:], smtputf8=wants_smtputf8(arg), lenient=True)
         sender_domain = domain_of(reverse_path)
-        if rest and not session.extended:
-            return _NO_PARAMETERS
         transaction = mail_parameters(rest, reverse_path)
     except AddressError as error:
         return _bad_address(error, arg, of_sender=True)
@@ -121,8 +118,6 @@ def rcpt(
         ):  # RFC 5321 §4.1.1.3: of this host, which has no mailboxes of its own
             address = f"postmaster@{hostname}"
         domain = domain_of(address)
-        if rest and not session.extended:
-            return _NO_PARAMETERS
         recipient = rcpt_parameters(rest, address, domain, smtputf8=transaction.smtputf8)
     except AddressError as error:
         return _bad_address(error, arg, of_sender=False)

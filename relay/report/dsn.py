@@ -26,6 +26,7 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime
 from email.utils import format_datetime
 
+from relay.mail.address import in_header
 from relay.mail.envelope import Ret
 from relay.mail.header import split_content
 from relay.mail.outcome import Code, Deferred
@@ -152,7 +153,7 @@ def compose(
     boundary = _boundary(name, parts)
     fields = [
         _field("From", f"Mail Delivery System <MAILER-DAEMON@{_ascii(hostname)}>", international),
-        _field("To", f"<{sender}>", international),
+        _field("To", f"<{in_header(sender)}>", international),
         _field("Subject", _SUBJECT[report.kind], international),
         _field("Date", format_datetime(now), international),
         _field("Message-ID", f"<{name}@{_ascii(hostname)}>", international),

@@ -15,6 +15,7 @@ import re
 from datetime import datetime
 from functools import lru_cache
 
+from relay.mail.address import in_header
 from relay.mail.header import iter_fields
 
 __all__ = ["count_hops", "date_time", "missing_fields", "received_field", "tcp_info"]
@@ -29,7 +30,7 @@ def received_field(
     *, source: str, protocol: str, hostname: str, queue_id: str, now: datetime, only_for: str = ""
 ) -> bytes:
     """Our Received field, with its CRLF. `source` is what follows "from"."""
-    recipient = f"\r\n\tfor <{only_for}>" if only_for else ""
+    recipient = f"\r\n\tfor <{in_header(only_for)}>" if only_for else ""
     return (
         f"Received: from {source}\r\n"
         f"\tby {hostname} with {protocol} id {queue_id}{recipient};\r\n"
@@ -70,6 +71,8 @@ def missing_fields(
         added.append(f"Message-ID: <{queue_id}@{hostname}>\r\n")
     if b"from" not in present:
         added.append(
-            f"From: <{reverse_path}>\r\n" if reverse_path else f"From: MAILER-DAEMON@{hostname}\r\n"
+            f"From: <{in_header(reverse_path)}>\r\n"
+            if reverse_path
+            else f"From: MAILER-DAEMON@{hostname}\r\n"
         )
     return "".join(added).encode()

@@ -225,6 +225,8 @@ def test_where_domains_are_named_no_other_may_be_sent_from():
         ("j@bücher.example", [("", "j@xn--bcher-kva.example")]),
         ("jörg@bücher.example", [("", "jörg@bücher.example")]),
         ("A (x, y) <a@b.example>", [("A (x, y)", "a@b.example")]),
+        ("a..b@b.example, .c@b.example", [("", "a..b@b.example"), ("", ".c@b.example")]),
+        (f"{'l' * 80}@b.example", [("", f"{'l' * 80}@b.example")]),
     ],
 )
 def test_a_comma_list_is_read_as_people_write_it(text, found):
@@ -275,6 +277,14 @@ def test_a_plain_message_has_the_fields_a_message_needs():
     assert message["bcc"] is None
     assert "secret" not in message.as_string()
     assert message.get_content().split() == ["hello"]
+
+
+def test_a_local_part_with_dots_in_odd_places_is_quoted_in_the_header():
+    content = compose(
+        form(**{"from": "Ann <a..b@example.com>", "to": "c.@dest.example"}), message_id=ID, now=NOW
+    )
+    assert b'From: Ann <"a..b"@example.com>\r\n' in content
+    assert b'To: "c."@dest.example\r\n' in content
 
 
 def test_text_beyond_ascii_arrives_as_it_was_written():
