@@ -4,6 +4,7 @@ A UNIX socket that only its owner may open (mode 0600). One request a connection
 object a line either way:
 
     → {"verb": "list", "domain": "example.net"}
+    ← {"report": {…}}          of a report, what was counted; its exceptions follow as items
     ← {"items": [{…}, …]}      of a listing, a page; none, one or many
     ← {"item": {…}}            none, one or many
     ← {"following": {}}        where a log is followed: what comes after is new
@@ -32,11 +33,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from relay.admin import operations
+from relay.admin import report as reports
 from relay.admin.mta_sts import Policies, list_policies, policy_as_json
 from relay.mail.address import AddressError, normalise_domain
 from relay.mail.jsontext import to_json
 from relay.queue.api_state import ApiState, DomainSettings
 from relay.queue.entry import State
+from relay.queue.statistics import CountFilter
 from relay.queue.store import EventFilter, QueueControl, QueueFilter, QueueView, SpoolError
 from relay.queue.verbs import VERBS
 from relay.route.mta_sts import policy_domain
@@ -49,6 +52,7 @@ __all__ = [
     "RequestError",
     "SocketTaken",
     "change_filter",
+    "count_filter",
     "event_filter",
     "queue_filter",
     "settings_of",
@@ -111,6 +115,8 @@ class Control:
                 answers = self._show(request)
             case "log":
                 answers = self._log(request)
+            case "report":
+                answers = self._report(request)
             case "settings":
                 answers = self._settings()
             case "health":
@@ -222,6 +228,23 @@ class Control:
                 yield {"line": line}
         yield {"done": {}}
 
+    async def _report(self, request: Mapping[str, Any]) -> Answer:
+        """How the mail of a period was protected, and every exception that was kept."""
+        wanted = count_filter(request)
+        found = await reports.counts(self.view, wanted)
+        yield {
+            "report": {
+                "begin": wanted.begin.isoformat(),
+                "end": wanted.end.isoformat(),
+                "sender-domain": wanted.sender_domain,
+                "recipient-domain": wanted.recipient_domain,
+                "counts": reports.counts_as_json(found),
+            }
+        }
+        async for page in reports.listing(self.view, wanted):
+            yield {"items": [reports.exception_as_json(one) for one in page]}
+        yield {"done": {}}
+
     async def _settings(self) -> Answer:
         """What was set over HTTP for sender domains, and whether a file says what is in force."""
         if self.api_state is not None:
@@ -257,7 +280,19 @@ _WAITING = (State.QUEUED, State.DEFERRED, State.HELD)
 
 
 _QUEUE_FILTERS = frozenset({"ids", "domain", "sender", "older-than", "state"})
-_EVENT_FILTERS = frozenset({"since", "events", "recipient", "sender", "id"})
+_EVENT_FILTERS = frozenset(
+    {
+        "since",
+        "until",
+        "events",
+        "recipient",
+        "recipient-domain",
+        "sender",
+        "sender-domain",
+        "id",
+    }
+)
+_COUNT_FILTERS = frozenset({"since", "until", "sender-domain", "recipient-domain"})
 
 
 def queue_filter(request: Mapping[str, Any]) -> QueueFilter:
@@ -299,27 +334,52 @@ def change_filter(verb: str, request: Mapping[str, Any]) -> QueueFilter:
 def event_filter(request: Mapping[str, Any]) -> EventFilter:
     """The events a request means. An empty or unknown filter is a mistake, as in `queue_filter`."""
     _check_known(request, _EVENT_FILTERS | {"verb", "limit", "follow"})
-    try:
-        begin = datetime.fromisoformat(request["since"]) if "since" in request else None
-    except (TypeError, ValueError):
-        raise RequestError("since is a time such as 2030-01-31T12:00:00Z") from None
-    if begin is not None and begin.tzinfo is None:
-        raise RequestError("since has to name its zone")
     return EventFilter(
-        begin=begin,
+        begin=_time(request, "since"),
+        end=_time(request, "until"),
         names=_names(request, "events", "a list of names"),
         recipient=_text(request, "recipient"),
         sender=_text(request, "sender"),
         queue_id=_text(request, "id"),
+        sender_domain=_domain(request, "sender-domain"),
+        recipient_domain=_domain(request, "recipient-domain"),
     )
 
 
-def _domain(request: Mapping[str, Any]) -> str:
-    text = _text(request, "domain")
+def count_filter(request: Mapping[str, Any]) -> CountFilter:
+    """The counts a request means. `<>` as sender domain is the null reverse-path."""
+    _check_known(request, _COUNT_FILTERS | {"verb"})
+    begin, end = _time(request, "since"), _time(request, "until")
+    if begin is None or end is None:
+        raise RequestError("a report needs since and until")
+    if begin >= end:
+        raise RequestError("since has to be before until")
+    if request.get("sender-domain") == "<>":
+        sender_domain = "<>"
+    else:
+        sender_domain = _domain(request, "sender-domain")
+    recipient_domain = _domain(request, "recipient-domain")
+    return reports.period(
+        begin, end, sender_domain=sender_domain, recipient_domain=recipient_domain
+    )
+
+
+def _time(request: Mapping[str, Any], key: str) -> datetime | None:
+    try:
+        at = datetime.fromisoformat(request[key]) if key in request else None
+    except (TypeError, ValueError):
+        raise RequestError(f"{key} is a time such as 2030-01-31T12:00:00Z") from None
+    if at is not None and at.tzinfo is None:
+        raise RequestError(f"{key} has to name its zone")
+    return at
+
+
+def _domain(request: Mapping[str, Any], key: str = "domain") -> str:
+    text = _text(request, key)
     try:
         return normalise_domain(text) if text else ""
     except AddressError as error:
-        raise RequestError(f"domain: {error}") from None
+        raise RequestError(f"{key}: {error}") from None
 
 
 def _check_known(request: Mapping[str, Any], known: frozenset[str]) -> None:

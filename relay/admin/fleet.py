@@ -5,6 +5,7 @@ merged.
     show              whoever has the message
     log               by time; followed, as they come
     retry, hold, …    done by all; the changes added up, unknown is what is unknown to all
+    report            the counts added up, the exceptions by time
     health            what is wrong with any, by its number
     status            deliveries under way added up, silent destinations of any
     everything else   the first worker's alone
@@ -25,7 +26,9 @@ from typing import Any
 
 from relay.admin.control import REQUEST_BYTES, Answer, Answers, RequestError
 from relay.admin.operations import PAGE
+from relay.admin.report import count_of_json, counts_as_json
 from relay.mail.jsontext import of_json
+from relay.queue.statistics import added_up
 from relay.queue.verbs import VERBS
 
 __all__ = ["Fleet", "Peer"]
@@ -84,6 +87,8 @@ class Fleet:
                 lines = self._show(request)
             case "log":
                 lines = self._log(request)
+            case "report":
+                lines = self._report(request)
             case "health":
                 lines = self._health(request)
             case "status":
@@ -111,6 +116,20 @@ class Fleet:
                 yield {"items": page}
                 page = []
         yield {"done": {"count": count}}
+
+    async def _report(self, request: Mapping[str, Any]) -> Answer:
+        answers = self._ask(request)
+        heads = [(await anext(answer))["report"] for answer in answers]
+        parts = [[count_of_json(one) for one in head["counts"]] for head in heads]
+        yield {"report": {**heads[0], "counts": counts_as_json(added_up(parts))}}
+        page: list[Line] = []
+        async for line in _merged([_one_by_one(answer) for answer in answers], _exception_key):
+            if "done" not in line:
+                page.append(line)
+            if len(page) == PAGE or ("done" in line and page):
+                yield {"items": page}
+                page = []
+        yield {"done": {}}
 
     async def _show(self, request: Mapping[str, Any]) -> Answer:
         trouble: RequestError | None = None
@@ -180,6 +199,10 @@ async def _one_by_one(answer: Answer) -> Answer:
     async for line in answer:
         for item in line.get("items", [line]):
             yield item
+
+
+def _exception_key(item: Line) -> tuple[str, str]:
+    return item["at"], item["id"]
 
 
 def _queue_id_of(item: Line) -> str:

@@ -1,4 +1,4 @@
-"""The command line: `relay serve | check | health | queue … | log | explain | probe | …`.
+"""The command line: `relay serve | check | health | queue … | log | report | explain | …`.
 
 Exit codes: 0 done; 1 the answer is bad (a broken configuration, an unknown queue id, no
 relay to ask); 2 usage. What a program should read is on stdout, what is for a person about
@@ -30,6 +30,7 @@ _COMMANDS = {
     "mta-sts": "relay.cli.mta_sts:mta_sts",
     "probe": "relay.cli.probe:probe",
     "queue": "relay.cli.queue:queue",
+    "report": "relay.cli.report:report",
 }
 
 
@@ -80,6 +81,7 @@ def relay() -> None:
       relay serve -c conf/relay.yaml      run a relay
       relay queue list                    what is still to be delivered
       relay log --follow                  what becomes of it, as it happens
+      relay report --recipient-domain example.net --since 90d
       relay explain --from a@example.com --to b@example.net
       relay demo                          all outcomes, in a closed sandbox
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
+from relay.report import words
+
 if TYPE_CHECKING:
     from relay.config import Config
 
@@ -109,7 +111,7 @@ def answers(
     try:
         yield from ask(Path(config.admin.socket), request, seconds=None if patient else 60.0)
     except NotRunning as error:
-        if request["verb"] not in ("list", "show", "log") or request.get("follow"):
+        if request["verb"] not in ("list", "show", "log", "report") or request.get("follow"):
             fail(f"{error}; start one with `relay serve`")
         yield from _without_relay(config, request)
     except RelayError as error:
@@ -189,9 +191,8 @@ def printable(text: str, *, keep: str = "") -> str:
 
 
 def answer_text(code: int, status: str, message: str) -> str:
-    """A host's answer in one line: `450 4.2.1 mailbox busy`, each part once."""
-    words = [str(code or ""), "" if message.startswith(status) else status, message]
-    return printable(" ".join(word for word in words if word))
+    """A host's answer in one line, fit for a terminal."""
+    return printable(words.answer_text(code, status, message))
 
 
 def age_text(age: timedelta) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
+import shutil
+import sys
+import textwrap
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -11,7 +13,6 @@ from typing import Any
 import click
 
 from relay.cli.common import (
-    answer_text,
     answers,
     config_file,
     config_option,
@@ -19,26 +20,14 @@ from relay.cli.common import (
     load_config,
     printable,
 )
-from relay.mail.outcome import Code
+from relay.cli.times import since as _since
+from relay.cli.times import time_text
+from relay.cli.times import until as _until
+from relay.report.words import sentence_of, shown_name
 
 __all__ = ["log"]
 
-_COLOURS = {"accepted": "cyan", "delivered": "green", "temporary": "yellow", "permanent": "red"}
-
-
-def _since(ctx: click.Context, param: click.Parameter, value: str | None) -> datetime | None:
-    """A time (2030-01-31, 2030-01-31T12:00) or an age (2h)."""
-    from relay.config.words import parse_duration
-
-    if value is None:
-        return None
-    with contextlib.suppress(ValueError):
-        return datetime.now(UTC) - parse_duration(value)
-    try:
-        return datetime.fromisoformat(value).astimezone()
-    except ValueError:
-        text = f"{value!r} is neither an age such as 2h nor a time such as 2030-01-31T12:00"
-        raise click.BadParameter(text, ctx, param) from None
+_COLOURS = {"accepted": "cyan", "delivered": "green", "deferred": "yellow", "failed": "red"}
 
 
 @click.command()
@@ -53,6 +42,10 @@ def _since(ctx: click.Context, param: click.Parameter, value: str | None) -> dat
     help='From this sender ("<>": the null reverse-path).',
 )
 @click.option(
+    "--recipient-domain", callback=filled, metavar="DOMAIN", help="With a recipient in this domain."
+)
+@click.option("--sender-domain", callback=filled, metavar="DOMAIN", help="From this domain.")
+@click.option(
     "--event",
     "events",
     multiple=True,
@@ -64,6 +57,9 @@ def _since(ctx: click.Context, param: click.Parameter, value: str | None) -> dat
     "--since", callback=_since, metavar="TIME", help="Not before this time, or this age (2h, 3d)."
 )
 @click.option(
+    "--until", callback=_until, metavar="TIME", help="Not after this time, or this day's end."
+)
+@click.option(
     "-n", "--lines", type=click.IntRange(1, 100_000), help="The latest so many [default: 1000]."
 )
 @click.option("--json", "as_json", is_flag=True, help="The events whole, one JSON object a line.")
@@ -73,13 +69,15 @@ def log(ctx: click.Context, /, **options: Any) -> None:
     """Show the delivery log: one line for each message accepted and for each attempt.
 
     Events are kept for log.keep_events; the file log.delivery has them all. Works while no
-    relay is running, too, except for --follow.
+    relay is running, too, except for --follow. Addresses and domains are found in any case of
+    their letters; times without a zone are local. What is older: relay report.
     """
     config = load_config(config_file(ctx))
     as_json = options.pop("as_json")
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
     try:
         for line in _lines(answers(config, _request(**options), patient=options["follow"])):
-            click.echo(line if as_json else _for_people(json.loads(line)))
+            click.echo(line if as_json else _for_people(json.loads(line), width))
     except KeyboardInterrupt:
         return
 
@@ -94,7 +92,10 @@ def _request(
     sender: str | None,
     events: tuple[str, ...],
     queue_id: str | None,
+    recipient_domain: str | None,
+    sender_domain: str | None,
     since: datetime | None,
+    until: datetime | None,
     lines: int | None,
 ) -> dict[str, Any]:
     said: dict[str, Any] = {
@@ -103,57 +104,42 @@ def _request(
         "sender": sender,
         "events": list(events) or None,
         "id": queue_id,
+        "recipient-domain": recipient_domain,
+        "sender-domain": sender_domain,
+        "until": until.astimezone(UTC).isoformat() if until is not None else None,
         "since": since.astimezone(UTC).isoformat() if since is not None else None,
         "limit": lines if lines is not None or since is not None else 1000,
     }
     return {"verb": "log", **{key: value for key, value in said.items() if value is not None}}
 
 
-def _for_people(event: dict[str, Any]) -> str:
-    """`2030-01-31 12:00:00  delivered  ID  a@… → b@…  TLS verified, mx1.example.net: 250 2.0.0 OK`."""
-    at = datetime.fromtimestamp(event["timestamp"], UTC).astimezone()
-    name = event["event"]
-    shown = {"temporary": "deferred", "permanent": "failed"}.get(event.get("severity", ""), name)
-    colour = _COLOURS.get(event.get("severity", name), "white")
-    envelope = event["envelope"]
-    text = (
-        f"{at:%Y-%m-%d %H:%M:%S}  {click.style(f'{shown:<9}', fg=colour)}  {event['queue-id']}  "
-        f"{printable(envelope['sender']) or '<>'} → {printable(envelope['targets'])}"
-    )
-    status = event.get("delivery-status")
-    return f"{text}  {_status_text(status, _way_text(event))}" if status else text
+def _for_people(event: dict[str, Any], width: int = 0) -> str:
+    """`2030-01-31T12:00:00+01:00  delivered  ID  a@… → b@…  TLS verified, mx1…: 250 2.0.0 OK`.
 
-
-def _status_text(status: dict[str, Any], way: str) -> str:
-    text = answer_text(
-        status["code"], status["enhanced-code"], status["message"] or status["description"]
-    )
-    if status.get("mx-host"):
-        text = f"{way}, {printable(status['mx-host'])}: {text}"
-    if status.get("retry-seconds"):
-        text += f" (again in {timedelta(seconds=status['retry-seconds'])})"
-    return text
-
-
-def _way_text(event: dict[str, Any]) -> str:
-    """How the message went, or that it did not: what is said of a session is not said of a message."""
-    status = event["delivery-status"]
-    if event["event"] == "failed":
-        if _lacks_tls(event):
-            return "not sent: TLS required"
-        if status.get("last-code", status["code"]) == Code.NO_CONNECTION:
-            return "not sent"
-    if not status["tls"]:
-        return "in clear"
-    return "TLS verified" if status["certificate-verified"] else "TLS unverified"
-
-
-def _lacks_tls(event: dict[str, Any]) -> bool:
-    """Whether the host had not the TLS that the message needs: its 4.7.5 by a reply is the host's
-    own.
+    Where a terminal is narrower than that, addresses and sentence go below, indented.
     """
-    status = event["delivery-status"]
-    if event["policy"]["require-tls"] and not status["tls"]:
-        return bool(status.get("last-code", status["code"]) != Code.NO_CONNECTION)
-    detail = status["enhanced-code"].partition(".")[2]
-    return bool(detail == "7.4" or (detail == "7.5" and status["code"] == Code.NONE))
+    at = datetime.fromtimestamp(event["timestamp"], UTC)
+    shown = shown_name(event)
+    envelope = event["envelope"]
+    head = f"{time_text(at)}  {{}}  {event['queue-id']}"
+    parts = [
+        f"{printable(envelope['sender']) or '<>'} → {printable(envelope['targets'])}",
+        printable(again_text(event)),
+    ]
+    parts = [part for part in parts if part]
+    name = click.style(f"{shown:<9}", fg=_COLOURS.get(shown, "white"))
+    line = "  ".join([head.format(f"{shown:<9}"), *parts])
+    if not width or len(line) <= width:
+        return "  ".join([head.format(name), *parts])
+    below = (
+        textwrap.fill(part, width, initial_indent="    ", subsequent_indent="      ")
+        for part in parts
+    )
+    return "\n".join([head.format(name), *below])
+
+
+def again_text(event: dict[str, Any]) -> str:
+    """What became of an attempt, and when the next one is due."""
+    text = sentence_of(event)
+    seconds = event.get("delivery-status", {}).get("retry-seconds")
+    return f"{text}, again in {timedelta(seconds=seconds)}" if seconds else text

@@ -72,6 +72,7 @@ class LogSection:
 
     delivery: Path = "var/log/delivery.log"
     keep_events: timedelta = timedelta(days=7)
+    keep_statistics: timedelta = timedelta(days=400)
     level: Annotated[LogLevel, RELOAD] = LogLevel.INFO
     format: LogFormat = LogFormat.TEXT
 

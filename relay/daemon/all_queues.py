@@ -22,6 +22,13 @@ from typing import Any
 from relay.admin.control import RequestError
 from relay.admin.fleet import Peer
 from relay.queue.entry import State
+from relay.queue.statistics import (
+    CountedException,
+    CountedMail,
+    CountFilter,
+    HourlyCount,
+    added_up,
+)
 from relay.queue.store import (
     CHUNK_BYTES,
     ChangeStep,
@@ -66,6 +73,27 @@ class AllQueues:
             )
         )
         return _in_order(pages, limit)
+
+    async def count_mail(self, wanted: CountFilter) -> list[CountedMail]:
+        """The counts of a period, added up over its hours and over all workers."""
+        return added_up([await queue.count_mail(wanted) for queue in self._queues])
+
+    async def count_hours(self, *, begin: datetime, end: datetime) -> list[HourlyCount]:
+        """The counts of all mail by the hour."""
+        sums: Counter[tuple[datetime, str, str]] = Counter()
+        for queue in self._queues:
+            for hour, result, protection, number in await queue.count_hours(begin=begin, end=end):
+                sums[hour, result, protection] += number
+        return [HourlyCount(*key, number) for key, number in sorted(sums.items())]
+
+    async def find_exceptions(
+        self, wanted: CountFilter, *, after: tuple[datetime, str] | None = None, limit: int = 500
+    ) -> list[CountedException]:
+        """A page of the exceptions by time."""
+        pages = [
+            await queue.find_exceptions(wanted, after=after, limit=limit) for queue in self._queues
+        ]
+        return sorted(one for page in pages for one in page)[:limit]
 
     async def find_message(self, queue_id: str) -> QueuedItem | None:
         """All that is kept about one message, wherever it is."""

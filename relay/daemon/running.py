@@ -570,6 +570,7 @@ class Relay:
                 count = await self.store.purge_events(before=now() - self.config.log.keep_events)
                 if count:
                     log.debug("%d events older than log.keep_events forgotten", count)
+                await self.store.purge_statistics(before=now() - self.config.log.keep_statistics)
             except SpoolError as error:
                 log.warning("old events cannot be removed: %s", error)
             await asyncio.sleep(_CLEANING.total_seconds())

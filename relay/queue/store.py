@@ -28,6 +28,7 @@ from relay.mail.event import Event
 from relay.queue.api_state import ApiState, DomainSettings
 from relay.queue.entry import Entry, QueuedMessage, QueuedRecipient, State
 from relay.queue.settle import Change, Settlement
+from relay.queue.statistics import StatisticsView
 
 __all__ = [
     "CHUNK_BYTES",
@@ -118,7 +119,7 @@ class QueueFilter:
 class EventFilter:
     """Which events are asked for; every field that is set has to match.
 
-    `sender_domain`: of the reverse-path, in any case. `fields`: pairs of a field of the event and
+    `sender_domain`: of the reverse-path, in any case; `recipient_domain`: of a recipient. `fields`: pairs of a field of the event and
     the value it must have: from, to, subject (part of it, in any case), message-id, severity, tag.
     """
 
@@ -129,6 +130,7 @@ class EventFilter:
     sender: str = ""
     queue_id: str = ""
     sender_domain: str = ""
+    recipient_domain: str = ""
     fields: tuple[tuple[str, str], ...] = ()
 
 
@@ -309,8 +311,8 @@ class DeliveryQueue(Protocol):
         """
 
 
-class QueueView(Protocol):
-    """What the operator may look at. All methods may raise `SpoolError`."""
+class QueueView(StatisticsView, Protocol):
+    """What the operator may look at, the statistics included. All methods may raise `SpoolError`."""
 
     async def list_messages(
         self, wanted: QueueFilter, *, now: datetime, after: str = "", limit: int = 1000
@@ -386,6 +388,9 @@ class EventLog(Protocol):
 
     async def purge_events(self, *, before: datetime) -> int:
         """Remove events older than `before` that the log holds; returns how many."""
+
+    async def purge_statistics(self, *, before: datetime) -> int:
+        """Remove what was counted in hours that ended before `before`; returns how many rows."""
 
 
 class ReadOnlyQueue(QueueView, Protocol):

@@ -38,8 +38,21 @@ def event_matches(event: Event, wanted: EventFilter) -> bool:
         and (not wanted.sender or event.sender.lower() in spellings(wanted.sender))
         and (not wanted.queue_id or event.queue_id == wanted.queue_id)
         and (not wanted.sender_domain or sender_domain in domain_spellings(wanted.sender_domain))
+        and (
+            not wanted.recipient_domain
+            or any(
+                recipient.rpartition("@")[2].lower() in domain_spellings(wanted.recipient_domain)
+                for recipient in _recipients(event)
+            )
+        )
         and all(_field_matches(json.loads(event.line), *one) for one in wanted.fields)
     )
+
+
+def _recipients(event: Event) -> list[str]:
+    if event.recipient:
+        return [event.recipient]
+    return str(json.loads(event.line).get("envelope", {}).get("targets", "")).split(",")
 
 
 def _field_matches(line: dict[str, object], name: str, value: str) -> bool:

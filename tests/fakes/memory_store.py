@@ -21,6 +21,7 @@ from relay.queue.due import first_place, latest_wish, settled_place
 from relay.queue.entry import Entry, QueuedMessage, QueuedRecipient, State
 from relay.queue.header import header_section
 from relay.queue.settle import Change, Settlement
+from relay.queue.statistics import CountedException, CountedMail, CountFilter, HourlyCount
 from relay.queue.store import (
     CHUNK_BYTES,
     ChangeStep,
@@ -38,6 +39,7 @@ from relay.queue.store import (
 from relay.queue.verbs import VERBS
 from tests.fakes.memory_api_state import MemoryApiState
 from tests.fakes.memory_matching import event_matches, message_matches, recipient_matches
+from tests.fakes.memory_statistics import MemoryStatistics
 
 _STEP_MESSAGES = 500
 
@@ -98,6 +100,7 @@ class MemoryStore:
         self._kept: dict[str, _Kept] = after._kept if after else {}
         self._events: list[StoredEvent] = after._events if after else []
         self._mark: int = after._mark if after else 0
+        self._statistics: MemoryStatistics = after._statistics if after else MemoryStatistics()
         self._api_state: ApiState = after._api_state if after else MemoryApiState(self)
         self._staged: dict[str, bytearray] = {}
         self._cursor = ""
@@ -417,6 +420,7 @@ class MemoryStore:
         for event in events:
             last = self._events[-1].seq if self._events else 0
             self._events.append(StoredEvent(last + 1, event))
+            self._statistics.add(event)
 
     async def events_after(self, seq: int, *, limit: int = 1000) -> list[StoredEvent]:
         return [stored for stored in self._events if stored.seq > seq][:limit]
@@ -453,6 +457,23 @@ class MemoryStore:
         ]
         self._events[:] = [stored for stored in self._events if stored not in old]
         return len(old)
+
+    # Statistics.
+
+    async def count_mail(self, wanted: CountFilter) -> list[CountedMail]:
+        return self._statistics.count_mail(wanted)
+
+    async def count_hours(self, *, begin: datetime, end: datetime) -> list[HourlyCount]:
+        return self._statistics.count_hours(begin, end)
+
+    async def find_exceptions(
+        self, wanted: CountFilter, *, after: tuple[datetime, str] | None = None, limit: int = 500
+    ) -> list[CountedException]:
+        found = self._statistics.find_exceptions(wanted)
+        return [one for one in found if after is None or one[:2] > after][:limit]
+
+    async def purge_statistics(self, *, before: datetime) -> int:
+        return self._statistics.purge(before)
 
 
 def _set_due(kept: _Kept, index: int, due: datetime | None) -> None:

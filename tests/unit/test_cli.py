@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import csv
+import io
 import json
 import os
 import subprocess
@@ -347,37 +349,67 @@ STATUS = {
         (
             {"policy": {"require-tls": True}},
             {"description": "mx.example.net: certificate has expired"},
-            "not sent: TLS required, mx.example.net: 4.7.5 mx.example.net: certificate has expired",
+            "not sent: TLS required, certificate has expired (mx.example.net, 4.7.5)",
         ),
         (
             {},
             {"tls": True, "description": "certificate has expired"},
-            "not sent: TLS required, mx.example.net: 4.7.5 certificate has expired",
+            "not sent: TLS required, certificate has expired (mx.example.net, 4.7.5)",
         ),
         (
             {"severity": "permanent"},
             {"code": 454, "enhanced-code": "5.7.4", "message": "no TLS now"},
-            "not sent: TLS required, mx.example.net: 454 5.7.4 no TLS now",
+            "not sent: TLS required, no TLS now (mx.example.net, 5.7.4)",
         ),
         (
             {"policy": {"require-tls": True}, "severity": "permanent"},
-            {"code": 602, "last-code": 0, "enhanced-code": "5.4.7", "message": "Too old"},
-            "not sent: TLS required, mx.example.net: 602 5.4.7 Too old",
+            {
+                "code": 602,
+                "last-code": 0,
+                "enhanced-code": "5.7.5",
+                "message": "Too old",
+                "description": "given up after 5 days: mx.example.net [192.0.2.1]: "
+                "certificate not verified: certificate has expired",
+            },
+            "not sent: TLS required, certificate has expired (mx.example.net, 5.7.5)",
         ),
         (
             {"policy": {"require-tls": True}},
             {"code": 680, "enhanced-code": "4.4.1", "description": "refused"},
-            "not sent, mx.example.net: 680 4.4.1 refused",
+            "not sent: 680 4.4.1 refused (mx.example.net)",
         ),
         (
             {},
             {"code": 450, "enhanced-code": "4.2.1", "message": "busy"},
-            "in clear, mx.example.net: 450 4.2.1 busy",
+            "not sent: 450 4.2.1 busy (mx.example.net)",
         ),
         (
             {"event": "delivered", "severity": ""},
             {"code": 250, "enhanced-code": "2.0.0", "tls": True},
             "TLS unverified, mx.example.net: 250 2.0.0",
+        ),
+        (
+            {"event": "delivered", "severity": ""},
+            {
+                "code": 250,
+                "enhanced-code": "2.0.0",
+                "downgrade": {
+                    "reason": "starttls-not-offered",
+                    "error": "STARTTLS not offered",
+                    "from": "verified",
+                },
+            },
+            "in clear (STARTTLS not offered), mx.example.net: 250 2.0.0",
+        ),
+        (
+            {"policy": {"require-tls": True}},
+            {"tls": None, "mx-host": None, "code": 498, "enhanced-code": "4.4.4"},
+            "not sent: 498 4.4.4",
+        ),
+        (
+            {"policy": {"require-tls": True}},
+            {"code": 450, "enhanced-code": "4.3.2", "message": "busy"},
+            "not sent: 450 4.3.2 busy (mx.example.net)",
         ),
     ],
 )
@@ -385,6 +417,18 @@ def test_the_log_says_that_a_message_was_not_sent(
     event: dict[str, Any], status: dict[str, Any], said: str
 ) -> None:
     assert said in _for_people({**EVENT, **event, "delivery-status": {**STATUS, **status}})
+
+
+def test_a_line_of_the_log_is_folded_where_the_terminal_is_narrow() -> None:
+    status = {"description": "mx.example.net [192.0.2.1]: certificate not verified: it has expired"}
+    event = {**EVENT, "policy": {"require-tls": True}, "delivery-status": {**STATUS, **status}}
+    lines = _for_people(event, 80).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line.strip() for line in lines[1:]] == [
+        "a@example.com → b@example.net",
+        "not sent: TLS required, it has expired (mx.example.net, 4.7.5)",
+    ]
+    assert datetime.fromisoformat(lines[0].split("  ")[0]).timestamp() == 0
 
 
 @pytest.mark.usefixtures("stopped_queue")
@@ -436,12 +480,34 @@ def test_the_queue_of_a_stopped_relay_cannot_be_changed(run: Run) -> None:
 
 
 @pytest.mark.usefixtures("stopped_queue")
+def test_a_report_of_a_stopped_relay_says_what_was_accepted_under_which_rule(run: Run) -> None:
+    shown = run("report", "--recipient-domain", "EXAMPLE.NET", "--since", "1d").stdout
+    assert "Mail from all domains to example.net\n" in shown
+    assert "require_tls: true (domain example.com)" in shown
+    told = json.loads(run("report", "--sender-domain", "example.com", "--json").stdout)
+    assert {one["result"] for one in told["counts"]} == {"accepted"}
+    assert told["exceptions"] == []
+    table = list(csv.DictReader(io.StringIO(run("report", "--csv").stdout)))
+    accepted = sum(one["number"] for one in told["counts"])
+    assert [(row["kind"], row["number"]) for row in table] == [("count", "3")]
+    assert accepted == 1  # the other message has the null reverse-path
+    assert (
+        "No mail in this period"
+        in run("report", "--until", "2020-01-31", "--since", "2020-01-01").stdout
+    )
+    assert run("report", "--csv", "--json").exit_code == 2
+
+
+@pytest.mark.usefixtures("stopped_queue")
 def test_the_log_of_a_stopped_relay_can_be_read(run: Run) -> None:
     lines = [json.loads(line) for line in run("log", "--json").stdout.splitlines()]
     assert [line["queue-id"] for line in lines] == ["M1", "M2"]
     assert "accepted   M1  a@example.com → b@example.net" in run("log", "--id", "M1").stdout
     assert run("log", "--event", "failed").stdout == ""
     assert run("log", "--since", "1h").stdout == ""
+    assert run("log", "--until", "2020-01-31").stdout == ""
+    assert run("log", "--recipient-domain", "EXAMPLE.net").stdout
+    assert run("log", "--sender-domain", "example.org").stdout == ""
     assert len(run("log", "--since", "1d").stdout.splitlines()) == 2
 
 

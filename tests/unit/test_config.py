@@ -57,7 +57,10 @@ def but_hostname(config: Config) -> Config:
             "message_size: 5MiB",
             'relay.yaml:1: message_size: unknown key; it belongs at "limits.message_size"',
         ),
-        ("log: {zzz: 1}", "log.zzz: unknown key; known here: delivery, keep_events, level, format"),
+        (
+            "log: {zzz: 1}",
+            "log.zzz: unknown key; known here: delivery, keep_events, keep_statistics, level, format",
+        ),
         (
             "limits: {message-size: 5MiB}",
             'limits.message-size: unknown key; did you mean "message_size"?',

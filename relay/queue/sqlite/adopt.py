@@ -124,6 +124,11 @@ def _copy(db: sqlite3.Connection, path: Path, note: str) -> int:
             db.execute(
                 "INSERT INTO call (due, attempts, url, line) SELECT due, attempts, url, line FROM stray.call"
             )
+            db.execute(
+                "INSERT INTO statistic SELECT * FROM stray.statistic WHERE 1"
+                " ON CONFLICT DO UPDATE SET number = number + excluded.number"
+            )
+            db.execute("INSERT OR IGNORE INTO exception SELECT * FROM stray.exception")
             _copy_events(db)
             db.execute("INSERT INTO meta VALUES (?, 1)", (note,))
             db.execute("COMMIT")

@@ -33,6 +33,14 @@ _FIELD_IS = {
 """Conditions on fields of the event; few searches have them, so no column holds these fields."""
 
 
+_HAS_RECIPIENT_IN = (
+    "EXISTS (SELECT 1 FROM json_each(:recipient_domain) WHERE CASE recipient WHEN ''"
+    " THEN instr(lower(json_extract(line, '$.envelope.targets')) || ',', value || ',') > 0"
+    " ELSE lower(substr(recipient, -length(value))) = value END)"
+)
+"""An accepted message with several recipients names them all in its line."""
+
+
 def _event(row: tuple[Any, ...]) -> StoredEvent:
     seq, at, name, queue_id, sender, recipient, event_id, line = row
     return StoredEvent(seq, Event(event_id, moment(at), name, queue_id, sender, recipient, line))
@@ -91,6 +99,10 @@ def events_within(
         )
         domains = domain_spellings(wanted.sender_domain)
         values["sender_domain"] = json.dumps([f"@{domain}" for domain in domains])
+    if wanted.recipient_domain:
+        where.append(_HAS_RECIPIENT_IN)
+        domains = domain_spellings(wanted.recipient_domain)
+        values["recipient_domain"] = json.dumps([f"@{domain}" for domain in domains])
     for number, (field, value) in enumerate(wanted.fields):
         where.append(_FIELD_IS[field].replace(":value", f":field{number}"))
         values[f"field{number}"] = value

@@ -26,10 +26,11 @@ from relay.queue.api_state import DomainSettings
 from relay.queue.entry import State
 from relay.queue.header import header_section
 from relay.queue.rows import micros
-from relay.queue.sqlite import events, messages
+from relay.queue.sqlite import events, messages, statistics
 from relay.queue.sqlite.api_state import domain_settings
 from relay.queue.sqlite.disk import DATABASE, open_reader, open_stopped, translated
 from relay.queue.sqlite.files import CONTENT, read_piece
+from relay.queue.statistics import CountedException, CountedMail, CountFilter, HourlyCount
 from relay.queue.store import (
     CHUNK_BYTES,
     EventFilter,
@@ -187,6 +188,20 @@ class Reader:
             if patience is not None and events.is_over(patience, time.monotonic() - began, found):
                 break
         return found
+
+    async def count_mail(self, wanted: CountFilter) -> list[CountedMail]:
+        """The counts of a period, added up over its hours."""
+        return await self.ask(statistics.count_mail, wanted)
+
+    async def count_hours(self, *, begin: datetime, end: datetime) -> list[HourlyCount]:
+        """The counts of all mail by the hour."""
+        return await self.ask(statistics.count_hours, begin, end)
+
+    async def find_exceptions(
+        self, wanted: CountFilter, *, after: tuple[datetime, str] | None = None, limit: int = 500
+    ) -> list[CountedException]:
+        """A page of the exceptions by time."""
+        return await self.ask(statistics.find_exceptions, wanted, after, limit)
 
     async def domain_settings(self) -> Mapping[str, DomainSettings]:
         """What was set over HTTP, by sender domain."""

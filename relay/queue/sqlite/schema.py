@@ -6,6 +6,8 @@
     owed        what the sender is still to be told of recipients that are done, or take longer
     domain_settings, webhook, call
                 what the HTTP interface keeps (relay.queue.api_state)
+    statistic, exception
+                what was counted of mail, by the hour (relay.queue.sqlite.statistics)
     meta        the mark up to which the log file holds the events
 
 Where a recipient stands is its `place`, and each place has an index of its own or none:
@@ -171,6 +173,35 @@ _VERSION_6: Migration = (
     "CREATE INDEX event_recipient ON event (recipient COLLATE NOCASE) WHERE recipient <> ''",
 )
 
+_VERSION_7: Migration = (
+    """CREATE TABLE statistic (
+        recipient_domain TEXT NOT NULL,  -- "" with sender_domain "": the sums of all pairs
+        sender_domain TEXT NOT NULL,
+        hour INTEGER NOT NULL,           -- since 1970, in UTC
+        result TEXT NOT NULL,            -- relay.mail.event.Result
+        protection TEXT NOT NULL,        -- relay.mail.event.Protection
+        policy TEXT NOT NULL,
+        reason TEXT NOT NULL,
+        number INTEGER NOT NULL,
+        PRIMARY KEY (recipient_domain, sender_domain, hour, result, protection, policy, reason)
+    ) WITHOUT ROWID""",
+    "CREATE INDEX statistic_hour ON statistic (hour)",
+    "CREATE INDEX statistic_sender ON statistic (sender_domain, hour) WHERE sender_domain <> ''",
+    """CREATE TABLE exception (
+        recipient_domain TEXT NOT NULL,
+        sender_domain TEXT NOT NULL,
+        at INTEGER NOT NULL,
+        event_id TEXT NOT NULL,
+        queue_id TEXT NOT NULL,
+        result TEXT NOT NULL,
+        protection TEXT NOT NULL,
+        sentence TEXT NOT NULL,
+        PRIMARY KEY (recipient_domain, sender_domain, at, event_id)
+    ) WITHOUT ROWID""",
+    "CREATE INDEX exception_at ON exception (at)",
+    "CREATE INDEX exception_sender ON exception (sender_domain, at)",
+)
+
 MIGRATIONS: Sequence[Migration] = (
     _VERSION_1,
     _VERSION_2,
@@ -178,6 +209,7 @@ MIGRATIONS: Sequence[Migration] = (
     _VERSION_4,
     _VERSION_5,
     _VERSION_6,
+    _VERSION_7,
 )
 
 

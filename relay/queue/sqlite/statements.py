@@ -20,6 +20,7 @@ from relay.queue.rows import FINAL_NUMBER, micros
 from relay.queue.sqlite.files import sync_directory
 from relay.queue.sqlite.request import Refused, Request
 from relay.queue.sqlite.schema import ASIDE, CLAIMED
+from relay.queue.sqlite.statistics import Tally
 from relay.queue.store import StoredEvent
 
 __all__ = ["AWAITED", "Tables", "remove_if_done", "unknown"]
@@ -45,6 +46,7 @@ class Tables:
         self._directory = directory
         self._on_gone = on_gone
         self._last_seq = 0
+        self._tally = Tally()
         self._mark = self._mark_written = self._mark_in_commit = 0
         self._leaving: list[str] = []
         self._gone: list[str] = []
@@ -123,12 +125,15 @@ class Tables:
             for row in self._numbered(request, request.rows.events)
         ]
         _insert(db, "event", 8, numbered)
+        self._tally.add(db, chain.from_iterable(one.events for one in rows))
         _tell_whose_report_is_due(db, requests)
 
     def write_events(
         self, db: sqlite3.Connection, request: Request, events: Iterable[Event]
     ) -> None:
         """Add events within a request's function."""
+        events = list(events)
+        self._tally.add(db, events)
         _insert(db, "event", 8, self._numbered(request, events))
 
     def _numbered(self, request: Request, events: Iterable[Event]) -> list[Row]:

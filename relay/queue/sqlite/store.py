@@ -38,6 +38,7 @@ from relay.queue.sqlite.request import Request, log_failure
 from relay.queue.sqlite.schema import migrate
 from relay.queue.sqlite.staging import Staging
 from relay.queue.sqlite.statements import Tables, unknown
+from relay.queue.sqlite.statistics import purge_statistics
 from relay.queue.store import (
     CHUNK_BYTES,
     ChangeStep,
@@ -369,6 +370,13 @@ class SqliteStore(Reader):
             if until is None:
                 return total
             after = until
+
+    async def purge_statistics(self, *, before: datetime) -> int:
+        """Remove old statistics, a step at a time."""
+        total = 0
+        while count := await self._write(purge_statistics, before, _PURGE_STEP):
+            total += count
+        return total
 
     # The way to the writer.
 

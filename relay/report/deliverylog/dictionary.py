@@ -13,6 +13,9 @@ bounded length: control characters and all beyond ASCII are escaped, and what is
 character at all (a lone surrogate) is written as `\\udc..` text, since strict parsers
 refuse it otherwise.
 
+With each event comes what it adds to the statistics (`Event.counted`); a message in test mode is
+not counted.
+
 An event's id is made of what makes the event one: its time, its message, recipient and
 attempt. It sorts by time, and the same event told twice has the same id.
 
@@ -25,12 +28,14 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, assert_never
 
-from relay.mail.event import Event
+from relay.mail.address import AddressError, domain_of
+from relay.mail.event import Counted, Event, Protection, Result
 from relay.mail.jsontext import to_json
 from relay.mail.outcome import Bounced, Code, Deferred, Delivered, HopSession
 from relay.policy.settings import TlsSettings
 from relay.queue.entry import Entry, MessageSummary, QueuedMessage, QueuedRecipient, State
 from relay.queue.settle import Change
+from relay.report.words import policy_text, protection_of, reason_of, sentence_of
 
 __all__ = ["accepted", "removed", "settled", "tested"]
 
@@ -44,6 +49,9 @@ _MAX_DOMAINS = 50
 """Recipient domains whose policies an accepted line tells, where they differ."""
 
 _MAX_HOSTS = 10
+
+_MAX_SENTENCE = 300
+"""Characters of what is kept about an exception."""
 
 _MAX_VARIABLE = 16 * 1024
 """Characters of a sender's own variable: all of what the HTTP interface takes."""
@@ -69,7 +77,13 @@ def accepted(message: QueuedMessage, recipients: Sequence[QueuedRecipient]) -> E
     if message.client:
         fields["client"] = _text(message.client)
     _terms(fields, message)
-    return _event(fields, message, message.arrived, only.address if only is not None else "")
+    return _event(
+        fields,
+        message,
+        message.arrived,
+        only.address if only is not None else "",
+        _counted_in(message, recipients),
+    )
 
 
 def settled(entry: Entry, change: Change, *, now: datetime) -> Event:
@@ -89,7 +103,8 @@ def settled(entry: Entry, change: Change, *, now: datetime) -> Event:
             fields["reason"] = change.reason
     _about_recipient(fields, message, recipient)
     fields["delivery-status"] = _delivery_status(message, change, now)
-    return _event(fields, message, now, recipient.address)
+    counted = _counted_out(fields, message, recipient)
+    return _event(fields, message, now, recipient.address, (counted,))
 
 
 def removed(message: QueuedMessage, recipient: QueuedRecipient, *, now: datetime) -> Event:
@@ -113,7 +128,8 @@ def removed(message: QueuedMessage, recipient: QueuedRecipient, *, now: datetime
         status["last-code"] = recipient.last.code
         status["last-message"] = _text(recipient.last.message)
     fields["delivery-status"] = status
-    return _event(fields, message, now, recipient.address)
+    counted = _counted_out(fields, message, recipient)
+    return _event(fields, message, now, recipient.address, (counted,))
 
 
 def tested(message: QueuedMessage, recipient: QueuedRecipient, *, now: datetime) -> Event:
@@ -306,7 +322,62 @@ def _event_id(at: datetime, message: QueuedMessage, what: str) -> str:
     return f"{int(at.timestamp() * 1000):011x}-{message.queue_id}-{what}"
 
 
-def _event(fields: Fields, message: QueuedMessage, at: datetime, recipient: str) -> Event:
+def _counted_in(
+    message: QueuedMessage, recipients: Sequence[QueuedRecipient]
+) -> tuple[Counted, ...]:
+    """Accepted recipients by domain. A message in test mode is not counted."""
+    if message.terms is not None and message.terms.is_test:
+        return ()
+    sender = _sender_domain(message)
+    numbers: dict[str, int] = {}
+    settings: dict[str, TlsSettings] = {}
+    for one in recipients:
+        numbers[one.domain] = numbers.get(one.domain, 0) + 1
+        settings[one.domain] = one.settings
+    return tuple(
+        Counted(sender, domain, Result.ACCEPTED, "", policy_text(settings[domain]), number=number)
+        for domain, number in numbers.items()
+    )
+
+
+def _counted_out(fields: Fields, message: QueuedMessage, recipient: QueuedRecipient) -> Counted:
+    """What an attempt came to. An exception: whatever ended otherwise than in verified TLS, and
+    each attempt that was stopped for want of TLS.
+    """
+    if fields["event"] == "delivered":
+        result = Result.DELIVERED
+    else:
+        result = Result.DEFERRED if fields["severity"] == "temporary" else Result.FAILED
+    protection, reason = protection_of(fields), reason_of(fields)
+    is_exception = protection is not Protection.VERIFIED and (
+        result is not Result.DEFERRED or reason == "tls-required"
+    )
+    return Counted(
+        _sender_domain(message),
+        recipient.domain,
+        result,
+        protection or "",
+        policy_text(recipient.settings),
+        reason,
+        exception=_text(sentence_of(fields), _MAX_SENTENCE) if is_exception else "",
+    )
+
+
+def _sender_domain(message: QueuedMessage) -> str:
+    """The normalised domain; "<>" of the null reverse-path."""
+    try:
+        return domain_of(message.reverse_path) or "<>"
+    except AddressError:
+        return message.reverse_path.rpartition("@")[2].lower() or "<>"
+
+
+def _event(
+    fields: Fields,
+    message: QueuedMessage,
+    at: datetime,
+    recipient: str,
+    counted: tuple[Counted, ...] = (),
+) -> Event:
     return Event(
         id=fields["id"],
         at=at,
@@ -315,4 +386,5 @@ def _event(fields: Fields, message: QueuedMessage, at: datetime, recipient: str)
         sender=message.reverse_path,
         recipient=recipient,
         line=to_json(fields),
+        counted=counted,
     )

@@ -1,0 +1,195 @@
+"""The auditor's question: how was mail of a period, from one domain to another, protected?
+
+It is answered from the statistics, which outlive the events and the log's files. One answer for
+the command line, the page and programs: `counts` says how much, `listing` every exception that was
+kept. Numbers are recipients; those of `deferred` are attempts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from relay.mail.event import Protection, Result
+from relay.queue.statistics import (
+    CountedException,
+    CountedMail,
+    CountFilter,
+    StatisticsView,
+    added_up,
+    whole_hours,
+)
+
+__all__ = [
+    "Summary",
+    "count_of_json",
+    "counts",
+    "counts_as_json",
+    "exception_as_json",
+    "listing",
+    "period",
+    "summary_of",
+]
+
+PAGE = 500
+
+_LISTED = {
+    (Result.DELIVERED, Protection.ENCRYPTED),
+    (Result.DELIVERED, Protection.CLEAR),
+    (Result.DELIVERED, Protection.NOT_SENT),
+    (Result.FAILED, Protection.NOT_SENT),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The counts as a person asks for them. `rules`: each policy text with how much mail was
+    accepted or tried under it, and the first and last hour. `exceptions`: how many there were,
+    listed or not.
+    """
+
+    accepted: int = 0
+    delivered: int = 0
+    verified: int = 0
+    encrypted: int = 0
+    clear: int = 0
+    failed: int = 0
+    deferred: int = 0
+    stopped: int = 0
+    """Attempts that were stopped because the TLS that was required was not to be had."""
+    exceptions: int = 0
+    rules: tuple[tuple[str, int, datetime, datetime], ...] = ()
+    reasons: tuple[tuple[str, str, int], ...] = field(default=())
+    """Result, reason and number of what was not delivered over verified TLS."""
+
+    def share(self, number: int) -> float:
+        """What part of the delivered mail this is."""
+        return number / self.delivered if self.delivered else 0.0
+
+
+def period(
+    begin: datetime, end: datetime, *, sender_domain: str = "", recipient_domain: str = ""
+) -> CountFilter:
+    """The filter for a period, which is widened to whole hours: mail is counted by the hour."""
+    first, last = whole_hours(begin.astimezone(UTC), end.astimezone(UTC))
+    return CountFilter(first, last, sender_domain, recipient_domain)
+
+
+async def counts(view: StatisticsView, wanted: CountFilter) -> list[CountedMail]:
+    """How much mail had which result, protection, policy and reason."""
+    return added_up([await view.count_mail(wanted)])
+
+
+async def listing(
+    view: StatisticsView, wanted: CountFilter
+) -> AsyncIterator[list[CountedException]]:
+    """All exceptions that were kept, by time, in pages."""
+    after: tuple[datetime, str] | None = None
+    while page := await view.find_exceptions(wanted, after=after, limit=PAGE):
+        yield page
+        if len(page) < PAGE:
+            return
+        after = page[-1].at, page[-1].event_id
+
+
+def summary_of(found: Sequence[CountedMail]) -> Summary:
+    """The counts, added up."""
+
+    def total(result: Result, protection: Protection | None = None, reason: str = "") -> int:
+        return sum(
+            one.number
+            for one in found
+            if one.result == result
+            and (protection is None or one.protection == protection)
+            and (not reason or one.reason == reason)
+        )
+
+    return Summary(
+        accepted=total(Result.ACCEPTED),
+        delivered=total(Result.DELIVERED),
+        verified=total(Result.DELIVERED, Protection.VERIFIED),
+        encrypted=total(Result.DELIVERED, Protection.ENCRYPTED),
+        clear=total(Result.DELIVERED, Protection.CLEAR),
+        failed=total(Result.FAILED),
+        deferred=total(Result.DEFERRED),
+        stopped=total(Result.DEFERRED, reason="tls-required"),
+        exceptions=sum(one.number for one in found if _is_exception(one)),
+        rules=_rules(found),
+        reasons=_reasons(found),
+    )
+
+
+def _is_exception(one: CountedMail) -> bool:
+    return (one.result, one.protection) in _LISTED or (
+        one.result == Result.DEFERRED and one.reason == "tls-required"
+    )
+
+
+def _rules(found: Sequence[CountedMail]) -> tuple[tuple[str, int, datetime, datetime], ...]:
+    """By the attempts and the acceptances: a rule that became stricter later shows as its own."""
+    rules: dict[str, tuple[int, datetime, datetime]] = {}
+    for one in found:
+        number, first, last = rules.get(one.policy, (0, one.first, one.last))
+        if one.result in (Result.DELIVERED, Result.FAILED):
+            number += one.number
+        rules[one.policy] = number, min(first, one.first), max(last, one.last)
+    return tuple(
+        (policy, *rest) for policy, rest in sorted(rules.items(), key=lambda item: item[1][1])
+    )
+
+
+def _reasons(found: Sequence[CountedMail]) -> tuple[tuple[str, str, int], ...]:
+    sums: dict[tuple[str, str], int] = {}
+    for one in found:
+        if one.reason:
+            key = one.result, one.reason
+            sums[key] = sums.get(key, 0) + one.number
+    return tuple((*key, number) for key, number in sorted(sums.items()))
+
+
+# As the interface spells them.
+
+
+def counts_as_json(found: Sequence[CountedMail]) -> list[dict[str, Any]]:
+    """The counts; `first` and `last` are the hours, in UTC."""
+    return [
+        {
+            "result": one.result,
+            "protection": one.protection,
+            "policy": one.policy,
+            "reason": one.reason,
+            "number": one.number,
+            "first": one.first.isoformat(),
+            "last": one.last.isoformat(),
+        }
+        for one in found
+    ]
+
+
+def count_of_json(one: Mapping[str, Any]) -> CountedMail:
+    """What `counts_as_json` wrote."""
+    return CountedMail(
+        one["result"],
+        one["protection"],
+        one["policy"],
+        one["reason"],
+        one["number"],
+        datetime.fromisoformat(one["first"]),
+        datetime.fromisoformat(one["last"]),
+    )
+
+
+def exception_as_json(one: CountedException) -> dict[str, Any]:
+    """An exception."""
+    return {
+        "at": one.at.isoformat(),
+        "id": one.event_id,
+        "queue-id": one.queue_id,
+        "sender-domain": one.sender_domain,
+        "recipient-domain": one.recipient_domain,
+        "result": one.result,
+        "protection": one.protection,
+        "description": one.sentence,
+    }

@@ -1,0 +1,177 @@
+"""What an event of the delivery log says, in words for people and in words that can be counted.
+
+    protection_of   how the message went: verified, encrypted, clear; not-sent where it did not
+    sentence_of     the same with the reason: `not sent: TLS required, certificate has expired`
+    reason_of       the reason as one of few words, for the statistics
+    policy_text     the two settings, each with the rule it came from
+
+An event is the JSON object that `relay.report.deliverylog.dictionary` composed. The command line,
+the page and the report show the same words. Pure.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from relay.mail.event import Protection
+from relay.mail.outcome import Code, DowngradeReason
+from relay.policy.settings import Setting, TlsSettings
+
+__all__ = [
+    "answer_text",
+    "policy_text",
+    "protection_of",
+    "reason_of",
+    "sentence_of",
+    "shown_name",
+]
+
+Fields = Mapping[str, Any]
+
+_GIVEN_UP = re.compile(r"given up after [^:]*: ")
+_HOST = re.compile(r"\S+(?: \[[^]\s]*\])?: ")
+_NOT_VERIFIED = "certificate not verified: "
+
+_DOWNGRADES = {
+    DowngradeReason.NOT_OFFERED: "STARTTLS not offered",
+    DowngradeReason.REFUSED: "STARTTLS refused",
+    DowngradeReason.HANDSHAKE_FAILED: "TLS handshake failed",
+    DowngradeReason.UNVERIFIED: "certificate not verified",
+}
+
+
+def shown_name(event: Fields) -> str:
+    """accepted, delivered, deferred or failed."""
+    return "deferred" if event.get("severity") == "temporary" else str(event["event"])
+
+
+def protection_of(event: Fields) -> Protection | None:
+    """How the message went to the next hop; None of an event that is about no attempt."""
+    status = event.get("delivery-status")
+    if status is None:
+        return None
+    if event["event"] != "delivered" or status["tls"] is None:
+        return Protection.NOT_SENT
+    if not status["tls"]:
+        return Protection.CLEAR
+    return Protection.VERIFIED if status["certificate-verified"] else Protection.ENCRYPTED
+
+
+def reason_of(event: Fields) -> str:
+    """Why it was not delivered over verified TLS: one of few words, whatever a host says."""
+    status = event["delivery-status"]
+    match protection_of(event):
+        case Protection.VERIFIED:
+            return ""
+        case Protection.ENCRYPTED:
+            return "certificate-not-verified"
+        case Protection.CLEAR:
+            return str(status["downgrade"]["reason"]) if status.get("downgrade") else "no-tls"
+    if event.get("reason") == "removed":
+        return "removed"
+    if lacks_tls(event):
+        return "tls-required"
+    match _deciding_code(status):
+        case Code.NO_CONNECTION:
+            return "no-connection"
+        case Code.NO_USABLE_MX:
+            return "no-usable-mx"
+        case Code.NONE:
+            return "other"
+        case _:
+            return "refused"
+
+
+def sentence_of(event: Fields) -> str:
+    """How the message went and what the host said, or why it was not sent. "" where there was no
+    attempt. A peer's text in it is not escaped yet.
+    """
+    status = event.get("delivery-status")
+    if status is None:
+        return ""
+    host = status.get("mx-host") or ""
+    text = answer_text(
+        status["code"], status["enhanced-code"], status["message"] or status["description"]
+    )
+    way = _way(event)
+    if event["event"] == "delivered":
+        return f"{way}, {host}: {text}" if host else text
+    if event.get("reason") == "removed":
+        return str(status["description"])
+    said = f"not sent: {way}" if way else f"not sent: {_without_host(text, host)}"
+    details = ", ".join(one for one in (host, status["enhanced-code"] if way else "") if one)
+    return f"{said} ({details})" if details else said
+
+
+def lacks_tls(event: Fields) -> bool:
+    """Whether the host had not the TLS that the message needs.
+
+    4.7.5 with a reply code is the host's own word about our message, and none about its TLS.
+    """
+    status = event["delivery-status"]
+    is_own = _deciding_code(status) == Code.NONE
+    detail = status["enhanced-code"].partition(".")[2]
+    if detail == "7.4" or (detail == "7.5" and is_own):
+        return True
+    return bool(is_own and event["policy"]["require-tls"] and status["tls"] is False)
+
+
+def answer_text(code: int, status: str, message: str) -> str:
+    """A host's answer in one line: `450 4.2.1 mailbox busy`, each part once."""
+    words = [str(code or ""), "" if message.startswith(status) else status, message]
+    return " ".join(word for word in words if word)
+
+
+@lru_cache(maxsize=1024)
+def policy_text(settings: TlsSettings) -> str:
+    """`require_tls: true (destination partner.example), skip_verification: false (default)`."""
+    require, skip = settings.require_tls, settings.skip_verification
+    return f"require_tls: {_setting_text(require)}, skip_verification: {_setting_text(skip)}"
+
+
+def _setting_text(setting: Setting) -> str:
+    rule = "" if setting.rule in ("", setting.source.value) else f" {setting.rule}"
+    return f"{'true' if setting.value else 'false'} ({setting.source.value}{rule})"
+
+
+def _deciding_code(status: Fields) -> int:
+    return int(status.get("last-code", status["code"]))
+
+
+def _way(event: Fields) -> str:
+    """How the message went; of one that was not sent, what was wrong with TLS, or nothing."""
+    status = event["delivery-status"]
+    match protection_of(event):
+        case Protection.VERIFIED:
+            return "TLS verified"
+        case Protection.ENCRYPTED:
+            return "TLS unverified"
+        case Protection.CLEAR:
+            return _clear_text(status.get("downgrade"))
+    if not lacks_tls(event):
+        return ""
+    why = _why(status)
+    return f"TLS required, {why}" if why else "TLS required"
+
+
+def _clear_text(downgrade: Fields | None) -> str:
+    if downgrade is None:
+        return "in clear"
+    error = str(downgrade["error"]).removeprefix(_NOT_VERIFIED).rstrip(".")
+    known = _DOWNGRADES.get(downgrade["reason"], downgrade["reason"])
+    return f"in clear ({error or known})"
+
+
+def _why(status: Fields) -> str:
+    """What was wrong with TLS: our own sentence without the host's name, which stands beside it."""
+    text = str(status["description"] or status["message"])
+    text = _GIVEN_UP.sub("", text, count=1)
+    return _HOST.sub("", text, count=1).removeprefix(_NOT_VERIFIED).rstrip(".")
+
+
+def _without_host(text: str, host: str) -> str:
+    """The host stands beside it, so it need not stand in it."""
+    return re.sub(rf"{re.escape(host)} \[[^]\s]*\][:,]? ?", "", text, count=1) if host else text
