@@ -6,9 +6,12 @@ sockets: a command has nothing else to do meanwhile, and starts faster without a
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import grp
 import json
 import os
+import pwd
 import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,7 +19,7 @@ from typing import Any
 
 from relay.mail.jsontext import of_json
 
-__all__ = ["NotRunning", "RelayError", "ask"]
+__all__ = ["NotRunning", "RelayError", "ask", "who_may_open"]
 
 _GONE = (errno.ENOENT, errno.ECONNREFUSED)
 
@@ -44,10 +47,29 @@ def ask(
             if error.errno in _GONE:
                 raise NotRunning(f"no relay answers at {path}") from None
             if isinstance(error, PermissionError):
-                text = f"{path}: permission denied: run this as root or as the relay's user"
+                text = f"{path}: permission denied; run this as {who_may_open(path)}"
                 raise RelayError(text) from None
             raise RelayError(f"{path}: {error.strerror or error}") from None
         yield from _lines(connection)
+
+
+def who_may_open(path: Path) -> str:
+    """Who may open a file that this user may not, as words behind "run this as"."""
+    for there in (path, *path.absolute().parents):
+        try:
+            found = there.stat()
+        except OSError:
+            continue
+        with contextlib.suppress(KeyError):
+            if found.st_gid and found.st_mode & 0o060:
+                group = grp.getgrgid(found.st_gid).gr_name
+                user = pwd.getpwuid(os.geteuid()).pw_name
+                command = f"`usermod --append --groups {group} {user}`"
+                return f"root, or join the group {group} ({command}, and a new login)"
+            if found.st_uid:
+                return f"root or {pwd.getpwuid(found.st_uid).pw_name}"
+        break
+    return "root"
 
 
 def _lines(connection: socket.socket) -> Iterator[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """The control socket: how the command line talks to a running relay.
 
-A UNIX socket that only its owner may open (mode 0600). One request a connection, one JSON
+A UNIX socket that only its owner may open (mode 0600), or a group, too (0660). One request a connection, one JSON
 object a line either way:
 
     → {"verb": "list", "domain": "example.net"}
@@ -24,6 +24,7 @@ import errno
 import json
 import logging
 import os
+import shutil
 import socket
 import stat
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
@@ -417,9 +418,10 @@ def _empty(key: str) -> RequestError:
 class ControlServer:
     """The socket and the connections open on it."""
 
-    def __init__(self, control: Answers, path: Path) -> None:
+    def __init__(self, control: Answers, path: Path, group: str | None = None) -> None:
         self.control = control
         self.path = path
+        self.group = group
         self._server: asyncio.Server | None = None
         self._clients: set[asyncio.Task[None]] = set()
         self._inode = 0
@@ -430,6 +432,9 @@ class ControlServer:
         _clear_stale(self.path)
         listening = _bind_private(self.path)
         self._inode = self.path.stat().st_ino
+        if self.group is not None:
+            shutil.chown(self.path, group=self.group)
+            self.path.chmod(0o660)
         self._server = await asyncio.start_unix_server(
             self._serve, sock=listening, limit=REQUEST_BYTES
         )
@@ -558,8 +563,8 @@ def _bind_private(path: Path) -> socket.socket:
     return listening
 
 
-async def start_control(control: Answers, path: Path) -> ControlServer:
-    """Listen on a control socket."""
-    server = ControlServer(control, path)
+async def start_control(control: Answers, path: Path, *, group: str | None = None) -> ControlServer:
+    """Listen on a control socket, for its owner and a group."""
+    server = ControlServer(control, path, group)
     await server.start()
     return server

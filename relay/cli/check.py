@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from pwd import struct_passwd
 
 from relay.cli.common import config_file, config_option, fail
 
 __all__ = ["check"]
+
+SERVICE_USER = "relay"
+"""Whom the unit runs as."""
 
 
 @click.command()
@@ -24,14 +33,23 @@ __all__ = ["check"]
 @click.option(
     "-q", "--quiet", is_flag=True, help="Say what is wrong, and nothing where all is well."
 )
+@click.option(
+    "--user",
+    metavar="NAME",
+    help="As root: judge with this user's rights "
+    "[default: relay, the service's, for /etc/relay/relay.yaml].",
+)
 @config_option
 @click.pass_context
-def check(ctx: click.Context, /, file_only: bool, schema: bool, quiet: bool) -> None:
+def check(
+    ctx: click.Context, /, file_only: bool, schema: bool, quiet: bool, user: str | None
+) -> None:
     """Say what is wrong with the configuration, or print all of it as it is in effect.
 
     Every mistake is named at once, with file, line, key and cure; the exit status is 1
     then. What only a start would find is tried, too: ports that are taken, certificates and
-    keys that cannot be used, directories that cannot be written. A correct configuration is
+    keys that cannot be used or have expired, directories and files that the relay may not
+    write, a queue that another relay uses. A correct configuration is
     printed as YAML, every key with the value it has by file, environment or default, secrets
     masked. Warnings go to stderr.
 
@@ -47,12 +65,14 @@ def check(ctx: click.Context, /, file_only: bool, schema: bool, quiet: bool) -> 
         return
     import yaml
 
-    from relay.config import ConfigError, as_document, load
-    from relay.config.trial import try_out
+    from relay.config import ConfigError, as_document, consider, load
+    from relay.config.trial import acting_as, try_out
 
     path = config_file(ctx)
+    judge = _judge(path, user)
     try:
-        config = load(path, os.environ) if file_only else load(path, os.environ, look=try_out)
+        with acting_as(judge) if judge else contextlib.nullcontext():
+            config = load(path, os.environ, look=consider if file_only else try_out)
     except ConfigError as error:
         fail(str(error))
     for warning in config.warnings:
@@ -60,3 +80,23 @@ def check(ctx: click.Context, /, file_only: bool, schema: bool, quiet: bool) -> 
     if quiet:
         return
     click.echo(yaml.safe_dump(as_document(config), sort_keys=False, allow_unicode=True), nl=False)
+
+
+def _judge(path: Path, named: str | None) -> struct_passwd | None:
+    """The user whose rights count; None: those of who called."""
+    import pwd
+
+    from relay.config import MACHINE_FILE
+
+    name = named or (SERVICE_USER if os.geteuid() == 0 and path == MACHINE_FILE else None)
+    try:
+        found = pwd.getpwnam(name) if name is not None else None
+    except KeyError:
+        if named is None:
+            return None
+        raise click.BadParameter(f"no user {named}", param_hint="--user") from None
+    if found is None or found.pw_uid == os.geteuid():
+        return None
+    if os.geteuid() != 0:
+        raise click.UsageError("only root can judge as another user")
+    return found

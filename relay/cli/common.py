@@ -76,19 +76,30 @@ def config_option(command: F) -> F:
 
 
 def config_file(ctx: click.Context) -> Path:
-    """The file to read."""
+    """The file to read, which this user may read if it is there."""
+    from relay.admin.client import who_may_open
     from relay.config import default_path
 
     named = ctx.meta.get(_CONFIG)
-    return named if isinstance(named, Path) else default_path(os.environ)
+    path = named if isinstance(named, Path) else default_path(os.environ)
+    try:
+        path.open("rb").close()
+    except PermissionError:
+        fail(f"{path}: permission denied; run this as {who_may_open(path)}")
+    except OSError:
+        pass  # reading it says what is wrong
+    return path
 
 
-def load_config(path: Path) -> Config:
-    """The configuration; every mistake in it on stderr, and exit 1."""
-    from relay.config import ConfigError, load
+def load_config(path: Path, *, only_to_ask: bool = False) -> Config:
+    """The configuration; every mistake in it on stderr, and exit 1.
+
+    `only_to_ask`: for a command that asks the relay, by a user who may not read all that it may.
+    """
+    from relay.config import ConfigError, consider, load
 
     try:
-        return load(path, os.environ)
+        return load(path, os.environ, look=None if only_to_ask else consider)
     except ConfigError as error:
         fail(str(error))
 
@@ -120,10 +131,10 @@ def answers(
 
 def _without_relay(config: Config, request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Answer from stores that nobody writes to: that of each worker there was."""
+    from relay.admin.client import who_may_open
     from relay.admin.control import Control, RequestError
     from relay.admin.fleet import Fleet
-    from relay.daemon.worker_config import WORKER_SPOOL
-    from relay.queue.engine import open_stopped, orphans
+    from relay.queue.engine import WORKER_SPOOL, open_stopped, orphans
     from relay.queue.store import SpoolError
 
     directory = Path(config.queue.path)
@@ -141,7 +152,9 @@ def _without_relay(config: Config, request: Mapping[str, Any]) -> Iterator[dict[
     try:
         yield from _drive(answer())
     except (SpoolError, OSError) as error:
-        fail(f"no relay answers at {config.admin.socket}, and its queue cannot be read: {error}")
+        text = f"no relay answers at {config.admin.socket}, and its queue cannot be read: {error}"
+        is_denied = isinstance(error.__cause__ or error, PermissionError)
+        fail(f"{text}; run this as {who_may_open(directory)}" if is_denied else text)
     except RequestError as error:
         fail(str(error))
 

@@ -25,7 +25,7 @@ def health(ctx: click.Context, /, ready: bool) -> None:
     """
     from relay.admin.client import NotRunning, RelayError, ask
 
-    config = load_config(config_file(ctx))
+    config = load_config(config_file(ctx), only_to_ask=True)
     try:
         [answer] = ask(Path(config.admin.socket), {"verb": "health"}, seconds=20.0)
     except (NotRunning, RelayError) as error:

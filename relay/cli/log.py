@@ -72,7 +72,7 @@ def log(ctx: click.Context, /, **options: Any) -> None:
     relay is running, too, except for --follow. Addresses and domains are found in any case of
     their letters; times without a zone are local. What is older: relay report.
     """
-    config = load_config(config_file(ctx))
+    config = load_config(config_file(ctx), only_to_ask=True)
     as_json = options.pop("as_json")
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
     try:

@@ -42,7 +42,7 @@ def mta_sts() -> None:
 @click.pass_context
 def list_(ctx: click.Context, /, as_json: bool) -> None:
     """List the policies that are kept, by domain."""
-    lines = answers(load_config(config_file(ctx)), {"verb": "mta-sts-list"})
+    lines = answers(load_config(config_file(ctx), only_to_ask=True), {"verb": "mta-sts-list"})
     policies = [item for line in lines for item in line.get("items", ())]
     if as_json:
         click.echo(json.dumps(policies, indent=2))
@@ -94,14 +94,17 @@ def forget(ctx: click.Context, /, domain: str) -> None:
     If the domain still publishes a policy, it is fetched with the next message. To deliver to a
     domain whose policy is broken, write `mta_sts: ignore` for it under policy.destinations.
     """
-    lines = answers(load_config(config_file(ctx)), {"verb": "mta-sts-forget", "domain": domain})
+    lines = answers(
+        load_config(config_file(ctx), only_to_ask=True),
+        {"verb": "mta-sts-forget", "domain": domain},
+    )
     if _done(lines)["unknown"]:
         fail(f"{domain}: no policy is kept")
 
 
 def _asked(ctx: click.Context, verb: str, domain: str) -> tuple[dict[str, Any] | None, str]:
     """The policy in an answer, and the reason why it is not a new one."""
-    config = load_config(config_file(ctx))
+    config = load_config(config_file(ctx), only_to_ask=True)
     lines = list(answers(config, {"verb": verb, "domain": domain}, patient=True))
     policy = next((line["item"] for line in lines if "item" in line), None)
     return policy, lines[-1]["done"]["reason"]

@@ -102,7 +102,7 @@ def queue() -> None:
 @click.pass_context
 def list_(ctx: click.Context, /, as_json: bool, **filters: Any) -> None:
     """List messages, oldest first, each with its recipients and what became of the last attempt."""
-    config = load_config(config_file(ctx))
+    config = load_config(config_file(ctx), only_to_ask=True)
     pages = _pages(answers(config, _request("list", (), **filters)))
     if as_json:
         _print_array(pages)
@@ -117,7 +117,7 @@ def list_(ctx: click.Context, /, as_json: bool, **filters: Any) -> None:
 @click.pass_context
 def show(ctx: click.Context, queue_id: str, as_json: bool) -> None:
     """Show one message: envelope, settings and where each came from, attempts, header section."""
-    config = load_config(config_file(ctx))
+    config = load_config(config_file(ctx), only_to_ask=True)
     page = next(_pages(answers(config, {"verb": "show", "id": queue_id})), None)
     if page is None:
         fail(f"{queue_id}: no such message in the queue")
@@ -135,28 +135,52 @@ def _verb(name: str, help_text: str) -> None:
     @click.argument("ids", metavar="[ID]...", nargs=-1, callback=filled)
     @_filters
     @click.option("--all", "everything", is_flag=True, help="The whole queue.")
+    @click.option("--dry-run", is_flag=True, help="List the messages that are meant, change none.")
     @config_option
     @click.pass_context
     def command(
-        ctx: click.Context, /, ids: tuple[str, ...], everything: bool, **filters: Any
+        ctx: click.Context,
+        /,
+        ids: tuple[str, ...],
+        everything: bool,
+        dry_run: bool,
+        yes: bool = False,
+        **filters: Any,
     ) -> None:
         request = _request(name, ids, **filters)
         if everything == (len(request) > 1):
             raise click.UsageError("name queue ids or a filter, or else say --all")
         if everything:
             request["all"] = True
-        config = load_config(config_file(ctx))
+        config = load_config(config_file(ctx), only_to_ask=True)
+        if dry_run:
+            _print_list(_pages(answers(config, {**request, "verb": "list"})))
+            click.echo("Nothing was changed.")
+            return
+        if everything and name == "remove" and not yes:
+            _ask_before_removing_all()
         done = _watched(name, answers(config, request))
         count = done["changed"]
         click.echo(f"{name}: {count} recipient{'' if count == 1 else 's'}")
         if done["unknown"]:
             fail("\n".join(f"{one}: no such message in the queue" for one in done["unknown"]))
 
+    if name == "remove":
+        help_yes = "Do not ask before --all."
+        command.params.append(click.Option(["-y", "--yes"], is_flag=True, help=help_yes))
+
 
 _verb("retry", "Try messages again now, instead of when they are due.")
 _verb("hold", "Set messages aside: nothing is tried until they are released.")
 _verb("release", "Let held messages go on: they are due at once.")
 _verb("remove", "Take messages out for good. The sender is not told; the delivery log is.")
+
+
+def _ask_before_removing_all() -> None:
+    if not sys.stdin.isatty():
+        raise click.UsageError("remove --all asks first; where nobody can answer, say --yes")
+    question = "Remove every message of the queue for good? No sender will be told"
+    click.confirm(question, abort=True, err=True)
 
 
 def _watched(verb: str, lines: Iterator[dict[str, Any]]) -> dict[str, Any]:

@@ -43,6 +43,7 @@ __all__ = [
     "ConfigError",
     "Mistake",
     "as_document",
+    "consider",
     "default_path",
     "load",
     "read",
@@ -72,14 +73,12 @@ def _is_there(path: Path) -> bool:
 Look = Callable[[Config], Iterable[Remark]]
 
 
-def _no_look(_: Config) -> Iterable[Remark]:
-    return ()
-
-
-def load(path: Path, environ: Mapping[str, str], *, look: Look = _no_look) -> Config:
+def load(path: Path, environ: Mapping[str, str], *, look: Look | None = consider) -> Config:
     """Read the file and the environment; ConfigError with every mistake in them.
 
-    `look` may find more that is wrong in a configuration that is right as such.
+    `look` finds what is wrong in a configuration whose keys are right one by one. None is for a
+    command that asks a running relay: it may read none of the relay's files, and has no use for
+    the host's name, which may be long in coming.
     """
     return read(text_of(path), environ, source=str(path), look=look)
 
@@ -90,7 +89,7 @@ def text_of(path: Path) -> str:
         with path.open("rb") as file:
             octets = file.read(MAX_FILE_BYTES + 1)
     except PermissionError:
-        cure = "run this as root, or name another file with -c"
+        cure = "let the relay's user read it (`chgrp relay`, `chmod g+r`), or name another with -c"
         raise ConfigError([Mistake(Place(str(path)), "", "permission denied", cure)]) from None
     except OSError as error:
         cure = "name another file with -c or in RELAY_CONFIG"
@@ -110,7 +109,9 @@ def text_of(path: Path) -> str:
         ) from None
 
 
-def read(text: str, environ: Mapping[str, str], *, source: str, look: Look = _no_look) -> Config:
+def read(
+    text: str, environ: Mapping[str, str], *, source: str, look: Look | None = consider
+) -> Config:
     """`load` for a text at hand."""
     mistakes: list[Mistake] = []
     tree = Composer(source, mistakes).compose(text)
@@ -128,14 +129,12 @@ def read(text: str, environ: Mapping[str, str], *, source: str, look: Look = _no
     config = build(values, conformer)
     if config is None or mistakes:
         raise ConfigError(mistakes)
-    return _considered(config, conformer, look)
+    config = adapted(config, conformer.places.__contains__)
+    return config if look is None else _considered(config, conformer, look)
 
 
 def _considered(config: Config, conformer: Conformer, look: Look) -> Config:
-    config = adapted(config, conformer.places.__contains__)
-    remarks = list(consider(config))
-    if not any(remark.is_fatal for remark in remarks):
-        remarks += look(config)
+    remarks = list(look(config))
     fatal = [
         Mistake(nearest(conformer.places, r.key), r.key, r.problem, r.cure)
         for r in remarks

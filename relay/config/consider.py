@@ -1,12 +1,15 @@
 """What is legal key by key and wrong together: AUTH without users, TLS without a certificate, an
 open relay.
 
-Looks into the files that the configuration names, and nowhere else.
+Looks into the files that the configuration names, and at the groups of this machine.
 """
 
 from __future__ import annotations
 
+import grp
 import ipaddress
+import os
+import pwd
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +46,7 @@ def consider(config: Config) -> Iterator[Remark]:
             "workers", problem, "have fewer, or raise delivery.concurrency_per_destination"
         )
     yield from _consider_http(config.admin)
+    yield from _consider_group("admin.socket_group", config.admin.socket_group)
 
 
 def _consider_http(admin: AdminSection) -> Iterator[Remark]:
@@ -83,6 +87,7 @@ def _consider_listeners(config: Config) -> Iterator[Remark]:
         seen[listener.address] = i
         yield from _consider_address(config, listener.address, f"{key}.address")
         yield from _consider_certificate(listener, key)
+        yield from _consider_group(f"{key}.socket_group", listener.socket_group)
         if listener.auth is not ListenerAuth.NONE and not config.access.users:
             cure = "name users under access.users (`relay password` makes the hash), or write auth: none"
             yield Remark(
@@ -106,6 +111,21 @@ def _consider_address(config: Config, address: str, key: str) -> Iterator[Remark
     if host == "[::]" and not any(x.address == f"0.0.0.0:{port}" for x in config.listeners):
         problem = f"{address} takes clients over IPv6 only"
         yield Remark(key, problem, f"add a listener on 0.0.0.0:{port} for IPv4", is_fatal=False)
+
+
+def _consider_group(key: str, name: str | None) -> Iterator[Remark]:
+    """Only a member, or root, can give a file to a group."""
+    if name is None:
+        return
+    try:
+        number = grp.getgrnam(name).gr_gid
+    except KeyError:
+        yield Remark(key, f"no group {name} on this machine", f"make it: `groupadd {name}`")
+        return
+    if os.geteuid() != 0 and number not in (os.getegid(), *os.getgroups()):
+        user = pwd.getpwuid(os.geteuid()).pw_name
+        cure = f"`usermod --append --groups {name} {user}`, and restart the relay"
+        yield Remark(key, f"the user {user} is not in the group {name}", cure)
 
 
 def _consider_certificate(listener: ListenerSpec, key: str) -> Iterator[Remark]:

@@ -18,8 +18,21 @@ IsGiven = Callable[[str], bool]
 
 def adapted(config: Config, is_given: IsGiven) -> Config:
     """The configuration with each default in accord with the keys that are given."""
-    return _with_tls(
-        _with_limits(_with_concurrency(_with_queue(config, is_given), is_given), is_given), is_given
+    for adapt in (_with_queue, _with_concurrency, _with_limits, _with_tls, _with_sockets):
+        config = adapt(config, is_given)
+    return config
+
+
+def _with_sockets(config: Config, is_given: IsGiven) -> Config:
+    """A group that a socket is given to may use it."""
+    return replace(
+        config,
+        listeners=tuple(
+            replace(one, socket_mode="0660")
+            if one.socket_group is not None and not is_given(f"listeners.{i}.socket_mode")
+            else one
+            for i, one in enumerate(config.listeners)
+        ),
     )
 
 

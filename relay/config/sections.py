@@ -81,11 +81,12 @@ class LogSection:
 class AdminSection:
     """Where the operator comes in, and mail over HTTP.
 
-    `http` None or empty, or no `api_keys`: not served. `domains`: those that may be sent from over
+    `socket_group`: whose members may use the socket, too. `http` None or empty, or no `api_keys`: not served. `domains`: those that may be sent from over
     HTTP, none named: any. `webhook_networks`: beside the public internet.
     """
 
     socket: Annotated[str, Form.SOCKET_PATH] = "var/run/relay.sock"
+    socket_group: Annotated[str, Form.GROUP] | None = None
     http: Annotated[str, Form.HTTP_ADDRESS] | None = "127.0.0.1:8025"
     certificate: Path | None = None
     key: Path | None = None

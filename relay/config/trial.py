@@ -3,6 +3,9 @@ servers. †
 
 `relay check` tries what `relay serve` would do, and leaves nothing behind. Where a relay runs with
 this configuration already (it answers at admin.socket), what that one holds is not wrong.
+
+All is tried with the rights of the user in force, who may be the service's (`acting_as`). Ports
+alone are tried with the rights of who called: the service gets those below 1024 from its unit.
 """
 
 from __future__ import annotations
@@ -11,30 +14,42 @@ import asyncio
 import contextlib
 import errno
 import os
+import pwd
 import socket
 import tempfile
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
-from relay.config.consider import Remark
+from relay.config.consider import Remark, consider
 from relay.config.parts import resolver_options
 from relay.config.sections import Config
-from relay.receive.spec import TcpAddress, UnixAddress, parse_address
+from relay.queue.engine import holder
+from relay.receive.spec import ListenerTls, TcpAddress, UnixAddress, parse_address
 from relay.route.answers import Unanswered
 from relay.route.dns import DnsResolver, ResolverError
 
-__all__ = ["try_out"]
+__all__ = ["acting_as", "try_out"]
 
 _PROBE_NAME = "relay-check.invalid"
 """RFC 6761 §6.4: a name that is nobody's. Any answer shows that somebody answers."""
 
 
 def try_out(config: Config) -> Iterator[Remark]:
-    """What would keep a relay with this configuration from starting, or from delivering."""
+    """What would keep a relay with this configuration from starting, or from delivering.
+
+    On top of what `consider` finds, and only where that is nothing fatal.
+    """
+    considered = list(consider(config))
+    yield from considered
+    if any(remark.is_fatal for remark in considered):
+        return
     is_running = _answers(config.admin.socket)
     if not is_running:
         yield from _try_ports(config)
     yield from _try_directories(config)
+    yield from _try_queue(Path(config.queue.path), is_running=is_running)
+    yield from _try_certificates(config)
     yield from _try_resolver(config)
 
 
@@ -82,7 +97,8 @@ def _try_port(key: str, address: TcpAddress) -> Iterator[Remark]:
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((address.host, address.port))
+            with _as_caller():
+                probe.bind((address.host, address.port))
             probe.listen(1)
         except OSError as error:
             words = (os.strerror(error.errno) if error.errno else str(error)).lower()
@@ -97,8 +113,7 @@ def _try_port(key: str, address: TcpAddress) -> Iterator[Remark]:
 def _try_directories(config: Config) -> Iterator[Remark]:
     yield from _try_directory("queue.path", Path(config.queue.path))
     yield from _try_directory("log.delivery", Path(config.log.delivery).parent)
-    if Path(config.log.delivery).is_dir():
-        yield Remark("log.delivery", f"{config.log.delivery} is a directory", "name a file")
+    yield from _try_log(Path(config.log.delivery))
     yield from _try_directory("admin.socket", Path(config.admin.socket).parent)
 
 
@@ -114,6 +129,104 @@ def _try_directory(key: str, path: Path) -> Iterator[Remark]:
         words = (error.strerror or str(error)).lower()
         cure = f"let the relay's user write in {there}, or name another place"
         yield Remark(key, f"{there}: {words}", cure)
+
+
+def _try_log(path: Path) -> Iterator[Remark]:
+    try:
+        if path.is_dir():
+            yield Remark("log.delivery", f"{path} is a directory", "name a file")
+        elif path.exists() and not _may_write(path):
+            yield _not_ours("log.delivery", path, path)
+    except PermissionError:
+        return  # said of its directory already
+
+
+def _try_queue(directory: Path, *, is_running: bool) -> Iterator[Remark]:
+    """Whether the queue that is there can be opened, and by nobody but us."""
+    try:
+        foreign = [one for one in sorted(directory.iterdir()) if not _may_write(one)]
+    except OSError:
+        return  # there is none yet, or its directory has been spoken of
+    if foreign:
+        yield _not_ours("queue.path", foreign[0], directory)
+        return
+    user = "" if is_running else holder(directory)
+    if user:
+        cure = "stop that one, or name another directory"
+        yield Remark("queue.path", f"{directory}: {user} uses this queue already", cure)
+
+
+def _may_write(path: Path) -> bool:
+    return os.access(path, os.R_OK | os.W_OK, effective_ids=True)
+
+
+def _not_ours(key: str, path: Path, whole: Path) -> Remark:
+    user = _user_name()
+    cure = f"give it to the relay's user: `chown --recursive {user}: {whole}`"
+    return Remark(key, f"{path}: {user} may not write it", cure)
+
+
+def _user_name() -> str:
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
+
+
+# --- users ----------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def acting_as(user: pwd.struct_passwd) -> Iterator[None]:
+    """Root, with the rights of another user and of that one's groups meanwhile."""
+    groups, group = os.getgroups(), os.getegid()
+    os.setgroups(os.getgrouplist(user.pw_name, user.pw_gid))
+    os.setegid(user.pw_gid)
+    os.seteuid(user.pw_uid)
+    try:
+        yield
+    finally:
+        os.seteuid(os.getuid())
+        os.setegid(group)
+        os.setgroups(groups)
+
+
+@contextlib.contextmanager
+def _as_caller() -> Iterator[None]:
+    user = os.geteuid()
+    os.seteuid(os.getuid())
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+# --- certificates ---------------------------------------------------------------------------------
+
+
+def _try_certificates(config: Config) -> Iterator[Remark]:
+    """What `consider` found readable and fit for its key, and clients would refuse all the same."""
+    shown = {
+        f"listeners.{i}.certificate": one.certificate
+        for i, one in enumerate(config.listeners)
+        if one.tls is not ListenerTls.NONE
+    }
+    for key, path in {**shown, "admin.certificate": config.admin.certificate}.items():
+        trouble = _untimely(Path(path)) if path is not None else ""
+        if trouble:
+            yield Remark(key, f"{path}: {trouble}", "renew it: clients that verify refuse it")
+
+
+def _untimely(path: Path) -> str:
+    from cryptography import x509
+
+    certificate = x509.load_pem_x509_certificates(path.read_bytes())[0]
+    now = datetime.now(UTC)
+    if certificate.not_valid_after_utc < now:
+        return f"expired on {certificate.not_valid_after_utc:%Y-%m-%d}"
+    if certificate.not_valid_before_utc > now:
+        return f"not valid before {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} UTC"
+    return ""
 
 
 # --- name servers ---------------------------------------------------------------------------------

@@ -44,6 +44,7 @@ _NETWORK = rf"{_IPV4}(?:/(?:3[0-2]|[12]?[0-9]))?|{_IPV6}(?:/(?:12[0-8]|1[01][0-9
 _PATH = r"[^\x00]+"
 _SOCKET_PATH = r"[^\x00]{1,107}"
 _FILE_MODE = r"0?[0-7]{3}"
+_GROUP = r"[A-Za-z_][A-Za-z0-9_.-]{0,31}"
 _SECRET = r"[!-~]{1,1000}"
 _SELECTOR = (
     r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?)*"
@@ -311,6 +312,12 @@ def file_mode(text: str) -> str:
     return text
 
 
+def group(text: str) -> str:
+    if not re.fullmatch(_GROUP, text):
+        raise ValueError(f"{shown(text)} is not the name of a group; write one of /etc/group")
+    return text
+
+
 def argon2(text: str) -> str:
     if not re.fullmatch(_ARGON2, text):
         raise ValueError("not an argon2 hash; make one with `relay password` and put it in quotes")
@@ -342,6 +349,7 @@ WORDS = {
     Form.DOMAIN: Word(domain, _DOMAIN, "example.com"),
     Form.DOMAIN_PATTERN: Word(domain_pattern, rf"(?:\*\.)?{_DOMAIN}", "*.example.com"),
     Form.FILE_MODE: Word(file_mode, _FILE_MODE, "0660"),
+    Form.GROUP: Word(group, _GROUP, "mail"),
     Form.HTTP_ADDRESS: Word(http_address, f"(?:{_HOST_AND_PORT})?", "127.0.0.1:8025"),
     Form.LISTEN_ADDRESS: Word(
         listen_address, rf"{_HOST_AND_PORT}|unix:{_SOCKET_PATH}", "127.0.0.1:2525"

@@ -49,7 +49,6 @@ from relay.daemon.watching import (
 )
 from relay.daemon.worker import ALONE, Worker
 from relay.daemon.worker_config import (
-    WORKER_SPOOL,
     control_socket,
     part,
     share,
@@ -65,7 +64,7 @@ from relay.deliver.sts_fetch import AT_ONCE, Fetched, FetchFailed
 from relay.deliver.sts_policies import StsPolicies
 from relay.deliver.tls import TlsContexts
 from relay.policy.rules import PolicyRules
-from relay.queue.engine import open_beside, open_policies, open_store, orphans
+from relay.queue.engine import WORKER_SPOOL, open_beside, open_policies, open_store, orphans
 from relay.queue.retry import latest_due
 from relay.queue.store import SpoolError, Store
 from relay.receive.certificates import CertificateError, ServerTls
@@ -310,7 +309,9 @@ class Relay:
         path = Path(self.config.admin.socket)
         try:
             server: ControlServer = await start_control(
-                self._fleet if self._peers else control, path
+                self._fleet if self._peers else control,
+                path,
+                group=self.config.admin.socket_group,
             )
         except (OSError, SocketTaken) as error:
             raise StartError(f"admin.socket: {_sentence(error)}") from error

@@ -16,8 +16,8 @@ from typing import Self
 from relay.config import Config
 from relay.daemon.running import StartError
 from relay.daemon.systemd import passed_sockets
-from relay.receive.listener import bound_address, remove_stale
-from relay.receive.spec import TcpAddress, UnixAddress, parse_address
+from relay.receive.listener import admit, bound_address, remove_stale
+from relay.receive.spec import ListenerSpec, TcpAddress, UnixAddress, parse_address
 
 __all__ = ["ListeningSockets", "passed_doors"]
 
@@ -52,7 +52,7 @@ class ListeningSockets:
                 if sock is not None:
                     self._share(str(address), sock)
                 else:
-                    self._open(address, spec.socket_mode)
+                    self._open(address, spec)
         except BaseException:
             self.close()
             raise
@@ -95,12 +95,12 @@ class ListeningSockets:
         for sockets in self._by_worker:
             sockets[address] = sock
 
-    def _open(self, address: TcpAddress | UnixAddress, mode: str) -> None:
+    def _open(self, address: TcpAddress | UnixAddress, spec: ListenerSpec) -> None:
         try:
             if isinstance(address, UnixAddress):
                 self._share(str(address), _unix_socket(address.path))
                 self._paths.append(address.path)
-                os.chmod(address.path, int(mode, 8))
+                admit(address.path, spec)
             else:
                 self._open_port(address)
         except OSError as error:

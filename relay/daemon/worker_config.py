@@ -18,10 +18,9 @@ from dataclasses import replace
 from pathlib import PurePath
 
 from relay.config import Config
+from relay.queue.engine import WORKER_SPOOL
 
-__all__ = ["WORKER_SPOOL", "control_socket", "part", "share", "shared_spool", "spool"]
-
-WORKER_SPOOL = "worker-"
+__all__ = ["control_socket", "part", "share", "shared_spool", "spool"]
 
 
 def share(config: Config, worker: int, workers: int) -> Config:

@@ -4,6 +4,7 @@
     open_beside   the queue of another worker, which is running or starting, to look at
     open_stopped  the queue of a relay that does not run, to look at
     open_policies the MTA-STS policies, which all workers share
+    holder        the process that uses a queue
     orphans       queues of workers that do not exist any more, which `open_store` takes over
 
 Engines are imported when one is opened: `relay --help` needs none.
@@ -18,7 +19,18 @@ from pathlib import Path
 from relay.queue.policies import PolicyCache
 from relay.queue.store import ReadOnlyQueue, Store
 
-__all__ = ["open_beside", "open_policies", "open_stopped", "open_store", "orphans"]
+__all__ = [
+    "WORKER_SPOOL",
+    "holder",
+    "open_beside",
+    "open_policies",
+    "open_stopped",
+    "open_store",
+    "orphans",
+]
+
+WORKER_SPOOL = "worker-"
+"""How the directory of a further worker's queue begins, below that of the first."""
 
 
 async def open_store(
@@ -53,6 +65,13 @@ async def open_policies(directory: Path) -> PolicyCache:
     from relay.queue.sqlite import SqlitePolicyCache
 
     return await SqlitePolicyCache.open(directory)
+
+
+def holder(directory: Path) -> str:
+    """Which process uses the queue in a directory; empty where none does."""
+    from relay.queue.sqlite.disk import holder
+
+    return holder(directory)
 
 
 def orphans(directory: Path, prefix: str, *, present: Collection[str]) -> list[Path]:

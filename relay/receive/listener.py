@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import shutil
 import socket
 import stat
 from collections.abc import Callable
@@ -115,7 +116,7 @@ async def start_listener(
     elif isinstance(address, UnixAddress):
         remove_stale(address.path)
         server = await loop.create_unix_server(connection, address.path, backlog=_BACKLOG)
-        os.chmod(address.path, int(spec.socket_mode, 8))
+        admit(address.path, spec)
     else:
         server = await loop.create_server(
             connection, address.host, address.port, backlog=_BACKLOG, reuse_port=reuse_port or None
@@ -153,6 +154,13 @@ def bound_address(sock: socket.socket) -> str:
 
 def _named(name: Any) -> TcpAddress | UnixAddress:
     return TcpAddress(name[0], name[1]) if isinstance(name, tuple) else UnixAddress(str(name))
+
+
+def admit(path: str, spec: ListenerSpec) -> None:
+    """Let those connect to a UNIX socket who may. The group first: a mode is for a certain group."""
+    if spec.socket_group is not None:
+        shutil.chown(path, group=spec.socket_group)
+    os.chmod(path, int(spec.socket_mode, 8))
 
 
 def remove_stale(path: str) -> None:

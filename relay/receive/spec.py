@@ -59,7 +59,8 @@ class ListenerSpec:
 
     `auth_without_tls` lets passwords cross in clear. `add_missing_headers` completes what a simple
     client left out: Date, Message-ID, From (RFC 6409 §8). `helo_required`: MAIL waits for EHLO or
-    HELO (RFC 5321 §4.1.4). `socket_mode`: who may connect to a UNIX socket, as octal digits.
+    HELO (RFC 5321 §4.1.4). `socket_mode`: who may connect to a UNIX socket, as octal digits; `socket_group`:
+    the group that its file is given to.
     """
 
     address: Annotated[str, Form.LISTEN_ADDRESS]
@@ -74,6 +75,7 @@ class ListenerSpec:
     helo_required: bool = True
     min_tls: TlsVersion = TlsVersion.TLS_1_2
     socket_mode: Annotated[str, Form.FILE_MODE] = "0600"
+    socket_group: Annotated[str, Form.GROUP] | None = None
 
 
 @dataclass(frozen=True, slots=True)

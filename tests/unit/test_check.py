@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +153,78 @@ def test_a_key_that_does_not_match_its_certificate_is_found(checked: Checked) ->
     assert "listeners.0.certificate: tls.pem cannot be used: key values mismatch" in done.stderr
     (directory / "tls.key").unlink()
     assert "listeners.0.key: tls.key: No such file" in checked.run().stderr
+
+
+def test_a_certificate_that_has_expired_is_found(checked: Checked) -> None:
+    authority, directory = trustme.CA(), checked.directory
+    yesterday = datetime.now(UTC) - timedelta(days=1)
+    made = authority.issue_cert("a.example", not_after=yesterday)
+    made.private_key_and_cert_chain_pem.write_to_path(str(directory / "tls.pem"))
+    checked.config["listeners"][0] |= {"tls": "starttls", "certificate": "tls.pem"}
+    done = checked.run()
+    assert done.returncode == 1
+    said = f"listeners.0.certificate: tls.pem: expired on {yesterday:%Y-%m-%d}; renew it"
+    assert said in done.stderr
+    assert checked.run("--file-only").returncode == 0, "old TLS beats none: a start is not refused"
+
+
+def test_a_queue_that_another_relay_uses_is_found(checked: Checked) -> None:
+    (checked.directory / "spool").mkdir()
+    with (checked.directory / "spool/lock").open("w") as lock:
+        lock.write("4711\n")
+        lock.flush()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = checked.run()
+    assert done.returncode == 1
+    assert "queue.path: spool: " in done.stderr
+    assert "4711 uses this queue already; stop that one" in done.stderr
+    assert checked.run().returncode == 0
+
+
+@pytest.mark.needs("root")
+@pytest.mark.parametrize(
+    ("private", "said"),
+    [
+        ("relay.yaml", "relay.yaml: permission denied; let the relay's user read it"),
+        (
+            "tls.pem",
+            "listeners.0.certificate: tls.pem: Permission denied; correct the path, or let",
+        ),
+        ("spool/queue.db", "queue.path: spool/queue.db: nobody may not write it; give it to the"),
+        ("log/delivery.log", "log.delivery: log/delivery.log: nobody may not write it; give it"),
+        ("log", "log.delivery: log: permission denied; let the relay's user write in log"),
+        ("", ""),
+    ],
+)
+def test_root_checks_with_the_rights_of_the_services_user(
+    checked: Checked, private: str, said: str
+) -> None:
+    directory = checked.directory
+    checked.run()  # imports what it needs while all files may be read
+    made = trustme.CA().issue_cert("a.example")
+    made.private_key_and_cert_chain_pem.write_to_path(str(directory / "tls.pem"))
+    checked.config["listeners"][0] |= {"tls": "starttls", "certificate": "tls.pem"}
+    checked.config["listeners"].append({"address": "127.0.0.125:25"})  # for which it has a right
+    for name in ("spool/lock", "spool/queue.db", "log/delivery.log", "relay.yaml"):
+        (directory / name).parent.mkdir(exist_ok=True)
+        (directory / name).touch()
+    checked.run()
+    for path in (directory, *directory.rglob("*")):
+        shutil.chown(path, "nobody")
+    for parent in directory.parents:
+        if parent.name.startswith("pytest-"):
+            parent.chmod(0o755)
+    if private:
+        shutil.chown(directory / private, "root")
+        (directory / private).chmod(0o700)
+    done = run(directory, "check", "-c", "relay.yaml", "--user", "nobody")
+    assert done.returncode == (1 if private else 0), done.stderr
+    assert said in done.stderr
+    assert run(directory, "check", "-c", "relay.yaml").returncode == 0, "root may do all of it"
+
+
+def test_only_root_judges_as_another_user_and_only_as_one_there_is(checked: Checked) -> None:
+    assert "no user nosuch" in checked.run("--user", "nosuch").stderr
 
 
 def test_a_key_for_signatures_is_made_checked_and_published(checked: Checked) -> None:

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -297,8 +298,8 @@ def test_a_command_that_looked_at_no_queue_says_so_and_ends_with_1(
 @pytest.mark.parametrize(
     ("closed", "said"),
     [
-        ("relay.yaml", "relay.yaml: permission denied; run this as root"),
-        ("spool", "its queue cannot be read: queue directory spool: Permission denied"),
+        ("relay.yaml", "relay.yaml: permission denied; run this as root, or join the group mail"),
+        ("spool", "queue directory spool: Permission denied; run this as root, or join the gr"),
     ],
 )
 def test_a_user_without_rights_hears_so_in_a_sentence(
@@ -312,7 +313,8 @@ def test_a_user_without_rights_hears_so_in_a_sentence(
             parent.chmod(0o755)
     (tmp_path / "relay.yaml").chmod(0o644)
     tmp_path.chmod(0o755)
-    (tmp_path / closed).chmod(0o700)
+    shutil.chown(tmp_path / closed, group="mail")
+    (tmp_path / closed).chmod(0o770)
     os.seteuid(65534)
     try:
         results = [run(*command.split()) for command in commands]
@@ -530,11 +532,18 @@ def test_a_running_relay_is_asked_and_told(run: Run) -> None:
     ] == ["M1"]
     assert run("queue", "release", "--state", "held").stdout == "release: 1 recipient\n"
     assert run("queue", "retry", "--older-than", "1h").stdout == "retry: 3 recipients\n"
+    for verb in ("retry", "hold", "release", "remove"):
+        dry = run("queue", verb, "--domain", "example.org", "--dry-run").stdout
+        assert dry.startswith("M2  ")
+        assert dry.endswith("1 message\nNothing was changed.\n")
     partly = run("queue", "remove", "M1", "M9")
     assert partly.exit_code == 1
     assert partly.stdout == "remove: 1 recipient\n"
     assert partly.stderr == "M9: no such message in the queue\n"
-    assert run("queue", "remove", "--all").stdout == "remove: 2 recipients\n"
+    unasked = run("queue", "remove", "--all")
+    assert unasked.exit_code == 2
+    assert "where nobody can answer, say --yes" in unasked.stderr
+    assert run("queue", "remove", "--all", "--yes").stdout == "remove: 2 recipients\n"
     assert run("queue", "list").stdout.startswith("The queue is empty")
     assert "failed     M1" in run("log", "--event", "failed").stdout
 

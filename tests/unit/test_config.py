@@ -330,6 +330,15 @@ def test_certificate_and_key_have_to_belong_together(tmp_path: Path) -> None:
         ("limits: {message_size: -1}", 'limits.message_size: "-1" is not a size'),
         ("policy: {default: {require_tls: 'true'}}", '"true" is a text; write true without quotes'),
         ("policy: {domains: {a.example: true}}", "policy.domains.a.example: not a section"),
+        (
+            "admin: {socket_group: nosuch}",
+            "admin.socket_group: no group nosuch on this machine; mak",
+        ),
+        ("admin: {socket_group: 100}", 'admin.socket_group: "100" is not the name of a group'),
+        (
+            "listeners: [{address: 'unix:/a', socket_group: nosuch}]",
+            "listeners.0.socket_group: no group nosuch on this machine; make it: `groupadd nosuch`",
+        ),
         ("listeners: [{address: *:2525}]", 'put a value that begins with "*" in quotes'),
         (
             "listeners: [{address: '*:2525'}]",
@@ -478,6 +487,13 @@ def test_a_default_gives_way_to_a_key_that_is_given(text: str, key: str, value: 
     section, _, name = key.partition(".")
     assert as_document(config)[section][name] == value
     assert config.warnings == ()
+
+
+def test_a_group_that_a_socket_is_given_to_may_use_it() -> None:
+    listeners = "[{address: 'unix:/a', socket_group: mail}, {address: 'unix:/b'}, "
+    listeners += "{address: 'unix:/c', socket_group: mail, socket_mode: '0600'}]"
+    config = config_of(f"hostname: relay.example.net\nlisteners: {listeners}")
+    assert [one.socket_mode for one in config.listeners] == ["0660", "0600", "0600"]
 
 
 # --- the environment --------------------------------------------------------------------------

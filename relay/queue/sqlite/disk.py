@@ -32,6 +32,7 @@ from relay.queue.store import QueueFull, SpoolError
 __all__ = [
     "Spool",
     "check_quickly",
+    "holder",
     "is_busy",
     "is_full",
     "open_reader",
@@ -218,6 +219,21 @@ def _lock(path: Path, wait: timedelta) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def holder(directory: Path) -> str:
+    """Who holds a directory now; empty where nobody does, or where that cannot be seen."""
+    try:
+        fd = os.open(directory / LOCK, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _holder(fd)
+    finally:
+        os.close(fd)
+    return ""
 
 
 def _holder(fd: int) -> str:

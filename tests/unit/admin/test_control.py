@@ -367,6 +367,17 @@ async def test_nobody_but_its_owner_may_open_the_socket(server: ControlServer) -
     assert stat.S_IMODE(server.path.stat().st_mode) == 0o600
 
 
+@pytest.mark.needs("root")
+async def test_a_group_may_open_the_socket_where_one_is_named(
+    store: SqliteStore, tmp_path: Path
+) -> None:
+    control = Control(store, store, clock=lambda: NOW)
+    server = await start_control(control, tmp_path / "group.sock", group="mail")
+    assert server.path.group() == "mail"
+    assert stat.S_IMODE(server.path.stat().st_mode) == 0o660
+    await server.close()
+
+
 async def test_the_socket_of_a_relay_that_is_gone_is_replaced(
     store: SqliteStore, tmp_path: Path
 ) -> None:

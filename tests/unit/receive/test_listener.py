@@ -557,6 +557,14 @@ async def test_a_unix_socket_is_for_those_whom_its_mode_admits(desk, tmp_path, m
     assert path.stat().st_mode & 0o777 == bits
 
 
+@pytest.mark.needs("root")
+async def test_a_unix_socket_is_given_to_a_group(desk, tmp_path):
+    path = tmp_path / "smtp.sock"
+    await desk.open(ListenerSpec(f"unix:{path}", socket_mode="0660", socket_group="mail"))
+    assert path.group() == "mail"
+    assert path.stat().st_mode & 0o777 == 0o660
+
+
 @pytest.mark.parametrize(
     ("least", "is_served"),
     [(TlsVersion.TLS_1_0, True), (TlsVersion.TLS_1_1, False), (TlsVersion.TLS_1_2, False)],
