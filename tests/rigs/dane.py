@@ -52,7 +52,7 @@ class Identity:
         """
         usage, selector, matching, of = text.split()
         subject = {"issuer": self.chain[1:2], "root": (self.root,)}.get(of, self.chain[:1])[0]
-        data = _associated(subject, int(selector), int(matching))
+        data = associated(subject, int(selector), int(matching))
         if of == _OTHER:
             data = hashlib.sha512(data).digest()[: len(data)]
         if of == _SHORT:
@@ -118,7 +118,7 @@ def _der(pem: bytes) -> bytes:
     return x509.load_pem_x509_certificate(pem).public_bytes(Encoding.DER)
 
 
-def _associated(der: bytes, selector: int, matching: int) -> bytes:
+def associated(der: bytes, selector: int, matching: int) -> bytes:
     """RFC 6698 §2.1.3."""
     if selector == 1:
         key = x509.load_der_x509_certificate(der).public_key()
