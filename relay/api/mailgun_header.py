@@ -22,7 +22,8 @@ from email.utils import format_datetime
 from relay.api.mailgun_addresses import Mailbox, authors, mailboxes
 from relay.api.mailgun_form import ApiError, Form, shown, unfolded
 from relay.mail.address import in_header
-from relay.mail.header import iter_fields, unfold
+from relay.mail.header import unfold
+from relay.mail.section import HeaderSection
 
 __all__ = ["author_of", "header_fields", "header_section", "own_message_id", "with_own_fields"]
 
@@ -105,27 +106,24 @@ def header_section(form: Form, *, message_id: str, now: datetime) -> bytes:
     return "".join(lines).encode()
 
 
-def with_own_fields(form: Form, header: bytes) -> bytes:
+def with_own_fields(form: Form, section: HeaderSection) -> HeaderSection:
     """The header section of a message made already, with the form's `h:` fields on top of it."""
     fields = header_fields(form)
     if not fields:
-        return header
-    there = {field.name.strip(b" \t").lower().decode("latin-1") for field in iter_fields(header)}
+        return section
     for name, _ in fields:
-        if name.lower() in there and name.lower() in _ONCE | _ADDRESS_FIELDS:
+        if name.lower() in _ONCE | _ADDRESS_FIELDS and name.lower().encode() in section:
             raise ApiError(400, f"h:{shown(name)}: the message has this field already")
-    return "".join(_own_line(name, value) for name, value in fields).encode() + header
+    own = "".join(_own_line(name, value) for name, value in fields).encode()
+    return HeaderSection(own + section.octets)
 
 
-def author_of(header: bytes) -> str | None:
+def author_of(section: HeaderSection) -> str | None:
     """The From address of a header section that somebody else wrote, as far as it can be told."""
-    for field in iter_fields(header):
-        if field.name.lower() == b"from":
-            try:
-                return authors([unfold(field.value).decode("utf-8", "replace")])[0].address
-            except (ApiError, IndexError):
-                return None
-    return None
+    try:
+        return authors([unfold(section.first(b"from")).decode("utf-8", "replace")])[0].address
+    except (ApiError, IndexError):
+        return None
 
 
 def _agreed(name: str, earlier: str, value: str) -> str:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
+from typing import TypeVar
 
 from aiohttp import web
 
@@ -23,20 +25,20 @@ from relay.api.mailgun_parameters import checked_message, checked_mime
 from relay.api.state import Api, answer
 from relay.mail.envelope import Body
 from relay.mail.event import Event
-from relay.mail.header import remove_fields, split_content
 from relay.mail.ip import canonical
+from relay.mail.section import HeaderSection, Sections
 from relay.queue.entry import QueuedMessage, QueuedRecipient, State
 from relay.queue.queue_id import new_queue_id
 from relay.queue.store import NewMessage, QueueFull, SpoolError
 from relay.report import deliverylog
 from relay.submit.message import (
+    AT_ONCE_OCTETS,
     OUR_TROUBLE,
     OUT_OF_ROOM,
     Refusal,
     Screened,
     open_header,
     queued_recipients,
-    split_off_header,
 )
 from relay.submit.trace import missing_fields, received_field, tcp_info
 
@@ -44,8 +46,7 @@ __all__ = ["send", "send_mime"]
 
 log = logging.getLogger(__name__)
 
-_AT_ONCE_OCTETS = 64 * 1024
-"""Up to this a message is composed on the event loop: a thread would take longer."""
+T = TypeVar("T")
 
 
 async def send(api: Api, request: web.Request) -> web.Response:
@@ -55,11 +56,11 @@ async def send(api: Api, request: web.Request) -> web.Response:
     incoming = _Incoming(api, request, domain)
     order = read_order(form, domain=domain, now=incoming.now, max_recipients=api.recipients)
     message_id = own_message_id(form) or f"<{incoming.queue_id}@{domain}>"
-    if _size(form) <= _AT_ONCE_OCTETS:
-        content = compose(form, message_id=message_id, now=incoming.now)
-    else:
-        content = await asyncio.to_thread(compose, form, message_id=message_id, now=incoming.now)
-    return await incoming.take(order, content)
+    content = await _off_the_loop(
+        _size(form), partial(compose, form, message_id=message_id, now=incoming.now)
+    )
+    header, rest, _ = Sections.of(content)
+    return await incoming.take(order, HeaderSection(header), rest)
 
 
 async def send_mime(api: Api, request: web.Request) -> web.Response:
@@ -67,12 +68,11 @@ async def send_mime(api: Api, request: web.Request) -> web.Response:
     domain = sending_domain(request.match_info["domain"], api.options().domains, named=True)
     form = checked_mime(await read_form(request))
     incoming = _Incoming(api, request, domain)
-    content = normalise_mime(_message_file(form).content)
-    header, rest, displaced = split_off_header(content)
-    header = with_own_fields(form, remove_fields(header, {b"bcc"}))
+    file = _message_file(form).content
+    section, rest, behind = await _off_the_loop(len(file), partial(_taken_apart, form, file))
     postmaster = f"postmaster@{domain}"
     missing = missing_fields(
-        header,
+        section,
         reverse_path=postmaster,
         hostname=domain,
         queue_id=incoming.queue_id,
@@ -83,9 +83,24 @@ async def send_mime(api: Api, request: web.Request) -> web.Response:
         domain=domain,
         now=incoming.now,
         max_recipients=api.recipients,
-        sender=author_of(header) or postmaster,
+        sender=author_of(section) or postmaster,
     )
-    return await incoming.take(order, missing + header + rest, displaced=displaced)
+    if missing:
+        section = HeaderSection(missing + section.octets)
+    return await incoming.take(order, section, rest, displaced=behind)
+
+
+def _taken_apart(form: Form, file: bytes) -> tuple[HeaderSection, bytes, bytes]:
+    """The header section of a message given as a file, its `h:` fields included; its rest; and
+    what stands behind the section that a person may take for fields.
+    """
+    header, rest, behind = Sections.of(normalise_mime(file))
+    return with_own_fields(form, HeaderSection(header)), rest, behind
+
+
+async def _off_the_loop(size: int, work: Callable[[], T]) -> T:
+    """The result of some work: at once for a small message, for which a thread takes longer."""
+    return work() if size <= AT_ONCE_OCTETS else await asyncio.to_thread(work)
 
 
 def _message_file(form: Form) -> File:
@@ -120,10 +135,12 @@ class _Incoming:
         self.queue_id = new_queue_id(self.now)
         self.client = canonical(request.remote or "")
 
-    async def take(self, order: Order, content: bytes, *, displaced: bytes = b"") -> web.Response:
+    async def take(
+        self, order: Order, section: HeaderSection, rest: bytes, *, displaced: bytes = b""
+    ) -> web.Response:
         """Take responsibility for it, or raise what the client is told instead."""
-        header, rest = split_content(content)
-        opened = self._open(order, header, displaced)
+        size = len(section.octets) + len(displaced)
+        opened = await _off_the_loop(size, partial(self._open, order, section, displaced))
         if isinstance(opened, Refusal):
             raise _as_error(opened)
         content = opened.header + rest
@@ -135,10 +152,10 @@ class _Incoming:
         log.info("%s: accepted over HTTP for %s", self.queue_id, self.domain)
         return answer({"id": f"<{opened.summary.message_id}>", "message": "Queued. Thank you."})
 
-    def _open(self, order: Order, header: bytes, displaced: bytes) -> Screened | Refusal:
+    def _open(self, order: Order, section: HeaderSection, displaced: bytes) -> Screened | Refusal:
         only_for = order.recipients[0].address if len(order.recipients) == 1 else ""
         return open_header(
-            header,
+            section,
             reverse_path=order.reverse_path,
             domains={recipient.domain for recipient in order.recipients},
             rules=self.api.rules(),
@@ -155,6 +172,7 @@ class _Incoming:
             now=self.now,
             options=order.wishes,
             displaced=displaced,
+            removed=(b"bcc",),
         )
 
     def _message(self, order: Order, opened: Screened, content: bytes) -> QueuedMessage:

@@ -12,6 +12,7 @@ from datetime import datetime
 from relay.mail.address import domain_of
 from relay.mail.envelope import Body
 from relay.mail.header import split_content
+from relay.mail.section import HeaderSection
 from relay.policy.rules import PolicyRules, resolve_dsn
 from relay.queue.entry import QueuedMessage, QueuedRecipient
 from relay.queue.queue_id import new_queue_id
@@ -52,7 +53,7 @@ def dsn_message(
         reverse_path="",
         arrived=now,
         size_bytes=len(content),
-        summary=summarise(own_header),
+        summary=summarise(HeaderSection(own_header)),
         body=Body.EIGHT_BIT_MIME if eight_bit else Body.SEVEN_BIT,
         eight_bit=eight_bit,
         # RFC 6531 §3.3: needed where an address or a header field is not ASCII.

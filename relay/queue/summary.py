@@ -1,12 +1,9 @@
 """What the delivery log shows of a message's header: decoded, cleaned and cut.
 
-It runs for every message, so one search over the bytes finds the six fields of interest
-(the first of each counts), and the common field, printable ASCII on one line, costs a
-`decode` and nothing more. RFC 2047 encoded words are decoded leniently, since people
+It runs for every message, so the common field, printable ASCII on one line, costs a `decode` and
+nothing more; the first field of each name counts. RFC 2047 encoded words are decoded leniently, since people
 should recognise their subject; what cannot be decoded stays as it came. Header fields are
 for people here: no decision about delivery rests on them.
-
-A field ends at CRLF and nowhere else, as in `relay.mail.header`.
 """
 
 from __future__ import annotations
@@ -15,6 +12,7 @@ import binascii
 import re
 import unicodedata
 
+from relay.mail.section import HeaderSection
 from relay.queue.entry import MessageSummary
 
 __all__ = ["MAX_CHARS", "summarise"]
@@ -22,15 +20,9 @@ __all__ = ["MAX_CHARS", "summarise"]
 MAX_CHARS = 250
 """How much of a field is kept."""
 
-_MAX_HEADER_BYTES = 128 * 1024
 _MAX_VALUE_BYTES = 4096
-"""How much is looked at, of a header and of a field: nobody reads on, and attackers write more."""
+"""How much is looked at of a field: nobody reads on, and attackers write more."""
 
-_FIELD = re.compile(
-    rb"\r\n(message-id|from|to|subject|auto-submitted|precedence)[ \t]*:"
-    rb"([^\r]*(?:\r(?:\n[ \t]|(?!\n))[^\r]*)*)",
-    re.IGNORECASE,
-)
 _ENCODED_WORD = re.compile(r"=\?([!-)+->@-~]{1,60})(?:\*[!-~]{0,30})?\?([bBqQ])\?([!->@-~ ]*)\?=")
 _CHARSETS = frozenset(
     [
@@ -108,18 +100,16 @@ _JOINERS = "\u200c\u200d"
 """Format characters that scripts and emoji need; the others could rearrange the line of a log."""
 
 
-def summarise(header: bytes) -> MessageSummary:
+def summarise(section: HeaderSection) -> MessageSummary:
     """The fields of a header section that the delivery log shows."""
-    found: dict[bytes, bytes] = {}
-    for match in _FIELD.finditer(b"\r\n" + header[:_MAX_HEADER_BYTES]):
-        found.setdefault(match[1].lower(), match[2])
-    text = {name: readable(value) for name, value in found.items()}
     return MessageSummary(
-        message_id=text.get(b"message-id", "").removeprefix("<").removesuffix(">"),
-        from_=text.get(b"from", ""),
-        to=text.get(b"to", ""),
-        subject=text.get(b"subject", ""),
-        auto_submitted=_is_by_program(text.get(b"auto-submitted", ""), text.get(b"precedence", "")),
+        message_id=readable(section.first(b"message-id")).removeprefix("<").removesuffix(">"),
+        from_=readable(section.first(b"from")),
+        to=readable(section.first(b"to")),
+        subject=readable(section.first(b"subject")),
+        auto_submitted=_is_by_program(
+            readable(section.first(b"auto-submitted")), readable(section.first(b"precedence"))
+        ),
     )
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from relay.mail.section import HeaderSection, Sections
 from relay.policy.rules import PolicyRules
 from relay.queue.queue_id import new_queue_id
 from relay.queue.store import CHUNK_BYTES, MessageSink, NewMessage, QueueFull, SpoolError
@@ -30,6 +31,7 @@ from relay.receive.submission import complete, open_message, refusal_of
 from relay.report.deliverylog import accepted
 from relay.submit.failures import Failures
 from relay.submit.message import (
+    AT_ONCE_OCTETS,
     HEADER_SECTION_OCTETS,
     HEADER_TOO_LARGE,
     OUR_TROUBLE,
@@ -37,7 +39,6 @@ from relay.submit.message import (
     Refusal,
     Screened,
     refuse,
-    split_off_header,
 )
 
 __all__ = ["Intake", "Reception"]
@@ -113,7 +114,7 @@ class Intake:
         The last of them is on its way when this returns: more is read while it is written.
         """
         if self._opened is None:
-            self._open(self.reader.take(self._header_size()))
+            await self._open(self.reader.take(self._header_size()))
         piece_bytes = self._reception.memory.piece_bytes
         while self.refusal is None and len(self._front) + self.reader.held_bytes >= piece_bytes:
             await self._stage_one()
@@ -124,7 +125,7 @@ class Intake:
         if self.reader.flaw is not None:
             self._refuse(refusal_of(self.reader.flaw))
         if self.refusal is None and self._opened is None:
-            self._open(self.reader.take())
+            await self._open(self.reader.take())
         if self.refusal is None:
             await self.stage()
         await self._staged()
@@ -154,32 +155,38 @@ class Intake:
 
     def _header_size(self) -> int:
         """How much of what is held is header section; -1 before its end has come."""
-        if self.reader.find_in_held(b"\r\n", 0, 2) == 0:
-            return 0
+        if self.reader.find_in_held(b"\r\n", 0, 2) == 0:  # no header, and text to look at
+            return self.reader.held_bytes
         found = self.reader.find_in_held(b"\r\n\r\n", self._searched)
         if found < 0:
             self._searched = max(0, self.reader.held_bytes - 3)
             return -1
         return found + 2
 
-    def _open(self, content: bytes) -> None:
-        header, rest, displaced = split_off_header(content)
-        opened = open_message(
+    async def _open(self, content: bytes) -> None:
+        sections = Sections.of(content)
+        if len(sections.header) + len(sections.behind) <= AT_ONCE_OCTETS:
+            opened = self._screened(sections)
+        else:
+            opened = await asyncio.to_thread(self._screened, sections)
+        if isinstance(opened, Refusal):
+            self._refuse(opened)
+        else:
+            self._opened = opened
+            self._front = opened.header + sections.rest
+
+    def _screened(self, sections: Sections) -> Screened | Refusal:
+        return open_message(
             self._session,
             self.transaction,
-            header,
-            displaced=displaced,
+            HeaderSection(sections.header),
+            displaced=sections.behind,
             rules=self._reception.policy(),
             limits=self._reception.limits,
             hostname=self._reception.hostname,
             queue_id=self.queue_id,
             now=self._now,
         )
-        if isinstance(opened, Refusal):
-            self._refuse(opened)
-        else:
-            self._opened = opened
-            self._front = opened.header + rest
 
     def _refuse(self, refusal: Refusal) -> None:
         self.refusal = self.refusal or refusal

@@ -29,6 +29,7 @@ from datetime import datetime
 from relay.mail.address import AddressError, domain_of, parse_path
 from relay.mail.envelope import Recipient
 from relay.mail.reply import Reply
+from relay.mail.section import HeaderSection
 from relay.policy.rules import PolicyRules
 from relay.queue.entry import QueuedMessage, QueuedRecipient
 from relay.receive.access import may_send_as
@@ -146,7 +147,7 @@ def _bad_address(error: AddressError, arg: bytes, *, of_sender: bool) -> Refusal
 def open_message(
     session: Session,
     transaction: Transaction,
-    header: bytes,
+    section: HeaderSection,
     *,
     displaced: bytes = b"",
     rules: PolicyRules,
@@ -167,14 +168,14 @@ def open_message(
     )
     if session.listener.add_missing_headers:
         on_top += missing_fields(
-            header,
+            section,
             reverse_path=transaction.reverse_path,
             hostname=hostname,
             queue_id=queue_id,
             now=now,
         )
     return open_header(
-        header,
+        section,
         reverse_path=transaction.reverse_path,
         domains={recipient.domain for recipient in recipients},
         rules=rules,

@@ -13,45 +13,37 @@ on top. What speaks against a message is a `Refusal`:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import NamedTuple
 
 from relay.mail.envelope import Recipient
-from relay.mail.header import split_content
 from relay.mail.reply import Reply
-from relay.policy.fields import (
-    NO_WISHES,
-    BadField,
-    Wishes,
-    read_wishes,
-    refuse_displaced,
-    strip_policy_fields,
-)
+from relay.mail.section import HeaderSection
+from relay.policy.fields import NO_WISHES, BadField, Wishes, read_wishes, refuse_displaced
 from relay.policy.rules import PolicyRules, resolve
 from relay.policy.settings import TlsSettings
 from relay.queue.entry import MessageSummary, QueuedRecipient
 from relay.queue.summary import summarise
-from relay.submit.trace import count_hops
 
 __all__ = [
+    "AT_ONCE_OCTETS",
     "HEADER_SECTION_OCTETS",
     "HEADER_TOO_LARGE",
     "OUR_TROUBLE",
     "OUT_OF_ROOM",
     "Refusal",
     "Screened",
-    "Sections",
     "open_header",
     "queued_recipients",
     "refuse",
-    "split_off_header",
 ]
 
 HEADER_SECTION_OCTETS = 1024 * 1024
 """A header section is kept in memory whole while it is judged."""
+
+AT_ONCE_OCTETS = 64 * 1024
+"""What is larger is judged, or composed, in a thread, where it keeps nobody else waiting."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +80,7 @@ class Screened:
 
 
 def open_header(
-    header: bytes,
+    section: HeaderSection,
     *,
     reverse_path: str,
     domains: Collection[str],
@@ -99,17 +91,19 @@ def open_header(
     now: datetime,
     options: Wishes = NO_WISHES,
     displaced: bytes = b"",
+    removed: Collection[bytes] = (),
 ) -> Screened | Refusal:
     """Judge a header section and rewrite it: policy fields off, `on_top` on top.
 
     `options` are wishes that came beside the message; they may not contradict its fields.
+    `removed`: other fields that are taken out, in lower case.
     """
-    if len(header) > HEADER_SECTION_OCTETS:
+    if len(section.octets) > HEADER_SECTION_OCTETS:
         return HEADER_TOO_LARGE
-    if count_hops(header) >= received_hops:
+    if section.count(b"received") >= received_hops:
         return _LOOP
     try:
-        wishes = read_wishes(header)
+        wishes = read_wishes(section)
         refuse_displaced(displaced)
         if options is not NO_WISHES:
             wishes = _both(wishes, options)
@@ -119,9 +113,7 @@ def open_header(
         domain: resolve(rules, reverse_path=reverse_path, recipient_domain=domain, wishes=wishes)
         for domain in domains
     }
-    return Screened(
-        queue_id, on_top + strip_policy_fields(header), summarise(header), settings, now
-    )
+    return Screened(queue_id, on_top + section.without(*removed), summarise(section), settings, now)
 
 
 class _Contradiction(ValueError):
@@ -159,39 +151,3 @@ def queued_recipients(
         )
         for index, recipient in enumerate(recipients)
     )
-
-
-class Sections(NamedTuple):
-    """Content taken apart. `rest` begins with the empty line that ends the header section.
-
-    `displaced`: lines of `rest` that stood before the first empty line, as they came: a line that
-    is no field ended the header section before them.
-    """
-
-    header: bytes
-    rest: bytes
-    displaced: bytes = b""
-
-
-def split_off_header(content: bytes) -> Sections:
-    """The header section ends at the first line that is no field, for us as for every host.
-
-    As Postfix does: an empty line is put where it is missing, and the `From ` line of a mailbox
-    file on top becomes an X-Mailbox-Line field (smtpd and cleanup of Postfix 3.7).
-    """
-    mailbox_line = _MAILBOX_LINE.match(content)
-    if mailbox_line:
-        content = b"X-Mailbox-Line: " + content
-    header, rest = split_content(content)
-    fields = _FIELDS.match(header)
-    end = fields.end() if fields else 0
-    if end == len(header):
-        return Sections(header, rest)
-    return Sections(header[:end], b"\r\n" + content[end:], header[end:])
-
-
-_MAILBOX_LINE = re.compile(rb">*From [^\r\n]*\r\n")
-_FIELDS = re.compile(
-    rb"(?:[!-9;-~]++[ \t]*+:[^\r]*+(?:\r(?!\n)[^\r]*+|\r\n[ \t][^\r]*+)*+(?:\r\n|\Z))*+"
-)
-"""As many header fields, with their folds, as there are in a row (RFC 5322 §2.2); linear."""

@@ -5,22 +5,18 @@ and when. `for` is written only for a single recipient: with more it would tell 
 others (RFC 5321 §7.2). What the door knows of its client (name, address, protocol, TLS) it
 gives in words that can neither end the field nor open a comment.
 
-`count_hops` is the defence against loops (RFC 5321 §6.3). `missing_fields` completes what a
-simple client left out (RFC 6409 §8).
+`missing_fields` completes what a simple client left out (RFC 6409 §8).
 """
 
 from __future__ import annotations
 
-import re
 from datetime import datetime
 from functools import lru_cache
 
 from relay.mail.address import in_header
-from relay.mail.header import iter_fields
+from relay.mail.section import HeaderSection
 
-__all__ = ["count_hops", "date_time", "missing_fields", "received_field", "tcp_info"]
-
-_RECEIVED = re.compile(rb"(?:\A|\n)received[ \t]*+:", re.IGNORECASE)
+__all__ = ["date_time", "missing_fields", "received_field", "tcp_info"]
 
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
@@ -54,22 +50,16 @@ def date_time(now: datetime) -> str:
     return f"{day}, {now.day} {month} {now.year} {now:%H:%M:%S} {now:%z}"
 
 
-def count_hops(header: bytes) -> int:
-    """How many hosts wrote a Received field so far."""
-    return len(_RECEIVED.findall(header))
-
-
 def missing_fields(
-    header: bytes, *, reverse_path: str, hostname: str, queue_id: str, now: datetime
+    section: HeaderSection, *, reverse_path: str, hostname: str, queue_id: str, now: datetime
 ) -> bytes:
     """The fields of Date, Message-ID and From that the header section lacks (RFC 5322 §3.6)."""
-    present = {field.name.strip(b" \t").lower() for field in iter_fields(header)}
     added = []
-    if b"date" not in present:
+    if b"date" not in section:
         added.append(f"Date: {date_time(now.replace(microsecond=0))}\r\n")
-    if b"message-id" not in present:
+    if b"message-id" not in section:
         added.append(f"Message-ID: <{queue_id}@{hostname}>\r\n")
-    if b"from" not in present:
+    if b"from" not in section:
         added.append(
             f"From: <{in_header(reverse_path)}>\r\n"
             if reverse_path

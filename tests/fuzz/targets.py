@@ -19,15 +19,14 @@ from relay.deliver.transaction import _is_safe_path, is_clean
 from relay.mail.address import AddressError, domain_of, parse_path
 from relay.mail.header import iter_fields, remove_fields, split_content
 from relay.mail.reply import Reply
-from relay.policy.fields import BadField, read_wishes, strip_policy_fields
+from relay.mail.section import HeaderSection, Sections
+from relay.policy.fields import BadField, read_wishes, refuse_displaced
 from relay.queue.summary import summarise
 from relay.receive.content import BareNewlines, BdatReader, DataReader
 from relay.receive.parameters import ParameterError, mail_parameters, rcpt_parameters
 from relay.receive.sasl import Exchange
 from relay.receive.spec import BareNewline
 from relay.sign.signature import author_domain
-from relay.submit.message import split_off_header
-from relay.submit.trace import count_hops
 from tests.fakes.scribe import Scribe
 
 __all__ = ["SEEDS", "TARGETS", "WORDS"]
@@ -151,22 +150,26 @@ def headers(octets: bytes) -> None:
     """Fields are read in one way, and no policy field goes on that any reader could see."""
     header, rest = split_content(octets)
     assert header + rest == octets
-    split_off_header(octets)
+    parts = Sections.of(octets)
+    assert octets.endswith(parts.rest.removeprefix(b"\r\n"))
+    with suppress(BadField):
+        refuse_displaced(parts.behind)
     fields = list(iter_fields(header))
     assert b"".join(field.raw for field in fields) == header
     assert remove_fields(header, {b"subject"}) == b"".join(
         f.raw for f in fields if f.name.lower() != b"subject"
     )
+    section = HeaderSection(header)
     with suppress(BadField):
-        read_wishes(header)
-    stripped = strip_policy_fields(header)
+        read_wishes(section)
+    stripped = section.without()
     assert not any(field.name.lower() == b"x-require-tls" for field in iter_fields(stripped))
     if header.count(b"\r") == header.count(b"\n") == header.count(b"\r\n"):
         parsed = message_from_bytes(stripped, policy=policy.compat32)
         assert "x-skip-verification" not in {name.lower() for name in parsed}
-    count_hops(header)
+    assert section.count(b"received") <= header.lower().count(b"received")
     author_domain(header)
-    summary = summarise(header)
+    summary = summarise(section)
     for text in (summary.subject, summary.from_, summary.to, summary.message_id):
         assert len(text) <= 4000
         assert not re.search(r"[\x00-\x1f\x7f]", text)

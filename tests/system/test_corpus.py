@@ -24,6 +24,7 @@ import aiohttp
 import dkim
 import pytest
 
+from relay.mail.section import HeaderSection, Sections, look_behind
 from relay.sandbox.mx import MxServer
 from relay.sign.keys import load_key, new_key, record
 from tests.rigs.corpus import Letter, corpus
@@ -211,6 +212,16 @@ BEGUN_BADLY = {
     "garbage only": (b"garbage\r\n" + TEXT, ""),
     "space before the colon": (GOOD + b"X-Require-TLS : yes" + TEXT, "X-Require-TLS"),
     "underscores": (GOOD + b"X_Require_TLS: yes" + TEXT, "X_Require_TLS"),
+    "Cyrillic letter": (
+        GOOD + "X-Rеquire-TLS: yes".encode() + TEXT,
+        "write X-Require-TLS in ASCII",
+    ),
+    "no width": (GOOD + "X-Require\u200b-TLS: yes".encode() + TEXT, "write X-Require-TLS in ASCII"),
+    "cut by a line end": (GOOD + b"X-\r\n Require-TLS: yes" + TEXT, "write X-Require-TLS in ASCII"),
+    "many dashes": (GOOD + b"X-Require------TLS: yes" + TEXT, "write its name X-Require-TLS"),
+    "behind an empty line": (b"\r\n" + GOOD + b"X-Require-TLS: yes" + TEXT, "X-Require-TLS"),
+    "behind an empty line, UTF-8": ("\r\nПривет,\r\n\r\nX-Require-TLS: yes".encode() + TEXT, ""),
+    "UTF-8 subject": (GOOD + "Subject: Grüße, X-Rеquire-TLS: yes".encode() + TEXT, ""),
     "no word for yes": (GOOD + b"X-Require-TLS: perhaps" + TEXT, "X-Require-TLS"),
     "a contradiction": (GOOD + b"X-Require-TLS: yes\r\nX-Require-TLS: no" + TEXT, "X-Require-TLS"),
     "no body": (GOOD, ""),
@@ -235,6 +246,14 @@ async def test_content_that_begins_badly_is_treated_alike_over_smtp_and_http(doo
                 obeyed = b"X-Require-TLS: no\r\n" if letter.name == "mailbox line" else b""
                 wanted = arrival(letter.sent.replace(obeyed, b"") if obeyed else letter.sent)
                 assert done.got[letter.name, door].endswith(wanted), (door, letter)
+
+
+def test_no_line_of_mail_that_others_wrote_is_taken_for_a_policy_field():
+    for letter in corpus():
+        assert not list(look_behind(letter.sent)), letter.name
+        header, _, behind = Sections.of(letter.sent)
+        assert not HeaderSection(header).asking, letter.name
+        assert not list(look_behind(behind)), letter.name
 
 
 # --- signatures -----------------------------------------------------------------------------------

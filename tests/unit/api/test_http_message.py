@@ -16,6 +16,7 @@ from relay.api.mailgun_addresses import mailboxes
 from relay.api.mailgun_header import author_of, own_message_id
 from relay.api.mailgun_mime import compose, normalise_mime
 from relay.api.mailgun_parameters import checked_message
+from relay.mail.section import HeaderSection
 from relay.policy.fields import Wishes, read_wishes
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
@@ -387,7 +388,9 @@ def test_header_fields_of_the_senders_own():
 
 def test_a_policy_field_of_the_senders_own_is_one_to_the_relay():
     content = compose(form(h_X_Require_TLS="yes"), message_id=ID, now=NOW)
-    assert read_wishes(content.partition(b"\r\n\r\n")[0] + b"\r\n").require_tls is True
+    assert (
+        read_wishes(HeaderSection(content.partition(b"\r\n\r\n")[0] + b"\r\n")).require_tls is True
+    )
 
 
 @given(
@@ -433,8 +436,10 @@ def test_no_header_field_of_a_file_is_born_from_half_a_line_end(content):
 
 def test_the_author_of_a_file_is_read_from_its_header():
     assert (
-        author_of(b"Subject: x\r\nFrom: =?utf-8?q?J=C3=B6rg?=\r\n <j@example.com>\r\n")
+        author_of(
+            HeaderSection(b"Subject: x\r\nFrom: =?utf-8?q?J=C3=B6rg?=\r\n <j@example.com>\r\n")
+        )
         == "j@example.com"
     )
-    assert author_of(b"Subject: x\r\n") is None
-    assert author_of(b"From: nobody\r\n") is None
+    assert author_of(HeaderSection(b"Subject: x\r\n")) is None
+    assert author_of(HeaderSection(b"From: nobody\r\n")) is None

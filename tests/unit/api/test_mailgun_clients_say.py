@@ -31,6 +31,7 @@ from relay.api.mailgun_parameters import (
     checked_mime,
 )
 from relay.mail.dates import read_date
+from relay.mail.section import HeaderSection
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 PAGE = Path(__file__).resolve().parents[3] / "docs/moving-from-mailgun.md"
@@ -220,10 +221,13 @@ def test_beside_a_message_made_already_stands_what_the_python_client_sends_and_n
 
 def test_a_field_of_its_own_is_added_to_a_message_made_already_and_never_a_second_time():
     asked = Form((("h:X-Order", "7"), ("h:Reply-To", "r@b.example")))
-    assert with_own_fields(asked, b"From: a@b.example\r\n") == (
+    message = HeaderSection(b"From: a@b.example\r\n")
+    assert with_own_fields(asked, message).octets == (
         b"X-Order: 7\r\nReply-To: r@b.example\r\nFrom: a@b.example\r\n"
     )
-    assert "h:Reply-To" in refusal(with_own_fields, asked, b"reply-to : x@b.example\r\n")
+    assert "h:Reply-To" in refusal(
+        with_own_fields, asked, HeaderSection(b"reply-to : x@b.example\r\n")
+    )
 
 
 def test_a_setting_of_a_domain_that_is_not_known_is_refused_by_name():

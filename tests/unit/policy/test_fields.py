@@ -11,15 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.mail.header import iter_fields
-from relay.policy.fields import (
-    NO_WISHES,
-    POLICY_FIELDS,
-    BadField,
-    Wishes,
-    read_wishes,
-    refuse_displaced,
-    strip_policy_fields,
-)
+from relay.mail.section import HeaderSection, Sections
+from relay.policy.fields import NO_WISHES, BadField, Wishes, refuse_displaced
+from relay.policy.fields import read_wishes as wishes_of_section
 
 YES = [b"true", b"yes", b"1", b"on"]
 NO = [b"false", b"no", b"0", b"off"]
@@ -29,6 +23,15 @@ NAMES = [
     b"X-Skip-Verification",
     b"X-Mailgun-Skip-Verification",
 ]
+POLICY_FIELDS = {name.lower() for name in NAMES}
+
+
+def read_wishes(header: bytes) -> Wishes:
+    return wishes_of_section(HeaderSection(header))
+
+
+def strip_policy_fields(header: bytes) -> bytes:
+    return HeaderSection(header).without()
 
 
 def wish_of(name: bytes, value: bool) -> Wishes:
@@ -152,7 +155,8 @@ _LINES = st.lists(
     [
         b"X-Require-TLS ", b"X-Require-TLS\t", b"X_Require_TLS", b"X-RequireTLS", b"X-Require-TLS-",
         b"X-Skip-Verification ", b"x_mailgun_skip_verification", b"X-Require-TLS\xa0",
-        b"X-Require-TLS\xe2\x80\x8b", b"X--Require-TLS",
+        b"X-Require-TLS\xe2\x80\x8b", b"X--Require-TLS", b"X-Require------TLS", b"X-Re-quire-TLS",
+        b"X-Requ1re-TLS", b"X-Require-TL5", b"X-Sk!p-Verificati0n", b"X-Require-TLS2",
     ],
 )  # fmt: skip
 def test_a_name_that_is_nearly_a_policy_field_is_refused_by_name(name, value):
@@ -166,6 +170,12 @@ def test_a_name_that_is_nearly_a_policy_field_is_refused_by_name(name, value):
         b"garbage\r\nX-Require-TLS: yes\r\n", b"\xef\xbb\xbfX-Require-TLS: yes\r\n",
         b" X-Require-TLS: yes\r\n", b"X-Skip-Verification: no\r\n", b"X-Require-TLS: what\r\n",
         b"X-Require-TLS\r\n : yes\r\n", b"X-Require-TLS\xa0: yes\r\n", b"X-Require-TLS yes\r\n",
+        b"X-\r\n Require-TLS: yes\r\n", b"text\r\nX-Requ\r\n\tire-\r\n TLS: yes\r\n",
+        "X-Rеquire-TLS: yes\r\n".encode(), "X-Require-TLЅ: yes\r\n".encode(),
+        "ｘ－Ｒｅｑｕｉｒｅ－ＴＬＳ: yes\r\n".encode(), "X-Re\u00adquire-TLS: yes\r\n".encode(),
+        "X-\u200bRequire-TLS: yes\r\n".encode(), "X-Require-TLS： yes\r\n".encode(),
+        "X-S\u212aip-Verification: no\r\n".encode(), "X-Réquire-TLS: yes\r\n".encode(),
+        "Χ-Μailgun-ſkip-Verification: no\r\n".encode(), "X–Require–TLS: yes\r\n".encode(),
     ],
 )  # fmt: skip
 def test_a_wish_for_more_security_behind_the_header_section_is_refused(lines):
@@ -180,6 +190,8 @@ def test_a_wish_for_more_security_behind_the_header_section_is_refused(lines):
         b"Hello,\r\nX-Require-TLS: no\r\n",
         b"X-Skip-Verification: yes\r\n",
         b"I require TLS\r\n",
+        "X-Rеquire-TLS: no\r\n".encode(),
+        "Хорошо: x\r\n Требуется TLS\r\n".encode(),
     ],
 )
 def test_text_that_would_weaken_the_rule_is_text(lines):
@@ -209,7 +221,16 @@ def test_a_wish_is_read_or_refused_but_never_overlooked(header):
 
 @pytest.mark.parametrize(
     "filler",
-    [b"a:\r\n", b"S: x\r\n require-tls\r\n", b"X-Require-TLS: yes\r\n", b"S: require-tls\r\n"],
+    [
+        b"a:\r\n",
+        b"S: x\r\n require-tls\r\n",
+        b"X-Require-TLS: yes\r\n",
+        b"S: require-tls\r\n",
+        b"x:\r\n",
+        b"to:\r\n",
+        b"X-Requir: yes\r\n",
+        b"X" + b"-" * 90 + b":\r\n",
+    ],
 )
 def test_a_header_section_of_a_megabyte_with_a_policy_field_is_read_in_linear_time(filler):
     def seconds(octets: int) -> float:
@@ -221,3 +242,63 @@ def test_a_header_section_of_a_megabyte_with_a_policy_field_is_read_in_linear_ti
 
     seconds(1000)
     assert seconds(1_000_000) < 40 * max(seconds(100_000), 0.002)
+
+
+@pytest.mark.parametrize(
+    "filler",
+    ["x\r\n", "x-\r\n -\r\n", "ж\r\n", "х" * 50 + "\r\n", "X-Require-TL\r\n -", " \r\n", "-"],
+)
+def test_a_megabyte_behind_the_header_section_is_looked_at_in_linear_time(filler):
+    def seconds(octets: int) -> float:
+        lines = filler.encode() * (octets // len(filler.encode()))
+        began = time.process_time()
+        refuse_displaced(lines)
+        return time.process_time() - began
+
+    seconds(1000)
+    assert seconds(1_000_000) < 40 * max(seconds(100_000), 0.002)
+
+
+_ANY_TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\r\n"), max_size=60)
+
+
+@given(
+    st.lists(_ANY_TEXT, max_size=8),
+    st.sampled_from(["", "Grüße, ", "Уважаемый ", "こんにちは", "x "]),
+)
+def test_no_text_in_any_script_is_taken_for_a_policy_field(lines, greeting):
+    text = "\r\n".join(greeting + line for line in lines)
+    refuse_displaced(text.encode())
+    header = b"".join(b"Subject: %s\r\n" % (greeting + line).encode() for line in lines)
+    assert read_wishes(header) == NO_WISHES
+
+
+_SPELLINGS = {
+    "e": "eEеЕ\uff45é",
+    "i": "iIіІ1!",
+    "r": "rRгｒ",
+    "s": "sSſѕ5$",
+    "l": "lLⅼ1",
+    "x": "xXхΧ",
+}
+_BETWEEN = st.sampled_from(
+    ["", "", "-", "_", " ", "\u200b", "\u00ad", "\r\n ", "----", "‑", "\u0301"]
+)
+
+
+@given(st.data(), st.sampled_from(NAMES), st.booleans())
+def test_a_name_that_a_person_reads_as_a_policy_field_is_obeyed_or_refused(data, name, tightens):
+    letters = name.replace(b"-", b"").decode().lower()
+    written = "".join(
+        data.draw(st.sampled_from(_SPELLINGS.get(c, c + c.upper()))) + data.draw(_BETWEEN)
+        for c in letters
+    )
+    value = "yes" if ("require" in letters) is tightens else "no"
+    content = f"From: a@b.example\r\n{written}: {value}\r\n\r\nx\r\n".encode()
+    sections = Sections.of(content)
+    try:
+        wishes = read_wishes(sections.header)
+        refuse_displaced(sections.behind)
+    except BadField:
+        return
+    assert wishes != NO_WISHES or not tightens

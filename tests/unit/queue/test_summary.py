@@ -6,8 +6,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from relay.mail.section import HeaderSection
 from relay.queue.entry import MessageSummary
-from relay.queue.summary import MAX_CHARS, readable, summarise
+from relay.queue.summary import MAX_CHARS, readable
+from relay.queue.summary import summarise as summarise_section
+
+
+def summarise(header: bytes) -> MessageSummary:
+    return summarise_section(HeaderSection(header))
 
 
 def subject(value):

@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 
 import pytest
 
+from relay.mail.section import HeaderSection, Sections
 from relay.receive.access import User
 from relay.receive.session import Session, TlsFacts
 from relay.receive.spec import ListenerSpec, TcpAddress, UnixAddress, parse_address
 from relay.receive.trace import protocol_of, received_field
-from relay.submit.message import split_off_header
-from relay.submit.trace import count_hops, missing_fields
+from relay.submit.trace import missing_fields
 
 NOW = datetime(2026, 3, 5, 7, 8, 9, 123, tzinfo=UTC)
 SPEC = ListenerSpec("127.0.0.1:0")
@@ -81,8 +81,8 @@ def test_a_helo_that_is_a_name_or_a_literal_is_shown(helo):
 
 def test_hops_are_received_fields_in_any_case():
     header = b"Received: a\r\nRECEIVED : b\r\n\treceived: folded\r\nX-Received: c\r\nreceived:d\r\n"
-    assert count_hops(header) == 3
-    assert count_hops(b"") == 0
+    assert HeaderSection(header).count(b"received") == 3
+    assert HeaderSection(b"").count(b"received") == 0
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,11 @@ def test_hops_are_received_fields_in_any_case():
 )
 def test_what_is_missing_is_added_and_nothing_else(header, added):
     found = missing_fields(
-        header, reverse_path="a@example.com", hostname="relay.example", queue_id="Q1", now=NOW
+        HeaderSection(header),
+        reverse_path="a@example.com",
+        hostname="relay.example",
+        queue_id="Q1",
+        now=NOW,
     )
     assert found == added
 
@@ -109,7 +113,7 @@ def test_what_is_missing_is_added_and_nothing_else(header, added):
         (b"A: b\r\n c\r\n\td: e\r\n\r\nx: y\r\n", b"A: b\r\n c\r\n\td: e\r\n", b"\r\nx: y\r\n", b""),
         (b"A: b\r\n", b"A: b\r\n", b"", b""),
         (b"A: b", b"A: b", b"", b""),
-        (b"\r\nx\r\n", b"", b"\r\nx\r\n", b""),
+        (b"\r\nx\r\n\r\ny", b"", b"\r\nx\r\n\r\ny", b"x\r\n"),
         (b"no field\r\nA: b\r\n", b"", b"\r\nno field\r\nA: b\r\n", b"no field\r\nA: b\r\n"),
         (b"see https://example.com\r\n", b"", b"\r\nsee https://example.com\r\n",
          b"see https://example.com\r\n"),
@@ -127,13 +131,13 @@ def test_what_is_missing_is_added_and_nothing_else(header, added):
 def test_the_header_section_ends_at_the_first_line_that_is_no_field(
     content, header, rest, displaced
 ):
-    assert tuple(split_off_header(content)) == (header, rest, displaced)
+    assert tuple(Sections.of(content)) == (header, rest, displaced)
 
 
 def test_a_header_section_of_a_megabyte_is_split_in_one_pass():
     fields = b"a:\r\n" * 250_000
     began = time.process_time()
-    assert split_off_header(fields + b"\r\nx").header == fields
+    assert Sections.of(fields + b"\r\nx").header == fields
     assert time.process_time() - began < 0.5
 
 

@@ -1,0 +1,269 @@
+"""The header section of one message: where it ends, and which of the known fields are in it. Pure.
+
+A `HeaderSection` is made once of a message that comes in, and asked by all who decide about it: by
+`relay.policy.fields`, `relay.submit` and `relay.queue.summary`. One search over its octets finds
+the fields whose names are in `KNOWN` or `ASKING`. Any other field costs no more than that search:
+a section of a megabyte of short fields is searched in some milliseconds.
+
+The section ends at the first line that is no field, as it does for every mail host. A person sees
+more fields than a mail host does: a letter of another script that looks like a Latin one, a
+character without width, a name cut by a line end. So names that only look like one of `ASKING` are
+found too, within the section (`HeaderSection.asking`) and behind its end (`look_behind`).
+
+A field ends at CRLF and nowhere else, as in `relay.mail.header`.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from relay.mail.header import split_content
+
+__all__ = ["ASKING", "KNOWN", "Found", "HeaderSection", "Sections", "Seen", "look_behind"]
+
+ASKING = (
+    "X-Require-TLS",
+    "X-Skip-Verification",
+    "X-Mailgun-Require-TLS",
+    "X-Mailgun-Skip-Verification",
+)
+"""The fields by which a message asks this relay for something."""
+
+KNOWN = (
+    "Auto-Submitted",
+    "Bcc",
+    "Cc",
+    "Date",
+    "From",
+    "In-Reply-To",
+    "Message-ID",
+    "Precedence",
+    "Received",
+    "References",
+    "Reply-To",
+    "Sender",
+    "Subject",
+    "To",
+)
+"""The other fields that somebody asks for."""
+
+
+class Found(NamedTuple):
+    """A field of a section. `name` as it is written; `value` still folded, without the final CRLF.
+
+    `start`, `end`: where it begins, and where it ends with its CRLF. `meant`: for one of `ASKING`,
+    and for a name that only looks like it, the right name; b"" for any other.
+    """
+
+    name: bytes
+    value: bytes
+    start: int
+    end: int
+    meant: bytes
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the name is written as it has to be, in whatever case."""
+        return self.name.lower() == self.meant.lower()
+
+
+class HeaderSection:
+    """The fields of a header section. `octets`: all of it. `asking`: the fields that ask for
+    something, in order, and those that only look like it.
+    """
+
+    __slots__ = ("_octets", "_spans", "asking")
+
+    def __init__(self, octets: bytes) -> None:
+        self._octets = octets
+        self._spans: dict[bytes, list[tuple[int, int, int]]] = {}
+        self.asking: list[Found] = []
+        for match in _FIND(b"\r\n" + octets.lower()):
+            name = match[1]
+            if name is not None:
+                span = (match.start(), match.end(1) - 2, match.end() - 2)
+                self._spans.setdefault(name, []).append(span)
+            else:
+                self.asking.append(self._asking(match))
+
+    @property
+    def octets(self) -> bytes:
+        return self._octets
+
+    def __contains__(self, name: bytes) -> bool:
+        """Whether there is a field of this name: one of `KNOWN`, in lower case."""
+        return name in self._spans
+
+    def count(self, name: bytes) -> int:
+        return len(self._spans.get(name, ()))
+
+    def first(self, name: bytes) -> bytes:
+        """The value of the first field of this name, still folded; b"" without one."""
+        for _, name_end, end in self._spans.get(name, ()):
+            return self._octets[self._octets.index(b":", name_end) + 1 : end]
+        return b""
+
+    def without(self, *names: bytes) -> bytes:
+        """The section without the fields of these names and without those that ask for something;
+        byte for byte nothing else changes.
+        """
+        spans = [(found.start, found.end) for found in self.asking if found.is_exact]
+        spans += [(start, end + 2) for name in names for start, _, end in self._spans.get(name, ())]
+        if not spans:
+            return self._octets
+        kept, begun = [], 0
+        for start, end in sorted(spans):
+            kept.append(self._octets[begun:start])
+            begun = end
+        return b"".join([*kept, self._octets[begun:]])
+
+    def _asking(self, match: re.Match[bytes]) -> Found:
+        start, colon, end = match.start(), match.end(2) - 2, match.end() - 2
+        name = self._octets[start:colon]
+        return Found(
+            name,
+            self._octets[colon + 1 : end],
+            start,
+            min(end + 2, len(self._octets)),
+            _meant(name.decode("latin-1")),
+        )
+
+
+class Sections(NamedTuple):
+    """Content taken apart. `rest` begins with the empty line that ends the header section.
+
+    `behind`: lines of `rest` that a person may take for fields, as they came: those before the
+    first empty line where a line that is no field ended the header section, and those up to the
+    next one where the content begins with an empty line.
+    """
+
+    header: bytes
+    rest: bytes
+    behind: bytes = b""
+
+    @classmethod
+    def of(cls, content: bytes) -> Sections:
+        """The header section ends at the first line that is no field, for us as for every host.
+
+        As Postfix does: an empty line is put where it is missing, and the `From ` line of a mailbox
+        file on top becomes an X-Mailbox-Line field (smtpd and cleanup of Postfix 3.7).
+        """
+        if _MAILBOX_LINE.match(content):
+            content = b"X-Mailbox-Line: " + content
+        header, rest = split_content(content)
+        if not header:
+            return cls(b"", rest, split_content(rest[2:])[0])
+        fields = _FIELDS.match(header)
+        end = fields.end() if fields else 0
+        if end == len(header):
+            return cls(header, rest)
+        return cls(header[:end], b"\r\n" + content[end:], header[end:])
+
+
+class Seen(NamedTuple):
+    """A line that a person may read as a field of `ASKING`. `meant`: that field.
+
+    `line`: as it is written. `value`: what follows the name and a colon, None where more than the
+    name stands before the colon, or no colon.
+    """
+
+    line: bytes
+    value: bytes | None
+    meant: bytes
+
+
+def look_behind(lines: bytes) -> Iterator[Seen]:
+    """The lines behind the end of a header section that a person may read as one of `ASKING`."""
+    text = "\r\n" + _as_read(lines)
+    for match in _FIND_BEHIND(text):
+        more, value = match[2], match[3]
+        number = text.count("\r\n", 0, match.start())
+        yield Seen(
+            lines.split(b"\r\n", number + 1)[number],
+            value.encode() if value is not None and not more else None,
+            _meant(match[1]),
+        )
+
+
+# --- how names are found ------------------------------------------------------------------------
+
+_MAILBOX_LINE = re.compile(rb">*From [^\r\n]*\r\n")
+_FIELDS = re.compile(
+    rb"(?:[!-9;-~]++[ \t]*+:[^\r]*+(?:\r(?!\n)[^\r]*+|\r\n[ \t][^\r]*+)*+(?:\r\n|\Z))*+"
+)
+"""As many header fields, with their folds, as there are in a row (RFC 5322 §2.2); linear."""
+
+_SCRIPTS = {
+    "a": "аАαΑᴀɑ", "b": "вВβΒЬƅʙ", "c": "сСϲϹᴄ", "d": "ԁժᴅ", "e": "еЕεΕєҽ℮ᴇ", "f": "ƒϝқғꜰք",
+    "g": "ɡցɢԍ", "h": "һҺнНΗհʜ", "i": "іІιΙıɩӏӀɪǀ", "k": "кКκΚᴋĸ", "l": "ʟłƚ", "m": "мМΜᴍ",
+    "n": "пηΝոռɴ", "o": "оОοΟσօᴏø", "p": "рРρΡᴘ", "q": "ԛԚգզ", "r": "гГʀᴦ", "s": "ѕЅꜱ",
+    "t": "тТτΤᴛŧ", "u": "υսᴜʋ", "v": "νѵѴᴠ", "w": "ԝԜωѡᴡ", "x": "хХχΧ×", "y": "уУүҮγΥ",
+    ":": "∶꞉ː։",
+}  # fmt: skip
+"""Letters that look like a Latin one and are none, of Greek, Cyrillic, Armenian and phonetics. What
+Unicode itself calls the same (full width, Kelvin sign, long s) is found by NFKD.
+"""
+_LOOKS_LIKE = {ord(other): latin for latin, others in _SCRIPTS.items() for other in others}
+_DIGITS = {"i": "[il1|!]", "l": "[il1|!]", "o": "[o0]", "s": "[s5$]"}
+_DIGITS_AS_LETTERS = str.maketrans("1|!0$5", "iiioss")
+_NO_LETTERS = re.compile(r"[^a-z]+")
+
+
+def _as_read(octets: bytes) -> str:
+    """Text as a person reads it, in lower case."""
+    if octets.isascii():
+        return octets.decode("ascii").lower()
+    text = unicodedata.normalize("NFKD", octets.decode("utf-8", "replace"))
+    return text.translate(_LOOKS_LIKE).lower()
+
+
+def _letters(name: str) -> str:
+    """A name without all that is no letter: equal for what looks alike."""
+    return _NO_LETTERS.sub("", name.lower()).replace("l", "i")
+
+
+_BY_LETTERS = {_letters(name): name.encode() for name in ASKING}
+
+
+def _meant(name: str) -> bytes:
+    letters = _letters(name)
+    return _BY_LETTERS.get(letters) or _BY_LETTERS[_letters(name.translate(_DIGITS_AS_LETTERS))]
+
+
+def _looks_like_asking(*, digits: bool, folded: bool) -> str:
+    """A pattern for every name that has the letters of one of `ASKING`; linear.
+
+    Between the letters may be anything that is none; with `folded` a line end with white space
+    behind it, too. With `digits` those that look like letters count as such.
+    """
+    no_letters = rf"[^a-z:\r\n{'015$|!' if digits else ''}]"
+    between = rf"(?:{no_letters}|\r\n[ \t])*+" if folded else f"{no_letters}*+"
+
+    def spelled(letters: str) -> str:
+        return "".join(
+            (_DIGITS[c] if digits and c in _DIGITS else "[il]" if c in "il" else c) + between
+            for c in letters
+        )
+
+    names = [_NO_LETTERS.sub("", name.lower()) for name in ASKING]
+    of_mailgun = [name.removeprefix("xmailgun") for name in names if name.startswith("xmailgun")]
+    others = [name.removeprefix("x") for name in names if not name.startswith("xmailgun")]
+    mailgun = f"{spelled('mailgun')}(?:{'|'.join(map(spelled, of_mailgun))})"
+    return f"{spelled('x')}(?:{mailgun}|{'|'.join(map(spelled, others))})"
+
+
+def _asking_names(*, folded: bool) -> str:
+    either = "|".join(_looks_like_asking(digits=digits, folded=folded) for digits in (False, True))
+    return rf"[^a-z:\r\n]*+(?:{either})"
+
+
+_FIND = re.compile(
+    rf"\r\n(?:({'|'.join(name.lower() for name in KNOWN)})[ \t]*+|(?![ \t])({_asking_names(folded=False)})):"
+    r"[^\r]*+(?:\r(?:\n[ \t]|(?!\n))[^\r]*+)*+".encode()
+).finditer
+_FIND_BEHIND = re.compile(
+    rf"\r\n({_asking_names(folded=True)})([^:\r\n]*+)(?::([^\r\n]*+))?"
+).finditer
