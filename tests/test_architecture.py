@@ -1,6 +1,6 @@
 """The chart of the code, held by reading its imports.
 
-    row 6  put together          cli  sandbox ─► daemon ─► config
+    row 6  put together          cli  sandbox ─► daemon ─► workers ─► config
     row 5  answer over HTTP      api
     row 4  move mail, look       receive      deliver      admin
     row 3  take in, sign         submit   sign
@@ -36,6 +36,7 @@ ROWS = {
     "admin": 4,
     "api": 5,
     "config": 6,
+    "workers": 6,
     "daemon": 6,
     "sandbox": 6,
     "cli": 6,
@@ -51,7 +52,7 @@ NOUNS = {
 
 # Row 6 is put together in this order.
 PUT_TOGETHER_ROW = 6
-PUT_TOGETHER = {"config": 0, "daemon": 1, "sandbox": 2, "cli": 3, "__main__": 4}
+PUT_TOGETHER = {"config": 0, "workers": 1, "daemon": 2, "sandbox": 3, "cli": 4, "__main__": 5}
 
 # The shells: they may touch network, disk, database or clock.
 SHELLS = {
@@ -81,7 +82,7 @@ SHELLS = {
     "relay.sign.keys",
     "relay.admin.client",
     "relay.admin.control",
-    "relay.admin.fleet",
+    "relay.admin.control_socket",
     "relay.api.answers",
     "relay.api.bodies",
     "relay.api.caller",
@@ -101,6 +102,7 @@ SHELLS = {
     "relay.api.webhooks",
     "relay.config",
     "relay.daemon",
+    "relay.workers",
     "relay.cli",
     "relay.__main__",
 }

@@ -54,10 +54,10 @@ class _Over:
 class SettingsInForce(_Over):
     """Where they are kept. `load` before anything else."""
 
-    def __init__(self, api_state: ApiState, bulletin: SharedSettings | None = None) -> None:
+    def __init__(self, api_state: ApiState, shared: SharedSettings | None = None) -> None:
         super().__init__()
         self._api_state = api_state
-        self._bulletin = bulletin
+        self._shared = shared
 
     async def load(self) -> None:
         """Read what the store has."""
@@ -72,8 +72,8 @@ class SettingsInForce(_Over):
 
     async def tell(self) -> None:
         """Let the other workers know, of settings and webhooks."""
-        if self._bulletin is not None:
-            self._bulletin.tell(_written(self._settings, await self._api_state.webhooks()))
+        if self._shared is not None:
+            self._shared.tell(_written(self._settings, await self._api_state.webhooks()))
 
     @property
     def domains(self) -> list[str]:
@@ -84,9 +84,9 @@ class SettingsInForce(_Over):
 class SettingsElsewhere(_Over):
     """As another worker tells them."""
 
-    def __init__(self, bulletin: SharedSettings) -> None:
+    def __init__(self, shared: SharedSettings) -> None:
         super().__init__()
-        self._bulletin = bulletin
+        self._shared = shared
         self._edition = 0
         self._webhooks: list[Webhook] | None = None
 
@@ -97,9 +97,9 @@ class SettingsElsewhere(_Over):
 
     def look(self) -> None:
         """Take over what is new."""
-        if self._bulletin.edition == self._edition:
+        if self._shared.edition == self._edition:
             return
-        told = self._bulletin.read()
+        told = self._shared.read()
         if told is not None:
             self._edition, octets = told
             settings, self._webhooks = _read(octets)

@@ -5,7 +5,7 @@ with a store opened for reading. Every function answers in plain values, spelled
 JSON of the interface spells them.
 
     list_queue, show_message                    look at the queue
-    change_queue                                retry, hold, release, remove
+    change_in_steps                             retry, hold, release, remove
     find_events, follow_events                  the delivery log, as the store keeps it
     explain                                     what would become of a message, without sending one
 
@@ -44,7 +44,6 @@ from relay.route.security import Requirement, SecurityOptions, at_host, requirem
 
 __all__ = [
     "change_in_steps",
-    "change_queue",
     "explain",
     "find_events",
     "follow_events",
@@ -114,24 +113,12 @@ async def show_message(view: QueueView, queue_id: str) -> dict[str, Any] | None:
     }
 
 
-async def change_queue(
-    queue: QueueControl, wanted: QueueFilter, *, verb: str, now: datetime
-) -> dict[str, Any]:
-    """Do what the operator says to all that matches: how many recipients changed, which ids are
-    unknown.
-    """
-    done: dict[str, Any] = {}
-    async for so_far in change_in_steps(queue, wanted, verb=verb, now=now):
-        done = so_far
-    return done
-
-
 async def change_in_steps(
     queue: QueueControl, wanted: QueueFilter, *, verb: str, now: datetime
 ) -> AsyncIterator[dict[str, Any]]:
-    """The same, told step by step; the last telling is the result.
+    """Do what the operator says to all that matches, told step by step; the last is the result.
 
-    Each step is one short transaction, so that a change of a million messages neither stops the
+    How many recipients changed, which ids are unknown. Each step is one short transaction, so that a change of a million messages neither stops the
     mail nor has to be undone.
     """
     if verb not in VERBS:

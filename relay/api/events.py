@@ -51,7 +51,7 @@ def _parameters(request: web.Request) -> dict[str, str]:
 
 async def _look(api: Api, query: EventQuery) -> list[StoredEvent]:
     try:
-        found = await api.view.find_events(
+        found = await api.operator.view.find_events(
             query.wanted,
             after=query.after,
             limit=query.limit,

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from relay import __version__
 from relay.admin import operations
-from relay.admin.control import RequestError, change_filter, queue_filter
+from relay.admin.requests import RequestError, change_filter, queue_filter
 from relay.api.forms import read_json
 from relay.api.mailgun import ApiError, sending_domain
 from relay.api.mailgun_form import shown
@@ -32,8 +32,9 @@ _MOST_ITEMS = 1000
 
 async def status(api: Api, request: web.Request) -> web.Response:
     """How the relay is."""
-    queue = {state.value: count for state, count in (await api.view.counts()).items()}
-    deliveries = await api.status() if api.status is not None else {}
+    operator = api.operator
+    queue = {state.value: count for state, count in (await operator.view.counts()).items()}
+    deliveries = await operator.relay.status() if operator.relay is not None else {}
     return answer({"version": __version__, "hostname": api.hostname, "queue": queue, **deliveries})
 
 
@@ -47,8 +48,8 @@ async def list_queue(api: Api, request: web.Request) -> web.Response:
         named["older-than"] = _number(query, "older-than", 0)
     wanted = _filter(queue_filter, named)
     limit = min(_number(query, "limit", 100), _MOST_ITEMS)
-    found = await api.view.list_messages(
-        wanted, now=api.clock(), after=query.get("after", ""), limit=limit
+    found = await api.operator.view.list_messages(
+        wanted, now=api.operator.clock(), after=query.get("after", ""), limit=limit
     )
     following = found[-1].queue_id if more_follows(found, limit) else None
     return answer({"items": operations.page_as_json(found), "next": following})
@@ -56,7 +57,7 @@ async def list_queue(api: Api, request: web.Request) -> web.Response:
 
 async def show(api: Api, request: web.Request) -> web.Response:
     """All we know of one message."""
-    found = await operations.show_message(api.view, request.match_info["id"])
+    found = await operations.show_message(api.operator.view, request.match_info["id"])
     if found is None:
         raise ApiError(
             404,
@@ -72,9 +73,9 @@ async def change(api: Api, request: web.Request) -> web.Response:
         raise ApiError(404, f"no such verb, known are: {', '.join(VERBS)}")
     body = await read_json(request)
     wanted = _filter(partial(change_filter, verb), body)
-    if verb == "retry":
-        api.retry_silent()  # first: what is left alone would be put off again before we are through
-    done = await operations.change_queue(api.control, wanted, verb=verb, now=api.clock())
+    done: dict[str, Any] = {}
+    async for so_far in api.operator.change(verb, wanted):
+        done = so_far
     log.info("operator over HTTP: %s, %d recipients changed", verb, done["changed"])
     return answer(done)
 

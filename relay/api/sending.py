@@ -131,7 +131,7 @@ class _Incoming:
 
     def __init__(self, api: Api, request: web.Request, domain: str) -> None:
         self.api, self.request, self.domain = api, request, domain
-        self.now = api.clock()
+        self.now = api.operator.clock()
         self.queue_id = new_queue_id(self.now)
         self.client = canonical(request.remote or "")
 

@@ -89,7 +89,7 @@ class Gate:
     """What requests share on their way in."""
 
     def __init__(self, api: Api) -> None:
-        self.keys = Keys(lambda: api.options().api_keys, clock=api.clock)
+        self.keys = Keys(lambda: api.options().api_keys, clock=api.operator.clock)
         self.largest = api.message_size_bytes + _FORM_OCTETS
         self.room = Room(_LARGEST_AT_A_TIME * self.largest, _LARGEST_AT_A_TIME * self.largest // 2)
         self.rate = AnswerRate(_ANSWERS_WITHOUT_KEY)
@@ -208,8 +208,9 @@ def application(api: Api) -> web.Application:
     app.on_response_prepare.append(name_ourselves)
     app.on_cleanup.append(forget)
     look = partial(app.router.add_get, expect_handler=_expected)
-    health = Shared(api.health or _not_here)
-    look("/metrics", partial(_measure, Shared(api.metrics or _not_here)))
+    relay = api.operator.relay
+    health = Shared(relay.health if relay is not None else _not_here)
+    look("/metrics", partial(_measure, Shared(relay.metrics if relay is not None else _not_here)))
     look("/healthz", partial(_tell_health, health, "liveness"))
     look("/readyz", partial(_tell_health, health, "readiness"))
     look("/relay/v1/openapi.json", describe)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from aiohttp import web
 
 from relay.admin.domain_settings import SettingsInForce
+from relay.admin.operator import Operator
 from relay.policy.rules import PolicyRules
 from relay.queue.api_state import ApiState
-from relay.queue.store import MessageSink, QueueControl, QueueView
+from relay.queue.store import MessageSink
 from relay.route.next_hop import Route
 from relay.route.security import SecurityOptions
 
@@ -35,27 +35,21 @@ class Api:
     to give.
     """
 
+    operator: Operator
     hostname: str
     sink: MessageSink
-    view: QueueView
-    control: QueueControl
     state: ApiState
     settings: SettingsInForce
     options: Callable[[], HttpOptions]
     rules: Callable[[], PolicyRules]
     route: Callable[[str], Awaitable[Route]]
     security: SecurityOptions
-    clock: Callable[[], datetime]
     webhook_objection: Callable[[str], Awaitable[str]]
     message_size_bytes: int = 50 * 1024 * 1024
     recipients: int = 1000
     received_hops: int = 100
     request_seconds: float = 1800.0
-    retry_silent: Callable[[], None] = lambda: None
-    status: Callable[[], Awaitable[Mapping[str, Any]]] | None = None
     probe: Callable[[str], Awaitable[Mapping[str, Any]]] | None = None
-    metrics: Callable[[], Awaitable[bytes]] | None = None
-    health: Callable[[], Awaitable[Mapping[str, Sequence[str]]]] | None = None
     webhooks_changed: Callable[[], None] = lambda: None
 
 

@@ -132,21 +132,23 @@ def answers(
 def _without_relay(config: Config, request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Answer from stores that nobody writes to: that of each worker there was."""
     from relay.admin.client import who_may_open
-    from relay.admin.control import Control, RequestError
-    from relay.admin.fleet import Fleet
+    from relay.admin.control import Control
+    from relay.admin.operator import Operator
+    from relay.admin.requests import RequestError
     from relay.queue.engine import WORKER_SPOOL, open_stopped, orphans
     from relay.queue.store import SpoolError
+    from relay.workers.all_queues import AllQueues
 
     directory = Path(config.queue.path)
 
     async def answer() -> AsyncIterator[dict[str, Any]]:
         async with contextlib.AsyncExitStack() as stack:
-            controls = []
+            queues = []
             for path in (directory, *orphans(directory, WORKER_SPOOL, present=())):
-                stopped = await open_stopped(path)
-                stack.push_async_callback(stopped.close)
-                controls.append(Control(stopped, None, clock=lambda: datetime.now(UTC)))
-            async for line in Fleet(controls).answer(request):
+                queues.append(await open_stopped(path))
+                stack.push_async_callback(queues[-1].close)
+            operator = Operator(AllQueues(queues), lambda: datetime.now(UTC))
+            async for line in Control(operator).answer(request):
                 yield line
 
     try:

@@ -66,21 +66,25 @@ def _request(
     state: str | None,
 ) -> dict[str, Any]:
     """A request of the control socket: only what was said is in it."""
-    said: dict[str, Any] = {
-        "ids": list(ids) or None,
-        "domain": _normal_domain(domain),
-        "sender": sender,
-        "older-than": older_than.total_seconds() if older_than is not None else None,
-        "state": state,
-    }
-    return {"verb": verb, **{key: value for key, value in said.items() if value is not None}}
+    from relay.admin.requests import queue_request
+    from relay.queue.entry import State
+    from relay.queue.store import QueueFilter
+
+    wanted = QueueFilter(
+        queue_ids=frozenset(ids),
+        domain=_normal_domain(domain),
+        sender=sender or "",
+        older_than=older_than,
+        state=State(state) if state else None,
+    )
+    return {"verb": verb, **queue_request(wanted)}
 
 
-def _normal_domain(domain: str | None) -> str | None:
+def _normal_domain(domain: str | None) -> str:
     from relay.mail.address import AddressError, normalise_domain
 
     try:
-        return normalise_domain(domain) if domain is not None else None
+        return normalise_domain(domain) if domain is not None else ""
     except AddressError as error:
         raise click.BadParameter(f"{domain}: {error}", param_hint="--domain") from None
 

@@ -5,7 +5,7 @@
     SIGTERM   drain and end, exit 0; SIGINT the same
     again     end at once: what is under way is tried anew after the next start, nothing is lost
 
-With `workers: N` this process is the supervisor (`relay.daemon.supervisor`) of N such processes.
+With `workers: N` this process is the supervisor (`relay.workers.supervisor`) of N such processes.
 
 What keeps it from starting is said in one sentence, without a traceback, and the exit code is 1.
 Everything it writes is its own: umask 077.
@@ -26,13 +26,13 @@ from relay import __version__
 from relay.api import CONNECTIONS
 from relay.config import Config, ConfigError, load
 from relay.daemon.files import FileBudget, budget, files_needed, raise_limit
-from relay.daemon.programlog import ProgramLog, is_journal
-from relay.daemon.running import Relay, StartError
-from relay.daemon.sockets import passed_doors
-from relay.daemon.supervisor import SIGNALS, Supervisor
-from relay.daemon.systemd import Systemd
-from relay.daemon.worker import Worker
-from relay.daemon.worker_config import share
+from relay.daemon.running import Relay
+from relay.workers.programlog import ProgramLog, is_journal
+from relay.workers.sockets import passed_doors
+from relay.workers.supervisor import SIGNALS, Supervisor
+from relay.workers.systemd import Systemd
+from relay.workers.worker import StartError, Worker
+from relay.workers.worker_config import worker_config
 
 __all__ = ["serve"]
 
@@ -108,7 +108,7 @@ async def _serve(
     # The service manager hears the supervisor, where there is one.
     systemd = Systemd(environ if worker.line is None else {})
     relay = Relay(
-        share(config, worker.number, worker.workers),
+        worker_config(config, worker.number, worker.workers),
         worker=worker,
         path=path,
         environ=environ,

@@ -14,28 +14,26 @@ import contextlib
 import logging
 import os
 import random
-from collections.abc import Awaitable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Coroutine, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from relay import __version__
-from relay.admin.control import Control, ControlServer, RequestError, SocketTaken, start_control
+from relay.admin.control import Control
+from relay.admin.control_socket import SocketTaken, start_control
 from relay.admin.domain_settings import SettingsElsewhere, SettingsInForce
-from relay.admin.fleet import Fleet, Peer
+from relay.admin.operator import Operator
 from relay.api import Api, Caller, HttpError, HttpOptions, HttpServer, Targets, start_http
 from relay.config import Config, ConfigError, load
 from relay.config.document import fingerprints
 from relay.config.parts import resolver_options, route_options
+from relay.config.reload import changes, taken_over
 from relay.config.words import host_and_port
-from relay.daemon.all_queues import AllQueues
 from relay.daemon.files import FileBudget
 from relay.daemon.policies import make_policies
 from relay.daemon.probing import probe_domain
-from relay.daemon.programlog import ProgramLog
-from relay.daemon.reload import changes, taken_over
-from relay.daemon.systemd import Systemd
 from relay.daemon.watching import (
     MeteredQueue,
     MeteredSink,
@@ -46,14 +44,6 @@ from relay.daemon.watching import (
     metered,
     oldest_age,
     room_at,
-)
-from relay.daemon.worker import ALONE, Worker
-from relay.daemon.worker_config import (
-    control_socket,
-    part,
-    share,
-    shared_spool,
-    spool,
 )
 from relay.deliver.attempt import Attempt
 from relay.deliver.options import security_options
@@ -74,15 +64,27 @@ from relay.receive.listener import Listener, start_listener
 from relay.receive.passwords import Passwords
 from relay.receive.spec import ListenerTls, TcpAddress, parse_address
 from relay.report.deliverylog import DeliveryLog
-from relay.report.merged import merged
 from relay.report.metrics import Metrics, Snapshot
 from relay.route.dns import DnsResolver, ResolverError
 from relay.route.router import Router
 from relay.sign.keys import KeyFileError, load_keys
 from relay.sign.signature import SigningKey
 from relay.submit.failures import Failures
+from relay.workers.all_queues import AllQueues
+from relay.workers.all_workers import AllWorkers
+from relay.workers.peer import Peer
+from relay.workers.programlog import ProgramLog
+from relay.workers.systemd import Systemd
+from relay.workers.worker import ALONE, StartError, Worker
+from relay.workers.worker_config import (
+    control_socket,
+    part,
+    shared_spool,
+    spool,
+    worker_config,
+)
 
-__all__ = ["Relay", "StartError"]
+__all__ = ["Relay"]
 
 log = logging.getLogger(__name__)
 
@@ -94,10 +96,6 @@ DELIVERY_GRACE = timedelta(seconds=60)
 
 _CLEANING = timedelta(minutes=10)
 _PROBE_PATIENCE = timedelta(seconds=15)
-
-
-class StartError(Exception):
-    """The relay cannot start; the text says why, in a sentence for the administrator."""
 
 
 def now() -> datetime:
@@ -132,10 +130,6 @@ class Relay:
         self._tasks: list[asyncio.Task[None]] = []
         self._broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._undo = contextlib.AsyncExitStack()
-        others = range(1, worker.workers) if worker.is_first else ()
-        self._peers = [
-            Peer(number, Path(control_socket(config.admin.socket, number))) for number in others
-        ]
         self._metrics = Metrics()
         self._signing_keys: dict[str, SigningKey] = {}
         self._reloaded = now()
@@ -199,11 +193,11 @@ class Relay:
 
     async def _read_settings(self) -> None:
         """What was set over HTTP: the first worker keeps it, and tells the others."""
-        bulletin = self._worker.bulletin
-        if bulletin is not None and not self._worker.is_first:
-            self._set_elsewhere = SettingsElsewhere(bulletin)
+        shared = self._worker.shared_settings
+        if shared is not None and not self._worker.is_first:
+            self._set_elsewhere = SettingsElsewhere(shared)
             return
-        self._set_over_http = SettingsInForce(self._api_state, bulletin)
+        self._set_over_http = SettingsInForce(self._api_state, shared)
         await self._set_over_http.load()
 
     def _rules(self) -> PolicyRules:
@@ -261,15 +255,18 @@ class Relay:
         present = {f"{WORKER_SPOOL}{number}" for number in range(1, self._worker.workers)}
         return orphans(directory, WORKER_SPOOL, present=present)
 
-    def _all_queues(self) -> Store | AllQueues:
-        """The queues of all workers, for who looks at them over HTTP."""
-        if not self._peers:
-            return self.store
-        path = self.config.queue.path
-        others = [open_beside(Path(spool(path, peer.number))) for peer in self._peers]
-        for reader in others:
+    def _make_operator(self) -> Operator:
+        """What the operator may ask and change: of all workers at the first, of itself at another."""
+        others = range(1, self._worker.workers) if self._worker.is_first else range(0)
+        if not others:
+            return Operator(self.store, now, self.store, self)
+        path, socket = self.config.queue.path, self.config.admin.socket
+        readers = [open_beside(Path(spool(path, number))) for number in others]
+        for reader in readers:
             self._undo.push_async_callback(reader.close)
-        return AllQueues(self.store, others, self._peers)
+        peers = [Peer(number, Path(control_socket(socket, number))) for number in others]
+        every = AllWorkers(self.store, self, peers)
+        return Operator(AllQueues([self.store, *readers]), now, every, every)
 
     def _make_router(self) -> Router:
         options = replace(resolver_options(self.config), concurrency=self._files.queries)
@@ -293,26 +290,16 @@ class Relay:
         ]
 
     async def _start_control(self) -> None:
+        self._operator = self._make_operator()
         control = Control(
-            self.store,
-            self.store,
-            clock=now,
-            retry_silent=self._scheduler.retry_silent,
-            api_state=self._api_state,
-            health=self._health,
-            metrics=self._own_metrics,
-            status=self._status,
+            self._operator,
+            self._api_state,
             in_force=lambda: fingerprints(self.config),
             policies=self._policies,
         )
-        self._fleet = Fleet([control, *self._peers])
-        path = Path(self.config.admin.socket)
         try:
-            server: ControlServer = await start_control(
-                self._fleet if self._peers else control,
-                path,
-                group=self.config.admin.socket_group,
-            )
+            admin = self.config.admin
+            server = await start_control(control, Path(admin.socket), group=admin.socket_group)
         except (OSError, SocketTaken) as error:
             raise StartError(f"admin.socket: {_sentence(error)}") from error
         self._undo.push_async_callback(server.close)
@@ -333,28 +320,21 @@ class Relay:
         self._start("webhooks", caller.run())
         if not admin.http or not admin.serves_http:
             return
-        queues = self._all_queues()
         api = Api(
+            self._operator,
             hostname=config.hostname,
             sink=self._sink,
-            view=queues,
-            control=queues,
             state=self._api_state,
             settings=self._set_over_http,
             options=self._http_options,
             rules=self._rules,
             route=self._router.route,
             security=security_options(config.delivery, config.tls),
-            clock=now,
             message_size_bytes=config.limits.message_size_bytes,
             recipients=config.limits.recipients,
             received_hops=config.limits.received_hops,
             request_seconds=config.limits.transaction.total_seconds(),
-            retry_silent=self._scheduler.retry_silent,
-            status=self._status_of_all,
             probe=self._probe,
-            metrics=self.metrics,
-            health=self._health_of_all,
             webhook_objection=targets.objection,
             webhooks_changed=caller.changed,
         )
@@ -378,16 +358,12 @@ class Relay:
     def _signing_key(self) -> str | None:
         return self.config.admin.webhook_signing_key
 
-    async def _status_of_all(self) -> Mapping[str, Any]:
-        """What `GET /relay/v1/status` tells of deliveries."""
-        try:
-            [line] = [line async for line in self._fleet.answer({"verb": "status"})]
-        except RequestError as error:
-            raise SpoolError(str(error)) from error
-        status: Mapping[str, Any] = line["done"]
-        return status
+    def retry_silent(self) -> None:
+        """Destinations that did not answer are tried again."""
+        self._scheduler.retry_silent()
 
-    def _status(self) -> dict[str, Any]:
+    async def status(self) -> dict[str, Any]:
+        """Deliveries under way, and destinations that do not answer."""
         silent = self._scheduler.silent_destinations()
         return {
             "in-flight": self._scheduler.in_flight,
@@ -476,7 +452,7 @@ class Relay:
         self._systemd.ready(self.summary())
 
     def _share(self, config: Config) -> Config:
-        return share(config, self._worker.number, self._worker.workers)
+        return worker_config(config, self._worker.number, self._worker.workers)
 
     def _take_over(self, new: Config) -> None:
         # What may fail comes first: after it, nothing does.
@@ -504,13 +480,7 @@ class Relay:
         )
 
     async def metrics(self) -> bytes:
-        """Everything Prometheus may want to know, of all workers that answer."""
-        if not self._peers:
-            return await self._own_metrics()
-        others = await asyncio.gather(*map(_metrics_of, self._peers))
-        return merged([await self._own_metrics(), *(text for text in others if text)])
-
-    async def _own_metrics(self) -> bytes:
+        """Everything Prometheus may want to know of this worker."""
         return self._metrics.render(await self._snapshot())
 
     async def _snapshot(self) -> Snapshot:
@@ -537,14 +507,8 @@ class Relay:
             reload_failed=self._reload_failed,
         )
 
-    async def _health_of_all(self) -> Mapping[str, Sequence[str]]:
-        if not self._peers:
-            return await self._health()
-        [line] = [line async for line in self._fleet.answer({"verb": "health"})]
-        found: Mapping[str, Sequence[str]] = line["done"]
-        return found
-
-    async def _health(self) -> dict[str, list[str]]:
+    async def health(self) -> dict[str, list[str]]:
+        """What is wrong with this worker."""
         return {"liveness": await self.liveness(), "readiness": await self.readiness()}
 
     async def liveness(self) -> list[str]:
@@ -592,15 +556,6 @@ class Relay:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-
-
-async def _metrics_of(peer: Peer) -> bytes:
-    """Another worker's, or nothing where it does not answer."""
-    try:
-        [line] = [line async for line in peer.answer({"verb": "metrics"})]
-    except RequestError:
-        return b""
-    return str(line["done"]["text"]).encode()
 
 
 def _sentence(error: Exception) -> str:

@@ -36,10 +36,10 @@ from rich.text import Text
 from relay.config import load
 from relay.daemon.files import FileBudget
 from relay.daemon.running import Relay
-from relay.daemon.systemd import Systemd
 from relay.sandbox.certificates import Authority, Kind
 from relay.sandbox.dns import DnsServer
 from relay.sandbox.mx import MxServer, Script, StartTls
+from relay.workers.systemd import Systemd
 
 __all__ = ["Cell", "main", "play"]
 

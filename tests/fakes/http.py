@@ -17,6 +17,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
 from relay.admin.domain_settings import SettingsInForce
+from relay.admin.operator import Operator
 from relay.api import Api, HttpOptions, Targets
 from relay.api.server import PROTOCOL_OPTIONS, application
 from relay.policy.rules import PolicyRules, TlsRule
@@ -26,6 +27,7 @@ from relay.route.addresses import Network
 from relay.route.answers import AddressLookup, NoSuchName
 from relay.route.next_hop import Host, Hosts
 from relay.route.security import SecurityOptions
+from tests.fakes.running import QuietRelay
 from tests.fakes.sink import TroubledSink
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
@@ -49,6 +51,7 @@ class Rig:
     now: datetime = NOW
     rules: PolicyRules = RULES
     webhook_networks: Sequence[Network] = ()
+    relay: QuietRelay = field(default_factory=QuietRelay)
     api: Api = field(init=False)
 
     async def form(self, path: str, method: str = "POST", **fields: Any) -> tuple[int, Any]:
@@ -104,27 +107,21 @@ async def http_rig(directory: Path) -> AsyncIterator[Rig]:
         None, store, sink, settings, HttpOptions(api_keys=(KEY,), webhook_signing_key="signs")
     )
 
-    async def no_deliveries() -> dict[str, Any]:
-        return {"in-flight": 0, "silent-destinations": {}}
-
     async def route(domain: str) -> Hosts:
         return Hosts((Host(f"mx.{domain}", "192.0.2.7", 25, 10),))
 
     api = Api(
+        Operator(store, lambda: made.now, store, made.relay),
         hostname="relay.example",
         sink=sink,
-        view=store,
-        control=store,
         state=store.api_state,
         settings=settings,
         options=lambda: made.options,
         rules=lambda: settings.over(made.rules),
         route=route,
         security=SecurityOptions(),
-        clock=lambda: made.now,
         webhook_objection=Targets(_look_up, lambda: made.webhook_networks).objection,
         message_size_bytes=4 * 1024 * 1024,
-        status=no_deliveries,
     )
     made.api = api
     server = _Server(application(api))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 
 from relay.cli import main
-from relay.daemon import supervisor, worker
+from relay.workers import supervisor, worker
 
 if __name__ == "__main__":
     _times = float(sys.argv.pop(1))

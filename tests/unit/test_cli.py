@@ -21,7 +21,9 @@ from argon2 import PasswordHasher
 from click.testing import CliRunner, Result
 
 from relay import __version__
-from relay.admin.control import Control, start_control
+from relay.admin.control import Control
+from relay.admin.control_socket import start_control
+from relay.admin.operator import Operator
 from relay.cli import relay
 from relay.cli.common import age_text, printable, size_text
 from relay.cli.log import _for_people
@@ -101,9 +103,8 @@ def running_queue(tmp_path: Path, stopped_queue: None) -> Iterator[None]:
 
 async def serve_queue(directory: str) -> None:
     store = await SqliteStore.open(Path(directory) / "spool")
-    server = await start_control(
-        Control(store, store, clock=lambda: datetime.now(UTC)), Path(directory) / "s"
-    )
+    operator = Operator(store, lambda: datetime.now(UTC), store)
+    server = await start_control(Control(operator), Path(directory) / "s")
     print("ready", flush=True)
     await asyncio.to_thread(sys.stdin.read)
     await server.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from relay.config import Config, ConfigError, as_document, read
-from relay.daemon.reload import changes, taken_over
+from relay.config.reload import changes, taken_over
 
 HASH = "$argon2id$v=19$m=65536,t=3,p=4$c29tZXNhbHQ$RdescudvJCsgt3ub+b4dWRWJTmaaOBGJ"
 

@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 
-from relay.admin import control as control_module
-from relay.admin import operations
+from relay.admin import control_socket, operations
 from relay.admin.client import NotRunning, RelayError, ask
-from relay.admin.control import Control, ControlServer, SocketTaken, start_control
+from relay.admin.control import Control
+from relay.admin.control_socket import ControlServer, SocketTaken, start_control
+from relay.admin.operator import Operator
 from relay.mail.outcome import Deferred
 from relay.policy.settings import Setting, Source, TlsSettings
 from relay.queue.entry import MessageSummary, QueuedMessage, QueuedRecipient
@@ -27,6 +28,7 @@ from relay.queue.settle import settle
 from relay.queue.sqlite import SqliteStore
 from relay.queue.store import NewMessage
 from relay.report import deliverylog
+from tests.fakes.running import QuietRelay
 
 NOW = datetime(2030, 1, 31, 12, 0, tzinfo=UTC)
 SETTINGS = TlsSettings(Setting(True, Source.DOMAIN, "example.com"), Setting(False, Source.DEFAULT))
@@ -44,6 +46,10 @@ def new_message(queue_id: str, *recipients: str, sender: str = "a@example.com") 
     return NewMessage(message, queued, content, events=(deliverylog.accepted(message, queued),))
 
 
+def control_of(store: SqliteStore) -> Control:
+    return Control(Operator(store, lambda: NOW, store))
+
+
 @pytest.fixture
 async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
     opened = await SqliteStore.open(tmp_path / "spool", now=NOW, synchronous="OFF")
@@ -53,9 +59,7 @@ async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
 
 @pytest.fixture
 async def server(store: SqliteStore, tmp_path: Path) -> AsyncIterator[ControlServer]:
-    hurried: list[bool] = []
-    control = Control(store, store, clock=lambda: NOW, retry_silent=lambda: hurried.append(True))
-    started = await start_control(control, tmp_path / "relay.sock")
+    started = await start_control(control_of(store), tmp_path / "relay.sock")
     yield started
     await started.close()
 
@@ -196,6 +200,17 @@ async def test_held_mail_is_not_claimed_until_it_is_released(
     assert len(await store.claim_due(now=NOW, limit=10)) == 1
 
 
+async def test_retry_has_silent_destinations_tried_again_and_no_other_verb_has(
+    store: SqliteStore,
+) -> None:
+    relay = QuietRelay()
+    control = Control(Operator(store, lambda: NOW, store, relay))
+    for verb in ("hold", "release", "remove", "retry"):
+        assert relay.retried == 0
+        assert [line async for line in control.answer({"verb": verb, "all": True})]
+    assert relay.retried == 1
+
+
 async def test_removed_mail_is_written_down_in_the_delivery_log(
     server: ControlServer, store: SqliteStore
 ) -> None:
@@ -292,7 +307,7 @@ async def test_what_is_no_request_is_refused_within_bounds(
 async def test_a_client_that_says_nothing_is_let_go(
     server: ControlServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(control_module, "REQUEST_SECONDS", 0.1)
+    monkeypatch.setattr(control_socket, "REQUEST_SECONDS", 0.1)
     reader, writer = await asyncio.open_unix_connection(str(server.path))
     assert await asyncio.wait_for(reader.read(), 10) == b""
     writer.close()
@@ -303,7 +318,7 @@ async def test_more_clients_than_are_served_at_a_time_are_told_to_come_again(
 ) -> None:
     silent = [
         await asyncio.open_unix_connection(str(server.path))
-        for _ in range(control_module.AT_A_TIME)
+        for _ in range(control_socket.AT_A_TIME)
     ]
     with pytest.raises(RelayError, match="too many requests"):
         await asked(server, verb="list")
@@ -371,7 +386,7 @@ async def test_nobody_but_its_owner_may_open_the_socket(server: ControlServer) -
 async def test_a_group_may_open_the_socket_where_one_is_named(
     store: SqliteStore, tmp_path: Path
 ) -> None:
-    control = Control(store, store, clock=lambda: NOW)
+    control = control_of(store)
     server = await start_control(control, tmp_path / "group.sock", group="mail")
     assert server.path.group() == "mail"
     assert stat.S_IMODE(server.path.stat().st_mode) == 0o660
@@ -386,7 +401,7 @@ async def test_the_socket_of_a_relay_that_is_gone_is_replaced(
         dead.bind(os.fspath(path))
     with pytest.raises(NotRunning):
         list(ask(path, {"verb": "list"}))
-    server = await start_control(Control(store, store, clock=lambda: NOW), path)
+    server = await start_control(control_of(store), path)
     assert await asked(server, verb="list") == [{"done": {"count": 0}}]
     await server.close()
     assert not path.exists()
@@ -396,7 +411,7 @@ async def test_the_socket_of_a_running_relay_is_left_alone(
     server: ControlServer, store: SqliteStore
 ) -> None:
     with pytest.raises(SocketTaken, match="another relay answers"):
-        await start_control(Control(store, store, clock=lambda: NOW), server.path)
+        await start_control(control_of(store), server.path)
     assert await asked(server, verb="list") == [{"done": {"count": 0}}]
 
 
@@ -406,7 +421,7 @@ async def test_a_file_in_the_sockets_place_is_left_alone(
     path = tmp_path / "precious"
     path.write_text("data")
     with pytest.raises(SocketTaken, match="is no socket"):
-        await start_control(Control(store, store, clock=lambda: NOW), path)
+        await start_control(control_of(store), path)
     assert path.read_text() == "data"
 
 

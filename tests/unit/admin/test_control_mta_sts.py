@@ -9,7 +9,9 @@ from typing import Any, cast
 
 import pytest
 
-from relay.admin.control import Control, RequestError
+from relay.admin.control import Control
+from relay.admin.operator import Operator
+from relay.admin.requests import RequestError
 from relay.deliver.sts_fetch import Fetched, FetchFailed
 from relay.deliver.sts_policies import StsPolicies
 from relay.queue.sqlite.policies import SqlitePolicyCache
@@ -30,7 +32,7 @@ class Rig:
         dns = FakeDns(texts={f"_mta-sts.{name}": [b"v=STSv1; id=1;"] for name in names})
         self.policies = StsPolicies(dns, cache, self._fetch, clock=lambda: NOW)
         nothing = cast(Store, None)
-        self.control = Control(nothing, None, clock=lambda: NOW, policies=self.policies)
+        self.control = Control(Operator(nothing, lambda: NOW), policies=self.policies)
 
     async def _fetch(self, domain: str) -> Fetched | FetchFailed:
         return self.answer

@@ -120,7 +120,7 @@ async def test_no_path_inflates_a_body(
         client = await dial()
         fields = ("Content-Encoding: gzip", f"Content-Length: {len(body)}")
         await client.say(head(*fields, path=path, method=method, key=None) + body)
-        assert await client.status() in (401, 404, 405)
+        assert await client.status() in (200 if path == "/healthz" else 401, 401, 404, 405)
     assert inflated == []
 
 
@@ -362,7 +362,7 @@ async def test_many_who_ask_for_the_health_are_one_question(dial: Dial, rig: Rig
         await asyncio.sleep(0.2)
         return {"liveness": [], "readiness": ["draining"]}
 
-    object.__setattr__(rig.api, "health", health)
+    rig.relay.health = health  # type: ignore[method-assign]
     listening = await start_http(rig.api, ("127.0.0.1", 0))
 
     async def ask(path: str) -> int:

@@ -7,11 +7,11 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from relay.daemon.shared_counters import SharedCounters
 from relay.receive.access import Access, User, may_relay, may_send_as
 from relay.receive.limits import Connections, Limits
 from relay.receive.passwords import Passwords
 from relay.submit.failures import Failures
+from relay.workers.shared_counters import SharedCounters
 from tests.unit.receive.conftest import USERS, hashed
 
 NOW = datetime(2026, 11, 20, tzinfo=UTC)

@@ -35,7 +35,7 @@ class SharedSettings:
     def tell(self, octets: bytes) -> None:
         """Put this in the place of what was told; ValueError where it is too long."""
         if len(octets) > CAPACITY_BYTES:
-            raise ValueError(f"{len(octets)} octets are more than a bulletin holds")
+            raise ValueError(f"{len(octets)} octets of settings are more than workers can share")
         following = self.edition % 0xFFFFFFFF + 1
         self._memory[_HEAD.size : _HEAD.size + len(octets)] = octets
         _HEAD.pack_into(self._memory, 0, following, len(octets), zlib.crc32(octets))

@@ -32,13 +32,13 @@ from pathlib import Path
 
 from relay import __version__
 from relay.config import Config, ConfigError, load
-from relay.daemon.programlog import ProgramLog
-from relay.daemon.reload import changes, taken_over
-from relay.daemon.shared_counters import SharedCounters
-from relay.daemon.shared_settings import SharedSettings
-from relay.daemon.sockets import ListeningSockets
-from relay.daemon.systemd import Systemd
-from relay.daemon.worker import BEAT, READY, Worker
+from relay.config.reload import changes, taken_over
+from relay.workers.programlog import ProgramLog
+from relay.workers.shared_counters import SharedCounters
+from relay.workers.shared_settings import SharedSettings
+from relay.workers.sockets import ListeningSockets
+from relay.workers.systemd import Systemd
+from relay.workers.worker import BEAT, READY, Worker
 
 __all__ = ["SIGNALS", "Supervisor"]
 
@@ -88,8 +88,8 @@ class Supervisor:
         self._work = work
         self._systemd = Systemd(environ)
         self._children = [_Child(number) for number in range(config.workers)]
-        self._board = SharedCounters(config.workers)
-        self._bulletin = SharedSettings()
+        self._counters = SharedCounters(config.workers)
+        self._shared_settings = SharedSettings()
         self._is_ending = False
         self._was_ready = False
         self._exit_code = 0
@@ -175,10 +175,10 @@ class Supervisor:
                 child.number,
                 len(self._children),
                 sockets=self._doors.keep(child.number),
-                elsewhere=self._board.row(child.number),
-                failed_elsewhere=self._board.row(child.number),
+                elsewhere=self._counters.row(child.number),
+                failed_elsewhere=self._counters.row(child.number),
                 line=line,
-                bulletin=self._bulletin,
+                shared_settings=self._shared_settings,
             )
             self._own_log.start()
             code = self._work(self._config, worker)
@@ -222,7 +222,7 @@ class Supervisor:
             pid, status = os.waitpid(child.pid, os.WNOHANG)
             if not pid:
                 continue
-            self._board.clear(child.number)
+            self._counters.clear(child.number)
             if child.line is not None:
                 child.line.close()
             child.pid, child.line = 0, None

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from relay.config import load
-from relay.daemon.shared_counters import SharedCounters
-from relay.daemon.worker_config import part, share
 from relay.receive.limits import Connections, Limits
+from relay.workers.shared_counters import SharedCounters
+from relay.workers.worker_config import part, worker_config
 
 
 @pytest.mark.parametrize(("whole", "workers"), [(200, 1), (200, 3), (20, 20), (7, 2), (1000, 64)])
@@ -28,19 +28,19 @@ def test_a_worker_has_its_own_queue_and_socket_and_the_first_has_the_port(tmp_pa
         "delivery: {concurrency: 100, concurrency_per_destination: 10}\n"
     )
     config = load(file, {})
-    first, second, third = (share(config, worker, 3) for worker in range(3))
+    first, second, third = (worker_config(config, worker, 3) for worker in range(3))
     assert (first.queue.path, second.queue.path) == ("/srv/spool", "/srv/spool/worker-1")
     assert (first.admin.socket, third.admin.socket) == ("/run/relay.sock", "/run/relay.sock.2")
     assert first.admin.http == "127.0.0.1:8025"
     assert not second.admin.http
     assert [one.delivery.concurrency_per_destination for one in (first, second, third)] == [4, 3, 3]
     assert second.limits == config.limits
-    assert share(config, 0, 1) == config
+    assert worker_config(config, 0, 1) == config
 
 
 def test_connections_elsewhere_count_until_their_worker_is_gone() -> None:
-    board = SharedCounters(2)
-    here, there = Connections(board.row(0)), Connections(board.row(1))
+    counters = SharedCounters(2)
+    here, there = Connections(counters.row(0)), Connections(counters.row(1))
     limits = Limits(connections=4, connections_per_client=2, idle=timedelta(minutes=1))
     assert there.admit("192.0.2.1", limits) is None
     assert here.admit("192.0.2.1", limits) is None
@@ -55,7 +55,7 @@ def test_connections_elsewhere_count_until_their_worker_is_gone() -> None:
     assert refusal.status == "4.3.2"
     here.leave("192.0.2.1")
     assert there.admit("192.0.2.1", limits) is None
-    board.clear(1)  # it died
+    counters.clear(1)  # it died
     assert here.admit("192.0.2.1", limits) is None
     assert here.admit("192.0.2.1", limits) is None
     assert here.admit("192.0.2.1", limits) is not None

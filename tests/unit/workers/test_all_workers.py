@@ -12,15 +12,19 @@ from typing import Any
 import pytest
 
 from relay.admin.client import RelayError, ask
-from relay.admin.control import Control, ControlServer, start_control
-from relay.admin.fleet import Fleet, Peer
+from relay.admin.control import Control
+from relay.admin.control_socket import ControlServer, start_control
+from relay.admin.operator import Operator
 from relay.mail.event import Event
+from relay.queue.entry import State
 from relay.queue.sqlite import SqliteStore
+from relay.queue.sqlite.reader import Reader
+from relay.queue.store import QueueFilter, SpoolError
+from relay.workers.all_queues import AllQueues
+from relay.workers.all_workers import AllWorkers
+from relay.workers.peer import Peer
 from tests.fakes.queued import NOW, new_message
-
-
-async def health() -> dict[str, list[str]]:
-    return {"liveness": ["stuck"], "readiness": []}
+from tests.fakes.running import QuietRelay
 
 
 def told(queue_id: str, seconds: float) -> Event:
@@ -29,8 +33,15 @@ def told(queue_id: str, seconds: float) -> Event:
     return Event(f"{queue_id}.a", at, "accepted", queue_id, "a@example.com", "", line)
 
 
-def status() -> dict[str, Any]:
-    return {"in-flight": 2, "silent-destinations": {"mx.example": "2026-03-01T12:00:00+00:00"}}
+class Busy(QuietRelay):
+    """A worker in trouble, with deliveries under way."""
+
+    async def health(self) -> dict[str, list[str]]:
+        return {"liveness": ["stuck"], "readiness": []}
+
+    async def status(self) -> dict[str, Any]:
+        silent = {"mx.example": "2026-03-01T12:00:00+00:00"}
+        return {"in-flight": 2, "silent-destinations": silent}
 
 
 class Workers:
@@ -42,25 +53,27 @@ class Workers:
         self.servers: list[ControlServer] = []
 
     async def start(self) -> None:
-        controls = []
-        for number in range(3):
-            store = await SqliteStore.open(
-                self.directory / f"spool{number}", now=NOW, synchronous="OFF"
-            )
+        self.relays = [Busy() for _ in range(3)]
+        for number, relay in enumerate(self.relays):
+            directory = self.directory / f"spool{number}"
+            store = await SqliteStore.open(directory, now=NOW, synchronous="OFF")
             self.stores.append(store)
-            controls.append(Control(store, store, clock=lambda: NOW, health=health, status=status))
-        peers = []
-        for number in (1, 2):
-            path = self.directory / f"sock.{number}"
-            self.servers.append(await start_control(controls[number], path))
-            peers.append(Peer(number, path))
-        self.servers.append(
-            await start_control(Fleet([controls[0], *peers]), self.directory / "sock")
-        )
+            if number:
+                control = Control(Operator(store, lambda: NOW, store, relay))
+                path = self.directory / f"sock.{number}"
+                self.servers.append(await start_control(control, path))
+        self.readers = [Reader.of(self.directory / f"spool{number}") for number in (1, 2)]
+        peers = [Peer(number, self.directory / f"sock.{number}") for number in (1, 2)]
+        self.every = AllWorkers(self.stores[0], self.relays[0], peers)
+        view = AllQueues([self.stores[0], *self.readers])
+        control = Control(Operator(view, lambda: NOW, self.every, self.every))
+        self.servers.append(await start_control(control, self.directory / "sock"))
 
     async def stop(self) -> None:
         for server in reversed(self.servers):
             await server.close()
+        for reader in self.readers:
+            await reader.close()
         for store in self.stores:
             await store.close()
 
@@ -152,12 +165,47 @@ async def test_deliveries_of_all_are_told_as_those_of_one(workers: Workers) -> N
     ]
 
 
-async def test_half_an_answer_never_looks_like_a_whole_one(workers: Workers) -> None:
+async def test_a_verb_of_an_interface_reaches_the_worker_that_has_the_message(
+    workers: Workers,
+) -> None:
     await workers.take(0, "M1")
+    await workers.take(2, "M2")
+    wanted = QueueFilter(queue_ids=frozenset({"M1", "M2"}))
+    assert (await workers.every.change(wanted, verb="hold", now=NOW)).changed == 2
+    assert (await workers.stores[2].counts())[State.HELD] == 1
+    held = QueueFilter(state=State.HELD)
+    assert (await workers.every.change(held, verb="release", now=NOW)).changed == 2
+    await workers.servers[1].close()
+    with pytest.raises(SpoolError, match="worker 2 does not answer"):
+        await workers.every.change(wanted, verb="hold", now=NOW)
+
+
+async def test_every_worker_retries_its_silent_destinations(workers: Workers) -> None:
+    await workers.ask(verb="retry", all=True)
+    assert [relay.retried for relay in workers.relays] == [1, 1, 1]
+
+
+async def test_a_worker_that_does_not_answer_hides_no_mail_and_a_change_without_it_is_an_error(
+    workers: Workers,
+) -> None:
+    for worker in range(3):
+        await workers.take(worker, f"M{worker}")
     await workers.servers[1].close()  # worker 2 starts again just now
-    with pytest.raises(RelayError, match="worker 2 does not answer"):
-        await workers.ask(verb="list")
-    with pytest.raises(RelayError, match="worker 2 does not answer"):
-        await workers.ask(verb="retry", all=True)
+    [page, done] = await workers.ask(verb="list")
+    assert [item["queue-id"] for item in page["items"]] == ["M0", "M1", "M2"]
+    assert done == {"done": {"count": 3}}
+    for verb in ("hold", "status"):
+        with pytest.raises(RelayError, match="worker 2 does not answer"):
+            await workers.ask(verb=verb, **({"all": True} if verb == "hold" else {}))
+    assert (await workers.stores[1].counts())[State.HELD] == 1, "the others have done it"
     assert (await workers.ask(verb="show", id="M1"))[0]["item"]["queue-id"] == "M1"
     assert "worker 2 does not answer; try again" in str((await workers.ask(verb="health"))[-1])
+
+
+async def test_a_listing_that_lacks_a_queue_ends_in_an_error(workers: Workers) -> None:
+    await workers.take(0, "M1")
+    await workers.readers[1].close()
+    for verb in ("list", "log"):
+        with pytest.raises(RelayError, match="the queue cannot be read"):
+            await workers.ask(verb=verb)
+    assert (await workers.ask(verb="show", id="M1"))[0]["item"]["queue-id"] == "M1"

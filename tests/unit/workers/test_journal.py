@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.daemon.programlog import ProgramLog, is_journal
+from relay.workers.programlog import ProgramLog, is_journal
 
 log = logging.getLogger("relay.test")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.daemon.systemd import Systemd
+from relay.workers.systemd import Systemd
 
 
 @pytest.mark.parametrize("kind", ["file", "abstract"])

@@ -9,40 +9,40 @@ from pathlib import Path
 import pytest
 
 from relay.admin.domain_settings import SettingsElsewhere, SettingsInForce
-from relay.daemon.shared_settings import CAPACITY_BYTES, SharedSettings
 from relay.policy.rules import PolicyRules, TlsRule
 from relay.queue.api_state import DomainSettings, Webhook
 from relay.queue.sqlite import SqliteStore
+from relay.workers.shared_settings import CAPACITY_BYTES, SharedSettings
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 RULES = PolicyRules()
 
 
-def test_a_bulletin_says_what_was_told_last():
-    bulletin = SharedSettings()
-    assert bulletin.read() is None
+def test_shared_settings_are_those_that_were_told_last():
+    shared = SharedSettings()
+    assert shared.read() is None
     for number, text in enumerate((b"a long text", b"short", b""), 1):
-        bulletin.tell(text)
-        assert bulletin.read() == (number, text)
-    with pytest.raises(ValueError, match="more than a bulletin holds"):
-        bulletin.tell(b"x" * (CAPACITY_BYTES + 1))
+        shared.tell(text)
+        assert shared.read() == (number, text)
+    with pytest.raises(ValueError, match="more than workers can share"):
+        shared.tell(b"x" * (CAPACITY_BYTES + 1))
 
 
 def test_what_is_being_changed_is_not_read():
-    bulletin = SharedSettings()
-    bulletin.tell(b"whole")
-    bulletin._memory[12:14] = b"??"
-    assert bulletin.read() is None
+    shared = SharedSettings()
+    shared.tell(b"whole")
+    shared._memory[12:14] = b"??"
+    assert shared.read() is None
 
 
 def test_another_process_reads_it():
-    bulletin = SharedSettings()
+    shared = SharedSettings()
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
         os.read(reading, 1)
-        os._exit(0 if bulletin.read() == (1, b"told after the fork") else 1)
-    bulletin.tell(b"told after the fork")
+        os._exit(0 if shared.read() == (1, b"told after the fork") else 1)
+    shared.tell(b"told after the fork")
     os.write(writing, b"x")
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
@@ -51,8 +51,8 @@ async def test_settings_of_the_first_worker_are_in_force_at_the_others_with_the_
     tmp_path: Path,
 ):
     store = await SqliteStore.open(tmp_path / "spool", now=NOW, synchronous="OFF")
-    bulletin = SharedSettings()
-    first, other = SettingsInForce(store.api_state, bulletin), SettingsElsewhere(bulletin)
+    shared = SharedSettings()
+    first, other = SettingsInForce(store.api_state, shared), SettingsElsewhere(shared)
     assert other.over(RULES).overlay == {}
     await store.api_state.set_domain_settings(
         "before.example", DomainSettings(skip_verification=True)

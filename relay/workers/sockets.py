@@ -14,10 +14,10 @@ from types import TracebackType
 from typing import Self
 
 from relay.config import Config
-from relay.daemon.running import StartError
-from relay.daemon.systemd import passed_sockets
 from relay.receive.listener import admit, bound_address, remove_stale
 from relay.receive.spec import ListenerSpec, TcpAddress, UnixAddress, parse_address
+from relay.workers.systemd import passed_sockets
+from relay.workers.worker import StartError
 
 __all__ = ["ListeningSockets", "passed_doors"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from relay.config import Config, read
-from relay.daemon.reload import changes
+from relay.config.reload import changes
 
 OLD = "hostname: a.example\npolicy: {domains: {x.example: {require_tls: true}}}\nqueue: {path: a}\n"
 HASH = "$argon2id$v=19$m=65536,t=3,p=4$c29tZXNhbHQ$RdescudvJCsgt3ub+b4dWRWJTmaaOBGJ"

@@ -11,14 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from relay.admin.control import Control, ControlServer, start_control
-from relay.admin.fleet import Peer
-from relay.daemon.all_queues import AllQueues
 from relay.mail.event import Event
 from relay.queue.entry import State
 from relay.queue.sqlite import SqliteStore
 from relay.queue.sqlite.reader import Reader
 from relay.queue.store import EventFilter, QueueFilter, SpoolError
+from relay.workers.all_queues import AllQueues
 from tests.fakes.queued import CONTENT, NOW, event, new_message
 
 
@@ -29,18 +27,14 @@ class Two:
     first: SqliteStore
     other: SqliteStore
     whole: AllQueues
-    server: ControlServer
 
 
 @pytest.fixture
 async def two(tmp_path: Path) -> AsyncIterator[Two]:
     first = await SqliteStore.open(tmp_path / "spool", now=NOW, synchronous="OFF")
     other = await SqliteStore.open(tmp_path / "spool/worker-1", now=NOW, synchronous="OFF")
-    server = await start_control(Control(other, other, clock=lambda: NOW), tmp_path / "sock.1")
     reader = Reader.of(tmp_path / "spool/worker-1")
-    whole = AllQueues(first, [reader], [Peer(1, tmp_path / "sock.1")])
-    yield Two(first, other, whole, server)
-    await server.close()
+    yield Two(first, other, AllQueues([first, reader]))
     await reader.close()
     await other.close()
     await first.close()
@@ -82,18 +76,36 @@ async def test_a_page_that_many_recipients_fill_passes_over_no_message(
     assert [listed.queue_id for listed in page] == ["M2", "M3", "M4"]
 
 
-async def test_a_verb_reaches_the_worker_that_has_the_message(two: Two) -> None:
-    await two.first.accept(new_message(queue_id="M1"))
-    await two.other.accept(new_message(queue_id="M2"))
-    wanted = QueueFilter(queue_ids=frozenset({"M1", "M2"}))
-    assert (await two.whole.change(wanted, verb="hold", now=NOW)).changed == 2
-    assert (await two.other.counts())[State.HELD] == 1
-    assert (
-        await two.whole.change(QueueFilter(state=State.HELD), verb="release", now=NOW)
-    ).changed == 2
-    await two.server.close()
-    with pytest.raises(SpoolError, match="worker 1 does not answer"):
-        await two.whole.change(wanted, verb="hold", now=NOW)
+async def test_a_message_is_found_though_another_queue_cannot_be_read(two: Two) -> None:
+    await two.other.accept(new_message(queue_id="M1"))
+    await two.first.close()
+    found = await two.whole.find_message("M1")
+    assert found is not None
+    with pytest.raises(SpoolError):
+        await two.whole.find_message("M2")
+
+
+async def test_a_listing_that_lacks_a_queue_is_an_error(two: Two) -> None:
+    await two.other.accept(new_message(queue_id="M1"))
+    await two.first.close()
+    with pytest.raises(SpoolError):
+        await two.whole.list_messages(QueueFilter(), now=NOW)
+    with pytest.raises(SpoolError):
+        await two.whole.find_events(EventFilter())
+
+
+async def test_events_that_come_to_a_queue_where_none_matched_are_behind_the_page(
+    two: Two,
+) -> None:
+    """A log that is followed begins there, and need not look at what it has looked at."""
+    await two.first.accept(new_message(queue_id="A", events=(at("A", 1),)))
+    await two.other.accept(new_message(queue_id="B", events=(at("B", 2),)))
+    [only] = await two.whole.find_events(EventFilter(queue_id="A"))
+    found = await two.whole.find_events(EventFilter(), after=only.seq)
+    assert found == []
+    await two.other.accept(new_message(queue_id="C", events=(at("C", 0),)))
+    found = await two.whole.find_events(EventFilter(), after=only.seq)
+    assert [one.event.queue_id for one in found] == ["C"]
 
 
 @pytest.mark.parametrize("ascending", [True, False])

@@ -13,15 +13,19 @@ import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
-from relay.daemon.shared_settings import SharedSettings
 from relay.receive.limits import Elsewhere
 from relay.submit.failures import FailedElsewhere
+from relay.workers.shared_settings import SharedSettings
 
-__all__ = ["ALONE", "BEAT", "READY", "Worker"]
+__all__ = ["ALONE", "BEAT", "READY", "StartError", "Worker"]
 
 READY = b"r"
 BEAT = b"."
 BEAT_SECONDS = 5.0
+
+
+class StartError(Exception):
+    """The relay cannot start; the text says why, in a sentence for the administrator."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Worker:
     """`sockets`: those it listens at, by the address in the configuration. `elsewhere`: see
     `Connections`, and `Failures` for `failed_elsewhere`.
 
-    `bulletin`: what the first worker tells the others.
+    `shared_settings`: what the first worker tells the others.
     """
 
     number: int = 0
@@ -38,7 +42,7 @@ class Worker:
     elsewhere: Elsewhere | None = None
     failed_elsewhere: FailedElsewhere | None = None
     line: socket.socket | None = None
-    bulletin: SharedSettings | None = None
+    shared_settings: SharedSettings | None = None
 
     @property
     def is_first(self) -> bool:

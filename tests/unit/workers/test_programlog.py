@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from relay.daemon import programlog
-from relay.daemon.programlog import ProgramLog
+from relay.workers import programlog
+from relay.workers.programlog import ProgramLog
 
 log = logging.getLogger("relay.test")
 

@@ -5,7 +5,7 @@
     admin.http       worker 0
     policies         all workers share those below queue.path, and fetch their part of what may be fetched at once
     delivery         concurrency is divided: the sum over the workers is what was written
-    limits           connections are counted together (`relay.daemon.shared_counters`): every worker has the whole limit
+    limits           connections are counted together (`relay.workers.shared_counters`): every worker has the whole limit
 
 Deliveries are divided and connections are not, since the kernel spreads connections over the
 workers as it likes, and each worker delivers what came in at its own door: so mail is spread as
@@ -20,10 +20,10 @@ from pathlib import PurePath
 from relay.config import Config
 from relay.queue.engine import WORKER_SPOOL
 
-__all__ = ["control_socket", "part", "share", "shared_spool", "spool"]
+__all__ = ["control_socket", "part", "shared_spool", "spool", "worker_config"]
 
 
-def share(config: Config, worker: int, workers: int) -> Config:
+def worker_config(config: Config, worker: int, workers: int) -> Config:
     """The configuration of one worker."""
     if workers == 1:
         return config

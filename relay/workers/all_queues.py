@@ -1,13 +1,14 @@
-"""The first worker's view of all workers' queues, for the HTTP interface.
+"""The queues of all workers looked at as one: by socket, HTTP and, where none runs, command line.
 
-What is looked at is read from the other workers' databases, over connections that cannot write;
-what is changed is changed by each worker itself, asked through its control socket. Everything else
-is the first worker's own: mail that comes over HTTP is taken by it.
+Each queue is read from its own database, over a connection that cannot write; so a worker that is
+just starting again hides nothing. A queue that cannot be read makes the whole question fail with
+`SpoolError`: half an answer never looks like a whole one.
 
 The numbers of events are each queue's own, in the order of its commits, which is not always that of
 time. A listing takes the queues' events in that order and goes on with whichever is next in time.
 The number of an event is where the listing stands in every queue when it has told it, written as
-one: who goes on from there misses nothing and hears nothing twice, however late a queue commits.
+one: a listing that goes on from there misses nothing and tells nothing twice, however late a queue
+commits.
 """
 
 from __future__ import annotations
@@ -17,10 +18,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any
 
-from relay.admin.control import RequestError
-from relay.admin.fleet import Peer
 from relay.queue.entry import State
 from relay.queue.statistics import (
     CountedException,
@@ -31,15 +29,12 @@ from relay.queue.statistics import (
 )
 from relay.queue.store import (
     CHUNK_BYTES,
-    ChangeStep,
     EventFilter,
-    EventOfChange,
     ListedMessage,
     QueuedItem,
     QueueFilter,
     QueueView,
     SpoolError,
-    Store,
     StoredEvent,
     more_follows,
 )
@@ -48,12 +43,10 @@ __all__ = ["AllQueues"]
 
 
 class AllQueues:
-    """A `QueueView` and `QueueControl` of all workers."""
+    """A `QueueView` of several queues."""
 
-    def __init__(self, own: Store, others: Sequence[QueueView], peers: Sequence[Peer]) -> None:
-        self._own = own
-        self._queues: Sequence[QueueView] = (own, *others)
-        self._peers = peers
+    def __init__(self, queues: Sequence[QueueView]) -> None:
+        self._queues = queues
 
     async def counts(self) -> Mapping[State, int]:
         """Recipients in each state that is not final."""
@@ -97,9 +90,15 @@ class AllQueues:
 
     async def find_message(self, queue_id: str) -> QueuedItem | None:
         """All that is kept about one message, wherever it is."""
+        trouble: SpoolError | None = None
         for queue in self._queues:
-            if (found := await queue.find_message(queue_id)) is not None:
-                return found
+            try:
+                if (found := await queue.find_message(queue_id)) is not None:
+                    return found
+            except SpoolError as error:
+                trouble = error
+        if trouble is not None:
+            raise trouble
         return None
 
     async def read_header(self, queue_id: str, *, limit_bytes: int = CHUNK_BYTES) -> bytes:
@@ -113,30 +112,6 @@ class AllQueues:
         assert trouble is not None
         raise trouble
 
-    async def change(
-        self,
-        wanted: QueueFilter,
-        *,
-        verb: str,
-        now: datetime,
-        after: str = "",
-        event_of: EventOfChange | None = None,
-    ) -> ChangeStep:
-        """The operator's verb, done by each worker to what it has; by the others to all of it."""
-        own = await self._own.change(wanted, verb=verb, now=now, after=after, event_of=event_of)
-        if own.until is not None:
-            return own
-        changed, found = own.changed, set(own.found)
-        request = _request(verb, wanted)
-        for peer in self._peers:
-            try:
-                lines = [line async for line in peer.answer(request)]
-            except RequestError as error:
-                raise SpoolError(str(error)) from error
-            changed += lines[-1]["done"]["changed"]
-            found |= wanted.queue_ids.difference(lines[-1]["done"]["unknown"])
-        return ChangeStep(None, changed, frozenset(found))
-
     async def find_events(
         self,
         wanted: EventFilter,
@@ -148,9 +123,12 @@ class AllQueues:
     ) -> list[StoredEvent]:
         """A page of the events that match."""
         began = time.monotonic()
-        count = len(self._queues)
-        cuts = [_beside(cut, ascending) for cut in _read(after, count)] if after else None
-        starts = [0] * count if cuts is None else [_start(cut, ascending) for cut in cuts]
+        if after:
+            cuts = [_beside(cut, ascending) for cut in _read(after, len(self._queues))]
+            starts = [_start(cut, ascending) for cut in cuts]
+        else:
+            ends = await asyncio.gather(*map(_end, self._queues))
+            starts = [0] * len(self._queues)
         pages = await asyncio.gather(
             *(
                 queue.find_events(
@@ -159,10 +137,16 @@ class AllQueues:
                 for queue, start in zip(self._queues, starts, strict=True)
             )
         )
-        if cuts is None:
-            cuts = [_beginning(page, ascending) for page in pages]
+        if not after:
+            cuts = [_beginning(page, end, ascending) for page, end in zip(pages, ends, strict=True)]
         hurried = patience is not None and time.monotonic() - began >= patience.total_seconds()
         return _by_time(pages, cuts, limit, ascending, hurried=hurried)
+
+
+async def _end(queue: QueueView) -> int:
+    """The number of a queue's newest event, 0 where it has none."""
+    newest = await queue.find_events(EventFilter(), limit=1, ascending=False)
+    return newest[0].seq if newest else 0
 
 
 def _in_order(pages: Sequence[list[ListedMessage]], limit: int) -> list[ListedMessage]:
@@ -179,7 +163,6 @@ def _in_order(pages: Sequence[list[ListedMessage]], limit: int) -> list[ListedMe
 
 _CUT_BITS = 48
 _MIDDLE = 1 << (_CUT_BITS - 1)
-_BEFORE_ALL = 1 - _MIDDLE
 
 
 def _written(cuts: Sequence[int], told: int) -> int:
@@ -214,12 +197,10 @@ def _start(cut: int, ascending: bool) -> int:
     return number or (-1 if ascending else 1)
 
 
-def _beginning(page: Sequence[StoredEvent], ascending: bool) -> int:
-    """The cut before a first page; in a queue that has nothing yet, whatever will come is behind
-    it.
-    """
+def _beginning(page: Sequence[StoredEvent], end: int, ascending: bool) -> int:
+    """The cut before a first page; where nothing matches, behind what the queue had until `end`."""
     if not page:
-        return _BEFORE_ALL
+        return 2 * end + 1
     return 2 * page[0].seq + (-1 if ascending else 1)
 
 
@@ -250,16 +231,3 @@ def _by_time(
         found.append(StoredEvent(_written(cuts, queue), one.event))
         cuts[queue] = _beside(cuts[queue], ascending)
     return found
-
-
-def _request(verb: str, wanted: QueueFilter) -> dict[str, Any]:
-    """The control socket's words for a change."""
-    said: dict[str, Any] = {
-        "ids": sorted(wanted.queue_ids),
-        "domain": wanted.domain,
-        "sender": wanted.sender,
-        "older-than": wanted.older_than.total_seconds() if wanted.older_than else None,
-        "state": wanted.state.value if wanted.state else None,
-    }
-    request = {"verb": verb, **{key: value for key, value in said.items() if value}}
-    return request if len(request) > 1 else {**request, "all": True}

@@ -1,0 +1,213 @@
+"""The control socket: how the command line talks to a running relay, and a worker to another.
+
+A UNIX socket that only its owner may open (mode 0600), or a group, too (0660). One request a
+connection, one JSON object a line either way:
+
+    → {"verb": "list", "domain": "example.net"}
+    ← {"report": {…}}          of a report, what was counted; its exceptions follow as items
+    ← {"items": [{…}, …]}      of a listing, a page; none, one or many
+    ← {"item": {…}}            none, one or many
+    ← {"following": {}}        where a log is followed: what comes after is new
+    ← {"so-far": {…}}          of long work: how much of it is done
+    ← {"done": {…}}            the end: what came of it
+    ← {"error": "…"}           or the end: what is wrong with the request, or with us
+
+A request is at most 1 MiB (a list of queue ids may be long) and has to come within ten
+seconds; at most sixteen are served at a time, and a client that stops reading is let go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import json
+import logging
+import os
+import shutil
+import socket
+import stat
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from relay.admin.requests import RequestError
+from relay.mail.jsontext import to_json
+from relay.queue.store import SpoolError
+
+__all__ = ["REQUEST_BYTES", "Answer", "Answers", "ControlServer", "SocketTaken", "start_control"]
+
+REQUEST_BYTES = 1024 * 1024
+REQUEST_SECONDS = 10.0
+WRITE_SECONDS = 60.0
+AT_A_TIME = 16
+
+log = logging.getLogger("relay.control")
+
+Answer = AsyncIterator[dict[str, Any]]
+"""The lines that answer a request."""
+
+
+class SocketTaken(Exception):
+    """Another process answers at this socket."""
+
+
+class Answers(Protocol):
+    """Who answers requests."""
+
+    def answer(self, request: Mapping[str, Any]) -> Answer: ...
+
+
+class ControlServer:
+    """The socket and the connections open on it."""
+
+    def __init__(self, control: Answers, path: Path, group: str | None = None) -> None:
+        self.control = control
+        self.path = path
+        self.group = group
+        self._server: asyncio.Server | None = None
+        self._clients: set[asyncio.Task[None]] = set()
+        self._inode = 0
+
+    async def start(self) -> None:
+        """Listen; `SocketTaken` or OSError where that is not to be had."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        _clear_stale(self.path)
+        listening = _bind_private(self.path)
+        self._inode = self.path.stat().st_ino
+        if self.group is not None:
+            shutil.chown(self.path, group=self.group)
+            self.path.chmod(0o660)
+        self._server = await asyncio.start_unix_server(
+            self._serve, sock=listening, limit=REQUEST_BYTES
+        )
+
+    async def close(self) -> None:
+        """Let everybody go and take the socket away, if it is still ours."""
+        if self._server is not None:
+            self._server.close()
+        for task in list(self._clients):
+            task.cancel()
+        if self._clients:
+            await asyncio.wait(self._clients, timeout=5)
+        with contextlib.suppress(OSError):
+            if self.path.stat().st_ino == self._inode:
+                self.path.unlink()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._clients.add(task)
+        try:
+            if len(self._clients) > AT_A_TIME:
+                await _send(writer, {"error": "too many requests at a time, try again"})
+                await _finish(writer)
+                return
+            await self._one_request(reader, writer)
+            await _finish(writer)
+        except (OSError, TimeoutError, asyncio.CancelledError):
+            pass  # the client has gone, does not read, or we are closing
+        finally:
+            self._clients.discard(task)
+            writer.transport.abort()
+
+    async def _one_request(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        try:
+            async with asyncio.timeout(REQUEST_SECONDS):
+                line = await reader.readline()
+            request = json.loads(line)
+            if not isinstance(request, dict):
+                raise RequestError("a request is a JSON object")
+        except (ValueError, RecursionError, RequestError) as error:
+            await _send(writer, {"error": f"not a request: {error}"})
+            return
+        await self._reply(request, reader, writer)
+
+    async def _reply(
+        self, request: Mapping[str, Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """Answer until the end, or until the client hangs up (which is how following ends)."""
+        answering = asyncio.ensure_future(self._answer(request, writer))
+        hanging_up = asyncio.ensure_future(reader.read(1))
+        try:
+            await asyncio.wait({answering, hanging_up}, return_when=asyncio.FIRST_COMPLETED)
+            if answering.done():
+                await answering
+        finally:
+            for task in (answering, hanging_up):
+                task.cancel()
+            await asyncio.gather(answering, hanging_up, return_exceptions=True)
+
+    async def _answer(self, request: Mapping[str, Any], writer: asyncio.StreamWriter) -> None:
+        try:
+            async for line in self.control.answer(request):
+                await _send(writer, line)
+        except RequestError as error:
+            await _send(writer, {"error": str(error)})
+        except SpoolError as error:
+            log.warning("control: %s", error)
+            await _send(writer, {"error": f"the queue cannot be read or changed: {error}"})
+        except OSError:
+            raise
+        except Exception:
+            log.exception("control: a request failed")
+            await _send(writer, {"error": "an error of the relay's own; its log has it"})
+
+
+async def _send(writer: asyncio.StreamWriter, line: Mapping[str, Any]) -> None:
+    writer.write(to_json(line).encode("ascii") + b"\n")
+    async with asyncio.timeout(WRITE_SECONDS):
+        await writer.drain()
+
+
+async def _finish(writer: asyncio.StreamWriter) -> None:
+    """Close once all that was answered has gone out; who does not read is not waited for for ever."""
+    writer.close()
+    async with asyncio.timeout(WRITE_SECONDS):
+        await writer.wait_closed()
+
+
+def _clear_stale(path: Path) -> None:
+    """Remove the socket of a relay that is gone; `SocketTaken` where one answers, or it is no
+    socket.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise SocketTaken(f"{path} is there and is no socket")
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(2)
+        try:
+            probe.connect(os.fspath(path))
+        except OSError as error:
+            if error.errno in (errno.ECONNREFUSED, errno.ENOENT):
+                path.unlink(missing_ok=True)
+                return
+            if not isinstance(error, TimeoutError) and error.errno != errno.EAGAIN:
+                raise
+    raise SocketTaken(f"another relay answers at {path}")
+
+
+def _bind_private(path: Path) -> socket.socket:
+    """A bound UNIX socket that nobody but its owner could open, not even for a moment."""
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    before = os.umask(0o177)
+    try:
+        listening.bind(os.fspath(path))
+    except OSError:
+        listening.close()
+        raise
+    finally:
+        os.umask(before)
+    return listening
+
+
+async def start_control(control: Answers, path: Path, *, group: str | None = None) -> ControlServer:
+    """Listen on a control socket, for its owner and a group."""
+    server = ControlServer(control, path, group)
+    await server.start()
+    return server

@@ -1,0 +1,179 @@
+"""What a request of the control socket may hold, read and written in one place.
+
+A filter that is there says something: an empty one comes of a script whose variable is not set,
+and would mean every message. So would a filter that nobody knows. Both are a `RequestError`.
+`queue_request` is the inverse of `queue_filter`: a filter as the JSON that means it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from relay.admin.report import period
+from relay.mail.address import AddressError, normalise_domain
+from relay.queue.entry import State
+from relay.queue.statistics import CountFilter
+from relay.queue.store import EventFilter, QueueFilter
+
+__all__ = [
+    "RequestError",
+    "change_filter",
+    "count_filter",
+    "domain_in",
+    "event_filter",
+    "queue_filter",
+    "queue_request",
+    "text_in",
+]
+
+
+class RequestError(Exception):
+    """The request makes no sense, or cannot be answered; the text says why."""
+
+
+_WAITING = (State.QUEUED, State.DEFERRED, State.HELD)
+
+
+_QUEUE_FILTERS = frozenset({"ids", "domain", "sender", "older-than", "state"})
+_EVENT_FILTERS = frozenset(
+    {
+        "since",
+        "until",
+        "events",
+        "recipient",
+        "recipient-domain",
+        "sender",
+        "sender-domain",
+        "id",
+    }
+)
+_COUNT_FILTERS = frozenset({"since", "until", "sender-domain", "recipient-domain"})
+
+
+def queue_filter(request: Mapping[str, Any]) -> QueueFilter:
+    """The messages a request means."""
+    _check_known(request, _QUEUE_FILTERS | {"verb", "all"})
+    seconds = request.get("older-than", 0)
+    if (
+        isinstance(seconds, bool)
+        or not isinstance(seconds, (int, float))
+        or not 0 <= seconds <= 1e9
+    ):
+        raise RequestError("older-than is a number of seconds")
+    state = request.get("state", State.QUEUED)
+    if not isinstance(state, str) or state not in set(State):
+        raise RequestError(f"no such state: {state}; known are {', '.join(_WAITING)}")
+    return QueueFilter(
+        queue_ids=_names(request, "ids", "a list of queue ids"),
+        domain=domain_in(request),
+        sender=text_in(request, "sender"),
+        older_than=timedelta(seconds=seconds) if "older-than" in request else None,
+        state=State(state) if "state" in request else None,
+    )
+
+
+def queue_request(wanted: QueueFilter) -> dict[str, Any]:
+    """The filters of a request that means these messages."""
+    filters = {
+        "ids": sorted(wanted.queue_ids) or None,
+        "domain": wanted.domain or None,
+        "sender": wanted.sender or None,
+        "older-than": None if wanted.older_than is None else wanted.older_than.total_seconds(),
+        "state": None if wanted.state is None else wanted.state.value,
+    }
+    return {name: value for name, value in filters.items() if value is not None}
+
+
+def change_filter(verb: str, request: Mapping[str, Any]) -> QueueFilter:
+    """The messages that a verb changes: those of a filter, or all where just that is said."""
+    wanted = queue_filter(request)
+    if "all" in request and request["all"] is not True:
+        raise RequestError("all is true, or is left out")
+    if (wanted == QueueFilter()) != ("all" in request):
+        raise RequestError(f"{verb} what? name queue ids or a filter, or else say all")
+    return wanted
+
+
+def event_filter(request: Mapping[str, Any]) -> EventFilter:
+    """The events a request means."""
+    _check_known(request, _EVENT_FILTERS | {"verb", "limit", "follow"})
+    return EventFilter(
+        begin=_time(request, "since"),
+        end=_time(request, "until"),
+        names=_names(request, "events", "a list of names"),
+        recipient=text_in(request, "recipient"),
+        sender=text_in(request, "sender"),
+        queue_id=text_in(request, "id"),
+        sender_domain=domain_in(request, "sender-domain"),
+        recipient_domain=domain_in(request, "recipient-domain"),
+    )
+
+
+def count_filter(request: Mapping[str, Any]) -> CountFilter:
+    """The counts a request means. `<>` as sender domain is the null reverse-path."""
+    _check_known(request, _COUNT_FILTERS | {"verb"})
+    begin, end = _time(request, "since"), _time(request, "until")
+    if begin is None or end is None:
+        raise RequestError("a report needs since and until")
+    if begin >= end:
+        raise RequestError("since has to be before until")
+    if request.get("sender-domain") == "<>":
+        sender_domain = "<>"
+    else:
+        sender_domain = domain_in(request, "sender-domain")
+    recipient_domain = domain_in(request, "recipient-domain")
+    return period(begin, end, sender_domain=sender_domain, recipient_domain=recipient_domain)
+
+
+def _time(request: Mapping[str, Any], key: str) -> datetime | None:
+    try:
+        at = datetime.fromisoformat(request[key]) if key in request else None
+    except (TypeError, ValueError):
+        raise RequestError(f"{key} is a time such as 2030-01-31T12:00:00Z") from None
+    if at is not None and at.tzinfo is None:
+        raise RequestError(f"{key} has to name its zone")
+    return at
+
+
+def domain_in(request: Mapping[str, Any], key: str = "domain") -> str:
+    """The domain that a request names, normalised; "" where it names none."""
+    text = text_in(request, key)
+    try:
+        return normalise_domain(text) if text else ""
+    except AddressError as error:
+        raise RequestError(f"{key}: {error}") from None
+
+
+def _check_known(request: Mapping[str, Any], known: frozenset[str]) -> None:
+    for name in request:
+        if name not in known:
+            raise RequestError(f"no such filter: {name}; known are {', '.join(sorted(known))}")
+
+
+def _names(request: Mapping[str, Any], key: str, kind: str) -> frozenset[str]:
+    if key not in request:
+        return frozenset()
+    names = request[key]
+    if not isinstance(names, list) or not all(isinstance(one, str) for one in names):
+        raise RequestError(f"{key} is {kind}")
+    if not names or not all(one.strip() for one in names):
+        raise _empty(key)
+    return frozenset(names)
+
+
+def text_in(request: Mapping[str, Any], key: str) -> str:
+    """A text of a request; "" where it is left out."""
+    if key not in request:
+        return ""
+    value = request[key]
+    if not isinstance(value, str):
+        raise RequestError(f"{key} is a text")
+    if not value.strip():
+        raise _empty(key)
+    return value
+
+
+def _empty(key: str) -> RequestError:
+    return RequestError(f"{key} is empty: give it a value or leave it out")
