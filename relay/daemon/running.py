@@ -395,9 +395,9 @@ class Relay:
                 connections=min(self.config.limits.connections, self._files.clients),
             ),
             connections=Connections(self._worker.elsewhere),
-            failures=Failures(elsewhere=self._worker.failed_elsewhere),
         )
-        passwords = Passwords()
+        self._failures = Failures(elsewhere=self._worker.failed_elsewhere)
+        passwords = Passwords(self._failures, clock=now)
         for spec in self.config.listeners:
             try:
                 sock = self._worker.sockets.get(str(parse_address(spec.address)))
@@ -495,7 +495,7 @@ class Relay:
             silent_destinations=len(self._scheduler.silent_destinations()),
             log_lag_events=await log_lag(self.store, self.store),
             log_in_trouble=self._delivery_log.is_in_trouble,
-            auth_failures=self._reception.failures.total,
+            auth_failures=self._failures.total,
             spool_free_bytes=room_at(self.config.queue.path),
             certificates=expiries(
                 [

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from relay.mail.reply import Reply
+from relay.receive.access import User
 from relay.receive.connection import Connection
 from relay.receive.content import BareNewlines, BdatReader, DataReader
 from relay.receive.intake import Intake
@@ -27,14 +28,15 @@ from relay.receive.sasl import Challenge, Credentials, Exchange
 from relay.receive.session import Transaction, name_of
 from relay.receive.spec import BareNewline
 from relay.receive.submission import mail, rcpt
-from relay.submit.failures import counted_as
 from relay.submit.message import Refusal
+from relay.submit.secrets import Verdict
 
 __all__ = ["Dialogue"]
 
 log = logging.getLogger(__name__)
 
 LONGEST_AUTH_DELAY_SECONDS = 5.0
+AUTH_REFUSAL_SECONDS = 1.0
 AUTH_FAILURES_PER_SESSION = 3
 DRAIN_FACTOR = 4
 """A message over the limit is read to its end up to so many times the limit, then cut off."""
@@ -207,29 +209,26 @@ class Dialogue(Connection):
         return b""
 
     async def _authenticate(self, name: bytes, password: bytes) -> None:
-        failures, client = self._reception.failures, self._session.client or "local"
-        source = counted_as(client)
-        async with self._door.passwords.turn(source):
-            if failures.must_wait(source, self._reception.clock()):
-                log.warning("auth refused: client=%s service=smtp user=%.80r", client, name)
-                self._end(b"421 4.7.0 Too many failures, try again later\r\n")
-                return
-            user = await self._door.passwords.verify(
-                self._reception.access(),
-                name.decode("utf-8", "replace"),
-                password.decode("utf-8", "replace"),
-            )
-            if user is not None:
-                failures.forgive(source)
-                self._session.user = user
-                self.push(b"235 2.7.0 Welcome\r\n")
-                return
-            count = failures.note(source, self._reception.clock())
+        passwords, client = self._door.passwords, self._session.client or "local"
+        user_name, begun = name.decode("utf-8", "replace"), self.loop.time()
+        verdict = await passwords.judge(
+            self._reception.access(), user_name, password, client=client
+        )
+        if isinstance(verdict, User):
+            self._session.user = verdict
+            self.push(b"235 2.7.0 Welcome\r\n")
+            return
         # This form is promised: docs/fail2ban reads it.
-        log.warning("auth failed: client=%s service=smtp user=%.80r", client, name)
-        await asyncio.sleep(min(2.0 ** (count - 3), LONGEST_AUTH_DELAY_SECONDS))
+        said = "refused" if verdict is Verdict.WAIT else "failed"
+        log.warning("auth %s: client=%s service=smtp user=%.80r", said, client, name)
         self._auth_failures += 1
-        if self._auth_failures >= AUTH_FAILURES_PER_SESSION:
+        if verdict is Verdict.WAIT:
+            # The same time for all, so that it does not tell which of them were looked at.
+            await asyncio.sleep(begun + AUTH_REFUSAL_SECONDS - self.loop.time())
+        else:
+            count = passwords.failures_of(user_name, client)
+            await asyncio.sleep(min(2.0 ** (count - 3), LONGEST_AUTH_DELAY_SECONDS))
+        if verdict is Verdict.WAIT or self._auth_failures >= AUTH_FAILURES_PER_SESSION:
             self._end(b"421 4.7.0 Too many failures, try again later\r\n")
         else:
             self._complain(b"535 5.7.8 Authentication credentials invalid\r\n")

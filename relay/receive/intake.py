@@ -29,7 +29,6 @@ from relay.receive.memory import SMALL_BYTES, Memory
 from relay.receive.session import Session, Transaction
 from relay.receive.submission import complete, open_message, refusal_of
 from relay.report.deliverylog import accepted
-from relay.submit.failures import Failures
 from relay.submit.message import (
     AT_ONCE_OCTETS,
     HEADER_SECTION_OCTETS,
@@ -63,7 +62,6 @@ class Reception:
     clock: Callable[[], datetime]
     limits: Limits = field(default_factory=Limits)
     connections: Connections = field(default_factory=Connections)
-    failures: Failures = field(default_factory=Failures)
     memory: Memory = field(default_factory=Memory)
 
 

@@ -104,7 +104,7 @@ async def start_listener(
         if spec.certificate is None:
             raise CertificateError(f"{spec.address}: tls: {spec.tls} needs a certificate")
         tls = ServerTls(spec.certificate, spec.key, spec.min_tls)
-    door = ListenerState(spec, reception, tls, passwords or Passwords())
+    door = ListenerState(spec, reception, tls, passwords or Passwords(clock=reception.clock))
     loop = asyncio.get_running_loop()
     address = parse_address(spec.address)
 

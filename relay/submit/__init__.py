@@ -3,5 +3,6 @@ kept.
 
 message    a header section judged and rewritten; the message as the queue will hold it
 trace      the Received field, the fields a client left out, hops counted
-failures   who may try a password again, and when
+failures   how often a password may be wrong, and what is looked at after that
+secrets    whether a password or key is right
 """

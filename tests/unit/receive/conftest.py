@@ -67,7 +67,7 @@ class Desk:
                 clock=lambda: self.now(),
                 limits=self.limits,
             )
-            self.passwords = Passwords()
+            self.passwords = Passwords(clock=lambda: self.now())
         listener = await start_listener(spec, self.reception, passwords=self.passwords)
         self.listeners.append(listener)
         return listener

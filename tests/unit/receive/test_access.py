@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import pytest
 
 from relay.receive.access import Access, User, may_relay, may_send_as
 from relay.receive.limits import Connections, Limits
 from relay.receive.passwords import Passwords
-from relay.submit.failures import Failures
-from relay.workers.shared_counters import SharedCounters
+from relay.submit.secrets import Verdict
 from tests.unit.receive.conftest import USERS, hashed
 
 NOW = datetime(2026, 11, 20, tzinfo=UTC)
@@ -58,47 +57,6 @@ def test_a_user_sends_in_its_own_domains(domains, domain, may):
     assert may_send_as(User("u", "hash", domains), domain) is may
 
 
-def test_failures_are_forgotten_with_time_and_forgiven_with_a_right_password():
-    failures = Failures(tolerated=3, window=timedelta(minutes=10))
-    for _ in range(3):
-        assert not failures.must_wait("192.0.2.1", NOW)
-        failures.note("192.0.2.1", NOW)
-    assert failures.must_wait("192.0.2.1", NOW)
-    assert not failures.must_wait("192.0.2.2", NOW)
-    assert not failures.must_wait("192.0.2.1", NOW + timedelta(minutes=10))
-    failures.forgive("192.0.2.1")
-    assert not failures.must_wait("192.0.2.1", NOW)
-
-
-def test_workers_count_wrong_passwords_together():
-    board = SharedCounters(3)
-    one, other, third = (
-        Failures(tolerated=4, window=timedelta(minutes=10), elsewhere=board.row(number))
-        for number in range(3)
-    )
-    for failures in (one, one, other, third):
-        assert not one.must_wait("192.0.2.1", NOW)
-        failures.note("192.0.2.1", NOW)
-    assert all(failures.must_wait("192.0.2.1", NOW) for failures in (one, other, third))
-    assert not other.must_wait("192.0.2.2", NOW)
-    board.clear(0)  # a worker that ended has not been forgotten
-    assert other.must_wait("192.0.2.1", NOW)
-    one.forgive("192.0.2.1")
-    assert not other.must_wait("192.0.2.1", NOW)
-    one.note("192.0.2.1", NOW)
-    one.note("192.0.2.1", NOW)
-    assert other.must_wait("192.0.2.1", NOW)
-    assert not other.must_wait("192.0.2.1", NOW + timedelta(minutes=11))
-
-
-def test_no_more_clients_are_remembered_than_there_is_room_for():
-    failures = Failures(tolerated=1, remembered=10)
-    for number in range(100):
-        failures.note(f"192.0.2.{number}", NOW)
-    assert not failures.must_wait("192.0.2.89", NOW)
-    assert failures.must_wait("192.0.2.90", NOW)
-
-
 def test_connections_are_counted_in_all_and_by_client():
     connections = Connections()
     limits = Limits(connections=3, connections_per_client=2)
@@ -131,27 +89,34 @@ def test_a_unix_socket_has_only_the_limit_of_all():
     assert connections.admit("", limits) is not None
 
 
-async def test_a_password_is_right_for_its_user_only():
-    passwords = Passwords()
-    access = Access(users=USERS)
-    user = await passwords.verify(access, "app1", "secret")
-    assert user is USERS["app1"]
-    assert await passwords.verify(access, "app1", "wrong") is None
-    assert await passwords.verify(access, "app1", "") is None
-    assert await passwords.verify(access, "nobody", "secret") is None
-    assert await passwords.verify(Access(users={"x": User("x", "no hash")}), "x", "secret") is None
-    passwords.close()
+@pytest.fixture
+def passwords():
+    checks = Passwords(clock=lambda: NOW)
+    yield checks
+    checks.close()
 
 
-async def test_a_password_that_was_right_is_forgotten_with_its_hash():
-    passwords = Passwords()
+async def test_a_password_is_right_for_its_user_only(passwords):
+    users = Access(users=USERS)
+
+    async def judge(name, password, access=users):
+        return await passwords.judge(access, name, password, client="192.0.2.1")
+
+    assert await judge("app1", b"secret") is USERS["app1"]
+    assert await judge("app1", b"wrong") is Verdict.WRONG
+    assert await judge("app1", b"") is Verdict.WRONG
+    assert await judge("app1", b"secret\xff") is Verdict.WRONG
+    assert await judge("nobody", b"secret") is Verdict.WRONG
+    broken = Access(users={"x": User("x", "no hash")})
+    assert await judge("x", b"secret", broken) is Verdict.WRONG
+
+
+async def test_a_password_that_was_right_is_forgotten_with_its_hash(passwords):
     before = Access(users={"x": User("x", hashed("old"))})
     after = Access(users={"x": User("x", hashed("new"))})
-    assert await passwords.verify(before, "x", "old") is not None
-    assert await passwords.verify(before, "x", "old") is not None
-    assert await passwords.verify(after, "x", "old") is None
-    assert await passwords.verify(Access(users={}), "x", "old") is None
-    passwords.close()
+    for access, is_right in ((before, True), (before, True), (after, False), (Access(), False)):
+        found = await passwords.judge(access, "x", b"old", client="192.0.2.1")
+        assert isinstance(found, User) is is_right
 
 
 def test_a_network_is_compared_with_addresses_of_its_own_family():

@@ -23,8 +23,8 @@ from relay.receive.spec import BareNewline, ListenerAuth, ListenerSpec
 from tests.fakes.store import FakeStore
 from tests.unit.receive.conftest import USERS
 
-PASSWORDS = Passwords()
 CLOCK = datetime(2026, 11, 20, tzinfo=UTC)
+PASSWORDS = Passwords(clock=lambda: CLOCK)
 COMMANDS = """
 EHLO x|HELO x|MAIL FROM:<a@example.com>|MAIL FROM:<> SIZE=9 BODY=8BITMIME|RCPT TO:<b@example.net>|DATA|
 BDAT 5|BDAT 3 LAST|BDAT 0 LAST|RSET|NOOP|AUTH PLAIN|AUTH LOGIN|AUTH PLAIN AGFwcDEAc2VjcmV0|*|STARTTLS|

@@ -20,7 +20,7 @@ import trustme
 from relay.queue.store import CHUNK_BYTES, QueueFull, SpoolError
 from relay.receive import connection as connection_module
 from relay.receive import dialogue as dialogue_module
-from relay.receive.access import Access
+from relay.receive.access import Access, User
 from relay.receive.certificates import CertificateError
 from relay.receive.limits import Limits
 from relay.receive.listener import start_listener
@@ -35,7 +35,7 @@ from relay.receive.spec import (
 from relay.route.security import TlsVersion
 from tests.fakes.client import Client
 from tests.fakes.store import FakeStore
-from tests.unit.receive.conftest import USERS, Desk
+from tests.unit.receive.conftest import USERS, Desk, hashed
 
 MIB = 1024 * 1024
 SMALL = b"Subject: x\r\n\r\nhello\r\n.\r\n"
@@ -483,29 +483,65 @@ async def test_all_listeners_together_have_a_limit(desk):
     assert (await second.reply()).startswith("421 4.3.2 ")
 
 
-async def test_many_wrong_passwords_close_the_door_for_a_while(desk, monkeypatch):
+PASSWORDS = replace(LOCAL, auth=ListenerAuth.REQUIRED, auth_without_tls=True)
+WRONG, RIGHT = "AUTH PLAIN AGFwcDEAd3Jvbmc=", "AUTH PLAIN AGFwcDEAc2VjcmV0"
+RIGHT_OF_OTHER = "AUTH PLAIN AGFueQBvdGhlcg=="
+
+
+@pytest.fixture
+def no_delay(monkeypatch):
+    monkeypatch.setattr(dialogue_module, "LONGEST_AUTH_DELAY_SECONDS", 0.0)
+    monkeypatch.setattr(dialogue_module, "AUTH_REFUSAL_SECONDS", 0.0)
+
+
+async def greeted(desk):
+    client = await desk.client()
+    await client.greet()
+    return client
+
+
+@pytest.mark.usefixtures("no_delay")
+async def test_ten_wrong_passwords_are_the_end_of_guesses_and_of_nobody_else(desk):
+    now = datetime(2026, 11, 20, tzinfo=UTC)
+    desk.now = lambda: now
+    desk.access = Access(users={**USERS, "any": User("any", hashed("other"))})
+    await desk.open(PASSWORDS)
+    assert (await (await greeted(desk)).say(RIGHT_OF_OTHER)).startswith("235 ")
+    for _ in range(4):
+        client = await greeted(desk)
+        for _ in range(3):
+            answer = await client.say(WRONG)
+    assert answer.startswith(("421", "closed"))
+    assert (await (await greeted(desk)).say(RIGHT_OF_OTHER)).startswith("235 "), "remembered"
+    assert (await (await greeted(desk)).say(RIGHT)).startswith("421 4.7.0 "), "new"
+    now += timedelta(seconds=10)
+    assert (await (await greeted(desk)).say(RIGHT)).startswith("235 ")
+    assert (await (await greeted(desk)).say(WRONG)).startswith("421 4.7.0 ")
+    now += timedelta(minutes=11)
+    assert (await (await greeted(desk)).say(WRONG)).startswith("535 ")
+
+
+async def test_a_name_that_exists_is_refused_no_later_than_one_that_does_not(desk, monkeypatch):
     monkeypatch.setattr(dialogue_module, "LONGEST_AUTH_DELAY_SECONDS", 0.0)
     now = datetime(2026, 11, 20, tzinfo=UTC)
     desk.now = lambda: now
-    spec = replace(LOCAL, auth=ListenerAuth.REQUIRED, auth_without_tls=True)
-    wrong, right = "AUTH PLAIN AGFwcDEAd3Jvbmc=", "AUTH PLAIN AGFwcDEAc2VjcmV0"
+    await desk.open(PASSWORDS)
     for _ in range(4):
-        client = await desk.client(spec if not desk.listeners else None)
-        await client.greet()
+        client = await greeted(desk)
         for _ in range(3):
-            answer = await client.say(wrong)
-    assert answer.startswith(("421", "closed"))
-    client = await desk.client()
-    await client.greet()
-    assert (await client.say(right)).startswith("421 4.7.0 ")
-    now += timedelta(minutes=11)
-    client = await desk.client()
-    await client.greet()
-    assert (await client.say(right)).startswith("235 ")
+            await client.say(WRONG)
+    now += timedelta(seconds=20)
+    times = []
+    for _ in range(2):  # the first is looked at, the second not
+        client = await greeted(desk)
+        begun = asyncio.get_running_loop().time()
+        assert (await client.say(WRONG)).startswith("421 4.7.0 ")
+        times.append(asyncio.get_running_loop().time() - begun)
+    assert min(times) >= 0.99
 
 
-async def test_passwords_sent_over_many_connections_at_once_are_counted_like_any(desk, monkeypatch):
-    monkeypatch.setattr(dialogue_module, "LONGEST_AUTH_DELAY_SECONDS", 0.0)
+@pytest.mark.usefixtures("no_delay")
+async def test_passwords_sent_over_many_connections_at_once_are_counted_like_any(desk):
     await desk.open(replace(LOCAL, auth=ListenerAuth.REQUIRED, auth_without_tls=True))
     other = replace(LOCAL, auth=ListenerAuth.OPTIONAL, auth_without_tls=True)
     await desk.open(other)  # one count for all listeners

@@ -1,0 +1,142 @@
+"""Guesses are few, and somebody else's right password does not wait for them."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from functools import cache
+
+import pytest
+from argon2 import PasswordHasher
+
+from relay.submit.failures import Failures
+from relay.submit.secrets import Secrets, Verdict
+
+NOW = datetime(2026, 11, 20, tzinfo=UTC)
+NEIGHBOUR = "192.0.2.1"
+
+
+@cache
+def hashed(secret: str) -> str:
+    return PasswordHasher(time_cost=1, memory_cost=8, parallelism=1).hash(secret)
+
+
+class Desk:
+    """Secrets of users whose password is their name, and what was looked at."""
+
+    def __init__(self) -> None:
+        self.now = NOW
+        self.failures = Failures()
+        self.secrets = Secrets(self.failures, clock=lambda: self.now)
+        self.looked: list[bytes] = []
+        self.may_look = threading.Event()
+        self.may_look.set()
+        verify = self.secrets._fitting
+
+        def watched(secret: bytes, hashes: list[str]) -> str | None:
+            assert secret.startswith(b"app") or self.may_look.wait(10)
+            self.looked.append(secret)
+            return verify(secret, hashes)
+
+        self.secrets._fitting = watched  # type: ignore[method-assign, assignment]
+
+    async def judge(self, name: str, secret: str, client: str = NEIGHBOUR) -> Verdict:
+        exists = name.startswith("app")
+        hashes = [hashed(name if exists else "nobody knows this")]
+        return await self.secrets.judge(
+            secret.encode(), hashes, client=client, name=name, exists=exists
+        )
+
+
+@pytest.fixture
+async def desk() -> AsyncIterator[Desk]:
+    desk = Desk()
+    yield desk
+    desk.may_look.set()
+    desk.secrets.close()
+
+
+async def test_of_many_guesses_at_once_ten_are_looked_at(desk: Desk) -> None:
+    verdicts = await asyncio.gather(*(desk.judge("app1", f"guess{n}") for n in range(120)))
+    assert (verdicts.count(Verdict.WRONG), verdicts.count(Verdict.WAIT)) == (10, 110)
+    assert len(desk.looked) == 10
+
+
+async def test_of_many_guesses_with_many_names_few_are_looked_at(desk: Desk) -> None:
+    guesses = (desk.judge(f"{kind}{n}", "guess") for n in range(300) for kind in ("x", "app"))
+    verdicts = await asyncio.gather(*guesses)
+    assert verdicts.count(Verdict.WRONG) == 30
+    # Then each name that exists has a turn, and all that do not have one together.
+    assert len(desk.looked) == 30 + 285 + 1
+
+
+async def test_names_that_do_not_exist_have_one_turn_together(desk: Desk) -> None:
+    await asyncio.gather(*(desk.judge(f"x{n}", "guess") for n in range(300)))
+    assert len(desk.looked) == 31
+
+
+async def test_a_right_password_that_is_remembered_passes_beside_any_number_of_guesses(
+    desk: Desk,
+) -> None:
+    assert await desk.judge("app1", "app1") is Verdict.RIGHT
+    desk.may_look.clear()
+    guesses = [asyncio.ensure_future(desk.judge("app1", f"guess{n}")) for n in range(120)]
+    await asyncio.sleep(0)
+    assert await desk.judge("app1", "app1") is Verdict.RIGHT
+    desk.may_look.set()
+    await asyncio.gather(*guesses)
+    assert await desk.judge("app1", "guess") is Verdict.WAIT
+    assert await desk.judge("app1", "app1") is Verdict.RIGHT
+
+
+async def test_a_right_password_that_is_new_passes_beside_guesses_at_other_names(
+    desk: Desk,
+) -> None:
+    guesses = [desk.judge(f"x{n}", "guess") for n in range(60)]
+    guesses += [desk.judge("app1", f"guess{n}") for n in range(60)]
+    await asyncio.gather(*guesses)
+    assert await desk.judge("app1", "guess") is Verdict.WAIT
+    assert await desk.judge("app2", "app2") is Verdict.RIGHT
+
+
+async def test_a_right_password_that_is_new_passes_beside_guesses_at_its_name_when_it_comes_again(
+    desk: Desk,
+) -> None:
+    await asyncio.gather(*(desk.judge("app1", f"guess{n}") for n in range(60)))
+    assert await desk.judge("app1", "app1") is Verdict.WAIT
+    await asyncio.gather(*(desk.judge("app1", f"more{n}") for n in range(60)))
+    assert await desk.judge("app1", "app1") is Verdict.RIGHT
+
+
+async def test_what_is_wrong_while_a_client_has_to_wait_is_not_told_to_be_wrong(desk: Desk) -> None:
+    await asyncio.gather(*(desk.judge("app1", f"guess{n}") for n in range(10)))
+    desk.now += timedelta(seconds=10)
+    looked = len(desk.looked)
+    assert await desk.judge("app1", "guess") is Verdict.WAIT
+    assert len(desk.looked) == looked + 1
+
+
+async def test_a_right_password_does_not_wait_for_the_guesses_of_others(desk: Desk) -> None:
+    strangers = [f"198.51.100.{n}" for n in range(200)]
+    await asyncio.gather(*(desk.judge("x", "guess", stranger) for stranger in strangers))
+    desk.may_look.clear()
+    guesses = [asyncio.ensure_future(desk.judge("x", "more", stranger)) for stranger in strangers]
+    await asyncio.sleep(0)
+    async with asyncio.timeout(9):
+        assert await desk.judge("app1", "app1") is Verdict.RIGHT
+    desk.may_look.set()
+    await asyncio.gather(*guesses)
+
+
+async def test_many_connections_with_one_right_password_cost_one_look(desk: Desk) -> None:
+    verdicts = await asyncio.gather(*(desk.judge("app1", "app1") for _ in range(50)))
+    assert set(verdicts) == {Verdict.RIGHT}
+    assert len(desk.looked) == 1
+
+
+async def test_many_right_passwords_at_once_are_all_right(desk: Desk) -> None:
+    names = [f"app{n}" for n in range(50)]
+    assert {await desk.judge(name, name) for name in names} == {Verdict.RIGHT}
+    assert not desk.failures.has_failed(NEIGHBOUR, NOW)
