@@ -44,7 +44,7 @@ from relay.receive.listener_state import ListenerState
 from relay.receive.session import Session, TlsFacts
 from relay.receive.spec import BareNewline, ListenerTls
 
-__all__ = ["Connection"]
+__all__ = ["NOT_SMTP", "Connection", "text_of"]
 
 log = logging.getLogger(__name__)
 
@@ -53,9 +53,13 @@ LINGER_SECONDS = 5.0
 HANDSHAKE_SECONDS = 30.0
 PROXY_SECONDS = 10.0
 
+_TLS_HANDSHAKE = b"\x16\x03"
+"""How a TLS record with a ClientHello begins (RFC 8446 §5.1)."""
+
 _BARE_LF = b"500 5.5.2 Lines end with CRLF\r\n"
 _LINE_TOO_LONG = b"500 5.5.2 Line too long\r\n"
 _SHUTTING_DOWN = b"421 4.3.2 Going down for a while, try again later\r\n"
+NOT_SMTP = b"554 5.5.1 This is SMTP\r\n"
 _TIMED_OUT = b"421 4.4.2 You took too long\r\n"
 _OUR_TROUBLE = b"421 4.3.0 Trouble of our own, try again later\r\n"
 
@@ -82,6 +86,7 @@ class Connection(SMTP):
         self._is_lost = False
         self._is_admitted = False
         self._had_eof = False
+        self._commands = 0
         self._deadline = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = 0.0
@@ -177,18 +182,22 @@ class Connection(SMTP):
         """
         end = self._input.find(b"\n", self._position)
         length = (len(self._input) if end < 0 else end) - self._position
+        if not self._commands and self._input.startswith(_TLS_HANDSHAKE):
+            self._turn_away(NOT_SMTP, "a TLS handshake, where TLS begins with STARTTLS or never")
+            return None
         if length > AUTH_LINE_OCTETS:
-            self._end(_LINE_TOO_LONG)
+            self._turn_away(_LINE_TOO_LONG)
             return None
         if end < 0:
             return None
         line = self._input[self._position : end]
         self._position = end + 1
+        self._commands += 1
         if line.endswith(b"\r"):
             return line[:-1]
         if self._door.spec.bare_newline is not BareNewline.REFUSE:
             return line
-        self._end(_BARE_LF)
+        self._turn_away(_BARE_LF)
         return None
 
     # --- what is said, for `relay.receive.dialogue` ---------------------------------------------
@@ -205,6 +214,13 @@ class Connection(SMTP):
         """No transaction any more, and nothing left of it in the store."""
         raise NotImplementedError
 
+    @property
+    def _unfinished(self) -> str:
+        """What a client leaves unfinished that goes now; "" for nothing."""
+        is_silent = self._is_admitted and not self._commands
+        # A task at this point is a handshake, which says itself how it ended.
+        return "gone without a command" if is_silent and self._task is None else ""
+
     # --- arriving -------------------------------------------------------------------------------
 
     def _arrive(self, client: str | None) -> None:
@@ -216,6 +232,7 @@ class Connection(SMTP):
             return
         refusal = self._reception.connections.admit(client or "", self._reception.limits)
         if refusal is not None:
+            self._note(f"{refusal.code} {refusal.status} {refusal.text}")
             self.push(refusal.encode())
             self._close()
             return
@@ -235,9 +252,8 @@ class Connection(SMTP):
         except (TimeoutError, asyncio.IncompleteReadError, OSError):
             data = None
         if not data:
-            log.warning(
-                "%s: no PROXY header from here", _address(self.transport.get_extra_info("peername"))
-            )
+            self._session.client = _address(self.transport.get_extra_info("peername"))
+            self._note("no PROXY header from here")
             self._abort()
             return
         self._proxy_header = None
@@ -267,7 +283,7 @@ class Connection(SMTP):
         try:
             transport = await handshake
         except (OSError, ssl.SSLError, asyncio.CancelledError) as error:
-            log.info("%s: no TLS: %s", self._who, error)
+            self._note(f"no TLS: {error}")
             transport = None
         if transport is None:
             # asyncio does not tell a protocol about a connection that ended in the handshake.
@@ -362,8 +378,7 @@ class Connection(SMTP):
         elif left > 0.001:
             self._watch(left)
         else:
-            log.info("%s: timed out", self._who)
-            self._end(_TIMED_OUT)
+            self._turn_away(_TIMED_OUT)
 
     # --- ending ---------------------------------------------------------------------------------
 
@@ -372,6 +387,18 @@ class Connection(SMTP):
         if not self._is_closing:
             self.push(last_words)
             self._close(linger=True)
+
+    def _turn_away(self, last_words: bytes, why: str = "") -> None:
+        """End the session of a client that is at fault, with a line in the log."""
+        self._note(why or text_of(last_words))
+        self._end(last_words)
+
+    def _note(self, said: str) -> None:
+        """A line in the log about this client, if it had not too many."""
+        now = self._reception.clock()
+        line = self._reception.oddities.line(self._session.client or "", said, now)
+        if line is not None:
+            log.info("%s: %s", self._who, line)
 
     def _close(self, *, linger: bool = False) -> None:
         """Send what was said and close; abort if the client does not read it.
@@ -416,6 +443,8 @@ class Connection(SMTP):
         """The connection is gone. A task that still runs goes on; everything else is forgotten."""
         if self._is_lost:
             return
+        if not self._is_closing and self._unfinished:
+            self._note(self._unfinished)
         self._is_lost = self._is_closing = True
         self._stop_timer()
         self._input, self._position = b"", 0
@@ -454,6 +483,11 @@ def _feed(protocol: asyncio.BufferedProtocol, octets: bytes) -> None:
         buffer[:count] = octets[:count]
         protocol.buffer_updated(count)
         octets = octets[count:]
+
+
+def text_of(reply: bytes) -> str:
+    """A reply of one line, for the log."""
+    return reply.decode("ascii").rstrip("\r\n")
 
 
 def _address(peername: object) -> str:

@@ -19,7 +19,7 @@ from typing import Any, cast
 
 from relay.mail.reply import Reply
 from relay.receive.access import User
-from relay.receive.connection import Connection
+from relay.receive.connection import NOT_SMTP, Connection, text_of
 from relay.receive.content import BareNewlines, BdatReader, DataReader
 from relay.receive.intake import Intake
 from relay.receive.limits import COMMAND_LINE_OCTETS, MISTAKES_PER_SESSION
@@ -56,7 +56,6 @@ _IN_BDAT = b"503 5.5.1 BDAT has begun: BDAT or RSET now\r\n"
 _TLS_FIRST = b"530 5.7.0 STARTTLS comes first here\r\n"
 _LINE_TOO_LONG = b"500 5.5.2 Line too long\r\n"
 _TOO_MANY_MISTAKES = b"421 4.7.0 Too many commands that led nowhere\r\n"
-_NOT_SMTP = b"554 5.5.1 This is SMTP\r\n"
 
 _STRAYS = {
     BareNewline.REFUSE: BareNewlines.REFUSED,
@@ -103,9 +102,10 @@ class Dialogue(Connection):
 
     def _unknown(self, verb: bytes) -> None:
         if verb in _HTTP:
-            self._end(_NOT_SMTP)
+            self._turn_away(NOT_SMTP, "HTTP, where SMTP is spoken")
         else:
-            self._complain(_SYNTAX)
+            # What comes later may be a password that lost its way.
+            self._complain(_SYNTAX, f": {verb[:40]!r}" if self._commands == 1 else "")
 
     # --- session --------------------------------------------------------------------------------
 
@@ -291,7 +291,7 @@ class Dialogue(Connection):
         """RFC 3030 §2: the chunk follows whatever we think of it, so it is read in any case."""
         count, is_last, is_good = _chunk_size(arg)
         if not is_good or count > DRAIN_FACTOR * self._reception.limits.message_size_bytes:
-            self._end(b"501 5.5.4 Syntax: BDAT size [LAST]\r\n")
+            self._turn_away(b"501 5.5.4 Syntax: BDAT size [LAST]\r\n")
             return
         refusal = b""
         if self._transaction is None:
@@ -397,6 +397,10 @@ class Dialogue(Connection):
         if intake is not None:
             self._door.spawn(intake.abandon())
 
+    @property
+    def _unfinished(self) -> str:
+        return "gone in the middle of a message" if self._intake else super()._unfinished
+
     def _end_transaction(self) -> None:
         self._intake = None
         self._transaction = None
@@ -406,14 +410,20 @@ class Dialogue(Connection):
     # --- answers ----------------------------------------------------------------------------------
 
     def _refuse(self, refusal: Refusal, *, is_mistake: bool = True) -> None:
-        log.info("%s: %s: %s", self._who, refusal.reply.code, refusal.reason)
+        said = f"{refusal.reply.code}: {refusal.reason}"
+        if self._session.may_relay:
+            log.info("%s: %s", self._who, said)
+        else:
+            self._note(said)
         self.push(refusal.reply.encode())
         if refusal.closes:
             self._close(linger=True)
         elif is_mistake:
             self._idle()
 
-    def _complain(self, reply: bytes) -> None:
+    def _complain(self, reply: bytes, about: str = "") -> None:
+        if reply.startswith(b"5"):
+            self._note(text_of(reply) + about)
         self.push(reply)
         self._idle()
 
@@ -421,7 +431,7 @@ class Dialogue(Connection):
         """Count a command that brought no mail nearer; after too many of them it ends."""
         self._mistakes += 1
         if self._mistakes > MISTAKES_PER_SESSION:
-            self._end(_TOO_MANY_MISTAKES)
+            self._turn_away(_TOO_MANY_MISTAKES)
 
 
 _VERBS: dict[bytes, Callable[[Dialogue, bytes], None]] = {

@@ -26,6 +26,7 @@ from relay.receive.access import Access
 from relay.receive.content import ContentReader
 from relay.receive.limits import Connections, Limits
 from relay.receive.memory import SMALL_BYTES, Memory
+from relay.receive.oddities import Oddities
 from relay.receive.session import Session, Transaction
 from relay.receive.submission import complete, open_message, refusal_of
 from relay.report.deliverylog import accepted
@@ -63,6 +64,7 @@ class Reception:
     limits: Limits = field(default_factory=Limits)
     connections: Connections = field(default_factory=Connections)
     memory: Memory = field(default_factory=Memory)
+    oddities: Oddities = field(default_factory=Oddities)
 
 
 class Intake:

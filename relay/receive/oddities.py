@@ -1,0 +1,68 @@
+"""How much the program's log may hold about clients that do not behave. Pure.
+
+A client that speaks no SMTP, or breaks off, is a line in the log: who looks for it should find it.
+A stranger must not fill the log with such lines, so each client has ten of them in ten minutes and
+all together have a thousand; the next line after that says how many were left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from relay.submit.failures import counted_as
+
+__all__ = ["Oddities"]
+
+_OF_CLIENT = 10
+_OF_ALL = 1000
+_WINDOW = timedelta(minutes=10)
+_REMEMBERED = 10_000
+
+
+@dataclass(slots=True)
+class _Share:
+    """The lines since `begun`."""
+
+    begun: datetime
+    written: int = 0
+    left_out: int = 0
+
+    def renew(self, now: datetime) -> None:
+        if now - self.begun >= _WINDOW:
+            self.begun, self.written = now, 0
+
+    def write(self) -> int:
+        """One more line; how many were left out before it."""
+        left_out, self.left_out = self.left_out, 0
+        self.written += 1
+        return left_out
+
+
+class Oddities:
+    """Counts lines; beyond 10,000 clients the oldest is forgotten."""
+
+    def __init__(self) -> None:
+        self._shares: dict[str, _Share] = {}
+        self._all = _Share(datetime.min.replace(tzinfo=UTC))
+
+    def line(self, client: str, said: str, now: datetime) -> str | None:
+        """What to log of a client, None if nothing more."""
+        share, everybody = self._share_of(counted_as(client), now), self._all
+        everybody.renew(now)
+        if share.written >= _OF_CLIENT:
+            share.left_out += 1
+            return None
+        if everybody.written >= _OF_ALL:
+            everybody.left_out += 1
+            return None
+        left_out = share.write() + everybody.write()
+        return f"{said} ({left_out} such lines were left out before)" if left_out else said
+
+    def _share_of(self, client: str, now: datetime) -> _Share:
+        share = self._shares.pop(client, None) or _Share(now)
+        share.renew(now)
+        self._shares[client] = share
+        if len(self._shares) > _REMEMBERED:
+            del self._shares[next(iter(self._shares))]
+        return share
