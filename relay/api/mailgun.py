@@ -21,21 +21,26 @@ domain and no other.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
+from functools import partial
+from typing import TypeVar
 
 from relay.api.mailgun_addresses import Mailbox, authors, mailboxes
 from relay.api.mailgun_form import ApiError, File, Form, shown
 from relay.mail.address import AddressError, normalise_domain
-from relay.mail.dates import read_date
 from relay.mail.envelope import Recipient
 from relay.policy.fields import Wishes, truth_of
-from relay.queue.entry import Terms
+from relay.submit.options import (
+    MAX_OPTIONS_OCTETS,
+    Options,
+    deliver_within,
+    delivery_time,
+    unique_tags,
+)
 
 __all__ = [
-    "MAX_OPTIONS_OCTETS",
     "ApiError",
     "File",
     "Form",
@@ -44,15 +49,7 @@ __all__ = [
     "sending_domain",
 ]
 
-MAX_OPTIONS_OCTETS = 16 * 1024
-"""Of options, header fields and variables together."""
-
-_MAX_TAGS = 10
-_MAX_TAG_CHARS = 128
-_LATEST = timedelta(days=7)
-_SHORTEST, _LONGEST = timedelta(minutes=5), timedelta(hours=24)
-
-_WITHIN = re.compile(r"(?:([0-9]{1,3})h)?(?:([0-9]{1,5})m)?(?:([0-9]{1,6})s)?")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +58,7 @@ class Order:
 
     reverse_path: str
     recipients: tuple[Recipient, ...]
-    wishes: Wishes
-    terms: Terms
-    due: datetime
+    options: Options
 
     @property
     def smtputf8(self) -> bool:
@@ -106,21 +101,18 @@ def read_order(
     if not any(value.strip() for value in form.all("to")):
         raise ApiError(400, "to parameter is missing")
     _check_size(form)
-    recipients = _recipients(form, ("to", "cc", "bcc"), max_recipients)
-    due = _delivery_time(form.first("o:deliverytime"), now)
     return Order(
+        recipients=_recipients(form, ("to", "cc", "bcc"), max_recipients),
         reverse_path=_reverse_path(authors(named), domain),
-        recipients=recipients,
-        wishes=Wishes(_agreed(form, "o:require-tls"), _agreed(form, "o:skip-verification")),
-        terms=Terms(
-            not_before=due if due > now else None,
-            lifetime=_deliver_within(form.first("o:deliver-within")),
+        options=Options(
+            wishes=Wishes(_agreed(form, "o:require-tls"), _agreed(form, "o:skip-verification")),
+            deliver_at=_option(form, "o:deliverytime", partial(delivery_time, now=now)),
+            deliver_within=_option(form, "o:deliver-within", deliver_within),
+            is_test=_agreed(form, "o:testmode"),
+            is_signed=_agreed(form, "o:dkim"),
             tags=_tags(form.all("o:tag")),
             variables=tuple(form.after("v:")),
-            is_test=_agreed(form, "o:testmode") or False,
-            is_signed=_agreed(form, "o:dkim") is not False,
         ),
-        due=due,
     )
 
 
@@ -163,34 +155,19 @@ def _agreed(form: Form, name: str) -> bool | None:
     return agreed
 
 
-def _delivery_time(text: str | None, now: datetime) -> datetime:
-    """When the message is due: at once, or at a date of RFC 5322 at most seven days ahead."""
-    if text is None or not text.strip():
-        return now
-    try:
-        at = read_date(text)
-    except ValueError:
-        raise ApiError(400, f"o:deliverytime is not an RFC 5322 date: {shown(text)}") from None
-    if at > now + _LATEST:
-        raise ApiError(400, "o:deliverytime is more than 7 days in the future")
-    return max(at, now)
-
-
-def _deliver_within(text: str | None) -> timedelta | None:
-    if text is None or not text.strip():
+def _option(form: Form, name: str, read: Callable[[str], T | None]) -> T | None:
+    """The value of an option, None without one."""
+    text = form.first(name)
+    if text is None:
         return None
-    match = _WITHIN.fullmatch(text.strip())
-    hours, minutes, seconds = (
-        int(part or 0) for part in (match.groups() if match else ()) or (0, 0, 0)
-    )
-    within = timedelta(hours=hours, minutes=minutes, seconds=seconds)
-    if match is None or not _SHORTEST <= within <= _LONGEST:
-        raise ApiError(400, f"o:deliver-within is not a duration from 5m to 24h: {shown(text)}")
-    return within
+    try:
+        return read(text)
+    except ValueError as error:
+        raise ApiError(400, f"{name} {error}: {shown(text)}") from None
 
 
 def _tags(tags: Sequence[str]) -> tuple[str, ...]:
-    unique = tuple(dict.fromkeys(tag for tag in tags if tag))
-    if len(unique) > _MAX_TAGS or any(len(tag) > _MAX_TAG_CHARS for tag in unique):
-        raise ApiError(400, f"o:tag: at most {_MAX_TAGS} tags of {_MAX_TAG_CHARS} characters")
-    return unique
+    try:
+        return unique_tags(tags)
+    except ValueError as error:
+        raise ApiError(400, f"o:tag: {error}") from None

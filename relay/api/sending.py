@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import TypeVar
@@ -24,10 +24,9 @@ from relay.api.mailgun_mime import compose, normalise_mime
 from relay.api.mailgun_parameters import checked_message, checked_mime
 from relay.api.state import Api, answer
 from relay.mail.envelope import Body
-from relay.mail.event import Event
 from relay.mail.ip import canonical
 from relay.mail.section import HeaderSection, Sections
-from relay.queue.entry import QueuedMessage, QueuedRecipient, State
+from relay.queue.entry import QueuedMessage
 from relay.queue.queue_id import new_queue_id
 from relay.queue.store import NewMessage, QueueFull, SpoolError
 from relay.report import deliverylog
@@ -148,7 +147,8 @@ class _Incoming:
             raise ApiError(413, "the message is too large")
         message = self._message(order, opened, content)
         recipients = queued_recipients(opened, order.recipients)
-        await self._accept(_dated(message, recipients, order, content))
+        events = deliverylog.taken_in(message, recipients)
+        await self._accept(NewMessage(message, recipients, content, events=events))
         log.info("%s: accepted over HTTP for %s", self.queue_id, self.domain)
         return answer({"id": f"<{opened.summary.message_id}>", "message": "Queued. Thank you."})
 
@@ -170,7 +170,7 @@ class _Incoming:
             ),
             queue_id=self.queue_id,
             now=self.now,
-            options=order.wishes,
+            options=order.options,
             displaced=displaced,
             removed=(b"bcc",),
         )
@@ -188,7 +188,7 @@ class _Incoming:
             smtputf8=order.smtputf8,
             origin="http",
             client=f"HTTP [{canonical(self.request.remote or '')}]",
-            terms=order.terms,
+            terms=opened.terms,
         )
 
     async def _accept(self, new: NewMessage) -> None:
@@ -200,19 +200,6 @@ class _Incoming:
         except SpoolError as error:
             log.error("%s: refused for now: %s", self.queue_id, error)
             raise _as_error(OUR_TROUBLE) from error
-
-
-def _dated(
-    message: QueuedMessage, recipients: Sequence[QueuedRecipient], order: Order, content: bytes
-) -> NewMessage:
-    """The recipients due when the sender wants, or in test mode done with; and the events of it."""
-    events: list[Event] = [deliverylog.accepted(message, recipients)]
-    if order.terms.is_test:
-        recipients = [replace(one, state=State.DELIVERED, next_attempt=None) for one in recipients]
-        events += [deliverylog.tested(message, one, now=message.arrived) for one in recipients]
-    else:
-        recipients = [replace(one, next_attempt=order.due) for one in recipients]
-    return NewMessage(message, tuple(recipients), content, events=tuple(events))
 
 
 def _as_error(refusal: Refusal) -> ApiError:

@@ -22,15 +22,58 @@ from typing import NamedTuple
 
 from relay.mail.header import split_content
 
-__all__ = ["ASKING", "KNOWN", "Found", "HeaderSection", "Sections", "Seen", "look_behind"]
+__all__ = [
+    "ASKING",
+    "IGNORED",
+    "KNOWN",
+    "NOT_SUPPORTED",
+    "Found",
+    "HeaderSection",
+    "Sections",
+    "Seen",
+    "look_behind",
+]
+
+NOT_SUPPORTED = frozenset(
+    {
+        b"X-Mailgun-Archive-To",
+        b"X-Mailgun-Recipient-Variables",
+        b"X-Mailgun-Secondary-DKIM",
+        b"X-Mailgun-Secondary-DKIM-Public",
+        b"X-Mailgun-Suppress-Headers",
+        b"X-Mailgun-Template-Name",
+        b"X-Mailgun-Template-Variables",
+        b"X-Mailgun-Template-Version",
+    }
+)
+"""The fields that ask for what this relay does not do."""
 
 ASKING = (
     "X-Require-TLS",
     "X-Skip-Verification",
     "X-Mailgun-Require-TLS",
     "X-Mailgun-Skip-Verification",
+    "X-Mailgun-Deliver-By",
+    "X-Mailgun-Deliver-Within",
+    "X-Mailgun-Dkim",
+    "X-Mailgun-Drop-Message",
+    "X-Mailgun-Tag",
+    "X-Mailgun-Variables",
+    *sorted(name.decode() for name in NOT_SUPPORTED),
 )
 """The fields by which a message asks this relay for something."""
+
+IGNORED = (
+    b"x-mailgun-campaign-id",
+    b"x-mailgun-delivery-time-optimize-period",
+    b"x-mailgun-sending-ip-pool",
+    b"x-mailgun-time-zone-localize",
+    b"x-mailgun-track",
+    b"x-mailgun-track-clicks",
+    b"x-mailgun-track-opens",
+    b"x-mailgun-track-pixel-location-top",
+)
+"""Fields that have nothing to act on in a relay. They are taken out like those that are obeyed."""
 
 KNOWN = (
     "Auto-Submitted",
@@ -47,6 +90,7 @@ KNOWN = (
     "Sender",
     "Subject",
     "To",
+    *(name.decode() for name in IGNORED),
 )
 """The other fields that somebody asks for."""
 
@@ -107,11 +151,12 @@ class HeaderSection:
         return b""
 
     def without(self, *names: bytes) -> bytes:
-        """The section without the fields of these names and without those that ask for something;
-        byte for byte nothing else changes.
+        """The section without the fields of these names, of `IGNORED` and of `ASKING`; byte for
+        byte nothing else changes.
         """
         spans = [(found.start, found.end) for found in self.asking if found.is_exact]
-        spans += [(start, end + 2) for name in names for start, _, end in self._spans.get(name, ())]
+        for name in (*IGNORED, *names):
+            spans += [(start, end + 2) for start, _, end in self._spans.get(name, ())]
         if not spans:
             return self._octets
         kept, begun = [], 0
@@ -180,6 +225,8 @@ def look_behind(lines: bytes) -> Iterator[Seen]:
     text = "\r\n" + _as_read(lines)
     for match in _FIND_BEHIND(text):
         more, value = match[2], match[3]
+        if more and match[1][-1].isalpha():
+            continue  # the name goes on, and is another one
         number = text.count("\r\n", 0, match.start())
         yield Seen(
             lines.split(b"\r\n", number + 1)[number],
@@ -248,7 +295,7 @@ def _looks_like_asking(*, digits: bool, folded: bool) -> str:
             for c in letters
         )
 
-    names = [_NO_LETTERS.sub("", name.lower()) for name in ASKING]
+    names = sorted((_NO_LETTERS.sub("", name.lower()) for name in ASKING), key=len, reverse=True)
     of_mailgun = [name.removeprefix("xmailgun") for name in names if name.startswith("xmailgun")]
     others = [name.removeprefix("x") for name in names if not name.startswith("xmailgun")]
     mailgun = f"{spelled('mailgun')}(?:{'|'.join(map(spelled, of_mailgun))})"

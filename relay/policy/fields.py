@@ -51,8 +51,8 @@ class BadField(ValueError):
 def read_wishes(section: HeaderSection) -> Wishes:
     """What the fields of a header section ask for. `BadField` where they cannot be understood.
 
-    A name that only nearly is that of a policy field (a space before the colon, `_` for `-`) is
-    a `BadField` too: its sender means the field, and would be served without it in silence.
+    A name that only nearly is that of a field the relay obeys (a space before the colon, `_` for
+    `-`) is a `BadField` too: its sender means the field, and would be served without it in silence.
     """
     if not section.asking:
         return NO_WISHES
@@ -62,7 +62,7 @@ def read_wishes(section: HeaderSection) -> Wishes:
             raise BadField(
                 found.name,
                 found.value,
-                f"is nearly a policy field; write its name {right}, and the colon next",
+                f"is nearly a field that this relay obeys; write its name {right}, and the colon next",
             )
     return Wishes(
         require_tls=_agreed([each for each in section.asking if each.meant in _REQUIRE_TLS]),
@@ -73,16 +73,16 @@ def read_wishes(section: HeaderSection) -> Wishes:
 
 
 def refuse_displaced(lines: bytes) -> None:
-    """`BadField` where lines behind the end of the header section ask for more security.
+    """`BadField` where lines behind the end of the header section ask for something.
 
     Those lines follow one that is no field, so they are body for every reader, and a wish among
-    them is not obeyed. So is a line whose name only looks like a policy field. One that would make
+    them is not obeyed. So is a line whose name only looks like a field that the relay obeys. One that would make
     the message less secure may be text that somebody typed, and stays text; one that asks for
     more, or that cannot be understood, is refused.
     """
     for seen in look_behind(lines):
-        weakens = seen.meant in _SKIP_VERIFICATION
-        if seen.value is None or truth_of(seen.value) is not weakens:
+        weakens = {True: _SKIP_VERIFICATION, False: _REQUIRE_TLS, None: frozenset[bytes]()}
+        if seen.value is None or seen.meant not in weakens[truth_of(seen.value)]:
             name, _, value = seen.line.partition(b":")
             raise BadField(
                 name,

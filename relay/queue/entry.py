@@ -63,7 +63,7 @@ class MessageSummary:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What a sender over HTTP may ask for beyond an envelope.
+    """What a sender may ask for beyond an envelope.
 
     `not_before`: when it is to go out; its age counts from then. `lifetime`: of this message, if
     it is to be shorter than others'. `tags` and `variables` (name and value) are the sender's own

@@ -15,7 +15,7 @@ import unicodedata
 from relay.mail.section import HeaderSection
 from relay.queue.entry import MessageSummary
 
-__all__ = ["MAX_CHARS", "summarise"]
+__all__ = ["MAX_CHARS", "decoded", "readable", "summarise"]
 
 MAX_CHARS = 250
 """How much of a field is kept."""
@@ -124,10 +124,18 @@ def readable(value: bytes) -> str:
             return text[:MAX_CHARS]
     else:
         text = value.decode("utf-8", "replace")
-    text = text.replace("\r\n", "")
-    if "=?" in text:
-        text = _decoded(text)
+    text = _without_folds(text)
     return "".join(map(_harmless, text[:MAX_CHARS])).strip()
+
+
+def decoded(value: bytes) -> str:
+    """The value of a field on one line, its encoded words decoded; nothing is cut."""
+    return _without_folds(value.decode("utf-8", "replace"))
+
+
+def _without_folds(text: str) -> str:
+    text = text.replace("\r\n", "")
+    return _decoded(text) if "=?" in text else text
 
 
 def _is_by_program(auto_submitted: str, precedence: str) -> bool:

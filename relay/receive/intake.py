@@ -29,7 +29,7 @@ from relay.receive.memory import SMALL_BYTES, Memory
 from relay.receive.oddities import Oddities
 from relay.receive.session import Session, Transaction
 from relay.receive.submission import complete, open_message, refusal_of
-from relay.report.deliverylog import accepted
+from relay.report.deliverylog import taken_in
 from relay.submit.message import (
     AT_ONCE_OCTETS,
     HEADER_SECTION_OCTETS,
@@ -226,10 +226,11 @@ class Intake:
             size_bytes=self._staged_bytes + len(content),
             eight_bit=self.reader.eight_bit,
         )
-        event = accepted(message, recipients)
         try:
             await self._reception.store.accept(
-                NewMessage(message, recipients, content, self._staged_bytes, (event,))
+                NewMessage(
+                    message, recipients, content, self._staged_bytes, taken_in(message, recipients)
+                )
             )
         except Exception as error:
             self._refuse(self._trouble(error))

@@ -214,6 +214,7 @@ def complete(
         envid=transaction.envid,
         origin="smtp",
         client=_describe(session),
+        terms=opened.terms,
     )
     return message, queued_recipients(opened, tuple(transaction.recipients.values()))
 

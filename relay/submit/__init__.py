@@ -2,6 +2,7 @@
 kept.
 
 message    a header section judged and rewritten; the message as the queue will hold it
+options    when a message is to go out, its tags, test mode: header fields and values
 trace      the Received field, the fields a client left out, hops counted
 failures   how often a password may be wrong, and what is looked at after that
 secrets    whether a password or key is right

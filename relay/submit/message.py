@@ -1,11 +1,11 @@
 """A header section judged and rewritten, and the message as the queue will hold it. Pure.
 
-Whichever door a message comes in by, this is what becomes of it: policy fields are read and
-taken off, the settings of each recipient domain are resolved and fixed, our Received field goes
+Whichever door a message comes in by, this is what becomes of it: its options and policy fields
+are read (`relay.submit.options`) and taken off, the settings of each recipient domain are resolved and fixed, our Received field goes
 on top. What speaks against a message is a `Refusal`:
 
     552 5.3.4   the header section is too large
-    554 5.6.0   a policy field that says neither yes nor no, is not written as it has to be, or
+    554 5.6.0   a field that cannot be obeyed, such as a policy field that says neither yes nor no, is not written as it has to be, or
                 stands behind the end of the header section
     554 5.4.6   too many Received fields
     452, 451    trouble of our own: `OUT_OF_ROOM`, `OUR_TROUBLE`, never a 5yz
@@ -20,11 +20,12 @@ from datetime import datetime
 from relay.mail.envelope import Recipient
 from relay.mail.reply import Reply
 from relay.mail.section import HeaderSection
-from relay.policy.fields import NO_WISHES, BadField, Wishes, read_wishes, refuse_displaced
+from relay.policy.fields import refuse_displaced
 from relay.policy.rules import PolicyRules, resolve
 from relay.policy.settings import TlsSettings
-from relay.queue.entry import MessageSummary, QueuedRecipient
+from relay.queue.entry import MessageSummary, QueuedRecipient, State, Terms
 from relay.queue.summary import summarise
+from relay.submit.options import Contradiction, Options, both, read_options
 
 __all__ = [
     "AT_ONCE_OCTETS",
@@ -77,6 +78,8 @@ class Screened:
     summary: MessageSummary
     settings: dict[str, TlsSettings]
     arrived: datetime
+    due: datetime
+    terms: Terms | None
 
 
 def open_header(
@@ -89,13 +92,13 @@ def open_header(
     on_top: bytes,
     queue_id: str,
     now: datetime,
-    options: Wishes = NO_WISHES,
+    options: Options | None = None,
     displaced: bytes = b"",
     removed: Collection[bytes] = (),
 ) -> Screened | Refusal:
-    """Judge a header section and rewrite it: policy fields off, `on_top` on top.
+    """Judge a header section and rewrite it: the fields that are obeyed off, `on_top` on top.
 
-    `options` are wishes that came beside the message; they may not contradict its fields.
+    `options` came beside the message; they may not contradict its fields.
     `removed`: other fields that are taken out, in lower case.
     """
     if len(section.octets) > HEADER_SECTION_OCTETS:
@@ -103,42 +106,37 @@ def open_header(
     if section.count(b"received") >= received_hops:
         return _LOOP
     try:
-        wishes = read_wishes(section)
+        asked = read_options(section, now)
         refuse_displaced(displaced)
-        if options is not NO_WISHES:
-            wishes = _both(wishes, options)
-    except (BadField, _Contradiction) as error:
+        if options is not None:
+            asked = both(asked, options)
+    except Contradiction as error:
+        return refuse(554, "5.6.0", f"{error.name} contradicts a header field of the message")
+    except ValueError as error:  # `BadField`, or too many tags
         return refuse(554, "5.6.0", str(error))
     settings = {
-        domain: resolve(rules, reverse_path=reverse_path, recipient_domain=domain, wishes=wishes)
+        domain: resolve(
+            rules, reverse_path=reverse_path, recipient_domain=domain, wishes=asked.wishes
+        )
         for domain in domains
     }
-    return Screened(queue_id, on_top + section.without(*removed), summarise(section), settings, now)
-
-
-class _Contradiction(ValueError):
-    """An option and a header field that say the opposite."""
-
-
-def _both(fields: Wishes, options: Wishes) -> Wishes:
-    return Wishes(
-        require_tls=_agreed(fields.require_tls, options.require_tls, "require-tls"),
-        skip_verification=_agreed(
-            fields.skip_verification, options.skip_verification, "skip-verification"
-        ),
+    asks_for_terms = options is not None or asked != Options(asked.wishes)
+    return Screened(
+        queue_id,
+        on_top + section.without(*removed),
+        summarise(section),
+        settings,
+        now,
+        asked.due(now),
+        asked.terms(now) if asks_for_terms else None,
     )
-
-
-def _agreed(field: bool | None, option: bool | None, name: str) -> bool | None:
-    if None not in (field, option) and field != option:
-        raise _Contradiction(f"o:{name} contradicts a header field of the message")
-    return field if option is None else option
 
 
 def queued_recipients(
     opened: Screened, recipients: Sequence[Recipient]
 ) -> tuple[QueuedRecipient, ...]:
-    """The recipients as the queue will hold them, due at once."""
+    """The recipients as the queue will hold them: due, or done with where it is only a test."""
+    is_test = opened.terms is not None and opened.terms.is_test
     return tuple(
         QueuedRecipient(
             index=index,
@@ -147,7 +145,8 @@ def queued_recipients(
             settings=opened.settings[recipient.domain],
             notify=recipient.notify,
             orcpt=recipient.orcpt,
-            next_attempt=opened.arrived,
+            state=State.DELIVERED if is_test else State.QUEUED,
+            next_attempt=None if is_test else opened.due,
         )
         for index, recipient in enumerate(recipients)
     )

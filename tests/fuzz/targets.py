@@ -9,6 +9,7 @@ import asyncio
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from datetime import UTC, datetime
 from email import message_from_bytes, policy
 from itertools import pairwise
 
@@ -20,16 +21,19 @@ from relay.mail.address import AddressError, domain_of, parse_path
 from relay.mail.header import iter_fields, remove_fields, split_content
 from relay.mail.reply import Reply
 from relay.mail.section import HeaderSection, Sections
-from relay.policy.fields import BadField, read_wishes, refuse_displaced
+from relay.policy.fields import BadField, refuse_displaced
 from relay.queue.summary import summarise
 from relay.receive.content import BareNewlines, BdatReader, DataReader
 from relay.receive.parameters import ParameterError, mail_parameters, rcpt_parameters
 from relay.receive.sasl import Exchange
 from relay.receive.spec import BareNewline
 from relay.sign.signature import author_domain
+from relay.submit.options import read_options
 from tests.fakes.scribe import Scribe
 
 __all__ = ["SEEDS", "TARGETS", "WORDS"]
+
+_NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 
 
 def _cut(octets: bytes, how: int) -> list[bytes]:
@@ -161,7 +165,7 @@ def headers(octets: bytes) -> None:
     )
     section = HeaderSection(header)
     with suppress(BadField):
-        read_wishes(section)
+        read_options(section, _NOW)
     stripped = section.without()
     assert not any(field.name.lower() == b"x-require-tls" for field in iter_fields(stripped))
     if header.count(b"\r") == header.count(b"\n") == header.count(b"\r\n"):
@@ -335,6 +339,9 @@ WORDS = [
     *(
         b"X-Require-TLS:",
         b"X-Skip-Verification: yes",
+        b"X-Mailgun-Drop-Message: yes",
+        b"X-Mailgun-Variables: {}",
+        "X-R\u0435quire-TLS:".encode(),
         b"Subject:",
         b"Received:",
         b"From: a@b.example",

@@ -6,7 +6,7 @@ the lines of what the store committed, and is the only part that touches the dis
 
 from __future__ import annotations
 
-from relay.report.deliverylog.dictionary import accepted, removed, settled, tested
+from relay.report.deliverylog.dictionary import accepted, removed, settled, taken_in
 from relay.report.deliverylog.file import DeliveryLog, EventSource, NumberedEvent
 
 __all__ = [
@@ -16,5 +16,5 @@ __all__ = [
     "accepted",
     "removed",
     "settled",
-    "tested",
+    "taken_in",
 ]

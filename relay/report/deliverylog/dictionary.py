@@ -37,7 +37,7 @@ from relay.queue.entry import Entry, MessageSummary, QueuedMessage, QueuedRecipi
 from relay.queue.settle import Change
 from relay.report.words import policy_text, protection_of, reason_of, sentence_of
 
-__all__ = ["accepted", "removed", "settled", "tested"]
+__all__ = ["accepted", "removed", "settled", "taken_in"]
 
 _MAX_TEXT = 1000
 """Characters of a peer's text, an address or a sentence in a line."""
@@ -57,6 +57,14 @@ _MAX_VARIABLE = 16 * 1024
 """Characters of a sender's own variable: all of what the HTTP interface takes."""
 
 Fields = dict[str, Any]  # what JSON can say
+
+
+def taken_in(message: QueuedMessage, recipients: Sequence[QueuedRecipient]) -> tuple[Event, ...]:
+    """The events of a message that comes in: `accepted`; in test mode `tested` for each recipient."""
+    events = [accepted(message, recipients)]
+    if message.terms is not None and message.terms.is_test:
+        events += [_tested(message, one, now=message.arrived) for one in recipients]
+    return tuple(events)
 
 
 def accepted(message: QueuedMessage, recipients: Sequence[QueuedRecipient]) -> Event:
@@ -132,7 +140,7 @@ def removed(message: QueuedMessage, recipient: QueuedRecipient, *, now: datetime
     return _event(fields, message, now, recipient.address, (counted,))
 
 
-def tested(message: QueuedMessage, recipient: QueuedRecipient, *, now: datetime) -> Event:
+def _tested(message: QueuedMessage, recipient: QueuedRecipient, *, now: datetime) -> Event:
     """A message in test mode goes nowhere, and is told as delivered (as Mailgun does)."""
     fields = _head(
         "delivered", "info", message, _event_id(now, message, f"{recipient.index}.test"), now
@@ -241,7 +249,7 @@ def _about_recipient(fields: Fields, message: QueuedMessage, recipient: QueuedRe
 
 
 def _terms(fields: Fields, message: QueuedMessage) -> None:
-    """What the sender over HTTP wants to find again in each event."""
+    """What the sender wants to find again in each event."""
     terms = message.terms
     if terms is None:
         return

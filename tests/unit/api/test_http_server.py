@@ -95,6 +95,14 @@ async def test_policy_fields_are_obeyed_and_taken_off(rig: Rig) -> None:
             {"h:X-Require-TLS": "no", "o_require_tls": "yes"},
             "o:require-tls contradicts a header field of the message",
         ),
+        (
+            {"h:X-Mailgun-Drop-Message": "yes", "o_testmode": "no"},
+            "o:testmode contradicts a header field of the message",
+        ),
+        (
+            {"h:X-Mailgun-Template-Name": "welcome"},
+            'X-Mailgun-Template-Name: "welcome" is not supported by this relay',
+        ),
         ({"from": ""}, "from parameter is missing"),
     ],
 )
@@ -125,6 +133,48 @@ async def test_a_message_in_test_mode_is_told_of_and_not_sent(rig: Rig) -> None:
     assert [one["event"] for one in events] == ["accepted", "delivered"]
     assert events[1]["delivery-status"]["code"] == 650
     assert events[1]["flags"] == {"is-test-mode": True}
+
+
+@pytest.mark.parametrize("path", ["messages", "messages.mime"])
+async def test_mailguns_header_fields_are_obeyed_and_taken_off(rig: Rig, path: str) -> None:
+    fields = {
+        "X-Mailgun-Tag": "welcome",
+        "X-Mailgun-Variables": '{"order": 7}',
+        "X-Mailgun-Track": "no",
+        "X-Mailgun-Deliver-By": "Fri, 20 Nov 2026 13:00:00 +0000",
+        "X-Mailgun-Dkim": "no",
+    }
+    if path == "messages":
+        said = await rig.send(o_tag="b", **{f"h:{name}": text for name, text in fields.items()})
+    else:
+        lines = "".join(f"{name}: {text}\n" for name, text in fields.items())
+        mime = f"From: ann@example.com\n{lines}\ntext\n".encode()
+        said = await rig.form(
+            f"/v3/example.com/{path}", to="bob@dest.example", message=mime, o_tag="b"
+        )
+    assert said[0] == 200
+    assert await rig.claimed() == []
+    rig.now = NOW + timedelta(hours=1)
+    [entry] = await rig.claimed()
+    terms = entry.message.terms
+    assert terms is not None
+    assert set(terms.tags) == {"welcome", "b"}
+    assert (terms.variables, terms.is_signed) == ((("order", "7"),), False)
+    assert b"X-Mailgun" not in await rig.content(entry)
+
+
+@pytest.mark.parametrize("path", ["messages", "messages.mime"])
+async def test_a_message_with_mailguns_drop_field_goes_nowhere(rig: Rig, path: str) -> None:
+    if path == "messages":
+        said = await rig.send(**{"h:X-Mailgun-Drop-Message": "yes"})
+    else:
+        mime = b"From: ann@example.com\nX-Mailgun-Drop-Message: yes\n\ntext\n"
+        said = await rig.form(f"/v3/example.com/{path}", to="bob@dest.example", message=mime)
+    assert said[0] == 200
+    assert await rig.claimed() == []
+    events = [json.loads(one.event.line) for one in await rig.store.events_after(0)]
+    assert [one["event"] for one in events] == ["accepted", "delivered"]
+    assert events[1]["delivery-status"]["code"] == 650
 
 
 async def test_a_message_made_already_is_sent_as_it_is(rig: Rig) -> None:

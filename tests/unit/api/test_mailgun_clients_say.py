@@ -31,7 +31,8 @@ from relay.api.mailgun_parameters import (
     checked_mime,
 )
 from relay.mail.dates import read_date
-from relay.mail.section import HeaderSection
+from relay.mail.section import ASKING, NOT_SUPPORTED, HeaderSection
+from relay.mail.section import IGNORED as IGNORED_FIELDS
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 PAGE = Path(__file__).resolve().parents[3] / "docs/moving-from-mailgun.md"
@@ -87,7 +88,7 @@ NOON = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 )
 def test_a_date_that_a_client_sends_is_read_exactly(text, at):
     assert read_date(text) == at
-    assert order(("o:deliverytime", text)).due == at
+    assert order(("o:deliverytime", text)).options.due(NOW) == at
 
 
 @pytest.mark.parametrize(
@@ -148,9 +149,17 @@ def test_no_text_at_all_breaks_the_reader_of_dates(text):
 
 def test_every_parameter_is_in_the_table_of_the_page_with_what_becomes_of_it():
     page = PAGE.read_text(encoding="utf-8")
+    refused_fields = {name.decode() for name in NOT_SUPPORTED}
+    fields = {
+        "obeyed": {name for name in ASKING if name.startswith("X-Mailgun")} - refused_fields,
+        "ignored": {name.decode() for name in IGNORED_FIELDS},
+        "refused": refused_fields,
+    }
     for heading, names in (("obeyed", OBEYED), ("ignored", IGNORED), ("refused", REFUSED)):
-        [row] = re.findall(rf"^\| {heading} \| (.*) \|$", page, re.MULTILINE)
+        row, of_fields = re.findall(rf"^\| {heading} \| (.*) \|$", page, re.MULTILINE)
         assert set(re.findall(r"`([^`]+)`", row)) - {"t:"} == names
+        told = {name.lower() for name in re.findall(r"`([^`]+)`", of_fields)}
+        assert told == {name.lower() for name in fields[heading]}
 
 
 def test_refused_option_is_400_by_name_unless_it_is_empty():
@@ -187,11 +196,11 @@ def test_lists_of_php_and_ruby_are_lists():
     )
     assert [part.get_filename() for part in message.iter_attachments()] == ["a.txt", "b.txt"]
     assert message["x-a"] == "1"
-    assert order(("o:tag[]", "a"), ("o:tag[1]", "b")).terms.tags == ("a", "b")
+    assert order(("o:tag[]", "a"), ("o:tag[1]", "b")).options.tags == ("a", "b")
 
 
 def test_the_name_of_a_variable_is_kept_as_it_is():
-    assert order(("v:My[0]", "x"), ("V:Order", "y")).terms.variables == (
+    assert order(("v:My[0]", "x"), ("V:Order", "y")).options.variables == (
         ("My[0]", "x"),
         ("Order", "y"),
     )
@@ -241,8 +250,9 @@ def test_a_setting_of_a_domain_that_is_not_known_is_refused_by_name():
 
 
 def test_dkim_is_left_out_where_the_sender_wants_none():
-    assert order(("o:dkim", "no")).terms.is_signed is False
-    assert order(("o:dkim", "True")).terms.is_signed is order().terms.is_signed is True
+    assert order(("o:dkim", "no")).options.terms(NOW).is_signed is False
+    assert order(("o:dkim", "True")).options.terms(NOW).is_signed is True
+    assert order().options.terms(NOW).is_signed is True
     assert "o:dkim" in refusal(order, ("o:dkim", "maybe"))
 
 

@@ -1,0 +1,245 @@
+"""What a message asks for besides its security: when it goes out, under which tags, whether it is
+signed, or whether it is only a test. Pure.
+
+Over HTTP these are parameters (`relay.api.mailgun`); by any door they are header fields with
+Mailgun's names, which are taken out before the message goes on:
+
+    X-Mailgun-Deliver-By      o:deliverytime      a date of RFC 5322, at most seven days ahead
+    X-Mailgun-Deliver-Within  o:deliver-within    a duration such as 1h30m, from 5m to 24h
+    X-Mailgun-Drop-Message    o:testmode          yes: accepted, told as delivered, sent to nobody
+    X-Mailgun-Dkim            o:dkim              no: without a DKIM signature of ours
+    X-Mailgun-Tag             o:tag               may repeat
+    X-Mailgun-Variables       v:                  a JSON object, told with each event
+
+`relay.mail.section` names them, and those that ask for what this relay does not do: they are
+refused, as a value is that is not understood. `IGNORED` have nothing to act on in a relay.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TypeVar
+
+from relay.mail.dates import read_date
+from relay.mail.section import NOT_SUPPORTED, Found, HeaderSection
+from relay.policy.fields import NO_WISHES, BadField, Wishes, read_wishes, truth_of
+from relay.queue.entry import Terms
+from relay.queue.summary import decoded, readable
+
+__all__ = [
+    "MAX_OPTIONS_OCTETS",
+    "NO_OPTIONS",
+    "Contradiction",
+    "Options",
+    "both",
+    "deliver_within",
+    "delivery_time",
+    "read_options",
+    "unique_tags",
+]
+
+MAX_OPTIONS_OCTETS = 16 * 1024
+"""Of all the options of a message."""
+
+_MAX_TAGS = 10
+_MAX_TAG_CHARS = 128
+_LATEST = timedelta(days=7)
+_SHORTEST, _LONGEST = timedelta(minutes=5), timedelta(hours=24)
+_WITHIN = re.compile(r"(?:([0-9]{1,3})h)?(?:([0-9]{1,5})m)?(?:([0-9]{1,6})s)?")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a message asks for; None or empty where it says nothing."""
+
+    wishes: Wishes = NO_WISHES
+    deliver_at: datetime | None = None
+    deliver_within: timedelta | None = None
+    is_test: bool | None = None
+    is_signed: bool | None = None
+    tags: tuple[str, ...] = ()
+    variables: tuple[tuple[str, str], ...] = ()
+
+    def due(self, now: datetime) -> datetime:
+        """When it is to be sent: never in the past."""
+        return now if self.deliver_at is None else max(self.deliver_at, now)
+
+    def terms(self, now: datetime) -> Terms:
+        """As the queue keeps them."""
+        due = self.due(now)
+        return Terms(
+            not_before=due if due > now else None,
+            lifetime=self.deliver_within,
+            tags=self.tags,
+            variables=self.variables,
+            is_test=self.is_test or False,
+            is_signed=self.is_signed is not False,
+        )
+
+
+NO_OPTIONS = Options()
+
+
+class Contradiction(ValueError):
+    """Two options of one name that do not say the same. `name`: as the parameter is called."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name} contradicts itself")
+        self.name = name
+
+
+def read_options(section: HeaderSection, now: datetime) -> Options:
+    """What the fields of a header section ask for. `BadField` where they cannot be obeyed."""
+    if not section.asking:
+        return NO_OPTIONS
+    asked = Options(read_wishes(section))
+    octets = 0
+    for found in section.asking:
+        read = _READERS.get(found.meant)
+        if read is None and found.meant not in NOT_SUPPORTED:
+            continue  # a policy field
+        octets += len(found.value)
+        try:
+            if octets > MAX_OPTIONS_OCTETS:
+                raise ValueError("makes more than 16 KB of options")
+            if decoded(found.value).strip() and read is None:
+                raise ValueError("is not supported by this relay")
+            asked = both(asked, read(found, now)) if read is not None else asked
+        except Contradiction:
+            complaint = "contradicts an earlier field"
+            raise BadField(found.name, found.value, complaint) from None
+        except ValueError as error:
+            raise BadField(found.name, found.value, str(error)) from None
+    return asked
+
+
+def both(first: Options, second: Options) -> Options:
+    """Two sets of options as one; `Contradiction` where they do not agree."""
+    return Options(
+        Wishes(
+            _agreed(first.wishes.require_tls, second.wishes.require_tls, "o:require-tls"),
+            _agreed(
+                first.wishes.skip_verification,
+                second.wishes.skip_verification,
+                "o:skip-verification",
+            ),
+        ),
+        _agreed(first.deliver_at, second.deliver_at, "o:deliverytime"),
+        _agreed(first.deliver_within, second.deliver_within, "o:deliver-within"),
+        _agreed(first.is_test, second.is_test, "o:testmode"),
+        _agreed(first.is_signed, second.is_signed, "o:dkim"),
+        unique_tags((*first.tags, *second.tags)),
+        _of_both(first.variables, second.variables),
+    )
+
+
+# --- values -------------------------------------------------------------------------------------
+
+
+def delivery_time(text: str, now: datetime) -> datetime | None:
+    """A date, None where there is none; ValueError says what is wrong with it."""
+    if not text.strip():
+        return None
+    try:
+        at = read_date(text)
+    except ValueError:
+        raise ValueError("is not an RFC 5322 date") from None
+    if at > now + _LATEST:
+        raise ValueError("is more than 7 days in the future")
+    return at
+
+
+def deliver_within(text: str) -> timedelta | None:
+    """A duration, None where there is none; ValueError says what is wrong with it."""
+    if not text.strip():
+        return None
+    match = _WITHIN.fullmatch(text.strip())
+    hours, minutes, seconds = (
+        int(part or 0) for part in (match.groups() if match else ()) or (0, 0, 0)
+    )
+    within = timedelta(hours=hours, minutes=minutes, seconds=seconds)
+    if match is None or not _SHORTEST <= within <= _LONGEST:
+        raise ValueError("is not a duration from 5m to 24h")
+    return within
+
+
+def unique_tags(tags: Iterable[str]) -> tuple[str, ...]:
+    """Each tag once; ValueError where there are too many, or one is too long."""
+    unique = tuple(dict.fromkeys(tag for tag in tags if tag))
+    if len(unique) > _MAX_TAGS or any(len(tag) > _MAX_TAG_CHARS for tag in unique):
+        raise ValueError(f"at most {_MAX_TAGS} tags of {_MAX_TAG_CHARS} characters")
+    return unique
+
+
+def _agreed(first: T | None, second: T | None, name: str) -> T | None:
+    if first is not None and second is not None and first != second:
+        raise Contradiction(name)
+    return second if first is None else first
+
+
+def _of_both(
+    first: tuple[tuple[str, str], ...], second: tuple[tuple[str, str], ...]
+) -> tuple[tuple[str, str], ...]:
+    if not (first and second):
+        return first or second
+    values = dict(first)
+    for name, value in second:
+        if values.setdefault(name, value) != value:
+            raise Contradiction(f"v:{name}")
+    return tuple(values.items())
+
+
+# --- fields -------------------------------------------------------------------------------------
+
+
+def _truth(found: Found) -> bool:
+    truth = truth_of(found.value.replace(b"\r\n", b""))
+    if truth is None:
+        raise ValueError("is neither yes nor no")
+    return truth
+
+
+def _variables(found: Found) -> tuple[tuple[str, str], ...]:
+    text = decoded(found.value).strip()
+    if not text:
+        return ()
+    try:
+        said = json.loads(text)
+    except (ValueError, RecursionError):
+        said = None
+    if not isinstance(said, dict):
+        raise ValueError("is not a JSON object")
+    variables = tuple((name, _as_text(value)) for name, value in said.items())
+    if not all(_is_text(part) for pair in variables for part in pair):
+        raise ValueError("has half a character in it")
+    return variables
+
+
+def _is_text(text: str) -> bool:
+    """Whether there is no lone surrogate in it."""
+    return not any("\ud800" <= char <= "\udfff" for char in text)
+
+
+def _as_text(value: object) -> str:
+    """A variable is a text; any other value of JSON is told as it is written there."""
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+
+
+_READERS: Mapping[bytes, Callable[[Found, datetime], Options]] = {
+    b"X-Mailgun-Deliver-By": lambda found, now: Options(
+        deliver_at=delivery_time(decoded(found.value), now)
+    ),
+    b"X-Mailgun-Deliver-Within": lambda found, _: Options(
+        deliver_within=deliver_within(decoded(found.value))
+    ),
+    b"X-Mailgun-Drop-Message": lambda found, _: Options(is_test=_truth(found)),
+    b"X-Mailgun-Dkim": lambda found, _: Options(is_signed=_truth(found)),
+    b"X-Mailgun-Tag": lambda found, _: Options(tags=unique_tags([readable(found.value)])),
+    b"X-Mailgun-Variables": lambda found, _: Options(variables=_variables(found)),
+}
