@@ -59,13 +59,20 @@ class AllQueues:
         self, wanted: QueueFilter, *, now: datetime, after: str = "", limit: int = 1000
     ) -> list[ListedMessage]:
         """A page of the messages that match, by queue id."""
-        pages = await asyncio.gather(
-            *(
-                queue.list_messages(wanted, now=now, after=after, limit=limit)
-                for queue in self._queues
+        found: list[ListedMessage] = []
+        reached: str | None = after
+        while reached is not None and not more_follows(found, limit):
+            # Of each queue its share of the page: the rest of a whole page would be read in vain.
+            some = (limit - len(found)) // len(self._queues) + 1
+            pages = await asyncio.gather(
+                *(
+                    queue.list_messages(wanted, now=now, after=reached, limit=some)
+                    for queue in self._queues
+                )
             )
-        )
-        return _in_order(pages, limit)
+            following, reached = _in_order(pages, some)
+            found += following
+        return found[:limit]
 
     async def count_mail(self, wanted: CountFilter) -> list[CountedMail]:
         """The counts of a period, added up over its hours and over all workers."""
@@ -128,19 +135,27 @@ class AllQueues:
             starts = [_start(cut, ascending) for cut in cuts]
         else:
             ends = await asyncio.gather(*map(_end, self._queues))
-            starts = [0] * len(self._queues)
-        pages = await asyncio.gather(
-            *(
-                queue.find_events(
-                    wanted, after=start, limit=limit, ascending=ascending, patience=patience
+            cuts, starts = [], [0] * len(self._queues)
+        found: list[StoredEvent] = []
+        while True:
+            some = (limit - len(found)) // len(self._queues) + 1
+            pages = await asyncio.gather(
+                *(
+                    queue.find_events(
+                        wanted, after=start, limit=some, ascending=ascending, patience=patience
+                    )
+                    for queue, start in zip(self._queues, starts, strict=True)
                 )
-                for queue, start in zip(self._queues, starts, strict=True)
             )
-        )
-        if not after:
-            cuts = [_beginning(page, end, ascending) for page, end in zip(pages, ends, strict=True)]
-        hurried = patience is not None and time.monotonic() - began >= patience.total_seconds()
-        return _by_time(pages, cuts, limit, ascending, hurried=hurried)
+            if not cuts:
+                beginnings = zip(pages, ends, strict=True)
+                cuts = [_beginning(page, end, ascending) for page, end in beginnings]
+            hurried = patience is not None and time.monotonic() - began >= patience.total_seconds()
+            goes_on = [bool(page) and (hurried or len(page) == some) for page in pages]
+            found += _by_time(pages, cuts, limit - len(found), ascending, goes_on)
+            if hurried or len(found) == limit or not any(goes_on):
+                return found
+            starts = [_start(cut, ascending) for cut in cuts]
 
 
 async def _end(queue: QueueView) -> int:
@@ -149,11 +164,14 @@ async def _end(queue: QueueView) -> int:
     return newest[0].seq if newest else 0
 
 
-def _in_order(pages: Sequence[list[ListedMessage]], limit: int) -> list[ListedMessage]:
+def _in_order(
+    pages: Sequence[Sequence[ListedMessage]], limit: int
+) -> tuple[list[ListedMessage], str | None]:
+    """The messages of several pages up to where all of them reach, and where that is; None: the end."""
     found = sorted((item for page in pages for item in page), key=lambda item: item.queue_id)
     # Behind the end of a full page its queue may have more, which come first.
-    full = min((page[-1].queue_id for page in pages if more_follows(page, limit)), default=None)
-    return [item for item in found if full is None or item.queue_id <= full][:limit]
+    reached = min((page[-1].queue_id for page in pages if more_follows(page, limit)), default=None)
+    return [item for item in found if reached is None or item.queue_id <= reached], reached
 
 
 # Where a listing stands in a queue is a cut: twice an event's number is that event itself, and one
@@ -206,21 +224,20 @@ def _beginning(page: Sequence[StoredEvent], end: int, ascending: bool) -> int:
 
 def _by_time(
     pages: Sequence[Sequence[StoredEvent]],
-    cuts: Sequence[int],
+    cuts: list[int],
     limit: int,
     ascending: bool,
-    *,
-    hurried: bool,
+    goes_on: Sequence[bool],
 ) -> list[StoredEvent]:
-    """`hurried`: a page may have ended early, and what follows in its queue comes before others'
-    events.
+    """At most `limit` events of the pages; `cuts` then stand behind them.
+
+    `goes_on`: behind a page its queue may have more, which comes before others' events.
     """
     found: list[StoredEvent] = []
     left = [deque(page) for page in pages]
-    cuts = list(cuts)
     pick = min if ascending else max
     while len(found) < limit and any(left):
-        if hurried and any(page and not rest for page, rest in zip(pages, left, strict=True)):
+        if any(more and not rest for more, rest in zip(goes_on, left, strict=True)):
             break
         queue = pick(
             (number for number, page in enumerate(left) if page),

@@ -353,7 +353,9 @@ async def test_clients_without_a_key_are_answered_at_a_rate_and_others_at_once(
     assert waits[-1] > 0.9
 
 
-async def test_many_who_ask_for_the_health_are_one_question(dial: Dial, rig: Rig) -> None:
+async def test_many_who_ask_for_the_health_are_one_question(
+    dial: Dial, rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = 0
 
     async def health() -> dict[str, list[str]]:
@@ -362,7 +364,7 @@ async def test_many_who_ask_for_the_health_are_one_question(dial: Dial, rig: Rig
         await asyncio.sleep(0.2)
         return {"liveness": [], "readiness": ["draining"]}
 
-    rig.relay.health = health  # type: ignore[method-assign]
+    monkeypatch.setattr(rig.relay, "health", health)
     listening = await start_http(rig.api, ("127.0.0.1", 0))
 
     async def ask(path: str) -> int:
