@@ -107,7 +107,11 @@ async def _serve(
             log.warning("%s", warning)
     # The service manager hears the supervisor, where there is one.
     systemd = Systemd(environ if worker.line is None else {})
-    relay = Relay(
+    over, hangup = asyncio.Event(), asyncio.Event()
+    signals = _Signals(over, hangup, own_log, is_patient=worker.line is not None)
+    signals.listen()
+    worker.watch_line(over.set)
+    relay = await Relay.start(
         worker_config(config, worker.number, worker.workers),
         worker=worker,
         path=path,
@@ -116,17 +120,12 @@ async def _serve(
         systemd=systemd,
         own_log=own_log,
     )
-    over, hangup = asyncio.Event(), asyncio.Event()
-    signals = _Signals(over, hangup, own_log, is_patient=worker.line is not None)
-    signals.listen()
-    worker.watch_line(over.set)
-    await relay.start()
     _spare_the_collector()
     if worker.line is None:
         log.info("relay %s ready: %s", __version__, relay.summary())
     systemd.ready(relay.summary())
     watchdog = asyncio.create_task(_answer_watchdog(systemd, relay))
-    reporting = asyncio.create_task(worker.report(relay.liveness))
+    reporting = asyncio.create_task(worker.report(relay.status.liveness))
     reloading = asyncio.create_task(_reload_when_told(hangup, relay))
     broken = asyncio.ensure_future(relay.broken)
     await asyncio.wait(
@@ -200,7 +199,7 @@ async def _answer_watchdog(systemd: Systemd, relay: Relay) -> None:
     if systemd.watchdog_seconds is None:
         return
     while True:
-        liveness = await relay.liveness()
+        liveness = await relay.status.liveness()
         if liveness:
             log.error("the watchdog is not answered: %s", "; ".join(liveness))
         else:

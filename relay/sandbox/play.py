@@ -146,8 +146,9 @@ async def _play(directory: Path, stage: AsyncExitStack) -> list[Cell]:
     config_file, port = _write_config(directory, ca_file, dns, hosts)
     config = load(config_file, {})
     files = FileBudget(clients=50, deliveries=50, queries=50, is_short=False)
-    relay = Relay(config, path=config_file, environ={}, files=files, systemd=Systemd({}))
-    await relay.start()
+    relay = await Relay.start(
+        config, path=config_file, environ={}, files=files, systemd=Systemd({})
+    )
     stage.push_async_callback(relay.stop)
     await _submit(port)
     events = await _follow(Path(config.log.delivery))

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Self
 
 from relay.receive.limits import Elsewhere
 from relay.submit.failures import FailedElsewhere
@@ -26,6 +28,14 @@ BEAT_SECONDS = 5.0
 
 class StartError(Exception):
     """The relay cannot start; the text says why, in a sentence for the administrator."""
+
+    @classmethod
+    def at(cls, place: str, error: Exception) -> Self:
+        """What went wrong with a key or a listener, in the system's words, without number."""
+        if isinstance(error, OSError) and error.errno:
+            name = f" ({error.filename})" if error.filename else ""
+            return cls(f"{place}: {os.strerror(error.errno).lower()}{name}")
+        return cls(f"{place}: {error}")
 
 
 @dataclass(frozen=True)

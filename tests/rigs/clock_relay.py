@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from relay.cli import main
-from relay.daemon import running
+from relay.daemon import assemble
 
 if __name__ == "__main__":
     _file = Path(sys.argv.pop(1))
@@ -21,5 +21,5 @@ if __name__ == "__main__":
     def _now() -> datetime:
         return datetime.now(UTC) + timedelta(seconds=float(_file.read_text()))
 
-    running.now = _now
+    assemble.now = _now
     main()

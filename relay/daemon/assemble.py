@@ -1,0 +1,221 @@
+"""The parts of a relay, put together in the order in which they may fail.
+
+    keys ─► store ─► settings, policies ─► resolver, router ─► attempt ─► scheduler, reception
+
+Nothing listens and nothing runs yet: `relay.daemon.running` starts the parts. What `assemble` has
+opened is on the exit stack that it is given. `StartError` says in a sentence what is not to be had.
+"""
+
+from __future__ import annotations
+
+import random
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from relay.admin.domain_settings import SettingsElsewhere, SettingsInForce
+from relay.config import Config
+from relay.config.parts import resolver_options, route_options
+from relay.daemon.files import FileBudget
+from relay.daemon.policies import make_policies
+from relay.daemon.watching import MeteredQueue, MeteredSink, metered
+from relay.deliver.attempt import Attempt
+from relay.deliver.pool import Pool, PoolLimits
+from relay.deliver.scheduler import Scheduler
+from relay.deliver.signing import Signer
+from relay.deliver.sts_fetch import AT_ONCE, Fetched, FetchFailed
+from relay.deliver.tls import TlsContexts
+from relay.policy.rules import PolicyRules
+from relay.queue.engine import WORKER_SPOOL, open_policies, open_store, orphans
+from relay.queue.policies import PolicyCache
+from relay.queue.retry import latest_due
+from relay.queue.store import SpoolError, Store
+from relay.receive.intake import Reception
+from relay.receive.limits import Connections
+from relay.receive.listener import Listener
+from relay.receive.passwords import Passwords
+from relay.receive.spec import TcpAddress
+from relay.report.deliverylog import DeliveryLog
+from relay.report.metrics import Metrics
+from relay.route.dns import DnsResolver, ResolverError
+from relay.route.router import Router
+from relay.sign.keys import KeyFileError, load_keys
+from relay.sign.signature import SigningKey
+from relay.submit.failures import Failures
+from relay.workers.worker import StartError, Worker
+from relay.workers.worker_config import part, shared_spool
+
+__all__ = ["Parts", "assemble"]
+
+
+def now() -> datetime:
+    """The clock of every part."""
+    return datetime.now(UTC)
+
+
+class Parts:
+    """All that a worker is made of.
+
+    `config`, `signing_keys`, `reloaded` (when) and `reload_failed` are what a reload takes over.
+    `settings`: what was set over HTTP. `listeners`: those that are open now.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        worker: Worker,
+        files: FileBudget,
+        *,
+        signing_keys: dict[str, SigningKey],
+        store: Store,
+        settings: SettingsInForce | SettingsElsewhere,
+        policy_cache: PolicyCache,
+    ) -> None:
+        self.config = config
+        self.worker = worker
+        self.files = files
+        self.clock = now
+        self.signing_keys = signing_keys
+        self.reloaded = self.clock()
+        self.reload_failed = False
+        self.listeners: list[Listener] = []
+        self.metrics = Metrics()
+        self.store = store
+        self.settings = settings
+        self.sink = MeteredSink(store, self.metrics)
+        self.delivery_log = DeliveryLog(Path(config.log.delivery), store)
+        self.resolver = _make_resolver(config, files)
+        self.router = Router(
+            self.resolver,
+            route_options(config),
+            hostname=config.hostname,
+            listening=self._listening,
+            random=random.SystemRandom(),
+        )
+        contexts = TlsContexts(config.tls.ca_file)
+        self.policies = make_policies(
+            config,
+            policy_cache,
+            resolver=self.resolver,
+            router=self.router,
+            contexts=contexts,
+            clock=self.clock,
+            at_once=max(1, part(AT_ONCE, worker.number, worker.workers)),
+            told=self._policy_fetched,
+        )
+        places = min(config.delivery.concurrency, files.deliveries)
+        delivery = replace(config.delivery, concurrency=places)
+        self.pool = Pool(PoolLimits(connections=places))
+        self.attempt = Attempt(
+            metered(self.router.route, self.metrics),
+            hostname=config.hostname,
+            delivery=delivery,
+            tls=config.tls,
+            pool=self.pool,
+            contexts=contexts,
+            signer=Signer(lambda: self.signing_keys, clock=self.clock),
+        )
+        self.scheduler = Scheduler(
+            MeteredQueue(store, self.metrics),
+            self.attempt,
+            schedule=config.queue.schedule,
+            options=delivery,
+            rules=self.rules,
+            hostname=config.hostname,
+            clock=self.clock,
+        )
+        clients = min(config.limits.connections, files.clients)
+        self.reception = Reception(
+            hostname=config.hostname,
+            store=self.sink,
+            policy=self.rules,
+            access=lambda: self.config.access,
+            clock=self.clock,
+            limits=replace(config.limits, connections=clients),
+            connections=Connections(worker.elsewhere),
+        )
+        self.failures = Failures(elsewhere=worker.failed_elsewhere)
+        self.passwords = Passwords(self.failures, clock=self.clock)
+
+    def rules(self) -> PolicyRules:
+        """The rules in force: the file's, with what was set over HTTP above them."""
+        return self.settings.over(self.config.policy)
+
+    def _listening(self) -> list[tuple[str, int]]:
+        """Where we listen, so that mail is never delivered to ourselves."""
+        addresses = (listener.address for listener in self.listeners)
+        return [
+            (address.host, address.port) for address in addresses if isinstance(address, TcpAddress)
+        ]
+
+    def _policy_fetched(self, domain: str, found: Fetched | FetchFailed) -> None:
+        self.metrics.policy_fetched(found.error.value if isinstance(found, FetchFailed) else "ok")
+
+
+async def assemble(
+    config: Config, *, worker: Worker, files: FileBudget, opened: AsyncExitStack
+) -> Parts:
+    """The parts of one worker; what is to be closed again is on `opened`."""
+    signing_keys = _load_signing_keys(config)
+    store = await _open_store(config, worker)
+    opened.push_async_callback(store.close)
+    settings = await _read_settings(store, worker)
+    policy_cache = await _open_policies(config, worker)
+    opened.push_async_callback(policy_cache.close)
+    parts = Parts(
+        config,
+        worker,
+        files,
+        signing_keys=signing_keys,
+        store=store,
+        settings=settings,
+        policy_cache=policy_cache,
+    )
+    opened.push_async_callback(parts.policies.close)
+    opened.push_async_callback(parts.attempt.close)
+    return parts
+
+
+def _load_signing_keys(config: Config) -> dict[str, SigningKey]:
+    try:
+        return load_keys(config.dkim.domains)
+    except KeyFileError as error:
+        raise StartError(f"dkim.domains: {error}") from error
+
+
+async def _open_store(config: Config, worker: Worker) -> Store:
+    """This worker's queue. The first takes over those of workers that are no more."""
+    directory, at = Path(config.queue.path), now()
+    max_wait = latest_due(config.queue.schedule, now=at) - at
+    present = {f"{WORKER_SPOOL}{number}" for number in range(1, worker.workers)}
+    try:
+        adopting = orphans(directory, WORKER_SPOOL, present=present) if worker.is_first else []
+        return await open_store(directory, now=at, max_wait=max_wait, adopting=adopting)
+    except (SpoolError, OSError) as error:
+        raise StartError(f"queue.path: {error}") from error
+
+
+async def _read_settings(store: Store, worker: Worker) -> SettingsInForce | SettingsElsewhere:
+    """What was set over HTTP: the first worker keeps it, and tells the others."""
+    shared = worker.shared_settings
+    if shared is not None and not worker.is_first:
+        return SettingsElsewhere(shared)
+    settings = SettingsInForce(store.api_state, shared)
+    await settings.load()
+    return settings
+
+
+def _make_resolver(config: Config, files: FileBudget) -> DnsResolver:
+    try:
+        return DnsResolver(replace(resolver_options(config), concurrency=files.queries))
+    except ResolverError as error:
+        raise StartError(f"resolver.nameservers: {error}") from error
+
+
+async def _open_policies(config: Config, worker: Worker) -> PolicyCache:
+    """The MTA-STS policies that all workers share."""
+    try:
+        return await open_policies(Path(shared_spool(config.queue.path, worker.number)))
+    except SpoolError as error:
+        raise StartError(f"queue.path: {error}") from error

@@ -1,0 +1,87 @@
+"""How one worker's relay is: its health, its deliveries, everything that is counted."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from relay import __version__
+from relay.daemon.assemble import Parts
+from relay.daemon.watching import connections, expiries, heart_beats, log_lag, oldest_age, room_at
+from relay.report.metrics import Snapshot
+
+__all__ = ["Status"]
+
+_LISTED_DESTINATIONS = 1000
+
+
+class Status:
+    """A `relay.admin.operator.RunningRelay`. `tasks`: the parts that run beside each other."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self.tasks: list[asyncio.Task[None]] = []
+        self.serves_http = False
+        self.is_draining = False
+
+    def retry_silent(self) -> None:
+        """Destinations that did not answer are tried again."""
+        self._parts.scheduler.retry_silent()
+
+    async def status(self) -> dict[str, Any]:
+        """Deliveries under way, and destinations that do not answer."""
+        scheduler = self._parts.scheduler
+        silent = list(scheduler.silent_destinations().items())[:_LISTED_DESTINATIONS]
+        return {
+            "in-flight": scheduler.in_flight,
+            "silent-destinations": {name: until.isoformat() for name, until in silent},
+        }
+
+    async def health(self) -> dict[str, list[str]]:
+        """What is wrong."""
+        liveness = await self.liveness()
+        return {"liveness": liveness, "readiness": [*liveness, *self._hindrances()]}
+
+    async def liveness(self) -> list[str]:
+        """What is wrong so that a restart may cure it: parts that ended, a queue that does not
+        answer.
+        """
+        found = [f"{task.get_name()} has ended" for task in self.tasks if task.done()]
+        stuck = await heart_beats(self._parts.store, self._parts.store)
+        return [*found, stuck] if stuck else found
+
+    def _hindrances(self) -> list[str]:
+        """Why no mail should be handed to a relay that lives."""
+        found = ["draining"] if self.is_draining else []
+        if self._parts.delivery_log.is_in_trouble:
+            found.append("the delivery log cannot be written")
+        return found
+
+    async def metrics(self) -> bytes:
+        """Everything that Prometheus may want to know."""
+        return self._parts.metrics.render(await self._snapshot())
+
+    async def _snapshot(self) -> Snapshot:
+        parts, config = self._parts, self._parts.config
+        counts = await parts.store.counts()
+        return Snapshot(
+            version=__version__,
+            queue={state.value: count for state, count in counts.items()},
+            oldest_seconds=await oldest_age(parts.store, now=parts.clock()),
+            connections=connections(parts.listeners),
+            in_flight=parts.scheduler.in_flight,
+            kept_connections=len(parts.pool),
+            silent_destinations=len(parts.scheduler.silent_destinations()),
+            log_lag_events=await log_lag(parts.store, parts.store),
+            log_in_trouble=parts.delivery_log.is_in_trouble,
+            auth_failures=parts.failures.total,
+            spool_free_bytes=room_at(config.queue.path),
+            certificates=expiries(
+                [
+                    *(spec.certificate for spec in config.listeners),
+                    config.admin.certificate if self.serves_http else None,
+                ]
+            ),
+            reloaded=parts.reloaded,
+            reload_failed=parts.reload_failed,
+        )
