@@ -9,6 +9,7 @@ opened is on the exit stack that it is given. `StartError` says in a sentence wh
 from __future__ import annotations
 
 import random
+import time
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -21,6 +22,7 @@ from relay.daemon.files import FileBudget
 from relay.daemon.policies import make_policies
 from relay.daemon.watching import MeteredQueue, MeteredSink, metered
 from relay.deliver.attempt import Attempt
+from relay.deliver.destinations import Destinations
 from relay.deliver.pool import Pool, PoolLimits
 from relay.deliver.scheduler import Scheduler
 from relay.deliver.signing import Signer
@@ -107,6 +109,9 @@ class Parts:
         places = min(config.delivery.concurrency, files.deliveries)
         delivery = replace(config.delivery, concurrency=places)
         self.pool = Pool(PoolLimits(connections=places))
+        destinations = Destinations(
+            delivery.concurrency_per_destination, config.queue.schedule, clock=time.monotonic
+        )
         self.attempt = Attempt(
             metered(self.router.route, self.metrics),
             hostname=config.hostname,
@@ -115,6 +120,7 @@ class Parts:
             pool=self.pool,
             contexts=contexts,
             signer=Signer(lambda: self.signing_keys, clock=self.clock),
+            destinations=destinations,
         )
         self.scheduler = Scheduler(
             MeteredQueue(store, self.metrics),
@@ -124,6 +130,7 @@ class Parts:
             rules=self.rules,
             hostname=config.hostname,
             clock=self.clock,
+            destinations=destinations,
         )
         clients = min(config.limits.connections, files.clients)
         self.reception = Reception(

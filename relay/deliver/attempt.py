@@ -1,7 +1,7 @@
 """One attempt to deliver an entry: the hosts of its domain in order, until each recipient's fate is
 known.
 
-    route ─► for each host: requirement ─► pool or reach ─► transactions ─► diagnosis ─► tally
+    route ─► for each host: room? ─► requirement ─► pool or reach ─► transactions ─► diagnosis ─► tally
 
 The order is the safety argument. A recipient that was taken, refused for good, or left in doubt
 after the final dot is never named to another host. What a host cannot prove, nothing of the message
@@ -18,9 +18,11 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from enum import Enum, auto
 
 from relay.deliver import negotiate
 from relay.deliver.connection import Connection, Content
+from relay.deliver.destinations import Destinations, NotNow, Use, turns_away
 from relay.deliver.diagnosis import (
     Answer,
     Stage,
@@ -50,6 +52,15 @@ _PIECE_BYTES = 64 * 1024
 """Of content to be converted, between two turns for everybody else."""
 
 
+class _Visited(Enum):
+    """What trying a host came to."""
+
+    TALKED = auto()
+    SILENT = auto()
+    TURNED_AWAY = auto()
+    CANCELLED = auto()
+
+
 @dataclass(frozen=True, slots=True)
 class _Job:
     """What is to be delivered: the message, its content, and what of that is known."""
@@ -77,6 +88,7 @@ class Attempt:
         pool: Pool | None = None,
         contexts: TlsContexts | None = None,
         signer: Signer | None = None,
+        destinations: Destinations | None = None,
     ) -> None:
         delivery, tls = delivery or DeliveryOptions(), tls or TlsOptions()
         self._route = route
@@ -86,11 +98,17 @@ class Attempt:
         )
         self._pool = Pool() if pool is None else pool
         self._signer = signer
+        self._destinations = destinations or Destinations(
+            delivery.concurrency_per_destination, clock=_now
+        )
 
     async def run(
         self, entry: Entry, content: Callable[[], AsyncIterator[bytes]]
     ) -> dict[int, Outcome]:
-        """Try to deliver; the outcome for every recipient of the entry, by its index."""
+        """Try to deliver; the outcome for every recipient of the entry, by its index.
+
+        Raises `NotNow` where no host had room for a connection.
+        """
         route = await self._route(entry.domain)
         if isinstance(route, NoRoute):
             return {recipient.index: route.outcome for recipient in entry.recipients}
@@ -103,44 +121,119 @@ class Attempt:
         )
         job = await _job(entry, content, self._signer)
         with self._pool.using_one():
-            for host in route.hosts:
-                go_on = await self._try_host(host, needed, job, tally)
-                if not tally.pending or not go_on:
-                    break
+            await self._try_hosts(route.hosts, needed, job, tally)
         return tally.outcomes()
+
+    async def _try_hosts(
+        self, hosts: Sequence[Host], needed: Requirement, job: _Job, tally: Tally
+    ) -> None:
+        """Try the hosts in order, those that have room for a connection.
+
+        To wait for a host that we keep busy is better than to use one that is worse.
+        """
+        recipients = tally.pending
+        holder = job.message.queue_id, recipients[0].domain
+        busy: dict[str, int] = {}
+        turned_away: list[str] = []
+        has_talked = False
+        for host in hosts:
+            name = host.destination
+            if any(p != host.preference and not self._is_stuck(at) for at, p in busy.items()):
+                break
+            if (silence := self._destinations.silence_of(name)) is not None:
+                _go_on(tally, host, tally.pending, silence)
+                continue
+            use = self._destinations.begin(name, holder)
+            if use is None:
+                busy[name] = host.preference
+                continue
+            try:
+                visited = await self._try_host(host, needed, job, tally, use)
+            finally:
+                self._destinations.end(use)
+            if not tally.pending or visited is _Visited.CANCELLED:
+                return
+            has_talked |= visited is _Visited.TALKED
+            if visited is _Visited.TURNED_AWAY:
+                turned_away.append(name)
+        is_untouched = tally.pending == recipients and not has_talked
+        if (busy or turned_away) and is_untouched:
+            raise NotNow((*turned_away, *busy), tally.outcomes() if turned_away else {})
+
+    def _is_stuck(self, name: str) -> bool:
+        return self._destinations.is_stuck(name)
 
     async def close(self) -> None:
         """Close the connections that are kept."""
         await self._pool.close()
 
-    async def _try_host(self, host: Host, needed: Requirement, job: _Job, tally: Tally) -> bool:
-        """Offer one host what is still to be delivered; whether the attempt may go on after that."""
+    async def _try_host(
+        self, host: Host, needed: Requirement, job: _Job, tally: Tally, use: Use
+    ) -> _Visited:
+        """Offer one host what is still to be delivered."""
         needed = at_host(needed, host, self._security)
         key = pool_key(host, needed)
         waiting: Sequence[QueuedRecipient] = tally.pending
         began = _now()
         connection = self._pool.take(key)
         is_kept = connection is not None
+        visited = _Visited.TALKED
         while waiting:
             if connection is None:
+                self._pool.make_room(host.destination, self._destinations.others_may_stay(use))
                 reached = await negotiate.reach(host, needed, self._using)
                 if not isinstance(reached, Connection):
-                    _note_unreached(reached, host, tally, waiting, began)
-                    return True
+                    outcome = _unreached(reached, host, began)
+                    _go_on(tally, host, waiting, outcome)
+                    return self._note_unreached(reached, outcome, use)
                 connection = reached
+            use.is_connected = True
             try:
                 visit = _Visit(host, connection, job, tally, began)
                 waiting = await visit.hand_over(waiting, is_kept=is_kept)
             except BaseException:
                 connection.abort()
                 raise
-            self._pool.give_back(key, connection)
+            if waiting:  # they are to go over another connection
+                connection.quit()
+            else:
+                visited = self._note_visit(visit, use)
+                self._pool.give_back(key, connection)
             if connection.was_cancelled:
-                return False
+                return _Visited.CANCELLED
             if waiting and is_kept:
                 self._pool.forget(key)
             connection, is_kept, began = None, False, _now()
-        return True
+            use.is_connected = False
+        return visited
+
+    def _note_unreached(
+        self, reached: negotiate.Unmet | negotiate.Failed, outcome: Deferred, use: Use
+    ) -> _Visited:
+        """What it tells of a destination that no session came of."""
+        kept = self._pool.kept_at(use.destination.name)
+        if isinstance(reached, negotiate.Failed):
+            answer = reached.answer
+            if turns_away(answer):
+                return self._turned_away(use)
+            if answer.reply is None and answer.stage in (Stage.CONNECT, Stage.GREETING):
+                if self._destinations.unreached(use, kept, outcome):
+                    return self._turned_away(use)
+                return _Visited.SILENT
+        self._destinations.answered(use)
+        return _Visited.TALKED
+
+    def _note_visit(self, visit: _Visit, use: Use) -> _Visited:
+        """What a session that carried transactions, or was to, tells of its destination."""
+        if visit.was_turned_away:
+            return self._turned_away(use)
+        self._destinations.served(use)
+        return _Visited.TALKED
+
+    def _turned_away(self, use: Use) -> _Visited:
+        kept = self._pool.kept_at(use.destination.name)
+        is_worth_waiting = self._destinations.turned_away(use, kept)
+        return _Visited.TURNED_AWAY if is_worth_waiting else _Visited.TALKED
 
 
 class _Visit:
@@ -156,28 +249,31 @@ class _Visit:
         self._began = began
         self._utf8 = False
         self._unsigned = ""
+        self.was_turned_away = False
 
     async def hand_over(
         self, recipients: Sequence[QueuedRecipient], *, is_kept: bool
     ) -> Sequence[QueuedRecipient]:
         """Hand over to the recipients, in as many transactions as it takes.
 
-        Those returned are to be tried again over a new connection to the same host, which went away
-        before it took MAIL for them: on a connection kept from another message, or after it had
-        taken others.
+        Those returned are to be tried again over a new connection to the same host: it went away
+        before it took MAIL for them, on a connection kept from another message or after it had
+        taken others, or it takes no more over one that others went well over.
         """
         recipients = list(recipients)
         waiting = recipients
         while waiting and self._connection.is_usable and not self._connection.was_cancelled:
             batch, after = waiting[:MOST_RECIPIENTS], waiting[MOST_RECIPIENTS:]
+            has_delivered = self._connection.has_delivered
             answers = await self._transact(batch)
-            if (
-                answers
-                and all(map(_never_began, answers.values()))
-                and (is_kept or waiting != recipients)
+            told = answers.values()
+            if answers and (
+                (all(map(_never_began, told)) and (is_kept or waiting != recipients))
+                or (all(map(_takes_no_more, told)) and has_delivered)
             ):
                 return [recipient for recipient in waiting if self._tally.is_pending(recipient)]
             is_kept = False
+            self.was_turned_away = bool(answers) and all(map(turns_away, told))
             waiting = self._note(batch, answers) + after
         if len(waiting) < len(recipients) and not self._connection.was_cancelled:
             return waiting
@@ -256,6 +352,15 @@ def _never_began(answer: Answer) -> bool:
     return answer.stage is Stage.MAIL and (answer.reply is None or answer.reply.code == 421)
 
 
+def _takes_no_more(answer: Answer) -> bool:
+    """Whether a host that took messages over a connection may only have had enough of that one."""
+    return (
+        answer.stage in (Stage.MAIL, Stage.RCPT, Stage.DATA)
+        and answer.reply is not None
+        and answer.reply.code in (421, 452, 554)
+    )
+
+
 def _wanted_tls(answer: Answer, host: Host, session: HopSession) -> Deferred:
     """A host that has no TLS we may use, and takes nothing without: both errors (RFC 3207 §4)."""
     reply = answer.reply
@@ -270,23 +375,20 @@ def _wanted_tls(answer: Answer, host: Host, session: HopSession) -> Deferred:
     )
 
 
-def _note_unreached(
-    reached: negotiate.Unmet | negotiate.Failed,
-    host: Host,
-    tally: Tally,
-    waiting: Sequence[QueuedRecipient],
-    began: float,
-) -> None:
-    """There is no session that a message could go over."""
+def _unreached(reached: negotiate.Unmet | negotiate.Failed, host: Host, began: float) -> Deferred:
+    """The outcome where there is no session that a message could go over."""
     session = replace(reached.session, seconds=_now() - began) if reached.session else None
     if isinstance(reached, negotiate.Unmet):
-        outcome = unmet(reached.status, reached.error, host, session, reached.reply)
-    else:
-        outcome = _deferred(judge(reached.answer, host, session))
-        if reached.before:
-            outcome = replace(
-                outcome, description=f"{outcome.description} (before that, {reached.before})"
-            )
+        return unmet(reached.status, reached.error, host, session, reached.reply)
+    outcome = _deferred(judge(reached.answer, host, session))
+    if not reached.before:
+        return outcome
+    description = f"{outcome.description} (before that, {reached.before})"
+    return replace(outcome, description=description)
+
+
+def _go_on(tally: Tally, host: Host, waiting: Sequence[QueuedRecipient], outcome: Deferred) -> None:
+    """All that wait had the same from a host."""
     for recipient in waiting:
         tally.go_on(host, recipient.index, outcome)
 

@@ -116,6 +116,7 @@ class Connection:
         self.hop = HopSession(host.name, host.address)
         self.opened_at = 0.0
         self.messages = 0
+        self.has_delivered = False
         self.was_cancelled = False
         self._wire = wire
         self._hostname = hostname
@@ -255,6 +256,7 @@ class Connection:
             self.abort()
             raise
         self.messages += 1
+        self.has_delivered |= any(answer.is_positive for answer in answers.values())
         return answers
 
     def quit(self) -> None:
@@ -552,7 +554,8 @@ async def _connect(address: str, port: int, seconds: float) -> ClientProtocol:
     """A connection to this address, which nobody looks up again (no DNS rebinding)."""
     loop = asyncio.get_running_loop()
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    connecting = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio sets TCP_NODELAY on a socket that names its protocol, and on no other.
+    connecting = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         connecting.setblocking(False)
         async with asyncio.timeout(seconds):

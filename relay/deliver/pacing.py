@@ -1,12 +1,17 @@
 """How many attempts a destination gets at once, and when it gets none.
 
-A destination is a recipient domain. What it gets depends on how it answered:
+A destination here is a recipient domain; `relay.deliver.destinations` counts the connections to
+each address beside it. What a domain gets depends on how it answered:
 
     it is new to us                 a few attempts at once, one more for each that is answered
     its hosts answer                up to `concurrency_per_destination`
     its hosts do not answer         none for a while, which doubles from one silence to the next
     the while is over               one attempt, to see; an answer ends the silence
     few places are left in all      one attempt: the last places are for destinations that have none
+
+A quarter of all places is kept for the domains that answered lately and at once (proven). All
+others together, and every attempt that takes longer than `LONG`, have the rest: neither hosts nor
+name servers that are silent or slow, however many there are, keep mail from a host that is well.
 
 Any answer counts, a refusal too: the hosts are there, and each message's own retry
 schedule does the rest. Silence is what no message can help: no host could be reached,
@@ -30,6 +35,8 @@ from relay.queue.retry import RetrySchedule
 from relay.queue.settle import Settlement
 
 __all__ = [
+    "INITIAL_WINDOW",
+    "LONG",
     "NEW",
     "Pace",
     "answered",
@@ -43,6 +50,7 @@ __all__ = [
     "room",
     "silence_in",
     "unanswered",
+    "unproven_places",
     "untried",
 ]
 
@@ -50,6 +58,9 @@ INITIAL_WINDOW = 5
 """Attempts at once at a destination that is new to us."""
 
 LONGEST_SILENCE = timedelta(hours=1)
+
+LONG = timedelta(seconds=5)
+"""An attempt that takes longer proves nothing of its destination."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +96,13 @@ def is_crowded(in_flight: int, *, concurrency: int, most: int) -> bool:
 
     A quarter is kept, so that a handful of destinations that hang cannot take every place.
     """
-    kept = min(concurrency // 4, concurrency - most)
+    kept = max(min(concurrency // 4, concurrency - most), 0)
     return in_flight >= concurrency - kept
+
+
+def unproven_places(concurrency: int) -> int:
+    """How many of all places there are for domains that are not proven, once others are."""
+    return concurrency - concurrency // 4
 
 
 def is_suspended(pace: Pace, *, now: datetime) -> bool:

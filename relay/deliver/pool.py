@@ -49,11 +49,14 @@ class PoolKey:
     tls: TlsMode
     credentials: Credentials | None
     needed: Requirement
+    destination: str
 
 
 def pool_key(host: Host, needed: Requirement) -> PoolKey:
     """The key of a host's connections for messages with this requirement."""
-    return PoolKey(host.name, host.address, host.port, host.tls, host.credentials, needed)
+    return PoolKey(
+        host.name, host.address, host.port, host.tls, host.credentials, needed, host.destination
+    )
 
 
 @dataclass(eq=False, slots=True)
@@ -112,6 +115,16 @@ class Pool:
         self._idle.setdefault(key, deque()).append(idle)
         self._order[idle] = None
 
+    def kept_at(self, destination: str) -> int:
+        """How many idle connections to a destination there are."""
+        return len(self._idle_at(destination))
+
+    def make_room(self, destination: str, others: int) -> None:
+        """Close idle connections to a destination beyond so many: one more is about to be made."""
+        idle = self._idle_at(destination)
+        for one in idle[: len(idle) - others]:
+            self._expire(one)
+
     def forget(self, key: PoolKey) -> None:
         """Close what is kept under a key: its host went away from one of them."""
         for idle in list(self._idle.get(key, ())):
@@ -124,6 +137,9 @@ class Pool:
         for idle in everyone:
             self._expire(idle)
         await asyncio.gather(*(idle.connection.wait_closed() for idle in everyone))
+
+    def _idle_at(self, destination: str) -> list[_Idle]:
+        return [idle for idle in self._order if idle.key.destination == destination]
 
     @property
     def _are_too_many(self) -> bool:

@@ -3,17 +3,20 @@
 Owned here: the claims of this process, from `claim_due` to `record` or `release`. The
 decisions are elsewhere: how many attempts a destination gets in `relay.deliver.pacing`,
 what an outcome means in `relay.queue.settle`, how a host is talked to in
-`relay.deliver.attempt`.
+`relay.deliver.attempt`, how many connections it gets in `relay.deliver.destinations`.
 
-    claimed ─► waiting, by destination ─► attempt ─► settle ─► record: result, DSNs, events
-                    │                        └─ broken off by us, or a policy is fetched ─► release
-                    └─ destination is silent ─► release until the silence ends
+    claimed ─► waiting, by domain ─► attempt ─► settle ─► record: result, DSNs, events
+                 │      ▲              ├─ broken off by us, or a policy is fetched ─► release
+                 │      └─ no room ────┘  at its hosts; where that takes longer ─► release
+                 └─ domain is silent ─► release until the silence ends
 
-Memory does not grow with the queue: at most a page is claimed and waits, at most
-`concurrency` attempts are under way, and both are counted before a task is made. A
-destination that is slow or dead has its own few places and a short line of its own, and
-what is due elsewhere passes it. Nothing is polled: the scheduler sleeps until the store
-has work or the next entry is due (a minute at most, since a wall clock may be set).
+Memory does not grow with the queue: at most a page of each class of domains is claimed and
+waits, at most `concurrency` attempts are under way, and both are counted before a task is
+made. A destination that is slow or dead has its own few places and a short line of its own,
+and what is due elsewhere passes it. Domains that answered lately and at once (proven) have a
+share of the places to themselves, and are claimed for while the others fill their page. Nothing
+is polled: the scheduler sleeps until the store has work or the next entry is due (a minute at
+most, since a wall clock may be set).
 
 Reports about a message whose recipients have several domains wait in the store for its other
 entries that are being tried or soon will be, so that its sender gets one; who settles last sends
@@ -29,14 +32,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 from relay.deliver import pacing
+from relay.deliver.destinations import Destinations, Holder, NotNow, Use
+from relay.deliver.lines import Lines
 from relay.deliver.options import DeliveryOptions
 from relay.deliver.pacing import Pace
 from relay.deliver.reports import dsn_message
@@ -72,13 +77,27 @@ _DEBTS_PAGE = 100
 
 _MOST_PACES = 10_000
 
+_MOST_PROVEN = 1000
+"""Domains that answered lately, of which the store is asked by name."""
+
+_NEXT_LOOK = 1.0
+"""Seconds between claims for proven domains while others are not claimed for, and between looks at
+the lines that wait for a connection.
+"""
+
+_MOST_TURNED_AWAY = 10
+"""How often an entry is tried again at once after a host turned its connection away."""
+
+_BOUND = 5.0
+"""Seconds that a domain's mail is taken to lead where it led."""
+
 
 class Attempts(Protocol):
     """What makes an attempt: `relay.deliver.attempt.Attempt`.
 
     Cancelled before the final dot it ends with CancelledError; after it, it stays for the answer
     and returns the outcomes, since nobody else will ever hear them. An attempt that cannot begin
-    yet raises `PolicyPending`.
+    yet raises `PolicyPending`, or `NotNow`.
     """
 
     async def run(
@@ -101,7 +120,9 @@ class Scheduler:
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         monotonic: Callable[[], float] = time.monotonic,
         report_patience: timedelta = REPORT_PATIENCE,
+        destinations: Destinations | None = None,
     ) -> None:
+        """`destinations`: those of `attempts`."""
         self._store = store
         self._attempts = attempts
         self._schedule = schedule
@@ -116,9 +137,18 @@ class Scheduler:
         self._clocks: ClockWatch | None = None
         self._was_set_back = False
         self._paces: dict[str, Pace] = {}
-        self._waiting: dict[str, deque[Entry]] = {}
-        self._waiting_entries = 0
+        self._proven: dict[str, None] = {}
+        self._only_proven = False
+        self._proven_first = False
+        self._lines = Lines()
+        self._destinations = destinations or Destinations(
+            self._most_per_destination, schedule, clock=monotonic
+        )
+        self._destinations.on_room = self._has_room
+        self._turned_away: Counter[Holder] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._prompt: dict[asyncio.Task[None], tuple[float, str]] = {}
+        """Attempts for proven domains that have not taken long yet: when each began."""
         self._put_offs: set[asyncio.Task[None]] = set()
         self._breakable: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
@@ -151,6 +181,7 @@ class Scheduler:
         for domain, pace in self._paces.items():
             if pace.suspended_until is not None:
                 self._paces[domain] = Pace(in_flight=pace.in_flight)
+        self._destinations.retry_silent()
         self._wake.set()
 
     async def run(self) -> None:
@@ -159,6 +190,7 @@ class Scheduler:
         beside = [
             asyncio.create_task(self._watch_for_work()),
             asyncio.create_task(self._watch_debts()),
+            asyncio.create_task(self._watch_lines()),
         ]
         try:
             while not self._stopping:
@@ -216,12 +248,19 @@ class Scheduler:
         await self._wake.wait()
 
     def _wanted(self) -> int:
-        """How many entries to claim: for the free places, or a page ahead of them."""
+        """How many entries to claim: for the free places, or a page ahead of them.
+
+        Where a page waits for domains that are not proven, and no place is left for them, only
+        others are wanted.
+        """
+        has_page = self._lines.waiting(False) >= self._most
+        self._only_proven = has_page and not self._has_place(is_proven=False)
+        waiting = self._lines.waiting(True) if self._only_proven else len(self._lines)
         free = self._most - len(self._tasks)
-        ahead = self._most - self._waiting_entries
+        ahead = self._most - waiting
         if free > 0:
             return max(free, ahead)
-        return ahead if 2 * self._waiting_entries < self._most else 0
+        return ahead if 2 * waiting < self._most else 0
 
     def _in_trouble(self, trouble: SpoolError | None) -> None:
         """Say once that the queue cannot be read, and once that it can again."""
@@ -237,16 +276,26 @@ class Scheduler:
         Then the alarm is set on what is due next. A destination whose own line is long enough is
         passed over.
         """
-        skip = frozenset(domain for domain in self._waiting if not self._has_short_line(domain))
+        skip = frozenset(
+            domain for domain in self._lines.domains() if not self._has_short_line(domain)
+        )
+        only = tuple(self._proven) if self._only_proven else None
         claimed = await self._store.claim_due(
-            now=self._clock(), limit=wanted, limit_per_domain=self._most_per_destination, skip=skip
+            now=self._clock(),
+            limit=wanted,
+            limit_per_domain=self._most_per_destination,
+            skip=skip,
+            only=only,
         )
         self._passed_over = skip
         await self._take(claimed)
         share = max(Counter(entry.domain for entry in claimed).values(), default=0)
         if len(claimed) >= wanted or share >= self._most_per_destination:
             return False
-        self._expect(await self._store.next_due(skip=skip))
+        if only is None:
+            self._expect(await self._store.next_due(skip=skip))
+        else:
+            self._expect(self._clock() + timedelta(seconds=_NEXT_LOOK))
         return True
 
     async def _take(self, claimed: Sequence[Entry]) -> None:
@@ -256,44 +305,87 @@ class Scheduler:
         for entry in claimed:
             if pacing.is_suspended(self._paces.get(entry.domain, pacing.NEW), now=now):
                 silent.append(entry)
-                continue
-            self._waiting.setdefault(entry.domain, deque()).append(entry)
-            self._waiting_entries += 1
+            else:
+                self._lines.add(entry, is_proven=entry.domain in self._proven)
         self._begin_waiting()
         await self._put_off(silent)
+        if len(self._lines) > 2 * self._most:
+            await self._shorten_lines()
 
     def _begin_waiting(self) -> None:
-        """Begin attempts while there are places, one destination after the other."""
-        if self._stopping or not self._waiting:
+        """Begin attempts while there are places: both classes of domains in turn, and those of
+        each.
+        """
+        if self._stopping or not len(self._lines):
             return
+        self._note_long_attempts()
+        self._proven_first = not self._proven_first
+        classes = [self._proven_first, not self._proven_first]
+        while classes and len(self._tasks) < self._most:
+            is_proven = classes.pop(0)
+            if self._begin_next(is_proven):
+                classes.append(is_proven)
+
+    def _begin_next(self, is_proven: bool) -> bool:
+        """Begin an attempt for the next domain of a class that may have one; whether there was one."""
+        under_way, places = self._places(is_proven)
+        if under_way >= places:
+            return False
         now, share = self._clock(), self._most_per_destination
-        passed = 0
-        while passed < len(self._waiting) and len(self._tasks) < self._most:
-            domain = next(iter(self._waiting))
-            line = self._waiting.pop(domain)
+        is_crowded = pacing.is_crowded(under_way, concurrency=places, most=share)
+        for domain in self._lines.turns(is_proven):
             pace = self._paces.get(domain, pacing.NEW)
-            if pacing.room(pace, most=share, now=now, is_crowded=self._is_crowded()) > 0:
-                self._begin(line.popleft(), pace)
-                passed = 0
-            else:
-                passed += 1
-            if line:
-                self._waiting[domain] = line
+            if pacing.room(pace, most=share, now=now, is_crowded=is_crowded) > 0:
+                names = self._lines.destinations(domain, self._monotonic())
+                if not names or any(map(self._destinations.is_to_be_asked, names)):
+                    self._begin(self._lines.pop(domain), names, is_proven)
+                    return True
+        return False
 
-    def _is_crowded(self) -> bool:
-        return pacing.is_crowded(
-            len(self._tasks), concurrency=self._most, most=self._most_per_destination
-        )
+    def _places(self, is_proven: bool) -> tuple[int, int]:
+        """The attempts under way for a class of domains, and the places that it has."""
+        unproven = len(self._tasks) - len(self._prompt)
+        if is_proven:
+            return len(self._prompt), self._most - unproven
+        return unproven, pacing.unproven_places(self._most) if self._proven else self._most
 
-    def _begin(self, entry: Entry, pace: Pace) -> None:
-        self._waiting_entries -= 1
-        self._paces[entry.domain] = pacing.began(pace)
-        task = asyncio.create_task(self._run_one(entry))
+    def _has_place(self, is_proven: bool) -> bool:
+        under_way, places = self._places(is_proven)
+        return under_way < places
+
+    def _note_long_attempts(self) -> None:
+        """Attempts that take long prove nothing: from now on they are counted with the others."""
+        long_ago = self._monotonic() - pacing.LONG.total_seconds()
+        while self._prompt:
+            task = next(iter(self._prompt))
+            began, domain = self._prompt[task]
+            if began > long_ago:
+                return
+            del self._prompt[task]
+            self._note_proven(domain, False)
+
+    def _note_proven(self, domain: str, is_proven: bool) -> None:
+        self._proven.pop(domain, None)
+        if is_proven:
+            self._proven[domain] = None
+            if len(self._proven) > _MOST_PROVEN:
+                oldest = next(iter(self._proven))
+                self._note_proven(oldest, False)
+        self._lines.classify(domain, is_proven)
+
+    def _begin(self, entry: Entry, names: Sequence[str], is_proven: bool) -> None:
+        domain = entry.domain
+        self._paces[domain] = pacing.began(self._paces.get(domain, pacing.NEW))
+        use = self._destinations.reserve(names, _holder(entry))
+        task = asyncio.create_task(self._run_one(entry, use))
         self._tasks.add(task)
+        if is_proven:
+            self._prompt[task] = self._monotonic(), domain
         task.add_done_callback(self._ended_one)
 
     def _ended_one(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
+        self._prompt.pop(task, None)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("an attempt ended in an error of ours", exc_info=error)
         self._begin_waiting()
@@ -302,12 +394,19 @@ class Scheduler:
             self._stopping
             or self._passed_over is None
             or any(map(self._has_short_line, self._passed_over))
+            or (
+                self._only_proven
+                and (2 * self._lines.waiting(False) < self._most or self._has_place(False))
+            )
         ):
             self._wake.set()
 
     def _has_short_line(self, domain: str) -> bool:
         """Whether so few wait for a destination that it is time to claim more."""
-        return 2 * len(self._waiting.get(domain, ())) < self._most_per_destination
+        names = self._lines.destinations(domain, self._monotonic())
+        return 2 * self._lines.length(domain) < self._most_per_destination and not (
+            names and all(self._excess_at(name) >= 0 for name in names)
+        )
 
     async def _watch_for_work(self) -> None:
         """Wake the loop whenever the store has something new."""
@@ -347,20 +446,15 @@ class Scheduler:
         """Give back what waits, and see to the end what was begun."""
         if self._alarm is not None:
             self._alarm.cancel()
-        waiting = [entry for line in self._waiting.values() for entry in line]
-        self._waiting.clear()
-        self._waiting_entries = 0
+        waiting = self._all_waiting()
         await asyncio.gather(*(self._release(entry, due=self._clock()) for entry in waiting))
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        while self._tasks or self._put_offs:
+            await asyncio.wait(self._tasks | self._put_offs)
 
     async def _give_back(self) -> None:
         """Let go of what is claimed and waits for its turn: the operator is about to change it."""
-        waiting = [
-            entry for domain in list(self._waiting) for entry in self._all_waiting_for(domain)
-        ]
         due = self._clock()
-        await asyncio.gather(*(self._release(entry, due=due) for entry in waiting))
+        await asyncio.gather(*(self._release(entry, due=due) for entry in self._all_waiting()))
         with suppress(TimeoutError):  # what is put off at this moment is not claimed for long
             async with asyncio.timeout(_LONGEST_PAUSE):
                 while self._put_offs:
@@ -368,28 +462,34 @@ class Scheduler:
 
     # --- one entry --------------------------------------------------------------------------------
 
-    async def _run_one(self, entry: Entry) -> None:
+    async def _run_one(self, entry: Entry, use: Use | None) -> None:
         """Try one claimed entry and write down what came of it.
 
         The claim holds until the result is committed, so a crash here delays the message and loses
-        nothing.
+        nothing. `use`: the connection that was reserved for it.
         """
-        begun = self._clock()
+        begun, started = self._clock(), self._monotonic()
         outcomes: Mapping[int, Outcome] | None = None
+        took = 0.0
         try:
             entry = self._under_todays_rules(entry)
             came = await self._attempt(entry)
-            if isinstance(came, datetime):
+            took = self._monotonic() - started
+            if use is not None:
+                self._destinations.end(use)
+            if isinstance(came, NotNow):
+                outcomes = await self._not_now(entry, came)
+            elif isinstance(came, datetime):
                 await self._release(entry, due=came)
             else:
                 outcomes = came
                 await self._write_down(entry, self._settle(entry, outcomes))
         finally:
-            await self._learn(entry.domain, begun, outcomes)
+            await self._learn(entry.domain, begun, outcomes, took)
 
-    async def _attempt(self, entry: Entry) -> Mapping[int, Outcome] | datetime:
-        """The outcomes of an attempt; or when the entry is due, as before, where no attempt was
-        made.
+    async def _attempt(self, entry: Entry) -> Mapping[int, Outcome] | NotNow | datetime:
+        """The outcomes of an attempt; why there are none; or when the entry is due, as before, where
+        no attempt was made.
 
         Whatever goes wrong inside is our trouble and temporary: the message is not lost, nor tried
         at once.
@@ -404,6 +504,8 @@ class Scheduler:
             return begun
         except PolicyPending as pending:
             return pending.until
+        except NotNow as came:
+            return came
         except Exception as exc:
             name = type(exc).__name__
             logger.exception(
@@ -454,6 +556,61 @@ class Scheduler:
             has_others=entry.total > len(entry.recipients),
         )
 
+    # --- hosts without room -----------------------------------------------------------------------
+
+    async def _not_now(self, entry: Entry, came: NotNow) -> Mapping[int, Outcome] | None:
+        """Let an entry wait for room at its hosts; its outcomes where it was turned away too often."""
+        holder, domain = _holder(entry), entry.domain
+        if came.turned_away:
+            self._turned_away[holder] += 1
+            if self._turned_away[holder] > _MOST_TURNED_AWAY:
+                await self._write_down(entry, self._settle(entry, came.turned_away))
+                return came.turned_away
+        if self._stopping:
+            await self._release(entry, due=self._clock())
+            return None
+        self._lines.bind(domain, came.names, self._monotonic() + _BOUND)
+        self._lines.add(entry, is_proven=domain in self._proven, at_head=True)
+        return None
+
+    def _has_room(self, name: str) -> None:
+        """A destination has a connection less than before."""
+        if self._lines.waiting_at(name):
+            self._begin_waiting()
+
+    async def _watch_lines(self) -> None:
+        """Look again and again at what waits for a connection: whether it waits for too long, and
+        whether a host has rested.
+        """
+        while True:
+            await asyncio.sleep(_NEXT_LOOK)
+            if len(self._lines):
+                await self._shorten_lines()
+                self._begin_waiting()
+
+    async def _shorten_lines(self) -> None:
+        """Let what would wait for long for a connection wait in the queue, in nobody's way."""
+        now, put_off = self._clock(), []
+        for domain in self._lines.domains():
+            names = self._lines.destinations(domain, self._monotonic())
+            excess = min(map(self._excess_at, names), default=0)
+            if excess <= 0:
+                continue
+            for entry in self._lines.pop_last(domain, excess):
+                seconds = min(map(self._destinations.next_turn, names))
+                due = now + timedelta(seconds=seconds)
+                put_off.append(self._put_off_one(entry, due, _no_room(names)))
+        if put_off:
+            await self._all_of(put_off)
+            self._wake.set()
+
+    def _excess_at(self, name: str) -> int:
+        """How many entries more wait for a destination than have a connection soon."""
+        waiting = self._lines.waiting_at(name)
+        return waiting - self._destinations.patience(name) if waiting else -1
+
+    # --- results ----------------------------------------------------------------------------------
+
     async def _write_down(self, entry: Entry, settlement: Settlement) -> None:
         """Commit the result, the DSNs it owes and the events it makes; try until the store has
         taken them.
@@ -486,6 +643,7 @@ class Scheduler:
                 return
             await self._pause(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
+        self._turned_away.pop(_holder(entry), None)
         self._expect_soonest(change.recipient.next_attempt for change in settlement.changes)
         if is_to_be_reported:
             await self._pay(entry.message.queue_id)
@@ -555,6 +713,7 @@ class Scheduler:
     async def _release(self, entry: Entry, *, due: datetime) -> None:
         """Give a claim back untried. If the store cannot, its next start does."""
         pause = _FIRST_PAUSE
+        self._turned_away.pop(_holder(entry), None)
         while True:
             try:
                 await self._store.release(entry, due=due)
@@ -574,9 +733,9 @@ class Scheduler:
     # --- silence ----------------------------------------------------------------------------------
 
     async def _learn(
-        self, domain: str, begun: datetime, outcomes: Mapping[int, Outcome] | None
+        self, domain: str, begun: datetime, outcomes: Mapping[int, Outcome] | None, took: float
     ) -> None:
-        """What an attempt that ended tells about its destination."""
+        """What an attempt that ended, and took so many seconds, tells about its destination."""
         pace, now = self._paces.pop(domain, pacing.NEW), self._clock()
         after = pacing.learned(
             pace,
@@ -588,6 +747,9 @@ class Scheduler:
         )
         self._paces[domain] = after
         self._forget_paces()
+        if outcomes:
+            is_prompt = took < pacing.LONG.total_seconds()
+            self._note_proven(domain, is_prompt and after.answered_at == now)
         if after.silences > pace.silences:
             logger.info("%s does not answer, left alone until %s", domain, after.suspended_until)
         elif pace.silences and not after.silences:
@@ -605,36 +767,45 @@ class Scheduler:
                 del self._paces[oldest]
 
     def _all_waiting_for(self, domain: str) -> list[Entry]:
-        line = list(self._waiting.pop(domain, ()))
-        self._waiting_entries -= len(line)
-        return line
+        return self._lines.pop_all(domain)
+
+    def _all_waiting(self) -> list[Entry]:
+        return [
+            entry for domain in self._lines.domains() for entry in self._all_waiting_for(domain)
+        ]
 
     async def _put_off(self, entries: Iterable[Entry]) -> None:
         """Let entries of silent destinations wait for the end of the silence."""
-        under_way = {asyncio.ensure_future(self._put_off_one(entry)) for entry in entries}
-        self._put_offs |= under_way
-        try:
-            await asyncio.gather(*under_way)
-        finally:
-            self._put_offs -= under_way
+        now = self._clock()
+        put_off = []
+        for entry in entries:
+            pace = self._paces.get(entry.domain, pacing.NEW)
+            outcome = None if pace.silence is None else pacing.untried(pace, pace.silence)
+            put_off.append(self._put_off_one(entry, pace.suspended_until or now, outcome))
+        await self._all_of(put_off)
 
-    async def _put_off_one(self, entry: Entry) -> None:
+    async def _all_of(self, put_off: Iterable[Coroutine[None, None, None]]) -> None:
+        under_way = set(map(asyncio.create_task, put_off))
+        self._put_offs |= under_way
+        for task in under_way:
+            task.add_done_callback(self._put_offs.discard)
+        # One who is cancelled leaves nothing claimed.
+        await asyncio.shield(asyncio.gather(*under_way))
+
+    async def _put_off_one(self, entry: Entry, until: datetime, outcome: Deferred | None) -> None:
         """Give an entry back until its destination is to be tried; settle it where it cannot wait.
 
         It comes again in time for what its sender is to hear: with the other domains of its
-        message.
+        message. `outcome`: why it was not tried.
         """
         now = self._clock()
-        pace = self._paces.get(entry.domain, pacing.NEW)
-        if pace.silence is not None:
-            outcome = pacing.untried(pace, pace.silence)
+        if outcome is not None:
             settlement = self._settle(
                 entry, {recipient.index: outcome for recipient in entry.recipients}
             )
             if pacing.cannot_wait(settlement):
                 await self._write_down(entry, settlement)
                 return
-        until = pace.suspended_until or now
         await self._release(
             entry,
             due=min(until, notification_due(entry, schedule=self._schedule, now=now) or until),
@@ -667,3 +838,14 @@ class Scheduler:
         soonest = min((moment for moment in due if moment is not None), default=None)
         if soonest is not None and not self._stopping:
             self._expect(soonest)
+
+
+def _holder(entry: Entry) -> Holder:
+    return entry.message.queue_id, entry.domain
+
+
+def _no_room(names: Sequence[str]) -> Deferred:
+    """The outcome of a message that waited for a connection until its sender is due a word."""
+    text = f"not tried: {' and '.join(names)} had no room for another connection"
+    # RFC 3463 §3.5: X.4.5 is a mail system that is congested.
+    return Deferred("4.4.5", Code.NO_CONNECTION, "", text)

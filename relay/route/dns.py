@@ -22,7 +22,9 @@ was validated. That is asked at the first look-up and once an hour; where it is 
 answers are taken as not validated, and a warning says so.
 
 One query at a time for one name and type: who else asks waits for the same answer. At
-most `concurrency` queries are under way, since each opens a socket. dnspython measures
+most `concurrency` queries are under way, since each opens a socket. A quarter of these places is
+kept for names that were answered at once the last time, so that name servers that are silent or slow,
+however many names they have, do not keep others waiting. dnspython measures
 its patience on the wall clock and waits on plain queues; a deadline of ours on the
 monotonic clock stands over each query, so that none can hang.
 
@@ -37,7 +39,8 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from enum import StrEnum
@@ -103,6 +106,10 @@ _TRUST_UNKNOWN = 5.0
 """The same, while it has not answered."""
 
 _BRACKETED = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::([0-9]+))?")
+
+_PROMPT = 3.0
+_MOST_WELL = 20_000
+"""Names that have places kept for them, since they were answered within so many seconds."""
 
 _RECORDS_KEPT = 200_000
 _RECORDS_OF_ONE_NAME = 1000
@@ -173,7 +180,7 @@ class DnsResolver:
         self._clock = clock
         self._cache: ExpiringCache[_Lookup] = ExpiringCache(_RECORDS_KEPT)
         self._under_way: dict[str, asyncio.Task[_Lookup]] = {}
-        self._slots = asyncio.Semaphore(options.concurrency)
+        self._slots = _Slots(options.concurrency)
         self._servers = _Servers(options, clock)
         self._trust: _Trust | None = None
         self._asking_trust: asyncio.Task[None] | None = None
@@ -302,7 +309,11 @@ class DnsResolver:
         return await asyncio.shield(task)
 
     async def _ask(self, key: str, name: str, rdtype: str) -> _Lookup:
-        found = await self._query(name, rdtype)
+        async with self._slots.for_name(name):
+            began = self._clock()
+            found = await self._query(name, rdtype)
+        is_prompt = self._clock() - began < _PROMPT
+        self._slots.note(name, is_well=is_prompt and not isinstance(found, Unanswered))
         weight = found.weight if isinstance(found, _Records) else 1
         self._cache.put(key, found, expires=found.expires, weight=weight)
         return found
@@ -339,11 +350,10 @@ class DnsResolver:
             return self._unanswered(f"the lookup failed ({type(exc).__name__})")
 
     async def _resolve(self, name: dns.name.Name, rdtype: str) -> dns.resolver.Answer:
-        async with self._slots:
-            resolver = self._servers.resolver()
-            # One second beyond the library's own patience, which knows better what happened.
-            async with asyncio.timeout(self._options.timeout.total_seconds() + 1):
-                return await resolver.resolve(name, rdtype, raise_on_no_answer=False)
+        resolver = self._servers.resolver()
+        # One second beyond the library's own patience, which knows better what happened.
+        async with asyncio.timeout(self._options.timeout.total_seconds() + 1):
+            return await resolver.resolve(name, rdtype, raise_on_no_answer=False)
 
     def _records(self, answer: dns.resolver.Answer, authenticated: bool) -> _Records:
         ttl = float(answer.chaining_result.minimum_ttl)
@@ -371,6 +381,35 @@ class DnsResolver:
 
     def _unanswered(self, reason: str) -> Unanswered:
         return Unanswered(reason, self._clock() + _TEMPORARY)
+
+
+class _Slots:
+    """The places for queries. Names that were not answered at once the last time have three
+    quarters.
+    """
+
+    def __init__(self, places: int) -> None:
+        self._all = asyncio.Semaphore(places)
+        self._others = asyncio.Semaphore(places - places // 4)
+        self._well: dict[str, None] = {}
+
+    @asynccontextmanager
+    async def for_name(self, name: str) -> AsyncIterator[None]:
+        """A place for the queries about a name."""
+        if name in self._well:
+            async with self._all:
+                yield
+        else:
+            async with self._others, self._all:
+                yield
+
+    def note(self, name: str, *, is_well: bool) -> None:
+        """Remember whether a name was answered at once; what was noted first is forgotten first."""
+        self._well.pop(name, None)
+        if is_well:
+            self._well[name] = None
+            if len(self._well) > _MOST_WELL:
+                del self._well[next(iter(self._well))]
 
 
 @dataclass(frozen=True, slots=True)

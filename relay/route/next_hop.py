@@ -58,7 +58,7 @@ class Host:
 
     `name`: as the MX record gives it, lower case, A-labels, no final dot: what is sent as SNI,
     verified, and logged as `mx-host`. `tlsa_bases`: where its TLSA records may be, in the order to
-    ask; none where its addresses are not signed.
+    ask; none where its addresses are not signed. `next_hop`: the operator's, whose address this is.
     """
 
     name: str
@@ -68,6 +68,12 @@ class Host:
     tls: TlsMode = TlsMode.STARTTLS
     credentials: Credentials | None = None
     tlsa_bases: tuple[str, ...] = ()
+    next_hop: str = ""
+
+    @property
+    def destination(self) -> str:
+        """What its connections are counted by: the next hop, or this address."""
+        return self.next_hop or f"[{self.address}]:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)

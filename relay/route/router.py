@@ -278,6 +278,7 @@ class Router:
                 0,
                 route.tls,
                 tlsa_bases=base_domains(host, lookup),
+                next_hop=f"{name}:{route.port}",
             ),
             judge=lambda address: self._judge_route(address, route.port),
         )

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from relay.deliver import pacing
 from relay.deliver.options import DeliveryOptions
 from relay.deliver.scheduler import Scheduler
 from relay.deliver.sts_policies import PolicyPending
@@ -229,6 +230,49 @@ async def test_a_few_destinations_that_hang_cannot_take_every_place(queue):
         queue.add("Q1", "b@b.example")
         queue.add("Q2", "c@c.example")
         await queue.until(2, within=timedelta(seconds=0.5))
+
+
+async def test_a_thousand_destinations_that_hang_do_not_delay_one_that_answered(queue):
+    attempts = Attempts()
+    queue.add("W0", "w@well.example")
+    async with running(
+        queue, attempts, options={"concurrency": 20, "concurrency_per_destination": 5}
+    ):
+        await queue.until(1)
+        for n in range(1000):
+            attempts.hold(f"slow{n}.example")
+            queue.add(f"S{n}", f"a@slow{n}.example")
+        await eventually(lambda: attempts.in_flight.total() == 15)
+        for n in range(50):
+            queue.add(f"W{n + 1}", "w@well.example")
+            await queue.until(n + 2, within=timedelta(seconds=1))
+        assert queue.most_claimed <= 60
+        for gate in attempts.gates.values():
+            gate.set()
+        await queue.until(1051)
+
+
+async def test_destinations_that_have_become_slow_do_not_delay_one_that_is_not(queue, monkeypatch):
+    monkeypatch.setattr(pacing, "LONG", timedelta(seconds=0.1))
+    attempts = Attempts()
+    domains = [f"slow{n}.example" for n in range(4)]
+    for domain in [*domains, "well.example"]:
+        queue.add(domain, f"a@{domain}")
+    async with running(
+        queue, attempts, options={"concurrency": 20, "concurrency_per_destination": 5}
+    ):
+        await queue.until(5)
+        for n, domain in enumerate(domains * 20):
+            attempts.hold(domain)
+            queue.add(f"S{n}", f"a@{domain}")
+        await eventually(lambda: attempts.in_flight.total() >= 15)
+        await asyncio.sleep(0.15)  # from now on they are slow
+        for n in range(20):
+            queue.add(f"W{n}", "w@well.example")
+            await queue.until(6 + n, within=timedelta(seconds=1))
+        for gate in attempts.gates.values():
+            gate.set()
+        await queue.until(105)
 
 
 async def test_concurrency_holds_in_all_and_for_each_destination(queue):

@@ -651,6 +651,26 @@ async def test_only_so_many_queries_are_under_way_at_once(server):
     assert 1 < most <= 5
 
 
+async def test_names_that_are_never_answered_do_not_delay_names_that_were(server):
+    server.a("mx.well.example", "11.22.33.1", ttl=0)
+    server.fail("*.dead.example", "*", Fault.DROP)
+    resolver = DnsResolver(
+        ResolverOptions((server.nameserver,), timedelta(seconds=30), concurrency=8)
+    )
+    await resolver.addresses("mx.well.example")
+    await asyncio.sleep(1.1)  # the answer is forgotten
+    dead = [asyncio.create_task(resolver.mx(f"h{n}.dead.example")) for n in range(200)]
+    async with asyncio.timeout(10):
+        while server.queries.total() < 6:
+            await asyncio.sleep(0.01)
+    asked = server.queries["mx.well.example", "A"]
+    async with asyncio.timeout(2):
+        await resolver.addresses("mx.well.example")
+    assert server.queries["mx.well.example", "A"] == asked + 1
+    await resolver.close()
+    await asyncio.gather(*dead, return_exceptions=True)
+
+
 async def test_closing_gives_up_what_is_under_way(server):
     server.fail("silent.example", "MX", Fault.DROP)
     resolver = DnsResolver(ResolverOptions((server.nameserver,), timedelta(seconds=30)))

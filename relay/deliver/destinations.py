@@ -1,0 +1,285 @@
+"""How many connections each destination gets at once, whatever domains lead there. Pure.
+
+A destination is an address with its port, or a next hop of the operator's with all its addresses
+(`Host.destination`). How many connections it gets follows from how it treats them:
+
+    it is new                              5
+    a connection took a message            one more, up to `concurrency_per_destination`; after the
+                                           first narrowing one more for every 20 messages
+    it turned a connection away            half of those that stand, at least one
+    it turned away the only connection     none for 1 to 5 seconds, then one
+    no greeting, and no other one stands   none for a while, which doubles from one silence to the
+                                           next (`pacing.back_off`); then one, to see
+
+Turned away is: 421, or a 451 or 452 that speaks of connections or of rate, to the greeting, EHLO or
+MAIL; and no greeting (refused, reset, closed) while another connection stands or has just served.
+
+What has to wait for a connection waits in memory where that takes a moment (`patience`), and
+in the queue otherwise (`next_turn`): a host that is slow keeps no place from others.
+
+Nothing here waits or opens a socket. Time is the monotonic clock's, in seconds.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from relay.deliver.diagnosis import Answer, Stage
+from relay.deliver.pacing import INITIAL_WINDOW, back_off
+from relay.mail.outcome import Deferred, Outcome
+from relay.queue.retry import RetrySchedule
+
+__all__ = ["Destination", "Destinations", "Holder", "NotNow", "Use", "turns_away"]
+
+Holder = tuple[str, str]
+"""Who has a connection: queue id and domain of an entry."""
+
+_GOOD_FOR_ONE_MORE = 20
+"""Messages after which a destination that was narrowed gets one connection more."""
+
+_AT_ONCE = 1.0
+_JUST_SERVED = 5.0
+_REST = (1.0, 5.0)
+_PATIENCE = 2.0
+"""Seconds that a message waits in memory for a connection."""
+
+_MOST_WAITING = 200
+_LONGEST_TURN = 120.0
+"""Seconds after which a message that waits for a slow destination comes again at the latest."""
+
+_MOST = 10_000
+"""Destinations that are remembered; of more, one without a connection is forgotten."""
+
+_ABOUT_LOAD = re.compile(
+    r"\bconnections?\b|concurren|\bsessions?\b|\brate\b|\btoo (?:many|much|fast)\b", re.IGNORECASE
+)
+
+
+def turns_away(answer: Answer) -> bool:
+    """Whether a host's answer says that it has too many connections or messages of ours for now."""
+    reply = answer.reply
+    if reply is None or answer.stage not in (Stage.GREETING, Stage.EHLO, Stage.MAIL):
+        return False
+    return reply.code == 421 or (
+        reply.code in (451, 452) and _ABOUT_LOAD.search(reply.text) is not None
+    )
+
+
+class NotNow(Exception):
+    """An attempt ended before a host was told of the message: none had room for a connection.
+
+    `names`: the destinations that may have room soon. `turned_away`: the outcomes where a host
+    turned our connection away and the message is not tried again; empty where the limit was ours.
+    """
+
+    def __init__(self, names: tuple[str, ...], turned_away: Mapping[int, Outcome]) -> None:
+        super().__init__("no room for another connection")
+        self.names = names
+        self.turned_away = turned_away
+
+
+@dataclass(eq=False, slots=True)
+class Use:
+    """A connection that an entry holds, makes, or is about to make."""
+
+    destination: Destination
+    holder: Holder
+    began: float
+    is_connected: bool = False
+
+
+@dataclass(eq=False, slots=True)
+class Destination:
+    """What is known of one destination.
+
+    `good`: messages since the window changed. `seconds`: how long a message takes, lately.
+    `last_turn`: when the last of those that wait in the queue is to come.
+    """
+
+    name: str
+    uses: dict[Holder, Use] = field(default_factory=dict)
+    window: int = INITIAL_WINDOW
+    is_narrowed: bool = False
+    good: int = 0
+    seconds: float = 0.0
+    served_at: float | None = None
+    rests_until: float = 0.0
+    last_turn: float = 0.0
+    silences: int = 0
+    silent_since: float | None = None
+    suspended_until: float = 0.0
+    silence: Deferred | None = None
+
+    def standing(self, use: Use) -> int:
+        """Sessions that others have."""
+        return sum(one.is_connected for one in self.uses.values() if one is not use)
+
+
+class Destinations:
+    """All destinations of this process. `on_room` is told of each that has a connection less."""
+
+    def __init__(
+        self,
+        most: int,
+        schedule: RetrySchedule | None = None,
+        *,
+        clock: Callable[[], float],
+    ) -> None:
+        """`most`: `concurrency_per_destination`. `clock`: the monotonic one."""
+        self._most = most
+        self._schedule = schedule or RetrySchedule()
+        self._clock = clock
+        self._known: dict[str, Destination] = {}
+        self.on_room: Callable[[str], None] = lambda name: None
+
+    # --- connections ------------------------------------------------------------------------------
+
+    def begin(self, name: str, holder: Holder) -> Use | None:
+        """Take a connection for an entry, or the one that was reserved; None where there is no
+        room.
+        """
+        now = self._clock()
+        known = self._known.pop(name, None)
+        if known is None:
+            self._forget_one()
+            known = Destination(name)
+        self._known[name] = known  # the one longest unused is first
+        if (use := known.uses.get(holder)) is not None:
+            return use
+        if self._room(known, now) <= 0:
+            return None
+        use = known.uses[holder] = Use(known, holder, now)
+        return use
+
+    def reserve(self, names: Iterable[str], holder: Holder) -> Use | None:
+        """Take a connection at the first of some destinations that has room."""
+        return next((use for name in names if (use := self.begin(name, holder))), None)
+
+    def end(self, use: Use) -> None:
+        """The entry has let go of the connection. More than once is no harm."""
+        if use.destination.uses.pop(use.holder, None) is not None:
+            self.on_room(use.destination.name)
+
+    def is_to_be_asked(self, name: str) -> bool:
+        """Whether an attempt gets on at a destination: it has room, or is known to be silent."""
+        known, now = self._known.get(name), self._clock()
+        return known is None or now < known.suspended_until or self._room(known, now) > 0
+
+    def others_may_stay(self, use: Use) -> int:
+        """How many idle connections may stay beside those in use."""
+        known = use.destination
+        return max(min(known.window, self._most) - len(known.uses), 0)
+
+    def _room(self, one: Destination, now: float) -> int:
+        if now < one.suspended_until or now < one.rests_until:
+            return 0
+        window = 1 if one.silences else min(one.window, self._most)
+        return window - len(one.uses)
+
+    # --- what a host did --------------------------------------------------------------------------
+
+    def answered(self, use: Use) -> None:
+        """It talked to us."""
+        use.destination.silences, use.destination.suspended_until = 0, 0.0
+
+    def served(self, use: Use) -> None:
+        """It has dealt with a message."""
+        self.answered(use)
+        one, now = use.destination, self._clock()
+        one.seconds += (now - use.began - one.seconds) / 4
+        one.served_at = now
+        one.good += 1
+        if not one.is_narrowed or one.good >= _GOOD_FOR_ONE_MORE:
+            one.window, one.good = min(one.window + 1, self._most), 0
+
+    def turned_away(self, use: Use, kept: int) -> bool:
+        """It did not want another connection; whether it is worth to wait for room.
+
+        `kept`: idle connections to it.
+        """
+        one, now = use.destination, self._clock()
+        standing = one.standing(use) + kept
+        one.window, one.is_narrowed, one.good = max(standing // 2, 1), True, 0
+        if standing or len(one.uses) > 1:
+            return True
+        one.rests_until = now + random.uniform(*_REST)
+        return one.served_at is not None and now - one.served_at < _JUST_SERVED
+
+    def unreached(self, use: Use, kept: int, silence: Deferred) -> bool:
+        """No greeting came; whether that means that it turned us away.
+
+        What began before the last silence was told of is part of that silence. A connection that
+        ended at once while others were begun waits to see what becomes of those.
+        """
+        one, now = use.destination, self._clock()
+        others_are_begun = len(one.uses) > 1 and now - use.began < _AT_ONCE and not one.silences
+        has_served = one.served_at is not None and use.began <= one.served_at
+        if one.standing(use) + kept or has_served or others_are_begun:
+            return True
+        if one.silent_since is None or use.began > one.silent_since:
+            one.silences += 1
+            one.window, one.is_narrowed = INITIAL_WINDOW, False
+            one.silent_since, one.silence = now, silence
+            one.suspended_until = now + back_off(one.silences, self._schedule).total_seconds()
+        return False
+
+    def silence_of(self, name: str) -> Deferred | None:
+        """The outcome of a message that a silent destination is not asked about; None where it is
+        not silent.
+        """
+        one, now = self._known.get(name), self._clock()
+        if one is None or now >= one.suspended_until or one.silence is None:
+            return None
+        ago = timedelta(seconds=round(now - (one.silent_since or now)))
+        text = f"not tried, it gave no answer {ago} ago: {one.silence.description}"
+        return Deferred(one.silence.status, one.silence.code, "", text)
+
+    def retry_silent(self) -> None:
+        """Let silent destinations be tried again at once."""
+        for one in self._known.values():
+            one.silences, one.suspended_until = 0, 0.0
+
+    # --- who waits --------------------------------------------------------------------------------
+
+    def is_stuck(self, name: str) -> bool:
+        """Whether it has had connections for seconds, and dealt with no message meanwhile."""
+        one = self._known.get(name)
+        if one is None or not one.uses:
+            return False
+        began = next(iter(one.uses.values())).began
+        return self._clock() - max(began, one.served_at or began) >= _JUST_SERVED
+
+    def patience(self, name: str) -> int:
+        """How many entries may wait in memory for a connection: those that have one soon."""
+        one = self._known.get(name)
+        if one is None:
+            return self._most
+        in_time = int(_PATIENCE / self._apart(one, self._clock()))
+        return max(min(in_time, _MOST_WAITING), one.window)
+
+    def next_turn(self, name: str) -> float:
+        """In how many seconds one more entry, which waits in the queue, is to come again.
+
+        Twice as soon as it could be served by now: the host may become faster, and is not to idle.
+        """
+        one, now = self._known.get(name), self._clock()
+        if one is None:
+            return _PATIENCE
+        one.last_turn = max(one.last_turn, now + _PATIENCE / 2) + self._apart(one, now) / 2
+        return min(max(one.last_turn, one.suspended_until) - now, _LONGEST_TURN)
+
+    def _apart(self, one: Destination, now: float) -> float:
+        """Seconds from one message to the next, by what it took lately and takes now."""
+        ages = [now - use.began for use in one.uses.values()]
+        seconds = max(one.seconds, sum(ages) / len(ages) if ages else 0.0)
+        return max(seconds / max(one.window, 1), 0.001)
+
+    def _forget_one(self) -> None:
+        if len(self._known) >= _MOST:
+            name = next((one.name for one in self._known.values() if not one.uses), None)
+            if name is not None:
+                del self._known[name]

@@ -1,0 +1,125 @@
+"""A mail host that serves so many connections at once and turns away the rest.
+
+`manner`: what becomes of the rest: "421" to the greeting, "421 at MAIL", "close" or "reset" before a
+greeting, "refuse" (nobody listens meanwhile), "silence". `seconds`: how long it takes for each message.
+`messages`: after so many on one connection it says 452 to MAIL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from contextlib import suppress
+
+__all__ = ["LimitedHost"]
+
+
+class LimitedHost:
+    """Listens on `address`, any free port."""
+
+    def __init__(
+        self,
+        takes: int = 3,
+        manner: str = "421",
+        *,
+        seconds: float = 0.0,
+        messages: int = 0,
+        address: str = "127.0.0.1",
+    ) -> None:
+        self.takes = takes
+        self.manner = manner
+        self.seconds = seconds
+        self.messages = messages
+        self.address = address
+        self.port = 0
+        self.open = self.most = self.connections = self.turned_away = 0
+        self.taken: list[str] = []
+        self._server: asyncio.Server | None = None
+        self._is_listening = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> LimitedHost:
+        await self._listen()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._server is not None:
+            self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _listen(self) -> None:
+        self._is_listening = True
+        listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((self.address, self.port))
+        self.port = listening.getsockname()[1]
+        self._server = await asyncio.start_server(self._serve, sock=listening)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        self.connections += 1
+        self.open += 1
+        self.most = max(self.most, self.open)
+        is_full = self.open > self.takes
+        self.turned_away += is_full
+        if self.manner == "refuse" and self.open >= self.takes and self._server is not None:
+            self._server.close()
+            self._server, self._is_listening = None, False
+        try:
+            with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+                await self._talk(reader, writer, is_full)
+        finally:
+            self.open -= 1
+            self._tasks.discard(task)
+            with suppress(ConnectionError):
+                writer.close()
+            if not self._is_listening and self.open < self.takes:
+                await self._listen()
+
+    async def _talk(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, is_full: bool
+    ) -> None:
+        if is_full and self.manner == "reset":
+            linger = struct.pack("ii", 1, 0)
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        if is_full and self.manner in ("close", "reset"):
+            return
+        if is_full and self.manner == "silence":
+            await reader.read()  # until the client goes
+            return
+        if is_full and self.manner == "421":
+            writer.write(b"421 4.7.0 too many connections\r\n")
+            return
+        writer.write(b"220 ready\r\n")
+        count, rcpt = 0, ""
+        while line := await reader.readline():
+            verb = line[:4].upper()
+            if verb == b"EHLO":
+                writer.write(b"250-host\r\n250 PIPELINING\r\n")
+            elif verb == b"MAIL" and is_full and self.manner == "421 at MAIL":
+                writer.write(b"421 4.7.0 too many connections\r\n")
+                return
+            elif verb == b"MAIL" and self.messages and count >= self.messages:
+                writer.write(b"452 4.3.2 too many messages on this connection\r\n")
+                await reader.readuntil(b"DATA\r\n")
+                writer.write(b"503 5.5.1 no\r\n503 5.5.1 no\r\n")
+            elif verb == b"DATA":
+                writer.write(b"354 go on\r\n")
+                await reader.readuntil(b"\r\n.\r\n")
+                await asyncio.sleep(self.seconds)
+                self.taken.append(rcpt)
+                count += 1
+                writer.write(b"250 2.0.0 taken\r\n")
+            elif verb == b"QUIT":
+                writer.write(b"221 bye\r\n")
+                return
+            else:
+                if verb == b"RCPT":
+                    rcpt = line.split(b":", 1)[1].strip(b"<>\r\n ").decode()
+                writer.write(b"250 ok\r\n")
+            await writer.drain()

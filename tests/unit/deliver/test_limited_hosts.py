@@ -1,0 +1,253 @@
+"""Hosts that take few connections, or none: what the whole of delivery does, against real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from relay.deliver.attempt import Attempt
+from relay.deliver.destinations import Destinations
+from relay.deliver.options import DeliveryOptions, Timeouts, TlsOptions
+from relay.deliver.scheduler import Scheduler
+from relay.deliver.tls import TlsContexts
+from relay.policy.rules import PolicyRules
+from relay.queue.entry import State
+from relay.queue.retry import RetrySchedule
+from relay.route.next_hop import Host, Hosts, Route
+from tests.fakes.queue import MemoryQueue
+from tests.rigs.limited_host import LimitedHost
+from tests.unit.deliver.conftest import QUICK, milliseconds
+
+SCHEDULE = RetrySchedule(waits=(timedelta(minutes=5), timedelta(hours=1)))
+
+HostsOf = Callable[[str], Sequence[Host]]
+
+
+@dataclass
+class Delivery:
+    """The parts of delivery that a test may look at."""
+
+    destinations: Destinations
+    scheduler: Scheduler
+
+
+@asynccontextmanager
+async def delivering(
+    queue: MemoryQueue,
+    hosts_of: HostsOf,
+    contexts: TlsContexts,
+    *,
+    timeouts: Timeouts = QUICK,
+    **options: Any,
+) -> AsyncIterator[Delivery]:
+    async def route(domain: str) -> Route:
+        return Hosts(tuple(hosts_of(domain)))
+
+    delivery = DeliveryOptions(timeouts=timeouts, **options)
+    most = delivery.concurrency_per_destination
+    destinations = Destinations(most, SCHEDULE, clock=time.monotonic)
+    attempt = Attempt(
+        route,
+        hostname="relay.example",
+        delivery=delivery,
+        tls=TlsOptions(),
+        contexts=contexts,
+        destinations=destinations,
+    )
+    scheduler = Scheduler(
+        queue,
+        attempt,
+        schedule=SCHEDULE,
+        options=delivery,
+        rules=PolicyRules,
+        hostname="relay.example",
+        destinations=destinations,
+    )
+    task = asyncio.create_task(scheduler.run())
+    try:
+        yield Delivery(destinations, scheduler)
+    finally:
+        await scheduler.drain(timedelta(0))
+        await task
+        await attempt.close()
+        assert not queue.claimed
+
+
+async def until(condition: Callable[[], bool], within: float = 20) -> float:
+    """Wait for something; the seconds that took."""
+    began = time.monotonic()
+    async with asyncio.timeout(within):
+        while not condition():
+            await asyncio.sleep(0.005)
+    return time.monotonic() - began
+
+
+def fill(count: int, domains: int = 1, prefix: str = "d") -> MemoryQueue:
+    """So many messages, each for one recipient, over so many domains."""
+    queue = MemoryQueue()
+    for n in range(count):
+        queue.add(f"{prefix}{n}", f"r{n}@{prefix}{n % domains}.example")
+    return queue
+
+
+def at(host: LimitedHost, next_hop: str = "") -> Host:
+    return Host("mx.example", host.address, host.port, next_hop=next_hop)
+
+
+async def deliver_all(
+    host: LimitedHost, contexts: TlsContexts, domains: int
+) -> tuple[MemoryQueue, float]:
+    """200 messages to a host; the queue afterwards, and the seconds that took."""
+    queue = fill(200, domains)
+    async with delivering(queue, lambda _: [at(host)], contexts):
+        took = await until(lambda: len(queue.settlements) >= 200, 40)
+    return queue, took
+
+
+@pytest.mark.parametrize("domains", [1, 40])
+@pytest.mark.parametrize("manner", ["421", "421 at MAIL", "close", "reset", "refuse", "silence"])
+async def test_the_rest_of_a_host_that_takes_three_connections_is_not_deferred(
+    contexts, manner, domains
+):
+    async with LimitedHost(3, manner) as host:
+        queue, took = await deliver_all(host, contexts, domains)
+    states = queue.states()
+    assert states[State.DELIVERED] >= 180
+    assert len(set(host.taken)) == len(host.taken) == states[State.DELIVERED]
+    assert host.turned_away <= 30
+    print(f"{manner}, {domains} domains: {took:.2f} s, {states}")
+
+
+@pytest.mark.parametrize("domains", [1, 40])
+@pytest.mark.parametrize("manner", ["421", "close", "reset"])
+async def test_a_host_that_takes_three_connections_takes_at_most_twice_the_time_of_any_other(
+    contexts, manner, domains
+):
+    async with LimitedHost(1000) as host:
+        _, without = await deliver_all(host, contexts, domains)
+    async with LimitedHost(3, manner) as host:
+        _, took = await deliver_all(host, contexts, domains)
+    assert took <= 2 * without + 0.5, (took, without)
+
+
+async def test_a_host_that_takes_one_connection_gets_one(contexts):
+    async with LimitedHost(1) as host:
+        queue, _ = await deliver_all(host, contexts, 40)
+    assert queue.states()[State.DELIVERED] >= 180
+
+
+@pytest.mark.parametrize("domains", [1, 150])
+async def test_a_host_that_domains_are_routed_to_gets_its_connections_and_no_more(
+    contexts, domains
+):
+    queue = fill(300, domains)
+    async with LimitedHost(1000, seconds=0.02) as host:
+        hosts = [at(host, "hop.example:25")]
+        async with delivering(queue, lambda _: hosts, contexts, concurrency_per_destination=7):
+            await until(lambda: len(queue.settlements) >= 300)
+        assert host.most == 7
+    assert queue.states() == {State.DELIVERED: 300}
+
+
+async def test_addresses_of_one_next_hop_are_counted_together(contexts):
+    queue = fill(60, 60)
+    async with LimitedHost(99, seconds=0.02) as one, LimitedHost(99, seconds=0.02) as other:
+        hosts = [at(one, "hop.example:25"), at(other, "hop.example:25")]
+
+        def hosts_of(domain: str) -> Sequence[Host]:
+            return hosts if len(domain) % 2 else hosts[::-1]
+
+        async with delivering(queue, hosts_of, contexts, concurrency_per_destination=6):
+            most = 0
+            while len(queue.settlements) < 60:
+                most = max(most, one.open + other.open)
+                await asyncio.sleep(0.001)
+        assert most <= 6 + 2  # of each one connection may be closing
+        assert one.taken
+        assert other.taken
+
+
+async def test_a_busy_host_is_waited_for_and_its_backup_is_not_used(contexts):
+    queue = fill(60, 60)
+    async with LimitedHost(99, seconds=0.02) as first, LimitedHost(99) as backup:
+        hosts = [at(first), Host("mx2.example", backup.address, backup.port, preference=20)]
+        async with delivering(queue, lambda _: hosts, contexts):
+            await until(lambda: len(queue.settlements) >= 60)
+    assert len(first.taken) == 60
+    assert not backup.connections
+
+
+SLOW = Timeouts(
+    connect=milliseconds(500), greeting=timedelta(seconds=60), command=timedelta(seconds=60)
+)
+
+
+async def test_a_host_without_a_greeting_holds_five_places_whatever_names_lead_to_it(contexts):
+    queue = fill(200, 200, "dead")
+    async with LimitedHost(0, "silence") as dead, LimitedHost(99) as well:
+        hosts = {True: [at(dead)], False: [at(well)]}
+
+        def hosts_of(domain: str) -> Sequence[Host]:
+            return hosts["dead" in domain]
+
+        async with delivering(queue, hosts_of, contexts, timeouts=SLOW) as delivery:
+            await until(lambda: dead.connections == 5)
+            for n in range(20):
+                queue.add(f"W{n}", f"w@well{n}.example")
+                await queue.until(n + 1, within=timedelta(seconds=1))
+            await until(lambda: len(queue.claimed) <= 10)  # the others wait in the queue
+            assert delivery.scheduler.in_flight == 5
+        assert dead.connections == 5
+    assert len(queue.settlements) == 20
+
+
+async def test_all_names_of_a_host_that_is_silent_hear_of_it(contexts):
+    queue = fill(100, 100, "dead")
+    async with LimitedHost(0, "silence") as dead:
+        async with delivering(queue, lambda _: [at(dead)], contexts) as delivery:
+            await until(lambda: delivery.destinations.silence_of(at(dead).destination) is not None)
+            await until(lambda: len(queue.settlements) >= 50)
+        assert dead.connections <= 10
+    assert queue.states() == {State.DEFERRED: len(queue.settlements)}
+    told = [change.outcome.description for s in queue.settlements for change in s.changes]
+    assert sum(text.startswith("not tried, it gave no answer") for text in told) >= 40
+
+
+async def test_a_silent_host_is_no_reason_to_leave_its_backup_alone(contexts):
+    queue = fill(40, 40)
+    async with LimitedHost(0, "silence") as dead, LimitedHost(99) as backup:
+        hosts = [at(dead), Host("mx2.example", backup.address, backup.port, preference=20)]
+        async with delivering(queue, lambda _: hosts, contexts):
+            await until(lambda: len(queue.settlements) >= 40)
+    assert queue.states() == {State.DELIVERED: 40}
+    assert dead.connections <= 5
+
+
+async def test_a_host_that_was_full_is_not_left_alone_for_the_sender_to_hear_of_it(contexts):
+    # What waits for a connection does not wait for longer than its sender is patient.
+    queue = MemoryQueue()
+    async with LimitedHost(0, "silence") as dead:
+        for n in range(20):
+            queue.add(f"Q{n}", f"a@d{n}.example")
+        async with delivering(queue, lambda _: [at(dead)], contexts, timeouts=SLOW):
+            await until(lambda: dead.connections == 5)
+            await until(lambda: bool(queue.released))
+    assert not queue.settlements
+
+
+async def test_a_connection_that_takes_no_more_messages_is_replaced(contexts):
+    queue = fill(40)
+    async with (
+        LimitedHost(99, messages=3) as host,
+        delivering(queue, lambda _: [at(host)], contexts),
+    ):
+        await until(lambda: len(queue.settlements) >= 40)
+    assert queue.states() == {State.DELIVERED: 40}
+    assert host.connections >= 13
