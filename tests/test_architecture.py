@@ -63,7 +63,7 @@ SHELLS = {
     "relay.route.judged",
     "relay.route.router",
     "relay.report.deliverylog",
-    "relay.receive.certificates",
+    "relay.submit.certificates",
     "relay.receive.connection",
     "relay.receive.passwords",
     "relay.receive.dialogue",

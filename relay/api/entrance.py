@@ -27,7 +27,7 @@ from aiohttp import web
 
 from relay.submit.failures import counted_as
 
-__all__ = ["Entrance", "HttpError", "tls_context"]
+__all__ = ["Entrance", "HttpError"]
 
 log = logging.getLogger(__name__)
 
@@ -52,24 +52,7 @@ _TOO_MANY_OF_CLIENT = _turned_away(
 
 
 class HttpError(Exception):
-    """The server cannot start, or a certificate cannot be used; the text says why."""
-
-
-def tls_context(certificate: str, key: str | None) -> ssl.SSLContext:
-    """What a handshake needs, read from the files."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
-    try:
-        context.load_cert_chain(certificate, key, password=_no_passphrase)
-    except (OSError, ssl.SSLError, ValueError) as error:
-        raise HttpError(f"{certificate} cannot be used: {error}") from error
-    return context
-
-
-def _no_passphrase() -> str:
-    # Without this OpenSSL would ask on the terminal, and wait.
-    raise ValueError("the private key is encrypted")
+    """The server cannot start; the text says why."""
 
 
 class Protocol(web.RequestHandler):

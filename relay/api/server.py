@@ -31,7 +31,7 @@ from aiohttp import web
 
 from relay.api.bodies import BODY, Body, Room
 from relay.api.endpoints import ENDPOINTS, TEXT, Endpoint
-from relay.api.entrance import Entrance, HttpError, tls_context
+from relay.api.entrance import Entrance, HttpError
 from relay.api.keys import Keys, Verdict
 from relay.api.mailgun_form import ApiError
 from relay.api.openapi import document
@@ -40,6 +40,7 @@ from relay.api.rate import AnswerRate, Shared
 from relay.api.state import API, Api, answer, api_of
 from relay.mail.ip import canonical
 from relay.queue.store import SpoolError
+from relay.submit.certificates import ServerTls
 from relay.submit.failures import counted_as
 
 __all__ = [
@@ -122,10 +123,11 @@ class HttpServer:
         return self._entrance.connections
 
     def read_certificate(self) -> Callable[[], None]:
-        """What shows the certificate the files have now. `HttpError` where they are broken."""
+        """What shows the certificate the files have now. `CertificateError` where they are
+        broken."""
         if self._files is None:
             return lambda: None
-        context = tls_context(*self._files)
+        context = ServerTls(*self._files).context
         return partial(setattr, self._entrance, "context", context)
 
     async def close(self) -> None:
@@ -143,9 +145,9 @@ async def start_http(
     connections: int = CONNECTIONS,
     header_seconds: float = _HEADER_SECONDS,
 ) -> HttpServer:
-    """Listen, with TLS where there is a certificate."""
+    """Listen, with TLS where there is a certificate. `HttpError`, `CertificateError`."""
     files = (certificate, key) if certificate is not None else None
-    context = tls_context(*files) if files is not None else None
+    context = ServerTls(*files).context if files is not None else None
     runner = web.AppRunner(application(api), handle_signals=False, shutdown_timeout=10.0)
     await runner.setup()
     assert runner.server is not None

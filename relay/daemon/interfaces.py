@@ -22,6 +22,7 @@ from relay.daemon.assemble import Parts
 from relay.daemon.probing import probe_domain
 from relay.deliver.options import security_options
 from relay.queue.engine import open_beside
+from relay.submit.certificates import CertificateError
 from relay.workers.all_queues import AllQueues
 from relay.workers.all_workers import AllWorkers
 from relay.workers.peer import Peer
@@ -121,7 +122,7 @@ async def open_http(
             key=admin.key,
             connections=parts.files.http,
         )
-    except HttpError as error:
+    except (CertificateError, HttpError) as error:
         raise StartError(f"admin.http: {error}") from error
     opened.push_async_callback(server.close)
     log.info("HTTP interface at %s:%d", *server.address)

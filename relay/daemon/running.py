@@ -16,7 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from relay.api import HttpError, HttpServer
+from relay.api import HttpServer
 from relay.config import Config, ConfigError, load
 from relay.config.parts import route_options
 from relay.config.reload import changes, taken_over
@@ -25,10 +25,10 @@ from relay.daemon.files import FileBudget
 from relay.daemon.interfaces import make_caller, make_operator, open_control, open_http
 from relay.daemon.status import Status
 from relay.queue.store import SpoolError
-from relay.receive.certificates import CertificateError, ServerTls
 from relay.receive.listener import start_listener
 from relay.receive.spec import ListenerTls, parse_address
 from relay.sign.keys import KeyFileError, load_keys
+from relay.submit.certificates import CertificateError, ServerTls
 from relay.workers.programlog import ProgramLog
 from relay.workers.systemd import Systemd
 from relay.workers.worker import ALONE, StartError, Worker
@@ -166,7 +166,7 @@ class Relay:
                 log.error("reload: %s", mistake)
             log.error("reload: the configuration in force is kept")
             parts.reload_failed = True
-        except (CertificateError, KeyFileError, HttpError) as error:
+        except (CertificateError, KeyFileError) as error:
             log.error("reload: %s; the configuration in force is kept", error)
             parts.reload_failed = True
         parts.delivery_log.reopen()

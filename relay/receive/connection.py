@@ -38,11 +38,11 @@ from aiosmtpd.smtp import SMTP
 
 from relay.mail.ip import canonical
 from relay.receive.access import may_relay
-from relay.receive.certificates import ServerTls
 from relay.receive.limits import AUTH_LINE_OCTETS
 from relay.receive.listener_state import ListenerState
 from relay.receive.session import Session, TlsFacts
 from relay.receive.spec import BareNewline, ListenerTls
+from relay.submit.certificates import ServerTls
 
 __all__ = ["NOT_SMTP", "Connection", "text_of"]
 

@@ -19,12 +19,12 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-from relay.receive.certificates import CertificateError, ServerTls
 from relay.receive.dialogue import Dialogue
 from relay.receive.intake import Reception
 from relay.receive.listener_state import ListenerState
 from relay.receive.passwords import Passwords
 from relay.receive.spec import ListenerSpec, ListenerTls, TcpAddress, UnixAddress, parse_address
+from relay.submit.certificates import CertificateError, ServerTls
 
 __all__ = ["Listener", "bound_address", "remove_stale", "start_listener"]
 

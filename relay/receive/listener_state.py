@@ -10,11 +10,11 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, Protocol
 
-from relay.receive.certificates import ServerTls
 from relay.receive.intake import Reception
 from relay.receive.passwords import Passwords
 from relay.receive.session import Session
 from relay.receive.spec import ListenerSpec
+from relay.submit.certificates import ServerTls
 
 __all__ = ["Inside", "ListenerState"]
 

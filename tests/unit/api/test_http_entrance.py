@@ -17,7 +17,10 @@ import pytest
 import trustme
 
 from relay.api import HttpError, HttpServer, start_http
+from relay.receive.spec import ListenerSpec, ListenerTls, TcpAddress
+from relay.submit.certificates import CertificateError
 from tests.fakes.http import KEY, Rig, auth
+from tests.unit.receive.conftest import Desk
 
 Start = Callable[..., Any]
 
@@ -210,8 +213,43 @@ async def test_it_is_served_over_tls_where_there_is_a_certificate(
             assert response.headers["Server"] == "relay"
         with pytest.raises(aiohttp.ClientError):
             await session.get(url.replace("https", "http"))
-    with pytest.raises(HttpError, match=r"nothing\.pem cannot be used"):
+    with pytest.raises(CertificateError, match=r"nothing\.pem cannot be used"):
         await start(certificate=str(tmp_path / "nothing.pem"))
+
+
+async def _speaks(port: int, suite: str) -> bool:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(f"{suite}:@SECLEVEL=0")
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
+    except (ssl.SSLError, ConnectionError):
+        return False
+    writer.close()
+    with contextlib.suppress(ssl.SSLError, ConnectionError):
+        await writer.wait_closed()
+    return True
+
+
+async def test_https_and_smtp_speak_tls_1_2_with_forward_secrecy_and_aead_only(
+    start: Start, tmp_path: Path
+) -> None:
+    """RFC 9325 §4.2."""
+    issued = trustme.CA().issue_cert("localhost", key_type=trustme.KeyType.RSA)
+    files = str(tmp_path / "tls.pem"), str(tmp_path / "tls.key")
+    issued.cert_chain_pems[0].write_to_path(files[0])
+    issued.private_key_pem.write_to_path(files[1])
+    desk = Desk(*files, ssl.create_default_context())
+    listener = await desk.open(ListenerSpec("127.0.0.1:0", tls=ListenerTls.IMPLICIT))
+    assert isinstance(listener.address, TcpAddress)
+    http = await start(certificate=files[0], key=files[1])
+    cbc = ("ECDHE-RSA-AES256-SHA384", "ECDHE-RSA-AES128-SHA", "AES128-SHA", "AES256-SHA256")
+    good = "ECDHE-RSA-AES128-GCM-SHA256"
+    for port in (listener.address.port, http.address[1]):
+        spoken = [s for s in (*cbc, "AES128-GCM-SHA256", good) if await _speaks(port, s)]
+        assert spoken == [good]
+    await desk.close()
 
 
 async def test_a_new_certificate_is_shown_once_it_is_read_and_a_broken_one_never(
@@ -227,7 +265,7 @@ async def test_a_new_certificate_is_shown_once_it_is_read_and_a_broken_one_never
     second = await _shown(server)
     assert second not in (None, first)
     (tmp_path / "tls.pem").write_text("no certificate")
-    with pytest.raises(HttpError):
+    with pytest.raises(CertificateError):
         server.read_certificate()
     assert await _shown(server) == second
 

@@ -21,7 +21,6 @@ from relay.queue.store import CHUNK_BYTES, QueueFull, SpoolError
 from relay.receive import connection as connection_module
 from relay.receive import dialogue as dialogue_module
 from relay.receive.access import Access, User
-from relay.receive.certificates import CertificateError
 from relay.receive.limits import Limits
 from relay.receive.listener import start_listener
 from relay.receive.spec import (
@@ -33,6 +32,7 @@ from relay.receive.spec import (
     UnixAddress,
 )
 from relay.route.security import TlsVersion
+from relay.submit.certificates import CertificateError
 from tests.fakes.client import Client
 from tests.fakes.store import FakeStore
 from tests.unit.receive.conftest import USERS, Desk, hashed

@@ -1,4 +1,5 @@
-"""The certificate a listener shows, and how a new one takes its place.
+"""The certificate that whoever gives us mail is shown, over SMTP and HTTP, and how a new one takes
+its place.
 
 `ServerTls` holds the context that the next handshake uses. `reload` reads the files again; while
 they are broken the old context stays. TLS 1.2 is the least (RFC 8996, RFC 9325 §3.1.1), unless an
