@@ -72,6 +72,7 @@ SHELLS = {
     "relay.receive.listener",
     "relay.deliver.attempt",
     "relay.deliver.connection",
+    "relay.deliver.floors",
     "relay.deliver.negotiate",
     "relay.deliver.pool",
     "relay.deliver.probe",

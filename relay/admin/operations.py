@@ -7,7 +7,6 @@ JSON of the interface spells them.
     list_queue, show_message                    look at the queue
     change_in_steps                             retry, hold, release, remove
     find_events, follow_events                  the delivery log, as the store keeps it
-    explain                                     what would become of a message, without sending one
 
 Removing mail is written down like any other end of it: its events commit with the change.
 """
@@ -20,10 +19,6 @@ from datetime import UTC, datetime
 from functools import lru_cache, partial
 from typing import Any
 
-from relay.mail.address import domain_of
-from relay.policy.fields import Wishes
-from relay.policy.rules import PolicyRules, resolve
-from relay.policy.settings import Setting, TlsSettings
 from relay.queue.entry import QueuedRecipient, State
 from relay.queue.rows import micros
 from relay.queue.store import (
@@ -38,13 +33,11 @@ from relay.queue.store import (
 )
 from relay.queue.verbs import VERBS
 from relay.report import deliverylog
-from relay.route.forecast import Forecast, describe, prospects, said
-from relay.route.next_hop import Host, NoRoute, Route
-from relay.route.security import Requirement, SecurityOptions, at_host, requirement
+from relay.route.forecast import Forecast, said
+from relay.route.next_hop import Host, NoRoute
 
 __all__ = [
     "change_in_steps",
-    "explain",
     "find_events",
     "follow_events",
     "host_as_json",
@@ -169,77 +162,12 @@ async def follow_events(
             await more()
 
 
-async def explain(
-    *,
-    reverse_path: str,
-    recipient: str,
-    wishes: Wishes,
-    rules: PolicyRules,
-    route: Callable[[str], Awaitable[Route]],
-    options: SecurityOptions,
-) -> dict[str, Any]:
-    """Each setting and where it came from, the hosts in order, and what each of them must prove.
-
-    `recipient` is an address that `relay.mail.address.parse_path` gave. The DNS is asked, nobody
-    else.
-    """
-    domain = domain_of(recipient)
-    settings = resolve(rules, reverse_path=reverse_path, recipient_domain=domain, wishes=wishes)
-    return {
-        "sender": reverse_path,
-        "recipient": recipient,
-        "recipient-domain": domain,
-        "policy": {
-            "require-tls": _setting_as_json(settings.require_tls),
-            "skip-verification": _setting_as_json(settings.skip_verification),
-        },
-        **_where(await route(domain), settings, options),
-    }
-
-
-def _setting_as_json(setting: Setting) -> dict[str, Any]:
-    return {"value": setting.value, "source": setting.source.value, "rule": setting.rule}
-
-
-def _where(route: Route, settings: TlsSettings, options: SecurityOptions) -> dict[str, Any]:
-    """The hosts in order, or why there is none."""
-    if isinstance(route, NoRoute):
-        rejected = list(route.outcome.hosts)
-        return {
-            "hosts": [],
-            "rejected": rejected,
-            "trouble": [],
-            "no-route": no_route_as_json(route),
-        }
-    needed = requirement(settings, options)
-    return {
-        "hosts": [_host_and_rules(host, at_host(needed, host, options)) for host in route.hosts],
-        "rejected": list(route.rejected),
-        "trouble": list(route.trouble),
-        "no-route": None,
-    }
-
-
-def _host_and_rules(host: Host, needed: Requirement) -> dict[str, Any]:
-    """A host, what it must prove, and what follows in each situation that can be met there."""
-    return {
-        **host_as_json(host),
-        "needs": {
-            "tls-required": needed.tls_required,
-            "verified": needed.verify,
-            "min-version": needed.min_version.value,
-        },
-        "rules": list(describe(needed, host)),
-        "steps": [prospect_as_json(each) for each in prospects(needed, host)],
-    }
-
-
 def prospect_as_json(forecast: Forecast) -> dict[str, Any]:
     """What would become of a message, `tls`, `certificate-verified` and `downgrade` as the log
     would say.
     """
     return {
-        "situation": forecast.situation.value,
+        "situation": forecast.situation.value if forecast.situation else None,
         "step": forecast.step.action.value,
         "tls": forecast.tls,
         "certificate-verified": forecast.verified,

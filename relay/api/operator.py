@@ -90,16 +90,11 @@ async def explain(api: Api, request: web.Request) -> web.Response:
         raise ApiError(400, f"to: {error}") from None
     if not domain:
         raise ApiError(400, "to parameter is missing")
-    return answer(
-        await operations.explain(
-            reverse_path=_address(query.get("from", ""), "from"),
-            recipient=recipient,
-            wishes=Wishes(_truth(query, "require-tls"), _truth(query, "skip-verification")),
-            rules=api.rules(),
-            route=api.route,
-            options=api.security,
-        )
-    )
+    if api.explain is None:
+        raise ApiError(404, "this relay does not explain")
+    reverse_path = _address(query.get("from", ""), "from")
+    wishes = Wishes(_truth(query, "require-tls"), _truth(query, "skip-verification"))
+    return answer(await api.explain(reverse_path, recipient, wishes))
 
 
 async def probe(api: Api, request: web.Request) -> web.Response:

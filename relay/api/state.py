@@ -11,11 +11,10 @@ from aiohttp import web
 
 from relay.admin.domain_settings import SettingsInForce
 from relay.admin.operator import Operator
+from relay.policy.fields import Wishes
 from relay.policy.rules import PolicyRules
 from relay.queue.api_state import ApiState
 from relay.queue.store import MessageSink
-from relay.route.next_hop import Route
-from relay.route.security import SecurityOptions
 
 __all__ = ["API", "Api", "Handler", "HttpOptions", "answer", "api_of"]
 
@@ -42,13 +41,13 @@ class Api:
     settings: SettingsInForce
     options: Callable[[], HttpOptions]
     rules: Callable[[], PolicyRules]
-    route: Callable[[str], Awaitable[Route]]
-    security: SecurityOptions
     webhook_objection: Callable[[str], Awaitable[str]]
     message_size_bytes: int = 50 * 1024 * 1024
     recipients: int = 1000
     received_hops: int = 100
     request_seconds: float = 1800.0
+    explain: Callable[[str, str, Wishes], Awaitable[Mapping[str, Any]]] | None = None
+    """What would become of a message: by its reverse-path, recipient and wishes."""
     probe: Callable[[str], Awaitable[Mapping[str, Any]]] | None = None
     webhooks_changed: Callable[[], None] = lambda: None
 

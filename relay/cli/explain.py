@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import itertools
 import json
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from relay.cli.common import config_file, config_option, fail, load_config, printable
-from relay.cli.routing import host_text, no_route_text, route_of
+from relay.cli.routing import floor_lines, host_text, lookups, no_route_text, policy_line
 
 if TYPE_CHECKING:
     from relay.config import Config
@@ -49,8 +48,8 @@ def explain(
     """Say what would become of a message, without delivering anything.
 
     Prints each setting and the rule it came from, the hosts that would be tried in order,
-    what each of them must prove, and what follows from what is met there. The DNS is asked;
-    no mail host is connected to. The exit status is 1 where there is no host to try.
+    what each of them must prove, and what follows from what is met there. The DNS is asked, and
+    the MTA-STS policy of the domain fetched if need be; no mail host is connected to. The exit status is 1 where there is no host to try.
 
     A setting comes from the message, the recipient's domain (destination), the sender's (domain,
     or api where it was set over HTTP) or the default. From message-refused: the message asked for
@@ -95,21 +94,26 @@ def _address(text: str, option: str) -> tuple[str, str]:
 def _explained(config: Config, reverse_path: str, recipient: str, wishes: Wishes) -> dict[str, Any]:
     """Explained under the file's rules, and what was set over HTTP above them."""
     from relay.admin.domain_settings import overlay_of
-    from relay.admin.operations import explain as explain_message
+    from relay.daemon.explaining import explain as explain_message
     from relay.deliver.options import security_options
     from relay.policy.rules import with_overlay
 
     settings = _set_over_http(config)
-    return asyncio.run(
-        explain_message(
-            reverse_path=reverse_path,
-            recipient=recipient,
-            wishes=wishes,
-            rules=with_overlay(config.policy, overlay_of(settings)),
-            route=functools.partial(route_of, config),
-            options=security_options(config.delivery, config.tls),
-        )
-    )
+
+    async def explained() -> dict[str, Any]:
+        async with lookups(config) as asked:
+            return await explain_message(
+                reverse_path=reverse_path,
+                recipient=recipient,
+                wishes=wishes,
+                rules=with_overlay(config.policy, overlay_of(settings)),
+                route=asked.route,
+                options=security_options(config.delivery, config.tls),
+                floors=asked.floors,
+                patience=config.delivery.timeouts.policy_fetch,
+            )
+
+    return asyncio.run(explained())
 
 
 def _set_over_http(config: Config) -> Mapping[str, DomainSettings]:
@@ -174,6 +178,8 @@ def _print(answer: dict[str, Any]) -> None:
     click.echo()
     if answer["no-route"] is not None:
         click.echo(no_route_text(answer["no-route"]))
+    else:
+        click.echo(policy_line(answer["mta-sts"]))
     _print_hosts(answer["hosts"])
     for line in answer["rejected"]:
         click.echo(f"not connected to: {printable(line)}")
@@ -189,6 +195,8 @@ def _print_hosts(hosts: list[dict[str, Any]]) -> None:
         sharing = list(group)
         for number, host in sharing:
             click.echo(f"{number:>3}. {click.style(host_text(host), bold=True)}")
+            for line in floor_lines(host):
+                click.echo(f"     {printable(line)}")
         click.echo(
             f"     what is asked of {'it' if len(sharing) == 1 else 'each of them'}, and what follows:"
         )

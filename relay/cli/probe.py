@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import json
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from relay.cli.common import age, config_file, config_option, fail, load_config, printable
-from relay.cli.routing import host_text, no_route_text, route_of
+from relay.cli.routing import floor_lines, host_text, lookups, no_route_text, policy_line
 
 if TYPE_CHECKING:
     from relay.config import Config
@@ -57,25 +56,31 @@ def _domain(text: str) -> str:
 
 
 async def _probe(config: Config, domain: str, patience: timedelta) -> dict[str, Any]:
+    from relay.daemon.explaining import FloorPending
     from relay.daemon.probing import probe_domain
+    from relay.queue.store import SpoolError
     from relay.route.dns import ResolverError
 
     try:
-        return await probe_domain(
-            domain,
-            route=functools.partial(route_of, config),
-            hostname=config.hostname,
-            delivery=config.delivery,
-            tls=config.tls,
-            patience=patience,
-        )
-    except ResolverError as error:
+        async with lookups(config) as asked:
+            return await probe_domain(
+                domain,
+                route=asked.route,
+                floors=asked.floors,
+                hostname=config.hostname,
+                delivery=config.delivery,
+                tls=config.tls,
+                patience=patience,
+            )
+    except (ResolverError, FloorPending, SpoolError) as error:
         fail(str(error))
 
 
 def _print(answer: dict[str, Any]) -> None:
     if answer["no-route"] is not None:
         click.echo(no_route_text(answer["no-route"]))
+    else:
+        click.echo(policy_line(answer["mta-sts"]))
     for number, host in enumerate(answer["hosts"], 1):
         click.echo(f"{number:>3}. {click.style(host_text(host), bold=True)}")
         for line in _host_lines(host):
@@ -93,6 +98,12 @@ def _host_lines(host: dict[str, Any]) -> list[str]:
         lines += _certificate_lines(host["certificate"])
     if host["tls-offered"] and host["why-not-verified"]:
         lines.append(printable(host["why-not-verified"]))
+    lines += map(printable, floor_lines(host))
+    for name, key in (("its TLSA records", "meets-dane"), ("the MTA-STS policy", "meets-mta-sts")):
+        if host[key] is not None:
+            lines.append(f"meets {name}: {'yes' if host[key] else 'no'}")
+    if host["not-used"]:
+        lines.append(f"not connected to for mail: it {printable(host['not-used'])}")
     lines.append("a message here, under each of the four settings:")
     lines.append("  require-tls  skip-verification")
     return lines + [_rule_line(rule, host["why-not-verified"]) for rule in host["rules"]]

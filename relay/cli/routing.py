@@ -2,31 +2,64 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from relay.config import Config
+    from relay.deliver.floors import Floors
     from relay.route.next_hop import Route
 
-__all__ = ["host_text", "no_route_text", "route_of"]
+__all__ = ["Lookups", "floor_lines", "host_text", "lookups", "no_route_text", "policy_line"]
 
 
-async def route_of(config: Config, domain: str) -> Route:
-    """The hosts for a domain, or why there is none."""
+@dataclass(frozen=True, slots=True)
+class Lookups:
+    """What the running relay would look things up by."""
+
+    route: Callable[[str], Awaitable[Route]]
+    floors: Floors
+
+
+@asynccontextmanager
+async def lookups(config: Config) -> AsyncIterator[Lookups]:
+    """Look things up as the running relay would. MTA-STS policies are read from its store where
+    there is one; what is fetched is kept nowhere.
+    """
     from relay.config.parts import resolver_options, route_options
+    from relay.daemon.policies import make_policies
+    from relay.deliver.floors import Floors
+    from relay.deliver.tls import TlsContexts
+    from relay.queue.engine import open_policies_beside
     from relay.receive.spec import TcpAddress, parse_address
     from relay.route.dns import DnsResolver
     from relay.route.router import Router
 
     addresses = (parse_address(listener.address) for listener in config.listeners)
     listening = [(a.host, a.port) for a in addresses if isinstance(a, TcpAddress)]
+    resolver = DnsResolver(resolver_options(config))
     router = Router(
-        DnsResolver(resolver_options(config)),
-        route_options(config),
-        hostname=config.hostname,
-        listening=lambda: listening,
+        resolver, route_options(config), hostname=config.hostname, listening=lambda: listening
     )
-    return await router.route(domain)
+    cache = open_policies_beside(Path(config.queue.path))
+    policies = make_policies(
+        config,
+        cache,
+        resolver=resolver,
+        router=router,
+        contexts=TlsContexts(config.tls.ca_file),
+        clock=lambda: datetime.now(UTC),
+    )
+    try:
+        yield Lookups(router.route, Floors(resolver, policies, lambda: config.policy))
+    finally:
+        await policies.close()
+        await cache.close()
+        await resolver.close()
 
 
 def host_text(host: dict[str, Any]) -> str:
@@ -46,3 +79,39 @@ def no_route_text(verdict: dict[str, Any]) -> str:
     from relay.cli.common import printable
 
     return f"no host to try: {verdict['outcome']}, {verdict['status']} {printable(verdict['description'])}"
+
+
+_DANE = {
+    "none": "none",
+    "insecure": "none can be trusted: the host's addresses are not signed (DNSSEC)",
+    "failed": "not known: the look-up failed",
+    "ignored": "not looked up, by the configuration",
+    "off": "not looked up: no resolver that validates is trusted (resolver.trust_ad)",
+}
+
+
+def policy_line(sts: dict[str, Any] | None) -> str:
+    """What the recipient's domain has of an MTA-STS policy."""
+    from relay.cli.common import printable
+
+    if sts is None:
+        return "MTA-STS: no policy"
+    if sts["error"] is not None:
+        return f"MTA-STS: a policy is announced and cannot be had ({sts['error']}): none holds"
+    names = ", ".join(map(printable, sts["mx"])) or "no host"
+    return (
+        f"MTA-STS: {sts['mode']}, {names} (id {printable(sts['id'])}, {sts['source']},"
+        f" until {sts['expires']})"
+    )
+
+
+def floor_lines(host: dict[str, Any]) -> list[str]:
+    """What there is in the DNS and in the configuration about one host."""
+    dane = host["dane"]
+    if dane["state"] in _DANE:
+        lines = [f"TLSA records: {_DANE[dane['state']]}"]
+    else:
+        lines = [f"TLSA records, {dane['state']}: {record}" for record in dane["records"]]
+    if host["pinned"] is not None:
+        lines.append(f"allowed by the configuration: {'yes' if host['pinned'] else 'no'}")
+    return lines

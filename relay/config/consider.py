@@ -36,6 +36,7 @@ class Remark:
 def consider(config: Config) -> Iterator[Remark]:
     yield from _consider_listeners(config)
     yield from _consider_access(config)
+    yield from _consider_pins(config)
     yield from _consider_delivery(config)
     yield from _consider_queue(config)
     yield from _consider_dkim(config)
@@ -269,6 +270,24 @@ def _consider_delivery(config: Config) -> Iterator[Remark]:
             yield Remark(
                 f"routes.{domain}.password_file", f"{route.password_file}: {trouble}", cure
             )
+
+
+def _consider_pins(config: Config) -> Iterator[Remark]:
+    """Pinned hosts protect only with verified TLS, and only where the DNS names the hosts."""
+    for domain, rule in config.policy.destinations.items():
+        if not rule.mx:
+            continue
+        key = f"policy.destinations.{domain}.mx"
+        if rule.require_tls is not True or rule.skip_verification is True:
+            problem = "hosts are pinned, and TLS with them is not held to be verified"
+            cure = "add require_tls: true, without skip_verification: true"
+            yield Remark(key, problem, cure, is_fatal=False)
+        for route in config.routes:
+            if route in ("*", domain) or (route[:2] == "*." and domain.endswith(route[1:])):
+                problem = (
+                    f"no effect where mail goes by routes.{route}, which names the host itself"
+                )
+                yield Remark(key, problem, "remove one of the two", is_fatal=False)
 
 
 def _bad_roots(path: str) -> str | None:

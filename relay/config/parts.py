@@ -15,7 +15,10 @@ __all__ = ["resolver_options", "route_options"]
 
 def resolver_options(config: Config) -> ResolverOptions:
     """`resolver`."""
-    return ResolverOptions(nameservers=config.resolver.nameservers, timeout=config.resolver.timeout)
+    section = config.resolver
+    return ResolverOptions(
+        nameservers=section.nameservers, timeout=section.timeout, trust_ad=section.trust_ad
+    )
 
 
 def route_options(config: Config) -> RouteOptions:

@@ -19,16 +19,20 @@ from relay.queue.retry import RetrySchedule
 from relay.receive.access import Access
 from relay.receive.limits import Limits
 from relay.receive.spec import ListenerSpec
+from relay.route.answers import TrustAd
 from relay.route.next_hop import StaticRoute
 from relay.sign.options import DkimOptions
 
 
 @dataclass(frozen=True, slots=True)
 class ResolverSection:
-    """The DNS resolver; no name server: those of /etc/resolv.conf."""
+    """The DNS resolver; no name server: those of /etc/resolv.conf. `trust_ad`: whether its word that
+    it validated an answer (DNSSEC) is believed.
+    """
 
     nameservers: tuple[Annotated[str, Form.NAMESERVER], ...] = ()
     timeout: timedelta = timedelta(seconds=10)
+    trust_ad: TrustAd = TrustAd.AUTO
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from relay.daemon.policies import make_policies
 from relay.daemon.watching import MeteredQueue, MeteredSink, metered
 from relay.deliver.attempt import Attempt
 from relay.deliver.destinations import Destinations
+from relay.deliver.floors import Floors
 from relay.deliver.pool import Pool, PoolLimits
 from relay.deliver.scheduler import Scheduler
 from relay.deliver.signing import Signer
@@ -106,6 +107,7 @@ class Parts:
             at_once=max(1, part(AT_ONCE, worker.number, worker.workers)),
             told=self._policy_fetched,
         )
+        self.floors = Floors(self.resolver, self.policies, self.rules)
         places = min(config.delivery.concurrency, files.deliveries)
         delivery = replace(config.delivery, concurrency=places)
         self.pool = Pool(PoolLimits(connections=places))
@@ -121,6 +123,7 @@ class Parts:
             contexts=contexts,
             signer=Signer(lambda: self.signing_keys, clock=self.clock),
             destinations=destinations,
+            floors=self.floors,
         )
         self.scheduler = Scheduler(
             MeteredQueue(store, self.metrics),

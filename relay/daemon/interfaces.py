@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from relay.admin.control import Control
 from relay.admin.control_socket import SocketTaken, start_control
@@ -19,8 +20,10 @@ from relay.api import Api, Caller, HttpError, HttpOptions, HttpServer, Targets, 
 from relay.config.document import fingerprints
 from relay.config.words import host_and_port
 from relay.daemon.assemble import Parts
+from relay.daemon.explaining import explain
 from relay.daemon.probing import probe_domain
 from relay.deliver.options import security_options
+from relay.policy.fields import Wishes
 from relay.queue.engine import open_beside
 from relay.submit.certificates import CertificateError
 from relay.workers.all_queues import AllQueues
@@ -97,15 +100,15 @@ async def open_http(
         settings=settings,
         options=partial(_http_options, parts),
         rules=parts.rules,
-        route=parts.router.route,
-        security=security_options(config.delivery, config.tls),
         message_size_bytes=config.limits.message_size_bytes,
         recipients=config.limits.recipients,
         received_hops=config.limits.received_hops,
         request_seconds=config.limits.transaction.total_seconds(),
+        explain=partial(_explain, parts),
         probe=partial(
             probe_domain,
             route=parts.router.route,
+            floors=parts.floors,
             hostname=config.hostname,
             delivery=config.delivery,
             tls=config.tls,
@@ -127,6 +130,21 @@ async def open_http(
     opened.push_async_callback(server.close)
     log.info("HTTP interface at %s:%d", *server.address)
     return server
+
+
+async def _explain(
+    parts: Parts, reverse_path: str, recipient: str, wishes: Wishes
+) -> dict[str, Any]:
+    return await explain(
+        reverse_path=reverse_path,
+        recipient=recipient,
+        wishes=wishes,
+        rules=parts.rules(),
+        route=parts.router.route,
+        options=security_options(parts.config.delivery, parts.config.tls),
+        floors=parts.floors,
+        patience=_PROBE_PATIENCE,
+    )
 
 
 def _http_options(parts: Parts) -> HttpOptions:

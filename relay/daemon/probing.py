@@ -10,6 +10,8 @@ from datetime import timedelta
 from typing import Any
 
 from relay.admin.operations import host_as_json, no_route_as_json, prospect_as_json
+from relay.daemon.explaining import HostUnderFloor, floors_of, host_floor_as_json, sts_as_json
+from relay.deliver.floors import Floors
 from relay.deliver.negotiate import SessionOptions
 from relay.deliver.options import DeliveryOptions, Timeouts, TlsOptions, security_options
 from relay.deliver.probe import CertificateFacts, HostReport, RuleVerdict, probe_all
@@ -26,14 +28,19 @@ async def probe_domain(
     hostname: str,
     delivery: DeliveryOptions,
     tls: TlsOptions,
+    floors: Floors,
     patience: timedelta,
 ) -> dict[str, Any]:
-    """What each mail host shows of itself, and what would become of a message under each rule."""
+    """What each mail host shows of itself, and what would become of a message under each rule.
+
+    Raises `FloorPending` where the MTA-STS policy of the domain takes longer than `patience`.
+    """
     found = await route(domain)
     if isinstance(found, NoRoute):
         rejected = list(found.outcome.hosts)
         return {
             "domain": domain,
+            "mta-sts": None,
             "hosts": [],
             "rejected": rejected,
             "no-route": no_route_as_json(found),
@@ -41,10 +48,16 @@ async def probe_domain(
     using = SessionOptions(
         hostname, _shortened(delivery.timeouts, patience), TlsContexts(tls.ca_file)
     )
-    reports = await probe_all(found.hosts, using, security_options(delivery, tls))
+    sts, hosts = await floors_of(floors, domain, found, patience=patience)
+    reports = await probe_all(
+        [(each.host, each.found) for each in hosts], using, security_options(delivery, tls)
+    )
     return {
         "domain": domain,
-        "hosts": [_report_as_json(report) for report in reports],
+        "mta-sts": sts_as_json(sts),
+        "hosts": [
+            _report_as_json(report, each) for report, each in zip(reports, hosts, strict=True)
+        ],
         "rejected": list(found.rejected),
         "no-route": None,
     }
@@ -56,9 +69,13 @@ def _shortened(timeouts: Timeouts, patience: timedelta) -> Timeouts:
     return dataclasses.replace(timeouts, **waits)
 
 
-def _report_as_json(report: HostReport) -> dict[str, Any]:
+def _report_as_json(report: HostReport, each: HostUnderFloor) -> dict[str, Any]:
     return {
         **host_as_json(report.host),
+        **host_floor_as_json(each),
+        "meets-dane": report.meets_dane,
+        "meets-mta-sts": _meets_policy(report, each),
+        "not-used": each.found.not_used or None,
         "trouble": report.trouble,
         "tls-offered": report.tls_offered,
         "tls-version": report.tls_version,
@@ -68,6 +85,12 @@ def _report_as_json(report: HostReport) -> dict[str, Any]:
         "certificate": _certificate_as_json(report.certificate) if report.certificate else None,
         "rules": [_verdict_as_json(verdict) for verdict in report.verdicts],
     }
+
+
+def _meets_policy(report: HostReport, each: HostUnderFloor) -> bool | None:
+    """Whether the host is one that the MTA-STS policy names, and its certificate is for its name."""
+    sts = each.domain.sts
+    return sts.names(report.host.name) and report.verified if sts.is_looked_at else None
 
 
 def _certificate_as_json(facts: CertificateFacts) -> dict[str, Any]:

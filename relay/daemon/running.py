@@ -45,6 +45,7 @@ DELIVERY_GRACE = timedelta(seconds=60)
 """For deliveries under way, at the end."""
 
 _CLEANING = timedelta(minutes=10)
+_RESOLVER_LOOKS = timedelta(hours=1)
 
 
 class Relay:
@@ -104,6 +105,7 @@ class Relay:
         self._run("scheduler", parts.scheduler.run())
         opened.push_async_callback(parts.scheduler.drain, timedelta(0))
         self._run("cleaning", self._clean())
+        self._run("resolver", self._watch_resolver())
         if parts.worker.is_first:
             self._run("policies", parts.policies.run())
         caller, targets = make_caller(parts)
@@ -197,6 +199,14 @@ class Relay:
         log.log(
             logging.INFO if parts.worker.line is None else logging.DEBUG, "reloaded: %s", changed
         )
+
+    async def _watch_resolver(self) -> None:
+        """Find out at the start, and once an hour, whether the resolver validates: it says so where
+        not.
+        """
+        while True:
+            await self._parts.resolver.validates()
+            await asyncio.sleep(_RESOLVER_LOOKS.total_seconds())
 
     async def _clean(self) -> None:
         """Now and then, forget events and counts that are older than they are kept."""

@@ -1,7 +1,8 @@
 """One attempt to deliver an entry: the hosts of its domain in order, until each recipient's fate is
 known.
 
-    route ─► for each host: room? ─► requirement ─► pool or reach ─► transactions ─► diagnosis ─► tally
+    route, policy ─► for each host: floor, room? ─► requirement ─► pool or reach ─► transactions
+                                                                   ─► diagnosis ─► tally
 
 The order is the safety argument. A recipient that was taken, refused for good, or left in doubt
 after the final dot is never named to another host. What a host cannot prove, nothing of the message
@@ -34,17 +35,21 @@ from relay.deliver.diagnosis import (
     unmet,
     worth_another_host,
 )
+from relay.deliver.floors import NO_DOMAIN_FLOOR, DomainFloor, Floors
 from relay.deliver.options import DeliveryOptions, TlsOptions, security_options
 from relay.deliver.pool import Pool, pool_key
 from relay.deliver.sevenbit import Conversion, NotConvertible, Plan, Survey
 from relay.deliver.signing import Signer
+from relay.deliver.sts_policies import PolicyPending
 from relay.deliver.tally import Tally
 from relay.deliver.tls import TlsContexts
 from relay.deliver.transaction import MOST_RECIPIENTS, Extensions, needs_conversion, prepare
-from relay.mail.outcome import Deferred, HopSession, Outcome
+from relay.mail.outcome import Deferred, HopPolicy, HopSession, Outcome
 from relay.queue.entry import Entry, QueuedMessage, QueuedRecipient
-from relay.route.next_hop import Host, NoRoute, Route
-from relay.route.security import Requirement, at_host, requirement
+from relay.queue.store import SpoolError
+from relay.route.mta_sts import StsMode
+from relay.route.next_hop import Host, Hosts, NoRoute, Route
+from relay.route.security import HostFloor, Requirement, at_host, requirement, under
 
 __all__ = ["Attempt"]
 
@@ -89,7 +94,9 @@ class Attempt:
         contexts: TlsContexts | None = None,
         signer: Signer | None = None,
         destinations: Destinations | None = None,
+        floors: Floors | None = None,
     ) -> None:
+        """`floors`: what recipients' domains ask for; None: nobody asks for anything."""
         delivery, tls = delivery or DeliveryOptions(), tls or TlsOptions()
         self._route = route
         self._security = security_options(delivery, tls)
@@ -101,17 +108,21 @@ class Attempt:
         self._destinations = destinations or Destinations(
             delivery.concurrency_per_destination, clock=_now
         )
+        self._floors = floors
 
     async def run(
         self, entry: Entry, content: Callable[[], AsyncIterator[bytes]]
     ) -> dict[int, Outcome]:
         """Try to deliver; the outcome for every recipient of the entry, by its index.
 
-        Raises `NotNow` where no host had room for a connection.
+        Raises `NotNow` where no host had room for a connection, `PolicyPending` where the domain's
+        MTA-STS policy is still being fetched, and `SpoolError` where it cannot be read; nothing was
+        tried then.
         """
         route = await self._route(entry.domain)
         if isinstance(route, NoRoute):
             return {recipient.index: route.outcome for recipient in entry.recipients}
+        floor = await self._floor(entry.domain, route)
         needed = requirement(entry.settings, self._security)
         bounce = needed.bounces_unmet and all(
             at_host(needed, host, self._security).bounces_unmet for host in route.hosts
@@ -121,13 +132,16 @@ class Attempt:
         )
         job = await _job(entry, content, self._signer)
         with self._pool.using_one():
-            await self._try_hosts(route.hosts, needed, job, tally)
+            may_go_on = await self._try_hosts(route, floor, needed, job, tally)
+            if may_go_on and tally.is_unmet_by_policy:
+                return await self._unless_newer(route, floor, needed, job, tally)
         return tally.outcomes()
 
     async def _try_hosts(
-        self, hosts: Sequence[Host], needed: Requirement, job: _Job, tally: Tally
-    ) -> None:
-        """Try the hosts in order, those that have room for a connection.
+        self, route: Hosts, floor: DomainFloor, needed: Requirement, job: _Job, tally: Tally
+    ) -> bool:
+        """Try the hosts in order, those that have room for a connection; whether the attempt may go
+        on after that.
 
         To wait for a host that we keep busy is better than to use one that is worse.
         """
@@ -136,7 +150,11 @@ class Attempt:
         busy: dict[str, int] = {}
         turned_away: list[str] = []
         has_talked = False
-        for host in hosts:
+        for host in route.hosts:
+            under_floor = await self._floors.at(host, floor) if self._floors else HostFloor()
+            if under_floor.not_used:
+                _go_on(tally, host, tally.pending, _not_used(under_floor, host))
+                continue
             name = host.destination
             if any(p != host.preference and not self._is_stuck(at) for at, p in busy.items()):
                 break
@@ -148,17 +166,18 @@ class Attempt:
                 busy[name] = host.preference
                 continue
             try:
-                visited = await self._try_host(host, needed, job, tally, use)
+                visited = await self._try_host(host, under_floor, needed, job, tally, use)
             finally:
                 self._destinations.end(use)
             if not tally.pending or visited is _Visited.CANCELLED:
-                return
+                return False
             has_talked |= visited is _Visited.TALKED
             if visited is _Visited.TURNED_AWAY:
                 turned_away.append(name)
         is_untouched = tally.pending == recipients and not has_talked
         if (busy or turned_away) and is_untouched:
             raise NotNow((*turned_away, *busy), tally.outcomes() if turned_away else {})
+        return True
 
     def _is_stuck(self, name: str) -> bool:
         return self._destinations.is_stuck(name)
@@ -167,11 +186,44 @@ class Attempt:
         """Close the connections that are kept."""
         await self._pool.close()
 
+    async def _floor(self, domain: str, route: Hosts, *, anew: bool = False) -> DomainFloor:
+        if self._floors is None:
+            return NO_DOMAIN_FLOOR
+        return await self._floors.of_domain(domain, route.naming, anew=anew)
+
+    async def _unless_newer(
+        self,
+        route: Hosts,
+        floor: DomainFloor,
+        needed: Requirement,
+        job: _Job,
+        tally: Tally,
+    ) -> dict[int, Outcome]:
+        """What an attempt came to that did not meet a policy: tried anew where the domain has another
+        policy by now, so that no mail is returned for an old one (RFC 8461 §5.1).
+        """
+        met = tally.outcomes()
+        try:
+            newer = await self._floor(tally.pending[0].domain, route, anew=True)
+            if _asks(newer) == _asks(floor):
+                return met
+            tally.begin_anew()
+            await self._try_hosts(route, newer, needed, job, tally)
+        except (NotNow, PolicyPending, SpoolError):
+            return met
+        return tally.outcomes()
+
     async def _try_host(
-        self, host: Host, needed: Requirement, job: _Job, tally: Tally, use: Use
+        self,
+        host: Host,
+        floor: HostFloor,
+        needed: Requirement,
+        job: _Job,
+        tally: Tally,
+        use: Use,
     ) -> _Visited:
         """Offer one host what is still to be delivered."""
-        needed = at_host(needed, host, self._security)
+        needed = under(at_host(needed, host, self._security), floor.floor, self._security)
         key = pool_key(host, needed)
         waiting: Sequence[QueuedRecipient] = tally.pending
         began = _now()
@@ -183,13 +235,13 @@ class Attempt:
                 self._pool.make_room(host.destination, self._destinations.others_may_stay(use))
                 reached = await negotiate.reach(host, needed, self._using)
                 if not isinstance(reached, Connection):
-                    outcome = _unreached(reached, host, began)
+                    outcome = _unreached(reached, host, floor.policy, began)
                     _go_on(tally, host, waiting, outcome)
                     return self._note_unreached(reached, outcome, use)
                 connection = reached
             use.is_connected = True
             try:
-                visit = _Visit(host, connection, job, tally, began)
+                visit = _Visit(host, floor.policy, connection, job, tally, began)
                 waiting = await visit.hand_over(waiting, is_kept=is_kept)
             except BaseException:
                 connection.abort()
@@ -237,12 +289,21 @@ class Attempt:
 
 
 class _Visit:
-    """What one session does for one attempt. `began`: when, on the monotonic clock."""
+    """What one session does for one attempt. `policy`: what the recipient's domain asks of the host.
+    `began`: when, on the monotonic clock.
+    """
 
     def __init__(
-        self, host: Host, connection: Connection, job: _Job, tally: Tally, began: float
+        self,
+        host: Host,
+        policy: HopPolicy,
+        connection: Connection,
+        job: _Job,
+        tally: Tally,
+        began: float,
     ) -> None:
         self._host = host
+        self._policy = policy
         self._connection = connection
         self._job = job
         self._tally = tally
@@ -342,7 +403,14 @@ class _Visit:
             utf8=self._utf8,
             unsigned=self._unsigned,
             seconds=_now() - self._began,
+            policy=_policy(self._policy, self._connection.hop),
         )
+
+
+def _policy(policy: HopPolicy, session: HopSession) -> HopPolicy:
+    """What the domain asked of a host, with what came of it in a session."""
+    result = session.policy.result
+    return policy if result is None else replace(policy, result=result)
 
 
 def _never_began(answer: Answer) -> bool:
@@ -375,12 +443,27 @@ def _wanted_tls(answer: Answer, host: Host, session: HopSession) -> Deferred:
     )
 
 
-def _unreached(reached: negotiate.Unmet | negotiate.Failed, host: Host, began: float) -> Deferred:
+def _asks(floor: DomainFloor) -> tuple[StsMode | None, str, tuple[str, ...]]:
+    """What makes one MTA-STS policy another."""
+    return floor.sts.mode, floor.sts.id, floor.sts.mx
+
+
+def _not_used(floor: HostFloor, host: Host) -> Deferred:
+    """A host is not connected to, for what the recipient's domain or the operator said."""
+    return unmet("4.7.5", floor.not_used, host, None, policy=floor.policy)
+
+
+def _unreached(
+    reached: negotiate.Unmet | negotiate.Failed, host: Host, policy: HopPolicy, began: float
+) -> Deferred:
     """The outcome where there is no session that a message could go over."""
-    session = replace(reached.session, seconds=_now() - began) if reached.session else None
+    session = reached.session
+    if session is not None:
+        policy = _policy(policy, session)
+        session = replace(session, seconds=_now() - began, policy=policy)
     if isinstance(reached, negotiate.Unmet):
         return unmet(reached.status, reached.error, host, session, reached.reply)
-    outcome = _deferred(judge(reached.answer, host, session))
+    outcome = replace(_deferred(judge(reached.answer, host, session)), policy=policy)
     if not reached.before:
         return outcome
     description = f"{outcome.description} (before that, {reached.before})"

@@ -43,9 +43,9 @@ from aiosmtplib.response import SMTPResponse
 from relay.deliver.diagnosis import Answer, Stage, shown
 from relay.deliver.framing import MAX_REPLY_BYTES, DotStuffing, Garbled, ReplyReader
 from relay.deliver.options import Timeouts
-from relay.deliver.tls import Resumption, carrying
+from relay.deliver.tls import Handshake, KeptSession, Resumption, Verdict, carrying
 from relay.deliver.transaction import NO_EXTENSIONS, Extensions, Transaction, is_clean
-from relay.mail.outcome import Downgrade, HopSession, VerifiedBy
+from relay.mail.outcome import Downgrade, HopSession, PolicyResult
 from relay.mail.reply import Reply
 from relay.route.next_hop import Credentials, Host
 from relay.route.security import Situation
@@ -67,6 +67,8 @@ _GLANCE = 0.5
 _PIECE_BYTES = 64 * 1024
 """Content goes to the transport in pieces of this size, so that progress can be seen."""
 
+_NO_NAME = "no name that a certificate could be for"
+
 _FAREWELL_SECONDS = 1.0
 """How long a connection stays open for the answer to QUIT, which nobody waits for."""
 
@@ -86,11 +88,14 @@ class SessionBroken(Exception):
 
 @dataclass(frozen=True, slots=True)
 class TlsResult:
-    """What became of TLS with a host. `error`: in its own words, or the peer's."""
+    """What became of TLS with a host. `error`: in its own words, or the peer's. `fault`: what a
+    policy of the recipient's domain has against its certificate.
+    """
 
     situation: Situation
     error: str = ""
     reply: Reply | None = None
+    fault: PolicyResult | None = None
 
 
 class Connection:
@@ -122,6 +127,7 @@ class Connection:
         self._hostname = hostname
         self._seconds = _Seconds.of(timeouts)
         self._needs_rset = False
+        self._verdict = Verdict()
 
     @classmethod
     async def open(cls, host: Host, *, hostname: str, timeouts: Timeouts) -> Connection:
@@ -153,9 +159,10 @@ class Connection:
         return self._wire.ssl_object.getpeercert(binary_form=True) if self.hop.tls else None
 
     @property
-    def tls_session(self) -> ssl.SSLSession | None:
+    def kept_session(self) -> KeptSession | None:
         """What a later connection may resume. With TLS 1.3 it comes after the handshake."""
-        return self._wire.ssl_object.session if self.hop.tls else None
+        session = self._wire.ssl_object.session if self.hop.tls else None
+        return KeptSession(session, self._verdict) if session is not None else None
 
     async def greet(self) -> None:
         """Hear the greeting and say EHLO, or HELO to a host that knows no better (RFC 5321 §3.2)."""
@@ -177,18 +184,20 @@ class Connection:
         if not 200 <= reply.code < 300:
             self._give_up(Stage.EHLO, reply)
 
-    async def start_tls(self, context: ssl.SSLContext, name: str | None) -> TlsResult:
+    async def start_tls(self, handshake: Handshake) -> TlsResult:
         """STARTTLS, the handshake, and EHLO anew: nothing said in clear counts any more (RFC 3207
         §4.2).
         """
         if not self.offers.starttls:
             return TlsResult(Situation.NOT_OFFERED, "STARTTLS not offered")
-        if context.check_hostname and name is None:
-            return TlsResult(Situation.UNVERIFIED, "no name that a certificate could be for")
+        if handshake.verifies and handshake.server_name is None:
+            return TlsResult(Situation.UNVERIFIED, _NO_NAME)
         try:
             with carrying(self.resumption):
                 await self._wire.start_tls(
-                    context, server_hostname=name, timeout=self._seconds.tls_handshake
+                    handshake.context,
+                    server_hostname=handshake.server_name,
+                    timeout=self._seconds.tls_handshake,
                 )
         except SMTPResponseException as refused:
             reply = self._wire.refusal or Reply(refused.code, "", refused.message)
@@ -196,25 +205,39 @@ class Connection:
                 Situation.REFUSED, f"STARTTLS refused: {reply.code} {shown(reply)}".rstrip(), reply
             )
         except (*_LOST, ValueError) as error:
-            return self._failed_handshake(error)
-        self._note_tls(context)
-        await self.say_hello()
-        return TlsResult(Situation.SECURED)
+            return self._failed_handshake(handshake, error)
+        return await self._go_on_in_tls(handshake, self.say_hello)
 
-    async def begin_in_tls(self, context: ssl.SSLContext, name: str | None) -> TlsResult:
+    async def begin_in_tls(self, handshake: Handshake) -> TlsResult:
         """TLS before the first word (RFC 8314 §3.3), then the greeting and EHLO."""
-        if context.check_hostname and name is None:
-            return TlsResult(Situation.UNVERIFIED, "no name that a certificate could be for")
+        if handshake.verifies and handshake.server_name is None:
+            return TlsResult(Situation.UNVERIFIED, _NO_NAME)
         try:
             with carrying(self.resumption):
                 await self._wire.handshake(
-                    context, server_hostname=name, timeout=self._seconds.tls_handshake
+                    handshake.context,
+                    server_hostname=handshake.server_name,
+                    timeout=self._seconds.tls_handshake,
                 )
         except (*_LOST, ValueError) as error:
-            return self._failed_handshake(error)
-        self._note_tls(context)
-        await self.greet()
-        return TlsResult(Situation.SECURED)
+            return self._failed_handshake(handshake, error)
+        return await self._go_on_in_tls(handshake, self.greet)
+
+    async def _go_on_in_tls(
+        self, handshake: Handshake, begin: Callable[[], Awaitable[None]]
+    ) -> TlsResult:
+        """Judge what the host showed; a host that is not who it should be hears nothing more."""
+        session, resumed = self._wire.ssl_object, self.resumption.kept_session
+        if resumed is not None and session.session_reused:
+            verdict = resumed.verdict
+        else:
+            verdict = handshake.judge(session)
+        self._verdict = verdict
+        self._note_tls(verdict)
+        if verdict.error:
+            return TlsResult(Situation.UNVERIFIED, verdict.error, fault=verdict.fault)
+        await begin()
+        return TlsResult(Situation.SECURED, fault=verdict.fault)
 
     def downgraded(self, downgrade: Downgrade) -> None:
         """Note why this session goes on in clear."""
@@ -465,24 +488,22 @@ class Connection:
         self.quit()
         raise SessionBroken(Answer(stage, reply))
 
-    def _failed_handshake(self, error: Exception) -> TlsResult:
+    def _failed_handshake(self, handshake: Handshake, error: Exception) -> TlsResult:
         self.abort()
         if isinstance(error, ssl.SSLCertVerificationError):
-            return TlsResult(
-                Situation.UNVERIFIED, f"certificate not verified: {error.verify_message}"
-            )
+            verdict = handshake.judge_refused(error, self.resumption.made)
+            return TlsResult(Situation.UNVERIFIED, verdict.error, fault=verdict.fault)
         return TlsResult(Situation.HANDSHAKE_FAILED, f"TLS handshake failed: {_told(error)}")
 
-    def _note_tls(self, context: ssl.SSLContext) -> None:
+    def _note_tls(self, verdict: Verdict) -> None:
         session = self._wire.ssl_object
-        verified = context.verify_mode is ssl.CERT_REQUIRED and context.check_hostname
         cipher = session.cipher()
         self.hop = replace(
             self.hop,
             tls=True,
             tls_version=session.version(),
             tls_cipher=cipher[0] if cipher else None,
-            verified_by=VerifiedBy.PKIX if verified else None,
+            verified_by=verdict.verified_by,
         )
 
 

@@ -25,7 +25,15 @@ import re
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from relay.mail.outcome import Bounced, Code, Deferred, Delivered, HopSession, Outcome
+from relay.mail.outcome import (
+    Bounced,
+    Code,
+    Deferred,
+    Delivered,
+    HopPolicy,
+    HopSession,
+    Outcome,
+)
 from relay.mail.reply import Reply
 from relay.route.next_hop import Host
 
@@ -187,15 +195,24 @@ def demands_tls(answer: Answer) -> bool:
 
 
 def unmet(
-    status: str, text: str, host: Host, session: HopSession | None, reply: Reply | None = None
+    status: str,
+    text: str,
+    host: Host,
+    session: HopSession | None,
+    reply: Reply | None = None,
+    *,
+    policy: HopPolicy | None = None,
 ) -> Deferred:
-    """The rules of TLS could not be kept at a host. `status` is 4.7.4 or 4.7.5."""
+    """The rules of TLS could not be kept at a host. `status` is 4.7.4 or 4.7.5; `policy`: of a host
+    that was not connected to.
+    """
     return Deferred(
         status,
         reply.code if reply else Code.NONE,
         shown(reply) if reply else "",
         f"{_named(host)}: {text}",
         session,
+        policy=policy,
         tls_unmet=True,
     )
 
@@ -211,6 +228,7 @@ def for_good(deferred: Deferred) -> Bounced:
         deferred.description,
         deferred.session,
         deferred.hosts,
+        deferred.policy,
     )
 
 
@@ -223,6 +241,7 @@ def for_now(bounced: Bounced) -> Deferred:
         bounced.description,
         bounced.session,
         bounced.hosts,
+        bounced.policy,
     )
 
 

@@ -14,11 +14,18 @@ from relay.deliver.connection import Connection, SessionBroken, TlsResult
 from relay.deliver.diagnosis import Answer
 from relay.deliver.options import Timeouts
 from relay.deliver.pool import pool_key
-from relay.deliver.tls import TlsContexts, server_name
-from relay.mail.outcome import Downgrade, HopSession
+from relay.deliver.tls import TlsContexts
+from relay.mail.outcome import Downgrade, HopPolicy, HopSession, PolicyResult
 from relay.mail.reply import Reply
 from relay.route.next_hop import Host, TlsMode
-from relay.route.security import DOWNGRADE_REASONS, Action, Requirement, Situation, next_step
+from relay.route.security import (
+    DOWNGRADE_REASONS,
+    Action,
+    Requirement,
+    Situation,
+    next_step,
+    policy_result,
+)
 
 __all__ = ["Failed", "SessionOptions", "Unmet", "reach"]
 
@@ -59,18 +66,23 @@ class SessionOptions:
 class _Leg:
     """One connection of the walk. `needed` None: in clear. `downgrade`: what led to it.
 
-    `may_resume`: whether a TLS session of before may be resumed.
+    `may_resume`: whether a TLS session of before may be resumed. `against`: what the floor had
+    against the host on an earlier connection.
     """
 
     needed: Requirement | None
     downgrade: Downgrade | None = None
     may_resume: bool = True
+    against: PolicyResult | None = None
 
 
 async def reach(
     host: Host, needed: Requirement, using: SessionOptions
 ) -> Connection | Unmet | Failed:
-    """A session with `host` that a message with this requirement may go over."""
+    """A session with `host` that a message with this requirement may go over.
+
+    `policy.result` of what comes back says what the floor has against the host, enforced or not.
+    """
     leg = _Leg(needed)
     while True:
         result = await _walk(host, needed, leg, using)
@@ -88,25 +100,29 @@ async def _walk(
         connection = await Connection.open(host, hostname=using.hostname, timeouts=using.timeouts)
     except SessionBroken as broken:
         return Failed(broken.answer, None, before)
-    connection.must_encrypt = needed.tls_required
+    connection.must_encrypt = needed.must_encrypt
     try:
         if leg.needed is None:
             assert leg.downgrade is not None
+            _note(connection, leg.against)
             await connection.greet()
             connection.downgraded(leg.downgrade)
             return connection
         key = pool_key(host, leg.needed)
-        session = (
+        kept_session = (
             using.contexts.sessions.take(key, now=time.monotonic()) if leg.may_resume else None
         )
-        connection.resumption.session = session
+        connection.resumption.kept_session = kept_session
         met = await _try_tls(connection, leg.needed, using)
-        if met.situation is Situation.HANDSHAKE_FAILED and session is not None:
+        if met.situation is Situation.HANDSHAKE_FAILED and kept_session is not None:
             # Perhaps it was the resumption: the host is judged by a handshake of its own.
             connection.abort()
             return replace(leg, may_resume=False)
-        using.contexts.sessions.keep(key, connection.tls_session, now=time.monotonic())
-        return await _next(connection, met, needed, leg)
+        if met.situation is Situation.SECURED:
+            using.contexts.sessions.keep(key, connection.kept_session, now=time.monotonic())
+        against = leg.against or policy_result(needed.floor, met.situation, met.fault)
+        _note(connection, against)
+        return await _next(connection, met, needed, replace(leg, against=against))
     except SessionBroken as broken:
         return Failed(broken.answer, connection.hop, before)
     except BaseException:
@@ -114,12 +130,17 @@ async def _walk(
         raise
 
 
+def _note(connection: Connection, against: PolicyResult | None) -> None:
+    if against is not None:
+        connection.hop = replace(connection.hop, policy=HopPolicy(result=against))
+
+
 async def _try_tls(connection: Connection, needed: Requirement, using: SessionOptions) -> TlsResult:
-    context, name = using.contexts.context(needed), server_name(connection.host.name)
+    handshake = using.contexts.handshake(connection.host.name, needed)
     if connection.host.tls is TlsMode.IMPLICIT:
-        return await connection.begin_in_tls(context, name)
+        return await connection.begin_in_tls(handshake)
     await connection.greet()
-    return await connection.start_tls(context, name)
+    return await connection.start_tls(handshake)
 
 
 async def _next(
@@ -139,11 +160,11 @@ async def _next(
     downgrade = Downgrade(needed.wanted, DOWNGRADE_REASONS[met.situation], error)
     if step.action is Action.RECONNECT_UNVERIFIED:
         connection.quit()
-        return _Leg(leg.needed.unlooked, downgrade)
+        return _Leg(leg.needed.unlooked, downgrade, against=leg.against)
     took_its_leave = met.reply is not None and met.reply.code == 421
     if step.action is Action.SEND_IN_CLEAR and connection.is_usable and not took_its_leave:
         connection.downgraded(downgrade)
         return connection
     # A host that closed with its refusal is asked again, as after a failed handshake.
     connection.quit()
-    return _Leg(None, downgrade)
+    return _Leg(None, downgrade, against=leg.against)

@@ -1,16 +1,16 @@
 """Looking at a mail host without giving it anything: what `relay probe` shows.
 
 A host is met as a message would meet it, once for each kind of handshake the table of TLS rules
-makes: looking at nothing, verifying, and looking at nothing where TLS is required. What each
-came to is then held against each of the four rules. Nothing but the greeting, EHLO, STARTTLS
+makes: looking at nothing, verifying, looking at nothing where TLS is required, and by the host's
+TLSA records. What each came to is then held against each of the four rules. Nothing but the greeting, EHLO, STARTTLS
 and QUIT is ever said.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from cryptography import x509
@@ -18,18 +18,34 @@ from cryptography import x509
 from relay.deliver.connection import Connection, SessionBroken, TlsResult
 from relay.deliver.diagnosis import judge
 from relay.deliver.negotiate import SessionOptions
-from relay.deliver.tls import server_name
 from relay.policy.settings import Setting, Source, TlsSettings
-from relay.route.forecast import Forecast, forecast
+from relay.route.forecast import Forecast, forecast, not_used
 from relay.route.next_hop import Host, TlsMode
-from relay.route.security import Requirement, SecurityOptions, Situation, at_host, requirement
+from relay.route.security import (
+    Floor,
+    HostFloor,
+    Proof,
+    Requirement,
+    SecurityOptions,
+    Situation,
+    TlsVersion,
+    at_host,
+    requirement,
+    under,
+)
 
 __all__ = ["CertificateFacts", "HostReport", "RuleVerdict", "probe", "probe_all"]
 
 RULES = ((False, False), (False, True), (True, False), (True, True))
 """(require_tls, skip_verification), in the order of the table."""
 
+_VERIFYING = (True, False)
+_EASIEST = (False, True)
+
+_NO_FLOOR = HostFloor()
 _AT_ONCE = 10
+
+_Kind = tuple[bool, TlsVersion, int, Floor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +73,11 @@ class RuleVerdict:
 
 @dataclass(frozen=True, slots=True)
 class HostReport:
-    """One address of one host. `trouble`: why there was no session at all, "" where there was one."""
+    """One address of one host. `trouble`: why there was no session at all, "" where there was one.
+
+    `verified`: by a chain to a trusted root. `meets_dane`: whether the certificate matches a TLSA
+    record; None where none is usable.
+    """
 
     host: Host
     trouble: str = ""
@@ -67,6 +87,7 @@ class HostReport:
     certificate: CertificateFacts | None = None
     verified: bool = False
     why_not_verified: str = ""
+    meets_dane: bool | None = None
     verdicts: tuple[RuleVerdict, ...] = ()
 
 
@@ -81,41 +102,56 @@ class _Look:
 
 
 async def probe_all(
-    hosts: Iterable[Host], using: SessionOptions, options: SecurityOptions
+    hosts: Iterable[tuple[Host, HostFloor]], using: SessionOptions, options: SecurityOptions
 ) -> list[HostReport]:
     """Each host's report, in the order given, some of them at once."""
     places = asyncio.Semaphore(_AT_ONCE)
 
-    async def one(host: Host) -> HostReport:
+    async def one(host: Host, floor: HostFloor) -> HostReport:
         async with places:
-            return await probe(host, using, options)
+            return await probe(host, using, options, floor)
 
-    return await asyncio.gather(*(one(host) for host in hosts))
+    return await asyncio.gather(*(one(host, floor) for host, floor in hosts))
 
 
-async def probe(host: Host, using: SessionOptions, options: SecurityOptions) -> HostReport:
-    """Look at one host."""
-    needs = {rule: at_host(requirement(_settings(*rule), options), host, options) for rule in RULES}
-    looks: dict[tuple[object, ...], _Look] = {}
+async def probe(
+    host: Host,
+    using: SessionOptions,
+    options: SecurityOptions,
+    floor: HostFloor = _NO_FLOOR,
+) -> HostReport:
+    """Look at one host, also at one that its floor says is not used."""
+    plain = {rule: at_host(requirement(_settings(*rule), options), host, options) for rule in RULES}
+    needs = {rule: under(needed, floor.floor, options) for rule, needed in plain.items()}
+    looks: dict[_Kind, _Look] = {}
     try:
-        for needed in needs.values():
+        for needed in (plain[_VERIFYING], plain[_EASIEST], *needs.values()):
             if _kind(needed) not in looks:
                 looks[_kind(needed)] = await _look(host, needed, using)
     except SessionBroken as broken:
         return HostReport(host, judge(broken.answer, host).description)
-    verdicts = tuple(
-        _verdict(rule, needed, looks[_kind(needed)].met) for rule, needed in needs.items()
-    )
-    return _report(host, needs, looks, verdicts)
+    if floor.not_used:
+        reason = f"it {floor.not_used}"
+        verdicts = [RuleVerdict(*rule, not_used(needed), reason) for rule, needed in needs.items()]
+    else:
+        verdicts = [
+            _verdict(rule, needed, looks[_kind(needed)].met) for rule, needed in needs.items()
+        ]
+    report = _report(host, looks[_kind(plain[_VERIFYING])], looks[_kind(plain[_EASIEST])], verdicts)
+    if floor.floor.asks is not Proof.DANE:
+        return report
+    return replace(report, meets_dane=_meets_records(looks[_kind(needs[_EASIEST])].met))
+
+
+def _meets_records(met: TlsResult) -> bool | None:
+    """Whether a certificate matches a TLSA record; None where none was shown."""
+    is_shown = met.situation in (Situation.SECURED, Situation.UNVERIFIED)
+    return met.fault is None if is_shown else None
 
 
 def _report(
-    host: Host,
-    needs: dict[tuple[bool, bool], Requirement],
-    looks: dict[tuple[object, ...], _Look],
-    verdicts: tuple[RuleVerdict, ...],
+    host: Host, verifying: _Look, easiest: _Look, verdicts: Sequence[RuleVerdict]
 ) -> HostReport:
-    verifying, easiest = looks[_kind(needs[True, False])], looks[_kind(needs[False, True])]
     shown = verifying if verifying.met.situation is Situation.SECURED else easiest
     return HostReport(
         host,
@@ -126,20 +162,20 @@ def _report(
         certificate=_facts(shown.certificate) if shown.certificate else None,
         verified=verifying.met.situation is Situation.SECURED,
         why_not_verified=verifying.met.error,
-        verdicts=verdicts,
+        verdicts=tuple(verdicts),
     )
 
 
 async def _look(host: Host, needed: Requirement, using: SessionOptions) -> _Look:
     """One connection, as far as TLS."""
-    context, name = using.contexts.context(needed), server_name(host.name)
+    handshake = using.contexts.handshake(host.name, needed)
     connection = await Connection.open(host, hostname=using.hostname, timeouts=using.timeouts)
     try:
         if host.tls is TlsMode.IMPLICIT:
-            met = await connection.begin_in_tls(context, name)
+            met = await connection.begin_in_tls(handshake)
         else:
             await connection.greet()
-            met = await connection.start_tls(context, name)
+            met = await connection.start_tls(handshake)
         hop = connection.hop
         return _Look(met, hop.tls_version, hop.tls_cipher, connection.peer_certificate)
     finally:
@@ -149,9 +185,9 @@ async def _look(host: Host, needed: Requirement, using: SessionOptions) -> _Look
         )  # whoever asked may be gone, and his event loop, right after this
 
 
-def _kind(needed: Requirement) -> tuple[object, ...]:
+def _kind(needed: Requirement) -> _Kind:
     """What makes one handshake differ from another."""
-    return needed.verify, needed.min_version, needed.security_level
+    return needed.looks, needed.min_version, needed.security_level, needed.floor
 
 
 def _verdict(rule: tuple[bool, bool], needed: Requirement, met: TlsResult) -> RuleVerdict:

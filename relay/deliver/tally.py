@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from relay.deliver.diagnosis import for_good, for_now, host_line, with_hosts
-from relay.mail.outcome import Bounced, Code, Deferred, Outcome
+from relay.mail.outcome import Bounced, Code, Deferred, Outcome, PolicyResult, PolicyType
 from relay.queue.entry import QueuedRecipient
 from relay.route.next_hop import Host
 
@@ -66,8 +66,20 @@ class Tally:
         self._waiting[index].append((host, outcome))
         if isinstance(outcome, Bounced):
             return
-        if not outcome.tls_unmet or _insists_on_tls(outcome):
+        if not outcome.tls_unmet or _insists_on_tls(outcome) or _is_dns_failure(outcome):
             self._temporary = True
+
+    @property
+    def is_unmet_by_policy(self) -> bool:
+        """Whether a host was left because of the recipient domain's MTA-STS policy."""
+        unmet = (outcome for index in self._pending for _, outcome in self._waiting[index])
+        return any(_failed_the_policy(outcome) for outcome in unmet)
+
+    def begin_anew(self) -> None:
+        """Forget what the hosts had for those who are still to be tried: all of it is asked again."""
+        for index in self._pending:
+            self._waiting[index].clear()
+        self._temporary = self._trouble
 
     def outcomes(self) -> dict[int, Outcome]:
         """What the attempt comes to, for every recipient."""
@@ -101,6 +113,18 @@ def _insists_on_tls(outcome: Deferred) -> bool:
     Of what leaves TLS unmet it alone is 4.7.5 by a reply; a refused STARTTLS is 4.7.4.
     """
     return outcome.status == "4.7.5" and outcome.code >= 500
+
+
+def _is_dns_failure(outcome: Deferred) -> bool:
+    """Whether a host was left for want of an answer about its TLSA records: that is temporary."""
+    return outcome.policy is not None and outcome.policy.result is PolicyResult.DNSSEC_INVALID
+
+
+def _failed_the_policy(outcome: Deferred | Bounced) -> bool:
+    policy = outcome.session.policy if outcome.session is not None else outcome.policy
+    if policy is None or policy.type is not PolicyType.STS or policy.result is None:
+        return False
+    return isinstance(outcome, Deferred) and outcome.tls_unmet
 
 
 def _weight(outcome: Deferred | Bounced) -> int:

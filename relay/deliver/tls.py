@@ -9,6 +9,9 @@ VERIFY_X509_STRICT, under which private authorities that work everywhere else wo
 A context that does not verify looks at nothing. Contexts are built once and shared, since
 loading the roots takes tens of milliseconds.
 
+Where a host has TLSA records, those judge its certificate and OpenSSL does not (RFC 7672 §3.1): the
+handshake is done without looking, and `Handshake.judge` looks before anything else is said.
+
 A session may be resumed (RFC 8446 §2.2): the host then shows no certificate, and nobody looks at
 one, so the session carries the verdict of the handshake it comes from. `TlsSessions` keeps each
 under the key it was made for, as the pool keeps connections, and lends it to no other.
@@ -16,17 +19,34 @@ under the key it was made for, as the pool keeps connections, and lends it to no
 
 from __future__ import annotations
 
+import _ssl
 import ssl
 import warnings
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from ipaddress import ip_address
 
-from relay.route.security import STRONG, Requirement, TlsVersion
+from cryptography.x509.verification import Store
 
-__all__ = ["Resumption", "TlsContexts", "TlsSessions", "carrying", "server_name"]
+from relay.mail.outcome import PolicyResult, VerifiedBy
+from relay.route.chain import fault_of, store_of
+from relay.route.dane import matched
+from relay.route.security import STRONG, Proof, Requirement, TlsVersion
+
+__all__ = [
+    "Handshake",
+    "KeptSession",
+    "Resumption",
+    "TlsContexts",
+    "TlsSessions",
+    "Verdict",
+    "carrying",
+    "server_name",
+]
 
 _VERSIONS = {
     TlsVersion.TLS_1_0: ssl.TLSVersion.TLSv1,
@@ -36,13 +56,38 @@ _VERSIONS = {
 }
 
 
-class Resumption:
-    """The session that one connection's handshake is to resume, None for none."""
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a host's certificate came to.
 
-    __slots__ = ("session",)
+    `verified_by`: what it was found good by; None where nobody looked, or it was not. `fault`: what
+    a policy of the recipient's domain has against it, held against the host or not. `error`: why it
+    is not good enough for the message, "" where it is.
+    """
+
+    verified_by: VerifiedBy | None = None
+    fault: PolicyResult | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class KeptSession:
+    """A TLS session, and what the certificate of its first handshake came to."""
+
+    session: ssl.SSLSession
+    verdict: Verdict
+
+
+class Resumption:
+    """One connection's handshake: the session that it is to resume, None for none; and the TLS
+    object that the event loop made for it, which outlives a handshake that failed.
+    """
+
+    __slots__ = ("kept_session", "made")
 
     def __init__(self) -> None:
-        self.session: ssl.SSLSession | None = None
+        self.kept_session: KeptSession | None = None
+        self.made: ssl.SSLObject | None = None
 
 
 _resumption: ContextVar[Resumption | None] = ContextVar("_resumption", default=None)
@@ -74,9 +119,12 @@ class _Context(ssl.SSLContext):
         session: ssl.SSLSession | None = None,
     ) -> ssl.SSLObject:
         carried = _resumption.get()
+        if carried is not None and carried.kept_session is not None:
+            session = carried.kept_session.session
+        made = super().wrap_bio(incoming, outgoing, server_side, server_hostname, session)
         if carried is not None:
-            session = carried.session
-        return super().wrap_bio(incoming, outgoing, server_side, server_hostname, session)
+            carried.made = made
+        return made
 
 
 class TlsSessions:
@@ -85,23 +133,93 @@ class TlsSessions:
     def __init__(self, *, most: int = 1000, age_seconds: float = 3600.0) -> None:
         self._most = most
         self._age_seconds = age_seconds
-        self._kept: OrderedDict[Hashable, tuple[float, ssl.SSLSession]] = OrderedDict()
+        self._kept: OrderedDict[Hashable, tuple[float, KeptSession]] = OrderedDict()
 
-    def take(self, key: Hashable, *, now: float) -> ssl.SSLSession | None:
+    def take(self, key: Hashable, *, now: float) -> KeptSession | None:
         """A session made under exactly this key, not long ago."""
-        kept_at, session = self._kept.pop(key, (0.0, None))
-        if session is None or now - kept_at > min(self._age_seconds, session.timeout):
+        kept_at, kept = self._kept.pop(key, (0.0, None))
+        if kept is None or now - kept_at > min(self._age_seconds, kept.session.timeout):
             return None
-        return session
+        return kept
 
-    def keep(self, key: Hashable, session: ssl.SSLSession | None, *, now: float) -> None:
+    def keep(self, key: Hashable, kept_session: KeptSession | None, *, now: float) -> None:
         """Keep a session for the next connection with this key; the oldest of all makes room."""
-        if session is None or not session.has_ticket:
+        if kept_session is None or not kept_session.session.has_ticket:
             return
-        self._kept[key] = now, session
+        self._kept[key] = now, kept_session
         self._kept.move_to_end(key)
         if len(self._kept) > self._most:
             self._kept.popitem(last=False)
+
+
+_FAULTS = {10: PolicyResult.EXPIRED, 62: PolicyResult.HOST_MISMATCH}
+"""By OpenSSL's X509_V_ERR codes (RFC 8460 §4.3); all others are NOT_TRUSTED."""
+
+
+@dataclass(frozen=True, slots=True)
+class Handshake:
+    """How a session with a host goes into TLS, and who judges what the host shows.
+
+    `server_name`: what is sent as SNI; None: the host has no name. `roots`: those trusted.
+    """
+
+    context: ssl.SSLContext
+    server_name: str | None
+    needed: Requirement
+    roots: Callable[[], Store | None]
+
+    @property
+    def verifies(self) -> bool:
+        """Whether OpenSSL looks at the certificate."""
+        return self.context.check_hostname
+
+    def judge(self, session: ssl.SSLObject) -> Verdict:
+        """What the certificate of a handshake that succeeded comes to."""
+        asks = self.needed.floor.asks
+        if self.needed.proof is Proof.DANE:
+            dane = self.needed.floor.dane
+            by = matched(dane, _sent_chain(session), now=_now())
+            if by is not None:
+                return Verdict(by)
+            error = f"the certificate matches no TLSA record of {dane.base}"
+            return Verdict(None, PolicyResult.VALIDATION_FAILURE, error)
+        by = VerifiedBy.PKIX if self.verifies else None
+        if asks is Proof.DANE or (asks is Proof.PKIX and not self.verifies):
+            return Verdict(by, self._fault(session))
+        return Verdict(by)
+
+    def judge_refused(
+        self, error: ssl.SSLCertVerificationError, session: ssl.SSLObject | None
+    ) -> Verdict:
+        """What a certificate comes to that OpenSSL refused."""
+        text = f"certificate not verified: {error.verify_message}"
+        match self.needed.floor.asks:
+            case Proof.PKIX:
+                fault = _FAULTS.get(error.verify_code, PolicyResult.NOT_TRUSTED)
+                return Verdict(None, fault, text)
+            case Proof.DANE if session is not None:
+                return Verdict(None, self._fault(session), text)
+        return Verdict(None, None, text)
+
+    def _fault(self, session: ssl.SSLObject) -> PolicyResult | None:
+        """What a policy that is only looked at has against a certificate."""
+        floor, chain = self.needed.floor, _sent_chain(session)
+        if floor.asks is Proof.DANE:
+            is_met = matched(floor.dane, chain, now=_now()) is not None
+            return None if is_met else PolicyResult.VALIDATION_FAILURE
+        return fault_of(chain, self.roots(), self.server_name, now=_now())
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _sent_chain(session: ssl.SSLObject) -> tuple[bytes, ...]:
+    """What a host sent, in DER, its own certificate first, whatever OpenSSL thinks of it."""
+    if hasattr(session, "get_unverified_chain"):  # Python 3.13
+        return tuple(session.get_unverified_chain())
+    sent = session._sslobj.get_unverified_chain()  # type: ignore[attr-defined]
+    return tuple(certificate.public_bytes(_ssl.ENCODING_DER) for certificate in sent or ())
 
 
 class TlsContexts:
@@ -110,11 +228,26 @@ class TlsContexts:
     def __init__(self, ca_file: str | None = None) -> None:
         self._ca_file = ca_file
         self._built: dict[tuple[bool, TlsVersion, int], ssl.SSLContext] = {}
+        self._roots: tuple[Store | None] | None = None
         self.sessions = TlsSessions()
 
-    def context(self, needed: Requirement) -> ssl.SSLContext:
-        """The context for a session with this requirement."""
-        return self._kept((needed.verify, needed.min_version, needed.security_level))
+    def handshake(self, host_name: str, needed: Requirement) -> Handshake:
+        """How a session with a host, under this requirement, goes into TLS.
+
+        Under DANE the name that is sent is the TLSA base domain (RFC 7672 §8.1).
+        """
+        is_dane = needed.proof is Proof.DANE
+        verifies = needed.looks and not is_dane
+        context = self._kept((verifies, needed.min_version, needed.security_level))
+        name = needed.floor.dane.base if is_dane else host_name
+        return Handshake(context, server_name(name), needed, self._trusted)
+
+    def _trusted(self) -> Store | None:
+        """The roots, for who checks a chain without a handshake; read once."""
+        if self._roots is None:
+            context = self.verifying(TlsVersion.TLS_1_2)
+            self._roots = (store_of(context.get_ca_certs(binary_form=True)),)
+        return self._roots[0]
 
     def verifying(self, min_version: TlsVersion) -> ssl.SSLContext:
         """The context for a web server that has to prove who it is as a mail host has to."""

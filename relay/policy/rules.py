@@ -31,10 +31,11 @@ from relay.policy.settings import FloorUse, Setting, Source, TlsSettings
 
 __all__ = [
     "DestinationRule",
+    "FloorRules",
     "PolicyRules",
     "TlsRule",
     "effective",
-    "mta_sts_use",
+    "floor_rules",
     "reconsider",
     "resolve",
     "resolve_dsn",
@@ -59,11 +60,13 @@ class TlsRule:
 
 @dataclass(frozen=True, slots=True)
 class DestinationRule(TlsRule):
-    """A rule for a recipient domain. `mta_sts`: what is done with the policy that the domain
-    publishes.
+    """A rule for a recipient domain. `mta_sts`, `dane`: what is done with what the domain publishes.
+    `mx`: the only mail hosts that may be connected to, names or "*." patterns; none: any.
     """
 
     mta_sts: FloorUse | None = None
+    dane: FloorUse | None = None
+    mx: tuple[Annotated[str, Form.DOMAIN_PATTERN], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +84,25 @@ class PolicyRules:
         default_factory=dict
     )
     mta_sts: FloorUse = FloorUse.ENFORCE
+    dane: FloorUse = FloorUse.ENFORCE
     overlay: Mapping[str, TlsRule] = field(default_factory=dict, init=False)
     """What was set over HTTP, by sender domain; no rule of a file's."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "domains", _normalise_keys(self.domains))
         object.__setattr__(self, "destinations", _normalise_keys(self.destinations))
+
+
+@dataclass(frozen=True, slots=True)
+class FloorRules:
+    """What of a recipient domain's own wishes is obeyed. `pins`: the hosts that the operator allows,
+    None for any. `is_waived`: a rule for the domain says that something is not looked up.
+    """
+
+    mta_sts: FloorUse = FloorUse.ENFORCE
+    dane: FloorUse = FloorUse.ENFORCE
+    pins: tuple[str, ...] | None = None
+    is_waived: bool = False
 
 
 class _Applying(NamedTuple):
@@ -111,11 +127,21 @@ def effective(rules: PolicyRules, domain: str) -> TlsSettings:
     return _resolved(rules, domain, "", NO_WISHES)
 
 
-def mta_sts_use(rules: PolicyRules, recipient_domain: str) -> FloorUse:
-    """What is done with the MTA-STS policy of a recipient domain (normalised)."""
-    keys = _keys_for(rules.destinations, recipient_domain)
-    spoken = (rules.destinations[key].mta_sts for key in keys)
-    return next((use for use in spoken if use is not None), rules.mta_sts)
+def floor_rules(rules: PolicyRules, recipient_domain: str) -> FloorRules:
+    """What is done with what a recipient domain (normalised) publishes: the word of the nearest rule
+    for the domain that has one, or that for all.
+    """
+    if not rules.destinations:
+        return FloorRules(rules.mta_sts, rules.dane)
+    found = [rules.destinations[key] for key in _keys_for(rules.destinations, recipient_domain)]
+    mta_sts = next((rule.mta_sts for rule in found if rule.mta_sts is not None), None)
+    dane = next((rule.dane for rule in found if rule.dane is not None), None)
+    return FloorRules(
+        mta_sts or rules.mta_sts,
+        dane or rules.dane,
+        next((rule.mx for rule in found if rule.mx), None),
+        FloorUse.IGNORE in (mta_sts, dane),
+    )
 
 
 def with_overlay(rules: PolicyRules, settings: Mapping[str, TlsRule]) -> PolicyRules:

@@ -3,7 +3,7 @@
     open_store    the queue of this process, to work with
     open_beside   the queue of another worker, which is running or starting, to look at
     open_stopped  the queue of a relay that does not run, to look at
-    open_policies the MTA-STS policies, which all workers share
+    open_policies the MTA-STS policies, which all workers share; `open_policies_beside` to look at
     holder        the process that uses a queue
     orphans       queues of workers that do not exist any more, which `open_store` takes over
 
@@ -24,6 +24,7 @@ __all__ = [
     "holder",
     "open_beside",
     "open_policies",
+    "open_policies_beside",
     "open_stopped",
     "open_store",
     "orphans",
@@ -72,6 +73,13 @@ def holder(directory: Path) -> str:
     from relay.queue.sqlite.disk import holder
 
     return holder(directory)
+
+
+def open_policies_beside(directory: Path) -> PolicyCache:
+    """The policies, to be looked at: what is fetched is kept nowhere."""
+    from relay.queue.sqlite import POLICIES, PoliciesToRead
+
+    return PoliciesToRead(directory / POLICIES)
 
 
 def orphans(directory: Path, prefix: str, *, present: Collection[str]) -> list[Path]:

@@ -17,6 +17,7 @@ so at the moment.
     relay_store_commit_seconds{operation}           until accept (or result) is committed and synced
     relay_route_seconds, relay_routes_failed_total  where a domain's mail goes: DNS and its cache
     relay_sts_fetches_total{result}                 MTA-STS policies fetched, or why not
+    relay_policy_failures_total{policy,result}      hosts that failed what their domain asks for
 
 Labels are words of ours, never a peer's: a stranger cannot make the number of series grow.
 """
@@ -39,7 +40,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from relay.mail.outcome import Deferred
+from relay.mail.outcome import Deferred, PolicyResult, PolicyType
 from relay.queue.entry import State
 from relay.queue.settle import Change, Settlement
 
@@ -124,6 +125,7 @@ class Metrics:
         self._route = _Histogram(_ROUTE)
         self._unrouted = 0
         self._sts_fetches: dict[str, int] = defaultdict(int)
+        self._policy_failures: dict[tuple[PolicyType, PolicyResult], int] = defaultdict(int)
         self._registry = CollectorRegistry(auto_describe=False)
         self._latest = _Latest(self)
         self._registry.register(self._latest)
@@ -159,6 +161,9 @@ class Metrics:
 
     def _changed(self, change: Change, settlement: Settlement) -> None:
         state, session = change.recipient.state, change.outcome.session
+        policy = session.policy if session is not None else change.outcome.policy
+        if policy is not None and policy.result is not None:
+            self._policy_failures[policy.type, policy.result] += 1
         if session is None:
             self._deliveries[state, None, None] += 1
         else:
@@ -228,6 +233,15 @@ class Metrics:
         yield CounterMetricFamily("relay_routes_failed", text, value=self._unrouted)
         text = "Fetches of MTA-STS policies by what came of them."
         yield _counter("relay_sts_fetches", text, "result", self._sts_fetches)
+        failures = CounterMetricFamily(
+            "relay_policy_failures",
+            "Attempts at hosts that failed what the recipient's domain asks for, by TLSA records or "
+            "by an MTA-STS policy, enforced or not; one for each recipient.",
+            labels=("policy", "result"),
+        )
+        for (policy, result), count in sorted(self._policy_failures.items()):
+            failures.add_metric((policy.value, result.value), count)
+        yield failures
 
 
 class _Latest(Collector):

@@ -14,6 +14,7 @@ included (the AD bit, RFC 4035 §3.2.3).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from math import inf
 from typing import Protocol
 
@@ -27,6 +28,7 @@ __all__ = [
     "Resolver",
     "TlsaAnswer",
     "TlsaLookup",
+    "TrustAd",
     "TxtAnswer",
     "TxtLookup",
     "Unanswered",
@@ -107,6 +109,15 @@ MxLookup = MxAnswer | NoSuchName | Unanswered
 AddressLookup = AddressAnswer | NoSuchName | Unanswered
 TxtLookup = TxtAnswer | NoSuchName | Unanswered
 TlsaLookup = TlsaAnswer | NoSuchName | Unanswered
+
+
+class TrustAd(StrEnum):
+    """Whether the resolver's word that it validated an answer is believed."""
+
+    AUTO = "auto"
+    """Where every name server is on this machine, and validates."""
+    ALWAYS = "always"
+    NEVER = "never"
 
 
 class Resolver(Protocol):

@@ -22,20 +22,11 @@ from datetime import datetime, timedelta
 from hashlib import sha256, sha512
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.hazmat.primitives.serialization import load_der_public_key
-from cryptography.x509.oid import ExtendedKeyUsageOID
-from cryptography.x509.verification import (
-    Criticality,
-    ExtensionPolicy,
-    Policy,
-    PolicyBuilder,
-    Store,
-    VerificationError,
-)
+from cryptography.x509.verification import Store
 
 from relay.mail.outcome import VerifiedBy
 from relay.route.answers import (
@@ -46,6 +37,7 @@ from relay.route.answers import (
     TlsaLookup,
     Unanswered,
 )
+from relay.route.chain import UNREADABLE, is_issued, load, readable
 from relay.route.floor import DaneFloor, DaneState, Tlsa
 
 __all__ = ["base_domains", "floor_of_records", "look_up", "matched", "parse_tlsa", "usable"]
@@ -60,9 +52,6 @@ _NO_RECORD = Tlsa(255, 255, 255, b"")
 """Usage, selector and matching type are those of private use (RFC 6698 §7.2), which mail has none
 of.
 """
-
-_UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm)
-"""What `cryptography` raises for a certificate or a key that it cannot read."""
 
 
 def base_domains(name: str, found: AddressLookup) -> tuple[str, ...]:
@@ -157,10 +146,10 @@ def _is_readable(record: Tlsa) -> bool:
     """Whether a record with matching type 0 holds a certificate, or a key."""
     try:
         if record.selector == _CERTIFICATE:
-            x509.load_der_x509_certificate(record.data)
+            load(record.data)
         else:
             load_der_public_key(record.data)
-    except _UNREADABLE:
+    except UNREADABLE:
         return False
     return True
 
@@ -229,10 +218,10 @@ def _is_anchored(
 ) -> bool:
     """Whether the first certificate is for one of the names, by an issuer that a record names."""
     try:
-        leaf = x509.load_der_x509_certificate(chain[0])
-    except _UNREADABLE:
+        leaf = load(chain[0])
+    except UNREADABLE:
         return False
-    sent = tuple(_readable(chain[1:]))
+    sent = tuple(readable(chain[1:]))
     anchors = [
         anchor
         for record in records
@@ -240,18 +229,10 @@ def _is_anchored(
         if anchor != leaf
     ]
     others = [certificate for certificate, _ in sent]
-    return any(_is_issued(leaf, others, anchors, name, now) for name in names if anchors)
+    return any(is_issued(leaf, others, Store(anchors), name, now) for name in names if anchors)
 
 
 _Sent = tuple[x509.Certificate, bytes]
-
-
-def _readable(chain: Iterable[bytes]) -> Iterator[_Sent]:
-    for der in chain:
-        try:
-            yield x509.load_der_x509_certificate(der), der
-        except _UNREADABLE:
-            continue
 
 
 def _anchors(
@@ -264,7 +245,7 @@ def _anchors(
     but the key (RFC 7672 §3.1.2).
     """
     if record.matching == _EXACT and record.selector == _CERTIFICATE:
-        yield x509.load_der_x509_certificate(record.data)
+        yield load(record.data)
     elif record.matching == _EXACT:
         key = load_der_public_key(record.data)
         for issuer in {certificate.issuer for certificate in chain}:
@@ -295,57 +276,9 @@ def _bare(name: x509.Name, key: object, now: datetime) -> Iterator[x509.Certific
             .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
             .sign(ec.generate_private_key(ec.SECP256R1()), hashes.SHA256())
         )
-    except _UNREADABLE:
+    except UNREADABLE:
         return
 
 
 def _certificate_key(key: object) -> CertificatePublicKeyTypes:
     return key  # type: ignore[return-value]  # what else it may be, the builder refuses: TypeError
-
-
-def _is_issued(
-    leaf: x509.Certificate,
-    others: list[x509.Certificate],
-    anchors: list[x509.Certificate],
-    name: str,
-    now: datetime,
-) -> bool:
-    try:
-        verifier = (
-            PolicyBuilder()
-            .store(Store(anchors))
-            .time(now)
-            .extension_policies(ca_policy=_ISSUERS, ee_policy=_HOSTS)
-            .build_server_verifier(x509.DNSName(name))
-        )
-        verifier.verify(leaf, others)
-    except (VerificationError, *_UNREADABLE):
-        return False
-    return True
-
-
-def _may_issue(_: Policy, __: x509.Certificate, found: x509.KeyUsage | None) -> None:
-    if found is not None and not found.key_cert_sign:
-        raise ValueError("its key may not sign certificates")
-
-
-def _may_serve(_: Policy, __: x509.Certificate, found: x509.ExtendedKeyUsage | None) -> None:
-    if found is not None and not _SERVER_USES & set(found):
-        raise ValueError("not for servers")
-
-
-_SERVER_USES = {ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE}
-
-# RFC 5280 and no more: the library's own rules are those of the public web's authorities, which an
-# authority that a host names for itself need not keep.
-_ISSUERS = (
-    ExtensionPolicy.permit_all()
-    .require_present(x509.BasicConstraints, Criticality.AGNOSTIC, None)
-    .may_be_present(x509.KeyUsage, Criticality.AGNOSTIC, _may_issue)
-    .may_be_present(x509.ExtendedKeyUsage, Criticality.AGNOSTIC, _may_serve)
-)
-_HOSTS = (
-    ExtensionPolicy.permit_all()
-    .require_present(x509.SubjectAlternativeName, Criticality.AGNOSTIC, None)
-    .may_be_present(x509.ExtendedKeyUsage, Criticality.AGNOSTIC, _may_serve)
-)

@@ -43,7 +43,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from enum import StrEnum
 from ipaddress import ip_address
 from typing import Any
 
@@ -68,13 +67,14 @@ from relay.route.answers import (
     NoSuchName,
     TlsaAnswer,
     TlsaLookup,
+    TrustAd,
     TxtAnswer,
     TxtLookup,
     Unanswered,
 )
 from relay.route.cache import ExpiringCache
 
-__all__ = ["DnsResolver", "ResolverError", "ResolverOptions", "TrustAd", "parse_nameserver"]
+__all__ = ["DnsResolver", "ResolverError", "ResolverOptions", "parse_nameserver"]
 
 log = logging.getLogger(__name__)
 
@@ -120,15 +120,6 @@ _RECORDS_OF_ONE_NAME = 1000
 dns.rdata._rdata_classes[dns.rdataclass.IN, dns.rdatatype.TLSA] = dns.rdata.GenericRdata
 
 
-class TrustAd(StrEnum):
-    """Whether the resolver's word that it validated an answer is believed."""
-
-    AUTO = "auto"
-    """Where every name server is on this machine, and validates."""
-    ALWAYS = "always"
-    NEVER = "never"
-
-
 class ResolverError(Exception):
     """There is no name server to ask, or what is configured is none."""
 
@@ -143,7 +134,7 @@ class ResolverOptions:
     nameservers: tuple[str, ...] = ()
     timeout: timedelta = timedelta(seconds=10)
     concurrency: int = 100
-    trust_ad: TrustAd = TrustAd.NEVER
+    trust_ad: TrustAd = TrustAd.AUTO
     resolv_conf: str = "/etc/resolv.conf"
 
 

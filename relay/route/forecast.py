@@ -24,19 +24,19 @@ from relay.route.security import (
     next_step,
 )
 
-__all__ = ["Forecast", "describe", "forecast", "prospects", "said"]
+__all__ = ["Forecast", "describe", "forecast", "not_used", "prospects", "said"]
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What a situation at a host leads to.
+    """What a situation at a host leads to. `situation` None: the host is not connected to.
 
     `tls`, `verified`, `downgrade`: as the delivery log will have them; no truth value where the
     message is not sent. `at_last`: the status the attempt then ends with where no host has better,
     4.7.z deferred or 5.7.z bounced.
     """
 
-    situation: Situation
+    situation: Situation | None
     step: Step
     tls: bool | None = None
     verified: bool | None = None
@@ -60,8 +60,7 @@ def forecast(needed: Requirement, situation: Situation) -> Forecast:
     step = next_step(needed, situation)
     match step.action:
         case Action.NEXT_HOST:
-            status = f"5{step.unmet[1:]}" if needed.bounces_unmet else step.unmet
-            return Forecast(situation, step, at_last=status)
+            return Forecast(situation, step, at_last=_at_last(needed, step.unmet))
         case Action.SEND_IN_TLS:
             verified = needed.looks and situation is Situation.SECURED
             return Forecast(situation, step, tls=True, verified=verified)
@@ -70,6 +69,11 @@ def forecast(needed: Requirement, situation: Situation) -> Forecast:
         case Action.SEND_IN_CLEAR | Action.RECONNECT_IN_CLEAR:
             reason = DOWNGRADE_REASONS[situation]
             return Forecast(situation, step, tls=False, verified=False, downgrade=reason)
+
+
+def not_used(needed: Requirement) -> Forecast:
+    """What becomes of a message at a host that is not connected to (`HostFloor.not_used`)."""
+    return Forecast(None, Step(Action.NEXT_HOST, _UNMET), at_last=_at_last(needed, _UNMET))
 
 
 def said(forecast: Forecast) -> str:
@@ -87,11 +91,16 @@ def describe(needed: Requirement, host: Host) -> tuple[str, ...]:
     consequences = (
         f"{met[each.situation]}: {said(each)}"
         for each in prospects(needed, host)
-        if each.situation in met
+        if each.situation is not None and each.situation in met
     )
     return (*_proof(needed, host), *consequences)
 
 
+def _at_last(needed: Requirement, unmet: str) -> str:
+    return f"5{unmet[1:]}" if needed.bounces_unmet else unmet
+
+
+_UNMET = "4.7.5"
 _ABOUT_STARTTLS = (Situation.NOT_OFFERED, Situation.REFUSED)
 
 _ON: Mapping[Action, str] = {

@@ -8,7 +8,7 @@ import io
 import json
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from relay.admin.domain_settings import SettingsInForce
 from relay.admin.operator import Operator
 from relay.api import Api, HttpOptions, Targets
 from relay.api.server import PROTOCOL_OPTIONS, application
+from relay.daemon.explaining import explain
+from relay.policy.fields import Wishes
 from relay.policy.rules import PolicyRules, TlsRule
 from relay.queue.entry import Entry
 from relay.queue.sqlite import SqliteStore
@@ -27,6 +29,7 @@ from relay.route.addresses import Network
 from relay.route.answers import AddressLookup, NoSuchName
 from relay.route.next_hop import Host, Hosts
 from relay.route.security import SecurityOptions
+from tests.fakes.floors import Published, floors_of
 from tests.fakes.running import QuietRelay
 from tests.fakes.sink import TroubledSink
 
@@ -110,6 +113,18 @@ async def http_rig(directory: Path) -> AsyncIterator[Rig]:
     async def route(domain: str) -> Hosts:
         return Hosts((Host(f"mx.{domain}", "192.0.2.7", 25, 10),))
 
+    async def explained(reverse_path: str, recipient: str, wishes: Wishes) -> dict[str, Any]:
+        return await explain(
+            reverse_path=reverse_path,
+            recipient=recipient,
+            wishes=wishes,
+            rules=settings.over(made.rules),
+            route=route,
+            options=SecurityOptions(),
+            floors=floors_of(Published()),
+            patience=timedelta(seconds=1),
+        )
+
     api = Api(
         Operator(store, lambda: made.now, store, made.relay),
         hostname="relay.example",
@@ -118,8 +133,7 @@ async def http_rig(directory: Path) -> AsyncIterator[Rig]:
         settings=settings,
         options=lambda: made.options,
         rules=lambda: settings.over(made.rules),
-        route=route,
-        security=SecurityOptions(),
+        explain=explained,
         webhook_objection=Targets(_look_up, lambda: made.webhook_networks).objection,
         message_size_bytes=4 * 1024 * 1024,
     )

@@ -17,12 +17,13 @@ adopt       the queue of a worker that does not exist any more
 
 from relay.queue.sqlite.adopt import orphans
 from relay.queue.sqlite.disk import DATABASE
-from relay.queue.sqlite.policies import PoliciesToRead, SqlitePolicyCache
+from relay.queue.sqlite.policies import POLICIES, PoliciesToRead, SqlitePolicyCache
 from relay.queue.sqlite.reader import StoppedQueue
 from relay.queue.sqlite.store import SqliteStore
 
 __all__ = [
     "DATABASE",
+    "POLICIES",
     "PoliciesToRead",
     "SqlitePolicyCache",
     "SqliteStore",

@@ -31,7 +31,7 @@ from typing import Any, assert_never
 from relay.mail.address import AddressError, domain_of
 from relay.mail.event import Counted, Event, Protection, Result
 from relay.mail.jsontext import to_json
-from relay.mail.outcome import Bounced, Code, Deferred, Delivered, HopSession
+from relay.mail.outcome import Bounced, Code, Deferred, Delivered, HopPolicy, HopSession
 from relay.policy.settings import TlsSettings
 from relay.queue.entry import Entry, MessageSummary, QueuedMessage, QueuedRecipient, State
 from relay.queue.settle import Change
@@ -174,6 +174,9 @@ def _delivery_status(message: QueuedMessage, change: Change, now: datetime) -> F
     }
     if session is not None:
         _session_facts(fields, session)
+    policy = session.policy if session is not None else outcome.policy
+    if policy is not None:
+        _policy_facts(fields, policy)
     if recipient.first_attempt is not None:
         waited = (recipient.first_attempt - message.begins).total_seconds()
         fields["first-delivery-attempt-seconds"] = max(round(waited, 3), 0.0)
@@ -216,6 +219,15 @@ def _session_facts(fields: Fields, session: HopSession) -> None:
             "error": _text(downgrade.error),
         }
     )
+
+
+def _policy_facts(fields: Fields, policy: HopPolicy) -> None:
+    """What the recipient's domain asked of the host (RFC 8460 §4.3, §4.4)."""
+    fields["policy-type"] = policy.type
+    fields["policy-mode"] = policy.mode
+    fields["policy-result"] = policy.result
+    fields["mx-secure"] = policy.mx_secure
+    fields["waived"] = policy.waived
 
 
 def _given_up(fields: Fields, outcome: Deferred, age: timedelta) -> None:

@@ -15,6 +15,7 @@ import pytest_asyncio
 import uvloop
 
 from relay.deliver.attempt import Attempt
+from relay.deliver.floors import Floors
 from relay.deliver.options import DeliveryOptions, Timeouts, TlsOptions
 from relay.deliver.pool import Pool, PoolLimits
 from relay.deliver.tls import TlsContexts
@@ -22,7 +23,7 @@ from relay.mail.outcome import Outcome
 from relay.queue.entry import Entry
 from relay.route.next_hop import Host, Route
 from relay.sandbox.certificates import Authority
-from relay.sandbox.mx import MxServer, Script
+from relay.sandbox.mx import Action, MxServer, Script, StartTls
 from tests.fakes.mail import to
 
 BOTH_LOOPS = {
@@ -49,14 +50,43 @@ def milliseconds(count: int) -> timedelta:
     return timedelta(milliseconds=count)
 
 
-QUICK = Timeouts(
-    connect=milliseconds(500),
-    greeting=milliseconds(500),
-    command=milliseconds(500),
-    data_block=milliseconds(500),
-    final_reply=milliseconds(500),
-    tls_handshake=milliseconds(500),
-)
+def all_of(wait: timedelta) -> Timeouts:
+    """The same time for each step of a session."""
+    return Timeouts(
+        connect=wait,
+        greeting=wait,
+        command=wait,
+        data_block=wait,
+        final_reply=wait,
+        tls_handshake=wait,
+    )
+
+
+UNHURRIED = all_of(timedelta(seconds=20))
+"""Where every host answers: a busy machine is no reason for a test to fail."""
+QUICK = all_of(milliseconds(500))
+"""Where a host may be silent."""
+
+_PROMPT = {
+    StartTls.OK,
+    StartTls.ABSENT,
+    StartTls.REFUSED_454,
+    StartTls.REFUSED_502,
+    StartTls.REPLY_354,
+    StartTls.CLOSE,
+}
+
+
+def _may_be_silent(script: Script) -> bool:
+    answers = [*script.replies.values(), *script.replies_in_clear.values()]
+    every = [
+        one for each in answers for one in ([each] if isinstance(each, str | Action) else each)
+    ]
+    return (
+        script.starttls not in _PROMPT
+        or script.read_stops_after is not None
+        or any(isinstance(one, Action) for one in every)
+    )
 
 
 @pytest.fixture(scope="session")
@@ -87,11 +117,12 @@ class Rig:
         self.contexts = contexts
         self._stack = stack
         self.servers: list[MxServer] = []
-        self.delivery: dict[str, Any] = {"timeouts": QUICK}
+        self.delivery: dict[str, Any] = {}
         self.tls: dict[str, Any] = {}
         self.limits = PoolLimits()
         self.hosts: list[Host] = []
         self.trouble: tuple[str, ...] = ()
+        self.floors: Floors | None = None
 
     async def mx(self, *scripts: Script, name: str = "", **host: Any) -> MxServer:
         """One more mail host, the next to be tried after those before."""
@@ -110,13 +141,16 @@ class Rig:
     @cached_property
     def attempt(self) -> Attempt:
         """Made once, at its first use, with what the test had set by then."""
+        every = [script for server in self.servers for script in server.scripts]
+        timeouts = QUICK if any(map(_may_be_silent, every)) else UNHURRIED
         attempt = Attempt(
             lambda domain: self.route(domain),
             hostname="relay.example",
-            delivery=DeliveryOptions(**self.delivery),
+            delivery=DeliveryOptions(**({"timeouts": timeouts} | self.delivery)),
             tls=TlsOptions(**self.tls),
             pool=Pool(self.limits),
             contexts=self.contexts,
+            floors=self.floors,
         )
         self._stack.push_async_callback(attempt.close)
         return attempt

@@ -8,7 +8,7 @@ from relay.deliver.negotiate import SessionOptions
 from relay.deliver.probe import HostReport, probe, probe_all
 from relay.route.next_hop import TlsMode
 from relay.route.security import Action as Next
-from relay.route.security import SecurityOptions, Situation
+from relay.route.security import HostFloor, SecurityOptions, Situation
 from relay.sandbox.certificates import Kind
 from relay.sandbox.mx import TLS_1_0_ONLY, Action, Script, StartTls, Then
 from tests.unit.deliver.conftest import QUICK
@@ -120,7 +120,9 @@ async def test_several_hosts_are_reported_in_their_order(rig):
     closed = rig.servers[2]
     await closed.close()
     reports = await probe_all(
-        rig.hosts, SessionOptions("relay.example", QUICK, rig.contexts), SecurityOptions()
+        [(host, HostFloor()) for host in rig.hosts],
+        SessionOptions("relay.example", QUICK, rig.contexts),
+        SecurityOptions(),
     )
     assert [report.host.name for report in reports] == [mx.name for mx in rig.servers]
     assert [report.tls_offered for report in reports] == [True, False, False]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from relay.deliver.tls import TlsSessions
+from relay.deliver.tls import KeptSession, TlsSessions, Verdict
 from relay.mail.outcome import Deferred, Delivered
 from relay.route.security import OnUnverified
 from relay.sandbox.certificates import Kind
@@ -113,10 +113,11 @@ def test_only_so_many_sessions_are_kept_and_only_for_so_long():
         has_ticket = True
         timeout = 7200
 
-    made: list[Any] = [Session() for _ in range(3)]
+    session: Any = Session()
+    made = [KeptSession(session, Verdict()) for _ in range(3)]
     sessions = TlsSessions(most=2, age_seconds=10)
-    for number, session in enumerate(made):
-        sessions.keep(number, session, now=float(number))
+    for number, kept_session in enumerate(made):
+        sessions.keep(number, kept_session, now=float(number))
     assert sessions.take(0, now=2.0) is None
     assert sessions.take(1, now=2.0) is made[1]
     assert sessions.take(1, now=2.0) is None

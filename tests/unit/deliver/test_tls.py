@@ -17,7 +17,8 @@ OPTIONS = SecurityOptions()
 def context(
     require: bool, skip: bool, options: SecurityOptions = OPTIONS, ca_file: str | None = None
 ):
-    return TlsContexts(ca_file).context(requirement(settings(require, skip), options))
+    needed = requirement(settings(require, skip), options)
+    return TlsContexts(ca_file).handshake("mx.example", needed).context
 
 
 @pytest.mark.parametrize("require", [False, True])
@@ -71,8 +72,8 @@ def test_the_roots_of_a_file_are_in_addition_to_those_of_the_system(ca_file, mon
 def test_contexts_are_built_once_for_the_same_needs():
     contexts = TlsContexts()
     needs = [requirement(settings(r, s), OPTIONS) for r in (False, True) for s in (False, True)]
-    made = [contexts.context(needed) for needed in needs]
-    assert made == [contexts.context(needed) for needed in needs]
+    made = [contexts.handshake("mx.example", needed).context for needed in needs]
+    assert made == [contexts.handshake("mx.example", needed).context for needed in needs]
     assert made[0] is made[2]
     assert len(set(made)) == 3
 

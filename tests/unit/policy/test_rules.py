@@ -14,7 +14,7 @@ from relay.policy.rules import (
     PolicyRules,
     TlsRule,
     effective,
-    mta_sts_use,
+    floor_rules,
     reconsider,
     resolve,
     resolve_dsn,
@@ -408,7 +408,7 @@ def test_the_rule_of_a_recipient_domain_beats_the_word_for_all(domain: str, use:
             "silent.below.example": DestinationRule(require_tls=True),
         },
     )
-    assert mta_sts_use(rules, domain) is use
+    assert floor_rules(rules, domain).mta_sts is use
 
 
 def test_mta_sts_in_a_rule_changes_neither_setting() -> None:

@@ -101,6 +101,11 @@ def test_a_delivery_is_told_field_by_field():
             "tls-cipher": "TLS_AES_256_GCM_SHA384",
             "verified-by": "pkix",
             "downgrade": None,
+            "policy-type": "no-policy-found",
+            "policy-mode": None,
+            "policy-result": None,
+            "mx-secure": False,
+            "waived": None,
             "first-delivery-attempt-seconds": 0.563,
         },
     }

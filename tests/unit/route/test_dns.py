@@ -15,12 +15,11 @@ import dns.rrset
 import pytest
 import uvloop
 
-from relay.route.answers import MxAnswer, MxRecord, NoSuchName, Unanswered
+from relay.route.answers import MxAnswer, MxRecord, NoSuchName, TrustAd, Unanswered
 from relay.route.dns import (
     DnsResolver,
     ResolverError,
     ResolverOptions,
-    TrustAd,
     parse_nameserver,
 )
 from relay.sandbox.dns import Answer, DnsServer, Fault

@@ -70,6 +70,7 @@ def test_each_cell_of_the_table_is_told_in_words(require, skip, options, words):
 def test_programs_are_told_what_the_log_will_say(require, skip, options, words):
     needed = needs(require, skip, options, HOST)
     for each, word in zip(prospects(needed, HOST), words, strict=True):
+        assert each.situation is not None
         assert each.step == next_step(needed, each.situation)
         assert each == forecast(needed, each.situation)
         assert each.is_sent is word.startswith("sent")

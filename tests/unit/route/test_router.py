@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from relay.mail.outcome import Bounced, Deferred
-from relay.route.answers import AddressAnswer, MxAnswer, MxRecord, Unanswered
+from relay.route.answers import AddressAnswer, MxAnswer, MxRecord, TrustAd, Unanswered
 from relay.route.dns import DnsResolver, ResolverOptions
 from relay.route.next_hop import Credentials, Hosts, Naming, NoRoute, StaticRoute, TlsMode
 from relay.route.router import RouteOptions, Router, is_local_address
@@ -63,7 +63,7 @@ async def server():
 
 @pytest.fixture
 async def real(server):
-    resolver = DnsResolver(ResolverOptions((server.nameserver,)))
+    resolver = DnsResolver(ResolverOptions((server.nameserver,), trust_ad=TrustAd.NEVER))
     yield resolver
     await resolver.close()
 
@@ -71,7 +71,9 @@ async def real(server):
 @pytest.fixture
 async def hasty(server):
     """For questions that no answer comes to."""
-    resolver = DnsResolver(ResolverOptions((server.nameserver,), timedelta(seconds=0.4)))
+    resolver = DnsResolver(
+        ResolverOptions((server.nameserver,), timedelta(seconds=0.4), trust_ad=TrustAd.NEVER)
+    )
     yield resolver
     await resolver.close()
 
@@ -312,7 +314,7 @@ async def test_a_host_that_takes_long_does_not_hold_up_mail_another_can_take(ser
     server.mx("example.net", (10, "slow.example"), (20, "fast.example"))
     server.fail("slow.example", "*", Fault.DROP)
     server.a("fast.example", "11.22.33.1")
-    resolver = DnsResolver(ResolverOptions((server.nameserver,)))
+    resolver = DnsResolver(ResolverOptions((server.nameserver,), trust_ad=TrustAd.NEVER))
     began = time.monotonic()
     route = await router(resolver).route("example.net")
     assert tried(route) == ["11.22.33.1"]

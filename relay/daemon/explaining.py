@@ -1,0 +1,198 @@
+"""What would become of a message, without sending one: one implementation for the command line and
+the HTTP interface.
+
+Everything is looked up as an attempt would look it up, MTA-STS policies and TLSA records included.
+No mail host is connected to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from relay.admin.operations import host_as_json, no_route_as_json, prospect_as_json
+from relay.deliver.floors import DomainFloor, Floors, judged
+from relay.deliver.sts_policies import PolicyPending
+from relay.mail.address import domain_of
+from relay.policy.fields import Wishes
+from relay.policy.rules import PolicyRules, resolve
+from relay.policy.settings import Setting
+from relay.queue.store import SpoolError
+from relay.route.floor import DaneFloor, StsFloor
+from relay.route.forecast import describe, prospects
+from relay.route.mta_sts import matches
+from relay.route.next_hop import Host, Hosts, NoRoute, Route
+from relay.route.security import (
+    HostFloor,
+    Requirement,
+    SecurityOptions,
+    at_host,
+    requirement,
+    under,
+)
+
+__all__ = [
+    "FloorPending",
+    "HostUnderFloor",
+    "explain",
+    "floors_of",
+    "host_floor_as_json",
+    "sts_as_json",
+]
+
+_BETWEEN_LOOKS = 0.2
+
+
+class FloorPending(SpoolError):
+    """The MTA-STS policy is still being fetched, so there is no answer yet; the text says of which
+    domain.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class HostUnderFloor:
+    """A host with what its domain asks of it."""
+
+    host: Host
+    domain: DomainFloor
+    dane: DaneFloor
+    found: HostFloor
+
+    def needed(self, settings: Requirement, options: SecurityOptions) -> Requirement:
+        """What the host has to prove, for a message whose settings ask for this."""
+        return under(at_host(settings, self.host, options), self.found.floor, options)
+
+
+async def explain(
+    *,
+    reverse_path: str,
+    recipient: str,
+    wishes: Wishes,
+    rules: PolicyRules,
+    route: Callable[[str], Awaitable[Route]],
+    options: SecurityOptions,
+    floors: Floors,
+    patience: timedelta,
+) -> dict[str, Any]:
+    """Each setting and where it came from, the hosts in order, and what each of them must prove.
+
+    `recipient` is an address that `relay.mail.address.parse_path` gave. The DNS is asked, and the
+    policy host of the domain for as long as `patience`; then `FloorPending` is raised.
+    """
+    domain = domain_of(recipient)
+    settings = resolve(rules, reverse_path=reverse_path, recipient_domain=domain, wishes=wishes)
+    needed = requirement(settings, options)
+    return {
+        "sender": reverse_path,
+        "recipient": recipient,
+        "recipient-domain": domain,
+        "policy": {
+            "require-tls": _setting_as_json(settings.require_tls),
+            "skip-verification": _setting_as_json(settings.skip_verification),
+        },
+        **await _where(domain, await route(domain), needed, options, floors, patience),
+    }
+
+
+async def floors_of(
+    floors: Floors, domain: str, route: Hosts, *, patience: timedelta
+) -> tuple[StsFloor, list[HostUnderFloor]]:
+    """What a recipient domain asks of each of its hosts, in the order of the route."""
+    asked = await _of_domain(floors, domain, route, patience)
+    found = []
+    for host in route.hosts:
+        dane = await floors.dane_at(host, asked)
+        found.append(HostUnderFloor(host, asked, dane, judged(host, asked, dane)))
+    return asked.sts, found
+
+
+async def _of_domain(floors: Floors, domain: str, route: Hosts, patience: timedelta) -> DomainFloor:
+    deadline = asyncio.get_running_loop().time() + patience.total_seconds()
+    while True:
+        try:
+            return await floors.of_domain(domain, route.naming)
+        except PolicyPending as pending:
+            if asyncio.get_running_loop().time() >= deadline:
+                raise FloorPending(str(pending)) from pending
+        await asyncio.sleep(_BETWEEN_LOOKS)
+
+
+async def _where(
+    domain: str,
+    route: Route,
+    needed: Requirement,
+    options: SecurityOptions,
+    floors: Floors,
+    patience: timedelta,
+) -> dict[str, Any]:
+    """The hosts in order, or why there is none."""
+    if isinstance(route, NoRoute):
+        return {
+            "mta-sts": None,
+            "hosts": [],
+            "rejected": list(route.outcome.hosts),
+            "trouble": [],
+            "no-route": no_route_as_json(route),
+        }
+    sts, hosts = await floors_of(floors, domain, route, patience=patience)
+    return {
+        "mta-sts": sts_as_json(sts),
+        "hosts": [_host_and_rules(each, each.needed(needed, options)) for each in hosts],
+        "rejected": list(route.rejected),
+        "trouble": list(route.trouble),
+        "no-route": None,
+    }
+
+
+def _host_and_rules(each: HostUnderFloor, needed: Requirement) -> dict[str, Any]:
+    """A host, what it must prove, and what follows in each situation that can be met there."""
+    reason = each.found.not_used
+    return {
+        **host_as_json(each.host),
+        "needs": {
+            "tls-required": needed.tls_required,
+            "verified": needed.verify,
+            "min-version": needed.min_version.value,
+        },
+        **host_floor_as_json(each),
+        "must-prove": "not-used" if reason else needed.proof.value,
+        "rules": [f"not connected to: it {reason}"]
+        if reason
+        else list(describe(needed, each.host)),
+        "steps": [] if reason else [prospect_as_json(p) for p in prospects(needed, each.host)],
+    }
+
+
+def host_floor_as_json(each: HostUnderFloor) -> dict[str, Any]:
+    """What the domain asks of a host: `sts-match`, `pinned`: null where nothing names hosts."""
+    sts, pins, name = each.domain.sts, each.domain.pins, each.host.name
+    return {
+        "dane": {
+            "state": each.dane.state.value,
+            "records": [str(record) for record in each.dane.records],
+        },
+        "sts-match": sts.names(name) if sts.is_looked_at else None,
+        "pinned": matches(pins, name) if pins is not None else None,
+        "mx-secure": each.found.policy.mx_secure,
+    }
+
+
+def sts_as_json(sts: StsFloor) -> dict[str, Any] | None:
+    """The MTA-STS policy of an attempt, null where there is none and none was expected."""
+    if sts.mode is None and sts.error is None:
+        return None
+    return {
+        "mode": sts.mode.value if sts.mode is not None else None,
+        "id": sts.id or None,
+        "mx": list(sts.mx),
+        "expires": sts.expires.isoformat(timespec="seconds") if sts.expires else None,
+        "source": None if sts.mode is None else "fetched" if sts.was_fetched else "cache",
+        "error": sts.error.value if sts.error is not None else None,
+    }
+
+
+def _setting_as_json(setting: Setting) -> dict[str, Any]:
+    return {"value": setting.value, "source": setting.source.value, "rule": setting.rule}

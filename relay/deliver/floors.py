@@ -1,0 +1,102 @@
+"""What a recipient's domain asks of an attempt, looked up: its MTA-STS policy, and the TLSA records
+of its hosts.
+
+    of_domain   before any host is tried: the policy, and the operator's word on both and on the hosts
+    at          at one host: the floor it is under, or why it is not connected to
+
+`relay.route.security` judges by what comes of it. Attempts, `relay explain` and `relay probe` look
+things up in this one place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from relay.deliver.sts_policies import StsPolicies
+from relay.mail.outcome import Waived
+from relay.policy.rules import FloorRules, PolicyRules, floor_rules
+from relay.policy.settings import FloorUse
+from relay.route.answers import Resolver
+from relay.route.dane import look_up
+from relay.route.floor import NO_DANE, NO_STS, DaneFloor, DaneState, StsFloor
+from relay.route.mta_sts import policy_domain
+from relay.route.next_hop import BY_NOBODY, Host, Naming
+from relay.route.security import HostFloor, floor_at, not_named
+
+__all__ = ["NO_DOMAIN_FLOOR", "DomainFloor", "Floors", "judged"]
+
+_NO_RULES = FloorRules(FloorUse.IGNORE, FloorUse.IGNORE)
+_IGNORED = DaneFloor(DaneState.IGNORED)
+
+
+@dataclass(frozen=True, slots=True)
+class DomainFloor:
+    """What holds for all hosts of one attempt. `naming`: who named them."""
+
+    rules: FloorRules = _NO_RULES
+    naming: Naming = BY_NOBODY
+    sts: StsFloor = NO_STS
+
+    @property
+    def pins(self) -> tuple[str, ...] | None:
+        """The hosts that the operator allows. A host that the operator named himself is none of
+        them to judge.
+        """
+        return self.rules.pins if self.naming.route_host is None else None
+
+
+NO_DOMAIN_FLOOR = DomainFloor()
+
+
+class Floors:
+    """`rules`: those in force."""
+
+    def __init__(
+        self, resolver: Resolver, policies: StsPolicies, rules: Callable[[], PolicyRules]
+    ) -> None:
+        self._resolver = resolver
+        self._policies = policies
+        self._rules = rules
+
+    async def of_domain(self, domain: str, naming: Naming, *, anew: bool = False) -> DomainFloor:
+        """What an attempt for a recipient domain (normalised) is under. `anew`: the MTA-STS record
+        is looked up although an answer is at hand.
+
+        Raises `PolicyPending` or `SpoolError`.
+        """
+        rules = floor_rules(self._rules(), domain)
+        whose = policy_domain(domain, naming.route_host)
+        sts = await self._policies.floor(whose, rules.mta_sts, anew=anew)
+        return DomainFloor(rules, naming, sts)
+
+    async def at(self, host: Host, domain: DomainFloor) -> HostFloor:
+        """The floor at one host. Of a host that is not used anyway no TLSA records are asked for."""
+        if not_named(host.name, domain.sts, domain.pins):
+            return judged(host, domain, NO_DANE)
+        return judged(host, domain, await self.dane_at(host, domain))
+
+    async def dane_at(self, host: Host, domain: DomainFloor) -> DaneFloor:
+        """What DANE asks of one host."""
+        use = domain.rules.dane
+        if use is FloorUse.IGNORE:
+            return _IGNORED
+        return await look_up(
+            self._resolver,
+            host.tlsa_bases,
+            host.port,
+            names=domain.naming.domains,
+            is_enforced=use is FloorUse.ENFORCE,
+        )
+
+
+def judged(host: Host, domain: DomainFloor, dane: DaneFloor) -> HostFloor:
+    """The floor at one host, from what was looked up."""
+    return floor_at(
+        host.name,
+        dane=dane,
+        sts=domain.sts,
+        pins=domain.pins,
+        mx_secure=domain.naming.is_secure,
+        waived=Waived.DESTINATION if domain.rules.is_waived else None,
+    )

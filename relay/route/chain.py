@@ -1,0 +1,139 @@
+"""Chains of certificates, checked without a handshake.
+
+OpenSSL checks a chain while it shakes hands, and then it decides. Where somebody else decides (the
+TLSA records of a host, or a policy that is only looked at), the chain that the host sent is checked
+here, by the rules of RFC 5280 and no more: the library's own are those of the public web's
+authorities, which an authority that a host names for itself need not keep. Pure.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.x509.oid import ExtendedKeyUsageOID
+from cryptography.x509.verification import (
+    Criticality,
+    ExtensionPolicy,
+    Policy,
+    PolicyBuilder,
+    Store,
+    VerificationError,
+)
+
+from relay.mail.outcome import PolicyResult
+
+__all__ = ["UNREADABLE", "fault_of", "is_issued", "load", "readable", "store_of"]
+
+UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm)
+"""What `cryptography` raises for a certificate or a key that it cannot read."""
+
+
+def load(der: bytes) -> x509.Certificate:
+    """A certificate. The library's complaints about others' mistakes are nobody's to read here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return x509.load_der_x509_certificate(der)
+
+
+def readable(chain: Iterable[bytes]) -> Iterator[tuple[x509.Certificate, bytes]]:
+    """The certificates of a chain in DER that can be read, with their octets."""
+    for der in chain:
+        try:
+            yield load(der), der
+        except UNREADABLE:
+            continue
+
+
+def store_of(roots: Iterable[bytes]) -> Store | None:
+    """The roots (DER) to trust, None for none."""
+    certificates = [certificate for certificate, _ in readable(roots)]
+    return Store(certificates) if certificates else None
+
+
+def fault_of(
+    chain: Sequence[bytes], roots: Store | None, name: str | None, *, now: datetime
+) -> PolicyResult | None:
+    """What is wrong with what a host sent, were it held to a chain to a root, dates and its name.
+
+    In OpenSSL's order: the chain, its dates, the name (RFC 8460 §4.3). None: nothing is.
+    """
+    try:
+        leaf = load(chain[0])
+    except (IndexError, *UNREADABLE):
+        return PolicyResult.NOT_TRUSTED
+    others = [certificate for certificate, _ in readable(chain[1:])]
+    if name is not None and roots is not None and is_issued(leaf, others, roots, name, now):
+        return None
+    if roots is None or not _is_issued_at_all(leaf, others, roots, now):
+        ended = leaf.not_valid_after_utc
+        if ended < now and roots is not None and _is_issued_at_all(leaf, others, roots, ended):
+            return PolicyResult.EXPIRED
+        return PolicyResult.NOT_TRUSTED
+    return PolicyResult.HOST_MISMATCH
+
+
+def _is_issued_at_all(
+    leaf: x509.Certificate, others: list[x509.Certificate], roots: Store, now: datetime
+) -> bool:
+    """Whether a chain leads to a root, for whatever name the certificate is."""
+    return any(is_issued(leaf, others, roots, name, now) for name in _names(leaf)[:1])
+
+
+def _names(leaf: x509.Certificate) -> list[str]:
+    try:
+        found = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        names = found.get_values_for_type(x509.DNSName)
+    except (x509.ExtensionNotFound, x509.DuplicateExtension, *UNREADABLE):
+        return []
+    return [name.replace("*.", "any.", 1) if name.startswith("*.") else name for name in names]
+
+
+def is_issued(
+    leaf: x509.Certificate,
+    others: list[x509.Certificate],
+    anchors: Store,
+    name: str,
+    now: datetime,
+) -> bool:
+    """Whether a certificate is for a name, in date, by an issuer that one of the anchors leads to."""
+    try:
+        verifier = (
+            PolicyBuilder()
+            .store(anchors)
+            .time(now)
+            .extension_policies(ca_policy=_ISSUERS, ee_policy=_HOSTS)
+            .build_server_verifier(x509.DNSName(name))
+        )
+        verifier.verify(leaf, others)
+    except (VerificationError, *UNREADABLE):
+        return False
+    return True
+
+
+def _may_issue(_: Policy, __: x509.Certificate, found: x509.KeyUsage | None) -> None:
+    if found is not None and not found.key_cert_sign:
+        raise ValueError("its key may not sign certificates")
+
+
+def _may_serve(_: Policy, __: x509.Certificate, found: x509.ExtendedKeyUsage | None) -> None:
+    if found is not None and not _SERVER_USES & set(found):
+        raise ValueError("not for servers")
+
+
+_SERVER_USES = {ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE}
+
+_ISSUERS = (
+    ExtensionPolicy.permit_all()
+    .require_present(x509.BasicConstraints, Criticality.AGNOSTIC, None)
+    .may_be_present(x509.KeyUsage, Criticality.AGNOSTIC, _may_issue)
+    .may_be_present(x509.ExtendedKeyUsage, Criticality.AGNOSTIC, _may_serve)
+)
+_HOSTS = (
+    ExtensionPolicy.permit_all()
+    .require_present(x509.SubjectAlternativeName, Criticality.AGNOSTIC, None)
+    .may_be_present(x509.ExtendedKeyUsage, Criticality.AGNOSTIC, _may_serve)
+)
