@@ -237,7 +237,8 @@ def look_behind(lines: bytes) -> Iterator[Seen]:
 
 # --- how names are found ------------------------------------------------------------------------
 
-_MAILBOX_LINE = re.compile(rb">*From [^\r\n]*\r\n")
+_MAILBOX_LINE = re.compile(rb">*From (?![ \t]*+:)[^\r\n]*\r\n")
+"""Not `From : Bob <b@x.example>`, which is a field (RFC 5322 §4.5.2)."""
 _FIELDS = re.compile(
     rb"(?:[!-9;-~]++[ \t]*+:[^\r]*+(?:\r(?!\n)[^\r]*+|\r\n[ \t][^\r]*+)*+(?:\r\n|\Z))*+"
 )

@@ -7,6 +7,7 @@ judged here, and exactly the address judged is connected to: a second answer of 
 DNS has no chance (rebinding).
 
     our own address and a port we listen on    never         5.4.6, the mail would loop
+    IPv4-mapped                                never: `::/0` in `allow_networks` means no IPv4
     in `allow_networks`                        connect
     public                                     connect
     anything else                              never         5.4.4, with the reason
@@ -86,6 +87,8 @@ def judge(
     """
     if own.answers_at(address, port):
         return Rejection("is an address of our own", ourselves=True)
+    if unmapped(address) != address:
+        return Rejection(f"is {_MAPPED}")
     if any(address in network for network in allow_networks):
         return None
     reason = _special_use(address)
@@ -134,10 +137,11 @@ _SPECIAL_4 = _networks(
     ("240.0.0.0/4", "reserved (RFC 1112)"),
 )
 
+_MAPPED = "IPv4-mapped (RFC 4291)"
+
 _SPECIAL_6 = _networks(
     ("::/128", "unspecified (RFC 4291)"),
     ("::1/128", "loopback (RFC 4291)"),
-    ("::ffff:0:0/96", "IPv4-mapped (RFC 4291)"),
     ("64:ff9b:1::/48", "private (RFC 8215)"),
     ("2001::/32", "Teredo (RFC 4380)"),
     ("2001::/23", "reserved (RFC 2928)"),

@@ -33,7 +33,6 @@ __all__ = [
     "MailHost",
     "MailHosts",
     "best_and_others",
-    "choose",
     "host_name",
     "mail_hosts",
     "unusable",
@@ -83,18 +82,6 @@ def mail_hosts(domain: str, answer: MxLookup, *, hostname: str) -> MailHosts | N
             return _without_ourselves(domain, [MailHost(0, domain)], (), hostname, answer.expires)
         case MxAnswer():
             return _from_records(domain, answer, hostname)
-
-
-def choose(hosts: Sequence[MailHost], limit: int, random: Random) -> tuple[MailHost, ...]:
-    """At most `limit` hosts, the lowest preference first, those of equal preference drawn by lot.
-
-    Of more, half are the best ones and half are drawn from all others, so that another attempt
-    comes to hosts that this one does not.
-    """
-    if len(hosts) <= limit:
-        return tuple(hosts)
-    drawn = sorted(hosts, key=lambda host: (host.preference, random.random()))
-    return tuple(best_and_others(drawn, limit, random))
 
 
 def best_and_others(ordered: Sequence[T], limit: int, random: Random) -> list[T]:

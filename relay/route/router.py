@@ -45,7 +45,7 @@ from relay.route.answers import (
 )
 from relay.route.cache import ExpiringCache
 from relay.route.dane import base_domains
-from relay.route.mx import MailHost, MailHosts, choose, host_name, mail_hosts, unusable
+from relay.route.mx import MailHost, MailHosts, host_name, mail_hosts, unusable
 from relay.route.next_hop import (
     BY_NOBODY,
     Credentials,
@@ -67,6 +67,9 @@ _TROUBLE_KEPT = 30.0
 """Seconds a plan is used although a lookup of one of its hosts failed."""
 _PATIENCE = 3.0
 """Seconds to wait for the rest of the hosts once one has an address."""
+_LONGEST_PATIENCE = 30.0
+"""The same, while none has."""
+_HOSTS_AT_ONCE = 20
 _LITERAL_KEPT = 60.0
 """Seconds until an address that needs no lookup is judged again: our own addresses may change."""
 _LONGEST_PASSWORD = 1024
@@ -79,15 +82,15 @@ class RouteOptions:
     """How mail is routed. `routes`: by recipient domain, `*.example.net` for all below it, `*` for
     all.
 
-    `max_hosts`: how many mail hosts of a domain are looked up; `max_addresses`: how many
-    addresses an attempt tries.
+    `max_hosts`: how many mail hosts of a domain are looked up, the best ones; `max_addresses`: how
+    many addresses an attempt tries.
     """
 
     port: int = 25
     allow_networks: tuple[Network, ...] = ()
     routes: Mapping[str, StaticRoute] = field(default_factory=dict)
     max_addresses: int = 10
-    max_hosts: int = 20
+    max_hosts: int = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +192,8 @@ class Router:
         listed = mail_hosts(name, answer, hostname=self._hostname)
         if isinstance(listed, NoRoute):
             return listed, answer.expires, BY_NOBODY
-        chosen = choose(listed.hosts, self._options.max_hosts, self._random)
+        # All of them: each may be ourselves by another name, and none behind us may be tried.
+        chosen = listed.hosts[: self._options.max_hosts]
         lookups = await self._look_up_hosts(chosen)
         result = plan(
             name,
@@ -208,16 +212,20 @@ class Router:
         return result, expires, _named_by_dns(name, answer)
 
     async def _look_up_hosts(self, hosts: Sequence[MailHost]) -> dict[str, AddressLookup]:
-        """All at once. A host that takes long does not hold up mail that another can take."""
+        """Twenty at once. A host that takes long does not hold up mail that another can take."""
         if len(hosts) == 1:
             return {hosts[0].name: await self._resolver.addresses(hosts[0].name)}
-        tasks = {
-            host.name: asyncio.create_task(self._resolver.addresses(host.name)) for host in hosts
-        }
+        places = asyncio.Semaphore(_HOSTS_AT_ONCE)
+
+        async def addresses(name: str) -> AddressLookup:
+            async with places:
+                return await self._resolver.addresses(name)
+
+        tasks = {host.name: asyncio.create_task(addresses(host.name)) for host in hosts}
         try:
             _, waiting = await asyncio.wait(tasks.values(), timeout=_PATIENCE)
             if waiting and not any(_has_addresses(task) for task in tasks.values()):
-                await asyncio.wait(waiting)
+                await asyncio.wait(waiting, timeout=_LONGEST_PATIENCE)
             late = Unanswered("the name servers have not answered yet")
             return {name: task.result() if task.done() else late for name, task in tasks.items()}
         finally:

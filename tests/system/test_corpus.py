@@ -60,7 +60,7 @@ def arrival(sent: bytes) -> bytes:
     The `From ` line of a mailbox file becomes a field; where a line that is no field ends the
     header section, an empty line is put before it.
     """
-    if re.match(rb">*From ", sent):
+    if re.match(rb">*From (?![ \t]*:)", sent):
         sent = b"X-Mailbox-Line: " + sent
     at = 0
     for line in sent.splitlines(keepends=True) if b"\r\n" in sent else []:

@@ -98,7 +98,9 @@ def test_an_operator_may_allow_a_network_of_his_own():
 
 
 def test_allowing_private_ipv4_does_not_allow_it_in_disguise():
-    assert judged("::ffff:10.1.2.3", allow=["10.0.0.0/8"]) is not None
+    for allowed in ("10.0.0.0/8", "::/0", "::ffff:0:0/96"):
+        assert judged("::ffff:10.1.2.3", allow=[allowed]).reason == "is IPv4-mapped (RFC 4291)"
+        assert judged("::ffff:127.0.0.1", allow=[allowed]) is not None
     assert judged("64:ff9b::10.1.2.3", allow=["10.0.0.0/8"]) is not None
 
 

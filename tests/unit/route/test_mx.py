@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from random import Random
-
 import pytest
 
 from relay.mail.outcome import Bounced, Deferred
 from relay.route.answers import MxAnswer, MxRecord, NoSuchName, Unanswered
-from relay.route.mx import MailHost, choose, host_name, mail_hosts
+from relay.route.mx import MailHost, host_name, mail_hosts
 from relay.route.next_hop import NoRoute
 
 
@@ -137,30 +134,3 @@ def test_mail_for_which_we_are_the_best_host_would_loop():
 def test_mail_for_our_own_name_without_mx_would_loop():
     result = listed(domain="relay.example")
     assert result.outcome.status == "5.4.6"
-
-
-def test_of_very_many_hosts_the_best_are_looked_up_and_equal_ones_drawn_by_lot():
-    random = Random(5)
-    hosts = [MailHost(10, "best.example"), *(MailHost(20, f"h{n}.example") for n in range(199))]
-    drawn: Counter[str] = Counter()
-    for _ in range(400):
-        chosen = choose(hosts, 20, random)
-        assert len(chosen) == 20
-        assert chosen[0].name == "best.example"
-        drawn.update(host.name for host in chosen)
-    assert len(drawn) == 200
-
-
-def test_of_very_many_hosts_one_that_is_the_last_resort_is_looked_up_at_times():
-    random = Random(5)
-    hosts = [MailHost(n, f"h{n}.example") for n in range(21)]
-    drawn: Counter[str] = Counter()
-    for _ in range(200):
-        chosen = choose(hosts, 20, random)
-        assert len(chosen) == 20
-        assert list(chosen) == sorted(chosen, key=lambda host: host.preference)
-        drawn.update(host.name for host in chosen)
-    assert {name for name, times in drawn.items() if times == 200} == {
-        f"h{n}.example" for n in range(10)
-    }
-    assert len(drawn) == 21
