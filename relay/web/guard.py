@@ -1,0 +1,206 @@
+"""What every request to the page goes through before a page is made.
+
+    host      the Host field names one of our names: a page elsewhere that has its own name lead to
+              our address (DNS rebinding) gets 421
+    clear     plain HTTP is for clients on this machine, unless `admin.web.insecure`
+    user      a session's cookie, or the name that a proxy says; else the way to sign in
+    role      verbs are an operator's
+    token     a form carries its session's own; whether its page is ours `relay.api` has looked at
+
+A password is looked at in its client's turn and counted with those of the listeners: ten wrong ones
+of a client in ten minutes, or thirty for a user, and no other is looked at for a while. Whatever was
+wrong, the answer is the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import logging
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+from aiohttp import web
+
+from relay.mail.ip import canonical, unmapped
+from relay.receive.access import Access, User
+from relay.receive.passwords import Passwords
+from relay.submit.failures import Failures, counted_as
+from relay.web.options import Role, WebUser
+from relay.web.sessions import Session, Sessions
+from relay.web.state import Web
+
+__all__ = ["Guard", "Refused", "Visitor"]
+
+log = logging.getLogger("relay.page")
+
+_USER_FAILURES = 30
+_LONGEST_NAME = 100
+_LONGEST_PASSWORD = 1024
+
+
+class Refused(Exception):
+    """No page: the status and a sentence for the person who asked."""
+
+    def __init__(self, status: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.status = status
+
+
+class Visitor(NamedTuple):
+    """Who asks. `session` None: the proxy says who it is."""
+
+    user: WebUser
+    session: Session | None
+    form_token: str
+
+    @property
+    def is_operator(self) -> bool:
+        """Whether the visitor may change the queue."""
+        return self.user.role is Role.OPERATOR
+
+
+@dataclass
+class Guard:
+    """What the requests share."""
+
+    web: Web
+
+    def __post_init__(self) -> None:
+        self.sessions = Sessions()
+        self._passwords = Passwords()
+        self._user_failures = Failures(tolerated=_USER_FAILURES)
+        self._secret = secrets.token_bytes(32)
+
+    def close(self) -> None:
+        """Let the threads go."""
+        self._passwords.close()
+
+    # Whoever it is.
+
+    def check_way(self, request: web.Request) -> None:
+        """Host and TLS; `Refused` where the page must not be shown this way."""
+        if _host_of(request.headers.get("Host", "")) not in self._hosts:
+            raise Refused(
+                421,
+                "This relay is not known under the name in the address. "
+                "Name it under admin.web.hosts if it is one of its own.",
+            )
+        if not is_tls(request) and not _is_loopback(request) and not self.web.options().insecure:
+            raise Refused(
+                403,
+                "The page is shown over HTTPS only, except on the machine itself: "
+                "give the relay an admin.certificate.",
+            )
+
+    @property
+    def _hosts(self) -> frozenset[str]:
+        named = (_without_brackets(name.lower()) for name in self.web.options().hosts)
+        return self._own_hosts | frozenset(named)
+
+    @cached_property
+    def _own_hosts(self) -> frozenset[str]:
+        return frozenset({"localhost", "127.0.0.1", "::1", self.web.hostname.lower()})
+
+    def visitor(self, request: web.Request) -> Visitor | None:
+        """Who asks; None where nobody is signed in."""
+        options = self.web.options()
+        if (name := self._said_by_proxy(request)) is not None:
+            user = options.users.get(name)
+            return None if user is None else Visitor(user, None, self._token_of(name))
+        token = request.cookies.get(cookie_name(request), "")
+        session = self.sessions.find(token, self.web.clock()) if token else None
+        if session is None:
+            return None
+        user = options.users.get(session.user)
+        if user is None or (user.password or "") != session.password:
+            self.sessions.end(token)
+            return None
+        return Visitor(user, session, session.form_token)
+
+    def _said_by_proxy(self, request: web.Request) -> str | None:
+        options = self.web.options()
+        if options.proxy_header is None or options.proxy_header not in request.headers:
+            return None
+        try:
+            address = unmapped(ipaddress.ip_address(request.remote or ""))
+        except ValueError:
+            return None
+        is_proxy = any(address in network for network in options.proxy_networks)
+        return request.headers[options.proxy_header] if is_proxy else None
+
+    def _token_of(self, name: str) -> str:
+        return hmac.new(self._secret, name.encode("utf-8", "replace"), hashlib.sha256).hexdigest()
+
+    def check_form(self, visitor: Visitor, form: Mapping[str, str]) -> None:
+        """A form that changes something: an operator's, and with the token of the session."""
+        sent = form.get("token", "").encode("utf-8", "replace")
+        if not hmac.compare_digest(visitor.form_token.encode(), sent):
+            raise Refused(403, "This form is out of date: open the page again.")
+        if not visitor.is_operator:
+            raise Refused(403, f"{visitor.user.name} may look and not change: ask an operator.")
+
+    # Signing in and out.
+
+    async def sign_in(self, request: web.Request, name: str, password: str) -> str | None:
+        """The token of a new session; None where name or password is wrong, or too many were."""
+        if len(name) > _LONGEST_NAME or len(password) > _LONGEST_PASSWORD:
+            return None
+        client = canonical(request.remote or "")
+        source = counted_as(client)
+        async with self._passwords.turn(source):
+            now = self.web.clock()
+            if self.web.failures.must_wait(source, now) or self._user_failures.must_wait(name, now):
+                log.warning("auth refused: client=%s service=page user=%.80r", client, name)
+                return None
+            user = self.web.options().users.get(name)
+            if user is None or not await self._is_right(user, name, password):
+                if user is None:
+                    await self._is_right(None, name, password)  # takes as long
+                self.web.failures.note(source, self.web.clock())
+                self._user_failures.note(name, self.web.clock())
+                # This form is promised: docs/fail2ban reads it.
+                log.warning("auth failed: client=%s service=page user=%.80r", client, name)
+                return None
+        log.info("page: %s signed in from %s", name, client)
+        return self.sessions.begin(user, self.web.clock())
+
+    async def _is_right(self, user: WebUser | None, name: str, password: str) -> bool:
+        known = {}
+        if user is not None and user.password is not None:
+            known[name] = User(name, user.password)
+        return await self._passwords.verify(Access(users=known), name, password) is not None
+
+
+def is_tls(request: web.Request) -> bool:
+    """Whether the request came over TLS to us."""
+    transport = request.transport
+    return transport is not None and transport.get_extra_info("ssl_object") is not None
+
+
+def cookie_name(request: web.Request) -> str:
+    """`__Host-`: a browser takes it only over TLS, for this host and all its paths."""
+    return "__Host-relay" if is_tls(request) else "relay"
+
+
+def _is_loopback(request: web.Request) -> bool:
+    try:
+        return unmapped(ipaddress.ip_address(request.remote or "")).is_loopback
+    except ValueError:
+        return False
+
+
+def _host_of(field: str) -> str:
+    """The name in a Host field, without port and brackets."""
+    name = field.lower()
+    if name.startswith("["):
+        return _without_brackets(name.partition("]")[0] + "]")
+    return name.partition(":")[0]
+
+
+def _without_brackets(name: str) -> str:
+    return name.removeprefix("[").removesuffix("]")
