@@ -383,9 +383,6 @@ class QueueControl(Protocol):
         recipient, as it was before, commits with its change. It is called on any thread.
         """
 
-    async def write_event(self, event: Event) -> None:
-        """Commit an event that tells of what an operator did. May raise `SpoolError`."""
-
 
 class EventLog(Protocol):
     """The events of the delivery log, for those that follow them. All methods may raise
@@ -394,6 +391,9 @@ class EventLog(Protocol):
 
     async def events_after(self, seq: int, *, limit: int = 1000) -> list[StoredEvent]:
         """Events in the order of their commits, those after `seq`."""
+
+    async def write_event(self, event: Event) -> None:
+        """Commit an event that tells of what an operator did."""
 
     async def log_written(self, seq: int) -> None:
         """Remember that the delivery log holds, synced, all events up to `seq`. Needs no sync of

@@ -15,4 +15,3 @@
 Pages are made here on the server and need no JavaScript to be read. Every verb and every question
 is that of `relay.admin`, which the command line and the HTTP interface use too.
 """
-

@@ -84,15 +84,15 @@ class QueueCount:
 class CountedQueue:
     """The count of the queue by destination, shared by all pages."""
 
-    def __init__(self, web: Web) -> None:
-        self._web = web
+    def __init__(self, state: Web) -> None:
+        self._state = state
         self._last: QueueCount | None = None
         self._tally = DestinationTally()
         self._counting: asyncio.Task[None] | None = None
 
     async def get(self) -> QueueCount:
         """The last count; a new one is made where it is old, and waited for where there is none."""
-        now = self._web.clock()
+        now = self._state.clock()
         if self._last is not None and now - self._last.at < _FRESH:
             return self._last
         if self._counting is None or self._counting.done():
@@ -108,10 +108,10 @@ class CountedQueue:
 
     async def _count(self) -> None:
         self._tally = tally = DestinationTally()
-        at = self._web.clock()
+        at = self._state.clock()
         after: str | None = ""
         while after is not None:
-            parts, after = await self._web.view.count_destinations(after)
+            parts, after = await self._state.view.count_destinations(after)
             tally.add(parts)
         self._last = QueueCount(tally.destinations, at, is_whole=True)
 

@@ -77,9 +77,7 @@ def _failed(wanted: EventFilter) -> EventFilter:
 
 def read_filter(query: Mapping[str, str]) -> LogFilter:
     """The filter of a query. What is no known word is left out."""
-    text = {
-        one.name: query.get(one.name, "").strip()[:_LONGEST] for one in fields(LogFilter)
-    }
+    text = {one.name: query.get(one.name, "").strip()[:_LONGEST] for one in fields(LogFilter)}
     known = {"event": EVENTS, "protection": PROTECTIONS, "source": SOURCES}
     for name, words in known.items():
         if text[name] not in words:

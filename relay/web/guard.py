@@ -7,9 +7,8 @@
     role      verbs are an operator's
     token     a form carries its session's own; whether its page is ours `relay.api` has looked at
 
-A password is looked at in its client's turn and counted with those of the listeners: ten wrong ones
-of a client in ten minutes, or thirty for a user, and no other is looked at for a while. Whatever was
-wrong, the answer is the same.
+A password is judged and counted as at the listeners, together with theirs (`relay.submit.secrets`).
+Whatever was wrong, the answer is the same.
 """
 
 from __future__ import annotations
@@ -25,11 +24,10 @@ from functools import cached_property
 from typing import NamedTuple
 
 from aiohttp import web
+from argon2 import PasswordHasher
 
 from relay.mail.ip import canonical, unmapped
-from relay.receive.access import Access, User
-from relay.receive.passwords import Passwords
-from relay.submit.failures import Failures, counted_as
+from relay.submit.secrets import Secrets, Verdict
 from relay.web.options import Role, WebUser
 from relay.web.sessions import Session, Sessions
 from relay.web.state import Web
@@ -38,7 +36,6 @@ __all__ = ["Guard", "Refused", "Visitor"]
 
 log = logging.getLogger("relay.page")
 
-_USER_FAILURES = 30
 _LONGEST_NAME = 100
 _LONGEST_PASSWORD = 1024
 
@@ -68,17 +65,17 @@ class Visitor(NamedTuple):
 class Guard:
     """What the requests share."""
 
-    web: Web
+    state: Web
 
     def __post_init__(self) -> None:
         self.sessions = Sessions()
-        self._passwords = Passwords()
-        self._user_failures = Failures(tolerated=_USER_FAILURES)
+        self._secrets = Secrets(self.state.failures, clock=self.state.clock)
+        self._nobody = PasswordHasher().hash(secrets.token_hex(16))
         self._secret = secrets.token_bytes(32)
 
     def close(self) -> None:
         """Let the threads go."""
-        self._passwords.close()
+        self._secrets.close()
 
     # Whoever it is.
 
@@ -90,7 +87,7 @@ class Guard:
                 "This relay is not known under the name in the address. "
                 "Name it under admin.web.hosts if it is one of its own.",
             )
-        if not is_tls(request) and not _is_loopback(request) and not self.web.options().insecure:
+        if not is_tls(request) and not _is_loopback(request) and not self.state.options().insecure:
             raise Refused(
                 403,
                 "The page is shown over HTTPS only, except on the machine itself: "
@@ -99,21 +96,21 @@ class Guard:
 
     @property
     def _hosts(self) -> frozenset[str]:
-        named = (_without_brackets(name.lower()) for name in self.web.options().hosts)
+        named = (_without_brackets(name.lower()) for name in self.state.options().hosts)
         return self._own_hosts | frozenset(named)
 
     @cached_property
     def _own_hosts(self) -> frozenset[str]:
-        return frozenset({"localhost", "127.0.0.1", "::1", self.web.hostname.lower()})
+        return frozenset({"localhost", "127.0.0.1", "::1", self.state.hostname.lower()})
 
     def visitor(self, request: web.Request) -> Visitor | None:
         """Who asks; None where nobody is signed in."""
-        options = self.web.options()
+        options = self.state.options()
         if (name := self._said_by_proxy(request)) is not None:
             user = options.users.get(name)
             return None if user is None else Visitor(user, None, self._token_of(name))
         token = request.cookies.get(cookie_name(request), "")
-        session = self.sessions.find(token, self.web.clock()) if token else None
+        session = self.sessions.find(token, self.state.clock()) if token else None
         if session is None:
             return None
         user = options.users.get(session.user)
@@ -123,7 +120,7 @@ class Guard:
         return Visitor(user, session, session.form_token)
 
     def _said_by_proxy(self, request: web.Request) -> str | None:
-        options = self.web.options()
+        options = self.state.options()
         if options.proxy_header is None or options.proxy_header not in request.headers:
             return None
         try:
@@ -151,29 +148,22 @@ class Guard:
         if len(name) > _LONGEST_NAME or len(password) > _LONGEST_PASSWORD:
             return None
         client = canonical(request.remote or "")
-        source = counted_as(client)
-        async with self._passwords.turn(source):
-            now = self.web.clock()
-            if self.web.failures.must_wait(source, now) or self._user_failures.must_wait(name, now):
-                log.warning("auth refused: client=%s service=page user=%.80r", client, name)
-                return None
-            user = self.web.options().users.get(name)
-            if user is None or not await self._is_right(user, name, password):
-                if user is None:
-                    await self._is_right(None, name, password)  # takes as long
-                self.web.failures.note(source, self.web.clock())
-                self._user_failures.note(name, self.web.clock())
-                # This form is promised: docs/fail2ban reads it.
-                log.warning("auth failed: client=%s service=page user=%.80r", client, name)
-                return None
+        user = self.state.options().users.get(name)
+        known = user.password if user is not None else None
+        verdict = await self._secrets.judge(
+            password.encode("utf-8", "surrogatepass"),
+            [known or self._nobody],
+            client=client,
+            name=name,
+            exists=known is not None,
+        )
+        if user is None or known is None or verdict is not Verdict.RIGHT:
+            said = "refused" if verdict is Verdict.WAIT else "failed"
+            # This form is promised: docs/fail2ban reads it.
+            log.warning("auth %s: client=%s service=page user=%.80r", said, client, name)
+            return None
         log.info("page: %s signed in from %s", name, client)
-        return self.sessions.begin(user, self.web.clock())
-
-    async def _is_right(self, user: WebUser | None, name: str, password: str) -> bool:
-        known = {}
-        if user is not None and user.password is not None:
-            known[name] = User(name, user.password)
-        return await self._passwords.verify(Access(users=known), name, password) is not None
+        return self.sessions.begin(user, self.state.clock())
 
 
 def is_tls(request: web.Request) -> bool:

@@ -9,11 +9,12 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from relay.admin import operations
+from relay.admin.requests import RequestError
 from relay.queue.store import QueueFilter, SpoolError
 from relay.report import deliverylog
 from relay.web.state import Web
@@ -37,15 +38,20 @@ class Job:
     began: datetime
     changed: int = 0
     unknown: int = 0
-    is_done: bool = False
     trouble: str = ""
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it has ended."""
+        return self.done.is_set()
 
 
 @dataclass
 class Jobs:
     """The latest of them."""
 
-    web: Web
+    state: Web
     _jobs: dict[str, Job] = field(default_factory=dict)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -57,7 +63,7 @@ class Jobs:
         """Begin a change; `SpoolError` where too many are under way."""
         if len(self._tasks) >= _AT_A_TIME:
             raise SpoolError("too many changes are under way; wait until one has ended")
-        job = Job(secrets.token_hex(8), user, verb, said, self.web.clock())
+        job = Job(secrets.token_hex(8), user, verb, said, self.state.clock())
         self._jobs[job.name] = job
         while len(self._jobs) > _KEPT:
             del self._jobs[next(iter(self._jobs))]
@@ -68,29 +74,24 @@ class Jobs:
 
     async def settled(self, job: Job, seconds: float) -> None:
         """Wait for its end, for a moment."""
-        deadline = asyncio.get_running_loop().time() + seconds
-        while not job.is_done and asyncio.get_running_loop().time() < deadline:
-            await asyncio.sleep(0.02)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await job.done.wait()
 
     async def _run(self, job: Job, wanted: QueueFilter) -> None:
-        web = self.web
-        if job.verb == "retry":
-            web.retry_silent()  # first: what is left alone would be put off again
         try:
-            async for so_far in operations.change_in_steps(
-                web.control, wanted, verb=job.verb, now=web.clock()
-            ):
+            async for so_far in self.state.operator.change(job.verb, wanted):
                 job.changed, job.unknown = so_far["changed"], len(so_far["unknown"])
             await self.note(job.user, job.verb, job.wanted, job.changed)
-        except SpoolError as error:
+        except (SpoolError, RequestError) as error:
             job.trouble = str(error)
         except Exception:
             log.exception("page: %s failed", job.verb)
             job.trouble = "an error of the relay's own; its log has it"
-        job.is_done = True
+        job.done.set()
 
     async def note(self, user: str, verb: str, wanted: Mapping[str, Any], count: int) -> None:
         """Write to the log what an operator did."""
         log.info("operator %s: %s, %d recipients changed", user, verb, count)
-        event = deliverylog.operated(user, verb, wanted, count=count, now=self.web.clock())
-        await self.web.control.write_event(event)
+        event = deliverylog.operated(user, verb, wanted, count=count, now=self.state.clock())
+        await self.state.write_event(event)

@@ -35,7 +35,7 @@ class WebUser:
 class WebOptions:
     """`users` by name; nobody: there is no page. `hosts`: names the page may be asked for under,
     beside localhost, loopback addresses and our own name. `insecure`: plain HTTP for clients that
-    are not on this machine, too.
+    are not on this machine, too. `note`: a sentence on every page.
 
     `proxy_header`: the name of the user, where a proxy in `proxy_networks` says it.
     """
@@ -46,3 +46,4 @@ class WebOptions:
     show_content: bool = False
     proxy_header: Annotated[str, Form.HEADER_NAME] | None = None
     proxy_networks: tuple[IPv4Network | IPv6Network, ...] = ()
+    note: str = ""

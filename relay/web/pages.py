@@ -19,7 +19,7 @@ from relay.admin.mta_sts import policy_as_json
 from relay.mail.address import AddressError, domain_of, normalise_domain, parse_path
 from relay.mail.event import Protection
 from relay.policy.fields import Wishes
-from relay.policy.rules import mta_sts_use, resolve
+from relay.policy.rules import floor_rules, resolve
 from relay.queue.entry import State
 from relay.queue.rows import moment
 from relay.queue.statistics import CountFilter
@@ -61,8 +61,8 @@ class Visit:
     visitor: Visitor
 
     @property
-    def web(self) -> Web:
-        return self.site.web
+    def state(self) -> Web:
+        return self.site.state
 
     @property
     def query(self) -> Mapping[str, str]:
@@ -80,13 +80,13 @@ async def overview(visit: Visit) -> web.StreamResponse:
     """What is going on."""
     asked = visit.query.get("hours", "24")
     hours = int(asked) if asked.isdigit() and int(asked) in _PERIODS else 24
-    now = visit.web.clock()
+    now = visit.state.clock()
     wanted = _latest(now, hours)
-    view = visit.web.view
+    view = visit.state.view
     found = await view.count_hours(wanted)
     summary = reports.summary_of(await reports.counts(view, wanted))
     counted = await visit.site.counted.get()
-    facts = await visit.web.facts()
+    facts = await visit.state.facts()
     oldest = await view.list_messages(QueueFilter(), now=now, limit=1)
     return visit.show(
         "overview.html",
@@ -99,7 +99,7 @@ async def overview(visit: Visit) -> web.StreamResponse:
         oldest=moment(oldest[0].arrived) if oldest else None,
         troubled=[one for one in counted.destinations if one.deferred or one.held][:8],
         counted=counted,
-        alarms=await _alarms(visit.web, facts, now),
+        alarms=await _alarms(visit.state, facts, now),
         facts=facts,
         latest=await log_page(view, EventFilter(), limit=8),
     )
@@ -111,7 +111,7 @@ def _latest(now: datetime, hours: int) -> CountFilter:
     return reports.period(begin, now + timedelta(microseconds=1))
 
 
-async def _alarms(web_: Web, facts: Any, now: datetime) -> list[tuple[str, str]]:
+async def _alarms(state: Web, facts: Any, now: datetime) -> list[tuple[str, str]]:
     """What somebody should look at: a sentence and where it leads."""
     found = [(sentence, "/health") for sentence in facts.trouble]
     for path, at in facts.certificates.items():
@@ -123,21 +123,21 @@ async def _alarms(web_: Web, facts: Any, now: datetime) -> list[tuple[str, str]]
         found.append(("Less than 1 GiB is free on the disk of the queue.", "/health"))
     if facts.log_lag_events > _LAG_EVENTS:
         found.append((f"The log file lacks {facts.log_lag_events:,} events.", "/health"))
-    for domain in await _downgraded(web_, now):
+    for domain in await _downgraded(state, now):
         sentence = f"Mail to {domain} went out in clear today, and over verified TLS before."
         found.append((sentence, f"/destination/{domain}"))
     return found
 
 
-async def _downgraded(web_: Web, now: datetime) -> list[str]:
+async def _downgraded(state: Web, now: datetime) -> list[str]:
     """Destinations that got mail in clear in a day, and verified within a month."""
     day = reports.period(now - timedelta(hours=24), now + timedelta(microseconds=1))
-    exceptions = await web_.view.find_exceptions(day, limit=_EXPORT_PAGE)
+    exceptions = await state.view.find_exceptions(day, limit=_EXPORT_PAGE)
     clear = {one.recipient_domain for one in exceptions if one.protection == Protection.CLEAR}
     found = []
     for domain in sorted(clear)[:_LOOKED_AT_DOMAINS]:
         month = reports.period(now - timedelta(days=30), now, recipient_domain=domain)
-        if reports.summary_of(await reports.counts(web_.view, month)).verified:
+        if reports.summary_of(await reports.counts(state.view, month)).verified:
             found.append(domain)
     return found
 
@@ -149,7 +149,7 @@ async def log(visit: Visit) -> web.StreamResponse:
     """Events, newest first."""
     wanted = read_filter(visit.query)
     before = _number(visit.query.get("before", ""))
-    page = await log_page(visit.web.view, wanted.wanted, before=before)
+    page = await log_page(visit.state.view, wanted.wanted, before=before)
     return visit.show(
         "log.html",
         filter=wanted,
@@ -192,7 +192,7 @@ async def live(visit: Visit) -> web.StreamResponse:
 def _is_over(visit: Visit) -> bool:
     """Whether the session has ended; following the log does not keep one alive."""
     session = visit.visitor.session
-    return session is not None and session.is_over(visit.web.clock())
+    return session is not None and session.is_over(visit.state.clock())
 
 
 async def _write(response: web.StreamResponse, octets: bytes) -> None:
@@ -206,14 +206,14 @@ async def export(visit: Visit) -> web.StreamResponse:
     wanted = read_filter(visit.query).wanted
     name = "events.csv" if as_csv else "events.jsonl"
     kind = "text/csv" if as_csv else "application/x-ndjson"
-    return await _stream(visit, name, kind, _exported(visit.web, wanted, as_csv=as_csv))
+    return await _stream(visit, name, kind, _exported(visit.state, wanted, as_csv=as_csv))
 
 
-async def _exported(web_: Web, wanted: EventFilter, *, as_csv: bool) -> AsyncIterator[str]:
+async def _exported(state: Web, wanted: EventFilter, *, as_csv: bool) -> AsyncIterator[str]:
     if as_csv:
         yield _csv([_EXPORT_COLUMNS])
     after = 0
-    while page := await web_.view.find_events(wanted, after=after, limit=_EXPORT_PAGE):
+    while page := await state.view.find_events(wanted, after=after, limit=_EXPORT_PAGE):
         after = page[-1].seq
         if as_csv:
             yield _csv([_export_row(one.seq, one.event) for one in page])
@@ -273,7 +273,7 @@ async def _stream(
 async def show_message(visit: Visit) -> web.StreamResponse:
     """The story of one message."""
     queue_id = visit.request.match_info["id"]
-    view = visit.web.view
+    view = visit.state.view
     try:
         item = await operations.show_message(view, queue_id)
     except SpoolError:
@@ -285,16 +285,16 @@ async def show_message(visit: Visit) -> web.StreamResponse:
             "No such message: it was never here, or its events are older than log.keep_events.",
         )
     content = None
-    if item is not None and visit.web.options().show_content:
-        content = await _content(visit.web, queue_id)
+    if item is not None and visit.state.options().show_content:
+        content = await _content(visit.state, queue_id)
     return visit.show("message.html", story=story, content=content)
 
 
-async def _content(web_: Web, queue_id: str) -> str:
+async def _content(state: Web, queue_id: str) -> str:
     """The beginning of the content as text; it is shown as it came, and never as a page."""
     found = b""
     try:
-        async for piece in web_.content(queue_id):
+        async for piece in state.content(queue_id):
             found += piece
             if len(found) >= _SHOWN_CONTENT_BYTES:
                 break
@@ -315,10 +315,10 @@ async def queue(visit: Visit) -> web.StreamResponse:
             "queue.html",
             counted=counted,
             destinations=counted.destinations[:_LISTED_EXCEPTIONS],
-            silent=(await visit.web.facts()).silent,
+            silent=(await visit.state.facts()).silent,
         )
-    now = visit.web.clock()
-    page = await visit.web.view.list_messages(
+    now = visit.state.clock()
+    page = await visit.state.view.list_messages(
         wanted, now=now, after=visit.query.get("after", ""), limit=_QUEUE_PAGE
     )
     return visit.show(
@@ -363,7 +363,7 @@ async def confirm(visit: Visit) -> web.StreamResponse:
     if ids:
         count, is_whole = len(ids), True
     else:
-        count, is_whole = await count_messages(visit.web.view, wanted, visit.web.clock())
+        count, is_whole = await count_messages(visit.state.view, wanted, visit.state.clock())
         if not is_whole and set(said) == {"domain"}:
             counted = await visit.site.counted.get()
             count, is_whole = counted.of(wanted.domain).total, counted.is_whole
@@ -414,27 +414,27 @@ async def show_job(visit: Visit) -> web.StreamResponse:
 async def destination(visit: Visit, probed: Mapping[str, Any] | None = None) -> web.StreamResponse:
     """What protects mail to a domain, and what became of it."""
     domain = _domain(visit.request.match_info["domain"])
-    web_, now = visit.web, visit.web.clock()
+    state, now = visit.state, visit.state.clock()
     month = _latest(now, 720)
     month = CountFilter(month.begin, month.end, recipient_domain=domain)
-    found = await reports.counts(web_.view, month)
-    exceptions = await web_.view.find_exceptions(month, limit=_EXPORT_PAGE)
+    found = await reports.counts(state.view, month)
+    exceptions = await state.view.find_exceptions(month, limit=_EXPORT_PAGE)
     counted = await visit.site.counted.get()
-    rules = web_.rules()
-    kept = await web_.policies.kept(domain)
-    latest = await log_page(web_.view, EventFilter(recipient_domain=domain), limit=30)
+    rules = state.rules()
+    kept = await state.policies.kept(domain)
+    latest = await log_page(state.view, EventFilter(recipient_domain=domain), limit=30)
     return visit.show(
         "destination.html",
         domain=domain,
         probed=probed,
         queue=counted.of(domain),
-        silent=(await web_.facts()).silent,
+        silent=(await state.facts()).silent,
         settings=resolve(rules, reverse_path="", recipient_domain=domain),
-        mta_sts=mta_sts_use(rules, domain),
+        floors=floor_rules(rules, domain),
         policy=policy_as_json(kept) if kept is not None else None,
         hosts=_hosts_of(latest.rows),
         summary=reports.summary_of(found),
-        chart=chart_of(await web_.view.count_hours(month), begin=month.begin, hours=720),
+        chart=chart_of(await state.view.count_hours(month), begin=month.begin, hours=720),
         exceptions=exceptions[-20:][::-1],
         latest=latest,
     )
@@ -462,7 +462,7 @@ async def probe(visit: Visit) -> web.StreamResponse:
     visit.site.guard.check_form(visit.visitor, await visit.site.form(visit.request))
     domain = _domain(visit.request.match_info["domain"])
     async with asyncio.timeout(60):
-        found = await visit.web.probe(domain)
+        found = await visit.state.probe(domain)
     await visit.site.jobs.note(visit.visitor.user.name, "probe", {"domain": domain}, 0)
     return await destination(visit, found)
 
@@ -472,21 +472,21 @@ async def probe(visit: Visit) -> web.StreamResponse:
 
 async def policy(visit: Visit) -> web.StreamResponse:
     """The rules in force, and what they make of a message."""
-    web_ = visit.web
+    state = visit.state
     asked = {name: visit.query.get(name, "").strip() for name in _EXPLAIN_FIELDS}
     explained, trouble = None, ""
     if asked["to"]:
         try:
-            explained = await _explain(web_, asked)
+            explained = await _explain(state, asked)
         except AddressError as error:
             trouble = f"The address cannot be read: {error}."
         except TimeoutError:
             trouble = "The name servers did not answer in time."
     return visit.show(
         "policy.html",
-        rules=web_.rules(),
-        places=web_.places(),
-        last_reload=web_.last_reload(),
+        rules=state.rules(),
+        places=state.places(),
+        last_reload=state.last_reload(),
         asked=asked,
         explained=explained,
         trouble=trouble,
@@ -497,19 +497,13 @@ _EXPLAIN_FIELDS = ("from", "to", "require", "skip")
 _TRUTHS = {"yes": True, "no": False}
 
 
-async def _explain(web_: Web, asked: Mapping[str, str]) -> dict[str, Any]:
+async def _explain(state: Web, asked: Mapping[str, str]) -> Mapping[str, Any]:
     recipient = _address(asked["to"])
     if not domain_of(recipient):
         raise AddressError("it has no domain")
+    wishes = Wishes(_TRUTHS.get(asked["require"]), _TRUTHS.get(asked["skip"]))
     async with asyncio.timeout(_QUESTION_SECONDS):
-        return await operations.explain(
-            reverse_path=_address(asked["from"]),
-            recipient=recipient,
-            wishes=Wishes(_TRUTHS.get(asked["require"]), _TRUTHS.get(asked["skip"])),
-            rules=web_.rules(),
-            route=web_.route,
-            options=web_.security,
-        )
+        return await state.explain(_address(asked["from"]), recipient, wishes)
 
 
 def _address(text: str) -> str:
@@ -526,8 +520,8 @@ def _address(text: str) -> str:
 async def report(visit: Visit) -> web.StreamResponse:
     """The auditor's question and its answer."""
     asked, wanted = _period(visit)
-    found = await reports.counts(visit.web.view, wanted)
-    exceptions = await visit.web.view.find_exceptions(wanted, limit=_LISTED_EXCEPTIONS)
+    found = await reports.counts(visit.state.view, wanted)
+    exceptions = await visit.state.view.find_exceptions(wanted, limit=_LISTED_EXCEPTIONS)
     return visit.show(
         "report.html",
         asked=asked,
@@ -542,11 +536,11 @@ async def report_file(visit: Visit) -> web.StreamResponse:
     """The same for a program, with every exception that was kept."""
     _, wanted = _period(visit)
     if visit.request.path.endswith(".csv"):
-        return await _stream(visit, "report.csv", "text/csv", _report_csv(visit.web, wanted))
-    found = await reports.counts(visit.web.view, wanted)
+        return await _stream(visit, "report.csv", "text/csv", _report_csv(visit.state, wanted))
+    found = await reports.counts(visit.state.view, wanted)
     exceptions = [
         reports.exception_as_json(one)
-        async for page in reports.listing(visit.web.view, wanted)
+        async for page in reports.listing(visit.state.view, wanted)
         for one in page
     ]
     response = web.json_response(
@@ -563,16 +557,16 @@ async def report_file(visit: Visit) -> web.StreamResponse:
     return visit.site.secured(response)
 
 
-async def _report_csv(web_: Web, wanted: CountFilter) -> AsyncIterator[str]:
-    found = await reports.counts(web_.view, wanted)
+async def _report_csv(state: Web, wanted: CountFilter) -> AsyncIterator[str]:
+    found = await reports.counts(state.view, wanted)
     yield reports.csv_lines("count", reports.counts_as_json(found), with_head=True)
-    async for page in reports.listing(web_.view, wanted):
+    async for page in reports.listing(state.view, wanted):
         yield reports.csv_lines("exception", map(reports.exception_as_json, page))
 
 
 def _period(visit: Visit) -> tuple[dict[str, str], CountFilter]:
     """The form of the report: days in UTC, the last thirty where nothing is said."""
-    now = visit.web.clock().astimezone(UTC)
+    now = visit.state.clock().astimezone(UTC)
     asked = {name: visit.query.get(name, "").strip() for name in ("sender", "recipient")}
     begin = read_time(visit.query.get("since", ""))
     end = read_time(visit.query.get("until", ""), is_end=True)
@@ -607,13 +601,13 @@ def normalise_or_refuse(text: str) -> str:
 
 async def health(visit: Visit) -> web.StreamResponse:
     """How the relay is."""
-    facts = await visit.web.facts()
+    facts = await visit.state.facts()
     return visit.show(
         "health.html",
         facts=facts,
-        now=visit.web.clock(),
-        queue=await visit.web.view.counts(),
-        configuration=visit.web.configuration(),
+        now=visit.state.clock(),
+        queue=await visit.state.view.counts(),
+        configuration=visit.state.configuration(),
         viewers=visit.site.live.viewers,
     )
 

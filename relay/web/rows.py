@@ -107,9 +107,9 @@ def _facts(line: Fields) -> list[tuple[str, str]]:
     found += [(name, status.get(key)) for name, key in _FACTS]
     if downgrade := status.get("downgrade"):
         found.append(("Downgrade", f"from {downgrade['from']}: {downgrade['error']}"))
-    policy = status.get("policy") or {}
-    if policy:
-        found.append(("Published policy", ", ".join(f"{k} {v}" for k, v in policy.items() if v)))
+    published = [status.get(f"policy-{part}") for part in ("type", "mode", "result")]
+    if published[0] not in (None, "no-policy-found"):
+        found.append(("Published policy", ", ".join(str(one) for one in published if one)))
     if certificate := status.get("certificate"):
         found += [(f"Certificate {key}", _joined(value)) for key, value in certificate.items()]
     if "session-seconds" in status:

@@ -43,7 +43,9 @@ _HEADERS = {
         " connect-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
     ),
     "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
+    # Nothing is told to another host; to ourselves, since without it a browser sends forms with
+    # `Origin: null` (Fetch §3.2), which `relay.api.origin` refuses.
+    "Referrer-Policy": "same-origin",
     "Cache-Control": "no-store",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -83,14 +85,14 @@ _ACT: Mapping[str, Page] = {
 class Site:
     """The page of one relay."""
 
-    def __init__(self, web_: Web) -> None:
-        self.web = web_
-        self.guard = Guard(web_)
-        self.counted = CountedQueue(web_)
-        self.jobs = Jobs(web_)
+    def __init__(self, state: Web) -> None:
+        self.state = state
+        self.guard = Guard(state)
+        self.counted = CountedQueue(state)
+        self.jobs = Jobs(state)
         self._env = _environment()
         self._row = self._env.get_template("_row.html")
-        self.live = Live(web_.view, self._render_row)
+        self.live = Live(state.view, self._render_row)
 
     def _render_row(self, row: Row) -> str:
         return self._row.render(row=row)
@@ -105,7 +107,7 @@ class Site:
     ) -> web.Response:
         """A template with what it shows."""
         text = self._env.get_template(template).render(
-            hostname=self.web.hostname, note=self.web.note, visitor=visitor, **values
+            hostname=self.state.hostname, note=self.state.note(), visitor=visitor, **values
         )
         return self.secured(web.Response(text=text, status=status, content_type="text/html"))
 
@@ -127,11 +129,11 @@ class Site:
         return MultiDict((name, value) for name, value in found.items() if isinstance(value, str))
 
 
-def install(app: web.Application, web_: Web, *, known: web.RequestKey[bool]) -> Site:
+def install(app: web.Application, *, state: Web, known: web.RequestKey[bool]) -> Site:
     """Add the page to a server. `known` marks a request of somebody who is signed in: its answer is
     not held back.
     """
-    site = Site(web_)
+    site = Site(state)
     for path, page in _LOOK.items():
         app.router.add_get(path, partial(_serve, site, page, known))
     for path, page in _ACT.items():
@@ -157,7 +159,9 @@ async def _serve(
         try:
             return await page(Visit(site, request, visitor))
         except web.HTTPSeeOther as elsewhere:
-            return site.secured(web.Response(status=303, headers={"Location": elsewhere.location}))
+            return site.secured(
+                web.Response(status=303, headers={"Location": str(elsewhere.location)})
+            )
         except Refused as error:
             return site.refusal(visitor, error)
         except TimeoutError:

@@ -8,10 +8,11 @@ from datetime import datetime
 from typing import Any
 
 from relay.admin.mta_sts import Policies
+from relay.admin.operator import Operator
+from relay.mail.event import Event
+from relay.policy.fields import Wishes
 from relay.policy.rules import PolicyRules
-from relay.queue.store import QueueControl, QueueView
-from relay.route.next_hop import Route
-from relay.route.security import SecurityOptions
+from relay.queue.store import QueueView
 from relay.submit.failures import Failures
 from relay.web.options import WebOptions
 
@@ -46,25 +47,30 @@ class Web:
     """`places`: file and line of each key of the policy. `last_reload`: when, and what changed.
 
     `configuration`: what is in effect, without secrets, as YAML. `failures`: the wrong passwords
-    of clients, those at the listeners included. `caught`: in the demonstration, the note that says
-    so.
+    of clients, those at the listeners included. `note`: stands on every page.
     """
 
+    operator: Operator
     hostname: str
-    view: QueueView
-    control: QueueControl
     options: Callable[[], WebOptions]
     rules: Callable[[], PolicyRules]
-    route: Callable[[str], Awaitable[Route]]
-    security: SecurityOptions
-    clock: Callable[[], datetime]
+    explain: Callable[[str, str, Wishes], Awaitable[Mapping[str, Any]]]
     facts: Callable[[], Awaitable[Facts]]
     probe: Callable[[str], Awaitable[Mapping[str, Any]]]
     policies: Policies
+    write_event: Callable[[Event], Awaitable[None]]
     content: Callable[[str], AsyncIterator[bytes]]
     configuration: Callable[[], str] = lambda: ""
     places: Callable[[], Mapping[str, str]] = dict
     last_reload: Callable[[], tuple[datetime, str] | None] = lambda: None
-    retry_silent: Callable[[], None] = lambda: None
     failures: Failures = field(default_factory=Failures)
-    note: str = ""
+    note: Callable[[], str] = lambda: ""
+
+    @property
+    def view(self) -> QueueView:
+        """The queue and the log, to be looked at."""
+        return self.operator.view
+
+    def clock(self) -> datetime:
+        """Now."""
+        return self.operator.clock()

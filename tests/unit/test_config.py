@@ -748,6 +748,7 @@ def test_the_reference_has_every_key() -> None:
         "policy.destinations": "policy.destinations.partner.example",
         "routes": "routes.intranet.example",
         "dkim.domains": "dkim.domains.example.com",
+        "admin.web.users": "admin.web.users.alice",
     }
     missing = []
     for key, _ in known_keys(section_of(Config)):
