@@ -60,8 +60,7 @@ def now() -> datetime:
 class Parts:
     """All that a worker is made of.
 
-    `config`, `signing_keys`, `reloaded` (when) and `reload_failed` are what a reload takes over;
-    `last_reload` is what the last one changed, and `places` where each key stands.
+    `config`, `signing_keys`, `reloaded` (when) and `reload_failed` are what a reload takes over.
     `settings`: what was set over HTTP. `listeners`: those that are open now.
     """
 
@@ -81,9 +80,7 @@ class Parts:
         self.files = files
         self.clock = now
         self.signing_keys = signing_keys
-        self.started = self.reloaded = self.clock()
-        self.last_reload: tuple[datetime, str] | None = None
-        self.places: dict[str, str] = {}
+        self.reloaded = self.clock()
         self.reload_failed = False
         self.listeners: list[Listener] = []
         self.metrics = Metrics()

@@ -59,10 +59,9 @@ class Status:
 
     async def metrics(self) -> bytes:
         """Everything that Prometheus may want to know."""
-        return self._parts.metrics.render(await self.snapshot())
+        return self._parts.metrics.render(await self._snapshot())
 
-    async def snapshot(self) -> Snapshot:
-        """What is so now."""
+    async def _snapshot(self) -> Snapshot:
         parts, config = self._parts, self._parts.config
         counts = await parts.store.counts()
         return Snapshot(

@@ -184,9 +184,16 @@ class Handshake:
             error = f"the certificate matches no TLSA record of {dane.base}"
             return Verdict(None, PolicyResult.VALIDATION_FAILURE, error)
         by = VerifiedBy.PKIX if self.verifies else None
+        if asks is not Proof.NOTHING and self._is_too_old(session):
+            return Verdict(by, PolicyResult.VALIDATION_FAILURE)
         if asks is Proof.DANE or (asks is Proof.PKIX and not self.verifies):
             return Verdict(by, self._fault(session))
         return Verdict(by)
+
+    def _is_too_old(self, session: ssl.SSLObject) -> bool:
+        """Whether the version of TLS is one that the floor would not have."""
+        least = _VERSIONS[self.needed.floor_version]
+        return session.version() in {name for name, each in _VERSIONS.items() if each < least}
 
     def judge_refused(
         self, error: ssl.SSLCertVerificationError, session: ssl.SSLObject | None

@@ -159,8 +159,9 @@ class Requirement:
 
     Two messages with equal requirements may share a connection to a host; others never.
     `tls_required` and `verify` are what the settings ask for, `floor` what the recipient's domain
-    does. `min_version` and `security_level` (OpenSSL's) are those of the first handshake; a session
-    that gave up looking at the certificate takes those of `unlooked`.
+    does, with TLS of `floor_version` or later. `min_version` and `security_level` (OpenSSL's) are
+    those of the first handshake; a session that gave up looking at the certificate takes those of
+    `unlooked`.
     """
 
     tls_required: bool
@@ -171,6 +172,7 @@ class Requirement:
     on_tls_unmet: OnTlsUnmet = OnTlsUnmet.DEFER
     opportunistic_min_version: TlsVersion = TlsVersion.TLS_1_0
     floor: Floor = NO_FLOOR
+    floor_version: TlsVersion = TlsVersion.TLS_1_2
 
     @property
     def proof(self) -> Proof:
@@ -427,9 +429,10 @@ def under(needed: Requirement, floor: Floor, options: SecurityOptions) -> Requir
     """
     if floor == NO_FLOOR:
         return needed
+    needed = replace(needed, floor=floor, floor_version=options.min_version)
     if floor.holds is Proof.NOTHING:
-        return replace(needed, floor=floor)
-    return replace(needed, floor=floor, min_version=options.min_version, security_level=STRONG)
+        return needed
+    return replace(needed, min_version=options.min_version, security_level=STRONG)
 
 
 def policy_result(
@@ -437,7 +440,7 @@ def policy_result(
 ) -> PolicyResult | None:
     """What a floor, enforced or not, holds against a host (RFC 8460 §4.3).
 
-    `fault`: what was found wrong with the certificate, as far as it was looked at.
+    `fault`: what was found wrong with the certificate or the version of TLS.
     """
     if floor.asks is Proof.NOTHING:
         return None
@@ -446,8 +449,10 @@ def policy_result(
             return PolicyResult.STARTTLS_NOT_SUPPORTED
         case Situation.HANDSHAKE_FAILED:
             return PolicyResult.VALIDATION_FAILURE
+        case Situation.UNVERIFIED if floor.asks is Proof.ENCRYPTED:
+            return None  # the settings looked at the certificate, not the floor
         case _:
-            return fault if floor.asks in (Proof.DANE, Proof.PKIX) else None
+            return fault
 
 
 def next_step(needed: Requirement, situation: Situation) -> Step:

@@ -1,6 +1,6 @@
 """DANE on real parts: zones that Knot DNS signs, unbound that validates, Postfix beside the relay.
 
-Each case is a domain with mail hosts and TLSA records of its own. The same domains are given to a
+Each case is a domain with mail hosts and TLSA records of its own; some have an MTA-STS policy. The same domains are given to a
 Postfix with `smtp_tls_security_level = dane`. What either does is one of four verdicts, read from
 its log and held against what the host saw. What the relay has to do stands here from RFC 7672;
 where Postfix does another thing, `DIFFERENCES` says so and docs/decisions.md says why.
@@ -21,10 +21,13 @@ from pathlib import Path
 import pytest
 
 from relay.sandbox.mx import TLS_1_0_ONLY, Script, StartTls
+from relay.sandbox.policy_host import PolicyHost, policy
 from tests.rigs.dane import Authorities, DaneHost, Shown
 from tests.rigs.dnssec import Trust, ValidatingDns, Zone, validating_dns
 from tests.rigs.ports import free_port, wait_until
 from tests.rigs.postfix import Postfix, postfix
+from tests.rigs.relay import relay_process
+from tests.rigs.sandbox import Event, shared_authority
 
 pytestmark = [
     pytest.mark.slow,
@@ -70,6 +73,7 @@ class Case:
     """A recipient domain, and what has to become of mail to it.
 
     `is_host`: it has no MX record, and is the mail host itself. `is_alias`: it is an alias.
+    `sts`: the mode of its MTA-STS policy, `names`: whether that names its hosts.
     """
 
     name: str
@@ -78,10 +82,33 @@ class Case:
     zone: str = SIGNED
     is_host: bool = False
     is_alias: bool = False
+    sts: str = ""
+    names: bool = True
 
     @property
     def domain(self) -> str:
         return f"{self.name}.{self.zone}"
+
+    @property
+    def last(self) -> Host:
+        """The host that takes the mail, if any does."""
+        return self.hosts[-1]
+
+    @property
+    def base(self) -> str:
+        """The name whose TLSA records count, and which is sent as SNI; else that in the MX record."""
+        is_final = self.last.records and self.last.zone == SIGNED
+        number = len(self.hosts) - 1
+        return self.host_name(number) if is_final else self.exchange(number)
+
+    @property
+    def verified_by(self) -> str | None:
+        if self.verdict is not V:
+            return None
+        if self.last.shown is Shown.TRUSTED:
+            return "pkix"
+        records = self.last.records + self.last.alias_records
+        return "dane-ee" if any(re.fullmatch("3 .* leaf", one) for one in records) else "dane-ta"
 
     @property
     def recipient(self) -> str:
@@ -101,6 +128,12 @@ class Case:
 def _one(name: str, verdict: Verdict, *records: str, **host: object) -> Case:
     """A domain with one host, all of it signed."""
     return Case(name, verdict, (replace(Host(records), **host),))  # type: ignore[arg-type]
+
+
+def _sts(name: str, verdict: Verdict, *records: str, **host: object) -> Case:
+    """A domain that is not signed, with one host and a policy that names it."""
+    case = _one(name, verdict, *records, **host)
+    return replace(case, zone=UNSIGNED, sts="enforce")
 
 
 NO_STARTTLS = Script(starttls=StartTls.ABSENT)
@@ -189,6 +222,14 @@ CASES = [
     Case("second-good", V, (Host(("3 1 1 other",)), Host(("3 1 1 leaf",)))),
     Case("second-without-dane", E, (Host(("3 1 1 other",)), Host())),
     Case("second-after-bogus", V, (Host(("3 1 1 leaf",), tlsa=Trust.BOGUS), Host(("2 1 1 root",)))),
+    # MTA-STS, which Postfix does not know
+    _sts("sts", V, shown=Shown.TRUSTED),
+    _sts("sts-untrusted", D),
+    _sts("sts-no-starttls", D, shown=Shown.TRUSTED, script=NO_STARTTLS),
+    replace(_sts("sts-not-named", D, shown=Shown.TRUSTED), names=False),
+    replace(_sts("sts-testing", E), sts="testing"),
+    replace(_sts("sts-and-dane", V, "3 1 1 leaf"), zone=SIGNED),
+    replace(_sts("sts-and-dane-other", D, "3 1 1 other", shown=Shown.TRUSTED), zone=SIGNED),
 ]  # fmt: skip
 
 DIFFERENCES = {
@@ -200,6 +241,11 @@ DIFFERENCES = {
     "mx-insecure-ta": E,
     # Postfix takes a certificate for the recipient domain, too.
     "mx-insecure-ta-for-domain": E,
+    # Postfix does not know MTA-STS.
+    "sts": E,
+    "sts-untrusted": E,
+    "sts-no-starttls": C,
+    "sts-not-named": E,
 }
 """Where Postfix does another thing. docs/decisions.md says why."""
 
@@ -211,6 +257,7 @@ class World:
     dns: ValidatingDns
     hosts: dict[str, list[DaneHost]]
     port: int
+    https_port: int
     ca_file: Path
 
     def seen(self, case: Case, sender: str) -> list[tuple[DaneHost, bool]]:
@@ -226,7 +273,7 @@ class World:
 async def _open_world(directory: Path, servers: AsyncExitStack) -> World:
     authorities, port = Authorities(), free_port("0.0.0.0")
     ca_file = directory / "ca.pem"
-    ca_file.write_bytes(authorities.trusted_pem)
+    ca_file.write_bytes(authorities.trusted_pem + shared_authority().ca_pem)
     directory.chmod(0o755)
     hosts: dict[str, list[DaneHost]] = {}
     for at, case in enumerate(CASES):
@@ -242,14 +289,37 @@ async def _open_world(directory: Path, servers: AsyncExitStack) -> World:
             )
             await servers.enter_async_context(server)
             hosts[case.name].append(server)
-    stack = servers.enter_context(ExitStack())
-    zones = _zones(hosts, port)
-    dns = await asyncio.to_thread(stack.enter_context, validating_dns(*zones))
-    return World(dns, hosts, port, ca_file)
-
-
-def _zones(hosts: dict[str, list[DaneHost]], port: int) -> list[Zone]:
     records = {zone: [""] for zone in ZONES}
+    https_port = await _publish_policies(records, servers)
+    stack = servers.enter_context(ExitStack())
+    zones = _zones(records, hosts, port)
+    dns = await asyncio.to_thread(stack.enter_context, validating_dns(*zones))
+    return World(dns, hosts, port, https_port, ca_file)
+
+
+async def _publish_policies(records: dict[str, list[str]], servers: AsyncExitStack) -> int:
+    """The policy hosts, all at one port, which is returned; and the records that tell of them."""
+    port = free_port("0.0.0.0")
+    for at, case in enumerate(case for case in CASES if case.sts):
+        mx = case.exchange(0) if case.names else "mx.else.example"
+        web = PolicyHost(
+            case.domain,
+            policy(mx, mode=case.sts),
+            authority=shared_authority(),
+            address=f"127.24.0.{at + 1}",
+            port=port,
+        )
+        await servers.enter_async_context(web)
+        records[case.zone] += [
+            f'_mta-sts.{case.domain}. TXT "v=STSv1; id=1;"',
+            f"{web.name}. A {web.address}",
+        ]
+    return port
+
+
+def _zones(
+    records: dict[str, list[str]], hosts: dict[str, list[DaneHost]], port: int
+) -> list[Zone]:
     cut: list[Zone] = []
     for case in CASES:
         real = f"real.{case.domain}" if case.is_alias else case.domain
@@ -273,6 +343,16 @@ def _zones(hosts: dict[str, list[DaneHost]], port: int) -> list[Zone]:
 
 def _tlsa(name: str, port: int, server: DaneHost, records: Sequence[str]) -> list[str]:
     return [f"_{port}._tcp.{name}. {server.identity.rdata(record)}" for record in records]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of all cases. `events`: the relay's log. `sni`: as it came to the hosts."""
+
+    by_postfix: dict[str, Verdict]
+    by_relay: dict[str, Verdict]
+    events: dict[str, Event]
+    sni: dict[str, set[str | None]]
 
 
 # --- Postfix --------------------------------------------------------------------------------------
@@ -341,24 +421,127 @@ def _verdict_of_postfix(world: World, running: Postfix, case: Case) -> Verdict:
     return V if words == ["Verified"] else E
 
 
+# --- the relay ------------------------------------------------------------------------------------
+
+RELAY_SENDER = "relay@client.example"
+
+
+def _ask_relay(world: World, directory: Path) -> dict[str, Event]:
+    with relay_process(
+        directory,
+        dns=world.dns.address,
+        delivery_port=world.port,
+        ca_file=world.ca_file,
+        limits={"connections_per_client": 1000},
+        program=("tests.rigs.policy_relay", str(world.https_port)),
+        resolver={"trust_ad": "auto"},
+        # As Postfix does where no certificate is asked for.
+        delivery={"on_unverified": "encrypted"},
+    ) as relay:
+        _hand_in("127.0.0.1", relay.port, RELAY_SENDER)
+
+        def attempts() -> dict[str, Event]:
+            return {
+                event["recipient"]: event
+                for event in relay.events()
+                if event["event"] != "accepted"
+            }
+
+        wait_until(
+            lambda: len(attempts()) >= len(CASES), seconds=120, what="an attempt for each case"
+        )
+        found = attempts()
+        return {case.name: found[case.recipient] for case in CASES}
+
+
+def _verdict_of_relay(world: World, case: Case, event: Event) -> Verdict:
+    took = world.seen(case, RELAY_SENDER)
+    status = event["delivery-status"]
+    if event["event"] != "delivered":
+        assert event["severity"] == "temporary"
+        assert not took
+        return D
+    ((host, in_tls),) = took
+    assert (status["mx-ip"], status["tls"]) == (host.address, in_tls)
+    if not in_tls:
+        return C
+    return V if status["certificate-verified"] else E
+
+
 @pytest.fixture(scope="module")
-def verdicts() -> Iterator[dict[str, dict[str, Verdict]]]:
+def came_of_it() -> Iterator[Outcome]:
     """What each client did with each case."""
     with tempfile.TemporaryDirectory(prefix="dane-") as directory:
         yield asyncio.run(_play(Path(directory)))
 
 
-async def _play(directory: Path) -> dict[str, dict[str, Verdict]]:
+async def _play(directory: Path) -> Outcome:
     async with AsyncExitStack() as servers:
         world = await _open_world(directory, servers)
-        return {"postfix": await asyncio.to_thread(_ask_postfix, world)}
+        by_postfix = await asyncio.to_thread(_ask_postfix, world)
+        events = await asyncio.to_thread(_ask_relay, world, directory)
+        by_relay = {case.name: _verdict_of_relay(world, case, events[case.name]) for case in CASES}
+        sni = {
+            case.name: {
+                message.sni
+                for host in world.hosts[case.name]
+                for message in host.messages
+                if message.reverse_path == RELAY_SENDER
+            }
+            for case in CASES
+        }
+        return Outcome(by_postfix, by_relay, events, sni)
 
 
-each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def each_case(*verdicts: Verdict) -> pytest.MarkDecorator:
+    """The cases that have to come to one of these."""
+    cases = [case for case in CASES if not verdicts or case.verdict in verdicts]
+    return pytest.mark.parametrize("case", cases, ids=lambda case: case.name)
 
 
-@each_case
+@each_case()
 def test_postfix_judges_a_host_as_the_rules_say_or_as_is_known(
-    case: Case, verdicts: dict[str, dict[str, Verdict]]
+    case: Case, came_of_it: Outcome
 ) -> None:
-    assert verdicts["postfix"][case.name] is DIFFERENCES.get(case.name, case.verdict)
+    assert came_of_it.by_postfix[case.name] is DIFFERENCES.get(case.name, case.verdict)
+
+
+@each_case()
+def test_the_relay_judges_a_host_as_the_rules_say(case: Case, came_of_it: Outcome) -> None:
+    assert came_of_it.by_relay[case.name] is case.verdict
+
+
+@each_case()
+def test_the_log_says_by_what_the_host_was_verified(case: Case, came_of_it: Outcome) -> None:
+    status = came_of_it.events[case.name]["delivery-status"]
+    assert status.get("verified-by") == case.verified_by
+    assert bool(status.get("certificate-verified")) is (case.verdict is V)
+
+
+@each_case(V, E, C)
+def test_the_log_says_whether_the_name_of_the_host_was_signed(
+    case: Case, came_of_it: Outcome
+) -> None:
+    status = came_of_it.events[case.name]["delivery-status"]
+    assert status["mx-secure"] is (case.zone == SIGNED)
+
+
+@each_case(E)
+def test_the_log_says_of_tls_unverified_whether_records_were_of_no_use(
+    case: Case, came_of_it: Outcome
+) -> None:
+    status = came_of_it.events[case.name]["delivery-status"]
+    host = case.last
+    counts = host.records and host.tlsa is Trust.SECURE and host.zone == SIGNED
+    said = (status["policy-type"], status["policy-mode"], status["policy-result"])
+    if case.sts:
+        assert said == ("sts", case.sts, "certificate-not-trusted")
+    elif counts:
+        assert said == ("tlsa", "enforce", "tlsa-invalid")
+    else:
+        assert said == ("no-policy-found", None, None)
+
+
+@each_case(V, E)
+def test_the_name_with_the_records_is_sent_as_sni(case: Case, came_of_it: Outcome) -> None:
+    assert came_of_it.sni[case.name] == {case.base}
