@@ -1,7 +1,7 @@
 """The chart of the code, held by reading its imports.
 
     row 6  put together          cli  sandbox ─► daemon ─► workers ─► config
-    row 5  answer over HTTP      api
+    row 5  answer over HTTP      api          web
     row 4  move mail, look       receive      deliver      admin
     row 3  take in, sign         submit   sign
     row 2  keep, decide, state   policy   queue   route   report
@@ -35,6 +35,7 @@ ROWS = {
     "deliver": 4,
     "admin": 4,
     "api": 5,
+    "web": 5,
     "config": 6,
     "workers": 6,
     "daemon": 6,
@@ -101,6 +102,12 @@ SHELLS = {
     "relay.api.state",
     "relay.api.targets",
     "relay.api.webhooks",
+    "relay.web.answers",
+    "relay.web.guard",
+    "relay.web.jobs",
+    "relay.web.live",
+    "relay.web.pages",
+    "relay.web.site",
     "relay.config",
     "relay.daemon",
     "relay.workers",

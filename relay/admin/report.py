@@ -7,7 +7,9 @@ kept. Numbers are recipients; those of `deferred` are attempts.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+import csv
+import io
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -27,6 +29,8 @@ __all__ = [
     "count_of_json",
     "counts",
     "counts_as_json",
+    "csv_cell",
+    "csv_lines",
     "exception_as_json",
     "listing",
     "period",
@@ -34,6 +38,24 @@ __all__ = [
 ]
 
 PAGE = 500
+
+_COLUMNS = (
+    "kind",
+    "result",
+    "protection",
+    "policy",
+    "reason",
+    "number",
+    "first",
+    "last",
+    "at",
+    "id",
+    "queue-id",
+    "sender-domain",
+    "recipient-domain",
+    "description",
+)
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 _LISTED = {
     (Result.DELIVERED, Protection.ENCRYPTED),
@@ -193,3 +215,21 @@ def exception_as_json(one: CountedException) -> dict[str, Any]:
         "protection": one.protection,
         "description": one.sentence,
     }
+
+
+def csv_lines(kind: str, rows: Iterable[Mapping[str, Any]], *, with_head: bool = False) -> str:
+    """Counts or exceptions (`kind`) as lines of one table in CSV."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, _COLUMNS, restval="")
+    if with_head:
+        writer.writeheader()
+    for row in rows:
+        writer.writerow({"kind": kind} | {key: csv_cell(value) for key, value in row.items()})
+    return text.getvalue()
+
+
+def csv_cell(value: Any) -> Any:
+    """A stranger's text is no formula of a spreadsheet."""
+    if isinstance(value, str) and value.startswith(_FORMULA):
+        return f"'{value}"
+    return value

@@ -20,12 +20,13 @@ What a form means, and what the message is that it makes, is decided beside this
 """
 
 from relay.api.caller import Caller
-from relay.api.server import CONNECTIONS, HttpError, HttpServer, start_http
+from relay.api.server import CONNECTIONS, HAS_KEY, HttpError, HttpServer, start_http
 from relay.api.state import Api, HttpOptions
 from relay.api.targets import Targets
 
 __all__ = [
     "CONNECTIONS",
+    "HAS_KEY",
     "Api",
     "Caller",
     "HttpError",

@@ -45,6 +45,7 @@ from relay.submit.failures import counted_as
 
 __all__ = [
     "CONNECTIONS",
+    "HAS_KEY",
     "PROTOCOL_OPTIONS",
     "HttpError",
     "HttpServer",
@@ -144,11 +145,17 @@ async def start_http(
     key: str | None = None,
     connections: int = CONNECTIONS,
     header_seconds: float = _HEADER_SECONDS,
+    also: Callable[[web.Application], object] = lambda _: None,
 ) -> HttpServer:
-    """Listen, with TLS where there is a certificate. `HttpError`, `CertificateError`."""
+    """Listen, with TLS where there is a certificate. `HttpError`, `CertificateError`.
+
+    `also` adds what else is served.
+    """
     files = (certificate, key) if certificate is not None else None
     context = ServerTls(*files).context if files is not None else None
-    runner = web.AppRunner(application(api), handle_signals=False, shutdown_timeout=10.0)
+    app = application(api)
+    also(app)
+    runner = web.AppRunner(app, handle_signals=False, shutdown_timeout=10.0)
     await runner.setup()
     assert runner.server is not None
     options = {

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
+from relay.mail.printable import printable
 from relay.report import words
 
 if TYPE_CHECKING:
@@ -194,15 +195,6 @@ def filled(ctx: click.Context, param: click.Parameter, value: Filter) -> Filter:
     ):
         raise click.BadParameter("is empty: give it a value or leave it out", ctx, param)
     return value
-
-
-def printable(text: str, *, keep: str = "") -> str:
-    """Text of a stranger's, fit for a terminal: nothing in it moves the cursor or hides a line."""
-    if text.isprintable():
-        return text
-    return "".join(
-        c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text
-    )
 
 
 def answer_text(code: int, status: str, message: str) -> str:

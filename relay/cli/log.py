@@ -23,7 +23,7 @@ from relay.cli.common import (
 from relay.cli.times import since as _since
 from relay.cli.times import time_text
 from relay.cli.times import until as _until
-from relay.report.words import sentence_of, shown_name
+from relay.report.words import operator_text, sentence_of, shown_name
 
 __all__ = ["log"]
 
@@ -49,7 +49,7 @@ _COLOURS = {"accepted": "cyan", "delivered": "green", "deferred": "yellow", "fai
     "--event",
     "events",
     multiple=True,
-    type=click.Choice(["accepted", "delivered", "failed"]),
+    type=click.Choice(["accepted", "delivered", "failed", "operator"]),
     help="Only events of this name; may be given more than once.",
 )
 @click.option("--id", "queue_id", callback=filled, metavar="ID", help="About this message.")
@@ -119,6 +119,8 @@ def _for_people(event: dict[str, Any], width: int = 0) -> str:
     Where a terminal is narrower than that, addresses and sentence go below, indented.
     """
     at = datetime.fromtimestamp(event["timestamp"], UTC)
+    if event["event"] == "operator":
+        return f"{time_text(at)}  operator   {printable(operator_text(event))}"
     shown = shown_name(event)
     envelope = event["envelope"]
     head = f"{time_text(at)}  {{}}  {event['queue-id']}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 
 import click
 
-from relay.admin.report import Summary, count_of_json, summary_of
+from relay.admin.report import Summary, count_of_json, csv_lines, summary_of
 from relay.cli.common import (
     answers,
     config_file,
@@ -26,24 +25,7 @@ from relay.queue.statistics import CountedMail
 
 __all__ = ["report"]
 
-_COLUMNS = (
-    "kind",
-    "result",
-    "protection",
-    "policy",
-    "reason",
-    "number",
-    "first",
-    "last",
-    "at",
-    "id",
-    "queue-id",
-    "sender-domain",
-    "recipient-domain",
-    "description",
-)
 _DEFAULT_PERIOD = timedelta(days=30)
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 @click.command()
@@ -98,28 +80,14 @@ def report(
     found = [count_of_json(one) for one in head["counts"]]
     listed = chain.from_iterable(line["items"] for line in lines if "items" in line)
     if as_csv:
-        _write_csv(head["counts"], listed)
+        sys.stdout.write(csv_lines("count", head["counts"], with_head=True))
+        for one in listed:
+            sys.stdout.write(csv_lines("exception", [one]))
     elif as_json:
         json.dump({**head, "exceptions": list(listed)}, sys.stdout, indent=2)
         sys.stdout.write("\n")
     else:
         _show(head, summary_of(found), found, listed)
-
-
-def _write_csv(counts: Sequence[dict[str, Any]], listed: Iterator[dict[str, Any]]) -> None:
-    writer = csv.DictWriter(sys.stdout, _COLUMNS, restval="")
-    writer.writeheader()
-    for one in counts:
-        writer.writerow({"kind": "count", **one})
-    for one in listed:
-        writer.writerow({key: _cell(value) for key, value in {"kind": "exception", **one}.items()})
-
-
-def _cell(value: Any) -> Any:
-    """A stranger's text is no formula of a spreadsheet."""
-    if isinstance(value, str) and value.startswith(_FORMULA):
-        return f"'{value}"
-    return value
 
 
 def _show(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ async def lookups(config: Config) -> AsyncIterator[Lookups]:
     from relay.route.dns import DnsResolver
     from relay.route.router import Router
 
+    logging.getLogger("relay").addHandler(logging.NullHandler())  # the answer says it, too
     addresses = (parse_address(listener.address) for listener in config.listeners)
     listening = [(a.host, a.port) for a in addresses if isinstance(a, TcpAddress)]
     resolver = DnsResolver(resolver_options(config))

@@ -46,6 +46,7 @@ __all__ = [
     "consider",
     "default_path",
     "load",
+    "places",
     "read",
     "text_of",
 ]
@@ -131,6 +132,17 @@ def read(
         raise ConfigError(mistakes)
     config = adapted(config, conformer.places.__contains__)
     return config if look is None else _considered(config, conformer, look)
+
+
+def places(path: Path, environ: Mapping[str, str]) -> dict[str, str]:
+    """Where each key of a right configuration stands: file and line, or the variable."""
+    tree = Composer(str(path), []).compose(text_of(path))
+    if not isinstance(tree, Map):
+        return {}
+    overlay(tree, environ, [])
+    conformer = Conformer([])
+    conformer.conform(tree, section_of(Config), "")
+    return {key: str(place) for key, place in conformer.places.items()}
 
 
 def _considered(config: Config, conformer: Conformer, look: Look) -> Config:

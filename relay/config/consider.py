@@ -54,7 +54,7 @@ def _consider_http(admin: AdminSection) -> Iterator[Remark]:
     if not admin.http:
         return
     if not _is_local(admin.http):
-        if not admin.api_keys:
+        if not admin.serves_http:
             cure = "name keys under admin.api_keys, or listen on 127.0.0.1"
             yield Remark("admin.http", "an HTTP API open to the network without a key", cure)
         elif admin.certificate is None:
@@ -62,6 +62,17 @@ def _consider_http(admin: AdminSection) -> Iterator[Remark]:
                 "name an admin.certificate, or listen on 127.0.0.1 behind a proxy that speaks TLS"
             )
             yield Remark("admin.http", "keys cross the network in clear", cure, is_fatal=False)
+        if admin.web.users and admin.certificate is None and not admin.web.insecure:
+            problem = "the page is shown over HTTPS only, and there is no admin.certificate"
+            cure = "name one; clients on this machine see the page all the same"
+            yield Remark("admin.web.users", problem, cure, is_fatal=False)
+    if admin.web.proxy_header is not None and not admin.web.proxy_networks:
+        problem = "nobody is believed: admin.web.proxy_networks is empty"
+        yield Remark("admin.web.proxy_header", problem, "name the proxy's address there")
+    for name, user in admin.web.users.items():
+        if user.password is None and admin.web.proxy_header is None:
+            cure = "give it a password (`relay password` makes the hash)"
+            yield Remark(f"admin.web.users.{name}", "a user who cannot sign in", cure)
     if admin.certificate is not None:
         yield from _consider_files(admin.certificate, admin.key, "admin")
     elif admin.key is not None:

@@ -22,6 +22,7 @@ from relay.receive.spec import ListenerSpec
 from relay.route.answers import TrustAd
 from relay.route.next_hop import StaticRoute
 from relay.sign.options import DkimOptions
+from relay.web.options import WebOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,8 @@ class LogSection:
 class AdminSection:
     """Where the operator comes in, and mail over HTTP.
 
-    `socket_group`: whose members may use the socket, too. `http` None or empty, or no `api_keys`: not served. `domains`: those that may be sent from over
+    `socket_group`: whose members may use the socket, too. `http` None or empty, or neither
+    `api_keys` nor users of `web`: not served. `domains`: those that may be sent from over
     HTTP, none named: any. `webhook_networks`: beside the public internet.
     """
 
@@ -101,12 +103,13 @@ class AdminSection:
     webhook_signing_key: Annotated[Annotated[str, Form.SECRET, SECRET] | None, RELOAD] = field(
         default=None, repr=False
     )
+    web: Annotated[WebOptions, RELOAD] = field(default_factory=WebOptions)
     webhook_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], RELOAD] = ()
 
     @property
     def serves_http(self) -> bool:
-        """Whether there is an HTTP interface: nobody could use one without a key."""
-        return bool(self.http and self.api_keys)
+        """Whether there is an HTTP server: nobody could use one without a key or a user."""
+        return bool(self.http and (self.api_keys or self.web.users))
 
 
 @dataclass(frozen=True, slots=True)

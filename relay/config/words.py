@@ -46,6 +46,7 @@ _SOCKET_PATH = r"[^\x00]{1,107}"
 _FILE_MODE = r"0?[0-7]{3}"
 _GROUP = r"[A-Za-z_][A-Za-z0-9_.-]{0,31}"
 _SECRET = r"[!-~]{1,1000}"
+_HEADER_NAME = r"[A-Za-z0-9-]{1,100}"
 _SELECTOR = (
     r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?)*"
 )
@@ -242,6 +243,13 @@ def selector(text: str) -> str:
     return text
 
 
+def header_name(text: str) -> str:
+    """The name of a field that a proxy adds."""
+    if not re.fullmatch(_HEADER_NAME, text):
+        raise ValueError(f"{shown(text)} is no name of a header field; write X-Remote-User")
+    return text
+
+
 def listen_address(text: str) -> str:
     if text.startswith("unix:"):
         return f"unix:{socket_path(text.removeprefix('unix:'))}"
@@ -350,6 +358,7 @@ WORDS = {
     Form.DOMAIN_PATTERN: Word(domain_pattern, rf"(?:\*\.)?{_DOMAIN}", "*.example.com"),
     Form.FILE_MODE: Word(file_mode, _FILE_MODE, "0660"),
     Form.GROUP: Word(group, _GROUP, "mail"),
+    Form.HEADER_NAME: Word(header_name, _HEADER_NAME, "X-Remote-User"),
     Form.HTTP_ADDRESS: Word(http_address, f"(?:{_HOST_AND_PORT})?", "127.0.0.1:8025"),
     Form.LISTEN_ADDRESS: Word(
         listen_address, rf"{_HOST_AND_PORT}|unix:{_SOCKET_PATH}", "127.0.0.1:2525"

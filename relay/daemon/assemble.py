@@ -60,7 +60,8 @@ def now() -> datetime:
 class Parts:
     """All that a worker is made of.
 
-    `config`, `signing_keys`, `reloaded` (when) and `reload_failed` are what a reload takes over.
+    `config`, `signing_keys`, `reloaded` (when) and `reload_failed` are what a reload takes over;
+    `last_reload` is what the last one changed, and `places` where each key stands.
     `settings`: what was set over HTTP. `listeners`: those that are open now.
     """
 
@@ -80,7 +81,9 @@ class Parts:
         self.files = files
         self.clock = now
         self.signing_keys = signing_keys
-        self.reloaded = self.clock()
+        self.started = self.reloaded = self.clock()
+        self.last_reload: tuple[datetime, str] | None = None
+        self.places: dict[str, str] = {}
         self.reload_failed = False
         self.listeners: list[Listener] = []
         self.metrics = Metrics()

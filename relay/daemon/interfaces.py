@@ -16,16 +16,19 @@ from relay.admin.control import Control
 from relay.admin.control_socket import SocketTaken, start_control
 from relay.admin.domain_settings import SettingsElsewhere, SettingsInForce
 from relay.admin.operator import Operator, RunningRelay
-from relay.api import Api, Caller, HttpError, HttpOptions, HttpServer, Targets, start_http
+from relay.api import HAS_KEY, Api, Caller, HttpError, HttpOptions, HttpServer, Targets, start_http
 from relay.config.document import fingerprints
 from relay.config.words import host_and_port
 from relay.daemon.assemble import Parts
 from relay.daemon.explaining import explain
+from relay.daemon.page import make_page
 from relay.daemon.probing import probe_domain
+from relay.daemon.status import Status
 from relay.deliver.options import security_options
 from relay.policy.fields import Wishes
 from relay.queue.engine import open_beside
 from relay.submit.certificates import CertificateError
+from relay.web.site import install
 from relay.workers.all_queues import AllQueues
 from relay.workers.all_workers import AllWorkers
 from relay.workers.peer import Peer
@@ -86,9 +89,14 @@ def make_caller(parts: Parts) -> tuple[Caller, Targets]:
 
 
 async def open_http(
-    parts: Parts, operator: Operator, caller: Caller, targets: Targets, opened: AsyncExitStack
+    parts: Parts,
+    operator: Operator,
+    caller: Caller,
+    targets: Targets,
+    status: Status,
+    opened: AsyncExitStack,
 ) -> HttpServer | None:
-    """Serve the HTTP interface, where there is a key to use it with."""
+    """Serve the HTTP interface, where there is a key to use it with, and the page for its users."""
     config, admin, settings = parts.config, parts.config.admin, parts.settings
     if not (admin.http and admin.serves_http and isinstance(settings, SettingsInForce)):
         return None
@@ -124,6 +132,9 @@ async def open_http(
             certificate=admin.certificate,
             key=admin.key,
             connections=parts.files.http,
+            also=partial(install, state=make_page(parts, status, api), known=HAS_KEY)
+            if admin.web.users
+            else lambda _: None,
         )
     except (CertificateError, HttpError) as error:
         raise StartError(f"admin.http: {error}") from error

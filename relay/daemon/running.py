@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from relay.api import HttpServer
-from relay.config import Config, ConfigError, load
+from relay.config import Config, ConfigError, load, places
 from relay.config.parts import route_options
 from relay.config.reload import changes, taken_over
 from relay.daemon.assemble import Parts, assemble
@@ -98,6 +98,7 @@ class Relay:
 
     async def _start_parts(self) -> None:
         parts, opened = self._parts, self._opened
+        parts.places = places(self._path, self._environ)
         self._run("delivery log", parts.delivery_log.run())
         opened.push_async_callback(parts.delivery_log.close)
         operator = make_operator(parts, self.status, opened)
@@ -110,7 +111,7 @@ class Relay:
             self._run("policies", parts.policies.run())
         caller, targets = make_caller(parts)
         self._run("webhooks", caller.run())
-        self._http = await open_http(parts, operator, caller, targets, opened)
+        self._http = await open_http(parts, operator, caller, targets, self.status, opened)
         self.status.serves_http = self._http is not None
         await self._open_listeners()
 
@@ -190,6 +191,8 @@ class Relay:
         parts.config = taken_over(parts.config, new)
         parts.signing_keys = signing_keys
         parts.reloaded, parts.reload_failed = parts.clock(), False
+        parts.last_reload = parts.reloaded, str(changed)
+        parts.places = places(self._path, self._environ)
         parts.router.reload(route_options(parts.config))
         if self._own_log is not None:
             self._own_log.set_level(new.log.level)

@@ -59,9 +59,10 @@ class Status:
 
     async def metrics(self) -> bytes:
         """Everything that Prometheus may want to know."""
-        return self._parts.metrics.render(await self._snapshot())
+        return self._parts.metrics.render(await self.snapshot())
 
-    async def _snapshot(self) -> Snapshot:
+    async def snapshot(self) -> Snapshot:
+        """What is so now."""
         parts, config = self._parts, self._parts.config
         counts = await parts.store.counts()
         return Snapshot(

@@ -450,7 +450,9 @@ def _asks(floor: DomainFloor) -> tuple[StsMode | None, str, tuple[str, ...]]:
 
 def _not_used(floor: HostFloor, host: Host) -> Deferred:
     """A host is not connected to, for what the recipient's domain or the operator said."""
-    return unmet("4.7.5", floor.not_used, host, None, policy=floor.policy)
+    text = f"not connected to: it {floor.not_used}"
+    outcome = unmet("4.7.5", text, host, None, policy=floor.policy)
+    return replace(outcome, message=outcome.description)
 
 
 def _unreached(

@@ -23,6 +23,7 @@ class Form(StrEnum):
     DOMAIN_PATTERN = "domain or *.domain"
     FILE_MODE = "file mode"
     GROUP = "name of a group"
+    HEADER_NAME = "name of a header field"
     HTTP_ADDRESS = "address and port, or nothing"
     LISTEN_ADDRESS = "address and port, or unix:path"
     MAIL_HOST = "name or address of a host"

@@ -11,9 +11,10 @@ import secrets
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
-__all__ = ["new_queue_id"]
+__all__ = ["arrival_of", "new_queue_id"]
 
 _DIGITS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_PLAIN_DIGITS = str.maketrans(_DIGITS, "0123456789ABCDEFGHIJKLMNOPQRSTUV")
 _PAIRS = [high + low for high in _DIGITS for low in _DIGITS]
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -33,6 +34,15 @@ def new_queue_id(now: datetime) -> str:
     number = micros << _CHANCE_BITS | next(_chances)
     pairs = [_PAIRS[number >> shift & 1023] for shift in range(70, -1, -10)]
     return _DIGITS[number >> 80] + "".join(pairs)
+
+
+def arrival_of(queue_id: str) -> datetime:
+    """The time that an id was made at; 1970 of what is no id."""
+    try:
+        number = int(queue_id.translate(_PLAIN_DIGITS), 32)
+        return _EPOCH + (number >> _CHANCE_BITS) * _MICROSECOND
+    except (ValueError, OverflowError):
+        return _EPOCH
 
 
 def _draw() -> Iterator[int]:

@@ -74,7 +74,7 @@ class CountedMail(NamedTuple):
 
 
 class HourlyCount(NamedTuple):
-    """How much mail of all domains had a result and a protection in one hour."""
+    """How much mail had a result and a protection in one hour."""
 
     hour: datetime
     result: str
@@ -101,8 +101,8 @@ class StatisticsView(Protocol):
     async def count_mail(self, wanted: CountFilter) -> list[CountedMail]:
         """The counts of a period, added up over its hours."""
 
-    async def count_hours(self, *, begin: datetime, end: datetime) -> list[HourlyCount]:
-        """The counts of all mail by the hour, in the order of the hours."""
+    async def count_hours(self, wanted: CountFilter) -> list[HourlyCount]:
+        """The counts of a period by the hour, in the order of the hours."""
 
     async def find_exceptions(
         self, wanted: CountFilter, *, after: tuple[datetime, str] | None = None, limit: int = 500

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple, Protocol
 
 from relay.mail.event import Event
 from relay.queue.api_state import ApiState, DomainSettings
+from relay.queue.destinations import DestinationPart
 from relay.queue.entry import Entry, QueuedMessage, QueuedRecipient, State
 from relay.queue.settle import Change, Settlement
 from relay.queue.statistics import StatisticsView
@@ -76,7 +77,14 @@ class QueueFull(SpoolError):
 
 
 class SearchTooLong(SpoolError):
-    """The patience of a search was over before an event was found or the end was reached."""
+    """The patience of a search was over before an event was found or the end was reached.
+
+    `reached`: the search can go on after this sequence number; 0 where that is not known.
+    """
+
+    def __init__(self, text: str, reached: int = 0) -> None:
+        super().__init__(text)
+        self.reached = reached
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +128,8 @@ class EventFilter:
     """Which events are asked for; every field that is set has to match.
 
     `sender_domain`: of the reverse-path, in any case; `recipient_domain`: of a recipient. `fields`: pairs of a field of the event and
-    the value it must have: from, to, subject (part of it, in any case), message-id, severity, tag.
+    the value it must have: from, to, subject (part of it, in any case), message-id, severity, tag; protection (relay.mail.event.Protection), policy-source (of either setting),
+    text (part of addresses, ids or subject, in any case).
     """
 
     begin: datetime | None = None
@@ -332,6 +341,11 @@ class QueueView(StatisticsView, Protocol):
     async def counts(self) -> Mapping[State, int]:
         """How many recipients are in each state that is not final."""
 
+    async def count_destinations(self, after: str) -> tuple[list[DestinationPart], str | None]:
+        """The next step of a count of the queue by domain, and where it ended; "" begins it, None
+        is its end.
+        """
+
     async def find_events(
         self,
         wanted: EventFilter,
@@ -377,6 +391,9 @@ class EventLog(Protocol):
 
     async def events_after(self, seq: int, *, limit: int = 1000) -> list[StoredEvent]:
         """Events in the order of their commits, those after `seq`."""
+
+    async def write_event(self, event: Event) -> None:
+        """Commit an event that tells of what an operator did."""
 
     async def log_written(self, seq: int) -> None:
         """Remember that the delivery log holds, synced, all events up to `seq`. Needs no sync of

@@ -19,6 +19,9 @@ from relay.submit.secrets import Secrets, Verdict
 
 __all__ = ["Passwords"]
 
+_NAME_LENGTH = 100
+"""As much of a name as is kept to count its wrong passwords."""
+
 
 class Passwords:
     """Checks passwords."""
@@ -38,14 +41,14 @@ class Passwords:
             password,
             [user.password if user else self._nobody],
             client=client,
-            name=name,
+            name=name[:_NAME_LENGTH],
             exists=user is not None,
         )
         return user if verdict is Verdict.RIGHT and user else verdict
 
     def failures_of(self, name: str, client: str) -> int:
         """How many passwords of this name from this client were wrong lately."""
-        return self.failures.of(counted_as(client), name, self._clock())
+        return self.failures.of(counted_as(client), name[:_NAME_LENGTH], self._clock())
 
     def close(self) -> None:
         """Let the threads go."""

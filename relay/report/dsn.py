@@ -39,7 +39,7 @@ MAX_CONTENT_BYTES = 256 * 1024
 """A message longer than this is never returned whole."""
 
 _MAX_HEADER_BYTES = 64 * 1024
-_MAX_VALUE_BYTES = 900
+_MAX_VALUE_BYTES = 940
 """Of one field; with its name it stays within a line (RFC 5322 §2.1.1: 998)."""
 
 _MAX_REPLY_LINES = 20

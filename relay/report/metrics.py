@@ -131,6 +131,13 @@ class Metrics:
         self._registry.register(self._latest)
         ProcessCollector(registry=self._registry)
 
+    @property
+    def mean_commit_seconds(self) -> float | None:
+        """The mean time until a result was committed and synced; None before the first."""
+        histogram = self._commits["result"]
+        count = sum(histogram.counts)
+        return histogram.sum / count if count else None
+
     # --- told -------------------------------------------------------------------------------------
 
     def accepted(self, origin: str, size_bytes: int, seconds: float) -> None:

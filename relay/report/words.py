@@ -22,6 +22,7 @@ from relay.policy.settings import Setting, TlsSettings
 
 __all__ = [
     "answer_text",
+    "operator_text",
     "policy_text",
     "protection_of",
     "reason_of",
@@ -46,6 +47,13 @@ _DOWNGRADES = {
 def shown_name(event: Fields) -> str:
     """accepted, delivered, deferred or failed."""
     return "deferred" if event.get("severity") == "temporary" else str(event["event"])
+
+
+def operator_text(event: Fields) -> str:
+    """`alice: retry, 12 recipients (domain example.net)`."""
+    wanted = ", ".join(f"{key} {value}" for key, value in event["filter"].items())
+    text = f"{event['operator']}: {event['verb']}, {event['count']} recipients"
+    return f"{text} ({wanted})" if wanted else text
 
 
 def protection_of(event: Fields) -> Protection | None:

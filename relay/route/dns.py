@@ -248,6 +248,11 @@ class DnsResolver:
             await asyncio.shield(self._asking_trust)
         return self._trust is not None and self._trust.is_given
 
+    @property
+    def last_validated(self) -> bool | None:
+        """What `validates` last found; None before it was asked."""
+        return None if self._trust is None else self._trust.is_given
+
     async def _is_root_validated(self) -> bool | None:
         """Whether the root's SOA record came validated, None without an answer. The root is signed."""
         try:

@@ -19,6 +19,7 @@ from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
+from relay.queue.destinations import DestinationPart
 from relay.queue.entry import State
 from relay.queue.statistics import (
     CountedException,
@@ -55,6 +56,15 @@ class AllQueues:
             total.update(await queue.counts())
         return total
 
+    async def count_destinations(self, after: str) -> tuple[list[DestinationPart], str | None]:
+        """The next step of a count by domain: one queue after the other."""
+        number, _, within = after.partition("/")
+        here = int(number or 0)
+        parts, until = await self._queues[here].count_destinations(within)
+        if until is not None:
+            return parts, f"{here}/{until}"
+        return parts, f"{here + 1}/" if here + 1 < len(self._queues) else None
+
     async def list_messages(
         self, wanted: QueueFilter, *, now: datetime, after: str = "", limit: int = 1000
     ) -> list[ListedMessage]:
@@ -78,11 +88,11 @@ class AllQueues:
         """The counts of a period, added up over its hours and over all workers."""
         return added_up([await queue.count_mail(wanted) for queue in self._queues])
 
-    async def count_hours(self, *, begin: datetime, end: datetime) -> list[HourlyCount]:
-        """The counts of all mail by the hour."""
+    async def count_hours(self, wanted: CountFilter) -> list[HourlyCount]:
+        """The counts of a period by the hour."""
         sums: Counter[tuple[datetime, str, str]] = Counter()
         for queue in self._queues:
-            for hour, result, protection, number in await queue.count_hours(begin=begin, end=end):
+            for hour, result, protection, number in await queue.count_hours(wanted):
                 sums[hour, result, protection] += number
         return [HourlyCount(*key, number) for key, number in sorted(sums.items())]
 

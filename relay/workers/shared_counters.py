@@ -64,18 +64,18 @@ class Row:
         self._counts[self._own + _TOTAL] += by
         self._counts[self._own + _slot(client)] += by
 
-    def failures_of(self, client: str, since: datetime) -> int:
-        """Wrong passwords of a client that the other workers heard."""
-        slot, oldest = _slot(client), _minute(since)
+    def failures_of(self, key: str, since: datetime) -> int:
+        """Wrong passwords, of a client or of a name at it, that the other workers heard."""
+        slot, oldest = _slot(key), _minute(since)
         return sum(
             self._counts[start + _FAILURES + slot]
             for start in self._others
             if self._counts[start + _MINUTES + slot] > oldest
         )
 
-    def failed(self, client: str, count: int, now: datetime) -> None:
-        """This worker has heard so many of a client."""
-        slot = _slot(client)
+    def failed(self, key: str, count: int, now: datetime) -> None:
+        """This worker has heard so many."""
+        slot = _slot(key)
         self._counts[self._own + _FAILURES + slot] = count
         self._counts[self._own + _MINUTES + slot] = _minute(now)
 

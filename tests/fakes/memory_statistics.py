@@ -53,9 +53,9 @@ class MemoryStatistics:
             ]
         )
 
-    def count_hours(self, begin: datetime, end: datetime) -> list[HourlyCount]:
+    def count_hours(self, wanted: CountFilter) -> list[HourlyCount]:
         sums: Counter[tuple[datetime, str, str]] = Counter()
-        for event, one in self._matching(CountFilter(begin, end)):
+        for event, one in self._matching(wanted):
             sums[_hour(event), one.result, one.protection] += one.number
         return [HourlyCount(*key, number) for key, number in sorted(sums.items())]
 

@@ -17,9 +17,12 @@ from typing import Self
 from relay.admin.operations import listed
 from relay.mail.event import Event
 from relay.queue.api_state import ApiState
+from relay.queue.destinations import DestinationPart
 from relay.queue.due import first_place, latest_wish, settled_place
 from relay.queue.entry import Entry, QueuedMessage, QueuedRecipient, State
+from relay.queue.event_matching import event_matches
 from relay.queue.header import header_section
+from relay.queue.rows import micros
 from relay.queue.settle import Change, Settlement
 from relay.queue.statistics import CountedException, CountedMail, CountFilter, HourlyCount
 from relay.queue.store import (
@@ -38,7 +41,7 @@ from relay.queue.store import (
 )
 from relay.queue.verbs import VERBS
 from tests.fakes.memory_api_state import MemoryApiState
-from tests.fakes.memory_matching import event_matches, message_matches, recipient_matches
+from tests.fakes.memory_matching import message_matches, recipient_matches
 from tests.fakes.memory_statistics import MemoryStatistics
 
 _STEP_MESSAGES = 500
@@ -370,6 +373,28 @@ class MemoryStore:
         )
         return {state: found[state] for state in (State.QUEUED, State.DEFERRED, State.HELD)}
 
+    async def count_destinations(self, after: str) -> tuple[list[DestinationPart], str | None]:
+        return [
+            DestinationPart(
+                one.domain,
+                one.state is State.QUEUED,
+                one.state is State.DEFERRED,
+                one.state is State.HELD,
+                one.index in kept.claimed,
+                queue_id,
+                micros(kept.due[one.index]) if one.index in kept.due else None,
+                (micros(last.at), last.code, last.status, last.message, last.host)
+                if (last := one.last)
+                else None,
+            )
+            for queue_id, kept in self._kept.items()
+            for one in kept.recipients.values()
+            if not one.state.is_final
+        ], None
+
+    async def write_event(self, event: Event) -> None:
+        self._write_events([event])
+
     async def change(
         self,
         wanted: QueueFilter,
@@ -463,8 +488,8 @@ class MemoryStore:
     async def count_mail(self, wanted: CountFilter) -> list[CountedMail]:
         return self._statistics.count_mail(wanted)
 
-    async def count_hours(self, *, begin: datetime, end: datetime) -> list[HourlyCount]:
-        return self._statistics.count_hours(begin, end)
+    async def count_hours(self, wanted: CountFilter) -> list[HourlyCount]:
+        return self._statistics.count_hours(wanted)
 
     async def find_exceptions(
         self, wanted: CountFilter, *, after: tuple[datetime, str] | None = None, limit: int = 500

@@ -56,9 +56,10 @@ async def test_probe_is_fit_to_be_read(sandbox: Sandbox) -> None:
     done = await asyncio.to_thread(relay.run, "probe", "dest.example")
     assert done.returncode == 0
     lines = done.stdout.splitlines()
-    assert lines[0].startswith("  1. mx.dest.example [127.7.0.1]:")
-    assert "TLSv1.3" in lines[1]
-    assert lines[1].endswith("not verified")
+    assert lines[0] == "MTA-STS: no policy"
+    assert lines[1].startswith("  1. mx.dest.example [127.7.0.1]:")
+    assert "TLSv1.3" in lines[2]
+    assert lines[2].endswith("not verified")
     assert "     certificate not verified: Hostname mismatch" in done.stdout
     assert lines[-5:] == [
         "       require-tls  skip-verification",

@@ -267,12 +267,42 @@ ORDERS: dict[str, tuple[bytes, ...]] = {
     "ninety NOOPs and RSETs, then a message": (EHLO, *[b"NOOP", b"RSET"] * 45, *ENVELOPE),
 }
 
+CONTENTS: dict[str, bytes] = {
+    "an ordinary message": b"From: a@sender.example\r\nSubject: x\r\n\r\nhello\r\n",
+    "nothing": b"",
+    "an empty line": b"\r\n",
+    "a header alone": b"Subject: x\r\n",
+    "text alone": b"hello\r\n",
+    "no line end before the dot": b"Subject: x\r\n\r\nhello",
+    "the line of a mailbox file": b"From a@b Fri Nov 27 10:00:00 2026\r\nSubject: x\r\n\r\nx\r\n",
+    "a blank first": b" Subject: x\r\n\r\nhello\r\n",
+    "a field with a blank before its colon": b"From : a@sender.example\r\nSubject : x\r\n\r\nx\r\n",
+    "a field without a name": b": x\r\n\r\nhello\r\n",
+    "8 bits without BODY": "Subject: größer\r\n\r\nGrüße\r\n".encode(),
+    "Latin-1 in the header": b"Subject: gr\xf6\xdfer\r\n\r\nhello\r\n",
+    "a line of 3,000 octets": b"Subject: x\r\n\r\n" + b"x" * 3000 + b"\r\n",
+    "a line of 100,000 octets": b"Subject: x\r\n\r\n" + b"x" * 100_000 + b"\r\n",
+    "a field of 100,000 octets": b"Subject: x\r\nX-Long: " + b"x" * 100_000 + b"\r\n\r\nhello\r\n",
+    "5,000 fields": b"X-Many: x\r\n" * 5000 + b"\r\nhello\r\n",
+    "a dot line": b"Subject: x\r\n\r\n..\r\n. \r\n..x\r\n",
+    "two From fields": b"From: a@b.example\r\nFrom: c@d.example\r\n\r\nhello\r\n",
+    "control characters": b"Subject: x\x07\x1b\r\n\r\n\x01\x02\x7f\r\n",
+    "forty Received fields": b"Received: from x by y\r\n" * 40 + b"\r\nhello\r\n",
+    "a NUL": b"Subject: x\r\n\r\na\0b\r\n",
+    "a bare LF": b"Subject: x\r\n\r\na\nb\r\n",
+    "a bare CR": b"Subject: x\r\n\r\na\rb\r\n",
+}
+
 DIALOGUES: dict[str, tuple[bytes, ...]] = {
     **{f"EHLO with {name}": (b"EHLO " + text, *ENVELOPE) for name, text in NAMES.items()},
     **{f"HELO with {name}": (b"HELO " + text, *ENVELOPE) for name, text in NAMES.items()},
     **{f"MAIL: {n}": (EHLO, b"MAIL FROM:" + path(form), TO) for n, form in PATHS.items()},
     **{f"RCPT: {n}": (EHLO, FROM, b"RCPT TO:" + path(form)) for n, form in PATHS.items()},
     **ORDERS,
+    **{
+        f"DATA: {name}": (EHLO, *ENVELOPE, b"DATA", content + b"\r\n.\r\n")
+        for name, content in CONTENTS.items()
+    },
 }
 
 GRAMMAR, ROUTING = "A path is a mailbox of RFC 5321", "An address is what software behind us"
@@ -286,6 +316,8 @@ HELO, NEWLINE, TWICE = (
     "Bare CR and LF are refused",
     "A parameter is said once",
 )
+
+NUL = "A NUL in a message is refused"
 
 _REFUSED_PATHS = {
     "a blank before the at": GRAMMAR,
@@ -317,6 +349,9 @@ DIFFERENCES: dict[str, str] = {
     "EHLO with nothing": HELO,
     "HELO with nothing": HELO,
     "commands that end with LF": NEWLINE,
+    "DATA: a bare LF": NEWLINE,
+    "DATA: a bare CR": NEWLINE,
+    "DATA: a NUL": NUL,
     "a parameter twice": TWICE,
 }
 """Where we refuse and Postfix takes: the first words of the paragraph of docs/decisions.md."""
@@ -380,21 +415,29 @@ async def both(sandbox: Sandbox) -> AsyncIterator[Ports]:
             yield Ports(relay.port, running.port)
 
 
-async def played(port: int, lines: tuple[bytes, ...]) -> list[str]:
+async def played(port: int, lines: tuple[bytes, ...], *, at_once: bool = False) -> list[str]:
     """The reply to the greeting and to each line; "closed" where there is none."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
+        octets = [line if line.endswith(b"\n") else line + b"\r\n" for line in lines]
         heard = [await reply(reader)]
-        for line in lines:
-            with contextlib.suppress(ConnectionError):
-                writer.write(line if line.endswith(b"\n") else line + b"\r\n")
-                await writer.drain()
+        if at_once:
+            await _say(writer, b"".join(octets))
+        for line in octets:
+            if not at_once:
+                await _say(writer, line)
             heard.append(await reply(reader))
         return heard
     finally:
         writer.close()
         with contextlib.suppress(ConnectionError):
             await writer.wait_closed()
+
+
+async def _say(writer: asyncio.StreamWriter, octets: bytes) -> None:
+    with contextlib.suppress(ConnectionError):
+        writer.write(octets)
+        await writer.drain()
 
 
 async def reply(reader: asyncio.StreamReader) -> str:
@@ -436,6 +479,21 @@ async def test_what_postfix_takes_of_a_client_we_take(sandbox: Sandbox) -> None:
     assert not unlisted, "no reason is given for:\n" + "\n".join(unlisted)
     assert we_refuse.keys() == DIFFERENCES.keys()
     assert we_take.keys() == WE_TAKE
+
+
+async def test_commands_said_at_once_are_answered_as_those_said_one_by_one(
+    sandbox: Sandbox,
+) -> None:
+    """All but those whose octets mean something else while the client does not wait."""
+    waited_for = (b"STARTTLS", b"BDAT 0", b"BDAT many")
+    async with both(sandbox) as ports:
+        for name, lines in DIALOGUES.items():
+            if any(line.startswith(waited_for) for line in lines) or name.startswith("DATA: "):
+                continue
+            answers = await asyncio.gather(
+                played(ports.ours, lines), played(ports.ours, lines, at_once=True)
+            )
+            assert answers[0] == answers[1], name
 
 
 def test_each_difference_has_its_reason_in_the_decisions() -> None:

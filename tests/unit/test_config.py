@@ -635,6 +635,34 @@ def test_what_is_legal_and_unwise_is_a_warning() -> None:
     assert "\nrelay.yaml:2: hostname: short is no full domain name" in f"\n{text}"
 
 
+@pytest.mark.parametrize(
+    ("rule", "more", "warned"),
+    [
+        ("{require_tls: true, mx: [mx.p.example]}", "", False),
+        ("{mx: [mx.p.example]}", "", True),
+        ("{require_tls: true, skip_verification: true, mx: [mx.p.example]}", "", True),
+        ("{require_tls: true, mx: [mx.p.example]}", "routes: {p.example: {host: h}}", True),
+        ("{require_tls: true, mx: [mx.p.example]}", "routes: {'*': {host: h}}", True),
+        ("{require_tls: true, mx: [mx.p.example]}", "routes: {'*.example': {host: h}}", True),
+        ("{require_tls: true, mx: [mx.p.example]}", "routes: {'*.p.example': {host: h}}", False),
+    ],
+)
+def test_pinned_hosts_that_protect_nothing_are_a_warning(
+    rule: str, more: str, warned: bool
+) -> None:
+    config = config_of(f"policy: {{destinations: {{p.example: {rule}}}}}\n{more}")
+    found = [w for w in config.warnings if "policy.destinations.p.example.mx" in w]
+    assert bool(found) is warned
+
+
+def test_pinned_hosts_are_compared_as_names_are() -> None:
+    config = config_of(
+        "policy: {destinations: {p.example: {mx: [MX1.P.example, '*.Bücher.example']}}}"
+    )
+    pins = config.policy.destinations["p.example"].mx
+    assert pins == ("mx1.p.example", "*.xn--bcher-kva.example")
+
+
 def test_the_document_in_effect_reads_back_as_the_same_configuration() -> None:
     config = config_of(
         f"access: {{users: {{a: {{password: '{HASH}'}}}}}}\nqueue: {{warn_after: never, lifetime: 36h}}"
@@ -720,6 +748,7 @@ def test_the_reference_has_every_key() -> None:
         "policy.destinations": "policy.destinations.partner.example",
         "routes": "routes.intranet.example",
         "dkim.domains": "dkim.domains.example.com",
+        "admin.web.users": "admin.web.users.alice",
     }
     missing = []
     for key, _ in known_keys(section_of(Config)):

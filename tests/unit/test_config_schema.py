@@ -33,6 +33,7 @@ BASE: dict[str, Any] = {
     "policy": {"default": {}, "domains": {"a.example": {}}, "destinations": {"a.example": {}}},
     "routes": {"a.example": {"host": "b.example"}},
     "dkim": {"domains": {"a.example": {"selector": "s", "key_file": "f"}}},
+    "admin": {"web": {"users": {"alice": {"password": HASH}}}},
 }
 """A configuration with one of each list and of each map, to be changed at one place."""
 
@@ -131,7 +132,15 @@ def test_schema_and_check_agree_on_each_value_of_each_key(key: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["policy.domains", "policy.destinations", "routes", "dkim.domains", "access.users"]
+    "key",
+    [
+        "policy.domains",
+        "policy.destinations",
+        "routes",
+        "dkim.domains",
+        "access.users",
+        "admin.web.users",
+    ],
 )
 def test_schema_and_check_agree_on_names(key: str) -> None:
     [value] = _at(BASE, key).values()

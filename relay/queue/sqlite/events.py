@@ -19,6 +19,7 @@ from relay.queue.store import FRUITLESS, EventFilter, SearchTooLong, StoredEvent
 __all__ = ["event_bounds", "events_after", "events_within", "is_over", "log_mark"]
 
 _WINDOW = 1000
+_FAR = 1 << 62
 
 _EVENT_COLUMNS = "seq, at, name, queue_id, sender, recipient, id, line"
 
@@ -26,6 +27,25 @@ _FIELD_IS = {
     "severity": "json_extract(line, '$.severity') = :value",
     "message-id": "json_extract(line, '$.message.headers.message-id') = :value",
     "tag": "EXISTS (SELECT 1 FROM json_each(line, '$.tags') WHERE value = :value)",
+    "protection": (
+        "CASE WHEN json_type(line, '$.delivery-status') IS NULL THEN ''"
+        " WHEN name <> 'delivered' OR json_extract(line, '$.delivery-status.tls') IS NULL"
+        " THEN 'not-sent'"
+        " WHEN NOT json_extract(line, '$.delivery-status.tls') THEN 'clear'"
+        " WHEN json_extract(line, '$.delivery-status.certificate-verified') THEN 'verified'"
+        " ELSE 'encrypted' END = :value"
+    ),
+    "policy-source": (
+        "(json_extract(line, '$.policy.require-tls-source') = :value"
+        " OR json_extract(line, '$.policy.skip-verification-source') = :value)"
+    ),
+    "text": (
+        "instr(lower(queue_id || ' ' || id || ' ' || sender || ' ' || recipient || ' '"
+        " || coalesce(json_extract(line, '$.envelope.targets'), '') || ' '"
+        " || coalesce(json_extract(line, '$.message.headers.subject'), '') || ' '"
+        " || coalesce(json_extract(line, '$.message.headers.message-id'), '')),"
+        " lower(:value)) > 0"
+    ),
 } | {
     field: f"instr(lower(json_extract(line, '$.message.headers.{field}')), lower(:value)) > 0"
     for field in ("from", "to", "subject")
@@ -53,21 +73,34 @@ def events_after(db: sqlite3.Connection, seq: int, limit: int) -> list[StoredEve
     return [_event(row) for row in rows]
 
 
-def is_over(patience: timedelta, seconds: float, found: Sequence[StoredEvent]) -> bool:
+def is_over(
+    patience: timedelta, seconds: float, found: Sequence[StoredEvent], reached: int
+) -> bool:
     """An empty page would say that this is the end, which nobody knows yet."""
     if not found and seconds >= FRUITLESS * patience.total_seconds():
-        raise SearchTooLong(f"nothing was found in {seconds:.0f} seconds")
+        raise SearchTooLong(f"nothing was found in {seconds:.0f} seconds", reached)
     return bool(found) and seconds >= patience.total_seconds()
 
 
-def event_bounds(db: sqlite3.Connection, after: int, ascending: bool) -> tuple[int, int]:
-    """The first and the last number that can match. Times say little of them: events commit in any
-    order.
+def event_bounds(
+    db: sqlite3.Connection, wanted: EventFilter, after: int, ascending: bool
+) -> tuple[int, int]:
+    """The first and the last number that can match. Events commit in any order of their times, so
+    those of a period are found by a walk through its part of the index.
     """
-    # Each is one step in the index; asked for together they would be a walk through all.
-    low, high = db.execute(
-        "SELECT (SELECT min(seq) FROM event), (SELECT max(seq) FROM event)"
-    ).fetchone()
+    if wanted.begin is None and wanted.end is None:
+        # Each is one step in the index; asked for together they would be a walk through all.
+        low, high = db.execute(
+            "SELECT (SELECT min(seq) FROM event), (SELECT max(seq) FROM event)"
+        ).fetchone()
+    else:
+        low, high = db.execute(
+            "SELECT min(seq), max(seq) FROM event INDEXED BY event_at WHERE at >= ? AND at <= ?",
+            (
+                micros(wanted.begin) if wanted.begin is not None else -_FAR,
+                micros(wanted.end) if wanted.end is not None else _FAR,
+            ),
+        ).fetchone()
     if low is None:
         return 1, 0
     if after:

@@ -23,10 +23,11 @@ from typing import Any, Self, TypeVar
 
 from relay.mail.event import Event
 from relay.queue.api_state import DomainSettings
+from relay.queue.destinations import DestinationPart
 from relay.queue.entry import State
 from relay.queue.header import header_section
 from relay.queue.rows import micros
-from relay.queue.sqlite import events, messages, statistics
+from relay.queue.sqlite import destinations, events, messages, statistics
 from relay.queue.sqlite.api_state import domain_settings
 from relay.queue.sqlite.disk import DATABASE, open_reader, open_stopped, translated
 from relay.queue.sqlite.files import CONTENT, read_piece
@@ -162,6 +163,10 @@ class Reader:
         """Recipients in each state that is not final."""
         return await self.ask(messages.count_states)
 
+    async def count_destinations(self, after: str) -> tuple[list[DestinationPart], str | None]:
+        """The next step of a count of the queue by domain."""
+        return await self._search(destinations.count_destinations, after)
+
     async def events_after(self, seq: int, *, limit: int = 1000) -> list[StoredEvent]:
         """The next events."""
         return await self.ask(events.events_after, seq, limit)
@@ -177,7 +182,7 @@ class Reader:
     ) -> list[StoredEvent]:
         """A page of the events that match."""
         began = time.monotonic()
-        low, high = await self._search(events.event_bounds, after, ascending)
+        low, high = await self._search(events.event_bounds, wanted, after, ascending)
         found: list[StoredEvent] = []
         while low <= high and len(found) < limit:
             some, reached = await self._search(
@@ -185,7 +190,12 @@ class Reader:
             )
             found += some
             low, high = (reached + 1, high) if ascending else (low, reached - 1)
-            if patience is not None and events.is_over(patience, time.monotonic() - began, found):
+            seconds = time.monotonic() - began
+            if (
+                patience is not None
+                and low <= high
+                and events.is_over(patience, seconds, found, reached)
+            ):
                 break
         return found
 
@@ -193,9 +203,9 @@ class Reader:
         """The counts of a period, added up over its hours."""
         return await self.ask(statistics.count_mail, wanted)
 
-    async def count_hours(self, *, begin: datetime, end: datetime) -> list[HourlyCount]:
-        """The counts of all mail by the hour."""
-        return await self.ask(statistics.count_hours, begin, end)
+    async def count_hours(self, wanted: CountFilter) -> list[HourlyCount]:
+        """The counts of a period by the hour."""
+        return await self.ask(statistics.count_hours, wanted)
 
     async def find_exceptions(
         self, wanted: CountFilter, *, after: tuple[datetime, str] | None = None, limit: int = 500

@@ -194,13 +194,13 @@ def count_mail(db: sqlite3.Connection, wanted: CountFilter) -> list[CountedMail]
     ]
 
 
-def count_hours(db: sqlite3.Connection, begin: datetime, end: datetime) -> list[HourlyCount]:
-    """The sums of all mail, hour by hour."""
+def count_hours(db: sqlite3.Connection, wanted: CountFilter) -> list[HourlyCount]:
+    """The counts of a period, hour by hour."""
+    where, values = _where(wanted, has_sums=True)
     rows = db.execute(
         "SELECT hour, result, protection, sum(number) FROM statistic"
-        " WHERE recipient_domain = '' AND sender_domain = '' AND hour >= ? AND hour < ?"
-        " GROUP BY 1, 2, 3 ORDER BY 1",
-        (hour_of(begin), hour_of(end)),
+        f" WHERE {where} AND hour >= :begin AND hour < :end GROUP BY 1, 2, 3 ORDER BY 1",
+        values | {"begin": hour_of(wanted.begin), "end": hour_of(wanted.end)},
     )
     return [HourlyCount(_hour(row[0]), *row[1:]) for row in rows]
 

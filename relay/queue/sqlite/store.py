@@ -338,6 +338,10 @@ class SqliteStore(Reader):
         result: claims.Changed = await self._submit(request)
         return result
 
+    async def write_event(self, event: Event) -> None:
+        """Commit an event that tells of what an operator did."""
+        await self._submit(Request(self._future(), rows=Rows(events=(event,))))
+
     async def counts(self) -> Mapping[State, int]:
         """Recipients in each state that is not final."""
         return self._dispatch.counts.get()

@@ -6,7 +6,13 @@ the lines of what the store committed, and is the only part that touches the dis
 
 from __future__ import annotations
 
-from relay.report.deliverylog.dictionary import accepted, removed, settled, taken_in
+from relay.report.deliverylog.dictionary import (
+    accepted,
+    operated,
+    removed,
+    settled,
+    taken_in,
+)
 from relay.report.deliverylog.file import DeliveryLog, EventSource, NumberedEvent
 
 __all__ = [
@@ -14,6 +20,7 @@ __all__ = [
     "EventSource",
     "NumberedEvent",
     "accepted",
+    "operated",
     "removed",
     "settled",
     "taken_in",

@@ -5,6 +5,7 @@
                 temporary (it will be tried again) or permanent
     removed     the operator took a recipient out: `failed`, permanent
     tested      a message in test mode, taken in and not sent: `delivered`, code 650
+    operated    what an operator did on the page: `operator`, with name, verb, filter and count
 
 Names and values follow Mailgun's event schema, so that what reads theirs reads ours.
 Where no session took place, `tls`, `certificate-verified` and `mx-host` are null and the
@@ -24,7 +25,7 @@ Pure; `relay.report.deliverylog.file` writes the lines.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, assert_never
 
@@ -37,7 +38,7 @@ from relay.queue.entry import Entry, MessageSummary, QueuedMessage, QueuedRecipi
 from relay.queue.settle import Change
 from relay.report.words import policy_text, protection_of, reason_of, sentence_of
 
-__all__ = ["accepted", "removed", "settled", "taken_in"]
+__all__ = ["accepted", "operated", "removed", "settled", "taken_in"]
 
 _MAX_TEXT = 1000
 """Characters of a peer's text, an address or a sentence in a line."""
@@ -157,6 +158,23 @@ def _tested(message: QueuedMessage, recipient: QueuedRecipient, *, now: datetime
         "enhanced-code": "",
     }
     return _event(fields, message, now, recipient.address)
+
+
+def operated(
+    name: str, verb: str, wanted: Mapping[str, Any], *, count: int, now: datetime
+) -> Event:
+    """An operator did something to the queue, or asked for a connection to be made."""
+    fields: Fields = {
+        "event": "operator",
+        "id": f"{int(now.timestamp() * 1_000_000):014x}-operator",
+        "timestamp": round(now.timestamp(), 6),
+        "log-level": "info",
+        "operator": _text(name),
+        "verb": _text(verb),
+        "filter": {_text(key): _text(str(value)) for key, value in wanted.items()},
+        "count": count,
+    }
+    return Event(fields["id"], now, "operator", "", "", "", to_json(fields))
 
 
 def _delivery_status(message: QueuedMessage, change: Change, now: datetime) -> Fields:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import replace
 from datetime import timedelta
 
@@ -179,3 +180,49 @@ async def test_events_are_found_by_sender_domain_and_by_fields(store):
     assert await found(fields=(("tag", "news"),)) == ["Q1", "Q2"]
     assert await found(fields=(("tag", "news"), ("severity", "permanent"))) == []
     assert await found(fields=(("message-id", "x"),)) == []
+
+
+async def test_events_are_found_by_protection_policy_source_and_text(store):
+    line = {
+        "envelope": {"targets": "b@example.net,C@two.example"},
+        "message": {"headers": {"subject": "Invoice 17", "message-id": "m1@x"}},
+        "policy": {"require-tls-source": "message", "skip-verification-source": "default"},
+    }
+    cases = [
+        ("accepted", None),
+        ("delivered", {"tls": True, "certificate-verified": True}),
+        ("delivered", {"tls": True, "certificate-verified": False}),
+        ("delivered", {"tls": False, "certificate-verified": False}),
+        ("failed", {"tls": True, "certificate-verified": True}),
+        ("delivered", {"tls": None}),
+    ]
+    for number, (name, status) in enumerate(cases):
+        told = line if status is None else {**line, "delivery-status": status}
+        made = replace(event(name, f"q{number}"), line=json.dumps(told))
+        await store.accept(replace(new_message(queue_id=f"q{number}"), events=(made,)))
+
+    async def found(**wanted) -> list[str]:
+        fields = tuple((name.replace("_", "-"), value) for name, value in wanted.items())
+        return [one.event.queue_id for one in await store.find_events(EventFilter(fields=fields))]
+
+    assert await found(protection="verified") == ["q1"]
+    assert await found(protection="encrypted") == ["q2"]
+    assert await found(protection="clear") == ["q3"]
+    assert await found(protection="not-sent") == ["q4", "q5"]
+    assert (
+        len(await found(policy_source="default")) == len(await found(policy_source="message")) == 6
+    )
+    assert await found(policy_source="destination") == []
+    for text in ("invoice", "M1@X", "c@TWO.example", "A@example.com"):
+        assert len(await found(text=text)) == 6
+    assert await found(text="Q3", protection="clear") == ["q3"]
+    assert await found(text="headers") == []
+    wanted = EventFilter(recipient_domain="TWO.example")
+    assert len(await store.find_events(wanted)) == 6
+    assert await store.find_events(EventFilter(recipient_domain="wo.example")) == []
+
+
+async def test_event_of_an_operator_is_kept_like_any_other(store):
+    made = event("operator", "")
+    await store.write_event(made)
+    assert [one.event for one in await store.events_after(0)] == [made]

@@ -7,7 +7,9 @@ from datetime import timedelta
 import pytest
 
 from relay.mail.event import Event
+from relay.queue.destinations import DestinationTally
 from relay.queue.entry import QueuedMessage, QueuedRecipient, State
+from relay.queue.rows import micros
 from relay.queue.store import (
     QueueFilter,
     SpoolError,
@@ -185,3 +187,22 @@ async def test_verb_does_not_change_a_recipient_that_is_being_tried(store, verb)
 async def test_unknown_verb_is_refused(store):
     with pytest.raises(SpoolError):
         await store.change(ALL, verb="explode", now=NOW)
+
+
+async def test_queue_is_counted_by_destination(store, monkeypatch):
+    monkeypatch.setattr("relay.queue.sqlite.destinations._WINDOW", 2)
+    await some_messages(store)
+    for entry in await store.claim_due(now=NOW, limit=100):
+        if entry.domain == "one.example":
+            await store.record(settled(entry, DEFERRED))
+    tally, after = DestinationTally(), ""
+    while after is not None:
+        parts, after = await store.count_destinations(after)
+        tally.add(parts)
+    one, two, three = tally.destinations
+    assert (one.domain, one.deferred, one.total, one.oldest) == ("one.example", 2, 2, "q0")
+    assert one.last is not None
+    assert one.last[1:] == (450, "4.2.1", "mailbox busy", "mx.example.net")
+    assert one.due == micros(NOW + timedelta(minutes=5))
+    assert (two.domain, two.queued, two.trying, two.last) == ("two.example", 2, 2, None)
+    assert (three.domain, three.held) == ("three.example", 1)

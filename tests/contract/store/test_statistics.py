@@ -73,8 +73,10 @@ async def test_counts_are_found_by_the_domains(store, sender, recipient, number)
 async def test_counts_by_the_hour_are_those_of_all_mail(store):
     events = [_event(n, at=NOW + n // 2 * HOUR, recipient=f"{n}.example") for n in range(4)]
     await _write(store, *events)
-    found = await store.count_hours(begin=NOW - HOUR, end=NOW + HOUR)
+    found = await store.count_hours(CountFilter(NOW - HOUR, NOW + HOUR))
     assert found == [(NOW, "delivered", "verified", 2)]
+    one = CountFilter(NOW - HOUR, NOW + 3 * HOUR, recipient_domain="3.example")
+    assert await store.count_hours(one) == [(NOW + HOUR, "delivered", "verified", 1)]
 
 
 async def test_exceptions_are_listed_by_time_in_pages(store):

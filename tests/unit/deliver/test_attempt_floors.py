@@ -267,6 +267,7 @@ async def test_a_host_that_may_not_be_used_is_not_connected_to(
     assert outcome.policy is not None
     assert outcome.policy.result == result
     assert words in outcome.description
+    assert outcome.message.startswith(NAME)
     assert mx.connections == []
 
 

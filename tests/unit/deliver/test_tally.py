@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from relay.deliver.tally import Tally
-from relay.mail.outcome import Bounced, Code, Deferred, Delivered
+from relay.mail.outcome import (
+    Bounced,
+    Code,
+    Deferred,
+    Delivered,
+    HopPolicy,
+    PolicyMode,
+    PolicyResult,
+    PolicyType,
+)
 from relay.route.next_hop import Host
 from tests.fakes.mail import entry
 
@@ -134,3 +145,37 @@ def test_trouble_met_for_another_recipient_does_not_keep_back_what_no_host_can_t
 def test_a_host_that_cannot_take_it_does_not_keep_unmet_tls_from_being_final():
     assert isinstance(last((ONE, UNMET), (TWO, TOO_BIG), bounce_unmet=True), Bounced)
     assert last((ONE, TOO_BIG), (TWO, UNMET), bounce_unmet=True).status == "5.7.4"
+
+
+def by_policy(result: PolicyResult, type: PolicyType = PolicyType.STS) -> Deferred:
+    return replace(UNMET, policy=HopPolicy(type, PolicyMode.ENFORCE, result))
+
+
+def test_tlsa_records_that_are_not_known_are_a_dns_failure_and_return_no_mail():
+    failed = by_policy(PolicyResult.DNSSEC_INVALID, PolicyType.TLSA)
+    assert isinstance(last((ONE, failed), bounce_unmet=True), Deferred)
+    assert isinstance(last((ONE, failed), (TWO, UNMET), bounce_unmet=True), Deferred)
+    mismatch = by_policy(PolicyResult.VALIDATION_FAILURE, PolicyType.TLSA)
+    outcome = last((ONE, mismatch), bounce_unmet=True)
+    assert isinstance(outcome, Bounced)
+    assert outcome.policy == mismatch.policy
+
+
+def test_only_unmet_tls_of_who_is_still_pending_is_unmet_by_a_policy():
+    failed = by_policy(PolicyResult.EXPIRED)
+    made = tally((ONE, failed))
+    assert made.is_unmet_by_policy
+    made.settle(TWO, 0, TAKEN)
+    assert not made.is_unmet_by_policy
+    assert not tally((ONE, UNMET)).is_unmet_by_policy
+    assert not tally((ONE, by_policy(PolicyResult.EXPIRED, PolicyType.TLSA))).is_unmet_by_policy
+    assert not tally((ONE, replace(BUSY, policy=failed.policy))).is_unmet_by_policy
+
+
+def test_what_begins_anew_forgets_what_the_hosts_had():
+    made = tally((ONE, by_policy(PolicyResult.DNSSEC_INVALID, PolicyType.TLSA)), bounce_unmet=True)
+    made.begin_anew()
+    made.go_on(ONE, 0, UNMET)
+    outcome = made.outcomes()[0]
+    assert isinstance(outcome, Bounced)
+    assert outcome.hosts == ()

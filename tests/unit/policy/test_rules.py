@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from relay.policy.fields import NO_WISHES, Wishes
 from relay.policy.rules import (
     DestinationRule,
+    FloorRules,
     PolicyRules,
     TlsRule,
     effective,
@@ -416,3 +417,25 @@ def test_mta_sts_in_a_rule_changes_neither_setting() -> None:
     assert resolve(rules, reverse_path="b@b.example", recipient_domain="a.example") == resolve(
         PolicyRules(), reverse_path="b@b.example", recipient_domain="a.example"
     )
+
+
+def test_the_nearest_rule_that_speaks_says_what_of_a_domains_wishes_is_obeyed():
+    rules = PolicyRules(
+        destinations={
+            "*.example": DestinationRule(mta_sts=FloorUse.IGNORE, mx=("mx.far.example",)),
+            "a.example": DestinationRule(dane=FloorUse.TESTING),
+            "b.example": DestinationRule(mta_sts=FloorUse.ENFORCE, mx=("mx.near.example",)),
+        },
+        dane=FloorUse.ENFORCE,
+        mta_sts=FloorUse.TESTING,
+    )
+    a = FloorRules(FloorUse.IGNORE, FloorUse.TESTING, ("mx.far.example",), is_waived=True)
+    assert floor_rules(rules, "a.example") == a
+    b = FloorRules(FloorUse.ENFORCE, FloorUse.ENFORCE, ("mx.near.example",))
+    assert floor_rules(rules, "b.example") == b
+    assert floor_rules(rules, "c.test") == FloorRules(FloorUse.TESTING, FloorUse.ENFORCE)
+
+
+def test_what_is_ignored_for_all_is_waived_for_nobody():
+    rules = PolicyRules(mta_sts=FloorUse.IGNORE, dane=FloorUse.IGNORE)
+    assert not floor_rules(rules, "a.example").is_waived

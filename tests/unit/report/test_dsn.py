@@ -248,6 +248,14 @@ def test_nothing_after_the_header_comes_back_with_it():
     assert b"secret" not in write(report_of(UNKNOWN), header=CONTENT)
 
 
+def test_the_longest_address_is_told_whole():
+    address = f"{'l' * 886}@example.net"
+    raw = write(report_of(UNKNOWN, address=address, reverse_path=f"..{address[2:]}"))
+    assert read(raw)[3][0]["Final-Recipient"] == f"rfc822; {address}"
+    assert f'\r\nTo: <"..{"l" * 884}"@example.net>\r\n'.encode() in raw
+    assert max(map(len, raw.split(b"\r\n"))) <= 998
+
+
 # Addresses beyond ASCII (RFC 6533).
 
 

@@ -19,7 +19,7 @@ from relay.mail.outcome import (
 )
 from relay.policy.settings import Setting, Source, TlsSettings
 from relay.route.floor import NO_STS, DaneFloor, DaneState, StsFloor, Tlsa
-from relay.route.forecast import describe, forecast, prospects, said
+from relay.route.forecast import describe, forecast, not_used, prospects, said
 from relay.route.mta_sts import PolicyError, StsMode
 from relay.route.next_hop import Credentials, Host, TlsMode
 from relay.route.security import (
@@ -394,3 +394,15 @@ def test_a_floor_that_is_only_looked_at_says_so():
         "the domain has an MTA-STS policy that names the host: looked at only, no mail is held to it"
     )
     assert told[1:] == describe(needs(False, True), HOST)
+
+
+@pytest.mark.parametrize("bounces", [True, False])
+def test_what_becomes_of_a_message_at_a_host_that_is_not_connected_to(bounces: bool):
+    options = replace(OPTIONS, on_tls_unmet=OnTlsUnmet.BOUNCE if bounces else OnTlsUnmet.DEFER)
+    told = not_used(needs(True, False, options))
+    assert not told.is_sent
+    assert (told.situation, told.step.unmet) == (None, "4.7.5")
+    assert told.at_last == ("5.7.5" if bounces else "4.7.5")
+    assert said(told).startswith(
+        f"not sent here; {'bounced 5.7.5' if bounces else 'deferred 4.7.5'}"
+    )

@@ -1,0 +1,80 @@
+"""The queue by destination: how much waits for each recipient domain, and what was heard last. Pure.
+
+A queue may hold millions, so an engine counts it in steps (`QueueView.count_destinations`), and
+`Tally` adds the steps up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+__all__ = ["Destination", "DestinationPart", "DestinationTally"]
+
+
+class DestinationPart(NamedTuple):
+    """The recipients of one domain within a step. `oldest`: a queue id; `due` and the time in `last`
+    in whole microseconds. `last`: time, code, status, message, host of the latest attempt.
+    """
+
+    domain: str
+    queued: int
+    deferred: int
+    held: int
+    trying: int
+    oldest: str
+    due: int | None
+    last: tuple[Any, ...] | None
+
+
+@dataclass(slots=True)
+class Destination:
+    """All of a domain's recipients in the queue. `queued`, `deferred` and `held` are their states;
+    `trying` of the first two are being tried.
+    """
+
+    domain: str
+    queued: int = 0
+    deferred: int = 0
+    held: int = 0
+    trying: int = 0
+    oldest: str = ""
+    due: int | None = None
+    last: tuple[Any, ...] | None = None
+
+    @property
+    def total(self) -> int:
+        """All that is not done."""
+        return self.queued + self.deferred + self.held
+
+    def add(self, part: DestinationPart) -> None:
+        """Count a part of it."""
+        self.queued += part.queued
+        self.deferred += part.deferred
+        self.held += part.held
+        self.trying += part.trying
+        self.oldest = min(filter(None, (self.oldest, part.oldest)), default="")
+        self.due = min((at for at in (self.due, part.due) if at is not None), default=None)
+        if part.last is not None and (self.last is None or part.last[0] > self.last[0]):
+            self.last = part.last
+
+
+class DestinationTally:
+    """Adds up the steps."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, Destination] = {}
+
+    def add(self, parts: Iterable[DestinationPart]) -> None:
+        """Count one step."""
+        for part in parts:
+            one = self._found.get(part.domain)
+            if one is None:
+                one = self._found[part.domain] = Destination(part.domain)
+            one.add(part)
+
+    @property
+    def destinations(self) -> list[Destination]:
+        """Those with deferred mail first, the most of it before."""
+        return sorted(self._found.values(), key=lambda one: (-one.deferred, -one.total, one.domain))

@@ -1,0 +1,196 @@
+"""What every request to the page goes through before a page is made.
+
+    host      the Host field names one of our names: a page elsewhere that has its own name lead to
+              our address (DNS rebinding) gets 421
+    clear     plain HTTP is for clients on this machine, unless `admin.web.insecure`
+    user      a session's cookie, or the name that a proxy says; else the way to sign in
+    role      verbs are an operator's
+    token     a form carries its session's own; whether its page is ours `relay.api` has looked at
+
+A password is judged and counted as at the listeners, together with theirs (`relay.submit.secrets`).
+Whatever was wrong, the answer is the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import logging
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+from aiohttp import web
+from argon2 import PasswordHasher
+
+from relay.mail.ip import canonical, unmapped
+from relay.submit.secrets import Secrets, Verdict
+from relay.web.options import Role, WebUser
+from relay.web.sessions import Session, Sessions
+from relay.web.state import Web
+
+__all__ = ["Guard", "Refused", "Visitor"]
+
+log = logging.getLogger("relay.page")
+
+_LONGEST_NAME = 100
+_LONGEST_PASSWORD = 1024
+
+
+class Refused(Exception):
+    """No page: the status and a sentence for the person who asked."""
+
+    def __init__(self, status: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.status = status
+
+
+class Visitor(NamedTuple):
+    """Who asks. `session` None: the proxy says who it is."""
+
+    user: WebUser
+    session: Session | None
+    form_token: str
+
+    @property
+    def is_operator(self) -> bool:
+        """Whether the visitor may change the queue."""
+        return self.user.role is Role.OPERATOR
+
+
+@dataclass
+class Guard:
+    """What the requests share."""
+
+    state: Web
+
+    def __post_init__(self) -> None:
+        self.sessions = Sessions()
+        self._secrets = Secrets(self.state.failures, clock=self.state.clock)
+        self._nobody = PasswordHasher().hash(secrets.token_hex(16))
+        self._secret = secrets.token_bytes(32)
+
+    def close(self) -> None:
+        """Let the threads go."""
+        self._secrets.close()
+
+    # Whoever it is.
+
+    def check_way(self, request: web.Request) -> None:
+        """Host and TLS; `Refused` where the page must not be shown this way."""
+        if _host_of(request.headers.get("Host", "")) not in self._hosts:
+            raise Refused(
+                421,
+                "This relay is not known under the name in the address. "
+                "Name it under admin.web.hosts if it is one of its own.",
+            )
+        if not is_tls(request) and not _is_loopback(request) and not self.state.options().insecure:
+            raise Refused(
+                403,
+                "The page is shown over HTTPS only, except on the machine itself: "
+                "give the relay an admin.certificate.",
+            )
+
+    @property
+    def _hosts(self) -> frozenset[str]:
+        named = (_without_brackets(name.lower()) for name in self.state.options().hosts)
+        return self._own_hosts | frozenset(named)
+
+    @cached_property
+    def _own_hosts(self) -> frozenset[str]:
+        return frozenset({"localhost", "127.0.0.1", "::1", self.state.hostname.lower()})
+
+    def visitor(self, request: web.Request) -> Visitor | None:
+        """Who asks; None where nobody is signed in."""
+        options = self.state.options()
+        if (name := self._said_by_proxy(request)) is not None:
+            user = options.users.get(name)
+            return None if user is None else Visitor(user, None, self._token_of(name))
+        token = request.cookies.get(cookie_name(request), "")
+        session = self.sessions.find(token, self.state.clock()) if token else None
+        if session is None:
+            return None
+        user = options.users.get(session.user)
+        if user is None or (user.password or "") != session.password:
+            self.sessions.end(token)
+            return None
+        return Visitor(user, session, session.form_token)
+
+    def _said_by_proxy(self, request: web.Request) -> str | None:
+        options = self.state.options()
+        if options.proxy_header is None or options.proxy_header not in request.headers:
+            return None
+        try:
+            address = unmapped(ipaddress.ip_address(request.remote or ""))
+        except ValueError:
+            return None
+        is_proxy = any(address in network for network in options.proxy_networks)
+        return request.headers[options.proxy_header] if is_proxy else None
+
+    def _token_of(self, name: str) -> str:
+        return hmac.new(self._secret, name.encode("utf-8", "replace"), hashlib.sha256).hexdigest()
+
+    def check_form(self, visitor: Visitor, form: Mapping[str, str]) -> None:
+        """A form that changes something: an operator's, and with the token of the session."""
+        sent = form.get("token", "").encode("utf-8", "replace")
+        if not hmac.compare_digest(visitor.form_token.encode(), sent):
+            raise Refused(403, "This form is out of date: open the page again.")
+        if not visitor.is_operator:
+            raise Refused(403, f"{visitor.user.name} may look and not change: ask an operator.")
+
+    # Signing in and out.
+
+    async def sign_in(self, request: web.Request, name: str, password: str) -> str | None:
+        """The token of a new session; None where name or password is wrong, or too many were."""
+        if len(name) > _LONGEST_NAME or len(password) > _LONGEST_PASSWORD:
+            return None
+        client = canonical(request.remote or "")
+        user = self.state.options().users.get(name)
+        known = user.password if user is not None else None
+        verdict = await self._secrets.judge(
+            password.encode("utf-8", "surrogatepass"),
+            [known or self._nobody],
+            client=client,
+            name=name,
+            exists=known is not None,
+        )
+        if user is None or known is None or verdict is not Verdict.RIGHT:
+            said = "refused" if verdict is Verdict.WAIT else "failed"
+            # This form is promised: docs/fail2ban reads it.
+            log.warning("auth %s: client=%s service=page user=%.80r", said, client, name)
+            return None
+        log.info("page: %s signed in from %s", name, client)
+        return self.sessions.begin(user, self.state.clock())
+
+
+def is_tls(request: web.Request) -> bool:
+    """Whether the request came over TLS to us."""
+    transport = request.transport
+    return transport is not None and transport.get_extra_info("ssl_object") is not None
+
+
+def cookie_name(request: web.Request) -> str:
+    """`__Host-`: a browser takes it only over TLS, for this host and all its paths."""
+    return "__Host-relay" if is_tls(request) else "relay"
+
+
+def _is_loopback(request: web.Request) -> bool:
+    try:
+        return unmapped(ipaddress.ip_address(request.remote or "")).is_loopback
+    except ValueError:
+        return False
+
+
+def _host_of(field: str) -> str:
+    """The name in a Host field, without port and brackets."""
+    name = field.lower()
+    if name.startswith("["):
+        return _without_brackets(name.partition("]")[0] + "]")
+    return name.partition(":")[0]
+
+
+def _without_brackets(name: str) -> str:
+    return name.removeprefix("[").removesuffix("]")

@@ -1,0 +1,49 @@
+"""What the configuration says of the page (`admin.web`). Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from ipaddress import IPv4Network, IPv6Network
+from typing import Annotated
+
+from relay.mail.option import SECRET, Form
+
+__all__ = ["Role", "WebOptions", "WebUser"]
+
+
+class Role(StrEnum):
+    """What a user may do."""
+
+    VIEWER = "viewer"
+    """Look."""
+    OPERATOR = "operator"
+    """Look, and change the queue."""
+
+
+@dataclass(frozen=True, slots=True)
+class WebUser:
+    """Who may look. `password`: an argon2 hash; None: comes through the proxy only."""
+
+    name: str
+    password: Annotated[str, Form.ARGON2, SECRET] | None = field(default=None, repr=False)
+    role: Role = Role.VIEWER
+
+
+@dataclass(frozen=True, slots=True)
+class WebOptions:
+    """`users` by name; nobody: there is no page. `hosts`: names the page may be asked for under,
+    beside localhost, loopback addresses and our own name. `insecure`: plain HTTP for clients that
+    are not on this machine, too. `note`: a sentence on every page.
+
+    `proxy_header`: the name of the user, where a proxy in `proxy_networks` says it.
+    """
+
+    users: Mapping[str, WebUser] = field(default_factory=dict)
+    hosts: tuple[Annotated[str, Form.MAIL_HOST], ...] = ()
+    insecure: bool = False
+    show_content: bool = False
+    proxy_header: Annotated[str, Form.HEADER_NAME] | None = None
+    proxy_networks: tuple[IPv4Network | IPv6Network, ...] = ()
+    note: str = ""

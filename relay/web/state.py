@@ -1,0 +1,76 @@
+"""What the pages work with. The daemon puts it together; nothing here knows the configuration."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from relay.admin.mta_sts import Policies
+from relay.admin.operator import Operator
+from relay.mail.event import Event
+from relay.policy.fields import Wishes
+from relay.policy.rules import PolicyRules
+from relay.queue.store import QueueView
+from relay.submit.failures import Failures
+from relay.web.options import WebOptions
+
+__all__ = ["Facts", "Web"]
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """How the relay is. `certificates`: when each file's expires. `trouble`: sentences.
+
+    `commit_seconds`: the mean time of a commit of a result since the start, None where there was
+    none.
+    """
+
+    version: str
+    workers: int
+    started: datetime
+    free_bytes: int
+    log_lag_events: int
+    certificates: Mapping[str, datetime] = field(default_factory=dict)
+    trouble: Sequence[str] = ()
+    commit_seconds: float | None = None
+    in_flight: int = 0
+    silent: Mapping[str, str] = field(default_factory=dict)
+    nameservers: Sequence[str] = ()
+    validates: bool | None = None
+    """Whether the resolver says of signed answers that they are; None: nobody could tell."""
+
+
+@dataclass(frozen=True, slots=True)
+class Web:
+    """`places`: file and line of each key of the policy. `last_reload`: when, and what changed.
+
+    `configuration`: what is in effect, without secrets, as YAML. `failures`: the wrong passwords
+    of clients, those at the listeners included. `note`: stands on every page.
+    """
+
+    operator: Operator
+    hostname: str
+    options: Callable[[], WebOptions]
+    rules: Callable[[], PolicyRules]
+    explain: Callable[[str, str, Wishes], Awaitable[Mapping[str, Any]]]
+    facts: Callable[[], Awaitable[Facts]]
+    probe: Callable[[str], Awaitable[Mapping[str, Any]]]
+    policies: Policies
+    write_event: Callable[[Event], Awaitable[None]]
+    content: Callable[[str], AsyncIterator[bytes]]
+    configuration: Callable[[], str] = lambda: ""
+    places: Callable[[], Mapping[str, str]] = dict
+    last_reload: Callable[[], tuple[datetime, str] | None] = lambda: None
+    failures: Failures = field(default_factory=Failures)
+    note: Callable[[], str] = lambda: ""
+
+    @property
+    def view(self) -> QueueView:
+        """The queue and the log, to be looked at."""
+        return self.operator.view
+
+    def clock(self) -> datetime:
+        """Now."""
+        return self.operator.clock()

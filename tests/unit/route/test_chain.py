@@ -1,0 +1,59 @@
+"""What is wrong with a chain of certificates, found without a handshake: as OpenSSL would say."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from relay.mail.outcome import PolicyResult
+from relay.route.chain import fault_of, readable, store_of
+from relay.sandbox.certificates import Authority, Kind
+
+NAME = "mx.dest.example"
+AUTHORITY = Authority()
+ROOTS = store_of([x509.load_pem_x509_certificate(AUTHORITY.ca_pem).public_bytes(Encoding.DER)])
+
+
+def shown(kind: Kind) -> list[bytes]:
+    chain = x509.load_pem_x509_certificates(AUTHORITY.leaf(NAME, kind).chain_pem)
+    return [certificate.public_bytes(Encoding.DER) for certificate in chain]
+
+
+@pytest.mark.parametrize(
+    ("kind", "fault"),
+    [
+        (Kind.GOOD, None),
+        (Kind.WILDCARD, None),
+        (Kind.WRONG_NAME, PolicyResult.HOST_MISMATCH),
+        (Kind.WILDCARD_TWO_LABELS, PolicyResult.HOST_MISMATCH),
+        (Kind.EXPIRED, PolicyResult.EXPIRED),
+        (Kind.NOT_YET_VALID, PolicyResult.NOT_TRUSTED),
+        (Kind.SELF_SIGNED, PolicyResult.NOT_TRUSTED),
+        (Kind.UNKNOWN_CA, PolicyResult.NOT_TRUSTED),
+        (Kind.MISSING_INTERMEDIATE, PolicyResult.NOT_TRUSTED),
+    ],
+)
+def test_fault_of_a_certificate_is_named_as_tls_reports_name_it(kind: Kind, fault):
+    assert fault_of(shown(kind), ROOTS, NAME, now=datetime.now(UTC)) is fault
+
+
+@pytest.mark.parametrize("chain", [[], [b""], [b"\x30\x00"], [b"nonsense"]])
+def test_a_chain_that_cannot_be_read_is_not_trusted(chain: list[bytes]):
+    fault = fault_of(chain, ROOTS, NAME, now=datetime.now(UTC))
+    assert fault is PolicyResult.NOT_TRUSTED
+
+
+def test_without_a_root_or_a_name_nothing_is_good():
+    good, now = shown(Kind.GOOD), datetime.now(UTC)
+    assert store_of([b"nonsense"]) is None
+    assert fault_of(good, None, NAME, now=now) is PolicyResult.NOT_TRUSTED
+    assert fault_of(good, ROOTS, None, now=now) is PolicyResult.HOST_MISMATCH
+
+
+def test_a_certificate_that_makes_no_sense_does_not_spoil_its_neighbours():
+    good = shown(Kind.GOOD)
+    assert [der for _, der in readable([b"x", *good, b""])] == good
+    assert fault_of([*good, b"x"], ROOTS, NAME, now=datetime.now(UTC)) is None

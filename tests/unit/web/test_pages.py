@@ -1,0 +1,211 @@
+"""Each page says what a person came for, and holds whatever a stranger wrote."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from datetime import timedelta
+
+import pytest
+
+from relay.mail.outcome import Bounced, HopSession
+from relay.queue.store import EventFilter, QueueFilter
+from tests.fakes.page import NOBODY, NOW, SENT, SENT_IN_CLEAR, PageRig
+
+PAGES = (
+    "/",
+    "/?hours=720",
+    "/log",
+    "/queue",
+    "/queue?all",
+    "/queue?domain=busy.example",
+    "/destination/partner.example",
+    "/destination/unknown.example",
+    "/policy",
+    "/policy?from=a@legal.example&to=b@partner.example",
+    "/report",
+    "/report?sender=legal.example&recipient=partner.example",
+    "/health",
+    "/help",
+)
+
+
+@pytest.mark.parametrize("has_mail", [False, True], ids=["empty", "with mail"])
+async def test_every_page_is_shown_with_its_headers(rig: PageRig, has_mail: bool) -> None:
+    if has_mail:
+        await rig.some_mail()
+    browser = await rig.browser("olga")
+    for place in PAGES:
+        async with browser.http.get(rig.base + place) as answer:
+            text = await answer.text()
+            assert answer.status == 200, (place, text)
+            policy = answer.headers["Content-Security-Policy"]
+            assert "default-src 'none'" in policy
+            assert "unsafe" not in policy
+            assert answer.headers["X-Content-Type-Options"] == "nosniff"
+            assert answer.headers["Referrer-Policy"] == "same-origin"
+            assert answer.headers["Cache-Control"] == "no-store"
+            assert not re.search(r'\sstyle="|\son[a-z]+="|<script>|<style', text), place
+            assert not re.search(r'(?:src|href|action)="(?:https?:)?//', text), place
+            assert text.count("<h1") == 1
+
+
+async def test_overview_says_how_mail_went_and_what_is_in_trouble(rig: PageRig) -> None:
+    await rig.some_mail()
+    _, text = await (await rig.browser("vera")).get("/")
+    assert re.search(r"Delivered</span><strong>21<", text)
+    assert re.search(r"Failed for good</span><strong>1<", text)
+    assert re.search(r"In clear</span><strong>1<", text)
+    trouble = text[text.index("Destinations in trouble") :]
+    assert "strict.example" in trouble
+    assert "certificate has expired" in trouble
+    assert "mailbox busy" in trouble
+
+
+async def test_overview_warns_of_clear_mail_to_a_host_that_was_verified(rig: PageRig) -> None:
+    await rig.mail("a@old.example", SENT, at=NOW - timedelta(days=9))
+    await rig.mail("b@new.example", SENT_IN_CLEAR)
+    browser = await rig.browser("vera")
+    assert "over verified TLS before" not in (await browser.get("/"))[1]
+    await rig.mail("b@old.example", SENT_IN_CLEAR)
+    assert "Mail to old.example went out in clear today" in (await browser.get("/"))[1]
+
+
+async def test_log_is_filtered_and_paged(rig: PageRig) -> None:
+    await rig.some_mail()
+    browser = await rig.browser("vera")
+
+    async def found(query: str) -> int:
+        _, text = await browser.get(f"/log?{query}")
+        return text.count('<details class="row ')
+
+    assert await found("protection=clear") == 1
+    assert await found("event=failed") == 1
+    assert await found("event=deferred") == 2
+    assert await found("recipient=PARTNER.example&event=delivered") == 20
+    assert await found("q=carol") == 2
+    assert await found("source=message") == 48
+    assert await found("source=destination") == 0
+    assert await found("begin=2026-11-21") == 0
+    for number in range(20):
+        await rig.mail(f"x{number}@partner.example", queue_id=f"ID{number}")
+    _, text = await browser.get("/log")
+    assert text.count('<details class="row ') == 50
+    older = re.search(r'rel="next" href="([^"]+)"', text)
+    assert older is not None
+    _, second = await browser.get(older[1].replace("&amp;", "&"))
+    assert second.count('<details class="row ') == 38
+    ids = re.findall(r'id="e(\d+)"', text + second)
+    assert len(set(ids)) == 88
+    assert ids == sorted(ids, key=int, reverse=True)
+
+
+async def test_export_has_every_event_that_matches(rig: PageRig) -> None:
+    await rig.some_mail()
+    browser = await rig.browser("vera")
+    _, lines = await browser.get("/log/export?format=jsonl&event=delivered")
+    assert len(lines.splitlines()) == 21
+    assert {json.loads(line)["event"] for line in lines.splitlines()} == {"delivered"}
+    _, table = await browser.get("/log/export?format=csv&protection=clear")
+    [row] = csv.DictReader(io.StringIO(table))
+    assert row["recipients"] == "carol@old.example"
+    assert row["protection"] == "clear"
+    _, everything = await browser.get("/log/export?format=csv")
+    assert len(list(csv.reader(io.StringIO(everything)))) == 49
+
+
+async def test_message_tells_its_story_from_acceptance_to_the_next_attempt(rig: PageRig) -> None:
+    await rig.some_mail()
+    browser = await rig.browser("vera")
+    [listed] = await rig.store.list_messages(QueueFilter(domain="strict.example"), now=rig.now)
+    _, text = await browser.get(f"/message/{listed.queue_id}")
+    assert "192.0.2.1 (app.legal.example)" in text
+    assert "not sent: TLS required, certificate has expired (mx.strict.example, 4.7.5)" in text
+    assert "require_tls: true (message)" in text
+    assert "Next attempt" in text
+    assert "Header section" in text
+    assert "body" not in text[text.index("Header section") :].replace("</body>", "")
+    rig.options = type(rig.options)(users=rig.options.users, show_content=True)
+    _, text = await browser.get(f"/message/{listed.queue_id}")
+    assert "body\n" in text[text.index(">Content<") :]
+    status, text = await browser.get("/message/ABSENT")
+    assert (status, "No such message" in text) == (404, True)
+
+
+async def test_message_that_is_delivered_has_its_story_from_the_events(rig: PageRig) -> None:
+    queue_id = await rig.mail("bob@partner.example")
+    _, text = await (await rig.browser("vera")).get(f"/message/{queue_id}")
+    for said in ("Quarterly figures", "TLS verified, mx.partner.example: 250", "TLSv1.3"):
+        assert said in text
+
+
+async def test_report_has_the_numbers_of_the_command_line(rig: PageRig) -> None:
+    await rig.some_mail()
+    await rig.store.log_written(1000)
+    await rig.store.purge_events(before=NOW + timedelta(days=1))
+    assert len(await rig.store.find_events(EventFilter())) == 1
+    browser = await rig.browser("vera")
+    query = "sender=LEGAL.example&since=2026-11-01&until=2026-11-30"
+    _, text = await browser.get(f"/report?{query}")
+    assert re.search(r"over verified TLS</th><td class=\"num\">20<", text)
+    assert "Exceptions: 3" in text
+    _, said = await browser.get(f"/report.json?{query}")
+    told = json.loads(said)
+    assert sum(one["number"] for one in told["counts"] if one["result"] == "delivered") == 21
+    assert len(told["exceptions"]) == 3
+    _, table = await browser.get(f"/report.csv?{query}")
+    kinds = [row["kind"] for row in csv.DictReader(io.StringIO(table))]
+    assert kinds.count("exception") == 3
+    status, _ = await browser.get("/report?since=2026-11-30&until=2026-11-01")
+    assert status == 400
+
+
+async def test_search_leads_where_the_text_belongs(rig: PageRig) -> None:
+    queue_id = await rig.mail("bob@partner.example")
+    browser = await rig.browser("vera")
+    assert await browser.where(f"/search?q={queue_id.lower()}") == f"/message/{queue_id}"
+    assert await browser.where("/search?q=Partner.Example") == "/destination/partner.example"
+    assert await browser.where("/search?q=bob@partner.example") == "/log?q=bob%40partner.example"
+    assert await browser.where("/search?q=%3C1@x%3E") == "/log?q=1%40x"
+    assert await browser.where("/search?q=") == "/log"
+
+
+async def test_policy_says_where_rules_stand_and_explains(rig: PageRig) -> None:
+    browser = await rig.browser("vera")
+    _, text = await browser.get("/policy?from=a@legal.example&to=b@partner.example&skip=yes")
+    assert "relay.yaml:12" in text
+    assert "mx.partner.example" in text
+    assert "not sent here" in text
+    _, text = await browser.get("/policy?to=nonsense")
+    assert "The address cannot be read" in text
+
+
+EVIL = '"><script>alert(1)</script><img src=x onerror=alert(2)>{{7*7}}\u202egnp.exe'
+
+
+async def test_nothing_that_a_stranger_writes_is_run(rig: PageRig) -> None:
+    session = HopSession(EVIL, "192.0.2.7", tls_version=EVIL)
+    outcome = Bounced("5.1.1", 550, EVIL, EVIL, session, hosts=(EVIL,))
+    queue_id = await rig.mail(
+        "b@evil.example",
+        outcome,
+        sender='"<b>x</b>"@evil.example',
+        subject=EVIL,
+        client=EVIL,
+    )
+    await rig.mail("c@evil.example", None, subject=EVIL, client=EVIL)
+    browser = await rig.browser("olga")
+    places = [*PAGES, f"/message/{queue_id}", "/destination/evil.example", "/log?q=%3Cscript%3E"]
+    for place in places:
+        status, text = await browser.get(place)
+        assert status == 200
+        assert "<script>alert" not in text, place
+        assert "<img" not in text, place
+        assert "<b>x" not in text, place
+        assert "\u202e" not in text, place
+        assert "49" not in re.findall(r"onerror=alert\(2\)&gt;(\d+)", text), place
+    _, table = await browser.get("/log/export?format=csv")
+    assert not any(line.startswith(("=", "+", "-", "@")) for line in table.splitlines())
+    assert NOBODY.code == 550
