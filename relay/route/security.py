@@ -353,7 +353,7 @@ def not_named(name: str, sts: StsFloor, pins: tuple[str, ...] | None) -> str:
     if pins is not None and not matches(pins, name):
         return f"is none of the hosts that the configuration allows for this domain: {_few(pins)}"
     if sts.holds and not sts.names(name):
-        return f"is not named by the MTA-STS policy of {sts.domain}: {_few(sts.mx)}"
+        return f"is not named by the MTA-STS policy of {sts.domain}, which names {_few(sts.mx)}"
     return ""
 
 

@@ -35,7 +35,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from types import TracebackType
 
-from relay.sandbox.certificates import Authority, Kind, server_context
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+
+from relay.sandbox.certificates import Authority, Certificate, Kind, server_context
 
 __all__ = [
     "Action",
@@ -271,14 +274,22 @@ class MxServer:
         """All messages this host took, connection by connection."""
         return [message for connection in self.connections for message in connection.messages]
 
+    @property
+    def certificate_sha256(self) -> str:
+        """The digest of the certificate of the first script, in hex, as a TLSA record has it."""
+        leaf = x509.load_pem_x509_certificate(self._leaf(self.scripts[0]).chain_pem)
+        return leaf.fingerprint(hashes.SHA256()).hex()
+
+    def _leaf(self, script: Script) -> Certificate:
+        return self.authority.leaf(self.name, script.certificate, address=self.address)
+
     def context(self, script: Script) -> ssl.SSLContext:
         """The TLS context a script asks for: each connection's own, unless sessions are to be
         resumed.
         """
         if id(script) in self._contexts:
             return self._contexts[id(script)]
-        leaf = self.authority.leaf(self.name, script.certificate, address=self.address)
-        context = server_context(leaf, script.minimum_tls, script.maximum_tls)
+        context = server_context(self._leaf(script), script.minimum_tls, script.maximum_tls)
         if script.resumes_tls:
             self._contexts[id(script)] = context
         return context

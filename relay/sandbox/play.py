@@ -1,9 +1,10 @@
 """`relay demo`: every outcome of the TLS rules, played in a closed sandbox in a few seconds.
 
-Inside this process, on loopback and nowhere else: a DNS server, four mail hosts (a good
-certificate, one for another name, an expired one, no STARTTLS at all), and between them
-the real relay with a spool of its own, which is removed afterwards. A client hands it one
-message for each host and each pair of settings. What is shown is what the relay's delivery
+Inside this process, on loopback and nowhere else: a DNS server, mail hosts, and between them the
+real relay with a spool of its own, which is removed afterwards. Four of the hosts differ by what
+TLS they have (a good certificate, one for another name, an expired one, no STARTTLS at all), five by
+what their domain publishes or the operator pins. A client hands it one message for each host and
+each pair of settings. What is shown is what the relay's delivery
 log says, held against the rules (`RULES`) and against what the hosts saw.
 
 The exit code is 0 where all went as the rules say.
@@ -23,6 +24,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,8 @@ from rich.text import Text
 from relay.config import load
 from relay.daemon.files import FileBudget
 from relay.daemon.running import Relay
+from relay.queue.engine import open_policies
+from relay.queue.policies import StoredPolicy
 from relay.sandbox.certificates import Authority, Kind
 from relay.sandbox.dns import DnsServer
 from relay.sandbox.mx import MxServer, Script, StartTls
@@ -57,12 +61,45 @@ class Became(StrEnum):
     LOST = "no word of it"
 
 
+class Says(StrEnum):
+    """What a domain publishes about its mail host, or the operator says of it."""
+
+    NOTHING = "nothing"
+    TLSA = "the TLSA record of its certificate"
+    OTHER_TLSA = "the TLSA record of another certificate"
+    POLICY = "an MTA-STS policy that names the host"
+    OTHER_POLICY = "an MTA-STS policy that names another host"
+    PINNED = "another host is pinned"
+
+
 HOSTS: Mapping[str, Script] = {
     "good": Script(),
     "wrong-name": Script(certificate=Kind.WRONG_NAME),
     "expired": Script(certificate=Kind.EXPIRED),
     "no-starttls": Script(starttls=StartTls.ABSENT),
+    "dane": Script(certificate=Kind.SELF_SIGNED),
+    "dane-mismatch": Script(),
+    "mta-sts": Script(),
+    "mta-sts-other": Script(),
+    "pinned-other": Script(),
 }
+
+SAYS: Mapping[str, Says] = {
+    "dane": Says.TLSA,
+    "dane-mismatch": Says.OTHER_TLSA,
+    "mta-sts": Says.POLICY,
+    "mta-sts-other": Says.OTHER_POLICY,
+    "pinned-other": Says.PINNED,
+}
+
+_BY_SAYS: Mapping[Says, Became] = {
+    Says.TLSA: Became.VERIFIED,
+    Says.OTHER_TLSA: Became.DEFERRED,
+    Says.POLICY: Became.VERIFIED,
+    Says.OTHER_POLICY: Became.DEFERRED,
+    Says.PINNED: Became.DEFERRED,
+}
+"""With all four pairs of settings."""
 
 # fmt: off
 RULES: Mapping[tuple[bool, bool], tuple[Became, Became, Became, Became]] = {
@@ -145,6 +182,7 @@ async def _play(directory: Path, stage: AsyncExitStack) -> list[Cell]:
     hosts = await _raise_hosts(stage, dns, authority)
     config_file, port = _write_config(directory, ca_file, dns, hosts)
     config = load(config_file, {})
+    await _publish(dns, hosts, Path(config.queue.path))
     files = FileBudget(clients=50, deliveries=50, queries=50, is_short=False)
     relay = await Relay.start(
         config, path=config_file, environ={}, files=files, systemd=Systemd({})
@@ -153,8 +191,38 @@ async def _play(directory: Path, stage: AsyncExitStack) -> list[Cell]:
     await _submit(port)
     events = await _follow(Path(config.log.delivery))
     return [
-        _cell(require, skip, host, hosts[host], events) for require, skip in RULES for host in HOSTS
+        _cell(require, skip, host, hosts[host], events)
+        for require, skip in RULES
+        for host in _played()
     ]
+
+
+def _played() -> list[str]:
+    """The hosts of this machine. Where routes lead to them, nothing that a domain publishes counts."""
+    return [host for host in HOSTS if host not in SAYS or _has_many_addresses()]
+
+
+async def _publish(dns: DnsServer, hosts: Mapping[str, MxServer], spool: Path) -> None:
+    """What domains say about their hosts: TLSA records in signed zones, and policies that the relay
+    has from before.
+    """
+    policies = await open_policies(spool)
+    for host in _played():
+        name, mx = _domain(host), hosts[host]
+        match SAYS.get(host, Says.NOTHING):
+            case Says.TLSA | Says.OTHER_TLSA as says:
+                digest = mx.certificate_sha256 if says is Says.TLSA else "00" * 32
+                dns.sign(name)
+                dns.tlsa(mx.name, f"3 0 1 {digest}", port=mx.port)
+            case Says.POLICY | Says.OTHER_POLICY as says:
+                named = mx.name if says is Says.POLICY else f"other.{name}"
+                text = f"version: STSv1\nmode: enforce\nmx: {named}\nmax_age: 86400\n"
+                now = datetime.now(UTC)
+                await policies.keep(
+                    StoredPolicy(name, "1", text.encode(), now, now + timedelta(days=1))
+                )
+                dns.txt(f"_mta-sts.{name}", "v=STSv1; id=1;")
+    await policies.close()
 
 
 async def _raise_hosts(
@@ -168,7 +236,8 @@ async def _raise_hosts(
     """
     hosts: dict[str, MxServer] = {}
     port = 0
-    for n, (host, script) in enumerate(HOSTS.items(), start=2):
+    for n, host in enumerate(_played(), start=2):
+        script = HOSTS[host]
         name = f"mx.{_domain(host)}"
         address = f"127.0.0.{n}" if _has_many_addresses() else "127.0.0.1"
         mx = MxServer(script, name=name, address=address, port=port, authority=authority)
@@ -193,11 +262,19 @@ def _write_config(
         "queue": {"path": str(directory / "spool"), "retry": ["1h"]},
         "log": {"delivery": str(directory / "delivery.log")},
         "admin": {"socket": str(directory / "relay.sock")},
+        "policy": {
+            "destinations": {
+                _domain(host): {"mx": [f"other.{_domain(host)}"]}
+                for host, says in SAYS.items()
+                if says is Says.PINNED
+            }
+        },
     }
     if not _has_many_addresses():
         document["routes"] = {
             _domain(host): {"host": mx.name, "port": mx.port} for host, mx in hosts.items()
         }
+    (directory / "spool").mkdir(mode=0o700)
     path = directory / "relay.yaml"
     path.write_text(yaml.safe_dump(document))
     return path, port
@@ -209,7 +286,7 @@ async def _submit(port: int) -> None:
         hostname="127.0.0.1", port=port, start_tls=False, timeout=10
     ) as client:
         for require, skip in RULES:
-            for host in HOSTS:
+            for host in _played():
                 recipient = _recipient(require, skip, host)
                 content = (
                     f"From: alice@sender.test\r\nTo: {recipient}\r\nSubject: demo\r\n"
@@ -224,7 +301,7 @@ async def _follow(log: Path) -> dict[str, dict[str, Any]]:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         events = _attempts_in(log)
-        if len(events) == len(RULES) * len(HOSTS) or time.monotonic() > deadline:
+        if len(events) == len(RULES) * len(_played()) or time.monotonic() > deadline:
             return events
         await asyncio.sleep(0.05)
 
@@ -245,7 +322,9 @@ def _cell(
         require_tls=require,
         skip_verification=skip,
         host=host,
-        expected=RULES[require, skip][list(HOSTS).index(host)],
+        expected=_BY_SAYS[SAYS[host]]
+        if host in SAYS
+        else RULES[require, skip][list(HOSTS).index(host)],
         became=became,
         seen_by_host=_ways_at(mx, recipient) == _WAYS[became],
         why=_why(event, became),
@@ -311,6 +390,8 @@ def _why(event: Mapping[str, Any], became: Became) -> str:
 
 def _tail(text: str) -> str:
     """What is said last, and so most closely, in `host [address]: what failed: why`."""
+    if "not connected to: " in text:
+        return text.partition("]: ")[2]
     return text.rpartition(": ")[2]
 
 

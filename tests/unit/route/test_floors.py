@@ -294,7 +294,7 @@ def test_a_host_that_is_pinned_is_under_its_floors(pins):
 def test_a_host_that_no_pin_allows_is_known_before_its_tlsa_records_are_asked_for():
     assert not_named(NAME, NO_STS, ()) != ""
     assert not_named(NAME, ELSEWHERE, (NAME,)) == (
-        "is not named by the MTA-STS policy of example: mx.elsewhere.example"
+        "is not named by the MTA-STS policy of example, which names mx.elsewhere.example"
     )
     assert not_named(NAME, looked_at(ELSEWHERE), None) == ""
     many = tuple(f"mx{n}.example" for n in range(7))

@@ -24,7 +24,7 @@ def test_all_goes_as_the_rules_say_and_nothing_is_left_behind(
 ) -> None:
     assert play.main() == 0
     told = capsys.readouterr()
-    assert "16 of 16 messages went as the rules say" in told.out
+    assert "36 of 36 messages went as the rules say" in told.out
     assert told.err == ""
     assert list(temporary_files.iterdir()) == []
 
@@ -32,7 +32,7 @@ def test_all_goes_as_the_rules_say_and_nothing_is_left_behind(
 def test_a_program_gets_each_line_of_the_delivery_log(capsys: pytest.CaptureFixture[str]) -> None:
     assert play.main(as_json=True) == 0
     cells = json.loads(capsys.readouterr().out)
-    assert len(cells) == 16
+    assert len(cells) == 36
     (strict,) = [
         cell
         for cell in cells
@@ -51,7 +51,7 @@ def test_where_a_host_is_not_what_it_seems_the_exit_code_says_so(
     assert play.main() == 1
     told = capsys.readouterr().out
     assert "not as ruled: no / no at expired: expected: sent in clear" in told
-    assert "14 of 16" in told
+    assert "34 of 36" in told
 
 
 async def test_a_log_that_says_more_than_the_host_saw_is_found_out() -> None:
@@ -65,4 +65,23 @@ def test_where_loopback_has_one_address_the_hosts_are_found_by_routes(
 ) -> None:
     monkeypatch.setattr(play, "_has_many_addresses", lambda: False)
     assert play.main() == 0
-    assert "routes instead of MX" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "routes instead of MX" in told
+    assert "16 of 16 messages" in told
+
+
+@pytest.mark.parametrize(
+    ("host", "became", "word"),
+    [
+        ("dane", "sent in TLS, verified", "dane-ee"),
+        ("dane-mismatch", "deferred", "matches no TLSA record"),
+        ("mta-sts", "sent in TLS, verified", "pkix"),
+        ("mta-sts-other", "deferred", "not named by the MTA-STS policy"),
+        ("pinned-other", "deferred", "none of the hosts that the configuration allows"),
+    ],
+)
+async def test_what_a_domain_publishes_holds_whatever_the_settings(
+    host: str, became: str, word: str
+) -> None:
+    cells = [cell for cell in await play.play() if cell.host == host]
+    assert [(cell.became, word in cell.why) for cell in cells] == [(became, True)] * 4
