@@ -20,6 +20,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from enum import Enum, auto
+from typing import TypeVar
 
 from relay.deliver import negotiate
 from relay.deliver.connection import Connection, Content
@@ -54,7 +55,12 @@ from relay.route.security import HostFloor, Requirement, at_host, requirement, u
 __all__ = ["Attempt"]
 
 _PIECE_BYTES = 64 * 1024
-"""Of content to be converted, between two turns for everybody else."""
+"""Of content to be converted, in one step."""
+
+_AT_ONCE_BYTES = 8 * 1024
+"""A larger piece is converted in a thread: made of empty parts, it may take a tenth of a second."""
+
+T = TypeVar("T")
 
 
 class _Visited(Enum):
@@ -534,9 +540,12 @@ async def _surveyed(content: Content) -> Plan:
     survey = Survey()
     async with aclosing(_in_pieces(content)) as pieces:
         async for piece in pieces:
-            survey.feed(piece)
-            await asyncio.sleep(0)
+            await _step(survey.feed, piece)
     return survey.finish()
+
+
+async def _step(work: Callable[[bytes], T], piece: bytes) -> T:
+    return work(piece) if len(piece) <= _AT_ONCE_BYTES else await asyncio.to_thread(work, piece)
 
 
 async def _in_pieces(content: Content) -> AsyncGenerator[bytes]:
@@ -553,8 +562,7 @@ async def _converted(content: Content, plan: Plan) -> AsyncGenerator[bytes]:
     conversion = Conversion(plan)
     async with aclosing(_in_pieces(content)) as pieces:
         async for piece in pieces:
-            yield conversion.feed(piece)
-            await asyncio.sleep(0)
+            yield await _step(conversion.feed, piece)
     yield conversion.finish()
 
 

@@ -9,27 +9,33 @@ Multiparts are entered (RFC 2046 §5.1), and so is message/rfc822 (§5.2.1), who
 header section of its own. What is signed or encrypted is not (RFC 1847): its octets are its
 author's. A delimiter is one whose line has nothing else but white space; inner ones end where an
 outer one stands.
+
+The work is linear in the octets: a line that may be a delimiter is looked up, however deep parts
+are nested, and all other lines are passed over in one search. Nesting has Postfix's limit.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from relay.mail.header import iter_fields, unfold
+from relay.mail.header import unfold
 
-__all__ = ["Entity", "Kind", "TooComplex", "Visitor", "Walk"]
+__all__ = ["MOST_DEPTH", "Entity", "Kind", "TooComplex", "Visitor", "Walk", "mime_fields"]
 
 HEADER_OCTETS = 2 * 1024 * 1024
 """Of all header sections held at one time; the listener takes none of half that size."""
 
-MOST_DEPTH = 20
-"""Multiparts within each other."""
+MOST_DEPTH = 100
+"""Multiparts and messages within each other: Postfix's mime_nesting_limit."""
 
 MOST_ENTITIES = 10_000
 _DELIMITER_OCTETS = 1000
 """RFC 2046 §5.1.1 allows a boundary 70 characters; white space may follow."""
+
+_NOTABLE_LINE = re.compile(rb"\r\n(?=\r\n|--)")
 
 
 class TooComplex(Exception):
@@ -83,8 +89,14 @@ class Visitor(Protocol):
 
 @dataclass(slots=True)
 class _Multipart:
+    """A multipart that is open. `level`: how deep it is nested; `outer`: the place among the open
+    multiparts of the next outer one with the same delimiter, None without one.
+    """
+
     delimiter: bytes
     is_digest: bool
+    level: int
+    outer: int | None
 
 
 class Walk:
@@ -96,6 +108,9 @@ class Walk:
         self._position = 0
         self._is_final = False
         self._multiparts: list[_Multipart] = []
+        self._places: dict[bytes, int] = {}
+        """By delimiter, the place of the innermost open multipart that has it."""
+        self._level = 0
         self._count = 0
         self._in_header = True
         self._line = 0
@@ -125,22 +140,38 @@ class Walk:
     # --- header sections ------------------------------------------------------------------------
 
     def _header(self) -> bool:
-        """Read on in a header section; whether it came to its end."""
-        while True:
-            end = self._buffer.find(b"\r\n", self._line)
-            if end < 0 and len(self._buffer) - self._position > HEADER_OCTETS:
+        """Read on in a header section; whether it came to its end.
+
+        Only an empty line and lines that begin with `--` are looked at.
+        """
+        while (end := self._section_end()) is None:
+            found = _NOTABLE_LINE.search(self._buffer, self._line)
+            if found is not None:
+                self._line = found.end()
+                continue
+            last = self._buffer.rfind(b"\r\n", self._line)
+            self._line = last + 2 if last >= 0 else self._line
+            if self._is_final:
+                end = len(self._buffer)
+                break
+            if len(self._buffer) - self._position > HEADER_OCTETS:
                 raise TooComplex("a header section is too long")
-            if end < 0 and not self._is_final:
-                return False
-            line = self._buffer[self._line : end] if end >= 0 else self._buffer[self._line :]
-            if not line and end >= 0:
-                self._begin_entity(end + 2)
-                return True
-            if end < 0 or (line.startswith(b"--") and self._delimited_by(line) is not None):
-                # No empty line: this header section has no body.
-                self._begin_entity(self._line if end >= 0 else len(self._buffer))
-                return end >= 0
-            self._line = end + 2
+            return False
+        is_more = end < len(self._buffer)
+        self._begin_entity(end)
+        return is_more
+
+    def _section_end(self) -> int | None:
+        """Where the header section ends, if that can be told by the line that is looked at."""
+        if self._buffer.startswith(b"\r\n", self._line):
+            return self._line + 2
+        end = self._buffer.find(b"\r\n", self._line) if self._begins_with_dashes() else -1
+        if end >= 0 and self._delimited_by(self._buffer[self._line : end]) is not None:
+            return self._line  # no empty line: this header section has no body
+        return None
+
+    def _begins_with_dashes(self) -> bool:
+        return self._buffer.startswith(b"--", self._line)
 
     def _begin_entity(self, end: int) -> None:
         section = self._buffer[self._position : end]
@@ -157,15 +188,17 @@ class Walk:
         else:
             self._buffer = b"\r\n" + self._buffer[end:]
             self._position = 0
+        if entity.kind not in (Kind.MULTIPART, Kind.MESSAGE):
+            self._body = entity
+            return
+        self._level += 1
+        if self._level > MOST_DEPTH:
+            raise TooComplex("its parts are nested too deeply")
         if entity.kind == Kind.MULTIPART:
-            if len(self._multiparts) == MOST_DEPTH:
-                raise TooComplex("its parts are nested too deeply")
-            self._multiparts.append(_Multipart(b"--" + entity.boundary, entity.is_digest))
-        elif entity.kind == Kind.MESSAGE:
+            self._open(entity)
+        else:
             self._position += 2
             self._begin_header(is_part=False)
-        else:
-            self._body = entity
 
     def _begin_header(self, *, is_part: bool, in_digest: bool = False) -> None:
         self._in_header, self._line, self._implied = True, self._position, 0
@@ -175,22 +208,21 @@ class Walk:
 
     def _search(self) -> bool:
         """Tell what comes up to the next delimiter; whether one was found."""
-        buffer = self._buffer
-        while True:
-            found = buffer.find(b"\r\n--", self._position) if self._multiparts else -1
-            if found < 0:
-                self._tell(len(buffer) - self._possible_beginning())
-                return False
-            self._tell(found)
+        buffer, at = self._buffer, self._position
+        while self._multiparts and (found := buffer.find(b"\r\n--", at)) >= 0:
             end = buffer.find(b"\r\n", found + 4)
             if end < 0 and not self._is_final and len(buffer) - found < _DELIMITER_OCTETS:
+                self._tell(found)
                 return False
             line = buffer[found + 2 : end if end >= 0 else found + _DELIMITER_OCTETS]
             depth = self._delimited_by(line) if len(line) < _DELIMITER_OCTETS - 2 else None
             if depth is not None:
+                self._tell(found)
                 self._delimit(depth, line, found + 2 + len(line))
                 return True
-            self._tell(found + 4)
+            at = found + 4
+        self._tell(len(buffer) - self._possible_beginning())
+        return False
 
     def _tell(self, end: int) -> None:
         """The octets up to `end` belong to the body, or to what is between bodies."""
@@ -216,23 +248,23 @@ class Walk:
         return 0
 
     def _delimited_by(self, line: bytes) -> int | None:
-        """Which of the multiparts a line delimits, innermost first."""
-        for depth in range(len(self._multiparts) - 1, -1, -1):
-            delimiter = self._multiparts[depth].delimiter
-            if line.startswith(delimiter) and not line[len(delimiter) :].removeprefix(b"--").strip(
-                b" \t"
-            ):
-                return depth
-        return None
+        """Which of the open multiparts a line delimits: the innermost."""
+        line = line.rstrip(b" \t")
+        place = self._places.get(line)
+        if not line.endswith(b"--"):
+            return place
+        closed = self._places.get(line[:-2])
+        return place if closed is None or (place is not None and place > closed) else closed
 
     def _delimit(self, depth: int, line: bytes, end: int) -> None:
         self._end_body()
-        del self._multiparts[depth + 1 :]
+        self._close(depth + 1)
         multipart = self._multiparts[depth]
         closes = line[len(multipart.delimiter) :].startswith(b"--")
+        self._level = multipart.level
         start = self._position + self._implied
         if closes:
-            self._multiparts.pop()
+            self._close(depth)
             self._visitor.between(self._buffer[start:end])
             self._position, self._implied = end, 0
             return
@@ -240,6 +272,21 @@ class Walk:
         self._visitor.between(self._buffer[start:end])
         self._position = end
         self._begin_header(is_part=True, in_digest=multipart.is_digest)
+
+    def _open(self, entity: Entity) -> None:
+        delimiter = b"--" + entity.boundary
+        outer = self._places.get(delimiter)
+        self._places[delimiter] = len(self._multiparts)
+        self._multiparts.append(_Multipart(delimiter, entity.is_digest, self._level, outer))
+
+    def _close(self, depth: int) -> None:
+        """Of the open multiparts those from `depth` on are at their end."""
+        while len(self._multiparts) > depth:
+            multipart = self._multiparts.pop()
+            if multipart.outer is None:
+                del self._places[multipart.delimiter]
+            else:
+                self._places[multipart.delimiter] = multipart.outer
 
     def _end_body(self) -> None:
         if self._body is not None:
@@ -249,6 +296,10 @@ class Walk:
 
 # --- one header section -------------------------------------------------------------------------
 
+_FIELD = re.compile(
+    rb"\r\n(content-type|content-transfer-encoding|mime-version|dkim-signature)[ \t]*+:"
+    rb"[^\r]*+(?:\r(?:\n[ \t]|(?!\n))[^\r]*+)*+"
+)
 _TYPE = re.compile(
     rb"[ \t]*+([!#$%&'*+.^_`{|}~0-9A-Za-z-]++)/([!#$%&'*+.^_`{|}~0-9A-Za-z-]++)[ \t]*+(?=;|\Z)"
 )
@@ -258,13 +309,19 @@ _PARAMETER = re.compile(
 _ESCAPE = re.compile(rb"\\(.)", re.DOTALL)
 
 
+def mime_fields(section: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """The fields of a header section that MIME and DKIM put there: name in lower case, where the
+    field begins, and where it ends without its CRLF.
+    """
+    for match in _FIELD.finditer(b"\r\n" + section.lower()):
+        yield match[1], match.start(), match.end() - 2
+
+
 def read_entity(section: bytes, number: int, *, is_part: bool, in_digest: bool = False) -> Entity:
     """What a header section says of the body behind it."""
     found: dict[bytes, list[bytes]] = {}
-    for field in iter_fields(
-        section.removesuffix(b"\r\n") if section.endswith(b"\r\n\r\n") else section
-    ):
-        found.setdefault(field.name.strip(b" \t").lower(), []).append(unfold(field.value))
+    for name, start, end in mime_fields(section):
+        found.setdefault(name, []).append(unfold(section[section.index(b":", start) + 1 : end]))
     types, encodings = found.get(b"content-type", []), found.get(b"content-transfer-encoding", [])
     is_mime = is_part or b"mime-version" in found
     encoding = encodings[0].strip().lower().decode("ascii", "replace") if encodings else ""

@@ -20,8 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from relay.deliver.mime import Entity, Kind, TooComplex, Walk
-from relay.mail.header import iter_fields
+from relay.deliver.mime import Entity, Kind, TooComplex, Walk, mime_fields
 
 __all__ = ["Conversion", "NotConvertible", "Plan", "Survey"]
 
@@ -158,13 +157,16 @@ def _relabelled(entity: Entity, section: bytes, encoding: str, *, add_version: b
     fields, has_end = section, section.endswith(b"\r\n\r\n") or section == b"\r\n"
     if has_end:
         fields = section[:-2]
-    lines = []
-    for each in iter_fields(fields):
-        is_label = each.name.strip(b" \t").lower() == b"content-transfer-encoding"
-        lines.append(label if is_label else each.raw)
+    lines: list[bytes] = []
+    begun = 0
+    for name, start, end in mime_fields(fields):
+        if name == b"content-transfer-encoding":
+            lines += fields[begun:start], label
+            begun = end + 2
+    lines.append(fields[begun:])
     if add_version:
         lines.append(b"MIME-Version: 1.0\r\n")
-    if not entity.encoding and label not in lines:
+    if not begun:
         if not entity.has_type:
             lines.append(b"Content-Type: text/plain; charset=unknown-8bit\r\n")
         lines.append(label)

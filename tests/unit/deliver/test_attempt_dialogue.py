@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from relay.deliver.attempt import _surveyed
 from relay.mail.envelope import Notify, Ret
 from relay.mail.outcome import Bounced, Code, Deferred, Delivered, HopSession, Outcome
 from relay.queue.store import SpoolError
@@ -557,6 +558,22 @@ async def test_a_large_message_is_converted_in_pieces(rig):
     assert content.partition(b"\r\n\r\n")[2] == text.replace("ü", "=C3=BC").encode()
     said = int(mx.messages[0].mail.partition("SIZE=")[2])
     assert len(content) <= said < 1.2 * len(content)
+
+
+async def test_content_of_many_empty_parts_keeps_nobody_else_waiting():
+    content = b"Content-Type: multipart/mixed; boundary=b\r\n\r\n" + b"--b\r\n\r\n" * 8000
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0.001)
+            turns += 1
+
+    others_at_work = asyncio.create_task(others())
+    await _surveyed(content[:60_000])
+    others_at_work.cancel()
+    assert turns > 1
 
 
 async def test_a_message_too_large_for_a_host_once_it_is_converted_is_not_sent(rig):

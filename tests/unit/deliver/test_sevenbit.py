@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from email import message_from_bytes
 from email.message import Message
 
@@ -157,6 +158,54 @@ def test_parts_nested_too_deeply_are_not_walked():
     )
     with pytest.raises(NotConvertible, match="nested"):
         survey(content.encode())
+
+
+def test_messages_nested_too_deeply_are_not_walked():
+    inner = b"Content-Type: message/rfc822\r\n\r\n"
+    assert converted(inner * MOST_DEPTH + "\r\nå\r\n".encode()).isascii()
+    with pytest.raises(NotConvertible, match="nested"):
+        survey(inner * (MOST_DEPTH + 1) + "\r\nå\r\n".encode())
+
+
+def test_parts_beside_each_other_are_not_nested():
+    inner = "Content-Type: message/rfc822\r\n\r\n\r\nå\r\n"
+    many = f"{MIME}Content-Type: multipart/mixed; boundary=b\r\n\r\n" + f"--b\r\n{inner}" * 1000
+    assert converted(many + "--b--\r\n").isascii()
+
+
+def _nested(within: bytes, depth: int) -> bytes:
+    fields = b"".join(
+        b"Content-Type: multipart/mixed; boundary=b%d\r\n\r\n--b%d\r\n" % (n, n)
+        for n in range(depth)
+    )
+    return MIME.encode() + fields + b"\r\n" + within + "å\r\n".encode()
+
+
+def seconds(content: bytes) -> float:
+    began = time.process_time()
+    converted(content)
+    return time.process_time() - began
+
+
+@pytest.mark.parametrize("line", [b"--\r\n", b"--b0 x\r\n", b"--b0\r\n\r\nx\r\n"])
+def test_a_line_costs_no_more_however_deep_parts_are_nested(line):
+    lines = line * (200_000 if b"\r\n\r\n" not in line else 9000)
+    flat, deep = (
+        min(seconds(_nested(lines, depth)) for _ in range(3)) for depth in (1, MOST_DEPTH - 2)
+    )
+    assert deep < 1.4 * flat
+
+
+def test_a_conversion_is_linear_in_parts():
+    def parts(count: int) -> bytes:
+        inner = b"--b0\r\nContent-Type: multipart/mixed; boundary=c\r\n\r\n--c\r\n\r\nx\r\n"
+        return _nested(b"", 1) + inner * count
+
+    assert seconds(parts(4900)) < 20 * max(seconds(parts(490)), 0.002)
+
+
+def test_a_header_section_of_two_megabytes_costs_one_search():
+    assert seconds(b"a:\r\n" * 480_000 + "\r\nå\r\n".encode()) < 0.5
 
 
 def test_many_small_parts_are_not_walked_for_ever():
