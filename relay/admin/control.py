@@ -144,7 +144,7 @@ class Control:
     async def _log(self, request: Mapping[str, Any]) -> Answer:
         wanted, view = event_filter(request), self.operator.view
         limit = request.get("limit")
-        if limit is not None and (not isinstance(limit, int) or not 1 <= limit <= 100_000):
+        if limit is not None and (type(limit) is not int or not 1 <= limit <= 100_000):
             raise RequestError("limit is a number from 1 to 100000")
         follow = request.get("follow") is True
         # Asked for first: an event that commits in between is found below, or new.

@@ -130,7 +130,7 @@ class ControlServer:
     ) -> None:
         """Answer until the end, or until the client hangs up (which is how following ends)."""
         answering = asyncio.ensure_future(self._answer(request, writer))
-        hanging_up = asyncio.ensure_future(reader.read(1))
+        hanging_up = asyncio.ensure_future(_hung_up(reader))
         try:
             await asyncio.wait({answering, hanging_up}, return_when=asyncio.FIRST_COMPLETED)
             if answering.done():
@@ -154,6 +154,12 @@ class ControlServer:
         except Exception:
             log.exception("control: a request failed")
             await _send(writer, {"error": "an error of the relay's own; its log has it"})
+
+
+async def _hung_up(reader: asyncio.StreamReader) -> None:
+    """Until the client hangs up. What it sends behind its request means nothing."""
+    while await reader.read(4096):
+        pass
 
 
 async def _send(writer: asyncio.StreamWriter, line: Mapping[str, Any]) -> None:

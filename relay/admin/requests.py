@@ -158,9 +158,9 @@ def _names(request: Mapping[str, Any], key: str, kind: str) -> frozenset[str]:
     names = request[key]
     if not isinstance(names, list) or not all(isinstance(one, str) for one in names):
         raise RequestError(f"{key} is {kind}")
-    if not names or not all(one.strip() for one in names):
+    if not names:
         raise _empty(key)
-    return frozenset(names)
+    return frozenset(_checked(key, one) for one in names)
 
 
 def text_in(request: Mapping[str, Any], key: str) -> str:
@@ -170,8 +170,17 @@ def text_in(request: Mapping[str, Any], key: str) -> str:
     value = request[key]
     if not isinstance(value, str):
         raise RequestError(f"{key} is a text")
+    return _checked(key, value)
+
+
+def _checked(key: str, value: str) -> str:
+    """A text that says something, and that a store can look for."""
     if not value.strip():
         raise _empty(key)
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # octets of a command line, or half of a surrogate pair in JSON
+        raise RequestError(f"{key} is not UTF-8") from None
     return value
 
 

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from random import Random
 
 from tests.fuzz.mutation import mutated
+from tests.fuzz.operator_targets import close
 from tests.fuzz.targets import SEEDS, TARGETS, WORDS
 
 FOUND = Path("build/fuzz")
@@ -56,6 +59,7 @@ def by_chance(name: str, seconds: int) -> None:
             (FOUND / f"{name}-crash").write_bytes(octets)
             print(f"{name}: {octets!r}", file=sys.stderr)
             raise
+    close()
     print(f"{name}: {count} inputs, nothing found")
 
 
@@ -87,7 +91,10 @@ def main() -> int:
             str(asked.seconds),
             name,
         ]
-        if subprocess.run(command, check=False).returncode:
+        # libFuzzer ends its process, and lets nobody tidy up.
+        with tempfile.TemporaryDirectory(prefix="fuzz-") as directory:
+            run = subprocess.run(command, check=False, env={**os.environ, "TMPDIR": directory})
+        if run.returncode:
             failed.append(name)
     print(f"found something in: {', '.join(failed)} (see {FOUND}/)" if failed else "nothing found")
     return bool(failed)

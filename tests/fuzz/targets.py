@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import re
+import unicodedata
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from email import message_from_bytes, policy
-from itertools import pairwise
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 from relay.deliver.framing import MAX_REPLY_BYTES, DotStuffing, Garbled, ReplyReader
 from relay.deliver.mime import TooComplex, Walk
@@ -19,9 +20,11 @@ from relay.deliver.sevenbit import Conversion, NotConvertible, Survey
 from relay.deliver.transaction import _is_safe_path, is_clean
 from relay.mail.address import AddressError, domain_of, parse_path
 from relay.mail.header import iter_fields, remove_fields, split_content
+from relay.mail.ip import unmapped
 from relay.mail.reply import Reply
-from relay.mail.section import HeaderSection, Sections
+from relay.mail.section import ASKING, HeaderSection, Sections
 from relay.policy.fields import BadField, refuse_displaced
+from relay.policy.rules import PolicyRules
 from relay.queue.summary import summarise
 from relay.receive.content import BareNewlines, BdatReader, DataReader
 from relay.receive.parameters import ParameterError, mail_parameters, rcpt_parameters
@@ -29,19 +32,16 @@ from relay.receive.sasl import Exchange
 from relay.receive.spec import BareNewline
 from relay.sign.signature import author_domain
 from relay.submit.options import read_options
+from relay.submit.message import Refusal, open_header
 from tests.fakes.scribe import Scribe
+from tests.fuzz.domain_targets import TLSA_WORDS, policies, tlsa
+from tests.fuzz.http_targets import forms, origins, webhooks
+from tests.fuzz.operator_targets import requests
+from tests.fuzz.pieces import cut
 
 __all__ = ["SEEDS", "TARGETS", "WORDS"]
 
 _NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
-
-
-def _cut(octets: bytes, how: int) -> list[bytes]:
-    """In pieces, as a network may; `how` 0: whole."""
-    if not how:
-        return [octets]
-    marks = [0, *range(1 + how % 3, len(octets), 1 + how % 13), len(octets)]
-    return [octets[a:b] for a, b in pairwise(marks)]
 
 
 # --- addresses ------------------------------------------------------------------------------------
@@ -112,7 +112,7 @@ def content(octets: bytes) -> None:
     whole = DataReader(limit_bytes=4000, strays=strays, ends_with_lf=with_lf)
     end = whole.feed(wire)
     pieces, rest = DataReader(limit_bytes=4000, strays=strays, ends_with_lf=with_lf), b""
-    for piece in _cut(wire, how):
+    for piece in cut(wire, how):
         rest += piece if pieces.complete else piece[pieces.feed(piece) :]
     assert whole.complete
     assert pieces.complete
@@ -131,7 +131,7 @@ def content(octets: bytes) -> None:
 def _goes_on(taken: bytes, how: int) -> None:
     """As the next host reads it, strictly and loosely."""
     stuffer = DotStuffing()
-    sent = b"".join([*map(stuffer.stuff, _cut(taken, how)), stuffer.end()])
+    sent = b"".join([*map(stuffer.stuff, cut(taken, how)), stuffer.end()])
     assert len(re.findall(rb"(?:\r\n|\r|\n|\A)\.(?:\r\n|\r|\n)", sent)) == 1
     reader = DataReader(limit_bytes=10_000)
     assert reader.feed(sent) == len(sent)
@@ -141,7 +141,7 @@ def _goes_on(taken: bytes, how: int) -> None:
 
 def _in_chunks(octets: bytes, how: int) -> None:
     reader = BdatReader(limit_bytes=4000)
-    chunks = _cut(octets, how) or [b""]
+    chunks = cut(octets, how) or [b""]
     for number, chunk in enumerate(chunks):
         reader.begin_chunk(len(chunk), last=number == len(chunks) - 1)
         assert reader.feed(chunk) == len(chunk)
@@ -179,23 +179,101 @@ def headers(octets: bytes) -> None:
         assert not re.search(r"[\x00-\x1f\x7f]", text)
 
 
+def beginnings(octets: bytes) -> None:
+    """What any reader may take for a policy field is obeyed or refused; all other octets go on."""
+    content = re.sub(rb"\r\n|\r|\n", b"\r\n", octets)
+    header, rest, displaced = Sections.of(content)
+    mailbox_line = b"X-Mailbox-Line: " if re.match(rb">*From [^\n]*\n", content) else b""
+    added = b"\r\n" if displaced and not content.startswith(b"\r\n") else b""
+    whole = mailbox_line + content
+    assert header + rest == whole[: len(header)] + added + whole[len(header) :]
+    opened = open_header(
+        HeaderSection(header),
+        reverse_path="",
+        domains=["d.example"],
+        rules=PolicyRules(),
+        received_hops=100,
+        on_top=b"",
+        queue_id="Q",
+        now=datetime(2026, 11, 20, tzinfo=UTC),
+        displaced=displaced,
+    )
+    fields = re.split(rb"\r\n(?![ \t]|\Z)", header) if header else []
+    asked = [wish for field in fields if (wish := _as_wish(field.replace(b"\r\n", b"")))]
+    lines = displaced.split(b"\r\n")
+    lines += [line for line in _FOLD.sub(b"\0", displaced).split(b"\r\n") if _is_cut(line)]
+    behind = [wish for line in lines if (wish := _as_wish(line))]
+    if isinstance(opened, Refusal):
+        assert opened.reply.encode().count(b"\r\n") == 1
+        assert asked or behind or _may_ask(header + displaced)
+        return
+    settings = opened.settings["d.example"]
+    obeyed = {b"require": settings.require_tls.value, b"skip": settings.skip_verification.value}
+    for what, value in asked:
+        assert obeyed[what] is value
+    assert all(value is (what == b"skip") for what, value in behind), behind
+    assert obeyed[b"require"] is ((b"require", True) in asked)
+    assert obeyed[b"skip"] is ((b"skip", True) in asked)
+    kept = [field for field in fields if not _as_wish(field.replace(b"\r\n", b""))]
+    assert opened.header.removesuffix(b"\r\n") == b"\r\n".join(kept).removesuffix(b"\r\n")
+    parsed = message_from_bytes(opened.header + rest, policy=policy.compat32)
+    assert not any(_as_wish(name.encode("latin-1", "replace") + b":") for name in parsed)
+
+
+_FOLD = re.compile(rb"\r\n(?=[ \t])")
+_NAMES_IN_LETTERS = re.compile("x(?:mailgun)?(?:requiretis|skipverification)")
+
+
+def _is_cut(line: bytes) -> bool:
+    """Whether a name goes on behind a fold, which is a NUL here."""
+    return 0 <= line.find(b"\0") < line.find(b":")
+
+
+def _may_ask(octets: bytes) -> bool:
+    """Whether a person could find the name of a policy field there."""
+    text = unicodedata.normalize("NFKD", octets.decode("utf-8", "replace")).lower()
+    readings = text, text.translate(str.maketrans("1|!0$5", "iiioss"))
+    return any(
+        _NAMES_IN_LETTERS.search(re.sub(r"[^a-z]", "", reading).replace("l", "i"))
+        for reading in readings
+    )
+
+
+_NEAR_NAME = re.compile(
+    rb"[^a-z]*x[^a-z]*(?:mailgun[^a-z]*)?(?:(require)[^a-z]*tls|(skip)[^a-z]*verification)[^a-z]*"
+)
+_VALUES = {b"true": True, b"yes": True, b"1": True, b"on": True} | dict.fromkeys(
+    (b"false", b"no", b"0", b"off"), False
+)
+
+
+def _as_wish(line: bytes) -> tuple[bytes, bool | None] | None:
+    """What the most forgiving reader of a line on its own takes it for."""
+    name, colon, value = line.partition(b":")
+    read = unicodedata.normalize("NFKD", name.decode("utf-8", "replace")).lower()
+    match = _NEAR_NAME.fullmatch(read.encode())
+    if match is None or not colon:
+        return None
+    return match[1] or match[2], _VALUES.get(value.strip(b" \t").lower())
+
+
 def conversions(octets: bytes) -> None:
     """A conversion is ASCII, leaves nothing out, and does not depend on how the content is cut."""
     how, message = (octets[0] if octets else 0), re.sub(rb"\r\n|\r|\n", b"\r\n", octets[1:])
     scribe = Scribe()
     walk = Walk(scribe)
     with suppress(TooComplex):
-        for piece in _cut(message, how):
+        for piece in cut(message, how):
             walk.feed(piece)
         walk.finish()
         assert b"".join(scribe.told) == message
     with suppress(NotConvertible):
         survey = Survey()
-        for piece in _cut(message, how):
+        for piece in cut(message, how):
             survey.feed(piece)
         plan = survey.finish()
         results = []
-        for pieces in ([message], _cut(message, how)):
+        for pieces in ([message], cut(message, how)):
             conversion = Conversion(plan)
             results.append(b"".join([*map(conversion.feed, pieces), conversion.finish()]))
         assert results[0] == results[1]
@@ -210,7 +288,7 @@ def replies(octets: bytes) -> None:
     """A stream of replies is read in one way however it is cut, or is garbled, in little memory."""
     heard: list[tuple[list[Reply], str]] = []
     how, stream = (octets[0] if octets else 0), octets[1:]
-    for pieces in ([stream], _cut(stream, how)):
+    for pieces in ([stream], cut(stream, how)):
         reader, taken, trouble = ReplyReader(), [], ""
         try:
             for piece in pieces:
@@ -238,7 +316,7 @@ def sessions(octets: bytes) -> None:
     may_relay, how = bool(octets[0] & 1), octets[1]
     newline = list(BareNewline)[octets[0] % 3]
     said, store = asyncio.run(
-        converse(_cut(octets[2:], how), may_relay=may_relay, bare_newline=newline)
+        converse(cut(octets[2:], how), may_relay=may_relay, bare_newline=newline)
     )
     assert REPLY.fullmatch(said), said
     assert not store.staged
@@ -246,6 +324,50 @@ def sessions(octets: bytes) -> None:
     assert may_relay or not store.messages
     for taken in store.contents:
         assert taken.count(b"\r") == taken.count(b"\n") == taken.count(b"\r\n")
+
+
+def proxies(octets: bytes) -> None:
+    """Whoever a PROXY header names is the client; without a sound one nobody gets in."""
+    from tests.unit.receive.test_any_octets import converse
+
+    if not octets:
+        return
+    how, header = octets[0], octets[1:]
+    results = []
+    for pieces in ([header + _SCRIPT], cut(header + _SCRIPT, how)):
+        said, store = asyncio.run(converse(pieces, networks=_PROXIED, proxied=True))
+        assert not said or said.startswith((b"220 ", b"421 "))
+        results.append((said, [new.message.client for new in store.messages]))
+    assert _without_queue_ids(results[0]) == _without_queue_ids(results[1])
+    client = _client_in(header + _SCRIPT)
+    [(_, clients), _] = results
+    for taken in clients:
+        assert client is not None
+        assert taken == f"x [{client}]"
+        assert any(client in network for network in _PROXIED)
+
+
+_PROXIED = (ip_network("10.0.0.0/8"), ip_network("2001:db8::/32"))
+_SCRIPT = b"EHLO x\r\nMAIL FROM:<a@example.com>\r\nRCPT TO:<b@example.net>\r\nDATA\r\n\r\nx\r\n.\r\nQUIT\r\n"
+_V2 = re.compile(rb"\r\n\r\n\0\r\nQUIT\n\x21([\x11\x12\x21\x22])..", re.DOTALL)
+_V1 = re.compile(rb"PROXY TCP\S*([46]) ([0-9A-Fa-f:.]+) [0-9A-Fa-f:.]+ \d\S* \d\S*\r\n")
+
+
+def _client_in(octets: bytes) -> IPv4Address | IPv6Address | None:
+    """The client by the PROXY header that octets begin with; None where it names none."""
+    if match := _V2.match(octets):
+        size = 4 if match[1] < b"\x20" else 16
+        return unmapped(ip_address(octets[16 : 16 + size]))
+    if match := _V1.match(octets):
+        try:
+            return unmapped(ip_address(match[2].decode()))
+        except ValueError:
+            return None
+    return None
+
+
+def _without_queue_ids(result: tuple[bytes, list[str]]) -> tuple[bytes, list[str]]:
+    return re.sub(rb"queued as \S+", b"", result[0]), result[1]
 
 
 TARGETS: Mapping[str, Callable[[bytes], None]] = {
@@ -256,9 +378,17 @@ TARGETS: Mapping[str, Callable[[bytes], None]] = {
         passwords,
         content,
         headers,
+        beginnings,
         conversions,
         replies,
         sessions,
+        proxies,
+        forms,
+        origins,
+        webhooks,
+        policies,
+        tlsa,
+        requests,
     )
 }
 
@@ -354,6 +484,28 @@ WORDS = [
         b"\r\n--b\r\n",
         b"--b--",
     ),
+    *(
+        b"X-Require-TLS: yes\r\n",
+        b"x_skip_verification :no\r\n",
+        b"\r\nX-Mailgun-Require-TLS: yes\r\n",
+        b"From a@b\r\n",
+        b"\xef\xbb\xbf",
+        b"\xc2\xa0",
+    ),
+    *(
+        b"\r\n--b\r\nContent-Disposition: form-data; name=",
+        b"filename=",
+        b"%41",
+        b"&",
+        b"base64",
+        b"charset=",
+    ),
+    *(b"http://", b"https://", b"127.1", b"0x7f", b"localhost", b"::ffff:", b"/", b"#", b"?"),
+    *(b"PROXY TCP4 ", b"PROXY UNKNOWN\r\n", b"10.0.0.5 ", b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c"),
+    *(b"v=STSv1;", b"id=", b"version: STSv1\n", b"mode: none\n", b"mx: *.", b"max_age: 1\n"),
+    *(b"\xfd", b"\xfe", b"\3\1\1", b"\2\0\0", *TLSA_WORDS),
+    *(b'"all": true', b'"ids": ["M1"]', b'"verb": "remove"', b"\\ud800", b"{}", b"null", b"1e400"),
+    *(b'"since": "0001-01-01T00:00:00+23:59"', b'"limit": ', b'"state": "held"', b'"follow": true'),
     *(b"=?utf-8?q?a=0d=0a?=", b"IPv6:", b"xn--", b"127.0.0.1", b"b.example", b"postmaster"),
 ]
 """What inputs are made of."""
@@ -380,11 +532,65 @@ SEEDS: Mapping[str, list[bytes]] = {
         b"--b\r\n\r\n\xc3\xa5\r\n--b--\r\n",
         b"\1Subject: x\r\n\r\n\xe5 =\r\n",
     ],
+    "beginnings": [
+        b"X-Require-TLS: yes\r\nSubject: x\r\n\r\nbody",
+        b"From a@b Fri Nov 20\r\nX-Skip-Verification: no\r\n folded\r\nTo: x\r\n\r\nbody",
+        b"Subject: x\r\ngarbage\r\nX-Require-TLS: no\r\nX-Mailgun-Require-TLS : yes\r\n\r\nbody",
+        b"\xef\xbb\xbfX-Require-TLS: 1\r\n\r\n",
+        b"X-Require-\r\n TLS: on\r\n\r\n",
+    ],
     "replies": [b"\2220 mx\r\n250-a\r\n250 b\r\n", b"\1550 5.1.1 no\r\n"],
     "sessions": [
         b"\1\3EHLO x\r\nMAIL FROM:<a@example.com>\r\nRCPT TO:<b@example.net>\r\nDATA\r\n"
         b"Subject: x\r\n\r\nx\r\n.\r\nQUIT\r\n",
         b"\1\1EHLO x\r\nMAIL FROM:<>\r\nRCPT TO:<b@example.net>\r\nBDAT 5\r\nhelloBDAT 0 LAST\r\n",
         b"\5\2EHLO x\nAUTH LOGIN\n*\nMAIL FROM:<a@b.example>\nRCPT TO:<c@d.example>\nDATA\na\n.\n",
+    ],
+    "proxies": [
+        b"\3PROXY TCP4 10.0.0.5 192.0.2.1 4000 25\r\n",
+        b"\1PROXY TCP6 ::ffff:10.0.0.5 2001:db8::1 4000 25\r\n",
+        b"\0PROXY UNKNOWN\r\n",
+        b"\2\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\x0a\0\0\5\xc0\0\2\1\x0f\xa0\0\x19",
+        b"\2\r\n\r\n\0\r\nQUIT\n\x21\x21\0\x24\x20\1\x0d\xb8" + bytes(27) + b"\1\x0f\xa0\0\x19",
+        b"\4\r\n\r\n\0\r\nQUIT\n\x20\0\0\0",
+    ],
+    "forms": [
+        b"\3\0from=a%40b.example&to=%c3%a5&text=a+b&&x&=y",
+        b"\2\1text\xfeFfile\xfe\r\n--\xfe\xc3\xa5",
+        b'\1\2multipart/form-data; boundary=b\n--b\r\nContent-Disposition: form-data; name="a"\r\n'
+        b'\r\nx\r\n--b\r\nContent-Disposition: form-data; name=f; filename="y\\"z"\r\n'
+        b"Content-Type: text/plain; charset=utf-8\r\nContent-Transfer-Encoding: base64\r\n\r\n"
+        b"eHh4\r\n--b--",
+    ],
+    "origins": [
+        b"\0\nrelay.example:8080\nhttp://relay.example:8080\nhttps://relay.example:8080/a\nsame-origin",
+        b"\0\n[::1]\nnull\nhttp://user@[::1]:80/?x#y\nnone",
+    ],
+    "webhooks": [
+        b" https://hooks.example/a?b#c\n93.184.215.14\n10.0.0.5\n::ffff:10.0.0.5",
+        b"Lhttp://user:pass@127.0.0.1:8080/\nfd00::5",
+        b" http://[::ffff:169.254.169.254]/\n64:ff9b::a00:5\n2002:a00:5::",
+        b" http://2130706433/\n0177.0.0.1",
+    ],
+    "policies": [
+        b"v=STSv1; id=20261120T1;\xfev: x\r\nversion: STSv1\r\nmode: enforce\r\nmx: mx.b.example\r\n"
+        b"mx: *.b.example\r\nmax_age: 604800\r\n",
+        b"v=spf1 -all\xfdv=STSv1;id=a ;x=\xfeversion:STSv1\nmode:testing\nmx:.b\nmax_age: 99999999999",
+    ],
+    "tlsa": [
+        b"\0\0\0\3\1\1<leaf11>\n\3\1\2<leaf12>\n\2\0\1<issuer01>",
+        b"\2\0\0\2\1\1<issuer11>\n\1\1\1<leaf11>",
+        b"\3\7\1\3\0\0<leaf00>\n\2\0\0<issuer00>\n\2\1\0<issuer10>\n\2\1\2<leaf12>",
+    ],
+    "requests": [
+        b'{"verb": "list", "domain": "example.net", "older-than": 1}',
+        b'{"verb": "remove", "ids": ["M1"], "sender": "a@b.example", "state": "queued"}',
+        b'{"verb": "hold", "all": true}',
+        b'{"verb": "log", "since": "2026-01-31T12:00:00Z", "events": ["accepted"], "limit": 5}',
+        b'{"verb": "log", "follow": true, "recipient": "<>", "id": "\\ud800"}',
+        b'{"verb": "mta-sts-show", "domain": "b.example"}',
+        b'{"verb": "show", "id": "M1"}',
+        b'{"verb": "show", "id": "\\ud800"}',
+        b'{"verb": "log", "limit": true}',
     ],
 }

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
 from random import Random
 
 import pytest
 
+from tests.fuzz import operator_targets
 from tests.fuzz.mutation import mutated
 from tests.fuzz.targets import SEEDS, TARGETS
 
-COUNTS = {"sessions": 300}
+COUNTS = {"sessions": 300, "proxies": 300, "tlsa": 300, "requests": 300}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _closed() -> Iterator[None]:
+    yield
+    operator_targets.close()
 
 
 @pytest.mark.parametrize("name", TARGETS)

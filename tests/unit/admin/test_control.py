@@ -247,6 +247,10 @@ async def test_removed_mail_is_written_down_in_the_delivery_log(
         ({"verb": "log", "recipent": "a@example.net"}, "no such filter: recipent"),
         ({"verb": "remove", "all": True, "sender": "a@example.com"}, "remove what"),
         ({"verb": "remove", "all": "no", "sender": "a@example.com"}, "all is true"),
+        ({"verb": "list", "sender": "\ud800"}, "sender is not UTF-8"),
+        ({"verb": "log", "id": "\ud800"}, "id is not UTF-8"),
+        ({"verb": "remove", "ids": ["M1", "\ud800"]}, "ids is not UTF-8"),
+        ({"verb": "log", "limit": True}, "limit is a number"),
     ],
 )
 async def test_a_request_that_makes_no_sense_is_told_so(
@@ -310,6 +314,15 @@ async def test_a_client_that_says_nothing_is_let_go(
     monkeypatch.setattr(control_socket, "REQUEST_SECONDS", 0.1)
     reader, writer = await asyncio.open_unix_connection(str(server.path))
     assert await asyncio.wait_for(reader.read(), 10) == b""
+    writer.close()
+
+
+async def test_what_a_client_sends_behind_its_request_does_not_keep_the_answer_from_it(
+    server: ControlServer,
+) -> None:
+    reader, writer = await asyncio.open_unix_connection(str(server.path))
+    writer.write(b'{"verb": "list"}\r\n\r\n')
+    assert b"done" in await asyncio.wait_for(reader.readline(), 10)
     writer.close()
 
 

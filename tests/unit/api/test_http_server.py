@@ -756,6 +756,8 @@ async def test_a_message_is_shown_with_where_its_settings_came_from(rig: Rig) ->
         ("remove", {"json": {"domain": "dest.example", "sendr": "a@b.example"}}, 400),
         ("remove", {"json": {"domain": "dest.example", "state": None}}, 400),
         ("remove", {"json": {"all": True, "sender": "a@b.example"}}, 400),
+        ("remove", {"json": {"sender": "\ud800"}}, 400),
+        ("remove", {"json": {"ids": ["\ud800"]}}, 400),
         ("hold", {"data": b"{", "headers": {"Content-Type": "application/json"}}, 400),
         ("hold", {"data": b"[" * 100_000, "headers": {"Content-Type": "application/json"}}, 400),
         ("hold", {"data": b"{}"}, 415),

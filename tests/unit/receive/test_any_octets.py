@@ -20,6 +20,7 @@ from relay.receive.limits import Limits
 from relay.receive.listener_state import ListenerState
 from relay.receive.passwords import Passwords
 from relay.receive.spec import BareNewline, ListenerAuth, ListenerSpec
+from relay.route.addresses import Network
 from tests.fakes.store import FakeStore
 from tests.unit.receive.conftest import USERS
 
@@ -84,11 +85,25 @@ class Wire(asyncio.Transport):
     resume_reading = pause_reading
 
 
+async def _until_it_waits(door: ListenerState, connection: Dialogue) -> None:
+    """Until what is under way needs more octets of the client's."""
+    while door.tasks and connection._proxy_header is None:
+        await asyncio.wait(list(door.tasks))
+        await asyncio.sleep(0)
+    for _ in range(5 if door.tasks else 0):
+        await asyncio.sleep(0)
+
+
 async def converse(
-    pieces: list[bytes], *, may_relay: bool, bare_newline: BareNewline
+    pieces: list[bytes],
+    *,
+    may_relay: bool = False,
+    bare_newline: BareNewline = BareNewline.REFUSE,
+    networks: tuple[Network, ...] = (),
+    proxied: bool = False,
 ) -> tuple[bytes, FakeStore]:
     store = FakeStore()
-    access = Access(users=USERS) if may_relay else Access(networks=())
+    access = Access(users=USERS) if may_relay else Access(networks=networks)
     reception = Reception(
         "relay.example",
         store,
@@ -102,6 +117,7 @@ async def converse(
         auth=ListenerAuth.OPTIONAL if may_relay else ListenerAuth.NONE,
         auth_without_tls=True,
         bare_newline=bare_newline,
+        proxy_protocol=proxied,
     )
     door = ListenerState(spec, reception, None, PASSWORDS)
     wire, connection = Wire(), Dialogue(door)
@@ -110,9 +126,9 @@ async def converse(
         if not wire.is_open:
             break
         connection.data_received(piece)
-        while door.tasks:
-            await asyncio.wait(list(door.tasks))
-            await asyncio.sleep(0)
+        await _until_it_waits(door, connection)
+    connection.eof_received()
+    await _until_it_waits(door, connection)
     connection.connection_lost(None)
     while door.tasks:
         await asyncio.wait(list(door.tasks))
