@@ -40,8 +40,8 @@ def _site(url: str) -> str | None:
         parts = urlsplit(url)
     except ValueError:
         return None
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        return None
+    if parts.scheme not in ("http", "https") or not parts.netloc or "\\" in parts.netloc:
+        return None  # to a browser a backslash ends the host (WHATWG URL §4.4)
     return _without_default_port(parts.netloc.rpartition("@")[2].lower())
 
 

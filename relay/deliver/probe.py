@@ -19,6 +19,7 @@ from relay.deliver.connection import Connection, SessionBroken, TlsResult
 from relay.deliver.diagnosis import judge
 from relay.deliver.negotiate import SessionOptions
 from relay.policy.settings import Setting, Source, TlsSettings
+from relay.route.chain import UNREADABLE, load
 from relay.route.forecast import Forecast, forecast, not_used
 from relay.route.next_hop import Host, TlsMode
 from relay.route.security import (
@@ -201,7 +202,7 @@ def _settings(require: bool, skip: bool) -> TlsSettings:
 def _facts(der: bytes) -> CertificateFacts | None:
     """What a certificate says, None where it cannot be read: anybody may send anything."""
     try:
-        certificate = x509.load_der_x509_certificate(der)
+        certificate = load(der)
         return CertificateFacts(
             subject=certificate.subject.rfc4514_string(),
             issuer=certificate.issuer.rfc4514_string(),
@@ -209,7 +210,7 @@ def _facts(der: bytes) -> CertificateFacts | None:
             not_before=certificate.not_valid_before_utc,
             not_after=certificate.not_valid_after_utc,
         )
-    except (ValueError, TypeError, x509.DuplicateExtension):
+    except UNREADABLE:
         return None
 
 

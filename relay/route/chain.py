@@ -26,9 +26,16 @@ from cryptography.x509.verification import (
 
 from relay.mail.outcome import PolicyResult
 
-__all__ = ["UNREADABLE", "fault_of", "is_issued", "load", "readable", "store_of"]
+__all__ = ["UNREADABLE", "fault_of", "is_issued", "load", "load_whole", "readable", "store_of"]
 
-UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm)
+UNREADABLE = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
 """What `cryptography` raises for a certificate or a key that it cannot read."""
 
 
@@ -39,11 +46,18 @@ def load(der: bytes) -> x509.Certificate:
         return x509.load_der_x509_certificate(der)
 
 
+def load_whole(der: bytes) -> x509.Certificate:
+    """A certificate with its names and its key, which the library reads only when it is asked."""
+    certificate = load(der)
+    _ = certificate.subject, certificate.issuer, certificate.public_key()
+    return certificate
+
+
 def readable(chain: Iterable[bytes]) -> Iterator[tuple[x509.Certificate, bytes]]:
     """The certificates of a chain in DER that can be read, with their octets."""
     for der in chain:
         try:
-            yield load(der), der
+            yield load_whole(der), der
         except UNREADABLE:
             continue
 
@@ -62,7 +76,7 @@ def fault_of(
     In OpenSSL's order: the chain, its dates, the name (RFC 8460 §4.3). None: nothing is.
     """
     try:
-        leaf = load(chain[0])
+        leaf = load_whole(chain[0])
     except (IndexError, *UNREADABLE):
         return PolicyResult.NOT_TRUSTED
     others = [certificate for certificate, _ in readable(chain[1:])]
@@ -87,7 +101,7 @@ def _names(leaf: x509.Certificate) -> list[str]:
     try:
         found = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         names = found.get_values_for_type(x509.DNSName)
-    except (x509.ExtensionNotFound, x509.DuplicateExtension, *UNREADABLE):
+    except (x509.ExtensionNotFound, *UNREADABLE):
         return []
     return [name.replace("*.", "any.", 1) if name.startswith("*.") else name for name in names]
 

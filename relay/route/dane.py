@@ -37,7 +37,7 @@ from relay.route.answers import (
     TlsaLookup,
     Unanswered,
 )
-from relay.route.chain import UNREADABLE, is_issued, load, readable
+from relay.route.chain import UNREADABLE, is_issued, load, load_whole, readable
 from relay.route.floor import DaneFloor, DaneState, Tlsa
 
 __all__ = ["base_domains", "floor_of_records", "look_up", "matched", "parse_tlsa", "usable"]
@@ -218,7 +218,7 @@ def _is_anchored(
 ) -> bool:
     """Whether the first certificate is for one of the names, by an issuer that a record names."""
     try:
-        leaf = load(chain[0])
+        leaf = load_whole(chain[0])
     except UNREADABLE:
         return False
     sent = tuple(readable(chain[1:]))
@@ -245,7 +245,7 @@ def _anchors(
     but the key (RFC 7672 §3.1.2).
     """
     if record.matching == _EXACT and record.selector == _CERTIFICATE:
-        yield load(record.data)
+        yield from (certificate for certificate, _ in readable([record.data]))
     elif record.matching == _EXACT:
         key = load_der_public_key(record.data)
         for issuer in {certificate.issuer for certificate in chain}:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from functools import cache
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -88,7 +89,12 @@ def tlsa(octets: bytes) -> None:
         return
     flags, place, octet = octets[:3]
     leaf, issuer = certificates()
-    rdata = [_filled(line) for line in octets[3:].split(b"\n")][:6]
+    if flags & 1:
+        broken = bytearray(leaf)
+        broken[place % len(leaf)] ^= octet or 1
+        leaf = bytes(broken)
+    described = (leaf, issuer) if flags & 4 else certificates()
+    rdata = [_filled(line, *described) for line in octets[3:].split(b"\n")][:6]
     floor = floor_of_records(
         TlsaAnswer(tuple(rdata), authenticated=True), HOST, names=(), is_enforced=True
     )
@@ -97,16 +103,13 @@ def tlsa(octets: bytes) -> None:
     assert all(record.usage in (2, 3) for record in counting)
     if not counting:
         return
-    if flags & 1:
-        broken = bytearray(leaf)
-        broken[place % len(leaf)] ^= octet or 1
-        leaf = bytes(broken)
     chain = [leaf, issuer] if flags & 2 else [leaf]
     verdict = matched(floor, chain, now=NOW)
     named = {one.usage for one in counting if one.data in _values(one, leaf, issuer)[one.usage]}
     if flags & 1:  # its signature is broken
-        assert verdict in (None, VerifiedBy.DANE_EE)
-        assert (verdict is None) or 3 in {one.usage for one in counting}
+        assert verdict is None or (
+            verdict is VerifiedBy.DANE_EE and 3 in {r.usage for r in counting}
+        )
     elif 3 in named:
         assert verdict is VerifiedBy.DANE_EE
     elif 2 in named and (flags & 2 or any(r.usage == 2 and not r.matching for r in counting)):
@@ -126,7 +129,7 @@ def _selected(record: Tlsa, der: bytes) -> bytes:
     if record.selector:
         try:
             key = x509.load_der_x509_certificate(der).public_key()
-        except ValueError:
+        except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion):
             return b""
         der = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     match record.matching:
@@ -145,9 +148,8 @@ TLSA_WORDS = [
 ]
 
 
-def _filled(line: bytes) -> bytes:
+def _filled(line: bytes, leaf: bytes, issuer: bytes) -> bytes:
     """A record in which words stand for what it is about: `<leaf11>`: SHA-256 of the leaf's key."""
-    leaf, issuer = certificates()
     for word in TLSA_WORDS:
         if word in line:
             der = leaf if word.startswith(b"<leaf") else issuer

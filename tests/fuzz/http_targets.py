@@ -111,7 +111,7 @@ def origins(octets: bytes) -> None:
     says = {
         name: value.strip()
         for name, value in zip(_ORIGIN_FIELDS, lines[1:], strict=False)
-        if value.strip()
+        if value.strip() and value.isprintable()  # as a browser says it
     }
     if is_foreign(method, says) or method in ("GET", "HEAD", "OPTIONS"):
         return

@@ -37,6 +37,9 @@ def test_no_input_breaks_a_promise(name: str) -> None:
 
 FOUND: list[tuple[str, bytes]] = [
     ("replies", b"12\r\n"),  # was a reply with the code 2
+    ("requests", b'{"verb": "show", "id": "\\\\ud800"}'),  # no store takes half of a surrogate pair
+    ("requests", b'{"verb": "show", "id": "M1"}\r\n'),  # whoever sent more got no answer
+    ("origins", b"\0\nrelay.example\nhttp://relay.example\nhttp://evil.example\\\\@relay.example/"),
 ]
 """What was found once."""
 

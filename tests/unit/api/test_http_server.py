@@ -430,6 +430,7 @@ async def test_a_right_key_that_is_new_gets_in_beside_guessers_when_it_comes_aga
         ({"Origin": "https://relay.example.evil.example"}, 403),
         ({"Origin": "https://relay.example:8443"}, 403),
         ({"Origin": "https://relay.example@evil.example"}, 403),
+        ({"Referer": "https://evil.example\\\\@relay.example/"}, 403),
         ({"Origin": "null"}, 403),
         ({"Origin": ""}, 403),
         ({"Referer": "https://evil.example/relay.example"}, 403),

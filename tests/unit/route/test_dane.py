@@ -440,6 +440,38 @@ def test_a_certificate_in_the_chain_that_cannot_be_read_is_passed_over():
     assert matched(floor, [LEAF.der, b"nonsense", MIDDLE.der], now=NOW) is TA
 
 
+def broken(issued, part):
+    """A certificate one part of which `cryptography` cannot read, as some hosts send them."""
+    names = issued.certificate.subject.public_bytes()
+    before, after = {
+        "version": (b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x60"),
+        "subject": (names, names.replace(b"\x0c", b"\x0b")),
+        "key": (b"\x2a\x86\x48\xce\x3d\x02\x01", b"\x2a\x81\x48\xce\x3d\x02\x01"),
+    }[part]
+    assert before in issued.der
+    return issued.der.replace(before, after)
+
+
+@pytest.mark.parametrize("part", ["version", "subject", "key"])
+def test_a_certificate_of_which_a_part_cannot_be_read_meets_no_record_about_issuers(part):
+    bad = broken(MIDDLE, part)
+    digest = Tlsa(2, 0, 1, hashlib.sha256(bad).digest())
+    itself, key = Tlsa(2, 0, 0, bad), Tlsa(2, 1, 1, hashlib.sha256(MIDDLE.spki).digest())
+    known = usable([digest, itself, key])
+    floor = DaneFloor(DaneState.USABLE, base=NAME, names=(NAME,), records=known)
+    assert matched(floor, [LEAF.der, bad], now=NOW) is None
+    assert matched(floor, [broken(LEAF, part), MIDDLE.der], now=NOW) is None
+    assert matched(floor, [LEAF.der, bad, MIDDLE.der], now=NOW) is TA
+
+
+@pytest.mark.parametrize("part", ["version", "subject", "key"])
+def test_a_certificate_of_which_a_part_cannot_be_read_meets_a_record_about_itself(part):
+    bad = broken(LEAF, part)
+    [record_of_it] = usable([Tlsa(3, 0, 1, hashlib.sha256(bad).digest())])
+    floor = DaneFloor(DaneState.USABLE, base=NAME, names=(NAME,), records=(record_of_it,))
+    assert matched(floor, [bad], now=NOW) is EE
+
+
 # --- both -------------------------------------------------------------------------------------
 
 
