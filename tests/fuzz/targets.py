@@ -22,7 +22,7 @@ from relay.mail.address import AddressError, domain_of, parse_path
 from relay.mail.header import iter_fields, remove_fields, split_content
 from relay.mail.ip import unmapped
 from relay.mail.reply import Reply
-from relay.mail.section import ASKING, HeaderSection, Sections
+from relay.mail.section import ASKING, HeaderSection, Sections, _as_read
 from relay.policy.fields import BadField, refuse_displaced
 from relay.policy.rules import PolicyRules
 from relay.queue.summary import summarise
@@ -183,7 +183,9 @@ def beginnings(octets: bytes) -> None:
     """What any reader may take for a policy field is obeyed or refused; all other octets go on."""
     content = re.sub(rb"\r\n|\r|\n", b"\r\n", octets)
     header, rest, displaced = Sections.of(content)
-    mailbox_line = b"X-Mailbox-Line: " if re.match(rb">*From [^\n]*\n", content) else b""
+    top = b"X-Mailbox-Line: "
+    mailbox_line = top if header.startswith(top) and not content.startswith(top) else b""
+    assert not mailbox_line or re.match(rb">*From ", content)
     added = b"\r\n" if displaced and not content.startswith(b"\r\n") else b""
     whole = mailbox_line + content
     assert header + rest == whole[: len(header)] + added + whole[len(header) :]
@@ -232,7 +234,7 @@ def _is_cut(line: bytes) -> bool:
 
 def _may_ask(octets: bytes) -> bool:
     """Whether a person could find the name of a policy field there."""
-    text = unicodedata.normalize("NFKD", octets.decode("utf-8", "replace")).lower()
+    text = _as_read(octets)
     readings = text, text.translate(str.maketrans("1|!0$5", "iiioss"))
     return any(
         _NAMES_IN_LETTERS.search(re.sub(r"[^a-z]", "", reading).replace("l", "i"))
