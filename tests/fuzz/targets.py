@@ -253,12 +253,12 @@ _VALUES = {b"true": True, b"yes": True, b"1": True, b"on": True} | dict.fromkeys
 
 def _as_wish(line: bytes) -> tuple[bytes, bool | None] | None:
     """What the most forgiving reader of a line on its own takes it for."""
-    name, colon, value = line.partition(b":")
-    read = unicodedata.normalize("NFKD", name.decode("utf-8", "replace")).lower()
-    match = _NEAR_NAME.fullmatch(read)
+    text = unicodedata.normalize("NFKD", line.decode("utf-8", "replace")).lower()
+    name, colon, value = text.partition(":")
+    match = _NEAR_NAME.fullmatch(name)
     if match is None or not colon:
         return None
-    return (match[1] or match[2]).encode(), _VALUES.get(value.strip(b" \t").lower())
+    return (match[1] or match[2]).encode(), _VALUES.get(value.strip(" \t").encode())
 
 
 def conversions(octets: bytes) -> None:
