@@ -19,13 +19,16 @@ import json
 import logging
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from datetime import datetime
 from functools import partial
 from typing import Any
 
 from aiohttp import web
 
+from relay.mail.ip import canonical
 from relay.submit.failures import counted_as
+from relay.submit.oddities import Oddities
 
 __all__ = ["Entrance", "HttpError"]
 
@@ -58,10 +61,13 @@ class HttpError(Exception):
 class Protocol(web.RequestHandler):
     """One connection. `client`: whom it counts for."""
 
-    __slots__ = ("client",)
+    __slots__ = ("client", "note")
 
-    def __init__(self, server: web.Server, *, client: str, **options: Any) -> None:
+    def __init__(
+        self, server: web.Server, *, client: str, note: Callable[[str], None], **options: Any
+    ) -> None:
         self.client = client
+        self.note = note
         super().__init__(server, loop=asyncio.get_running_loop(), **options)
         # Requests that were sent before the answer to the one before: aiohttp would keep 32 of
         # them, each with a header section of its own, for a client that reads no answers.
@@ -79,6 +85,8 @@ class Protocol(web.RequestHandler):
         in it.
         """
         super().handle_error(request, status, exc, message)
+        if status == 400:
+            self.note(f"no HTTP request: {type(exc).__name__ if exc else message}")
         said = "This is no HTTP request" if status == 400 else "An error of the relay's own"
         response = web.json_response({"message": said}, status=status, headers={"Server": "relay"})
         response.force_close()
@@ -98,8 +106,11 @@ class Entrance:
         most: int,
         context: ssl.SSLContext | None = None,
         options: Mapping[str, Any] | None = None,
+        clock: Callable[[], datetime],
     ) -> None:
         self.context = context
+        self._clock = clock
+        self._oddities = Oddities()
         self._server = server
         self._options = options or {}
         self._most = most
@@ -107,7 +118,6 @@ class Entrance:
         self._sockets: list[socket.socket] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._entering: dict[asyncio.Task[None], str] = {}
-        self._crowd = ""
 
     async def open(self, address: tuple[str, int]) -> tuple[str, int]:
         """Listen; where it really listens. OSError where that is not to be had."""
@@ -157,29 +167,32 @@ class Entrance:
                 log.warning("HTTP: a connection cannot be accepted: %s", error)
                 await asyncio.sleep(_PAUSE_SECONDS)
                 continue
+            note = partial(self._note, address[0])
             name = counted_as(address[0])
             if self.connections >= self._most:
-                self._turn_away(client, _TOO_MANY, "all")
+                self._turn_away(client, _TOO_MANY, note)
             elif self._connections_of(name) >= self._most_of_client:
-                self._turn_away(client, _TOO_MANY_OF_CLIENT, name)
+                self._turn_away(client, _TOO_MANY_OF_CLIENT, note)
             else:
-                self._crowd = ""
-                entering = loop.create_task(self._let_in(client, name))
+                entering = loop.create_task(self._let_in(client, name, note))
                 self._entering[entering] = name
                 entering.add_done_callback(self._entering.pop)
 
-    def _turn_away(self, client: socket.socket, answer: bytes, crowd: str) -> None:
-        if crowd != self._crowd:
-            log.warning(
-                "HTTP: %d connections are open, of %s: no more are let in", self.connections, crowd
-            )
-        self._crowd = crowd
+    def _note(self, client: str, said: str) -> None:
+        """A line in the log about a client, if it had not too many."""
+        line = self._oddities.line(client, said, self._clock())
+        if line is not None:
+            log.info("HTTP: [%s]: %s", canonical(client), line)
+
+    def _turn_away(self, client: socket.socket, answer: bytes, note: Callable[[str], None]) -> None:
+        whose = "all" if answer is _TOO_MANY else "this address"
+        note(f"{self.connections} connections are open, too many of {whose}: not let in")
         with client, contextlib.suppress(OSError):
             if self.context is None:
                 client.send(answer)
                 client.shutdown(socket.SHUT_WR)
 
-    async def _let_in(self, client: socket.socket, name: str) -> None:
+    async def _let_in(self, client: socket.socket, name: str, note: Callable[[str], None]) -> None:
         patience = _HANDSHAKE_SECONDS if self.context is not None else None
         try:
             if hasattr(socket, "TCP_USER_TIMEOUT"):
@@ -187,14 +200,16 @@ class Entrance:
                     socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREAD_SECONDS * 1000
                 )
             await asyncio.get_running_loop().connect_accepted_socket(
-                partial(Protocol, self._server, client=name, **self._options),
+                partial(Protocol, self._server, client=name, note=note, **self._options),
                 client,
                 ssl=self.context,
                 ssl_handshake_timeout=patience,
             )
-        except (OSError, asyncio.CancelledError) as error:  # SSLError is an OSError
+        except asyncio.CancelledError:
             client.close()
-            log.debug("HTTP: no connection was made: %s", error)
+        except OSError as error:  # SSLError is one
+            client.close()
+            note(f"no connection was made: {error}")
 
 
 def _listening(family: int, name: Any) -> socket.socket:

@@ -166,7 +166,13 @@ async def start_http(
         "keepalive_timeout": header_seconds,
         **PROTOCOL_OPTIONS,
     }
-    entrance = Entrance(runner.server, most=connections, context=context, options=options)
+    entrance = Entrance(
+        runner.server,
+        most=connections,
+        context=context,
+        options=options,
+        clock=api.operator.clock,
+    )
     try:
         bound = await entrance.open(address)
     except OSError as error:

@@ -26,7 +26,6 @@ from relay.receive.access import Access
 from relay.receive.content import ContentReader
 from relay.receive.limits import Connections, Limits
 from relay.receive.memory import SMALL_BYTES, Memory
-from relay.receive.oddities import Oddities
 from relay.receive.session import Session, Transaction
 from relay.receive.submission import complete, open_message, refusal_of
 from relay.report.deliverylog import taken_in
@@ -40,6 +39,7 @@ from relay.submit.message import (
     Screened,
     refuse,
 )
+from relay.submit.oddities import Oddities
 
 __all__ = ["Intake", "Reception"]
 

@@ -6,5 +6,6 @@ options        when a message is to go out, its tags, test mode: header fields a
 trace          the Received field, the fields a client left out, hops counted
 failures       how often a password may be wrong, and what is looked at after that
 secrets        whether a password or key is right
+oddities       how much the log may hold about clients that do not behave
 certificates   what TLS we speak with a client, and with which certificate
 """

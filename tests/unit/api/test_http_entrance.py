@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import ssl
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -114,8 +115,9 @@ async def test_one_address_has_half_of_the_connections_and_leaves_the_others_roo
     [b"\x16\x03\x01 this is no HTTP\r\n\r\n", b"GET / HTTP/1.1\r\nHost: x\r\n: secret\r\n\r\n"],
 )
 async def test_what_is_no_http_is_answered_as_any_other_mistake(
-    start: Start, call: Start, octets: bytes
+    start: Start, call: Start, octets: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, "relay.api.entrance")
     client = await call(await start())
     client.writer.write(octets)
     head = (await client.reader.readuntil(b"\r\n\r\n")).decode()
@@ -123,6 +125,22 @@ async def test_what_is_no_http_is_answered_as_any_other_mistake(
     assert "Content-Type: application/json" in head
     assert "Server: relay\r\n" in head
     assert json.loads(await client.reader.read()) == {"message": "This is no HTTP request"}
+    [said] = caplog.messages
+    assert said.startswith("HTTP: [127.0.0.1]: no HTTP request: ")
+    assert "secret" not in said
+
+
+async def test_a_stranger_cannot_fill_the_log_of_an_https_port(
+    start: Start, call: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "relay.api.entrance")
+    server = await start(certificate=_issue(trustme.CA(), tmp_path))
+    for _ in range(20):
+        client = await call(server)
+        client.writer.write(b"GET / HTTP/1.1\r\n\r\n")
+        assert await client.ended(10)
+    assert len(caplog.messages) == 10
+    assert caplog.messages[0].startswith("HTTP: [127.0.0.1]: no connection was made: ")
 
 
 async def test_a_connection_counts_from_before_its_handshake(

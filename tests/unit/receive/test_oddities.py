@@ -12,8 +12,8 @@ import pytest
 
 from relay.receive.access import Access
 from relay.receive.limits import Limits
-from relay.receive.oddities import Oddities
 from relay.receive.spec import ListenerSpec, ListenerTls
+from relay.submit.oddities import Oddities
 from tests.unit.receive.conftest import USERS, Desk
 
 NOW = datetime(2026, 11, 20, tzinfo=UTC)

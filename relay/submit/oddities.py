@@ -1,6 +1,6 @@
 """How much the program's log may hold about clients that do not behave. Pure.
 
-A client that speaks no SMTP, or breaks off, is a line in the log: who looks for it should find it.
+A client that speaks no SMTP (at the HTTP port, no HTTP), or breaks off, is a line in the log: who looks for it should find it.
 A stranger must not fill the log with such lines, so each client has ten of them in ten minutes and
 all together have a thousand; the next line after that says how many were left out.
 """
