@@ -5,7 +5,8 @@ Each password is counted before it is looked at, by name at a client and by clie
 the count is taken back. Too many of one name, or of one client, and nothing of that name or client
 is looked at in its turn any more, for ten minutes after the last. What still is: of each name that
 exists one new password in ten seconds, and one that was made to wait before, since an application
-comes again and a guess does not. So a right password gets in beside somebody who guesses others.
+comes again and a guess does not; the same one once in ten minutes. So a right password gets in
+beside somebody who guesses, and beside an application that has a wrong one and tries for ever.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Failures:
         self._remembered = remembered
         self._counts: dict[str, tuple[int, datetime]] = {}
         self._turns: dict[tuple[str, str, bool], datetime] = {}
-        self._waiting: dict[bytes, None] = {}
+        self._marks: dict[bytes, datetime | None] = {}
         self._elsewhere = elsewhere
         self.total = 0
 
@@ -64,19 +65,22 @@ class Failures:
         """Whether this password of one who must wait is looked at all the same. `mark`: stands for
         the password; `name`: "" for all that do not exist, so that they have one turn together.
         """
-        comes_again = mark in self._waiting
-        _put(self._waiting, mark, None, self._remembered)
-        key = (client, name, comes_again)
-        if now - self._turns.get(key, now - _TURN) < _TURN:
+        comes_again, looked_at = mark in self._marks, self._marks.get(mark)
+        if looked_at is not None and now - looked_at < _WINDOW:
             return False
-        _put(self._turns, key, now, self._remembered)
-        return True
+        turn = (client, name, comes_again)
+        has_turn = now - self._turns.get(turn, now - _TURN) >= _TURN
+        if has_turn:
+            _put(self._turns, turn, now, self._remembered)
+        _put(self._marks, mark, now if has_turn else None, self._remembered)
+        return has_turn
 
     def count(self, client: str, name: str, now: datetime) -> None:
         """Count a password that is looked at now."""
+        if not self.must_wait(client, name, now):
+            _put(self._turns, (client, name, False), now, self._remembered)
         for key in (_key(client, name), client):
             self._set(key, self._recent(key, now) + 1, now)
-        _put(self._turns, (client, name, False), now, self._remembered)
 
     def take_back(self, client: str, name: str) -> None:
         """It was right. Others that were not stay counted: the application that has the right one

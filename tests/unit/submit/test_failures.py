@@ -58,8 +58,26 @@ def test_of_a_name_that_must_wait_a_new_password_and_one_that_comes_again_have_a
     assert not has_turn(b"guess", 3), "it comes again, but the turn is taken"
     assert has_turn(b"new", 10)
     assert not has_turn(b"newer", 19)
-    assert has_turn(b"new", 12)
+    assert has_turn(b"newer", 20)
     assert has_turn(b"x", 10, "app2"), "each name has its own"
+
+
+def test_a_wrong_password_that_comes_for_ever_takes_nobodys_turn() -> None:
+    """An application with an old password, beside one that has just been given the new one."""
+    failures = Failures()
+    guess(failures, "app1", 10)
+
+    def looked_at(mark: bytes, seconds: int) -> bool:
+        now = NOW + timedelta(seconds=seconds)
+        if not failures.has_turn(CLIENT, "app1", mark, now):
+            return False
+        failures.count(CLIENT, "app1", now)
+        return True
+
+    assert [second for second in range(1, 300) if looked_at(b"old", second)] == [2]
+    assert looked_at(b"right", 300)
+    assert not looked_at(b"old", 590)
+    assert looked_at(b"old", 602)
 
 
 def test_workers_count_wrong_passwords_together() -> None:
