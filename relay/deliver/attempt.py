@@ -14,16 +14,13 @@ Cancelled, an attempt breaks off before the final dot and stays for the answer a
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import replace
 from enum import Enum, auto
-from typing import TypeVar
 
 from relay.deliver import negotiate
-from relay.deliver.connection import Connection, Content
+from relay.deliver.connection import Connection
 from relay.deliver.destinations import Destinations, NotNow, Use, turns_away
 from relay.deliver.diagnosis import (
     Answer,
@@ -37,30 +34,22 @@ from relay.deliver.diagnosis import (
     worth_another_host,
 )
 from relay.deliver.floors import NO_DOMAIN_FLOOR, DomainFloor, Floors
+from relay.deliver.job import Job, fit_for, job_of, signed
 from relay.deliver.options import DeliveryOptions, TlsOptions, security_options
 from relay.deliver.pool import Pool, pool_key
-from relay.deliver.sevenbit import Conversion, NotConvertible, Plan, Survey
 from relay.deliver.signing import Signer
 from relay.deliver.sts_policies import PolicyPending
 from relay.deliver.tally import Tally
 from relay.deliver.tls import TlsContexts
-from relay.deliver.transaction import MOST_RECIPIENTS, Extensions, needs_conversion, prepare
+from relay.deliver.transaction import MOST_RECIPIENTS, prepare
 from relay.mail.outcome import Deferred, HopPolicy, HopSession, Outcome
-from relay.queue.entry import Entry, QueuedMessage, QueuedRecipient
+from relay.queue.entry import Entry, QueuedRecipient
 from relay.queue.store import SpoolError
 from relay.route.mta_sts import StsMode
 from relay.route.next_hop import Host, Hosts, NoRoute, Route
 from relay.route.security import HostFloor, Requirement, at_host, requirement, under
 
 __all__ = ["Attempt"]
-
-_PIECE_BYTES = 64 * 1024
-"""Of content to be converted, in one step."""
-
-_AT_ONCE_BYTES = 8 * 1024
-"""A larger piece is converted in a thread: made of empty parts, it may take a tenth of a second."""
-
-T = TypeVar("T")
 
 
 class _Visited(Enum):
@@ -70,20 +59,6 @@ class _Visited(Enum):
     SILENT = auto()
     TURNED_AWAY = auto()
     CANCELLED = auto()
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """What is to be delivered: the message, its content, and what of that is known."""
-
-    message: QueuedMessage
-    content: Content
-    header_is_utf8: bool
-    signer: Signer | None = None
-    not_convertible: str = ""
-    """Why it is not in 7 bits, though the host takes no others."""
-    unsigned: str = ""
-    """Why it has no DKIM-Signature, though its domain has a key."""
 
 
 class Attempt:
@@ -136,7 +111,7 @@ class Attempt:
         tally = Tally(
             entry.recipients, bounce_unmet=bounce, trouble=route.trouble, rejected=route.rejected
         )
-        job = await _job(entry, content, self._signer)
+        job = await job_of(entry, content, self._signer)
         with self._pool.using_one():
             may_go_on = await self._try_hosts(route, floor, needed, job, tally)
             if may_go_on and tally.is_unmet_by_policy:
@@ -144,7 +119,7 @@ class Attempt:
         return tally.outcomes()
 
     async def _try_hosts(
-        self, route: Hosts, floor: DomainFloor, needed: Requirement, job: _Job, tally: Tally
+        self, route: Hosts, floor: DomainFloor, needed: Requirement, job: Job, tally: Tally
     ) -> bool:
         """Try the hosts in order, those that have room for a connection; whether the attempt may go
         on after that.
@@ -202,7 +177,7 @@ class Attempt:
         route: Hosts,
         floor: DomainFloor,
         needed: Requirement,
-        job: _Job,
+        job: Job,
         tally: Tally,
     ) -> dict[int, Outcome]:
         """What an attempt came to that did not meet a policy: tried anew where the domain has another
@@ -224,7 +199,7 @@ class Attempt:
         host: Host,
         floor: HostFloor,
         needed: Requirement,
-        job: _Job,
+        job: Job,
         tally: Tally,
         use: Use,
     ) -> _Visited:
@@ -304,7 +279,7 @@ class _Visit:
         host: Host,
         policy: HopPolicy,
         connection: Connection,
-        job: _Job,
+        job: Job,
         tally: Tally,
         began: float,
     ) -> None:
@@ -348,7 +323,7 @@ class _Visit:
         return ()
 
     async def _transact(self, batch: Sequence[QueuedRecipient]) -> dict[int, Answer]:
-        job = await _signed(await _fit_for(self._connection.offers, self._job))
+        job = await signed(await fit_for(self._connection.offers, self._job))
         transaction, unsendable = prepare(
             job.message,
             batch,
@@ -482,99 +457,6 @@ def _go_on(tally: Tally, host: Host, waiting: Sequence[QueuedRecipient], outcome
     """All that wait had the same from a host."""
     for recipient in waiting:
         tally.go_on(host, recipient.index, outcome)
-
-
-async def _job(
-    entry: Entry, content: Callable[[], AsyncIterator[bytes]], signer: Signer | None
-) -> _Job:
-    message = entry.message
-    whole = content if entry.content is None else entry.content
-    if not (message.smtputf8 and message.eight_bit):
-        return _Job(message, whole, header_is_utf8=False, signer=signer)
-    # RFC 6531 §3.2 does not tell a header from a body, and a host without SMTPUTF8 may still have
-    # the body.
-    header = (await _beginning(whole)).partition(b"\r\n\r\n")[0]
-    return _Job(message, whole, header_is_utf8=not header.isascii(), signer=signer)
-
-
-async def _fit_for(offers: Extensions, job: _Job) -> _Job:
-    """The job as this host can take it: its content in 7 bits where it takes no others (RFC 6152
-    §3).
-
-    The content is read once to see what is to be done, and once more while it is sent.
-    """
-    if not needs_conversion(job.message, offers):
-        return job
-    try:
-        plan = await _surveyed(job.content)
-    except NotConvertible as reason:
-        return replace(job, not_convertible=str(reason))
-    message = replace(job.message, eight_bit=False, size_bytes=plan.size_bytes)
-    return replace(job, message=message, content=lambda: _converted(job.content, plan))
-
-
-async def _signed(job: _Job) -> _Job:
-    """The job with a signature on top, where there is one to be made: of what goes out, so it comes
-    last.
-    """
-    if job.signer is None or job.not_convertible:
-        return job
-    signature = await job.signer.sign(job.message, job.content)
-    field = signature.field
-    if not field:
-        return replace(job, unsigned=signature.unsigned) if signature.unsigned else job
-    content = job.content
-    message = replace(job.message, size_bytes=job.message.size_bytes + len(field))
-    if isinstance(content, bytes):
-        return replace(job, message=message, content=field + content)
-    return replace(job, message=message, content=lambda: _with(field, content))
-
-
-async def _with(field: bytes, content: Callable[[], AsyncIterator[bytes]]) -> AsyncGenerator[bytes]:
-    yield field
-    async for piece in content():
-        yield piece
-
-
-async def _surveyed(content: Content) -> Plan:
-    survey = Survey()
-    async with aclosing(_in_pieces(content)) as pieces:
-        async for piece in pieces:
-            await _step(survey.feed, piece)
-    return survey.finish()
-
-
-async def _step(work: Callable[[bytes], T], piece: bytes) -> T:
-    return work(piece) if len(piece) <= _AT_ONCE_BYTES else await asyncio.to_thread(work, piece)
-
-
-async def _in_pieces(content: Content) -> AsyncGenerator[bytes]:
-    if not isinstance(content, bytes):
-        async for chunk in content():
-            for start in range(0, len(chunk), _PIECE_BYTES):
-                yield chunk[start : start + _PIECE_BYTES]
-    else:
-        for start in range(0, len(content), _PIECE_BYTES):
-            yield content[start : start + _PIECE_BYTES]
-
-
-async def _converted(content: Content, plan: Plan) -> AsyncGenerator[bytes]:
-    conversion = Conversion(plan)
-    async with aclosing(_in_pieces(content)) as pieces:
-        async for piece in pieces:
-            yield await _step(conversion.feed, piece)
-    yield conversion.finish()
-
-
-async def _beginning(content: Content) -> bytes:
-    if isinstance(content, bytes):
-        return content
-    pieces = content()
-    try:
-        return await anext(pieces, b"")
-    finally:
-        if isinstance(pieces, AsyncGenerator):
-            await pieces.aclose()
 
 
 def _deferred(outcome: Outcome) -> Deferred:

@@ -1,0 +1,110 @@
+"""What one attempt is to deliver: the message, and its content as a host can take it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from relay.deliver.content import Content, beginning, pieces
+from relay.deliver.sevenbit import Conversion, NotConvertible, Plan, Survey
+from relay.deliver.signing import Signer
+from relay.deliver.transaction import Extensions, needs_conversion
+from relay.queue.entry import Entry, QueuedMessage
+
+T = TypeVar("T")
+
+__all__ = ["Job", "fit_for", "job_of", "signed"]
+
+
+_AT_ONCE_BYTES = 8 * 1024
+"""A larger piece is converted in a thread: made of empty parts, it may take a tenth of a second."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is to be delivered: the message, its content, and what of that is known."""
+
+    message: QueuedMessage
+    content: Content
+    header_is_utf8: bool
+    signer: Signer | None = None
+    not_convertible: str = ""
+    """Why it is not in 7 bits, though the host takes no others."""
+    unsigned: str = ""
+    """Why it has no DKIM-Signature, though its domain has a key."""
+
+
+async def job_of(
+    entry: Entry, content: Callable[[], AsyncIterator[bytes]], signer: Signer | None
+) -> Job:
+    """What is to be done for an entry. `content` reads it, where the entry does not carry it."""
+    message = entry.message
+    whole = content if entry.content is None else entry.content
+    if not (message.smtputf8 and message.eight_bit):
+        return Job(message, whole, header_is_utf8=False, signer=signer)
+    # RFC 6531 §3.2 does not tell a header from a body, and a host without SMTPUTF8 may still have
+    # the body.
+    header = (await beginning(whole)).partition(b"\r\n\r\n")[0]
+    return Job(message, whole, header_is_utf8=not header.isascii(), signer=signer)
+
+
+async def fit_for(offers: Extensions, job: Job) -> Job:
+    """The job as this host can take it: its content in 7 bits where it takes no others (RFC 6152
+    §3).
+
+    The content is read once to see what is to be done, and once more while it is sent.
+    """
+    if not needs_conversion(job.message, offers):
+        return job
+    try:
+        plan = await _surveyed(job.content)
+    except NotConvertible as reason:
+        return replace(job, not_convertible=str(reason))
+    message = replace(job.message, eight_bit=False, size_bytes=plan.size_bytes)
+    return replace(job, message=message, content=lambda: _converted(job.content, plan))
+
+
+async def signed(job: Job) -> Job:
+    """The job with a signature on top, where there is one to be made: of what goes out, so it comes
+    last.
+    """
+    if job.signer is None or job.not_convertible:
+        return job
+    signature = await job.signer.sign(job.message, job.content)
+    field = signature.field
+    if not field:
+        return replace(job, unsigned=signature.unsigned) if signature.unsigned else job
+    content = job.content
+    message = replace(job.message, size_bytes=job.message.size_bytes + len(field))
+    if isinstance(content, bytes):
+        return replace(job, message=message, content=field + content)
+    return replace(job, message=message, content=lambda: _with(field, content))
+
+
+async def _with(field: bytes, content: Callable[[], AsyncIterator[bytes]]) -> AsyncGenerator[bytes]:
+    yield field
+    async for piece in content():
+        yield piece
+
+
+async def _surveyed(content: Content) -> Plan:
+    survey = Survey()
+    async with aclosing(pieces(content)) as every:
+        async for piece in every:
+            await _step(survey.feed, piece)
+    return survey.finish()
+
+
+async def _step(work: Callable[[bytes], T], piece: bytes) -> T:
+    return work(piece) if len(piece) <= _AT_ONCE_BYTES else await asyncio.to_thread(work, piece)
+
+
+async def _converted(content: Content, plan: Plan) -> AsyncGenerator[bytes]:
+    conversion = Conversion(plan)
+    async with aclosing(pieces(content)) as every:
+        async for piece in every:
+            yield await _step(conversion.feed, piece)
+    yield conversion.finish()

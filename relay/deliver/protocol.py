@@ -1,0 +1,325 @@
+"""The wire to one mail host: aiosmtplib's protocol, with a reader of replies of our own.
+
+Of the library's `SMTPProtocol` these private parts are used, each with a test
+(tests/unit/deliver/test_protocol.py), so that a release that changes one is noticed:
+
+    _buffer             emptied before a handshake: what came in clear is forgotten (RFC 3207 §4.2)
+    _over_ssl           refuses a second STARTTLS
+    _paused, _drain_waiters, _drain_helper      flow control
+    _loop, transport, is_connected
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import socket
+import ssl
+import sys
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import cast
+
+from aiosmtplib import SMTPException, SMTPReadTimeoutError, SMTPServerDisconnected
+from aiosmtplib.protocol import SMTPProtocol
+from aiosmtplib.response import SMTPResponse
+
+from relay.deliver.framing import MAX_REPLY_BYTES, Garbled, ReplyReader
+from relay.deliver.transaction import is_clean
+from relay.mail.reply import Reply
+
+try:
+    import fcntl
+    import termios
+except ImportError:  # pragma: no cover - not on every system
+    fcntl = termios = None  # type: ignore[assignment]
+
+__all__ = ["LOST", "ClientProtocol", "connect", "told"]
+
+_FAREWELL_SECONDS = 1.0
+"""How long a connection stays open for the answer to QUIT, which nobody waits for."""
+
+LOST = (SMTPException, Garbled, OSError, EOFError, RuntimeError)
+"""What a dead, silent or confused connection raises (RuntimeError: uvloop's transport without its
+handle).
+"""
+
+
+def told(error: BaseException) -> str:
+    """What an error says, fit for a log and a DSN."""
+    if isinstance(error, ssl.SSLError):
+        return _SOURCE_LINE.sub("", str(error.args[-1] if error.args else error))
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    text = (
+        error.message
+        if isinstance(error, SMTPException) and hasattr(error, "message")
+        else str(error)
+    )
+    return text or type(error).__name__
+
+
+_SOURCE_LINE = re.compile(r" \(_ssl\.c:\d+\)$")
+
+
+async def connect(address: str, port: int, seconds: float) -> ClientProtocol:
+    """A connection to this address, which nobody looks up again (no DNS rebinding)."""
+    loop = asyncio.get_running_loop()
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    # asyncio sets TCP_NODELAY on a socket that names its protocol, and on no other.
+    connecting = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        connecting.setblocking(False)
+        async with asyncio.timeout(seconds):
+            await loop.sock_connect(connecting, (address, port))
+            _, wire = await loop.create_connection(lambda: ClientProtocol(loop), sock=connecting)
+    except BaseException:
+        connecting.close()
+        raise
+    return wire
+
+
+class ClientProtocol(SMTPProtocol):
+    """aiosmtplib's protocol with a reader of its own: as many replies as commands, each in its
+    turn.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop)
+        self._reader = ReplyReader()
+        # The library empties this very buffer before a handshake: what came in clear is forgotten
+        # then.
+        self._buffer = self._reader.buffer
+        self._replies: deque[Reply] = deque()
+        self._owed = 1
+        """Replies that are still to come, of those that were asked for. The greeting is one."""
+        self._trouble: Exception | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._leaving = False
+        self.gone = asyncio.Event()
+        self.refusal: Reply | None = None
+
+    @property
+    def is_quiet(self) -> bool:
+        """Connected, with nothing said by the peer that nobody asked for."""
+        return (
+            self._trouble is None
+            and not self._leaving
+            and self.is_connected
+            and self._reader.is_empty
+        )
+
+    @property
+    def ssl_object(self) -> ssl.SSLObject:
+        assert self.transport is not None
+        return cast(ssl.SSLObject, self.transport.get_extra_info("ssl_object"))
+
+    def data_received(self, data: bytes) -> None:
+        if self._leaving:
+            self._close()
+            return
+        if self._trouble is not None:
+            return
+        self._buffer += data
+        self._read()
+        if len(self._buffer) > MAX_REPLY_BYTES:
+            self._fail(Garbled("talks on without being asked"))
+        if self._paused:
+            # While content waits to go out, a host that speaks has something to say about it.
+            self.resume_writing_once()
+
+    def eof_received(self) -> bool:
+        self._fail(SMTPServerDisconnected("the host closed the connection"))
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        text = f"the connection was lost ({told(exc)})" if exc else "the connection was lost"
+        self._fail(SMTPServerDisconnected(text))
+        self.gone.set()
+
+    def resume_writing_once(self) -> None:
+        """Wake who waits to write, without saying that there is room."""
+        for waiter in self._drain_waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def say(self, lines: Sequence[bytes]) -> None:
+        """Send commands; as many replies are owed."""
+        for line in lines:
+            if not is_clean(line):
+                raise AssertionError("a command with a control character in it")
+        self._owed += len(lines)
+        self.write(b"\r\n".join(lines) + b"\r\n")
+
+    def expect_silence(self) -> None:
+        """Make sure that nothing came that nobody asked for, lest it be taken for the next answer.
+
+        421 may come at any time (RFC 5321 §3.8); it is the answer to whatever is said next.
+        """
+        if self._trouble is not None:
+            raise self._trouble
+        if not self._reader.is_empty and not self._buffer.startswith(b"421"):
+            self._fail(Garbled(f"said without being asked: {bytes(self._buffer[:80])!r}"))
+            raise Garbled(f"said without being asked: {bytes(self._buffer[:80])!r}")
+
+    def expect_reply(self) -> None:
+        """One more reply is owed than commands were said: to the content."""
+        self._owed += 1
+        self._read()
+
+    async def next_reply(self, seconds: float) -> Reply:
+        """The reply to the oldest command that has none yet. After a timeout the connection is of
+        no use.
+        """
+        if not self._replies:
+            self._read()
+            if not self._replies and not await self.wait(seconds):
+                self._fail(SMTPReadTimeoutError(f"no answer within {seconds:g} s"))
+        if not self._replies:
+            assert self._trouble is not None
+            raise self._trouble
+        return self.take_reply()
+
+    async def wait(self, seconds: float) -> bool:
+        """Wait for a reply or the end of the connection; whether either came in time."""
+        if self._replies or self._trouble is not None:
+            return True
+        self._waiter = self._loop.create_future()
+        alarm = self._loop.call_later(seconds, _wake, self._waiter)
+        try:
+            await self._waiter
+        finally:
+            alarm.cancel()
+            self._waiter = None
+        return bool(self._replies) or self._trouble is not None
+
+    @property
+    def has_reply(self) -> bool:
+        """Whether a reply is there to be taken."""
+        return bool(self._replies)
+
+    def take_reply(self) -> Reply:
+        """The reply to the oldest command that has none yet, which is there."""
+        self._owed -= 1
+        return self._replies.popleft()
+
+    async def drain(self, seconds: float) -> None:
+        """Wait for room to write, or for a reply. Gives up when for so long nothing at all went
+        out.
+        """
+        while self._paused and not self._replies:
+            before = self._unsent_bytes()
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._drain_helper()
+            except TimeoutError:
+                if self._unsent_bytes() >= before:
+                    raise SMTPReadTimeoutError(f"took no content for {seconds:g} s") from None
+            if self._trouble is not None:
+                raise self._trouble
+
+    def unacknowledged_bytes(self) -> int:
+        """What we sent and the peer's system has not confirmed yet, as far as ours can tell."""
+        return self._unsent_bytes() + self._in_system_bytes()
+
+    def _unsent_bytes(self) -> int:
+        return (
+            cast(asyncio.WriteTransport, self.transport).get_write_buffer_size()
+            if self.transport
+            else 0
+        )
+
+    def _in_system_bytes(self) -> int:
+        if fcntl is None or self.transport is None:
+            return 0
+        count = bytearray(4)
+        with suppress(OSError, AttributeError, ValueError):
+            fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, count)
+        return int.from_bytes(count, sys.byteorder)
+
+    async def start_tls(
+        self,
+        tls_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,
+    ) -> SMTPResponse:
+        self.expect_silence()
+        self._owed += 1
+        return await super().start_tls(
+            tls_context, server_hostname=server_hostname, timeout=timeout
+        )
+
+    async def handshake(
+        self, context: ssl.SSLContext, *, server_hostname: str | None, timeout: float
+    ) -> None:
+        """TLS on a connection where nothing was said. What came in clear all the same is forgotten."""
+        self._owed = 0
+        self._replies.clear()
+        self._reader.reset()
+        transport = await self._loop.start_tls(
+            cast(asyncio.WriteTransport, self.transport),
+            self,
+            context,
+            server_hostname=server_hostname,
+            ssl_handshake_timeout=timeout,
+        )
+        self.transport = transport
+        self._over_ssl = True
+        self.expect_reply()
+
+    async def read_response(self, timeout: float | None = None) -> SMTPResponse:
+        """For `start_tls` of the library."""
+        reply = self.refusal = await self.next_reply(timeout or 0.0)
+        return SMTPResponse(reply.code, reply.text)
+
+    def quit(self) -> None:
+        """QUIT, and the end of the connection whatever comes of it."""
+        if not self.is_quiet:
+            self.abort()
+            return
+        self._leaving = True
+        self.write(b"QUIT\r\n")
+        self._loop.call_later(_FAREWELL_SECONDS, self.abort)
+
+    def abort(self) -> None:
+        """Let go of the connection at once."""
+        if self.transport is not None:
+            cast(asyncio.WriteTransport, self.transport).abort()
+        self._fail(SMTPServerDisconnected("the connection is closed"))
+        self.gone.set()
+
+    def _close(self) -> None:
+        if self.transport is not None:
+            self.transport.close()
+
+    def _read(self) -> None:
+        """Take the replies that are owed out of what came, and no more. After trouble there are
+        none.
+        """
+        try:
+            while self._trouble is None and len(self._replies) < self._owed:
+                reply = self._reader.take()
+                if reply is None:
+                    return
+                self._replies.append(reply)
+                self._wake()
+        except Garbled as garbled:
+            self._fail(garbled)
+
+    def _fail(self, trouble: Exception) -> None:
+        """No more replies will be read. The first trouble is the one to tell of."""
+        if self._trouble is None:
+            self._trouble = trouble
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None:
+            _wake(self._waiter)
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
