@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from relay.deliver.attempt import _surveyed
+from relay.deliver.job import _surveyed
 from relay.mail.envelope import Notify, Ret
 from relay.mail.outcome import Bounced, Code, Deferred, Delivered, HopSession, Outcome
 from relay.queue.store import SpoolError
