@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+import time
 from contextlib import suppress
 
 __all__ = ["LimitedHost"]
 
 
 class LimitedHost:
-    """Listens on `address`, any free port."""
+    """Listens on `address`; port 0 is any that is free."""
 
     def __init__(
         self,
@@ -26,15 +27,18 @@ class LimitedHost:
         seconds: float = 0.0,
         messages: int = 0,
         address: str = "127.0.0.1",
+        port: int = 0,
     ) -> None:
         self.takes = takes
         self.manner = manner
         self.seconds = seconds
         self.messages = messages
         self.address = address
-        self.port = 0
+        self.port = port
         self.open = self.most = self.connections = self.turned_away = 0
         self.taken: list[str] = []
+        self.taken_at: dict[str, float] = {}
+        """By recipient, on the monotonic clock."""
         self._server: asyncio.Server | None = None
         self._is_listening = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -113,6 +117,7 @@ class LimitedHost:
                 await reader.readuntil(b"\r\n.\r\n")
                 await asyncio.sleep(self.seconds)
                 self.taken.append(rcpt)
+                self.taken_at[rcpt] = time.monotonic()
                 count += 1
                 writer.write(b"250 2.0.0 taken\r\n")
             elif verb == b"QUIT":
