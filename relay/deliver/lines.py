@@ -1,7 +1,6 @@
 """Claimed entries that wait for a place, each in the line of its domain. Pure.
 
-The lines of domains that answered lately (proven) and those of all others are kept apart, and
-within each of both the domains take turns. Where a domain's mail leads to is remembered once it had
+The lines are of three classes (`Rank`), and within each of them the domains take turns. Where a domain's mail leads to is remembered once it had
 to wait for a connection there, so that the entries that wait for a destination can be counted.
 """
 
@@ -9,32 +8,44 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterator
+from enum import IntEnum
 
 from relay.queue.entry import Entry
 
-__all__ = ["Lines"]
+__all__ = ["Lines", "Rank"]
 
 _MOST_BOUND = 10_000
 
 _Line = deque[Entry]
 
 
+class Rank(IntEnum):
+    """Which class of domains a line is of."""
+
+    PROVEN = 0
+    """Those that answered lately."""
+    NEW = 1
+    """All others,"""
+    BULK = 2
+    """but for those that only messages to very many domains are for."""
+
+
 class Lines:
-    """The entries that wait. `is_proven` says of which domains."""
+    """The entries that wait."""
 
     def __init__(self) -> None:
-        self._lines: dict[bool, dict[str, _Line]] = {True: {}, False: {}}
-        self._waiting = {True: 0, False: 0}
+        self._lines: dict[Rank, dict[str, _Line]] = {rank: {} for rank in Rank}
+        self._waiting = dict.fromkeys(Rank, 0)
         self._waiting_at: Counter[str] = Counter()
         self._bound: dict[str, tuple[tuple[str, ...], float]] = {}
 
     def __len__(self) -> int:
         """How many entries wait."""
-        return self._waiting[True] + self._waiting[False]
+        return sum(self._waiting.values())
 
-    def waiting(self, is_proven: bool) -> int:
-        """How many entries wait of one class of domains."""
-        return self._waiting[is_proven]
+    def waiting(self, *ranks: Rank) -> int:
+        """How many entries wait of some classes of domains."""
+        return sum(self._waiting[rank] for rank in ranks)
 
     def waiting_at(self, name: str) -> int:
         """How many entries wait that are known to lead to a destination."""
@@ -46,56 +57,61 @@ class Lines:
 
     def domains(self) -> list[str]:
         """The domains that entries wait for."""
-        return [*self._lines[True], *self._lines[False]]
+        return [domain for lines in self._lines.values() for domain in lines]
 
-    def turns(self, is_proven: bool) -> Iterator[str]:
+    def turns(self, rank: Rank) -> Iterator[str]:
         """Each domain of a class once; those that were asked go behind the others."""
-        lines = self._lines[is_proven]
+        lines = self._lines[rank]
         for _ in range(len(lines)):
             domain = next(iter(lines))
             lines[domain] = lines.pop(domain)
             yield domain
 
-    def add(self, entry: Entry, *, is_proven: bool, at_head: bool = False) -> None:
-        """Let an entry wait at the end of its line, or at its head again."""
+    def add(self, entry: Entry, rank: Rank, *, at_head: bool = False) -> None:
+        """Let an entry wait at the end of its line, or at its head again. The line has the best
+        rank of its entries.
+        """
         domain = entry.domain
-        self.classify(domain, is_proven)
-        line = self._lines[is_proven].setdefault(domain, deque())
+        before, line = self._line(domain)
+        if line and rank < before:
+            self.classify(domain, rank)
+        rank = min(rank, before) if line else rank
+        line = self._lines[rank].setdefault(domain, line)
         if at_head:
             line.appendleft(entry)
         else:
             line.append(entry)
-        self._count(domain, is_proven, 1)
+        self._count(domain, rank, 1)
 
     def pop(self, domain: str) -> Entry:
         """The entry at the head of a line."""
-        is_proven, line = self._line(domain)
+        rank, line = self._line(domain)
         entry = line.popleft()
         if not line:
-            del self._lines[is_proven][domain]
-        self._count(domain, is_proven, -1)
+            del self._lines[rank][domain]
+        self._count(domain, rank, -1)
         return entry
 
     def pop_last(self, domain: str, count: int) -> list[Entry]:
         """So many of the entries at the end of a line, those at its very end first."""
-        is_proven, line = self._line(domain)
+        rank, line = self._line(domain)
         popped = [line.pop() for _ in range(min(count, len(line)))]
         if not line:
-            self._lines[is_proven].pop(domain, None)
-        self._count(domain, is_proven, -len(popped))
+            self._lines[rank].pop(domain, None)
+        self._count(domain, rank, -len(popped))
         return popped
 
     def pop_all(self, domain: str) -> list[Entry]:
         """All that wait for a domain."""
         return self.pop_last(domain, self.length(domain))[::-1]
 
-    def classify(self, domain: str, is_proven: bool) -> None:
-        """A domain is of this class from now on."""
-        line = self._lines[not is_proven].pop(domain, None)
-        if line is not None:
-            self._lines[is_proven][domain] = line
-            self._waiting[not is_proven] -= len(line)
-            self._waiting[is_proven] += len(line)
+    def classify(self, domain: str, rank: Rank) -> None:
+        """A domain's line is of this class from now on."""
+        before, line = self._line(domain)
+        if line and before is not rank:
+            self._lines[rank][domain] = self._lines[before].pop(domain)
+            self._waiting[before] -= len(line)
+            self._waiting[rank] += len(line)
 
     # --- destinations -----------------------------------------------------------------------------
 
@@ -125,14 +141,14 @@ class Lines:
 
     # --- counts -----------------------------------------------------------------------------------
 
-    def _line(self, domain: str) -> tuple[bool, _Line]:
-        for is_proven, lines in self._lines.items():
+    def _line(self, domain: str) -> tuple[Rank, _Line]:
+        for rank, lines in self._lines.items():
             if (line := lines.get(domain)) is not None:
-                return is_proven, line
-        return False, deque()
+                return rank, line
+        return Rank.BULK, deque()
 
-    def _count(self, domain: str, is_proven: bool, change: int) -> None:
-        self._waiting[is_proven] += change
+    def _count(self, domain: str, rank: Rank, change: int) -> None:
+        self._waiting[rank] += change
         if domain in self._bound:
             self._count_at(domain, change)
 

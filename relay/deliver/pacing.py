@@ -12,6 +12,8 @@ each address beside it. What a domain gets depends on how it answered:
 A quarter of all places is kept for the domains that answered lately and at once (proven). All
 others together, and every attempt that takes longer than `LONG`, have the rest: neither hosts nor
 name servers that are silent or slow, however many there are, keep mail from a host that is well.
+Of the rest, messages to more than `MANY` other domains have a half, so that one of them does not
+keep mail from a domain that is new.
 
 Any answer counts, a refusal too: the hosts are there, and each message's own retry
 schedule does the rest. Silence is what no message can help: no host could be reached,
@@ -37,12 +39,14 @@ from relay.queue.settle import Settlement
 __all__ = [
     "INITIAL_WINDOW",
     "LONG",
+    "MANY",
     "NEW",
     "Pace",
     "answered",
     "back_off",
     "began",
     "broken_off",
+    "bulk_places",
     "cannot_wait",
     "is_crowded",
     "is_suspended",
@@ -58,6 +62,8 @@ INITIAL_WINDOW = 5
 """Attempts at once at a destination that is new to us."""
 
 LONGEST_SILENCE = timedelta(hours=1)
+
+MANY = 20
 
 LONG = timedelta(seconds=5)
 """An attempt that takes longer proves nothing of its destination."""
@@ -103,6 +109,15 @@ def is_crowded(in_flight: int, *, concurrency: int, most: int) -> bool:
 def unproven_places(concurrency: int) -> int:
     """How many of all places there are for domains that are not proven, once others are."""
     return concurrency - concurrency // 4
+
+
+def bulk_places(concurrency: int) -> int:
+    """How many of those there are for messages to very many domains.
+
+    No more than there are look-ups for names that are not well (`relay.route.dns`): one more name
+    does not wait there behind all others.
+    """
+    return max(1, min(concurrency * 3 // 8, 75))
 
 
 def is_suspended(pace: Pace, *, now: datetime) -> bool:

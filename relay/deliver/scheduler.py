@@ -41,7 +41,7 @@ from typing import Protocol
 
 from relay.deliver import pacing
 from relay.deliver.destinations import Destinations, Holder, NotNow, Use
-from relay.deliver.lines import Lines
+from relay.deliver.lines import Lines, Rank
 from relay.deliver.options import DeliveryOptions
 from relay.deliver.pacing import Pace
 from relay.deliver.reports import dsn_message
@@ -139,7 +139,7 @@ class Scheduler:
         self._paces: dict[str, Pace] = {}
         self._proven: dict[str, None] = {}
         self._only_proven = False
-        self._proven_first = False
+        self._ranks = list(Rank)
         self._lines = Lines()
         self._destinations = destinations or Destinations(
             self._most_per_destination, schedule, clock=monotonic
@@ -149,6 +149,7 @@ class Scheduler:
         self._tasks: set[asyncio.Task[None]] = set()
         self._prompt: dict[asyncio.Task[None], tuple[float, str]] = {}
         """Attempts for proven domains that have not taken long yet: when each began."""
+        self._bulk: set[asyncio.Task[None]] = set()
         self._put_offs: set[asyncio.Task[None]] = set()
         self._breakable: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
@@ -251,11 +252,11 @@ class Scheduler:
         """How many entries to claim: for the free places, or a page ahead of them.
 
         Where a page waits for domains that are not proven, and no place is left for them, only
-        others are wanted.
+        others are wanted, and what has just come.
         """
-        has_page = self._lines.waiting(False) >= self._most
-        self._only_proven = has_page and not self._has_place(is_proven=False)
-        waiting = self._lines.waiting(True) if self._only_proven else len(self._lines)
+        has_page = self._lines.waiting(Rank.NEW, Rank.BULK) >= self._most
+        self._only_proven = has_page and not self._has_place(Rank.BULK)
+        waiting = self._lines.waiting(Rank.PROVEN) if self._only_proven else len(self._lines)
         free = self._most - len(self._tasks)
         ahead = self._most - waiting
         if free > 0:
@@ -286,6 +287,7 @@ class Scheduler:
             limit_per_domain=self._most_per_destination,
             skip=skip,
             only=only,
+            with_new=self._lines.waiting(Rank.NEW) < self._most,
         )
         self._passed_over = skip
         await self._take(claimed)
@@ -306,52 +308,60 @@ class Scheduler:
             if pacing.is_suspended(self._paces.get(entry.domain, pacing.NEW), now=now):
                 silent.append(entry)
             else:
-                self._lines.add(entry, is_proven=entry.domain in self._proven)
+                self._lines.add(entry, self._rank(entry))
         self._begin_waiting()
         await self._put_off(silent)
         if len(self._lines) > 2 * self._most:
             await self._shorten_lines()
 
     def _begin_waiting(self) -> None:
-        """Begin attempts while there are places: both classes of domains in turn, and those of
-        each.
-        """
+        """Begin attempts while there are places: the classes of domains in turn, and those of each."""
         if self._stopping or not len(self._lines):
             return
         self._note_long_attempts()
-        self._proven_first = not self._proven_first
-        classes = [self._proven_first, not self._proven_first]
-        while classes and len(self._tasks) < self._most:
-            is_proven = classes.pop(0)
-            if self._begin_next(is_proven):
-                classes.append(is_proven)
+        self._ranks.append(self._ranks.pop(0))
+        ranks = [rank for rank in self._ranks if self._lines.waiting(rank)]
+        while ranks and len(self._tasks) < self._most:
+            rank = ranks.pop(0)
+            if self._begin_next(rank):
+                ranks.append(rank)
 
-    def _begin_next(self, is_proven: bool) -> bool:
+    def _begin_next(self, rank: Rank) -> bool:
         """Begin an attempt for the next domain of a class that may have one; whether there was one."""
-        under_way, places = self._places(is_proven)
-        if under_way >= places:
+        if not self._has_place(rank):
             return False
+        under_way, places = self._places(rank)
         now, share = self._clock(), self._most_per_destination
         is_crowded = pacing.is_crowded(under_way, concurrency=places, most=share)
-        for domain in self._lines.turns(is_proven):
+        for domain in self._lines.turns(rank):
             pace = self._paces.get(domain, pacing.NEW)
             if pacing.room(pace, most=share, now=now, is_crowded=is_crowded) > 0:
                 names = self._lines.destinations(domain, self._monotonic())
                 if not names or any(map(self._destinations.is_to_be_asked, names)):
-                    self._begin(self._lines.pop(domain), names, is_proven)
+                    self._begin(self._lines.pop(domain), names, rank)
                     return True
         return False
 
-    def _places(self, is_proven: bool) -> tuple[int, int]:
+    def _rank(self, entry: Entry) -> Rank:
+        if entry.domain in self._proven:
+            return Rank.PROVEN
+        others = entry.total - len(entry.recipients)
+        return Rank.BULK if others >= pacing.MANY else Rank.NEW
+
+    def _places(self, rank: Rank) -> tuple[int, int]:
         """The attempts under way for a class of domains, and the places that it has."""
         unproven = len(self._tasks) - len(self._prompt)
-        if is_proven:
+        if rank is Rank.PROVEN:
             return len(self._prompt), self._most - unproven
-        return unproven, pacing.unproven_places(self._most) if self._proven else self._most
+        if not self._proven:
+            return unproven, self._most
+        if rank is Rank.NEW:
+            return unproven, pacing.unproven_places(self._most)
+        return len(self._bulk), pacing.bulk_places(self._most)
 
-    def _has_place(self, is_proven: bool) -> bool:
-        under_way, places = self._places(is_proven)
-        return under_way < places
+    def _has_place(self, rank: Rank) -> bool:
+        under_way, places = self._places(rank)
+        return under_way < places and (rank is not Rank.BULK or self._has_place(Rank.NEW))
 
     def _note_long_attempts(self) -> None:
         """Attempts that take long prove nothing: from now on they are counted with the others."""
@@ -365,27 +375,33 @@ class Scheduler:
             self._note_proven(domain, False)
 
     def _note_proven(self, domain: str, is_proven: bool) -> None:
+        was_proven = domain in self._proven
         self._proven.pop(domain, None)
         if is_proven:
             self._proven[domain] = None
+            self._lines.classify(domain, Rank.PROVEN)
             if len(self._proven) > _MOST_PROVEN:
                 oldest = next(iter(self._proven))
                 self._note_proven(oldest, False)
-        self._lines.classify(domain, is_proven)
+        elif was_proven:
+            self._lines.classify(domain, Rank.NEW)
 
-    def _begin(self, entry: Entry, names: Sequence[str], is_proven: bool) -> None:
+    def _begin(self, entry: Entry, names: Sequence[str], rank: Rank) -> None:
         domain = entry.domain
         self._paces[domain] = pacing.began(self._paces.get(domain, pacing.NEW))
         use = self._destinations.reserve(names, _holder(entry))
         task = asyncio.create_task(self._run_one(entry, use))
         self._tasks.add(task)
-        if is_proven:
+        if rank is Rank.PROVEN:
             self._prompt[task] = self._monotonic(), domain
+        elif self._rank(entry) is Rank.BULK:
+            self._bulk.add(task)
         task.add_done_callback(self._ended_one)
 
     def _ended_one(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         self._prompt.pop(task, None)
+        self._bulk.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("an attempt ended in an error of ours", exc_info=error)
         self._begin_waiting()
@@ -396,7 +412,10 @@ class Scheduler:
             or any(map(self._has_short_line, self._passed_over))
             or (
                 self._only_proven
-                and (2 * self._lines.waiting(False) < self._most or self._has_place(False))
+                and (
+                    2 * self._lines.waiting(Rank.NEW, Rank.BULK) < self._most
+                    or self._has_place(Rank.BULK)
+                )
             )
         ):
             self._wake.set()
@@ -570,7 +589,7 @@ class Scheduler:
             await self._release(entry, due=self._clock())
             return None
         self._lines.bind(domain, came.names, self._monotonic() + _BOUND)
-        self._lines.add(entry, is_proven=domain in self._proven, at_head=True)
+        self._lines.add(entry, self._rank(entry), at_head=True)
         return None
 
     def _has_room(self, name: str) -> None:

@@ -64,8 +64,9 @@ class Dispatch:
     def reserve(self, new: NewMessage, *, in_file: bool) -> list[Entry]:
         """The entries of a new message that are handed over as soon as it is committed."""
         entries = self._entries(new, in_file=in_file)
-        soonest = () if new.message.origin == "dsn" else entries[: self._limits.entries_per_message]
-        return [entry for entry in soonest if self._handoff.reserve(entry)]
+        if new.message.origin == "dsn" or len(entries) > self._limits.entries_per_message:
+            return []
+        return [entry for entry in entries if self._handoff.reserve(entry)]
 
     def _entries(self, new: NewMessage, *, in_file: bool) -> list[Entry]:
         """What of a new message is due at once, by domain."""
@@ -109,6 +110,7 @@ class Dispatch:
         limit_per_domain: int | None = None,
         skip: Collection[str] = (),
         only: Collection[str] | None = None,
+        with_new: bool = False,
     ) -> list[Entry]:
         """Entries that are due: from the hand-off, and for a fair part from the store if some wait
         there.
@@ -116,7 +118,11 @@ class Dispatch:
         if limit <= 0:
             return []
         async with self._claiming:
-            return await self._claim_due(now, limit, Shares(limit_per_domain), skip, only)
+            shares = Shares(limit_per_domain)
+            claimed = await self._claim_due(now, limit, shares, skip, only)
+            if only is not None and with_new:
+                claimed += self._handoff.take(limit - len(claimed), skip, shares)
+            return claimed
 
     async def _claim_due(
         self,

@@ -30,7 +30,7 @@ class HandOffLimits:
     entries_per_domain: int = 1024
     size_bytes: int = 32 * 1024 * 1024
     entries_per_message: int = 20
-    """A message to very many domains does not keep its successors from the short way."""
+    """A message to more domains does not take the short way, so that its successors have it."""
     content_bytes: int = 64 * 1024
     """Content up to this size goes along; larger is read again when it is sent."""
 

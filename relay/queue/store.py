@@ -245,11 +245,13 @@ class DeliveryQueue(Protocol):
         limit_per_domain: int | None = None,
         skip: Collection[str] = (),
         only: Collection[str] | None = None,
+        with_new: bool = False,
     ) -> list[Entry]:
         """At most `limit` entries that are due, fairly over the domains, none of a domain in
         `skip`.
 
-        `only`: none of another domain than these, those named first before others. At most
+        `only`: none of another domain than these, those named first before others; `with_new`: and
+        what was handed over by `accept`, where the engine has a hand-off. At most
         `limit_per_domain` of them are of one domain, however many of it are due. No other claim
         gets a claimed entry until it is recorded or released, or until the store is opened again
         after a crash, when it is due at once.

@@ -183,6 +183,7 @@ class MemoryStore:
         limit_per_domain: int | None = None,
         skip: Collection[str] = (),
         only: Collection[str] | None = None,
+        with_new: bool = False,
     ) -> list[Entry]:
         most = limit if limit_per_domain is None else min(limit, limit_per_domain)
         ready = self._ready(now)
@@ -190,6 +191,13 @@ class MemoryStore:
         if only is None:
             domains.sort(key=lambda domain: (domain <= self._cursor, domain))
         by_domain = {domain: ready.get(domain, [])[:most] for domain in domains}
+        if only is not None and with_new:
+            others = sorted(set(ready) - set(only) - set(skip))
+            by_domain |= {
+                domain: [queue_id for queue_id in ready[domain] if self._is_new(queue_id)][:most]
+                for domain in others
+            }
+            domains += others
         # One of each domain in turn.
         turns = ((domain, turn) for turn in count() if turn < most for domain in domains)
         rounds = islice(turns, most * len(domains))
@@ -199,6 +207,11 @@ class MemoryStore:
         if taken and only is None:
             self._cursor = taken[-1][0]
         return [self._claim(queue_id, domain) for domain, queue_id in taken]
+
+    def _is_new(self, queue_id: str) -> bool:
+        recipients = self._kept[queue_id].recipients.values()
+        is_untried = not any(one.attempts for one in recipients)
+        return is_untried and len({one.domain for one in recipients}) <= 20
 
     def _ready(self, now: datetime) -> dict[str, list[str]]:
         """Queue ids with something due, by domain, those due longest first."""

@@ -101,11 +101,17 @@ class MemoryQueue(MemoryStore):
         limit_per_domain: int | None = None,
         skip: Collection[str] = (),
         only: Collection[str] | None = None,
+        with_new: bool = False,
     ) -> list[Entry]:
         self._fail("claim_due")
         self.claims += 1
         taken = await super().claim_due(
-            now=now, limit=limit, limit_per_domain=limit_per_domain, skip=skip, only=only
+            now=now,
+            limit=limit,
+            limit_per_domain=limit_per_domain,
+            skip=skip,
+            only=only,
+            with_new=with_new,
         )
         self.most_claimed = max(self.most_claimed, len(self.claimed))
         return taken

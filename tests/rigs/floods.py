@@ -2,7 +2,7 @@
 
     python -m tests.rigs.floods SMTP-PORT HTTP-PORT
 
-Until its standard input ends; then it says how many there were of each. All come from one address,
+It says when it begins. When its standard input ends it says how many there were of each. All come from one address,
 and with low priority: the machines of strangers take no time from ours.
 """
 
@@ -67,6 +67,7 @@ def main() -> None:
     smtp_port, http_port = map(int, sys.argv[1:])
     stop = threading.Event()
     jobs = [(_guess, smtp_port)] * _GUESSERS + [(_post, http_port)] * _POSTERS
+    print("begins", flush=True)
     threads = [threading.Thread(target=_again, args=(*job, stop)) for job in jobs]
     for thread in threads:
         thread.start()

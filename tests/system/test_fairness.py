@@ -85,9 +85,13 @@ class World:
             tasks.append(asyncio.create_task(self._trip()))
         return Trips(await asyncio.gather(*tasks))
 
-    async def _trip(self) -> float:
+    async def newcomers(self) -> Trips:
+        """Messages to domains that no mail went to before, one after the other."""
+        return Trips([await self._trip(f"a@new{n}.example") for n in range(10)])
+
+    async def _trip(self, recipient: str = "") -> float:
         self._sent += 1
-        recipient = f"m{self._sent}@well{self._sent % 5}.example"
+        recipient = recipient or f"m{self._sent}@well{self._sent % 5}.example"
         began = time.monotonic()
         await self.send("good@good.example", recipient)
         while recipient not in self.well.taken_at:
@@ -151,6 +155,8 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     ):
         for n in range(5):
             dns.mx(f"well{n}.example", (10, "mx.well.example"), ttl=1)
+        for n in range(10):
+            dns.mx(f"new{n}.example", (10, "mx.well.example"))
         dns.a("mx.well.example", "127.66.0.1", ttl=1)
         dns.mx("*.tarpit.example", (10, "mx.tarpit.example"))
         dns.a("mx.tarpit.example", "127.66.0.2")
@@ -188,6 +194,8 @@ async def floods(world: World) -> AsyncIterator[dict[str, int]]:
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]
     )
     try:
+        assert flood.stdout is not None
+        await asyncio.to_thread(flood.stdout.readline)
         yield counts
         told, _ = await asyncio.to_thread(flood.communicate, timeout=60)
         counts.update(json.loads(told))
@@ -202,13 +210,13 @@ async def test_mail_to_a_host_that_is_well_does_not_wait_for_others(world: World
     quiet = await world.trips(SECONDS)
     await world.trouble()
     beside_mail = await world.trips(SECONDS)
+    newcomers = await world.newcomers()
     async with floods(world) as counts:
-        await asyncio.sleep(3)
         asked = world.dns.queries.total()
         crowded = await world.trips(SECONDS)
         asked = world.dns.queries.total() - asked
     print(
-        f"\nin quiet: {quiet}\nbeside other mail: {beside_mail}\nwith all others: {crowded}"
+        f"\nin quiet: {quiet}\nbeside other mail: {beside_mail}\nto new domains: {newcomers}\nwith all others: {crowded}"
         f"\n(tarpit {world.tarpit.most} connections, webhook {world.calls} calls,"
         f" {asked} queries, {counts})"
     )
@@ -216,4 +224,4 @@ async def test_mail_to_a_host_that_is_well_does_not_wait_for_others(world: World
     assert counts.get("POST 415", 0) + counts.get("POST 401", 0) > 0
     # A machine with other work has bad moments of its own.
     assert crowded.p99 <= max(2 * quiet.p99, 0.2 if LONG else 1.0)
-    assert max(crowded.seconds) <= (2 if LONG else 5)
+    assert max(*crowded.seconds, *newcomers.seconds) <= (2 if LONG else 5)

@@ -167,6 +167,17 @@ async def test_claim_of_some_domains_takes_no_other(store):
     assert [entry.domain for entry in await claim_all(store)] == ["b.example"]
 
 
+async def test_claim_of_some_domains_takes_what_is_new_where_that_is_asked_for(store):
+    await store.accept(new_message(*(f"x@many{n}.example" for n in range(30))))
+    for domain in ("a.example", "b.example"):
+        await store.accept(new_message(f"x@{domain}"))
+    some = await store.claim_due(now=NOW, limit=40, only=["a.example"], with_new=True)
+    # An engine without hand-off knows of nothing that is new.
+    assert [entry.domain for entry in some] in (["a.example", "b.example"], ["a.example"])
+    assert await store.claim_due(now=NOW, limit=40, only=["a.example"], with_new=True) == []
+    assert len(await claim_all(store)) == 32 - len(some)
+
+
 async def test_recipient_without_domain_is_served_like_any_other(store):
     """`postmaster` alone is an address (RFC 5321 §4.1.1.3)."""
     await store.accept(new_message("postmaster"))

@@ -8,7 +8,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.deliver.lines import Lines
+from relay.deliver.lines import Lines, Rank
 from relay.queue.entry import Entry
 from tests.fakes.mail import entry
 
@@ -21,36 +21,44 @@ def waiting(number: int, domain: str) -> Entry:
 def test_domains_take_turns_and_each_has_its_entries_in_order():
     lines = Lines()
     for number, domain in enumerate(["a.example", "a.example", "b.example"]):
-        lines.add(waiting(number, domain), is_proven=False)
+        lines.add(waiting(number, domain), Rank.NEW)
     order = []
     while len(lines):
-        domain = next(lines.turns(False))
+        domain = next(lines.turns(Rank.NEW))
         order.append(lines.pop(domain).message.queue_id)
     assert order == ["Q0", "Q2", "Q1"]
 
 
-def test_the_two_classes_have_turns_of_their_own():
+def test_classes_have_turns_of_their_own():
     lines = Lines()
-    lines.add(waiting(1, "a.example"), is_proven=False)
-    lines.add(waiting(2, "b.example"), is_proven=True)
-    assert list(lines.turns(False)) == ["a.example"]
-    assert list(lines.turns(True)) == ["b.example"]
-    lines.classify("a.example", True)
-    assert (lines.waiting(False), lines.waiting(True)) == (0, 2)
+    lines.add(waiting(1, "a.example"), Rank.NEW)
+    lines.add(waiting(2, "b.example"), Rank.PROVEN)
+    assert list(lines.turns(Rank.NEW)) == ["a.example"]
+    assert list(lines.turns(Rank.PROVEN)) == ["b.example"]
+    lines.classify("a.example", Rank.PROVEN)
+    assert (lines.waiting(Rank.NEW), lines.waiting(Rank.PROVEN)) == (0, 2)
+
+
+def test_a_line_has_the_best_rank_of_its_entries():
+    lines = Lines()
+    lines.add(waiting(1, "a.example"), Rank.BULK)
+    lines.add(waiting(2, "a.example"), Rank.NEW)
+    lines.add(waiting(3, "a.example"), Rank.BULK)
+    assert (lines.waiting(Rank.NEW), lines.waiting(Rank.BULK)) == (3, 0)
 
 
 def test_who_comes_back_is_at_the_head_of_the_line_and_the_last_leave_first():
     lines = Lines()
     for number in (1, 2, 3):
-        lines.add(waiting(number, "a.example"), is_proven=False)
-    lines.add(waiting(0, "a.example"), is_proven=False, at_head=True)
+        lines.add(waiting(number, "a.example"), Rank.NEW)
+    lines.add(waiting(0, "a.example"), Rank.NEW, at_head=True)
     assert [one.message.queue_id for one in lines.pop_last("a.example", 2)] == ["Q3", "Q2"]
     assert [one.message.queue_id for one in lines.pop_all("a.example")] == ["Q0", "Q1"]
 
 
 def test_what_a_domain_leads_to_is_known_for_a_while():
     lines = Lines()
-    lines.add(waiting(1, "a.example"), is_proven=False)
+    lines.add(waiting(1, "a.example"), Rank.NEW)
     lines.bind("a.example", ("[192.0.2.1]:25",), until=10)
     assert lines.destinations("a.example", 9) == ("[192.0.2.1]:25",)
     assert lines.waiting_at("[192.0.2.1]:25") == 1
@@ -59,16 +67,17 @@ def test_what_a_domain_leads_to_is_known_for_a_while():
 
 
 DOMAINS = st.sampled_from(["a.example", "b.example", "c.example"])
+RANKS = st.sampled_from(Rank)
 NAMES = st.sampled_from([("one",), ("two",), ("one", "two")])
 
 
 @given(
     st.lists(
         st.one_of(
-            st.tuples(st.just("add"), DOMAINS, st.booleans(), st.booleans()),
+            st.tuples(st.just("add"), DOMAINS, RANKS, st.booleans()),
             st.tuples(st.just("pop"), DOMAINS),
             st.tuples(st.just("pop_last"), DOMAINS, st.integers(0, 3)),
-            st.tuples(st.just("classify"), DOMAINS, st.booleans()),
+            st.tuples(st.just("classify"), DOMAINS, RANKS),
             st.tuples(st.just("bind"), DOMAINS, NAMES),
             st.tuples(st.just("unbind"), DOMAINS),
         )
@@ -82,7 +91,7 @@ def test_the_counts_are_those_of_the_entries(steps):
         match verb:
             case "add":
                 number += 1
-                lines.add(waiting(number, domain), is_proven=rest[0], at_head=rest[1])
+                lines.add(waiting(number, domain), rest[0], at_head=rest[1])
                 entries[domain] += 1
             case "pop" if entries[domain]:
                 lines.pop(domain)
@@ -97,7 +106,7 @@ def test_the_counts_are_those_of_the_entries(steps):
             case "unbind":
                 lines.unbind(domain)
                 leads.pop(domain, None)
-        assert len(lines) == entries.total()
+        assert len(lines) == lines.waiting(*Rank) == entries.total()
         assert sorted(lines.domains()) == sorted(domain for domain in entries if entries[domain])
         for name in ("one", "two"):
             at = sum(entries[domain] for domain, names in leads.items() if name in names)

@@ -252,6 +252,26 @@ async def test_a_thousand_destinations_that_hang_do_not_delay_one_that_answered(
         await queue.until(1051)
 
 
+async def test_a_message_to_a_thousand_names_that_hang_does_not_delay_one_to_a_new_name(queue):
+    attempts = Attempts()
+    queue.add("W0", "w@well.example")
+    async with running(
+        queue, attempts, options={"concurrency": 20, "concurrency_per_destination": 5}
+    ):
+        await queue.until(1)
+        for n in range(1000):
+            attempts.hold(f"slow{n}.example")
+        queue.add("S0", *(f"a@slow{n}.example" for n in range(1000)))
+        await eventually(lambda: attempts.in_flight.total() == 7)
+        for n in range(20):
+            queue.add(f"N{n}", f"b@new{n}.example")
+            await queue.until(n + 2, within=timedelta(seconds=1))
+        assert queue.most_claimed <= 60
+        for gate in attempts.gates.values():
+            gate.set()
+        await queue.until(1021)
+
+
 async def test_destinations_that_have_become_slow_do_not_delay_one_that_is_not(queue, monkeypatch):
     monkeypatch.setattr(pacing, "LONG", timedelta(seconds=0.1))
     attempts = Attempts()
