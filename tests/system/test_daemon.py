@@ -184,8 +184,9 @@ def test_the_programs_own_log_can_be_json(relay: Relay) -> None:
     relay.start()
     said(relay, "ready")
     lines = [json.loads(line) for line in relay.stderr.splitlines()]
-    assert lines[-1]["level"] == "info"
-    assert lines[-1]["message"].startswith("relay ")
+    [ready] = [line for line in lines if " ready: " in line["message"]]
+    assert ready["level"] == "info"
+    assert ready["message"].startswith("relay ")
 
 
 # --- SIGHUP ---------------------------------------------------------------------------------------
