@@ -112,12 +112,10 @@ class StoredEvent:
 
 @dataclass(frozen=True, slots=True)
 class QueueFilter:
-    """Which messages an operator means; every field that is set has to match. `domain` is a
-    recipient's.
-    """
+    """Which messages an operator means; every field that is set has to match."""
 
     queue_ids: frozenset[str] = frozenset()
-    domain: str = ""
+    domain: str = ""  # of a recipient
     sender: str = ""
     older_than: timedelta | None = None
     state: State | None = None
@@ -127,9 +125,10 @@ class QueueFilter:
 class EventFilter:
     """Which events are asked for; every field that is set has to match.
 
-    `sender_domain`: of the reverse-path, in any case; `recipient_domain`: of a recipient. `fields`: pairs of a field of the event and
-    the value it must have: from, to, subject (part of it, in any case), message-id, severity, tag; protection (relay.mail.event.Protection), policy-source (of either setting),
-    text (part of addresses, ids or subject, in any case).
+    `sender_domain`: of the reverse-path, in any case; `recipient_domain`: of a recipient. `fields`:
+    pairs of a field of the event and the value it must have: from, to, subject (part of it, in any
+    case), message-id, severity, tag, protection (`relay.mail.event.Protection`), policy-source (of
+    either setting), text (part of addresses, ids or subject, in any case).
     """
 
     begin: datetime | None = None
@@ -152,7 +151,7 @@ class QueuedItem:
 
 
 class ListedRecipient(NamedTuple):
-    """A recipient in a listing. `last`: time, code, status, message and host of the last attempt."""
+    """A recipient in a listing. `last`: time, code, status, text and host of the last attempt."""
 
     address: str
     state: State
@@ -211,9 +210,7 @@ class PendingReport:
 
 
 class MessageSink(Protocol):
-    """Takes messages in. All methods may raise `SpoolError`, and `QueueFull` where there is no
-    room.
-    """
+    """Takes messages in. May raise `SpoolError`, and `QueueFull` where there is no room."""
 
     async def stage(self, queue_id: str, offset: int, piece: bytes) -> None:
         """Write a piece of content before its message is accepted; on return the caller may forget
@@ -235,7 +232,7 @@ class MessageSink(Protocol):
 
 
 class DeliveryQueue(Protocol):
-    """Gives out entries that are due and takes their results. All methods may raise `SpoolError`."""
+    """Gives out entries that are due and takes their results. May raise `SpoolError`."""
 
     async def claim_due(
         self,
@@ -258,9 +255,7 @@ class DeliveryQueue(Protocol):
         """
 
     async def next_due(self, *, skip: Collection[str] = ()) -> datetime | None:
-        """When the next unclaimed entry outside `skip` is due (maybe long since), None if there is
-        none.
-        """
+        """When the next unclaimed entry outside `skip` is due; None if there is none."""
 
     async def clock_set_back(self, *, now: datetime, latest: datetime) -> None:
         """Make due at once what is due after `latest`: that was written while the clock was ahead.
@@ -302,8 +297,7 @@ class DeliveryQueue(Protocol):
         """What the sender of a message is still to be told; None if nothing is pending."""
 
     async def report(self, pending: PendingReport, reports: Sequence[NewMessage]) -> None:
-        """Commit, as one: these DSNs, and that the report is sent. `SpoolError` where it was sent
-        before.
+        """Commit, as one: these DSNs, and that the report is sent. `SpoolError`: it was sent before.
 
         What became pending after `pending` was read stays pending.
         """
@@ -315,8 +309,7 @@ class DeliveryQueue(Protocol):
         """The header section of a message with the empty line that ends it, at most `limit_bytes`."""
 
     def before_change(self, give_back: Callable[[], Awaitable[None]]) -> None:
-        """Have this called before the operator changes mail, to release claims that were not begun
-        on.
+        """Have this called before the operator changes mail: it releases claims not begun on.
 
         Nothing is claimed from then until the change is made.
         """
@@ -328,8 +321,7 @@ class QueueView(StatisticsView, Protocol):
     async def list_messages(
         self, wanted: QueueFilter, *, now: datetime, after: str = "", limit: int = 1000
     ) -> list[ListedMessage]:
-        """A page of the messages that match, by queue id (which sorts by arrival), those after
-        `after`.
+        """A page of the messages that match, by queue id (which sorts by arrival), after `after`.
 
         The last page, unless `more_follows`.
         """
@@ -357,8 +349,7 @@ class QueueView(StatisticsView, Protocol):
         ascending: bool = True,
         patience: timedelta | None = None,
     ) -> list[StoredEvent]:
-        """A page of the events that match; `after` is the last `seq` of the page before, either
-        way.
+        """A page of the events that match; `after`: the last `seq` of the page before, either way.
 
         After `patience` a page that has any event ends. A page is empty only where nothing follows:
         a search that has found nothing goes on, at most `FRUITLESS` times as long
@@ -378,8 +369,7 @@ class QueueControl(Protocol):
         after: str = "",
         event_of: EventOfChange | None = None,
     ) -> ChangeStep:
-        """A verb of `relay.queue.verbs` on the next of what matches, in one transaction. May raise
-        `SpoolError`.
+        """A verb of `relay.queue.verbs` on the next that match, in one commit, or `SpoolError`.
 
         A recipient that is being tried is left alone. The event that `event_of` makes of a
         recipient, as it was before, commits with its change. It is called on any thread.
@@ -387,9 +377,7 @@ class QueueControl(Protocol):
 
 
 class EventLog(Protocol):
-    """The events of the delivery log, for those that follow them. All methods may raise
-    `SpoolError`.
-    """
+    """The events of the delivery log, for those that follow them. May raise `SpoolError`."""
 
     async def events_after(self, seq: int, *, limit: int = 1000) -> list[StoredEvent]:
         """Events in the order of their commits, those after `seq`."""
@@ -398,9 +386,7 @@ class EventLog(Protocol):
         """Commit an event that tells of what an operator did."""
 
     async def log_written(self, seq: int) -> None:
-        """Remember that the delivery log holds, synced, all events up to `seq`. Needs no sync of
-        its own.
-        """
+        """Remember that the log's file holds, synced, all events up to `seq`. Needs no sync."""
 
     async def log_mark(self) -> int:
         """The last `seq` given to `log_written`, 0 at first."""

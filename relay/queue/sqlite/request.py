@@ -29,7 +29,6 @@ class Request:
     events it has written.
     """
 
-    future: asyncio.Future[Any]
     rows: Rows | None = None
     function: Callable[[sqlite3.Connection], Any] | None = None
     on_commit: Callable[[Any], None] | None = None
@@ -37,6 +36,9 @@ class Request:
     result: Any = None
     error: BaseException | None = None
     stored: list[StoredEvent] = field(default_factory=list)
+    future: asyncio.Future[Any] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
 
     @property
     def takes_in(self) -> bool:

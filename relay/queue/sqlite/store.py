@@ -205,7 +205,7 @@ class SqliteStore(Reader):
             if messages:
                 self._dispatch.accepted(messages, entries)
 
-        request = Request(self._future(), rows, on_commit=committed)
+        request = Request(rows, on_commit=committed)
         request.on_failure = partial(self._dispatch.give_up, entries)
         return await self._submit(request)
 
@@ -220,7 +220,7 @@ class SqliteStore(Reader):
         only: Collection[str] | None,
     ) -> list[Entry]:
         """Entries from disk."""
-        request, cursor = Request(self._future()), self._cursor
+        request, cursor = Request(), self._cursor
         entries: list[Entry] = []
 
         def claim(db: sqlite3.Connection) -> tuple[list[Entry], str | None]:
@@ -249,7 +249,7 @@ class SqliteStore(Reader):
     def give_back_later(self, entries: Sequence[Entry]) -> None:
         """The same, without waiting for it."""
         if entries:
-            request = Request(self._future(), function=lambda db: claims.release(db, entries, None))
+            request = Request(function=lambda db: claims.release(db, entries, None))
             request.on_commit = lambda _: self._dispatch.changed()
             request.future.add_done_callback(log_failure)
             self.writer.submit(request)
@@ -322,7 +322,7 @@ class SqliteStore(Reader):
     async def _change_named(
         self, wanted: QueueFilter, verb: str, now: datetime, events: Mapping[tuple[str, int], Event]
     ) -> claims.Changed:
-        request = Request(self._future())
+        request = Request()
 
         def change(db: sqlite3.Connection) -> claims.Changed:
             changed = claims.change(db, wanted, verb, now)
@@ -340,7 +340,7 @@ class SqliteStore(Reader):
 
     async def write_event(self, event: Event) -> None:
         """Commit an event that tells of what an operator did."""
-        await self._submit(Request(self._future(), rows=Rows(events=(event,))))
+        await self._submit(Request(Rows(events=(event,))))
 
     async def counts(self) -> Mapping[State, int]:
         """Recipients in each state that is not final."""
@@ -363,17 +363,16 @@ class SqliteStore(Reader):
 
     async def purge_events(self, *, before: datetime) -> int:
         """Remove old events that the log holds, a step at a time."""
-        total, after = 0, _BEFORE_ALL
-        while True:
-            count, until = await self._write(
+        total = 0
+        after: int | None = _BEFORE_ALL
+        while after is not None:
+            count, after = await self._write(
                 claims.purge, before, self._tables.mark, after, _PURGE_STEP
             )
             total += count
             if count:
                 self._tail.clear()
-            if until is None:
-                return total
-            after = until
+        return total
 
     async def purge_statistics(self, *, before: datetime) -> int:
         """Remove old statistics, a step at a time."""
@@ -383,9 +382,6 @@ class SqliteStore(Reader):
         return total
 
     # The way to the writer.
-
-    def _future(self) -> asyncio.Future[Any]:
-        return asyncio.get_running_loop().create_future()
 
     async def _submit(self, request: Request) -> Any:
         """Hand a request over and await its commit. Cancelling the wait does not stop the work."""
@@ -404,8 +400,6 @@ class SqliteStore(Reader):
         on_commit: Callable[[T], None] | None = None,
     ) -> T:
         """Commit what `function(connection, *args)` does; its result."""
-        request = Request(
-            self._future(), function=lambda db: function(db, *args), on_commit=on_commit
-        )
+        request = Request(function=lambda db: function(db, *args), on_commit=on_commit)
         result: T = await self._submit(request)
         return result

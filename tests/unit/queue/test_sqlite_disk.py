@@ -43,7 +43,7 @@ async def opened(directory: Path, **options: Any) -> AsyncIterator[SqliteStore]:
 
 async def on_the_writer(store: SqliteStore, function):
     """Run a function of the connection that writes, in a transaction of its own."""
-    call = Request(asyncio.get_running_loop().create_future(), function=function)
+    call = Request(function=function)
     store.writer.submit(call)
     return await call.future
 
@@ -422,7 +422,7 @@ async def test_content_is_read_in_pieces_and_holds_nothing_back(tmp_path):
             db.execute("SAVEPOINT one")
             return found
 
-        store.writer.submit(Request(folded, function=fold))
+        store.writer.submit(Request(function=fold, future=folded))
         _, frames, done = await folded
         assert frames == done
         assert [len(piece) async for piece in pieces] == [CHUNK_BYTES] * 3
