@@ -12,8 +12,8 @@ TWO    := -n 2 --dist loadgroup
 .PHONY: help run test test-pythons check demo man dist lock image-test torture mutation fuzz bench clean
 
 help:
-	@echo "make run       start a relay on 127.0.0.1:2525, spool and log under var/"
-	@echo "make demo      four settings against nine kinds of MX host, in a closed sandbox"
+	@echo "make run       a relay to try out on 127.0.0.1:2525, with its page; no network is needed"
+	@echo "make demo      four settings against four kinds of MX host, in a closed sandbox"
 	@echo "make test      all tests; those that need a server from the system say so"
 	@echo "make test-pythons  the unit tests and the types on every python3.x that is found, 3.11 or later"
 	@echo "make check     ruff, mypy and the tests"
@@ -40,12 +40,7 @@ $(READY): $(RUNS)
 
 run: $(RUNS)
 	@mkdir -p var
-	@echo "relay: starting on 127.0.0.1:2525; spool var/spool, delivery log var/log/delivery.log; stop with Ctrl-C"
-	@echo "relay: hand it a message (another terminal):"
-	@echo "         python3 examples/send.py alice@example.com bob@example.net"
-	@echo "       then see what became of it:"
-	@echo "         $(BIN)/relay log --follow      $(BIN)/relay queue list"
-	@exec $(BIN)/relay serve -c conf/relay.yaml
+	@exec $(BIN)/relay demo --run -c conf/relay.yaml
 
 demo: $(RUNS)
 	@$(BIN)/relay demo

@@ -161,13 +161,26 @@ def password() -> None:
     is_flag=True,
     help="A list for programs, with each line of the delivery log.",
 )
-def demo(as_json: bool) -> None:
+@click.option(
+    "--run",
+    "to_try",
+    is_flag=True,
+    help="Run a relay to try out instead: mail for *.example and example.com, .net, .org ends in "
+    "a host built in, and the page shows it.",
+)
+@config_option
+@click.pass_context
+def demo(ctx: click.Context, /, as_json: bool, to_try: bool) -> None:
     """Play all outcomes in a closed sandbox: own DNS, own mail hosts, nothing leaves this machine.
 
     Hosts with good, wrong, expired and no TLS meet messages with each of the four settings,
     and the delivery log tells what became of each. The exit status is 1 where something
     went otherwise than the rules say.
     """
+    if to_try:
+        from relay.sandbox.try_out import main as try_out
+
+        sys.exit(try_out(config_file(ctx), os.environ))
     from relay.sandbox.play import main as play
 
     sys.exit(play(as_json=as_json))

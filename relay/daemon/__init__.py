@@ -27,6 +27,7 @@ from relay.api import CONNECTIONS
 from relay.config import Config, ConfigError, load
 from relay.daemon.files import FileBudget, budget, files_needed, raise_limit
 from relay.daemon.running import Relay
+from relay.web.state import Caught
 from relay.workers.programlog import ProgramLog, is_journal
 from relay.workers.sockets import passed_doors
 from relay.workers.supervisor import SIGNALS, Supervisor
@@ -42,8 +43,10 @@ QUERIES = 100
 """DNS queries at a time."""
 
 
-def serve(path: Path, environ: Mapping[str, str]) -> int:
-    """Run a relay until a signal ends it; the exit code."""
+def serve(path: Path, environ: Mapping[str, str], *, caught: Caught | None = None) -> int:
+    """Run a relay until a signal ends it; the exit code. `caught`: what the page shows of mail that
+    a host on this machine received.
+    """
     os.umask(0o077)
     try:
         config = load(path, environ)
@@ -56,7 +59,7 @@ def serve(path: Path, environ: Mapping[str, str]) -> int:
     own_log = _start_log(config.log.level, environ, as_json=config.log.format == "json")
 
     def work(config: Config, worker: Worker) -> int:
-        return _work(config, worker, path, environ, own_log)
+        return _work(config, worker, path, environ, own_log, caught)
 
     try:
         if config.workers > 1:
@@ -76,11 +79,16 @@ def _start_log(level: str, environ: Mapping[str, str], *, as_json: bool) -> Prog
 
 
 def _work(
-    config: Config, worker: Worker, path: Path, environ: Mapping[str, str], own_log: ProgramLog
+    config: Config,
+    worker: Worker,
+    path: Path,
+    environ: Mapping[str, str],
+    own_log: ProgramLog,
+    caught: Caught | None,
 ) -> int:
     """What a worker does, the only one or one of several."""
     try:
-        return _run(_serve(config, worker, path, environ, own_log))
+        return _run(_serve(config, worker, path, environ, own_log, caught))
     except StartError as error:
         log.error("cannot start: %s", error)
         return 1
@@ -100,7 +108,12 @@ def _run(main: Coroutine[Any, Any, int]) -> int:
 
 
 async def _serve(
-    config: Config, worker: Worker, path: Path, environ: Mapping[str, str], own_log: ProgramLog
+    config: Config,
+    worker: Worker,
+    path: Path,
+    environ: Mapping[str, str],
+    own_log: ProgramLog,
+    caught: Caught | None,
 ) -> int:
     if worker.is_first:
         for warning in config.warnings:
@@ -119,6 +132,7 @@ async def _serve(
         files=_open_files(config),
         systemd=systemd,
         own_log=own_log,
+        caught=caught,
     )
     _spare_the_collector()
     if worker.line is None:

@@ -46,6 +46,7 @@ from relay.route.router import Router
 from relay.sign.keys import KeyFileError, load_keys
 from relay.sign.signature import SigningKey
 from relay.submit.failures import Failures
+from relay.web.state import Caught
 from relay.workers.worker import StartError, Worker
 from relay.workers.worker_config import part, shared_spool
 
@@ -61,7 +62,8 @@ class Parts:
     """All that a worker is made of.
 
     `config`, `signing_keys`, `reloaded` (when) and `reload_failed` are what a reload takes over;
-    `last_reload` is what the last one changed, and `places` where each key stands.
+    `last_reload` is what the last one changed, and `places` where each key stands. `caught`: see
+    `relay.web.state`.
     `settings`: what was set over HTTP. `listeners`: those that are open now.
     """
 
@@ -84,6 +86,7 @@ class Parts:
         self.started = self.reloaded = self.clock()
         self.last_reload: tuple[datetime, str] | None = None
         self.places: dict[str, str] = {}
+        self.caught: Caught | None = None
         self.reload_failed = False
         self.listeners: list[Listener] = []
         self.metrics = Metrics()

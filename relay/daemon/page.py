@@ -35,6 +35,7 @@ def make_page(parts: Parts, status: Status, api: Api) -> Web:
         places=lambda: parts.places,
         last_reload=lambda: parts.last_reload,
         failures=parts.failures,
+        caught=parts.caught,
         note=lambda: parts.config.admin.web.note,
     )
 

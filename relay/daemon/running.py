@@ -29,6 +29,7 @@ from relay.receive.listener import start_listener
 from relay.receive.spec import ListenerTls, parse_address
 from relay.sign.keys import KeyFileError, load_keys
 from relay.submit.certificates import CertificateError, ServerTls
+from relay.web.state import Caught
 from relay.workers.programlog import ProgramLog
 from relay.workers.systemd import Systemd
 from relay.workers.worker import ALONE, StartError, Worker
@@ -84,11 +85,13 @@ class Relay:
         files: FileBudget,
         systemd: Systemd,
         own_log: ProgramLog | None = None,
+        caught: Caught | None = None,
     ) -> Relay:
         """A relay whose listeners are open. On `StartError` nothing is left open."""
         opened = AsyncExitStack()
         try:
             parts = await assemble(config, worker=worker, files=files, opened=opened)
+            parts.caught = caught
             relay = cls(parts, opened, path=path, environ=environ, systemd=systemd, own_log=own_log)
             await relay._start_parts()
         except BaseException:

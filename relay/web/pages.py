@@ -287,7 +287,9 @@ async def show_message(visit: Visit) -> web.StreamResponse:
     content = None
     if item is not None and visit.state.options().show_content:
         content = await _content(visit.state, queue_id)
-    return visit.show("message.html", story=story, content=content)
+    caught = visit.state.caught(queue_id) if visit.state.caught is not None else None
+    received = _as_text(caught) if caught is not None else None
+    return visit.show("message.html", story=story, content=content, received=received)
 
 
 async def _content(state: Web, queue_id: str) -> str:
@@ -300,7 +302,12 @@ async def _content(state: Web, queue_id: str) -> str:
                 break
     except SpoolError:
         return ""
-    return found[:_SHOWN_CONTENT_BYTES].decode("utf-8", "backslashreplace").replace("\r\n", "\n")
+    return _as_text(found)
+
+
+def _as_text(content: bytes) -> str:
+    text = content[:_SHOWN_CONTENT_BYTES].decode("utf-8", "backslashreplace")
+    return text.replace("\r\n", "\n")
 
 
 # The queue.
@@ -570,8 +577,8 @@ def _period(visit: Visit) -> tuple[dict[str, str], CountFilter]:
     asked = {name: visit.query.get(name, "").strip() for name in ("sender", "recipient")}
     begin = read_time(visit.query.get("since", ""))
     end = read_time(visit.query.get("until", ""), is_end=True)
-    begin = begin or (end or now) - timedelta(days=30)
-    end = end or now
+    end = end or read_time(now.date().isoformat(), is_end=True) or now
+    begin = begin or read_time((end - timedelta(days=29)).date().isoformat()) or end
     if begin >= end:
         raise Refused(400, "The period ends before it begins.")
     domains = {

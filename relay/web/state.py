@@ -16,7 +16,10 @@ from relay.queue.store import QueueView
 from relay.submit.failures import Failures
 from relay.web.options import WebOptions
 
-__all__ = ["Facts", "Web"]
+__all__ = ["Caught", "Facts", "Web"]
+
+Caught = Callable[[str], bytes | None]
+"""The content of a message as a host on this machine received it, by its queue id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,7 @@ class Web:
 
     `configuration`: what is in effect, without secrets, as YAML. `failures`: the wrong passwords
     of clients, those at the listeners included. `note`: stands on every page.
+    `caught`: in the demonstration, what the host built in received.
     """
 
     operator: Operator
@@ -65,6 +69,7 @@ class Web:
     last_reload: Callable[[], tuple[datetime, str] | None] = lambda: None
     failures: Failures = field(default_factory=Failures)
     note: Callable[[], str] = lambda: ""
+    caught: Caught | None = None
 
     @property
     def view(self) -> QueueView:

@@ -208,6 +208,9 @@ class PageRig:
             return message.queue_id
         for entry in await self.store.claim_due(now=self.now, limit=100):
             settlement = settled(entry, outcome, at=at + timedelta(seconds=2))
+            retry_in = timedelta(minutes=5) if isinstance(outcome, Deferred) else None
+            changes = tuple(replace(one, retry_in=retry_in) for one in settlement.changes)
+            settlement = replace(settlement, changes=changes)
             told = [
                 deliverylog.settled(entry, one, now=at + timedelta(seconds=2))
                 for one in settlement.changes

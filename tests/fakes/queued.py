@@ -103,13 +103,13 @@ def settled(
     changes = []
     for number, before in enumerate(entry.recipients):
         outcome = outcomes[min(number, len(outcomes) - 1)]
-        state = _STATES[type(outcome)]
+        state, text = _STATES[type(outcome)], outcome.message or outcome.description
         after = replace(
             before,
             state=state,
             attempts=before.attempts + 1,
             next_attempt=at + wait if state is State.DEFERRED else None,
-            last=LastAttempt(at, outcome.code, outcome.status, outcome.message, "mx.example.net"),
+            last=LastAttempt(at, outcome.code, outcome.status, text, "mx.example.net"),
             first_attempt=before.first_attempt or at,
         )
         changes.append(Change(after, outcome, outcome.code, outcome.status))

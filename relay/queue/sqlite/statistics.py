@@ -44,7 +44,7 @@ _MOST_ROWS = 64
 Pair = tuple[str, str]
 Key = tuple[str, str, int, str, str, str, str]
 
-_RULE_NAME = re.compile(r"\((\S+) [^)]*\)")
+_RULE_NAME = re.compile(r"\(([^\s()]+) [^()]*\)")
 
 
 @dataclass(slots=True)

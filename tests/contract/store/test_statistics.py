@@ -15,7 +15,7 @@ from tests.fakes.queued import BOUNCED, DEFERRED, NOW, event, new_message, settl
 
 HOUR = timedelta(hours=1)
 DAY = CountFilter(NOW - HOUR, NOW + 24 * HOUR)
-RULE = "require_tls: true (destination b.example), skip_verification: false (default)"
+RULE = "require_tls: true (message), skip_verification: false (domain b.example)"
 
 
 def _event(

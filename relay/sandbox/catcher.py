@@ -1,0 +1,97 @@
+"""A mail host on this machine that takes whatever it is given and keeps the latest of it.
+
+It has a loop and a thread of its own, so that a relay can run beside it as it always does. Its
+name is its address, and its certificate is good for those that trust `ca_file`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from relay.sandbox.certificates import Authority, Kind
+from relay.sandbox.mx import MxServer, Script
+
+__all__ = ["Catcher"]
+
+_KEPT_CONNECTIONS = 200
+_CLEANING_SECONDS = 1.0
+_HEADER_BYTES = 8192
+
+
+class Catcher:
+    """Runs from `with` to its end. `ca_file` is written at the start."""
+
+    def __init__(self, directory: Path) -> None:
+        self.ca_file = directory / "ca.pem"
+        authority = Authority("Relay demonstration CA")
+        directory.mkdir(parents=True, exist_ok=True)
+        self.ca_file.write_bytes(authority.ca_pem)
+        self._server = MxServer(
+            Script(certificate=Kind.IP_SAN), name="127.0.0.1", authority=authority
+        )
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="catcher", daemon=True)
+        self._is_over: asyncio.Event | None = None
+        self._started = threading.Event()
+        self._trouble: BaseException | None = None
+
+    @property
+    def port(self) -> int:
+        """Where it listens, on 127.0.0.1."""
+        return self._server.port
+
+    def find(self, queue_id: str) -> bytes | None:
+        """The content of a message as it came, by the id in its Received field."""
+        mark = queue_id.encode("ascii", "replace")
+        for message in reversed(self._server.messages):
+            if mark in message.content[:_HEADER_BYTES]:
+                return message.content
+        return None
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self._started.wait()
+        if self._trouble is not None:
+            raise self._trouble
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._is_over is not None:
+            self._loop.call_soon_threadsafe(self._is_over.set)
+        self._thread.join(timeout=10)
+
+    def _run(self) -> None:
+        try:
+            self._loop.run_until_complete(self._serve())
+        except BaseException as error:
+            self._trouble = error
+        finally:
+            self._started.set()
+            self._loop.close()
+
+    async def _serve(self) -> None:
+        async with self._server:
+            self._is_over = asyncio.Event()
+            self._started.set()
+            while not self._is_over.is_set():
+                self._forget()
+                try:
+                    async with asyncio.timeout(_CLEANING_SECONDS):
+                        await self._is_over.wait()
+                except TimeoutError:
+                    pass
+
+    def _forget(self) -> None:
+        """Keep the latest connections, and those that are open."""
+        connections = self._server.connections
+        old = connections[:-_KEPT_CONNECTIONS]
+        connections[:-_KEPT_CONNECTIONS] = [one for one in old if not one.closed]
