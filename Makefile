@@ -13,7 +13,7 @@ TWO    := -n 2 --dist loadgroup
 
 help:
 	@echo "make run       a relay to try out on 127.0.0.1:2525, with its page; no network is needed"
-	@echo "make demo      four settings against four kinds of MX host, in a closed sandbox"
+	@echo "make demo      four settings against nine kinds of MX host, in a closed sandbox"
 	@echo "make test      all tests; those that need a server from the system say so"
 	@echo "make test-pythons  the unit tests and the types on every python3.x that is found, 3.11 or later"
 	@echo "make check     ruff, mypy and the tests"

@@ -131,7 +131,7 @@ class Attempt:
         busy: dict[str, int] = {}
         turned_away: list[str] = []
         has_talked = False
-        for host in route.hosts:
+        for number, host in enumerate(route.hosts, start=1):
             under_floor = await self._floors.at(host, floor) if self._floors else HostFloor()
             if under_floor.not_used:
                 _go_on(tally, host, tally.pending, _not_used(under_floor, host))
@@ -146,8 +146,11 @@ class Attempt:
             if use is None:
                 busy[name] = host.preference
                 continue
+            has_more = any(other.destination == name for other in route.hosts[number:])
             try:
-                visited = await self._try_host(host, under_floor, needed, job, tally, use)
+                visited = await self._try_host(
+                    host, under_floor, needed, job, tally, use, has_more=has_more
+                )
             finally:
                 self._destinations.end(use)
             if not tally.pending or visited is _Visited.CANCELLED:
@@ -202,8 +205,12 @@ class Attempt:
         job: Job,
         tally: Tally,
         use: Use,
+        *,
+        has_more: bool,
     ) -> _Visited:
-        """Offer one host what is still to be delivered."""
+        """Offer one host what is still to be delivered. `has_more`: its destination has another
+        address, which is tried next.
+        """
         needed = under(at_host(needed, host, self._security), floor.floor, self._security)
         key = pool_key(host, needed)
         waiting: Sequence[QueuedRecipient] = tally.pending
@@ -218,7 +225,7 @@ class Attempt:
                 if not isinstance(reached, Connection):
                     outcome = _unreached(reached, host, floor.policy, began)
                     _go_on(tally, host, waiting, outcome)
-                    return self._note_unreached(reached, outcome, use)
+                    return self._note_unreached(reached, outcome, use, has_more=has_more)
                 connection = reached
             use.is_connected = True
             try:
@@ -241,15 +248,24 @@ class Attempt:
         return visited
 
     def _note_unreached(
-        self, reached: negotiate.Unmet | negotiate.Failed, outcome: Deferred, use: Use
+        self,
+        reached: negotiate.Unmet | negotiate.Failed,
+        outcome: Deferred,
+        use: Use,
+        *,
+        has_more: bool,
     ) -> _Visited:
-        """What it tells of a destination that no session came of."""
+        """What it tells of a destination that no session came of. One address that is silent says
+        nothing of a next hop that has another.
+        """
         kept = self._pool.kept_at(use.destination.name)
         if isinstance(reached, negotiate.Failed):
             answer = reached.answer
             if turns_away(answer):
                 return self._turned_away(use)
             if answer.reply is None and answer.stage in (Stage.CONNECT, Stage.GREETING):
+                if has_more:
+                    return _Visited.SILENT
                 if self._destinations.unreached(use, kept, outcome):
                     return self._turned_away(use)
                 return _Visited.SILENT

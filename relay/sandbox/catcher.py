@@ -1,7 +1,7 @@
 """A mail host on this machine that takes whatever it is given and keeps the latest of it.
 
 It has a loop and a thread of its own, so that a relay can run beside it as it always does. Its
-name is its address, and its certificate is good for those that trust `ca_file`.
+name is `localhost`, and its certificate is good for those that trust `ca_file`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from relay.sandbox.certificates import Authority, Kind
+from relay.sandbox.certificates import Authority
 from relay.sandbox.mx import MxServer, Script
 
 __all__ = ["Catcher"]
@@ -30,9 +30,7 @@ class Catcher:
         authority = Authority("Relay demonstration CA")
         directory.mkdir(parents=True, exist_ok=True)
         self.ca_file.write_bytes(authority.ca_pem)
-        self._server = MxServer(
-            Script(certificate=Kind.IP_SAN), name="127.0.0.1", authority=authority
-        )
+        self._server = MxServer(Script(), name="localhost", authority=authority)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="catcher", daemon=True)
         self._is_over: asyncio.Event | None = None

@@ -54,7 +54,7 @@ def overlay(
 ) -> dict[str, str]:
     """What is said otherwise than in the configuration, as the environment says it."""
     document = as_document(config, with_secrets=True)
-    routes = document["routes"] | {name: {"host": "127.0.0.1", "port": port} for name in CAUGHT}
+    routes = document["routes"] | {name: {"host": "localhost", "port": port} for name in CAUGHT}
     users = document["admin"]["web"]["users"] | {_USER: {"password": password, "role": "operator"}}
     said = {
         "RELAY__ROUTES": _as_text(routes),

@@ -260,3 +260,12 @@ async def test_a_name_that_no_certificate_can_be_for_never_counts_as_verified(
     assert not outcome.session.certificate_verified
     if require and not skip:
         assert (outcome.status, mx.messages) == ("4.7.5", [])
+
+
+async def test_next_hop_with_a_dead_address_is_reached_at_its_other_one(rig):
+    await rig.mx(name="hop.example", next_hop="hop.example")
+    good = await rig.mx(name="hop.example", next_hop="hop.example")
+    await rig.servers[0].close()
+    for number in range(3):
+        assert isinstance(await rig.send(entry()), Delivered), number
+    assert len(good.messages) == 3
