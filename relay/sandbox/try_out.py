@@ -1,7 +1,7 @@
 """`relay demo --run`: a relay to try out, whose mail stays on this machine.
 
 It is the relay of the configuration, with this laid over it: mail for `*.example`, example.com,
-example.net and example.org (RFC 2606) goes to a host built in (`relay.sandbox.catcher`), over TLS
+example.net and example.org goes to a host built in (`relay.sandbox.catcher`), over TLS
 that verifies; the page has a user for this run, and says on every page that this is a
 demonstration. So the first message ends well without a network and behind a blocked port 25.
 """
