@@ -3,7 +3,7 @@
     start      open the listening sockets, fork the workers; READY when all of them are
     dead       a worker that ends is forked again; one that says for a while that it is not well is killed
     SIGHUP     look at the file; if it is right all workers reload, and new ones begin with it
-    SIGTERM    the workers' lines end, and they drain; SIGINT the same
+    SIGTERM    the workers' lines end, and they drain; SIGINT the same. One that hangs is killed
     again      end at once: what is under way is tried anew after the next start, nothing is lost
 
 Each worker has a socket of its own at each port (SO_REUSEPORT), so that the kernel spreads the
@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+import math
 import os
 import select
 import signal
@@ -50,6 +51,10 @@ _UNWELL_SECONDS = 60.0
 """How long a worker may say nothing before it is taken for stuck."""
 _AWAY_SECONDS = 10.0
 """Between two looks: who did not look for so long was stopped, and with it everybody."""
+_ENDING_SECONDS = 80.0
+"""How long its end may take: clients and deliveries under way have 70 seconds. systemd's 90 are not
+over yet then.
+"""
 _STARTING_SECONDS = 300.0
 """How long its start may take: a long queue is recovered, or that of another worker taken over."""
 _LONGEST_PAUSE = 30.0
@@ -91,6 +96,7 @@ class Supervisor:
         self._counters = SharedCounters(config.workers)
         self._shared_settings = SharedSettings()
         self._is_ending = False
+        self._killed_at = math.inf
         self._was_ready = False
         self._exit_code = 0
         self._answered = 0.0
@@ -115,7 +121,9 @@ class Supervisor:
             self._obey(number)
         self._listen()
         self._reap()
-        if not self._is_ending:
+        if self._is_ending:
+            self._kill_who_has_not_ended()
+        else:
             self._kill_the_stuck()
             self._fork_who_is_due()
             self._answer_watchdog()
@@ -272,6 +280,17 @@ class Supervisor:
                 child.heard = now
                 os.kill(child.pid, signal.SIGKILL)
 
+    def _kill_who_has_not_ended(self) -> None:
+        if time.monotonic() < self._killed_at:
+            return
+        self._killed_at = math.inf
+        for child in self._children:
+            if child.pid:
+                log.error(
+                    "worker %d has not ended in %g s: killing it", child.number, _ENDING_SECONDS
+                )
+                os.kill(child.pid, signal.SIGKILL)
+
     def _answer_watchdog(self) -> None:
         seconds = self._systemd.watchdog_seconds
         if seconds is not None and time.monotonic() - self._answered > seconds / 3:
@@ -315,6 +334,7 @@ class Supervisor:
     def _drain(self) -> None:
         """Nobody gets in any more, and every worker hears that it is to drain."""
         self._is_ending = True
+        self._killed_at = time.monotonic() + _ENDING_SECONDS
         self._doors.close()
         for child in self._children:
             if child.line is not None:

@@ -16,6 +16,7 @@ if __name__ == "__main__":
     _times = float(sys.argv.pop(1))
     worker.BEAT_SECONDS /= _times
     supervisor._UNWELL_SECONDS /= _times
+    supervisor._ENDING_SECONDS /= _times
     supervisor._LOOK_SECONDS /= _times
     supervisor._AWAY_SECONDS /= _times
     main()

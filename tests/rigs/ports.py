@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
+import os
 import shutil
 import socket
 import tempfile
@@ -14,11 +17,31 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
+_SLOT = 1000
+_SLOTS = 20
+
+
+@functools.cache
+def _own_ports() -> Iterator[int]:
+    """The ports of this process, one after the other.
+
+    They are below those that the kernel gives to clients and to port 0: nobody takes one between
+    the moment it is found free and the moment its server listens, which may be seconds. Two
+    processes of one run of tests have two slots.
+    """
+    ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    begin = max(ephemeral - _SLOTS * _SLOT, 1024) + os.getpid() % _SLOTS * _SLOT
+    return itertools.cycle(range(begin, min(begin + _SLOT, ephemeral)))
+
+
 def free_port(address: str = "127.0.0.1") -> int:
-    """A TCP port nobody listens on at `address` right now."""
-    with socket.socket() as probe:
-        probe.bind((address, 0))
-        return int(probe.getsockname()[1])
+    """A TCP port nobody listens on at `address`, and nobody but this process will soon."""
+    for port in itertools.islice(_own_ports(), _SLOT):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((address, port))
+            return port
+    raise OSError(f"none of {_SLOT} ports of {address} is free")
 
 
 @contextlib.contextmanager
@@ -32,7 +55,7 @@ def open_directory(prefix: str, parent: str = "/tmp") -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def wait_until(question: Callable[[], T], *, seconds: float = 30, what: str = "it") -> T:
+def wait_until(question: Callable[[], T], *, seconds: float = 60, what: str = "it") -> T:
     """The first true answer; an AssertionError that names `what` when none comes in time."""
     deadline = time.monotonic() + seconds
     while True:

@@ -46,7 +46,7 @@ class Relay:
         assert self.process is not None
         return self.process.pid
 
-    def start(self, *, seconds: float = 30) -> None:
+    def start(self, *, seconds: float = 60) -> None:
         """Start and wait until it takes connections."""
         self.config_file.write_text(yaml.safe_dump(self.config))
         with (self.directory / "stderr").open("ab") as stderr:
@@ -83,21 +83,22 @@ class Relay:
         self.process.send_signal(number)
 
     def kill(self) -> None:
-        """A power cut, as far as a process can have one."""
+        """A power cut, as far as a process can have one; its workers end when they see it."""
+        workers = workers_of(self) if self.config.get("workers", 1) > 1 else []
         self.signal(signal.SIGKILL)
         assert self.process is not None
         self.process.wait(timeout=30)
+        wait_until(lambda: not any(map(is_alive, workers)), what="the workers' end")
 
     def kill_all(self) -> None:
         """The same, of a relay with several workers."""
-        workers = workers_of(self)
-        self.kill()
-        for pid in workers:
+        for pid in (self.pid, *workers_of(self)):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        self.kill()
 
-    def stop(self, *, seconds: float = 60) -> int:
-        """SIGTERM, and the exit code."""
+    def stop(self, *, seconds: float = 100) -> int:
+        """SIGTERM, and the exit code. A relay has 70 seconds for what is under way."""
         assert self.process is not None
         if self.process.poll() is None:
             self.process.terminate()
@@ -199,6 +200,17 @@ def relay_of(directory: Path, workers: int, **sections: Any) -> Iterator[Relay]:
 
 
 def workers_of(relay: Relay) -> list[int]:
-    """The workers' processes, oldest first."""
-    children = Path(f"/proc/{relay.pid}/task/{relay.pid}/children").read_text().split()
-    return [int(pid) for pid in children]
+    """The workers' processes, oldest first; none once the relay has ended."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        children = Path(f"/proc/{relay.pid}/task/{relay.pid}/children").read_text()
+        return [int(pid) for pid in children.split()]
+    return []
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process is there, and no zombie."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
