@@ -9,7 +9,7 @@ READY  := $(VENV)/.ready
 TWO    := -n 2 --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-pythons check demo man dist lock image-test torture mutation fuzz bench clean
+.PHONY: help run test test-pythons check demo man dist lock packages image-test torture mutation fuzz bench clean
 
 help:
 	@echo "make run       a relay to try out on 127.0.0.1:2525, with its page; no network is needed"
@@ -19,6 +19,7 @@ help:
 	@echo "make check     ruff, mypy and the tests"
 	@echo "make man       the manual pages, build/relay.1 and build/relay.yaml.5"
 	@echo "make dist      the wheel and the source archive of a release, dist/"
+	@echo "make packages  .deb and .rpm, build/packages/ (ARCH=arm64: for another processor)"
 	@echo "make lock      requirements.lock anew: the newest release of every library, with hashes"
 	@echo "make image-test  build the container image and deliver a message through it (buildah, root, network)"
 	@echo "make torture   the long sweeps: kill -9 at every storage call, every network call, power cuts"
@@ -66,6 +67,9 @@ dist: $(READY)
 	rm -rf dist
 	$(BIN)/python -m build --outdir dist .
 	$(BIN)/twine check --strict dist/*
+
+packages: $(READY)
+	$(BIN)/python packages/build.py
 
 # For every Python from 3.11 and every processor. The package and the image install from it.
 lock: $(READY)

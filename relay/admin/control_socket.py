@@ -76,7 +76,8 @@ class ControlServer:
         listening = _bind_private(self.path)
         self._inode = self.path.stat().st_ino
         if self.group is not None:
-            shutil.chown(self.path, group=self.group)
+            if self.path.group() != self.group:
+                shutil.chown(self.path, group=self.group)
             self.path.chmod(0o660)
         self._server = await asyncio.start_unix_server(
             self._serve, sock=listening, limit=REQUEST_BYTES

@@ -17,6 +17,7 @@ import socket
 import stat
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from relay.receive.dialogue import Dialogue
@@ -158,7 +159,7 @@ def _named(name: Any) -> TcpAddress | UnixAddress:
 
 def admit(path: str, spec: ListenerSpec) -> None:
     """Let those connect to a UNIX socket who may. The group first: a mode is for a certain group."""
-    if spec.socket_group is not None:
+    if spec.socket_group is not None and Path(path).group() != spec.socket_group:
         shutil.chown(path, group=spec.socket_group)
     os.chmod(path, int(spec.socket_mode, 8))
 

@@ -61,6 +61,7 @@ NOT_EXERCISED = {
     "ExecReload": "a test runs its commands",
     "NotifyAccess": "the test of sd_notify has it",
     "Type": "the test of sd_notify has it",
+    "RuntimeDirectoryPreserve": "the service manager's",
     "PrivateMounts": "a mount namespace it has",
     "SystemCallErrorNumber": "read with SystemCallFilter",
 }
@@ -91,11 +92,11 @@ EXERCISED = {
 }
 
 
-def settings() -> dict[str, list[str]]:
+def settings(unit: Path = UNIT) -> dict[str, list[str]]:
     """The [Service] section: each key with its values."""
     found: dict[str, list[str]] = {}
     section = ""
-    for line in UNIT.read_text(encoding="utf-8").splitlines():
+    for line in unit.read_text(encoding="utf-8").splitlines():
         if line.startswith("["):
             section = line
         elif section == "[Service]" and line and not line.startswith("#"):
