@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from relay.mail.header import unfold
+from relay.mail.header import field_end, unfold
 
 __all__ = ["MOST_DEPTH", "Entity", "Kind", "TooComplex", "Visitor", "Walk", "mime_fields"]
 
@@ -298,13 +298,12 @@ class Walk:
 
 _FIELD = re.compile(
     rb"\r\n(content-type|content-transfer-encoding|mime-version|dkim-signature)[ \t]*+:"
-    rb"[^\r]*+(?:\r(?:\n[ \t]|(?!\n))[^\r]*+)*+"
 )
 _TYPE = re.compile(
     rb"[ \t]*+([!#$%&'*+.^_`{|}~0-9A-Za-z-]++)/([!#$%&'*+.^_`{|}~0-9A-Za-z-]++)[ \t]*+(?=;|\Z)"
 )
 _PARAMETER = re.compile(
-    rb'[ \t]*+;[ \t]*+([^\s=;"]++)[ \t]*+=[ \t]*+(?:"((?:[^"\\]|\\.)*+)"|([^\s;"]++))'
+    rb'[ \t]*+;[ \t]*+([^\s=;"]++)[ \t]*+=[ \t]*+(?:"([^"\\]*+(?:\\.[^"\\]*+)*)"|([^\s;"]++))'
 )
 _ESCAPE = re.compile(rb"\\(.)", re.DOTALL)
 
@@ -313,8 +312,10 @@ def mime_fields(section: bytes) -> Iterator[tuple[bytes, int, int]]:
     """The fields of a header section that MIME and DKIM put there: name in lower case, where the
     field begins, and where it ends without its CRLF.
     """
-    for match in _FIELD.finditer(b"\r\n" + section.lower()):
-        yield match[1], match.start(), match.end() - 2
+    lines, at = b"\r\n" + section.lower(), 0
+    while match := _FIELD.search(lines, at):
+        at = field_end(lines, match.end())
+        yield match[1], match.start(), at - 2
 
 
 def read_entity(section: bytes, number: int, *, is_part: bool, in_digest: bool = False) -> Entity:

@@ -36,7 +36,7 @@ MOST_RECIPIENTS = 100
 """In one transaction. Every host has to take as many (RFC 5321 §4.5.3.1.8)."""
 
 _CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
-_PATH = re.compile(rb'(?:"(?:[^"\\@]|\\[^@])*+"|[^<>"\\ @]++)(?:@[^<>"\\ @]++)?')
+_PATH = re.compile(rb'(?:"[^"\\@]*+(?:\\[^@][^"\\@]*+)*"|[^<>"\\ @]++)(?:@[^<>"\\ @]++)?')
 """RFC 5321 §4.1.2, wide: brackets and spaces only within quotes, one @ in all."""
 _XTEXT = re.compile(r"[!-~]+")
 

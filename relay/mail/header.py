@@ -15,7 +15,15 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
-__all__ = ["Field", "field_at", "iter_fields", "remove_fields", "split_content", "unfold"]
+__all__ = [
+    "Field",
+    "field_at",
+    "field_end",
+    "iter_fields",
+    "remove_fields",
+    "split_content",
+    "unfold",
+]
 
 _WHITE_SPACE = frozenset(b" \t")
 
@@ -45,6 +53,15 @@ def split_content(content: bytes) -> tuple[bytes, bytes]:
     if end < 0:
         return content, b""
     return content[: end + 2], content[end + 2 :]
+
+
+def field_end(header: bytes, at: int) -> int:
+    """Where the field ends that `at` lies in, without its CRLF: no white space follows that one."""
+    while (found := header.find(b"\r\n", at)) >= 0:
+        at = found + 2
+        if header[at : at + 1] not in (b" ", b"\t"):
+            return found
+    return len(header)
 
 
 def iter_fields(header: bytes) -> Iterator[Field]:
@@ -92,12 +109,7 @@ def _bounds(header: bytes, start: int = 0) -> Iterator[tuple[int, int]]:
     """Where each field from `start` on begins and ends; one pass, whatever the section holds."""
     size = len(header)
     while start < size:
-        end = start
-        while True:
-            found = header.find(b"\r\n", end)
-            end = size if found < 0 else found + 2
-            if end == size or header[end] not in _WHITE_SPACE:
-                break
+        end = min(field_end(header, start) + 2, size)
         yield start, end
         start = end
 

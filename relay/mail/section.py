@@ -20,7 +20,7 @@ import unicodedata
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from relay.mail.header import split_content
+from relay.mail.header import field_end, split_content
 
 __all__ = [
     "ASKING",
@@ -125,13 +125,15 @@ class HeaderSection:
         self._octets = octets
         self._spans: dict[bytes, list[tuple[int, int, int]]] = {}
         self.asking: list[Found] = []
-        for match in _FIND(b"\r\n" + octets.lower()):
+        lines, at = b"\r\n" + octets.lower(), 0
+        while match := _FIND(lines, at):
+            at = field_end(lines, match.end())
             name = match[1]
             if name is not None:
-                span = (match.start(), match.end(1) - 2, match.end() - 2)
+                span = (match.start(), match.end(1) - 2, at - 2)
                 self._spans.setdefault(name, []).append(span)
             else:
-                self.asking.append(self._asking(match))
+                self.asking.append(self._asking(match.start(), match.end(2) - 2, at - 2))
 
     @property
     def octets(self) -> bytes:
@@ -165,8 +167,7 @@ class HeaderSection:
             begun = end
         return b"".join([*kept, self._octets[begun:]])
 
-    def _asking(self, match: re.Match[bytes]) -> Found:
-        start, colon, end = match.start(), match.end(2) - 2, match.end() - 2
+    def _asking(self, start: int, colon: int, end: int) -> Found:
         name = self._octets[start:colon]
         return Found(
             name,
@@ -201,11 +202,18 @@ class Sections(NamedTuple):
         header, rest = split_content(content)
         if not header:
             return cls(b"", rest, split_content(rest[2:])[0])
-        fields = _FIELDS.match(header)
-        end = fields.end() if fields else 0
+        end = _end_of_fields(header)
         if end == len(header):
             return cls(header, rest)
         return cls(header[:end], b"\r\n" + content[end:], header[end:])
+
+
+def _end_of_fields(header: bytes) -> int:
+    """Behind as many header fields, with their folds, as there are in a row (RFC 5322 §2.2)."""
+    if not _NAMED(header):
+        return 0
+    last = _BEFORE_NO_FIELD(header)
+    return last.end() if last else len(header)
 
 
 class Seen(NamedTuple):
@@ -239,10 +247,8 @@ def look_behind(lines: bytes) -> Iterator[Seen]:
 
 _MAILBOX_LINE = re.compile(rb">*From (?![ \t]*+:)[^\r\n]*\r\n")
 """Not `From : Bob <b@x.example>`, which is a field (RFC 5322 §4.5.2)."""
-_FIELDS = re.compile(
-    rb"(?:[!-9;-~]++[ \t]*+:[^\r]*+(?:\r(?!\n)[^\r]*+|\r\n[ \t][^\r]*+)*+(?:\r\n|\Z))*+"
-)
-"""As many header fields, with their folds, as there are in a row (RFC 5322 §2.2); linear."""
+_NAMED = re.compile(rb"[!-9;-~]++[ \t]*+:").match
+_BEFORE_NO_FIELD = re.compile(rb"\r\n(?![ \t]|[!-9;-~]++[ \t]*+:)").search
 
 _SCRIPTS = {
     "a": "аАαΑᴀɑ", "b": "вВβΒЬƅʙ", "c": "сСϲϹᴄ", "d": "ԁժᴅ", "e": "еЕεΕєҽ℮ᴇ", "f": "ƒϝқғꜰք",
@@ -288,7 +294,7 @@ def _looks_like_asking(*, digits: bool, folded: bool) -> str:
     behind it, too. With `digits` those that look like letters count as such.
     """
     no_letters = rf"[^a-z:\r\n{'015$|!' if digits else ''}]"
-    between = rf"(?:{no_letters}|\r\n[ \t])*+" if folded else f"{no_letters}*+"
+    between = rf"{no_letters}*+(?:\r\n[ \t]{no_letters}*+)*" if folded else f"{no_letters}*+"
 
     def spelled(letters: str) -> str:
         return "".join(
@@ -309,9 +315,8 @@ def _asking_names(*, folded: bool) -> str:
 
 
 _FIND = re.compile(
-    rf"\r\n(?:({'|'.join(name.lower() for name in KNOWN)})[ \t]*+|(?![ \t])({_asking_names(folded=False)})):"
-    r"[^\r]*+(?:\r(?:\n[ \t]|(?!\n))[^\r]*+)*+".encode()
-).finditer
+    rf"\r\n(?:({'|'.join(name.lower() for name in KNOWN)})[ \t]*+|(?![ \t])({_asking_names(folded=False)})):".encode()
+).search
 _FIND_BEHIND = re.compile(
     rf"\r\n({_asking_names(folded=True)})([^:\r\n]*+)(?::([^\r\n]*+))?"
 ).finditer

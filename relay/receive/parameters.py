@@ -21,8 +21,10 @@ from relay.receive.session import Transaction
 __all__ = ["ParameterError", "mail_parameters", "rcpt_parameters", "wants_smtputf8"]
 
 _PARAMETER = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*+)(?:=([^\x00-\x20\x7f=][^\x00-\x20\x7f]*+))?")
-_XTEXT = re.compile(r"(?:[!-*,-<>-~]|\+[0-9A-F]{2})*+")
-_UNITEXT = re.compile(r"(?:[!-*,-<>-~\u0080-\U0010ffff]|\+[0-9A-F]{2}|\\x\{[0-9A-F]{2,6}\})*+")
+_XTEXT = re.compile(r"[!-*,-<>-~]*+(?:\+[0-9A-F]{2}[!-*,-<>-~]*+)*")
+_UNITEXT = re.compile(
+    r"[!-*,-<>-~\u0080-\U0010ffff]*+(?:\+[0-9A-F]{2}[!-*,-<>-~\u0080-\U0010ffff]*+)*"
+)
 _ATOM = re.compile(r"[A-Za-z0-9!#$%&'*/?^_`{|}~-]++")
 _ENVID_OCTETS = 100
 _ORCPT_OCTETS = 500

@@ -107,7 +107,7 @@ def _sender_domain(message: QueuedMessage) -> str:
         return ""
 
 
-_QUOTED = re.compile(rb'"(?:[^"\\]|\\.)*+"')
+_QUOTED = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*"')
 _COMMENT = re.compile(rb"\([^()]*+\)")
 _IN_BRACKETS = re.compile(rb"[^<>,;@]*+<[^<>@,;]*+@([^<>@,;\s]++)>\s*")
 _BARE = re.compile(rb"\s*[^<>,;@\s]*+@([^<>@,;\s]++)\s*")
