@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from relay.admin.operations import change_in_steps
 from relay.admin.requests import RequestError
+from relay.policy.fields import Wishes
 from relay.queue.store import QueueControl, QueueFilter, QueueView
 
 __all__ = ["Operator", "RunningRelay"]
@@ -32,6 +33,12 @@ class RunningRelay(Protocol):
 
     async def metrics(self) -> bytes:
         """Everything that is counted, in Prometheus' format."""
+
+    async def explain(self, reverse_path: str, recipient: str, wishes: Wishes) -> Mapping[str, Any]:
+        """What would become of a message. No mail host is connected to."""
+
+    async def probe(self, domain: str) -> Mapping[str, Any]:
+        """What the mail hosts of a domain show of themselves; they are connected to."""
 
 
 @dataclass(frozen=True, slots=True)

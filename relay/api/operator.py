@@ -90,19 +90,15 @@ async def explain(api: Api, request: web.Request) -> web.Response:
         raise ApiError(400, f"to: {error}") from None
     if not domain:
         raise ApiError(400, "to parameter is missing")
-    if api.explain is None:
-        raise ApiError(404, "this relay does not explain")
     reverse_path = _address(query.get("from", ""), "from")
     wishes = Wishes(_truth(query, "require-tls"), _truth(query, "skip-verification"))
-    return answer(await api.explain(reverse_path, recipient, wishes))
+    return answer(await api.operator.running().explain(reverse_path, recipient, wishes))
 
 
 async def probe(api: Api, request: web.Request) -> web.Response:
     """What the mail hosts of a domain show of themselves; they are connected to."""
     domain = sending_domain(request.match_info["domain"])
-    if api.probe is None:
-        raise ApiError(404, "this relay does not probe")
-    return answer(await api.probe(domain))
+    return answer(await api.operator.running().probe(domain))
 
 
 def _query(request: web.Request, known: Collection[str]) -> Mapping[str, str]:

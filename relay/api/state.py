@@ -11,7 +11,6 @@ from aiohttp import web
 
 from relay.admin.domain_settings import SettingsInForce
 from relay.admin.operator import Operator
-from relay.policy.fields import Wishes
 from relay.policy.rules import PolicyRules
 from relay.queue.api_state import ApiState
 from relay.queue.store import MessageSink
@@ -46,9 +45,6 @@ class Api:
     recipients: int = 1000
     received_hops: int = 100
     request_seconds: float = 1800.0
-    explain: Callable[[str, str, Wishes], Awaitable[Mapping[str, Any]]] | None = None
-    """What would become of a message: by its reverse-path, recipient and wishes."""
-    probe: Callable[[str], Awaitable[Mapping[str, Any]]] | None = None
     webhooks_changed: Callable[[], None] = lambda: None
 
 

@@ -24,6 +24,7 @@ from relay.daemon.watching import MeteredQueue, MeteredSink, metered
 from relay.deliver.attempt import Attempt
 from relay.deliver.destinations import Destinations
 from relay.deliver.floors import Floors
+from relay.deliver.options import DeliveryOptions
 from relay.deliver.pool import Pool, PoolLimits
 from relay.deliver.scheduler import Scheduler
 from relay.deliver.signing import Signer
@@ -95,13 +96,7 @@ class Parts:
         self.sink = MeteredSink(store, self.metrics)
         self.delivery_log = DeliveryLog(Path(config.log.delivery), store)
         self.resolver = _make_resolver(config, files)
-        self.router = Router(
-            self.resolver,
-            route_options(config),
-            hostname=config.hostname,
-            listening=self._listening,
-            random=random.SystemRandom(),
-        )
+        self.router = self._make_router()
         contexts = TlsContexts(config.tls.ca_file)
         self.policies = make_policies(
             config,
@@ -116,21 +111,11 @@ class Parts:
         self.floors = Floors(self.resolver, self.policies, self.rules)
         places = min(config.delivery.concurrency, files.deliveries)
         delivery = replace(config.delivery, concurrency=places)
-        self.pool = Pool(PoolLimits(connections=places))
         destinations = Destinations(
             delivery.concurrency_per_destination, config.queue.schedule, clock=time.monotonic
         )
-        self.attempt = Attempt(
-            metered(self.router.route, self.metrics),
-            hostname=config.hostname,
-            delivery=delivery,
-            tls=config.tls,
-            pool=self.pool,
-            contexts=contexts,
-            signer=Signer(lambda: self.signing_keys, clock=self.clock),
-            destinations=destinations,
-            floors=self.floors,
-        )
+        self.pool = Pool(PoolLimits(connections=places))
+        self.attempt = self._make_attempt(delivery, destinations, contexts)
         self.scheduler = Scheduler(
             MeteredQueue(store, self.metrics),
             self.attempt,
@@ -141,18 +126,45 @@ class Parts:
             clock=self.clock,
             destinations=destinations,
         )
-        clients = min(config.limits.connections, files.clients)
-        self.reception = Reception(
-            hostname=config.hostname,
+        self.reception = self._make_reception()
+        self.failures = Failures(elsewhere=worker.failed_elsewhere)
+        self.passwords = Passwords(self.failures, clock=self.clock)
+
+    def _make_router(self) -> Router:
+        return Router(
+            self.resolver,
+            route_options(self.config),
+            hostname=self.config.hostname,
+            listening=self._listening,
+            random=random.SystemRandom(),
+        )
+
+    def _make_attempt(
+        self, delivery: DeliveryOptions, destinations: Destinations, contexts: TlsContexts
+    ) -> Attempt:
+        return Attempt(
+            metered(self.router.route, self.metrics),
+            hostname=self.config.hostname,
+            delivery=delivery,
+            tls=self.config.tls,
+            pool=self.pool,
+            contexts=contexts,
+            signer=Signer(lambda: self.signing_keys, clock=self.clock),
+            destinations=destinations,
+            floors=self.floors,
+        )
+
+    def _make_reception(self) -> Reception:
+        clients = min(self.config.limits.connections, self.files.clients)
+        return Reception(
+            hostname=self.config.hostname,
             store=self.sink,
             policy=self.rules,
             access=lambda: self.config.access,
             clock=self.clock,
-            limits=replace(config.limits, connections=clients),
-            connections=Connections(worker.elsewhere),
+            limits=replace(self.config.limits, connections=clients),
+            connections=Connections(self.worker.elsewhere),
         )
-        self.failures = Failures(elsewhere=worker.failed_elsewhere)
-        self.passwords = Passwords(self.failures, clock=self.clock)
 
     def rules(self) -> PolicyRules:
         """The rules in force: the file's, with what was set over HTTP above them."""

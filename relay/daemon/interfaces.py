@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import logging
 from contextlib import AsyncExitStack
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from relay.admin.control import Control
 from relay.admin.control_socket import SocketTaken, start_control
@@ -20,12 +18,8 @@ from relay.api import HAS_KEY, Api, Caller, HttpError, HttpOptions, HttpServer, 
 from relay.config.document import fingerprints
 from relay.config.words import host_and_port
 from relay.daemon.assemble import Parts
-from relay.daemon.explaining import explain
 from relay.daemon.page import make_page
-from relay.daemon.probing import probe_domain
 from relay.daemon.status import Status
-from relay.deliver.options import security_options
-from relay.policy.fields import Wishes
 from relay.queue.engine import open_beside
 from relay.submit.certificates import CertificateError
 from relay.web.site import install
@@ -38,8 +32,6 @@ from relay.workers.worker_config import control_socket, spool
 __all__ = ["make_caller", "make_operator", "open_control", "open_http"]
 
 log = logging.getLogger("relay.daemon.running")
-
-_PROBE_PATIENCE = timedelta(seconds=15)
 
 
 def make_operator(parts: Parts, relay: RunningRelay, opened: AsyncExitStack) -> Operator:
@@ -112,16 +104,6 @@ async def open_http(
         recipients=config.limits.recipients,
         received_hops=config.limits.received_hops,
         request_seconds=config.limits.transaction.total_seconds(),
-        explain=partial(_explain, parts),
-        probe=partial(
-            probe_domain,
-            route=parts.router.route,
-            floors=parts.floors,
-            hostname=config.hostname,
-            delivery=config.delivery,
-            tls=config.tls,
-            patience=_PROBE_PATIENCE,
-        ),
         webhook_objection=targets.objection,
         webhooks_changed=caller.changed,
     )
@@ -141,21 +123,6 @@ async def open_http(
     opened.push_async_callback(server.close)
     log.info("HTTP interface at %s:%d", *server.address)
     return server
-
-
-async def _explain(
-    parts: Parts, reverse_path: str, recipient: str, wishes: Wishes
-) -> dict[str, Any]:
-    return await explain(
-        reverse_path=reverse_path,
-        recipient=recipient,
-        wishes=wishes,
-        rules=parts.rules(),
-        route=parts.router.route,
-        options=security_options(parts.config.delivery, parts.config.tls),
-        floors=parts.floors,
-        patience=_PROBE_PATIENCE,
-    )
 
 
 def _http_options(parts: Parts) -> HttpOptions:

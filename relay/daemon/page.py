@@ -18,15 +18,11 @@ __all__ = ["make_page"]
 
 def make_page(parts: Parts, status: Status, api: Api) -> Web:
     """The page of a relay: it asks what the HTTP interface asks, and works on the same operator."""
-    assert api.explain is not None
-    assert api.probe is not None
     return Web(
         api.operator,
         hostname=parts.config.hostname,
         options=lambda: parts.config.admin.web,
         rules=parts.rules,
-        explain=api.explain,
-        probe=api.probe,
         facts=partial(_facts, parts, status, api),
         policies=parts.policies,
         write_event=parts.store.write_event,

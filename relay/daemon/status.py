@@ -1,18 +1,27 @@
-"""How one worker's relay is: its health, its deliveries, everything that is counted."""
+"""What one worker's relay says to an operator: its health, its deliveries, everything that is
+counted, and what would become of a message.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from typing import Any
 
 from relay import __version__
 from relay.daemon.assemble import Parts
+from relay.daemon.explaining import explain
+from relay.daemon.probing import probe_domain
 from relay.daemon.watching import connections, expiries, heart_beats, log_lag, oldest_age, room_at
+from relay.deliver.options import security_options
+from relay.policy.fields import Wishes
 from relay.report.metrics import Snapshot
 
 __all__ = ["Status"]
 
 _LISTED_DESTINATIONS = 1000
+_PATIENCE = timedelta(seconds=15)
+"""For mail hosts, and for the policy hosts of their domains."""
 
 
 class Status:
@@ -56,6 +65,33 @@ class Status:
         if self._parts.delivery_log.is_in_trouble:
             found.append("the delivery log cannot be written")
         return found
+
+    async def explain(self, reverse_path: str, recipient: str, wishes: Wishes) -> dict[str, Any]:
+        """What would become of a message, under the rules in force."""
+        parts = self._parts
+        return await explain(
+            reverse_path=reverse_path,
+            recipient=recipient,
+            wishes=wishes,
+            rules=parts.rules(),
+            route=parts.router.route,
+            options=security_options(parts.config.delivery, parts.config.tls),
+            floors=parts.floors,
+            patience=_PATIENCE,
+        )
+
+    async def probe(self, domain: str) -> dict[str, Any]:
+        """What the mail hosts of a domain show of themselves."""
+        parts = self._parts
+        return await probe_domain(
+            domain,
+            route=parts.router.route,
+            floors=parts.floors,
+            hostname=parts.config.hostname,
+            delivery=parts.config.delivery,
+            tls=parts.config.tls,
+            patience=_PATIENCE,
+        )
 
     async def metrics(self) -> bytes:
         """Everything that Prometheus may want to know."""

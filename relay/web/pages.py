@@ -469,7 +469,7 @@ async def probe(visit: Visit) -> web.StreamResponse:
     visit.site.guard.check_form(visit.visitor, await visit.site.form(visit.request))
     domain = _domain(visit.request.match_info["domain"])
     async with asyncio.timeout(60):
-        found = await visit.state.probe(domain)
+        found = await visit.state.operator.running().probe(domain)
     await visit.site.jobs.note(visit.visitor.user.name, "probe", {"domain": domain}, 0)
     return await destination(visit, found)
 
@@ -510,7 +510,7 @@ async def _explain(state: Web, asked: Mapping[str, str]) -> Mapping[str, Any]:
         raise AddressError("it has no domain")
     wishes = Wishes(_TRUTHS.get(asked["require"]), _TRUTHS.get(asked["skip"]))
     async with asyncio.timeout(_QUESTION_SECONDS):
-        return await state.explain(_address(asked["from"]), recipient, wishes)
+        return await state.operator.running().explain(_address(asked["from"]), recipient, wishes)
 
 
 def _address(text: str) -> str:

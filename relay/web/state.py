@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
 
 from relay.admin.mta_sts import Policies
 from relay.admin.operator import Operator
 from relay.mail.event import Event
-from relay.policy.fields import Wishes
 from relay.policy.rules import PolicyRules
 from relay.queue.store import QueueView
 from relay.submit.failures import Failures
@@ -58,9 +56,7 @@ class Web:
     hostname: str
     options: Callable[[], WebOptions]
     rules: Callable[[], PolicyRules]
-    explain: Callable[[str, str, Wishes], Awaitable[Mapping[str, Any]]]
     facts: Callable[[], Awaitable[Facts]]
-    probe: Callable[[str], Awaitable[Mapping[str, Any]]]
     policies: Policies
     write_event: Callable[[Event], Awaitable[None]]
     content: Callable[[str], AsyncIterator[bytes]]

@@ -5,6 +5,7 @@
     health            what is wrong with any worker, by its number
     status            deliveries under way added up, silent destinations of any worker
     metrics           of all workers that answer
+    explain, probe    this worker's: the configuration and the DNS are the same for all
 
 A worker that does not answer (it may just be starting again) makes a change and the status end in
 an error, after all others have done it. In health it is what is wrong.
@@ -38,6 +39,10 @@ class AllWorkers:
     def __init__(self, queue: QueueControl, relay: RunningRelay, peers: Sequence[Peer]) -> None:
         self._queue = queue
         self._relay = relay
+        # The verb has each of the others retry its own silent destinations.
+        self.retry_silent = relay.retry_silent
+        self.explain = relay.explain
+        self.probe = relay.probe
         self._peers = peers
 
     async def change(
@@ -57,10 +62,6 @@ class AllWorkers:
         done = await _all_of(peer.ask({"verb": verb, **filters}) for peer in self._peers)
         found = own.found.union(*(wanted.queue_ids.difference(one["unknown"]) for one in done))
         return ChangeStep(None, own.changed + sum(one["changed"] for one in done), found)
-
-    def retry_silent(self) -> None:
-        """Those of this worker; the verb has each of the others retry its own."""
-        self._relay.retry_silent()
 
     async def health(self) -> Mapping[str, Sequence[str]]:
         """What is wrong with any worker."""

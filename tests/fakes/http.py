@@ -133,10 +133,10 @@ async def http_rig(directory: Path) -> AsyncIterator[Rig]:
         settings=settings,
         options=lambda: made.options,
         rules=lambda: settings.over(made.rules),
-        explain=explained,
         webhook_objection=Targets(_look_up, lambda: made.webhook_networks).objection,
         message_size_bytes=4 * 1024 * 1024,
     )
+    made.relay.explained = explained
     made.api = api
     server = _Server(application(api))
     await server.start_server()

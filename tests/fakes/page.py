@@ -45,6 +45,7 @@ from relay.web.site import Site, install
 from relay.web.state import Facts, Web
 from tests.fakes.floors import Published, floors_of
 from tests.fakes.queued import new_message, settled
+from tests.fakes.running import QuietRelay
 
 NOW = datetime(2026, 11, 20, 12, 30, tzinfo=UTC)
 PASSWORD = "correct horse"
@@ -99,26 +100,6 @@ class NoPolicies:
 
 
 @dataclass
-class Running:
-    """A relay that runs."""
-
-    trouble: list[str] = field(default_factory=list)
-    retried: int = 0
-
-    def retry_silent(self) -> None:
-        self.retried += 1
-
-    async def health(self) -> dict[str, list[str]]:
-        return {"liveness": [], "readiness": self.trouble}
-
-    async def status(self) -> dict[str, Any]:
-        return {"in-flight": 0, "silent-destinations": {}}
-
-    async def metrics(self) -> bytes:
-        return b""
-
-
-@dataclass
 class Browser:
     """One browser's requests; redirects are shown and not followed."""
 
@@ -167,7 +148,7 @@ class PageRig:
     """The page, and what stands behind it."""
 
     store: SqliteStore
-    running: Running
+    running: QuietRelay
     options: WebOptions
     now: datetime = NOW
     note: str = ""
@@ -238,7 +219,7 @@ async def page_rig(directory: Path, *, note: str = "") -> AsyncIterator[PageRig]
     store = await SqliteStore.open(directory / "spool", now=NOW, synchronous="OFF")
     settings = SettingsInForce(store.api_state)
     await settings.load()
-    rig = PageRig(store, Running(), WebOptions(users=USERS), note=note)
+    rig = PageRig(store, QuietRelay(), WebOptions(users=USERS), note=note)
 
     async def route(domain: str) -> Hosts:
         return Hosts((Host(f"mx.{domain}", "192.0.2.7", 25, 10),))
@@ -255,9 +236,6 @@ async def page_rig(directory: Path, *, note: str = "") -> AsyncIterator[PageRig]
             patience=timedelta(seconds=1),
         )
 
-    async def probe(domain: str) -> dict[str, Any]:
-        return {"domain": domain, "hosts": [], "rejected": [], "no-route": None}
-
     async def facts() -> Facts:
         return Facts(
             version="1.0",
@@ -272,6 +250,7 @@ async def page_rig(directory: Path, *, note: str = "") -> AsyncIterator[PageRig]
             validates=True,
         )
 
+    rig.running.explained = explained
     operator = Operator(store, lambda: rig.now, store, rig.running)
     api = Api(
         operator,
@@ -281,7 +260,6 @@ async def page_rig(directory: Path, *, note: str = "") -> AsyncIterator[PageRig]
         settings=settings,
         options=HttpOptions,
         rules=lambda: RULES,
-        explain=explained,
         webhook_objection=Targets(_look_up, lambda: ()).objection,
         message_size_bytes=1024 * 1024,
     )
@@ -290,9 +268,7 @@ async def page_rig(directory: Path, *, note: str = "") -> AsyncIterator[PageRig]
         hostname="relay.example",
         options=lambda: rig.options,
         rules=lambda: RULES,
-        explain=explained,
         facts=facts,
-        probe=probe,
         policies=NoPolicies(),
         write_event=store.write_event,
         content=store.read_content,

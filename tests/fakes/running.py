@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
+from relay.policy.fields import Wishes
+
 __all__ = ["QuietRelay"]
+
+Explain = Callable[[str, str, Wishes], Awaitable[dict[str, Any]]]
 
 
 class QuietRelay:
@@ -13,15 +17,24 @@ class QuietRelay:
 
     def __init__(self) -> None:
         self.retried = 0
+        self.trouble: list[str] = []
+        self.explained: Explain | None = None
 
     def retry_silent(self) -> None:
         self.retried += 1
 
     async def health(self) -> Mapping[str, Sequence[str]]:
-        return {"liveness": [], "readiness": []}
+        return {"liveness": [], "readiness": self.trouble}
 
     async def status(self) -> Mapping[str, Any]:
         return {"in-flight": 0, "silent-destinations": {}}
 
     async def metrics(self) -> bytes:
         return b""
+
+    async def explain(self, reverse_path: str, recipient: str, wishes: Wishes) -> dict[str, Any]:
+        assert self.explained is not None
+        return await self.explained(reverse_path, recipient, wishes)
+
+    async def probe(self, domain: str) -> dict[str, Any]:
+        return {"domain": domain, "hosts": [], "rejected": [], "no-route": None}
