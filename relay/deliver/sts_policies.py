@@ -174,14 +174,18 @@ class StsPolicies:
     async def run(self) -> None:
         """Fetch policies again that are due, for ever (RFC 8461 §3.3). One worker does it for all."""
         while True:
-            try:
-                due = await self._cache.refresh_due(now=self._clock(), limit=_REFRESHED_IN_A_LOOK)
-                await asyncio.gather(*map(self._refresh_stored, due))
-            except SpoolError as error:
-                log.warning("MTA-STS policies are not refetched: %s", error)
-            except Exception:  # a mistake here is no reason to stop the relay
-                log.exception("MTA-STS policies are not refetched")
+            await self.refetch_due()
             await asyncio.sleep(_REFRESH_LOOK_SECONDS)
+
+    async def refetch_due(self) -> None:
+        """Fetch again what is due now."""
+        try:
+            due = await self._cache.refresh_due(now=self._clock(), limit=_REFRESHED_IN_A_LOOK)
+            await asyncio.gather(*map(self._refresh_stored, due))
+        except SpoolError as error:
+            log.warning("MTA-STS policies are not refetched: %s", error)
+        except Exception:  # a mistake here is no reason to stop the relay
+            log.exception("MTA-STS policies are not refetched")
 
     async def close(self) -> None:
         """Break off what is being fetched."""

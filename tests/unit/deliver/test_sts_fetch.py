@@ -53,7 +53,7 @@ class Web:
         self,
         port: int,
         *,
-        seconds: float = 5,
+        seconds: float = 30,
         at_once: int = 20,
         allow: str = "127.0.0.0/8",
         **how: Any,
@@ -232,14 +232,17 @@ async def test_a_server_that_says_nothing_before_tls_is_not_waited_for(web: Web)
 
 
 async def test_policy_fetches_at_a_time_are_limited(web: Web) -> None:
-    answers, port = WebAnswer(POLICY, delay=0.3), free_port("0.0.0.0")
+    answers, port = WebAnswer(POLICY, delay=2), free_port("0.0.0.0")
     hosts = [
         await web.serve(answers, f"d{number}.example", address=f"127.0.1.{number + 1}", port=port)
         for number in range(6)
     ]
     fetcher = web.fetcher(port, at_once=3)
     fetches = [asyncio.create_task(fetcher.fetch(f"d{number}.example")) for number in range(6)]
-    await asyncio.sleep(0.15)
+    async with asyncio.timeout(20):
+        while sum(host.requests for host in hosts) < 3:
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(0.1)
     assert sum(host.requests for host in hosts) == 3
     assert all(isinstance(found, Fetched) for found in await asyncio.gather(*fetches))
 

@@ -354,26 +354,18 @@ async def test_the_record_is_looked_up_anew_before_mail_is_bounced(world: World)
 # --- in the background ----------------------------------------------------------------------------
 
 
-async def look(world: World) -> None:
-    """One look at what is due."""
-    task = asyncio.create_task(world.policies.run())
-    await asyncio.sleep(0.2)
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
-
-
 async def test_a_policy_is_refetched_each_day_although_its_id_is_the_same(world: World) -> None:
     world.record("1")
     await world.floor()
     world.later(hours=12)
-    await look(world)
+    await world.policies.refetch_due()
     assert len(world.fetches) == 1
     world.later(hours=12)
-    await look(world)
+    await world.policies.refetch_due()
     assert len(world.fetches) == 2
     [kept] = await world.cache.policies()
     assert kept.fetched == world.now  # success extends it
-    await look(world)
+    await world.policies.refetch_due()
     assert len(world.fetches) == 2
 
 
@@ -382,7 +374,7 @@ async def test_a_policy_whose_record_is_gone_is_refetched_too(world: World) -> N
     await world.floor()
     world.record(None)
     world.later(days=1)
-    await look(world)
+    await world.policies.refetch_due()
     [kept] = await world.cache.policies()
     assert (kept.id, kept.fetched) == ("1", world.now)
 
@@ -394,8 +386,8 @@ async def test_a_refetch_that_fails_is_a_warning_and_tried_again_another_day(
     await world.floor()
     world.answer = FETCH_ERROR
     world.later(days=1)
-    await look(world)
-    await look(world)
+    await world.policies.refetch_due()
+    await world.policies.refetch_due()
     assert len(world.fetches) == 2
     [line] = [one.message for one in caplog.records if one.levelno == logging.WARNING]
     assert "status 500" in line
@@ -411,7 +403,7 @@ async def test_an_expired_policy_that_cannot_be_refetched_is_forgotten(
     await world.floor()
     world.answer = FETCH_ERROR
     world.later(days=8)
-    await look(world)
+    await world.policies.refetch_due()
     assert await world.cache.policies() == []
     assert "has expired" in caplog.text
 

@@ -372,7 +372,7 @@ async def test_whenever_a_client_vanishes_nothing_stays_behind(desk, wait):
 
 
 async def test_a_silent_client_hears_421_and_is_cut_off(desk):
-    desk.limits = Limits(idle=timedelta(seconds=0.2))
+    desk.limits = Limits(idle=timedelta(seconds=1))
     client = await desk.client()
     await client.greet()
     assert (await client.reply()).startswith("421 4.4.2 ")
@@ -380,41 +380,41 @@ async def test_a_silent_client_hears_421_and_is_cut_off(desk):
 
 
 async def test_a_command_that_comes_octet_by_octet_gets_no_more_time(desk):
-    desk.limits = Limits(idle=timedelta(seconds=0.3))
+    desk.limits = Limits(idle=timedelta(seconds=1))
     client = await desk.client()
     await client.greet()
     begun = time.monotonic()
     for _ in range(100):
         await client.send(b"N")
         await asyncio.sleep(0.02)
-        if time.monotonic() - begun > 0.6:
+        if time.monotonic() - begun > 1.5:
             break
     assert (await client.reply()).startswith("421 4.4.2 ")
 
 
 async def test_a_transaction_ends_at_its_deadline_however_busy_the_client_is(desk):
-    desk.limits = Limits(idle=timedelta(seconds=5), transaction=timedelta(seconds=0.3))
+    desk.limits = Limits(idle=timedelta(seconds=30), transaction=timedelta(seconds=1.5))
     client = await desk.client()
     await client.begin()
     await client.say("DATA")
     begun = time.monotonic()
-    while time.monotonic() - begun < 0.6:
+    while time.monotonic() - begun < 2:
         await client.send(b"x")
         await asyncio.sleep(0.02)
     assert (await client.reply()).startswith("421 4.4.2 ")
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < 15, "not the idle time, which is 30 s"
     await settled(desk)
     assert not desk.store.messages
 
 
 async def test_content_that_keeps_coming_gets_more_time(desk):
-    desk.limits = Limits(idle=timedelta(seconds=0.3))
+    desk.limits = Limits(idle=timedelta(seconds=2))
     client = await desk.client()
     await client.begin()
     await client.say("DATA")
-    for _ in range(10):
+    for _ in range(8):
         await client.send(b"x\r\n")
-        await asyncio.sleep(0.08)
+        await asyncio.sleep(0.35)
     await client.send(b".\r\n")
     assert (await client.reply()).startswith("250")
 

@@ -69,14 +69,14 @@ def path(tmp_path):
 
 
 @contextlib.asynccontextmanager
-async def following(path, journal):
+async def following(path, journal, *, grace=20):
     log = DeliveryLog(path, journal, look_every=timedelta(milliseconds=5), sync_every=FAST)
     task = asyncio.create_task(log.run())
     try:
         yield log
     finally:
-        await log.close(grace=timedelta(seconds=2))
-        await asyncio.wait_for(task, 2)
+        await log.close(grace=timedelta(seconds=grace))
+        await asyncio.wait_for(task, 20)
 
 
 def ids(path):
@@ -85,7 +85,7 @@ def ids(path):
     return [int(json.loads(line)["id"]) for line in lines]
 
 
-async def until(condition, *, within=5.0):
+async def until(condition, *, within=20.0):
     async with asyncio.timeout(within):
         while not condition():
             await asyncio.sleep(0.005)
@@ -266,8 +266,8 @@ async def test_after_a_sync_that_failed_all_since_the_last_good_one_is_written_a
 
 async def test_an_unwritable_file_does_not_keep_us_from_stopping(path, journal):
     path.mkdir(parents=True)
-    async with asyncio.timeout(3):
-        async with following(path, journal) as log:
+    async with asyncio.timeout(20):
+        async with following(path, journal, grace=1) as log:
             journal.commit()
             await until(lambda: log.is_in_trouble)
 
@@ -322,7 +322,7 @@ async def test_the_log_may_be_a_device(journal):
 
 
 async def test_a_device_that_is_full_marks_nothing_as_written(journal):
-    async with following(Path("/dev/full"), journal) as log:
+    async with following(Path("/dev/full"), journal, grace=1) as log:
         journal.commit(3)
         await until(lambda: log.is_in_trouble)
     assert journal.mark == 0

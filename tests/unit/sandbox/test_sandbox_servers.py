@@ -25,7 +25,7 @@ def client_context(*, verify: bool = True) -> ssl.SSLContext:
 
 async def send(mx: MxServer, *, tls: ssl.SSLContext | None, name: str = "mx.example.test") -> None:
     client = aiosmtplib.SMTP(
-        hostname=mx.address, port=mx.port, start_tls=False, use_tls=False, timeout=5
+        hostname=mx.address, port=mx.port, start_tls=False, use_tls=False, timeout=30
     )
     async with client:
         if tls is not None:
