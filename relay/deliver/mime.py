@@ -17,11 +17,10 @@ are nested, and all other lines are passed over in one search. Nesting has Postf
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from relay.mail.header import field_end, unfold
+from relay.mail.header import named, unfold
 
 __all__ = ["MOST_DEPTH", "Entity", "Kind", "TooComplex", "Visitor", "Walk", "mime_fields"]
 
@@ -296,9 +295,11 @@ class Walk:
 
 # --- one header section -------------------------------------------------------------------------
 
-_FIELD = re.compile(
-    rb"\r\n(content-type|content-transfer-encoding|mime-version|dkim-signature)[ \t]*+:"
+mime_fields = named(
+    (b"content-type", b"content-transfer-encoding", b"mime-version", b"dkim-signature")
 )
+"""The fields of a header section that count here."""
+
 _TYPE = re.compile(
     rb"[ \t]*+([!#$%&'*+.^_`{|}~0-9A-Za-z-]++)/([!#$%&'*+.^_`{|}~0-9A-Za-z-]++)[ \t]*+(?=;|\Z)"
 )
@@ -308,21 +309,11 @@ _PARAMETER = re.compile(
 _ESCAPE = re.compile(rb"\\(.)", re.DOTALL)
 
 
-def mime_fields(section: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """The fields of a header section that MIME and DKIM put there: name in lower case, where the
-    field begins, and where it ends without its CRLF.
-    """
-    lines, at = b"\r\n" + section.lower(), 0
-    while match := _FIELD.search(lines, at):
-        at = field_end(lines, match.end())
-        yield match[1], match.start(), at - 2
-
-
 def read_entity(section: bytes, number: int, *, is_part: bool, in_digest: bool = False) -> Entity:
     """What a header section says of the body behind it."""
     found: dict[bytes, list[bytes]] = {}
-    for name, start, end in mime_fields(section):
-        found.setdefault(name, []).append(unfold(section[section.index(b":", start) + 1 : end]))
+    for field in mime_fields(section):
+        found.setdefault(field.name, []).append(unfold(field.value(section)))
     types, encodings = found.get(b"content-type", []), found.get(b"content-transfer-encoding", [])
     is_mime = is_part or b"mime-version" in found
     encoding = encodings[0].strip().lower().decode("ascii", "replace") if encodings else ""

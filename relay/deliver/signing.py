@@ -7,10 +7,13 @@ held.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
+from typing import TypeVar
 
 from relay.mail.header import split_content
 from relay.queue.entry import QueuedMessage
@@ -22,6 +25,9 @@ __all__ = ["Signature", "Signer"]
 log = logging.getLogger(__name__)
 
 _LARGEST_HEADER = 2 * 1024 * 1024
+_AT_ONCE_OCTETS = 64 * 1024
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +59,7 @@ class Signer:
             return Signature(unsigned=why_unsigned(keys, message))
         pieces = _one_piece(content) if isinstance(content, bytes) else content()
         header, rest = await _split_off(pieces)
-        signing = key_for(keys, message, header)
+        signing = await _off_the_loop(len(header), partial(key_for, keys, message, header))
         if signing is None:
             return Signature(unsigned=why_unsigned(keys, message))
         body = BodyHash()
@@ -61,10 +67,16 @@ class Signer:
         async for piece in pieces:
             body.update(piece)
         try:
-            return Signature(sign(signing, header, body.digest(), now=self._clock()))
+            work = partial(sign, signing, header, body.digest(), now=self._clock())
+            return Signature(await _off_the_loop(len(header), work))
         except ValueError as error:
             log.warning("%s: goes out unsigned: %s", message.queue_id, error)
             return Signature(unsigned=str(error))
+
+
+async def _off_the_loop(size: int, work: Callable[[], T]) -> T:
+    """The result of some work on a header section, in a thread where that is large."""
+    return work() if size <= _AT_ONCE_OCTETS else await asyncio.to_thread(work)
 
 
 async def _one_piece(content: bytes) -> AsyncIterator[bytes]:

@@ -25,7 +25,7 @@ import dkim
 from dkim.canonicalization import CanonicalizationPolicy
 
 from relay.mail.address import AddressError, domain_of, normalise_domain
-from relay.mail.header import iter_fields
+from relay.mail.header import named
 from relay.queue.entry import QueuedMessage
 
 __all__ = ["SigningKey", "key_for", "may_sign", "sign", "why_unsigned"]
@@ -113,9 +113,12 @@ _IN_BRACKETS = re.compile(rb"[^<>,;@]*+<[^<>@,;]*+@([^<>@,;\s]++)>\s*")
 _BARE = re.compile(rb"\s*[^<>,;@\s]*+@([^<>@,;\s]++)\s*")
 
 
+_author_fields = named((b"from",))
+
+
 def author_domain(header: bytes) -> str:
     """The domain of the one author in the one From field; "" where that is not so clear."""
-    values = [field.value for field in iter_fields(header) if field.name.lower() == b"from"]
+    values = [field.value(header) for field in _author_fields(header)]
     if len(values) != 1:
         return ""
     value = _COMMENT.sub(b"", _QUOTED.sub(b"", values[0]))
@@ -128,12 +131,19 @@ def author_domain(header: bytes) -> str:
         return ""
 
 
+_MOST_SIGNED = 200
+_signed_fields = named(dkim.DKIM.SHOULD)
+
+
 def sign(signing: SigningKey, header: bytes, body_hash: bytes, *, now: datetime) -> bytes:
     """The DKIM-Signature field that goes on top of a message; ValueError where dkimpy will not have
-    it.
+    it, or where more fields would have to be signed than a host is to be bothered with.
     """
+    fields = [header[field.start : field.end] + b"\r\n" for field in _signed_fields(header)]
+    if len(fields) > _MOST_SIGNED:
+        raise ValueError(f"it has more than {_MOST_SIGNED} fields that are to be signed")
     try:
-        return _Signer(header + b"\r\n").signature(signing, body_hash, now)
+        return _Signer(b"".join(fields) + b"\r\n").signature(signing, body_hash, now)
     except dkim.DKIMException as error:
         raise ValueError(str(error)) from error
 

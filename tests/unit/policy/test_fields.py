@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.mail.header import iter_fields
 from relay.mail.section import HeaderSection, Sections
 from relay.policy.fields import NO_WISHES, BadField, Wishes, refuse_displaced
 from relay.policy.fields import read_wishes as wishes_of_section
+from tests.fakes.fields import iter_fields
 
 YES = [b"true", b"yes", b"1", b"on"]
 NO = [b"false", b"no", b"0", b"off"]
