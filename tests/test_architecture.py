@@ -57,6 +57,7 @@ PUT_TOGETHER = {"config": 0, "workers": 1, "daemon": 2, "sandbox": 3, "cli": 4, 
 
 # The shells: they may touch network, disk, database or clock.
 SHELLS = {
+    "relay.mail.turns",
     "relay.queue.dispatch",
     "relay.queue.engine",
     "relay.queue.sqlite",
@@ -74,7 +75,6 @@ SHELLS = {
     "relay.deliver.attempt",
     "relay.deliver.connection",
     "relay.deliver.floors",
-    "relay.deliver.job",
     "relay.deliver.negotiate",
     "relay.deliver.pool",
     "relay.deliver.probe",

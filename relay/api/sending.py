@@ -7,13 +7,10 @@ is given when `store.accept` has returned. Trouble of our own is a 503, never a 
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import TypeVar
 
 from aiohttp import web
 
@@ -26,12 +23,12 @@ from relay.api.state import Api, answer
 from relay.mail.envelope import Body
 from relay.mail.ip import canonical
 from relay.mail.section import HeaderSection, Sections
+from relay.mail.turns import off_the_loop
 from relay.queue.entry import QueuedMessage
 from relay.queue.queue_id import new_queue_id
 from relay.queue.store import NewMessage, QueueFull, SpoolError
 from relay.report import deliverylog
 from relay.submit.message import (
-    AT_ONCE_OCTETS,
     OUR_TROUBLE,
     OUT_OF_ROOM,
     Refusal,
@@ -45,8 +42,6 @@ __all__ = ["send", "send_mime"]
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 
 async def send(api: Api, request: web.Request) -> web.Response:
     """A message made of the fields of a form."""
@@ -55,8 +50,8 @@ async def send(api: Api, request: web.Request) -> web.Response:
     incoming = _Incoming(api, request, domain)
     order = read_order(form, domain=domain, now=incoming.now, max_recipients=api.recipients)
     message_id = own_message_id(form) or f"<{incoming.queue_id}@{domain}>"
-    content = await _off_the_loop(
-        _size(form), partial(compose, form, message_id=message_id, now=incoming.now)
+    content = await off_the_loop(
+        partial(compose, form, message_id=message_id, now=incoming.now), octets=_size(form)
     )
     header, rest, _ = Sections.of(content)
     return await incoming.take(order, HeaderSection(header), rest)
@@ -68,7 +63,7 @@ async def send_mime(api: Api, request: web.Request) -> web.Response:
     form = checked_mime(await read_form(request))
     incoming = _Incoming(api, request, domain)
     file = _message_file(form).content
-    section, rest, behind = await _off_the_loop(len(file), partial(_taken_apart, form, file))
+    section, rest, behind = await off_the_loop(partial(_taken_apart, form, file), octets=len(file))
     postmaster = f"postmaster@{domain}"
     missing = missing_fields(
         section,
@@ -95,11 +90,6 @@ def _taken_apart(form: Form, file: bytes) -> tuple[HeaderSection, bytes, bytes]:
     """
     header, rest, behind = Sections.of(normalise_mime(file))
     return with_own_fields(form, HeaderSection(header)), rest, behind
-
-
-async def _off_the_loop(size: int, work: Callable[[], T]) -> T:
-    """The result of some work: at once for a small message, for which a thread takes longer."""
-    return work() if size <= AT_ONCE_OCTETS else await asyncio.to_thread(work)
 
 
 def _message_file(form: Form) -> File:
@@ -139,7 +129,7 @@ class _Incoming:
     ) -> web.Response:
         """Take responsibility for it, or raise what the client is told instead."""
         size = len(section.octets) + len(displaced)
-        opened = await _off_the_loop(size, partial(self._open, order, section, displaced))
+        opened = await off_the_loop(partial(self._open, order, section, displaced), octets=size)
         if isinstance(opened, Refusal):
             raise _as_error(opened)
         content = opened.header + rest

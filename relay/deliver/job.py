@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from functools import partial
 
 from relay.deliver.content import Content, beginning, pieces
 from relay.deliver.sevenbit import Conversion, NotConvertible, Plan, Survey
 from relay.deliver.signing import Signer
 from relay.deliver.transaction import Extensions, needs_conversion
+from relay.mail.turns import off_the_loop
 from relay.queue.entry import Entry, QueuedMessage
-
-T = TypeVar("T")
 
 __all__ = ["Job", "fit_for", "job_of", "signed"]
 
 
-_AT_ONCE_BYTES = 8 * 1024
+_AT_ONCE_OCTETS = 8 * 1024
 """A larger piece is converted in a thread: made of empty parts, it may take a tenth of a second."""
 
 
@@ -94,17 +92,17 @@ async def _surveyed(content: Content) -> Plan:
     survey = Survey()
     async with aclosing(pieces(content)) as every:
         async for piece in every:
-            await _step(survey.feed, piece)
+            await off_the_loop(
+                partial(survey.feed, piece), octets=len(piece), at_once_octets=_AT_ONCE_OCTETS
+            )
     return survey.finish()
-
-
-async def _step(work: Callable[[bytes], T], piece: bytes) -> T:
-    return work(piece) if len(piece) <= _AT_ONCE_BYTES else await asyncio.to_thread(work, piece)
 
 
 async def _converted(content: Content, plan: Plan) -> AsyncGenerator[bytes]:
     conversion = Conversion(plan)
     async with aclosing(pieces(content)) as every:
         async for piece in every:
-            yield await _step(conversion.feed, piece)
+            yield await off_the_loop(
+                partial(conversion.feed, piece), octets=len(piece), at_once_octets=_AT_ONCE_OCTETS
+            )
     yield conversion.finish()

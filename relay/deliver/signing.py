@@ -7,15 +7,14 @@ held.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import TypeVar
 
 from relay.mail.header import split_content
+from relay.mail.turns import off_the_loop
 from relay.queue.entry import QueuedMessage
 from relay.sign.body import BodyHash
 from relay.sign.signature import SigningKey, key_for, may_sign, sign, why_unsigned
@@ -25,9 +24,6 @@ __all__ = ["Signature", "Signer"]
 log = logging.getLogger(__name__)
 
 _LARGEST_HEADER = 2 * 1024 * 1024
-_AT_ONCE_OCTETS = 64 * 1024
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +55,7 @@ class Signer:
             return Signature(unsigned=why_unsigned(keys, message))
         pieces = _one_piece(content) if isinstance(content, bytes) else content()
         header, rest = await _split_off(pieces)
-        signing = await _off_the_loop(len(header), partial(key_for, keys, message, header))
+        signing = await off_the_loop(partial(key_for, keys, message, header), octets=len(header))
         if signing is None:
             return Signature(unsigned=why_unsigned(keys, message))
         body = BodyHash()
@@ -68,15 +64,10 @@ class Signer:
             body.update(piece)
         try:
             work = partial(sign, signing, header, body.digest(), now=self._clock())
-            return Signature(await _off_the_loop(len(header), work))
+            return Signature(await off_the_loop(work, octets=len(header)))
         except ValueError as error:
             log.warning("%s: goes out unsigned: %s", message.queue_id, error)
             return Signature(unsigned=str(error))
-
-
-async def _off_the_loop(size: int, work: Callable[[], T]) -> T:
-    """The result of some work on a header section, in a thread where that is large."""
-    return work() if size <= _AT_ONCE_OCTETS else await asyncio.to_thread(work)
 
 
 async def _one_piece(content: bytes) -> AsyncIterator[bytes]:

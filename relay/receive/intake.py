@@ -17,8 +17,10 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 
 from relay.mail.section import HeaderSection, Sections
+from relay.mail.turns import off_the_loop
 from relay.policy.rules import PolicyRules
 from relay.queue.queue_id import new_queue_id
 from relay.queue.store import CHUNK_BYTES, MessageSink, NewMessage, QueueFull, SpoolError
@@ -30,7 +32,6 @@ from relay.receive.session import Session, Transaction
 from relay.receive.submission import complete, open_message, refusal_of
 from relay.report.deliverylog import taken_in
 from relay.submit.message import (
-    AT_ONCE_OCTETS,
     HEADER_SECTION_OCTETS,
     HEADER_TOO_LARGE,
     OUR_TROUBLE,
@@ -165,10 +166,8 @@ class Intake:
 
     async def _open(self, content: bytes) -> None:
         sections = Sections.of(content)
-        if len(sections.header) + len(sections.behind) <= AT_ONCE_OCTETS:
-            opened = self._screened(sections)
-        else:
-            opened = await asyncio.to_thread(self._screened, sections)
+        octets = len(sections.header) + len(sections.behind)
+        opened = await off_the_loop(partial(self._screened, sections), octets=octets)
         if isinstance(opened, Refusal):
             self._refuse(opened)
         else:

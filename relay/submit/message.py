@@ -28,7 +28,6 @@ from relay.queue.summary import summarise
 from relay.submit.options import Contradiction, Options, both, read_options
 
 __all__ = [
-    "AT_ONCE_OCTETS",
     "HEADER_SECTION_OCTETS",
     "HEADER_TOO_LARGE",
     "OUR_TROUBLE",
@@ -42,9 +41,6 @@ __all__ = [
 
 HEADER_SECTION_OCTETS = 1024 * 1024
 """A header section is kept in memory whole while it is judged."""
-
-AT_ONCE_OCTETS = 64 * 1024
-"""What is larger is judged, or composed, in a thread, where it keeps nobody else waiting."""
 
 
 @dataclass(frozen=True, slots=True)
