@@ -34,7 +34,15 @@ class RunningRelay(Protocol):
     async def metrics(self) -> bytes:
         """Everything that is counted, in Prometheus' format."""
 
-    async def explain(self, reverse_path: str, recipient: str, wishes: Wishes) -> Mapping[str, Any]:
+    async def explain(
+        self,
+        reverse_path: str,
+        recipient: str,
+        wishes: Wishes,
+        *,
+        requiretls: bool = False,
+        tls_required_no: bool = False,
+    ) -> Mapping[str, Any]:
         """What would become of a message. No mail host is connected to."""
 
     async def probe(self, domain: str) -> Mapping[str, Any]:

@@ -82,7 +82,9 @@ async def change(api: Api, request: web.Request) -> web.Response:
 
 async def explain(api: Api, request: web.Request) -> web.Response:
     """What would become of a message, without sending one."""
-    query = _query(request, {"from", "to", "require-tls", "skip-verification"})
+    query = _query(
+        request, {"from", "to", "require-tls", "skip-verification", "requiretls", "tls-required-no"}
+    )
     recipient = _address(query.get("to", ""), "to")
     try:
         domain = domain_of(recipient)
@@ -92,7 +94,15 @@ async def explain(api: Api, request: web.Request) -> web.Response:
         raise ApiError(400, "to parameter is missing")
     reverse_path = _address(query.get("from", ""), "from")
     wishes = Wishes(_truth(query, "require-tls"), _truth(query, "skip-verification"))
-    return answer(await api.operator.running().explain(reverse_path, recipient, wishes))
+    return answer(
+        await api.operator.running().explain(
+            reverse_path,
+            recipient,
+            wishes,
+            requiretls=_truth(query, "requiretls") or False,
+            tls_required_no=_truth(query, "tls-required-no") or False,
+        )
+    )
 
 
 async def probe(api: Api, request: web.Request) -> web.Response:

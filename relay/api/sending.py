@@ -179,6 +179,7 @@ class _Incoming:
             origin="http",
             client=f"HTTP [{canonical(self.request.remote or '')}]",
             terms=opened.terms,
+            tls_required_no=opened.tls_required_no,
         )
 
     async def _accept(self, new: NewMessage) -> None:

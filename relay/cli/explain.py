@@ -33,6 +33,8 @@ _YES_NO = click.Choice(["yes", "no"])
 @click.option(
     "--skip-verification", type=_YES_NO, help="As if the message said X-Skip-Verification."
 )
+@click.option("--requiretls", is_flag=True, help="As if MAIL said REQUIRETLS (RFC 8689).")
+@click.option("--tls-required-no", is_flag=True, help="As if the message said TLS-Required: No.")
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object, for programs.")
 @config_option
 @click.pass_context
@@ -43,6 +45,8 @@ def explain(
     recipient: str,
     require_tls: str | None,
     skip_verification: str | None,
+    requiretls: bool,
+    tls_required_no: bool,
     as_json: bool,
 ) -> None:
     """Say what would become of a message, without delivering anything.
@@ -66,7 +70,8 @@ def explain(
         raise click.BadParameter("an address with a domain is needed", param_hint="--to")
     try:
         wishes = Wishes(_truth(require_tls), _truth(skip_verification))
-        answer = _explained(config, reverse_path, forward_path, wishes)
+        speaks = {"requiretls": requiretls, "tls_required_no": tls_required_no}
+        answer = _explained(config, reverse_path, forward_path, wishes, speaks)
     except (
         Exception
     ) as error:  # whatever the way to an answer fails by, a sentence is what is wanted
@@ -91,8 +96,12 @@ def _address(text: str, option: str) -> tuple[str, str]:
         raise click.BadParameter(f"{printable(text)}: {error}", param_hint=option) from None
 
 
-def _explained(config: Config, reverse_path: str, recipient: str, wishes: Wishes) -> dict[str, Any]:
-    """Explained under the file's rules, and what was set over HTTP above them."""
+def _explained(
+    config: Config, reverse_path: str, recipient: str, wishes: Wishes, speaks: Mapping[str, bool]
+) -> dict[str, Any]:
+    """Explained under the file's rules, and what was set over HTTP above them. `speaks`: what the
+    message says in the words of RFC 8689.
+    """
     from relay.admin.domain_settings import overlay_of
     from relay.daemon.explaining import explain as explain_message
     from relay.deliver.options import security_options
@@ -111,6 +120,7 @@ def _explained(config: Config, reverse_path: str, recipient: str, wishes: Wishes
                 options=security_options(config.delivery, config.tls),
                 floors=asked.floors,
                 patience=config.delivery.timeouts.policy_fetch,
+                **speaks,
             )
 
     return asyncio.run(explained())
@@ -175,6 +185,9 @@ def _print(answer: dict[str, Any]) -> None:
         )
         value = click.style("yes" if setting["value"] else "no", bold=True)
         click.echo(f"  {name + ':':<19}{value}  from: {setting['source']}{rule}")
+    for name in ("requiretls", "tls-required-no"):
+        if answer[name]:
+            click.echo(f"  {name + ':':<19}{click.style('yes', bold=True)}  from: message")
     click.echo()
     if answer["no-route"] is not None:
         click.echo(no_route_text(answer["no-route"]))

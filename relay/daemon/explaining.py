@@ -17,7 +17,7 @@ from relay.admin.operations import host_as_json, no_route_as_json, prospect_as_j
 from relay.deliver.floors import DomainFloor, Floors, judged
 from relay.deliver.sts_policies import PolicyPending
 from relay.mail.address import domain_of
-from relay.policy.fields import Wishes
+from relay.policy.fields import Wishes, tls_wishes
 from relay.policy.rules import PolicyRules, resolve
 from relay.policy.settings import Setting
 from relay.queue.store import SpoolError
@@ -76,15 +76,20 @@ async def explain(
     options: SecurityOptions,
     floors: Floors,
     patience: timedelta,
+    requiretls: bool = False,
+    tls_required_no: bool = False,
 ) -> dict[str, Any]:
     """Each setting and where it came from, the hosts in order, and what each of them must prove.
+    `requiretls`, `tls_required_no`: as if the message came with REQUIRETLS, or said TLS-Required: No.
 
     `recipient` is an address that `relay.mail.address.parse_path` gave. The DNS is asked, and the
     policy host of the domain for as long as `patience`; then `FloorPending` is raised.
     """
     domain = domain_of(recipient)
-    settings = resolve(rules, reverse_path=reverse_path, recipient_domain=domain, wishes=wishes)
-    needed = requirement(settings, options)
+    asked, tls_required_no = tls_wishes(wishes, requiretls=requiretls, says_no=tls_required_no)
+    settings = resolve(rules, reverse_path=reverse_path, recipient_domain=domain, wishes=asked)
+    needed = requirement(settings, options, requiretls=requiretls and reverse_path != "")
+    waives = tls_required_no and not settings.require_tls.value
     return {
         "sender": reverse_path,
         "recipient": recipient,
@@ -93,15 +98,32 @@ async def explain(
             "require-tls": _setting_as_json(settings.require_tls),
             "skip-verification": _setting_as_json(settings.skip_verification),
         },
-        **await _where(domain, await route(domain), needed, options, floors, patience),
+        "requiretls": requiretls,
+        "tls-required-no": tls_required_no,
+        **await _where(
+            domain,
+            await route(domain),
+            needed,
+            options,
+            floors,
+            patience,
+            reverse_path if waives else None,
+        ),
     }
 
 
 async def floors_of(
-    floors: Floors, domain: str, route: Hosts, *, patience: timedelta
+    floors: Floors,
+    domain: str,
+    route: Hosts,
+    *,
+    patience: timedelta,
+    waiving: str | None = None,
 ) -> tuple[StsFloor, list[HostUnderFloor]]:
-    """What a recipient domain asks of each of its hosts, in the order of the route."""
-    asked = await _of_domain(floors, domain, route, patience)
+    """What a recipient domain asks of each of its hosts, in the order of the route. `waiving`: as for
+    `Floors.of_domain`.
+    """
+    asked = await _of_domain(floors, domain, route, patience, waiving)
     found = []
     for host in route.hosts:
         dane = await floors.dane_at(host, asked)
@@ -109,11 +131,13 @@ async def floors_of(
     return asked.sts, found
 
 
-async def _of_domain(floors: Floors, domain: str, route: Hosts, patience: timedelta) -> DomainFloor:
+async def _of_domain(
+    floors: Floors, domain: str, route: Hosts, patience: timedelta, waiving: str | None
+) -> DomainFloor:
     deadline = asyncio.get_running_loop().time() + patience.total_seconds()
     while True:
         try:
-            return await floors.of_domain(domain, route.naming)
+            return await floors.of_domain(domain, route.naming, waiving=waiving)
         except PolicyPending as pending:
             if asyncio.get_running_loop().time() >= deadline:
                 raise FloorPending(str(pending)) from pending
@@ -127,6 +151,7 @@ async def _where(
     options: SecurityOptions,
     floors: Floors,
     patience: timedelta,
+    waiving: str | None,
 ) -> dict[str, Any]:
     """The hosts in order, or why there is none."""
     if isinstance(route, NoRoute):
@@ -137,7 +162,7 @@ async def _where(
             "trouble": [],
             "no-route": no_route_as_json(route),
         }
-    sts, hosts = await floors_of(floors, domain, route, patience=patience)
+    sts, hosts = await floors_of(floors, domain, route, patience=patience, waiving=waiving)
     return {
         "mta-sts": sts_as_json(sts),
         "hosts": [_host_and_rules(each, each.needed(needed, options)) for each in hosts],
@@ -150,6 +175,8 @@ async def _where(
 def _host_and_rules(each: HostUnderFloor, needed: Requirement) -> dict[str, Any]:
     """A host, what it must prove, and what follows in each situation that can be met there."""
     reason = each.found.not_used
+    if not reason and needed.requiretls and not each.domain.has_secure_name(each.host):
+        reason = "has no name that is known for sure, which REQUIRETLS asks for"
     return {
         **host_as_json(each.host),
         "needs": {

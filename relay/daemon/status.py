@@ -66,7 +66,15 @@ class Status:
             found.append("the delivery log cannot be written")
         return found
 
-    async def explain(self, reverse_path: str, recipient: str, wishes: Wishes) -> dict[str, Any]:
+    async def explain(
+        self,
+        reverse_path: str,
+        recipient: str,
+        wishes: Wishes,
+        *,
+        requiretls: bool = False,
+        tls_required_no: bool = False,
+    ) -> dict[str, Any]:
         """What would become of a message, under the rules in force."""
         parts = self._parts
         return await explain(
@@ -78,6 +86,8 @@ class Status:
             options=security_options(parts.config.delivery, parts.config.tls),
             floors=parts.floors,
             patience=_PATIENCE,
+            requiretls=requiretls,
+            tls_required_no=tls_required_no,
         )
 
     async def probe(self, domain: str) -> dict[str, Any]:

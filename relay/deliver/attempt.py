@@ -23,6 +23,7 @@ from relay.deliver import negotiate
 from relay.deliver.connection import Connection
 from relay.deliver.destinations import Destinations, NotNow, Use, turns_away
 from relay.deliver.diagnosis import (
+    NO_SECURE_WAY,
     Answer,
     Stage,
     another_may_take,
@@ -103,19 +104,26 @@ class Attempt:
         route = await self._route(entry.domain)
         if isinstance(route, NoRoute):
             return {recipient.index: route.outcome for recipient in entry.recipients}
-        floor = await self._floor(entry.domain, route)
-        needed = requirement(entry.settings, self._security)
+        message = entry.message
+        floor = await self._floor(entry, route)
+        # A message without a sender (a DSN) is passed on with REQUIRETLS where that is offered.
+        requiretls = message.requiretls and message.reverse_path != ""
+        needed = requirement(entry.settings, self._security, requiretls=requiretls)
         bounce = needed.bounces_unmet and all(
             at_host(needed, host, self._security).bounces_unmet for host in route.hosts
         )
         tally = Tally(
-            entry.recipients, bounce_unmet=bounce, trouble=route.trouble, rejected=route.rejected
+            entry.recipients,
+            bounce_unmet=bounce,
+            requiretls=requiretls,
+            trouble=route.trouble,
+            rejected=route.rejected,
         )
         job = await job_of(entry, content, self._signer)
         with self._pool.using_one():
             may_go_on = await self._try_hosts(route, floor, needed, job, tally)
             if may_go_on and tally.is_unmet_by_policy:
-                return await self._unless_newer(route, floor, needed, job, tally)
+                return await self._unless_newer(entry, route, floor, needed, job, tally)
         return tally.outcomes()
 
     async def _try_hosts(
@@ -135,6 +143,9 @@ class Attempt:
             under_floor = await self._floors.at(host, floor) if self._floors else HostFloor()
             if under_floor.not_used:
                 _go_on(tally, host, tally.pending, _not_used(under_floor, host))
+                continue
+            if needed.requiretls and not floor.has_secure_name(host):
+                _go_on(tally, host, tally.pending, _not_known(under_floor, host))
                 continue
             name = host.destination
             if any(p != host.preference and not self._is_stuck(at) for at, p in busy.items()):
@@ -170,13 +181,17 @@ class Attempt:
         """Close the connections that are kept."""
         await self._pool.close()
 
-    async def _floor(self, domain: str, route: Hosts, *, anew: bool = False) -> DomainFloor:
+    async def _floor(self, entry: Entry, route: Hosts, *, anew: bool = False) -> DomainFloor:
         if self._floors is None:
             return NO_DOMAIN_FLOOR
-        return await self._floors.of_domain(domain, route.naming, anew=anew)
+        message, waiving = entry.message, None
+        if message.tls_required_no and not entry.settings.require_tls.value:
+            waiving = message.reverse_path
+        return await self._floors.of_domain(entry.domain, route.naming, waiving=waiving, anew=anew)
 
     async def _unless_newer(
         self,
+        entry: Entry,
         route: Hosts,
         floor: DomainFloor,
         needed: Requirement,
@@ -188,7 +203,7 @@ class Attempt:
         """
         met = tally.outcomes()
         try:
-            newer = await self._floor(tally.pending[0].domain, route, anew=True)
+            newer = await self._floor(entry, route, anew=True)
             if _asks(newer) == _asks(floor):
                 return met
             tally.begin_anew()
@@ -306,6 +321,7 @@ class _Visit:
         self._tally = tally
         self._began = began
         self._utf8 = False
+        self._requiretls = False
         self._unsigned = ""
         self.was_turned_away = False
 
@@ -354,6 +370,7 @@ class _Visit:
         if transaction is None:
             return {}
         self._utf8 = transaction.utf8
+        self._requiretls = transaction.requiretls
         self._unsigned = job.unsigned
         return await self._connection.transact(transaction, job.content)
 
@@ -398,6 +415,7 @@ class _Visit:
         return replace(
             self._connection.hop,
             utf8=self._utf8,
+            requiretls=self._requiretls,
             unsigned=self._unsigned,
             seconds=_now() - self._began,
             policy=_policy(self._policy, self._connection.hop),
@@ -450,6 +468,16 @@ def _not_used(floor: HostFloor, host: Host) -> Deferred:
     text = f"not connected to: it {floor.not_used}"
     outcome = unmet("4.7.5", text, host, None, policy=floor.policy)
     return replace(outcome, message=outcome.description)
+
+
+def _not_known(floor: HostFloor, host: Host) -> Deferred:
+    """A host is not connected to, since REQUIRETLS asks for a name that is known for sure."""
+    text = f"not connected to: REQUIRETLS asks for a host whose name is known for sure ({_SURE})"
+    outcome = unmet(NO_SECURE_WAY, text, host, None, policy=floor.policy)
+    return replace(outcome, message=outcome.description)
+
+
+_SURE = "a signed MX record, or an MTA-STS policy"
 
 
 def _unreached(

@@ -38,6 +38,8 @@ from relay.mail.reply import Reply
 from relay.route.next_hop import Host
 
 __all__ = [
+    "NO_REQUIRETLS",
+    "NO_SECURE_WAY",
     "Answer",
     "CannotBeSent",
     "Stage",
@@ -111,6 +113,11 @@ _TOO_MANY_RECIPIENTS = frozenset({"", ".0.0", ".5.0", ".5.3"})
 
 _TOO_LARGE = frozenset({"5.2.3", "5.3.4"})
 """RFC 3463 §3.3, §3.4: the message is larger than the mailbox, or the host, ever takes."""
+
+NO_REQUIRETLS = "4.7.30"
+"""REQUIRETLS support required (RFC 8689 §4.2.1): the host lacks the keyword, and nothing else."""
+NO_SECURE_WAY = "4.7.10"
+"""Encryption needed (RFC 8689 §4.2.1): the host lacks more than the keyword."""
 
 _MOST_TEXT = 2000
 """Characters of a peer's text that are kept with an outcome."""
@@ -203,8 +210,8 @@ def unmet(
     *,
     policy: HopPolicy | None = None,
 ) -> Deferred:
-    """The rules of TLS could not be kept at a host. `status` is 4.7.4 or 4.7.5; `policy`: of a host
-    that was not connected to.
+    """The rules of TLS could not be kept at a host. `status` is 4.7.4, 4.7.5 or one for REQUIRETLS;
+    `policy`: of a host that was not connected to.
     """
     return Deferred(
         status,
@@ -217,12 +224,12 @@ def unmet(
     )
 
 
-def for_good(deferred: Deferred) -> Bounced:
-    """The same, where the configuration would rather have it back than wait (`on_tls_unmet:
-    bounce`).
+def for_good(deferred: Deferred, status: str = "") -> Bounced:
+    """The same, where it is to be returned and not to wait (`on_tls_unmet: bounce`). `status`: in
+    the place of its own.
     """
     return Bounced(
-        "5" + deferred.status[1:],
+        "5" + (status or deferred.status)[1:],
         deferred.code,
         deferred.message,
         deferred.description,

@@ -11,11 +11,11 @@ things up in this one place.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from relay.deliver.sts_policies import StsPolicies
 from relay.mail.outcome import Waived
-from relay.policy.rules import FloorRules, PolicyRules, floor_rules
+from relay.policy.rules import FloorRules, PolicyRules, floor_rules, is_locked
 from relay.policy.settings import FloorUse
 from relay.route.answers import Resolver
 from relay.route.dane import look_up
@@ -37,6 +37,7 @@ class DomainFloor:
     rules: FloorRules = _NO_RULES
     naming: Naming = BY_NOBODY
     sts: StsFloor = NO_STS
+    waived: Waived | None = None
 
     @property
     def pins(self) -> tuple[str, ...] | None:
@@ -44,6 +45,14 @@ class DomainFloor:
         them to judge.
         """
         return self.rules.pins if self.naming.route_host is None else None
+
+    def has_secure_name(self, host: Host) -> bool:
+        """Whether the name of a host is known for sure, as REQUIRETLS asks (RFC 8689 §4.2.1): a pin
+        is not enough.
+        """
+        naming = self.naming
+        named_by_policy = self.sts.holds and self.sts.names(host.name)
+        return naming.is_secure or naming.is_domain_itself or named_by_policy
 
 
 NO_DOMAIN_FLOOR = DomainFloor()
@@ -59,16 +68,23 @@ class Floors:
         self._policies = policies
         self._rules = rules
 
-    async def of_domain(self, domain: str, naming: Naming, *, anew: bool = False) -> DomainFloor:
+    async def of_domain(
+        self, domain: str, naming: Naming, *, waiving: str | None = None, anew: bool = False
+    ) -> DomainFloor:
         """What an attempt for a recipient domain (normalised) is under. `anew`: the MTA-STS record
         is looked up although an answer is at hand.
 
+        `waiving`: the reverse-path of a message that says TLS-Required: No. It waives what the
+        domain asks for, unless a rule lets no message have less; pins stay (RFC 8689 §3).
         Raises `PolicyPending` or `SpoolError`.
         """
         rules = floor_rules(self._rules(), domain)
+        if waiving is not None and not is_locked(self._rules(), waiving, domain):
+            ignoring = replace(rules, mta_sts=FloorUse.IGNORE, dane=FloorUse.IGNORE)
+            return DomainFloor(ignoring, naming, waived=Waived.TLS_REQUIRED_NO)
         whose = policy_domain(domain, naming.route_host)
         sts = await self._policies.floor(whose, rules.mta_sts, anew=anew)
-        return DomainFloor(rules, naming, sts)
+        return DomainFloor(rules, naming, sts, Waived.DESTINATION if rules.is_waived else None)
 
     async def at(self, host: Host, domain: DomainFloor) -> HostFloor:
         """The floor at one host. Of a host that is not used anyway no TLSA records are asked for."""
@@ -98,5 +114,5 @@ def judged(host: Host, domain: DomainFloor, dane: DaneFloor) -> HostFloor:
         sts=domain.sts,
         pins=domain.pins,
         mx_secure=domain.naming.is_secure,
-        waived=Waived.DESTINATION if domain.rules.is_waived else None,
+        waived=domain.waived,
     )

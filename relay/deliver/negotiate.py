@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, replace
 
 from relay.deliver.connection import Connection, SessionBroken, TlsResult
-from relay.deliver.diagnosis import Answer
+from relay.deliver.diagnosis import NO_REQUIRETLS, Answer
 from relay.deliver.options import Timeouts
 from relay.deliver.pool import pool_key
 from relay.deliver.tls import TlsContexts
@@ -32,8 +32,8 @@ __all__ = ["Failed", "SessionOptions", "Unmet", "reach"]
 
 @dataclass(frozen=True, slots=True)
 class Unmet:
-    """The host did not meet the requirement. `status`: 4.7.4 or 4.7.5; `reply`: its own, if one
-    decided.
+    """The host did not meet the requirement. `status`: 4.7.4, 4.7.5 or `NO_REQUIRETLS`; `reply`: its
+    own, if one decided.
     """
 
     status: str
@@ -149,6 +149,9 @@ async def _next(
     """What follows from what we met: a cell of the table, done."""
     assert leg.needed is not None
     step = next_step(leg.needed, met.situation)
+    if step.action is Action.SEND_IN_TLS and needed.requiretls and not connection.offers.requiretls:
+        connection.quit()
+        return Unmet(NO_REQUIRETLS, "REQUIRETLS not offered", connection.hop)
     if step.action is Action.SEND_IN_TLS:
         if connection.host.credentials is not None:
             await connection.authenticate(connection.host.credentials)

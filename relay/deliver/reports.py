@@ -59,6 +59,7 @@ def dsn_message(
         # RFC 6531 §3.3: needed where an address or a header field is not ASCII.
         smtputf8=not about.reverse_path.isascii() or not own_header.isascii(),
         origin="dsn",
+        requiretls=about.requiretls,
     )
     settings = resolve_dsn(rules, recipient_domain=domain, about=report.settings)
     recipient = QueuedRecipient(

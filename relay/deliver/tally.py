@@ -5,7 +5,8 @@ The others go on to the next host. When there is none left, each is deferred by 
 most about it: TLS that no host could give, else the last reply any host had, else the last silence.
 What every host said beforehand it cannot take is returned, and by the last one's word.
 
-`on_tls_unmet: bounce` returns a message at once where TLS is all that was in its way. Any other
+`on_tls_unmet: bounce` returns a message at once where TLS is all that was in its way; so is one with
+REQUIRETLS, whatever the configuration says (RFC 8689 §4.2.1). Any other
 trouble met on the way, in the DNS too, makes the attempt temporary: another time there may be a
 host.
 """
@@ -14,7 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from relay.deliver.diagnosis import for_good, for_now, host_line, with_hosts
+from relay.deliver.diagnosis import (
+    NO_REQUIRETLS,
+    NO_SECURE_WAY,
+    for_good,
+    for_now,
+    host_line,
+    with_hosts,
+)
 from relay.mail.outcome import Bounced, Code, Deferred, Outcome, PolicyResult, PolicyType
 from relay.queue.entry import QueuedRecipient
 from relay.route.next_hop import Host
@@ -32,6 +40,7 @@ class Tally:
         recipients: Iterable[QueuedRecipient],
         *,
         bounce_unmet: bool = False,
+        requiretls: bool = False,
         trouble: tuple[str, ...] = (),
         rejected: tuple[str, ...] = (),
     ) -> None:
@@ -43,6 +52,7 @@ class Tally:
             index: [] for index in self._pending
         }
         self._bounce_unmet = bounce_unmet
+        self._requiretls = requiretls
         self._trouble = bool(trouble)
         self._temporary = self._trouble
         self._routing = trouble + rejected
@@ -97,7 +107,8 @@ class Tally:
         if isinstance(outcome, Bounced):
             return for_now(outcome) if self._trouble else outcome
         if outcome.tls_unmet and self._bounce_unmet and not self._temporary:
-            return for_good(outcome)
+            lacks_more = self._requiretls and outcome.status != NO_REQUIRETLS
+            return for_good(outcome, NO_SECURE_WAY if lacks_more else "")
         return outcome
 
     def _lines(self, index: int, *, but: Host) -> tuple[str, ...]:
@@ -134,5 +145,5 @@ def _weight(outcome: Deferred | Bounced) -> int:
     if isinstance(outcome, Bounced):
         return -1
     if outcome.tls_unmet:
-        return 2
+        return 3 if outcome.status == NO_REQUIRETLS else 2
     return 0 if outcome.code in (Code.NONE, Code.NO_CONNECTION) else 1

@@ -9,6 +9,7 @@ Which extensions are used, and what a host cannot take without one:
                             converted (`relay.deliver.sevenbit`), or what speaks against that: 5.6.3
     SMTPUTF8     RFC 6531   where an address or the header needs it; without it: 5.6.7, 5.6.9
     DSN          RFC 3461   RET, ENVID, NOTIFY, ORCPT passed on as they were given
+    REQUIRETLS   RFC 8689   said for a message that came with it, in TLS
     PIPELINING   RFC 2920   the whole envelope in one go
 """
 
@@ -55,6 +56,7 @@ class Extensions:
     eight_bit_mime: bool = False
     smtputf8: bool = False
     dsn: bool = False
+    requiretls: bool = False
     auth: frozenset[str] = frozenset()
 
     @classmethod
@@ -71,6 +73,7 @@ class Extensions:
             eight_bit_mime="8bitmime" in keywords,
             smtputf8="smtputf8" in keywords,
             dsn="dsn" in keywords,
+            requiretls="requiretls" in keywords,
             auth=frozenset(mechanism.upper() for mechanism in auth),
         )
 
@@ -80,11 +83,14 @@ NO_EXTENSIONS = Extensions()
 
 @dataclass(frozen=True, slots=True)
 class Transaction:
-    """The lines of one transaction. `rcpts`: by the recipient's index. `utf8`: said with SMTPUTF8."""
+    """The lines of one transaction. `rcpts`: by the recipient's index. `utf8`: said with SMTPUTF8,
+    `requiretls` with REQUIRETLS.
+    """
 
     mail: bytes
     rcpts: Mapping[int, bytes]
     utf8: bool = False
+    requiretls: bool = False
 
 
 def prepare(
@@ -120,7 +126,8 @@ def prepare(
             unsendable[recipient.index] = wrong
     if not rcpts:
         return None, unsendable
-    return Transaction(_mail(message, offers, utf8), rcpts, utf8), unsendable
+    requiretls = message.requiretls and offers.requiretls
+    return Transaction(_mail(message, offers, utf8), rcpts, utf8, requiretls), unsendable
 
 
 def is_clean(line: bytes) -> bool:
@@ -191,6 +198,8 @@ def _mail(message: QueuedMessage, offers: Extensions, utf8: bool) -> bytes:
         parts.append(f"RET={message.ret}")
     if offers.dsn and _XTEXT.fullmatch(message.envid):
         parts.append(f"ENVID={message.envid}")
+    if message.requiretls and offers.requiretls:
+        parts.append("REQUIRETLS")
     return " ".join(parts).encode()
 
 

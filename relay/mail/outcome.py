@@ -105,6 +105,8 @@ class Waived(StrEnum):
 
     DESTINATION = "destination"
     """A rule of the operator's for this domain."""
+    TLS_REQUIRED_NO = "tls-required-no"
+    """The message itself (TLS-Required: No, RFC 8689 §3)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +132,7 @@ class HopSession:
 
     `tls` and `verified_by` describe the session the outcome came from; None where the certificate
     was not looked at, or was not good. `unsigned`: why the message had no DKIM-Signature though
-    its domain has a key. `seconds` runs from the start of the connect to the reply.
+    its domain has a key. `requiretls`: REQUIRETLS was passed on. `seconds` runs from the start of the connect to the reply.
     """
 
     mx_host: str
@@ -144,6 +146,7 @@ class HopSession:
     unsigned: str = ""
     seconds: float = 0.0
     policy: HopPolicy = NO_POLICY
+    requiretls: bool = False
 
     @property
     def certificate_verified(self) -> bool:

@@ -89,6 +89,7 @@ KNOWN = (
     "Reply-To",
     "Sender",
     "Subject",
+    "TLS-Required",
     "To",
     *(name.decode() for name in IGNORED),
 )

@@ -10,12 +10,20 @@ need not know what we think of its certificate.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from relay.mail.header import unfold
 from relay.mail.section import Found, HeaderSection, look_behind
 
-__all__ = ["NO_WISHES", "BadField", "Wishes", "read_wishes", "refuse_displaced", "truth_of"]
+__all__ = [
+    "NO_WISHES",
+    "BadField",
+    "Wishes",
+    "asks_for_no_tls",
+    "read_wishes",
+    "refuse_displaced",
+    "truth_of",
+]
 
 _REQUIRE_TLS = frozenset({b"X-Require-TLS", b"X-Mailgun-Require-TLS"})
 _SKIP_VERIFICATION = frozenset({b"X-Skip-Verification", b"X-Mailgun-Skip-Verification"})
@@ -37,6 +45,7 @@ class Wishes:
 
 
 NO_WISHES = Wishes()
+_REQUIRETLS = Wishes(require_tls=True, skip_verification=False)
 
 
 class BadField(ValueError):
@@ -70,6 +79,25 @@ def read_wishes(section: HeaderSection) -> Wishes:
             [each for each in section.asking if each.meant in _SKIP_VERIFICATION]
         ),
     )
+
+
+def asks_for_no_tls(section: HeaderSection) -> bool:
+    """Whether a message says TLS-Required: No (RFC 8689 §3). More than one such field, and any other
+    value, says nothing.
+    """
+    name = b"tls-required"
+    return section.count(name) == 1 and unfold(section.first(name)).strip().lower() == b"no"
+
+
+def tls_wishes(wishes: Wishes, *, requiretls: bool, says_no: bool) -> tuple[Wishes, bool]:
+    """What a message asks for with REQUIRETLS, or with TLS-Required: No (`says_no`), beside its own
+    fields; and whether the latter has any effect (RFC 8689 §2, §3).
+    """
+    if requiretls:
+        return _REQUIRETLS, False
+    if not says_no or wishes.require_tls is True:
+        return wishes, False
+    return replace(wishes, require_tls=False), True
 
 
 def refuse_displaced(lines: bytes) -> None:

@@ -36,6 +36,7 @@ __all__ = [
     "TlsRule",
     "effective",
     "floor_rules",
+    "is_locked",
     "reconsider",
     "resolve",
     "resolve_dsn",
@@ -142,6 +143,12 @@ def floor_rules(rules: PolicyRules, recipient_domain: str) -> FloorRules:
         next((rule.mx for rule in found if rule.mx), None),
         FloorUse.IGNORE in (mta_sts, dane),
     )
+
+
+def is_locked(rules: PolicyRules, reverse_path: str, recipient_domain: str) -> bool:
+    """Whether a rule that applies lets no message have less (`allow_override: false`)."""
+    applying = _applying(rules, _sender_domain(reverse_path), recipient_domain)
+    return not all(applied.rule.allow_override for applied in applying)
 
 
 def with_overlay(rules: PolicyRules, settings: Mapping[str, TlsRule]) -> PolicyRules:

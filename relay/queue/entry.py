@@ -86,7 +86,8 @@ class QueuedMessage:
     `size_bytes` counts the stored content, our Received field included. `eight_bit`
     says whether any octet of it is above 127. `origin` is how it came: "smtp", "http"
     or "dsn". `client` is for people: address and name of who gave it to us. Most mail
-    has no `terms`.
+    has no `terms`. `requiretls`: it came with REQUIRETLS; `tls_required_no`: with the field
+    TLS-Required: No, and nothing that beats it (RFC 8689).
     """
 
     queue_id: str
@@ -102,6 +103,8 @@ class QueuedMessage:
     origin: str = "smtp"
     client: str = ""
     terms: Terms | None = None
+    requiretls: bool = False
+    tls_required_no: bool = False
 
     @property
     def begins(self) -> datetime:

@@ -107,8 +107,14 @@ def message_data(message: QueuedMessage) -> str:
             message.origin,
             message.client,
             None if message.terms is None else _terms_data(message.terms),
+            # Most mail has neither, and ends here.
+            *((message.requiretls, message.tls_required_no) if _speaks_of_tls(message) else ()),
         ]
     )
+
+
+def _speaks_of_tls(message: QueuedMessage) -> bool:
+    return message.requiretls or message.tls_required_no
 
 
 def _terms_data(terms: Terms) -> list[Any]:
@@ -156,6 +162,8 @@ def message_of(
             origin=_text(origin),
             client=_text(client),
             terms=_terms_of(more[0]) if more else None,
+            requiretls=len(more) > 1 and _flag(more[1]),
+            tls_required_no=len(more) > 2 and _flag(more[2]),
         )
     except (ValueError, TypeError, LookupError, OverflowError, RecursionError) as exc:
         raise BadRow(f"the message row cannot be read: {exc}") from exc

@@ -45,7 +45,7 @@ class ListenerState:
         self.empty.set()
         self.tasks: set[asyncio.Task[None]] = set()
         self.greeting = f"220 {reception.hostname} ESMTP ready\r\n".encode()
-        self._ehlo_replies: dict[tuple[bool, bool], bytes] = {}
+        self._ehlo_replies: dict[tuple[bool, bool, bool], bytes] = {}
 
     def enter(self, connection: Inside) -> None:
         self.inside.add(connection)
@@ -65,7 +65,7 @@ class ListenerState:
 
     def ehlo_reply(self, session: Session) -> bytes:
         """What EHLO is answered: who we are and what we can (RFC 5321 §4.1.1.1)."""
-        key = (session.offers_starttls, session.offers_auth)
+        key = (session.offers_starttls, session.offers_auth, session.tls is not None)
         reply = self._ehlo_replies.get(key)
         if reply is None:
             lines = [self.reception.hostname, *self._keywords(*key)]
@@ -73,7 +73,7 @@ class ListenerState:
             reply = self._ehlo_replies[key] = text.encode()
         return reply
 
-    def _keywords(self, offers_starttls: bool, offers_auth: bool) -> list[str]:
+    def _keywords(self, offers_starttls: bool, offers_auth: bool, is_in_tls: bool) -> list[str]:
         limits = self.reception.limits
         return [
             "PIPELINING",
@@ -84,6 +84,7 @@ class ListenerState:
             "SMTPUTF8",
             "ENHANCEDSTATUSCODES",
             "DSN",
+            *(["REQUIRETLS"] if is_in_tls else []),
             "CHUNKING",
             f"LIMITS RCPTMAX={limits.recipients}",
         ]

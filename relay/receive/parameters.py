@@ -1,6 +1,7 @@
 """The parameters of MAIL and RCPT.
 
     MAIL   SIZE (RFC 1870)  BODY (RFC 6152)  SMTPUTF8 (RFC 6531)  RET ENVID (RFC 3461)  AUTH (RFC 4954)
+           REQUIRETLS (RFC 8689)
     RCPT   NOTIFY ORCPT (RFC 3461)
 
 Keywords in any case; values with theirs kept, since xtext and addresses have one. What is
@@ -119,6 +120,12 @@ def _smtputf8(transaction: Transaction, value: str) -> None:
     transaction.smtputf8 = True
 
 
+def _requiretls(transaction: Transaction, value: str) -> None:
+    if value:
+        raise _bad("REQUIRETLS")
+    transaction.requiretls = True
+
+
 def _ret(transaction: Transaction, value: str) -> None:
     try:
         transaction.ret = Ret(value.upper())
@@ -144,6 +151,7 @@ _MAIL: dict[str, Callable[[Transaction, str], None]] = {
     "RET": _ret,
     "ENVID": _envid,
     "AUTH": _auth,
+    "REQUIRETLS": _requiretls,
 }
 
 

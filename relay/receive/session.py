@@ -87,6 +87,7 @@ class Transaction:
     smtputf8: bool = False
     ret: Ret | None = None
     envid: str = ""
+    requiretls: bool = False
     size_bytes: int = 0
     recipients: dict[str, Recipient] = field(default_factory=dict)
 

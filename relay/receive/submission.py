@@ -7,6 +7,7 @@ connection sends nothing else.
     MAIL    530 5.7.0   TLS or AUTH was to come first
             501         no reverse-path, or one that is none (relay.mail.address)
             501, 555    parameters (relay.receive.parameters)
+            555 5.5.4   REQUIRETLS outside TLS (RFC 8689 §2)
             552 5.3.4   SIZE says it is too large
             553 5.7.1   a user in somebody else's name
     RCPT    554 5.7.1   a client that may not relay: before its address is looked at, before DATA
@@ -56,6 +57,7 @@ _NOT_YOURS = refuse(553, "5.7.1", "You may not send in this domain's name")
 _TOO_LARGE = refuse(552, "5.3.4", "The message is too large")
 _MAIL_SYNTAX = refuse(501, "5.5.2", "Syntax: MAIL FROM:<address>")
 _RCPT_SYNTAX = refuse(501, "5.5.2", "Syntax: RCPT TO:<address>")
+_REQUIRETLS_IN_CLEAR = refuse(555, "5.5.4", "REQUIRETLS is for sessions in TLS")
 _NO_LITERALS = refuse(550, "5.1.2", "Mail to address literals is not relayed")
 _TOO_MANY_RECIPIENTS = refuse(452, "4.5.3", "Too many recipients in one transaction")
 
@@ -90,6 +92,8 @@ def mail(session: Session, arg: bytes, limits: Limits) -> Transaction | Refusal:
         return _bad_address(error, arg, of_sender=True)
     except ParameterError as error:
         return Refusal(error.reply, error.reply.text)
+    if transaction.requiretls and session.tls is None:
+        return _REQUIRETLS_IN_CLEAR
     if transaction.size_bytes > limits.message_size_bytes:
         return _TOO_LARGE
     if session.user is not None and not may_send_as(session.user, sender_domain):
@@ -184,6 +188,7 @@ def open_message(
         queue_id=queue_id,
         now=now,
         displaced=displaced,
+        requiretls=transaction.requiretls,
     )
 
 
@@ -215,6 +220,8 @@ def complete(
         origin="smtp",
         client=_describe(session),
         terms=opened.terms,
+        requiretls=transaction.requiretls,
+        tls_required_no=opened.tls_required_no,
     )
     return message, queued_recipients(opened, tuple(transaction.recipients.values()))
 

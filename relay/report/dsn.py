@@ -120,6 +120,7 @@ def returns_content(report: Report) -> bool:
     return (
         report.kind is ReportKind.FAILED
         and message.ret is Ret.FULL
+        and not message.requiretls  # RFC 8689 §5
         and message.size_bytes <= MAX_CONTENT_BYTES
         and not any(change.recipient.settings.require_tls.value for change in report.changes)
     )

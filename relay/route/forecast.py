@@ -97,6 +97,8 @@ def describe(needed: Requirement, host: Host) -> tuple[str, ...]:
 
 
 def _at_last(needed: Requirement, unmet: str) -> str:
+    if needed.requiretls:
+        return "5.7.10"
     return f"5{unmet[1:]}" if needed.bounces_unmet else unmet
 
 
@@ -143,7 +145,9 @@ def _proof(needed: Requirement, host: Host) -> tuple[str, ...]:
         if needed.must_encrypt
         else f"the host is asked for TLS, {needed.min_version} or later, and may have none"
     )
-    return (*_floor_words(needed.floor), *_why_stricter(host), tls, _certificate_words(needed))
+    requiretls = ("the host must offer REQUIRETLS inside TLS",) if needed.requiretls else ()
+    floor = _floor_words(needed.floor)
+    return (*floor, *_why_stricter(host), tls, _certificate_words(needed), *requiretls)
 
 
 def _certificate_words(needed: Requirement) -> str:

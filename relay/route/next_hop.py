@@ -82,12 +82,14 @@ class Naming:
 
     `is_secure`: by a signed answer, or by the operator. `route_host`: the host of a route of the
     operator's, None where the DNS was asked. `domains`: the domain and what it is an alias of,
-    where a host's certificate may be for those too (RFC 7672 §3.2.2).
+    where a host's certificate may be for those too (RFC 7672 §3.2.2). `is_domain_itself`: the domain
+    has no MX record and is its own host.
     """
 
     is_secure: bool = False
     route_host: str | None = None
     domains: tuple[str, ...] = ()
+    is_domain_itself: bool = False
 
 
 BY_NOBODY = Naming()

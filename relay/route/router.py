@@ -357,7 +357,7 @@ def _named_by_dns(domain: str, answer: MxLookup) -> Naming:
     if answer.records and not answer.authenticated:
         return BY_NOBODY
     domains = (domain, answer.canonical) if answer.canonical else (domain,)
-    return Naming(answer.authenticated, None, domains)
+    return Naming(answer.authenticated, None, domains, is_domain_itself=not answer.records)
 
 
 def is_local_address(address: str) -> bool:

@@ -161,7 +161,7 @@ class Requirement:
     `tls_required` and `verify` are what the settings ask for, `floor` what the recipient's domain
     does, with TLS of `floor_version` or later. `min_version` and `security_level` (OpenSSL's) are
     those of the first handshake; a session that gave up looking at the certificate takes those of
-    `unlooked`.
+    `unlooked`. `requiretls`: the host has to pass REQUIRETLS on (RFC 8689 §4.2.1).
     """
 
     tls_required: bool
@@ -173,6 +173,7 @@ class Requirement:
     opportunistic_min_version: TlsVersion = TlsVersion.TLS_1_0
     floor: Floor = NO_FLOOR
     floor_version: TlsVersion = TlsVersion.TLS_1_2
+    requiretls: bool = False
 
     @property
     def proof(self) -> Proof:
@@ -204,8 +205,9 @@ class Requirement:
         """Whether a message whose TLS no host can give is returned at once.
 
         Only one that requires TLS by its own settings: who else asks for it may ask for less later.
+        One with REQUIRETLS is, whatever the configuration says (RFC 8689 §4.2.1).
         """
-        return self.tls_required and self.on_tls_unmet is OnTlsUnmet.BOUNCE
+        return self.requiretls or (self.tls_required and self.on_tls_unmet is OnTlsUnmet.BOUNCE)
 
     @property
     def unlooked(self) -> Requirement:
@@ -300,8 +302,11 @@ DOWNGRADE_REASONS: Mapping[Situation, DowngradeReason] = {
 """How the delivery log names what led to clear text."""
 
 
-def requirement(settings: TlsSettings, options: SecurityOptions) -> Requirement:
-    """What the settings of a message ask of every host it may go to.
+def requirement(
+    settings: TlsSettings, options: SecurityOptions, *, requiretls: bool = False
+) -> Requirement:
+    """What the settings of a message ask of every host it may go to, and REQUIRETLS where it came
+    with it.
 
     Old and weak TLS is accepted only where the alternative is none and nobody looks at the
     certificate (RFC 7435 §3, RFC 9325 §5.2); where TLS is required or verified it has to be worth
@@ -318,6 +323,7 @@ def requirement(settings: TlsSettings, options: SecurityOptions) -> Requirement:
         on_unverified=options.on_unverified,
         on_tls_unmet=options.on_tls_unmet,
         opportunistic_min_version=options.opportunistic_min_version,
+        requiretls=requiretls,
     )
 
 

@@ -20,7 +20,7 @@ from datetime import datetime
 from relay.mail.envelope import Recipient
 from relay.mail.reply import Reply
 from relay.mail.section import HeaderSection
-from relay.policy.fields import refuse_displaced
+from relay.policy.fields import asks_for_no_tls, refuse_displaced, tls_wishes
 from relay.policy.rules import PolicyRules, resolve
 from relay.policy.settings import TlsSettings
 from relay.queue.entry import MessageSummary, QueuedRecipient, State, Terms
@@ -67,7 +67,10 @@ _LOOP = refuse(554, "5.4.6", "Too many hops: this message is going round in circ
 
 @dataclass(frozen=True, slots=True)
 class Screened:
-    """A message whose header section was judged: what goes before its body, and what was decided."""
+    """A message whose header section was judged: what goes before its body, and what was decided.
+
+    `tls_required_no`: it says TLS-Required: No, and nothing that beats it (RFC 8689 §3).
+    """
 
     queue_id: str
     header: bytes
@@ -76,6 +79,7 @@ class Screened:
     arrived: datetime
     due: datetime
     terms: Terms | None
+    tls_required_no: bool = False
 
 
 def open_header(
@@ -91,11 +95,13 @@ def open_header(
     options: Options | None = None,
     displaced: bytes = b"",
     removed: Collection[bytes] = (),
+    requiretls: bool = False,
 ) -> Screened | Refusal:
     """Judge a header section and rewrite it: the fields that are obeyed off, `on_top` on top.
 
     `options` came beside the message; they may not contradict its fields.
-    `removed`: other fields that are taken out, in lower case.
+    `removed`: other fields that are taken out, in lower case. `requiretls`: the message came with
+    REQUIRETLS, which beats every field and setting (RFC 8689 §2).
     """
     if len(section.octets) > HEADER_SECTION_OCTETS:
         return HEADER_TOO_LARGE
@@ -110,10 +116,11 @@ def open_header(
         return refuse(554, "5.6.0", f"{error.name} contradicts a header field of the message")
     except ValueError as error:  # `BadField`, or too many tags
         return refuse(554, "5.6.0", str(error))
+    wishes, tls_required_no = tls_wishes(
+        asked.wishes, requiretls=requiretls, says_no=asks_for_no_tls(section)
+    )
     settings = {
-        domain: resolve(
-            rules, reverse_path=reverse_path, recipient_domain=domain, wishes=asked.wishes
-        )
+        domain: resolve(rules, reverse_path=reverse_path, recipient_domain=domain, wishes=wishes)
         for domain in domains
     }
     asks_for_terms = options is not None or asked != Options(asked.wishes)
@@ -125,6 +132,7 @@ def open_header(
         now,
         asked.due(now),
         asked.terms(now) if asks_for_terms else None,
+        tls_required_no,
     )
 
 

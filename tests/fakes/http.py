@@ -113,7 +113,9 @@ async def http_rig(directory: Path) -> AsyncIterator[Rig]:
     async def route(domain: str) -> Hosts:
         return Hosts((Host(f"mx.{domain}", "192.0.2.7", 25, 10),))
 
-    async def explained(reverse_path: str, recipient: str, wishes: Wishes) -> dict[str, Any]:
+    async def explained(
+        reverse_path: str, recipient: str, wishes: Wishes, /, **speaks: bool
+    ) -> dict[str, Any]:
         return await explain(
             reverse_path=reverse_path,
             recipient=recipient,
@@ -123,6 +125,7 @@ async def http_rig(directory: Path) -> AsyncIterator[Rig]:
             options=SecurityOptions(),
             floors=floors_of(Published()),
             patience=timedelta(seconds=1),
+            **speaks,
         )
 
     api = Api(

@@ -224,7 +224,9 @@ async def page_rig(directory: Path, *, note: str = "") -> AsyncIterator[PageRig]
     async def route(domain: str) -> Hosts:
         return Hosts((Host(f"mx.{domain}", "192.0.2.7", 25, 10),))
 
-    async def explained(reverse_path: str, recipient: str, wishes: Wishes) -> dict[str, Any]:
+    async def explained(
+        reverse_path: str, recipient: str, wishes: Wishes, /, **speaks: bool
+    ) -> dict[str, Any]:
         return await explain(
             reverse_path=reverse_path,
             recipient=recipient,
@@ -234,6 +236,7 @@ async def page_rig(directory: Path, *, note: str = "") -> AsyncIterator[PageRig]
             options=SecurityOptions(),
             floors=floors_of(Published()),
             patience=timedelta(seconds=1),
+            **speaks,
         )
 
     async def facts() -> Facts:

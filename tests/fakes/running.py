@@ -9,7 +9,7 @@ from relay.policy.fields import Wishes
 
 __all__ = ["QuietRelay"]
 
-Explain = Callable[[str, str, Wishes], Awaitable[dict[str, Any]]]
+Explain = Callable[..., Awaitable[dict[str, Any]]]
 
 
 class QuietRelay:
@@ -32,9 +32,11 @@ class QuietRelay:
     async def metrics(self) -> bytes:
         return b""
 
-    async def explain(self, reverse_path: str, recipient: str, wishes: Wishes) -> dict[str, Any]:
+    async def explain(
+        self, reverse_path: str, recipient: str, wishes: Wishes, **speaks: bool
+    ) -> dict[str, Any]:
         assert self.explained is not None
-        return await self.explained(reverse_path, recipient, wishes)
+        return await self.explained(reverse_path, recipient, wishes, **speaks)
 
     async def probe(self, domain: str) -> dict[str, Any]:
         return {"domain": domain, "hosts": [], "rejected": [], "no-route": None}

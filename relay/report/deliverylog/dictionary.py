@@ -82,7 +82,7 @@ def accepted(message: QueuedMessage, recipients: Sequence[QueuedRecipient]) -> E
         fields["recipient"] = _text(only.address)
         fields["recipient-domain"] = _text(only.domain)
     fields["recipients"] = len(recipients)
-    fields |= _policies(recipients)
+    fields |= _policies(message, recipients)
     if message.client:
         fields["client"] = _text(message.client)
     _terms(fields, message)
@@ -221,6 +221,7 @@ def _delivery_status(message: QueuedMessage, change: Change, now: datetime) -> F
 def _session_facts(fields: Fields, session: HopSession) -> None:
     fields["session-seconds"] = round(session.seconds, 3)
     fields["utf8"] = session.utf8
+    fields["requiretls"] = session.requiretls
     fields["mx-ip"] = _text(session.mx_ip)
     fields["tls-version"] = session.tls_version
     fields["tls-cipher"] = session.tls_cipher
@@ -274,7 +275,7 @@ def _about_recipient(fields: Fields, message: QueuedMessage, recipient: QueuedRe
     fields["message"] = _message(message)
     fields["recipient"] = _text(recipient.address)
     fields["recipient-domain"] = _text(recipient.domain)
-    fields["policy"] = _policy(recipient.settings)
+    fields["policy"] = _policy(message, recipient.settings)
     _terms(fields, message)
 
 
@@ -321,20 +322,22 @@ def _message(message: QueuedMessage) -> Fields:
     }
 
 
-def _policy(settings: TlsSettings) -> Fields:
+def _policy(message: QueuedMessage, settings: TlsSettings) -> Fields:
     require, skip = settings.require_tls, settings.skip_verification
     return {
         "require-tls": require.value,
         "skip-verification": skip.value,
         "require-tls-source": require.source.value,
         "skip-verification-source": skip.source.value,
+        "requiretls": message.requiretls,
+        "tls-required-no": message.tls_required_no,
     }
 
 
-def _policies(recipients: Sequence[QueuedRecipient]) -> Fields:
+def _policies(message: QueuedMessage, recipients: Sequence[QueuedRecipient]) -> Fields:
     """`policy` where it is one for all recipients, else `policies` by recipient domain."""
     by_domain = {recipient.domain: recipient.settings for recipient in recipients}
-    policies = [_policy(settings) for settings in by_domain.values()]
+    policies = [_policy(message, settings) for settings in by_domain.values()]
     if all(policy == policies[0] for policy in policies):
         return {"policy": policies[0]} if policies else {}
     return {

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
 from relay.deliver.reports import dsn_message
-from relay.mail.envelope import Body
+from relay.mail.envelope import Body, Ret
 from relay.mail.outcome import Bounced
 from relay.policy.rules import DestinationRule, PolicyRules, TlsRule
 from relay.policy.settings import Setting, Source, TlsSettings
@@ -15,6 +16,7 @@ from relay.queue.entry import Entry, MessageSummary, QueuedMessage, QueuedRecipi
 from relay.queue.retry import RetrySchedule
 from relay.queue.settle import Report, settle
 from relay.queue.store import NewMessage
+from relay.report.dsn import returns_content
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 LAX = TlsSettings(Setting(False, Source.MESSAGE), Setting(True, Source.MESSAGE))
@@ -22,8 +24,10 @@ STRICT = TlsSettings(Setting(True, Source.MESSAGE), Setting(False, Source.MESSAG
 HEADER = b"From: a@a.example\r\nSubject: hello\r\nX-Require-TLS: yes\r\n\r\n"
 
 
-def report(sender: str = "a@A.example", settings: TlsSettings = LAX) -> Report:
-    message = QueuedMessage("Q1", sender, NOW, 100, MessageSummary(), smtputf8=not sender.isascii())
+def report(sender: str = "a@A.example", settings: TlsSettings = LAX, **fields: Any) -> Report:
+    message = QueuedMessage(
+        "Q1", sender, NOW, 100, MessageSummary(), smtputf8=not sender.isascii(), **fields
+    )
     recipient = QueuedRecipient(0, "b@b.example", "b.example", settings)
     entry = Entry(message, (recipient,))
     outcome = Bounced("5.1.1", 550, "no such user")
@@ -79,3 +83,18 @@ def test_no_dsn_is_made_for_the_null_reverse_path():
     message = QueuedMessage("Q2", "", NOW, 100, MessageSummary())
     with pytest.raises(ValueError, match="null reverse-path"):
         made(Report(about.kind, Entry(message, about.entry.recipients), about.changes))
+
+
+def test_a_dsn_of_a_message_with_requiretls_is_as_safe_and_returns_the_header_only():
+    about = report(settings=STRICT, requiretls=True, ret=Ret.FULL)
+    assert not returns_content(about)
+    new = made(about)
+    assert new.message.requiretls
+    [recipient] = new.recipients
+    settings = recipient.settings
+    assert (settings.require_tls.value, settings.skip_verification.value) == (True, False)
+
+
+def test_a_dsn_of_a_message_that_requires_no_tls_is_under_the_rules_of_a_dsn():
+    new = made(report(tls_required_no=True))
+    assert not new.message.tls_required_no

@@ -34,7 +34,7 @@ def test_the_ehlo_list_is_read_for_what_we_use():
         "x": "",
     }
     assert Extensions.offered(keywords, ["plain", "Login"]) == Extensions(
-        True, True, True, 1000, True, True, True, frozenset({"PLAIN", "LOGIN"})
+        True, True, True, 1000, True, True, True, auth=frozenset({"PLAIN", "LOGIN"})
     )
     assert Extensions.offered({}) == NO_EXTENSIONS
 

@@ -11,7 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.mail.section import HeaderSection, Sections
-from relay.policy.fields import NO_WISHES, BadField, Wishes, refuse_displaced
+from relay.policy.fields import (
+    NO_WISHES,
+    BadField,
+    Wishes,
+    asks_for_no_tls,
+    refuse_displaced,
+    tls_wishes,
+)
 from relay.policy.fields import read_wishes as wishes_of_section
 from tests.fakes.fields import iter_fields
 
@@ -302,3 +309,33 @@ def test_a_name_that_a_person_reads_as_a_policy_field_is_obeyed_or_refused(data,
     except BadField:
         return
     assert wishes != NO_WISHES or not tightens
+
+
+@pytest.mark.parametrize(
+    ("header", "asked"),
+    [
+        (b"TLS-Required: No\r\n", True),
+        (b"tls-required:\r\n nO \r\n", True),
+        (b"TLS-Required: yes\r\n", False),
+        (b"TLS-Required: no, really\r\n", False),
+        (b"TLS-Required: no\r\nSubject: x\r\nTLS-Required: no\r\n", False),
+        (b"X-TLS-Required: no\r\n", False),
+        (b"Subject: x\r\n", False),
+    ],
+)
+def test_tls_required_no_is_one_field_that_says_no_and_nothing_else(header: bytes, asked: bool):
+    section = HeaderSection(header)
+    assert asks_for_no_tls(section) is asked
+    assert section.without() == header  # it is passed on as it came
+
+
+@pytest.mark.parametrize("require", [None, True, False])
+@pytest.mark.parametrize("skip", [None, True, False])
+def test_requiretls_beats_every_field_and_a_wish_for_tls_beats_tls_required_no(require, skip):
+    wishes = Wishes(require, skip)
+    strictest = Wishes(require_tls=True, skip_verification=False)
+    for says_no in (True, False):
+        assert tls_wishes(wishes, requiretls=True, says_no=says_no) == (strictest, False)
+    assert tls_wishes(wishes, requiretls=False, says_no=False) == (wishes, False)
+    with_no = (wishes, False) if require else (Wishes(False, skip), True)
+    assert tls_wishes(wishes, requiretls=False, says_no=True) == with_no

@@ -84,6 +84,8 @@ def test_a_delivery_is_told_field_by_field():
             "skip-verification": False,
             "require-tls-source": "message",
             "skip-verification-source": "default",
+            "requiretls": False,
+            "tls-required-no": False,
         },
         "delivery-status": {
             "tls": True,
@@ -96,6 +98,7 @@ def test_a_delivery_is_told_field_by_field():
             "attempt-no": 1,
             "enhanced-code": "2.0.0",
             "utf8": False,
+            "requiretls": False,
             "mx-ip": "192.0.2.7",
             "tls-version": "TLSv1.3",
             "tls-cipher": "TLS_AES_256_GCM_SHA384",
