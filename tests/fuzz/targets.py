@@ -18,7 +18,7 @@ from relay.deliver.framing import MAX_REPLY_BYTES, DotStuffing, Garbled, ReplyRe
 from relay.deliver.mime import TooComplex, Walk
 from relay.deliver.sevenbit import Conversion, NotConvertible, Survey
 from relay.deliver.transaction import _is_safe_path, is_clean
-from relay.mail.address import AddressError, domain_of, parse_path
+from relay.mail.address import AddressError, domain_of, in_header, parse_path
 from relay.mail.header import named, split_content
 from relay.mail.ip import unmapped
 from relay.mail.reply import Reply
@@ -59,7 +59,9 @@ def addresses(octets: bytes) -> None:
     path = text.encode()
     assert _is_safe_path(text) or not text
     assert is_clean(path)
-    assert len(path) <= 254
+    assert len(path) <= 898
+    if text:
+        parse_path(b"<%s>" % in_header(text).encode(), smtputf8=True)
     again, _ = parse_path(b"<%s>" % path, smtputf8=True)
     assert again == text
     with suppress(AddressError):
@@ -356,7 +358,7 @@ def proxies(octets: bytes) -> None:
 _PROXIED = (ip_network("10.0.0.0/8"), ip_network("2001:db8::/32"))
 _SCRIPT = b"EHLO x\r\nMAIL FROM:<a@example.com>\r\nRCPT TO:<b@example.net>\r\nDATA\r\n\r\nx\r\n.\r\nQUIT\r\n"
 _V2 = re.compile(rb"\r\n\r\n\0\r\nQUIT\n\x21([\x11\x12\x21\x22])..", re.DOTALL)
-_V1 = re.compile(rb"PROXY TCP\S*([46]) ([0-9A-Fa-f:.]+) [0-9A-Fa-f:.]+ \d\S* \d\S*\r\n")
+_V1 = re.compile(rb"PROXY TCP[^ ]*([46]) ([0-9A-Fa-f:.]+) [0-9A-Fa-f:.]+ [^ ]+ [^ ]+\r\n")
 
 
 def _client_in(octets: bytes) -> IPv4Address | IPv6Address | None:
@@ -522,6 +524,9 @@ SEEDS: Mapping[str, list[bytes]] = {
         b'\1<"a b"@c.example>',
         b"\0<@x,@y:a@b.example>",
         b"\1<\xc3\xa5@b.example>",
+        b"\2\t< a..b@c.example\t>\tSIZE=1",
+        b"\2<<.a.@b.example>> BODY=7BIT",
+        b"\2" + b"l" * 80 + b"@b.example",
     ],
     "parameters": [
         b"SIZE=10 BODY=8BITMIME RET=FULL ENVID=x",
@@ -550,6 +555,8 @@ SEEDS: Mapping[str, list[bytes]] = {
         b"\1\3EHLO x\r\nMAIL FROM:<a@example.com>\r\nRCPT TO:<b@example.net>\r\nDATA\r\n"
         b"Subject: x\r\n\r\nx\r\n.\r\nQUIT\r\n",
         b"\1\1EHLO x\r\nMAIL FROM:<>\r\nRCPT TO:<b@example.net>\r\nBDAT 5\r\nhelloBDAT 0 LAST\r\n",
+        b"\1\2 HELO my host\r\nMAIL\tFROM:< a..b@c.example >\r\nRCPT TO:<<d@e.example>>\r\nQUIT x\r\n",
+        b"\1\1\x16\3\1\2\0\1\0\1\xfc\3\3\r\nGET / HTTP/1.1\r\n\r\n",
         b"\5\2EHLO x\nAUTH LOGIN\n*\nMAIL FROM:<a@b.example>\nRCPT TO:<c@d.example>\nDATA\na\n.\n",
     ],
     "proxies": [
