@@ -233,6 +233,8 @@ def _spare_the_collector() -> None:
 def _open_files(config: Config) -> FileBudget:
     """The limit of open files, raised as far as it goes, and divided."""
     http = CONNECTIONS if config.admin.serves_http else 0
+    if config.admin.web.users:
+        http *= 2  # pages that follow the log keep a connection each
     shares = {
         "clients": config.limits.connections,
         "deliveries": config.delivery.concurrency,

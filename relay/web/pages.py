@@ -23,7 +23,7 @@ from relay.policy.rules import floor_rules, resolve
 from relay.queue.entry import State
 from relay.queue.rows import moment
 from relay.queue.statistics import CountFilter
-from relay.queue.store import EventFilter, QueueFilter, SpoolError, more_follows
+from relay.queue.store import EventFilter, ListedMessage, QueueFilter, SpoolError, more_follows
 from relay.queue.verbs import VERBS
 from relay.web.answers import count_messages, events_of, log_page
 from relay.web.charts import chart_of
@@ -43,6 +43,7 @@ _WRITE_SECONDS = 30.0
 _EXPORT_PAGE = 500
 _LISTED_EXCEPTIONS = 200
 _QUEUE_PAGE = 50
+_SEARCH_SECONDS = 2.0
 _SHOWN_CONTENT_BYTES = 256 * 1024
 _SOON = timedelta(days=14)
 _LITTLE_ROOM_BYTES = 1024 * 1024 * 1024
@@ -325,12 +326,19 @@ async def queue(visit: Visit) -> web.StreamResponse:
             silent=(await visit.state.facts()).silent,
         )
     now = visit.state.clock()
-    page = await visit.state.view.list_messages(
-        wanted, now=now, after=visit.query.get("after", ""), limit=_QUEUE_PAGE
-    )
+    page: list[ListedMessage] = []
+    is_unfinished = False
+    try:
+        async with asyncio.timeout(_SEARCH_SECONDS):
+            page = await visit.state.view.list_messages(
+                wanted, now=now, after=visit.query.get("after", ""), limit=_QUEUE_PAGE
+            )
+    except TimeoutError:
+        is_unfinished = True
     return visit.show(
         "messages.html",
         said=said,
+        is_unfinished=is_unfinished,
         items=operations.page_as_json(page),
         following=page[-1].queue_id if more_follows(page, _QUEUE_PAGE) else "",
     )
