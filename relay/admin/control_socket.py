@@ -53,7 +53,7 @@ class SocketTaken(Exception):
 
 
 class Answers(Protocol):
-    """Who answers requests."""
+    """Answers requests: `relay.admin.control.Control`."""
 
     def answer(self, request: Mapping[str, Any]) -> Answer: ...
 
@@ -170,7 +170,7 @@ async def _send(writer: asyncio.StreamWriter, line: Mapping[str, Any]) -> None:
 
 
 async def _finish(writer: asyncio.StreamWriter) -> None:
-    """Close once all that was answered has gone out; who does not read is not waited for for ever."""
+    """Close once all of the answer has gone out, or its client has not read for a minute."""
     writer.close()
     async with asyncio.timeout(WRITE_SECONDS):
         await writer.wait_closed()
@@ -200,7 +200,7 @@ def _clear_stale(path: Path) -> None:
 
 
 def _bind_private(path: Path) -> socket.socket:
-    """A bound UNIX socket that nobody but its owner could open, not even for a moment."""
+    """A bound UNIX socket that only its owner can open, from the first moment."""
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     before = os.umask(0o177)
     try:

@@ -1,4 +1,4 @@
-"""What the operator can ask of a relay, and tell it: one implementation for every way in.
+"""What the operator can ask and change: one implementation for socket, HTTP, page and CLI.
 
 The command line reaches it through the control socket, or, where no relay is running,
 with a store opened for reading. Every function answers in plain values, spelled as the
@@ -85,7 +85,7 @@ def _named(wanted: QueueFilter) -> Iterator[QueueFilter]:
 
 
 async def show_message(view: QueueView, queue_id: str) -> dict[str, Any] | None:
-    """All we know of one message, its header section included; None where there is no such message."""
+    """All that is known of one message, its header section included; None: there is none."""
     item = await view.find_message(queue_id)
     if item is None:
         return None
@@ -111,8 +111,8 @@ async def change_in_steps(
 ) -> AsyncIterator[dict[str, Any]]:
     """Do what the operator says to all that matches, told step by step; the last is the result.
 
-    How many recipients changed, which ids are unknown. Each step is one short transaction, so that a change of a million messages neither stops the
-    mail nor has to be undone.
+    How many recipients changed, which ids are unknown. Each step is one short transaction, so that
+    a change of a million messages neither stops the mail nor has to be undone.
     """
     if verb not in VERBS:
         raise ValueError(f"no such verb: {verb}")
@@ -152,7 +152,7 @@ async def find_events(
 async def follow_events(
     view: QueueView, wanted: EventFilter, *, after: int, more: Callable[[], Awaitable[None]]
 ) -> AsyncIterator[str]:
-    """The lines of events as they commit, for ever; `more` returns when it is worth looking again."""
+    """The lines of events as they commit, without end; `more` returns when to look again."""
     while True:
         page = await view.find_events(wanted, after=after, limit=PAGE)
         for stored in page:

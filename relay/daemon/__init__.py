@@ -7,7 +7,7 @@
 
 With `workers: N` this process is the supervisor (`relay.workers.supervisor`) of N such processes.
 
-What keeps it from starting is said in one sentence, without a traceback, and the exit code is 1.
+Where it cannot start it says why in one sentence, without a traceback, and the exit code is 1.
 Everything it writes is its own: umask 077.
 """
 
@@ -29,7 +29,7 @@ from relay.daemon.files import FileBudget, budget, files_needed, raise_limit
 from relay.daemon.running import Relay
 from relay.web.state import Caught
 from relay.workers.programlog import ProgramLog, is_journal
-from relay.workers.sockets import passed_doors
+from relay.workers.sockets import sockets_from_systemd
 from relay.workers.supervisor import SIGNALS, Supervisor
 from relay.workers.systemd import Systemd
 from relay.workers.worker import StartError, Worker
@@ -64,7 +64,7 @@ def serve(path: Path, environ: Mapping[str, str], *, caught: Caught | None = Non
     try:
         if config.workers > 1:
             return Supervisor(config, path, environ, own_log, work).run()
-        return work(config, Worker(sockets=passed_doors(config, environ)))
+        return work(config, Worker(sockets=sockets_from_systemd(config, environ)))
     except StartError as error:
         log.error("cannot start: %s", error)
         return 1
@@ -118,7 +118,7 @@ async def _serve(
     if worker.is_first:
         for warning in config.warnings:
             log.warning("%s", warning)
-    # The service manager hears the supervisor, where there is one.
+    # Where there is a supervisor, only that notifies the service manager.
     systemd = Systemd(environ if worker.line is None else {})
     over, hangup = asyncio.Event(), asyncio.Event()
     signals = _Signals(over, hangup, own_log, is_patient=worker.line is not None)
@@ -158,7 +158,7 @@ class _Signals:
     """SIGTERM and SIGINT end, a second one at once; SIGHUP reloads.
 
     `is_patient`: a second one changes nothing. A worker leaves that to its supervisor: a service
-    manager may send the first to both, and the supervisor's word comes on top.
+    manager may send the first to both, and then the supervisor has the worker drain, too.
     """
 
     def __init__(
@@ -209,7 +209,7 @@ async def _reload_when_told(hangup: asyncio.Event, relay: Relay) -> None:
 
 
 async def _answer_watchdog(systemd: Systemd, relay: Relay) -> None:
-    """Tell the service manager that we live: the loop turns, no part has ended, the queue answers."""
+    """Notify the service manager while the loop turns, all parts run and the queue answers."""
     if systemd.watchdog_seconds is None:
         return
     while True:

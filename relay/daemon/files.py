@@ -32,7 +32,7 @@ class FileBudget:
 
 
 def files_needed(*, clients: int, deliveries: int, queries: int, http: int = 0) -> int:
-    """How many files are open when all are there at once; a client may be sending a large message."""
+    """How many files are open at most; a client may be sending a large message."""
     return 2 * clients + deliveries + queries + http + RESERVED
 
 

@@ -88,7 +88,7 @@ def _report_as_json(report: HostReport, each: HostUnderFloor) -> dict[str, Any]:
 
 
 def _meets_policy(report: HostReport, each: HostUnderFloor) -> bool | None:
-    """Whether the host is one that the MTA-STS policy names, and its certificate is for its name."""
+    """Whether the MTA-STS policy names the host, and its certificate is for its name."""
     sts = each.domain.sts
     return sts.names(report.host.name) and report.verified if sts.is_looked_at else None
 

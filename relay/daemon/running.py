@@ -135,7 +135,7 @@ class Relay:
                 log.info("listening at %s", listener.address)
 
     def _run(self, name: str, part: Coroutine[Any, Any, None]) -> None:
-        """Run a part beside the others. One that ends of itself is broken, and the relay with it."""
+        """Run a part beside the others. One that ends of itself breaks the relay."""
         task = asyncio.create_task(part, name=name)
         task.add_done_callback(self._has_ended)
         self.status.tasks.append(task)

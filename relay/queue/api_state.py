@@ -28,7 +28,7 @@ class DomainSettings:
 
 @dataclass(frozen=True, slots=True)
 class Webhook:
-    """Where to tell of a kind of event. `since`: events up to this sequence number came before it."""
+    """Where to report a kind of event. `since`: not the events up to this sequence number."""
 
     domain: str
     name: str

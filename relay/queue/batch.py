@@ -79,11 +79,11 @@ class Rows:
                 )
             )
         if all(one.state.is_final for one in new.recipients):
-            self.perhaps_done.append(queue_id)  # nobody is to get it: a message in test mode
+            self.perhaps_done.append(queue_id)  # no recipient is to get it: test mode
         self.size_bytes += len(new.content)
 
     def add_settlement(self, settlement: Settlement) -> None:
-        """What an attempt left. The message is removed at once where all its recipients are final."""
+        """The results of an attempt. The message is removed if all its recipients are final."""
         entry, changes = settlement.entry, settlement.changes
         queue_id = entry.message.queue_id
         all_final = all(change.recipient.state.is_final for change in changes)

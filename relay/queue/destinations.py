@@ -1,4 +1,4 @@
-"""The queue by destination: how much waits for each recipient domain, and what was heard last. Pure.
+"""The queue by destination: how much waits for each recipient domain, and its latest answer. Pure.
 
 A queue may hold millions, so an engine counts it in steps (`QueueView.count_destinations`), and
 `Tally` adds the steps up.
@@ -14,8 +14,8 @@ __all__ = ["Destination", "DestinationPart", "DestinationTally"]
 
 
 class DestinationPart(NamedTuple):
-    """The recipients of one domain within a step. `oldest`: a queue id; `due` and the time in `last`
-    in whole microseconds. `last`: time, code, status, message, host of the latest attempt.
+    """The recipients of one domain within a step. `oldest`: a queue id; `due` and the time in
+    `last` in whole microseconds. `last`: time, code, status, message, host of the latest attempt.
     """
 
     domain: str

@@ -33,7 +33,7 @@ class StoredClaims(Protocol):
         shares: Shares,
         only: Collection[str] | None,
     ) -> list[Entry]:
-        """Entries that are due, claimed. Those that a cancelled caller does not get are given back."""
+        """Entries that are due, claimed. If the caller is cancelled, they are given back."""
 
     async def next_stored(self, skip: Collection[str]) -> datetime | None:
         """When the next unclaimed entry outside `skip` is due, or a little earlier."""
@@ -164,7 +164,7 @@ class Dispatch:
             if len(entries) < limit and only is None:
                 self._due.learn(before, await self._stored.next_stored(skip), skip)
         except BaseException:
-            # Nobody is there to take them: they go back, and do not wait for a restart.
+            # No caller takes them any more: they are due again now, not after a restart.
             self._stored.give_back_later(entries)
             raise
         shares.taken.update(entry.domain for entry in entries)

@@ -55,7 +55,7 @@ def settled_place(one: QueuedRecipient, at: datetime) -> tuple[Place, datetime |
 
 
 def latest_wish(now: datetime, latest: datetime) -> datetime:
-    """The latest delivery that a sender can have asked for; a later one was asked of a clock ahead."""
+    """The latest delivery that a sender can ask for; a later one comes of a clock ahead."""
     return max(latest, now + _LONGEST_POSTPONED)
 
 

@@ -139,7 +139,7 @@ def jitter_of(queue_id: str, attempts: int) -> float:
 def next_notification(
     schedule: RetrySchedule, *, arrived: datetime, now: datetime
 ) -> datetime | None:
-    """When a message that waits untried comes to the next moment its sender may be owed a word at."""
+    """When the sender of a message that waits untried may next have to be notified."""
     ages = (schedule.warn_after, schedule.lifetime)
     moments = (arrived + age for age in ages if age is not None)
     return min((moment for moment in moments if moment > now), default=None)

@@ -235,7 +235,7 @@ def pending_data(change: Change) -> str:
 
 
 def pending_change(recipient: QueuedRecipient, data: str, *, is_done: bool = True) -> Change:
-    """The change that is still to be reported: a delay if not `is_done`. Its session is but a host."""
+    """The change to be reported: a delay if not `is_done`. Of its session only the host is kept."""
     try:
         (
             code,

@@ -3,12 +3,12 @@
 Pure: `settle` takes an entry, an outcome for each of its recipients and `now`, and
 returns a `Settlement` for the store to commit.
 
-    outcome      lifetime    state       the sender gets a report (RFC 3461 §4.1, §5.2)
-    Delivered                DELIVERED   relayed: NOTIFY=SUCCESS, and the host will not report itself
-    Deferred     goes on     DEFERRED    delayed, once: after `warn_after`; NOTIFY=DELAY or none given
-    Deferred     over        EXPIRED     failed: NOTIFY=FAILURE or none given
-    Bounced                  BOUNCED     failed: NOTIFY=FAILURE or none given
-    none given               as Deferred: whatever went wrong, the recipient is not forgotten
+    outcome      lifetime  state       the sender gets a report (RFC 3461 §4.1, §5.2)
+    Delivered              DELIVERED   relayed: NOTIFY=SUCCESS, and the host will not report itself
+    Deferred     goes on   DEFERRED    delayed, once: after `warn_after`; NOTIFY=DELAY or none given
+    Deferred     over      EXPIRED     failed: NOTIFY=FAILURE or none given
+    Bounced                BOUNCED     failed: NOTIFY=FAILURE or none given
+    none given             as Deferred: whatever went wrong, the recipient is not forgotten
 
 Nothing is ever reported to the null reverse-path (RFC 5321 §4.5.5), nor with NOTIFY=NEVER.
 
@@ -315,7 +315,7 @@ def _owes_delay_notice(
         if Notify.DELAY not in recipient.notify:
             return False
     elif message.summary.auto_submitted:
-        return False  # without NOTIFY it is at our discretion, and a program does not wait for an answer
+        return False  # without NOTIFY it is at our discretion, and a program awaits no answer
     age = age_of(
         schedule,
         arrived=message.begins,

@@ -161,7 +161,7 @@ class ListedRecipient(NamedTuple):
 
 
 class ListedMessage(NamedTuple):
-    """A message in a listing, which may be long: only what is shown, times in whole microseconds."""
+    """A message in a listing: only what is shown, times in whole microseconds."""
 
     queue_id: str
     reverse_path: str
@@ -297,7 +297,7 @@ class DeliveryQueue(Protocol):
         """What the sender of a message is still to be told; None if nothing is pending."""
 
     async def report(self, pending: PendingReport, reports: Sequence[NewMessage]) -> None:
-        """Commit, as one: these DSNs, and that the report is sent. `SpoolError`: it was sent before.
+        """Commit, as one: these DSNs, and that the report is sent; `SpoolError` if it was before.
 
         What became pending after `pending` was read stays pending.
         """
@@ -306,7 +306,7 @@ class DeliveryQueue(Protocol):
         """The content in pieces of at most `CHUNK_BYTES`, in order."""
 
     async def read_header(self, queue_id: str, *, limit_bytes: int = CHUNK_BYTES) -> bytes:
-        """The header section of a message with the empty line that ends it, at most `limit_bytes`."""
+        """A message's header section with the empty line at its end, at most `limit_bytes`."""
 
     def before_change(self, give_back: Callable[[], Awaitable[None]]) -> None:
         """Have this called before the operator changes mail: it releases claims not begun on.
@@ -316,7 +316,7 @@ class DeliveryQueue(Protocol):
 
 
 class QueueView(StatisticsView, Protocol):
-    """What the operator may look at, the statistics included. All methods may raise `SpoolError`."""
+    """What the operator may look at, with the statistics. May raise `SpoolError`."""
 
     async def list_messages(
         self, wanted: QueueFilter, *, now: datetime, after: str = "", limit: int = 1000
@@ -330,7 +330,7 @@ class QueueView(StatisticsView, Protocol):
         """All that is kept about one message, None where there is no such message."""
 
     async def read_header(self, queue_id: str, *, limit_bytes: int = CHUNK_BYTES) -> bytes:
-        """The header section of a message with the empty line that ends it, at most `limit_bytes`."""
+        """A message's header section with the empty line at its end, at most `limit_bytes`."""
 
     async def counts(self) -> Mapping[State, int]:
         """How many recipients are in each state that is not final."""

@@ -1,9 +1,9 @@
 """What the delivery log shows of a message's header: decoded, cleaned and cut.
 
 It runs for every message, so the common field, printable ASCII on one line, costs a `decode` and
-nothing more; the first field of each name counts. RFC 2047 encoded words are decoded leniently, since people
-should recognise their subject; what cannot be decoded stays as it came. Header fields are
-for people here: no decision about delivery rests on them.
+nothing more; the first field of each name counts. RFC 2047 encoded words are decoded leniently,
+since people should recognise their subject; what cannot be decoded stays as it came. Header fields
+are for people here: no decision about delivery rests on them.
 """
 
 from __future__ import annotations

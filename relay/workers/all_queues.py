@@ -6,9 +6,9 @@ just starting again hides nothing. A queue that cannot be read makes the whole q
 
 The numbers of events are each queue's own, in the order of its commits, which is not always that of
 time. A listing takes the queues' events in that order and goes on with whichever is next in time.
-The number of an event is where the listing stands in every queue when it has told it, written as
-one: a listing that goes on from there misses nothing and tells nothing twice, however late a queue
-commits.
+The number of an event is the place in every queue at which the listing has just given it, written
+as one number: a listing that goes on from there misses no event and repeats none, however late a
+queue commits.
 """
 
 from __future__ import annotations
@@ -177,17 +177,17 @@ async def _end(queue: QueueView) -> int:
 def _in_order(
     pages: Sequence[Sequence[ListedMessage]], limit: int
 ) -> tuple[list[ListedMessage], str | None]:
-    """The messages of several pages up to where all of them reach, and where that is; None: the end."""
+    """The messages of several pages up to where all reach; and that place, None: the end."""
     found = sorted((item for page in pages for item in page), key=lambda item: item.queue_id)
     # Behind the end of a full page its queue may have more, which come first.
     reached = min((page[-1].queue_id for page in pages if more_follows(page, limit)), default=None)
     return [item for item in found if reached is None or item.queue_id <= reached], reached
 
 
-# Where a listing stands in a queue is a cut: twice an event's number is that event itself, and one
-# more or less is beside it. The cuts of all queues are written as one number, that of the event
-# told last in the lowest place: so one more or less is beside this event, as with a queue's own
-# numbers.
+# The place of a listing in a queue is a cut: twice an event's number is that event itself, one more
+# or less is the place just behind or before it. The cuts of all queues are written as one number,
+# with the cut of the event that was given last in the lowest place: so one more or less is the
+# place beside this event, as with a queue's own numbers.
 
 _CUT_BITS = 48
 _MIDDLE = 1 << (_CUT_BITS - 1)
@@ -213,7 +213,7 @@ def _read(number: int, count: int) -> list[int]:
 
 
 def _beside(cut: int, ascending: bool) -> int:
-    """A cut that is an event's, gone on beyond it."""
+    """The place just behind an event, in the direction of the listing."""
     if cut % 2:
         return cut
     return cut + 1 if ascending else cut - 1

@@ -1,5 +1,4 @@
-"""The connections of all workers and the wrong passwords they heard, side by side in memory that
-they share.
+"""The connections of all workers, and the wrong passwords, in memory that the workers share.
 
 Each worker writes its own row and reads the others', so there is no lock: what two workers let in
 at the very same moment they see a moment later, and a limit may be passed by as many as there are
@@ -28,7 +27,7 @@ class SharedCounters:
 
     def __init__(self, workers: int) -> None:
         self._workers = workers
-        # Pages nobody has counted on yet cost nothing.
+        # Pages that were never written cost nothing.
         self._counts = memoryview(mmap.mmap(-1, workers * _WIDTH * 4)).cast("I")
 
     def row(self, worker: int) -> Row:
@@ -45,7 +44,7 @@ class SharedCounters:
 
 
 class Row:
-    """One worker's view: `relay.receive.limits.Elsewhere`, `relay.submit.failures.FailedElsewhere`."""
+    """One worker's part: a `receive.limits.Elsewhere` and a `submit.failures.FailedElsewhere`."""
 
     def __init__(self, counts: memoryview, own: int, others: list[int]) -> None:
         self._counts, self._own, self._others = counts, own, others
@@ -65,7 +64,7 @@ class Row:
         self._counts[self._own + _slot(client)] += by
 
     def failures_of(self, key: str, since: datetime) -> int:
-        """Wrong passwords, of a client or of a name at it, that the other workers heard."""
+        """Wrong passwords, of a client or of a name at it, given to other workers."""
         slot, oldest = _slot(key), _minute(since)
         return sum(
             self._counts[start + _FAILURES + slot]
@@ -74,7 +73,7 @@ class Row:
         )
 
     def failed(self, key: str, count: int, now: datetime) -> None:
-        """This worker has heard so many."""
+        """This worker was given so many."""
         slot = _slot(key)
         self._counts[self._own + _FAILURES + slot] = count
         self._counts[self._own + _MINUTES + slot] = _minute(now)

@@ -1,9 +1,9 @@
 """What the first worker tells the others: a text in memory that all share, and the number of its
 edition.
 
-One writes, the others read, without a lock. An edition carries a checksum, so that a reader who
-came in the middle of a change keeps what he has and looks again with his next message. Looking is
-comparing a number, which every message can afford.
+One worker writes, the others read, without a lock. An edition carries a checksum: a worker that
+reads in the middle of a change keeps what it has, and looks again with its next message. To look is
+to compare a number, which every message can afford.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import zlib
 __all__ = ["CAPACITY_BYTES", "SharedSettings"]
 
 CAPACITY_BYTES = 8 * 1024 * 1024
-"""Pages nobody has written on cost nothing."""
+"""Pages that were never written cost nothing."""
 
 _HEAD = struct.Struct("=III")  # edition, length, checksum
 
@@ -28,12 +28,12 @@ class SharedSettings:
 
     @property
     def edition(self) -> int:
-        """The number of what is told now."""
+        """The number of the edition that is published now."""
         number: int = _HEAD.unpack_from(self._memory)[0]
         return number
 
     def tell(self, octets: bytes) -> None:
-        """Put this in the place of what was told; ValueError where it is too long."""
+        """Publish this in the place of the edition before; ValueError where it is too long."""
         if len(octets) > CAPACITY_BYTES:
             raise ValueError(f"{len(octets)} octets of settings are more than workers can share")
         following = self.edition % 0xFFFFFFFF + 1
@@ -41,7 +41,7 @@ class SharedSettings:
         _HEAD.pack_into(self._memory, 0, following, len(octets), zlib.crc32(octets))
 
     def read(self) -> tuple[int, bytes] | None:
-        """The edition and what it says; None where there is none, or it is being changed right now."""
+        """The edition's number and text; None where there is none, or one is being written."""
         edition, length, checksum = _HEAD.unpack_from(self._memory)
         if not edition or length > CAPACITY_BYTES:
             return None

@@ -1,7 +1,7 @@
 """The listening sockets that a worker does not open itself: from systemd, or from the supervisor.
 
-Screened before any worker is there, bound and not listening yet: a door opens when a worker stands
-behind it. `ListeningSockets` has, at each TCP address, one for each worker.
+They are opened before any worker is forked, bound and not listening yet: a worker listens when it
+is ready. `ListeningSockets` has, at each TCP address, one for each worker.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from relay.receive.spec import ListenerSpec, TcpAddress, UnixAddress, parse_addr
 from relay.workers.systemd import passed_sockets
 from relay.workers.worker import StartError
 
-__all__ = ["ListeningSockets", "passed_doors"]
+__all__ = ["ListeningSockets", "sockets_from_systemd"]
 
 
-def passed_doors(config: Config, environ: Mapping[str, str]) -> dict[str, socket.socket]:
+def sockets_from_systemd(config: Config, environ: Mapping[str, str]) -> dict[str, socket.socket]:
     """The sockets systemd opened for us, by address; each has to be that of a listener."""
     passed = {bound_address(sock): sock for sock in passed_sockets(environ)}
     wanted = {str(parse_address(spec.address)) for spec in config.listeners}
@@ -45,7 +45,7 @@ class ListeningSockets:
 
     def __enter__(self) -> Self:
         try:
-            passed = passed_doors(self._config, self._environ)
+            passed = sockets_from_systemd(self._config, self._environ)
             for spec in self._config.listeners:
                 address = parse_address(spec.address)
                 sock = passed.get(str(address))

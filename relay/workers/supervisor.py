@@ -1,7 +1,7 @@
 """`workers: N`: the parent that forks the workers, and has no other work.
 
     start      open the listening sockets, fork the workers; READY when all of them are
-    dead       a worker that ends is forked again; one that says for a while that it is not well is killed
+    dead       a worker that ends is forked again; one that is not well for a while is killed
     SIGHUP     look at the file; if it is right all workers reload, and new ones begin with it
     SIGTERM    the workers' lines end, and they drain; SIGINT the same. One that hangs is killed
     again      end at once: what is under way is tried anew after the next start, nothing is lost
@@ -50,7 +50,7 @@ _LOOK_SECONDS = 1.0
 _UNWELL_SECONDS = 60.0
 """How long a worker may say nothing before it is taken for stuck."""
 _AWAY_SECONDS = 10.0
-"""Between two looks: who did not look for so long was stopped, and with it everybody."""
+"""A longer time between two looks: the supervisor was stopped, and the workers with it."""
 _ENDING_SECONDS = 80.0
 """How long its end may take: clients and deliveries under way have 70 seconds. systemd's 90 are not
 over yet then.
@@ -76,7 +76,7 @@ class _Child:
 
 
 class Supervisor:
-    """`run` until a signal ends it; the exit code. `work` is what a worker does, to its exit code."""
+    """`run` until a signal ends it; the exit code. `work`: a worker's life, to its exit code."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class Supervisor:
     def run(self) -> int:
         """Open, fork, watch, end."""
         with contextlib.ExitStack() as stack:
-            self._doors = stack.enter_context(ListeningSockets(self._config, self._environ))
+            self._sockets = stack.enter_context(ListeningSockets(self._config, self._environ))
             self._awake, self._alarm = stack.enter_context(_wake_ups())
             self._inherited = signal.pthread_sigmask(signal.SIG_BLOCK, ())
             self._spare_the_collector()
@@ -119,7 +119,7 @@ class Supervisor:
     def _step(self) -> None:
         for number in self._wait():
             self._obey(number)
-        self._listen()
+        self._read_lines()
         self._reap()
         if self._is_ending:
             self._kill_who_has_not_ended()
@@ -129,7 +129,7 @@ class Supervisor:
             self._answer_watchdog()
 
     def _wait(self) -> bytes:
-        """Sleep until a signal, a worker's word, or a look is due; the signals that came."""
+        """Sleep until a signal or a worker's message comes, or a look is due; the signals."""
         lines = [child.line for child in self._children if child.line is not None]
         readable, _, _ = select.select([self._awake, *lines], [], [], _LOOK_SECONDS)
         if self._awake not in readable:
@@ -182,7 +182,7 @@ class Supervisor:
             worker = Worker(
                 child.number,
                 len(self._children),
-                sockets=self._doors.keep(child.number),
+                sockets=self._sockets.keep(child.number),
                 elsewhere=self._counters.row(child.number),
                 failed_elsewhere=self._counters.row(child.number),
                 line=line,
@@ -198,8 +198,8 @@ class Supervisor:
                 sys.stderr.flush()
             os._exit(code)
 
-    def _listen(self) -> None:
-        """Hear what the workers say."""
+    def _read_lines(self) -> None:
+        """Read what the workers have sent."""
         for child in self._children:
             if child.line is None:
                 continue
@@ -218,12 +218,11 @@ class Supervisor:
             self._systemd.ready(self._summary())
 
     def _summary(self) -> str:
-        return (
-            f"{self._config.hostname} relays with {len(self._children)} workers from {self._doors}"
-        )
+        name, count = self._config.hostname, len(self._children)
+        return f"{name} relays with {count} workers from {self._sockets}"
 
     def _reap(self) -> None:
-        """See who has ended; fork them again, unless it is the end of all."""
+        """See which workers have ended; they are forked again, unless the relay ends."""
         for child in self._children:
             if not child.pid:
                 continue
@@ -247,8 +246,7 @@ class Supervisor:
             else f"ended with exit code {code}"
         )
         if not self._was_ready and not child.is_ready:
-            # It has said why itself. What keeps a worker from starting at the start is the start's
-            # failure.
+            # The worker has logged why. If a worker cannot start at the start, the relay cannot.
             log.error("worker %d %s before it was ready", child.number, how)
             self._exit_code = 1
             self._drain()
@@ -332,10 +330,10 @@ class Supervisor:
                 os.kill(child.pid, signal.SIGKILL)
 
     def _drain(self) -> None:
-        """Nobody gets in any more, and every worker hears that it is to drain."""
+        """Close the listening sockets; the end of its line has every worker drain."""
         self._is_ending = True
         self._killed_at = time.monotonic() + _ENDING_SECONDS
-        self._doors.close()
+        self._sockets.close()
         for child in self._children:
             if child.line is not None:
                 child.line.close()

@@ -1,4 +1,4 @@
-"""What systemd wants to hear from a service of Type=notify, and the sockets it hands over.
+"""Messages to systemd from a service of Type=notify, and the sockets that systemd hands over.
 
 sd_notify(3); sd_listen_fds(3).
 """
@@ -18,14 +18,14 @@ _FIRST_PASSED = 3
 
 
 class Systemd:
-    """The service manager's ear; silent where there is none."""
+    """Notifies the service manager; does nothing where there is none."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._address = environ.get("NOTIFY_SOCKET", "")
         self.watchdog_seconds = _watchdog_seconds(environ)
 
     def ready(self, status: str) -> None:
-        """All doors are open; after a reload, too."""
+        """All listeners are open; sent after a reload, too."""
         self._tell(f"READY=1\nSTATUS={status}")
 
     def reloading(self) -> None:

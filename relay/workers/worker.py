@@ -1,8 +1,9 @@
 """One worker among several: what it was given at its fork, and its line to the supervisor.
 
-The line is a pair of sockets. Over it the worker says that it is ready, and from then on that it is
-well (`BEAT`), every few seconds. It never hears anything: the line ends, that is the word to drain,
-and it comes however the supervisor ends. A worker nobody watches over would hold the port for ever.
+The line is a pair of sockets. Over it the worker says that it is ready, and from then on, every few
+seconds, that it is well (`BEAT`). The supervisor sends nothing over it: end of file means "drain".
+The worker sees it also where the supervisor was killed; a worker without a supervisor would keep
+the port for ever.
 """
 
 from __future__ import annotations

@@ -3,13 +3,14 @@
     queue.path       worker 0 has the queue of a relay with one worker, the others theirs below it
     admin.socket     worker 0 answers there, the others beside it; worker 0 asks them
     admin.http       worker 0
-    policies         all workers share those below queue.path, and fetch their part of what may be fetched at once
+    policies         all workers share those below queue.path; fetches at a time are divided
     delivery         concurrency is divided: the sum over the workers is what was written
-    limits           connections are counted together (`relay.workers.shared_counters`): every worker has the whole limit
+    limits           every worker has the whole limit: connections are counted together
+                     (`relay.workers.shared_counters`)
 
 Deliveries are divided and connections are not, since the kernel spreads connections over the
-workers as it likes, and each worker delivers what came in at its own door: so mail is spread as
-evenly as clients are.
+workers as it likes, and each worker delivers what it has accepted: so mail is spread as evenly as
+clients are.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def spool(path: str, worker: int) -> str:
 
 
 def shared_spool(path: str, worker: int) -> str:
-    """The first worker's queue, from where a worker has its own; what is for all workers is there."""
+    """The first worker's queue, by the path of a worker's: what all share is there."""
     return path if worker == 0 else str(PurePath(path).parent)
 
 

@@ -122,7 +122,8 @@ def _copy(db: sqlite3.Connection, path: Path, note: str) -> int:
             for table in ("recipient", "owed"):
                 db.execute(f"INSERT INTO {table} SELECT * FROM stray.{table}")
             db.execute(
-                "INSERT INTO call (due, attempts, url, line) SELECT due, attempts, url, line FROM stray.call"
+                "INSERT INTO call (due, attempts, url, line)"
+                " SELECT due, attempts, url, line FROM stray.call"
             )
             db.execute(
                 "INSERT INTO statistic SELECT * FROM stray.statistic WHERE 1"

@@ -74,7 +74,7 @@ class SqliteApiState:
 
 
 def domain_settings(db: sqlite3.Connection) -> dict[str, DomainSettings]:
-    """What was set over HTTP, by domain; nothing in a queue that is older than the tables for it."""
+    """What was set over HTTP, by domain; nothing in a queue older than the tables for it."""
     if version_of(db) < _SINCE_VERSION:
         return {}
     rows = db.execute(

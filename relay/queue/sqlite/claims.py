@@ -135,9 +135,12 @@ def _ready_between(
             SELECT min(domain) FROM recipient
             WHERE place = {READY} {"" if low is None else "AND domain > :low"}
             UNION ALL
-            SELECT (SELECT min(domain) FROM recipient WHERE place = {READY} AND domain > ready.domain)
-            FROM ready WHERE ready.domain IS NOT NULL {"" if high is None else "AND ready.domain < :high"})
-        SELECT domain FROM ready WHERE domain IS NOT NULL {"" if high is None else "AND domain <= :high"}
+            SELECT (SELECT min(domain) FROM recipient
+                    WHERE place = {READY} AND domain > ready.domain)
+            FROM ready WHERE ready.domain IS NOT NULL
+            {"" if high is None else "AND ready.domain < :high"})
+        SELECT domain FROM ready WHERE domain IS NOT NULL
+        {"" if high is None else "AND domain <= :high"}
         AND domain NOT IN (SELECT value FROM json_each(:skipped)) LIMIT :limit""",
         {"low": low, "high": high, "skipped": skipped, "limit": limit},
     ).fetchall()
@@ -180,7 +183,8 @@ def _claim_one(db: sqlite3.Connection, queue_id: str, domain: str) -> Entry | No
         _quarantine(db, queue_id, str(exc))
         return None
     db.execute(
-        f"UPDATE recipient SET place = {CLAIMED} WHERE queue_id = ? AND domain = ? AND place = {READY}",
+        f"UPDATE recipient SET place = {CLAIMED}"
+        f" WHERE queue_id = ? AND domain = ? AND place = {READY}",
         (queue_id, domain),
     )
     return Entry(message, recipients, total=total)
@@ -203,7 +207,8 @@ def _quarantine(db: sqlite3.Connection, queue_id: str, damage: str) -> None:
     """
     log.error("%s: set aside, it is damaged: %s", queue_id, damage)
     db.execute(
-        f"UPDATE recipient SET place = {ASIDE} WHERE queue_id = ? AND place IN ({WAITING}, {READY})",
+        f"UPDATE recipient SET place = {ASIDE}"
+        f" WHERE queue_id = ? AND place IN ({WAITING}, {READY})",
         (queue_id,),
     )
 
@@ -268,8 +273,8 @@ def change(db: sqlite3.Connection, wanted: QueueFilter, verb: str, now: datetime
     due = micros(now) if does.is_due else None
     place = ASIDE if due is None else READY
     after = db.execute(
-        f"UPDATE recipient AS r SET state = {_becomes(does)}, place = {place}, due = :due WHERE {meant}"
-        " RETURNING queue_id, idx, state",
+        f"UPDATE recipient AS r SET state = {_becomes(does)}, place = {place}, due = :due"
+        f" WHERE {meant} RETURNING queue_id, idx, state",
         values | {"due": due},
     ).fetchall()
     changed.recipients = [(queue_id, index) for queue_id, index, _ in after]
@@ -290,13 +295,15 @@ def purge(
     The newest event always stays: its number keeps the numbers rising.
     """
     until = db.execute(
-        "SELECT max(seq) FROM (SELECT seq FROM event WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?)",
+        "SELECT max(seq) FROM"
+        " (SELECT seq FROM event WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?)",
         (after, mark, limit),
     ).fetchone()[0]
     if until is None:
         return 0, None
     count = db.execute(
-        "DELETE FROM event WHERE seq > ? AND seq <= ? AND at < ? AND seq < (SELECT max(seq) FROM event)",
+        "DELETE FROM event WHERE seq > ? AND seq <= ? AND at < ?"
+        " AND seq < (SELECT max(seq) FROM event)",
         (after, until, micros(before)),
     ).rowcount
     return count, until if count else None

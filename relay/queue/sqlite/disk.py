@@ -172,7 +172,7 @@ class Spool:
             return 0
 
     def _make(self) -> None:
-        """The directory is ours alone; one that is there keeps the permissions its owner gave it."""
+        """Make the directory for its owner only; one that is there keeps its permissions."""
         above = self.directory.parent
         make_directories(above)
         try:
@@ -333,7 +333,7 @@ def open_stopped(directory: Path) -> tuple[sqlite3.Connection, int]:
 
 
 def _open_unshared(path: Path) -> sqlite3.Connection:
-    """The lock file already keeps all others away, so SQLite needs no locks and no -shm of its own."""
+    """The lock file keeps all others away, so SQLite needs no locks and no -shm of its own."""
     if not path.exists():
         raise SpoolError(f"{path}: there is no queue")
     wal = path.with_name(f"{path.name}-wal")
@@ -365,7 +365,7 @@ def _open_unshared(path: Path) -> sqlite3.Connection:
 
 
 def check_quickly(db: sqlite3.Connection, *, largest_bytes: int, within: timedelta) -> None:
-    """Refuse a database whose pages contradict each other, as far as that is seen in a short time."""
+    """Refuse a database whose pages contradict each other, as far as a short look can tell."""
     pages = db.execute("PRAGMA page_count").fetchone()[0]
     if pages * PAGE_BYTES > largest_bytes:
         return

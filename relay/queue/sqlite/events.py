@@ -111,7 +111,7 @@ def event_bounds(
 def events_within(
     db: sqlite3.Connection, wanted: EventFilter, low: int, high: int, limit: int, ascending: bool
 ) -> tuple[list[StoredEvent], int]:
-    """The first between two numbers that match, and the end of the window they were looked for in."""
+    """The first that match between two numbers, and the end of the window that was searched."""
     where = ["seq BETWEEN :low AND :high"]
     values: dict[str, Any] = {"low": low, "high": high, "limit": limit, "width": _WINDOW}
     if wanted.begin is not None:

@@ -132,7 +132,8 @@ def listed(db: sqlite3.Connection, ids: Sequence[str]) -> list[ListedMessage]:
     found: list[ListedMessage] = []
     recipients: list[ListedRecipient] = []
     for queue_id, reverse_path, arrived, size_bytes, *columns in db.execute(
-        "SELECT m.queue_id, m.reverse_path, m.arrived, m.size_bytes, r.idx, r.domain, r.state, r.due, r.data"
+        "SELECT m.queue_id, m.reverse_path, m.arrived, m.size_bytes,"
+        " r.idx, r.domain, r.state, r.due, r.data"
         " FROM message m LEFT JOIN recipient r ON r.queue_id = m.queue_id"
         " WHERE m.queue_id IN (SELECT value FROM json_each(?)) ORDER BY m.queue_id, r.idx",
         (json.dumps(ids),),
@@ -191,7 +192,7 @@ def events_of(
 def _shown_message(
     queue_id: str, reverse_path: str, arrived: int, size_bytes: int, data: str
 ) -> QueuedMessage:
-    """The message, or what can be told of it where its row is damaged: the operator has to see it."""
+    """The message, or what can be read of a damaged row: the operator has to see it."""
     try:
         return message_of(queue_id, reverse_path, arrived, size_bytes, data)
     except BadRow as exc:
@@ -238,9 +239,11 @@ def next_due(db: sqlite3.Connection, skip: str) -> datetime | None:
         f"""WITH RECURSIVE ready (domain) AS (
             SELECT min(domain) FROM recipient WHERE place = {READY}
             UNION ALL
-            SELECT (SELECT min(domain) FROM recipient WHERE place = {READY} AND domain > ready.domain)
+            SELECT (SELECT min(domain) FROM recipient
+                    WHERE place = {READY} AND domain > ready.domain)
             FROM ready WHERE ready.domain IS NOT NULL)
-        SELECT (SELECT min(due) FROM recipient WHERE place = {READY} AND domain = ready.domain) FROM ready
+        SELECT (SELECT min(due) FROM recipient WHERE place = {READY} AND domain = ready.domain)
+        FROM ready
         WHERE domain IS NOT NULL AND domain NOT IN (SELECT value FROM json_each(?)) LIMIT 1""",
         (skip,),
     ).fetchone()

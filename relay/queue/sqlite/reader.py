@@ -152,7 +152,7 @@ class Reader:
     async def events_of(
         self, ids: Sequence[str], event_of: EventOfChange
     ) -> dict[tuple[str, int], Event]:
-        """The event of each recipient of these messages that is not final, by queue id and index."""
+        """The event of each recipient that is not final, by queue id and index."""
         found: dict[tuple[str, int], Event] = {}
         for start in range(0, len(ids), _ITEMS_AT_ONCE):
             some = ids[start : start + _ITEMS_AT_ONCE]

@@ -85,6 +85,6 @@ def without_new_mail(batch: list[Request], reason: str) -> list[Request]:
 
 
 def log_failure(future: asyncio.Future[Any]) -> None:
-    """For claims that nobody waits for."""
+    """For claims whose release no task awaits."""
     if not future.cancelled() and (exc := future.exception()) is not None:
         log.error("claims could not be given back; they are due after a restart: %s", exc)

@@ -91,7 +91,8 @@ class Tables:
         """
         db.execute("BEGIN IMMEDIATE")
         db.execute(
-            "INSERT INTO meta VALUES ('reopened', 1) ON CONFLICT (key) DO UPDATE SET value = value + 1"
+            "INSERT INTO meta VALUES ('reopened', 1)"
+            " ON CONFLICT (key) DO UPDATE SET value = value + 1"
         )
         db.execute("COMMIT")
         sync_directory(self._directory)
@@ -235,8 +236,8 @@ def _finish(db: sqlite3.Connection, finished: Sequence[tuple[str, int]]) -> None
 def _update_statement(count: int) -> str:
     # It has to begin with UPDATE: sqlite3 counts no rows for a statement that begins with WITH.
     return (
-        "UPDATE recipient SET state = new.column3, place = new.column4, due = new.column5, data = new.column6"
-        f" FROM (VALUES {_values(6, count)}) AS new"
+        "UPDATE recipient SET state = new.column3, place = new.column4, due = new.column5,"
+        f" data = new.column6 FROM (VALUES {_values(6, count)}) AS new"
         " WHERE recipient.queue_id = new.column1 AND recipient.idx = new.column2"
         f" AND recipient.place = {CLAIMED}"
     )
@@ -281,7 +282,8 @@ def remove_if_done(db: sqlite3.Connection, ids: Sequence[str]) -> None:
         db,
         "DELETE FROM message WHERE NOT EXISTS (SELECT 1 FROM recipient"
         f" WHERE recipient.queue_id = message.queue_id AND state < {FINAL_NUMBER})"
-        " AND NOT EXISTS (SELECT 1 FROM owed WHERE owed.queue_id = message.queue_id) AND queue_id IN (?)",
+        " AND NOT EXISTS (SELECT 1 FROM owed WHERE owed.queue_id = message.queue_id)"
+        " AND queue_id IN (?)",
         ids,
     )
     if gone:

@@ -186,7 +186,7 @@ class SqliteStore(Reader):
         in_file: bool = False,
         then: Callable[[], None] | None = None,
     ) -> Any:
-        """Commit rows together with new messages, whose entries are handed over when that is done."""
+        """Commit rows and new messages, then hand the messages' entries over."""
         entries: list[Entry] = []
         try:
             for new in messages:
@@ -237,7 +237,7 @@ class SqliteStore(Reader):
         try:
             await self._submit(request)
         except BaseException:
-            # Nobody is there to take them: they go back, and do not wait for a restart.
+            # No caller takes them any more: they are due again now, not after a restart.
             self.give_back_later(entries)
             raise
         return entries
@@ -278,7 +278,7 @@ class SqliteStore(Reader):
         reports: Sequence[NewMessage] = (),
         events: Sequence[Event] = (),
     ) -> bool:
-        """Commit what an attempt came to; whether the message's pending report is to be sent now."""
+        """Commit the results of an attempt; True: the pending report is to be sent now."""
         rows = Rows(events=events)
         rows.add_settlement(settlement)
         return (
