@@ -265,6 +265,8 @@ _LOOKS_LIKE = {ord(other): latin for latin, others in _SCRIPTS.items() for other
 _DIGITS = {"i": "[il1|!]", "l": "[il1|!]", "o": "[o0]", "s": "[s5$]"}
 _DIGITS_AS_LETTERS = str.maketrans("1|!0$5", "iiioss")
 _NO_LETTERS = re.compile(r"[^a-z]+")
+_NO_LETTERS_YET = re.compile(r"[^A-Za-z]*")
+"""What stands before a name: there a digit is a digit, as in the patterns."""
 
 
 def _as_read(octets: bytes) -> str:
@@ -285,7 +287,10 @@ _BY_LETTERS = {_letters(name): name.encode() for name in ASKING}
 
 def _meant(name: str) -> bytes:
     letters = _letters(name)
-    return _BY_LETTERS.get(letters) or _BY_LETTERS[_letters(name.translate(_DIGITS_AS_LETTERS))]
+    if letters in _BY_LETTERS:
+        return _BY_LETTERS[letters]
+    begin = _NO_LETTERS_YET.match(name).end()  # type: ignore[union-attr]  # it always matches
+    return _BY_LETTERS[_letters(name[begin:].translate(_DIGITS_AS_LETTERS))]
 
 
 def _looks_like_asking(*, digits: bool, folded: bool) -> str:

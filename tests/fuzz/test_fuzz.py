@@ -36,6 +36,7 @@ def test_no_input_breaks_a_promise(name: str) -> None:
 
 
 FOUND: list[tuple[str, bytes]] = [
+    ("beginnings", b"0X-MAi|gun-Drop-Message: yes\r\n"),  # was 451: no field has 0 before its X
     ("replies", b"12\r\n"),  # was a reply with the code 2
     ("requests", b'{"verb": "show", "id": "\\\\ud800"}'),  # no store takes half of a surrogate pair
     ("requests", b'{"verb": "show", "id": "M1"}\r\n'),  # whoever sent more got no answer

@@ -366,9 +366,9 @@ def test_certificate_and_key_have_to_belong_together(tmp_path: Path) -> None:
 def test_common_configuration_mistake_is_answered_in_a_line_with_its_cure(
     text: str, said: str
 ) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     found = mistakes_of(text)
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
     assert any(said in mistake for mistake in found), found
     assert all(mistake.startswith("relay.yaml:") and "; " in mistake for mistake in found)
     assert all(len(mistake) < 500 for mistake in found)

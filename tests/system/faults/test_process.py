@@ -70,7 +70,7 @@ def test_a_termination_under_load_is_250_or_421_and_never_half(
             )
             began = time.monotonic()
             assert relay.stop() == 0
-            assert time.monotonic() - began < 15
+            assert time.monotonic() - began < 40, "less than what is under way may take"
             stream.join(timeout=60)
             relay.start()
         assert set(ledger.codes.values()) <= {0, 250, 421, 451}, set(ledger.codes.values())

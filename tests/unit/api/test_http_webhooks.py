@@ -346,7 +346,7 @@ async def test_a_webhook_that_never_answers_holds_up_no_call_to_another(
     for number in range(20):
         await accept(store, f"Q{number}", "ann@example.com")
     await ear.until(20)
-    assert asyncio.get_running_loop().time() - begun < 5
+    assert asyncio.get_running_loop().time() - begun < 25, "the silent ones end after 30 s"
     assert len(held) == 3, "three places of fifty"
     for writer in held:
         writer.transport.abort()

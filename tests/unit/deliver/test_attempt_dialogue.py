@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from relay.deliver import protocol
 from relay.deliver.job import _surveyed
 from relay.mail.envelope import Notify, Ret
 from relay.mail.outcome import Bounced, Code, Deferred, Delivered, HopSession, Outcome
@@ -273,7 +274,7 @@ async def test_a_reply_that_drips_is_read_within_the_time_of_one_reply(rig):
     rig.hosts.pop(0)
     began = time.monotonic()
     assert (await rig.send(entry())).status == "4.4.2"
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 4, "all of it comes in 5 s"
 
 
 @pytest.mark.parametrize("verb", ["EHLO", "MAIL", "RCPT", "DATA"])
@@ -336,7 +337,7 @@ async def test_a_host_that_stops_reading_is_left_after_the_time_of_a_block(rig):
     outcome = await rig.send(entry(content=content))
     assert isinstance(outcome, Deferred)
     assert (outcome.status, outcome.in_doubt) == ("4.4.2", False)
-    assert 0.4 < time.monotonic() - began < 3
+    assert 0.4 < time.monotonic() - began < 10
 
 
 async def test_content_that_comes_in_pieces_arrives_as_it_is(rig):
@@ -643,13 +644,14 @@ async def test_ehlo_refused_and_helo_accepted_is_a_session_without_extensions(ri
 @pytest.mark.parametrize(
     "quit_reply", [Action(None, then=Then.SILENCE), Action(None, then=Then.RESET), "500 what?"]
 )
-async def test_the_result_never_waits_for_the_answer_to_quit(rig, quit_reply):
+async def test_the_result_never_waits_for_the_answer_to_quit(rig, quit_reply, monkeypatch):
+    monkeypatch.setattr(protocol, "_FAREWELL_SECONDS", 4)
     mx = await rig.mx(script(QUIT=quit_reply))
     rig.limits = replace(rig.limits, messages=1)
     began = time.monotonic()
     assert isinstance(await rig.send(entry()), Delivered)
-    assert time.monotonic() - began < 0.4
-    await asyncio.sleep(0.05)
+    assert time.monotonic() - began < 4
+    async with asyncio.timeout(20):
+        while not mx.connections[0].closed:
+            await asyncio.sleep(0.01)
     assert mx.connections[0].verbs[-1] == "QUIT"
-    await asyncio.sleep(1.1)
-    assert mx.connections[0].closed

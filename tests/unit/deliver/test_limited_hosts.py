@@ -130,11 +130,15 @@ async def test_the_rest_of_a_host_that_takes_three_connections_is_not_deferred(
 async def test_a_host_that_takes_three_connections_takes_at_most_twice_the_time_of_any_other(
     contexts, manner, domains
 ):
-    async with LimitedHost(1000) as host:
-        _, without = await deliver_all(host, contexts, domains)
-    async with LimitedHost(3, manner) as host:
-        _, took = await deliver_all(host, contexts, domains)
-    assert took <= 2 * without + 0.5, (took, without)
+    for _ in range(3):  # what else the machine does may fall into one of the two
+        async with LimitedHost(1000) as host:
+            _, without = await deliver_all(host, contexts, domains)
+        async with LimitedHost(3, manner) as host:
+            _, took = await deliver_all(host, contexts, domains)
+        if took <= 2 * without + 0.5:
+            break
+    else:
+        pytest.fail(f"{took:.2f} s, and {without:.2f} s without a limit")
 
 
 async def test_a_host_that_takes_one_connection_gets_one(contexts):

@@ -152,8 +152,8 @@ async def test_tls_is_not_older_than_min_version(web: Web) -> None:
         (WebAnswer(POLICY, length=len(POLICY) + 1), PolicyError.FETCH, ""),
         (WebAnswer(POLICY, fields=("X: " + "y" * 20_000,)), PolicyError.FETCH, ""),
         (WebAnswer(POLICY, fields=("X: y",) * 1000), PolicyError.FETCH, ""),
-        (WebAnswer(is_silent=True), PolicyError.FETCH, "longer than 0.5 s"),
-        (WebAnswer(POLICY, pause=0.1), PolicyError.FETCH, "longer than 0.5 s"),
+        (WebAnswer(is_silent=True), PolicyError.FETCH, "longer than 2 s"),
+        (WebAnswer(POLICY, pause=0.1), PolicyError.FETCH, "longer than 2 s"),
     ],
 )
 async def test_answer_of_a_policy_host_is_a_policy_or_a_named_error(
@@ -161,8 +161,8 @@ async def test_answer_of_a_policy_host_is_a_policy_or_a_named_error(
 ) -> None:
     host = await web.serve(answer)
     began = time.monotonic()
-    found = await web.fetch(host, seconds=0.5)
-    assert time.monotonic() - began < 2
+    found = await web.fetch(host, seconds=2 if "longer than" in words else 30)
+    assert time.monotonic() - began < 20
     assert host.requests == 1
     if error is None:
         assert isinstance(found, Fetched)

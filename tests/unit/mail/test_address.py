@@ -325,12 +325,12 @@ def test_long_nonsense_is_refused_at_once():
         b'<"a"' * 20000,
         b"<" + b"?" * 60000 + b"@a>",
     ]
-    begun = time.perf_counter()
+    begun = time.process_time()
     for path in nasty:
         for lenient in (False, True):
             with pytest.raises(AddressError):
                 parse_path(path, smtputf8=True, lenient=lenient)
-    assert time.perf_counter() - begun < 0.5
+    assert time.process_time() - begun < 0.5
 
 
 _WORDS = (

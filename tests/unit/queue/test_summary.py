@@ -1,6 +1,7 @@
 """What the delivery log shows of a message's header."""
 
 import json
+import time
 
 import pytest
 from hypothesis import example, given
@@ -106,9 +107,10 @@ def test_a_message_says_that_a_program_made_it(fields, by_program):
         b"Subject: =?utf-8?q?a?=" + b" " * 100_000 + b"x",
     ],
 )
-@pytest.mark.timeout(2)
 def test_a_header_made_to_be_slow_is_not(evil):
+    began = time.process_time()
     assert len(summarise(evil).subject) <= MAX_CHARS
+    assert time.process_time() - began < 2
 
 
 @given(st.binary(max_size=300))

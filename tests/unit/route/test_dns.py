@@ -92,7 +92,7 @@ async def test_a_name_server_that_fails_has_said_nothing(server, hasty, fault):
     assert isinstance(answer, Unanswered)
     assert answer.reason
     assert "\n" not in answer.reason
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 9, "and not the usual 10 s"
     assert server.asked("broken.example", "A") == 0
 
 
@@ -567,7 +567,7 @@ async def test_a_silent_family_does_not_hold_the_other_up_to_the_end(
     began = time.monotonic()
     answer = await resolver.addresses("mx.example")
     assert answer.addresses == ("11.22.33.1",)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 8, "the silent family is silent for 10 s"
     assert answer.expires > clock.now + 60
 
 
