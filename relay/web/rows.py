@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 from relay.mail.event import Event
@@ -67,7 +67,16 @@ def _sentence(line: Fields) -> str:
 
 def _again(line: Fields) -> str:
     seconds = line.get("delivery-status", {}).get("retry-seconds")
-    return str(timedelta(seconds=seconds)) if seconds else ""
+    return _span(int(seconds)) if seconds else ""
+
+
+def _span(seconds: int) -> str:
+    """A duration as a person says it."""
+    for length, name in ((86400, "day"), (3600, "hour"), (60, "minute")):
+        if seconds >= length:
+            count = round(seconds / length)
+            return f"{count} {name}{'s' if count != 1 else ''}"
+    return f"{seconds} seconds"
 
 
 def setting_text(policy: Fields) -> str:
