@@ -25,7 +25,7 @@ from relay.submit.certificates import CertificateError
 from relay.web.site import install
 from relay.workers.all_queues import AllQueues
 from relay.workers.all_workers import AllWorkers
-from relay.workers.peer import Peer
+from relay.workers.other_worker import OtherWorker
 from relay.workers.worker import StartError
 from relay.workers.worker_config import control_socket, spool
 
@@ -44,8 +44,8 @@ def make_operator(parts: Parts, relay: RunningRelay, opened: AsyncExitStack) -> 
     readers = [open_beside(Path(spool(path, number))) for number in others]
     for reader in readers:
         opened.push_async_callback(reader.close)
-    peers = [Peer(number, Path(control_socket(socket, number))) for number in others]
-    every = AllWorkers(store, relay, peers)
+    workers = [OtherWorker(number, Path(control_socket(socket, number))) for number in others]
+    every = AllWorkers(store, relay, workers)
     return Operator(AllQueues([store, *readers]), parts.clock, every, every)
 
 

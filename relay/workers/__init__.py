@@ -7,7 +7,7 @@ sockets           the listening sockets that a worker does not open itself
 shared_counters, shared_settings
                   memory that all workers share
 all_queues        the queues of all workers looked at as one
-all_workers       all workers changed and asked as one, through `peer`
+all_workers       all workers changed and asked as one, through `other_worker`
 systemd           what the service manager is told, and the sockets it hands over
 programlog        the program's own log, on stderr
 """

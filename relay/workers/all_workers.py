@@ -28,22 +28,24 @@ from relay.queue.store import (
     SpoolError,
 )
 from relay.report.merged import merged
-from relay.workers.peer import Peer
+from relay.workers.other_worker import OtherWorker
 
 __all__ = ["AllWorkers"]
 
 
 class AllWorkers:
-    """A `QueueControl` and a `RunningRelay`: this worker, and its peers."""
+    """A `QueueControl` and a `RunningRelay`: this worker and the others."""
 
-    def __init__(self, queue: QueueControl, relay: RunningRelay, peers: Sequence[Peer]) -> None:
+    def __init__(
+        self, queue: QueueControl, relay: RunningRelay, others: Sequence[OtherWorker]
+    ) -> None:
         self._queue = queue
         self._relay = relay
         # The verb has each of the others retry its own silent destinations.
         self.retry_silent = relay.retry_silent
         self.explain = relay.explain
         self.probe = relay.probe
-        self._peers = peers
+        self._others = others
 
     async def change(
         self,
@@ -59,14 +61,14 @@ class AllWorkers:
         if own.until is not None:
             return own
         filters = queue_request(wanted) or {"all": True}
-        done = await _all_of(peer.ask({"verb": verb, **filters}) for peer in self._peers)
+        done = await _all_of(worker.ask({"verb": verb, **filters}) for worker in self._others)
         found = own.found.union(*(wanted.queue_ids.difference(one["unknown"]) for one in done))
         return ChangeStep(None, own.changed + sum(one["changed"] for one in done), found)
 
     async def health(self) -> Mapping[str, Sequence[str]]:
         """What is wrong with any worker."""
         found: dict[str, list[str]] = {"liveness": [], "readiness": []}
-        every = await asyncio.gather(self._relay.health(), *map(_health_of, self._peers))
+        every = await asyncio.gather(self._relay.health(), *map(_health_of, self._others))
         for number, one in enumerate(every):
             for key, sentences in found.items():
                 sentences += [f"worker {number}: {sentence}" for sentence in one[key]]
@@ -74,7 +76,7 @@ class AllWorkers:
 
     async def status(self) -> Mapping[str, Any]:
         """Deliveries of all."""
-        others = await _all_of(peer.ask({"verb": "status"}) for peer in self._peers)
+        others = await _all_of(worker.ask({"verb": "status"}) for worker in self._others)
         every = [await self._relay.status(), *others]
         silent = sorted(pair for one in every for pair in one["silent-destinations"].items())
         return {
@@ -84,7 +86,7 @@ class AllWorkers:
 
     async def metrics(self) -> bytes:
         """Those of all workers that answer."""
-        others = await asyncio.gather(*map(_metrics_of, self._peers))
+        others = await asyncio.gather(*map(_metrics_of, self._others))
         return merged([await self._relay.metrics(), *filter(None, others)])
 
 
@@ -99,16 +101,16 @@ async def _all_of(answers: Iterable[Awaitable[dict[str, Any]]]) -> list[dict[str
     return [one for one in found if not isinstance(one, BaseException)]
 
 
-async def _health_of(peer: Peer) -> Mapping[str, Sequence[str]]:
+async def _health_of(worker: OtherWorker) -> Mapping[str, Sequence[str]]:
     try:
-        return await peer.ask({"verb": "health"})
+        return await worker.ask({"verb": "health"})
     except RequestError as error:
         return {"liveness": [str(error)], "readiness": [str(error)]}
 
 
-async def _metrics_of(peer: Peer) -> bytes:
+async def _metrics_of(worker: OtherWorker) -> bytes:
     """Another worker's, or nothing where it does not answer."""
     try:
-        return str((await peer.ask({"verb": "metrics"}))["text"]).encode()
+        return str((await worker.ask({"verb": "metrics"}))["text"]).encode()
     except RequestError:
         return b""

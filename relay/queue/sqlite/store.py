@@ -256,18 +256,12 @@ class SqliteStore(Reader):
 
     async def clock_set_back(self, *, now: datetime, latest: datetime) -> None:
         """Bring forward what a clock that was ahead has put off."""
-        await self._write(
-            claims.pull_forward, now, latest, on_commit=lambda _: self._dispatch.changed()
-        )
+        await self._write(claims.pull_forward, now, latest, then=self._dispatch.changed)
 
     async def release(self, entry: Entry, *, due: datetime) -> None:
         """End a claim without an attempt."""
-        await self._write(
-            claims.release,
-            [entry],
-            due,
-            on_commit=lambda _: self._dispatch.due_later(due, entry.domain),
-        )
+        later = partial(self._dispatch.due_later, due, entry.domain)
+        await self._write(claims.release, [entry], due, then=later)
 
     # Results.
 
@@ -281,10 +275,8 @@ class SqliteStore(Reader):
         """Commit the results of an attempt; True: the pending report is to be sent now."""
         rows = Rows(events=events)
         rows.add_settlement(settlement)
-        return (
-            await self._commit_with(reports, rows, then=lambda: self._dispatch.settled(settlement))
-            is True
-        )
+        settled = partial(self._dispatch.settled, settlement)
+        return await self._commit_with(reports, rows, then=settled) is True
 
     async def report(self, pending: PendingReport, reports: Sequence[NewMessage]) -> None:
         """Commit these DSNs, and that the report is sent."""
@@ -394,12 +386,11 @@ class SqliteStore(Reader):
         return await request.future
 
     async def _write(
-        self,
-        function: Callable[..., T],
-        *args: Any,
-        on_commit: Callable[[T], None] | None = None,
+        self, function: Callable[..., T], *args: Any, then: Callable[[], None] | None = None
     ) -> T:
-        """Commit what `function(connection, *args)` does; its result."""
-        request = Request(function=lambda db: function(db, *args), on_commit=on_commit)
+        """Commit what `function(connection, *args)` does; its result. `then` follows the commit."""
+        request = Request(function=lambda db: function(db, *args))
+        if then is not None:
+            request.on_commit = lambda _: then()
         result: T = await self._submit(request)
         return result

@@ -22,7 +22,7 @@ from relay.queue.sqlite.reader import Reader
 from relay.queue.store import QueueFilter, SpoolError
 from relay.workers.all_queues import AllQueues
 from relay.workers.all_workers import AllWorkers
-from relay.workers.peer import Peer
+from relay.workers.other_worker import OtherWorker
 from tests.fakes.queued import NOW, new_message
 from tests.fakes.running import QuietRelay
 
@@ -63,8 +63,8 @@ class Workers:
                 path = self.directory / f"sock.{number}"
                 self.servers.append(await start_control(control, path))
         self.readers = [Reader.of(self.directory / f"spool{number}") for number in (1, 2)]
-        peers = [Peer(number, self.directory / f"sock.{number}") for number in (1, 2)]
-        self.every = AllWorkers(self.stores[0], self.relays[0], peers)
+        others = [OtherWorker(number, self.directory / f"sock.{number}") for number in (1, 2)]
+        self.every = AllWorkers(self.stores[0], self.relays[0], others)
         view = AllQueues([self.stores[0], *self.readers])
         control = Control(Operator(view, lambda: NOW, self.every, self.every))
         self.servers.append(await start_control(control, self.directory / "sock"))

@@ -12,14 +12,14 @@ from relay.admin.control_socket import REQUEST_BYTES
 from relay.admin.requests import RequestError
 from relay.mail.jsontext import of_json
 
-__all__ = ["Peer"]
+__all__ = ["OtherWorker"]
 
 _LINE_BYTES = 64 * REQUEST_BYTES
 _CONNECT_SECONDS = 5.0
 _ANSWER_SECONDS = 60.0
 
 
-class Peer:
+class OtherWorker:
     """A worker by its number. `path`: its socket."""
 
     def __init__(self, number: int, path: Path) -> None:
