@@ -10,7 +10,7 @@ threads, and a secret that was right is remembered, as a keyed digest in memory.
                              same, and only a right one is told what came of it
 
 Addresses that gave a wrong secret lately have a thread of their own: however many guess, somebody
-else's right password does not wait for them.
+else's right password does not wait for them. Both threads give way to the rest of the process.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import os
 import secrets
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -33,6 +35,7 @@ from relay.submit.failures import Failures, counted_as
 __all__ = ["Secrets", "Verdict"]
 
 _REMEMBERED = 1024
+_NICENESS = 10
 
 
 class Verdict(Enum):
@@ -51,8 +54,8 @@ class Secrets:
         self.failures = failures
         self._clock = clock
         self._hasher = PasswordHasher()
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="argon2")
-        self._pool_of_guessers = ThreadPoolExecutor(1, thread_name_prefix="argon2-guesses")
+        self._pool = ThreadPoolExecutor(1, "argon2", initializer=_give_way)
+        self._pool_of_guessers = ThreadPoolExecutor(1, "argon2-guesses", initializer=_give_way)
         self._key = secrets.token_bytes(32)
         self._right: dict[bytes, None] = {}
         self._lines: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -116,3 +119,12 @@ class Secrets:
                 continue
             return known
         return None
+
+
+def _give_way() -> None:
+    """Let mail go first: a hash has several threads of its own, which take every core there is.
+
+    Niceness is each thread's own on Linux, and is inherited.
+    """
+    if sys.platform == "linux":
+        os.nice(_NICENESS)

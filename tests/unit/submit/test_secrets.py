@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import threading
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -140,3 +142,13 @@ async def test_many_right_passwords_at_once_are_all_right(desk: Desk) -> None:
     names = [f"app{n}" for n in range(50)]
     assert {await desk.judge(name, name) for name in names} == {Verdict.RIGHT}
     assert not desk.failures.has_failed(NEIGHBOUR, NOW)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no niceness")
+async def test_hashing_gives_way_to_mail(desk):
+    def niceness() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    await desk.judge("app1", "app1")
+    hashing = desk.secrets._pool.submit(niceness).result(10)
+    assert hashing >= min(niceness() + 10, 19)
