@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 from enum import IntEnum
 
 from relay.queue.entry import Entry
@@ -15,8 +16,6 @@ from relay.queue.entry import Entry
 __all__ = ["Lines", "Rank"]
 
 _MOST_BOUND = 10_000
-
-_Line = deque[Entry]
 
 
 class Rank(IntEnum):
@@ -30,11 +29,18 @@ class Rank(IntEnum):
     """but for those that only messages to very many domains are for."""
 
 
+@dataclass(eq=False, slots=True)
+class _Line:
+    rank: Rank
+    entries: deque[Entry]
+
+
 class Lines:
     """The entries that wait."""
 
     def __init__(self) -> None:
-        self._lines: dict[Rank, dict[str, _Line]] = {rank: {} for rank in Rank}
+        self._lines: dict[str, _Line] = {}
+        self._turns: dict[Rank, dict[str, None]] = {rank: {} for rank in Rank}
         self._waiting = dict.fromkeys(Rank, 0)
         self._waiting_at: Counter[str] = Counter()
         self._bound: dict[str, tuple[tuple[str, ...], float]] = {}
@@ -42,6 +48,10 @@ class Lines:
     def __len__(self) -> int:
         """How many entries wait."""
         return sum(self._waiting.values())
+
+    def __bool__(self) -> bool:
+        """Whether any waits."""
+        return bool(self._lines)
 
     def waiting(self, *ranks: Rank) -> int:
         """How many entries wait of some classes of domains."""
@@ -51,20 +61,27 @@ class Lines:
         """How many entries wait that are known to lead to a destination."""
         return self._waiting_at[name]
 
+    @property
+    def waits_for_room(self) -> bool:
+        """Whether any entry is known to lead to a destination."""
+        return bool(self._waiting_at)
+
     def length(self, domain: str) -> int:
         """How many entries wait for a domain."""
-        return len(self._line(domain)[1])
+        line = self._lines.get(domain)
+        return 0 if line is None else len(line.entries)
 
     def domains(self) -> list[str]:
         """The domains that entries wait for."""
-        return [domain for lines in self._lines.values() for domain in lines]
+        return list(self._lines)
 
     def turns(self, rank: Rank) -> Iterator[str]:
         """Each domain of a class once; those that were asked go behind the others."""
-        lines = self._lines[rank]
-        for _ in range(len(lines)):
-            domain = next(iter(lines))
-            lines[domain] = lines.pop(domain)
+        turns = self._turns[rank]
+        for _ in range(len(turns)):
+            domain = next(iter(turns))
+            del turns[domain]
+            turns[domain] = None
             yield domain
 
     def add(self, entry: Entry, rank: Rank, *, at_head: bool = False) -> None:
@@ -72,33 +89,32 @@ class Lines:
         rank of its entries.
         """
         domain = entry.domain
-        before, line = self._line(domain)
-        if line and rank < before:
+        line = self._lines.get(domain)
+        if line is None:
+            line = self._lines[domain] = _Line(rank, deque())
+            self._turns[rank][domain] = None
+        elif rank < line.rank:
             self.classify(domain, rank)
-        rank = min(rank, before) if line else rank
-        line = self._lines[rank].setdefault(domain, line)
         if at_head:
-            line.appendleft(entry)
+            line.entries.appendleft(entry)
         else:
-            line.append(entry)
-        self._count(domain, rank, 1)
+            line.entries.append(entry)
+        self._count(domain, line, 1)
 
     def pop(self, domain: str) -> Entry:
         """The entry at the head of a line."""
-        rank, line = self._line(domain)
-        entry = line.popleft()
-        if not line:
-            del self._lines[rank][domain]
-        self._count(domain, rank, -1)
+        line = self._lines[domain]
+        entry = line.entries.popleft()
+        self._left(domain, line, 1)
         return entry
 
     def pop_last(self, domain: str, count: int) -> list[Entry]:
         """So many of the entries at the end of a line, those at its very end first."""
-        rank, line = self._line(domain)
-        popped = [line.pop() for _ in range(min(count, len(line)))]
-        if not line:
-            self._lines[rank].pop(domain, None)
-        self._count(domain, rank, -len(popped))
+        line = self._lines.get(domain)
+        if line is None:
+            return []
+        popped = [line.entries.pop() for _ in range(min(count, len(line.entries)))]
+        self._left(domain, line, len(popped))
         return popped
 
     def pop_all(self, domain: str) -> list[Entry]:
@@ -107,11 +123,14 @@ class Lines:
 
     def classify(self, domain: str, rank: Rank) -> None:
         """A domain's line is of this class from now on."""
-        before, line = self._line(domain)
-        if line and before is not rank:
-            self._lines[rank][domain] = self._lines[before].pop(domain)
-            self._waiting[before] -= len(line)
-            self._waiting[rank] += len(line)
+        line = self._lines.get(domain)
+        if line is None or line.rank is rank:
+            return
+        del self._turns[line.rank][domain]
+        self._turns[rank][domain] = None
+        self._waiting[line.rank] -= len(line.entries)
+        self._waiting[rank] += len(line.entries)
+        line.rank = rank
 
     # --- destinations -----------------------------------------------------------------------------
 
@@ -141,14 +160,13 @@ class Lines:
 
     # --- counts -----------------------------------------------------------------------------------
 
-    def _line(self, domain: str) -> tuple[Rank, _Line]:
-        for rank, lines in self._lines.items():
-            if (line := lines.get(domain)) is not None:
-                return rank, line
-        return Rank.BULK, deque()
+    def _left(self, domain: str, line: _Line, count: int) -> None:
+        if not line.entries:
+            del self._lines[domain], self._turns[line.rank][domain]
+        self._count(domain, line, -count)
 
-    def _count(self, domain: str, rank: Rank, change: int) -> None:
-        self._waiting[rank] += change
+    def _count(self, domain: str, line: _Line, change: int) -> None:
+        self._waiting[line.rank] += change
         if domain in self._bound:
             self._count_at(domain, change)
 

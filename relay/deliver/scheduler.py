@@ -316,7 +316,7 @@ class Scheduler:
 
     def _begin_waiting(self) -> None:
         """Begin attempts while there are places: the classes of domains in turn, and those of each."""
-        if self._stopping or not len(self._lines):
+        if self._stopping or not self._lines:
             return
         self._note_long_attempts()
         self._ranks.append(self._ranks.pop(0))
@@ -365,6 +365,8 @@ class Scheduler:
 
     def _note_long_attempts(self) -> None:
         """Attempts that take long prove nothing: from now on they are counted with the others."""
+        if not self._prompt:
+            return
         long_ago = self._monotonic() - pacing.LONG.total_seconds()
         while self._prompt:
             task = next(iter(self._prompt))
@@ -422,10 +424,10 @@ class Scheduler:
 
     def _has_short_line(self, domain: str) -> bool:
         """Whether so few wait for a destination that it is time to claim more."""
+        if 2 * self._lines.length(domain) >= self._most_per_destination:
+            return False
         names = self._lines.destinations(domain, self._monotonic())
-        return 2 * self._lines.length(domain) < self._most_per_destination and not (
-            names and all(self._excess_at(name) >= 0 for name in names)
-        )
+        return not names or any(self._excess_at(name) < 0 for name in names)
 
     async def _watch_for_work(self) -> None:
         """Wake the loop whenever the store has something new."""
@@ -603,12 +605,14 @@ class Scheduler:
         """
         while True:
             await asyncio.sleep(_NEXT_LOOK)
-            if len(self._lines):
+            if self._lines:
                 await self._shorten_lines()
                 self._begin_waiting()
 
     async def _shorten_lines(self) -> None:
         """Let what would wait for long for a connection wait in the queue, in nobody's way."""
+        if not self._lines.waits_for_room:
+            return
         now, put_off = self._clock(), []
         for domain in self._lines.domains():
             names = self._lines.destinations(domain, self._monotonic())
