@@ -68,7 +68,6 @@ SHELLS = {
     "relay.submit.certificates",
     "relay.receive.connection",
     "relay.receive.passwords",
-    "relay.receive.dialogue",
     "relay.receive.listener_state",
     "relay.receive.intake",
     "relay.receive.listener",

@@ -1,4 +1,4 @@
-"""A listener: a socket, and a `Dialogue` for each client that comes.
+"""A listener: a socket, and a `Connection` for each client that comes.
 
 `start_listener` opens the socket that a `ListenerSpec` describes, or takes one that is bound
 already (socket activation), and returns a `Listener`. `Listener.close` drains: no new client;
@@ -20,7 +20,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from relay.receive.dialogue import Dialogue
+from relay.receive.connection import Connection
 from relay.receive.intake import Reception
 from relay.receive.listener_state import ListenerState
 from relay.receive.passwords import Passwords
@@ -109,8 +109,8 @@ async def start_listener(
     loop = asyncio.get_running_loop()
     address = parse_address(spec.address)
 
-    def connection() -> Dialogue:
-        return Dialogue(door)
+    def connection() -> Connection:
+        return Connection(door)
 
     if sock is not None:
         server = await _serve_socket(loop, connection, sock)
@@ -127,7 +127,7 @@ async def start_listener(
 
 
 async def _serve_socket(
-    loop: asyncio.AbstractEventLoop, connection: Callable[[], Dialogue], sock: socket.socket
+    loop: asyncio.AbstractEventLoop, connection: Callable[[], Connection], sock: socket.socket
 ) -> asyncio.Server:
     if sock.family == socket.AF_UNIX:
         return await loop.create_unix_server(connection, sock=sock, backlog=_BACKLOG)

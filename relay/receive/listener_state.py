@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-from relay.receive.intake import Reception
+from aiosmtpd.smtp import SMTP
+
+from relay.receive.content import BdatReader, DataReader
+from relay.receive.intake import Intake, Reception
+from relay.receive.limits import Limits
 from relay.receive.passwords import Passwords
-from relay.receive.session import Session
+from relay.receive.session import Session, Transaction
 from relay.receive.spec import ListenerSpec
 from relay.submit.certificates import ServerTls
 
 __all__ = ["Inside", "ListenerState"]
+
+T = TypeVar("T")
 
 
 class Inside(Protocol):
@@ -35,6 +41,8 @@ class ListenerState:
     def __init__(
         self, spec: ListenerSpec, reception: Reception, tls: ServerTls | None, passwords: Passwords
     ) -> None:
+        self.smtp_state = vars(SMTP(None, loop=asyncio.get_running_loop(), hostname="", timeout=0))
+        """What every aiosmtpd session begins with."""
         self.spec = spec
         self.reception = reception
         self.tls = tls
@@ -43,9 +51,27 @@ class ListenerState:
         self.inside: set[Inside] = set()
         self.empty = asyncio.Event()
         self.empty.set()
-        self.tasks: set[asyncio.Task[None]] = set()
+        self.tasks: set[asyncio.Task[Any]] = set()
         self.greeting = f"220 {reception.hostname} ESMTP ready\r\n".encode()
         self._ehlo_replies: dict[tuple[bool, bool, bool], bytes] = {}
+
+    @property
+    def limits(self) -> Limits:
+        return self.reception.limits
+
+    @property
+    def hostname(self) -> str:
+        return self.reception.hostname
+
+    @property
+    def has_tls(self) -> bool:
+        return self.tls is not None
+
+    def take_in(
+        self, session: Session, transaction: Transaction, reader: DataReader | BdatReader
+    ) -> Intake:
+        """A message begins, which `reader` reads."""
+        return Intake(self.reception, session, transaction, reader)
 
     def enter(self, connection: Inside) -> None:
         self.inside.add(connection)
@@ -56,7 +82,7 @@ class ListenerState:
         if not self.inside:
             self.empty.set()
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """A task that lives as long as it needs, whatever becomes of the connection."""
         task = asyncio.get_running_loop().create_task(work)
         self.tasks.add(task)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from relay.policy.rules import PolicyRules
 from relay.receive.access import Access
-from relay.receive.dialogue import Dialogue
+from relay.receive.connection import Connection
 from relay.receive.intake import Reception
 from relay.receive.limits import Limits
 from relay.receive.listener_state import ListenerState
@@ -85,7 +85,7 @@ class Wire(asyncio.Transport):
     resume_reading = pause_reading
 
 
-async def _until_it_waits(door: ListenerState, connection: Dialogue) -> None:
+async def _until_it_waits(door: ListenerState, connection: Connection) -> None:
     """Until what is under way needs more octets of the client's."""
     while door.tasks and connection._proxy_header is None:
         await asyncio.wait(list(door.tasks))
@@ -120,7 +120,7 @@ async def converse(
         proxy_protocol=proxied,
     )
     door = ListenerState(spec, reception, None, PASSWORDS)
-    wire, connection = Wire(), Dialogue(door)
+    wire, connection = Wire(), Connection(door)
     connection.connection_made(wire)
     for piece in pieces:
         if not wire.is_open:

@@ -19,7 +19,7 @@ import trustme
 
 from relay.queue.store import CHUNK_BYTES, QueueFull, SpoolError
 from relay.receive import connection as connection_module
-from relay.receive import dialogue as dialogue_module
+from relay.receive import protocol as protocol_module
 from relay.receive.access import Access, User
 from relay.receive.limits import Limits
 from relay.receive.listener import start_listener
@@ -280,7 +280,7 @@ async def test_a_mistake_of_ours_is_temporary_and_never_described(desk, monkeypa
 
     client = await desk.client()
     await client.greet()
-    monkeypatch.setattr(dialogue_module, "mail", fail)
+    monkeypatch.setattr(protocol_module, "mail", fail)
     assert (
         await client.say("MAIL FROM:<a@example.com>")
         == "421 4.3.0 Trouble of our own, try again later"
@@ -421,7 +421,7 @@ async def test_content_that_keeps_coming_gets_more_time(desk):
 
 async def test_a_client_that_never_reads_is_cut_off(desk, monkeypatch):
     monkeypatch.setattr(connection_module, "LINGER_SECONDS", 0.2)
-    monkeypatch.setattr(dialogue_module, "MISTAKES_PER_SESSION", 10**9)
+    monkeypatch.setattr(protocol_module, "MISTAKES_PER_SESSION", 10**9)
     desk.limits = Limits(idle=timedelta(seconds=0.3))
     listener = await desk.open()
     assert isinstance(listener.address, TcpAddress)
@@ -490,8 +490,8 @@ RIGHT_OF_OTHER = "AUTH PLAIN AGFueQBvdGhlcg=="
 
 @pytest.fixture
 def no_delay(monkeypatch):
-    monkeypatch.setattr(dialogue_module, "LONGEST_AUTH_DELAY_SECONDS", 0.0)
-    monkeypatch.setattr(dialogue_module, "AUTH_REFUSAL_SECONDS", 0.0)
+    monkeypatch.setattr(connection_module, "LONGEST_AUTH_DELAY_SECONDS", 0.0)
+    monkeypatch.setattr(connection_module, "AUTH_REFUSAL_SECONDS", 0.0)
 
 
 async def greeted(desk):
@@ -522,7 +522,7 @@ async def test_ten_wrong_passwords_are_the_end_of_guesses_and_of_nobody_else(des
 
 
 async def test_a_name_that_exists_is_refused_no_later_than_one_that_does_not(desk, monkeypatch):
-    monkeypatch.setattr(dialogue_module, "LONGEST_AUTH_DELAY_SECONDS", 0.0)
+    monkeypatch.setattr(connection_module, "LONGEST_AUTH_DELAY_SECONDS", 0.0)
     now = datetime(2026, 11, 20, tzinfo=UTC)
     desk.now = lambda: now
     await desk.open(PASSWORDS)

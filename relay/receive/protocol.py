@@ -1,0 +1,673 @@
+"""What is said in a session: a machine without I/O, octets in, actions out. Pure.
+
+    feed(octets)      what came from the client
+    resume(result)    what became of the action that the machine waits for
+    stop, give_up     nothing more will come
+
+Each returns what is to be done, in this order. Some actions have to be waited for (`Waiting`): such
+a one is the last, and until `resume` what comes in is kept and not looked at.
+
+Each verb does its part of the state machine of RFC 5321 §4.1.4 and leaves the judgement to
+`relay.receive.submission`. Commands that bring no mail nearer are counted, and end the session when
+they are too many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, TypedDict
+
+from relay.mail.reply import Reply
+from relay.receive.access import User
+from relay.receive.content import BareNewlines, BdatReader, DataReader
+from relay.receive.limits import (
+    AUTH_LINE_OCTETS,
+    COMMAND_LINE_OCTETS,
+    MISTAKES_PER_SESSION,
+    Limits,
+)
+from relay.receive.sasl import Challenge, Credentials, Exchange
+from relay.receive.session import Session, TlsFacts, Transaction, name_of
+from relay.receive.spec import BareNewline, ListenerSpec
+from relay.receive.submission import mail, rcpt
+from relay.submit.message import Refusal
+from relay.submit.secrets import Verdict
+
+__all__ = [
+    "Abandon",
+    "Action",
+    "CheckPassword",
+    "Close",
+    "Finish",
+    "Incoming",
+    "Log",
+    "Note",
+    "Place",
+    "Result",
+    "ServerProtocol",
+    "Stage",
+    "StartTls",
+    "Waiting",
+    "text_of",
+]
+
+AUTH_FAILURES_PER_SESSION = 3
+DRAIN_FACTOR = 4
+"""A message over the limit is read to its end up to so many times the limit, then cut off."""
+
+_TLS_HANDSHAKE = b"\x16\x03"
+"""How a TLS record with a ClientHello begins (RFC 8446 §5.1)."""
+
+_OK = b"250 2.0.0 Ok\r\n"
+_SENDER_OK = b"250 2.1.0 Ok\r\n"
+_RECIPIENT_OK = b"250 2.1.5 Ok\r\n"
+_SEND_DATA = b"354 End data with <CR><LF>.<CR><LF>\r\n"
+_BYE = b"221 2.0.0 Bye\r\n"
+_SYNTAX = b"500 5.5.2 Syntax error\r\n"
+_BARE_LF = b"500 5.5.2 Lines end with CRLF\r\n"
+_LINE_TOO_LONG = b"500 5.5.2 Line too long\r\n"
+_NO_ARGUMENT = b"501 5.5.4 No argument is known here\r\n"
+_HELO_FIRST = b"503 5.5.1 EHLO or HELO comes first\r\n"
+_MAIL_FIRST = b"503 5.5.1 MAIL comes first\r\n"
+_RCPT_FIRST = b"503 5.5.1 RCPT comes first: there is no recipient\r\n"
+_NESTED_MAIL = b"503 5.5.1 A transaction has begun already\r\n"
+_IN_BDAT = b"503 5.5.1 BDAT has begun: BDAT or RSET now\r\n"
+_TLS_FIRST = b"530 5.7.0 STARTTLS comes first here\r\n"
+_NOT_SMTP = b"554 5.5.1 This is SMTP\r\n"
+_TOO_MANY_MISTAKES = b"421 4.7.0 Too many commands that led nowhere\r\n"
+
+_BARE_NEWLINES = {
+    BareNewline.REFUSE: BareNewlines.REFUSED,
+    BareNewline.NORMALISE: BareNewlines.SPACES,
+    BareNewline.LINE_END: BareNewlines.LINE_ENDS,
+}
+_HTTP = frozenset({b"GET", b"POST", b"PUT", b"HEAD", b"CONNECT", b"OPTIONS", b"DELETE"})
+_BEFORE_TLS = frozenset({b"NOOP", b"EHLO", b"STARTTLS", b"QUIT"})
+
+
+class Incoming(Protocol):
+    """A message that is coming in: `relay.receive.intake.Intake`."""
+
+    queue_id: str
+    refusal: Refusal | None
+
+    def should_stage(self) -> bool:
+        """Whether a piece of it should go to the store now."""
+
+
+class Place(Protocol):
+    """Where a session takes place: `relay.receive.listener_state.ListenerState`."""
+
+    @property
+    def spec(self) -> ListenerSpec: ...
+    @property
+    def limits(self) -> Limits: ...
+    @property
+    def hostname(self) -> str: ...
+    @property
+    def has_tls(self) -> bool: ...
+
+    def ehlo_reply(self, session: Session) -> bytes:
+        """What EHLO is answered."""
+
+    def take_in(
+        self, session: Session, transaction: Transaction, reader: DataReader | BdatReader
+    ) -> Incoming:
+        """A message begins, which `reader` reads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A line in the log about a client that is at fault, if it had not too many."""
+
+    said: str
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """A line in the log about a client of ours."""
+
+    said: str
+
+
+@dataclass(frozen=True, slots=True)
+class Abandon:
+    """Nothing of this message may stay in the store."""
+
+    intake: Incoming
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """The session is over. `linger`: the client may still be sending, and is to read why."""
+
+    linger: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StartTls:
+    """A handshake. The result is the session's TLS; a session that has none is not resumed."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckPassword:
+    """The result is the user, or why there is none."""
+
+    name: bytes
+    password: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Give the store a piece. There is no result."""
+
+    intake: Incoming
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The message is complete. The result is a refusal, or None: it is committed and synced."""
+
+    intake: Incoming
+
+
+Waiting = StartTls | CheckPassword | Stage | Finish
+Action = bytes | Note | Log | Abandon | Close | Waiting
+"""Octets are a reply."""
+Result = TlsFacts | User | Verdict | Refusal | None
+
+
+class _ReaderOptions(TypedDict):
+    limit_bytes: int
+    strays: BareNewlines
+
+
+class ServerProtocol:
+    """A session, from the greeting to QUIT. `commands`: how many lines came; `transactions`: how many
+    MAIL were taken; `has_progressed`: whether the last octets brought it on.
+    """
+
+    def __init__(self, place: Place, session: Session) -> None:
+        self.session = session
+        self.commands = 0
+        self.transactions = 0
+        self.is_over = False
+        self.is_reading_content = False
+        self.has_progressed = False
+        self._place = place
+        self._actions: list[Action] = []
+        self._waiting: Waiting | None = None
+        self._input = b""
+        self._position = 0
+        self._transaction: Transaction | None = None
+        self._intake: Incoming | None = None
+        self._reader: DataReader | BdatReader | None = None
+        self._closes_after_message = False
+        self._swallow = 0
+        self._after_swallow = b""
+        self._exchange: Exchange | None = None
+        self._mistakes = 0
+        self._auth_failures = 0
+
+    @property
+    def in_transaction(self) -> bool:
+        return self._transaction is not None
+
+    @property
+    def in_message(self) -> bool:
+        return self._intake is not None
+
+    # --- in and out -----------------------------------------------------------------------------
+
+    def feed(self, octets: bytes) -> list[Action]:
+        """Octets from the client: what is to be done."""
+        self._input = self._input + octets if self._input else octets
+        return self._run()
+
+    def resume(self, result: Result) -> list[Action]:
+        """What the machine waited for has come to this: what is to be done next."""
+        waiting, self._waiting = self._waiting, None
+        match waiting:
+            case Finish(intake):
+                assert result is None or isinstance(result, Refusal)
+                self._finished(intake, result)
+            case _ if self.is_over:
+                self._forget_transaction()
+            case StartTls():
+                assert isinstance(result, TlsFacts)
+                self.session.tls = result
+                self.session.start_over()
+                self._forget_transaction()
+            case CheckPassword():
+                assert isinstance(result, User | Verdict)
+                self._judged(result)
+            case Stage():
+                self._look_at_content()
+        return self._run()
+
+    def stop(self) -> list[Action]:
+        """The client is gone, or is sent away. What is waited for goes on, and is resumed."""
+        self._over()
+        return self._take_actions()
+
+    def give_up(self) -> list[Action]:
+        """What was waited for has failed: the session is over, and it is not resumed."""
+        self._waiting = None
+        return self.stop()
+
+    def _over(self) -> None:
+        self.is_over = True
+        self._input, self._position = b"", 0
+        if self._waiting is None:
+            self._forget_transaction()
+
+    def _run(self) -> list[Action]:
+        """Take all that is complete out of the input."""
+        self.has_progressed = False
+        while self._waiting is None and not self.is_over:
+            if self.is_reading_content:
+                if self._position == len(self._input):
+                    break
+                self._read_content()
+            else:
+                line = self._next_line()
+                if line is None:
+                    break
+                self._obey(line)
+            self.has_progressed = True
+        self._input = self._input[self._position :] if self._position < len(self._input) else b""
+        self._position = 0
+        return self._take_actions()
+
+    def _take_actions(self) -> list[Action]:
+        actions, self._actions = self._actions, []
+        return actions
+
+    def _do(self, action: Action) -> None:
+        self._actions.append(action)
+
+    def _wait_for(self, action: Waiting) -> None:
+        self._waiting = action
+        self._do(action)
+
+    # --- lines ----------------------------------------------------------------------------------
+
+    def _next_line(self) -> bytes | None:
+        """A line of a command, without its CRLF (RFC 5321 §2.3.8). Whoever ends lines otherwise is
+        sent away: where two hosts see different lines, one smuggles.
+        """
+        end = self._input.find(b"\n", self._position)
+        length = (len(self._input) if end < 0 else end) - self._position
+        if not self.commands and self._input.startswith(_TLS_HANDSHAKE):
+            self._turn_away(_NOT_SMTP, "a TLS handshake, where TLS begins with STARTTLS or never")
+            return None
+        if length > AUTH_LINE_OCTETS:
+            self._turn_away(_LINE_TOO_LONG)
+            return None
+        if end < 0:
+            return None
+        line = self._input[self._position : end]
+        self._position = end + 1
+        self.commands += 1
+        if line.endswith(b"\r"):
+            return line[:-1]
+        if self._place.spec.bare_newline is not BareNewline.REFUSE:
+            return line
+        self._turn_away(_BARE_LF)
+        return None
+
+    def _obey(self, line: bytes) -> None:
+        if self._exchange is not None:
+            exchange, self._exchange = self._exchange, None
+            self._go_on_with(exchange, exchange.answer(line))
+            return
+        word, _, arg = line.partition(b" ")
+        verb = word.upper()
+        command = _VERBS.get(verb)
+        if command is None:  # a tab behind the verb, or white space before it
+            word, arg = _split(line)
+            verb = word.upper()
+            command = _VERBS.get(verb)
+        if len(line) > COMMAND_LINE_OCTETS and verb != b"AUTH":
+            self._complain(_LINE_TOO_LONG)
+        elif command is None:
+            self._unknown(verb)
+        elif self.session.must_start_tls and verb not in _BEFORE_TLS:
+            self._complain(_TLS_FIRST)
+        else:
+            command(self, arg.strip(b" \t"))
+
+    def _unknown(self, verb: bytes) -> None:
+        if verb in _HTTP:
+            self._turn_away(_NOT_SMTP, "HTTP, where SMTP is spoken")
+        else:
+            # What comes later may be a password that lost its way.
+            self._complain(_SYNTAX, f": {verb[:40]!r}" if self.commands == 1 else "")
+
+    # --- session --------------------------------------------------------------------------------
+
+    def smtp_EHLO(self, arg: bytes) -> None:
+        if self._introduce(arg, extended=True):
+            self._do(self._place.ehlo_reply(self.session))
+
+    def smtp_HELO(self, arg: bytes) -> None:
+        if self._introduce(arg, extended=False):
+            self._do(f"250 {self._place.hostname}\r\n".encode())
+
+    def _introduce(self, arg: bytes, *, extended: bool) -> bool:
+        """RFC 5321 §4.1.4: EHLO also ends whatever transaction there was. Any name will do: it decides
+        nothing.
+        """
+        if not arg:
+            self._complain(b"501 5.5.4 Syntax: EHLO hostname\r\n")
+            return False
+        self.session.helo = name_of(arg)
+        self.session.extended = extended
+        self._forget_transaction()
+        self._idle()
+        return True
+
+    def smtp_NOOP(self, arg: bytes) -> None:
+        self._do(_OK)
+        self._idle()
+
+    def smtp_RSET(self, arg: bytes) -> None:
+        if arg:
+            self._complain(_NO_ARGUMENT)
+            return
+        self._forget_transaction()
+        self._do(_OK)
+        self._idle()
+
+    def smtp_QUIT(self, arg: bytes) -> None:
+        self._do(_BYE)
+        self._end()
+
+    def smtp_VRFY(self, arg: bytes) -> None:
+        # RFC 5321 §3.5.3: 252 where we cannot tell, and would not.
+        self._complain(
+            b"252 2.5.2 Send some mail, it may arrive\r\n"
+            if arg
+            else b"501 5.5.4 Syntax: VRFY string\r\n"
+        )
+
+    def smtp_EXPN(self, arg: bytes) -> None:
+        self._complain(b"502 5.5.1 There are no lists here\r\n")
+
+    def smtp_HELP(self, arg: bytes) -> None:
+        self._complain(b"214 2.0.0 RFC 5321\r\n")
+
+    def smtp_STARTTLS(self, arg: bytes) -> None:
+        if arg:
+            self._complain(_NO_ARGUMENT)
+        elif self.session.tls is not None:
+            self._complain(b"503 5.5.1 TLS is active already\r\n")
+        elif not self.session.offers_starttls or not self._place.has_tls:
+            self._complain(b"502 5.5.1 STARTTLS is not offered\r\n")
+        else:
+            # Whatever came behind the command came in clear, perhaps from somebody else
+            # (CVE-2011-0411).
+            self._input, self._position = b"", 0
+            self._do(b"220 2.0.0 Ready to start TLS\r\n")
+            self._wait_for(StartTls())
+
+    # --- AUTH (RFC 4954) ------------------------------------------------------------------------
+
+    def smtp_AUTH(self, arg: bytes) -> None:
+        refusal = self._no_auth_because()
+        if refusal:
+            self._complain(refusal)
+        else:
+            exchange = Exchange()
+            self._go_on_with(exchange, exchange.begin(arg))
+
+    def _go_on_with(self, exchange: Exchange, step: Challenge | Credentials | Reply) -> None:
+        match step:
+            case Challenge():
+                self._exchange = exchange
+                self._do(step.encode())
+            case Credentials(name, password):
+                self._wait_for(CheckPassword(name, password))
+            case Reply():
+                self._complain(step.encode())
+
+    def _no_auth_because(self) -> bytes:
+        session = self.session
+        if not session.takes_auth:
+            return b"502 5.5.1 AUTH is not offered\r\n"
+        if not session.offers_auth:
+            return b"538 5.7.11 Encryption required\r\n"
+        if session.user is not None or self._transaction is not None:
+            return b"503 5.5.1 Not now\r\n"
+        return b""
+
+    def _judged(self, verdict: User | Verdict) -> None:
+        if isinstance(verdict, User):
+            self.session.user = verdict
+            self._do(b"235 2.7.0 Welcome\r\n")
+            return
+        self._auth_failures += 1
+        if verdict is Verdict.WAIT or self._auth_failures >= AUTH_FAILURES_PER_SESSION:
+            self._do(b"421 4.7.0 Too many failures, try again later\r\n")
+            self._end(linger=True)
+        else:
+            self._complain(b"535 5.7.8 Authentication credentials invalid\r\n")
+
+    # --- transaction ----------------------------------------------------------------------------
+
+    def smtp_MAIL(self, arg: bytes) -> None:
+        if not self.session.helo and self._place.spec.helo_required:
+            self._complain(_HELO_FIRST)
+            return
+        if self._transaction is not None:
+            self._complain(_NESTED_MAIL)
+            return
+        answer = mail(self.session, arg, self._place.limits)
+        if isinstance(answer, Refusal):
+            self._refuse(answer)
+            return
+        self._transaction = answer
+        self.transactions += 1
+        self._do(_SENDER_OK)
+
+    def smtp_RCPT(self, arg: bytes) -> None:
+        if self._transaction is None:
+            self._complain(_MAIL_FIRST)
+            return
+        if self._intake is not None:
+            self._complain(_IN_BDAT)
+            return
+        place = self._place
+        answer = rcpt(self.session, self._transaction, arg, place.limits, hostname=place.hostname)
+        if isinstance(answer, Refusal):
+            self._refuse(answer, is_mistake=not self.session.may_relay)
+            return
+        self._transaction.recipients.setdefault(answer.address, answer)
+        self._do(_RECIPIENT_OK)
+
+    def smtp_DATA(self, arg: bytes) -> None:
+        if arg:
+            self._complain(_NO_ARGUMENT)
+        elif self._transaction is None:
+            self._complain(_MAIL_FIRST)
+        elif self._intake is not None:
+            self._complain(_IN_BDAT)
+        elif not self._transaction.recipients:
+            self._complain(_RCPT_FIRST)
+        else:
+            # A client that ended this very command with a bare LF knows no other line end.
+            ends_with_lf = self._input[self._position - 2 : self._position] != b"\r\n"
+            reader = DataReader(ends_with_lf=ends_with_lf, **self._reader_options())
+            self._begin_content(self._transaction, reader)
+            self.is_reading_content = True
+            self._do(_SEND_DATA)
+
+    def smtp_BDAT(self, arg: bytes) -> None:
+        """RFC 3030 §2: the chunk follows whatever we think of it, so it is read in any case."""
+        count, is_last, is_good = _chunk_size(arg)
+        if not is_good or count > self._drained_octets:
+            self._turn_away(b"501 5.5.4 Syntax: BDAT size [LAST]\r\n")
+            return
+        refusal = b""
+        if self._transaction is None:
+            refusal = _MAIL_FIRST
+        elif not self._transaction.recipients:
+            refusal = _RCPT_FIRST
+        if refusal or self._transaction is None:
+            self._swallow, self._after_swallow = count, refusal
+            self.is_reading_content = True
+            self._swallowed(0)
+            return
+        if self._intake is None:
+            self._begin_content(self._transaction, BdatReader(**self._reader_options()))
+        assert isinstance(self._reader, BdatReader)
+        self._reader.begin_chunk(count, last=is_last)
+        self.is_reading_content = True
+        if not count:
+            self._look_at_content()
+
+    @property
+    def _drained_octets(self) -> int:
+        return DRAIN_FACTOR * self._place.limits.message_size_bytes
+
+    def _reader_options(self) -> _ReaderOptions:
+        return {
+            "limit_bytes": self._place.limits.message_size_bytes,
+            "strays": _BARE_NEWLINES[self._place.spec.bare_newline],
+        }
+
+    def _begin_content(self, transaction: Transaction, reader: DataReader | BdatReader) -> None:
+        self._reader = reader
+        self._intake = self._place.take_in(self.session, transaction, reader)
+
+    def _read_content(self) -> None:
+        """Octets of content have come: take what is ours, from `_position` on."""
+        if self._swallow:
+            self._swallowed(min(self._swallow, len(self._input) - self._position))
+            return
+        assert self._reader is not None
+        self._position = self._reader.feed(self._input, self._position)
+        self._look_at_content()
+
+    def _swallowed(self, count: int) -> None:
+        self._position += count
+        self._swallow -= count
+        if not self._swallow:
+            self.is_reading_content = False
+            self._complain(self._after_swallow)
+
+    def _look_at_content(self) -> None:
+        """What to do with what was read: more, a piece to stage, the end of a chunk, or of all."""
+        intake, reader = self._intake, self._reader
+        assert intake is not None
+        assert reader is not None
+        if reader.complete:
+            self.is_reading_content = False
+            self._wait_for(Finish(intake))
+        elif intake.should_stage():
+            self._wait_for(Stage(intake))
+        elif isinstance(reader, BdatReader) and not reader.in_chunk:
+            self.is_reading_content = False
+            self._end_chunk(intake, reader)
+        elif isinstance(reader, DataReader) and reader.ends_with_bare_dot:
+            # It waits for an answer that CRLF would have brought; what follows we would not take
+            # either.
+            self._finish_and_close(intake)
+        elif reader.read_bytes > self._drained_octets:
+            self._finish_and_close(intake)
+
+    def _finish_and_close(self, intake: Incoming) -> None:
+        self._closes_after_message = True
+        self._wait_for(Finish(intake))
+
+    def _end_chunk(self, intake: Incoming, reader: BdatReader) -> None:
+        if intake.refusal is not None or reader.flaw is not None:
+            self._wait_for(Finish(intake))
+        else:
+            self._do(b"250 2.0.0 Ok, go on\r\n")
+
+    def _finished(self, intake: Incoming, refusal: Refusal | None) -> None:
+        self._end_transaction()
+        if refusal is not None:
+            self._refuse(refusal)
+        else:
+            self._mistakes = 0
+            self.session.messages += 1
+            self._do(f"250 2.0.0 Ok: queued as {intake.queue_id}\r\n".encode())
+        if self._closes_after_message:
+            self._end(linger=True)
+
+    def _forget_transaction(self) -> None:
+        """No transaction any more, and nothing left of it in the store."""
+        intake = self._intake
+        self._end_transaction()
+        if intake is not None:
+            self._do(Abandon(intake))
+
+    def _end_transaction(self) -> None:
+        self._intake = None
+        self._reader = None
+        self._transaction = None
+        self.is_reading_content = False
+
+    # --- answers ----------------------------------------------------------------------------------
+
+    def _refuse(self, refusal: Refusal, *, is_mistake: bool = True) -> None:
+        said = f"{refusal.reply.code}: {refusal.reason}"
+        self._do(Log(said) if self.session.may_relay else Note(said))
+        self._do(refusal.reply.encode())
+        if refusal.closes:
+            self._end(linger=True)
+        elif is_mistake:
+            self._idle()
+
+    def _complain(self, reply: bytes, about: str = "") -> None:
+        if reply.startswith(b"5"):
+            self._do(Note(text_of(reply) + about))
+        self._do(reply)
+        self._idle()
+
+    def _idle(self) -> None:
+        """Count a command that brought no mail nearer; after too many of them it ends."""
+        self._mistakes += 1
+        if self._mistakes > MISTAKES_PER_SESSION:
+            self._turn_away(_TOO_MANY_MISTAKES)
+
+    def _turn_away(self, last_words: bytes, why: str = "") -> None:
+        """End the session of a client that is at fault, with a line in the log."""
+        if not self.is_over:
+            self._do(Note(why or text_of(last_words)))
+            self._do(last_words)
+            self._end(linger=True)
+
+    def _end(self, *, linger: bool = False) -> None:
+        if not self.is_over:
+            self._do(Close(linger))
+            self._over()
+
+
+_VERBS: dict[bytes, Callable[[ServerProtocol, bytes], None]] = {
+    name.removeprefix("smtp_").encode(): command
+    for name, command in vars(ServerProtocol).items()
+    if name.startswith("smtp_")
+}
+
+
+def text_of(reply: bytes) -> str:
+    """A reply of one line, for the log."""
+    return reply.decode("ascii").rstrip("\r\n")
+
+
+def _split(line: bytes) -> tuple[bytes, bytes]:
+    """Verb and argument of a command with other white space than one blank between them."""
+    verb, _, arg = line.replace(b"\t", b" ").lstrip(b" ").partition(b" ")
+    return verb, arg
+
+
+def _chunk_size(arg: bytes) -> tuple[int, bool, bool]:
+    """Size, whether it is the last, and whether the argument can be read at all."""
+    size, _, last = arg.partition(b" ")
+    last = last.strip().upper()
+    is_good = size.isdigit() and len(size) <= 20 and last in (b"", b"LAST")
+    return (int(size), last == b"LAST", True) if is_good else (0, False, False)
