@@ -47,14 +47,14 @@ class Identity:
     def record(self, text: str) -> str:
         """A TLSA record's data, from `3 1 1 leaf`: usage, selector, matching type, and of what.
 
-        Of what: `leaf`, `issuer` (the first of the chain behind it), `root`, `other` (of a
-        certificate that is nowhere), `short` (the leaf's, less its last octet).
+        Of what: `leaf`, `issuer` (the first of the chain behind it), `root`, `other`, `other2`
+        and so on (of a certificate that is nowhere), `short` (the leaf's, less its last octet).
         """
         usage, selector, matching, of = text.split()
         subject = {"issuer": self.chain[1:2], "root": (self.root,)}.get(of, self.chain[:1])[0]
         data = associated(subject, int(selector), int(matching))
-        if of == _OTHER:
-            data = hashlib.sha512(data).digest()[: len(data)]
+        if of.startswith(_OTHER):
+            data = hashlib.sha512(data + of.encode()).digest()[: len(data)]
         if of == _SHORT:
             data = data[:-1]
         return f"{usage} {selector} {matching} {data.hex()}"

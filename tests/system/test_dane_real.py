@@ -51,12 +51,21 @@ SIGNED, UNSIGNED, BOGUS = "signed.example", "unsigned.example", "bogus.example"
 ZONES = {SIGNED: Trust.SECURE, UNSIGNED: Trust.INSECURE, BOGUS: Trust.BOGUS}
 
 
+class Owner(StrEnum):
+    """Where TLSA records are."""
+
+    ITSELF = "at the name that is asked for"
+    WILDCARD = "at a wildcard for all ports"
+    ALIAS = "at a name in the signed zone that it is an alias of"
+    ALIAS_OUT = "at a name in the zone that is not signed"
+
+
 @dataclass(frozen=True)
 class Host:
     """A mail host. `records`: its TLSA records (`Identity.record`), `tlsa`: how they are signed.
 
     `alias`: the MX record has this name in the signed zone, an alias of the host; `alias_records`:
-    that name's TLSA records.
+    that name's TLSA records. `owner`: how the name of the TLSA records leads to them.
     """
 
     records: tuple[str, ...] = ()
@@ -66,6 +75,7 @@ class Host:
     tlsa: Trust = Trust.SECURE
     alias: str = ""
     alias_records: tuple[str, ...] = ()
+    owner: Owner = Owner.ITSELF
 
 
 @dataclass(frozen=True)
@@ -207,6 +217,14 @@ CASES = [
     Case("mx-insecure-ta-wrong-name", D, (Host(("2 1 1 root",), Shown.WRONG_NAME),), UNSIGNED),
     Case("mx-insecure-no-starttls", D, (Host(("3 1 1 leaf",), script=NO_STARTTLS),), UNSIGNED),
     Case("mx-bogus", D, (Host(("3 1 1 leaf",)),), BOGUS),
+    # Records somewhere else, and more of them than fit into a datagram
+    _one("tlsa-wildcard", V, "3 1 1 leaf", owner=Owner.WILDCARD),
+    _one("tlsa-wildcard-other", D, "3 1 1 other", owner=Owner.WILDCARD),
+    _one("tlsa-alias", V, "3 1 1 leaf", owner=Owner.ALIAS),
+    _one("tlsa-alias-other", D, "3 1 1 other", owner=Owner.ALIAS),
+    _one("tlsa-alias-leads-out", E, "3 1 1 other", owner=Owner.ALIAS_OUT),
+    _one("tlsa-many", V, *(f"3 1 1 other{n}" for n in range(60)), "3 1 1 leaf"),
+    _one("tlsa-many-other", D, *(f"3 1 1 other{n}" for n in range(60))),
     # Aliases (§2.2.2, §2.2.3)
     _one("alias", V, "3 1 1 leaf", alias="alias"),
     _one("alias-has-its-own", V, alias="alias", alias_records=("3 1 1 leaf",)),
@@ -334,11 +352,26 @@ def _zones(
                     records[SIGNED] += _tlsa(exchange, port, server, host.alias_records)
             records[host.zone].append(f"{server.name}. A {server.address}")
             tlsa = _tlsa(server.name, port, server, host.records)
+            if host.owner is not Owner.ITSELF:
+                _publish_elsewhere(records, case, server, port)
+                continue
             if host.tlsa is Trust.SECURE:
                 records[host.zone] += tlsa
             else:
                 cut.append(Zone(f"_tcp.{server.name}", "\n".join(tlsa), host.tlsa))
     return [Zone(name, "\n".join(records[name]), trust) for name, trust in ZONES.items()] + cut
+
+
+def _publish_elsewhere(
+    records: dict[str, list[str]], case: Case, server: DaneHost, port: int
+) -> None:
+    """The TLSA records of a host whose records are not simply at their name."""
+    owner, asked = case.last.owner, f"_{port}._tcp.{server.name}"
+    zone = UNSIGNED if owner is Owner.ALIAS_OUT else SIGNED
+    place = f"*._tcp.{server.name}" if owner is Owner.WILDCARD else f"_dane.{case.name}.{zone}"
+    if owner is not Owner.WILDCARD:
+        records[SIGNED].append(f"{asked}. CNAME {place}.")
+    records[zone] += [f"{place}. {server.identity.rdata(record)}" for record in case.last.records]
 
 
 def _tlsa(name: str, port: int, server: DaneHost, records: Sequence[str]) -> list[str]:
@@ -532,7 +565,8 @@ def test_the_log_says_of_tls_unverified_whether_records_were_of_no_use(
 ) -> None:
     status = came_of_it.events[case.name]["delivery-status"]
     host = case.last
-    counts = host.records and host.tlsa is Trust.SECURE and host.zone == SIGNED
+    signed = host.tlsa is Trust.SECURE and host.zone == SIGNED
+    counts = host.records and signed and host.owner is not Owner.ALIAS_OUT
     said = (status["policy-type"], status["policy-mode"], status["policy-result"])
     if case.sts:
         assert said == ("sts", case.sts, "certificate-not-trusted")

@@ -106,6 +106,36 @@ async def test_pin_is_used_where_a_forged_record_names_another_host_first(world:
     assert forged.connections == []
 
 
+# --- whose policy it is ---------------------------------------------------------------------------
+
+
+async def test_policy_is_that_of_the_domain_however_it_is_written_and_of_no_domain_above(
+    world: World,
+) -> None:
+    """Names are compared without case. A record may be an alias, a policy is never inherited."""
+    world.sandbox.dns.mx("a.test", (10, "MX.A.Test"))
+    await world.sandbox.host("mx.a.test", Script())
+    await world.publish("a.test", policy("mX.a.tEsT"))
+    await world.sandbox.domain("sub.a.test", Script(certificate=Kind.EXPIRED))
+    await failing(world, "b.test")
+    world.sandbox.dns.remove("_mta-sts.b.test", "TXT")
+    world.sandbox.dns.cname("_mta-sts.b.test", "_mta-sts.provider.test")
+    world.record("provider.test", "7")
+    host = await world.sandbox.host("c.test", Script(certificate=Kind.WRONG_NAME))
+    await world.publish("c.test", policy(host.name))
+    await world.start(delivery=DELIVERY)
+    for recipient in ("bob@A.Test", "bob@sub.a.test", "bob@b.test", "bob@c.test"):
+        await world.sandbox.submit("a@from.test", recipient)
+    (event,) = await world.sandbox.attempts("bob@A.Test")
+    assert (event["event"], status_of(event)["policy-type"]) == ("delivered", "sts")
+    assert status_of(event)["certificate-verified"] is True
+    event = await attempt(world, "bob@sub.a.test")
+    assert (event["event"], status_of(event)["policy-type"]) == ("delivered", "no-policy-found")
+    assert status_of(await attempt(world, "bob@b.test"))["policy-result"] == "certificate-expired"
+    event = await attempt(world, "bob@c.test")  # it has no MX record: its policy names itself
+    assert status_of(event)["policy-result"] == "certificate-host-mismatch"
+
+
 # --- connections ----------------------------------------------------------------------------------
 
 
