@@ -632,6 +632,40 @@ def test_explain_had_told_what_the_host_must_prove(case: Case, result: Result) -
     assert host["must-prove"] == expected(case).must_prove
 
 
+@each_case(*DELIVERED, What.UNMET)
+def test_explain_had_told_what_would_become_of_the_message(
+    case: Case, result: Result, results: dict[str, Result]
+) -> None:
+    like = Case(case.settings, case.floor_name, "valid")
+    (host,) = results[like.id].explained["hosts"]
+    (step,) = [step for step in host["steps"] if step["situation"] == _situation(case)]
+    want = expected(case)
+    assert step["unmet"] == want.status
+    if want.what in DELIVERED:
+        assert step["tls"] is (want.what in IN_TLS)
+        assert step["certificate-verified"] is (want.verified_by is not None)
+        reason = (result.status["downgrade"] or {}).get("reason")
+        assert step["downgrade"] == reason
+
+
+def _situation(case: Case) -> str:
+    """What was met at the host, in the words of `relay explain`."""
+    met = {
+        Met.NOT_OFFERED: "not-offered",
+        Met.REFUSED: "refused",
+        Met.FAILED: "handshake-failed",
+    }.get(case.host.met)
+    if met is not None:
+        return met
+    what = expected(case).what
+    if what is What.VERIFIED:
+        return "secured"
+    if case.host.met is Met.OLD:
+        return "secured" if what is What.ENCRYPTED else "handshake-failed"
+    looked = not case.settings[1] or _asked(case.floor) in ("dane", "pkix")
+    return "unverified" if looked else "secured"
+
+
 @explained
 def test_explain_had_told_of_the_policy_of_the_domain(case: Case, result: Result) -> None:
     floor, told = case.floor, result.explained["mta-sts"]
