@@ -9,7 +9,7 @@ READY  := $(VENV)/.ready
 TWO    := -n 2 --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-pythons check demo man dist lock packages image-test torture mutation fuzz bench clean
+.PHONY: help run test test-pythons check demo man dist lock packages packages-test image-test torture mutation fuzz bench clean
 
 help:
 	@echo "make run       a relay to try out on 127.0.0.1:2525, with its page; no network is needed"
@@ -20,6 +20,7 @@ help:
 	@echo "make man       the manual pages, build/relay.1 and build/relay.yaml.5"
 	@echo "make dist      the wheel and the source archive of a release, dist/"
 	@echo "make packages  .deb and .rpm, build/packages/ (ARCH=arm64: for another processor)"
+	@echo "make packages-test  install, upgrade, break and purge them in bare Debians (debootstrap, root, network)"
 	@echo "make lock      requirements.lock anew: the newest release of every library, with hashes"
 	@echo "make image-test  build the container image and deliver a message through it (buildah, root, network)"
 	@echo "make torture   the long sweeps: kill -9 at every storage call, every network call, power cuts"
@@ -70,6 +71,10 @@ dist: $(READY)
 
 packages: $(READY)
 	$(BIN)/python packages/build.py
+
+# RELAY_DEBIAN_ROOTS=DIR keeps the bare Debians for the next time.
+packages-test: packages
+	RELAY_PACKAGES="$${RELAY_PACKAGES:-bookworm trixie}" $(BIN)/pytest -s tests/packages $(ARGS)
 
 # For every Python from 3.11 and every processor. The package and the image install from it.
 lock: $(READY)
