@@ -61,6 +61,7 @@ SHELLS = {
     "relay.queue.dispatch",
     "relay.queue.engine",
     "relay.queue.sqlite",
+    "relay.route.credentials",
     "relay.route.dns",
     "relay.route.judged",
     "relay.route.router",

@@ -6,8 +6,8 @@
 
 The order of a lookup: `mx.mail_hosts` says which hosts, `dns` their addresses, `plan.plan`
 which of these may be tried. A plan is kept until the first of its answers runs out, and
-`plan.arrange` shuffles it anew for each attempt. What is not kept is passwords: their
-file is read again as soon as it has changed.
+`plan.arrange` shuffles it anew for each attempt. What is not kept is logins: `credentials` has them
+as they are now.
 
 A static route is the operator's own word. Its host may be private and have no dot, and
 where it cannot be found or used the mail waits: the mistake is ours, not the recipient's.
@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import socket
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -44,11 +43,11 @@ from relay.route.answers import (
     Unanswered,
 )
 from relay.route.cache import ExpiringCache
+from relay.route.credentials import CredentialsError, RouteCredentials
 from relay.route.dane import base_domains
 from relay.route.mx import MailHost, MailHosts, host_name, mail_hosts, unusable
 from relay.route.next_hop import (
     BY_NOBODY,
-    Credentials,
     Host,
     Hosts,
     Naming,
@@ -72,7 +71,6 @@ _LONGEST_PATIENCE = 30.0
 _HOSTS_AT_ONCE = 20
 _LITERAL_KEPT = 60.0
 """Seconds until an address that needs no lookup is judged again: our own addresses may change."""
-_LONGEST_PASSWORD = 1024
 _NOBODYS = "192.0.2.1"
 """An address no machine has (RFC 5737)."""
 
@@ -123,7 +121,7 @@ class Router:
         self._random = random or Random()
         self._clock = clock
         self._cache: ExpiringCache[_Kept] = ExpiringCache(_ADDRESSES_KEPT)
-        self._passwords: dict[str, tuple[tuple[int, int, int], str]] = {}
+        self._credentials = RouteCredentials()
         self.reload(options)
 
     def reload(self, options: RouteOptions) -> None:
@@ -142,7 +140,7 @@ class Router:
         limit, trouble = self._options.max_addresses, kept.result.trouble
         hosts = arrange(kept.result, limit, self._random)
         if kept.static is not None and kept.static.username is not None:
-            return self._with_credentials(hosts, kept.static, kept.naming)
+            return await self._with_credentials(hosts, kept.static, kept.naming)
         if (untried := kept.result.hosts - limit) > 0:
             trouble = (*trouble, f"{untried} more mail hosts are left for another attempt")
         return Hosts(hosts, trouble, kept.result.rejected, kept.naming)
@@ -316,36 +314,16 @@ class Router:
             return Rejection("is an address of our own", ourselves=True)
         return None
 
-    def _with_credentials(
+    async def _with_credentials(
         self, hosts: tuple[Host, ...], route: StaticRoute, naming: Naming
     ) -> Route:
-        assert route.username is not None
         try:
-            credentials = Credentials(route.username, self._password(route.password_file))
-        except (OSError, ValueError) as exc:
-            reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
-            text = (
-                f"the password for {route.host} cannot be read from {route.password_file}: {reason}"
-            )
-            log.error("%s", text)
-            return NoRoute(Deferred("4.3.5", Code.NONE, "", text))
+            credentials = await self._credentials.of(route)
+        except CredentialsError as error:
+            log.error("%s", error)
+            return NoRoute(Deferred("4.3.5", Code.NONE, "", str(error)))
         hosts = tuple(replace(host, credentials=credentials) for host in hosts)
         return Hosts(hosts, naming=naming)
-
-    def _password(self, path: str | None) -> str:
-        """The first line of the file, read when it has changed."""
-        if path is None:
-            raise ValueError("no password_file is configured")
-        status = os.stat(path)
-        stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
-        kept = self._passwords.get(path)
-        if kept is None or kept[0] != stamp:
-            with open(path, encoding="utf-8") as file:
-                password = file.read(_LONGEST_PASSWORD).partition("\n")[0].rstrip("\r")
-            if not password:
-                raise ValueError("its first line is empty")
-            kept = self._passwords[path] = stamp, password
-        return kept[1]
 
 
 def _named_by_dns(domain: str, answer: MxLookup) -> Naming:
