@@ -14,8 +14,9 @@ from relay.daemon.explaining import HostUnderFloor, floors_of, host_floor_as_jso
 from relay.deliver.floors import Floors
 from relay.deliver.negotiate import SessionOptions
 from relay.deliver.options import DeliveryOptions, Timeouts, TlsOptions, security_options
-from relay.deliver.probe import CertificateFacts, HostReport, RuleVerdict, probe_all
+from relay.deliver.probe import HostReport, RuleVerdict, probe_all
 from relay.deliver.tls import TlsContexts
+from relay.mail.outcome import CertificateFacts
 from relay.route.next_hop import NoRoute, Route
 
 __all__ = ["probe_domain"]

@@ -31,6 +31,7 @@ from aiosmtplib import (
 from aiosmtplib.auth import auth_login_encode, auth_plain_encode
 from aiosmtplib.esmtp import parse_esmtp_extensions
 
+from relay.deliver.certificate_facts import facts_of
 from relay.deliver.content import PIECE_BYTES, Content, ContentBroken, pieces
 from relay.deliver.diagnosis import Answer, Stage, shown
 from relay.deliver.framing import DotStuffing, Garbled
@@ -471,12 +472,14 @@ class Connection:
     def _note_tls(self, verdict: Verdict) -> None:
         session = self._wire.ssl_object
         cipher = session.cipher()
+        der = session.getpeercert(binary_form=True)
         self.hop = replace(
             self.hop,
             tls=True,
             tls_version=session.version(),
             tls_cipher=cipher[0] if cipher else None,
             verified_by=verdict.verified_by,
+            certificate=facts_of(der) if der else None,
         )
 
 

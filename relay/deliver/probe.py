@@ -11,15 +11,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 
-from cryptography import x509
-
+from relay.deliver.certificate_facts import facts_of
 from relay.deliver.connection import Connection, SessionBroken, TlsResult
 from relay.deliver.diagnosis import judge
 from relay.deliver.negotiate import SessionOptions
+from relay.mail.outcome import CertificateFacts
 from relay.policy.settings import Setting, Source, TlsSettings
-from relay.route.chain import UNREADABLE, load
 from relay.route.forecast import Forecast, forecast, not_used
 from relay.route.next_hop import Host, TlsMode
 from relay.route.security import (
@@ -35,7 +33,7 @@ from relay.route.security import (
     under,
 )
 
-__all__ = ["CertificateFacts", "HostReport", "RuleVerdict", "probe", "probe_all"]
+__all__ = ["HostReport", "RuleVerdict", "probe", "probe_all"]
 
 RULES = ((False, False), (False, True), (True, False), (True, True))
 """(require_tls, skip_verification), in the order of the table."""
@@ -47,17 +45,6 @@ _NO_FLOOR = HostFloor()
 _AT_ONCE = 10
 
 _Kind = tuple[bool, TlsVersion, int, Floor]
-
-
-@dataclass(frozen=True, slots=True)
-class CertificateFacts:
-    """What a host's certificate says of itself, believed or not. `names`: the dNSNames it is for."""
-
-    subject: str
-    issuer: str
-    names: tuple[str, ...]
-    not_before: datetime
-    not_after: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +147,7 @@ def _report(
         or easiest.met.situation is not Situation.NOT_OFFERED,
         tls_version=shown.version,
         tls_cipher=shown.cipher,
-        certificate=_facts(shown.certificate) if shown.certificate else None,
+        certificate=facts_of(shown.certificate) if shown.certificate else None,
         verified=verifying.met.situation is Situation.SECURED,
         why_not_verified=verifying.met.error,
         verdicts=tuple(verdicts),
@@ -197,26 +184,3 @@ def _verdict(rule: tuple[bool, bool], needed: Requirement, met: TlsResult) -> Ru
 
 def _settings(require: bool, skip: bool) -> TlsSettings:
     return TlsSettings(Setting(require, Source.DEFAULT), Setting(skip, Source.DEFAULT))
-
-
-def _facts(der: bytes) -> CertificateFacts | None:
-    """What a certificate says, None where it cannot be read: anybody may send anything."""
-    try:
-        certificate = load(der)
-        return CertificateFacts(
-            subject=certificate.subject.rfc4514_string(),
-            issuer=certificate.issuer.rfc4514_string(),
-            names=_names(certificate),
-            not_before=certificate.not_valid_before_utc,
-            not_after=certificate.not_valid_after_utc,
-        )
-    except UNREADABLE:
-        return None
-
-
-def _names(certificate: x509.Certificate) -> tuple[str, ...]:
-    try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
-        return ()
-    return tuple(names.get_values_for_type(x509.DNSName))

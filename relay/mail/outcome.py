@@ -9,11 +9,13 @@ it exists only where a session took place.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 
 __all__ = [
     "NO_POLICY",
     "Bounced",
+    "CertificateFacts",
     "Code",
     "Deferred",
     "Delivered",
@@ -127,6 +129,20 @@ NO_POLICY = HopPolicy()
 
 
 @dataclass(frozen=True, slots=True)
+class CertificateFacts:
+    """What a host's certificate says of itself, believed or not. `names`: the dNSNames it is for;
+    `sha256`: of its DER, in hexadecimal.
+    """
+
+    subject: str
+    issuer: str
+    names: tuple[str, ...]
+    not_before: datetime
+    not_after: datetime
+    sha256: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class HopSession:
     """One SMTP session with a mail host, as far as it decided an outcome.
 
@@ -147,6 +163,7 @@ class HopSession:
     seconds: float = 0.0
     policy: HopPolicy = NO_POLICY
     requiretls: bool = False
+    certificate: CertificateFacts | None = None
 
     @property
     def certificate_verified(self) -> bool:

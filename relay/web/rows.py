@@ -120,15 +120,17 @@ def _facts(line: Fields) -> list[tuple[str, str]]:
     if published[0] not in (None, "no-policy-found"):
         found.append(("Published policy", ", ".join(str(one) for one in published if one)))
     if certificate := status.get("certificate"):
-        found += [(f"Certificate {key}", _joined(value)) for key, value in certificate.items()]
+        found += [
+            ("Certificate of", certificate["subject"]),
+            ("issued by", certificate["issuer"]),
+            ("for", ", ".join(certificate["names"])),
+            ("valid", f"{certificate['not-before']} to {certificate['not-after']}"),
+            ("SHA-256", certificate["sha256"]),
+        ]
     if "session-seconds" in status:
         found.append(("Session", f"{status['session-seconds']} s"))
     found += [("Host tried before", host) for host in status.get("hosts", ())]
     return [(name, str(value)) for name, value in found if value not in (None, "", 0)]
-
-
-def _joined(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 @dataclass(slots=True)

@@ -22,6 +22,7 @@ from relay.api.server import PROTOCOL_OPTIONS, application
 from relay.daemon.explaining import explain
 from relay.mail.outcome import (
     Bounced,
+    CertificateFacts,
     Deferred,
     Delivered,
     Downgrade,
@@ -61,8 +62,22 @@ RULES = PolicyRules(
     destinations={"partner.example": DestinationRule(require_tls=True, allow_override=False)},
 )
 
+CERTIFICATE = CertificateFacts(
+    "CN=mx.partner.example",
+    "CN=Example Root CA 2,O=Example Trust",
+    ("mx.partner.example", "mx2.partner.example"),
+    NOW - timedelta(days=30),
+    NOW + timedelta(days=60),
+    "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+)
 VERIFIED = HopSession(
-    "mx.partner.example", "192.0.2.7", True, "TLSv1.3", "TLS_AES_256_GCM_SHA384", VerifiedBy.PKIX
+    "mx.partner.example",
+    "192.0.2.7",
+    True,
+    "TLSv1.3",
+    "TLS_AES_256_GCM_SHA384",
+    VerifiedBy.PKIX,
+    certificate=CERTIFICATE,
 )
 CLEAR = HopSession(
     "mx.old.example",

@@ -27,12 +27,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Any, assert_never
 
 from relay.mail.address import AddressError, domain_of
 from relay.mail.event import Counted, Event, Protection, Result
 from relay.mail.jsontext import to_json
-from relay.mail.outcome import Bounced, Code, Deferred, Delivered, HopPolicy, HopSession
+from relay.mail.outcome import (
+    Bounced,
+    CertificateFacts,
+    Code,
+    Deferred,
+    Delivered,
+    HopPolicy,
+    HopSession,
+)
 from relay.policy.settings import TlsSettings
 from relay.queue.entry import Entry, MessageSummary, QueuedMessage, QueuedRecipient, State
 from relay.queue.settle import Change
@@ -50,6 +59,9 @@ _MAX_DOMAINS = 50
 """Recipient domains whose policies an accepted line tells, where they differ."""
 
 _MAX_HOSTS = 10
+
+_MAX_CERTIFICATE_TEXT = 200
+_MAX_NAMES = 5
 
 _MAX_SENTENCE = 300
 """Characters of what is kept about an exception."""
@@ -226,6 +238,8 @@ def _session_facts(fields: Fields, session: HopSession) -> None:
     fields["tls-version"] = session.tls_version
     fields["tls-cipher"] = session.tls_cipher
     fields["verified-by"] = session.verified_by
+    if session.certificate is not None:
+        fields["certificate"] = _certificate(session.certificate)
     if session.unsigned:
         fields["dkim-unsigned"] = _text(session.unsigned)
     downgrade = session.downgrade
@@ -238,6 +252,19 @@ def _session_facts(fields: Fields, session: HopSession) -> None:
             "error": _text(downgrade.error),
         }
     )
+
+
+@lru_cache(maxsize=256)
+def _certificate(facts: CertificateFacts) -> Fields:
+    """What the host showed; the same for each message of many."""
+    return {
+        "subject": _text(facts.subject, _MAX_CERTIFICATE_TEXT),
+        "issuer": _text(facts.issuer, _MAX_CERTIFICATE_TEXT),
+        "names": [_text(name, _MAX_CERTIFICATE_TEXT) for name in facts.names[:_MAX_NAMES]],
+        "not-before": facts.not_before.isoformat(),
+        "not-after": facts.not_after.isoformat(),
+        "sha256": facts.sha256,
+    }
 
 
 def _policy_facts(fields: Fields, policy: HopPolicy) -> None:

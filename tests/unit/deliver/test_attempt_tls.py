@@ -321,3 +321,15 @@ async def test_only_what_is_offered_inside_tls_counts(rig):
     assert isinstance(outcome, Delivered)
     assert not outcome.dsn_passed_on
     assert len(mx.messages) == 1
+
+
+async def test_session_tells_of_the_certificate_that_the_host_showed(rig):
+    mx = await rig.mx()
+    outcome = await rig.send(entry(require=True))
+    assert outcome.session is not None
+    facts = outcome.session.certificate
+    assert facts.names == (mx.name,)
+    assert len(facts.sha256) == 64
+    assert facts.not_before < facts.not_after
+    again = await rig.send(entry(require=True, skip=True))
+    assert again.session.certificate is facts  # read once

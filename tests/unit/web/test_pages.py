@@ -139,6 +139,8 @@ async def test_message_that_is_delivered_has_its_story_from_the_events(rig: Page
     _, text = await (await rig.browser("vera")).get(f"/message/{queue_id}")
     for said in ("Quarterly figures", "TLS verified, mx.partner.example: 250", "TLSv1.3"):
         assert said in text
+    for said in ("CN=Example Root CA 2", "mx2.partner.example", "9f86d081884c"):
+        assert said in text
 
 
 async def test_report_has_the_numbers_of_the_command_line(rig: PageRig) -> None:
