@@ -640,7 +640,8 @@ async def test_a_domain_without_mx_is_its_own_host_by_name(is_signed):
         mx_records={"a.example": MxAnswer((), authenticated=is_signed)},
         hosts={"a.example": ["11.22.33.1"]},
     )
-    assert await naming_of(dns, "a.example") == (Naming(is_signed, None, ("a.example",)), ())
+    itself = Naming(is_signed, None, ("a.example",), is_domain_itself=True)
+    assert await naming_of(dns, "a.example") == (itself, ())
 
 
 async def test_an_alias_has_its_tlsa_records_at_its_end_first():
