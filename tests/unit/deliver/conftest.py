@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +24,7 @@ from relay.mail.outcome import Outcome
 from relay.queue.entry import Entry
 from relay.route.next_hop import Host, Route
 from relay.sandbox.certificates import Authority
-from relay.sandbox.mx import Action, MxServer, Script, StartTls
+from relay.sandbox.mx import Action, MxServer, Script, StartTls, Then
 from tests.fakes.mail import to
 
 BOTH_LOOPS = {
@@ -64,8 +65,8 @@ def all_of(wait: timedelta) -> Timeouts:
 
 UNHURRIED = all_of(timedelta(seconds=20))
 """Where every host answers: a busy machine is no reason for a test to fail."""
-QUICK = all_of(milliseconds(500))
-"""Where a host may be silent."""
+QUICK = replace(all_of(milliseconds(500)), connect=timedelta(seconds=20))
+"""Where a host may be silent. It takes the connection all the same: the kernel does."""
 
 _PROMPT = {
     StartTls.OK,
@@ -77,16 +78,28 @@ _PROMPT = {
 }
 
 
-def _may_be_silent(script: Script) -> bool:
-    answers = [*script.replies.values(), *script.replies_in_clear.values()]
-    every = [
-        one for each in answers for one in ([each] if isinstance(each, str | Action) else each)
-    ]
-    return (
-        script.starttls not in _PROMPT
-        or script.read_stops_after is not None
-        or any(isinstance(one, Action) for one in every)
-    )
+def _timeouts(scripts: Iterable[Script]) -> Timeouts:
+    """Short for the steps at which one of the hosts may be silent or slow, and for no others."""
+    short = set[str]()
+    for script in scripts:
+        if script.starttls not in _PROMPT:
+            short |= {"command", "tls_handshake"}
+        if script.read_stops_after is not None:
+            short |= {"data_block", "final_reply"}
+        for verb, answers in [*script.replies.items(), *script.replies_in_clear.items()]:
+            for answer in [answers] if isinstance(answers, str | Action) else answers:
+                if isinstance(answer, Action):
+                    short |= _slow_steps(verb, answer)
+    return replace(UNHURRIED, **dict.fromkeys(short, milliseconds(500)))
+
+
+def _slow_steps(verb: str, answer: Action) -> set[str]:
+    step = {"GREETING": "greeting", "CONTENT": "final_reply"}.get(verb, "command")
+    if answer.then is Then.SILENCE:  # from there on
+        return {step, "command", "final_reply"} | (
+            {"tls_handshake"} if verb == "STARTTLS" else set()
+        )
+    return {step} if answer.delay or answer.drip else set()
 
 
 @pytest.fixture(scope="session")
@@ -142,11 +155,10 @@ class Rig:
     def attempt(self) -> Attempt:
         """Made once, at its first use, with what the test had set by then."""
         every = [script for server in self.servers for script in server.scripts]
-        timeouts = QUICK if any(map(_may_be_silent, every)) else UNHURRIED
         attempt = Attempt(
             lambda domain: self.route(domain),
             hostname="relay.example",
-            delivery=DeliveryOptions(**({"timeouts": timeouts} | self.delivery)),
+            delivery=DeliveryOptions(**({"timeouts": _timeouts(every)} | self.delivery)),
             tls=TlsOptions(**self.tls),
             pool=Pool(self.limits),
             contexts=self.contexts,
