@@ -138,6 +138,19 @@ async def test_pages_of_events_miss_none_and_repeat_none(
     assert times == sorted(times, reverse=not ascending)
 
 
+@pytest.mark.parametrize("ascending", [True, False])
+async def test_a_page_is_full_though_one_queue_has_nearly_all(two: Two, ascending: bool) -> None:
+    await two.other.accept(new_message(queue_id="M0", events=(at("M0", 0),)))
+    for number in range(1, 9):
+        name = f"M{number}"
+        await two.first.accept(new_message(queue_id=name, events=(at(name, number),)))
+    events = await two.whole.find_events(EventFilter(), limit=6, ascending=ascending)
+    names = [f"M{number}" for number in range(9)]
+    assert [one.event.queue_id for one in events] == (names if ascending else names[::-1])[:6]
+    listed = await two.whole.list_messages(QueueFilter(), now=NOW, limit=6)
+    assert [one.queue_id for one in listed] == names[:6]
+
+
 async def test_events_that_commit_late_are_not_passed_over(two: Two) -> None:
     """A long message has the time of its beginning, and is committed at its end."""
     await two.first.accept(
