@@ -173,6 +173,17 @@ def test_parts_beside_each_other_are_not_nested():
     assert converted(many + "--b--\r\n").isascii()
 
 
+def test_a_delimiter_of_two_multiparts_is_that_of_the_inner_one_while_it_is_open():
+    kind = MIME + "Content-Type: multipart/mixed; boundary={}\r\n\r\n"
+    same = kind.format("a") + "--a\r\n" + kind.format("a") + "--a\r\n\r\nå\r\n--a--\r\n"
+    same += "--a\r\n\r\nü\r\n--a--\r\nepilogue\r\n"
+    longer = kind.format("x") + "--x\r\n" + kind.format("x--") + "--x--\r\n\r\nå\r\n--x----\r\n"
+    longer += "--x\r\n\r\nü\r\n--x--\r\n"
+    for content in (same, longer):
+        out = converted(content)
+        assert out.count(b"=C3=A5\r\n") == out.count(b"=C3=BC\r\n") == 1
+
+
 def _nested(within: bytes, depth: int) -> bytes:
     fields = b"".join(
         b"Content-Type: multipart/mixed; boundary=b%d\r\n\r\n--b%d\r\n" % (n, n)

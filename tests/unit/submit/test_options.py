@@ -93,6 +93,7 @@ def test_a_field_is_obeyed_and_taken_out(fields, terms):
         ("X-Mailgun-Drор-Message: yes", "write X-Mailgun-Drop-Message in ASCII"),
         ("X-Mailgun-\r\n Drop-Message: yes", "write X-Mailgun-Drop-Message in ASCII"),
         ("text\r\nX-Mailgun-Tag: a", "write X-Mailgun-Tag in ASCII"),
+        ("text\r\nX-Mailgun-Secondary-DKIM-Public: a", "write X-Mailgun-Secondary-DKIM-Public in"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_obeyed_is_refused_by_the_name_of_its_field(field, said):
@@ -144,6 +145,16 @@ def test_options_beside_a_message_add_to_its_fields_and_never_contradict_them():
     for other in (Options(Wishes(require_tls=False)), Options(variables=(("x", "2"),))):
         with pytest.raises(Contradiction):
             both(fields, other)
+
+
+def test_a_message_whose_field_contradicts_an_option_beside_it_is_refused():
+    header = b"X-Mailgun-Drop-Message: yes\r\nX-Mailgun-Tag: a\r\n"
+    found = opened(header, Options(is_test=False))
+    assert isinstance(found, Refusal)
+    assert found.reply.text == "o:testmode contradicts a header field of the message"
+    found = opened(header, Options(tags=("b",)))
+    assert isinstance(found, Screened)
+    assert found.terms == Terms(tags=("a", "b"), is_test=True)
 
 
 @given(st.sampled_from(ASKING), st.text(max_size=60) | st.binary(max_size=60).map(ascii))
