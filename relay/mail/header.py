@@ -15,7 +15,10 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-__all__ = ["Span", "field_end", "named", "split_content", "unfold"]
+__all__ = ["Span", "each_field", "named", "part_end", "split_content", "unfold"]
+
+_PART_OCTETS = 64 * 1024
+"""An expression is searched for in so much at a time: Python runs no other thread meanwhile."""
 
 
 class Span(NamedTuple):
@@ -39,16 +42,39 @@ def named(names: Iterable[bytes]) -> Callable[[bytes], Iterator[Span]]:
     search = re.compile(pattern.encode()).search
 
     def found(header: bytes) -> Iterator[Span]:
-        # The CRLF put before it makes the first line one like the others, and moves all by two.
-        lines, at = b"\r\n" + header.lower(), 0
-        while match := search(lines, at):
-            at = field_end(lines, match.end())
-            yield Span(match[1], match.start(), at - 2)
+        for match, end in each_field(header, search):
+            yield Span(match[1], match.start(), end)
 
     return found
 
 
-def field_end(header: bytes, at: int) -> int:
+def each_field(
+    header: bytes, search: Callable[[bytes, int, int], re.Match[bytes] | None]
+) -> Iterator[tuple[re.Match[bytes], int]]:
+    """Each field whose beginning `search` finds, and where it ends without its final CRLF.
+
+    `search` sees the section in lower case, each field with the CRLF before it, so that a match
+    begins in the one where the field begins in the other; it may not look beyond a line.
+    """
+    lines, at, end = b"\r\n" + header.lower(), 0, 0
+    while at < len(lines):
+        if at >= end:
+            end = part_end(lines, at)
+        match = search(lines, at, end)
+        if match is None:
+            at = end
+            continue
+        at = _field_end(lines, match.end())
+        yield match, at - 2
+
+
+def part_end(lines: bytes, at: int) -> int:
+    """How far to search in one go from `at` on: to a CRLF, or to the end."""
+    end = lines.find(b"\r\n", at + _PART_OCTETS)
+    return end if end >= 0 else len(lines)
+
+
+def _field_end(header: bytes, at: int) -> int:
     """Where the field ends that `at` lies in, without its CRLF: no white space follows that one."""
     while (found := header.find(b"\r\n", at)) >= 0:
         at = found + 2

@@ -20,7 +20,7 @@ import unicodedata
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from relay.mail.header import field_end, split_content
+from relay.mail.header import each_field, part_end, split_content
 
 __all__ = [
     "ASKING",
@@ -126,15 +126,13 @@ class HeaderSection:
         self._octets = octets
         self._spans: dict[bytes, list[tuple[int, int, int]]] = {}
         self.asking: list[Found] = []
-        lines, at = b"\r\n" + octets.lower(), 0
-        while match := _FIND(lines, at):
-            at = field_end(lines, match.end())
+        for match, end in each_field(octets, _FIND):
             name = match[1]
             if name is not None:
-                span = (match.start(), match.end(1) - 2, at - 2)
+                span = (match.start(), match.end(1) - 2, end)
                 self._spans.setdefault(name, []).append(span)
             else:
-                self.asking.append(self._asking(match.start(), match.end(2) - 2, at - 2))
+                self.asking.append(self._asking(match.start(), match.end(2) - 2, end))
 
     @property
     def octets(self) -> bytes:
@@ -213,8 +211,14 @@ def _end_of_fields(header: bytes) -> int:
     """Behind as many header fields, with their folds, as there are in a row (RFC 5322 §2.2)."""
     if not _NAMED(header):
         return 0
-    last = _BEFORE_NO_FIELD(header)
-    return last.end() if last else len(header)
+    at = 0
+    while at < len(header):
+        end = part_end(header, at)
+        last = _BEFORE_NO_FIELD(header, at, end)
+        if last is not None:
+            return last.end()
+        at = end
+    return at
 
 
 class Seen(NamedTuple):

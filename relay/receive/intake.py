@@ -165,17 +165,19 @@ class Intake:
         return found + 2
 
     async def _open(self, content: bytes) -> None:
-        sections = Sections.of(content)
-        octets = len(sections.header) + len(sections.behind)
-        opened = await off_the_loop(partial(self._screened, sections), octets=octets)
+        end = content.find(b"\r\n\r\n")
+        octets = end if end >= 0 else len(content)
+        opened, rest = await off_the_loop(partial(self._screened, content), octets=octets)
         if isinstance(opened, Refusal):
             self._refuse(opened)
         else:
             self._opened = opened
-            self._front = opened.header + sections.rest
+            self._front = opened.header + rest
 
-    def _screened(self, sections: Sections) -> Screened | Refusal:
-        return open_message(
+    def _screened(self, content: bytes) -> tuple[Screened | Refusal, bytes]:
+        """What is decided about the header section, and what follows it."""
+        sections = Sections.of(content)
+        opened = open_message(
             self._session,
             self.transaction,
             HeaderSection(sections.header),
@@ -186,6 +188,7 @@ class Intake:
             queue_id=self.queue_id,
             now=self._now,
         )
+        return opened, sections.rest
 
     def _refuse(self, refusal: Refusal) -> None:
         self.refusal = self.refusal or refusal
