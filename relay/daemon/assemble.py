@@ -54,6 +54,9 @@ from relay.workers.worker_config import part, shared_spool
 __all__ = ["Parts", "assemble"]
 
 
+_FLOORS_AT_HAND_SECONDS = 1.0
+
+
 def now() -> datetime:
     """The clock of every part."""
     return datetime.now(UTC)
@@ -108,7 +111,9 @@ class Parts:
             at_once=max(1, part(AT_ONCE, worker.number, worker.workers)),
             told=self._policy_fetched,
         )
-        self.floors = Floors(self.resolver, self.policies, self.rules)
+        self.floors = Floors(
+            self.resolver, self.policies, self.rules, seconds=_FLOORS_AT_HAND_SECONDS
+        )
         places = min(config.delivery.concurrency, files.deliveries)
         delivery = replace(config.delivery, concurrency=places)
         destinations = Destinations(

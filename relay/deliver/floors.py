@@ -10,14 +10,16 @@ things up in this one place.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from relay.deliver.sts_policies import StsPolicies
 from relay.mail.outcome import Waived
 from relay.policy.rules import FloorRules, PolicyRules, floor_rules, is_locked
 from relay.policy.settings import FloorUse
 from relay.route.answers import Resolver
+from relay.route.cache import ExpiringCache
 from relay.route.dane import look_up
 from relay.route.floor import NO_DANE, NO_STS, DaneFloor, DaneState, StsFloor
 from relay.route.mta_sts import policy_domain
@@ -26,18 +28,23 @@ from relay.route.security import HostFloor, floor_at, not_named
 
 __all__ = ["NO_DOMAIN_FLOOR", "DomainFloor", "Floors", "judged"]
 
+_AT_HAND = 10_000
+
 _NO_RULES = FloorRules(FloorUse.IGNORE, FloorUse.IGNORE)
 _IGNORED = DaneFloor(DaneState.IGNORED)
 
 
 @dataclass(frozen=True, slots=True)
 class DomainFloor:
-    """What holds for all hosts of one attempt. `naming`: who named them."""
+    """What holds for all hosts of one attempt. `naming`: who named them. `at_hosts`: what was found
+    out about them so far.
+    """
 
     rules: FloorRules = _NO_RULES
     naming: Naming = BY_NOBODY
     sts: StsFloor = NO_STS
     waived: Waived | None = None
+    at_hosts: dict[Host, HostFloor] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def pins(self) -> tuple[str, ...] | None:
@@ -58,15 +65,32 @@ class DomainFloor:
 NO_DOMAIN_FLOOR = DomainFloor()
 
 
+@dataclass(frozen=True, slots=True)
+class _AtHand:
+    rules: PolicyRules
+    floor: DomainFloor
+
+
 class Floors:
-    """`rules`: those in force."""
+    """`rules`: those in force. What was found out is good for `seconds`, no longer than any answer of
+    the DNS is kept: a busy domain is not put together anew for each message.
+    """
 
     def __init__(
-        self, resolver: Resolver, policies: StsPolicies, rules: Callable[[], PolicyRules]
+        self,
+        resolver: Resolver,
+        policies: StsPolicies,
+        rules: Callable[[], PolicyRules],
+        *,
+        seconds: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._resolver = resolver
         self._policies = policies
         self._rules = rules
+        self._seconds = seconds
+        self._clock = clock
+        self._at_hand: ExpiringCache[_AtHand] = ExpiringCache(_AT_HAND)
 
     async def of_domain(
         self, domain: str, naming: Naming, *, waiving: str | None = None, anew: bool = False
@@ -78,19 +102,39 @@ class Floors:
         domain asks for, unless a rule lets no message have less; pins stay (RFC 8689 §3).
         Raises `PolicyPending` or `SpoolError`.
         """
-        rules = floor_rules(self._rules(), domain)
-        if waiving is not None and not is_locked(self._rules(), waiving, domain):
+        in_force = self._rules()
+        if waiving is not None and not is_locked(in_force, waiving, domain):
+            rules = floor_rules(in_force, domain)
             ignoring = replace(rules, mta_sts=FloorUse.IGNORE, dane=FloorUse.IGNORE)
             return DomainFloor(ignoring, naming, waived=Waived.TLS_REQUIRED_NO)
+        known = self._at_hand.get(domain, now=self._clock())
+        is_so = known is not None and known.rules is in_force and known.floor.naming == naming
+        if known is not None and is_so and not anew:
+            return known.floor
+        return await self._look_up(domain, naming, in_force, anew=anew)
+
+    async def _look_up(
+        self, domain: str, naming: Naming, in_force: PolicyRules, *, anew: bool
+    ) -> DomainFloor:
+        rules = floor_rules(in_force, domain)
         whose = policy_domain(domain, naming.route_host)
         sts = await self._policies.floor(whose, rules.mta_sts, anew=anew)
-        return DomainFloor(rules, naming, sts, Waived.DESTINATION if rules.is_waived else None)
+        waived = Waived.DESTINATION if rules.is_waived else None
+        floor = DomainFloor(rules, naming, sts, waived)
+        # A policy just fetched may hold for this attempt alone (max_age 0).
+        if self._seconds and not sts.was_fetched:
+            expires = self._clock() + self._seconds
+            self._at_hand.put(domain, _AtHand(in_force, floor), expires=expires)
+        return floor
 
     async def at(self, host: Host, domain: DomainFloor) -> HostFloor:
         """The floor at one host. Of a host that is not used anyway no TLSA records are asked for."""
-        if not_named(host.name, domain.sts, domain.pins):
-            return judged(host, domain, NO_DANE)
-        return judged(host, domain, await self.dane_at(host, domain))
+        found = domain.at_hosts.get(host)
+        if found is None:
+            is_used = not not_named(host.name, domain.sts, domain.pins)
+            dane = await self.dane_at(host, domain) if is_used else NO_DANE
+            found = domain.at_hosts[host] = judged(host, domain, dane)
+        return found
 
     async def dane_at(self, host: Host, domain: DomainFloor) -> DaneFloor:
         """What DANE asks of one host."""

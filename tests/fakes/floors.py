@@ -36,11 +36,15 @@ class Published:
         return NO_STS if use is FloorUse.IGNORE else found
 
 
-def floors_of(published: Published, rules: PolicyRules | None = None) -> Floors:
-    class Resolver:
-        tlsa = staticmethod(published.tlsa_of)
-        validates = staticmethod(published.validates)
+class Resolver:
+    """Answers with what is published."""
 
-    resolver: Any = Resolver()
+    def __init__(self, published: Published) -> None:
+        self.tlsa = published.tlsa_of
+        self.validates = published.validates
+
+
+def floors_of(published: Published, rules: PolicyRules | None = None) -> Floors:
+    resolver: Any = Resolver(published)
     policies: Any = published
     return Floors(resolver, policies, lambda: rules or PolicyRules())
