@@ -26,7 +26,6 @@ def make_page(parts: Parts, status: Status, api: Api) -> Web:
         facts=partial(_facts, parts, status, api),
         policies=parts.policies,
         write_event=parts.store.write_event,
-        content=parts.store.read_content,
         configuration=lambda: yaml.safe_dump(as_document(parts.config), sort_keys=False),
         places=lambda: parts.places,
         last_reload=lambda: parts.last_reload,

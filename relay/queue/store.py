@@ -332,6 +332,9 @@ class QueueView(StatisticsView, Protocol):
     async def read_header(self, queue_id: str, *, limit_bytes: int = CHUNK_BYTES) -> bytes:
         """A message's header section with the empty line at its end, at most `limit_bytes`."""
 
+    def read_content(self, queue_id: str) -> AsyncIterator[bytes]:
+        """The content in pieces of at most `CHUNK_BYTES`, in order."""
+
     async def counts(self) -> Mapping[State, int]:
         """How many recipients are in each state that is not final."""
 

@@ -297,7 +297,7 @@ async def _content(state: Web, queue_id: str) -> str:
     """The beginning of the content as text; it is shown as it came, and never as a page."""
     found = b""
     try:
-        async for piece in state.content(queue_id):
+        async for piece in state.view.read_content(queue_id):
             found += piece
             if len(found) >= _SHOWN_CONTENT_BYTES:
                 break

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -59,7 +59,6 @@ class Web:
     facts: Callable[[], Awaitable[Facts]]
     policies: Policies
     write_event: Callable[[Event], Awaitable[None]]
-    content: Callable[[str], AsyncIterator[bytes]]
     configuration: Callable[[], str] = lambda: ""
     places: Callable[[], Mapping[str, str]] = dict
     last_reload: Callable[[], tuple[datetime, str] | None] = lambda: None

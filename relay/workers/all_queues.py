@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime, timedelta
 
 from relay.queue.destinations import DestinationPart
@@ -107,27 +107,38 @@ class AllQueues:
 
     async def find_message(self, queue_id: str) -> QueuedItem | None:
         """All that is kept about one message, wherever it is."""
+        found = await self._find(queue_id)
+        return None if found is None else found[1]
+
+    async def read_header(self, queue_id: str, *, limit_bytes: int = CHUNK_BYTES) -> bytes:
+        """The header section, wherever the message is."""
+        queue = await self._queue_of(queue_id)
+        return await queue.read_header(queue_id, limit_bytes=limit_bytes)
+
+    async def read_content(self, queue_id: str) -> AsyncIterator[bytes]:
+        """The content, wherever the message is."""
+        queue = await self._queue_of(queue_id)
+        async for piece in queue.read_content(queue_id):
+            yield piece
+
+    async def _queue_of(self, queue_id: str) -> QueueView:
+        found = await self._find(queue_id)
+        if found is None:
+            raise SpoolError(f"{queue_id}: there is no such message")
+        return found[0]
+
+    async def _find(self, queue_id: str) -> tuple[QueueView, QueuedItem] | None:
+        """A message and its queue. A queue that cannot be read matters where no other has it."""
         trouble: SpoolError | None = None
         for queue in self._queues:
             try:
                 if (found := await queue.find_message(queue_id)) is not None:
-                    return found
+                    return queue, found
             except SpoolError as error:
                 trouble = error
         if trouble is not None:
             raise trouble
         return None
-
-    async def read_header(self, queue_id: str, *, limit_bytes: int = CHUNK_BYTES) -> bytes:
-        """The header section, wherever the message is."""
-        trouble: SpoolError | None = None
-        for queue in self._queues:
-            try:
-                return await queue.read_header(queue_id, limit_bytes=limit_bytes)
-            except SpoolError as error:
-                trouble = trouble or error
-        assert trouble is not None
-        raise trouble
 
     async def find_events(
         self,

@@ -289,7 +289,6 @@ async def page_rig(directory: Path, *, note: str = "") -> AsyncIterator[PageRig]
         facts=facts,
         policies=NoPolicies(),
         write_event=store.write_event,
-        content=store.read_content,
         configuration=lambda: "hostname: relay.example\n",
         places=lambda: {"policy.domains.legal.example": "relay.yaml:12"},
         failures=rig.failures,

@@ -54,8 +54,11 @@ async def test_pages_of_the_queue_go_through_all_workers(two: Two) -> None:
     assert found == [f"M{number}" for number in range(6)]
     assert (await two.whole.counts())[State.QUEUED] == 6
     assert await two.whole.read_header("M1") == CONTENT.partition(b"body")[0]
+    assert b"".join([piece async for piece in two.whole.read_content("M1")]) == CONTENT
     with pytest.raises(SpoolError):
         await two.whole.read_header("M9")
+    with pytest.raises(SpoolError):
+        [piece async for piece in two.whole.read_content("M9")]
 
 
 async def test_a_page_that_many_recipients_fill_passes_over_no_message(
