@@ -224,11 +224,11 @@ def _end_of_fields(header: bytes) -> int:
 class Seen(NamedTuple):
     """A line that a person may read as a field of `ASKING`. `meant`: that field.
 
-    `line`: as it is written. `value`: what follows the name and a colon, None where more than the
-    name stands before the colon, or no colon.
+    `number`: of the line, from 0. `value`: what follows the name and a colon, None where more than
+    the name stands before the colon, or no colon.
     """
 
-    line: bytes
+    number: int
     value: bytes | None
     meant: bytes
 
@@ -236,13 +236,15 @@ class Seen(NamedTuple):
 def look_behind(lines: bytes) -> Iterator[Seen]:
     """The lines behind the end of a header section that a person may read as one of `ASKING`."""
     text = "\r\n" + _as_read(lines)
+    number, at = 0, 0
     for match in _FIND_BEHIND(text):
+        number += text.count("\r\n", at, match.start())
+        at = match.start()
         more, value = match[2], match[3]
         if more and match[1][-1].isalpha():
             continue  # the name goes on, and is another one
-        number = text.count("\r\n", 0, match.start())
         yield Seen(
-            lines.split(b"\r\n", number + 1)[number],
+            number,
             value.encode() if value is not None and not more else None,
             _meant(match[1]),
         )

@@ -31,6 +31,9 @@ _SKIP_VERIFICATION = frozenset({b"X-Skip-Verification", b"X-Mailgun-Skip-Verific
 _VALUES = dict.fromkeys((b"true", b"yes", b"1", b"on"), True) | dict.fromkeys(
     (b"false", b"no", b"0", b"off"), False
 )
+_WEAKENED_BY = {True: _SKIP_VERIFICATION, False: _REQUIRE_TLS, None: frozenset[bytes]()}
+"""By the value of a field, the settings that it makes less secure."""
+
 _SHOWN_OCTETS = 60
 
 
@@ -109,9 +112,9 @@ def refuse_displaced(lines: bytes) -> None:
     more, or that cannot be understood, is refused.
     """
     for seen in look_behind(lines):
-        weakens = {True: _SKIP_VERIFICATION, False: _REQUIRE_TLS, None: frozenset[bytes]()}
-        if seen.value is None or seen.meant not in weakens[truth_of(seen.value)]:
-            name, _, value = seen.line.partition(b":")
+        if seen.value is None or seen.meant not in _WEAKENED_BY[truth_of(seen.value)]:
+            line = lines.split(b"\r\n", seen.number + 1)[seen.number]
+            name, _, value = line.partition(b":")
             raise BadField(
                 name,
                 value,

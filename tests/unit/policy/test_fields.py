@@ -253,7 +253,17 @@ def test_a_header_section_of_a_megabyte_with_a_policy_field_is_read_in_linear_ti
 
 @pytest.mark.parametrize(
     "filler",
-    ["x\r\n", "x-\r\n -\r\n", "ж\r\n", "х" * 50 + "\r\n", "X-Require-TL\r\n -", " \r\n", "-"],
+    [
+        "x\r\n",
+        "x-\r\n -\r\n",
+        "ж\r\n",
+        "х" * 50 + "\r\n",
+        "X-Require-TL\r\n -",
+        "X-Require-TLS: no\r\n",
+        "X-Rеquire-TLS: no\r\n",
+        " \r\n",
+        "-",
+    ],
 )
 def test_a_megabyte_behind_the_header_section_is_looked_at_in_linear_time(filler):
     def seconds(octets: int) -> float:
