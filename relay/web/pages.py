@@ -95,7 +95,7 @@ async def overview(visit: Visit) -> web.StreamResponse:
         periods=_PERIODS,
         summary=summary,
         chart=chart_of(found, begin=wanted.begin, hours=max(hours, 2)),
-        day=wanted.begin.date().isoformat(),
+        since=wanted.begin.strftime("%Y-%m-%dT%H:%M"),
         queue=await view.counts(),
         oldest=moment(oldest[0].arrived) if oldest else None,
         troubled=[one for one in counted.destinations if one.deferred or one.held][:8],

@@ -59,7 +59,8 @@ function follow() {
     if (fresh.length) document.querySelector("#results > .empty")?.remove();
   };
   stream.onerror = () => {
-    said.textContent = "Not following: the relay does not answer";
+    const isOver = stream.readyState === EventSource.CLOSED;
+    said.textContent = isOver ? "Not following: reload, or sign in again" : "Not following: the relay does not answer";
   };
 }
 
