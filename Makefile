@@ -9,13 +9,14 @@ READY  := $(VENV)/.ready
 TWO    := -n 2 --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-pythons check demo man dist lock packages packages-test image-test torture mutation fuzz bench clean
+.PHONY: help run test retest test-pythons check lint demo man dist lock packages packages-test image-test torture mutation fuzz bench clean
 
 help:
 	@echo "make run       a relay to try out on 127.0.0.1:2525, with its page; no network is needed"
 	@echo "make demo      four settings against nine kinds of MX host, in a closed sandbox"
 	@echo "make test      all tests; those that need a server from the system say so"
 	@echo "make test-pythons  the unit tests and the types on every python3.x that is found, 3.11 or later"
+	@echo "make retest    what failed in the last run, alone"
 	@echo "make check     ruff, mypy and the tests"
 	@echo "make man       the manual pages, build/relay.1 and build/relay.yaml.5"
 	@echo "make dist      the wheel and the source archive of a release, dist/"
@@ -53,11 +54,16 @@ test: $(READY)
 test-pythons: $(READY)
 	tests/pythons $(ARGS)
 
-check: $(READY)
+check: lint test
+
+lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest $(TWO) $(ARGS)
+
+# What failed last, alone: a test that passes then has met something of its neighbours or of the machine.
+retest: $(READY)
+	$(BIN)/pytest --last-failed --last-failed-no-failures none -p no:xdist $(ARGS)
 
 man: $(RUNS)
 	@mkdir -p build
