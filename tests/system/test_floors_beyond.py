@@ -96,6 +96,28 @@ async def test_second_host_is_used_where_the_records_of_the_first_cannot_be_had(
     assert mx1.connections == []
 
 
+async def test_records_that_cannot_be_had_hold_mail_and_records_that_are_not_there_do_not(
+    world: World,
+) -> None:
+    dns, port = world.sandbox.dns, world.sandbox.delivery_port
+    hosts = {fault: await world.sandbox.domain(f"{fault}.signed.test", Script()) for fault in Fault}
+    del hosts[Fault.TRUNCATED]  # its answer comes by TCP, and is that there are none
+    for fault, mx in hosts.items():
+        dns.fail(f"_{port}._tcp.{mx.name}", "TLSA", fault)
+    await world.start(delivery=DELIVERY, resolver=TRUSTED | {"timeout": "3s"})
+    for fault in hosts:
+        await world.sandbox.submit("a@from.test", f"bob@{fault}.signed.test")
+    for fault, mx in hosts.items():
+        event = await attempt(world, f"bob@{fault}.signed.test")
+        if fault in (Fault.NXDOMAIN, Fault.NO_DATA):
+            assert event["event"] == "delivered", fault
+            assert status_of(event)["policy-type"] == "no-policy-found", fault
+        else:
+            assert verdict(event) == ("failed", "temporary", "4.7.5"), fault
+            assert status_of(event)["policy-result"] == "dnssec-invalid", fault
+            assert mx.connections == [], fault
+
+
 async def test_pin_is_used_where_a_forged_record_names_another_host_first(world: World) -> None:
     forged, real = await two_hosts(world, "a.test", Script(), Script())
     rule = {"require_tls": True, "mx": [real.name]}

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from relay.sandbox.certificates import Kind
+from relay.sandbox.dns import Fault
 from relay.sandbox.mx import MxServer, Script
 from relay.sandbox.policy_host import PolicyHost, WebAnswer, policy
 from tests.rigs.policies import World, open_world
@@ -136,6 +137,37 @@ async def test_policy_in_force_holds_however_its_host_fails(tmp_path: Path) -> N
             assert _policy_of(event) == ("sts", "enforce", "certificate-expired"), kind
             assert mx.messages == [], kind
             assert webs[kind].requests > before[kind], f"{kind}: the new policy was not asked for"
+
+
+async def test_record_that_cannot_be_had_lowers_no_policy_and_holds_no_mail(
+    tmp_path: Path,
+) -> None:
+    faults = (Fault.SERVFAIL, Fault.REFUSED, Fault.DROP, Fault.GARBAGE, Fault.TRUNCATED_NO_TCP)
+    async with open_world(tmp_path) as world:
+        dns = world.sandbox.dns
+        hosts: dict[str, MxServer] = {}
+        for domain in (f"{which}-{fault}.test" for which in ("new", "kept") for fault in faults):
+            hosts[domain] = await world.sandbox.domain(domain, Script(certificate=Kind.EXPIRED))
+            await world.publish(domain, _good(domain))
+            world.record(domain, "1", ttl=0)
+        await world.start(delivery=DELIVERY, resolver={"timeout": "3s"})
+        for fault in faults:
+            assert (await world.run("mta-sts", "refresh", f"kept-{fault}.test"))[0] == 0
+        for domain in hosts:
+            dns.fail(f"_mta-sts.{domain}", "TXT", Fault(domain.partition("-")[2][:-5]))
+        await asyncio.sleep(1.1)  # what the relay keeps of a record is kept for a second at least
+        for domain in hosts:
+            await world.sandbox.submit("a@from.test", f"bob@{domain}")
+        for domain, mx in hosts.items():
+            event = await _attempt(world, f"bob@{domain}")
+            if domain.startswith("new-"):
+                assert event["event"] == "delivered", domain
+                assert _policy_of(event) == ("no-policy-found", None, None), domain
+                assert len(mx.messages) == 1, domain
+            else:
+                assert (event["event"], event["severity"]) == ("failed", "temporary"), domain
+                assert _policy_of(event) == ("sts", "enforce", "certificate-expired"), domain
+                assert mx.messages == [], domain
 
 
 async def test_policy_holds_although_its_record_is_gone_and_after_kill_9(tmp_path: Path) -> None:
