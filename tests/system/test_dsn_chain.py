@@ -88,7 +88,7 @@ class World:
     async def give(self, *recipients: str, **more: Any) -> None:
         await asyncio.to_thread(self.hand_in, *recipients, **more)
 
-    async def reports(self, count: int, *, seconds: float = 15) -> list[Dsn]:
+    async def reports(self, count: int, *, seconds: float = 60) -> list[Dsn]:
         await self.sender.wait_for_messages(count, timeout=seconds)
         await asyncio.sleep(0.3)
         assert len(self.sender.messages) == count, "more reports than that"
@@ -185,9 +185,9 @@ async def test_who_wants_to_hear_nothing_hears_nothing(world: World) -> None:
 
 async def test_a_delay_is_told_once_and_the_end_once(world: World) -> None:
     await world.sandbox.domain("busy.example", BUSY)
-    await world.start(queue={"retry": ["1s"], "lifetime": "4s", "warn_after": "2s"})
+    await world.start(queue={"retry": ["3s"], "lifetime": "12s", "warn_after": "6s"})
     await world.give("b@busy.example", mail=("ENVID=E2",))
-    delayed, failed = await world.reports(2, seconds=30)
+    delayed, failed = await world.reports(2)
     assert delayed.actions == {"b@busy.example": "delayed"}
     assert delayed.status[1]["Will-Retry-Until"]
     assert failed.actions == {"b@busy.example": "failed"}
@@ -228,9 +228,9 @@ async def test_three_dead_domains_are_one_delay_notice_and_one_bounce(world: Wor
     world.sandbox.dns.a("mx.gone.example", "127.7.250.250")
     world.sandbox.dns.mx("gone.example", (10, "mx.gone.example"))
     recipients = {"a@busy.example", "b@closed.example", "c@gone.example"}
-    await world.start(queue={"retry": ["1s"], "lifetime": "4s", "warn_after": "2s"})
+    await world.start(queue={"retry": ["3s"], "lifetime": "12s", "warn_after": "6s"})
     await world.give(*recipients)
-    delayed, failed = await world.reports(2, seconds=30)
+    delayed, failed = await world.reports(2)
     assert delayed.actions == dict.fromkeys(recipients, "delayed")
     assert all(group["Will-Retry-Until"] for group in delayed.status[1:])
     assert failed.actions == dict.fromkeys(recipients, "failed")
@@ -255,7 +255,7 @@ async def test_what_kill_9_parts_is_one_report_all_the_same(world: World) -> Non
     ]
     await world.sandbox.domain("one.example", CLOSED)
     await world.sandbox.domain("three.example", *first, REFUSES)
-    relay = await world.start(queue={"retry": ["1s"], "lifetime": "5d", "warn_after": "2s"})
+    relay = await world.start(queue={"retry": ["4s"], "lifetime": "5d", "warn_after": "8s"})
     await world.give("a@one.example", "b@two.example")
     await world.give("c@three.example", "d@four.example")
     await world.sandbox.attempts("a@one.example", 3)
@@ -270,7 +270,7 @@ async def test_what_kill_9_parts_is_one_report_all_the_same(world: World) -> Non
     for mx, then in zip(silent, (CLOSED, REFUSES), strict=True):
         mx.scripts = (then,)
     await asyncio.to_thread(relay.start)
-    one, other = await world.reports(2, seconds=30)
+    one, other = await world.reports(2)
     assert sorted([one.actions, other.actions], key=str) == [
         {"a@one.example": "delayed", "b@two.example": "delayed"},
         {"c@three.example": "failed", "d@four.example": "failed"},
