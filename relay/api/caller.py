@@ -4,7 +4,8 @@ It follows the events of the store as the delivery log's file does. Calls are ow
 commit, before any is made, so that an event is told at least once however often we are killed;
 a receiver knows a repetition by the event's id. Redirects are not followed, answers not read, and
 only addresses are called that `relay.api.targets` allows. A host that does not answer holds three
-of the fifty places for calls and no more: calls to others go on beside it.
+of the fifty places for calls and no more, and a quarter of them is kept for hosts that answered
+lately: however many do not, calls to those go on.
 Without a webhook it sleeps. With several workers each tells of its own events; `elsewhere` asks
 for the webhooks that the first one keeps.
 """
@@ -38,6 +39,10 @@ _ANSWER_SECONDS = 30.0
 _PAGE = 500
 _AT_ONCE = 50
 _OF_ONE_HOST = 3
+_OF_OTHERS = _AT_ONCE - _AT_ONCE // 4
+"""Places for hosts that did not answer at once the last time."""
+_PROMPT_SECONDS = 5.0
+_MOST_PROMPT = 1000
 _REMEMBER_EVERY = 10_000
 
 
@@ -70,6 +75,8 @@ class Caller:
         self._wake = asyncio.Event()
         self._calling: dict[int, str] = {}
         self._calls: set[asyncio.Task[None]] = set()
+        self._prompt: dict[str, None] = {}
+        """Hosts that answered at once the last time."""
 
     def changed(self) -> None:
         """The webhooks are others now."""
@@ -186,13 +193,27 @@ class Caller:
             fresh = [call for call in due if call.number not in self._calling]
             if not fresh:
                 break
-            for call in fresh[: _AT_ONCE - len(self._calling)]:
-                if list(self._calling.values()).count(_host_of(call.url)) < _OF_ONE_HOST:
-                    self._begin(session, call, key)
-                else:
+            for call in fresh:
+                if not self._has_place(_host_of(call.url)):
                     full.add(call.url)
+                elif len(self._calling) < _AT_ONCE:
+                    self._begin(session, call, key)
         if not self._calling and not full:
             self._owes = await self._api_state.next_call_due() is not None
+
+    def _has_place(self, host: str) -> bool:
+        calling = list(self._calling.values())
+        if calling.count(host) >= _OF_ONE_HOST:
+            return False
+        others = sum(other not in self._prompt for other in calling)
+        return host in self._prompt or others < _OF_OTHERS
+
+    def _note(self, host: str, *, is_prompt: bool) -> None:
+        self._prompt.pop(host, None)
+        if is_prompt:
+            self._prompt[host] = None
+            if len(self._prompt) > _MOST_PROMPT:
+                del self._prompt[next(iter(self._prompt))]
 
     def _begin(self, session: aiohttp.ClientSession, call: PendingCall, key: str) -> None:
         self._calling[call.number] = _host_of(call.url)
@@ -202,8 +223,12 @@ class Caller:
 
     async def _call(self, session: aiohttp.ClientSession, call: PendingCall, key: str) -> None:
         """One call, until what came of it is written down; its place is free then."""
+        began = asyncio.get_running_loop().time()
         try:
             status = await self._post(session, call, key)
+            took = asyncio.get_running_loop().time() - began
+            is_prompt = status is not None and took < _PROMPT_SECONDS
+            self._note(_host_of(call.url), is_prompt=is_prompt)
             due = next_try(status, attempts=call.attempts, now=self._clock())
             said = "no answer" if status is None else f"answer {status}"
             if due is not None:

@@ -223,5 +223,5 @@ async def test_mail_to_a_host_that_is_well_does_not_wait_for_others(world: World
     assert world.tarpit.most <= 20
     assert counts.get("POST 415", 0) + counts.get("POST 401", 0) > 0
     # A machine with other work has bad moments of its own.
-    assert crowded.p99 <= max(2 * quiet.p99, 0.2 if LONG else 1.0)
+    assert crowded.p99 <= max(2 * quiet.p99, 0.5 if LONG else 1.0)
     assert max(*crowded.seconds, *newcomers.seconds) <= (2 if LONG else 5)

@@ -351,3 +351,37 @@ async def test_a_webhook_that_never_answers_holds_up_no_call_to_another(
     for writer in held:
         writer.transport.abort()
     silent.close()
+
+
+async def test_thirty_hosts_that_never_answer_hold_up_no_call_to_one_that_answered(
+    store: SqliteStore, ear: Ear, caller: Caller
+) -> None:
+    held: list[asyncio.StreamWriter] = []
+
+    async def say_nothing(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        held.append(writer)
+        await asyncio.sleep(3600)
+
+    silent = await asyncio.start_server(say_nothing, "0.0.0.0", 0)
+    port = silent.sockets[0].getsockname()[1]
+    for number in range(10):
+        urls = [f"http://127.0.2.{number * 3 + n}:{port}/" for n in (1, 2, 3)]
+        await store.api_state.set_webhook(f"silent{number}.example", "accepted", urls)
+    await store.api_state.set_webhook("example.com", "accepted", [ear.url])
+    caller.changed()
+    await accept(store, "Q0", "ann@example.com")
+    await ear.until(1)
+    for number in range(30):
+        await accept(store, f"S{number}", f"ann@silent{number % 10}.example")
+    async with asyncio.timeout(30):
+        while len(held) < 38:
+            await asyncio.sleep(0.01)
+    begun = asyncio.get_running_loop().time()
+    for number in range(20):
+        await accept(store, f"R{number}", "ann@example.com")
+    await ear.until(21)
+    assert asyncio.get_running_loop().time() - begun < 25, "the silent ones end after 30 s"
+    assert len(held) == 38
+    for writer in held:
+        writer.transport.abort()
+    silent.close()
