@@ -46,6 +46,11 @@ TARGETS = {
     "relay.route.dane": ("tests/unit/route/test_dane.py",),
     "relay.deliver.tally": ("tests/unit/deliver/test_tally.py",),
     "relay.policy.rules": ("tests/unit/policy/test_rules.py",),
+    "relay.route.chain": ("tests/unit/route/test_chain.py",),
+    "relay.deliver.floors": (
+        "tests/unit/deliver/test_floors_at_hand.py",
+        "tests/unit/deliver/test_attempt_requiretls.py",
+    ),
 }
 
 _SILENT_DEFAULT = "a default that is silent is false all the same"
@@ -71,6 +76,8 @@ EQUIVALENT = {
     "TlsRule(require_tls=False, skip_verification=False) → without require_tls": _SILENT_DEFAULT,
     "TlsRule(require_tls=False, skip_verification=False) → without skip_verification": _SILENT_DEFAULT,
     "if not table or not domain → if False": _SHORT_CUT,
+    "if not rules.destinations → if False": _SHORT_CUT,
+    "return 3 if outcome.status == NO_REQUIRETLS else 2: 3 → 4": _ORDER,
     "not table or not domain → and": _SHORT_CUT,
     "rules.overlay and sender_domain → or": "only saves a look-up, which finds nothing",
     "return -1: 1 → 2": _ORDER,

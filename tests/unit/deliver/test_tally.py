@@ -179,3 +179,29 @@ def test_what_begins_anew_forgets_what_the_hosts_had():
     outcome = made.outcomes()[0]
     assert isinstance(outcome, Bounced)
     assert outcome.hosts == ()
+
+
+NO_KEYWORD = Deferred("4.7.30", Code.NONE, "", "REQUIRETLS not offered", tls_unmet=True)
+
+
+@pytest.mark.parametrize(
+    ("said", "status", "description"),
+    [
+        ([UNMET], "5.7.10", "no STARTTLS"),
+        ([UNMET, UNMET_5], "5.7.10", "expired"),
+        ([NO_KEYWORD], "5.7.30", "REQUIRETLS not offered"),
+        ([NO_KEYWORD, UNMET], "5.7.30", "REQUIRETLS not offered"),
+        ([UNMET_5, NO_KEYWORD], "5.7.30", "REQUIRETLS not offered"),
+    ],
+)
+def test_mail_with_requiretls_is_returned_for_the_keyword_where_one_host_lacked_nothing_else(
+    said: list[Deferred], status: str, description: str
+):
+    hosts = zip((ONE, TWO), said, strict=False)
+    outcome = last(*hosts, bounce_unmet=True, requiretls=True)
+    assert isinstance(outcome, Bounced)
+    assert (outcome.status, outcome.description) == (status, description)
+    later = last(
+        (THREE, BUSY), *zip((ONE, TWO), said, strict=False), bounce_unmet=True, requiretls=True
+    )
+    assert isinstance(later, Deferred)

@@ -16,6 +16,7 @@ from relay.policy.rules import (
     TlsRule,
     effective,
     floor_rules,
+    is_locked,
     reconsider,
     resolve,
     resolve_dsn,
@@ -439,3 +440,23 @@ def test_the_nearest_rule_that_speaks_says_what_of_a_domains_wishes_is_obeyed():
 def test_what_is_ignored_for_all_is_waived_for_nobody():
     rules = PolicyRules(mta_sts=FloorUse.IGNORE, dane=FloorUse.IGNORE)
     assert not floor_rules(rules, "a.example").is_waived
+
+
+@pytest.mark.parametrize(
+    ("sender", "domain", "locked"),
+    [
+        ("a@locked.example", "b.test", True),
+        ("a@other.example", "locked.test", True),
+        ("a@other.example", "b.test", False),
+        ("", "b.test", False),
+        ("", "locked.test", True),
+    ],
+)
+def test_a_rule_that_applies_locks_a_message(sender: str, domain: str, locked: bool):
+    rules = PolicyRules(
+        domains={"locked.example": TlsRule(allow_override=False)},
+        destinations={"locked.test": DestinationRule(allow_override=False)},
+    )
+    assert is_locked(rules, sender, domain) is locked
+    every = PolicyRules(default=TlsRule(False, False, False))
+    assert is_locked(every, sender, domain)

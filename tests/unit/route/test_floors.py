@@ -406,3 +406,15 @@ def test_what_becomes_of_a_message_at_a_host_that_is_not_connected_to(bounces: b
     assert said(told).startswith(
         f"not sent here; {'bounced 5.7.5' if bounces else 'deferred 4.7.5'}"
     )
+
+
+def test_mail_with_requiretls_is_foretold_to_be_returned_at_once():
+    needed = requirement(
+        TlsSettings(Setting(True, Source.MESSAGE), Setting(False, Source.MESSAGE)),
+        OPTIONS,
+        requiretls=True,
+    )
+    ends = {each.at_last for each in prospects(needed, HOST) if not each.is_sent}
+    assert ends == {"5.7.10"}
+    assert "the host must offer REQUIRETLS inside TLS" in describe(needed, HOST)
+    assert not_used(needed).at_last == "5.7.10"
