@@ -61,6 +61,7 @@ def explain(
 
     The rules are the file's. Where a relay is running that has others in force, stderr says so.
     """
+    from relay.daemon.explaining import FloorPending
     from relay.policy.fields import Wishes
 
     config = load_config(config_file(ctx))
@@ -72,6 +73,8 @@ def explain(
         wishes = Wishes(_truth(require_tls), _truth(skip_verification))
         speaks = {"requiretls": requiretls, "tls_required_no": tls_required_no}
         answer = _explained(config, reverse_path, forward_path, wishes, speaks)
+    except FloorPending as error:
+        fail(f"{error}; ask again when that has ended")
     except (
         Exception
     ) as error:  # whatever the way to an answer fails by, a sentence is what is wanted

@@ -72,7 +72,9 @@ async def _probe(config: Config, domain: str, patience: timedelta) -> dict[str, 
                 tls=config.tls,
                 patience=patience,
             )
-    except (ResolverError, FloorPending, SpoolError) as error:
+    except FloorPending as error:
+        fail(f"{error}; ask again when that has ended, or with a longer --timeout")
+    except (ResolverError, SpoolError) as error:
         fail(str(error))
 
 

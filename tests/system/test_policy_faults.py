@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from relay.sandbox.certificates import Kind
 from relay.sandbox.dns import Fault
@@ -261,3 +264,25 @@ async def test_dead_policy_hosts_delay_nobody_elses_mail(tmp_path: Path) -> None
             for event in world.sandbox.events(event="failed")
             if event["recipient-domain"].startswith("slow")
         ]
+
+
+async def test_probe_says_that_the_policy_is_slow_to_come_and_waits_no_longer_than_asked(
+    tmp_path: Path,
+) -> None:
+    async with open_world(tmp_path) as world:
+        await world.sandbox.domain("a.test", Script())
+        await world.publish("a.test", WebAnswer(is_silent=True))
+        relay = await world.sandbox.prepare()
+        relay.config_file.write_text(yaml.safe_dump(relay.config))
+        probe = ("-m", "tests.rigs.policy_relay", str(world.port), "probe", "a.test")
+        done = await asyncio.to_thread(
+            subprocess.run,
+            [sys.executable, *probe, "-c", str(relay.config_file), "--timeout", "1s"],
+            cwd=Path(__file__).parents[2],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 1
+        told = "the MTA-STS policy of a.test is being fetched; ask again"
+        assert done.stderr.startswith(told)
