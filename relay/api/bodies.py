@@ -84,7 +84,7 @@ class Room:
 
 
 class Body:
-    """The body of one request. It is read once, through `pieces`; then `close` gives its room back."""
+    """The body of one request, read once, through `pieces`. `close` gives its room back."""
 
     def __init__(
         self,

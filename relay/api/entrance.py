@@ -44,7 +44,8 @@ def _turned_away(status: str, sentence: str) -> bytes:
     said = json.dumps({"message": sentence})
     return (
         f"HTTP/1.1 {status}\r\nServer: relay\r\nRetry-After: 60\r\nConnection: close\r\n"
-        f"Content-Type: application/json; charset=utf-8\r\nContent-Length: {len(said)}\r\n\r\n{said}"
+        "Content-Type: application/json; charset=utf-8\r\n"
+        f"Content-Length: {len(said)}\r\n\r\n{said}"
     ).encode()
 
 
@@ -213,7 +214,7 @@ class Entrance:
 
 
 def _listening(family: int, name: Any) -> socket.socket:
-    """A bound socket; of IPv6 alone where it is one of IPv6, as the event loop's own servers are."""
+    """A bound socket; one of IPv6 is of IPv6 alone, as the event loop's own servers are."""
     listening = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

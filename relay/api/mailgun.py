@@ -94,7 +94,7 @@ def read_order(
     max_recipients: int,
     sender: str | None = None,
 ) -> Order:
-    """Envelope and options of a form. `sender`: the From address where the form need not name one."""
+    """Envelope and options of a form. `sender`: the From address, if the form needs none."""
     named = [value for value in form.all("from") if value.strip()] or ([sender] if sender else [])
     if not named:
         raise ApiError(400, "from parameter is missing")

@@ -106,7 +106,7 @@ def links(query: EventQuery, found: Sequence[StoredEvent]) -> tuple[str, str]:
 
 
 def item_of(line: str) -> dict[str, Any]:
-    """An event as the interface shows it: the log's own object, with what every item of theirs has."""
+    """An event as the interface shows it: the log's object, with all that Mailgun's have."""
     item: dict[str, Any] = json.loads(line)
     item.setdefault("tags", [])
     item.setdefault("user-variables", {})

@@ -40,7 +40,7 @@ __all__ = ["compose", "normalise_mime"]
 
 _POLICY = email.policy.SMTP.clone(cte_type="7bit")
 _HEADER_POLICY = _POLICY.clone(cte_type="8bit", max_line_length=990)
-"""For the fields of parts: a Content-ID folded in its middle would no longer be what its URL says."""
+"""For the fields of parts: a Content-ID that is folded would not be what its URL says."""
 
 _MEDIA_TYPE = re.compile(r"([A-Za-z0-9!#$&^_.+-]{1,64})/([A-Za-z0-9!#$&^_.+-]{1,64})")
 _BARE_CR = re.compile(rb"\r(?!\n)")
@@ -164,7 +164,7 @@ def _media_type(said: str, name: str, content: bytes) -> tuple[str, str, dict[st
 
 
 def _can_stand_as_it_is(content: bytes) -> bool:
-    """Whether a message can be a part without an encoding: with CRLF, no NUL, and no line too long."""
+    """Whether a message can be a part without an encoding: CRLF, no NUL, no line too long."""
     lines = content.split(b"\r\n")
     return (
         b"\0" not in content

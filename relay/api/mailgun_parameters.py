@@ -63,7 +63,7 @@ REFUSED = frozenset(
         "template",
     }
 )
-"""What would go out is not what was meant. `t:` and any name that nobody knows are refused as well."""
+"""Without these the message would not be as it was meant. Unknown names are refused, too."""
 
 _CONTENT = frozenset({"from", "to", "cc", "bcc", "subject", "text", "html", "amp-html"})
 MADE_ALREADY = frozenset({"from", "to", "cc", "bcc", "subject"})
@@ -79,7 +79,7 @@ _KEEPS_CASE = ("h:", "v:")
 
 
 def checked_message(form: Form) -> Form:
-    """The form of `messages`, its names as the tables have them; 400 with a name that is in none."""
+    """The form of `messages`, its names as in the tables; 400 with a name that is in none."""
     return _checked(form, _CONTENT, FILES)
 
 

@@ -52,7 +52,7 @@ def document() -> dict[str, Any]:
         "info": {
             "title": "relay",
             "version": __version__,
-            "description": "An SMTP smarthost: Mailgun's interface for sending, and the operator's own.",
+            "description": "An SMTP smarthost: Mailgun's interface for sending, and an operator's.",
         },
         "paths": paths,
         "components": {

@@ -112,7 +112,7 @@ async def probe(api: Api, request: web.Request) -> web.Response:
 
 
 def _query(request: web.Request, known: Collection[str]) -> Mapping[str, str]:
-    """The parameters of a query, each known and there once: one that is not would be passed over."""
+    """The parameters of a query: each is known and there once, or the query is refused."""
     for name in request.query:
         if name not in known:
             raise ApiError(

@@ -1,8 +1,8 @@
 """The HTTP server: a socket, TLS if the operator wants it, and what every request goes through.
 
     connections   no more than there may be, and from one client half of them (`relay.api.entrance`)
-    time          a request's header section has `_HEADER_SECONDS` from the last answer, or the connection
-                  ends; all of it the time a transaction has over SMTP
+    time          a request's header section has `_HEADER_SECONDS` from the last answer, or the
+                  connection ends; all of it the time a transaction has over SMTP
     origin        a page of another site that asks a browser for a change: 403 (`relay.api.origin`)
     key           401 in Mailgun's words; 429 after too many wrong ones from an address
     encoding      415: a body is taken as it is, nothing is inflated

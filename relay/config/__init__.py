@@ -5,9 +5,9 @@ Each module defines what it wants to be told as a frozen dataclass beside the co
 reads it; this one alone knows YAML. It reads a file four times over:
 
     compose    YAML into a tree in which every key and value knows its line; duplicate keys found
-    conform    the tree against the dataclasses: unknown keys, wrong types, durations, sizes, domains
+    conform    the tree against the dataclasses: unknown keys, wrong types, durations, domains
     defaults   defaults that would contradict a key of the file give way
-    consider   what is legal one by one and wrong together: AUTH without users, TLS without a certificate
+    consider   keys that contradict each other: AUTH without users, TLS without a certificate
 
 (and a fifth time for `relay check`: `trial`, what only a start would find)
 

@@ -101,13 +101,19 @@ def _consider_listeners(config: Config) -> Iterator[Remark]:
         yield from _consider_certificate(listener, key)
         yield from _consider_group(f"{key}.socket_group", listener.socket_group)
         if listener.auth is not ListenerAuth.NONE and not config.access.users:
-            cure = "name users under access.users (`relay password` makes the hash), or write auth: none"
+            cure = (
+                "name users under access.users (`relay password` makes the hash),"
+                " or write auth: none"
+            )
             yield Remark(
                 f"{key}.auth", f"auth: {listener.auth} without a user who could log in", cure
             )
         in_clear = listener.tls is ListenerTls.NONE and not _is_local(listener.address)
         if listener.auth is not ListenerAuth.NONE and in_clear and not listener.auth_without_tls:
-            cure = "write tls: starttls with a certificate (or auth_without_tls: true, if that is meant)"
+            cure = (
+                "write tls: starttls with a certificate (or auth_without_tls: true,"
+                " if that is meant)"
+            )
             yield Remark(
                 f"{key}.auth",
                 "passwords would cross the network in clear, so AUTH would never be offered",
@@ -242,7 +248,7 @@ _OPEN_RELAY = 1 / 16
 
 
 def _share(networks: Sequence[IPNetwork], public: IPNetwork) -> float:
-    """What part of the public addresses is in one of these networks, however many pieces they are."""
+    """What part of the public addresses is in one of these networks."""
     counted, reached = 0, int(public.network_address)
     for first, last in sorted(
         (int(one.network_address), int(one.broadcast_address))
@@ -316,7 +322,8 @@ def _bad_roots(path: str) -> str | None:
 def _consider_queue(config: Config) -> Iterator[Remark]:
     queue = config.queue
     if queue.warn_after is not None and queue.warn_after >= queue.lifetime:
-        problem = f"not before queue.lifetime ({format_duration(queue.lifetime)}), so no notice would ever go out"
+        lifetime = format_duration(queue.lifetime)
+        problem = f"not before queue.lifetime ({lifetime}), so no notice would ever go out"
         yield Remark("queue.warn_after", problem, "write a shorter duration, or never")
 
 

@@ -38,7 +38,7 @@ class Changes:
 
 
 def changes(old: Config, new: Config) -> Changes:
-    """What is different between two configurations, by key; values are not told, some are secrets."""
+    """The keys that differ between two configurations, without values: some are secrets."""
     before, after = as_document(old, with_secrets=True), as_document(new, with_secrets=True)
     found = list(_differing(before, after, section_of(Config)))
     return Changes(

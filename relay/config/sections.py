@@ -27,8 +27,8 @@ from relay.web.options import WebOptions
 
 @dataclass(frozen=True, slots=True)
 class ResolverSection:
-    """The DNS resolver; no name server: those of /etc/resolv.conf. `trust_ad`: whether its word that
-    it validated an answer (DNSSEC) is believed.
+    """The DNS resolver; no name server: those of /etc/resolv.conf. `trust_ad`: whether its word
+    that it validated an answer (DNSSEC) is believed.
     """
 
     nameservers: tuple[Annotated[str, Form.NAMESERVER], ...] = ()

@@ -23,7 +23,7 @@ MAX_DEPTH = 20
 """Levels of lists and sections in one another. The configuration has five."""
 
 MAX_VALUES = 200_000
-"""Values of a file, each one as often as an alias repeats it: ten aliases of ten can make millions."""
+"""Values of a file, counted as often as aliases repeat them: ten of ten can make millions."""
 
 _MISSPELT = re.compile(r"RELAY_(?!_)[A-Za-z0-9]+(?:_[A-Za-z0-9]+)*__")
 
@@ -203,7 +203,10 @@ def _yaml_cure(problem: str) -> str:
         return "put a value that begins with this character in quotes (a domain has no @)"
     if "found ':'" in problem:
         return "put an address that begins with a colon in quotes"
-    return "look at this line and the one before it: indentation, a missing colon, an open quote or bracket"
+    return (
+        "look at this line and the one before it: indentation, a missing colon, an open quote"
+        " or bracket"
+    )
 
 
 def dotted(key: str, name: str) -> str:

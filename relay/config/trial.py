@@ -87,7 +87,9 @@ def _try_ports(config: Config) -> Iterator[Remark]:
 
 _CURES = {
     errno.EADDRINUSE: "stop what listens there (`ss -ltnp` names it), or choose another port",
-    errno.EACCES: "choose a port from 1024, or start by the service, which may use it (CAP_NET_BIND_SERVICE)",
+    errno.EACCES: (
+        "choose a port from 1024, or start by the service, which may use it (CAP_NET_BIND_SERVICE)"
+    ),
     errno.EADDRNOTAVAIL: "write an address this machine has (`ip address` lists them), or 0.0.0.0",
 }
 

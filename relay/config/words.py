@@ -90,7 +90,7 @@ def _in_each_case(words: Mapping[str, bool]) -> Mapping[str, bool]:
 
 
 TRUTHS = _in_each_case({"yes": True, "no": False, "on": True, "off": False})
-"""The words of YAML 1.1 that are texts in YAML 1.2. In both `true` is no text, and "true" is one."""
+"""Words of YAML 1.1 that are texts in YAML 1.2. In both `true` is no text, "true" is one."""
 
 _ALL_TRUTHS = {**TRUTHS, **_in_each_case({"true": True, "false": False})}
 
@@ -172,7 +172,8 @@ def host_and_port(text: str) -> tuple[str, int]:
         )
     if host in ("", "*"):
         raise ValueError(
-            f"{shown(text)} names no address; write 0.0.0.0:{port} for all of IPv4, [::]:{port} for IPv6"
+            f"{shown(text)} names no address;"
+            f" write 0.0.0.0:{port} for all of IPv4, [::]:{port} for IPv6"
         )
     if ":" in host and not host.startswith("["):
         raise ValueError(
@@ -229,7 +230,8 @@ def domain_pattern(text: str, *, alone: bool = False) -> str:
         return f"*.{domain(text[2:])}"
     if "*" in text:
         raise ValueError(
-            f'{shown(text)} has a "*" inside; only "*." in front is understood, as in "*.example.com"'
+            f'{shown(text)} has a "*" inside;'
+            ' only "*." in front is understood, as in "*.example.com"'
         )
     return domain(text)
 
@@ -308,7 +310,8 @@ def nameserver(text: str) -> str:
         host_and_port(text)
     except ValueError:
         raise ValueError(
-            f"{shown(text)} is not the address of a nameserver; write it as 9.9.9.9 or 127.0.0.1:5353"
+            f"{shown(text)} is not the address of a nameserver;"
+            " write it as 9.9.9.9 or 127.0.0.1:5353"
         ) from None
     return text
 

@@ -80,7 +80,8 @@ async def explain(
     tls_required_no: bool = False,
 ) -> dict[str, Any]:
     """Each setting and where it came from, the hosts in order, and what each of them must prove.
-    `requiretls`, `tls_required_no`: as if the message came with REQUIRETLS, or said TLS-Required: No.
+    `requiretls`, `tls_required_no`: as if the message came with REQUIRETLS, or said TLS-Required:
+    No.
 
     `recipient` is an address that `relay.mail.address.parse_path` gave. The DNS is asked, and the
     policy host of the domain for as long as `patience`; then `FloorPending` is raised.
@@ -120,8 +121,8 @@ async def floors_of(
     patience: timedelta,
     waiving: str | None = None,
 ) -> tuple[StsFloor, list[HostUnderFloor]]:
-    """What a recipient domain asks of each of its hosts, in the order of the route. `waiving`: as for
-    `Floors.of_domain`.
+    """What a recipient domain asks of each of its hosts, in the order of the route. `waiving`: as
+    for `Floors.of_domain`.
     """
     asked = await _of_domain(floors, domain, route, patience, waiving)
     found = []

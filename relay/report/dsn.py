@@ -57,23 +57,24 @@ _SUBJECT = {
 _OPENING = {
     ReportKind.FAILED: "Your message could not be delivered to the recipients below. "
     "It will not be tried again.",
-    ReportKind.DELAYED: "Your message has not reached the recipients below yet. It is still being tried; "
-    "you need not send it again. If it cannot be delivered you will get another report.",
-    ReportKind.RELAYED: "Your message was handed to the mail hosts of the recipients below. They do not "
-    "report what becomes of it, so this is the last you hear unless it fails.",
+    ReportKind.DELAYED: "Your message has not reached the recipients below yet. It is still "
+    "being tried; you need not send it again. If it cannot be delivered you will get another "
+    "report.",
+    ReportKind.RELAYED: "Your message was handed to the mail hosts of the recipients below. They "
+    "do not report what becomes of it, so this is the last you hear unless it fails.",
 }
 
 _ADVICE = (  # the first that fits the status (RFC 3463 §3)
     (
         r"5\.7\.[45]",
-        "This message was only to travel over a protected connection, and none of the recipient's mail "
-        "hosts offered one that is good enough. Ask the recipient's postmaster to repair its TLS, or send "
-        "what needs no protection without requiring it.",
+        "This message was only to travel over a protected connection, and none of the recipient's "
+        "mail hosts offered one that is good enough. Ask the recipient's postmaster to repair its "
+        "TLS, or send what needs no protection without requiring it.",
     ),
     (
         r".\.4\.7",
-        "The recipient's mail hosts did not take it for as long as it was tried. Send it again later, or "
-        "reach the recipient some other way.",
+        "The recipient's mail hosts did not take it for as long as it was tried. Send it again "
+        "later, or reach the recipient some other way.",
     ),
     (
         r".\.1\.(?:10|2)|.\.4\.4",
@@ -99,7 +100,8 @@ _ADVICE = (  # the first that fits the status (RFC 3463 §3)
     ),
     (
         r".\.6\.",
-        "The recipient's mail host cannot handle the form of this message. Its answer may say what is wrong.",
+        "The recipient's mail host cannot handle the form of this message. Its answer may say what"
+        " is wrong.",
     ),
     (r"", "If the answer does not help you, pass this report on to your postmaster."),
 )
@@ -161,7 +163,8 @@ def compose(
         *_thread(section),
         _field("Auto-Submitted", "auto-replied", international),  # RFC 3834 §5
         _field("MIME-Version", "1.0", international),
-        f'Content-Type: multipart/report; report-type=delivery-status;\r\n boundary="{boundary}"\r\n',
+        "Content-Type: multipart/report; report-type=delivery-status;\r\n"
+        f' boundary="{boundary}"\r\n',
     ]
     delimiter = f"--{boundary}\r\n".encode()
     return b"".join(
@@ -186,7 +189,7 @@ def _text_part(report: Report, hostname: str) -> bytes:
 
 
 def _status_part(report: Report, hostname: str, international: bool) -> bytes:
-    """What a program reads (RFC 3464 §2): the fields of the message, then those of each recipient."""
+    """The part for programs (RFC 3464 §2): the message's fields, then each recipient's."""
     groups = [_message_fields(report.entry.message, hostname, international)]
     groups += [_recipient_fields(report, change, international) for change in report.changes]
     kind = "message/global-delivery-status" if international else "message/delivery-status"
@@ -292,7 +295,7 @@ def _typed_address(address: str, international: bool) -> str:
 
 
 def _original_recipient(orcpt: str) -> str:
-    """ORCPT as RFC 3464 §2.3.1 wants it: its type, and the address without xtext; "" if it is none."""
+    """ORCPT as in RFC 3464 §2.3.1: its type, and the address without xtext; "": it is none."""
     match = _ORCPT.fullmatch(orcpt)
     if match is None:
         return ""
@@ -339,7 +342,8 @@ def _words(report: Report, hostname: str) -> Iterator[str]:
         yield from _about(report.kind, message, change)
     if len(report.changes) > _MAX_TOLD:
         yield ""
-        yield f"And {len(report.changes) - _MAX_TOLD} more recipients, listed in the report for programs."
+        more = len(report.changes) - _MAX_TOLD
+        yield f"And {more} more recipients, listed in the report for programs."
     yield ""
     yield from _wrapped("The same for programs, and the header of your message, are attached.")
 
@@ -451,7 +455,7 @@ def _bounded(section: bytes) -> bytes:
 
 
 def _quoted_printable(body: bytes) -> bytes:
-    """RFC 2045 §6.7, CRLF kept as the end of a line; any other CR or LF is encoded like the rest."""
+    """RFC 2045 §6.7; CRLF stays the end of a line, any other CR or LF is encoded."""
     lines = (binascii.b2a_qp(line, istext=False) for line in body.split(b"\r\n"))
     return b"\r\n".join(line.replace(b"=\r\n", b"=\n").replace(b"=\n", b"=\r\n") for line in lines)
 

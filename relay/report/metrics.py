@@ -163,7 +163,7 @@ class Metrics:
             self._unrouted += 1
 
     def policy_fetched(self, result: str) -> None:
-        """A fetch of an MTA-STS policy has ended: "ok", or the type of its failure (RFC 8460 §4.3)."""
+        """A fetch of an MTA-STS policy has ended: "ok", or its failure's type (RFC 8460 §4.3)."""
         self._sts_fetches[result] += 1
 
     def _changed(self, change: Change, settlement: Settlement) -> None:
@@ -242,8 +242,8 @@ class Metrics:
         yield _counter("relay_sts_fetches", text, "result", self._sts_fetches)
         failures = CounterMetricFamily(
             "relay_policy_failures",
-            "Attempts at hosts that failed what the recipient's domain asks for, by TLSA records or "
-            "by an MTA-STS policy, enforced or not; one for each recipient.",
+            "Attempts at hosts that failed what the recipient's domain asks for, by TLSA records "
+            "or by an MTA-STS policy, enforced or not; one for each recipient.",
             labels=("policy", "result"),
         )
         for (policy, result), count in sorted(self._policy_failures.items()):

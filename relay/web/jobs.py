@@ -29,7 +29,7 @@ _AT_A_TIME = 4
 
 @dataclass(eq=False)
 class Job:
-    """One change. `wanted`: the filter, as it was said. `trouble`: a sentence, where it ended so."""
+    """One change. `wanted`: the filter in words. `trouble`: a sentence, if it failed."""
 
     name: str
     user: str

@@ -158,7 +158,7 @@ _VERSION_5: Migration = (
         idx INTEGER NOT NULL,
         is_done INTEGER NOT NULL,      -- 0: that it takes longer
         since INTEGER NOT NULL,
-        report_after INTEGER NOT NULL,  -- attempts for the message that are due by then are waited for
+        report_after INTEGER NOT NULL,  -- attempts of the message that are due by then come first
         data TEXT NOT NULL,            -- relay.queue.rows.pending_data
         PRIMARY KEY (queue_id, idx, is_done)
     ) WITHOUT ROWID""",

@@ -73,7 +73,7 @@ Fields = dict[str, Any]  # what JSON can say
 
 
 def taken_in(message: QueuedMessage, recipients: Sequence[QueuedRecipient]) -> tuple[Event, ...]:
-    """The events of a message that comes in: `accepted`; in test mode `tested` for each recipient."""
+    """The events of a message that is accepted; in test mode `tested` for each recipient, too."""
     events = [accepted(message, recipients)]
     if message.terms is not None and message.terms.is_test:
         events += [_tested(message, one, now=message.arrived) for one in recipients]
