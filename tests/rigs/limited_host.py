@@ -110,8 +110,9 @@ class LimitedHost:
                 return
             elif verb == b"MAIL" and self.messages and count >= self.messages:
                 writer.write(b"452 4.3.2 too many messages on this connection\r\n")
-                await reader.readuntil(b"DATA\r\n")
-                writer.write(b"503 5.5.1 no\r\n503 5.5.1 no\r\n")
+                while not (await reader.readline()).upper().startswith(b"DATA"):
+                    writer.write(b"503 5.5.1 no MAIL\r\n")
+                writer.write(b"503 5.5.1 no MAIL\r\n")
             elif verb == b"DATA":
                 writer.write(b"354 go on\r\n")
                 await reader.readuntil(b"\r\n.\r\n")

@@ -27,6 +27,11 @@ from tests.unit.deliver.conftest import QUICK, milliseconds
 
 SCHEDULE = RetrySchedule(waits=(timedelta(minutes=5), timedelta(hours=1)))
 
+SLOW = Timeouts(
+    connect=milliseconds(500), greeting=timedelta(seconds=60), command=timedelta(seconds=60)
+)
+
+
 HostsOf = Callable[[str], Sequence[Host]]
 
 
@@ -154,7 +159,10 @@ async def test_a_host_that_domains_are_routed_to_gets_its_connections_and_no_mor
     queue = fill(300, domains)
     async with LimitedHost(1000, seconds=0.02) as host:
         hosts = [at(host, "hop.example:25")]
-        async with delivering(queue, lambda _: hosts, contexts, concurrency_per_destination=7):
+        # No time-out: a connection that was given up may stand at the host for a moment.
+        async with delivering(
+            queue, lambda _: hosts, contexts, timeouts=SLOW, concurrency_per_destination=7
+        ):
             await until(lambda: len(queue.settlements) >= 300)
         assert host.most == 7
     assert queue.states() == {State.DELIVERED: 300}
@@ -186,11 +194,6 @@ async def test_a_busy_host_is_waited_for_and_its_backup_is_not_used(contexts):
             await until(lambda: len(queue.settlements) >= 60)
     assert len(first.taken) == 60
     assert not backup.connections
-
-
-SLOW = Timeouts(
-    connect=milliseconds(500), greeting=timedelta(seconds=60), command=timedelta(seconds=60)
-)
 
 
 async def test_a_host_without_a_greeting_holds_five_places_whatever_names_lead_to_it(contexts):
@@ -255,3 +258,18 @@ async def test_a_connection_that_takes_no_more_messages_is_replaced(contexts):
         await until(lambda: len(queue.settlements) >= 40)
     assert queue.states() == {State.DELIVERED: 40}
     assert host.connections >= 13
+
+
+async def test_what_was_delivered_before_a_host_turned_away_is_not_sent_again(contexts):
+    queue = fill(1)
+    async with (
+        LimitedHost(99, messages=2) as host,
+        delivering(queue, lambda _: [at(host)], contexts),
+    ):
+        await queue.until(1)
+        host.takes = 0  # no new connection from now on
+        queue.add("BIG", *(f"r{n}@d0.example" for n in range(150)))
+        await queue.until(2)
+        await asyncio.sleep(0.1)
+        assert len(host.taken) == 2
+    assert queue.states() == {State.DELIVERED: 101, State.DEFERRED: 50}
