@@ -170,7 +170,7 @@ def _address_in(line: bytes) -> IPv4Address | IPv6Address | None:
 
 
 def _looks_numeric(name: str) -> bool:
-    return name.rstrip(".").rpartition(".")[2].isdigit()
+    return name.rpartition(".")[2].isdigit()
 
 
 def _is_public(address: IPv4Address | IPv6Address) -> bool:
