@@ -5,6 +5,7 @@ from.
 from __future__ import annotations
 
 import difflib
+import pathlib
 from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from relay.config.shape import (
     Shape,
     Text,
     Truth,
+    is_secret,
     key_of,
     known_keys,
     section_of,
@@ -85,6 +87,7 @@ class Conformer:
             cure = f"write keys below it: {', '.join(section.keys)}"
             return self.wrong(tree.place, key, "not a section", cure)
         values = {}
+        self._read_secrets(tree, section, key)
         for name, below in tree.values.items():
             if name not in section.keys:
                 self._unknown(tree.keys[name], name, section.keys, key)
@@ -95,6 +98,40 @@ class Conformer:
             if value is not _WRONG:
                 values[found.field] = value
         return values
+
+    def _read_secrets(self, tree: Map, section: Section, key: str) -> None:
+        """`api_keys_file: PATH` is `api_keys` with what the file says: a secret, or one a line."""
+        for name, found in section.keys.items():
+            from_file = f"{name}_file"
+            if from_file not in tree.values or not is_secret(found.shape):
+                continue
+            path, place = tree.values.pop(from_file), tree.keys.pop(from_file)
+            if name in tree.values:
+                problem = f"{name} is given, too"
+                self.wrong(place, dotted(key, from_file), problem, "keep one of the two")
+                continue
+            text = self.conform(path, Text(Form.PATH), dotted(key, from_file))
+            lines = None if text is _WRONG else self._lines_of(text, place, dotted(key, from_file))
+            if lines is None:
+                self.noted.add(dotted(key, name))
+                continue
+            secrets = tuple(Leaf(place, "str", line) for line in lines)
+            tree.keys[name] = place
+            tree.values[name] = (
+                List(place, secrets)
+                if isinstance(found.shape, Items)
+                else Leaf(place, "str", "\n".join(lines))
+            )
+
+    def _lines_of(self, path: str, place: Place, key: str) -> list[str] | None:
+        try:
+            lines = pathlib.Path(path).read_text(encoding="utf-8").split("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            problem = getattr(error, "strerror", None) or "not UTF-8"
+            cure = "correct the path, or let the relay's user read it"
+            self.wrong(place, key, f"{path}: {problem}", cure)
+            return None
+        return [line.strip() for line in lines if line.strip()]
 
     def _unknown(self, place: Place, name: str, known: Collection[str], key: str) -> None:
         meant = difflib.get_close_matches(name.lower().replace("-", "_"), known, n=1, cutoff=0.6)

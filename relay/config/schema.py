@@ -23,6 +23,7 @@ from relay.config.shape import (
     Shape,
     Text,
     Truth,
+    is_secret,
     section_of,
 )
 from relay.mail.option import Form
@@ -64,9 +65,12 @@ def _of(shape: Shape, default: Any = None) -> dict[str, Any]:
 
 def _of_section(shape: Section, defaults: dict[str, Any]) -> dict[str, Any]:
     properties = {name: _of(key.shape, defaults.get(name)) for name, key in shape.keys.items()}
+    secrets = [name for name, key in shape.keys.items() if is_secret(key.shape)]
+    properties |= {f"{name}_file": _of(Text(Form.PATH)) for name in secrets}
     found = {"properties": properties, "additionalProperties": False}
     if shape.required:
-        return {"type": "object", **found, "required": list(shape.required)}
+        required = [name for name in shape.required if name not in secrets]
+        return {"type": "object", **found, "required": required}
     return {"type": ["object", "null"], **found}
 
 

@@ -144,6 +144,17 @@ def known_keys(shape: Shape, key: str = "") -> Iterator[tuple[str, Shape]]:
             return
 
 
+def is_secret(shape: Shape) -> bool:
+    """Whether a value is a secret, or a list of them: it may stand in a file of its own."""
+    match shape:
+        case Text():
+            return shape.is_secret
+        case Maybe(inner) | Items(inner):
+            return is_secret(inner)
+        case _:
+            return False
+
+
 _NETWORK = {ipaddress.IPv4Network, ipaddress.IPv6Network}
 
 

@@ -114,7 +114,6 @@ def _try_port(key: str, address: TcpAddress) -> Iterator[Remark]:
 
 def _try_directories(config: Config) -> Iterator[Remark]:
     yield from _try_directory("queue.path", Path(config.queue.path))
-    yield from _try_directory("log.delivery", Path(config.log.delivery).parent)
     yield from _try_log(Path(config.log.delivery))
     yield from _try_directory("admin.socket", Path(config.admin.socket).parent)
 
@@ -134,13 +133,16 @@ def _try_directory(key: str, path: Path) -> Iterator[Remark]:
 
 
 def _try_log(path: Path) -> Iterator[Remark]:
-    try:
+    with contextlib.suppress(PermissionError):  # which is said of its directory
         if path.is_dir():
             yield Remark("log.delivery", f"{path} is a directory", "name a file")
-        elif path.exists() and not _may_write(path):
+            return
+        if path.exists() and not _may_write(path):
             yield _not_ours("log.delivery", path, path)
-    except PermissionError:
-        return  # said of its directory already
+            return
+        if path.exists() and not path.is_file():
+            return  # /dev/stdout: nothing is made in its directory
+    yield from _try_directory("log.delivery", path.parent)
 
 
 def _try_queue(directory: Path, *, is_running: bool) -> Iterator[Remark]:

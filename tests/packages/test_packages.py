@@ -89,9 +89,9 @@ class Relay:
         }
         file.write_text(yaml.safe_dump(settings | keys, sort_keys=False))
 
-    def send(self, subject: str) -> None:
+    def send(self, subject: str, more: str = "") -> None:
         with smtplib.SMTP("127.0.0.1", self.port, timeout=30) as client:
-            content = f"Subject: {subject}\r\n\r\nhello\r\n"
+            content = f"{more}To: b,\r\n c\r\nSubject: {subject}\r\n\r\nhello\r\n"
             client.sendmail("a@client.example", "b@dest.example", content)
 
     def queued(self) -> list[str]:
@@ -161,6 +161,13 @@ def mail_flows(relay: Relay) -> None:
     wait_until(lambda: relay.arrived("first"), what="the delivery")
     wait_until(lambda: "delivered" in machine("relay", "log"), what="its line in the log")
     assert relay.queued() == []
+    [content] = relay.next_hop.contents
+    assert content.endswith(b"\r\nTo: b,\r\n c\r\nSubject: first\r\n\r\nhello\r\n")
+    relay.send("secret", "X-Require-TLS: yes\r\n")
+    wait_until(lambda: "not sent: TLS required" in machine("relay", "log"), what="the attempt")
+    assert relay.queued() == ["secret"]
+    assert not relay.arrived("secret")
+    machine("relay", "queue", "remove", "--all", "--yes")
     assert '"delivered"' in machine.read("/var/log/relay/delivery.log")
     checked = machine.run("relay", "check", "--quiet")
     assert checked.returncode == 0, f"what the running relay holds is not wrong: {checked.stderr}"

@@ -168,6 +168,11 @@ def test_a_certificate_that_has_expired_is_found(checked: Checked) -> None:
     assert checked.run("--file-only").returncode == 0, "old TLS beats none: a start is not refused"
 
 
+def test_the_delivery_log_may_be_the_standard_output(checked: Checked) -> None:
+    checked.config["log"]["delivery"] = "/dev/stdout"
+    assert checked.run().returncode == 0
+
+
 def test_a_queue_that_another_relay_uses_is_found(checked: Checked) -> None:
     (checked.directory / "spool").mkdir()
     with (checked.directory / "spool/lock").open("w") as lock:

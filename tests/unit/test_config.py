@@ -489,6 +489,41 @@ def test_a_default_gives_way_to_a_key_that_is_given(text: str, key: str, value: 
     assert config.warnings == ()
 
 
+def test_every_secret_may_stand_in_a_file_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("one\n\ntwo\n")
+    (tmp_path / "hash").write_text(f"{HASH}\n")
+    config = config_of(
+        f"hostname: relay.example.net\n"
+        f"admin: {{api_keys_file: {tmp_path}/keys}}\n"
+        f"access: {{users: {{app1: {{password_file: {tmp_path}/hash}}}}}}",
+        {"RELAY__ADMIN__WEBHOOK_SIGNING_KEY_FILE": str(tmp_path / "hash")},
+    )
+    assert config.admin.api_keys == ("one", "two")
+    assert config.admin.webhook_signing_key == HASH
+    assert config.access.users["app1"].password == HASH
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("admin: {api_keys_file: /nowhere}", "admin.api_keys_file: /nowhere: No such file"),
+        (
+            "admin: {api_keys: [a], api_keys_file: /x}",
+            "admin.api_keys_file: api_keys is given, too",
+        ),
+        ("admin: {domains_file: /x}", "admin.domains_file: unknown key"),
+        (
+            "access: {users: {app1: {password_file: /nowhere}}}",
+            "access.users.app1.password_file: /nowhere: No such file",
+        ),
+    ],
+)
+def test_a_mistake_with_the_file_of_a_secret_is_named(text: str, said: str) -> None:
+    [found] = mistakes_of(text)
+    assert said in found
+    assert "; " in found
+
+
 def test_a_group_that_a_socket_is_given_to_may_use_it() -> None:
     listeners = "[{address: 'unix:/a', socket_group: mail}, {address: 'unix:/b'}, "
     listeners += "{address: 'unix:/c', socket_group: mail, socket_mode: '0600'}]"
