@@ -9,7 +9,7 @@ READY  := $(VENV)/.ready
 TWO    := -n 2 --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help run test retest test-pythons check lint demo man dist lock packages packages-test image-test torture mutation fuzz bench clean
+.PHONY: help run test retest test-pythons check lint demo man dist lock packages packages-test sbom image-test torture mutation fuzz bench clean
 
 help:
 	@echo "make run       a relay to try out on 127.0.0.1:2525, with its page; no network is needed"
@@ -22,6 +22,7 @@ help:
 	@echo "make dist      the wheel and the source archive of a release, dist/"
 	@echo "make packages  .deb and .rpm, build/packages/ (ARCH=arm64: for another processor)"
 	@echo "make packages-test  install, upgrade, break and purge them in bare Debians (debootstrap, root, network)"
+	@echo "make sbom      what is shipped, for auditors: build/sbom.json (CycloneDX)"
 	@echo "make lock      requirements.lock anew: the newest release of every library, with hashes"
 	@echo "make image-test  build the container image and deliver a message through it (buildah, root, network)"
 	@echo "make torture   the long sweeps: kill -9 at every storage call, every network call, power cuts"
@@ -77,6 +78,10 @@ dist: $(READY)
 
 packages: $(READY)
 	$(BIN)/python packages/build.py
+
+sbom: $(READY)
+	@mkdir -p build
+	$(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --output-file build/sbom.json requirements.lock
 
 # RELAY_DEBIAN_ROOTS=DIR keeps the bare Debians for the next time.
 packages-test: packages

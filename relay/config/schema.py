@@ -69,8 +69,13 @@ def _of_section(shape: Section, defaults: dict[str, Any]) -> dict[str, Any]:
     properties |= {f"{name}_file": _of(Text(Form.PATH)) for name in secrets}
     found = {"properties": properties, "additionalProperties": False}
     if shape.required:
+        either = [
+            {"anyOf": [{"required": [name]}, {"required": [f"{name}_file"]}]}
+            for name in shape.required
+            if name in secrets
+        ]
         required = [name for name in shape.required if name not in secrets]
-        return {"type": "object", **found, "required": required}
+        return {"type": "object", **found, "required": required, "allOf": either or [True]}
     return {"type": ["object", "null"], **found}
 
 

@@ -1,0 +1,66 @@
+"""The installations under examples/: what they hand to the relay is a configuration, and what they
+hand to Kubernetes are its resources.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from relay.config import Config, read
+
+ROOT = Path(__file__).resolve().parents[2]
+KUBERNETES = list(yaml.safe_load_all((ROOT / "examples/kubernetes/relay.yaml").read_text()))
+COMPOSE = yaml.safe_load((ROOT / "examples/compose.yaml").read_text())
+CONTAINER = (ROOT / "conf/container.yaml").read_text()
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> str:
+    (tmp_path / "api-keys").write_text("a-key\n")
+    return str(tmp_path / "api-keys")
+
+
+@pytest.mark.parametrize("resource", KUBERNETES, ids=lambda resource: resource["kind"])
+def test_a_resource_is_one_that_kubernetes_takes(resource: dict[str, Any]) -> None:
+    newest = kubernetes_validate.latest_version()
+    kubernetes_validate.validate(resource, newest, strict=True)
+
+
+def test_the_configuration_for_kubernetes_is_one(keys: str) -> None:
+    [text] = [one["data"]["relay.yaml"] for one in KUBERNETES if one["kind"] == "ConfigMap"]
+    mounted = re.sub(r"/run/secrets/relay/api-keys", keys, text)
+    assert mounted != text
+    assert_serves_neighbours(read(mounted, {}, source="relay.yaml"))
+
+
+def test_the_environment_of_compose_is_a_configuration(keys: str) -> None:
+    environment = dict(COMPOSE["services"]["relay"]["environment"])
+    assert environment["RELAY__ADMIN__API_KEYS_FILE"] == "/run/secrets/api-keys"
+    environment["RELAY__ADMIN__API_KEYS_FILE"] = keys
+    config = read(CONTAINER, environment, source="relay.yaml")
+    assert_serves_neighbours(config)
+    assert config.routes["*"].host == "catcher"
+
+
+def assert_serves_neighbours(config: Config) -> None:
+    assert config.listeners[0].address == "0.0.0.0:2525"
+    assert config.admin.http == "0.0.0.0:8025"
+    assert config.admin.api_keys == ("a-key",)
+    assert (config.log.delivery, config.log.format) == ("/dev/stdout", "json")
+
+
+def test_every_library_of_the_program_is_locked_with_its_hashes() -> None:
+    import tomllib
+
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    locked = (ROOT / "requirements.lock").read_text().lower()
+    for one in wanted:
+        [name] = re.findall(r"^[A-Za-z0-9-]+", one)
+        found = re.search(rf"^{name.lower()}==[^\\]*\\\n    --hash=sha256:", locked, re.MULTILINE)
+        assert found, f"{name}: `make lock`"
