@@ -75,7 +75,9 @@ def _of_section(shape: Section, defaults: dict[str, Any]) -> dict[str, Any]:
             if name in secrets
         ]
         required = [name for name in shape.required if name not in secrets]
-        return {"type": "object", **found, "required": required, "allOf": either or [True]}
+        return {"type": "object", **found, "required": required} | (
+            {"allOf": either} if either else {}
+        )
     return {"type": ["object", "null"], **found}
 
 
