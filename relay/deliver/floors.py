@@ -131,8 +131,9 @@ class Floors:
         """The floor at one host. Of a host that is not used anyway no TLSA records are asked for."""
         found = domain.at_hosts.get(host)
         if found is None:
-            is_used = not not_named(host.name, domain.sts, domain.pins)
-            dane = await self.dane_at(host, domain) if is_used else NO_DANE
+            # Without a name to ask for, nobody waits for what the resolver has to say of itself.
+            is_asked = host.tlsa_bases and not not_named(host.name, domain.sts, domain.pins)
+            dane = await self.dane_at(host, domain) if is_asked else NO_DANE
             found = domain.at_hosts[host] = judged(host, domain, dane)
         return found
 

@@ -167,6 +167,8 @@ async def test_settings_made_over_http_hold_for_smtp_at_once(served: Served) -> 
         "skip-verification": False,
         "require-tls-source": "api",
         "skip-verification-source": "api",
+        "requiretls": False,
+        "tls-required-no": False,
     }
     assert served.sandbox.relay is not None
     asked = ("explain", "--from", "ann@example.com", "--to", "bob@dest.example", "--json")

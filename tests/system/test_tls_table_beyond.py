@@ -288,6 +288,8 @@ async def test_a_locked_rule_stands_against_a_message_that_would_weaken_it(
         "require-tls-source": "message-refused",
         "skip-verification": False,
         "skip-verification-source": "message-refused",
+        "requiretls": False,
+        "tls-required-no": False,
     }
     assert mx.messages == []
 

@@ -132,7 +132,7 @@ def test_removed_mail_is_gone_and_only_the_log_is_told(relay: Relay, mx: Sink) -
     assert (told["queue-id"], told["reason"]) == (ids[1], "removed")
     assert said(relay, "remove", ids[1], code=1) == "remove: 0 recipients\n"
     assert said(relay, "show", ids[1], code=1) == ""
-    assert said(relay, "remove", "--all") == "remove: 2 recipients\n"
+    assert said(relay, "remove", "--all", "--yes") == "remove: 2 recipients\n"
     assert listed(relay) == []
     time.sleep(0.3)
     assert mx.contents == [], "a report of what the operator removed"

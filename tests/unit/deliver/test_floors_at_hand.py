@@ -7,7 +7,7 @@ from typing import Any
 
 from relay.deliver.floors import Floors
 from relay.policy.rules import PolicyRules
-from relay.route.floor import StsFloor
+from relay.route.floor import NO_STS, StsFloor
 from relay.route.mta_sts import StsMode
 from relay.route.next_hop import BY_NOBODY, Host, Naming
 from tests.fakes.floors import Published, Resolver
@@ -68,3 +68,16 @@ async def test_a_message_that_waives_is_never_taken_for_one_that_does_not():
     assert await world.look(waiving="a@sender.example") == 0
     assert await world.look() == 2
     assert await world.look(waiving="a@sender.example") == 0
+
+
+async def test_a_host_without_a_name_to_ask_for_waits_for_no_resolver():
+    """Mail by a route to an address flows while the name servers are dead."""
+    world = World(NO_STS)
+
+    async def never() -> bool:
+        raise AssertionError("the resolver was asked")
+
+    world.floors._resolver.validates = never  # type: ignore[method-assign]
+    domain = await world.floors.of_domain("dest.example", BY_NOBODY)
+    found = await world.floors.at(replace(HOST, tlsa_bases=()), domain)
+    assert not found.not_used
