@@ -180,7 +180,7 @@ class DnsResolver:
         """The MX records of a domain."""
         found = await self._lookup(domain, "MX")
         if isinstance(found, _Records):
-            secure = found.authenticated and await self.validates()
+            secure = await self.validates() and found.authenticated
             return MxAnswer(found.mx, found.expires, secure, found.canonical)
         return found
 
