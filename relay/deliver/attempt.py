@@ -4,12 +4,14 @@ known.
     route, policy ─► for each host: floor, room? ─► requirement ─► pool or reach ─► transactions
                                                                    ─► diagnosis ─► tally
 
-The order is the safety argument. A recipient that was taken, refused for good, or left in doubt
-after the final dot is never named to another host. What a host cannot prove, nothing of the message
-is said to. A kept connection that turns out dead before its host took MAIL counts for nothing: the
+The order is the safety argument. In one attempt, a recipient is not offered to another host once a
+host has accepted it, has rejected it with 5yz, or has sent no reply after the final dot (then a
+later attempt may deliver it a second time). No part of the message, not even MAIL, is sent to a
+host that has not met the TLS requirement. A kept connection that turns out dead before its host took MAIL counts for nothing: the
 host is asked again on a fresh one.
 
-Cancelled, an attempt breaks off before the final dot and stays for the answer after it.
+If an attempt is cancelled before the final dot is sent, it closes the connection. After the final
+dot it waits for the reply, because the host may have accepted the message already.
 """
 
 from __future__ import annotations
@@ -106,7 +108,8 @@ class Attempt:
             return {recipient.index: route.outcome for recipient in entry.recipients}
         message = entry.message
         floor = await self._floor(entry, route)
-        # A message without a sender (a DSN) is passed on with REQUIRETLS where that is offered.
+        # For a message with the null reverse-path REQUIRETLS is no condition (RFC 8689 §4.2.1);
+        # `prepare` adds the keyword all the same where the host offers it.
         requiretls = message.requiretls and message.reverse_path != ""
         needed = requirement(entry.settings, self._security, requiretls=requiretls)
         bounce = needed.bounces_unmet and all(
@@ -477,7 +480,7 @@ def _not_known(floor: HostFloor, host: Host) -> Deferred:
     return replace(outcome, message=outcome.description)
 
 
-_SURE = "a signed MX record, or an MTA-STS policy"
+_SURE = "a signed MX record, an enforced MTA-STS policy, a route, or a domain without MX records"
 
 
 def _unreached(

@@ -54,7 +54,7 @@ _FORGOTTEN = Deferred(
 
 
 class ReportKind(StrEnum):
-    """The Action field of a DSN (RFC 3464 §2.3.3) that a report is about."""
+    """The kind of a report, which is the Action field of the DSN (RFC 3464 §2.3.3)."""
 
     FAILED = "failed"
     DELAYED = "delayed"

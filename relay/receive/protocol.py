@@ -119,14 +119,14 @@ class Place(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """A line in the log about a client that is at fault, if it had not too many."""
+    """A line in the log about a client that is at fault; limited for each address."""
 
     said: str
 
 
 @dataclass(frozen=True, slots=True)
 class Log:
-    """A line in the log about a client of ours."""
+    """A line in the log about a client that may relay; not limited."""
 
     said: str
 
@@ -167,7 +167,9 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """The message is complete. The result is a refusal, or None: it is committed and synced."""
+    """No more of this message is read: it is complete, or refused. The result is the refusal, or
+    None: the message is committed and synced.
+    """
 
     intake: Incoming
 
@@ -294,8 +296,9 @@ class ServerProtocol:
     # --- lines ----------------------------------------------------------------------------------
 
     def _next_line(self) -> bytes | None:
-        """A line of a command, without its CRLF (RFC 5321 §2.3.8). Whoever ends lines otherwise is
-        sent away: where two hosts see different lines, one smuggles.
+        """A line of a command, without its CRLF (RFC 5321 §2.3.8). With `bare_newline: refuse` a line
+        that ends with a bare LF closes the session: if two hosts split lines differently, a client
+        can hide a second message in the first (SMTP smuggling).
         """
         end = self._input.find(b"\n", self._position)
         length = (len(self._input) if end < 0 else end) - self._position
@@ -571,8 +574,8 @@ class ServerProtocol:
             self.is_reading_content = False
             self._end_chunk(intake, reader)
         elif isinstance(reader, DataReader) and reader.ends_with_bare_dot:
-            # It waits for an answer that CRLF would have brought; what follows we would not take
-            # either.
+            # The client ended the data with a bare-LF dot and waits for a reply. The message is
+            # refused and the session closed, so that nothing behind this dot is read as commands.
             self._finish_and_close(intake)
         elif reader.read_bytes > self._drained_octets:
             self._finish_and_close(intake)
