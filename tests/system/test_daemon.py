@@ -409,6 +409,8 @@ async def test_the_log_is_followed_while_mail_flows(sandbox: Sandbox) -> None:
         *(sys.executable, "-m", "relay", "log", "-c", str(relay.config_file), "--follow", "--json"),
         cwd=relay.directory,
         stdout=asyncio.subprocess.PIPE,
+        # A shell starts what runs in its background with SIGINT ignored, and children inherit it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert following.stdout is not None
     try:
