@@ -1,3 +1,4 @@
-"""The words of mail: address, envelope, reply, outcome, event, header bytes. Imports nothing of
-ours.
+"""The values of mail: address, envelope, reply, outcome, event, header section.
+
+This package imports no other package of the relay.
 """

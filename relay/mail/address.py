@@ -2,26 +2,27 @@
 
 Source: RFC 5321 §4.1.2 (the grammar), §4.5.3.1 (the limits), RFC 6531 §3.3 (addresses in
 UTF-8), RFC 5890 and UTS #46 (domains in other scripts). `parse_path` reads the bytes of a
-command and refuses whatever it does not know; what it returns is stored, compared and sent
-as it is, and nothing after it parses an address again.
+command and refuses whatever it does not know. The relay stores, compares and sends the address
+that it returns without a change; no later part parses an address again.
 
-An address is not only what we read in it but also what software behind us may. These are
-legal characters, and refused all the same:
+The next hop may read an address in another way than the relay does. So the relay refuses these
+addresses, although their characters are legal:
 
-    =?                  an encoded word (RFC 2047) that a parser may decode into another address
-    % ! and a quoted @  routing of the old days, user%other@here: a host that still obeys it would
-                        take the mail on, in our name, to a domain nobody authorised
+    =?                  an encoded word (RFC 2047), which a parser may decode into another address
+    % ! and a quoted @  the old form of routing, user%other@here: a host that still obeys it would
+                        send the mail on, in the relay's name, to a domain that nobody authorised
     a number as the last label
-                        `a@127.0.0.1`: an address in the eyes of a resolver, without the brackets
-    characters that become one of these under NFKC; controls; marks that turn text around
+                        `a@127.0.0.1`: a resolver takes it for an IP address without brackets
+    characters that become one of these under NFKC, control characters, and marks that change
+    the direction of text
 
-Others are not in the grammar, and taken as Postfix takes them, since mailboxes and lists have
-them: dots at any place of a local part (`a..b@`, `.a@`, `a.@`), and a local part of more than 64
-octets (SRS, VERP; §4.5.3.1 asks for techniques without limits).
+The relay accepts some addresses that are not in the grammar, as Postfix does, because mailboxes
+and mailing lists have them: dots at any place of a local part (`a..b@`, `.a@`, `a.@`), and a
+local part of more than 64 octets (SRS, VERP; §4.5.3.1 asks for techniques without limits).
 
-A source route is stripped (RFC 5321 §4.1.1.3, appendix C). A final dot of the domain is
-taken off, since RFC 5321 has none and the next hop may refuse it. Quoting and case of a
-local part stay exactly as given (§2.4).
+A source route is stripped (RFC 5321 §4.1.1.3, appendix C). A final dot of the domain is removed:
+RFC 5321 has none, and the next hop may refuse it. Quoting and case of a local part stay exactly
+as given (§2.4).
 """
 
 from __future__ import annotations
@@ -46,13 +47,14 @@ __all__ = [
 _PATH_OCTETS = 900
 """More than RFC 5321 §4.5.3.1.3 asks for; it still fits a line of a Received field or a DSN."""
 _DOMAIN_OCTETS = 253
-"""RFC 5321 §4.5.3.1.2 says 255, which in the DNS counts two octets that text lacks (RFC 1035 §3.1)."""
+"""The 255 of RFC 5321 §4.5.3.1.2 without the two octets that only the DNS has (RFC 1035 §3.1)."""
 
 _BLANKS = b" \t"
 
-# Possessive quantifiers of single characters, and groups that begin with another character than what
-# follows them: no input makes these expressions go back over what they read. Groups are not possessive:
-# Python before 3.11.5 (Debian 12 has 3.11.2) goes wrong where the last round of one matches in part.
+# No input makes these expressions backtrack: quantifiers of single characters are possessive, and
+# a group begins with another character than the text that follows it. Groups themselves are not
+# possessive, because Python before 3.11.5 (Debian 12 has 3.11.2) fails where the last round of a
+# possessive group matches in part.
 _ATEXT = r"A-Za-z0-9#$&'*+/=?^_`{|}~!%\-"
 _SAFE_ATEXT = _ATEXT.replace("?", "").replace("!%", "")
 _LABEL = r"(?!-)[A-Za-z0-9_-]{1,63}+(?<!-)"
@@ -62,8 +64,9 @@ _COMMON_PATH = re.compile(
     r"(?:[ \t](.*+))?".encode(),
     re.DOTALL,
 )
-"""The addresses that nearly all mail has. A subset of what the long way round accepts, for speed
-alone.
+"""The form of nearly all addresses, read by one expression for speed.
+
+`_split_path` and `_read_address` accept every address that this expression accepts.
 """
 
 _QUOTED = rb'"[^"\\]*+(?:\\.[^"\\]*+)*"'
@@ -87,7 +90,7 @@ _JOINERS = frozenset("\u200c\u200d")
 
 
 class AddressError(ValueError):
-    """What is wrong with an address, in words fit for a reply, and its `status` (RFC 3463 §3.2)."""
+    """An address is wrong. The text can go into a reply, with `status` (RFC 3463 §3.2)."""
 
     def __init__(self, reason: str, status: str = "5.1.3") -> None:
         super().__init__(reason)
@@ -99,10 +102,10 @@ def parse_path(
 ) -> tuple[str, bytes]:
     """The address of a reverse-path or forward-path, and the parameters behind it, stripped.
 
-    `arg` is what follows "FROM:" or "TO:". The null reverse-path `<>` gives "": whoever reads a
-    forward-path refuses that. With `allow_postmaster` `<postmaster>` needs no domain (RFC 5321
-    §4.1.1.3). `lenient`, for clients older than their manuals: white space (tabs, too) before and
-    behind the path and at its ends, no angle brackets, or two pairs.
+    `arg` is the text after "FROM:" or "TO:". The null reverse-path `<>` gives "", which the caller
+    has to refuse as a forward-path. With `allow_postmaster`, `<postmaster>` needs no domain (RFC
+    5321 §4.1.1.3). `lenient` is for old clients that break the grammar: it allows white space (also
+    tabs) around the path and inside its brackets, a path without brackets, or with two pairs.
     """
     match = _COMMON_PATH.fullmatch(arg)
     if match is not None and match.end(1) < _PATH_OCTETS and len(match[2]) <= _DOMAIN_OCTETS:
@@ -112,7 +115,7 @@ def parse_path(
 
 
 def domain_of(address: str) -> str:
-    """The normalised domain of an address that `parse_path` gave; "" of the null reverse-path.
+    """The normalised domain of an address that `parse_path` returned; "" for the null reverse-path.
 
     An address literal gives the literal in its one spelling: `[192.0.2.1]`, `[IPv6:2001:db8::1]`.
     """
@@ -125,19 +128,20 @@ def domain_of(address: str) -> str:
 
 
 def normalise_domain(text: str) -> str:
-    """A domain in the one spelling we compare by: lower case, A-labels, no final dot."""
+    """A domain in the spelling that the relay compares: lower case, A-labels, no final dot."""
     if len(text) > 4 * _DOMAIN_OCTETS:
         raise AddressError("the domain is too long")
     return _normalise(text)
 
 
 def spellings(address: str) -> tuple[str, ...]:
-    """The ways in which a stored address may be written that an operator means by this one.
+    """The spellings in which the queue may hold the address that an operator wrote.
 
-    All in lower case, to be compared with a stored address in lower case (of ASCII): as Postfix
-    does in look-ups, case is not told apart in either part. `<>` is the null reverse-path, which
-    is stored as "". Angle brackets and the final dot of the domain are left out, and a domain in
-    another script is stored as the client wrote it, in A-labels or in U-labels (RFC 5890 §2.3.2.1).
+    All are in lower case, to be compared with a stored address in lower case (of ASCII): a search
+    ignores case in both parts, as a look-up of Postfix does. `<>` is the null reverse-path, which
+    is stored as "". Angle brackets and the final dot of the domain are left out. A domain in
+    another script is stored as the client wrote it, in A-labels or in U-labels (RFC 5890 §2.3.2.1),
+    so both spellings are returned.
     """
     bare = address.strip()
     if bare.startswith("<") and bare.endswith(">"):
@@ -149,8 +153,9 @@ def spellings(address: str) -> tuple[str, ...]:
 
 
 def domain_spellings(text: str) -> tuple[str, ...]:
-    """A domain in lower case: in A-labels and, where that differs, in U-labels. As given if it is
-    none.
+    """A domain in lower case: in A-labels and, where that differs, in U-labels.
+
+    A text that is no domain is returned in lower case.
     """
     try:
         domain = normalise_domain(text)
@@ -161,8 +166,9 @@ def domain_spellings(text: str) -> tuple[str, ...]:
 
 
 def in_header(address: str) -> str:
-    """An address as a header field of ours has it: quoted where dots stand as RFC 5322 §3.4.1 has
-    them in quotes only.
+    """An address as the relay writes it in a header field.
+
+    A local part whose dots are not allowed outside quotes (RFC 5322 §3.4.1) is quoted.
     """
     local_part, _, domain = address.rpartition("@")
     if local_part.startswith('"') or all(local_part.split(".")):
@@ -175,7 +181,7 @@ def _u_label(label: str) -> str:
         return label
     try:
         return idna.ulabel(label)
-    except UnicodeError:  # an A-label in name only
+    except UnicodeError:  # it begins as an A-label does and is none
         return label
 
 
@@ -223,10 +229,10 @@ def _decode(path: bytes, *, smtputf8: bool) -> str:
 
 
 def _is_hidden(character: str) -> bool:
-    """Whether a reader would not see this character, or see others because of it.
+    """Whether a reader would not see this character, or would see other characters differently.
 
-    Controls, format characters (the bidirectional ones are the usual trick), separators, and code
-    points that mean nothing or nothing shared.
+    Such are control characters, format characters (an attacker uses the bidirectional ones),
+    separators, and code points without a meaning or with a private one.
     """
     if character == " " or character in _JOINERS:
         return False
@@ -258,9 +264,7 @@ def _check_local_part(local_part: str) -> None:
 
 
 def _disguises(content: str) -> bool:
-    """Whether a character outside ASCII turns into punctuation of ASCII where software normalises
-    it.
-    """
+    """Whether normalisation (NFKC) would turn a character outside ASCII into ASCII punctuation."""
     others = "".join(character for character in content if not character.isascii())
     return any(c.isascii() and not c.isalnum() for c in unicodedata.normalize("NFKC", others))
 
@@ -281,7 +285,7 @@ def _normalise(text: str) -> str:
 
 
 def _to_a_labels(text: str) -> str:
-    """Label by label, so that an underscore in one (IDNA knows none) does not spoil another."""
+    """Convert label by label: an underscore in one label, which IDNA forbids, affects no other."""
     try:
         labels = idna.uts46_remap(text, std3_rules=False, transitional=False).split(".")
         return ".".join(
@@ -292,7 +296,7 @@ def _to_a_labels(text: str) -> str:
 
 
 def _normalise_literal(text: str) -> str:
-    """RFC 5321 §4.1.3: an IPv4 or IPv6 address in brackets. Other families do not exist."""
+    """An IPv4 or IPv6 address in brackets (RFC 5321 §4.1.3). No other family is accepted."""
     match = _LITERAL.fullmatch(text)
     if match is None:
         raise AddressError("the address literal is malformed")

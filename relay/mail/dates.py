@@ -1,9 +1,9 @@
-"""A date-time that somebody wrote, read exactly or not at all (RFC 5322 §3.3, §4.3). Pure.
+"""Reads a date-time strictly by its grammar (RFC 5322 §3.3, §4.3). Pure.
 
-The email package takes more than it understands: an unknown zone name and `+01:00` are read as
-UTC, `10:00 PM` as ten in the morning. A time that a client asks for must not be hours off, so
-whatever is not in the grammar is an error here. Of the obsolete zones those with a fixed
-offset are read; a military letter other than Z means nothing (§4.3).
+Python's email package accepts dates that it misreads: it takes an unknown zone name and `+01:00`
+for UTC, and `10:00 PM` for ten in the morning. A time that a client asks for must not be wrong by
+hours, so a text outside the grammar is an error here. Of the obsolete zones, those with a fixed
+offset are read; a military letter other than Z has no reliable meaning (§4.3).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The envelope of a message: who it is from, who it is for, and how it wants to be handled.
+"""The envelope of a message: its sender, its recipients, and the parameters of MAIL and RCPT.
 
-Addresses are the exact text the client gave inside the angle brackets, already
-checked by `relay.mail.address`; encoding one as UTF-8 gives the accepted bytes
-back, and nothing after the listener parses it again. `reverse_path == ""` is the
+Addresses are the exact text that the client wrote inside the angle brackets, already
+checked by `relay.mail.address`. Encoding one as UTF-8 gives the accepted bytes
+back, and no part after the listener parses it again. `reverse_path == ""` is the
 null reverse-path (RFC 5321 §4.5.5).
 
 The DSN parameters are RFC 3461's, with their case and xtext kept as given.
@@ -44,8 +44,8 @@ class Recipient:
     """One forward-path of a transaction.
 
     `domain` is `relay.mail.address.domain_of(address)`: lower case, A-labels, no
-    final dot. An empty `notify` means the client said nothing, which RFC 3461 §4.1
-    reads as FAILURE, and DELAY at our discretion.
+    final dot. An empty `notify` means that the client gave no NOTIFY: RFC 3461 §4.1
+    then asks for a report of failure and allows one of delay.
     """
 
     address: str

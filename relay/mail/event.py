@@ -1,10 +1,10 @@
 """An event of the delivery log, as the queue keeps it and the log writes it.
 
-`relay.report.deliverylog` alone composes events; the store commits each one in the
-transaction of the result it tells of and gives it a sequence number then. The named
-fields are what events are searched by; `line` is the whole of it, one JSON object
-in ASCII without a line end. `counted` is what the event adds to the statistics
-(`relay.queue.statistics`); it is not kept with the event.
+Only `relay.report.deliverylog` composes events. The store commits each event in the same
+transaction as the result that it reports, and gives it a sequence number there. A search
+goes by the named fields; `line` is the complete event, one JSON object in ASCII without a
+line end. `counted` is what the event adds to the statistics (`relay.queue.statistics`); it
+is not kept with the event.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["Counted", "Event", "Protection", "Result"]
 
 
 class Result(StrEnum):
-    """What became of a recipient's mail, as it is counted."""
+    """The result for a recipient, as the statistics count it."""
 
     ACCEPTED = "accepted"
     DELIVERED = "delivered"
@@ -31,16 +31,18 @@ class Protection(StrEnum):
     """How a message went to the next hop."""
 
     VERIFIED = "verified"
-    """In TLS, and the host's certificate was good."""
+    """In TLS with a host whose certificate was verified."""
     ENCRYPTED = "encrypted"
-    """In TLS with a host that proved nothing."""
+    """In TLS with a host whose certificate was not verified."""
     CLEAR = "clear"
     NOT_SENT = "not-sent"
 
 
 class Counted(NamedTuple):
-    """How many recipients of two domains had one result. `exception`: the sentence to be kept where
-    it was not delivery over verified TLS; "" for none.
+    """How many recipients had one result, for one pair of sender domain and recipient domain.
+
+    `exception`: the sentence that the statistics keep where the result was not a delivery over
+    verified TLS; "" for none.
     """
 
     sender_domain: str

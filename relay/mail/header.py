@@ -1,12 +1,11 @@
 """The header section of a message, as bytes.
 
 Source: RFC 5322 §2.1 (a header section, an empty line, a body) and §2.2 (fields and
-their folding), on the line ends SMTP knows, CRLF and nothing else (RFC 5321 §2.3.8).
-No field is born from a bare CR or a bare LF: where other parsers see a new line, a
-client that fills in a Subject could otherwise write a field of its own choosing.
+their folding). A line ends with CRLF and in no other way (RFC 5321 §2.3.8). A bare CR or a bare
+LF begins no field: otherwise a person who fills in only a Subject could add a field.
 
-Fields are found by their names, in one search over the octets (`named`): a section of a megabyte
-of short fields costs some milliseconds. What a field means is decided elsewhere.
+One search over the octets finds the fields by their names (`named`): a section of a megabyte
+of short fields costs some milliseconds. Other modules decide what a field means.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ from typing import NamedTuple
 __all__ = ["Span", "each_field", "named", "part_end", "split_content", "unfold"]
 
 _PART_OCTETS = 64 * 1024
-"""An expression is searched for in so much at a time: Python runs no other thread meanwhile."""
+"""How much one search looks through: Python runs no other thread while an expression searches."""
 
 
 class Span(NamedTuple):
-    """Where a field stands in its section: from `start` to `end`, without its final CRLF.
+    """The place of a field in its section: from `start` to `end`, without its final CRLF.
 
-    `name`: in lower case, without the obsolete white space before the colon (RFC 5322 §4.5).
+    `name` is in lower case, without the obsolete white space before the colon (RFC 5322 §4.5).
     """
 
     name: bytes
@@ -32,12 +31,12 @@ class Span(NamedTuple):
     end: int
 
     def value(self, header: bytes) -> bytes:
-        """What follows the colon, still folded."""
+        """The text after the colon, still folded."""
         return header[header.index(b":", self.start) + 1 : self.end]
 
 
 def named(names: Iterable[bytes]) -> Callable[[bytes], Iterator[Span]]:
-    """A function that finds the fields of these names (lower case) in a header section, in order."""
+    """A function that finds the fields with these names (lower case) in a section, in order."""
     pattern = rf"\r\n({'|'.join(re.escape(name.decode()) for name in names)})[ \t]*+:"
     search = re.compile(pattern.encode()).search
 
@@ -53,8 +52,9 @@ def each_field(
 ) -> Iterator[tuple[re.Match[bytes], int]]:
     """Each field whose beginning `search` finds, and where it ends without its final CRLF.
 
-    `search` sees the section in lower case, each field with the CRLF before it, so that a match
-    begins in the one where the field begins in the other; it may not look beyond a line.
+    `search` sees the section in lower case with a CRLF put before it. So a match, which begins
+    with the CRLF before its field, has the offset at which the field begins in `header`. The
+    expression must not match beyond one line.
     """
     lines, at, end = b"\r\n" + header.lower(), 0, 0
     while at < len(lines):
@@ -69,13 +69,13 @@ def each_field(
 
 
 def part_end(lines: bytes, at: int) -> int:
-    """How far to search in one go from `at` on: to a CRLF, or to the end."""
+    """Where a search that begins at `at` has to end: at a CRLF, or at the end of `lines`."""
     end = lines.find(b"\r\n", at + _PART_OCTETS)
     return end if end >= 0 else len(lines)
 
 
 def _field_end(header: bytes, at: int) -> int:
-    """Where the field ends that `at` lies in, without its CRLF: no white space follows that one."""
+    """The end of the field that contains `at`: the first CRLF that no white space follows."""
     while (found := header.find(b"\r\n", at)) >= 0:
         at = found + 2
         if header[at : at + 1] not in (b" ", b"\t"):
@@ -84,10 +84,10 @@ def _field_end(header: bytes, at: int) -> int:
 
 
 def split_content(content: bytes) -> tuple[bytes, bytes]:
-    """The header section with the CRLF of its last field, and the rest, which begins with the empty
-    line.
+    """The header section, and the rest of the content, which begins with the empty line.
 
-    Without an empty line all of the content is header section, and the rest is b"".
+    The section includes the CRLF of its last field. Without an empty line all of the content is
+    header section, and the rest is b"".
     """
     if content.startswith(b"\r\n"):
         return b"", content
@@ -98,5 +98,5 @@ def split_content(content: bytes) -> tuple[bytes, bytes]:
 
 
 def unfold(value: bytes) -> bytes:
-    """A value on one line: each CRLF of a fold taken out, its white space kept (RFC 5322 §2.2.3)."""
+    """A value on one line: the CRLF of each fold removed, white space kept (RFC 5322 §2.2.3)."""
     return value.replace(b"\r\n", b"")

@@ -1,9 +1,9 @@
-"""Compact JSON in ASCII (RFC 8259): what the delivery log and the queue's rows hold.
+"""Compact JSON in ASCII (RFC 8259), for the delivery log and the rows of the queue.
 
-Each message is written down several times, so this is made by the fastest encoder there is. It
-writes what is beyond ASCII as it is; the little that has any goes through the standard one, which
-escapes it, lone surrogates too: no reader of a log may trip over them. It does not read them back
-either: that is the standard decoder's, too.
+The relay writes JSON several times for each message, so a fast encoder (orjson) does it. That
+encoder does not escape characters beyond ASCII and refuses lone surrogates. A value that has
+either goes through the standard encoder, which escapes both, so that every reader of a log can
+read it. A text with an escaped lone surrogate is read by the standard decoder for the same reason.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def to_json(value: Any) -> str:
 
 
 def of_json(text: str | bytes) -> Any:
-    """The value of a text. ValueError, or RecursionError, where it is none."""
+    """The value that a JSON text holds. ValueError or RecursionError where the text is no JSON."""
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError:

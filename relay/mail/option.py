@@ -1,8 +1,8 @@
-"""What is said of a key of the configuration at the field that it becomes: metadata of `Annotated`.
+"""Metadata of `Annotated` that describes a configuration key at the field that holds its value.
 
-Each module defines its options as a dataclass; the type of a field says most of a key, and these
-marks the rest. `relay.config` alone reads them: to check a value, to write the JSON Schema, to mask
-a secret, to know what a reload takes over.
+Each module defines its options as a dataclass. The type of a field gives most facts about the key,
+and these marks give the rest. Only `relay.config` reads them: to check a value, to write the JSON
+Schema, to mask a secret, and to know which keys a reload takes over.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Form(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """The least and the greatest number that a key may have."""
+    """The smallest and the largest number that a key may have."""
 
     least: int = 1
     greatest: int = 999_999_999_999
@@ -48,14 +48,14 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class NotEmpty:
-    """A list that must have a value; what an empty one would mean, and the cure."""
+    """A list that must have a value, with the message that says what an empty one would mean."""
 
     problem: str
     cure: str
 
 
 class Mark(Enum):
-    """What is done with a value."""
+    """How the relay treats a value."""
 
     SECRET = "never shown"
     RELOAD = "taken over at SIGHUP, with everything below it"

@@ -1,9 +1,9 @@
-"""What one attempt came to, for one recipient, and the session it happened in.
+"""The outcome of one attempt for one recipient, and the session in which it was decided.
 
 `Outcome = Delivered | Deferred | Bounced`. The types hold their own invariant (the
-class of the enhanced status, RFC 3463 §2), so a bounce with a temporary status
-cannot be written down. `HopSession` is the truth about the connection that decided:
-it exists only where a session took place.
+class of the enhanced status, RFC 3463 §2), so no code can make a bounce with a temporary
+status. `HopSession` describes the connection that decided the outcome; it exists only where
+a session took place.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Level(StrEnum):
 
 
 class DowngradeReason(StrEnum):
-    """Why a message went in clear."""
+    """Why a message went without TLS."""
 
     NOT_OFFERED = "starttls-not-offered"
     REFUSED = "starttls-refused"
@@ -52,9 +52,7 @@ class DowngradeReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Downgrade:
-    """A message that went in clear: the level first tried for, why it was not had, the error's own
-    text.
-    """
+    """A message that went without TLS: the level first tried, why it failed, the error's text."""
 
     wanted: Level
     reason: DowngradeReason
@@ -62,17 +60,17 @@ class Downgrade:
 
 
 class VerifiedBy(StrEnum):
-    """What a host's certificate was checked against and found good by."""
+    """What verified a host's certificate."""
 
     PKIX = "pkix"
-    """A chain to a trusted root, in date, and the host's name (RFC 9525 §6.3)."""
+    """A valid chain to a trusted root, and the host's name (RFC 9525 §6.3)."""
     DANE_EE = "dane-ee"
     DANE_TA = "dane-ta"
     """A TLSA record of the host (RFC 7672 §3.1)."""
 
 
 class PolicyType(StrEnum):
-    """Which kind of policy of the recipient's domain judged a host (RFC 8460 §4.4, policy-type)."""
+    """The kind of policy that the recipient's domain has (RFC 8460 §4.4, policy-type)."""
 
     TLSA = "tlsa"
     STS = "sts"
@@ -80,7 +78,7 @@ class PolicyType(StrEnum):
 
 
 class PolicyMode(StrEnum):
-    """What a policy asks for, our own configuration considered."""
+    """What a policy asks for, after the relay's configuration was applied to it."""
 
     ENFORCE = "enforce"
     TESTING = "testing"
@@ -103,19 +101,19 @@ class PolicyResult(StrEnum):
 
 
 class Waived(StrEnum):
-    """Who said that the recipient's policy is not looked at."""
+    """Why the relay did not look up the policy of the recipient's domain."""
 
     DESTINATION = "destination"
-    """A rule of the operator's for this domain."""
+    """The operator's rule for this domain says so."""
     TLS_REQUIRED_NO = "tls-required-no"
-    """The message itself (TLS-Required: No, RFC 8689 §3)."""
+    """The message says so (TLS-Required: No, RFC 8689 §3)."""
 
 
 @dataclass(frozen=True, slots=True)
 class HopPolicy:
-    """What the recipient's domain asked of a host, and what came of it.
+    """What the policy of the recipient's domain required of a host, and the result.
 
-    `mx_secure`: the host's name came by a signed answer, or from the operator.
+    `mx_secure`: the host's name came from a signed DNS answer, or from the operator.
     """
 
     type: PolicyType = PolicyType.NONE
@@ -130,8 +128,9 @@ NO_POLICY = HopPolicy()
 
 @dataclass(frozen=True, slots=True)
 class CertificateFacts:
-    """What a host's certificate says of itself, believed or not. `names`: the dNSNames it is for;
-    `sha256`: of its DER, in hexadecimal.
+    """The contents of a host's certificate, verified or not.
+
+    `names`: its dNSNames. `sha256`: the digest of its DER form, in hexadecimal.
     """
 
     subject: str
@@ -144,11 +143,11 @@ class CertificateFacts:
 
 @dataclass(frozen=True, slots=True)
 class HopSession:
-    """One SMTP session with a mail host, as far as it decided an outcome.
+    """The SMTP session with a mail host that decided an outcome.
 
-    `tls` and `verified_by` describe the session the outcome came from; None where the certificate
-    was not looked at, or was not good. `unsigned`: why the message had no DKIM-Signature though
-    its domain has a key. `requiretls`: REQUIRETLS was passed on. `seconds` runs from the start of the connect to the reply.
+    `verified_by` is None where the relay did not check the certificate, or did not find it valid.
+    `unsigned`: why the message had no DKIM-Signature although its domain has a key. `requiretls`:
+    REQUIRETLS was passed on. `seconds`: from the start of the connect to the reply.
     """
 
     mx_host: str
@@ -167,15 +166,15 @@ class HopSession:
 
     @property
     def certificate_verified(self) -> bool:
-        """Whether the certificate was looked at, and good."""
+        """Whether the certificate was checked and found valid."""
         return self.verified_by is not None
 
 
 class Code:
-    """Codes of the delivery log that no SMTP reply gave (the field's own, as Mailgun numbers them)."""
+    """Codes of the delivery log for results without an SMTP reply, with Mailgun's numbers."""
 
     NONE = 0
-    """No reply decided."""
+    """No reply decided the outcome."""
     NO_USABLE_MX = 498
     TOO_OLD = 602
     TEST_MODE = 650
@@ -185,7 +184,7 @@ class Code:
 @dataclass(frozen=True, slots=True)
 class _Result:
     """`code`: the reply code that decided, or one of `Code`. `status`: enhanced (RFC 3463).
-    `message`: the peer's text, as it came. `description`: our sentence for a person.
+    `message`: the peer's text, unchanged. `description`: the relay's sentence for a person.
     `session`: None when none took place. `hosts`: one line for each host tried before.
     `policy`: of the host that decided, where there was no session with it.
     """
@@ -203,40 +202,40 @@ class _Result:
 class Delivered(_Result):
     """The next hop took responsibility (RFC 5321 §4.2.5).
 
-    `dsn_passed_on`: the host offered DSN, so reporting success is its duty now (RFC 3461 §5.2).
+    `dsn_passed_on`: the host offered DSN, so that host has to report success (RFC 3461 §5.2).
     """
 
     dsn_passed_on: bool = False
 
     def __post_init__(self) -> None:
-        _hold(self.status, "2")
+        _require_class(self.status, "2")
 
 
 @dataclass(frozen=True, slots=True)
 class Deferred(_Result):
-    """To be tried again. `tls_unmet`: the rules of TLS could not be kept at any host.
+    """The relay will try again. `tls_unmet`: no host could give the TLS that is required.
 
-    `in_doubt`: the host fell silent after the final dot and may have taken the message (RFC 1047).
+    `in_doubt`: the host did not answer the final dot and may have taken the message (RFC 1047).
     """
 
     tls_unmet: bool = False
     in_doubt: bool = False
 
     def __post_init__(self) -> None:
-        _hold(self.status, "4")
+        _require_class(self.status, "4")
 
 
 @dataclass(frozen=True, slots=True)
 class Bounced(_Result):
-    """Never to be tried again; to be reported to the sender."""
+    """The relay will not try again, and reports to the sender."""
 
     def __post_init__(self) -> None:
-        _hold(self.status, "5")
+        _require_class(self.status, "5")
 
 
 Outcome = Delivered | Deferred | Bounced
 
 
-def _hold(status: str, wanted: str) -> None:
+def _require_class(status: str, wanted: str) -> None:
     if not status.startswith(f"{wanted}."):
         raise ValueError(f"status {status!r} is not of class {wanted} (RFC 3463 §2)")

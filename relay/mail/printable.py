@@ -1,5 +1,6 @@
-"""Text of a stranger's, fit to be shown: nothing in it moves a cursor, turns a line around or hides
-one. Pure.
+"""Makes text from outside safe to show. Pure.
+
+After that no character in it moves the cursor, changes the direction of a line, or hides one.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ __all__ = ["printable"]
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    """The text with what is no printable character escaped, but for the characters in `keep`."""
+    """The text with each character escaped that is neither printable nor in `keep`."""
     if text.isprintable():
         return text
     return "".join(

@@ -1,7 +1,7 @@
 """An SMTP reply: three digits, an enhanced status code where there is one, and text.
 
-Source: RFC 5321 §4.2 (replies), RFC 2034 §4 and RFC 3463 §2 (enhanced codes). A
-peer's enhanced code whose class contradicts its reply code is not believed.
+Source: RFC 5321 §4.2 (replies), RFC 2034 §4 and RFC 3463 §2 (enhanced codes). The relay
+ignores an enhanced code whose class contradicts the reply code.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _ENHANCED = re.compile(r"([245])\.(\d{1,3})\.(\d{1,3})(?:[ \t]+|$)")
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """`code` 200…599; `status` as in RFC 3463, "" when none was given; `text` without either.
+    """`code` 200…599; `status` as in RFC 3463, "" without one; `text` without both.
 
     The lines of a multi-line text are separated by LF.
     """
@@ -29,7 +29,7 @@ class Reply:
         return " ".join(part for part in (str(self.code), self.status, self.text) if part)
 
     def encode(self) -> bytes:
-        """The reply as it goes on the wire, every line with the code and the status (RFC 2034 §4)."""
+        """The octets of the reply: every line has the code and the status (RFC 2034 §4)."""
         prefix = f" {self.status} " if self.status else " "
         lines = self.text.split("\n") or [""]
         parts = [f"{self.code}-{prefix[1:]}{line}\r\n" for line in lines[:-1]]
@@ -40,8 +40,8 @@ class Reply:
 def parse_reply(code: int, text: str) -> Reply:
     """A peer's reply, with its enhanced status taken out of the text.
 
-    RFC 2034 §4: the class of the enhanced code has to be the first digit of the
-    reply code; one that is not is left in the text, and `status` stays "".
+    RFC 2034 §4: the class of the enhanced code has to be the first digit of the reply
+    code. An enhanced code of another class stays in the text, and `status` is "".
     """
     match = _ENHANCED.match(text)
     if match is None or match[1] != str(code)[:1]:

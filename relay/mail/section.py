@@ -1,14 +1,14 @@
 """The header section of one message: where it ends, and which of the known fields are in it. Pure.
 
-A `HeaderSection` is made once of a message that comes in, and asked by all who decide about it: by
-`relay.policy.fields`, `relay.submit` and `relay.queue.summary`. One search over its octets finds
-the fields whose names are in `KNOWN` or `ASKING`. Any other field costs no more than that search:
-a section of a megabyte of short fields is searched in some milliseconds.
+The relay makes one `HeaderSection` of a message that comes in; `relay.policy.fields`,
+`relay.submit` and `relay.queue.summary` read it. One search over its octets finds the fields whose
+names are in `KNOWN` or `ASKING`. The search of a megabyte of short fields takes some milliseconds.
 
-The section ends at the first line that is no field, as it does for every mail host. A person sees
-more fields than a mail host does: a letter of another script that looks like a Latin one, a
-character without width, a name cut by a line end. So names that only look like one of `ASKING` are
-found too, within the section (`HeaderSection.asking`) and behind its end (`look_behind`).
+The section ends at the first line that is no field, as it does for every mail host. A person may
+take more lines for fields than a mail host does: a name can contain a letter of another script that
+looks like a Latin one, a character without width, or a line end. So names that only look like one
+of `ASKING` are found too, within the section (`HeaderSection.asking`) and behind its end
+(`look_behind`).
 
 A field ends at CRLF and nowhere else, as in `relay.mail.header`.
 """
@@ -46,7 +46,7 @@ NOT_SUPPORTED = frozenset(
         b"X-Mailgun-Template-Version",
     }
 )
-"""The fields that ask for what this relay does not do."""
+"""Fields that ask for something that this relay does not support."""
 
 ASKING = (
     "X-Require-TLS",
@@ -73,7 +73,7 @@ IGNORED = (
     b"x-mailgun-track-opens",
     b"x-mailgun-track-pixel-location-top",
 )
-"""Fields that have nothing to act on in a relay. They are taken out like those that are obeyed."""
+"""Fields without a meaning for a relay. They are removed like the fields that the relay obeys."""
 
 KNOWN = (
     "Auto-Submitted",
@@ -93,14 +93,15 @@ KNOWN = (
     "To",
     *(name.decode() for name in IGNORED),
 )
-"""The other fields that somebody asks for."""
+"""The other fields that a part of the relay reads."""
 
 
 class Found(NamedTuple):
-    """A field of a section. `name` as it is written; `value` still folded, without the final CRLF.
+    """A field of a section that asks for something.
 
-    `start`, `end`: where it begins, and where it ends with its CRLF. `meant`: for one of `ASKING`,
-    and for a name that only looks like it, the right name; b"" for any other.
+    `name`: as the message writes it. `value`: still folded, without the final CRLF. `start`,
+    `end`: where the field begins, and where it ends with its CRLF. `meant`: the field of `ASKING`
+    that `name` is, or looks like.
     """
 
     name: bytes
@@ -111,13 +112,15 @@ class Found(NamedTuple):
 
     @property
     def is_exact(self) -> bool:
-        """Whether the name is written as it has to be, in whatever case."""
+        """Whether the name is the right one, apart from upper and lower case."""
         return self.name.lower() == self.meant.lower()
 
 
 class HeaderSection:
-    """The fields of a header section. `octets`: all of it. `asking`: the fields that ask for
-    something, in order, and those that only look like it.
+    """The fields of a header section.
+
+    `octets`: the complete section. `asking`: the fields that ask for something, and those whose
+    names look like one of these, in order.
     """
 
     __slots__ = ("_octets", "_spans", "asking")
@@ -139,7 +142,7 @@ class HeaderSection:
         return self._octets
 
     def __contains__(self, name: bytes) -> bool:
-        """Whether there is a field of this name: one of `KNOWN`, in lower case."""
+        """Whether the section has a field of this name, which is one of `KNOWN` in lower case."""
         return name in self._spans
 
     def count(self, name: bytes) -> int:
@@ -152,8 +155,9 @@ class HeaderSection:
         return b""
 
     def without(self, *names: bytes) -> bytes:
-        """The section without the fields of these names, of `IGNORED` and of `ASKING`; byte for
-        byte nothing else changes.
+        """The section without the fields of these names, of `IGNORED` and of `ASKING`.
+
+        All other octets stay as they are.
         """
         spans = [(found.start, found.end) for found in self.asking if found.is_exact]
         for name in (*IGNORED, *names):
@@ -178,11 +182,11 @@ class HeaderSection:
 
 
 class Sections(NamedTuple):
-    """Content taken apart. `rest` begins with the empty line that ends the header section.
+    """Content divided in two. `rest` begins with the empty line that ends the header section.
 
-    `behind`: lines of `rest` that a person may take for fields, as they came: those before the
-    first empty line where a line that is no field ended the header section, and those up to the
-    next one where the content begins with an empty line.
+    `behind`: the first lines of `rest`, which a person may take for fields. Where a line that is
+    no field ended the header section, they go from that line to the first empty line. Where the
+    content begins with an empty line, they go from there to the next empty line.
     """
 
     header: bytes
@@ -191,10 +195,10 @@ class Sections(NamedTuple):
 
     @classmethod
     def of(cls, content: bytes) -> Sections:
-        """The header section ends at the first line that is no field, for us as for every host.
+        """Divide content at the first line that is no field, as every mail host does.
 
-        As Postfix does: an empty line is put where it is missing, and the `From ` line of a mailbox
-        file on top becomes an X-Mailbox-Line field (smtpd and cleanup of Postfix 3.7).
+        As Postfix does, the relay adds a missing empty line, and makes an X-Mailbox-Line field of
+        a first line `From ` of a mailbox file (smtpd and cleanup of Postfix 3.7).
         """
         if _MAILBOX_LINE.match(content):
             content = b"X-Mailbox-Line: " + content
@@ -208,7 +212,7 @@ class Sections(NamedTuple):
 
 
 def _end_of_fields(header: bytes) -> int:
-    """Behind as many header fields, with their folds, as there are in a row (RFC 5322 §2.2)."""
+    """The end of the last field before the first line that is no field (RFC 5322 §2.2)."""
     if not _NAMED(header):
         return 0
     at = 0
@@ -224,8 +228,8 @@ def _end_of_fields(header: bytes) -> int:
 class Seen(NamedTuple):
     """A line that a person may read as a field of `ASKING`. `meant`: that field.
 
-    `number`: of the line, from 0. `value`: what follows the name and a colon, None where more than
-    the name stands before the colon, or no colon.
+    `number`: of the line, from 0. `value`: the text after the name and a colon; None where there is
+    no colon, or where other text stands between the name and the colon.
     """
 
     number: int
@@ -242,7 +246,7 @@ def look_behind(lines: bytes) -> Iterator[Seen]:
         at = match.start()
         more, value = match[2], match[3]
         if more and match[1][-1].isalpha():
-            continue  # the name goes on, and is another one
+            continue  # the name has more letters, so it is another name
         yield Seen(
             number,
             value.encode() if value is not None and not more else None,
@@ -264,15 +268,17 @@ _SCRIPTS = {
     "t": "тТτΤᴛŧ", "u": "υսᴜʋ", "v": "νѵѴᴠ", "w": "ԝԜωѡᴡ", "x": "хХχΧ×", "y": "уУүҮγΥ",
     ":": "∶꞉ː։",
 }  # fmt: skip
-"""Letters that look like a Latin one and are none, of Greek, Cyrillic, Armenian and phonetics. What
-Unicode itself calls the same (full width, Kelvin sign, long s) is found by NFKD.
+"""Letters of Greek, Cyrillic, Armenian and phonetic scripts that look like a Latin letter.
+
+NFKD finds the letters that Unicode itself makes equal to a Latin one (full width, Kelvin sign,
+long s).
 """
 _LOOKS_LIKE = {ord(other): latin for latin, others in _SCRIPTS.items() for other in others}
 _DIGITS = {"i": "[il1|!]", "l": "[il1|!]", "o": "[o0]", "s": "[s5$]"}
 _DIGITS_AS_LETTERS = str.maketrans("1|!0$5", "iiioss")
 _NO_LETTERS = re.compile(r"[^a-z]+")
 _NO_LETTERS_YET = re.compile(r"[^A-Za-z]*")
-"""What stands before a name: there a digit is a digit, as in the patterns."""
+"""The characters before a name: a digit there does not count as a letter, as in the patterns."""
 
 
 def _as_read(octets: bytes) -> str:
@@ -284,7 +290,7 @@ def _as_read(octets: bytes) -> str:
 
 
 def _letters(name: str) -> str:
-    """A name without all that is no letter: equal for what looks alike."""
+    """The letters of a name in lower case, `l` as `i`: names that look alike give the same."""
     return _NO_LETTERS.sub("", name.lower()).replace("l", "i")
 
 
@@ -300,10 +306,10 @@ def _meant(name: str) -> bytes:
 
 
 def _looks_like_asking(*, digits: bool, folded: bool) -> str:
-    """A pattern for every name that has the letters of one of `ASKING`; linear.
+    """A pattern for every name that has the letters of one of `ASKING`. Its search is linear.
 
-    Between the letters may be anything that is none; with `folded` a line end with white space
-    behind it, too. With `digits` those that look like letters count as such.
+    Any characters that are no letters may stand between the letters; with `folded` also a line end
+    with white space behind it. With `digits`, a digit that looks like a letter counts as one.
     """
     no_letters = rf"[^a-z:\r\n{'015$|!' if digits else ''}]"
     between = rf"{no_letters}*+(?:\r\n[ \t]{no_letters}*+)*" if folded else f"{no_letters}*+"
@@ -327,7 +333,10 @@ def _asking_names(*, folded: bool) -> str:
 
 
 _FIND = re.compile(
-    rf"\r\n(?:({'|'.join(name.lower() for name in KNOWN)})[ \t]*+|(?![ \t])({_asking_names(folded=False)})):".encode()
+    (
+        rf"\r\n(?:({'|'.join(name.lower() for name in KNOWN)})[ \t]*+"
+        rf"|(?![ \t])({_asking_names(folded=False)})):"
+    ).encode()
 ).search
 _FIND_BEHIND = re.compile(
     rf"\r\n({_asking_names(folded=True)})([^:\r\n]*+)(?::([^\r\n]*+))?"

@@ -1,3 +1,1 @@
-"""How secure must this message be: settings and where each came from, rules by domain, header
-fields.
-"""
+"""How secure a message must be: the settings and their sources, rules by domain, header fields."""

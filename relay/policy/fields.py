@@ -1,11 +1,11 @@
-"""The header fields by which a message speaks about its own security.
+"""The header fields by which a message asks for a level of security.
 
-`X-Require-TLS` and `X-Skip-Verification`, each with an alias. Values, in any case and with
-white space and folding around them: true yes 1 on, false no 0 off. Anything else, and two
-fields that contradict each other, is a `BadField`: a sender who asks for protection in words
-we do not understand is told so, and never served without it. Only the header section counts
-(`relay.mail.section`), and all four fields are taken out before the message goes on: the next hop
-need not know what we think of its certificate.
+They are `X-Require-TLS` and `X-Skip-Verification`, each with an alias. The values are true yes 1
+on, false no 0 off, in any case and with white space and folding around them. Any other value, and
+two fields that contradict each other, raise `BadField`: the relay refuses a message whose wish for
+protection it does not understand, and never sends it without protection. Only the header section
+counts (`relay.mail.section`). All four fields are removed before the message goes on: the next
+hop does not need to know whether the relay checks its certificate.
 """
 
 from __future__ import annotations
@@ -32,15 +32,16 @@ _VALUES = dict.fromkeys((b"true", b"yes", b"1", b"on"), True) | dict.fromkeys(
     (b"false", b"no", b"0", b"off"), False
 )
 _WEAKENED_BY = {True: _SKIP_VERIFICATION, False: _REQUIRE_TLS, None: frozenset[bytes]()}
-"""By the value of a field, the settings that it makes less secure."""
+"""The fields that make a message less secure, for each value."""
 
 _SHOWN_OCTETS = 60
 
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """What a message asks for, by its header fields or by options beside it; None where it is
-    silent.
+    """What a message asks for, in header fields or in options of the HTTP interface.
+
+    None: the message does not ask.
     """
 
     require_tls: bool | None = None
@@ -52,7 +53,7 @@ _REQUIRETLS = Wishes(require_tls=True, skip_verification=False)
 
 
 class BadField(ValueError):
-    """A field we cannot obey. Its text, `field`, `value`: printable ASCII, cut, fit for a reply."""
+    """The relay cannot obey a field. The text, `field` and `value` are short printable ASCII."""
 
     def __init__(self, name: bytes, value: bytes, complaint: str) -> None:
         self.field = _printable(name)
@@ -61,10 +62,11 @@ class BadField(ValueError):
 
 
 def read_wishes(section: HeaderSection) -> Wishes:
-    """What the fields of a header section ask for. `BadField` where they cannot be understood.
+    """What the fields of a header section ask for. `BadField` where a field is not understood.
 
-    A name that only nearly is that of a field the relay obeys (a space before the colon, `_` for
-    `-`) is a `BadField` too: its sender means the field, and would be served without it in silence.
+    A name that is nearly the name of a field that the relay obeys (a space before the colon, `_`
+    for `-`) is a `BadField` too: the sender means the field, and without an error the message would
+    go out unprotected.
     """
     if not section.asking:
         return NO_WISHES
@@ -74,7 +76,8 @@ def read_wishes(section: HeaderSection) -> Wishes:
             raise BadField(
                 found.name,
                 found.value,
-                f"is nearly a field that this relay obeys; write its name {right}, and the colon next",
+                f"is nearly a field that this relay obeys; write its name {right},"
+                " and the colon next",
             )
     return Wishes(
         require_tls=_agreed([each for each in section.asking if each.meant in _REQUIRE_TLS]),
@@ -85,16 +88,18 @@ def read_wishes(section: HeaderSection) -> Wishes:
 
 
 def asks_for_no_tls(section: HeaderSection) -> bool:
-    """Whether a message says TLS-Required: No (RFC 8689 §3). More than one such field, and any other
-    value, says nothing.
+    """Whether a message says TLS-Required: No (RFC 8689 §3).
+
+    More than one such field has no effect; nor has any other value.
     """
     name = b"tls-required"
     return section.count(name) == 1 and unfold(section.first(name)).strip().lower() == b"no"
 
 
 def tls_wishes(wishes: Wishes, *, requiretls: bool, says_no: bool) -> tuple[Wishes, bool]:
-    """What a message asks for with REQUIRETLS, or with TLS-Required: No (`says_no`), beside its own
-    fields; and whether the latter has any effect (RFC 8689 §2, §3).
+    """The wishes of a message after REQUIRETLS or TLS-Required: No (`says_no`) is applied to them.
+
+    The second value says whether TLS-Required: No has an effect (RFC 8689 §2, §3).
     """
     if requiretls:
         return _REQUIRETLS, False
@@ -104,12 +109,13 @@ def tls_wishes(wishes: Wishes, *, requiretls: bool, says_no: bool) -> tuple[Wish
 
 
 def refuse_displaced(lines: bytes) -> None:
-    """`BadField` where lines behind the end of the header section ask for something.
+    """`BadField` where a line after the end of the header section asks for more security.
 
-    Those lines follow one that is no field, so they are body for every reader, and a wish among
-    them is not obeyed. So is a line whose name only looks like a field that the relay obeys. One that would make
-    the message less secure may be text that somebody typed, and stays text; one that asks for
-    more, or that cannot be understood, is refused.
+    Such lines follow a line that is no field, so every mail host takes them for body, and the relay
+    does not obey them. The same holds for a line whose name only looks like a field that the relay
+    obeys. A line that would make the message less secure may be text that a person typed: it stays
+    text. A line that asks for more security, or that is not understood, makes the relay refuse the
+    message.
     """
     for seen in look_behind(lines):
         if seen.value is None or seen.meant not in _WEAKENED_BY[truth_of(seen.value)]:
@@ -124,12 +130,12 @@ def refuse_displaced(lines: bytes) -> None:
 
 
 def truth_of(word: bytes) -> bool | None:
-    """What a value says: true or false, None where it is neither."""
+    """The truth value of a word such as yes, on, 0; None for any other word."""
     return _VALUES.get(word.strip(b" \t").lower())
 
 
 def _agreed(fields: list[Found]) -> bool | None:
-    """The one value that all the fields give; None without any."""
+    """The value that all the fields give; None without a field."""
     agreed: bool | None = None
     for field in fields:
         value = truth_of(unfold(field.value))
@@ -142,6 +148,6 @@ def _agreed(fields: list[Found]) -> bool | None:
 
 
 def _printable(text: bytes) -> str:
-    """Text of a stranger's, on one line of ASCII."""
+    """Text from outside, cut, on one line of ASCII."""
     cut = text[:_SHOWN_OCTETS].decode("latin-1").encode("unicode_escape").decode("ascii")
     return cut.replace('"', "'") + ("..." if len(text) > _SHOWN_OCTETS else "")

@@ -1,21 +1,21 @@
 """Where the two settings of a message come from: the operator's rules and the message's own wishes.
 
-Each setting is resolved on its own. The first that speaks wins:
+Each setting is resolved separately. The first of these that gives a value decides:
 
     1. the message           its header fields, or the options of the HTTP interface
     2. the recipient domain  `destinations`: the exact name, then "*." patterns, longest first
     3. the sender domain     what was set over HTTP for exactly this domain (`with_overlay`), then
                              `domains`, found the same way; none for the null reverse-path
-    4. `default`             which has an answer to everything, false where it is silent
+    4. `default`             false for a setting that it does not name
 
-`allow_override: false` on any rule that applies locks both settings, named in it or not,
-against the message: it may still make them stricter (require false to true, skip true to
-false), and a wish for less has no effect but the source `message-refused`. What was set over
-HTTP is held back in the same way, without a trace. Between the operator's own rules a lock
-means nothing; precedence holds.
+`allow_override: false` on any rule that applies locks both settings against the message, also a
+setting that the rule does not name. The message may still make a setting stricter (require false
+to true, skip true to false). A wish for less protection has no effect; it only changes the source
+to `message-refused`. A setting made over HTTP is limited in the same way, without a note in the
+source. A lock has no effect between the operator's own rules: their precedence decides.
 
-What was resolved is stored with the message. `tighten` and `reconsider` let a reload, or the
-message a DSN is about, make it stricter and never looser.
+The resolved settings are stored with the message. `tighten` and `reconsider` can make them
+stricter and never weaker: after a reload, or in a DSN, by the message that it reports.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _STRICT_SKIP = False
 
 @dataclass(frozen=True, slots=True)
 class TlsRule:
-    """One rule of the operator's. None: it says nothing about that setting."""
+    """One rule of the operator. None: the rule does not name that setting."""
 
     require_tls: bool | None = None
     skip_verification: bool | None = None
@@ -61,8 +61,10 @@ class TlsRule:
 
 @dataclass(frozen=True, slots=True)
 class DestinationRule(TlsRule):
-    """A rule for a recipient domain. `mta_sts`, `dane`: what is done with what the domain publishes.
-    `mx`: the only mail hosts that may be connected to, names or "*." patterns; none: any.
+    """A rule for a recipient domain.
+
+    `mta_sts`, `dane`: how the relay uses what the domain publishes. `mx`: the only mail hosts that
+    the relay may connect to, names or "*." patterns; empty: any host.
     """
 
     mta_sts: FloorUse | None = None
@@ -72,11 +74,11 @@ class DestinationRule(TlsRule):
 
 @dataclass(frozen=True, slots=True)
 class PolicyRules:
-    """All rules. Keys are domains, or patterns "*.example.com" that cover sub-domains, not the
-    domain itself.
+    """All rules of the operator.
 
-    They are brought into the spelling that domains are compared by; one that is no domain, or two
-    spellings of one domain, is a ValueError.
+    A key is a domain, or a pattern "*.example.com", which covers sub-domains and not the domain
+    itself. Keys are normalised (`normalise_domain`). A key that is no domain is a ValueError; so
+    are two spellings of the same domain.
     """
 
     default: TlsRule = TlsRule(require_tls=False, skip_verification=False)
@@ -87,7 +89,7 @@ class PolicyRules:
     mta_sts: FloorUse = FloorUse.ENFORCE
     dane: FloorUse = FloorUse.ENFORCE
     overlay: Mapping[str, TlsRule] = field(default_factory=dict, init=False)
-    """What was set over HTTP, by sender domain; no rule of a file's."""
+    """The settings made over HTTP, by sender domain; no rule of the file."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "domains", _normalise_keys(self.domains))
@@ -96,8 +98,10 @@ class PolicyRules:
 
 @dataclass(frozen=True, slots=True)
 class FloorRules:
-    """What of a recipient domain's own wishes is obeyed. `pins`: the hosts that the operator allows,
-    None for any. `is_waived`: a rule for the domain says that something is not looked up.
+    """How the relay uses what a recipient domain publishes.
+
+    `pins`: the hosts that the operator allows, None for any host. `is_waived`: a rule for the
+    domain turns a look-up off.
     """
 
     mta_sts: FloorUse = FloorUse.ENFORCE
@@ -107,7 +111,7 @@ class FloorRules:
 
 
 class _Applying(NamedTuple):
-    """A rule that applies to a message, with the place and the key it stands under."""
+    """A rule that applies to a message, with its place and its key in the configuration."""
 
     source: Source
     key: str
@@ -122,15 +126,17 @@ def resolve(
 
 
 def effective(rules: PolicyRules, domain: str) -> TlsSettings:
-    """What holds for mail from a sender domain (normalised), before recipient and message have
-    their say.
+    """The settings of mail from a sender domain (normalised).
+
+    They do not yet consider the recipient domain and the wishes of a message.
     """
     return _resolved(rules, domain, "", NO_WISHES)
 
 
 def floor_rules(rules: PolicyRules, recipient_domain: str) -> FloorRules:
-    """What is done with what a recipient domain (normalised) publishes: the word of the nearest rule
-    for the domain that has one, or that for all.
+    """How the relay uses what a recipient domain (normalised) publishes.
+
+    The nearest rule for the domain that names it decides, or else the value for all domains.
     """
     if not rules.destinations:
         return FloorRules(rules.mta_sts, rules.dane)
@@ -146,14 +152,15 @@ def floor_rules(rules: PolicyRules, recipient_domain: str) -> FloorRules:
 
 
 def is_locked(rules: PolicyRules, reverse_path: str, recipient_domain: str) -> bool:
-    """Whether a rule that applies lets no message have less (`allow_override: false`)."""
+    """Whether a rule that applies has `allow_override: false`."""
     applying = _applying(rules, _sender_domain(reverse_path), recipient_domain)
     return not all(applied.rule.allow_override for applied in applying)
 
 
 def with_overlay(rules: PolicyRules, settings: Mapping[str, TlsRule]) -> PolicyRules:
-    """The rules with what was set over HTTP, by sender domain (normalised), above the domain's own
-    rule.
+    """The rules with the settings made over HTTP, by sender domain (normalised).
+
+    Such a setting comes before the rule of the sender domain.
     """
     overlaid = replace(rules)
     object.__setattr__(overlaid, "overlay", dict(settings))
@@ -179,9 +186,9 @@ def _resolved(
 
 
 def _laid_over(applying: list[_Applying], overlay: _Applying, locked: bool) -> Iterator[_Applying]:
-    """The overlay in its place: behind the destinations, before the domain's rules.
+    """The rules with the overlay after the destinations and before the sender domain's rules.
 
-    Under a lock only that much of it as is stricter than what the rules behind it say.
+    Under a lock the overlay keeps only the values that are stricter than those of the later rules.
     """
     before = [a for a in applying if a.source is Source.DESTINATION]
     behind = applying[len(before) :]
@@ -203,14 +210,16 @@ def _laid_over(applying: list[_Applying], overlay: _Applying, locked: bool) -> I
 
 
 def resolve_dsn(rules: PolicyRules, *, recipient_domain: str, about: TlsSettings) -> TlsSettings:
-    """The settings of a DSN to `recipient_domain`: those of the null reverse-path, never weaker
-    than those of the message it is about, which it quotes.
+    """The settings of a DSN to `recipient_domain`.
+
+    They are those of the null reverse-path, and never weaker than those of the message that the DSN
+    reports and quotes.
     """
     return tighten(resolve(rules, reverse_path="", recipient_domain=recipient_domain), about)
 
 
 def tighten(stored: TlsSettings, current: TlsSettings) -> TlsSettings:
-    """`stored` with what `current` is stricter in, and the source of that."""
+    """`stored`, with each setting (and its source) of `current` that is stricter."""
     return TlsSettings(
         require_tls=_stricter(stored.require_tls, current.require_tls, _STRICT_REQUIRE),
         skip_verification=_stricter(
@@ -222,10 +231,9 @@ def tighten(stored: TlsSettings, current: TlsSettings) -> TlsSettings:
 def reconsider(
     stored: TlsSettings, rules: PolicyRules, *, reverse_path: str, recipient_domain: str
 ) -> TlsSettings:
-    """The settings of a queued message under the rules of today, which may have been reloaded
-    since.
+    """The settings of a queued message under the current rules, after a reload.
 
-    What the message wished for is known from the sources stored with it.
+    The sources stored with the message tell what the message asked for.
     """
     wishes = Wishes(
         require_tls=_wish_behind(stored.require_tls),
@@ -238,7 +246,7 @@ def reconsider(
 
 
 def _sender_domain(reverse_path: str) -> str:
-    """ "" where there is none to go by: the null reverse-path, and `<postmaster>`."""
+    """The domain whose rules apply; "" for the null reverse-path and for `<postmaster>`."""
     try:
         return domain_of(reverse_path)
     except AddressError:
@@ -255,7 +263,7 @@ def _applying(rules: PolicyRules, sender_domain: str, recipient_domain: str) -> 
 
 
 def _keys_for(table: Mapping[str, TlsRule], domain: str) -> Iterator[str]:
-    """The keys that cover a domain: itself, then the patterns from the longest to the shortest."""
+    """The keys that cover a domain: its name, then patterns from the longest to the shortest."""
     if not table or not domain:
         return
     if domain in table:
@@ -276,9 +284,7 @@ def _first_spoken(answers: Iterable[tuple[Source, str, bool | None]]) -> Setting
 
 
 def _overridden(ruled: Setting, wish: bool | None, strict: bool, locked: bool) -> Setting:
-    """What the message's wish makes of the operator's answer; `strict` is the value that protects
-    more.
-    """
+    """The operator's setting after the message's wish; `strict` is the value that protects more."""
     if wish is None:
         return ruled
     if locked and wish != ruled.value and wish != strict:
@@ -291,7 +297,7 @@ def _stricter(stored: Setting, current: Setting, strict: bool) -> Setting:
 
 
 def _wish_behind(setting: Setting) -> bool | None:
-    """What the message asked for, from what came of it."""
+    """What the message asked for, as its stored setting shows."""
     match setting.source:
         case Source.MESSAGE:
             return setting.value

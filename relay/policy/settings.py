@@ -1,8 +1,8 @@
 """The two settings that decide how secure a hop has to be, each with its source.
 
-`require_tls`: nothing of the message is said in clear. `skip_verification`: nobody
-looks at the certificate. They are resolved one by one when a message is accepted
-(`relay.policy.rules`), stored with it for each recipient, and only ever tightened after.
+`require_tls`: the message is never sent without TLS. `skip_verification`: the certificate
+is not verified. Each is resolved when a message is accepted (`relay.policy.rules`) and stored
+with the message for each recipient. After that it can only become stricter.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ __all__ = ["FloorUse", "Setting", "Source", "TlsSettings"]
 
 
 class Source(StrEnum):
-    """Who spoke for a setting, as the delivery log names it."""
+    """Where a setting came from, as the delivery log names it."""
 
     MESSAGE = "message"
     MESSAGE_REFUSED = "message-refused"
-    """The message would have weakened a rule that says `allow_override: false`; the rule stood."""
+    """The message asked for less than a rule with `allow_override: false`; the rule decided."""
     DESTINATION = "destination"
     DOMAIN = "domain"
     API = "api"
@@ -27,18 +27,18 @@ class Source(StrEnum):
 
 
 class FloorUse(StrEnum):
-    """What is done with what a recipient's domain asks for by MTA-STS, or by DANE."""
+    """How the relay uses what a recipient's domain publishes by MTA-STS or DANE."""
 
     ENFORCE = "enforce"
     TESTING = "testing"
-    """Looked up, logged and reported; mail is never held to it."""
+    """Looked up, logged and reported; it stops no mail."""
     IGNORE = "ignore"
     """Not looked up."""
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A value and who spoke for it. `rule`: the name of the rule that spoke, "" where none did."""
+    """A value and its source. `rule`: the name of the rule that gave it, "" without a rule."""
 
     value: bool
     source: Source

@@ -1,11 +1,10 @@
-"""A message comes in, by whichever door: what is written on top of it, what is taken off, what is
-kept.
+"""What the relay does with a message that comes in, over SMTP as over HTTP.
 
-message        a header section judged and rewritten; the message as the queue will hold it
+message        judges and rewrites a header section; makes the message that the queue holds
 options        when a message is to go out, its tags, test mode: header fields and values
-trace          the Received field, the fields a client left out, hops counted
-failures       how often a password may be wrong, and what is looked at after that
-secrets        whether a password or key is right
-oddities       how much the log may hold about clients that do not behave
-certificates   what TLS we speak with a client, and with which certificate
+trace          the Received field, and the fields that a client left out
+failures       how often a password may be wrong, and which passwords are checked after that
+secrets        checks a password or key
+oddities       limits the log lines about clients that break the protocol
+certificates   the TLS context and the certificate for clients
 """

@@ -1,10 +1,9 @@
-"""The certificate that whoever gives us mail is shown, over SMTP and HTTP, and how a new one takes
-its place.
+"""The certificate that the relay shows to clients, over SMTP and HTTP, and how it is replaced.
 
-`ServerTls` holds the context that the next handshake uses. `reload` reads the files again; while
-they are broken the old context stays. TLS 1.2 is the least (RFC 8996, RFC 9325 §3.1.1), unless an
-operator has clients that are older: encrypted as they can is better than not at all. Renegotiation
-is off and session tickets are left to OpenSSL.
+`ServerTls` holds the context that the next handshake uses. `reload` reads the files again; the old
+context stays while they are broken. The lowest version is TLS 1.2 (RFC 8996, RFC 9325 §3.1.1). An
+operator with older clients may allow older versions: weak encryption is better than none.
+Renegotiation is off, and OpenSSL handles session tickets.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ __all__ = ["CertificateError", "ServerTls"]
 
 
 class CertificateError(Exception):
-    """Certificate and key cannot be used; the text says why."""
+    """The relay cannot use a certificate or its key; the text says why."""
 
 
 class ServerTls:
@@ -33,9 +32,7 @@ class ServerTls:
         self.context = self._load()
 
     def reload(self) -> None:
-        """Show what the files have now from the next handshake on. On `CertificateError` nothing
-        changed.
-        """
+        """Read the files, for the next handshakes. After `CertificateError` nothing has changed."""
         self.context = self._load()
 
     def _load(self) -> ssl.SSLContext:
@@ -67,5 +64,5 @@ _VERSIONS = {
 
 
 def _no_passphrase() -> str:
-    # Without this OpenSSL would ask on the terminal, and wait.
+    # Without this function OpenSSL would ask for a passphrase on the terminal, and wait.
     raise ValueError("the private key is encrypted")

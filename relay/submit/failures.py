@@ -1,12 +1,17 @@
-"""How often a password or a key may be wrong before its client has to wait, and who is one client.
-Pure.
+"""How often a password or a key may be wrong before its client has to wait. Pure.
 
-Each password is counted before it is looked at, by name at a client and by client; of a right one
-the count is taken back. Too many of one name, or of one client, and nothing of that name or client
-is looked at in its turn any more, for ten minutes after the last. What still is: of each name that
-exists one new password in ten seconds, and one that was made to wait before, since an application
-comes again and a guess does not; the same one once in ten minutes. So a right password gets in
-beside somebody who guesses, and beside an application that has a wrong one and tries for ever.
+Each password is counted before it is checked: by name and client, and by client. The count of a
+right password is taken back. After too many wrong ones of a name, or of a client, the relay no
+longer checks every password of that name or client, until ten minutes after the last one. It still
+checks some:
+
+* of each name that exists, one new password every ten seconds;
+* of each name, also one password every ten seconds that had to wait before, because an application
+  tries the same password again and a guesser does not. The relay checks the same password at most
+  once in ten minutes.
+
+So a right password is accepted although another person guesses at the same address, and although
+another application tries a wrong password for ever.
 """
 
 from __future__ import annotations
@@ -30,19 +35,19 @@ _REMEMBERED = 10_000
 
 
 class FailedElsewhere(Protocol):
-    """The wrong passwords that other workers of this node were told."""
+    """The wrong passwords that other workers of this node have counted."""
 
     def failures_of(self, key: str, since: datetime) -> int:
-        """How many under a key, if the last of them was not before `since`."""
+        """How many a key has, if the last of them was not before `since`."""
 
     def failed(self, key: str, count: int, now: datetime) -> None:
-        """Tell them how many there are here now."""
+        """Tell the other workers how many this worker has counted."""
 
 
 class Failures:
-    """Wrong passwords by name at a client and by client, forgotten with time.
+    """Counts wrong passwords, by name and client and by client, and forgets them with time.
 
-    Bounded: beyond `remembered` the oldest is forgotten first. `total`: all there ever were.
+    It holds at most `remembered` counts and forgets the oldest first. `total`: all since the start.
     """
 
     def __init__(
@@ -56,14 +61,16 @@ class Failures:
         self.total = 0
 
     def must_wait(self, client: str, name: str, now: datetime) -> bool:
-        """Whether there were too many."""
+        """Whether there were too many wrong passwords."""
         return (
             self._all(_key(client, name), now) >= _OF_NAME or self._all(client, now) >= _OF_CLIENT
         )
 
     def has_turn(self, client: str, name: str, mark: bytes, now: datetime) -> bool:
-        """Whether this password of one who must wait is looked at all the same. `mark`: stands for
-        the password; `name`: "" for all that do not exist, so that they have one turn together.
+        """Whether the relay checks this password of a client that must wait.
+
+        `mark`: a digest of the password. `name`: "" for every name that does not exist, so that all
+        of them share one turn.
         """
         comes_again, looked_at = mark in self._marks, self._marks.get(mark)
         if looked_at is not None and now - looked_at < _WINDOW:
@@ -76,15 +83,16 @@ class Failures:
         return has_turn
 
     def count(self, client: str, name: str, now: datetime) -> None:
-        """Count a password that is looked at now."""
+        """Count a password that is about to be checked."""
         if not self.must_wait(client, name, now):
             _put(self._turns, (client, name, False), now, self._remembered)
         for key in (_key(client, name), client):
             self._set(key, self._recent(key, now) + 1, now)
 
     def take_back(self, client: str, name: str) -> None:
-        """It was right. Others that were not stay counted: the application that has the right one
-        may have somebody who guesses for a neighbour.
+        """Take back the count of a password that was right.
+
+        Wrong passwords stay counted: another program at the same address may be guessing.
         """
         for key in (_key(client, name), client):
             count, last = self._counts.get(key, (0, None))
@@ -92,11 +100,11 @@ class Failures:
                 self._set(key, count - 1, last)
 
     def has_failed(self, client: str, now: datetime) -> bool:
-        """Whether a client gave a wrong password lately, to this worker."""
+        """Whether a client recently gave this worker a wrong password."""
         return self._recent(client, now) > 0
 
     def of(self, client: str, name: str, now: datetime) -> int:
-        """How many of this name from this client, as far as this worker knows."""
+        """How many wrong passwords of a name came from a client, as far as this worker knows."""
         return self._recent(_key(client, name), now)
 
     def _all(self, key: str, now: datetime) -> int:
@@ -118,7 +126,7 @@ def _key(client: str, name: str) -> str:
 
 
 def _put(known: dict[K, V], key: K, value: V, most: int) -> None:
-    """Remember as the newest; beyond `most` the oldest is forgotten."""
+    """Put a value as the newest, and forget the oldest if there are more than `most`."""
     known.pop(key, None)
     known[key] = value
     if len(known) > most:
@@ -126,7 +134,7 @@ def _put(known: dict[K, V], key: K, value: V, most: int) -> None:
 
 
 def counted_as(client: str) -> str:
-    """A client as it is counted: an IPv4 address; of IPv6 the /64, all of which one client has."""
+    """The name that a client is counted under: the IPv4 address, or the /64 of an IPv6 address."""
     client = canonical(client)
     if ":" not in client:
         return client

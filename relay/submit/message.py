@@ -1,14 +1,15 @@
-"""A header section judged and rewritten, and the message as the queue will hold it. Pure.
+"""Judges and rewrites a header section, and makes the message that the queue holds. Pure.
 
-Whichever door a message comes in by, this is what becomes of it: its options and policy fields
-are read (`relay.submit.options`) and taken off, the settings of each recipient domain are resolved and fixed, our Received field goes
-on top. What speaks against a message is a `Refusal`:
+A message over SMTP and one over HTTP are treated alike: the relay reads the options and policy
+fields (`relay.submit.options`) and removes them, resolves the settings of each recipient domain,
+and adds its own Received field at the top. A message that it does not accept gives a `Refusal`:
 
     552 5.3.4   the header section is too large
-    554 5.6.0   a field that cannot be obeyed, such as a policy field that says neither yes nor no, is not written as it has to be, or
-                stands behind the end of the header section
+    554 5.6.0   a field that the relay cannot obey: for example, a policy field whose value is
+                neither yes nor no, whose name is misspelt, or that stands behind the end of the
+                header section
     554 5.4.6   too many Received fields
-    452, 451    trouble of our own: `OUT_OF_ROOM`, `OUR_TROUBLE`, never a 5yz
+    452, 451    trouble of the relay itself: `OUT_OF_ROOM`, `OUR_TROUBLE`, never a 5yz
 """
 
 from __future__ import annotations
@@ -40,12 +41,12 @@ __all__ = [
 ]
 
 HEADER_SECTION_OCTETS = 1024 * 1024
-"""A header section is kept in memory whole while it is judged."""
+"""The largest header section: the relay keeps it in memory while it judges it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """No. `reply` is for the client, `reason` for our log; with `closes` the session ends too."""
+    """`reply` is for the client, `reason` for the relay's log; `closes` also ends the session."""
 
     reply: Reply
     reason: str
@@ -53,7 +54,7 @@ class Refusal:
 
 
 def refuse(code: int, status: str, text: str, reason: str = "") -> Refusal:
-    """A refusal whose reason is what the client is told, unless another is given."""
+    """A refusal whose reason is the reply's text, unless another reason is given."""
     return Refusal(Reply(code, status, text), reason or text)
 
 
@@ -67,9 +68,9 @@ _LOOP = refuse(554, "5.4.6", "Too many hops: this message is going round in circ
 
 @dataclass(frozen=True, slots=True)
 class Screened:
-    """A message whose header section was judged: what goes before its body, and what was decided.
+    """A message whose header section was judged: the new header section, and the decisions.
 
-    `tls_required_no`: it says TLS-Required: No, and nothing that beats it (RFC 8689 §3).
+    `tls_required_no`: TLS-Required: No has an effect on this message (RFC 8689 §3).
     """
 
     queue_id: str
@@ -97,11 +98,11 @@ def open_header(
     removed: Collection[bytes] = (),
     requiretls: bool = False,
 ) -> Screened | Refusal:
-    """Judge a header section and rewrite it: the fields that are obeyed off, `on_top` on top.
+    """Judge a header section; remove the fields that the relay obeys, and add `on_top`.
 
-    `options` came beside the message; they may not contradict its fields.
-    `removed`: other fields that are taken out, in lower case. `requiretls`: the message came with
-    REQUIRETLS, which beats every field and setting (RFC 8689 §2).
+    `options` are the parameters of the HTTP interface; they must not contradict the fields.
+    `removed`: other fields to remove, in lower case. `requiretls`: the message came with
+    REQUIRETLS, which decides before every field and setting (RFC 8689 §2).
     """
     if len(section.octets) > HEADER_SECTION_OCTETS:
         return HEADER_TOO_LARGE
@@ -139,7 +140,7 @@ def open_header(
 def queued_recipients(
     opened: Screened, recipients: Sequence[Recipient]
 ) -> tuple[QueuedRecipient, ...]:
-    """The recipients as the queue will hold them: due, or done with where it is only a test."""
+    """The recipients as the queue holds them: due, or already finished for a test message."""
     is_test = opened.terms is not None and opened.terms.is_test
     return tuple(
         QueuedRecipient(

@@ -1,8 +1,9 @@
-"""How much the program's log may hold about clients that do not behave. Pure.
+"""Limits the log lines about clients that break the protocol. Pure.
 
-A client that speaks no SMTP (at the HTTP port, no HTTP), or breaks off, is a line in the log: who looks for it should find it.
-A stranger must not fill the log with such lines, so each client has ten of them in ten minutes and
-all together have a thousand; the next line after that says how many were left out.
+The relay logs one line for a client that speaks no SMTP (at the HTTP port, no HTTP) or breaks the
+connection off, so that an operator can find the client. A stranger must not fill the log with such
+lines: each client may cause ten in ten minutes, all clients together a thousand. The next line
+after that says how many were left out.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _REMEMBERED = 10_000
 
 @dataclass(slots=True)
 class _Share:
-    """The lines since `begun`."""
+    """How many lines were written since `begun`."""
 
     begun: datetime
     written: int = 0
@@ -33,21 +34,21 @@ class _Share:
             self.begun, self.written = now, 0
 
     def write(self) -> int:
-        """One more line; how many were left out before it."""
+        """Count one more line; returns how many lines were left out before it."""
         left_out, self.left_out = self.left_out, 0
         self.written += 1
         return left_out
 
 
 class Oddities:
-    """Counts lines; beyond 10,000 clients the oldest is forgotten."""
+    """Counts lines by client. It remembers 10,000 clients and forgets the oldest first."""
 
     def __init__(self) -> None:
         self._shares: dict[str, _Share] = {}
         self._all = _Share(datetime.min.replace(tzinfo=UTC))
 
     def line(self, client: str, said: str, now: datetime) -> str | None:
-        """What to log of a client, None if nothing more."""
+        """The line to log about a client; None if its share is used up."""
         share, everybody = self._share_of(counted_as(client), now), self._all
         everybody.renew(now)
         if share.written >= _OF_CLIENT:

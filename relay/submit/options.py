@@ -1,18 +1,18 @@
-"""What a message asks for besides its security: when it goes out, under which tags, whether it is
-signed, or whether it is only a test. Pure.
+"""What a message asks for besides security: when to send it, tags, signature, test mode. Pure.
 
-Over HTTP these are parameters (`relay.api.mailgun`); by any door they are header fields with
-Mailgun's names, which are taken out before the message goes on:
+Over HTTP these are parameters (`relay.api.mailgun`). Over HTTP and SMTP they are header fields with
+Mailgun's names, which the relay removes before the message goes on:
 
     X-Mailgun-Deliver-By      o:deliverytime      a date of RFC 5322, at most seven days ahead
     X-Mailgun-Deliver-Within  o:deliver-within    a duration such as 1h30m, from 5m to 24h
-    X-Mailgun-Drop-Message    o:testmode          yes: accepted, told as delivered, sent to nobody
-    X-Mailgun-Dkim            o:dkim              no: without a DKIM signature of ours
+    X-Mailgun-Drop-Message    o:testmode          yes: accepted, reported as delivered, not sent
+    X-Mailgun-Dkim            o:dkim              no: without a DKIM signature by the relay
     X-Mailgun-Tag             o:tag               may repeat
-    X-Mailgun-Variables       v:                  a JSON object, told with each event
+    X-Mailgun-Variables       v:                  a JSON object, included in each event
 
-`relay.mail.section` names them, and those that ask for what this relay does not do: they are
-refused, as a value is that is not understood. `IGNORED` have nothing to act on in a relay.
+`relay.mail.section` lists these names. It also lists the fields that ask for something the relay
+does not support: the relay refuses such a message, as it refuses a value that it does not
+understand. The fields in `IGNORED` have no effect.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 MAX_OPTIONS_OCTETS = 16 * 1024
-"""Of all the options of a message."""
+"""The limit for all options of a message together."""
 
 _MAX_TAGS = 10
 _MAX_TAG_CHARS = 128
@@ -56,7 +56,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a message asks for; None or empty where it says nothing."""
+    """What a message asks for; None or empty where it does not ask."""
 
     wishes: Wishes = NO_WISHES
     deliver_at: datetime | None = None
@@ -67,11 +67,11 @@ class Options:
     variables: tuple[tuple[str, str], ...] = ()
 
     def due(self, now: datetime) -> datetime:
-        """When it is to be sent: never in the past."""
+        """When to send the message: never in the past."""
         return now if self.deliver_at is None else max(self.deliver_at, now)
 
     def terms(self, now: datetime) -> Terms:
-        """As the queue keeps them."""
+        """The options in the form that the queue keeps."""
         due = self.due(now)
         return Terms(
             not_before=due if due > now else None,
@@ -87,7 +87,7 @@ NO_OPTIONS = Options()
 
 
 class Contradiction(ValueError):
-    """Two options of one name that do not say the same. `name`: as the parameter is called."""
+    """Two options with the same name have different values. `name`: of the HTTP parameter."""
 
     def __init__(self, name: str) -> None:
         super().__init__(f"{name} contradicts itself")
@@ -95,7 +95,7 @@ class Contradiction(ValueError):
 
 
 def read_options(section: HeaderSection, now: datetime) -> Options:
-    """What the fields of a header section ask for. `BadField` where they cannot be obeyed."""
+    """What the fields of a header section ask for. `BadField` where the relay cannot obey one."""
     if not section.asking:
         return NO_OPTIONS
     asked = Options(read_wishes(section))
@@ -120,7 +120,7 @@ def read_options(section: HeaderSection, now: datetime) -> Options:
 
 
 def both(first: Options, second: Options) -> Options:
-    """Two sets of options as one; `Contradiction` where they do not agree."""
+    """Two sets of options joined; `Contradiction` where they have different values."""
     return Options(
         Wishes(
             _agreed(first.wishes.require_tls, second.wishes.require_tls, "o:require-tls"),
@@ -143,7 +143,7 @@ def both(first: Options, second: Options) -> Options:
 
 
 def delivery_time(text: str, now: datetime) -> datetime | None:
-    """A date, None where there is none; ValueError says what is wrong with it."""
+    """The date in a text, None for an empty text; ValueError says what is wrong."""
     if not text.strip():
         return None
     try:
@@ -156,7 +156,7 @@ def delivery_time(text: str, now: datetime) -> datetime | None:
 
 
 def deliver_within(text: str) -> timedelta | None:
-    """A duration, None where there is none; ValueError says what is wrong with it."""
+    """The duration in a text, None for an empty text; ValueError says what is wrong."""
     if not text.strip():
         return None
     match = _WITHIN.fullmatch(text.strip())
@@ -222,12 +222,12 @@ def _variables(found: Found) -> tuple[tuple[str, str], ...]:
 
 
 def _is_text(text: str) -> bool:
-    """Whether there is no lone surrogate in it."""
+    """Whether the text contains no lone surrogate."""
     return not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _as_text(value: object) -> str:
-    """A variable is a text; any other value of JSON is told as it is written there."""
+    """The value of a variable as text: a JSON value that is no string keeps its JSON form."""
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 

@@ -1,16 +1,17 @@
-"""Whether a password or a key is right, and when it is not even looked at.
+"""Checks passwords and keys, and decides when a password is not checked at all.
 
-An argon2 hash costs tens of milliseconds and megabytes on purpose. So hashes are computed in
-threads, and a secret that was right is remembered, as a keyed digest in memory.
+An argon2 hash costs tens of milliseconds and megabytes on purpose. So threads compute the hashes,
+and the relay remembers each right secret as a keyed digest in memory.
 
-    remembered as right      passes at once, whatever else comes from its address
-    any other                those of one address one after the other, each counted before it is
-                             looked at: a hundred guesses at once are ten
-    too many wrong           `Verdict.WAIT`; `relay.submit.failures` says what is looked at all the
-                             same, and only a right one is told what came of it
+    remembered as right      accepted at once, whatever else comes from the same address
+    any other                checked one after the other for each address, and counted before the
+                             check: of a hundred guesses at once only ten are checked
+    too many wrong           `Verdict.WAIT`. `relay.submit.failures` decides which secrets are still
+                             checked; only a right one gets another answer than `WAIT`
 
-Addresses that gave a wrong secret lately have a thread of their own: however many guess, somebody
-else's right password does not wait for them. Both threads give way to the rest of the process.
+Addresses that recently gave a wrong secret share a thread of their own, so that a right password
+from elsewhere does not wait for their guesses. Both threads have a lower priority than the rest of
+the process.
 """
 
 from __future__ import annotations
@@ -39,16 +40,16 @@ _NICENESS = 10
 
 
 class Verdict(Enum):
-    """What came of a secret."""
+    """The result for a secret."""
 
     RIGHT = "right"
     WRONG = "wrong"
     WAIT = "wait"
-    """Too many wrong ones: this one was not looked at, or it was wrong too."""
+    """There were too many wrong secrets: this one was not checked, or it was wrong too."""
 
 
 class Secrets:
-    """Judges secrets by their argon2 hashes."""
+    """Checks secrets against their argon2 hashes."""
 
     def __init__(self, failures: Failures, *, clock: Callable[[], datetime]) -> None:
         self.failures = failures
@@ -63,15 +64,17 @@ class Secrets:
     async def judge(
         self, secret: bytes, hashes: Sequence[str], *, client: str, name: str, exists: bool = True
     ) -> Verdict:
-        """Whether a secret fits one of these hashes. `client`: an address, `name`: of whom the
-        secret is said to be. Where no such name `exists`, the hashes are of nobody.
+        """Whether a secret matches one of these hashes.
+
+        `client`: its address. `name`: the user that the client names. Where no such user `exists`,
+        the hashes belong to no user.
         """
         if self._is_remembered(secret, hashes):
             return Verdict.RIGHT
         source = counted_as(client)
         line = self._lines.setdefault(source, asyncio.Lock())
         async with line:
-            if self._is_remembered(secret, hashes):  # one before it in the line was the same
+            if self._is_remembered(secret, hashes):  # an earlier request had the same secret
                 return Verdict.RIGHT
             return await self._look(secret, hashes, source, name, exists)
 
@@ -94,16 +97,16 @@ class Secrets:
         return Verdict.WAIT if must_wait else Verdict.WRONG
 
     def digest(self, secret: bytes, name: str) -> bytes:
-        """What stands for a secret in memory, with the hash or the name it belongs to."""
+        """The keyed digest of a secret and of the hash or name it belongs to."""
         return hmac.digest(self._key, name.encode() + b"\0" + secret, hashlib.sha256)
 
     def close(self) -> None:
-        """Let the threads go."""
+        """End the threads."""
         for pool in (self._pool, self._pool_of_guessers):
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _is_remembered(self, secret: bytes, hashes: Sequence[str]) -> bool:
-        """A hash that is taken out or changed forgets its secret."""
+        """Whether the secret was right before, for a hash that the user still has."""
         return any(self.digest(secret, known) in self._right for known in hashes)
 
     def _remember(self, digest: bytes) -> None:
@@ -122,9 +125,9 @@ class Secrets:
 
 
 def _give_way() -> None:
-    """Let mail go first: a hash has several threads of its own, which take every core there is.
+    """Lower the priority of this thread: one hash uses several threads, and so every core.
 
-    Niceness is each thread's own on Linux, and is inherited.
+    On Linux each thread has its own niceness, and the threads that it starts inherit it.
     """
     if sys.platform == "linux":
         os.nice(_NICENESS)

@@ -1,11 +1,12 @@
-"""What we write on top of a message, and what we read there of its way so far. Pure.
+"""The header fields that the relay adds at the top of a message. Pure.
 
-The Received field (RFC 5321 §4.4) says from whom, by whom, how (`with`), under which queue id
-and when. `for` is written only for a single recipient: with more it would tell each of the
-others (RFC 5321 §7.2). What the door knows of its client (name, address, protocol, TLS) it
-gives in words that can neither end the field nor open a comment.
+The Received field (RFC 5321 §4.4) says from which client and by which host a message came, how
+(`with`), under which queue id and when. `for` is written only for a single recipient: with more
+recipients it would tell each of them about the others (RFC 5321 §7.2). The caller gives the facts
+about the client (name, address, protocol, TLS) in a form that can neither end the field nor begin
+a comment.
 
-`missing_fields` completes what a simple client left out (RFC 6409 §8).
+`missing_fields` makes the fields that a simple client left out (RFC 6409 §8).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct",
 def received_field(
     *, source: str, protocol: str, hostname: str, queue_id: str, now: datetime, only_for: str = ""
 ) -> bytes:
-    """Our Received field, with its CRLF. `source` is what follows "from"."""
+    """The relay's Received field, with its CRLF. `source` is the text after "from"."""
     recipient = f"\r\n\tfor <{in_header(only_for)}>" if only_for else ""
     return (
         f"Received: from {source}\r\n"
@@ -35,7 +36,7 @@ def received_field(
 
 
 def tcp_info(client: str | None) -> str:
-    """TCP-info of a client's address; "" is a UNIX socket, None is not known (RFC 5321 §4.4)."""
+    """TCP-info for a client's address (RFC 5321 §4.4); "" is a UNIX socket, None is unknown."""
     if client is None:
         return "unknown"
     if not client:
@@ -45,7 +46,7 @@ def tcp_info(client: str | None) -> str:
 
 @lru_cache(maxsize=4)
 def date_time(now: datetime) -> str:
-    """A date-time of RFC 5322 §3.3, in whole seconds; in English whatever the locale."""
+    """A date-time of RFC 5322 §3.3 in whole seconds, in English with every locale."""
     day, month = _DAYS[now.weekday()], _MONTHS[now.month - 1]
     return f"{day}, {now.day} {month} {now.year} {now:%H:%M:%S} {now:%z}"
 
