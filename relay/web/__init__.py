@@ -9,7 +9,7 @@
     answers     the answers to what the pages ask, within the time that a page has
     live        the newest events, for all that follow the log
     jobs        changes of the queue that take longer than a request
-    pages       one function for each page
+    pages       a module for each page
     site        the routes, and the templates
 
 Pages are made here on the server and need no JavaScript to be read. Every verb and every question

@@ -8,7 +8,6 @@ another host, and no script or style stands in a page: the policy in `_HEADERS` 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cache, partial
@@ -24,18 +23,26 @@ from multidict import MultiDict
 from relay.mail.printable import printable
 from relay.queue.queue_id import arrival_of
 from relay.queue.store import SpoolError
-from relay.web import pages
 from relay.web.answers import CountedQueue
 from relay.web.guard import Guard, Refused, Visitor, cookie_name, is_tls
 from relay.web.jobs import Jobs
 from relay.web.live import Live
-from relay.web.pages import Visit
+from relay.web.pages import (
+    destination,
+    health,
+    log,
+    message,
+    overview,
+    policy,
+    queue,
+    report,
+    search,
+)
+from relay.web.pages.visit import Visit
 from relay.web.rows import Row
 from relay.web.state import Web
 
 __all__ = ["Site", "install"]
-
-log = logging.getLogger("relay.page")
 
 _HEADERS = {
     "Content-Security-Policy": (
@@ -59,26 +66,26 @@ Page = Callable[[Visit], Awaitable[web.StreamResponse]]
 R = TypeVar("R", bound=web.StreamResponse)
 
 _LOOK: Mapping[str, Page] = {
-    "/": pages.overview,
-    "/log": pages.log,
-    "/log/live": pages.live,
-    "/log/export": pages.export,
-    "/message/{id}": pages.show_message,
-    "/queue": pages.queue,
-    "/job/{name}": pages.show_job,
-    "/destination/{domain}": pages.destination,
-    "/policy": pages.policy,
-    "/report": pages.report,
-    "/report.csv": pages.report_file,
-    "/report.json": pages.report_file,
-    "/health": pages.health,
-    "/search": pages.search,
-    "/help": pages.show_help,
+    "/": overview.overview,
+    "/log": log.log,
+    "/log/live": log.live,
+    "/log/export": log.export,
+    "/message/{id}": message.show_message,
+    "/queue": queue.queue,
+    "/job/{name}": queue.show_job,
+    "/destination/{domain}": destination.destination,
+    "/policy": policy.policy,
+    "/report": report.report,
+    "/report.csv": report.report_file,
+    "/report.json": report.report_file,
+    "/health": health.health,
+    "/search": search.search,
+    "/help": search.show_help,
 }
 _ACT: Mapping[str, Page] = {
-    "/queue/confirm": pages.confirm,
-    "/queue/change": pages.change,
-    "/destination/{domain}/probe": pages.probe,
+    "/queue/confirm": queue.confirm,
+    "/queue/change": queue.change,
+    "/destination/{domain}/probe": destination.probe,
 }
 
 

@@ -1,0 +1,70 @@
+"""What protects mail to a domain, and what became of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from aiohttp import web
+
+from relay.admin import report as reports
+from relay.admin.mta_sts import policy_as_json
+from relay.policy.rules import floor_rules, resolve
+from relay.queue.store import EventFilter
+from relay.web.answers import log_page
+from relay.web.charts import chart_of
+from relay.web.pages.visit import Visit, latest, read_domain
+
+__all__ = ["destination", "probe"]
+
+_HOURS = 720
+_LOOKED_AT_EXCEPTIONS = 500
+
+
+async def destination(visit: Visit, probed: Mapping[str, Any] | None = None) -> web.StreamResponse:
+    """What protects mail to a domain, and what became of it."""
+    domain = read_domain(visit.request.match_info["domain"], status=404)
+    state, now = visit.state, visit.state.clock()
+    month = latest(now, _HOURS, recipient_domain=domain)
+    found = await reports.counts(state.view, month)
+    exceptions = await state.view.find_exceptions(month, limit=_LOOKED_AT_EXCEPTIONS)
+    counted = await visit.site.counted.get()
+    rules = state.rules()
+    kept = await state.policies.kept(domain)
+    newest = await log_page(state.view, EventFilter(recipient_domain=domain), limit=30)
+    return visit.show(
+        "destination.html",
+        domain=domain,
+        probed=probed,
+        queue=counted.of(domain),
+        silent=(await state.facts()).silent,
+        settings=resolve(rules, reverse_path="", recipient_domain=domain),
+        floors=floor_rules(rules, domain),
+        policy=policy_as_json(kept) if kept is not None else None,
+        hosts=_hosts_of(newest.rows),
+        summary=reports.summary_of(found),
+        chart=chart_of(await state.view.count_hours(month), begin=month.begin, hours=_HOURS),
+        exceptions=exceptions[-20:][::-1],
+        latest=newest,
+    )
+
+
+def _hosts_of(rows: Any) -> list[Any]:
+    """The newest row about each host."""
+    hosts: dict[str, Any] = {}
+    for row in rows:
+        host = row.event.get("delivery-status", {}).get("mx-host")
+        if host:
+            hosts.setdefault(host, row)
+    return list(hosts.values())
+
+
+async def probe(visit: Visit) -> web.StreamResponse:
+    """Connect to the hosts of a domain, and show what they prove."""
+    visit.site.guard.check_form(visit.visitor, await visit.site.form(visit.request))
+    domain = read_domain(visit.request.match_info["domain"], status=404)
+    async with asyncio.timeout(60):
+        found = await visit.state.operator.running().probe(domain)
+    await visit.site.jobs.note(visit.visitor.user.name, "probe", {"domain": domain}, 0)
+    return await destination(visit, found)

@@ -1,0 +1,22 @@
+"""How the relay is."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from relay.web.pages.visit import Visit
+
+__all__ = ["health"]
+
+
+async def health(visit: Visit) -> web.StreamResponse:
+    """How the relay is."""
+    facts = await visit.state.facts()
+    return visit.show(
+        "health.html",
+        facts=facts,
+        now=visit.state.clock(),
+        queue=await visit.state.view.counts(),
+        configuration=visit.state.configuration(),
+        viewers=visit.site.live.viewers,
+    )

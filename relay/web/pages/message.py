@@ -1,0 +1,57 @@
+"""The story of one message."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from relay.admin import operations
+from relay.queue.store import SpoolError
+from relay.web.answers import events_of
+from relay.web.guard import Refused
+from relay.web.pages.visit import Visit
+from relay.web.rows import story_of
+from relay.web.state import Web
+
+__all__ = ["show_message"]
+
+_SHOWN_CONTENT_BYTES = 256 * 1024
+
+
+async def show_message(visit: Visit) -> web.StreamResponse:
+    """The story of one message."""
+    queue_id = visit.request.match_info["id"]
+    view = visit.state.view
+    try:
+        item = await operations.show_message(view, queue_id)
+    except SpoolError:
+        item = None  # it left in this moment
+    story = story_of(queue_id, await events_of(view, queue_id), item)
+    if story is None:
+        raise Refused(
+            404,
+            "No such message: it was never here, or its events are older than log.keep_events.",
+        )
+    content = None
+    if item is not None and visit.state.options().show_content:
+        content = await _content(visit.state, queue_id)
+    caught = visit.state.caught(queue_id) if visit.state.caught is not None else None
+    received = _as_text(caught) if caught is not None else None
+    return visit.show("message.html", story=story, content=content, received=received)
+
+
+async def _content(state: Web, queue_id: str) -> str:
+    """The beginning of the content as text; it is shown as it came, and never as a page."""
+    found = b""
+    try:
+        async for piece in state.view.read_content(queue_id):
+            found += piece
+            if len(found) >= _SHOWN_CONTENT_BYTES:
+                break
+    except SpoolError:
+        return ""
+    return _as_text(found)
+
+
+def _as_text(content: bytes) -> str:
+    text = content[:_SHOWN_CONTENT_BYTES].decode("utf-8", "backslashreplace")
+    return text.replace("\r\n", "\n")

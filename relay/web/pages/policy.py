@@ -1,0 +1,63 @@
+"""The rules in force, and what they make of a message."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from aiohttp import web
+
+from relay.mail.address import AddressError, domain_of, parse_path
+from relay.policy.fields import Wishes
+from relay.web.pages.visit import Visit
+from relay.web.state import Web
+
+__all__ = ["policy"]
+
+
+async def policy(visit: Visit) -> web.StreamResponse:
+    """The rules in force, and what they make of a message."""
+    state = visit.state
+    asked = {name: visit.query.get(name, "").strip() for name in _EXPLAIN_FIELDS}
+    explained, trouble = None, ""
+    if asked["to"]:
+        try:
+            explained = await _explain(state, asked)
+        except AddressError as error:
+            trouble = f"The address cannot be read: {error}."
+        except TimeoutError:
+            trouble = "The name servers did not answer in time."
+    return visit.show(
+        "policy.html",
+        rules=state.rules(),
+        places=state.places(),
+        last_reload=state.last_reload(),
+        asked=asked,
+        explained=explained,
+        trouble=trouble,
+    )
+
+
+_QUESTION_SECONDS = 20
+
+_EXPLAIN_FIELDS = ("from", "to", "require", "skip")
+
+_TRUTHS = {"yes": True, "no": False}
+
+
+async def _explain(state: Web, asked: Mapping[str, str]) -> Mapping[str, Any]:
+    recipient = _address(asked["to"])
+    if not domain_of(recipient):
+        raise AddressError("it has no domain")
+    wishes = Wishes(_TRUTHS.get(asked["require"]), _TRUTHS.get(asked["skip"]))
+    async with asyncio.timeout(_QUESTION_SECONDS):
+        return await state.operator.running().explain(_address(asked["from"]), recipient, wishes)
+
+
+def _address(text: str) -> str:
+    bare = text.removeprefix("<").removesuffix(">")
+    try:
+        return parse_path(f"<{bare}>".encode(), smtputf8=True)[0]
+    except UnicodeEncodeError as error:
+        raise AddressError("it is no text") from error
