@@ -1,10 +1,10 @@
-"""`make bench`: every scenario on both sides, A B A B, and a report of it.
+"""`make bench`: runs every scenario on both sides in turn (A B A B) and writes a report.
 
     python -m benchmarks [--only NAME …] [--rounds N] [--minutes M] [--smoke] [--directory D]
     [--save]
 
-Ends by itself: a scenario is begun only while there is time. `--smoke` runs a few messages of the
-cheap ones, which shows that everything works and nothing about how fast it is.
+A scenario begins only while time is left. `--smoke` runs a few messages of the cheap scenarios: it
+shows that everything works, and says nothing about speed.
 """
 
 from __future__ import annotations
@@ -45,9 +45,7 @@ def main() -> None:
         "--directory", type=Path, default=Path("/var/tmp"), help="on the disk to be measured"
     )
     wanted = parser.parse_args()
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(1)
-    )  # and nothing that was started stays behind
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that no process stays behind
     if _file_system(wanted.directory) == _TMPFS:
         parser.error(f"{wanted.directory} is in memory: name a directory on a disk")
     deadline = time.monotonic() + 60 * wanted.minutes
@@ -105,7 +103,7 @@ def measure(scenario: Scenario, parent: Path, rounds: int, deadline: float) -> l
 
 
 def _others_load() -> float:
-    """Cores that others keep busy at this moment, while we do nothing."""
+    """How many cores other programs use now, while the benchmark does nothing."""
     before, idle_before = _ticks()
     time.sleep(1.0)
     after, idle_after = _ticks()

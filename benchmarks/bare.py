@@ -1,9 +1,8 @@
-"""What the libraries cost without us: aiosmtpd takes a message, aiosmtplib gives it to the next
-hop.
+"""What the libraries alone cost: aiosmtpd accepts a message, aiosmtplib sends it to the next hop.
 
     python -m benchmarks.bare PORT HOP_ADDRESS HOP_PORT
 
-No queue, no sync, no log, no policy, no retries: a message is in memory, and lost with the process.
+There is no queue, sync, log, policy or retry: a message is in memory, and lost with the process.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
-"""A client for what smtp-source cannot do: STARTTLS, an even rate, and a clock at each 250.
+"""A client that has what smtp-source lacks: STARTTLS, an even rate, and the time of each 250.
 
     python -m benchmarks.client PORT --messages N [--sessions S] [--rate R] [--tls] [--each M]
 
-Prints JSON: the seconds from MAIL to the 250 that takes the message, one number a message. With a
-rate a message's clock starts when it was to be sent, so that one that had to wait for its session
-shows it.
+It prints JSON: for each message the seconds from MAIL to the 250 that accepts it. With a rate, the
+time starts when the message was to be sent, so that it includes the wait for a free session.
 """
 
 from __future__ import annotations

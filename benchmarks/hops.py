@@ -1,6 +1,4 @@
-"""The next hop both sides deliver to: Postfix's smtp-sink, or `benchmarks.sink` for what that
-cannot do.
-"""
+"""The next hop that both sides deliver to: Postfix's smtp-sink, or `benchmarks.sink`."""
 
 from __future__ import annotations
 
@@ -29,7 +27,7 @@ HOP_NAME = "mx.bench.example"
 _ADDRESS = "127.0.0.32"
 
 DEAD = "127.0.0.66"
-"""Nothing is refused there, and nothing answers."""
+"""A connection to this address is neither refused nor answered."""
 
 _ROOT = Path(__file__).parents[1]
 _AS_NOBODY = ["-u", "nobody"] if os.geteuid() == 0 else []
@@ -43,9 +41,7 @@ class _Counter(Protocol):
 
 @dataclass(frozen=True)
 class NextHop:
-    """A running next hop. `dns` knows it as `HOP_NAME`; `certificate` is for that name, chain and
-    key.
-    """
+    """A running next hop with the DNS name `HOP_NAME`. `certificate`: its chain and its key."""
 
     address: str
     port: int
@@ -60,9 +56,7 @@ class NextHop:
         return self.counter.taken()
 
     def report(self) -> dict[str, Any]:
-        """Of the run just over: the most transactions at a time, and how long each message was on
-        its way.
-        """
+        """Of the last run: the most transactions at a time, and the seconds of each message."""
         return self.counter.report()
 
 
@@ -87,7 +81,7 @@ def next_hop(directory: Path, scenario: Scenario) -> Iterator[NextHop]:
 
 
 class _SmtpSink:
-    """Counts by what smtp-sink -c says: a message has one end of data, however many recipients."""
+    """Counts with smtp-sink -c: a message has one end of data for all its recipients."""
 
     def __init__(self, output: Path, recipients: int) -> None:
         self._output, self._recipients = output, recipients
@@ -173,7 +167,7 @@ def _dns() -> Iterator[str]:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[int]:
-    """A port at which no connection is ever made: its backlog is full."""
+    """A port that accepts no connection, because its backlog is full."""
     with contextlib.ExitStack() as stack:
         listening = stack.enter_context(socket.create_server((DEAD, 0), backlog=0))
         address = listening.getsockname()

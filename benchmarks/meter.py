@@ -1,9 +1,9 @@
-"""What a side costs, read from /proc: CPU seconds and memory of a process and all below it.
+"""What a side costs, read from /proc: CPU seconds and memory of a process and its descendants.
 
-CPU is utime + stime of every process, with what it has inherited from children that ended: nothing
-is missed, however short a process lives. Memory is the sum of proportional set sizes (PSS), so that
-what processes share is counted once; sampled, the highest sum stays. Syncs are counted by `perf`,
-where there is one that may: it costs nothing that would be noticed.
+CPU is utime + stime of every process and of its children that ended, so even a short-lived process
+is counted. Memory is the sum of proportional set sizes (PSS), so that shared memory is counted
+once; it is sampled, and the highest sum is kept. `perf` counts syncs, where it is installed and
+allowed: it costs very little.
 """
 
 from __future__ import annotations
@@ -70,15 +70,14 @@ class PeakMemory:
         while True:
             began = time.monotonic()
             self.peak = max(self.peak, memory_bytes(root))
-            # With a thousand processes a look is not cheap: at most a twentieth of a core goes into
-            # it.
+            # With a thousand processes a sample is expensive: it may use a twentieth of a core.
             if over.wait(max(_SAMPLE_SECONDS, 20 * (time.monotonic() - began))):
                 return
 
 
 @contextlib.contextmanager
 def peak_memory(root: int) -> Iterator[PeakMemory]:
-    """Sample beside what is measured."""
+    """Sample the memory while the body of the `with` runs."""
     memory, over = PeakMemory(), threading.Event()
     thread = threading.Thread(target=memory.watch, args=(root, over))
     thread.start()
@@ -90,7 +89,7 @@ def peak_memory(root: int) -> Iterator[PeakMemory]:
 
 
 class Syncs:
-    """How many there were; None where nobody can tell."""
+    """The number of syncs; None where it cannot be measured."""
 
     count: int | None = None
 

@@ -1,4 +1,4 @@
-"""What the runs came to, as tables and a plot: medians, and how the sides compare."""
+"""The results of the runs as tables and a plot: medians, and ratios between the sides."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ def line(result: Result) -> str:
         "" if result.syncs is None else f"  {1000 * result.syncs / result.messages:5.0f} syncs/1000"
     )
     most = f"  {result.most_at_once} at once" if result.most_at_once else ""
+    intake = result.messages / result.intake_seconds
     return (
-        f"{result.side:17} {result.rate:7.0f}/s  intake {result.messages / result.intake_seconds:6.0f}/s  "
+        f"{result.side:17} {result.rate:7.0f}/s  intake {intake:6.0f}/s  "
         f"{result.cpu_per_thousand:6.2f} CPU s/1000  {result.peak_bytes >> 20:4} MiB{syncs}{most}"
     )
 
@@ -48,7 +49,8 @@ def _against_postfix(results: Sequence[Result]) -> str:
         return ""
     head = (
         "| | copies/s: relay | 2 workers | Postfix | ratio | 2 workers | wanted "
-        "| CPU s/1000: relay | Postfix | MiB: relay | 2 workers | Postfix | syncs/1000: relay | Postfix |"
+        "| CPU s/1000: relay | Postfix | MiB: relay | 2 workers | Postfix "
+        "| syncs/1000: relay | Postfix |"
     )
     return "\n".join([head, "|---" + "|---:" * 13 + "|", *rows])
 
@@ -76,7 +78,7 @@ def _row(scenario: Scenario, results: Sequence[Result]) -> str:
 
 
 def _number(value: float) -> str:
-    """As many digits as mean something; nothing for what was not measured."""
+    """A number with its significant digits; an empty text for one that was not measured."""
     if value != value:
         return ""
     return f"{value:.0f}" if value >= 20 or value == int(value) else f"{value:.2f}"
@@ -146,22 +148,24 @@ def save(results: Sequence[Result], loads: Sequence[float]) -> None:
 
 
 def _about(results: Sequence[Result], loads: Sequence[float]) -> str:
-    """When and where, and whether the machine was busy with other things: then the ratios say
-    little.
+    """When and where the runs took place, and how busy the machine was with other work.
+
+    On a busy machine the ratios say little.
     """
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     models = (one.partition(":")[2].strip() for one in lines if "model name" in one)
     keys = [(result.scenario, result.side) for result in results]
     rounds = max(map(keys.count, keys))
     return (
-        f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores ({next(models, platform.machine())}), "
-        f"Python {platform.python_version()}, medians of up to {rounds} rounds, load generators on the "
-        f"same cores. Cores busy with other work before a scenario: {min(loads):.1f} to {max(loads):.1f}."
+        f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores"
+        f" ({next(models, platform.machine())}), Python {platform.python_version()}, medians of up"
+        f" to {rounds} rounds, load generators on the same cores. Cores busy with other work before"
+        f" a scenario: {min(loads):.1f} to {max(loads):.1f}."
     )
 
 
 def _plot(results: Sequence[Result]) -> None:
-    """Rates as multiples of Postfix's; without matplotlib there is none."""
+    """Plot the rates as multiples of Postfix's rates, if matplotlib is installed."""
     try:
         import matplotlib
 

@@ -1,6 +1,4 @@
-"""One run of one scenario on one side: the load goes in, the clock stops when the next hop has it
-all.
-"""
+"""One run of one scenario on one side, timed until the next hop has every message."""
 
 from __future__ import annotations
 
@@ -26,8 +24,9 @@ _PATIENCE = 60.0
 
 @dataclass(frozen=True)
 class Result:
-    """What one run came to. `seconds` to the next hop, `intake_seconds` until the client had its
-    last 250.
+    """The result of one run.
+
+    `seconds`: until the next hop had every message; `intake_seconds`: until the client's last 250.
     """
 
     scenario: str
@@ -55,7 +54,7 @@ class Result:
 
 
 def run(scenario: Scenario, side: Side, hop: NextHop, *, messages: int = 0) -> Result:
-    """One run; AssertionError where not all arrives in time."""
+    """Do one run; AssertionError where some messages do not arrive in time."""
     messages = messages or scenario.messages
     copies = scenario.copies * messages // scenario.messages
     hop.report()
@@ -89,7 +88,7 @@ def run(scenario: Scenario, side: Side, hop: NextHop, *, messages: int = 0) -> R
 
 
 def _settle(side: Side) -> None:
-    """Let the side write down what it has delivered: that is part of what a message costs."""
+    """Wait until the side has recorded its deliveries, which belong to the cost of a message."""
     while True:
         used = cpu_seconds(side.root)
         time.sleep(0.25)
@@ -98,7 +97,7 @@ def _settle(side: Side) -> None:
 
 
 def hand_in(scenario: Scenario, side: Side, messages: int) -> list[float]:
-    """Hand in so many messages; the seconds to each 250, where the client measures them."""
+    """Send so many messages. Returns the seconds to each 250, if the client measures them."""
     if scenario.client is Client.OWN:
         return _own_client(scenario, side, messages)
     if scenario.domains == 1:

@@ -1,6 +1,6 @@
-"""What is measured: the same mail through both sides, told as data.
+"""The scenarios as data: the same mail goes through both sides.
 
-A run hands in `messages`, from the first client's connect until the next hop has the last copy.
+A run sends `messages`; it lasts from the first connect until the next hop has the last copy.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ __all__ = ["SCENARIOS", "Beside", "Client", "Scenario"]
 
 
 class Client(StrEnum):
-    """Who hands in: Postfix's smtp-source, or `benchmarks.client` for what that cannot do."""
+    """The program that sends: Postfix's smtp-source, or `benchmarks.client`, which can do more."""
 
     SOURCE = "smtp-source"
     OWN = "benchmarks.client"
@@ -29,13 +29,12 @@ class Beside(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """`target`: the ratio to Postfix that is wanted. `cheap`: part of the short run that sees that
-    it works.
+    """`target`: the wanted ratio to Postfix. `cheap`: part of the short run (`--smoke`).
 
-    `sessions` at a time, each for one message or `standing`. `reply_delay`: seconds the next hop
-    takes for each reply. `concurrency`: connections to a next hop, on both sides. `rate`: messages
-    a second, offered evenly instead of as fast as they go. `domains`: so many destinations, `dead`
-    of them do not answer.
+    `sessions`: how many at a time, each for one message or `standing`. `reply_delay`: seconds that
+    the next hop takes for each reply. `concurrency`: connections to a next hop, on both sides.
+    `rate`: messages a second, sent evenly instead of as fast as possible. `domains`: the number of
+    destinations, of which `dead` do not answer.
     """
 
     name: str
@@ -59,12 +58,12 @@ class Scenario:
 
     @property
     def needs_own_hop(self) -> bool:
-        """Whether the next hop has to do what smtp-sink does not."""
+        """Whether the next hop needs a feature that smtp-sink lacks."""
         return self.tls_out or self.rate > 0 or self.reply_delay > 0
 
     @property
     def copies(self) -> int:
-        """Recipients that are to be served before a run is over."""
+        """How many recipients the next hop must have got before a run ends."""
         return self.messages * self.recipients * (self.domains - self.dead) // self.domains
 
 

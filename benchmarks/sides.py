@@ -1,9 +1,9 @@
-"""What is measured, each a server of its own on loopback with its spool in a directory of its own.
+"""The servers that are compared, each on loopback with its queue in a directory of its own.
 
-All hand everything on to the same next hop. The relay and Postfix sync what they answer for, and
-look into no content. Postfix is given what its tuning guide gives a busy host: as many processes
-and connections to a destination as the relay may make, no limit of sessions a client, no inflow
-delay.
+All of them send everything to the same next hop. The relay and Postfix sync each message that they
+accept, and do not examine content. Postfix has the settings of its tuning guide for a busy host: as
+many processes and connections to a destination as the relay may have, no limit of sessions for
+each client, no inflow delay.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _QUEUED = 100_000
 
 @dataclass(frozen=True)
 class Side:
-    """A running server: where it listens, and the process above all of its own."""
+    """A running server: its port, and the process that is the parent of all others."""
 
     name: str
     port: int
@@ -46,7 +46,7 @@ class Side:
 
 @contextlib.contextmanager
 def start_sides(directory: Path, scenario: Scenario, hop: NextHop) -> Iterator[Sequence[Side]]:
-    """All that a scenario compares, side by side."""
+    """Start all servers that a scenario compares."""
     with contextlib.ExitStack() as stack:
         sides = [stack.enter_context(_relay(directory / "relay", scenario, hop))]
         match scenario.beside:
@@ -171,7 +171,7 @@ def _libraries(hop: NextHop) -> Iterator[Side]:
 
 
 async def _fill(path: Path) -> None:
-    """A queue of messages that were deferred, and are not due yet, but no later than a wait may be."""
+    """Fill a queue with deferred messages that are not due yet."""
     store = await SqliteStore.open(path, synchronous="OFF")
     for first in range(0, _QUEUED, 1000):
         await asyncio.gather(*(store.accept(_deferred(first + number)) for number in range(1000)))

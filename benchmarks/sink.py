@@ -1,10 +1,10 @@
-"""A next hop that takes everything, with STARTTLS, late replies and a clock: what smtp-sink has
-not.
+"""A next hop that accepts everything and has what smtp-sink lacks: STARTTLS, late replies, times.
 
     python -m benchmarks.sink ADDRESS PORT [CERTIFICATE] [--delay SECONDS]
 
-A line on stdin is answered with one of JSON: recipients taken so far, the most transactions at a
-time, and the seconds on the way of each message that came with an X-Sent field (CLOCK_MONOTONIC).
+For each line on stdin it prints one line of JSON: the recipients accepted so far, the most
+transactions at a time, and the travel time in seconds of each message that came with an X-Sent
+field (CLOCK_MONOTONIC).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SENT = b"\r\nX-Sent: "
 
 
 class _Taken:
-    """What all sessions have taken."""
+    """What all sessions have accepted."""
 
     def __init__(self) -> None:
         self.recipients = 0
@@ -61,7 +61,7 @@ class _Session(asyncio.Protocol):
             if self._in_data:
                 end = data.find(_END)
                 if end < 0:
-                    # Only the beginning is looked at, and the last octets may be half of the end.
+                    # The beginning is enough; keep the last octets, which may begin the final dot.
                     if len(self._content) < 2:
                         self._content.append(data[:-4])
                     data = data[-4:]

@@ -1,9 +1,8 @@
-"""How many messages a second pass through the store, and what one costs: `python
-benchmarks/store.py`.
+"""Measures how many messages a second pass through the store: `python benchmarks/store.py`.
 
-Lanes of clients accept small messages one after the other; a scheduler claims what is due and
-records it delivered at once. Everything is synced as in service. Run it under
-`strace -f -c -e trace=fdatasync,fsync` to count the syncs.
+Several clients accept small messages one after the other; a scheduler claims each due message and
+records it as delivered at once. Commits are synced as in service. To count the syncs, run it under
+`strace -f -c -e trace=fdatasync,fsync`.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ def message(number: int, size_bytes: int) -> NewMessage:
 
 
 def delivered(entry: Entry) -> tuple[Settlement, Event]:
-    """Its one recipient, delivered."""
+    """The settlement and event of an entry whose one recipient is delivered."""
     now = datetime.now(UTC)
     before, queue_id = entry.recipients[0], entry.message.queue_id
     outcome = Delivered("2.0.0", 250, "OK")
@@ -77,7 +76,7 @@ def delivered(entry: Entry) -> tuple[Settlement, Event]:
 
 
 async def run(directory: Path, messages: int, lanes: int, size_bytes: int) -> None:
-    """Pass the messages and say how it went."""
+    """Pass the messages through the store and print the result."""
     store = await SqliteStore.open(directory / "spool")
     per_lane, done, all_done = messages // lanes, 0, asyncio.Event()
     running: set[asyncio.Task[None]] = set()

@@ -1,7 +1,6 @@
 """The relay without a sync at its commits: `python -m benchmarks.undurable serve …`.
 
-Not the product and no switch of it: what the difference to the product is, is what durability
-costs.
+The difference to the relay shows what durability costs. The relay itself has no such option.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Hand one message to a relay: `python3 examples/send.py FROM TO [HOST:PORT]`. Needs Python only."""
+"""Send one message to a relay: `python3 examples/send.py FROM TO [HOST:PORT]`.
+
+The script needs only Python's standard library.
+"""
 
 import smtplib
 import sys

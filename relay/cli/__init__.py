@@ -1,10 +1,10 @@
 """The command line: `relay serve | check | health | queue … | log | report | explain | …`.
 
 Exit codes: 0 done; 1 the answer is bad (a broken configuration, an unknown queue id, no
-relay to ask); 2 usage. What a program should read is on stdout, what is for a person about
-the command itself on stderr.
+relay to ask); 2 usage. Output for programs goes to stdout, messages about the command itself
+go to stderr.
 
-Each command imports what it needs when it runs, so that `relay --version` costs nothing.
+Each command imports its modules only when it runs, so that `relay --version` is fast.
 """
 
 from __future__ import annotations
@@ -50,9 +50,8 @@ def _print_version(ctx: click.Context) -> None:
             return f"{name} missing"
 
     click.echo(f"relay {__version__}")
-    click.echo(
-        f"Python {platform.python_version()}, {ssl.OPENSSL_VERSION}, SQLite {sqlite3.sqlite_version}"
-    )
+    sqlite = f"SQLite {sqlite3.sqlite_version}"
+    click.echo(f"Python {platform.python_version()}, {ssl.OPENSSL_VERSION}, {sqlite}")
     click.echo(", ".join(map(of, _LIBRARIES)))
     ctx.exit()
 
@@ -103,7 +102,7 @@ def relay() -> None:
 @click.option(
     "--own-networks",
     is_flag=True,
-    help="Where access.networks is not set: relay for the networks around this machine (containers).",
+    help="Relay for the networks around this machine, if access.networks is not set (containers).",
 )
 @config_option
 @click.pass_context
@@ -188,7 +187,6 @@ def demo(ctx: click.Context, /, as_json: bool, to_try: bool) -> None:
 
 def main() -> None:
     """The entry point."""
-    # SIGPIPE stays ignored, as Python has it: a peer that hangs up must not end a relay. A reader
-    # that has seen enough (`relay log | head`) ends a command quietly all the same, by click's own
-    # doing.
+    # SIGPIPE stays ignored, as Python sets it: a peer that closes a connection must not end a
+    # relay. A pipe that closes (`relay log | head`) still ends a command quietly: click does that.
     relay(prog_name=Path(sys.argv[0]).name if sys.argv[0].endswith("relay") else "relay")

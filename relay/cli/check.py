@@ -18,7 +18,7 @@ from relay.cli.common import config_file, config_option, fail
 __all__ = ["check"]
 
 SERVICE_USER = "relay"
-"""Whom the unit runs as."""
+"""The user of the systemd unit."""
 
 
 @click.command()
@@ -47,11 +47,11 @@ def check(
     """Say what is wrong with the configuration, or print all of it as it is in effect.
 
     Every mistake is named at once, with file, line, key and cure; the exit status is 1
-    then. What only a start would find is tried, too: ports that are taken, certificates and
+    then. The check also finds what only a start would show: ports in use, certificates and
     keys that cannot be used or have expired, directories and files that the relay may not
-    write, a queue that another relay uses. A correct configuration is
-    printed as YAML, every key with the value it has by file, environment or default, secrets
-    masked. Warnings go to stderr.
+    write, a queue that another relay uses. A correct configuration is printed as YAML: every
+    key with its value from file, environment or default; secrets are masked. Warnings go to
+    stderr.
 
     \b
     For an editor with YAML support:
@@ -83,7 +83,7 @@ def check(
 
 
 def _judge(path: Path, named: str | None) -> struct_passwd | None:
-    """The user whose rights count; None: those of who called."""
+    """The user whose rights are checked; None: the user who runs the command."""
     import pwd
 
     from relay.config import MACHINE_FILE

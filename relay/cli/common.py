@@ -59,7 +59,7 @@ class Lazy(click.Group):
 
 
 def config_option(command: F) -> F:
-    """`-c FILE`, on a command or the group around it; the nearest to the command holds."""
+    """`-c FILE`, on a command or its group; the one of the command itself comes first."""
 
     def remember(ctx: click.Context, _: click.Parameter, value: Path | None) -> None:
         if value is not None:
@@ -77,7 +77,7 @@ def config_option(command: F) -> F:
 
 
 def config_file(ctx: click.Context) -> Path:
-    """The file to read, which this user may read if it is there."""
+    """The configuration file to read. Fails if it exists and this user may not read it."""
     from relay.admin.client import who_may_open
     from relay.config import default_path
 
@@ -93,9 +93,10 @@ def config_file(ctx: click.Context) -> Path:
 
 
 def load_config(path: Path, *, only_to_ask: bool = False) -> Config:
-    """The configuration; every mistake in it on stderr, and exit 1.
+    """The configuration. On mistakes: all of them to stderr, and exit 1.
 
-    `only_to_ask`: for a command that asks the relay, by a user who may not read all that it may.
+    `only_to_ask`: for a command that only asks the relay; its user may be unable to read files that
+    the relay can read.
     """
     from relay.config import ConfigError, consider, load
 
@@ -106,7 +107,7 @@ def load_config(path: Path, *, only_to_ask: bool = False) -> Config:
 
 
 def fail(text: str) -> NoReturn:
-    """Say it on stderr and exit 1."""
+    """Write the text to stderr and exit 1."""
     click.echo(printable(text, keep="\n"), err=True)
     sys.exit(1)
 
@@ -116,7 +117,7 @@ def answers(
 ) -> Iterator[dict[str, Any]]:
     """The answer of the running relay; where none runs, of its store opened for reading.
 
-    `patient`: the answer may take as long as it likes (following a log).
+    `patient`: without a time limit (for following a log).
     """
     from relay.admin.client import NotRunning, RelayError, ask
 
@@ -131,7 +132,7 @@ def answers(
 
 
 def _without_relay(config: Config, request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Answer from stores that nobody writes to: that of each worker there was."""
+    """Answer from the stores of all workers, which no relay writes to now."""
     from relay.admin.client import who_may_open
     from relay.admin.control import Control
     from relay.admin.operator import Operator
@@ -189,7 +190,7 @@ Filter = TypeVar("Filter", str, "tuple[str, ...]", None)
 
 
 def filled(ctx: click.Context, param: click.Parameter, value: Filter) -> Filter:
-    """An option that, where it is given, says something: `--sender "$UNSET"` would mean everybody."""
+    """Refuse an option with an empty value: `--sender "$UNSET"` would match every sender."""
     if value is not None and not all(
         one.strip() for one in ([value] if isinstance(value, str) else value)
     ):
@@ -198,12 +199,12 @@ def filled(ctx: click.Context, param: click.Parameter, value: Filter) -> Filter:
 
 
 def answer_text(code: int, status: str, message: str) -> str:
-    """A host's answer in one line, fit for a terminal."""
+    """A host's answer in one line, safe to show in a terminal."""
     return printable(words.answer_text(code, status, message))
 
 
 def age_text(age: timedelta) -> str:
-    """How long ago or how far ahead, in the one unit a person would use."""
+    """A duration in the unit that a person would use."""
     seconds = max(int(age.total_seconds()), 0)
     for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds >= 2 * length or (unit != "m" and seconds >= length and seconds % length == 0):
@@ -212,7 +213,7 @@ def age_text(age: timedelta) -> str:
 
 
 def size_text(octets: int) -> str:
-    """A size in the one unit a person would use."""
+    """A size in the unit that a person would use."""
     for unit, count in (("GiB", 1024**3), ("MiB", 1024**2), ("KiB", 1024)):
         if octets >= 2 * count:
             return f"{octets // count} {unit}"

@@ -1,4 +1,4 @@
-"""`relay completion`: what a shell needs to complete our commands."""
+"""`relay completion`: scripts with which a shell completes the commands of `relay`."""
 
 from __future__ import annotations
 

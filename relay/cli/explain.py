@@ -52,14 +52,15 @@ def explain(
     """Say what would become of a message, without delivering anything.
 
     Prints each setting and the rule it came from, the hosts that would be tried in order,
-    what each of them must prove, and what follows from what is met there. The DNS is asked, and
-    the MTA-STS policy of the domain fetched if need be; no mail host is connected to. The exit status is 1 where there is no host to try.
+    what each of them must prove, and what happens if it does or does not. The command asks the
+    DNS, and fetches the MTA-STS policy of the domain if necessary; it connects to no mail host.
+    The exit status is 1 where there is no host to try.
 
     A setting comes from the message, the recipient's domain (destination), the sender's (domain,
     or api where it was set over HTTP) or the default. From message-refused: the message asked for
-    less than a rule with allow_override: false lets it have.
+    less protection than a rule with allow_override: false permits.
 
-    The rules are the file's. Where a relay is running that has others in force, stderr says so.
+    The rules are those of the file. If a running relay uses other rules, stderr says so.
     """
     from relay.daemon.explaining import FloorPending
     from relay.policy.fields import Wishes
@@ -75,9 +76,7 @@ def explain(
         answer = _explained(config, reverse_path, forward_path, wishes, speaks)
     except FloorPending as error:
         fail(f"{error}; ask again when that has ended")
-    except (
-        Exception
-    ) as error:  # whatever the way to an answer fails by, a sentence is what is wanted
+    except Exception as error:  # the user gets a sentence for every kind of failure
         fail(f"no route could be found: {error}")
     click.echo(json.dumps(answer, indent=2)) if as_json else _print(answer)
     ctx.exit(0 if answer["hosts"] else 1)
@@ -102,8 +101,9 @@ def _address(text: str, option: str) -> tuple[str, str]:
 def _explained(
     config: Config, reverse_path: str, recipient: str, wishes: Wishes, speaks: Mapping[str, bool]
 ) -> dict[str, Any]:
-    """Explained under the file's rules, and what was set over HTTP above them. `speaks`: what the
-    message says in the words of RFC 8689.
+    """The answer under the file's rules and the settings made over HTTP.
+
+    `speaks`: the message uses REQUIRETLS, or TLS-Required: No (RFC 8689).
     """
     from relay.admin.domain_settings import overlay_of
     from relay.daemon.explaining import explain as explain_message
@@ -130,7 +130,7 @@ def _explained(
 
 
 def _set_over_http(config: Config) -> Mapping[str, DomainSettings]:
-    """What the running relay has, or the queue of one that does not run."""
+    """The settings of the running relay; of its queue if no relay is running."""
     from relay.admin.client import NotRunning, RelayError, ask
     from relay.admin.control import settings_of
     from relay.queue.store import SpoolError
@@ -147,11 +147,11 @@ def _set_over_http(config: Config) -> Mapping[str, DomainSettings]:
     try:
         return asyncio.run(_stopped(Path(config.queue.path)))
     except SpoolError:
-        return {}  # there is no queue yet, so nothing was ever set
+        return {}  # there is no queue yet, so no setting was made
 
 
 def _compare(config: Config, in_force: Mapping[str, str]) -> None:
-    """Say it where the running relay does not go by what this file says."""
+    """Warn where the running relay has not taken over this file."""
     from relay.config.document import fingerprints
 
     others = [
@@ -161,8 +161,8 @@ def _compare(config: Config, in_force: Mapping[str, str]) -> None:
     ]
     if others:
         click.echo(
-            f"this is by the file: the running relay has not taken over what it says of {', '.join(others)}"
-            " (SIGHUP takes over policy and routes, a restart the rest)",
+            "this is by the file: the running relay has not taken over what it says of"
+            f" {', '.join(others)} (SIGHUP takes over policy and routes, a restart the rest)",
             err=True,
         )
 
@@ -204,7 +204,7 @@ def _print(answer: dict[str, Any]) -> None:
 
 
 def _print_hosts(hosts: list[dict[str, Any]]) -> None:
-    """The hosts in order, and the rules once for those that share them."""
+    """Print the hosts in order; hosts with the same rules share one list of them."""
     for rules, group in itertools.groupby(
         enumerate(hosts, 1), key=lambda numbered: numbered[1]["rules"]
     ):
@@ -213,8 +213,7 @@ def _print_hosts(hosts: list[dict[str, Any]]) -> None:
             click.echo(f"{number:>3}. {click.style(host_text(host), bold=True)}")
             for line in floor_lines(host):
                 click.echo(f"     {printable(line)}")
-        click.echo(
-            f"     what is asked of {'it' if len(sharing) == 1 else 'each of them'}, and what follows:"
-        )
+        them = "it" if len(sharing) == 1 else "each of them"
+        click.echo(f"     what is asked of {them}, and what follows:")
         for rule in rules:
             click.echo(f"     - {rule}")

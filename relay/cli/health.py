@@ -1,4 +1,4 @@
-"""`relay health`: whether the running relay does its work; for supervisors and containers."""
+"""`relay health`: whether the running relay works, for supervisors and containers."""
 
 from __future__ import annotations
 

@@ -68,9 +68,9 @@ _COLOURS = {"accepted": "cyan", "delivered": "green", "deferred": "yellow", "fai
 def log(ctx: click.Context, /, **options: Any) -> None:
     """Show the delivery log: one line for each message accepted and for each attempt.
 
-    Events are kept for log.keep_events; the file log.delivery has them all. Works while no
-    relay is running, too, except for --follow. Addresses and domains are found in any case of
-    their letters; times without a zone are local. What is older: relay report.
+    Events are kept for log.keep_events; the file log.delivery has them all. The command also
+    works while no relay is running, except for --follow. A search ignores the case of addresses
+    and domains; times without a zone are local. For older mail use relay report.
     """
     config = load_config(config_file(ctx), only_to_ask=True)
     as_json = options.pop("as_json")
@@ -116,7 +116,7 @@ def _request(
 def _for_people(event: dict[str, Any], width: int = 0) -> str:
     """`2030-01-31T12:00:00+01:00  delivered  ID  a@… → b@…  TLS verified, mx1…: 250 2.0.0 OK`.
 
-    Where a terminal is narrower than that, addresses and sentence go below, indented.
+    In a narrower terminal, addresses and sentence go to lines of their own, indented.
     """
     at = datetime.fromtimestamp(event["timestamp"], UTC)
     if event["event"] == "operator":
@@ -141,7 +141,7 @@ def _for_people(event: dict[str, Any], width: int = 0) -> str:
 
 
 def again_text(event: dict[str, Any]) -> str:
-    """What became of an attempt, and when the next one is due."""
+    """The result of an attempt, and when the next one is due."""
     text = sentence_of(event)
     seconds = event.get("delivery-status", {}).get("retry-seconds")
     return f"{text}, again in {timedelta(seconds=seconds)}" if seconds else text

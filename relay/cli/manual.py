@@ -1,5 +1,6 @@
-"""The manual pages: relay(1), made of what `--help` says, and relay.yaml(5), made of the commented
-reference conf/relay.yaml. `make man` writes both to build/.
+"""The manual pages: relay(1), made from `--help`, and relay.yaml(5), made from conf/relay.yaml.
+
+`make man` writes both to build/.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ Its value is read as YAML.
 
 
 def _commands(parent: click.Context) -> Iterator[click.Context]:
-    """Every command that does something, those of groups too, by name."""
+    """Every command that is no group, also those inside groups, by name."""
     group = parent.command
     assert isinstance(group, click.Group)
     for name in group.list_commands(parent):
@@ -118,7 +119,7 @@ def _options(context: click.Context) -> Iterator[str]:
 
 
 def _text(text: str) -> Iterator[str]:
-    """Paragraphs; those after \\b are kept as they are, as click keeps them."""
+    """Paragraphs; lines after \\b keep their line breaks, as in click."""
     for paragraph in re.split(r"\n\s*\n", _unindented(text)):
         if paragraph.startswith("\b"):
             yield from (".PP", ".nf", *map(_escaped, paragraph.split("\n")[1:]), ".fi")
@@ -133,7 +134,7 @@ def _unindented(text: str) -> str:
 
 
 def _escaped(line: str) -> str:
-    """A line that means itself."""
+    """A line without a special meaning for man(7)."""
     line = line.replace("\\", r"\e").replace("-", r"\-")
     return f"\\&{line}" if line.startswith((".", "'")) else line
 

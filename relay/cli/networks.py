@@ -1,15 +1,15 @@
-"""The networks this machine is in: whom a container relays for that was told nothing else.
+"""The networks of this machine, for which a container relays with `--own-networks`.
 
-Each private network of an interface that is up, without our own addresses and without gateways.
-Both are where traffic from elsewhere seems to come from once ports are published and addresses
-translated: whoever trusts a gateway trusts the whole world behind it.
+They are the private networks of every interface that is up, without the machine's own addresses
+and without gateways. Traffic from outside seems to come from these addresses where ports are
+published and addresses translated: to trust a gateway is to trust the whole world behind it.
 
 The kernel knows the gateways of its routes. A second bridge of a container engine, or an internal
-network, has a gateway and no route through it: the host itself, whose address there is by custom
-the first of the network, or the last. So neither of those two is trusted. Where an operator gave
-such a network another gateway, `access.networks` has to be written out.
+network, has a gateway and no route through it. That gateway is the host, which usually has the
+first or the last address of the network, so the relay trusts neither. An operator who gave such a
+network another gateway has to set `access.networks`.
 
-Networks of public addresses are left out: neighbours there are strangers.
+Networks of public addresses are left out: their other addresses belong to strangers.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _VARIABLE = "RELAY__ACCESS__NETWORKS"
 
 
 def with_own_networks(environ: Mapping[str, str], config: Path) -> Mapping[str, str]:
-    """The environment, with `access.networks` set to our own networks where nobody has set it."""
+    """The environment, with `access.networks` set to the own networks if it was not set."""
     if _VARIABLE in environ or _is_set_in(config):
         return environ
     networks = [*_LOOPBACK, *map(str, own_networks())]
@@ -47,13 +47,13 @@ def _is_set_in(config: Path) -> bool:
     try:
         tree = Composer(str(config), []).compose(text_of(config))
     except ConfigError:
-        return False  # `serve` will say what is wrong with it
+        return False  # `serve` reports what is wrong with the file
     access = tree.values.get("access") if isinstance(tree, Map) else None
     return isinstance(access, Map) and "networks" in access.keys
 
 
 def own_networks() -> list[Network]:
-    """What is around this machine, and is neither itself nor a way out."""
+    """The private networks of this machine, without its own addresses and gateways."""
     interfaces = [one for one in (*_ipv4(), *_ipv6()) if _is_ours(one)]
     apart: set[Address] = {*(one.ip for one in interfaces), *_gateways()}
     found: list[Network] = []
@@ -68,7 +68,7 @@ def _is_ours(interface: Interface) -> bool:
 
 
 def _customary_gateways(network: Network) -> set[Address]:
-    """The first and the last address of a network that a host may have, and the network's own."""
+    """The first and the last host address of a network, and the network's own address."""
     last = network.broadcast_address - (1 if network.version == 4 and network.prefixlen < 31 else 0)
     first = network.network_address + (1 if network.num_addresses > 2 else 0)
     return {network.network_address, first, last}

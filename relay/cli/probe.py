@@ -1,4 +1,4 @@
-"""`relay probe`: connect to the mail hosts of a domain, and look."""
+"""`relay probe`: connects to the mail hosts of a domain and shows their TLS."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ __all__ = ["probe"]
 @config_option
 @click.pass_context
 def probe(ctx: click.Context, /, domain: str, patience: timedelta | None, as_json: bool) -> None:
-    """Connect to each mail host of DOMAIN and say what its TLS is worth.
+    """Connect to each mail host of DOMAIN and show its TLS.
 
     Is STARTTLS offered, with which version and cipher? Whose certificate is shown, and does
-    it verify? And what would become of a message under each of the four settings? Nothing but
-    greeting, EHLO, STARTTLS and QUIT is said. The exit status is 1 where no host answered.
+    it verify? And what would become of a message under each of the four settings? The session
+    consists of greeting, EHLO, STARTTLS and QUIT. The exit status is 1 where no host answered.
     """
     config = load_config(config_file(ctx))
     try:
@@ -92,7 +92,7 @@ def _print(answer: dict[str, Any]) -> None:
 
 
 def _host_lines(host: dict[str, Any]) -> list[str]:
-    """What is to be said about one host."""
+    """The lines about one host."""
     if host["trouble"]:
         return [click.style(printable(host["trouble"]), fg="red")]
     lines = [_tls_line(host)]
@@ -130,7 +130,10 @@ def _certificate_lines(certificate: dict[str, Any]) -> list[str]:
 
 
 def _rule_line(rule: dict[str, Any], told: str) -> str:
-    """`  yes          no                 not sent here; deferred 4.7.5 if …`, and the error unless told."""
+    """`  yes          no                 not sent here; deferred 4.7.5 if …`.
+
+    The error follows unless it is `told`, which the output already has.
+    """
     require, skip = (("no", "yes")[rule[key]] for key in ("require-tls", "skip-verification"))
     colour = "red" if not rule["would-send"] else "green" if rule["tls"] else "yellow"
     error = f" ({printable(rule['error'])})" if rule["error"] not in ("", told) else ""

@@ -34,7 +34,7 @@ _COLOURS = {"queued": "cyan", "deferred": "yellow", "held": "magenta", "delivere
 
 
 def _filters(command: F) -> F:
-    """The options that say which messages are meant; every one given has to match."""
+    """The options that select messages; a message has to match all of them."""
     for option in (
         click.option("--state", type=click.Choice(_STATES), help="With a recipient in this state."),
         click.option(
@@ -65,7 +65,7 @@ def _request(
     older_than: timedelta | None,
     state: str | None,
 ) -> dict[str, Any]:
-    """A request of the control socket: only what was said is in it."""
+    """A request for the control socket, with the given options only."""
     from relay.admin.requests import queue_request
     from relay.queue.entry import State
     from relay.queue.store import QueueFilter
@@ -105,7 +105,7 @@ def queue() -> None:
 @config_option
 @click.pass_context
 def list_(ctx: click.Context, /, as_json: bool, **filters: Any) -> None:
-    """List messages, oldest first, each with its recipients and what became of the last attempt."""
+    """List messages, oldest first, each with its recipients and the result of the last attempt."""
     config = load_config(config_file(ctx), only_to_ask=True)
     pages = _pages(answers(config, _request("list", (), **filters)))
     if as_json:
@@ -188,7 +188,7 @@ def _ask_before_removing_all() -> None:
 
 
 def _watched(verb: str, lines: Iterator[dict[str, Any]]) -> dict[str, Any]:
-    """What came of it. A person at a terminal sees how long work goes on."""
+    """The result of a verb. A person at a terminal sees the progress."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -211,14 +211,14 @@ def _watched(verb: str, lines: Iterator[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _pages(lines: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """Messages as they come; a relay that still runs an older version sends each for itself."""
+    """Messages in pages; a running relay of an older version sends each message separately."""
     return (
         line.get("items") or [line["item"]] for line in lines if "items" in line or "item" in line
     )
 
 
 def _print_array(pages: Iterator[list[dict[str, Any]]]) -> None:
-    """A JSON array, written as it comes: a queue may be longer than memory."""
+    """Print a JSON array page by page: a queue may be larger than memory."""
     separator = "["
     for page in pages:
         sys.stdout.write(separator + ",\n ".join(map(to_json, page)))
@@ -227,7 +227,7 @@ def _print_array(pages: Iterator[list[dict[str, Any]]]) -> None:
 
 
 def _print_list(pages: Iterator[list[dict[str, Any]]]) -> None:
-    """Two lines or more a message, written as they come."""
+    """Print two lines or more for each message, page by page."""
     now = datetime.now(UTC)
     count = 0
     for page in pages:
@@ -259,7 +259,7 @@ def _coloured(state: str) -> str:
 
 
 def _recipient_line(recipient: dict[str, Any], now: datetime) -> str:
-    """`to bob@example.net  deferred, attempt 3, next in 4m: 450 4.2.1 mailbox busy (mx1.example.net)`."""
+    """`to bob@example.net  deferred, attempt 3, next in 4m: 450 4.2.1 busy (mx1.example.net)`."""
     text = f"to {printable(recipient['address'])}  {_coloured(recipient['state'])}"
     if recipient["attempts"]:
         text += f", attempt {recipient['attempts']}"
@@ -291,9 +291,8 @@ def _print_message(item: dict[str, Any]) -> None:
         click.echo(_recipient_line(recipient, now))
         for key in ("require-tls", "skip-verification"):
             rule = f" {settings[f'{key}-rule']}" if settings[f"{key}-rule"] else ""
-            click.echo(
-                f"    {key}: {str(settings[key]).lower()}, by {settings[f'{key}-source']}{printable(rule)}"
-            )
+            by = f"{settings[f'{key}-source']}{printable(rule)}"
+            click.echo(f"    {key}: {str(settings[key]).lower()}, by {by}")
     click.echo()
     for line in item["header"].replace("\r\n", "\n").rstrip("\n").split("\n"):
         click.echo(printable(line, keep="\t"))

@@ -60,8 +60,8 @@ def report(
     """Say how the mail of a period was protected: how much, under which rules, every exception.
 
     The numbers come from hourly counts, which are kept for log.keep_statistics: longer than the
-    events and the log's files. They are recipients, of "deferred" attempts. A period is widened to
-    whole hours of UTC. Works while no relay is running, too.
+    events and the log's files. They count recipients, and for "deferred" they count attempts. A
+    period is extended to whole hours of UTC. The command also works while no relay is running.
     """
     if as_csv and as_json:
         raise click.UsageError("--csv or --json, not both")

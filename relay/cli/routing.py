@@ -1,4 +1,4 @@
-"""Asking the router from the command line, as the running relay would ask it."""
+"""Routes for the commands: looked up with the configuration, as the running relay does it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Lookups", "floor_lines", "host_text", "lookups", "no_route_text", "p
 
 @dataclass(frozen=True, slots=True)
 class Lookups:
-    """What the running relay would look things up by."""
+    """The objects with which the running relay would look up a route."""
 
     route: Callable[[str], Awaitable[Route]]
     floors: Floors
@@ -28,8 +28,9 @@ class Lookups:
 
 @asynccontextmanager
 async def lookups(config: Config) -> AsyncIterator[Lookups]:
-    """Look things up as the running relay would. MTA-STS policies are read from its store where
-    there is one; what is fetched is kept nowhere.
+    """Look up routes as the running relay would.
+
+    MTA-STS policies come from the relay's store, if it has one; a fetched policy is not stored.
     """
     from relay.config.parts import resolver_options, route_options
     from relay.daemon.policies import make_policies
@@ -40,7 +41,7 @@ async def lookups(config: Config) -> AsyncIterator[Lookups]:
     from relay.route.dns import DnsResolver
     from relay.route.router import Router
 
-    logging.getLogger("relay").addHandler(logging.NullHandler())  # the answer says it, too
+    logging.getLogger("relay").addHandler(logging.NullHandler())  # the answer has the same facts
     addresses = (parse_address(listener.address) for listener in config.listeners)
     listening = [(a.host, a.port) for a in addresses if isinstance(a, TcpAddress)]
     resolver = DnsResolver(resolver_options(config))
@@ -65,7 +66,7 @@ async def lookups(config: Config) -> AsyncIterator[Lookups]:
 
 
 def host_text(host: dict[str, Any]) -> str:
-    """`mx1.example.net [192.0.2.7]:25  preference 10`; of a route's host, how it is different."""
+    """`mx1.example.net [192.0.2.7]:25  preference 10`; for a route's host, its own options."""
     from relay.cli.common import printable
 
     words = [
@@ -80,7 +81,8 @@ def host_text(host: dict[str, Any]) -> str:
 def no_route_text(verdict: dict[str, Any]) -> str:
     from relay.cli.common import printable
 
-    return f"no host to try: {verdict['outcome']}, {verdict['status']} {printable(verdict['description'])}"
+    description = printable(verdict["description"])
+    return f"no host to try: {verdict['outcome']}, {verdict['status']} {description}"
 
 
 _DANE = {
@@ -93,7 +95,7 @@ _DANE = {
 
 
 def policy_line(sts: dict[str, Any] | None) -> str:
-    """What the recipient's domain has of an MTA-STS policy."""
+    """The MTA-STS policy of the recipient's domain in one line."""
     from relay.cli.common import printable
 
     if sts is None:
@@ -108,7 +110,7 @@ def policy_line(sts: dict[str, Any] | None) -> str:
 
 
 def floor_lines(host: dict[str, Any]) -> list[str]:
-    """What there is in the DNS and in the configuration about one host."""
+    """The lines about one host's DNS records and configuration."""
     dane = host["dane"]
     if dane["state"] in _DANE:
         lines = [f"TLSA records: {_DANE[dane['state']]}"]

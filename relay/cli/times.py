@@ -1,4 +1,4 @@
-"""Times as the command line takes and shows them: ISO 8601, with the zone."""
+"""Reads and shows times of the command line: ISO 8601, with the zone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
 def since(ctx: click.Context, param: click.Parameter, value: str | None) -> datetime | None:
-    """A time (2030-01-31, 2030-01-31T12:00, …+01:00) or an age (2h). Without a zone: ours."""
+    """A time (2030-01-31, 2030-01-31T12:00, …+01:00) or an age (2h). Without a zone: local."""
     from relay.config.words import parse_duration
 
     if value is None:
@@ -29,7 +29,7 @@ def since(ctx: click.Context, param: click.Parameter, value: str | None) -> date
 
 
 def until(ctx: click.Context, param: click.Parameter, value: str | None) -> datetime | None:
-    """The same; a day without a time is meant to its end."""
+    """The same; a day without a time means the end of that day."""
     found = since(ctx, param, value)
     if found is None or value is None or not _DATE.fullmatch(value):
         return found

@@ -1,1 +1,1 @@
-"""A closed sandbox for `relay demo` and the tests: DNS, mail hosts and certificates of every kind."""
+"""A sandbox on loopback for `relay demo` and the tests: DNS, mail hosts, certificates."""

@@ -1,7 +1,7 @@
-"""A mail host on this machine that takes whatever it is given and keeps the latest of it.
+"""A mail host on this machine that accepts every message and keeps the latest ones.
 
-It has a loop and a thread of its own, so that a relay can run beside it as it always does. Its
-name is `localhost`, and its certificate is good for those that trust `ca_file`.
+It has an event loop and a thread of its own, so that a relay can run unchanged beside it. Its
+name is `localhost`. A client that trusts `ca_file` can verify its certificate.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Catcher:
                     pass
 
     def _forget(self) -> None:
-        """Keep the latest connections, and those that are open."""
+        """Keep only the latest connections, and those that are open."""
         connections = self._server.connections
         old = connections[:-_KEPT_CONNECTIONS]
         connections[:-_KEPT_CONNECTIONS] = [one for one in old if not one.closed]

@@ -1,9 +1,8 @@
-"""Certificates of every kind a mail host may show, made in memory.
+"""Certificates of every kind that a mail host may show, made in memory.
 
-An `Authority` is a test CA: `ca_pem` is what a relay is told to trust, and
-`leaf(name, kind)` is a certificate for the host `name` with one thing wrong with
-it, or nothing (`Kind`). Keys are elliptic, so that a leaf costs a millisecond; each
-leaf is made once. Nothing here is fit for use outside a test.
+An `Authority` is a test CA: a relay trusts its `ca_pem`, and `leaf(name, kind)` is a
+certificate for the host `name` with one fault, or with none (`Kind`). Keys are elliptic, so
+that a leaf costs a millisecond; each leaf is made once. Use these certificates in tests only.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _DAY = timedelta(days=1)
 
 
 class Kind(StrEnum):
-    """What is wrong with a certificate. Only `GOOD` and `WILDCARD` are to be verified."""
+    """The fault of a certificate. A relay has to verify only `GOOD` and `WILDCARD`."""
 
     GOOD = "good"
     WILDCARD = "wildcard"
@@ -61,9 +60,7 @@ class Certificate:
 
 
 class Authority:
-    """A CA of our own, with an intermediate of its own, and a stranger beside it whom nobody
-    trusts.
-    """
+    """A test CA with an intermediate CA, and another CA that no relay trusts."""
 
     def __init__(self, name: str = "Relay test CA") -> None:
         self._name = name
@@ -74,11 +71,11 @@ class Authority:
 
     @property
     def ca_pem(self) -> bytes:
-        """The root: what a relay that trusts this authority has as `tls.ca_file`."""
+        """The root certificate, for the `tls.ca_file` of a relay that trusts this authority."""
         return self._root.certificate.public_bytes(serialization.Encoding.PEM)
 
     def leaf(self, name: str, kind: Kind = Kind.GOOD, *, address: str = "127.0.0.1") -> Certificate:
-        """The certificate of the host `name` with `kind` wrong with it. `address` is for `IP_SAN`."""
+        """The certificate of the host `name` with the fault `kind`. `IP_SAN` needs `address`."""
         key = (name, kind, address)
         if key not in self._leafs:
             self._leafs[key] = self._make(name, kind, address)
@@ -118,8 +115,7 @@ def server_context(
     # OpenSSL 3 refuses old versions of TLS and short keys above security level 0, as a server too.
     context.set_ciphers("ALL:@SECLEVEL=0")
     with warnings.catch_warnings():
-        # TLS 1.0 and 1.1 are deprecated (RFC 8996): just so a test wants a host that speaks nothing
-        # else.
+        # TLS 1.0 and 1.1 are deprecated (RFC 8996); a test needs hosts that speak only these.
         warnings.simplefilter("ignore", DeprecationWarning)
         context.minimum_version = minimum
         context.maximum_version = maximum
@@ -145,7 +141,7 @@ class _Ca:
 
 
 def _issue_ca(name: str, parent: _Ca | None) -> _Ca:
-    """A CA, signed by `parent` or by itself, fit for Python 3.13's strict checks (RFC 5280 §4.2.1)."""
+    """A CA, signed by `parent` or itself, that passes Python 3.13's checks (RFC 5280 §4.2.1)."""
     key = ec.generate_private_key(ec.SECP256R1())
     own = _Signer(key, _subject(name))
     signer = parent.signer if parent else own
@@ -227,7 +223,7 @@ def _with_authority_key(builder: x509.CertificateBuilder, key: _Key) -> x509.Cer
 
 
 def _subject(name: str) -> x509.Name:
-    """The name as common name, where it is no longer than one may be (RFC 5280 appendix A.1)."""
+    """The name as common name, if it is not longer than RFC 5280 appendix A.1 allows."""
     if len(name) > 64:
         return x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "A host with a long name")])
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])

@@ -1,10 +1,10 @@
-"""A DNS server on loopback that answers, and fails, as it is told (RFC 1035).
+"""A DNS server on loopback whose answers and faults a test sets (RFC 1035).
 
 It is authoritative and recursive at once, over UDP and TCP on one port that the
-system chooses. What is not in its table does not exist (NXDOMAIN, RFC 2308 §2.1); a
-name that is there with other types only has no data (§2.2). A name of the form
-`*.example` stands for all names below it that are not in the table. `Fault` is what
-can go wrong. Every query is counted.
+system chooses. A name that is not in its table does not exist (NXDOMAIN, RFC 2308 §2.1);
+a name that has only other types there has no data (§2.2). A name of the form `*.example`
+stands for all names below it that are not in the table. `Fault` lists the faults. The
+server counts every query.
 
     async with DnsServer() as dns:
         dns.mx("example.net", (10, "mx1.example.net"))
@@ -43,7 +43,7 @@ _SOA = "ns.invalid. hostmaster.invalid. 1 3600 600 86400 60"
 
 
 class Fault(StrEnum):
-    """How a query fails instead of being answered, or the way its answer goes wrong."""
+    """How a query fails, or what is wrong with its answer."""
 
     SERVFAIL = "servfail"
     REFUSED = "refused"
@@ -56,14 +56,14 @@ class Fault(StrEnum):
     TRUNCATED_NO_TCP = "truncated-no-tcp"
     """TC over UDP, and TCP closes without an answer."""
     WRONG_ID = "wrong-id"
-    """A good answer to a query nobody asked."""
+    """A good answer with the id of another query."""
     GARBAGE = "garbage"
     """Bytes that are no message."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a name and type have: `rdata` as in a zone file. `delay`: seconds before the answer.
+    """The records of a name and type: `rdata` as in a zone file. `delay`: seconds to wait first.
 
     `authentic`: the AD bit, for a client that asked for it (RFC 6840 §5.8).
     """
@@ -76,15 +76,15 @@ class Answer:
 
 
 class DnsServer:
-    """A table of answers and the two sockets that give them. The table may change at any time."""
+    """A table of answers, and the two sockets that serve it. The table may change at any time."""
 
     def __init__(self, address: str = "127.0.0.1") -> None:
         self.address = address
         self.port = 0
         self.queries: Counter[tuple[str, str]] = Counter()
-        """How often each name (lower case, no final dot) and type was asked for."""
+        """How many queries came for each name (lower case, no final dot) and type."""
         self.validates = True
-        """Whether it is a resolver that says so of what is signed (`sign`)."""
+        """Whether the server marks answers from signed zones (`sign`) as authentic."""
         self._signed: set[str] = set()
         self._table: dict[tuple[str, str], list[Answer]] = {}
         self._names: Counter[str] = Counter()
@@ -115,7 +115,7 @@ class DnsServer:
         self.set(name, "AAAA", Answer(addresses, ttl, authentic=authentic))
 
     def cname(self, name: str, target: str, *, ttl: int = 300) -> None:
-        """An alias: whatever is asked of `name`, the answer is the alias and what its target has."""
+        """An alias: every query for `name` gets the alias and the records of its target."""
         self.set(name, "CNAME", Answer((_absolute(target),), ttl))
 
     def tlsa(self, name: str, *records: str, port: int = 25, ttl: int = 300) -> None:
@@ -125,9 +125,7 @@ class DnsServer:
         self.set(f"_{port}._tcp.{name}", "TLSA", Answer(tuple(map(_tlsa, records)), ttl))
 
     def sign(self, *zones: str) -> None:
-        """From now on all that is said of these zones is validated: records, and that there are
-        none.
-        """
+        """Mark all answers of these zones as authentic from now on, also negative answers."""
         self.set(".", "SOA", Answer((_SOA,), authentic=True))
         self._signed |= {_clean(zone) for zone in zones}
 
@@ -136,11 +134,11 @@ class DnsServer:
         self.set(name, "TXT", Answer(tuple(f'"{text}"' for text in texts), ttl))
 
     def fail(self, name: str, rdtype: str, fault: Fault) -> None:
-        """Let one query fail. `rdtype` `*`: all types of the name."""
+        """Make the queries for a name and type fail. `rdtype` `*`: all types of the name."""
         self.set(name, rdtype, Answer(fault=fault))
 
     def delay(self, name: str, rdtype: str, seconds: float) -> None:
-        """Answer what is in the table already, but late."""
+        """Give the answers that are in the table after a delay."""
         self.set(
             name,
             rdtype,
@@ -148,8 +146,9 @@ class DnsServer:
         )
 
     def set(self, name: str, rdtype: str, *answers: Answer) -> None:
-        """What a name and type answer; of several answers, the first query gets the first, and so
-        on; the last one stays.
+        """Set the answers for a name and type.
+
+        Of several answers, the first query gets the first, and so on; the last answer repeats.
         """
         key = _key(name, rdtype)
         if key not in self._table:
@@ -163,7 +162,7 @@ class DnsServer:
             self._names[key[0]] -= 1
 
     def asked(self, name: str, rdtype: str) -> int:
-        """How often this was asked for."""
+        """How many queries came for this name and type."""
         return self.queries[_key(name, rdtype)]
 
     async def start(self) -> None:
@@ -176,7 +175,7 @@ class DnsServer:
                 self._udp, _protocol = await loop.create_datagram_endpoint(
                     lambda: _Udp(self), local_addr=(self.address, port)
                 )
-            except OSError:  # the same number is taken in UDP: another
+            except OSError:  # the same port is in use for UDP: try another
                 self._tcp.close()
                 continue
             self.port = port
@@ -184,7 +183,7 @@ class DnsServer:
         raise OSError(f"no port of {self.address} is free in both TCP and UDP")
 
     async def close(self) -> None:
-        """Fall silent."""
+        """Close both sockets."""
         if self._udp is not None:
             self._udp.close()
         if self._tcp is not None:
@@ -206,7 +205,7 @@ class DnsServer:
         await self.close()
 
     async def respond(self, wire: bytes, *, tcp: bool) -> bytes | None:
-        """The answer to one query as it goes on the wire, None for silence."""
+        """The octets of the answer to one query; None for no answer."""
         try:
             query = dns.message.from_wire(wire)
         except dns.exception.DNSException:
@@ -271,7 +270,7 @@ class DnsServer:
             return True
         aliases = [rrset for rrset in response.answer if rrset.rdtype == dns.rdatatype.CNAME]
         if response.question[0].rdtype == dns.rdatatype.CNAME:
-            aliases = []  # what is behind the alias was not asked for
+            aliases = []  # the query did not ask for the target
         names = {name, *(_text(alias[0].target) for alias in aliases)}
         return all(self._is_signed(each) for each in names)
 
@@ -286,7 +285,7 @@ class DnsServer:
     def _fill(
         self, response: dns.message.Message, name: str, rdtype: str, answer: Answer | None
     ) -> None:
-        """The records, at the end of a chain of aliases; or that there are none, or no such name."""
+        """Put the records in, with the aliases that lead to them; or a negative answer."""
         if answer is None:
             name, answer = self._follow_aliases(response, name, rdtype)
         if answer is not None and answer.fault is Fault.SERVFAIL:
@@ -310,7 +309,7 @@ class DnsServer:
         return name, self._take(name, rdtype)
 
     def _take(self, name: str, rdtype: str) -> Answer | None:
-        """The answer whose turn it is."""
+        """The next of the answers for a name and type."""
         for candidate in _candidates(name):
             answers = self._table.get((candidate, rdtype)) or self._table.get((candidate, "*"))
             if answers:
@@ -403,9 +402,7 @@ def _absolute(name: str) -> str:
 
 
 def _tlsa(text: str) -> str:
-    """A TLSA record in the form for any type (RFC 3597 §5): what is wrong with one is for the
-    client to find.
-    """
+    """A TLSA record in the form for unknown types (RFC 3597 §5), so that it may be malformed."""
     usage, selector, matching, data = text.split(" ", 3)
     octets = bytes((int(usage), int(selector), int(matching))) + bytes.fromhex(data)
     return f"\\# {len(octets)} {octets.hex()}"

@@ -1,10 +1,9 @@
-"""A mail host that does as it is told, and writes down every byte it is told (RFC 5321, RFC 3207).
+"""A mail host that follows a script and records every byte it receives (RFC 5321, RFC 3207).
 
-A `Script` is data: what the host offers, how its TLS goes, what it answers to each
-verb and each time, and where it falls silent or breaks off. `MxServer` plays one on
-an address of its own and keeps what came: each byte with the phase of the connection
-it came in (clear, the handshake, inside TLS), each finished message, the name the
-client sent as SNI.
+A `Script` is data: what the host offers, how its TLS behaves, its answers to each verb,
+and where it stops to answer or closes the connection. `MxServer` plays a script on an
+address of its own. It keeps each byte with the phase of the connection (clear, the
+handshake, inside TLS), each finished message, and the name that the client sent as SNI.
 
     script = Script(certificate=Kind.EXPIRED, replies={"RCPT": ("450 4.2.0 busy", "250 2.1.5 OK")})
     async with MxServer(script, name="mx.example.net", address="127.0.0.2", authority=authority) as
@@ -12,13 +11,13 @@ client sent as SNI.
         ...
     assert mx.messages[0].in_tls and b"MAIL" not in mx.connections[0].clear
 
-Verbs of `replies` are those of SMTP, and `GREETING`, `CONTENT` (the final dot) and `TLS`
-(after the handshake, where nothing is said but the connection may end). A key with its
-argument, such as `RCPT <bob@example.net>`, comes first.
+The keys of `replies` are the verbs of SMTP, and `GREETING`, `CONTENT` (the final dot) and `TLS`
+(after the handshake, where the host sends nothing but may close the connection). A key with an
+argument, such as `RCPT <bob@example.net>`, comes before a key without.
 
-It keeps to the order MAIL, RCPT, DATA (RFC 5321 §4.1.4), unless `DATA` is in its script, and is
-lenient otherwise: it tests a client and does not defend itself.
-Works on asyncio's loop and on uvloop.
+The host insists on the order MAIL, RCPT, DATA (RFC 5321 §4.1.4), unless `DATA` is in its script.
+It accepts other violations: it tests a client and needs no protection. It works on asyncio's loop
+and on uvloop.
 """
 
 from __future__ import annotations
@@ -55,20 +54,20 @@ __all__ = [
 
 
 class Phase(StrEnum):
-    """How a byte came."""
+    """The phase of the connection in which a byte came."""
 
     CLEAR = "clear"
     HANDSHAKE = "handshake"
-    """After 220 to STARTTLS, where no TLS came about."""
+    """After 220 to STARTTLS, where the handshake did not succeed."""
     TLS = "tls"
 
 
 class StartTls(StrEnum):
-    """How STARTTLS goes."""
+    """How the host behaves at STARTTLS."""
 
     OK = "ok"
     ABSENT = "absent"
-    """Not in the list, and 502 to whoever tries."""
+    """Not in the EHLO list; the command gets 502."""
     REFUSED_454 = "454"
     REFUSED_502 = "502"
     REPLY_354 = "354"
@@ -86,18 +85,18 @@ class StartTls(StrEnum):
 
 
 class Then(StrEnum):
-    """What follows an answer."""
+    """What the host does after an answer."""
 
     GO_ON = "go-on"
     CLOSE = "close"
     RESET = "reset"
     SILENCE = "silence"
-    """Reads on, and says nothing more."""
+    """The host reads on and sends nothing more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """An answer with something about it. `text` None: no answer. `bytes` go out as they are.
+    """An answer and how to send it. `text` None: no answer. `bytes` are sent unchanged.
 
     `delay`: seconds before the answer. `drip`: seconds between its single bytes.
     """
@@ -109,10 +108,10 @@ class Action:
 
 
 Answer = str | Action
-"""A bare string is a reply, without its line end; LF separates lines, each with its own code."""
+"""A string is a reply without its line end; LF separates lines, each with its own code."""
 Replies = Mapping[str, Answer | Sequence[Answer]]
-"""By verb; of several answers, each time takes the next, and the last one stays (counted by
-connection).
+"""The answers by verb. Of several answers, each use on a connection takes the next; the last one
+repeats.
 """
 
 _OFFERS = ("PIPELINING", "SIZE 52428800", "8BITMIME", "ENHANCEDSTATUSCODES", "DSN", "SMTPUTF8")
@@ -143,12 +142,12 @@ _STARTTLS_REPLIES = {
 class Script:
     """How a host behaves. The default is a good host with a good certificate.
 
-    `offers`: the EHLO list (STARTTLS comes and goes by itself); `offers_in_tls`: another after the
-    handshake. `no_ehlo`: EHLO is answered 502, HELO is not. `inject`: bytes sent in clear in one
+    `offers`: the EHLO list (the host adds STARTTLS where it applies); `offers_in_tls`: the list
+    after the handshake. `no_ehlo`: EHLO gets 502, HELO works. `inject`: bytes sent in clear in one
     segment with the 220 to STARTTLS. `replies_in_clear`: answers outside TLS, before `replies`.
     `resumes_tls`: one TLS context for all connections, so that a client may resume a session (RFC
-    8446 §2.2). `read_bytes_per_second`: how fast content is read; `read_stops_after`: where reading
-    stops for good.
+    8446 §2.2). `read_bytes_per_second`: how fast the host reads content; `read_stops_after`: after
+    how many bytes it stops.
     """
 
     offers: tuple[str, ...] = _OFFERS
@@ -172,9 +171,7 @@ TLS_1_0_ONLY = Script(minimum_tls=ssl.TLSVersion.TLSv1, maximum_tls=ssl.TLSVersi
 
 @dataclass(frozen=True, slots=True)
 class ReceivedMessage:
-    """A message answered 250 at its final dot (or at BDAT LAST). Arguments are as the client gave
-    them.
-    """
+    """A message that got 250 at its final dot (or at BDAT LAST), with the client's arguments."""
 
     mail: str
     recipients: tuple[str, ...]
@@ -200,29 +197,29 @@ class Connection:
     number: int
     peer: tuple[str, int]
     chunks: list[tuple[Phase, bytes]] = field(default_factory=list)
-    """Every byte that came, in order; in TLS, as decrypted."""
+    """Every byte that came, in order; inside TLS, the decrypted bytes."""
     commands: list[tuple[Phase, str]] = field(default_factory=list)
     messages: list[ReceivedMessage] = field(default_factory=list)
     sni: str | None = None
     tls_version: str | None = None
     tls_error: str = ""
-    """Why the handshake failed, by our side's account."""
+    """Why the handshake failed, as this host reports it."""
     closed: bool = False
     began: float = field(default_factory=time.monotonic)
 
     @property
     def clear(self) -> bytes:
-        """All that was said in clear. The ClientHello of a handshake is not among it."""
+        """All that the client sent in clear, without the ClientHello of a handshake."""
         return self._bytes(Phase.CLEAR)
 
     @property
     def in_handshake(self) -> bytes:
-        """All that came after a 220 to STARTTLS that led to no TLS."""
+        """All that came after a 220 to STARTTLS where the handshake did not succeed."""
         return self._bytes(Phase.HANDSHAKE)
 
     @property
     def in_tls(self) -> bytes:
-        """All that was said inside TLS."""
+        """All that the client sent inside TLS."""
         return self._bytes(Phase.TLS)
 
     @property
@@ -232,7 +229,7 @@ class Connection:
 
     @property
     def clear_verbs(self) -> list[str]:
-        """The verbs said in clear, in order."""
+        """The verbs that came in clear, in order."""
         return [
             line.split(" ", 1)[0].upper() for phase, line in self.commands if phase is Phase.CLEAR
         ]
@@ -242,10 +239,10 @@ class Connection:
 
 
 class MxServer:
-    """One mail host on one address. With several scripts, each connection plays the next; the last
-    one stays.
+    """One mail host on one address.
 
-    Without an `authority` it makes one of its own; `port` 0 lets the system choose.
+    Of several scripts, each connection plays the next; the last one repeats. Without an
+    `authority` the host makes one; `port` 0 lets the system choose.
     """
 
     def __init__(
@@ -284,9 +281,7 @@ class MxServer:
         return self.authority.leaf(self.name, script.certificate, address=self.address)
 
     def context(self, script: Script) -> ssl.SSLContext:
-        """The TLS context a script asks for: each connection's own, unless sessions are to be
-        resumed.
-        """
+        """The TLS context of a script: a new one for each connection, unless `resumes_tls`."""
         if id(script) in self._contexts:
             return self._contexts[id(script)]
         context = server_context(self._leaf(script), script.minimum_tls, script.maximum_tls)
@@ -324,7 +319,7 @@ class MxServer:
         self.port = listening.getsockname()[1]
 
     async def close(self) -> None:
-        """Stop listening and break off every connection; a mistake of our own comes to light here."""
+        """Stop listening and abort every connection; raise the errors of this host's own code."""
         if self._server is not None:
             self._server.close()
         for session in list(self._sessions):
@@ -374,11 +369,11 @@ class MxServer:
 
 
 class _Ended(Exception):
-    """The connection is over, by either side's wish."""
+    """One side has closed the connection."""
 
 
 class ClientProtocol(asyncio.Protocol):
-    """Bytes in and out of one connection, in clear and then in TLS; notes each as it comes."""
+    """Reads and writes one connection, in clear and then in TLS, and records each byte."""
 
     def __init__(self, server: MxServer) -> None:
         self._server = server
@@ -396,7 +391,7 @@ class ClientProtocol(asyncio.Protocol):
         self.connection = self._server._opened(self)
 
     def pace(self, script: Script) -> None:
-        """Read as slowly as the script wants."""
+        """Read at the speed that the script sets."""
         self._rate, self._stop_after = script.read_bytes_per_second, script.read_stops_after
 
     def data_received(self, data: bytes) -> None:
@@ -462,12 +457,12 @@ class ClientProtocol(asyncio.Protocol):
         return chunk
 
     async def anything(self) -> None:
-        """Return when some bytes are there."""
+        """Wait until the client has sent something."""
         while not self._buffer:
             await self._wait()
 
     async def until_closed(self) -> None:
-        """Read, and forget, until the client goes."""
+        """Read and discard until the client closes the connection."""
         while True:
             self._buffer.clear()
             await self._wait()
@@ -479,9 +474,9 @@ class ClientProtocol(asyncio.Protocol):
         await self._more.wait()
 
     async def start_tls(self, context: ssl.SSLContext) -> None:
-        """The server's side of the handshake. What came in clear and was not read yet is forgotten."""
+        """The server's side of the handshake. Unread bytes that came in clear are discarded."""
         self._buffer.clear()
-        # From here on nothing in clear reaches `data_received`, so what does was decrypted.
+        # From here on `data_received` gets decrypted bytes only.
         self.phase = Phase.TLS
         loop = asyncio.get_running_loop()
         try:
@@ -517,7 +512,7 @@ class ClientProtocol(asyncio.Protocol):
 
 
 class _Session:
-    """One SMTP session, as the script has it."""
+    """One SMTP session that follows the script."""
 
     def __init__(
         self, server: MxServer, wire: ClientProtocol, connection: Connection, script: Script
@@ -658,15 +653,15 @@ class _Session:
         )
         self._forget()
         action = _as_action(self._find(verb, "") or _USUAL[verb])
-        # It is ours once we say so, even if the 250 never gets through. Without a recipient it is
-        # nobody's.
+        # The host has taken the message before it sends 250, even if the client never gets the
+        # reply. A message without a recipient is not kept.
         if message.recipients and action.text is not None and _is(action.text, "2"):
             self._connection.messages.append(message)
         await self._perform(action)
         self._server._tell()
 
     async def _auth(self, argument: str) -> None:
-        """PLAIN and LOGIN, whatever the words (RFC 4954)."""
+        """PLAIN and LOGIN with any user and password (RFC 4954)."""
         mechanism, _, initial = argument.partition(" ")
         prompts = {"PLAIN": [""], "LOGIN": ["VXNlcm5hbWU6", "UGFzc3dvcmQ6"]}.get(
             mechanism.upper(), []
@@ -680,7 +675,7 @@ class _Session:
         self._mail, self._recipients, self._chunks = None, [], []
 
     async def _answer(self, verb: str, argument: str = "", *, wanted: str = "2") -> bool:
-        """Answer a command; whether the answer agreed to it."""
+        """Answer a command. Returns whether the answer accepted it."""
         answer = self._find(verb, argument) or _USUAL.get(verb, "500 5.5.2 what?")
         action = _as_action(answer)
         await self._perform(action)
@@ -695,7 +690,7 @@ class _Session:
         return (script.replies,) if in_tls else (script.replies_in_clear, script.replies)
 
     def _find(self, verb: str, argument: str) -> Answer | None:
-        """What the script says to this verb this time, None where it says nothing."""
+        """The script's next answer to this verb; None where it has none."""
         for key in (f"{verb} {argument}", verb):
             for table in self._tables():
                 if key in table:
@@ -748,7 +743,7 @@ def _is(text: str | bytes, first_digit: str) -> bool:
 
 
 def _encode(text: str | bytes, name: str) -> bytes:
-    """A reply on the wire: each line but the last with a hyphen after its code (RFC 5321 §4.2.1)."""
+    """The octets of a reply: a hyphen after each code but the last (RFC 5321 §4.2.1)."""
     if isinstance(text, bytes):
         return text
     lines = text.replace("{name}", name).split("\n")

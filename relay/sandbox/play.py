@@ -1,13 +1,12 @@
-"""`relay demo`: every outcome of the TLS rules, played in a closed sandbox in a few seconds.
+"""`relay demo`: every outcome of the TLS rules, in a sandbox on loopback, in a few seconds.
 
-Inside this process, on loopback and nowhere else: a DNS server, mail hosts, and between them the
-real relay with a spool of its own, which is removed afterwards. Four of the hosts differ by what
-TLS they have (a good certificate, one for another name, an expired one, no STARTTLS at all), five by
-what their domain publishes or the operator pins. A client hands it one message for each host and
-each pair of settings. What is shown is what the relay's delivery
-log says, held against the rules (`RULES`) and against what the hosts saw.
+This process runs a DNS server, mail hosts, and a real relay with a queue of its own, which is
+removed at the end. Four hosts differ in their TLS (a good certificate, one for another name, an
+expired one, no STARTTLS). Five hosts differ in what their domain publishes or the operator pins. A
+client sends the relay one message for each host and each pair of settings. The table shows the
+relay's delivery log, compared with the rules (`RULES`) and with what the hosts received.
 
-The exit code is 0 where all went as the rules say.
+The exit code is 0 where all messages went as the rules say.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ PATIENCE_SECONDS = 12.0
 
 
 class Became(StrEnum):
-    """What became of a message."""
+    """The result for a message."""
 
     VERIFIED = "sent in TLS, verified"
     UNVERIFIED = "sent in TLS, unverified"
@@ -62,7 +61,7 @@ class Became(StrEnum):
 
 
 class Says(StrEnum):
-    """What a domain publishes about its mail host, or the operator says of it."""
+    """What a domain publishes about its mail host, or what the operator configures for it."""
 
     NOTHING = "nothing"
     TLSA = "the TLSA record of its certificate"
@@ -99,7 +98,7 @@ _BY_SAYS: Mapping[Says, Became] = {
     Says.OTHER_POLICY: Became.DEFERRED,
     Says.PINNED: Became.DEFERRED,
 }
-"""With all four pairs of settings."""
+"""The expected result, the same with all four pairs of settings."""
 
 # fmt: off
 RULES: Mapping[tuple[bool, bool], tuple[Became, Became, Became, Became]] = {
@@ -123,7 +122,7 @@ _COLOURS = {
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One message: its settings, its host, and what came of it. `event`: the delivery log's line."""
+    """One message: its settings, its host and its result. `event`: the delivery log's line."""
 
     require_tls: bool
     skip_verification: bool
@@ -131,7 +130,7 @@ class Cell:
     expected: Became
     became: Became
     seen_by_host: bool
-    """The host has what the log says it has, the way the log says it came."""
+    """Whether the host received what the log says, with or without TLS as the log says."""
     why: str
     event: Mapping[str, Any]
 
@@ -140,7 +139,7 @@ class Cell:
         return self.became is self.expected and self.seen_by_host
 
     def as_json(self) -> dict[str, Any]:
-        """The cell for a program."""
+        """The cell as data for JSON output."""
         return {
             "require-tls": self.require_tls,
             "skip-verification": self.skip_verification,
@@ -154,7 +153,7 @@ class Cell:
 
 
 def main(*, as_json: bool = False) -> int:
-    """Play, show, and say by the exit code whether all went as the rules say."""
+    """Run the demo and show its table. The exit code: 0 where all went as the rules say, else 1."""
     began = time.monotonic()
     with _quiet_logs():
         cells = asyncio.run(play())
@@ -168,7 +167,7 @@ def main(*, as_json: bool = False) -> int:
 
 
 async def play() -> list[Cell]:
-    """Set the stage, hand in the messages, wait for the log to tell of each, clear the stage."""
+    """Start the sandbox, send the messages, wait for the log line of each, stop the sandbox."""
     with tempfile.TemporaryDirectory(prefix="relay-demo-") as directory:
         async with AsyncExitStack() as stage:
             return await _play(Path(directory), stage)
@@ -198,14 +197,14 @@ async def _play(directory: Path, stage: AsyncExitStack) -> list[Cell]:
 
 
 def _played() -> list[str]:
-    """The hosts of this machine. Where routes lead to them, nothing that a domain publishes counts."""
+    """The hosts of this machine. Without many addresses the relay uses routes, which ignore what
+    a domain publishes, so the hosts of such domains are left out.
+    """
     return [host for host in HOSTS if host not in SAYS or _has_many_addresses()]
 
 
 async def _publish(dns: DnsServer, hosts: Mapping[str, MxServer], spool: Path) -> None:
-    """What domains say about their hosts: TLSA records in signed zones, and policies that the relay
-    has from before.
-    """
+    """Publish TLSA records in signed zones, and store policies as if the relay had fetched them."""
     policies = await open_policies(spool)
     for host in _played():
         name, mx = _domain(host), hosts[host]
@@ -228,11 +227,11 @@ async def _publish(dns: DnsServer, hosts: Mapping[str, MxServer], spool: Path) -
 async def _raise_hosts(
     stage: AsyncExitStack, dns: DnsServer, authority: Authority
 ) -> dict[str, MxServer]:
-    """The mail hosts, and their names in the DNS.
+    """Start the mail hosts and put their names into the DNS.
 
     Mail goes to one port at every host, so each host needs an address of its own. Where loopback
-    has but one (macOS), each has a port of its own instead, and `_write_config` leads there by
-    routes.
+    has only one address (macOS), each host has a port of its own instead, and `_write_config`
+    writes a route to it.
     """
     hosts: dict[str, MxServer] = {}
     port = 0
@@ -281,7 +280,7 @@ def _write_config(
 
 
 async def _submit(port: int) -> None:
-    """One message for each host and each pair of settings, as any client would hand it in."""
+    """Send one message for each host and each pair of settings, as any SMTP client would."""
     async with aiosmtplib.SMTP(
         hostname="127.0.0.1", port=port, start_tls=False, timeout=10
     ) as client:
@@ -297,7 +296,7 @@ async def _submit(port: int) -> None:
 
 
 async def _follow(log: Path) -> dict[str, dict[str, Any]]:
-    """The delivery log's line about the attempt for each recipient, once all are there."""
+    """The delivery log's line about the attempt for each recipient; waits for all of them."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         events = _attempts_in(log)
@@ -340,13 +339,11 @@ _WAYS: Mapping[Became, list[str]] = {
     Became.BOUNCED: [],
     Became.LOST: [],
 }
-"""How copies come to the host."""
+"""For each result, how the copies reach the host."""
 
 
 def _ways_at(mx: MxServer, recipient: str) -> list[str]:
-    """How each copy of this message came, by the host's own account; so much as a RCPT in clear
-    counts.
-    """
+    """How each copy of this message reached the host. A RCPT in clear counts as a copy, too."""
     copies = [message for message in mx.messages if recipient in message.forward_paths]
     ways = ["tls" if message.in_tls else "clear" for message in copies]
     betrayed = any(recipient.encode() in connection.clear for connection in mx.connections)
@@ -389,7 +386,7 @@ def _why(event: Mapping[str, Any], became: Became) -> str:
 
 
 def _tail(text: str) -> str:
-    """What is said last, and so most closely, in `host [address]: what failed: why`."""
+    """The last and most precise part of `host [address]: what failed: why`."""
     if "not connected to: " in text:
         return text.partition("]: ")[2]
     return text.rpartition(": ")[2]
@@ -412,12 +409,15 @@ def _show(cells: list[Cell], seconds: float, console: Console) -> None:
         console.print(
             "Loopback has one address here: the hosts were found by routes instead of MX."
         )
-    told = f"{len(cells) - len(wrong)} of {len(cells)} messages went as the rules say, in {seconds:.1f} s."
-    console.print(f"{told} Nothing left this machine.")
+    right = len(cells) - len(wrong)
+    console.print(
+        f"{right} of {len(cells)} messages went as the rules say, in {seconds:.1f} s."
+        " Nothing left this machine."
+    )
 
 
 def _table(cells: Iterable[Cell]) -> Table:
-    """The mail host, what became of the message, and why, in the words of the delivery log."""
+    """The mail host, the result for the message, and the reason, as the delivery log has it."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for width in (1, max(map(len, HOSTS)), max(map(len, Became))):
         table.add_column(min_width=width, no_wrap=True)
@@ -446,7 +446,7 @@ def _word(value: bool) -> str:
 
 
 def _has_many_addresses() -> bool:
-    """Whether every address of 127.0.0.0/8 is ours, as on Linux."""
+    """Whether this machine has every address of 127.0.0.0/8, as Linux does."""
     with socket.socket() as probe:
         try:
             probe.bind(("127.0.0.2", 0))
@@ -463,7 +463,7 @@ def _free_port() -> int:
 
 @contextlib.contextmanager
 def _quiet_logs() -> Iterator[None]:
-    """The relay's own log would run through the table: only errors are shown."""
+    """Show only errors of the relay's own log, so that its lines do not break the table."""
     root = logging.getLogger()
     before, handlers = root.level, root.handlers[:]
     logging.basicConfig(level=logging.ERROR, format="relay: %(message)s")

@@ -1,9 +1,9 @@
-"""Web servers that publish MTA-STS policies, good and broken in every way a test can want.
+"""Web servers for tests that publish MTA-STS policies, good ones and broken ones.
 
     PolicyHost("example.net", policy("mx.example.net"), address="127.7.0.9", port=8443, authority=…)
 
-One answer to whatever is asked, over TLS with a certificate for `mta-sts.` and the domain. How
-often it was asked is in `requests`. Nothing here is fit for use outside a test.
+A server gives the same answer to every request, over TLS with a certificate for `mta-sts.` and the
+domain. `requests` counts them.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ def policy(*mx: str, mode: str = "enforce", max_age: int = 604_800) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class WebAnswer:
-    """What the server says. `is_silent`: it takes the request and says nothing. `pause`: seconds
-    between two octets, `delay`: before the first. `length`: what it claims to send, None for what
-    it sends.
+    """The server's answer. `is_silent`: it reads the request and does not answer.
+
+    `pause`: seconds between two octets, `delay`: before the first. `length`: the Content-Length
+    that it claims, None for the true one.
     """
 
     body: bytes = b""

@@ -1,9 +1,9 @@
 """`relay demo --run`: a relay to try out, whose mail stays on this machine.
 
-It is the relay of the configuration, with this laid over it: mail for `*.example`, example.com,
-example.net and example.org goes to a host built in (`relay.sandbox.catcher`), over TLS
-that verifies; the page has a user for this run, and says on every page that this is a
-demonstration. So the first message ends well without a network and behind a blocked port 25.
+It is the relay of the configuration with these changes: mail for `*.example`, example.com,
+example.net and example.org goes to a built-in host (`relay.sandbox.catcher`), over verified TLS;
+the web page has a user for this run, and says on every page that this is a demonstration. So the
+first message is delivered without a network, and also where port 25 is blocked.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def main(path: Path, environ: Mapping[str, str]) -> int:
 def overlay(
     config: Config, environ: Mapping[str, str], port: int, ca_file: Path, password: str
 ) -> dict[str, str]:
-    """What is said otherwise than in the configuration, as the environment says it."""
+    """The changes to the configuration, as environment variables."""
     document = as_document(config, with_secrets=True)
     routes = document["routes"] | {name: {"host": "localhost", "port": port} for name in CAUGHT}
     users = document["admin"]["web"]["users"] | {_USER: {"password": password, "role": "operator"}}
