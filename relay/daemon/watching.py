@@ -17,6 +17,7 @@ from functools import lru_cache
 from cryptography import x509
 
 from relay.mail.event import Event
+from relay.mail.tls_session import TlsSession
 from relay.queue.rows import moment
 from relay.queue.settle import Settlement
 from relay.queue.store import (
@@ -85,6 +86,7 @@ class MeteredQueue:
         self.read_content = queue.read_content
         self.read_header = queue.read_header
         self.before_change = queue.before_change
+        self.count_sessions = queue.count_sessions
 
     async def record(
         self,
@@ -92,9 +94,12 @@ class MeteredQueue:
         *,
         reports: Sequence[NewMessage] = (),
         events: Sequence[Event] = (),
+        sessions: Sequence[TlsSession] = (),
     ) -> bool:
         began = time.perf_counter()
-        report_is_due = await self._queue.record(settlement, reports=reports, events=events)
+        report_is_due = await self._queue.record(
+            settlement, reports=reports, events=events, sessions=sessions
+        )
         self._metrics.settled(settlement, time.perf_counter() - began)
         self._metrics.reported(len(reports))
         return report_is_due

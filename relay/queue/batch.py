@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any
 
 from relay.mail.event import Event
+from relay.mail.tls_session import TlsSession
 from relay.queue.due import Place, first_place, settled_place
 from relay.queue.rows import STATE_NUMBER, message_data, micros, pending_data, recipient_data
 from relay.queue.settle import Settlement
 from relay.queue.store import NewMessage, PendingReport
+from relay.queue.tls_sessions import ReportResult
 
 __all__ = ["Row", "Rows"]
 
@@ -35,6 +37,8 @@ class Rows:
     reported      queue_id, index, is_done: rows of `pending` that are reported now
     perhaps_done  messages to be removed if no recipient is open and nothing is pending
     settled       the message of which the result tells whether its pending report is due now
+    sessions      sessions that reports on TLS count, and when they are counted
+    tls_reports   day, domain, place, result: reports on TLS that are finished now
     """
 
     events: Sequence[Event] = ()
@@ -48,6 +52,8 @@ class Rows:
     reported: list[tuple[str, int, bool]] = field(default_factory=list)
     perhaps_done: list[str] = field(default_factory=list)
     settled: str = ""
+    sessions: tuple[datetime, Sequence[TlsSession]] | None = None
+    tls_reports: list[tuple[date, str, str, ReportResult]] = field(default_factory=list)
 
     def add_message(self, new: NewMessage, *, claimed: Collection[int], in_file: bool) -> None:
         """A new message, with the indices of the recipients that are handed over at once."""

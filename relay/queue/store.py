@@ -1,10 +1,11 @@
-"""What the queue promises, whichever engine keeps it: five protocols, and the values they speak in.
+"""What the queue promises, whichever engine keeps it: six protocols, and the values they speak in.
 
     MessageSink    takes a message in: staged pieces, then `accept`
     DeliveryQueue  gives out what is due, and takes the result of each attempt
     QueueView      the operator's look at messages and events; of a stopped relay's queue, too
     QueueControl   the operator's verbs: retry, hold, release, remove
     EventLog       the events in the order of their commits, for those that follow them
+    TlsReports     which reports on TLS (RFC 8460) are sent
 
 `Store` is all of them: what an engine implements (`relay.queue.sqlite`), and what the tests
 in `tests/contract/store` ask of each. Everybody else takes the protocol it needs.
@@ -21,15 +22,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import Any, NamedTuple, Protocol
 
 from relay.mail.event import Event
+from relay.mail.tls_session import TlsSession
 from relay.queue.api_state import ApiState, DomainSettings
 from relay.queue.destinations import DestinationPart
 from relay.queue.entry import Entry, QueuedMessage, QueuedRecipient, State
 from relay.queue.settle import Change, Settlement
 from relay.queue.statistics import StatisticsView
+from relay.queue.tls_sessions import ReportResult, TlsSessionsView
 
 __all__ = [
     "CHUNK_BYTES",
@@ -55,6 +58,7 @@ __all__ = [
     "SpoolError",
     "Store",
     "StoredEvent",
+    "TlsReports",
     "more_follows",
 ]
 
@@ -275,14 +279,19 @@ class DeliveryQueue(Protocol):
         *,
         reports: Sequence[NewMessage] = (),
         events: Sequence[Event] = (),
+        sessions: Sequence[TlsSession] = (),
     ) -> bool:
-        """Commit, as one: the new states, the DSNs about them, their events. Ends the claim.
+        """Commit, as one: the new states, the DSNs about them, their events, and the sessions that
+        reports on TLS count. Ends the claim.
 
         `settlement.pending` is kept as the message's pending report. True: the message has a
         pending report, and all attempts that were due by its `report_after` have ended, so that it
         is to be sent now. Of attempts that settle at the same moment one gets True. The message and
         its content are removed when no recipient is left to be tried and no report is pending.
         """
+
+    async def count_sessions(self, sessions: Sequence[TlsSession], *, at: datetime) -> None:
+        """Count sessions that belong to no result."""
 
     async def pending_reports(
         self, *, now: datetime, pending_since: datetime, limit: int = 100
@@ -315,7 +324,7 @@ class DeliveryQueue(Protocol):
         """
 
 
-class QueueView(StatisticsView, Protocol):
+class QueueView(StatisticsView, TlsSessionsView, Protocol):
     """What the operator may look at, with the statistics. May raise `SpoolError`."""
 
     async def list_messages(
@@ -401,6 +410,49 @@ class EventLog(Protocol):
         """Remove what was counted in hours that ended before `before`; returns how many rows."""
 
 
+class TlsReports(Protocol):
+    """Which reports on TLS are sent (RFC 8460). May raise `SpoolError`.
+
+    A report has a day, a domain, and a place that it is sent to: a URI, or "" for all places of the
+    domain together. It is finished in one commit with the mail that carries it: so there is one,
+    whoever is killed when.
+    """
+
+    async def claim_tls_report(self, day: date, domain: str, place: str) -> bool:
+        """Take a report for sending; False where it is finished, or claimed already.
+
+        A claim ends with `finish_tls_report` or `release_tls_report`, or when the store is opened
+        again after a crash.
+        """
+
+    async def release_tls_report(self, day: date, domain: str, place: str) -> None:
+        """End a claim; the report was not sent."""
+
+    async def finish_tls_report(
+        self,
+        day: date,
+        domain: str,
+        place: str,
+        result: ReportResult,
+        *,
+        message: NewMessage | None = None,
+    ) -> None:
+        """Commit, as one: what became of a claimed report, and the mail that carries it, which is
+        accepted. `SpoolError` if it is not claimed.
+        """
+
+    async def finished_tls_reports(self, day: date, domain: str) -> Mapping[str, ReportResult]:
+        """What became of the reports of a day and domain, by place."""
+
+    async def domains_reported(self, day: date) -> set[str]:
+        """The domains whose report of a day is finished for all places."""
+
+    async def purge_tls_sessions(self, *, before: date) -> int:
+        """Remove what was counted in days before `before`, and what became of their reports;
+        returns how many rows.
+        """
+
+
 class ReadOnlyQueue(QueueView, Protocol):
     """The queue of another worker, or of a relay that does not run."""
 
@@ -411,7 +463,7 @@ class ReadOnlyQueue(QueueView, Protocol):
         """Release the files."""
 
 
-class Store(MessageSink, DeliveryQueue, QueueView, QueueControl, EventLog, Protocol):
+class Store(MessageSink, DeliveryQueue, QueueView, QueueControl, EventLog, TlsReports, Protocol):
     """A whole queue that survives: what an engine implements."""
 
     @property

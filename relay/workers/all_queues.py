@@ -17,7 +17,7 @@ import asyncio
 import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 
 from relay.queue.destinations import DestinationPart
 from relay.queue.entry import State
@@ -39,6 +39,7 @@ from relay.queue.store import (
     StoredEvent,
     more_follows,
 )
+from relay.queue.tls_sessions import CountedSessions, DomainSessions, sessions_added_up
 
 __all__ = ["AllQueues"]
 
@@ -104,6 +105,27 @@ class AllQueues:
             await queue.find_exceptions(wanted, after=after, limit=limit) for queue in self._queues
         ]
         return sorted(one for page in pages for one in page)[:limit]
+
+    async def tls_days(self) -> list[date]:
+        """The days of which sessions are kept."""
+        return sorted({day for queue in self._queues for day in await queue.tls_days()})
+
+    async def tls_domains(
+        self, day: date, *, after: str = "", limit: int = 500
+    ) -> list[DomainSessions]:
+        """A page of the domains that had sessions in a day."""
+        sums: dict[str, DomainSessions] = {}
+        for queue in self._queues:
+            for domain, successful, failed in await queue.tls_domains(
+                day, after=after, limit=limit
+            ):
+                _, before, failed_before = sums.get(domain, (domain, 0, 0))
+                sums[domain] = DomainSessions(domain, before + successful, failed_before + failed)
+        return [sums[domain] for domain in sorted(sums)[:limit]]
+
+    async def tls_sessions(self, day: date, domain: str) -> list[CountedSessions]:
+        """The sessions of a day and domain, of all workers."""
+        return sessions_added_up([await queue.tls_sessions(day, domain) for queue in self._queues])
 
     async def find_message(self, queue_id: str) -> QueuedItem | None:
         """All that is kept about one message, wherever it is."""

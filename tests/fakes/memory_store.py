@@ -10,12 +10,13 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from itertools import count, islice
 from typing import Self
 
 from relay.admin.operations import listed
 from relay.mail.event import Event
+from relay.mail.tls_session import TlsSession
 from relay.queue.api_state import ApiState
 from relay.queue.destinations import DestinationPart
 from relay.queue.due import first_place, latest_wish, settled_place
@@ -39,10 +40,12 @@ from relay.queue.store import (
     StoredEvent,
     more_follows,
 )
+from relay.queue.tls_sessions import CountedSessions, DomainSessions, ReportResult
 from relay.queue.verbs import VERBS
 from tests.fakes.memory_api_state import MemoryApiState
 from tests.fakes.memory_matching import message_matches, recipient_matches
 from tests.fakes.memory_statistics import MemoryStatistics
+from tests.fakes.memory_tls_sessions import MemoryTlsSessions
 
 _STEP_MESSAGES = 500
 
@@ -104,6 +107,8 @@ class MemoryStore:
         self._events: list[StoredEvent] = after._events if after else []
         self._mark: int = after._mark if after else 0
         self._statistics: MemoryStatistics = after._statistics if after else MemoryStatistics()
+        self._tls: MemoryTlsSessions = after._tls if after else MemoryTlsSessions()
+        self._tls.forget_claims()
         self._api_state: ApiState = after._api_state if after else MemoryApiState(self)
         self._staged: dict[str, bytearray] = {}
         self._cursor = ""
@@ -285,6 +290,7 @@ class MemoryStore:
         *,
         reports: Sequence[NewMessage] = (),
         events: Sequence[Event] = (),
+        sessions: Sequence[TlsSession] = (),
     ) -> bool:
         entry, at = settlement.entry, settlement.at
         after = [change.recipient for change in settlement.changes]
@@ -301,9 +307,13 @@ class MemoryStore:
             key = change.recipient.index, change.recipient.state.is_final
             kept.pending[key] = _Pending(change, at, settlement.report_after or at)
         self._write_events(events)
+        self._tls.add(sessions, at)
         self._add(reports)
         self._remove_if_done(entry.message.queue_id)
         return kept.report_is_due()
+
+    async def count_sessions(self, sessions: Sequence[TlsSession], *, at: datetime) -> None:
+        self._tls.add(sessions, at)
 
     async def pending_reports(
         self, *, now: datetime, pending_since: datetime, limit: int = 100
@@ -354,6 +364,48 @@ class MemoryStore:
 
     def before_change(self, give_back: Callable[[], Awaitable[None]]) -> None:
         self._give_back.append(give_back)
+
+    # Reports on TLS.
+
+    async def tls_days(self) -> list[date]:
+        return self._tls.days()
+
+    async def tls_domains(
+        self, day: date, *, after: str = "", limit: int = 500
+    ) -> list[DomainSessions]:
+        return [one for one in self._tls.domains(day) if one.domain > after][:limit]
+
+    async def tls_sessions(self, day: date, domain: str) -> list[CountedSessions]:
+        return self._tls.sessions(day, domain)
+
+    async def claim_tls_report(self, day: date, domain: str, place: str) -> bool:
+        return self._tls.claim(day, domain, place)
+
+    async def release_tls_report(self, day: date, domain: str, place: str) -> None:
+        self._tls.release(day, domain, place)
+
+    async def finish_tls_report(
+        self,
+        day: date,
+        domain: str,
+        place: str,
+        result: ReportResult,
+        *,
+        message: NewMessage | None = None,
+    ) -> None:
+        messages = [message] if message is not None else []
+        self._require_new(messages)
+        self._tls.finish(day, domain, place, result)
+        self._add(messages)
+
+    async def finished_tls_reports(self, day: date, domain: str) -> Mapping[str, ReportResult]:
+        return self._tls.finished(day, domain)
+
+    async def domains_reported(self, day: date) -> set[str]:
+        return self._tls.domains_reported(day)
+
+    async def purge_tls_sessions(self, *, before: date) -> int:
+        return self._tls.purge(before)
 
     # The operator.
 

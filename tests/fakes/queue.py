@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from relay.mail.address import domain_of
 from relay.mail.envelope import Notify
 from relay.mail.event import Event
+from relay.mail.tls_session import TlsSession
 from relay.policy.settings import Setting, Source, TlsSettings
 from relay.queue.entry import Entry, MessageSummary, QueuedMessage, QueuedRecipient, State
 from relay.queue.settle import Settlement
@@ -127,10 +128,11 @@ class MemoryQueue(MemoryStore):
         *,
         reports: Sequence[NewMessage] = (),
         events: Sequence[Event] = (),
+        sessions: Sequence[TlsSession] = (),
     ) -> bool:
         await asyncio.sleep(0)
         self._fail("record")
-        report_is_due = await super().record(settlement, events=events)
+        report_is_due = await super().record(settlement, events=events, sessions=sessions)
         self.settlements.append(settlement)
         self.reports += reports
         self.events += events

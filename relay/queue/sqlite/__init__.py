@@ -9,6 +9,8 @@ messages, events, matching
             the questions it answers
 contents    large content in files of its own (`files`), `staging` before its commit
 api_state   what the HTTP interface keeps beside the queue
+tls_sessions
+            what reports on TLS count, and which are sent
 policies    what is kept of MTA-STS, in a file of its own for all workers
 schema      tables and migrations
 disk        the directory: lock, ballast, opening, translation of errors

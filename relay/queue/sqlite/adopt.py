@@ -15,8 +15,8 @@ something is delivered.
 
 Events that are in the log's file already, and looked at for webhooks, go before all others, with
 numbers below zero; the rest come as new ones, and are written and told as those. Calls owed to
-webhooks come along. Webhooks and settings do not: what another worker has of them is a copy of the
-first one's, and may be an old one.
+webhooks come along, and so does what reports on TLS are still to tell. Webhooks and settings do
+not: what another worker has of them is a copy of the first one's, and may be an old one.
 """
 
 from __future__ import annotations
@@ -130,6 +130,11 @@ def _copy(db: sqlite3.Connection, path: Path, note: str) -> int:
                 " ON CONFLICT DO UPDATE SET number = number + excluded.number"
             )
             db.execute("INSERT OR IGNORE INTO exception SELECT * FROM stray.exception")
+            db.execute("INSERT OR IGNORE INTO tls_policy SELECT * FROM stray.tls_policy")
+            db.execute(
+                "INSERT INTO tls_session SELECT * FROM stray.tls_session WHERE 1"
+                " ON CONFLICT DO UPDATE SET number = number + excluded.number"
+            )
             _copy_events(db)
             db.execute("INSERT INTO meta VALUES (?, 1)", (note,))
             db.execute("COMMIT")

@@ -32,6 +32,7 @@ from relay.queue.sqlite.contents import Contents
 from relay.queue.sqlite.matching import matching
 from relay.queue.sqlite.schema import ASIDE, CLAIMED, READY, WAITING
 from relay.queue.sqlite.statements import remove_if_done
+from relay.queue.sqlite.tls_sessions import forget_claims
 from relay.queue.store import QueueFilter, SpoolError
 from relay.queue.verbs import VERBS, Verb
 
@@ -337,6 +338,7 @@ def recover(db: sqlite3.Connection, contents: Contents, now: datetime, latest: d
         f" WHERE place = {CLAIMED}",
         {"now": micros(now)},
     )
+    forget_claims(db)
     pull_forward(db, now, latest)
     for queue_id in contents.sweep([row[0] for row in db.execute(_IN_FILES)]):
         _quarantine(db, queue_id, f"its content, {contents.path_of(queue_id)}, is gone")

@@ -16,7 +16,7 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -27,7 +27,7 @@ from relay.queue.destinations import DestinationPart
 from relay.queue.entry import State
 from relay.queue.header import header_section
 from relay.queue.rows import micros
-from relay.queue.sqlite import destinations, events, messages, statistics
+from relay.queue.sqlite import destinations, events, messages, statistics, tls_sessions
 from relay.queue.sqlite.api_state import domain_settings
 from relay.queue.sqlite.disk import DATABASE, open_reader, open_stopped, translated
 from relay.queue.sqlite.files import CONTENT, read_piece
@@ -44,6 +44,7 @@ from relay.queue.store import (
     StoredEvent,
     more_follows,
 )
+from relay.queue.tls_sessions import CountedSessions, DomainSessions
 
 __all__ = ["Reader", "StoppedQueue"]
 
@@ -212,6 +213,20 @@ class Reader:
     ) -> list[CountedException]:
         """A page of the exceptions by time."""
         return await self.ask(statistics.find_exceptions, wanted, after, limit)
+
+    async def tls_days(self) -> list[date]:
+        """The days of which sessions are kept."""
+        return await self.ask(tls_sessions.days)
+
+    async def tls_domains(
+        self, day: date, *, after: str = "", limit: int = 500
+    ) -> list[DomainSessions]:
+        """A page of the domains that had sessions in a day."""
+        return await self.ask(tls_sessions.domains, day, after, limit)
+
+    async def tls_sessions(self, day: date, domain: str) -> list[CountedSessions]:
+        """The sessions of a day and domain."""
+        return await self.ask(tls_sessions.sessions, day, domain)
 
     async def domain_settings(self) -> Mapping[str, DomainSettings]:
         """What was set over HTTP, by sender domain."""

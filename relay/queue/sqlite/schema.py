@@ -8,6 +8,8 @@
                 what the HTTP interface keeps (relay.queue.api_state)
     statistic, exception
                 what was counted of mail, by the hour (relay.queue.sqlite.statistics)
+    tls_policy, tls_session, tls_report
+                what reports on TLS tell, and which are sent (relay.queue.sqlite.tls_sessions)
     meta        the mark up to which the log file holds the events
 
 Where a recipient stands is its `place`, and each place has an index of its own or none:
@@ -202,6 +204,31 @@ _VERSION_7: Migration = (
     "CREATE INDEX exception_sender ON exception (sender_domain, at)",
 )
 
+_VERSION_8: Migration = (
+    """CREATE TABLE tls_policy (
+        day INTEGER NOT NULL,            -- since 1970, in UTC
+        domain TEXT NOT NULL,            -- that is told
+        policy TEXT NOT NULL,            -- relay.queue.tls_sessions.policy_id
+        data TEXT NOT NULL,              -- and policy_data
+        PRIMARY KEY (day, domain, policy)
+    ) WITHOUT ROWID""",
+    """CREATE TABLE tls_session (
+        day INTEGER NOT NULL,
+        domain TEXT NOT NULL,
+        policy TEXT NOT NULL,
+        failure TEXT NOT NULL,           -- relay.queue.tls_sessions.failure_data; "": success
+        number INTEGER NOT NULL,
+        PRIMARY KEY (day, domain, policy, failure)
+    ) WITHOUT ROWID""",
+    """CREATE TABLE tls_report (
+        day INTEGER NOT NULL,
+        domain TEXT NOT NULL,
+        place TEXT NOT NULL,             -- a URI; "": all of the domain's
+        result TEXT NOT NULL,            -- relay.queue.tls_sessions.ReportResult; "": claimed
+        PRIMARY KEY (day, domain, place)
+    ) WITHOUT ROWID""",
+)
+
 MIGRATIONS: Sequence[Migration] = (
     _VERSION_1,
     _VERSION_2,
@@ -210,6 +237,7 @@ MIGRATIONS: Sequence[Migration] = (
     _VERSION_5,
     _VERSION_6,
     _VERSION_7,
+    _VERSION_8,
 )
 
 

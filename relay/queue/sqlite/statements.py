@@ -21,6 +21,7 @@ from relay.queue.sqlite.files import sync_directory
 from relay.queue.sqlite.request import Refused, Request
 from relay.queue.sqlite.schema import ASIDE, CLAIMED
 from relay.queue.sqlite.statistics import Tally
+from relay.queue.sqlite.tls_sessions import SessionTally, finish_reports
 from relay.queue.store import StoredEvent
 
 __all__ = ["AWAITED", "Tables", "remove_if_done", "unknown"]
@@ -47,6 +48,7 @@ class Tables:
         self._on_gone = on_gone
         self._last_seq = 0
         self._tally = Tally()
+        self._sessions = SessionTally()
         self._mark = self._mark_written = self._mark_in_commit = 0
         self._leaving: list[str] = []
         self._gone: list[str] = []
@@ -106,6 +108,7 @@ class Tables:
     def back_to(self, point: int) -> None:
         """What was numbered since is undone."""
         self._last_seq = point
+        self._sessions.forget()
 
     def write(self, db: sqlite3.Connection, requests: Sequence[Request]) -> None:
         """All rows of some requests, table by table."""
@@ -127,6 +130,8 @@ class Tables:
         ]
         _insert(db, "event", 8, numbered)
         self._tally.add(db, chain.from_iterable(one.events for one in rows))
+        self._sessions.add(db, [one.sessions for one in rows if one.sessions])
+        finish_reports(db, _all(one.tls_reports for one in rows))
         _tell_whose_report_is_due(db, requests)
 
     def write_events(

@@ -15,18 +15,19 @@ import asyncio
 import sqlite3
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from relay.mail.event import Event
+from relay.mail.tls_session import TlsSession
 from relay.queue.batch import Rows
 from relay.queue.dispatch import Dispatch
 from relay.queue.entry import Entry, State
 from relay.queue.handoff import HandOffLimits, Shares
 from relay.queue.settle import Settlement
-from relay.queue.sqlite import claims
+from relay.queue.sqlite import claims, tls_sessions
 from relay.queue.sqlite.adopt import adopt
 from relay.queue.sqlite.api_state import SqliteApiState
 from relay.queue.sqlite.commit import Writer
@@ -50,6 +51,7 @@ from relay.queue.store import (
     StoredEvent,
 )
 from relay.queue.tail import EventTail
+from relay.queue.tls_sessions import ReportResult
 from relay.queue.verbs import VERBS
 
 __all__ = ["SqliteStore"]
@@ -271,18 +273,61 @@ class SqliteStore(Reader):
         *,
         reports: Sequence[NewMessage] = (),
         events: Sequence[Event] = (),
+        sessions: Sequence[TlsSession] = (),
     ) -> bool:
         """Commit the results of an attempt; True: the pending report is to be sent now."""
-        rows = Rows(events=events)
+        rows = Rows(events=events, sessions=(settlement.at, sessions) if sessions else None)
         rows.add_settlement(settlement)
         settled = partial(self._dispatch.settled, settlement)
         return await self._commit_with(reports, rows, then=settled) is True
+
+    async def count_sessions(self, sessions: Sequence[TlsSession], *, at: datetime) -> None:
+        """Count sessions that belong to no result."""
+        await self._submit(Request(Rows(sessions=(at, sessions))))
 
     async def report(self, pending: PendingReport, reports: Sequence[NewMessage]) -> None:
         """Commit these DSNs, and that the report is sent."""
         rows = Rows()
         rows.add_report(pending)
         await self._commit_with(reports, rows)
+
+    # Reports on TLS.
+
+    async def claim_tls_report(self, day: date, domain: str, place: str) -> bool:
+        """Take a report for sending."""
+        return await self._write(tls_sessions.claim_report, day, domain, place)
+
+    async def release_tls_report(self, day: date, domain: str, place: str) -> None:
+        """End a claim."""
+        await self._write(tls_sessions.release_report, day, domain, place)
+
+    async def finish_tls_report(
+        self,
+        day: date,
+        domain: str,
+        place: str,
+        result: ReportResult,
+        *,
+        message: NewMessage | None = None,
+    ) -> None:
+        """Commit what became of a report, and the mail that carries it."""
+        rows = Rows(tls_reports=[(day, domain, place, result)])
+        await self._commit_with([message] if message is not None else [], rows)
+
+    async def finished_tls_reports(self, day: date, domain: str) -> Mapping[str, ReportResult]:
+        """What became of the reports of a day and domain."""
+        return await self.ask(tls_sessions.finished_reports, day, domain)
+
+    async def domains_reported(self, day: date) -> set[str]:
+        """The domains whose report of a day is finished."""
+        return await self.ask(tls_sessions.domains_reported, day)
+
+    async def purge_tls_sessions(self, *, before: date) -> int:
+        """Remove what is of earlier days, a step at a time."""
+        total = 0
+        while count := await self._write(tls_sessions.purge_sessions, before, _PURGE_STEP):
+            total += count
+        return total
 
     # The operator.
 

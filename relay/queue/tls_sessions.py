@@ -1,0 +1,204 @@
+"""The sessions that are counted for reports on TLS (RFC 8460): the values, and what bounds them.
+
+Sessions are counted for each day (of UTC), domain that is told, policy and failure, in the commit
+of the result they belong to.
+
+All of it is bounded, since a stranger chooses policies, hosts and the words of an error. Of a day,
+`DOMAINS_A_DAY` domains are counted. Of a domain and day, `POLICIES_OF_DOMAIN` policies are kept
+with their text, further ones by their type; `FAILURES_OF_DOMAIN` different failures with their
+details, further ones by their result. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from enum import StrEnum
+from hashlib import sha256
+from typing import NamedTuple, Protocol
+
+from relay.mail.jsontext import of_json, to_json
+from relay.mail.outcome import PolicyResult, PolicyType
+from relay.mail.tls_session import JudgedBy, SessionFailure, TlsSession
+
+__all__ = [
+    "DOMAINS_A_DAY",
+    "FAILURES_OF_DOMAIN",
+    "POLICIES_OF_DOMAIN",
+    "CountedSessions",
+    "DayBounds",
+    "DomainSessions",
+    "ReportResult",
+    "TlsSessionsView",
+    "day_number",
+    "day_of",
+    "failure_data",
+    "failure_of",
+    "policy_data",
+    "policy_id",
+    "policy_of",
+    "sessions_added_up",
+]
+
+DOMAINS_A_DAY = 20_000
+POLICIES_OF_DOMAIN = 20
+FAILURES_OF_DOMAIN = 100
+_POLICY_CHARS = 16 * 1024
+_REASON_CHARS = 200
+
+_FIRST_DAY = date(1970, 1, 1).toordinal()
+
+
+class ReportResult(StrEnum):
+    """What became of a report to one place, or of a domain's report as a whole."""
+
+    SENT = "sent"
+    GIVEN_UP = "given-up"
+    NOT_WANTED = "not-wanted"
+    """The domain names no place to send reports to."""
+
+
+class CountedSessions(NamedTuple):
+    """How many sessions of a day and domain had one policy and one failure, None for success."""
+
+    judged_by: JudgedBy
+    failure: SessionFailure | None
+    number: int
+
+
+class DomainSessions(NamedTuple):
+    """How many sessions a domain had in a day."""
+
+    domain: str
+    successful: int
+    failed: int
+
+
+class TlsSessionsView(Protocol):
+    """The sessions that were counted. All methods may raise `SpoolError`."""
+
+    async def tls_days(self) -> list[date]:
+        """The days of which sessions are kept, oldest first."""
+
+    async def tls_domains(
+        self, day: date, *, after: str = "", limit: int = 500
+    ) -> list[DomainSessions]:
+        """A page of the domains that had sessions in a day, by domain; `after`: the last before."""
+
+    async def tls_sessions(self, day: date, domain: str) -> list[CountedSessions]:
+        """The sessions of a day and domain, each policy with each of its failures once."""
+
+
+@dataclass(slots=True)
+class _DomainBounds:
+    policies: set[str] = field(default_factory=set)
+    failures: set[tuple[str, str]] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class DayBounds:
+    """What a day has so far of each domain: its policies (by id), and its failures by policy."""
+
+    domains: dict[str, _DomainBounds] = field(default_factory=dict)
+
+    def note(self, domain: str, policy: str, failure: str) -> None:
+        """What was counted before."""
+        bounds = self.domains.setdefault(domain, _DomainBounds())
+        bounds.policies.add(policy)
+        if failure:
+            bounds.failures.add((policy, failure))
+
+    def admit(self, session: TlsSession) -> tuple[JudgedBy, str, str, bool] | None:
+        """As what a session is counted: policy, its id, the data of its failure, and whether the
+        policy is new; None where its domain is one too many.
+        """
+        bounds = self.domains.get(session.domain)
+        if bounds is None:
+            if len(self.domains) >= DOMAINS_A_DAY:
+                return None
+            bounds = self.domains[session.domain] = _DomainBounds()
+        policy = _cut(session.judged_by)
+        id = policy_id(policy)
+        if id not in bounds.policies and len(bounds.policies) >= POLICIES_OF_DOMAIN:
+            policy = JudgedBy(policy.type, session.domain)
+            id = policy_id(policy)
+        failure = failure_data(session.failure)
+        if failure and (id, failure) not in bounds.failures:
+            if len(bounds.failures) >= FAILURES_OF_DOMAIN:
+                assert session.failure is not None
+                failure = failure_data(SessionFailure(session.failure.result))
+            else:
+                bounds.failures.add((id, failure))
+        is_new = id not in bounds.policies
+        bounds.policies.add(id)
+        return policy, id, failure, is_new
+
+
+def _cut(policy: JudgedBy) -> JudgedBy:
+    """A policy without a text that is too long to be kept."""
+    if sum(map(len, policy.strings)) + sum(map(len, policy.mx)) <= _POLICY_CHARS:
+        return policy
+    return JudgedBy(policy.type, policy.domain)
+
+
+def day_of(at: datetime) -> date:
+    """The day of UTC."""
+    return date.fromordinal(_FIRST_DAY + int(at.timestamp()) // 86400)
+
+
+def day_number(day: date) -> int:
+    """The days since 1970."""
+    return day.toordinal() - _FIRST_DAY
+
+
+# --- as columns -----------------------------------------------------------------------------------
+
+
+def policy_data(policy: JudgedBy) -> str:
+    """A policy as an engine keeps it."""
+    return to_json([policy.type.value, policy.domain, policy.strings, policy.mx])
+
+
+def policy_of(data: str) -> JudgedBy:
+    """What `policy_data` made it of."""
+    type, domain, strings, mx = of_json(data)
+    return JudgedBy(PolicyType(type), domain, tuple(strings), tuple(mx))
+
+
+def policy_id(policy: JudgedBy) -> str:
+    """What stands for a policy among those of its domain: the same in every queue."""
+    return sha256(policy_data(policy).encode()).hexdigest()[:16]
+
+
+def failure_data(failure: SessionFailure | None) -> str:
+    """A failure as an engine keeps it; "" for success."""
+    if failure is None:
+        return ""
+    return to_json(
+        [
+            failure.result.value,
+            failure.sending_ip,
+            failure.mx_host,
+            failure.mx_ip,
+            failure.reason[:_REASON_CHARS],
+        ]
+    )
+
+
+def failure_of(data: str) -> SessionFailure | None:
+    """What `failure_data` made it of."""
+    if not data:
+        return None
+    result, *rest = of_json(data)
+    return SessionFailure(PolicyResult(result), *rest)
+
+
+def sessions_added_up(parts: Iterable[Sequence[CountedSessions]]) -> list[CountedSessions]:
+    """The sessions of several queues as one, in an order that is always the same."""
+    sums: dict[tuple[JudgedBy, SessionFailure | None], int] = {}
+    for part in parts:
+        for judged_by, failure, number in part:
+            sums[judged_by, failure] = sums.get((judged_by, failure), 0) + number
+    found = [CountedSessions(*key, number) for key, number in sums.items()]
+    return sorted(found, key=lambda one: (policy_data(one[0]), failure_data(one[1])))
