@@ -165,6 +165,11 @@ class Entry:
     total: int = 0
 
     @property
+    def key(self) -> tuple[str, str]:
+        """Queue id and domain, which no two entries share."""
+        return self.message.queue_id, self.domain
+
+    @property
     def domain(self) -> str:
         return self.recipients[0].domain
 

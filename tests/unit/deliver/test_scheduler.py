@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -400,13 +401,11 @@ async def test_mail_too_old_ends_though_its_destination_is_silent(queue):
     queue.add("D1", "1@dead.example")
     attempts = Attempts(lambda entry: SILENCE)
     async with running(queue, attempts) as scheduler:
-        scheduler._clocks = None
         await eventually(lambda: bool(scheduler.silent_destinations()))
         # The clock has run evenly for long enough to be believed.
-        assert scheduler._clocks is not None
-        scheduler._clocks = type(scheduler._clocks)(
-            arrived - timedelta(days=2), scheduler._clocks.wall, scheduler._clocks.monotonic
-        )
+        look = scheduler.clocks.last_look
+        assert look is not None
+        scheduler.clocks.last_look = replace(look, steady_since=arrived - timedelta(days=2))
         queue.add("OLD", "2@dead.example", arrived=arrived)
         await queue.until(2)
     assert len(attempts.made) == 1

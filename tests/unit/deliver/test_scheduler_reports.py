@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.deliver import scheduler
+from relay.deliver import report_sender
 from relay.deliver.options import DeliveryOptions
 from relay.deliver.scheduler import Scheduler
 from relay.mail.address import domain_of
@@ -302,7 +302,7 @@ async def test_all_that_nobody_was_left_to_tell_is_told_at_the_next_start(store,
     """A crash came between the results and the report; and it is more than one look at the store
     finds.
     """
-    monkeypatch.setattr(scheduler, "_DEBTS_PAGE", 5)
+    monkeypatch.setattr(report_sender, "_PAGE", 5)
     for number in range(12):
         await accept(store, f"{number}@b.example", f"{number}@c.example")
     now = datetime.now(UTC)

@@ -1,0 +1,113 @@
+"""The attempts under way, and how many of each class of domains there may be.
+
+The classes are those of `relay.deliver.lines`, the shares those of `relay.deliver.pacing`. An
+attempt for a proven domain that takes longer than `pacing.LONG` counts with those for others from
+then on, and its domain is proven no more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from relay.deliver import pacing
+from relay.deliver.lines import Lines, Rank
+from relay.queue.entry import Entry
+
+__all__ = ["Places"]
+
+_MOST_PROVEN = 1000
+"""Domains that answered lately, of which the store is asked by name."""
+
+A = TypeVar("A")
+
+
+class Places(Generic[A]):
+    """Counts attempts, which the caller names as it likes (`A`). `most`: `delivery.concurrency`."""
+
+    def __init__(self, most: int, lines: Lines, monotonic: Callable[[], float]) -> None:
+        self._most = most
+        self._lines = lines
+        self._monotonic = monotonic
+        self._proven: dict[str, None] = {}
+        self.attempts: set[A] = set()
+        self._prompt: dict[A, tuple[float, str]] = {}
+        """Attempts for proven domains that have not taken long yet: when each began."""
+        self._bulk: set[A] = set()
+
+    @property
+    def free(self) -> int:
+        """How many more attempts may begin in all."""
+        return self._most - len(self.attempts)
+
+    @property
+    def proven(self) -> tuple[str, ...]:
+        """The domains that answered lately and at once, the one proven last at the end."""
+        return tuple(self._proven)
+
+    def rank(self, entry: Entry) -> Rank:
+        """The class that an entry belongs to."""
+        if entry.domain in self._proven:
+            return Rank.PROVEN
+        others = entry.total - len(entry.recipients)
+        return Rank.BULK if others >= pacing.MANY else Rank.NEW
+
+    def has_place(self, rank: Rank) -> bool:
+        """Whether an attempt for a domain of a class may begin."""
+        under_way, places = self._share(rank)
+        return under_way < places and (rank is not Rank.BULK or self.has_place(Rank.NEW))
+
+    def is_crowded(self, rank: Rank, share: int) -> bool:
+        """Whether a class has only the places left that are for domains that have none.
+
+        `share`: `concurrency_per_destination`.
+        """
+        under_way, places = self._share(rank)
+        return pacing.is_crowded(under_way, concurrency=places, most=share)
+
+    def begin(self, attempt: A, entry: Entry, rank: Rank) -> None:
+        """An attempt begins that was waiting in a line of a class."""
+        self.attempts.add(attempt)
+        if rank is Rank.PROVEN:
+            self._prompt[attempt] = self._monotonic(), entry.domain
+        elif self.rank(entry) is Rank.BULK:
+            self._bulk.add(attempt)
+
+    def end(self, attempt: A) -> None:
+        """An attempt has ended."""
+        self.attempts.discard(attempt)
+        self._prompt.pop(attempt, None)
+        self._bulk.discard(attempt)
+
+    def note_long_attempts(self) -> None:
+        """Attempts that take long prove nothing: from now on they are counted with the others."""
+        long_ago = self._monotonic() - pacing.LONG.total_seconds()
+        while self._prompt:
+            attempt, (began, domain) = next(iter(self._prompt.items()))
+            if began > long_ago:
+                return
+            del self._prompt[attempt]
+            self.note(domain, is_proven=False)
+
+    def note(self, domain: str, *, is_proven: bool) -> None:
+        """A domain is proven from now on, or no more."""
+        was_proven = domain in self._proven
+        self._proven.pop(domain, None)
+        if is_proven:
+            self._proven[domain] = None
+            self._lines.classify(domain, Rank.PROVEN)
+            if len(self._proven) > _MOST_PROVEN:
+                self.note(next(iter(self._proven)), is_proven=False)
+        elif was_proven:
+            self._lines.classify(domain, Rank.NEW)
+
+    def _share(self, rank: Rank) -> tuple[int, int]:
+        """The attempts under way for a class of domains, and the places that it has."""
+        unproven = len(self.attempts) - len(self._prompt)
+        if rank is Rank.PROVEN:
+            return len(self._prompt), self._most - unproven
+        if not self._proven:
+            return unproven, self._most
+        if rank is Rank.NEW:
+            return unproven, pacing.unproven_places(self._most)
+        return len(self._bulk), pacing.bulk_places(self._most)

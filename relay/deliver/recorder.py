@@ -1,0 +1,175 @@
+"""Ends the claims of the scheduler: writes results into the store, or gives entries back. †
+
+What an attempt came to is held until the store has taken it, however long that lasts: better to
+wait with a result in hand than to deliver twice. The events of the delivery log commit with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
+from datetime import datetime
+
+from relay.deliver import pacing
+from relay.deliver.clocks import Clocks
+from relay.deliver.report_sender import ReportSender
+from relay.mail.outcome import Deferred, Outcome
+from relay.queue.entry import Entry
+from relay.queue.retry import RetrySchedule, jitter_of
+from relay.queue.settle import Settlement, notification_due, settle
+from relay.queue.store import DeliveryQueue, NewMessage, SpoolError
+from relay.report import deliverylog
+
+__all__ = ["FIRST_PAUSE", "LONGEST_PAUSE", "Recorder"]
+
+logger = logging.getLogger(__name__)
+
+FIRST_PAUSE = 0.5
+LONGEST_PAUSE = 5.0
+"""Between two tries of a store that is in trouble, in seconds: mail is to flow soon after it is
+well.
+"""
+
+_MOST_ERRORS = 5
+"""How often an error of ours in the writing, which no waiting mends, is met before it is left."""
+
+
+class Recorder:
+    """Ends claims. `on_end` hears of each entry whose claim has ended, and when it is due again."""
+
+    def __init__(
+        self,
+        store: DeliveryQueue,
+        reports: ReportSender,
+        clocks: Clocks,
+        *,
+        schedule: RetrySchedule,
+        on_end: Callable[[Entry, datetime | None], None],
+    ) -> None:
+        self._store = store
+        self._reports = reports
+        self._clocks = clocks
+        self._schedule = schedule
+        self._on_end = on_end
+        self._put_offs: set[asyncio.Task[None]] = set()
+        self._has_given_up = asyncio.Event()
+
+    # --- one entry --------------------------------------------------------------------------------
+
+    async def record(self, entry: Entry, outcomes: Mapping[int, Outcome]) -> None:
+        """Write down what an attempt came to."""
+        await self._write(self._settle(entry, outcomes))
+
+    async def release(self, entry: Entry, *, due: datetime) -> None:
+        """Give a claim back untried. If the store cannot, its next start does."""
+
+        async def release() -> bool:
+            await self._store.release(entry, due=due)
+            return True
+
+        if await self._until_taken(entry, "a claim waits to be given back", release):
+            self._on_end(entry, due)
+
+    def _settle(self, entry: Entry, outcomes: Mapping[int, Outcome]) -> Settlement:
+        return settle(
+            entry,
+            outcomes,
+            schedule=self._schedule,
+            now=self._clocks.now(),
+            jitter=jitter_of(entry.message.queue_id, entry.recipients[0].attempts),
+            steady_since=self._clocks.steady_since(),
+            # Whether they are soon done, too, the store knows; it tells who is the last.
+            has_others=entry.total > len(entry.recipients),
+        )
+
+    async def _write(self, settlement: Settlement) -> None:
+        """Commit the result, the DSNs about it and its events."""
+        entry = settlement.entry
+        events = [
+            deliverylog.settled(entry, change, now=settlement.at) for change in settlement.changes
+        ]
+        reports: list[NewMessage] | None = None
+
+        async def record() -> bool:
+            nonlocal reports
+            if reports is None:
+                reports = await self._reports.dsns(settlement.reports, settlement.at)
+            return await self._store.record(settlement, reports=reports, events=events)
+
+        is_to_be_reported = await self._until_taken(entry, "a result waits to be recorded", record)
+        if is_to_be_reported is None:
+            return
+        dues = (change.recipient.next_attempt for change in settlement.changes)
+        self._on_end(entry, min((due for due in dues if due is not None), default=None))
+        if is_to_be_reported:
+            await self._reports.send_pending(entry.message.queue_id)
+
+    async def _until_taken(
+        self, entry: Entry, what: str, write: Callable[[], Awaitable[bool]]
+    ) -> bool | None:
+        """Write until the store has taken it, and return its answer; None: that was given up."""
+        queue_id = entry.message.queue_id
+        pause, errors = FIRST_PAUSE, 0
+        while True:
+            try:
+                return await write()
+            except SpoolError as exc:
+                if pause == FIRST_PAUSE:
+                    logger.error("%s: %s: %s", queue_id, what, exc)
+            except Exception:
+                logger.exception("%s: %s", queue_id, what)
+                errors += 1
+            if self._has_given_up.is_set() or errors >= _MOST_ERRORS:
+                logger.error("%s: not recorded, will be tried anew after a restart", queue_id)
+                return None
+            await self.pause(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    # --- entries that are not tried ---------------------------------------------------------------
+
+    async def put_off(self, entries: Iterable[tuple[Entry, datetime, Deferred | None]]) -> None:
+        """Give entries back until their destinations are to be tried, and why they were not.
+
+        Even where the caller is cancelled, nothing of them stays claimed.
+        """
+        under_way = {asyncio.create_task(self._put_off(*each)) for each in entries}
+        self._put_offs |= under_way
+        for task in under_way:
+            task.add_done_callback(self._put_offs.discard)
+        await asyncio.shield(asyncio.gather(*under_way))
+
+    async def _put_off(self, entry: Entry, until: datetime, outcome: Deferred | None) -> None:
+        """Give an entry back, or settle it where it cannot wait.
+
+        It comes again in time for what its sender is to hear: with the other domains of its
+        message.
+        """
+        if outcome is not None:
+            settlement = self._settle(
+                entry, {recipient.index: outcome for recipient in entry.recipients}
+            )
+            if pacing.cannot_wait(settlement):
+                await self._write(settlement)
+                return
+        now = self._clocks.now()
+        notification = notification_due(entry, schedule=self._schedule, now=now)
+        await self.release(entry, due=min(until, notification or until))
+
+    async def wait_for_put_offs(self) -> None:
+        """Return when no entry is being put off."""
+        while self._put_offs:
+            await asyncio.wait(self._put_offs)
+
+    # --- a store in trouble -----------------------------------------------------------------------
+
+    async def pause(self, seconds: float) -> None:
+        """Sleep, unless we are to stop without patience."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._has_given_up.wait()
+
+    def give_up(self) -> None:
+        """From now on what the store does not take at once waits for its next start."""
+        self._has_given_up.set()

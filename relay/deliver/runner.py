@@ -1,0 +1,106 @@
+"""Has one claimed entry attempted, under the rules of today, and tells how that ended. †"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import replace
+from datetime import datetime
+from typing import Protocol
+
+from relay.deliver.destinations import NotNow
+from relay.deliver.sts_policies import PolicyPending
+from relay.mail.outcome import Code, Deferred, Outcome
+from relay.policy.rules import PolicyRules, reconsider
+from relay.queue.entry import Entry, QueuedRecipient
+from relay.queue.store import CHUNK_BYTES, DeliveryQueue
+
+__all__ = ["Attempts", "Runner", "reconsidered"]
+
+logger = logging.getLogger(__name__)
+
+
+class Attempts(Protocol):
+    """What makes an attempt: `relay.deliver.attempt.Attempt`.
+
+    Cancelled before the final dot it ends with CancelledError; after it, it stays for the answer
+    and returns the outcomes, since nobody else will ever hear them. An attempt that cannot begin
+    yet raises `PolicyPending`, or `NotNow`.
+    """
+
+    async def run(
+        self, entry: Entry, content: Callable[[], AsyncIterator[bytes]]
+    ) -> Mapping[int, Outcome]: ...
+
+
+class Runner:
+    """Runs attempts, each in a task of its caller's."""
+
+    def __init__(
+        self, store: DeliveryQueue, attempts: Attempts, clock: Callable[[], datetime]
+    ) -> None:
+        self._store = store
+        self._attempts = attempts
+        self._clock = clock
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self, entry: Entry) -> Mapping[int, Outcome] | NotNow | datetime:
+        """The outcomes of an attempt; why there are none; or when the entry is due, as before, where
+        no attempt was made.
+
+        Whatever goes wrong inside is our trouble and temporary: the message is not lost, nor tried
+        at once.
+        """
+        task, begun = asyncio.current_task(), self._clock()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            return await self._attempts.run(entry, lambda: self._content(entry))
+        except asyncio.CancelledError:
+            task.uncancel()
+            return begun
+        except PolicyPending as pending:
+            return pending.until
+        except NotNow as not_now:
+            return not_now
+        except Exception as exc:
+            name = type(exc).__name__
+            logger.exception(
+                "%s: the attempt for %s failed in us", entry.message.queue_id, entry.domain
+            )
+            trouble = Deferred("4.3.0", Code.NONE, "", f"internal trouble ({name})")
+            return {recipient.index: trouble for recipient in entry.recipients}
+        finally:
+            self._tasks.discard(task)
+
+    def break_off(self) -> None:
+        """End all attempts that have not come to the final dot."""
+        for task in list(self._tasks):
+            task.cancel()
+
+    async def _content(self, entry: Entry) -> AsyncIterator[bytes]:
+        """The content in pieces, from memory where it still is."""
+        if entry.content is None:
+            async for piece in self._store.read_content(entry.message.queue_id):
+                yield piece
+            return
+        for begin in range(0, len(entry.content), CHUNK_BYTES):
+            yield entry.content[begin : begin + CHUNK_BYTES]
+
+
+def reconsidered(entry: Entry, rules: PolicyRules) -> Entry:
+    """The entry with its settings as strict as the rules of today make them."""
+
+    def under(recipient: QueuedRecipient) -> QueuedRecipient:
+        settings = reconsider(
+            recipient.settings,
+            rules,
+            reverse_path=entry.message.reverse_path,
+            recipient_domain=recipient.domain,
+        )
+        is_as_before = settings == recipient.settings
+        return recipient if is_as_before else replace(recipient, settings=settings)
+
+    recipients = tuple(map(under, entry.recipients))
+    return entry if recipients == entry.recipients else replace(entry, recipients=recipients)
