@@ -10,8 +10,8 @@ again until there is something new: so one follows the log.
 
 A filter is a word or a "phrase in quotes". What a filter expression says is answered exactly or not
 at all: `event` takes `a OR b` and `NOT a`; `from`, `to`, `subject` (a part of the text, in any
-case) and `tags` take `a AND b`. Any other expression, and any parameter that is none of these, is a
-400 with its name.
+case) and `tags` take `a AND b`. Any other expression, a filter without a value, the name of an
+event that there is not, and any parameter that is none of these, is a 400 with its name.
 """
 
 from __future__ import annotations
@@ -37,24 +37,18 @@ _FARTHEST = 1 << 4096
 """Positions are the store's numbers; that of several queues has a part for each of them."""
 
 _FIELDS = {"from": "from", "to": "to", "subject": "subject", "severity": "severity", "tags": "tag"}
-_PARAMETERS = frozenset(
-    {
-        "begin",
-        "end",
-        "ascending",
-        "limit",
-        "page",
-        "pretty",
-        "event",
-        "recipient",
-        "message-id",
-        *_FIELDS,
-    }
-)
+_FILTERS = frozenset({"begin", "end", "event", "recipient", "message-id", *_FIELDS})
+_PARAMETERS = _FILTERS | {"ascending", "limit", "page", "pretty"}
 """`pretty` asks for an answer with line breaks: the values are the same."""
 
 _EVENTS = frozenset({"accepted", "delivered", "failed"})
 """All that the delivery log has."""
+
+_MAILGUN_EVENTS = _EVENTS | {
+    "clicked", "complained", "list_member_uploaded", "list_member_upload_error", "list_uploaded",
+    "opened", "rejected", "stored", "unsubscribed",
+}  # fmt: skip
+"""What Mailgun has besides, which may be asked for and is not found here."""
 
 _SEVERITIES = frozenset({"temporary", "permanent"})
 _PHRASE = re.compile(r'"[^"]*"')
@@ -128,6 +122,9 @@ def _of_parameters(parameters: Mapping[str, str], domain: str) -> EventQuery:
     unknown = sorted(parameters.keys() - _PARAMETERS)
     if unknown:
         raise ApiError(400, f"{shown(unknown[0])} is not a filter of these events")
+    empty = [name for name in sorted(_FILTERS & parameters.keys()) if not parameters[name].strip()]
+    if empty:
+        raise ApiError(400, f"{empty[0]} is empty; leave it out to filter by nothing")
     begin, end = _time(parameters, "begin"), _time(parameters, "end")
     ascending = _direction(parameters.get("ascending"), begin, end)
     low, high = (begin, end) if ascending else (end, begin)
@@ -183,11 +180,11 @@ def _names(text: str) -> frozenset[str]:
     alternating = [is_word for is_word, _ in terms] == [n % 2 == 0 for n in range(len(terms))]
     if not terms:
         return frozenset()
+    if unknown := set(words) - _MAILGUN_EVENTS:
+        raise ApiError(400, f"event: there is no event {shown(min(unknown))}")
     if len(terms) == 2 and between == ["NOT"] and not terms[0][0]:
         return _EVENTS - set(words)
     if not (alternating and len(terms) % 2 and set(between) <= {"OR"}):
-        raise _not_understood("event", text)
-    if not all(re.fullmatch(r"[a-z_]+", word) for word in words):
         raise _not_understood("event", text)
     return frozenset(words)
 

@@ -13,6 +13,7 @@ import re
 from collections.abc import Awaitable, Callable, Sequence
 from urllib.parse import urlsplit
 
+from relay.api.mailgun_form import shown
 from relay.route.addresses import Network, Own, judge, parse_address
 from relay.route.answers import AddressAnswer, AddressLookup
 
@@ -49,7 +50,7 @@ class Targets:
         """The addresses that may be called; `Refused` where there is none."""
         found, refused = await self._judged(host, port)
         if not found:
-            raise Refused(refused or f"{host} has no address")
+            raise Refused(refused or f"{shown(host)} has no address")
         return found
 
     async def _judged(self, host: str, port: int | None) -> tuple[list[str], str]:
@@ -63,7 +64,7 @@ class Targets:
             if rejection is None:
                 passed.append(text)
             else:
-                refused = f"{host} is {text}, which {rejection.reason}"
+                refused = f"{shown(host)} is {text}, which {rejection.reason}"
         return passed, refused and f"{refused}; admin.webhook_networks may list it"
 
     async def _addresses(self, host: str) -> Sequence[str]:
@@ -73,6 +74,6 @@ class Targets:
         if name == "localhost" or name.endswith(".localhost"):  # RFC 6761 §6.3
             return ["127.0.0.1", "::1"]
         if not name or _NUMERIC.fullmatch(name):
-            raise Refused(f"{host} is neither a name nor an address")
+            raise Refused(f"{shown(host)} is neither a name nor an address")
         answer = await self._lookup(name)
         return answer.addresses if isinstance(answer, AddressAnswer) else []

@@ -186,7 +186,7 @@ class Sections(NamedTuple):
 
     `behind`: the first lines of `rest`, which a person may take for fields. Where a line that is
     no field ended the header section, they go from that line to the first empty line. Where the
-    content begins with an empty line, they go from there to the next empty line.
+    content has no field at all, the first lines behind the empty ones are among them.
     """
 
     header: bytes
@@ -200,15 +200,22 @@ class Sections(NamedTuple):
         As Postfix does, the relay adds a missing empty line, and makes an X-Mailbox-Line field of
         a first line `From ` of a mailbox file (smtpd and cleanup of Postfix 3.7).
         """
-        if _MAILBOX_LINE.match(content):
-            content = b"X-Mailbox-Line: " + content
+        mailbox_line = _MAILBOX_LINE.match(content)
+        if mailbox_line:
+            content = _AS_FIELD + content
         header, rest = split_content(content)
-        if not header:
-            return cls(b"", rest, split_content(rest[2:])[0])
         end = _end_of_fields(header)
+        behind = header[end:]
+        if end == (len(_AS_FIELD) + mailbox_line.end() if mailbox_line else 0):
+            behind += _first_lines(rest)
         if end == len(header):
-            return cls(header, rest)
-        return cls(header[:end], b"\r\n" + content[end:], header[end:])
+            return cls(header, rest, behind)
+        return cls(header[:end], b"\r\n" + content[end:], behind)
+
+
+def _first_lines(rest: bytes) -> bytes:
+    """The lines up to an empty one, behind all empty lines at the beginning."""
+    return split_content(rest[_EMPTY_LINES(rest).end() :])[0]  # type: ignore[union-attr]
 
 
 def _end_of_fields(header: bytes) -> int:
@@ -256,6 +263,8 @@ def look_behind(lines: bytes) -> Iterator[Seen]:
 
 # --- how names are found ------------------------------------------------------------------------
 
+_AS_FIELD = b"X-Mailbox-Line: "
+_EMPTY_LINES = re.compile(rb"(?:\xef\xbb\xbf)?(?:[ \t]*+\r\n)*").match
 _MAILBOX_LINE = re.compile(rb">*From (?![ \t]*+:)[^\r\n]*\r\n")
 """Not `From : Bob <b@x.example>`, which is a field (RFC 5322 §4.5.2)."""
 _NAMED = re.compile(rb"[!-9;-~]++[ \t]*+:").match

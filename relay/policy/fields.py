@@ -10,6 +10,7 @@ hop does not need to know whether the relay checks its certificate.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 from relay.mail.header import unfold
@@ -22,6 +23,7 @@ __all__ = [
     "asks_for_no_tls",
     "read_wishes",
     "refuse_displaced",
+    "refuse_folded",
     "truth_of",
 ]
 
@@ -33,6 +35,13 @@ _VALUES = dict.fromkeys((b"true", b"yes", b"1", b"on"), True) | dict.fromkeys(
 )
 _WEAKENED_BY = {True: _SKIP_VERIFICATION, False: _REQUIRE_TLS, None: frozenset[bytes]()}
 """The fields that make a message less secure, for each value."""
+
+_FOLDED_NAMES = {
+    name.lower(): name for name in (*_REQUIRE_TLS, *_SKIP_VERIFICATION, b"X-Mailgun-Drop-Message")
+}
+_FOLDED = re.compile(
+    rb"\r\n[ \t]++(" + b"|".join(_FOLDED_NAMES) + rb")[ \t]*+:([^\r\n]*+)", re.IGNORECASE
+).finditer
 
 _SHOWN_OCTETS = 60
 
@@ -126,6 +135,23 @@ def refuse_displaced(lines: bytes) -> None:
                 value,
                 "stands behind a line that is no header field, or is none itself; write"
                 f" {seen.meant.decode()} in ASCII, the colon next, among the header fields",
+            )
+
+
+def refuse_folded(header: bytes) -> None:
+    """`BadField` where a line that begins with white space asks for something.
+
+    Such a line belongs to the field above it, for every reader. One that asks for more security, or
+    for no delivery, was meant as a field of its own; one that asks for less stays what it is.
+    """
+    for seen in _FOLDED(header):
+        name, value = seen[1], seen[2]
+        meant = _FOLDED_NAMES[name.lower()]
+        if truth_of(value) is not None and meant not in _WEAKENED_BY[truth_of(value)]:
+            raise BadField(
+                name,
+                value,
+                "is a part of the field above it; write it without white space before its name",
             )
 
 

@@ -155,14 +155,16 @@ class Intake:
         self._counted_bytes = held_bytes
 
     def _header_size(self) -> int:
-        """How much of what is held is header section; -1 before its end has come."""
+        """How much of what is held to look at: all, once the header section's end has come; -1
+        before.
+        """
         if self.reader.find_in_held(b"\r\n", 0, 2) == 0:  # no header, and text to look at
             return self.reader.held_bytes
         found = self.reader.find_in_held(b"\r\n\r\n", self._searched)
         if found < 0:
             self._searched = max(0, self.reader.held_bytes - 3)
             return -1
-        return found + 2
+        return self.reader.held_bytes
 
     async def _open(self, content: bytes) -> None:
         end = content.find(b"\r\n\r\n")

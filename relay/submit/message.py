@@ -21,7 +21,7 @@ from datetime import datetime
 from relay.mail.envelope import Recipient
 from relay.mail.reply import Reply
 from relay.mail.section import HeaderSection
-from relay.policy.fields import asks_for_no_tls, refuse_displaced, tls_wishes
+from relay.policy.fields import asks_for_no_tls, refuse_displaced, refuse_folded, tls_wishes
 from relay.policy.rules import PolicyRules, resolve
 from relay.policy.settings import TlsSettings
 from relay.queue.entry import MessageSummary, QueuedRecipient, State, Terms
@@ -110,6 +110,7 @@ def open_header(
         return _LOOP
     try:
         asked = read_options(section, now)
+        refuse_folded(section.octets)
         refuse_displaced(displaced)
         if options is not None:
             asked = both(asked, options)

@@ -656,6 +656,15 @@ async def test_events_are_those_of_the_domain_and_of_what_is_asked(rig: Rig) -> 
         "page=x",
         "page=W1tdLDEyXQ",
         "page=bnVsbA",
+        "event=deliverd",
+        "event=NOT+deliverd",
+        "event=delivered+OR+fialed",
+        "event=",
+        "recipient=",
+        "recipient=+",
+        "from=",
+        "message-id=",
+        "begin=",
     ],
 )
 async def test_a_query_that_makes_no_sense_is_refused(rig: Rig, query: str) -> None:

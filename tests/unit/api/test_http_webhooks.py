@@ -272,6 +272,7 @@ async def test_a_worker_tells_the_webhooks_that_another_keeps(store: SqliteStore
         ("http://2130706433/", "neither a name"),
         ("http://127.1/", "neither a name"),
         ("http://0x7f.0.0.1/", "neither a name"),
+        ("http://a\x80\u3002127.1/", "neither a name"),
         ("http://inside.example/", "private"),
         ("https://public.example/", ""),
         ("https://both.example/", ""),
@@ -284,6 +285,8 @@ async def test_a_webhook_into_our_own_network_is_not_made(url: str, said: str) -
     objection = await PUBLIC.objection(url)
     assert said in objection
     assert bool(said) == bool(objection)
+    assert objection.isprintable()
+    assert objection.isascii()
 
 
 async def test_only_addresses_that_passed_are_handed_on() -> None:
