@@ -46,5 +46,5 @@ FOUND: list[tuple[str, bytes]] = [
 
 
 @pytest.mark.parametrize(("name", "octets"), FOUND)
-def test_what_was_found_once_stays_mended(name: str, octets: bytes) -> None:
+def test_input_that_once_broke_a_promise_breaks_it_no_more(name: str, octets: bytes) -> None:
     TARGETS[name](octets)

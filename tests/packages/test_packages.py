@@ -106,9 +106,7 @@ class Relay:
         return bool(self.next_hop.tokens({subject}))
 
 
-def test_an_installation_serves_from_the_first_file_to_the_last(
-    machine: Machine, newer: Path
-) -> None:
+def test_installed_deb_relays_mail_and_is_removed_completely(machine: Machine, newer: Path) -> None:
     done = install(machine, deb())
     assert done.returncode == 0, done.stdout + done.stderr
     assert machine("relay", "--version").startswith(f"relay {__version__}\n")

@@ -107,7 +107,7 @@ def serve(directory: Path, config: dict[str, object]) -> subprocess.CompletedPro
     )
 
 
-def test_what_keeps_it_from_starting_is_one_sentence(tmp_path: Path) -> None:
+def test_failed_start_says_its_reason_in_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a directory")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -153,7 +153,7 @@ def test_a_second_relay_does_not_take_the_queue_of_the_first(relay: Relay, tmp_p
     assert listed(relay) == []
 
 
-def test_what_it_writes_is_its_own(relay: Relay, tmp_path: Path) -> None:
+def test_files_of_the_relay_are_for_its_user_only(relay: Relay, tmp_path: Path) -> None:
     relay.start()
     submit(relay)
     wait_until(lambda: (tmp_path / "log/delivery.log").exists(), what="the delivery log")
@@ -162,7 +162,7 @@ def test_what_it_writes_is_its_own(relay: Relay, tmp_path: Path) -> None:
     assert [path for path in written if stat.S_IMODE(path.stat().st_mode) & 0o077] == []
 
 
-def test_where_few_files_may_be_open_it_takes_fewer_connections(relay: Relay) -> None:
+def test_relay_accepts_fewer_connections_where_few_files_may_be_open(relay: Relay) -> None:
     limit = 256
     relay.wrapper = ["prlimit", f"--nofile={limit}:{limit}"]
     relay.start()
@@ -217,7 +217,9 @@ async def test_a_reload_takes_policy_and_routes_over_and_says_so(sandbox: Sandbo
 
 
 @pytest.mark.parametrize("broken", ["policy: [", "fly: high", "policy: {}\npolicy: {}", None])
-async def test_a_broken_file_keeps_what_is_in_force(sandbox: Sandbox, broken: str | None) -> None:
+async def test_reload_of_a_broken_file_keeps_the_configuration_in_force(
+    sandbox: Sandbox, broken: str | None
+) -> None:
     mx = await sandbox.domain("dest.example")
     relay = await sandbox.start(policy={"default": {"require_tls": True}})
     if broken is None:
@@ -287,7 +289,7 @@ def test_a_new_certificate_is_shown_after_a_reload_and_a_broken_one_is_not(
     assert shown() == second
 
 
-def test_the_delivery_log_is_begun_anew_after_it_was_moved_away(
+def test_relay_begins_a_new_delivery_log_after_the_old_one_was_moved(
     relay: Relay, tmp_path: Path
 ) -> None:
     relay.start()
@@ -307,7 +309,9 @@ def test_the_delivery_log_is_begun_anew_after_it_was_moved_away(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_ends_with_0_when_told(relay: Relay, tmp_path: Path, number: signal.Signals) -> None:
+def test_relay_exits_with_0_after_a_signal(
+    relay: Relay, tmp_path: Path, number: signal.Signals
+) -> None:
     relay.start()
     submit(relay)
     relay.signal(number)
@@ -374,7 +378,7 @@ async def test_a_second_signal_ends_it_at_once_and_nothing_is_lost(sandbox: Sand
 # --- the whole way --------------------------------------------------------------------------------
 
 
-async def test_what_could_not_be_delivered_waits_and_goes_when_the_operator_says(
+async def test_deferred_mail_is_delivered_after_the_operators_retry(
     sandbox: Sandbox,
 ) -> None:
     refusing = Script(replies={"RCPT": "450 4.2.1 mailbox busy"})

@@ -23,7 +23,7 @@ async def asked(sandbox: Sandbox, *arguments: str, code: int = 0) -> dict[str, A
     return answer
 
 
-async def test_probe_tells_what_the_tls_of_each_host_is_worth(sandbox: Sandbox) -> None:
+async def test_probe_shows_the_tls_of_each_host(sandbox: Sandbox) -> None:
     await sandbox.start()
     hosts = [
         await sandbox.host("good.dest.example", Script()),
@@ -50,7 +50,7 @@ async def test_probe_tells_what_the_tls_of_each_host_is_worth(sandbox: Sandbox) 
         )
 
 
-async def test_probe_is_fit_to_be_read(sandbox: Sandbox) -> None:
+async def test_probe_prints_text_for_people(sandbox: Sandbox) -> None:
     await sandbox.domain("dest.example", Script(certificate=Kind.WRONG_NAME))
     relay = await sandbox.start()
     done = await asyncio.to_thread(relay.run, "probe", "dest.example")
@@ -70,7 +70,7 @@ async def test_probe_is_fit_to_be_read(sandbox: Sandbox) -> None:
     ]
 
 
-async def test_a_domain_without_a_host_is_an_answer_and_a_bad_one(sandbox: Sandbox) -> None:
+async def test_probe_and_explain_of_a_domain_without_a_host_exit_with_1(sandbox: Sandbox) -> None:
     await sandbox.start()
     sandbox.dns.mx("nomail.example", (0, "."))
     answer = await asked(sandbox, "probe", "nomail.example", code=1)

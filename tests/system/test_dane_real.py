@@ -533,7 +533,7 @@ def each_case(*verdicts: Verdict) -> pytest.MarkDecorator:
 
 
 @each_case()
-def test_postfix_judges_a_host_as_the_rules_say_or_as_is_known(
+def test_postfix_judges_a_host_as_the_rules_say_or_differs_as_documented(
     case: Case, came_of_it: Outcome
 ) -> None:
     assert came_of_it.by_postfix[case.name] is DIFFERENCES.get(case.name, case.verdict)

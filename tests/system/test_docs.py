@@ -172,7 +172,7 @@ def typed(text: str) -> Iterator[tuple[str, str]]:
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if blocks("sh", [page])], ids=lambda page: page.name
 )
-def test_what_the_docs_say_to_type_can_be_typed(page: Path, relay: Relay, host: Sink) -> None:
+def test_commands_in_the_docs_are_understood(page: Path, relay: Relay, host: Sink) -> None:
     for _, text in blocks("sh", [page]):
         for kind, what in typed(text):
             if kind == "shell":
@@ -186,7 +186,7 @@ def test_what_the_docs_say_to_type_can_be_typed(page: Path, relay: Relay, host: 
 
 
 @pytest.mark.needs("jq")
-def test_the_auditors_lines_answer_what_they_are_asked(relay: Relay) -> None:
+def test_commands_for_auditors_answer_their_questions(relay: Relay) -> None:
     page = (ROOT / "docs/reading-the-delivery-log.md").read_text()
     lines = [line for line in page.splitlines() if line.startswith("jq ")]
 

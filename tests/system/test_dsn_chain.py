@@ -113,7 +113,7 @@ async def world(sandbox: Sandbox) -> World:
     return World(sandbox, await sandbox.domain("client.example"))
 
 
-async def test_what_a_sender_asks_for_is_passed_on_as_it_was_said(world: World) -> None:
+async def test_dsn_parameters_of_a_sender_are_passed_on_unchanged(world: World) -> None:
     mx = await world.sandbox.domain("dest.example")
     await world.start()
     await world.give(
@@ -132,7 +132,7 @@ async def test_what_a_sender_asks_for_is_passed_on_as_it_was_said(world: World) 
     assert world.sender.messages == [], "that report is the next host's duty (RFC 3461 §5.2.1)"
 
 
-async def test_a_host_without_dsn_makes_the_relayed_report_ours(world: World) -> None:
+async def test_relay_sends_the_relayed_report_for_a_host_without_dsn(world: World) -> None:
     mx = await world.sandbox.domain("plain.example", NO_DSN)
     await world.start()
     await world.give(
@@ -158,7 +158,7 @@ async def test_a_host_without_dsn_makes_the_relayed_report_ours(world: World) ->
 
 
 @pytest.mark.parametrize(("ret", "is_whole"), [("FULL", True), ("HDRS", False), (None, False)])
-async def test_a_failure_brings_back_what_was_asked_for(
+async def test_bounce_returns_what_ret_asks_for(
     world: World, ret: str | None, is_whole: bool
 ) -> None:
     await world.sandbox.domain("no.example", REFUSES)
@@ -172,7 +172,7 @@ async def test_a_failure_brings_back_what_was_asked_for(
     await world.nothing_left()
 
 
-async def test_who_wants_to_hear_nothing_hears_nothing(world: World) -> None:
+async def test_sender_who_asks_for_no_report_gets_none(world: World) -> None:
     await world.sandbox.domain("no.example", REFUSES)
     await world.sandbox.domain("plain.example", NO_DSN)
     await world.start()
@@ -183,7 +183,7 @@ async def test_who_wants_to_hear_nothing_hears_nothing(world: World) -> None:
     assert world.sender.messages == []
 
 
-async def test_a_delay_is_told_once_and_the_end_once(world: World) -> None:
+async def test_sender_gets_one_delay_notice_and_one_bounce(world: World) -> None:
     await world.sandbox.domain("busy.example", BUSY)
     await world.start(queue={"retry": ["3s"], "lifetime": "12s", "warn_after": "6s"})
     await world.give("b@busy.example", mail=("ENVID=E2",))
@@ -245,7 +245,7 @@ async def test_three_dead_domains_are_one_delay_notice_and_one_bounce(world: Wor
     assert len(queue_ids) == 3  # the message and two reports
 
 
-async def test_what_kill_9_parts_is_one_report_all_the_same(world: World) -> None:
+async def test_results_before_and_after_kill_9_are_one_report(world: World) -> None:
     """One domain has told its last when the relay dies, and another, asked at the same moment, has
     not.
     """
@@ -277,7 +277,7 @@ async def test_what_kill_9_parts_is_one_report_all_the_same(world: World) -> Non
     ]
 
 
-async def test_a_report_that_kill_9_interrupts_comes_all_the_same_and_once(world: World) -> None:
+async def test_report_that_kill_9_interrupts_is_sent_once(world: World) -> None:
     await world.sandbox.domain("one.example", REFUSES)
     hanging = await world.sandbox.domain("two.example", CLOSED)
     relay = await world.start()
@@ -290,7 +290,7 @@ async def test_a_report_that_kill_9_interrupts_comes_all_the_same_and_once(world
     assert hanging.messages == []
 
 
-async def test_the_null_reverse_path_is_never_written_to_and_no_report_is_reported(
+async def test_no_report_goes_to_the_null_reverse_path_or_is_about_a_report(
     world: World,
 ) -> None:
     await world.sandbox.domain("no.example", REFUSES)

@@ -205,7 +205,7 @@ async def floods(world: World) -> AsyncIterator[dict[str, int]]:
             flood.communicate()
 
 
-async def test_mail_to_a_host_that_is_well_does_not_wait_for_others(world: World) -> None:
+async def test_mail_to_a_healthy_host_does_not_wait_for_others(world: World) -> None:
     await world.trips(2)
     quiet = await world.trips(SECONDS)
     await world.trouble()

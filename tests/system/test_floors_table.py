@@ -555,9 +555,7 @@ def result(case: Case, results: dict[str, Result]) -> Result:
 
 
 @each_case(*IN_TLS)
-def test_one_copy_arrives_in_tls_and_nothing_of_it_is_said_in_clear(
-    case: Case, result: Result
-) -> None:
+def test_one_copy_arrives_in_tls_and_no_part_of_it_in_clear(case: Case, result: Result) -> None:
     (message,) = result.mx.messages
     assert message.in_tls
     # A session whose certificate did not verify cannot be kept: there is a second one.
@@ -576,7 +574,7 @@ def test_one_copy_arrives_in_clear_where_nothing_forbids_it(case: Case, result: 
 
 
 @each_case(What.UNMET)
-def test_nothing_of_the_message_is_said_to_a_host_that_does_not_prove_enough(
+def test_host_that_does_not_prove_enough_gets_no_part_of_the_message(
     case: Case, result: Result
 ) -> None:
     assert result.mx.messages == []
@@ -642,14 +640,14 @@ probed = pytest.mark.parametrize("case", PROBED, ids=lambda case: case.id)
 
 
 @explained
-def test_explain_had_told_what_the_host_must_prove(case: Case, result: Result) -> None:
+def test_explain_predicted_what_the_host_must_prove(case: Case, result: Result) -> None:
     (host,) = result.explained["hosts"]
     assert host["host"] == result.mx.name
     assert host["must-prove"] == expected(case).must_prove
 
 
 @each_case(*DELIVERED, What.UNMET)
-def test_explain_had_told_what_would_become_of_the_message(
+def test_explain_predicted_the_outcome_of_the_message(
     case: Case, result: Result, results: dict[str, Result]
 ) -> None:
     like = Case(case.settings, case.floor_name, "valid")
@@ -683,7 +681,7 @@ def _situation(case: Case) -> str:
 
 
 @explained
-def test_explain_had_told_of_the_policy_of_the_domain(case: Case, result: Result) -> None:
+def test_explain_predicted_the_policy_of_the_domain(case: Case, result: Result) -> None:
     floor, told = case.floor, result.explained["mta-sts"]
     if not floor.sts or floor.mta_sts == "ignore":
         assert told is None
@@ -694,7 +692,7 @@ def test_explain_had_told_of_the_policy_of_the_domain(case: Case, result: Result
 
 
 @explained
-def test_explain_had_told_of_the_records_pins_and_names_of_the_host(
+def test_explain_predicted_the_records_pins_and_names_of_the_host(
     case: Case, result: Result
 ) -> None:
     (host,) = result.explained["hosts"]
@@ -728,7 +726,7 @@ def test_probe_tells_of_each_setting_whether_the_message_would_be_sent(
     assert rule["unmet"] == want.status
 
 
-def test_the_floors_that_no_host_is_connected_under_are_those_named() -> None:
+def test_list_of_floors_without_a_connection_is_complete() -> None:
     for case in CASES:
         is_named = case.floor_name in NOT_CONNECTED_TO
         assert (expected(case).what is What.NOT_USED) is is_named

@@ -166,7 +166,7 @@ def test_a_verb_over_http_is_done_by_the_worker_that_has_the_message(tmp_path: P
         assert sorted(one["queue-id"] for one in removed) == ids, "each is told of once"
 
 
-def test_what_a_worker_that_is_no_more_owed_to_webhooks_is_told_by_the_first(
+def test_first_worker_makes_the_pending_webhook_calls_of_a_removed_worker(
     tmp_path: Path, ear: Ear
 ) -> None:
     api, ledger, words = Api(free_port()), Ledger(), tokens(45)

@@ -171,7 +171,7 @@ FLOODS: dict[str, tuple[int, int, bytes, bytes]] = {
 
 
 @pytest.mark.parametrize("name", FLOODS)
-def test_a_flood_of_content_makes_the_relay_neither_large_nor_deaf(relay: Relay, name: str) -> None:
+def test_relay_stays_small_and_responsive_under_a_flood_of_content(relay: Relay, name: str) -> None:
     if not LONG:
         relay.config["limits"]["message_size"] = "5MiB"
     relay.start()

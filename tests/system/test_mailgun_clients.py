@@ -186,7 +186,7 @@ async def test_settings_made_over_http_hold_for_smtp_at_once(served: Served) -> 
 # --- Python ---------------------------------------------------------------------------------------
 
 
-async def test_the_python_client(served: Served) -> None:
+async def test_mailgun_client_for_python_sends_through_the_relay(served: Served) -> None:
     client = Client(auth=("api", KEY), api_url=served.url)
     await asyncio.to_thread(_use, client)
     assert await asyncio.to_thread(client.events.get, domain="example.com") is not None
@@ -284,7 +284,7 @@ await assert.rejects(client.messages.create(domain, {to: 'b@dest.example', text:
 
 
 @pytest.mark.needs("node", "npm")
-async def test_the_client_for_node(served: Served) -> None:
+async def test_mailgun_client_for_node_sends_through_the_relay(served: Served) -> None:
     directory = await asyncio.to_thread(node_modules)
     (directory / "use.mjs").write_text(SCRIPT)
     await served.run("node", "use.mjs", cwd=directory)
@@ -324,7 +324,7 @@ await assert.rejects(transport.sendMail({from: 'a@example.com', to: 'b@dest.exam
 
 
 @pytest.mark.needs("node", "npm")
-async def test_the_transport_of_nodemailer(served: Served) -> None:
+async def test_mailgun_transport_of_nodemailer_sends_through_the_relay(served: Served) -> None:
     directory = await asyncio.to_thread(node_modules)
     (directory / "nodemailer.mjs").write_text(NODEMAILER)
     await served.run("node", "nodemailer.mjs", cwd=directory)
@@ -376,7 +376,7 @@ else:
 """
 
 
-async def test_the_mailer_of_django(served: Served, tmp_path: Path) -> None:
+async def test_mailer_of_django_sends_through_the_relay(served: Served, tmp_path: Path) -> None:
     await served.run(sys.executable, "-W", "ignore", "-c", DJANGO, cwd=tmp_path)
     message = await received(served, "bob@dest.example")
     assert [box.display_name for box in message["from"].addresses] == ["Müller, Jörg"]
@@ -464,9 +464,7 @@ RAILS = (
 @pytest.mark.parametrize(
     "parts", [SYMFONY, WORDPRESS, RAILS], ids=["symfony", "wordpress", "rails"]
 )
-async def test_the_forms_of_mailers_that_are_not_at_hand(
-    served: Served, parts: tuple[str, ...]
-) -> None:
+async def test_forms_of_other_mailers_are_accepted(served: Served, parts: tuple[str, ...]) -> None:
     """As their sources write them: Symfony's Mailgun bridge, Mailgun's WordPress plugin and
     Railgun.
     """
@@ -498,7 +496,9 @@ async def test_the_forms_of_mailers_that_are_not_at_hand(
 
 
 @pytest.mark.needs("curl")
-async def test_the_commands_of_the_page_do_what_it_says(served: Served, tmp_path: Path) -> None:
+async def test_commands_of_the_mailgun_page_work_as_described(
+    served: Served, tmp_path: Path
+) -> None:
     answers = [answer for script in blocks("sh") for answer in await served.shell(script, tmp_path)]
     assert len(answers) == PAGE.count("curl -s")
     [event] = [
@@ -527,7 +527,7 @@ async def test_the_three_lines_of_the_readme_work_as_written(
     assert set(events) == {"items", "paging"}
 
 
-async def test_the_page_shows_python_that_runs(served: Served, tmp_path: Path) -> None:
+async def test_python_of_the_mailgun_page_runs(served: Served, tmp_path: Path) -> None:
     [script] = blocks("python")
     printed = await served.run(sys.executable, "-c", script, cwd=tmp_path)
     assert "Queued. Thank you." in printed
@@ -535,7 +535,7 @@ async def test_the_page_shows_python_that_runs(served: Served, tmp_path: Path) -
 
 
 @pytest.mark.needs("node", "npm")
-async def test_the_page_shows_javascript_that_runs(served: Served) -> None:
+async def test_javascript_of_the_mailgun_page_runs(served: Served) -> None:
     directory = await asyncio.to_thread(node_modules)
     [script] = blocks("js")
     (directory / "page.mjs").write_text(script)

@@ -13,7 +13,7 @@ from tests.rigs.policies import open_world
 pytestmark = pytest.mark.slow
 
 
-async def test_the_operator_looks_after_policies(tmp_path: Path) -> None:
+async def test_operator_lists_refreshes_and_forgets_policies(tmp_path: Path) -> None:
     async with open_world(tmp_path) as world:
         web = await world.publish("a.test", policy("mx.a.test", "*.a.test"))
         await world.start()

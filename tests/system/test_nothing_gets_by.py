@@ -66,7 +66,7 @@ def smuggle(port: int, number: int, ending: bytes) -> int:
         return code
 
 
-async def test_no_ending_but_the_one_ends_a_message_here_or_at_the_next_host(
+async def test_only_crlf_dot_crlf_ends_a_message_here_and_at_the_next_host(
     sandbox: Sandbox,
 ) -> None:
     mx = await sandbox.domain("dest.example")

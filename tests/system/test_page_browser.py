@@ -199,7 +199,7 @@ async def test_keys_lead_to_search_and_rows(desk: Desk) -> None:
     await expect(page.locator("h1")).to_have_text("Help")
 
 
-async def test_what_a_stranger_writes_runs_nowhere_and_breaks_nothing(desk: Desk) -> None:
+async def test_text_of_a_stranger_runs_no_script_and_breaks_no_page(desk: Desk) -> None:
     evil = '"><script>alert(1)</script><svg onload=alert(2)>\u202e' + "W" * 3000
     session = HopSession(evil[:200], "192.0.2.7", tls_version=evil[:60])
     outcome = Bounced("5.1.1", 550, evil, evil, session)

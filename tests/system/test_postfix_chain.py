@@ -204,7 +204,7 @@ def test_a_hundred_messages_arrive_byte_for_byte_with_a_true_log_line_each(chain
     assert all("starttls=1" in line for line in chain.mx.log_lines("disconnect from", " mail="))
 
 
-def test_what_must_be_encrypted_never_leaves_in_clear(chain: Chain) -> None:
+def test_message_that_requires_tls_never_leaves_in_clear(chain: Chain) -> None:
     content = _head(1000) + b"\r\nsecret\r\n"
     letters = [
         Letter("counsel@legal.example", ("bob@clear.example",), content, content),

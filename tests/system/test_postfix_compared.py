@@ -457,7 +457,7 @@ def taken(lines: tuple[bytes, ...], replies: list[str]) -> list[bool]:
     ]
 
 
-async def test_what_postfix_takes_of_a_client_we_take(sandbox: Sandbox) -> None:
+async def test_relay_accepts_what_postfix_accepts_from_a_client(sandbox: Sandbox) -> None:
     async with both(sandbox) as ports:
         at_once = asyncio.Semaphore(20)
 
@@ -535,7 +535,7 @@ ODD = (
 )
 
 
-async def test_what_is_taken_is_carried_on_and_logged_as_it_was_written(sandbox: Sandbox) -> None:
+async def test_accepted_address_is_sent_and_logged_as_it_was_written(sandbox: Sandbox) -> None:
     mx = await sandbox.domain("dest.example")
     relay = await sandbox.start()
     client = await Client.connect("127.0.0.1", relay.port)

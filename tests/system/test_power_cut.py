@@ -98,7 +98,7 @@ LOADS = [
 
 
 @pytest.mark.parametrize("options", LOADS, ids=" ".join)
-async def test_what_was_accepted_survives_a_power_cut_at_any_moment(tmp_path, recorded, options):
+async def test_accepted_mail_survives_a_power_cut_at_any_moment(tmp_path, recorded, options):
     history = recorded(*options)
     await expect_kept_at(history, history.moments(CUTS, random.Random(1)), tmp_path)
 
@@ -122,9 +122,7 @@ async def test_what_was_accepted_survives_a_power_cut_at_any_moment(tmp_path, re
         "the queue's name's",
     ],
 )
-async def test_each_sync_is_missed_where_the_disk_does_not_listen_to_it(
-    tmp_path, recorded, deaf, options
-):
+async def test_replay_detects_each_sync_that_the_disk_ignores(tmp_path, recorded, deaf, options):
     """Otherwise the test before is blind."""
     history = recorded(*options)
     assert any(re.fullmatch(deaf, label) for label in history.syncs)
@@ -132,7 +130,7 @@ async def test_each_sync_is_missed_where_the_disk_does_not_listen_to_it(
         await expect_kept_at(history, history.moments(100, random.Random(1)), tmp_path, deaf=deaf)
 
 
-async def test_what_is_not_synced_at_all_is_lost(tmp_path, recorded):
+async def test_replay_detects_writes_without_a_sync(tmp_path, recorded):
     history = recorded(*LOADS[0], "--unsynced")
     with pytest.raises(AssertionError, match="accepted and lost"):
         await expect_kept_at(history, history.moments(100, random.Random(1)), tmp_path)
@@ -158,7 +156,7 @@ async def test_a_start_after_a_kill_survives_a_power_cut(tmp_path, inject):
 
 
 @pytest.mark.parametrize("when", range(1, 9) if LONG else (6,))
-async def test_content_stays_until_it_is_sure_that_its_message_has_left(tmp_path, when):
+async def test_content_stays_until_the_removal_of_its_message_is_durable(tmp_path, when):
     """Killed before the sync of the result (the 6th), that is: the next start reads it all the
     same.
     """

@@ -133,7 +133,7 @@ async def bench(sandbox: Sandbox) -> Bench:
 
 
 @pytest.mark.needs("swaks")
-async def test_swaks(bench: Bench) -> None:
+async def test_swaks_sends_mail_through_the_relay(bench: Bench) -> None:
     async def swaks(name: str, port: int, *options: str) -> None:
         await bench.run(
             *("swaks", "--silent", "2", "--server", f"localhost:{port}", "--ehlo", "swaks.example"),
@@ -164,7 +164,7 @@ async def test_swaks(bench: Bench) -> None:
 
 
 @pytest.mark.needs("curl")
-async def test_curl(bench: Bench) -> None:
+async def test_curl_sends_mail_through_the_relay(bench: Bench) -> None:
     async def curl(name: str, url: str, *options: str) -> None:
         letter = ("--mail-from", SENDER, "--mail-rcpt", _to(name), "--upload-file", bench.letter)
         await bench.run(
@@ -186,7 +186,7 @@ async def test_curl(bench: Bench) -> None:
 
 
 @pytest.mark.needs("msmtp")
-async def test_msmtp(bench: Bench) -> None:
+async def test_msmtp_sends_mail_through_the_relay(bench: Bench) -> None:
     async def msmtp(name: str, port: int, *options: str) -> None:
         # It reads lines as a program on UNIX writes them.
         letter = LETTER.replace(b"\r\n", b"\n")
@@ -207,7 +207,7 @@ async def test_msmtp(bench: Bench) -> None:
     await bench.letter_came_to("msmtp", "msmtp-tls", "msmtp-auth", "msmtp-auth-implicit")
 
 
-async def test_smtplib(bench: Bench) -> None:
+async def test_smtplib_sends_mail_through_the_relay(bench: Bench) -> None:
     trust = ssl.create_default_context(cafile=bench.ca)
 
     def send(name: str, session: smtplib.SMTP, *, tls: bool = False, auth: bool = False) -> None:
@@ -235,7 +235,7 @@ async def test_smtplib(bench: Bench) -> None:
 
 
 @pytest.mark.needs("perl")
-async def test_net_smtp_of_perl(bench: Bench) -> None:
+async def test_net_smtp_of_perl_sends_mail_through_the_relay(bench: Bench) -> None:
     modules = ["perl", "-MIO::Socket::SSL", "-MAuthen::SASL", "-e", "1"]
     if subprocess.run(modules, capture_output=True, check=False).returncode:
         _go_without("libio-socket-ssl-perl and libauthen-sasl-perl are not installed")
@@ -253,7 +253,7 @@ async def test_net_smtp_of_perl(bench: Bench) -> None:
 
 
 @pytest.mark.needs("node", "npm")
-async def test_nodemailer(bench: Bench, tmp_path: Path) -> None:
+async def test_nodemailer_sends_mail_through_the_relay(bench: Bench, tmp_path: Path) -> None:
     for name in ("package.json", "send.js"):
         shutil.copy(CLIENTS / "nodemailer" / name, tmp_path)
     install = ["npm", "install", "--silent", "--no-audit", "--no-fund"]

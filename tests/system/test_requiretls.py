@@ -75,7 +75,7 @@ async def test_requiretls_goes_from_client_to_host_and_the_log_says_so(
     assert b"secret words" not in b"".join(connection.clear for connection in mx.connections)
 
 
-async def test_where_no_host_will_have_it_the_sender_gets_the_header_back_and_no_more(
+async def test_bounce_for_lack_of_requiretls_returns_headers_only(
     sandbox: Sandbox, tmp_path: Path
 ) -> None:
     refuses = await signed_domain(sandbox, "dest.example", Script())
@@ -96,7 +96,7 @@ async def test_where_no_host_will_have_it_the_sender_gets_the_header_back_and_no
     assert b"5.7.30" in report.content
 
 
-async def test_the_tag_outlives_a_crash(sandbox: Sandbox, tmp_path: Path) -> None:
+async def test_requiretls_of_a_message_survives_a_crash(sandbox: Sandbox, tmp_path: Path) -> None:
     sandbox.dns.sign("dest.example")
     await start(sandbox, tmp_path)
     sandbox.dns.mx("dest.example", (10, "mx.dest.example"))  # no address yet
@@ -129,7 +129,9 @@ async def test_tls_required_no_delivers_where_tlsa_records_match_nothing(
         assert mx.messages[0].content.count(b"TLS-Required: No") == 1  # it is passed on
 
 
-async def test_explain_foretells_both(sandbox: Sandbox, tmp_path: Path) -> None:
+async def test_explain_predicts_requiretls_and_tls_required_no(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
     await signed_domain(sandbox, "dest.example", PASSES_ON)
     await sandbox.domain("other.example", PASSES_ON)
     await start(sandbox, tmp_path)

@@ -28,7 +28,7 @@ SYSTEMD = ROOT / "systemd"
 
 
 @pytest.mark.needs("systemd-analyze")
-def test_systemd_thinks_the_unit_safe() -> None:
+def test_systemd_rates_the_unit_as_safe() -> None:
     done = subprocess.run(
         ["systemd-analyze", "security", "--offline=true", "--no-pager", str(service.UNIT)],
         capture_output=True,
@@ -41,7 +41,7 @@ def test_systemd_thinks_the_unit_safe() -> None:
 
 
 @pytest.mark.needs("systemd-analyze", "man")
-def test_systemd_has_nothing_to_say_about_the_units(tmp_path: Path) -> None:
+def test_systemd_reports_no_mistake_in_the_units(tmp_path: Path) -> None:
     (tmp_path / "man/man1").mkdir(parents=True)
     (tmp_path / "man/man1/relay.1").write_text(man_page())
     for name in ("relay.service", "relay.socket"):
@@ -211,7 +211,7 @@ def greeting(port: int) -> bytes:
         return client.recv(3)
 
 
-def test_a_port_that_systemd_holds_and_nobody_asked_for_keeps_it_from_starting(
+def test_relay_does_not_start_with_a_systemd_port_that_no_listener_names(
     tmp_path: Path,
 ) -> None:
     with (
@@ -239,7 +239,7 @@ def test_a_port_that_systemd_holds_and_nobody_asked_for_keeps_it_from_starting(
 # --- health ---------------------------------------------------------------------------------------
 
 
-def test_health_is_told_while_it_runs_and_not_after(tmp_path: Path) -> None:
+def test_health_answers_while_the_relay_runs_and_not_after(tmp_path: Path) -> None:
     with relay_process(tmp_path) as relay:
         assert (relay.run("health").stdout, relay.run("health", "--ready").stdout) == (
             "healthy\n",

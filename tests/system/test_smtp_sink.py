@@ -94,7 +94,7 @@ def smtp_sink(mood: Mood) -> Iterator[int]:
         process.wait(timeout=10)
 
 
-async def test_each_mood_of_a_host_has_the_outcome_it_should(sandbox: Sandbox) -> None:
+async def test_each_behaviour_of_smtp_sink_has_the_expected_outcome(sandbox: Sandbox) -> None:
     with contextlib.ExitStack() as stack:
         routes = {}
         for number, mood in enumerate(MOODS):

@@ -36,7 +36,7 @@ def run(*words: str) -> Told:
 @pytest.mark.parametrize(
     "options", [["--lanes", "20"], ["--lanes", "10", "--deliver"], ["--lanes", "4", "--large"]]
 )
-async def test_what_was_accepted_survives_kill_9_at_any_moment(tmp_path, options):
+async def test_accepted_mail_survives_kill_9_at_any_moment(tmp_path, options):
     for _ in range(30 if LONG else 4):
         with subprocess.Popen(
             command(tmp_path / "spool", "--count", "100000", *options),
@@ -72,7 +72,7 @@ def killed_at(spool: Path, call: str, when: int, *options: str) -> Told:
 @pytest.mark.needs("strace")
 @pytest.mark.parametrize("call", ["fdatasync", "pwrite64"])
 @pytest.mark.parametrize("when", range(1, 61) if LONG else (1, 3, 6, 8, 13, 30, 45))
-async def test_what_was_accepted_survives_kill_9_at_the_nth_call(tmp_path, call, when):
+async def test_accepted_mail_survives_kill_9_at_the_nth_call(tmp_path, call, when):
     told = killed_at(tmp_path / "spool", call, when)
     await expect_kept(tmp_path / "spool", told)
 
@@ -143,7 +143,7 @@ async def test_a_sync_that_fails_once_refuses_its_messages_and_the_next_are_take
 
 
 @pytest.mark.needs("strace")
-async def test_while_every_sync_fails_nothing_is_accepted(tmp_path):
+async def test_no_mail_is_accepted_while_every_sync_fails(tmp_path):
     """And what was refused does not come back from the log after the relay has been killed."""
     trace = [
         *STRACE,
@@ -216,7 +216,7 @@ def test_a_sync_lies_between_the_last_write_and_every_answer(tmp_path, options):
 
 
 @pytest.mark.needs("strace")
-def test_the_test_before_sees_answers_without_a_sync(tmp_path):
+def test_sync_check_detects_answers_without_a_sync(tmp_path):
     told, wrong = traced_answers(tmp_path, "--unsynced")
     assert len(wrong) == len(told.accepted)
 

@@ -92,7 +92,7 @@ async def takes_mail_again(store: SqliteStore) -> None:
 
 
 @pytest.mark.needs("root", "mount")
-async def test_our_own_mail_fills_the_disk_and_leaves_it_again(tmp_path):
+async def test_mail_that_fills_the_disk_is_delivered_and_frees_it(tmp_path):
     with small_disk(tmp_path / "disk", "size=8m") as disk:
         store = await SqliteStore.open(disk / "spool")
         taken = await accepted(store, b"x" * 20_000, until_full=1000)
@@ -111,7 +111,7 @@ async def test_our_own_mail_fills_the_disk_and_leaves_it_again(tmp_path):
 
 
 @pytest.mark.needs("root", "mount")
-async def test_another_program_fills_the_disk_and_mail_still_leaves(tmp_path):
+async def test_queued_mail_leaves_while_another_program_fills_the_disk(tmp_path):
     with small_disk(tmp_path / "disk", "size=16m") as disk:
         store = await SqliteStore.open(disk / "spool")
         for _ in range(150):
@@ -142,7 +142,7 @@ async def test_another_program_fills_the_disk_and_mail_still_leaves(tmp_path):
 
 
 @pytest.mark.needs("root", "mount")
-async def test_a_disk_that_is_full_at_the_start_is_no_reason_not_to_deliver(tmp_path):
+async def test_relay_that_starts_on_a_full_disk_delivers_its_queue(tmp_path):
     with small_disk(tmp_path / "disk", "size=8m") as disk:
         store = await SqliteStore.open(disk / "spool")
         for _ in range(50):
@@ -157,7 +157,7 @@ async def test_a_disk_that_is_full_at_the_start_is_no_reason_not_to_deliver(tmp_
 
 
 @pytest.mark.needs("root", "mount")
-async def test_a_directory_that_became_read_only_is_our_trouble_and_passes(tmp_path):
+async def test_read_only_directory_is_a_temporary_error_of_the_spool(tmp_path):
     with small_disk(tmp_path / "disk", "size=16m") as disk:
         store = await SqliteStore.open(disk / "spool")
         await store.accept(new_message())
@@ -177,7 +177,9 @@ async def test_a_directory_that_became_read_only_is_our_trouble_and_passes(tmp_p
 
 
 @pytest.mark.parametrize(("limit_kib", "options"), [(1000, []), (500, ["--large"])])
-def test_a_limit_on_the_size_of_files_refuses_mail_and_kills_nobody(tmp_path, limit_kib, options):
+def test_relay_at_a_limit_on_file_sizes_refuses_mail_and_keeps_running(
+    tmp_path, limit_kib, options
+):
     """`ulimit -f` ends a program that does not expect it with SIGXFSZ."""
     command = [
         sys.executable,

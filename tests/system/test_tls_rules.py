@@ -152,7 +152,7 @@ async def test_every_host_is_tried_in_order_where_none_will_do(sandbox: Sandbox)
         assert set(names[pair]) == set(tried[pair]) == {mx.name for mx in hosts[pair]}
 
 
-async def test_hosts_at_and_behind_ourselves_are_never_asked(sandbox: Sandbox) -> None:
+async def test_hosts_at_our_own_preference_or_worse_are_never_tried(sandbox: Sandbox) -> None:
     before = await sandbox.host("mx1.two.test", Script(replies=BUSY))
     equal, behind = await sandbox.host("mx2.two.test"), await sandbox.host("mx3.two.test")
     ourselves = "Relay.Test.Example."
@@ -176,7 +176,7 @@ async def test_hosts_at_and_behind_ourselves_are_never_asked(sandbox: Sandbox) -
     ] == "5.4.6"
 
 
-async def test_with_a_wildcard_listener_every_address_of_this_machine_is_ourselves(
+async def test_wildcard_listener_makes_every_address_of_this_machine_our_own(
     sandbox: Sandbox,
 ) -> None:
     relay = await sandbox.prepare(delivery=DELIVERY)
@@ -205,7 +205,7 @@ async def test_with_a_wildcard_listener_every_address_of_this_machine_is_ourselv
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-async def test_explain_foretells_what_on_tls_unmet_bounce_and_on_unverified_encrypted_make_of_it(
+async def test_explain_predicts_the_effect_of_on_tls_unmet_bounce_and_on_unverified_encrypted(
     sandbox: Sandbox, script: Script, situation: str
 ) -> None:
     await sandbox.domain("bad.test", script)
@@ -230,7 +230,7 @@ async def test_explain_foretells_what_on_tls_unmet_bounce_and_on_unverified_encr
     assert told["downgrade"] == (status["downgrade"] and status["downgrade"]["reason"])
 
 
-async def test_explain_foretells_that_a_route_with_implicit_tls_asks_more_than_the_message(
+async def test_explain_predicts_that_a_route_with_implicit_tls_asks_more_than_the_message(
     sandbox: Sandbox,
 ) -> None:
     mx = await sandbox.host("smart.test", Script(implicit_tls=True, certificate=Kind.EXPIRED))

@@ -330,7 +330,7 @@ def _only_event(result: Result) -> Event:
 
 
 @each_case()
-def test_the_log_tells_the_settings_and_who_spoke_for_them(case: Case, result: Result) -> None:
+def test_log_has_the_settings_and_their_sources(case: Case, result: Result) -> None:
     require, skip = case.settings
     policy = _only_event(result)["policy"]
     assert policy["require-tls"] is require
@@ -348,9 +348,7 @@ def test_the_name_of_the_host_is_sent_as_sni_whenever_tls_begins(
 
 
 @each_case()
-def test_nothing_is_said_in_clear_on_a_connection_whose_handshake_began(
-    case: Case, result: Result
-) -> None:
+def test_connection_whose_handshake_began_carries_no_clear_text(case: Case, result: Result) -> None:
     for connection in result.connections:
         began = connection.in_tls or connection.tls_error or connection.in_handshake
         if began:
@@ -385,7 +383,7 @@ SITUATIONS = {
 
 
 @each_case()
-def test_explain_had_told_the_settings_and_who_speaks_for_them(case: Case, result: Result) -> None:
+def test_explain_predicted_the_settings_and_their_sources(case: Case, result: Result) -> None:
     told, logged = result.explained["policy"], _only_event(result)["policy"]
     for setting in ("require-tls", "skip-verification"):
         assert told[setting]["value"] is logged[setting]
@@ -393,7 +391,7 @@ def test_explain_had_told_the_settings_and_who_speaks_for_them(case: Case, resul
 
 
 @each_case()
-def test_explain_had_told_the_hosts_that_were_tried(case: Case, result: Result) -> None:
+def test_explain_predicted_the_hosts_that_were_tried(case: Case, result: Result) -> None:
     told = [(host["host"], host["address"], host["port"]) for host in result.explained["hosts"]]
     assert told == [(result.mx.name, result.mx.address, result.mx.port)]
     assert result.connections
@@ -402,14 +400,14 @@ def test_explain_had_told_the_hosts_that_were_tried(case: Case, result: Result) 
 
 
 @each_case()
-def test_explain_had_told_what_would_become_of_the_message(case: Case, result: Result) -> None:
+def test_explain_predicted_the_outcome_of_the_message(case: Case, result: Result) -> None:
     (host,) = result.explained["hosts"]
     (step,) = [step for step in host["steps"] if step["situation"] == SITUATIONS[case.column]]
     assert {name: step[name] for name in _happened(result)} == _happened(result)
 
 
 @each_case()
-def test_probe_had_told_what_would_become_of_the_message(case: Case, result: Result) -> None:
+def test_probe_predicted_the_outcome_of_the_message(case: Case, result: Result) -> None:
     (host,) = result.probed["hosts"]
     (rule,) = [
         rule
@@ -423,7 +421,7 @@ def test_probe_had_told_what_would_become_of_the_message(case: Case, result: Res
 
 
 @each_case()
-def test_probe_said_nothing_but_the_way_to_tls_and_goodbye(case: Case, result: Result) -> None:
+def test_probe_sent_only_ehlo_starttls_and_quit(case: Case, result: Result) -> None:
     assert result.looked_at.connections
     for connection in result.looked_at.connections:
         assert set(connection.verbs) <= {"EHLO", "HELO", "STARTTLS", "QUIT"}
@@ -455,7 +453,7 @@ def _happened(result: Result) -> dict[str, Any]:
 
 
 @each_case(V, E)
-def test_in_tls_only_the_way_there_is_said_in_clear(case: Case, result: Result) -> None:
+def test_only_ehlo_and_starttls_are_sent_before_tls(case: Case, result: Result) -> None:
     (connection,) = result.connections
     assert connection.clear_verbs == ["EHLO", "STARTTLS"]
     (message,) = result.mx.messages
@@ -464,7 +462,7 @@ def test_in_tls_only_the_way_there_is_said_in_clear(case: Case, result: Result) 
 
 
 @each_case(V, E)
-def test_in_tls_the_log_says_so_and_whether_the_certificate_was_verified(
+def test_log_says_that_a_message_went_in_tls_and_whether_it_was_verified(
     case: Case, result: Result
 ) -> None:
     verified = case.what is V
@@ -509,7 +507,7 @@ def test_after_a_handshake_that_failed_the_message_goes_in_clear_on_a_new_connec
 
 
 @each_case(SAME, ANEW)
-def test_in_clear_the_log_says_why(case: Case, result: Result) -> None:
+def test_log_says_why_a_message_went_in_clear(case: Case, result: Result) -> None:
     column = HOSTS[case.host].column
     event = _only_event(result)
     status = event["delivery-status"]
@@ -525,9 +523,7 @@ def test_in_clear_the_log_says_why(case: Case, result: Result) -> None:
 
 
 @each_case(U4, U5)
-def test_where_tls_is_required_and_not_had_nothing_of_the_message_is_said(
-    case: Case, result: Result
-) -> None:
+def test_message_whose_required_tls_is_missing_is_not_sent(case: Case, result: Result) -> None:
     assert result.mx.messages == []
     (connection,) = result.connections
     assert set(connection.verbs) <= {"EHLO", "HELO", "STARTTLS", "QUIT"}
@@ -537,7 +533,7 @@ def test_where_tls_is_required_and_not_had_nothing_of_the_message_is_said(
 
 
 @each_case(U4, U5)
-def test_where_tls_is_required_and_not_had_the_log_says_deferred_and_what_was_missing(
+def test_log_says_deferred_and_the_reason_where_required_tls_is_missing(
     case: Case, result: Result
 ) -> None:
     event = _only_event(result)

@@ -115,7 +115,7 @@ async def test_opportunistic_tls_goes_in_clear_to_the_first_host_before_it_tries
     assert (len(mx1.messages), len(mx2.connections)) == (1, 0)
 
 
-async def test_where_no_host_will_do_the_log_names_each_and_the_message_waits(
+async def test_message_that_no_host_can_take_waits_and_the_log_names_each_host(
     sandbox: Sandbox,
 ) -> None:
     mx1, mx2 = await two_hosts(
@@ -297,7 +297,7 @@ async def test_a_locked_rule_stands_against_a_message_that_would_weaken_it(
 # --- reuse of connections -------------------------------------------------------------------------
 
 
-async def test_a_protected_message_never_rides_on_the_connection_of_one_that_asked_for_less(
+async def test_protected_message_never_uses_the_connection_of_one_that_asked_for_less(
     sandbox: Sandbox,
 ) -> None:
     mx = await sandbox.domain("good.test", Script())
@@ -495,7 +495,7 @@ async def test_each_recipient_domain_of_one_message_has_its_own_rule(sandbox: Sa
 
 
 @pytest.mark.parametrize("fields", [OPPORTUNISTIC, UNVERIFIED], ids=["opportunistic", "unverified"])
-async def test_credentials_of_a_route_are_said_in_verified_tls_only(
+async def test_credentials_of_a_route_are_sent_in_verified_tls_only(
     sandbox: Sandbox, fields: dict[str, str]
 ) -> None:
     scripts = {"good": Script()} | {bad: script for bad, (script, _) in BAD_HOSTS.items()}

@@ -66,7 +66,7 @@ def numbers(port: int) -> dict[str, float]:
 
 
 @pytest.mark.needs("promtool")
-async def test_prometheus_own_checker_has_nothing_against_metrics_and_alerts(
+async def test_promtool_accepts_metrics_and_alerts(
     sandbox: Sandbox,
 ) -> None:
     mx = await sandbox.domain("dest.example")
@@ -98,7 +98,7 @@ async def test_prometheus_own_checker_has_nothing_against_metrics_and_alerts(
     assert not unknown
 
 
-async def test_prometheus_reads_what_happened_and_what_is_so(sandbox: Sandbox) -> None:
+async def test_prometheus_reads_counters_and_gauges(sandbox: Sandbox) -> None:
     mx = await sandbox.domain("dest.example")
     leaf = trustme.CA().issue_cert("relay.test.example")
     (sandbox.directory / "tls.pem").write_bytes(leaf.private_key_and_cert_chain_pem.bytes())
@@ -283,7 +283,7 @@ async def test_a_reload_under_load_loses_nothing_and_rules_the_next_message(
 
 
 @pytest.mark.parametrize("kind", ["rsa", "ed25519"])
-async def test_what_the_mx_gets_is_signed_and_verifies(sandbox: Sandbox, kind: str) -> None:
+async def test_message_at_the_mx_has_a_valid_signature(sandbox: Sandbox, kind: str) -> None:
     mx = await sandbox.domain("dest.example")
     key = new_key(sandbox.directory / "dkim.pem", kind=kind)
     signing = {"domains": {"client.example": {"selector": "s1", "key_file": "dkim.pem"}}}

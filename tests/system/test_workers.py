@@ -198,7 +198,7 @@ def test_a_worker_that_hangs_does_not_keep_the_relay_from_ending(tmp_path: Path)
         assert "worker 1 has not ended" in relay.stderr
 
 
-def test_workers_that_were_stopped_with_their_supervisor_are_let_live(tmp_path: Path) -> None:
+def test_workers_that_were_stopped_with_their_supervisor_are_not_killed(tmp_path: Path) -> None:
     """As in a container that is frozen and thawed: nobody was silent, time stood still."""
     with sink() as mx, relay_of(tmp_path, 2, program=patient(6), routes=mx.route) as relay:
         before = workers_of(relay)

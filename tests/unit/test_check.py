@@ -78,7 +78,7 @@ def checked(tmp_path: Path) -> Iterator[Checked]:
     found.silent.close()
 
 
-def test_a_machine_where_all_is_well_has_only_its_name_server_to_hear_about(
+def test_check_of_a_healthy_machine_reports_only_its_name_server(
     checked: Checked,
 ) -> None:
     done = checked.run()
@@ -264,7 +264,7 @@ def test_a_key_for_signatures_is_made_checked_and_published(checked: Checked) ->
         ((0, 62525), 0o700, (0, 62525, 0o600)),
     ],
 )
-def test_a_key_made_by_root_may_be_read_by_whom_its_directory_is_for(
+def test_key_made_by_root_may_be_read_by_the_owner_of_its_directory(
     tmp_path: Path, owner: tuple[int, int], mode: int, expected: tuple[int, int, int]
 ) -> None:
     directory = tmp_path / "dkim"

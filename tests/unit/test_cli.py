@@ -176,13 +176,13 @@ def test_every_command_has_a_help_of_its_own(run: Run, command: str) -> None:
         ["check", "--frobnicate"],
     ],
 )
-def test_what_is_not_understood_ends_with_2(run: Run, arguments: list[str]) -> None:
+def test_command_that_is_not_understood_ends_with_2(run: Run, arguments: list[str]) -> None:
     result = run(*arguments)
     assert result.exit_code == 2, result.output
     assert "Usage: relay" in result.output
 
 
-def test_version_costs_nothing() -> None:
+def test_version_imports_no_large_library() -> None:
     script = (
         "import sys; from relay.cli import relay\n"
         "try: relay(['--version'])\n"
@@ -280,7 +280,7 @@ def test_an_empty_password_is_refused(run: Run) -> None:
     "command", ["queue list", "queue list --json", "queue show M1", "log", "log --json", "health"]
 )
 @pytest.mark.parametrize("made", ["nothing", "a directory", "a file"])
-def test_a_command_that_looked_at_no_queue_says_so_and_ends_with_1(
+def test_command_that_found_no_queue_says_so_and_ends_with_1(
     run: Run, tmp_path: Path, command: str, made: str
 ) -> None:
     if made == "a directory":
@@ -525,7 +525,7 @@ def test_only_a_running_relay_has_mta_sts_policies(run: Run, command: list[str])
 
 
 @pytest.mark.usefixtures("running_queue")
-def test_a_running_relay_is_asked_and_told(run: Run) -> None:
+def test_commands_ask_and_change_a_running_relay(run: Run) -> None:
     assert len(json.loads(run("queue", "list", "--json").stdout)) == 2
     assert run("queue", "hold", "M1").stdout == "hold: 1 recipient\n"
     assert [

@@ -607,7 +607,7 @@ def test_a_mistake_in_the_environment_names_the_variable(
     assert found[0].startswith(said) or said in found[0]
 
 
-def test_other_variables_are_none_of_our_business() -> None:
+def test_other_environment_variables_are_ignored() -> None:
     assert but_hostname(config_of("", {"RELAY_CONFIG": "x", "PATH": "y"})) == but_hostname(
         config_of("")
     )
@@ -628,7 +628,7 @@ def test_an_empty_file_is_all_defaults() -> None:
     )
 
 
-def test_values_become_what_the_modules_want() -> None:
+def test_values_get_the_types_of_the_modules() -> None:
     config = config_of(
         f"""
         access:
@@ -655,7 +655,7 @@ def test_values_become_what_the_modules_want() -> None:
     assert config.queue.schedule.warn_after is None
 
 
-def test_what_is_legal_and_unwise_is_a_warning() -> None:
+def test_legal_but_unwise_value_is_a_warning() -> None:
     config = config_of(
         """
         hostname: short

@@ -24,7 +24,7 @@ def config_of(admin: str) -> Config:
         ("{http: null, api_keys: [k]}", False),
     ],
 )
-def test_it_is_served_once_there_is_a_key(admin: str, serves: bool) -> None:
+def test_api_is_served_once_there_is_a_key(admin: str, serves: bool) -> None:
     assert config_of(admin).admin.serves_http is serves
 
 
@@ -41,7 +41,7 @@ def test_it_is_served_once_there_is_a_key(admin: str, serves: bool) -> None:
         ("{webhook_signing_key: 'a b'}", "admin.webhook_signing_key"),
     ],
 )
-def test_what_cannot_be_meant_is_named(admin: str, key: str) -> None:
+def test_invalid_option_of_the_api_is_named(admin: str, key: str) -> None:
     with pytest.raises(ConfigError) as caught:
         config_of(admin)
     assert [mistake.key for mistake in caught.value.mistakes] == [key]

@@ -200,7 +200,7 @@ def test_each_form_has_its_words_and_an_example_that_it_takes() -> None:
         assert form is Form.QUEUE_URL or word.read(word.example)
 
 
-def test_nothing_written_for_programmers_is_in_the_schema() -> None:
+def test_schema_has_no_text_for_programmers() -> None:
     assert "description" not in str(SCHEMA)
 
 

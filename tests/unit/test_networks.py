@@ -107,7 +107,7 @@ def test_no_gateway_of_any_network_may_relay(
     assert [one for one in neighbours if not holds(found, one)] == []
 
 
-def test_what_was_said_stands(tmp_path: Path) -> None:
+def test_networks_that_were_configured_stay(tmp_path: Path) -> None:
     config = tmp_path / "relay.yaml"
     config.write_text("access: {networks: [10.0.0.0/8]}")
     assert networks.with_own_networks({}, config) == {}

@@ -72,7 +72,7 @@ def start_seconds(relay: Relay) -> float:
 
 
 @pytest.mark.timeout(3000)
-def test_many_for_a_dead_host_cost_others_nothing(
+def test_mail_for_a_dead_host_does_not_slow_other_mail(
     tmp_path: Path, mx: Sink, long_form: bool
 ) -> None:
     total, step = (100_000, 10_000) if long_form else (3_000, 1_000)

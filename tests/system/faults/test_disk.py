@@ -85,7 +85,9 @@ def only_temporary(ledger: Ledger) -> None:
 
 @tmpfs
 @pytest.mark.parametrize("who", ["our own mail", "a stranger's file"])
-def test_a_full_disk_refuses_for_now_and_empties_itself(tmp_path: Path, mx: Sink, who: str) -> None:
+def test_relay_refuses_mail_temporarily_on_a_full_disk_and_delivers_its_queue(
+    tmp_path: Path, mx: Sink, who: str
+) -> None:
     with mounted(tmp_path / "disk", "size=8m") as disk, relay_at(tmp_path, mx) as relay:
         mx.gate.clear()
         ledger = Ledger()
@@ -116,7 +118,7 @@ def _take_all_inodes(disk: Path) -> None:
 
 
 @tmpfs
-def test_without_an_inode_left_mail_flows_and_a_start_says_why_not(
+def test_mail_flows_without_free_inodes_and_a_failed_start_says_why(
     tmp_path: Path, mx: Sink
 ) -> None:
     with (
@@ -142,7 +144,7 @@ def test_without_an_inode_left_mail_flows_and_a_start_says_why_not(
 
 
 @pytest.mark.needs("prlimit")
-def test_a_limit_on_file_sizes_refuses_for_now(tmp_path: Path, mx: Sink) -> None:
+def test_relay_refuses_mail_temporarily_at_a_limit_on_file_sizes(tmp_path: Path, mx: Sink) -> None:
     with relay_at(tmp_path, mx) as relay:
         mx.gate.clear()
         ledger = Ledger()
@@ -187,7 +189,9 @@ def read_only(relay: Relay, directory: Path) -> Iterator[None]:
 
 @tmpfs
 @traced
-def test_a_file_system_that_goes_read_only_refuses_for_now(tmp_path: Path, mx: Sink) -> None:
+def test_relay_refuses_mail_temporarily_on_a_read_only_file_system(
+    tmp_path: Path, mx: Sink
+) -> None:
     spool = tmp_path / "disk/spool"
     with mounted(tmp_path / "disk", "size=256m"), relay_at(tmp_path, mx) as relay:
         ledger = Ledger()
@@ -233,7 +237,7 @@ def test_a_file_system_that_goes_read_only_refuses_for_now(tmp_path: Path, mx: S
     [("fdatasync", "error=EIO:when=1"), ("fdatasync", "error=EIO"), ("pwrite64", "error=EROFS")],
     ids=["one sync fails", "every sync fails", "a read-only file system"],
 )
-def test_what_could_not_be_written_is_not_answered_for(
+def test_message_that_could_not_be_written_is_not_answered_250(
     tmp_path: Path, mx: Sink, call: str, error: str
 ) -> None:
     with relay_at(tmp_path, mx) as relay:
@@ -255,7 +259,7 @@ def test_what_could_not_be_written_is_not_answered_for(
 
 
 @traced
-def test_it_recovers_from_failing_syncs_without_a_restart(tmp_path: Path, mx: Sink) -> None:
+def test_relay_recovers_from_failing_syncs_without_a_restart(tmp_path: Path, mx: Sink) -> None:
     with relay_at(tmp_path, mx) as relay:
         mx.gate.clear()
         ledger = Ledger()
@@ -274,7 +278,7 @@ def test_it_recovers_from_failing_syncs_without_a_restart(tmp_path: Path, mx: Si
 
 
 @traced
-def test_a_slow_sync_keeps_its_client_waiting_and_nobody_else(tmp_path: Path, mx: Sink) -> None:
+def test_slow_sync_delays_only_the_client_that_waits_for_it(tmp_path: Path, mx: Sink) -> None:
     with relay_at(tmp_path, mx) as relay:
         ledger = Ledger()
         other = smtplib.SMTP("127.0.0.1", relay.port, timeout=20)

@@ -142,7 +142,9 @@ def test_kill_9_at_the_nth_storage_call_loses_nothing(tmp_path: Path, long_form:
     assert sweep.died >= sweep.rounds * 0.7, "the kills come too late to mean anything"
 
 
-def test_kill_9_while_the_log_is_folded_back_loses_nothing(tmp_path: Path, long_form: bool) -> None:
+def test_kill_9_during_a_checkpoint_of_the_log_loses_nothing(
+    tmp_path: Path, long_form: bool
+) -> None:
     sweep = Sweep()
     with relay_and_sink(tmp_path) as (relay, mx):
         for nth in range(1, 21) if long_form else (2,):
@@ -187,7 +189,7 @@ def test_kill_9_at_the_nth_network_call_of_a_delivery_loses_nothing(
     assert sweep.died >= sweep.rounds * 0.6, "the kills come too late to mean anything"
 
 
-def test_the_sweep_sees_a_relay_that_answers_before_it_commits(tmp_path: Path) -> None:
+def test_sweep_detects_a_relay_that_answers_before_it_commits(tmp_path: Path) -> None:
     """If it did not, it would be blind."""
     broken = ("tests.rigs.broken_relay", "reply-first")
     with relay_and_sink(tmp_path, broken) as (relay, mx):

@@ -103,7 +103,9 @@ def test_each_filter_finds_what_it_means_on_a_running_and_on_a_stopped_relay(rel
         assert said(relay, verb, first, code=1) == ""
 
 
-def test_held_mail_stays_whatever_happens_and_released_mail_goes(relay: Relay, mx: Sink) -> None:
+def test_held_mail_stays_over_a_restart_and_a_retry_until_it_is_released(
+    relay: Relay, mx: Sink
+) -> None:
     ids = fill(relay, *MAIL)
     assert said(relay, "hold", "--sender", "a@a.example") == "hold: 2 recipients\n"
     assert set(states(relay).values()) == {"held", "deferred"} or states(relay)[ids[1]] == "queued"
@@ -121,7 +123,7 @@ def test_held_mail_stays_whatever_happens_and_released_mail_goes(relay: Relay, m
     wait_until(lambda: listed(relay) == [], what="an empty queue")
 
 
-def test_removed_mail_is_gone_and_only_the_log_is_told(relay: Relay, mx: Sink) -> None:
+def test_removed_mail_leaves_only_a_line_in_the_log(relay: Relay, mx: Sink) -> None:
     ids = fill(relay, *MAIL)
     assert (
         said(relay, "remove", "--domain", "one.example", "--sender", "b@b.example")
@@ -138,7 +140,7 @@ def test_removed_mail_is_gone_and_only_the_log_is_told(relay: Relay, mx: Sink) -
     assert mx.contents == [], "a report of what the operator removed"
 
 
-def test_nothing_is_done_to_everything_by_an_oversight(relay: Relay) -> None:
+def test_verb_without_a_filter_or_with_all_and_a_filter_changes_nothing(relay: Relay) -> None:
     ids = fill(relay, MAIL[0])
     for verb in ("retry", "hold", "release", "remove"):
         assert said(relay, verb, code=2) == ""
@@ -146,7 +148,7 @@ def test_nothing_is_done_to_everything_by_an_oversight(relay: Relay) -> None:
     assert found(relay) == set(ids)
 
 
-def test_a_retry_tries_a_destination_that_is_left_alone_at_once(relay: Relay) -> None:
+def test_retry_tries_a_silent_destination_at_once(relay: Relay) -> None:
     fill(relay, *MAIL)
     tried = len(relay.events(event="failed", recipient_domain="one.example"))
     assert said(relay, "retry", "--domain", "one.example") == "retry: 2 recipients\n"

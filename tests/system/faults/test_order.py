@@ -42,6 +42,6 @@ def test_many_clients_share_a_sync_and_none_is_answered_before_it(tmp_path: Path
 
 
 @pytest.mark.parametrize("fault", ["never-sync", "reply-first"])
-def test_a_relay_that_answers_too_early_is_found_out(tmp_path: Path, fault: str) -> None:
+def test_order_check_detects_a_relay_that_answers_too_early(tmp_path: Path, fault: str) -> None:
     order = trace_of(tmp_path, clients=5, program=("tests.rigs.broken_relay", fault))
     assert len(order.too_early) > 25

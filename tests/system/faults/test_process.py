@@ -57,7 +57,7 @@ def in_full(mx: Sink) -> bool:
 
 
 @pytest.mark.parametrize("rounds", [3])
-def test_a_termination_under_load_is_250_or_421_and_never_half(
+def test_client_gets_250_or_421_from_a_relay_that_is_terminated_under_load(
     tmp_path: Path, mx: Sink, rounds: int
 ) -> None:
     ledger = Ledger()
@@ -240,7 +240,9 @@ def test_400_clients_with_256_files_cost_no_mail(tmp_path: Path, mx: Sink) -> No
 # --- the last answer ------------------------------------------------------------------------------
 
 
-async def test_a_lost_last_answer_is_in_doubt_and_tried_again_and_said_so(sandbox: Sandbox) -> None:
+async def test_message_whose_final_reply_is_lost_is_logged_in_doubt_and_tried_again(
+    sandbox: Sandbox,
+) -> None:
     silent = Script(replies={"CONTENT": Action(None, delay=30)})
     mx = await sandbox.domain("dest.example", silent, Script())
     second = await sandbox.host("mx2.dest.example")
@@ -254,7 +256,7 @@ async def test_a_lost_last_answer_is_in_doubt_and_tried_again_and_said_so(sandbo
     assert second.connections == [], "another host was given what the first may have"
 
 
-async def test_a_host_that_is_slow_but_moves_is_never_cut(sandbox: Sandbox) -> None:
+async def test_slow_host_that_makes_progress_is_not_cut_off(sandbox: Sandbox) -> None:
     """Each wait is for progress; no clock runs for the whole."""
     waits = {"command": "4s", "data_block": "2s", "final_reply": "3s", "greeting": "3s"}
     slow = Script(
@@ -383,7 +385,7 @@ def test_50_large_messages_at_once_fit_into_little_memory(
 
 
 @pytest.mark.needs("root")
-def test_what_was_answered_250_survives_the_kernels_want_of_memory(
+def test_accepted_mail_survives_the_out_of_memory_killer(
     tmp_path: Path, mx: Sink, group: MemoryGroup
 ) -> None:
     with relay_process(tmp_path, routes=mx.route, wrapper=group.enter, **QUICK) as relay:

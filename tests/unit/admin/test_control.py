@@ -253,7 +253,7 @@ async def test_removed_mail_is_written_down_in_the_delivery_log(
         ({"verb": "log", "limit": True}, "limit is a number"),
     ],
 )
-async def test_a_request_that_makes_no_sense_is_told_so(
+async def test_request_that_makes_no_sense_gets_an_error(
     server: ControlServer, request_: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(RelayError, match=said):
@@ -276,7 +276,7 @@ async def test_a_request_that_makes_no_sense_is_told_so(
         {"state": "", "domain": "example.net"},
     ],
 )
-async def test_an_empty_filter_of_the_queue_means_nobodys_mail(
+async def test_empty_filter_of_the_queue_matches_no_message(
     server: ControlServer, store: SqliteStore, verb: str, empty: dict[str, Any]
 ) -> None:
     before = await items(server)
@@ -298,7 +298,7 @@ async def test_an_empty_filter_of_the_log_is_a_mistake(
 @pytest.mark.parametrize(
     "octets", [b"\n", b"hello\n", b"[1]\n", b"[" * 100_000 + b"\n", b"\xff\n", b"{" + b" " * 2**21]
 )
-async def test_what_is_no_request_is_refused_within_bounds(
+async def test_invalid_request_is_refused_without_endless_reading(
     server: ControlServer, octets: bytes
 ) -> None:
     reader, writer = await asyncio.open_unix_connection(str(server.path))
@@ -308,7 +308,7 @@ async def test_what_is_no_request_is_refused_within_bounds(
     writer.close()
 
 
-async def test_a_client_that_says_nothing_is_let_go(
+async def test_client_that_sends_nothing_is_disconnected(
     server: ControlServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(control_socket, "REQUEST_SECONDS", 0.1)
@@ -317,7 +317,7 @@ async def test_a_client_that_says_nothing_is_let_go(
     writer.close()
 
 
-async def test_what_a_client_sends_behind_its_request_does_not_keep_the_answer_from_it(
+async def test_client_that_sends_more_after_its_request_gets_its_answer(
     server: ControlServer,
 ) -> None:
     reader, writer = await asyncio.open_unix_connection(str(server.path))
@@ -347,7 +347,7 @@ async def test_more_clients_than_are_served_at_a_time_are_told_to_come_again(
     pytest.fail("places were not given back")
 
 
-async def test_the_log_is_told_and_followed(server: ControlServer, store: SqliteStore) -> None:
+async def test_log_is_listed_and_followed(server: ControlServer, store: SqliteStore) -> None:
     for number in range(5):
         await store.accept(new_message(f"M{number}", "b@example.net"))
     lines = await asked(server, verb="log", limit=2)
@@ -378,7 +378,7 @@ async def test_following_begins_with_what_is_new_where_nothing_matches_yet(
     writer.close()
 
 
-async def test_who_hangs_up_while_following_is_forgotten(server: ControlServer) -> None:
+async def test_client_that_hangs_up_while_following_is_forgotten(server: ControlServer) -> None:
     _, writer = await asyncio.open_unix_connection(str(server.path))
     writer.write(b'{"verb": "log", "follow": true}\n')
     await asyncio.sleep(0.05)
@@ -438,7 +438,7 @@ async def test_a_file_in_the_sockets_place_is_left_alone(
     assert path.read_text() == "data"
 
 
-async def test_a_broken_queue_is_told_and_the_socket_lives_on(
+async def test_broken_queue_is_reported_and_the_socket_keeps_working(
     server: ControlServer, store: SqliteStore
 ) -> None:
     await store.close()

@@ -124,7 +124,7 @@ async def test_no_path_inflates_a_body(
     assert inflated == []
 
 
-async def test_a_client_that_asks_first_hears_yes_only_with_a_right_key(
+async def test_client_that_expects_100_continue_gets_it_only_with_a_right_key(
     dial: Dial, rig: Rig
 ) -> None:
     fields = ("Expect: 100-continue", f"Content-Length: {len(MAIL)}")
@@ -309,7 +309,7 @@ async def test_a_client_that_sends_requests_and_reads_no_answers_is_not_read_on(
     assert sent < 16 * 1024 * 1024
 
 
-async def test_an_answer_that_is_not_taken_ends_its_connection(
+async def test_answer_that_its_client_does_not_read_ends_the_connection(
     dial: Dial, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rate, "_WAIT_SECONDS", 0)
@@ -354,7 +354,7 @@ async def test_clients_without_a_key_are_answered_at_a_rate_and_others_at_once(
     assert waits[-1] > 0.9
 
 
-async def test_many_who_ask_for_the_health_are_one_question(
+async def test_simultaneous_health_requests_share_one_check(
     dial: Dial, rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = 0

@@ -76,7 +76,7 @@ async def call() -> AsyncIterator[Callable[[HttpServer], Any]]:
         caller.writer.transport.abort()
 
 
-async def test_the_connection_too_many_is_told_so_and_there_is_room_when_one_goes(
+async def test_connection_beyond_the_limit_is_refused_until_another_ends(
     start: Start, call: Start
 ) -> None:
     server = await start(connections=3)
@@ -114,7 +114,7 @@ async def test_one_address_has_half_of_the_connections_and_leaves_the_others_roo
     "octets",
     [b"\x16\x03\x01 this is no HTTP\r\n\r\n", b"GET / HTTP/1.1\r\nHost: x\r\n: secret\r\n\r\n"],
 )
-async def test_what_is_no_http_is_answered_as_any_other_mistake(
+async def test_text_that_is_no_http_is_answered_like_any_other_mistake(
     start: Start, call: Start, octets: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "relay.api.entrance")
@@ -154,7 +154,7 @@ async def test_a_connection_counts_from_before_its_handshake(
 
 
 @pytest.mark.parametrize("octets", [b"", b"GET /healthz HTTP/1.1\r\nX-Slow: " + b"x" * 1000])
-async def test_a_request_that_does_not_come_to_its_point_is_cut(
+async def test_request_that_does_not_end_in_time_is_cut_off(
     start: Start, call: Start, octets: bytes
 ) -> None:
     server = await start(header_seconds=0.5)
@@ -217,7 +217,7 @@ async def _shown(server: HttpServer) -> bytes | None:
     return shown
 
 
-async def test_it_is_served_over_tls_where_there_is_a_certificate(
+async def test_api_is_served_over_tls_where_there_is_a_certificate(
     start: Start, tmp_path: Path
 ) -> None:
     authority = trustme.CA()
@@ -288,7 +288,7 @@ async def test_a_new_certificate_is_shown_once_it_is_read_and_a_broken_one_never
     assert await _shown(server) == second
 
 
-async def test_a_port_that_is_taken_is_said(start: Start, rig: Rig) -> None:
+async def test_port_in_use_is_reported(start: Start, rig: Rig) -> None:
     server = await start()
     with pytest.raises(HttpError, match="in use"):
         await start_http(rig.api, server.address)

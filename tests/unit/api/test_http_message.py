@@ -100,7 +100,7 @@ def refused(**fields) -> str:
         ({"h_Message_Id": "nonsense"}, "400 h:Message-Id is not a message id"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_sent_is_refused_in_mailguns_words(fields, said):
+def test_invalid_message_is_refused_in_mailguns_words(fields, said):
     if "h_Message_Id" in fields:
         with pytest.raises(ApiError, match="is not a message id"):
             own_message_id(form(**fields))
@@ -123,7 +123,7 @@ def test_what_cannot_be_sent_is_refused_in_mailguns_words(fields, said):
         {"subject": None},
     ],
 )
-def test_what_is_just_within_the_limits_is_sent(fields):
+def test_message_just_within_the_limits_is_sent(fields):
     assert refused(**fields) == "accepted"
 
 
@@ -140,7 +140,7 @@ def test_what_is_just_within_the_limits_is_sent(fields):
         {"o_tag": ["t" * 129]},
     ],
 )
-def test_what_is_just_beyond_them_is_not_and_its_parameter_is_named(fields):
+def test_message_just_beyond_a_limit_is_refused_with_its_parameter(fields):
     said = refused(**fields)
     assert said.startswith("400 ")
     [name] = fields
@@ -173,7 +173,7 @@ def test_the_reverse_path_is_of_the_domain_the_message_is_sent_under(author, rev
     assert order(**{"from": author}).reverse_path == reverse_path
 
 
-def test_options_are_the_messages_own_word():
+def test_options_count_as_wishes_of_the_message():
     found = order(
         o_require_tls="Yes", o_skip_verification="False", o_testmode="yes", o_deliver_within="1h30m"
     )
@@ -201,13 +201,13 @@ def test_a_delivery_time_is_when_the_message_is_due_and_never_in_the_past(said, 
 @pytest.mark.parametrize(
     "text", ["example", "[127.0.0.1]", "", "a b.example", "x" * 300 + ".example", "..", "a@b.c"]
 )
-def test_what_is_no_domain_is_not_found(text):
+def test_text_that_is_no_domain_is_not_found(text):
     with pytest.raises(ApiError) as caught:
         sending_domain(text)
     assert caught.value.status == 404
 
 
-def test_where_domains_are_named_no_other_may_be_sent_from():
+def test_only_configured_domains_may_send():
     assert sending_domain("Example.COM.", ("example.com",)) == "example.com"
     with pytest.raises(ApiError, match=r"Domain not found: other\.example"):
         sending_domain("other.example", ("example.com",), named=True)
@@ -249,13 +249,13 @@ def test_a_comma_list_is_read_as_people_write_it(text, found):
         "\udce9@b.example",
     ],
 )
-def test_what_another_reader_could_take_for_another_address_is_refused(text):
+def test_address_that_another_reader_could_take_for_another_is_refused(text):
     with pytest.raises(ApiError):
         mailboxes(text, "to")
 
 
 @given(st.text(max_size=60))
-def test_no_text_at_all_gives_an_address_that_is_none(text):
+def test_no_text_gives_an_invalid_address(text):
     try:
         found = mailboxes(text, "to")
     except ApiError:
@@ -372,7 +372,7 @@ def test_an_attachment_cannot_break_the_message_it_is_in(filename, content_type,
     assert attachment.get_payload(decode=True) == b"\0\xff"
 
 
-def test_header_fields_of_the_senders_own():
+def test_sender_may_add_header_fields():
     message = parsed(
         h_X_Order="Nr. 7 für Jörg",
         h_Reply_To="Jörg <j@example.com>",
@@ -398,9 +398,7 @@ def test_a_policy_field_of_the_senders_own_is_one_to_the_relay():
     st.text(max_size=200),
     st.text(min_size=1, max_size=40).filter(lambda text: not any(c in text for c in "\r\n\0")),
 )
-def test_whatever_is_written_the_header_section_has_these_fields_and_no_others(
-    subject, text, value
-):
+def test_header_section_has_the_same_fields_with_any_input(subject, text, value):
     fields = {"subject": subject, "text": text + "x", "h_X_Mine": value}
     try:
         content = compose(form(**fields), message_id=ID, now=NOW)
@@ -429,7 +427,7 @@ def test_a_file_with_lf_alone_is_a_message_with_crlf():
     "content",
     [b"Subject: a\nX-Skip-Verification: yes\r\n\r\n", b"A: b\rC: d\r\n", b"A\r: b\n", b"\0"],
 )
-def test_no_header_field_of_a_file_is_born_from_half_a_line_end(content):
+def test_bare_cr_or_lf_in_a_file_begins_no_header_field(content):
     with pytest.raises(ApiError):
         normalise_mime(content)
 

@@ -29,7 +29,7 @@ NOT_UTF8 = b'--x\r\nContent-Disposition: form-data; name="to"\r\n\r\n\xff\r\n--x
 # --- sending --------------------------------------------------------------------------------------
 
 
-async def test_what_was_answered_200_is_in_the_queue(rig: Rig) -> None:
+async def test_message_answered_200_is_in_the_queue(rig: Rig) -> None:
     status, said = await rig.send(
         subject="Grüße", o_require_tls="yes", o_tag=["a", "b"], v_order="7"
     )
@@ -106,9 +106,7 @@ async def test_policy_fields_are_obeyed_and_taken_off(rig: Rig) -> None:
         ({"from": ""}, "from parameter is missing"),
     ],
 )
-async def test_what_the_relay_refuses_is_nowhere_in_the_queue(
-    rig: Rig, fields: Any, said: str
-) -> None:
+async def test_refused_message_is_not_in_the_queue(rig: Rig, fields: Any, said: str) -> None:
     assert await rig.send(**fields) == (400, {"message": said})
     assert await rig.claimed() == []
     assert await rig.store.events_after(0) == []
@@ -177,7 +175,7 @@ async def test_a_message_with_mailguns_drop_field_goes_nowhere(rig: Rig, path: s
     assert events[1]["delivery-status"]["code"] == 650
 
 
-async def test_a_message_made_already_is_sent_as_it_is(rig: Rig) -> None:
+async def test_mime_message_is_sent_unchanged(rig: Rig) -> None:
     mime = b"From: Ann <ann@example.com>\nSubject: x\nBcc: c@dest.example\nX-Skip-Verification: yes\n\nhello\n"
     path = "/v3/example.com/messages.mime"
     status, said = await rig.form(path, to="bob@dest.example", message=mime)
@@ -210,7 +208,7 @@ async def test_a_message_to_an_address_beyond_ascii_needs_smtputf8(rig: Rig) -> 
         (RuntimeError("a mistake"), 500),
     ],
 )
-async def test_trouble_of_our_own_is_never_the_senders_fault(
+async def test_trouble_of_the_relay_is_5xx_and_the_message_may_be_sent_again(
     rig: Rig, error: Exception, status: int
 ) -> None:
     rig.sink.trouble = error
@@ -280,7 +278,7 @@ async def test_a_domain_that_may_not_send_is_not_found_in_mailguns_words(rig: Ri
     assert await rig.ask("GET", "/v3/example.com/events") == (404, {"message": "Domain not found"})
 
 
-async def test_a_body_that_takes_too_long_is_its_clients_fault(
+async def test_body_that_takes_too_long_is_408(
     rig: Rig,
 ) -> None:
     object.__setattr__(rig.api, "request_seconds", 0.2)
@@ -346,7 +344,7 @@ async def test_a_client_with_too_many_wrong_keys_waits_and_a_right_one_still_get
     assert (await rig.ask("GET", "/v4/domains", headers=auth("wrong")))[0] == 401
 
 
-async def test_wrong_keys_from_all_over_a_network_of_ipv6_are_one_clients() -> None:
+async def test_wrong_keys_from_one_ipv6_network_count_for_one_client() -> None:
     keys = Keys(lambda: [KEY], clock=lambda: NOW)
     wrong = auth("wrong")["Authorization"]
     for number in range(10):
@@ -374,7 +372,7 @@ async def test_a_hashed_key_costs_its_hash_once(rig: Rig, monkeypatch: pytest.Mo
     assert (await rig.ask("GET", "/v4/domains", headers=auth("hashed-key")))[0] == 401
 
 
-async def test_a_hundred_guesses_at_once_are_ten_that_are_looked_at(
+async def test_ten_of_a_hundred_simultaneous_guesses_are_checked(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked: list[bytes] = []
@@ -460,7 +458,7 @@ async def test_a_page_of_another_site_changes_nothing_in_a_browser_of_any_year(
 # --- settings of domains --------------------------------------------------------------------------
 
 
-async def test_settings_are_in_force_at_once_for_every_door(rig: Rig) -> None:
+async def test_settings_are_in_force_at_once_over_smtp_and_http(rig: Rig) -> None:
     path = "/v3/domains/Example.COM/connection"
     status, said = await rig.form(path, "PUT", require_tls="True", skip_verification="False")
     assert status == 200
@@ -511,7 +509,7 @@ async def test_a_setting_is_yes_or_no(rig: Rig, fields: Any, status: int) -> Non
     assert (await rig.form("/v3/domains/example.com/connection", "PUT", **fields))[0] == status
 
 
-async def test_the_domains_are_those_anybody_named(rig: Rig) -> None:
+async def test_domains_are_those_of_options_rules_and_settings(rig: Rig) -> None:
     await rig.form("/v3/domains/example.com/connection", "PUT", require_tls="yes")
     rig.options = HttpOptions(api_keys=(KEY,), domains=("named.example",))
     for path in ("/v3/domains", "/v4/domains"):
@@ -560,7 +558,7 @@ async def test_pages_show_every_event_once_in_either_direction(rig: Rig, ascendi
     assert await walk(rig, f"/v3/example.com/events?limit=3&{query}") == ids[3:]
 
 
-async def test_one_can_turn_round_on_every_page(rig: Rig) -> None:
+async def test_paging_can_turn_back_on_every_page(rig: Rig) -> None:
     ids = await sent(rig, 5)
 
     async def page(url: str) -> tuple[list[str], dict[str, str]]:
@@ -667,7 +665,7 @@ async def test_events_are_those_of_the_domain_and_of_what_is_asked(rig: Rig) -> 
         "begin=",
     ],
 )
-async def test_a_query_that_makes_no_sense_is_refused(rig: Rig, query: str) -> None:
+async def test_invalid_query_is_refused(rig: Rig, query: str) -> None:
     assert (await rig.ask("GET", f"/v3/example.com/events?{query}"))[0] == 400
 
 
@@ -729,7 +727,7 @@ async def test_without_a_signing_key_there_are_no_webhooks(rig: Rig) -> None:
 # --- the operator ---------------------------------------------------------------------------------
 
 
-async def test_the_operators_verbs(rig: Rig) -> None:
+async def test_operators_verbs_work_over_http(rig: Rig) -> None:
     ids = [one.rpartition("@")[0] for one in await sent(rig, 3)]
     _, page = await rig.ask("GET", "/relay/v1/queue?limit=2")
     assert [one["queue-id"] for one in page["items"]] == ids[:2]
@@ -774,7 +772,7 @@ async def test_a_message_is_shown_with_where_its_settings_came_from(rig: Rig) ->
         ("burn", {"json": {"all": True}}, 404),
     ],
 )
-async def test_an_order_that_makes_no_sense_is_refused(
+async def test_invalid_request_for_a_verb_is_refused(
     rig: Rig, verb: str, more: Any, status: int
 ) -> None:
     assert (await rig.ask("POST", f"/relay/v1/queue/{verb}", **more))[0] == status
@@ -815,7 +813,7 @@ async def test_explain_says_over_http_what_it_says_on_the_command_line(rig: Rig)
 @pytest.mark.parametrize(
     "path", ["/", "/v3", "/v3/example.com/bounces", "/relay/v1/nothing", "/%00", "/..%2f.."]
 )
-async def test_what_is_not_there_is_404_in_json(rig: Rig, path: str) -> None:
+async def test_unknown_path_is_404_in_json(rig: Rig, path: str) -> None:
     status, said = await rig.ask("GET", path)
     assert (status, set(said)) == (404, {"message"})
 
@@ -826,7 +824,7 @@ async def test_another_method_is_405_and_says_which_there_are(rig: Rig) -> None:
         assert set(response.headers["Allow"].replace(" ", "").split(",")) >= {"GET", "PUT"}
 
 
-async def test_requests_beside_one_another_do_not_mix(rig: Rig) -> None:
+async def test_simultaneous_requests_do_not_mix(rig: Rig) -> None:
     answers = await asyncio.gather(
         *(rig.send(to=f"r{n}@dest{n}.example", text=f"text {n}") for n in range(40))
     )

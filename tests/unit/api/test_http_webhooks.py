@@ -102,7 +102,7 @@ async def _settled(store: SqliteStore, due: datetime | None) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_an_event_is_told_once_and_signed(
+async def test_webhook_gets_each_event_once_and_signed(
     store: SqliteStore, ear: Ear, caller: Caller
 ) -> None:
     await accept(store, "Q0", "ann@example.com")
@@ -122,7 +122,7 @@ async def test_an_event_is_told_once_and_signed(
     assert int(signature["timestamp"]) == int(NOW.timestamp())
 
 
-async def test_who_does_not_answer_well_is_told_again_later(
+async def test_webhook_that_answers_an_error_is_called_again_later(
     store: SqliteStore, ear: Ear, caller: Caller
 ) -> None:
     ear.answers = [500, 302]
@@ -141,7 +141,7 @@ async def test_who_does_not_answer_well_is_told_again_later(
     assert len({told["signature"]["token"] for told in ear.heard}) == 3
 
 
-async def test_what_was_owed_is_told_after_a_restart(store: SqliteStore, ear: Ear) -> None:
+async def test_pending_webhook_call_is_made_after_a_restart(store: SqliteStore, ear: Ear) -> None:
     await store.api_state.set_webhook("example.com", "accepted", [ear.url])
     await accept(store, "Q1", "ann@example.com")
     task = asyncio.create_task(
@@ -174,7 +174,9 @@ async def test_what_was_owed_is_told_after_a_restart(store: SqliteStore, ear: Ea
     assert [told["event-data"]["queue-id"] for told in ear.heard] == ["Q1", "Q2"]
 
 
-async def test_406_and_nobody_there(store: SqliteStore, ear: Ear, caller: Caller) -> None:
+async def test_webhook_406_is_final_and_no_answer_is_retried(
+    store: SqliteStore, ear: Ear, caller: Caller
+) -> None:
     ear.answers = [406]
     await store.api_state.set_webhook("example.com", "accepted", [ear.url, "http://127.0.0.1:9/"])
     caller.changed()
@@ -200,7 +202,9 @@ async def test_406_and_nobody_there(store: SqliteStore, ear: Ear, caller: Caller
         (None, 6, None),
     ],
 )
-def test_when_it_is_said_again(status: int | None, attempts: int, wait: timedelta | None) -> None:
+def test_next_webhook_call_follows_the_status_and_the_number_of_attempts(
+    status: int | None, attempts: int, wait: timedelta | None
+) -> None:
     expected = None if wait is None else NOW + wait
     assert next_try(status, attempts=attempts, now=NOW) == expected
 
@@ -219,7 +223,7 @@ def test_every_event_is_of_a_kind_that_can_be_asked_for(name: str, line: str, ki
     assert kind in webhook.NAMES
 
 
-def test_a_payload_is_json_whatever_the_event_tells() -> None:
+def test_payload_is_json_with_any_event() -> None:
     told = json.loads(payload('{"a":"\\u2028\\ud800"}', signing_key="ü", timestamp=1, token="t"))
     assert told["event-data"] == {"a": "\u2028\ud800"}
 

@@ -214,7 +214,7 @@ def test_a_field_that_comes_as_a_file_is_what_the_file_says():
     assert "junk" in refusal(checked_message, form(files=(File("junk", "x", "", b"x"),)))
 
 
-def test_beside_a_message_made_already_stands_what_the_python_client_sends_and_no_content():
+def test_mime_message_may_have_the_parameters_of_the_python_client_and_no_content():
     fields = (
         ("from", "a@b.example"),
         ("to", "b@d.example"),
@@ -228,7 +228,7 @@ def test_beside_a_message_made_already_stands_what_the_python_client_sends_and_n
         assert name in refusal(checked_mime, Form((*fields, (name, "x"))))
 
 
-def test_a_field_of_its_own_is_added_to_a_message_made_already_and_never_a_second_time():
+def test_own_field_is_added_to_a_mime_message_and_never_twice():
     asked = Form((("h:X-Order", "7"), ("h:Reply-To", "r@b.example")))
     message = HeaderSection(b"From: a@b.example\r\n")
     assert with_own_fields(asked, message).octets == (
@@ -342,7 +342,7 @@ def test_a_folded_value_arrives_as_it_would_unfold(value):
 @pytest.mark.parametrize(
     "value", ["a\r\nBcc: x@y.example", "a\nb", "a\rb", "a\0b", "x\r\n\r\nbody"]
 )
-def test_no_header_field_is_born_from_a_value(value):
+def test_value_cannot_begin_a_header_field(value):
     assert "h:X-A" in refusal(octets, ("h:X-A", value))
     assert "h:Reply-To" in refusal(octets, ("h:Reply-To", f"r@b.example{value[1:]}"))
 

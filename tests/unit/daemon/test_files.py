@@ -9,7 +9,7 @@ import pytest
 from relay.daemon.files import budget, files_needed, raise_limit
 
 
-def test_where_there_is_room_everybody_gets_what_was_asked() -> None:
+def test_shares_are_as_configured_where_files_are_enough() -> None:
     files = budget(2400, clients=1000, deliveries=200, queries=100)
     assert (files.clients, files.deliveries, files.queries, files.is_short) == (
         1000,
@@ -20,7 +20,7 @@ def test_where_there_is_room_everybody_gets_what_was_asked() -> None:
 
 
 @pytest.mark.parametrize("limit", [1024, 256, 100])
-def test_where_there_is_not_all_give_way_in_proportion(limit: int) -> None:
+def test_shares_shrink_in_proportion_where_files_are_few(limit: int) -> None:
     files = budget(limit, clients=1000, deliveries=200, queries=100, http=256)
     assert files.is_short
     assert min(files.clients, files.deliveries, files.queries, files.http) >= 1
@@ -29,7 +29,7 @@ def test_where_there_is_not_all_give_way_in_proportion(limit: int) -> None:
     assert files.clients >= files.deliveries >= files.queries
 
 
-def test_what_is_not_served_gets_no_share() -> None:
+def test_service_that_is_off_gets_no_share_of_the_files() -> None:
     assert budget(100, clients=1000, deliveries=200, queries=100).http == 0
 
 

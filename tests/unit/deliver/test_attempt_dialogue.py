@@ -55,7 +55,7 @@ async def test_each_recipient_gets_the_answer_it_was_given(rig, offers):
 
 
 @both
-async def test_those_that_were_busy_are_tried_at_the_next_host_and_nobody_else(rig, offers):
+async def test_only_recipients_refused_temporarily_are_tried_at_the_next_host(rig, offers):
     answers = rcpt(carol="450 4.2.1 busy", dave="550 5.1.1 no such user")
     await rig.mx(Script(offers=offers, starttls=CLEAR, replies=answers))
     second = await rig.mx(Script(offers=offers, starttls=CLEAR))
@@ -117,7 +117,7 @@ async def test_a_reply_is_judged_by_its_first_digit_and_its_stage(
 
 @pytest.mark.parametrize("verb", ["GREETING", "EHLO", "MAIL", "RCPT", "DATA"])
 @pytest.mark.parametrize("then", [Then.SILENCE, Then.CLOSE, Then.RESET])
-async def test_a_host_that_falls_silent_before_the_content_is_left_for_the_next(rig, verb, then):
+async def test_host_that_falls_silent_before_the_content_is_given_up_for_the_next(rig, verb, then):
     await rig.mx(script(**{verb: Action(None, then=then)}))
     second = await rig.mx(script())
     outcome = await rig.send(entry())
@@ -138,7 +138,7 @@ async def test_silence_of_the_last_host_defers(rig, verb, then):
 
 @pytest.mark.parametrize("then", [Then.SILENCE, Then.CLOSE, Then.RESET])
 @pytest.mark.parametrize("text", [None, b"garbage\r\n", b"354 go on\r\n"])
-async def test_without_an_answer_after_the_final_dot_the_message_is_in_doubt_and_tried_nowhere_else(
+async def test_message_without_a_reply_to_the_final_dot_is_in_doubt_and_tried_at_no_other_host(
     rig, then, text
 ):
     await rig.mx(script(CONTENT=Action(text, then=then)))
@@ -149,7 +149,7 @@ async def test_without_an_answer_after_the_final_dot_the_message_is_in_doubt_and
     assert second.connections == []
 
 
-async def test_no_connection_is_680(rig):
+async def test_failed_connection_has_code_680(rig):
     mx = await rig.mx()
     await mx.close()
     outcome = await rig.send(entry())
@@ -158,7 +158,7 @@ async def test_no_connection_is_680(rig):
     assert outcome.description == "mx1.dest.example [127.0.1.1]: Connection refused"
 
 
-async def test_the_last_word_is_the_reply_of_a_host_and_not_the_silence_of_another(rig):
+async def test_reply_of_a_host_decides_before_the_silence_of_another(rig):
     await rig.mx(script(MAIL="451 4.3.5 misconfigured"))
     gone = await rig.mx()
     await gone.close()
@@ -194,7 +194,7 @@ async def test_too_many_recipients_are_named_in_another_transaction(rig, offers)
     assert len(mx.connections) == 1
 
 
-async def test_a_host_that_takes_nobody_is_not_asked_for_ever(rig):
+async def test_host_that_refuses_every_recipient_is_not_asked_for_ever(rig):
     mx = await rig.mx(script(RCPT="452 4.2.2 mailbox full"))
     outcomes = await rig.deliver(entry(*THREE))
     assert {(type(o), o.status) for o in outcomes.values()} == {(Deferred, "4.2.2")}
@@ -222,7 +222,7 @@ async def test_a_host_that_closes_after_each_message_gets_the_rest_over_new_conn
     assert [len(message.forward_paths) for message in mx.messages] == [100, 100, 50]
 
 
-async def test_who_was_answered_is_not_named_again_over_a_new_connection(rig):
+async def test_recipient_with_a_reply_is_not_named_again_over_a_new_connection(rig):
     busy: dict[str, Answer] = {
         "RCPT <r0@dest.example>": "450 4.2.1 busy",
         "CONTENT": Action("250 2.0.0 OK", then=Then.CLOSE),
@@ -251,7 +251,7 @@ GARBAGE = {
 
 @pytest.mark.parametrize("verb", ["GREETING", "EHLO", "MAIL", "RCPT", "DATA"])
 @pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE.keys())
-async def test_what_is_no_reply_is_temporary(rig, verb, garbage):
+async def test_text_that_is_no_reply_defers(rig, verb, garbage):
     await rig.mx(script(**{verb: Action(garbage)}))
     outcome = await rig.send(entry())
     assert isinstance(outcome, Deferred)
@@ -279,9 +279,7 @@ async def test_a_reply_that_drips_is_read_within_the_time_of_one_reply(rig):
 
 @pytest.mark.parametrize("verb", ["EHLO", "MAIL", "RCPT", "DATA"])
 @both
-async def test_a_line_nobody_asked_for_is_never_taken_for_the_answer_to_the_next_command(
-    rig, verb, offers
-):
+async def test_unsolicited_line_is_never_taken_for_the_reply_to_the_next_command(rig, verb, offers):
     usual = {
         "EHLO": b"250-mx\r\n250 X\r\n",
         "MAIL": b"250 OK\r\n",
@@ -300,7 +298,7 @@ async def test_a_line_nobody_asked_for_is_never_taken_for_the_answer_to_the_next
     assert mx.messages == []
 
 
-async def test_a_host_that_answers_the_content_before_its_end_is_heard(rig):
+async def test_reply_before_the_end_of_the_content_is_read(rig):
     big = CONTENT + b"x" * 70 + b"\r\n" * 2_000_000
     mx = await rig.mx(script())
 
@@ -364,7 +362,7 @@ async def test_content_that_comes_in_pieces_arrives_as_it_is(rig):
     assert mx.messages[0].content == b"".join(pieces) + b"\r\n"
 
 
-async def test_half_a_message_never_looks_whole_when_our_store_fails(rig):
+async def test_half_a_message_never_looks_complete_when_the_store_fails(rig):
     mx = await rig.mx(
         Script(offers=PIPELINING, starttls=CLEAR, replies=rcpt(carol="550 5.1.1 no such user"))
     )
@@ -383,7 +381,7 @@ async def test_half_a_message_never_looks_whole_when_our_store_fails(rig):
     assert (mx.messages, second.connections) == ([], [])
 
 
-async def test_cancelled_before_the_final_dot_an_attempt_breaks_off(rig):
+async def test_attempt_cancelled_before_the_final_dot_breaks_off(rig):
     mx = await rig.mx(script(DATA=Action("354 go on", delay=5)))
     task = asyncio.create_task(rig.send(entry()))
     while not mx.connections or "DATA" not in mx.connections[0].verbs:
@@ -395,7 +393,7 @@ async def test_cancelled_before_the_final_dot_an_attempt_breaks_off(rig):
     assert mx.messages == []
 
 
-async def test_cancelled_after_the_final_dot_an_attempt_stays_for_the_answer(rig):
+async def test_attempt_cancelled_after_the_final_dot_waits_for_the_reply(rig):
     mx = await rig.mx(script(CONTENT=Action("250 2.0.0 taken at last", delay=0.3)))
     task = asyncio.create_task(rig.deliver(entry(*(f"r{n}@dest.example" for n in range(101)))))
     while not mx.connections or not mx.messages:
@@ -461,7 +459,7 @@ async def test_extensions_are_not_used_where_they_are_not_offered(rig):
         ),
     ],
 )
-async def test_what_a_host_cannot_take_is_not_sent(rig, offers, fields, status):
+async def test_message_that_a_host_cannot_take_is_not_sent(rig, offers, fields, status):
     mx = await rig.mx(Script(offers=offers, starttls=CLEAR))
     outcome = await rig.send(entry(**fields))
     assert isinstance(outcome, Bounced)
@@ -483,7 +481,9 @@ LESS_ABLE = [
 
 
 @pytest.mark.parametrize(("few", "fields", "enough", "status"), LESS_ABLE)
-async def test_what_one_host_cannot_take_goes_to_another_that_can(rig, few, fields, enough, status):
+async def test_message_that_one_host_cannot_take_goes_to_another_that_can(
+    rig, few, fields, enough, status
+):
     await rig.mx(Script(offers=few, starttls=CLEAR))
     able = await rig.mx(Script(offers=enough, starttls=CLEAR))
     outcome = await rig.send(entry(**fields))
@@ -494,7 +494,7 @@ async def test_what_one_host_cannot_take_goes_to_another_that_can(rig, few, fiel
 
 
 @pytest.mark.parametrize(("few", "fields", "enough", "status"), LESS_ABLE)
-async def test_what_no_host_can_take_is_returned_once_all_were_asked(
+async def test_message_that_no_host_can_take_bounces_after_all_were_tried(
     rig, few, fields, enough, status
 ):
     first = await rig.mx(Script(offers=few, starttls=CLEAR))
@@ -507,7 +507,7 @@ async def test_what_no_host_can_take_is_returned_once_all_were_asked(
 
 
 @pytest.mark.parametrize("order", [0, 1])
-async def test_what_one_host_cannot_take_waits_while_another_is_not_there(rig, order):
+async def test_message_that_one_host_cannot_take_waits_while_another_is_unreachable(rig, order):
     await rig.mx(Script(offers=("SIZE 10",), starttls=CLEAR))
     await (await rig.mx()).close()
     if order:
@@ -527,7 +527,7 @@ async def test_only_the_recipient_a_host_cannot_take_is_named_to_the_next(rig):
     assert second.messages[0].forward_paths == ("bøb@dest.example",)
 
 
-async def test_an_address_that_cannot_be_said_safely_is_said_to_no_other_host(rig):
+async def test_address_that_cannot_be_sent_safely_is_sent_to_no_other_host(rig):
     await rig.mx(script())
     second = await rig.mx(script())
     mail = entry()
@@ -561,7 +561,7 @@ async def test_a_large_message_is_converted_in_pieces(rig):
     assert len(content) <= said < 1.2 * len(content)
 
 
-async def test_content_of_many_empty_parts_keeps_nobody_else_waiting():
+async def test_content_of_many_empty_parts_delays_no_other_session():
     content = b"Content-Type: multipart/mixed; boundary=b\r\n\r\n" + b"--b\r\n\r\n" * 8000
     turns = 0
 
@@ -596,7 +596,7 @@ async def test_a_recipient_in_utf8_does_not_keep_the_others_from_their_mail(rig)
     assert mx.messages[0].forward_paths == ("carol@dest.example",)
 
 
-async def test_utf8_in_the_body_alone_asks_for_nothing_but_8bitmime(rig):
+async def test_utf8_in_the_body_alone_needs_only_8bitmime(rig):
     mx = await rig.mx(Script(offers=("8BITMIME",), starttls=CLEAR))
     mail = entry(smtputf8=True, eight_bit=True, content="Subject: a\r\n\r\nå\r\n".encode())
     assert isinstance(await rig.send(mail), Delivered)
@@ -613,7 +613,7 @@ async def test_utf8_in_the_body_alone_asks_for_nothing_but_8bitmime(rig):
     ],
 )
 @pytest.mark.parametrize("side", ["recipient", "sender"])
-async def test_an_address_that_could_be_two_commands_is_never_said(rig, address, side):
+async def test_address_that_could_be_two_commands_is_never_sent(rig, address, side):
     mx = await rig.mx(script())
     mail = entry()
     if side == "recipient":
@@ -627,7 +627,7 @@ async def test_an_address_that_could_be_two_commands_is_never_said(rig, address,
     assert b"evil" not in mx.connections[0].clear
 
 
-async def test_an_address_in_another_domain_than_was_authorised_is_never_said(rig):
+async def test_address_in_another_domain_than_was_authorised_is_never_sent(rig):
     mx = await rig.mx(script())
     mail = entry()
     mail = replace(mail, recipients=(replace(mail.recipients[0], address="bob@evil.example"),))

@@ -213,7 +213,7 @@ async def test_a_host_that_an_enforced_policy_names_has_to_be_verified(
 @pytest.mark.parametrize(("require", "skip"), SETTINGS)
 @pytest.mark.parametrize("kind", ["sts", "dane"])
 @pytest.mark.parametrize("met", HOSTS, ids=named)
-async def test_what_is_only_looked_at_changes_nothing_and_says_what_it_would_have_held(
+async def test_testing_floor_changes_nothing_and_says_what_it_would_have_held(
     rig, met: Met, kind: str, require: bool, skip: bool
 ):
     mx = await rig.mx(met.script, tlsa_bases=(NAME,))
@@ -418,7 +418,7 @@ async def test_a_route_of_the_operators_is_under_the_policy_of_its_host(rig):
         (DestinationRule(dane=FloorUse.IGNORE), ["sts dest.example"]),
     ],
 )
-async def test_what_the_operator_ignores_for_a_destination_is_not_looked_up_and_the_log_says_so(
+async def test_policy_ignored_for_a_destination_is_not_looked_up_and_the_log_says_so(
     rig, rule: DestinationRule, asked: list[str]
 ):
     mx = await rig.mx(Script(certificate=Kind.EXPIRED), tlsa_bases=(NAME,))

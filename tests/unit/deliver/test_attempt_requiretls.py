@@ -101,7 +101,7 @@ async def test_a_host_whose_name_is_not_sure_is_not_connected_to_and_a_pin_is_no
         (replace(PASSES_ON, starttls=StartTls.CLOSE), "5.7.10"),
     ],
 )
-async def test_a_host_that_fails_hears_nothing_of_the_message_and_it_is_returned_at_once(
+async def test_host_that_fails_gets_no_part_of_the_message_which_bounces_at_once(
     rig, script: Script, status: str
 ):
     mx = await rig.mx(script)
@@ -111,7 +111,7 @@ async def test_a_host_that_fails_hears_nothing_of_the_message_and_it_is_returned
     assert heard <= {"EHLO", "STARTTLS", "QUIT"}
 
 
-async def test_one_host_that_lacked_the_keyword_alone_says_so_for_all(rig):
+async def test_bounce_says_requiretls_not_offered_if_one_host_lacked_nothing_else(rig):
     await rig.mx()
     await rig.mx(Script(certificate=Kind.EXPIRED))
     named_by(rig, SIGNED)
@@ -120,7 +120,7 @@ async def test_one_host_that_lacked_the_keyword_alone_says_so_for_all(rig):
     assert "REQUIRETLS not offered" in outcome.description
 
 
-async def test_the_next_host_is_tried(rig):
+async def test_host_without_requiretls_is_passed_over_for_the_next(rig):
     await rig.mx()
     second = await rig.mx(PASSES_ON)
     named_by(rig, SIGNED)
@@ -129,7 +129,7 @@ async def test_the_next_host_is_tried(rig):
 
 
 @pytest.mark.parametrize("what", ["no connection", "TLSA", "busy", "route"])
-async def test_what_may_be_better_another_time_defers(rig, what: str):
+async def test_temporary_trouble_defers_requiretls_mail(rig, what: str):
     await rig.mx()
     published = Published()
     if what == "no connection":
@@ -149,7 +149,7 @@ async def test_what_may_be_better_another_time_defers(rig, what: str):
     assert isinstance(await rig.send(tagged()), Deferred)
 
 
-async def test_a_report_about_it_goes_with_the_keyword_where_that_is_offered_and_else_without(rig):
+async def test_report_about_requiretls_mail_has_the_keyword_only_where_it_is_offered(rig):
     mx = await rig.mx(PASSES_ON, Script())
     named_by(rig, BY_NOBODY)
     for _ in range(2):
@@ -161,7 +161,7 @@ async def test_a_report_about_it_goes_with_the_keyword_where_that_is_offered_and
     assert all(message.in_tls for message in mx.messages)
 
 
-async def test_a_report_about_it_never_goes_unverified(rig):
+async def test_report_about_requiretls_mail_never_goes_unverified(rig):
     mx = await rig.mx(Script(certificate=Kind.EXPIRED))
     named_by(rig, BY_NOBODY)
     outcome = await rig.send(tagged(reverse_path=""))
@@ -218,7 +218,7 @@ async def test_pins_stay_whatever_the_message_says(rig):
     assert mx.connections == []
 
 
-async def test_a_host_that_closes_after_the_greeting_is_no_reason_to_return_it(rig):
+async def test_host_that_closes_after_the_greeting_is_no_reason_to_bounce(rig):
     await rig.mx(replace(PASSES_ON, replies={"GREETING": Action(None, then=Then.CLOSE)}))
     named_by(rig, SIGNED)
     assert isinstance(await rig.send(tagged()), Deferred)

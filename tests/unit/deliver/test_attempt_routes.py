@@ -38,7 +38,7 @@ def words(said: bytes) -> str:
 )
 @pytest.mark.parametrize(("require", "skip"), WAYS)
 @pytest.mark.parametrize("mode", list(TlsMode))
-async def test_credentials_are_said_in_verified_tls_before_the_message(
+async def test_credentials_are_sent_in_verified_tls_before_the_message(
     rig, mechanisms, require, skip, mode
 ):
     script = Script(offers=(mechanisms, "PIPELINING"), implicit_tls=mode is TlsMode.IMPLICIT)
@@ -65,7 +65,7 @@ async def test_credentials_are_said_in_verified_tls_before_the_message(
         Script(implicit_tls=True, certificate=Kind.EXPIRED),
     ],
 )
-async def test_credentials_are_never_said_over_anything_else(rig, require, skip, script):
+async def test_credentials_are_never_sent_without_verified_tls(rig, require, skip, script):
     mode = TlsMode.IMPLICIT if script.implicit_tls else TlsMode.STARTTLS
     script = replace(script, offers=("AUTH PLAIN",))
     mx = await rig.mx(script, credentials=LOGIN, tls=mode)
@@ -143,9 +143,7 @@ def test_a_password_is_in_no_text_about_a_host():
         (Kind.EXPIRED, False, False, False),
     ],
 )
-async def test_where_tls_comes_first_nothing_is_ever_said_in_clear(
-    rig, kind, require, skip, delivered
-):
+async def test_implicit_tls_sends_nothing_in_clear(rig, kind, require, skip, delivered):
     mx = await rig.mx(Script(implicit_tls=True, certificate=kind), tls=TlsMode.IMPLICIT)
     outcome = await rig.send(entry(require=require, skip=skip))
     assert isinstance(outcome, Delivered) is delivered
@@ -160,16 +158,14 @@ async def test_where_tls_comes_first_nothing_is_ever_said_in_clear(
         assert (outcome.status, len(mx.connections)) == ("4.7.5", 1)
 
 
-async def test_a_host_that_talks_in_clear_where_tls_comes_first_is_not_believed(rig):
+async def test_clear_reply_on_a_port_with_implicit_tls_is_ignored(rig):
     mx = await rig.mx(Script(), tls=TlsMode.IMPLICIT)
     outcome = await rig.send(entry())
     assert (outcome.status, mx.messages) == ("4.7.5", [])
 
 
 @pytest.mark.parametrize("require", [False, True])
-async def test_a_host_that_takes_its_leave_at_starttls_gets_the_message_over_a_new_connection(
-    rig, require
-):
+async def test_host_that_closes_at_starttls_gets_the_message_over_a_new_connection(rig, require):
     said: list[list[str]] = []
     replies = {
         "EHLO": "250-mx\r\n250 STARTTLS",
@@ -214,7 +210,7 @@ async def test_a_refusal_inside_tls_that_speaks_of_tls_is_a_refusal(rig):
     assert outcome.status == "5.7.1"
 
 
-async def test_when_one_kept_connection_is_dead_the_others_to_that_host_are_let_go(rig):
+async def test_dead_kept_connection_closes_the_others_to_that_host(rig):
     dying = Script(
         starttls=StartTls.ABSENT,
         replies={

@@ -145,7 +145,7 @@ async def test_on_unverified_encrypted_still_goes_in_clear_where_there_is_no_tls
     assert "certificate has expired" in session.downgrade.error
 
 
-async def test_required_tls_walks_past_bad_hosts_to_a_good_one(rig):
+async def test_required_tls_passes_over_bad_hosts_to_a_good_one(rig):
     bad = [
         await rig.mx(Script(starttls=StartTls.ABSENT)),
         await rig.mx(Script(certificate=Kind.SELF_SIGNED)),
@@ -161,7 +161,7 @@ async def test_required_tls_walks_past_bad_hosts_to_a_good_one(rig):
         assert_nothing_of_the_message_in_clear(mx)
 
 
-async def test_where_no_host_will_do_every_hosts_reason_is_told(rig):
+async def test_deferral_names_the_reason_of_every_host(rig):
     await rig.mx(Script(starttls=StartTls.ABSENT))
     await rig.mx(Script(certificate=Kind.EXPIRED))
     outcome = await rig.send(entry(require=True))
@@ -273,7 +273,7 @@ async def test_any_answer_to_starttls_but_220_is_a_refusal(rig, reply, require, 
 
 
 @pytest.mark.parametrize(("require", "skip"), BOTH_WAYS)
-async def test_an_answer_to_starttls_that_is_none_spoils_the_connection(rig, require, skip):
+async def test_invalid_reply_to_starttls_spoils_the_connection(rig, require, skip):
     mx = await rig.mx(Script(replies_in_clear={"STARTTLS": "ready when you are"}))
     outcome = await rig.send(entry(require=require, skip=skip))
     if require:
@@ -287,7 +287,7 @@ async def test_an_answer_to_starttls_that_is_none_spoils_the_connection(rig, req
 
 
 @pytest.mark.parametrize("reply", ["550 5.1.1 no such user", "451 4.3.0 later"])
-async def test_what_is_refused_in_clear_says_why_it_was_in_clear(rig, reply):
+async def test_refusal_in_clear_says_why_the_session_was_in_clear(rig, reply):
     await rig.mx(Script(starttls=StartTls.ABSENT, replies={"RCPT": reply}))
     session = hop(await rig.send(entry()))
     assert not session.tls
@@ -303,7 +303,7 @@ async def test_after_a_host_that_wants_tls_in_clear_the_next_one_is_tried(rig):
     assert len(outcome.hosts) == 1
 
 
-async def test_what_was_put_into_the_clear_stream_before_the_handshake_counts_for_nothing(rig):
+async def test_octets_injected_before_the_handshake_are_discarded(rig):
     inject = b"250-evil\r\n250 PIPELINING\r\n250 2.1.0 OK\r\n250 2.1.5 OK\r\n354 go on\r\n250 2.0.0 taken\r\n"
     mx = await rig.mx(Script(inject=inject, offers_in_tls=("8BITMIME",)))
     outcome = await rig.send(entry(require=True))
@@ -313,7 +313,7 @@ async def test_what_was_put_into_the_clear_stream_before_the_handshake_counts_fo
     assert mx.connections[0].verbs == ["EHLO", "STARTTLS", "EHLO", "MAIL", "RCPT", "DATA"]
 
 
-async def test_only_what_is_offered_inside_tls_counts(rig):
+async def test_only_extensions_offered_inside_tls_count(rig):
     mx = await rig.mx(
         Script(offers=("PIPELINING", "SIZE 10", "DSN"), offers_in_tls=("SIZE 1000000",))
     )

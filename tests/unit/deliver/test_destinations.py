@@ -97,7 +97,7 @@ def test_a_destination_that_turns_away_the_only_connection_rests_and_is_worth_no
     assert world.room() == 1
 
 
-def test_it_is_worth_to_wait_where_it_has_just_served(world):
+def test_destination_that_has_just_served_is_worth_waiting_for(world):
     world.serve(1)
     [use] = world.uses(1)
     assert world.known.turned_away(use, kept=0)
@@ -156,7 +156,7 @@ def test_a_connection_that_was_reserved_is_had_once(world):
     assert not use.destination.uses
 
 
-def test_who_ends_a_connection_makes_room_known(world):
+def test_end_of_a_connection_reports_room(world):
     told: list[str] = []
     world.known.on_room = told.append
     for use in world.uses(2):
@@ -164,7 +164,7 @@ def test_who_ends_a_connection_makes_room_known(world):
     assert told == [HOST, HOST]
 
 
-def test_so_many_wait_in_memory_as_have_a_connection_soon(world):
+def test_entries_wait_in_memory_only_if_they_have_a_connection_soon(world):
     world.serve(20, seconds=0.01)
     assert world.known.patience(HOST) == 200
     world.uses(5)
@@ -172,7 +172,7 @@ def test_so_many_wait_in_memory_as_have_a_connection_soon(world):
     assert world.known.patience(HOST) == 20, "it hangs: those that take the next connections"
 
 
-def test_the_others_come_again_one_after_the_other_and_within_two_minutes(world):
+def test_entries_turned_away_return_one_after_the_other_within_two_minutes(world):
     world.uses(5)
     world.now += 10
     turns = [world.known.next_turn(HOST) for _ in range(200)]
@@ -217,5 +217,5 @@ def test_memory_for_destinations_is_bounded_and_those_in_use_stay(world):
         (Stage.GREETING, 554, "5.7.1 too many connections", False),
     ],
 )
-def test_which_replies_turn_a_connection_away(stage, code, text, is_load):
+def test_only_some_replies_turn_a_connection_away(stage, code, text, is_load):
     assert turns_away(Answer(stage, Reply(code, "", text))) is is_load

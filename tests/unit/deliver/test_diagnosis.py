@@ -33,7 +33,7 @@ def reply(text: str) -> Reply:
 
 
 @pytest.mark.parametrize("stage", ABOUT_THE_MESSAGE + ABOUT_US)
-def test_4yz_is_later_and_another_host_may_do(stage):
+def test_4yz_defers_and_another_host_may_be_tried(stage):
     answer = Answer(stage, reply("450 4.2.1 busy"))
     outcome = judge(answer, HOST)
     assert isinstance(outcome, Deferred)
@@ -44,7 +44,7 @@ def test_4yz_is_later_and_another_host_may_do(stage):
 
 
 @pytest.mark.parametrize("stage", ABOUT_THE_MESSAGE)
-def test_5yz_about_the_message_is_never(stage):
+def test_5yz_about_the_message_bounces(stage):
     answer = Answer(stage, reply("550 5.7.1 no"))
     outcome = judge(answer, HOST)
     assert isinstance(outcome, Bounced)
@@ -53,7 +53,7 @@ def test_5yz_about_the_message_is_never(stage):
 
 
 @pytest.mark.parametrize("stage", ABOUT_US)
-def test_5yz_about_us_or_the_host_is_later(stage):
+def test_5yz_about_us_or_the_host_defers(stage):
     answer = Answer(stage, reply("554 5.7.1 go away"))
     outcome = judge(answer, HOST)
     assert isinstance(outcome, Deferred)
@@ -80,7 +80,7 @@ def test_2yz_to_anything_else_delivers_nothing(stage):
 
 
 @pytest.mark.parametrize("stage", ALL_STAGES)
-def test_silence_is_later(stage):
+def test_silence_defers(stage):
     answer = Answer(stage, None, "no answer within 300 s")
     outcome = judge(answer, HOST)
     assert isinstance(outcome, Deferred)
@@ -93,7 +93,7 @@ def test_silence_is_later(stage):
 
 
 @pytest.mark.parametrize("code", [100, 334, 354])
-def test_what_is_no_answer_after_the_final_dot_leaves_it_in_doubt(code):
+def test_invalid_reply_to_the_final_dot_leaves_the_message_in_doubt(code):
     answer = Answer(Stage.FINAL_DOT, Reply(code, "", "hm"))
     outcome = judge(answer, HOST)
     assert isinstance(outcome, Deferred)
@@ -144,11 +144,11 @@ def test_452_and_552_to_rcpt_keep_the_meaning_of_their_enhanced_status(
 @pytest.mark.parametrize(
     ("text", "status"), [("550 no", "5.0.0"), ("450 no", "4.0.0"), ("550 4.1.1 no", "5.0.0")]
 )
-def test_without_an_enhanced_status_of_its_class_a_reply_has_the_general_one(text, status):
+def test_reply_without_an_enhanced_status_of_its_class_gets_the_general_one(text, status):
     assert judge(Answer(Stage.RCPT, reply(text)), HOST).status == status
 
 
-def test_our_own_trouble_is_nobodys_refusal():
+def test_trouble_of_the_relay_is_no_refusal_by_a_host():
     answer = Answer(Stage.CONTENT, None, "disk on fire", ours=True)
     outcome = judge(answer, HOST)
     assert isinstance(outcome, Deferred)
@@ -180,7 +180,7 @@ def test_a_refusal_that_asks_for_tls_is_known_by_its_words(text, demands):
     assert demands_tls(Answer(Stage.MAIL, reply(text))) is demands
 
 
-def test_silence_asks_for_nothing():
+def test_silence_does_not_demand_tls():
     assert not demands_tls(Answer(Stage.MAIL, None, "TLS required"))
 
 
@@ -197,7 +197,7 @@ def test_unmet_tls_says_so_and_may_be_made_final():
     assert (final.status, final.code, final.description) == ("5.7.4", 454, outcome.description)
 
 
-def test_what_a_host_cannot_take_bounces():
+def test_message_that_no_host_can_take_bounces():
     outcome = cannot_take(CannotBeSent("5.3.4", "takes 10 octets and no more"), HOST, None)
     assert (outcome.status, outcome.code) == ("5.3.4", Code.NONE)
     assert outcome.description == "mx.example [192.0.2.1] takes 10 octets and no more"

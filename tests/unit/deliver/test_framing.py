@@ -82,7 +82,7 @@ def test_bytes_that_are_no_text_are_kept_readable():
         b"250-" + b"x" * 1000 + b"\r\n",
     ],
 )
-def test_what_is_no_reply_is_garbled_before_it_takes_much_memory(garbage):
+def test_text_that_is_no_reply_is_garbled_before_it_takes_much_memory(garbage):
     reader = ReplyReader()
     with pytest.raises(Garbled):
         read(reader, *[garbage] * 100)
@@ -142,7 +142,7 @@ def test_nothing_in_the_content_looks_like_its_end_to_any_reader(texts):
 
 
 @given(st.lists(st.lists(st.text(alphabet="a.", max_size=4)), min_size=1))
-def test_what_the_host_undoes_is_what_was_given(pieces):
+def test_content_is_the_same_after_the_host_undoes_the_dots(pieces):
     content = b"".join(b"".join(line.encode() + b"\r\n" for line in piece) for piece in pieces)
     lines = stuffed(content).split(b"\r\n")[:-2]
     assert b"".join(line.removeprefix(b".") + b"\r\n" for line in lines) == content

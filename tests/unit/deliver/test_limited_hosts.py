@@ -215,7 +215,7 @@ async def test_a_host_without_a_greeting_holds_five_places_whatever_names_lead_t
     assert len(queue.settlements) == 20
 
 
-async def test_all_names_of_a_host_that_is_silent_hear_of_it(contexts):
+async def test_silence_of_a_host_counts_for_all_its_names(contexts):
     queue = fill(100, 100, "dead")
     async with LimitedHost(0, "silence") as dead:
         async with delivering(queue, lambda _: [at(dead)], contexts) as delivery:

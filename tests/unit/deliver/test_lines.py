@@ -29,7 +29,7 @@ def test_domains_take_turns_and_each_has_its_entries_in_order():
     assert order == ["Q0", "Q2", "Q1"]
 
 
-def test_classes_have_turns_of_their_own():
+def test_each_class_of_mail_has_its_own_turns():
     lines = Lines()
     lines.add(waiting(1, "a.example"), Rank.NEW)
     lines.add(waiting(2, "b.example"), Rank.PROVEN)
@@ -47,7 +47,7 @@ def test_a_line_has_the_best_rank_of_its_entries():
     assert (lines.waiting(Rank.NEW), lines.waiting(Rank.BULK)) == (3, 0)
 
 
-def test_who_comes_back_is_at_the_head_of_the_line_and_the_last_leave_first():
+def test_returned_entry_is_first_in_its_line_and_the_last_entry_leaves_first():
     lines = Lines()
     for number in (1, 2, 3):
         lines.add(waiting(number, "a.example"), Rank.NEW)
@@ -56,7 +56,7 @@ def test_who_comes_back_is_at_the_head_of_the_line_and_the_last_leave_first():
     assert [one.message.queue_id for one in lines.pop_all("a.example")] == ["Q0", "Q1"]
 
 
-def test_what_a_domain_leads_to_is_known_for_a_while():
+def test_destination_of_a_domain_is_remembered_for_a_while():
     lines = Lines()
     lines.add(waiting(1, "a.example"), Rank.NEW)
     lines.bind("a.example", ("[192.0.2.1]:25",), until=10)

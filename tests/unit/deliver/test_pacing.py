@@ -69,7 +69,7 @@ def test_attempts_that_began_together_are_one_silence():
     assert pace.suspended_until == NOW + 5 * MINUTE
 
 
-def test_silence_is_not_believed_where_the_destination_answered_somebody_since():
+def test_silence_does_not_count_where_the_destination_has_answered_since():
     pace = pacing.answered(Pace(in_flight=2), most=20, now=NOW)
     pace = pacing.unanswered(pace, SILENCE, begun=NOW - MINUTE, now=NOW + MINUTE, schedule=SCHEDULE)
     assert not pacing.is_suspended(pace, now=NOW + MINUTE)
@@ -112,7 +112,7 @@ BUSY = Deferred("4.3.2", 421, "shutting down", session=SESSION)
         ([SILENCE, BUSY], 0),
     ],
 )
-def test_what_an_attempt_tells_about_a_silent_destination(outcomes, silences):
+def test_result_of_an_attempt_shows_whether_a_destination_is_silent(outcomes, silences):
     pace = pacing.began(silent(NEW))
     begun, now = NOW + 6 * MINUTE, NOW + 7 * MINUTE
     after = pacing.learned(pace, outcomes, begun=begun, now=now, most=20, schedule=SCHEDULE)
@@ -141,7 +141,7 @@ def test_what_an_attempt_tells_about_a_silent_destination(outcomes, silences):
         ([SILENCE, Deferred("4.2.1", 450, "busy", session=SESSION)], False),
     ],
 )
-def test_only_what_no_message_could_help_is_silence(outcomes, is_silent):
+def test_only_a_failure_that_no_message_causes_is_silence(outcomes, is_silent):
     assert (pacing.silence_in(outcomes) is not None) is is_silent
 
 
@@ -160,7 +160,7 @@ ENDS = st.lists(
 
 
 @given(ENDS)
-def test_whatever_happens_a_destination_gets_a_turn_again_and_never_more_than_its_share(ends):
+def test_destination_always_gets_a_turn_again_and_never_more_than_its_share(ends):
     pace, at = NEW, NOW
     for end, seconds in ends:
         begun = at

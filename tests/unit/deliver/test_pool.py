@@ -28,7 +28,7 @@ async def test_one_connection_serves_one_message_after_the_other(rig):
     assert mx.connections[0].verbs.count("STARTTLS") == 1
 
 
-async def test_each_message_says_how_the_connection_it_rode_on_came_to_be_in_clear(rig):
+async def test_each_message_says_why_its_connection_was_in_clear(rig):
     mx = await rig.mx(Script(certificate=Kind.EXPIRED))
     first, second = await rig.send(entry()), await rig.send(entry())
     assert first.session.downgrade == second.session.downgrade is not None
@@ -44,7 +44,7 @@ async def test_only_messages_with_the_same_needs_share_a_connection(rig, first, 
     assert len(mx.connections) == (1 if first == second else 2)
 
 
-async def test_a_message_that_requires_tls_never_rides_on_a_connection_made_in_clear(rig):
+async def test_message_that_requires_tls_never_uses_a_connection_made_in_clear(rig):
     mx = await rig.mx(CLEAR, CLEAR)
     assert isinstance(await rig.send(entry("carol@dest.example")), Delivered)
     await asyncio.sleep(0.2)
@@ -54,7 +54,7 @@ async def test_a_message_that_requires_tls_never_rides_on_a_connection_made_in_c
     assert all(b"bob" not in connection.clear for connection in mx.connections)
 
 
-async def test_a_clear_connection_is_not_even_lent_by_mistake(rig):
+async def test_pool_never_lends_a_clear_connection_for_tls(rig):
     """The guard behind the key: the connection itself refuses."""
     await rig.mx(CLEAR)
     await rig.send(entry())
@@ -83,7 +83,7 @@ async def test_a_connection_whose_host_lost_the_thread_is_not_kept(rig, offers, 
     assert len(mx.connections) == 2
 
 
-async def test_hosts_do_not_share_though_their_names_do(rig):
+async def test_hosts_with_the_same_name_share_no_connection(rig):
     one, other = await rig.mx(name="mx.dest.example"), await rig.mx(name="mx.dest.example")
     await rig.send(entry())
     rig.hosts.reverse()
@@ -91,7 +91,7 @@ async def test_hosts_do_not_share_though_their_names_do(rig):
     assert [len(one.connections), len(other.connections)] == [1, 1]
 
 
-async def test_names_do_not_share_though_their_address_does(rig):
+async def test_names_with_the_same_address_share_no_connection(rig):
     mx = await rig.mx(name="mx.dest.example")
     await rig.send(entry(require=True))
     rig.hosts[:] = [replace(rig.hosts[0], name="mx.other.example")]
@@ -158,7 +158,7 @@ async def test_a_kept_connection_that_the_host_closed_is_not_used(rig):
     assert len(mx.connections) == 2
 
 
-async def test_what_a_host_says_to_an_idle_connection_is_no_answer_to_the_next_message(rig):
+async def test_text_on_an_idle_connection_is_no_reply_to_the_next_message(rig):
     mx = await rig.mx(CLEAR)
     await rig.send(entry())
     for wire in list(mx._wires):
@@ -200,7 +200,7 @@ async def test_a_connection_does_not_last_for_ever(rig, limits):
     assert mx.connections[0].closed
 
 
-async def test_where_all_places_are_taken_the_connection_that_idled_longest_makes_room(rig):
+async def test_connection_that_idled_longest_is_closed_where_all_places_are_taken(rig):
     hosts = [await rig.mx(name=f"mx{number}.dest.example") for number in range(3)]
     rig.limits = replace(rig.limits, connections=2)
     routes = list(rig.hosts)

@@ -68,14 +68,14 @@ async def test_a_certificate_that_does_not_verify_is_shown_with_the_reason(rig, 
     ]
 
 
-async def test_a_host_without_tls(rig):
+async def test_probe_of_a_host_without_tls_reports_none(rig):
     report = await look(rig, Script(starttls=StartTls.ABSENT))
     assert (report.tls_offered, report.tls_version, report.certificate) == (False, None, None)
     assert sends(report) == [True, True, False, False]
     assert {verdict.forecast.situation for verdict in report.verdicts} == {Situation.NOT_OFFERED}
 
 
-async def test_a_host_of_old_tls_is_good_only_for_who_neither_requires_nor_looks(rig):
+async def test_host_with_old_tls_is_good_only_without_requirement_and_verification(rig):
     report = await look(rig, TLS_1_0_ONLY)
     assert (report.tls_offered, report.verified, report.tls_version) == (True, False, "TLSv1")
     assert [v.forecast.situation is Situation.SECURED for v in report.verdicts] == [
@@ -93,7 +93,7 @@ async def test_a_host_whose_handshake_fails_offers_tls_all_the_same(rig):
     assert "handshake failed" in report.why_not_verified
 
 
-async def test_a_host_where_tls_comes_first(rig):
+async def test_probe_of_a_host_with_implicit_tls_reports_tls(rig):
     report = await look(
         rig, Script(implicit_tls=True, certificate=Kind.EXPIRED), tls=TlsMode.IMPLICIT
     )
@@ -108,7 +108,7 @@ async def test_a_host_where_tls_comes_first(rig):
         (Action(None, then=Then.CLOSE), "closed the conn"),
     ],
 )
-async def test_a_host_that_will_not_talk_is_trouble(rig, greeting, told):
+async def test_host_that_does_not_talk_is_trouble(rig, greeting, told):
     report = await look(rig, Script(replies={"GREETING": greeting}))
     assert told in report.trouble
     assert report.verdicts == ()

@@ -108,7 +108,7 @@ async def test_drain_helper_waits_in_drain_waiters_until_writing_goes_on(wire: C
     assert not wire._drain_waiters
 
 
-async def test_reply_wakes_who_waits_to_write_without_saying_that_there_is_room(
+async def test_reply_wakes_a_waiting_writer_although_there_is_no_room(
     host: Host, wire: ClientProtocol
 ):
     wire.pause_writing()

@@ -40,7 +40,7 @@ def made(about: Report, rules: PolicyRules | None = None) -> NewMessage:
     )
 
 
-def test_a_dsn_goes_from_nobody_to_the_sender():
+def test_dsn_goes_from_the_null_reverse_path_to_the_sender():
     new = made(report())
     assert (new.message.reverse_path, new.message.origin, new.message.arrived) == ("", "dsn", NOW)
     [recipient] = new.recipients

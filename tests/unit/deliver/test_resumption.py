@@ -64,7 +64,7 @@ WAYS = [(False, False), (False, True), (True, False), (True, True)]
 
 @pytest.mark.parametrize("first", WAYS)
 @pytest.mark.parametrize("second", WAYS)
-async def test_other_needs_shake_hands_anew(one_by_one, handshakes, first, second):
+async def test_other_tls_needs_make_a_full_handshake(one_by_one, handshakes, first, second):
     await one_by_one.mx(RESUMES)
     for require, skip in (first, second):
         assert isinstance(await one_by_one.send(entry(require=require, skip=skip)), Delivered)
@@ -91,7 +91,7 @@ async def test_a_session_is_not_offered_under_another_name(one_by_one, handshake
     assert (await one_by_one.send(entry(require=True))).status == "4.7.5"
 
 
-async def test_a_host_that_stumbles_over_resumption_is_asked_again_without(one_by_one, monkeypatch):
+async def test_host_that_fails_at_resumption_is_tried_again_without(one_by_one, monkeypatch):
     await one_by_one.mx(RESUMES)
     assert isinstance(await one_by_one.send(entry()), Delivered)
     finish = ssl.SSLObject.do_handshake

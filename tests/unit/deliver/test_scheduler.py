@@ -120,7 +120,7 @@ async def eventually(condition: Callable[[], bool], *, within: float = 20) -> No
             await asyncio.sleep(0.005)
 
 
-async def test_what_is_due_is_delivered_and_told(queue):
+async def test_due_mail_is_delivered_and_logged(queue):
     queue.add("Q1", "b@b.example", "c@b.example", "d@d.example")
     attempts = Attempts()
     async with running(queue, attempts):
@@ -142,7 +142,7 @@ async def test_mail_that_arrives_is_tried_at_once(queue):
         await queue.until(1)
 
 
-async def test_an_alarm_that_rings_a_moment_before_the_hour_is_set_again(queue):
+async def test_timer_that_fires_a_moment_early_is_set_again(queue):
     # Timers and the wall clock are two clocks, and a loop rounds its timers: uvloop's to
     # milliseconds.
     began = datetime.now(UTC)
@@ -315,7 +315,7 @@ async def test_concurrency_holds_in_all_and_for_each_destination(queue):
     assert queue.most_claimed <= 40
 
 
-async def test_a_dead_destination_is_tried_a_few_times_and_then_left_alone(queue):
+async def test_dead_destination_is_tried_a_few_times_and_then_waits(queue):
     for n in range(300):
         queue.add(f"D{n}", f"{n}@dead.example")
     attempts = Attempts(lambda entry: SILENCE)
@@ -366,7 +366,7 @@ async def test_two_thousand_that_wait_for_a_policy_do_not_delay_one_for_another(
         await queue.until(1)
 
 
-async def test_after_the_silence_one_attempt_looks_and_an_answer_lets_all_go(queue):
+async def test_one_attempt_ends_a_silence_and_an_answer_releases_the_other_mail(queue):
     is_dead = True
     for n in range(40):
         queue.add(f"D{n}", f"{n}@dead.example")
@@ -395,7 +395,7 @@ async def test_the_operator_can_ask_for_a_silent_destination_to_be_tried(queue):
         await eventually(lambda: len(attempts.made) == 2)
 
 
-async def test_mail_too_old_ends_though_its_destination_is_silent(queue):
+async def test_expired_mail_bounces_although_its_destination_is_silent(queue):
     """With thousands queued for a dead host nobody would live to see a try of his own."""
     arrived = datetime.now(UTC) - timedelta(days=6)
     queue.add("D1", "1@dead.example")
@@ -499,7 +499,7 @@ async def test_a_bounce_and_its_report_commit_together(queue):
     assert report.message.queue_id != "Q1"
 
 
-async def test_a_bounce_of_a_bounce_is_nobodys(queue):
+async def test_bounce_that_bounces_is_reported_to_nobody(queue):
     queue.add("Q1", "b@b.example", sender="", origin="dsn")
     async with running(queue, Attempts(lambda entry: NOBODY)):
         await queue.until(1)
@@ -530,7 +530,7 @@ async def test_rules_that_became_stricter_hold_for_mail_that_waits(queue):
     assert queue.settlements[0].changes[0].recipient.settings.require_tls == wanted
 
 
-async def test_rules_that_became_laxer_do_not(queue):
+async def test_rules_that_became_looser_do_not_hold_for_mail_that_waits(queue):
     stored = TlsSettings(
         Setting(True, Source.DOMAIN, "a.example"), Setting(False, Source.DEFAULT, "default")
     )
@@ -606,7 +606,7 @@ async def test_draining_ends_though_the_store_is_in_trouble(queue, caplog):
     assert "will be tried anew after a restart" in caplog.text
 
 
-async def test_draining_what_never_ran_ends_at_once(queue):
+async def test_drain_of_a_scheduler_that_never_ran_ends_at_once(queue):
     scheduler = make(queue, Attempts())
     await scheduler.drain(timedelta(seconds=5))
     await scheduler.run()

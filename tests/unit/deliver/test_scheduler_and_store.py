@@ -135,7 +135,7 @@ async def names(store: SqliteStore) -> Counter[str]:
     return Counter(stored.event.name for stored in await store.events_after(0))
 
 
-async def test_everything_accepted_is_delivered_once_and_told_once(store):
+async def test_accepted_mail_is_delivered_once_and_logged_once(store):
     attempts = Attempts(lambda entry: OK)
     async with running(store, attempts):
         await asyncio.gather(
@@ -177,7 +177,7 @@ async def test_a_bounce_is_reported_to_its_sender_by_a_message_in_the_same_queue
 
 
 @pytest.mark.parametrize("verb", ["hold", "remove"])
-async def test_the_operator_reaches_what_waits_for_its_turn(store, verb):
+async def test_operator_can_change_mail_that_waits_for_its_turn(store, verb):
     attempts = Attempts(lambda entry: OK)
     attempts.gates["b.example"] = asyncio.Event()
     async with running(store, attempts):
@@ -195,7 +195,7 @@ async def is_settled(store: SqliteStore) -> bool:
     return not counts[State.QUEUED] and not counts[State.DEFERRED]
 
 
-async def test_rules_that_became_stricter_are_stored_with_what_waits(store):
+async def test_rules_that_became_stricter_are_stored_with_mail_that_waits(store):
     attempts = Attempts(lambda entry: BUSY)
     await accept(store, "b@b.example")
     async with running(store, attempts, PolicyRules(default=TlsRule(require_tls=True))):
@@ -204,7 +204,7 @@ async def test_rules_that_became_stricter_are_stored_with_what_waits(store):
     assert entry.settings.require_tls.value
 
 
-async def test_what_a_stopped_scheduler_left_is_taken_up_by_the_next(store):
+async def test_mail_of_a_stopped_scheduler_is_delivered_by_the_next(store):
     attempts = Attempts(lambda entry: OK)
     attempts.gates["b.example"] = asyncio.Event()
     for n in range(60):

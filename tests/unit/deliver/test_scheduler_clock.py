@@ -103,7 +103,7 @@ async def test_deferred_mail_is_tried_again_though_the_clock_was_set(store, answ
     ],
 )
 @pytest.mark.parametrize("restarts", [True, False])
-async def test_what_a_sender_wants_sent_later_keeps_its_time_and_what_we_put_off_does_not(
+async def test_scheduled_mail_keeps_its_time_and_deferred_mail_does_not(
     tmp_path, wanted, put_off, due, restarts
 ) -> None:
     now = datetime.now(UTC)
@@ -129,7 +129,7 @@ async def test_what_a_sender_wants_sent_later_keeps_its_time_and_what_we_put_off
     await store.close()
 
 
-async def test_a_message_that_cannot_be_read_keeps_no_other_waiting_for_the_clock(tmp_path) -> None:
+async def test_message_that_cannot_be_read_delays_no_other_after_a_clock_change(tmp_path) -> None:
     now = datetime.now(UTC)
     store = await SqliteStore.open(tmp_path, now=now)
     damaged, whole = (

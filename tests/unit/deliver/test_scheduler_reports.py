@@ -168,7 +168,7 @@ async def test_a_report_waits_for_the_first_attempts_elsewhere(store):
     assert hosts.told_about() == [["1@b.example", "2@slow.example"]]
 
 
-async def test_a_report_waits_only_so_long(store):
+async def test_report_waits_no_longer_than_its_window(store):
     hosts = Hosts(b=NOBODY, slow=NOBODY)
     hosts.gates["slow.example"] = asyncio.Event()
     async with running(store, hosts, patience=timedelta(seconds=0.3)):
@@ -196,7 +196,7 @@ async def test_a_report_does_not_wait_for_a_destination_that_is_silent(store):
         await reports(hosts, 1)
 
 
-async def test_what_a_stop_kept_from_being_told_is_told_at_the_next_start(store):
+async def test_report_that_a_stop_prevented_is_sent_at_the_next_start(store):
     hosts = Hosts(b=NOBODY, slow=BUSY)
     hosts.gates["slow.example"] = asyncio.Event()
     async with running(store, hosts):
@@ -247,7 +247,7 @@ async def test_a_message_that_ends_in_three_domains_is_one_delay_notice_and_one_
         assert await is_empty(store)
 
 
-async def test_what_fails_in_a_later_round_is_one_report(store):
+async def test_failures_of_a_later_round_are_one_report(store):
     hosts = Hosts(b=BUSY, c=BUSY, d=BUSY)
     async with running(store, hosts, schedule=schedule_of(0.5, warn_after=60, lifetime=120)):
         await accept(store, "1@b.example", "2@c.example", "3@d.example")
@@ -258,7 +258,7 @@ async def test_what_fails_in_a_later_round_is_one_report(store):
         assert await is_empty(store)
 
 
-async def test_what_fails_while_others_take_longer_is_a_report_of_each_kind(store):
+async def test_failures_while_other_attempts_take_longer_are_one_report_of_each_kind(store):
     hosts = Hosts(b=BUSY, c=BUSY, d=BUSY)
     async with running(store, hosts, schedule=schedule_of(60, warn_after=0.5, lifetime=120)):
         await accept(store, "1@b.example", "2@c.example", "3@d.example")
@@ -271,7 +271,7 @@ async def test_what_fails_while_others_take_longer_is_a_report_of_each_kind(stor
     ]
 
 
-async def test_a_delay_notice_that_a_stop_kept_is_sent_at_the_next_start_and_once(store):
+async def test_delay_notice_that_a_stop_prevented_is_sent_once_at_the_next_start(store):
     hosts = Hosts(b=BUSY, slow=BUSY)
     schedule = schedule_of(60, warn_after=0.3, lifetime=120)
     async with running(store, hosts, schedule=schedule):
@@ -298,7 +298,7 @@ async def test_a_report_is_as_well_protected_as_any_recipient_it_tells_about(sto
     assert [settings.require_tls.value for settings in hosts.settings] == [True]
 
 
-async def test_all_that_nobody_was_left_to_tell_is_told_at_the_next_start(store, monkeypatch):
+async def test_all_pending_reports_are_sent_at_the_next_start(store, monkeypatch):
     """A crash came between the results and the report; and it is more than one look at the store
     finds.
     """

@@ -53,7 +53,7 @@ def test_text_becomes_quoted_printable_and_the_label_says_so():
     )
 
 
-def test_anything_else_becomes_base64():
+def test_part_that_is_no_text_becomes_base64():
     head = MIME + "content-type: application/xml\r\n"
     assert (
         converted(f"{head}content-transfer-encoding: BINARY\r\n\r\n<ü>\r\n\r\n")
@@ -61,7 +61,7 @@ def test_anything_else_becomes_base64():
     )
 
 
-def test_a_message_that_knows_nothing_of_mime_is_told():
+def test_converted_message_without_mime_fields_gets_them():
     assert converted("Subject: x\r\n\r\nGrüße\r\n".encode("latin-1")) == (
         b"Subject: x\r\nMIME-Version: 1.0\r\nContent-Type: text/plain; charset=unknown-8bit\r\n"
         b"Content-Transfer-Encoding: quoted-printable\r\n\r\nGr=FC=DFe\r\n"
@@ -138,12 +138,12 @@ def test_a_line_of_any_length_comes_out_in_lines_of_76():
         (f"{MIME}Content-Type: message/rfc822\r\n\r\nDKIM-Signature: v=1\r\n\r\nå\r\n", "signed"),
     ],
 )
-def test_what_would_be_harmed_is_returned_instead(content, why):
+def test_message_that_conversion_would_damage_bounces(content, why):
     with pytest.raises(NotConvertible, match=why):
         survey(content.encode())
 
 
-def test_what_is_signed_stays_when_only_its_neighbour_needs_a_conversion():
+def test_signed_part_stays_when_only_another_part_needs_a_conversion():
     signed = "Content-Type: multipart/signed; boundary=s\r\n\r\n--s\r\n\r\na = b \r\n--s--\r\n"
     content = f"{MIME}Content-Type: multipart/mixed; boundary=m\r\n\r\n--m\r\n{signed}--m\r\n\r\nå\r\n--m--\r\n"
     out = converted(content)
@@ -275,7 +275,7 @@ def test_a_walk_tells_all_of_any_content_however_it_is_cut(content, step):
 )
 @example(b"Content-Type: message/rfc822\r\nContent-Transfer-Encoding: 8bit", 30)
 @given(CONTENT, st.integers(1, 30))
-def test_whatever_is_converted_is_ascii_and_does_not_depend_on_the_cut(content, step):
+def test_converted_content_is_ascii_and_does_not_depend_on_the_cut(content, step):
     try:
         whole = converted(content)
     except NotConvertible:

@@ -214,7 +214,9 @@ async def test_another_address_is_tried_where_one_takes_no_connection(web: Web) 
         ([], "has no address"),
     ],
 )
-async def test_a_policy_host_that_cannot_be_found(web: Web, answer: Any, words: str) -> None:
+async def test_policy_host_without_an_address_gives_no_policy(
+    web: Web, answer: Any, words: str
+) -> None:
     web.dns.hosts = {NAME: answer}
     found = await web.fetcher(9).fetch("example.net")
     assert isinstance(found, FetchFailed)

@@ -43,7 +43,7 @@ def last(*said: tuple[Host, Deferred | Bounced], **options):
     return tally(*said, **options).outcomes()[0]
 
 
-def test_what_is_settled_leaves_and_keeps_what_the_others_had_said():
+def test_settled_recipient_is_no_longer_pending_and_keeps_the_lines_about_hosts():
     made = tally((ONE, BUSY))
     made.settle(TWO, 0, TAKEN)
     assert made.pending == ()
@@ -84,7 +84,7 @@ def test_unmet_tls_alone_bounces_where_that_is_wanted():
     assert isinstance(last((ONE, UNMET_5), (TWO, REFUSED), bounce_unmet=True), Bounced)
 
 
-def test_any_other_trouble_makes_it_temporary():
+def test_any_other_trouble_makes_unmet_tls_temporary():
     for other in (SILENT, LOST, BUSY):
         assert isinstance(last((ONE, UNMET), (TWO, other), bounce_unmet=True), Deferred)
         assert isinstance(last((ONE, other), (TWO, UNMET), bounce_unmet=True), Deferred)
@@ -101,7 +101,7 @@ def test_a_host_that_insists_on_tls_in_clear_is_no_reason_to_return_a_message(co
     assert isinstance(last((ONE, insists), (TWO, UNMET), bounce_unmet=True), kind)
 
 
-def test_who_was_settled_is_pending_no_more():
+def test_settled_recipient_is_no_longer_pending():
     mail = entry("a@d.example", "b@d.example")
     made = Tally(mail.recipients)
     made.settle(ONE, 0, TAKEN)
@@ -114,7 +114,7 @@ def test_an_address_that_is_not_connected_to_is_told_and_is_no_trouble():
     assert outcome.hosts == ("mx0.example: 10.0.0.1 is private",)
 
 
-def test_what_no_host_can_take_is_returned_by_the_last_ones_word():
+def test_message_that_no_host_can_take_bounces_with_the_status_of_the_last_host():
     outcome = last((ONE, TOO_BIG), (TWO, NO_UTF8))
     assert isinstance(outcome, Bounced)
     assert (outcome.status, outcome.hosts) == (
@@ -123,7 +123,7 @@ def test_what_no_host_can_take_is_returned_by_the_last_ones_word():
     )
 
 
-def test_what_one_host_cannot_take_waits_for_another_that_may():
+def test_message_that_one_host_cannot_take_waits_for_another_that_may():
     for other in (SILENT, LOST, BUSY, UNMET):
         assert last((ONE, TOO_BIG), (TWO, other)).status == other.status
         assert last((ONE, other), (TWO, TOO_BIG)).status == other.status
@@ -161,7 +161,7 @@ def test_tlsa_records_that_are_not_known_are_a_dns_failure_and_return_no_mail():
     assert outcome.policy == mismatch.policy
 
 
-def test_only_unmet_tls_of_who_is_still_pending_is_unmet_by_a_policy():
+def test_only_unmet_tls_of_a_pending_recipient_is_unmet_by_a_policy():
     failed = by_policy(PolicyResult.EXPIRED)
     made = tally((ONE, failed))
     assert made.is_unmet_by_policy
@@ -172,7 +172,7 @@ def test_only_unmet_tls_of_who_is_still_pending_is_unmet_by_a_policy():
     assert not tally((ONE, replace(BUSY, policy=failed.policy))).is_unmet_by_policy
 
 
-def test_what_begins_anew_forgets_what_the_hosts_had():
+def test_new_round_forgets_the_results_of_the_hosts():
     made = tally((ONE, by_policy(PolicyResult.DNSSEC_INVALID, PolicyType.TLSA)), bounce_unmet=True)
     made.begin_anew()
     made.go_on(ONE, 0, UNMET)

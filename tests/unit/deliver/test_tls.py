@@ -22,7 +22,7 @@ def context(
 
 
 @pytest.mark.parametrize("require", [False, True])
-def test_a_verifying_context_looks_at_chain_date_and_name(require):
+def test_verifying_context_checks_chain_dates_and_name(require):
     made = context(require, skip=False)
     assert made.verify_mode is ssl.CERT_REQUIRED
     assert made.check_hostname
@@ -35,13 +35,13 @@ def test_the_flags_do_not_change_with_the_python_that_runs_us():
 
 
 @pytest.mark.parametrize("require", [False, True])
-def test_a_context_that_does_not_verify_looks_at_nothing(require):
+def test_context_that_does_not_verify_accepts_any_certificate(require):
     made = context(require, skip=True)
     assert made.verify_mode is ssl.CERT_NONE
     assert not made.check_hostname
 
 
-def test_old_tls_is_for_where_nobody_looks_and_none_is_the_alternative():
+def test_old_tls_is_allowed_only_where_clear_text_is_the_alternative():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         assert context(False, True).minimum_version is ssl.TLSVersion.TLSv1
@@ -90,5 +90,5 @@ def test_contexts_are_built_once_for_the_same_needs():
         ("", None),
     ],
 )
-def test_the_name_that_is_sent_and_verified(name, sent):
+def test_server_name_is_the_name_of_the_host_without_a_final_dot(name, sent):
     assert server_name(name) == sent

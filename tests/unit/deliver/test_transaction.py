@@ -53,7 +53,7 @@ def test_nothing_is_asked_of_a_host_that_offers_nothing():
     )
 
 
-def test_the_null_reverse_path_is_said_as_such():
+def test_null_reverse_path_is_sent_as_empty_brackets():
     assert lines(entry(reverse_path=""), NO_EXTENSIONS)[0][0] == "MAIL FROM:<>"
 
 
@@ -83,7 +83,7 @@ def test_the_size_is_compared_before_anything_is_said():
     assert lines(entry(size_bytes=101), offers) == (None, {0: "5.3.4"})
 
 
-def test_smtputf8_is_said_where_it_is_needed_and_only_there():
+def test_smtputf8_is_sent_only_where_it_is_needed():
     assert "SMTPUTF8" not in lines(entry(smtputf8=True), ALL)[0][0]
     assert "SMTPUTF8" in lines(entry("å@dest.example"), ALL)[0][0]
     assert "SMTPUTF8" in lines(entry(reverse_path="å@b.example"), ALL)[0][0]
@@ -114,7 +114,7 @@ def test_smtputf8_is_said_where_it_is_needed_and_only_there():
         ("", False),
     ],
 )
-def test_an_address_is_said_as_it_is_or_not_at_all(address, sayable):
+def test_address_is_sent_unchanged_or_not_at_all(address, sayable):
     mail = entry()
     mail = replace(mail, recipients=(replace(mail.recipients[0], address=address),))
     said, unsendable = lines(mail, ALL)
@@ -130,7 +130,7 @@ def test_a_domain_in_another_script_is_the_same_domain():
     assert lines(mail, ALL)[0][1] == ["RCPT TO:<bob@bücher.example>"]
 
 
-def test_only_those_that_cannot_be_asked_for_are_left_out():
+def test_only_recipients_that_cannot_be_named_are_left_out():
     said, unsendable = lines(
         entry("å@dest.example", "bob@dest.example"), replace(ALL, smtputf8=False)
     )

@@ -134,7 +134,7 @@ SMUGGLED = b"=?utf-8?q?a=0d=0aRCPT_TO=3a=3cv=40evil.example=3e?="
         b"<\xff@b.example>",
     ],
 )
-def test_what_is_not_strictly_an_address_is_refused(path):
+def test_invalid_address_is_refused(path):
     with pytest.raises(AddressError) as refused:
         parse_path(path, smtputf8=False)
     assert refused.value.status in {"5.1.3", "5.6.7"}
@@ -295,7 +295,7 @@ def test_spellings_of_one_domain_are_equal(given_text, normal):
         "１２７.0.0.1",
     ],
 )
-def test_what_is_no_domain_is_refused(text):
+def test_invalid_domain_is_refused(text):
     with pytest.raises(AddressError):
         normalise_domain(text)
 
@@ -364,7 +364,7 @@ def test_an_address_that_is_accepted_can_be_sent_as_it_is(arg, smtputf8, lenient
 
 
 @given(_PATHS)
-def test_the_short_way_and_the_long_way_agree(arg):
+def test_common_form_and_full_parser_agree(arg):
     if address._COMMON_PATH.fullmatch(arg) is None:
         return
     path, rest = address._split_path(arg, lenient=False)
@@ -407,5 +407,7 @@ def test_an_operator_means_every_spelling_of_an_address(
         ('"a b"@c.example', '"a b"@c.example'),
     ],
 )
-def test_dots_that_a_header_has_in_quotes_only_are_quoted_there(address: str, written: str) -> None:
+def test_dots_that_a_header_field_allows_only_in_quotes_are_quoted(
+    address: str, written: str
+) -> None:
     assert in_header(address) == written

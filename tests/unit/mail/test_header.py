@@ -51,7 +51,7 @@ def test_a_field_keeps_its_folding():
 @pytest.mark.parametrize(
     "stray", [b"\r", b"\n", b"\n\r", b"\0", b"\x0b", b"\x0c", b"\x85", "\u2028".encode()]
 )
-def test_no_field_is_born_from_anything_but_crlf(stray):
+def test_only_crlf_begins_a_field(stray):
     header = b"Subject: hi" + stray + b"Bcc: yes\r\n"
     assert [name for name, _ in values(header, b"subject", b"bcc")] == [b"subject"]
     assert without_bcc(header) == header

@@ -22,7 +22,7 @@ VALUES = st.recursive(
 
 
 @given(VALUES)
-def test_what_is_written_down_is_ascii_on_one_line_and_read_back_the_same(value: object) -> None:
+def test_value_is_written_as_one_ascii_line_and_reads_back_the_same(value: object) -> None:
     line = to_json(value)
     assert line.isascii()
     assert line.isprintable() or "\x7f" in line
@@ -35,12 +35,12 @@ def test_rows_are_read_back_whatever_text_is_in_them(value: object) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1,]", "\udce9", "[" * 100_000])
-def test_what_is_no_json_is_not_read(text: str) -> None:
+def test_invalid_json_is_not_read(text: str) -> None:
     with pytest.raises((ValueError, RecursionError)):
         of_json(text)
 
 
 @pytest.mark.parametrize("text", ["jörg", "\udce9", "\u2028", "a\r\nb", "\x1b[2J", "\0"])
-def test_a_line_is_what_the_standard_encoder_makes_of_it(text: str) -> None:
+def test_line_equals_that_of_the_standard_encoder(text: str) -> None:
     fields = {"recipient": text, "code": 250, "tls": None, "timestamp": 1790000000.123}
     assert to_json(fields) == json.dumps(fields, separators=(",", ":"))

@@ -77,7 +77,7 @@ UNKNOWN += ["ｙｅｓ".encode()]
 
 @pytest.mark.parametrize("value", UNKNOWN)
 @pytest.mark.parametrize("name", NAMES)
-def test_a_word_we_do_not_know_is_refused_by_the_name_of_its_field(name, value):
+def test_unknown_value_is_refused_with_the_name_of_its_field(name, value):
     with pytest.raises(BadField) as refused:
         read_wishes(name + b": " + value + b"\r\n")
     assert refused.value.field == name.decode()
@@ -100,7 +100,7 @@ def test_two_fields_of_one_setting_must_agree(first, second):
     assert refused.value.value == "off"
 
 
-def test_what_a_refusal_quotes_is_short_printable_and_on_one_line():
+def test_refusal_quotes_short_printable_text_on_one_line():
     with pytest.raises(BadField) as refused:
         read_wishes(b'X-Require-TLS: \x1b]"\r\n \xe9\0\n550 no' + b"x" * 5000 + b"\r\n")
     text = str(refused.value)
@@ -125,7 +125,7 @@ def test_what_a_refusal_quotes_is_short_printable_and_on_one_line():
         b"X-Skip-Verification-Not: yes\r\n",
     ],
 )
-def test_what_only_looks_like_a_field_is_none_and_is_left_alone(header):
+def test_line_that_only_looks_like_a_field_stays(header):
     assert read_wishes(header) == NO_WISHES
     assert strip_policy_fields(header) == header
 
@@ -202,7 +202,7 @@ def test_a_wish_for_more_security_behind_the_header_section_is_refused(lines):
         "Хорошо: x\r\n Требуется TLS\r\n".encode(),
     ],
 )
-def test_text_that_would_weaken_the_rule_is_text(lines):
+def test_typed_text_that_would_weaken_the_rule_stays_text(lines):
     refuse_displaced(lines)
 
 

@@ -79,14 +79,14 @@ def in_words(setting: Setting) -> str:
         ("postmaster", "b.example", "no default default", "no default default"),
     ],
 )  # fmt: skip
-def test_each_setting_comes_from_the_first_rule_that_speaks(
+def test_each_setting_comes_from_the_first_rule_that_names_it(
     sender, recipient_domain, require, skip
 ):
     found = settings(sender, recipient_domain)
     assert (in_words(found.require_tls), in_words(found.skip_verification)) == (require, skip)
 
 
-def test_the_message_speaks_before_every_rule():
+def test_message_comes_before_every_rule():
     found = settings(
         "a@example.com", "open.example", Wishes(require_tls=True, skip_verification=False)
     )
@@ -163,7 +163,7 @@ OVERLAY = {
         ),
     ],
 )
-def test_what_was_set_over_http_stands_above_the_rule_of_its_domain(
+def test_setting_made_over_http_comes_before_the_rule_of_its_domain(
     sender, recipient_domain, wishes, require, skip
 ):
     rules = with_overlay(RULES, OVERLAY)
@@ -195,7 +195,7 @@ def test_over_http_a_locked_rule_can_be_made_stricter_and_nothing_else(
     assert words == [require, skip]
 
 
-def test_no_file_can_say_what_is_set_over_http():
+def test_file_cannot_contain_a_setting_made_over_http():
     with pytest.raises(TypeError):
         PolicyRules(overlay={})  # type: ignore[call-arg]
 
@@ -253,7 +253,7 @@ def test_without_any_rule_both_settings_are_false():
     assert found == TlsSettings(*[Setting(False, Source.DEFAULT, "default")] * 2)
 
 
-def test_a_silent_default_says_false():
+def test_default_without_a_setting_means_false():
     found = resolve(
         PolicyRules(default=TlsRule()), reverse_path="a@b.example", recipient_domain="c.example"
     )
@@ -401,7 +401,9 @@ def test_tighten_takes_the_stricter_of_each_setting_in_every_case():
         ("silent.below.example", FloorUse.ENFORCE),
     ],
 )
-def test_the_rule_of_a_recipient_domain_beats_the_word_for_all(domain: str, use: FloorUse) -> None:
+def test_rule_of_a_recipient_domain_comes_before_the_value_for_all(
+    domain: str, use: FloorUse
+) -> None:
     rules = PolicyRules(
         mta_sts=FloorUse.TESTING,
         destinations={
@@ -420,7 +422,7 @@ def test_mta_sts_in_a_rule_changes_neither_setting() -> None:
     )
 
 
-def test_the_nearest_rule_that_speaks_says_what_of_a_domains_wishes_is_obeyed():
+def test_nearest_rule_that_names_it_decides_how_a_published_policy_is_used():
     rules = PolicyRules(
         destinations={
             "*.example": DestinationRule(mta_sts=FloorUse.IGNORE, mx=("mx.far.example",)),
@@ -437,7 +439,7 @@ def test_the_nearest_rule_that_speaks_says_what_of_a_domains_wishes_is_obeyed():
     assert floor_rules(rules, "c.test") == FloorRules(FloorUse.TESTING, FloorUse.ENFORCE)
 
 
-def test_what_is_ignored_for_all_is_waived_for_nobody():
+def test_policy_ignored_for_all_domains_is_not_a_waiver_for_one():
     rules = PolicyRules(mta_sts=FloorUse.IGNORE, dane=FloorUse.IGNORE)
     assert not floor_rules(rules, "a.example").is_waived
 

@@ -63,7 +63,7 @@ def test_a_domain_that_has_its_share_waits():
         (HandOffLimits(entries=0), ["a"], 0),
     ],
 )
-def test_there_is_room_for_so_many_and_no_more(limits, domains, admitted):
+def test_handoff_holds_no_more_than_its_limit(limits, domains, admitted):
     assert len(filled(limits, *domains)) == admitted
 
 
@@ -94,7 +94,7 @@ def test_a_skipped_domain_is_not_the_oldest():
     assert handoff.oldest({"a", "b"}) is None
 
 
-def test_it_is_crowded_when_more_than_half_of_the_room_is_taken():
+def test_handoff_is_crowded_when_more_than_half_of_it_is_used():
     assert not filled(HandOffLimits(entries=4), "a", "b").is_crowded
     assert filled(HandOffLimits(entries=4), "a", "b", "c").is_crowded
 

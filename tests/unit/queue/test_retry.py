@@ -113,7 +113,7 @@ def test_recipients_of_a_message_keep_together_and_messages_part():
         (-30 * DAY, 4 * HOUR),
     ],
 )
-def test_what_waits_untried_comes_to_the_moments_its_sender_is_told_at(age, after):
+def test_untried_message_is_due_when_its_sender_is_to_be_told(age, after):
     word = next_notification(SCHEDULE, arrived=NOON, now=NOON + age)
     assert word == (None if after is None else NOON + after)
 
@@ -146,7 +146,7 @@ def test_days_of_our_own_absence_do_not_count_against_a_message():
     assert due(2, age=6 * DAY, steady_for=MINUTE) == 10 * MINUTE
 
 
-def test_what_arrived_on_an_even_clock_is_as_old_as_the_clock_says():
+def test_message_that_arrived_on_an_even_clock_is_as_old_as_the_clock_says():
     assert due(1, age=5 * DAY, steady_for=5 * DAY) is None
 
 
@@ -244,6 +244,6 @@ def test_after_a_step_even_time_begins_anew(step):
     "wrong",
     [{"waits": ()}, {"waits": (timedelta(0),)}, {"lifetime": timedelta(0)}],
 )
-def test_a_schedule_that_could_not_wait_is_refused(wrong):
+def test_schedule_without_a_wait_is_refused(wrong):
     with pytest.raises(ValueError, match=r"has to|needs"):
         RetrySchedule(**wrong)

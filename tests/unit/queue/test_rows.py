@@ -84,7 +84,7 @@ def test_every_state_has_a_number():
     assert [state for state in STATE_OF_NUMBER if not state.is_final] == list(STATE_OF_NUMBER[:3])
 
 
-def test_what_a_later_version_adds_at_the_end_is_passed_over():
+def test_values_that_a_later_version_adds_are_ignored():
     recipient = QueuedRecipient(0, "b@example.net", "example.net", SETTINGS)
     data = recipient_data(recipient)[:-1] + ',"new"]'
     assert recipient_of(0, "example.net", 0, None, data) == recipient

@@ -123,7 +123,7 @@ def test_the_first_attempt_began_when_its_session_did_and_stays_the_first():
     assert again.changes[0].recipient.first_attempt == change.recipient.first_attempt
 
 
-def test_what_a_peer_says_at_length_is_cut_before_it_is_kept():
+def test_long_text_of_a_peer_is_cut_before_it_is_stored():
     change, _ = after(entry(), replace(BUSY, message="x" * 100_000))
     assert change.recipient.last is not None
     assert len(change.recipient.last.message) == 1000
@@ -243,7 +243,7 @@ def test_the_failures_of_an_attempt_are_one_report():
     ("outcome", "age", "kind"),
     [(UNKNOWN, HOUR, FAILED), (BUSY, 5 * DAY, FAILED), (BUSY, 4 * HOUR, DELAYED)],
 )
-def test_what_other_domains_of_a_message_come_to_at_the_same_time_is_one_report(outcome, age, kind):
+def test_simultaneous_results_of_several_domains_are_one_report(outcome, age, kind):
     now = NOON + age
     first = settle(entry(), {0: outcome}, schedule=SCHEDULE, now=now, has_others=True)
     second = settle(entry(recipient(1)), {1: outcome}, schedule=SCHEDULE, now=now, has_others=True)

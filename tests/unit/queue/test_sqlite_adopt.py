@@ -52,7 +52,7 @@ async def listed(store: SqliteStore) -> list[str]:
     return [item.queue_id for item in await store.list_messages(QueueFilter(), now=NOW)]
 
 
-async def test_what_was_queued_there_is_delivered_from_here(tmp_path: Path) -> None:
+async def test_mail_of_an_adopted_queue_is_delivered(tmp_path: Path) -> None:
     large = b"Subject: x\r\n\r\n" + b"y" * 300_000
 
     async def work(store: SqliteStore) -> None:
@@ -77,7 +77,7 @@ async def test_what_was_queued_there_is_delivered_from_here(tmp_path: Path) -> N
         await store.close()
 
 
-async def test_what_an_attempt_left_comes_along(tmp_path: Path) -> None:
+async def test_result_of_an_earlier_attempt_is_adopted(tmp_path: Path) -> None:
     async def work(store: SqliteStore) -> None:
         await store.accept(new_message("b@one.example", "c@two.example", queue_id="S1"))
         entries = {entry.domain: entry for entry in await store.claim_due(now=NOW, limit=10)}
@@ -136,7 +136,7 @@ async def test_events_the_log_has_are_kept_and_those_it_has_not_come_as_new_ones
         await store.close()
 
 
-async def test_what_is_owed_to_webhooks_comes_along_and_what_nobody_looked_at_is_looked_at(
+async def test_pending_webhook_calls_and_unread_events_are_adopted(
     tmp_path: Path,
 ) -> None:
     call = PendingCall("http://127.0.0.1:9/", '{"event":"accepted"}', LATER, attempts=2)
@@ -181,7 +181,7 @@ async def test_events_that_no_webhook_waits_for_are_not_told_as_new(
         await store.close()
 
 
-async def test_webhooks_and_settings_are_the_first_workers(tmp_path: Path) -> None:
+async def test_webhooks_and_settings_of_the_first_worker_stay_in_force(tmp_path: Path) -> None:
     async def first(store: SqliteStore) -> None:
         await store.api_state.set_webhook("example.com", "delivered", ["http://127.0.0.1:9/new"])
 
@@ -238,7 +238,7 @@ async def test_a_crash_on_the_way_neither_loses_nor_doubles(
             await store.close()
 
 
-async def test_what_a_crash_left_of_a_queue_that_was_taken_over_is_removed(
+async def test_remains_of_an_adopted_queue_after_a_crash_are_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its large content has a second name there, and would keep its room for ever."""
@@ -263,7 +263,7 @@ async def test_what_a_crash_left_of_a_queue_that_was_taken_over_is_removed(
         await store.close()
 
 
-async def test_a_queue_somebody_uses_is_not_taken(tmp_path: Path) -> None:
+async def test_queue_in_use_is_not_adopted(tmp_path: Path) -> None:
     owner = await SqliteStore.open(tmp_path / "worker-1", now=NOW, synchronous="OFF")
     try:
         with pytest.raises(SpoolError, match="uses this queue already"):
@@ -272,7 +272,7 @@ async def test_a_queue_somebody_uses_is_not_taken(tmp_path: Path) -> None:
         await owner.close()
 
 
-async def test_a_worker_that_is_there_keeps_its_queue(tmp_path: Path) -> None:
+async def test_worker_that_still_exists_keeps_its_queue(tmp_path: Path) -> None:
     await left_behind(tmp_path / "worker-1", lambda store: store.accept(new_message(queue_id="S1")))
     await left_behind(tmp_path / "worker-2", lambda store: store.accept(new_message(queue_id="T1")))
     assert [path.name for path in orphans(tmp_path, "worker-", present={"worker-1"})] == [

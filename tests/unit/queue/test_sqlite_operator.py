@@ -58,7 +58,7 @@ async def states(store: SqliteStore, wanted: QueueFilter = ALL) -> list[State]:
 # The verbs.
 
 
-async def test_what_waits_for_its_attempt_in_memory_is_within_the_operators_reach(tmp_path):
+async def test_operator_can_change_mail_that_waits_in_memory(tmp_path):
     async with opened(tmp_path / "spool") as store:
         for _ in range(30):
             await store.accept(new_message("x@dead.example"))
@@ -212,13 +212,13 @@ async def test_the_queue_of_a_stopped_relay_is_read_without_a_trace(tmp_path):
     }
 
 
-async def test_a_running_relay_is_not_read_behind_its_back(tmp_path):
+async def test_files_of_a_running_relay_are_not_read_directly(tmp_path):
     async with opened(tmp_path / "spool"):
         with pytest.raises(SpoolError, match=r"process \d+ uses this queue"):
             await StoppedQueue.open(tmp_path / "spool")
 
 
-async def test_a_queue_that_is_not_there_is_not_made_by_looking(tmp_path):
+async def test_reading_a_missing_queue_does_not_create_it(tmp_path):
     with pytest.raises(SpoolError):
         await StoppedQueue.open(tmp_path / "spool")
     assert list(tmp_path.iterdir()) == []

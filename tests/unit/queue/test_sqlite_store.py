@@ -92,7 +92,7 @@ async def test_a_message_whose_staged_content_is_not_there_is_refused(store, tmp
     await files_become(tmp_path, set())
 
 
-async def test_what_is_discarded_leaves_nothing(store, tmp_path):
+async def test_discarded_content_leaves_no_file(store, tmp_path):
     await store.stage("q", 0, b"x" * CHUNK_BYTES)
     assert files_of(tmp_path) == {"q"}
     await store.discard("q")
@@ -169,7 +169,7 @@ async def test_a_file_that_cannot_be_removed_is_removed_with_the_next(
     await files_become(tmp_path, set())
 
 
-async def test_what_leaves_in_a_part_of_a_commit_that_is_undone_keeps_its_file(store, tmp_path):
+async def test_message_whose_removal_is_rolled_back_keeps_its_file(store, tmp_path):
     content = b"x" * (CHUNK_BYTES + 1)
     await store.accept(new_message(queue_id="q1", content=content))
     [entry] = await claim_all(store)
@@ -179,7 +179,7 @@ async def test_what_leaves_in_a_part_of_a_commit_that_is_undone_keeps_its_file(s
     assert await content_of(store, "q1") == content
 
 
-async def test_what_cannot_be_stored_is_refused_alone(store):
+async def test_message_that_cannot_be_stored_is_refused_alone(store):
     surrogate = new_message(sender="\udce9@example.com")
     results = await asyncio.gather(
         store.accept(new_message()),
@@ -424,7 +424,7 @@ async def test_a_stopped_queue_is_one_database_without_a_log_beside_it(tmp_path)
     assert names == ["ballast", "content", "lock", "queue.db"]
 
 
-async def test_after_close_nothing_is_promised(tmp_path):
+async def test_closed_store_refuses_requests(tmp_path):
     async with opened(tmp_path / "spool") as store:
         pass
     with pytest.raises(SpoolError):
@@ -434,7 +434,7 @@ async def test_after_close_nothing_is_promised(tmp_path):
     await store.close()
 
 
-async def test_what_was_begun_before_close_is_finished(tmp_path):
+async def test_request_begun_before_close_is_finished(tmp_path):
     async with opened(tmp_path / "spool") as store:
         accepting = [asyncio.create_task(store.accept(new_message())) for _ in range(200)]
         await asyncio.sleep(0)

@@ -74,7 +74,7 @@ def test_a_field_is_shown_as_a_person_reads_it(raw, shown):
     assert subject(raw) == shown
 
 
-def test_no_field_is_born_from_a_bare_line_end():
+def test_bare_line_end_begins_no_field():
     summary = summarise(b"X: a\nSubject: forged\rSubject: forged\r\n")
     assert summary.subject == ""
 
@@ -118,7 +118,7 @@ def test_a_header_made_to_be_slow_is_not(evil):
 @example(b"=?punycode?q?\xff?=")
 @example(b"=?unicode_escape?q?=5Cud800?=")
 @example(b"=?idna?q?=2E=2E?=")
-def test_whatever_a_header_holds_one_harmless_line_comes_of_it(value):
+def test_summary_of_any_header_is_one_harmless_line(value):
     text = subject(value)
     assert len(text) <= MAX_CHARS
     assert not any(ord(char) < 32 or char in "\x7f\u2028\u2029" for char in text)

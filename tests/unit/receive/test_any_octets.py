@@ -142,7 +142,7 @@ async def converse(
     st.sampled_from(BareNewline),
     st.randoms(use_true_random=False),
 )
-def test_whatever_comes_is_answered_in_replies_however_it_is_cut(
+def test_any_octets_are_answered_with_replies_however_they_are_cut(
     words, may_relay, bare_newline, random
 ):
     octets = b"".join(words)

@@ -61,7 +61,7 @@ def stuffed(lines: list[bytes]) -> bytes:
     st.sampled_from(BareNewlines),
     st.booleans(),
 )
-def test_however_the_network_cuts_it_the_result_is_the_same(wire, places, strays, ends_with_lf):
+def test_result_is_the_same_however_the_network_cuts_the_octets(wire, places, strays, ends_with_lf):
     octets = wire + END + b"MAIL FROM:<x@y>\r\n" + END
     whole, content, rest = read([octets], strays=strays, ends_with_lf=ends_with_lf)
     pieces, same_content, same_rest = read(
@@ -220,7 +220,7 @@ def test_the_chunks_of_bdat_give_the_same_content_however_they_are_cut(lines, ch
     assert reader.take() == content
 
 
-def test_bdat_leaves_what_comes_behind_a_chunk():
+def test_bdat_leaves_the_octets_behind_a_chunk():
     reader = BdatReader(limit_bytes=100)
     reader.begin_chunk(3, last=True)
     assert reader.feed(b"..QUIT", 1) == 4

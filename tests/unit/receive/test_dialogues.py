@@ -172,7 +172,7 @@ async def play(path: Path, desk: Desk, directory: Path) -> None:
     "loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"]
 )
 @pytest.mark.parametrize("path", DIALOGUES, ids=[path.stem for path in DIALOGUES])
-def test_dialogue(
+def test_dialogue_goes_as_its_file_says(
     path: Path,
     loop: Callable[[], asyncio.AbstractEventLoop],
     pem: tuple[str, str],
@@ -183,5 +183,5 @@ def test_dialogue(
         runner.run(play(path, Desk(*pem, trust), tmp_path))
 
 
-def test_there_are_dialogues() -> None:
+def test_dialogue_files_are_found() -> None:
     assert len(DIALOGUES) >= 60

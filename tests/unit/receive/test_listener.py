@@ -124,7 +124,7 @@ async def test_a_long_header_section_ends_where_it_ends_however_it_comes(desk):
     )
 
 
-async def test_mail_outweighs_the_commands_that_lead_nowhere(desk):
+async def test_accepted_mail_outweighs_commands_that_lead_nowhere(desk):
     client = await desk.client()
     await client.greet()
     for _ in range(60):
@@ -161,7 +161,7 @@ async def test_a_header_section_without_end_is_refused(desk):
     assert (await client.say("NOOP")).startswith("250")
 
 
-async def test_a_size_that_was_a_lie_is_found_out(desk):
+async def test_message_larger_than_its_size_parameter_and_the_limit_is_refused(desk):
     desk.limits = Limits(message_size_bytes=MIB)
     client = await desk.client()
     await client.greet()
@@ -274,7 +274,7 @@ async def test_trouble_in_the_store_is_temporary_and_never_described(
     assert (await client.data(SMALL)).startswith("250")
 
 
-async def test_a_mistake_of_ours_is_temporary_and_never_described(desk, monkeypatch):
+async def test_error_of_the_relay_is_temporary_and_never_described(desk, monkeypatch):
     def fail(*args):
         raise IndexError("string index out of range")
 
@@ -356,7 +356,7 @@ async def test_a_client_that_vanishes_while_a_piece_is_staged_leaves_nothing(des
 
 
 @pytest.mark.parametrize("wait", [0, 0.001, 0.01, 0.03])
-async def test_whenever_a_client_vanishes_nothing_stays_behind(desk, wait):
+async def test_client_that_vanishes_at_any_moment_leaves_nothing_behind(desk, wait):
     wire = b"EHLO x\r\nMAIL FROM:<a@example.com>\r\nRCPT TO:<b@example.net>\r\nDATA\r\n" + SMALL
     for end in range(0, len(wire), 7):
         client = await desk.client()
@@ -711,7 +711,7 @@ async def test_tls_may_begin_right_behind_a_proxy_header(desk):
 # --- going down -----------------------------------------------------------------------------------
 
 
-async def test_an_idle_session_is_told_that_we_go_down(desk):
+async def test_idle_session_hears_421_when_the_relay_stops(desk):
     client = await desk.client()
     await client.greet()
     await client.say("MAIL FROM:<a@example.com>")
@@ -750,7 +750,7 @@ async def test_a_message_that_does_not_come_to_its_end_is_not_waited_for_longer_
     assert not desk.store.messages
 
 
-async def test_what_is_being_committed_is_committed_before_the_listener_is_closed(desk):
+async def test_commit_under_way_ends_before_the_listener_is_closed(desk):
     desk.store.gate = asyncio.Event()
     client = await desk.client()
     await client.begin()

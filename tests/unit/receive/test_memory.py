@@ -17,7 +17,7 @@ async def settled(memory: Memory, held: int) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_what_a_message_holds_is_counted_until_its_end(desk: Desk) -> None:
+async def test_memory_of_a_message_is_counted_until_its_end(desk: Desk) -> None:
     client = await desk.client()
     await client.begin()
     assert (await client.say("DATA")).startswith("354")
@@ -29,7 +29,7 @@ async def test_what_a_message_holds_is_counted_until_its_end(desk: Desk) -> None
     assert desk.reception.memory.held_bytes == 0
 
 
-async def test_who_vanishes_holds_nothing(desk: Desk) -> None:
+async def test_client_that_vanishes_holds_no_memory(desk: Desk) -> None:
     client = await desk.client()
     await client.begin()
     assert (await client.say("DATA")).startswith("354")
@@ -66,7 +66,7 @@ async def test_a_long_header_section_is_not_waited_for_when_memory_is_full(desk:
     assert desk.reception.memory.held_bytes == MIB
 
 
-def test_there_is_a_bound() -> None:
+def test_memory_for_all_messages_is_bounded() -> None:
     memory = Memory(total_bytes=1000)
     assert (memory.piece_bytes, memory.is_full) == (CHUNK_BYTES, False)
     memory.held_bytes = 500

@@ -66,7 +66,7 @@ async def log(desk: Desk) -> AsyncIterator[Log]:
         (b"EHLO x\r\nc2VjcmV0\r\n", "500 5.5.2 Syntax error"),
     ],
 )
-async def test_what_is_no_smtp_is_a_line_in_the_log(
+async def test_text_that_is_no_smtp_is_a_line_in_the_log(
     desk: Desk, log: Log, octets: bytes, line: str
 ) -> None:
     client = await desk.client(LOCAL)
@@ -113,13 +113,13 @@ async def test_a_client_that_says_what_it_should_is_no_line_in_the_log(
     assert log.lines == []
 
 
-async def test_plain_smtp_at_a_door_of_tls_is_a_line_in_the_log(desk: Desk, log: Log) -> None:
+async def test_plain_smtp_at_a_tls_port_is_a_line_in_the_log(desk: Desk, log: Log) -> None:
     client = await desk.client(replace(LOCAL, tls=ListenerTls.IMPLICIT))
     await client.send(b"EHLO x\r\n")
     assert (await log.line("[127.0.0.1]")).startswith("[127.0.0.1]: no TLS: ")
 
 
-async def test_a_connection_too_many_is_a_line_in_the_log(desk: Desk, log: Log) -> None:
+async def test_connection_beyond_the_limit_is_a_line_in_the_log(desk: Desk, log: Log) -> None:
     desk.limits = Limits(connections_per_client=1)
     await (await desk.client(LOCAL)).greet()
     await (await desk.client()).reply()

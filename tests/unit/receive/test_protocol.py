@@ -87,7 +87,7 @@ def only(actions: list[Action], kind: type) -> list[Any]:
 
 
 @given(st.lists(st.integers(0, len(DIALOGUE)), max_size=12))
-def test_it_does_not_matter_in_which_pieces_octets_come(cuts: list[int]):
+def test_actions_are_the_same_however_the_octets_are_cut(cuts: list[int]):
     whole, pieces = machine(), machine()
     expected = whole.feed(DIALOGUE)
     edges = [0, *sorted(cuts), len(DIALOGUE)]
@@ -110,7 +110,7 @@ def test_octet_by_octet_a_message_is_taken_and_only_after_it_is_committed():
     assert not made.in_transaction
 
 
-def test_what_comes_while_it_waits_is_kept_and_looked_at_afterwards():
+def test_octets_that_come_while_it_waits_are_read_afterwards():
     made = machine()
     made.feed(DIALOGUE)
     assert made.feed(b"NOOP\r\nQUIT\r\n") == []
@@ -134,7 +134,7 @@ def test_a_piece_is_staged_before_more_is_read():
     assert only(made.resume(None), Finish)
 
 
-def test_what_was_injected_behind_starttls_is_forgotten():
+def test_commands_injected_behind_starttls_are_discarded():
     made = machine()
     said = made.feed(b"EHLO c\r\nSTARTTLS\r\nMAIL FROM:<evil@a.example>\r\n")
     assert codes(said) == [250, 220]
@@ -209,7 +209,7 @@ def test_a_client_that_goes_while_a_piece_is_staged_leaves_nothing_in_the_end():
     assert only(made.resume(None), Abandon)
 
 
-def test_what_failed_in_us_is_given_up_whole():
+def test_message_is_abandoned_after_an_error_of_the_relay():
     made = machine(Listener(stages=True))
     made.feed(DIALOGUE[:-4])
     assert only(made.give_up(), Abandon)
@@ -226,7 +226,7 @@ def test_what_failed_in_us_is_given_up_whole():
         (b"BDAT x\r\n", b"501 5.5.4 Syntax: BDAT size [LAST]\r\n"),
     ],
 )
-def test_who_speaks_no_smtp_is_told_so_noted_and_sent_away(octets: bytes, said: bytes):
+def test_client_that_speaks_no_smtp_is_refused_logged_and_disconnected(octets: bytes, said: bytes):
     made = machine()
     actions = made.feed(octets)
     assert said in actions

@@ -94,7 +94,7 @@ def test_hops_are_received_fields_in_any_case():
         (b"Message-Id: x\r\nDate: x\r\n", b"From: <a@example.com>\r\n"),
     ],
 )
-def test_what_is_missing_is_added_and_nothing_else(header, added):
+def test_only_missing_fields_are_added(header, added):
     found = missing_fields(
         HeaderSection(header),
         reverse_path="a@example.com",
@@ -164,6 +164,6 @@ def test_an_address_to_listen_on_is_read_and_written_the_same_way(text, address)
 @pytest.mark.parametrize(
     "text", ["", "25", ":25", "host", "host:", "host:x", "host:70000", "::1:25", "unix:"]
 )
-def test_what_is_no_address_to_listen_on_is_refused(text):
+def test_invalid_address_to_listen_on_is_refused(text):
     with pytest.raises(ValueError, match=r"address|path"):
         parse_address(text)

@@ -23,7 +23,7 @@ def expressions() -> list[str]:
 
 
 @pytest.mark.parametrize("expression", expressions())
-def test_every_number_asked_for_is_told(expression: str) -> None:
+def test_every_metric_that_the_dashboard_asks_for_exists(expression: str) -> None:
     snapshot = Snapshot(
         queue={"queued": 1},
         connections={"127.0.0.1:25": 1},

@@ -149,7 +149,7 @@ def test_a_failure_says_whether_it_is_for_good_and_why(outcome, after, expected)
     assert (line["event"], line.get("severity"), line.get("reason"), line["log-level"]) == expected
 
 
-def test_without_a_session_nothing_is_claimed_about_one():
+def test_event_without_a_session_has_no_fields_about_one():
     status = line_of(Deferred("4.4.1", 680, "", description="no answer from any host"))[
         "delivery-status"
     ]
@@ -213,7 +213,7 @@ def test_a_thousand_recipients_make_no_endless_line():
     assert json.loads(event.line)["recipients"] == 1000
 
 
-def test_what_the_operator_takes_out_ends_there():
+def test_message_that_the_operator_removes_has_a_last_event():
     last = LastAttempt(NOON, 450, "4.2.1", "busy")
     line = json.loads(removed(MESSAGE, replace(BOB, attempts=3, last=last), now=NOON).line)
     assert (line["event"], line["severity"], line["reason"]) == ("failed", "permanent", "removed")

@@ -91,7 +91,7 @@ async def until(condition, *, within=20.0):
             await asyncio.sleep(0.005)
 
 
-async def test_what_is_committed_is_appended_and_then_marked_as_written(path, journal):
+async def test_committed_event_is_appended_and_then_marked_as_written(path, journal):
     async with following(path, journal):
         journal.commit(3)
         await until(lambda: ids(path) == [1, 2, 3])
@@ -177,7 +177,7 @@ async def test_a_file_truncated_under_us_has_no_hole(path, journal):
         await until(lambda: ids(path) == [101, 102])
 
 
-async def test_what_a_full_disk_kept_back_follows_when_there_is_room(
+async def test_lines_that_a_full_disk_delayed_are_written_when_there_is_room(
     path, journal, monkeypatch, caplog
 ):
     """Half of each write fits at first: the half is taken back."""
@@ -210,7 +210,7 @@ async def test_what_a_full_disk_kept_back_follows_when_there_is_room(
     ]
 
 
-async def test_trouble_is_said_once_however_often_it_is_tried(path, journal, caplog):
+async def test_trouble_is_reported_once_for_all_tries(path, journal, caplog):
     path.mkdir(parents=True)  # where the file should be
     async with following(path, journal) as log:
         for _ in range(5):
@@ -264,7 +264,7 @@ async def test_after_a_sync_that_failed_all_since_the_last_good_one_is_written_a
     await task
 
 
-async def test_an_unwritable_file_does_not_keep_us_from_stopping(path, journal):
+async def test_unwritable_file_does_not_prevent_a_stop(path, journal):
     path.mkdir(parents=True)
     async with asyncio.timeout(20):
         async with following(path, journal, grace=1) as log:
@@ -282,7 +282,7 @@ async def test_on_closing_all_that_is_committed_is_written_and_marked(path, jour
     assert len(ids(path)) == journal.mark == 1500
 
 
-async def test_a_log_that_was_cancelled_still_writes_what_is_owed_on_closing(path, journal):
+async def test_cancelled_log_still_writes_pending_lines_on_closing(path, journal):
     log = DeliveryLog(path, journal)
     task = asyncio.create_task(log.run())
     await asyncio.sleep(0.01)

@@ -36,7 +36,7 @@ def _samples(text: bytes) -> dict[tuple[str, str], float]:
     }
 
 
-def test_what_was_counted_adds_up_and_a_worst_case_stays_one() -> None:
+def test_counters_of_workers_add_up_and_a_maximum_stays_a_maximum() -> None:
     found = _samples(merged([_text(3, oldest=10, free=900), _text(4, oldest=70, free=1000)]))
     assert found["relay_messages_accepted_total", "origin=smtp"] == 7
     assert found["relay_accepted_bytes_total", ""] == 700

@@ -94,7 +94,7 @@ def test_times_are_told_as_cumulative_histograms() -> None:
     assert numbers["relay_delivery_seconds_sum"] == pytest.approx(0.2)
 
 
-def test_what_is_so_at_the_moment_is_told_too() -> None:
+def test_gauges_are_reported() -> None:
     expires = datetime(2030, 1, 1, tzinfo=UTC)
     snapshot = Snapshot(
         version="1.2",

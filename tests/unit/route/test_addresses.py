@@ -91,7 +91,7 @@ def test_a_public_address_is_connected_to(address):
     assert judged(address) is None
 
 
-def test_an_operator_may_allow_a_network_of_his_own():
+def test_operator_may_allow_a_private_network():
     assert judged("10.1.2.3", allow=["10.1.0.0/16"]) is None
     assert judged("10.2.2.3", allow=["10.1.0.0/16"]) is not None
     assert judged("::1", allow=["10.1.0.0/16", "::1/128"]) is None

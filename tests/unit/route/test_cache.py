@@ -13,7 +13,7 @@ def test_a_value_is_good_until_it_expires():
     assert len(cache) == 0
 
 
-def test_what_was_not_used_for_longest_goes_first():
+def test_least_recently_used_value_leaves_first():
     cache = ExpiringCache[str](2)
     cache.put("a", "x", expires=9.0)
     cache.put("b", "y", expires=9.0)

@@ -83,7 +83,7 @@ async def test_both_address_families_are_asked_for(server, resolver):
 @pytest.mark.parametrize(
     "fault", [Fault.SERVFAIL, Fault.REFUSED, Fault.DROP, Fault.GARBAGE, Fault.WRONG_ID]
 )
-async def test_a_name_server_that_fails_has_said_nothing(server, hasty, fault):
+async def test_name_server_that_fails_gives_no_answer(server, hasty, fault):
     server.mx("broken.example", (10, "mx.example"))
     server.a("broken.example", "11.22.33.1")
     server.fail("broken.example", "MX", fault)
@@ -124,7 +124,7 @@ async def test_a_txt_record_is_asked_for_anew_though_its_answer_is_kept(server, 
 
 
 @pytest.mark.parametrize("fault", [Fault.SERVFAIL, Fault.DROP])
-async def test_a_txt_lookup_that_fails_has_said_nothing(server, hasty, fault):
+async def test_txt_lookup_that_fails_gives_no_answer(server, hasty, fault):
     server.txt("_mta-sts.example.net", "v=STSv1; id=1;")
     server.fail("_mta-sts.example.net", "TXT", fault)
     assert isinstance(await hasty.txt("_mta-sts.example.net"), Unanswered)
@@ -320,7 +320,7 @@ async def test_truncation_without_tcp_is_temporary(server, hasty):
     assert isinstance(await hasty.mx("big.example"), Unanswered)
 
 
-async def test_nobody_at_the_other_end_is_temporary():
+async def test_missing_name_server_is_temporary():
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
         taken.bind(("127.0.0.1", 0))
         resolver = DnsResolver(ResolverOptions((f"127.0.0.1:{taken.getsockname()[1]}",), SHORT))
@@ -598,7 +598,9 @@ async def test_a_ttl_is_kept_within_reason(server, resolver, clock, ttl, kept):
     assert (await resolver.mx("example.net")).expires == clock.now + kept
 
 
-async def test_that_a_name_does_not_exist_is_kept_for_a_minute_at_most(server, resolver, clock):
+async def test_answer_that_a_name_does_not_exist_is_kept_for_a_minute_at_most(
+    server, resolver, clock
+):
     answer = await resolver.mx("new.example")
     assert answer.expires <= clock.now + 60
     server.mx("new.example", (10, "mx.example"))
@@ -616,14 +618,14 @@ async def test_a_failure_is_kept_for_seconds_only(server, resolver, clock):
     assert isinstance(await resolver.mx("example.net"), MxAnswer)
 
 
-async def test_who_asks_while_a_query_is_under_way_waits_for_the_same_answer(server, resolver):
+async def test_caller_during_a_query_waits_for_the_same_answer(server, resolver):
     server.set("example.net", "MX", Answer(("10 mx.example.net.",), delay=0.1))
     answers = await asyncio.gather(*(resolver.mx("example.net") for _ in range(50)))
     assert len(set(answers)) == 1
     assert server.asked("example.net", "MX") == 1
 
 
-async def test_one_who_gives_up_does_not_take_the_answer_from_the_others(server, resolver):
+async def test_cancelled_caller_does_not_take_the_answer_from_the_others(server, resolver):
     server.set("example.net", "MX", Answer(("10 mx.example.net.",), delay=0.2))
     impatient = asyncio.create_task(resolver.mx("example.net"))
     patient = asyncio.create_task(resolver.mx("example.net"))
@@ -701,7 +703,7 @@ def test_a_name_server_is_an_address_with_or_without_port(text, server):
 @pytest.mark.parametrize(
     "text", ["", "dns.example", "127.0.0.1:", "127.0.0.1:x", "127.0.0.1:0", "1.2.3.4:65536", "[::1"]
 )
-def test_what_is_no_name_server_is_said_by_name(text):
+def test_invalid_name_server_is_named(text):
     with pytest.raises(ResolverError, match="is not the address of a name server"):
         parse_nameserver(text)
     with pytest.raises(ResolverError):
@@ -709,7 +711,7 @@ def test_what_is_no_name_server_is_said_by_name(text):
 
 
 @pytest.mark.parametrize("content", [None, "", "# nothing\n", "search example.net\n"])
-def test_without_any_name_server_the_program_does_not_start_and_says_why(tmp_path, content):
+def test_program_without_a_name_server_does_not_start_and_says_why(tmp_path, content):
     path = tmp_path / "resolv.conf"
     if content is not None:
         path.write_text(content)

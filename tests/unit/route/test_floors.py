@@ -137,7 +137,7 @@ def test_a_login_goes_over_verified_tls_only_whatever_the_floor(require, skip):
     ("dane", "sts"),
     [(USABLE, NO_STS), (UNUSABLE, NO_STS), (FAILED, NO_STS), (DaneFloor(), ENFORCE)],
 )
-def test_a_floor_that_is_only_looked_at_changes_no_step(require, skip, dane, sts):
+def test_testing_floor_changes_no_step(require, skip, dane, sts):
     floor = floor_of(looked_at(dane), looked_at(sts) if sts is ENFORCE else sts)
     for options in (OPTIONS, SecurityOptions(on_unverified=OnUnverified.ENCRYPTED)):
         plain = needs(require, skip, options)
@@ -337,7 +337,7 @@ def test_without_a_floor_nothing_is_held_against_a_host():
 
 @pytest.mark.parametrize("floor", [DANE, STS])
 @pytest.mark.parametrize(("require", "skip"), SETTINGS)
-def test_under_a_floor_that_looks_the_message_goes_verified_or_not_at_all(floor, require, skip):
+def test_message_under_an_enforced_floor_goes_verified_or_not_at_all(floor, require, skip):
     needed = under(needs(require, skip), floor, OPTIONS)
     assert [said(each) for each in prospects(needed, HOST)] == [
         "sent in TLS, verified",
@@ -387,7 +387,7 @@ def test_a_certificate_under_dane_is_told_of_by_its_records():
     )
 
 
-def test_a_floor_that_is_only_looked_at_says_so():
+def test_testing_floor_says_so():
     floor = replace(STS, is_enforced=False)
     told = describe(under(needs(False, True), floor, OPTIONS), HOST)
     assert told[0] == (
@@ -397,7 +397,7 @@ def test_a_floor_that_is_only_looked_at_says_so():
 
 
 @pytest.mark.parametrize("bounces", [True, False])
-def test_what_becomes_of_a_message_at_a_host_that_is_not_connected_to(bounces: bool):
+def test_outcome_of_a_message_at_a_host_that_may_not_be_connected_to(bounces: bool):
     options = replace(OPTIONS, on_tls_unmet=OnTlsUnmet.BOUNCE if bounces else OnTlsUnmet.DEFER)
     told = not_used(needs(True, False, options))
     assert not told.is_sent

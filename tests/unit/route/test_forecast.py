@@ -67,7 +67,7 @@ def test_each_cell_of_the_table_is_told_in_words(require, skip, options, words):
 
 
 @pytest.mark.parametrize(("require", "skip", "options", "words"), WORDS)
-def test_programs_are_told_what_the_log_will_say(require, skip, options, words):
+def test_json_of_a_forecast_has_the_fields_of_the_log(require, skip, options, words):
     needed = needs(require, skip, options, HOST)
     for each, word in zip(prospects(needed, HOST), words, strict=True):
         assert each.situation is not None
@@ -88,18 +88,18 @@ def test_programs_are_told_what_the_log_will_say(require, skip, options, words):
         (FAILED, DowngradeReason.HANDSHAKE_FAILED),
     ],
 )
-def test_what_goes_in_clear_has_the_reason_the_log_will_name(situation, downgrade):
+def test_forecast_of_clear_text_has_the_reason_of_the_log(situation, downgrade):
     assert forecast(needs(False, False, BOUNCE, HOST), situation).downgrade is downgrade
     assert forecast(needs(True, False, BOUNCE, HOST), situation).downgrade is None
 
 
-def test_no_downgrade_is_told_of_tls_that_is_kept():
+def test_forecast_of_kept_tls_mentions_no_downgrade():
     assert forecast(needs(False, False, ENCRYPTED, HOST), UNVERIFIED).downgrade is None
     assert forecast(needs(False, False, BOUNCE, HOST), SECURED).downgrade is None
 
 
 @pytest.mark.parametrize("options", [SecurityOptions(), BOUNCE])
-def test_where_tls_comes_first_nobody_speaks_of_starttls(options):
+def test_forecast_of_implicit_tls_does_not_mention_starttls(options):
     met = {
         each.situation: said(each)
         for each in prospects(needs(False, False, options, IMPLICIT), IMPLICIT)
@@ -111,12 +111,12 @@ def test_where_tls_comes_first_nobody_speaks_of_starttls(options):
     }  # the route asks, not the message
 
 
-def test_where_we_log_in_nothing_goes_but_in_verified_tls():
+def test_forecast_with_a_login_needs_verified_tls():
     needed = needs(False, True, BOUNCE, LOGIN)
     assert [said(each) for each in prospects(needed, LOGIN)] == [VERIFIED_TLS, D5, D4, D4, D5]
 
 
-def test_what_a_host_must_prove_comes_before_what_follows():
+def test_forecast_names_the_proof_before_the_consequences():
     assert describe(needs(True, False, BOUNCE, HOST), HOST) == (
         "the host must offer TLS, TLSv1.2 or later",
         "its certificate must be in date, for its own name, from a trusted authority",
@@ -128,7 +128,7 @@ def test_what_a_host_must_prove_comes_before_what_follows():
     )
 
 
-def test_a_certificate_that_nobody_looks_at_is_told_of_once():
+def test_certificate_that_is_not_verified_is_mentioned_once():
     assert describe(needs(False, True, BOUNCE, HOST), HOST) == (
         "the host is asked for TLS, TLSv1 or later, and may have none",
         "its certificate is not looked at",

@@ -277,7 +277,7 @@ def test_mx_pattern_is_a_name_or_one_wildcard_label(text: str, is_one: bool) -> 
         (None, "1", NOW + timedelta(hours=1), True),  # the clock was set back
     ],
 )
-def test_when_an_attempt_has_the_policy_fetched(
+def test_policy_is_fetched_for_an_attempt_only_if_it_is_new_or_due(
     policy: KeptPolicy | None, record: str | None, failed: datetime | None, fetches: bool
 ) -> None:
     assert wants_fetch(policy, record, failed=failed, now=NOW) is fetches

@@ -156,7 +156,7 @@ def test_a_private_address_is_left_out_and_said_so():
         ([(10, "a", [OURS, "11.0.0.1"])], Bounced, "5.4.6"),
     ],
 )
-def test_what_it_means_that_no_host_is_left(hosts, kind, status):
+def test_outcome_of_a_plan_without_a_host(hosts, kind, status):
     result = planned(*hosts)
     assert isinstance(result, NoRoute)
     assert isinstance(result.outcome, kind)

@@ -80,22 +80,20 @@ async def hasty(server):
 
 
 @pytest.mark.parametrize("fault", [Fault.SERVFAIL, Fault.DROP, Fault.REFUSED])
-async def test_50_without_an_answer_about_mx_the_mail_waits_and_no_a_record_is_used(
-    server, hasty, fault
-):
+async def test_mail_waits_without_an_mx_answer_and_no_a_record_is_used(server, hasty, fault):
     server.a("broken.example", "11.22.33.1")
     server.fail("broken.example", "MX", fault)
     assert refused(await router(hasty).route("broken.example")) == (Deferred, "4.4.3", 498)
     assert server.asked("broken.example", "A") == 0
 
 
-async def test_51_a_domain_that_does_not_exist_bounces(real):
+async def test_mail_for_a_domain_that_does_not_exist_bounces(real):
     route = await router(real).route("nowhere.example")
     assert refused(route) == (Bounced, "5.1.2", 498)
     assert route.outcome.description == "nowhere.example does not exist (NXDOMAIN)"
 
 
-async def test_52_a_domain_without_mx_takes_mail_at_its_address(server, real):
+async def test_domain_without_mx_gets_mail_at_its_address(server, real):
     server.a("example.net", "11.22.33.1")
     route = await router(real).route("example.net")
     assert [(host.name, host.address, host.port) for host in route.hosts] == [
@@ -103,14 +101,14 @@ async def test_52_a_domain_without_mx_takes_mail_at_its_address(server, real):
     ]
 
 
-async def test_53_a_domain_with_a_null_mx_bounces_and_is_not_connected_to(server, real):
+async def test_mail_for_a_null_mx_bounces_without_a_connection(server, real):
     server.mx("nomail.example", (0, "."))
     server.a("nomail.example", "11.22.33.1")
     assert refused(await router(real).route("nomail.example")) == (Bounced, "5.1.10", 556)
     assert server.asked("nomail.example", "A") == 0
 
 
-async def test_54_an_mx_that_is_an_alias_keeps_the_name_of_the_mx_record(server, real):
+async def test_mx_that_is_an_alias_keeps_the_name_of_the_mx_record(server, real):
     server.mx("example.net", (10, "mx.example.net"))
     server.cname("mx.example.net", "host7.provider.example")
     server.a("host7.provider.example", "11.22.33.1")
@@ -118,7 +116,7 @@ async def test_54_an_mx_that_is_an_alias_keeps_the_name_of_the_mx_record(server,
     assert [(host.name, host.address) for host in route.hosts] == [("mx.example.net", "11.22.33.1")]
 
 
-async def test_54_a_loop_of_aliases_makes_the_mail_wait(server, real):
+async def test_mail_for_a_loop_of_aliases_waits(server, real):
     server.mx("example.net", (10, "a.example.net"))
     server.cname("a.example.net", "b.example.net")
     server.cname("b.example.net", "a.example.net")
@@ -138,7 +136,7 @@ async def test_54_a_loop_of_aliases_makes_the_mail_wait(server, real):
         ("AAAA", "fe80::1"),
     ],
 )
-async def test_55_an_mx_inside_our_network_is_not_connected_to(server, real, rdtype, address):
+async def test_mx_inside_our_network_is_not_connected_to(server, real, rdtype, address):
     server.mx("evil.example", (10, "mx.evil.example"))
     server.set("mx.evil.example", rdtype, Answer((address,)))
     route = await router(real).route("evil.example")
@@ -147,21 +145,21 @@ async def test_55_an_mx_inside_our_network_is_not_connected_to(server, real, rdt
 
 
 @pytest.mark.parametrize("exchange", ["10.0.0.1", "localhost", "mail"])
-async def test_55_an_mx_that_is_no_name_is_not_even_looked_up(server, real, exchange):
+async def test_mx_that_is_no_name_is_not_looked_up(server, real, exchange):
     server.mx("evil.example", (10, exchange))
     assert refused(await router(real).route("evil.example")) == (Bounced, "5.4.4", 498)
     assert sum(server.queries.values()) == 1
 
 
 @pytest.mark.parametrize("listening", [("127.0.0.5", 25), ("0.0.0.0", 25), ("::", 25)])
-async def test_55_an_mx_at_our_own_address_loops(server, real, listening):
+async def test_mx_at_our_own_address_loops(server, real, listening):
     server.mx("evil.example", (10, "mx.evil.example"))
     server.a("mx.evil.example", "127.0.0.5")
     ours = router(real, listening=[listening], allow_networks=LOOPBACK)
     assert refused(await ours.route("evil.example")) == (Bounced, "5.4.6", 498)
 
 
-async def test_56_a_second_answer_of_the_dns_has_no_chance(server, real):
+async def test_second_answer_of_the_dns_has_no_effect(server, real):
     server.mx("evil.example", (10, "mx.evil.example"), ttl=0)
     server.set(
         "mx.evil.example", "A", Answer(("11.22.33.1",), ttl=0), Answer(("127.0.0.1",), ttl=0)
@@ -171,7 +169,9 @@ async def test_56_a_second_answer_of_the_dns_has_no_chance(server, real):
     assert server.asked("mx.evil.example", "A") == 1
 
 
-async def test_57_a_thousand_addresses_make_ten_tries_and_a_few_queries(server, real, monkeypatch):
+async def test_host_with_a_thousand_addresses_is_tried_at_ten_after_a_few_queries(
+    server, real, monkeypatch
+):
     monkeypatch.setattr(router_module, "_PATIENCE", 60.0)  # all answers are waited for
     server.mx("many.example", *((10 + n, f"mx{n}.many.example") for n in range(200)))
     server.a("*.many.example", *(f"11.22.{n}.1" for n in range(50)))
@@ -213,7 +213,7 @@ async def test_of_many_mail_hosts_none_behind_ourselves_is_tried_under_whatever_
             assert {host.name for host in route.hosts} <= set(names[:ours])
 
 
-async def test_where_all_before_ourselves_are_gone_mail_would_loop():
+async def test_mail_loops_where_all_hosts_before_ourselves_are_gone():
     names = [f"mx{n}.example.net" for n in range(30)]
     addresses = {name: [f"11.22.33.{n}"] for n, name in enumerate(names) if n > 25}
     addresses[names[25]] = ["11.22.44.1"]
@@ -251,19 +251,19 @@ async def test_mail_hosts_beyond_the_limit_of_an_attempt_get_their_turn_and_keep
 
 
 @pytest.mark.parametrize("fault", [Fault.WRONG_ID, Fault.GARBAGE, Fault.TRUNCATED_NO_TCP])
-async def test_58_nonsense_for_an_answer_makes_the_mail_wait(server, hasty, fault):
+async def test_mail_waits_after_an_answer_of_nonsense(server, hasty, fault):
     server.set("example.net", "MX", Answer(("10 mx.example.net.",), fault=fault))
     server.a("mx.example.net", "11.22.33.1")
     assert refused(await router(hasty).route("example.net")) == (Deferred, "4.4.3", 498)
 
 
-async def test_58_a_truncated_answer_is_read_over_tcp(server, real):
+async def test_truncated_mx_answer_is_read_over_tcp(server, real):
     server.set("example.net", "MX", Answer(("10 mx.example.net.",), fault=Fault.TRUNCATED))
     server.a("mx.example.net", "11.22.33.1")
     assert tried(await router(real).route("example.net")) == ["11.22.33.1"]
 
 
-async def test_59_both_families_are_tried_in_turns(server, real):
+async def test_both_address_families_are_tried_in_turns(server, real):
     server.mx("example.net", (10, "mx.example.net"))
     server.a("mx.example.net", "11.22.33.1", "11.22.33.2")
     server.aaaa("mx.example.net", *(f"2a00:1234::{n}" for n in range(1, 30)))
@@ -272,7 +272,7 @@ async def test_59_both_families_are_tried_in_turns(server, real):
     assert {":" in address for address in addresses[:2]} == {True, False}
 
 
-async def test_60_hosts_of_equal_preference_are_all_used(server, real):
+async def test_all_hosts_of_equal_preference_are_used(server, real):
     server.mx("example.net", *((10, f"mx{n}.example.net") for n in range(4)))
     for n in range(4):
         server.a(f"mx{n}.example.net", f"11.22.33.{n}")
@@ -284,20 +284,20 @@ async def test_60_hosts_of_equal_preference_are_all_used(server, real):
 
 
 @pytest.mark.parametrize("spelling", ["example.net", "EXAMPLE.Net", "example.net."])
-async def test_61_a_domain_is_found_however_it_is_written(server, real, spelling):
+async def test_domain_is_found_in_every_spelling(server, real, spelling):
     server.mx("example.net", (10, "mx.example.net"))
     server.a("mx.example.net", "11.22.33.1")
     assert tried(await router(real).route(spelling)) == ["11.22.33.1"]
 
 
 @pytest.mark.parametrize("spelling", ["bücher.example", "xn--bcher-kva.example", "BÜCHER.example"])
-async def test_61_an_internationalised_domain_is_looked_up_by_its_a_label(server, real, spelling):
+async def test_internationalised_domain_is_looked_up_by_its_a_label(server, real, spelling):
     server.mx("xn--bcher-kva.example", (10, "mx.example.net"))
     server.a("mx.example.net", "11.22.33.1")
     assert tried(await router(real).route(spelling)) == ["11.22.33.1"]
 
 
-async def test_61_an_underscore_does_not_matter(server, real):
+async def test_domain_with_an_underscore_is_looked_up(server, real):
     server.mx("my_shop.example", (10, "mx_1.example.net"))
     server.a("mx_1.example.net", "11.22.33.1")
     assert tried(await router(real).route("my_shop.example")) == ["11.22.33.1"]
@@ -315,7 +315,7 @@ async def test_61_an_underscore_does_not_matter(server, real):
         "a b.example",
     ],
 )
-async def test_61_a_domain_that_cannot_exist_bounces_and_is_no_crash(server, real, domain):
+async def test_mail_for_an_impossible_domain_bounces(server, real, domain):
     assert refused(await router(real).route(domain)) == (Bounced, "5.1.2", 498)
     assert not server.queries
 
@@ -466,7 +466,7 @@ async def test_a_route_to_an_address_or_to_this_machine_asks_no_dns(host, addres
         ("a..b", "4.3.5"),
     ],
 )
-async def test_where_a_configured_next_hop_cannot_be_used_the_mail_waits(host, status):
+async def test_mail_waits_where_a_configured_next_hop_cannot_be_used(host, status):
     dns = FakeDns(hosts={"broken.intranet.example": Unanswered("SERVFAIL")})
     ours = router(dns, routes={"*": StaticRoute(host)}, listening=[("0.0.0.0", 25)])
     route = await ours.route("example.net")
@@ -495,9 +495,7 @@ async def test_credentials_come_from_the_password_file_as_it_is_now(tmp_path):
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\nsecret\n", b"\xff\xfe\n"])
-async def test_without_a_readable_password_the_mail_waits_and_the_reason_is_clear(
-    tmp_path, content, caplog
-):
+async def test_mail_waits_without_a_readable_password_and_says_why(tmp_path, content, caplog):
     path = tmp_path / "password"
     if content is not None:
         path.write_bytes(content)
@@ -523,7 +521,7 @@ async def test_other_routes_take_effect_at_once_after_a_reload():
     assert tried(await ours.route("example.net")) == ["11.22.33.1"]
 
 
-async def test_what_was_looked_up_under_the_old_options_is_not_kept_for_the_new_ones():
+async def test_route_looked_up_under_old_options_is_not_kept_for_new_ones():
     class Reloading(FakeDns):
         async def addresses(self, host):
             ours.reload(RouteOptions(port=2525))
@@ -607,7 +605,7 @@ def test_the_machine_knows_its_own_addresses():
     assert not is_local_address("not an address")
 
 
-def test_where_a_machine_may_bind_to_anything_it_is_asked_another_way(monkeypatch):
+def test_own_addresses_are_found_where_any_address_can_be_bound(monkeypatch):
     monkeypatch.setattr("relay.route.router._binds", lambda address: True)
     assert is_local_address("127.0.0.1")
     assert not is_local_address("11.22.33.44")

@@ -88,7 +88,7 @@ def test_each_cell_of_the_table(require, skip, situation, expected, on_unverifie
         (True, True, False, 2, TlsVersion.TLS_1_2),
     ],
 )
-def test_old_tls_is_taken_only_where_nobody_looks_and_none_is_the_alternative(
+def test_old_tls_is_accepted_only_where_clear_text_is_the_alternative(
     require, skip, verify, level, version
 ):
     needed = needs(require, skip)
@@ -124,7 +124,7 @@ def test_credentials_never_go_over_a_session_that_is_not_verified(require, skip)
 
 
 @pytest.mark.parametrize("skip", [False, True])
-def test_a_port_where_tls_comes_first_is_never_talked_to_in_clear(skip):
+def test_port_with_implicit_tls_gets_no_clear_text(skip):
     needed = at_host(needs(False, skip), replace(HOST, tls=TlsMode.IMPLICIT), OPTIONS)
     assert needed.tls_required
     assert needed.verify is not skip
@@ -135,7 +135,7 @@ def test_a_port_where_tls_comes_first_is_never_talked_to_in_clear(skip):
 @pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize("login", [False, True])
 @pytest.mark.parametrize("tls", list(TlsMode))
-def test_what_a_route_alone_asks_for_is_no_reason_to_return_a_message(require, skip, login, tls):
+def test_requirement_of_a_route_alone_makes_no_message_bounce(require, skip, login, tls):
     host = replace(HOST, tls=tls, credentials=Credentials("relay", "secret") if login else None)
     for on_unmet in OnTlsUnmet:
         needed = needs(require, skip, SecurityOptions(on_tls_unmet=on_unmet))

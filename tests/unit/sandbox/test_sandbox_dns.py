@@ -68,7 +68,7 @@ async def test_a_failing_server_leaves_no_nameserver(server, fault):
 
 
 @pytest.mark.parametrize("fault", [Fault.DROP, Fault.WRONG_ID, Fault.GARBAGE])
-async def test_what_is_no_answer_ends_in_a_timeout_or_a_dead_server(server, fault):
+async def test_invalid_answer_ends_in_a_timeout_or_a_dead_server(server, fault):
     server.set("bad.example", "MX", Answer(("10 mx.example.",), fault=fault))
     with pytest.raises((dns.resolver.LifetimeTimeout, dns.resolver.NoNameservers)):
         await resolver(server).resolve("bad.example", "MX")

@@ -19,7 +19,7 @@ def temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_all_goes_as_the_rules_say_and_nothing_is_left_behind(
+def test_demo_goes_as_the_rules_say_and_leaves_no_file(
     capsys: pytest.CaptureFixture[str], temporary_files: Path
 ) -> None:
     assert play.main() == 0
@@ -44,7 +44,7 @@ def test_a_program_gets_each_line_of_the_delivery_log(capsys: pytest.CaptureFixt
     assert "expired" in strict["why"]
 
 
-def test_where_a_host_is_not_what_it_seems_the_exit_code_says_so(
+def test_demo_exits_with_1_where_a_host_breaks_the_rules(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(play, "HOSTS", {**play.HOSTS, "expired": Script()})
@@ -54,13 +54,13 @@ def test_where_a_host_is_not_what_it_seems_the_exit_code_says_so(
     assert "34 of 36" in told
 
 
-async def test_a_log_that_says_more_than_the_host_saw_is_found_out() -> None:
+async def test_demo_detects_a_log_that_says_more_than_the_host_received() -> None:
     cell = (await play.play())[0]
     assert cell.is_as_ruled
     assert not replace(cell, seen_by_host=False).is_as_ruled
 
 
-def test_where_loopback_has_one_address_the_hosts_are_found_by_routes(
+def test_demo_uses_routes_where_loopback_has_one_address(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(play, "_has_many_addresses", lambda: False)
@@ -80,8 +80,6 @@ def test_where_loopback_has_one_address_the_hosts_are_found_by_routes(
         ("pinned-other", "deferred", "none of the hosts that the configuration allows"),
     ],
 )
-async def test_what_a_domain_publishes_holds_whatever_the_settings(
-    host: str, became: str, word: str
-) -> None:
+async def test_published_policy_holds_with_all_settings(host: str, became: str, word: str) -> None:
     cells = [cell for cell in await play.play() if cell.host == host]
     assert [(cell.became, word in cell.why) for cell in cells] == [(became, True)] * 4

@@ -46,7 +46,7 @@ async def test_only_a_good_certificate_and_a_wildcard_of_one_label_are_verified(
 
 
 @pytest.mark.parametrize("kind", Kind)
-async def test_any_certificate_serves_a_client_that_does_not_look(kind):
+async def test_any_certificate_serves_a_client_that_does_not_verify(kind):
     context = client_context(verify=False)
     context.set_ciphers("ALL:@SECLEVEL=0")
     async with MxServer(Script(certificate=kind), authority=AUTHORITY) as mx:

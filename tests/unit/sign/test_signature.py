@@ -115,7 +115,7 @@ async def test_a_signed_message_verifies_at_the_mx(key: Any, pieces: int) -> Non
         (b"\r\nTo:", b"\r\nReply-To: x@other.example\r\nTo:"),
     ],
 )
-async def test_what_is_changed_on_the_way_does_not_verify(
+async def test_message_changed_on_the_way_does_not_verify(
     key: Any, was: bytes, becomes: bytes
 ) -> None:
     got = await sent(key, HEADER + BODY)
@@ -143,7 +143,7 @@ async def test_white_space_that_a_host_changes_does_no_harm(key: Any) -> None:
         ("a@sender.example", b"nobody"),
     ],
 )
-async def test_nobody_gets_the_signature_of_a_domain_he_does_not_send_for(
+async def test_sender_gets_no_signature_of_another_domain(
     key: Any, reverse_path: str, author: bytes
 ) -> None:
     content = b"From: " + author + b"\r\n\r\nhello\r\n"
@@ -151,7 +151,7 @@ async def test_nobody_gets_the_signature_of_a_domain_he_does_not_send_for(
     assert got == content
 
 
-async def test_who_sends_for_one_domain_gets_no_signature_of_another_that_has_a_key_too(
+async def test_sender_for_one_domain_gets_no_signature_of_another_with_a_key(
     key: Any,
 ) -> None:
     both = key | {"other.example": replace(key["sender.example"], domain="other.example")}
@@ -166,7 +166,7 @@ async def test_our_own_report_is_signed_by_its_author_alone(key: Any) -> None:
     assert verifies(got, key)
 
 
-async def test_what_is_not_to_be_signed_is_not_even_read(key: Any) -> None:
+async def test_content_of_an_unsigned_message_is_not_read_for_a_signature(key: Any) -> None:
     def unread() -> AsyncIterator[bytes]:
         raise AssertionError("the content was read")
 
@@ -256,7 +256,7 @@ async def test_a_message_with_hundreds_of_fields_to_sign_goes_out_unsigned(key: 
     assert await sent(key, content) == content
 
 
-def test_white_space_without_end_is_no_work_without_end() -> None:
+def test_endless_white_space_is_hashed_in_linear_time() -> None:
     hashed = BodyHash()
     hashed.update(b" \t" * 131_072 + b"x")
     assert hashed.digest() == hashlib.sha256(b" x\r\n").digest()

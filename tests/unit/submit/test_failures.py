@@ -62,7 +62,7 @@ def test_of_a_name_that_must_wait_a_new_password_and_one_that_comes_again_have_a
     assert has_turn(b"x", 10, "app2"), "each name has its own"
 
 
-def test_a_wrong_password_that_comes_for_ever_takes_nobodys_turn() -> None:
+def test_wrong_password_that_is_repeated_for_ever_takes_no_turn_of_others() -> None:
     """An application with an old password, beside one that has just been given the new one."""
     failures = Failures()
     guess(failures, "app1", 10)

@@ -96,7 +96,7 @@ def test_a_field_is_obeyed_and_taken_out(fields, terms):
         ("text\r\nX-Mailgun-Secondary-DKIM-Public: a", "write X-Mailgun-Secondary-DKIM-Public in"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_obeyed_is_refused_by_the_name_of_its_field(field, said):
+def test_value_that_cannot_be_obeyed_is_refused_with_its_field(field, said):
     found = opened(f"From: a@b.example\r\n{field}\r\nSubject: x\r\n".encode())
     assert isinstance(found, Refusal)
     assert (found.reply.code, found.reply.status) == (554, "5.6.0")

@@ -60,13 +60,13 @@ async def desk() -> AsyncIterator[Desk]:
     desk.secrets.close()
 
 
-async def test_of_many_guesses_at_once_ten_are_looked_at(desk: Desk) -> None:
+async def test_ten_of_many_simultaneous_guesses_are_checked(desk: Desk) -> None:
     verdicts = await asyncio.gather(*(desk.judge("app1", f"guess{n}") for n in range(120)))
     assert (verdicts.count(Verdict.WRONG), verdicts.count(Verdict.WAIT)) == (10, 110)
     assert len(desk.looked) == 10
 
 
-async def test_of_many_guesses_with_many_names_few_are_looked_at(desk: Desk) -> None:
+async def test_few_of_many_guesses_with_many_names_are_checked(desk: Desk) -> None:
     guesses = (desk.judge(f"{kind}{n}", "guess") for n in range(300) for kind in ("x", "app"))
     verdicts = await asyncio.gather(*guesses)
     assert verdicts.count(Verdict.WRONG) == 30
@@ -112,7 +112,7 @@ async def test_a_right_password_that_is_new_passes_beside_guesses_at_its_name_wh
     assert await desk.judge("app1", "app1") is Verdict.RIGHT
 
 
-async def test_what_is_wrong_while_a_client_has_to_wait_is_not_told_to_be_wrong(desk: Desk) -> None:
+async def test_wrong_password_of_a_client_that_has_to_wait_gets_the_same_answer(desk: Desk) -> None:
     await asyncio.gather(*(desk.judge("app1", f"guess{n}") for n in range(10)))
     desk.now += timedelta(seconds=10)
     looked = len(desk.looked)
@@ -132,7 +132,7 @@ async def test_a_right_password_does_not_wait_for_the_guesses_of_others(desk: De
     await asyncio.gather(*guesses)
 
 
-async def test_many_connections_with_one_right_password_cost_one_look(desk: Desk) -> None:
+async def test_many_connections_with_one_right_password_cost_one_hash(desk: Desk) -> None:
     verdicts = await asyncio.gather(*(desk.judge("app1", "app1") for _ in range(50)))
     assert set(verdicts) == {Verdict.RIGHT}
     assert len(desk.looked) == 1

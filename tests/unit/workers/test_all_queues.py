@@ -191,7 +191,7 @@ async def test_a_page_that_ends_early_keeps_to_the_order_of_time(
 
 
 @pytest.mark.parametrize("ascending", [True, False])
-async def test_one_can_turn_round_between_the_queues(two: Two, ascending: bool) -> None:
+async def test_paging_can_turn_back_between_the_queues(two: Two, ascending: bool) -> None:
     for moment in range(1, 9):
         store = (two.first, two.other)[moment % 2]
         await store.accept(new_message(queue_id=f"M{moment}", events=(at(f"M{moment}", moment),)))
@@ -217,7 +217,9 @@ async def test_one_can_turn_round_between_the_queues(two: Two, ascending: bool) 
 
 
 @pytest.mark.parametrize("ascending", [True, False])
-async def test_what_comes_to_an_empty_queue_is_behind_the_page(two: Two, ascending: bool) -> None:
+async def test_event_that_comes_to_an_empty_queue_is_behind_the_page(
+    two: Two, ascending: bool
+) -> None:
     await two.first.accept(new_message(queue_id="A", events=(at("A", 5),)))
     [only] = await two.whole.find_events(EventFilter(), ascending=ascending)
     await two.other.accept(new_message(queue_id="B", events=(at("B", 1),)))

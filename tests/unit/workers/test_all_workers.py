@@ -112,7 +112,9 @@ async def test_a_message_is_shown_wherever_it_is(workers: Workers) -> None:
     assert (await workers.ask(verb="show", id="M2"))[-1] == {"done": {"unknown": ["M2"]}}
 
 
-async def test_a_verb_is_done_by_all_and_unknown_is_what_nobody_has(workers: Workers) -> None:
+async def test_verb_is_done_by_all_workers_and_an_id_is_unknown_if_none_has_it(
+    workers: Workers,
+) -> None:
     for worker in range(3):
         await workers.take(worker, f"M{worker}")
     answer = await workers.ask(verb="hold", ids=["M0", "M2", "M9"])
@@ -149,7 +151,7 @@ async def test_a_log_that_is_followed_tells_of_every_worker(workers: Workers) ->
     writer.close()
 
 
-async def test_what_ails_one_is_said_with_its_number(workers: Workers) -> None:
+async def test_trouble_of_a_worker_is_reported_with_its_number(workers: Workers) -> None:
     answer = await workers.ask(verb="health")
     assert answer[-1]["done"]["liveness"] == [
         "worker 0: stuck",

@@ -42,7 +42,7 @@ def test_a_line_has_time_level_and_text() -> None:
     assert re.fullmatch(stamp + r" warning 01JABC: deferred\n", stream.getvalue())
 
 
-def test_what_a_peer_said_neither_breaks_a_line_nor_moves_the_cursor() -> None:
+def test_text_of_a_peer_neither_breaks_a_line_nor_moves_the_cursor() -> None:
     own_log, stream = written()
     log.info("refused: %s", "no\r\n2030-01-01 info forged\x1b[2J\u2028\x00")
     own_log.stop()
@@ -73,7 +73,7 @@ def test_a_traceback_is_kept_with_its_line() -> None:
     assert "ValueError: inside" in stream.getvalue()
 
 
-def test_a_reader_that_stands_still_does_not_stop_who_logs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reader_that_stands_still_does_not_block_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(programlog, "_WAITING", 10)
     goes_on = threading.Event()
 

@@ -28,14 +28,14 @@ def test_shared_settings_are_those_that_were_told_last():
         shared.tell(b"x" * (CAPACITY_BYTES + 1))
 
 
-def test_what_is_being_changed_is_not_read():
+def test_settings_are_not_read_while_they_change():
     shared = SharedSettings()
     shared.tell(b"whole")
     shared._memory[12:14] = b"??"
     assert shared.read() is None
 
 
-def test_another_process_reads_it():
+def test_another_process_reads_the_shared_settings():
     shared = SharedSettings()
     reading, writing = os.pipe()
     pid = os.fork()

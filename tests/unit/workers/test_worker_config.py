@@ -14,7 +14,7 @@ from relay.workers.worker_config import part, worker_config
 
 
 @pytest.mark.parametrize(("whole", "workers"), [(200, 1), (200, 3), (20, 20), (7, 2), (1000, 64)])
-def test_the_parts_add_up_and_nobody_goes_without(whole: int, workers: int) -> None:
+def test_limits_of_workers_add_up_and_none_is_zero(whole: int, workers: int) -> None:
     parts = [part(whole, worker, workers) for worker in range(workers)]
     assert sum(parts) == whole
     assert max(parts) - min(parts) <= 1
