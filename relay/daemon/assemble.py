@@ -24,11 +24,11 @@ from relay.daemon.watching import MeteredQueue, MeteredSink, metered
 from relay.deliver.attempt import Attempt
 from relay.deliver.destinations import Destinations
 from relay.deliver.floors import Floors
-from relay.deliver.options import DeliveryOptions
 from relay.deliver.pool import Pool, PoolLimits
 from relay.deliver.scheduler import Scheduler
 from relay.deliver.signing import Signer
 from relay.deliver.sts_fetch import AT_ONCE, Fetched, FetchFailed
+from relay.deliver.sts_policies import StsPolicies
 from relay.deliver.tls import TlsContexts
 from relay.policy.rules import PolicyRules
 from relay.queue.engine import WORKER_SPOOL, open_policies, open_store, orphans
@@ -100,37 +100,20 @@ class Parts:
         self.delivery_log = DeliveryLog(Path(config.log.delivery), store)
         self.resolver = _make_resolver(config, files)
         self.router = self._make_router()
-        contexts = TlsContexts(config.tls.ca_file)
-        self.policies = make_policies(
-            config,
-            policy_cache,
-            resolver=self.resolver,
-            router=self.router,
-            contexts=contexts,
-            clock=self.clock,
-            at_once=max(1, part(AT_ONCE, worker.number, worker.workers)),
-            told=self._policy_fetched,
-        )
+        self.contexts = TlsContexts(config.tls.ca_file)
+        self.policies = self._make_policies(policy_cache)
         self.floors = Floors(
             self.resolver, self.policies, self.rules, seconds=_FLOORS_AT_HAND_SECONDS
         )
-        places = min(config.delivery.concurrency, files.deliveries)
-        delivery = replace(config.delivery, concurrency=places)
-        destinations = Destinations(
-            delivery.concurrency_per_destination, config.queue.schedule, clock=time.monotonic
+        self.delivery = replace(
+            config.delivery, concurrency=min(config.delivery.concurrency, files.deliveries)
         )
-        self.pool = Pool(PoolLimits(connections=places))
-        self.attempt = self._make_attempt(delivery, destinations, contexts)
-        self.scheduler = Scheduler(
-            MeteredQueue(store, self.metrics),
-            self.attempt,
-            schedule=config.queue.schedule,
-            options=delivery,
-            rules=self.rules,
-            hostname=config.hostname,
-            clock=self.clock,
-            destinations=destinations,
+        self.destinations = Destinations(
+            self.delivery.concurrency_per_destination, config.queue.schedule, clock=time.monotonic
         )
+        self.pool = Pool(PoolLimits(connections=self.delivery.concurrency))
+        self.attempt = self._make_attempt()
+        self.scheduler = self._make_scheduler()
         self.reception = self._make_reception()
         self.failures = Failures(elsewhere=worker.failed_elsewhere)
         self.passwords = Passwords(self.failures, clock=self.clock)
@@ -144,19 +127,41 @@ class Parts:
             random=random.SystemRandom(),
         )
 
-    def _make_attempt(
-        self, delivery: DeliveryOptions, destinations: Destinations, contexts: TlsContexts
-    ) -> Attempt:
+    def _make_policies(self, cache: PolicyCache) -> StsPolicies:
+        return make_policies(
+            self.config,
+            cache,
+            resolver=self.resolver,
+            router=self.router,
+            contexts=self.contexts,
+            clock=self.clock,
+            at_once=max(1, part(AT_ONCE, self.worker.number, self.worker.workers)),
+            told=self._policy_fetched,
+        )
+
+    def _make_attempt(self) -> Attempt:
         return Attempt(
             metered(self.router.route, self.metrics),
             hostname=self.config.hostname,
-            delivery=delivery,
+            delivery=self.delivery,
             tls=self.config.tls,
             pool=self.pool,
-            contexts=contexts,
+            contexts=self.contexts,
             signer=Signer(lambda: self.signing_keys, clock=self.clock),
-            destinations=destinations,
+            destinations=self.destinations,
             floors=self.floors,
+        )
+
+    def _make_scheduler(self) -> Scheduler:
+        return Scheduler(
+            MeteredQueue(self.store, self.metrics),
+            self.attempt,
+            schedule=self.config.queue.schedule,
+            options=self.delivery,
+            rules=self.rules,
+            hostname=self.config.hostname,
+            clock=self.clock,
+            destinations=self.destinations,
         )
 
     def _make_reception(self) -> Reception:
