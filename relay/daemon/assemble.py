@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from relay.admin.domain_settings import SettingsElsewhere, SettingsInForce
@@ -57,9 +59,8 @@ __all__ = ["Parts", "assemble"]
 _FLOORS_AT_HAND_SECONDS = 1.0
 
 
-def now() -> datetime:
-    """The clock of every part."""
-    return datetime.now(UTC)
+now: Callable[[], datetime] = partial(datetime.now, UTC)
+"""The clock of every part."""
 
 
 class Parts:

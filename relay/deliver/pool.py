@@ -51,6 +51,13 @@ class PoolKey:
     needed: Requirement
     destination: str
 
+    def __hash__(self) -> int:
+        """Of the fields that differ most: a message looks up its key several times, and the hash of
+        a whole requirement is slow.
+        """
+        needed = self.needed
+        return hash((self.name, self.address, self.port, needed.tls_required, needed.verify))
+
 
 def pool_key(host: Host, needed: Requirement) -> PoolKey:
     """The key of a host's connections for messages with this requirement."""

@@ -305,7 +305,8 @@ class ClientProtocol(SMTPProtocol):
                 if reply is None:
                     return
                 self._replies.append(reply)
-                self._wake()
+                if self._waiter is not None:
+                    _wake(self._waiter)
         except Garbled as garbled:
             self._fail(garbled)
 

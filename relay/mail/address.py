@@ -114,6 +114,7 @@ def parse_path(
     return _read_address(path, smtputf8=smtputf8, allow_postmaster=allow_postmaster), rest
 
 
+@lru_cache(maxsize=2048)
 def domain_of(address: str) -> str:
     """The normalised domain of an address that `parse_path` returned; "" for the null reverse-path.
 

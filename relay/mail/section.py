@@ -63,15 +63,17 @@ ASKING = (
 )
 """The fields by which a message asks this relay for something."""
 
-IGNORED = (
-    b"x-mailgun-campaign-id",
-    b"x-mailgun-delivery-time-optimize-period",
-    b"x-mailgun-sending-ip-pool",
-    b"x-mailgun-time-zone-localize",
-    b"x-mailgun-track",
-    b"x-mailgun-track-clicks",
-    b"x-mailgun-track-opens",
-    b"x-mailgun-track-pixel-location-top",
+IGNORED = frozenset(
+    {
+        b"x-mailgun-campaign-id",
+        b"x-mailgun-delivery-time-optimize-period",
+        b"x-mailgun-sending-ip-pool",
+        b"x-mailgun-time-zone-localize",
+        b"x-mailgun-track",
+        b"x-mailgun-track-clicks",
+        b"x-mailgun-track-opens",
+        b"x-mailgun-track-pixel-location-top",
+    }
 )
 """Fields without a meaning for a relay. They are removed like the fields that the relay obeys."""
 
@@ -91,7 +93,7 @@ KNOWN = (
     "Subject",
     "TLS-Required",
     "To",
-    *(name.decode() for name in IGNORED),
+    *(name.decode() for name in sorted(IGNORED)),
 )
 """The other fields that a part of the relay reads."""
 
@@ -160,8 +162,9 @@ class HeaderSection:
         All other octets stay as they are.
         """
         spans = [(found.start, found.end) for found in self.asking if found.is_exact]
-        for name in (*IGNORED, *names):
-            spans += [(start, end + 2) for start, _, end in self._spans.get(name, ())]
+        for name, fields in self._spans.items():
+            if name in IGNORED or name in names:
+                spans += [(start, end + 2) for start, _, end in fields]
         if not spans:
             return self._octets
         kept, begun = [], 0

@@ -72,6 +72,10 @@ class DestinationRule(TlsRule):
     mx: tuple[Annotated[str, Form.DOMAIN_PATTERN], ...] = ()
 
 
+_MOST_KNOWN = 10_000
+"""Settings that are kept for the next message; all are forgotten where there would be more."""
+
+
 @dataclass(frozen=True, slots=True)
 class PolicyRules:
     """All rules of the operator.
@@ -90,6 +94,10 @@ class PolicyRules:
     dane: FloorUse = FloorUse.ENFORCE
     overlay: Mapping[str, TlsRule] = field(default_factory=dict, init=False)
     """The settings made over HTTP, by sender domain; no rule of the file."""
+    _known: dict[tuple[str, str, Wishes], TlsSettings] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    """The settings resolved so far, by sender domain, recipient domain and wishes."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "domains", _normalise_keys(self.domains))
@@ -168,6 +176,18 @@ def with_overlay(rules: PolicyRules, settings: Mapping[str, TlsRule]) -> PolicyR
 
 
 def _resolved(
+    rules: PolicyRules, sender_domain: str, recipient_domain: str, wishes: Wishes
+) -> TlsSettings:
+    key = sender_domain, recipient_domain, wishes
+    settings = rules._known.get(key)
+    if settings is None:
+        if len(rules._known) >= _MOST_KNOWN:
+            rules._known.clear()
+        settings = rules._known[key] = _resolve(rules, sender_domain, recipient_domain, wishes)
+    return settings
+
+
+def _resolve(
     rules: PolicyRules, sender_domain: str, recipient_domain: str, wishes: Wishes
 ) -> TlsSettings:
     applying = list(_applying(rules, sender_domain, recipient_domain))

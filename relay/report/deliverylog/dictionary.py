@@ -376,13 +376,11 @@ def _policies(message: QueuedMessage, recipients: Sequence[QueuedRecipient]) -> 
 
 
 def _text(text: str, limit: int = _MAX_TEXT) -> str:
-    """Text that any JSON parser takes and that cannot fill the disk. The common case costs two
-    looks.
-    """
+    """Text that any JSON parser takes and that cannot fill the disk."""
     if len(text) > limit:
         text = text[: limit - 1] + "…"
-    if text.isascii():
-        return text.replace("\x7f", "\\x7f")
+    elif text.isascii() and "\x7f" not in text:
+        return text  # what nearly all texts are
     return text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\x7f", "\\x7f")
 
 
