@@ -1,5 +1,5 @@
-"""One attempt to deliver an entry: the hosts of its domain in order, until each recipient's fate is
-known.
+"""One attempt to deliver an entry: the hosts of its domain are tried in order, until each recipient
+has an outcome.
 
     route, policy ─► for each host: floor, room? ─► requirement ─► pool or reach ─► transactions
                                                                    ─► diagnosis ─► tally
@@ -7,8 +7,8 @@ known.
 The order is the safety argument. In one attempt, a recipient is not offered to another host once a
 host has accepted it, has rejected it with 5yz, or has sent no reply after the final dot (then a
 later attempt may deliver it a second time). No part of the message, not even MAIL, is sent to a
-host that has not met the TLS requirement. A kept connection that turns out dead before its host took MAIL counts for nothing: the
-host is asked again on a fresh one.
+host that has not met the TLS requirement. Where a connection kept from another message is lost
+before the host answered MAIL, the attempt connects to the same host again.
 
 If an attempt is cancelled before the final dot is sent, it closes the connection. After the final
 dot it waits for the reply, because the host may have accepted the message already.
@@ -17,7 +17,7 @@ dot it waits for the reply, because the host may have accepted the message alrea
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from enum import Enum, auto
 
@@ -36,7 +36,7 @@ from relay.deliver.diagnosis import (
     unmet,
     worth_another_host,
 )
-from relay.deliver.floors import NO_DOMAIN_FLOOR, DomainFloor, Floors
+from relay.deliver.floors import DomainFloor, Floors
 from relay.deliver.job import Job, fit_for, job_of, signed
 from relay.deliver.options import DeliveryOptions, TlsOptions, security_options
 from relay.deliver.pool import Pool, pool_key
@@ -54,23 +54,29 @@ from relay.route.security import HostFloor, Requirement, at_host, requirement, u
 
 __all__ = ["Attempt"]
 
+_SURE = "a signed MX record, an enforced MTA-STS policy, a route, or a domain without MX records"
+"""What makes the name of a host known for sure (`DomainFloor.has_secure_name`)."""
 
-class _Visited(Enum):
-    """What trying a host came to."""
 
-    TALKED = auto()
+class _HostResult(Enum):
+    """What a host did when it was tried. `SILENT`: it sent no greeting. `TURNED_AWAY`: it has too
+    many connections of ours, and is worth waiting for. `CANCELLED`: the attempt was.
+    """
+
+    ANSWERED = auto()
     SILENT = auto()
     TURNED_AWAY = auto()
     CANCELLED = auto()
 
 
 class Attempt:
-    """Makes attempts. One for the whole relay: it keeps the connections."""
+    """Makes attempts. A process has one of it, which keeps the connections."""
 
     def __init__(
         self,
         route: Callable[[str], Awaitable[Route]],
         *,
+        floors: Floors,
         hostname: str,
         delivery: DeliveryOptions | None = None,
         tls: TlsOptions | None = None,
@@ -78,9 +84,8 @@ class Attempt:
         contexts: TlsContexts | None = None,
         signer: Signer | None = None,
         destinations: Destinations | None = None,
-        floors: Floors | None = None,
     ) -> None:
-        """`floors`: what recipients' domains ask for; None: nobody asks for anything."""
+        """`route`: the hosts of a recipient domain. `floors`: what the domain asks of them."""
         delivery, tls = delivery or DeliveryOptions(), tls or TlsOptions()
         self._route = route
         self._security = security_options(delivery, tls)
@@ -99,9 +104,9 @@ class Attempt:
     ) -> dict[int, Outcome]:
         """Try to deliver; the outcome for every recipient of the entry, by its index.
 
-        Raises `NotNow` where no host had room for a connection, `PolicyPending` where the domain's
-        MTA-STS policy is still being fetched, and `SpoolError` where it cannot be read; nothing was
-        tried then.
+        Raises `NotNow` where no host had room for a connection, `PolicyPending` while the domain's
+        MTA-STS policy is fetched, and `SpoolError` where the policy cannot be read. No host was
+        told of the message then.
         """
         route = await self._route(entry.domain)
         if isinstance(route, NoRoute):
@@ -126,7 +131,7 @@ class Attempt:
         with self._pool.using_one():
             may_go_on = await self._try_hosts(route, floor, needed, job, tally)
             if may_go_on and tally.is_unmet_by_policy:
-                return await self._unless_newer(entry, route, floor, needed, job, tally)
+                return await self._under_newer_policy(entry, route, floor, needed, job, tally)
         return tally.outcomes()
 
     async def _try_hosts(
@@ -135,15 +140,16 @@ class Attempt:
         """Try the hosts in order, those that have room for a connection; whether the attempt may go
         on after that.
 
-        To wait for a host that we keep busy is better than to use one that is worse.
+        While a host is busy with our own connections, the attempt does not go on to hosts of a
+        worse preference: to wait for the better host is right.
         """
         recipients = tally.pending
         holder = job.message.queue_id, recipients[0].domain
         busy: dict[str, int] = {}
         turned_away: list[str] = []
-        has_talked = False
+        has_answered = False
         for number, host in enumerate(route.hosts, start=1):
-            under_floor = await self._floors.at(host, floor) if self._floors else HostFloor()
+            under_floor = await self._floors.at(host, floor)
             if under_floor.not_used:
                 _go_on(tally, host, tally.pending, _not_used(under_floor, host))
                 continue
@@ -151,7 +157,7 @@ class Attempt:
                 _go_on(tally, host, tally.pending, _not_known(under_floor, host))
                 continue
             name = host.destination
-            if any(p != host.preference and not self._is_stuck(at) for at, p in busy.items()):
+            if self._is_worth_waiting(busy, host):
                 break
             if (silence := self._destinations.silence_of(name)) is not None:
                 _go_on(tally, host, tally.pending, silence)
@@ -162,37 +168,39 @@ class Attempt:
                 continue
             has_more = any(other.destination == name for other in route.hosts[number:])
             try:
-                visited = await self._try_host(
+                result = await self._try_host(
                     host, under_floor, needed, job, tally, use, has_more=has_more
                 )
             finally:
                 self._destinations.end(use)
-            if not tally.pending or visited is _Visited.CANCELLED:
+            if not tally.pending or result is _HostResult.CANCELLED:
                 return False
-            has_talked |= visited is _Visited.TALKED
-            if visited is _Visited.TURNED_AWAY:
+            has_answered |= result is _HostResult.ANSWERED
+            if result is _HostResult.TURNED_AWAY:
                 turned_away.append(name)
-        is_untouched = tally.pending == recipients and not has_talked
+        is_untouched = tally.pending == recipients and not has_answered
         if (busy or turned_away) and is_untouched:
             raise NotNow((*turned_away, *busy), tally.outcomes() if turned_away else {})
         return True
 
-    def _is_stuck(self, name: str) -> bool:
-        return self._destinations.is_stuck(name)
+    def _is_worth_waiting(self, busy: Mapping[str, int], host: Host) -> bool:
+        """Whether a host of a better preference is busy, and gets on with its messages."""
+        return any(
+            preference != host.preference and not self._destinations.is_stuck(name)
+            for name, preference in busy.items()
+        )
 
     async def close(self) -> None:
         """Close the connections that are kept."""
         await self._pool.close()
 
     async def _floor(self, entry: Entry, route: Hosts, *, anew: bool = False) -> DomainFloor:
-        if self._floors is None:
-            return NO_DOMAIN_FLOOR
         message, waiving = entry.message, None
         if message.tls_required_no and not entry.settings.require_tls.value:
             waiving = message.reverse_path
         return await self._floors.of_domain(entry.domain, route.naming, waiving=waiving, anew=anew)
 
-    async def _unless_newer(
+    async def _under_newer_policy(
         self,
         entry: Entry,
         route: Hosts,
@@ -201,18 +209,19 @@ class Attempt:
         job: Job,
         tally: Tally,
     ) -> dict[int, Outcome]:
-        """What an attempt came to that did not meet a policy: tried anew where the domain has another
-        policy by now, so that no mail is returned for an old one (RFC 8461 §5.1).
+        """The outcomes where no host met the domain's policy: from trying the hosts once more if the
+        domain has published another policy since, so that no mail is returned for an old one
+        (RFC 8461 §5.1).
         """
-        met = tally.outcomes()
+        outcomes = tally.outcomes()
         try:
             newer = await self._floor(entry, route, anew=True)
-            if _asks(newer) == _asks(floor):
-                return met
+            if _policy_of(newer) == _policy_of(floor):
+                return outcomes
             tally.begin_anew()
             await self._try_hosts(route, newer, needed, job, tally)
         except (NotNow, PolicyPending, SpoolError):
-            return met
+            return outcomes
         return tally.outcomes()
 
     async def _try_host(
@@ -225,7 +234,7 @@ class Attempt:
         use: Use,
         *,
         has_more: bool,
-    ) -> _Visited:
+    ) -> _HostResult:
         """Offer one host what is still to be delivered. `has_more`: its destination has another
         address, which is tried next.
         """
@@ -235,7 +244,7 @@ class Attempt:
         began = _now()
         connection = self._pool.take(key)
         is_kept = connection is not None
-        visited = _Visited.TALKED
+        result = _HostResult.ANSWERED
         while waiting:
             if connection is None:
                 self._pool.make_room(host.destination, self._destinations.others_may_stay(use))
@@ -247,23 +256,23 @@ class Attempt:
                 connection = reached
             use.is_connected = True
             try:
-                visit = _Visit(host, floor.policy, connection, job, tally, began)
-                waiting = await visit.hand_over(waiting, is_kept=is_kept)
+                handing_over = _HandOver(host, floor.policy, connection, job, tally, began)
+                waiting = await handing_over.run(waiting, is_kept=is_kept)
             except BaseException:
                 connection.abort()
                 raise
             if waiting:  # they are to go over another connection
                 connection.quit()
             else:
-                visited = self._note_visit(visit, use)
+                result = self._note_session(handing_over, use)
                 self._pool.give_back(key, connection)
             if connection.was_cancelled:
-                return _Visited.CANCELLED
+                return _HostResult.CANCELLED
             if waiting and is_kept:
                 self._pool.forget(key)
             connection, is_kept, began = None, False, _now()
             use.is_connected = False
-        return visited
+        return result
 
     def _note_unreached(
         self,
@@ -272,8 +281,8 @@ class Attempt:
         use: Use,
         *,
         has_more: bool,
-    ) -> _Visited:
-        """What it tells of a destination that no session came of. One address that is silent says
+    ) -> _HostResult:
+        """Note what a failed connection tells of its destination. One address that is silent says
         nothing of a next hop that has another.
         """
         kept = self._pool.kept_at(use.destination.name)
@@ -283,29 +292,31 @@ class Attempt:
                 return self._turned_away(use)
             if answer.reply is None and answer.stage in (Stage.CONNECT, Stage.GREETING):
                 if has_more:
-                    return _Visited.SILENT
+                    return _HostResult.SILENT
                 if self._destinations.unreached(use, kept, outcome):
                     return self._turned_away(use)
-                return _Visited.SILENT
+                return _HostResult.SILENT
         self._destinations.answered(use)
-        return _Visited.TALKED
+        return _HostResult.ANSWERED
 
-    def _note_visit(self, visit: _Visit, use: Use) -> _Visited:
-        """What a session that carried transactions, or was to, tells of its destination."""
-        if visit.was_turned_away:
+    def _note_session(self, handing_over: _HandOver, use: Use) -> _HostResult:
+        """Note what a session tells of its destination."""
+        if handing_over.was_turned_away:
             return self._turned_away(use)
         self._destinations.served(use)
-        return _Visited.TALKED
+        return _HostResult.ANSWERED
 
-    def _turned_away(self, use: Use) -> _Visited:
+    def _turned_away(self, use: Use) -> _HostResult:
         kept = self._pool.kept_at(use.destination.name)
         is_worth_waiting = self._destinations.turned_away(use, kept)
-        return _Visited.TURNED_AWAY if is_worth_waiting else _Visited.TALKED
+        return _HostResult.TURNED_AWAY if is_worth_waiting else _HostResult.ANSWERED
 
 
-class _Visit:
-    """What one session does for one attempt. `policy`: what the recipient's domain asks of the host.
-    `began`: when, on the monotonic clock.
+class _HandOver:
+    """Hands a message over in one session with a host.
+
+    `policy`: what the recipient's domain asks of the host. `began`: when the attempt turned to this
+    host, on the monotonic clock.
     """
 
     def __init__(
@@ -328,14 +339,15 @@ class _Visit:
         self._unsigned = ""
         self.was_turned_away = False
 
-    async def hand_over(
+    async def run(
         self, recipients: Sequence[QueuedRecipient], *, is_kept: bool
     ) -> Sequence[QueuedRecipient]:
-        """Hand over to the recipients, in as many transactions as it takes.
+        """Hand the message over for these recipients, in as many transactions as it takes.
 
-        Those returned are to be tried again over a new connection to the same host: it went away
-        before it took MAIL for them, on a connection kept from another message or after it had
-        taken others, or it takes no more over one that others went well over.
+        The recipients returned are to be tried again over a new connection to the same host. The
+        host closed this connection before it answered MAIL for them, and the connection was kept
+        from another message or had carried a transaction; or the host took messages over this
+        connection and takes no more.
         """
         recipients = list(recipients)
         waiting = recipients
@@ -343,14 +355,14 @@ class _Visit:
             batch, after = waiting[:MOST_RECIPIENTS], waiting[MOST_RECIPIENTS:]
             has_delivered = self._connection.has_delivered
             answers = await self._transact(batch)
-            told = answers.values()
+            replies = answers.values()
             if answers and (
-                (all(map(_never_began, told)) and (is_kept or waiting != recipients))
-                or (all(map(_takes_no_more, told)) and has_delivered)
+                (all(map(_never_began, replies)) and (is_kept or waiting != recipients))
+                or (all(map(_takes_no_more, replies)) and has_delivered)
             ):
                 return [recipient for recipient in waiting if self._tally.is_pending(recipient)]
             is_kept = False
-            self.was_turned_away = bool(answers) and all(map(turns_away, told))
+            self.was_turned_away = bool(answers) and all(map(turns_away, replies))
             waiting = self._note(batch, answers) + after
         if len(waiting) < len(recipients) and not self._connection.was_cancelled:
             return waiting
@@ -396,7 +408,7 @@ class _Visit:
     def _tally_one(self, index: int, answer: Answer) -> None:
         host, session = self._host, self._session()
         if not session.tls and demands_tls(answer):
-            self._tally.go_on(host, index, _wanted_tls(answer, host, session))
+            self._tally.go_on(host, index, _tls_demanded(answer, host, session))
             return
         outcome = judge(answer, host, session, dsn_passed_on=self._connection.offers.dsn)
         if worth_another_host(answer):
@@ -447,8 +459,10 @@ def _takes_no_more(answer: Answer) -> bool:
     )
 
 
-def _wanted_tls(answer: Answer, host: Host, session: HopSession) -> Deferred:
-    """A host that has no TLS we may use, and takes nothing without: both errors (RFC 3207 §4)."""
+def _tls_demanded(answer: Answer, host: Host, session: HopSession) -> Deferred:
+    """The outcome at a host that takes nothing in clear (RFC 3207 §4) and has no TLS that we may
+    use: both errors are in it.
+    """
     reply = answer.reply
     assert reply is not None
     before = session.downgrade.error if session.downgrade else "no TLS"
@@ -461,26 +475,23 @@ def _wanted_tls(answer: Answer, host: Host, session: HopSession) -> Deferred:
     )
 
 
-def _asks(floor: DomainFloor) -> tuple[StsMode | None, str, tuple[str, ...]]:
-    """What makes one MTA-STS policy another."""
+def _policy_of(floor: DomainFloor) -> tuple[StsMode | None, str, tuple[str, ...]]:
+    """What two MTA-STS policies are compared by."""
     return floor.sts.mode, floor.sts.id, floor.sts.mx
 
 
 def _not_used(floor: HostFloor, host: Host) -> Deferred:
-    """A host is not connected to, for what the recipient's domain or the operator said."""
+    """The outcome at a host that the recipient's domain or the operator does not allow."""
     text = f"not connected to: it {floor.not_used}"
     outcome = unmet("4.7.5", text, host, None, policy=floor.policy)
     return replace(outcome, message=outcome.description)
 
 
 def _not_known(floor: HostFloor, host: Host) -> Deferred:
-    """A host is not connected to, since REQUIRETLS asks for a name that is known for sure."""
+    """The outcome at a host whose name is not known for sure, as REQUIRETLS asks."""
     text = f"not connected to: REQUIRETLS asks for a host whose name is known for sure ({_SURE})"
     outcome = unmet(NO_SECURE_WAY, text, host, None, policy=floor.policy)
     return replace(outcome, message=outcome.description)
-
-
-_SURE = "a signed MX record, an enforced MTA-STS policy, a route, or a domain without MX records"
 
 
 def _unreached(
@@ -501,7 +512,7 @@ def _unreached(
 
 
 def _go_on(tally: Tally, host: Host, waiting: Sequence[QueuedRecipient], outcome: Deferred) -> None:
-    """All that wait had the same from a host."""
+    """Note one outcome of a host for all recipients that wait; the next host is tried for them."""
     for recipient in waiting:
         tally.go_on(host, recipient.index, outcome)
 

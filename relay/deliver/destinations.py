@@ -11,13 +11,14 @@ A destination is an address with its port, or a next hop of the operator's with 
     no greeting, and no other one stands   none for a while, which doubles from one silence to the
                                            next (`pacing.back_off`); then one, to see
 
-Turned away is: 421, or a 451 or 452 that speaks of connections or of rate, to the greeting, EHLO or
-MAIL; and no greeting (refused, reset, closed) while another connection stands or has just served.
+A host turns a connection away by 421 to the greeting, EHLO or MAIL, or by 451 or 452 with a text
+about connections or rate; and by no greeting (the connection is refused, reset or closed) while
+another connection stands or has just served.
 
-What has to wait for a connection waits in memory where that takes a moment (`patience`), and
-in the queue otherwise (`next_turn`): a host that is slow keeps no place from others.
+An entry that has to wait for a connection waits in memory where that takes a moment (`patience`),
+and in the queue otherwise (`next_turn`): a slow host takes no place from others.
 
-Nothing here waits or opens a socket. Time is the monotonic clock's, in seconds.
+Nothing in this module waits or opens a socket. Times are of the monotonic clock, in seconds.
 """
 
 from __future__ import annotations
@@ -120,7 +121,7 @@ class Destination:
 
 
 class Destinations:
-    """All destinations of this process. `on_room` is told of each that has a connection less."""
+    """All destinations of this process. `on_room` is called with each that has a connection less."""
 
     def __init__(
         self,
@@ -183,11 +184,11 @@ class Destinations:
     # --- what a host did --------------------------------------------------------------------------
 
     def answered(self, use: Use) -> None:
-        """It talked to us."""
+        """The host answered."""
         use.destination.silences, use.destination.suspended_until = 0, 0.0
 
     def served(self, use: Use) -> None:
-        """It has dealt with a message."""
+        """The host has answered for a message."""
         self.answered(use)
         one, now = use.destination, self._clock()
         one.seconds += (now - use.began - one.seconds) / 4
@@ -197,7 +198,7 @@ class Destinations:
             one.window, one.good = min(one.window + 1, self._most), 0
 
     def turned_away(self, use: Use, kept: int) -> bool:
-        """It did not want another connection; whether it is worth to wait for room.
+        """The host did not want another connection; whether it is worth waiting for room.
 
         `kept`: idle connections to it.
         """
@@ -212,8 +213,8 @@ class Destinations:
     def unreached(self, use: Use, kept: int, silence: Deferred) -> bool:
         """No greeting came; whether that means that it turned us away.
 
-        What began before the last silence was told of is part of that silence. A connection that
-        ended at once while others were begun waits to see what becomes of those.
+        A connection begun before the last silence was noted is part of that silence. A connection
+        that ended at once, while others were begun, tells nothing before those have ended.
         """
         one, now = use.destination, self._clock()
         others_are_begun = len(one.uses) > 1 and now - use.began < _AT_ONCE and not one.silences

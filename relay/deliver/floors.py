@@ -1,11 +1,11 @@
-"""What a recipient's domain asks of an attempt, looked up: its MTA-STS policy, and the TLSA records
-of its hosts.
+"""Looks up what a recipient's domain asks of an attempt: its MTA-STS policy, and the TLSA records of
+its hosts.
 
-    of_domain   before any host is tried: the policy, and the operator's word on both and on the hosts
-    at          at one host: the floor it is under, or why it is not connected to
+    of_domain   before any host is tried: the policy, and the operator's rules for the domain
+    at          at one host: the floor that the host is under, or why it is not connected to
 
-`relay.route.security` judges by what comes of it. Attempts, `relay explain` and `relay probe` look
-things up in this one place.
+`relay.route.security` judges by these values. Attempts, `relay explain` and `relay probe` all look
+them up here.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from relay.route.mta_sts import policy_domain
 from relay.route.next_hop import BY_NOBODY, Host, Naming
 from relay.route.security import HostFloor, floor_at, not_named
 
-__all__ = ["NO_DOMAIN_FLOOR", "DomainFloor", "Floors", "judged"]
+__all__ = ["DomainFloor", "Floors", "judged"]
 
 _AT_HAND = 10_000
 
@@ -36,8 +36,8 @@ _IGNORED = DaneFloor(DaneState.IGNORED)
 
 @dataclass(frozen=True, slots=True)
 class DomainFloor:
-    """What holds for all hosts of one attempt. `naming`: who named them. `at_hosts`: what was found
-    out about them so far.
+    """What holds for all hosts of one attempt. `naming`: who named them. `at_hosts`: the floors of
+    those hosts that were looked up so far.
     """
 
     rules: FloorRules = _NO_RULES
@@ -48,8 +48,8 @@ class DomainFloor:
 
     @property
     def pins(self) -> tuple[str, ...] | None:
-        """The hosts that the operator allows. A host that the operator named himself is none of
-        them to judge.
+        """The hosts that the operator allows; None for any. The host of a route is not held to them:
+        the operator named it, too.
         """
         return self.rules.pins if self.naming.route_host is None else None
 
@@ -62,9 +62,6 @@ class DomainFloor:
         return naming.is_secure or naming.is_domain_itself or named_by_policy
 
 
-NO_DOMAIN_FLOOR = DomainFloor()
-
-
 @dataclass(frozen=True, slots=True)
 class _AtHand:
     rules: PolicyRules
@@ -72,8 +69,8 @@ class _AtHand:
 
 
 class Floors:
-    """`rules`: those in force. What was found out is good for `seconds`, no longer than any answer of
-    the DNS is kept: a busy domain is not put together anew for each message.
+    """`rules`: those in force. `seconds`: how long a domain's floor is good for the next message, at
+    most as long as the shortest answer of the DNS is kept.
     """
 
     def __init__(

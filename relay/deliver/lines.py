@@ -1,7 +1,8 @@
 """Claimed entries that wait for a place, each in the line of its domain. Pure.
 
-The lines are of three classes (`Rank`), and within each of them the domains take turns. Where a domain's mail leads to is remembered once it had
-to wait for a connection there, so that the entries that wait for a destination can be counted.
+The lines are of three classes (`Rank`), and within each class the domains take turns. Once a
+domain's mail had to wait for a connection to a destination, the domain is bound to it, so that the
+entries that wait for the destination can be counted.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ class Rank(IntEnum):
     """Which class of domains a line is of."""
 
     PROVEN = 0
-    """Those that answered lately."""
+    """Domains whose hosts answered lately."""
     NEW = 1
-    """All others,"""
+    """Domains whose hosts did not answer lately, or were not tried."""
     BULK = 2
-    """but for those that only messages to very many domains are for."""
+    """Such domains, where each message that waits is for very many domains."""
 
 
 @dataclass(eq=False, slots=True)

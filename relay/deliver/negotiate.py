@@ -1,8 +1,8 @@
-"""Reaching a host: a session as secure as the message needs it, or why there is none.
+"""Opens a session with a host that is as secure as the message needs it, or says why there is none.
 
-This is the table of TLS rules walked at one host (`relay.route.security` decides, this module
-does): connect, try TLS, and where it is not had go on in clear, or on a new connection, or leave
-for the next host. After a handshake has begun, a connection is never used in clear again.
+`relay.route.security` decides by the table of TLS rules, and this module acts: it connects, tries
+TLS, and without TLS goes on in clear, or on a new connection, or gives the host up. After a
+handshake has begun, a connection is never used in clear again.
 """
 
 from __future__ import annotations
@@ -85,10 +85,10 @@ async def reach(
     """
     leg = _Leg(needed)
     while True:
-        result = await _walk(host, needed, leg, using)
-        if not isinstance(result, _Leg):
-            return result
-        leg = result
+        reached = await _walk(host, needed, leg, using)
+        if not isinstance(reached, _Leg):
+            return reached
+        leg = reached
 
 
 async def _walk(
@@ -113,16 +113,16 @@ async def _walk(
             using.contexts.sessions.take(key, now=time.monotonic()) if leg.may_resume else None
         )
         connection.resumption.kept_session = kept_session
-        met = await _try_tls(connection, leg.needed, using)
-        if met.situation is Situation.HANDSHAKE_FAILED and kept_session is not None:
+        result = await _try_tls(connection, leg.needed, using)
+        if result.situation is Situation.HANDSHAKE_FAILED and kept_session is not None:
             # Perhaps it was the resumption: the host is judged by a handshake of its own.
             connection.abort()
             return replace(leg, may_resume=False)
-        if met.situation is Situation.SECURED:
+        if result.situation is Situation.SECURED:
             using.contexts.sessions.keep(key, connection.kept_session, now=time.monotonic())
-        against = leg.against or policy_result(needed.floor, met.situation, met.fault)
+        against = leg.against or policy_result(needed.floor, result.situation, result.fault)
         _note(connection, against)
-        return await _next(connection, met, needed, replace(leg, against=against))
+        return await _next(connection, result, needed, replace(leg, against=against))
     except SessionBroken as broken:
         return Failed(broken.answer, connection.hop, before)
     except BaseException:
@@ -144,11 +144,11 @@ async def _try_tls(connection: Connection, needed: Requirement, using: SessionOp
 
 
 async def _next(
-    connection: Connection, met: TlsResult, needed: Requirement, leg: _Leg
+    connection: Connection, result: TlsResult, needed: Requirement, leg: _Leg
 ) -> Connection | Unmet | _Leg:
-    """What follows from what we met: a cell of the table, done."""
+    """Do what the table of TLS rules says of this result."""
     assert leg.needed is not None
-    step = next_step(leg.needed, met.situation)
+    step = next_step(leg.needed, result.situation)
     if step.action is Action.SEND_IN_TLS and needed.requiretls and not connection.offers.requiretls:
         connection.quit()
         return Unmet(NO_REQUIRETLS, "REQUIRETLS not offered", connection.hop)
@@ -156,15 +156,15 @@ async def _next(
         if connection.host.credentials is not None:
             await connection.authenticate(connection.host.credentials)
         return connection
-    error = f"{leg.downgrade.error}; then {met.error}" if leg.downgrade else met.error
+    error = f"{leg.downgrade.error}; then {result.error}" if leg.downgrade else result.error
     if step.action is Action.NEXT_HOST:
         connection.quit()
-        return Unmet(step.unmet, error, connection.hop, met.reply)
-    downgrade = Downgrade(needed.wanted, DOWNGRADE_REASONS[met.situation], error)
+        return Unmet(step.unmet, error, connection.hop, result.reply)
+    downgrade = Downgrade(needed.wanted, DOWNGRADE_REASONS[result.situation], error)
     if step.action is Action.RECONNECT_UNVERIFIED:
         connection.quit()
         return _Leg(leg.needed.unlooked, downgrade, against=leg.against)
-    took_its_leave = met.reply is not None and met.reply.code == 421
+    took_its_leave = result.reply is not None and result.reply.code == 421
     if step.action is Action.SEND_IN_CLEAR and connection.is_usable and not took_its_leave:
         connection.downgraded(downgrade)
         return connection

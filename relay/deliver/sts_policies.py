@@ -6,12 +6,12 @@ One for each worker. The policies are in the store, for all of them; those in us
 memory for a few seconds, after which the store is asked again, since another worker, or the
 operator, may have changed them. There is one fetch a domain at a time, which everybody waits for.
 
-Nobody waits long in a place for deliveries: after `_PATIENCE` an attempt goes on with the policy
-that is in force, or, where none is, is made again later (`PolicyPending`). So a dead policy host
-delays its own domain's mail, once, and no other.
+An attempt waits for a fetch for `_PATIENCE` at most. Then it goes on with the policy in force, or,
+where none is, the attempt is made again later (`PolicyPending`). So a dead policy host delays its
+own domain's mail, once, and no other.
 
-What fails here never lowers a floor: a policy holds until its age is over (RFC 8461 §3.3), and
-where the store cannot be read, mail waits (`SpoolError`).
+A failure never lowers a floor: a policy holds until its age is over (RFC 8461 §3.3), and where the
+store cannot be read, mail waits (`SpoolError`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from relay.deliver.sts_fetch import Fetched, FetchFailed
 from relay.policy.settings import FloorUse
 from relay.queue.policies import PolicyCache, StoredPolicy
 from relay.queue.store import SpoolError
-from relay.route.answers import Resolver, TxtAnswer
+from relay.route.answers import Resolver, TxtAnswer, Unanswered
 from relay.route.cache import ExpiringCache
 from relay.route.floor import NO_STS, StsFloor
 from relay.route.mta_sts import (
@@ -52,6 +52,8 @@ log = logging.getLogger(__name__)
 _AT_HAND_SECONDS = 10.0
 _AT_HAND = 20_000
 _FAILURES = 20_000
+_SILENT_AFTER_SECONDS = 1.0
+_ASKED_AGAIN_SECONDS = 60.0
 _PATIENCE = 2.0
 _LATER = timedelta(seconds=15)
 _REFRESH_LOOK_SECONDS = 60.0
@@ -109,6 +111,7 @@ class StsPolicies:
         self._told = told
         self._at_hand: ExpiringCache[_AtHand] = ExpiringCache(_AT_HAND)
         self._failures: ExpiringCache[_Failure] = ExpiringCache(_FAILURES)
+        self._silent: ExpiringCache[bool] = ExpiringCache(_FAILURES)
         self._under_way: dict[str, tuple[float, asyncio.Task[_Came]]] = {}
         self._refreshing = asyncio.Semaphore(_REFRESHED_AT_ONCE)
 
@@ -197,9 +200,21 @@ class StsPolicies:
     # --- what is known ----------------------------------------------------------------------------
 
     async def _record(self, domain: str, *, anew: bool) -> str | None:
-        """The id of the record; None where there is none, or no answer."""
+        """The id of the record; None where there is none, or no answer.
+
+        Name servers that keep silent about this name are asked once a minute: the domain's mail
+        does not wait for them at each attempt.
+        """
+        began = self._monotonic()
+        if not anew and self._silent.get(domain, now=began):
+            return None
         answer = await self._resolver.txt(record_name(domain), anew=anew)
-        return record_id(answer.texts) if isinstance(answer, TxtAnswer) else None
+        if isinstance(answer, TxtAnswer):
+            return record_id(answer.texts)
+        now = self._monotonic()
+        if isinstance(answer, Unanswered) and now - began >= _SILENT_AFTER_SECONDS:
+            self._silent.put(domain, True, expires=now + _ASKED_AGAIN_SECONDS)
+        return None
 
     async def _kept(self, domain: str) -> KeptPolicy | None:
         at_hand = self._at_hand.get(domain, now=self._monotonic())

@@ -25,6 +25,7 @@ from relay.queue.entry import Entry
 from relay.route.next_hop import Host, Route
 from relay.sandbox.certificates import Authority
 from relay.sandbox.mx import Action, MxServer, Script, StartTls, Then
+from tests.fakes.floors import Published, floors_of
 from tests.fakes.mail import to
 
 BOTH_LOOPS = {
@@ -162,7 +163,7 @@ class Rig:
             tls=TlsOptions(**self.tls),
             pool=Pool(self.limits),
             contexts=self.contexts,
-            floors=self.floors,
+            floors=self.floors or floors_of(Published()),
         )
         self._stack.push_async_callback(attempt.close)
         return attempt

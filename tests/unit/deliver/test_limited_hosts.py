@@ -21,6 +21,7 @@ from relay.policy.rules import PolicyRules
 from relay.queue.entry import State
 from relay.queue.retry import RetrySchedule
 from relay.route.next_hop import Host, Hosts, Route
+from tests.fakes.floors import Published, floors_of
 from tests.fakes.queue import MemoryQueue
 from tests.rigs.limited_host import LimitedHost
 from tests.unit.deliver.conftest import QUICK, milliseconds
@@ -60,6 +61,7 @@ async def delivering(
     destinations = Destinations(most, SCHEDULE, clock=time.monotonic)
     attempt = Attempt(
         route,
+        floors=floors_of(Published()),
         hostname="relay.example",
         delivery=delivery,
         tls=TlsOptions(),

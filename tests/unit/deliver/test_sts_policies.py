@@ -122,6 +122,26 @@ async def test_without_a_policy_there_is_no_floor_but_the_reason(
     assert not (await world.floor()).is_looked_at
 
 
+@pytest.mark.parametrize(("seconds", "asked"), [(0.1, 2), (10.0, 1)])
+async def test_record_that_name_servers_are_silent_about_is_asked_for_once_a_minute(
+    world: World, monkeypatch: pytest.MonkeyPatch, seconds: float, asked: int
+) -> None:
+    questions = []
+
+    async def txt(name: str, *, anew: bool = False) -> TxtLookup:
+        questions.append(name)
+        world.later(seconds=seconds)
+        return Unanswered("no answer")
+
+    monkeypatch.setattr(world.dns, "txt", txt)
+    assert await world.floor() == await world.floor() == StsFloor(DOMAIN)
+    assert len(questions) == asked
+    world.later(minutes=1)
+    await world.floor()
+    await world.floor(anew=True)
+    assert len(questions) == asked + 2
+
+
 async def test_ignored_policy_is_not_looked_up(world: World) -> None:
     world.record("1")
     assert await world.floor(FloorUse.IGNORE) is NO_STS
