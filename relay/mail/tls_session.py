@@ -1,8 +1,8 @@
 """A session with a mail host, as a report on TLS counts it (RFC 8460 §4).
 
 A session is a connection that came as far as EHLO, a host that a policy kept from being connected
-to, or a policy that could not be fetched. It has a policy it was judged by and, where it failed, the
-failure. What is not known is "" or empty here, and left out of a report.
+to, or a policy that could not be fetched. It has a policy it was judged by, and a failure where it
+failed. What is not known is "" or empty here, and left out of a report.
 """
 
 from __future__ import annotations

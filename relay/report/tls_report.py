@@ -1,0 +1,221 @@
+"""A report on TLS (RFC 8460): what a domain is told of a day's sessions with its mail hosts. Pure.
+
+    report_document   the report, as JSON has it (§4.4)
+    packed            the same as the octets that are sent
+    file_name         what the file is called (§5.1)
+    compose           the mail that carries it (§5.3)
+
+What is not known is left out, and never null or "". The same sessions make the same octets: who
+gets a report twice, since an answer was lost, sees by its report-id that it is the same one.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
+from email.utils import format_datetime
+from hashlib import sha256
+from typing import Any
+
+from relay.mail.address import domain_of, in_header
+from relay.mail.jsontext import to_json
+from relay.mail.tls_session import JudgedBy, SessionFailure
+
+__all__ = [
+    "MEDIA_TYPE",
+    "Sessions",
+    "Submitter",
+    "compose",
+    "file_name",
+    "packed",
+    "report_document",
+    "report_id",
+]
+
+MEDIA_TYPE = "application/tlsrpt+gzip"
+"""RFC 8460 §6.5."""
+
+_LAST_SECOND = timedelta(hours=23, minutes=59, seconds=59)
+_LINE_OCTETS = 57  # of what base64 makes 76 characters of (RFC 2045 §6.8)
+
+Sessions = Sequence[tuple[JudgedBy, SessionFailure | None, int]]
+"""A policy, a failure (None for success), and how many sessions had both."""
+
+
+@dataclass(frozen=True, slots=True)
+class Submitter:
+    """Who reports. `contact`: an address, as is `sender`, which the mail comes from."""
+
+    organization: str
+    contact: str
+    sender: str
+
+    @property
+    def domain(self) -> str:
+        """What stands for us in names: the domain of the contact (RFC 8460 §5.1)."""
+        return domain_of(self.contact)
+
+
+def report_document(
+    domain: str, day: date, sessions: Sessions, submitter: Submitter
+) -> dict[str, Any]:
+    """The report of a day (RFC 8460 §4.4)."""
+    begin, end = _range(day)
+    return {
+        "organization-name": submitter.organization,
+        "date-range": {"start-datetime": _stamp(begin), "end-datetime": _stamp(end)},
+        "contact-info": submitter.contact,
+        "report-id": report_id(domain, day, submitter),
+        "policies": [
+            _policy(judged_by, [one[1:] for one in sessions if one[0] == judged_by])
+            for judged_by in sorted({one[0] for one in sessions}, key=_order)
+        ],
+    }
+
+
+def _order(judged_by: JudgedBy) -> tuple[str, str, tuple[str, ...]]:
+    return judged_by.type.value, judged_by.domain, judged_by.strings
+
+
+def _policy(
+    judged_by: JudgedBy, counted: Sequence[tuple[SessionFailure | None, int]]
+) -> dict[str, Any]:
+    """A policy with its sessions. `policy-domain` is there always (RFC 8460 §4.4)."""
+    failures = [(failure, number) for failure, number in counted if failure is not None]
+    failures.sort(key=lambda one: (-one[1], one[0].result, one[0].mx_host, one[0].mx_ip))
+    successful = sum(number for failure, number in counted if failure is None)
+    told: dict[str, Any] = {
+        "policy": _known(
+            {
+                "policy-type": judged_by.type.value,
+                "policy-string": list(judged_by.strings),
+                "policy-domain": judged_by.domain,
+                "mx-host": list(judged_by.mx),
+            }
+        ),
+        "summary": {
+            "total-successful-session-count": successful,
+            "total-failure-session-count": sum(number for _, number in failures),
+        },
+    }
+    if failures:
+        told["failure-details"] = [_failure(failure, number) for failure, number in failures]
+    return told
+
+
+def _failure(failure: SessionFailure, number: int) -> dict[str, Any]:
+    return _known(
+        {
+            "result-type": failure.result.value,
+            "sending-mta-ip": failure.sending_ip,
+            "receiving-mx-hostname": failure.mx_host,
+            "receiving-ip": failure.mx_ip,
+            "failed-session-count": number,
+            "failure-reason-code": failure.reason,
+        }
+    )
+
+
+def _known(members: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in members.items() if value not in ("", [])}
+
+
+def report_id(domain: str, day: date, submitter: Submitter) -> str:
+    """The report's name: the same each time that it is made."""
+    digest = sha256(f"{domain} {day} {submitter.sender}".encode()).hexdigest()[:16]
+    return f"{day.isoformat()}.{digest}@{submitter.domain}"
+
+
+def packed(document: dict[str, Any]) -> bytes:
+    """A report as it is sent: compressed JSON, the same octets each time."""
+    return gzip.compress(to_json(document).encode("ascii"), mtime=0)
+
+
+def file_name(domain: str, day: date, submitter: Submitter) -> str:
+    """RFC 8460 §5.1: sender, policy domain, begin and end in Unix seconds."""
+    begin, end = (int(at.timestamp()) for at in _range(day))
+    return f"{submitter.domain}!{domain}!{begin}!{end}.json.gz"
+
+
+def compose(
+    domain: str,
+    day: date,
+    document: dict[str, Any],
+    submitter: Submitter,
+    *,
+    to: str,
+    queue_id: str,
+    now: datetime,
+) -> bytes:
+    """The mail that carries a report (RFC 8460 §5.3), lines ended by CRLF, ASCII only.
+
+    `queue_id` is its own. TLS-Required: No (RFC 8689 §3): a domain with broken TLS hears of it all
+    the same.
+    """
+    ours, name = submitter.domain, file_name(domain, day, submitter)
+    boundary = f"report/{queue_id}"
+    fields = [
+        f"From: <{in_header(submitter.sender)}>",
+        f"To: <{in_header(to)}>",
+        # Folded as in RFC 8460 §5.3.
+        f"Subject: Report Domain: {domain}",
+        f" Submitter: {ours}",
+        f" Report-ID: <{document['report-id']}>",
+        f"Date: {format_datetime(now)}",
+        f"Message-ID: <{queue_id}@{domain_of(submitter.sender)}>",
+        f"TLS-Report-Domain: {domain}",
+        f"TLS-Report-Submitter: {ours}",
+        "TLS-Required: No",
+        "Auto-Submitted: auto-generated",
+        "MIME-Version: 1.0",
+        f'Content-Type: multipart/report; report-type="tlsrpt"; boundary="{boundary}"',
+    ]
+    octets = packed(document)
+    lines = [
+        *fields,
+        "",
+        "This is a MIME message with a report on TLS (RFC 8460).",
+        "",
+        f"--{boundary}",
+        "Content-Type: text/plain; charset=us-ascii",
+        "",
+        *_words(domain, day, document, submitter),
+        "",
+        f"--{boundary}",
+        f"Content-Type: {MEDIA_TYPE}",
+        "Content-Transfer-Encoding: base64",
+        f'Content-Disposition: attachment; filename="{name}"',
+        "",
+        *(
+            base64.b64encode(octets[at : at + _LINE_OCTETS]).decode("ascii")
+            for at in range(0, len(octets), _LINE_OCTETS)
+        ),
+        f"--{boundary}--",
+        "",
+    ]
+    return "\r\n".join(lines).encode("ascii")
+
+
+def _words(domain: str, day: date, document: dict[str, Any], submitter: Submitter) -> Iterable[str]:
+    """What a person reads."""
+    summaries = [policy["summary"] for policy in document["policies"]]
+    successful = sum(one["total-successful-session-count"] for one in summaries)
+    failed = sum(one["total-failure-session-count"] for one in summaries)
+    yield f"This is a report on TLS (RFC 8460) about {domain}."
+    yield f"It is about {day.isoformat()} (UTC). In sessions that began on that day, TLS"
+    yield f"    succeeded {successful} times,"
+    yield f"    failed {failed} times."
+    yield "The attached file has the details. Your DNS asks for these reports"
+    yield f"(a TXT record at _smtp._tls.{domain}). Contact: {submitter.contact}"
+
+
+def _range(day: date) -> tuple[datetime, datetime]:
+    begin = datetime.combine(day, time(), UTC)
+    return begin, begin + _LAST_SECOND
+
+
+def _stamp(at: datetime) -> str:
+    return at.strftime("%Y-%m-%dT%H:%M:%SZ")
