@@ -76,6 +76,7 @@ SHELLS = {
     "relay.deliver.attempt",
     "relay.deliver.connection",
     "relay.deliver.floors",
+    "relay.deliver.https",
     "relay.deliver.negotiate",
     "relay.deliver.pool",
     "relay.deliver.probe",

@@ -8,8 +8,8 @@ from __future__ import annotations
 import sys
 
 from relay.cli import main
-from relay.deliver import sts_fetch
+from relay.deliver import https
 
 if __name__ == "__main__":
-    sts_fetch.HTTPS_PORT = int(sys.argv.pop(1))
+    https.HTTPS_PORT = int(sys.argv.pop(1))
     main()

@@ -28,7 +28,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from relay.cli import relay as command_line
-from relay.deliver import sts_fetch
+from relay.deliver import https
 from relay.sandbox.certificates import Authority, Kind
 from relay.sandbox.dns import Fault
 from relay.sandbox.mx import TLS_1_0_ONLY, Connection, MxServer, Script, StartTls
@@ -420,7 +420,7 @@ def results() -> Iterator[dict[str, Result]]:
 
 async def _play(directory: Path, patch: pytest.MonkeyPatch) -> dict[str, Result]:
     async with open_world(directory) as world:
-        patch.setattr(sts_fetch, "HTTPS_PORT", world.port)  # for the commands
+        patch.setattr(https, "HTTPS_PORT", world.port)  # for the commands
         world.sandbox.dns.sign("signed.test")
         hosts = {case.id: await _publish(world, case) for case in CASES}
         await world.start(

@@ -287,4 +287,4 @@ async def test_a_server_that_refuses_one_certificate_is_not_dead(web: Web) -> No
     fetcher = web.fetcher(host.port)
     await fetcher.fetch("example.net")
     await fetcher.fetch("example.net")
-    assert len(fetcher._dead) == 0
+    assert len(fetcher._https._dead) == 0

@@ -1,0 +1,179 @@
+"""Requests to web servers that a recipient's domain names: for its MTA-STS policy, with its report. †
+
+What is asked of the server is what is asked of a mail host that has to be verified: a chain to a
+trusted root, in date, the name in the certificate, TLS of `tls.min_version`. Its address is looked
+up once, by our own resolver, judged by the rules for mail hosts, and connected to as it was judged.
+Nothing is redirected, kept by a cache, or sent through a proxy.
+
+A server is somebody's machine, and many domains may be on one. At most `at_once` requests are under
+way, a few of them at one address, and an address that takes no connection fails all its domains at
+once for a while: otherwise a dead server of a thousand domains would take every place, for hours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+from weakref import WeakValueDictionary
+
+import aiohttp
+from yarl import URL
+
+from relay.route.addresses import Rejection
+from relay.route.answers import AddressAnswer, NoSuchName, Resolver
+from relay.route.cache import ExpiringCache
+from relay.route.judged import JudgedResolver
+
+__all__ = ["HTTPS_PORT", "HttpsClient", "NoAnswer"]
+
+HTTPS_PORT = 443
+_AT_ONE_ADDRESS = 4
+_CONNECT_SECONDS = 10.0
+_MOST_ADDRESSES = 4
+_DEAD_ADDRESSES = 10_000
+_DEAD = timedelta(minutes=5)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class NoAnswer:
+    """Why there is none. `reason`: a sentence for a person. `is_untrusted`: the server is not known
+    for who it should be.
+    """
+
+    reason: str
+    is_untrusted: bool = False
+
+
+class HttpsClient:
+    """`judge`: why an address and port must not be connected to, None where it may be. `timeout`: of
+    a whole request.
+    """
+
+    def __init__(
+        self,
+        resolver: Resolver,
+        *,
+        judge: Callable[[str, int], Rejection | None],
+        context: Callable[[], ssl.SSLContext],
+        timeout: timedelta,
+        at_once: int,
+        port: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._resolver = resolver
+        self._judge = judge
+        self._context = context
+        self._seconds = timeout.total_seconds()
+        self._port = HTTPS_PORT if port is None else port
+        self._clock = clock
+        self._places = asyncio.Semaphore(at_once)
+        self._at_address: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self._dead: ExpiringCache[str] = ExpiringCache(_DEAD_ADDRESSES)
+
+    async def ask(
+        self,
+        url: URL,
+        read: Callable[[aiohttp.ClientResponse], Awaitable[T]],
+        *,
+        headers: Mapping[str, str],
+        body: bytes | None = None,
+    ) -> T | NoAnswer:
+        """What `read` makes of the answer to GET, or to POST with a body.
+
+        Errors of aiohttp and the system become `NoAnswer`. The port of the URL is passed over: it
+        is always ours.
+        """
+        host = url.host or ""
+        addresses = await self._addresses(host)
+        if isinstance(addresses, NoAnswer):
+            return addresses
+        at_address = self._at_address.setdefault(addresses[0], asyncio.Semaphore(_AT_ONE_ADDRESS))
+        # The address first: who waits for one that is slow holds no place of the others.
+        async with at_address, self._places:
+            dead = self._dead.get(addresses[0], now=self._clock())
+            if dead is not None:
+                return NoAnswer(dead)
+            return await self._ask_at(addresses, url.with_port(self._port), read, headers, body)
+
+    async def _addresses(self, host: str) -> list[str] | NoAnswer:
+        """Those that may be connected to, at least one, in an order that is always the same."""
+        answer = await self._resolver.addresses(host)
+        if not isinstance(answer, AddressAnswer):
+            words = f" {answer.reason}" if isinstance(answer, NoSuchName) else f": {answer.reason}"
+            return NoAnswer(f"{host}{words}")
+        judged = {one: self._judge(one, self._port) for one in sorted(answer.addresses)}
+        good = [one for one, rejection in judged.items() if rejection is None]
+        if good:
+            return good[:_MOST_ADDRESSES]
+        reasons = [f"{host}: {one} {why.reason}" for one, why in judged.items() if why is not None]
+        return NoAnswer(next(iter(reasons), f"{host} has no address"))
+
+    async def _ask_at(
+        self,
+        addresses: list[str],
+        url: URL,
+        read: Callable[[aiohttp.ClientResponse], Awaitable[T]],
+        headers: Mapping[str, str],
+        body: bytes | None,
+    ) -> T | NoAnswer:
+        host = url.host or ""
+        try:
+            async with asyncio.timeout(self._seconds):
+                return await self._request(addresses, url, read, headers, body)
+        except (aiohttp.ClientConnectorCertificateError, ssl.CertificateError) as exc:
+            return NoAnswer(_reason(host, exc), is_untrusted=True)
+        except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError) as exc:
+            reason = _reason(host, exc)
+            if not isinstance(exc, aiohttp.ClientSSLError):
+                until = self._clock() + _DEAD.total_seconds()
+                self._dead.put(addresses[0], reason, expires=until)
+            return NoAnswer(reason)
+        except TimeoutError:
+            return NoAnswer(f"{host} took longer than {self._seconds:g} s")
+        except (aiohttp.ClientError, OSError, ValueError) as exc:
+            return NoAnswer(_reason(host, exc))
+
+    async def _request(
+        self,
+        addresses: list[str],
+        url: URL,
+        read: Callable[[aiohttp.ClientResponse], Awaitable[T]],
+        headers: Mapping[str, str],
+        body: bytes | None,
+    ) -> T:
+        async def judged(host: str, port: int) -> list[str]:
+            return addresses
+
+        connector = aiohttp.TCPConnector(
+            resolver=JudgedResolver(judged),
+            use_dns_cache=False,
+            ssl=self._context(),
+            force_close=True,
+        )
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS)
+        async with (
+            aiohttp.ClientSession(
+                connector=connector,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                headers={"User-Agent": "relay", **headers},
+                timeout=timeout,
+                trust_env=False,
+                auto_decompress=False,
+            ) as session,
+            session.request(
+                "GET" if body is None else "POST", url, data=body, allow_redirects=False
+            ) as answer,
+        ):
+            return await read(answer)
+
+
+def _reason(host: str, exc: BaseException) -> str:
+    words = " ".join(str(exc).split()) or type(exc).__name__
+    return words[:300] if host in words else f"{host}: {words[:300]}"
