@@ -45,6 +45,7 @@ from relay.receive.spec import TcpAddress
 from relay.report.deliverylog import DeliveryLog
 from relay.report.metrics import Metrics
 from relay.route.dns import DnsResolver, ResolverError
+from relay.route.mta_sts import KeptPolicy
 from relay.route.router import Router
 from relay.sign.keys import KeyFileError, load_keys
 from relay.sign.signature import SigningKey
@@ -188,7 +189,9 @@ class Parts:
             (address.host, address.port) for address in addresses if isinstance(address, TcpAddress)
         ]
 
-    def _policy_fetched(self, domain: str, found: Fetched | FetchFailed) -> None:
+    def _policy_fetched(
+        self, domain: str, found: Fetched | FetchFailed, before: KeptPolicy | None
+    ) -> None:
         self.metrics.policy_fetched(found.error.value if isinstance(found, FetchFailed) else "ok")
 
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from datetime import datetime
 
 from relay.config import Config
-from relay.deliver.sts_fetch import AT_ONCE, Fetched, FetchFailed, PolicyFetcher
-from relay.deliver.sts_policies import StsPolicies
+from relay.deliver.sts_fetch import AT_ONCE, PolicyFetcher
+from relay.deliver.sts_policies import StsPolicies, Told
 from relay.deliver.tls import TlsContexts
 from relay.queue.policies import PolicyCache
 from relay.route.answers import Resolver
@@ -29,7 +29,7 @@ def make_policies(
     contexts: TlsContexts,
     clock: Callable[[], datetime],
     at_once: int = AT_ONCE,
-    told: Callable[[str, Fetched | FetchFailed], None] = lambda domain, found: None,
+    told: Told = lambda domain, found, before: None,
 ) -> StsPolicies:
     """Policy hosts are under the same rules as mail hosts: roots, versions of TLS, addresses."""
     fetcher = PolicyFetcher(

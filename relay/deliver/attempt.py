@@ -20,6 +20,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from enum import Enum, auto
+from functools import partial
 
 from relay.deliver import negotiate
 from relay.deliver.connection import Connection
@@ -40,13 +41,15 @@ from relay.deliver.floors import DomainFloor, Floors
 from relay.deliver.job import Job, fit_for, job_of, signed
 from relay.deliver.options import DeliveryOptions, TlsOptions, security_options
 from relay.deliver.pool import Pool, pool_key
+from relay.deliver.sessions import SessionLog
 from relay.deliver.signing import Signer
 from relay.deliver.sts_policies import PolicyPending
 from relay.deliver.tally import Tally
 from relay.deliver.tls import TlsContexts
 from relay.deliver.transaction import MOST_RECIPIENTS, prepare
 from relay.mail.outcome import Deferred, HopPolicy, HopSession, Outcome
-from relay.queue.entry import Entry, QueuedRecipient
+from relay.mail.tls_session import TlsSession
+from relay.queue.entry import TLS_REPORT, Entry, QueuedRecipient
 from relay.queue.store import SpoolError
 from relay.route.mta_sts import StsMode
 from relay.route.next_hop import Host, Hosts, NoRoute, Route
@@ -84,8 +87,11 @@ class Attempt:
         contexts: TlsContexts | None = None,
         signer: Signer | None = None,
         destinations: Destinations | None = None,
+        counts_sessions: bool = False,
     ) -> None:
-        """`route`: the hosts of a recipient domain. `floors`: what the domain asks of them."""
+        """`route`: the hosts of a recipient domain. `floors`: what the domain asks of them.
+        `counts_sessions`: for reports on TLS.
+        """
         delivery, tls = delivery or DeliveryOptions(), tls or TlsOptions()
         self._route = route
         self._security = security_options(delivery, tls)
@@ -98,11 +104,16 @@ class Attempt:
             delivery.concurrency_per_destination, clock=_now
         )
         self._floors = floors
+        self._counts_sessions = counts_sessions
 
     async def run(
-        self, entry: Entry, content: Callable[[], AsyncIterator[bytes]]
+        self,
+        entry: Entry,
+        content: Callable[[], AsyncIterator[bytes]],
+        sessions: list[TlsSession] | None = None,
     ) -> dict[int, Outcome]:
-        """Try to deliver; the outcome for every recipient of the entry, by its index.
+        """Try to deliver; the outcome for every recipient of the entry, by its index. What reports
+        on TLS count is added to `sessions`, also where the attempt ends in an exception.
 
         Raises `NotNow` where no host had room for a connection, `PolicyPending` while the domain's
         MTA-STS policy is fetched, and `SpoolError` where the policy cannot be read. No host was
@@ -126,13 +137,24 @@ class Attempt:
             requiretls=requiretls,
             trouble=route.trouble,
             rejected=route.rejected,
+            sessions=self._session_log(entry, floor, sessions),
         )
         job = await job_of(entry, content, self._signer)
         with self._pool.using_one():
             may_go_on = await self._try_hosts(route, floor, needed, job, tally)
             if may_go_on and tally.is_unmet_by_policy:
-                return await self._under_newer_policy(entry, route, floor, needed, job, tally)
-        return tally.outcomes()
+                outcomes = await self._under_newer_policy(entry, route, floor, needed, job, tally)
+            else:
+                outcomes = tally.outcomes()
+        tally.sessions.end()
+        return outcomes
+
+    def _session_log(
+        self, entry: Entry, floor: DomainFloor, sessions: list[TlsSession] | None
+    ) -> SessionLog:
+        """Reports on TLS do not count the sessions that carry them (RFC 8460 §3)."""
+        is_counted = self._counts_sessions and entry.message.origin != TLS_REPORT
+        return SessionLog(sessions if is_counted else None, floor.told)
 
     async def _try_hosts(
         self, route: Hosts, floor: DomainFloor, needed: Requirement, job: Job, tally: Tally
@@ -151,6 +173,7 @@ class Attempt:
         for number, host in enumerate(route.hosts, start=1):
             under_floor = await self._floors.at(host, floor)
             if under_floor.not_used:
+                tally.sessions.refused(host, under_floor)
                 _go_on(tally, host, tally.pending, _not_used(under_floor, host))
                 continue
             if needed.requiretls and not floor.has_secure_name(host):
@@ -248,7 +271,8 @@ class Attempt:
         while waiting:
             if connection is None:
                 self._pool.make_room(host.destination, self._destinations.others_may_stay(use))
-                reached = await negotiate.reach(host, needed, self._using)
+                seen = partial(tally.sessions.met, host, floor)
+                reached = await negotiate.reach(host, needed, self._using, seen=seen)
                 if not isinstance(reached, Connection):
                     outcome = _unreached(reached, host, floor.policy, began)
                     _go_on(tally, host, waiting, outcome)

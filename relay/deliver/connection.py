@@ -76,7 +76,7 @@ class Connection:
     """A session with a host, from the connect to QUIT. Used by one delivery at a time.
 
     `must_encrypt`: nothing of a message or of a password may be said before TLS. The table of TLS
-    rules sees to that; the guard here is for the day it does not.
+    rules sees to that; the guard here is for the day it does not. `local_ip`: our own address.
     """
 
     def __init__(
@@ -93,6 +93,7 @@ class Connection:
         self.must_encrypt = False
         self.offers = NO_EXTENSIONS
         self.hop = HopSession(host.name, host.address)
+        self.local_ip = wire.local_ip
         self.opened_at = 0.0
         self.messages = 0
         self.has_delivered = False
@@ -126,6 +127,11 @@ class Connection:
     def is_usable(self) -> bool:
         """Whether another transaction may begin: connected, and nothing came that nobody asked for."""
         return self._wire.is_quiet
+
+    @property
+    def secured(self) -> TlsResult:
+        """What became of TLS, on a connection that is in TLS."""
+        return TlsResult(Situation.SECURED, fault=self._verdict.fault)
 
     @property
     def peer_certificate(self) -> bytes | None:
@@ -211,7 +217,7 @@ class Connection:
         if verdict.error:
             return TlsResult(Situation.UNVERIFIED, verdict.error, fault=verdict.fault)
         await begin()
-        return TlsResult(Situation.SECURED, fault=verdict.fault)
+        return self.secured
 
     def downgraded(self, downgrade: Downgrade) -> None:
         """Note why this session goes on in clear."""

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from relay.deliver.sessions import judged_by
 from relay.deliver.sts_policies import StsPolicies
 from relay.mail.outcome import Waived
 from relay.policy.rules import FloorRules, PolicyRules, floor_rules, is_locked
@@ -37,13 +38,15 @@ _IGNORED = DaneFloor(DaneState.IGNORED)
 @dataclass(frozen=True, slots=True)
 class DomainFloor:
     """What holds for all hosts of one attempt. `naming`: who named them. `at_hosts`: the floors of
-    those hosts that were looked up so far.
+    those hosts that were looked up so far. `told`: the domain whose policy it is, and which reports
+    on TLS are for; "" where there can be none.
     """
 
     rules: FloorRules = _NO_RULES
     naming: Naming = BY_NOBODY
     sts: StsFloor = NO_STS
     waived: Waived | None = None
+    told: str = ""
     at_hosts: dict[Host, HostFloor] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -100,24 +103,24 @@ class Floors:
         Raises `PolicyPending` or `SpoolError`.
         """
         in_force = self._rules()
+        told = policy_domain(domain, naming.route_host)
         if waiving is not None and not is_locked(in_force, waiving, domain):
             rules = floor_rules(in_force, domain)
             ignoring = replace(rules, mta_sts=FloorUse.IGNORE, dane=FloorUse.IGNORE)
-            return DomainFloor(ignoring, naming, waived=Waived.TLS_REQUIRED_NO)
+            return DomainFloor(ignoring, naming, waived=Waived.TLS_REQUIRED_NO, told=told)
         known = self._at_hand.get(domain, now=self._clock())
         is_so = known is not None and known.rules is in_force and known.floor.naming == naming
         if known is not None and is_so and not anew:
             return known.floor
-        return await self._look_up(domain, naming, in_force, anew=anew)
+        return await self._look_up(domain, naming, told, in_force, anew=anew)
 
     async def _look_up(
-        self, domain: str, naming: Naming, in_force: PolicyRules, *, anew: bool
+        self, domain: str, naming: Naming, told: str, in_force: PolicyRules, *, anew: bool
     ) -> DomainFloor:
         rules = floor_rules(in_force, domain)
-        whose = policy_domain(domain, naming.route_host)
-        sts = await self._policies.floor(whose, rules.mta_sts, anew=anew)
+        sts = await self._policies.floor(told, rules.mta_sts, anew=anew)
         waived = Waived.DESTINATION if rules.is_waived else None
-        floor = DomainFloor(rules, naming, sts, waived)
+        floor = DomainFloor(rules, naming, sts, waived, told)
         # A policy just fetched may hold for this attempt alone (max_age 0).
         if self._seconds and not sts.was_fetched:
             expires = self._clock() + self._seconds
@@ -150,7 +153,7 @@ class Floors:
 
 def judged(host: Host, domain: DomainFloor, dane: DaneFloor) -> HostFloor:
     """The floor at one host, from what was looked up."""
-    return floor_at(
+    found = floor_at(
         host.name,
         dane=dane,
         sts=domain.sts,
@@ -158,3 +161,5 @@ def judged(host: Host, domain: DomainFloor, dane: DaneFloor) -> HostFloor:
         mx_secure=domain.naming.is_secure,
         waived=domain.waived,
     )
+    by = judged_by(found.policy, domain.told, dane, domain.sts)
+    return replace(found, judged_by=by)

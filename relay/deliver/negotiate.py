@@ -8,6 +8,7 @@ handshake has begun, a connection is never used in clear again.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from relay.deliver.connection import Connection, SessionBroken, TlsResult
@@ -27,7 +28,14 @@ from relay.route.security import (
     policy_result,
 )
 
-__all__ = ["Failed", "SessionOptions", "Unmet", "reach"]
+__all__ = ["Failed", "Seen", "SessionOptions", "Unmet", "reach"]
+
+Seen = Callable[[TlsResult, str], None]
+"""Hears what became of TLS with a host, once, and from which address of ours."""
+
+
+def _unheard(found: TlsResult, local_ip: str) -> None:
+    """Nobody wants to hear it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,22 +85,23 @@ class _Leg:
 
 
 async def reach(
-    host: Host, needed: Requirement, using: SessionOptions
+    host: Host, needed: Requirement, using: SessionOptions, *, seen: Seen = _unheard
 ) -> Connection | Unmet | Failed:
-    """A session with `host` that a message with this requirement may go over.
+    """A session with `host` that a message with this requirement may go over. `seen` hears of the
+    first handshake that judges the host, if it comes as far as EHLO.
 
     `policy.result` of what comes back says what the floor has against the host, enforced or not.
     """
     leg = _Leg(needed)
     while True:
-        reached = await _walk(host, needed, leg, using)
+        reached = await _walk(host, needed, leg, using, _unheard if leg.downgrade else seen)
         if not isinstance(reached, _Leg):
             return reached
         leg = reached
 
 
 async def _walk(
-    host: Host, needed: Requirement, leg: _Leg, using: SessionOptions
+    host: Host, needed: Requirement, leg: _Leg, using: SessionOptions, seen: Seen
 ) -> Connection | Unmet | Failed | _Leg:
     """One connection: the session, the end of it, or the next connection to make to this host."""
     before = leg.downgrade.error if leg.downgrade else ""
@@ -113,11 +122,12 @@ async def _walk(
             using.contexts.sessions.take(key, now=time.monotonic()) if leg.may_resume else None
         )
         connection.resumption.kept_session = kept_session
-        result = await _try_tls(connection, leg.needed, using)
+        result = await _try_tls(connection, leg.needed, using, seen)
         if result.situation is Situation.HANDSHAKE_FAILED and kept_session is not None:
             # Perhaps it was the resumption: the host is judged by a handshake of its own.
             connection.abort()
             return replace(leg, may_resume=False)
+        seen(result, connection.local_ip)
         if result.situation is Situation.SECURED:
             using.contexts.sessions.keep(key, connection.kept_session, now=time.monotonic())
         against = leg.against or policy_result(needed.floor, result.situation, result.fault)
@@ -135,12 +145,19 @@ def _note(connection: Connection, against: PolicyResult | None) -> None:
         connection.hop = replace(connection.hop, policy=HopPolicy(result=against))
 
 
-async def _try_tls(connection: Connection, needed: Requirement, using: SessionOptions) -> TlsResult:
+async def _try_tls(
+    connection: Connection, needed: Requirement, using: SessionOptions, seen: Seen
+) -> TlsResult:
     handshake = using.contexts.handshake(connection.host.name, needed)
-    if connection.host.tls is TlsMode.IMPLICIT:
-        return await connection.begin_in_tls(handshake)
-    await connection.greet()
-    return await connection.start_tls(handshake)
+    try:
+        if connection.host.tls is TlsMode.IMPLICIT:
+            return await connection.begin_in_tls(handshake)
+        await connection.greet()
+        return await connection.start_tls(handshake)
+    except SessionBroken:
+        if connection.hop.tls:  # the host broke off behind a good handshake
+            seen(connection.secured, connection.local_ip)
+        raise
 
 
 async def _next(

@@ -112,6 +112,12 @@ class ClientProtocol(SMTPProtocol):
         )
 
     @property
+    def local_ip(self) -> str:
+        """Our own address on this connection; "" where it is gone already."""
+        name = self.transport.get_extra_info("sockname") if self.transport is not None else None
+        return str(name[0]) if name else ""
+
+    @property
     def ssl_object(self) -> ssl.SSLObject:
         assert self.transport is not None
         return cast(ssl.SSLObject, self.transport.get_extra_info("ssl_object"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 
@@ -16,6 +16,7 @@ from relay.deliver import pacing
 from relay.deliver.clocks import Clocks
 from relay.deliver.report_sender import ReportSender
 from relay.mail.outcome import Deferred, Outcome
+from relay.mail.tls_session import TlsSession
 from relay.queue.entry import Entry
 from relay.queue.retry import RetrySchedule, jitter_of
 from relay.queue.settle import Settlement, notification_due, settle
@@ -58,9 +59,19 @@ class Recorder:
 
     # --- one entry --------------------------------------------------------------------------------
 
-    async def record(self, entry: Entry, outcomes: Mapping[int, Outcome]) -> None:
-        """Write down what an attempt came to."""
-        await self._write(self._settle(entry, outcomes))
+    async def record(
+        self, entry: Entry, outcomes: Mapping[int, Outcome], sessions: Sequence[TlsSession] = ()
+    ) -> None:
+        """Write down what an attempt came to, and its sessions."""
+        await self._write(self._settle(entry, outcomes), sessions)
+
+    async def count(self, sessions: Sequence[TlsSession]) -> None:
+        """Count the sessions of an attempt that came to nothing, if there were any."""
+        if sessions:
+            try:
+                await self._store.count_sessions(sessions, at=self._clocks.now())
+            except SpoolError as exc:
+                logger.warning("sessions are not counted for reports on TLS: %s", exc)
 
     async def release(self, entry: Entry, *, due: datetime) -> None:
         """Give a claim back untried. If the store cannot, its next start does."""
@@ -84,8 +95,8 @@ class Recorder:
             has_others=entry.total > len(entry.recipients),
         )
 
-    async def _write(self, settlement: Settlement) -> None:
-        """Commit the result, the DSNs about it and its events."""
+    async def _write(self, settlement: Settlement, sessions: Sequence[TlsSession] = ()) -> None:
+        """Commit the result, the DSNs about it, its events and its sessions."""
         entry = settlement.entry
         events = [
             deliverylog.settled(entry, change, now=settlement.at) for change in settlement.changes
@@ -96,7 +107,9 @@ class Recorder:
             nonlocal reports
             if reports is None:
                 reports = await self._reports.dsns(settlement.reports, settlement.at)
-            return await self._store.record(settlement, reports=reports, events=events)
+            return await self._store.record(
+                settlement, reports=reports, events=events, sessions=sessions
+            )
 
         is_to_be_reported = await self._until_taken(entry, "a result waits to be recorded", record)
         if is_to_be_reported is None:

@@ -12,6 +12,7 @@ from typing import Protocol
 from relay.deliver.destinations import NotNow
 from relay.deliver.sts_policies import PolicyPending
 from relay.mail.outcome import Code, Deferred, Outcome
+from relay.mail.tls_session import TlsSession
 from relay.policy.rules import PolicyRules, reconsider
 from relay.queue.entry import Entry, QueuedRecipient
 from relay.queue.store import CHUNK_BYTES, DeliveryQueue
@@ -26,11 +27,15 @@ class Attempts(Protocol):
 
     Cancelled before the final dot it ends with CancelledError; after it, it stays for the answer
     and returns the outcomes, since nobody else will ever hear them. An attempt that cannot begin
-    yet raises `PolicyPending`, or `NotNow`.
+    yet raises `PolicyPending`, or `NotNow`. What reports on TLS count is added to `sessions`,
+    however it ends.
     """
 
     async def run(
-        self, entry: Entry, content: Callable[[], AsyncIterator[bytes]]
+        self,
+        entry: Entry,
+        content: Callable[[], AsyncIterator[bytes]],
+        sessions: list[TlsSession],
     ) -> Mapping[int, Outcome]: ...
 
 
@@ -45,7 +50,9 @@ class Runner:
         self._clock = clock
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def run(self, entry: Entry) -> Mapping[int, Outcome] | NotNow | datetime:
+    async def run(
+        self, entry: Entry, sessions: list[TlsSession]
+    ) -> Mapping[int, Outcome] | NotNow | datetime:
         """The outcomes of an attempt; why there are none; or when the entry is due, as before, where
         no attempt was made.
 
@@ -56,7 +63,7 @@ class Runner:
         assert task is not None
         self._tasks.add(task)
         try:
-            return await self._attempts.run(entry, lambda: self._content(entry))
+            return await self._attempts.run(entry, lambda: self._content(entry), sessions)
         except asyncio.CancelledError:
             task.uncancel()
             return begun

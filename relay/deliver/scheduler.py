@@ -35,6 +35,7 @@ from relay.deliver.report_sender import REPORT_PATIENCE, ReportSender
 from relay.deliver.runner import Attempts, Runner, reconsidered
 from relay.deliver.waiting import Waiting, Wanted
 from relay.mail.outcome import Outcome
+from relay.mail.tls_session import TlsSession
 from relay.policy.rules import PolicyRules
 from relay.queue.entry import Entry
 from relay.queue.retry import RetrySchedule, latest_due
@@ -293,20 +294,23 @@ class Scheduler:
         """
         begun, started = self._clock(), self._monotonic()
         outcomes: Mapping[int, Outcome] | None = None
+        sessions: list[TlsSession] = []
         took = 0.0
         try:
             entry = reconsidered(entry, self._rules())
-            result = await self._runner.run(entry)
+            result = await self._runner.run(entry, sessions)
             took = self._monotonic() - started
             if use is not None:
                 self._destinations.end(use)
+            if isinstance(result, NotNow | datetime):
+                await self._recorder.count(sessions)
             if isinstance(result, NotNow):
                 outcomes = await self._not_now(entry, result)
             elif isinstance(result, datetime):
                 await self._recorder.release(entry, due=result)
             else:
                 outcomes = result
-                await self._recorder.record(entry, outcomes)
+                await self._recorder.record(entry, outcomes, sessions)
         finally:
             await self._learn(entry.domain, begun, outcomes or {}, took)
 

@@ -45,7 +45,7 @@ from relay.route.mta_sts import (
     wants_fetch,
 )
 
-__all__ = ["PolicyPending", "StsPolicies"]
+__all__ = ["PolicyPending", "StsPolicies", "Told"]
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +59,9 @@ _LATER = timedelta(seconds=15)
 _REFRESH_LOOK_SECONDS = 60.0
 _REFRESHED_IN_A_LOOK = 100
 _REFRESHED_AT_ONCE = 5
+
+
+Told = Callable[[str, Fetched | FetchFailed, KeptPolicy | None], None]
 
 
 class PolicyPending(Exception):
@@ -89,7 +92,7 @@ class _Came:
 
 
 class StsPolicies:
-    """`told`: hears of each fetch. Close it when nobody asks any more."""
+    """`told`: hears of each fetch, and of the policy that was kept before. Close it when nobody asks any more."""
 
     def __init__(
         self,
@@ -100,7 +103,7 @@ class StsPolicies:
         clock: Callable[[], datetime],
         monotonic: Callable[[], float] = time.monotonic,
         random: Random | None = None,
-        told: Callable[[str, Fetched | FetchFailed], None] = lambda domain, found: None,
+        told: Told = lambda domain, found, before: None,
     ) -> None:
         self._resolver = resolver
         self._cache = cache
@@ -285,7 +288,7 @@ class StsPolicies:
         if not is_asked_for and not wants_fetch(before, id, failed=None, now=now):
             return _Came(before)  # another worker was quicker
         found = await self._fetch(domain)
-        self._told(domain, found)
+        self._told(domain, found, before)
         now = self._clock()
         if isinstance(found, FetchFailed):
             self._note_failure(domain, before, found, now)

@@ -23,6 +23,7 @@ from relay.deliver.diagnosis import (
     host_line,
     with_hosts,
 )
+from relay.deliver.sessions import SessionLog
 from relay.mail.outcome import Bounced, Code, Deferred, Outcome, PolicyResult, PolicyType
 from relay.queue.entry import QueuedRecipient
 from relay.route.next_hop import Host
@@ -32,7 +33,7 @@ __all__ = ["Tally"]
 
 class Tally:
     """The recipients of one attempt. `trouble`, `rejected`: what routing met on the way, one line
-    each.
+    each. `sessions`: those that reports on TLS count.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Tally:
         requiretls: bool = False,
         trouble: tuple[str, ...] = (),
         rejected: tuple[str, ...] = (),
+        sessions: SessionLog | None = None,
     ) -> None:
         recipients = tuple(recipients)
         self._order = tuple(recipient.index for recipient in recipients)
@@ -51,6 +53,7 @@ class Tally:
         self._waiting: dict[int, list[tuple[Host, Deferred | Bounced]]] = {
             index: [] for index in self._pending
         }
+        self.sessions = sessions or SessionLog()
         self._bounce_unmet = bounce_unmet
         self._requiretls = requiretls
         self._trouble = bool(trouble)

@@ -201,7 +201,7 @@ class Handshake:
         """What a certificate comes to that OpenSSL refused."""
         text = f"certificate not verified: {error.verify_message}"
         match self.needed.floor.asks:
-            case Proof.PKIX:
+            case Proof.PKIX | Proof.NOTHING:
                 fault = _FAULTS.get(error.verify_code, PolicyResult.NOT_TRUSTED)
                 return Verdict(None, fault, text)
             case Proof.DANE if session is not None:

@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Protocol
 
 from relay.queue.due import DueHint, is_due_at_once
-from relay.queue.entry import Entry, QueuedRecipient, State
+from relay.queue.entry import TLS_REPORT, Entry, QueuedRecipient, State
 from relay.queue.handoff import HandOff, HandOffLimits, Shares
 from relay.queue.settle import Settlement
 from relay.queue.store import NewMessage, SpoolError
@@ -64,7 +64,10 @@ class Dispatch:
     def reserve(self, new: NewMessage, *, in_file: bool) -> list[Entry]:
         """The entries of a new message that are handed over as soon as it is committed."""
         entries = self._entries(new, in_file=in_file)
-        if new.message.origin == "dsn" or len(entries) > self._limits.entries_per_message:
+        if (
+            new.message.origin in ("dsn", TLS_REPORT)
+            or len(entries) > self._limits.entries_per_message
+        ):
             return []
         return [entry for entry in entries if self._handoff.reserve(entry)]
 

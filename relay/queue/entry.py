@@ -15,6 +15,7 @@ from relay.mail.envelope import Body, Notify, Ret
 from relay.policy.settings import TlsSettings
 
 __all__ = [
+    "TLS_REPORT",
     "Entry",
     "LastAttempt",
     "MessageSummary",
@@ -23,6 +24,10 @@ __all__ = [
     "State",
     "Terms",
 ]
+
+
+TLS_REPORT = "tls-report"
+"""`QueuedMessage.origin` of a mail that carries a report on TLS (RFC 8460)."""
 
 
 class State(StrEnum):
@@ -85,7 +90,7 @@ class QueuedMessage:
 
     `size_bytes` counts the stored content, our Received field included. `eight_bit`
     says whether any octet of it is above 127. `origin` is how it came: "smtp", "http"
-    or "dsn". `client` is for people: address and name of who gave it to us. Most mail
+    "dsn" or `TLS_REPORT`. `client` is for people: address and name of who gave it to us. Most mail
     has no `terms`. `requiretls`: it came with REQUIRETLS; `tls_required_no`: with the field
     TLS-Required: No, and nothing that beats it (RFC 8689).
     """

@@ -43,6 +43,7 @@ from relay.mail.outcome import (
     PolicyType,
     Waived,
 )
+from relay.mail.tls_session import JudgedBy
 from relay.policy.settings import TlsSettings
 from relay.route.floor import NO_DANE, NO_STS, DaneFloor, DaneState, StsFloor
 from relay.route.mta_sts import StsMode, matches
@@ -145,12 +146,13 @@ class HostFloor:
     """What the recipient's domain asks of one host, as known before we connect to it.
 
     `policy`: what the delivery log says of it so far. `not_used`: why the host is not connected
-    to, "" where it is.
+    to, "" where it is. `judged_by`: the policy, as reports on TLS name it.
     """
 
     floor: Floor = NO_FLOOR
     policy: HopPolicy = NO_POLICY
     not_used: str = ""
+    judged_by: JudgedBy | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from relay.deliver.options import DeliveryOptions, Timeouts, TlsOptions
 from relay.deliver.pool import Pool, PoolLimits
 from relay.deliver.tls import TlsContexts
 from relay.mail.outcome import Outcome
+from relay.mail.tls_session import TlsSession
 from relay.queue.entry import Entry
 from relay.route.next_hop import Host, Route
 from relay.sandbox.certificates import Authority
@@ -137,6 +138,8 @@ class Rig:
         self.hosts: list[Host] = []
         self.trouble: tuple[str, ...] = ()
         self.floors: Floors | None = None
+        self.counts_sessions = False
+        self.sessions: list[TlsSession] = []
 
     async def mx(self, *scripts: Script, name: str = "", **host: Any) -> MxServer:
         """One more mail host, the next to be tried after those before."""
@@ -164,6 +167,7 @@ class Rig:
             pool=Pool(self.limits),
             contexts=self.contexts,
             floors=self.floors or floors_of(Published()),
+            counts_sessions=self.counts_sessions,
         )
         self._stack.push_async_callback(attempt.close)
         return attempt
@@ -179,7 +183,7 @@ class Rig:
             assert entry.content is not None
             yield entry.content
 
-        return await self.attempt.run(entry, content)
+        return await self.attempt.run(entry, content, self.sessions)
 
     async def send(self, entry: Entry) -> Outcome:
         """One attempt for the first recipient of an entry."""

@@ -17,6 +17,7 @@ from relay.deliver.options import DeliveryOptions
 from relay.deliver.scheduler import Scheduler
 from relay.deliver.sts_policies import PolicyPending
 from relay.mail.outcome import Bounced, Code, Deferred, Delivered, HopSession, Outcome, VerifiedBy
+from relay.mail.tls_session import TlsSession
 from relay.policy.rules import PolicyRules, TlsRule
 from relay.policy.settings import Setting, Source, TlsSettings
 from relay.queue.entry import Entry, State
@@ -56,7 +57,10 @@ class Attempts:
         return self.gates.setdefault(domain, asyncio.Event())
 
     async def run(
-        self, entry: Entry, content: Callable[[], AsyncIterator[bytes]]
+        self,
+        entry: Entry,
+        content: Callable[[], AsyncIterator[bytes]],
+        sessions: list[TlsSession],
     ) -> Mapping[int, Outcome]:
         domain = entry.domain
         self.made.append(entry)

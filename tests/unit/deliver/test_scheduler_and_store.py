@@ -15,6 +15,7 @@ from relay.deliver.options import DeliveryOptions
 from relay.deliver.scheduler import Scheduler
 from relay.mail.address import domain_of
 from relay.mail.outcome import Bounced, Code, Deferred, Delivered, HopSession, Outcome, VerifiedBy
+from relay.mail.tls_session import TlsSession
 from relay.policy.rules import DestinationRule, PolicyRules, TlsRule
 from relay.queue.entry import Entry, MessageSummary, QueuedMessage, QueuedRecipient, State
 from relay.queue.handoff import HandOffLimits
@@ -42,7 +43,10 @@ class Attempts:
         self.gates: dict[str, asyncio.Event] = {}
 
     async def run(
-        self, entry: Entry, content: Callable[[], AsyncIterator[bytes]]
+        self,
+        entry: Entry,
+        content: Callable[[], AsyncIterator[bytes]],
+        sessions: list[TlsSession],
     ) -> Mapping[int, Outcome]:
         self.made[entry.domain] += 1
         self.settings[entry.domain] = entry.settings.require_tls.value

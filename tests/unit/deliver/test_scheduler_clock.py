@@ -34,7 +34,7 @@ class Attempts:
         self.answer = answer
         self.made: list[str] = []
 
-    async def run(self, entry, content):
+    async def run(self, entry, content, sessions):
         self.made.append(entry.recipients[0].address)
         return {recipient.index: self.answer for recipient in entry.recipients}
 

@@ -46,7 +46,7 @@ class Hosts:
         self.settings: list[TlsSettings] = []
         self.attempts: Counter[str] = Counter()
 
-    async def run(self, entry: Entry, content):
+    async def run(self, entry: Entry, content, sessions):
         self.attempts[entry.domain] += 1
         if gate := self.gates.get(entry.domain):
             await gate.wait()
