@@ -18,6 +18,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator
+from functools import cache
 from typing import NamedTuple
 
 from relay.mail.header import each_field, part_end, split_content
@@ -131,7 +132,7 @@ class HeaderSection:
         self._octets = octets
         self._spans: dict[bytes, list[tuple[int, int, int]]] = {}
         self.asking: list[Found] = []
-        for match, end in each_field(octets, _FIND):
+        for match, end in each_field(octets, _find().search):
             name = match[1]
             if name is not None:
                 span = (match.start(), match.end(1) - 2, end)
@@ -251,7 +252,7 @@ def look_behind(lines: bytes) -> Iterator[Seen]:
     """The lines behind the end of a header section that a person may read as one of `ASKING`."""
     text = "\r\n" + _as_read(lines)
     number, at = 0, 0
-    for match in _FIND_BEHIND(text):
+    for match in _find_behind().finditer(text):
         number += text.count("\r\n", at, match.start())
         at = match.start()
         more, value = match[2], match[3]
@@ -344,12 +345,16 @@ def _asking_names(*, folded: bool) -> str:
     return rf"[^a-z:\r\n]*+(?:{either})"
 
 
-_FIND = re.compile(
-    (
-        rf"\r\n(?:({'|'.join(name.lower() for name in KNOWN)})[ \t]*+"
-        rf"|(?![ \t])({_asking_names(folded=False)})):"
-    ).encode()
-).search
-_FIND_BEHIND = re.compile(
-    rf"\r\n({_asking_names(folded=True)})([^:\r\n]*+)(?::([^\r\n]*+))?"
-).finditer
+# Both take some 10 ms to compile, so a command that reads no message does without them.
+
+
+@cache
+def _find() -> re.Pattern[bytes]:
+    known = "|".join(name.lower() for name in KNOWN)
+    asking = _asking_names(folded=False)
+    return re.compile(rf"\r\n(?:({known})[ \t]*+|(?![ \t])({asking})):".encode())
+
+
+@cache
+def _find_behind() -> re.Pattern[str]:
+    return re.compile(rf"\r\n({_asking_names(folded=True)})([^:\r\n]*+)(?::([^\r\n]*+))?")

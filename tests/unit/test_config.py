@@ -344,6 +344,10 @@ def test_certificate_and_key_have_to_belong_together(tmp_path: Path) -> None:
             "listeners: [{address: '*:2525'}]",
             'listeners.0.address: "*:2525" names no address; write 0.0.0.0:2525 for all of IPv4',
         ),
+        (
+            "listeners: [{address: 'localhost:2525'}]",
+            '"localhost:2525" has no IP address before the port; write 127.0.0.1:2525',
+        ),
         ("listeners:\n- address: :25", "write 0.0.0.0:25 for all of IPv4, [::]:25 for IPv6"),
         ("listeners: [{address: 2525}]", '"2525" is not an address with a port; write it as 127.0'),
         (
