@@ -1,7 +1,7 @@
 """Names of modules and public classes are ordinary words, or words of the project's glossary.
 
 Ordinary is what stands in /usr/share/dict/words (Debian's wamerican); the glossary is the table and
-the list of abbreviations in docs/contributing.md.
+the list of abbreviations in docs/glossary.md.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _words(name: str) -> list[str]:
 
 
 def _glossary() -> set[str]:
-    text = (ROOT / "docs/contributing.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs/glossary.md").read_text(encoding="utf-8")
     table = " ".join(re.findall(r"^\| ([^|]+) \|", text, re.MULTILINE))
     abbreviations = re.search(
         r"^Names and abbreviations.*?:(.*?)\. `", text, re.MULTILINE | re.DOTALL
@@ -56,7 +56,7 @@ def test_names_are_ordinary_words_or_in_the_glossary() -> None:
         if not {word, word.removesuffix("s")} & known and not _is_compound(word, known)
     )
     assert not unknown, (
-        "write an ordinary word, or explain it in docs/contributing.md: " + "; ".join(unknown)
+        "write an ordinary word, or explain it in docs/glossary.md: " + "; ".join(unknown)
     )
 
 
