@@ -15,19 +15,28 @@
 #
 # For another processor: docker build --platform linux/arm64 -t relay .
 
-# Any image with Python 3.11 or later and its venv.
+# Any Debian with Python 3.11 or later and its venv.
 ARG BASE=docker.io/library/python:3.12-slim
 
 FROM ${BASE} AS build
+RUN apt-get update -qq && apt-get install -qq --yes --no-install-recommends binutils
 WORKDIR /src
 COPY requirements.lock ./
-# Each library as requirements.lock has it, by its hash.
-RUN python3 -m venv /opt/relay \
- && /opt/relay/bin/pip install --no-cache-dir --disable-pip-version-check --require-hashes -r requirements.lock
+# Each library as requirements.lock has it, by its hash. pip stays behind in this stage.
+RUN python3 -m venv /builder \
+ && python3 -m venv --without-pip /opt/relay \
+ && /builder/bin/pip --python /opt/relay/bin/python3 install --no-cache-dir --no-compile \
+      --disable-pip-version-check --require-hashes -r requirements.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY relay ./relay
-RUN /opt/relay/bin/pip install --no-cache-dir --disable-pip-version-check --no-deps . \
- && /opt/relay/bin/pip uninstall --yes --quiet pip
+RUN /builder/bin/pip --python /opt/relay/bin/python3 install --no-cache-dir --no-compile \
+      --disable-pip-version-check --no-deps . \
+ # Sources and debugging symbols of what is compiled, tests of libraries: nothing here reads them.
+ && find /opt/relay/lib -type f \( -name '*.c' -o -name '*.h' -o -name '*.pyx' -o -name '*.pxd' \
+      -o -name '*.pxi' -o -name '*.pyi' \) -delete \
+ && find /opt/relay/lib -type d \( -name tests -o -name test \) -prune -exec rm -r {} + \
+ && find /opt/relay/lib -name '*.so' -exec strip --strip-debug {} + \
+ && /opt/relay/bin/python3 -m compileall -q -x /pygments/lexers/ /opt/relay/lib
 
 FROM ${BASE}
 RUN useradd --uid 2525 --user-group --home-dir /var/lib/relay --no-create-home --shell /usr/sbin/nologin relay \

@@ -9,7 +9,7 @@ READY  := $(VENV)/.ready
 TWO    := -n 2 --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help run test retest test-pythons check lint demo man dist lock packages packages-test sbom image-test torture mutation fuzz bench clean
+.PHONY: help run test retest test-pythons check lint demo man docs dist lock packages packages-test sbom image-test torture mutation fuzz bench clean
 
 help:
 	@echo "make run       a relay to try out on 127.0.0.1:2525, with its page; no network is needed"
@@ -19,6 +19,7 @@ help:
 	@echo "make retest    what failed in the last run, alone"
 	@echo "make check     ruff, mypy and the tests"
 	@echo "make man       the manual pages, build/relay.1 and build/relay.yaml.5"
+	@echo "make docs      the documentation as a site, build/site/index.html"
 	@echo "make dist      the wheel and the source archive of a release, dist/"
 	@echo "make packages  .deb and .rpm, build/packages/ (ARCH=arm64: for another processor)"
 	@echo "make packages-test  install, upgrade, break and purge them in bare Debians (debootstrap, root, network)"
@@ -70,6 +71,9 @@ man: $(RUNS)
 	@mkdir -p build
 	$(BIN)/python -m relay.cli.manual relay > build/relay.1
 	$(BIN)/python -m relay.cli.manual relay.yaml conf/relay.yaml > build/relay.yaml.5
+
+docs: $(READY)
+	$(BIN)/python docs/site/build.py
 
 dist: $(READY)
 	rm -rf dist

@@ -25,6 +25,7 @@ import shutil
 import subprocess
 import sys
 import time
+import tomllib
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,6 +65,7 @@ def main() -> None:
             [*nfpm, "--packager", packager, "--target", str(BUILD)],
             ARCH=arch,
             VERSION=version,
+            MAINTAINER=_maintainer(),
             ROOT=str(LAYOUT.relative_to(ROOT)),
         )
 
@@ -200,8 +202,9 @@ def _lay_out_documentation(version: str) -> None:
 
 
 def _pages() -> Iterator[str]:
+    """What people read of docs/; how the site is made of it is not for them."""
     for path in sorted((ROOT / "docs").rglob("*")):
-        if path.is_file():
+        if path.is_file() and not path.is_relative_to(ROOT / "docs/site"):
             yield str(path.relative_to(ROOT))
 
 
@@ -210,13 +213,17 @@ def _changelog(version: str) -> str:
     at = time.strftime(
         "%a, %d %b %Y %H:%M:%S +0000", time.gmtime(int(os.environ["SOURCE_DATE_EPOCH"]))
     )
-    maintainer = re.search(r"^maintainer: (.*)$", (ROOT / "packages/nfpm.yaml").read_text(), re.M)
-    assert maintainer is not None
     return (
         f"{NAME} ({version}) stable; urgency=medium\n\n"
         f"  * Release {version}; the project's CHANGELOG.md says what changed.\n\n"
-        f" -- {maintainer[1]}  {at}\n"
+        f" -- {_maintainer()}  {at}\n"
     )
+
+
+def _maintainer() -> str:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        [found] = tomllib.load(file)["project"]["maintainers"]
+    return f"{found['name']} <{found['email']}>"
 
 
 def _copyright() -> str:

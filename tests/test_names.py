@@ -55,8 +55,8 @@ def test_names_are_ordinary_words_or_in_the_glossary() -> None:
         for word in _words(name)
         if not {word, word.removesuffix("s")} & known and not _is_compound(word, known)
     )
-    assert not unknown, (
-        "write an ordinary word, or explain it in docs/glossary.md: " + "; ".join(unknown)
+    assert not unknown, "write an ordinary word, or explain it in docs/glossary.md: " + "; ".join(
+        unknown
     )
 
 

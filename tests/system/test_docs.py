@@ -1,5 +1,7 @@
 """What the pages under docs/ tell people to write and to type, written and typed.
 
+links     lead to files and headings that are there; the site is built of the pages
+log lines in docs/troubleshooting.md are those of the program
 yaml      passes `relay check`
 sh        runs, line after line, against a relay of the test's own; `systemctl` is played by the test
 postfix   is main.cf of a real Postfix, through which mail then flows
@@ -8,6 +10,7 @@ ini       has keys and values; nothing here reads it
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import smtplib
@@ -40,6 +43,17 @@ _FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 NOT_RUN = {
     "apt ": "tests/packages installs, upgrades and purges",
+    "dnf ": "tests/packages looks into the package",
+    "docker ": "tests/image builds the image and runs it",
+    "editor ": "a person's part",
+    "install -m 0644 systemd/": "tests/system/test_service.py runs what the unit says",
+    "install -D -m 0640 systemd/": "the same",
+    "make run": "tests/system/test_first_message.py does",
+    "python3 -m venv /opt/relay": "tests/packages has a virtual environment there",
+    "/opt/relay/bin/pip ": "the same",
+    "python3 examples/send.py": "tests/system/test_first_message.py does",
+    "relay demo": "tests/unit/sandbox plays it",
+    "systemd-": "tests/packages does, in postinst",
     "usermod ": "tests/packages lets a user into the group",
     "postfix reload": "the tests of main.cf start a Postfix of their own",
 }
@@ -61,6 +75,79 @@ def test_every_block_is_of_a_language_that_is_tested() -> None:
         match[1] for page in PAGES for match in _FENCE.finditer(page.read_text(encoding="utf-8"))
     }
     assert languages <= {"yaml", "sh", "postfix", "ini"}
+
+
+# --- pages ----------------------------------------------------------------------------------------
+
+_MARKDOWN = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+
+
+def _anchors(page: Path) -> set[str]:
+    """The headings of a page, as a browser names them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", _MARKDOWN, ids=lambda page: page.name)
+def test_links_lead_to_files_and_headings_that_are_there(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in _anchors(target), link
+
+
+def test_every_page_is_listed() -> None:
+    listed = re.findall(r"\]\((\w[^)]*)\)", (ROOT / "docs/README.md").read_text())
+    of_site = re.findall(r'"([^"]+\.md)"', (ROOT / "docs/site/zensical.toml").read_text())
+    for page in (ROOT / "docs").glob("*.md"):
+        assert page.name in listed or page.name == "README.md"
+        assert page.name in of_site or page.name == "README.md"
+
+
+def test_the_site_is_built_with_its_reference_pages(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "docs/site/build.py"), str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name, wanted in {
+        "configuration": "queue.lifetime",
+        "commands": "relay queue remove",
+        "http": "/relay/v1/queue/{verb}",
+        "metrics": "relay_tls_downgrades_total",
+        "delivery-log": "certificate-verified",
+    }.items():
+        assert wanted in (tmp_path / f"site/reference/{name}.html").read_text(), name
+    assert "troubleshooting" in (tmp_path / "site/search.json").read_text().lower()
+
+
+def _texts_of_the_program() -> str:
+    """Every text in the code, with NUL where something is filled in."""
+    texts = []
+    for module in (ROOT / "relay").rglob("*.py"):
+        for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+            match node:
+                case ast.Constant(value=str(text)):
+                    texts.append(re.sub(r"%[-.\d]*[a-z]", "\0", text))
+                case ast.Constant(value=bytes(octets)):
+                    texts.append(octets.decode("latin-1"))
+                case ast.JoinedStr(values=parts):
+                    known = [one.value if isinstance(one, ast.Constant) else "\0" for one in parts]
+                    texts.append("".join(map(str, known)))
+    return "\n".join(texts)
+
+
+def test_log_lines_in_troubleshooting_are_the_programs_own() -> None:
+    page, texts = (ROOT / "docs/troubleshooting.md").read_text(), _texts_of_the_program()
+    rows = re.findall(r"^\| (.*?) \|", page, re.MULTILINE)
+    quoted = [said for row in rows for said in re.findall(r"`([^`]+)`", row)]
+    assert len(quoted) > 30
+    for said in quoted:
+        without_code = re.sub(r"^\d{3} \d\.\d+\.\d+ ", "", said)
+        for part in without_code.split("…"):
+            assert part.strip(" .:;,=") in texts, said
 
 
 # --- yaml -----------------------------------------------------------------------------------------
@@ -115,7 +202,7 @@ def host() -> Iterator[Sink]:
 def relay(tmp_path: Path, host: Sink) -> Iterator[Relay]:
     """A relay with something in its log and something in its queue, where the docs think it lives."""
     routes = {**host.route, "gone.example": {"host": "[127.0.0.1]", "port": free_port()}}
-    with relay_process(tmp_path, routes=routes) as process:
+    with relay_process(tmp_path, routes=routes, resolver={"timeout": "1s"}) as process:
         for recipient in ("b@example.net", "b@gone.example"):
             with smtplib.SMTP("127.0.0.1", process.port, timeout=20) as client:
                 client.sendmail("a@legal.example", recipient, "Subject: hello\r\n\r\nbody\r\n")
@@ -177,12 +264,13 @@ def test_commands_in_the_docs_are_understood(page: Path, relay: Relay, host: Sin
         for kind, what in typed(text):
             if kind == "shell":
                 shell(relay, what)
-            elif what == "stop":
-                assert relay.stop() == 0
-            elif what == "start":
-                relay.start()
+            elif what in ("stop", "start", "restart"):
+                if what != "start":
+                    assert relay.stop() == 0
+                if what != "stop" and relay.process and relay.process.poll() is not None:
+                    relay.start()
             else:
-                assert what == "reload"
+                assert what in ("reload", "enable", "daemon-reload")
 
 
 @pytest.mark.needs("jq")
