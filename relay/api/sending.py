@@ -1,6 +1,6 @@
 """Messages: `POST /v3/{domain}/messages` and `messages.mime`.
 
-The way of a message over SMTP, by another door: its header section is judged and rewritten by
+A message comes the same way as over SMTP: its header section is judged and rewritten by
 `relay.submit.message`, its settings are resolved under the rules in force, and the answer 200
 is given when `store.accept` has returned. Trouble of our own is a 503, never a refusal.
 """

@@ -187,7 +187,7 @@ _ABOUT_AN_ADDRESS = ("5.1.", "5.2.")
 def demands_tls(answer: Answer) -> bool:
     """Whether a refusal in clear says that TLS is needed (RFC 3207 §4: 530, RFC 3463: X.7.10).
 
-    Then the mail was not refused; we only came to the wrong door. A bare 530 counts, since an MX
+    Then the mail was not refused: this host takes none in clear. A bare 530 counts, since an MX
     that asks for a password is none; one that speaks of AUTH and not of TLS does not.
     """
     reply = answer.reply

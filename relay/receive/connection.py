@@ -13,7 +13,7 @@ overridden, and why:
     connection_made
     eof_received,     it cancels the handler, in the middle of a commit too. Here a task is never
     connection_lost   cancelled: who vanishes after the end of data still has sent the message,
-                      and who only closes his half still gets his replies
+                      and one that only closes its half still gets its replies
     smtp_…            the machine has its own verbs: aiosmtpd's decode encoded words inside addresses,
                       hold what they refuse, and start TLS by the private half of asyncio
     _timeout_cb       it closes, and so waits for a client that never reads; here the end is an abort
@@ -36,9 +36,7 @@ from aiosmtpd.smtp import SMTP
 
 from relay.mail.ip import canonical
 from relay.receive.access import User, may_relay
-from relay.receive.intake import Intake
-from relay.receive.listener_state import ListenerState
-from relay.receive.protocol import (
+from relay.receive.actions import (
     Abandon,
     Action,
     CheckPassword,
@@ -47,11 +45,13 @@ from relay.receive.protocol import (
     Log,
     Note,
     Result,
-    ServerProtocol,
     Stage,
     StartTls,
     text_of,
 )
+from relay.receive.intake import Intake
+from relay.receive.listener_state import ListenerState
+from relay.receive.protocol import ServerProtocol
 from relay.receive.session import Session, TlsFacts
 from relay.receive.spec import ListenerTls
 from relay.submit.certificates import ServerTls
@@ -79,15 +79,15 @@ _OUR_TROUBLE = b"421 4.3.0 Trouble of our own, try again later\r\n"
 class Connection(SMTP):
     """Reads, waits and writes."""
 
-    def __init__(self, door: ListenerState) -> None:
+    def __init__(self, listener: ListenerState) -> None:
         # aiosmtpd's own __init__ looks at all members of the class, for a quarter of a millisecond:
         # its state is made once for a listener.
-        self.__dict__.update(door.smtp_state)
+        self.__dict__.update(listener.smtp_state)
         self._wire: asyncio.Transport
-        self._door = door
-        self._reception = door.reception
-        self._session = Session(door.spec)
-        self._protocol = ServerProtocol(door, self._session)
+        self._listener = listener
+        self._reception = listener.reception
+        self._session = Session(listener.spec)
+        self._protocol = ServerProtocol(listener, self._session)
         self._proxy_header: asyncio.StreamReader | None = None
         self._early = b""
         """What came while something was waited for."""
@@ -110,9 +110,9 @@ class Connection(SMTP):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._wire = cast(asyncio.Transport, transport)
-        self._door.enter(self)
+        self._listener.enter(self)
         self._watch(self._reception.limits.idle.total_seconds())
-        if self._door.spec.proxy_protocol:
+        if self._listener.spec.proxy_protocol:
             self._proxy_header = asyncio.StreamReader()
             self._wait_for(self._read_proxy_header(self._proxy_header), self._proxy_spoke)
         else:
@@ -130,14 +130,14 @@ class Connection(SMTP):
             self._process(data)
 
     def eof_received(self) -> bool:
-        """The client closed its half. What it is still owed it gets, where the other half may stay
-        open.
+        """The client closed its half of the connection. It still gets the replies that it waits for,
+        where the other half may stay open.
         """
         self._had_eof = True
         if self._proxy_header is not None:
             self._proxy_header.feed_eof()
-        is_owed = self._work is not None or not self._is_writable
-        return is_owed and self._session.tls is None
+        awaits_reply = self._work is not None or not self._is_writable
+        return awaits_reply and self._session.tls is None
 
     def connection_lost(self, error: Exception | None) -> None:
         self._leave()
@@ -166,7 +166,7 @@ class Connection(SMTP):
             return
         if self._had_eof:
             self._close()
-        elif self._door.is_closing and not self._protocol.is_reading_content:
+        elif self._listener.is_closing and not self._protocol.is_reading_content:
             self._end(_SHUTTING_DOWN)
         elif self._protocol.has_progressed:
             self._expect_more()
@@ -185,20 +185,20 @@ class Connection(SMTP):
             case Stage(intake):
                 self._wait_for(_ours(intake).stage(), self._resume)
             case Abandon(intake):
-                self._door.spawn(_ours(intake).abandon())
+                self._listener.spawn(_ours(intake).abandon())
             case CheckPassword():
-                # Nobody has to say more now (RFC 4954 §4), so it waits where it costs us nothing.
+                # The client has no more to send now (RFC 4954 §4), so the kernel may keep it.
                 self._pause()
                 self._wait_for(self._check_password(action), self._resume)
             case StartTls():
-                assert self._door.tls is not None
+                assert self._listener.tls is not None
                 self._pause()
                 self._flush()
-                self._wait_for(self._start_tls(self._door.tls), self._tls_began)
-            case Note(said):
-                self._note(said)
-            case Log(said):
-                log.info("%s: %s", self._who, said)
+                self._wait_for(self._start_tls(self._listener.tls), self._tls_began)
+            case Note(text):
+                self._note(text)
+            case Log(text):
+                log.info("%s: %s", self._who, text)
             case Close(linger):
                 self._close(linger=linger)
 
@@ -213,7 +213,7 @@ class Connection(SMTP):
 
     async def _check_password(self, asked: CheckPassword) -> User | Verdict:
         """Judge a password. A wrong one takes its time."""
-        passwords, client = self._door.passwords, self._session.client or "local"
+        passwords, client = self._listener.passwords, self._session.client or "local"
         name, begun = asked.name.decode("utf-8", "replace"), self.loop.time()
         verdict = await passwords.judge(
             self._reception.access(), name, asked.password, client=client
@@ -236,7 +236,7 @@ class Connection(SMTP):
     def _arrive(self, client: str | None) -> None:
         """The client is known: let it in, and greet it."""
         self._session.client = client
-        if self._door.is_closing:
+        if self._listener.is_closing:
             self._output.append(_SHUTTING_DOWN)
             self._close()
             return
@@ -248,10 +248,10 @@ class Connection(SMTP):
             return
         self._is_admitted = True
         self._session.in_networks = may_relay(self._reception.access(), client)
-        if self._door.spec.tls is ListenerTls.IMPLICIT and self._door.tls is not None:
-            self._wait_for(self._start_tls(self._door.tls), self._tls_began_first)
+        if self._listener.spec.tls is ListenerTls.IMPLICIT and self._listener.tls is not None:
+            self._wait_for(self._start_tls(self._listener.tls), self._tls_began_first)
         else:
-            self._output.append(self._door.greeting)
+            self._output.append(self._listener.greeting)
             self._flush()
 
     async def _read_proxy_header(self, header: asyncio.StreamReader) -> ProxyData | None:
@@ -319,7 +319,7 @@ class Connection(SMTP):
         """TLS before the first word (RFC 8314 §3.3)."""
         if facts is not None:
             self._session.tls = facts
-            self._output.append(self._door.greeting)
+            self._output.append(self._listener.greeting)
 
     # --- writing --------------------------------------------------------------------------------
 
@@ -333,7 +333,7 @@ class Connection(SMTP):
 
     def _wait_for(self, work: Coroutine[Any, Any, T], then: Callable[[T], None]) -> None:
         """Do this, and look at no input until it is done. It is never cancelled: the client may go."""
-        self._work = task = self._door.spawn(work)
+        self._work = task = self._listener.spawn(work)
         task.add_done_callback(lambda done: self._waited(done, then))
 
     def _resume(self, result: Result) -> None:
@@ -416,10 +416,10 @@ class Connection(SMTP):
             self._output.append(last_words)
             self._close(linger=True)
 
-    def _note(self, said: str) -> None:
+    def _note(self, text: str) -> None:
         """A line in the log about this client, if it had not too many."""
         now = self._reception.clock()
-        line = self._reception.oddities.line(self._session.client or "", said, now)
+        line = self._reception.oddities.line(self._session.client or "", text, now)
         if line is not None:
             log.info("%s: %s", self._who, line)
 
@@ -470,7 +470,7 @@ class Connection(SMTP):
         self._is_lost = self._is_closing = True
         self._stop_timer()
         self._early = b""
-        self._door.leave(self)
+        self._listener.leave(self)
         if self._is_admitted:
             self._reception.connections.leave(self._session.client or "")
         if self._proxy_header is not None:

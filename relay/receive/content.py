@@ -11,7 +11,7 @@ What makes content unfit is noted in `flaw` and judged by `relay.receive.submiss
     too large      more octets than the limit, the dots of transparency not counted (RFC 1870 §3)
     bare newline   a CR or LF that stands alone (RFC 5321 §2.3.8); receivers disagree about where
                    a line, and so a message, ends there. Refused, or turned into a space, so that
-                   no message and no header field is born from it; or a LF is taken for a line
+                   no message and no header field begins there; or a LF is taken for a line
                    end, for clients that know no other, and then one goes out
     NUL            no MIME transport carries one (RFC 2045 §2.7, §2.8)
 """
@@ -21,24 +21,17 @@ from __future__ import annotations
 import re
 from enum import StrEnum
 
-__all__ = ["BareNewlines", "BdatReader", "ContentReader", "DataReader", "Flaw"]
+from relay.receive.spec import BareNewline
+
+__all__ = ["BdatReader", "ContentReader", "DataReader", "Flaw"]
 
 _END = b"\r\n.\r\n"
 _NO_NEWLINES = bytes(octet for octet in range(256) if octet not in b"\r\n")
-_STRAY = re.compile(rb"\r(?!\n)|(?<!\r)\n")
-_STRAY_CR = re.compile(rb"\r(?!\n)")
-_STRAY_LF = re.compile(rb"(?<!\r)\n")
+_BARE = re.compile(rb"\r(?!\n)|(?<!\r)\n")
+_BARE_CR = re.compile(rb"\r(?!\n)")
+_BARE_LF = re.compile(rb"(?<!\r)\n")
 _BARE_END = re.compile(rb"\n\.\r?\n")
 _BARE_POSSIBLE_END = re.compile(rb"(?:\r?\n(?:\.\r?)?|\r)\Z")
-
-
-class BareNewlines(StrEnum):
-    """What becomes of a CR or LF that stands alone."""
-
-    REFUSED = "refused"
-    SPACES = "spaces"
-    LINE_ENDS = "line ends"
-    """A LF; a CR becomes a space all the same."""
 
 
 class Flaw(StrEnum):
@@ -57,7 +50,7 @@ class ContentReader:
     it.
     """
 
-    def __init__(self, *, limit_bytes: int, strays: BareNewlines = BareNewlines.REFUSED) -> None:
+    def __init__(self, *, limit_bytes: int, bare_newline: BareNewline = BareNewline.REFUSE) -> None:
         self.complete = False
         self.flaw: Flaw | None = None
         self.size_bytes = 0
@@ -66,7 +59,7 @@ class ContentReader:
         """Octets taken from the wire, kept or not."""
         self.eight_bit = False
         self._limit_bytes = limit_bytes
-        self._strays = strays
+        self._bare_newline = bare_newline
         self._held = bytearray()
         self._keeps = True
 
@@ -101,8 +94,8 @@ class ContentReader:
             self._held += block
 
     def _inspect(self, block: bytes) -> bytes:
-        """Note what is wrong with octets as they came; with strays made spaces where that is asked
-        for.
+        """Note what is wrong with octets as they came. Returns them, with bare newlines made spaces
+        or line ends where the listener asks for that.
         """
         if self.flaw is Flaw.TOO_LARGE:
             return block
@@ -111,10 +104,10 @@ class ContentReader:
         if b"\0" in block:
             self._note(Flaw.NUL)
         if len(block.translate(None, _NO_NEWLINES)) != 2 * block.count(b"\r\n"):
-            if self._strays is BareNewlines.SPACES:
-                return _STRAY.sub(b" ", block)
-            if self._strays is BareNewlines.LINE_ENDS:
-                return _STRAY_LF.sub(b"\r\n", _STRAY_CR.sub(b" ", block))
+            if self._bare_newline is BareNewline.NORMALISE:
+                return _BARE.sub(b" ", block)
+            if self._bare_newline is BareNewline.LINE_END:
+                return _BARE_LF.sub(b"\r\n", _BARE_CR.sub(b" ", block))
             self._note(Flaw.BARE_NEWLINE)
         return block
 
@@ -128,28 +121,28 @@ class ContentReader:
 class DataReader(ContentReader):
     """Reads content up to the line with a single dot.
 
-    A CRLF is thought before the first octet (the one that ended DATA), so that a line begins there
-    as everywhere else. The end of what came is kept back while it may be the beginning of `_END`.
+    The CRLF that ended DATA is put before the first octet, so that a line begins there as
+    everywhere else. The end of what came is kept back while it may be the beginning of `_END`.
     """
 
     def __init__(
         self,
         *,
         limit_bytes: int,
-        strays: BareNewlines = BareNewlines.REFUSED,
+        bare_newline: BareNewline = BareNewline.REFUSE,
         ends_with_lf: bool = False,
     ) -> None:
-        super().__init__(limit_bytes=limit_bytes, strays=strays)
+        super().__init__(limit_bytes=limit_bytes, bare_newline=bare_newline)
         self._ends_with_lf = ends_with_lf
         self._tail = b"\r\n"
         self._implied = 2
         self.ends_with_bare_dot = False
-        """So far it ends with LF.LF: how a client that knows no CRLF would end a message."""
+        """What came so far ends with LF.LF, as a client that knows no CRLF would end a message."""
 
     def feed(self, data: bytes, start: int = 0) -> int:
-        """Read on from `start`; returns the position behind what is ours."""
+        """Read on from `start`; returns the position behind the last octet of the content."""
         octets = self._tail + data[start:]
-        if self._strays is BareNewlines.LINE_ENDS:
+        if self._bare_newline is BareNewline.LINE_END:
             return self._feed_lines(octets, len(data) - start, len(data))
         end = octets.find(_END)
         if end < 0:
@@ -167,10 +160,10 @@ class DataReader(ContentReader):
         return position
 
     def _feed_lines(self, octets: bytes, count: int, size: int) -> int:
-        """`feed` where a LF is a line end. Only a client whose commands end so ends its content so,
-        too:
+        """`feed` where a LF is a line end.
 
-        from others, LF.LF is what they were given to send, and ends nothing.
+        Only a client whose commands end with a LF ends its content with LF.LF. From others, LF.LF
+        is part of what they were given to send, and ends nothing.
         """
         if self._ends_with_lf:
             match = _BARE_END.search(octets)
@@ -204,8 +197,8 @@ class DataReader(ContentReader):
 class BdatReader(ContentReader):
     """Reads the chunks of BDAT. A CR at the end of a chunk waits for the LF of the next."""
 
-    def __init__(self, *, limit_bytes: int, strays: BareNewlines = BareNewlines.REFUSED) -> None:
-        super().__init__(limit_bytes=limit_bytes, strays=strays)
+    def __init__(self, *, limit_bytes: int, bare_newline: BareNewline = BareNewline.REFUSE) -> None:
+        super().__init__(limit_bytes=limit_bytes, bare_newline=bare_newline)
         self._wanted = 0
         self._last = False
         self._tail = b""

@@ -19,7 +19,7 @@ from relay.submit.failures import counted_as
 __all__ = [
     "AUTH_LINE_OCTETS",
     "COMMAND_LINE_OCTETS",
-    "MISTAKES_PER_SESSION",
+    "UNPRODUCTIVE_COMMANDS_PER_SESSION",
     "Connections",
     "Elsewhere",
     "Limits",
@@ -33,8 +33,10 @@ number.
 AUTH_LINE_OCTETS = 12288
 """RFC 4954 §4: the longest line of an AUTH exchange."""
 
-MISTAKES_PER_SESSION = 100
-"""Refused, unknown and idle commands (NOOP, RSET, VRFY…) without a message accepted between them."""
+UNPRODUCTIVE_COMMANDS_PER_SESSION = 100
+"""Commands that bring no message nearer (refused, unknown, NOOP, RSET, VRFY…), without a message
+accepted between them.
+"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ class Listener:
 
     def __init__(
         self,
-        door: ListenerState,
+        state: ListenerState,
         server: asyncio.Server,
         address: TcpAddress | UnixAddress,
         *,
@@ -50,44 +50,44 @@ class Listener:
     ) -> None:
         self.address = address
         self._owns_path = owns_path
-        self._door = door
+        self._state = state
         self._server = server
 
     @property
     def spec(self) -> ListenerSpec:
-        return self._door.spec
+        return self._state.spec
 
     @property
     def connections(self) -> int:
         """How many clients are inside."""
-        return len(self._door.inside)
+        return len(self._state.inside)
 
     @property
     def is_quiet(self) -> bool:
-        """Nobody is inside, and nothing is being done for somebody who was."""
-        return not self._door.inside and not self._door.tasks
+        """No client is connected, and no task that a client began still runs."""
+        return not self._state.inside and not self._state.tasks
 
     def reload_certificate(self) -> None:
         """Show what the file has now. A broken one is not taken, and `CertificateError` says why."""
-        if self._door.tls is not None:
-            self._door.tls.reload()
+        if self._state.tls is not None:
+            self._state.tls.reload()
 
     async def close(self, grace: timedelta = _NO_GRACE) -> None:
         """Drain, at most for `grace`; what is being committed is waited for in any case."""
-        self._door.is_closing = True
+        self._state.is_closing = True
         self._server.close()
         if isinstance(self.address, UnixAddress) and self._owns_path:
             with contextlib.suppress(OSError):
                 os.unlink(self.address.path)
-        for connection in list(self._door.inside):
+        for connection in list(self._state.inside):
             connection.drain()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace.total_seconds()):
-                await self._door.empty.wait()
-        for connection in list(self._door.inside):
+                await self._state.empty.wait()
+        for connection in list(self._state.inside):
             connection.abort()
-        while self._door.tasks:
-            await asyncio.wait(list(self._door.tasks))
+        while self._state.tasks:
+            await asyncio.wait(list(self._state.tasks))
         await asyncio.sleep(0)
 
 
@@ -99,18 +99,18 @@ async def start_listener(
     sock: socket.socket | None = None,
     reuse_port: bool = False,
 ) -> Listener:
-    """Open the door. `CertificateError` and `OSError` say why it stays shut."""
+    """Open a listener. `CertificateError` and `OSError` say why it cannot be opened."""
     tls = None
     if spec.tls is not ListenerTls.NONE:
         if spec.certificate is None:
             raise CertificateError(f"{spec.address}: tls: {spec.tls} needs a certificate")
         tls = ServerTls(spec.certificate, spec.key, spec.min_tls)
-    door = ListenerState(spec, reception, tls, passwords or Passwords(clock=reception.clock))
+    state = ListenerState(spec, reception, tls, passwords or Passwords(clock=reception.clock))
     loop = asyncio.get_running_loop()
     address = parse_address(spec.address)
 
     def connection() -> Connection:
-        return Connection(door)
+        return Connection(state)
 
     if sock is not None:
         server = await _serve_socket(loop, connection, sock)
@@ -123,7 +123,7 @@ async def start_listener(
             connection, address.host, address.port, backlog=_BACKLOG, reuse_port=reuse_port or None
         )
     _give_up_on_the_dead(server, reception.limits.idle)
-    return Listener(door, server, _bound(server), owns_path=sock is None)
+    return Listener(state, server, _bound(server), owns_path=sock is None)
 
 
 async def _serve_socket(

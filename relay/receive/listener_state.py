@@ -1,6 +1,6 @@
 """A listener as its connections see it: what they share, and who is inside.
 
-The door outlives its connections. A task that a connection began belongs to the door, so
+A listener's state outlives its connections. A task that a connection began belongs to it, so
 that a commit is finished for a client that has gone.
 """
 
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class Inside(Protocol):
-    """A connection, as far as the door knows it."""
+    """A connection, as far as its listener knows it."""
 
     def drain(self) -> None:
         """The listener closes: say so now, or after the message that is coming in."""

@@ -1,30 +1,48 @@
-"""What is said in a session: a machine without I/O, octets in, actions out. Pure.
+"""The SMTP dialogue with a client: a machine without I/O, octets in, actions out. Pure.
 
-    feed(octets)      what came from the client
-    resume(result)    what became of the action that the machine waits for
+    feed(octets)      octets from the client
+    resume(result)    the result of the action that the machine waits for
     stop, give_up     nothing more will come
 
-Each returns what is to be done, in this order. Some actions have to be waited for (`Waiting`): such
-a one is the last, and until `resume` what comes in is kept and not looked at.
+Each returns actions (`relay.receive.actions`), to be done in this order. Some have to be waited for
+(`Waiting`): such an action is the last one, and until `resume` the machine keeps what comes in and
+does not look at it.
 
 Each verb does its part of the state machine of RFC 5321 §4.1.4 and leaves the judgement to
-`relay.receive.submission`. Commands that bring no mail nearer are counted, and end the session when
-they are too many.
+`relay.receive.submission`.
+
+A command is unproductive if it brings no message nearer: it is refused, unknown, or one of NOOP,
+RSET, VRFY, EHLO and the like. The machine counts them (Postfix: `smtpd_junk_command_limit`,
+`smtpd_hard_error_limit`), begins anew at each accepted message, and ends the session after too many.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol, TypedDict
+from typing import Protocol
 
 from relay.mail.reply import Reply
 from relay.receive.access import User
-from relay.receive.content import BareNewlines, BdatReader, DataReader
+from relay.receive.actions import (
+    Abandon,
+    Action,
+    CheckPassword,
+    Close,
+    Finish,
+    Incoming,
+    Log,
+    Note,
+    Result,
+    Stage,
+    StartTls,
+    Waiting,
+    text_of,
+)
+from relay.receive.content import BdatReader, DataReader
 from relay.receive.limits import (
     AUTH_LINE_OCTETS,
     COMMAND_LINE_OCTETS,
-    MISTAKES_PER_SESSION,
+    UNPRODUCTIVE_COMMANDS_PER_SESSION,
     Limits,
 )
 from relay.receive.sasl import Challenge, Credentials, Exchange
@@ -34,23 +52,7 @@ from relay.receive.submission import mail, rcpt
 from relay.submit.message import Refusal
 from relay.submit.secrets import Verdict
 
-__all__ = [
-    "Abandon",
-    "Action",
-    "CheckPassword",
-    "Close",
-    "Finish",
-    "Incoming",
-    "Log",
-    "Note",
-    "Place",
-    "Result",
-    "ServerProtocol",
-    "Stage",
-    "StartTls",
-    "Waiting",
-    "text_of",
-]
+__all__ = ["Place", "ServerProtocol"]
 
 AUTH_FAILURES_PER_SESSION = 3
 DRAIN_FACTOR = 4
@@ -75,25 +77,10 @@ _NESTED_MAIL = b"503 5.5.1 A transaction has begun already\r\n"
 _IN_BDAT = b"503 5.5.1 BDAT has begun: BDAT or RSET now\r\n"
 _TLS_FIRST = b"530 5.7.0 STARTTLS comes first here\r\n"
 _NOT_SMTP = b"554 5.5.1 This is SMTP\r\n"
-_TOO_MANY_MISTAKES = b"421 4.7.0 Too many commands that led nowhere\r\n"
+_TOO_MANY_UNPRODUCTIVE = b"421 4.7.0 Too many commands that led nowhere\r\n"
 
-_BARE_NEWLINES = {
-    BareNewline.REFUSE: BareNewlines.REFUSED,
-    BareNewline.NORMALISE: BareNewlines.SPACES,
-    BareNewline.LINE_END: BareNewlines.LINE_ENDS,
-}
 _HTTP = frozenset({b"GET", b"POST", b"PUT", b"HEAD", b"CONNECT", b"OPTIONS", b"DELETE"})
 _BEFORE_TLS = frozenset({b"NOOP", b"EHLO", b"STARTTLS", b"QUIT"})
-
-
-class Incoming(Protocol):
-    """A message that is coming in: `relay.receive.intake.Intake`."""
-
-    queue_id: str
-    refusal: Refusal | None
-
-    def should_stage(self) -> bool:
-        """Whether a piece of it should go to the store now."""
 
 
 class Place(Protocol):
@@ -117,74 +104,6 @@ class Place(Protocol):
         """A message begins, which `reader` reads."""
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
-    """A line in the log about a client that is at fault; limited for each address."""
-
-    said: str
-
-
-@dataclass(frozen=True, slots=True)
-class Log:
-    """A line in the log about a client that may relay; not limited."""
-
-    said: str
-
-
-@dataclass(frozen=True, slots=True)
-class Abandon:
-    """Nothing of this message may stay in the store."""
-
-    intake: Incoming
-
-
-@dataclass(frozen=True, slots=True)
-class Close:
-    """The session is over. `linger`: the client may still be sending, and is to read why."""
-
-    linger: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class StartTls:
-    """A handshake. The result is the session's TLS; a session that has none is not resumed."""
-
-
-@dataclass(frozen=True, slots=True)
-class CheckPassword:
-    """The result is the user, or why there is none."""
-
-    name: bytes
-    password: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """Give the store a piece. There is no result."""
-
-    intake: Incoming
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """No more of this message is read: it is complete, or refused. The result is the refusal, or
-    None: the message is committed and synced.
-    """
-
-    intake: Incoming
-
-
-Waiting = StartTls | CheckPassword | Stage | Finish
-Action = bytes | Note | Log | Abandon | Close | Waiting
-"""Octets are a reply."""
-Result = TlsFacts | User | Verdict | Refusal | None
-
-
-class _ReaderOptions(TypedDict):
-    limit_bytes: int
-    strays: BareNewlines
-
-
 class ServerProtocol:
     """A session, from the greeting to QUIT. `commands`: how many lines came; `transactions`: how many
     MAIL were taken; `has_progressed`: whether the last octets brought it on.
@@ -206,10 +125,10 @@ class ServerProtocol:
         self._intake: Incoming | None = None
         self._reader: DataReader | BdatReader | None = None
         self._closes_after_message = False
-        self._swallow = 0
-        self._after_swallow = b""
+        self._octets_to_discard = 0
+        self._reply_after_discard = b""
         self._exchange: Exchange | None = None
-        self._mistakes = 0
+        self._unproductive = 0
         self._auth_failures = 0
 
     @property
@@ -228,12 +147,12 @@ class ServerProtocol:
         return self._run()
 
     def resume(self, result: Result) -> list[Action]:
-        """What the machine waited for has come to this: what is to be done next."""
+        """The action that the machine waited for has this result: what is to be done next."""
         waiting, self._waiting = self._waiting, None
         match waiting:
             case Finish(intake):
                 assert result is None or isinstance(result, Refusal)
-                self._finished(intake, result)
+                self._message_finished(intake, result)
             case _ if self.is_over:
                 self._forget_transaction()
             case StartTls():
@@ -243,18 +162,18 @@ class ServerProtocol:
                 self._forget_transaction()
             case CheckPassword():
                 assert isinstance(result, User | Verdict)
-                self._judged(result)
+                self._password_checked(result)
             case Stage():
-                self._look_at_content()
+                self._handle_content()
         return self._run()
 
     def stop(self) -> list[Action]:
-        """The client is gone, or is sent away. What is waited for goes on, and is resumed."""
+        """The client is gone, or is sent away. An action that is waited for is still resumed."""
         self._over()
         return self._take_actions()
 
     def give_up(self) -> list[Action]:
-        """What was waited for has failed: the session is over, and it is not resumed."""
+        """The action that the machine waited for has failed: the session is over."""
         self._waiting = None
         return self.stop()
 
@@ -265,7 +184,7 @@ class ServerProtocol:
             self._forget_transaction()
 
     def _run(self) -> list[Action]:
-        """Take all that is complete out of the input."""
+        """Handle all that is complete in the input."""
         self.has_progressed = False
         while self._waiting is None and not self.is_over:
             if self.is_reading_content:
@@ -276,7 +195,7 @@ class ServerProtocol:
                 line = self._next_line()
                 if line is None:
                     break
-                self._obey(line)
+                self._handle_command(line)
             self.has_progressed = True
         self._input = self._input[self._position :] if self._position < len(self._input) else b""
         self._position = 0
@@ -296,17 +215,21 @@ class ServerProtocol:
     # --- lines ----------------------------------------------------------------------------------
 
     def _next_line(self) -> bytes | None:
-        """A line of a command, without its CRLF (RFC 5321 §2.3.8). With `bare_newline: refuse` a line
-        that ends with a bare LF closes the session: if two hosts split lines differently, a client
-        can hide a second message in the first (SMTP smuggling).
+        """The next command line without its CRLF (RFC 5321 §2.3.8), or None: there is none yet.
+
+        A line that ends with a LF alone ends the session where the listener has
+        `bare_newline: refuse`. Hosts that disagree about where a line ends disagree about where a
+        message ends, and a client can hide a second message in the first (SMTP smuggling).
         """
         end = self._input.find(b"\n", self._position)
         length = (len(self._input) if end < 0 else end) - self._position
         if not self.commands and self._input.startswith(_TLS_HANDSHAKE):
-            self._turn_away(_NOT_SMTP, "a TLS handshake, where TLS begins with STARTTLS or never")
+            self._refuse_client(
+                _NOT_SMTP, "a TLS handshake, where TLS begins with STARTTLS or never"
+            )
             return None
         if length > AUTH_LINE_OCTETS:
-            self._turn_away(_LINE_TOO_LONG)
+            self._refuse_client(_LINE_TOO_LONG)
             return None
         if end < 0:
             return None
@@ -317,71 +240,71 @@ class ServerProtocol:
             return line[:-1]
         if self._place.spec.bare_newline is not BareNewline.REFUSE:
             return line
-        self._turn_away(_BARE_LF)
+        self._refuse_client(_BARE_LF)
         return None
 
-    def _obey(self, line: bytes) -> None:
+    def _handle_command(self, line: bytes) -> None:
         if self._exchange is not None:
             exchange, self._exchange = self._exchange, None
-            self._go_on_with(exchange, exchange.answer(line))
+            self._continue_auth(exchange, exchange.answer(line))
             return
         word, _, arg = line.partition(b" ")
         verb = word.upper()
         command = _VERBS.get(verb)
         if command is None:  # a tab behind the verb, or white space before it
-            word, arg = _split(line)
+            word, arg = _split_at_any_space(line)
             verb = word.upper()
             command = _VERBS.get(verb)
         if len(line) > COMMAND_LINE_OCTETS and verb != b"AUTH":
-            self._complain(_LINE_TOO_LONG)
+            self._reply_unproductive(_LINE_TOO_LONG)
         elif command is None:
-            self._unknown(verb)
+            self._unknown_command(verb)
         elif self.session.must_start_tls and verb not in _BEFORE_TLS:
-            self._complain(_TLS_FIRST)
+            self._reply_unproductive(_TLS_FIRST)
         else:
             command(self, arg.strip(b" \t"))
 
-    def _unknown(self, verb: bytes) -> None:
+    def _unknown_command(self, verb: bytes) -> None:
         if verb in _HTTP:
-            self._turn_away(_NOT_SMTP, "HTTP, where SMTP is spoken")
+            self._refuse_client(_NOT_SMTP, "HTTP, where SMTP is spoken")
         else:
-            # What comes later may be a password that lost its way.
-            self._complain(_SYNTAX, f": {verb[:40]!r}" if self.commands == 1 else "")
+            # Only the first line is quoted: a later one may be a password sent at the wrong moment.
+            self._reply_unproductive(_SYNTAX, f": {verb[:40]!r}" if self.commands == 1 else "")
 
     # --- session --------------------------------------------------------------------------------
 
     def smtp_EHLO(self, arg: bytes) -> None:
-        if self._introduce(arg, extended=True):
+        if self._identify(arg, extended=True):
             self._do(self._place.ehlo_reply(self.session))
 
     def smtp_HELO(self, arg: bytes) -> None:
-        if self._introduce(arg, extended=False):
+        if self._identify(arg, extended=False):
             self._do(f"250 {self._place.hostname}\r\n".encode())
 
-    def _introduce(self, arg: bytes, *, extended: bool) -> bool:
-        """RFC 5321 §4.1.4: EHLO also ends whatever transaction there was. Any name will do: it decides
-        nothing.
+    def _identify(self, arg: bytes, *, extended: bool) -> bool:
+        """RFC 5321 §4.1.4: EHLO also ends a transaction. The name is not checked: nothing depends on
+        it.
         """
         if not arg:
-            self._complain(b"501 5.5.4 Syntax: EHLO hostname\r\n")
+            self._reply_unproductive(b"501 5.5.4 Syntax: EHLO hostname\r\n")
             return False
         self.session.helo = name_of(arg)
         self.session.extended = extended
         self._forget_transaction()
-        self._idle()
+        self._count_unproductive()
         return True
 
     def smtp_NOOP(self, arg: bytes) -> None:
         self._do(_OK)
-        self._idle()
+        self._count_unproductive()
 
     def smtp_RSET(self, arg: bytes) -> None:
         if arg:
-            self._complain(_NO_ARGUMENT)
+            self._reply_unproductive(_NO_ARGUMENT)
             return
         self._forget_transaction()
         self._do(_OK)
-        self._idle()
+        self._count_unproductive()
 
     def smtp_QUIT(self, arg: bytes) -> None:
         self._do(_BYE)
@@ -389,25 +312,25 @@ class ServerProtocol:
 
     def smtp_VRFY(self, arg: bytes) -> None:
         # RFC 5321 §3.5.3: 252 where we cannot tell, and would not.
-        self._complain(
+        self._reply_unproductive(
             b"252 2.5.2 Send some mail, it may arrive\r\n"
             if arg
             else b"501 5.5.4 Syntax: VRFY string\r\n"
         )
 
     def smtp_EXPN(self, arg: bytes) -> None:
-        self._complain(b"502 5.5.1 There are no lists here\r\n")
+        self._reply_unproductive(b"502 5.5.1 There are no lists here\r\n")
 
     def smtp_HELP(self, arg: bytes) -> None:
-        self._complain(b"214 2.0.0 RFC 5321\r\n")
+        self._reply_unproductive(b"214 2.0.0 RFC 5321\r\n")
 
     def smtp_STARTTLS(self, arg: bytes) -> None:
         if arg:
-            self._complain(_NO_ARGUMENT)
+            self._reply_unproductive(_NO_ARGUMENT)
         elif self.session.tls is not None:
-            self._complain(b"503 5.5.1 TLS is active already\r\n")
+            self._reply_unproductive(b"503 5.5.1 TLS is active already\r\n")
         elif not self.session.offers_starttls or not self._place.has_tls:
-            self._complain(b"502 5.5.1 STARTTLS is not offered\r\n")
+            self._reply_unproductive(b"502 5.5.1 STARTTLS is not offered\r\n")
         else:
             # Whatever came behind the command came in clear, perhaps from somebody else
             # (CVE-2011-0411).
@@ -418,14 +341,14 @@ class ServerProtocol:
     # --- AUTH (RFC 4954) ------------------------------------------------------------------------
 
     def smtp_AUTH(self, arg: bytes) -> None:
-        refusal = self._no_auth_because()
+        refusal = self._auth_refusal()
         if refusal:
-            self._complain(refusal)
+            self._reply_unproductive(refusal)
         else:
             exchange = Exchange()
-            self._go_on_with(exchange, exchange.begin(arg))
+            self._continue_auth(exchange, exchange.begin(arg))
 
-    def _go_on_with(self, exchange: Exchange, step: Challenge | Credentials | Reply) -> None:
+    def _continue_auth(self, exchange: Exchange, step: Challenge | Credentials | Reply) -> None:
         match step:
             case Challenge():
                 self._exchange = exchange
@@ -433,9 +356,9 @@ class ServerProtocol:
             case Credentials(name, password):
                 self._wait_for(CheckPassword(name, password))
             case Reply():
-                self._complain(step.encode())
+                self._reply_unproductive(step.encode())
 
-    def _no_auth_because(self) -> bytes:
+    def _auth_refusal(self) -> bytes:
         session = self.session
         if not session.takes_auth:
             return b"502 5.5.1 AUTH is not offered\r\n"
@@ -445,7 +368,7 @@ class ServerProtocol:
             return b"503 5.5.1 Not now\r\n"
         return b""
 
-    def _judged(self, verdict: User | Verdict) -> None:
+    def _password_checked(self, verdict: User | Verdict) -> None:
         if isinstance(verdict, User):
             self.session.user = verdict
             self._do(b"235 2.7.0 Welcome\r\n")
@@ -455,16 +378,16 @@ class ServerProtocol:
             self._do(b"421 4.7.0 Too many failures, try again later\r\n")
             self._end(linger=True)
         else:
-            self._complain(b"535 5.7.8 Authentication credentials invalid\r\n")
+            self._reply_unproductive(b"535 5.7.8 Authentication credentials invalid\r\n")
 
     # --- transaction ----------------------------------------------------------------------------
 
     def smtp_MAIL(self, arg: bytes) -> None:
         if not self.session.helo and self._place.spec.helo_required:
-            self._complain(_HELO_FIRST)
+            self._reply_unproductive(_HELO_FIRST)
             return
         if self._transaction is not None:
-            self._complain(_NESTED_MAIL)
+            self._reply_unproductive(_NESTED_MAIL)
             return
         answer = mail(self.session, arg, self._place.limits)
         if isinstance(answer, Refusal):
@@ -476,41 +399,45 @@ class ServerProtocol:
 
     def smtp_RCPT(self, arg: bytes) -> None:
         if self._transaction is None:
-            self._complain(_MAIL_FIRST)
+            self._reply_unproductive(_MAIL_FIRST)
             return
         if self._intake is not None:
-            self._complain(_IN_BDAT)
+            self._reply_unproductive(_IN_BDAT)
             return
         place = self._place
         answer = rcpt(self.session, self._transaction, arg, place.limits, hostname=place.hostname)
         if isinstance(answer, Refusal):
-            self._refuse(answer, is_mistake=not self.session.may_relay)
+            self._refuse(answer, is_unproductive=not self.session.may_relay)
             return
         self._transaction.recipients.setdefault(answer.address, answer)
         self._do(_RECIPIENT_OK)
 
     def smtp_DATA(self, arg: bytes) -> None:
         if arg:
-            self._complain(_NO_ARGUMENT)
+            self._reply_unproductive(_NO_ARGUMENT)
         elif self._transaction is None:
-            self._complain(_MAIL_FIRST)
+            self._reply_unproductive(_MAIL_FIRST)
         elif self._intake is not None:
-            self._complain(_IN_BDAT)
+            self._reply_unproductive(_IN_BDAT)
         elif not self._transaction.recipients:
-            self._complain(_RCPT_FIRST)
+            self._reply_unproductive(_RCPT_FIRST)
         else:
             # A client that ended this very command with a bare LF knows no other line end.
             ends_with_lf = self._input[self._position - 2 : self._position] != b"\r\n"
-            reader = DataReader(ends_with_lf=ends_with_lf, **self._reader_options())
+            reader = DataReader(
+                limit_bytes=self._place.limits.message_size_bytes,
+                bare_newline=self._place.spec.bare_newline,
+                ends_with_lf=ends_with_lf,
+            )
             self._begin_content(self._transaction, reader)
             self.is_reading_content = True
             self._do(_SEND_DATA)
 
     def smtp_BDAT(self, arg: bytes) -> None:
-        """RFC 3030 §2: the chunk follows whatever we think of it, so it is read in any case."""
+        """RFC 3030 §2: the client sends the chunk without waiting, so it is read even if refused."""
         count, is_last, is_good = _chunk_size(arg)
         if not is_good or count > self._drained_octets:
-            self._turn_away(b"501 5.5.4 Syntax: BDAT size [LAST]\r\n")
+            self._refuse_client(b"501 5.5.4 Syntax: BDAT size [LAST]\r\n")
             return
         refusal = b""
         if self._transaction is None:
@@ -518,50 +445,48 @@ class ServerProtocol:
         elif not self._transaction.recipients:
             refusal = _RCPT_FIRST
         if refusal or self._transaction is None:
-            self._swallow, self._after_swallow = count, refusal
+            self._octets_to_discard, self._reply_after_discard = count, refusal
             self.is_reading_content = True
-            self._swallowed(0)
+            self._discarded(0)
             return
         if self._intake is None:
-            self._begin_content(self._transaction, BdatReader(**self._reader_options()))
+            reader = BdatReader(
+                limit_bytes=self._place.limits.message_size_bytes,
+                bare_newline=self._place.spec.bare_newline,
+            )
+            self._begin_content(self._transaction, reader)
         assert isinstance(self._reader, BdatReader)
         self._reader.begin_chunk(count, last=is_last)
         self.is_reading_content = True
         if not count:
-            self._look_at_content()
+            self._handle_content()
 
     @property
     def _drained_octets(self) -> int:
         return DRAIN_FACTOR * self._place.limits.message_size_bytes
-
-    def _reader_options(self) -> _ReaderOptions:
-        return {
-            "limit_bytes": self._place.limits.message_size_bytes,
-            "strays": _BARE_NEWLINES[self._place.spec.bare_newline],
-        }
 
     def _begin_content(self, transaction: Transaction, reader: DataReader | BdatReader) -> None:
         self._reader = reader
         self._intake = self._place.take_in(self.session, transaction, reader)
 
     def _read_content(self) -> None:
-        """Octets of content have come: take what is ours, from `_position` on."""
-        if self._swallow:
-            self._swallowed(min(self._swallow, len(self._input) - self._position))
+        """Take the octets of content out of the input, from `_position` on."""
+        if self._octets_to_discard:
+            self._discarded(min(self._octets_to_discard, len(self._input) - self._position))
             return
         assert self._reader is not None
         self._position = self._reader.feed(self._input, self._position)
-        self._look_at_content()
+        self._handle_content()
 
-    def _swallowed(self, count: int) -> None:
+    def _discarded(self, count: int) -> None:
         self._position += count
-        self._swallow -= count
-        if not self._swallow:
+        self._octets_to_discard -= count
+        if not self._octets_to_discard:
             self.is_reading_content = False
-            self._complain(self._after_swallow)
+            self._reply_unproductive(self._reply_after_discard)
 
-    def _look_at_content(self) -> None:
-        """What to do with what was read: more, a piece to stage, the end of a chunk, or of all."""
+    def _handle_content(self) -> None:
+        """After octets of content: stage a piece, finish the chunk or the message, or read on."""
         intake, reader = self._intake, self._reader
         assert intake is not None
         assert reader is not None
@@ -590,19 +515,19 @@ class ServerProtocol:
         else:
             self._do(b"250 2.0.0 Ok, go on\r\n")
 
-    def _finished(self, intake: Incoming, refusal: Refusal | None) -> None:
+    def _message_finished(self, intake: Incoming, refusal: Refusal | None) -> None:
         self._end_transaction()
         if refusal is not None:
             self._refuse(refusal)
         else:
-            self._mistakes = 0
+            self._unproductive = 0
             self.session.messages += 1
             self._do(f"250 2.0.0 Ok: queued as {intake.queue_id}\r\n".encode())
         if self._closes_after_message:
             self._end(linger=True)
 
     def _forget_transaction(self) -> None:
-        """No transaction any more, and nothing left of it in the store."""
+        """End the transaction, and remove what was staged of its message."""
         intake = self._intake
         self._end_transaction()
         if intake is not None:
@@ -616,32 +541,32 @@ class ServerProtocol:
 
     # --- answers ----------------------------------------------------------------------------------
 
-    def _refuse(self, refusal: Refusal, *, is_mistake: bool = True) -> None:
-        said = f"{refusal.reply.code}: {refusal.reason}"
-        self._do(Log(said) if self.session.may_relay else Note(said))
+    def _refuse(self, refusal: Refusal, *, is_unproductive: bool = True) -> None:
+        text = f"{refusal.reply.code}: {refusal.reason}"
+        self._do(Log(text) if self.session.may_relay else Note(text))
         self._do(refusal.reply.encode())
         if refusal.closes:
             self._end(linger=True)
-        elif is_mistake:
-            self._idle()
+        elif is_unproductive:
+            self._count_unproductive()
 
-    def _complain(self, reply: bytes, about: str = "") -> None:
+    def _reply_unproductive(self, reply: bytes, about: str = "") -> None:
+        """Answer an unproductive command and count it; a refusal gets a line in the log."""
         if reply.startswith(b"5"):
             self._do(Note(text_of(reply) + about))
         self._do(reply)
-        self._idle()
+        self._count_unproductive()
 
-    def _idle(self) -> None:
-        """Count a command that brought no mail nearer; after too many of them it ends."""
-        self._mistakes += 1
-        if self._mistakes > MISTAKES_PER_SESSION:
-            self._turn_away(_TOO_MANY_MISTAKES)
+    def _count_unproductive(self) -> None:
+        self._unproductive += 1
+        if self._unproductive > UNPRODUCTIVE_COMMANDS_PER_SESSION:
+            self._refuse_client(_TOO_MANY_UNPRODUCTIVE)
 
-    def _turn_away(self, last_words: bytes, why: str = "") -> None:
+    def _refuse_client(self, reply: bytes, why: str = "") -> None:
         """End the session of a client that is at fault, with a line in the log."""
         if not self.is_over:
-            self._do(Note(why or text_of(last_words)))
-            self._do(last_words)
+            self._do(Note(why or text_of(reply)))
+            self._do(reply)
             self._end(linger=True)
 
     def _end(self, *, linger: bool = False) -> None:
@@ -657,12 +582,7 @@ _VERBS: dict[bytes, Callable[[ServerProtocol, bytes], None]] = {
 }
 
 
-def text_of(reply: bytes) -> str:
-    """A reply of one line, for the log."""
-    return reply.decode("ascii").rstrip("\r\n")
-
-
-def _split(line: bytes) -> tuple[bytes, bytes]:
+def _split_at_any_space(line: bytes) -> tuple[bytes, bytes]:
     """Verb and argument of a command with other white space than one blank between them."""
     verb, _, arg = line.replace(b"\t", b" ").lstrip(b" ").partition(b" ")
     return verb, arg

@@ -1,4 +1,4 @@
-"""One door for clients, as the operator describes it.
+"""A listener, as the operator describes it.
 
 A `ListenerSpec` says where a listener listens, when TLS begins, whether it offers AUTH,
 and how it treats what is almost SMTP. `parse_address` reads the three forms of an address.
@@ -46,8 +46,8 @@ class BareNewline(StrEnum):
 
     REFUSE = "refuse"
     NORMALISE = "normalise"
-    """It becomes a space: never a line end, so no second message and no header field is born from
-    it.
+    """It becomes a space and never a line end, so no second message and no header field begins
+    there.
     """
     LINE_END = "line-end"
     """A LF ends a line, as a CRLF does; a CR becomes a space. For clients that know no better."""

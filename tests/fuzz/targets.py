@@ -26,7 +26,7 @@ from relay.mail.section import ASKING, HeaderSection, Sections, _as_read
 from relay.policy.fields import BadField, refuse_displaced
 from relay.policy.rules import PolicyRules
 from relay.queue.summary import summarise
-from relay.receive.content import BareNewlines, BdatReader, DataReader
+from relay.receive.content import BdatReader, DataReader
 from relay.receive.parameters import ParameterError, mail_parameters, rcpt_parameters
 from relay.receive.sasl import Exchange
 from relay.receive.spec import BareNewline
@@ -110,11 +110,14 @@ def content(octets: bytes) -> None:
     """
     if len(octets) < 3:
         return
-    strays = list(BareNewlines)[octets[0] % 3]
+    bare_newline = list(BareNewline)[octets[0] % 3]
     with_lf, how, wire = bool(octets[1] & 1), octets[2], octets[3:] + b"\r\n.\r\nQUIT\r\n"
-    whole = DataReader(limit_bytes=4000, strays=strays, ends_with_lf=with_lf)
+    whole = DataReader(limit_bytes=4000, bare_newline=bare_newline, ends_with_lf=with_lf)
     end = whole.feed(wire)
-    pieces, rest = DataReader(limit_bytes=4000, strays=strays, ends_with_lf=with_lf), b""
+    pieces, rest = (
+        DataReader(limit_bytes=4000, bare_newline=bare_newline, ends_with_lf=with_lf),
+        b"",
+    )
     for piece in cut(wire, how):
         rest += piece if pieces.complete else piece[pieces.feed(piece) :]
     assert whole.complete
@@ -122,7 +125,7 @@ def content(octets: bytes) -> None:
     assert (pieces.flaw, rest) == (whole.flaw, wire[end:])
     taken = whole.take()
     assert pieces.take() == taken
-    if not (strays is BareNewlines.LINE_ENDS and with_lf):
+    if not (bare_newline is BareNewline.LINE_END and with_lf):
         assert wire[end:] == (b"\r\n" + wire).partition(b"\r\n.\r\n")[2]
     if whole.flaw is None:
         assert taken.count(b"\r") == taken.count(b"\n") == taken.count(b"\r\n")

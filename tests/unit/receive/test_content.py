@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.receive.content import BareNewlines, BdatReader, DataReader, Flaw
+from relay.receive.content import BdatReader, DataReader, Flaw
+from relay.receive.spec import BareNewline
 
 END = b"\r\n.\r\n"
 
@@ -28,11 +29,11 @@ def read(
     pieces: list[bytes],
     *,
     limit: int = 10_000,
-    strays: BareNewlines = BareNewlines.REFUSED,
+    bare_newline: BareNewline = BareNewline.REFUSE,
     ends_with_lf: bool = False,
 ) -> tuple[DataReader, bytes, bytes]:
     """The reader after these pieces, the content, and what came behind it."""
-    reader = DataReader(limit_bytes=limit, strays=strays, ends_with_lf=ends_with_lf)
+    reader = DataReader(limit_bytes=limit, bare_newline=bare_newline, ends_with_lf=ends_with_lf)
     rest = b""
     for piece in pieces:
         if reader.complete:
@@ -58,14 +59,16 @@ def stuffed(lines: list[bytes]) -> bytes:
 @given(
     WIRE,
     st.lists(st.integers(min_value=0, max_value=400), max_size=20),
-    st.sampled_from(BareNewlines),
+    st.sampled_from(BareNewline),
     st.booleans(),
 )
-def test_result_is_the_same_however_the_network_cuts_the_octets(wire, places, strays, ends_with_lf):
+def test_result_is_the_same_however_the_network_cuts_the_octets(
+    wire, places, bare_newline, ends_with_lf
+):
     octets = wire + END + b"MAIL FROM:<x@y>\r\n" + END
-    whole, content, rest = read([octets], strays=strays, ends_with_lf=ends_with_lf)
+    whole, content, rest = read([octets], bare_newline=bare_newline, ends_with_lf=ends_with_lf)
     pieces, same_content, same_rest = read(
-        cut(octets, places), strays=strays, ends_with_lf=ends_with_lf
+        cut(octets, places), bare_newline=bare_newline, ends_with_lf=ends_with_lf
     )
     assert (pieces.flaw, same_content, same_rest) == (whole.flaw, content, rest)
     assert (pieces.size_bytes, pieces.eight_bit) == (
@@ -110,19 +113,19 @@ def test_content_ends_at_the_first_crlf_dot_crlf_and_nowhere_else(wire):
         b"\r\n\0.\r\n", b"\r\n.\0\r\n", b"\r\r\n.\r\r\n", b"\n\n.\r\n", b"\r\n.\r\r\n", b"\r\r\n.\n",
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("strays", BareNewlines)
-def test_no_other_ending_ends_a_message(ending, strays):
+@pytest.mark.parametrize("bare_newline", BareNewline)
+def test_no_other_ending_ends_a_message(ending, bare_newline):
     smuggled = (
         b"Subject: one\r\n\r\nfirst"
         + ending
         + b"MAIL FROM:<evil@example.com>\r\nRCPT TO:<x@y.example>\r\n"
     )
-    reader, content, _ = read([smuggled], strays=strays)
+    reader, content, _ = read([smuggled], bare_newline=bare_newline)
     assert not reader.complete
-    reader, content, rest = read([smuggled + b"the end" + END], strays=strays)
+    reader, content, rest = read([smuggled + b"the end" + END], bare_newline=bare_newline)
     assert reader.complete
     assert rest == b""
-    if strays is not BareNewlines.REFUSED and b"\0" not in ending:
+    if bare_newline is not BareNewline.REFUSE and b"\0" not in ending:
         assert content.count(b"\r") == content.count(b"\n") == content.count(b"\r\n")
         assert END not in content
     else:
@@ -162,13 +165,13 @@ def test_content_over_the_limit_is_read_to_its_end_and_not_kept():
 
 def test_a_stray_newline_becomes_a_space_where_that_is_asked_for():
     wire = b"Subject: hi\rX-Skip-Verification: yes\nX: y\r\n\r\n.\r.\n\r\n.\r\n"
-    _, content, _ = read([wire], strays=BareNewlines.SPACES)
+    _, content, _ = read([wire], bare_newline=BareNewline.NORMALISE)
     assert content == b"Subject: hi X-Skip-Verification: yes X: y\r\n\r\n . \r\n"
 
 
 def test_a_line_feed_is_a_line_end_where_that_is_asked_for():
     wire = b"Subject: hi\nFrom: a\n\n..dot\n\rend\n.\n.\r\n.\r\n"
-    reader, content, rest = read([wire], strays=BareNewlines.LINE_ENDS)
+    reader, content, rest = read([wire], bare_newline=BareNewline.LINE_END)
     assert (content, rest) == (b"Subject: hi\r\nFrom: a\r\n\r\n.dot\r\n end\r\n\r\n\r\n", b"")
     assert (reader.complete, reader.size_bytes) == (True, len(content))
 
@@ -177,7 +180,7 @@ def test_a_line_feed_is_a_line_end_where_that_is_asked_for():
 def test_a_client_that_knows_line_feeds_only_ends_its_message_with_them(end):
     wire = b"Subject: hi\n\n..dot\nthe end" + end
     reader, content, rest = read(
-        [wire + b"QUIT\n"], strays=BareNewlines.LINE_ENDS, ends_with_lf=True
+        [wire + b"QUIT\n"], bare_newline=BareNewline.LINE_END, ends_with_lf=True
     )
     assert reader.complete
     assert (content, rest) == (b"Subject: hi\r\n\r\n.dot\r\nthe end\r\n", b"QUIT\n")
@@ -187,7 +190,7 @@ def test_a_client_that_knows_line_feeds_only_ends_its_message_with_them(end):
 def test_content_in_line_feeds_survives_the_wire(lines, places):
     wire = stuffed(lines).replace(b"\r\n", b"\n") + b"QUIT\n"
     reader, content, rest = read(
-        cut(wire, places), strays=BareNewlines.LINE_ENDS, ends_with_lf=True
+        cut(wire, places), bare_newline=BareNewline.LINE_END, ends_with_lf=True
     )
     assert content == b"".join(line + b"\r\n" for line in lines)
     assert (reader.complete, rest) == (True, b"QUIT\n")

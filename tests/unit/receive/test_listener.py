@@ -421,7 +421,7 @@ async def test_content_that_keeps_coming_gets_more_time(desk):
 
 async def test_a_client_that_never_reads_is_cut_off(desk, monkeypatch):
     monkeypatch.setattr(connection_module, "LINGER_SECONDS", 0.2)
-    monkeypatch.setattr(protocol_module, "MISTAKES_PER_SESSION", 10**9)
+    monkeypatch.setattr(protocol_module, "UNPRODUCTIVE_COMMANDS_PER_SESSION", 10**9)
     desk.limits = Limits(idle=timedelta(seconds=0.3))
     listener = await desk.open()
     assert isinstance(listener.address, TcpAddress)

@@ -11,19 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.receive.access import User
-from relay.receive.content import BdatReader, DataReader
-from relay.receive.limits import Limits
-from relay.receive.protocol import (
+from relay.receive.actions import (
     Abandon,
     Action,
     CheckPassword,
     Close,
     Finish,
     Note,
-    ServerProtocol,
     Stage,
     StartTls,
 )
+from relay.receive.content import BdatReader, DataReader
+from relay.receive.limits import Limits
+from relay.receive.protocol import ServerProtocol
 from relay.receive.session import Session, TlsFacts, Transaction
 from relay.receive.spec import ListenerAuth, ListenerSpec, ListenerTls
 from relay.submit.message import Refusal, refuse

@@ -1,0 +1,111 @@
+"""What `relay.receive.protocol` asks for: the actions of a session, and their results. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from relay.receive.access import User
+from relay.receive.session import TlsFacts
+from relay.submit.message import Refusal
+from relay.submit.secrets import Verdict
+
+__all__ = [
+    "Abandon",
+    "Action",
+    "CheckPassword",
+    "Close",
+    "Finish",
+    "Incoming",
+    "Log",
+    "Note",
+    "Result",
+    "Stage",
+    "StartTls",
+    "Waiting",
+    "text_of",
+]
+
+
+class Incoming(Protocol):
+    """A message that is coming in: `relay.receive.intake.Intake`."""
+
+    queue_id: str
+    refusal: Refusal | None
+
+    def should_stage(self) -> bool:
+        """Whether a piece of it should go to the store now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A line in the log about a client that is at fault; limited for each address."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """A line in the log about a client that may relay; not limited."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Abandon:
+    """Remove from the store what was staged of this message."""
+
+    intake: Incoming
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Close the connection. `linger`: read on for a moment, so that the client, which may still be
+    sending, gets the last reply.
+    """
+
+    linger: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StartTls:
+    """Make the TLS handshake. The result is what is known of it; where it fails the session is not
+    resumed.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class CheckPassword:
+    """Check a name and a password. The result is the user, or why there is none."""
+
+    name: bytes
+    password: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Give the store a piece of a message. There is no result."""
+
+    intake: Incoming
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The message is complete, or refused before its end: no more octets of it are read.
+
+    The result is None once the message is committed and synced, or the refusal that the client
+    gets.
+    """
+
+    intake: Incoming
+
+
+Waiting = StartTls | CheckPassword | Stage | Finish
+Action = bytes | Note | Log | Abandon | Close | Waiting
+"""Octets are a reply."""
+Result = TlsFacts | User | Verdict | Refusal | None
+
+
+def text_of(reply: bytes) -> str:
+    """A reply of one line, for the log."""
+    return reply.decode("ascii").rstrip("\r\n")
