@@ -70,7 +70,7 @@ class ControlServer:
         self._inode = 0
 
     async def start(self) -> None:
-        """Listen; `SocketTaken` or OSError where that is not to be had."""
+        """Listen; `SocketTaken` or OSError where that is not possible."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         _clear_stale(self.path)
         listening = _bind_private(self.path)

@@ -80,7 +80,7 @@ class Summary:
     failed: int = 0
     deferred: int = 0
     stopped: int = 0
-    """Attempts that were stopped because the TLS that was required was not to be had."""
+    """Attempts that were stopped because no host gave the TLS that was required."""
     exceptions: int = 0
     rules: tuple[tuple[str, int, datetime, datetime], ...] = ()
     reasons: tuple[tuple[str, str, int], ...] = field(default=())

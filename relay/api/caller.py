@@ -1,6 +1,6 @@
 """Tells webhooks what happened, until they have heard it.
 
-It follows the events of the store as the delivery log's file does. Calls are owed, in one
+It follows the events of the store as the delivery log's file does. Calls are kept, in one
 commit, before any is made, so that an event is told at least once however often we are killed;
 a receiver knows a repetition by the event's id. Redirects are not followed, answers not read, and
 only addresses are called that `relay.api.targets` allows. A host that does not answer holds three
@@ -71,7 +71,7 @@ class Caller:
         self._webhooks: list[Webhook] = []
         self._seen = 0
         self._remembered = 0
-        self._owes = True
+        self._has_calls = True
         self._wake = asyncio.Event()
         self._calling: dict[int, str] = {}
         self._calls: set[asyncio.Task[None]] = set()
@@ -120,13 +120,13 @@ class Caller:
         if self._webhooks:
             while await self._owe():
                 pass
-        if self._owes:
+        if self._has_calls:
             await self._call_due(session)
         await self._rest()
 
     async def _rest(self) -> None:
         """Until it is worth another look; without a webhook and a call only until there is one."""
-        is_idle = not (self._webhooks or self._owes or self._elsewhere)
+        is_idle = not (self._webhooks or self._has_calls or self._elsewhere)
         seconds = None if is_idle else _LOOK_SECONDS
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
@@ -153,7 +153,7 @@ class Caller:
         self.changed()
 
     async def _owe(self) -> bool:
-        """Look at the next events and owe what is to be told of them; whether there were any."""
+        """Look at the next events and keep the calls about them; whether there were any."""
         events = await self._events.events_after(self._seen, limit=_PAGE)
         if not events:
             return False
@@ -162,7 +162,7 @@ class Caller:
         if calls or seen - self._remembered >= _REMEMBER_EVERY:
             await self._api_state.add_calls(calls, seen=seen)
             self._remembered = seen
-            self._owes = self._owes or bool(calls)
+            self._has_calls = self._has_calls or bool(calls)
         self._seen = seen
         return True
 
@@ -184,7 +184,7 @@ class Caller:
     async def _call_due(self, session: aiohttp.ClientSession) -> None:
         key = self._signing_key()
         if key is None:
-            return  # nothing is said unsigned; it is owed until there is a key again
+            return  # nothing is said unsigned; the call waits until there is a key again
         full: set[str] = set()  # URLs of hosts that have all their places
         while len(self._calling) < _AT_ONCE:
             due = await self._api_state.calls_due(
@@ -199,7 +199,7 @@ class Caller:
                 elif len(self._calling) < _AT_ONCE:
                     self._begin(session, call, key)
         if not self._calling and not full:
-            self._owes = await self._api_state.next_call_due() is not None
+            self._has_calls = await self._api_state.next_call_due() is not None
 
     def _has_place(self, host: str) -> bool:
         calling = list(self._calling.values())

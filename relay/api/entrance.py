@@ -121,7 +121,7 @@ class Entrance:
         self._entering: dict[asyncio.Task[None], str] = {}
 
     async def open(self, address: tuple[str, int]) -> tuple[str, int]:
-        """Listen; where it really listens. OSError where that is not to be had."""
+        """Listen; returns where it really listens. OSError where that is not possible."""
         loop = asyncio.get_running_loop()
         found = await loop.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         try:
@@ -138,7 +138,7 @@ class Entrance:
         return bound[0], bound[1]
 
     async def close(self) -> None:
-        """Let nobody in any more; who is inside may stay."""
+        """Take no new connection; those that are open stay."""
         for task in [*self._tasks, *self._entering]:
             task.cancel()
         await asyncio.gather(*self._tasks, *self._entering, return_exceptions=True)

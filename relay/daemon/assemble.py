@@ -2,8 +2,9 @@
 
     keys ─► store ─► settings, policies ─► resolver, router ─► attempt ─► scheduler, reception
 
-Nothing listens and nothing runs yet: `relay.daemon.running` starts the parts. What `assemble` has
-opened is on the exit stack that it is given. `StartError` says in a sentence what is not to be had.
+`assemble` makes the parts; `relay.daemon.running` starts them, and opens the listeners. `assemble`
+puts all that it opens on the exit stack that it is given. `StartError` says in a sentence what is
+missing.
 """
 
 from __future__ import annotations

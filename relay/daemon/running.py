@@ -2,7 +2,7 @@
 
 start     the delivery log, the control socket, deliveries, HTTP, and last the listeners
 reload    all that may fail first, then all that cannot
-stop      the listeners first: nobody gets in, deliveries under way end, what was committed is
+stop      the listeners first: no client connects, deliveries under way end, what was committed is
           written to the log, and the store lets its files go
 """
 

@@ -1,5 +1,5 @@
-"""What one worker's relay says to an operator: its health, its deliveries, everything that is
-counted, and what would become of a message.
+"""What one worker answers an operator: its health, its deliveries, its counters, and what would
+happen to a message.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Status:
     async def health(self) -> dict[str, list[str]]:
         """What is wrong."""
         liveness = await self.liveness()
-        return {"liveness": liveness, "readiness": [*liveness, *self._hindrances()]}
+        return {"liveness": liveness, "readiness": [*liveness, *self._not_ready()]}
 
     async def liveness(self) -> list[str]:
         """What is wrong so that a restart may cure it: parts that ended, a queue that does not
@@ -59,8 +59,8 @@ class Status:
         stuck = await heart_beats(self._parts.store, self._parts.store)
         return [*found, stuck] if stuck else found
 
-    def _hindrances(self) -> list[str]:
-        """Why no mail should be handed to a relay that lives."""
+    def _not_ready(self) -> list[str]:
+        """Why no mail should be handed to this relay though it is alive."""
         found = ["draining"] if self.is_draining else []
         if self._parts.delivery_log.is_in_trouble:
             found.append("the delivery log cannot be written")

@@ -1,4 +1,4 @@
-"""What wakes the loop of the scheduler: a word from another part, or a moment that has come. †"""
+"""Wakes the loop of the scheduler: when another part asks for it, or when something is due. †"""
 
 from __future__ import annotations
 

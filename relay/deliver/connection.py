@@ -241,7 +241,7 @@ class Connection:
             self._give_up(Stage.AUTH, reply)
 
     async def transact(self, transaction: Transaction, content: Content) -> dict[int, Answer]:
-        """Hand one message over: the answer for each recipient, the last word the host had on it."""
+        """Hand one message over: the answer for each recipient, the last that the host gave."""
         if self.must_encrypt and not self.hop.tls:
             raise AssertionError("a message that needs TLS over a session without it")
         answers: dict[int, Answer] = {}
@@ -267,7 +267,7 @@ class Connection:
         self._wire.quit()
 
     def abort(self) -> None:
-        """Go without a word."""
+        """Close without QUIT."""
         self._wire.abort()
 
     async def wait_closed(self) -> None:

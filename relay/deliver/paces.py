@@ -66,7 +66,7 @@ class Paces:
         )
         self._forget_one()
         if after.silences > before.silences:
-            logger.info("%s does not answer, left alone until %s", domain, after.suspended_until)
+            logger.info("%s does not answer, no attempts until %s", domain, after.suspended_until)
         elif before.silences and not after.silences:
             logger.info("%s answers again", domain)
         return after.answered_at == now

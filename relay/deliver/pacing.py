@@ -19,11 +19,11 @@ Any answer counts, a refusal too: the hosts are there, and each message's own re
 schedule does the rest. Silence is what no message can help: no host could be reached,
 or no name server said who they are.
 
-What is due while a destination is silent waits for the end of the silence without an
-attempt and without a count. Only at the moment its sender is due a word (that it takes
-longer, or is given up) is a message settled, with the answer others of its destination had
-within the hour: with thousands queued for a dead host, to try each once more would take
-longer than their lifetime. (Postfix's dead-site back-off defers all of them that way.)
+A message that is due while its destination is silent waits for the end of the silence; no attempt
+is made or counted. It is settled only when its sender is to be notified (of a delay, or of the
+end), with the outcome that others of its destination had within the hour: with thousands queued for
+a dead host, one more try of each would take longer than their lifetime. (Postfix's dead-site
+back-off defers all of them that way.)
 """
 
 from __future__ import annotations
@@ -145,11 +145,11 @@ def unanswered(
 ) -> Pace:
     """An attempt, begun at `begun`, ended in silence.
 
-    What began before the last silence was told of is part of that silence, and says nothing of its
-    own; so does what began before the last answer.
+    An attempt that began before the last silence was noted is part of that silence and does not
+    count; neither does one that began before the last answer.
     """
     ended = broken_off(pace)
-    if any(told is not None and begun <= told for told in (pace.silent_since, pace.answered_at)):
+    if any(noted is not None and begun <= noted for noted in (pace.silent_since, pace.answered_at)):
         return ended
     silences = pace.silences + 1
     return Pace(
@@ -180,7 +180,7 @@ def learned(
 
 
 def back_off(silences: int, schedule: RetrySchedule) -> timedelta:
-    """How long a destination is left alone after so many silences in a row.
+    """How long a destination gets no attempts after so many silences in a row.
 
     It begins with the first wait of the retry schedule, and is never longer than its longest.
     """
@@ -223,8 +223,8 @@ def untried(pace: Pace, silence: Deferred) -> Deferred:
 
 
 def cannot_wait(settlement: Settlement) -> bool:
-    """Whether a message for a silent destination is settled now: it ends, or its sender is owed a
-    word.
+    """Whether a message for a silent destination is settled now: it ends, or its sender is to be
+    notified.
     """
-    told = settlement.reports or settlement.pending
-    return bool(told) or any(change.recipient.state.is_final for change in settlement.changes)
+    is_reported = bool(settlement.reports or settlement.pending)
+    return is_reported or any(change.recipient.state.is_final for change in settlement.changes)

@@ -93,7 +93,7 @@ class ClientProtocol(SMTPProtocol):
         # then.
         self._buffer = self._reader.buffer
         self._replies: deque[Reply] = deque()
-        self._owed = 1
+        self._expected = 1
         """Replies that are still to come, of those that were asked for. The greeting is one."""
         self._trouble: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -153,11 +153,11 @@ class ClientProtocol(SMTPProtocol):
                 waiter.set_result(None)
 
     def say(self, lines: Sequence[bytes]) -> None:
-        """Send commands; as many replies are owed."""
+        """Send commands; as many replies are expected."""
         for line in lines:
             if not is_clean(line):
                 raise AssertionError("a command with a control character in it")
-        self._owed += len(lines)
+        self._expected += len(lines)
         self.write(b"\r\n".join(lines) + b"\r\n")
 
     def expect_silence(self) -> None:
@@ -172,8 +172,8 @@ class ClientProtocol(SMTPProtocol):
             raise Garbled(f"said without being asked: {bytes(self._buffer[:80])!r}")
 
     def expect_reply(self) -> None:
-        """One more reply is owed than commands were said: to the content."""
-        self._owed += 1
+        """One more reply is expected than commands were sent: to the content."""
+        self._expected += 1
         self._read()
 
     async def next_reply(self, seconds: float) -> Reply:
@@ -209,7 +209,7 @@ class ClientProtocol(SMTPProtocol):
 
     def take_reply(self) -> Reply:
         """The reply to the oldest command that has none yet, which is there."""
-        self._owed -= 1
+        self._expected -= 1
         return self._replies.popleft()
 
     async def drain(self, seconds: float) -> None:
@@ -253,7 +253,7 @@ class ClientProtocol(SMTPProtocol):
         timeout: float | None = None,
     ) -> SMTPResponse:
         self.expect_silence()
-        self._owed += 1
+        self._expected += 1
         return await super().start_tls(
             tls_context, server_hostname=server_hostname, timeout=timeout
         )
@@ -262,7 +262,7 @@ class ClientProtocol(SMTPProtocol):
         self, context: ssl.SSLContext, *, server_hostname: str | None, timeout: float
     ) -> None:
         """TLS on a connection where nothing was said. What came in clear all the same is forgotten."""
-        self._owed = 0
+        self._expected = 0
         self._replies.clear()
         self._reader.reset()
         transport = await self._loop.start_tls(
@@ -302,11 +302,11 @@ class ClientProtocol(SMTPProtocol):
             self.transport.close()
 
     def _read(self) -> None:
-        """Take the replies that are owed out of what came, and no more. After trouble there are
+        """Take the replies that are expected out of what came, and no more. After trouble there are
         none.
         """
         try:
-            while self._trouble is None and len(self._replies) < self._owed:
+            while self._trouble is None and len(self._replies) < self._expected:
                 reply = self._reader.take()
                 if reply is None:
                     return

@@ -1,8 +1,8 @@
-"""A DSN as a message of its own: what we owe a sender, ready for the queue.
+"""A DSN as a message of its own, ready for the queue.
 
 It goes out with the null reverse-path (RFC 5321 §4.5.5) under rules never weaker than those
 of the message it is about, and commits together with the result it reports. Nothing is
-ever reported to the null reverse-path; `relay.queue.settle` decides what is owed to whom.
+ever reported to the null reverse-path; `relay.queue.settle` decides who gets which report.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     domain settings   what was set over HTTP for mail from a domain; above the file's own rule
     webhooks          who wants to be told what, by sender domain
-    calls             what is owed to a webhook until it has answered
+    calls             what a webhook is still to be told, until it has answered
 
-A call is owed from the moment `add_calls` returned until `settle_call` says that it is over. It
+A call is pending from the moment `add_calls` returned until `settle_call` says that it is over. It
 carries its event with it, since the event itself may be forgotten before the last try.
 """
 
@@ -65,7 +65,7 @@ class ApiState(Protocol):
         """Put these URLs in the place of those it has; none removes it."""
 
     async def add_calls(self, calls: Sequence[PendingCall], *, seen: int) -> None:
-        """Owe these calls, and remember that all events up to `seen` were looked at."""
+        """Keep these calls, and remember that all events up to `seen` were looked at."""
 
     async def calls_seen(self) -> int:
         """The last `seen`, 0 at first."""

@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 SETTLING = timedelta(days=1)
-"""How long a clock has to run evenly before an age it tells is believed without other witness."""
+"""How long a clock has to run evenly before an age is believed that only this clock tells."""
 
 _SLACK = 1.25
 """Waits stretch, by jitter and by queueing for a connection: attempts may account for this much
@@ -57,9 +57,9 @@ _JITTER = 0.1
 together.
 """
 
-_COMPANY = timedelta(minutes=4)
-"""How far apart attempts may begin whose results are one report; a fifth minute is left to end
-them.
+_LONGEST_REPORT_WINDOW = timedelta(minutes=4)
+"""How far apart attempts may begin whose results are in one report. A report waits five minutes at
+the most, so these attempts have a minute to end.
 """
 
 
@@ -95,9 +95,9 @@ class RetrySchedule:
         """How long after a result other attempts for its message may be due and still be reported
         with it.
 
-        Shorter than any wait: whose result it was is not awaited again.
+        It is shorter than any wait: a report does not wait for a recipient that was just tried.
         """
-        return min(_COMPANY, min(self.waits) * 0.8)
+        return min(_LONGEST_REPORT_WINDOW, min(self.waits) * 0.8)
 
 
 def next_attempt(

@@ -67,8 +67,8 @@ _BODIES = {body.value: body for body in Body}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _NO_SUMMARY = MessageSummary()
-_OWED_TEXT_CHARS = 4000
-_OWED_HOSTS = 10
+_PENDING_TEXT_CHARS = 4000
+_PENDING_HOSTS = 10
 
 
 class BadRow(ValueError):
@@ -225,9 +225,9 @@ def pending_data(change: Change) -> str:
             change.reason,
             outcome.code,
             outcome.status,
-            outcome.message[:_OWED_TEXT_CHARS],
-            outcome.description[:_OWED_TEXT_CHARS],
-            [host[:_OWED_TEXT_CHARS] for host in outcome.hosts[:_OWED_HOSTS]],
+            outcome.message[:_PENDING_TEXT_CHARS],
+            outcome.description[:_PENDING_TEXT_CHARS],
+            [host[:_PENDING_TEXT_CHARS] for host in outcome.hosts[:_PENDING_HOSTS]],
             None if session is None else [session.mx_host, session.mx_ip],
             isinstance(outcome, Deferred) and outcome.in_doubt,
         ]
@@ -263,7 +263,7 @@ def pending_change(recipient: QueuedRecipient, data: str, *, is_done: bool = Tru
         return Change(recipient, outcome, int(code), _text(status), reason=_text(reason))
     except (ValueError, TypeError, LookupError, RecursionError) as exc:
         raise BadRow(
-            f"what is owed about recipient {recipient.index} cannot be read: {exc}"
+            f"the pending report about recipient {recipient.index} cannot be read: {exc}"
         ) from exc
 
 

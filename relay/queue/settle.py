@@ -1,24 +1,27 @@
-"""What follows from the outcomes of an attempt: new states, and what the sender is owed.
+"""What follows from the outcomes of an attempt: new states, and the reports its sender gets.
 
 Pure: `settle` takes an entry, an outcome for each of its recipients and `now`, and
 returns a `Settlement` for the store to commit.
 
     outcome      lifetime  state       the sender gets a report (RFC 3461 §4.1, §5.2)
     Delivered              DELIVERED   relayed: NOTIFY=SUCCESS, and the host will not report itself
-    Deferred     goes on   DEFERRED    delayed, once: after `warn_after`; NOTIFY=DELAY or none given
+    Deferred     goes on   DEFERRED    delayed, once, when the message is as old as `warn_after`:
+                                       NOTIFY=DELAY; or none given, and no program sent the message
+                                       (RFC 3834: Auto-Submitted)
     Deferred     over      EXPIRED     failed: NOTIFY=FAILURE or none given
     Bounced                BOUNCED     failed: NOTIFY=FAILURE or none given
     none given             as Deferred: whatever went wrong, the recipient is not forgotten
 
-Nothing is ever reported to the null reverse-path (RFC 5321 §4.5.5), nor with NOTIFY=NEVER.
+Nothing is ever reported to the null reverse-path (RFC 5321 §4.5.5), nor with NOTIFY=NEVER. There is
+no delay notice about a DSN of the relay's own, and none with `warn_after: never`.
 
-A message whose recipients have several domains is several entries, settled one by one.
-So that its sender gets one report and not one a domain, what is to be told is held back
-where the message `has_others`: it is in `Settlement.pending`, for the store to keep until all
-attempts that are due within `RetrySchedule.report_window` have ended, and `reports_about` makes of
-it one report of each kind. Kinds are not mixed, though RFC 3464 §2.3.3 would allow it: its
-subject says whether there is something to do, and RET=FULL is for failures alone (RFC 3461
-§4.3). A delay that has ended, well or not, before it was told is not told any more (§4.1).
+A message whose recipients have several domains is several entries, settled one by one. So that its
+sender gets one report and not one for each domain, changes of such a message (`has_others`) wait as
+`Settlement.pending`: the store keeps them until all attempts that are due within
+`RetrySchedule.report_window` have ended, and `reports_about` makes one report of each kind. Kinds
+are not mixed, though RFC 3464 §2.3.3 would allow it: the subject of a report says whether there is
+something to do, and RET=FULL is for failures alone (RFC 3461 §4.3). A delay that ended, well or
+not, before it was reported is not reported any more (§4.1).
 """
 
 from __future__ import annotations
@@ -81,9 +84,9 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A DSN owed to the sender: its kind and the recipients it is about.
+    """A DSN for the sender: its kind and the recipients it is about.
 
-    `retry_until`: of a delayed message, the end of its lifetime.
+    `retry_until`: the end of a delayed message's lifetime; None for the other kinds.
     """
 
     kind: ReportKind
@@ -93,7 +96,7 @@ class Report:
 
     @property
     def settings(self) -> TlsSettings:
-        """The strictest of the settings of the recipients it is about: a DSN must not be weaker."""
+        """The strictest settings of its recipients: a DSN must not be sent under weaker ones."""
         every = [change.recipient.settings for change in self.changes]
         return TlsSettings(
             require_tls=next(
@@ -132,7 +135,7 @@ def settle(
     steady_since: datetime | None = None,
     has_others: bool = False,
 ) -> Settlement:
-    """The state each recipient is in after an attempt, and the reports its sender is owed.
+    """The state of each recipient after an attempt, and the reports for the sender.
 
     `outcomes` by recipient index. `steady_since`: see `relay.queue.retry`. `has_others`: the
     message has recipients that are not in this entry.
@@ -140,30 +143,33 @@ def settle(
     message = entry.message
     schedule = _schedule_of(message, schedule)
     changes: list[Change] = []
-    owed: list[Change] = []
+    reported: list[Change] = []
     for recipient in entry.recipients:
         if recipient.state.is_final:
-            continue  # done before, and reported then
+            continue  # it was reported when it became final
         outcome = outcomes.get(recipient.index, _FORGOTTEN)
         change = _change(message, recipient, outcome, schedule, now, jitter, steady_since)
-        if _owes_delay_notice(message, change, schedule, now, steady_since):
+        if _needs_delay_notice(message, change, schedule, now, steady_since):
             change = replace(change, recipient=replace(change.recipient, delay_notified=True))
-            owed.append(change)
-        elif _owes_report(message, change):
-            owed.append(change)
+            reported.append(change)
+        elif _needs_report(message, change):
+            reported.append(change)
         changes.append(change)
     if has_others:
         report_after = now + schedule.report_window
         return Settlement(
-            entry, now, tuple(changes), pending=tuple(owed), report_after=report_after
+            entry, now, tuple(changes), pending=tuple(reported), report_after=report_after
         )
     return Settlement(
-        entry, now, tuple(changes), reports_about(message, owed, schedule=schedule, now=now)
+        entry, now, tuple(changes), reports_about(message, reported, schedule=schedule, now=now)
     )
 
 
 def notification_due(entry: Entry, *, schedule: RetrySchedule, now: datetime) -> datetime | None:
-    """Until when an entry can wait untried without keeping from its sender what he is to hear."""
+    """When the sender of an entry that waits untried is to hear of the delay, or of the end.
+
+    None: never again.
+    """
     return next_notification(
         _schedule_of(entry.message, schedule), arrived=entry.message.begins, now=now
     )
@@ -178,11 +184,11 @@ def _schedule_of(message: QueuedMessage, schedule: RetrySchedule) -> RetrySchedu
 
 
 def reports_about(
-    message: QueuedMessage, owed: Iterable[Change], *, schedule: RetrySchedule, now: datetime
+    message: QueuedMessage, changes: Iterable[Change], *, schedule: RetrySchedule, now: datetime
 ) -> tuple[Report, ...]:
     """The reports about some recipients: one of each kind at most, whatever their domains."""
     by_kind: dict[ReportKind, list[Change]] = {kind: [] for kind in ReportKind}
-    for change in owed:
+    for change in changes:
         by_kind[_kind_of(change.recipient.state)].append(change)
     ends = max(message.begins + _schedule_of(message, schedule).lifetime, now)
     return tuple(
@@ -273,16 +279,14 @@ def _after(
 
 
 def _expired_status(outcome: Deferred) -> str:
-    """RFC 3463 §3.5: X.4.7 is "delivery time expired". Where TLS stayed unmet, that is what went
-    wrong.
-    """
+    """RFC 3463 §3.5: X.4.7 is "delivery time expired". TLS that stayed unmet goes before."""
     if not outcome.tls_unmet:
         return "4.4.7"
     return f"5{outcome.status[1:]}" if outcome.status in ("4.7.4", "4.7.5") else "5.7.5"
 
 
-def _owes_report(message: QueuedMessage, change: Change) -> bool:
-    """Whether the sender is to hear that a recipient is done."""
+def _needs_report(message: QueuedMessage, change: Change) -> bool:
+    """Whether a final state is reported to the sender."""
     if not message.reverse_path:
         return False
     notify = change.recipient.notify
@@ -294,14 +298,14 @@ def _owes_report(message: QueuedMessage, change: Change) -> bool:
             return change.recipient.state.is_final and (not notify or Notify.FAILURE in notify)
 
 
-def _owes_delay_notice(
+def _needs_delay_notice(
     message: QueuedMessage,
     change: Change,
     schedule: RetrySchedule,
     now: datetime,
     steady_since: datetime | None,
 ) -> bool:
-    """Whether the sender is to hear now, and for the first time, that a recipient takes longer."""
+    """Whether the sender is to be told now, for the first time, that a recipient is delayed."""
     recipient = change.recipient
     if (
         recipient.state is not State.DEFERRED
@@ -315,7 +319,9 @@ def _owes_delay_notice(
         if Notify.DELAY not in recipient.notify:
             return False
     elif message.summary.auto_submitted:
-        return False  # without NOTIFY it is at our discretion, and a program awaits no answer
+        # Without NOTIFY a notice is at the relay's discretion (RFC 3461 §4.1), and a program that
+        # sends mail does not wait for one.
+        return False
     age = age_of(
         schedule,
         arrived=message.begins,

@@ -35,7 +35,7 @@ class Systemd:
         self._tell("STOPPING=1\nSTATUS=draining")
 
     def alive(self) -> None:
-        """Said at least twice a `watchdog_seconds`, or we are taken for dead."""
+        """To be sent at least twice in `watchdog_seconds`; otherwise systemd restarts the relay."""
         self._tell("WATCHDOG=1")
 
     def _tell(self, words: str) -> None:

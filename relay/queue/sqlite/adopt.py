@@ -3,20 +3,21 @@
 With fewer workers than before, what the others still hold would never be delivered. The first
 worker takes all of it into its own queue before it delivers anything:
 
-    lock       the stray queue, as its owner would
+    lock       the orphaned queue, as its owner would
     rename     its directory to a name that no queue ever had: what follows is about this one alone
     link       its files of large content, into those of the queue
     copy       everything else, and a note of the name, in one transaction that is synced
     remove     the directory, then the note
 
-A crash before the commit leaves the stray queue as it was, and links that mean nothing; one after
-it finds the note, and copies nothing again. So each message is in exactly one queue whenever
-something is delivered.
+A crash before the commit leaves the orphaned queue as it was, and links that mean nothing; after
+the commit, the next start finds the note and copies nothing again. So each message is in exactly
+one queue whenever something is delivered.
 
 Events that are in the log's file already, and looked at for webhooks, go before all others, with
-numbers below zero; the rest come as new ones, and are written and told as those. Calls owed to
-webhooks come along, and so does what reports on TLS are still to tell. Webhooks and settings do
-not: what another worker has of them is a copy of the first one's, and may be an old one.
+numbers below zero; the rest come as new ones, and are written and told as those. Calls that
+webhooks wait for come along, and so does what reports on TLS are still to tell. Webhooks and
+settings do not: what another worker has of them is a copy of the first one's, and may be an old
+one.
 """
 
 from __future__ import annotations
@@ -98,14 +99,14 @@ def _remove_adopted(db: sqlite3.Connection, directory: Path) -> None:
 
 
 def _fold(path: Path) -> None:
-    """Bring a stray queue to today's tables and into one file, while nobody else has it."""
+    """Bring an orphaned queue to today's tables and into one file, while nobody else has it."""
     spool = Spool(path, reserve_bytes=0, lock_wait=_LOCK_WAIT)
     try:
         spool.drop_ballast()
-        with closing(open_writer(spool.path, synchronous="FULL", wal_limit_bytes=0)) as stray:
-            migrate(stray)
+        with closing(open_writer(spool.path, synchronous="FULL", wal_limit_bytes=0)) as orphan:
+            migrate(orphan)
             sync_directory(path)  # the log has a name before its pages go into the database
-            busy = stray.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+            busy = orphan.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
         if busy:
             raise SpoolError(f"{path}: another process reads this queue")
     finally:
@@ -114,25 +115,25 @@ def _fold(path: Path) -> None:
 
 def _copy(db: sqlite3.Connection, path: Path, note: str) -> int:
     """Everything in one transaction; how many messages."""
-    db.execute("ATTACH ? AS stray", (f"file:{quote(str(path / DATABASE))}?mode=ro",))
+    db.execute("ATTACH ? AS orphan", (f"file:{quote(str(path / DATABASE))}?mode=ro",))
     try:
         db.execute("BEGIN IMMEDIATE")
         try:
-            count = db.execute("INSERT INTO message SELECT * FROM stray.message").rowcount
+            count = db.execute("INSERT INTO message SELECT * FROM orphan.message").rowcount
             for table in ("recipient", "owed"):
-                db.execute(f"INSERT INTO {table} SELECT * FROM stray.{table}")
+                db.execute(f"INSERT INTO {table} SELECT * FROM orphan.{table}")
             db.execute(
                 "INSERT INTO call (due, attempts, url, line)"
-                " SELECT due, attempts, url, line FROM stray.call"
+                " SELECT due, attempts, url, line FROM orphan.call"
             )
             db.execute(
-                "INSERT INTO statistic SELECT * FROM stray.statistic WHERE 1"
+                "INSERT INTO statistic SELECT * FROM orphan.statistic WHERE 1"
                 " ON CONFLICT DO UPDATE SET number = number + excluded.number"
             )
-            db.execute("INSERT OR IGNORE INTO exception SELECT * FROM stray.exception")
-            db.execute("INSERT OR IGNORE INTO tls_policy SELECT * FROM stray.tls_policy")
+            db.execute("INSERT OR IGNORE INTO exception SELECT * FROM orphan.exception")
+            db.execute("INSERT OR IGNORE INTO tls_policy SELECT * FROM orphan.tls_policy")
             db.execute(
-                "INSERT INTO tls_session SELECT * FROM stray.tls_session WHERE 1"
+                "INSERT INTO tls_session SELECT * FROM orphan.tls_session WHERE 1"
                 " ON CONFLICT DO UPDATE SET number = number + excluded.number"
             )
             _copy_events(db)
@@ -143,7 +144,7 @@ def _copy(db: sqlite3.Connection, path: Path, note: str) -> int:
                 db.execute("ROLLBACK")
             raise
     finally:
-        db.execute("DETACH stray")
+        db.execute("DETACH orphan")
     db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     return count
 
@@ -160,25 +161,26 @@ def _copy_events(db: sqlite3.Connection) -> None:
     # The number 0 is nobody's: as a place to go on from, it means the beginning.
     below = min(0 if lowest is None else lowest, 0)
     above = max(0 if highest is None else highest, mark)
-    last_done = db.execute("SELECT max(seq) FROM stray.event WHERE seq <= ?", (done,)).fetchone()[0]
+    last_done = db.execute("SELECT max(seq) FROM orphan.event WHERE seq <= ?", (done,)).fetchone()[
+        0
+    ]
     if last_done is not None:
         db.execute(
-            f"INSERT INTO event SELECT seq - ? + ? - 1, {_COLUMNS} FROM stray.event WHERE seq <= ?",
+            f"INSERT INTO event SELECT seq - ? + ? - 1, {_COLUMNS} FROM orphan.event"
+            " WHERE seq <= ?",
             (last_done, below, done),
         )
     db.execute(
-        f"INSERT INTO event SELECT seq - ? + ?, {_COLUMNS} FROM stray.event WHERE seq > ?",
+        f"INSERT INTO event SELECT seq - ? + ?, {_COLUMNS} FROM orphan.event WHERE seq > ?",
         (done, above, done),
     )
 
 
 def _done(db: sqlite3.Connection) -> int:
-    """Up to where nobody has to look at the stray queue's events again: the log, and the webhooks
-    if any.
-    """
+    """Up to which event the orphaned queue's log, and its webhooks if any, have seen all."""
     marks = dict(
-        db.execute("SELECT key, value FROM stray.meta WHERE key IN ('log_mark', 'calls_seen')")
+        db.execute("SELECT key, value FROM orphan.meta WHERE key IN ('log_mark', 'calls_seen')")
     )
     written = int(marks.get("log_mark", 0))
-    since = db.execute("SELECT min(since) FROM stray.webhook").fetchone()[0]
+    since = db.execute("SELECT min(since) FROM orphan.webhook").fetchone()[0]
     return written if since is None else min(written, max(int(marks.get("calls_seen", 0)), since))

@@ -3,7 +3,7 @@
 In the database each octet would be written twice, to the write-ahead log and to its place, in
 pages of 4 KiB. A file is written once, from front to back:
 
-    append     pieces, as they come in; nothing is owed for them yet
+    append     pieces, as they come in; nothing is promised about them yet
     complete   the rest; the file and its name are synced before the commit that tells of them
     remove     after the commit that let the message go, or instead of one
 

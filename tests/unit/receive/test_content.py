@@ -163,7 +163,7 @@ def test_content_over_the_limit_is_read_to_its_end_and_not_kept():
     assert reader.flaw is Flaw.TOO_LARGE
 
 
-def test_a_stray_newline_becomes_a_space_where_that_is_asked_for():
+def test_a_bare_newline_becomes_a_space_where_that_is_asked_for():
     wire = b"Subject: hi\rX-Skip-Verification: yes\nX: y\r\n\r\n.\r.\n\r\n.\r\n"
     _, content, _ = read([wire], bare_newline=BareNewline.NORMALISE)
     assert content == b"Subject: hi X-Skip-Verification: yes X: y\r\n\r\n . \r\n"
