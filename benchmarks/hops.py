@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from benchmarks.scenarios import Scenario
+from benchmarks.scenarios import Beside, Scenario
 from relay.sandbox.certificates import Authority
 from relay.sandbox.dns import DnsServer
+from relay.sandbox.policy_host import PolicyHost, policy
 from tests.rigs.ports import accepts_connections, free_port, wait_until
 
 __all__ = ["DEAD", "HOP_NAME", "NextHop", "next_hop"]
@@ -41,11 +42,14 @@ class _Counter(Protocol):
 
 @dataclass(frozen=True)
 class NextHop:
-    """A running next hop with the DNS name `HOP_NAME`. `certificate`: its chain and its key."""
+    """A running next hop with the DNS name `HOP_NAME`. `certificate`: its chain and its key.
+    `policy_port`: where its MTA-STS policy is fetched.
+    """
 
     address: str
     port: int
     dead_port: int
+    policy_port: int
     dns: str
     ca_file: Path
     certificate: Path
@@ -69,15 +73,20 @@ def next_hop(directory: Path, scenario: Scenario) -> Iterator[NextHop]:
     ca_file.write_bytes(authority.ca_pem)
     certificate.write_bytes(leaf.key_pem + leaf.chain_pem)
     certificate.chmod(0o644)
-    port = free_port(_ADDRESS)
-    with _dns() as dns, _silence() as dead_port, contextlib.ExitStack() as stack:
+    port, policy_port = free_port(_ADDRESS), free_port(_ADDRESS)
+    publisher = PolicyHost(
+        HOP_NAME, policy(HOP_NAME), authority=authority, address=_ADDRESS, port=policy_port
+    )
+    with _dns(publisher) as dns, _silence() as dead_port, contextlib.ExitStack() as stack:
         counter: _Counter
         if scenario.needs_own_hop:
             counter = stack.enter_context(_own_sink(scenario, port, certificate))
         else:
             counter = stack.enter_context(_smtp_sink(directory, scenario, port))
         wait_until(lambda: accepts_connections(_ADDRESS, port), what="the next hop")
-        yield NextHop(_ADDRESS, port, dead_port, dns, ca_file, certificate, counter)
+        yield NextHop(_ADDRESS, port, dead_port, policy_port, dns, ca_file, certificate, counter)
+    if scenario.beside is Beside.NO_POLICY:
+        assert publisher.requests, "the policy was not fetched"
 
 
 class _SmtpSink:
@@ -148,19 +157,25 @@ def _running(command: list[str], **files: Any) -> Iterator[subprocess.Popen[byte
 
 
 @contextlib.contextmanager
-def _dns() -> Iterator[str]:
-    """A name server that knows the next hop, in a thread."""
+def _dns(publisher: PolicyHost) -> Iterator[str]:
+    """A name server that knows the next hop and its MTA-STS policy, and the policy host, in a
+    thread.
+    """
     loop = new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     server = DnsServer()
     server.a(HOP_NAME, _ADDRESS)
+    server.a(publisher.name, _ADDRESS)
+    server.txt(f"_mta-sts.{HOP_NAME}", "v=STSv1; id=1;", ttl=300)
     loop.run_until_complete(server.__aenter__())
+    loop.run_until_complete(publisher.__aenter__())
     thread.start()
     try:
         yield server.nameserver
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
+        loop.run_until_complete(publisher.__aexit__(None, None, None))
         loop.run_until_complete(server.__aexit__(None, None, None))
         loop.close()
 

@@ -25,6 +25,7 @@ class Beside(StrEnum):
     FULL_QUEUE = "100,000 queued"
     NO_SYNC = "without syncs"
     LIBRARIES = "bare libraries"
+    NO_POLICY = "MTA-STS ignored"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,5 +98,12 @@ SCENARIOS = (
     Scenario("latency", "4 KiB, 150 messages a second offered", 1500, client=Client.OWN, rate=150),
     Scenario("queued", "4 KiB, empty queue and 100,000 queued", 5000, beside=Beside.FULL_QUEUE),
     Scenario("no-sync", "4 KiB, with and without syncs", 5000, beside=Beside.NO_SYNC),
+    Scenario(
+        "mta-sts",
+        "4 KiB, verified TLS, under an MTA-STS policy and without",
+        3000,
+        tls_out=True,
+        beside=Beside.NO_POLICY,
+    ),
     Scenario("libraries", "4 KiB, relay and bare libraries", 5000, beside=Beside.LIBRARIES),
 )

@@ -48,7 +48,10 @@ class Side:
 def start_sides(directory: Path, scenario: Scenario, hop: NextHop) -> Iterator[Sequence[Side]]:
     """Start all servers that a scenario compares."""
     with contextlib.ExitStack() as stack:
-        sides = [stack.enter_context(_relay(directory / "relay", scenario, hop))]
+        fetching = "tests.rigs.policy_relay", str(hop.policy_port)
+        program = fetching if scenario.beside is Beside.NO_POLICY else ("relay",)
+        first = _relay(directory / "relay", scenario, hop, program=program)
+        sides = [stack.enter_context(first)]
         match scenario.beside:
             case Beside.POSTFIX:
                 two = _relay(
@@ -66,6 +69,11 @@ def start_sides(directory: Path, scenario: Scenario, hop: NextHop) -> Iterator[S
                     directory / "off", scenario, hop, name=scenario.beside, program=program
                 )
                 sides.append(stack.enter_context(careless))
+            case Beside.NO_POLICY:
+                free = _relay(
+                    directory / "free", scenario, hop, name=scenario.beside, mta_sts="ignore"
+                )
+                sides.append(stack.enter_context(free))
             case Beside.LIBRARIES:
                 sides.append(stack.enter_context(_libraries(hop)))
         yield sides
@@ -80,6 +88,7 @@ def _relay(
     name: str = "relay",
     program: tuple[str, ...] = ("relay",),
     workers: int = 1,
+    mta_sts: str = "enforce",
 ) -> Iterator[Side]:
     directory.mkdir(exist_ok=True)
     sections: dict[str, Any] = {
@@ -95,7 +104,7 @@ def _relay(
         routes[f"d{number}.example"] = {"host": f"[{DEAD}]", "port": hop.dead_port}
     if scenario.tls_out:
         routes["*"] = {"host": HOP_NAME, "port": hop.port}
-        sections["policy"] = {"default": {"require_tls": True}}
+        sections["policy"] = {"default": {"require_tls": True}, "mta_sts": mta_sts}
     started = relay_process(
         directory,
         dns=hop.dns,
