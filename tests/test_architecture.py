@@ -77,6 +77,7 @@ SHELLS = {
     "relay.deliver.connection",
     "relay.deliver.floors",
     "relay.deliver.https",
+    "relay.deliver.memory",
     "relay.deliver.negotiate",
     "relay.deliver.pool",
     "relay.deliver.probe",

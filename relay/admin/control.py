@@ -6,6 +6,7 @@
     health, status, metrics             how the relay is
     settings                            what was set over HTTP, and which configuration is in force
     mta-sts-…                           the MTA-STS policies that are kept
+    memory-list, -forget, -suggest      what hosts have shown of TLS, and rules it would have met
 
 An answer is lines, as `relay.admin.control_socket` has them.
 """
@@ -21,6 +22,15 @@ from typing import Any
 from relay.admin import operations
 from relay.admin import report as reports
 from relay.admin.control_socket import Answer
+from relay.admin.memory import (
+    Memory,
+    forget,
+    forget_filter,
+    list_memories,
+    memory_filter,
+    suggest,
+    suggestion_bounds,
+)
 from relay.admin.mta_sts import Policies, list_policies, policy_as_json
 from relay.admin.operator import Operator
 from relay.admin.requests import (
@@ -52,6 +62,7 @@ class Control:
     api_state: ApiState | None = None
     in_force: Callable[[], Mapping[str, str]] = dict
     policies: Policies | None = None
+    memory: Memory | None = None
 
     async def answer(self, request: Mapping[str, Any]) -> Answer:
         """The lines that answer a request."""
@@ -71,6 +82,8 @@ class Control:
                 answers = self._running(verb)
             case "mta-sts-list" | "mta-sts-show" | "mta-sts-refresh" | "mta-sts-forget":
                 answers = self._mta_sts(verb, request)
+            case "memory-list" | "memory-forget" | "memory-suggest":
+                answers = self._memory(verb, request)
             case str() if verb in VERBS:
                 answers = self._change(verb, request)
             case _:
@@ -120,6 +133,27 @@ class Control:
             if kept is not None:
                 yield {"item": policy_as_json(kept)}
         yield {"done": {"unknown": [] if is_known else [domain], "reason": reason}}
+
+    async def _memory(self, verb: str, request: Mapping[str, Any]) -> Answer:
+        """What hosts have shown of TLS before."""
+        if self.memory is None:
+            raise RequestError("no relay is running")
+        now = self.operator.clock()
+        match verb:
+            case "memory-list":
+                async for page in list_memories(self.memory, memory_filter(request), now=now):
+                    yield {"items": page}
+                yield {"done": {}}
+            case "memory-forget":
+                count = await forget(self.memory, forget_filter(request))
+                log.info("operator: what hosts of %d domains have shown is forgotten", count)
+                yield {"done": {"domains": count}}
+            case _:
+                messages, age = suggestion_bounds(request)
+                found = suggest(self.memory, messages=messages, age=age, now=now)
+                async for one in found:
+                    yield {"item": one}
+                yield {"done": {}}
 
     async def _running(self, verb: str) -> Answer:
         """How the relay is. Metrics are a text: another worker asks for them."""

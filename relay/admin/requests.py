@@ -20,6 +20,7 @@ from relay.queue.store import EventFilter, QueueFilter
 __all__ = [
     "RequestError",
     "change_filter",
+    "check_known",
     "count_filter",
     "domain_in",
     "event_filter",
@@ -54,7 +55,7 @@ _COUNT_FILTERS = frozenset({"since", "until", "sender-domain", "recipient-domain
 
 def queue_filter(request: Mapping[str, Any]) -> QueueFilter:
     """The messages a request means."""
-    _check_known(request, _QUEUE_FILTERS | {"verb", "all"})
+    check_known(request, _QUEUE_FILTERS | {"verb", "all"})
     seconds = request.get("older-than", 0)
     if (
         isinstance(seconds, bool)
@@ -98,7 +99,7 @@ def change_filter(verb: str, request: Mapping[str, Any]) -> QueueFilter:
 
 def event_filter(request: Mapping[str, Any]) -> EventFilter:
     """The events a request means."""
-    _check_known(request, _EVENT_FILTERS | {"verb", "limit", "follow"})
+    check_known(request, _EVENT_FILTERS | {"verb", "limit", "follow"})
     return EventFilter(
         begin=_time(request, "since"),
         end=_time(request, "until"),
@@ -113,7 +114,7 @@ def event_filter(request: Mapping[str, Any]) -> EventFilter:
 
 def count_filter(request: Mapping[str, Any]) -> CountFilter:
     """The counts a request means. `<>` as sender domain is the null reverse-path."""
-    _check_known(request, _COUNT_FILTERS | {"verb"})
+    check_known(request, _COUNT_FILTERS | {"verb"})
     begin, end = _time(request, "since"), _time(request, "until")
     if begin is None or end is None:
         raise RequestError("a report needs since and until")
@@ -146,7 +147,8 @@ def domain_in(request: Mapping[str, Any], key: str = "domain") -> str:
         raise RequestError(f"{key}: {error}") from None
 
 
-def _check_known(request: Mapping[str, Any], known: frozenset[str]) -> None:
+def check_known(request: Mapping[str, Any], known: frozenset[str]) -> None:
+    """Refuse a request that has a filter nobody knows: it would mean more than was meant."""
     for name in request:
         if name not in known:
             raise RequestError(f"no such filter: {name}; known are {', '.join(sorted(known))}")

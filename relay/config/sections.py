@@ -20,6 +20,7 @@ from relay.receive.access import Access
 from relay.receive.limits import Limits
 from relay.receive.spec import ListenerSpec
 from relay.route.answers import TrustAd
+from relay.route.memory import MemoryOptions
 from relay.route.next_hop import StaticRoute
 from relay.sign.options import DkimOptions
 from relay.web.options import WebOptions
@@ -125,6 +126,7 @@ class Config:
     routes: Annotated[Mapping[Annotated[str, Form.ROUTE_PATTERN], StaticRoute], RELOAD] = field(
         default_factory=dict
     )
+    downgrade_memory: Annotated[MemoryOptions, RELOAD] = field(default_factory=MemoryOptions)
     resolver: ResolverSection = ResolverSection()
     tls: TlsOptions = field(default_factory=TlsOptions)
     delivery: DeliveryOptions = field(default_factory=DeliveryOptions)

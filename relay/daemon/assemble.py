@@ -1,6 +1,7 @@
 """The parts of a relay, put together in the order in which they may fail.
 
-    keys ─► store ─► settings, policies ─► resolver, router ─► attempt ─► scheduler, reception
+    keys ─► store ─► settings, policies, memory ─► resolver, router ─► attempt ─► scheduler
+                                                                               ─► reception
 
 `assemble` makes the parts; `relay.daemon.running` starts them, and opens the listeners. `assemble`
 puts all that it opens on the exit stack that it is given. `StartError` says in a sentence what is
@@ -27,6 +28,7 @@ from relay.daemon.watching import MeteredQueue, MeteredSink, metered
 from relay.deliver.attempt import Attempt
 from relay.deliver.destinations import Destinations
 from relay.deliver.floors import Floors
+from relay.deliver.memory import DowngradeMemory
 from relay.deliver.pool import Pool, PoolLimits
 from relay.deliver.scheduler import Scheduler
 from relay.deliver.signing import Signer
@@ -34,7 +36,8 @@ from relay.deliver.sts_fetch import AT_ONCE, Fetched, FetchFailed
 from relay.deliver.sts_policies import StsPolicies
 from relay.deliver.tls import TlsContexts
 from relay.policy.rules import PolicyRules
-from relay.queue.engine import WORKER_SPOOL, open_policies, open_store, orphans
+from relay.queue.engine import WORKER_SPOOL, open_memory, open_policies, open_store, orphans
+from relay.queue.memory import MemoryStore
 from relay.queue.policies import PolicyCache
 from relay.queue.retry import latest_due
 from relay.queue.store import SpoolError, Store
@@ -84,6 +87,7 @@ class Parts:
         store: Store,
         settings: SettingsInForce | SettingsElsewhere,
         policy_cache: PolicyCache,
+        memory_store: MemoryStore,
     ) -> None:
         self.config = config
         self.worker = worker
@@ -105,8 +109,18 @@ class Parts:
         self.router = self._make_router()
         self.contexts = TlsContexts(config.tls.ca_file)
         self.policies = self._make_policies(policy_cache)
+        self.memory = DowngradeMemory(
+            memory_store,
+            lambda: self.config.downgrade_memory,
+            clock=self.clock,
+            told=self.metrics.downgrade_alarm,
+        )
         self.floors = Floors(
-            self.resolver, self.policies, self.rules, seconds=_FLOORS_AT_HAND_SECONDS
+            self.resolver,
+            self.policies,
+            self.rules,
+            seconds=_FLOORS_AT_HAND_SECONDS,
+            memory=self.memory,
         )
         self.delivery = replace(
             config.delivery, concurrency=min(config.delivery.concurrency, files.deliveries)
@@ -206,6 +220,8 @@ async def assemble(
     settings = await _read_settings(store, worker)
     policy_cache = await _open_policies(config, worker)
     opened.push_async_callback(policy_cache.close)
+    memory_store = await _open_memory(config, worker)
+    opened.push_async_callback(memory_store.close)
     parts = Parts(
         config,
         worker,
@@ -214,7 +230,9 @@ async def assemble(
         store=store,
         settings=settings,
         policy_cache=policy_cache,
+        memory_store=memory_store,
     )
+    opened.push_async_callback(parts.memory.close)
     opened.push_async_callback(parts.policies.close)
     opened.push_async_callback(parts.attempt.close)
     return parts
@@ -260,5 +278,13 @@ async def _open_policies(config: Config, worker: Worker) -> PolicyCache:
     """The MTA-STS policies that all workers share."""
     try:
         return await open_policies(Path(shared_spool(config.queue.path, worker.number)))
+    except SpoolError as error:
+        raise StartError(f"queue.path: {error}") from error
+
+
+async def _open_memory(config: Config, worker: Worker) -> MemoryStore:
+    """What hosts have shown of TLS, which all workers share."""
+    try:
+        return await open_memory(Path(shared_spool(config.queue.path, worker.number)))
     except SpoolError as error:
         raise StartError(f"queue.path: {error}") from error

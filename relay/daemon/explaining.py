@@ -15,6 +15,7 @@ from typing import Any
 
 from relay.admin.operations import host_as_json, no_route_as_json, prospect_as_json
 from relay.deliver.floors import DomainFloor, Floors, judged
+from relay.deliver.memory import NO_PAST, AtHost
 from relay.deliver.sts_policies import PolicyPending
 from relay.mail.address import domain_of
 from relay.policy.fields import Wishes, tls_wishes
@@ -40,6 +41,7 @@ __all__ = [
     "explain",
     "floors_of",
     "host_floor_as_json",
+    "memory_as_json",
     "sts_as_json",
 ]
 
@@ -63,7 +65,17 @@ class HostUnderFloor:
 
     def needed(self, settings: Requirement, options: SecurityOptions) -> Requirement:
         """What the host has to prove, for a message whose settings ask for this."""
-        return under(at_host(settings, self.host, options), self.found.floor, options)
+        needed = under(at_host(settings, self.host, options), self.found.floor, options)
+        return self.held(needed)
+
+    def held(self, needed: Requirement) -> Requirement:
+        """The requirement, with what the host has shown before where mail is held to that."""
+        return self.past(verify=needed.verify).over(needed)
+
+    def past(self, *, verify: bool) -> AtHost:
+        """What the host has shown before, for a message that looks at certificates or not."""
+        past = self.domain.past
+        return past.at(self.host.name, verify=verify) if past is not None else NO_PAST
 
 
 async def explain(
@@ -186,6 +198,7 @@ def _host_and_rules(each: HostUnderFloor, needed: Requirement) -> dict[str, Any]
             "min-version": needed.min_version.value,
         },
         **host_floor_as_json(each),
+        "memory": memory_as_json(each.past(verify=needed.verify)),
         "must-prove": "not-used" if reason else needed.proof.value,
         "rules": [f"not connected to: it {reason}"]
         if reason
@@ -205,6 +218,21 @@ def host_floor_as_json(each: HostUnderFloor) -> dict[str, Any]:
         "sts-match": sts.names(name) if sts.is_looked_at else None,
         "pinned": matches(pins, name) if pins is not None else None,
         "mx-secure": each.found.policy.mx_secure,
+    }
+
+
+def memory_as_json(past: AtHost) -> dict[str, Any] | None:
+    """What the host, or every known host of the domain, has shown before; null where that is
+    nothing. `held-until`: so long mail is held to it, null where it is not; an alarm that has not
+    rung yet would begin the wait now.
+    """
+    if past.found is None:
+        return None
+    return {
+        "before": past.found.before.value,
+        "host": past.found.host,
+        "since": past.found.since.isoformat(timespec="seconds"),
+        "held-until": past.until.isoformat(timespec="seconds") if past.until else None,
     }
 
 

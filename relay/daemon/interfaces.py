@@ -56,6 +56,7 @@ async def open_control(parts: Parts, operator: Operator, opened: AsyncExitStack)
         parts.store.api_state,
         in_force=lambda: fingerprints(parts.config),
         policies=parts.policies,
+        memory=parts.memory,
     )
     admin = parts.config.admin
     try:

@@ -10,7 +10,13 @@ from datetime import timedelta
 from typing import Any
 
 from relay.admin.operations import host_as_json, no_route_as_json, prospect_as_json
-from relay.daemon.explaining import HostUnderFloor, floors_of, host_floor_as_json, sts_as_json
+from relay.daemon.explaining import (
+    HostUnderFloor,
+    floors_of,
+    host_floor_as_json,
+    memory_as_json,
+    sts_as_json,
+)
 from relay.deliver.floors import Floors
 from relay.deliver.negotiate import SessionOptions
 from relay.deliver.options import DeliveryOptions, Timeouts, TlsOptions, security_options
@@ -51,7 +57,9 @@ async def probe_domain(
     )
     sts, hosts = await floors_of(floors, domain, found, patience=patience)
     reports = await probe_all(
-        [(each.host, each.found) for each in hosts], using, security_options(delivery, tls)
+        [(each.host, each.found, each.held) for each in hosts],
+        using,
+        security_options(delivery, tls),
     )
     return {
         "domain": domain,
@@ -74,6 +82,7 @@ def _report_as_json(report: HostReport, each: HostUnderFloor) -> dict[str, Any]:
     return {
         **host_as_json(report.host),
         **host_floor_as_json(each),
+        "memory": memory_as_json(each.past(verify=True)),
         "meets-dane": report.meets_dane,
         "meets-mta-sts": _meets_policy(report, each),
         "not-used": each.found.not_used or None,

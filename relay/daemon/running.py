@@ -110,6 +110,7 @@ class Relay:
         opened.push_async_callback(parts.scheduler.drain, timedelta(0))
         self._run("cleaning", self._clean())
         self._run("resolver", self._watch_resolver())
+        self._run("memory", parts.memory.run(purges=parts.worker.is_first))
         if parts.worker.is_first:
             self._run("policies", parts.policies.run())
         caller, targets = make_caller(parts)

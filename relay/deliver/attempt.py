@@ -39,6 +39,7 @@ from relay.deliver.diagnosis import (
 )
 from relay.deliver.floors import DomainFloor, Floors
 from relay.deliver.job import Job, fit_for, job_of, signed
+from relay.deliver.memory import NO_PAST, AtHost, shown_by
 from relay.deliver.options import DeliveryOptions, TlsOptions, security_options
 from relay.deliver.pool import Pool, pool_key
 from relay.deliver.sessions import SessionLog
@@ -47,7 +48,7 @@ from relay.deliver.sts_policies import PolicyPending
 from relay.deliver.tally import Tally
 from relay.deliver.tls import TlsContexts
 from relay.deliver.transaction import MOST_RECIPIENTS, prepare
-from relay.mail.outcome import Deferred, HopPolicy, HopSession, Outcome
+from relay.mail.outcome import Deferred, Delivered, HopPolicy, HopSession, Outcome
 from relay.mail.tls_session import TlsSession
 from relay.queue.entry import TLS_REPORT, Entry, QueuedRecipient
 from relay.queue.store import SpoolError
@@ -192,7 +193,7 @@ class Attempt:
             has_more = any(other.destination == name for other in route.hosts[number:])
             try:
                 result = await self._try_host(
-                    host, under_floor, needed, job, tally, use, has_more=has_more
+                    host, floor, under_floor, needed, job, tally, use, has_more=has_more
                 )
             finally:
                 self._destinations.end(use)
@@ -250,6 +251,7 @@ class Attempt:
     async def _try_host(
         self,
         host: Host,
+        domain: DomainFloor,
         floor: HostFloor,
         needed: Requirement,
         job: Job,
@@ -262,6 +264,10 @@ class Attempt:
         address, which is tried next.
         """
         needed = under(at_host(needed, host, self._security), floor.floor, self._security)
+        past = NO_PAST
+        if domain.past is not None:
+            past = domain.past.at(host.name, verify=needed.verify)
+        needed = past.over(needed)
         key = pool_key(host, needed)
         waiting: Sequence[QueuedRecipient] = tally.pending
         began = _now()
@@ -274,17 +280,23 @@ class Attempt:
                 seen = partial(tally.sessions.met, host, floor)
                 reached = await negotiate.reach(host, needed, self._using, seen=seen)
                 if not isinstance(reached, Connection):
-                    outcome = _unreached(reached, host, floor.policy, began)
+                    reached, policy = await _held(reached, past, floor.policy)
+                    outcome = _unreached(reached, host, policy, began)
                     _go_on(tally, host, waiting, outcome)
                     return self._note_unreached(reached, outcome, use, has_more=has_more)
                 connection = reached
             use.is_connected = True
             try:
-                handing_over = _HandOver(host, floor.policy, connection, job, tally, began)
+                # Also over a kept connection: it was made for mail to another domain, perhaps.
+                shown = shown_by(connection.hop)
+                policy = replace(floor.policy, memory=await past.ring(shown))
+                handing_over = _HandOver(host, policy, connection, job, tally, began)
                 waiting = await handing_over.run(waiting, is_kept=is_kept)
             except BaseException:
                 connection.abort()
                 raise
+            if handing_over.has_delivered:
+                past.learn(shown)
             if waiting:  # they are to go over another connection
                 connection.quit()
             else:
@@ -362,6 +374,7 @@ class _HandOver:
         self._requiretls = False
         self._unsigned = ""
         self.was_turned_away = False
+        self.has_delivered = False
 
     async def run(
         self, recipients: Sequence[QueuedRecipient], *, is_kept: bool
@@ -435,6 +448,7 @@ class _HandOver:
             self._tally.go_on(host, index, _tls_demanded(answer, host, session))
             return
         outcome = judge(answer, host, session, dsn_passed_on=self._connection.offers.dsn)
+        self.has_delivered |= isinstance(outcome, Delivered)
         if worth_another_host(answer):
             self._tally.go_on(host, index, _deferred(outcome))
         else:
@@ -459,6 +473,21 @@ class _HandOver:
             seconds=_now() - self._began,
             policy=_policy(self._policy, self._connection.hop),
         )
+
+
+async def _held(
+    reached: negotiate.Unmet | negotiate.Failed, past: AtHost, policy: HopPolicy
+) -> tuple[negotiate.Unmet | negotiate.Failed, HopPolicy]:
+    """Why there is no session, and what the log says of it, where mail is held to what the host has
+    shown before.
+    """
+    if not isinstance(reached, negotiate.Unmet) or reached.instead is None:
+        return reached, policy
+    alarm = await past.ring(reached.instead)
+    if alarm is None:
+        return reached, policy
+    reached = replace(reached, error=f"{reached.error}; {past.why_held(alarm)}")
+    return reached, replace(policy, memory=alarm)
 
 
 def _policy(policy: HopPolicy, session: HopSession) -> HopPolicy:

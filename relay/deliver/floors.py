@@ -4,6 +4,8 @@ its hosts.
     of_domain   before any host is tried: the policy, and the operator's rules for the domain
     at          at one host: the floor that the host is under, or why it is not connected to
 
+What the domain's hosts have shown before comes with it (`relay.deliver.memory`).
+
 `relay.route.security` judges by these values. Attempts, `relay explain` and `relay probe` all look
 them up here.
 """
@@ -14,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from relay.deliver.memory import DowngradeMemory, OfDomain
 from relay.deliver.sessions import judged_by
 from relay.deliver.sts_policies import StsPolicies
 from relay.mail.outcome import Waived
@@ -39,7 +42,8 @@ _IGNORED = DaneFloor(DaneState.IGNORED)
 class DomainFloor:
     """What holds for all hosts of one attempt. `naming`: who named them. `at_hosts`: the floors of
     those hosts that were looked up so far. `told`: the domain whose policy it is, and which reports
-    on TLS are for; "" where there can be none.
+    on TLS are for; "" where there can be none. `past`: what the hosts have shown before, None where
+    that does not matter.
     """
 
     rules: FloorRules = _NO_RULES
@@ -47,6 +51,7 @@ class DomainFloor:
     sts: StsFloor = NO_STS
     waived: Waived | None = None
     told: str = ""
+    past: OfDomain | None = None
     at_hosts: dict[Host, HostFloor] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -84,7 +89,9 @@ class Floors:
         *,
         seconds: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
+        memory: DowngradeMemory | None = None,
     ) -> None:
+        self._memory = memory
         self._resolver = resolver
         self._policies = policies
         self._rules = rules
@@ -102,6 +109,16 @@ class Floors:
         domain asks for, unless a rule lets no message have less; pins stay (RFC 8689 §3).
         Raises `PolicyPending` or `SpoolError`.
         """
+        found = await self._published(domain, naming, waiving, anew=anew)
+        if self._memory is None or naming.route_host is not None:
+            return found  # a host that the operator named is none of the domain's
+        is_waived = found.waived is Waived.TLS_REQUIRED_NO
+        past = await self._memory.of_domain(domain, found.rules.memory, is_waived=is_waived)
+        return replace(found, past=past) if past is not None else found
+
+    async def _published(
+        self, domain: str, naming: Naming, waiving: str | None, *, anew: bool
+    ) -> DomainFloor:
         in_force = self._rules()
         told = policy_domain(domain, naming.route_host)
         if waiving is not None and not is_locked(in_force, waiving, domain):

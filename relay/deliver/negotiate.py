@@ -16,6 +16,7 @@ from relay.deliver.diagnosis import NO_REQUIRETLS, Answer
 from relay.deliver.options import Timeouts
 from relay.deliver.pool import pool_key
 from relay.deliver.tls import TlsContexts
+from relay.mail.memory import Shown
 from relay.mail.outcome import Downgrade, HopPolicy, HopSession, PolicyResult
 from relay.mail.reply import Reply
 from relay.route.next_hop import Host, TlsMode
@@ -24,6 +25,7 @@ from relay.route.security import (
     Action,
     Requirement,
     Situation,
+    instead,
     next_step,
     policy_result,
 )
@@ -41,13 +43,15 @@ def _unheard(found: TlsResult, local_ip: str) -> None:
 @dataclass(frozen=True, slots=True)
 class Unmet:
     """The host did not meet the requirement. `status`: 4.7.4, 4.7.5 or `NO_REQUIRETLS`; `reply`: its
-    own, if one decided.
+    own, if one decided. `instead`: what the message would have gone with, were it not held to what
+    the host has shown before.
     """
 
     status: str
     error: str
     session: HopSession
     reply: Reply | None = None
+    instead: Shown | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +180,8 @@ async def _next(
     error = f"{leg.downgrade.error}; then {result.error}" if leg.downgrade else result.error
     if step.action is Action.NEXT_HOST:
         connection.quit()
-        return Unmet(step.unmet, error, connection.hop, result.reply)
+        spared = instead(leg.needed, result.situation)
+        return Unmet(step.unmet, error, connection.hop, result.reply, spared)
     downgrade = Downgrade(needed.wanted, DOWNGRADE_REASONS[result.situation], error)
     if step.action is Action.RECONNECT_UNVERIFIED:
         connection.quit()

@@ -9,7 +9,7 @@ and QUIT is ever said.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from relay.deliver.certificate_facts import facts_of
@@ -43,6 +43,9 @@ _EASIEST = (False, True)
 
 _NO_FLOOR = HostFloor()
 _AT_ONCE = 10
+
+Held = Callable[[Requirement], Requirement]
+"""A requirement, and what becomes of it where mail is held to what the host has shown before."""
 
 _Kind = tuple[bool, TlsVersion, int, Floor]
 
@@ -90,16 +93,16 @@ class _Look:
 
 
 async def probe_all(
-    hosts: Iterable[tuple[Host, HostFloor]], using: SessionOptions, options: SecurityOptions
+    hosts: Iterable[tuple[Host, HostFloor, Held]], using: SessionOptions, options: SecurityOptions
 ) -> list[HostReport]:
     """Each host's report, in the order given, some of them at once."""
     places = asyncio.Semaphore(_AT_ONCE)
 
-    async def one(host: Host, floor: HostFloor) -> HostReport:
+    async def one(host: Host, floor: HostFloor, held: Held) -> HostReport:
         async with places:
-            return await probe(host, using, options, floor)
+            return await probe(host, using, options, floor, held)
 
-    return await asyncio.gather(*(one(host, floor) for host, floor in hosts))
+    return await asyncio.gather(*(one(*each) for each in hosts))
 
 
 async def probe(
@@ -107,10 +110,13 @@ async def probe(
     using: SessionOptions,
     options: SecurityOptions,
     floor: HostFloor = _NO_FLOOR,
+    held: Held = lambda needed: needed,
 ) -> HostReport:
-    """Look at one host, also at one that its floor says is not used."""
+    """Look at one host, also at one that its floor says is not used. `held`: what mail is held to
+    by what the host has shown before.
+    """
     plain = {rule: at_host(requirement(_settings(*rule), options), host, options) for rule in RULES}
-    needs = {rule: under(needed, floor.floor, options) for rule, needed in plain.items()}
+    needs = {rule: held(under(needed, floor.floor, options)) for rule, needed in plain.items()}
     looks: dict[_Kind, _Look] = {}
     try:
         for needed in (plain[_VERIFYING], plain[_EASIEST], *needs.values()):

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
+from relay.mail.memory import DowngradeAlarm
+
 __all__ = [
     "NO_POLICY",
     "Bounced",
@@ -113,7 +115,8 @@ class Waived(StrEnum):
 class HopPolicy:
     """What the policy of the recipient's domain required of a host, and the result.
 
-    `mx_secure`: the host's name came from a signed DNS answer, or from the operator.
+    `mx_secure`: the host's name came from a signed DNS answer, or from the operator. `memory`: the
+    alarm, where the host showed less than before.
     """
 
     type: PolicyType = PolicyType.NONE
@@ -121,6 +124,7 @@ class HopPolicy:
     result: PolicyResult | None = None
     mx_secure: bool = False
     waived: Waived | None = None
+    memory: DowngradeAlarm | None = None
 
 
 NO_POLICY = HopPolicy()

@@ -27,7 +27,7 @@ from typing import Annotated, NamedTuple, TypeVar
 from relay.mail.address import AddressError, domain_of, normalise_domain
 from relay.mail.option import Form
 from relay.policy.fields import NO_WISHES, Wishes
-from relay.policy.settings import FloorUse, Setting, Source, TlsSettings
+from relay.policy.settings import FloorUse, MemoryAction, Setting, Source, TlsSettings
 
 __all__ = [
     "DestinationRule",
@@ -63,12 +63,14 @@ class TlsRule:
 class DestinationRule(TlsRule):
     """A rule for a recipient domain.
 
-    `mta_sts`, `dane`: how the relay uses what the domain publishes. `mx`: the only mail hosts that
-    the relay may connect to, names or "*." patterns; empty: any host.
+    `mta_sts`, `dane`: how the relay uses what the domain publishes; `downgrade_memory`: how it uses
+    what the domain's hosts have shown before. `mx`: the only mail hosts that the relay may connect
+    to, names or "*." patterns; empty: any host.
     """
 
     mta_sts: FloorUse | None = None
     dane: FloorUse | None = None
+    downgrade_memory: MemoryAction | None = None
     mx: tuple[Annotated[str, Form.DOMAIN_PATTERN], ...] = ()
 
 
@@ -109,13 +111,15 @@ class FloorRules:
     """How the relay uses what a recipient domain publishes.
 
     `pins`: the hosts that the operator allows, None for any host. `is_waived`: a rule for the
-    domain turns a look-up off.
+    domain turns a look-up off. `memory`: how the relay uses what its hosts have shown before, None
+    where no rule speaks.
     """
 
     mta_sts: FloorUse = FloorUse.ENFORCE
     dane: FloorUse = FloorUse.ENFORCE
     pins: tuple[str, ...] | None = None
     is_waived: bool = False
+    memory: MemoryAction | None = None
 
 
 class _Applying(NamedTuple):
@@ -151,11 +155,13 @@ def floor_rules(rules: PolicyRules, recipient_domain: str) -> FloorRules:
     found = [rules.destinations[key] for key in _keys_for(rules.destinations, recipient_domain)]
     mta_sts = next((rule.mta_sts for rule in found if rule.mta_sts is not None), None)
     dane = next((rule.dane for rule in found if rule.dane is not None), None)
+    said = (rule.downgrade_memory for rule in found if rule.downgrade_memory is not None)
     return FloorRules(
         mta_sts or rules.mta_sts,
         dane or rules.dane,
         next((rule.mx for rule in found if rule.mx), None),
         FloorUse.IGNORE in (mta_sts, dane),
+        next(said, None),
     )
 
 

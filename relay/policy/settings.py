@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-__all__ = ["FloorUse", "Setting", "Source", "TlsSettings"]
+__all__ = ["FloorUse", "MemoryAction", "Setting", "Source", "TlsSettings"]
 
 
 class Source(StrEnum):
@@ -34,6 +34,17 @@ class FloorUse(StrEnum):
     """Looked up, logged and reported; it stops no mail."""
     IGNORE = "ignore"
     """Not looked up."""
+
+
+class MemoryAction(StrEnum):
+    """What is done where a host shows less TLS than it has shown before."""
+
+    IGNORE = "ignore"
+    """Nothing is remembered."""
+    LOG = "log"
+    """An alarm, and the mail goes."""
+    DEFER = "defer"
+    """An alarm, and the mail waits for a day."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@
     open_beside   the queue of another worker, which is running or starting, to look at
     open_stopped  the queue of a relay that does not run, to look at
     open_policies the MTA-STS policies, which all workers share; `open_policies_beside` to look at
+    open_memory   what hosts have shown of TLS, for all workers; `open_memory_beside` to look at
     holder        the process that uses a queue
     orphans       queues of workers that do not exist any more, which `open_store` takes over
 
@@ -16,6 +17,7 @@ from collections.abc import Collection
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from relay.queue.memory import MemoryStore
 from relay.queue.policies import PolicyCache
 from relay.queue.store import ReadOnlyQueue, Store
 
@@ -23,6 +25,8 @@ __all__ = [
     "WORKER_SPOOL",
     "holder",
     "open_beside",
+    "open_memory",
+    "open_memory_beside",
     "open_policies",
     "open_policies_beside",
     "open_stopped",
@@ -66,6 +70,20 @@ async def open_policies(directory: Path) -> PolicyCache:
     from relay.queue.sqlite import SqlitePolicyCache
 
     return await SqlitePolicyCache.open(directory)
+
+
+async def open_memory(directory: Path) -> MemoryStore:
+    """The downgrade memory of the relay whose first worker has its queue in `directory`."""
+    from relay.queue.sqlite import SqliteMemory
+
+    return await SqliteMemory.open(directory)
+
+
+def open_memory_beside(directory: Path) -> MemoryStore:
+    """The downgrade memory, to be looked at."""
+    from relay.queue.sqlite import POLICIES, MemoryToRead
+
+    return MemoryToRead(directory / POLICIES)
 
 
 def holder(directory: Path) -> str:

@@ -17,6 +17,7 @@ so at the moment.
     relay_store_commit_seconds{operation}           until accept (or result) is committed and synced
     relay_route_seconds, relay_routes_failed_total  where a domain's mail goes: DNS and its cache
     relay_sts_fetches_total{result}                 MTA-STS policies fetched, or why not
+    relay_downgrade_alarms_total{before,now}        hosts that show less TLS than before, once a day
     relay_policy_failures_total{policy,result}      hosts that failed what their domain asks for
 
 Labels are words of ours, never a peer's: a stranger cannot make the number of series grow.
@@ -40,6 +41,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from relay.mail.memory import DowngradeAlarm, Shown
 from relay.mail.outcome import Deferred, PolicyResult, PolicyType
 from relay.queue.entry import State
 from relay.queue.settle import Change, Settlement
@@ -125,6 +127,10 @@ class Metrics:
         self._route = _Histogram(_ROUTE)
         self._unrouted = 0
         self._sts_fetches: dict[str, int] = defaultdict(int)
+        # From the start: a counter that begins with 1 has not increased, for Prometheus.
+        self._downgrade_alarms = {
+            (before, now): 0 for before in Shown for now in Shown if now.rank < before.rank
+        }
         self._policy_failures: dict[tuple[PolicyType, PolicyResult], int] = defaultdict(int)
         self._registry = CollectorRegistry(auto_describe=False)
         self._latest = _Latest(self)
@@ -165,6 +171,10 @@ class Metrics:
     def policy_fetched(self, result: str) -> None:
         """A fetch of an MTA-STS policy has ended: "ok", or its failure's type (RFC 8460 §4.3)."""
         self._sts_fetches[result] += 1
+
+    def downgrade_alarm(self, alarm: DowngradeAlarm) -> None:
+        """A host shows less TLS than before."""
+        self._downgrade_alarms[alarm.before, alarm.now] += 1
 
     def _changed(self, change: Change, settlement: Settlement) -> None:
         state, session = change.recipient.state, change.outcome.session
@@ -249,6 +259,14 @@ class Metrics:
         for (policy, result), count in sorted(self._policy_failures.items()):
             failures.add_metric((policy.value, result.value), count)
         yield failures
+        alarms = CounterMetricFamily(
+            "relay_downgrade_alarms",
+            "Hosts that showed less TLS than before, told once a day for each host and levels.",
+            labels=("before", "now"),
+        )
+        for (before, now), count in self._downgrade_alarms.items():
+            alarms.add_metric((before.value, now.value), count)
+        yield alarms
 
 
 class _Latest(Collector):

@@ -20,6 +20,10 @@ tells it, `relay probe` holds a host against it (both in the words of `relay.rou
     TLSA, none usable         tls, unverified;    4.7.4        4.7.4        4.7.5
                      tls      true/false: 4.7.5
 
+    held to what the host has shown before (relay.route.memory), where the settings ask for less
+    verified         tls      next host 4.7.5     4.7.4        4.7.4        4.7.5
+    encrypted        tls      tls                 4.7.4        4.7.4        4.7.5
+
 "Verified" is: a chain to a trusted root, in date, and the host's name in a dNSName of the
 subjectAltName (RFC 9525 §6.3). Where there are usable TLSA records they alone judge the
 certificate; what they refuse, no root and no policy saves (RFC 8461 §2). "Refused" is any answer to
@@ -33,6 +37,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from relay.mail.memory import Shown
 from relay.mail.outcome import (
     NO_POLICY,
     DowngradeReason,
@@ -66,6 +71,8 @@ __all__ = [
     "TlsVersion",
     "at_host",
     "floor_at",
+    "held_to",
+    "instead",
     "next_step",
     "not_named",
     "policy_result",
@@ -163,7 +170,8 @@ class Requirement:
     `tls_required` and `verify` are what the settings ask for, `floor` what the recipient's domain
     does, with TLS of `floor_version` or later. `min_version` and `security_level` (OpenSSL's) are
     those of the first handshake; a session that gave up looking at the certificate takes those of
-    `unlooked`. `requiretls`: the host has to pass REQUIRETLS on (RFC 8689 §4.2.1).
+    `unlooked`. `requiretls`: the host has to pass REQUIRETLS on (RFC 8689 §4.2.1). `remembered`: what
+    the host has shown before, where mail is held to that.
     """
 
     tls_required: bool
@@ -176,16 +184,20 @@ class Requirement:
     floor: Floor = NO_FLOOR
     floor_version: TlsVersion = TlsVersion.TLS_1_2
     requiretls: bool = False
+    remembered: Shown = Shown.NONE
 
     @property
     def proof(self) -> Proof:
-        """What the host has to prove: the floor's demand, or the settings' where that is more."""
+        """What the host has to prove: the most of what the floor demands, what the settings do, and
+        what it has shown before.
+        """
         held = self.floor.holds
         if held in (Proof.DANE, Proof.PKIX):
             return held
-        if self.tls_required and self.verify:
+        if (self.tls_required and self.verify) or self.remembered is Shown.VERIFIED:
             return Proof.PKIX
-        return Proof.ENCRYPTED if self.tls_required else held
+        is_encrypted = self.tls_required or self.remembered is Shown.ENCRYPTED
+        return Proof.ENCRYPTED if is_encrypted else held
 
     @property
     def looks(self) -> bool:
@@ -441,6 +453,23 @@ def under(needed: Requirement, floor: Floor, options: SecurityOptions) -> Requir
     if floor.holds is Proof.NOTHING:
         return needed
     return replace(needed, min_version=options.min_version, security_level=STRONG)
+
+
+def held_to(needed: Requirement, remembered: Shown) -> Requirement:
+    """The requirement where mail is held to what the host has shown before."""
+    return replace(needed, remembered=remembered)
+
+
+def instead(needed: Requirement, situation: Situation) -> Shown | None:
+    """What the message would go with in a situation, were it not held to what the host has shown
+    before; None: it would not go either.
+    """
+    match next_step(held_to(needed, Shown.NONE), situation).action:
+        case Action.SEND_IN_TLS | Action.RECONNECT_UNVERIFIED:
+            return Shown.ENCRYPTED
+        case Action.SEND_IN_CLEAR | Action.RECONNECT_IN_CLEAR:
+            return Shown.NONE
+    return None
 
 
 def policy_result(

@@ -12,6 +12,7 @@ api_state   what the HTTP interface keeps beside the queue
 tls_sessions
             what reports on TLS count, and which are sent
 policies    what is kept of MTA-STS, in a file of its own for all workers
+memory      what hosts have shown of TLS, in the same file
 schema      tables and migrations
 disk        the directory: lock, ballast, opening, translation of errors
 adopt       the queue of a worker that does not exist any more
@@ -19,6 +20,7 @@ adopt       the queue of a worker that does not exist any more
 
 from relay.queue.sqlite.adopt import orphans
 from relay.queue.sqlite.disk import DATABASE
+from relay.queue.sqlite.memory import MemoryToRead, SqliteMemory
 from relay.queue.sqlite.policies import POLICIES, PoliciesToRead, SqlitePolicyCache
 from relay.queue.sqlite.reader import StoppedQueue
 from relay.queue.sqlite.store import SqliteStore
@@ -26,7 +28,9 @@ from relay.queue.sqlite.store import SqliteStore
 __all__ = [
     "DATABASE",
     "POLICIES",
+    "MemoryToRead",
     "PoliciesToRead",
+    "SqliteMemory",
     "SqlitePolicyCache",
     "SqliteStore",
     "StoppedQueue",

@@ -1,12 +1,15 @@
 """`relay.queue.policies.PolicyCache` in an SQLite file of its own, which all workers share.
 
-    policies.db   in the directory of the first worker's queue
+    policies.db   in the directory of the first worker's queue; what hosts have shown of TLS
+                  (`memory`) is in it, too
 
 A worker's queue is its own and has one writer. A policy is for all workers, and any of them may
 fetch it; so this file is not in WAL mode, which in SQLite before 3.51.3 two writers can corrupt,
 but has a rollback journal: whoever writes holds the file for the moment that takes, and others
 wait. It is written once a policy and day. What is written is synced, and so is the end of the
 journal (`synchronous = EXTRA`): a policy that was kept is there after a power cut.
+
+`SharedFile` is the file, `SqlitePolicyCache` what is kept of policies in it.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from relay.queue.sqlite.files import sync_directory
 from relay.queue.sqlite.schema import Migration, migrate
 from relay.queue.store import SpoolError
 
-__all__ = ["POLICIES", "PoliciesToRead", "SqlitePolicyCache"]
+__all__ = ["POLICIES", "PoliciesToRead", "SharedFile", "SqlitePolicyCache"]
 
 POLICIES = "policies.db"
 
@@ -48,36 +51,77 @@ _VERSION_1: Migration = (
     "CREATE INDEX policy_refresh_at ON policy (refresh_at)",
 )
 
-MIGRATIONS = (_VERSION_1,)
+_VERSION_2: Migration = (
+    """CREATE TABLE memory (
+        domain TEXT NOT NULL PRIMARY KEY,
+        last INTEGER NOT NULL,
+        data TEXT NOT NULL             -- relay.queue.memory.to_row
+    ) WITHOUT ROWID""",
+    "CREATE INDEX memory_last ON memory (last)",
+)
+
+MIGRATIONS = (_VERSION_1, _VERSION_2)
 
 T = TypeVar("T")
 
 
-class SqlitePolicyCache:
-    """One connection, on one thread. Open with `SqlitePolicyCache.open`."""
+class SharedFile:
+    """One connection, on one thread. `is_to_read`: of a relay, running or not, that is only looked
+    at; where there is no file, there is nothing to read.
+    """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, is_to_read: bool = False) -> None:
         self._path = path
+        self._is_to_read = is_to_read
         self._db: sqlite3.Connection | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="policies")
         self._closed = False
 
     @classmethod
     async def open(cls, directory: Path) -> Self:
-        """The policies of the relay whose first worker has its queue in `directory`."""
-        cache = cls(directory / POLICIES)
+        """The file of the relay whose first worker has its queue in `directory`."""
+        file = cls(directory / POLICIES)
         try:
-            await cache._on_thread(lambda db: None)
+            await file._on_thread(lambda db: None)
         except BaseException:
-            await cache.close()
+            await file.close()
             raise
-        return cache
+        return file
 
     async def close(self) -> None:
         """Let the file go."""
         self._closed = True
         await asyncio.get_running_loop().run_in_executor(self._thread, self._let_go)
         self._thread.shutdown(wait=True)
+
+    async def _on_thread(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        loop = asyncio.get_running_loop()
+        if self._closed:
+            raise SpoolError(f"{self._path} is closed")
+        try:
+            return await loop.run_in_executor(self._thread, self._with_connection, work)
+        except (sqlite3.Error, OSError) as exc:
+            raise _translated(exc, self._path) from exc
+
+    def _with_connection(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        if self._db is None:
+            self._db = self._connect()
+        return work(self._db)
+
+    def _connect(self) -> sqlite3.Connection:
+        if not self._is_to_read:
+            return _open(self._path)
+        uri = f"file:{quote(str(self._path))}?mode=ro"
+        return sqlite3.connect(uri, uri=True, isolation_level=None, timeout=_BUSY_SECONDS)
+
+    def _let_go(self) -> None:
+        if self._db is not None:
+            self._db.close()
+            self._db = None
+
+
+class SqlitePolicyCache(SharedFile):
+    """The policies. Open them with `SqlitePolicyCache.open`."""
 
     async def policy(self, domain: str) -> StoredPolicy | None:
         """The policy of a domain."""
@@ -132,41 +176,18 @@ class SqlitePolicyCache:
         """A statement, which is a transaction of its own; how many rows it changed."""
         return await self._on_thread(lambda db: db.execute(sql, arguments).rowcount)
 
-    async def _on_thread(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        loop = asyncio.get_running_loop()
-        if self._closed:
-            raise SpoolError(f"{self._path} is closed")
-        try:
-            return await loop.run_in_executor(self._thread, self._with_connection, work)
-        except (sqlite3.Error, OSError) as exc:
-            raise _translated(exc, self._path) from exc
-
-    def _with_connection(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        if self._db is None:
-            self._db = self._connect()
-        return work(self._db)
-
-    def _connect(self) -> sqlite3.Connection:
-        return _open(self._path)
-
-    def _let_go(self) -> None:
-        if self._db is not None:
-            self._db.close()
-            self._db = None
-
 
 class PoliciesToRead(SqlitePolicyCache):
     """The policies of a relay, running or not, to be looked at: what is fetched is kept nowhere."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, is_to_read=True)
 
     async def _ask(self, where: str, *arguments: object) -> list[StoredPolicy]:
         return await super()._ask(where, *arguments) if self._path.exists() else []
 
     async def _change(self, sql: str, *arguments: object) -> int:
         return 0
-
-    def _connect(self) -> sqlite3.Connection:
-        uri = f"file:{quote(str(self._path))}?mode=ro"
-        return sqlite3.connect(uri, uri=True, isolation_level=None, timeout=_BUSY_SECONDS)
 
 
 def _open(path: Path) -> sqlite3.Connection:
@@ -203,4 +224,5 @@ def _translated(exc: BaseException, path: Path) -> SpoolError:
 
 
 def _damaged(path: Path) -> SpoolError:
-    return SpoolError(f"{path} is damaged: move it away, and policies are fetched anew")
+    cure = "move it away; policies are fetched anew, and what hosts show is learned anew"
+    return SpoolError(f"{path} is damaged: {cure}")

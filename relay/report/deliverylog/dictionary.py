@@ -33,6 +33,7 @@ from typing import Any, assert_never
 from relay.mail.address import AddressError, domain_of
 from relay.mail.event import Counted, Event, Protection, Result
 from relay.mail.jsontext import to_json
+from relay.mail.memory import DowngradeAlarm
 from relay.mail.outcome import (
     Bounced,
     CertificateFacts,
@@ -274,6 +275,19 @@ def _policy_facts(fields: Fields, policy: HopPolicy) -> None:
     fields["policy-result"] = policy.result
     fields["mx-secure"] = policy.mx_secure
     fields["waived"] = policy.waived
+    fields["memory"] = _memory(policy.memory)
+
+
+def _memory(alarm: DowngradeAlarm | None) -> Fields | None:
+    """What the host, or every known host of the domain, has shown before, where this is less."""
+    if alarm is None:
+        return None
+    return {
+        "before": alarm.before.value,
+        "now": alarm.now.value,
+        "host": _text(alarm.host),
+        "since": alarm.since.isoformat(timespec="seconds"),
+    }
 
 
 def _given_up(fields: Fields, outcome: Deferred, age: timedelta) -> None:

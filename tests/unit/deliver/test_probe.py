@@ -120,7 +120,7 @@ async def test_several_hosts_are_reported_in_their_order(rig):
     closed = rig.servers[2]
     await closed.close()
     reports = await probe_all(
-        [(host, HostFloor()) for host in rig.hosts],
+        [(host, HostFloor(), lambda needed: needed) for host in rig.hosts],
         SessionOptions("relay.example", QUICK, rig.contexts),
         SecurityOptions(),
     )

@@ -109,6 +109,7 @@ def test_a_delivery_is_told_field_by_field():
             "policy-result": None,
             "mx-secure": False,
             "waived": None,
+            "memory": None,
             "first-delivery-attempt-seconds": 0.563,
         },
     }
