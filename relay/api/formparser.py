@@ -111,14 +111,18 @@ class _Urlencoded:
 
 
 class _Multipart:
-    """Parts between boundaries (RFC 2046 §5.1.1). What `_step` is reads on, while it can."""
+    """Parts between boundaries (RFC 2046 §5.1.1). What `_step` is reads on, while it can.
+
+    It is a function and no bound method: a parser that refers to itself, with all that it read,
+    would stay in memory until the garbage collector comes by.
+    """
 
     def __init__(self, boundary: str) -> None:
         if not 0 < len(boundary) <= _BOUNDARY_CHARS:
             raise _not_a_form()
         self._delimiter = b"\r\n--" + boundary.encode()
         self._buffer = bytearray(b"\r\n")  # the first boundary may be the first line
-        self._step: Callable[[], bool] = self._preamble
+        self._step: Callable[[_Multipart], bool] = _Multipart._preamble
         self._part = _Part({})
         self._content: list[bytes] = []
         self._fields: list[tuple[str, str]] = []
@@ -127,11 +131,11 @@ class _Multipart:
 
     def feed(self, piece: bytes) -> None:
         self._buffer += piece
-        while self._step():
+        while self._step(self):
             pass
 
     def end(self) -> Form:
-        if self._step != self._epilogue:
+        if self._step is not _Multipart._epilogue:
             raise _not_a_form()
         return Form(tuple(self._fields), tuple(self._files))
 
@@ -141,16 +145,16 @@ class _Multipart:
             del self._buffer[: -len(self._delimiter)]
             return False
         del self._buffer[: at + len(self._delimiter)]
-        self._step = self._behind_boundary
+        self._step = _Multipart._behind_boundary
         return True
 
     def _behind_boundary(self) -> bool:
         if len(self._buffer) < 2:
             return False
         if self._buffer.startswith(b"--"):
-            self._step = self._epilogue
+            self._step = _Multipart._epilogue
         elif self._buffer.startswith(b"\r\n"):
-            self._step = self._header
+            self._step = _Multipart._header
         else:
             raise _not_a_form()
         del self._buffer[:2]
@@ -166,7 +170,7 @@ class _Multipart:
         if len(self._fields) + len(self._files) >= _MOST_FIELDS:
             raise _too_many()
         del self._buffer[: end + 4]
-        self._step = self._body
+        self._step = _Multipart._body
         return True
 
     def _body(self) -> bool:
@@ -181,7 +185,7 @@ class _Multipart:
             return False
         del self._buffer[: len(self._delimiter)]
         self._end_part(self._part)
-        self._step = self._behind_boundary
+        self._step = _Multipart._behind_boundary
         return True
 
     def _epilogue(self) -> bool:

@@ -32,6 +32,7 @@ from relay.api.mailgun_form import ApiError, File, Form, shown
 from relay.mail.address import AddressError, normalise_domain
 from relay.mail.envelope import Recipient
 from relay.policy.fields import Wishes, truth_of
+from relay.submit.message import HEADER_SECTION_OCTETS
 from relay.submit.options import (
     MAX_OPTIONS_OCTETS,
     Options,
@@ -117,6 +118,10 @@ def read_order(
 
 
 def _check_size(form: Form) -> None:
+    """What goes into the header section is read once its size is known."""
+    for names in (("from", "to", "cc", "subject"), ("bcc",)):
+        if sum(len(value) for name in names for value in form.all(name)) > HEADER_SECTION_OCTETS:
+            raise ApiError(413, f"{' and '.join(names)}: more than 1 MiB together")
     prefixed = [pair for prefix in ("o:", "h:", "v:", "t:") for pair in form.after(prefix)]
     size = sum(len(name.encode()) + len(value.encode()) + 2 for name, value in prefixed)
     if size > MAX_OPTIONS_OCTETS:

@@ -44,7 +44,12 @@ _HEADER_POLICY = _POLICY.clone(cte_type="8bit", max_line_length=990)
 
 _MEDIA_TYPE = re.compile(r"([A-Za-z0-9!#$&^_.+-]{1,64})/([A-Za-z0-9!#$&^_.+-]{1,64})")
 _BARE_CR = re.compile(rb"\r(?!\n)")
+_LINE_END = re.compile(r"\r\n|\r|\n")
 _LONGEST_LINE = 998
+_MANY_LINES = 100_000
+"""Of text with more, the email package would make as many objects: seven million empty lines took
+half a gigabyte.
+"""
 _FILENAME_CHARS = 255
 _TYPES = mimetypes.MimeTypes(filenames=())
 
@@ -102,10 +107,12 @@ def _body(
     for subtype, content in alternatives:
         if not content:
             continue
-        if "content-type" not in message:
-            message.set_content(content, subtype=subtype, charset="utf-8")
+        add = message.add_alternative if "content-type" in message else message.set_content
+        if content.count("\n") + content.count("\r") <= _MANY_LINES:
+            add(content, subtype=subtype, charset="utf-8")
         else:
-            message.add_alternative(content, subtype=subtype, charset="utf-8")
+            lines = _LINE_END.sub("\r\n", content).encode()
+            add(lines, "text", subtype, cte="base64", params={"charset": "utf-8"})
     shown_in = message.get_body(("html",)) if html else None
     for part in parts:
         if part.disposition == "inline" and isinstance(shown_in, EmailMessage):

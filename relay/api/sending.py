@@ -29,6 +29,8 @@ from relay.queue.queue_id import new_queue_id
 from relay.queue.store import NewMessage, QueueFull, SpoolError
 from relay.report import deliverylog
 from relay.submit.message import (
+    HEADER_SECTION_OCTETS,
+    HEADER_TOO_LARGE,
     OUR_TROUBLE,
     OUT_OF_ROOM,
     Refusal,
@@ -48,13 +50,20 @@ async def send(api: Api, request: web.Request) -> web.Response:
     domain = sending_domain(request.match_info["domain"], api.options().domains, named=True)
     form = checked_message(await read_form(request))
     incoming = _Incoming(api, request, domain)
-    order = read_order(form, domain=domain, now=incoming.now, max_recipients=api.recipients)
-    message_id = own_message_id(form) or f"<{incoming.queue_id}@{domain}>"
-    content = await off_the_loop(
-        partial(compose, form, message_id=message_id, now=incoming.now), octets=_size(form)
+    order, section, rest = await off_the_loop(
+        partial(_composed, form, incoming), octets=_size(form)
     )
-    header, rest, _ = Sections.of(content)
-    return await incoming.take(order, HeaderSection(header), rest)
+    return await incoming.take(order, section, rest)
+
+
+def _composed(form: Form, incoming: _Incoming) -> tuple[Order, HeaderSection, bytes]:
+    """What a form asks for, and the message that its fields make: header section and rest."""
+    order = read_order(
+        form, domain=incoming.domain, now=incoming.now, max_recipients=incoming.api.recipients
+    )
+    message_id = own_message_id(form) or f"<{incoming.queue_id}@{incoming.domain}>"
+    header, rest, _ = Sections.of(compose(form, message_id=message_id, now=incoming.now))
+    return order, HeaderSection(header), rest
 
 
 async def send_mime(api: Api, request: web.Request) -> web.Response:
@@ -63,33 +72,37 @@ async def send_mime(api: Api, request: web.Request) -> web.Response:
     form = checked_mime(await read_form(request))
     incoming = _Incoming(api, request, domain)
     file = _message_file(form).content
-    section, rest, behind = await off_the_loop(partial(_taken_apart, form, file), octets=len(file))
+    order, section, rest, behind = await off_the_loop(
+        partial(_taken_apart, form, file, incoming), octets=len(file) + _size(form)
+    )
+    return await incoming.take(order, section, rest, displaced=behind)
+
+
+def _taken_apart(
+    form: Form, file: bytes, incoming: _Incoming
+) -> tuple[Order, HeaderSection, bytes, bytes]:
+    """What a form asks for, and the message that it has as a file: the header section, its `h:`
+    fields included; the rest; and what stands behind the section that a person may take for fields.
+    """
+    header, rest, behind = Sections.of(normalise_mime(file))
+    if len(header) > HEADER_SECTION_OCTETS:
+        raise _as_error(HEADER_TOO_LARGE)
+    section = with_own_fields(form, HeaderSection(header))
+    domain, now = incoming.domain, incoming.now
     postmaster = f"postmaster@{domain}"
     missing = missing_fields(
-        section,
-        reverse_path=postmaster,
-        hostname=domain,
-        queue_id=incoming.queue_id,
-        now=incoming.now,
+        section, reverse_path=postmaster, hostname=domain, queue_id=incoming.queue_id, now=now
     )
     order = read_order(
         form,
         domain=domain,
-        now=incoming.now,
-        max_recipients=api.recipients,
+        now=now,
+        max_recipients=incoming.api.recipients,
         sender=author_of(section) or postmaster,
     )
     if missing:
         section = HeaderSection(missing + section.octets)
-    return await incoming.take(order, section, rest, displaced=behind)
-
-
-def _taken_apart(form: Form, file: bytes) -> tuple[HeaderSection, bytes, bytes]:
-    """The header section of a message given as a file, its `h:` fields included; its rest; and
-    what stands behind the section that a person may take for fields.
-    """
-    header, rest, behind = Sections.of(normalise_mime(file))
-    return with_own_fields(form, HeaderSection(header)), rest, behind
+    return order, section, rest, behind
 
 
 def _message_file(form: Form) -> File:

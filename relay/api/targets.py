@@ -64,7 +64,7 @@ class Targets:
             if rejection is None:
                 passed.append(text)
             else:
-                refused = f"{shown(host)} is {text}, which {rejection.reason}"
+                refused = f"{shown(host)} is {shown(text)}, which {rejection.reason}"
         return passed, refused and f"{refused}; admin.webhook_networks may list it"
 
     async def _addresses(self, host: str) -> Sequence[str]:

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum, StrEnum
 from pathlib import Path
+from ssl import TLSVersion
 from typing import Any
 
 import pytest
@@ -100,7 +101,7 @@ def _starttls(column: Column, mode: StartTls, reply: int = 0) -> HostKind:
 HOSTS: dict[str, HostKind] = {
     "good": HostKind(Column.FINE, Script()),
     "wildcard": HostKind(Column.FINE, Script(certificate=Kind.WILDCARD)),
-    "tls-1-2-only": HostKind(Column.FINE, Script(maximum_tls=TLS_1_0_ONLY.minimum_tls.TLSv1_2)),
+    "tls-1-2-only": HostKind(Column.FINE, Script(maximum_tls=TLSVersion.TLSv1_2)),
     "injects": HostKind(
         Column.FINE, Script(inject=b"250-mx.evil.test\r\n250 8BITMIME\r\n250 2.1.0 injected\r\n")
     ),

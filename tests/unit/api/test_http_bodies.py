@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import gzip
 import io
 import json
 import random
+import weakref
 import zlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -421,6 +423,24 @@ PARTS = (
     b"--x\r\nContent-Disposition: form-data; name=inline; filename*=UTF-8''%C3%BC%20x.txt\r\n"
     b"Content-Transfer-Encoding: base64\r\n\r\naGVsbG8=\r\n--x--\r\nepilogue"
 )
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_a_form_that_is_no_longer_needed_holds_no_memory_until_the_collector_runs(
+    is_whole: bool,
+) -> None:
+    parser = parser_for(MULTIPART)
+    assert parser is not None
+    parser.feed(PARTS if is_whole else PARTS[:-100])
+    if is_whole:
+        parser.end()
+    gone = weakref.ref(parser)
+    gc.disable()
+    try:
+        del parser
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("step", [1, 2, 3, 7, 1000])

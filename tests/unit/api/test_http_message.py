@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email
 import email.policy
+import tracemalloc
 from datetime import UTC, datetime, timedelta
 from email.header import decode_header, make_header
 
@@ -83,6 +84,8 @@ def refused(**fields) -> str:
         ({"o_deliver_within": "25h"}, "400 o:deliver-within is not a duration from 5m to 24h: 25h"),
         ({"o_tag": [f"t{n}" for n in range(11)]}, "400 o:tag: at most 10 tags of 128 characters"),
         ({"v_x": "y" * 17000}, "400 o:, h: and v: parameters are larger than 16 KB together"),
+        ({"subject": "s" * (1 << 20)}, "413 from and to and cc and subject: more than 1 MiB together"),
+        ({"bcc": "b@x.example," * 90_000}, "413 bcc: more than 1 MiB together"),
         ({"template": "welcome"}, "400 template parameter is not supported by this relay"),
         ({"h_From": "x@y.example"}, "400 h:From is not what the from parameter says"),
         ({"h_X A": "x"}, "400 h:X A is not a header field that can be set"),
@@ -106,6 +109,25 @@ def test_invalid_message_is_refused_in_mailguns_words(fields, said):
             own_message_id(form(**fields))
     else:
         assert refused(**fields) == said
+
+
+@pytest.mark.parametrize("name", ["text", "html", "amp-html"])
+@pytest.mark.parametrize("line_end", ["\n", "\r", "\r\n"])
+def test_text_of_very_many_lines_takes_no_more_memory_than_other_text(name, line_end):
+    text = line_end * 200_000 + "ü"
+    tracemalloc.start()
+    content = compose(form(**{"text": "x", name: text}), message_id=ID, now=NOW)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10_000_000
+    message = email.message_from_bytes(content, policy=email.policy.default)
+    [found] = [
+        part.get_content()
+        for part in message.walk()
+        if part.get_content_type()
+        == {"text": "text/plain"}.get(name, f"text/{name.replace('amp', 'x-amp')}")
+    ]
+    assert found == "\r\n" * 200_000 + "ü"
 
 
 @pytest.mark.parametrize(

@@ -277,6 +277,7 @@ async def test_a_worker_tells_the_webhooks_that_another_keeps(store: SqliteStore
         ("http://127.1/", "neither a name"),
         ("http://0x7f.0.0.1/", "neither a name"),
         ("http://a\x80\u3002127.1/", "neither a name"),
+        ("http://[fe80::1%\xa0]/", "link-local"),
         ("http://inside.example/", "private"),
         ("https://public.example/", ""),
         ("https://both.example/", ""),
