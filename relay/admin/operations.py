@@ -95,6 +95,8 @@ async def show_message(view: QueueView, queue_id: str) -> dict[str, Any] | None:
         **item_as_json(item),
         "origin": message.origin,
         "client": message.client,
+        "client-tls": message.client_tls,
+        "client-user": message.client_user,
         "message": {
             "message-id": message.summary.message_id,
             "from": message.summary.from_,

@@ -191,6 +191,7 @@ class _Incoming:
             smtputf8=order.smtputf8,
             origin="http",
             client=f"HTTP [{canonical(self.request.remote or '')}]",
+            client_tls=_tls_of(self.request),
             terms=opened.terms,
             tls_required_no=opened.tls_required_no,
         )
@@ -204,6 +205,12 @@ class _Incoming:
         except SpoolError as error:
             log.error("%s: refused for now: %s", self.queue_id, error)
             raise _as_error(OUR_TROUBLE) from error
+
+
+def _tls_of(request: web.Request) -> str:
+    """Version and cipher of the TLS that a request came in, "" of one in clear."""
+    session = request.transport.get_extra_info("ssl_object") if request.transport else None
+    return f"{session.version()}, {session.cipher()[0]}" if session is not None else ""
 
 
 def _as_error(refusal: Refusal) -> ApiError:

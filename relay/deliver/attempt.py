@@ -148,7 +148,8 @@ class Attempt:
             else:
                 outcomes = tally.outcomes()
         tally.sessions.end()
-        return outcomes
+        routing = route.routing
+        return {index: replace(outcome, routing=routing) for index, outcome in outcomes.items()}
 
     def _session_log(
         self, entry: Entry, floor: DomainFloor, sessions: list[TlsSession] | None

@@ -37,7 +37,14 @@ from relay.deliver.diagnosis import Answer, Stage, shown
 from relay.deliver.framing import DotStuffing, Garbled
 from relay.deliver.options import Timeouts
 from relay.deliver.protocol import LOST, ClientProtocol, connect, told
-from relay.deliver.tls import Handshake, KeptSession, Resumption, Verdict, carrying
+from relay.deliver.tls import (
+    Handshake,
+    KeptSession,
+    Resumption,
+    Verdict,
+    carrying,
+    sent_chain,
+)
 from relay.deliver.transaction import NO_EXTENSIONS, Extensions, Transaction
 from relay.mail.outcome import Downgrade, HopSession, PolicyResult
 from relay.mail.reply import Reply
@@ -132,11 +139,6 @@ class Connection:
     def secured(self) -> TlsResult:
         """What became of TLS, on a connection that is in TLS."""
         return TlsResult(Situation.SECURED, fault=self._verdict.fault)
-
-    @property
-    def peer_certificate(self) -> bytes | None:
-        """The host's certificate in DER, looked at or not; None without TLS."""
-        return self._wire.ssl_object.getpeercert(binary_form=True) if self.hop.tls else None
 
     @property
     def kept_session(self) -> KeptSession | None:
@@ -471,7 +473,10 @@ class Connection:
     def _failed_handshake(self, handshake: Handshake, error: Exception) -> TlsResult:
         self.abort()
         if isinstance(error, ssl.SSLCertVerificationError):
-            verdict = handshake.judge_refused(error, self.resumption.made)
+            made = self.resumption.made
+            verdict = handshake.judge_refused(error, made)
+            if made is not None and (chain := sent_chain(made)):
+                self.hop = replace(self.hop, certificate=facts_of(chain[0]))
             return TlsResult(Situation.UNVERIFIED, verdict.error, fault=verdict.fault)
         return TlsResult(Situation.HANDSHAKE_FAILED, f"TLS handshake failed: {told(error)}")
 

@@ -274,9 +274,11 @@ def host_line(host: Host, outcome: Outcome) -> str:
     return said if said.startswith(host.name) else f"{_named(host)}: {said}"
 
 
-def with_hosts(outcome: Outcome, lines: tuple[str, ...]) -> Outcome:
-    """The outcome, with what the other hosts had said."""
-    return replace(outcome, hosts=lines) if lines else outcome
+def with_hosts(
+    outcome: Outcome, lines: tuple[str, ...], earlier: tuple[HopSession, ...] = ()
+) -> Outcome:
+    """The outcome, with what the other hosts had said, and the sessions with them."""
+    return replace(outcome, hosts=lines, earlier=earlier) if lines else outcome
 
 
 def _unanswered(answer: Answer, host: Host, session: HopSession | None) -> Deferred:

@@ -17,7 +17,13 @@ from relay.deliver.options import Timeouts
 from relay.deliver.pool import pool_key
 from relay.deliver.tls import TlsContexts
 from relay.mail.memory import Shown
-from relay.mail.outcome import Downgrade, HopPolicy, HopSession, PolicyResult
+from relay.mail.outcome import (
+    CertificateFacts,
+    Downgrade,
+    HopPolicy,
+    HopSession,
+    PolicyResult,
+)
 from relay.mail.reply import Reply
 from relay.route.next_hop import Host, TlsMode
 from relay.route.security import (
@@ -79,13 +85,14 @@ class _Leg:
     """One connection of the walk. `needed` None: in clear. `downgrade`: what led to it.
 
     `may_resume`: whether a TLS session of before may be resumed. `against`: what the floor had
-    against the host on an earlier connection.
+    against the host on an earlier connection. `shown`: the certificate it showed there.
     """
 
     needed: Requirement | None
     downgrade: Downgrade | None = None
     may_resume: bool = True
     against: PolicyResult | None = None
+    shown: CertificateFacts | None = None
 
 
 async def reach(
@@ -118,6 +125,7 @@ async def _walk(
         if leg.needed is None:
             assert leg.downgrade is not None
             _note(connection, leg.against)
+            connection.hop = replace(connection.hop, certificate=leg.shown)
             await connection.greet()
             connection.downgraded(leg.downgrade)
             return connection
@@ -136,7 +144,8 @@ async def _walk(
             using.contexts.sessions.keep(key, connection.kept_session, now=time.monotonic())
         against = leg.against or policy_result(needed.floor, result.situation, result.fault)
         _note(connection, against)
-        return await _next(connection, result, needed, replace(leg, against=against))
+        shown = connection.hop.certificate or leg.shown
+        return await _next(connection, result, needed, replace(leg, against=against, shown=shown))
     except SessionBroken as broken:
         return Failed(broken.answer, connection.hop, before)
     except BaseException:
@@ -185,11 +194,11 @@ async def _next(
     downgrade = Downgrade(needed.wanted, DOWNGRADE_REASONS[result.situation], error)
     if step.action is Action.RECONNECT_UNVERIFIED:
         connection.quit()
-        return _Leg(leg.needed.unlooked, downgrade, against=leg.against)
+        return _Leg(leg.needed.unlooked, downgrade, against=leg.against, shown=leg.shown)
     took_its_leave = result.reply is not None and result.reply.code == 421
     if step.action is Action.SEND_IN_CLEAR and connection.is_usable and not took_its_leave:
         connection.downgraded(downgrade)
         return connection
     # A host that closed with its refusal is asked again, as after a failed handshake.
     connection.quit()
-    return _Leg(None, downgrade, against=leg.against)
+    return _Leg(None, downgrade, against=leg.against, shown=leg.shown)

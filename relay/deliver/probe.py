@@ -12,7 +12,6 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from relay.deliver.certificate_facts import facts_of
 from relay.deliver.connection import Connection, SessionBroken, TlsResult
 from relay.deliver.diagnosis import judge
 from relay.deliver.negotiate import SessionOptions
@@ -89,7 +88,7 @@ class _Look:
     met: TlsResult
     version: str | None = None
     cipher: str | None = None
-    certificate: bytes | None = None
+    certificate: CertificateFacts | None = None
 
 
 async def probe_all(
@@ -153,7 +152,7 @@ def _report(
         or easiest.met.situation is not Situation.NOT_OFFERED,
         tls_version=shown.version,
         tls_cipher=shown.cipher,
-        certificate=facts_of(shown.certificate) if shown.certificate else None,
+        certificate=shown.certificate or verifying.certificate,
         verified=verifying.met.situation is Situation.SECURED,
         why_not_verified=verifying.met.error,
         verdicts=tuple(verdicts),
@@ -171,7 +170,7 @@ async def _look(host: Host, needed: Requirement, using: SessionOptions) -> _Look
             await connection.greet()
             met = await connection.start_tls(handshake)
         hop = connection.hop
-        return _Look(met, hop.tls_version, hop.tls_cipher, connection.peer_certificate)
+        return _Look(met, hop.tls_version, hop.tls_cipher, hop.certificate)
     finally:
         connection.quit()
         await (

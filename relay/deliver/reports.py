@@ -66,5 +66,8 @@ def dsn_message(
         index=0, address=about.reverse_path, domain=domain, settings=settings
     )
     return NewMessage(
-        message, (recipient,), content, events=(deliverylog.accepted(message, (recipient,)),)
+        message,
+        (recipient,),
+        content,
+        events=(deliverylog.accepted(message, (recipient,), about=about.queue_id),),
     )

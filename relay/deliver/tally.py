@@ -72,7 +72,7 @@ class Tally:
     def settle(self, host: Host, index: int, outcome: Outcome) -> None:
         """This is the recipient's fate, whatever other hosts there are."""
         del self._pending[index]
-        self._settled[index] = with_hosts(outcome, self._lines(index, but=host))
+        self._settled[index] = self._with_hosts(outcome, index, but=host)
 
     def go_on(self, host: Host, index: int, outcome: Deferred | Bounced) -> None:
         """This is what the host had for the recipient; another may have better."""
@@ -103,7 +103,7 @@ class Tally:
             enumerate(self._waiting[index]),
             key=lambda numbered: (_weight(numbered[1][1]), numbered[0]),
         )[1]
-        return with_hosts(self._final(outcome), self._lines(index, but=host))
+        return self._with_hosts(self._final(outcome), index, but=host)
 
     def _final(self, outcome: Deferred | Bounced) -> Outcome:
         """The best word there was, as it stands at the end of the attempt."""
@@ -114,10 +114,12 @@ class Tally:
             return for_good(outcome, NO_SECURE_WAY if lacks_more else "")
         return outcome
 
-    def _lines(self, index: int, *, but: Host) -> tuple[str, ...]:
-        """What the other hosts said about a recipient, and routing before them."""
-        tried = (host_line(host, outcome) for host, outcome in self._waiting[index] if host != but)
-        return (*self._routing, *tried)
+    def _with_hosts(self, outcome: Outcome, index: int, *, but: Host) -> Outcome:
+        """With what the other hosts said about a recipient, and routing before them."""
+        tried = [(host, said) for host, said in self._waiting[index] if host != but]
+        lines = (*self._routing, *(host_line(host, said) for host, said in tried))
+        earlier = tuple(said.session for _, said in tried if said.session is not None)
+        return with_hosts(outcome, lines, earlier)
 
 
 def _insists_on_tls(outcome: Deferred) -> bool:

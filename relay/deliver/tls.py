@@ -45,6 +45,7 @@ __all__ = [
     "TlsSessions",
     "Verdict",
     "carrying",
+    "sent_chain",
     "server_name",
 ]
 
@@ -178,7 +179,7 @@ class Handshake:
         asks = self.needed.floor.asks
         if self.needed.proof is Proof.DANE:
             dane = self.needed.floor.dane
-            by = matched(dane, _sent_chain(session), now=_now())
+            by = matched(dane, sent_chain(session), now=_now())
             if by is not None:
                 return Verdict(by)
             error = f"the certificate matches no TLSA record of {dane.base}"
@@ -210,7 +211,7 @@ class Handshake:
 
     def _fault(self, session: ssl.SSLObject) -> PolicyResult | None:
         """What a policy that is only looked at has against a certificate."""
-        floor, chain = self.needed.floor, _sent_chain(session)
+        floor, chain = self.needed.floor, sent_chain(session)
         if floor.asks is Proof.DANE:
             is_met = matched(floor.dane, chain, now=_now()) is not None
             return None if is_met else PolicyResult.VALIDATION_FAILURE
@@ -221,8 +222,10 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-def _sent_chain(session: ssl.SSLObject) -> tuple[bytes, ...]:
-    """What a host sent, in DER, its own certificate first, whatever OpenSSL thinks of it."""
+def sent_chain(session: ssl.SSLObject) -> tuple[bytes, ...]:
+    """What a host sent, in DER, its own certificate first, whatever OpenSSL thinks of it; also after
+    a handshake that failed.
+    """
     if hasattr(session, "get_unverified_chain"):  # Python 3.13
         return tuple(session.get_unverified_chain())
     sent = session._sslobj.get_unverified_chain()  # type: ignore[attr-defined]

@@ -26,10 +26,12 @@ __all__ = [
     "HopPolicy",
     "HopSession",
     "Level",
+    "NamedBy",
     "Outcome",
     "PolicyMode",
     "PolicyResult",
     "PolicyType",
+    "Routing",
     "VerifiedBy",
     "Waived",
 ]
@@ -150,6 +152,7 @@ class HopSession:
     """The SMTP session with a mail host that decided an outcome.
 
     `verified_by` is None where the relay did not check the certificate, or did not find it valid.
+    `certificate`: what the host showed, also in a handshake that failed because of it.
     `unsigned`: why the message had no DKIM-Signature although its domain has a key. `requiretls`:
     REQUIRETLS was passed on. `seconds`: from the start of the connect to the reply.
     """
@@ -174,6 +177,30 @@ class HopSession:
         return self.verified_by is not None
 
 
+class NamedBy(StrEnum):
+    """Who named the hosts of a recipient's domain."""
+
+    MX = "mx"
+    """Its MX records."""
+    DOMAIN = "domain"
+    """It has no MX record, and is its own host (RFC 5321 §5.1)."""
+    ROUTE = "route"
+    """The operator."""
+    ADDRESS = "address"
+    """The domain is an address literal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """Where an attempt could go. `hosts`: one line each, in the order in which they are tried.
+    `is_authentic`: a signed answer named them, which the resolver validated, or the operator did.
+    """
+
+    named_by: NamedBy
+    is_authentic: bool
+    hosts: tuple[str, ...]
+
+
 class Code:
     """Codes of the delivery log for results without an SMTP reply, with Mailgun's numbers."""
 
@@ -190,7 +217,8 @@ class _Result:
     """`code`: the reply code that decided, or one of `Code`. `status`: enhanced (RFC 3463).
     `message`: the peer's text, unchanged. `description`: the relay's sentence for a person.
     `session`: None when none took place. `hosts`: one line for each host tried before.
-    `policy`: of the host that decided, where there was no session with it.
+    `earlier`: the sessions with them, where there were any. `policy`: of the host that decided,
+    where there was no session with it. `routing`: None where the domain had no host.
     """
 
     status: str
@@ -200,6 +228,8 @@ class _Result:
     session: HopSession | None = None
     hosts: tuple[str, ...] = ()
     policy: HopPolicy | None = None
+    earlier: tuple[HopSession, ...] = ()
+    routing: Routing | None = None
 
 
 @dataclass(frozen=True, slots=True)

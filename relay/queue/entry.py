@@ -90,9 +90,11 @@ class QueuedMessage:
 
     `size_bytes` counts the stored content, our Received field included. `eight_bit`
     says whether any octet of it is above 127. `origin` is how it came: "smtp", "http"
-    "dsn" or `TLS_REPORT`. `client` is for people: address and name of who gave it to us. Most mail
-    has no `terms`. `requiretls`: it came with REQUIRETLS; `tls_required_no`: with the field
-    TLS-Required: No, and nothing that beats it (RFC 8689).
+    "dsn" or `TLS_REPORT`. For people: `client`, address and name of who gave it to us; `client_tls`,
+    version and cipher of its TLS; `client_user`, who logged in, each "" for none. Most mail has no
+    `terms`.
+    `requiretls`: it came with REQUIRETLS; `tls_required_no`: with the field TLS-Required: No, and
+    nothing that beats it (RFC 8689).
     """
 
     queue_id: str
@@ -107,6 +109,8 @@ class QueuedMessage:
     envid: str = ""
     origin: str = "smtp"
     client: str = ""
+    client_tls: str = ""
+    client_user: str = ""
     terms: Terms | None = None
     requiretls: bool = False
     tls_required_no: bool = False

@@ -107,14 +107,18 @@ def message_data(message: QueuedMessage) -> str:
             message.origin,
             message.client,
             None if message.terms is None else _terms_data(message.terms),
-            # Most mail has neither, and ends here.
-            *((message.requiretls, message.tls_required_no) if _speaks_of_tls(message) else ()),
+            *_data_of_some(message),
         ]
     )
 
 
-def _speaks_of_tls(message: QueuedMessage) -> bool:
-    return message.requiretls or message.tls_required_no
+def _data_of_some(message: QueuedMessage) -> list[Any]:
+    """What most mail has not, as far as there is any."""
+    is_known = bool(message.client_tls or message.client_user)
+    if not (is_known or message.requiretls or message.tls_required_no):
+        return []
+    found: list[Any] = [message.requiretls, message.tls_required_no]
+    return [*found, message.client_tls, message.client_user] if is_known else found
 
 
 def _terms_data(terms: Terms) -> list[Any]:
@@ -164,6 +168,8 @@ def message_of(
             terms=_terms_of(more[0]) if more else None,
             requiretls=len(more) > 1 and _flag(more[1]),
             tls_required_no=len(more) > 2 and _flag(more[2]),
+            client_tls=_text(more[3]) if len(more) > 3 else "",
+            client_user=_text(more[4]) if len(more) > 4 else "",
         )
     except (ValueError, TypeError, LookupError, OverflowError, RecursionError) as exc:
         raise BadRow(f"the message row cannot be read: {exc}") from exc

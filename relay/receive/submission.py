@@ -219,6 +219,8 @@ def complete(
         envid=transaction.envid,
         origin="smtp",
         client=_describe(session),
+        client_tls=f"{session.tls.version}, {session.tls.cipher}" if session.tls else "",
+        client_user=session.user.name if session.user else "",
         terms=opened.terms,
         requiretls=transaction.requiretls,
         tls_required_no=opened.tls_required_no,

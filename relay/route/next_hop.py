@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Annotated
 
 from relay.mail.option import Form, Path, Port
-from relay.mail.outcome import Bounced, Deferred
+from relay.mail.outcome import Bounced, Deferred, NamedBy, Routing
 
 __all__ = [
     "BY_NOBODY",
@@ -108,6 +108,25 @@ class Hosts:
     trouble: tuple[str, ...] = ()
     rejected: tuple[str, ...] = ()
     naming: Naming = BY_NOBODY
+
+    @property
+    def routing(self) -> Routing:
+        """The same for the delivery log."""
+        naming = self.naming
+        if naming.route_host is not None:
+            named_by = NamedBy.ROUTE
+        elif naming.is_domain_itself:
+            named_by = NamedBy.DOMAIN
+        else:
+            is_literal = self.hosts[0].name == self.hosts[0].address
+            named_by = NamedBy.ADDRESS if is_literal else NamedBy.MX
+        return Routing(named_by, naming.is_secure, tuple(map(_line, self.hosts)))
+
+
+def _line(host: Host) -> str:
+    """`10 mx1.example.net [192.0.2.7]`; a next hop of the operator's has no preference."""
+    where = f"{host.name} [{host.address}]"
+    return f"{where}:{host.port}" if host.next_hop else f"{host.preference} {where}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,7 @@ from relay.mail.outcome import (
     Delivered,
     HopPolicy,
     HopSession,
+    Routing,
 )
 from relay.policy.settings import TlsSettings
 from relay.queue.entry import Entry, MessageSummary, QueuedMessage, QueuedRecipient, State
@@ -60,6 +61,7 @@ _MAX_DOMAINS = 50
 """Recipient domains whose policies an accepted line tells, where they differ."""
 
 _MAX_HOSTS = 10
+_MAX_HOST_TEXT = 300
 
 _MAX_CERTIFICATE_TEXT = 200
 _MAX_NAMES = 5
@@ -81,8 +83,13 @@ def taken_in(message: QueuedMessage, recipients: Sequence[QueuedRecipient]) -> t
     return tuple(events)
 
 
-def accepted(message: QueuedMessage, recipients: Sequence[QueuedRecipient]) -> Event:
-    """We are responsible for a message. One line, whatever the number of its recipients."""
+def accepted(
+    message: QueuedMessage, recipients: Sequence[QueuedRecipient], *, about: str = ""
+) -> Event:
+    """We are responsible for a message. One line, whatever the number of its recipients.
+
+    `about`: the queue id of the message that this one reports on.
+    """
     only = recipients[0] if len(recipients) == 1 else None
     targets = ",".join(recipient.address for recipient in recipients[: _MAX_TARGETS // 2])
     fields = _head(
@@ -98,6 +105,12 @@ def accepted(message: QueuedMessage, recipients: Sequence[QueuedRecipient]) -> E
     fields |= _policies(message, recipients)
     if message.client:
         fields["client"] = _text(message.client)
+    if message.client_tls:
+        fields["client-tls"] = _text(message.client_tls)
+    if message.client_user:
+        fields["client-user"] = _text(message.client_user)
+    if about:
+        fields["about"] = about
     _terms(fields, message)
     return _event(
         fields,
@@ -205,6 +218,10 @@ def _delivery_status(message: QueuedMessage, change: Change, now: datetime) -> F
     }
     if session is not None:
         _session_facts(fields, session)
+    if outcome.routing is not None:
+        fields["routing"] = _routing(outcome.routing)
+    if outcome.earlier:
+        fields["earlier"] = [_earlier(one) for one in outcome.earlier[:_MAX_HOSTS]]
     policy = session.policy if session is not None else outcome.policy
     if policy is not None:
         _policy_facts(fields, policy)
@@ -228,6 +245,30 @@ def _delivery_status(message: QueuedMessage, change: Change, now: datetime) -> F
             assert_never(outcome)
     if outcome.hosts:
         fields["hosts"] = [_text(host) for host in outcome.hosts[:_MAX_HOSTS]]
+    return fields
+
+
+@lru_cache(maxsize=256)
+def _routing(routing: Routing) -> Fields:
+    """Where the attempt could go; the same for many messages to a domain."""
+    return {
+        "named-by": routing.named_by.value,
+        "authentic": routing.is_authentic,
+        "hosts": [_text(host, _MAX_HOST_TEXT) for host in routing.hosts[:_MAX_HOSTS]],
+    }
+
+
+def _earlier(session: HopSession) -> Fields:
+    """What a host that was tried before showed of itself."""
+    fields: Fields = {
+        "mx-host": _text(session.mx_host),
+        "mx-ip": _text(session.mx_ip),
+        "tls": session.tls,
+        "tls-version": session.tls_version,
+        "tls-cipher": session.tls_cipher,
+    }
+    if session.certificate is not None:
+        fields["certificate"] = _certificate(session.certificate)
     return fields
 
 

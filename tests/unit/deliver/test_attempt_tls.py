@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from enum import StrEnum
 
 import pytest
@@ -122,6 +123,31 @@ async def test_the_error_that_led_into_clear_text_is_told_in_its_own_words(rig):
     await rig.mx(Script(certificate=Kind.EXPIRED))
     downgrade = hop(await rig.send(entry())).downgrade
     assert downgrade.error == "certificate not verified: certificate has expired"
+
+
+@pytest.mark.parametrize("require", [False, True])
+async def test_certificate_that_does_not_verify_is_told_though_no_session_used_it(rig, require):
+    await rig.mx(Script(certificate=Kind.EXPIRED))
+    session = hop(await rig.send(entry(require=require)))
+    assert not session.tls
+    assert session.certificate is not None
+    assert session.certificate.not_after < datetime.now(UTC)
+    assert session.certificate.names == (session.mx_host,)
+
+
+async def test_host_that_failed_before_another_is_told_with_its_certificate(rig):
+    await rig.mx(Script(certificate=Kind.WRONG_NAME), preference=5)
+    good = await rig.mx(Script(), preference=10, name="mx2.dest.example")
+    outcome = await rig.send(entry(require=True))
+    assert hop(outcome).mx_host == good.name
+    [earlier] = outcome.earlier
+    assert earlier.certificate is not None
+    assert earlier.mx_host not in earlier.certificate.names
+    assert outcome.routing is not None
+    assert [line.partition(" [")[0] for line in outcome.routing.hosts] == [
+        f"5 {earlier.mx_host}",
+        f"10 {good.name}",
+    ]
 
 
 @pytest.mark.parametrize("kind", UNVERIFIABLE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from typing import Any
 
@@ -52,7 +53,9 @@ def test_dsn_goes_from_the_null_reverse_path_to_the_sender():
     )
     assert new.message.summary.auto_submitted
     assert new.message.size_bytes == len(new.content)
-    assert [event.queue_id for event in new.events] == [new.message.queue_id]
+    [event] = new.events
+    assert event.queue_id == new.message.queue_id
+    assert json.loads(event.line)["about"] == "Q1"
 
 
 def test_a_dsn_to_an_address_in_utf8_needs_smtputf8():

@@ -45,6 +45,8 @@ MOMENT = st.integers(0, 4_000_000_000_000_000).map(moment)
         envid=TEXT,
         origin=TEXT,
         client=TEXT,
+        client_tls=TEXT,
+        client_user=TEXT,
         requiretls=st.booleans(),
         tls_required_no=st.booleans(),
     )

@@ -10,12 +10,15 @@ from hypothesis import strategies as st
 
 from relay.mail.outcome import (
     Bounced,
+    CertificateFacts,
     Deferred,
     Delivered,
     Downgrade,
     DowngradeReason,
     HopSession,
     Level,
+    NamedBy,
+    Routing,
     VerifiedBy,
 )
 from relay.policy.settings import Setting, Source, TlsSettings
@@ -185,6 +188,34 @@ def test_a_message_is_accepted_in_one_line():
     assert line["policy"]["require-tls-source"] == "message"
     assert line["client"] == "app [192.0.2.9]"
     assert line["timestamp"] == NOON.timestamp()
+
+
+def test_accepted_message_tells_the_tls_and_the_user_of_its_client():
+    message = replace(MESSAGE, client_tls="TLSv1.3, TLS_AES_256_GCM_SHA384", client_user="app1")
+    line = json.loads(accepted(message, [BOB]).line)
+    assert line["client-tls"] == "TLSv1.3, TLS_AES_256_GCM_SHA384"
+    assert line["client-user"] == "app1"
+    assert not {"client-tls", "client-user", "about"} & set(
+        json.loads(accepted(MESSAGE, [BOB]).line)
+    )
+
+
+def test_attempt_tells_where_it_could_go_and_in_which_order():
+    routing = Routing(NamedBy.MX, True, ("10 mx1.example.net [192.0.2.7]", "20 x [2001:db8::1]"))
+    assert line_of(replace(OK, routing=routing))["delivery-status"]["routing"] == {
+        "named-by": "mx",
+        "authentic": True,
+        "hosts": ["10 mx1.example.net [192.0.2.7]", "20 x [2001:db8::1]"],
+    }
+
+
+def test_attempt_tells_what_a_host_tried_before_had_shown():
+    certificate = CertificateFacts("CN=mx0", "CN=ca", ("mx0.example.net",), NOON, NOON, "00ff")
+    before = HopSession("mx0.example.net", "192.0.2.6", certificate=certificate)
+    line = line_of(replace(OK, hosts=("mx0.example.net: expired",), earlier=(before,)))
+    [earlier] = line["delivery-status"]["earlier"]
+    assert (earlier["mx-host"], earlier["tls"]) == ("mx0.example.net", False)
+    assert earlier["certificate"]["sha256"] == "00ff"
 
 
 def test_a_message_to_several_domains_tells_each_policy_where_they_differ():
