@@ -100,6 +100,8 @@ def _host_lines(host: dict[str, Any]) -> list[str]:
         lines += _certificate_lines(host["certificate"])
     if host["tls-offered"] and host["why-not-verified"]:
         lines.append(printable(host["why-not-verified"]))
+    if host["certificate-faults"]:
+        lines.append(f"does not match: {printable('; '.join(host['certificate-faults']))}")
     lines += map(printable, floor_lines(host))
     for name, key in (("its TLSA records", "meets-dane"), ("the MTA-STS policy", "meets-mta-sts")):
         if host[key] is not None:

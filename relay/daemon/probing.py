@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from relay.admin import certificates
 from relay.admin.operations import host_as_json, no_route_as_json, prospect_as_json
 from relay.daemon.explaining import (
     HostUnderFloor,
@@ -22,7 +23,6 @@ from relay.deliver.negotiate import SessionOptions
 from relay.deliver.options import DeliveryOptions, Timeouts, TlsOptions, security_options
 from relay.deliver.probe import HostReport, RuleVerdict, probe_all
 from relay.deliver.tls import TlsContexts
-from relay.mail.outcome import CertificateFacts
 from relay.route.next_hop import NoRoute, Route
 
 __all__ = ["probe_domain"]
@@ -92,7 +92,7 @@ def _report_as_json(report: HostReport, each: HostUnderFloor) -> dict[str, Any]:
         "tls-cipher": report.tls_cipher,
         "verified": report.verified,
         "why-not-verified": report.why_not_verified,
-        "certificate": _certificate_as_json(report.certificate) if report.certificate else None,
+        **_certificate(report),
         "rules": [_verdict_as_json(verdict) for verdict in report.verdicts],
     }
 
@@ -103,14 +103,13 @@ def _meets_policy(report: HostReport, each: HostUnderFloor) -> bool | None:
     return sts.names(report.host.name) and report.verified if sts.is_looked_at else None
 
 
-def _certificate_as_json(facts: CertificateFacts) -> dict[str, Any]:
-    return {
-        "subject": facts.subject,
-        "issuer": facts.issuer,
-        "names": list(facts.names),
-        "not-before": facts.not_before.isoformat(),
-        "not-after": facts.not_after.isoformat(),
-    }
+def _certificate(report: HostReport) -> dict[str, Any]:
+    """What the host showed, and where it did not verify what of it does not match."""
+    if report.certificate is None:
+        return {"certificate": None, "certificate-faults": []}
+    shown = certificates.as_json(report.certificate)
+    faults = certificates.faults(shown, report.host.name, at=datetime.now(UTC))
+    return {"certificate": shown, "certificate-faults": [] if report.verified else faults}
 
 
 def _verdict_as_json(verdict: RuleVerdict) -> dict[str, Any]:

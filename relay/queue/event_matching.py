@@ -55,6 +55,8 @@ def _field_matches(event: Event, line: Mapping[str, Any], name: str, value: str)
     match name:
         case "severity":
             return bool(line.get("severity") == value)
+        case "about":
+            return bool(line.get("about") == value)
         case "tag":
             return value in line.get("tags", ())
         case "message-id":

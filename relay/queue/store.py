@@ -132,7 +132,8 @@ class EventFilter:
     `sender_domain`: of the reverse-path, in any case; `recipient_domain`: of a recipient. `fields`:
     pairs of a field of the event and the value it must have: from, to, subject (part of it, in any
     case), message-id, severity, tag, protection (`relay.mail.event.Protection`), policy-source (of
-    either setting), text (part of addresses, ids or subject, in any case).
+    either setting), about (the message that a report is about), text (part of addresses, ids or
+    subject, in any case).
     """
 
     begin: datetime | None = None

@@ -4,7 +4,8 @@
     sessions    who is signed in, and for how long
     guard       what every request goes through: host, session, role, token
     filters     the log's filters, as they stand in a URL
-    rows        an event as a row; a message's story
+    rows        an event as a row, and facts, what stands behind it
+    story       a message from its acceptance to its end
     charts      the geometry of the pictures
     answers     the answers to what the pages ask, within the time that a page has
     live        the newest events, for all that follow the log

@@ -8,31 +8,49 @@ by destination is made once for all pages and renewed while they show the last o
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
+from typing import Any
 
+from relay.admin.requests import RequestError
+from relay.policy.fields import Wishes
 from relay.queue.destinations import Destination, DestinationTally
 from relay.queue.store import (
     EventFilter,
     QueueFilter,
     QueueView,
     SearchTooLong,
+    SpoolError,
     more_follows,
 )
 from relay.web.rows import Row, row_of
 from relay.web.state import Web
 
-__all__ = ["CountedQueue", "LogPage", "QueueCount", "count_messages", "events_of", "log_page"]
+__all__ = [
+    "CountedQueue",
+    "Forecasts",
+    "LogPage",
+    "QueueCount",
+    "count_messages",
+    "events_of",
+    "log_page",
+    "reports_on",
+]
 
 PAGE_ROWS = 50
 STORY_EVENTS = 500
+STORY_REPORTS = 20
 
 _SEARCH = timedelta(milliseconds=15)
 """For a page that has something; ten times as long for one that has nothing yet."""
 
 _COUNT_SECONDS = 0.15
+_LOOK_UP_SECONDS = 0.15
+_LOOK_UP_ENDS_SECONDS = 20.0
+_LOOK_UPS_AT_ONCE = 20
 _FRESH = timedelta(seconds=5)
 
 
@@ -65,6 +83,20 @@ async def log_page(
 async def events_of(view: QueueView, queue_id: str) -> tuple[Row, ...]:
     """The events of a message, oldest first; of very many the first."""
     found = await view.find_events(EventFilter(queue_id=queue_id), limit=STORY_EVENTS)
+    return tuple(row_of(one.seq, one.event) for one in found)
+
+
+async def reports_on(view: QueueView, events: Sequence[Row]) -> tuple[Row, ...]:
+    """The reports that the sender of a message got on it, as far as they are found in time."""
+    if not events:
+        return ()
+    wanted = EventFilter(recipient=events[0].sender, fields=(("about", events[0].queue_id),))
+    try:
+        found = await view.find_events(
+            wanted, after=events[0].seq, limit=STORY_REPORTS, patience=_SEARCH
+        )
+    except SearchTooLong:
+        return ()
     return tuple(row_of(one.seq, one.event) for one in found)
 
 
@@ -127,3 +159,48 @@ async def count_messages(view: QueueView, wanted: QueueFilter, now: datetime) ->
             return count, True
         after = page[-1].queue_id
     return count, False
+
+
+class Forecasts:
+    """What the DNS says of domains today: what `relay explain` says of a message to each.
+
+    A page waits a moment for the answer. The look-up goes on, and the resolver keeps what it finds,
+    so that the page has the answer when it is loaded again.
+    """
+
+    def __init__(self, state: Web) -> None:
+        self._state = state
+        self._asked: dict[str, asyncio.Task[Mapping[str, Any]]] = {}
+
+    async def of(self, domain: str) -> tuple[Mapping[str, Any] | None, str]:
+        """The answer, or None and why there is none yet."""
+        task = self._asked.get(domain)
+        if task is None:
+            if len(self._asked) >= _LOOK_UPS_AT_ONCE:
+                return None, "too much is being looked up"
+            task = self._asked[domain] = asyncio.create_task(self._look_up(domain))
+            task.add_done_callback(partial(self._forget, domain))
+        try:
+            async with asyncio.timeout(_LOOK_UP_SECONDS):
+                return await asyncio.shield(task), ""
+        except TimeoutError:
+            return None, "the name servers have not answered yet"
+        except (SpoolError, RequestError) as error:
+            return None, str(error)
+
+    def _forget(self, domain: str, task: asyncio.Task[Mapping[str, Any]]) -> None:
+        del self._asked[domain]
+        if not task.cancelled():
+            task.exception()  # the page that asked may be gone
+
+    async def close(self) -> None:
+        """Look nothing up any more."""
+        tasks = list(self._asked.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _look_up(self, domain: str) -> Mapping[str, Any]:
+        async with asyncio.timeout(_LOOK_UP_ENDS_SECONDS):
+            running = self._state.operator.running()
+            return await running.explain("", f"postmaster@{domain}", Wishes())

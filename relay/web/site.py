@@ -23,7 +23,7 @@ from multidict import MultiDict
 from relay.mail.printable import printable
 from relay.queue.queue_id import arrival_of
 from relay.queue.store import SpoolError
-from relay.web.answers import CountedQueue
+from relay.web.answers import CountedQueue, Forecasts
 from relay.web.guard import Guard, Refused, Visitor, cookie_name, is_tls
 from relay.web.jobs import Jobs
 from relay.web.live import Live
@@ -96,6 +96,7 @@ class Site:
         self.state = state
         self.guard = Guard(state)
         self.counted = CountedQueue(state)
+        self.forecasts = Forecasts(state)
         self.jobs = Jobs(state)
         self._env = _environment()
         self._row = self._env.get_template("_row.html")
@@ -108,6 +109,7 @@ class Site:
         """End what goes on."""
         self.guard.close()
         await self.live.close()
+        await self.forecasts.close()
 
     def page(
         self, template: str, visitor: Visitor | None, *, status: int = 200, **values: Any

@@ -25,6 +25,7 @@ _EVENT_COLUMNS = "seq, at, name, queue_id, sender, recipient, id, line"
 
 _FIELD_IS = {
     "severity": "json_extract(line, '$.severity') = :value",
+    "about": "json_extract(line, '$.about') = :value",
     "message-id": "json_extract(line, '$.message.headers.message-id') = :value",
     "tag": "EXISTS (SELECT 1 FROM json_each(line, '$.tags') WHERE value = :value)",
     "protection": (

@@ -32,6 +32,7 @@ async def destination(visit: Visit, probed: Mapping[str, Any] | None = None) -> 
     counted = await visit.site.counted.get()
     rules = state.rules()
     kept = await state.policies.kept(domain)
+    published, trouble = await visit.site.forecasts.of(domain)
     newest = await log_page(state.view, EventFilter(recipient_domain=domain), limit=30)
     return visit.show(
         "destination.html",
@@ -42,6 +43,8 @@ async def destination(visit: Visit, probed: Mapping[str, Any] | None = None) -> 
         settings=resolve(rules, reverse_path="", recipient_domain=domain),
         floors=floor_rules(rules, domain),
         policy=policy_as_json(kept) if kept is not None else None,
+        published=published,
+        trouble=trouble,
         hosts=_hosts_of(newest.rows),
         summary=reports.summary_of(found),
         chart=chart_of(await state.view.count_hours(month), begin=month.begin, hours=_HOURS),

@@ -6,11 +6,11 @@ from aiohttp import web
 
 from relay.admin import operations
 from relay.queue.store import SpoolError
-from relay.web.answers import events_of
+from relay.web.answers import events_of, reports_on
 from relay.web.guard import Refused
 from relay.web.pages.visit import Visit
-from relay.web.rows import story_of
 from relay.web.state import Web
+from relay.web.story import story_of
 
 __all__ = ["show_message"]
 
@@ -25,7 +25,8 @@ async def show_message(visit: Visit) -> web.StreamResponse:
         item = await operations.show_message(view, queue_id)
     except SpoolError:
         item = None  # it left in this moment
-    story = story_of(queue_id, await events_of(view, queue_id), item)
+    events = await events_of(view, queue_id)
+    story = story_of(queue_id, events, item, await reports_on(view, events))
     if story is None:
         raise Refused(
             404,

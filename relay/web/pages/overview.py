@@ -9,6 +9,7 @@ from aiohttp import web
 
 from relay.admin import report as reports
 from relay.mail.event import Protection
+from relay.policy.settings import FloorUse
 from relay.queue.rows import moment
 from relay.queue.store import EventFilter, QueueFilter
 from relay.web.answers import log_page
@@ -24,6 +25,10 @@ _SOON = timedelta(days=14)
 
 _LITTLE_ROOM_BYTES = 1024 * 1024 * 1024
 
+_NO_DANE = (
+    "The name servers do not validate DNSSEC, so DANE protects no mail:"
+    " name one that does (resolver.nameservers), or say policy.dane: ignore."
+)
 _LAG_EVENTS = 10_000
 
 _LOOKED_AT_DOMAINS = 10
@@ -71,6 +76,8 @@ async def _alarms(state: Web, facts: Any, now: datetime) -> list[tuple[str, str]
         found.append(("Less than 1 GiB is free on the disk of the queue.", "/health"))
     if facts.log_lag_events > _LAG_EVENTS:
         found.append((f"The log file lacks {facts.log_lag_events:,} events.", "/health"))
+    if facts.validates is False and state.rules().dane is not FloorUse.IGNORE:
+        found.append((_NO_DANE, "/health"))
     for domain in await _downgraded(state, now):
         sentence = f"Mail to {domain} went out in clear today, and over verified TLS before."
         found.append((sentence, f"/destination/{domain}"))

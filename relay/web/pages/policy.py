@@ -41,7 +41,7 @@ async def policy(visit: Visit) -> web.StreamResponse:
 
 _QUESTION_SECONDS = 20
 
-_EXPLAIN_FIELDS = ("from", "to", "require", "skip")
+_EXPLAIN_FIELDS = ("from", "to", "require", "skip", "requiretls", "no")
 
 _TRUTHS = {"yes": True, "no": False}
 
@@ -52,7 +52,13 @@ async def _explain(state: Web, asked: Mapping[str, str]) -> Mapping[str, Any]:
         raise AddressError("it has no domain")
     wishes = Wishes(_TRUTHS.get(asked["require"]), _TRUTHS.get(asked["skip"]))
     async with asyncio.timeout(_QUESTION_SECONDS):
-        return await state.operator.running().explain(_address(asked["from"]), recipient, wishes)
+        return await state.operator.running().explain(
+            _address(asked["from"]),
+            recipient,
+            wishes,
+            requiretls=asked["requiretls"] == "yes",
+            tls_required_no=asked["no"] == "yes",
+        )
 
 
 def _address(text: str) -> str:

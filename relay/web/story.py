@@ -1,0 +1,123 @@
+"""The story of a message, from its events and, while it is queued, from the queue. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from relay.web.facts import setting_text
+from relay.web.rows import Row
+
+__all__ = ["Recipient", "Story", "story_of"]
+
+Fields = Mapping[str, Any]
+
+
+@dataclass(slots=True)
+class Recipient:
+    """A recipient of a message, with each attempt."""
+
+    address: str
+    policy: str = ""
+    attempts: list[Row] = field(default_factory=list)
+    state: str = ""
+    next_attempt: datetime | None = None
+
+    @property
+    def outcome(self) -> str:
+        """The state now: that of the queue, or what the last attempt came to."""
+        return self.state or (self.attempts[-1].kind if self.attempts else "unknown")
+
+
+@dataclass(slots=True)
+class Story:
+    """A message from its acceptance to its end. `about`: the message that it reports on; `reports`:
+    the reports on this one, each as it was accepted.
+    """
+
+    queue_id: str
+    sender: str = ""
+    subject: str = ""
+    message_id: str = ""
+    from_: str = ""
+    to: str = ""
+    size_bytes: int = 0
+    client: str = ""
+    client_tls: str = ""
+    client_user: str = ""
+    origin: str = ""
+    about: str = ""
+    accepted: datetime | None = None
+    recipients: dict[str, Recipient] = field(default_factory=dict)
+    header: str = ""
+    is_queued: bool = False
+    reports: tuple[Row, ...] = ()
+
+
+def story_of(
+    queue_id: str, rows: Sequence[Row], item: Fields | None, reports: Sequence[Row] = ()
+) -> Story | None:
+    """The story; None where neither events nor the queue know the message."""
+    if not rows and item is None:
+        return None
+    story = Story(queue_id, reports=tuple(reports))
+    for row in rows:
+        _tell(story, row)
+    if item is not None:
+        _add_item(story, item)
+    return story
+
+
+def _tell(story: Story, row: Row) -> None:
+    line = row.event
+    headers = line["message"]["headers"]
+    story.sender, story.subject = row.sender, headers["subject"]
+    story.message_id, story.from_, story.to = headers["message-id"], headers["from"], headers["to"]
+    story.size_bytes = line["message"]["size"]
+    if row.kind == "accepted":
+        story.accepted = row.at
+        story.client, story.origin = str(line.get("client", "")), str(line.get("method", ""))
+        story.client_tls = str(line.get("client-tls", ""))
+        story.client_user = str(line.get("client-user", ""))
+        story.about = str(line.get("about", ""))
+        for address in row.targets.split(","):
+            one = story.recipients.setdefault(address, Recipient(address))
+            if "policy" in line:
+                one.policy = setting_text(line["policy"])
+            elif policy := line.get("policies", {}).get(address.rpartition("@")[2].lower()):
+                one.policy = setting_text(policy)
+        return
+    one = story.recipients.setdefault(line["recipient"], Recipient(line["recipient"]))
+    one.policy = setting_text(line["policy"])
+    one.attempts.append(row)
+
+
+def _add_item(story: Story, item: Fields) -> None:
+    story.is_queued = True
+    story.sender = item["sender"] or "<>"
+    story.size_bytes, story.header = item["size"], item["header"]
+    story.client, story.origin = item["client"], item["origin"]
+    story.client_tls, story.client_user = item["client-tls"], item["client-user"]
+    story.accepted = story.accepted or datetime.fromisoformat(item["arrived"]).astimezone(UTC)
+    message = item["message"]
+    story.subject, story.message_id = message["subject"], message["message-id"]
+    story.from_, story.to = message["from"], message["to"]
+    rules = {one["recipient"]: one for one in item["settings"]}
+    for said in item["recipients"]:
+        one = story.recipients.setdefault(said["address"], Recipient(said["address"]))
+        one.state = said["state"]
+        due = said["next-attempt"]
+        one.next_attempt = datetime.fromisoformat(due) if due else None
+        if rule := rules.get(said["address"]):
+            one.policy = _rule_text(rule)
+
+
+def _rule_text(rule: Fields) -> str:
+    parts = []
+    for name in ("require-tls", "skip-verification"):
+        source, named = rule[f"{name}-source"], rule[f"{name}-rule"]
+        who = source if named in ("", source) else f"{source} {named}"
+        parts.append(f"{name.replace('-', '_')}: {'true' if rule[name] else 'false'} ({who})")
+    return ", ".join(parts)
