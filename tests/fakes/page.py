@@ -27,9 +27,15 @@ from relay.mail.outcome import (
     Delivered,
     Downgrade,
     DowngradeReason,
+    HopPolicy,
     HopSession,
     Level,
+    NamedBy,
     Outcome,
+    PolicyMode,
+    PolicyResult,
+    PolicyType,
+    Routing,
     VerifiedBy,
 )
 from relay.policy.fields import Wishes
@@ -70,6 +76,14 @@ CERTIFICATE = CertificateFacts(
     NOW + timedelta(days=60),
     "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
 )
+EXPIRED = replace(
+    CERTIFICATE,
+    subject="CN=mail.strict.example",
+    names=("mail.strict.example",),
+    not_before=NOW - timedelta(days=95),
+    not_after=NOW - timedelta(days=5),
+    sha256="2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae",
+)
 VERIFIED = HopSession(
     "mx.partner.example",
     "192.0.2.7",
@@ -91,7 +105,19 @@ NO_TLS = Deferred(
     0,
     "",
     "mx.strict.example [192.0.2.8]: certificate not verified: certificate has expired",
-    HopSession("mx.strict.example", "192.0.2.8"),
+    HopSession(
+        "mx.strict.example",
+        "192.0.2.8",
+        certificate=EXPIRED,
+        policy=HopPolicy(PolicyType.STS, PolicyMode.ENFORCE, PolicyResult.EXPIRED),
+    ),
+    hosts=("mx0.strict.example [192.0.2.18]: STARTTLS not offered",),
+    earlier=(HopSession("mx0.strict.example", "192.0.2.18"),),
+    routing=Routing(
+        NamedBy.MX,
+        False,
+        ("10 mx0.strict.example [192.0.2.18]", "20 mx.strict.example [192.0.2.8]"),
+    ),
     tls_unmet=True,
 )
 NOBODY = Bounced("5.1.1", 550, "no such user", session=VERIFIED)
@@ -168,6 +194,8 @@ class PageRig:
     now: datetime = NOW
     note: str = ""
     base: str = ""
+    published: Published = field(default_factory=Published)
+    validates: bool = True
     site: Site = field(init=False)
     failures: Failures = field(default_factory=Failures)
     stack: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
@@ -192,12 +220,20 @@ class PageRig:
         subject: str = "Quarterly figures",
         queue_id: str = "",
         client: str = "192.0.2.1 (app.legal.example)",
+        client_tls: str = "TLSv1.3, TLS_AES_256_GCM_SHA384",
+        client_user: str = "app1",
     ) -> str:
         """A message with its outcome; its queue id. Without an outcome it waits."""
         at = at or self.now - timedelta(minutes=2)
         new = new_message(recipient, sender=sender, arrived=at, queue_id=queue_id)
         summary = MessageSummary("1@legal.example", sender, recipient, subject)
-        message = replace(new.message, summary=summary, client=client)
+        message = replace(
+            new.message,
+            summary=summary,
+            client=client,
+            client_tls=client_tls,
+            client_user=client_user,
+        )
         events = (deliverylog.accepted(message, new.recipients),)
         await self.store.accept(replace(new, message=message, events=events))
         if outcome is None:
@@ -237,7 +273,8 @@ async def page_rig(directory: Path, *, note: str = "") -> AsyncIterator[PageRig]
     rig = PageRig(store, QuietRelay(), WebOptions(users=USERS), note=note)
 
     async def route(domain: str) -> Hosts:
-        return Hosts((Host(f"mx.{domain}", "192.0.2.7", 25, 10),))
+        bases = (f"mx.{domain}",)
+        return Hosts((Host(f"mx.{domain}", "192.0.2.7", 25, 10, tlsa_bases=bases),))
 
     async def explained(
         reverse_path: str, recipient: str, wishes: Wishes, /, **speaks: bool
@@ -249,7 +286,7 @@ async def page_rig(directory: Path, *, note: str = "") -> AsyncIterator[PageRig]
             rules=RULES,
             route=route,
             options=SecurityOptions(),
-            floors=floors_of(Published()),
+            floors=floors_of(rig.published),
             patience=timedelta(seconds=1),
             **speaks,
         )
@@ -265,7 +302,7 @@ async def page_rig(directory: Path, *, note: str = "") -> AsyncIterator[PageRig]
             certificates={"/etc/relay/tls.pem": NOW + timedelta(days=61)},
             commit_seconds=0.004,
             nameservers=("127.0.0.1",),
-            validates=True,
+            validates=rig.validates,
         )
 
     rig.running.explained = explained

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import io
 import json
 import re
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
+from relay.deliver.reports import dsn_message
 from relay.mail.outcome import Bounced, HopSession
+from relay.policy.rules import PolicyRules
+from relay.queue.entry import Entry
+from relay.queue.retry import RetrySchedule
+from relay.queue.settle import settle
 from relay.queue.store import EventFilter, QueueFilter
-from tests.fakes.page import NOBODY, NOW, SENT, SENT_IN_CLEAR, PageRig
+from relay.route.answers import TlsaAnswer
+from tests.fakes.page import NO_TLS, NOBODY, NOW, SENT, SENT_IN_CLEAR, PageRig
+from tests.fakes.queued import new_message
 
 PAGES = (
     "/",
@@ -71,6 +80,39 @@ async def test_overview_warns_of_clear_mail_to_a_host_that_was_verified(rig: Pag
     assert "over verified TLS before" not in (await browser.get("/"))[1]
     await rig.mail("b@old.example", SENT_IN_CLEAR)
     assert "Mail to old.example went out in clear today" in (await browser.get("/"))[1]
+
+
+async def test_overview_warns_where_dane_is_on_and_nobody_validates(rig: PageRig) -> None:
+    browser = await rig.browser("vera")
+    assert "DANE protects no mail" not in (await browser.get("/"))[1]
+    rig.validates = False
+    assert "DANE protects no mail" in (await browser.get("/"))[1]
+
+
+async def test_destination_shows_the_tlsa_records_of_today(rig: PageRig) -> None:
+    record = bytes([3, 1, 1]) + bytes(range(32))
+    name = "_25._tcp.mx.partner.example"
+    rig.published.tlsa[name] = TlsaAnswer((record,), authenticated=True)
+    browser = await rig.browser("vera")
+    _, text = await browser.get("/destination/partner.example")
+    assert "TLSA records at 1 of 1 hosts" in text
+    assert f"3 1 1 {record[3:].hex()}" in text
+    _, text = await browser.get("/destination/other.example")
+    assert "no TLSA records" in text
+
+
+async def test_destination_does_not_wait_for_name_servers_that_are_silent(rig: PageRig) -> None:
+    never = asyncio.Event()
+
+    async def silent(*_: str, **__: bool) -> dict[str, Any]:
+        await never.wait()
+        raise AssertionError
+
+    rig.running.explained = silent
+    browser = await rig.browser("vera")
+    status, text = await browser.get("/destination/partner.example")
+    assert status == 200
+    assert "the name servers have not answered yet" in text
 
 
 async def test_log_is_filtered_and_paged(rig: PageRig) -> None:
@@ -134,6 +176,48 @@ async def test_message_tells_its_story_from_acceptance_to_the_next_attempt(rig: 
     assert (status, "No such message" in text) == (404, True)
 
 
+async def test_story_tells_the_client_the_look_up_and_every_host(rig: PageRig) -> None:
+    queue_id = await rig.mail("dave@strict.example", NO_TLS)
+    _, text = await (await rig.browser("vera")).get(f"/message/{queue_id}")
+    told = re.sub(r"<[^>]+>", " ", text)
+    for said in (
+        "Client's TLS TLSv1.3, TLS_AES_256_GCM_SHA384",
+        "Client's user app1",
+        "Hosts named by MX records of the domain",
+        "Signed (DNSSEC) no",
+        "1. 10 mx0.strict.example [192.0.2.18]",
+        "2. 20 mx.strict.example [192.0.2.8]",
+        "Tried before mx0.strict.example [192.0.2.18]: STARTTLS not offered",
+        "Certificate of CN=mail.strict.example",
+        "valid 2026-08-17 12:30 UTC to 2026-11-15 12:30 UTC",
+        "does not match it expired on 2026-11-15; it is for mail.strict.example, not for"
+        " mx.strict.example",
+        "Published policy MTA-STS, enforce",
+        "What is wrong with it certificate-expired",
+        "Host name authentic no",
+    ):
+        assert said in re.sub(r"\s+", " ", told).replace("&#39;", "'"), said
+
+
+async def test_story_leads_to_the_reports_on_its_message_and_back(rig: PageRig) -> None:
+    queue_id = await rig.mail("nobody@partner.example", NOBODY)
+    other = await rig.mail("bob@partner.example")
+    new = new_message("nobody@partner.example", sender="alice@legal.example", queue_id=queue_id)
+    entry = Entry(new.message, new.recipients)
+    [report] = settle(entry, {0: NOBODY}, schedule=RetrySchedule(), now=NOW).reports
+    dsn = dsn_message(
+        report, header=new.content, rules=PolicyRules(), hostname="relay.example", now=NOW
+    )
+    await rig.store.accept(dsn)
+    browser = await rig.browser("vera")
+    _, text = await browser.get(f"/message/{queue_id}")
+    assert "Reports sent to alice@legal.example" in text
+    assert f'href="/message/{dsn.message.queue_id}"' in text
+    _, text = await browser.get(f"/message/{dsn.message.queue_id}")
+    assert f'a report on <a href="/message/{queue_id}"' in text
+    assert "Reports sent" not in (await browser.get(f"/message/{other}"))[1]
+
+
 async def test_message_that_is_delivered_has_its_story_from_the_events(rig: PageRig) -> None:
     queue_id = await rig.mail("bob@partner.example")
     _, text = await (await rig.browser("vera")).get(f"/message/{queue_id}")
@@ -180,6 +264,9 @@ async def test_policy_says_where_rules_stand_and_explains(rig: PageRig) -> None:
     assert "relay.yaml:12" in text
     assert "mx.partner.example" in text
     assert "not sent here" in text
+    assert "REQUIRETLS</dt>" not in text
+    _, text = await browser.get("/policy?to=b@partner.example&requiretls=yes&no=yes")
+    assert "REQUIRETLS</dt><dd>yes" in text
     _, text = await browser.get("/policy?to=nonsense")
     assert "The address cannot be read" in text
 
