@@ -89,10 +89,9 @@ class QueuedMessage:
     """A message we are responsible for.
 
     `size_bytes` counts the stored content, our Received field included. `eight_bit`
-    says whether any octet of it is above 127. `origin` is how it came: "smtp", "http"
-    "dsn" or `TLS_REPORT`. For people: `client`, address and name of who gave it to us; `client_tls`,
-    version and cipher of its TLS; `client_user`, who logged in, each "" for none. Most mail has no
-    `terms`.
+    says whether any octet of it is above 127. `origin` is how it came: "smtp", "http", "dsn" or
+    `TLS_REPORT`. For people: `client`, address and name of who gave it to us; `client_tls`, version
+    and cipher of its TLS; `client_user`, who logged in, each "" for none. Most mail has no `terms`.
     `requiretls`: it came with REQUIRETLS; `tls_required_no`: with the field TLS-Required: No, and
     nothing that beats it (RFC 8689).
     """
