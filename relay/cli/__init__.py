@@ -29,6 +29,7 @@ _COMMANDS = {
     "health": "relay.cli.health:health",
     "log": "relay.cli.log:log",
     "mta-sts": "relay.cli.mta_sts:mta_sts",
+    "policy": "relay.cli.policy:policy",
     "probe": "relay.cli.probe:probe",
     "queue": "relay.cli.queue:queue",
     "report": "relay.cli.report:report",

@@ -223,8 +223,9 @@ def shell(relay: Relay, script: str) -> None:
         "127.0.0.1:2525": f"127.0.0.1:{relay.port}",
     }.items():
         script = script.replace(named, there)
-    for name in ("bin", "backups", "srv", "etc/fail2ban/filter.d", "etc/relay/dkim"):
+    for name in ("bin", "backups", "srv", "etc/fail2ban/filter.d", "etc/relay/dkim", "etc/postfix"):
         (directory / name).mkdir(parents=True, exist_ok=True)
+    (directory / "etc/postfix/tls_policy").write_text("partner.example secure\n")
     (directory / "bin/relay").write_text(f'#!/bin/sh\nexec {sys.executable} -m relay "$@"\n')
     (directory / "bin/relay").chmod(stat.S_IRWXU)
     environ = {"PATH": f"{directory}/bin:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}

@@ -1,0 +1,17 @@
+"""`relay policy`: rules made from what other programs know."""
+
+from __future__ import annotations
+
+import click
+
+from relay.cli.common import Lazy, config_option
+
+__all__ = ["policy"]
+
+_COMMANDS = {"import": "relay.cli.policy_import:import_"}
+
+
+@click.group(cls=Lazy, lazy=_COMMANDS)
+@config_option
+def policy() -> None:
+    """Make rules for the configuration (policy), as YAML to paste."""

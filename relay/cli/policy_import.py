@@ -1,0 +1,196 @@
+"""`relay policy import postfix`: a Postfix TLS policy table as rules of ours, in YAML.
+
+What each line means is decided in `relay.policy.postfix_import`; here it is written down, with
+everything that differs beside the rule and, once more, on stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import textwrap
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import IO
+
+import click
+
+from relay.cli.common import config_file, config_option, load_config, printable
+from relay.config import Config
+from relay.policy.postfix_import import (
+    Difference,
+    ImportedLine,
+    NextHop,
+    OurTls,
+    imported,
+    imported_level,
+)
+from relay.policy.postfix_table import PostfixLevel
+from relay.policy.rules import DestinationRule
+
+__all__ = ["import_"]
+
+_WIDTH = 100
+
+_FOR_ALL_LINES = """\
+What a domain publishes is obeyed under every rule: its MTA-STS policy (policy.mta_sts), and TLSA
+records, which alone judge the certificate (policy.dane). Postfix looks for TLSA records at the levels
+dane and dane-only.
+Where TLS is required, only {min_version} and later count, with ciphers of 112 bits and never
+without a certificate; in Postfix TLSv1 does, unless protocols= says otherwise.
+A certificate is for the names in its subjectAltName; Postfix takes the common name where there is
+none. It is of an authority of the system's or of tls.ca_file; in Postfix, of smtp_tls_CAfile and
+smtp_tls_CApath.
+Taken for granted: smtp_tls_verify_cert_match and smtp_tls_secure_cert_match as by default."""
+
+
+@click.group("import")
+@config_option
+def import_() -> None:
+    """Read the TLS rules of another program and print the same as rules of ours."""
+
+
+@import_.command()
+@click.argument(
+    "file", metavar="FILE", type=click.File(encoding="utf-8", errors="backslashreplace")
+)
+@click.option(
+    "--level",
+    type=click.Choice([str(level) for level in PostfixLevel]),
+    help="smtp_tls_security_level of main.cf, to become policy.default: it is what holds for domains"
+    " that FILE does not name.",
+)
+@config_option
+@click.pass_context
+def postfix(ctx: click.Context, /, file: IO[str], level: str | None) -> None:
+    """Print a Postfix TLS policy table (smtp_tls_policy_maps) as YAML to paste.
+
+    FILE is the source of the table, such as /etc/postfix/tls_policy; - is stdin. The rules go to
+    stdout, each below the line it was made from. What differs from Postfix is said beside the rule
+    and on stderr, with the number of the line:
+
+    \b
+      stricter       we protect at least as well, and in some situation better: mail may
+                     wait that Postfix sent
+      no equivalent  no rule does the same; the nearest one is given, where there is one
+      no effect      the line does nothing in Postfix either, or nothing for safety
+
+    Where a choice is left, the rule is the one that protects more. A key such as [host]:587 is a next
+    hop: its rule goes to the domains whose `routes` in the configuration (-c) lead there, so write
+    the routes first.
+
+    Exit status: 0, or 1 where something has no equivalent.
+
+    \b
+      relay policy import postfix /etc/postfix/tls_policy --level may > policy.yaml
+      relay check -c policy.yaml --file-only
+    """
+    config = _config(ctx)
+    lines = imported(file.read(), _our_tls(config))
+    if level is not None and not any("" in line.domains for line in lines):
+        lines = (imported_level(PostfixLevel(level)), *lines)
+    for text in _told(lines, file.name):
+        click.echo(text, err=True)
+    for text in _document(lines, file.name, config):
+        click.echo(text)
+    sys.exit(0 if all(line.has_equivalent for line in lines) else 1)
+
+
+def _config(ctx: click.Context) -> Config:
+    """The configuration, for its routes; without one, the defaults."""
+    path = config_file(ctx)
+    is_named = ctx.find_root().meta.get("relay.config") or os.environ.get("RELAY_CONFIG")
+    return load_config(path, only_to_ask=True) if is_named or path.exists() else Config()
+
+
+def _our_tls(config: Config) -> OurTls:
+    return OurTls(
+        str(config.tls.min_version),
+        str(config.tls.opportunistic_min_version),
+        tuple((name, NextHop(to.host.strip("[]"), to.port)) for name, to in config.routes.items()),
+    )
+
+
+def _told(lines: Iterable[ImportedLine], source: str) -> Iterator[str]:
+    """What differs, a remark a line."""
+    for each in lines:
+        place = f"{source}:{each.line.number}" if each.line.number else "--level"
+        for remark in each.remarks:
+            yield printable(f"{place}: {each.line.key}: {remark.difference}: {remark.text}")
+
+
+def _document(lines: tuple[ImportedLine, ...], source: str, config: Config) -> Iterator[str]:
+    yield from _comment(_summary(lines, source), "")
+    yield "#"
+    for paragraph in _FOR_ALL_LINES.format(min_version=config.tls.min_version).split("\n"):
+        yield from _comment(paragraph, "")
+    yield "policy:"
+    for each, rule in _ruled(lines):
+        if "" in each.domains:
+            yield from _explained(each, "  ")
+            yield from _rule("default", replace(rule, dane=None, mx=()), "  ")
+            if rule.dane is not None:
+                yield f"  dane: {rule.dane}"
+    named = [each for each in lines if each.domains != ("",)]
+    yield "  destinations:" if any(each.rule for each in named) else "  destinations: {}"
+    for each in named:
+        yield from _explained(each, "    ")
+        for domain in filter(None, each.domains):
+            if each.rule is not None:
+                yield from _rule(domain, each.rule, "    ")
+
+
+def _ruled(lines: Iterable[ImportedLine]) -> Iterator[tuple[ImportedLine, DestinationRule]]:
+    return ((each, each.rule) for each in lines if each.rule is not None)
+
+
+def _summary(lines: tuple[ImportedLine, ...], source: str) -> str:
+    def has(each: ImportedLine, difference: Difference) -> bool:
+        return any(one.difference is difference for one in each.remarks)
+
+    from_table = [each for each in lines if each.line.number]
+    without = sum(not each.has_equivalent for each in from_table)
+    strict = sum(each.has_equivalent and has(each, Difference.STRICTER) for each in from_table)
+    return (
+        f"Made from {source} by `relay policy import postfix`: {len(from_table)} lines, of which"
+        f" {without} have no equivalent and {strict} are stricter here."
+    )
+
+
+def _explained(each: ImportedLine, indent: str) -> Iterator[str]:
+    """The line as it was, and what differs, as comments."""
+    place = f"line {each.line.number}" if each.line.number else "--level"
+    yield from _comment(f"{place}: {each.line.text}", indent)
+    for remark in each.remarks:
+        yield from _comment(f"  {remark.difference}: {remark.text}", indent)
+
+
+def _comment(text: str, indent: str) -> Iterator[str]:
+    further = f"{indent}# {' ' * (len(text) - len(text.lstrip()) + 2)}"
+    yield from textwrap.wrap(
+        printable(text),
+        _WIDTH,
+        initial_indent=f"{indent}# ",
+        subsequent_indent=further,
+        break_on_hyphens=False,
+    )
+
+
+def _rule(name: str, rule: DestinationRule, indent: str) -> Iterator[str]:
+    yield f"{indent}{_scalar(name)}:"
+    yield f"{indent}  require_tls: {json.dumps(rule.require_tls)}"
+    yield f"{indent}  skip_verification: {json.dumps(rule.skip_verification)}"
+    if not rule.allow_override:
+        yield f"{indent}  allow_override: false"
+    if rule.mx:
+        yield f"{indent}  mx: [{', '.join(map(_scalar, rule.mx))}]"
+    if rule.dane is not None:
+        yield f"{indent}  dane: {rule.dane}"
+
+
+def _scalar(text: str) -> str:
+    """A domain or pattern, quoted where YAML would read it as something else."""
+    is_plain = re.fullmatch(r"default|[a-z][a-z0-9-]*(\.[a-z0-9_-]+)+", text)
+    return text if is_plain else json.dumps(text)

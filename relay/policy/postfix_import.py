@@ -1,0 +1,495 @@
+"""What a Postfix `smtp_tls_policy_maps` table means in rules of ours, line by line.
+
+`imported` gives each line its rule for `policy.destinations`, and says of it what is not as it was:
+
+    level          require_tls  skip_verification
+    none           false        true     TLS all the same where it is to be had
+    may            false        true
+    encrypt        true         true
+    dane           false        true     dane: enforce
+    dane-only      true         false    dane: enforce; authorities count where there are no records
+    fingerprint    true         false    authorities count instead of fingerprints
+    verify         true         false
+    secure         true         false    mx: the names that `match` allows, of the host itself
+
+No message can weaken a rule that protects (`allow_override: false`), as none can in Postfix. A rule
+names both settings, so that nothing of a wider rule shows through.
+
+Where we cannot do the same, the rule is the one that protects more. What no rule of ours protects
+as that line did is `NO_EQUIVALENT`; the nearest rule is given all the same, since none would be
+less. A key with a host in brackets is a next hop: it is for the domains whose route leads there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from ipaddress import ip_address
+
+from relay.mail.address import AddressError, normalise_domain
+from relay.policy.postfix_table import (
+    VERSIONS,
+    PolicyError,
+    PostfixLevel,
+    PostfixPolicy,
+    TableLine,
+    allowed_versions,
+    read_policy,
+    read_table,
+)
+from relay.policy.rules import DestinationRule
+from relay.policy.settings import FloorUse
+
+__all__ = [
+    "NEVER_USED",
+    "Difference",
+    "ImportedLine",
+    "NextHop",
+    "OurTls",
+    "Remark",
+    "imported",
+    "imported_level",
+]
+
+
+class Difference(StrEnum):
+    """How what we do differs from what Postfix did, as it is told."""
+
+    STRICTER = "stricter"
+    """We protect at least as well, and more in some situation: some mail may wait that went."""
+    NO_EQUIVALENT = "no equivalent"
+    """There is a situation in which Postfix protected better, or no rule at all."""
+    NO_EFFECT = "no effect"
+    """In Postfix neither, or only on speed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Remark:
+    """A difference, and a sentence about it with the cure where there is one."""
+
+    difference: Difference
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ImportedLine:
+    """A line and what became of it.
+
+    `rule`: None where there is none. `domains`: the keys of `policy.destinations` that it is for,
+    or "" for `policy.default`.
+    """
+
+    line: TableLine
+    rule: DestinationRule | None = None
+    domains: tuple[str, ...] = ()
+    remarks: tuple[Remark, ...] = ()
+
+    @property
+    def has_equivalent(self) -> bool:
+        """Whether our rule protects at least as well in every situation."""
+        return not any(one.difference is Difference.NO_EQUIVALENT for one in self.remarks)
+
+
+@dataclass(frozen=True, slots=True)
+class NextHop:
+    """Where a route leads: a name or an address without brackets, in lower case."""
+
+    host: str
+    port: int = 25
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class OurTls:
+    """What our configuration says of TLS for all domains (`tls`), and its `routes`."""
+
+    min_version: str = "TLSv1.2"
+    opportunistic_min_version: str = "TLSv1"
+    routes: tuple[tuple[str, NextHop], ...] = ()
+
+    def leading_to(self, hop: NextHop) -> tuple[str, ...]:
+        """The keys of the routes that lead to a next hop."""
+        return tuple(domain for domain, there in self.routes if there == hop)
+
+    def route_of(self, domain: str) -> NextHop | None:
+        """Where a domain, or what a pattern covers, goes by a route: the nearest one."""
+        labels = domain.removeprefix("*.").split(".")
+        above = (f"*.{'.'.join(labels[at:])}" for at in range(1, len(labels)))
+        routes = dict(self.routes)
+        return next((routes[key] for key in (domain, *above, "*") if key in routes), None)
+
+
+# fmt: off
+NEVER_USED = frozenset((
+    "aNULL", "eNULL", "NULL", "ADH", "AECDH", "PSK", "SRP", "aPSK", "kPSK", "aSRP", "kSRP", "EXP",
+    "EXPORT", "EXPORT40", "EXPORT56", "LOW", "DES", "3DES", "RC2", "RC4", "RC5", "IDEA", "SEED",
+    "MD5", "DSS", "aDSS", "KRB5", "kKRB5", "aDH", "kDHr", "kDHd", "DES-CBC3-SHA", "RC4-SHA", "RC4-MD5",
+))
+# fmt: on
+"""Ciphers, by the names of `exclude=`, that we never use where TLS is required or verified."""
+
+_SERVICES = {"smtp": 25, "submission": 587, "submissions": 465, "smtps": 465}
+_IN_BRACKETS = re.compile(r"\[([^\[\]]+)\](?::(\w+))?")
+_WITH_PORT = re.compile(r"[^\[\]:/@]+:\w+")
+
+_DEFAULT_MATCH = {
+    PostfixLevel.VERIFY: ("hostname",),
+    PostfixLevel.SECURE: ("nexthop", "dot-nexthop"),
+}
+"""smtp_tls_verify_cert_match, smtp_tls_secure_cert_match."""
+
+_SAFEST = DestinationRule(require_tls=True, skip_verification=False, allow_override=False)
+
+_BY_LEVEL: Mapping[PostfixLevel, DestinationRule] = {
+    PostfixLevel.NONE: DestinationRule(require_tls=False, skip_verification=True),
+    PostfixLevel.MAY: DestinationRule(require_tls=False, skip_verification=True),
+    PostfixLevel.ENCRYPT: DestinationRule(
+        require_tls=True, skip_verification=True, allow_override=False
+    ),
+    PostfixLevel.DANE: DestinationRule(
+        require_tls=False, skip_verification=True, allow_override=False, dane=FloorUse.ENFORCE
+    ),
+    PostfixLevel.DANE_ONLY: replace(_SAFEST, dane=FloorUse.ENFORCE),
+    PostfixLevel.FINGERPRINT: _SAFEST,
+    PostfixLevel.VERIFY: _SAFEST,
+    PostfixLevel.SECURE: _SAFEST,
+}
+
+
+def _stricter(text: str) -> Remark:
+    return Remark(Difference.STRICTER, text)
+
+
+def _no_equivalent(text: str) -> Remark:
+    return Remark(Difference.NO_EQUIVALENT, text)
+
+
+def _no_effect(text: str) -> Remark:
+    return Remark(Difference.NO_EFFECT, text)
+
+
+_OF_LEVEL: Mapping[PostfixLevel, Remark] = {
+    PostfixLevel.NONE: _stricter(
+        "TLS is used where the host offers it, in clear where it does not work; Postfix never tried"
+    ),
+    PostfixLevel.DANE_ONLY: _no_equivalent(
+        "a host without usable TLSA records, or whose MX record is not signed, gets no mail in"
+        " Postfix; here it does if an authority vouches for its name"
+    ),
+    PostfixLevel.FINGERPRINT: _no_equivalent(
+        "certificates are not known by fingerprint here: the rule asks for one that an authority"
+        " issued for the host's name, so that mail waits where the partner's is of his own making;"
+        " ask the partner for TLSA records (3 1 1, the same digest of the key) or for a certificate"
+        " of an authority, and name the hosts in mx"
+    ),
+}
+
+
+def imported(text: str, tls: OurTls) -> tuple[ImportedLine, ...]:
+    """Every logical line of a table, in its order, each with its rule and what differs."""
+    table = read_table(text)
+    hops = {hop: line for line in reversed(table) if (hop := _next_hop(line.key.lower()))}
+    lines: list[ImportedLine] = []
+    first: dict[str, int] = {}
+    for line in table:
+        key = line.key.lower()
+        if line.fault:
+            lines.append(_passed_over(line, line.fault))
+        elif key in first:
+            reason = f"line {first[key]} has the same key and is the one that counts"
+            lines.append(_passed_over(line, reason))
+        else:
+            first[key] = line.number
+            lines.append(_of_line(line, tls, hops))
+    return _with_wider_rules(_without_conflicts(lines))
+
+
+def imported_level(level: PostfixLevel) -> ImportedLine:
+    """`smtp_tls_security_level`, as `policy.default`."""
+    remarks = [_OF_LEVEL[level]] if level in _OF_LEVEL else []
+    if level is PostfixLevel.SECURE:
+        remarks.append(_no_equivalent(_NAMES_BY_DOMAIN))
+    line = TableLine(0, "smtp_tls_security_level", str(level))
+    return ImportedLine(line, _BY_LEVEL[level], ("",), tuple(remarks))
+
+
+# --- a line ---------------------------------------------------------------------------------------
+
+
+def _passed_over(line: TableLine, reason: str) -> ImportedLine:
+    return ImportedLine(line, remarks=(_no_effect(f"Postfix passes over it, too: {reason}"),))
+
+
+def _of_line(line: TableLine, tls: OurTls, hops: Mapping[NextHop, TableLine]) -> ImportedLine:
+    key = line.key.lower()
+    if named := _next_hop(key):
+        return _of_next_hop(line, tls, named)
+    if _WITH_PORT.fullmatch(key):
+        reason = (
+            "a next hop that is found by MX records, at a port of its own, is no route here; write"
+            " a route to its host and import this line as [host]:port"
+        )
+        return ImportedLine(line, remarks=(_no_equivalent(reason),))
+    try:
+        domain = _domain(key)
+    except AddressError:
+        return _passed_over(line, f"it never looks for {line.key!r}, which is no domain")
+    hop = tls.route_of(domain)
+    rule, remarks = _meaning(line.value, domain, tls, hop)
+    if hop is None:
+        return ImportedLine(line, rule, (domain,), remarks)
+    reason = f"mail for it goes by a route, so that it looks for {hop} and not for this line"
+    if hop in hops:
+        return _passed_over(line, f"{reason}: line {hops[hop].number} counts")
+    if rule in (_BY_LEVEL[PostfixLevel.NONE], _BY_LEVEL[PostfixLevel.MAY]):
+        return _passed_over(line, reason)
+    return ImportedLine(line, rule, (domain,), (*remarks, _stricter(f"in Postfix {reason}")))
+
+
+def _next_hop(key: str) -> NextHop | None:
+    """`[host]:port`, or None for another key. A port that is none is 0: no route has it."""
+    found = _IN_BRACKETS.fullmatch(key)
+    if found is None:
+        return None
+    service = found[2] or "smtp"
+    port = _SERVICES.get(service, int(service) if service.isdecimal() else 0)
+    host = found[1].removeprefix("ipv6:")
+    try:
+        return NextHop(str(ip_address(host)), port)
+    except ValueError:
+        return NextHop(host.removesuffix("."), port)
+
+
+def _domain(key: str) -> str:
+    """The key of `policy.destinations`: `*.` covers what `.` covers in Postfix."""
+    if key.endswith("."):
+        raise AddressError("a final dot")
+    return f"*.{normalise_domain(key[1:])}" if key.startswith(".") else normalise_domain(key)
+
+
+def _of_next_hop(line: TableLine, tls: OurTls, hop: NextHop) -> ImportedLine:
+    domains = tls.leading_to(hop)
+    if not domains:
+        reason = f"no route leads to {hop}; write it under routes and import this file again"
+        return ImportedLine(line, remarks=(_no_equivalent(reason),))
+    rule, remarks = _meaning(line.value, hop.host, tls, hop)
+    if "*" in domains:
+        reason = (
+            "policy.default holds for domains with a route of their own as well, where they have no"
+            " rule"
+        )
+        remarks = (*remarks, _stricter(reason))
+    return ImportedLine(line, rule, tuple("" if d == "*" else d for d in domains), remarks)
+
+
+def _meaning(
+    value: str, name: str, tls: OurTls, hop: NextHop | None
+) -> tuple[DestinationRule, tuple[Remark, ...]]:
+    """The rule of a line for one domain or pattern, or for a next hop, and what differs."""
+    try:
+        policy = read_policy(value)
+    except PolicyError as error:
+        reason = (
+            f"{error}, so Postfix defers all mail for it; the rule asks for verified TLS until you"
+            " write what is meant"
+        )
+        return _SAFEST, (_no_equivalent(reason),)
+    rule = _BY_LEVEL[policy.level]
+    remarks = [_OF_LEVEL[policy.level]] if policy.level in _OF_LEVEL else []
+    if policy.level in _DEFAULT_MATCH:
+        match = policy.match or _DEFAULT_MATCH[policy.level]
+        mx, of_match = _at_route(match, hop) if hop else _pins(match, name)
+        rule = replace(rule, mx=mx)
+        remarks += of_match
+    remarks += _of_attributes(policy, tls)
+    return rule, tuple(remarks)
+
+
+# --- match= ---------------------------------------------------------------------------------------
+
+_NAMES_BY_DOMAIN = (
+    "the names that Postfix asks for are those of each domain; a rule for many has one list: write"
+    " a rule for each domain, with mx"
+)
+
+
+def _pins(match: tuple[str, ...], domain: str) -> tuple[tuple[str, ...], list[Remark]]:
+    """The hosts that may be connected to, so that the name in the certificate does not hang on the
+    DNS alone.
+
+    Postfix looks for the names of `match` in the certificate of any host that the DNS names. Here
+    the certificate is for the host's own name always, and `mx` says which names those may be.
+    """
+    words = [word.lower() for word in match]
+    if "hostname" in words:
+        if len(words) == 1:
+            return (), []
+        return (), [_stricter("the certificate has to be for the mail host's own name")]
+    remarks = []
+    if domain.startswith("*.") and {"nexthop", "dot-nexthop"} & set(words):
+        remarks.append(_no_equivalent(_NAMES_BY_DOMAIN))
+    mx: list[str] = []
+    for word in words:
+        try:
+            mx.append(_pin(word, domain))
+        except AddressError:
+            remarks.append(_stricter(f'match: "{word}" is the name of no mail host'))
+        if word.startswith("*"):
+            remarks.append(_no_equivalent(f'match: "{word}" is no pattern in Postfix'))
+    if not mx:
+        return (), [*remarks, _no_equivalent("match names no host, so that any may be used")]
+    below = [pin for pin in mx if pin.startswith("*.")]
+    of_depth = (
+        f"; {', '.join(below)} is one label, where Postfix takes names at any depth"
+        if below
+        else ""
+    )
+    reason = (
+        "only hosts named by mx are connected to, and the certificate has to be for the host's own"
+        f" name; Postfix lets any host show a certificate for one of these names{of_depth}"
+    )
+    return tuple(dict.fromkeys(mx)), [*remarks, _stricter(reason)]
+
+
+def _pin(word: str, domain: str) -> str:
+    match word:
+        case "nexthop":
+            return domain
+        case "dot-nexthop":
+            return domain if domain.startswith("*.") else f"*.{domain}"
+        case _ if word.startswith((".", "*.")):
+            return f"*.{normalise_domain(word.lstrip('*')[1:])}"
+        case _:
+            return normalise_domain(word)
+
+
+def _at_route(match: tuple[str, ...], hop: NextHop) -> tuple[tuple[str, ...], list[Remark]]:
+    """At a next hop the operator named the host, and the certificate is for that name."""
+    names = {word.lower() for word in match}
+    if names <= {"hostname", "nexthop", hop.host}:
+        return (), []
+    others = ", ".join(sorted(names - {"hostname", "nexthop", "dot-nexthop", hop.host}))
+    reason = f"the certificate has to be for {hop.host}, the host that the route names"
+    if others:
+        reason += f"; Postfix also takes one for {others}"
+    return (), [_stricter(reason)]
+
+
+# --- other attributes -----------------------------------------------------------------------------
+
+
+def _of_attributes(policy: PostfixPolicy, tls: OurTls) -> Iterator[Remark]:
+    if policy.protocols is not None:
+        yield from _of_protocols(policy, policy.protocols, tls)
+    if policy.ciphers is not None and not policy.level.requires_tls:
+        yield _stricter(
+            f"ciphers={policy.ciphers}: weaker TLS is used where Postfix would send in clear"
+        )
+    elif policy.ciphers is not None and policy.ciphers.lower() != "high":
+        yield _stricter(f"ciphers={policy.ciphers}: a cipher has at least 112 bits here")
+    if policy.exclude is not None:
+        yield from _of_exclude(policy, policy.exclude)
+    if policy.tafile:
+        yield _no_equivalent(
+            f"tafile={', '.join(policy.tafile)}: authorities cannot be chosen by domain; those of"
+            " the system and of tls.ca_file count for all (a private one belongs into that file)"
+        )
+    if policy.servername is not None and policy.servername.lower() != "hostname":
+        yield _no_equivalent(
+            f"servername={policy.servername}: the mail host's own name is sent (SNI), always"
+        )
+    if policy.connection_reuse is not None:
+        yield _no_effect(
+            "connection_reuse: messages share a connection where they ask for the same TLS"
+        )
+    if policy.enable_rpk:
+        yield _stricter("enable_rpk=yes: a host has to show a certificate, not a bare key")
+    if policy.others:
+        yield _no_effect(
+            f"{', '.join(policy.others)}: the relay looks for MTA-STS policies itself"
+            " (policy.mta_sts)"
+        )
+
+
+def _of_protocols(policy: PostfixPolicy, protocols: str, tls: OurTls) -> Iterator[Remark]:
+    allowed = allowed_versions(protocols)
+    said = f"protocols={protocols}"
+    if not allowed:
+        yield _no_equivalent(f"{said} allows no version, so Postfix has no TLS with it")
+        return
+    at, least, relaxed = (
+        VERSIONS.index(version)
+        for version in (allowed[0], tls.min_version, tls.opportunistic_min_version)
+    )
+    if policy.level.requires_tls or policy.level is PostfixLevel.DANE:
+        if at > least:
+            yield _no_equivalent(
+                f"{said}: a version is not asked for by domain; tls.min_version: {allowed[0]} would"
+                f" hold for all of them, where now {tls.min_version} is enough"
+            )
+        elif at < least:
+            yield _stricter(f"{said}: only {tls.min_version} and later count where TLS is required")
+    if not policy.level.requires_tls and at > relaxed:
+        yield _stricter(
+            f"{said}: TLS from {tls.opportunistic_min_version} on is used where Postfix would send"
+            " in clear"
+        )
+    if VERSIONS[-1] not in allowed:
+        yield _stricter(f"{said}: newer versions of TLS are used, too")
+
+
+def _of_exclude(policy: PostfixPolicy, exclude: str) -> Iterator[Remark]:
+    unknown = [each for each in re.split(r"[\s,:]+", exclude) if each and each not in NEVER_USED]
+    if not unknown:
+        return
+    said = f"exclude={exclude}"
+    if policy.level.requires_tls:
+        yield _no_equivalent(f"{said}: ciphers cannot be taken away ({', '.join(unknown)})")
+    else:
+        yield _stricter(f"{said}: TLS with such a cipher is used where Postfix would send in clear")
+
+
+# --- lines together -------------------------------------------------------------------------------
+
+
+def _without_conflicts(lines: list[ImportedLine]) -> list[ImportedLine]:
+    """Each domain with one line, the first: two keys may be one domain, or one next hop, here."""
+    owners: dict[str, TableLine] = {}
+    for each in lines:
+        for domain in each.domains:
+            owners.setdefault(domain, each.line)
+    return [_without_owned(each, owners) for each in lines]
+
+
+def _without_owned(each: ImportedLine, owners: Mapping[str, TableLine]) -> ImportedLine:
+    others = [owners[domain] for domain in each.domains if owners[domain] != each.line]
+    if not others:
+        return each
+    reason = f"line {others[0].number} ({others[0].key}) is for the same mail here, and counts"
+    return ImportedLine(each.line, remarks=(_no_equivalent(reason),))
+
+
+def _with_wider_rules(lines: list[ImportedLine]) -> tuple[ImportedLine, ...]:
+    """With a word on each rule without `mx` that inherits it from a pattern."""
+    pinned = [
+        domain
+        for each in lines
+        if each.rule is not None and each.rule.mx
+        for domain in each.domains
+        if domain.startswith("*.")
+    ]
+    return tuple(_with_wider_pins(each, pinned) for each in lines)
+
+
+def _with_wider_pins(each: ImportedLine, pinned: list[str]) -> ImportedLine:
+    if each.rule is None or each.rule.mx:
+        return each
+    wider = [key for key in pinned for domain in each.domains if domain.endswith(key[1:])]
+    if not wider:
+        return each
+    reason = f"the mx of {wider[0]} holds for it, too; give it an mx of its own to say otherwise"
+    return replace(each, remarks=(*each.remarks, _stricter(reason)))

@@ -1,0 +1,125 @@
+"""`relay policy import postfix`: what it prints, and with which exit status."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from relay.cli import relay
+from relay.cli.manual import man_page
+
+TABLE = Path(__file__).parents[1] / "fixtures" / "smtp_tls_policy"
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """`relay policy import postfix` for a table, in a directory of the test's own."""
+    monkeypatch.chdir(tmp_path)
+    for variable in [name for name in os.environ if name.startswith("RELAY_")]:
+        monkeypatch.delenv(variable)
+
+    def call(text: str, *options: str) -> Result:
+        (tmp_path / "table").write_text(text)
+        command = ["policy", "import", "postfix", "table", *options]
+        return CliRunner().invoke(relay, command, prog_name="relay")
+
+    return call
+
+
+def checked(result: Result, tmp_path: Path) -> object:
+    """The YAML, which passes `relay check`."""
+    (tmp_path / "policy.yaml").write_text(result.stdout)
+    command = ["check", "--file-only", "-q", "-c", str(tmp_path / "policy.yaml")]
+    check = CliRunner().invoke(relay, command, prog_name="relay")
+    assert check.exit_code == 0, check.stderr
+    assert ": policy." not in check.stderr
+    return yaml.safe_load(result.stdout)["policy"]
+
+
+def test_a_table_becomes_rules_that_pass_the_check(run: Run, tmp_path: Path) -> None:
+    result = run("partner.example encrypt\n.partner.example may\n")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert checked(result, tmp_path) == {
+        "destinations": {
+            "partner.example": {
+                "require_tls": True,
+                "skip_verification": True,
+                "allow_override": False,
+            },
+            "*.partner.example": {"require_tls": False, "skip_verification": True},
+        }
+    }
+
+
+def test_a_line_without_equivalent_is_named_on_stderr_and_in_the_yaml(run: Run) -> None:
+    result = run("# old\n\npartner.example fingerprint match=aa:bb\n")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("table:3: partner.example: no equivalent: certificates ")
+    assert "    # line 3: partner.example fingerprint match=aa:bb\n" in result.stdout
+    assert "    #   no equivalent: certificates " in result.stdout
+
+
+def test_a_stricter_rule_is_named_and_is_no_failure(run: Run, tmp_path: Path) -> None:
+    result = run("partner.example secure\n")
+    assert result.exit_code == 0
+    assert result.stderr.startswith("table:1: partner.example: stricter: ")
+    [rule] = checked(result, tmp_path)["destinations"].values()  # type: ignore[index]
+    assert rule["mx"] == ["partner.example", "*.partner.example"]
+
+
+def test_the_old_table_becomes_a_file_that_passes_the_check(run: Run, tmp_path: Path) -> None:
+    result = run(TABLE.read_text("utf-8"), "--level", "may")
+    assert result.exit_code == 1
+    policy = checked(result, tmp_path)
+    assert len(policy["destinations"]) == 34  # type: ignore[index]
+    assert policy["default"] == {"require_tls": False, "skip_verification": True}  # type: ignore[index]
+    told = [line for line in result.stdout.splitlines() if "    # line " in line]
+    assert len(told) == 40
+    assert max(map(len, result.stdout.splitlines())) <= 100
+
+
+def test_next_hops_are_found_in_the_routes_of_the_configuration(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "relay.yaml").write_text(
+        'routes: {a.example: {host: gw.example, port: 587}, "*": {host: "[192.0.2.1]"}}\n'
+    )
+    text = "[gw.example]:587 verify\n[192.0.2.1] dane\n"
+    result = run(text, "-c", "relay.yaml", "--level", "none")
+    assert result.exit_code == 0
+    policy = checked(result, tmp_path)
+    assert policy["default"]["skip_verification"] is True  # type: ignore[index]
+    assert policy["dane"] == "enforce"  # type: ignore[index]
+    assert list(policy["destinations"]) == ["a.example"]  # type: ignore[index]
+
+
+def test_a_configuration_that_is_named_and_broken_is_said(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "relay.yaml").write_text("routs: {}\n")
+    result = run("a.example may\n", "-c", "relay.yaml")
+    assert result.exit_code == 1
+    assert "relay.yaml:1: routs" in result.stderr
+    assert result.stdout == ""
+
+
+def test_a_table_of_nothing_is_a_policy_of_nothing(run: Run, tmp_path: Path) -> None:
+    assert checked(run("# nothing\n"), tmp_path) == {"destinations": {}}
+
+
+def test_what_a_table_brings_moves_no_cursor(run: Run, tmp_path: Path) -> None:
+    result = run("a.example \x1b[2Jencrypt\nb.example may x=\x07\n\u202e.example may\n")
+    assert result.exit_code == 1
+    assert all(c.isprintable() or c == "\n" for c in result.stdout + result.stderr)
+    checked(result, tmp_path)
+
+
+def test_a_file_that_is_not_there_is_a_wrong_usage(run: Run) -> None:
+    result = CliRunner().invoke(relay, ["policy", "import", "postfix", "gone"])
+    assert result.exit_code == 2
+
+
+def test_the_manual_page_has_the_command() -> None:
+    assert r".SS relay policy import postfix" in man_page()
