@@ -36,8 +36,8 @@ _WIDTH = 100
 
 _FOR_ALL_LINES = """\
 What a domain publishes is obeyed under every rule: its MTA-STS policy (policy.mta_sts), and TLSA
-records, which alone judge the certificate (policy.dane). Postfix looks for TLSA records at the levels
-dane and dane-only.
+records, which alone judge the certificate (policy.dane). Postfix looks for TLSA records at the
+levels dane and dane-only.
 Where TLS is required, only {min_version} and later count, with ciphers of 112 bits and never
 without a certificate; in Postfix TLSv1 does, unless protocols= says otherwise.
 A certificate is for the names in its subjectAltName; Postfix takes the common name where there is
@@ -59,8 +59,8 @@ def import_() -> None:
 @click.option(
     "--level",
     type=click.Choice([str(level) for level in PostfixLevel]),
-    help="smtp_tls_security_level of main.cf, to become policy.default: it is what holds for domains"
-    " that FILE does not name.",
+    help="smtp_tls_security_level of main.cf, to become policy.default: it is what holds for"
+    " domains that FILE does not name.",
 )
 @config_option
 @click.pass_context
@@ -77,9 +77,9 @@ def postfix(ctx: click.Context, /, file: IO[str], level: str | None) -> None:
       no equivalent  no rule does the same; the nearest one is given, where there is one
       no effect      the line does nothing in Postfix either, or nothing for safety
 
-    Where a choice is left, the rule is the one that protects more. A key such as [host]:587 is a next
-    hop: its rule goes to the domains whose `routes` in the configuration (-c) lead there, so write
-    the routes first.
+    Where a choice is left, the rule is the one that protects more. A key such as [host]:587 is a
+    next hop: its rule goes to the domains whose `routes` in the configuration (-c) lead there, so
+    write the routes first.
 
     Exit status: 0, or 1 where something has no equivalent.
 

@@ -127,7 +127,8 @@ class OurTls:
 NEVER_USED = frozenset((
     "aNULL", "eNULL", "NULL", "ADH", "AECDH", "PSK", "SRP", "aPSK", "kPSK", "aSRP", "kSRP", "EXP",
     "EXPORT", "EXPORT40", "EXPORT56", "LOW", "DES", "3DES", "RC2", "RC4", "RC5", "IDEA", "SEED",
-    "MD5", "DSS", "aDSS", "KRB5", "kKRB5", "aDH", "kDHr", "kDHd", "DES-CBC3-SHA", "RC4-SHA", "RC4-MD5",
+    "MD5", "DSS", "aDSS", "KRB5", "kKRB5", "aDH", "kDHr", "kDHd", "DES-CBC3-SHA", "RC4-SHA",
+    "RC4-MD5",
 ))
 # fmt: on
 """Ciphers, by the names of `exclude=`, that we never use where TLS is required or verified."""
