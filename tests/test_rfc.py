@@ -1,4 +1,4 @@
-"""docs/rfc.md is true to the code: every RFC we cite is in its list, in the one form of a citation."""
+"""docs/rfc.md lists every RFC that the code cites, and every citation has the same form."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ Explain = Callable[..., Awaitable[dict[str, Any]]]
 
 
 class QuietRelay:
-    """A `relay.admin.operator.RunningRelay`; `retried` counts what silent destinations were told."""
+    """A `relay.admin.operator.RunningRelay`; `retried` counts calls of `retry_silent`."""
 
     def __init__(self) -> None:
         self.retried = 0

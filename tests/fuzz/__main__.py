@@ -38,7 +38,7 @@ def by_coverage(name: str, seconds: int) -> None:
     words = FOUND / "words"
     words.write_text("".join('"' + "".join(f"\\x{o:02x}" for o in word) + '"\n' for word in WORDS))
     for function in gc.get_objects():
-        # Ours alone: a start takes seconds and not minutes, and no input is kept for a library's sake.
+        # Only the relay's code: so a start takes seconds, and inputs are kept for its paths alone.
         if isinstance(function, FunctionType) and str(function.__module__).startswith("relay."):
             atheris.instrument_func(function)
     options = [

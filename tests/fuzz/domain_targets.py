@@ -37,7 +37,7 @@ HOST = "mx.example.net"
 
 
 def policies(octets: bytes) -> None:
-    """A record has one id or none; a policy is read or refused, and nothing behind it weakens it."""
+    """A record has one id or none; a policy is read or refused, and no later line weakens it."""
     first, _, body = octets.partition(b"\xfe")
     _records(first.split(b"\xfd"))
     try:

@@ -127,7 +127,7 @@ def origins(octets: bytes) -> None:
 
 
 def webhooks(octets: bytes) -> None:
-    """Whatever a URL says and the DNS answers, we connect to public addresses, and to those listed."""
+    """With any URL and DNS answer, the relay connects only to public and to listed addresses."""
     flags, *lines = octets[:1], *octets[1:].split(b"\n")
     listed = [ip_network("127.0.0.0/8"), ip_network("fd00::/8")] if flags == b"L" else []
     answers = [str(address) for line in lines[1:6] if (address := _address_in(line))]

@@ -359,7 +359,10 @@ def proxies(octets: bytes) -> None:
 
 
 _PROXIED = (ip_network("10.0.0.0/8"), ip_network("2001:db8::/32"))
-_SCRIPT = b"EHLO x\r\nMAIL FROM:<a@example.com>\r\nRCPT TO:<b@example.net>\r\nDATA\r\n\r\nx\r\n.\r\nQUIT\r\n"
+_SCRIPT = (
+    b"EHLO x\r\nMAIL FROM:<a@example.com>\r\nRCPT TO:<b@example.net>\r\nDATA\r\n\r\nx\r\n"
+    b".\r\nQUIT\r\n"
+)
 _V2 = re.compile(rb"\r\n\r\n\0\r\nQUIT\n\x21([\x11\x12\x21\x22])..", re.DOTALL)
 _V1 = re.compile(rb"PROXY TCP[^ ]*([46]) ([0-9A-Fa-f:.]+) [0-9A-Fa-f:.]+ [^ ]+ [^ ]+\r\n")
 
@@ -558,7 +561,8 @@ SEEDS: Mapping[str, list[bytes]] = {
         b"\1\3EHLO x\r\nMAIL FROM:<a@example.com>\r\nRCPT TO:<b@example.net>\r\nDATA\r\n"
         b"Subject: x\r\n\r\nx\r\n.\r\nQUIT\r\n",
         b"\1\1EHLO x\r\nMAIL FROM:<>\r\nRCPT TO:<b@example.net>\r\nBDAT 5\r\nhelloBDAT 0 LAST\r\n",
-        b"\1\2 HELO my host\r\nMAIL\tFROM:< a..b@c.example >\r\nRCPT TO:<<d@e.example>>\r\nQUIT x\r\n",
+        b"\1\2 HELO my host\r\nMAIL\tFROM:< a..b@c.example >\r\nRCPT TO:<<d@e.example>>\r\n"
+        b"QUIT x\r\n",
         b"\1\1\x16\3\1\2\0\1\0\1\xfc\3\3\r\nGET / HTTP/1.1\r\n\r\n",
         b"\5\2EHLO x\nAUTH LOGIN\n*\nMAIL FROM:<a@b.example>\nRCPT TO:<c@d.example>\nDATA\na\n.\n",
     ],
@@ -579,7 +583,8 @@ SEEDS: Mapping[str, list[bytes]] = {
         b"eHh4\r\n--b--",
     ],
     "origins": [
-        b"\0\nrelay.example:8080\nhttp://relay.example:8080\nhttps://relay.example:8080/a\nsame-origin",
+        b"\0\nrelay.example:8080\nhttp://relay.example:8080\nhttps://relay.example:8080/a\n"
+        b"same-origin",
         b"\0\n[::1]\nnull\nhttp://user@[::1]:80/?x#y\nnone",
     ],
     "webhooks": [
@@ -589,9 +594,11 @@ SEEDS: Mapping[str, list[bytes]] = {
         b" http://2130706433/\n0177.0.0.1",
     ],
     "policies": [
-        b"v=STSv1; id=20261120T1;\xfev: x\r\nversion: STSv1\r\nmode: enforce\r\nmx: mx.b.example\r\n"
+        b"v=STSv1; id=20261120T1;\xfev: x\r\nversion: STSv1\r\nmode: enforce\r\n"
+        b"mx: mx.b.example\r\n"
         b"mx: *.b.example\r\nmax_age: 604800\r\n",
-        b"v=spf1 -all\xfdv=STSv1;id=a ;x=\xfeversion:STSv1\nmode:testing\nmx:.b\nmax_age: 99999999999",
+        b"v=spf1 -all\xfdv=STSv1;id=a ;x=\xfeversion:STSv1\nmode:testing\nmx:.b\n"
+        b"max_age: 99999999999",
     ],
     "tlsa": [
         b"\0\0\0\3\1\1<leaf11>\n\3\1\2<leaf12>\n\2\0\1<issuer01>",

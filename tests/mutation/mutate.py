@@ -72,10 +72,12 @@ EQUIVALENT = {
     "Tlsa(255, 255, 255, b''): 255 → 256": "either is a record that does not count",
     f"{_BARE}: 1 → 2": _ANCHOR,
     "timedelta(days=1): 1 → 2": _ANCHOR,
-    f"{_BARE_IN_DATE}.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True): "
+    f"{_BARE_IN_DATE}.add_extension(x509.BasicConstraints(ca=True, path_length=None),"
+    " critical=True): "
     "True → False": _ANCHOR,
     "TlsRule(require_tls=False, skip_verification=False) → without require_tls": _SILENT_DEFAULT,
-    "TlsRule(require_tls=False, skip_verification=False) → without skip_verification": _SILENT_DEFAULT,
+    "TlsRule(require_tls=False, skip_verification=False) "
+    "→ without skip_verification": _SILENT_DEFAULT,
     "if not table or not domain → if False": _SHORT_CUT,
     "if not rules.destinations → if False": _SHORT_CUT,
     "return 3 if outcome.status == NO_REQUIRETLS else 2: 3 → 4": _ORDER,
@@ -85,7 +87,9 @@ EQUIVALENT = {
     "return 2: 2 → 3": _ORDER,
     "dot >= 0: 0 → 1": "no domain begins with a dot",
     "domain.find('.', dot + 1): 1 → 2": "no label is empty",
-    "return not setting.value: not setting.value → without not": "what was refused is as strict as can be",
+    "return not setting.value: not setting.value → without not": (
+        "what was refused is as strict as can be"
+    ),
 }
 """Mutants that change nothing anybody could see, and why."""
 
@@ -153,7 +157,7 @@ def _is_row(node: ast.expr) -> bool:
 
 
 def _kin(tree: ast.Module, name: str) -> set[str]:
-    """The module's names that are made by the same call as `name`: `_TLS = Step(…)` and its like."""
+    """The module's names that the same call makes as `name`: such as `_TLS = Step(…)`."""
     makers = {}
     for node in tree.body:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
@@ -273,7 +277,7 @@ _OPPOSITES: dict[type[ast.cmpop], type[ast.cmpop]] = {
 
 
 def survives(mutant: Mutant | None, tests: tuple[str, ...]) -> bool:
-    """Whether the tests pass with this mutant in place of its module (None: with no mutant at all)."""
+    """Whether the tests pass with this mutant in place of its module (None: without a mutant)."""
     child = os.fork()
     if child == 0:
         signal.alarm(SECONDS_PER_MUTANT)

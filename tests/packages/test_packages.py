@@ -1,7 +1,7 @@
 """The packages, in bare machines: installed, edited, started, upgraded, broken, purged.
 
-`make packages-test` makes the packages and a Debian for each release (debootstrap), so it needs root
-and the network. What is missing there is systemd itself: `tests/rigs/machine.py`.
+`make packages-test` makes the packages and a Debian for each release (debootstrap), so it needs
+root and the network. No systemd runs there: `tests/rigs/machine.py` takes its place.
 """
 
 from __future__ import annotations
@@ -177,7 +177,10 @@ def a_user_without_the_group_hears_so(machine: Machine) -> None:
     refused = machine.run(*as_ann)
     assert (refused.returncode, refused.stdout) == (1, "")
     command = "`usermod --append --groups relay ann`"
-    said = f"/etc/relay/relay.yaml: permission denied; run this as root, or join the group relay ({command}"
+    said = (
+        "/etc/relay/relay.yaml: permission denied; run this as root, or join the group relay"
+        f" ({command}"
+    )
     assert refused.stderr.startswith(said)
     machine("usermod", "--append", "--groups", "relay", "ann")
     assert machine(*as_ann) == "The queue is empty, or nothing in it matches.\n"

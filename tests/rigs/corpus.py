@@ -36,7 +36,7 @@ _LINE_END = re.compile(rb"\r\n|\r|\n")
 
 @dataclass(frozen=True)
 class Letter:
-    """A file of the corpus: `raw` as it lies there, `sent` with CRLF, as an SMTP client sends it."""
+    """A file of the corpus: `raw` as it is stored, `sent` with CRLF as an SMTP client sends it."""
 
     name: str
     raw: bytes

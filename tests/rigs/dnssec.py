@@ -2,7 +2,7 @@
 
     Zone("signed.example", "www A 127.0.0.2")               signed, with a DS record above
     Zone("unsigned.example", "…", Trust.INSECURE)           not signed, and the zone above says so
-    Zone("_tcp.mx.signed.example", "…", Trust.BOGUS)        signed by a key that the DS record denies
+    Zone("_tcp.mx.signed.example", "…", Trust.BOGUS)        signed by a key without a DS record
     Zone("_tcp.mx2.signed.example", "", Trust.REFUSED)      the resolver refuses to say
 
 unbound listens on port 53, since the C library can be told of no other, at an address of 127/8 of

@@ -2,8 +2,9 @@
 
     python -m tests.rigs.floods SMTP-PORT HTTP-PORT
 
-It says when it begins. When its standard input ends it says how many there were of each. All come from one address,
-and with low priority: the machines of strangers take no time from ours.
+It prints a line when it begins. When its standard input ends it prints how many requests of each
+kind it made. All come from one address. The process has a low priority, because the machines of
+strangers would use no CPU of the relay's machine.
 """
 
 from __future__ import annotations

@@ -154,7 +154,7 @@ class Ledger:
 
     @contextlib.contextmanager
     def crowd(self, relay: Relay, *, clients: int = 3, **more: Any) -> Iterator[None]:
-        """Meanwhile clients hand in without an end, and come again whatever becomes of the relay."""
+        """While the body of the `with` runs, clients send mail and reconnect if the relay ends."""
         over = threading.Event()
 
         def client() -> None:

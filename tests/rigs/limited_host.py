@@ -1,8 +1,8 @@
 """A mail host that serves so many connections at once and turns away the rest.
 
-`manner`: what becomes of the rest: "421" to the greeting, "421 at MAIL", "close" or "reset" before a
-greeting, "refuse" (nobody listens meanwhile), "silence". `seconds`: how long it takes for each message.
-`messages`: after so many on one connection it says 452 to MAIL.
+`manner`: how it treats the rest: "421" as the greeting, "421 at MAIL", "close" or "reset" before a
+greeting, "refuse" (its port is closed meanwhile), "silence". `seconds`: how long it takes for each
+message. `messages`: after so many on one connection it answers 452 to MAIL.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """A bare Debian in a directory: what an administrator has before and after `apt install`.
 
-`Machine` is made by debootstrap from the mirror that this machine uses. Commands run in it by
-bubblewrap: its files and its users, the network of the machine around it. No service manager runs
-there: `systemctl` writes down what it was asked (what changes files only is done), and `Service` starts the unit's program under the
-restrictions of the unit, as they are in the installed file.
+`Machine` is made by debootstrap from the mirror that this machine uses. bubblewrap runs commands in
+it, with its files and its users and the network of the machine around it. No service manager runs
+there: `systemctl` records its calls (and does those that only change files), and `Service` starts
+the unit's program under the restrictions of the installed unit file.
 """
 
 from __future__ import annotations

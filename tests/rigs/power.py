@@ -8,11 +8,11 @@ model:
     a file         its octets and its size count as kept once fdatasync or fsync of it has returned,
                    for what was done before that call began
     a name         made, removed or renamed: once fsync of its directory has returned
-    all else       is there or not: each 4 KiB page or each 512-octet sector (torn) of a file as it was at
-                   some moment since it was last kept, each size and each name likewise; or
-                   everything in order up to some moment, with the last write torn
-    a failed sync  kept some of it and forgot the rest, and no later sync makes up for that: the pages
-                   count as clean (as Linux does it)
+    all else       may be there or not: each 4 KiB page or each 512-octet sector (torn) of a file as
+                   it was at some moment since it was last durable, each size and each name
+                   likewise; or everything in order up to some moment, with the last write torn
+    a failed sync  made some of it durable and forgot the rest. No later sync repairs that: the
+                   pages count as clean, as in Linux
 
 At a cut, `Cut.lay` makes a directory as it may be found afterwards. What a process left that was
 merely killed stays in the model's page cache, for the next one that is recorded.
@@ -51,7 +51,7 @@ _CALLS = (
 
 T = TypeVar("T")
 Horizon = Callable[["_File", int], int]
-"""Up to which moment a sector (the size: -1) of a file was written by the disk on its own account."""
+"""Up to which moment the disk wrote a sector (the size: -1) of a file without a sync."""
 
 
 # What was done.
@@ -204,7 +204,7 @@ def _latest(versions: Sequence[tuple[int, T]], until: int, kept: T) -> T:
 
 
 class _Directory:
-    """Names now, names that are kept, and each change since; a rename is one change of two names."""
+    """The names now, the durable names, and each change since; a rename changes two names."""
 
     def __init__(self, label: str, names: Mapping[str, _Node] = {}) -> None:
         self.label = label

@@ -38,7 +38,8 @@ CONFIG = "/etc/relay/relay.yaml"
 NOT_EXERCISED = {
     "ProtectClock": "needs a device cgroup; the system calls it takes away are taken away",
     "ProtectControlGroups": "there is no /sys in the sandbox at all",
-    "ProtectHostname": "a UTS namespace hides the host's name; sethostname is not among the system calls",
+    "ProtectHostname": "a UTS namespace hides the host's name; sethostname is not among the system"
+    " calls",
     "ProtectKernelLogs": "needs CAP_SYSLOG, which is not there",
     "ProtectKernelModules": "needs CAP_SYS_MODULE, which is not there",
     "ProtectKernelTunables": "/proc/sys is read-only to the service's user anyhow",

@@ -196,7 +196,10 @@ def fault(letter: Letter, door: str, done: Relayed) -> str:
     return "" if _ADDED.fullmatch(added) else f"added: {added!r}"
 
 
-GOOD = b"From: a@corpus.example\r\nDate: Fri, 20 Nov 2026 12:00:00 +0000\r\nMessage-ID: <a@b.example>\r\n"
+GOOD = (
+    b"From: a@corpus.example\r\nDate: Fri, 20 Nov 2026 12:00:00 +0000\r\n"
+    b"Message-ID: <a@b.example>\r\n"
+)
 TEXT = b"\r\n\r\ntext\r\n"
 BEGUN_BADLY = {
     "mailbox line": (

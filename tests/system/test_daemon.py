@@ -40,7 +40,7 @@ def said(relay: Relay, text: str) -> None:
 
 
 def ended(relay: Relay, *, seconds: float = 30) -> int:
-    """The exit code of a relay that was told to end already (another SIGTERM would be its second)."""
+    """The exit code of a relay that already got a SIGTERM (this function must not send another)."""
     assert relay.process is not None
     return relay.process.wait(timeout=seconds)
 

@@ -65,7 +65,8 @@ async def test_probe_prints_text_for_people(sandbox: Sandbox) -> None:
         "       require-tls  skip-verification",
         "       no           no                 sent in clear over a new connection",
         "       no           yes                sent in TLS, unverified",
-        "       yes          no                 not sent here; deferred 4.7.5 if no other host has better",
+        "       yes          no                 not sent here; deferred 4.7.5 if no other host has"
+        " better",
         "       yes          yes                sent in TLS, unverified",
     ]
 

@@ -1,9 +1,10 @@
 """DANE on real parts: zones that Knot DNS signs, unbound that validates, Postfix beside the relay.
 
-Each case is a domain with mail hosts and TLSA records of its own; some have an MTA-STS policy. The same domains are given to a
-Postfix with `smtp_tls_security_level = dane`. What either does is one of four verdicts, read from
-its log and held against what the host saw. What the relay has to do stands here from RFC 7672;
-where Postfix does another thing, `DIFFERENCES` says so and docs/decisions.md says why.
+Each case is a domain with mail hosts and TLSA records of its own; some have an MTA-STS policy. A
+Postfix with `smtp_tls_security_level = dane` sends mail to the same domains. Each program gives one
+of four verdicts, which the test reads from its log and compares with what the host received. The
+expected verdicts follow RFC 7672; `DIFFERENCES` lists where Postfix differs, and docs/decisions.md
+gives the reason.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ class Case:
 
     @property
     def base(self) -> str:
-        """The name whose TLSA records count, and which is sent as SNI; else that in the MX record."""
+        """The name with the TLSA records that count, which is sent as SNI; else the MX's name."""
         is_final = self.last.records and self.last.zone == SIGNED
         number = len(self.hosts) - 1
         return self.host_name(number) if is_final else self.exchange(number)
@@ -232,7 +233,9 @@ CASES = [
     _one("alias-leads-out", V, zone=UNSIGNED, alias="alias", alias_records=("3 1 1 leaf",)),
     _one("alias-leads-out-none", E, "3 1 1 other", zone=UNSIGNED, alias="alias"),
     Case("domain-alias", V, (Host(("3 1 1 leaf",)),), is_alias=True),
-    Case("domain-alias-ta-for-domain", V, (Host(("2 1 1 root",), Shown.FOR_DOMAIN),), is_alias=True),
+    Case(
+        "domain-alias-ta-for-domain", V, (Host(("2 1 1 root",), Shown.FOR_DOMAIN),), is_alias=True
+    ),
     # No MX record: the domain is the host
     Case("no-mx", V, (Host(("3 1 1 leaf",)),), is_host=True),
     Case("no-mx-other", D, (Host(("3 1 1 other",)),), is_host=True),

@@ -1,11 +1,11 @@
-"""What the pages under docs/ tell people to write and to type, written and typed.
+"""The code blocks of the pages under docs/ are correct.
 
 links     lead to files and headings that are there; the site is built of the pages
 log lines in docs/troubleshooting.md are those of the program
 yaml      passes `relay check`
-sh        runs, line after line, against a relay of the test's own; `systemctl` is played by the test
+sh        runs line by line against a relay of the test; the test replaces `systemctl`
 postfix   is main.cf of a real Postfix, through which mail then flows
-ini       has keys and values; nothing here reads it
+ini       has keys and values; no program here reads it
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ def host() -> Iterator[Sink]:
 
 @pytest.fixture
 def relay(tmp_path: Path, host: Sink) -> Iterator[Relay]:
-    """A relay with something in its log and something in its queue, where the docs think it lives."""
+    """A relay with events in its log and mail in its queue, at the paths that the docs name."""
     routes = {**host.route, "gone.example": {"host": "[127.0.0.1]", "port": free_port()}}
     with relay_process(tmp_path, routes=routes, resolver={"timeout": "1s"}) as process:
         for recipient in ("b@example.net", "b@gone.example"):

@@ -25,7 +25,10 @@ REFUSES = Script(replies={"RCPT": "550 5.1.1 no such user"})
 BUSY = Script(replies={"RCPT": "450 4.2.1 busy"})
 CLOSED = Script(replies={"GREETING": "421 4.3.2 not now"})
 SILENT = Script(replies={"GREETING": Action(None)})
-CONTENT = b"Subject: hello\r\nFrom: a@client.example\r\nMessage-ID: <m1@client.example>\r\n\r\nthe body\r\n"
+CONTENT = (
+    b"Subject: hello\r\nFrom: a@client.example\r\nMessage-ID: <m1@client.example>\r\n\r\n"
+    b"the body\r\n"
+)
 
 
 @dataclass(frozen=True)

@@ -216,7 +216,8 @@ async def test_mail_to_a_healthy_host_does_not_wait_for_others(world: World) -> 
         crowded = await world.trips(SECONDS)
         asked = world.dns.queries.total() - asked
     print(
-        f"\nin quiet: {quiet}\nbeside other mail: {beside_mail}\nto new domains: {newcomers}\nwith all others: {crowded}"
+        f"\nin quiet: {quiet}\nbeside other mail: {beside_mail}\nto new domains: {newcomers}\n"
+        f"with all others: {crowded}"
         f"\n(tarpit {world.tarpit.most} connections, webhook {world.calls} calls,"
         f" {asked} queries, {counts})"
     )

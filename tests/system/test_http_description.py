@@ -20,7 +20,10 @@ from tests.rigs.sink import sink
 pytestmark = pytest.mark.timeout(300)
 
 KEY = "a-long-random-key"
-CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
+CHECKS = (
+    "not_a_server_error,status_code_conformance,content_type_conformance,"
+    "response_schema_conformance"
+)
 
 
 def test_no_request_is_answered_in_a_way_that_is_not_described(tmp_path: Path) -> None:

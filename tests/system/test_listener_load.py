@@ -31,7 +31,7 @@ LONG = os.environ.get("RELAY_LONG") == "1"
 MIB = 1024 * 1024
 BLOCK = 256 * 1024
 SLOWEST_SECONDS = 15.0
-"""For a probe. On two cores shared with the attackers the worst are two to five, on busy ones ten."""
+"""For a probe. Two cores shared with the attackers need two to five at worst, busy ones ten."""
 
 
 @dataclass

@@ -242,7 +242,8 @@ import assert from 'node:assert';
 import formData from 'form-data';
 import Mailgun from 'mailgun.js';
 
-const client = new Mailgun(formData).client({username: 'api', key: process.env.KEY, url: process.env.RELAY});
+const client = new Mailgun(formData).client(
+  {username: 'api', key: process.env.KEY, url: process.env.RELAY});
 const domain = 'example.com';
 for (let n = 0; n < 5; n++) {
   const sent = await client.messages.create(domain, {
@@ -254,7 +255,8 @@ for (let n = 0; n < 5; n++) {
   assert.equal(sent.message, 'Queued. Thank you.');
 }
 const mime = Buffer.from('From: a@example.com\\nTo: m@dest.example\\nSubject: x\\n\\nhello\\n');
-assert.equal((await client.messages.create(domain, {to: ['m@dest.example'], message: mime})).status, 200);
+const sent = await client.messages.create(domain, {to: ['m@dest.example'], message: mime});
+assert.equal(sent.status, 200);
 
 const updated = await client.domains.update(domain, {require_tls: true, skip_verification: false});
 assert.equal(updated.require_tls, true);
@@ -276,7 +278,8 @@ assert.deepEqual(Object.keys(await client.webhooks.list(domain, {})), ['delivere
 await client.webhooks.destroy(domain, 'delivered');
 
 const wrong = new Mailgun(formData).client({username: 'api', key: 'wrong', url: process.env.RELAY});
-await assert.rejects(wrong.messages.create(domain, {from: 'a@example.com', to: 'b@dest.example', text: 'x'}),
+const plain = {from: 'a@example.com', to: 'b@dest.example', text: 'x'};
+await assert.rejects(wrong.messages.create(domain, plain),
   (error) => error.status === 401);
 await assert.rejects(client.messages.create(domain, {to: 'b@dest.example', text: 'x'}),
   (error) => error.status === 400 && error.details === 'from parameter is missing');
@@ -308,17 +311,21 @@ const transport = nodemailer.createTransport(mailgun({
   auth: {api_key: process.env.KEY, domain: 'example.com'}, url: process.env.RELAY,
 }));
 const info = await transport.sendMail({
-  from: {name: 'Doe, Jane', address: 'jane@example.com'}, to: [{name: 'Bob', address: 'bob@dest.example'}],
+  from: {name: 'Doe, Jane', address: 'jane@example.com'},
+  to: [{name: 'Bob', address: 'bob@dest.example'}],
   replyTo: 'help@example.com', messageId: 'own@example.com', subject: 'Grüße',
   html: '<img src="cid:my logo (1).png">',
   attachments: [
-    {filename: 'invitation.ics', content: 'BEGIN:VCALENDAR', contentType: 'text/calendar; method=REQUEST'},
-    {cid: 'my logo (1).png', filename: 'logo.png', content: Buffer.from('picture'), contentType: 'image/png'},
+    {filename: 'invitation.ics', content: 'BEGIN:VCALENDAR',
+      contentType: 'text/calendar; method=REQUEST'},
+    {cid: 'my logo (1).png', filename: 'logo.png', content: Buffer.from('picture'),
+      contentType: 'image/png'},
   ],
   'h:X-Order': '7', 'v:order': '7', 'o:tag': ['a', 'b'], 'o:tracking': 'yes', 'o:dkim': 'yes',
 });
 assert.equal(info.messageId, '<own@example.com>');
-await assert.rejects(transport.sendMail({from: 'a@example.com', to: 'b@dest.example', text: 'x', template: 'welcome'}),
+const refused = {from: 'a@example.com', to: 'b@dest.example', text: 'x', template: 'welcome'};
+await assert.rejects(transport.sendMail(refused),
   (error) => error.status === 400 && error.details.startsWith('template parameter'));
 """
 
@@ -340,7 +347,8 @@ DJANGO = """
 import os
 from email.message import MIMEPart
 from django.conf import settings
-settings.configure(ANYMAIL={"MAILGUN_API_KEY": os.environ["KEY"], "MAILGUN_API_URL": os.environ["RELAY"] + "/v3"})
+url = os.environ["RELAY"] + "/v3"
+settings.configure(ANYMAIL={"MAILGUN_API_KEY": os.environ["KEY"], "MAILGUN_API_URL": url})
 import django
 django.setup()
 from datetime import datetime, timezone, timedelta
@@ -351,7 +359,8 @@ from django.core.mail import get_connection
 connection = get_connection("anymail.backends.mailgun.EmailBackend")
 message = AnymailMessage(
     subject="Grüße", body="hello", from_email='"Müller, Jörg" <joerg@example.com>',
-    to=["Bob <bob@dest.example>", '"Süß, Carl" <carl@dest.example>'], cc=["dora@bücher.example"], bcc=["secret@dest.example"],
+    to=["Bob <bob@dest.example>", '"Süß, Carl" <carl@dest.example>'],
+    cc=["dora@bücher.example"], bcc=["secret@dest.example"],
     reply_to=["a@example.com", "b@example.com"],
     headers={"Message-ID": "<own@example.com>", "References": "<a@b> <c@d>", "X-Umlaut": "ü"},
     connection=connection,
@@ -365,7 +374,10 @@ message.track_opens = True
 message.send()
 assert message.anymail_status.message_id == "<own@example.com>", message.anymail_status
 
-batch = AnymailMessage(subject="x", body="x", from_email="a@example.com", to=["b@dest.example"], connection=connection)
+batch = AnymailMessage(
+    subject="x", body="x", from_email="a@example.com", to=["b@dest.example"],
+    connection=connection,
+)
 batch.merge_data = {"b@dest.example": {"name": "Bob"}}
 try:
     batch.send()

@@ -1,7 +1,7 @@
 """The page over a million events and a hundred thousand queued messages: what each page costs.
 
-The short form has a tenth of that (`make torture` the whole); the claim is the same: the first octet
-of every page within 300 ms while mail flows, and no page makes mail wait.
+The short form has a tenth of that (`make torture` all of it). Both claim the same: the first octet
+of every page comes within 300 ms while mail flows, and no page makes mail wait.
 """
 
 from __future__ import annotations

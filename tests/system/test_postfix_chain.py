@@ -110,7 +110,10 @@ def _attachment(number: int, size_bytes: int) -> bytes:
 def _contents(number: int) -> tuple[bytes, bytes]:
     """What is sent and what arrives, of the kind that this number is."""
     plain = _head(number) + b"\r\nHello, Bob.\r\n"
-    mime = b"MIME-Version: 1.0\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Transfer-Encoding: 8bit\r\n"
+    mime = (
+        b"MIME-Version: 1.0\r\nContent-Type: text/plain; charset=utf-8\r\n"
+        b"Content-Transfer-Encoding: 8bit\r\n"
+    )
     eight_bit = _head(number, more=mime) + "\r\nGrüße aus Zürich, ½ Pfund: 日本\r\n".encode()
     dots = _head(number) + b"\r\n.\r\n..\r\n.hidden\r\n\r\n \r\n.\r\n\r\n"
     folded = (

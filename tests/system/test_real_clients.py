@@ -28,7 +28,8 @@ PROTOCOLS = {"auth": "ESMTPSA", "tls": "ESMTPS", "helo": "SMTP"}
 LETTER = (
     "From: Alice <alice@client.example>\r\nTo: Bob <bob@dest.example>\r\n"
     "Subject: =?utf-8?Q?Gr=C3=BC=C3=9Fe?=\r\n"
-    "Date: Fri, 20 Nov 2026 08:00:00 +0000\r\nMessage-ID: <1@client.example>\r\nMIME-Version: 1.0\r\n"
+    "Date: Fri, 20 Nov 2026 08:00:00 +0000\r\nMessage-ID: <1@client.example>\r\n"
+    "MIME-Version: 1.0\r\n"
     "Content-Type: text/plain; charset=utf-8\r\nContent-Transfer-Encoding: 8bit\r\n\r\n"
     ".a dot\r\n..two\r\n.\r\n \r\nGrüße, 日本\r\nFrom here\r\n" + "long " * 190 + "\r\n\r\nend\r\n"
 ).encode()

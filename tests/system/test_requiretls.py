@@ -1,4 +1,4 @@
-"""REQUIRETLS from the client to the host, and to its sender where no host will have it (RFC 8689)."""
+"""REQUIRETLS from the client to the host, and the bounce where no host offers it (RFC 8689)."""
 
 from __future__ import annotations
 

@@ -237,7 +237,7 @@ def test_messages_that_arrive_together_share_a_sync(tmp_path):
 
 
 def test_a_termination_signal_is_no_crash(tmp_path):
-    """Nothing here handles it: the point is that the lock and the log are as after any other end."""
+    """The store has no handler for the signal: lock and log are as after any other end."""
     with subprocess.Popen(
         command(tmp_path / "spool", "--count", "100000"), cwd=ROOT, stdout=subprocess.PIPE
     ) as child:

@@ -82,7 +82,7 @@ async def test_a_host_is_not_verified_by_the_name_its_own_name_is_an_alias_of(
     assert mx.messages == []
 
 
-async def test_the_rule_of_a_sender_domain_holds_in_every_spelling_and_never_for_the_null_reverse_path(
+async def test_rule_of_a_sender_domain_holds_in_every_spelling_and_not_for_the_null_reverse_path(
     sandbox: Sandbox,
 ) -> None:
     await sandbox.domain("clear.test", CLEAR)

@@ -189,7 +189,8 @@ def test_fail2ban_finds_who_guesses_passwords_and_nobody_else(relay: Relay, tmp_
     ("line", "client"),
     [
         (
-            "Jan 31 12:00:00 host relay[123]: auth failed: client=2001:db8::7 service=smtp user=b'a'",
+            "Jan 31 12:00:00 host relay[123]: auth failed: client=2001:db8::7 service=smtp"
+            " user=b'a'",
             "2001:db8::7",
         ),
         (
@@ -197,7 +198,8 @@ def test_fail2ban_finds_who_guesses_passwords_and_nobody_else(relay: Relay, tmp_
             "192.0.2.7",
         ),
         (
-            "Jan 31 12:00:00 host relay[123]: [192.0.2.7]: 550: auth failed: client=192.0.2.9 service=smtp",
+            "Jan 31 12:00:00 host relay[123]: [192.0.2.7]: 550: auth failed: client=192.0.2.9"
+            " service=smtp",
             "",
         ),
     ],

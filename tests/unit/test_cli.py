@@ -85,7 +85,10 @@ def stopped_queue(tmp_path: Path) -> None:
 @pytest.fixture
 def running_queue(tmp_path: Path, stopped_queue: None) -> Iterator[None]:
     """The same, with a control socket that answers, in a process of its own."""
-    script = "import asyncio, sys; from tests.unit.test_cli import serve_queue; asyncio.run(serve_queue(sys.argv[1]))"
+    script = (
+        "import asyncio, sys; from tests.unit.test_cli import serve_queue;"
+        " asyncio.run(serve_queue(sys.argv[1]))"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", script, str(tmp_path)],
         cwd=ROOT,
@@ -187,7 +190,8 @@ def test_version_imports_no_large_library() -> None:
         "import sys; from relay.cli import relay\n"
         "try: relay(['--version'])\n"
         "except SystemExit: pass\n"
-        "heavy = {'asyncio', 'pydantic', 'yaml', 'dns', 'cryptography', 'rich', 'uvloop'} & set(sys.modules)\n"
+        "heavy = {'asyncio', 'pydantic', 'yaml', 'dns', 'cryptography', 'rich', 'uvloop'} &"
+        " set(sys.modules)\n"
         "assert not heavy, heavy"
     )
     done = subprocess.run(
@@ -245,8 +249,12 @@ def test_every_command_refuses_a_broken_configuration(
     (tmp_path / "relay.yaml").write_text("fly: high\n")
     result = subprocess.run(
         [sys.executable, "-m", "relay", *command.split()],
-        cwd=tmp_path, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     assert result.returncode == 1
     assert "relay.yaml:1: fly: unknown key" in result.stderr
     assert "Traceback" not in result.stderr

@@ -59,7 +59,8 @@ def but_hostname(config: Config) -> Config:
         ),
         (
             "log: {zzz: 1}",
-            "log.zzz: unknown key; known here: delivery, keep_events, keep_statistics, level, format",
+            "log.zzz: unknown key; known here: delivery, keep_events, keep_statistics, level,"
+            " format",
         ),
         (
             "limits: {message-size: 5MiB}",
@@ -73,11 +74,14 @@ def but_hostname(config: Config) -> Config:
         ),
         (
             "policy:\n  domains:\n    a.example: {}\n    A.EXAMPLE.: {}",
-            "relay.yaml:4: policy.domains.A.EXAMPLE.: a second rule for a.example (first on line 3); keep one",
+            "relay.yaml:4: policy.domains.A.EXAMPLE.: a second rule for a.example (first on line"
+            " 3); keep one",
         ),
         (
-            "routes:\n  bücher.example: {host: a.example}\n  xn--bcher-kva.example: {host: b.example}",
-            "relay.yaml:3: routes.xn--bcher-kva.example: a second rule for xn--bcher-kva.example (first on line 2)",
+            "routes:\n  bücher.example: {host: a.example}\n"
+            "  xn--bcher-kva.example: {host: b.example}",
+            "relay.yaml:3: routes.xn--bcher-kva.example: a second rule for xn--bcher-kva.example"
+            " (first on line 2)",
         ),
         # types
         ("workers: two", 'workers: "two" is not a whole number; write digits only'),
@@ -136,7 +140,8 @@ def but_hostname(config: Config) -> Config:
         ("listeners: [{address: '::1:25'}]", "IPv6 address without brackets"),
         (
             "listeners: [{address: 'localhost:25'}]",
-            'listeners.0.address: "localhost:25" has no IP address before the port; write 127.0.0.1:25',
+            'listeners.0.address: "localhost:25" has no IP address before the port; write'
+            " 127.0.0.1:25",
         ),
         (
             f"listeners: [{{address: 'unix:/{'x' * 120}'}}]",
@@ -181,12 +186,14 @@ def but_hostname(config: Config) -> Config:
             "listeners.0.certificate: /nowhere.pem: No such file or directory; correct the path",
         ),
         (
-            f"listeners: [{{address: '0.0.0.0:25', auth: optional}}]\naccess: {{users: {{a: {{password: '{HASH}'}}}}}}",
+            f"listeners: [{{address: '0.0.0.0:25', auth: optional}}]\n"
+            f"access: {{users: {{a: {{password: '{HASH}'}}}}}}",
             "relay.yaml:1: listeners.0.auth: passwords would cross the network in clear",
         ),
         (
             "listeners: [{address: '0.0.0.0:25'}]\naccess: {networks: [0.0.0.0/0]}",
-            "relay.yaml:2: access.networks.0: 0.0.0.0/0 lets the whole world relay through 0.0.0.0:25: an open relay",
+            "relay.yaml:2: access.networks.0: 0.0.0.0/0 lets the whole world relay through"
+            " 0.0.0.0:25: an open relay",
         ),
         (
             "listeners:\n- address: 127.0.0.1:25\n- address: 127.0.0.1:25",
@@ -640,7 +647,9 @@ def test_values_get_the_types_of_the_modules() -> None:
           users: {{a.b: {{password: "{HASH}", sender_domains: [Example.COM, "*.Example.org"]}}}}
         policy:
           default: {{require_tls: yes}}
-          domains: {{no: {{skip_verification: true}}, "*.Bücher.example": {{allow_override: false}}}}
+          domains:
+            no: {{skip_verification: true}}
+            "*.Bücher.example": {{allow_override: false}}
         routes: {{"*": {{host: "[2001:db8::1]", tls: implicit}}, a.example: {{host: MX.example.}}}}
         limits: {{idle: 1h30m, message_size: 64KiB}}
         queue: {{warn_after: never}}
@@ -704,7 +713,8 @@ def test_pinned_hosts_are_compared_as_names_are() -> None:
 
 def test_the_document_in_effect_reads_back_as_the_same_configuration() -> None:
     config = config_of(
-        f"access: {{users: {{a: {{password: '{HASH}'}}}}}}\nqueue: {{warn_after: never, lifetime: 36h}}"
+        f"access: {{users: {{a: {{password: '{HASH}'}}}}}}\n"
+        f"queue: {{warn_after: never, lifetime: 36h}}"
     )
     text = yaml.safe_dump(as_document(config, with_secrets=True))
     # A key whose value is null in the document is one that says nothing; it is allowed to.
@@ -755,7 +765,7 @@ def test_a_size_survives_being_written_and_read(octets: int) -> None:
 
 
 def uncommented(text: str) -> str:
-    """The reference with every commented key in force: "#key: …", and the "#  …" lines below one."""
+    """The reference with every commented key ("#key: …", and "#  …" lines below it) in force."""
     lines, in_example = [], False
     for line in text.split("\n"):
         bare = line.lstrip()

@@ -26,7 +26,8 @@ def config_of(text: str) -> Config:
         ),
         (OLD.replace("path: a", "path: b"), "no key changed; only after a restart: queue.path"),
         (
-            f"{OLD}access: {{networks: [10.0.0.0/8], users: {{u: {{password: '{HASH}'}}}}}}\nworkers: 1\n",
+            f"{OLD}access: {{networks: [10.0.0.0/8], users: {{u: {{password: '{HASH}'}}}}}}\n"
+            "workers: 1\n",
             "changed: access.networks, access.users.u",
         ),
         (

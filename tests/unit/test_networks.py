@@ -1,4 +1,4 @@
-"""Whom a container relays for that was told nothing: its neighbours, and nobody behind a gateway."""
+"""A container with --own-networks relays for its neighbours, and for nobody behind a gateway."""
 
 from __future__ import annotations
 

@@ -217,9 +217,13 @@ async def test_pending_report_is_sent_once(store):
 
 async def test_pending_report_survives_a_restart_unchanged(engine):
     bounce = Bounced(
-        "5.1.1", 550, "no such user\nreally", "mx.one.example refused", hosts=("mx2.one.example: busy",),
+        "5.1.1",
+        550,
+        "no such user\nreally",
+        "mx.one.example refused",
+        hosts=("mx2.one.example: busy",),
         session=HopSession("mx.one.example", "192.0.2.1", tls=False),
-    )  # fmt: skip
+    )
     async with engine.opened() as store:
         one, two, three = await entries_of(
             store, "a@one.example", "b@two.example", "c@three.example"

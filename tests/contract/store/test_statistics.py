@@ -1,4 +1,4 @@
-"""Statistics: what an event counts commits with it, outlives it, and is found by domain and time."""
+"""Statistics: the counts of an event commit with it, outlive it, are found by domain and time."""
 
 from __future__ import annotations
 

@@ -93,10 +93,12 @@ def test_mail_for_a_dead_host_does_not_slow_other_mail(
         sys.stderr.write(
             f"\n{total} for a dead host: taken in at {rates[0]:.0f}/s first, {rates[-1]:.0f}/s last"
             f" (all: {' '.join(f'{rate:.0f}' for rate in rates)})\n"
-            f"  memory {empty['rss']} MiB empty, {full['rss']} MiB full, {again['rss']} MiB after a start\n"
+            f"  memory {empty['rss']} MiB empty, {full['rss']} MiB full, {again['rss']} MiB after"
+            " a start\n"
             f"  to another domain {empty['latency']:.1f} ms empty, {full['latency']:.1f} ms full,"
             f" {again['latency']:.1f} ms after a start\n"
-            f"  start {empty['start']:.2f} s empty, {full['start']:.2f} s full; list {list_seconds:.1f} s\n"
+            f"  start {empty['start']:.2f} s empty, {full['start']:.2f} s full; list"
+            f" {list_seconds:.1f} s\n"
         )
         assert rates[-1] > rates[0] / 2
         assert full["rss"] - empty["rss"] < 100

@@ -1,14 +1,14 @@
-"""kill -9 at the N-th call: whatever the relay was just doing, what was answered 250 is not lost.
+"""kill -9 at the N-th system call: the relay loses no message that it answered with 250.
 
-Each round attaches to a running relay, hands it mail, lets it die at its N-th call of a kind,
-starts it again on the same queue and holds the ledger against what arrived. The restarted relay is
-the next round's.
+Each round attaches to a running relay, sends it mail, kills it at its N-th call of a kind,
+starts it again on the same queue and compares the ledger with what arrived. The next round uses
+the restarted relay.
 
-    pwrite64, fdatasync          while receiving and delivering: every commit, at every page and sync
-    pwrite64 to the database     while the write-ahead log is folded back
+    pwrite64, fdatasync          while receiving and delivering: each page and sync of each commit
+    pwrite64 to the database     during a checkpoint of the write-ahead log
     write, read, writev          while delivering: every step of the dialogue with the next hop
 
-And at moments of chance, under load in and out that does not wait for the relay to be back.
+Other rounds kill at random moments, under load that does not wait for the relay to be back.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ class Sweep:
 
     def say(self, what: str) -> None:
         sys.stderr.write(
-            f"\n{what}: {self.rounds} rounds, {self.died} killed; {self.accepted} messages answered 250,"
+            f"\n{what}: {self.rounds} rounds, {self.died} killed; {self.accepted} messages"
+            " answered 250,"
             f" 0 lost, {self.duplicates} came twice\n"
         )
 
@@ -213,7 +214,7 @@ CROWD: dict[str, Any] = {
 
 @pytest.mark.timeout(3000)
 def test_kill_9_at_any_moment_under_load_loses_nothing(tmp_path: Path, long_form: bool) -> None:
-    """Of one worker, or of the whole relay; in the long form also of a relay with a single worker."""
+    """One worker or the whole relay; the long form also kills a relay with a single worker."""
     for workers, whom in ((2, ["one", "all"]), (1, ["all", "all"]))[: 2 if long_form else 1]:
         sweep = Sweep()
         for number in range(20 if long_form else 1):

@@ -126,8 +126,10 @@ def test_a_relay_that_was_stopped_for_a_while_goes_on(tmp_path: Path, seconds: i
         in_doubt = sum("in-doubt" in event["delivery-status"] for event in failed)
         assert 0 < ledger.duplicates(mx) <= in_doubt
         sys.stderr.write(
-            f"\nstopped for {seconds} s: {len(ledger.accepted)} taken, {in_doubt} deliveries in doubt,"
-            f" {ledger.duplicates(mx)} came twice; {sum(ledger.codes[token] == 250 for token in late)} of 5"
+            f"\nstopped for {seconds} s: {len(ledger.accepted)} taken, {in_doubt} deliveries in"
+            " doubt,"
+            f" {ledger.duplicates(mx)} came twice;"
+            f" {sum(ledger.codes[token] == 250 for token in late)} of 5"
             " that had said all meanwhile heard 250\n"
         )
 
@@ -332,7 +334,8 @@ def test_memory_does_not_grow_with_the_size_of_mail(tmp_path: Path) -> None:
         host.terminate()
         host.wait(timeout=10)
     sys.stderr.write(
-        f"\n10 messages of 30 MB: peak RSS {peak >> 20} MiB, {(peak - before) >> 20} MiB more than before\n"
+        f"\n10 messages of 30 MB: peak RSS {peak >> 20} MiB, {(peak - before) >> 20} MiB more than"
+        " before\n"
     )
     assert peak - before < 64 * 1024 * 1024
 

@@ -417,7 +417,8 @@ def test_an_urlencoded_form_is_read_the_same_however_it_comes(
 MULTIPART = "multipart/form-data; boundary=x"
 PARTS = (
     b'--x\r\nContent-Disposition: form-data; name="from"\r\n\r\nann\r\n'
-    b'--x\r\nContent-Disposition: form-data; name="text"\r\nContent-Type: text/plain; charset=ISO-8859-1\r\n\r\n\xfc--x\r\n\r\n'
+    b'--x\r\nContent-Disposition: form-data; name="text"\r\n'
+    b"Content-Type: text/plain; charset=ISO-8859-1\r\n\r\n\xfc--x\r\n\r\n"
     b'--x\r\nContent-Disposition: form-data; name="attachment"; filename="my logo (1).png"\r\n'
     b"Content-Type: text/calendar; method=REQUEST\r\n\r\n\0\r\n--y\r\n"
     b"--x\r\nContent-Disposition: form-data; name=inline; filename*=UTF-8''%C3%BC%20x.txt\r\n"

@@ -29,7 +29,7 @@ BASE = {"from": "Ann <ann@example.com>", "to": "bob@dest.example", "text": "hell
 
 
 def form(*files: File, **fields) -> Form:
-    """The usual form; a list is a field more than once, None takes a field out. `o_x` means `o:x`."""
+    """The usual form; a list repeats a field, None removes one. `o_x` means `o:x`."""
     pairs = []
     for name, value in (BASE | fields).items():
         name = name.replace("_", ":", 1) if name[:2] in ("o_", "h_", "v_", "t_") else name
@@ -79,7 +79,10 @@ def refused(**fields) -> str:
         ({"o_require_tls": "perhaps"}, "400 o:require-tls is neither yes nor no: perhaps"),
         ({"o_require_tls": ["yes", "no"]}, "400 o:require-tls contradicts itself"),
         ({"o_deliverytime": "tomorrow"}, "400 o:deliverytime is not an RFC 5322 date: tomorrow"),
-        ({"o_deliverytime": NEXT_MONTH}, f"400 o:deliverytime is more than 7 days in the future: {NEXT_MONTH}"),
+        (
+            {"o_deliverytime": NEXT_MONTH},
+            f"400 o:deliverytime is more than 7 days in the future: {NEXT_MONTH}",
+        ),
         ({"o_deliver_within": "3m"}, "400 o:deliver-within is not a duration from 5m to 24h: 3m"),
         ({"o_deliver_within": "25h"}, "400 o:deliver-within is not a duration from 5m to 24h: 25h"),
         ({"o_tag": [f"t{n}" for n in range(11)]}, "400 o:tag: at most 10 tags of 128 characters"),
@@ -89,15 +92,27 @@ def refused(**fields) -> str:
         ({"template": "welcome"}, "400 template parameter is not supported by this relay"),
         ({"h_From": "x@y.example"}, "400 h:From is not what the from parameter says"),
         ({"h_X A": "x"}, "400 h:X A is not a header field that can be set"),
-        ({"h_Date": ["Thu, 01 Jan 2026 00:00:00 +0000", "x"]}, "400 h:Date is there more than once"),
+        (
+            {"h_Date": ["Thu, 01 Jan 2026 00:00:00 +0000", "x"]},
+            "400 h:Date is there more than once",
+        ),
         ({"h_Reply_To": "nobody"}, f"400 'h:Reply-To' {NO_ADDRESS}"),
         ({"h_X": "x" * 1000}, "400 h:X has a word that is longer than a line may be"),
         ({"text": ["a", "b"]}, "400 text parameter is there more than once"),
         ({"o_delivery_time": "x"}, "400 o:delivery-time parameter is not supported by this relay"),
-        ({"o_archive_to": "https://x.example"}, "400 o:archive-to parameter is not supported by this relay"),
+        (
+            {"o_archive_to": "https://x.example"},
+            "400 o:archive-to parameter is not supported by this relay",
+        ),
         ({"t_version": "2"}, "400 t:version parameter is not supported by this relay"),
-        ({"recipient-variables": "{}"}, "400 recipient-variables parameter is not supported by this relay"),
-        ({"X-Mailgun-Variables": "{}"}, "400 x-mailgun-variables parameter is not supported by this relay"),
+        (
+            {"recipient-variables": "{}"},
+            "400 recipient-variables parameter is not supported by this relay",
+        ),
+        (
+            {"X-Mailgun-Variables": "{}"},
+            "400 x-mailgun-variables parameter is not supported by this relay",
+        ),
         ({"attachment": "text"}, "400 'attachment' parameter is not a file"),
         ({"h_X_A": "a\r\nBcc: b"}, "400 h:X-A has a line break in it"),
         ({"h_Message_Id": "nonsense"}, "400 h:Message-Id is not a message id"),
@@ -433,7 +448,10 @@ def test_header_section_has_the_same_fields_with_any_input(subject, text, value)
         for line in header.split(b"\r\n")[:-1]
         if line[:1] not in b" \t"
     ]
-    ours = b"from to subject date message-id x-mine content-type content-transfer-encoding mime-version"
+    ours = (
+        b"from to subject date message-id x-mine content-type content-transfer-encoding"
+        b" mime-version"
+    )
     assert sorted(names) == sorted(ours.split())
 
 

@@ -176,7 +176,10 @@ async def test_a_message_with_mailguns_drop_field_goes_nowhere(rig: Rig, path: s
 
 
 async def test_mime_message_is_sent_unchanged(rig: Rig) -> None:
-    mime = b"From: Ann <ann@example.com>\nSubject: x\nBcc: c@dest.example\nX-Skip-Verification: yes\n\nhello\n"
+    mime = (
+        b"From: Ann <ann@example.com>\nSubject: x\nBcc: c@dest.example\n"
+        b"X-Skip-Verification: yes\n\nhello\n"
+    )
     path = "/v3/example.com/messages.mime"
     status, said = await rig.form(path, to="bob@dest.example", message=mime)
     assert status == 200
@@ -240,7 +243,10 @@ async def test_a_message_that_is_too_large_is_refused_however_it_comes(rig: Rig)
     [
         ("multipart/form-data", b"--x\r\n"),
         ("multipart/form-data; boundary=x", b"nothing of the kind"),
-        ("multipart/form-data; boundary=x", b"--x\r\nContent-Disposition: form-data; name=from\r\n\r\n"),
+        (
+            "multipart/form-data; boundary=x",
+            b"--x\r\nContent-Disposition: form-data; name=from\r\n\r\n",
+        ),
         ("multipart/form-data; boundary=x", NOT_UTF8),
         ("multipart/form-data; boundary=x", NOT_UTF8.replace(b"to", b"\xf1\x02")),
         ("application/x-www-form-urlencoded", b"from=%ff&to=x"),
@@ -444,7 +450,9 @@ async def test_a_page_of_another_site_changes_nothing_in_a_browser_of_any_year(
 ) -> None:
     """A form needs no leave of ours to be sent, and a browser adds the key it was given once."""
     body = {
-        "multipart/form-data; boundary=x": b'--x\r\nContent-Disposition: form-data; name="require_tls"\r\n\r\nyes\r\n--x--\r\n'
+        "multipart/form-data; boundary=x": (
+            b'--x\r\nContent-Disposition: form-data; name="require_tls"\r\n\r\nyes\r\n--x--\r\n'
+        )
     }.get(kind, b"require_tls=yes")
     sent = {"Host": "relay.example", "Content-Type": kind, **headers}
     path = "/v3/domains/example.com/connection"
@@ -463,7 +471,8 @@ async def test_settings_are_in_force_at_once_over_smtp_and_http(rig: Rig) -> Non
     status, said = await rig.form(path, "PUT", require_tls="True", skip_verification="False")
     assert status == 200
     assert said == {
-        "message": "Domain connection settings have been updated, may take 10 minutes to fully propagate",
+        "message": "Domain connection settings have been updated, may take 10 minutes to fully"
+        " propagate",
         "require-tls": True,
         "skip-verification": False,
         "require_tls": True,
@@ -838,8 +847,14 @@ async def test_simultaneous_requests_do_not_mix(rig: Rig) -> None:
 async def test_a_client_that_hangs_up_leaves_nothing_half_done(rig: Rig) -> None:
     _, writer = await asyncio.open_connection(rig.http.host, rig.http.port)
     body = b"from=ann@example.com&to=bob@dest.example&text=hello"
-    head = f"POST /v3/example.com/messages HTTP/1.1\r\nHost: x\r\nAuthorization: {auth(KEY)['Authorization']}"
-    head += f"\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = (
+        "POST /v3/example.com/messages HTTP/1.1\r\nHost: x\r\n"
+        f"Authorization: {auth(KEY)['Authorization']}"
+    )
+    head += (
+        "\r\nContent-Type: application/x-www-form-urlencoded\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
     writer.write(head.encode() + body)
     await writer.drain()
     writer.transport.abort()

@@ -404,7 +404,11 @@ def test_an_inline_file_beyond_ascii_is_found_by_the_html_all_the_same():
 @pytest.mark.parametrize(
     ("content_type", "filename", "sent_as"),
     [
-        ("text/calendar; method=REQUEST; charset=UTF-8", "i.ics", 'text/calendar; method="REQUEST"; charset="UTF-8"'),
+        (
+            "text/calendar; method=REQUEST; charset=UTF-8",
+            "i.ics",
+            'text/calendar; method="REQUEST"; charset="UTF-8"',
+        ),
         ("application/pdf; name*=utf-8''gr%C3%B6.pdf", "x.pdf", "application/pdf"),
         ('text/x-log; format="a;b"', "x.log", 'text/x-log; format="a;b"'),
         ("", "report.pdf", "application/pdf"),

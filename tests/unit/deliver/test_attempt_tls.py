@@ -330,7 +330,10 @@ async def test_after_a_host_that_wants_tls_in_clear_the_next_one_is_tried(rig):
 
 
 async def test_octets_injected_before_the_handshake_are_discarded(rig):
-    inject = b"250-evil\r\n250 PIPELINING\r\n250 2.1.0 OK\r\n250 2.1.5 OK\r\n354 go on\r\n250 2.0.0 taken\r\n"
+    inject = (
+        b"250-evil\r\n250 PIPELINING\r\n250 2.1.0 OK\r\n250 2.1.5 OK\r\n354 go on\r\n"
+        b"250 2.0.0 taken\r\n"
+    )
     mx = await rig.mx(Script(inject=inject, offers_in_tls=("8BITMIME",)))
     outcome = await rig.send(entry(require=True))
     assert isinstance(outcome, Delivered)

@@ -1,4 +1,4 @@
-"""Hosts that take few connections, or none: what the whole of delivery does, against real sockets."""
+"""Hosts that take few connections or none, against all of delivery with real sockets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A DSN as a message of the queue: from nobody, to the sender, under rules that are strict enough."""
+"""A DSN as a message of the queue: its reverse-path, its recipient, and its rules."""
 
 from __future__ import annotations
 

@@ -88,7 +88,8 @@ def test_only_the_parts_that_need_it_are_converted_and_those_around_them_say_7bi
 def test_a_digest_holds_messages():
     content = (
         MIME
-        + "Content-Type: multipart/digest; boundary=d\r\n\r\n--d\r\n\r\nSubject: one\r\n\r\nå\r\n--d--\r\n"
+        + "Content-Type: multipart/digest; boundary=d\r\n\r\n--d\r\n\r\nSubject: one\r\n\r\nå\r\n"
+        "--d--\r\n"
     )
     assert b"Subject: one\r\nMIME-Version: 1.0\r\n" in converted(content)
 
@@ -145,7 +146,10 @@ def test_message_that_conversion_would_damage_bounces(content, why):
 
 def test_signed_part_stays_when_only_another_part_needs_a_conversion():
     signed = "Content-Type: multipart/signed; boundary=s\r\n\r\n--s\r\n\r\na = b \r\n--s--\r\n"
-    content = f"{MIME}Content-Type: multipart/mixed; boundary=m\r\n\r\n--m\r\n{signed}--m\r\n\r\nå\r\n--m--\r\n"
+    content = (
+        f"{MIME}Content-Type: multipart/mixed; boundary=m\r\n\r\n--m\r\n{signed}--m\r\n\r\n"
+        "å\r\n--m--\r\n"
+    )
     out = converted(content)
     assert signed.encode() in out
     assert b"=C3=A5" in out

@@ -164,7 +164,8 @@ _LINES = st.lists(
         b"X-Require-TLS ", b"X-Require-TLS\t", b"X_Require_TLS", b"X-RequireTLS", b"X-Require-TLS-",
         b"X-Skip-Verification ", b"x_mailgun_skip_verification", b"X-Require-TLS\xa0",
         b"X-Require-TLS\xe2\x80\x8b", b"X--Require-TLS", b"X-Require------TLS", b"X-Re-quire-TLS",
-        b"X-Requ1re-TLS", b"0X-Requ1re-TLS", b"5$X-Mai1gun-Require-TLS", b"X-Require-TL5", b"X-Sk!p-Verificati0n", b"X-Require-TLS2",
+        b"X-Requ1re-TLS", b"0X-Requ1re-TLS", b"5$X-Mai1gun-Require-TLS", b"X-Require-TL5",
+        b"X-Sk!p-Verificati0n", b"X-Require-TLS2",
     ],
 )  # fmt: skip
 def test_a_name_that_is_nearly_a_policy_field_is_refused_by_name(name, value):
@@ -175,7 +176,8 @@ def test_a_name_that_is_nearly_a_policy_field_is_refused_by_name(name, value):
 @pytest.mark.parametrize(
     "lines",
     [
-        b"garbage\r\nX-Require-TLS: yes\r\n", b"0 X-Sk1p-Verification: no\r\n", b"\xef\xbb\xbfX-Require-TLS: yes\r\n",
+        b"garbage\r\nX-Require-TLS: yes\r\n", b"0 X-Sk1p-Verification: no\r\n",
+        b"\xef\xbb\xbfX-Require-TLS: yes\r\n",
         b" X-Require-TLS: yes\r\n", b"X-Skip-Verification: no\r\n", b"X-Require-TLS: what\r\n",
         b"X-Require-TLS\r\n : yes\r\n", b"X-Require-TLS\xa0: yes\r\n", b"X-Require-TLS yes\r\n",
         b"X-\r\n Require-TLS: yes\r\n", b"text\r\nX-Requ\r\n\tire-\r\n TLS: yes\r\n",

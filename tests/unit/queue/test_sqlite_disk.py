@@ -66,7 +66,8 @@ async def test_a_second_relay_on_the_same_queue_is_refused_and_told_who_has_it(t
 
 async def test_the_lock_of_a_relay_that_was_killed_is_no_obstacle(tmp_path):
     script = (
-        "import asyncio, os, sys; from pathlib import Path; from relay.queue.sqlite import SqliteStore\n"
+        "import asyncio, os, sys; from pathlib import Path; from relay.queue.sqlite import"
+        " SqliteStore\n"
         "async def main():\n"
         "    await SqliteStore.open(Path(sys.argv[1])); os.kill(os.getpid(), 9)\n"
         "asyncio.run(main())"

@@ -238,7 +238,7 @@ async def test_a_claim_is_given_back_when_its_caller_goes_away_at_the_last_momen
 
 
 async def test_a_domain_that_always_has_more_keeps_its_turn_and_no_more(tmp_path):
-    """A cursor that stopped at the last domain looked at, not served, would pass some by for ever."""
+    """A cursor at the last domain that was seen, not served, would pass over some for ever."""
     async with opened(tmp_path / "spool", limits=NO_HANDOFF) as store:
         for number in range(15):
             for _ in range(20):

@@ -25,7 +25,8 @@ def subject(value):
 
 def test_the_four_fields_people_look_for_are_shown():
     header = (
-        b"Received: from x\r\n\tby y\r\nMessage-ID: <1@example.com>\r\nFROM: Alice <a@example.com>\r\n"
+        b"Received: from x\r\n\tby y\r\nMessage-ID: <1@example.com>\r\n"
+        b"FROM: Alice <a@example.com>\r\n"
         b"to : b@example.net\r\nsubject:Hello\r\n\r\n"
     )
     assert summarise(header) == MessageSummary(

@@ -27,8 +27,9 @@ from tests.unit.receive.conftest import USERS
 CLOCK = datetime(2026, 11, 20, tzinfo=UTC)
 PASSWORDS = Passwords(clock=lambda: CLOCK)
 COMMANDS = """
-EHLO x|HELO x|MAIL FROM:<a@example.com>|MAIL FROM:<> SIZE=9 BODY=8BITMIME|RCPT TO:<b@example.net>|DATA|
-BDAT 5|BDAT 3 LAST|BDAT 0 LAST|RSET|NOOP|AUTH PLAIN|AUTH LOGIN|AUTH PLAIN AGFwcDEAc2VjcmV0|*|STARTTLS|
+EHLO x|HELO x|MAIL FROM:<a@example.com>|MAIL FROM:<> SIZE=9 BODY=8BITMIME|RCPT TO:<b@example.net>|
+DATA|BDAT 5|BDAT 3 LAST|BDAT 0 LAST|RSET|NOOP|AUTH PLAIN|AUTH LOGIN|AUTH PLAIN AGFwcDEAc2VjcmV0|
+*|STARTTLS|
 VRFY x|X-Require-TLS: yes|X-Require-TLS: what|Subject: x""".replace("\n", "").split("|")
 OCTETS = [
     b"\r\n.\r\n",

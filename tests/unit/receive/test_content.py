@@ -110,7 +110,8 @@ def test_content_ends_at_the_first_crlf_dot_crlf_and_nowhere_else(wire):
     "ending",
     [
         b"\n.\n", b"\n.\r\n", b"\r\n.\n", b"\r.\r", b"\r.\r\n", b"\r\n.\r", b"\n.\r", b"\r.\n",
-        b"\r\n\0.\r\n", b"\r\n.\0\r\n", b"\r\r\n.\r\r\n", b"\n\n.\r\n", b"\r\n.\r\r\n", b"\r\r\n.\n",
+        b"\r\n\0.\r\n", b"\r\n.\0\r\n", b"\r\r\n.\r\r\n", b"\n\n.\r\n", b"\r\n.\r\r\n",
+        b"\r\r\n.\n",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("bare_newline", BareNewline)

@@ -677,7 +677,7 @@ async def test_a_new_certificate_is_shown_after_a_reload_and_a_broken_one_never(
 
 
 def proxy_header(command: int, client: str) -> bytes:
-    """PROXY version 2, TCP over IPv4; command 1 is PROXY, 0 is LOCAL: the proxy speaks for itself."""
+    """PROXY version 2, TCP over IPv4; command 1 is PROXY, 0 is LOCAL (the proxy itself)."""
     addresses = (
         socket.inet_aton(client) + socket.inet_aton("198.51.100.1") + struct.pack("!HH", 51234, 25)
     )

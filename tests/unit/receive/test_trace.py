@@ -110,7 +110,10 @@ def test_only_missing_fields_are_added(header, added):
     [
         (b"", b"", b"", b""),
         (b"A: b\r\n\r\nx\r\n", b"A: b\r\n", b"\r\nx\r\n", b""),
-        (b"A: b\r\n c\r\n\td: e\r\n\r\nx: y\r\n", b"A: b\r\n c\r\n\td: e\r\n", b"\r\nx: y\r\n", b""),
+        (
+            b"A: b\r\n c\r\n\td: e\r\n\r\nx: y\r\n",
+            b"A: b\r\n c\r\n\td: e\r\n", b"\r\nx: y\r\n", b"",
+        ),
         (b"A: b\r\n", b"A: b\r\n", b"", b""),
         (b"A: b", b"A: b", b"", b""),
         (b"\r\nx\r\n\r\ny", b"", b"\r\nx\r\n\r\ny", b"x\r\n"),

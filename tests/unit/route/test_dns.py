@@ -1,4 +1,4 @@
-"""What a name server says, or fails to say, and what that means. Against a real server on loopback."""
+"""Answers and failures of a name server, and what they mean, with a real server on loopback."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ ENFORCE = StsFloor("example", StsMode.ENFORCE, "1", (NAME,))
 ELSEWHERE = replace(ENFORCE, mx=("mx.elsewhere.example",))
 
 
-def looked_at(floor):
+def as_test(floor):
     """The same, only looked at: testing."""
     if isinstance(floor, DaneFloor):
         return replace(floor, is_enforced=False)
@@ -83,7 +83,7 @@ U4, U5 = (Action.NEXT_HOST, "4.7.4"), (Action.NEXT_HOST, "4.7.5")
 
 # fmt: off
 CELLS = [
-    # floor           settings                       secured unverified not offered refused handshake
+    # floor           settings                       secured unverified absent  refused handshake
     (DANE,            SETTINGS,                       (TLS,  U5,        U4,         U4,     U5)),
     (STS,             SETTINGS,                       (TLS,  U5,        U4,         U4,     U5)),
     (UNUSABLE_FLOOR,  [(True, False)],                (TLS,  U5,        U4,         U4,     U5)),
@@ -138,7 +138,7 @@ def test_a_login_goes_over_verified_tls_only_whatever_the_floor(require, skip):
     [(USABLE, NO_STS), (UNUSABLE, NO_STS), (FAILED, NO_STS), (DaneFloor(), ENFORCE)],
 )
 def test_testing_floor_changes_no_step(require, skip, dane, sts):
-    floor = floor_of(looked_at(dane), looked_at(sts) if sts is ENFORCE else sts)
+    floor = floor_of(as_test(dane), as_test(sts) if sts is ENFORCE else sts)
     for options in (OPTIONS, SecurityOptions(on_unverified=OnUnverified.ENCRYPTED)):
         plain = needs(require, skip, options)
         needed = under(plain, floor, options)
@@ -194,7 +194,7 @@ def test_messages_under_different_floors_share_no_connection():
     other_policy = floor_of(DaneFloor(), replace(ENFORCE, id="2"))
     other_domain = floor_of(DaneFloor(), replace(ENFORCE, domain="example.org"))
     floors = [NO_FLOOR, DANE, STS, UNUSABLE_FLOOR, other_records, other_base, other_policy]
-    floors += [other_domain, floor_of(looked_at(USABLE)), floor_of(DaneFloor(), looked_at(ENFORCE))]
+    floors += [other_domain, floor_of(as_test(USABLE)), floor_of(DaneFloor(), as_test(ENFORCE))]
     for require, skip in SETTINGS:
         assert len({under(needs(require, skip), floor, OPTIONS) for floor in floors}) == len(floors)
 
@@ -206,31 +206,34 @@ NO_POLICY_MODE = None
 E, T = PolicyMode.ENFORCE, PolicyMode.TESTING
 NONE = DaneFloor()
 
+BAD_TLSA, NO_DNSSEC = PolicyResult.TLSA_INVALID, PolicyResult.DNSSEC_INVALID
+NOT_NAMED = PolicyResult.VALIDATION_FAILURE
+
 # fmt: off
 FOUND = [
-    # dane                 sts                 asks             held   used   type    mode  result
-    (NONE,                 NO_STS,             Proof.NOTHING,   True,  True,  NOBODY, None, None),
-    (USABLE,               NO_STS,             Proof.DANE,      True,  True,  TLSA,   E,    None),
-    (looked_at(USABLE),    NO_STS,             Proof.DANE,      False, True,  TLSA,   T,    None),
-    (UNUSABLE,             NO_STS,             Proof.ENCRYPTED, True,  True,  TLSA,   E,    PolicyResult.TLSA_INVALID),
-    (looked_at(UNUSABLE),  NO_STS,             Proof.ENCRYPTED, False, True,  TLSA,   T,    PolicyResult.TLSA_INVALID),
-    (FAILED,               NO_STS,             Proof.NOTHING,   True,  False, TLSA,   E,    PolicyResult.DNSSEC_INVALID),
-    (looked_at(FAILED),    NO_STS,             Proof.NOTHING,   True,  True,  TLSA,   T,    PolicyResult.DNSSEC_INVALID),
-    (NONE,                 ENFORCE,            Proof.PKIX,      True,  True,  BY_STS, E,    None),
-    (NONE,                 looked_at(ENFORCE), Proof.PKIX,      False, True,  BY_STS, T,    None),
-    (NONE,                 ELSEWHERE,          Proof.NOTHING,   True,  False, BY_STS, E,    PolicyResult.VALIDATION_FAILURE),
-    (NONE,                 looked_at(ELSEWHERE), Proof.NOTHING, True,  True,  BY_STS, T,    PolicyResult.VALIDATION_FAILURE),
+    # dane              sts                 asks             held   used   type    mode  result
+    (NONE,              NO_STS,             Proof.NOTHING,   True,  True,  NOBODY, None, None),
+    (USABLE,            NO_STS,             Proof.DANE,      True,  True,  TLSA,   E,    None),
+    (as_test(USABLE),   NO_STS,             Proof.DANE,      False, True,  TLSA,   T,    None),
+    (UNUSABLE,          NO_STS,             Proof.ENCRYPTED, True,  True,  TLSA,   E,    BAD_TLSA),
+    (as_test(UNUSABLE), NO_STS,             Proof.ENCRYPTED, False, True,  TLSA,   T,    BAD_TLSA),
+    (FAILED,            NO_STS,             Proof.NOTHING,   True,  False, TLSA,   E,    NO_DNSSEC),
+    (as_test(FAILED),   NO_STS,             Proof.NOTHING,   True,  True,  TLSA,   T,    NO_DNSSEC),
+    (NONE,              ENFORCE,            Proof.PKIX,      True,  True,  BY_STS, E,    None),
+    (NONE,              as_test(ENFORCE),   Proof.PKIX,      False, True,  BY_STS, T,    None),
+    (NONE,              ELSEWHERE,          Proof.NOTHING,   True,  False, BY_STS, E,    NOT_NAMED),
+    (NONE,              as_test(ELSEWHERE), Proof.NOTHING,   True,  True,  BY_STS, T,    NOT_NAMED),
     # DANE judges, and the name has to be in the policy all the same.
-    (USABLE,               ENFORCE,            Proof.DANE,      True,  True,  TLSA,   E,    None),
-    (USABLE,               ELSEWHERE,          Proof.NOTHING,   True,  False, BY_STS, E,    PolicyResult.VALIDATION_FAILURE),
-    (USABLE,               looked_at(ELSEWHERE), Proof.DANE,    True,  True,  TLSA,   E,    None),
-    (UNUSABLE,             ENFORCE,            Proof.PKIX,      True,  True,  BY_STS, E,    None),
-    (UNUSABLE,             looked_at(ENFORCE), Proof.ENCRYPTED, True,  True,  TLSA,   E,    PolicyResult.TLSA_INVALID),
-    (FAILED,               ENFORCE,            Proof.NOTHING,   True,  False, TLSA,   E,    PolicyResult.DNSSEC_INVALID),
+    (USABLE,            ENFORCE,            Proof.DANE,      True,  True,  TLSA,   E,    None),
+    (USABLE,            ELSEWHERE,          Proof.NOTHING,   True,  False, BY_STS, E,    NOT_NAMED),
+    (USABLE,            as_test(ELSEWHERE), Proof.DANE,      True,  True,  TLSA,   E,    None),
+    (UNUSABLE,          ENFORCE,            Proof.PKIX,      True,  True,  BY_STS, E,    None),
+    (UNUSABLE,          as_test(ENFORCE),   Proof.ENCRYPTED, True,  True,  TLSA,   E,    BAD_TLSA),
+    (FAILED,            ENFORCE,            Proof.NOTHING,   True,  False, TLSA,   E,    NO_DNSSEC),
     # What holds mail comes before what is looked at.
-    (looked_at(USABLE),    ENFORCE,            Proof.PKIX,      True,  True,  BY_STS, E,    None),
-    (looked_at(FAILED),    ENFORCE,            Proof.PKIX,      True,  True,  BY_STS, E,    None),
-    (looked_at(USABLE),    looked_at(ENFORCE), Proof.DANE,      False, True,  TLSA,   T,    None),
+    (as_test(USABLE),   ENFORCE,            Proof.PKIX,      True,  True,  BY_STS, E,    None),
+    (as_test(FAILED),   ENFORCE,            Proof.PKIX,      True,  True,  BY_STS, E,    None),
+    (as_test(USABLE),   as_test(ENFORCE),   Proof.DANE,      False, True,  TLSA,   T,    None),
 ]
 # fmt: on
 
@@ -273,7 +276,7 @@ def test_a_policy_of_mode_none_is_no_policy():
     assert found == HostFloor(policy=HopPolicy(NOBODY, PolicyMode.NONE))
 
 
-@pytest.mark.parametrize("sts", [NO_STS, ENFORCE, ELSEWHERE, looked_at(ELSEWHERE)])
+@pytest.mark.parametrize("sts", [NO_STS, ENFORCE, ELSEWHERE, as_test(ELSEWHERE)])
 @pytest.mark.parametrize("dane", [NONE, USABLE, UNUSABLE, FAILED])
 def test_a_host_that_is_not_pinned_is_not_connected_to(sts, dane):
     found = floor_at(NAME, dane=dane, sts=sts, pins=("mx.partner.example", "*.a.b.example"))
@@ -296,7 +299,7 @@ def test_a_host_that_no_pin_allows_is_known_before_its_tlsa_records_are_asked_fo
     assert not_named(NAME, ELSEWHERE, (NAME,)) == (
         "is not named by the MTA-STS policy of example, which names mx.elsewhere.example"
     )
-    assert not_named(NAME, looked_at(ELSEWHERE), None) == ""
+    assert not_named(NAME, as_test(ELSEWHERE), None) == ""
     many = tuple(f"mx{n}.example" for n in range(7))
     assert not_named(NAME, NO_STS, many).endswith("mx4.example, …")
     assert not_named(NAME, NO_STS, many[:5]).endswith("mx4.example")
@@ -364,7 +367,8 @@ def test_under_unusable_records_a_certificate_that_does_not_verify_keeps_its_tls
         ),
         (
             UNUSABLE_FLOOR,
-            "the host has TLSA records (DANE), and none that is usable: they hold whatever the settings",
+            "the host has TLSA records (DANE), and none that is usable: they hold whatever the"
+            " settings",
             "its certificate is not looked at",
         ),
         (
@@ -391,7 +395,8 @@ def test_testing_floor_says_so():
     floor = replace(STS, is_enforced=False)
     told = describe(under(needs(False, True), floor, OPTIONS), HOST)
     assert told[0] == (
-        "the domain has an MTA-STS policy that names the host: looked at only, no mail is held to it"
+        "the domain has an MTA-STS policy that names the host: looked at only, no mail is held to"
+        " it"
     )
     assert told[1:] == describe(needs(False, True), HOST)
 

@@ -43,19 +43,21 @@ def needs(require: bool, skip: bool, options: SecurityOptions, host: Host) -> Re
     return at_host(requirement(said_so, options), host, options)
 
 
+PLAIN = SecurityOptions()
+
 # fmt: off
 WORDS = [
-    # require skip  options            secured     unverified  not offered refused     handshake failed
-    (False, False, SecurityOptions(), (VERIFIED_TLS, NEW_CLEAR,  CLEAR,      CLEAR,      NEW_CLEAR)),
-    (False, True,  SecurityOptions(), (TLS,          TLS,        CLEAR,      CLEAR,      NEW_CLEAR)),
-    (True,  False, SecurityOptions(), (VERIFIED_TLS, D5,         D4,         D4,         D5)),
-    (True,  True,  SecurityOptions(), (TLS,          TLS,        D4,         D4,         D5)),
-    (False, False, BOUNCE,            (VERIFIED_TLS, NEW_CLEAR,  CLEAR,      CLEAR,      NEW_CLEAR)),
-    (False, True,  BOUNCE,            (TLS,          TLS,        CLEAR,      CLEAR,      NEW_CLEAR)),
-    (True,  False, BOUNCE,            (VERIFIED_TLS, B5,         B4,         B4,         B5)),
-    (True,  True,  BOUNCE,            (TLS,          TLS,        B4,         B4,         B5)),
-    (False, False, ENCRYPTED,         (VERIFIED_TLS, NEW_TLS,    CLEAR,      CLEAR,      NEW_CLEAR)),
-    (True,  False, ENCRYPTED,         (VERIFIED_TLS, D5,         D4,         D4,         D5)),
+    # require skip  options   secured     unverified  not offered refused     handshake failed
+    (False, False, PLAIN,     (VERIFIED_TLS, NEW_CLEAR,  CLEAR,      CLEAR,      NEW_CLEAR)),
+    (False, True,  PLAIN,     (TLS,          TLS,        CLEAR,      CLEAR,      NEW_CLEAR)),
+    (True,  False, PLAIN,     (VERIFIED_TLS, D5,         D4,         D4,         D5)),
+    (True,  True,  PLAIN,     (TLS,          TLS,        D4,         D4,         D5)),
+    (False, False, BOUNCE,    (VERIFIED_TLS, NEW_CLEAR,  CLEAR,      CLEAR,      NEW_CLEAR)),
+    (False, True,  BOUNCE,    (TLS,          TLS,        CLEAR,      CLEAR,      NEW_CLEAR)),
+    (True,  False, BOUNCE,    (VERIFIED_TLS, B5,         B4,         B4,         B5)),
+    (True,  True,  BOUNCE,    (TLS,          TLS,        B4,         B4,         B5)),
+    (False, False, ENCRYPTED, (VERIFIED_TLS, NEW_TLS,    CLEAR,      CLEAR,      NEW_CLEAR)),
+    (True,  False, ENCRYPTED, (VERIFIED_TLS, D5,         D4,         D4,         D5)),
 ]
 # fmt: on
 

@@ -38,7 +38,10 @@ def opened(header: bytes, options: Options | None = None) -> Screened | Refusal:
 @pytest.mark.parametrize(
     ("fields", "terms"),
     [
-        ("X-Mailgun-Tag: a\r\nX-Mailgun-Tag: b\r\nx-mailgun-tag:\r\n a\r\n", Terms(tags=("a", "b"))),
+        (
+            "X-Mailgun-Tag: a\r\nX-Mailgun-Tag: b\r\nx-mailgun-tag:\r\n a\r\n",
+            Terms(tags=("a", "b")),
+        ),
         ("X-Mailgun-Tag: =?utf-8?q?Gr=C3=BC=C3=9Fe?=\r\n", Terms(tags=("Grüße",))),
         ("X-Mailgun-Drop-Message: Yes\r\n", Terms(is_test=True)),
         ("X-Mailgun-Drop-Message: no\r\n", Terms()),
@@ -106,7 +109,8 @@ def test_value_that_cannot_be_obeyed_is_refused_with_its_field(field, said):
 
 def test_a_field_that_asks_for_nothing_here_is_taken_out():
     header = (
-        b"X-Mailgun-Track: yes\r\nX-Mailgun-Track-Clicks: htmlonly\r\nX-Mailgun-Track-Opens : no\r\n"
+        b"X-Mailgun-Track: yes\r\nX-Mailgun-Track-Clicks: htmlonly\r\n"
+        b"X-Mailgun-Track-Opens : no\r\n"
         b"X-Mailgun-Delivery-Time-Optimize-Period: 24h\r\nX-Mailgun-Template-Name:\r\n"
     )
     found = opened(b"From: a@b.example\r\n" + header)

@@ -24,7 +24,8 @@ def test_limits_of_workers_add_up_and_none_is_zero(whole: int, workers: int) -> 
 def test_a_worker_has_its_own_queue_and_socket_and_the_first_has_the_port(tmp_path: Path) -> None:
     file = tmp_path / "relay.yaml"
     file.write_text(
-        "workers: 3\nqueue: {path: /srv/spool}\nadmin: {socket: /run/relay.sock, http: '127.0.0.1:8025'}\n"
+        "workers: 3\nqueue: {path: /srv/spool}\n"
+        "admin: {socket: /run/relay.sock, http: '127.0.0.1:8025'}\n"
         "delivery: {concurrency: 100, concurrency_per_destination: 10}\n"
     )
     config = load(file, {})
