@@ -1,1 +1,1 @@
-"""A client gives us mail: session, access, the checks in order, and the listener."""
+"""Receives mail from clients: session, access, the checks in order, and the listener."""

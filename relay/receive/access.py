@@ -1,11 +1,11 @@
 """Who may relay, and in whose name.
 
-A client may relay when its address is in one of our networks, when it came through a UNIX
-socket (the file's mode decided that), or once it has authenticated. Nobody else, for no
-domain: this host has no mailboxes, so there is nothing a stranger may send here.
+A client may relay when its address is in one of `networks`, when it came through a UNIX
+socket (the file's mode decides who may), or after it has authenticated. No other client may
+relay, for any domain: this host has no mailboxes, so a stranger has nothing to send here.
 
-A user with `sender_domains` may use reverse-paths in those domains only; not the null
-reverse-path either, which would be judged by the default rules instead of the domain's own.
+A user with `sender_domains` may use reverse-paths in those domains only. The null reverse-path
+is not among them: the default rules would judge it instead of the rules of the user's domain.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LOOPBACK: tuple[Network, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """Who may log in. `password`: an argon2 hash.
+    """A user who may log in. `password`: an argon2 hash.
 
     `sender_domains` None: any. "*.example.com" covers sub-domains.
     """
@@ -58,7 +58,7 @@ class Access:
 
 
 def may_relay(access: Access, client: str | None) -> bool:
-    """Whether a client may relay by where it connects from. None: nobody knows; "": a UNIX socket."""
+    """Whether a client may relay by its address. None: unknown; "": a UNIX socket."""
     if not client:
         return client is not None
     address = _parsed(client)
@@ -67,7 +67,7 @@ def may_relay(access: Access, client: str | None) -> bool:
 
 @lru_cache(maxsize=1024)
 def _parsed(client: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """Clients come again and again, and reading an address takes longer than comparing it."""
+    """The address of a client; cached, because parsing takes longer than comparing."""
     return ipaddress.ip_address(client)
 
 

@@ -1,22 +1,23 @@
 """One client's connection: an `aiosmtpd.smtp.SMTP` that reads, waits and writes in its own way.
 
-What is said is a machine without I/O (`relay.receive.protocol`). This module feeds it with what
-comes, and does what it answers: replies that leave in one write, and work that has to be waited for
-(the store, a password, a handshake) in a task, while input rests.
+`relay.receive.protocol` decides the dialogue, without I/O. This module feeds it with the octets
+that arrive and performs its actions. Replies leave in one write. Work that takes time (the store, a
+password, a handshake) runs in a task, and no input is read meanwhile.
 
-What stays of aiosmtpd is the base, its state included, and its parser of PROXY headers. What is
-overridden, and why:
+aiosmtpd remains the base: its state, and its parser of PROXY headers. These methods are overridden:
 
-    _handle_client    it reads lines from a stream, one wake-up and one write each. Here all that has
-                      arrived goes to the machine at once, and the replies to it leave in one write
-    data_received,    so octets do not go into its stream
+    _handle_client    aiosmtpd reads lines from a stream, with one wake-up and one write for each.
+                      Here all octets that have arrived go to the protocol at once, and the replies
+                      leave in one write
+    data_received,    so octets do not go into aiosmtpd's stream
     connection_made
-    eof_received,     it cancels the handler, in the middle of a commit too. Here a task is never
-    connection_lost   cancelled: who vanishes after the end of data still has sent the message,
-                      and one that only closes its half still gets its replies
-    smtp_…            the machine has its own verbs: aiosmtpd's decode encoded words inside addresses,
-                      hold what they refuse, and start TLS by the private half of asyncio
-    _timeout_cb       it closes, and so waits for a client that never reads; here the end is an abort
+    eof_received,     aiosmtpd cancels the handler, also in the middle of a commit. Here a task is
+    connection_lost   never cancelled: a client that vanishes after the end of data has sent its
+                      message, and a client that closes only its half still gets its replies
+    smtp_…            `ServerProtocol` has its own verbs: those of aiosmtpd decode encoded words
+                      inside addresses, keep what they refuse, and start TLS by private names of
+                      asyncio
+    _timeout_cb       aiosmtpd closes, and so waits for a client that never reads; here it aborts
 
 A new release of aiosmtpd that changes one of these names fails a test
 (tests/unit/receive/test_connection.py).
@@ -65,7 +66,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 LINGER_SECONDS = 5.0
-"""How long a client may take to read our last reply before the connection is aborted."""
+"""How long a client may take to read the last reply before the connection is aborted."""
 HANDSHAKE_SECONDS = 30.0
 PROXY_SECONDS = 10.0
 LONGEST_AUTH_DELAY_SECONDS = 5.0
@@ -80,8 +81,8 @@ class Connection(SMTP):
     """Reads, waits and writes."""
 
     def __init__(self, listener: ListenerState) -> None:
-        # aiosmtpd's own __init__ looks at all members of the class, for a quarter of a millisecond:
-        # its state is made once for a listener.
+        # aiosmtpd's own __init__ inspects all members of the class, which takes a quarter of a
+        # millisecond. So its state is made once for each listener.
         self.__dict__.update(listener.smtp_state)
         self._wire: asyncio.Transport
         self._listener = listener
@@ -90,7 +91,7 @@ class Connection(SMTP):
         self._protocol = ServerProtocol(listener, self._session)
         self._proxy_header: asyncio.StreamReader | None = None
         self._early = b""
-        """What came while something was waited for."""
+        """The octets that came while the protocol waited for a result."""
         self._output: list[bytes] = []
         self._work: asyncio.Task[Any] | None = None
         self._is_paused = False
@@ -104,7 +105,7 @@ class Connection(SMTP):
         self._timer_due = 0.0
         self._transactions = 0
         self._latest = math.inf
-        """No deadline is later: the transaction's own."""
+        """The deadline of the transaction; no other deadline is later."""
 
     # --- the transport speaks -------------------------------------------------------------------
 
@@ -130,9 +131,7 @@ class Connection(SMTP):
             self._process(data)
 
     def eof_received(self) -> bool:
-        """The client closed its half of the connection. It still gets the replies that it waits for,
-        where the other half may stay open.
-        """
+        """The client closed its half. It still gets its replies, if the other half may stay open."""
         self._had_eof = True
         if self._proxy_header is not None:
             self._proxy_header.feed_eof()
@@ -152,7 +151,7 @@ class Connection(SMTP):
     # --- what the machine answers ---------------------------------------------------------------
 
     def _process(self, octets: bytes) -> None:
-        """Have the machine look at what came, and say the replies in one piece."""
+        """Feed the protocol with the octets, and send its replies in one write."""
         try:
             self._perform(self._protocol.feed(octets))
         except Exception:
@@ -212,7 +211,7 @@ class Connection(SMTP):
         return refusal
 
     async def _check_password(self, asked: CheckPassword) -> User | Verdict:
-        """Judge a password. A wrong one takes its time."""
+        """Check a password. The answer to a wrong one is delayed."""
         passwords, client = self._listener.passwords, self._session.client or "local"
         name, begun = asked.name.decode("utf-8", "replace"), self.loop.time()
         verdict = await passwords.judge(
@@ -220,11 +219,11 @@ class Connection(SMTP):
         )
         if isinstance(verdict, User):
             return verdict
-        # This form is promised: docs/fail2ban reads it.
+        # The form of this line is an interface: docs/fail2ban reads it.
         said = "refused" if verdict is Verdict.WAIT else "failed"
         log.warning("auth %s: client=%s service=smtp user=%.80r", said, client, asked.name)
         if verdict is Verdict.WAIT:
-            # The same time for all, so that it does not tell which of them were looked at.
+            # The same delay for all, so that it does not tell which passwords were checked.
             await asyncio.sleep(begun + AUTH_REFUSAL_SECONDS - self.loop.time())
         else:
             count = passwords.failures_of(name, client)
@@ -234,7 +233,7 @@ class Connection(SMTP):
     # --- arriving -------------------------------------------------------------------------------
 
     def _arrive(self, client: str | None) -> None:
-        """The client is known: let it in, and greet it."""
+        """The client's address is known: count the connection, and send the greeting."""
         self._session.client = client
         if self._listener.is_closing:
             self._output.append(_SHUTTING_DOWN)
@@ -255,7 +254,7 @@ class Connection(SMTP):
             self._flush()
 
     async def _read_proxy_header(self, header: asyncio.StreamReader) -> ProxyData | None:
-        """What the proxy in front of us says of the client; None where it says nothing."""
+        """The PROXY header that the proxy sends before the session; None without one."""
         try:
             async with asyncio.timeout(PROXY_SECONDS):
                 data = await get_proxy(header)
@@ -288,7 +287,7 @@ class Connection(SMTP):
                 ssl_shutdown_timeout=LINGER_SECONDS,
             )
         )
-        await asyncio.sleep(0)  # now TLS listens, and not we
+        await asyncio.sleep(0)  # from now on the TLS protocol gets the octets
         if self._early:
             early, self._early = self._early, b""
             # On both loops TLS is an `asyncio.BufferedProtocol`, though uvloop's does not say so.
@@ -316,7 +315,7 @@ class Connection(SMTP):
             self._resume(facts)
 
     def _tls_began_first(self, facts: TlsFacts | None) -> None:
-        """TLS before the first word (RFC 8314 §3.3)."""
+        """Implicit TLS began: the greeting follows (RFC 8314 §3.3)."""
         if facts is not None:
             self._session.tls = facts
             self._output.append(self._listener.greeting)
@@ -332,7 +331,10 @@ class Connection(SMTP):
     # --- waiting --------------------------------------------------------------------------------
 
     def _wait_for(self, work: Coroutine[Any, Any, T], then: Callable[[T], None]) -> None:
-        """Do this, and look at no input until it is done. It is never cancelled: the client may go."""
+        """Run this in a task and read no input until it is done.
+
+        The task is not cancelled if the client goes.
+        """
         self._work = task = self._listener.spawn(work)
         task.add_done_callback(lambda done: self._waited(done, then))
 
@@ -355,7 +357,7 @@ class Connection(SMTP):
             self._go_on()
 
     def _go_on(self) -> None:
-        """Look at what waited, and listen again."""
+        """Process the octets that waited, and read again."""
         if self._work is None and self._is_writable and not self._is_closing:
             early, self._early = self._early, b""
             self._process(early)
@@ -371,9 +373,9 @@ class Connection(SMTP):
     # --- timers ---------------------------------------------------------------------------------
 
     def _expect_more(self) -> None:
-        """The client's turn: for a command, or more content, it has `idle` from now.
+        """Wait for a command or for more content, for at most `idle` from now.
 
-        A command that comes octet by octet does not get more time with each.
+        A command that comes octet by octet does not get more time with each octet.
         """
         now, limits, protocol = self.loop.time(), self._reception.limits, self._protocol
         if not protocol.in_transaction:
@@ -401,7 +403,7 @@ class Connection(SMTP):
         if self._is_closing:
             return
         if self._work is not None:
-            self._watch(self._reception.limits.idle.total_seconds())  # it waits for us
+            self._watch(self._reception.limits.idle.total_seconds())  # the client waits
         elif left > 0.001:
             self._watch(left)
         else:
@@ -411,24 +413,24 @@ class Connection(SMTP):
     # --- ending ---------------------------------------------------------------------------------
 
     def _end(self, last_words: bytes) -> None:
-        """Say this and end the session."""
+        """Send a last reply and end the session."""
         if not self._is_closing:
             self._output.append(last_words)
             self._close(linger=True)
 
     def _note(self, text: str) -> None:
-        """A line in the log about this client, if it had not too many."""
+        """Log a line about this client, unless it has had too many."""
         now = self._reception.clock()
         line = self._reception.oddities.line(self._session.client or "", text, now)
         if line is not None:
             log.info("%s: %s", self._who, line)
 
     def _close(self, *, linger: bool = False) -> None:
-        """Send what was said and close; abort if the client does not read it.
+        """Send the pending replies and close; abort if the client does not read them.
 
-        To close while the client is still sending would reset the connection, and with it take away
-        the reply that says why. `linger` closes our half only, for a while, and reads on without
-        looking.
+        To close while the client is still sending would reset the connection, and the client would
+        lose the reply that says why. With `linger` the relay first closes only its own half, and
+        for a while reads and discards what comes.
         """
         if self._is_closing:
             return
@@ -444,7 +446,7 @@ class Connection(SMTP):
         self._timer = self.loop.call_later(LINGER_SECONDS, self._abort)
 
     def _close_our_half(self) -> bool:
-        """Whether that could be done: not in TLS, and not when the client went first."""
+        """Close the relay's half. False in TLS, and after the client has closed first."""
         if self._wire.is_closing() or not self._wire.can_write_eof():
             return False
         try:
@@ -462,7 +464,7 @@ class Connection(SMTP):
             self._wire.abort()
 
     def _leave(self) -> None:
-        """The connection is gone. A task that still runs goes on; everything else is forgotten."""
+        """The connection is gone. A task that still runs goes on; all other state is dropped."""
         if self._is_lost:
             return
         if not self._is_closing and (unfinished := self._unfinished()):
@@ -478,11 +480,11 @@ class Connection(SMTP):
         self._perform(self._protocol.stop())
 
     def _unfinished(self) -> str:
-        """What a client leaves unfinished that goes now; "" for nothing."""
+        """What a client that goes now leaves unfinished; "" for nothing."""
         if self._protocol.in_message:
             return "gone in the middle of a message"
         is_silent = self._is_admitted and not self._protocol.commands
-        # A task at this point is a handshake, which says itself how it ended.
+        # A task at this point is a handshake, which logs how it ended.
         return "gone without a command" if is_silent and self._work is None else ""
 
     def _stop_timer(self) -> None:
@@ -491,7 +493,7 @@ class Connection(SMTP):
             self._timer = None
 
     def drain(self) -> None:
-        """The listener closes: say so now, or after the message that is coming in."""
+        """The listener closes: send 421 now, or after the message that is coming in."""
         if self._work is None and not self._protocol.is_reading_content:
             self._end(_SHUTTING_DOWN)
 
@@ -505,7 +507,7 @@ class Connection(SMTP):
 
 
 def _feed(protocol: asyncio.BufferedProtocol, octets: bytes) -> None:
-    """What was read before TLS listened: a client that need not wait for us begins at once."""
+    """Give TLS the octets that came early: a client of implicit TLS does not wait."""
     while octets:
         buffer = memoryview(protocol.get_buffer(len(octets)))
         count = min(len(buffer), len(octets))
@@ -515,7 +517,7 @@ def _feed(protocol: asyncio.BufferedProtocol, octets: bytes) -> None:
 
 
 def _ours(intake: object) -> Intake:
-    """What the machine knows as a message that is coming in."""
+    """The `Intake` that the protocol knows as `Incoming`."""
     assert isinstance(intake, Intake)
     return intake
 
@@ -528,10 +530,10 @@ def _address(peername: object) -> str:
 
 
 def _proxied(data: ProxyData) -> str | None:
-    """The client's address by the PROXY header; None for the proxy's own checks and where it does
-    not say.
+    """The client's address in the PROXY header.
 
-    Never the proxy's address instead, which may well be in our networks.
+    None for the proxy's own checks, and for a header without an address. The proxy's own address
+    must not take its place: it may be in `access.networks`.
     """
     if data.version == 2 and data.command == 0:
         return None

@@ -1,18 +1,18 @@
-"""The content of a message, taken off the wire.
+"""Reads the content of a message from the octets of a session.
 
-`DataReader` reads what follows DATA: it ends at CRLF.CRLF and nowhere else, and the dot that
-a client put before a line's own is taken off (RFC 5321 §4.1.1.4, §4.5.2). `BdatReader` reads
-the chunks of BDAT, whose octets are counted instead (RFC 3030 §2). Both give the same content
-however the network cut it, hold no more than one piece beyond what the caller left with them,
-and go on reading, keeping nothing, once the message is lost.
+`DataReader` reads the content after DATA: it ends at CRLF.CRLF and nowhere else, and the dot that
+a client adds to a line that begins with a dot is removed (RFC 5321 §4.1.1.4, §4.5.2). `BdatReader`
+reads the chunks of BDAT, whose octets are counted instead (RFC 3030 §2). Both give the same content
+however the network cuts it. They hold no more than one piece beyond what the caller has not taken.
+After a message is refused they read on and keep nothing.
 
-What makes content unfit is noted in `flaw` and judged by `relay.receive.submission`:
+`flaw` is what makes content unacceptable; `relay.receive.submission` judges it:
 
     too large      more octets than the limit, the dots of transparency not counted (RFC 1870 §3)
     bare newline   a CR or LF that stands alone (RFC 5321 §2.3.8); receivers disagree about where
-                   a line, and so a message, ends there. Refused, or turned into a space, so that
-                   no message and no header field begins there; or a LF is taken for a line
-                   end, for clients that know no other, and then one goes out
+                   a line, and so a message, ends there. The message is refused; or a space takes
+                   its place, so that it can begin no header field and end no message; or, for
+                   clients that send nothing else, a LF counts as a line end and becomes CRLF
     NUL            no MIME transport carries one (RFC 2045 §2.7, §2.8)
 """
 
@@ -46,9 +46,7 @@ _GRAVITY = {Flaw.NUL: 1, Flaw.BARE_NEWLINE: 2, Flaw.TOO_LARGE: 3}
 
 
 class ContentReader:
-    """What both readers share: the content not yet taken by the caller, and what is known of all of
-    it.
-    """
+    """The part that both readers share: the content not yet taken, and facts about all of it."""
 
     def __init__(self, *, limit_bytes: int, bare_newline: BareNewline = BareNewline.REFUSE) -> None:
         self.complete = False
@@ -56,7 +54,7 @@ class ContentReader:
         self.size_bytes = 0
         """Octets of content read so far, kept or not."""
         self.read_bytes = 0
-        """Octets taken from the wire, kept or not."""
+        """Octets received from the client, kept or not."""
         self.eight_bit = False
         self._limit_bytes = limit_bytes
         self._bare_newline = bare_newline
@@ -81,12 +79,12 @@ class ContentReader:
         return taken
 
     def stop_keeping(self) -> None:
-        """The message is lost: read on to its end, but hold nothing."""
+        """Read on to the end of the message, but hold nothing."""
         self._keeps = False
         self._held = bytearray()
 
     def _add(self, block: bytes) -> None:
-        """Take in a block that splits neither a CRLF nor a stuffed dot, without its transparency."""
+        """Add a block, without stuffed dots. It must not begin or end inside a CRLF."""
         self.size_bytes += len(block)
         if self.size_bytes > self._limit_bytes:
             self._note(Flaw.TOO_LARGE)
@@ -112,7 +110,7 @@ class ContentReader:
         return block
 
     def _note(self, flaw: Flaw) -> None:
-        """Of several flaws the gravest counts, so that it does not matter which was seen first."""
+        """Keep the worst of several flaws, so that their order does not matter."""
         if self.flaw is None or _GRAVITY[flaw] > _GRAVITY[self.flaw]:
             self.flaw = flaw
         self.stop_keeping()
@@ -185,7 +183,7 @@ class DataReader(ContentReader):
         if not block:
             return
         block = self._inspect(block)
-        # One octet is looked for much faster than three, and encoded content has no dots.
+        # A search for one octet is much faster than for three, and encoded content has no dots.
         if b"." in block and b"\r\n." in block:
             block = block.replace(b"\r\n.", b"\r\n")
         if self._implied:
@@ -209,14 +207,14 @@ class BdatReader(ContentReader):
         return self._wanted > 0
 
     def begin_chunk(self, count: int, *, last: bool) -> None:
-        """BDAT was said; the chunk follows."""
+        """A chunk of `count` octets follows, after a BDAT command."""
         self._wanted = count
         self._last = last
         if not count:
             self._end_chunk()
 
     def feed(self, data: bytes, start: int = 0) -> int:
-        """Read on from `start`; returns the position behind what is of the chunk."""
+        """Read on from `start`; returns the position after the last octet of the chunk."""
         chunk = data[start : start + self._wanted]
         self._wanted -= len(chunk)
         self.read_bytes += len(chunk)
@@ -239,12 +237,12 @@ class BdatReader(ContentReader):
             return
         self._take_in(self._tail)
         if not self._ended_line:
-            self._add(b"\r\n")  # a message sent on with DATA ends in a line end
+            self._add(b"\r\n")  # content that is sent with DATA has to end with a line end
         self.complete = True
 
 
 def _possible_end(octets: bytes) -> int:
-    """How many octets at the end may be the beginning of `_END`, the most there can be."""
+    """The largest number of octets at the end that may be the beginning of `_END`."""
     for count in (4, 3, 2, 1):
         if octets.endswith(_END[:count]):
             return count

@@ -1,13 +1,13 @@
-"""One message's way from the reader into the store.
+"""Brings one message from the reader into the store.
 
-A small message is in memory whole when its end is read, and goes to `store.accept` in one
-piece. A larger one is staged in pieces of `CHUNK_BYTES` as it comes: its header section is
-judged and rewritten as soon as it is complete, so that no more than a piece or two are ever
-held, and less when many come in at once (`relay.receive.memory`). A message that is refused on
-the way is read to its end and kept nowhere; the refusal is said then, when the client listens
-(RFC 5321 §4.2.5).
+A small message is complete in memory when its end is read, and goes to `store.accept` in one
+piece. A larger one is staged in pieces of `CHUNK_BYTES` as it comes. Its header section is
+judged and rewritten as soon as it is complete, so that memory holds no more than one or two
+pieces, and less when many messages come in at once (`relay.receive.memory`). A message that is
+refused on the way is read to its end and kept nowhere; the client gets the refusal after the end
+of its data (RFC 5321 §4.2.5).
 
-Whatever goes wrong in the store is temporary for the client, and never described to it.
+For the client, every error of the store is temporary, and the reply does not describe it.
 """
 
 from __future__ import annotations
@@ -53,8 +53,9 @@ _NO_MEMORY = refuse(
 
 @dataclass(slots=True)
 class Reception:
-    """What all sessions of a node share. `policy` and `access` are asked anew, so that a reload is
-    seen.
+    """The state that all sessions of a node share.
+
+    `policy` and `access` are functions, called for each use, so that a reload takes effect.
     """
 
     hostname: str
@@ -112,7 +113,7 @@ class Intake:
     async def stage(self) -> None:
         """Give the store all whole pieces that are held.
 
-        The last of them is on its way when this returns: more is read while it is written.
+        When this returns, the last piece is still being written: the session reads on meanwhile.
         """
         if self._opened is None:
             await self._open(self.reader.take(self._header_size()))
@@ -122,7 +123,7 @@ class Intake:
         self._count(self._staging_bytes + len(self._front) + self.reader.held_bytes)
 
     async def finish(self) -> Refusal | None:
-        """The end was read: accept the message, or say why not. On None it is committed and synced."""
+        """Accept the complete message, or return why not. After None it is committed and synced."""
         if self.reader.flaw is not None:
             self._refuse(refusal_of(self.reader.flaw))
         if self.refusal is None and self._opened is None:
@@ -146,19 +147,17 @@ class Intake:
             self._staged_bytes = 0
             try:
                 await self._reception.store.discard(self.queue_id)
-            except Exception as error:  # what stays is garbage, and goes at the next start
+            except Exception as error:  # what remains is removed at the next start
                 log.warning("%s: could not discard what was staged: %s", self.queue_id, error)
 
     def _count(self, held_bytes: int) -> None:
-        """Tell the others how much of the memory is in use here."""
+        """Count how much memory this message uses."""
         self._reception.memory.held_bytes += held_bytes - self._counted_bytes
         self._counted_bytes = held_bytes
 
     def _header_size(self) -> int:
-        """How much of what is held to look at: all, once the header section's end has come; -1
-        before.
-        """
-        if self.reader.find_in_held(b"\r\n", 0, 2) == 0:  # no header, and text to look at
+        """How many held octets to judge: all, once the header section is complete; else -1."""
+        if self.reader.find_in_held(b"\r\n", 0, 2) == 0:  # no header section; judge the text
             return self.reader.held_bytes
         found = self.reader.find_in_held(b"\r\n\r\n", self._searched)
         if found < 0:
@@ -177,7 +176,7 @@ class Intake:
             self._front = opened.header + rest
 
     def _screened(self, content: bytes) -> tuple[Screened | Refusal, bytes]:
-        """What is decided about the header section, and what follows it."""
+        """The decision about the header section, and the content after it."""
         sections = Sections.of(content)
         opened = open_message(
             self._session,
@@ -207,12 +206,12 @@ class Intake:
         if len(piece) < CHUNK_BYTES:
             piece += self.reader.take(CHUNK_BYTES - len(piece))
         staging = self._reception.store.stage(self.queue_id, self._staged_bytes, piece)
-        # Counted at once: what fails half-way has to be discarded too.
+        # Counted before the write: a piece that fails half-way has to be discarded, too.
         self._staged_bytes += len(piece)
         self._staging, self._staging_bytes = asyncio.ensure_future(staging), len(piece)
 
     async def _staged(self) -> None:
-        """Wait for the piece that is on its way."""
+        """Wait for the piece that is being written."""
         staging, self._staging, self._staging_bytes = self._staging, None, 0
         if staging is not None:
             try:

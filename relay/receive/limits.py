@@ -1,9 +1,9 @@
-"""What one client, and all of them together, may ask of us.
+"""Limits for one client, and for all clients together. Pure.
 
-`Limits` is what the operator sets; the constants are what no operator needs to set.
-`Connections` counts the connections of a node, all listeners together, and refuses the
-one too many before it costs more than a line of text. Where several workers share a port,
-each counts its own and sees those of the others (`Elsewhere`). None knows a clock or a socket.
+`Limits` holds the limits that the operator sets; the constants need no setting. `Connections`
+counts the connections of a node, for all listeners together, and refuses one beyond the limit
+before it costs more than a line of text. Where several workers share a port, each counts its own
+connections and sees those of the others (`Elsewhere`).
 """
 
 from __future__ import annotations
@@ -26,9 +26,7 @@ __all__ = [
 ]
 
 COMMAND_LINE_OCTETS = 4096
-"""RFC 5321 §4.5.3.1.4 asks for 512; each extension adds (RFC 3461 §5.4 alone 1000), so one round
-number.
-"""
+"""RFC 5321 §4.5.3.1.4 asks for 512, and extensions add to it (RFC 3461 §5.4 alone adds 1000)."""
 
 AUTH_LINE_OCTETS = 12288
 """RFC 4954 §4: the longest line of an AUTH exchange."""
@@ -62,13 +60,13 @@ class Elsewhere(Protocol):
     """The connections that other workers of this node have."""
 
     def total(self) -> int:
-        """In all."""
+        """The number of all of them."""
 
     def of(self, client: str) -> int:
-        """From a client."""
+        """The number from one client."""
 
     def changed(self, client: str, by: int) -> None:
-        """Tell them of one more here, or one less."""
+        """Tell the other workers of one connection more or less here."""
 
 
 class Connections:
@@ -80,7 +78,7 @@ class Connections:
         self._elsewhere = elsewhere
 
     def admit(self, client: str, limits: Limits) -> Reply | None:
-        """Count a connection in, or say why not. A UNIX socket has no limit of its own."""
+        """Count a new connection, or return why it is refused. A UNIX socket has no own limit."""
         key = counted_as(client)
         count = self._by_client.get(key, 0)
         elsewhere = self._elsewhere
@@ -92,7 +90,7 @@ class Connections:
         return None
 
     def leave(self, client: str) -> None:
-        """Count an admitted connection out."""
+        """Count the end of an admitted connection."""
         self._count(counted_as(client), -1)
 
     def of(self, client: str) -> int:

@@ -1,9 +1,9 @@
 """A listener: a socket, and a `Connection` for each client that comes.
 
 `start_listener` opens the socket that a `ListenerSpec` describes, or takes one that is bound
-already (socket activation), and returns a `Listener`. `Listener.close` drains: no new client;
-who is between commands hears 421 4.3.2 at once; who is sending a message may finish it within
-the grace; what is being committed is committed.
+already (socket activation), and returns a `Listener`. `Listener.close` drains: it accepts no new
+client; a client between commands gets 421 4.3.2 at once; a client that is sending a message may
+finish it within the grace; a commit under way is finished.
 """
 
 from __future__ import annotations
@@ -36,9 +36,7 @@ _NO_GRACE = timedelta(0)
 
 
 class Listener:
-    """A listener at work. `address` is the one it is bound to, with the port the system chose for
-    port 0.
-    """
+    """A listener that is open. `address`: where it is bound, with the real port instead of 0."""
 
     def __init__(
         self,
@@ -59,7 +57,7 @@ class Listener:
 
     @property
     def connections(self) -> int:
-        """How many clients are inside."""
+        """How many connections are open."""
         return len(self._state.inside)
 
     @property
@@ -68,12 +66,12 @@ class Listener:
         return not self._state.inside and not self._state.tasks
 
     def reload_certificate(self) -> None:
-        """Show what the file has now. A broken one is not taken, and `CertificateError` says why."""
+        """Read the certificate again. `CertificateError` if it is broken; the old one stays."""
         if self._state.tls is not None:
             self._state.tls.reload()
 
     async def close(self, grace: timedelta = _NO_GRACE) -> None:
-        """Drain, at most for `grace`; what is being committed is waited for in any case."""
+        """Drain for at most `grace`; a commit under way is waited for in any case."""
         self._state.is_closing = True
         self._server.close()
         if isinstance(self.address, UnixAddress) and self._owns_path:
@@ -135,7 +133,7 @@ async def _serve_socket(
 
 
 def _give_up_on_the_dead(server: asyncio.Server, idle: timedelta) -> None:
-    """A client whose system confirms nothing of what we sent is gone. Accepted sockets inherit it."""
+    """Let the kernel end connections whose peer is gone; accepted sockets inherit the option."""
     if not hasattr(socket, "TCP_USER_TIMEOUT"):
         return
     for listening in server.sockets:
@@ -149,7 +147,7 @@ def _bound(server: asyncio.Server) -> TcpAddress | UnixAddress:
 
 
 def bound_address(sock: socket.socket) -> str:
-    """Where a socket listens, as a `ListenerSpec` says it."""
+    """Where a socket listens, in the form of a `ListenerSpec`."""
     return str(_named(sock.getsockname()))
 
 
@@ -158,14 +156,14 @@ def _named(name: Any) -> TcpAddress | UnixAddress:
 
 
 def admit(path: str, spec: ListenerSpec) -> None:
-    """Let those connect to a UNIX socket who may. The group first: a mode is for a certain group."""
+    """Set group and mode of a UNIX socket; the group first, because the mode is meant for it."""
     if spec.socket_group is not None and Path(path).group() != spec.socket_group:
         shutil.chown(path, group=spec.socket_group)
     os.chmod(path, int(spec.socket_mode, 8))
 
 
 def remove_stale(path: str) -> None:
-    """Take away the socket file of a process that is gone; one that answers is somebody's."""
+    """Remove the socket file of a process that is gone, unless a process answers at it."""
     with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISSOCK(os.stat(path).st_mode):
             return

@@ -29,20 +29,20 @@ class Inside(Protocol):
     """A connection, as far as its listener knows it."""
 
     def drain(self) -> None:
-        """The listener closes: say so now, or after the message that is coming in."""
+        """The listener closes: send 421 now, or after the message that is coming in."""
 
     def abort(self) -> None:
-        """The grace is over."""
+        """The grace is over: abort the connection."""
 
 
 class ListenerState:
-    """A listener as its connections see it: what they share, and who is inside."""
+    """The state that the connections of a listener share, and the set of open connections."""
 
     def __init__(
         self, spec: ListenerSpec, reception: Reception, tls: ServerTls | None, passwords: Passwords
     ) -> None:
         self.smtp_state = vars(SMTP(None, loop=asyncio.get_running_loop(), hostname="", timeout=0))
-        """What every aiosmtpd session begins with."""
+        """The state with which every aiosmtpd session begins."""
         self.spec = spec
         self.reception = reception
         self.tls = tls
@@ -70,7 +70,7 @@ class ListenerState:
     def take_in(
         self, session: Session, transaction: Transaction, reader: DataReader | BdatReader
     ) -> Intake:
-        """A message begins, which `reader` reads."""
+        """Begin a message, which `reader` reads."""
         return Intake(self.reception, session, transaction, reader)
 
     def enter(self, connection: Inside) -> None:
@@ -83,14 +83,14 @@ class ListenerState:
             self.empty.set()
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """A task that lives as long as it needs, whatever becomes of the connection."""
+        """Start a task that goes on although the connection may end."""
         task = asyncio.get_running_loop().create_task(work)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
         return task
 
     def ehlo_reply(self, session: Session) -> bytes:
-        """What EHLO is answered: who we are and what we can (RFC 5321 §4.1.1.1)."""
+        """The reply to EHLO: the host name and the extensions (RFC 5321 §4.1.1.1)."""
         key = (session.offers_starttls, session.offers_auth, session.tls is not None)
         reply = self._ehlo_replies.get(key)
         if reply is None:

@@ -1,10 +1,10 @@
-"""How much of the messages that are coming in is held in memory, all sessions of a node together.
+"""Counts the memory that messages use while they come in, for all sessions of a node together.
 
-A session holds a piece of its message until there is enough of it to go to the store, and its
+A session holds a piece of its message until the piece is large enough for the store, and its
 header section until that is complete. For a thousand sessions at once that would be too much, so
-what they hold is counted. From half of `total_bytes` on, pieces are smaller; from all of it on, a
-header section that is long already is not waited for (452). Messages of less than
-`SMALL_BYTES` are not counted: that many connections may be open.
+the held octets are counted. From half of `total_bytes` on, pieces are smaller. From all of it on,
+a message whose long header section is not complete is refused (452). Messages of less than
+`SMALL_BYTES` are not counted: the limit of connections bounds their memory.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _TOTAL_BYTES = 64 * 1024 * 1024
 
 
 class Memory:
-    """What is held in all."""
+    """The octets that all sessions hold."""
 
     def __init__(self, total_bytes: int = _TOTAL_BYTES) -> None:
         self.held_bytes = 0
@@ -31,5 +31,5 @@ class Memory:
 
     @property
     def is_full(self) -> bool:
-        """Whether nothing large should be waited for."""
+        """Whether a long header section that is not complete has to be refused."""
         return self.held_bytes >= self._total_bytes

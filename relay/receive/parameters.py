@@ -1,13 +1,13 @@
 """The parameters of MAIL and RCPT.
 
-    MAIL   SIZE (RFC 1870)  BODY (RFC 6152)  SMTPUTF8 (RFC 6531)  RET ENVID (RFC 3461)  AUTH (RFC 4954)
-           REQUIRETLS (RFC 8689)
+    MAIL   SIZE (RFC 1870)  BODY (RFC 6152)  SMTPUTF8 (RFC 6531)  RET ENVID (RFC 3461)
+           AUTH (RFC 4954)  REQUIRETLS (RFC 8689)
     RCPT   NOTIFY ORCPT (RFC 3461)
 
-Keywords in any case; values with theirs kept, since xtext and addresses have one. What is
-unknown is refused with 555, what is known and badly said with 501, both 5.5.4 (RFC 5321
-§4.1.1.11, RFC 3463 §3.6). AUTH says who first submitted the mail; we check its form and
-let it be: believing it would need a trust between hosts that a smarthost's clients have not.
+Keywords may be in any case; values keep theirs, because the case of xtext and addresses has a
+meaning. An unknown parameter is refused with 555, a known one with a wrong value with 501, both
+5.5.4 (RFC 5321 §4.1.1.11, RFC 3463 §3.6). AUTH names who first submitted the mail. The relay only
+checks its form: to use its value, the relay would have to trust its clients.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class ParameterError(ValueError):
 
 
 def mail_parameters(rest: bytes, reverse_path: str) -> Transaction:
-    """A transaction with what MAIL said behind the reverse-path."""
+    """A transaction with the parameters of MAIL."""
     transaction = Transaction(reverse_path)
     if rest:
         for keyword, value in _split(rest):
@@ -51,7 +51,7 @@ def mail_parameters(rest: bytes, reverse_path: str) -> Transaction:
 
 
 def rcpt_parameters(rest: bytes, address: str, domain: str, *, smtputf8: bool) -> Recipient:
-    """A recipient with what RCPT said behind the forward-path."""
+    """A recipient with the parameters of RCPT."""
     notify: frozenset[Notify] = frozenset()
     orcpt = ""
     if rest:
@@ -66,7 +66,7 @@ def rcpt_parameters(rest: bytes, address: str, domain: str, *, smtputf8: bool) -
 
 
 def wants_smtputf8(rest: bytes) -> bool:
-    """Whether SMTPUTF8 is among the parameters: it says how to read the address before it."""
+    """Whether SMTPUTF8 is among the parameters, which decides how to read the address."""
     return b"SMTPUTF8" in rest.upper().split()
 
 

@@ -1,7 +1,7 @@
-"""Whether a user's password is right: `relay.submit.secrets`, by name.
+"""Checks the password of a user, with `relay.submit.secrets`.
 
-A user that does not exist costs as much as one that does, so that time does not tell which names
-exist.
+The check takes as long for a user that does not exist as for one that does, so that the time does
+not tell which names exist.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from relay.submit.secrets import Secrets, Verdict
 __all__ = ["Passwords"]
 
 _NAME_LENGTH = 100
-"""As much of a name as is kept to count its wrong passwords."""
+"""How much of a name is kept to count its wrong passwords."""
 
 
 class Passwords:
@@ -47,16 +47,16 @@ class Passwords:
         return user if verdict is Verdict.RIGHT and user else verdict
 
     def failures_of(self, name: str, client: str) -> int:
-        """How many passwords of this name from this client were wrong lately."""
+        """How many passwords of this name from this client were recently wrong."""
         return self.failures.of(counted_as(client), name[:_NAME_LENGTH], self._clock())
 
     def close(self) -> None:
-        """Let the threads go."""
+        """End the threads."""
         self._secrets.close()
 
 
 def _hash_of_nobody() -> str:
-    """A hash that costs what those of `relay password` cost, and that no password is known for."""
+    """A hash with the cost of those of `relay password`, and with an unknown password."""
     salt, octets = (b64encode(token_bytes(n)).decode().rstrip("=") for n in (16, 32))
     cost = f"m={DEFAULT_MEMORY_COST},t={DEFAULT_TIME_COST},p={DEFAULT_PARALLELISM}"
     return f"$argon2id$v=19${cost}${salt}${octets}"

@@ -1,7 +1,7 @@
 """The exchange of AUTH: PLAIN (RFC 4616) and LOGIN, up to name and password.
 
 `begin` and `answer` return the next challenge, or the credentials, or a reply that ends the
-exchange (RFC 4954 §4, §6). Whether the credentials are right is for others.
+exchange (RFC 4954 §4, §6). Other modules check the credentials.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SYNTAX = Reply(501, "5.5.4", "Syntax: AUTH mechanism")
 
 @dataclass(frozen=True, slots=True)
 class Challenge:
-    """Something the client is to answer."""
+    """A challenge that the client has to answer."""
 
     text: bytes
 
@@ -35,7 +35,7 @@ class Challenge:
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """Who the client says it is."""
+    """The name and password that the client gave."""
 
     name: bytes
     password: bytes
@@ -52,7 +52,7 @@ class Exchange:
         self._name: bytes | None = None
 
     def begin(self, arg: bytes) -> Step:
-        """What follows AUTH: a mechanism, in any case, and maybe the first answer with it."""
+        """Read the argument of AUTH: a mechanism, in any case, and perhaps an initial response."""
         mechanism, _, initial = arg.partition(b" ")
         self._mechanism = mechanism.upper()
         if not mechanism:
@@ -74,7 +74,7 @@ class Exchange:
         return self._plain(octets) if self._mechanism == b"PLAIN" else self._login(octets)
 
     def _plain(self, octets: bytes) -> Step:
-        """authzid NUL authcid NUL passwd (RFC 4616 §2); nobody may act for another."""
+        """authzid NUL authcid NUL passwd (RFC 4616 §2); a user may not act for another."""
         parts = octets.split(b"\0")
         if len(parts) != 3 or not parts[1] or parts[0] not in (b"", parts[1]):
             return _NOT_PLAIN

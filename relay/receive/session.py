@@ -1,7 +1,7 @@
 """The facts of a session, and of the transaction in it.
 
 Session: connect … QUIT. Transaction: MAIL … end of data (RFC 5321 §3). The connection
-fills them in as the client speaks; `relay.receive.submission` decides by them.
+fills the facts in during the dialogue; `relay.receive.submission` decides by them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _NAME_OCTETS = 255
 
 @dataclass(frozen=True, slots=True)
 class TlsFacts:
-    """The TLS a session is in."""
+    """The TLS of a session."""
 
     version: str
     cipher: str
@@ -27,9 +27,9 @@ class TlsFacts:
 
 @dataclass(slots=True)
 class Session:
-    """`client`: its address; "" through a UNIX socket; None where a proxy could not say.
+    """`client`: its address; "" through a UNIX socket; None where a proxy did not give it.
 
-    `helo` is what it calls itself, "" before EHLO or HELO; `extended` means EHLO.
+    `helo`: the name in EHLO or HELO, "" before that; `extended`: the client sent EHLO.
     """
 
     listener: ListenerSpec
@@ -43,7 +43,7 @@ class Session:
 
     @property
     def offers_starttls(self) -> bool:
-        """RFC 3207 §4.2: not inside TLS."""
+        """Whether STARTTLS is offered: not inside TLS (RFC 3207 §4.2)."""
         wanted = self.listener.tls in (ListenerTls.STARTTLS, ListenerTls.STARTTLS_REQUIRED)
         return wanted and self.tls is None
 
@@ -58,7 +58,7 @@ class Session:
 
     @property
     def offers_auth(self) -> bool:
-        """Whether AUTH may be used now: never in clear, unless the operator said so (RFC 4954 §9)."""
+        """Whether AUTH may be used now: in clear only if the operator allows it (RFC 4954 §9)."""
         may_be_clear = self.listener.auth_without_tls or self.client == ""
         return self.takes_auth and (self.tls is not None or may_be_clear)
 
@@ -68,11 +68,11 @@ class Session:
 
     @property
     def may_relay(self) -> bool:
-        """By user, or by network where the listener does not insist on a user."""
+        """Whether the client may relay: as a user, or by network if the listener permits that."""
         return self.user is not None or (self.in_networks and not self.must_authenticate)
 
     def start_over(self) -> None:
-        """Forget what was said in clear: the session begins anew inside TLS (RFC 3207 §4.2)."""
+        """Forget all facts from before TLS: the session begins anew (RFC 3207 §4.2)."""
         self.helo = ""
         self.extended = False
         self.user = None
@@ -80,7 +80,7 @@ class Session:
 
 @dataclass(slots=True)
 class Transaction:
-    """MAIL and the recipients accepted so far, by address: one named twice is one recipient."""
+    """MAIL and the accepted recipients by address: a repeated address is one recipient."""
 
     reverse_path: str
     body: Body = Body.SEVEN_BIT
@@ -93,6 +93,6 @@ class Transaction:
 
 
 def name_of(arg: bytes) -> str:
-    """What a client calls itself, fit to be shown: cut, and escaped where it cannot be printed."""
+    """The name that a client gives itself, cut, and with unprintable characters escaped."""
     text = arg[:_NAME_OCTETS].decode("utf-8", "backslashreplace")
     return text if text.isprintable() else ascii(text)[1:-1]

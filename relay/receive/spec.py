@@ -34,7 +34,7 @@ class ListenerTls(StrEnum):
 
 
 class ListenerAuth(StrEnum):
-    """Whether a listener offers AUTH, and whether it insists."""
+    """Whether a listener offers AUTH, and whether it requires it."""
 
     NONE = "none"
     OPTIONAL = "optional"
@@ -42,7 +42,7 @@ class ListenerAuth(StrEnum):
 
 
 class BareNewline(StrEnum):
-    """What becomes of a CR or an LF that stands alone in a message (RFC 5321 §2.3.8 forbids it)."""
+    """What happens to a CR or LF that stands alone in a message (RFC 5321 §2.3.8 forbids it)."""
 
     REFUSE = "refuse"
     NORMALISE = "normalise"
@@ -50,17 +50,17 @@ class BareNewline(StrEnum):
     there.
     """
     LINE_END = "line-end"
-    """A LF ends a line, as a CRLF does; a CR becomes a space. For clients that know no better."""
+    """A LF ends a line as CRLF does; a CR becomes a space. For clients that never send CRLF."""
 
 
 @dataclass(frozen=True, slots=True)
 class ListenerSpec:
     """`address`: host:port, [v6]:port, or unix:/path. `certificate`, `key`: PEM files.
 
-    `auth_without_tls` lets passwords cross in clear. `add_missing_headers` completes what a simple
-    client left out: Date, Message-ID, From (RFC 6409 §8). `helo_required`: MAIL waits for EHLO or
-    HELO (RFC 5321 §4.1.4). `socket_mode`: who may connect to a UNIX socket, as octal digits; `socket_group`:
-    the group that its file is given to.
+    `auth_without_tls`: passwords may be sent in clear. `add_missing_headers`: the relay adds the
+    fields that a simple client left out: Date, Message-ID, From (RFC 6409 §8). `helo_required`:
+    MAIL is refused before EHLO or HELO (RFC 5321 §4.1.4). `socket_mode`: who may connect to a UNIX
+    socket, as octal digits; `socket_group`: the group of its file.
     """
 
     address: Annotated[str, Form.LISTEN_ADDRESS]
@@ -91,7 +91,7 @@ class TcpAddress:
 
 @dataclass(frozen=True, slots=True)
 class UnixAddress:
-    """A UNIX socket to listen on: its file's mode says who may connect."""
+    """A UNIX socket to listen on; the mode of its file decides who may connect."""
 
     path: str
 

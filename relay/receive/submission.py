@@ -1,25 +1,26 @@
-"""The checks, in order: what a client says, and whether we take it.
+"""The checks, in order: whether the relay accepts what a client sends.
 
-Every function here is a decision about values. It returns what the client may have, or a
-`Refusal`: a reply for the client, short and in our own words, and a reason for our log. The
-connection sends nothing else.
+Every function here is a decision about values. It returns a result, or a `Refusal`: a short
+reply in the relay's own words for the client, and a reason for the relay's log. The connection
+sends nothing else.
 
-    MAIL    530 5.7.0   TLS or AUTH was to come first
-            501         no reverse-path, or one that is none (relay.mail.address)
+    MAIL    530 5.7.0   TLS or AUTH has to come first
+            501         no reverse-path, or an invalid one (relay.mail.address)
             501, 555    parameters (relay.receive.parameters)
             555 5.5.4   REQUIRETLS outside TLS (RFC 8689 §2)
             552 5.3.4   SIZE says it is too large
-            553 5.7.1   a user in somebody else's name
-    RCPT    554 5.7.1   a client that may not relay: before its address is looked at, before DATA
+            553 5.7.1   a user may not use this reverse-path
+    RCPT    554 5.7.1   the client may not relay; its address is not examined
             501, 553    no forward-path
-            550 5.1.2   an address literal: no policy has a rule for one, and it is how networks are probed
+            550 5.1.2   an address literal: no policy can name one, and attackers probe networks
+                        with it
             452 4.5.3   more recipients than one transaction may have (RFC 5321 §4.5.3.1.10)
     data    552 5.3.4   too large, header section or all of it
             550 5.5.2   bare CR or LF
             550 5.6.0   NUL
             554         its header section (relay.submit.message)
 
-Trouble of our own is never a 5yz.
+Trouble of the relay itself is never a 5yz.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ _FLAWS = {
 
 
 def refusal_of(flaw: Flaw) -> Refusal:
-    """What we say to content with this flaw."""
+    """The refusal of content with this flaw."""
     return _FLAWS[flaw]
 
 
@@ -77,7 +78,7 @@ def refusal_of(flaw: Flaw) -> Refusal:
 
 
 def mail(session: Session, arg: bytes, limits: Limits) -> Transaction | Refusal:
-    """A transaction for what follows MAIL, or why there is none."""
+    """The transaction that a MAIL command begins, or why it is refused."""
     if session.must_start_tls:
         return _TLS_FIRST
     if session.must_authenticate:
@@ -107,7 +108,7 @@ def mail(session: Session, arg: bytes, limits: Limits) -> Transaction | Refusal:
 def rcpt(
     session: Session, transaction: Transaction, arg: bytes, limits: Limits, *, hostname: str
 ) -> Recipient | Refusal:
-    """A recipient for what follows RCPT, or why there is none."""
+    """The recipient that a RCPT command names, or why it is refused."""
     if not session.may_relay:
         return _NO_RELAYING
     if arg[:3].upper() != b"TO:":
@@ -120,7 +121,7 @@ def rcpt(
             return _RCPT_SYNTAX
         if (
             address == "postmaster"
-        ):  # RFC 5321 §4.1.1.3: of this host, which has no mailboxes of its own
+        ):  # RFC 5321 §4.1.1.3: the postmaster of this host, which has no mailboxes
             address = f"postmaster@{hostname}"
         domain = domain_of(address)
         recipient = rcpt_parameters(rest, address, domain, smtputf8=transaction.smtputf8)
@@ -136,7 +137,7 @@ def rcpt(
 
 
 def _bad_address(error: AddressError, arg: bytes, *, of_sender: bool) -> Refusal:
-    """RFC 3463 §3.2: of a sender 5.1.7, of a recipient 5.1.3; a status of more weight stands."""
+    """5.1.7 for a sender, 5.1.3 for a recipient (RFC 3463 §3.2); a more exact status stays."""
     status = error.status
     if of_sender and status == "5.1.3":
         status = "5.1.7"
@@ -160,7 +161,7 @@ def open_message(
     queue_id: str,
     now: datetime,
 ) -> Screened | Refusal:
-    """Judge a header section and rewrite it: policy fields off, our Received on top."""
+    """Judge a header section, remove its policy fields, and add the relay's Received field."""
     recipients = transaction.recipients.values()
     on_top = received_field(
         session,
@@ -205,7 +206,7 @@ def complete(
     size_bytes: int,
     eight_bit: bool,
 ) -> tuple[QueuedMessage, tuple[QueuedRecipient, ...]]:
-    """The message as the queue will hold it."""
+    """The message in the form that the queue holds."""
     message = QueuedMessage(
         queue_id=opened.queue_id,
         reverse_path=transaction.reverse_path,
@@ -229,7 +230,7 @@ def complete(
 
 
 def _describe(session: Session) -> str:
-    """The client, for people."""
+    """The client, for the log."""
     where = (
         "unknown"
         if session.client is None

@@ -1,7 +1,7 @@
 """The Received field of a message that came over SMTP: its client in words (RFC 5321 §4.4).
 
-`with` is RFC 3848's keyword, or RFC 6531 §4.3's; TLS stands in a comment. Nothing of a
-client's goes into it that could end the field or open a comment.
+`with` is RFC 3848's keyword, or RFC 6531 §4.3's; TLS stands in a comment. Text of a client
+cannot end the field or begin a comment.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def received_field(
     smtputf8: bool = False,
     only_for: str = "",
 ) -> bytes:
-    """Our Received field, with its CRLF."""
+    """The relay's Received field, with its CRLF."""
     helo = session.helo if _NAME.fullmatch(session.helo) else "unknown"
     tls = (
         f"\r\n\t(using {session.tls.version} with cipher {session.tls.cipher})"

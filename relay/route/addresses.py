@@ -1,12 +1,11 @@
-"""Which addresses must not be connected to.
+"""Which addresses the relay must not connect to.
 
-The recipient chooses its MX records, so it chooses where we connect to. An address
-that is not of the public internet would let a stranger reach machines of our own
-network through us, or make us talk to ourselves. Each address is looked up once,
-judged here, and exactly the address judged is connected to: a second answer of the
-DNS has no chance (rebinding).
+The recipient chooses its MX records, so it chooses where the relay connects to. An address
+that is not of the public internet would let a stranger reach machines of the relay's own
+network, or the relay itself. Each address is looked up once and judged here, and the relay
+connects to exactly that address: a later answer of the DNS has no effect (rebinding).
 
-    our own address and a port we listen on    never         5.4.6, the mail would loop
+    the relay's address, a port it listens on  never         5.4.6, the mail would loop
     IPv4-mapped                                never: `::/0` in `allow_networks` means no IPv4
     in `allow_networks`                        connect
     public                                     connect
@@ -18,7 +17,7 @@ Python. Addresses that carry an IPv4 address inside are judged by what they carr
 NAT64 (RFC 6052) and 6to4 (RFC 3056). IPv4-mapped (RFC 4291 §2.5.5.2) and Teredo
 (RFC 4380) never belong in a record of a mail host.
 
-`Own` tells our own addresses apart; the machine's are asked from the shell.
+`Own` knows the relay's own addresses; its caller says which addresses the machine has.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ Network = IPv4Network | IPv6Network
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """Why an address is not connected to. `ourselves`: it would reach our own listener."""
+    """Why the relay does not connect to an address. `ourselves`: it is the relay's listener."""
 
     reason: str
     ourselves: bool = False
@@ -53,7 +52,7 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True)
 class Own:
-    """The addresses we answer at.
+    """The addresses at which the relay itself answers.
 
     `listening`: address and port of every listener, wildcards as they are configured.
     `is_local`: whether an address is one of this machine; asked only for a wildcard.
@@ -81,9 +80,9 @@ class Own:
 def judge(
     address: Address, port: int, *, own: Own, allow_networks: Sequence[Network]
 ) -> Rejection | None:
-    """Why we do not connect to this address; None if we may.
+    """Why the relay does not connect to this address; None if it may.
 
-    Our own listener comes first: `allow_networks` does not make a loop a delivery.
+    The relay's own listener comes first: `allow_networks` permits no loop.
     """
     if own.answers_at(address, port):
         return Rejection("is an address of our own", ourselves=True)
@@ -96,7 +95,7 @@ def judge(
 
 
 def parse_address(text: str) -> Address | None:
-    """An address as the DNS gives it, or None if it is none."""
+    """The address in a text of the DNS; None if it is no address."""
     try:
         return ip_address(text)
     except ValueError:
@@ -104,13 +103,13 @@ def parse_address(text: str) -> Address | None:
 
 
 def parse_address_literal(domain: str) -> Address | None:
-    """The address in `[192.0.2.1]` or `[IPv6:2001:db8::1]` (RFC 5321 §4.1.3); None if it is none."""
+    """The address in `[192.0.2.1]` or `[IPv6:2001:db8::1]` (RFC 5321 §4.1.3), or None."""
     if not (domain.startswith("[") and domain.endswith("]")):
         return None
     text = domain[1:-1]
     if text[:5].lower() == "ipv6:":
         text = text[5:]
-    if "%" in text:  # a zone names one of our interfaces: no business of a recipient's
+    if "%" in text:  # a zone names an interface of this machine; a recipient must not choose one
         return None
     return parse_address(text)
 
@@ -159,7 +158,7 @@ _GLOBAL_UNICAST = IPv6Network("2000::/3")
 
 
 def _special_use(address: Address) -> str:
-    """What an address is for if it is not of the public internet, else ""."""
+    """The special purpose of an address; "" for one of the public internet."""
     for network, reason in _SPECIAL_4 if address.version == 4 else _SPECIAL_6:
         if address in network:
             return reason
@@ -173,7 +172,7 @@ def _special_use(address: Address) -> str:
 
 
 def _carried(address: IPv6Address) -> IPv4Address | None:
-    """The IPv4 address that a translator or tunnel would send this on to."""
+    """The IPv4 address to which a translator or tunnel would forward this address."""
     if address in _NAT64:
         return IPv4Address(int(address) & 0xFFFFFFFF)
     if address in _6TO4:

@@ -1,14 +1,13 @@
-"""What the DNS said, as values: what routing decides by.
+"""Answers of the DNS as values, by which routing decides.
 
-    MxAnswer, AddressAnswer,  there are records; or, with none, the name has no such data
+    MxAnswer, AddressAnswer,  the records; without a record, the name has no such data
     TxtAnswer, TlsaAnswer     (RFC 2308 §2.2)
     NoSuchName                NXDOMAIN, or a name that cannot exist: permanent
     Unanswered                SERVFAIL, a timeout, nonsense: nothing is known. Temporary, and never
                               a reason to use another kind of record instead (RFC 5321 §5.1)
 
-`expires` is an instant of the monotonic clock, in seconds, until when the answer may
-be used. `authenticated`: a resolver that is trusted says that it validated the answer, aliases
-included (the AD bit, RFC 4035 §3.2.3).
+`expires`: until when the answer may be used, in seconds of the monotonic clock. `authenticated`:
+a trusted resolver has validated the answer, including its aliases (the AD bit, RFC 4035 §3.2.3).
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class MxRecord:
-    """One MX record as it came, without the final dot; `exchange` of a null MX is ""."""
+    """One MX record, without the final dot of `exchange`, which is "" in a null MX."""
 
     preference: int
     exchange: str
@@ -45,8 +44,9 @@ class MxRecord:
 
 @dataclass(frozen=True, slots=True)
 class MxAnswer:
-    """The MX records of a domain; none: it has no such data. `canonical`: the domain it is an alias
-    of.
+    """The MX records of a domain; none: it has no such data.
+
+    `canonical`: the domain that it is an alias of.
     """
 
     records: tuple[MxRecord, ...]
@@ -59,9 +59,9 @@ class MxAnswer:
 class AddressAnswer:
     """A host's addresses of both families; none: it has no such data.
 
-    `authenticated`: those of one family are enough. `canonical`: the name that the host is an alias
-    of in the end, "" where it is none. `alias_authenticated`: the alias itself is, whatever is
-    behind.
+    `authenticated`: the answer for one family is enough. `canonical`: the name at the end of the
+    host's aliases, "" where it is no alias. `alias_authenticated`: the alias record itself was
+    validated.
     """
 
     addresses: tuple[str, ...]
@@ -82,7 +82,7 @@ class TxtAnswer:
 
 @dataclass(frozen=True, slots=True)
 class TlsaAnswer:
-    """The TLSA records of a name as they came, octet for octet; none: it has no such data."""
+    """The TLSA records of a name as octets, unchanged; none: it has no such data."""
 
     records: tuple[bytes, ...]
     expires: float = inf
@@ -91,7 +91,7 @@ class TlsaAnswer:
 
 @dataclass(frozen=True, slots=True)
 class NoSuchName:
-    """The name does not exist, or cannot. `reason` completes "example.net …"."""
+    """The name does not exist, or cannot exist. `reason` completes "example.net …"."""
 
     reason: str = "does not exist (NXDOMAIN)"
     expires: float = inf
@@ -99,7 +99,7 @@ class NoSuchName:
 
 @dataclass(frozen=True, slots=True)
 class Unanswered:
-    """Nothing is known for now. `reason`: what happened instead of an answer."""
+    """There was no answer. `reason`: what happened instead."""
 
     reason: str
     expires: float = 0.0
@@ -112,16 +112,16 @@ TlsaLookup = TlsaAnswer | NoSuchName | Unanswered
 
 
 class TrustAd(StrEnum):
-    """Whether the resolver's word that it validated an answer is believed."""
+    """Whether the relay trusts the resolver's statement that it validated an answer."""
 
     AUTO = "auto"
-    """Where every name server is on this machine, and validates."""
+    """Trust it where every name server is on this machine and validates."""
     ALWAYS = "always"
     NEVER = "never"
 
 
 class Resolver(Protocol):
-    """Who answers. No method raises for anything that a domain or a name server does."""
+    """Answers questions. No method raises because of what a domain or a name server does."""
 
     async def mx(self, domain: str) -> MxLookup:
         """The MX records of a domain."""
@@ -130,12 +130,10 @@ class Resolver(Protocol):
         """The A and AAAA records of a host, aliases followed."""
 
     async def txt(self, name: str, *, anew: bool = False) -> TxtLookup:
-        """The TXT records of a name, aliases followed; `anew`: asked for although an answer is
-        kept.
-        """
+        """The TXT records of a name, aliases followed; `anew`: ask again in spite of the cache."""
 
     async def tlsa(self, name: str) -> TlsaLookup:
         """The TLSA records of a name, aliases followed."""
 
     async def validates(self) -> bool:
-        """Whether answers come validated: whether `authenticated` may ever be true."""
+        """Whether the resolver validates, so that `authenticated` can be true."""

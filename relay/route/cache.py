@@ -1,8 +1,8 @@
-"""A cache with two bounds: how long a value is good, and how much is kept.
+"""A cache with two limits: how long a value is valid, and how much is kept.
 
-Each value has a weight (how many records it holds), so that a thousand domains with
-a thousand hosts each do not cost what a million would. When the sum is over the
-limit, what was not used for longest goes. Time comes in from outside.
+Each value has a weight (how many records it holds), so that a few domains with a thousand hosts
+each cannot use more memory than intended. When the sum exceeds the limit, the value that was
+not used for the longest time is removed. The caller passes the time.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class ExpiringCache(Generic[V]):
         self._values: OrderedDict[str, tuple[float, int, V]] = OrderedDict()
 
     def get(self, key: str, *, now: float) -> V | None:
-        """The value, if it is still good."""
+        """The value, if it is still valid."""
         kept = self._values.get(key)
         if kept is None:
             return None
@@ -35,7 +35,7 @@ class ExpiringCache(Generic[V]):
         return kept[2]
 
     def put(self, key: str, value: V, *, expires: float, weight: int = 1) -> None:
-        """Keep a value until `expires`; make room for it if need be."""
+        """Keep a value until `expires`; remove others if there is no room."""
         self._drop(key)
         if weight > self._limit:
             return

@@ -1,9 +1,9 @@
 """Chains of certificates, checked without a handshake.
 
-OpenSSL checks a chain while it shakes hands, and then it decides. Where somebody else decides (the
-TLSA records of a host, or a policy that is only looked at), the chain that the host sent is checked
-here, by the rules of RFC 5280 and no more: the library's own are those of the public web's
-authorities, which an authority that a host names for itself need not keep. Pure.
+OpenSSL checks a chain during the handshake, and its result is final. Where another part decides
+(the TLSA records of a host, or a policy in testing mode), this module checks the chain that the
+host sent. It uses only the rules of RFC 5280: the default rules of the library are meant for public
+web authorities, and an authority that a host names in TLSA records need not follow them. Pure.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ UNREADABLE = (
 
 
 def load(der: bytes) -> x509.Certificate:
-    """A certificate. The library's complaints about others' mistakes are nobody's to read here."""
+    """A certificate. The library's warnings about mistakes in it are suppressed."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return x509.load_der_x509_certificate(der)
 
 
 def load_whole(der: bytes) -> x509.Certificate:
-    """A certificate with its names and its key, which the library reads only when it is asked."""
+    """A certificate, read with its names and key, which the library otherwise reads later."""
     certificate = load(der)
     _ = certificate.subject, certificate.issuer, certificate.public_key()
     return certificate
@@ -71,9 +71,9 @@ def store_of(roots: Iterable[bytes]) -> Store | None:
 def fault_of(
     chain: Sequence[bytes], roots: Store | None, name: str | None, *, now: datetime
 ) -> PolicyResult | None:
-    """What is wrong with what a host sent, were it held to a chain to a root, dates and its name.
+    """The first fault of a host's certificate, or None.
 
-    In OpenSSL's order: the chain, its dates, the name (RFC 8460 §4.3). None: nothing is.
+    Checked in OpenSSL's order: the chain to a root, the dates, the name (RFC 8460 §4.3).
     """
     try:
         leaf = load_whole(chain[0])
@@ -93,7 +93,7 @@ def fault_of(
 def _is_issued_at_all(
     leaf: x509.Certificate, others: list[x509.Certificate], roots: Store, now: datetime
 ) -> bool:
-    """Whether a chain leads to a root, for whatever name the certificate is."""
+    """Whether a chain leads to a root, with any name in the certificate."""
     return any(is_issued(leaf, others, roots, name, now) for name in _names(leaf)[:1])
 
 
@@ -113,7 +113,7 @@ def is_issued(
     name: str,
     now: datetime,
 ) -> bool:
-    """Whether a certificate is for a name, in date, by an issuer that one of the anchors leads to."""
+    """Whether a certificate is valid now, for the name, with a chain to one of the anchors."""
     try:
         verifier = (
             PolicyBuilder()

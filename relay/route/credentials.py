@@ -1,8 +1,8 @@
-"""The login of a next hop of the operator's, as it is now.
+"""The login for a next hop that the operator named, as it is now.
 
-Asked for by each attempt, and waited for: what a login takes may be a file that has changed, or
-somebody else's answer. Passwords are in nobody's cache but this one, which looks at the file's
-stamp each time.
+Each attempt asks for the login and waits for it, because a login may need a file that has changed,
+or the answer of another service. Only this module caches passwords, and it looks at the time stamp
+of the file each time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _Stamp = tuple[int, int, int]
 
 
 class CredentialsError(Exception):
-    """The login cannot be had for now; the text says why, without any secret."""
+    """The login is not available now; the text says why, without a secret."""
 
 
 class RouteCredentials:
@@ -46,7 +46,7 @@ class RouteCredentials:
         return Credentials(route.username, password)
 
     async def _password(self, path: str) -> str:
-        """The first line of the file, read when it has changed, where a slow disk stops nobody else."""
+        """The first line of the file, read in a thread when the file has changed."""
         status = os.stat(path)
         stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
         kept = self._passwords.get(path)

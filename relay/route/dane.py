@@ -1,18 +1,18 @@
-"""What the TLSA records of a mail host ask for, and whether a certificate meets them (RFC 7672).
+"""What the TLSA records of a mail host require, and whether a certificate matches (RFC 7672).
 
-    record            DNS-based statement about the host's certificate (RFC 6698)
-    usable            usage DANE-TA(2) or DANE-EE(3), selector and matching type known, data sound
+    record            a statement in the DNS about the host's certificate (RFC 6698)
+    usable            usage DANE-TA(2) or DANE-EE(3), known selector and matching type, valid data
     DANE-EE(3)        the certificate, or its key, is the one in the record. Its names, dates and
                       issuer do not matter (RFC 7672 §3.1.1)
     DANE-TA(2)        a chain, in date, leads from the certificate to an issuer that the record
                       names, and the certificate is for the host's name (RFC 7672 §3.1.2, §3.2.2)
 
 Usages PKIX-TA(0) and PKIX-EE(1) are unusable for mail (RFC 7672 §3.1.3). One record that matches is
-enough. Of digests with one usage and one selector only the strongest count (RFC 7671 §9), so that
-a host can leave a digest that was broken.
+enough. Of several digests with the same usage and selector only the strongest count (RFC 7671 §9),
+so that a host can replace a digest algorithm that was broken.
 
-Records are read one by one: a record that makes no sense does not spoil its neighbours. Chains
-are verified by `cryptography`. Pure: who asks the DNS, and who shakes hands, is elsewhere.
+Records are read one by one: an invalid record does not affect the others. `cryptography` verifies
+chains. Pure: other modules ask the DNS and make the handshake.
 """
 
 from __future__ import annotations
@@ -49,16 +49,14 @@ _DIGEST_OCTETS = {_SHA_256: 32, _SHA_512: 64}
 
 _HEADER_OCTETS = 3
 _NO_RECORD = Tlsa(255, 255, 255, b"")
-"""Usage, selector and matching type are those of private use (RFC 6698 §7.2), which mail has none
-of.
-"""
+"""Its usage, selector and matching type are for private use (RFC 6698 §7.2): mail uses none."""
 
 
 def base_domains(name: str, found: AddressLookup) -> tuple[str, ...]:
-    """Where a mail host's TLSA records may be, in the order to ask (RFC 7672 §2.2.2, §2.2.3).
+    """The names that may have a mail host's TLSA records, in order (RFC 7672 §2.2.2, §2.2.3).
 
-    None where its addresses are not signed: the servers of some big domains fail on a TLSA query.
-    Of a host that is an alias: the name at its end first, where the whole way is signed.
+    Empty where its addresses are not signed: the servers of some big domains fail on a TLSA query.
+    For a host that is an alias, the name at the end comes first, if all aliases are signed.
     """
     if not isinstance(found, AddressAnswer) or not found.addresses:
         return ()
@@ -75,9 +73,7 @@ async def look_up(
     names: tuple[str, ...],
     is_enforced: bool,
 ) -> DaneFloor:
-    """What DANE asks of a mail host. `names`: whose certificate it may have besides its own
-    (§3.2.2).
-    """
+    """What DANE requires of a mail host. `names`: other names its certificate may have (§3.2.2)."""
     if not bases:
         state = DaneState.INSECURE if await resolver.validates() else DaneState.OFF
         return DaneFloor(state, is_enforced)
@@ -93,9 +89,7 @@ async def look_up(
 def floor_of_records(
     found: TlsaLookup, base: str, *, names: tuple[str, ...], is_enforced: bool
 ) -> DaneFloor:
-    """What an answer about the TLSA records of a base domain asks for (RFC 7672 §2.1.1, §2.1.2,
-    §2.2).
-    """
+    """What DANE requires after an answer about TLSA records (RFC 7672 §2.1.1, §2.1.2, §2.2)."""
     match found:
         case Unanswered():
             return DaneFloor(DaneState.FAILED, is_enforced, base, error=found.reason)
@@ -106,14 +100,14 @@ def floor_of_records(
     counting = usable(records)
     if not counting:
         return DaneFloor(DaneState.UNUSABLE, is_enforced, base, records=records)
-    # Names are of no account to DANE-EE, and domains with a host in common may share connections.
+    # DANE-EE ignores names; without them, domains with the same host can share connections.
     anchored = any(record.usage == _DANE_TA for record in counting)
     every = tuple(dict.fromkeys((base, *names))) if anchored else ()
     return DaneFloor(DaneState.USABLE, is_enforced, base, every, counting)
 
 
 def parse_tlsa(rdata: bytes) -> Tlsa:
-    """A record from its octets. What is too short for one is a record that nobody can use."""
+    """A record from its octets. Octets that are too short give an unusable record."""
     if len(rdata) < _HEADER_OCTETS:
         return _NO_RECORD
     usage, selector, matching = rdata[:_HEADER_OCTETS]
@@ -121,7 +115,7 @@ def parse_tlsa(rdata: bytes) -> Tlsa:
 
 
 def usable(records: Iterable[Tlsa]) -> tuple[Tlsa, ...]:
-    """The records that count: usable, and not of a digest weaker than another (RFC 7671 §9)."""
+    """The records that count: usable, and without digests weaker than another (RFC 7671 §9)."""
     sound = [record for record in dict.fromkeys(records) if _is_usable(record)]
     strongest: dict[tuple[int, int], int] = {}
     for record in sound:
@@ -155,9 +149,9 @@ def _is_readable(record: Tlsa) -> bool:
 
 
 def matched(floor: DaneFloor, chain: Sequence[bytes], *, now: datetime) -> VerifiedBy | None:
-    """How a host's certificate meets its records; None where it does not.
+    """How a host's certificate matches its records; None where it does not.
 
-    `chain`: what the host sent, in DER, its own certificate first.
+    `chain`: the certificates that the host sent, in DER, its own first.
     """
     if not chain:
         return None
@@ -170,7 +164,7 @@ def matched(floor: DaneFloor, chain: Sequence[bytes], *, now: datetime) -> Verif
 
 
 def _matches(record: Tlsa, der: bytes) -> bool:
-    """Whether a certificate, or its key, is what the record says (RFC 6698 §2.1.3)."""
+    """Whether a certificate, or its key, matches the record (RFC 6698 §2.1.3)."""
     selected = der if record.selector == _CERTIFICATE else _key_of(der)
     match record.matching:
         case 0:
@@ -182,10 +176,10 @@ def _matches(record: Tlsa, der: bytes) -> bool:
 
 
 def _key_of(der: bytes) -> bytes:
-    """The SubjectPublicKeyInfo of a certificate, octet for octet; b"" where there is none.
+    """The SubjectPublicKeyInfo of a certificate, as octets; b"" where there is none.
 
-    It is cut out and not decoded: DANE-EE asks nothing of a certificate but to be the same, so a
-    certificate that `cryptography` would refuse has its key all the same.
+    The key is cut out and not decoded: DANE-EE only compares it, so a certificate that
+    `cryptography` cannot read may match, too.
     """
     try:
         tbs, _ = _inside(der, _inside(der, 0)[0])
@@ -240,9 +234,9 @@ def _anchors(
 ) -> Iterator[x509.Certificate]:
     """The issuers that a record names (RFC 7671 §5.2).
 
-    A digest finds them among what the host sent; with matching type 0 the record brings its own.
-    Of a record about a certificate the anchor's own constraints hold; one about a key says nothing
-    but the key (RFC 7672 §3.1.2).
+    A digest finds them among the certificates of the host; a record with matching type 0 contains
+    the issuer itself. If the record is about a certificate, its constraints apply; if it is about a
+    key, only the key counts (RFC 7672 §3.1.2).
     """
     if record.matching == _EXACT and record.selector == _CERTIFICATE:
         yield from (certificate for certificate, _ in readable([record.data]))
@@ -260,9 +254,9 @@ def _anchors(
 
 
 def _bare(name: x509.Name, key: object, now: datetime) -> Iterator[x509.Certificate]:
-    """A key as the library wants an anchor: a certificate of it that says nothing else.
+    """A certificate with this key and no other facts, because the library wants one as an anchor.
 
-    Its signature is of no meaning, and never looked at: it is an anchor.
+    The library does not check the signature of an anchor.
     """
     try:
         yield (
@@ -281,4 +275,4 @@ def _bare(name: x509.Name, key: object, now: datetime) -> Iterator[x509.Certific
 
 
 def _certificate_key(key: object) -> CertificatePublicKeyTypes:
-    return key  # type: ignore[return-value]  # what else it may be, the builder refuses: TypeError
+    return key  # type: ignore[return-value]  # the builder refuses any other type with TypeError

@@ -1,35 +1,34 @@
-"""Asks the DNS, through dnspython, and says what the answers mean.
+"""Asks the DNS with dnspython, and returns the answers as values.
 
-`DnsResolver` gives values (`relay.route.answers`) and keeps them as long as their TTL
-allows. What dnspython raises is translated here, once:
+`DnsResolver` returns values of `relay.route.answers` and keeps them as long as their TTL
+allows. It translates the exceptions of dnspython:
 
     NXDOMAIN                                  NoSuchName
     a name too long, empty labels, bad IDNA   NoSuchName: it cannot exist
     YXDOMAIN                                  NoSuchName: too long behind a DNAME (RFC 6672 §2.2)
     no such data                              an answer without records
     SERVFAIL, REFUSED, FORMERR, garbage,
-    timeouts, a referral, a chain of aliases
-    without end, and anything unforeseen      Unanswered: temporary
+    timeouts, a referral, an endless chain of
+    aliases, and any other error              Unanswered: temporary
 
-It asks for absolute names only: no search list is ever used. EDNS with 1232 octets
-(the value that does not fragment) keeps most answers out of TCP; TC=1 goes to TCP. The
-AD bit in the query asks whether the resolver validated (RFC 6840 §5.7), without paying
-for the signatures themselves.
+The resolver asks for absolute names only and never uses a search list. EDNS with 1232 octets
+(the value that avoids fragments) makes TCP unnecessary for most answers; an answer with TC=1 is
+asked for again over TCP. The AD bit in the query asks whether the resolver validated (RFC 6840
+§5.7); the signatures themselves are not requested.
 
-Whether an answer was validated counts where the resolver is trusted (`trust_ad`): by the operator's
-word, or where every name server is on this machine and says of the root's own SOA record that it
-was validated. That is asked at the first look-up and once an hour; where it is not so, all
-answers are taken as not validated, and a warning says so.
+The relay believes that an answer was validated if it trusts the resolver (`trust_ad`). It does so
+if the operator says so, or if every name server is on this machine and marks the SOA record of the
+root as validated. It asks for that record at the first look-up and once an hour. Otherwise all
+answers count as not validated, and a warning says so.
 
-One query at a time for one name and type: who else asks waits for the same answer. At
-most `concurrency` queries are under way, since each opens a socket. A quarter of these places is
-kept for names that were answered at once the last time, so that name servers that are silent or slow,
-however many names they have, do not keep others waiting. dnspython measures
-its patience on the wall clock and waits on plain queues; a deadline of ours on the
-monotonic clock stands over each query, so that none can hang.
+There is one query at a time for one name and type: other callers wait for the same answer. At most
+`concurrency` queries are under way, because each opens a socket. A quarter of these places is
+reserved for names that were answered at once the last time. So silent or slow name servers, with
+any number of names, do not delay the other look-ups. dnspython measures its timeout with the wall
+clock; a deadline on the monotonic clock limits each query, so that none can hang.
 
-`/etc/resolv.conf` is read again when it has changed; while a new one is unusable the
-old one stays. Without `nameservers` and without a usable file the program does not start.
+`/etc/resolv.conf` is read again when it has changed; the old one stays in force while a new one is
+unusable. Without `nameservers` and without a usable file the program does not start.
 """
 
 from __future__ import annotations
@@ -80,25 +79,23 @@ log = logging.getLogger(__name__)
 
 _EDNS_OCTETS = 1232
 _TIME_FOR_ONE_SERVER = 2.5
-"""Seconds before the next server, or the same one again, is asked."""
+"""Seconds until the resolver asks the next server, or the same one again."""
 _PATIENCE = 2.0
 """Seconds to wait for the second address family once the first has given an address."""
 _LONGEST_CHAIN = 8
-"""Aliases followed by ourselves, beyond those the resolver's own answers follow."""
+"""How many aliases the relay follows after those that the resolver's answers follow."""
 _RESOLV_CONF_LOOKS = 5.0
-"""Seconds between looks at whether the file has changed."""
+"""Seconds between two checks whether the file has changed."""
 
 _SHORTEST = 1.0
-"""Seconds an answer is kept even if its TTL is 0: nothing is asked for a thousand times a second."""
+"""Seconds an answer is kept even with a TTL of 0, so that a burst of mail is one query."""
 _LONGEST = 3600.0
 _LONGEST_NEGATIVE = 60.0
-"""A domain that was just put right should not wait for an old NXDOMAIN (RFC 2308 §5 allows hours)."""
+"""A repaired domain should not wait long for an old NXDOMAIN (RFC 2308 §5 allows hours)."""
 _HALF = 300.0
 """Seconds until a family that did not answer is asked again while the other has an address."""
 _TEMPORARY = 5.0
-"""Long enough that a dead name server is not asked once a message, short enough to be forgotten
-soon.
-"""
+"""Seconds that a failure is kept: so a dead name server is not asked for each message."""
 
 _TRUST_KEPT = 3600.0
 """Seconds until the resolver is asked again whether it validates."""
@@ -109,24 +106,24 @@ _BRACKETED = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::([0-9]+))?")
 
 _PROMPT = 3.0
 _MOST_WELL = 20_000
-"""Names that have places kept for them, since they were answered within so many seconds."""
+"""How many names may be remembered as answered at once; places are reserved for these names."""
 
 _RECORDS_KEPT = 200_000
 _RECORDS_OF_ONE_NAME = 1000
 
 
-# The library refuses the whole answer for one record that makes no sense (a digest of the wrong
-# length); as octets each record stands on its own, and `relay.route.dane` reads them one by one.
+# The library refuses a complete answer because of one invalid record (a digest of the wrong
+# length). So records are taken as octets, and `relay.route.dane` reads them one by one.
 dns.rdata._rdata_classes[dns.rdataclass.IN, dns.rdatatype.TLSA] = dns.rdata.GenericRdata
 
 
 class ResolverError(Exception):
-    """There is no name server to ask, or what is configured is none."""
+    """There is no name server to ask, or the configured one is invalid."""
 
 
 @dataclass(frozen=True, slots=True)
 class ResolverOptions:
-    """`resolver`: whom to ask, and how long to wait for one answer altogether.
+    """`resolver`: the name servers to ask, and how long to wait for one answer in all.
 
     `nameservers`: `address`, `address:port` or `[IPv6 address]:port`; none: `resolv_conf`.
     """
@@ -140,9 +137,9 @@ class ResolverOptions:
 
 @dataclass(frozen=True, slots=True)
 class _Records:
-    """The records of one name and type: addresses, MX records, texts or octets of others.
+    """The records of one name and type: addresses, MX records, texts, or other records as octets.
 
-    `canonical`: the name at the end of the aliases, "" where there was none.
+    `canonical`: the name at the end of the aliases, "" without an alias.
     """
 
     addresses: tuple[str, ...]
@@ -161,12 +158,12 @@ _Lookup = _Records | NoSuchName | Unanswered
 
 
 class DnsResolver:
-    """A caching stub resolver. To be made where its event loop runs."""
+    """A caching stub resolver. Make it inside its event loop."""
 
     def __init__(
         self, options: ResolverOptions, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Raises `ResolverError` if there is nobody to ask."""
+        """Raises `ResolverError` if there is no name server to ask."""
         self._options = options
         self._clock = clock
         self._cache: ExpiringCache[_Lookup] = ExpiringCache(_RECORDS_KEPT)
@@ -185,9 +182,9 @@ class DnsResolver:
         return found
 
     async def addresses(self, host: str) -> AddressLookup:
-        """The addresses of a host, A and AAAA asked for at once.
+        """The addresses of a host; A and AAAA are asked for at the same time.
 
-        A family that got no answer does not matter while the other gave an address.
+        A failure for one family does not matter if the other family has an address.
         """
         now = self._clock()
         known = self._cache.get(f"A {host}", now=now), self._cache.get(f"AAAA {host}", now=now)
@@ -221,7 +218,7 @@ class DnsResolver:
         return found
 
     async def _secured(self, host: str, found: AddressLookup) -> AddressLookup:
-        """Addresses, with what is known of their validation and that of an alias on the way."""
+        """Addresses, with the facts whether they and the alias of the host were validated."""
         if not isinstance(found, AddressAnswer) or not (found.authenticated or found.canonical):
             return found
         if not await self.validates():
@@ -250,11 +247,11 @@ class DnsResolver:
 
     @property
     def last_validated(self) -> bool | None:
-        """What `validates` last found; None before it was asked."""
+        """The last result of `validates`; None before the first call."""
         return None if self._trust is None else self._trust.is_given
 
     async def _is_root_validated(self) -> bool | None:
-        """Whether the root's SOA record came validated, None without an answer. The root is signed."""
+        """Whether the resolver validated the root's signed SOA record; None without an answer."""
         try:
             answer = await self._resolve(dns.name.root, "SOA")
         except dns.resolver.NXDOMAIN:
@@ -268,7 +265,7 @@ class DnsResolver:
         return trust is not None and trust.servers is servers and trust.until > self._clock()
 
     async def _ask_trust(self) -> None:
-        """Find out whether the resolver validates. One that does not answer has not changed."""
+        """Ask whether the resolver validates. Without an answer the last result stays."""
         servers, before = self._servers.resolver(), self._trust
         trouble = _not_here(servers)
         if not trouble:
@@ -284,7 +281,7 @@ class DnsResolver:
             _tell_of_trust(trouble, before)
 
     async def close(self) -> None:
-        """Give up what is under way."""
+        """Cancel the queries that are under way."""
         tasks: list[asyncio.Task[Any]] = list(self._under_way.values())
         if self._asking_trust is not None:
             tasks.append(self._asking_trust)
@@ -301,7 +298,7 @@ class DnsResolver:
         if task is None:
             task = self._under_way[key] = asyncio.create_task(self._ask(key, name, rdtype))
             task.add_done_callback(lambda _: self._under_way.pop(key, None))
-        # The answer belongs to everybody who waits: one who is cancelled does not take it away.
+        # All callers share the answer: a cancelled caller must not cancel it for the others.
         return await asyncio.shield(task)
 
     async def _ask(self, key: str, name: str, rdtype: str) -> _Lookup:
@@ -341,13 +338,13 @@ class DnsResolver:
         except ResolverError as exc:
             return self._unanswered(str(exc))
         except Exception as exc:
-            # A mistake here, or in the library, must not cost the mail: later, and say so.
+            # A bug here or in the library must not lose mail: it is temporary, and logged.
             log.warning("DNS lookup of %s %s failed: %r", ascii(name), rdtype, exc)
             return self._unanswered(f"the lookup failed ({type(exc).__name__})")
 
     async def _resolve(self, name: dns.name.Name, rdtype: str) -> dns.resolver.Answer:
         resolver = self._servers.resolver()
-        # One second beyond the library's own patience, which knows better what happened.
+        # One second more than the library's own timeout, whose error message is more exact.
         async with asyncio.timeout(self._options.timeout.total_seconds() + 1):
             return await resolver.resolve(name, rdtype, raise_on_no_answer=False)
 
@@ -380,8 +377,9 @@ class DnsResolver:
 
 
 class _Slots:
-    """The places for queries. Names that were not answered at once the last time have three
-    quarters.
+    """The places for queries.
+
+    Names that were not answered at once the last time may use three quarters of them.
     """
 
     def __init__(self, places: int) -> None:
@@ -400,7 +398,7 @@ class _Slots:
                 yield
 
     def note(self, name: str, *, is_well: bool) -> None:
-        """Remember whether a name was answered at once; what was noted first is forgotten first."""
+        """Remember whether a name was answered at once; the oldest note is forgotten first."""
         self._well.pop(name, None)
         if is_well:
             self._well[name] = None
@@ -410,9 +408,7 @@ class _Slots:
 
 @dataclass(frozen=True, slots=True)
 class _Trust:
-    """Whether the word of these name servers is believed, until when, and what was said of it in
-    the log.
-    """
+    """Whether these name servers are trusted to validate, until when, and what was logged."""
 
     servers: dns.asyncresolver.Resolver
     is_given: bool
@@ -421,7 +417,7 @@ class _Trust:
 
 
 def _not_here(resolver: dns.asyncresolver.Resolver) -> str:
-    """Why the word of these name servers is not believed: anybody on the way could have written it."""
+    """Why these name servers are not trusted: another machine on the way could change answers."""
     for server in resolver.nameservers:
         address = (
             server.answer_nameserver() if isinstance(server, dns.nameserver.Nameserver) else server
@@ -447,11 +443,11 @@ class _BadName(Exception):
 
 
 class _NotAnAnswer(Exception):
-    """A response that says nothing about the question."""
+    """A response without an answer to the question."""
 
 
 class _Servers:
-    """Whom to ask: the configured name servers, or those of resolv.conf as it is now."""
+    """The name servers to ask: the configured ones, or those of the current resolv.conf."""
 
     def __init__(self, options: ResolverOptions, clock: Callable[[], float]) -> None:
         self._options = options
@@ -461,7 +457,7 @@ class _Servers:
         self._resolver = self._configured() if options.nameservers else self._from_file()
 
     def resolver(self) -> dns.asyncresolver.Resolver:
-        """A resolver that asks the servers of this moment."""
+        """A resolver that asks the current servers."""
         if not self._options.nameservers and self._clock() >= self._next_look:
             self._next_look = self._clock() + _RESOLV_CONF_LOOKS
             self._look_again()
@@ -513,7 +509,7 @@ class _Servers:
 
 
 def parse_nameserver(text: str) -> tuple[str, int]:
-    """Address and port of a name server as the configuration has it; `ResolverError` if it is none."""
+    """Address and port of a name server in the configuration's form; `ResolverError` if invalid."""
     address, port = text, "53"
     if (bracketed := _BRACKETED.fullmatch(text)) is not None:
         address, port = bracketed[1], bracketed[2] or "53"
@@ -525,7 +521,7 @@ def parse_nameserver(text: str) -> tuple[str, int]:
 
 
 def _absolute(name: str) -> dns.name.Name:
-    """A name as it goes on the wire: below the root, so that no search list applies."""
+    """A name with its root, so that no search list applies."""
     try:
         absolute = dns.name.from_text(name, dns.name.root)
     except (dns.exception.DNSException, UnicodeError, ValueError) as exc:
@@ -536,7 +532,7 @@ def _absolute(name: str) -> dns.name.Name:
 
 
 def _alias_target(name: str, answer: dns.resolver.Answer) -> str:
-    """The name at the end of the aliases of `name`, in the spelling that names are compared by."""
+    """The normalised name at the end of the aliases of `name`."""
     canonical = _text(answer.chaining_result.canonical_name).lower()
     return "" if canonical == name.removesuffix(".").lower() else canonical
 
@@ -546,10 +542,9 @@ def _text(name: dns.name.Name) -> str:
 
 
 def _unfinished(answer: dns.resolver.Answer) -> dns.name.Name | None:
-    """Where to ask on if the response follows an alias but stops on the way; None if it is
-    complete.
+    """The name to ask for next if a response ends at an alias; None if it is complete.
 
-    A resolver that found the end and no data there says so with an SOA record (RFC 2308 §2.2).
+    A resolver that found no data at the end of the aliases adds an SOA record (RFC 2308 §2.2).
     """
     chain = answer.chaining_result
     if answer.rrset is not None or not chain.cnames or _has_soa(answer.response):
@@ -558,9 +553,7 @@ def _unfinished(answer: dns.resolver.Answer) -> dns.name.Name | None:
 
 
 def _refuse_referral(response: dns.message.Message) -> None:
-    """A pointer to other servers is not the answer "no such data" (RFC 2308 §2.2): the server is
-    lame.
-    """
+    """Refuse a referral: it does not mean "no such data" (RFC 2308 §2.2), the server is lame."""
     has_ns = any(rrset.rdtype == dns.rdatatype.NS for rrset in response.authority)
     if has_ns and not _has_soa(response):
         raise _NotAnAnswer("the name server refers to others instead of answering")
@@ -576,7 +569,7 @@ def _negative_ttl(exc: dns.resolver.NXDOMAIN) -> float:
 
 
 def _failure(exc: dns.resolver.NoNameservers) -> str:
-    """What the last server that was asked said: one sentence instead of dnspython's list."""
+    """The failure of the last server that was asked: a sentence instead of dnspython's list."""
     errors = exc.kwargs.get("errors") or []
     if not errors:
         return "no name server answered"
@@ -601,7 +594,7 @@ def _both_families(ipv4: _Lookup, ipv6: _Lookup) -> AddressLookup:
     if addresses:
         if unanswered is not None:
             expires = min(max(one.expires for one in found), unanswered.expires + _HALF)
-        # RFC 7672 §2.2.2: one family that was validated is enough; its name is the one that counts.
+        # RFC 7672 §2.2.2: one validated family is enough, and its canonical name counts.
         best = max((one for one in records if one.addresses), key=lambda one: one.authenticated)
         return AddressAnswer(addresses, expires, best.authenticated, best.canonical)
     if unanswered is not None:

@@ -1,6 +1,6 @@
-"""What a recipient's domain asks of an attempt, as values: the floors that settings do not lower.
+"""What a recipient's domain requires of an attempt: floors that no setting lowers. Values only.
 
-Found out before hosts are connected to; `relay.route.security` judges by them.
+The relay looks them up before it connects to a host; `relay.route.security` judges by them.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ __all__ = ["NO_DANE", "NO_STS", "DaneFloor", "DaneState", "StsFloor", "Tlsa"]
 
 @dataclass(frozen=True, slots=True)
 class StsFloor:
-    """What MTA-STS asks of one attempt (RFC 8461 §5).
+    """What MTA-STS requires of one attempt (RFC 8461 §5).
 
-    `domain`: the policy domain. `mode`: what is done with the policy, the operator's word included;
-    None: no policy is in force. `id`: of the record the policy was fetched by. `mx`: the patterns,
-    `lines`: the text of the policy. `error`: why there is none although the record tells of one.
-    `was_fetched`: by this attempt, not before.
+    `domain`: the policy domain. `mode`: how the policy is applied, after the operator's
+    configuration; None: no policy is in force. `id`: of the record with which the policy was
+    fetched. `mx`: the patterns, `lines`: the text of the policy. `error`: why there is no policy
+    although the record announces one. `was_fetched`: this attempt has fetched the policy.
     """
 
     domain: str = ""
@@ -35,7 +35,7 @@ class StsFloor:
 
     @property
     def holds(self) -> bool:
-        """Whether mail is held to the policy."""
+        """Whether mail has to meet the policy."""
         return self.mode is StsMode.ENFORCE
 
     @property
@@ -49,12 +49,12 @@ class StsFloor:
 
 
 NO_STS = StsFloor()
-"""No policy, and none was expected."""
+"""There is no policy, and no record announces one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tlsa:
-    """A TLSA record (RFC 6698 §2.1): usage, selector, matching type, and what is to match."""
+    """A TLSA record (RFC 6698 §2.1): usage, selector, matching type, and the data to match."""
 
     usage: int
     selector: int
@@ -66,32 +66,29 @@ class Tlsa:
 
 
 class DaneState(StrEnum):
-    """What the look-up of a host's TLSA records came to, as `relay explain` names it."""
+    """The result of the look-up of a host's TLSA records, as `relay explain` names it."""
 
     USABLE = "usable"
     UNUSABLE = "unusable"
-    """There are records and none is usable: TLS is a must, whatever the certificate (RFC 7672
-    §2.2).
-    """
+    """There are only unusable records: TLS is required, with any certificate (RFC 7672 §2.2)."""
     NONE = "none"
     INSECURE = "insecure"
     """The addresses are not signed, so TLSA records were not asked for (RFC 7672 §2.2.2)."""
     FAILED = "failed"
     """No answer, or one that does not validate: the host is not used (RFC 7672 §2.1.2)."""
     IGNORED = "ignored"
-    """By the configuration."""
+    """Not looked up, because the configuration says so."""
     OFF = "off"
-    """There is no resolver whose validation is trusted."""
+    """Not looked up, because no trusted resolver validates."""
 
 
 @dataclass(frozen=True, slots=True)
 class DaneFloor:
-    """What DANE asks of one mail host.
+    """What DANE requires of one mail host.
 
-    `is_enforced`: false where the configuration only looks. `base`: the TLSA base domain, which is
-    sent as SNI too (RFC 7672 §8.1). `names`: whose certificate it may be under DANE-TA, `base`
-    among them. `records`: those that count where there are any, else all. `error`: why the look-up
-    failed.
+    `is_enforced`: false in testing mode. `base`: the TLSA base domain, which is also sent as SNI
+    (RFC 7672 §8.1). `names`: the names that a certificate under DANE-TA may have, with `base`.
+    `records`: the records that count, or all if none does. `error`: why the look-up failed.
     """
 
     state: DaneState = DaneState.NONE

@@ -1,9 +1,9 @@
-"""What would become of a message at a host, told beforehand.
+"""Says in advance what would happen to a message at a host.
 
-`relay explain` says it for every situation that can be met at a host, `relay probe` for the one
-it met. Nothing is decided here: the steps are those of `relay.route.security`, which an attempt
-walks too. This module puts into words what they lead to: for programs as the delivery log will
-have it, for people as a sentence.
+`relay explain` does so for every situation that may occur at a host, `relay probe` for the one that
+it found. Nothing is decided here: the steps are those of `relay.route.security`, which an attempt
+follows too. This module describes their results: for programs in the fields of the delivery log,
+for people as a sentence.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ __all__ = ["Forecast", "describe", "forecast", "not_used", "prospects", "said"]
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What a situation at a host leads to. `situation` None: the host is not connected to.
+    """The result of a situation at a host. `situation` None: the relay does not connect to it.
 
-    `tls`, `verified`, `downgrade`: as the delivery log will have them; no truth value where the
-    message is not sent. `at_last`: the status the attempt then ends with where no host has better,
+    `tls`, `verified`, `downgrade`: as the delivery log will have them; None where the message is
+    not sent. `at_last`: the status with which the attempt then ends if no other host is better,
     4.7.z deferred or 5.7.z bounced.
     """
 
@@ -45,18 +45,18 @@ class Forecast:
 
     @property
     def is_sent(self) -> bool:
-        """Whether this host would be given the message."""
+        """Whether the relay would send the message to this host."""
         return self.step.action is not Action.NEXT_HOST
 
 
 def prospects(needed: Requirement, host: Host) -> tuple[Forecast, ...]:
-    """One for each situation that can be met there. Where TLS comes first, nobody says STARTTLS."""
+    """A forecast for each situation that may occur at the host. Implicit TLS has no STARTTLS."""
     never = _ABOUT_STARTTLS if host.tls is TlsMode.IMPLICIT else ()
     return tuple(forecast(needed, situation) for situation in Situation if situation not in never)
 
 
 def forecast(needed: Requirement, situation: Situation) -> Forecast:
-    """What one situation leads to, for a message with this requirement at the host."""
+    """The result of one situation, for a message with this requirement at the host."""
     step = next_step(needed, situation)
     match step.action:
         case Action.NEXT_HOST:
@@ -72,21 +72,22 @@ def forecast(needed: Requirement, situation: Situation) -> Forecast:
 
 
 def not_used(needed: Requirement) -> Forecast:
-    """What becomes of a message at a host that is not connected to (`HostFloor.not_used`)."""
+    """The result at a host to which the relay does not connect (`HostFloor.not_used`)."""
     return Forecast(None, Step(Action.NEXT_HOST, _UNMET), at_last=_at_last(needed, _UNMET))
 
 
 def said(forecast: Forecast) -> str:
-    """What becomes of the message, as a person says it."""
+    """A forecast in a sentence."""
     if forecast.is_sent:
         verified = "verified" if forecast.verified else "unverified"
-        return f"sent {f'in TLS, {verified}' if forecast.tls else 'in clear'}{_ON[forecast.step.action]}"
+        how = f"in TLS, {verified}" if forecast.tls else "in clear"
+        return f"sent {how}{_ON[forecast.step.action]}"
     end = "bounced" if forecast.at_last.startswith("5") else "deferred"
     return f"not sent here; {end} {forecast.at_last} if no other host has better"
 
 
 def describe(needed: Requirement, host: Host) -> tuple[str, ...]:
-    """What a host must prove, and what follows from what is met there, for a person to read."""
+    """What a host must prove, and what happens in each situation, as sentences."""
     met = _met_by(needed)
     consequences = (
         f"{met[each.situation]}: {said(each)}"
@@ -159,7 +160,7 @@ def _certificate_words(needed: Requirement) -> str:
 
 
 def _floor_words(floor: Floor) -> tuple[str, ...]:
-    """What the recipient's domain has to do with it."""
+    """The part of the recipient's domain, as sentences."""
     what = {
         Proof.DANE: "the host has TLSA records (DANE)",
         Proof.ENCRYPTED: "the host has TLSA records (DANE), and none that is usable",

@@ -1,7 +1,7 @@
-"""aiohttp connects to addresses that were judged, and to no others. †
+"""Lets aiohttp connect only to addresses that were judged. †
 
-Names are looked up by our own resolver and their addresses judged (`relay.route.addresses`).
-aiohttp asks here as it is about to connect, so there is no second, unjudged answer of the DNS.
+The relay's own resolver looks names up, and `relay.route.addresses` judges the addresses. aiohttp
+asks this resolver just before it connects, so it uses no other answer of the DNS.
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ __all__ = ["JudgedResolver"]
 
 
 class JudgedResolver(AbstractResolver):
-    """`addresses`: of a host, for a port, those that may be connected to; OSError where there is
-    none.
-    """
+    """`addresses`: a function of host and port; OSError where no address is allowed."""
 
     def __init__(self, addresses: Callable[[str, int], Awaitable[Sequence[str]]]) -> None:
         self._addresses = addresses
@@ -25,7 +23,7 @@ class JudgedResolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        """The addresses, as aiohttp wants them."""
+        """The allowed addresses, in aiohttp's form."""
         return [
             ResolveResult(
                 hostname=host,

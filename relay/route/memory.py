@@ -7,7 +7,7 @@ verified, and today offers nothing, is worth an alarm, or a day's wait.
     a session carried mail        `learned`: the best of none < encrypted < verified, when last seen
     before a host gets mail       `recalled`: what is held against this host
     it gets mail with less        `alarm_of`; `rung` says whether the alarm is told now
-    action: defer                 `held_until`: until then the level before is required, like a floor
+    action: defer                 `held_until`: until then the earlier level is required as a floor
 
 Held against a host is what it has shown itself; against a host that is not known yet, what every
 known host of the domain has shown. Mail with skip_verification shows `encrypted` at most and is
@@ -159,7 +159,7 @@ def rung(
 
 
 def is_as_known(memory: DomainMemory, seen: Sighting) -> bool:
-    """Whether a sighting changes nothing but numbers and times: then it need not be written at once."""
+    """Whether a sighting changes only numbers and times, so that it can be written later."""
     known = memory.hosts.get(seen.host)
     return (
         known is not None
@@ -278,5 +278,5 @@ def _weakest_first(name: str, host: HostMemory) -> tuple[int, float, str]:
 
 
 def _dearth(host: HostMemory) -> tuple[int, float]:
-    """Who goes first where there are too many: what has shown least, then what was seen longest ago."""
+    """The order of removal: the host with the lowest level first, then the one not seen longest."""
     return host.level.rank, host.seen.timestamp()

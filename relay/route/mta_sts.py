@@ -1,18 +1,18 @@
-"""MTA-STS without network or clock: the record, the policy, the hosts it names, and when to fetch
-it.
+"""MTA-STS: the record, the policy, the hosts that it names, and when to fetch it. Pure.
 
-A domain publishes a TXT record that says "there is a policy, and this is its id", and the policy
-itself at a web server whose certificate proves who wrote it (RFC 8461 §3). A sender keeps the
-policy for `max_age`, and nothing but a newer policy ends it before.
+A domain publishes a TXT record that announces a policy and its id, and the policy itself on a web
+server whose certificate proves who wrote it (RFC 8461 §3). A sender keeps the policy for
+`max_age`; only a newer policy replaces it earlier.
 
-    record                 policy in force    what is done
+    record                 policy in force    action
     the same id            yes                the policy holds
     another id             yes                fetch; the policy holds until that has succeeded
-    none, or no answer     yes                the policy holds (RFC 8461 §3.3: removal is an attack, too)
+    none, or no answer     yes                the policy holds: an attacker could remove a record
+                                              (RFC 8461 §3.3)
     an id                  no                 fetch; without success there is no policy
     none, or no answer     no                 there is no policy
 
-After a fetch that failed, the domain's policy host is left alone for `BACK_OFF` (§3.3).
+After a fetch that failed, the relay does not ask the policy host again for `BACK_OFF` (§3.3).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ MAX_POLICY_BYTES = 64 * 1024
 _LONGEST_MAX_AGE = timedelta(seconds=31_557_600)
 """RFC 8461 §3.2: about a year."""
 BACK_OFF = timedelta(minutes=5)
-"""RFC 8461 §3.3: between a fetch that failed and the next."""
+"""The time between a fetch that failed and the next (RFC 8461 §3.3)."""
 _REFRESH = timedelta(days=1)
 """RFC 8461 §3.3: a policy is refetched once a day although its id is the same."""
 _SHORTEST_REFRESH = timedelta(hours=1)
@@ -68,7 +68,7 @@ class StsMode(StrEnum):
 
 
 class PolicyError(StrEnum):
-    """Why there is no policy though the record tells of one: a result type of RFC 8460 §4.3."""
+    """Why there is no policy although a record announces one: a result type of RFC 8460 §4.3."""
 
     FETCH = "sts-policy-fetch-error"
     INVALID = "sts-policy-invalid"
@@ -81,7 +81,7 @@ class InvalidPolicy(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A policy as its domain wrote it. `mx`: patterns in the spelling that names are compared by.
+    """A policy as its domain wrote it. `mx`: normalised patterns.
 
     `lines`: its text, for reports (RFC 8460 §4.4, policy-string).
     """
@@ -94,7 +94,7 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class KeptPolicy:
-    """A policy that was fetched. `id`: of the record that told of it.
+    """A policy that was fetched. `id`: of the record that announced it.
 
     `refresh_at`: when it is fetched again in the background.
     """
@@ -107,7 +107,7 @@ class KeptPolicy:
 
     @property
     def expires(self) -> datetime:
-        """Until when the policy holds, whatever fails (RFC 8461 §3.3)."""
+        """Until when the policy holds, also if later fetches fail (RFC 8461 §3.3)."""
         return self.fetched + self.policy.max_age
 
     def is_in_force(self, now: datetime) -> bool:
@@ -117,8 +117,9 @@ class KeptPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Refreshed:
-    """What a refresh by the operator came to. `kept`: the policy in force now, None for none.
-    `reason`: why none was fetched.
+    """The result of a refresh by the operator.
+
+    `kept`: the policy in force now, None for none. `reason`: why none was fetched.
     """
 
     kept: KeptPolicy | None
@@ -129,10 +130,10 @@ class Refreshed:
 
 
 def policy_domain(recipient_domain: str, route_host: str | None = None) -> str:
-    """Whose policy holds for mail to a domain; "" where none can.
+    """The domain whose policy holds for mail to a domain; "" where none can.
 
-    Mail that goes by a route of the operator's is under the policy of the route's host, and never
-    of the recipient domain (RFC 8461 §3.4). An address has no policy.
+    For mail by an operator's route it is the route's host, never the recipient domain (RFC 8461
+    §3.4). An address has no policy.
     """
     name = recipient_domain if route_host is None else route_host
     try:
@@ -143,7 +144,7 @@ def policy_domain(recipient_domain: str, route_host: str | None = None) -> str:
 
 
 def record_name(domain: str) -> str:
-    """Where the record is (RFC 8461 §3.1)."""
+    """The name of the record (RFC 8461 §3.1)."""
     return f"_mta-sts.{domain}"
 
 
@@ -153,18 +154,17 @@ def policy_host(domain: str) -> str:
 
 
 def record_id(texts: Iterable[bytes]) -> str | None:
-    """The id in the TXT records of `record_name`, None where they tell of no policy (RFC 8461
-    §3.1).
+    """The id in the TXT records of `record_name`; None where they announce no policy.
 
-    `texts`: each record with its strings joined. Records of others are passed over; of our own kind
-    there has to be exactly one.
+    RFC 8461 §3.1. `texts`: each record with its strings joined. Other records are ignored; there
+    has to be exactly one that begins with the version of MTA-STS.
     """
     records = [text for text in texts if text.startswith(_RECORD_BEGINS)]
     if len(records) != 1:
         return None
     for field in records[0].split(b";"):
         name, equals, value = field.strip(b" \t").partition(b"=")
-        if equals and name == b"id":  # of a field that is there twice, the first counts (§3.2)
+        if equals and name == b"id":  # the first of two fields with the same name counts (§3.2)
             return value.decode("ascii") if _is_id(value) else None
     return None
 
@@ -189,7 +189,7 @@ def parse_policy(body: bytes) -> Policy:
         if key == "mx":
             patterns.append(value)
         else:
-            fields.setdefault(key, value)  # of a key that is there twice, the first counts
+            fields.setdefault(key, value)  # the first of two values for the same key counts
     if fields.get("version") != "STSv1":
         raise InvalidPolicy("the policy is not of version STSv1")
     mode = _mode(fields.get("mode", ""))
@@ -217,13 +217,13 @@ def _mode(word: str) -> StsMode:
 def _max_age(digits: str) -> timedelta:
     if not (digits.isascii() and digits.isdigit()):
         raise InvalidPolicy("the policy has no max_age in seconds")
-    # Eleven digits are more than the longest already; a number of thousands is not computed.
+    # Eleven digits already exceed the maximum; a number of a thousand digits is not computed.
     seconds = int(digits.lstrip("0")[:11] or "0")
     return min(timedelta(seconds=seconds), _LONGEST_MAX_AGE)
 
 
 def _patterns(values: Iterable[str]) -> Iterator[str]:
-    """Those that are patterns, in the spelling that names are compared by, each once."""
+    """The valid patterns, normalised, each once."""
     seen = set()
     for value in values:
         star = "*." if value.startswith("*.") else ""
@@ -237,12 +237,12 @@ def _patterns(values: Iterable[str]) -> Iterator[str]:
 
 
 def is_pattern(text: str) -> bool:
-    """Whether this may stand behind `mx:`."""
+    """Whether this is valid as a value of `mx:`."""
     return any(_patterns([text]))
 
 
 def matches(patterns: Sequence[str], name: str) -> bool:
-    """Whether a mail host is named by one of the patterns (RFC 8461 §4.1).
+    """Whether one of the patterns names a mail host (RFC 8461 §4.1).
 
     `name`: as the MX record gives it, in any case, with or without a final dot. "*." stands for
     exactly one label, the left-most.
@@ -258,7 +258,7 @@ def matches(patterns: Sequence[str], name: str) -> bool:
 def wants_fetch(
     kept: KeptPolicy | None, record: str | None, *, failed: datetime | None, now: datetime
 ) -> bool:
-    """Whether an attempt has the policy fetched, given what is kept and the id the record has now.
+    """Whether an attempt has to fetch the policy, given the kept policy and the record's id now.
 
     `record` None: no record, or no answer. `failed`: when a fetch failed last.
     """
@@ -268,15 +268,15 @@ def wants_fetch(
 
 
 def is_backing_off(failed: datetime | None, *, now: datetime) -> bool:
-    """Whether the policy host is left alone after a failure. A clock that was set back ends it."""
+    """Whether a recent failure prevents a fetch. A clock that was set back ends this."""
     return failed is not None and failed <= now < failed + BACK_OFF
 
 
 def refresh_due(expires: datetime, *, now: datetime, jitter: float) -> datetime:
-    """When a policy that was just tried is fetched again in the background; `jitter` from 0 to 1.
+    """When the background refresh fetches a policy again after a try; `jitter` from 0 to 1.
 
-    At a random moment between half a day and a day from now, so that policies which were fetched
-    together are not fetched together for ever; before the policy expires, unless that is within an
+    It is a random moment between half a day and a day from now, so that policies which were fetched
+    together do not stay together; and it is before the policy expires, unless that is within an
     hour.
     """
     within = max(_SHORTEST_REFRESH, min(_REFRESH, expires - now))

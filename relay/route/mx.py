@@ -1,20 +1,21 @@
 """From the answer to an MX lookup to the mail hosts of a domain, by name (RFC 5321 §5.1).
 
-    what the DNS said                     what it means
+    answer of the DNS                     meaning
     records                               these hosts, the lowest preference first
     none, but the domain exists           the domain itself is the host: implicit MX
     one record, "0 ."                     takes no mail at all (null MX, RFC 7505): 5.1.10, code 556
     "." among others                      the others (RFC 7505 §3 forbids the mixture)
     no such domain                        5.1.2
     no answer                             4.4.3; never the address record instead
-    names we are, or cannot use, only     5.4.6, or 5.4.4
+    only the relay itself, or only
+    names that cannot be used             5.4.6, or 5.4.4
 
-A host that is ourselves ends the list: it and every host of the same or a worse
-preference is dropped, or mail would go round in a circle.
+The relay's own host name ends the list: it and every host of the same or a worse preference is
+dropped, because mail would loop.
 
-Names are normalised here (lower case, A-labels, no final dot), since what is sent
-as SNI, verified and logged is this name. A name that is an address in digits, has no
-dot, or is `localhost` is no mail host anybody may name in the DNS.
+Names are normalised here (lower case, A-labels, no final dot): this form is sent as SNI, verified
+and logged. A name that is an address in digits, has no dot, or is `localhost` is not accepted as a
+mail host.
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ class MailHost:
 class MailHosts:
     """The hosts of a domain, at least one, each name once, lowest preference first.
 
-    `rejected`: one line for each name that cannot be used. `expires`: as the answer says.
-    `left_out`: how many hosts there are beyond these, which are not looked up this time.
+    `rejected`: one line for each name that cannot be used. `expires`: of the answer.
+    `left_out`: how many more hosts there are, which are not looked up this time.
     """
 
     hosts: tuple[MailHost, ...]
@@ -67,7 +68,7 @@ class MailHosts:
 
 
 def mail_hosts(domain: str, answer: MxLookup, *, hostname: str) -> MailHosts | NoRoute:
-    """The mail hosts of `domain`, without those that are or come after ourselves (`hostname`)."""
+    """The mail hosts of `domain`, without the relay itself (`hostname`) and those after it."""
     match answer:
         case Unanswered():
             return NoRoute(
@@ -78,26 +79,26 @@ def mail_hosts(domain: str, answer: MxLookup, *, hostname: str) -> MailHosts | N
         case NoSuchName():
             return NoRoute(Bounced("5.1.2", Code.NO_USABLE_MX, "", f"{domain} {answer.reason}"))
         case MxAnswer(records=()):
-            # Not "implicit MX though we know nothing": the domain was said to exist without MX.
+            # Implicit MX, because the answer says that the domain exists and has no MX record.
             return _without_ourselves(domain, [MailHost(0, domain)], (), hostname, answer.expires)
         case MxAnswer():
             return _from_records(domain, answer, hostname)
 
 
 def best_and_others(ordered: Sequence[T], limit: int, random: Random) -> list[T]:
-    """The first half of `limit` of them and a random choice of the others, the order kept."""
+    """The first `limit` / 2 of them and a random choice of the others, in the same order."""
     best = -(-limit // 2)
     others = random.sample(range(best, len(ordered)), limit - best)
     return [*ordered[:best], *(ordered[index] for index in sorted(others))]
 
 
 def host_name(text: str) -> str | None:
-    """A name in the one spelling we compare by, None if it is no name of a host.
+    """A normalised name; None if the text cannot be the name of a host.
 
-    An underscore is let through: such host names are wrong (RFC 1123 §2.1), exist, and can be
+    An underscore is allowed: such host names are wrong (RFC 1123 §2.1), but they exist and can be
     looked up.
     """
-    if text.startswith("["):  # an address literal is a domain of an address, and no name
+    if text.startswith("["):  # an address literal is no name
         return None
     try:
         return normalise_domain(text)
@@ -106,7 +107,7 @@ def host_name(text: str) -> str | None:
 
 
 def unusable(name: str) -> str:
-    """Why what stands in the DNS, or behind the @, is not a host to look up; "" if it may be."""
+    """Why a name in the DNS or in an address is not a host to look up; "" if it is one."""
     last = name.rpartition(".")[2].lower()
     if last.isdigit():
         return "is an address, not a name (RFC 5321 §5.1)"
@@ -130,9 +131,7 @@ def _from_records(domain: str, answer: MxAnswer, hostname: str) -> MailHosts | N
 
 
 def _usable(records: Iterable[MxRecord]) -> tuple[list[MailHost], tuple[str, ...]]:
-    """The hosts of the records, sorted, each name once at its best preference; and why others are
-    not.
-    """
+    """The hosts of the records, sorted, each once at its best preference; lines about others."""
     hosts: dict[str, MailHost] = {}
     rejected: dict[str, None] = {}
     for record in sorted(records, key=lambda record: record.preference):
@@ -147,9 +146,7 @@ def _usable(records: Iterable[MxRecord]) -> tuple[list[MailHost], tuple[str, ...
 def _without_ourselves(
     domain: str, hosts: Sequence[MailHost], rejected: tuple[str, ...], hostname: str, expires: float
 ) -> MailHosts | NoRoute:
-    """RFC 5321 §5.1: where we are in the list, our own preference and everything worse is
-    discarded.
-    """
+    """Drop the relay itself, and all hosts of its preference or a worse one (RFC 5321 §5.1)."""
     ours = min((host.preference for host in hosts if host.name == hostname), default=None)
     others = tuple(host for host in hosts if ours is None or host.preference < ours)
     if others:
@@ -160,12 +157,12 @@ def _without_ourselves(
 
 
 def loops_to_us(domain: str) -> Bounced:
-    """We are the best host the domain has."""
+    """The outcome where the relay itself is the best host of the domain."""
     return Bounced("5.4.6", Code.NO_USABLE_MX, "", f"mail for {domain} loops back to ourselves")
 
 
 def no_mail_host(domain: str, reasons: tuple[str, ...]) -> Bounced:
-    """RFC 5321 §5.1: a set of MX records without a usable host is an error."""
+    """The outcome where the MX records have no usable host (RFC 5321 §5.1)."""
     why = f": {reasons[0]}" if reasons else ""
     return Bounced(
         "5.4.4", Code.NO_USABLE_MX, "", f"no usable mail host for {domain}{why}", hosts=reasons

@@ -1,7 +1,7 @@
-"""Where a domain's mail goes: the words routing answers with.
+"""Where a domain's mail goes: the values that routing returns.
 
 `Route = Hosts | NoRoute`. A `Host` is one address of one mail host, already checked
-against the address rules: connect to exactly this address, look nothing up again.
+against the address rules: the relay connects to exactly this address without another look-up.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class TlsMode(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """AUTH with a next hop of the operator's (RFC 4954); only ever said inside verified TLS."""
+    """AUTH with a next hop that the operator named (RFC 4954); sent only inside verified TLS."""
 
     username: str
     password: str = field(repr=False)
@@ -56,9 +56,9 @@ class StaticRoute:
 class Host:
     """One address of one mail host.
 
-    `name`: as the MX record gives it, lower case, A-labels, no final dot: what is sent as SNI,
-    verified, and logged as `mx-host`. `tlsa_bases`: where its TLSA records may be, in the order to
-    ask; none where its addresses are not signed. `next_hop`: the operator's, whose address this is.
+    `name`: of the MX record, normalised; it is sent as SNI, verified, and logged as `mx-host`.
+    `tlsa_bases`: the names that may have its TLSA records, in order; none where its addresses are
+    not signed. `next_hop`: the operator's next hop that has this address.
     """
 
     name: str
@@ -72,18 +72,18 @@ class Host:
 
     @property
     def destination(self) -> str:
-        """What its connections are counted by: the next hop, or this address."""
+        """The key for counting its connections: the next hop, or this address."""
         return self.next_hop or f"[{self.address}]:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)
 class Naming:
-    """Who named the hosts of a domain, and how far that is to be believed.
+    """Who named the hosts of a domain, and whether that is secure.
 
-    `is_secure`: by a signed answer, or by the operator. `route_host`: the host of a route of the
-    operator's, None where the DNS was asked. `domains`: the domain and what it is an alias of,
-    where a host's certificate may be for those too (RFC 7672 §3.2.2). `is_domain_itself`: the domain
-    has no MX record and is its own host.
+    `is_secure`: a signed answer or the operator named them. `route_host`: the host of the
+    operator's route, None where the DNS was asked. `domains`: the domain and the name that it is an
+    alias of, if a host's certificate may be for these (RFC 7672 §3.2.2). `is_domain_itself`: the
+    domain has no MX record and is its own host.
     """
 
     is_secure: bool = False
@@ -93,15 +93,15 @@ class Naming:
 
 
 BY_NOBODY = Naming()
-"""Of an address: it has no name."""
+"""The naming of an address, which has no name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hosts:
     """The hosts to try, in order, at least one.
 
-    `trouble`: a temporary failure met on the way (one line each), which makes an attempt that
-    delivers nowhere temporary. `rejected`: addresses not to be connected to, and why.
+    `trouble`: temporary failures of look-ups (one line each), which make an attempt temporary if
+    no host takes the mail. `rejected`: addresses that are not allowed, and why.
     """
 
     hosts: tuple[Host, ...]
@@ -131,7 +131,7 @@ def _line(host: Host) -> str:
 
 @dataclass(frozen=True, slots=True)
 class NoRoute:
-    """No host to try, and what that means for the recipients."""
+    """There is no host to try; `outcome` is the result for the recipients."""
 
     outcome: Deferred | Bounced
 

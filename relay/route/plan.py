@@ -1,22 +1,22 @@
 """From mail hosts and their addresses to what an attempt tries, in order.
 
-`plan` judges the addresses once and its result is kept as long as the DNS allows;
-`arrange` deals the hosts of each attempt out of it:
+`plan` judges the addresses once, and its result is kept as long as the DNS allows.
+`arrange` chooses the addresses of each attempt from it:
 
 * lower preference first, equal preference shuffled each time (RFC 5321 §5.1);
-* at most `limit` addresses, dealt round by round, so that a host with fifty addresses
-  does not push out its neighbours, and every host keeps its first before any gets a second;
-* of more hosts than that, the best half of `limit` and others drawn by lot, so that each gets its
-  turn in one attempt or another;
-* of one host, the families take turns, either one first, so that a family without
-  connectivity costs one address and not all of them (as RFC 8305 §4 has it).
+* at most `limit` addresses, given out in rounds: every host gets a first address before any host
+  gets a second, so that a host with fifty addresses does not displace the others;
+* if there are more hosts than `limit`, the best half of `limit` and a random choice of the others,
+  so that each host is tried in one attempt or another;
+* for one host, the address families alternate, and either comes first, so that a family without
+  connectivity costs one address and not all of them (RFC 8305 §4).
 
-What the lookups come to, taken together:
+The result of all look-ups together:
 
-    an address that may be connected to             a plan, troubles noted
-    none, and any lookup had no answer, or          4.4.3: a soft error outweighs hard ones, and
-    was left out because there are so many          a limit of ours is no reason to give up
-    none, and the only hosts are ourselves          5.4.6
+    at least one allowed address                    a plan, with troubles noted
+    none, and a look-up had no answer, or           4.4.3: a temporary error outweighs permanent
+    was left out because there are so many          ones, and the relay's limit makes no bounce
+    none, and the only host is the relay itself     5.4.6
     none                                            5.4.4, with the first reason
 """
 
@@ -43,7 +43,7 @@ _MOST_LINES = 20
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A mail host with those of its addresses that may be connected to, at least one."""
+    """A mail host with its allowed addresses, at least one."""
 
     preference: int
     ipv4: tuple[Host, ...]
@@ -78,9 +78,9 @@ def plan(
     make_host: _MakeHost,
     judge: Callable[[str], Rejection | None],
 ) -> Plan | NoRoute:
-    """What to try for `domain`, from its mail hosts and the lookups of those that were looked up.
+    """The plan for `domain`, from its mail hosts and the look-ups that were made.
 
-    `make_host` gives a `Host` for a name, an address and a preference.
+    `make_host` returns a `Host` for a name, an address and a preference.
     """
     findings = [
         _finding(host, lookups[host.name], make_host, judge)
@@ -88,7 +88,7 @@ def plan(
         if host.name in lookups
     ]
     ours = min((finding.preference for finding in findings if finding.ourselves), default=None)
-    # RFC 5321 §5.1: our own preference and everything worse is discarded, good or bad.
+    # RFC 5321 §5.1: all hosts of the relay's own preference or a worse one are discarded.
     better = [finding for finding in findings if ours is None or finding.preference < ours]
     candidates = [finding.candidate for finding in better if finding.candidate is not None]
     trouble = [line for finding in better for line in finding.trouble][:_MOST_LINES]
@@ -110,9 +110,7 @@ def plan(
 
 
 def arrange(plan: Plan, limit: int, random: Random) -> tuple[Host, ...]:
-    """The addresses of one attempt, in order. Every mail host is among them if `Plan.hosts` <=
-    `limit`.
-    """
+    """The addresses of one attempt, in order; of every mail host if `Plan.hosts` <= `limit`."""
     if len(plan.groups) == 1 and len(plan.groups[0]) == 1:
         return tuple(_interleaved(plan.groups[0][0], random)[:limit])
     queues: list[list[Host]] = []
@@ -132,7 +130,7 @@ def arrange(plan: Plan, limit: int, random: Random) -> tuple[Host, ...]:
 
 @dataclass(frozen=True, slots=True)
 class _Finding:
-    """What the lookup of one mail host came to."""
+    """The result of the look-up of one mail host."""
 
     preference: int
     candidate: Candidate | None = None
@@ -186,7 +184,7 @@ def _is_ipv4(address: str) -> bool:
 
 
 def _interleaved(candidate: Candidate, random: Random) -> list[Host]:
-    """A host's addresses: each family shuffled, then in turns, beginning with either."""
+    """A host's addresses: each family shuffled, the families alternating, either one first."""
     if not candidate.ipv6:
         return _shuffled(candidate.ipv4, random)
     if not candidate.ipv4:
@@ -207,7 +205,7 @@ def _shuffled(hosts: tuple[Host, ...], random: Random) -> list[Host]:
 
 
 def _shares(sizes: Sequence[int], limit: int) -> list[int]:
-    """How many of each, dealt one by one in rounds until `limit` are out."""
+    """How many addresses each host gets, given out one by one in rounds up to `limit`."""
     shares = [0] * len(sizes)
     left = min(limit, sum(sizes))
     while left:

@@ -1,16 +1,16 @@
-"""Answers the one question of delivery: where does mail for this domain go.
+"""Answers the question of delivery: where does mail for this domain go?
 
-    a static route (`routes`)        its next hop, whatever addresses that has
-    an address literal `[192.0.2.1]` that address, if it may be connected to (RFC 5321 §4.1.3)
-    any other domain                 its mail hosts by the DNS (RFC 5321 §5.1), their addresses judged
+    a static route (`routes`)        its next hop, with any addresses
+    an address literal `[192.0.2.1]` that address, if it is allowed (RFC 5321 §4.1.3)
+    any other domain                 its mail hosts in the DNS, with judged addresses (§5.1)
 
-The order of a lookup: `mx.mail_hosts` says which hosts, `dns` their addresses, `plan.plan`
-which of these may be tried. A plan is kept until the first of its answers runs out, and
-`plan.arrange` shuffles it anew for each attempt. What is not kept is logins: `credentials` has them
-as they are now.
+The order of a look-up: `mx.mail_hosts` chooses the hosts, `dns` finds their addresses, `plan.plan`
+says which of these may be tried. A plan is kept until the first of its answers expires, and
+`plan.arrange` shuffles it for each attempt. Logins are not kept: `credentials` returns the current
+ones.
 
-A static route is the operator's own word. Its host may be private and have no dot, and
-where it cannot be found or used the mail waits: the mistake is ours, not the recipient's.
+The operator names a static route. Its host may be private and without a dot. If it cannot be found
+or used, the mail waits: the mistake is the operator's, not the recipient's.
 """
 
 from __future__ import annotations
@@ -63,22 +63,23 @@ log = logging.getLogger(__name__)
 
 _ADDRESSES_KEPT = 100_000
 _TROUBLE_KEPT = 30.0
-"""Seconds a plan is used although a lookup of one of its hosts failed."""
+"""Seconds that a plan is used although a look-up of one of its hosts failed."""
 _PATIENCE = 3.0
 """Seconds to wait for the rest of the hosts once one has an address."""
 _LONGEST_PATIENCE = 30.0
 """The same, while none has."""
 _HOSTS_AT_ONCE = 20
 _LITERAL_KEPT = 60.0
-"""Seconds until an address that needs no lookup is judged again: our own addresses may change."""
+"""Seconds until an address is judged again: the machine's own addresses may change."""
 _NOBODYS = "192.0.2.1"
-"""An address no machine has (RFC 5737)."""
+"""An address that no machine has (RFC 5737)."""
 
 
 @dataclass(frozen=True, slots=True)
 class RouteOptions:
-    """How mail is routed. `routes`: by recipient domain, `*.example.net` for all below it, `*` for
-    all.
+    """How mail is routed.
+
+    `routes`: by recipient domain; `*.example.net` covers all below it, `*` covers all domains.
 
     `max_hosts`: how many mail hosts of a domain are looked up, the best ones; `max_addresses`: how
     many addresses an attempt tries.
@@ -93,7 +94,7 @@ class RouteOptions:
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """What a domain's lookups came to."""
+    """The result of a domain's look-ups."""
 
     result: Plan | NoRoute
     static: StaticRoute | None = None
@@ -101,8 +102,9 @@ class _Kept:
 
 
 class Router:
-    """Routes domains. `hostname` and `listening` (address and port of each listener) are who we
-    are.
+    """Routes domains.
+
+    `hostname` and `listening` (address and port of each listener) identify the relay itself.
     """
 
     def __init__(
@@ -131,7 +133,7 @@ class Router:
         self._cache.clear()
 
     async def route(self, domain: str) -> Route:
-        """The hosts to try for a recipient domain, in order, or what it means that there is none."""
+        """The hosts to try for a recipient domain, in order, or the outcome without a host."""
         kept = self._cache.get(domain, now=self._clock())
         if kept is None:
             kept = await self._look_up(domain)
@@ -166,7 +168,7 @@ class Router:
         kept = _Kept(result, static, naming)
         if (
             options is self._options
-        ):  # not what was found out under options that have changed meanwhile
+        ):  # a result under options that have changed meanwhile is not kept
             weight = 1 + (result.weight if isinstance(result, Plan) else 0)
             self._cache.put(domain, kept, expires=expires, weight=weight)
         return kept
@@ -190,7 +192,7 @@ class Router:
         listed = mail_hosts(name, answer, hostname=self._hostname)
         if isinstance(listed, NoRoute):
             return listed, answer.expires, BY_NOBODY
-        # All of them: each may be ourselves by another name, and none behind us may be tried.
+        # All hosts: any may be the relay under another name, and no host after it may be tried.
         chosen = listed.hosts[: self._options.max_hosts]
         lookups = await self._look_up_hosts(chosen)
         result = plan(
@@ -210,7 +212,7 @@ class Router:
         return result, expires, _named_by_dns(name, answer)
 
     async def _look_up_hosts(self, hosts: Sequence[MailHost]) -> dict[str, AddressLookup]:
-        """Twenty at once. A host that takes long does not hold up mail that another can take."""
+        """Look up twenty at a time. A slow look-up does not delay mail for another host."""
         if len(hosts) == 1:
             return {hosts[0].name: await self._resolver.addresses(hosts[0].name)}
         places = asyncio.Semaphore(_HOSTS_AT_ONCE)
@@ -231,9 +233,7 @@ class Router:
                 task.cancel()
 
     def _until(self, result: Plan | NoRoute, lookups: Collection[AddressLookup]) -> float:
-        """How long a result is good. One that somebody can be reached by outlives a failure for a
-        while.
-        """
+        """Until when a result is valid. A plan with a host is kept for a while after a failure."""
         if isinstance(result, NoRoute):
             return min(lookup.expires for lookup in lookups)
         answered = [lookup.expires for lookup in lookups if not isinstance(lookup, Unanswered)]
@@ -242,9 +242,7 @@ class Router:
         )
 
     def _by_literal(self, domain: str, address: Address) -> tuple[Plan | NoRoute, float]:
-        """The sender named the address itself: what a domain may not point to, it may not be
-        either.
-        """
+        """The address that the sender wrote, under the same rules as the addresses of a domain."""
         text = str(address)
         listed = MailHosts((MailHost(0, text),), (), inf)
         result = plan(
@@ -259,9 +257,7 @@ class Router:
         return result, self._clock() + _LITERAL_KEPT
 
     async def _by_route(self, domain: str, route: StaticRoute) -> tuple[Plan | NoRoute, float]:
-        """The operator's next hop: its addresses, no MX lookup, and no judgement but whether it is
-        us.
-        """
+        """The operator's next hop, without MX look-up; only the relay's own address is refused."""
         literal = parse_address_literal(route.host) or parse_address(route.host)
         name = str(literal) if literal is not None else host_name(route.host)
         if name is None:
@@ -269,7 +265,7 @@ class Router:
         lookup: AddressLookup
         if literal is not None:
             lookup = AddressAnswer((name,), self._clock() + _LITERAL_KEPT)
-        elif name == "localhost":  # RFC 6761 §6.3: not a question for the DNS
+        elif name == "localhost":  # RFC 6761 §6.3: never asked of the DNS
             lookup = AddressAnswer(("127.0.0.1", "::1"), self._clock() + _LITERAL_KEPT)
         else:
             lookup = await self._resolver.addresses(name)
@@ -293,9 +289,7 @@ class Router:
         return result, lookup.expires
 
     def judge(self, text: str, port: int) -> Rejection | None:
-        """Why this address and port are not connected to for a recipient's domain; None if they may
-        be.
-        """
+        """Why a recipient's domain may not lead to this address and port; None if it may."""
         address = parse_address(text)
         if address is None:
             return Rejection("is not an address")
@@ -327,9 +321,7 @@ class Router:
 
 
 def _named_by_dns(domain: str, answer: MxLookup) -> Naming:
-    """RFC 7672 §3.2.2: a host's certificate may be for the domain itself, if nobody else named the
-    host.
-    """
+    """The naming of hosts by MX records; a certificate may be for the domain (RFC 7672 §3.2.2)."""
     if not isinstance(answer, MxAnswer):
         return BY_NOBODY
     if answer.records and not answer.authenticated:
@@ -341,8 +333,8 @@ def _named_by_dns(domain: str, answer: MxLookup) -> Naming:
 def is_local_address(address: str) -> bool:
     """Whether this machine has the address: only then can a socket be bound to it.
 
-    Where the machine may bind to anything (`ip_nonlocal_bind`), binding says nothing; then
-    it is asked which address it would itself use to talk to that one.
+    Where the machine may bind to any address (`ip_nonlocal_bind`), the function instead asks which
+    source address the machine would use to talk to that one.
     """
     if _binds(_NOBODYS):
         return _speaks_to_itself(address)
@@ -361,7 +353,7 @@ def _binds(address: str) -> bool:
 def _speaks_to_itself(address: str) -> bool:
     try:
         with socket.socket(_family(address), socket.SOCK_DGRAM) as probe:
-            probe.connect((address, 9))  # a datagram socket sends nothing for that
+            probe.connect((address, 9))  # a datagram socket sends nothing when it connects
             return bool(probe.getsockname()[0] == address)
     except OSError:
         return False
@@ -390,7 +382,7 @@ def _waits(domain: str, status: str, reason: str) -> NoRoute:
 
 
 def _of_route(domain: str, route: StaticRoute, result: NoRoute) -> NoRoute:
-    """A configured next hop that is not there: later, whatever the DNS says about it."""
+    """A configured next hop that cannot be used defers, with every answer of the DNS."""
     outcome = result.outcome
     reason = outcome.hosts[0] if outcome.hosts else outcome.description
     status = {"5.4.6": "4.4.6", "5.4.4": "4.4.4"}.get(outcome.status, outcome.status)

@@ -1,12 +1,12 @@
 """How secure a session with a mail host has to be, and what to do when it is not.
 
-Two settings of the message decide, `require_tls` and `skip_verification`; a little of the
-configuration decides the rest. What the recipient's domain asks for (its TLSA records, RFC 7672;
-its MTA-STS policy, RFC 8461) is a floor under them: it raises what a host must prove, and no
-setting lowers it. `requirement` puts the settings together before we connect, `floor_at` says which
-floor a host is under, `under` joins the two; `next_step` judges what we met at the host. Neither
-opens a socket, and nobody else makes this judgement: an attempt walks the table, `relay explain`
-tells it, `relay probe` holds a host against it (both in the words of `relay.route.forecast`).
+Two settings of the message decide, `require_tls` and `skip_verification`, and a few options of the
+configuration. What the recipient's domain publishes (its TLSA records, RFC 7672; its MTA-STS
+policy, RFC 8461) is a floor: it raises what a host must prove, and no setting lowers it.
+`requirement` joins the settings before the relay connects, `floor_at` finds the floor of a host,
+`under` joins both, and `next_step` decides what to do after the handshake. Only this module makes
+these decisions, without I/O: an attempt follows the table, `relay explain` shows it, and
+`relay probe` compares a host with it (both in the words of `relay.route.forecast`).
 
     require  skip    secured  unverified          not offered  refused      handshake failed
     false    false   tls      reconnect in clear  clear        clear        reconnect in clear
@@ -25,10 +25,10 @@ tells it, `relay probe` holds a host against it (both in the words of `relay.rou
     encrypted        tls      tls                 4.7.4        4.7.4        4.7.5
 
 "Verified" is: a chain to a trusted root, in date, and the host's name in a dNSName of the
-subjectAltName (RFC 9525 §6.3). Where there are usable TLSA records they alone judge the
-certificate; what they refuse, no root and no policy saves (RFC 8461 §2). "Refused" is any answer to
-STARTTLS but 220 (RFC 3207 §4). After a handshake has begun, nothing more is ever said in clear on
-that connection.
+subjectAltName (RFC 9525 §6.3). Where there are usable TLSA records, only they judge the
+certificate; a root or a policy cannot make a certificate valid that they refuse (RFC 8461 §2).
+"Refused" is any answer to STARTTLS but 220 (RFC 3207 §4). After a handshake has begun, the relay
+sends nothing in clear on that connection.
 """
 
 from __future__ import annotations
@@ -91,14 +91,14 @@ class TlsVersion(StrEnum):
 
 
 class OnTlsUnmet(StrEnum):
-    """What becomes of a message whose TLS no host can give."""
+    """What the relay does with a message if no host can give the required TLS."""
 
     DEFER = "defer"
     BOUNCE = "bounce"
 
 
 class OnUnverified(StrEnum):
-    """What is done where TLS is not required and a certificate does not verify."""
+    """What the relay does if TLS is not required and a certificate does not verify."""
 
     PLAINTEXT = "plaintext"
     ENCRYPTED = "encrypted"
@@ -106,7 +106,7 @@ class OnUnverified(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SecurityOptions:
-    """What of the configuration has a say here, next to the message's own settings."""
+    """The options of the configuration that decide here, beside the message's own settings."""
 
     on_tls_unmet: OnTlsUnmet = OnTlsUnmet.DEFER
     on_unverified: OnUnverified = OnUnverified.PLAINTEXT
@@ -115,23 +115,23 @@ class SecurityOptions:
 
 
 class Proof(StrEnum):
-    """What a host has to prove before it is given a message, as `relay explain` names it."""
+    """What a host has to prove before it gets a message, as `relay explain` names it."""
 
     NOTHING = "nothing"
     ENCRYPTED = "encrypted"
     PKIX = "pkix"
-    """TLS, and a certificate of a trusted authority for its name."""
+    """TLS, and a certificate of a trusted authority for the host's name."""
     DANE = "dane"
     """TLS, and a certificate that one of its TLSA records matches."""
 
 
 @dataclass(frozen=True, slots=True)
 class Floor:
-    """What the recipient's domain asks of a host, beside the settings of a message.
+    """What the recipient's domain requires of a host, beside the settings of a message.
 
-    `asks`: what it asks for. `is_enforced`: false where it is only looked at, and holds no mail
-    (testing). `dane`: the TLSA records that judge the certificate. `policy`: the id of the MTA-STS
-    policy, with its domain. Two messages with different floors share no connection.
+    `asks`: the proof that it requires. `is_enforced`: false in testing mode, which stops no mail.
+    `dane`: the TLSA records that judge the certificate. `policy`: the id of the MTA-STS policy,
+    with its domain. Two messages with different floors share no connection.
     """
 
     asks: Proof = Proof.NOTHING
@@ -141,7 +141,7 @@ class Floor:
 
     @property
     def holds(self) -> Proof:
-        """What mail is held to."""
+        """The proof that mail needs: none in testing mode."""
         return self.asks if self.is_enforced else Proof.NOTHING
 
 
@@ -150,10 +150,10 @@ NO_FLOOR = Floor()
 
 @dataclass(frozen=True, slots=True)
 class HostFloor:
-    """What the recipient's domain asks of one host, as known before we connect to it.
+    """What the recipient's domain requires of one host, as known before the relay connects.
 
-    `policy`: what the delivery log says of it so far. `not_used`: why the host is not connected
-    to, "" where it is. `judged_by`: the policy, as reports on TLS name it.
+    `policy`: the facts for the delivery log so far. `not_used`: why the relay does not connect to
+    the host, "" where it does. `judged_by`: the policy, as reports on TLS name it.
     """
 
     floor: Floor = NO_FLOOR
@@ -167,10 +167,10 @@ class Requirement:
     """What a session has to prove before a message may go over it.
 
     Two messages with equal requirements may share a connection to a host; others never.
-    `tls_required` and `verify` are what the settings ask for, `floor` what the recipient's domain
-    does, with TLS of `floor_version` or later. `min_version` and `security_level` (OpenSSL's) are
-    those of the first handshake; a session that gave up looking at the certificate takes those of
-    `unlooked`. `requiretls`: the host has to pass REQUIRETLS on (RFC 8689 §4.2.1). `remembered`: what
+    `tls_required` and `verify` come from the settings, `floor` from the recipient's domain, with
+    TLS of `floor_version` or later. `min_version` and `security_level` (OpenSSL's) are for the
+    first handshake; a session that no longer checks the certificate uses those of `unlooked`.
+    `requiretls`: the host has to pass REQUIRETLS on (RFC 8689 §4.2.1). `remembered`: what
     the host has shown before, where mail is held to that.
     """
 
@@ -201,33 +201,33 @@ class Requirement:
 
     @property
     def looks(self) -> bool:
-        """Whether the certificate is looked at, be it held against the host or not."""
+        """Whether the relay checks the certificate, with or without consequences."""
         return self.verify or self.proof in (Proof.DANE, Proof.PKIX)
 
     @property
     def wanted(self) -> Level:
-        """The level that is tried for first."""
+        """The level that the relay tries first."""
         return Level.VERIFIED if self.looks else Level.ENCRYPTED
 
     @property
     def must_encrypt(self) -> bool:
-        """Whether nothing of the message may be said in clear."""
+        """Whether no part of the message may be sent in clear."""
         return self.proof is not Proof.NOTHING
 
     @property
     def bounces_unmet(self) -> bool:
-        """Whether a message whose TLS no host can give is returned at once.
+        """Whether a message bounces at once if no host can give the required TLS.
 
-        Only one that requires TLS by its own settings: who else asks for it may ask for less later.
-        One with REQUIRETLS is, whatever the configuration says (RFC 8689 §4.2.1).
+        Only a message that requires TLS by its own settings does: a domain or a route may require
+        less later. A message with REQUIRETLS always does (RFC 8689 §4.2.1).
         """
         return self.requiretls or (self.tls_required and self.on_tls_unmet is OnTlsUnmet.BOUNCE)
 
     @property
     def unlooked(self) -> Requirement:
-        """The same, once the certificate is not looked at any more.
+        """The requirement after the relay has stopped checking the certificate.
 
-        TLS all the same, however old, unless TLS is what a floor asks for.
+        Old versions of TLS are then allowed, unless a floor requires TLS.
         """
         if self.floor.holds is not Proof.NOTHING:
             return replace(self, verify=False)
@@ -240,15 +240,15 @@ class Requirement:
 
 
 class Situation(StrEnum):
-    """What became of TLS with a host."""
+    """The result of TLS with a host."""
 
     SECURED = "secured"
-    """The handshake is done, and the certificate good where it was looked at."""
+    """The handshake succeeded, and the certificate is valid if it was checked."""
     UNVERIFIED = "unverified"
     NOT_OFFERED = "not-offered"
     REFUSED = "refused"
     HANDSHAKE_FAILED = "handshake-failed"
-    """It failed, hung, or the connection was lost since STARTTLS was said."""
+    """The handshake failed or hung, or the connection was lost after STARTTLS."""
 
 
 class Action(StrEnum):
@@ -256,17 +256,17 @@ class Action(StrEnum):
 
     SEND_IN_TLS = "send-in-tls"
     SEND_IN_CLEAR = "send-in-clear"
-    """On this connection."""
+    """Send in clear on this connection."""
     RECONNECT_IN_CLEAR = "reconnect-in-clear"
     """Send in clear over a new connection to the same host."""
     RECONNECT_UNVERIFIED = "reconnect-unverified"
-    """Send in TLS over a new connection to the same host, whatever its certificate."""
+    """Send in TLS over a new connection to the same host, with any certificate."""
     NEXT_HOST = "next-host"
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """An action, and for `NEXT_HOST` the status that says what was not met."""
+    """An action, and for `NEXT_HOST` the status that says which demand was not met."""
 
     action: Action
     unmet: str = ""
@@ -276,9 +276,9 @@ _TLS = Step(Action.SEND_IN_TLS)
 _CLEAR = Step(Action.SEND_IN_CLEAR)
 _NEW_CLEAR = Step(Action.RECONNECT_IN_CLEAR)
 _NEW_UNVERIFIED = Step(Action.RECONNECT_UNVERIFIED)
-_NOT_SUPPORTED = Step(Action.NEXT_HOST, "4.7.4")
+_NO_TLS = Step(Action.NEXT_HOST, "4.7.4")
 """Security features not supported (RFC 3463 §3.8)."""
-_CRYPTO_FAILED = Step(Action.NEXT_HOST, "4.7.5")
+_BAD_TLS = Step(Action.NEXT_HOST, "4.7.5")
 """Cryptographic failure (RFC 3463 §3.8)."""
 
 _SITUATIONS = (
@@ -291,13 +291,13 @@ _SITUATIONS = (
 
 # fmt: off
 _TABLE: Mapping[tuple[Proof, bool], tuple[Step, Step, Step, Step, Step]] = {
-    # to prove, looks           secured  unverified        not offered      refused          handshake failed
-    (Proof.NOTHING,   True):  (_TLS,    _NEW_CLEAR,       _CLEAR,          _CLEAR,          _NEW_CLEAR),
-    (Proof.NOTHING,   False): (_TLS,    _TLS,             _CLEAR,          _CLEAR,          _NEW_CLEAR),
-    (Proof.ENCRYPTED, True):  (_TLS,    _NEW_UNVERIFIED,  _NOT_SUPPORTED,  _NOT_SUPPORTED,  _CRYPTO_FAILED),
-    (Proof.ENCRYPTED, False): (_TLS,    _TLS,             _NOT_SUPPORTED,  _NOT_SUPPORTED,  _CRYPTO_FAILED),
-    (Proof.PKIX,      True):  (_TLS,    _CRYPTO_FAILED,   _NOT_SUPPORTED,  _NOT_SUPPORTED,  _CRYPTO_FAILED),
-    (Proof.DANE,      True):  (_TLS,    _CRYPTO_FAILED,   _NOT_SUPPORTED,  _NOT_SUPPORTED,  _CRYPTO_FAILED),
+    # to prove, looks          secured unverified      not offered refused  failed
+    (Proof.NOTHING,   True):  (_TLS,  _NEW_CLEAR,      _CLEAR,     _CLEAR,  _NEW_CLEAR),
+    (Proof.NOTHING,   False): (_TLS,  _TLS,            _CLEAR,     _CLEAR,  _NEW_CLEAR),
+    (Proof.ENCRYPTED, True):  (_TLS,  _NEW_UNVERIFIED, _NO_TLS,    _NO_TLS, _BAD_TLS),
+    (Proof.ENCRYPTED, False): (_TLS,  _TLS,            _NO_TLS,    _NO_TLS, _BAD_TLS),
+    (Proof.PKIX,      True):  (_TLS,  _BAD_TLS,        _NO_TLS,    _NO_TLS, _BAD_TLS),
+    (Proof.DANE,      True):  (_TLS,  _BAD_TLS,        _NO_TLS,    _NO_TLS, _BAD_TLS),
 }
 # fmt: on
 
@@ -313,18 +313,16 @@ DOWNGRADE_REASONS: Mapping[Situation, DowngradeReason] = {
     Situation.REFUSED: DowngradeReason.REFUSED,
     Situation.HANDSHAKE_FAILED: DowngradeReason.HANDSHAKE_FAILED,
 }
-"""How the delivery log names what led to clear text."""
+"""The delivery log's name for the reason of clear text."""
 
 
 def requirement(
     settings: TlsSettings, options: SecurityOptions, *, requiretls: bool = False
 ) -> Requirement:
-    """What the settings of a message ask of every host it may go to, and REQUIRETLS where it came
-    with it.
+    """What the settings of a message, and REQUIRETLS, require of every host.
 
-    Old and weak TLS is accepted only where the alternative is none and nobody looks at the
-    certificate (RFC 7435 §3, RFC 9325 §5.2); where TLS is required or verified it has to be worth
-    its name.
+    Old and weak TLS is accepted only where the alternative is no TLS and the certificate is not
+    checked (RFC 7435 §3, RFC 9325 §5.2). Where TLS is required or verified, it has to be strong.
     """
     required = settings.require_tls.value
     verify = not settings.skip_verification.value
@@ -342,11 +340,11 @@ def requirement(
 
 
 def at_host(needed: Requirement, host: Host, options: SecurityOptions) -> Requirement:
-    """The requirement as it stands at one host of the operator's own.
+    """The requirement at one host of an operator's route.
 
-    Credentials go over verified TLS and nothing else, whatever the message says: who takes them
-    could read all later mail. A port where TLS comes first has no clear text to fall back on. What
-    is asked for by the route alone is no reason to return a message: the mistake is ours.
+    Credentials go only over verified TLS, with any settings of the message: a host that steals them
+    could read all later mail. A port with implicit TLS has no clear text to fall back to. If only
+    the route requires TLS, the message does not bounce: the operator can repair the route.
     """
     logs_in = host.credentials is not None
     comes_first = host.tls is TlsMode.IMPLICIT
@@ -366,7 +364,7 @@ def at_host(needed: Requirement, host: Host, options: SecurityOptions) -> Requir
 
 
 def not_named(name: str, sts: StsFloor, pins: tuple[str, ...] | None) -> str:
-    """Why a mail host is not connected to for its name alone, "" where it may be.
+    """Why the relay does not connect to a mail host because of its name; "" where it may.
 
     `pins`: the names that the operator allows for this domain, None for any.
     """
@@ -386,10 +384,10 @@ def floor_at(
     mx_secure: bool = False,
     waived: Waived | None = None,
 ) -> HostFloor:
-    """Which floor a mail host is under.
+    """The floor of a mail host.
 
-    DANE alone judges a certificate where there are usable records; MTA-STS says which names may be
-    used all the same (RFC 8461 §2). What holds mail comes before what is only looked at.
+    Where there are usable TLSA records, only DANE judges the certificate; the MTA-STS policy still
+    says which host names are allowed (RFC 8461 §2). An enforced floor comes before a testing one.
     """
     found = _floor_at(name, dane, sts, pins)
     return replace(found, policy=replace(found.policy, mx_secure=mx_secure, waived=waived))
@@ -407,7 +405,7 @@ def _floor_at(name: str, dane: DaneFloor, sts: StsFloor, pins: tuple[str, ...] |
 
 
 def _under_dane(dane: DaneFloor) -> HostFloor | None:
-    """As far as its TLSA records go; None where there are none, or none were asked for."""
+    """The floor by TLSA records; None where there are none, or where none were looked up."""
     mode = PolicyMode.ENFORCE if dane.is_enforced else PolicyMode.TESTING
     match dane.state:
         case DaneState.USABLE:
@@ -425,7 +423,7 @@ def _under_dane(dane: DaneFloor) -> HostFloor | None:
 
 
 def _under_sts(name: str, sts: StsFloor) -> HostFloor:
-    """As far as the domain's MTA-STS policy goes."""
+    """The floor by the domain's MTA-STS policy."""
     match sts.mode:
         case None if sts.error is not None:
             return HostFloor(policy=HopPolicy(PolicyType.STS, None, PolicyResult(sts.error.value)))
@@ -444,9 +442,7 @@ def _few(names: tuple[str, ...]) -> str:
 
 
 def under(needed: Requirement, floor: Floor, options: SecurityOptions) -> Requirement:
-    """The requirement with the floor that a host is under. Under one, only TLS worth its name
-    counts.
-    """
+    """The requirement with the floor of a host. Under a floor, only strong TLS counts."""
     if floor == NO_FLOOR:
         return needed
     needed = replace(needed, floor=floor, floor_version=options.min_version)
@@ -475,9 +471,9 @@ def instead(needed: Requirement, situation: Situation) -> Shown | None:
 def policy_result(
     floor: Floor, situation: Situation, fault: PolicyResult | None
 ) -> PolicyResult | None:
-    """What a floor, enforced or not, holds against a host (RFC 8460 §4.3).
+    """The failure of a host under a floor, enforced or not (RFC 8460 §4.3).
 
-    `fault`: what was found wrong with the certificate or the version of TLS.
+    `fault`: the fault of the certificate or of the version of TLS.
     """
     if floor.asks is Proof.NOTHING:
         return None
@@ -487,13 +483,13 @@ def policy_result(
         case Situation.HANDSHAKE_FAILED:
             return PolicyResult.VALIDATION_FAILURE
         case Situation.UNVERIFIED if floor.asks is Proof.ENCRYPTED:
-            return None  # the settings looked at the certificate, not the floor
+            return None  # the settings required the check of the certificate, not the floor
         case _:
             return fault
 
 
 def next_step(needed: Requirement, situation: Situation) -> Step:
-    """What to do at a host, given what became of TLS with it: a cell of the table above."""
+    """What to do at a host after the result of TLS with it: a cell of the table above."""
     step = _TABLE[needed.proof, needed.looks][_SITUATIONS.index(situation)]
     goes_clear_for_its_certificate = situation is Situation.UNVERIFIED and step == _NEW_CLEAR
     if goes_clear_for_its_certificate and needed.on_unverified is OnUnverified.ENCRYPTED:

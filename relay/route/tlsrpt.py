@@ -26,8 +26,9 @@ _HTTPS_PORT = 443
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A place that reports are sent to. `uri`: as the record has it. `address`: whom to mail; "": it
-    is a URL to post to.
+    """A place that reports are sent to.
+
+    `uri`: as the record has it. `address`: for a report by mail; "" for a URL to post to.
     """
 
     uri: str

@@ -1,4 +1,4 @@
-"""Mail hosts that are put from one situation into the next, all with certificates of one authority."""
+"""Mail hosts that change from one situation to the next; one authority signs all certificates."""
 
 from __future__ import annotations
 

@@ -1,12 +1,13 @@
-"""An old `smtp_tls_policy_maps` in a Postfix, and what `relay policy import postfix` makes of it here.
+"""A Postfix with `smtp_tls_policy_maps`, and a relay with the rules imported from that table.
 
-The table of tests/fixtures/smtp_tls_policy, line by line: the same host in the same situation, for a
-Postfix with that table and for a relay with the rules made from it. What either does is a verdict.
-Where a line was told to be the same, the verdicts are; where it was told to be stricter, ours is
-never the less safe one. `DIFFERENCES` has every pair that is not equal, with the words of
+For each line of the table tests/fixtures/smtp_tls_policy, a Postfix with that table and a relay
+with the rules of `relay policy import postfix` send to the same host in the same situation. Each gives a
+verdict. Where the import said "the same", the verdicts are equal; where it said "stricter", the
+relay is never less safe. `DIFFERENCES` lists every pair that is not equal, with the words of
 docs/decisions.md that say why.
 
-RELAY_LONG=1 plays more situations (`make torture`). Hosts listen on port 25 of addresses of their own.
+RELAY_LONG=1 plays more situations (`make torture`). Each host listens on port 25 of an address of
+its own.
 """
 
 from __future__ import annotations

@@ -87,7 +87,10 @@ def refused(**fields) -> str:
         ({"o_deliver_within": "25h"}, "400 o:deliver-within is not a duration from 5m to 24h: 25h"),
         ({"o_tag": [f"t{n}" for n in range(11)]}, "400 o:tag: at most 10 tags of 128 characters"),
         ({"v_x": "y" * 17000}, "400 o:, h: and v: parameters are larger than 16 KB together"),
-        ({"subject": "s" * (1 << 20)}, "413 from and to and cc and subject: more than 1 MiB together"),
+        (
+            {"subject": "s" * (1 << 20)},
+            "413 from and to and cc and subject: more than 1 MiB together",
+        ),
         ({"bcc": "b@x.example," * 90_000}, "413 bcc: more than 1 MiB together"),
         ({"template": "welcome"}, "400 template parameter is not supported by this relay"),
         ({"h_From": "x@y.example"}, "400 h:From is not what the from parameter says"),

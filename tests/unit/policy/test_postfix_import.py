@@ -64,7 +64,10 @@ def pinned(*mx: str) -> DestinationRule:
         ("secure", pinned("d.example", "*.d.example"), {STRICTER}),
         ("secure match=nexthop", pinned("d.example"), {STRICTER}),
         ("verify match=mx.d.example", pinned("mx.d.example"), {STRICTER}),
-        ("secure match=.farm.example:MX.d.example", pinned("*.farm.example", "mx.d.example"), {STRICTER}),
+        (
+            "secure match=.farm.example:MX.d.example",
+            pinned("*.farm.example", "mx.d.example"), {STRICTER},
+        ),
         ("secure match=hostname:nexthop", VERIFIED, {STRICTER}),
         ("secure match=*.farm.example", pinned("*.farm.example"), {STRICTER, NO_EQUIVALENT}),
         ("secure match=-", VERIFIED, {STRICTER, NO_EQUIVALENT}),
