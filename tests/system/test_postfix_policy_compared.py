@@ -1,9 +1,9 @@
 """A Postfix with `smtp_tls_policy_maps`, and a relay with the rules imported from that table.
 
 For each line of the table tests/fixtures/smtp_tls_policy, a Postfix with that table and a relay
-with the rules of `relay policy import postfix` send to the same host in the same situation. Each gives a
-verdict. Where the import said "the same", the verdicts are equal; where it said "stricter", the
-relay is never less safe. `DIFFERENCES` lists every pair that is not equal, with the words of
+with the rules of `relay policy import postfix` send to the same host in the same situation. Each
+gives a verdict. Where the import said "the same", the verdicts are equal; where it said "stricter",
+the relay is never less safe. `DIFFERENCES` lists every pair that is not equal, with the words of
 docs/decisions.md that say why.
 
 RELAY_LONG=1 plays more situations (`make torture`). Each host listens on port 25 of an address of

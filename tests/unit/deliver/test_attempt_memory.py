@@ -184,8 +184,8 @@ async def test_stripped_mail_waits_for_a_day_and_then_goes_with_the_alarm(rig, w
     outcome = await world.send()
     assert outcome.status == "4.7.4"
     assert outcome.description == (
-        "mx1.dest.example [127.0.1.1]: STARTTLS not offered; it has shown verified TLS before (last "
-        "at 2030-01-31T11:00:00+00:00), so mail waits until 2030-02-01T12:00:00+00:00 "
+        "mx1.dest.example [127.0.1.1]: STARTTLS not offered; it has shown verified TLS before "
+        "(last at 2030-01-31T11:00:00+00:00), so mail waits until 2030-02-01T12:00:00+00:00 "
         "(downgrade_memory.action: defer); if less is meant: relay memory forget dest.example"
     )
     world.now += DAY - timedelta(seconds=1)
