@@ -89,6 +89,7 @@ SHELLS = {
     "relay.deliver.sts_fetch",
     "relay.deliver.sts_policies",
     "relay.deliver.tls",
+    "relay.deliver.tls_reports",
     "relay.sign.keys",
     "relay.submit.secrets",
     "relay.admin.client",

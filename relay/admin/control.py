@@ -6,6 +6,7 @@
     health, status, metrics             how the relay is
     settings                            what was set over HTTP, and which configuration is in force
     mta-sts-…                           the MTA-STS policies that are kept
+    tls-report-…                        the reports on TLS for recipients' domains
     memory-list, -forget, -suggest      what hosts have shown of TLS, and rules it would have met
 
 An answer is lines, as `relay.admin.control_socket` has them.
@@ -42,6 +43,7 @@ from relay.admin.requests import (
     queue_filter,
     text_in,
 )
+from relay.admin.tls_reports import Reports, tls_report_answer
 from relay.queue.api_state import ApiState, DomainSettings
 from relay.queue.store import EventFilter
 from relay.queue.verbs import VERBS
@@ -63,6 +65,7 @@ class Control:
     in_force: Callable[[], Mapping[str, str]] = dict
     policies: Policies | None = None
     memory: Memory | None = None
+    tls_reports: Reports | None = None
 
     async def answer(self, request: Mapping[str, Any]) -> Answer:
         """The lines that answer a request."""
@@ -82,6 +85,10 @@ class Control:
                 answers = self._running(verb)
             case "mta-sts-list" | "mta-sts-show" | "mta-sts-refresh" | "mta-sts-forget":
                 answers = self._mta_sts(verb, request)
+            case "tls-report-list" | "tls-report-show" | "tls-report-send":
+                if self.tls_reports is None:
+                    raise RequestError("nothing is counted or sent: tls_reports.send is false")
+                answers = tls_report_answer(self.tls_reports, verb, request)
             case "memory-list" | "memory-forget" | "memory-suggest":
                 answers = self._memory(verb, request)
             case str() if verb in VERBS:

@@ -33,6 +33,7 @@ _COMMANDS = {
     "probe": "relay.cli.probe:probe",
     "queue": "relay.cli.queue:queue",
     "report": "relay.cli.report:report",
+    "tls-report": "relay.cli.tls_report:tls_report",
 }
 
 

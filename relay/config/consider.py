@@ -16,6 +16,7 @@ from pathlib import Path
 
 from relay.config.sections import AdminSection, Config
 from relay.config.words import format_duration, host_and_port
+from relay.mail.address import domain_of
 from relay.mail.ip import unmapped
 from relay.receive.spec import ListenerAuth, ListenerSpec, ListenerTls
 from relay.route.security import TlsVersion
@@ -40,6 +41,7 @@ def consider(config: Config) -> Iterator[Remark]:
     yield from _consider_delivery(config)
     yield from _consider_queue(config)
     yield from _consider_dkim(config)
+    yield from _consider_tls_reports(config)
     delivery = config.delivery
     if config.workers > min(delivery.concurrency_per_destination, delivery.concurrency):
         problem = "more workers than a destination may have connections"
@@ -338,3 +340,25 @@ def _consider_dkim(config: Config) -> Iterator[Remark]:
         except KeyFileError as error:
             cure = "correct the path, or make a key with `relay dkim-key`"
             yield Remark(f"dkim.domains.{name}.key_file", f"{domain.key_file}: {error}", cure)
+
+
+def _consider_tls_reports(config: Config) -> Iterator[Remark]:
+    """A report that is not signed counts for nothing (RFC 8460 §3)."""
+    options = config.tls_reports
+    if not options.send:
+        return
+    submitter = options.submitter(config.hostname)
+    domain = domain_of(submitter.sender)
+    if domain not in config.dkim.domains:
+        problem = (
+            f"reports come from {submitter.sender}, and {domain} has no key under dkim.domains"
+        )
+        cure = "make one with `relay dkim-key`, or name another address under tls_reports.from"
+        yield Remark("tls_reports.send", problem, cure)
+    if options.organization is None or options.contact is None:
+        names = [key for key in ("organization", "contact") if getattr(options, key) is None]
+        given = {"organization": submitter.organization, "contact": submitter.contact}
+        problem = " and ".join(f"{key}: {given[key]}" for key in names)
+        problem = f"who reads a report is told the default, {problem}"
+        keys = " and ".join(f"tls_reports.{key}" for key in names)
+        yield Remark("tls_reports.send", problem, f"write {keys}", is_fatal=False)

@@ -12,7 +12,7 @@ from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network
 from typing import Annotated
 
-from relay.deliver.options import DeliveryOptions, TlsOptions
+from relay.deliver.options import DeliveryOptions, TlsOptions, TlsReportOptions
 from relay.mail.option import RELOAD, SECRET, Form, NotEmpty, Path, Range
 from relay.policy.rules import PolicyRules
 from relay.queue.retry import RetrySchedule
@@ -134,4 +134,5 @@ class Config:
     log: LogSection = LogSection()
     admin: AdminSection = AdminSection()
     dkim: Annotated[DkimOptions, RELOAD] = field(default_factory=DkimOptions)
+    tls_reports: TlsReportOptions = field(default_factory=TlsReportOptions)
     warnings: tuple[str, ...] = field(default=(), init=False, compare=False)

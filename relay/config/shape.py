@@ -102,9 +102,7 @@ Shape = Truth | Duration | Number | Choice | Text | Maybe | Items | Names | Sect
 
 @cache
 def section_of(cls: type) -> Section:
-    """The keys a dataclass is written with. A key is its field's name, without the `_bytes` of a
-    size.
-    """
+    """The keys a dataclass is written with: see `key_of`."""
     hints = typing.get_type_hints(cls, include_extras=True)
     fields = [f for f in dataclasses.fields(cls) if f.init]
     keys = {key_of(f.name): f for f in fields if f.name != "name"}
@@ -123,8 +121,8 @@ def section_of(cls: type) -> Section:
 
 
 def key_of(field: str) -> str:
-    """The key that a field is written under."""
-    return field.removesuffix("_bytes")
+    """The key that a field is written under: `from_`, too, which no field could be called."""
+    return field.removesuffix("_bytes").removesuffix("_")
 
 
 def known_keys(shape: Shape, key: str = "") -> Iterator[tuple[str, Shape]]:

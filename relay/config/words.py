@@ -41,6 +41,9 @@ _PORT = (
 )
 _HOST_AND_PORT = rf"(?:{_IPV4}|\[{_IPV6}\]):{_PORT}"
 _NETWORK = rf"{_IPV4}(?:/(?:3[0-2]|[12]?[0-9]))?|{_IPV6}(?:/(?:12[0-8]|1[01][0-9]|[1-9]?[0-9]))?"
+_ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
+_PLAIN_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_MAIL_ADDRESS = rf"(?!.{{255}}){_ATOM}(?:\.{_ATOM})*@(?:{_PLAIN_LABEL}\.)*(?![0-9]+$){_PLAIN_LABEL}"
 _PATH = r"[^\x00]+"
 _SOCKET_PATH = r"[^\x00]{1,107}"
 _FILE_MODE = r"0?[0-7]{3}"
@@ -297,6 +300,14 @@ def _address(text: str) -> str:
     return str(ipaddress.ip_address(match[1])) if match else ""
 
 
+def mail_address(text: str) -> str:
+    """An address of a role, in ASCII and without quotes."""
+    if not re.fullmatch(_MAIL_ADDRESS, text):
+        raise ValueError(f"{shown(text)} is not a mail address; write it as tls@example.com")
+    local_part, _, after = text.rpartition("@")
+    return f"{local_part}@{domain(after)}"
+
+
 def mail_host(text: str) -> str:
     """The host of a route: a name, or an address with or without brackets."""
     return _address(text) or domain(text)
@@ -366,6 +377,7 @@ WORDS = {
     Form.LISTEN_ADDRESS: Word(
         listen_address, rf"{_HOST_AND_PORT}|unix:{_SOCKET_PATH}", "127.0.0.1:2525"
     ),
+    Form.MAIL_ADDRESS: Word(mail_address, _MAIL_ADDRESS, "tls@example.com"),
     Form.MAIL_HOST: Word(mail_host, rf"\[?{_ADDRESS}\]?|{_DOMAIN}", "mail.example.com"),
     Form.NAMESERVER: Word(nameserver, rf"\[?{_ADDRESS}\]?|{_HOST_AND_PORT}", "9.9.9.9"),
     Form.NETWORK: Word(network, _NETWORK, "192.0.2.0/24"),

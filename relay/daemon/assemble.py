@@ -10,6 +10,8 @@ missing.
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import random
 import time
 from collections.abc import Callable
@@ -31,10 +33,12 @@ from relay.deliver.floors import Floors
 from relay.deliver.memory import DowngradeMemory
 from relay.deliver.pool import Pool, PoolLimits
 from relay.deliver.scheduler import Scheduler
+from relay.deliver.sessions import failed_fetch
 from relay.deliver.signing import Signer
 from relay.deliver.sts_fetch import AT_ONCE, Fetched, FetchFailed
 from relay.deliver.sts_policies import StsPolicies
 from relay.deliver.tls import TlsContexts
+from relay.mail.tls_session import TlsSession
 from relay.policy.rules import PolicyRules
 from relay.queue.engine import WORKER_SPOOL, open_memory, open_policies, open_store, orphans
 from relay.queue.memory import MemoryStore
@@ -59,6 +63,8 @@ from relay.workers.worker import StartError, Worker
 from relay.workers.worker_config import part, shared_spool
 
 __all__ = ["Parts", "assemble"]
+
+log = logging.getLogger(__name__)
 
 
 _FLOORS_AT_HAND_SECONDS = 1.0
@@ -101,6 +107,7 @@ class Parts:
         self.reload_failed = False
         self.listeners: list[Listener] = []
         self.metrics = Metrics()
+        self._counting: set[asyncio.Task[None]] = set()
         self.store = store
         self.settings = settings
         self.sink = MeteredSink(store, self.metrics)
@@ -167,6 +174,7 @@ class Parts:
             signer=Signer(lambda: self.signing_keys, clock=self.clock),
             destinations=self.destinations,
             floors=self.floors,
+            counts_sessions=self.config.tls_reports.send,
         )
 
     def _make_scheduler(self) -> Scheduler:
@@ -208,6 +216,20 @@ class Parts:
         self, domain: str, found: Fetched | FetchFailed, before: KeptPolicy | None
     ) -> None:
         self.metrics.policy_fetched(found.error.value if isinstance(found, FetchFailed) else "ok")
+        if isinstance(found, FetchFailed) and self.config.tls_reports.send:
+            now = self.clock()
+            session = failed_fetch(domain, found, before, now=now)
+            if session is not None:
+                counting = asyncio.create_task(self._count(session, now))
+                self._counting.add(counting)
+                counting.add_done_callback(self._counting.discard)
+
+    async def _count(self, session: TlsSession, at: datetime) -> None:
+        """Count a session that belongs to no attempt."""
+        try:
+            await self.store.count_sessions([session], at=at)
+        except SpoolError as error:
+            log.warning("a failed fetch is not counted for reports on TLS: %s", error)
 
 
 async def assemble(

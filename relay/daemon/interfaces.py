@@ -20,6 +20,7 @@ from relay.config.words import host_and_port
 from relay.daemon.assemble import Parts
 from relay.daemon.page import make_page
 from relay.daemon.status import Status
+from relay.deliver.tls_reports import TlsReporter
 from relay.queue.engine import open_beside
 from relay.submit.certificates import CertificateError
 from relay.web.site import install
@@ -49,13 +50,16 @@ def make_operator(parts: Parts, relay: RunningRelay, opened: AsyncExitStack) -> 
     return Operator(AllQueues([store, *readers]), parts.clock, every, every)
 
 
-async def open_control(parts: Parts, operator: Operator, opened: AsyncExitStack) -> None:
+async def open_control(
+    parts: Parts, operator: Operator, reporter: TlsReporter | None, opened: AsyncExitStack
+) -> None:
     """Listen at the control socket."""
     control = Control(
         operator,
         parts.store.api_state,
         in_force=lambda: fingerprints(parts.config),
         policies=parts.policies,
+        tls_reports=reporter,
         memory=parts.memory,
     )
     admin = parts.config.admin

@@ -24,9 +24,12 @@ from relay.daemon.assemble import Parts, assemble
 from relay.daemon.files import FileBudget
 from relay.daemon.interfaces import make_caller, make_operator, open_control, open_http
 from relay.daemon.status import Status
+from relay.daemon.tls_reports import make_reporter
 from relay.queue.store import SpoolError
+from relay.queue.tls_sessions import day_of
 from relay.receive.listener import start_listener
 from relay.receive.spec import ListenerTls, parse_address
+from relay.route.report_time import KEPT
 from relay.sign.keys import KeyFileError, load_keys
 from relay.submit.certificates import CertificateError, ServerTls
 from relay.web.state import Caught
@@ -105,7 +108,8 @@ class Relay:
         self._run("delivery log", parts.delivery_log.run())
         opened.push_async_callback(parts.delivery_log.close)
         operator = make_operator(parts, self.status, opened)
-        await open_control(parts, operator, opened)
+        reporter = make_reporter(parts, operator.view)
+        await open_control(parts, operator, reporter, opened)
         self._run("scheduler", parts.scheduler.run())
         opened.push_async_callback(parts.scheduler.drain, timedelta(0))
         self._run("cleaning", self._clean())
@@ -113,6 +117,8 @@ class Relay:
         self._run("memory", parts.memory.run(purges=parts.worker.is_first))
         if parts.worker.is_first:
             self._run("policies", parts.policies.run())
+        if reporter is not None:
+            self._run("reports on TLS", reporter.run())
         caller, targets = make_caller(parts)
         self._run("webhooks", caller.run())
         self._http = await open_http(parts, operator, caller, targets, self.status, opened)
@@ -225,6 +231,7 @@ class Relay:
                 if count:
                     log.debug("%d events older than log.keep_events forgotten", count)
                 await store.purge_statistics(before=clock() - kept.keep_statistics)
+                await store.purge_tls_sessions(before=day_of(clock() - KEPT))
             except SpoolError as error:
                 log.warning("old events cannot be removed: %s", error)
             await asyncio.sleep(_CLEANING.total_seconds())

@@ -10,11 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 from ipaddress import IPv4Network, IPv6Network
+from typing import Annotated
 
-from relay.mail.option import Path, Port
+from relay.mail.option import Form, Path, Port
+from relay.report.tls_report import Submitter
 from relay.route.security import OnTlsUnmet, OnUnverified, SecurityOptions, TlsVersion
 
-__all__ = ["DeliveryOptions", "Timeouts", "TlsOptions", "security_options"]
+__all__ = ["DeliveryOptions", "Timeouts", "TlsOptions", "TlsReportOptions", "security_options"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,26 @@ class DeliveryOptions:
     timeouts: Timeouts = Timeouts()
     on_tls_unmet: OnTlsUnmet = OnTlsUnmet.DEFER
     on_unverified: OnUnverified = OnUnverified.PLAINTEXT
+
+
+@dataclass(frozen=True, slots=True)
+class TlsReportOptions:
+    """Reports to recipients' domains about TLS with their hosts (RFC 8460). `send`: whether any are
+    sent, and anything is counted for them.
+
+    `from_` None: postmaster at our host name; its domain needs a key under `dkim`. `organization`
+    None: our host name. `contact` None: `from_`.
+    """
+
+    send: bool = False
+    from_: Annotated[str, Form.MAIL_ADDRESS] | None = None
+    organization: str | None = None
+    contact: Annotated[str, Form.MAIL_ADDRESS] | None = None
+
+    def submitter(self, hostname: str) -> Submitter:
+        """Who reports, as these keys and the host name say."""
+        sender = self.from_ or f"postmaster@{hostname}"
+        return Submitter(self.organization or hostname, self.contact or sender, sender)
 
 
 def security_options(delivery: DeliveryOptions, tls: TlsOptions) -> SecurityOptions:

@@ -26,6 +26,7 @@ class Form(StrEnum):
     HEADER_NAME = "name of a header field"
     HTTP_ADDRESS = "address and port, or nothing"
     LISTEN_ADDRESS = "address and port, or unix:path"
+    MAIL_ADDRESS = "mail address"
     MAIL_HOST = "name or address of a host"
     NAMESERVER = "address of a name server"
     NETWORK = "network"

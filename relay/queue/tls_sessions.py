@@ -29,7 +29,10 @@ __all__ = [
     "CountedSessions",
     "DayBounds",
     "DomainSessions",
+    "ListedReport",
     "ReportResult",
+    "ReportState",
+    "SentReport",
     "TlsSessionsView",
     "day_number",
     "day_of",
@@ -57,6 +60,39 @@ class ReportResult(StrEnum):
     GIVEN_UP = "given-up"
     NOT_WANTED = "not-wanted"
     """The domain names no place to send reports to."""
+
+
+class ReportState(StrEnum):
+    """Where the report of a domain and day stands."""
+
+    SO_FAR = "so-far"
+    """The day is not over."""
+    DUE = "due"
+    SENT = "sent"
+    GIVEN_UP = "given-up"
+    NOT_WANTED = "not-wanted"
+
+
+@dataclass(frozen=True, slots=True)
+class ListedReport:
+    """A domain and day with sessions, for the operator. `due`: when its report is sent, None: never
+    more.
+    """
+
+    day: date
+    sessions: DomainSessions
+    state: ReportState
+    due: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SentReport:
+    """What came of sending a report now. `reason`: why it was not sent to all its places."""
+
+    day: date
+    domain: str
+    state: ReportState
+    reason: str = ""
 
 
 class CountedSessions(NamedTuple):

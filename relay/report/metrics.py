@@ -19,6 +19,7 @@ so at the moment.
     relay_sts_fetches_total{result}                 MTA-STS policies fetched, or why not
     relay_downgrade_alarms_total{before,now}        hosts that show less TLS than before, once a day
     relay_policy_failures_total{policy,result}      hosts that failed what their domain asks for
+    relay_tls_reports_total{transport,result}       reports on TLS sent, failed, given up
 
 Labels are words of ours, never a peer's: a stranger cannot make the number of series grow.
 """
@@ -132,6 +133,7 @@ class Metrics:
             (before, now): 0 for before in Shown for now in Shown if now.rank < before.rank
         }
         self._policy_failures: dict[tuple[PolicyType, PolicyResult], int] = defaultdict(int)
+        self._tls_reports: dict[tuple[str, str], int] = defaultdict(int)
         self._registry = CollectorRegistry(auto_describe=False)
         self._latest = _Latest(self)
         self._registry.register(self._latest)
@@ -175,6 +177,10 @@ class Metrics:
     def downgrade_alarm(self, alarm: DowngradeAlarm) -> None:
         """A host shows less TLS than before."""
         self._downgrade_alarms[alarm.before, alarm.now] += 1
+
+    def tls_report(self, transport: str, result: str) -> None:
+        """A report on TLS was tried by "mail" or "https": "sent", "failed" or "given-up"."""
+        self._tls_reports[transport, result] += 1
 
     def _changed(self, change: Change, settlement: Settlement) -> None:
         state, session = change.recipient.state, change.outcome.session
@@ -267,6 +273,14 @@ class Metrics:
         for (before, now), count in self._downgrade_alarms.items():
             alarms.add_metric((before.value, now.value), count)
         yield alarms
+        reports = CounterMetricFamily(
+            "relay_tls_reports",
+            "Reports on TLS (RFC 8460) by how they go out and what came of each try.",
+            labels=("transport", "result"),
+        )
+        for labels, count in sorted(self._tls_reports.items()):
+            reports.add_metric(labels, count)
+        yield reports
 
 
 class _Latest(Collector):

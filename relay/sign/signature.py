@@ -132,7 +132,10 @@ def author_domain(header: bytes) -> str:
 
 
 _MOST_SIGNED = 200
-_signed_fields = named(dkim.DKIM.SHOULD)
+_REPORT_FIELDS = (b"tls-report-domain", b"tls-report-submitter")
+"""RFC 8460 §3: a report on TLS is signed with these."""
+
+_signed_fields = named((*dkim.DKIM.SHOULD, *_REPORT_FIELDS))
 
 
 def sign(signing: SigningKey, header: bytes, body_hash: bytes, *, now: datetime) -> bytes:
@@ -156,6 +159,7 @@ class _Signer(dkim.DKIM):  # type: ignore[misc]  # dkimpy has no types
         # is.
         super().__init__(header, signature_algorithm=b"ed25519-sha256")
         self.hasher = hashlib.sha256
+        self.should_sign.update(_REPORT_FIELDS)
 
     def signature(self, signing: SigningKey, body_hash: bytes, now: datetime) -> bytes:
         names = [name.lower() for name, _ in self.headers if name.lower() in self.should_sign]

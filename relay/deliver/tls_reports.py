@@ -1,0 +1,384 @@
+"""Reports on TLS to recipients' domains: one for each domain, day and place (RFC 8460). †
+
+    a day is over ─► sessions of all workers ─► record of the domain ─► each place of it:
+                                                    claim ─► mail, into the queue  ─► finish
+                                                         └─► https, posted         ─► finish
+
+One worker does it for all. A mail is accepted into the queue in the commit that finishes its report,
+so there is one, whoever is killed when. An https server may have taken what nobody could write down
+any more; it is sent the same octets again, with the same report-id.
+
+A domain is looked at when its moment has come (`relay.route.report_time`), a few at a time: a slow
+receiver takes the place of no other domain's for long.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from typing import Any
+
+from relay.mail.address import domain_of
+from relay.mail.envelope import Notify
+from relay.mail.header import split_content
+from relay.mail.section import HeaderSection
+from relay.policy.fields import NO_WISHES, tls_wishes
+from relay.policy.rules import PolicyRules, resolve
+from relay.queue.entry import TLS_REPORT, QueuedMessage, QueuedRecipient, Terms
+from relay.queue.queue_id import new_queue_id
+from relay.queue.store import NewMessage, SpoolError, TlsReports
+from relay.queue.summary import summarise
+from relay.queue.tls_sessions import (
+    DomainSessions,
+    ListedReport,
+    ReportResult,
+    ReportState,
+    SentReport,
+    TlsSessionsView,
+    day_of,
+)
+from relay.report import deliverylog
+from relay.report.tls_report import Submitter, compose, packed, report_document
+from relay.route.answers import NoSuchName, Resolver, TxtAnswer
+from relay.route.report_time import RETRIED_FOR, next_try, report_due, reports_begin
+from relay.route.tlsrpt import Place, report_places, tlsrpt_name
+
+__all__ = ["TlsReporter", "report_message"]
+
+log = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 60.0
+_AT_ONCE = 5
+_PAGE = 500
+_ALL_PLACES = ""
+
+
+@dataclass(slots=True)
+class _Planned:
+    """A report that is to be sent. `first`: when it was tried first."""
+
+    due: datetime
+    first: datetime | None = None
+    tries: int = 0
+
+
+class TlsReporter:
+    """`view`: the sessions of all workers; `reports`: the store that keeps what was sent.
+
+    `post`: sends octets to a URL, and returns why that failed, "" where it did not. `may_sign`:
+    whether there is a key for mail from a domain. `told`: hears of each try, by transport and what
+    came of it.
+    """
+
+    def __init__(
+        self,
+        view: TlsSessionsView,
+        reports: TlsReports,
+        resolver: Resolver,
+        *,
+        post: Callable[[str, bytes], Awaitable[str]],
+        submitter: Submitter,
+        rules: Callable[[], PolicyRules],
+        may_sign: Callable[[str], bool],
+        clock: Callable[[], datetime],
+        told: Callable[[str, str], None] = lambda transport, result: None,
+    ) -> None:
+        self._view = view
+        self._reports = reports
+        self._resolver = resolver
+        self._post = post
+        self._submitter = submitter
+        self._rules = rules
+        self._may_sign = may_sign
+        self._clock = clock
+        self._told = told
+        self._planned: dict[date, dict[str, _Planned]] = {}
+        self._places = asyncio.Semaphore(_AT_ONCE)
+        self._held: set[tuple[date, str, str]] = set()
+        """Claims that could not be given back: the store was in trouble."""
+
+    async def run(self) -> None:
+        """Send what is due, for ever."""
+        while True:
+            await self.send_due()
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    async def send_due(self) -> None:
+        """Send what is due now."""
+        try:
+            await self._plan()
+            now = self._clock()
+            due = [
+                (day, domain)
+                for day, domains in self._planned.items()
+                for domain, planned in domains.items()
+                if planned.due <= now
+            ]
+            for start in range(0, len(due), _PAGE):
+                some = due[start : start + _PAGE]
+                await asyncio.gather(*(self._send_planned(day, domain) for day, domain in some))
+        except SpoolError as error:
+            log.warning("reports on TLS are not sent: %s", error)
+        except Exception:  # a mistake here is no reason to stop the relay
+            log.exception("reports on TLS are not sent")
+
+    # --- for the operator -------------------------------------------------------------------------
+
+    async def document(self, domain: str, day: date | None = None) -> dict[str, Any] | None:
+        """The report of a domain and day as it is so far, today's by default; None: there was no
+        session.
+        """
+        day = day or self._today()
+        sessions = await self._view.tls_sessions(day, domain)
+        return report_document(domain, day, sessions, self._submitter) if sessions else None
+
+    async def listing(self) -> AsyncIterator[list[ListedReport]]:
+        """All domains and days with sessions, the newest day first, in pages."""
+        for day in reversed(await self._view.tls_days()):
+            async for page in self._domains(day):
+                yield [await self._listed(day, one) for one in page]
+
+    async def send(self, domain: str = "", day: date | None = None) -> AsyncIterator[SentReport]:
+        """Send now what was not sent: of all days that are over, or of one; of all domains, or of
+        one. What was sent before is not sent again, and passed over unless it is named.
+        """
+        days = [day] if day is not None else [*await self._days_over()]
+        for one in days:
+            reported = await self._reports.domains_reported(one)
+            async for page in self._domains(one):
+                for sessions in page:
+                    name = sessions.domain
+                    if domain in ("", name) and (domain or name not in reported):
+                        yield await self._send_now(one, name)
+
+    def is_over(self, day: date) -> bool:
+        """Whether a day is over, so that its report is whole."""
+        return day < self._today()
+
+    async def _listed(self, day: date, sessions: DomainSessions) -> ListedReport:
+        domain = sessions.domain
+        if not self.is_over(day):
+            return ListedReport(day, sessions, ReportState.SO_FAR, report_due(day, domain))
+        finished = await self._reports.finished_tls_reports(day, domain)
+        if _ALL_PLACES in finished:
+            return ListedReport(day, sessions, ReportState(finished[_ALL_PLACES].value))
+        planned = self._planned.get(day, {}).get(domain)
+        due = planned.due if planned is not None else report_due(day, domain)
+        return ListedReport(day, sessions, ReportState.DUE, due)
+
+    async def _send_now(self, day: date, domain: str) -> SentReport:
+        async with self._places:
+            reason = await self._send(day, domain, is_last=False)
+        if reason:
+            return SentReport(day, domain, ReportState.DUE, reason)
+        finished = await self._reports.finished_tls_reports(day, domain)
+        found = finished.get(_ALL_PLACES)
+        return SentReport(day, domain, ReportState(found.value) if found else ReportState.DUE)
+
+    # --- what is due ------------------------------------------------------------------------------
+
+    def _today(self) -> date:
+        return day_of(self._clock())
+
+    async def _days_over(self) -> list[date]:
+        return [day for day in await self._view.tls_days() if self.is_over(day)]
+
+    async def _domains(self, day: date) -> AsyncIterator[list[DomainSessions]]:
+        """The domains that had sessions in a day, in pages."""
+        after: str | None = ""
+        while after is not None:
+            page = await self._view.tls_domains(day, after=after, limit=_PAGE)
+            after = page[-1].domain if len(page) == _PAGE else None
+            yield page
+
+    async def _plan(self) -> None:
+        """Note each day that is over since, with the domains that are not reported to yet."""
+        days, now = await self._days_over(), self._clock()
+        for day in days:
+            if day not in self._planned and now >= reports_begin(day):
+                reported = await self._reports.domains_reported(day)
+                domains = [one.domain async for page in self._domains(day) for one in page]
+                self._planned[day] = {
+                    domain: _Planned(report_due(day, domain))
+                    for domain in domains
+                    if domain not in reported
+                }
+        for day in [day for day in self._planned if day not in days]:
+            del self._planned[day]  # it is older than sessions are kept
+
+    async def _send_planned(self, day: date, domain: str) -> None:
+        """Send one report, and note when to try again if that fails."""
+        async with self._places:
+            planned = self._planned[day].get(domain)
+            if planned is None:
+                return  # sent by the operator meanwhile
+            now = self._clock()
+            planned.first = planned.first or now
+            planned.tries += 1
+            is_last = now >= planned.first + RETRIED_FOR
+            try:
+                reason = await self._send(day, domain, is_last=is_last)
+            except SpoolError as error:
+                reason = str(error)
+            again = next_try(planned.tries, first=planned.first, now=self._clock())
+            if not reason:
+                return
+            log.log(
+                logging.INFO if again is not None else logging.WARNING,
+                "the report on TLS for %s of %s is not sent: %s",
+                domain,
+                day,
+                reason,
+            )
+            planned.due = again or self._clock() + timedelta(seconds=_LOOK_SECONDS)
+
+    # --- one report -------------------------------------------------------------------------------
+
+    async def _send(self, day: date, domain: str, *, is_last: bool) -> str:
+        """Send a report to all its places that do not have it; why some are left, "" where none is.
+
+        `is_last`: what fails is given up.
+        """
+        if _ALL_PLACES in await self._reports.finished_tls_reports(day, domain):
+            self._forget_plan(day, domain)
+            return ""
+        places, reason = await self._places_of(domain)
+        document = await self.document(domain, day)
+        if document is None:  # forgotten meanwhile
+            places = ()
+        else:
+            for place in places:
+                if failed := await self._send_to(place, day, domain, document, is_last=is_last):
+                    reason = f"{place.uri}: {failed}"
+        if reason and not is_last:
+            return reason
+        finished = (await self._reports.finished_tls_reports(day, domain)).values()
+        if reason or places:
+            was_sent = ReportResult.SENT in finished
+            result = ReportResult.SENT if was_sent else ReportResult.GIVEN_UP
+        else:
+            result = ReportResult.NOT_WANTED
+        if await self._claim(day, domain, _ALL_PLACES):
+            await self._reports.finish_tls_report(day, domain, _ALL_PLACES, result)
+        self._forget_plan(day, domain)
+        return ""
+
+    def _forget_plan(self, day: date, domain: str) -> None:
+        self._planned.get(day, {}).pop(domain, None)
+
+    async def _places_of(self, domain: str) -> tuple[tuple[Place, ...], str]:
+        """Where a domain wants its reports; or none, and why that is not known."""
+        found = await self._resolver.txt(tlsrpt_name(domain))
+        match found:
+            case TxtAnswer(texts=texts):
+                return report_places(texts), ""
+            case NoSuchName():
+                return (), ""
+        return (), f"{tlsrpt_name(domain)}: {found.reason}"
+
+    async def _send_to(
+        self, place: Place, day: date, domain: str, document: dict[str, Any], *, is_last: bool
+    ) -> str:
+        """Send a report to one place, if nobody has; why that failed, "" where it did not."""
+        if place.uri in await self._reports.finished_tls_reports(day, domain):
+            return ""
+        if not await self._claim(day, domain, place.uri):
+            return "it is being sent"
+        try:
+            if place.address:
+                reason = await self._mail(place, day, domain, document)
+            else:
+                reason = await self._post(place.uri, packed(document))
+                if not reason:
+                    await self._reports.finish_tls_report(day, domain, place.uri, ReportResult.SENT)
+            if reason and is_last:
+                result = ReportResult.GIVEN_UP
+                await self._reports.finish_tls_report(day, domain, place.uri, result)
+                self._told(place.transport, result.value)
+                return ""
+        except BaseException:
+            await self._release(day, domain, place.uri)
+            raise
+        self._told(place.transport, "failed" if reason else ReportResult.SENT.value)
+        if reason:
+            await self._release(day, domain, place.uri)
+        return reason
+
+    async def _mail(self, place: Place, day: date, domain: str, document: dict[str, Any]) -> str:
+        sender = domain_of(self._submitter.sender)
+        if not self._may_sign(sender):  # RFC 8460 §3: a report is signed
+            return f"{sender} has no key under dkim.domains"
+        message = report_message(
+            domain,
+            day,
+            document,
+            self._submitter,
+            to=place.address,
+            rules=self._rules(),
+            now=self._clock(),
+        )
+        await self._reports.finish_tls_report(
+            day, domain, place.uri, ReportResult.SENT, message=message
+        )
+        return ""
+
+    async def _claim(self, day: date, domain: str, place: str) -> bool:
+        key = day, domain, place
+        if key in self._held:
+            self._held.discard(key)
+            return True
+        return await self._reports.claim_tls_report(day, domain, place)
+
+    async def _release(self, day: date, domain: str, place: str) -> None:
+        self._held.add((day, domain, place))
+        with suppress(SpoolError):
+            await self._reports.release_tls_report(day, domain, place)
+            self._held.discard((day, domain, place))
+
+
+def report_message(
+    domain: str,
+    day: date,
+    document: dict[str, Any],
+    submitter: Submitter,
+    *,
+    to: str,
+    rules: PolicyRules,
+    now: datetime,
+) -> NewMessage:
+    """The mail that carries a report, ready for the queue.
+
+    It says TLS-Required: No, so that what is broken does not keep the report away; it is given up
+    after a day (RFC 8460 §5.5), and nobody is told of that: no report is sent about a report.
+    """
+    queue_id = new_queue_id(now)
+    content = compose(domain, day, document, submitter, to=to, queue_id=queue_id, now=now)
+    header, _ = split_content(content)
+    wishes, says_no = tls_wishes(NO_WISHES, requiretls=False, says_no=True)
+    message = QueuedMessage(
+        queue_id=queue_id,
+        reverse_path=submitter.sender,
+        arrived=now,
+        size_bytes=len(content),
+        summary=summarise(HeaderSection(header)),
+        origin=TLS_REPORT,
+        terms=Terms(lifetime=RETRIED_FOR),
+        tls_required_no=says_no,
+    )
+    to_domain = domain_of(to)
+    settings = resolve(
+        rules, reverse_path=submitter.sender, recipient_domain=to_domain, wishes=wishes
+    )
+    recipient = QueuedRecipient(
+        index=0,
+        address=to,
+        domain=to_domain,
+        settings=settings,
+        notify=frozenset({Notify.NEVER}),
+    )
+    events = (deliverylog.accepted(message, (recipient,)),)
+    return NewMessage(message, (recipient,), content, events=events)
