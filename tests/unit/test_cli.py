@@ -126,6 +126,7 @@ def test_help_names_every_command(run: Run) -> None:
         "queue",
         "log",
         "mta-sts",
+        "tls-report",
         "explain",
         "probe",
         "password",
@@ -138,6 +139,7 @@ def test_help_names_every_command(run: Run) -> None:
     "command",
     ["serve", "check", "queue", "log", "mta-sts", "explain", "probe", "password", "demo"]
     + [f"mta-sts {verb}" for verb in ("list", "show", "refresh", "forget")]
+    + [f"tls-report {verb}" for verb in ("list", "show", "send")]
     + [f"queue {verb}" for verb in ("list", "show", "retry", "hold", "release", "remove")],
 )
 def test_every_command_has_a_help_of_its_own(run: Run, command: str) -> None:
@@ -176,6 +178,9 @@ def test_every_command_has_a_help_of_its_own(run: Run, command: str) -> None:
         ["explain", "--from", "a@example.com", "--to", "b@example.net", "--require-tls", "perhaps"],
         ["mta-sts", "show"],
         ["mta-sts", "forget", ""],
+        ["tls-report", "show"],
+        ["tls-report", "show", "b.example", "--day", "yesterday"],
+        ["tls-report", "send", ""],
         ["check", "--frobnicate"],
     ],
 )
