@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import os
 import sys
+import textwrap
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,6 +26,7 @@ __all__ = [
     "age_text",
     "answer_text",
     "answers",
+    "below",
     "config_file",
     "config_option",
     "fail",
@@ -218,3 +220,10 @@ def size_text(octets: int) -> str:
         if octets >= 2 * count:
             return f"{octets // count} {unit}"
     return f"{octets} B"
+
+
+def below(text: str, width: int) -> str:
+    """Text below the line it belongs to, indented. `width`: of the terminal, 0 for none."""
+    if not width:
+        return f"    {text}"
+    return textwrap.fill(text, width, initial_indent="    ", subsequent_indent="      ")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-import textwrap
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -14,6 +13,7 @@ import click
 
 from relay.cli.common import (
     answers,
+    below,
     config_file,
     config_option,
     filled,
@@ -133,11 +133,7 @@ def _for_people(event: dict[str, Any], width: int = 0) -> str:
     line = "  ".join([head.format(f"{shown:<9}"), *parts])
     if not width or len(line) <= width:
         return "  ".join([head.format(name), *parts])
-    below = (
-        textwrap.fill(part, width, initial_indent="    ", subsequent_indent="      ")
-        for part in parts
-    )
-    return "\n".join([head.format(name), *below])
+    return "\n".join([head.format(name), *(below(part, width) for part in parts)])
 
 
 def again_text(event: dict[str, Any]) -> str:

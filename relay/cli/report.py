@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -14,6 +15,7 @@ import click
 from relay.admin.report import Summary, count_of_json, csv_lines, summary_of
 from relay.cli.common import (
     answers,
+    below,
     config_file,
     config_option,
     filled,
@@ -124,12 +126,13 @@ def _show(
         click.echo(f"    {time_text(first)} to {time_text(last_end)}: {number:,} done")
     click.echo(f"\nExceptions: {summary.exceptions:,}")
     shown = 0
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
     for one in listed:
         shown += 1
         at = time_text(datetime.fromisoformat(one["at"]))
         domains = f"{printable(one['sender-domain'])} → {printable(one['recipient-domain'])}"
         click.echo(f"  {at}  {one['result']}  {domains}")
-        click.echo(f"    {printable(one['description'])}")
+        click.echo(below(printable(one["description"]), width))
         click.echo(f"    log id {one['id']}")
     if shown < summary.exceptions:
         click.echo(

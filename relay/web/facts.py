@@ -100,10 +100,15 @@ def _asked(policy: Fields) -> Iterator[str]:
 def setting_text(policy: Fields) -> str:
     """Both settings with who spoke for them."""
     return ", ".join(
-        f"{name.replace('-', '_')}: {'true' if policy[name] else 'false'}"
-        f" ({policy[f'{name}-source']})"
+        f"{name.replace('-', '_')}: {'true' if policy[name] else 'false'} ({_spoke(policy, name)})"
         for name in ("require-tls", "skip-verification")
     )
+
+
+def _spoke(policy: Fields, name: str) -> str:
+    """`domain legal.example`: who spoke for a setting, and by which rule."""
+    source, rule = policy[f"{name}-source"], policy.get(f"{name}-rule", "")
+    return source if rule in ("", source) else f"{source} {rule}"
 
 
 def _routing(routing: Fields | None) -> Pairs:

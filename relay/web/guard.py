@@ -87,7 +87,7 @@ class Guard:
                 "This relay is not known under the name in the address. "
                 "Name it under admin.web.hosts if it is one of its own.",
             )
-        if not is_tls(request) and not _is_loopback(request) and not self.state.options().insecure:
+        if is_readable_on_the_way(request) and not self.state.options().insecure:
             raise Refused(
                 403,
                 "The page is shown over HTTPS only, except on the machine itself: "
@@ -170,6 +170,11 @@ def is_tls(request: web.Request) -> bool:
     """Whether the request came over TLS to us."""
     transport = request.transport
     return transport is not None and transport.get_extra_info("ssl_object") is not None
+
+
+def is_readable_on_the_way(request: web.Request) -> bool:
+    """Whether others can read what this browser and the relay tell each other."""
+    return not is_tls(request) and not _is_loopback(request)
 
 
 def cookie_name(request: web.Request) -> str:

@@ -24,7 +24,14 @@ from relay.mail.printable import printable
 from relay.queue.queue_id import arrival_of
 from relay.queue.store import SpoolError
 from relay.web.answers import CountedQueue, Forecasts
-from relay.web.guard import Guard, Refused, Visitor, cookie_name, is_tls
+from relay.web.guard import (
+    Guard,
+    Refused,
+    Visitor,
+    cookie_name,
+    is_readable_on_the_way,
+    is_tls,
+)
 from relay.web.jobs import Jobs
 from relay.web.live import Live
 from relay.web.pages import (
@@ -212,7 +219,20 @@ async def _guarded(
 
 
 async def _login_form(site: Site, request: web.Request) -> web.StreamResponse:
-    return site.page("login.html", None, next=_local(request.query.get("next", "")), wrong=False)
+    return _login_page(site, request, _local(request.query.get("next", "")))
+
+
+def _login_page(
+    site: Site, request: web.Request, following: str, *, status: int = 200
+) -> web.Response:
+    return site.page(
+        "login.html",
+        None,
+        status=status,
+        next=following,
+        wrong=status != 200,
+        is_readable=is_readable_on_the_way(request),
+    )
 
 
 async def _login(site: Site, request: web.Request) -> web.StreamResponse:
@@ -220,7 +240,7 @@ async def _login(site: Site, request: web.Request) -> web.StreamResponse:
     following = _local(form.get("next", ""))
     token = await site.guard.sign_in(request, form.get("name", ""), form.get("password", ""))
     if token is None:
-        return site.page("login.html", None, status=401, next=following, wrong=True)
+        return _login_page(site, request, following, status=401)
     response = site.secured(web.Response(status=303, headers={"Location": following or "/"}))
     response.set_cookie(
         cookie_name(request),
@@ -283,6 +303,7 @@ def _environment() -> Environment:
         "when": _when,
         "number": lambda value: f"{value:,}",
         "size": _size,
+        "utc": lambda at: f"{at.astimezone(UTC):%Y-%m-%d %H:%M} UTC",
         "percent": lambda value: f"{value:.1%}",
         "path": lambda text: quote(str(text), safe=""),
         "moment": lambda at: datetime.fromtimestamp(at / 1_000_000, UTC),

@@ -111,13 +111,4 @@ def _add_item(story: Story, item: Fields) -> None:
         due = said["next-attempt"]
         one.next_attempt = datetime.fromisoformat(due) if due else None
         if rule := rules.get(said["address"]):
-            one.policy = _rule_text(rule)
-
-
-def _rule_text(rule: Fields) -> str:
-    parts = []
-    for name in ("require-tls", "skip-verification"):
-        source, named = rule[f"{name}-source"], rule[f"{name}-rule"]
-        who = source if named in ("", source) else f"{source} {named}"
-        parts.append(f"{name.replace('-', '_')}: {'true' if rule[name] else 'false'} ({who})")
-    return ", ".join(parts)
+            one.policy = setting_text(rule)

@@ -406,7 +406,7 @@ def _message(message: QueuedMessage) -> Fields:
 
 def _policy(message: QueuedMessage, settings: TlsSettings) -> Fields:
     require, skip = settings.require_tls, settings.skip_verification
-    return {
+    fields = {
         "require-tls": require.value,
         "skip-verification": skip.value,
         "require-tls-source": require.source.value,
@@ -414,6 +414,10 @@ def _policy(message: QueuedMessage, settings: TlsSettings) -> Fields:
         "requiretls": message.requiretls,
         "tls-required-no": message.tls_required_no,
     }
+    for name, setting in (("require-tls-rule", require), ("skip-verification-rule", skip)):
+        if setting.rule not in ("", setting.source.value):
+            fields[name] = _text(setting.rule)
+    return fields
 
 
 def _policies(message: QueuedMessage, recipients: Sequence[QueuedRecipient]) -> Fields:

@@ -27,7 +27,7 @@ _LITTLE_ROOM_BYTES = 1024 * 1024 * 1024
 
 _NO_DANE = (
     "The name servers do not validate DNSSEC, so DANE protects no mail:"
-    " name one that does (resolver.nameservers), or say policy.dane: ignore."
+    " run a validating resolver on this machine (resolver.trust_ad), or say policy.dane: ignore."
 )
 _LAG_EVENTS = 10_000
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import json
 from datetime import timedelta
 from typing import Any
+from unittest.mock import create_autospec
 
 import pytest
+from aiohttp.test_utils import make_mocked_request
 
 from relay.queue.entry import State
 from relay.queue.store import EventFilter
+from relay.web.guard import Refused, cookie_name, is_readable_on_the_way
 from relay.web.options import Role, WebOptions, WebUser
 from relay.web.sessions import Sessions
 from tests.fakes.page import LATER, NOW, PASSWORD, USERS, PageRig
@@ -257,3 +261,35 @@ def test_sessions_are_bounded_and_kept_as_digests() -> None:
     assert [sessions.find(token, NOW) is not None for token in tokens] == [False] * 5 + [True] * 20
     assert not any(token in repr(vars(sessions)) for token in tokens)
     assert len(set(tokens)) == 25
+
+
+@pytest.mark.parametrize(
+    ("remote", "in_tls", "insecure", "is_shown"),
+    [
+        ("127.0.0.1", False, False, True),
+        ("::1", False, False, True),
+        ("::ffff:127.0.0.1", False, False, True),
+        ("192.0.2.9", False, False, False),
+        ("::ffff:192.0.2.9", False, False, False),
+        ("2001:db8::9", False, False, False),
+        ("192.0.2.9", True, False, True),
+        ("192.0.2.9", False, True, True),
+    ],
+)
+async def test_page_over_plain_http_is_for_this_machine_unless_the_operator_says_otherwise(
+    rig: PageRig, remote: str, in_tls: bool, insecure: bool, is_shown: bool
+) -> None:
+    rig.options = WebOptions(users=USERS, insecure=insecure)
+    wire = {"peername": (remote, 4711), "ssl_object": object() if in_tls else None}
+    transport = create_autospec(asyncio.Transport, instance=True)
+    transport.get_extra_info.side_effect = lambda name, default=None: wire.get(name, default)
+    request = make_mocked_request("GET", "/", {"Host": "localhost"}, transport=transport)
+    if is_shown:
+        rig.site.guard.check_way(request)
+    else:
+        with pytest.raises(Refused, match="over HTTPS only"):
+            rig.site.guard.check_way(request)
+    assert cookie_name(request) == ("__Host-relay" if in_tls else "relay")
+    assert is_readable_on_the_way(request) is (
+        not in_tls and "127" not in remote and remote != "::1"
+    )
