@@ -1,1 +1,1 @@
-"""We hand mail on: attempts at hosts, connections, and the scheduler that paces them."""
+"""Delivers mail: attempts at hosts, connections, and the scheduler that paces them."""

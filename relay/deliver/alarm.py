@@ -10,7 +10,7 @@ __all__ = ["Alarm"]
 
 _SHORTEST_SECONDS = 0.05
 _LONGEST_SECONDS = 60.0
-"""A wall clock may be set while the loop sleeps."""
+"""The longest sleep, because the wall clock may be set meanwhile."""
 
 
 class Alarm:
@@ -28,7 +28,7 @@ class Alarm:
         self._rung.set()
 
     def quiet(self) -> None:
-        """The loop is awake: what rang before does not count any more."""
+        """The loop is awake: earlier calls of `ring` no longer count."""
         self._rung.clear()
 
     async def wait(self) -> None:
@@ -36,7 +36,7 @@ class Alarm:
         await self._rung.wait()
 
     def stop(self) -> None:
-        """Expect nothing any more."""
+        """Drop the moments given to `expect`."""
         self._is_stopped = True
         if self._timer is not None:
             self._timer.cancel()

@@ -1,6 +1,6 @@
-"""What a host's certificate says of itself, believed or not. Pure.
+"""The contents of a host's certificate, verified or not. Pure.
 
-Hosts show one certificate again and again, so what it says is read once.
+A host shows the same certificate many times, so it is read once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _REMEMBERED = 256
 
 @lru_cache(maxsize=_REMEMBERED)
 def facts_of(der: bytes) -> CertificateFacts | None:
-    """What it says, None where it cannot be read: anybody may send anything."""
+    """The contents; None where the certificate cannot be read."""
     try:
         certificate = load(der)
         return CertificateFacts(

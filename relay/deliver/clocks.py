@@ -14,10 +14,10 @@ logger = logging.getLogger(__name__)
 
 
 class Clocks:
-    """Both clocks, looked at again and again. `on_set` is called after the wall clock was set.
+    """Compares both clocks repeatedly. `on_set` is called after the wall clock was set.
 
-    `was_set_back`: the queue does not know yet that the wall clock was set back. `last_look`: None
-    before the first.
+    `was_set_back`: the wall clock was set back and the queue does not know it yet. `last_look`:
+    when the clocks were last compared, None before the first time.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class Clocks:
         self._on_set = on_set
 
     def steady_since(self) -> datetime:
-        """Look at both clocks: since when the wall clock has kept pace with the other one."""
+        """Compare both clocks; returns since when they have run at the same pace."""
         before = self.last_look
         self.last_look = now = watch(before, wall=self.now(), monotonic=self.monotonic())
         if before is not None and now.steady_since != before.steady_since:

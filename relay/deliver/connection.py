@@ -1,17 +1,17 @@
 """One connection to one address of a mail host: the dialogue of RFC 5321 from the client's side.
 
-aiosmtplib's protocol carries it (transport, flow control, STARTTLS with the bytes of before
-thrown away); the reading of replies is ours, because a group of commands that went out together
-(RFC 2920) has several replies outstanding, and each has to be credited to its own command. A
-line nobody asked for is never credited to anything: the connection is broken, and said so.
+aiosmtplib's protocol does the transport, the flow control, and STARTTLS, which discards earlier
+bytes. `relay.deliver.protocol` reads the replies: a group of commands that went out together (RFC
+2920) has several replies outstanding, and each belongs to its own command. An unsolicited line
+belongs to no command: it makes the connection unusable.
 
-Nothing is looked up, parsed or decided here. `open` connects to the address it is given,
-`secure` says what became of TLS (a `TlsResult`), `transact` brings home one `Answer` for each
-recipient, whatever happens on the way. What the library or the system raises ends here, as
-`SessionBroken` with an `Answer`.
+This module looks nothing up and decides nothing. `open` connects to the given address, `start_tls`
+and `begin_in_tls` return the result of TLS (a `TlsResult`), and `transact` always returns one
+`Answer` for each recipient. Exceptions of the library and of the system become `SessionBroken`
+with an `Answer`.
 
-Each wait has its own limit (RFC 5321 §4.5.3.2). The one for content is about progress: a
-slow host is no dead host.
+Each wait has its own limit (RFC 5321 §4.5.3.2). The limit for content counts from the last
+progress, so that a slow host is not taken for a dead one.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ from relay.route.security import Situation
 __all__ = ["Connection", "SessionBroken", "TlsResult"]
 
 _GLANCE = 0.5
-"""Between two looks at how far a host has read what it is to answer, in seconds."""
+"""Seconds between two checks of how much a host has read."""
 
 _NO_NAME = "no name that a certificate could be for"
 
 
 class SessionBroken(Exception):
-    """The session came to an end: at a stage, by a reply we cannot go on from or without one."""
+    """The session has ended at a stage, because of a reply or without one."""
 
     def __init__(self, answer: Answer) -> None:
         super().__init__(answer)
@@ -69,8 +69,10 @@ class SessionBroken(Exception):
 
 @dataclass(frozen=True, slots=True)
 class TlsResult:
-    """What became of TLS with a host. `error`: in its own words, or the peer's. `fault`: what a
-    policy of the recipient's domain has against its certificate.
+    """The result of TLS with a host.
+
+    `error`: the text of the error, or of the peer. `fault`: the fault of the certificate under a
+    policy of the recipient's domain.
     """
 
     situation: Situation
@@ -82,8 +84,8 @@ class TlsResult:
 class Connection:
     """A session with a host, from the connect to QUIT. Used by one delivery at a time.
 
-    `must_encrypt`: nothing of a message or of a password may be said before TLS. The table of TLS
-    rules sees to that; the guard here is for the day it does not. `local_ip`: our own address.
+    `must_encrypt`: no part of a message or password may be sent before TLS. The table of TLS rules
+    ensures that; the check here is a second guard. `local_ip`: the relay's address.
     """
 
     def __init__(
@@ -113,7 +115,7 @@ class Connection:
 
     @classmethod
     async def open(cls, host: Host, *, hostname: str, timeouts: Timeouts) -> Connection:
-        """Connect to exactly this address; nothing is said yet."""
+        """Connect to exactly this address; no command is sent yet."""
         loop = asyncio.get_running_loop()
         opened_at = loop.time()
         resumption = Resumption()
@@ -132,29 +134,29 @@ class Connection:
 
     @property
     def is_usable(self) -> bool:
-        """Whether another transaction may begin: connected, and nothing came that nobody asked for."""
+        """Whether another transaction may begin: it is connected and no unsolicited text came."""
         return self._wire.is_quiet
 
     @property
     def secured(self) -> TlsResult:
-        """What became of TLS, on a connection that is in TLS."""
+        """The result of TLS, on a connection in TLS."""
         return TlsResult(Situation.SECURED, fault=self._verdict.fault)
 
     @property
     def kept_session(self) -> KeptSession | None:
-        """What a later connection may resume. With TLS 1.3 it comes after the handshake."""
+        """The TLS session that a later connection may resume; TLS 1.3 sends it late."""
         session = self._wire.ssl_object.session if self.hop.tls else None
         return KeptSession(session, self._verdict) if session is not None else None
 
     async def greet(self) -> None:
-        """Hear the greeting and say EHLO, or HELO to a host that knows no better (RFC 5321 §3.2)."""
+        """Read the greeting and send EHLO, or HELO to a host without EHLO (RFC 5321 §3.2)."""
         greeting = await self._hear(Stage.GREETING, self._seconds.greeting)
         if not Answer(Stage.GREETING, greeting).is_positive:
             self._give_up(Stage.GREETING, greeting)
         await self.say_hello()
 
     async def say_hello(self) -> None:
-        """EHLO: what the host offers from here on. HELO offers nothing."""
+        """Send EHLO and note the extensions that the host offers; after HELO there are none."""
         name = self._hostname.encode("ascii", "replace")
         reply = await self._command(b"EHLO " + name, Stage.EHLO)
         if 200 <= reply.code < 300:
@@ -167,9 +169,7 @@ class Connection:
             self._give_up(Stage.EHLO, reply)
 
     async def start_tls(self, handshake: Handshake) -> TlsResult:
-        """STARTTLS, the handshake, and EHLO anew: nothing said in clear counts any more (RFC 3207
-        §4.2).
-        """
+        """STARTTLS, the handshake, and a new EHLO, which replaces earlier facts (RFC 3207 §4.2)."""
         if not self.offers.starttls:
             return TlsResult(Situation.NOT_OFFERED, "STARTTLS not offered")
         if handshake.verifies and handshake.server_name is None:
@@ -191,7 +191,7 @@ class Connection:
         return await self._go_on_in_tls(handshake, self.say_hello)
 
     async def begin_in_tls(self, handshake: Handshake) -> TlsResult:
-        """TLS before the first word (RFC 8314 §3.3), then the greeting and EHLO."""
+        """Implicit TLS (RFC 8314 §3.3), then the greeting and EHLO."""
         if handshake.verifies and handshake.server_name is None:
             return TlsResult(Situation.UNVERIFIED, _NO_NAME)
         try:
@@ -208,7 +208,7 @@ class Connection:
     async def _go_on_in_tls(
         self, handshake: Handshake, begin: Callable[[], Awaitable[None]]
     ) -> TlsResult:
-        """Judge what the host showed; a host that is not who it should be hears nothing more."""
+        """Judge the certificate; a host that does not prove enough gets no further command."""
         session, resumed = self._wire.ssl_object, self.resumption.kept_session
         if resumed is not None and session.session_reused:
             verdict = resumed.verdict
@@ -243,7 +243,7 @@ class Connection:
             self._give_up(Stage.AUTH, reply)
 
     async def transact(self, transaction: Transaction, content: Content) -> dict[int, Answer]:
-        """Hand one message over: the answer for each recipient, the last that the host gave."""
+        """Send one message. Returns the host's last answer for each recipient."""
         if self.must_encrypt and not self.hop.tls:
             raise AssertionError("a message that needs TLS over a session without it")
         answers: dict[int, Answer] = {}
@@ -265,7 +265,7 @@ class Connection:
         return answers
 
     def quit(self) -> None:
-        """Say QUIT and go; the result never waits for what the host says to that."""
+        """Send QUIT and close, without waiting for its reply."""
         self._wire.quit()
 
     def abort(self) -> None:
@@ -306,7 +306,7 @@ class Connection:
             self.abort()
 
     def _exchange(self, transaction: Transaction) -> Callable[[bytes, Stage], Awaitable[Reply]]:
-        """How a command gets its reply: each in its turn, or all said at once (RFC 2920 §3.1)."""
+        """A function that returns the reply to a command, pipelined or not (RFC 2920 §3.1)."""
         if not self.offers.pipelining:
             return self._say_and_hear
         self._say([transaction.mail, *transaction.rcpts.values(), b"DATA"], Stage.MAIL)
@@ -320,9 +320,7 @@ class Connection:
         return self._hold(await self._hear(stage, self._seconds.command), stage)
 
     async def _forget_the_last(self) -> None:
-        """RSET, after a transaction that came to no content. Without it the next MAIL would be
-        refused.
-        """
+        """RSET after a transaction without content; without it the next MAIL would be refused."""
         reply = await self._command(b"RSET", Stage.MAIL)
         if not 200 <= reply.code < 300:
             self._lose(Stage.MAIL, Garbled(f"answered RSET with {reply}"))
@@ -331,7 +329,7 @@ class Connection:
     def _hold(self, reply: Reply, stage: Stage) -> Reply:
         """The reply, if the session goes on after it.
 
-        421 ends it wherever it comes (RFC 5321 §3.8), and so does what is no answer to the command.
+        421 ends it at any stage (RFC 5321 §3.8); so does a reply that cannot answer the command.
         """
         if stage is Stage.DATA:
             fits = reply.code == 354 or reply.code >= 400
@@ -360,7 +358,7 @@ class Connection:
         return await self._final_answer()
 
     async def _send_pieces(self, content: Content, stuffer: DotStuffing) -> bool:
-        """The content without the final dot; whether the host let us come to its end."""
+        """Send the content without the final dot. Returns whether the host let it be completed."""
         async with aclosing(pieces(content)) as every:
             async for piece in every:
                 self._write(stuffer.stuff(piece))
@@ -370,9 +368,7 @@ class Connection:
         return True
 
     def _early_answer(self) -> Answer:
-        """What a host said before the final dot. Whatever it is, what we send now would be commands
-        to it.
-        """
+        """The reply of a host before the final dot. It may take further octets for commands."""
         reply = self._wire.take_reply()
         self.abort()
         if reply.code >= 400:
@@ -380,7 +376,7 @@ class Connection:
         return Answer(Stage.CONTENT, None, f"answered before the final dot: {reply}")
 
     async def _send_nothing(self) -> Answer:
-        """A lone dot to a host that refused all recipients and still said 354 (RFC 2920 §3.1)."""
+        """Send a single dot: the host refused all recipients and still sent 354 (RFC 2920 §3.1)."""
         self._expect_silence(Stage.CONTENT)
         self._wire.expect_reply()
         self._write(b".\r\n")
@@ -400,10 +396,9 @@ class Connection:
             self._lose(Stage.CONTENT, error)
 
     async def _final_answer(self) -> Answer:
-        """The answer to the final dot. Its time begins when the host has read what we sent.
+        """The answer to the final dot. Its time begins when the host has read all that was sent.
 
-        The system may hold megabytes that a slow host has still to fetch; while it does, it is
-        alive.
+        The system may still hold megabytes for a slow host; a host that fetches them is alive.
         """
         glance = min(_GLANCE, self._seconds.data_block)
         if await self._wait_through(glance):
@@ -425,8 +420,8 @@ class Connection:
     async def _wait_through(self, seconds: float) -> bool:
         """Wait for the answer to the final dot, cancelled or not.
 
-        The message may be taken already, and nobody else will ever hear of it; who cancels us is
-        told by `was_cancelled` that it happened.
+        The host may have taken the message already, and only this reply says so. `was_cancelled`
+        tells the caller that it was cancelled meanwhile.
         """
         loop = asyncio.get_running_loop()
         ends = loop.time() + seconds

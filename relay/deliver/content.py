@@ -1,4 +1,4 @@
-"""A message's content on its way out: whole, or in pieces from where it lies."""
+"""A message's content on its way out: in one piece, or in pieces from the store."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 __all__ = ["PIECE_BYTES", "Content", "ContentBroken", "beginning", "pieces"]
 
 Content = bytes | Callable[[], AsyncIterator[bytes]]
-"""A message's content: whole, or in pieces."""
+"""A message's content: in one piece, or in several."""
 
 PIECE_BYTES = 64 * 1024
-"""Content goes out, and is converted, in pieces of this size: progress can be seen, and others have
-their turn.
+"""The size of the pieces in which content is sent and converted.
+
+So the progress is visible, and other sessions get their turn.
 """
 
 
 class ContentBroken(Exception):
-    """The content could not be read to its end: our trouble, not the host's."""
+    """The content could not be read to its end: the relay's trouble, not the host's."""
 
 
 async def pieces(content: Content) -> AsyncGenerator[bytes]:
@@ -30,8 +31,8 @@ async def pieces(content: Content) -> AsyncGenerator[bytes]:
             for piece in _slices(chunk):
                 yield piece
     except Exception as error:
-        # Whatever it is, half a message must not look whole, and what other recipients were told
-        # stands.
+        # After any error, half a message must not look complete, and the answers for other
+        # recipients stay.
         raise ContentBroken(str(error) or type(error).__name__) from error
 
 

@@ -1,19 +1,18 @@
 """What a reply, or the lack of one, means for the recipients it concerns.
 
-Every judgement between "later" and "never" is made in this module, so that it can be
-read in one place and tested as a table. (How secure a session has to be is another
-judgement: `relay.route.security`.)
+This module decides between "later" and "never", so that the rules can be read in one place
+and tested as a table. (`relay.route.security` decides how secure a session has to be.)
 
     what happened                          another host left    last host
     no connection, timeout, lost, garbled  next host            Deferred 4.4.1 or 4.4.2
     5yz to the greeting, EHLO or AUTH      next host            Deferred
     4yz to anything                        next host            Deferred
     5yz to MAIL, RCPT, DATA or content     Bounced              Bounced
-    552 to RCPT, not about a size          as 452               as 452        RFC 5321 §4.5.3.1.10
-    2yz to the final dot                   Delivered            Delivered     by its first digit, §4.3.2
-    silence or garbage after it            Deferred, in doubt   Deferred, in doubt        RFC 1047
-    5yz in clear that asks for TLS         next host            Deferred 4.7.5            RFC 3207 §4
-    what the host cannot take              next host            Bounced 5.3.4 5.6.x, if no host can
+    552 to RCPT, not about a size          as 452               as 452 (RFC 5321 §4.5.3.1.10)
+    2yz to the final dot                   Delivered            Delivered (first digit, §4.3.2)
+    silence or garbage after it            Deferred, in doubt   Deferred, in doubt (RFC 1047)
+    5yz in clear that asks for TLS         next host            Deferred 4.7.5 (RFC 3207 §4)
+    a message the host cannot take         next host            Bounced 5.3.4 5.6.x, if no host can
 
 A reply is judged by its first digit; its enhanced status is kept where its class
 agrees with the code (RFC 2034 §4), and is X.0.0 where there is none.
@@ -77,9 +76,9 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a host let us know at a stage: a reply, or the lack of one with the error's own text.
+    """A host's reply at a stage, or its absence, with the text of the error.
 
-    `ours`: the host is not to blame, we broke off.
+    `ours`: the relay broke off; the host is not at fault.
     """
 
     stage: Stage
@@ -95,7 +94,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class CannotBeSent:
-    """What the host said it cannot take, so that we did not try: a status and a sentence."""
+    """Why the host cannot take a recipient or message, so that it was not tried."""
 
     status: str
     text: str
@@ -104,8 +103,9 @@ class CannotBeSent:
 _NOT_ABOUT_THE_MESSAGE = frozenset(
     {Stage.GREETING, Stage.EHLO, Stage.STARTTLS, Stage.HANDSHAKE, Stage.AUTH}
 )
-"""A refusal here is about us or the host and not about this message: another host may take it, or
-later.
+"""A refusal at one of these stages is about the relay or the host, and not about the message.
+
+Another host may take the message, or the same host later.
 """
 
 _TOO_MANY_RECIPIENTS = frozenset({"", ".0.0", ".5.0", ".5.3"})
@@ -126,7 +126,7 @@ _MOST_TEXT = 2000
 def judge(
     answer: Answer, host: Host, session: HopSession | None = None, *, dsn_passed_on: bool = False
 ) -> Outcome:
-    """What an answer means for the recipient it concerns, were this host the last one."""
+    """The outcome for a recipient after an answer, if this host is the last one."""
     if answer.ours:
         return _broken_off(answer, host, session)
     if answer.reply is None or not _is_an_answer_to(answer.stage, answer.reply):
@@ -145,17 +145,17 @@ def judge(
 
 
 def is_temporary(answer: Answer) -> bool:
-    """Whether what is not positive may be positive another time."""
+    """Whether an answer that is not positive may be positive later."""
     if answer.reply is None or answer.reply.code < 500:
         return True
     return answer.stage in _NOT_ABOUT_THE_MESSAGE or _is_as_452(answer.stage, answer.reply)
 
 
 def worth_another_host(answer: Answer) -> bool:
-    """Whether the next host is to be asked about this recipient in the same attempt.
+    """Whether the same attempt tries the next host for this recipient.
 
-    Not after the final dot without an answer: the host may have taken the message, and another
-    would take it a second time (RFC 5321 §4.5.4.2, RFC 1047).
+    It does not after the final dot without an answer: the host may have taken the message, and
+    another host would take it a second time (RFC 5321 §4.5.4.2, RFC 1047).
     """
     in_doubt = answer.stage is Stage.FINAL_DOT and (
         answer.reply is None or not _is_an_answer_to(answer.stage, answer.reply)
@@ -253,17 +253,17 @@ def for_now(bounced: Bounced) -> Deferred:
 
 
 def another_may_take(what: CannotBeSent) -> bool:
-    """Whether it is about this host. An address that cannot be said safely is said to nobody."""
+    """Whether another host may take it. An unsafe address is sent to no host."""
     return not what.status.startswith(_ABOUT_AN_ADDRESS)
 
 
 def cannot_take(what: CannotBeSent, host: Host, session: HopSession | None) -> Bounced:
-    """The outcome of a message a host said beforehand it cannot take."""
+    """The outcome of a message that a host cannot take according to its extensions."""
     return Bounced(what.status, Code.NONE, "", f"{_named(host)} {what.text}", session)
 
 
 def shown(reply: Reply) -> str:
-    """A reply's status and text, as the peer gave them, of a length fit to be kept."""
+    """A reply's status and text, cut to the length that is kept."""
     text = f"{reply.status} {reply.text}" if reply.status else reply.text
     return text if len(text) <= _MOST_TEXT else text[: _MOST_TEXT - 1] + "…"
 
@@ -277,15 +277,15 @@ def host_line(host: Host, outcome: Outcome) -> str:
 def with_hosts(
     outcome: Outcome, lines: tuple[str, ...], earlier: tuple[HopSession, ...] = ()
 ) -> Outcome:
-    """The outcome, with what the other hosts had said, and the sessions with them."""
+    """The outcome, with the lines about the other hosts and the sessions with them."""
     return replace(outcome, hosts=lines, earlier=earlier) if lines else outcome
 
 
 def _unanswered(answer: Answer, host: Host, session: HopSession | None) -> Deferred:
-    """A timeout, a lost connection, or something that is no answer to what we said.
+    """The outcome after a timeout, a lost connection, or an invalid answer.
 
-    After the final dot we cannot know whether the host took the message. Trying again may deliver
-    it twice; giving up may lose it (RFC 1047, RFC 5321 §6.1). We try again.
+    After the final dot the relay cannot know whether the host took the message. Another attempt may
+    deliver it twice; no attempt may lose it (RFC 1047, RFC 5321 §6.1). The relay tries again.
     """
     error = answer.error or f"unexpected reply {answer.reply}"
     if answer.stage is Stage.CONNECT:
@@ -300,17 +300,13 @@ def _unanswered(answer: Answer, host: Host, session: HopSession | None) -> Defer
 
 
 def _broken_off(answer: Answer, host: Host, session: HopSession | None) -> Deferred:
-    """Our own failure in the middle of a session: nobody's refusal. The host never saw the final
-    dot.
-    """
+    """The outcome after the relay's own failure in a session, before the final dot."""
     text = f"sending to {_named(host)} was broken off at {answer.stage} by us: {answer.error}"
     return Deferred("4.3.0", Code.NONE, "", text, session)
 
 
 def _is_an_answer_to(stage: Stage, reply: Reply) -> bool:
-    """Whether a reply settles anything at a stage. A message is taken at the final dot and nowhere
-    before.
-    """
+    """Whether a reply is valid at a stage. Only a reply to the final dot accepts a message."""
     return reply.code >= 400 or (stage is Stage.FINAL_DOT and 200 <= reply.code < 300)
 
 

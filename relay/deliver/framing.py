@@ -1,8 +1,8 @@
 """The bytes of SMTP as a client sees them: replies in, content out. No I/O.
 
-`ReplyReader` takes replies out of a stream, however it is cut (RFC 5321 §4.2), in
-bounded memory: a peer may send anything, and what is not a reply is `Garbled`.
-`DotStuffing` makes content fit for DATA (RFC 5321 §4.5.2), piece by piece.
+`ReplyReader` reads replies from a stream that is cut anywhere (RFC 5321 §4.2), in
+bounded memory. Text that is no reply raises `Garbled`. `DotStuffing` prepares content
+for DATA (RFC 5321 §4.5.2), piece by piece.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from relay.mail.reply import Reply, parse_reply
 __all__ = ["MAX_LINE_BYTES", "MAX_REPLY_BYTES", "DotStuffing", "Garbled", "ReplyReader"]
 
 MAX_LINE_BYTES = 8 * 1024
-"""RFC 5321 §4.5.3.1.5 allows 512; real hosts have said more."""
+"""RFC 5321 §4.5.3.1.5 allows 512; real hosts send more."""
 
 MAX_REPLY_BYTES = 32 * 1024
 """All lines of one reply."""
 
 
 class Garbled(Exception):
-    """What the peer sent is no reply. `str()` says what was wrong, for a person."""
+    """The peer's text is no reply. `str()` says what is wrong, for a person."""
 
 
 class ReplyReader:
-    """Takes replies out of `buffer`, which its owner fills (and may empty between two replies)."""
+    """Reads replies from `buffer`, which its owner fills (and may empty between two replies)."""
 
     def __init__(self) -> None:
         self.buffer = bytearray()
@@ -34,7 +34,7 @@ class ReplyReader:
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is no byte that belongs to no reply taken yet."""
+        """Whether all bytes that came belong to replies that were taken."""
         return not self.buffer and not self._lines
 
     def reset(self) -> None:
@@ -43,10 +43,10 @@ class ReplyReader:
         self._lines, self._code, self._bytes, self._garbled = [], b"", 0, None
 
     def take(self) -> Reply | None:
-        """The next reply if all of it is there. Raises `Garbled` on what cannot become one, and
-        ever after:
+        """The next reply, if all of it has come.
 
-        which command the next line would belong to, nobody knows.
+        Raises `Garbled` for text that cannot become a reply, and at each later call: it would be
+        unknown which command the next line belongs to.
         """
         if self._garbled is not None:
             raise self._garbled
@@ -83,7 +83,7 @@ class ReplyReader:
             return None
         line = bytes(self.buffer[:end])
         del self.buffer[: end + 1]
-        # An empty line counts too, so that no endless reply is free.
+        # An empty line counts too, so that no reply is endless.
         self._bytes += length + 1
         return line.rstrip(b" \t\r")
 
@@ -100,10 +100,10 @@ def _shown(line: bytes) -> str:
 
 
 class DotStuffing:
-    """Content as it goes after DATA. The content has CRLF line ends and nothing else.
+    """Adds dots to content for DATA. The content must have CRLF line ends.
 
-    Should a bare CR or LF have got in all the same, a dot after it is doubled too: no host,
-    whatever it takes for a line end, may find the end of the data inside it.
+    A dot after a bare CR or LF is doubled too, as a second guard: a host that takes these for line
+    ends must not find the end of the data inside the content.
     """
 
     def __init__(self) -> None:
@@ -115,11 +115,11 @@ class DotStuffing:
             return piece
         starts_with_dot = piece[:1] == b"." and self._last_two[-1:] in (b"\r", b"\n")
         self._last_two = (self._last_two + piece[-2:])[-2:]
-        # One octet is looked for much faster than two, and encoded content has no dots.
+        # A search for one octet is much faster than for two, and encoded content has no dots.
         if b"." in piece:
             piece = piece.replace(b"\n.", b"\n..").replace(b"\r.", b"\r..")
         return b"." + piece if starts_with_dot else piece
 
     def end(self) -> bytes:
-        """What ends the data: the final dot, on a line of its own."""
+        """The final dot, on a line of its own."""
         return b".\r\n" if self._last_two == b"\r\n" else b"\r\n.\r\n"

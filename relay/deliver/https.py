@@ -1,13 +1,13 @@
-"""Requests to web servers that a recipient's domain names: for its MTA-STS policy, with its report. †
+"""HTTPS requests to the servers of recipients' domains: to get a policy, to send a report. †
 
-What is asked of the server is what is asked of a mail host that has to be verified: a chain to a
-trusted root, in date, the name in the certificate, TLS of `tls.min_version`. Its address is looked
-up once, by our own resolver, judged by the rules for mail hosts, and connected to as it was judged.
-Nothing is redirected, kept by a cache, or sent through a proxy.
+The server has to prove the same as a verified mail host: a valid chain to a trusted root, the name
+in the certificate, TLS of `tls.min_version`. The relay's own resolver looks its address up once,
+the rules for mail hosts judge it, and the relay connects to exactly that address. Redirects,
+caches and proxies are not used.
 
-A server is somebody's machine, and many domains may be on one. At most `at_once` requests are under
-way, a few of them at one address, and an address that takes no connection fails all its domains at
-once for a while: otherwise a dead server of a thousand domains would take every place, for hours.
+Many domains may share one server. At most `at_once` requests are under way, a few of them at one
+address. An address that accepts no connection fails for all its domains for a while: otherwise a
+dead server of a thousand domains would use every place for hours.
 """
 
 from __future__ import annotations
@@ -43,8 +43,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class NoAnswer:
-    """Why there is none. `reason`: a sentence for a person. `is_untrusted`: the server is not known
-    for who it should be.
+    """Why there is no answer.
+
+    `reason`: a sentence for a person. `is_untrusted`: the server's certificate is not valid.
     """
 
     reason: str
@@ -52,8 +53,9 @@ class NoAnswer:
 
 
 class HttpsClient:
-    """`judge`: why an address and port must not be connected to, None where it may be. `timeout`: of
-    a whole request.
+    """`judge`: why the relay must not connect to an address and port, None where it may.
+
+    `timeout`: the limit for a complete request.
     """
 
     def __init__(
@@ -85,17 +87,17 @@ class HttpsClient:
         headers: Mapping[str, str],
         body: bytes | None = None,
     ) -> T | NoAnswer:
-        """What `read` makes of the answer to GET, or to POST with a body.
+        """What `read` returns for the answer to GET, or to POST with a body.
 
-        Errors of aiohttp and the system become `NoAnswer`. The port of the URL is passed over: it
-        is always ours.
+        Errors of aiohttp and the system become `NoAnswer`. The port of the URL is ignored: the
+        relay always uses its own.
         """
         host = url.host or ""
         addresses = await self._addresses(host)
         if isinstance(addresses, NoAnswer):
             return addresses
         at_address = self._at_address.setdefault(addresses[0], asyncio.Semaphore(_AT_ONE_ADDRESS))
-        # The address first: who waits for one that is slow holds no place of the others.
+        # The address first: a caller that waits for a slow look-up holds no place of the others.
         async with at_address, self._places:
             dead = self._dead.get(addresses[0], now=self._clock())
             if dead is not None:
@@ -103,7 +105,7 @@ class HttpsClient:
             return await self._ask_at(addresses, url.with_port(self._port), read, headers, body)
 
     async def _addresses(self, host: str) -> list[str] | NoAnswer:
-        """Those that may be connected to, at least one, in an order that is always the same."""
+        """The allowed addresses, at least one, always in the same order."""
         answer = await self._resolver.addresses(host)
         if not isinstance(answer, AddressAnswer):
             words = f" {answer.reason}" if isinstance(answer, NoSuchName) else f": {answer.reason}"

@@ -1,4 +1,4 @@
-"""What one attempt is to deliver: the message, and its content as a host can take it."""
+"""The work of one attempt: the message, and its content in a form that a host can take."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ __all__ = ["Job", "fit_for", "job_of", "signed"]
 
 
 _AT_ONCE_OCTETS = 8 * 1024
-"""A larger piece is converted in a thread: made of empty parts, it may take a tenth of a second."""
+"""A larger piece is converted in a thread: many empty parts may take a tenth of a second."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What is to be delivered: the message, its content, and what of that is known."""
+    """The message to deliver, its content, and facts about it."""
 
     message: QueuedMessage
     content: Content
     header_is_utf8: bool
     signer: Signer | None = None
     not_convertible: str = ""
-    """Why it is not in 7 bits, though the host takes no others."""
+    """Why it was not converted to 7 bits, although the host takes no others."""
     unsigned: str = ""
-    """Why it has no DKIM-Signature, though its domain has a key."""
+    """Why it has no DKIM-Signature, although its domain has a key."""
 
 
 async def job_of(
     entry: Entry, content: Callable[[], AsyncIterator[bytes]], signer: Signer | None
 ) -> Job:
-    """What is to be done for an entry. `content` reads it, where the entry does not carry it."""
+    """The job of an entry. `content` reads the content, where the entry does not have it."""
     message = entry.message
     whole = content if entry.content is None else entry.content
     if not (message.smtputf8 and message.eight_bit):
@@ -66,9 +66,7 @@ async def fit_for(offers: Extensions, job: Job) -> Job:
 
 
 async def signed(job: Job) -> Job:
-    """The job with a signature on top, where there is one to be made: of what goes out, so it comes
-    last.
-    """
+    """The job with a DKIM signature, if it needs one, over the octets that are sent."""
     if job.signer is None or job.not_convertible:
         return job
     signature = await job.signer.sign(job.message, job.content)

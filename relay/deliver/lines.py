@@ -20,14 +20,14 @@ _MOST_BOUND = 10_000
 
 
 class Rank(IntEnum):
-    """Which class of domains a line is of."""
+    """The class of domains that a line belongs to."""
 
     PROVEN = 0
-    """Domains whose hosts answered lately."""
+    """Domains whose hosts answered recently."""
     NEW = 1
-    """Domains whose hosts did not answer lately, or were not tried."""
+    """Domains whose hosts did not answer recently, or were not tried."""
     BULK = 2
-    """Such domains, where each message that waits is for very many domains."""
+    """Like `NEW`, where each waiting message is for very many domains."""
 
 
 @dataclass(eq=False, slots=True)

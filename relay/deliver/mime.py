@@ -1,17 +1,16 @@
-"""The structure of a MIME message, read as it goes by.
+"""Reads the structure of a MIME message while it streams through.
 
-`Walk` takes content in pieces, however cut, and calls its `Visitor` for each header section, for
-the octets of each body and for what lies between bodies: all of it, in order, so that a visitor
-that writes down what it is told has the content again. Little is held: a header section, and a line
-that may be a delimiter.
+`Walk` takes content in pieces, and calls its `Visitor` for each header section, for the octets of
+each body, and for the octets between bodies: all of it, in order, so that a visitor can write the
+content again. It holds only a header section, and a line that may be a delimiter.
 
-Multiparts are entered (RFC 2046 §5.1), and so is message/rfc822 (§5.2.1), whose content has a
-header section of its own. What is signed or encrypted is not (RFC 1847): its octets are its
-author's. A delimiter is one whose line has nothing else but white space; inner ones end where an
-outer one stands.
+It enters multiparts (RFC 2046 §5.1) and message/rfc822 (§5.2.1), whose content has a header section
+of its own. It does not enter signed or encrypted parts (RFC 1847), which must not be changed. A
+delimiter has nothing else but white space on its line; the delimiter of an outer multipart ends the
+inner ones.
 
-The work is linear in the octets: a line that may be a delimiter is looked up, however deep parts
-are nested, and all other lines are passed over in one search. Nesting has Postfix's limit.
+The work is linear in the octets: a line that may be a delimiter costs one look-up at any depth, and
+one search passes over all other lines. Nesting has Postfix's limit.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from relay.mail.header import named, unfold
 __all__ = ["MOST_DEPTH", "Entity", "Kind", "TooComplex", "Visitor", "Walk", "mime_fields"]
 
 HEADER_OCTETS = 2 * 1024 * 1024
-"""Of all header sections held at one time; the listener takes none of half that size."""
+"""For all header sections held at one time; the listener accepts only smaller ones."""
 
 MOST_DEPTH = 100
 """Multiparts and messages within each other: Postfix's mime_nesting_limit."""
@@ -38,11 +37,11 @@ _NOTABLE_LINE = re.compile(rb"\r\n(?=\r\n|--)")
 
 
 class TooComplex(Exception):
-    """Content that is not walked to its end. `str()` says why, for a person."""
+    """The content is too complex to be read to its end. `str()` says why, for a person."""
 
 
 class Kind:
-    """What the body of an entity is to us."""
+    """How the body of an entity is treated."""
 
     TEXT = "text"
     OTHER = "other"
@@ -71,7 +70,7 @@ class Entity:
 
 
 class Visitor(Protocol):
-    """Is told all of the content, in order."""
+    """Gets all of the content, in order."""
 
     def header(self, entity: Entity, section: bytes) -> None:
         """A header section, with the empty line that ends it where there is one."""
@@ -83,7 +82,7 @@ class Visitor(Protocol):
         """The end of that body."""
 
     def between(self, octets: bytes) -> None:
-        """Delimiters, and what stands before the first and after the last."""
+        """Delimiters, and the octets before the first and after the last."""
 
 
 @dataclass(slots=True)
@@ -113,7 +112,7 @@ class Walk:
         self._count = 0
         self._in_header = True
         self._line = 0
-        """In a header section: where the line begins that is looked at."""
+        """In a header section: where the current line begins."""
         self._body: Entity | None = None
         """None: between bodies."""
         self._implied = 0
@@ -131,7 +130,7 @@ class Walk:
             pass
 
     def finish(self) -> None:
-        """There is no more."""
+        """The content is complete."""
         self._is_final = True
         self.feed(b"")
         self._end_body()
@@ -161,7 +160,7 @@ class Walk:
         return is_more
 
     def _section_end(self) -> int | None:
-        """Where the header section ends, if that can be told by the line that is looked at."""
+        """Where the header section ends, if the current line shows it."""
         if self._buffer.startswith(b"\r\n", self._line):
             return self._line + 2
         end = self._buffer.find(b"\r\n", self._line) if self._begins_with_dashes() else -1
@@ -206,7 +205,7 @@ class Walk:
     # --- bodies and delimiters ------------------------------------------------------------------
 
     def _search(self) -> bool:
-        """Tell what comes up to the next delimiter; whether one was found."""
+        """Pass the octets up to the next delimiter on. Returns whether one was found."""
         buffer, at = self._buffer, self._position
         while self._multiparts and (found := buffer.find(b"\r\n--", at)) >= 0:
             end = buffer.find(b"\r\n", found + 4)
@@ -238,7 +237,7 @@ class Walk:
             self._visitor.body(self._body, octets)
 
     def _possible_beginning(self) -> int:
-        """How many octets at the end may be the beginning of a delimiter."""
+        """The number of octets at the end that may begin a delimiter."""
         if self._is_final or not self._multiparts:
             return 0
         for count in (3, 2, 1):
@@ -279,7 +278,7 @@ class Walk:
         self._multiparts.append(_Multipart(delimiter, entity.is_digest, self._level, outer))
 
     def _close(self, depth: int) -> None:
-        """Of the open multiparts those from `depth` on are at their end."""
+        """End the open multiparts from `depth` on."""
         while len(self._multiparts) > depth:
             multipart = self._multiparts.pop()
             if multipart.outer is None:
@@ -310,7 +309,7 @@ _ESCAPE = re.compile(rb"\\(.)", re.DOTALL)
 
 
 def read_entity(section: bytes, number: int, *, is_part: bool, in_digest: bool = False) -> Entity:
-    """What a header section says of the body behind it."""
+    """What a header section says about its body."""
     found: dict[bytes, list[bytes]] = {}
     for field in mime_fields(section):
         found.setdefault(field.name, []).append(unfold(field.value(section)))

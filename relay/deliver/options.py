@@ -1,8 +1,8 @@
-"""What the configuration says about delivering: frozen values, read by the modules beside this one.
+"""The configuration of delivery, as frozen values.
 
-The defaults of the waits are those of RFC 5321 §4.5.3.2, which sets the least a client
-may wait; connecting and the TLS handshake are not in it and are short, since a host has
-more than one address and a message more than one host.
+The defaults of the waits are those of RFC 5321 §4.5.3.2, which sets the shortest waits of a
+client. It has none for connecting and for the TLS handshake. These are short, because a host may
+have several addresses and a message several hosts.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ __all__ = ["DeliveryOptions", "Timeouts", "TlsOptions", "TlsReportOptions", "sec
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """How long each wait may last. `data_block` is for progress: it begins anew whenever some
-    content went.
+    """How long each wait may last. `data_block` begins anew after each piece of content.
 
     `command` holds for each reply of a group on its own, however the replies come. `policy_fetch`
     is for an MTA-STS policy, from its first look-up to its last octet (RFC 8461 §3.3).
@@ -53,7 +52,7 @@ class TlsOptions:
 
 @dataclass(frozen=True, slots=True)
 class DeliveryOptions:
-    """How mail goes out. `concurrency` counts connections in all."""
+    """How mail is delivered. `concurrency` limits all connections together."""
 
     port: Port = 25
     concurrency: int = 200
@@ -85,7 +84,7 @@ class TlsReportOptions:
 
 
 def security_options(delivery: DeliveryOptions, tls: TlsOptions) -> SecurityOptions:
-    """What of both has a say in the table of TLS rules."""
+    """The options of both that the table of TLS rules uses."""
     return SecurityOptions(
         on_tls_unmet=delivery.on_tls_unmet,
         on_unverified=delivery.on_unverified,

@@ -3,27 +3,27 @@
 A destination here is a recipient domain; `relay.deliver.destinations` counts the connections to
 each address beside it. What a domain gets depends on how it answered:
 
-    it is new to us                 a few attempts at once, one more for each that is answered
+    the domain is new               a few attempts at once, one more for each that is answered
     its hosts answer                up to `concurrency_per_destination`
-    its hosts do not answer         none for a while, which doubles from one silence to the next
-    the while is over               one attempt, to see; an answer ends the silence
-    few places are left in all      one attempt: the last places are for destinations that have none
+    its hosts do not answer         none for a time, which doubles with each silence in a row
+    that time is over               one attempt as a test; an answer ends the silence
+    few places are left in all      one attempt: the last places are for destinations without one
 
-A quarter of all places is kept for the domains that answered lately and at once (proven). All
-others together, and every attempt that takes longer than `LONG`, have the rest: neither hosts nor
-name servers that are silent or slow, however many there are, keep mail from a host that is well.
-Of the rest, messages to more than `MANY` other domains have a half, so that one of them does not
-keep mail from a domain that is new.
+A quarter of all places is reserved for domains that answered recently and at once ("proven"). All
+other domains, and every attempt that takes longer than `LONG`, share the rest. So any number of
+silent or slow hosts and name servers does not delay mail to a healthy host. Messages to more than
+`MANY` other domains may use half of that rest, so that such a message does not delay mail to a new
+domain.
 
-Any answer counts, a refusal too: the hosts are there, and each message's own retry
-schedule does the rest. Silence is what no message can help: no host could be reached,
-or no name server said who they are.
+Every reply is an answer, a refusal too: it shows that the host is there, and the retry schedule of
+the message decides what follows. Silence means that no host could be reached, or that no name
+server named the hosts: no message can change that.
 
-A message that is due while its destination is silent waits for the end of the silence; no attempt
-is made or counted. It is settled only when its sender is to be notified (of a delay, or of the
-end), with the outcome that others of its destination had within the hour: with thousands queued for
-a dead host, one more try of each would take longer than their lifetime. (Postfix's dead-site
-back-off defers all of them that way.)
+A message that is due while its destination is silent waits for the end of the silence, without an
+attempt. It is settled only when its sender is to be notified (of a delay, or of the end), with the
+outcome that other mail for its destination had within the hour: with thousands queued for a dead
+host, one more attempt for each would take longer than their lifetime. (Postfix's dead-site back-off
+defers all of them that way.)
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ __all__ = [
 ]
 
 INITIAL_WINDOW = 5
-"""Attempts at once at a destination that is new to us."""
+"""Attempts at once at a new destination."""
 
 LONGEST_SILENCE = timedelta(hours=1)
 
@@ -71,10 +71,11 @@ LONG = timedelta(seconds=5)
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """What we know of one destination.
+    """The facts about one destination.
 
-    `window`: attempts it may get at once. `silences`: how often in a row it did not answer, last at
-    `silent_since`, and so gets nothing until `suspended_until`; `silence` is the outcome that had.
+    `window`: how many attempts it may get at once. `silences`: how often in a row it did not
+    answer, last at `silent_since`; it gets no attempt until `suspended_until`. `silence`: the
+    outcome of its last silence.
     """
 
     in_flight: int = 0
@@ -170,7 +171,7 @@ def learned(
     most: int,
     schedule: RetrySchedule,
 ) -> Pace:
-    """What an attempt that ended tells about its destination; without outcomes it tells nothing."""
+    """The pace after an attempt with these outcomes; unchanged without outcomes."""
     if all(_is_our_trouble(outcome) for outcome in outcomes):
         return broken_off(pace)
     silence = silence_in(outcomes)
@@ -189,9 +190,7 @@ def back_off(silences: int, schedule: RetrySchedule) -> timedelta:
 
 
 def silence_in(outcomes: Collection[Outcome]) -> Deferred | None:
-    """The outcome that tells that a destination did not answer; None where any host or recipient
-    did.
-    """
+    """The outcome that shows that a destination did not answer; None if it answered in any way."""
     silence: Deferred | None = None
     for outcome in outcomes:
         if not isinstance(outcome, Deferred) or outcome.tls_unmet or outcome.in_doubt:
@@ -206,7 +205,7 @@ def silence_in(outcomes: Collection[Outcome]) -> Deferred | None:
 
 
 def _is_our_trouble(outcome: Outcome) -> bool:
-    """RFC 3463 §3.4: X.3 is about a mail system, and without a session that is ours."""
+    """Whether an outcome is the relay's own trouble: X.3 without a session (RFC 3463 §3.4)."""
     return (
         isinstance(outcome, Deferred)
         and outcome.session is None

@@ -2,7 +2,7 @@
 
 The classes are those of `relay.deliver.lines`, the shares those of `relay.deliver.pacing`. An
 attempt for a proven domain that takes longer than `pacing.LONG` counts with those for others from
-then on, and its domain is proven no more.
+then on, and its domain is no longer proven.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from relay.queue.entry import Entry
 __all__ = ["Places"]
 
 _MOST_PROVEN = 1000
-"""Domains that answered lately, of which the store is asked by name."""
+"""Domains that answered recently; the scheduler asks the store for them by name."""
 
 A = TypeVar("A")
 
 
 class Places(Generic[A]):
-    """Counts attempts, which the caller names as it likes (`A`). `most`: `delivery.concurrency`."""
+    """Counts attempts. `A`: the caller's name of an attempt. `most`: `delivery.concurrency`."""
 
     def __init__(self, most: int, lines: Lines, monotonic: Callable[[], float]) -> None:
         self._most = most
@@ -58,7 +58,7 @@ class Places(Generic[A]):
         return under_way < places and (rank is not Rank.BULK or self.has_place(Rank.NEW))
 
     def is_crowded(self, rank: Rank, share: int) -> bool:
-        """Whether a class has only the places left that are for domains that have none.
+        """Whether a class has only the last places left, which are for domains without one.
 
         `share`: `concurrency_per_destination`.
         """
@@ -80,7 +80,7 @@ class Places(Generic[A]):
         self._bulk.discard(attempt)
 
     def note_long_attempts(self) -> None:
-        """Attempts that take long prove nothing: from now on they are counted with the others."""
+        """Count attempts that take long with those for other domains from now on."""
         long_ago = self._monotonic() - pacing.LONG.total_seconds()
         while self._prompt:
             attempt, (began, domain) = next(iter(self._prompt.items()))
@@ -90,7 +90,7 @@ class Places(Generic[A]):
             self.note(domain, is_proven=False)
 
     def note(self, domain: str, *, is_proven: bool) -> None:
-        """A domain is proven from now on, or no more."""
+        """A domain is proven from now on, or no longer."""
         was_proven = domain in self._proven
         self._proven.pop(domain, None)
         if is_proven:

@@ -1,14 +1,14 @@
 """Connections that are kept open for the next message.
 
-A connection is reused only among messages with the same host, address, port and requirement: one
-that was good enough for an opportunistic message is no connection for a message that requires TLS.
-The name that was verified is the host's own, so it is in the key; what the table of TLS rules made
-of the host (TLS, verified, in clear) stays with the connection, and each message that rides on it
-says the same truth of itself.
+Messages share a connection only if host, address, port and requirement are the same: the connection
+of an opportunistic message is never used for a message that requires TLS. The key contains the
+host's name, because the certificate was verified for it. The result of TLS (verified, unverified,
+in clear) stays with the connection, and the log line of each message has it.
 
-A connection lasts for so many messages and so long, and idles for a few seconds only: an idle
-one takes a place at the host, and hosts close what idles. It takes one of our own, too: where all
-are taken, the one that has idled for longest makes room.
+A connection is used for a limited number of messages and a limited time, and idles for a few
+seconds only: an idle connection takes a place at the host, and hosts close idle connections. It
+also takes one of the relay's own places: where all are taken, the connection that has idled for the
+longest time is closed.
 """
 
 from __future__ import annotations
@@ -29,9 +29,7 @@ __all__ = ["Pool", "PoolKey", "PoolLimits", "pool_key"]
 
 @dataclass(frozen=True, slots=True)
 class PoolLimits:
-    """How long a connection is good for. `connections`: how many there may be, in use and idle
-    together.
-    """
+    """How long a connection may be used. `connections`: the limit, with the idle ones."""
 
     messages: int = 100
     age: timedelta = timedelta(minutes=5)
@@ -41,7 +39,7 @@ class PoolLimits:
 
 @dataclass(frozen=True, slots=True)
 class PoolKey:
-    """What two messages must have in common to share a connection."""
+    """The facts that two messages must have in common to share a connection."""
 
     name: str
     address: str
@@ -52,9 +50,7 @@ class PoolKey:
     destination: str
 
     def __hash__(self) -> int:
-        """Of the fields that differ most: a message looks up its key several times, and the hash of
-        a whole requirement is slow.
-        """
+        """The hash of the fields that differ most; the hash of a whole requirement is slow."""
         needed = self.needed
         return hash((self.name, self.address, self.port, needed.tls_required, needed.verify))
 
@@ -74,9 +70,7 @@ class _Idle:
 
 
 class Pool:
-    """The idle connections. A connection in use is in nobody's hands but its user's; it is only
-    counted.
-    """
+    """The idle connections. A connection in use belongs to its user; the pool only counts it."""
 
     def __init__(self, limits: PoolLimits | None = None) -> None:
         self._limits = limits or PoolLimits()
@@ -86,7 +80,7 @@ class Pool:
         self._closed = False
 
     def __len__(self) -> int:
-        """How many idle ones there are."""
+        """The number of idle connections."""
         return len(self._order)
 
     @contextmanager
@@ -99,7 +93,7 @@ class Pool:
             self._in_use -= 1
 
     def take(self, key: PoolKey) -> Connection | None:
-        """A connection that is open still, as far as we know; the one last used first."""
+        """A connection that seems to be open; the one that was used last comes first."""
         while (waiting := self._idle.get(key)) is not None:
             idle = waiting[-1]
             self._remove(idle)
@@ -111,7 +105,7 @@ class Pool:
         return None
 
     def give_back(self, key: PoolKey, connection: Connection) -> None:
-        """Keep a connection for the next message, if it is good for one."""
+        """Keep a connection for the next message, if it may still be used."""
         usable = connection.is_usable and not self._is_worn_out(connection)
         if self._closed or not usable or self._are_too_many:
             connection.quit()
@@ -133,12 +127,12 @@ class Pool:
             self._expire(one)
 
     def forget(self, key: PoolKey) -> None:
-        """Close what is kept under a key: its host went away from one of them."""
+        """Close all kept connections under a key, because the host has closed one of them."""
         for idle in list(self._idle.get(key, ())):
             self._expire(idle)
 
     async def close(self) -> None:
-        """Say QUIT on all that are kept, and keep none from now on."""
+        """Send QUIT on all kept connections, and keep none from now on."""
         self._closed = True
         everyone = list(self._order)
         for idle in everyone:

@@ -1,9 +1,9 @@
-"""Looking at a mail host without giving it anything: what `relay probe` shows.
+"""Examines a mail host without sending mail, for `relay probe`.
 
-A host is met as a message would meet it, once for each kind of handshake the table of TLS rules
-makes: looking at nothing, verifying, looking at nothing where TLS is required, and by the host's
-TLSA records. What each came to is then held against each of the four rules. Nothing but the greeting, EHLO, STARTTLS
-and QUIT is ever said.
+The probe connects once for each kind of handshake in the table of TLS rules: without verification,
+with verification, without verification where TLS is required, and with the host's TLSA records.
+Then it applies each of the four rules to the results. A session has only the greeting, EHLO,
+STARTTLS and QUIT.
 """
 
 from __future__ import annotations
@@ -51,9 +51,7 @@ _Kind = tuple[bool, TlsVersion, int, Floor]
 
 @dataclass(frozen=True, slots=True)
 class RuleVerdict:
-    """What a message under one of the four rules would meet at the host, and why ("" where all is
-    well).
-    """
+    """The result for a message under one of the four rules, and the error ("" without one)."""
 
     require_tls: bool
     skip_verification: bool
@@ -63,7 +61,7 @@ class RuleVerdict:
 
 @dataclass(frozen=True, slots=True)
 class HostReport:
-    """One address of one host. `trouble`: why there was no session at all, "" where there was one.
+    """The report on one address of a host. `trouble`: why there was no session, "" with one.
 
     `verified`: by a chain to a trusted root. `meets_dane`: whether the certificate matches a TLSA
     record; None where none is usable.
@@ -83,7 +81,7 @@ class HostReport:
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """One connection: what it met, and what the session looked like where TLS came about."""
+    """The result of one connection, and the TLS session if there was one."""
 
     met: TlsResult
     version: str | None = None
@@ -173,13 +171,11 @@ async def _look(host: Host, needed: Requirement, using: SessionOptions) -> _Look
         return _Look(met, hop.tls_version, hop.tls_cipher, hop.certificate)
     finally:
         connection.quit()
-        await (
-            connection.wait_closed()
-        )  # whoever asked may be gone, and his event loop, right after this
+        await connection.wait_closed()  # the caller and its event loop may end right after this
 
 
 def _kind(needed: Requirement) -> _Kind:
-    """What makes one handshake differ from another."""
+    """The facts by which handshakes differ."""
     return needed.looks, needed.min_version, needed.security_level, needed.floor
 
 

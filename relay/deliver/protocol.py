@@ -1,9 +1,9 @@
-"""The wire to one mail host: aiosmtplib's protocol, with a reader of replies of our own.
+"""The transport to one mail host: aiosmtplib's protocol with the relay's own reader of replies.
 
 Of the library's `SMTPProtocol` these private parts are used, each with a test
 (tests/unit/deliver/test_protocol.py), so that a release that changes one is noticed:
 
-    _buffer             emptied before a handshake: what came in clear is forgotten (RFC 3207 §4.2)
+    _buffer             emptied before a handshake: earlier octets are discarded (RFC 3207 §4.2)
     _over_ssl           refuses a second STARTTLS
     _paused, _drain_waiters, _drain_helper      flow control
     _loop, transport, is_connected
@@ -39,16 +39,17 @@ except ImportError:  # pragma: no cover - not on every system
 __all__ = ["LOST", "ClientProtocol", "connect", "told"]
 
 _FAREWELL_SECONDS = 1.0
-"""How long a connection stays open for the answer to QUIT, which nobody waits for."""
+"""Seconds a connection stays open for the reply to QUIT, for which the relay does not wait."""
 
 LOST = (SMTPException, Garbled, OSError, EOFError, RuntimeError)
-"""What a dead, silent or confused connection raises (RuntimeError: uvloop's transport without its
-handle).
+"""The exceptions of a dead, silent or broken connection.
+
+uvloop's transport raises RuntimeError without its handle.
 """
 
 
 def told(error: BaseException) -> str:
-    """What an error says, fit for a log and a DSN."""
+    """The text of an error, safe for a log and a DSN."""
     if isinstance(error, ssl.SSLError):
         return _SOURCE_LINE.sub("", str(error.args[-1] if error.args else error))
     if isinstance(error, OSError) and error.errno:
@@ -65,7 +66,7 @@ _SOURCE_LINE = re.compile(r" \(_ssl\.c:\d+\)$")
 
 
 async def connect(address: str, port: int, seconds: float) -> ClientProtocol:
-    """A connection to this address, which nobody looks up again (no DNS rebinding)."""
+    """A connection to this address, without another look-up (no DNS rebinding)."""
     loop = asyncio.get_running_loop()
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     # asyncio sets TCP_NODELAY on a socket that names its protocol, and on no other.
@@ -82,9 +83,7 @@ async def connect(address: str, port: int, seconds: float) -> ClientProtocol:
 
 
 class ClientProtocol(SMTPProtocol):
-    """aiosmtplib's protocol with a reader of its own: as many replies as commands, each in its
-    turn.
-    """
+    """aiosmtplib's protocol with a reader that returns one reply for each command, in order."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
@@ -94,7 +93,7 @@ class ClientProtocol(SMTPProtocol):
         self._buffer = self._reader.buffer
         self._replies: deque[Reply] = deque()
         self._expected = 1
-        """Replies that are still to come, of those that were asked for. The greeting is one."""
+        """How many expected replies are still to come. The greeting is one."""
         self._trouble: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._leaving = False
@@ -103,7 +102,7 @@ class ClientProtocol(SMTPProtocol):
 
     @property
     def is_quiet(self) -> bool:
-        """Connected, with nothing said by the peer that nobody asked for."""
+        """Whether it is connected and no unsolicited octets have come."""
         return (
             self._trouble is None
             and not self._leaving
@@ -133,7 +132,7 @@ class ClientProtocol(SMTPProtocol):
         if len(self._buffer) > MAX_REPLY_BYTES:
             self._fail(Garbled("talks on without being asked"))
         if self._paused:
-            # While content waits to go out, a host that speaks has something to say about it.
+            # A reply that comes while content waits to be sent is about that content.
             self.resume_writing_once()
 
     def eof_received(self) -> bool:
@@ -147,7 +146,7 @@ class ClientProtocol(SMTPProtocol):
         self.gone.set()
 
     def resume_writing_once(self) -> None:
-        """Wake who waits to write, without saying that there is room."""
+        """Wake the writer that waits, although there is no room."""
         for waiter in self._drain_waiters:
             if not waiter.done():
                 waiter.set_result(None)
@@ -161,9 +160,9 @@ class ClientProtocol(SMTPProtocol):
         self.write(b"\r\n".join(lines) + b"\r\n")
 
     def expect_silence(self) -> None:
-        """Make sure that nothing came that nobody asked for, lest it be taken for the next answer.
+        """Fail if unsolicited octets came, which would be taken for the next reply.
 
-        421 may come at any time (RFC 5321 §3.8); it is the answer to whatever is said next.
+        421 may come at any time (RFC 5321 §3.8); it counts as the reply to the next command.
         """
         if self._trouble is not None:
             raise self._trouble
@@ -177,9 +176,7 @@ class ClientProtocol(SMTPProtocol):
         self._read()
 
     async def next_reply(self, seconds: float) -> Reply:
-        """The reply to the oldest command that has none yet. After a timeout the connection is of
-        no use.
-        """
+        """The reply to the oldest open command. After a timeout the connection is unusable."""
         if not self._replies:
             self._read()
             if not self._replies and not await self.wait(seconds):
@@ -208,14 +205,12 @@ class ClientProtocol(SMTPProtocol):
         return bool(self._replies)
 
     def take_reply(self) -> Reply:
-        """The reply to the oldest command that has none yet, which is there."""
+        """The reply to the oldest open command, which has already come."""
         self._expected -= 1
         return self._replies.popleft()
 
     async def drain(self, seconds: float) -> None:
-        """Wait for room to write, or for a reply. Gives up when for so long nothing at all went
-        out.
-        """
+        """Wait for room to write, or for a reply. Fails after so many seconds without progress."""
         while self._paused and not self._replies:
             before = self._unsent_bytes()
             try:
@@ -228,7 +223,7 @@ class ClientProtocol(SMTPProtocol):
                 raise self._trouble
 
     def unacknowledged_bytes(self) -> int:
-        """What we sent and the peer's system has not confirmed yet, as far as ours can tell."""
+        """How many sent bytes the peer's system has not confirmed, as far as the kernel knows."""
         return self._unsent_bytes() + self._in_system_bytes()
 
     def _unsent_bytes(self) -> int:
@@ -261,7 +256,7 @@ class ClientProtocol(SMTPProtocol):
     async def handshake(
         self, context: ssl.SSLContext, *, server_hostname: str | None, timeout: float
     ) -> None:
-        """TLS on a connection where nothing was said. What came in clear all the same is forgotten."""
+        """Implicit TLS: the handshake comes first; octets that came in clear are discarded."""
         self._expected = 0
         self._replies.clear()
         self._reader.reset()
@@ -282,7 +277,7 @@ class ClientProtocol(SMTPProtocol):
         return SMTPResponse(reply.code, reply.text)
 
     def quit(self) -> None:
-        """QUIT, and the end of the connection whatever comes of it."""
+        """Send QUIT; the connection ends with or without a reply."""
         if not self.is_quiet:
             self.abort()
             return
@@ -291,7 +286,7 @@ class ClientProtocol(SMTPProtocol):
         self._loop.call_later(_FAREWELL_SECONDS, self.abort)
 
     def abort(self) -> None:
-        """Let go of the connection at once."""
+        """Close the connection at once."""
         if self.transport is not None:
             cast(asyncio.WriteTransport, self.transport).abort()
         self._fail(SMTPServerDisconnected("the connection is closed"))
@@ -302,9 +297,7 @@ class ClientProtocol(SMTPProtocol):
             self.transport.close()
 
     def _read(self) -> None:
-        """Take the replies that are expected out of what came, and no more. After trouble there are
-        none.
-        """
+        """Read the expected replies from the octets that came. After an error there are none."""
         try:
             while self._trouble is None and len(self._replies) < self._expected:
                 reply = self._reader.take()
@@ -317,7 +310,7 @@ class ClientProtocol(SMTPProtocol):
             self._fail(garbled)
 
     def _fail(self, trouble: Exception) -> None:
-        """No more replies will be read. The first trouble is the one to tell of."""
+        """Read no more replies. The first error is the one to report."""
         if self._trouble is None:
             self._trouble = trouble
         self._wake()

@@ -1,7 +1,7 @@
 """Ends the claims of the scheduler: writes results into the store, or gives entries back. †
 
-What an attempt came to is held until the store has taken it, however long that lasts: better to
-wait with a result in hand than to deliver twice. The events of the delivery log commit with it.
+The recorder keeps the result of an attempt until the store has taken it, however long that takes:
+a lost result would deliver the message twice. The events of the delivery log commit with it.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ logger = logging.getLogger(__name__)
 
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 5.0
-"""Between two tries of a store that is in trouble, in seconds: mail is to flow soon after it is
-well.
+"""The longest pause between two tries of a store in trouble, in seconds.
+
+It is short, so that mail flows soon after the store has recovered.
 """
 
 _MOST_ERRORS = 5
-"""How often an error of ours in the writing, which no waiting mends, is met before it is left."""
+"""How often the relay repeats a write that fails because of a bug, before it gives up."""
 
 
 class Recorder:

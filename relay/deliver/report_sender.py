@@ -1,10 +1,10 @@
-"""Tells senders what became of their mail: makes the DSNs, and sends the reports that wait. †
+"""Reports results to senders: makes the DSNs, and sends the pending reports. †
 
-The report about an entry commits with its result (`relay.deliver.recorder`). Where a message has
-recipients in several domains its report is pending in the store until its other attempts that are
-due soon have ended, so that its sender gets one: the attempt that settles last sends it. One that
-has been pending for nearly `REPORT_PATIENCE`, or through a restart, is found by a look at the store
-every half a minute.
+The report about an entry commits with its result (`relay.deliver.recorder`). If a message has
+recipients in several domains, its report stays pending in the store until its other attempts that
+are due soon have ended, so that its sender gets one report: the last attempt to settle sends it.
+Every half minute the sender of reports looks in the store for reports that have been pending for
+nearly `REPORT_PATIENCE`, or since before a restart.
 """
 
 from __future__ import annotations

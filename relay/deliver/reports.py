@@ -1,8 +1,8 @@
-"""A DSN as a message of its own, ready for the queue.
+"""Makes a DSN as a message for the queue.
 
-It goes out with the null reverse-path (RFC 5321 §4.5.5) under rules never weaker than those
-of the message it is about, and commits together with the result it reports. Nothing is
-ever reported to the null reverse-path; `relay.queue.settle` decides who gets which report.
+It has the null reverse-path (RFC 5321 §4.5.5), and its rules are never weaker than those of the
+message that it reports. It commits together with the result. No report goes to the null
+reverse-path; `relay.queue.settle` decides who gets which report.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ class Room:
 
 
 def _no_room(names: Sequence[str]) -> Deferred:
-    """The outcome of a message that still waits for a connection when its sender is to hear of it."""
+    """The outcome of a message that still waits for a connection when a notice to it is due."""
     text = f"not tried: {' and '.join(names)} had no room for another connection"
     # RFC 3463 §3.5: X.4.5 is a mail system that is congested.
     return Deferred("4.4.5", Code.NO_CONNECTION, "", text)

@@ -1,4 +1,4 @@
-"""Has one claimed entry attempted, under the rules of today, and tells how that ended. †"""
+"""Runs the attempt of one claimed entry under the current rules, and returns its result. †"""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Attempts(Protocol):
 
 
 class Runner:
-    """Runs attempts, each in a task of its caller's."""
+    """Runs attempts, each in a task of its caller."""
 
     def __init__(
         self, store: DeliveryQueue, attempts: Attempts, clock: Callable[[], datetime]
@@ -53,11 +53,10 @@ class Runner:
     async def run(
         self, entry: Entry, sessions: list[TlsSession]
     ) -> Mapping[int, Outcome] | NotNow | datetime:
-        """The outcomes of an attempt; why there are none; or when the entry is due, as before, where
-        no attempt was made.
+        """The outcomes of an attempt; or why there are none; or when the entry is due again.
 
-        Whatever goes wrong inside is our trouble and temporary: the message is not lost, nor tried
-        at once.
+        Any error inside is the relay's own trouble and temporary: the message is not lost, and not
+        tried again at once.
         """
         task, begun = asyncio.current_task(), self._clock()
         assert task is not None
@@ -97,7 +96,7 @@ class Runner:
 
 
 def reconsidered(entry: Entry, rules: PolicyRules) -> Entry:
-    """The entry with its settings as strict as the rules of today make them."""
+    """The entry, with its settings as strict as the current rules require."""
 
     def under(recipient: QueuedRecipient) -> QueuedRecipient:
         settings = reconsider(

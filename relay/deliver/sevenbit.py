@@ -1,16 +1,16 @@
-"""8-bit content for a host that takes none (no 8BITMIME): converted, as RFC 6152 §3 allows. Pure.
+"""Converts 8-bit content for a host without 8BITMIME, as RFC 6152 §3 allows. Pure.
 
-Each body with an octet above 127 is encoded: text as quoted-printable, anything else as base64
-(RFC 2045 §6.7, §6.8). Its Content-Transfer-Encoding says so, and those around it say 7bit. Every
-other octet stays. A message that says nothing of MIME gets the fields it lacks, with the
-character set unknown-8bit (RFC 1428 §3).
+Each body with an octet above 127 is encoded: text as quoted-printable, other content as base64
+(RFC 2045 §6.7, §6.8). Its Content-Transfer-Encoding says so, and the parts around it say 7bit. All
+other octets stay. A message without MIME fields gets them, with the character set unknown-8bit
+(RFC 1428 §3).
 
-Not converted, because somebody would be wronged: what is signed (multipart/signed, or a whole
-message with a DKIM-Signature) or encrypted, 8-bit octets in a header section or outside of any
-part, and what is no MIME after all. Such a message is returned (`NotConvertible`).
+Some content cannot be converted without damage: signed content (multipart/signed, or a message with
+a DKIM-Signature), encrypted content, 8-bit octets in a header section or outside of all parts, and
+content that is no valid MIME. Such a message bounces (`NotConvertible`).
 
-Nothing is held whole. `Survey` reads all of the content and says what is to be done (`Plan`);
-`Conversion` reads it again and does it, piece by piece.
+The content is never held completely. `Survey` reads all of it and makes a `Plan`; `Conversion`
+reads it again and converts it piece by piece.
 """
 
 from __future__ import annotations
@@ -33,21 +33,19 @@ _LONGEST_LINE = 16 * 1024
 
 
 class NotConvertible(Exception):
-    """The content cannot be made 7-bit without harm. `str()` says why, as the end of a sentence."""
+    """The content cannot be converted without damage. `str()` says why, to end a sentence."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What becomes of each entity, by its number: its new encoding. `size_bytes`: about what comes
-    out.
-    """
+    """The new encoding of each entity, by its number. `size_bytes`: the approximate new size."""
 
     encodings: Mapping[int, str] = field(default_factory=lambda: MappingProxyType({}))
     size_bytes: int = 0
 
 
 class Survey:
-    """Looks at content for what a conversion would have to do."""
+    """Reads content to find what a conversion has to do."""
 
     def __init__(self) -> None:
         self._walk = Walk(self)
@@ -56,14 +54,14 @@ class Survey:
         self._escapes = 0
 
     def feed(self, octets: bytes) -> None:
-        """More of the content; `NotConvertible` as soon as that is certain."""
+        """Read more of the content. Raises `NotConvertible` as soon as that is certain."""
         try:
             self._walk.feed(octets)
         except TooComplex as error:
             raise NotConvertible(str(error)) from error
 
     def finish(self) -> Plan:
-        """All of it was seen."""
+        """The content is complete: returns the plan."""
         try:
             self._walk.finish()
         except TooComplex as error:
@@ -111,7 +109,7 @@ class Conversion:
         self._encoder: _QuotedPrintable | _Base64 | None = None
 
     def feed(self, octets: bytes) -> bytes:
-        """What can be said after more of the content."""
+        """Convert more of the content; returns the octets that are ready."""
         self._walk.feed(octets)
         return self._take()
 

@@ -1,8 +1,8 @@
-"""The DKIM-Signature of a message, made of the content exactly as it is about to go out.
+"""The DKIM-Signature of a message, over exactly the content that is sent.
 
-An attempt asks for it when all else has been done to the content (a conversion to 7 bits, too),
-with the key of today. A large message is read once for its hash and once to be sent; nothing is
-held.
+An attempt asks for it after all other changes to the content (also a conversion to 7 bits), and it
+uses the current key. A large message is read once for its hash and once to send it, and is not
+held in memory.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Signature:
 
 
 class Signer:
-    """Signs. `keys` is asked anew each time, so that a reload is seen."""
+    """Signs messages. `keys` is called each time, so that a reload takes effect."""
 
     def __init__(
         self, keys: Callable[[], Mapping[str, SigningKey]], *, clock: Callable[[], datetime]

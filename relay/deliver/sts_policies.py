@@ -1,17 +1,17 @@
-"""What the MTA-STS policy of a domain asks of an attempt: record, cache and fetch put together. †
+"""What the MTA-STS policy of a domain requires of an attempt: record, cache and fetch. †
 
     record (DNS) ─► policy that is kept ─► fetch, if another is wanted ─► floor
 
-One for each worker. The policies are in the store, for all of them; those in use are at hand in
-memory for a few seconds, after which the store is asked again, since another worker, or the
-operator, may have changed them. There is one fetch a domain at a time, which everybody waits for.
+Each worker has one `StsPolicies`. The store has the policies for all workers. Policies in use stay
+in memory for a few seconds; then the store is asked again, because another worker or the operator
+may have changed them. A domain has one fetch at a time, for which all its attempts wait.
 
-An attempt waits for a fetch for `_PATIENCE` at most. Then it goes on with the policy in force, or,
-where none is, the attempt is made again later (`PolicyPending`). So a dead policy host delays its
-own domain's mail, once, and no other.
+An attempt waits for a fetch for at most `_PATIENCE`. Then it goes on with the policy in force. If
+there is none, the attempt is made again later (`PolicyPending`). So a dead policy host delays only
+the mail of its own domain, and only once.
 
-A failure never lowers a floor: a policy holds until its age is over (RFC 8461 §3.3), and where the
-store cannot be read, mail waits (`SpoolError`).
+A failure never lowers a floor: a policy holds until its age is over (RFC 8461 §3.3), and mail waits
+if the store cannot be read (`SpoolError`).
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ Told = Callable[[str, Fetched | FetchFailed, KeptPolicy | None], None]
 
 
 class PolicyPending(Exception):
-    """A policy is being fetched, and none is in force: the attempt is to be made again at `until`."""
+    """A policy is being fetched and none is in force: the attempt has to be repeated at `until`."""
 
     def __init__(self, domain: str, until: datetime) -> None:
         super().__init__(f"the MTA-STS policy of {domain} is being fetched")
@@ -92,7 +92,7 @@ class _Came:
 
 
 class StsPolicies:
-    """`told`: hears of each fetch, and of the policy that was kept before. Close it when nobody asks any more."""
+    """`told`: called for each fetch, with the policy that was kept before. Close it at the end."""
 
     def __init__(
         self,
@@ -178,7 +178,7 @@ class StsPolicies:
         return await self._cache.forget(domain)
 
     async def run(self) -> None:
-        """Fetch policies again that are due, for ever (RFC 8461 §3.3). One worker does it for all."""
+        """Refetch due policies, for ever (RFC 8461 §3.3). One worker does it for all."""
         while True:
             await self.refetch_due()
             await asyncio.sleep(_REFRESH_LOOK_SECONDS)
@@ -190,7 +190,7 @@ class StsPolicies:
             await asyncio.gather(*map(self._refresh_stored, due))
         except SpoolError as error:
             log.warning("MTA-STS policies are not refetched: %s", error)
-        except Exception:  # a mistake here is no reason to stop the relay
+        except Exception:  # a bug here must not stop the relay
             log.exception("MTA-STS policies are not refetched")
 
     async def close(self) -> None:
@@ -322,7 +322,7 @@ class StsPolicies:
             )
 
     async def _keep(self, kept: KeptPolicy, body: bytes) -> None:
-        """Keep a policy in the store. Where that is in trouble, it is held in memory for a while."""
+        """Keep a policy in the store; in memory for a while, if the store is in trouble."""
         domain = kept.domain
         lasts = bool(kept.policy.max_age)  # 0: it holds for the attempts that waited for it
         seconds = _AT_HAND_SECONDS

@@ -1,14 +1,13 @@
-"""What an attempt has come to so far, host by host, and what it comes to in the end.
+"""Collects the results of an attempt, host by host, and gives the final outcomes. Pure.
 
-Pure. Each recipient leaves as soon as its fate is settled: taken, refused for good, or in doubt.
-The others go on to the next host. When there is none left, each is deferred by the word that says
-most about it: TLS that no host could give, else the last reply any host had, else the last silence.
-What every host said beforehand it cannot take is returned, and by the last one's word.
+A recipient is settled when its result is certain: delivered, refused permanently, or in doubt. The
+others go on to the next host. If no host is left, each is deferred with the most informative
+result: TLS that no host could give, else the last reply of any host, else the last silence. A
+message that no host can take bounces, with the status of the last host.
 
-`on_tls_unmet: bounce` returns a message at once where TLS is all that was in its way; so is one with
-REQUIRETLS, whatever the configuration says (RFC 8689 §4.2.1). Any other
-trouble met on the way, in the DNS too, makes the attempt temporary: another time there may be a
-host.
+With `on_tls_unmet: bounce` a message bounces at once if TLS was the only obstacle. So does a
+message with REQUIRETLS, with any configuration (RFC 8689 §4.2.1). Any other trouble, also in the
+DNS, makes the attempt temporary: at another time there may be a host.
 """
 
 from __future__ import annotations
@@ -62,20 +61,20 @@ class Tally:
 
     @property
     def pending(self) -> tuple[QueuedRecipient, ...]:
-        """Who is still to be tried."""
+        """The recipients that are not settled."""
         return tuple(self._pending.values())
 
     def is_pending(self, recipient: QueuedRecipient) -> bool:
-        """Whether the recipient is still to be tried."""
+        """Whether the recipient is not settled."""
         return recipient.index in self._pending
 
     def settle(self, host: Host, index: int, outcome: Outcome) -> None:
-        """This is the recipient's fate, whatever other hosts there are."""
+        """The recipient is settled with this outcome; no other host is tried for it."""
         del self._pending[index]
         self._settled[index] = self._with_hosts(outcome, index, but=host)
 
     def go_on(self, host: Host, index: int, outcome: Deferred | Bounced) -> None:
-        """This is what the host had for the recipient; another may have better."""
+        """Note the result of a host for a recipient; another host may have a better one."""
         self._waiting[index].append((host, outcome))
         if isinstance(outcome, Bounced):
             return
@@ -84,18 +83,18 @@ class Tally:
 
     @property
     def is_unmet_by_policy(self) -> bool:
-        """Whether a host was left because of the recipient domain's MTA-STS policy."""
+        """Whether a host was given up because of the recipient domain's MTA-STS policy."""
         unmet = (outcome for index in self._pending for _, outcome in self._waiting[index])
         return any(_failed_the_policy(outcome) for outcome in unmet)
 
     def begin_anew(self) -> None:
-        """Forget what the hosts had for those who are still to be tried: all of it is asked again."""
+        """Forget the results of hosts for pending recipients: all hosts are tried again."""
         for index in self._pending:
             self._waiting[index].clear()
         self._temporary = self._trouble
 
     def outcomes(self) -> dict[int, Outcome]:
-        """What the attempt comes to, for every recipient."""
+        """The final outcome of every recipient."""
         return {index: self._settled.get(index) or self._last(index) for index in self._order}
 
     def _last(self, index: int) -> Outcome:
@@ -106,7 +105,7 @@ class Tally:
         return self._with_hosts(self._final(outcome), index, but=host)
 
     def _final(self, outcome: Deferred | Bounced) -> Outcome:
-        """The best word there was, as it stands at the end of the attempt."""
+        """The most informative result, as the outcome of the attempt."""
         if isinstance(outcome, Bounced):
             return for_now(outcome) if self._trouble else outcome
         if outcome.tls_unmet and self._bounce_unmet and not self._temporary:
@@ -115,7 +114,7 @@ class Tally:
         return outcome
 
     def _with_hosts(self, outcome: Outcome, index: int, *, but: Host) -> Outcome:
-        """With what the other hosts said about a recipient, and routing before them."""
+        """The outcome with the lines of routing and of the other hosts about a recipient."""
         tried = [(host, said) for host, said in self._waiting[index] if host != but]
         lines = (*self._routing, *(host_line(host, said) for host, said in tried))
         earlier = tuple(said.session for _, said in tried if said.session is not None)
@@ -123,16 +122,15 @@ class Tally:
 
 
 def _insists_on_tls(outcome: Deferred) -> bool:
-    """Whether a host refused, in clear, for want of TLS (RFC 3207 §4): that is no reason to give
-    up.
+    """Whether a host demanded TLS with a refusal in clear (RFC 3207 §4), which makes no bounce.
 
-    Of what leaves TLS unmet it alone is 4.7.5 by a reply; a refused STARTTLS is 4.7.4.
+    It is the only 4.7.5 with a reply; a refused STARTTLS is 4.7.4.
     """
     return outcome.status == "4.7.5" and outcome.code >= 500
 
 
 def _is_dns_failure(outcome: Deferred) -> bool:
-    """Whether a host was left for want of an answer about its TLSA records: that is temporary."""
+    """Whether a host was given up because its TLSA records are unknown, which is temporary."""
     return outcome.policy is not None and outcome.policy.result is PolicyResult.DNSSEC_INVALID
 
 
@@ -144,9 +142,7 @@ def _failed_the_policy(outcome: Deferred | Bounced) -> bool:
 
 
 def _weight(outcome: Deferred | Bounced) -> int:
-    """How much an outcome says about why a message could not be delivered: another time, if that
-    may help.
-    """
+    """How informative an outcome is. A temporary one counts more than "this host cannot"."""
     if isinstance(outcome, Bounced):
         return -1
     if outcome.tls_unmet:

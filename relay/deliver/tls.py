@@ -1,20 +1,20 @@
-"""TLS contexts for going out: what is trusted, what is spoken, what is looked at.
+"""TLS contexts for outgoing connections: roots, versions, and the check of certificates.
 
-A verifying context holds RFC 9525's rules, which RFC 8461 §4.2 asks of mail hosts too: a chain to a
-root of the system or of `tls.ca_file`, in date, and the host's name as a dNSName of the
-subjectAltName; the common name is no identity. The flags are ours to decide and do not change
-with the Python that runs us: the whole chain up to a root (no partial chains), and without
-VERIFY_X509_STRICT, under which private authorities that work everywhere else would fail.
+A verifying context follows RFC 9525, which RFC 8461 §4.2 requires for mail hosts too: a valid chain
+to a root of the system or of `tls.ca_file`, and the host's name as a dNSName of the subjectAltName;
+the common name is no identity. The relay sets the flags itself, so that they do not change with the
+version of Python: the complete chain up to a root (no partial chains), and no VERIFY_X509_STRICT,
+which would refuse private authorities that other programs accept.
 
-A context that does not verify looks at nothing. Contexts are built once and shared, since
+A context that does not verify accepts any certificate. Contexts are built once and shared, because
 loading the roots takes tens of milliseconds.
 
-Where a host has TLSA records, those judge its certificate and OpenSSL does not (RFC 7672 §3.1): the
-handshake is done without looking, and `Handshake.judge` looks before anything else is said.
+If a host has TLSA records, they judge its certificate, and OpenSSL does not (RFC 7672 §3.1): the
+handshake accepts any certificate, and `Handshake.judge` checks it before the next command.
 
-A session may be resumed (RFC 8446 §2.2): the host then shows no certificate, and nobody looks at
-one, so the session carries the verdict of the handshake it comes from. `TlsSessions` keeps each
-under the key it was made for, as the pool keeps connections, and lends it to no other.
+A session may be resumed (RFC 8446 §2.2). The host then shows no certificate, so the session keeps
+the verdict of its first handshake. `TlsSessions` keeps each session under its key, as the pool
+keeps connections, and lends it for no other key.
 """
 
 from __future__ import annotations
@@ -59,11 +59,11 @@ _VERSIONS = {
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a host's certificate came to.
+    """The judgement of a host's certificate.
 
-    `verified_by`: what it was found good by; None where nobody looked, or it was not. `fault`: what
-    a policy of the recipient's domain has against it, held against the host or not. `error`: why it
-    is not good enough for the message, "" where it is.
+    `verified_by`: what verified it; None where it was not checked, or is not valid. `fault`: its
+    fault under a policy of the recipient's domain, also in testing mode. `error`: why it is not
+    good enough for the message, "" where it is.
     """
 
     verified_by: VerifiedBy | None = None
@@ -73,15 +73,17 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class KeptSession:
-    """A TLS session, and what the certificate of its first handshake came to."""
+    """A TLS session, and the verdict on the certificate of its first handshake."""
 
     session: ssl.SSLSession
     verdict: Verdict
 
 
 class Resumption:
-    """One connection's handshake: the session that it is to resume, None for none; and the TLS
-    object that the event loop made for it, which outlives a handshake that failed.
+    """The handshake of one connection.
+
+    It has the session to resume (None for none), and the TLS object that the event loop made, which
+    is still needed after a handshake that failed.
     """
 
     __slots__ = ("kept_session", "made")
@@ -96,7 +98,7 @@ _resumption: ContextVar[Resumption | None] = ContextVar("_resumption", default=N
 
 @contextmanager
 def carrying(resumption: Resumption) -> Iterator[None]:
-    """Connections made, and handshakes begun, in here are this resumption's.
+    """Connections and handshakes that begin inside this context use this resumption.
 
     No event loop has a parameter for a session, but all make the TLS object in `wrap_bio`: asyncio
     in the context of the handshake's beginning, uvloop in that of the connection's.
@@ -159,9 +161,9 @@ _FAULTS = {10: PolicyResult.EXPIRED, 62: PolicyResult.HOST_MISMATCH}
 
 @dataclass(frozen=True, slots=True)
 class Handshake:
-    """How a session with a host goes into TLS, and who judges what the host shows.
+    """How a session with a host begins TLS, and how its certificate is judged.
 
-    `server_name`: what is sent as SNI; None: the host has no name. `roots`: those trusted.
+    `server_name`: the name in SNI; None: the host has no name. `roots`: the trusted roots.
     """
 
     context: ssl.SSLContext
@@ -171,11 +173,11 @@ class Handshake:
 
     @property
     def verifies(self) -> bool:
-        """Whether OpenSSL looks at the certificate."""
+        """Whether OpenSSL checks the certificate."""
         return self.context.check_hostname
 
     def judge(self, session: ssl.SSLObject) -> Verdict:
-        """What the certificate of a handshake that succeeded comes to."""
+        """The verdict on the certificate of a handshake that succeeded."""
         asks = self.needed.floor.asks
         if self.needed.proof is Proof.DANE:
             dane = self.needed.floor.dane
@@ -192,14 +194,14 @@ class Handshake:
         return Verdict(by)
 
     def _is_too_old(self, session: ssl.SSLObject) -> bool:
-        """Whether the version of TLS is one that the floor would not have."""
+        """Whether the version of TLS is older than the floor allows."""
         least = _VERSIONS[self.needed.floor_version]
         return session.version() in {name for name, each in _VERSIONS.items() if each < least}
 
     def judge_refused(
         self, error: ssl.SSLCertVerificationError, session: ssl.SSLObject | None
     ) -> Verdict:
-        """What a certificate comes to that OpenSSL refused."""
+        """The verdict on a certificate that OpenSSL refused."""
         text = f"certificate not verified: {error.verify_message}"
         match self.needed.floor.asks:
             case Proof.PKIX | Proof.NOTHING:
@@ -210,7 +212,7 @@ class Handshake:
         return Verdict(None, None, text)
 
     def _fault(self, session: ssl.SSLObject) -> PolicyResult | None:
-        """What a policy that is only looked at has against a certificate."""
+        """The fault of a certificate under a policy in testing mode."""
         floor, chain = self.needed.floor, sent_chain(session)
         if floor.asks is Proof.DANE:
             is_met = matched(floor.dane, chain, now=_now()) is not None
@@ -223,8 +225,9 @@ def _now() -> datetime:
 
 
 def sent_chain(session: ssl.SSLObject) -> tuple[bytes, ...]:
-    """What a host sent, in DER, its own certificate first, whatever OpenSSL thinks of it; also after
-    a handshake that failed.
+    """The certificates that a host sent, in DER, its own first, valid or not.
+
+    They are also known after a handshake that failed.
     """
     if hasattr(session, "get_unverified_chain"):  # Python 3.13
         return tuple(session.get_unverified_chain())
@@ -253,7 +256,7 @@ class TlsContexts:
         return Handshake(context, server_name(name), needed, self._trusted)
 
     def _trusted(self) -> Store | None:
-        """The roots, for who checks a chain without a handshake; read once."""
+        """The roots, to check a chain without a handshake; read once."""
         if self._roots is None:
             context = self.verifying(TlsVersion.TLS_1_2)
             self._roots = (store_of(context.get_ca_certs(binary_form=True)),)
@@ -270,8 +273,8 @@ class TlsContexts:
 
     def _build(self, verify: bool, version: TlsVersion, level: int) -> ssl.SSLContext:
         context = _Context(ssl.PROTOCOL_TLS_CLIENT)
-        # Anonymous and export ciphers are in no level of DEFAULT; PSK and SRP are nothing for
-        # strangers.
+        # Anonymous and export ciphers are in no level of DEFAULT; PSK and SRP need a secret that
+        # both sides know.
         context.set_ciphers(f"DEFAULT:!PSK:!SRP:@SECLEVEL={level}")
         with warnings.catch_warnings():
             # TLS 1.0 and 1.1 are deprecated (RFC 8996), and still better than clear text.
@@ -295,11 +298,10 @@ class TlsContexts:
 
 
 def server_name(name: str) -> str | None:
-    """A host's name as SNI says it and as its certificate has to; None where it has none that could
-    be.
+    """A host's name for SNI and for the check of its certificate; None where it has no valid name.
 
-    An address is not a name: no certificate is looked up by it (RFC 6066 §3), and none vouches for
-    it here.
+    An address is no name: SNI does not allow it (RFC 6066 §3), and no certificate is valid for it
+    here.
     """
     name = name.removesuffix(".").lower()
     try:

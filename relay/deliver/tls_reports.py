@@ -4,12 +4,13 @@
                                                     claim ─► mail, into the queue  ─► finish
                                                          └─► https, posted         ─► finish
 
-One worker does it for all. A mail is accepted into the queue in the commit that finishes its report,
-so there is one, whoever is killed when. An https server may have taken what nobody could write down
-any more; it is sent the same octets again, with the same report-id.
+One worker does it for all. A report by mail is accepted into the queue in the same commit that
+finishes it, so it is sent once, also if the relay is killed at any moment. An https server may have
+taken a report without a record of it; the relay then posts the same octets again, with the same
+report-id.
 
-A domain is looked at when its moment has come (`relay.route.report_time`), a few at a time: a slow
-receiver takes the place of no other domain's for long.
+A domain's report is due at its own time (`relay.route.report_time`). A few domains are handled at a
+time, so that a slow receiver does not delay the others for long.
 """
 
 from __future__ import annotations

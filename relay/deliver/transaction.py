@@ -1,16 +1,16 @@
-"""What to say to a host about a message: its MAIL and RCPT lines, given what the host offers.
+"""The MAIL and RCPT lines of a message for a host, given the extensions that it offers. Pure.
 
-Pure. The addresses go out as the bytes that were accepted, and nothing here reads them again; a
-last look makes sure that none could be two commands, or go to a domain nobody authorised.
-Which extensions are used, and what a host cannot take without one:
+The addresses are sent as the bytes that were accepted, without another parse. A last check makes
+sure that no address can be two commands, or lead to a domain that was not authorised. The
+extensions, and the status where a host without one cannot take the message:
 
-    SIZE         RFC 1870   said always; a message over the limit: 5.3.4
+    SIZE         RFC 1870   always sent; a message over the limit: 5.3.4
     8BITMIME     RFC 6152   BODY=8BITMIME where any octet is above 127; without it the content is
-                            converted (`relay.deliver.sevenbit`), or what speaks against that: 5.6.3
+                            converted (`relay.deliver.sevenbit`); if that is not possible: 5.6.3
     SMTPUTF8     RFC 6531   where an address or the header needs it; without it: 5.6.7, 5.6.9
-    DSN          RFC 3461   RET, ENVID, NOTIFY, ORCPT passed on as they were given
-    REQUIRETLS   RFC 8689   said for a message that came with it, in TLS
-    PIPELINING   RFC 2920   the whole envelope in one go
+    DSN          RFC 3461   RET, ENVID, NOTIFY, ORCPT passed on unchanged
+    REQUIRETLS   RFC 8689   sent for a message that came with it, in TLS
+    PIPELINING   RFC 2920   the complete envelope in one write
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ _XTEXT = re.compile(r"[!-~]+")
 
 @dataclass(frozen=True, slots=True)
 class Extensions:
-    """What a host offered in its EHLO reply (RFC 5321 §4.1.1.1), as far as we use it.
+    """The extensions in a host's EHLO reply (RFC 5321 §4.1.1.1) that the relay uses.
 
-    `size_bytes` 0: no limit was told.
+    `size_bytes` 0: the host names no limit.
     """
 
     starttls: bool = False
@@ -101,16 +101,15 @@ def prepare(
     header_is_utf8: bool = False,
     not_convertible: str = "",
 ) -> tuple[Transaction | None, dict[int, CannotBeSent]]:
-    """What to say about `recipients`, None if nothing; and whom this host cannot be asked for, and
-    why.
+    """The transaction for `recipients`, or None; and the recipients this host cannot take, and why.
 
-    `message` is as it will be sent: `eight_bit` of one that could not be converted for this host,
-    for a reason that is `not_convertible`.
+    `message` is in the form that will be sent: `eight_bit` if it could not be converted for this
+    host, for the reason `not_convertible`.
     """
     problem = _message_problem(message, offers, header_is_utf8, not_convertible)
     if problem is not None:
-        # A recipient's own trouble is the better reason: our Received field, too, names him in
-        # UTF-8.
+        # The recipient's own problem is the better reason: the relay's Received field has its
+        # address in UTF-8, too.
         return None, {
             each.index: _recipient_problem(each, offers) or problem for each in recipients
         }
@@ -136,7 +135,7 @@ def is_clean(line: bytes) -> bool:
 
 
 def needs_conversion(message: QueuedMessage, offers: Extensions) -> bool:
-    """Whether this host takes the message in 7 bits only (RFC 6152 §3)."""
+    """Whether this host can take the message only in 7 bits (RFC 6152 §3)."""
     return message.eight_bit and not offers.eight_bit_mime
 
 
@@ -169,9 +168,7 @@ def _recipient_problem(recipient: QueuedRecipient, offers: Extensions) -> Cannot
 
 
 def _is_safe_path(address: str) -> bool:
-    """Whether `<address>` is one path to any reader. The listener has made sure; this is the last
-    look.
-    """
+    """Whether every reader takes `<address>` for one path. A second guard after the listener's."""
     path = address.encode("utf-8", "surrogateescape")
     return is_clean(path) and _PATH.fullmatch(path) is not None
 

@@ -131,7 +131,7 @@ class Connection(SMTP):
             self._process(data)
 
     def eof_received(self) -> bool:
-        """The client closed its half. It still gets its replies, if the other half may stay open."""
+        """The client closed its half. It still gets its replies if the other half can stay open."""
         self._had_eof = True
         if self._proxy_header is not None:
             self._proxy_header.feed_eof()
