@@ -313,9 +313,6 @@ class ClientProtocol(SMTPProtocol):
         """Read no more replies. The first error is the one to report."""
         if self._trouble is None:
             self._trouble = trouble
-        self._wake()
-
-    def _wake(self) -> None:
         if self._waiter is not None:
             _wake(self._waiter)
 

@@ -289,8 +289,8 @@ def _session_facts(fields: Fields, session: HopSession) -> None:
         None
         if downgrade is None
         else {
-            "from": downgrade.wanted.value,
-            "reason": downgrade.reason.value,
+            "from": downgrade.wanted,
+            "reason": downgrade.reason,
             "error": _text(downgrade.error),
         }
     )
@@ -409,8 +409,8 @@ def _policy(message: QueuedMessage, settings: TlsSettings) -> Fields:
     fields = {
         "require-tls": require.value,
         "skip-verification": skip.value,
-        "require-tls-source": require.source.value,
-        "skip-verification-source": skip.source.value,
+        "require-tls-source": require.source,
+        "skip-verification-source": skip.source,
         "requiretls": message.requiretls,
         "tls-required-no": message.tls_required_no,
     }
