@@ -290,7 +290,8 @@ class Attempt:
             try:
                 # Also over a kept connection: it was made for mail to another domain, perhaps.
                 shown = shown_by(connection.hop)
-                policy = replace(floor.policy, memory=await past.ring(shown))
+                alarm = await past.ring(shown)
+                policy = floor.policy if alarm is None else replace(floor.policy, memory=alarm)
                 handing_over = _HandOver(host, policy, connection, job, tally, began)
                 waiting = await handing_over.run(waiting, is_kept=is_kept)
             except BaseException:

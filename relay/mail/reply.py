@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 __all__ = ["Reply", "parse_reply"]
 
@@ -37,6 +38,7 @@ class Reply:
         return "".join(parts).encode("utf-8", "replace")
 
 
+@lru_cache(maxsize=256)  # a host says the same of most messages
 def parse_reply(code: int, text: str) -> Reply:
     """A peer's reply, with its enhanced status taken out of the text.
 

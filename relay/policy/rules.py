@@ -96,7 +96,7 @@ class PolicyRules:
     dane: FloorUse = FloorUse.ENFORCE
     overlay: Mapping[str, TlsRule] = field(default_factory=dict, init=False)
     """The settings made over HTTP, by sender domain; no rule of the file."""
-    _known: dict[tuple[str, str, Wishes], TlsSettings] = field(
+    _known: dict[tuple[str, str, bool | None, bool | None], TlsSettings] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
     """The settings resolved so far, by sender domain, recipient domain and wishes."""
@@ -184,7 +184,7 @@ def with_overlay(rules: PolicyRules, settings: Mapping[str, TlsRule]) -> PolicyR
 def _resolved(
     rules: PolicyRules, sender_domain: str, recipient_domain: str, wishes: Wishes
 ) -> TlsSettings:
-    key = sender_domain, recipient_domain, wishes
+    key = sender_domain, recipient_domain, wishes.require_tls, wishes.skip_verification
     settings = rules._known.get(key)
     if settings is None:
         if len(rules._known) >= _MOST_KNOWN:

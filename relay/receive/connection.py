@@ -359,8 +359,9 @@ class Connection(SMTP):
     def _go_on(self) -> None:
         """Process the octets that waited, and read again."""
         if self._work is None and self._is_writable and not self._is_closing:
-            early, self._early = self._early, b""
-            self._process(early)
+            if self._early or self._had_eof or self._listener.is_closing:
+                early, self._early = self._early, b""
+                self._process(early)
             if self._work is None and self._is_paused and not self._is_closing:
                 self._is_paused = False
                 self._wire.resume_reading()

@@ -205,12 +205,9 @@ class ServerProtocol:
         actions, self._actions = self._actions, []
         return actions
 
-    def _do(self, action: Action) -> None:
-        self._actions.append(action)
-
     def _wait_for(self, action: Waiting) -> None:
         self._waiting = action
-        self._do(action)
+        self._actions.append(action)
 
     # --- lines ----------------------------------------------------------------------------------
 
@@ -275,11 +272,11 @@ class ServerProtocol:
 
     def smtp_EHLO(self, arg: bytes) -> None:
         if self._identify(arg, extended=True):
-            self._do(self._place.ehlo_reply(self.session))
+            self._actions.append(self._place.ehlo_reply(self.session))
 
     def smtp_HELO(self, arg: bytes) -> None:
         if self._identify(arg, extended=False):
-            self._do(f"250 {self._place.hostname}\r\n".encode())
+            self._actions.append(f"250 {self._place.hostname}\r\n".encode())
 
     def _identify(self, arg: bytes, *, extended: bool) -> bool:
         """RFC 5321 §4.1.4: EHLO also ends a transaction. The name is not checked: nothing depends on
@@ -295,7 +292,7 @@ class ServerProtocol:
         return True
 
     def smtp_NOOP(self, arg: bytes) -> None:
-        self._do(_OK)
+        self._actions.append(_OK)
         self._count_unproductive()
 
     def smtp_RSET(self, arg: bytes) -> None:
@@ -303,11 +300,11 @@ class ServerProtocol:
             self._reply_unproductive(_NO_ARGUMENT)
             return
         self._forget_transaction()
-        self._do(_OK)
+        self._actions.append(_OK)
         self._count_unproductive()
 
     def smtp_QUIT(self, arg: bytes) -> None:
-        self._do(_BYE)
+        self._actions.append(_BYE)
         self._end()
 
     def smtp_VRFY(self, arg: bytes) -> None:
@@ -335,7 +332,7 @@ class ServerProtocol:
             # Whatever came behind the command came in clear, perhaps from somebody else
             # (CVE-2011-0411).
             self._input, self._position = b"", 0
-            self._do(b"220 2.0.0 Ready to start TLS\r\n")
+            self._actions.append(b"220 2.0.0 Ready to start TLS\r\n")
             self._wait_for(StartTls())
 
     # --- AUTH (RFC 4954) ------------------------------------------------------------------------
@@ -352,7 +349,7 @@ class ServerProtocol:
         match step:
             case Challenge():
                 self._exchange = exchange
-                self._do(step.encode())
+                self._actions.append(step.encode())
             case Credentials(name, password):
                 self._wait_for(CheckPassword(name, password))
             case Reply():
@@ -371,11 +368,11 @@ class ServerProtocol:
     def _password_checked(self, verdict: User | Verdict) -> None:
         if isinstance(verdict, User):
             self.session.user = verdict
-            self._do(b"235 2.7.0 Welcome\r\n")
+            self._actions.append(b"235 2.7.0 Welcome\r\n")
             return
         self._auth_failures += 1
         if verdict is Verdict.WAIT or self._auth_failures >= AUTH_FAILURES_PER_SESSION:
-            self._do(b"421 4.7.0 Too many failures, try again later\r\n")
+            self._actions.append(b"421 4.7.0 Too many failures, try again later\r\n")
             self._end(linger=True)
         else:
             self._reply_unproductive(b"535 5.7.8 Authentication credentials invalid\r\n")
@@ -395,7 +392,7 @@ class ServerProtocol:
             return
         self._transaction = answer
         self.transactions += 1
-        self._do(_SENDER_OK)
+        self._actions.append(_SENDER_OK)
 
     def smtp_RCPT(self, arg: bytes) -> None:
         if self._transaction is None:
@@ -410,7 +407,7 @@ class ServerProtocol:
             self._refuse(answer, is_unproductive=not self.session.may_relay)
             return
         self._transaction.recipients.setdefault(answer.address, answer)
-        self._do(_RECIPIENT_OK)
+        self._actions.append(_RECIPIENT_OK)
 
     def smtp_DATA(self, arg: bytes) -> None:
         if arg:
@@ -431,7 +428,7 @@ class ServerProtocol:
             )
             self._begin_content(self._transaction, reader)
             self.is_reading_content = True
-            self._do(_SEND_DATA)
+            self._actions.append(_SEND_DATA)
 
     def smtp_BDAT(self, arg: bytes) -> None:
         """RFC 3030 §2: the client sends the chunk without waiting, so it is read even if refused."""
@@ -513,7 +510,7 @@ class ServerProtocol:
         if intake.refusal is not None or reader.flaw is not None:
             self._wait_for(Finish(intake))
         else:
-            self._do(b"250 2.0.0 Ok, go on\r\n")
+            self._actions.append(b"250 2.0.0 Ok, go on\r\n")
 
     def _message_finished(self, intake: Incoming, refusal: Refusal | None) -> None:
         self._end_transaction()
@@ -522,7 +519,7 @@ class ServerProtocol:
         else:
             self._unproductive = 0
             self.session.messages += 1
-            self._do(f"250 2.0.0 Ok: queued as {intake.queue_id}\r\n".encode())
+            self._actions.append(f"250 2.0.0 Ok: queued as {intake.queue_id}\r\n".encode())
         if self._closes_after_message:
             self._end(linger=True)
 
@@ -531,7 +528,7 @@ class ServerProtocol:
         intake = self._intake
         self._end_transaction()
         if intake is not None:
-            self._do(Abandon(intake))
+            self._actions.append(Abandon(intake))
 
     def _end_transaction(self) -> None:
         self._intake = None
@@ -543,8 +540,8 @@ class ServerProtocol:
 
     def _refuse(self, refusal: Refusal, *, is_unproductive: bool = True) -> None:
         text = f"{refusal.reply.code}: {refusal.reason}"
-        self._do(Log(text) if self.session.may_relay else Note(text))
-        self._do(refusal.reply.encode())
+        self._actions.append(Log(text) if self.session.may_relay else Note(text))
+        self._actions.append(refusal.reply.encode())
         if refusal.closes:
             self._end(linger=True)
         elif is_unproductive:
@@ -553,8 +550,8 @@ class ServerProtocol:
     def _reply_unproductive(self, reply: bytes, about: str = "") -> None:
         """Answer an unproductive command and count it; a refusal gets a line in the log."""
         if reply.startswith(b"5"):
-            self._do(Note(text_of(reply) + about))
-        self._do(reply)
+            self._actions.append(Note(text_of(reply) + about))
+        self._actions.append(reply)
         self._count_unproductive()
 
     def _count_unproductive(self) -> None:
@@ -565,13 +562,13 @@ class ServerProtocol:
     def _refuse_client(self, reply: bytes, why: str = "") -> None:
         """End the session of a client that is at fault, with a line in the log."""
         if not self.is_over:
-            self._do(Note(why or text_of(reply)))
-            self._do(reply)
+            self._actions.append(Note(why or text_of(reply)))
+            self._actions.append(reply)
             self._end(linger=True)
 
     def _end(self, *, linger: bool = False) -> None:
         if not self.is_over:
-            self._do(Close(linger))
+            self._actions.append(Close(linger))
             self._over()
 
 
