@@ -26,6 +26,7 @@ from relay.config.parts import resolver_options
 from relay.config.sections import Config
 from relay.queue.engine import holder
 from relay.receive.spec import ListenerTls, TcpAddress, UnixAddress, parse_address
+from relay.report.deliverylog.file import OUTPUTS
 from relay.route.answers import Unanswered
 from relay.route.dns import DnsResolver, ResolverError
 
@@ -133,6 +134,8 @@ def _try_directory(key: str, path: Path) -> Iterator[Remark]:
 
 
 def _try_log(path: Path) -> Iterator[Remark]:
+    if str(path) in OUTPUTS:
+        return  # the relay inherits its own, which are not those of this command
     with contextlib.suppress(PermissionError):  # which is said of its directory
         if path.is_dir():
             yield Remark("log.delivery", f"{path} is a directory", "name a file")
@@ -141,7 +144,7 @@ def _try_log(path: Path) -> Iterator[Remark]:
             yield _not_ours("log.delivery", path, path)
             return
         if path.exists() and not path.is_file():
-            return  # /dev/stdout: nothing is made in its directory
+            return  # a device: nothing is made in its directory
     yield from _try_directory("log.delivery", path.parent)
 
 

@@ -3,6 +3,7 @@
 Needs buildah and debootstrap and root, and the network for packages. The base is made here
 (a minimal Debian with its python3), since a registry may not be at hand; RELAY_IMAGE_BASE names
 another. RELAY_IMAGE_ARGS adds to buildah's arguments, for mirrors and their certificates.
+RELAY_IMAGE_STORAGE names a directory that keeps images between runs.
 
 chroot isolation: the file system and the user are the image's, the network is this machine's. What
 only an engine has is not seen here: HEALTHCHECK on its schedule, networks of its own.
@@ -10,6 +11,7 @@ only an engine has is not seen here: HEALTHCHECK on its schedule, networks of it
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -18,16 +20,20 @@ import signal
 import smtplib
 import subprocess
 import tempfile
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from argon2 import PasswordHasher
 
 from tests.rigs.ports import accepts_connections, free_port, wait_until
-from tests.rigs.sink import sink
+from tests.rigs.sink import Sink, sink
 
 ROOT = Path(__file__).resolve().parents[2]
 MOST_MEGABYTES = 200
+KEY, PASSWORD = "a-long-random-key", "correct horse"
 LEFT_OUT = (
     *("var/cache/apt", "var/lib/apt/lists", "var/log"),
     *("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info"),
@@ -65,6 +71,10 @@ class Engine:
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
+    kept = os.environ.get("RELAY_IMAGE_STORAGE")
+    if kept:
+        yield Engine(Path(kept))
+        return
     with tempfile.TemporaryDirectory(prefix="relay-image-") as directory:
         yield Engine(Path(directory))
 
@@ -124,41 +134,93 @@ def test_the_image_is_small(engine: Engine, image: str) -> None:
     assert engine.megabytes(image) < MOST_MEGABYTES
 
 
-def test_a_message_is_delivered_and_sigterm_drains(
-    engine: Engine, container: str, tmp_path: Path
-) -> None:
-    port = free_port()
-    with sink() as host, (tmp_path / "stderr").open("wb") as stderr:
+class Running:
+    """The image's relay with settings by environment, as an engine starts it."""
+
+    def __init__(self, engine: Engine, container: str, next_hop: Sink, directory: Path) -> None:
+        self.engine = engine
+        self.port, self.http_port = free_port(), free_port()
+        self.stdout, self.stderr = directory / "stdout", directory / "stderr"
+        secrets = directory / "secrets"
+        secrets.mkdir()
+        secrets.chmod(0o755)
+        for name, text in (("api-keys", KEY), ("alice", PasswordHasher().hash(PASSWORD))):
+            (secrets / name).write_text(f"{text}\n")
+            (secrets / name).chmod(0o644)
         settings = {
-            "RELAY__LISTENERS": f'[{{address: "127.0.0.1:{port}"}}]',
-            "RELAY__ROUTES": json.dumps(host.route),
+            "RELAY__LISTENERS": f'[{{address: "127.0.0.1:{self.port}"}}]',
+            "RELAY__ROUTES": json.dumps(next_hop.route),
             "RELAY__DELIVERY__ALLOW_NETWORKS": "[127.0.0.0/8]",
             "RELAY__HOSTNAME": "relay.test.example",
+            "RELAY__ADMIN__HTTP": f"127.0.0.1:{self.http_port}",
+            "RELAY__ADMIN__API_KEYS_FILE": "/run/secrets/api-keys",
+            "RELAY__ADMIN__WEB__USERS": "{alice: {password_file: /run/secrets/alice}}",
         }
         environment = [f"--env={name}={value}" for name, value in settings.items()]
-        run = ["run", "--isolation=chroot", *environment, container, "--", "relay"]
-        process = subprocess.Popen(engine.command(*run, "serve", "--own-networks"), stderr=stderr)
+        mounted = f"--volume={secrets}:/run/secrets:ro"
+        self.run = ["run", "--isolation=chroot", mounted, *environment, container, "--", "relay"]
+
+    def __call__(self, *arguments: str) -> str:
+        return self.engine(*self.run, *arguments)
+
+    def get(self, path: str, key: str = "") -> tuple[int, str]:
+        request = urllib.request.Request(f"http://127.0.0.1:{self.http_port}{path}")
+        if key:
+            basic = base64.b64encode(f"api:{key}".encode()).decode()
+            request.add_header("Authorization", f"Basic {basic}")
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, ""
+
+
+@contextlib.contextmanager
+def running(relay: Running) -> Iterator[subprocess.Popen[bytes]]:
+    serve = relay.engine.command(*relay.run, "serve", "--own-networks")
+    with relay.stderr.open("wb") as stderr:
+        process = subprocess.Popen(serve, stdout=subprocess.PIPE, stderr=stderr)
         try:
             wait_until(
-                lambda: accepts_connections("127.0.0.1", port),
+                lambda: accepts_connections("127.0.0.1", relay.port),
                 seconds=60,
                 what="the container's start",
             )
-            with smtplib.SMTP("127.0.0.1", port, timeout=30) as client:
+            yield process
+        finally:
+            for pid in relays():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            process.communicate(timeout=30)
+
+
+def test_a_message_is_delivered_and_told_on_the_output_and_sigterm_drains(
+    engine: Engine, container: str, tmp_path: Path
+) -> None:
+    with sink() as host:
+        relay = Running(engine, container, host, tmp_path)
+        with running(relay) as process:
+            with smtplib.SMTP("127.0.0.1", relay.port, timeout=30) as client:
                 client.sendmail(
                     "a@client.example", "b@dest.example", "Subject: contained\r\n\r\nhello\r\n"
                 )
             wait_until(lambda: host.tokens({"contained"}), what="the delivery")
-            assert engine(*run, "health") == "healthy"
+            assert relay("health") == "healthy"
+            assert relay("queue", "list", "--json") == "[]"
+            assert "delivered" in relay("log")
+            assert relay("check", "--quiet") == ""
+            assert relay.get("/healthz")[0] == 200
+            assert relay.get("/relay/v1/queue")[0] == 401
+            assert json.loads(relay.get("/relay/v1/queue", KEY)[1])["items"] == []
+            assert "Sign in" in relay.get("/login")[1]
             [pid] = relays()
             os.kill(pid, signal.SIGTERM)
-            assert process.wait(timeout=90) == 0
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                for pid in relays():
-                    os.kill(pid, signal.SIGKILL)
-            process.wait(timeout=30)
-    assert (tmp_path / "stderr").read_text().rstrip().endswith("ended")
+            said, _ = process.communicate(timeout=90)
+            assert process.returncode == 0
+            events = [json.loads(line) for line in said.splitlines()]
+    assert [event["event"] for event in events] == ["accepted", "delivered"]
+    lines = [json.loads(line) for line in relay.stderr.read_text().splitlines() if line[:1] == "{"]
+    assert lines[-1]["message"] == "ended"
 
 
 def relays() -> list[int]:

@@ -16,6 +16,8 @@ when it works again the lines that are owed are read from the store.
     several workers          each writes under a lock on the file, so that lines do not mix
     room for half a batch    the half is taken back, so that every line is whole
     a line torn by a crash   the same, by whoever writes next; the store still owes that line
+    /dev/stdout, a pipe      written as it was inherited: its name may lead to nothing that this
+                             user can open (a pipe of root's, a socket of the journal's)
 """
 
 from __future__ import annotations
@@ -35,9 +37,12 @@ from typing import Protocol
 
 from relay.mail.event import Event
 
-__all__ = ["DeliveryLog", "EventSource", "NumberedEvent"]
+__all__ = ["OUTPUTS", "DeliveryLog", "EventSource", "NumberedEvent"]
 
 logger = logging.getLogger(__name__)
+
+OUTPUTS = {"/dev/stdout": 1, "/dev/stderr": 2}
+"""What a process inherits open, by name."""
 
 _BATCH = 1000
 """Lines of one write."""
@@ -231,9 +236,13 @@ class _LogFile:
             os.close(fd)
 
     def _open(self) -> int:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY
-        fd = os.open(self.path, flags, 0o640)
+        inherited = OUTPUTS.get(str(self.path))
+        if inherited is not None and not stat.S_ISREG(os.fstat(inherited).st_mode):
+            fd = os.dup(inherited)
+        else:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY
+            fd = os.open(self.path, flags, 0o640)
         facts = os.fstat(fd)
         self._identity = (facts.st_dev, facts.st_ino)
         self._is_regular = stat.S_ISREG(facts.st_mode)

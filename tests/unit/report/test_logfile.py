@@ -7,6 +7,7 @@ import fcntl
 import json
 import logging
 import os
+import socket
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 
 from relay.mail.event import Event
 from relay.report.deliverylog import DeliveryLog
+from relay.report.deliverylog.file import OUTPUTS
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 FAST = timedelta(milliseconds=50)
@@ -319,6 +321,17 @@ async def test_the_log_may_be_a_device(journal):
     async with following(Path("/dev/null"), journal):
         journal.commit(3)
         await until(lambda: journal.mark == 3)
+
+
+async def test_standard_output_that_cannot_be_opened_by_its_name_is_written(journal, monkeypatch):
+    ours, theirs = socket.socketpair()  # the journal's, or a pipe of an engine's
+    with ours, theirs:
+        monkeypatch.setitem(OUTPUTS, "/dev/stdout", ours.fileno())
+        async with following(Path("/dev/stdout"), journal):
+            journal.commit(2)
+            await until(lambda: journal.mark == 2)
+        lines = theirs.recv(10_000).decode().splitlines()
+    assert [json.loads(line)["id"] for line in lines] == ["1", "2"]
 
 
 async def test_a_device_that_is_full_marks_nothing_as_written(journal):
