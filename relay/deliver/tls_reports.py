@@ -353,8 +353,8 @@ def report_message(
 ) -> NewMessage:
     """The mail that carries a report, ready for the queue.
 
-    It says TLS-Required: No, so that what is broken does not keep the report away; it is given up
-    after a day (RFC 8460 §5.5), and nobody is told of that: no report is sent about a report.
+    It says TLS-Required: No, so that what is broken does not keep the report away (RFC 8460
+    §5.3.1). It is given up after a day (§5.5), and nobody is told of that.
     """
     queue_id = new_queue_id(now)
     content = compose(domain, day, document, submitter, to=to, queue_id=queue_id, now=now)
