@@ -57,7 +57,7 @@ PUT_TOGETHER = {"config": 0, "workers": 1, "daemon": 2, "sandbox": 3, "cli": 4, 
 
 # The shells: they may touch network, disk, database or clock.
 SHELLS = {
-    "relay.mail.turns",
+    "relay.mail.threads",
     "relay.queue.dispatch",
     "relay.queue.engine",
     "relay.queue.sqlite",

@@ -33,13 +33,14 @@ from relay.queue.store import (
 )
 from relay.queue.verbs import VERBS
 from relay.report import deliverylog
-from relay.route.forecast import Forecast, said
+from relay.route.forecast import Forecast, sentence
 from relay.route.next_hop import Host, NoRoute
 
 __all__ = [
     "change_in_steps",
     "find_events",
     "follow_events",
+    "forecast_as_json",
     "host_as_json",
     "item_as_json",
     "list_queue",
@@ -47,7 +48,6 @@ __all__ = [
     "message_state",
     "no_route_as_json",
     "page_as_json",
-    "prospect_as_json",
     "show_message",
     "timestamp",
 ]
@@ -164,7 +164,7 @@ async def follow_events(
             await more()
 
 
-def prospect_as_json(forecast: Forecast) -> dict[str, Any]:
+def forecast_as_json(forecast: Forecast) -> dict[str, Any]:
     """What would become of a message, `tls`, `certificate-verified` and `downgrade` as the log
     would say.
     """
@@ -176,7 +176,7 @@ def prospect_as_json(forecast: Forecast) -> dict[str, Any]:
         "downgrade": forecast.downgrade.value if forecast.downgrade else None,
         "unmet": forecast.step.unmet,
         "if-last": forecast.at_last,
-        "text": said(forecast),
+        "text": sentence(forecast),
     }
 
 

@@ -27,8 +27,8 @@ from typing import Any
 from aiohttp import web
 
 from relay.mail.ip import canonical
-from relay.submit.failures import counted_as
-from relay.submit.oddities import Oddities
+from relay.submit.failures import client_key
+from relay.submit.log_limit import LogLimit
 
 __all__ = ["Entrance", "HttpError"]
 
@@ -111,7 +111,7 @@ class Entrance:
     ) -> None:
         self.context = context
         self._clock = clock
-        self._oddities = Oddities()
+        self._log_limit = LogLimit()
         self._server = server
         self._options = options or {}
         self._most = most
@@ -169,7 +169,7 @@ class Entrance:
                 await asyncio.sleep(_PAUSE_SECONDS)
                 continue
             note = partial(self._note, address[0])
-            name = counted_as(address[0])
+            name = client_key(address[0])
             if self.connections >= self._most:
                 self._turn_away(client, _TOO_MANY, note)
             elif self._connections_of(name) >= self._most_of_client:
@@ -181,7 +181,7 @@ class Entrance:
 
     def _note(self, client: str, said: str) -> None:
         """A line in the log about a client, if it had not too many."""
-        line = self._oddities.line(client, said, self._clock())
+        line = self._log_limit.line(client, said, self._clock())
         if line is not None:
             log.info("HTTP: [%s]: %s", canonical(client), line)
 

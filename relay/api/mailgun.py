@@ -1,4 +1,4 @@
-"""A message as Mailgun's HTTP interface asks for one: its form read into an `Order`. Pure.
+"""A message as Mailgun's HTTP interface asks for one: its form read into an `SendRequest`. Pure.
 
 What the form has to hold, what its options mean, and the words in which a mistake is refused
 are Mailgun's (its public API, v3), so that clients written for it need not be changed:
@@ -31,7 +31,7 @@ from relay.api.mailgun_addresses import Mailbox, authors, mailboxes
 from relay.api.mailgun_form import ApiError, File, Form, shown
 from relay.mail.address import AddressError, normalise_domain
 from relay.mail.envelope import Recipient
-from relay.policy.fields import Wishes, truth_of
+from relay.policy.fields import Wishes, yes_or_no
 from relay.submit.message import HEADER_SECTION_OCTETS
 from relay.submit.options import (
     MAX_OPTIONS_OCTETS,
@@ -45,8 +45,8 @@ __all__ = [
     "ApiError",
     "File",
     "Form",
-    "Order",
-    "read_order",
+    "SendRequest",
+    "read_send_request",
     "sending_domain",
 ]
 
@@ -54,7 +54,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class SendRequest:
     """What a form asks to be sent, apart from the content."""
 
     reverse_path: str
@@ -87,14 +87,14 @@ def sending_domain(text: str, allowed: Sequence[str] = (), *, named: bool = Fals
     return domain
 
 
-def read_order(
+def read_send_request(
     form: Form,
     *,
     domain: str,
     now: datetime,
     max_recipients: int,
     sender: str | None = None,
-) -> Order:
+) -> SendRequest:
     """Envelope and options of a form. `sender`: the From address, if the form needs none."""
     named = [value for value in form.all("from") if value.strip()] or ([sender] if sender else [])
     if not named:
@@ -102,7 +102,7 @@ def read_order(
     if not any(value.strip() for value in form.all("to")):
         raise ApiError(400, "to parameter is missing")
     _check_size(form)
-    return Order(
+    return SendRequest(
         recipients=_recipients(form, ("to", "cc", "bcc"), max_recipients),
         reverse_path=_reverse_path(authors(named), domain),
         options=Options(
@@ -151,7 +151,7 @@ def _agreed(form: Form, name: str) -> bool | None:
     """A yes or no; said twice it has to be the same."""
     agreed: bool | None = None
     for value in form.all(name):
-        truth = truth_of(value.encode())
+        truth = yes_or_no(value.encode())
         if truth is None:
             raise ApiError(400, f"{name} is neither yes nor no: {shown(value)}")
         if agreed not in (None, truth):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from relay.api.mailgun_form import ApiError, Form, shown
-from relay.policy.fields import truth_of
+from relay.policy.fields import yes_or_no
 from relay.policy.settings import TlsSettings
 from relay.queue.api_state import DomainSettings
 
@@ -74,7 +74,7 @@ def _truth(form: Form, name: str) -> bool | None:
     values = form.all(name) or form.all(name.replace("_", "-"))
     if not values:
         return None
-    truths = {truth_of(value.encode()) for value in values}
+    truths = {yes_or_no(value.encode()) for value in values}
     if None in truths or len(truths) > 1:
         raise ApiError(400, f"{name} parameter is neither true nor false")
     return truths.pop()

@@ -19,7 +19,7 @@ from relay.api.mailgun import ApiError, sending_domain
 from relay.api.mailgun_form import shown
 from relay.api.state import Api, answer
 from relay.mail.address import AddressError, domain_of, parse_path
-from relay.policy.fields import Wishes, truth_of
+from relay.policy.fields import Wishes, yes_or_no
 from relay.queue.store import QueueFilter, more_follows
 from relay.queue.verbs import VERBS
 
@@ -154,7 +154,7 @@ def _address(text: str, name: str) -> str:
 def _truth(query: Mapping[str, str], name: str) -> bool | None:
     if name not in query:
         return None
-    truth = truth_of(query[name].encode("utf-8", "replace"))
+    truth = yes_or_no(query[name].encode("utf-8", "replace"))
     if truth is None:
         raise ApiError(400, f"{name} parameter is neither yes nor no")
     return truth

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
-from relay.submit.failures import counted_as
+from relay.submit.failures import client_key
 
 __all__ = ["AnswerRate", "Shared"]
 
@@ -30,7 +30,7 @@ class AnswerRate:
 
     async def wait(self, client: str) -> None:
         """Return when this client may be answered."""
-        if self._count(counted_as(client)) > self._a_second:
+        if self._count(client_key(client)) > self._a_second:
             await asyncio.sleep(_WAIT_SECONDS)
 
     def _count(self, source: str) -> int:

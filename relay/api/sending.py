@@ -15,7 +15,7 @@ from functools import partial
 from aiohttp import web
 
 from relay.api.forms import read_form
-from relay.api.mailgun import ApiError, File, Form, Order, read_order, sending_domain
+from relay.api.mailgun import ApiError, File, Form, SendRequest, read_send_request, sending_domain
 from relay.api.mailgun_header import author_of, own_message_id, with_own_fields
 from relay.api.mailgun_mime import compose, normalise_mime
 from relay.api.mailgun_parameters import checked_message, checked_mime
@@ -23,7 +23,7 @@ from relay.api.state import Api, answer
 from relay.mail.envelope import Body
 from relay.mail.ip import canonical
 from relay.mail.section import HeaderSection, Sections
-from relay.mail.turns import off_the_loop
+from relay.mail.threads import in_thread_if_large
 from relay.queue.entry import QueuedMessage
 from relay.queue.queue_id import new_queue_id
 from relay.queue.store import NewMessage, QueueFull, SpoolError
@@ -50,15 +50,15 @@ async def send(api: Api, request: web.Request) -> web.Response:
     domain = sending_domain(request.match_info["domain"], api.options().domains, named=True)
     form = checked_message(await read_form(request))
     incoming = _Incoming(api, request, domain)
-    order, section, rest = await off_the_loop(
+    order, section, rest = await in_thread_if_large(
         partial(_composed, form, incoming), octets=_size(form)
     )
     return await incoming.take(order, section, rest)
 
 
-def _composed(form: Form, incoming: _Incoming) -> tuple[Order, HeaderSection, bytes]:
+def _composed(form: Form, incoming: _Incoming) -> tuple[SendRequest, HeaderSection, bytes]:
     """What a form asks for, and the message that its fields make: header section and rest."""
-    order = read_order(
+    order = read_send_request(
         form, domain=incoming.domain, now=incoming.now, max_recipients=incoming.api.recipients
     )
     message_id = own_message_id(form) or f"<{incoming.queue_id}@{incoming.domain}>"
@@ -72,7 +72,7 @@ async def send_mime(api: Api, request: web.Request) -> web.Response:
     form = checked_mime(await read_form(request))
     incoming = _Incoming(api, request, domain)
     file = _message_file(form).content
-    order, section, rest, behind = await off_the_loop(
+    order, section, rest, behind = await in_thread_if_large(
         partial(_taken_apart, form, file, incoming), octets=len(file) + _size(form)
     )
     return await incoming.take(order, section, rest, displaced=behind)
@@ -80,7 +80,7 @@ async def send_mime(api: Api, request: web.Request) -> web.Response:
 
 def _taken_apart(
     form: Form, file: bytes, incoming: _Incoming
-) -> tuple[Order, HeaderSection, bytes, bytes]:
+) -> tuple[SendRequest, HeaderSection, bytes, bytes]:
     """What a form asks for, and the message that it has as a file: the header section, its `h:`
     fields included; the rest; and what stands behind the section that a person may take for fields.
     """
@@ -93,7 +93,7 @@ def _taken_apart(
     missing = missing_fields(
         section, reverse_path=postmaster, hostname=domain, queue_id=incoming.queue_id, now=now
     )
-    order = read_order(
+    order = read_send_request(
         form,
         domain=domain,
         now=now,
@@ -138,11 +138,13 @@ class _Incoming:
         self.client = canonical(request.remote or "")
 
     async def take(
-        self, order: Order, section: HeaderSection, rest: bytes, *, displaced: bytes = b""
+        self, order: SendRequest, section: HeaderSection, rest: bytes, *, displaced: bytes = b""
     ) -> web.Response:
         """Take responsibility for it, or raise what the client is told instead."""
         size = len(section.octets) + len(displaced)
-        opened = await off_the_loop(partial(self._open, order, section, displaced), octets=size)
+        opened = await in_thread_if_large(
+            partial(self._open, order, section, displaced), octets=size
+        )
         if isinstance(opened, Refusal):
             raise _as_error(opened)
         content = opened.header + rest
@@ -155,7 +157,9 @@ class _Incoming:
         log.info("%s: accepted over HTTP for %s", self.queue_id, self.domain)
         return answer({"id": f"<{opened.summary.message_id}>", "message": "Queued. Thank you."})
 
-    def _open(self, order: Order, section: HeaderSection, displaced: bytes) -> Screened | Refusal:
+    def _open(
+        self, order: SendRequest, section: HeaderSection, displaced: bytes
+    ) -> Screened | Refusal:
         only_for = order.recipients[0].address if len(order.recipients) == 1 else ""
         return open_header(
             section,
@@ -178,7 +182,7 @@ class _Incoming:
             removed=(b"bcc",),
         )
 
-    def _message(self, order: Order, opened: Screened, content: bytes) -> QueuedMessage:
+    def _message(self, order: SendRequest, opened: Screened, content: bytes) -> QueuedMessage:
         eight_bit = not content.isascii()
         return QueuedMessage(
             queue_id=self.queue_id,

@@ -41,7 +41,7 @@ from relay.api.state import API, Api, answer, api_of
 from relay.mail.ip import canonical
 from relay.queue.store import SpoolError
 from relay.submit.certificates import ServerTls
-from relay.submit.failures import counted_as
+from relay.submit.failures import client_key
 
 __all__ = [
     "CONNECTIONS",
@@ -270,7 +270,7 @@ async def _serve(endpoint: Endpoint, request: web.Request) -> web.StreamResponse
     body = Body(
         request,
         gate.room,
-        client=(counted_as(address), gate.keys.name_of(authorization)),
+        client=(client_key(address), gate.keys.name_of(authorization)),
         limit=gate.largest if endpoint.form else _OTHER_BODY_OCTETS,
         seconds=api.request_seconds,
     )

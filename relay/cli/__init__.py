@@ -17,7 +17,7 @@ from pathlib import Path
 import click
 
 from relay import __version__
-from relay.cli.common import Lazy, config_file, config_option
+from relay.cli.common import LazyGroup, config_file, config_option
 
 __all__ = ["main", "relay"]
 
@@ -59,7 +59,9 @@ def _print_version(ctx: click.Context) -> None:
     ctx.exit()
 
 
-@click.group(cls=Lazy, lazy=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup, lazy=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.option(
     "-V",
     "--version",
@@ -180,12 +182,12 @@ def demo(ctx: click.Context, /, as_json: bool, to_try: bool) -> None:
     went otherwise than the rules say.
     """
     if to_try:
-        from relay.sandbox.try_out import main as try_out
+        from relay.sandbox.demo_relay import main as run_relay
 
-        sys.exit(try_out(config_file(ctx), os.environ))
-    from relay.sandbox.play import main as play
+        sys.exit(run_relay(config_file(ctx), os.environ))
+    from relay.sandbox.demo import main as run_demo
 
-    sys.exit(play(as_json=as_json))
+    sys.exit(run_demo(as_json=as_json))
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from relay.config import Config
 
 __all__ = [
-    "Lazy",
+    "LazyGroup",
     "age",
     "age_text",
     "answer_text",
@@ -30,8 +30,8 @@ __all__ = [
     "config_file",
     "config_option",
     "fail",
-    "filled",
     "load_config",
+    "not_empty",
     "printable",
     "size_text",
 ]
@@ -41,7 +41,7 @@ _CONFIG = "relay.config"
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class Lazy(click.Group):
+class LazyGroup(click.Group):
     """A group whose commands are imported when they are called, not before."""
 
     def __init__(self, *args: Any, lazy: Mapping[str, str] | None = None, **kwargs: Any) -> None:
@@ -191,7 +191,7 @@ def age(ctx: click.Context, param: click.Parameter, value: str | None) -> timede
 Filter = TypeVar("Filter", str, "tuple[str, ...]", None)
 
 
-def filled(ctx: click.Context, param: click.Parameter, value: Filter) -> Filter:
+def not_empty(ctx: click.Context, param: click.Parameter, value: Filter) -> Filter:
     """Refuse an option with an empty value: `--sender "$UNSET"` would match every sender."""
     if value is not None and not all(
         one.strip() for one in ([value] if isinstance(value, str) else value)

@@ -16,8 +16,8 @@ from relay.cli.common import (
     below,
     config_file,
     config_option,
-    filled,
     load_config,
+    not_empty,
     printable,
 )
 from relay.cli.times import since as _since
@@ -34,17 +34,20 @@ _COLOURS = {"accepted": "cyan", "delivered": "green", "deferred": "yellow", "fai
 @click.option(
     "-f", "--follow", is_flag=True, help="Go on with new events as they come; end with Ctrl-C."
 )
-@click.option("--recipient", callback=filled, metavar="ADDRESS", help="About this recipient.")
+@click.option("--recipient", callback=not_empty, metavar="ADDRESS", help="About this recipient.")
 @click.option(
     "--sender",
-    callback=filled,
+    callback=not_empty,
     metavar="ADDRESS",
     help='From this sender ("<>": the null reverse-path).',
 )
 @click.option(
-    "--recipient-domain", callback=filled, metavar="DOMAIN", help="With a recipient in this domain."
+    "--recipient-domain",
+    callback=not_empty,
+    metavar="DOMAIN",
+    help="With a recipient in this domain.",
 )
-@click.option("--sender-domain", callback=filled, metavar="DOMAIN", help="From this domain.")
+@click.option("--sender-domain", callback=not_empty, metavar="DOMAIN", help="From this domain.")
 @click.option(
     "--event",
     "events",
@@ -52,7 +55,7 @@ _COLOURS = {"accepted": "cyan", "delivered": "green", "deferred": "yellow", "fai
     type=click.Choice(["accepted", "delivered", "failed", "operator"]),
     help="Only events of this name; may be given more than once.",
 )
-@click.option("--id", "queue_id", callback=filled, metavar="ID", help="About this message.")
+@click.option("--id", "queue_id", callback=not_empty, metavar="ID", help="About this message.")
 @click.option(
     "--since", callback=_since, metavar="TIME", help="Not before this time, or this age (2h, 3d)."
 )

@@ -15,8 +15,8 @@ from relay.cli.common import (
     config_file,
     config_option,
     fail,
-    filled,
     load_config,
+    not_empty,
     printable,
 )
 
@@ -54,7 +54,7 @@ def list_(ctx: click.Context, /, as_json: bool) -> None:
 
 
 @mta_sts.command()
-@click.argument("domain", metavar="DOMAIN", callback=filled)
+@click.argument("domain", metavar="DOMAIN", callback=not_empty)
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object, for programs.")
 @config_option
 @click.pass_context
@@ -67,7 +67,7 @@ def show(ctx: click.Context, /, domain: str, as_json: bool) -> None:
 
 
 @mta_sts.command()
-@click.argument("domain", metavar="DOMAIN", callback=filled)
+@click.argument("domain", metavar="DOMAIN", callback=not_empty)
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object, for programs.")
 @config_option
 @click.pass_context
@@ -85,7 +85,7 @@ def refresh(ctx: click.Context, /, domain: str, as_json: bool) -> None:
 
 
 @mta_sts.command()
-@click.argument("domain", metavar="DOMAIN", callback=filled)
+@click.argument("domain", metavar="DOMAIN", callback=not_empty)
 @config_option
 @click.pass_context
 def forget(ctx: click.Context, /, domain: str) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import click
 
-from relay.cli.common import Lazy, config_option
+from relay.cli.common import LazyGroup, config_option
 
 __all__ = ["policy"]
 
 _COMMANDS = {"import": "relay.cli.policy_import:import_"}
 
 
-@click.group(cls=Lazy, lazy=_COMMANDS)
+@click.group(cls=LazyGroup, lazy=_COMMANDS)
 @config_option
 def policy() -> None:
     """Make rules for the configuration (policy), as YAML to paste."""

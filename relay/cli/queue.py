@@ -18,8 +18,8 @@ from relay.cli.common import (
     config_file,
     config_option,
     fail,
-    filled,
     load_config,
+    not_empty,
     printable,
     size_text,
 )
@@ -45,12 +45,15 @@ def _filters(command: F) -> F:
         ),
         click.option(
             "--sender",
-            callback=filled,
+            callback=not_empty,
             metavar="ADDRESS",
             help='From this sender ("<>": the null reverse-path).',
         ),
         click.option(
-            "--domain", callback=filled, metavar="DOMAIN", help="With a recipient in this domain."
+            "--domain",
+            callback=not_empty,
+            metavar="DOMAIN",
+            help="With a recipient in this domain.",
         ),
     ):
         command = option(command)
@@ -115,7 +118,7 @@ def list_(ctx: click.Context, /, as_json: bool, **filters: Any) -> None:
 
 
 @queue.command()
-@click.argument("queue_id", metavar="ID", callback=filled)
+@click.argument("queue_id", metavar="ID", callback=not_empty)
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object, for programs.")
 @config_option
 @click.pass_context
@@ -136,7 +139,7 @@ def _verb(name: str, help_text: str) -> None:
     """Add one of the operator's verbs to the group."""
 
     @queue.command(name, help=help_text)
-    @click.argument("ids", metavar="[ID]...", nargs=-1, callback=filled)
+    @click.argument("ids", metavar="[ID]...", nargs=-1, callback=not_empty)
     @_filters
     @click.option("--all", "everything", is_flag=True, help="The whole queue.")
     @click.option("--dry-run", is_flag=True, help="List the messages that are meant, change none.")

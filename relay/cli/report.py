@@ -18,8 +18,8 @@ from relay.cli.common import (
     below,
     config_file,
     config_option,
-    filled,
     load_config,
+    not_empty,
     printable,
 )
 from relay.cli.times import since, time_text, until
@@ -32,9 +32,14 @@ _DEFAULT_PERIOD = timedelta(days=30)
 
 @click.command()
 @click.option(
-    "--sender-domain", callback=filled, metavar="DOMAIN", help='Mail from this domain ("<>": none).'
+    "--sender-domain",
+    callback=not_empty,
+    metavar="DOMAIN",
+    help='Mail from this domain ("<>": none).',
 )
-@click.option("--recipient-domain", callback=filled, metavar="DOMAIN", help="Mail to this domain.")
+@click.option(
+    "--recipient-domain", callback=not_empty, metavar="DOMAIN", help="Mail to this domain."
+)
 @click.option(
     "--since",
     "--from",

@@ -13,8 +13,8 @@ from relay.cli.common import (
     config_file,
     config_option,
     fail,
-    filled,
     load_config,
+    not_empty,
     printable,
 )
 
@@ -69,7 +69,7 @@ def list_(ctx: click.Context, /, as_json: bool) -> None:
 
 
 @tls_report.command()
-@click.argument("domain", metavar="DOMAIN", callback=filled)
+@click.argument("domain", metavar="DOMAIN", callback=not_empty)
 @click.option(
     "--day", metavar="YYYY-MM-DD", callback=_day, help="Of this day of UTC instead of today."
 )
@@ -89,7 +89,7 @@ def show(ctx: click.Context, /, domain: str, day: date | None) -> None:
 
 
 @tls_report.command()
-@click.argument("domain", metavar="[DOMAIN]", required=False, callback=filled)
+@click.argument("domain", metavar="[DOMAIN]", required=False, callback=not_empty)
 @click.option(
     "--day",
     metavar="YYYY-MM-DD",

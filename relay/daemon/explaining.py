@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from relay.admin.operations import host_as_json, no_route_as_json, prospect_as_json
+from relay.admin.operations import forecast_as_json, host_as_json, no_route_as_json
 from relay.deliver.floors import DomainFloor, Floors, judged
 from relay.deliver.memory import NO_PAST, AtHost
 from relay.deliver.sts_policies import PolicyPending
@@ -23,7 +23,7 @@ from relay.policy.rules import PolicyRules, resolve
 from relay.policy.settings import Setting
 from relay.queue.store import SpoolError
 from relay.route.floor import DaneFloor, StsFloor
-from relay.route.forecast import describe, prospects
+from relay.route.forecast import describe, forecasts
 from relay.route.mta_sts import matches
 from relay.route.next_hop import Host, Hosts, NoRoute, Route
 from relay.route.security import (
@@ -203,7 +203,7 @@ def _host_and_rules(each: HostUnderFloor, needed: Requirement) -> dict[str, Any]
         "rules": [f"not connected to: it {reason}"]
         if reason
         else list(describe(needed, each.host)),
-        "steps": [] if reason else [prospect_as_json(p) for p in prospects(needed, each.host)],
+        "steps": [] if reason else [forecast_as_json(p) for p in forecasts(needed, each.host)],
     }
 
 

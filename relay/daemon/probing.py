@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from relay.admin import certificates
-from relay.admin.operations import host_as_json, no_route_as_json, prospect_as_json
+from relay.admin.operations import forecast_as_json, host_as_json, no_route_as_json
 from relay.daemon.explaining import (
     HostUnderFloor,
     floors_of,
@@ -117,6 +117,6 @@ def _verdict_as_json(verdict: RuleVerdict) -> dict[str, Any]:
         "require-tls": verdict.require_tls,
         "skip-verification": verdict.skip_verification,
         "would-send": verdict.forecast.is_sent,
-        **prospect_as_json(verdict.forecast),
+        **forecast_as_json(verdict.forecast),
         "error": verdict.error,
     }

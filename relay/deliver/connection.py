@@ -36,7 +36,7 @@ from relay.deliver.content import PIECE_BYTES, Content, ContentBroken, pieces
 from relay.deliver.diagnosis import Answer, Stage, shown
 from relay.deliver.framing import DotStuffing, Garbled
 from relay.deliver.options import Timeouts
-from relay.deliver.protocol import LOST, ClientProtocol, connect, told
+from relay.deliver.protocol import LOST, ClientProtocol, connect, error_text
 from relay.deliver.tls import (
     Handshake,
     KeptSession,
@@ -127,7 +127,7 @@ class Connection:
             text = f"no connection within {seconds:g} s"
             raise SessionBroken(Answer(Stage.CONNECT, None, text)) from error
         except OSError as error:
-            raise SessionBroken(Answer(Stage.CONNECT, None, told(error))) from error
+            raise SessionBroken(Answer(Stage.CONNECT, None, error_text(error))) from error
         connection = cls(host, wire, resumption, hostname=hostname, timeouts=timeouts)
         connection.opened_at = opened_at
         return connection
@@ -459,7 +459,7 @@ class Connection:
 
     def _lose(self, stage: Stage, error: Exception) -> NoReturn:
         self.abort()
-        raise SessionBroken(Answer(stage, None, told(error))) from error
+        raise SessionBroken(Answer(stage, None, error_text(error))) from error
 
     def _give_up(self, stage: Stage, reply: Reply) -> NoReturn:
         self.quit()
@@ -473,7 +473,7 @@ class Connection:
             if made is not None and (chain := sent_chain(made)):
                 self.hop = replace(self.hop, certificate=facts_of(chain[0]))
             return TlsResult(Situation.UNVERIFIED, verdict.error, fault=verdict.fault)
-        return TlsResult(Situation.HANDSHAKE_FAILED, f"TLS handshake failed: {told(error)}")
+        return TlsResult(Situation.HANDSHAKE_FAILED, f"TLS handshake failed: {error_text(error)}")
 
     def _note_tls(self, verdict: Verdict) -> None:
         session = self._wire.ssl_object

@@ -11,7 +11,7 @@ from relay.deliver.content import Content, beginning, pieces
 from relay.deliver.sevenbit import Conversion, NotConvertible, Plan, Survey
 from relay.deliver.signing import Signer
 from relay.deliver.transaction import Extensions, needs_conversion
-from relay.mail.turns import off_the_loop
+from relay.mail.threads import in_thread_if_large
 from relay.queue.entry import Entry, QueuedMessage
 
 __all__ = ["Job", "fit_for", "job_of", "signed"]
@@ -90,7 +90,7 @@ async def _surveyed(content: Content) -> Plan:
     survey = Survey()
     async with aclosing(pieces(content)) as every:
         async for piece in every:
-            await off_the_loop(
+            await in_thread_if_large(
                 partial(survey.feed, piece), octets=len(piece), at_once_octets=_AT_ONCE_OCTETS
             )
     return survey.finish()
@@ -100,7 +100,7 @@ async def _converted(content: Content, plan: Plan) -> AsyncGenerator[bytes]:
     conversion = Conversion(plan)
     async with aclosing(pieces(content)) as every:
         async for piece in every:
-            yield await off_the_loop(
+            yield await in_thread_if_large(
                 partial(conversion.feed, piece), octets=len(piece), at_once_octets=_AT_ONCE_OCTETS
             )
     yield conversion.finish()

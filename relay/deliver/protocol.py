@@ -36,7 +36,7 @@ try:
 except ImportError:  # pragma: no cover - not on every system
     fcntl = termios = None  # type: ignore[assignment]
 
-__all__ = ["LOST", "ClientProtocol", "connect", "told"]
+__all__ = ["LOST", "ClientProtocol", "connect", "error_text"]
 
 _FAREWELL_SECONDS = 1.0
 """Seconds a connection stays open for the reply to QUIT, for which the relay does not wait."""
@@ -48,7 +48,7 @@ uvloop's transport raises RuntimeError without its handle.
 """
 
 
-def told(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """The text of an error, safe for a log and a DSN."""
     if isinstance(error, ssl.SSLError):
         return _SOURCE_LINE.sub("", str(error.args[-1] if error.args else error))
@@ -141,7 +141,7 @@ class ClientProtocol(SMTPProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        text = f"the connection was lost ({told(exc)})" if exc else "the connection was lost"
+        text = f"the connection was lost ({error_text(exc)})" if exc else "the connection was lost"
         self._fail(SMTPServerDisconnected(text))
         self.gone.set()
 

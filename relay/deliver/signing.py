@@ -14,7 +14,7 @@ from datetime import datetime
 from functools import partial
 
 from relay.mail.header import split_content
-from relay.mail.turns import off_the_loop
+from relay.mail.threads import in_thread_if_large
 from relay.queue.entry import QueuedMessage
 from relay.sign.body import BodyHash
 from relay.sign.signature import SigningKey, key_for, may_sign, sign, why_unsigned
@@ -55,7 +55,9 @@ class Signer:
             return Signature(unsigned=why_unsigned(keys, message))
         pieces = _one_piece(content) if isinstance(content, bytes) else content()
         header, rest = await _split_off(pieces)
-        signing = await off_the_loop(partial(key_for, keys, message, header), octets=len(header))
+        signing = await in_thread_if_large(
+            partial(key_for, keys, message, header), octets=len(header)
+        )
         if signing is None:
             return Signature(unsigned=why_unsigned(keys, message))
         body = BodyHash()
@@ -64,7 +66,7 @@ class Signer:
             body.update(piece)
         try:
             work = partial(sign, signing, header, body.digest(), now=self._clock())
-            return Signature(await off_the_loop(work, octets=len(header)))
+            return Signature(await in_thread_if_large(work, octets=len(header)))
         except ValueError as error:
             log.warning("%s: goes out unsigned: %s", message.queue_id, error)
             return Signature(unsigned=str(error))

@@ -8,7 +8,7 @@ The section ends at the first line that is no field, as it does for every mail h
 take more lines for fields than a mail host does: a name can contain a letter of another script that
 looks like a Latin one, a character without width, or a line end. So names that only look like one
 of `ASKING` are found too, within the section (`HeaderSection.asking`) and behind its end
-(`look_behind`).
+(`lines_like_fields`).
 
 A field ends at CRLF and nowhere else, as in `relay.mail.header`.
 """
@@ -28,11 +28,11 @@ __all__ = [
     "IGNORED",
     "KNOWN",
     "NOT_SUPPORTED",
-    "Found",
+    "FoundField",
     "HeaderSection",
+    "LineLikeField",
     "Sections",
-    "Seen",
-    "look_behind",
+    "lines_like_fields",
 ]
 
 NOT_SUPPORTED = frozenset(
@@ -99,7 +99,7 @@ KNOWN = (
 """The other fields that a part of the relay reads."""
 
 
-class Found(NamedTuple):
+class FoundField(NamedTuple):
     """A field of a section that asks for something.
 
     `name`: as the message writes it. `value`: still folded, without the final CRLF. `start`,
@@ -131,7 +131,7 @@ class HeaderSection:
     def __init__(self, octets: bytes) -> None:
         self._octets = octets
         self._spans: dict[bytes, list[tuple[int, int, int]]] = {}
-        self.asking: list[Found] = []
+        self.asking: list[FoundField] = []
         for match, end in each_field(octets, _find().search):
             name = match[1]
             if name is not None:
@@ -174,9 +174,9 @@ class HeaderSection:
             begun = end
         return b"".join([*kept, self._octets[begun:]])
 
-    def _asking(self, start: int, colon: int, end: int) -> Found:
+    def _asking(self, start: int, colon: int, end: int) -> FoundField:
         name = self._octets[start:colon]
-        return Found(
+        return FoundField(
             name,
             self._octets[colon + 1 : end],
             start,
@@ -236,7 +236,7 @@ def _end_of_fields(header: bytes) -> int:
     return at
 
 
-class Seen(NamedTuple):
+class LineLikeField(NamedTuple):
     """A line that a person may read as a field of `ASKING`. `meant`: that field.
 
     `number`: of the line, from 0. `value`: the text after the name and a colon; None where there is
@@ -248,7 +248,7 @@ class Seen(NamedTuple):
     meant: bytes
 
 
-def look_behind(lines: bytes) -> Iterator[Seen]:
+def lines_like_fields(lines: bytes) -> Iterator[LineLikeField]:
     """The lines behind the end of a header section that a person may read as one of `ASKING`."""
     text = "\r\n" + _as_read(lines)
     number, at = 0, 0
@@ -258,7 +258,7 @@ def look_behind(lines: bytes) -> Iterator[Seen]:
         more, value = match[2], match[3]
         if more and match[1][-1].isalpha():
             continue  # the name has more letters, so it is another name
-        yield Seen(
+        yield LineLikeField(
             number,
             value.encode() if value is not None and not more else None,
             _meant(match[1]),

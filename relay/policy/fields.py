@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass, replace
 
 from relay.mail.header import unfold
-from relay.mail.section import Found, HeaderSection, look_behind
+from relay.mail.section import FoundField, HeaderSection, lines_like_fields
 
 __all__ = [
     "NO_WISHES",
@@ -22,9 +22,9 @@ __all__ = [
     "Wishes",
     "asks_for_no_tls",
     "read_wishes",
-    "refuse_displaced",
+    "refuse_fields_in_body",
     "refuse_folded",
-    "truth_of",
+    "yes_or_no",
 ]
 
 _REQUIRE_TLS = frozenset({b"X-Require-TLS", b"X-Mailgun-Require-TLS"})
@@ -117,7 +117,7 @@ def tls_wishes(wishes: Wishes, *, requiretls: bool, says_no: bool) -> tuple[Wish
     return replace(wishes, require_tls=False), True
 
 
-def refuse_displaced(lines: bytes) -> None:
+def refuse_fields_in_body(lines: bytes) -> None:
     """`BadField` where a line after the end of the header section asks for more security.
 
     Such lines follow a line that is no field, so every mail host takes them for body, and the relay
@@ -126,8 +126,8 @@ def refuse_displaced(lines: bytes) -> None:
     text. A line that asks for more security, or that is not understood, makes the relay refuse the
     message.
     """
-    for seen in look_behind(lines):
-        if seen.value is None or seen.meant not in _WEAKENED_BY[truth_of(seen.value)]:
+    for seen in lines_like_fields(lines):
+        if seen.value is None or seen.meant not in _WEAKENED_BY[yes_or_no(seen.value)]:
             line = lines.split(b"\r\n", seen.number + 1)[seen.number]
             name, _, value = line.partition(b":")
             raise BadField(
@@ -147,7 +147,7 @@ def refuse_folded(header: bytes) -> None:
     for seen in _FOLDED(header):
         name, value = seen[1], seen[2]
         meant = _FOLDED_NAMES[name.lower()]
-        if truth_of(value) is not None and meant not in _WEAKENED_BY[truth_of(value)]:
+        if yes_or_no(value) is not None and meant not in _WEAKENED_BY[yes_or_no(value)]:
             raise BadField(
                 name,
                 value,
@@ -155,16 +155,16 @@ def refuse_folded(header: bytes) -> None:
             )
 
 
-def truth_of(word: bytes) -> bool | None:
+def yes_or_no(word: bytes) -> bool | None:
     """The truth value of a word such as yes, on, 0; None for any other word."""
     return _VALUES.get(word.strip(b" \t").lower())
 
 
-def _agreed(fields: list[Found]) -> bool | None:
+def _agreed(fields: list[FoundField]) -> bool | None:
     """The value that all the fields give; None without a field."""
     agreed: bool | None = None
     for field in fields:
-        value = truth_of(unfold(field.value))
+        value = yes_or_no(unfold(field.value))
         if value is None:
             raise BadField(field.name, field.value, "is neither yes nor no")
         if agreed not in (None, value):

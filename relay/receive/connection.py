@@ -422,7 +422,7 @@ class Connection(SMTP):
     def _note(self, text: str) -> None:
         """Log a line about this client, unless it has had too many."""
         now = self._reception.clock()
-        line = self._reception.oddities.line(self._session.client or "", text, now)
+        line = self._reception.log_limit.line(self._session.client or "", text, now)
         if line is not None:
             log.info("%s: %s", self._who, line)
 

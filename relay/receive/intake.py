@@ -20,7 +20,7 @@ from datetime import datetime
 from functools import partial
 
 from relay.mail.section import HeaderSection, Sections
-from relay.mail.turns import off_the_loop
+from relay.mail.threads import in_thread_if_large
 from relay.policy.rules import PolicyRules
 from relay.queue.queue_id import new_queue_id
 from relay.queue.store import CHUNK_BYTES, MessageSink, NewMessage, QueueFull, SpoolError
@@ -31,6 +31,7 @@ from relay.receive.memory import SMALL_BYTES, Memory
 from relay.receive.session import Session, Transaction
 from relay.receive.submission import complete, open_message, refusal_of
 from relay.report.deliverylog import taken_in
+from relay.submit.log_limit import LogLimit
 from relay.submit.message import (
     HEADER_SECTION_OCTETS,
     HEADER_TOO_LARGE,
@@ -40,7 +41,6 @@ from relay.submit.message import (
     Screened,
     refuse,
 )
-from relay.submit.oddities import Oddities
 
 __all__ = ["Intake", "Reception"]
 
@@ -66,7 +66,7 @@ class Reception:
     limits: Limits = field(default_factory=Limits)
     connections: Connections = field(default_factory=Connections)
     memory: Memory = field(default_factory=Memory)
-    oddities: Oddities = field(default_factory=Oddities)
+    log_limit: LogLimit = field(default_factory=LogLimit)
 
 
 class Intake:
@@ -168,7 +168,7 @@ class Intake:
     async def _open(self, content: bytes) -> None:
         end = content.find(b"\r\n\r\n")
         octets = end if end >= 0 else len(content)
-        opened, rest = await off_the_loop(partial(self._screened, content), octets=octets)
+        opened, rest = await in_thread_if_large(partial(self._screened, content), octets=octets)
         if isinstance(opened, Refusal):
             self._refuse(opened)
         else:

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from relay.mail.option import Size
 from relay.mail.reply import Reply
-from relay.submit.failures import counted_as
+from relay.submit.failures import client_key
 
 __all__ = [
     "AUTH_LINE_OCTETS",
@@ -79,7 +79,7 @@ class Connections:
 
     def admit(self, client: str, limits: Limits) -> Reply | None:
         """Count a new connection, or return why it is refused. A UNIX socket has no own limit."""
-        key = counted_as(client)
+        key = client_key(client)
         count = self._by_client.get(key, 0)
         elsewhere = self._elsewhere
         if self.total + (elsewhere.total() if elsewhere else 0) >= limits.connections:
@@ -91,11 +91,11 @@ class Connections:
 
     def leave(self, client: str) -> None:
         """Count the end of an admitted connection."""
-        self._count(counted_as(client), -1)
+        self._count(client_key(client), -1)
 
     def of(self, client: str) -> int:
         """How many connections a client has."""
-        return self._by_client.get(counted_as(client), 0)
+        return self._by_client.get(client_key(client), 0)
 
     def _count(self, key: str, by: int) -> None:
         self.total += by

@@ -14,7 +14,7 @@ from secrets import token_bytes
 from argon2 import DEFAULT_MEMORY_COST, DEFAULT_PARALLELISM, DEFAULT_TIME_COST
 
 from relay.receive.access import Access, User
-from relay.submit.failures import Failures, counted_as
+from relay.submit.failures import Failures, client_key
 from relay.submit.secrets import Secrets, Verdict
 
 __all__ = ["Passwords"]
@@ -48,7 +48,7 @@ class Passwords:
 
     def failures_of(self, name: str, client: str) -> int:
         """How many passwords of this name from this client were recently wrong."""
-        return self.failures.of(counted_as(client), name[:_NAME_LENGTH], self._clock())
+        return self.failures.of(client_key(client), name[:_NAME_LENGTH], self._clock())
 
     def close(self) -> None:
         """End the threads."""

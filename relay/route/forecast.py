@@ -24,7 +24,7 @@ from relay.route.security import (
     next_step,
 )
 
-__all__ = ["Forecast", "describe", "forecast", "not_used", "prospects", "said"]
+__all__ = ["Forecast", "describe", "forecast", "forecasts", "not_used", "sentence"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Forecast:
         return self.step.action is not Action.NEXT_HOST
 
 
-def prospects(needed: Requirement, host: Host) -> tuple[Forecast, ...]:
+def forecasts(needed: Requirement, host: Host) -> tuple[Forecast, ...]:
     """A forecast for each situation that may occur at the host. Implicit TLS has no STARTTLS."""
     never = _ABOUT_STARTTLS if host.tls is TlsMode.IMPLICIT else ()
     return tuple(forecast(needed, situation) for situation in Situation if situation not in never)
@@ -76,7 +76,7 @@ def not_used(needed: Requirement) -> Forecast:
     return Forecast(None, Step(Action.NEXT_HOST, _UNMET), at_last=_at_last(needed, _UNMET))
 
 
-def said(forecast: Forecast) -> str:
+def sentence(forecast: Forecast) -> str:
     """A forecast in a sentence."""
     if forecast.is_sent:
         verified = "verified" if forecast.verified else "unverified"
@@ -90,8 +90,8 @@ def describe(needed: Requirement, host: Host) -> tuple[str, ...]:
     """What a host must prove, and what happens in each situation, as sentences."""
     met = _met_by(needed)
     consequences = (
-        f"{met[each.situation]}: {said(each)}"
-        for each in prospects(needed, host)
+        f"{met[each.situation]}: {sentence(each)}"
+        for each in forecasts(needed, host)
         if each.situation is not None and each.situation in met
     )
     return (*_proof(needed, host), *consequences)

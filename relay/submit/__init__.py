@@ -5,6 +5,6 @@ options        when a message is to go out, its tags, test mode: header fields a
 trace          the Received field, and the fields that a client left out
 failures       how often a password may be wrong, and which passwords are checked after that
 secrets        checks a password or key
-oddities       limits the log lines about clients that break the protocol
+log_limit      limits the log lines about clients that break the protocol
 certificates   the TLS context and the certificate for clients
 """

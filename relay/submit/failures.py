@@ -22,7 +22,7 @@ from typing import Protocol, TypeVar
 
 from relay.mail.ip import canonical
 
-__all__ = ["FailedElsewhere", "Failures", "counted_as"]
+__all__ = ["FailedElsewhere", "Failures", "client_key"]
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -133,7 +133,7 @@ def _put(known: dict[K, V], key: K, value: V, most: int) -> None:
         del known[next(iter(known))]
 
 
-def counted_as(client: str) -> str:
+def client_key(client: str) -> str:
     """The name that a client is counted under: the IPv4 address, or the /64 of an IPv6 address."""
     client = canonical(client)
     if ":" not in client:

@@ -21,12 +21,12 @@ from datetime import datetime
 from relay.mail.envelope import Recipient
 from relay.mail.reply import Reply
 from relay.mail.section import HeaderSection
-from relay.policy.fields import asks_for_no_tls, refuse_displaced, refuse_folded, tls_wishes
+from relay.policy.fields import asks_for_no_tls, refuse_fields_in_body, refuse_folded, tls_wishes
 from relay.policy.rules import PolicyRules, resolve
 from relay.policy.settings import TlsSettings
 from relay.queue.entry import MessageSummary, QueuedRecipient, State, Terms
 from relay.queue.summary import summarise
-from relay.submit.options import Contradiction, Options, both, read_options
+from relay.submit.options import Contradiction, Options, combined, read_options
 
 __all__ = [
     "HEADER_SECTION_OCTETS",
@@ -111,9 +111,9 @@ def open_header(
     try:
         asked = read_options(section, now)
         refuse_folded(section.octets)
-        refuse_displaced(displaced)
+        refuse_fields_in_body(displaced)
         if options is not None:
-            asked = both(asked, options)
+            asked = combined(asked, options)
     except Contradiction as error:
         return refuse(554, "5.6.0", f"{error.name} contradicts a header field of the message")
     except ValueError as error:  # `BadField`, or too many tags

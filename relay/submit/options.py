@@ -25,8 +25,8 @@ from datetime import datetime, timedelta
 from typing import TypeVar
 
 from relay.mail.dates import read_date
-from relay.mail.section import NOT_SUPPORTED, Found, HeaderSection
-from relay.policy.fields import NO_WISHES, BadField, Wishes, read_wishes, truth_of
+from relay.mail.section import NOT_SUPPORTED, FoundField, HeaderSection
+from relay.policy.fields import NO_WISHES, BadField, Wishes, read_wishes, yes_or_no
 from relay.queue.entry import Terms
 from relay.queue.summary import decoded, readable
 
@@ -35,7 +35,7 @@ __all__ = [
     "NO_OPTIONS",
     "Contradiction",
     "Options",
-    "both",
+    "combined",
     "deliver_within",
     "delivery_time",
     "read_options",
@@ -110,7 +110,7 @@ def read_options(section: HeaderSection, now: datetime) -> Options:
                 raise ValueError("makes more than 16 KB of options")
             if decoded(found.value).strip() and read is None:
                 raise ValueError("is not supported by this relay")
-            asked = both(asked, read(found, now)) if read is not None else asked
+            asked = combined(asked, read(found, now)) if read is not None else asked
         except Contradiction:
             complaint = "contradicts an earlier field"
             raise BadField(found.name, found.value, complaint) from None
@@ -119,7 +119,7 @@ def read_options(section: HeaderSection, now: datetime) -> Options:
     return asked
 
 
-def both(first: Options, second: Options) -> Options:
+def combined(first: Options, second: Options) -> Options:
     """Two sets of options joined; `Contradiction` where they have different values."""
     return Options(
         Wishes(
@@ -198,14 +198,14 @@ def _of_both(
 # --- fields -------------------------------------------------------------------------------------
 
 
-def _truth(found: Found) -> bool:
-    truth = truth_of(found.value.replace(b"\r\n", b""))
+def _truth(found: FoundField) -> bool:
+    truth = yes_or_no(found.value.replace(b"\r\n", b""))
     if truth is None:
         raise ValueError("is neither yes nor no")
     return truth
 
 
-def _variables(found: Found) -> tuple[tuple[str, str], ...]:
+def _variables(found: FoundField) -> tuple[tuple[str, str], ...]:
     text = decoded(found.value).strip()
     if not text:
         return ()
@@ -231,7 +231,7 @@ def _as_text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
-_READERS: Mapping[bytes, Callable[[Found, datetime], Options]] = {
+_READERS: Mapping[bytes, Callable[[FoundField, datetime], Options]] = {
     b"X-Mailgun-Deliver-By": lambda found, now: Options(
         deliver_at=delivery_time(decoded(found.value), now)
     ),

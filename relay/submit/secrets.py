@@ -31,7 +31,7 @@ from weakref import WeakValueDictionary
 from argon2 import PasswordHasher
 from argon2.exceptions import Argon2Error, InvalidHashError
 
-from relay.submit.failures import Failures, counted_as
+from relay.submit.failures import Failures, client_key
 
 __all__ = ["Secrets", "Verdict"]
 
@@ -71,7 +71,7 @@ class Secrets:
         """
         if self._is_remembered(secret, hashes):
             return Verdict.RIGHT
-        source = counted_as(client)
+        source = client_key(client)
         line = self._lines.setdefault(source, asyncio.Lock())
         async with line:
             if self._is_remembered(secret, hashes):  # an earlier request had the same secret

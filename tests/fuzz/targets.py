@@ -23,7 +23,7 @@ from relay.mail.header import named, split_content
 from relay.mail.ip import unmapped
 from relay.mail.reply import Reply
 from relay.mail.section import ASKING, HeaderSection, Sections, _as_read
-from relay.policy.fields import BadField, refuse_displaced
+from relay.policy.fields import BadField, refuse_fields_in_body
 from relay.policy.rules import PolicyRules
 from relay.queue.summary import summarise
 from relay.receive.content import BdatReader, DataReader
@@ -163,7 +163,7 @@ def headers(octets: bytes) -> None:
     parts = Sections.of(octets)
     assert octets.endswith(parts.rest.removeprefix(b"\r\n"))
     with suppress(BadField):
-        refuse_displaced(parts.behind)
+        refuse_fields_in_body(parts.behind)
     fields = list(iter_fields(header))
     assert b"".join(field.raw for field in fields) == header
     found = [span.value(header) for span in named((b"subject",))(header)]

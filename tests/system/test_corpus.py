@@ -24,7 +24,7 @@ import aiohttp
 import dkim
 import pytest
 
-from relay.mail.section import HeaderSection, Sections, look_behind
+from relay.mail.section import HeaderSection, Sections, lines_like_fields
 from relay.sandbox.mx import MxServer
 from relay.sign.keys import load_key, new_key, record
 from tests.rigs.corpus import Letter, corpus
@@ -253,10 +253,10 @@ async def test_content_that_begins_badly_is_treated_alike_over_smtp_and_http(doo
 
 def test_no_line_of_mail_that_others_wrote_is_taken_for_a_policy_field():
     for letter in corpus():
-        assert not list(look_behind(letter.sent)), letter.name
+        assert not list(lines_like_fields(letter.sent)), letter.name
         header, _, behind = Sections.of(letter.sent)
         assert not HeaderSection(header).asking, letter.name
-        assert not list(look_behind(behind)), letter.name
+        assert not list(lines_like_fields(behind)), letter.name
 
 
 # --- signatures -----------------------------------------------------------------------------------

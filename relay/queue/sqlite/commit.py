@@ -349,10 +349,10 @@ class Writer:
         try:
             if idle and self._tables.has_more:
                 self._commit([])
-            self._wal.fold(self._db, idle=idle)
+            self._wal.checkpoint(self._db, idle=idle)
             self.room.lay_ballast()
             if idle:
-                self._wal.shorten(self._db)
+                self._wal.truncate(self._db)
         except (sqlite3.Error, OSError) as exc:
             # Nothing is lost: what could not be folded back is in the log, synced.
             self._trouble.began(exc)

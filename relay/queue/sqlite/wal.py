@@ -37,13 +37,13 @@ class WriteAheadLog:
         """Count anew, after trouble."""
         self._written_bytes = 0
 
-    def fold(self, db: sqlite3.Connection, *, idle: bool) -> None:
+    def checkpoint(self, db: sqlite3.Connection, *, idle: bool) -> None:
         """Fold the log back into the database where it has grown, or where nothing waits."""
         is_long = self._written_bytes * self._swell >= self.limit_bytes
         if is_long or (idle and self._written_bytes):
             self._checkpoint(db)
 
-    def shorten(self, db: sqlite3.Connection) -> None:
+    def truncate(self, db: sqlite3.Connection) -> None:
         """Give room back to the file system. On a full disk the log keeps it: it may not get it
         again.
         """

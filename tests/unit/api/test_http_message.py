@@ -12,7 +12,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from relay.api.mailgun import ApiError, File, Form, read_order, sending_domain
+from relay.api.mailgun import ApiError, File, Form, read_send_request, sending_domain
 from relay.api.mailgun_addresses import mailboxes
 from relay.api.mailgun_header import author_of, own_message_id
 from relay.api.mailgun_mime import compose, normalise_mime
@@ -40,7 +40,7 @@ def form(*files: File, **fields) -> Form:
 
 
 def order(**fields):
-    return read_order(form(**fields), domain="example.com", now=NOW, max_recipients=1000)
+    return read_send_request(form(**fields), domain="example.com", now=NOW, max_recipients=1000)
 
 
 def parsed(*files: File, **fields):

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.api.mailgun import ApiError, File, Form, read_order
+from relay.api.mailgun import ApiError, File, Form, read_send_request
 from relay.api.mailgun_addresses import mailboxes
 from relay.api.mailgun_domains import read_settings
 from relay.api.mailgun_events import read_query
@@ -47,7 +47,7 @@ def form(*fields: tuple[str, str], files: tuple[File, ...] = ()) -> Form:
 
 def order(*fields: tuple[str, str]):
     asked = checked_message(form(*fields))
-    return read_order(asked, domain="example.com", now=NOW, max_recipients=100)
+    return read_send_request(asked, domain="example.com", now=NOW, max_recipients=100)
 
 
 def octets(*fields: tuple[str, str], files: tuple[File, ...] = ()) -> bytes:
@@ -222,7 +222,7 @@ def test_mime_message_may_have_the_parameters_of_the_python_client_and_no_conten
         ("subject", "x"),
     )
     asked = checked_mime(Form(fields))
-    found = read_order(asked, domain="example.com", now=NOW, max_recipients=9)
+    found = read_send_request(asked, domain="example.com", now=NOW, max_recipients=9)
     assert [one.address for one in found.recipients] == ["b@d.example", "c@d.example"]
     for name in ("text", "html", "amp-html", "attachment", "inline"):
         assert name in refusal(checked_mime, Form((*fields, (name, "x"))))

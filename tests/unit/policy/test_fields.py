@@ -16,7 +16,7 @@ from relay.policy.fields import (
     BadField,
     Wishes,
     asks_for_no_tls,
-    refuse_displaced,
+    refuse_fields_in_body,
     refuse_folded,
     tls_wishes,
 )
@@ -190,7 +190,7 @@ def test_a_name_that_is_nearly_a_policy_field_is_refused_by_name(name, value):
 )  # fmt: skip
 def test_a_wish_for_more_security_behind_the_header_section_is_refused(lines):
     with pytest.raises(BadField, match="behind a line that is no header field"):
-        refuse_displaced(lines)
+        refuse_fields_in_body(lines)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_a_wish_for_more_security_behind_the_header_section_is_refused(lines):
     ],
 )
 def test_typed_text_that_would_weaken_the_rule_stays_text(lines):
-    refuse_displaced(lines)
+    refuse_fields_in_body(lines)
 
 
 @pytest.mark.parametrize("fold", [b" ", b"\t", b" \t ", b" \r\n "])
@@ -285,7 +285,7 @@ def test_a_megabyte_behind_the_header_section_is_looked_at_in_linear_time(filler
     def seconds(octets: int) -> float:
         lines = filler.encode() * (octets // len(filler.encode()))
         began = time.process_time()
-        refuse_displaced(lines)
+        refuse_fields_in_body(lines)
         return time.process_time() - began
 
     seconds(1000)
@@ -302,7 +302,7 @@ _ANY_TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\r\n-"), ma
 )
 def test_no_text_in_any_script_is_taken_for_a_policy_field(lines, greeting):
     text = "\r\n".join(greeting + line for line in lines)
-    refuse_displaced(text.encode())
+    refuse_fields_in_body(text.encode())
     header = b"".join(b"Subject: %s\r\n" % (greeting + line).encode() for line in lines)
     assert read_wishes(header) == NO_WISHES
 
@@ -332,7 +332,7 @@ def test_a_name_that_a_person_reads_as_a_policy_field_is_obeyed_or_refused(data,
     sections = Sections.of(content)
     try:
         wishes = read_wishes(sections.header)
-        refuse_displaced(sections.behind)
+        refuse_fields_in_body(sections.behind)
     except BadField:
         return
     assert wishes != NO_WISHES or not tightens

@@ -416,14 +416,14 @@ async def test_content_is_read_in_pieces_and_holds_nothing_back(tmp_path):
         await asyncio.sleep(0)
         folded = asyncio.get_running_loop().create_future()
 
-        def fold(db):
+        def checkpoint(db):
             db.execute("COMMIT")
             found = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
             db.execute("BEGIN IMMEDIATE")
             db.execute("SAVEPOINT one")
             return found
 
-        store.writer.submit(Request(function=fold, future=folded))
+        store.writer.submit(Request(function=checkpoint, future=folded))
         _, frames, done = await folded
         assert frames == done
         assert [len(piece) async for piece in pieces] == [CHUNK_BYTES] * 3

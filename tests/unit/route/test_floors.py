@@ -19,7 +19,7 @@ from relay.mail.outcome import (
 )
 from relay.policy.settings import Setting, Source, TlsSettings
 from relay.route.floor import NO_STS, DaneFloor, DaneState, StsFloor, Tlsa
-from relay.route.forecast import describe, forecast, not_used, prospects, said
+from relay.route.forecast import describe, forecast, forecasts, not_used, sentence
 from relay.route.mta_sts import PolicyError, StsMode
 from relay.route.next_hop import Credentials, Host, TlsMode
 from relay.route.security import (
@@ -342,7 +342,7 @@ def test_without_a_floor_nothing_is_held_against_a_host():
 @pytest.mark.parametrize(("require", "skip"), SETTINGS)
 def test_message_under_an_enforced_floor_goes_verified_or_not_at_all(floor, require, skip):
     needed = under(needs(require, skip), floor, OPTIONS)
-    assert [said(each) for each in prospects(needed, HOST)] == [
+    assert [sentence(each) for each in forecasts(needed, HOST)] == [
         "sent in TLS, verified",
         *(f"not sent here; deferred 4.7.{n} if no other host has better" for n in (5, 4, 4, 5)),
     ]
@@ -350,11 +350,11 @@ def test_message_under_an_enforced_floor_goes_verified_or_not_at_all(floor, requ
 
 def test_under_unusable_records_a_certificate_that_does_not_verify_keeps_its_tls():
     needed = under(needs(False, False), UNUSABLE_FLOOR, OPTIONS)
-    assert said(forecast(needed, Situation.UNVERIFIED)) == (
+    assert sentence(forecast(needed, Situation.UNVERIFIED)) == (
         "sent in TLS, unverified, over a new connection"
     )
     needed = under(needs(False, True), UNUSABLE_FLOOR, OPTIONS)
-    assert said(forecast(needed, Situation.SECURED)) == "sent in TLS, unverified"
+    assert sentence(forecast(needed, Situation.SECURED)) == "sent in TLS, unverified"
 
 
 @pytest.mark.parametrize(
@@ -408,7 +408,7 @@ def test_outcome_of_a_message_at_a_host_that_may_not_be_connected_to(bounces: bo
     assert not told.is_sent
     assert (told.situation, told.step.unmet) == (None, "4.7.5")
     assert told.at_last == ("5.7.5" if bounces else "4.7.5")
-    assert said(told).startswith(
+    assert sentence(told).startswith(
         f"not sent here; {'bounced 5.7.5' if bounces else 'deferred 4.7.5'}"
     )
 
@@ -419,7 +419,7 @@ def test_mail_with_requiretls_is_foretold_to_be_returned_at_once():
         OPTIONS,
         requiretls=True,
     )
-    ends = {each.at_last for each in prospects(needed, HOST) if not each.is_sent}
+    ends = {each.at_last for each in forecasts(needed, HOST) if not each.is_sent}
     assert ends == {"5.7.10"}
     assert "the host must offer REQUIRETLS inside TLS" in describe(needed, HOST)
     assert not_used(needed).at_last == "5.7.10"

@@ -8,7 +8,7 @@ import pytest
 
 from relay.mail.outcome import DowngradeReason
 from relay.policy.settings import Setting, Source, TlsSettings
-from relay.route.forecast import describe, forecast, prospects, said
+from relay.route.forecast import describe, forecast, forecasts, sentence
 from relay.route.next_hop import Credentials, Host, TlsMode
 from relay.route.security import (
     OnTlsUnmet,
@@ -65,13 +65,13 @@ WORDS = [
 @pytest.mark.parametrize(("require", "skip", "options", "words"), WORDS)
 def test_each_cell_of_the_table_is_told_in_words(require, skip, options, words):
     needed = needs(require, skip, options, HOST)
-    assert tuple(said(each) for each in prospects(needed, HOST)) == words
+    assert tuple(sentence(each) for each in forecasts(needed, HOST)) == words
 
 
 @pytest.mark.parametrize(("require", "skip", "options", "words"), WORDS)
 def test_json_of_a_forecast_has_the_fields_of_the_log(require, skip, options, words):
     needed = needs(require, skip, options, HOST)
-    for each, word in zip(prospects(needed, HOST), words, strict=True):
+    for each, word in zip(forecasts(needed, HOST), words, strict=True):
         assert each.situation is not None
         assert each.step == next_step(needed, each.situation)
         assert each == forecast(needed, each.situation)
@@ -103,8 +103,8 @@ def test_forecast_of_kept_tls_mentions_no_downgrade():
 @pytest.mark.parametrize("options", [SecurityOptions(), BOUNCE])
 def test_forecast_of_implicit_tls_does_not_mention_starttls(options):
     met = {
-        each.situation: said(each)
-        for each in prospects(needs(False, False, options, IMPLICIT), IMPLICIT)
+        each.situation: sentence(each)
+        for each in forecasts(needs(False, False, options, IMPLICIT), IMPLICIT)
     }
     assert met == {
         SECURED: VERIFIED_TLS,
@@ -115,7 +115,7 @@ def test_forecast_of_implicit_tls_does_not_mention_starttls(options):
 
 def test_forecast_with_a_login_needs_verified_tls():
     needed = needs(False, True, BOUNCE, LOGIN)
-    assert [said(each) for each in prospects(needed, LOGIN)] == [VERIFIED_TLS, D5, D4, D4, D5]
+    assert [sentence(each) for each in forecasts(needed, LOGIN)] == [VERIFIED_TLS, D5, D4, D4, D5]
 
 
 def test_forecast_names_the_proof_before_the_consequences():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from relay.submit.failures import Failures, counted_as
+from relay.submit.failures import Failures, client_key
 from relay.workers.shared_counters import SharedCounters
 
 NOW = datetime(2026, 11, 20, tzinfo=UTC)
@@ -106,4 +106,4 @@ def test_no_more_clients_are_remembered_than_there_is_room_for() -> None:
 
 
 def test_a_network_of_ipv6_is_one_client() -> None:
-    assert counted_as("2001:db8::1") == counted_as("2001:db8::ffff") != counted_as("2001:db8:0:1::")
+    assert client_key("2001:db8::1") == client_key("2001:db8::ffff") != client_key("2001:db8:0:1::")

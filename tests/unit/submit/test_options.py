@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.mail.section import ASKING, HeaderSection, Sections
-from relay.policy.fields import Wishes, refuse_displaced
+from relay.policy.fields import Wishes, refuse_fields_in_body
 from relay.policy.rules import PolicyRules
 from relay.queue.entry import Terms
 from relay.submit.message import Refusal, Screened, open_header
-from relay.submit.options import Contradiction, Options, both, read_options
+from relay.submit.options import Contradiction, Options, combined, read_options
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 LATER = "Fri, 20 Nov 2026 14:00:00 +0100"
@@ -129,7 +129,7 @@ def test_a_field_that_mailgun_writes_itself_goes_on(field):
     found = opened(header)
     assert isinstance(found, Screened)
     assert found.header == header
-    refuse_displaced(b"text\r\n" + field + b"\r\n")
+    refuse_fields_in_body(b"text\r\n" + field + b"\r\n")
 
 
 def test_options_beside_a_message_add_to_its_fields_and_never_contradict_them():
@@ -140,7 +140,7 @@ def test_options_beside_a_message_add_to_its_fields_and_never_contradict_them():
     beside = Options(
         Wishes(require_tls=True), tags=("b", "a"), variables=(("y", "2"),), is_test=True
     )
-    assert both(fields, beside) == Options(
+    assert combined(fields, beside) == Options(
         Wishes(require_tls=True),
         tags=("a", "b"),
         variables=(("x", "1"), ("y", "2")),
@@ -148,7 +148,7 @@ def test_options_beside_a_message_add_to_its_fields_and_never_contradict_them():
     )
     for other in (Options(Wishes(require_tls=False)), Options(variables=(("x", "2"),))):
         with pytest.raises(Contradiction):
-            both(fields, other)
+            combined(fields, other)
 
 
 def test_a_message_whose_field_contradicts_an_option_beside_it_is_refused():

@@ -13,7 +13,7 @@ import pytest
 from relay.receive.access import Access
 from relay.receive.limits import Limits
 from relay.receive.spec import ListenerSpec, ListenerTls
-from relay.submit.oddities import Oddities
+from relay.submit.log_limit import LogLimit
 from tests.unit.receive.conftest import USERS, Desk
 
 NOW = datetime(2026, 11, 20, tzinfo=UTC)
@@ -152,25 +152,25 @@ async def test_a_trusted_client_reads_of_each_refusal_in_the_log(desk: Desk, log
 
 
 def test_each_client_has_ten_lines_in_ten_minutes_and_hears_how_many_were_left_out() -> None:
-    oddities = Oddities()
-    lines = [oddities.line("192.0.2.1", "odd", NOW) for _ in range(25)]
+    log_limit = LogLimit()
+    lines = [log_limit.line("192.0.2.1", "odd", NOW) for _ in range(25)]
     assert lines == ["odd"] * 10 + [None] * 15
-    assert oddities.line("192.0.2.2", "odd", NOW) == "odd"
+    assert log_limit.line("192.0.2.2", "odd", NOW) == "odd"
     later = NOW + timedelta(minutes=10)
-    assert oddities.line("192.0.2.1", "odd", later) == "odd (15 such lines were left out before)"
-    assert oddities.line("192.0.2.1", "odd", later) == "odd"
+    assert log_limit.line("192.0.2.1", "odd", later) == "odd (15 such lines were left out before)"
+    assert log_limit.line("192.0.2.1", "odd", later) == "odd"
 
 
 def test_all_clients_together_have_a_thousand_lines_in_ten_minutes() -> None:
-    oddities = Oddities()
+    log_limit = LogLimit()
     clients = [f"198.51.{n // 250}.{n % 250}" for n in range(3000)]
-    assert sum(oddities.line(client, "odd", NOW) is not None for client in clients) == 1000
-    later = oddities.line(clients[0], "odd", NOW + timedelta(minutes=10))
+    assert sum(log_limit.line(client, "odd", NOW) is not None for client in clients) == 1000
+    later = log_limit.line(clients[0], "odd", NOW + timedelta(minutes=10))
     assert later == "odd (2000 such lines were left out before)"
 
 
 def test_no_more_clients_are_remembered_than_there_is_room_for() -> None:
-    oddities = Oddities()
+    log_limit = LogLimit()
     for number in range(12_000):
-        oddities.line(f"2001:db8:{number:x}::1", "odd", NOW)
-    assert len(oddities._shares) == 10_000
+        log_limit.line(f"2001:db8:{number:x}::1", "odd", NOW)
+    assert len(log_limit._shares) == 10_000

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TypeVar
 
-__all__ = ["off_the_loop"]
+__all__ = ["in_thread_if_large"]
 
 _AT_ONCE_OCTETS = 64 * 1024
 """Up to this size the work takes less time than a change of threads."""
@@ -14,7 +14,7 @@ _AT_ONCE_OCTETS = 64 * 1024
 T = TypeVar("T")
 
 
-async def off_the_loop(
+async def in_thread_if_large(
     work: Callable[[], T], *, octets: int, at_once_octets: int = _AT_ONCE_OCTETS
 ) -> T:
     """The result of `work` on so many octets: done at once if they are few, else in a thread."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.sandbox import play
+from relay.sandbox import demo
 from relay.sandbox.mx import Script
 
 
@@ -22,7 +22,7 @@ def temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_demo_goes_as_the_rules_say_and_leaves_no_file(
     capsys: pytest.CaptureFixture[str], temporary_files: Path
 ) -> None:
-    assert play.main() == 0
+    assert demo.main() == 0
     told = capsys.readouterr()
     assert "36 of 36 messages went as the rules say" in told.out
     assert told.err == ""
@@ -30,7 +30,7 @@ def test_demo_goes_as_the_rules_say_and_leaves_no_file(
 
 
 def test_a_program_gets_each_line_of_the_delivery_log(capsys: pytest.CaptureFixture[str]) -> None:
-    assert play.main(as_json=True) == 0
+    assert demo.main(as_json=True) == 0
     cells = json.loads(capsys.readouterr().out)
     assert len(cells) == 36
     (strict,) = [
@@ -47,15 +47,15 @@ def test_a_program_gets_each_line_of_the_delivery_log(capsys: pytest.CaptureFixt
 def test_demo_exits_with_1_where_a_host_breaks_the_rules(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(play, "HOSTS", {**play.HOSTS, "expired": Script()})
-    assert play.main() == 1
+    monkeypatch.setattr(demo, "HOSTS", {**demo.HOSTS, "expired": Script()})
+    assert demo.main() == 1
     told = capsys.readouterr().out
     assert "not as ruled: no / no at expired: expected: sent in clear" in told
     assert "34 of 36" in told
 
 
 async def test_demo_detects_a_log_that_says_more_than_the_host_received() -> None:
-    cell = (await play.play())[0]
+    cell = (await demo.run())[0]
     assert cell.is_as_ruled
     assert not replace(cell, seen_by_host=False).is_as_ruled
 
@@ -63,15 +63,15 @@ async def test_demo_detects_a_log_that_says_more_than_the_host_received() -> Non
 def test_demo_uses_routes_where_loopback_has_one_address(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(play, "_has_many_addresses", lambda: False)
-    assert play.main() == 0
+    monkeypatch.setattr(demo, "_has_many_addresses", lambda: False)
+    assert demo.main() == 0
     told = capsys.readouterr().out
     assert "routes instead of MX" in told
     assert "16 of 16 messages" in told
 
 
 @pytest.mark.parametrize(
-    ("host", "became", "word"),
+    ("host", "result", "word"),
     [
         ("dane", "sent in TLS, verified", "dane-ee"),
         ("dane-mismatch", "deferred", "matches no TLSA record"),
@@ -80,6 +80,6 @@ def test_demo_uses_routes_where_loopback_has_one_address(
         ("pinned-other", "deferred", "none of the hosts that the configuration allows"),
     ],
 )
-async def test_published_policy_holds_with_all_settings(host: str, became: str, word: str) -> None:
-    cells = [cell for cell in await play.play() if cell.host == host]
-    assert [(cell.became, word in cell.why) for cell in cells] == [(became, True)] * 4
+async def test_published_policy_holds_with_all_settings(host: str, result: str, word: str) -> None:
+    cells = [cell for cell in await demo.run() if cell.host == host]
+    assert [(cell.result, word in cell.why) for cell in cells] == [(result, True)] * 4

@@ -44,12 +44,12 @@ from relay.sandbox.dns import DnsServer
 from relay.sandbox.mx import MxServer, Script, StartTls
 from relay.workers.systemd import Systemd
 
-__all__ = ["Cell", "main", "play"]
+__all__ = ["Cell", "main", "run"]
 
 PATIENCE_SECONDS = 12.0
 
 
-class Became(StrEnum):
+class Result(StrEnum):
     """The result for a message."""
 
     VERIFIED = "sent in TLS, verified"
@@ -60,7 +60,7 @@ class Became(StrEnum):
     LOST = "no word of it"
 
 
-class Says(StrEnum):
+class Published(StrEnum):
     """What a domain publishes about its mail host, or what the operator configures for it."""
 
     NOTHING = "nothing"
@@ -83,40 +83,40 @@ HOSTS: Mapping[str, Script] = {
     "pinned-other": Script(),
 }
 
-SAYS: Mapping[str, Says] = {
-    "dane": Says.TLSA,
-    "dane-mismatch": Says.OTHER_TLSA,
-    "mta-sts": Says.POLICY,
-    "mta-sts-other": Says.OTHER_POLICY,
-    "pinned-other": Says.PINNED,
+PUBLISHED: Mapping[str, Published] = {
+    "dane": Published.TLSA,
+    "dane-mismatch": Published.OTHER_TLSA,
+    "mta-sts": Published.POLICY,
+    "mta-sts-other": Published.OTHER_POLICY,
+    "pinned-other": Published.PINNED,
 }
 
-_BY_SAYS: Mapping[Says, Became] = {
-    Says.TLSA: Became.VERIFIED,
-    Says.OTHER_TLSA: Became.DEFERRED,
-    Says.POLICY: Became.VERIFIED,
-    Says.OTHER_POLICY: Became.DEFERRED,
-    Says.PINNED: Became.DEFERRED,
+_BY_PUBLISHED: Mapping[Published, Result] = {
+    Published.TLSA: Result.VERIFIED,
+    Published.OTHER_TLSA: Result.DEFERRED,
+    Published.POLICY: Result.VERIFIED,
+    Published.OTHER_POLICY: Result.DEFERRED,
+    Published.PINNED: Result.DEFERRED,
 }
 """The expected result, the same with all four pairs of settings."""
 
 # fmt: off
-RULES: Mapping[tuple[bool, bool], tuple[Became, Became, Became, Became]] = {
+RULES: Mapping[tuple[bool, bool], tuple[Result, Result, Result, Result]] = {
     # require, skip:  good             wrong name       expired          no STARTTLS
-    (False, False): (Became.VERIFIED,   Became.IN_CLEAR,   Became.IN_CLEAR,   Became.IN_CLEAR),
-    (False, True):  (Became.UNVERIFIED, Became.UNVERIFIED, Became.UNVERIFIED, Became.IN_CLEAR),
-    (True,  False): (Became.VERIFIED,   Became.DEFERRED,   Became.DEFERRED,   Became.DEFERRED),
-    (True,  True):  (Became.UNVERIFIED, Became.UNVERIFIED, Became.UNVERIFIED, Became.DEFERRED),
+    (False, False): (Result.VERIFIED,   Result.IN_CLEAR,   Result.IN_CLEAR,   Result.IN_CLEAR),
+    (False, True):  (Result.UNVERIFIED, Result.UNVERIFIED, Result.UNVERIFIED, Result.IN_CLEAR),
+    (True,  False): (Result.VERIFIED,   Result.DEFERRED,   Result.DEFERRED,   Result.DEFERRED),
+    (True,  True):  (Result.UNVERIFIED, Result.UNVERIFIED, Result.UNVERIFIED, Result.DEFERRED),
 }
 # fmt: on
 
 _COLOURS = {
-    Became.VERIFIED: "bold green",
-    Became.UNVERIFIED: "cyan",
-    Became.IN_CLEAR: "yellow",
-    Became.DEFERRED: "magenta",
-    Became.BOUNCED: "bold red",
-    Became.LOST: "bold red",
+    Result.VERIFIED: "bold green",
+    Result.UNVERIFIED: "cyan",
+    Result.IN_CLEAR: "yellow",
+    Result.DEFERRED: "magenta",
+    Result.BOUNCED: "bold red",
+    Result.LOST: "bold red",
 }
 
 
@@ -127,8 +127,8 @@ class Cell:
     require_tls: bool
     skip_verification: bool
     host: str
-    expected: Became
-    became: Became
+    expected: Result
+    result: Result
     seen_by_host: bool
     """Whether the host received what the log says, with or without TLS as the log says."""
     why: str
@@ -136,7 +136,7 @@ class Cell:
 
     @property
     def is_as_ruled(self) -> bool:
-        return self.became is self.expected and self.seen_by_host
+        return self.result is self.expected and self.seen_by_host
 
     def as_json(self) -> dict[str, Any]:
         """The cell as data for JSON output."""
@@ -145,7 +145,7 @@ class Cell:
             "skip-verification": self.skip_verification,
             "host": self.host,
             "expected": self.expected,
-            "became": self.became,
+            "became": self.result,
             "as-ruled": self.is_as_ruled,
             "why": self.why,
             "event": self.event,
@@ -156,7 +156,7 @@ def main(*, as_json: bool = False) -> int:
     """Run the demo and show its table. The exit code: 0 where all went as the rules say, else 1."""
     began = time.monotonic()
     with _quiet_logs():
-        cells = asyncio.run(play())
+        cells = asyncio.run(run())
     seconds = time.monotonic() - began
     if as_json:
         json.dump([cell.as_json() for cell in cells], sys.stdout, indent=2)
@@ -166,14 +166,14 @@ def main(*, as_json: bool = False) -> int:
     return 0 if all(cell.is_as_ruled for cell in cells) else 1
 
 
-async def play() -> list[Cell]:
+async def run() -> list[Cell]:
     """Start the sandbox, send the messages, wait for the log line of each, stop the sandbox."""
     with tempfile.TemporaryDirectory(prefix="relay-demo-") as directory:
         async with AsyncExitStack() as stage:
-            return await _play(Path(directory), stage)
+            return await _run(Path(directory), stage)
 
 
-async def _play(directory: Path, stage: AsyncExitStack) -> list[Cell]:
+async def _run(directory: Path, stage: AsyncExitStack) -> list[Cell]:
     authority = Authority("Relay demo CA")
     ca_file = directory / "ca.pem"
     ca_file.write_bytes(authority.ca_pem)
@@ -200,7 +200,7 @@ def _played() -> list[str]:
     """The hosts of this machine. Without many addresses the relay uses routes, which ignore what
     a domain publishes, so the hosts of such domains are left out.
     """
-    return [host for host in HOSTS if host not in SAYS or _has_many_addresses()]
+    return [host for host in HOSTS if host not in PUBLISHED or _has_many_addresses()]
 
 
 async def _publish(dns: DnsServer, hosts: Mapping[str, MxServer], spool: Path) -> None:
@@ -208,13 +208,13 @@ async def _publish(dns: DnsServer, hosts: Mapping[str, MxServer], spool: Path) -
     policies = await open_policies(spool)
     for host in _played():
         name, mx = _domain(host), hosts[host]
-        match SAYS.get(host, Says.NOTHING):
-            case Says.TLSA | Says.OTHER_TLSA as says:
-                digest = mx.certificate_sha256 if says is Says.TLSA else "00" * 32
+        match PUBLISHED.get(host, Published.NOTHING):
+            case Published.TLSA | Published.OTHER_TLSA as published:
+                digest = mx.certificate_sha256 if published is Published.TLSA else "00" * 32
                 dns.sign(name)
                 dns.tlsa(mx.name, f"3 0 1 {digest}", port=mx.port)
-            case Says.POLICY | Says.OTHER_POLICY as says:
-                named = mx.name if says is Says.POLICY else f"other.{name}"
+            case Published.POLICY | Published.OTHER_POLICY as published:
+                named = mx.name if published is Published.POLICY else f"other.{name}"
                 text = f"version: STSv1\nmode: enforce\nmx: {named}\nmax_age: 86400\n"
                 now = datetime.now(UTC)
                 await policies.keep(
@@ -264,8 +264,8 @@ def _write_config(
         "policy": {
             "destinations": {
                 _domain(host): {"mx": [f"other.{_domain(host)}"]}
-                for host, says in SAYS.items()
-                if says is Says.PINNED
+                for host, published in PUBLISHED.items()
+                if published is Published.PINNED
             }
         },
     }
@@ -316,28 +316,28 @@ def _cell(
 ) -> Cell:
     recipient = _recipient(require, skip, host)
     event = events.get(recipient, {})
-    became = _became(event)
+    result = _result(event)
     return Cell(
         require_tls=require,
         skip_verification=skip,
         host=host,
-        expected=_BY_SAYS[SAYS[host]]
-        if host in SAYS
+        expected=_BY_PUBLISHED[PUBLISHED[host]]
+        if host in PUBLISHED
         else RULES[require, skip][list(HOSTS).index(host)],
-        became=became,
-        seen_by_host=_ways_at(mx, recipient) == _WAYS[became],
-        why=_why(event, became),
+        result=result,
+        seen_by_host=_ways_at(mx, recipient) == _WAYS[result],
+        why=_why(event, result),
         event=event,
     )
 
 
-_WAYS: Mapping[Became, list[str]] = {
-    Became.VERIFIED: ["tls"],
-    Became.UNVERIFIED: ["tls"],
-    Became.IN_CLEAR: ["clear"],
-    Became.DEFERRED: [],
-    Became.BOUNCED: [],
-    Became.LOST: [],
+_WAYS: Mapping[Result, list[str]] = {
+    Result.VERIFIED: ["tls"],
+    Result.UNVERIFIED: ["tls"],
+    Result.IN_CLEAR: ["clear"],
+    Result.DEFERRED: [],
+    Result.BOUNCED: [],
+    Result.LOST: [],
 }
 """For each result, how the copies reach the host."""
 
@@ -350,32 +350,32 @@ def _ways_at(mx: MxServer, recipient: str) -> list[str]:
     return [*ways, "betrayed"] if betrayed and "clear" not in ways else ways
 
 
-def _became(event: Mapping[str, Any]) -> Became:
+def _result(event: Mapping[str, Any]) -> Result:
     match event.get("event"), event.get("severity"):
         case "delivered", _:
             status = event["delivery-status"]
             if not status["tls"]:
-                return Became.IN_CLEAR
-            return Became.VERIFIED if status["certificate-verified"] else Became.UNVERIFIED
+                return Result.IN_CLEAR
+            return Result.VERIFIED if status["certificate-verified"] else Result.UNVERIFIED
         case "failed", "temporary":
-            return Became.DEFERRED
+            return Result.DEFERRED
         case "failed", _:
-            return Became.BOUNCED
+            return Result.BOUNCED
         case _:
-            return Became.LOST
+            return Result.LOST
 
 
-def _why(event: Mapping[str, Any], became: Became) -> str:
+def _why(event: Mapping[str, Any], result: Result) -> str:
     """The reason, in the words of the delivery log's line."""
     if not event:
         return f"the delivery log says nothing within {PATIENCE_SECONDS:.0f} s"
     status = event["delivery-status"]
-    match became:
-        case Became.VERIFIED:
+    match result:
+        case Result.VERIFIED:
             return f"{status['tls-version']}, verified by {status['verified-by']}"
-        case Became.UNVERIFIED:
+        case Result.UNVERIFIED:
             return f"{status['tls-version']}, certificate not looked at"
-        case Became.IN_CLEAR:
+        case Result.IN_CLEAR:
             reason, error = status["downgrade"]["reason"], status["downgrade"]["error"]
             # "starttls-not-offered: STARTTLS not offered" says one thing twice.
             return (
@@ -419,14 +419,14 @@ def _show(cells: list[Cell], seconds: float, console: Console) -> None:
 def _table(cells: Iterable[Cell]) -> Table:
     """The mail host, the result for the message, and the reason, as the delivery log has it."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    for width in (1, max(map(len, HOSTS)), max(map(len, Became))):
+    for width in (1, max(map(len, HOSTS)), max(map(len, Result))):
         table.add_column(min_width=width, no_wrap=True)
     table.add_column(overflow="fold")
     for cell in cells:
         table.add_row(
             Text("✓", style="green") if cell.is_as_ruled else Text("✗", style="bold red"),
             cell.host,
-            Text(cell.became, style=_COLOURS[cell.became]),
+            Text(cell.result, style=_COLOURS[cell.result]),
             Text(cell.why),
         )
     table.add_row()

@@ -11,9 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from relay.submit.failures import counted_as
+from relay.submit.failures import client_key
 
-__all__ = ["Oddities"]
+__all__ = ["LogLimit"]
 
 _OF_CLIENT = 10
 _OF_ALL = 1000
@@ -40,7 +40,7 @@ class _Share:
         return left_out
 
 
-class Oddities:
+class LogLimit:
     """Counts lines by client. It remembers 10,000 clients and forgets the oldest first."""
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class Oddities:
 
     def line(self, client: str, said: str, now: datetime) -> str | None:
         """The line to log about a client; None if its share is used up."""
-        share, everybody = self._share_of(counted_as(client), now), self._all
+        share, everybody = self._share_of(client_key(client), now), self._all
         everybody.renew(now)
         if share.written >= _OF_CLIENT:
             share.left_out += 1
