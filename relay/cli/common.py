@@ -38,6 +38,9 @@ __all__ = [
 
 _CONFIG = "relay.config"
 
+_WITHOUT_RELAY = ("list", "show", "log", "report", "memory-list", "memory-suggest")
+"""What can be asked of the stores of a relay that does not run."""
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -126,7 +129,7 @@ def answers(
     try:
         yield from ask(Path(config.admin.socket), request, seconds=None if patient else 60.0)
     except NotRunning as error:
-        if request["verb"] not in ("list", "show", "log", "report") or request.get("follow"):
+        if request["verb"] not in _WITHOUT_RELAY or request.get("follow"):
             fail(f"{error}; start one with `relay serve`")
         yield from _without_relay(config, request)
     except RelayError as error:
@@ -139,7 +142,8 @@ def _without_relay(config: Config, request: Mapping[str, Any]) -> Iterator[dict[
     from relay.admin.control import Control
     from relay.admin.operator import Operator
     from relay.admin.requests import RequestError
-    from relay.queue.engine import WORKER_SPOOL, open_stopped, orphans
+    from relay.deliver.memory import DowngradeMemory
+    from relay.queue.engine import WORKER_SPOOL, open_memory_beside, open_stopped, orphans
     from relay.queue.store import SpoolError
     from relay.workers.all_queues import AllQueues
 
@@ -152,7 +156,10 @@ def _without_relay(config: Config, request: Mapping[str, Any]) -> Iterator[dict[
                 queues.append(await open_stopped(path))
                 stack.push_async_callback(queues[-1].close)
             operator = Operator(AllQueues(queues), lambda: datetime.now(UTC))
-            async for line in Control(operator).answer(request):
+            store = open_memory_beside(directory)
+            stack.push_async_callback(store.close)
+            memory = DowngradeMemory(store, lambda: config.downgrade_memory, clock=operator.clock)
+            async for line in Control(operator, memory=memory).answer(request):
                 yield line
 
     try:

@@ -1,4 +1,4 @@
-"""`relay policy`: rules made from what other programs know."""
+"""`relay policy`: rules made from what other programs know, and from what the relay has seen."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from relay.cli.common import LazyGroup, config_option
 
 __all__ = ["policy"]
 
-_COMMANDS = {"import": "relay.cli.policy_import:import_"}
+_COMMANDS = {
+    "import": "relay.cli.policy_import:import_",
+    "suggest": "relay.cli.policy_suggest:suggest",
+}
 
 
 @click.group(cls=LazyGroup, lazy=_COMMANDS)

@@ -35,8 +35,9 @@ async def lookups(config: Config) -> AsyncIterator[Lookups]:
     from relay.config.parts import resolver_options, route_options
     from relay.daemon.policies import make_policies
     from relay.deliver.floors import Floors
+    from relay.deliver.memory import DowngradeMemory
     from relay.deliver.tls import TlsContexts
-    from relay.queue.engine import open_policies_beside
+    from relay.queue.engine import open_memory_beside, open_policies_beside
     from relay.receive.spec import TcpAddress, parse_address
     from relay.route.dns import DnsResolver
     from relay.route.router import Router
@@ -49,6 +50,10 @@ async def lookups(config: Config) -> AsyncIterator[Lookups]:
         resolver, route_options(config), hostname=config.hostname, listening=lambda: listening
     )
     cache = open_policies_beside(Path(config.queue.path))
+    store = open_memory_beside(Path(config.queue.path))
+    memory = DowngradeMemory(
+        store, lambda: config.downgrade_memory, clock=lambda: datetime.now(UTC)
+    )
     policies = make_policies(
         config,
         cache,
@@ -58,10 +63,12 @@ async def lookups(config: Config) -> AsyncIterator[Lookups]:
         clock=lambda: datetime.now(UTC),
     )
     try:
-        yield Lookups(router.route, Floors(resolver, policies, lambda: config.policy))
+        floors = Floors(resolver, policies, lambda: config.policy, memory=memory)
+        yield Lookups(router.route, floors)
     finally:
         await policies.close()
         await cache.close()
+        await store.close()
         await resolver.close()
 
 
@@ -118,4 +125,14 @@ def floor_lines(host: dict[str, Any]) -> list[str]:
         lines = [f"TLSA records, {dane['state']}: {record}" for record in dane["records"]]
     if host["pinned"] is not None:
         lines.append(f"allowed by the configuration: {'yes' if host['pinned'] else 'no'}")
+    if host["memory"] is not None:
+        lines.append(_memory_line(host["memory"], host["host"]))
     return lines
+
+
+def _memory_line(memory: dict[str, Any], host: str) -> str:
+    """What the host, or every known host of the domain, has shown before."""
+    who = "it has" if memory["host"] == host else f"every known host ({memory['host']}) has"
+    until = memory["held-until"]
+    held = f"mail is held to that until {until}" if until else "less is an alarm, and mail goes"
+    return f"shown before: {who} shown {memory['before']}, last at {memory['since']}; {held}"

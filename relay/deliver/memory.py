@@ -225,13 +225,14 @@ class DowngradeMemory:
         """Forget a domain, or one host of it; whether there was one. Other workers know within
         seconds.
         """
-        self._gathered.pop(domain, None)
-        self._at_hand.remove(domain)
-        if not host:
-            return await self._store.forget(domain)
-        before = await self._store.memory(domain)
-        await self._store.change({domain: lambda memory: without_host(memory, host)})
-        return before is not None and host in before.hosts
+        async with self._writing:
+            self._gathered.pop(domain, None)
+            self._at_hand.remove(domain)
+            if not host:
+                return await self._store.forget(domain)
+            before = await self._store.memory(domain)
+            await self._store.change({domain: lambda memory: without_host(memory, host)})
+            return before is not None and host in before.hosts
 
     # --- writing ----------------------------------------------------------------------------------
 

@@ -156,13 +156,19 @@ def _way(event: Fields) -> str:
         case Protection.VERIFIED:
             return "TLS verified"
         case Protection.ENCRYPTED:
-            return "TLS unverified"
+            return f"TLS unverified{_before(status)}"
         case Protection.CLEAR:
-            return _clear_text(status.get("downgrade"))
+            return f"{_clear_text(status.get('downgrade'))}{_before(status)}"
     if not lacks_tls(event):
         return ""
     why = _why(status)
     return f"TLS required, {why}" if why else "TLS required"
+
+
+def _before(status: Fields) -> str:
+    """What the host has shown before, where this is less."""
+    memory = status.get("memory")
+    return f", {memory['before']} before" if memory else ""
 
 
 def _clear_text(downgrade: Fields | None) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from relay.mail.memory import Shown
 from relay.mail.outcome import DowngradeReason
 from relay.route.next_hop import Host, TlsMode
 from relay.route.security import (
@@ -148,7 +149,14 @@ def _proof(needed: Requirement, host: Host) -> tuple[str, ...]:
     )
     requiretls = ("the host must offer REQUIRETLS inside TLS",) if needed.requiretls else ()
     floor = _floor_words(needed.floor)
-    return (*floor, *_why_stricter(host), tls, _certificate_words(needed), *requiretls)
+    return (
+        *floor,
+        *_memory_words(needed.remembered),
+        *_why_stricter(host),
+        tls,
+        _certificate_words(needed),
+        *requiretls,
+    )
 
 
 def _certificate_words(needed: Requirement) -> str:
@@ -174,6 +182,14 @@ def _floor_words(floor: Floor) -> tuple[str, ...]:
         else "it holds whatever the settings"
     )
     return (f"{what}: {held if floor.is_enforced else 'looked at only, no mail is held to it'}",)
+
+
+def _memory_words(remembered: Shown) -> tuple[str, ...]:
+    """What mail is held to by what the host has shown before."""
+    what = {Shown.ENCRYPTED: "TLS", Shown.VERIFIED: "verified TLS"}.get(remembered)
+    if what is None:
+        return ()
+    return (f"the host has shown {what} before, and mail is held to that (downgrade_memory)",)
 
 
 def _why_stricter(host: Host) -> tuple[str, ...]:

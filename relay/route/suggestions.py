@@ -54,12 +54,14 @@ def suggested(
     known = known_hosts(memory, keep=keep, now=now)
     if any(alarm.first is not None and alarm.host in known for alarm in memory.alarms):
         return Reason.ALARM
+    if not known:
+        return Reason.FEW
     levels = {host.level for host in known.values()}
-    if levels <= {Shown.VERIFIED} and _is_enough(memory.in_full, memory, messages, age):
+    if levels == {Shown.VERIFIED} and _is_enough(memory.in_full, memory, messages, age):
         return _suggestion(memory, memory.in_full, tuple(sorted(known)), skip_verification=False)
     if Shown.NONE in levels or not memory.in_tls.messages:
         return Reason.CLEAR
-    if not _is_enough(memory.in_tls, memory, messages, age) or not known:
+    if not _is_enough(memory.in_tls, memory, messages, age):
         return Reason.FEW
     return _suggestion(memory, memory.in_tls, tuple(sorted(known)), skip_verification=True)
 

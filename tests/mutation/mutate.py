@@ -48,6 +48,7 @@ TARGETS = {
     "relay.policy.rules": ("tests/unit/policy/test_rules.py",),
     "relay.route.chain": ("tests/unit/route/test_chain.py",),
     "relay.route.memory": ("tests/unit/route/test_memory.py",),
+    "relay.route.suggestions": ("tests/unit/route/test_suggestions.py",),
     "relay.deliver.floors": (
         "tests/unit/deliver/test_floors_at_hand.py",
         "tests/unit/deliver/test_attempt_requiretls.py",

@@ -418,6 +418,11 @@ STATUS = {
             "in clear (STARTTLS not offered), mx.example.net: 250 2.0.0",
         ),
         (
+            {"event": "delivered"},
+            {"code": 250, "enhanced-code": "2.0.0", "tls": True, "memory": {"before": "verified"}},
+            "TLS unverified, verified before, mx.example.net: 250 2.0.0",
+        ),
+        (
             {"policy": {"require-tls": True}},
             {"tls": None, "mx-host": None, "code": 498, "enhanced-code": "4.4.4"},
             "not sent: 498 4.4.4",

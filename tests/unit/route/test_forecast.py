@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from relay.mail.memory import Shown
 from relay.mail.outcome import DowngradeReason
 from relay.policy.settings import Setting, Source, TlsSettings
 from relay.route.forecast import describe, forecast, forecasts, sentence
@@ -17,6 +18,7 @@ from relay.route.security import (
     SecurityOptions,
     Situation,
     at_host,
+    held_to,
     next_step,
     requirement,
 )
@@ -150,3 +152,24 @@ def test_a_host_that_asks_for_more_than_the_message_says_why():
         first == "we log in there: nothing is said to it but in verified TLS, whatever the settings"
     )
     assert second == "the host must offer TLS, TLSv1.2 or later"
+
+
+@pytest.mark.parametrize(
+    ("remembered", "proof", "words"),
+    [
+        (Shown.NONE, "nothing", None),
+        (Shown.ENCRYPTED, "encrypted", "the host has shown TLS before, and mail is held to that"),
+        (
+            Shown.VERIFIED,
+            "pkix",
+            "the host has shown verified TLS before, and mail is held to that",
+        ),
+    ],
+)
+def test_mail_that_is_held_to_what_was_shown_before_hears_so(remembered, proof, words):
+    needed = held_to(needs(False, False, BOUNCE, HOST), remembered)
+    told = describe(needed, HOST)
+    assert needed.proof == proof
+    assert any("shown" in line for line in told) is (words is not None)
+    if words is not None:
+        assert told[0] == f"{words} (downgrade_memory)"

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from relay.mail.memory import Shown
 from relay.mail.outcome import Level
 from relay.policy.settings import Setting, Source, TlsSettings
 from relay.route.next_hop import Credentials, Host, TlsMode
@@ -19,6 +20,8 @@ from relay.route.security import (
     Situation,
     TlsVersion,
     at_host,
+    held_to,
+    instead,
     next_step,
     requirement,
 )
@@ -180,3 +183,60 @@ def test_every_way_into_clear_text_has_a_name_in_the_log():
         "certificate-unverified",
     }
     assert set(DOWNGRADE_REASONS) == set(Situation) - {Situation.SECURED}
+
+
+# --- held to what the host has shown before -------------------------------------------------------
+
+HELD_CELLS = {
+    Shown.ENCRYPTED: [TLS, NEW_UNVERIFIED, NOT_SUPPORTED, NOT_SUPPORTED, FAILED],
+    Shown.VERIFIED: [TLS, FAILED, NOT_SUPPORTED, NOT_SUPPORTED, FAILED],
+}
+
+
+@pytest.mark.parametrize("on_unverified", list(OnUnverified))
+@pytest.mark.parametrize("remembered", HELD_CELLS)
+@pytest.mark.parametrize(("number", "situation"), list(enumerate(Situation)))
+def test_mail_that_is_held_to_what_was_shown_goes_with_as_much_or_not(
+    number, situation, remembered, on_unverified
+):
+    plain = needs(False, False, SecurityOptions(on_unverified=on_unverified))
+    held = held_to(plain, remembered)
+    step = next_step(held, situation)
+    assert (step.action, step.unmet) == HELD_CELLS[remembered][number]
+    assert held.must_encrypt
+    assert (held.min_version, held.security_level) == (plain.min_version, plain.security_level)
+    assert held != plain  # so no connection is shared with mail that is not held
+
+
+@pytest.mark.parametrize(("number", "situation"), list(enumerate(Situation)))
+def test_mail_that_does_not_look_is_held_to_tls_however_old(number, situation):
+    held = held_to(needs(False, True), Shown.ENCRYPTED)
+    step = next_step(held, situation)
+    expected = [TLS, TLS, NOT_SUPPORTED, NOT_SUPPORTED, FAILED][number]
+    assert (step.action, step.unmet) == expected
+    assert held.min_version is TlsVersion.TLS_1_0
+    assert not held.looks
+
+
+@pytest.mark.parametrize("remembered", Shown)
+@pytest.mark.parametrize("situation", Situation)
+@pytest.mark.parametrize(("require", "skip"), [(True, False), (False, False), (False, True)])
+@pytest.mark.parametrize("on_unverified", list(OnUnverified))
+def test_instead_is_what_the_settings_alone_would_do(
+    require, skip, situation, remembered, on_unverified
+):
+    plain = needs(require, skip, SecurityOptions(on_unverified=on_unverified))
+    match next_step(plain, situation).action:
+        case Action.NEXT_HOST:
+            expected = None
+        case Action.SEND_IN_TLS | Action.RECONNECT_UNVERIFIED:
+            expected = Shown.ENCRYPTED
+        case _:
+            expected = Shown.NONE
+    assert instead(held_to(plain, remembered), situation) is expected
+
+
+def test_what_is_remembered_lowers_nothing():
+    strict = needs(True, False)
+    for remembered in Shown:
+        assert held_to(strict, remembered).proof is strict.proof
