@@ -1,4 +1,4 @@
-"""The memory at hand: what it asks the store, what it writes and when, for one worker and several."""
+"""The memory at hand: what it asks the store, what it writes and when, of one worker and of two."""
 
 from __future__ import annotations
 
@@ -332,9 +332,9 @@ async def test_alarm_says_whose_memory_it_is(
     alarm = DowngradeAlarm(VERIFIED, ENCRYPTED, MX1, NOW)
     await worker.memory.ring(DOMAIN, alarm, host="new.example")
     assert caplog.messages == [
-        "TLS downgrade: mail for partner.example: new.example has TLS that is not verified now, and "
-        "every known host of the domain (mx1.partner.example) has shown verified TLS before (last at "
-        "2030-01-31T12:00:00+00:00): docs/tls.md, When the alarm rings"
+        "TLS downgrade: mail for partner.example: new.example has TLS that is not verified now, "
+        "and every known host of the domain (mx1.partner.example) has shown verified TLS before "
+        "(last at 2030-01-31T12:00:00+00:00): docs/tls.md, When the alarm rings"
     ]
 
 
