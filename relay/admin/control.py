@@ -67,7 +67,7 @@ class Control:
     memory: Memory | None = None
     tls_reports: Reports | None = None
 
-    async def answer(self, request: Mapping[str, Any]) -> Answer:
+    async def answer(self, request: Mapping[str, object]) -> Answer:
         """The lines that answer a request."""
         verb = request.get("verb")
         match verb:
@@ -98,7 +98,7 @@ class Control:
         async for line in answers:
             yield line
 
-    async def _list(self, request: Mapping[str, Any]) -> Answer:
+    async def _list(self, request: Mapping[str, object]) -> Answer:
         count = 0
         view, now = self.operator.view, self.operator.clock()
         async for page in operations.list_queue(view, queue_filter(request), now=now):
@@ -107,14 +107,14 @@ class Control:
             yield {"items": await asyncio.to_thread(operations.page_as_json, page)}
         yield {"done": {"count": count}}
 
-    async def _show(self, request: Mapping[str, Any]) -> Answer:
+    async def _show(self, request: Mapping[str, object]) -> Answer:
         queue_id = text_in(request, "id")
         found = await operations.show_message(self.operator.view, queue_id)
         if found is not None:
             yield {"item": found}
         yield {"done": {"unknown": [] if found else [queue_id]}}
 
-    async def _mta_sts(self, verb: str, request: Mapping[str, Any]) -> Answer:
+    async def _mta_sts(self, verb: str, request: Mapping[str, object]) -> Answer:
         """MTA-STS policies; "unknown" at the end has the domain where there is no policy of it."""
         if self.policies is None:
             raise RequestError("no relay is running")
@@ -141,7 +141,7 @@ class Control:
                 yield {"item": policy_as_json(kept)}
         yield {"done": {"unknown": [] if is_known else [domain], "reason": reason}}
 
-    async def _memory(self, verb: str, request: Mapping[str, Any]) -> Answer:
+    async def _memory(self, verb: str, request: Mapping[str, object]) -> Answer:
         """What hosts have shown of TLS before."""
         if self.memory is None:
             raise RequestError("no relay is running")
@@ -169,20 +169,21 @@ class Control:
             case "health":
                 yield {"done": dict(await relay.health())}
             case "status":
-                yield {"done": dict(await relay.status())}
+                yield {"done": (await relay.status()).as_json()}
             case _:
                 yield {"done": {"text": (await relay.metrics()).decode()}}
 
-    async def _change(self, verb: str, request: Mapping[str, Any]) -> Answer:
-        done: dict[str, Any] = {}
+    async def _change(self, verb: str, request: Mapping[str, object]) -> Answer:
+        done = None
         async for so_far in self.operator.change(verb, change_filter(verb, request)):
-            if done:
-                yield {"so-far": done}
+            if done is not None:
+                yield {"so-far": done.as_json()}
             done = so_far
-        log.info("operator: %s, %d recipients changed", verb, done["changed"])
-        yield {"done": done}
+        assert done is not None
+        log.info("operator: %s, %d recipients changed", verb, done.recipients)
+        yield {"done": done.as_json()}
 
-    async def _log(self, request: Mapping[str, Any]) -> Answer:
+    async def _log(self, request: Mapping[str, object]) -> Answer:
         wanted, view = event_filter(request), self.operator.view
         limit = request.get("limit")
         if limit is not None and (type(limit) is not int or not 1 <= limit <= 100_000):
@@ -199,7 +200,7 @@ class Control:
                 yield {"line": line}
         yield {"done": {}}
 
-    async def _report(self, request: Mapping[str, Any]) -> Answer:
+    async def _report(self, request: Mapping[str, object]) -> Answer:
         """How the mail of a period was protected, and every exception that was kept."""
         wanted = count_filter(request)
         found = await reports.counts(self.operator.view, wanted)

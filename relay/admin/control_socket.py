@@ -29,10 +29,10 @@ import socket
 import stat
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from relay.admin.requests import RequestError
-from relay.mail.jsontext import to_json
+from relay.mail.jsontext import JsonObject, to_json
 from relay.queue.store import SpoolError
 
 __all__ = ["REQUEST_BYTES", "Answer", "Answers", "ControlServer", "SocketTaken", "start_control"]
@@ -44,7 +44,7 @@ AT_A_TIME = 16
 
 log = logging.getLogger("relay.control")
 
-Answer = AsyncIterator[dict[str, Any]]
+Answer = AsyncIterator[JsonObject]
 """The lines that answer a request."""
 
 
@@ -55,7 +55,7 @@ class SocketTaken(Exception):
 class Answers(Protocol):
     """Answers requests: `relay.admin.control.Control`."""
 
-    def answer(self, request: Mapping[str, Any]) -> Answer: ...
+    def answer(self, request: Mapping[str, object]) -> Answer: ...
 
 
 class ControlServer:
@@ -127,7 +127,10 @@ class ControlServer:
         await self._reply(request, reader, writer)
 
     async def _reply(
-        self, request: Mapping[str, Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self,
+        request: Mapping[str, object],
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
     ) -> None:
         """Answer until the end, or until the client hangs up (which is how following ends)."""
         answering = asyncio.ensure_future(self._answer(request, writer))
@@ -141,7 +144,7 @@ class ControlServer:
                 task.cancel()
             await asyncio.gather(answering, hanging_up, return_exceptions=True)
 
-    async def _answer(self, request: Mapping[str, Any], writer: asyncio.StreamWriter) -> None:
+    async def _answer(self, request: Mapping[str, object], writer: asyncio.StreamWriter) -> None:
         try:
             async for line in self.control.answer(request):
                 await _send(writer, line)
@@ -163,7 +166,7 @@ async def _hung_up(reader: asyncio.StreamReader) -> None:
         pass
 
 
-async def _send(writer: asyncio.StreamWriter, line: Mapping[str, Any]) -> None:
+async def _send(writer: asyncio.StreamWriter, line: Mapping[str, object]) -> None:
     writer.write(to_json(line).encode("ascii") + b"\n")
     async with asyncio.timeout(WRITE_SECONDS):
         await writer.drain()

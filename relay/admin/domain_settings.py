@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
+from relay.mail.jsontext import JsonObject
 from relay.policy.rules import PolicyRules, TlsRule, with_overlay
 from relay.queue.api_state import ApiState, DomainSettings, Webhook
 
@@ -117,7 +118,7 @@ def overlay_of(settings: Mapping[str, DomainSettings]) -> dict[str, TlsRule]:
 
 
 def _written(settings: Mapping[str, DomainSettings], webhooks: list[Webhook]) -> bytes:
-    told: dict[str, Any] = {
+    told: JsonObject = {
         "settings": [
             [name, one.require_tls, one.skip_verification] for name, one in settings.items()
         ],

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any, Protocol
+from typing import Protocol
 
+from relay.mail.jsontext import JsonObject
 from relay.route.mta_sts import KeptPolicy, Refreshed
 
 __all__ = ["Policies", "list_policies", "policy_as_json"]
@@ -32,7 +33,7 @@ async def list_policies(policies: Policies) -> AsyncIterator[list[KeptPolicy]]:
         yield page
 
 
-def policy_as_json(kept: KeptPolicy) -> dict[str, Any]:
+def policy_as_json(kept: KeptPolicy) -> JsonObject:
     """A policy as `relay mta-sts show --json` has it."""
     return {
         "domain": kept.domain,

@@ -14,11 +14,11 @@ Removing mail is written down like any other end of it: its events commit with t
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache, partial
-from typing import Any
 
+from relay.mail.jsontext import JsonObject
 from relay.queue.entry import QueuedRecipient, State
 from relay.queue.rows import micros
 from relay.queue.store import (
@@ -37,6 +37,7 @@ from relay.route.forecast import Forecast, sentence
 from relay.route.next_hop import Host, NoRoute
 
 __all__ = [
+    "Changed",
     "change_in_steps",
     "find_events",
     "follow_events",
@@ -70,7 +71,7 @@ async def list_queue(
             after = page[-1].queue_id if more_follows(page, PAGE) else None
 
 
-def page_as_json(page: Sequence[ListedMessage]) -> list[dict[str, Any]]:
+def page_as_json(page: Sequence[ListedMessage]) -> list[JsonObject]:
     """Messages of the queue as `relay queue list --json` has them."""
     return [_listed_as_json(message) for message in page]
 
@@ -84,7 +85,7 @@ def _named(wanted: QueueFilter) -> Iterator[QueueFilter]:
         yield replace(wanted, queue_ids=frozenset(ids[start : start + PAGE]))
 
 
-async def show_message(view: QueueView, queue_id: str) -> dict[str, Any] | None:
+async def show_message(view: QueueView, queue_id: str) -> JsonObject | None:
     """All that is known of one message, its header section included; None: there is none."""
     item = await view.find_message(queue_id)
     if item is None:
@@ -108,12 +109,23 @@ async def show_message(view: QueueView, queue_id: str) -> dict[str, Any] | None:
     }
 
 
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """What a verb has done so far: how many recipients changed, and which ids are unknown."""
+
+    recipients: int
+    unknown: Sequence[str] = ()
+
+    def as_json(self) -> JsonObject:
+        return {"changed": self.recipients, "unknown": self.unknown}
+
+
 async def change_in_steps(
     queue: QueueControl, wanted: QueueFilter, *, verb: str, now: datetime
-) -> AsyncIterator[dict[str, Any]]:
+) -> AsyncIterator[Changed]:
     """Do what the operator says to all that matches, told step by step; the last is the result.
 
-    How many recipients changed, which ids are unknown. Each step is one short transaction, so that
+    Each step is one short transaction, so that
     a change of a million messages neither stops the mail nor has to be undone.
     """
     if verb not in VERBS:
@@ -129,8 +141,8 @@ async def change_in_steps(
             changed += step.changed
             unknown -= step.found
             if after is not None:
-                yield {"changed": changed, "unknown": []}
-    yield {"changed": changed, "unknown": sorted(unknown)}
+                yield Changed(changed)
+    yield Changed(changed, sorted(unknown))
 
 
 async def find_events(
@@ -164,7 +176,7 @@ async def follow_events(
             await more()
 
 
-def forecast_as_json(forecast: Forecast) -> dict[str, Any]:
+def forecast_as_json(forecast: Forecast) -> JsonObject:
     """What would become of a message, `tls`, `certificate-verified` and `downgrade` as the log
     would say.
     """
@@ -180,7 +192,7 @@ def forecast_as_json(forecast: Forecast) -> dict[str, Any]:
     }
 
 
-def host_as_json(host: Host) -> dict[str, Any]:
+def host_as_json(host: Host) -> JsonObject:
     """A mail host in the interface's spelling."""
     return {
         "host": host.name,
@@ -192,7 +204,7 @@ def host_as_json(host: Host) -> dict[str, Any]:
     }
 
 
-def no_route_as_json(route: NoRoute) -> dict[str, Any]:
+def no_route_as_json(route: NoRoute) -> JsonObject:
     """Why there is no host to try."""
     outcome = route.outcome
     return {
@@ -203,7 +215,7 @@ def no_route_as_json(route: NoRoute) -> dict[str, Any]:
     }
 
 
-def item_as_json(item: QueuedItem) -> dict[str, Any]:
+def item_as_json(item: QueuedItem) -> JsonObject:
     """A message of the queue in the interface's spelling."""
     return _listed_as_json(listed(item))
 
@@ -229,7 +241,7 @@ def _listed_recipient(recipient: QueuedRecipient) -> ListedRecipient:
     )
 
 
-def _listed_as_json(message: ListedMessage) -> dict[str, Any]:
+def _listed_as_json(message: ListedMessage) -> JsonObject:
     return {
         "queue-id": message.queue_id,
         "state": message_state(message.recipients).value,
@@ -274,11 +286,11 @@ def _second(at: int) -> str:
     return timestamp(datetime.fromtimestamp(min(max(at, 0), _LATEST), UTC))
 
 
-def _last_as_json(at: int, code: int, status: str, message: str, host: str) -> dict[str, Any]:
+def _last_as_json(at: int, code: int, status: str, message: str, host: str) -> JsonObject:
     return {"at": _timestamp(at), "code": code, "status": status, "message": message, "host": host}
 
 
-def _settings_as_json(recipient: QueuedRecipient) -> dict[str, Any]:
+def _settings_as_json(recipient: QueuedRecipient) -> JsonObject:
     require, skip = recipient.settings.require_tls, recipient.settings.skip_verification
     return {
         "recipient": recipient.address,

@@ -9,14 +9,26 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Protocol
 
-from relay.admin.operations import change_in_steps
+from relay.admin.operations import Changed, change_in_steps
 from relay.admin.requests import RequestError
+from relay.mail.jsontext import JsonObject
 from relay.policy.fields import Wishes
 from relay.queue.store import QueueControl, QueueFilter, QueueView
 
-__all__ = ["Operator", "RunningRelay"]
+__all__ = ["Deliveries", "Operator", "RunningRelay"]
+
+
+@dataclass(frozen=True, slots=True)
+class Deliveries:
+    """Deliveries under way, and the destinations that get none, each with the time until when."""
+
+    in_flight: int
+    silent: Mapping[str, str]
+
+    def as_json(self) -> JsonObject:
+        return {"in-flight": self.in_flight, "silent-destinations": self.silent}
 
 
 class RunningRelay(Protocol):
@@ -28,7 +40,7 @@ class RunningRelay(Protocol):
     async def health(self) -> Mapping[str, Sequence[str]]:
         """What is wrong, in sentences: "liveness" a restart may cure, "readiness" no mail now."""
 
-    async def status(self) -> Mapping[str, Any]:
+    async def status(self) -> Deliveries:
         """Deliveries under way, and destinations that do not answer."""
 
     async def metrics(self) -> bytes:
@@ -42,10 +54,10 @@ class RunningRelay(Protocol):
         *,
         requiretls: bool = False,
         tls_required_no: bool = False,
-    ) -> Mapping[str, Any]:
+    ) -> JsonObject:
         """What would become of a message. No mail host is connected to."""
 
-    async def probe(self, domain: str) -> Mapping[str, Any]:
+    async def probe(self, domain: str) -> JsonObject:
         """What the mail hosts of a domain show of themselves; they are connected to."""
 
 
@@ -64,7 +76,7 @@ class Operator:
             raise RequestError("no relay is running")
         return self.relay
 
-    async def change(self, verb: str, wanted: QueueFilter) -> AsyncIterator[dict[str, Any]]:
+    async def change(self, verb: str, wanted: QueueFilter) -> AsyncIterator[Changed]:
         """A verb on all that matches, told step by step; the last telling is the result."""
         if self.queue is None:
             raise RequestError(f"{verb}: no relay is running")

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from relay.mail.event import Protection, Result
+from relay.mail.jsontext import JsonObject
 from relay.queue.statistics import (
     CountedException,
     CountedMail,
@@ -174,7 +175,7 @@ def _reasons(found: Sequence[CountedMail]) -> tuple[tuple[str, str, int], ...]:
 # As the interface spells them.
 
 
-def counts_as_json(found: Sequence[CountedMail]) -> list[dict[str, Any]]:
+def counts_as_json(found: Sequence[CountedMail]) -> list[JsonObject]:
     """The counts; `first` and `last` are the hours, in UTC."""
     return [
         {
@@ -203,7 +204,7 @@ def count_of_json(one: Mapping[str, Any]) -> CountedMail:
     )
 
 
-def exception_as_json(one: CountedException) -> dict[str, Any]:
+def exception_as_json(one: CountedException) -> JsonObject:
     """An exception."""
     return {
         "at": one.at.isoformat(),
@@ -217,7 +218,7 @@ def exception_as_json(one: CountedException) -> dict[str, Any]:
     }
 
 
-def csv_lines(kind: str, rows: Iterable[Mapping[str, Any]], *, with_head: bool = False) -> str:
+def csv_lines(kind: str, rows: Iterable[Mapping[str, object]], *, with_head: bool = False) -> str:
     """Counts or exceptions (`kind`) as lines of one table in CSV."""
     text = io.StringIO()
     writer = csv.DictWriter(text, _COLUMNS, restval="")

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import Any
 
 from relay.admin.report import period
 from relay.mail.address import AddressError, normalise_domain
+from relay.mail.jsontext import JsonObject
 from relay.queue.entry import State
 from relay.queue.statistics import CountFilter
 from relay.queue.store import EventFilter, QueueFilter
@@ -53,7 +53,7 @@ _EVENT_FILTERS = frozenset(
 _COUNT_FILTERS = frozenset({"since", "until", "sender-domain", "recipient-domain"})
 
 
-def queue_filter(request: Mapping[str, Any]) -> QueueFilter:
+def queue_filter(request: Mapping[str, object]) -> QueueFilter:
     """The messages a request means."""
     check_known(request, _QUEUE_FILTERS | {"verb", "all"})
     seconds = request.get("older-than", 0)
@@ -75,7 +75,7 @@ def queue_filter(request: Mapping[str, Any]) -> QueueFilter:
     )
 
 
-def queue_request(wanted: QueueFilter) -> dict[str, Any]:
+def queue_request(wanted: QueueFilter) -> JsonObject:
     """The filters of a request that means these messages."""
     filters = {
         "ids": sorted(wanted.queue_ids) or None,
@@ -87,7 +87,7 @@ def queue_request(wanted: QueueFilter) -> dict[str, Any]:
     return {name: value for name, value in filters.items() if value is not None}
 
 
-def change_filter(verb: str, request: Mapping[str, Any]) -> QueueFilter:
+def change_filter(verb: str, request: Mapping[str, object]) -> QueueFilter:
     """The messages that a verb changes: those of a filter, or all where just that is said."""
     wanted = queue_filter(request)
     if "all" in request and request["all"] is not True:
@@ -97,7 +97,7 @@ def change_filter(verb: str, request: Mapping[str, Any]) -> QueueFilter:
     return wanted
 
 
-def event_filter(request: Mapping[str, Any]) -> EventFilter:
+def event_filter(request: Mapping[str, object]) -> EventFilter:
     """The events a request means."""
     check_known(request, _EVENT_FILTERS | {"verb", "limit", "follow"})
     return EventFilter(
@@ -112,7 +112,7 @@ def event_filter(request: Mapping[str, Any]) -> EventFilter:
     )
 
 
-def count_filter(request: Mapping[str, Any]) -> CountFilter:
+def count_filter(request: Mapping[str, object]) -> CountFilter:
     """The counts a request means. `<>` as sender domain is the null reverse-path."""
     check_known(request, _COUNT_FILTERS | {"verb"})
     begin, end = _time(request, "since"), _time(request, "until")
@@ -128,17 +128,19 @@ def count_filter(request: Mapping[str, Any]) -> CountFilter:
     return period(begin, end, sender_domain=sender_domain, recipient_domain=recipient_domain)
 
 
-def _time(request: Mapping[str, Any], key: str) -> datetime | None:
+def _time(request: Mapping[str, object], key: str) -> datetime | None:
+    if key not in request:
+        return None
     try:
-        at = datetime.fromisoformat(request[key]) if key in request else None
-    except (TypeError, ValueError):
+        at = datetime.fromisoformat(str(request[key]))
+    except ValueError:
         raise RequestError(f"{key} is a time such as 2030-01-31T12:00:00Z") from None
-    if at is not None and at.tzinfo is None:
+    if at.tzinfo is None:
         raise RequestError(f"{key} has to name its zone")
     return at
 
 
-def domain_in(request: Mapping[str, Any], key: str = "domain") -> str:
+def domain_in(request: Mapping[str, object], key: str = "domain") -> str:
     """The domain that a request names, normalised; "" where it names none."""
     text = text_in(request, key)
     try:
@@ -147,14 +149,14 @@ def domain_in(request: Mapping[str, Any], key: str = "domain") -> str:
         raise RequestError(f"{key}: {error}") from None
 
 
-def check_known(request: Mapping[str, Any], known: frozenset[str]) -> None:
+def check_known(request: Mapping[str, object], known: frozenset[str]) -> None:
     """Refuse a request that has a filter nobody knows: it would mean more than was meant."""
     for name in request:
         if name not in known:
             raise RequestError(f"no such filter: {name}; known are {', '.join(sorted(known))}")
 
 
-def _names(request: Mapping[str, Any], key: str, kind: str) -> frozenset[str]:
+def _names(request: Mapping[str, object], key: str, kind: str) -> frozenset[str]:
     if key not in request:
         return frozenset()
     names = request[key]
@@ -165,7 +167,7 @@ def _names(request: Mapping[str, Any], key: str, kind: str) -> frozenset[str]:
     return frozenset(_checked(key, one) for one in names)
 
 
-def text_in(request: Mapping[str, Any], key: str) -> str:
+def text_in(request: Mapping[str, object], key: str) -> str:
     """A text of a request; "" where it is left out."""
     if key not in request:
         return ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from typing_extensions import TypedDict
 
@@ -23,7 +23,7 @@ TEXT = "text/plain"
 Truth = Literal["yes", "no", "true", "false"]
 
 
-_OPTIONS: Mapping[str, Any] = {
+_OPTIONS: Mapping[str, object] = {
     "o:require-tls": Truth,
     "o:skip-verification": Truth,
     "o:testmode": Truth,
@@ -42,11 +42,11 @@ class Endpoint:
     path: str
     handler: Handler
     summary: str
-    answers: Mapping[int, Any]
-    query: Mapping[str, Any] = field(default_factory=dict)
+    answers: Mapping[int, object]
+    query: Mapping[str, object] = field(default_factory=dict)
     needed: frozenset[str] = frozenset()
-    form: Mapping[str, Any] = field(default_factory=dict)
-    body: Any = None
+    form: Mapping[str, object] = field(default_factory=dict)
+    body: object = None
 
 
 class QueueSelection(TypedDict, total=False):
@@ -60,11 +60,11 @@ class QueueSelection(TypedDict, total=False):
 
 
 _M = answers.Message
-_REFUSALS: Mapping[int, Any] = {400: _M, 401: _M, 403: _M, 404: _M, 429: _M, 503: _M}
-_BODY_REFUSALS: Mapping[int, Any] = {**_REFUSALS, 408: _M, 413: _M, 415: _M}
-_SEND_REFUSALS: Mapping[int, Any] = {**_BODY_REFUSALS, 401: TEXT}
+_REFUSALS: Mapping[int, object] = {400: _M, 401: _M, 403: _M, 404: _M, 429: _M, 503: _M}
+_BODY_REFUSALS: Mapping[int, object] = {**_REFUSALS, 408: _M, 413: _M, 415: _M}
+_SEND_REFUSALS: Mapping[int, object] = {**_BODY_REFUSALS, 401: TEXT}
 
-_MESSAGE_FORM: Mapping[str, Any] = {
+_MESSAGE_FORM: Mapping[str, object] = {
     "from": str,
     "to": list[str],
     "cc": list[str],
@@ -77,7 +77,7 @@ _MESSAGE_FORM: Mapping[str, Any] = {
     "inline": list[bytes],
     **_OPTIONS,
 }
-_MIME_FORM: Mapping[str, Any] = {
+_MIME_FORM: Mapping[str, object] = {
     "to": list[str],
     "cc": list[str],
     "bcc": list[str],
@@ -85,9 +85,9 @@ _MIME_FORM: Mapping[str, Any] = {
     "message": bytes,
     **_OPTIONS,
 }
-_SETTINGS_FORM: Mapping[str, Any] = {"require_tls": Truth, "skip_verification": Truth}
+_SETTINGS_FORM: Mapping[str, object] = {"require_tls": Truth, "skip_verification": Truth}
 _WEBHOOK_KIND = Literal["accepted", "delivered", "temporary_fail", "permanent_fail"]
-_EVENT_QUERY: Mapping[str, Any] = {
+_EVENT_QUERY: Mapping[str, object] = {
     "begin": str,
     "end": str,
     "ascending": Truth,
@@ -102,7 +102,7 @@ _EVENT_QUERY: Mapping[str, Any] = {
     "tags": str,
     "page": str,
 }
-_QUEUE_QUERY: Mapping[str, Any] = {
+_QUEUE_QUERY: Mapping[str, object] = {
     "domain": str,
     "sender": str,
     "state": Literal["queued", "deferred", "held"],
@@ -110,7 +110,7 @@ _QUEUE_QUERY: Mapping[str, Any] = {
     "limit": int,
     "after": str,
 }
-_EXPLAIN_QUERY: Mapping[str, Any] = {
+_EXPLAIN_QUERY: Mapping[str, object] = {
     "from": str,
     "to": str,
     "require-tls": Truth,

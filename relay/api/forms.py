@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
 
 from aiohttp import web
 
@@ -29,7 +28,7 @@ async def read_form(request: web.Request) -> Form:
     return parser.end()
 
 
-async def read_json(request: web.Request) -> Mapping[str, Any]:
+async def read_json(request: web.Request) -> Mapping[str, object]:
     """The JSON object of a request. Its type has to be said, which a page of another site cannot
     do.
     """

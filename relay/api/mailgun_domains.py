@@ -6,8 +6,6 @@ every place where a client may look.
 
 from __future__ import annotations
 
-from typing import Any
-
 from relay.api.mailgun_form import ApiError, Form, shown
 from relay.policy.fields import yes_or_no
 from relay.policy.settings import TlsSettings
@@ -33,19 +31,19 @@ def read_settings(form: Form, *, needed: bool) -> DomainSettings:
     return settings
 
 
-def as_connection(settings: TlsSettings) -> dict[str, Any]:
+def as_connection(settings: TlsSettings) -> dict[str, object]:
     """The answer to GET …/connection."""
     return {"connection": _pair(settings), **_pair(settings)}
 
 
-def as_updated(settings: TlsSettings) -> dict[str, Any]:
+def as_updated(settings: TlsSettings) -> dict[str, object]:
     """The answer to PUT …/connection."""
     pair = _pair(settings)
     dashed = {name.replace("_", "-"): value for name, value in pair.items()}
     return {"message": _UPDATED, **dashed, **pair}
 
 
-def as_domain(name: str, settings: TlsSettings) -> dict[str, Any]:
+def as_domain(name: str, settings: TlsSettings) -> dict[str, object]:
     """A domain with as much of theirs as means anything here."""
     return {
         "id": name,

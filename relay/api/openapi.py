@@ -119,7 +119,7 @@ def _parameters(endpoint: Endpoint, schemas: dict[str, Any]) -> list[dict[str, A
     return in_path + in_query
 
 
-def _response(status: int, kind: Any, schemas: dict[str, Any]) -> dict[str, Any]:
+def _response(status: int, kind: object, schemas: dict[str, Any]) -> dict[str, Any]:
     if kind == TEXT:
         content: Mapping[str, Any] = {TEXT: {"schema": {"type": "string"}}}
     else:

@@ -7,7 +7,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
-from typing import Any
 
 from aiohttp import web
 
@@ -19,6 +18,7 @@ from relay.api.mailgun import ApiError, sending_domain
 from relay.api.mailgun_form import shown
 from relay.api.state import Api, answer
 from relay.mail.address import AddressError, domain_of, parse_path
+from relay.mail.jsontext import JsonObject
 from relay.policy.fields import Wishes, yes_or_no
 from relay.queue.store import QueueFilter, more_follows
 from relay.queue.verbs import VERBS
@@ -34,14 +34,14 @@ async def status(api: Api, request: web.Request) -> web.Response:
     """How the relay is."""
     operator = api.operator
     queue = {state.value: count for state, count in (await operator.view.counts()).items()}
-    deliveries = await operator.relay.status() if operator.relay is not None else {}
+    deliveries = {} if operator.relay is None else (await operator.relay.status()).as_json()
     return answer({"version": __version__, "hostname": api.hostname, "queue": queue, **deliveries})
 
 
 async def list_queue(api: Api, request: web.Request) -> web.Response:
     """A page of the queue, oldest first."""
     query = _query(request, {"domain", "sender", "state", "older-than", "limit", "after"})
-    named: dict[str, Any] = {
+    named: JsonObject = {
         name: query[name] for name in ("domain", "sender", "state") if name in query
     }
     if "older-than" in query:
@@ -73,11 +73,10 @@ async def change(api: Api, request: web.Request) -> web.Response:
         raise ApiError(404, f"no such verb, known are: {', '.join(VERBS)}")
     body = await read_json(request)
     wanted = _filter(partial(change_filter, verb), body)
-    done: dict[str, Any] = {}
     async for so_far in api.operator.change(verb, wanted):
         done = so_far
-    log.info("operator over HTTP: %s, %d recipients changed", verb, done["changed"])
-    return answer(done)
+    log.info("operator over HTTP: %s, %d recipients changed", verb, done.recipients)
+    return answer(done.as_json())
 
 
 async def explain(api: Api, request: web.Request) -> web.Response:
@@ -124,7 +123,7 @@ def _query(request: web.Request, known: Collection[str]) -> Mapping[str, str]:
 
 
 def _filter(
-    read: Callable[[Mapping[str, Any]], QueueFilter], wanted: Mapping[str, Any]
+    read: Callable[[Mapping[str, object]], QueueFilter], wanted: Mapping[str, object]
 ) -> QueueFilter:
     try:
         return read(wanted)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from aiohttp import web
 
@@ -58,6 +57,6 @@ def api_of(request: web.Request) -> Api:
     return request.app[API]
 
 
-def answer(values: Mapping[str, Any], *, status: int = 200) -> web.Response:
+def answer(values: Mapping[str, object], *, status: int = 200) -> web.Response:
     """A JSON answer, in ASCII: a peer's text in it does no harm on the way."""
     return web.Response(status=status, text=json.dumps(values), content_type="application/json")

@@ -11,13 +11,13 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
 from relay.admin.operations import forecast_as_json, host_as_json, no_route_as_json
 from relay.deliver.floors import DomainFloor, Floors, judged
 from relay.deliver.memory import NO_PAST, AtHost
 from relay.deliver.sts_policies import PolicyPending
 from relay.mail.address import domain_of
+from relay.mail.jsontext import JsonObject
 from relay.policy.fields import Wishes, tls_wishes
 from relay.policy.rules import PolicyRules, resolve
 from relay.policy.settings import Setting
@@ -90,7 +90,7 @@ async def explain(
     patience: timedelta,
     requiretls: bool = False,
     tls_required_no: bool = False,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Each setting and where it came from, the hosts in order, and what each of them must prove.
     `requiretls`, `tls_required_no`: as if the message came with REQUIRETLS, or said TLS-Required:
     No.
@@ -165,7 +165,7 @@ async def _where(
     floors: Floors,
     patience: timedelta,
     waiving: str | None,
-) -> dict[str, Any]:
+) -> JsonObject:
     """The hosts in order, or why there is none."""
     if isinstance(route, NoRoute):
         return {
@@ -185,7 +185,7 @@ async def _where(
     }
 
 
-def _host_and_rules(each: HostUnderFloor, needed: Requirement) -> dict[str, Any]:
+def _host_and_rules(each: HostUnderFloor, needed: Requirement) -> JsonObject:
     """A host, what it must prove, and what follows in each situation that can be met there."""
     reason = each.found.not_used
     if not reason and needed.requiretls and not each.domain.has_secure_name(each.host):
@@ -207,7 +207,7 @@ def _host_and_rules(each: HostUnderFloor, needed: Requirement) -> dict[str, Any]
     }
 
 
-def host_floor_as_json(each: HostUnderFloor) -> dict[str, Any]:
+def host_floor_as_json(each: HostUnderFloor) -> JsonObject:
     """What the domain asks of a host: `sts-match`, `pinned`: null where nothing names hosts."""
     sts, pins, name = each.domain.sts, each.domain.pins, each.host.name
     return {
@@ -221,7 +221,7 @@ def host_floor_as_json(each: HostUnderFloor) -> dict[str, Any]:
     }
 
 
-def memory_as_json(past: AtHost) -> dict[str, Any] | None:
+def memory_as_json(past: AtHost) -> JsonObject | None:
     """What the host, or every known host of the domain, has shown before; null where that is
     nothing. `held-until`: so long mail is held to it, null where it is not; an alarm that has not
     rung yet would begin the wait now.
@@ -236,7 +236,7 @@ def memory_as_json(past: AtHost) -> dict[str, Any] | None:
     }
 
 
-def sts_as_json(sts: StsFloor) -> dict[str, Any] | None:
+def sts_as_json(sts: StsFloor) -> JsonObject | None:
     """The MTA-STS policy of an attempt, null where there is none and none was expected."""
     if sts.mode is None and sts.error is None:
         return None
@@ -250,5 +250,5 @@ def sts_as_json(sts: StsFloor) -> dict[str, Any] | None:
     }
 
 
-def _setting_as_json(setting: Setting) -> dict[str, Any]:
+def _setting_as_json(setting: Setting) -> JsonObject:
     return {"value": setting.value, "source": setting.source.value, "rule": setting.rule}

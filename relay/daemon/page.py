@@ -53,8 +53,8 @@ async def _facts(parts: Parts, status: Status, api: Api) -> Facts:
         certificates=snapshot.certificates,
         trouble=list(dict.fromkeys(trouble)),
         commit_seconds=parts.metrics.mean_commit_seconds,
-        in_flight=deliveries["in-flight"],
-        silent=deliveries["silent-destinations"],
+        in_flight=deliveries.in_flight,
+        silent=deliveries.silent,
         nameservers=parts.config.resolver.nameservers,
         validates=parts.resolver.last_validated,
     )

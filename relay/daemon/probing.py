@@ -7,7 +7,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 from relay.admin import certificates
 from relay.admin.operations import forecast_as_json, host_as_json, no_route_as_json
@@ -23,6 +22,7 @@ from relay.deliver.negotiate import SessionOptions
 from relay.deliver.options import DeliveryOptions, Timeouts, TlsOptions, security_options
 from relay.deliver.probe import HostReport, RuleVerdict, probe_all
 from relay.deliver.tls import TlsContexts
+from relay.mail.jsontext import JsonObject
 from relay.route.next_hop import NoRoute, Route
 
 __all__ = ["probe_domain"]
@@ -37,7 +37,7 @@ async def probe_domain(
     tls: TlsOptions,
     floors: Floors,
     patience: timedelta,
-) -> dict[str, Any]:
+) -> JsonObject:
     """What each mail host shows of itself, and what would become of a message under each rule.
 
     Raises `FloorPending` where the MTA-STS policy of the domain takes longer than `patience`.
@@ -78,7 +78,7 @@ def _shortened(timeouts: Timeouts, patience: timedelta) -> Timeouts:
     return dataclasses.replace(timeouts, **waits)
 
 
-def _report_as_json(report: HostReport, each: HostUnderFloor) -> dict[str, Any]:
+def _report_as_json(report: HostReport, each: HostUnderFloor) -> JsonObject:
     return {
         **host_as_json(report.host),
         **host_floor_as_json(each),
@@ -103,7 +103,7 @@ def _meets_policy(report: HostReport, each: HostUnderFloor) -> bool | None:
     return sts.names(report.host.name) and report.verified if sts.is_looked_at else None
 
 
-def _certificate(report: HostReport) -> dict[str, Any]:
+def _certificate(report: HostReport) -> JsonObject:
     """What the host showed, and where it did not verify what of it does not match."""
     if report.certificate is None:
         return {"certificate": None, "certificate-faults": []}
@@ -112,7 +112,7 @@ def _certificate(report: HostReport) -> dict[str, Any]:
     return {"certificate": shown, "certificate-faults": [] if report.verified else faults}
 
 
-def _verdict_as_json(verdict: RuleVerdict) -> dict[str, Any]:
+def _verdict_as_json(verdict: RuleVerdict) -> JsonObject:
     return {
         "require-tls": verdict.require_tls,
         "skip-verification": verdict.skip_verification,

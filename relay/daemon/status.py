@@ -6,14 +6,15 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
-from typing import Any
 
 from relay import __version__
+from relay.admin.operator import Deliveries
 from relay.daemon.assemble import Parts
 from relay.daemon.explaining import explain
 from relay.daemon.probing import probe_domain
 from relay.daemon.watching import connections, expiries, heart_beats, log_lag, oldest_age, room_at
 from relay.deliver.options import security_options
+from relay.mail.jsontext import JsonObject
 from relay.policy.fields import Wishes
 from relay.report.metrics import Snapshot
 
@@ -37,14 +38,11 @@ class Status:
         """Destinations that did not answer are tried again."""
         self._parts.scheduler.retry_silent()
 
-    async def status(self) -> dict[str, Any]:
+    async def status(self) -> Deliveries:
         """Deliveries under way, and destinations that do not answer."""
         scheduler = self._parts.scheduler
         silent = list(scheduler.silent_destinations().items())[:_LISTED_DESTINATIONS]
-        return {
-            "in-flight": scheduler.in_flight,
-            "silent-destinations": {name: until.isoformat() for name, until in silent},
-        }
+        return Deliveries(scheduler.in_flight, {name: until.isoformat() for name, until in silent})
 
     async def health(self) -> dict[str, list[str]]:
         """What is wrong."""
@@ -74,7 +72,7 @@ class Status:
         *,
         requiretls: bool = False,
         tls_required_no: bool = False,
-    ) -> dict[str, Any]:
+    ) -> JsonObject:
         """What would become of a message, under the rules in force."""
         parts = self._parts
         return await explain(
@@ -90,7 +88,7 @@ class Status:
             tls_required_no=tls_required_no,
         )
 
-    async def probe(self, domain: str) -> dict[str, Any]:
+    async def probe(self, domain: str) -> JsonObject:
         """What the mail hosts of a domain show of themselves."""
         parts = self._parts
         return await probe_domain(

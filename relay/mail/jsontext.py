@@ -9,16 +9,25 @@ read it. A text with an escaped lone surrogate is read by the standard decoder f
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
 import orjson
 
-__all__ = ["of_json", "to_json"]
+__all__ = ["JsonObject", "JsonValue", "of_json", "to_json"]
+
+JsonValue: TypeAlias = (
+    "bool | int | float | str | Sequence[JsonValue] | Mapping[str, JsonValue] | None"
+)
+"""What JSON can say."""
+
+JsonObject: TypeAlias = dict[str, JsonValue]
+"""An object that the relay makes. What it reads is `object` until it was looked at."""
 
 _escaping = json.JSONEncoder(separators=(",", ":"), check_circular=False, allow_nan=False).encode
 
 
-def to_json(value: Any) -> str:
+def to_json(value: object) -> str:
     """Dicts, lists, strings, numbers, booleans and None on one line."""
     try:
         line = orjson.dumps(value)

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-__all__ = ["Destination", "DestinationPart", "DestinationTally"]
+__all__ = ["Destination", "DestinationPart", "DestinationTally", "LastResult"]
+
+
+LastResult = tuple[int, int, str, str, str]
+"""Of an attempt: time in whole microseconds, code, status, message, host."""
 
 
 class DestinationPart(NamedTuple):
-    """The recipients of one domain within a step. `oldest`: a queue id; `due` and the time in
-    `last` in whole microseconds. `last`: time, code, status, message, host of the latest attempt.
+    """The recipients of one domain within a step. `oldest`: a queue id; `due` in whole
+    microseconds; `last`: of the latest attempt.
     """
 
     domain: str
@@ -25,7 +29,7 @@ class DestinationPart(NamedTuple):
     trying: int
     oldest: str
     due: int | None
-    last: tuple[Any, ...] | None
+    last: LastResult | None
 
 
 @dataclass(slots=True)
@@ -41,7 +45,7 @@ class Destination:
     trying: int = 0
     oldest: str = ""
     due: int | None = None
-    last: tuple[Any, ...] | None = None
+    last: LastResult | None = None
 
     @property
     def total(self) -> int:

@@ -121,7 +121,7 @@ def _data_of_some(message: QueuedMessage) -> list[Any]:
     return [*found, message.client_tls, message.client_user] if is_known else found
 
 
-def _terms_data(terms: Terms) -> list[Any]:
+def _terms_data(terms: Terms) -> list[object]:
     return [
         None if terms.not_before is None else micros(terms.not_before),
         None if terms.lifetime is None else terms.lifetime // _MICROSECOND,
@@ -273,7 +273,7 @@ def pending_change(recipient: QueuedRecipient, data: str, *, is_done: bool = Tru
         ) from exc
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{type(value).__name__} where text belongs")
     return value
@@ -303,7 +303,7 @@ def _settings_of(
     )
 
 
-def _flag(value: Any) -> bool:
+def _flag(value: object) -> bool:
     """A setting decides over TLS: what is not plainly true or false is damage, not a guess."""
     if not isinstance(value, bool):
         raise TypeError(f"{type(value).__name__} where a setting belongs")

@@ -93,7 +93,7 @@ class Connection(SMTP):
         self._early = b""
         """The octets that came while the protocol waited for a result."""
         self._output: list[bytes] = []
-        self._work: asyncio.Task[Any] | None = None
+        self._work: asyncio.Task[object] | None = None
         self._is_paused = False
         self._is_writable = True
         self._is_closing = False

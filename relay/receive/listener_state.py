@@ -51,7 +51,7 @@ class ListenerState:
         self.inside: set[Inside] = set()
         self.empty = asyncio.Event()
         self.empty.set()
-        self.tasks: set[asyncio.Task[Any]] = set()
+        self.tasks: set[asyncio.Task[object]] = set()
         self.greeting = f"220 {reception.hostname} ESMTP ready\r\n".encode()
         self._ehlo_replies: dict[tuple[bool, bool, bool], bytes] = {}
 

@@ -43,7 +43,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from ipaddress import ip_address
-from typing import Any
 
 import dns.asyncresolver
 import dns.exception
@@ -282,7 +281,7 @@ class DnsResolver:
 
     async def close(self) -> None:
         """Cancel the queries that are under way."""
-        tasks: list[asyncio.Task[Any]] = list(self._under_way.values())
+        tasks: list[asyncio.Task[object]] = list(self._under_way.values())
         if self._asking_trust is not None:
             tasks.append(self._asking_trust)
         for task in tasks:

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
 
 from relay.admin.requests import RequestError
 from relay.queue.store import QueueFilter, SpoolError
@@ -81,7 +80,7 @@ class Jobs:
     async def _run(self, job: Job, wanted: QueueFilter) -> None:
         try:
             async for so_far in self.state.operator.change(job.verb, wanted):
-                job.changed, job.unknown = so_far["changed"], len(so_far["unknown"])
+                job.changed, job.unknown = so_far.recipients, len(so_far.unknown)
             await self.note(job.user, job.verb, job.wanted, job.changed)
         except (SpoolError, RequestError) as error:
             job.trouble = str(error)
@@ -90,7 +89,7 @@ class Jobs:
             job.trouble = "an error of the relay's own; its log has it"
         job.done.set()
 
-    async def note(self, user: str, verb: str, wanted: Mapping[str, Any], count: int) -> None:
+    async def note(self, user: str, verb: str, wanted: Mapping[str, object], count: int) -> None:
         """Write to the log what an operator did."""
         log.info("operator %s: %s, %d recipients changed", user, verb, count)
         event = deliverylog.operated(user, verb, wanted, count=count, now=self.state.clock())

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cache, partial
 from importlib.resources import files
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.parse import quote, urlencode
 
 from aiohttp import web
@@ -119,7 +119,7 @@ class Site:
         await self.forecasts.close()
 
     def page(
-        self, template: str, visitor: Visitor | None, *, status: int = 200, **values: Any
+        self, template: str, visitor: Visitor | None, *, status: int = 200, **values: object
     ) -> web.Response:
         """A template with what it shows."""
         text = self._env.get_template(template).render(
@@ -314,7 +314,7 @@ def _environment() -> Environment:
     return env
 
 
-def _shown(value: Any) -> Any:
+def _shown(value: object) -> object:
     """What a template puts into a page: text without what cannot be seen."""
     if isinstance(value, str) and not isinstance(value, Markup):
         return printable(value, keep="\n\t")

@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from relay.admin.operator import RunningRelay
+from relay.admin.operator import Deliveries, RunningRelay
 from relay.admin.requests import RequestError, queue_request
 from relay.queue.store import (
     ChangeStep,
@@ -74,15 +74,14 @@ class AllWorkers:
                 sentences += [f"worker {number}: {sentence}" for sentence in one[key]]
         return found
 
-    async def status(self) -> Mapping[str, Any]:
+    async def status(self) -> Deliveries:
         """Deliveries of all."""
         others = await _all_of(worker.ask({"verb": "status"}) for worker in self._others)
-        every = [await self._relay.status(), *others]
-        silent = sorted(pair for one in every for pair in one["silent-destinations"].items())
-        return {
-            "in-flight": sum(one["in-flight"] for one in every),
-            "silent-destinations": dict(silent),  # of one destination the latest time
-        }
+        own = await self._relay.status()
+        every = [own, *(Deliveries(one["in-flight"], one["silent-destinations"]) for one in others)]
+        silent = sorted(pair for one in every for pair in one.silent.items())
+        # Of one destination the latest time.
+        return Deliveries(sum(one.in_flight for one in every), dict(silent))
 
     async def metrics(self) -> bytes:
         """Those of all workers that answer."""

@@ -26,7 +26,7 @@ class OtherWorker:
         self.number = number
         self._path = path
 
-    async def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+    async def ask(self, request: Mapping[str, object]) -> dict[str, Any]:
         """What came of a request: the end of its answer. `RequestError` names the worker."""
         try:
             async with asyncio.timeout(_CONNECT_SECONDS):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
+from relay.admin.operator import Deliveries
 from relay.policy.fields import Wishes
 
 __all__ = ["QuietRelay"]
@@ -26,8 +27,8 @@ class QuietRelay:
     async def health(self) -> Mapping[str, Sequence[str]]:
         return {"liveness": [], "readiness": self.trouble}
 
-    async def status(self) -> Mapping[str, Any]:
-        return {"in-flight": 0, "silent-destinations": {}}
+    async def status(self) -> Deliveries:
+        return Deliveries(0, {})
 
     async def metrics(self) -> bytes:
         return b""

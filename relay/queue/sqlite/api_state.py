@@ -8,7 +8,7 @@ import json
 import sqlite3
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from relay.queue.api_state import DomainSettings, PendingCall, Webhook
 from relay.queue.rows import micros, moment
@@ -24,7 +24,7 @@ T = TypeVar("T")
 class Ask(Protocol):
     """Has a function work on a connection, which is its first argument."""
 
-    async def __call__(self, question: Callable[..., T], /, *args: Any) -> T: ...
+    async def __call__(self, question: Callable[..., T], /, *args: object) -> T: ...
 
 
 class SqliteApiState:
@@ -83,7 +83,7 @@ def domain_settings(db: sqlite3.Connection) -> dict[str, DomainSettings]:
     return {domain: DomainSettings(_flag(require), _flag(skip)) for domain, require, skip in rows}
 
 
-def _flag(value: Any) -> bool | None:
+def _flag(value: object) -> bool | None:
     return None if value is None else bool(value)
 
 

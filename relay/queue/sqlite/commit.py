@@ -26,7 +26,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from relay.queue.sqlite.disk import Spool, is_busy, open_writer, translated
 from relay.queue.sqlite.request import Request, resolve, without_new_mail
@@ -368,7 +368,7 @@ class Writer:
 
         self._call_loop(tell)
 
-    def _call_loop(self, function: Callable[..., None], *args: Any) -> None:
+    def _call_loop(self, function: Callable[..., None], *args: object) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to be told
             self._loop.call_soon_threadsafe(function, *args)
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import sqlite3
 from contextlib import suppress
-from typing import Any
 
-from relay.queue.destinations import DestinationPart
+from relay.queue.destinations import DestinationPart, LastResult
 from relay.queue.entry import State
 from relay.queue.rows import FINAL_NUMBER, STATE_NUMBER
 from relay.queue.sqlite.schema import CLAIMED
@@ -50,7 +49,7 @@ def count_destinations(
     return parts, until if seen == _WINDOW else None
 
 
-def _last(text: str | None) -> tuple[Any, ...] | None:
+def _last(text: str | None) -> LastResult | None:
     if text is None:
         return None
     with suppress(ValueError):

@@ -114,7 +114,7 @@ def events_within(
 ) -> tuple[list[StoredEvent], int]:
     """The first that match between two numbers, and the end of the window that was searched."""
     where = ["seq BETWEEN :low AND :high"]
-    values: dict[str, Any] = {"low": low, "high": high, "limit": limit, "width": _WINDOW}
+    values: dict[str, object] = {"low": low, "high": high, "limit": limit, "width": _WINDOW}
     if wanted.begin is not None:
         where.append("at >= :begin")
         values["begin"] = micros(wanted.begin)

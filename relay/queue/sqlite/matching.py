@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
 
 from relay.mail.address import domain_spellings, spellings
 from relay.queue.rows import STATE_NUMBER, micros
@@ -14,7 +13,7 @@ from relay.queue.store import QueueFilter
 __all__ = ["is_one_of", "matching"]
 
 
-def is_one_of(column: str, spelled: Sequence[str], values: dict[str, Any]) -> str:
+def is_one_of(column: str, spelled: Sequence[str], values: dict[str, object]) -> str:
     """The condition that an address or a domain is written in one of these ways.
 
     One way is the usual case, and with `=` an index gives the rows in the order of their numbers.
@@ -29,10 +28,10 @@ def is_one_of(column: str, spelled: Sequence[str], values: dict[str, Any]) -> st
     )
 
 
-def matching(wanted: QueueFilter, now: datetime) -> tuple[str, str, dict[str, Any]]:
+def matching(wanted: QueueFilter, now: datetime) -> tuple[str, str, dict[str, object]]:
     """The conditions on a message `m` and on a recipient `r`, and their values."""
     of_message, of_recipient = ["1"], ["1"]
-    values: dict[str, Any] = {}
+    values: dict[str, object] = {}
     if wanted.queue_ids:
         of_message.append("m.queue_id IN (SELECT value FROM json_each(:ids))")
         values["ids"] = json.dumps(sorted(wanted.queue_ids))

@@ -9,7 +9,6 @@ import json
 import sqlite3
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
 
 from relay.mail.event import Event
 from relay.mail.jsontext import of_json
@@ -150,7 +149,7 @@ def listed(db: sqlite3.Connection, ids: Sequence[str]) -> list[ListedMessage]:
     return found
 
 
-def _int(value: Any) -> int:
+def _int(value: object) -> int:
     return value if isinstance(value, int) else 0
 
 

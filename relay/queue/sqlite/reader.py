@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 from relay.mail.event import Event
 from relay.queue.api_state import DomainSettings
@@ -70,21 +70,21 @@ class Reader:
         """A reader of a running relay's queue."""
         return cls(lambda: open_reader(directory / DATABASE), directory)
 
-    async def ask(self, question: Callable[..., T], *args: Any) -> T:
+    async def ask(self, question: Callable[..., T], *args: object) -> T:
         """The answer of `question(connection, *args)`."""
         return await self._on(self._pool, self._answer, question, args)
 
-    async def _search(self, question: Callable[..., T], *args: Any) -> T:
+    async def _search(self, question: Callable[..., T], *args: object) -> T:
         """The same, for one step of a long search."""
         async with self._searching:
             return await self.ask(question, *args)
 
-    def _answer(self, question: Callable[..., T], args: tuple[Any, ...]) -> T:
+    def _answer(self, question: Callable[..., T], args: tuple[object, ...]) -> T:
         if self._db is None:
             self._db = self._connect()
         return question(self._db, *args)
 
-    async def _on(self, threads: ThreadPoolExecutor, work: Callable[..., T], *args: Any) -> T:
+    async def _on(self, threads: ThreadPoolExecutor, work: Callable[..., T], *args: object) -> T:
         if self._closed:
             raise SpoolError("the queue is closed")
         try:

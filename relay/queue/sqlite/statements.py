@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from relay.mail.event import Event
 from relay.queue.batch import Row
@@ -25,6 +25,8 @@ from relay.queue.sqlite.tls_sessions import SessionTally, finish_reports
 from relay.queue.store import StoredEvent
 
 __all__ = ["AWAITED", "Tables", "remove_if_done", "unknown"]
+
+T = TypeVar("T")
 
 _MOST_ROWS = 32
 
@@ -187,11 +189,11 @@ def _event_row(seq: int, event: Event) -> Row:
     )
 
 
-def _all(parts: Iterable[list[Any]]) -> list[Any]:
+def _all(parts: Iterable[list[T]]) -> list[T]:
     return list(chain.from_iterable(parts))
 
 
-def _pieces(rows: Sequence[Any]) -> Iterable[Sequence[Any]]:
+def _pieces(rows: Sequence[T]) -> Iterable[Sequence[T]]:
     for start in range(0, len(rows), _MOST_ROWS):
         yield rows[start : start + _MOST_ROWS]
 

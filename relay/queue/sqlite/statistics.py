@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
 from itertools import chain
-from typing import Any
 
 from relay.mail.event import Event
 from relay.queue.rows import micros, moment
@@ -65,7 +64,7 @@ class Tally:
     def add(self, db: sqlite3.Connection, events: Iterable[Event]) -> None:
         """Count these events. Called within the transaction that writes them."""
         numbers: Counter[Key] = Counter()
-        exceptions: list[tuple[Any, ...]] = []
+        exceptions: list[tuple[object, ...]] = []
         for event in events:
             if not event.counted:
                 continue
@@ -151,7 +150,7 @@ def _add_statement(rows: int) -> str:
 
 
 def _write(
-    db: sqlite3.Connection, numbers: Counter[Key], exceptions: list[tuple[Any, ...]]
+    db: sqlite3.Connection, numbers: Counter[Key], exceptions: list[tuple[object, ...]]
 ) -> None:
     rows = list(numbers.items())
     for start in range(0, len(rows), _MOST_ROWS):
@@ -165,9 +164,9 @@ def _write(
         )
 
 
-def _where(wanted: CountFilter, *, has_sums: bool) -> tuple[str, dict[str, Any]]:
+def _where(wanted: CountFilter, *, has_sums: bool) -> tuple[str, dict[str, object]]:
     """The condition on the two domains. `has_sums`: without domains, the rows of the sums."""
-    values: dict[str, Any] = {
+    values: dict[str, object] = {
         "sender": wanted.sender_domain,
         "recipient": wanted.recipient_domain,
     }

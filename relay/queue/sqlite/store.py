@@ -201,7 +201,7 @@ class SqliteStore(Reader):
             self._dispatch.give_up(entries)
             raise
 
-        def committed(_: Any) -> None:
+        def committed(_: object) -> None:
             if then is not None:
                 then()
             if messages:
@@ -431,7 +431,7 @@ class SqliteStore(Reader):
         return await request.future
 
     async def _write(
-        self, function: Callable[..., T], *args: Any, then: Callable[[], None] | None = None
+        self, function: Callable[..., T], *args: object, then: Callable[[], None] | None = None
     ) -> T:
         """Commit what `function(connection, *args)` does; its result. `then` follows the commit."""
         request = Request(function=lambda db: function(db, *args))

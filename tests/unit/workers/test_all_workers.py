@@ -14,7 +14,7 @@ import pytest
 from relay.admin.client import RelayError, ask
 from relay.admin.control import Control
 from relay.admin.control_socket import ControlServer, start_control
-from relay.admin.operator import Operator
+from relay.admin.operator import Deliveries, Operator
 from relay.mail.event import Event
 from relay.queue.entry import State
 from relay.queue.sqlite import SqliteStore
@@ -39,9 +39,8 @@ class Busy(QuietRelay):
     async def health(self) -> dict[str, list[str]]:
         return {"liveness": ["stuck"], "readiness": []}
 
-    async def status(self) -> dict[str, Any]:
-        silent = {"mx.example": "2026-03-01T12:00:00+00:00"}
-        return {"in-flight": 2, "silent-destinations": silent}
+    async def status(self) -> Deliveries:
+        return Deliveries(2, {"mx.example": "2026-03-01T12:00:00+00:00"})
 
 
 class Workers:
