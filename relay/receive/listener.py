@@ -95,7 +95,6 @@ async def start_listener(
     *,
     passwords: Passwords | None = None,
     sock: socket.socket | None = None,
-    reuse_port: bool = False,
 ) -> Listener:
     """Open a listener. `CertificateError` and `OSError` say why it cannot be opened."""
     tls = None
@@ -117,10 +116,8 @@ async def start_listener(
         server = await loop.create_unix_server(connection, address.path, backlog=_BACKLOG)
         admit(address.path, spec)
     else:
-        server = await loop.create_server(
-            connection, address.host, address.port, backlog=_BACKLOG, reuse_port=reuse_port or None
-        )
-    _give_up_on_the_dead(server, reception.limits.idle)
+        server = await loop.create_server(connection, address.host, address.port, backlog=_BACKLOG)
+    _watch_for_dead_clients(server, reception.limits.idle)
     return Listener(state, server, _bound(server), owns_path=sock is None)
 
 
@@ -132,7 +129,7 @@ async def _serve_socket(
     return await loop.create_server(connection, sock=sock, backlog=_BACKLOG)
 
 
-def _give_up_on_the_dead(server: asyncio.Server, idle: timedelta) -> None:
+def _watch_for_dead_clients(server: asyncio.Server, idle: timedelta) -> None:
     """Let the kernel end connections whose peer is gone; accepted sockets inherit the option."""
     if not hasattr(socket, "TCP_USER_TIMEOUT"):
         return
