@@ -103,10 +103,10 @@ class TlsReporter:
         """Claims that could not be given back: the store was in trouble."""
 
     async def run(self) -> None:
-        """Send what is due, for ever."""
+        """Send what is due, for ever. Other workers may still be starting when this one does."""
         while True:
-            await self.send_due()
             await asyncio.sleep(_LOOK_SECONDS)
+            await self.send_due()
 
     async def send_due(self) -> None:
         """Send what is due now."""

@@ -1,4 +1,4 @@
-"""What the domain of a recipient publishes: MTA-STS records and policies, TLSA records."""
+"""What the domain of a recipient publishes: MTA-STS and TLSRPT records, policies, TLSA records."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import NameOID
 
+from relay.mail.address import parse_path
 from relay.mail.outcome import VerifiedBy
 from relay.route.answers import TlsaAnswer
 from relay.route.dane import floor_of_records, matched, parse_tlsa, usable
@@ -29,6 +30,7 @@ from relay.route.mta_sts import (
     parse_policy,
     record_id,
 )
+from relay.route.tlsrpt import MOST_PLACES, report_places
 
 __all__ = ["policies", "tlsa"]
 
@@ -40,6 +42,7 @@ def policies(octets: bytes) -> None:
     """A record has one id or none; a policy is read or refused, and no later line weakens it."""
     first, _, body = octets.partition(b"\xfe")
     _records(first.split(b"\xfd"))
+    _places(first.split(b"\xfd"))
     try:
         policy = parse_policy(body)
     except InvalidPolicy:
@@ -71,6 +74,20 @@ def _records(texts: list[bytes]) -> None:
     assert re.search(rb";[ \t]*id=%s[ \t]*(?:;|\Z)" % found.encode(), ours[0])
     assert record_id([*texts, b"v=spf1 -all"]) == found
     assert record_id([*texts, b"v=STSv1; id=1;"]) is None
+
+
+def _places(texts: list[bytes]) -> None:
+    """RFC 8460 §3: places come from one record, and an address is one that can be mailed."""
+    for places in (report_places(texts), report_places([b"v=TLSRPTv1;rua=" + texts[0]])):
+        assert len(places) <= MOST_PLACES
+        assert len({place.uri for place in places}) == len(places)
+        for place in places:
+            assert place.uri.isascii()
+            assert place.uri.isprintable()
+            if place.transport == "mail":
+                assert parse_path(f"<{place.address}>".encode(), smtputf8=False)[0]
+            else:
+                assert place.uri[:8].lower() == "https://"
 
 
 def _names(pattern: str) -> None:

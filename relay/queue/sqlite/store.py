@@ -310,8 +310,8 @@ class SqliteStore(Reader):
         *,
         message: NewMessage | None = None,
     ) -> None:
-        """Commit what became of a report, and the mail that carries it."""
-        rows = Rows(tls_reports=[(day, domain, place, result)])
+        """Commit what became of a report, and its mail, which has to wait where room is short."""
+        rows = Rows(takes_in=message is not None, tls_reports=[(day, domain, place, result)])
         await self._commit_with([message] if message is not None else [], rows)
 
     async def finished_tls_reports(self, day: date, domain: str) -> Mapping[str, ReportResult]:

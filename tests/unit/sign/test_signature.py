@@ -290,3 +290,14 @@ async def test_a_sender_over_http_may_have_its_message_unsigned(key: Any) -> Non
     signer = Signer(lambda: key, clock=lambda: NOW)
     assert await signer.sign(message, HEADER + BODY) == Signature()
     assert (await signer.sign(replace(message, terms=Terms()), HEADER + BODY)).field
+
+
+async def test_the_fields_of_a_report_on_tls_are_signed(key: Any) -> None:
+    """RFC 8460 §3."""
+    fields = b"TLS-Report-Domain: b.example\r\nTLS-Report-Submitter: sender.example\r\n"
+    got = await sent(key, fields + HEADER + BODY)
+    assert verifies(got, key)
+    for was, becomes in ((b": b.example", b": c.example"), (b"Submitter: s", b"Submitter: x")):
+        signature, rest = got.split(b"TLS-Report-Domain", 1)
+        changed = (b"TLS-Report-Domain" + rest).replace(was, becomes, 1)
+        assert not verifies(signature + changed, key)

@@ -5,7 +5,7 @@ through.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -16,7 +16,9 @@ from relay.queue.entry import State
 from relay.queue.sqlite import SqliteStore
 from relay.queue.sqlite.reader import Reader
 from relay.queue.store import EventFilter, QueueFilter, SpoolError
+from relay.queue.tls_sessions import CountedSessions, DomainSessions, day_of
 from relay.workers.all_queues import AllQueues
+from tests.contract.store.test_tls_sessions import BAD, EXPIRED, GOOD, STS
 from tests.fakes.queued import CONTENT, NOW, event, new_message
 
 
@@ -224,3 +226,33 @@ async def test_event_that_comes_to_an_empty_queue_is_behind_the_page(
     [only] = await two.whole.find_events(EventFilter(), ascending=ascending)
     await two.other.accept(new_message(queue_id="B", events=(at("B", 1),)))
     assert len(await two.whole.find_events(EventFilter(), after=only.seq, ascending=True)) == 1
+
+
+async def test_sessions_of_all_workers_are_added_up(two: Two) -> None:
+    day = day_of(NOW)
+    await two.first.count_sessions([GOOD, BAD], at=NOW)
+    await two.other.count_sessions([GOOD, replace(GOOD, domain="c.example")], at=NOW)
+    await two.other.count_sessions([GOOD], at=NOW + timedelta(days=1))
+    assert set(await two.whole.tls_sessions(day, "b.example")) == {
+        CountedSessions(STS, None, 2),
+        CountedSessions(STS, EXPIRED, 1),
+    }
+    assert await two.whole.tls_domains(day) == [
+        DomainSessions("b.example", 2, 1),
+        DomainSessions("c.example", 1, 0),
+    ]
+    assert await two.whole.tls_days() == [day, day + timedelta(days=1)]
+
+
+async def test_pages_of_domains_go_through_all_workers(two: Two) -> None:
+    names = [f"{n}.example" for n in range(9)]
+    for n, name in enumerate(names):
+        some = (two.first, two.other)[n % 2] if n % 3 else two.first
+        await some.count_sessions([replace(GOOD, domain=name)], at=NOW)
+    await two.other.count_sessions([replace(GOOD, domain=names[0])], at=NOW)
+    found: list[str] = []
+    while page := await two.whole.tls_domains(
+        day_of(NOW), after=found[-1] if found else "", limit=2
+    ):
+        found += [one.domain for one in page]
+    assert found == names
