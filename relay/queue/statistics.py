@@ -105,9 +105,16 @@ class StatisticsView(Protocol):
         """The counts of a period by the hour, in the order of the hours."""
 
     async def find_exceptions(
-        self, wanted: CountFilter, *, after: tuple[datetime, str] | None = None, limit: int = 500
+        self,
+        wanted: CountFilter,
+        *,
+        after: tuple[datetime, str] | None = None,
+        limit: int = 500,
+        newest: bool = False,
     ) -> list[CountedException]:
-        """A page of the exceptions by time; `after`: time and event id of the last one before."""
+        """A page of the exceptions by time; `after`: time and event id of the last one before.
+        `newest`: of the last ones, the newest first.
+        """
 
 
 def hour_of(at: datetime) -> int:

@@ -98,13 +98,19 @@ class AllQueues:
         return [HourlyCount(*key, number) for key, number in sorted(sums.items())]
 
     async def find_exceptions(
-        self, wanted: CountFilter, *, after: tuple[datetime, str] | None = None, limit: int = 500
+        self,
+        wanted: CountFilter,
+        *,
+        after: tuple[datetime, str] | None = None,
+        limit: int = 500,
+        newest: bool = False,
     ) -> list[CountedException]:
         """A page of the exceptions by time."""
         pages = [
-            await queue.find_exceptions(wanted, after=after, limit=limit) for queue in self._queues
+            await queue.find_exceptions(wanted, after=after, limit=limit, newest=newest)
+            for queue in self._queues
         ]
-        return sorted(one for page in pages for one in page)[:limit]
+        return sorted((one for page in pages for one in page), reverse=newest)[:limit]
 
     async def tls_days(self) -> list[date]:
         """The days of which sessions are kept."""

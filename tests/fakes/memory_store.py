@@ -557,9 +557,16 @@ class MemoryStore:
         return self._statistics.count_hours(wanted)
 
     async def find_exceptions(
-        self, wanted: CountFilter, *, after: tuple[datetime, str] | None = None, limit: int = 500
+        self,
+        wanted: CountFilter,
+        *,
+        after: tuple[datetime, str] | None = None,
+        limit: int = 500,
+        newest: bool = False,
     ) -> list[CountedException]:
         found = self._statistics.find_exceptions(wanted)
+        if newest:
+            found = found[::-1]
         return [one for one in found if after is None or one[:2] > after][:limit]
 
     async def purge_statistics(self, *, before: datetime) -> int:

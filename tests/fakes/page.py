@@ -51,7 +51,7 @@ from relay.web.options import Role, WebOptions, WebUser
 from relay.web.site import Site, install
 from relay.web.state import Facts, Web
 from tests.fakes.floors import Published, floors_of
-from tests.fakes.queued import new_message, settled
+from tests.fakes.queued import CONTENT, new_message, settled
 from tests.fakes.running import QuietRelay
 
 NOW = datetime(2026, 11, 20, 12, 30, tzinfo=UTC)
@@ -222,10 +222,11 @@ class PageRig:
         client: str = "192.0.2.1 (app.legal.example)",
         client_tls: str = "TLSv1.3, TLS_AES_256_GCM_SHA384",
         client_user: str = "app1",
+        content: bytes = CONTENT,
     ) -> str:
         """A message with its outcome; its queue id. Without an outcome it waits."""
         at = at or self.now - timedelta(minutes=2)
-        new = new_message(recipient, sender=sender, arrived=at, queue_id=queue_id)
+        new = new_message(recipient, sender=sender, arrived=at, queue_id=queue_id, content=content)
         summary = MessageSummary("1@legal.example", sender, recipient, subject)
         message = replace(
             new.message,
@@ -258,6 +259,33 @@ class PageRig:
         await self.mail("dave@strict.example", NO_TLS)
         await self.mail("nobody@partner.example", NOBODY)
         await self.mail("erin@busy.example", LATER)
+
+
+async def evil_mail(rig: PageRig, text: str) -> str:
+    """Mail with this text in every field that a stranger fills; the id of a message that waits."""
+    part = text[:200]
+    certificate = replace(CERTIFICATE, subject=part, issuer=part, names=(part, part))
+    session = HopSession(
+        part, part, True, text[:60], text[:60], certificate=certificate, unsigned=part
+    )
+    facts: dict[str, Any] = {
+        "hosts": (text, text),
+        "earlier": (session,),
+        "routing": Routing(NamedBy.MX, False, (part, part)),
+    }
+    told: dict[str, Any] = {
+        "sender": '"<b>x</b>"@evil.example',
+        "subject": part,
+        "client": part,
+        "client_tls": part,
+        "client_user": part,
+        "content": f"Subject: {part}\r\nX-Evil: {part}\r\n\r\n{text}\r\n".encode(),
+    }
+    bounced = Bounced("5.1.1", 550, text, text, session, **facts)
+    await rig.mail("b@evil.example", bounced, **told)
+    await rig.mail("c@evil.example", None, **told)
+    later = Deferred("4.2.1", 450, text, text, session, **facts)
+    return await rig.mail("d@evil.example", later, **told)
 
 
 async def _look_up(name: str) -> AddressLookup:

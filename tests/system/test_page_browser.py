@@ -8,10 +8,12 @@ documentation (docs/pictures).
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,9 @@ from typing import Any
 import pytest
 from playwright.async_api import Browser, BrowserContext, Page, async_playwright, expect
 
-from relay.mail.outcome import Bounced, HopSession
 from relay.queue.entry import State
 from relay.queue.store import QueueFilter
-from tests.fakes.page import LATER, PASSWORD, SENT_IN_CLEAR, PageRig, page_rig
+from tests.fakes.page import LATER, PASSWORD, SENT_IN_CLEAR, PageRig, evil_mail, page_rig
 
 pytestmark = pytest.mark.needs("chromium")
 
@@ -201,17 +202,30 @@ async def test_keys_lead_to_search_and_rows(desk: Desk) -> None:
 
 async def test_text_of_a_stranger_runs_no_script_and_breaks_no_page(desk: Desk) -> None:
     evil = '"><script>alert(1)</script><svg onload=alert(2)>\u202e' + "W" * 3000
-    session = HopSession(evil[:200], "192.0.2.7", tls_version=evil[:60])
-    outcome = Bounced("5.1.1", 550, evil, evil, session)
-    queue_id = await desk.rig.mail("b@evil.example", outcome, subject=evil[:200], client=evil[:200])
-    await desk.rig.mail("c@evil.example", None, subject=evil[:200], client=evil[:200])
+    queue_id = await evil_mail(desk.rig, evil)
+    desk.rig.options = replace(desk.rig.options, show_content=True)
     page = await desk.open("olga", viewport={"width": 360, "height": 740})
     for place in ("/", "/log", f"/message/{queue_id}", "/destination/evil.example", "/report"):
         await page.goto(desk.rig.base + place)
-        for summary in await page.locator(".row summary").all():
-            await summary.click()
+        await page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
         assert await page.evaluate("document.documentElement.scrollWidth") <= 360, place
         assert await page.locator("script:not([src]), svg[onload]").count() == 0
+
+
+async def test_report_prints_on_a4_with_its_times_in_utc(desk: Desk) -> None:
+    await desk.rig.some_mail()
+    page = await desk.open("vera", viewport={"width": 680, "height": 970})  # 180 mm at 96 dpi
+    await page.goto(f"{desk.rig.base}/report?sender=legal.example")
+    await page.emulate_media(media="print")
+    assert await page.evaluate("document.documentElement.scrollWidth") <= 680
+    for left_out in (".top", "form", "text=Export"):
+        assert not await page.locator(left_out).first.is_visible()
+    first = page.locator("[aria-labelledby=exceptions] td time").first
+    shown = "time => getComputedStyle(time, '::after').content"
+    assert await first.evaluate(shown) == '"2026-11-20 12:28:02 UTC"'
+    pdf = await page.pdf(prefer_css_page_size=True)
+    sizes = set(re.findall(rb"/MediaBox \[0 0 (\d+)\.?\d* (\d+)", pdf))
+    assert sizes == {(b"594", b"841")}
 
 
 @pytest.mark.parametrize("look", LOOKS)

@@ -209,10 +209,15 @@ class Reader:
         return await self.ask(statistics.count_hours, wanted)
 
     async def find_exceptions(
-        self, wanted: CountFilter, *, after: tuple[datetime, str] | None = None, limit: int = 500
+        self,
+        wanted: CountFilter,
+        *,
+        after: tuple[datetime, str] | None = None,
+        limit: int = 500,
+        newest: bool = False,
     ) -> list[CountedException]:
         """A page of the exceptions by time."""
-        return await self.ask(statistics.find_exceptions, wanted, after, limit)
+        return await self.ask(statistics.find_exceptions, wanted, after, limit, newest)
 
     async def tls_days(self) -> list[date]:
         """The days of which sessions are kept."""

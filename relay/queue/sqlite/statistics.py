@@ -209,15 +209,21 @@ def _hour(number: int) -> datetime:
 
 
 def find_exceptions(
-    db: sqlite3.Connection, wanted: CountFilter, after: tuple[datetime, str] | None, limit: int
+    db: sqlite3.Connection,
+    wanted: CountFilter,
+    after: tuple[datetime, str] | None,
+    limit: int,
+    newest: bool,
 ) -> list[CountedException]:
-    """A page of the exceptions by time."""
+    """A page of the exceptions by time; `newest`: from the end."""
     where, values = _where(wanted, has_sums=False)
+    order = "DESC" if newest else "ASC"
     begin, last = (after[0], after[1]) if after is not None else (wanted.begin, "")
     rows = db.execute(
         "SELECT at, event_id, queue_id, sender_domain, recipient_domain, result, protection,"
         f" sentence FROM exception WHERE {where} AND at >= :begin AND at < :end"
-        " AND (at > :begin OR event_id > :last) ORDER BY at, event_id LIMIT :limit",
+        " AND (at > :begin OR event_id > :last)"
+        f" ORDER BY at {order}, event_id {order} LIMIT :limit",
         values | {"begin": micros(begin), "end": micros(wanted.end), "last": last, "limit": limit},
     )
     return [CountedException(moment(at), *rest) for at, *rest in rows]

@@ -19,7 +19,7 @@ from relay.web.pages.visit import Visit, latest, read_domain
 __all__ = ["destination", "probe"]
 
 _HOURS = 720
-_LOOKED_AT_EXCEPTIONS = 500
+_LISTED_EXCEPTIONS = 20
 
 
 async def destination(visit: Visit, probed: Mapping[str, Any] | None = None) -> web.StreamResponse:
@@ -28,7 +28,7 @@ async def destination(visit: Visit, probed: Mapping[str, Any] | None = None) -> 
     state, now = visit.state, visit.state.clock()
     month = latest(now, _HOURS, recipient_domain=domain)
     found = await reports.counts(state.view, month)
-    exceptions = await state.view.find_exceptions(month, limit=_LOOKED_AT_EXCEPTIONS)
+    exceptions = await state.view.find_exceptions(month, limit=_LISTED_EXCEPTIONS, newest=True)
     counted = await visit.site.counted.get()
     rules = state.rules()
     kept = await state.policies.kept(domain)
@@ -48,7 +48,7 @@ async def destination(visit: Visit, probed: Mapping[str, Any] | None = None) -> 
         hosts=_hosts_of(newest.rows),
         summary=reports.summary_of(found),
         chart=chart_of(await state.view.count_hours(month), begin=month.begin, hours=_HOURS),
-        exceptions=exceptions[-20:][::-1],
+        exceptions=exceptions,
         latest=newest,
     )
 

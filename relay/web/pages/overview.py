@@ -87,7 +87,7 @@ async def _alarms(state: Web, facts: Any, now: datetime) -> list[tuple[str, str]
 async def _downgraded(state: Web, now: datetime) -> list[str]:
     """Destinations that got mail in clear in a day, and verified within a month."""
     day = reports.period(now - timedelta(hours=24), now + timedelta(microseconds=1))
-    exceptions = await state.view.find_exceptions(day, limit=_LOOKED_AT_EXCEPTIONS)
+    exceptions = await state.view.find_exceptions(day, limit=_LOOKED_AT_EXCEPTIONS, newest=True)
     clear = {one.recipient_domain for one in exceptions if one.protection == Protection.CLEAR}
     found = []
     for domain in sorted(clear)[:_LOOKED_AT_DOMAINS]:

@@ -89,6 +89,8 @@ async def test_exceptions_are_listed_by_time_in_pages(store):
     rest = await store.find_exceptions(DAY, after=first[-1][:2], limit=3)
     assert [one.sentence for one in first + rest] == [f"sentence {n}" for n in (4, 3, 2, 1, 0)]
     assert first[0].queue_id == "q"
+    newest = await store.find_exceptions(DAY, limit=2, newest=True)
+    assert [one.sentence for one in newest] == ["sentence 0", "sentence 1"]
     nobody = replace(DAY, recipient_domain="c.example")
     assert await store.find_exceptions(nobody) == []
 

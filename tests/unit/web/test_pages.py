@@ -7,20 +7,20 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from relay.deliver.reports import dsn_message
-from relay.mail.outcome import Bounced, HopSession
 from relay.policy.rules import PolicyRules
 from relay.queue.entry import Entry
 from relay.queue.retry import RetrySchedule
 from relay.queue.settle import settle
 from relay.queue.store import EventFilter, QueueFilter
 from relay.route.answers import TlsaAnswer
-from tests.fakes.page import NO_TLS, NOBODY, NOW, SENT, SENT_IN_CLEAR, PageRig
+from tests.fakes.page import NO_TLS, NOBODY, NOW, SENT, SENT_IN_CLEAR, PageRig, evil_mail
 from tests.fakes.queued import new_message
 
 PAGES = (
@@ -275,16 +275,8 @@ EVIL = '"><script>alert(1)</script><img src=x onerror=alert(2)>{{7*7}}\u202egnp.
 
 
 async def test_nothing_that_a_stranger_writes_is_run(rig: PageRig) -> None:
-    session = HopSession(EVIL, "192.0.2.7", tls_version=EVIL)
-    outcome = Bounced("5.1.1", 550, EVIL, EVIL, session, hosts=(EVIL,))
-    queue_id = await rig.mail(
-        "b@evil.example",
-        outcome,
-        sender='"<b>x</b>"@evil.example',
-        subject=EVIL,
-        client=EVIL,
-    )
-    await rig.mail("c@evil.example", None, subject=EVIL, client=EVIL)
+    queue_id = await evil_mail(rig, EVIL)
+    rig.options = replace(rig.options, show_content=True)
     browser = await rig.browser("olga")
     places = [*PAGES, f"/message/{queue_id}", "/destination/evil.example", "/log?q=%3Cscript%3E"]
     for place in places:
