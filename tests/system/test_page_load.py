@@ -39,6 +39,7 @@ PAGES = (
     "/log?protection=clear&recipient=d77.example",
     "/log?sender=absent.example",
     "/log?begin=2026-11-19&end=2026-11-19",
+    "/message/Q0000000000000007",
     "/queue",
     "/queue?all",
     "/queue?domain=d7.example",
@@ -47,6 +48,7 @@ PAGES = (
     "/policy",
     "/report",
     "/report?recipient=d7.example",
+    "/report?sender=legal.example&since=2026-10-01&until=2026-12-31",
     "/health",
 )
 
