@@ -178,12 +178,12 @@ class Requirement:
     verify: bool
     min_version: TlsVersion
     security_level: int
-    on_unverified: OnUnverified = OnUnverified.PLAINTEXT
-    on_tls_unmet: OnTlsUnmet = OnTlsUnmet.DEFER
-    opportunistic_min_version: TlsVersion = TlsVersion.TLS_1_0
+    on_unverified: OnUnverified
+    on_tls_unmet: OnTlsUnmet
+    opportunistic_min_version: TlsVersion
+    requiretls: bool
     floor: Floor = NO_FLOOR
     floor_version: TlsVersion = TlsVersion.TLS_1_2
-    requiretls: bool = False
     remembered: Shown = Shown.NONE
 
     @property
