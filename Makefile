@@ -112,7 +112,7 @@ bench: $(READY)
 	PATH="$$PATH:/usr/sbin" $(BIN)/python -m benchmarks --save $(ARGS)
 
 mutation: $(READY)
-	$(BIN)/python tests/mutation/mutate.py
+	$(BIN)/python tests/mutation/mutate.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) .venv-3.* build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

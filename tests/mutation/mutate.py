@@ -1,7 +1,7 @@
 """Break the decisions about TLS one by one, and see that a test notices each time.
 
-    python tests/mutation/mutate.py            every mutant; exit 1 if one survives
-    python tests/mutation/mutate.py --list     what would be broken
+    python tests/mutation/mutate.py [MODULE …]   every mutant; exit 1 if one survives
+    python tests/mutation/mutate.py --list       what would be broken
 
 Two kinds of mutants are made of each module's syntax tree. Cells: in a table whose rows are
 tuples of names, each cell is replaced by each other name of its kind. Operators: a number, a
@@ -319,7 +319,8 @@ def main() -> int:
             print(*mutants(module), sep="\n")
         return 0
     began, count, survivors = time.monotonic(), 0, []
-    for module, tests in TARGETS.items():
+    for module in sys.argv[1:] or TARGETS:
+        tests = TARGETS[module]
         if not survives(None, tests):
             print(f"{module}: its tests fail without any mutant; nothing can be learned from them")
             return 1
