@@ -28,6 +28,7 @@ __all__ = [
     "answers",
     "below",
     "config_file",
+    "config_is_named",
     "config_option",
     "fail",
     "load_config",
@@ -95,6 +96,11 @@ def config_file(ctx: click.Context) -> Path:
     except OSError:
         pass  # reading it says what is wrong
     return path
+
+
+def config_is_named(ctx: click.Context) -> bool:
+    """Whether somebody said which file it is; else there need not be one."""
+    return _CONFIG in ctx.meta or bool(os.environ.get("RELAY_CONFIG"))
 
 
 def load_config(path: Path, *, only_to_ask: bool = False) -> Config:

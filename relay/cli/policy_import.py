@@ -7,7 +7,6 @@ everything that differs beside the rule and, once more, on stderr.
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 import textwrap
@@ -17,7 +16,13 @@ from typing import IO
 
 import click
 
-from relay.cli.common import config_file, config_option, load_config, printable
+from relay.cli.common import (
+    config_file,
+    config_is_named,
+    config_option,
+    load_config,
+    printable,
+)
 from relay.config import Config
 from relay.policy.postfix_import import (
     Difference,
@@ -101,8 +106,8 @@ def postfix(ctx: click.Context, /, file: IO[str], level: str | None) -> None:
 def _config(ctx: click.Context) -> Config:
     """The configuration, for its routes; without one, the defaults."""
     path = config_file(ctx)
-    is_named = ctx.find_root().meta.get("relay.config") or os.environ.get("RELAY_CONFIG")
-    return load_config(path, only_to_ask=True) if is_named or path.exists() else Config()
+    is_there = config_is_named(ctx) or path.exists()
+    return load_config(path, only_to_ask=True) if is_there else Config()
 
 
 def _our_tls(config: Config) -> OurTls:

@@ -6,8 +6,7 @@ gives a verdict. Where the import said "the same", the verdicts are equal; where
 the relay is never less safe. `DIFFERENCES` lists every pair that is not equal, with the words of
 docs/decisions.md that say why.
 
-RELAY_LONG=1 plays more situations (`make torture`). Each host listens on port 25 of an address of
-its own.
+RELAY_LONG=1 plays more situations (`make torture`).
 """
 
 from __future__ import annotations
@@ -59,6 +58,9 @@ ROUTES = {
     "provider.example": NextHop("smtp.provider.example", 587),
 }
 """`routes` here, transport_maps there."""
+
+_USUAL = 25
+"""The port where the table names none. Hosts have another here: a mail server may be running."""
 
 HOSTS = {"auditor.example": "mx1.mailfarm.example"}
 """Mail hosts that are not `mx.` and the domain."""
@@ -245,15 +247,15 @@ def seat_of(each: ImportedLine, at: int, port: int) -> Seat:
     domain = recipient_of(each).partition("@")[2]
     hop = ROUTES.get(domain)
     name = hop.host if hop else HOSTS.get(domain, f"mx.{domain}")
-    return Seat(name, domain, f"127.30.{at + 1}.1", hop.port if hop else port)
+    own_port = hop is not None and hop.port != _USUAL
+    return Seat(name, domain, f"127.30.{at + 1}.1", hop.port if hop and own_port else port)
 
 
 async def _open_world(directory: Path, servers: AsyncExitStack) -> World:
     issuers = Issuers(Authority(), Authority("Unknown CA"))
     ca_file = directory / "ca.pem"
     ca_file.write_bytes(issuers.trusted.ca_pem)
-    # What a route leads to without a port is at port 25, and so is everything else.
-    ports = {Records.NONE: 25, Records.MATCH: free_port(), Records.UNUSABLE: free_port()}
+    ports = {kind: free_port("0.0.0.0") for kind in Records}
     hosts: dict[str, dict[Records, TlsHost]] = {}
     records: list[str] = []
     for at, each in enumerate(LINES):
@@ -321,6 +323,7 @@ def _postfix_settings(world: World) -> dict[str, str]:
         "smtp_tls_security_level": "may",
         "smtp_tls_policy_maps": f"hash:{world.table}",
         "smtp_tls_fingerprint_digest": "sha256",
+        "smtp_tcp_port": str(world.ports[Records.NONE]),
         "transport_maps": f"texthash:{transport}",
         "sender_dependent_default_transport_maps": f"texthash:{senders}",
         "smtp_dns_support_level": "dnssec",
@@ -328,9 +331,10 @@ def _postfix_settings(world: World) -> dict[str, str]:
         "smtp_tls_CAfile": str(world.ca_file),
         "smtp_tls_loglevel": "1",
         "smtp_connection_cache_on_demand": "no",
-        # A host that fails is asked again, in clear where that may be, after a second.
+        # A host that fails is asked again, in clear where that may be, after a second. The waits
+        # grow, since else the first of the deferred messages would keep all others waiting.
         "minimal_backoff_time": "1s",
-        "maximal_backoff_time": "1s",
+        "maximal_backoff_time": "1h",
         "queue_run_delay": "1s",
         "default_destination_concurrency_failed_cohort_limit": "0",
     }
@@ -342,7 +346,7 @@ def _service(kind: Records) -> str:
 
 def _as_key(hop: NextHop) -> str:
     """As the table has it."""
-    return f"[{hop.host}]" if hop.port == 25 else str(hop)
+    return f"[{hop.host}]" if hop.port == _USUAL else str(hop)
 
 
 @dataclass
@@ -369,7 +373,7 @@ class OldPostfix:
         enough = 3 if each.situation.breaks_handshake else 1
         wait_until(
             lambda: all(self._is_decided(recipient_of(line), enough) for line in lines),
-            seconds=60,
+            seconds=120,
             what=f"{each}: an attempt of Postfix for each line",
         )
         found = {line.line.key: self._verdict(each, recipient_of(line)) for line in lines}
@@ -429,7 +433,7 @@ class NewRelay:
 
         wait_until(
             lambda: len(attempts()) >= len(lines),
-            seconds=60,
+            seconds=120,
             what=f"{each}: an attempt of the relay for each line",
         )
         events = attempts()
@@ -449,7 +453,7 @@ class NewRelay:
                     ca_file=self.world.ca_file,
                     resolver={"trust_ad": "auto"},
                     policy=self.policy,
-                    routes=_routes(),
+                    routes=_routes(self.world.ports[Records.NONE]),
                 )
             )
         return self.relays[kind]
@@ -470,8 +474,12 @@ class NewRelay:
         return V if status["certificate-verified"] else E
 
 
-def _routes() -> dict[str, Any]:
-    return {domain: {"host": hop.host, "port": hop.port} for domain, hop in ROUTES.items()}
+def _routes(usual: int = _USUAL) -> dict[str, Any]:
+    """`routes`, with another port in the place of the usual one."""
+    return {
+        domain: {"host": hop.host, "port": usual if hop.port == _USUAL else hop.port}
+        for domain, hop in ROUTES.items()
+    }
 
 
 def _rules_of(world: World, directory: Path) -> dict[str, Any]:
