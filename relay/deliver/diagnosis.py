@@ -33,7 +33,7 @@ from relay.mail.outcome import (
     HopSession,
     Outcome,
 )
-from relay.mail.reply import Reply
+from relay.mail.reply import Reply, parse_reply
 from relay.route.next_hop import Host
 
 __all__ = [
@@ -172,7 +172,7 @@ def too_many_recipients(answer: Answer) -> bool:
     """
     if answer.stage is not Stage.RCPT or answer.reply is None:
         return False
-    return answer.reply.code in (452, 552) and answer.reply.status[1:] in _TOO_MANY_RECIPIENTS
+    return answer.reply.code in (452, 552) and _meant(answer.reply)[1:] in _TOO_MANY_RECIPIENTS
 
 
 _TLS_WORD = re.compile(r"\b(?:START)?TLS\b|\bSSL\b|\bencrypt", re.IGNORECASE)
@@ -317,9 +317,15 @@ def _is_as_452(stage: Stage, reply: Reply) -> bool:
     return stage is Stage.RCPT and reply.code == 552 and reply.status not in _TOO_LARGE
 
 
+def _meant(reply: Reply) -> str:
+    """The enhanced status of a reply; that of 552 may be of the 452 which is meant."""
+    return reply.status or (parse_reply(452, reply.text).status if reply.code == 552 else "")
+
+
 def _temporary_status(stage: Stage, reply: Reply) -> str:
-    if _is_as_452(stage, reply) and reply.status[1:] in _TOO_MANY_RECIPIENTS:
-        return "4.5.3"
+    if _is_as_452(stage, reply):
+        status = _meant(reply)[1:]
+        return "4.5.3" if status in _TOO_MANY_RECIPIENTS else f"4{status}"
     return f"4{reply.status[1:]}" if reply.status else "4.0.0"
 
 

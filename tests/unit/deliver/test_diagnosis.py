@@ -122,6 +122,8 @@ def test_552_to_rcpt_is_452():
         ("552 too many", Deferred, "4.5.3", True),
         ("552 5.0.0 too many", Deferred, "4.5.3", True),
         ("552 5.2.2 mailbox full", Deferred, "4.2.2", False),
+        ("552 4.2.2 mailbox full", Deferred, "4.2.2", False),
+        ("552 4.5.3 too many", Deferred, "4.5.3", True),
         ("552 5.3.1 disk full", Deferred, "4.3.1", False),
         ("552 5.7.1 no", Deferred, "4.7.1", False),
         ("552 5.2.3 message too large for the mailbox", Bounced, "5.2.3", False),
