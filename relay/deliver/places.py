@@ -2,7 +2,9 @@
 
 The classes are those of `relay.deliver.lines`, the shares those of `relay.deliver.pacing`. An
 attempt for a proven domain that takes longer than `pacing.LONG` counts with those for others from
-then on, and its domain is no longer proven.
+then on, and its domain is no longer proven. Where hundreds of proven domains become slow in the
+same seconds, such attempts have more places than the others' share. Those beyond the share are in
+the way of domains that still answer (`in_the_way`), and the caller breaks them off.
 """
 
 from __future__ import annotations
@@ -19,6 +21,9 @@ __all__ = ["Places"]
 _MOST_PROVEN = 1000
 """Domains that answered recently; the scheduler asks the store for them by name."""
 
+_EVERY_SECONDS = 1.0
+"""Between two looks at what is in the way: what was broken off needs a moment to end."""
+
 A = TypeVar("A")
 
 
@@ -33,7 +38,10 @@ class Places(Generic[A]):
         self.attempts: set[A] = set()
         self._prompt: dict[A, tuple[float, str]] = {}
         """Attempts for proven domains that have not taken long yet: when each began."""
+        self._long: dict[A, None] = {}
+        """Attempts that began for proven domains and take long, the newest at the end."""
         self._bulk: set[A] = set()
+        self._looked_at = monotonic() - _EVERY_SECONDS
 
     @property
     def free(self) -> int:
@@ -77,6 +85,7 @@ class Places(Generic[A]):
         """An attempt has ended."""
         self.attempts.discard(attempt)
         self._prompt.pop(attempt, None)
+        self._long.pop(attempt, None)
         self._bulk.discard(attempt)
 
     def note_long_attempts(self) -> None:
@@ -87,7 +96,21 @@ class Places(Generic[A]):
             if began > long_ago:
                 return
             del self._prompt[attempt]
+            self._long[attempt] = None
             self.note(domain, is_proven=False)
+
+    def in_the_way(self) -> list[A]:
+        """The attempts to break off, so that proven domains that wait have places again: the newest
+        of those that take long, as many as have more than the share of domains not proven. Each is
+        named once, and none twice in a second.
+        """
+        now, waiting = self._monotonic(), self._lines.waiting(Rank.PROVEN)
+        if self.free > 0 or not waiting or now - self._looked_at < _EVERY_SECONDS:
+            return []
+        self._looked_at = now
+        unproven = len(self.attempts) - len(self._prompt)
+        most = min(waiting, unproven - pacing.unproven_places(self._most), len(self._long))
+        return [self._long.popitem()[0] for _ in range(most)]
 
     def note(self, domain: str, *, is_proven: bool) -> None:
         """A domain is proven from now on, or no longer."""

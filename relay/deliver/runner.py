@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from typing import Protocol
@@ -80,9 +80,9 @@ class Runner:
         finally:
             self._tasks.discard(task)
 
-    def break_off(self) -> None:
-        """End all attempts that have not come to the final dot."""
-        for task in list(self._tasks):
+    def break_off(self, tasks: Iterable[asyncio.Task[None]] | None = None) -> None:
+        """End attempts that have not come to the final dot: all, or those of some tasks."""
+        for task in list(self._tasks if tasks is None else self._tasks.intersection(tasks)):
             task.cancel()
 
     async def _content(self, entry: Entry) -> AsyncIterator[bytes]:

@@ -285,6 +285,7 @@ class Scheduler:
             task = asyncio.create_task(self._run_one(entry, use))
             self._places.begin(task, entry, rank)
             task.add_done_callback(self._ended_one)
+        self._runner.break_off(self._places.in_the_way())
 
     async def _run_one(self, entry: Entry, use: Use | None) -> None:
         """Try one claimed entry and write down what came of it.

@@ -300,6 +300,31 @@ async def test_destinations_that_have_become_slow_do_not_delay_one_that_is_not(q
         await queue.until(105)
 
 
+async def test_proven_destinations_that_all_become_slow_at_once_do_not_keep_every_place(
+    queue, monkeypatch
+):
+    monkeypatch.setattr(pacing, "LONG", timedelta(seconds=0.1))
+    attempts = Attempts()
+    domains = [f"slow{n}.example" for n in range(40)]
+    for domain in [*domains, "well.example"]:
+        queue.add(domain, f"a@{domain}")
+    async with running(
+        queue, attempts, options={"concurrency": 20, "concurrency_per_destination": 5}
+    ):
+        await queue.until(41)
+        for domain in domains:
+            attempts.hold(domain)
+            queue.add(f"S{domain}", f"a@{domain}")
+        await eventually(lambda: attempts.in_flight.total() == 20)
+        for n in range(20):
+            queue.add(f"W{n}", "w@well.example")
+            await queue.until(42 + n)
+        assert attempts.in_flight.total() >= 15
+        for gate in attempts.gates.values():
+            gate.set()
+        await queue.until(101)
+
+
 async def test_concurrency_holds_in_all_and_for_each_destination(queue):
     for n in range(300):
         queue.add(f"Q{n}", f"a@b{n % 20}.example")
