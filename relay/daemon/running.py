@@ -23,6 +23,7 @@ from relay.config.reload import changes, taken_over
 from relay.daemon.assemble import Parts, assemble
 from relay.daemon.files import FileBudget
 from relay.daemon.interfaces import make_caller, make_operator, open_control, open_http
+from relay.daemon.lately import names_to_look_up, served_lately
 from relay.daemon.status import Status
 from relay.daemon.tls_reports import make_reporter
 from relay.queue.store import SpoolError
@@ -110,6 +111,9 @@ class Relay:
         operator = make_operator(parts, self.status, opened)
         reporter = make_reporter(parts, operator.view)
         await open_control(parts, operator, reporter, opened)
+        served = await served_lately(parts.store, now=parts.clock())
+        parts.resolver.note_prompt(names_to_look_up(served))
+        parts.scheduler.note_proven(one.domain for one in served)
         self._run("scheduler", parts.scheduler.run())
         opened.push_async_callback(parts.scheduler.drain, timedelta(0))
         self._run("cleaning", self._clean())

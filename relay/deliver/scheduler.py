@@ -116,6 +116,11 @@ class Scheduler:
         """The domains that get no attempts, and until when."""
         return self._paces.silent()
 
+    def note_proven(self, domains: Iterable[str]) -> None:
+        """Domains that answered lately and at once, before this process began; the latest last."""
+        for domain in domains:
+            self._places.note(domain, is_proven=True)
+
     def retry_silent(self) -> None:
         """Try silent destinations again at once: the operator says that it is worth it, or the
         silences were told by a clock that was set since.

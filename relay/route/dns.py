@@ -38,7 +38,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -171,6 +171,11 @@ class DnsResolver:
         self._servers = _Servers(options, clock)
         self._trust: _Trust | None = None
         self._asking_trust: asyncio.Task[None] | None = None
+
+    def note_prompt(self, names: Iterable[str]) -> None:
+        """Names that were answered at once lately, before this process began."""
+        for name in names:
+            self._slots.note(name, is_well=True)
 
     async def mx(self, domain: str) -> MxLookup:
         """The MX records of a domain."""

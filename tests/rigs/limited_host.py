@@ -54,6 +54,12 @@ class LimitedHost:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    def fall_silent(self) -> None:
+        """Hang up, and greet nobody from now on."""
+        self.takes, self.manner = 0, "silence"
+        for task in self._tasks:
+            task.cancel()
+
     async def _listen(self) -> None:
         self._is_listening = True
         listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
