@@ -128,6 +128,10 @@ def _fill(path: Path, lines: list[tuple[str, str, str]]) -> None:
             "INSERT INTO statistic VALUES (?, ?, ?, 'delivered', 'verified', ?, '', 5)",
             ((domain, sender, hour - n, rule) for n in range(720)),
         )
+    db.execute(
+        "INSERT INTO statistic SELECT '', sender_domain, hour, result, protection, policy, reason,"
+        " sum(number) FROM statistic WHERE recipient_domain <> '' GROUP BY 2, 3, 4, 5, 6, 7"
+    )
     for n in range(QUEUED):
         new = new_message(
             f"user{n}@d{n % 997}.example", queue_id=f"1K0{n:014d}", state=State.DEFERRED

@@ -177,7 +177,7 @@ _VERSION_6: Migration = (
 
 _VERSION_7: Migration = (
     """CREATE TABLE statistic (
-        recipient_domain TEXT NOT NULL,  -- "" with sender_domain "": the sums of all pairs
+        recipient_domain TEXT NOT NULL,  -- "": sums, with sender_domain "" those of all pairs
         sender_domain TEXT NOT NULL,
         hour INTEGER NOT NULL,           -- since 1970, in UTC
         result TEXT NOT NULL,            -- relay.mail.event.Result
@@ -229,6 +229,14 @@ _VERSION_8: Migration = (
     ) WITHOUT ROWID""",
 )
 
+# A sender domain's mail of a year is asked for as often as all mail is.
+_VERSION_9: Migration = (
+    """INSERT INTO statistic
+        SELECT '', sender_domain, hour, result, protection, policy, reason, sum(number)
+        FROM statistic WHERE recipient_domain <> '' GROUP BY 2, 3, 4, 5, 6, 7""",
+    "DROP INDEX IF EXISTS statistic_sender",
+)
+
 MIGRATIONS: Sequence[Migration] = (
     _VERSION_1,
     _VERSION_2,
@@ -238,6 +246,7 @@ MIGRATIONS: Sequence[Migration] = (
     _VERSION_6,
     _VERSION_7,
     _VERSION_8,
+    _VERSION_9,
 )
 
 

@@ -1,8 +1,8 @@
 """The statistics in SQLite: counts by the hour, and the exceptions beside them.
 
-    statistic   one row for each hour, pair of domains, result, protection, policy and reason; the
-                rows with two empty domains are the sums of all pairs, their policies without the
-                names of the rules
+    statistic   one row for each hour, pair of domains, result, protection, policy and reason; rows
+                without a recipient domain are the sums of a sender domain, and rows without either
+                those of all pairs, their policies without the names of the rules
     exception   one row for each message that was not delivered over verified TLS
 
 `Tally` adds what a commit counts, within its transaction: one statement for all of it. What it
@@ -74,6 +74,7 @@ class Tally:
                 pair = _within(bounds, (one.recipient_domain, one.sender_domain))
                 what = (one.result.value, one.protection, one.policy, one.reason)
                 numbers[(*pair, hour, *what)] += one.number
+                numbers[("", pair[1], hour, *what)] += one.number
                 sums = (*what[:2], _without_rule_names(one.policy), one.reason)
                 numbers[("", "", hour, *sums)] += one.number
                 if one.exception and _has_room(bounds, pair):
@@ -165,7 +166,9 @@ def _write(
 
 
 def _where(wanted: CountFilter, *, has_sums: bool) -> tuple[str, dict[str, object]]:
-    """The condition on the two domains. `has_sums`: without domains, the rows of the sums."""
+    """The condition on the two domains. `has_sums`: there are rows of the sums, for all domains and
+    for each sender domain.
+    """
     values: dict[str, object] = {
         "sender": wanted.sender_domain,
         "recipient": wanted.recipient_domain,
@@ -175,7 +178,8 @@ def _where(wanted: CountFilter, *, has_sums: bool) -> tuple[str, dict[str, objec
     if wanted.recipient_domain:
         return "recipient_domain = :recipient", values
     if wanted.sender_domain:
-        return "sender_domain = :sender", values
+        sums = "recipient_domain = '' AND " if has_sums else ""
+        return f"{sums}sender_domain = :sender", values
     return ("recipient_domain = '' AND sender_domain = ''" if has_sums else "1"), values
 
 

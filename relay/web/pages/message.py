@@ -37,7 +37,10 @@ async def show_message(visit: Visit) -> web.StreamResponse:
         content = await _content(visit.state, queue_id)
     caught = visit.state.caught(queue_id) if visit.state.caught is not None else None
     received = _as_text(caught) if caught is not None else None
-    return visit.show("message.html", story=story, content=content, received=received)
+    silent = (await visit.state.facts()).silent if item is not None else {}
+    return visit.show(
+        "message.html", story=story, content=content, received=received, silent=silent
+    )
 
 
 async def _content(state: Web, queue_id: str) -> str:

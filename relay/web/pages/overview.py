@@ -10,7 +10,6 @@ from aiohttp import web
 from relay.admin import report as reports
 from relay.mail.event import Protection
 from relay.policy.settings import FloorUse
-from relay.queue.rows import moment
 from relay.queue.store import EventFilter, QueueFilter
 from relay.web.answers import log_page
 from relay.web.charts import chart_of
@@ -55,7 +54,7 @@ async def overview(visit: Visit) -> web.StreamResponse:
         chart=chart_of(found, begin=wanted.begin, hours=max(hours, 2)),
         since=wanted.begin.strftime("%Y-%m-%dT%H:%M"),
         queue=await view.counts(),
-        oldest=moment(oldest[0].arrived) if oldest else None,
+        oldest=oldest[0] if oldest else None,
         troubled=[one for one in counted.destinations if one.deferred or one.held][:8],
         counted=counted,
         alarms=await _alarms(visit.state, facts, now),

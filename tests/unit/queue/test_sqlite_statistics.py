@@ -36,6 +36,26 @@ async def test_beyond_the_bound_of_pairs_the_rest_is_counted_as_other(
         assert [one.number for one in await store.count_mail(DAY)] == [12]
 
 
+async def test_sums_of_sender_domains_are_made_of_what_a_queue_of_the_version_before_counted(
+    tmp_path: Path,
+) -> None:
+    sender = replace(DAY, sender_domain="a.example")
+    async with opened(tmp_path) as store:
+        await _write(store, *(_event(n, recipient=f"{n}.example") for n in range(3)))
+        await store._write(
+            lambda db: (
+                db.execute(
+                    "DELETE FROM statistic WHERE recipient_domain = '' AND sender_domain > ''"
+                )
+                and db.execute("PRAGMA user_version = 8")
+            )
+        )
+    async with opened(tmp_path) as store:
+        await _write(store, _event(9, recipient="9.example"))
+        assert sum(one.number for one in await store.count_mail(sender)) == 4
+        assert sum(one.number for one in await store.count_mail(DAY)) == 4
+
+
 async def test_beyond_the_bound_exceptions_are_counted_and_not_listed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
