@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from enum import StrEnum
+from functools import lru_cache
 from hashlib import sha256
 from typing import NamedTuple, Protocol
 
@@ -202,6 +203,7 @@ def policy_of(data: str) -> JudgedBy:
     return JudgedBy(PolicyType(type), domain, tuple(strings), tuple(mx))
 
 
+@lru_cache(maxsize=256)
 def policy_id(policy: JudgedBy) -> str:
     """What stands for a policy among those of its domain: the same in every queue."""
     return sha256(policy_data(policy).encode()).hexdigest()[:16]

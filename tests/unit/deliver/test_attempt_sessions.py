@@ -20,6 +20,7 @@ from relay.route.answers import Unanswered
 from relay.route.floor import StsFloor
 from relay.route.mta_sts import KeptPolicy, PolicyError, StsMode, parse_policy
 from relay.route.next_hop import Hosts, Naming
+from relay.route.security import OnUnverified
 from relay.sandbox.certificates import Kind
 from relay.sandbox.mx import Script
 from tests.fakes.floors import Published, floors_of
@@ -173,6 +174,18 @@ async def test_a_host_that_breaks_off_inside_tls_had_good_tls(rig: Any) -> None:
     counting(rig)
     await rig.deliver(entry())
     assert the_one(rig).failure is None
+
+
+async def test_a_second_connection_that_does_not_look_at_the_certificate_is_not_counted(
+    rig: Any,
+) -> None:
+    mx = await rig.mx(Script(certificate=Kind.EXPIRED))
+    rig.delivery = {"on_unverified": OnUnverified.ENCRYPTED}
+    counting(rig)
+    await rig.deliver(entry())
+    assert len(mx.connections) == 2
+    assert mx.messages[0].in_tls
+    assert result(the_one(rig)) == PolicyResult.EXPIRED
 
 
 async def test_a_connection_that_is_used_again_is_not_counted_again(rig: Any) -> None:

@@ -120,6 +120,11 @@ def test_the_same_sessions_make_the_same_octets() -> None:
     )
 
 
+def test_the_octets_do_not_tell_when_they_were_made() -> None:
+    octets = packed(report_document("b.example", DAY, SESSIONS, US))
+    assert octets[4:8] == bytes(4)  # RFC 1952 §2.3.1: MTIME
+
+
 def test_reports_of_other_days_and_domains_have_other_names() -> None:
     names = {
         report_id(domain, day, US)
