@@ -290,8 +290,10 @@ class Attempt:
             try:
                 # Also over a kept connection: it was made for mail to another domain, perhaps.
                 shown = shown_by(connection.hop)
-                alarm = await past.ring(shown)
-                policy = floor.policy if alarm is None else replace(floor.policy, memory=alarm)
+                policy = floor.policy
+                if (alarm := past.alarm(shown)) is not None:
+                    await past.ring(alarm)
+                    policy = replace(policy, memory=alarm)
                 handing_over = _HandOver(host, policy, connection, job, tally, began)
                 waiting = await handing_over.run(waiting, is_kept=is_kept)
             except BaseException:
@@ -485,9 +487,10 @@ async def _held(
     """
     if not isinstance(reached, negotiate.Unmet) or reached.instead is None:
         return reached, policy
-    alarm = await past.ring(reached.instead)
+    alarm = past.alarm(reached.instead)
     if alarm is None:
         return reached, policy
+    await past.ring(alarm)
     reached = replace(reached, error=f"{reached.error}; {past.why_held(alarm)}")
     return reached, replace(policy, memory=alarm)
 

@@ -139,19 +139,25 @@ class DowngradeMemory:
         self._have_at_hand(domain, memory)
         return memory
 
-    def learn(self, domain: str, seen: Sighting) -> None:
-        """A host has shown this in a session that carried mail."""
-        at_hand = self._at_hand.get(domain, now=self._monotonic())
-        before = at_hand.memory if at_hand is not None else None
+    def learn(self, domain: str, host: str, shown: Shown, most: Shown) -> None:
+        """Learn what a host has shown in a session that carried mail; `most`: see `Sighting`."""
+        now = self.clock()
         kinds = self._gathered.get(domain)
         if kinds is None:
             if len(self._gathered) >= _GATHERED:
                 return  # the store is in trouble; the next session teaches it again
             kinds = self._gathered[domain] = {}
-        kind = seen.host, seen.shown, seen.most
-        kinds[kind] = kinds[kind].joined(seen) if kind in kinds else seen
-        if before is None or not is_as_known(before, seen):
+        kind = host, shown, most
+        seen = kinds.get(kind)
+        if seen is not None:
+            seen.again(now)
+        else:
+            kinds[kind] = Sighting(host, shown, most, now, now)
+        at_hand = self._at_hand.get(domain, now=self._monotonic())
+        before = at_hand.memory if at_hand is not None else None
+        if before is None or not is_as_known(before, host, shown):
             if at_hand is not None:
+                seen = Sighting(host, shown, most, now, now)
                 self._have_at_hand(domain, self._with(before, domain, [seen]))
             self._is_urgent.set()
 
@@ -333,7 +339,7 @@ _NOW = {Shown.NONE: "no TLS now", Shown.ENCRYPTED: "TLS that is not verified now
 _BEFORE = {Shown.ENCRYPTED: "TLS", Shown.VERIFIED: "verified TLS"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class OfDomain:
     """What one attempt goes by. `action`: log or defer."""
 
@@ -357,7 +363,7 @@ class OfDomain:
         return AtHost(self, host, most, found, until)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class AtHost:
     """What one host has shown before. `until`: mail is held to it so long; None: it is not."""
 
@@ -373,19 +379,19 @@ class AtHost:
             return needed
         return held_to(needed, self.found.before)
 
-    async def ring(self, now: Shown) -> DowngradeAlarm | None:
+    def alarm(self, now: Shown) -> DowngradeAlarm | None:
         """The alarm where mail goes, or would go, with this much; None: it is no less."""
-        alarm = alarm_of(self.found, now)
-        if alarm is not None and self.of is not None:
+        return alarm_of(self.found, now)
+
+    async def ring(self, alarm: DowngradeAlarm) -> None:
+        """Have an alarm written down and told, before the mail goes."""
+        if self.of is not None:
             await self.of.whole.ring(self.of.domain, alarm, host=self.host)
-        return alarm
 
     def learn(self, shown: Shown) -> None:
         """The host has shown this, and mail went."""
-        if self.of is None:
-            return
-        now = self.of.whole.clock()
-        self.of.whole.learn(self.of.domain, Sighting(self.host, shown, self.most, now, now))
+        if self.of is not None:
+            self.of.whole.learn(self.of.domain, self.host, shown, self.most)
 
     def why_held(self, alarm: DowngradeAlarm) -> str:
         """Why mail waits, until when, and the cure."""

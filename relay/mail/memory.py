@@ -30,13 +30,12 @@ class Shown(StrEnum):
     VERIFIED = "verified"
     """By authorities or by TLSA records."""
 
-    @property
-    def rank(self) -> int:
-        """Of two, the greater is the better."""
-        return _RANKS[self]
+    rank: int
+    """Of two, the greater is the better."""
 
 
-_RANKS = {level: rank for rank, level in enumerate(Shown)}
+for _rank, _level in enumerate(Shown):
+    _level.rank = _rank
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +110,9 @@ class DomainMemory:
     alarms: tuple[KeptAlarm, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Sighting:
-    """What a host showed in sessions that carried mail.
+    """What a host showed in sessions that carried mail. It grows until it is written down.
 
     `most`: the most that could be seen in them: encrypted where nobody looked at certificates,
     none where memory is not held against the mail. `first`, `last`: when; `messages`: how many.
@@ -125,6 +124,11 @@ class Sighting:
     first: datetime
     last: datetime
     messages: int = 1
+
+    def again(self, at: datetime) -> None:
+        """The same, in one more session, for one more message."""
+        self.last = max(self.last, at)
+        self.messages += 1
 
     def joined(self, later: Sighting) -> Sighting:
         """This one with another of the same host and kind."""

@@ -95,17 +95,18 @@ def recalled(
     """What is held against a host; None where that is nothing."""
     if memory is None:
         return None
-    known = known_hosts(memory, keep=keep, now=now)
-    if host in known:
-        name, is_new_host = host, False
-    elif known:
-        name, is_new_host = min(known, key=lambda name: _weakest_first(name, known[name])), True
-    else:
-        return None
-    before = _least(known[name].level, most)
+    found = memory.hosts.get(host)
+    is_known = found is not None and found.seen > now - keep
+    if found is None or not is_known:
+        known = known_hosts(memory, keep=keep, now=now)
+        if not known:
+            return None
+        host = min(known, key=lambda name: _weakest_first(name, known[name]))
+        found = known[host]
+    before = _least(found.level, most)
     if before is Shown.NONE:
         return None
-    return Recalled(before, name, known[name].seen, is_new_host)
+    return Recalled(before, host, found.seen, is_new_host=not is_known)
 
 
 def alarm_of(found: Recalled | None, shown: Shown) -> DowngradeAlarm | None:
@@ -158,12 +159,12 @@ def rung(
     return replace(memory, alarms=(*others, new)), is_told
 
 
-def is_as_known(memory: DomainMemory, seen: Sighting) -> bool:
-    """Whether a sighting changes only numbers and times, so that it can be written later."""
-    known = memory.hosts.get(seen.host)
+def is_as_known(memory: DomainMemory, host: str, shown: Shown) -> bool:
+    """Whether what a host has shown changes numbers and times only, and can be written later."""
+    known = memory.hosts.get(host)
     return (
         known is not None
-        and known.level is seen.shown
+        and known.level is shown
         and known.less is None
         and all(alarm.first is None for alarm in memory.alarms)
     )
@@ -266,11 +267,11 @@ def _is_of(kept: KeptAlarm, alarm: DowngradeAlarm) -> bool:
 
 
 def _least(one: Shown, other: Shown) -> Shown:
-    return min(one, other, key=lambda level: level.rank)
+    return one if one.rank <= other.rank else other
 
 
 def _greatest(one: Shown, other: Shown) -> Shown:
-    return max(one, other, key=lambda level: level.rank)
+    return one if one.rank >= other.rank else other
 
 
 def _weakest_first(name: str, host: HostMemory) -> tuple[int, float, str]:

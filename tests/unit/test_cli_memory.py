@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 
 from relay.cli import relay
 from relay.deliver.memory import DowngradeMemory
-from relay.mail.memory import DowngradeAlarm, Shown, Sighting
+from relay.mail.memory import DowngradeAlarm, Shown
 from relay.queue.sqlite import SqliteMemory, SqliteStore
 from relay.route.memory import MemoryOptions
 
@@ -47,7 +47,8 @@ async def fill(directory: Path) -> None:
     await queue.close()
     store = await SqliteMemory.open(directory)
     now = datetime.now(UTC)
-    memory = DowngradeMemory(store, MemoryOptions, clock=lambda: now)
+    times = [now]
+    memory = DowngradeMemory(store, MemoryOptions, clock=lambda: times[0])
     for domain, host, shown, messages in (
         ("partner.example", MX1, VERIFIED, 412),
         ("fair.example", "mx.fair.example", ENCRYPTED, 50),
@@ -57,7 +58,10 @@ async def fill(directory: Path) -> None:
         ("123.example", "mx.123.example", VERIFIED, 50),
         ("new.example", "mx.new.example", VERIFIED, 1),
     ):
-        memory.learn(domain, Sighting(host, shown, VERIFIED, now - 30 * DAY, now, messages))
+        for at in [now - 30 * DAY] * (messages > 1) + [now] * (messages - (messages > 1)):
+            times[0] = at
+            memory.learn(domain, host, shown, VERIFIED)
+    times[0] = now
     alarm = DowngradeAlarm(VERIFIED, NONE, "mx.alarm.example", now)
     await memory.ring("alarm.example", alarm, host="new.alarm.example")
     await memory.write()

@@ -13,7 +13,7 @@ from relay.admin.control import Control
 from relay.admin.operator import Operator
 from relay.admin.requests import RequestError
 from relay.deliver.memory import DowngradeMemory
-from relay.mail.memory import DowngradeAlarm, Shown, Sighting
+from relay.mail.memory import DowngradeAlarm, Shown
 from relay.queue.sqlite.memory import SqliteMemory
 from relay.queue.store import Store
 from relay.route.memory import MemoryOptions
@@ -34,8 +34,12 @@ class Rig:
     def learn(
         self, domain: str, host: str, shown: Shown, at: datetime = NOW, messages: int = 1
     ) -> None:
-        first = at - 30 * DAY if messages > 1 else at
-        self.memory.learn(domain, Sighting(host, shown, VERIFIED, first, at, messages))
+        """So many messages, the first of several 30 days before the others."""
+        times = [at - 30 * DAY] * (messages > 1)
+        before = self.now
+        for self.now in times + [at] * (messages - len(times)):
+            self.memory.learn(domain, host, shown, VERIFIED)
+        self.now = before
 
     async def ask(self, verb: str, **filters: Any) -> list[dict[str, Any]]:
         request = {"verb": f"memory-{verb}", **filters}

@@ -12,7 +12,7 @@ import pytest
 
 from relay.deliver import memory as module
 from relay.deliver.memory import DowngradeMemory
-from relay.mail.memory import DomainMemory, DowngradeAlarm, Shown, Sighting
+from relay.mail.memory import DomainMemory, DowngradeAlarm, Shown
 from relay.policy.settings import MemoryAction
 from relay.queue.memory import Change
 from relay.queue.sqlite.memory import SqliteMemory
@@ -67,8 +67,7 @@ class Worker:
         )
 
     def learn(self, shown: Shown, *, domain: str = DOMAIN, host: str = MX1) -> None:
-        seen = Sighting(host, shown, VERIFIED, Worker.clock, Worker.clock)
-        self.memory.learn(domain, seen)
+        self.memory.learn(domain, host, shown, VERIFIED)
 
     async def level(self, domain: str = DOMAIN, host: str = MX1) -> Shown | None:
         known = await self.memory.known(domain)

@@ -430,16 +430,16 @@ def test_wait_is_for_one_host_one_level_and_known_or_new():
 
 
 def test_more_of_the_same_changes_only_numbers():
-    assert is_as_known(after(seen(VERIFIED)), seen(VERIFIED))
-    assert not is_as_known(after(seen(VERIFIED)), seen(ENCRYPTED))
-    assert not is_as_known(after(seen(ENCRYPTED)), seen(VERIFIED))
-    assert not is_as_known(after(seen(VERIFIED)), seen(VERIFIED, host=MX2))
+    assert is_as_known(after(seen(VERIFIED)), MX1, VERIFIED)
+    assert not is_as_known(after(seen(VERIFIED)), MX1, ENCRYPTED)
+    assert not is_as_known(after(seen(ENCRYPTED)), MX1, VERIFIED)
+    assert not is_as_known(after(seen(VERIFIED)), MX2, VERIFIED)
     in_days_of_less = after(seen(VERIFIED), seen(NONE, NOW + HOUR))
-    assert not is_as_known(in_days_of_less, seen(VERIFIED))
+    assert not is_as_known(in_days_of_less, MX1, VERIFIED)
     alarmed, _ = ring(after(seen(VERIFIED)), VERIFIED, NONE, NOW)
-    assert not is_as_known(alarmed, seen(VERIFIED))
+    assert not is_as_known(alarmed, MX1, VERIFIED)
     ended = replace(alarmed, alarms=(replace(alarmed.alarms[0], first=None),))
-    assert is_as_known(ended, seen(VERIFIED))
+    assert is_as_known(ended, MX1, VERIFIED)
 
 
 def test_sightings_of_one_kind_are_joined():
@@ -447,3 +447,10 @@ def test_sightings_of_one_kind_are_joined():
     other = seen(VERIFIED, NOW + HOUR, first=NOW + timedelta(minutes=1), messages=2)
     expected = seen(VERIFIED, NOW + HOUR, first=NOW - HOUR, messages=5)
     assert one.joined(other) == other.joined(one) == expected
+
+
+def test_sighting_grows_with_each_message():
+    one = seen(VERIFIED, NOW)
+    one.again(NOW + HOUR)
+    one.again(NOW + timedelta(minutes=1))
+    assert one == seen(VERIFIED, NOW + HOUR, first=NOW, messages=3)
