@@ -234,9 +234,10 @@ class Attempt:
         job: Job,
         tally: Tally,
     ) -> dict[int, Outcome]:
-        """The outcomes where no host met the domain's policy: from trying the hosts once more if the
-        domain has published another policy since, so that no mail is returned for an old one
-        (RFC 8461 §5.1).
+        """The outcomes after all hosts failed the domain's policy.
+
+        If the domain has published another policy since, the hosts are tried once more under it, so
+        that no mail bounces because of an old policy (RFC 8461 §5.1).
         """
         outcomes = tally.outcomes()
         try:

@@ -1,24 +1,24 @@
-"""How many connections each destination gets at once, whatever domains lead there. Pure.
+"""How many connections each destination gets at once, from all domains that lead to it. Pure.
 
-A destination is an address with its port, or a next hop of the operator's with all its addresses
-(`Host.destination`). How many connections it gets follows from how it treats them:
+A destination is an address with its port, or an operator's next hop with all its addresses
+(`Host.destination`). Its behaviour decides how many connections it gets:
 
-    it is new                              5
+    the destination is new                 5
     a connection took a message            one more, up to `concurrency_per_destination`; after the
-                                           first narrowing one more for every 20 messages
-    it turned a connection away            half of those that stand, at least one
+                                           first reduction one more for every 20 messages
+    it turned a connection away            half of the open ones, at least one
     it turned away the only connection     none for 1 to 5 seconds, then one
-    no greeting, and no other one stands   none for a while, which doubles from one silence to the
-                                           next (`pacing.back_off`); then one, to see
+    no greeting, and no other one is open  none for a time, which doubles with each silence in a
+                                           row (`pacing.back_off`); then one as a test
 
-A host turns a connection away by 421 to the greeting, EHLO or MAIL, or by 451 or 452 with a text
-about connections or rate; and by no greeting (the connection is refused, reset or closed) while
-another connection stands or has just served.
+A host turns a connection away with 421 to the greeting, EHLO or MAIL, or with 451 or 452 and a text
+about connections or rate. A missing greeting (the connection is refused, reset or closed) means the
+same while another connection is open or was just used.
 
-An entry that has to wait for a connection waits in memory where that takes a moment (`patience`),
-and in the queue otherwise (`next_turn`): a slow host takes no place from others.
+An entry that has to wait for a connection waits in memory if that takes a moment (`patience`), and
+otherwise in the queue (`next_turn`), so that a slow host takes no place from others.
 
-Nothing in this module waits or opens a socket. Times are of the monotonic clock, in seconds.
+No function here waits or opens a socket. Times are seconds of the monotonic clock.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from relay.queue.retry import RetrySchedule
 __all__ = ["Destination", "Destinations", "Holder", "NotNow", "Use", "turns_away"]
 
 Holder = tuple[str, str]
-"""Who has a connection: queue id and domain of an entry."""
+"""The entry that has a connection: its queue id and domain."""
 
 _GOOD_FOR_ONE_MORE = 20
-"""Messages after which a destination that was narrowed gets one connection more."""
+"""After so many messages a reduced destination gets one more connection."""
 
 _AT_ONCE = 1.0
 _JUST_SERVED = 5.0
@@ -50,10 +50,10 @@ _PATIENCE = 2.0
 
 _MOST_WAITING = 200
 _LONGEST_TURN = 120.0
-"""Seconds after which a message that waits for a slow destination comes again at the latest."""
+"""The most seconds until a message for a slow destination is tried again."""
 
 _MOST = 10_000
-"""Destinations that are remembered; of more, one without a connection is forgotten."""
+"""How many destinations are remembered; beyond that, one without a connection is forgotten."""
 
 _ABOUT_LOAD = re.compile(
     r"\bconnections?\b|concurren|\bsessions?\b|\brate\b|\btoo (?:many|much|fast)\b", re.IGNORECASE
@@ -61,7 +61,7 @@ _ABOUT_LOAD = re.compile(
 
 
 def turns_away(answer: Answer) -> bool:
-    """Whether a host's answer says that it has too many connections or messages of ours for now."""
+    """Whether a host's answer says that it has too many of the relay's connections or messages."""
     reply = answer.reply
     if reply is None or answer.stage not in (Stage.GREETING, Stage.EHLO, Stage.MAIL):
         return False
@@ -71,10 +71,10 @@ def turns_away(answer: Answer) -> bool:
 
 
 class NotNow(Exception):
-    """An attempt ended before a host was told of the message: none had room for a connection.
+    """An attempt ended before any MAIL command: no host had room for a connection.
 
-    `names`: the destinations that may have room soon. `turned_away`: the outcomes where a host
-    turned our connection away and the message is not tried again; empty where the limit was ours.
+    `names`: the destinations that may have room soon. `turned_away`: the outcomes if a host turned
+    the connection away and the message is not tried again; empty if the relay's own limit decided.
     """
 
     def __init__(self, names: tuple[str, ...], turned_away: Mapping[int, Outcome]) -> None:
@@ -95,10 +95,10 @@ class Use:
 
 @dataclass(eq=False, slots=True)
 class Destination:
-    """What is known of one destination.
+    """The facts about one destination.
 
-    `good`: messages since the window changed. `seconds`: how long a message takes, lately.
-    `last_turn`: when the last of those that wait in the queue is to come.
+    `good`: messages since the window changed. `seconds`: how long a message took recently.
+    `last_turn`: when the last entry that waits for it in the queue is due.
     """
 
     name: str
@@ -116,12 +116,12 @@ class Destination:
     silence: Deferred | None = None
 
     def standing(self, use: Use) -> int:
-        """Sessions that others have."""
+        """The number of sessions of other entries."""
         return sum(one.is_connected for one in self.uses.values() if one is not use)
 
 
 class Destinations:
-    """All destinations of this process. `on_room` is called with each that has a connection less."""
+    """All destinations of this process. `on_room` gets the name of each that has room again."""
 
     def __init__(
         self,
@@ -140,15 +140,13 @@ class Destinations:
     # --- connections ------------------------------------------------------------------------------
 
     def begin(self, name: str, holder: Holder) -> Use | None:
-        """Take a connection for an entry, or the one that was reserved; None where there is no
-        room.
-        """
+        """Take a connection for an entry, or the reserved one; None where there is no room."""
         now = self._clock()
         known = self._known.pop(name, None)
         if known is None:
             self._forget_one()
             known = Destination(name)
-        self._known[name] = known  # the one longest unused is first
+        self._known[name] = known  # the destination that was not used for longest is first
         if (use := known.uses.get(holder)) is not None:
             return use
         if self._room(known, now) <= 0:
@@ -161,12 +159,12 @@ class Destinations:
         return next((use for name in names if (use := self.begin(name, holder))), None)
 
     def end(self, use: Use) -> None:
-        """The entry has let go of the connection. More than once is no harm."""
+        """The entry has given up the connection. A second call has no effect."""
         if use.destination.uses.pop(use.holder, None) is not None:
             self.on_room(use.destination.name)
 
     def is_to_be_asked(self, name: str) -> bool:
-        """Whether an attempt gets on at a destination: it has room, or is known to be silent."""
+        """Whether an attempt can go on at a destination: it has room, or is known to be silent."""
         known, now = self._known.get(name), self._clock()
         return known is None or now < known.suspended_until or self._room(known, now) > 0
 
@@ -198,7 +196,7 @@ class Destinations:
             one.window, one.good = min(one.window + 1, self._most), 0
 
     def turned_away(self, use: Use, kept: int) -> bool:
-        """The host did not want another connection; whether it is worth waiting for room.
+        """The host refused another connection. Returns whether it is worth waiting for room.
 
         `kept`: idle connections to it.
         """
@@ -211,7 +209,7 @@ class Destinations:
         return one.served_at is not None and now - one.served_at < _JUST_SERVED
 
     def unreached(self, use: Use, kept: int, silence: Deferred) -> bool:
-        """No greeting came; whether that means that it turned us away.
+        """No greeting came. Returns whether the host has turned the connection away.
 
         A connection begun before the last silence was noted is part of that silence. A connection
         that ended at once, while others were begun, tells nothing before those have ended.
@@ -229,9 +227,7 @@ class Destinations:
         return False
 
     def silence_of(self, name: str) -> Deferred | None:
-        """The outcome of a message that a silent destination is not asked about; None where it is
-        not silent.
-        """
+        """The outcome of a message for a silent destination; None where it is not silent."""
         one, now = self._known.get(name), self._clock()
         if one is None or now >= one.suspended_until or one.silence is None:
             return None
@@ -247,7 +243,7 @@ class Destinations:
     # --- who waits --------------------------------------------------------------------------------
 
     def is_stuck(self, name: str) -> bool:
-        """Whether it has had connections for seconds, and dealt with no message meanwhile."""
+        """Whether it has had connections for seconds and has answered for no message meanwhile."""
         one = self._known.get(name)
         if one is None or not one.uses:
             return False
@@ -255,7 +251,7 @@ class Destinations:
         return self._clock() - max(began, one.served_at or began) >= _JUST_SERVED
 
     def patience(self, name: str) -> int:
-        """How many entries may wait in memory for a connection: those that have one soon."""
+        """How many entries may wait in memory for a connection: those that get one soon."""
         one = self._known.get(name)
         if one is None:
             return self._most
@@ -263,9 +259,10 @@ class Destinations:
         return max(min(in_time, _MOST_WAITING), one.window)
 
     def next_turn(self, name: str) -> float:
-        """In how many seconds one more entry, which waits in the queue, is to come again.
+        """In how many seconds one more entry, which waits in the queue, is due again.
 
-        Twice as soon as it could be served by now: the host may become faster, and is not to idle.
+        It is half of the time that the host needs now: the host may become faster, and must not
+        idle.
         """
         one, now = self._known.get(name), self._clock()
         if one is None:
@@ -274,7 +271,7 @@ class Destinations:
         return min(max(one.last_turn, one.suspended_until) - now, _LONGEST_TURN)
 
     def _apart(self, one: Destination, now: float) -> float:
-        """Seconds from one message to the next, by what it took lately and takes now."""
+        """Seconds between two messages, from the recent and the current ones."""
         ages = [now - use.began for use in one.uses.values()]
         seconds = max(one.seconds, sum(ages) / len(ages) if ages else 0.0)
         return max(seconds / max(one.window, 1), 0.001)

@@ -1,10 +1,9 @@
-"""Looks up what a recipient's domain asks of an attempt: its MTA-STS policy, and the TLSA records of
-its hosts.
+"""Looks up the floors of an attempt: the domain's MTA-STS policy, and its hosts' TLSA records.
 
     of_domain   before any host is tried: the policy, and the operator's rules for the domain
-    at          at one host: the floor that the host is under, or why it is not connected to
+    at          at one host: its floor, or why the relay does not connect to it
 
-What the domain's hosts have shown before comes with it (`relay.deliver.memory`).
+The result has also what the domain's hosts have shown before (`relay.deliver.memory`).
 
 `relay.route.security` judges by these values. Attempts, `relay explain` and `relay probe` all look
 them up here.
@@ -40,10 +39,11 @@ _IGNORED = DaneFloor(DaneState.IGNORED)
 
 @dataclass(frozen=True, slots=True)
 class DomainFloor:
-    """What holds for all hosts of one attempt. `naming`: who named them. `at_hosts`: the floors of
-    those hosts that were looked up so far. `told`: the domain whose policy it is, and which reports
-    on TLS are for; "" where there can be none. `past`: what the hosts have shown before, None where
-    that does not matter.
+    """The facts that hold for all hosts of one attempt.
+
+    `naming`: who named the hosts. `at_hosts`: the floors that were looked up so far. `told`: the
+    domain that has the policy and gets reports on TLS; "" where there can be none. `past`: what the
+    hosts have shown before, None where that does not matter.
     """
 
     rules: FloorRules = _NO_RULES
@@ -56,9 +56,7 @@ class DomainFloor:
 
     @property
     def pins(self) -> tuple[str, ...] | None:
-        """The hosts that the operator allows; None for any. The host of a route is not held to them:
-        the operator named it, too.
-        """
+        """The hosts that the operator allows; None for any, also for the host of a route."""
         return self.rules.pins if self.naming.route_host is None else None
 
     def has_secure_name(self, host: Host) -> bool:
@@ -77,8 +75,9 @@ class _AtHand:
 
 
 class Floors:
-    """`rules`: those in force. `seconds`: how long a domain's floor is good for the next message, at
-    most as long as the shortest answer of the DNS is kept.
+    """`rules`: those in force. `seconds`: how long the next message may use a domain's floor.
+
+    It must not be longer than the shortest time that a DNS answer is kept.
     """
 
     def __init__(
@@ -111,7 +110,7 @@ class Floors:
         """
         found = await self._published(domain, naming, waiving, anew=anew)
         if self._memory is None or naming.route_host is not None:
-            return found  # a host that the operator named is none of the domain's
+            return found  # the operator named the host, so it is no host of the domain
         is_waived = found.waived is Waived.TLS_REQUIRED_NO
         past = await self._memory.of_domain(domain, found.rules.memory, is_waived=is_waived)
         return replace(found, past=past) if past is not None else found
@@ -145,17 +144,17 @@ class Floors:
         return floor
 
     async def at(self, host: Host, domain: DomainFloor) -> HostFloor:
-        """The floor at one host. Of a host that is not used anyway no TLSA records are asked for."""
+        """The floor at one host. No TLSA records are looked up for a host that is not used."""
         found = domain.at_hosts.get(host)
         if found is None:
-            # Without a name to ask for, nobody waits for what the resolver has to say of itself.
+            # Without a name to look up, the attempt does not wait for the check of the resolver.
             is_asked = host.tlsa_bases and not not_named(host.name, domain.sts, domain.pins)
             dane = await self.dane_at(host, domain) if is_asked else NO_DANE
             found = domain.at_hosts[host] = judged(host, domain, dane)
         return found
 
     async def dane_at(self, host: Host, domain: DomainFloor) -> DaneFloor:
-        """What DANE asks of one host."""
+        """What DANE requires of one host."""
         use = domain.rules.dane
         if use is FloorUse.IGNORE:
             return _IGNORED

@@ -39,18 +39,19 @@ from relay.route.security import (
 __all__ = ["Failed", "Seen", "SessionOptions", "Unmet", "reach"]
 
 Seen = Callable[[TlsResult, str], None]
-"""Hears what became of TLS with a host, once, and from which address of ours."""
+"""A function that is called once with the result of TLS with a host, and the relay's address."""
 
 
 def _unheard(found: TlsResult, local_ip: str) -> None:
-    """Nobody wants to hear it."""
+    """No part of the relay needs the result."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unmet:
-    """The host did not meet the requirement. `status`: 4.7.4, 4.7.5 or `NO_REQUIRETLS`; `reply`: its
-    own, if one decided. `instead`: what the message would have gone with, were it not held to what
-    the host has shown before.
+    """The host did not meet the requirement.
+
+    `status`: 4.7.4, 4.7.5 or `NO_REQUIRETLS`. `reply`: the host's reply, if one decided. `instead`:
+    the TLS with which the message would have gone without the downgrade memory.
     """
 
     status: str
@@ -62,8 +63,9 @@ class Unmet:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """There is no session, for a reason that has nothing to do with TLS. `before`: what went wrong
-    with TLS on an earlier connection. `session`: as far as there was one.
+    """There is no session, for a reason that has nothing to do with TLS.
+
+    `before`: the error of TLS on an earlier connection. `session`: the session, if it had begun.
     """
 
     answer: Answer
@@ -73,7 +75,7 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class SessionOptions:
-    """What reaching any host takes."""
+    """The options that every session with a host needs."""
 
     hostname: str
     timeouts: Timeouts
@@ -82,10 +84,10 @@ class SessionOptions:
 
 @dataclass(frozen=True, slots=True)
 class _Leg:
-    """One connection of the walk. `needed` None: in clear. `downgrade`: what led to it.
+    """One connection on the way to a session. `needed` None: in clear. `downgrade`: why.
 
-    `may_resume`: whether a TLS session of before may be resumed. `against`: what the floor had
-    against the host on an earlier connection. `shown`: the certificate it showed there.
+    `may_resume`: whether an earlier TLS session may be resumed. `against`: the failure under the
+    floor on an earlier connection. `shown`: the certificate of that connection.
     """
 
     needed: Requirement | None
@@ -98,10 +100,10 @@ class _Leg:
 async def reach(
     host: Host, needed: Requirement, using: SessionOptions, *, seen: Seen = _unheard
 ) -> Connection | Unmet | Failed:
-    """A session with `host` that a message with this requirement may go over. `seen` hears of the
-    first handshake that judges the host, if it comes as far as EHLO.
+    """A session with `host` that a message with this requirement may use.
 
-    `policy.result` of what comes back says what the floor has against the host, enforced or not.
+    `seen` is called for the first handshake that judges the host, if the session comes to EHLO.
+    `policy.result` of the returned value is the failure under the floor, enforced or not.
     """
     leg = _Leg(needed)
     while True:
@@ -136,7 +138,7 @@ async def _walk(
         connection.resumption.kept_session = kept_session
         result = await _try_tls(connection, leg.needed, using, seen)
         if result.situation is Situation.HANDSHAKE_FAILED and kept_session is not None:
-            # Perhaps it was the resumption: the host is judged by a handshake of its own.
+            # The resumption may be the cause: repeat with a full handshake to judge the host.
             connection.abort()
             return replace(leg, may_resume=False)
         seen(result, connection.local_ip)
@@ -176,7 +178,7 @@ async def _try_tls(
 async def _next(
     connection: Connection, result: TlsResult, needed: Requirement, leg: _Leg
 ) -> Connection | Unmet | _Leg:
-    """Do what the table of TLS rules says of this result."""
+    """Do what the table of TLS rules says for this result."""
     assert leg.needed is not None
     step = next_step(leg.needed, result.situation)
     if step.action is Action.SEND_IN_TLS and needed.requiretls and not connection.offers.requiretls:
@@ -199,6 +201,6 @@ async def _next(
     if step.action is Action.SEND_IN_CLEAR and connection.is_usable and not took_its_leave:
         connection.downgraded(downgrade)
         return connection
-    # A host that closed with its refusal is asked again, as after a failed handshake.
+    # A host that closed after its refusal is tried again, as after a failed handshake.
     connection.quit()
     return _Leg(None, downgrade, against=leg.against, shown=leg.shown)

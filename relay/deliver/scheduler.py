@@ -1,18 +1,18 @@
-"""Which message is tried when: claims what is due and has it attempted, as there is room. †
+"""Claims due entries and starts their attempts, as places become free. †
 
-Owned here: the claims of this process, from `claim_due` until `recorder` ends them. The decisions
-are elsewhere: how much to claim and who is next in `waiting`, how many attempts a domain gets in
-`pacing`, how many connections a destination gets in `destinations`. `runner` makes an attempt,
-`recorder` writes down what came of it, `report_sender` sends the reports that waited for several
-domains of a message.
+The scheduler owns the claims of this process, from `claim_due` until `recorder` ends them. Other
+modules decide: `waiting` how much to claim and which entry is next, `pacing` how many attempts a
+domain gets, `destinations` how many connections a destination gets. `runner` makes an attempt,
+`recorder` writes its result, `report_sender` sends the reports that waited for several domains of a
+message.
 
     claimed ─► waiting, by domain ─► attempt ─► settle ─► record: result, DSNs, events
                  │      ▲              ├─ broken off by us, or a policy is fetched ─► release
                  │      └─ no room ────┘  at its hosts; where that takes longer ─► release
                  └─ domain is silent ─► release until the silence ends
 
-At most `concurrency` attempts are under way, counted before a task is made. Nothing is polled: the
-scheduler sleeps until the store has work or the next entry is due.
+At most `concurrency` attempts are under way, counted before a task is made. The scheduler does not
+poll: it sleeps until the store has work or the next entry is due.
 """
 
 from __future__ import annotations
@@ -46,13 +46,14 @@ __all__ = ["Scheduler"]
 logger = logging.getLogger(__name__)
 
 _NEXT_LOOK = 1.0
-"""Seconds between claims for proven domains while others are not claimed for, and between looks at
-the lines that wait for a connection.
+"""Seconds between two claims for proven domains while there are no claims for others.
+
+Also the seconds between two checks of the lines that wait for a connection.
 """
 
 
 class Scheduler:
-    """One loop of delivery. `run` until `drain`; after both nothing is left claimed."""
+    """One loop of delivery: `run` works until `drain`. After both, no entry is claimed."""
 
     def __init__(
         self,
@@ -122,8 +123,9 @@ class Scheduler:
             self._places.note(domain, is_proven=True)
 
     def retry_silent(self) -> None:
-        """Try silent destinations again at once: the operator says that it is worth it, or the
-        silences were told by a clock that was set since.
+        """Try silent destinations again at once.
+
+        The operator asks for it, or the clock with which the silences were measured was set.
         """
         self._paces.retry_silent()
         self._destinations.retry_silent()
@@ -151,11 +153,10 @@ class Scheduler:
             self._ended.set()
 
     async def drain(self, grace: timedelta) -> None:
-        """Begin no attempt any more, wait for those under way up to the grace, break off the
-        others.
+        """Begin no new attempt, wait for those under way up to the grace, and break off the rest.
 
-        An attempt past the final dot is waited for still: its message may have been taken, and
-        breaking off would deliver it twice.
+        An attempt past the final dot is waited for in any case: its message may have been taken,
+        and to break it off would deliver the message twice.
         """
         self._stopping = True
         self._alarm.ring()
@@ -170,7 +171,7 @@ class Scheduler:
         self._runner.break_off()
 
     async def _wind_up(self) -> None:
-        """Give back what waits, and see to the end what was begun."""
+        """Give the waiting entries back, and finish what was begun."""
         self._alarm.stop()
         await self._release_all_waiting()
         while self._places.attempts:
@@ -178,9 +179,9 @@ class Scheduler:
         await self._recorder.wait_for_put_offs()
 
     async def _give_back(self) -> None:
-        """Let go of what is claimed and waits for its turn: the operator is about to change it."""
+        """Release the claimed entries without a place: the operator is about to change them."""
         await self._release_all_waiting()
-        with suppress(TimeoutError):  # what is put off at this moment is not claimed for long
+        with suppress(TimeoutError):  # entries that are being put off are not claimed for long
             async with asyncio.timeout(LONGEST_PAUSE):
                 await self._recorder.wait_for_put_offs()
 
@@ -208,7 +209,7 @@ class Scheduler:
         await self._alarm.wait()
 
     def _in_trouble(self, trouble: SpoolError | None) -> None:
-        """Say once that the queue cannot be read, and once that it can again."""
+        """Log once that the queue cannot be read, and once that it can be read again."""
         if trouble is not None and not self._is_unreadable:
             logger.error("the queue cannot be read, nothing new is delivered: %s", trouble)
         elif trouble is None and self._is_unreadable:
@@ -216,9 +217,9 @@ class Scheduler:
         self._is_unreadable = trouble is not None
 
     async def _claim(self, wanted: Wanted) -> bool:
-        """Claim, and begin what there is room for; whether nothing more is due for now.
+        """Claim entries, and begin those with a place. Returns whether nothing more is due now.
 
-        Then the alarm is set on what is due next.
+        In that case the alarm is set for the entry that is due next.
         """
         claimed = await self._store.claim_due(
             now=self._clock(),
@@ -240,7 +241,7 @@ class Scheduler:
         return True
 
     async def _take(self, claimed: Sequence[Entry]) -> None:
-        """Let claimed entries wait, each in the line of its domain; begin what has room."""
+        """Put claimed entries into the lines of their domains; begin those with a place."""
         silent = [entry for entry in claimed if not self._waiting.add(entry)]
         self._begin_waiting()
         await self._put_off(silent)
@@ -248,19 +249,19 @@ class Scheduler:
             await self._shorten_lines()
 
     def _claim_ended(self, entry: Entry, due: datetime | None) -> None:
-        """A claim has ended, and the entry is due again then, or never."""
+        """A claim has ended; the entry is due again at `due`, or never."""
         self._waiting.room.forget(entry)
         if due is not None:
             self._alarm.expect(due)
 
     async def _put_off(self, entries: Iterable[Entry]) -> None:
-        """Let entries of silent domains wait for the end of the silence."""
+        """Give entries of silent domains back until the end of the silence."""
         await self._recorder.put_off(
             [(entry, *self._paces.silence(entry.domain)) for entry in entries]
         )
 
     async def _watch_for_work(self) -> None:
-        """Wake the loop whenever the store has something new."""
+        """Wake the loop when the store has new work."""
         while True:
             try:
                 await self._store.wait_for_work()
@@ -269,7 +270,7 @@ class Scheduler:
             self._alarm.ring()
 
     async def _catch_up_with_clock(self) -> None:
-        """After the clock was set back, nothing waits for it to come as far again."""
+        """After the clock was set back, correct the due times, so that no entry waits too long."""
         if self.clocks.was_set_back:
             now = self._clock()
             try:
@@ -293,7 +294,7 @@ class Scheduler:
         self._runner.break_off(self._places.in_the_way())
 
     async def _run_one(self, entry: Entry, use: Use | None) -> None:
-        """Try one claimed entry and write down what came of it.
+        """Try one claimed entry and record the result.
 
         The claim holds until the result is committed, so a crash here delays the message and loses
         nothing. `use`: the connection that was reserved for it.
@@ -323,7 +324,7 @@ class Scheduler:
     async def _learn(
         self, domain: str, begun: datetime, outcomes: Mapping[int, Outcome], took: float
     ) -> None:
-        """What an attempt that ended, and took so many seconds, tells about its domain."""
+        """Note what an ended attempt, which took so many seconds, shows about its domain."""
         has_answered = self._paces.learn(domain, outcomes.values(), begun=begun)
         if outcomes:
             is_prompt = took < pacing.LONG.total_seconds()
@@ -342,7 +343,7 @@ class Scheduler:
     # --- hosts without room -----------------------------------------------------------------------
 
     async def _not_now(self, entry: Entry, why: NotNow) -> Mapping[int, Outcome] | None:
-        """Let an entry wait for room at its hosts; its outcomes where it was turned away too often."""
+        """Let an entry wait for room at its hosts; its outcomes if it was refused too often."""
         if self._waiting.room.is_refused(entry, why):
             await self._recorder.record(entry, why.turned_away)
             return why.turned_away
@@ -353,14 +354,12 @@ class Scheduler:
         return None
 
     def _has_room(self, name: str) -> None:
-        """A destination has a connection less than before."""
+        """A destination has room for a connection again."""
         if self._waiting.lines.waiting_at(name):
             self._begin_waiting()
 
     async def _watch_lines(self) -> None:
-        """Look again and again at what waits for a connection: whether it waits for too long, and
-        whether a host has rested.
-        """
+        """Check repeatedly whether entries wait too long for a connection, or a host has rested."""
         while True:
             await asyncio.sleep(_NEXT_LOOK)
             if self._waiting.lines:
@@ -368,7 +367,7 @@ class Scheduler:
                 self._begin_waiting()
 
     async def _shorten_lines(self) -> None:
-        """Give back what would wait long for a connection."""
+        """Give back the entries that would wait long for a connection."""
         now = self._clock()
         excess = [
             (entry, now + timedelta(seconds=seconds), outcome)

@@ -13,7 +13,8 @@ Each verb does its part of the state machine of RFC 5321 §4.1.4 and leaves the 
 
 A command is unproductive if it brings no message nearer: it is refused, unknown, or one of NOOP,
 RSET, VRFY, EHLO and the like. The machine counts them (Postfix: `smtpd_junk_command_limit`,
-`smtpd_hard_error_limit`), begins anew at each accepted message, and ends the session after too many.
+`smtpd_hard_error_limit`), starts again at each accepted message, and ends the session after too
+many.
 """
 
 from __future__ import annotations
@@ -96,17 +97,19 @@ class Place(Protocol):
     def has_tls(self) -> bool: ...
 
     def ehlo_reply(self, session: Session) -> bytes:
-        """What EHLO is answered."""
+        """The reply to EHLO."""
 
     def take_in(
         self, session: Session, transaction: Transaction, reader: DataReader | BdatReader
     ) -> Incoming:
-        """A message begins, which `reader` reads."""
+        """Begin a message, which `reader` reads."""
 
 
 class ServerProtocol:
-    """A session, from the greeting to QUIT. `commands`: how many lines came; `transactions`: how many
-    MAIL were taken; `has_progressed`: whether the last octets brought it on.
+    """A session, from the greeting to QUIT.
+
+    `commands`: how many lines came. `transactions`: how many MAIL commands were accepted.
+    `has_progressed`: whether the last octets completed a command or more of a message.
     """
 
     def __init__(self, place: Place, session: Session) -> None:
@@ -279,9 +282,7 @@ class ServerProtocol:
             self._actions.append(f"250 {self._place.hostname}\r\n".encode())
 
     def _identify(self, arg: bytes, *, extended: bool) -> bool:
-        """RFC 5321 §4.1.4: EHLO also ends a transaction. The name is not checked: nothing depends on
-        it.
-        """
+        """Note the client's name without a check; EHLO ends a transaction (RFC 5321 §4.1.4)."""
         if not arg:
             self._reply_unproductive(b"501 5.5.4 Syntax: EHLO hostname\r\n")
             return False
@@ -308,7 +309,7 @@ class ServerProtocol:
         self._end()
 
     def smtp_VRFY(self, arg: bytes) -> None:
-        # RFC 5321 §3.5.3: 252 where we cannot tell, and would not.
+        # RFC 5321 §3.5.3: 252, because the relay cannot verify the address and would not tell.
         self._reply_unproductive(
             b"252 2.5.2 Send some mail, it may arrive\r\n"
             if arg
@@ -329,8 +330,7 @@ class ServerProtocol:
         elif not self.session.offers_starttls or not self._place.has_tls:
             self._reply_unproductive(b"502 5.5.1 STARTTLS is not offered\r\n")
         else:
-            # Whatever came behind the command came in clear, perhaps from somebody else
-            # (CVE-2011-0411).
+            # Octets after the command came in clear, perhaps from an attacker (CVE-2011-0411).
             self._input, self._position = b"", 0
             self._actions.append(b"220 2.0.0 Ready to start TLS\r\n")
             self._wait_for(StartTls())
@@ -431,7 +431,7 @@ class ServerProtocol:
             self._actions.append(_SEND_DATA)
 
     def smtp_BDAT(self, arg: bytes) -> None:
-        """RFC 3030 §2: the client sends the chunk without waiting, so it is read even if refused."""
+        """RFC 3030 §2: the client sends the chunk without a wait, so it is read even if refused."""
         count, is_last, is_good = _chunk_size(arg)
         if not is_good or count > self._drained_octets:
             self._refuse_client(b"501 5.5.4 Syntax: BDAT size [LAST]\r\n")
