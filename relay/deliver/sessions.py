@@ -1,4 +1,4 @@
-"""Which sessions of an attempt reports on TLS count, and as what (RFC 8460 §4.3). Pure.
+"""Which sessions of an attempt reports on TLS count, and as what (RFC 8460 §4.2, §4.3). Pure.
 
     a new connection that came as far as EHLO    once, by its first handshake
     a host that a policy kept from being used    once an attempt
@@ -69,7 +69,7 @@ class SessionLog:
 
 
 def judged_by(policy: HopPolicy, told: str, dane: DaneFloor, sts: StsFloor) -> JudgedBy:
-    """What judges a host. A policy that could not be had judges nothing (RFC 8460 §4.4)."""
+    """What judges a host. A policy that could not be had judges nothing (RFC 8460 §4)."""
     if policy.type is PolicyType.TLSA:
         return JudgedBy(PolicyType.TLSA, dane.base or told, tuple(map(str, dane.records)))
     if policy.type is PolicyType.STS and sts.is_looked_at:

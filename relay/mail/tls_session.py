@@ -16,7 +16,7 @@ __all__ = ["JudgedBy", "SessionFailure", "TlsSession"]
 
 @dataclass(frozen=True, slots=True)
 class JudgedBy:
-    """A policy as it was applied (RFC 8460 §4.2).
+    """A policy as it was applied (RFC 8460 §4.4, §4.5).
 
     `domain`: where it was published; of TLSA records the TLSA base domain. `strings`: the lines of
     an MTA-STS policy, or each TLSA record. `mx`: the patterns of an MTA-STS policy.

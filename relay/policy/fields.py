@@ -108,7 +108,7 @@ def asks_for_no_tls(section: HeaderSection) -> bool:
 def tls_wishes(wishes: Wishes, *, requiretls: bool, says_no: bool) -> tuple[Wishes, bool]:
     """The wishes of a message after REQUIRETLS or TLS-Required: No (`says_no`) is applied to them.
 
-    The second value says whether TLS-Required: No has an effect (RFC 8689 §2, §3).
+    The second value says whether TLS-Required: No has an effect (RFC 8689 §3, §4.1).
     """
     if requiretls:
         return _REQUIRETLS, False

@@ -49,7 +49,7 @@ _DIGEST_OCTETS = {_SHA_256: 32, _SHA_512: 64}
 
 _HEADER_OCTETS = 3
 _NO_RECORD = Tlsa(255, 255, 255, b"")
-"""Its usage, selector and matching type are for private use (RFC 6698 §7.2): mail uses none."""
+"""Its usage, selector and matching type are for private use (RFC 6698 §7.2 to §7.4)."""
 
 
 def base_domains(name: str, found: AddressLookup) -> tuple[str, ...]:

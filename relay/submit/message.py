@@ -102,7 +102,7 @@ def open_header(
 
     `options` are the parameters of the HTTP interface; they must not contradict the fields.
     `removed`: other fields to remove, in lower case. `requiretls`: the message came with
-    REQUIRETLS, which decides before every field and setting (RFC 8689 §2).
+    REQUIRETLS, which decides before every field and setting (RFC 8689 §4.1).
     """
     if len(section.octets) > HEADER_SECTION_OCTETS:
         return HEADER_TOO_LARGE

@@ -36,7 +36,7 @@ PATIENCE = 60
 
 @dataclass(frozen=True)
 class Broken:
-    """A policy host that gives no policy, and how the log names it (RFC 8460 §4.3.3)."""
+    """A policy host that gives no policy, and how the log names it (RFC 8460 §4.3.2.2)."""
 
     result: str
     answer: WebAnswer
