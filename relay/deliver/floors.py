@@ -52,7 +52,7 @@ class DomainFloor:
     waived: Waived | None = None
     told: str = ""
     past: OfDomain | None = None
-    at_hosts: dict[Host, HostFloor] = field(default_factory=dict, compare=False, repr=False)
+    at_hosts: dict[Host, HostFloor] = field(default_factory=dict)
 
     @property
     def pins(self) -> tuple[str, ...] | None:

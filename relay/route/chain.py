@@ -103,7 +103,7 @@ def _names(leaf: x509.Certificate) -> list[str]:
         names = found.get_values_for_type(x509.DNSName)
     except (x509.ExtensionNotFound, *UNREADABLE):
         return []
-    return [name.replace("*.", "any.", 1) if name.startswith("*.") else name for name in names]
+    return [f"any{name[1:]}" if name.startswith("*.") else name for name in names]
 
 
 def is_issued(

@@ -69,6 +69,9 @@ _BARE_IN_DATE = (
 )
 
 EQUIVALENT = {
+    "10000 → 10001": "the size of a cache",
+    "any((is_issued(leaf, others, roots, name, now) for name in _names(leaf)[:1])): 1 → 2": "any "
+    "one of its names will do",
     "if floor == NO_FLOOR → if False": "only saves making an equal requirement",
     "Tlsa(255, 255, 255, b''): 255 → 256": "either is a record that does not count",
     f"{_BARE}: 1 → 2": _ANCHOR,

@@ -1,12 +1,16 @@
-"""How long what a domain asks for is good without another look."""
+"""What a domain asks for, put together; and how long that is good without another look."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
 
-from relay.deliver.floors import Floors
-from relay.policy.rules import PolicyRules
+import pytest
+
+from relay.deliver.floors import DomainFloor, Floors
+from relay.mail.outcome import Waived
+from relay.policy.rules import DestinationRule, FloorRules, PolicyRules
+from relay.policy.settings import FloorUse
 from relay.route.floor import NO_STS, StsFloor
 from relay.route.mta_sts import StsMode
 from relay.route.next_hop import BY_NOBODY, Host, Naming
@@ -81,3 +85,73 @@ async def test_a_host_without_a_name_to_ask_for_waits_for_no_resolver():
     domain = await world.floors.of_domain("dest.example", BY_NOBODY)
     found = await world.floors.at(replace(HOST, tlsa_bases=()), domain)
     assert not found.not_used
+
+
+# --- put together ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("naming", "sts", "is_secure"),
+    [
+        (BY_NOBODY, NO_STS, False),
+        (Naming(is_secure=True), NO_STS, True),
+        (Naming(is_domain_itself=True), NO_STS, True),
+        (BY_NOBODY, POLICY, True),
+        (BY_NOBODY, replace(POLICY, mode=StsMode.TESTING), False),
+        (BY_NOBODY, replace(POLICY, mx=("other.example",)), False),
+    ],
+)
+def test_host_has_a_secure_name_by_its_naming_or_by_an_enforced_policy(naming, sts, is_secure):
+    assert DomainFloor(naming=naming, sts=sts).has_secure_name(HOST) is is_secure
+
+
+async def test_message_that_waives_is_under_no_policy_and_keeps_the_pins():
+    world = World()
+    world.rules = PolicyRules(destinations={"dest.example": DestinationRule(mx=(NAME,))})
+    floor = await world.floors.of_domain("dest.example", BY_NOBODY, waiving="a@sender.example")
+    assert floor.rules == FloorRules(FloorUse.IGNORE, FloorUse.IGNORE, (NAME,))
+    assert (floor.sts, floor.waived) == (NO_STS, Waived.TLS_REQUIRED_NO)
+    assert floor.told == "dest.example"  # reports on TLS count its sessions all the same
+    assert (await world.floors.at(HOST, floor)).policy.waived is Waived.TLS_REQUIRED_NO
+
+
+async def test_rule_that_ignores_a_policy_is_told_as_a_waiver():
+    world = World()
+    rule = DestinationRule(mta_sts=FloorUse.IGNORE)
+    world.rules = PolicyRules(destinations={"dest.example": rule})
+    floor = await world.floors.of_domain("dest.example", BY_NOBODY)
+    assert (floor.waived, floor.sts) == (Waived.DESTINATION, NO_STS)
+    assert (await world.floors.of_domain("other.example", BY_NOBODY)).waived is None
+
+
+@pytest.mark.parametrize("is_secure", [False, True])
+async def test_floor_of_a_host_tells_whether_its_name_was_signed(is_secure):
+    world = World()
+    floor = await world.floors.of_domain("dest.example", Naming(is_secure=is_secure))
+    assert (await world.floors.at(HOST, floor)).policy.mx_secure is is_secure
+
+
+class Past:
+    """A memory that has the same past for all domains."""
+
+    def __init__(self, past: Any) -> None:
+        self.past = past
+        self.asked: list[tuple[str, bool]] = []
+
+    async def of_domain(self, domain: str, use: object, *, is_waived: bool) -> Any:
+        self.asked.append((domain, is_waived))
+        return self.past
+
+
+async def test_past_of_a_domain_comes_with_its_floor_and_none_with_a_route():
+    world, past = World(), object()
+    memory: Any = Past(past)
+    world.floors._memory = memory
+    assert (await world.floors.of_domain("dest.example", BY_NOBODY)).past is past
+    waiving = await world.floors.of_domain("dest.example", BY_NOBODY, waiving="a@sender.example")
+    assert waiving.past is past
+    routed = await world.floors.of_domain("dest.example", Naming(route_host="hop.example"))
+    assert routed.past is None
+    assert memory.asked == [("dest.example", False), ("dest.example", True)]
+    memory.past = None
+    assert (await world.floors.of_domain("dest.example", BY_NOBODY)).past is None

@@ -7,10 +7,12 @@ from datetime import UTC, datetime
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from relay.mail.outcome import PolicyResult
 from relay.route.chain import fault_of, readable, store_of
 from relay.sandbox.certificates import Authority, Kind
+from tests.fakes.certificates import NOW, issue
 
 NAME = "mx.dest.example"
 AUTHORITY = Authority()
@@ -57,3 +59,70 @@ def test_a_certificate_that_makes_no_sense_does_not_spoil_its_neighbours():
     good = shown(Kind.GOOD)
     assert [der for _, der in readable([b"x", *good, b""])] == good
     assert fault_of([*good, b"x"], ROOTS, NAME, now=datetime.now(UTC)) is None
+
+
+# --- who may issue, and for what ------------------------------------------------------------------
+
+_SIGNS_NOTHING = x509.KeyUsage(
+    digital_signature=True,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=False,
+    crl_sign=False,
+    encipher_only=False,
+    decipher_only=False,
+)
+_SIGNS = x509.KeyUsage(
+    digital_signature=False,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=True,
+    crl_sign=False,
+    encipher_only=False,
+    decipher_only=False,
+)
+_SERVER, _ANY = ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE
+_CLIENT = ExtendedKeyUsageOID.CLIENT_AUTH
+_ROOT = issue("Root", ca=True)
+_TRUSTED = store_of([_ROOT.der])
+
+
+def _fault(*chain, now=NOW):
+    return fault_of([issued.der for issued in chain], _TRUSTED, NAME, now=now)
+
+
+@pytest.mark.parametrize(
+    ("issuer", "fault"),
+    [
+        ({"ca": True}, None),
+        ({"ca": True, "key_usage": _SIGNS}, None),
+        ({"ca": True, "key_usage": _SIGNS_NOTHING}, PolicyResult.NOT_TRUSTED),
+        ({"ca": True, "uses": [_SERVER]}, None),
+        ({"ca": True, "uses": [_CLIENT]}, PolicyResult.NOT_TRUSTED),
+        ({"ca": False}, PolicyResult.NOT_TRUSTED),
+        ({}, PolicyResult.NOT_TRUSTED),
+    ],
+)
+def test_intermediate_authority_counts_where_its_certificate_lets_it_sign(issuer, fault):
+    middle = issue("Middle", _ROOT, **issuer)
+    leaf = issue("leaf", middle, ca=False, names=[NAME])
+    assert _fault(leaf, middle) is fault
+    assert _fault(leaf) is PolicyResult.NOT_TRUSTED
+
+
+@pytest.mark.parametrize(
+    ("uses", "fault"),
+    [
+        (None, None),
+        ([_SERVER], None),
+        ([_ANY], None),
+        ([_CLIENT, _SERVER], None),
+        ([_CLIENT], PolicyResult.NOT_TRUSTED),
+    ],
+)
+def test_certificate_for_other_uses_than_a_server_is_not_trusted(uses, fault):
+    assert _fault(issue("leaf", _ROOT, ca=False, names=[NAME], uses=uses)) is fault
