@@ -16,7 +16,7 @@ import random
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -74,6 +74,18 @@ now: Callable[[], datetime] = partial(datetime.now, UTC)
 """The clock of every part."""
 
 
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """What a worker keeps on disk. `settings`: what was set over HTTP. `policies`, `memory`: the
+    MTA-STS policies, and what hosts have shown of TLS, which all workers share.
+    """
+
+    queue: Store
+    settings: SettingsInForce | SettingsElsewhere
+    policies: PolicyCache
+    memory: MemoryStore
+
+
 class Parts:
     """All that a worker is made of.
 
@@ -90,10 +102,7 @@ class Parts:
         files: FileBudget,
         *,
         signing_keys: dict[str, SigningKey],
-        store: Store,
-        settings: SettingsInForce | SettingsElsewhere,
-        policy_cache: PolicyCache,
-        memory_store: MemoryStore,
+        stores: Stores,
     ) -> None:
         self.config = config
         self.worker = worker
@@ -108,27 +117,16 @@ class Parts:
         self.listeners: list[Listener] = []
         self.metrics = Metrics()
         self._counting: set[asyncio.Task[None]] = set()
-        self.store = store
-        self.settings = settings
-        self.sink = MeteredSink(store, self.metrics)
-        self.delivery_log = DeliveryLog(Path(config.log.delivery), store)
+        self.store = stores.queue
+        self.settings = stores.settings
+        self.sink = MeteredSink(self.store, self.metrics)
+        self.delivery_log = DeliveryLog(Path(config.log.delivery), self.store)
         self.resolver = _make_resolver(config, files)
         self.router = self._make_router()
         self.contexts = TlsContexts(config.tls.ca_file)
-        self.policies = self._make_policies(policy_cache)
-        self.memory = DowngradeMemory(
-            memory_store,
-            lambda: self.config.downgrade_memory,
-            clock=self.clock,
-            told=self.metrics.downgrade_alarm,
-        )
-        self.floors = Floors(
-            self.resolver,
-            self.policies,
-            self.rules,
-            seconds=_FLOORS_AT_HAND_SECONDS,
-            memory=self.memory,
-        )
+        self.policies = self._make_policies(stores.policies)
+        self.memory = self._make_memory(stores.memory)
+        self.floors = self._make_floors()
         self.delivery = replace(
             config.delivery, concurrency=min(config.delivery.concurrency, files.deliveries)
         )
@@ -161,6 +159,23 @@ class Parts:
             clock=self.clock,
             at_once=max(1, part(AT_ONCE, self.worker.number, self.worker.workers)),
             told=self._policy_fetched,
+        )
+
+    def _make_memory(self, store: MemoryStore) -> DowngradeMemory:
+        return DowngradeMemory(
+            store,
+            lambda: self.config.downgrade_memory,
+            clock=self.clock,
+            told=self.metrics.downgrade_alarm,
+        )
+
+    def _make_floors(self) -> Floors:
+        return Floors(
+            self.resolver,
+            self.policies,
+            self.rules,
+            seconds=_FLOORS_AT_HAND_SECONDS,
+            memory=self.memory,
         )
 
     def _make_attempt(self) -> Attempt:
@@ -237,23 +252,8 @@ async def assemble(
 ) -> Parts:
     """The parts of one worker; what is to be closed again is on `opened`."""
     signing_keys = _load_signing_keys(config)
-    store = await _open_store(config, worker)
-    opened.push_async_callback(store.close)
-    settings = await _read_settings(store, worker)
-    policy_cache = await _open_policies(config, worker)
-    opened.push_async_callback(policy_cache.close)
-    memory_store = await _open_memory(config, worker)
-    opened.push_async_callback(memory_store.close)
-    parts = Parts(
-        config,
-        worker,
-        files,
-        signing_keys=signing_keys,
-        store=store,
-        settings=settings,
-        policy_cache=policy_cache,
-        memory_store=memory_store,
-    )
+    stores = await _open_stores(config, worker, opened)
+    parts = Parts(config, worker, files, signing_keys=signing_keys, stores=stores)
     opened.push_async_callback(parts.memory.close)
     opened.push_async_callback(parts.policies.close)
     opened.push_async_callback(parts.attempt.close)
@@ -267,16 +267,28 @@ def _load_signing_keys(config: Config) -> dict[str, SigningKey]:
         raise StartError(f"dkim.domains: {error}") from error
 
 
-async def _open_store(config: Config, worker: Worker) -> Store:
+async def _open_stores(config: Config, worker: Worker, opened: AsyncExitStack) -> Stores:
+    shared = Path(shared_spool(config.queue.path, worker.number))
+    try:
+        queue = await _open_queue(config, worker)
+        opened.push_async_callback(queue.close)
+        settings = await _read_settings(queue, worker)
+        policies = await open_policies(shared)
+        opened.push_async_callback(policies.close)
+        memory = await open_memory(shared)
+        opened.push_async_callback(memory.close)
+    except (SpoolError, OSError) as error:
+        raise StartError(f"queue.path: {error}") from error
+    return Stores(queue, settings, policies, memory)
+
+
+async def _open_queue(config: Config, worker: Worker) -> Store:
     """This worker's queue. The first takes over those of workers that are no more."""
     directory, at = Path(config.queue.path), now()
     max_wait = latest_due(config.queue.schedule, now=at) - at
     present = {f"{WORKER_SPOOL}{number}" for number in range(1, worker.workers)}
-    try:
-        adopting = orphans(directory, WORKER_SPOOL, present=present) if worker.is_first else []
-        return await open_store(directory, now=at, max_wait=max_wait, adopting=adopting)
-    except (SpoolError, OSError) as error:
-        raise StartError(f"queue.path: {error}") from error
+    adopting = orphans(directory, WORKER_SPOOL, present=present) if worker.is_first else []
+    return await open_store(directory, now=at, max_wait=max_wait, adopting=adopting)
 
 
 async def _read_settings(store: Store, worker: Worker) -> SettingsInForce | SettingsElsewhere:
@@ -294,19 +306,3 @@ def _make_resolver(config: Config, files: FileBudget) -> DnsResolver:
         return DnsResolver(replace(resolver_options(config), concurrency=files.queries))
     except ResolverError as error:
         raise StartError(f"resolver.nameservers: {error}") from error
-
-
-async def _open_policies(config: Config, worker: Worker) -> PolicyCache:
-    """The MTA-STS policies that all workers share."""
-    try:
-        return await open_policies(Path(shared_spool(config.queue.path, worker.number)))
-    except SpoolError as error:
-        raise StartError(f"queue.path: {error}") from error
-
-
-async def _open_memory(config: Config, worker: Worker) -> MemoryStore:
-    """What hosts have shown of TLS, which all workers share."""
-    try:
-        return await open_memory(Path(shared_spool(config.queue.path, worker.number)))
-    except SpoolError as error:
-        raise StartError(f"queue.path: {error}") from error
