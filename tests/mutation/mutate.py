@@ -70,6 +70,7 @@ _BARE_IN_DATE = (
 
 EQUIVALENT = {
     "10000 → 10001": "the size of a cache",
+    "if settings is None → if True": "only resolves again",
     "any((is_issued(leaf, others, roots, name, now) for name in _names(leaf)[:1])): 1 → 2": "any "
     "one of its names will do",
     "if floor == NO_FLOOR → if False": "only saves making an equal requirement",

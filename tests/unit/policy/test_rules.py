@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relay.policy import rules as policy_rules
 from relay.policy.fields import NO_WISHES, Wishes
 from relay.policy.rules import (
     DestinationRule,
@@ -469,3 +470,45 @@ def test_a_rule_that_applies_locks_a_message(sender: str, domain: str, locked: b
     assert is_locked(rules, sender, domain) is locked
     every = PolicyRules(default=TlsRule(False, False, False))
     assert is_locked(every, sender, domain)
+
+
+# --- what is kept for the next message ------------------------------------------------------------
+
+
+def test_rules_are_the_same_whatever_was_resolved_by_them():
+    used, unused = PolicyRules(), PolicyRules()
+    resolve(used, reverse_path="a@sender.example", recipient_domain="dest.example")
+    assert (used, repr(used)) == (unused, repr(unused))
+
+
+def test_setting_made_over_http_holds_for_the_next_message():
+    rules = PolicyRules()
+    resolve(rules, reverse_path="a@sender.example", recipient_domain="dest.example")
+    overlaid = with_overlay(rules, {"sender.example": TlsRule(require_tls=True)})
+    found = resolve(overlaid, reverse_path="a@sender.example", recipient_domain="dest.example")
+    assert found.require_tls.value
+
+
+def test_settings_kept_for_the_next_message_are_bounded(monkeypatch):
+    monkeypatch.setattr(policy_rules, "_MOST_KNOWN", 3)
+    rules = PolicyRules(domains={"b.example": TlsRule(require_tls=True)})
+    for sender in ("a", "b", "c", "d", "e", "b"):
+        kept = resolve(rules, reverse_path=f"x@{sender}.example", recipient_domain="dest.example")
+        assert kept.require_tls.value is (sender == "b")
+        assert 1 <= len(rules._known) <= 3
+
+
+def test_settings_kept_for_one_wish_are_not_those_of_another():
+    rules = PolicyRules()
+    for wish in (None, True, False, None, True):
+        for other in (None, True, False):
+            found = resolve(
+                rules,
+                reverse_path="a@sender.example",
+                recipient_domain="dest.example",
+                wishes=Wishes(require_tls=wish, skip_verification=other),
+            )
+            assert (found.require_tls.value, found.skip_verification.value) == (
+                bool(wish),
+                bool(other),
+            )
