@@ -40,21 +40,22 @@ __all__ = ["import_"]
 _WIDTH = 100
 
 _FOR_ALL_LINES = """\
-What a domain publishes is obeyed under every rule: its MTA-STS policy (policy.mta_sts), and TLSA
-records, which alone judge the certificate (policy.dane). Postfix looks for TLSA records at the
+The relay obeys what a domain publishes under every rule: its MTA-STS policy (policy.mta_sts), and
+TLSA records, which alone judge the certificate (policy.dane). Postfix reads TLSA records at the
 levels dane and dane-only.
-Where TLS is required, only {min_version} and later count, with ciphers of 112 bits and never
-without a certificate; in Postfix TLSv1 does, unless protocols= says otherwise.
-A certificate is for the names in its subjectAltName; Postfix takes the common name where there is
-none. It is of an authority of the system's or of tls.ca_file; in Postfix, of smtp_tls_CAfile and
-smtp_tls_CApath.
-Taken for granted: smtp_tls_verify_cert_match and smtp_tls_secure_cert_match as by default."""
+Where TLS is required, the relay uses {min_version} or later, 112 bits or more, and a certificate.
+Postfix uses TLSv1 or later, if protocols= says nothing else.
+The names of a certificate are those of its subjectAltName; Postfix takes the common name where
+there are none. Authorities are those of the system and of tls.ca_file; in Postfix, those of
+smtp_tls_CAfile and smtp_tls_CApath.
+The import assumes that smtp_tls_verify_cert_match and smtp_tls_secure_cert_match are as by
+default."""
 
 
 @click.group("import")
 @config_option
 def import_() -> None:
-    """Read the TLS rules of another program and print the same as rules of ours."""
+    """Read the TLS rules of another program, and print them as rules of the relay."""
 
 
 @import_.command()
@@ -64,8 +65,8 @@ def import_() -> None:
 @click.option(
     "--level",
     type=click.Choice([str(level) for level in PostfixLevel]),
-    help="smtp_tls_security_level of main.cf, to become policy.default: it is what holds for"
-    " domains that FILE does not name.",
+    help="smtp_tls_security_level of main.cf, for domains that FILE does not name: it becomes"
+    " policy.default.",
 )
 @config_option
 @click.pass_context
@@ -77,16 +78,16 @@ def postfix(ctx: click.Context, /, file: IO[str], level: str | None) -> None:
     and on stderr, with the number of the line:
 
     \b
-      stricter       we protect at least as well, and in some situation better: mail may
-                     wait that Postfix sent
-      no equivalent  no rule does the same; the nearest one is given, where there is one
-      no effect      the line does nothing in Postfix either, or nothing for safety
+      stricter       the rule protects at least as well, and in some situation better:
+                     mail may wait that Postfix sent
+      no equivalent  no rule does the same; the line gets the nearest rule, if there is one
+      no effect      Postfix ignores it, too, or it is about speed only
 
-    Where a choice is left, the rule is the one that protects more. A key such as [host]:587 is a
-    next hop: its rule goes to the domains whose `routes` in the configuration (-c) lead there, so
-    write the routes first.
+    Of two possible rules the command prints the one that protects more. A key such as [host]:587
+    is a next hop: its rule is for the domains whose `routes` in the configuration (-c) lead there,
+    so write the routes first.
 
-    Exit status: 0, or 1 where something has no equivalent.
+    The exit status is 1 if something has no equivalent, else 0.
 
     \b
       relay policy import postfix /etc/postfix/tls_policy --level may > policy.yaml

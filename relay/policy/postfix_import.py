@@ -1,23 +1,24 @@
 """What a Postfix `smtp_tls_policy_maps` table means in rules of ours, line by line.
 
-`imported` gives each line its rule for `policy.destinations`, and says of it what is not as it was:
+`imported` gives each line a rule for `policy.destinations`, and a remark for each difference:
 
     level          require_tls  skip_verification
-    none           false        true     TLS all the same where it is to be had
+    none           false        true     the relay uses TLS where the host offers it
     may            false        true
     encrypt        true         true
     dane           false        true     dane: enforce
-    dane-only      true         false    dane: enforce; authorities count where there are no records
-    fingerprint    true         false    authorities count instead of fingerprints
+    dane-only      true         false    dane: enforce; without records an authority is enough
+    fingerprint    true         false    an authority instead of the fingerprint
     verify         true         false
-    secure         true         false    mx: the names that `match` allows, of the host itself
+    secure         true         false    mx: the names of `match`, as names of the host itself
 
-No message can weaken a rule that protects (`allow_override: false`), as none can in Postfix. A rule
-names both settings, so that nothing of a wider rule shows through.
+In Postfix no message weakens its line, so a rule that protects says `allow_override: false`. Each
+rule names both settings, so that it takes neither from a rule for a wider pattern.
 
-Where we cannot do the same, the rule is the one that protects more. What no rule of ours protects
-as that line did is `NO_EQUIVALENT`; the nearest rule is given all the same, since none would be
-less. A key with a host in brackets is a next hop: it is for the domains whose route leads there.
+Where the relay cannot do the same, the rule is the one that protects more. If no rule protects as
+the line did, the remark is `NO_EQUIVALENT`, and the line still gets the nearest rule: without one,
+its mail would go by `policy.default`. A key with a host in brackets is a next hop; its rule is for
+the domains whose route leads to that host.
 """
 
 from __future__ import annotations
@@ -58,11 +59,11 @@ class Difference(StrEnum):
     """How what we do differs from what Postfix did, as it is told."""
 
     STRICTER = "stricter"
-    """We protect at least as well, and more in some situation: some mail may wait that went."""
+    """The rule protects at least as well, and more in some situation: mail may wait that went."""
     NO_EQUIVALENT = "no equivalent"
-    """There is a situation in which Postfix protected better, or no rule at all."""
+    """Postfix protects better in some situation, or there is no rule."""
     NO_EFFECT = "no effect"
-    """In Postfix neither, or only on speed."""
+    """Postfix ignores it, too, or it is about speed only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +136,8 @@ NEVER_USED = frozenset((
 
 _SERVICES = {"smtp": 25, "submission": 587, "submissions": 465, "smtps": 465}
 _IN_BRACKETS = re.compile(r"\[([^\[\]]+)\](?::(\w+))?")
+_EXPRESSION = re.compile(r"!?/.+/[A-Za-z]*")
+"""A key of a table of type regexp or pcre."""
 _WITH_PORT = re.compile(r"[^\[\]:/@]+:\w+")
 
 _DEFAULT_MATCH = {
@@ -175,17 +178,17 @@ def _no_effect(text: str) -> Remark:
 
 _OF_LEVEL: Mapping[PostfixLevel, Remark] = {
     PostfixLevel.NONE: _stricter(
-        "TLS is used where the host offers it, in clear where it does not work; Postfix never tried"
+        "the relay uses TLS where the host offers it, and sends in clear where TLS does not work;"
+        " Postfix never tries TLS"
     ),
     PostfixLevel.DANE_ONLY: _no_equivalent(
-        "a host without usable TLSA records, or whose MX record is not signed, gets no mail in"
-        " Postfix; here it does if an authority vouches for its name"
+        "Postfix sends nothing to a host without usable TLSA records, or with an MX record that is"
+        " not signed; the relay does if the host has a certificate of an authority for its name"
     ),
     PostfixLevel.FINGERPRINT: _no_equivalent(
-        "certificates are not known by fingerprint here: the rule asks for one that an authority"
-        " issued for the host's name, so that mail waits where the partner's is of his own making;"
-        " ask the partner for TLSA records (3 1 1, the same digest of the key) or for a certificate"
-        " of an authority, and name the hosts in mx"
+        "the relay does not compare fingerprints; the rule requires a certificate of an authority"
+        " for the host's name, so mail to a host with a self-signed certificate waits; ask the"
+        " partner for TLSA records (3 1 1 is a digest of the key) or for such a certificate"
     ),
 }
 
@@ -200,8 +203,11 @@ def imported(text: str, tls: OurTls) -> tuple[ImportedLine, ...]:
         key = line.key.lower()
         if line.fault:
             lines.append(_passed_over(line, line.fault))
+        elif _EXPRESSION.fullmatch(line.key):
+            reason = "a regular expression has no equivalent; write a rule for each domain"
+            lines.append(ImportedLine(line, remarks=(_no_equivalent(reason),)))
         elif key in first:
-            reason = f"line {first[key]} has the same key and is the one that counts"
+            reason = f"line {first[key]} has the same key and counts"
             lines.append(_passed_over(line, reason))
         else:
             first[key] = line.number
@@ -222,7 +228,7 @@ def imported_level(level: PostfixLevel) -> ImportedLine:
 
 
 def _passed_over(line: TableLine, reason: str) -> ImportedLine:
-    return ImportedLine(line, remarks=(_no_effect(f"Postfix passes over it, too: {reason}"),))
+    return ImportedLine(line, remarks=(_no_effect(f"Postfix ignores it, too: {reason}"),))
 
 
 def _of_line(line: TableLine, tls: OurTls, hops: Mapping[NextHop, TableLine]) -> ImportedLine:
@@ -230,25 +236,22 @@ def _of_line(line: TableLine, tls: OurTls, hops: Mapping[NextHop, TableLine]) ->
     if named := _next_hop(key):
         return _of_next_hop(line, tls, named)
     if _WITH_PORT.fullmatch(key):
-        reason = (
-            "a next hop that is found by MX records, at a port of its own, is no route here; write"
-            " a route to its host and import this line as [host]:port"
-        )
+        reason = "a route has no MX records; write a route to the host, and the key as [host]:port"
         return ImportedLine(line, remarks=(_no_equivalent(reason),))
     try:
         domain = _domain(key)
     except AddressError:
-        return _passed_over(line, f"it never looks for {line.key!r}, which is no domain")
+        return _passed_over(line, f"{line.key!r} is no domain, and is never looked up")
     hop = tls.route_of(domain)
     rule, remarks = _meaning(line.value, domain, tls, hop)
     if hop is None:
         return ImportedLine(line, rule, (domain,), remarks)
-    reason = f"mail for it goes by a route, so that it looks for {hop} and not for this line"
+    reason = f"mail for it goes by a route, and Postfix looks up {hop} instead"
     if hop in hops:
-        return _passed_over(line, f"{reason}: line {hops[hop].number} counts")
+        return _passed_over(line, f"{reason} (line {hops[hop].number})")
     if rule in (_BY_LEVEL[PostfixLevel.NONE], _BY_LEVEL[PostfixLevel.MAY]):
         return _passed_over(line, reason)
-    return ImportedLine(line, rule, (domain,), (*remarks, _stricter(f"in Postfix {reason}")))
+    return ImportedLine(line, rule, (domain,), (*remarks, _stricter(reason)))
 
 
 def _next_hop(key: str) -> NextHop | None:
@@ -280,8 +283,8 @@ def _of_next_hop(line: TableLine, tls: OurTls, hop: NextHop) -> ImportedLine:
     rule, remarks = _meaning(line.value, hop.host, tls, hop)
     if "*" in domains:
         reason = (
-            "policy.default holds for domains with a route of their own as well, where they have no"
-            " rule"
+            "policy.default holds for all domains without a rule, also those with a route of"
+            " their own"
         )
         remarks = (*remarks, _stricter(reason))
     return ImportedLine(line, rule, tuple("" if d == "*" else d for d in domains), remarks)
@@ -295,8 +298,8 @@ def _meaning(
         policy = read_policy(value)
     except PolicyError as error:
         reason = (
-            f"{error}, so Postfix defers all mail for it; the rule asks for verified TLS until you"
-            " write what is meant"
+            f"{error}, so Postfix defers all its mail; the rule requires verified TLS until you"
+            " correct the line"
         )
         return _SAFEST, (_no_equivalent(reason),)
     rule = _BY_LEVEL[policy.level]
@@ -313,8 +316,8 @@ def _meaning(
 # --- match= ---------------------------------------------------------------------------------------
 
 _NAMES_BY_DOMAIN = (
-    "the names that Postfix asks for are those of each domain; a rule for many has one list: write"
-    " a rule for each domain, with mx"
+    "Postfix compares with the names of each domain, and a rule for many domains has one list;"
+    " write a rule with mx for each domain"
 )
 
 
@@ -342,7 +345,7 @@ def _pins(match: tuple[str, ...], domain: str) -> tuple[tuple[str, ...], list[Re
         if word.startswith("*"):
             remarks.append(_no_equivalent(f'match: "{word}" is no pattern in Postfix'))
     if not mx:
-        return (), [*remarks, _no_equivalent("match names no host, so that any may be used")]
+        return (), [*remarks, _no_equivalent("match names no host, so any host may be used")]
     below = [pin for pin in mx if pin.startswith("*.")]
     of_depth = (
         f"; {', '.join(below)} is one label, where Postfix takes names at any depth"
@@ -350,7 +353,7 @@ def _pins(match: tuple[str, ...], domain: str) -> tuple[tuple[str, ...], list[Re
         else ""
     )
     reason = (
-        "only hosts named by mx are connected to, and the certificate has to be for the host's own"
+        "the relay connects only to hosts of mx, and each has to have a certificate for its own"
         f" name; Postfix lets any host show a certificate for one of these names{of_depth}"
     )
     return tuple(dict.fromkeys(mx)), [*remarks, _stricter(reason)]
@@ -374,7 +377,7 @@ def _at_route(match: tuple[str, ...], hop: NextHop) -> tuple[tuple[str, ...], li
     if names <= {"hostname", "nexthop", hop.host}:
         return (), []
     others = ", ".join(sorted(names - {"hostname", "nexthop", "dot-nexthop", hop.host}))
-    reason = f"the certificate has to be for {hop.host}, the host that the route names"
+    reason = f"the certificate has to be for {hop.host}, the host of the route"
     if others:
         reason += f"; Postfix also takes one for {others}"
     return (), [_stricter(reason)]
@@ -387,60 +390,60 @@ def _of_attributes(policy: PostfixPolicy, tls: OurTls) -> Iterator[Remark]:
     if policy.protocols is not None:
         yield from _of_protocols(policy, policy.protocols, tls)
     if policy.ciphers is not None and not policy.level.requires_tls:
-        yield _stricter(
-            f"ciphers={policy.ciphers}: weaker TLS is used where Postfix would send in clear"
-        )
+        said = f"ciphers={policy.ciphers}"
+        yield _stricter(f"{said}: the relay uses weaker TLS where Postfix sends in clear")
     elif policy.ciphers is not None and policy.ciphers.lower() != "high":
-        yield _stricter(f"ciphers={policy.ciphers}: a cipher has at least 112 bits here")
+        yield _stricter(f"ciphers={policy.ciphers}: the relay requires 112 bits or more")
     if policy.exclude is not None:
         yield from _of_exclude(policy, policy.exclude)
     if policy.tafile:
         yield _no_equivalent(
-            f"tafile={', '.join(policy.tafile)}: authorities cannot be chosen by domain; those of"
-            " the system and of tls.ca_file count for all (a private one belongs into that file)"
+            f"tafile={', '.join(policy.tafile)}: a domain has no authorities of its own; those of"
+            " the system and of tls.ca_file count for all domains"
         )
     if policy.servername is not None and policy.servername.lower() != "hostname":
-        yield _no_equivalent(
-            f"servername={policy.servername}: the mail host's own name is sent (SNI), always"
-        )
+        said = f"servername={policy.servername}"
+        yield _no_equivalent(f"{said}: the relay always sends the host's own name (SNI)")
     if policy.connection_reuse is not None:
-        yield _no_effect(
-            "connection_reuse: messages share a connection where they ask for the same TLS"
-        )
+        yield _no_effect("connection_reuse: messages that require the same TLS share a connection")
     if policy.enable_rpk:
         yield _stricter("enable_rpk=yes: a host has to show a certificate, not a bare key")
     if policy.others:
-        yield _no_effect(
-            f"{', '.join(policy.others)}: the relay looks for MTA-STS policies itself"
-            " (policy.mta_sts)"
-        )
+        said = ", ".join(policy.others)
+        yield _no_effect(f"{said}: the relay finds MTA-STS policies itself (policy.mta_sts)")
+
+
+def _may_require_tls(policy: PostfixPolicy) -> bool:
+    """Whether Postfix sends nothing in clear, at least to hosts with TLSA records."""
+    return policy.level.requires_tls or policy.level is PostfixLevel.DANE
 
 
 def _of_protocols(policy: PostfixPolicy, protocols: str, tls: OurTls) -> Iterator[Remark]:
     allowed = allowed_versions(protocols)
     said = f"protocols={protocols}"
     if not allowed:
-        yield _no_equivalent(f"{said} allows no version, so Postfix has no TLS with it")
+        yield _no_equivalent(f"{said} allows no version of TLS at all")
         return
     at, least, relaxed = (
         VERSIONS.index(version)
         for version in (allowed[0], tls.min_version, tls.opportunistic_min_version)
     )
-    if policy.level.requires_tls or policy.level is PostfixLevel.DANE:
+    if _may_require_tls(policy):
         if at > least:
             yield _no_equivalent(
-                f"{said}: a version is not asked for by domain; tls.min_version: {allowed[0]} would"
-                f" hold for all of them, where now {tls.min_version} is enough"
+                f"{said}: the least version is the same for all domains; it is {tls.min_version},"
+                f" and tls.min_version: {allowed[0]} would change it"
             )
         elif at < least:
-            yield _stricter(f"{said}: only {tls.min_version} and later count where TLS is required")
+            least_of_ours = f"the relay uses {tls.min_version} or later"
+            yield _stricter(f"{said}: where TLS is required, {least_of_ours}")
     if not policy.level.requires_tls and at > relaxed:
         yield _stricter(
-            f"{said}: TLS from {tls.opportunistic_min_version} on is used where Postfix would send"
-            " in clear"
+            f"{said}: the relay uses TLS from {tls.opportunistic_min_version} on where Postfix"
+            " sends in clear"
         )
     if VERSIONS[-1] not in allowed:
-        yield _stricter(f"{said}: newer versions of TLS are used, too")
+        yield _stricter(f"{said}: the relay uses newer versions of TLS, too")
 
 
 def _of_exclude(policy: PostfixPolicy, exclude: str) -> Iterator[Remark]:
@@ -448,10 +451,10 @@ def _of_exclude(policy: PostfixPolicy, exclude: str) -> Iterator[Remark]:
     if not unknown:
         return
     said = f"exclude={exclude}"
-    if policy.level.requires_tls:
-        yield _no_equivalent(f"{said}: ciphers cannot be taken away ({', '.join(unknown)})")
+    if _may_require_tls(policy):
+        yield _no_equivalent(f"{said}: the relay may use {', '.join(unknown)}")
     else:
-        yield _stricter(f"{said}: TLS with such a cipher is used where Postfix would send in clear")
+        yield _stricter(f"{said}: the relay uses such a cipher where Postfix sends in clear")
 
 
 # --- lines together -------------------------------------------------------------------------------
@@ -470,7 +473,7 @@ def _without_owned(each: ImportedLine, owners: Mapping[str, TableLine]) -> Impor
     others = [owners[domain] for domain in each.domains if owners[domain] != each.line]
     if not others:
         return each
-    reason = f"line {others[0].number} ({others[0].key}) is for the same mail here, and counts"
+    reason = f"line {others[0].number} ({others[0].key}) is for the same mail, and counts"
     return ImportedLine(each.line, remarks=(_no_equivalent(reason),))
 
 
@@ -492,5 +495,5 @@ def _with_wider_pins(each: ImportedLine, pinned: list[str]) -> ImportedLine:
     wider = [key for key in pinned for domain in each.domains if domain.endswith(key[1:])]
     if not wider:
         return each
-    reason = f"the mx of {wider[0]} holds for it, too; give it an mx of its own to say otherwise"
+    reason = f"the mx of {wider[0]} holds for it, too, unless it has an mx of its own"
     return replace(each, remarks=(*each.remarks, _stricter(reason)))

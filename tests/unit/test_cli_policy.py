@@ -60,9 +60,9 @@ def test_a_table_becomes_rules_that_pass_the_check(run: Run, tmp_path: Path) -> 
 def test_a_line_without_equivalent_is_named_on_stderr_and_in_the_yaml(run: Run) -> None:
     result = run("# old\n\npartner.example fingerprint match=aa:bb\n")
     assert result.exit_code == 1
-    assert result.stderr.startswith("table:3: partner.example: no equivalent: certificates ")
+    assert result.stderr.startswith("table:3: partner.example: no equivalent: the relay ")
     assert "    # line 3: partner.example fingerprint match=aa:bb\n" in result.stdout
-    assert "    #   no equivalent: certificates " in result.stdout
+    assert "    #   no equivalent: the relay " in result.stdout
 
 
 def test_a_stricter_rule_is_named_and_is_no_failure(run: Run, tmp_path: Path) -> None:

@@ -85,6 +85,7 @@ def pinned(*mx: str) -> DestinationRule:
         ("may ciphers=high", ANY_TLS, {STRICTER}),
         ("encrypt exclude=AES128", TLS, {NO_EQUIVALENT}),
         ("may exclude=AES128", ANY_TLS, {STRICTER}),
+        ("dane exclude=AES128", DANE, {NO_EQUIVALENT}),
         ("encrypt servername=hostname", TLS, set()),
         ("encrypt servername=x.example", TLS, {NO_EQUIVALENT}),
         ("encrypt connection_reuse=no", TLS, {NO_EFFECT}),
@@ -174,6 +175,11 @@ def test_a_next_hop_is_for_the_domains_whose_route_leads_there(
 def test_a_next_hop_that_no_route_leads_to_has_no_equivalent(key: str) -> None:
     found = one(f"{key} encrypt", ROUTES)
     assert (found.rule, differences(found)) == (None, {NO_EQUIVALENT})
+
+
+@pytest.mark.parametrize("key", [r"/\.example\.com$/", "!/^mx/i"])
+def test_a_regular_expression_has_no_equivalent(key: str) -> None:
+    assert differences(one(f"{key} encrypt")) == {NO_EQUIVALENT}
 
 
 def test_a_next_hop_by_mx_records_has_no_equivalent() -> None:
