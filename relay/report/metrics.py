@@ -133,7 +133,11 @@ class Metrics:
             (before, now): 0 for before in Shown for now in Shown if now.rank < before.rank
         }
         self._policy_failures: dict[tuple[PolicyType, PolicyResult], int] = defaultdict(int)
-        self._tls_reports: dict[tuple[str, str], int] = defaultdict(int)
+        self._tls_reports = {
+            (transport, result): 0
+            for transport in ("mail", "https")
+            for result in ("sent", "failed", "given-up")
+        }
         self._registry = CollectorRegistry(auto_describe=False)
         self._latest = _Latest(self)
         self._registry.register(self._latest)

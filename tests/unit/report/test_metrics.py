@@ -142,3 +142,14 @@ def test_counting_a_message_costs_microseconds() -> None:
             metrics.settled(done, 0.002)
         best = min(best, time.perf_counter() - began)
     assert best / 1000 < 20e-6, f"{best / 1000 * 1e6:.2f} µs a message"
+
+
+def test_tries_of_reports_on_tls_are_counted_by_transport_and_result() -> None:
+    metrics = Metrics()
+    assert told(metrics)["relay_tls_reports_total result=sent transport=mail"] == 0
+    metrics.tls_report("mail", "sent")
+    metrics.tls_report("https", "given-up")
+    counts = told(metrics)
+    assert counts["relay_tls_reports_total result=sent transport=mail"] == 1
+    assert counts["relay_tls_reports_total result=given-up transport=https"] == 1
+    assert counts["relay_tls_reports_total result=failed transport=https"] == 0
