@@ -18,6 +18,7 @@ from relay.config.sections import AdminSection, Config
 from relay.config.words import format_duration, host_and_port
 from relay.mail.address import domain_of
 from relay.mail.ip import unmapped
+from relay.policy.settings import MemoryAction
 from relay.receive.spec import ListenerAuth, ListenerSpec, ListenerTls
 from relay.route.security import TlsVersion
 
@@ -38,6 +39,7 @@ def consider(config: Config) -> Iterator[Remark]:
     yield from _consider_listeners(config)
     yield from _consider_access(config)
     yield from _consider_pins(config)
+    yield from _consider_memory(config)
     yield from _consider_delivery(config)
     yield from _consider_queue(config)
     yield from _consider_dkim(config)
@@ -307,6 +309,28 @@ def _consider_pins(config: Config) -> Iterator[Remark]:
                     f"no effect where mail goes by routes.{route}, which names the host itself"
                 )
                 yield Remark(key, problem, "remove one of the two", is_fatal=False)
+
+
+def _consider_memory(config: Config) -> Iterator[Remark]:
+    """Mail that waits for a host to show as much as before has to be able to go in the end."""
+    memory, lifetime = config.downgrade_memory, config.queue.lifetime
+    rules = config.policy.destinations.values()
+    actions = {memory.action, *(rule.downgrade_memory for rule in rules)}
+    if MemoryAction.DEFER not in actions:
+        return
+    key, cure = "downgrade_memory.defer_for", "write a shorter duration"
+    if memory.defer_for >= lifetime:
+        problem = (
+            f"not shorter than queue.lifetime ({format_duration(lifetime)}), so mail that waits "
+            "is returned and never goes with less"
+        )
+        yield Remark(key, problem, cure, is_fatal=False)
+    if memory.defer_for >= memory.keep:
+        problem = (
+            f"not shorter than downgrade_memory.keep ({format_duration(memory.keep)}), so what "
+            "mail is held to is forgotten before"
+        )
+        yield Remark(key, problem, cure, is_fatal=False)
 
 
 def _bad_roots(path: str) -> str | None:

@@ -711,6 +711,38 @@ def test_pinned_hosts_are_compared_as_names_are() -> None:
     assert pins == ("mx1.p.example", "*.xn--bcher-kva.example")
 
 
+@pytest.mark.parametrize(
+    ("text", "warned"),
+    [
+        ("downgrade_memory: {action: defer, defer_for: 6d}", ["queue.lifetime (5d)"]),
+        ("downgrade_memory: {action: defer, defer_for: 5d}", ["queue.lifetime (5d)"]),
+        (
+            "downgrade_memory: {action: defer, defer_for: 9d, keep: 9d}\nqueue: {lifetime: 10d}",
+            ["downgrade_memory.keep (9d)"],
+        ),
+        ("downgrade_memory: {action: log, defer_for: 6d}", []),
+        ("downgrade_memory: {action: defer}", []),
+        (
+            "downgrade_memory: {defer_for: 6d}\n"
+            "policy: {destinations: {p.example: {downgrade_memory: defer}}}",
+            ["queue.lifetime (5d)"],
+        ),
+    ],
+)
+def test_wait_that_never_ends_with_mail_that_goes_is_a_warning(
+    text: str, warned: list[str]
+) -> None:
+    found = [one for one in config_of(text).warnings if "downgrade_memory.defer_for" in one]
+    assert len(found) == len(warned)
+    assert all(words in one for words, one in zip(warned, found, strict=True))
+
+
+@pytest.mark.parametrize("word", ["on", "enforce", "'defer '"])
+def test_action_of_the_memory_is_one_of_three_words(word: str) -> None:
+    [mistake] = mistakes_of(f"downgrade_memory: {{action: {word}}}")
+    assert mistake.startswith("relay.yaml:1: downgrade_memory.action: ")
+
+
 def test_the_document_in_effect_reads_back_as_the_same_configuration() -> None:
     config = config_of(
         f"access: {{users: {{a: {{password: '{HASH}'}}}}}}\n"
