@@ -132,7 +132,7 @@ async def test_first_stripped_starttls_after_a_verified_history_rings_once_a_day
     assert "alarm: mx.partner.example shows none, before it was verified" in listed
 
 
-async def test_under_defer_not_an_octet_of_the_message_is_said_in_clear(world: World) -> None:
+async def test_no_octet_of_a_message_under_defer_is_sent_in_clear(world: World) -> None:
     await world.start("defer", defer_for="24h")
     assert (await world.send())["event"] == "delivered"
     world.man.strip()
@@ -172,7 +172,7 @@ async def test_under_defer_not_an_octet_of_the_message_is_said_in_clear(world: W
     assert world.warnings == 1
 
 
-async def test_after_defer_for_mail_goes_with_the_alarm(world: World) -> None:
+async def test_mail_goes_with_the_alarm_after_the_time_of_defer(world: World) -> None:
     await world.start("defer", defer_for="4s")
     assert (await world.send())["event"] == "delivered"
     world.man.strip()
@@ -218,7 +218,7 @@ async def test_workers_share_what_was_shown_a_restart_keeps_it_and_forget_lifts_
     assert sum(not message.in_tls for message in world.mx.messages) == 13
 
 
-async def test_what_was_learned_outlives_sigterm_at_once(world: World) -> None:
+async def test_sighting_survives_a_sigterm_that_follows_at_once(world: World) -> None:
     """It is gathered for seconds, and written at the end."""
     await world.start("log")
     await world.send()

@@ -109,7 +109,7 @@ def test_a_table_of_nothing_is_a_policy_of_nothing(run: Run, tmp_path: Path) -> 
     assert checked(run("# nothing\n"), tmp_path) == {"destinations": {}}
 
 
-def test_what_a_table_brings_moves_no_cursor(run: Run, tmp_path: Path) -> None:
+def test_text_of_a_table_moves_no_cursor(run: Run, tmp_path: Path) -> None:
     result = run("a.example \x1b[2Jencrypt\nb.example may x=\x07\n\u202e.example may\n")
     assert result.exit_code == 1
     assert all(c.isprintable() or c == "\n" for c in result.stdout + result.stderr)

@@ -142,7 +142,7 @@ async def test_a_domain_is_reported_when_all_of_it_is_finished(store: Store) -> 
     assert await store.domains_reported(DAY + timedelta(days=1)) == set()
 
 
-async def test_what_is_of_earlier_days_is_forgotten_on_demand(store: Store) -> None:
+async def test_sessions_of_earlier_days_are_forgotten_on_demand(store: Store) -> None:
     await store.count_sessions([GOOD], at=NOW - timedelta(days=1))
     await store.count_sessions([GOOD], at=NOW)
     yesterday = DAY - timedelta(days=1)

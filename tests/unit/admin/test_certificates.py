@@ -47,7 +47,7 @@ GOOD = CertificateFacts(
         ),
     ],
 )
-def test_what_does_not_match_is_said_in_words(
+def test_mismatch_of_a_certificate_is_explained_in_words(
     changed: dict[str, Any], host: str, found: list[str]
 ) -> None:
     assert faults(as_json(replace(GOOD, **changed)), host, at=NOW) == found

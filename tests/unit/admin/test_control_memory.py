@@ -164,7 +164,7 @@ async def test_a_request_that_makes_no_sense_is_refused_and_nothing_is_forgotten
     assert await rig.listed() == before
 
 
-async def test_what_is_too_old_is_not_listed(rig: Rig) -> None:
+async def test_memory_that_is_too_old_is_not_listed(rig: Rig) -> None:
     rig.now = NOW + timedelta(days=90)
     assert await rig.listed() == {}
     assert await rig.ask("suggest") == [{"done": {}}]
@@ -210,7 +210,7 @@ async def test_rules_are_suggested_and_the_reasons_why_others_are_not(rig: Rig) 
     assert {"item": {"domain": "new.example", "reason": "too-few"}} not in items
 
 
-async def test_without_a_relay_there_is_no_memory_to_change() -> None:
+async def test_memory_cannot_be_changed_without_a_running_relay() -> None:
     control = Control(Operator(cast(Store, None), lambda: NOW))
     with pytest.raises(RequestError, match="no relay is running"):
         [line async for line in control.answer({"verb": "memory-list"})]

@@ -202,7 +202,7 @@ async def test_host_that_refuses_every_recipient_is_not_asked_for_ever(rig):
 
 
 @both
-async def test_at_most_a_hundred_recipients_are_named_at_once(rig, offers):
+async def test_transaction_names_at_most_a_hundred_recipients(rig, offers):
     mx = await rig.mx(Script(offers=offers, starttls=CLEAR))
     outcomes = await rig.deliver(entry(*(f"r{n}@dest.example" for n in range(250))))
     assert {type(outcome) for outcome in outcomes.values()} == {Delivered}

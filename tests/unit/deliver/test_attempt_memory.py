@@ -139,7 +139,7 @@ def held(met: Met, remembered: Shown, settings: tuple[bool, bool], action: Memor
 @pytest.mark.parametrize(("require", "skip"), SETTINGS)
 @pytest.mark.parametrize("met", HOSTS, ids=named)
 @pytest.mark.parametrize("remembered", Shown)
-async def test_what_was_shown_before_is_held_against_what_is_offered_now(
+async def test_tls_offered_now_is_compared_with_tls_shown_before(
     rig, world: World, remembered: Shown, met: Met, require: bool, skip: bool, action: MemoryAction
 ):
     await world.seed(remembered)

@@ -140,7 +140,7 @@ def test_a_refused_connection_beside_one_that_stands_was_turned_away(world):
     assert world.known.unreached(alone, 1, SILENCE), "an idle connection stands"
 
 
-def test_of_connections_refused_at_once_the_last_one_tells_of_silence(world):
+def test_last_of_several_refused_connections_shows_silence(world):
     one, other = world.uses(2)
     assert world.known.unreached(one, 0, SILENCE)
     world.known.end(one)

@@ -103,7 +103,7 @@ async def test_store_is_asked_once_in_a_few_seconds(worker: Worker) -> None:
     assert worker.store.reads == 2
 
 
-async def test_what_one_worker_learns_the_other_knows_within_seconds(
+async def test_other_worker_knows_a_sighting_within_seconds(
     workers: list[Worker],
 ) -> None:
     one, other = workers
@@ -114,7 +114,7 @@ async def test_what_one_worker_learns_the_other_knows_within_seconds(
     assert await other.level() is VERIFIED
 
 
-async def test_what_is_at_hand_is_bounded(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_memory_at_hand_is_bounded(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     worker.memory._at_hand._limit = 10
     for number in range(30):
         await worker.memory.known(f"d{number}.example")
@@ -161,7 +161,7 @@ async def test_a_thousand_messages_are_one_write(worker: Worker) -> None:
     assert kept.in_full.messages == 1000
 
 
-async def test_what_is_not_written_yet_holds_already(worker: Worker) -> None:
+async def test_sighting_counts_before_it_is_written(worker: Worker) -> None:
     assert await worker.level() is None
     worker.learn(VERIFIED)
     assert await worker.level() is VERIFIED
@@ -182,7 +182,7 @@ async def test_only_what_changes_a_level_is_urgent(worker: Worker) -> None:
     assert worker.memory._is_urgent.is_set()
 
 
-async def test_what_comes_while_it_is_written_is_neither_lost_nor_counted_twice(
+async def test_sighting_during_a_write_is_neither_lost_nor_counted_twice(
     worker: Worker,
 ) -> None:
     for number in range(50):
@@ -199,7 +199,7 @@ async def test_what_comes_while_it_is_written_is_neither_lost_nor_counted_twice(
     assert kept.in_full.messages == 100
 
 
-async def test_what_two_workers_count_is_added_up(workers: list[Worker]) -> None:
+async def test_counts_of_two_workers_are_added_up(workers: list[Worker]) -> None:
     for _ in range(5):
         for worker in workers:
             worker.learn(VERIFIED)
@@ -209,7 +209,7 @@ async def test_what_two_workers_count_is_added_up(workers: list[Worker]) -> None
     assert kept.in_full.messages == 10
 
 
-async def test_what_cannot_be_written_is_written_later(worker: Worker) -> None:
+async def test_sighting_that_cannot_be_written_is_written_later(worker: Worker) -> None:
     worker.learn(VERIFIED)
     worker.store.in_trouble = True
     for _ in range(2):
@@ -223,7 +223,7 @@ async def test_what_cannot_be_written_is_written_later(worker: Worker) -> None:
     assert kept.in_full.messages == 3
 
 
-async def test_what_waits_to_be_written_is_bounded(
+async def test_number_of_sightings_that_wait_to_be_written_is_bounded(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_GATHERED", 10)
@@ -266,7 +266,7 @@ async def test_run_writes_what_was_gathered_and_forgets_what_is_old(
     running.cancel()
 
 
-async def test_what_is_left_at_the_end_is_written(worker: Worker) -> None:
+async def test_sightings_left_at_the_end_are_written(worker: Worker) -> None:
     worker.learn(VERIFIED)
     await worker.memory.close()
     assert await worker.store.memory(DOMAIN) is not None
@@ -288,7 +288,7 @@ async def test_alarm_is_written_at_once_with_what_was_gathered_before(worker: Wo
     assert worker.store.writes == 1
 
 
-async def test_of_two_workers_one_tells_an_alarm(workers: list[Worker]) -> None:
+async def test_one_of_two_workers_reports_an_alarm(workers: list[Worker]) -> None:
     one, other = workers
     one.learn(VERIFIED)
     await one.memory.write()

@@ -48,7 +48,7 @@ def test_bytes_of_a_reply_that_is_not_all_there_are_remembered():
     assert reader.is_empty
 
 
-def test_after_a_reset_nothing_of_what_came_before_is_left():
+def test_reset_discards_all_earlier_octets():
     reader = ReplyReader()
     read(reader, b"250-injec")
     reader.reset()
@@ -89,7 +89,7 @@ def test_text_that_is_no_reply_is_garbled_before_it_takes_much_memory(garbage):
     assert len(reader.buffer) + sum(map(len, reader._lines)) <= MAX_REPLY_BYTES + len(garbage)
 
 
-def test_after_garbage_no_line_is_taken_for_the_answer_to_anything():
+def test_no_line_after_garbage_is_taken_for_a_reply():
     reader = ReplyReader()
     with pytest.raises(Garbled):
         read(reader, b"hello\r\n250 2.0.0 OK\r\n")

@@ -262,7 +262,7 @@ async def test_a_connection_that_takes_no_more_messages_is_replaced(contexts):
     assert host.connections >= 13
 
 
-async def test_what_was_delivered_before_a_host_turned_away_is_not_sent_again(contexts):
+async def test_mail_delivered_before_a_host_turned_away_is_not_sent_again(contexts):
     queue = fill(1)
     async with (
         LimitedHost(99, messages=2) as host,

@@ -220,7 +220,7 @@ async def test_messages_at_the_same_time_have_connections_of_their_own(rig):
     assert len(mx.connections) == 8
 
 
-async def test_after_close_nothing_is_kept(rig):
+async def test_closed_pool_keeps_no_connection(rig):
     mx = await rig.mx()
     await rig.send(entry())
     await rig.attempt.close()

@@ -222,7 +222,7 @@ def test_a_wish_that_white_space_makes_a_part_of_another_field_is_refused(line, 
 
 
 @given(_LINES)
-def test_after_stripping_a_message_wishes_nothing_and_has_lost_nothing_else(header):
+def test_message_after_stripping_wishes_nothing_and_has_lost_nothing_else(header):
     stripped = strip_policy_fields(header)
     with suppress(BadField):  # a name that is nearly one of the four
         assert read_wishes(stripped) == NO_WISHES

@@ -196,7 +196,7 @@ def test_a_next_hop_by_mx_records_has_no_equivalent() -> None:
         ("nexthop:dot-nexthop", {STRICTER}),
     ],
 )
-def test_at_a_next_hop_the_route_names_the_host(match: str, told: set[Difference]) -> None:
+def test_route_names_the_host_of_a_next_hop(match: str, told: set[Difference]) -> None:
     found = one(f"[gw.example]:587 secure match={match}", ROUTES)
     assert (found.rule, differences(found)) == (VERIFIED, told)
 
@@ -220,7 +220,7 @@ def test_the_next_hop_of_all_mail_is_the_default() -> None:
     assert (found.rule, found.domains) == (VERIFIED, ("",))
 
 
-def test_of_two_lines_with_one_key_the_first_counts() -> None:
+def test_first_of_two_lines_with_one_key_counts() -> None:
     first, second = imported("D.example encrypt\nd.example none\n", OurTls())
     assert (first.rule, second.rule) == (TLS, None)
     assert differences(second) == {NO_EFFECT}

@@ -236,7 +236,7 @@ def test_a_clock_that_is_slewed_stays_even():
 
 
 @pytest.mark.parametrize("step", [30 * DAY, -30 * DAY, 10 * MINUTE])
-def test_after_a_step_even_time_begins_anew(step):
+def test_even_time_begins_anew_after_a_step_of_the_clock(step):
     assert looks((NOON, 0.0), (NOON + HOUR + step, 3600.0)).steady_since == NOON + HOUR + step
 
 

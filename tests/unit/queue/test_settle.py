@@ -272,7 +272,7 @@ def test_a_failure_a_delay_and_a_success_are_a_report_each():
         st.timedeltas(min_value=timedelta(0), max_value=10 * MINUTE), min_size=200, max_size=200
     )
 )
-def test_however_long_attempts_take_domains_come_to_delay_and_end_at_the_same_moment(durations):
+def test_domains_of_a_message_are_delayed_and_expire_at_the_same_moment(durations):
     """What each attempt takes is added to the wait after it, so that domains drift apart."""
     one, now = entry(), NOON
     told: dict[ReportKind, datetime] = {}
@@ -384,7 +384,9 @@ def test_no_recipient_is_forgotten_and_none_is_reported_twice(
 
 
 @given(outcomes=st.lists(OUTCOMES, min_size=1, max_size=60), notify=ASKED)
-def test_through_a_whole_life_a_failure_is_told_once_and_a_delay_at_most_once(outcomes, notify):
+def test_message_causes_one_failure_report_and_at_most_one_delay_notice_in_its_life(
+    outcomes, notify
+):
     one, now, kinds = entry(recipient(0, *notify)), NOON, []
     for outcome in [*outcomes, *[BUSY] * 60]:
         settlement = settle(one, {0: outcome}, schedule=SCHEDULE, now=now)

@@ -62,7 +62,7 @@ def test_a_row_says_all_there_is() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", "{", '{"first":"x"}', "null"])
-def test_what_is_no_row_is_not_taken_for_one(text: str) -> None:
+def test_invalid_row_is_ignored(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         from_row("example.net", text)
 
@@ -107,7 +107,7 @@ async def test_change_that_fails_changes_nothing(store: SqliteMemory) -> None:
     await keep(store, memory())  # and the next one is not in its way
 
 
-async def test_what_workers_learn_at_the_same_moment_is_all_kept(tmp_path: Path) -> None:
+async def test_sightings_of_workers_at_the_same_moment_are_all_kept(tmp_path: Path) -> None:
     workers = [await SqliteMemory.open(tmp_path) for _ in range(4)]
     await keep(workers[0], memory(messages=0))
 

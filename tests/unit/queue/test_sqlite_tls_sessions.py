@@ -79,7 +79,9 @@ async def test_a_policy_too_long_to_keep_is_counted_without_its_text(tmp_path: P
     assert found == [CountedSessions(JudgedBy(PolicyType.STS, "b.example"), None, 1)]
 
 
-async def test_what_a_transaction_undid_is_written_by_the_next(tmp_path: Path) -> None:
+async def test_sessions_of_a_transaction_that_was_rolled_back_are_written_by_the_next(
+    tmp_path: Path,
+) -> None:
     async with opened(tmp_path) as store:
         # Both are in one batch, which is undone for the sake of the second.
         counted, refused = await asyncio.gather(

@@ -33,7 +33,7 @@ def test_a_client_may_relay_from_our_networks_and_through_a_unix_socket(client, 
     assert may_relay(Access(), client) is may
 
 
-def test_without_networks_nobody_may_relay_by_address():
+def test_no_client_may_relay_by_address_without_networks():
     assert not may_relay(Access(networks=()), "127.0.0.1")
 
 

@@ -239,7 +239,7 @@ def test_a_header_that_no_host_would_take_is_encoded():
     assert returned.startswith(header.rstrip(b"\r\n"))
 
 
-def test_of_a_header_without_end_some_lines_come_back():
+def test_report_returns_some_lines_of_an_endless_header():
     raw = write(report_of(UNKNOWN), header=b"X-Filler: 0123456789\r\n" * 20_000)
     assert 32_000 < len(raw) < 80_000
 

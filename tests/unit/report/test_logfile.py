@@ -111,7 +111,7 @@ async def test_a_long_queue_of_events_is_written_in_one_go(path, journal):
     assert ids(path) == list(range(1, 10_001))
 
 
-async def test_after_a_crash_it_goes_on_from_the_mark_and_nothing_is_missing(path, journal):
+async def test_log_goes_on_from_the_mark_after_a_crash_and_no_line_is_missing(path, journal):
     journal.commit(10)
     journal.mark = 4  # 5 and 6 were appended, and never synced
     path.parent.mkdir()
@@ -152,7 +152,7 @@ async def test_a_renamed_file_is_left_and_a_new_one_begun(path, journal):
     assert ids(old) == [1, 2, 3]
 
 
-async def test_at_sighup_a_new_file_is_begun_though_nothing_is_to_be_written(path, journal):
+async def test_sighup_begins_a_new_file_although_no_line_is_to_be_written(path, journal):
     async with following(path, journal) as log:
         journal.commit()
         await until(path.exists)
@@ -235,7 +235,7 @@ async def test_a_store_that_is_away_for_a_while_loses_no_line(path, journal):
         await until(lambda: ids(path) == [1, 2, 3])
 
 
-async def test_after_a_sync_that_failed_all_since_the_last_good_one_is_written_again(
+async def test_lines_since_the_last_good_sync_are_written_again_after_a_failed_one(
     path, journal, monkeypatch
 ):
     really, failing = os.fdatasync, False

@@ -48,7 +48,7 @@ def test_a_chain_that_cannot_be_read_is_not_trusted(chain: list[bytes]):
     assert fault is PolicyResult.NOT_TRUSTED
 
 
-def test_without_a_root_or_a_name_nothing_is_good():
+def test_certificate_without_a_root_or_a_name_is_not_valid():
     good, now = shown(Kind.GOOD), datetime.now(UTC)
     assert store_of([b"nonsense"]) is None
     assert fault_of(good, None, NAME, now=now) is PolicyResult.NOT_TRUSTED

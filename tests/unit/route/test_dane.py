@@ -84,7 +84,7 @@ def test_a_whole_certificate_or_key_counts_only_if_it_can_be_read(selector, data
     assert usable([Tlsa(2, 1 - selector, 0, (LEAF.der, LEAF.spki)[selector])]) == ()
 
 
-def test_of_digests_with_one_usage_and_selector_only_the_strongest_count():
+def test_only_the_strongest_digests_with_one_usage_and_selector_count():
     weak, strong = record(3, 1, 1, LEAF), record(3, 1, 2, OTHER)
     whole, elsewhere, other_usage = (
         record(3, 1, 0, ROOT),
@@ -127,7 +127,7 @@ ADDRESSES = AddressAnswer(("192.0.2.1",))
         (Unanswered("SERVFAIL"), ()),
     ],
 )
-def test_where_the_records_of_a_host_may_be(found, bases):
+def test_records_of_a_host_are_looked_up_at_these_names(found, bases):
     assert base_domains(NAME, found) == bases
 
 
@@ -160,7 +160,7 @@ async def test_tlsa_answer_decides_the_state_of_the_host(answer, state, is_enfor
 
 
 @pytest.mark.parametrize("is_validating", [False, True])
-async def test_of_a_host_whose_addresses_are_not_signed_no_records_are_asked_for(is_validating):
+async def test_records_of_a_host_with_unsigned_addresses_are_not_looked_up(is_validating):
     floor, asked = await looked_up([], {}, is_validating=is_validating)
     assert floor.state is (DaneState.INSECURE if is_validating else DaneState.OFF)
     assert asked == []
@@ -319,7 +319,7 @@ def test_dane_ta_asks_for_certificates_in_date(days):
     assert met([record(2, 0, 1, ROOT)], now=NOW + days * DAY) is None
 
 
-def test_of_an_anchor_known_by_its_key_dates_do_not_count_and_of_one_known_as_certificate_they_do():
+def test_dates_of_an_anchor_count_if_it_is_known_as_certificate_and_not_by_its_key():
     old = issue("Old", ca=True, begins=NOW - 9 * DAY, ends=NOW - 8 * DAY)
     leaf = issue("leaf", old, ca=False, names=[NAME])
     assert met([record(2, 1, 1, old)], chain=[leaf, old]) is TA

@@ -308,7 +308,7 @@ async def test_an_answer_of_many_kilobytes_is_read_whole_over_tcp(server, resolv
     assert answer.records[0].preference == 0
 
 
-async def test_of_an_answer_larger_still_the_best_mail_hosts_are_kept(server, resolver):
+async def test_best_mail_hosts_of_a_still_larger_answer_are_kept(server, resolver):
     server.mx("huge.example", *((3000 - n, f"mx{n}") for n in range(2500)))
     answer = await resolver.mx("huge.example")
     assert len(answer.records) == 1000
@@ -359,7 +359,7 @@ async def test_each_dns_answer_says_whether_it_was_validated(server, resolver):
 
 
 @pytest.mark.parametrize("signed", ["A", "AAAA"])
-async def test_of_a_host_one_family_that_is_validated_is_enough(server, resolver, signed):
+async def test_one_validated_family_of_a_host_is_enough(server, resolver, signed):
     server.sign()
     server.a("mx.example", "11.22.33.1", authentic=signed == "A")
     server.aaaa("mx.example", "2a00:1234::1", authentic=signed == "AAAA")
@@ -373,7 +373,7 @@ async def test_a_family_without_addresses_does_not_vouch_for_the_other(server, r
     assert not (await resolver.addresses("mx.example")).authenticated
 
 
-async def test_of_an_alias_the_whole_way_has_to_be_validated(server, resolver):
+async def test_every_step_of_an_alias_has_to_be_validated(server, resolver):
     server.sign("signed.example", "too.example")
     server.cname("mx.signed.example", "host.too.example")
     server.a("host.too.example", "11.22.33.1")

@@ -108,7 +108,7 @@ def test_each_cell_of_the_table_of_floors(floor, settings, cells, on_unverified,
 @pytest.mark.parametrize("floor", [DANE, STS, UNUSABLE_FLOOR])
 @pytest.mark.parametrize("login", [False, True])
 @pytest.mark.parametrize("tls", list(TlsMode))
-def test_under_a_floor_nothing_ever_goes_in_clear(require, skip, floor, login, tls):
+def test_mail_under_a_floor_never_goes_in_clear(require, skip, floor, login, tls):
     host = replace(HOST, tls=tls, credentials=Credentials("relay", "x") if login else None)
     needed = under(at_host(needs(require, skip), host, OPTIONS), floor, OPTIONS)
     assert needed.must_encrypt
@@ -330,7 +330,7 @@ def test_old_tls_is_held_against_a_host_although_the_session_is_secured(floor):
     assert policy_result(floor, Situation.SECURED, fault) is fault
 
 
-def test_without_a_floor_nothing_is_held_against_a_host():
+def test_host_without_a_floor_has_no_failure():
     for situation in Situation:
         assert policy_result(NO_FLOOR, situation, PolicyResult.EXPIRED) is None
 
@@ -348,7 +348,7 @@ def test_message_under_an_enforced_floor_goes_verified_or_not_at_all(floor, requ
     ]
 
 
-def test_under_unusable_records_a_certificate_that_does_not_verify_keeps_its_tls():
+def test_host_with_unusable_records_and_an_invalid_certificate_keeps_its_tls():
     needed = under(needs(False, False), UNUSABLE_FLOOR, OPTIONS)
     assert sentence(forecast(needed, Situation.UNVERIFIED)) == (
         "sent in TLS, unverified, over a new connection"

@@ -269,7 +269,7 @@ def test_a_new_host_is_held_to_the_least_that_every_known_one_has_shown():
     assert held(after(seen(NONE, host="bad.example"), memory=memory), "new.example") is None
 
 
-def test_of_equal_hosts_the_one_seen_last_is_named_then_the_first_by_name():
+def test_latest_of_equal_hosts_is_named_then_the_first_by_name():
     memory = after(seen(VERIFIED, NOW - DAY, host=MX1), seen(VERIFIED, NOW - HOUR, host=MX2))
     found = held(memory, "new.example")
     assert found is not None

@@ -120,7 +120,7 @@ def test_names_are_lower_case_a_labels_without_final_dot(text, name):
     assert host_name(text) == name
 
 
-def test_where_we_are_in_the_list_our_preference_and_worse_are_dropped():
+def test_hosts_of_our_own_preference_and_worse_are_dropped():
     result = listed((10, "a.example"), (20, "relay.example"), (20, "b.example"), (30, "c.example"))
     assert names(result) == ["a.example"]
 

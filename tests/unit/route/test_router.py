@@ -198,7 +198,7 @@ async def test_a_domain_with_very_many_mail_hosts_is_never_given_up_for_those_no
 
 
 @pytest.mark.parametrize("ours", range(30))
-async def test_of_many_mail_hosts_none_behind_ourselves_is_tried_under_whatever_name(ours):
+async def test_no_mail_host_after_ourselves_is_tried_under_any_name(ours):
     """Whatever is looked up first, and whatever is drawn by lot."""
     names = [f"mx{n}.example.net" for n in range(30)]
     addresses = {name: [f"11.22.33.{n}"] for n, name in enumerate(names)}

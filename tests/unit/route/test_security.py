@@ -236,7 +236,7 @@ def test_instead_is_what_the_settings_alone_would_do(
     assert instead(held_to(plain, remembered), situation) is expected
 
 
-def test_what_is_remembered_lowers_nothing():
+def test_memory_lowers_no_requirement():
     strict = needs(True, False)
     for remembered in Shown:
         assert held_to(strict, remembered).proof is strict.proof

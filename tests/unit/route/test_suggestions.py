@@ -73,7 +73,7 @@ def test_a_short_time_is_nothing_to_go_by(age, enough):
         assert look(memory(level), age=age) == (rule(skip=skip) if enough else Reason.FEW)
 
 
-def test_what_is_in_each_run_is_told():
+def test_rule_counts_the_messages_that_prove_it():
     found = look(memory(ENCRYPTED, in_tls=50, in_full=20))
     assert found == rule(skip=True, messages=50)
     assert look(memory(VERIFIED, in_tls=50, in_full=20)) == rule(skip=False, messages=20)

@@ -150,7 +150,7 @@ async def test_replies_follow_the_script_by_verb_and_by_turn():
     ]
 
 
-async def test_without_a_recipient_there_is_no_message_unless_the_script_takes_data_all_the_same():
+async def test_message_needs_a_recipient_unless_the_script_accepts_data_without_one():
     said = b"HELO me\r\nRCPT TO:<x@example.net>\r\nMAIL FROM:<a@b>\r\nDATA\r\n.\r\nQUIT\r\n"
     expected = {"": "220 250 503 250 554 500 221", "DATA": "220 250 503 250 354 250 221"}
     for scripted, codes in expected.items():

@@ -45,7 +45,7 @@ def test_a_right_password_is_not_counted_and_forgives_no_wrong_one() -> None:
     assert failures.must_wait(CLIENT, "app1", NOW)
 
 
-def test_of_a_name_that_must_wait_a_new_password_and_one_that_comes_again_have_a_turn() -> None:
+def test_new_password_and_a_repeated_one_each_have_a_turn_for_a_name_that_must_wait() -> None:
     failures = Failures()
     guess(failures, "app1", 10)
 
