@@ -24,7 +24,7 @@ from aiohttp import StreamReader, web
 
 from relay.api.mailgun_form import ApiError
 
-__all__ = ["BODY", "Body", "Room"]
+__all__ = ["BODY", "Body", "BodyMemory"]
 
 _PIECE_OCTETS = 32 * 1024
 _FREE_OCTETS = 256 * 1024
@@ -35,7 +35,7 @@ _OCTETS_A_SECOND = 4096
 """Apache's mod_reqtimeout, and Postfix's smtpd_min_data_rate, have 500; servers send here."""
 
 
-class Room:
+class BodyMemory:
     """Octets that large bodies may hold: `octets` in all, `share` of them for one client."""
 
     def __init__(self, octets: int, share: int) -> None:
@@ -89,7 +89,7 @@ class Body:
     def __init__(
         self,
         request: web.Request,
-        room: Room,
+        room: BodyMemory,
         *,
         client: Sequence[str],
         limit: int,

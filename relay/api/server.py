@@ -29,7 +29,7 @@ from typing import Any, NoReturn
 
 from aiohttp import web
 
-from relay.api.bodies import BODY, Body, Room
+from relay.api.bodies import BODY, Body, BodyMemory
 from relay.api.endpoints import ENDPOINTS, TEXT, Endpoint
 from relay.api.entrance import Entrance, HttpError
 from relay.api.keys import Keys, Verdict
@@ -93,7 +93,9 @@ class Gate:
     def __init__(self, api: Api) -> None:
         self.keys = Keys(lambda: api.options().api_keys, clock=api.operator.clock)
         self.largest = api.message_size_bytes + _FORM_OCTETS
-        self.room = Room(_LARGEST_AT_A_TIME * self.largest, _LARGEST_AT_A_TIME * self.largest // 2)
+        self.room = BodyMemory(
+            _LARGEST_AT_A_TIME * self.largest, _LARGEST_AT_A_TIME * self.largest // 2
+        )
         self.rate = AnswerRate(_ANSWERS_WITHOUT_KEY)
         self.health_rate = AnswerRate(_ANSWERS_ABOUT_HEALTH)
         self.unwanted = asyncio.Semaphore(_UNWANTED_AT_A_TIME)

@@ -66,13 +66,13 @@ def check(
     import yaml
 
     from relay.config import ConfigError, as_document, consider, load
-    from relay.config.trial import acting_as, try_out
+    from relay.config.trial import acting_as, try_start
 
     path = config_file(ctx)
     judge = _judge(path, user)
     try:
         with acting_as(judge) if judge else contextlib.nullcontext():
-            config = load(path, os.environ, look=consider if file_only else try_out)
+            config = load(path, os.environ, look=consider if file_only else try_start)
     except ConfigError as error:
         fail(str(error))
     for warning in config.warnings:

@@ -30,13 +30,13 @@ from relay.report.deliverylog.file import OUTPUTS
 from relay.route.answers import Unanswered
 from relay.route.dns import DnsResolver, ResolverError
 
-__all__ = ["acting_as", "try_out"]
+__all__ = ["acting_as", "try_start"]
 
 _PROBE_NAME = "relay-check.invalid"
 """RFC 6761 §6.4: a name that is nobody's. Any answer shows that somebody answers."""
 
 
-def try_out(config: Config) -> Iterator[Remark]:
+def try_start(config: Config) -> Iterator[Remark]:
     """What would keep a relay with this configuration from starting, or from delivering.
 
     On top of what `consider` finds, and only where that is nothing fatal.

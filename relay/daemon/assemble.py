@@ -25,8 +25,8 @@ from relay.admin.domain_settings import SettingsElsewhere, SettingsInForce
 from relay.config import Config
 from relay.config.parts import resolver_options, route_options
 from relay.daemon.files import FileBudget
+from relay.daemon.measuring import MeteredQueue, MeteredSink, metered
 from relay.daemon.policies import make_policies
-from relay.daemon.watching import MeteredQueue, MeteredSink, metered
 from relay.deliver.attempt import Attempt
 from relay.deliver.destinations import Destinations
 from relay.deliver.floors import Floors

@@ -11,8 +11,8 @@ from relay import __version__
 from relay.admin.operator import Deliveries
 from relay.daemon.assemble import Parts
 from relay.daemon.explaining import explain
+from relay.daemon.measuring import connections, expiries, log_lag, oldest_age, room_at, stuck_queue
 from relay.daemon.probing import probe_domain
-from relay.daemon.watching import connections, expiries, heart_beats, log_lag, oldest_age, room_at
 from relay.deliver.options import security_options
 from relay.mail.jsontext import JsonObject
 from relay.policy.fields import Wishes
@@ -54,7 +54,7 @@ class Status:
         answer.
         """
         found = [f"{task.get_name()} has ended" for task in self.tasks if task.done()]
-        stuck = await heart_beats(self._parts.store, self._parts.store)
+        stuck = await stuck_queue(self._parts.store, self._parts.store)
         return [*found, stuck] if stuck else found
 
     def _not_ready(self) -> list[str]:

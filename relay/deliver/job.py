@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from relay.deliver.content import Content, beginning, pieces
-from relay.deliver.sevenbit import Conversion, NotConvertible, Plan, Survey
+from relay.deliver.sevenbit import Conversion, ConversionPlan, NotConvertible, Survey
 from relay.deliver.signing import Signer
 from relay.deliver.transaction import Extensions, needs_conversion
 from relay.mail.threads import in_thread_if_large
@@ -86,7 +86,7 @@ async def _with(field: bytes, content: Callable[[], AsyncIterator[bytes]]) -> As
         yield piece
 
 
-async def _surveyed(content: Content) -> Plan:
+async def _surveyed(content: Content) -> ConversionPlan:
     survey = Survey()
     async with aclosing(pieces(content)) as every:
         async for piece in every:
@@ -96,7 +96,7 @@ async def _surveyed(content: Content) -> Plan:
     return survey.finish()
 
 
-async def _converted(content: Content, plan: Plan) -> AsyncGenerator[bytes]:
+async def _converted(content: Content, plan: ConversionPlan) -> AsyncGenerator[bytes]:
     conversion = Conversion(plan)
     async with aclosing(pieces(content)) as every:
         async for piece in every:

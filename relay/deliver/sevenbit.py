@@ -9,8 +9,8 @@ Some content cannot be converted without damage: signed content (multipart/signe
 a DKIM-Signature), encrypted content, 8-bit octets in a header section or outside of all parts, and
 content that is no valid MIME. Such a message bounces (`NotConvertible`).
 
-The content is never held completely. `Survey` reads all of it and makes a `Plan`; `Conversion`
-reads it again and converts it piece by piece.
+The content is never held completely. `Survey` reads all of it and makes a `ConversionPlan`;
+`Conversion` reads it again and converts it piece by piece.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from types import MappingProxyType
 
 from relay.deliver.mime import Entity, Kind, TooComplex, Walk, mime_fields
 
-__all__ = ["Conversion", "NotConvertible", "Plan", "Survey"]
+__all__ = ["Conversion", "ConversionPlan", "NotConvertible", "Survey"]
 
 _IDENTITY = ("8bit", "binary")
 _TEXT_LINE = 76
@@ -37,7 +37,7 @@ class NotConvertible(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ConversionPlan:
     """The new encoding of each entity, by its number. `size_bytes`: the approximate new size."""
 
     encodings: Mapping[int, str] = field(default_factory=lambda: MappingProxyType({}))
@@ -60,13 +60,15 @@ class Survey:
         except TooComplex as error:
             raise NotConvertible(str(error)) from error
 
-    def finish(self) -> Plan:
+    def finish(self) -> ConversionPlan:
         """The content is complete: returns the plan."""
         try:
             self._walk.finish()
         except TooComplex as error:
             raise NotConvertible(str(error)) from error
-        return Plan(self._encodings, self._size_bytes + 3 * self._escapes + self._size_bytes // 20)
+        return ConversionPlan(
+            self._encodings, self._size_bytes + 3 * self._escapes + self._size_bytes // 20
+        )
 
     def header(self, entity: Entity, section: bytes) -> None:
         self._size_bytes += len(section)
@@ -100,7 +102,7 @@ _ASCII = bytes(range(128))
 class Conversion:
     """Converts content by a plan. The pieces that come out joined are the new content."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: ConversionPlan) -> None:
         self._walk = Walk(self)
         self._encodings = plan.encodings
         # Labels alone ask for no MIME-Version; what is encoded needs one to be decoded.

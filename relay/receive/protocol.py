@@ -53,7 +53,7 @@ from relay.receive.submission import mail, rcpt
 from relay.submit.message import Refusal
 from relay.submit.secrets import Verdict
 
-__all__ = ["Place", "ServerProtocol"]
+__all__ = ["ServerProtocol", "SessionContext"]
 
 AUTH_FAILURES_PER_SESSION = 3
 DRAIN_FACTOR = 4
@@ -84,8 +84,8 @@ _HTTP = frozenset({b"GET", b"POST", b"PUT", b"HEAD", b"CONNECT", b"OPTIONS", b"D
 _BEFORE_TLS = frozenset({b"NOOP", b"EHLO", b"STARTTLS", b"QUIT"})
 
 
-class Place(Protocol):
-    """Where a session takes place: `relay.receive.listener_state.ListenerState`."""
+class SessionContext(Protocol):
+    """What a session needs of its listener: `relay.receive.listener_state.ListenerState`."""
 
     @property
     def spec(self) -> ListenerSpec: ...
@@ -112,14 +112,14 @@ class ServerProtocol:
     `has_progressed`: whether the last octets completed a command or more of a message.
     """
 
-    def __init__(self, place: Place, session: Session) -> None:
+    def __init__(self, context: SessionContext, session: Session) -> None:
         self.session = session
         self.commands = 0
         self.transactions = 0
         self.is_over = False
         self.is_reading_content = False
         self.has_progressed = False
-        self._place = place
+        self._context = context
         self._actions: list[Action] = []
         self._waiting: Waiting | None = None
         self._input = b""
@@ -238,7 +238,7 @@ class ServerProtocol:
         self.commands += 1
         if line.endswith(b"\r"):
             return line[:-1]
-        if self._place.spec.bare_newline is not BareNewline.REFUSE:
+        if self._context.spec.bare_newline is not BareNewline.REFUSE:
             return line
         self._refuse_client(_BARE_LF)
         return None
@@ -275,11 +275,11 @@ class ServerProtocol:
 
     def smtp_EHLO(self, arg: bytes) -> None:
         if self._identify(arg, extended=True):
-            self._actions.append(self._place.ehlo_reply(self.session))
+            self._actions.append(self._context.ehlo_reply(self.session))
 
     def smtp_HELO(self, arg: bytes) -> None:
         if self._identify(arg, extended=False):
-            self._actions.append(f"250 {self._place.hostname}\r\n".encode())
+            self._actions.append(f"250 {self._context.hostname}\r\n".encode())
 
     def _identify(self, arg: bytes, *, extended: bool) -> bool:
         """Note the client's name without a check; EHLO ends a transaction (RFC 5321 §4.1.4)."""
@@ -327,7 +327,7 @@ class ServerProtocol:
             self._reply_unproductive(_NO_ARGUMENT)
         elif self.session.tls is not None:
             self._reply_unproductive(b"503 5.5.1 TLS is active already\r\n")
-        elif not self.session.offers_starttls or not self._place.has_tls:
+        elif not self.session.offers_starttls or not self._context.has_tls:
             self._reply_unproductive(b"502 5.5.1 STARTTLS is not offered\r\n")
         else:
             # Octets after the command came in clear, perhaps from an attacker (CVE-2011-0411).
@@ -380,13 +380,13 @@ class ServerProtocol:
     # --- transaction ----------------------------------------------------------------------------
 
     def smtp_MAIL(self, arg: bytes) -> None:
-        if not self.session.helo and self._place.spec.helo_required:
+        if not self.session.helo and self._context.spec.helo_required:
             self._reply_unproductive(_HELO_FIRST)
             return
         if self._transaction is not None:
             self._reply_unproductive(_NESTED_MAIL)
             return
-        answer = mail(self.session, arg, self._place.limits)
+        answer = mail(self.session, arg, self._context.limits)
         if isinstance(answer, Refusal):
             self._refuse(answer)
             return
@@ -401,8 +401,10 @@ class ServerProtocol:
         if self._intake is not None:
             self._reply_unproductive(_IN_BDAT)
             return
-        place = self._place
-        answer = rcpt(self.session, self._transaction, arg, place.limits, hostname=place.hostname)
+        context = self._context
+        answer = rcpt(
+            self.session, self._transaction, arg, context.limits, hostname=context.hostname
+        )
         if isinstance(answer, Refusal):
             self._refuse(answer, is_unproductive=not self.session.may_relay)
             return
@@ -422,8 +424,8 @@ class ServerProtocol:
             # A client that ended this very command with a bare LF knows no other line end.
             ends_with_lf = self._input[self._position - 2 : self._position] != b"\r\n"
             reader = DataReader(
-                limit_bytes=self._place.limits.message_size_bytes,
-                bare_newline=self._place.spec.bare_newline,
+                limit_bytes=self._context.limits.message_size_bytes,
+                bare_newline=self._context.spec.bare_newline,
                 ends_with_lf=ends_with_lf,
             )
             self._begin_content(self._transaction, reader)
@@ -448,8 +450,8 @@ class ServerProtocol:
             return
         if self._intake is None:
             reader = BdatReader(
-                limit_bytes=self._place.limits.message_size_bytes,
-                bare_newline=self._place.spec.bare_newline,
+                limit_bytes=self._context.limits.message_size_bytes,
+                bare_newline=self._context.spec.bare_newline,
             )
             self._begin_content(self._transaction, reader)
         assert isinstance(self._reader, BdatReader)
@@ -460,11 +462,11 @@ class ServerProtocol:
 
     @property
     def _drained_octets(self) -> int:
-        return DRAIN_FACTOR * self._place.limits.message_size_bytes
+        return DRAIN_FACTOR * self._context.limits.message_size_bytes
 
     def _begin_content(self, transaction: Transaction, reader: DataReader | BdatReader) -> None:
         self._reader = reader
-        self._intake = self._place.take_in(self.session, transaction, reader)
+        self._intake = self._context.take_in(self.session, transaction, reader)
 
     def _read_content(self) -> None:
         """Take the octets of content out of the input, from `_position` on."""

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from relay.api import bodies, rate, server, start_http
-from relay.api.bodies import Room
+from relay.api.bodies import BodyMemory
 from relay.api.formparser import FIELDS_OCTETS, parser_for
 from relay.api.mailgun_form import ApiError, Form
 from tests.fakes.http import KEY, Rig, auth
@@ -219,7 +219,7 @@ async def test_large_bodies_wait_for_their_clients_own_share_and_small_ones_do_n
 
 
 async def test_room_is_granted_in_turn_as_it_comes_free_and_to_each_client_its_share() -> None:
-    room = Room(300, 150)
+    room = BodyMemory(300, 150)
     await room.take(100, ["a", "key"])
     waiting = asyncio.create_task(room.take(100, ["a", "other"]))
     await asyncio.sleep(0)

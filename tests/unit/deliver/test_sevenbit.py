@@ -11,13 +11,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from relay.deliver.mime import MOST_DEPTH, TooComplex, Walk
-from relay.deliver.sevenbit import Conversion, NotConvertible, Plan, Survey
+from relay.deliver.sevenbit import Conversion, ConversionPlan, NotConvertible, Survey
 from tests.fakes.scribe import Scribe
 
 MIME = "MIME-Version: 1.0\r\n"
 
 
-def survey(content: bytes, step: int = 65536) -> Plan:
+def survey(content: bytes, step: int = 65536) -> ConversionPlan:
     looking = Survey()
     for start in range(0, len(content), step):
         looking.feed(content[start : start + step])

@@ -54,7 +54,7 @@ class Message:
 
 @dataclass
 class Listener:
-    """A `Place`."""
+    """A `SessionContext`."""
 
     spec: ListenerSpec = STARTTLS
     limits: Limits = field(default_factory=lambda: Limits(message_size_bytes=1000))

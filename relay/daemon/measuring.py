@@ -1,8 +1,7 @@
-"""A relay looked at from outside: what is counted on the way, what is so now, and whether it lives.
+"""Measures a running relay: counters, current values, and whether the queue answers.
 
-Counting happens where everything passes anyway: in front of the store (`MeteredSink`,
-`MeteredQueue`) and of the router (`metered`). `snapshot` gathers what `relay.report.metrics` is
-told at the moment it is asked; `liveness` says what is wrong, in sentences.
+Wrappers of the store (`MeteredSink`, `MeteredQueue`) and of the router (`metered`) count. The other
+functions return the current values for `relay.report.metrics`; `relay.daemon.status` calls them.
 """
 
 from __future__ import annotations
@@ -40,11 +39,11 @@ __all__ = [
     "MeteredSink",
     "connections",
     "expiries",
-    "heart_beats",
     "log_lag",
     "metered",
     "oldest_age",
     "room_at",
+    "stuck_queue",
 ]
 
 _A_BEAT_SECONDS = 10.0
@@ -123,7 +122,7 @@ def metered(
     return measured
 
 
-async def heart_beats(view: QueueView, events: EventLog) -> str:
+async def stuck_queue(view: QueueView, events: EventLog) -> str:
     """Whether the threads that read and write the queue answer; "" or what is wrong.
 
     A store in trouble answers too: a full disk is not cured by a restart.
