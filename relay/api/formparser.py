@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import unquote, unquote_to_bytes
 
-from relay.api.mailgun_form import ApiError, File, Form
+from relay.api.mailgun_form import ApiError, File, Form, shown
 
 __all__ = ["FIELDS_OCTETS", "FormParser", "parser_for"]
 
@@ -227,7 +227,9 @@ class _Part:
         if not says.get("name"):
             raise ApiError(400, "the form has a part without a name")
         if header.get("content-type", "").lower().startswith("multipart/"):
-            raise _not_a_form()
+            raise ApiError(
+                400, f"{shown(says['name'])}: a part of a form cannot be multipart itself"
+            )
         return cls(header, says["name"], filename)
 
 

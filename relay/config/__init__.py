@@ -146,6 +146,8 @@ def places(path: Path, environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _considered(config: Config, conformer: Conformer, look: Look) -> Config:
+    if not config.hostname:
+        config = dataclasses.replace(config, hostname=_own_name())
     remarks = list(look(config))
     fatal = [
         Mistake(nearest(conformer.places, r.key), r.key, r.problem, r.cure)
@@ -157,8 +159,6 @@ def _considered(config: Config, conformer: Conformer, look: Look) -> Config:
     warnings = [
         Mistake(nearest(conformer.places, r.key), r.key, r.problem, r.cure) for r in remarks
     ]
-    if not config.hostname:
-        config = dataclasses.replace(config, hostname=_own_name())
     if "." not in config.hostname:
         problem = f"{config.hostname} is no full domain name, and other hosts judge us by it"
         cure = "write one, such as relay.example.net"

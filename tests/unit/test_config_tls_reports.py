@@ -40,6 +40,14 @@ def test_reports_come_from_the_postmaster_of_the_host_by_default(tmp_path: Path)
     assert found.domain == "relay.us.example"
 
 
+def test_reports_come_from_the_machine_itself_where_no_hostname_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("socket.getfqdn", lambda: "mail.us.example")
+    with pytest.raises(ConfigError, match=r"postmaster@mail\.us\.example, and mail\.us\."):
+        read("tls_reports: {send: true}\n", {}, source="relay.yaml")
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
