@@ -54,7 +54,7 @@ from relay.queue.entry import TLS_REPORT, Entry, QueuedRecipient
 from relay.queue.store import SpoolError
 from relay.route.mta_sts import StsMode
 from relay.route.next_hop import Host, Hosts, NoRoute, Route
-from relay.route.security import HostFloor, Requirement, at_host, requirement, under
+from relay.route.security import HostFloor, Requirement, at_host, is_below, requirement, under
 
 __all__ = ["Attempt"]
 
@@ -301,7 +301,7 @@ class Attempt:
                 connection.abort()
                 raise
             if handing_over.has_delivered:
-                past.learn(shown)
+                past.learn(shown, is_old=is_below(connection.hop.tls_version, self._security))
             if waiting:  # they are to go over another connection
                 connection.quit()
             else:

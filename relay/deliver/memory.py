@@ -58,9 +58,9 @@ _GATHERED = 20_000
 _KEPT_DOMAINS = 500_000
 _PURGE_SECONDS = 600.0
 
-_Kind = tuple[str, Shown, Shown]
+_Kind = tuple[str, Shown, Shown, bool]
 _Gathered = dict[str, dict[_Kind, Sighting]]
-"""By domain; one sighting for each host, level, and most that could be seen."""
+"""By domain; one sighting for each host, level, most that could be seen, and old TLS or not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,25 +139,29 @@ class DowngradeMemory:
         self._have_at_hand(domain, memory)
         return memory
 
-    def learn(self, domain: str, host: str, shown: Shown, most: Shown) -> None:
-        """Learn what a host has shown in a session that carried mail; `most`: see `Sighting`."""
+    def learn(
+        self, domain: str, host: str, shown: Shown, most: Shown, *, is_old: bool = False
+    ) -> None:
+        """Learn what a host has shown in a session that carried mail; `most`, `is_old`: see
+        `Sighting`.
+        """
         now = self.clock()
         kinds = self._gathered.get(domain)
         if kinds is None:
             if len(self._gathered) >= _GATHERED:
                 return  # the store is in trouble; the next session teaches it again
             kinds = self._gathered[domain] = {}
-        kind = host, shown, most
+        kind = host, shown, most, is_old
         seen = kinds.get(kind)
         if seen is not None:
             seen.again(now)
         else:
-            kinds[kind] = Sighting(host, shown, most, now, now)
+            kinds[kind] = Sighting(host, shown, most, now, now, 1, is_old)
         at_hand = self._at_hand.get(domain, now=self._monotonic())
         before = at_hand.memory if at_hand is not None else None
         if before is None or not is_as_known(before, host, shown):
             if at_hand is not None:
-                seen = Sighting(host, shown, most, now, now)
+                seen = Sighting(host, shown, most, now, now, 1, is_old)
                 self._have_at_hand(domain, self._with(before, domain, [seen]))
             self._is_urgent.set()
 
@@ -388,10 +392,10 @@ class AtHost:
         if self.of is not None:
             await self.of.whole.ring(self.of.domain, alarm, host=self.host)
 
-    def learn(self, shown: Shown) -> None:
+    def learn(self, shown: Shown, *, is_old: bool) -> None:
         """The host has shown this, and mail went."""
         if self.of is not None:
-            self.of.whole.learn(self.of.domain, self.host, shown, self.most)
+            self.of.whole.learn(self.of.domain, self.host, shown, self.most, is_old=is_old)
 
     def why_held(self, alarm: DowngradeAlarm) -> str:
         """Why mail waits, until when, and the cure."""

@@ -116,6 +116,7 @@ class Sighting:
 
     `most`: the most that could be seen in them: encrypted where nobody looked at certificates,
     none where memory is not held against the mail. `first`, `last`: when; `messages`: how many.
+    `is_old`: in a version of TLS that mail which requires TLS would not have gone with.
     """
 
     host: str
@@ -124,6 +125,7 @@ class Sighting:
     first: datetime
     last: datetime
     messages: int = 1
+    is_old: bool = False
 
     def again(self, at: datetime) -> None:
         """The same, in one more session, for one more message."""
@@ -139,4 +141,5 @@ class Sighting:
             min(self.first, later.first),
             max(self.last, later.last),
             self.messages + later.messages,
+            self.is_old,
         )

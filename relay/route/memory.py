@@ -188,8 +188,9 @@ def learned(
     alarms = tuple(
         _alarm_after(alarm, seen) for alarm in memory.alarms if _is_kept(alarm, hosts, now)
     )
-    is_in_tls = seen.shown is not Shown.NONE or seen.most is Shown.NONE
-    is_in_full = seen.shown.rank >= seen.most.rank
+    is_free = seen.most is Shown.NONE  # no rule for the domain would hold it
+    is_in_tls = is_free or (seen.shown is not Shown.NONE and not seen.is_old)
+    is_in_full = is_free or (seen.shown.rank >= seen.most.rank and not seen.is_old)
     return replace(
         memory,
         last=max(memory.last, now),

@@ -73,6 +73,7 @@ __all__ = [
     "floor_at",
     "held_to",
     "instead",
+    "is_below",
     "next_step",
     "not_named",
     "policy_result",
@@ -88,6 +89,9 @@ class TlsVersion(StrEnum):
     TLS_1_1 = "TLSv1.1"
     TLS_1_2 = "TLSv1.2"
     TLS_1_3 = "TLSv1.3"
+
+
+_VERSIONS = tuple(TlsVersion)
 
 
 class OnTlsUnmet(StrEnum):
@@ -449,6 +453,12 @@ def under(needed: Requirement, floor: Floor, options: SecurityOptions) -> Requir
     if floor.holds is Proof.NOTHING:
         return needed
     return replace(needed, min_version=options.min_version, security_level=STRONG)
+
+
+def is_below(version: str | None, options: SecurityOptions) -> bool:
+    """Whether a session's version of TLS is one that mail which requires TLS would not go with."""
+    least = _VERSIONS.index(options.min_version)
+    return version in _VERSIONS and _VERSIONS.index(TlsVersion(version)) < least
 
 
 def held_to(needed: Requirement, remembered: Shown) -> Requirement:

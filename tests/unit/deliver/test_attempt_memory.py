@@ -307,6 +307,9 @@ async def test_old_tls_that_was_good_enough_before_still_is(rig, world: World):
         assert outcome.session is not None
         assert outcome.session.tls_version == "TLSv1"
     assert (await world.hosts())[NAME].level is ENCRYPTED
+    kept = await world.store.memory("dest.example")
+    assert kept is not None
+    assert kept.in_tls.messages == 0  # with require_tls it would not have gone
 
 
 async def test_unverified_tls_that_was_kept_before_is_kept_under_defer(rig, world: World):

@@ -47,8 +47,9 @@ def seen(
     most: Shown = VERIFIED,
     messages: int = 1,
     first: datetime | None = None,
+    is_old: bool = False,
 ) -> Sighting:
-    return Sighting(host, shown, most, first or at, at, messages)
+    return Sighting(host, shown, most, first or at, at, messages, is_old)
 
 
 def after(*sightings: Sighting, memory: DomainMemory | None = None) -> DomainMemory:
@@ -236,6 +237,17 @@ def test_a_run_ends_with_mail_that_had_less_than_its_settings_let_it_have(
     ended = Run(0, NOW + HOUR)
     assert memory.in_tls == (Run(2, NOW) if in_tls else ended)
     assert memory.in_full == (Run(2, NOW) if in_full else ended)
+
+
+@pytest.mark.parametrize(
+    ("shown", "most", "goes_on"),
+    [(VERIFIED, VERIFIED, False), (ENCRYPTED, ENCRYPTED, False), (ENCRYPTED, NONE, True)],
+)
+def test_a_run_ends_with_tls_that_is_too_old_to_require(shown, most, goes_on):
+    memory = after(seen(VERIFIED), seen(shown, NOW + HOUR, most=most, is_old=True))
+    expected = Run(2, NOW) if goes_on else Run(0, NOW + HOUR)
+    assert memory.in_tls == memory.in_full == expected
+    assert level(memory) is VERIFIED
 
 
 # --- what is held against a host ------------------------------------------------------------------
@@ -443,6 +455,7 @@ def test_more_of_the_same_changes_only_numbers():
 
 
 def test_sightings_of_one_kind_are_joined():
+    assert seen(VERIFIED, is_old=True).joined(seen(VERIFIED, is_old=True)).is_old
     one = seen(VERIFIED, NOW, first=NOW - HOUR, messages=3)
     other = seen(VERIFIED, NOW + HOUR, first=NOW + timedelta(minutes=1), messages=2)
     expected = seen(VERIFIED, NOW + HOUR, first=NOW - HOUR, messages=5)

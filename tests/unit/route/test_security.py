@@ -22,6 +22,7 @@ from relay.route.security import (
     at_host,
     held_to,
     instead,
+    is_below,
     next_step,
     requirement,
 )
@@ -240,3 +241,11 @@ def test_memory_lowers_no_requirement():
     strict = needs(True, False)
     for remembered in Shown:
         assert held_to(strict, remembered).proof is strict.proof
+
+
+@pytest.mark.parametrize("version", ["TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3", None, "TLSv9"])
+@pytest.mark.parametrize(("least", "below"), [("TLSv1.2", 2), ("TLSv1.3", 3), ("TLSv1", 0)])
+def test_version_below_the_least_is_one_that_required_tls_does_not_go_with(version, least, below):
+    options = SecurityOptions(min_version=TlsVersion(least))
+    is_older = version in ["TLSv1", "TLSv1.1", "TLSv1.2"][:below]
+    assert is_below(version, options) is is_older
