@@ -6,8 +6,8 @@ that was not delivered over verified TLS, one row each with the sentence that sa
 
 Both are bounded. Beyond `PAIRS_AN_HOUR` pairs of domains in an hour the rest is counted for the
 domain `other`; beyond `EXCEPTIONS_AN_HOUR` in all, and `EXCEPTIONS_OF_PAIR` of one pair, exceptions
-are counted and not listed. The sums of all domains are kept as rows of their own (domain ""), so
-that a look at all mail costs no more than a look at one pair. Pure.
+are counted and not listed. The sums of all domains, and those of each sender domain, are kept as
+rows of their own (domain ""), so that a look at them costs no more than a look at one pair. Pure.
 """
 
 from __future__ import annotations
