@@ -123,6 +123,7 @@ class Relay:
             self._run("policies", parts.policies.run())
         if reporter is not None:
             self._run("reports on TLS", reporter.run())
+            opened.push_async_callback(reporter.close)
         caller, targets = make_caller(parts)
         self._run("webhooks", caller.run())
         self._http = await open_http(parts, operator, caller, targets, self.status, opened)

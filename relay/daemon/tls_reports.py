@@ -15,7 +15,7 @@ from relay.report.tls_report import MEDIA_TYPE
 
 __all__ = ["make_reporter"]
 
-_AT_ONCE = 5
+_AT_ONCE = 20
 _TIMEOUT = timedelta(minutes=1)
 
 
@@ -32,14 +32,13 @@ def make_reporter(parts: Parts, view: TlsSessionsView) -> TlsReporter | None:
         at_once=_AT_ONCE,
     )
 
-    async def post(url: str, octets: bytes) -> str:
+    async def post(url: str, octets: bytes) -> NoAnswer | None:
         try:
             where = URL(url)
         except ValueError as error:
-            return str(error)
+            return NoAnswer(str(error))
         headers = {"Content-Type": MEDIA_TYPE}
-        found = await https.ask(where, _objection, headers=headers, body=octets)
-        return found.reason if isinstance(found, NoAnswer) else found
+        return await https.ask(where, _objection, headers=headers, body=octets, waits=False)
 
     return TlsReporter(
         view,
@@ -54,8 +53,8 @@ def make_reporter(parts: Parts, view: TlsSessionsView) -> TlsReporter | None:
     )
 
 
-async def _objection(answer: aiohttp.ClientResponse) -> str:
-    """Why a report was not taken; "": it was (RFC 8460 §5.4)."""
+async def _objection(answer: aiohttp.ClientResponse) -> NoAnswer | None:
+    """Why a report was not taken; None: it was (RFC 8460 §5.4)."""
     if 200 <= answer.status < 300:
-        return ""
-    return f"{answer.url.host} answers with status {answer.status}"
+        return None
+    return NoAnswer(f"{answer.url.host} answers with status {answer.status}")

@@ -46,10 +46,12 @@ class NoAnswer:
     """Why there is no answer.
 
     `reason`: a sentence for a person. `is_untrusted`: the server's certificate is not valid.
+    `is_busy`: the server was not asked, since enough others ask it now.
     """
 
     reason: str
     is_untrusted: bool = False
+    is_busy: bool = False
 
 
 class HttpsClient:
@@ -86,17 +88,20 @@ class HttpsClient:
         *,
         headers: Mapping[str, str],
         body: bytes | None = None,
+        waits: bool = True,
     ) -> T | NoAnswer:
         """What `read` returns for the answer to GET, or to POST with a body.
 
         Errors of aiohttp and the system become `NoAnswer`. The port of the URL is ignored: the
-        relay always uses its own.
+        relay always uses its own. `waits` False: the request is made at once or not at all.
         """
         host = url.host or ""
         addresses = await self._addresses(host)
         if isinstance(addresses, NoAnswer):
             return addresses
         at_address = self._at_address.setdefault(addresses[0], asyncio.Semaphore(_AT_ONE_ADDRESS))
+        if not waits and (at_address.locked() or self._places.locked()):
+            return NoAnswer(f"{host} has no place for another request now", is_busy=True)
         # The address first: a caller that waits for a slow look-up holds no place of the others.
         async with at_address, self._places:
             dead = self._dead.get(addresses[0], now=self._clock())

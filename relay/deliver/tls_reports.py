@@ -21,8 +21,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
+from functools import partial
+from itertools import islice
 from typing import Any
 
+from relay.deliver.https import NoAnswer
 from relay.mail.address import domain_of
 from relay.mail.envelope import Notify
 from relay.mail.header import split_content
@@ -53,8 +56,10 @@ __all__ = ["TlsReporter", "report_message"]
 log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 60.0
-_AT_ONCE = 5
+_AT_ONCE = 20
+_MOST_UNDER_WAY = 500
 _PAGE = 500
+_A_MINUTE = timedelta(minutes=1)
 _ALL_PLACES = ""
 
 
@@ -70,7 +75,7 @@ class _Planned:
 class TlsReporter:
     """`view`: the sessions of all workers; `reports`: the store that keeps what was sent.
 
-    `post`: sends octets to a URL, and returns why that failed, "" where it did not. `may_sign`:
+    `post`: sends octets to a URL, and returns why that failed, None where it did not. `may_sign`:
     whether there is a key for mail from a domain. `told`: hears of each try, by transport and what
     came of it.
     """
@@ -81,7 +86,7 @@ class TlsReporter:
         reports: TlsReports,
         resolver: Resolver,
         *,
-        post: Callable[[str, bytes], Awaitable[str]],
+        post: Callable[[str, bytes], Awaitable[NoAnswer | None]],
         submitter: Submitter,
         rules: Callable[[], PolicyRules],
         may_sign: Callable[[str], bool],
@@ -99,6 +104,8 @@ class TlsReporter:
         self._told = told
         self._planned: dict[date, dict[str, _Planned]] = {}
         self._places = asyncio.Semaphore(_AT_ONCE)
+        self._under_way: dict[tuple[date, str], asyncio.Task[None]] = {}
+        self._is_closed = False
         self._held: set[tuple[date, str, str]] = set()
         """Claims that could not be given back: the store was in trouble."""
 
@@ -106,26 +113,45 @@ class TlsReporter:
         """Send what is due, for ever. Other workers may still be starting when this one does."""
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
-            await self.send_due()
+            await self._begin_due()
 
     async def send_due(self) -> None:
         """Send what is due now."""
+        await self._begin_due()
+        await asyncio.gather(*self._under_way.values())
+
+    async def close(self) -> None:
+        """Break off what is being sent, and begin nothing any more."""
+        self._is_closed = True
+        tasks = list(self._under_way.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _begin_due(self) -> None:
+        if self._is_closed:
+            return
         try:
             await self._plan()
-            now = self._clock()
-            due = [
-                (day, domain)
-                for day, domains in self._planned.items()
-                for domain, planned in domains.items()
-                if planned.due <= now
-            ]
-            for start in range(0, len(due), _PAGE):
-                some = due[start : start + _PAGE]
-                await asyncio.gather(*(self._send_planned(day, domain) for day, domain in some))
         except SpoolError as error:
             log.warning("reports on TLS are not sent: %s", error)
-        except Exception:  # a mistake here is no reason to stop the relay
-            log.exception("reports on TLS are not sent")
+            return
+        now = self._clock()
+        due = (
+            (day, domain)
+            for day, domains in self._planned.items()
+            for domain, planned in domains.items()
+            if planned.due <= now and (day, domain) not in self._under_way
+        )
+        for day, domain in islice(due, _MOST_UNDER_WAY - len(self._under_way)):
+            task = asyncio.create_task(self._send_planned(day, domain))
+            self._under_way[day, domain] = task
+            task.add_done_callback(partial(self._ended, (day, domain)))
+
+    def _ended(self, key: tuple[date, str], task: asyncio.Task[None]) -> None:
+        del self._under_way[key]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("the report on TLS for %s of %s is not sent", *reversed(key), exc_info=error)
 
     # --- for the operator -------------------------------------------------------------------------
 
@@ -172,10 +198,9 @@ class TlsReporter:
         return ListedReport(day, sessions, ReportState.DUE, due)
 
     async def _send_now(self, day: date, domain: str) -> SentReport:
-        async with self._places:
-            reason = await self._send(day, domain, is_last=False)
-        if reason:
-            return SentReport(day, domain, ReportState.DUE, reason)
+        left = await self._send(day, domain, is_last=False)
+        if left is not None:
+            return SentReport(day, domain, ReportState.DUE, left.reason)
         finished = await self._reports.finished_tls_reports(day, domain)
         found = finished.get(_ALL_PLACES)
         return SentReport(day, domain, ReportState(found.value) if found else ReportState.DUE)
@@ -213,52 +238,56 @@ class TlsReporter:
 
     async def _send_planned(self, day: date, domain: str) -> None:
         """Send one report, and note when to try again if that fails."""
-        async with self._places:
-            planned = self._planned[day].get(domain)
-            if planned is None:
-                return  # sent by the operator meanwhile
-            now = self._clock()
-            planned.first = planned.first or now
-            planned.tries += 1
-            is_last = now >= planned.first + RETRIED_FOR
-            try:
-                reason = await self._send(day, domain, is_last=is_last)
-            except SpoolError as error:
-                reason = str(error)
-            again = next_try(planned.tries, first=planned.first, now=self._clock())
-            if not reason:
-                return
-            log.log(
-                logging.INFO if again is not None else logging.WARNING,
-                "the report on TLS for %s of %s is not sent: %s",
-                domain,
-                day,
-                reason,
-            )
-            planned.due = again or self._clock() + timedelta(seconds=_LOOK_SECONDS)
+        planned = self._planned[day][domain]
+        # For the case that an error of ours ends this: not at once again.
+        now, planned.due = self._clock(), self._clock() + _A_MINUTE
+        is_last = planned.first is not None and now >= planned.first + RETRIED_FOR
+        try:
+            left = await self._send(day, domain, is_last=is_last)
+        except SpoolError as error:
+            left = NoAnswer(str(error))
+        if left is None or left.is_busy:
+            return
+        planned.first = planned.first or now
+        planned.tries += 1
+        again = next_try(planned.tries, first=planned.first, now=self._clock())
+        planned.due = again or planned.due
+        log.log(
+            logging.INFO if again is not None else logging.WARNING,
+            "the report on TLS for %s of %s is not sent: %s",
+            domain,
+            day,
+            left.reason,
+        )
 
     # --- one report -------------------------------------------------------------------------------
 
-    async def _send(self, day: date, domain: str, *, is_last: bool) -> str:
-        """Send a report to all its places that do not have it; why some are left, "" where none is.
-
-        `is_last`: what fails is given up.
+    async def _send(self, day: date, domain: str, *, is_last: bool) -> NoAnswer | None:
+        """Send a report to all its places that do not have it; why some are left, None where none
+        is. `is_last`: what fails is given up.
         """
         if _ALL_PLACES in await self._reports.finished_tls_reports(day, domain):
             self._forget_plan(day, domain)
-            return ""
-        places, reason = await self._places_of(domain)
-        document = await self.document(domain, day)
-        if document is None:  # forgotten meanwhile
-            places = ()
-        else:
-            for place in places:
-                if failed := await self._send_to(place, day, domain, document, is_last=is_last):
-                    reason = f"{place.uri}: {failed}"
-        if reason and not is_last:
-            return reason
+            return None
+        left: NoAnswer | None = None
+        async with self._places:
+            places, unknown = await self._places_of(domain)
+            left = NoAnswer(unknown) if unknown else None
+            document = await self.document(domain, day)
+            if document is None:  # forgotten meanwhile
+                places = ()
+            for place in (one for one in places if one.address):
+                assert document is not None
+                found = await self._send_to(place, day, domain, document, is_last=is_last)
+                left = _both(left, found)
+        for place in (one for one in places if not one.address):
+            assert document is not None
+            found = await self._send_to(place, day, domain, document, is_last=is_last)
+            left = _both(left, found)
+        if left is not None and (left.is_busy or not is_last):
+            return left
         finished = (await self._reports.finished_tls_reports(day, domain)).values()
-        if reason or places:
+        if left is not None or places:
             was_sent = ReportResult.SENT in finished
             result = ReportResult.SENT if was_sent else ReportResult.GIVEN_UP
         else:
@@ -266,7 +295,7 @@ class TlsReporter:
         if await self._claim(day, domain, _ALL_PLACES):
             await self._reports.finish_tls_report(day, domain, _ALL_PLACES, result)
         self._forget_plan(day, domain)
-        return ""
+        return None
 
     def _forget_plan(self, day: date, domain: str) -> None:
         self._planned.get(day, {}).pop(domain, None)
@@ -283,36 +312,41 @@ class TlsReporter:
 
     async def _send_to(
         self, place: Place, day: date, domain: str, document: dict[str, Any], *, is_last: bool
-    ) -> str:
-        """Send a report to one place, if nobody has; why that failed, "" where it did not."""
+    ) -> NoAnswer | None:
+        """Send a report to one place, if nobody has; why that failed, None where it did not."""
         if place.uri in await self._reports.finished_tls_reports(day, domain):
-            return ""
+            return None
         if not await self._claim(day, domain, place.uri):
-            return "it is being sent"
+            return NoAnswer(f"{place.uri}: it is being sent", is_busy=True)
         try:
             if place.address:
-                reason = await self._mail(place, day, domain, document)
+                failed = await self._mail(place, day, domain, document)
             else:
-                reason = await self._post(place.uri, packed(document))
-                if not reason:
+                failed = await self._post(place.uri, packed(document))
+                if failed is None:
                     await self._reports.finish_tls_report(day, domain, place.uri, ReportResult.SENT)
-            if reason and is_last:
+            if failed is not None and is_last and not failed.is_busy:
                 result = ReportResult.GIVEN_UP
                 await self._reports.finish_tls_report(day, domain, place.uri, result)
                 self._told(place.transport, result.value)
-                return ""
+                return None
         except BaseException:
             await self._release(day, domain, place.uri)
             raise
-        self._told(place.transport, "failed" if reason else ReportResult.SENT.value)
-        if reason:
-            await self._release(day, domain, place.uri)
-        return reason
+        if failed is None:
+            self._told(place.transport, ReportResult.SENT.value)
+            return None
+        await self._release(day, domain, place.uri)
+        if not failed.is_busy:
+            self._told(place.transport, "failed")
+        return NoAnswer(f"{place.uri}: {failed.reason}", is_busy=failed.is_busy)
 
-    async def _mail(self, place: Place, day: date, domain: str, document: dict[str, Any]) -> str:
+    async def _mail(
+        self, place: Place, day: date, domain: str, document: dict[str, Any]
+    ) -> NoAnswer | None:
         sender = domain_of(self._submitter.sender)
         if not self._may_sign(sender):  # RFC 8460 §3: a report is signed
-            return f"{sender} has no key under dkim.domains"
+            return NoAnswer(f"{sender} has no key under dkim.domains")
         message = report_message(
             domain,
             day,
@@ -325,7 +359,7 @@ class TlsReporter:
         await self._reports.finish_tls_report(
             day, domain, place.uri, ReportResult.SENT, message=message
         )
-        return ""
+        return None
 
     async def _claim(self, day: date, domain: str, place: str) -> bool:
         key = day, domain, place
@@ -339,6 +373,11 @@ class TlsReporter:
         with suppress(SpoolError):
             await self._reports.release_tls_report(day, domain, place)
             self._held.discard((day, domain, place))
+
+
+def _both(one: NoAnswer | None, other: NoAnswer | None) -> NoAnswer | None:
+    """Why places are left: a failure before one that was not tried."""
+    return one if one is not None and (other is None or not one.is_busy) else other
 
 
 def report_message(

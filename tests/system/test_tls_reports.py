@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -22,6 +24,7 @@ from relay.sandbox.mx import Action, MxServer, Script, StartTls, Then
 from relay.sandbox.policy_host import WebAnswer, policy
 from relay.sign.keys import new_key
 from tests.rigs.policies import World, open_world
+from tests.rigs.relay import workers_of
 from tests.rigs.report_receiver import ReportReceiver
 from tests.rigs.tlsrpt import ReportMail, read_mail
 
@@ -171,8 +174,9 @@ async def send_mail(reporting: Reporting, domains: list[str], messages: int = _M
     assert all(found.values())
 
 
+@pytest.mark.parametrize("killed", ["all", "the worker that sends"])
 async def test_a_days_reports_of_two_workers_survive_a_kill_and_have_the_logs_numbers(
-    tmp_path: Path,
+    tmp_path: Path, killed: str
 ) -> None:
     async with open_reporting(tmp_path) as reporting:
         domains = []
@@ -197,10 +201,14 @@ async def test_a_days_reports_of_two_workers_survive_a_kill_and_have_the_logs_nu
 
         reporting.at(time(4, 30), days=1)
         await reporting.until(lambda: len(reporting.documents()) >= 2)
-        await asyncio.to_thread(relay.kill_all)
+        if killed == "all":
+            await asyncio.to_thread(relay.kill_all)
+        else:
+            os.kill(workers_of(relay)[0], signal.SIGKILL)
         before = len(reporting.documents())
         assert before < len(domains), "it was killed in the middle"
-        await asyncio.to_thread(relay.start)
+        if killed == "all":
+            await asyncio.to_thread(relay.start)
         await reporting.until(lambda: {d for d, _ in reporting.documents()} >= set(domains))
         await reporting.until(lambda: _states(relay, reporting.day) == {"sent"})
         await asyncio.sleep(1)

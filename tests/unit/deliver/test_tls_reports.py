@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from relay.deliver.https import NoAnswer
 from relay.deliver.tls_reports import TlsReporter
 from relay.mail.envelope import Notify
 from relay.mail.outcome import PolicyResult, PolicyType
@@ -76,6 +77,8 @@ class World:
     store: TroubledStore = field(default_factory=lambda: TroubledStore(now=NOON))
     posted: list[tuple[str, bytes]] = field(default_factory=list)
     objection: str = ""
+    is_busy: bool = False
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
     told: list[tuple[str, str]] = field(default_factory=list)
     keys: set[str] = field(default_factory=lambda: {"relay.example"})
     rules: PolicyRules = field(default_factory=PolicyRules)
@@ -83,10 +86,13 @@ class World:
     def asks(self, domain: str, *uris: str) -> None:
         self.dns.texts = {**self.dns.texts, f"_smtp._tls.{domain}": record(*uris)}
 
-    async def post(self, url: str, octets: bytes) -> str:
+    async def post(self, url: str, octets: bytes) -> NoAnswer | None:
+        if self.is_busy:
+            return NoAnswer("there is no place now", is_busy=True)
         self.posted.append((url, octets))
-        await asyncio.sleep(0)
-        return self.objection
+        if "slow" in url:
+            await self.gate.wait()
+        return NoAnswer(self.objection) if self.objection else None
 
     def reporter(self) -> TlsReporter:
         return TlsReporter(
@@ -252,6 +258,54 @@ async def test_a_receiver_that_does_not_take_it_is_tried_for_24_hours(world: Wor
     assert world.told[-1] == ("https", "given-up")
     assert set(world.told[:-1]) == {("https", "failed")}
     assert world.now - began > timedelta(hours=24)
+
+
+async def test_a_server_without_a_place_is_asked_a_minute_later_and_not_given_up(
+    world: World,
+) -> None:
+    world.asks("b.example", WEB)
+    world.is_busy = True
+    reporter = world.reporter()
+    world.now = AFTER
+    for _ in range(3):
+        await reporter.send_due()
+        world.now += timedelta(hours=20)
+    assert world.told == []
+    world.is_busy = False
+    world.now += timedelta(minutes=1)
+    await reporter.send_due()
+    assert world.told == [("https", "sent")]
+
+
+async def test_slow_servers_keep_no_other_domain_waiting(world: World) -> None:
+    slow = [session(f"{n}.slow.example") for n in range(60)]
+    await world.store.count_sessions(slow, at=NOON)
+    for one in slow:
+        world.asks(one.domain, f"https://{one.domain}/")
+    world.asks("b.example", MAIL)
+    world.now = AFTER
+    sending = asyncio.create_task(world.reporter().send_due())
+    async with asyncio.timeout(10):
+        while not (len(world.posted) == len(slow) and await world.mails()):
+            await asyncio.sleep(0.01)
+    assert not sending.done()
+    world.gate.set()
+    await sending
+
+
+async def test_what_is_being_sent_at_the_end_is_broken_off(world: World) -> None:
+    world.asks("b.example", "https://slow.example/")
+    reporter = world.reporter()
+    world.now = AFTER
+    sending = asyncio.create_task(reporter.send_due())
+    async with asyncio.timeout(10):
+        while not world.posted:
+            await asyncio.sleep(0.01)
+    await reporter.close()
+    await asyncio.gather(sending, return_exceptions=True)
+    await reporter.send_due()  # nothing begins any more
+    assert len(world.posted) == 1
+    assert await world.store.claim_tls_report(DAY, "b.example", "https://slow.example/")
 
 
 async def test_a_place_that_fails_does_not_have_the_others_written_to_again(world: World) -> None:
