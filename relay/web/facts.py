@@ -188,4 +188,12 @@ def _policy(status: Fields) -> Pairs:
         ("What is wrong with it", result),
         ("Policy waived by", _WAIVED.get(waived or "", waived)),
         ("Host name authentic", "yes" if status.get("mx-secure") else "no"),
+        ("Less than shown before", _memory(status.get("memory"))),
     ]
+
+
+def _memory(alarm: Fields | None) -> str | None:
+    """What a host has shown of TLS before, where this attempt met less."""
+    if alarm is None:
+        return None
+    return f"{alarm['before']} before, {alarm['now']} now ({alarm['host']}, last {alarm['since']})"

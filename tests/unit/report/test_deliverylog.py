@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relay.mail.memory import DowngradeAlarm, Shown
 from relay.mail.outcome import (
     Bounced,
     CertificateFacts,
@@ -15,6 +16,7 @@ from relay.mail.outcome import (
     Delivered,
     Downgrade,
     DowngradeReason,
+    HopPolicy,
     HopSession,
     Level,
     NamedBy,
@@ -296,3 +298,17 @@ def test_every_line_is_printable_ascii_and_strict_json(text):
     assert line.isascii()
     assert line.isprintable()
     assert json.dumps(json.loads(line), ensure_ascii=False).encode("utf-8")
+
+
+def test_a_host_that_shows_less_than_before_is_told_with_whose_memory_it_is():
+    since = datetime(2030, 1, 31, 12, tzinfo=UTC)
+    alarm = DowngradeAlarm(Shown.VERIFIED, Shown.NONE, "mx1.example.net", since)
+    session = replace(CLEAR, policy=HopPolicy(memory=alarm))
+    expected = {
+        "before": "verified",
+        "now": "none",
+        "host": "mx1.example.net",
+        "since": "2030-01-31T12:00:00+00:00",
+    }
+    assert line_of(replace(OK, session=session))["delivery-status"]["memory"] == expected
+    assert line_of(replace(OK, session=CLEAR))["delivery-status"]["memory"] is None

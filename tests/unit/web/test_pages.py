@@ -21,6 +21,7 @@ from relay.queue.retry import RetrySchedule
 from relay.queue.settle import settle
 from relay.queue.store import EventFilter, QueueFilter
 from relay.route.answers import TlsaAnswer
+from relay.web import facts
 from tests.fakes.page import NO_TLS, NOBODY, NOW, SENT, SENT_IN_CLEAR, PageRig, evil_mail
 from tests.fakes.queued import new_message
 
@@ -206,6 +207,15 @@ async def test_story_tells_the_client_the_look_up_and_every_host(rig: PageRig) -
         "Host name authentic no",
     ):
         assert said in re.sub(r"\s+", " ", told).replace("&#39;", "'"), said
+
+
+def test_story_tells_what_a_host_has_shown_before() -> None:
+    alarm = {"before": "verified", "now": "none", "host": "mx.a.example", "since": "2030-01-31"}
+    status = {"policy-type": "no-policy-found", "memory": alarm}
+    told = dict(facts._policy(status))
+    expected = "verified before, none now (mx.a.example, last 2030-01-31)"
+    assert told["Less than shown before"] == expected
+    assert dict(facts._policy(status | {"memory": None}))["Less than shown before"] is None
 
 
 async def test_story_leads_to_the_reports_on_its_message_and_back(rig: PageRig) -> None:
