@@ -57,6 +57,7 @@ _GATHERED = 20_000
 """Domains of which something may wait to be written, while the store is in trouble."""
 _KEPT_DOMAINS = 500_000
 _PURGE_SECONDS = 600.0
+_DAY_SECONDS = 86400.0
 
 _Kind = tuple[str, Shown, Shown, bool]
 _Gathered = dict[str, dict[_Kind, Sighting]]
@@ -98,6 +99,7 @@ class DowngradeMemory:
         self._writing = asyncio.Lock()
         self._is_urgent = asyncio.Event()
         self._in_trouble = False
+        self._told_in_trouble: ExpiringCache[bool] = ExpiringCache(_AT_HAND)
 
     @property
     def options(self) -> MemoryOptions:
@@ -198,10 +200,15 @@ class DowngradeMemory:
             await self._write([domain], ringing)
         except SpoolError as error:
             self._note_trouble(error)
+            key = f"{domain} {alarm.host} {alarm.before} {alarm.now}"
             told[0] = True
             if known is not None:
                 known, told[0] = rung(known, alarm, is_new_host=is_new_host, now=now)
                 self._have_at_hand(domain, known)
+            # What is at hand is asked for anew, from a store that knows nothing of it.
+            told[0] &= self._told_in_trouble.get(key, now=self._monotonic()) is None
+            if told[0]:
+                self._told_in_trouble.put(key, True, expires=self._monotonic() + _DAY_SECONDS)
         return told[0]
 
     def _tell(self, domain: str, alarm: DowngradeAlarm, host: str) -> None:

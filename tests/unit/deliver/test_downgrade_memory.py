@@ -314,6 +314,24 @@ async def test_alarm_is_told_again_after_a_restart_only_when_a_day_is_over(
     assert len(after.told) == 1
 
 
+async def test_alarm_that_cannot_be_written_is_told_once_a_day_all_the_same(
+    worker: Worker,
+) -> None:
+    worker.learn(VERIFIED)
+    await worker.memory.write()
+    assert await worker.level() is VERIFIED
+    worker.store.in_trouble = True
+    for _ in range(3):
+        await worker.ring()
+        Worker.seconds += 60  # what was at hand is asked for anew
+    assert len(worker.told) == 1
+    await worker.ring(ENCRYPTED)
+    assert len(worker.told) == 2
+    Worker.seconds += 86400
+    await worker.ring()
+    assert len(worker.told) == 3
+
+
 async def test_alarm_about_what_was_just_forgotten_is_not_told(worker: Worker) -> None:
     worker.learn(VERIFIED)
     await worker.memory.write()
