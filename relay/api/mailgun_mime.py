@@ -23,6 +23,7 @@ beyond ASCII cannot stand in a Content-ID: it gets another, in the part and in t
 
 from __future__ import annotations
 
+import binascii
 import email.policy
 import mimetypes
 import re
@@ -46,6 +47,9 @@ _MEDIA_TYPE = re.compile(r"([A-Za-z0-9!#$&^_.+-]{1,64})/([A-Za-z0-9!#$&^_.+-]{1,
 _BARE_CR = re.compile(rb"\r(?!\n)")
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _LONGEST_LINE = 998
+_LARGE_OCTETS = 1024 * 1024
+_LINE_OCTETS = 57
+"""Of a line of base64."""
 _MANY_LINES = 100_000
 """Of text with more, the email package would make as many objects: seven million empty lines took
 half a gigabyte.
@@ -66,6 +70,8 @@ def compose(form: Form, *, message_id: str, now: datetime) -> bytes:
     for part in parts:
         if part.media[0] == "message":
             octets = octets.replace(part.token, part.content, 1)
+        elif part.is_large:
+            octets = octets.replace(_base64(part.token), _base64(part.content), 1)
     return top + octets
 
 
@@ -74,7 +80,8 @@ class _Part:
     """A file as it goes into the message. `cid`: how the html calls it.
 
     `token`: what stands in the place of an attached message while the email package, which would
-    write it anew, puts the parts together.
+    write it anew, puts the parts together. It stands in the place of a large file, too: the package
+    has regular expressions for the whole of it, which keep every other thread waiting.
     """
 
     disposition: str
@@ -83,7 +90,16 @@ class _Part:
     media: tuple[str, str]
     params: dict[str, str]
     content: bytes
-    token: bytes = field(default_factory=lambda: secrets.token_hex(32).encode())
+    token: bytes = field(default_factory=lambda: secrets.token_hex(16).encode())
+
+    @property
+    def is_large(self) -> bool:
+        return len(self.content) > _LARGE_OCTETS
+
+    @property
+    def given(self) -> bytes:
+        """What the email package gets."""
+        return self.token if self.is_large else self.content
 
 
 def _named(file: File) -> _Part:
@@ -130,7 +146,7 @@ def _add(message: EmailMessage, part: _Part, *, inline: bool) -> None:
         return
     if inline:
         message.add_related(
-            part.content,
+            part.given,
             main,
             sub,
             cid=f"<{part.cid}>",
@@ -139,7 +155,7 @@ def _add(message: EmailMessage, part: _Part, *, inline: bool) -> None:
             params=part.params,
         )
     else:
-        message.add_attachment(part.content, main, sub, filename=part.name, params=part.params)
+        message.add_attachment(part.given, main, sub, filename=part.name, params=part.params)
 
 
 def _add_message(message: EmailMessage, part: _Part) -> None:
@@ -155,6 +171,14 @@ def _add_message(message: EmailMessage, part: _Part) -> None:
     attached.add_header("Content-Disposition", "attachment", filename=part.name)
     attached.set_payload(part.token.decode())
     message.attach(attached)
+
+
+def _base64(content: bytes) -> bytes:
+    """Lines of 76 characters with CRLF between them (RFC 2045 §6.8)."""
+    return b"\r\n".join(
+        binascii.b2a_base64(content[begin : begin + _LINE_OCTETS], newline=False)
+        for begin in range(0, len(content), _LINE_OCTETS)
+    )
 
 
 def _media_type(said: str, name: str, content: bytes) -> tuple[str, str, dict[str, str]]:

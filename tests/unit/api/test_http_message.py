@@ -129,6 +129,32 @@ def test_invalid_message_is_refused_in_mailguns_words(fields, said):
         assert refused(**fields) == said
 
 
+@pytest.mark.parametrize("more", [-1, 0, 1, 2, 3, 56, 57])
+@pytest.mark.parametrize("kind", ["image/png", "text/plain; charset=utf-8", "message/rfc822"])
+def test_large_files_arrive_whole_and_as_small_ones_do(more, kind):
+    files = [
+        File(disposition, f"{n}.bin", kind, bytes(range(256)) * 4096 + b"x" * more)
+        for n, disposition in enumerate(("inline", "attachment", "attachment"))
+    ]
+    small = [File(one.name, one.filename, kind, b"small\0") for one in files]
+    message, as_small = (
+        email.message_from_bytes(
+            compose(form(*those, html="cid:0.bin"), message_id=ID, now=NOW),
+            policy=email.policy.default,
+        )
+        for those in (files, small)
+    )
+    parts = [part for part in message.walk() if part.get_filename()]
+    assert [part.get_content() for part in parts if part.get_content_maintype() != "text"] == [
+        one.content for one in files if not kind.startswith("text")
+    ]
+    assert [part.get_payload(decode=True) for part in parts] == [one.content for one in files]
+    assert [part.items() for part in parts] == [
+        part.items() for part in as_small.walk() if part.get_filename()
+    ]
+    assert all(len(line) <= 76 for part in parts for line in str(part.get_payload()).splitlines())
+
+
 @pytest.mark.parametrize("name", ["text", "html", "amp-html"])
 @pytest.mark.parametrize("line_end", ["\n", "\r", "\r\n"])
 def test_text_of_very_many_lines_takes_no_more_memory_than_other_text(name, line_end):
