@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from relay.queue.entry import TLS_REPORT
 from relay.web.facts import setting_text
 from relay.web.rows import Row
 
@@ -54,6 +55,14 @@ class Story:
     header: str = ""
     is_queued: bool = False
     reports: tuple[Row, ...] = ()
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the relay itself composed the message."""
+        return self.origin in _OWN
+
+
+_OWN = ("dsn", TLS_REPORT)
 
 
 def story_of(
