@@ -364,10 +364,12 @@ async def page_rig(directory: Path, *, note: str = "") -> AsyncIterator[PageRig]
     server = _Server(app)
     await server.start_server()
     rig.base = f"http://127.0.0.1:{server.port}"
-    async with rig.stack:
-        yield rig
-    await server.close()
-    await store.close()
+    try:
+        async with rig.stack:
+            yield rig
+    finally:
+        await server.close()
+        await rig.store.close()
 
 
 class _Server(TestServer):
