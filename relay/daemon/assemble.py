@@ -25,13 +25,14 @@ from relay.admin.domain_settings import SettingsElsewhere, SettingsInForce
 from relay.config import Config
 from relay.config.parts import resolver_options, route_options
 from relay.daemon.files import FileBudget
-from relay.daemon.measuring import MeteredQueue, MeteredSink, metered
+from relay.daemon.measuring import MeteredSink, metered
 from relay.daemon.policies import make_policies
 from relay.deliver.attempt import Attempt
 from relay.deliver.destinations import Destinations
 from relay.deliver.floors import Floors
 from relay.deliver.memory import DowngradeMemory
 from relay.deliver.pool import Pool, PoolLimits
+from relay.deliver.report_sender import ReportSender
 from relay.deliver.scheduler import Scheduler
 from relay.deliver.sessions import failed_fetch
 from relay.deliver.signing import Signer
@@ -194,14 +195,25 @@ class Parts:
 
     def _make_scheduler(self) -> Scheduler:
         return Scheduler(
-            MeteredQueue(self.store, self.metrics),
+            self.store,
             self.attempt,
+            self._make_report_sender(),
             schedule=self.config.queue.schedule,
             options=self.delivery,
             rules=self.rules,
-            hostname=self.config.hostname,
             clock=self.clock,
             destinations=self.destinations,
+            metrics=self.metrics,
+        )
+
+    def _make_report_sender(self) -> ReportSender:
+        return ReportSender(
+            self.store,
+            schedule=self.config.queue.schedule,
+            rules=self.rules,
+            hostname=self.config.hostname,
+            clock=self.clock,
+            metrics=self.metrics,
         )
 
     def _make_reception(self) -> Reception:

@@ -1,7 +1,8 @@
 """Measures a running relay: counters, current values, and whether the queue answers.
 
-Wrappers of the store (`MeteredSink`, `MeteredQueue`) and of the router (`metered`) count. The other
-functions return the current values for `relay.report.metrics`; `relay.daemon.status` calls them.
+Wrappers of the store (`MeteredSink`) and of the router (`metered`) count; results are counted where
+they are recorded (`relay.deliver.recorder`). The other functions return the current values for
+`relay.report.metrics`; `relay.daemon.status` calls them.
 """
 
 from __future__ import annotations
@@ -9,23 +10,18 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime
 from functools import lru_cache
 
 from cryptography import x509
 
-from relay.mail.event import Event
-from relay.mail.tls_session import TlsSession
 from relay.queue.rows import moment
-from relay.queue.settle import Settlement
 from relay.queue.store import (
-    DeliveryQueue,
     EventFilter,
     EventLog,
     MessageSink,
     NewMessage,
-    PendingReport,
     QueueFilter,
     QueueView,
     SpoolError,
@@ -35,7 +31,6 @@ from relay.report.metrics import Metrics
 from relay.route.next_hop import NoRoute, Route
 
 __all__ = [
-    "MeteredQueue",
     "MeteredSink",
     "connections",
     "expiries",
@@ -67,45 +62,6 @@ class MeteredSink:
         self._metrics.accepted(
             new.message.origin, new.message.size_bytes, time.perf_counter() - began
         )
-
-
-class MeteredQueue:
-    """A queue whose results are counted and timed."""
-
-    def __init__(self, queue: DeliveryQueue, metrics: Metrics) -> None:
-        self._queue = queue
-        self._metrics = metrics
-        self.claim_due = queue.claim_due
-        self.next_due = queue.next_due
-        self.clock_set_back = queue.clock_set_back
-        self.wait_for_work = queue.wait_for_work
-        self.release = queue.release
-        self.pending_reports = queue.pending_reports
-        self.pending_report = queue.pending_report
-        self.read_content = queue.read_content
-        self.read_header = queue.read_header
-        self.before_change = queue.before_change
-        self.count_sessions = queue.count_sessions
-
-    async def record(
-        self,
-        settlement: Settlement,
-        *,
-        reports: Sequence[NewMessage] = (),
-        events: Sequence[Event] = (),
-        sessions: Sequence[TlsSession] = (),
-    ) -> bool:
-        began = time.perf_counter()
-        report_is_due = await self._queue.record(
-            settlement, reports=reports, events=events, sessions=sessions
-        )
-        self._metrics.settled(settlement, time.perf_counter() - began)
-        self._metrics.reported(len(reports))
-        return report_is_due
-
-    async def report(self, pending: PendingReport, reports: Sequence[NewMessage]) -> None:
-        await self._queue.report(pending, reports)
-        self._metrics.reported(len(reports))
 
 
 def metered(

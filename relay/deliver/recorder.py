@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -22,6 +23,7 @@ from relay.queue.retry import RetrySchedule, jitter_of
 from relay.queue.settle import Settlement, notification_due, settle
 from relay.queue.store import DeliveryQueue, NewMessage, SpoolError
 from relay.report import deliverylog
+from relay.report.metrics import Metrics
 
 __all__ = ["FIRST_PAUSE", "LONGEST_PAUSE", "Recorder"]
 
@@ -48,12 +50,14 @@ class Recorder:
         clocks: Clocks,
         *,
         schedule: RetrySchedule,
+        metrics: Metrics | None = None,
         on_end: Callable[[Entry, datetime | None], None],
     ) -> None:
         self._store = store
         self._reports = reports
         self._clocks = clocks
         self._schedule = schedule
+        self._metrics = metrics or Metrics()
         self._on_end = on_end
         self._put_offs: set[asyncio.Task[None]] = set()
         self._has_given_up = asyncio.Event()
@@ -108,9 +112,13 @@ class Recorder:
             nonlocal reports
             if reports is None:
                 reports = await self._reports.dsns(settlement.reports, settlement.at)
-            return await self._store.record(
+            began = time.perf_counter()
+            is_to_be_reported = await self._store.record(
                 settlement, reports=reports, events=events, sessions=sessions
             )
+            self._metrics.settled(settlement, time.perf_counter() - began)
+            self._metrics.reported(len(reports))
+            return is_to_be_reported
 
         is_to_be_reported = await self._until_taken(entry, "a result waits to be recorded", record)
         if is_to_be_reported is None:

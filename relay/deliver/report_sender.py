@@ -21,6 +21,7 @@ from relay.queue.retry import RetrySchedule
 from relay.queue.settle import Report, reports_about
 from relay.queue.store import DeliveryQueue, NewMessage, SpoolError
 from relay.report import dsn
+from relay.report.metrics import Metrics
 
 __all__ = ["REPORT_PATIENCE", "ReportSender"]
 
@@ -45,7 +46,8 @@ class ReportSender:
         rules: Callable[[], PolicyRules],
         hostname: str,
         clock: Callable[[], datetime],
-        patience: timedelta,
+        patience: timedelta = REPORT_PATIENCE,
+        metrics: Metrics | None = None,
     ) -> None:
         self._store = store
         self._schedule = schedule
@@ -53,6 +55,7 @@ class ReportSender:
         self._hostname = hostname
         self._clock = clock
         self._patience = patience
+        self._metrics = metrics or Metrics()
         self._sending: set[str] = set()
 
     async def dsns(self, reports: Iterable[Report], at: datetime) -> list[NewMessage]:
@@ -90,7 +93,9 @@ class ReportSender:
                 reports = reports_about(
                     pending.message, pending.changes, schedule=self._schedule, now=now
                 )
-                await self._store.report(pending, await self.dsns(reports, now))
+                dsns = await self.dsns(reports, now)
+                await self._store.report(pending, dsns)
+                self._metrics.reported(len(dsns))
             return True
         except SpoolError as exc:
             logger.error("%s: its sender is not told yet what became of it: %s", queue_id, exc)

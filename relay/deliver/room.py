@@ -45,8 +45,8 @@ class Room:
         """Take a connection for an entry at the first of its destinations that has room."""
         return self._destinations.reserve(self._names(entry.domain), entry.key)
 
-    def is_refused(self, entry: Entry, why: NotNow) -> bool:
-        """Whether an entry was turned away too often to wait for room once more."""
+    def was_too_often_turned_away(self, entry: Entry, why: NotNow) -> bool:
+        """Count that an entry was turned away; whether that was too often to wait again."""
         if not why.turned_away:
             return False
         self._turned_away[entry.key] += 1

@@ -31,7 +31,7 @@ from relay.deliver.clocks import Clocks
 from relay.deliver.destinations import Destinations, NotNow, Use
 from relay.deliver.options import DeliveryOptions
 from relay.deliver.recorder import FIRST_PAUSE, LONGEST_PAUSE, Recorder
-from relay.deliver.report_sender import REPORT_PATIENCE, ReportSender
+from relay.deliver.report_sender import ReportSender
 from relay.deliver.runner import Attempts, Runner, reconsidered
 from relay.deliver.waiting import Waiting, Wanted
 from relay.mail.outcome import Outcome
@@ -40,6 +40,7 @@ from relay.policy.rules import PolicyRules
 from relay.queue.entry import Entry
 from relay.queue.retry import RetrySchedule, latest_due
 from relay.queue.store import DeliveryQueue, SpoolError
+from relay.report.metrics import Metrics
 
 __all__ = ["Scheduler"]
 
@@ -59,15 +60,15 @@ class Scheduler:
         self,
         store: DeliveryQueue,
         attempts: Attempts,
+        reports: ReportSender,
         *,
         schedule: RetrySchedule,
         options: DeliveryOptions,
         rules: Callable[[], PolicyRules],
-        hostname: str,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         monotonic: Callable[[], float] = time.monotonic,
-        report_patience: timedelta = REPORT_PATIENCE,
         destinations: Destinations | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         """`destinations`: those of `attempts`."""
         self._store = store
@@ -79,16 +80,14 @@ class Scheduler:
         self._share = min(options.concurrency_per_destination, options.concurrency)
         self.clocks = Clocks(clock, monotonic, on_set=self.retry_silent)
         self._alarm = Alarm(clock)
-        self._reports = ReportSender(
-            store,
-            schedule=schedule,
-            rules=rules,
-            hostname=hostname,
-            clock=clock,
-            patience=report_patience,
-        )
+        self._reports = reports
         self._recorder = Recorder(
-            store, self._reports, self.clocks, schedule=schedule, on_end=self._claim_ended
+            store,
+            self._reports,
+            self.clocks,
+            schedule=schedule,
+            metrics=metrics,
+            on_end=self._claim_ended,
         )
         self._runner = Runner(store, attempts, clock)
         self._destinations = destinations or Destinations(self._share, schedule, clock=monotonic)
@@ -344,7 +343,7 @@ class Scheduler:
 
     async def _not_now(self, entry: Entry, why: NotNow) -> Mapping[int, Outcome] | None:
         """Let an entry wait for room at its hosts; its outcomes if it was refused too often."""
-        if self._waiting.room.is_refused(entry, why):
+        if self._waiting.room.was_too_often_turned_away(entry, why):
             await self._recorder.record(entry, why.turned_away)
             return why.turned_away
         if self._stopping:

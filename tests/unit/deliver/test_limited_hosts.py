@@ -17,19 +17,19 @@ from relay.deliver.destinations import Destinations
 from relay.deliver.options import DeliveryOptions, Timeouts, TlsOptions
 from relay.deliver.scheduler import Scheduler
 from relay.deliver.tls import TlsContexts
-from relay.policy.rules import PolicyRules
 from relay.queue.entry import State
 from relay.queue.retry import RetrySchedule
 from relay.route.next_hop import Host, Hosts, Route
 from tests.fakes.floors import Published, floors_of
 from tests.fakes.queue import MemoryQueue
+from tests.fakes.scheduling import make_scheduler
 from tests.rigs.limited_host import LimitedHost
-from tests.unit.deliver.conftest import QUICK, milliseconds
+from tests.unit.deliver.conftest import QUICK
 
 SCHEDULE = RetrySchedule(waits=(timedelta(minutes=5), timedelta(hours=1)))
 
 SLOW = Timeouts(
-    connect=milliseconds(500), greeting=timedelta(seconds=60), command=timedelta(seconds=60)
+    connect=timedelta(seconds=20), greeting=timedelta(seconds=60), command=timedelta(seconds=60)
 )
 
 
@@ -68,13 +68,11 @@ async def delivering(
         contexts=contexts,
         destinations=destinations,
     )
-    scheduler = Scheduler(
+    scheduler = make_scheduler(
         queue,
         attempt,
         schedule=SCHEDULE,
         options=delivery,
-        rules=PolicyRules,
-        hostname="relay.example",
         destinations=destinations,
     )
     task = asyncio.create_task(scheduler.run())

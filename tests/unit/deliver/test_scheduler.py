@@ -23,6 +23,7 @@ from relay.policy.settings import Setting, Source, TlsSettings
 from relay.queue.entry import Entry, State
 from relay.queue.retry import RetrySchedule
 from tests.fakes.queue import CONTENT, DISK_TROUBLE, MemoryQueue
+from tests.fakes.scheduling import make_scheduler
 
 SESSION = HopSession("mx.b.example", "192.0.2.1", tls=True, verified_by=VerifiedBy.PKIX)
 OK: Outcome = Delivered("2.0.0", 250, "OK", session=SESSION)
@@ -102,13 +103,12 @@ async def running(
 
 def make(queue: MemoryQueue, attempts: Attempts, **settings: Any) -> Scheduler:
     rules = settings.pop("rules", PolicyRules())
-    return Scheduler(
+    return make_scheduler(
         queue,
         attempts,
         schedule=settings.pop("schedule", SCHEDULE),
         options=DeliveryOptions(**settings.pop("options", {})),
         rules=lambda: rules,
-        hostname="relay.example.net",
         **settings,
     )
 

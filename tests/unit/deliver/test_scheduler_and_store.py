@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from relay.deliver.options import DeliveryOptions
 from relay.deliver.scheduler import Scheduler
 from relay.mail.address import domain_of
 from relay.mail.outcome import Bounced, Code, Deferred, Delivered, HopSession, Outcome, VerifiedBy
@@ -24,6 +23,7 @@ from relay.queue.retry import RetrySchedule
 from relay.queue.sqlite.store import SqliteStore
 from relay.queue.store import NewMessage, QueueFilter
 from tests.fakes.queue import CONTENT, DEFAULTS
+from tests.fakes.scheduling import make_scheduler
 
 SESSION = HopSession("mx.b.example", "192.0.2.1", tls=True, verified_by=VerifiedBy.PKIX)
 OK = Delivered("2.0.0", 250, "OK", session=SESSION)
@@ -91,13 +91,11 @@ async def running(
     rules: PolicyRules | None = None,
     schedule: RetrySchedule = MINUTES,
 ) -> AsyncIterator[Scheduler]:
-    scheduler = Scheduler(
+    scheduler = make_scheduler(
         store,
         attempts,
         schedule=schedule,
-        options=DeliveryOptions(),
         rules=lambda: rules or PolicyRules(),
-        hostname="relay.example.net",
     )
     task = asyncio.create_task(scheduler.run())
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-import time
 from collections.abc import AsyncIterator
 from contextlib import closing
 from dataclasses import replace
@@ -13,15 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from relay.deliver.options import DeliveryOptions
-from relay.deliver.scheduler import Scheduler
 from relay.mail.outcome import Code, Deferred, HopSession, VerifiedBy
-from relay.policy.rules import PolicyRules
 from relay.queue.entry import State, Terms
 from relay.queue.retry import RetrySchedule
 from relay.queue.sqlite import SqliteStore
 from relay.queue.sqlite.disk import DATABASE
 from tests.fakes.queued import new_message
+from tests.fakes.scheduling import make_scheduler
 
 SESSION = HopSession("mx.b.example", "192.0.2.1", tls=True, verified_by=VerifiedBy.PKIX)
 BUSY = Deferred("4.2.1", 450, "busy", session=SESSION)
@@ -66,15 +63,11 @@ async def until(made: list[str], wanted: int) -> None:
 @pytest.mark.parametrize("days", [30, -30])
 async def test_deferred_mail_is_tried_again_though_the_clock_was_set(store, answer, days) -> None:
     clock, attempts = SetClock(), Attempts(answer)
-    scheduler = Scheduler(
+    scheduler = make_scheduler(
         store,
         attempts,
         schedule=RetrySchedule(waits=(timedelta(hours=1),)),
-        options=DeliveryOptions(),
-        rules=PolicyRules,
-        hostname="relay.example.net",
         clock=clock,
-        monotonic=time.monotonic,
     )
     running = asyncio.create_task(scheduler.run())
     await store.accept(new_message("b@b.example", arrived=clock()))

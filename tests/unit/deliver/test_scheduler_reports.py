@@ -12,12 +12,9 @@ from pathlib import Path
 import pytest
 
 from relay.deliver import report_sender
-from relay.deliver.options import DeliveryOptions
-from relay.deliver.scheduler import Scheduler
 from relay.mail.address import domain_of
 from relay.mail.envelope import Notify
 from relay.mail.outcome import Bounced, Code, Deferred, Delivered, HopSession, VerifiedBy
-from relay.policy.rules import PolicyRules
 from relay.policy.settings import Setting, Source, TlsSettings
 from relay.queue.entry import Entry, MessageSummary, QueuedMessage, QueuedRecipient
 from relay.queue.queue_id import new_queue_id
@@ -25,7 +22,9 @@ from relay.queue.retry import RetrySchedule
 from relay.queue.settle import settle
 from relay.queue.sqlite.store import SqliteStore
 from relay.queue.store import NewMessage, QueueFilter
+from relay.report.metrics import Metrics, Snapshot
 from tests.fakes.queue import CONTENT, DEFAULTS
+from tests.fakes.scheduling import make_scheduler
 
 SESSION = HopSession("mx.b.example", "192.0.2.1", tls=True, verified_by=VerifiedBy.PKIX)
 OK = Delivered("2.0.0", 250, "OK", session=SESSION)
@@ -107,15 +106,10 @@ async def running(
     *,
     patience: timedelta = timedelta(minutes=5),
     schedule: RetrySchedule = MINUTES,
+    metrics: Metrics | None = None,
 ):
-    loop = Scheduler(
-        store,
-        hosts,
-        schedule=schedule,
-        options=DeliveryOptions(),
-        rules=PolicyRules,
-        hostname="relay.example.net",
-        report_patience=patience,
+    loop = make_scheduler(
+        store, hosts, schedule=schedule, report_patience=patience, metrics=metrics
     )
     task = asyncio.create_task(loop.run())
     try:
@@ -256,6 +250,19 @@ async def test_failures_of_a_later_round_are_one_report(store):
         await reports(hosts, 1)
         assert hosts.told_about() == [["1@b.example", "2@c.example", "3@d.example"]]
         assert await is_empty(store)
+
+
+async def test_reports_are_counted_whether_they_waited_for_other_domains_or_not(store):
+    hosts, metrics = Hosts(b=NOBODY, c=NOBODY), Metrics()
+    async with running(store, hosts, metrics=metrics):
+        await accept(store, "1@b.example")
+        await reports(hosts, 1)
+        await accept(store, "1@b.example", "2@c.example")
+        await reports(hosts, 2)
+    text = metrics.render(Snapshot()).decode()
+    assert "relay_dsns_total 2.0" in text
+    bounced = 'relay_deliveries_total{result="bounced",tls="true",verified="true"}'
+    assert f"{bounced} 3.0" in text
 
 
 async def test_failures_while_other_attempts_take_longer_are_one_report_of_each_kind(store):
