@@ -238,7 +238,9 @@ class TlsReporter:
 
     async def _send_planned(self, day: date, domain: str) -> None:
         """Send one report, and note when to try again if that fails."""
-        planned = self._planned[day][domain]
+        planned = self._planned.get(day, {}).get(domain)
+        if planned is None:
+            return  # the operator had it sent meanwhile
         # For the case that an error of ours ends this: not at once again.
         now, planned.due = self._clock(), self._clock() + _A_MINUTE
         is_last = planned.first is not None and now >= planned.first + RETRIED_FOR

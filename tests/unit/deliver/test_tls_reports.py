@@ -400,6 +400,17 @@ async def test_the_operator_has_all_days_that_are_over_sent_at_once(world: World
     assert len(await world.mails()) == 1
 
 
+async def test_a_report_that_the_operator_sends_as_it_becomes_due_is_sent_once(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.asks("b.example", MAIL)
+    world.now = AFTER
+    reporter = world.reporter()
+    await asyncio.gather(sent(reporter, "b.example"), reporter.send_due(), sent(reporter))
+    assert len(await world.mails()) == 1
+    assert "ERROR" not in caplog.text
+
+
 async def test_the_operator_has_one_domain_or_day_sent(world: World) -> None:
     world.asks("b.example", MAIL)
     world.asks("c.example", "mailto:tls@c.example")
