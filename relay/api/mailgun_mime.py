@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import binascii
 import email.policy
+import itertools
 import mimetypes
 import re
 import secrets
@@ -67,12 +68,18 @@ def compose(form: Form, *, message_id: str, now: datetime) -> bytes:
     body = _body(text, form.first("amp-html"), html, parts)
     top = header_section(form, message_id=message_id, now=now)
     octets = body.as_bytes(policy=_HEADER_POLICY)
-    for part in parts:
-        if part.media[0] == "message":
-            octets = octets.replace(part.token, part.content, 1)
-        elif part.is_large:
-            octets = octets.replace(_base64(part.token), _base64(part.content), 1)
-    return top + octets
+    contents = {part.token: part.content for part in parts if part.media[0] == "message"}
+    contents |= {_base64(part.token): _base64(part.content) for part in parts if part.is_large}
+    return top + _TOKEN.sub(lambda found: contents.get(found[0], found[0]), octets)
+
+
+_MARK = secrets.token_hex(12).encode()
+"""What all tokens begin with; of 24 octets, so that their base64 begins alike, too."""
+_NUMBERS = itertools.cycle(range(10**8))
+_TOKEN = re.compile(
+    rb"%s[0-9]{8}|%s[A-Za-z0-9+/]{11}="
+    % (_MARK, re.escape(binascii.b2a_base64(_MARK, newline=False)))
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +97,11 @@ class _Part:
     media: tuple[str, str]
     params: dict[str, str]
     content: bytes
-    token: bytes = field(default_factory=lambda: secrets.token_hex(16).encode())
+    token: bytes = field(default_factory=lambda: b"%s%08d" % (_MARK, next(_NUMBERS)))
 
     @property
     def is_large(self) -> bool:
-        return len(self.content) > _LARGE_OCTETS
+        return len(self.content) > _LARGE_OCTETS and self.media[0] != "message"
 
     @property
     def given(self) -> bytes:

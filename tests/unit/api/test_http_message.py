@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email
 import email.policy
+import time
 import tracemalloc
 from datetime import UTC, datetime, timedelta
 from email.header import decode_header, make_header
@@ -153,6 +154,20 @@ def test_large_files_arrive_whole_and_as_small_ones_do(more, kind):
         part.items() for part in as_small.walk() if part.get_filename()
     ]
     assert all(len(line) <= 76 for part in parts for line in str(part.get_payload()).splitlines())
+
+
+def test_messages_that_are_attached_are_put_in_in_linear_time():
+    def seconds(count: int) -> float:
+        letter = b"From: a@b.example\r\n\r\n" + b"x" * 900 + b"\r\n"
+        files = [File("attachment", "a.eml", "message/rfc822", letter)] * count
+        began = time.process_time()
+        content = compose(form(*files), message_id=ID, now=NOW)
+        took = time.process_time() - began
+        assert content.count(letter) == count
+        return took
+
+    seconds(10)
+    assert seconds(2000) < 20 * max(seconds(200), 0.01)
 
 
 @pytest.mark.parametrize("name", ["text", "html", "amp-html"])
