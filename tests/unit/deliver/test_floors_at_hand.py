@@ -10,7 +10,7 @@ import pytest
 from relay.deliver.floors import DomainFloor, Floors
 from relay.mail.outcome import Waived
 from relay.policy.rules import DestinationRule, FloorRules, PolicyRules
-from relay.policy.settings import FloorUse
+from relay.policy.settings import FloorUse, MemoryAction
 from relay.route.floor import NO_STS, StsFloor
 from relay.route.mta_sts import StsMode
 from relay.route.next_hop import BY_NOBODY, Host, Naming
@@ -155,3 +155,42 @@ async def test_past_of_a_domain_comes_with_its_floor_and_none_with_a_route():
     assert memory.asked == [("dest.example", False), ("dest.example", True)]
     memory.past = None
     assert (await world.floors.of_domain("dest.example", BY_NOBODY)).past is None
+
+
+class Memory:
+    """A memory that says what it was asked, and knows something of one domain."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, MemoryAction | None, bool]] = []
+
+    async def of_domain(
+        self, domain: str, action: MemoryAction | None, *, is_waived: bool
+    ) -> str | None:
+        self.asked.append((domain, action, is_waived))
+        return None if action is MemoryAction.IGNORE else "past"
+
+
+async def test_what_hosts_have_shown_comes_with_the_floor_and_is_asked_for_each_time():
+    world, memory = World(), Memory()
+    floors: Any = world.floors
+    floors._memory = memory
+    rule = DestinationRule(downgrade_memory=MemoryAction.IGNORE)
+    for _ in range(2):
+        found = await floors.of_domain("dest.example", BY_NOBODY)
+        assert (found.past, found.sts) == ("past", POLICY)
+    waived = await floors.of_domain("dest.example", BY_NOBODY, waiving="a@sender.example")
+    assert (waived.past, waived.sts) == ("past", NO_STS)
+    world.rules = PolicyRules(destinations={"dest.example": rule})
+    assert (await floors.of_domain("dest.example", BY_NOBODY)).past is None
+    by_route = await floors.of_domain("dest.example", Naming(route_host=NAME))
+    assert (by_route.past, by_route.naming) == (None, Naming(route_host=NAME))
+    assert memory.asked == [
+        ("dest.example", None, False),
+        ("dest.example", None, False),
+        ("dest.example", None, True),
+        ("dest.example", MemoryAction.IGNORE, False),
+    ]
+
+
+async def test_without_a_memory_nothing_is_past():
+    assert (await World().floors.of_domain("dest.example", BY_NOBODY)).past is None

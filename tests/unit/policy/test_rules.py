@@ -24,7 +24,7 @@ from relay.policy.rules import (
     tighten,
     with_overlay,
 )
-from relay.policy.settings import FloorUse, Setting, Source, TlsSettings
+from relay.policy.settings import FloorUse, MemoryAction, Setting, Source, TlsSettings
 
 RULES = PolicyRules(
     default=TlsRule(False, False),
@@ -445,6 +445,21 @@ def test_nearest_rule_that_names_it_decides_how_a_published_policy_is_used():
     b = FloorRules(FloorUse.ENFORCE, FloorUse.ENFORCE, ("mx.near.example",))
     assert floor_rules(rules, "b.example") == b
     assert floor_rules(rules, "c.test") == FloorRules(FloorUse.TESTING, FloorUse.ENFORCE)
+
+
+def test_nearest_rule_that_names_it_decides_how_the_memory_is_used():
+    rules = PolicyRules(
+        destinations={
+            "*.example": DestinationRule(downgrade_memory=MemoryAction.IGNORE),
+            "a.example": DestinationRule(require_tls=True),
+            "b.example": DestinationRule(downgrade_memory=MemoryAction.DEFER),
+        }
+    )
+    assert floor_rules(rules, "a.example").memory is MemoryAction.IGNORE
+    assert floor_rules(rules, "b.example").memory is MemoryAction.DEFER
+    assert floor_rules(rules, "c.test").memory is None
+    assert floor_rules(PolicyRules(), "a.example").memory is None
+    assert not floor_rules(rules, "a.example").is_waived  # that is about published policies
 
 
 def test_policy_ignored_for_all_domains_is_not_a_waiver_for_one():

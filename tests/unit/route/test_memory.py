@@ -30,6 +30,7 @@ from relay.route.memory import (
     recalled,
     rung,
     without_expired,
+    without_host,
 )
 
 NONE, ENCRYPTED, VERIFIED = Shown
@@ -467,3 +468,15 @@ def test_sighting_grows_with_each_message():
     one.again(NOW + HOUR)
     one.again(NOW + timedelta(minutes=1))
     assert one == seen(VERIFIED, NOW + HOUR, first=NOW, messages=3)
+
+
+def test_one_host_is_forgotten_with_its_alarms_and_the_last_with_the_domain():
+    memory, _ = ring(after(seen(VERIFIED), seen(VERIFIED, host=MX2)), VERIFIED, NONE, NOW)
+    memory, _ = rung(memory, alarm(VERIFIED, NONE, MX2), is_new_host=False, now=NOW)
+    left = without_host(memory, MX1)
+    assert left is not None
+    assert list(left.hosts) == [MX2]
+    assert [one.host for one in left.alarms] == [MX2]
+    assert without_host(left, MX2) is None
+    assert without_host(left, MX3) == left
+    assert without_host(None, MX1) is None
