@@ -6,9 +6,13 @@ wants the path of a socket should not wait for them.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from relay.config.sections import Config
 from relay.route.dns import ResolverOptions
-from relay.route.router import RouteOptions
+
+if TYPE_CHECKING:
+    from relay.route.router import RouteOptions
 
 __all__ = ["resolver_options", "route_options"]
 
@@ -23,6 +27,8 @@ def resolver_options(config: Config) -> ResolverOptions:
 
 def route_options(config: Config) -> RouteOptions:
     """`routes`, and what `delivery` says about where a connection may go."""
+    from relay.route.router import RouteOptions  # and with it cryptography: 30 ms for `relay check`
+
     return RouteOptions(
         port=config.delivery.port,
         allow_networks=config.delivery.allow_networks,

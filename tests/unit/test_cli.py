@@ -627,3 +627,32 @@ def test_a_size_is_told_in_one_unit() -> None:
 
 def test_a_strangers_text_is_made_harmless() -> None:
     assert printable("a\x1b[2J\r\n\u202eb") == "a\\x1b[2J\\r\\n\\u202eb"
+
+
+@pytest.mark.parametrize(
+    ("command", "slow"),
+    [
+        ("--help", {"pydantic", "yaml", "dns", "cryptography", "aiohttp"}),
+        ("queue list", {"dns", "cryptography", "aiohttp", "jinja2"}),
+        ("check", {"cryptography", "aiohttp", "jinja2"}),
+    ],
+)
+def test_short_command_imports_nothing_slow_that_it_does_not_need(
+    command: str, slow: set[str], tmp_path: Path
+) -> None:
+    (tmp_path / "relay.yaml").write_text("queue: {path: spool}")
+    script = (
+        "import atexit, sys\n"
+        "atexit.register(lambda: print('modules', *sys.modules))\n"
+        "from relay.cli import main\nmain()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *command.split(), "-c", "relay.yaml"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    imported = set(done.stdout.rpartition("modules ")[2].split())
+    assert "relay.cli" in imported, done.stderr
+    assert not slow & imported
