@@ -36,7 +36,7 @@ $(RUNS): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "relay needs Python 3.11 or later; say which with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	PIP_USE_PEP517=1 $(BIN)/pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
 $(READY): $(RUNS)
