@@ -11,7 +11,8 @@ One package serves every Python in PYTHONS, so an upgrade of the distribution le
 runs. Libraries are those of requirements.lock, by their hashes. Only the two that nobody publishes
 compiled for all (SOURCES) are built here, of Python alone.
 
-ARCH=arm64 makes packages for another processor: nothing is compiled.
+ARCH=arm64 makes packages for another processor: nothing is compiled. PYTHONS="3.11 3.13" makes them
+for fewer Pythons, for a test.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ LAYOUT = BUILD / "root"
 COMMON = LAYOUT / "common"
 
 NAME = "relay-smarthost"
-PYTHONS = ("3.11", "3.12", "3.13", "3.14")
+PYTHONS = tuple(os.environ.get("PYTHONS", "3.11 3.12 3.13 3.14").split())
 SOURCES = ("dkimpy",)
 """Libraries that are published as source only. They are of Python alone."""
 

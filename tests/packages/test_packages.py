@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from relay import __version__
-from tests.rigs.machine import Machine, Service, debian
+from tests.rigs.machine import PATH, Machine, Service, debian
 from tests.rigs.ports import free_port, wait_until
 from tests.rigs.sink import Sink, sink
 
@@ -119,6 +119,7 @@ def test_installed_deb_relays_mail_and_is_removed_completely(machine: Machine, n
         try:
             mail_flows(relay)
             a_user_without_the_group_hears_so(machine)
+            a_key_made_by_root_signs(relay)
             a_broken_file_stops_an_upgrade_and_not_the_relay(relay, newer)
             an_upgrade_keeps_the_queue_and_the_file(relay, newer)
             the_queue_moves_as_documented(relay)
@@ -139,9 +140,12 @@ def the_directories_are_for_the_service(machine: Machine) -> None:
         assert machine("stat", "--format", "%U %G %a", path).strip() == owner, path
     home = machine("getent", "passwd", "relay").strip().split(":")
     assert home[5:] == ["/var/lib/relay", "/usr/sbin/nologin"]
+    contents = subprocess.run(
+        ["dpkg-deb", "--contents", str(deb())], capture_output=True, text=True, check=True
+    ).stdout
     for page in ("man1/relay.1.gz", "man5/relay.yaml.5.gz"):
         # minbase drops manual pages at installation on some releases; the package has them.
-        assert f"./usr/share/man/{page}" in machine("dpkg-deb", "--contents", f"/root/{deb().name}")
+        assert f"./usr/share/man/{page}" in contents
 
 
 def mail_flows(relay: Relay) -> None:
@@ -184,6 +188,18 @@ def a_user_without_the_group_hears_so(machine: Machine) -> None:
     assert refused.stderr.startswith(said)
     machine("usermod", "--append", "--groups", "relay", "ann")
     assert machine(*as_ann) == "The queue is empty, or nothing in it matches.\n"
+
+
+def a_key_made_by_root_signs(relay: Relay) -> None:
+    key = "/etc/relay/dkim/client.example.pem"
+    relay.machine("relay", "dkim-key", "client.example", "--selector", "s1", "--out", key)
+    relay.edit(dkim={"domains": {"client.example": {"selector": "s1", "key_file": key}}})
+    relay.machine("relay", "check", "--quiet")
+    relay.service.reload()
+    wait_until(lambda: "reloaded: " in relay.service.stderr.read_text(), what="the reload")
+    relay.send("signed", "From: a@client.example\r\n")
+    wait_until(lambda: relay.arrived("signed"), what="the delivery")
+    assert relay.next_hop.contents[-1].startswith(b"DKIM-Signature: ")
 
 
 def a_broken_file_stops_an_upgrade_and_not_the_relay(relay: Relay, newer: Path) -> None:
@@ -269,6 +285,56 @@ def a_purge_with_an_empty_queue_leaves_nothing(relay: Relay) -> None:
         assert not os.path.lexists(machine.path(path)), path
     wanted = machine.path("/etc/systemd/system/multi-user.target.wants/relay.service")
     assert not os.path.lexists(wanted)
+
+
+def test_the_rpm_serves_too_and_its_scripts_do_what_those_of_the_deb_do(machine: Machine) -> None:
+    """Debian's rpm, which knows nothing of what dpkg has installed: so without its dependencies."""
+    [rpm] = BUILT.glob(f"relay-smarthost-{__version__}-*.rpm")
+    shutil.copy(rpm, machine.path("/root"))
+    needed = ("rpm", "python3", "systemd-standalone-sysusers", "systemd-standalone-tmpfiles")
+    machine("apt-get", "install", "--yes", "--no-install-recommends", *needed)
+
+    def run_rpm(*arguments: str) -> subprocess.CompletedProcess[str]:
+        # rpm has a PATH of its own, in which our systemctl is not.
+        path = f"--define=_install_script_path {PATH}"
+        return machine.run("rpm", "--force-debian", "--nodeps", path, *arguments)
+
+    done = run_rpm("--install", f"/root/{rpm.name}")
+    assert done.returncode == 0, done.stderr
+    the_directories_are_for_the_service(machine)
+    machine.asked_of_systemd()
+    with sink() as next_hop:
+        relay = Relay(machine, next_hop)
+        try:
+            relay.edit()
+            relay.service.start()
+            next_hop.gate.clear()
+            relay.send("by rpm")
+            relay.edit(queue={"path": "/var/lib/relay/spool", "lifetime": "soon"})
+            again = ("--upgrade", "--replacepkgs", f"/root/{rpm.name}")
+            done = run_rpm(*again)
+            assert done.returncode != 0
+            assert "Nothing was changed, a running relay goes on" in done.stdout + done.stderr
+            assert machine.asked_of_systemd() == []
+            relay.edit()
+            done = run_rpm(*again)
+            assert done.returncode == 0, done.stderr
+            assert "try-restart relay.service" in machine.asked_of_systemd()
+            assert "relay.test.example" in machine.read("/etc/relay/relay.yaml")
+            relay.service.stop()
+            relay.service.start()
+            next_hop.gate.set()
+            machine("relay", "queue", "retry", "--all")
+            wait_until(lambda: relay.arrived("by rpm"), what="mail from before the upgrade")
+            relay.service.stop()
+        finally:
+            relay.service.kill()
+    done = run_rpm("--erase", "relay-smarthost")
+    assert done.returncode == 0, done.stderr
+    assert "disable --now relay.socket relay.service" in " ".join(machine.asked_of_systemd())
+    assert not machine.path("/usr/bin/relay").exists()
+    assert not machine.path("/opt/relay/lib").exists()
+    assert machine.path("/var/lib/relay/spool").exists(), "mail is never removed by an erase"
 
 
 # --- the files themselves -------------------------------------------------------------------------

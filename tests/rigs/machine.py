@@ -22,7 +22,7 @@ import pyseccomp
 from tests.rigs import service
 from tests.rigs.ports import wait_until
 
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 _SYSTEMCTL = """#!/bin/sh
 echo "$*" >>/systemctl.log
@@ -56,7 +56,7 @@ class Machine:
         """A command of root's, as its line outside."""
         sandbox = ["bwrap", "--bind", str(self.root), "/", "--proc", "/proc", "--dev", "/dev"]
         plain = {
-            "PATH": _PATH,
+            "PATH": PATH,
             "DEBIAN_FRONTEND": "noninteractive",
             "LC_ALL": "C.UTF-8",
             "HOME": "/root",
@@ -105,7 +105,7 @@ def debian(suite: str) -> Iterator[Machine]:
         systemctl.write_text(_SYSTEMCTL)
         systemctl.chmod(0o755)
         # apt has a PATH of its own, in which ours is not.
-        (root / "etc/apt/apt.conf.d/90path").write_text(f'DPkg::Path "{_PATH}";\n')
+        (root / "etc/apt/apt.conf.d/90path").write_text(f'DPkg::Path "{PATH}";\n')
         (root / "run/systemd/system").mkdir(parents=True, exist_ok=True)
         machine = Machine(root)
         machine("apt-get", "update", "-qq")
@@ -119,8 +119,11 @@ def _debootstrap(suite: str, into: Path) -> None:
         text=True,
         check=True,
     ).stdout.split()[0]
-    command = ["debootstrap", "--variant=minbase", suite, str(into), mirror]
+    # Under its name only once it is whole.
+    growing = into.with_name(f"{into.name}.{os.getpid()}")
+    command = ["debootstrap", "--variant=minbase", suite, str(growing), mirror]
     subprocess.run(command, capture_output=True, check=True)
+    growing.rename(into)
 
 
 class Service:
@@ -155,6 +158,14 @@ class Service:
         for pid in _below(self._process.pid):
             os.kill(pid, signal.SIGTERM)
         assert self._process.wait(timeout=90) == 0, self.stderr.read_text()
+
+    def reload(self) -> None:
+        """The unit's ExecReload=, line after line; all of them have to end well."""
+        assert self._process is not None
+        check, _hang_up = self._settings["ExecReload"]
+        self._machine(*check.split())
+        for pid in _below(self._process.pid):
+            os.kill(pid, signal.SIGHUP)
 
     def kill(self) -> None:
         if self.is_running:
