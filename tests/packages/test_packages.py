@@ -27,6 +27,7 @@ from tests.rigs.sink import Sink, sink
 ROOT = Path(__file__).resolve().parents[2]
 BUILT = ROOT / "build/packages"
 NEWER = "99.0.0"
+DKIM_KEY = "/etc/relay/dkim/client.example.pem"
 
 pytestmark = [
     pytest.mark.needs("debootstrap", "bwrap", "dpkg-deb", "lintian", "rpm", "root"),
@@ -191,9 +192,8 @@ def a_user_without_the_group_hears_so(machine: Machine) -> None:
 
 
 def a_key_made_by_root_signs(relay: Relay) -> None:
-    key = "/etc/relay/dkim/client.example.pem"
-    relay.machine("relay", "dkim-key", "client.example", "--selector", "s1", "--out", key)
-    relay.edit(dkim={"domains": {"client.example": {"selector": "s1", "key_file": key}}})
+    relay.machine("relay", "dkim-key", "client.example", "--selector", "s1", "--out", DKIM_KEY)
+    relay.edit(dkim={"domains": {"client.example": {"selector": "s1", "key_file": DKIM_KEY}}})
     relay.machine("relay", "check", "--quiet")
     relay.service.reload()
     wait_until(lambda: "reloaded: " in relay.service.stderr.read_text(), what="the reload")
@@ -268,6 +268,7 @@ def a_purge_keeps_mail_and_a_second_installation_delivers_it(relay: Relay, newer
     assert machine.path("/var/lib/relay/spool/queue.db").exists()
     assert not machine.path("/opt/relay").exists()
     assert not machine.path("/etc/relay/relay.yaml").exists()
+    assert machine.path(DKIM_KEY).exists(), "keys are the administrator's own"
     assert install(machine, newer).returncode == 0
     relay.edit()
     relay.service.start()
@@ -280,6 +281,7 @@ def a_purge_keeps_mail_and_a_second_installation_delivers_it(relay: Relay, newer
 
 def a_purge_with_an_empty_queue_leaves_nothing(relay: Relay) -> None:
     machine = relay.machine
+    machine("rm", DKIM_KEY)
     machine("apt-get", "purge", "--yes", "relay-smarthost")
     for path in ("/opt/relay", "/etc/relay", "/var/lib/relay", "/var/log/relay", "/usr/bin/relay"):
         assert not os.path.lexists(machine.path(path)), path
