@@ -193,9 +193,12 @@ def beginnings(octets: bytes) -> None:
     top = b"X-Mailbox-Line: "
     mailbox_line = top if header.startswith(top) and not content.startswith(top) else b""
     assert not mailbox_line or re.match(rb">*From ", content)
-    added = b"\r\n" if displaced and not content.startswith(b"\r\n") else b""
     whole = mailbox_line + content
-    assert header + rest == whole[: len(header)] + added + whole[len(header) :]
+    assert whole.startswith(header)
+    behind = whole[len(header) :]
+    if rest != behind:  # an empty line was missing there
+        assert displaced
+        assert rest == b"\r\n" + behind
     opened = open_header(
         HeaderSection(header),
         reverse_path="",
