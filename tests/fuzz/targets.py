@@ -195,10 +195,9 @@ def beginnings(octets: bytes) -> None:
     assert not mailbox_line or re.match(rb">*From ", content)
     whole = mailbox_line + content
     assert whole.startswith(header)
-    behind = whole[len(header) :]
-    if rest != behind:  # an empty line was missing there
+    if header + rest != whole:  # an empty line was missing behind the fields
         assert displaced
-        assert rest == b"\r\n" + behind
+        assert rest == b"\r\n" + whole[len(header) :]
     opened = open_header(
         HeaderSection(header),
         reverse_path="",
