@@ -72,7 +72,7 @@ SHELLS = {
     "relay.receive.listener_state",
     "relay.receive.intake",
     "relay.receive.listener",
-    "relay.deliver.alarm",
+    "relay.deliver.wake_up",
     "relay.deliver.attempt",
     "relay.deliver.connection",
     "relay.deliver.floors",

@@ -41,7 +41,7 @@ class Status:
     async def status(self) -> Deliveries:
         """Deliveries under way, and destinations that do not answer."""
         scheduler = self._parts.scheduler
-        silent = list(scheduler.silent_destinations().items())[:_LISTED_DESTINATIONS]
+        silent = list(scheduler.silent_domains().items())[:_LISTED_DESTINATIONS]
         return Deliveries(scheduler.in_flight, {name: until.isoformat() for name, until in silent})
 
     async def health(self) -> dict[str, list[str]]:
@@ -116,7 +116,7 @@ class Status:
             connections=connections(parts.listeners),
             in_flight=parts.scheduler.in_flight,
             kept_connections=len(parts.pool),
-            silent_destinations=len(parts.scheduler.silent_destinations()),
+            silent_destinations=len(parts.scheduler.silent_domains()),
             log_lag_events=await log_lag(parts.store, parts.store),
             log_in_trouble=parts.delivery_log.is_in_trouble,
             auth_failures=parts.failures.total,

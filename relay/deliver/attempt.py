@@ -4,9 +4,10 @@ has an outcome.
     route, policy ─► for each host: floor, room? ─► requirement ─► pool or reach ─► transactions
                                                                    ─► diagnosis ─► tally
 
-The order is the safety argument. In one attempt, a recipient is not offered to another host once a
-host has accepted it, has rejected it with 5yz, or has sent no reply after the final dot (then a
-later attempt may deliver it a second time). No part of the message, not even MAIL, is sent to a
+These rules prevent loss, duplicates and mail without the required TLS. In one attempt, a recipient
+is not offered to another host after a host has accepted it, has rejected it permanently
+(`diagnosis` says when), or has sent no reply after the final dot (then a later attempt may deliver
+it a second time). No part of the message, not even MAIL, is sent to a
 host that has not met the TLS requirement. Where a connection kept from another message is lost
 before the host answered MAIL, the attempt connects to the same host again.
 
@@ -64,7 +65,7 @@ _SURE = "a signed MX record, an enforced MTA-STS policy, a route, or a domain wi
 
 class _HostResult(Enum):
     """What a host did when it was tried. `SILENT`: it sent no greeting. `TURNED_AWAY`: it has too
-    many connections of ours, and is worth waiting for. `CANCELLED`: the attempt was.
+    many connections of ours, and is worth waiting for. `CANCELLED`: the attempt was cancelled.
     """
 
     ANSWERED = auto()
@@ -91,7 +92,7 @@ class Attempt:
         counts_sessions: bool = False,
     ) -> None:
         """`route`: the hosts of a recipient domain. `floors`: what the domain asks of them.
-        `counts_sessions`: for reports on TLS.
+        `counts_sessions`: whether sessions are counted for reports on TLS.
         """
         delivery, tls = delivery or DeliveryOptions(), tls or TlsOptions()
         self._route = route
@@ -113,12 +114,13 @@ class Attempt:
         content: Callable[[], AsyncIterator[bytes]],
         sessions: list[TlsSession] | None = None,
     ) -> dict[int, Outcome]:
-        """Try to deliver; the outcome for every recipient of the entry, by its index. What reports
-        on TLS count is added to `sessions`, also where the attempt ends in an exception.
+        """Try to deliver; the outcome for every recipient of the entry, by its index.
 
-        Raises `NotNow` where no host had room for a connection, `PolicyPending` while the domain's
-        MTA-STS policy is fetched, and `SpoolError` where the policy cannot be read. No host was
-        told of the message then.
+        The sessions that reports on TLS have to count (RFC 8460) are added to `sessions`, also if
+        the attempt raises. Raises `NotNow` where no host had room for a connection, `PolicyPending`
+        while the domain's MTA-STS policy is fetched, and `SpoolError` where the policy cannot be
+        read. No host has accepted or rejected a recipient then; a host that turned the connection
+        away (`NotNow.turned_away`) may have received MAIL.
         """
         route = await self._route(entry.domain)
         if isinstance(route, NoRoute):
@@ -159,7 +161,7 @@ class Attempt:
         return SessionLog(sessions if is_counted else None, floor.told)
 
     async def _try_hosts(
-        self, route: Hosts, floor: DomainFloor, needed: Requirement, job: Job, tally: Tally
+        self, route: Hosts, domain_floor: DomainFloor, needed: Requirement, job: Job, tally: Tally
     ) -> bool:
         """Try the hosts in order, those that have room for a connection; whether the attempt may go
         on after that.
@@ -173,13 +175,13 @@ class Attempt:
         turned_away: list[str] = []
         has_answered = False
         for number, host in enumerate(route.hosts, start=1):
-            under_floor = await self._floors.at(host, floor)
-            if under_floor.not_used:
-                tally.sessions.refused(host, under_floor)
-                _go_on(tally, host, tally.pending, _not_used(under_floor, host))
+            host_floor = await self._floors.at(host, domain_floor)
+            if host_floor.not_used:
+                tally.sessions.refused(host, host_floor)
+                _go_on(tally, host, tally.pending, _not_used(host_floor, host))
                 continue
-            if needed.requiretls and not floor.has_secure_name(host):
-                _go_on(tally, host, tally.pending, _not_known(under_floor, host))
+            if needed.requiretls and not domain_floor.has_secure_name(host):
+                _go_on(tally, host, tally.pending, _not_known(host_floor, host))
                 continue
             name = host.destination
             if self._is_worth_waiting(busy, host):
@@ -194,7 +196,7 @@ class Attempt:
             has_more = any(other.destination == name for other in route.hosts[number:])
             try:
                 result = await self._try_host(
-                    host, floor, under_floor, needed, job, tally, use, has_more=has_more
+                    host, domain_floor, host_floor, needed, job, tally, use, has_more=has_more
                 )
             finally:
                 self._destinations.end(use)
@@ -234,7 +236,7 @@ class Attempt:
         job: Job,
         tally: Tally,
     ) -> dict[int, Outcome]:
-        """The outcomes after all hosts failed the domain's policy.
+        """The outcomes after at least one host failed the domain's policy.
 
         If the domain has published another policy since, the hosts are tried once more under it, so
         that no mail bounces because of an old policy (RFC 8461 §5.1).
@@ -242,7 +244,7 @@ class Attempt:
         outcomes = tally.outcomes()
         try:
             newer = await self._floor(entry, route, anew=True)
-            if _policy_of(newer) == _policy_of(floor):
+            if _sts_identity(newer) == _sts_identity(floor):
                 return outcomes
             tally.begin_anew()
             await self._try_hosts(route, newer, needed, job, tally)
@@ -253,8 +255,8 @@ class Attempt:
     async def _try_host(
         self,
         host: Host,
-        domain: DomainFloor,
-        floor: HostFloor,
+        domain_floor: DomainFloor,
+        host_floor: HostFloor,
         needed: Requirement,
         job: Job,
         tally: Tally,
@@ -265,10 +267,10 @@ class Attempt:
         """Offer one host what is still to be delivered. `has_more`: its destination has another
         address, which is tried next.
         """
-        needed = under(at_host(needed, host, self._security), floor.floor, self._security)
+        needed = under(at_host(needed, host, self._security), host_floor.floor, self._security)
         past = NO_PAST
-        if domain.past is not None:
-            past = domain.past.at(host.name, verify=needed.verify)
+        if domain_floor.past is not None:
+            past = domain_floor.past.at(host.name, verify=needed.verify)
         needed = past.over(needed)
         key = pool_key(host, needed)
         waiting: Sequence[QueuedRecipient] = tally.pending
@@ -279,19 +281,19 @@ class Attempt:
         while waiting:
             if connection is None:
                 self._pool.make_room(host.destination, self._destinations.others_may_stay(use))
-                seen = partial(tally.sessions.met, host, floor)
+                seen = partial(tally.sessions.met, host, host_floor)
                 reached = await negotiate.reach(host, needed, self._using, seen=seen)
                 if not isinstance(reached, Connection):
-                    reached, policy = await _held(reached, past, floor.policy)
-                    outcome = _unreached(reached, host, policy, began)
+                    failure, policy = await _with_alarm(reached, past, host_floor.policy)
+                    outcome = _unreached(failure, host, policy, began)
                     _go_on(tally, host, waiting, outcome)
-                    return self._note_unreached(reached, outcome, use, has_more=has_more)
+                    return self._note_unreached(failure, outcome, use, has_more=has_more)
                 connection = reached
             use.is_connected = True
             try:
-                # Also over a kept connection: it was made for mail to another domain, perhaps.
+                # A kept connection may have been opened for another domain.
                 shown = shown_by(connection.hop)
-                policy = floor.policy
+                policy = host_floor.policy
                 if (alarm := past.alarm(shown)) is not None:
                     await past.ring(alarm)
                     policy = replace(policy, memory=alarm)
@@ -317,18 +319,18 @@ class Attempt:
 
     def _note_unreached(
         self,
-        reached: negotiate.Unmet | negotiate.Failed,
+        failure: negotiate.Unmet | negotiate.Failed,
         outcome: Deferred,
         use: Use,
         *,
         has_more: bool,
     ) -> _HostResult:
-        """Note what a failed connection tells of its destination. One address that is silent says
-        nothing of a next hop that has another.
+        """Note what a failed connection tells of its destination. If a next hop has
+        several addresses, one silent address does not make it silent.
         """
         kept = self._pool.kept_at(use.destination.name)
-        if isinstance(reached, negotiate.Failed):
-            answer = reached.answer
+        if isinstance(failure, negotiate.Failed):
+            answer = failure.answer
             if turns_away(answer):
                 return self._turned_away(use)
             if answer.reply is None and answer.stage in (Stage.CONNECT, Stage.GREETING):
@@ -434,14 +436,14 @@ class _HandOver:
     def _note(
         self, batch: Sequence[QueuedRecipient], answers: dict[int, Answer]
     ) -> list[QueuedRecipient]:
-        """Tally the answers; who is to be named again, in a transaction with fewer recipients."""
-        some_were_named = any(not too_many_recipients(answer) for answer in answers.values())
+        """Tally the answers. Returns the recipients to send RCPT for again, fewer at a time."""
+        some_had_other_replies = any(not too_many_recipients(answer) for answer in answers.values())
         again = []
         for recipient in batch:
             answer = answers.get(recipient.index)
             if answer is None:
                 continue
-            if some_were_named and too_many_recipients(answer):
+            if some_had_other_replies and too_many_recipients(answer):
                 again.append(recipient)
             else:
                 self._tally_one(recipient.index, answer)
@@ -460,7 +462,7 @@ class _HandOver:
             self._tally.settle(host, index, outcome)
 
     def _note_untried(self, waiting: Sequence[QueuedRecipient]) -> None:
-        """The session was over before these were named."""
+        """The session ended before RCPT was sent for these."""
         cancelled = self._connection.was_cancelled
         error = (
             "we were told to stop" if cancelled else "the session was over before this recipient"
@@ -476,27 +478,27 @@ class _HandOver:
             requiretls=self._requiretls,
             unsigned=self._unsigned,
             seconds=_now() - self._began,
-            policy=_policy(self._policy, self._connection.hop),
+            policy=_with_result(self._policy, self._connection.hop),
         )
 
 
-async def _held(
-    reached: negotiate.Unmet | negotiate.Failed, past: AtHost, policy: HopPolicy
+async def _with_alarm(
+    failure: negotiate.Unmet | negotiate.Failed, past: AtHost, policy: HopPolicy
 ) -> tuple[negotiate.Unmet | negotiate.Failed, HopPolicy]:
-    """Why there is no session, and what the log says of it, where mail is held to what the host has
-    shown before.
+    """Add the downgrade alarm to a failed connection, if `downgrade_memory: defer` required the
+    earlier level here.
     """
-    if not isinstance(reached, negotiate.Unmet) or reached.instead is None:
-        return reached, policy
-    alarm = past.alarm(reached.instead)
+    if not isinstance(failure, negotiate.Unmet) or failure.instead is None:
+        return failure, policy
+    alarm = past.alarm(failure.instead)
     if alarm is None:
-        return reached, policy
+        return failure, policy
     await past.ring(alarm)
-    reached = replace(reached, error=f"{reached.error}; {past.why_held(alarm)}")
-    return reached, replace(policy, memory=alarm)
+    failure = replace(failure, error=f"{failure.error}; {past.why_held(alarm)}")
+    return failure, replace(policy, memory=alarm)
 
 
-def _policy(policy: HopPolicy, session: HopSession) -> HopPolicy:
+def _with_result(policy: HopPolicy, session: HopSession) -> HopPolicy:
     """What the domain asked of a host, with what came of it in a session."""
     result = session.policy.result
     return policy if result is None else replace(policy, result=result)
@@ -510,7 +512,7 @@ def _never_began(answer: Answer) -> bool:
 
 
 def _takes_no_more(answer: Answer) -> bool:
-    """Whether a host that took messages over a connection may only have had enough of that one."""
+    """Whether a host that took messages over a connection may only want to end this connection."""
     return (
         answer.stage in (Stage.MAIL, Stage.RCPT, Stage.DATA)
         and answer.reply is not None
@@ -534,7 +536,7 @@ def _tls_demanded(answer: Answer, host: Host, session: HopSession) -> Deferred:
     )
 
 
-def _policy_of(floor: DomainFloor) -> tuple[StsMode | None, str, tuple[str, ...]]:
+def _sts_identity(floor: DomainFloor) -> tuple[StsMode | None, str, tuple[str, ...]]:
     """What two MTA-STS policies are compared by."""
     return floor.sts.mode, floor.sts.id, floor.sts.mx
 
@@ -554,19 +556,19 @@ def _not_known(floor: HostFloor, host: Host) -> Deferred:
 
 
 def _unreached(
-    reached: negotiate.Unmet | negotiate.Failed, host: Host, policy: HopPolicy, began: float
+    failure: negotiate.Unmet | negotiate.Failed, host: Host, policy: HopPolicy, began: float
 ) -> Deferred:
     """The outcome where there is no session that a message could go over."""
-    session = reached.session
+    session = failure.session
     if session is not None:
-        policy = _policy(policy, session)
+        policy = _with_result(policy, session)
         session = replace(session, seconds=_now() - began, policy=policy)
-    if isinstance(reached, negotiate.Unmet):
-        return unmet(reached.status, reached.error, host, session, reached.reply)
-    outcome = replace(_deferred(judge(reached.answer, host, session)), policy=policy)
-    if not reached.before:
+    if isinstance(failure, negotiate.Unmet):
+        return unmet(failure.status, failure.error, host, session, failure.reply)
+    outcome = replace(_deferred(judge(failure.answer, host, session)), policy=policy)
+    if not failure.before:
         return outcome
-    description = f"{outcome.description} (before that, {reached.before})"
+    description = f"{outcome.description} (before that, {failure.before})"
     return replace(outcome, description=description)
 
 

@@ -71,7 +71,7 @@ def turns_away(answer: Answer) -> bool:
 
 
 class NotNow(Exception):
-    """An attempt ended before any MAIL command: no host had room for a connection.
+    """An attempt ended without a result for any recipient: no host had room for a connection.
 
     `names`: the destinations that may have room soon. `turned_away`: the outcomes if a host turned
     the connection away and the message is not tried again; empty if the relay's own limit decided.

@@ -8,8 +8,8 @@ One for each worker; the store is one for all. What is at hand is asked for anew
 seconds, since another worker may know more, or the operator may have had it forgotten. A message
 costs no write: sightings are gathered and written together, within a second where a level has
 changed and within five where only numbers have. A crash loses what was learned in these seconds,
-and the next session teaches it again. An alarm is never lost in this way: it is written before the
-mail goes.
+and the next session teaches it again. An alarm is written before its mail goes; if the store
+cannot be written, the relay logs the alarm and the mail goes.
 
 `relay.route.memory` decides; this module remembers and waits.
 """
@@ -215,7 +215,7 @@ class DowngradeMemory:
         of_whom = "it" if host == alarm.host else f"every known host of the domain ({alarm.host})"
         log.warning(
             "TLS downgrade: mail for %s: %s has %s, and %s has shown %s before (last at %s): "
-            "docs/tls.md, When the alarm rings",
+            "docs/tls.md, When there is an alarm",
             domain,
             host,
             _NOW[alarm.now],
@@ -243,9 +243,9 @@ class DowngradeMemory:
         seconds.
         """
         async with self._writing:
-            self._gathered.pop(domain, None)
             self._at_hand.remove(domain)
             if not host:
+                self._gathered.pop(domain, None)
                 return await self._store.forget(domain)
             before = await self._store.memory(domain)
             await self._store.change({domain: lambda memory: without_host(memory, host)})

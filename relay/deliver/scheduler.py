@@ -6,13 +6,16 @@ domain gets, `destinations` how many connections a destination gets. `runner` ma
 `recorder` writes its result, `report_sender` sends the reports that waited for several domains of a
 message.
 
-    claimed ─► waiting, by domain ─► attempt ─► settle ─► record: result, DSNs, events
-                 │      ▲              ├─ broken off by us, or a policy is fetched ─► release
-                 │      └─ no room ────┘  at its hosts; where that takes longer ─► release
-                 └─ domain is silent ─► release until the silence ends
+A claimed entry waits in the line of its domain until a place is free, and is attempted. Then
 
-At most `concurrency` attempts are under way, counted before a task is made. The scheduler does not
-poll: it sleeps until the store has work or the next entry is due.
+    a result                                             settle, record: result, DSNs, events
+    no room at its hosts                                 back into its line; released if that
+                                                         takes long
+    broken off by the relay, or a policy is fetched      released
+    its domain is silent                                 released until the silence ends
+
+At most `concurrency` attempts are under way. The loop sleeps until the store has work or the next
+entry is due. Once a second a task checks the entries that wait for a connection.
 """
 
 from __future__ import annotations
@@ -26,7 +29,6 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 from relay.deliver import pacing
-from relay.deliver.alarm import Alarm
 from relay.deliver.clocks import Clocks
 from relay.deliver.destinations import Destinations, NotNow, Use
 from relay.deliver.options import DeliveryOptions
@@ -34,6 +36,7 @@ from relay.deliver.recorder import FIRST_PAUSE, LONGEST_PAUSE, Recorder
 from relay.deliver.report_sender import ReportSender
 from relay.deliver.runner import Attempts, Runner, reconsidered
 from relay.deliver.waiting import Waiting, Wanted
+from relay.deliver.wake_up import WakeUp
 from relay.mail.outcome import Outcome
 from relay.mail.tls_session import TlsSession
 from relay.policy.rules import PolicyRules
@@ -54,7 +57,11 @@ Also the seconds between two checks of the lines that wait for a connection.
 
 
 class Scheduler:
-    """One loop of delivery: `run` works until `drain`. After both, no entry is claimed."""
+    """One loop of delivery: `run` delivers until `drain` is called.
+
+    When both have returned, this process holds no claims, except those that the store could not
+    take back; they are due at the next start.
+    """
 
     def __init__(
         self,
@@ -77,9 +84,9 @@ class Scheduler:
         self._clock = clock
         self._monotonic = monotonic
         self._most = options.concurrency
-        self._share = min(options.concurrency_per_destination, options.concurrency)
+        self._most_per_domain = min(options.concurrency_per_destination, options.concurrency)
         self.clocks = Clocks(clock, monotonic, on_set=self.retry_silent)
-        self._alarm = Alarm(clock)
+        self._wake_up = WakeUp(clock)
         self._reports = reports
         self._recorder = Recorder(
             store,
@@ -90,11 +97,13 @@ class Scheduler:
             on_end=self._claim_ended,
         )
         self._runner = Runner(store, attempts, clock)
-        self._destinations = destinations or Destinations(self._share, schedule, clock=monotonic)
+        self._destinations = destinations or Destinations(
+            self._most_per_domain, schedule, clock=monotonic
+        )
         self._destinations.on_room = self._has_room
         self._waiting: Waiting[asyncio.Task[None]] = Waiting(
             self._most,
-            self._share,
+            self._most_per_domain,
             schedule=schedule,
             destinations=self._destinations,
             clock=clock,
@@ -112,7 +121,7 @@ class Scheduler:
         """Attempts under way."""
         return len(self._places.attempts)
 
-    def silent_destinations(self) -> dict[str, datetime]:
+    def silent_domains(self) -> dict[str, datetime]:
         """The domains that get no attempts, and until when."""
         return self._paces.silent()
 
@@ -122,13 +131,13 @@ class Scheduler:
             self._places.note(domain, is_proven=True)
 
     def retry_silent(self) -> None:
-        """Try silent destinations again at once.
+        """Try silent domains and silent destinations again at once.
 
         The operator asks for it, or the clock with which the silences were measured was set.
         """
         self._paces.retry_silent()
         self._destinations.retry_silent()
-        self._alarm.ring()
+        self._wake_up.wake()
 
     async def run(self) -> None:
         """Deliver until `drain` is called."""
@@ -158,7 +167,7 @@ class Scheduler:
         and to break it off would deliver the message twice.
         """
         self._stopping = True
-        self._alarm.ring()
+        self._wake_up.wake()
         with suppress(TimeoutError):
             async with asyncio.timeout(grace.total_seconds()):
                 await self._ended.wait()
@@ -171,7 +180,7 @@ class Scheduler:
 
     async def _wind_up(self) -> None:
         """Give the waiting entries back, and finish what was begun."""
-        self._alarm.stop()
+        self._wake_up.stop()
         await self._release_all_waiting()
         while self._places.attempts:
             await asyncio.wait(self._places.attempts)
@@ -192,8 +201,8 @@ class Scheduler:
     # --- claims -----------------------------------------------------------------------------------
 
     async def _step(self) -> None:
-        """Claim once, or sleep until that may be worth it."""
-        self._alarm.quiet()
+        """Claim entries if places or lines need some; sleep until woken if there are no more."""
+        self._wake_up.reset()
         wanted = self._waiting.wanted()
         if wanted is not None:
             try:
@@ -205,7 +214,7 @@ class Scheduler:
             self._in_trouble(None)
             if not all_taken:
                 return
-        await self._alarm.wait()
+        await self._wake_up.wait()
 
     def _in_trouble(self, trouble: SpoolError | None) -> None:
         """Log once that the queue cannot be read, and once that it can be read again."""
@@ -216,33 +225,34 @@ class Scheduler:
         self._is_unreadable = trouble is not None
 
     async def _claim(self, wanted: Wanted) -> bool:
-        """Claim entries, and begin those with a place. Returns whether nothing more is due now.
+        """Claim entries, and begin those with a place. Returns whether the store has no more.
 
-        In that case the alarm is set for the entry that is due next.
+        Then the loop is woken for the next entry that is due, or after `_NEXT_LOOK` if only proven
+        domains were wanted.
         """
         claimed = await self._store.claim_due(
             now=self._clock(),
             limit=wanted.limit,
-            limit_per_domain=self._share,
+            limit_per_domain=self._most_per_domain,
             skip=wanted.skip,
             only=wanted.only,
             with_new=wanted.with_new,
         )
         self._waiting.claimed(wanted)
         await self._take(claimed)
-        share = max(Counter(entry.domain for entry in claimed).values(), default=0)
-        if len(claimed) >= wanted.limit or share >= self._share:
+        largest = max(Counter(entry.domain for entry in claimed).values(), default=0)
+        if len(claimed) >= wanted.limit or largest >= self._most_per_domain:
             return False
         if wanted.only is None:
-            self._alarm.expect(await self._store.next_due(skip=wanted.skip))
+            self._wake_up.wake_at(await self._store.next_due(skip=wanted.skip))
         else:
-            self._alarm.expect(self._clock() + timedelta(seconds=_NEXT_LOOK))
+            self._wake_up.wake_at(self._clock() + timedelta(seconds=_NEXT_LOOK))
         return True
 
     async def _take(self, claimed: Sequence[Entry]) -> None:
         """Put claimed entries into the lines of their domains; begin those with a place."""
         silent = [entry for entry in claimed if not self._waiting.add(entry)]
-        self._begin_waiting()
+        self._begin_attempts()
         await self._put_off(silent)
         if len(self._waiting.lines) > 2 * self._most:
             await self._shorten_lines()
@@ -251,7 +261,7 @@ class Scheduler:
         """A claim has ended; the entry is due again at `due`, or never."""
         self._waiting.room.forget(entry)
         if due is not None:
-            self._alarm.expect(due)
+            self._wake_up.wake_at(due)
 
     async def _put_off(self, entries: Iterable[Entry]) -> None:
         """Give entries of silent domains back until the end of the silence."""
@@ -266,7 +276,7 @@ class Scheduler:
                 await self._store.wait_for_work()
             except SpoolError:
                 await asyncio.sleep(FIRST_PAUSE)
-            self._alarm.ring()
+            self._wake_up.wake()
 
     async def _catch_up_with_clock(self) -> None:
         """After the clock was set back, correct the due times, so that no entry waits too long."""
@@ -282,8 +292,11 @@ class Scheduler:
 
     # --- attempts ---------------------------------------------------------------------------------
 
-    def _begin_waiting(self) -> None:
-        """Begin attempts while there are places."""
+    def _begin_attempts(self) -> None:
+        """Begin attempts for waiting entries while places are free.
+
+        Break off long attempts that take the places of proven domains.
+        """
         if self._stopping:
             return
         for entry, rank, use in self._waiting.turns():
@@ -335,14 +348,14 @@ class Scheduler:
         self._places.end(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("an attempt ended in an error of ours", exc_info=error)
-        self._begin_waiting()
+        self._begin_attempts()
         if self._stopping or self._waiting.may_claim():
-            self._alarm.ring()
+            self._wake_up.wake()
 
     # --- hosts without room -----------------------------------------------------------------------
 
     async def _not_now(self, entry: Entry, why: NotNow) -> Mapping[int, Outcome] | None:
-        """Let an entry wait for room at its hosts; its outcomes if it was refused too often."""
+        """Let an entry wait for room at its hosts; or return its outcomes, if turned away too often."""
         if self._waiting.room.was_too_often_turned_away(entry, why):
             await self._recorder.record(entry, why.turned_away)
             return why.turned_away
@@ -355,15 +368,15 @@ class Scheduler:
     def _has_room(self, name: str) -> None:
         """A destination has room for a connection again."""
         if self._waiting.lines.waiting_at(name):
-            self._begin_waiting()
+            self._begin_attempts()
 
     async def _watch_lines(self) -> None:
-        """Check repeatedly whether entries wait too long for a connection, or a host has rested."""
+        """Check each second whether entries wait too long, or a host may be asked again."""
         while True:
             await asyncio.sleep(_NEXT_LOOK)
             if self._waiting.lines:
                 await self._shorten_lines()
-                self._begin_waiting()
+                self._begin_attempts()
 
     async def _shorten_lines(self) -> None:
         """Give back the entries that would wait long for a connection."""
@@ -374,4 +387,4 @@ class Scheduler:
         ]
         if excess:
             await self._recorder.put_off(excess)
-            self._alarm.ring()
+            self._wake_up.wake()

@@ -4,24 +4,26 @@ Pure: `settle` takes an entry, an outcome for each of its recipients and `now`, 
 returns a `Settlement` for the store to commit.
 
     outcome      lifetime  state       the sender gets a report (RFC 3461 §4.1, §5.2)
-    Delivered              DELIVERED   relayed: NOTIFY=SUCCESS, and the host will not report itself
+    Delivered              DELIVERED   relayed: NOTIFY=SUCCESS, and the host will not send this
+                                       report
     Deferred     goes on   DEFERRED    delayed, once, when the message is as old as `warn_after`:
-                                       NOTIFY=DELAY; or none given, and no program sent the message
+                                       NOTIFY=DELAY; or no NOTIFY, and no program sent the message
                                        (RFC 3834: Auto-Submitted)
-    Deferred     over      EXPIRED     failed: NOTIFY=FAILURE or none given
-    Bounced                BOUNCED     failed: NOTIFY=FAILURE or none given
-    none given             as Deferred: whatever went wrong, the recipient is not forgotten
+    Deferred     over      EXPIRED     failed: NOTIFY=FAILURE or no NOTIFY
+    Bounced                BOUNCED     failed: NOTIFY=FAILURE or no NOTIFY
+    (no outcome)           as Deferred, so that the recipient is tried again
 
 Nothing is ever reported to the null reverse-path (RFC 5321 §4.5.5), nor with NOTIFY=NEVER. There is
 no delay notice about a DSN of the relay's own, and none with `warn_after: never`.
 
 A message whose recipients have several domains is several entries, settled one by one. So that its
 sender gets one report and not one for each domain, changes of such a message (`has_others`) wait as
-`Settlement.pending`: the store keeps them until all attempts that are due within
-`RetrySchedule.report_window` have ended, and `reports_about` makes one report of each kind. Kinds
+`Settlement.pending`: the store keeps them until all attempts of the message that are due within
+`RetrySchedule.report_window` have ended, for five minutes at most, and `reports_about` makes one
+report of each kind. Kinds
 are not mixed, though RFC 3464 §2.3.3 would allow it: the subject of a report says whether there is
 something to do, and RET=FULL is for failures alone (RFC 3461 §4.3). A delay that ended, well or
-not, before it was reported is not reported any more (§4.1).
+not, before it was reported is not reported any more (RFC 3461 §4.1).
 """
 
 from __future__ import annotations
@@ -69,9 +71,10 @@ class ReportKind(StrEnum):
 class Change:
     """A recipient as the attempt leaves it.
 
-    `status` and `code` are those to log and to report: the outcome's own, except at the
-    end of the lifetime (602, 4.4.7; 5.7.4 or 5.7.5 where TLS stayed unmet). `retry_in` is
-    None once the state is final. `reason` is the delivery log's: generic, bounce or old.
+    `status` and `code` are those to log and to report: the outcome's own, except at the end of the
+    lifetime (602, the delivery log's "too old", with 4.4.7; 5.7.4 or 5.7.5 where TLS stayed unmet).
+    `retry_in` is None once the state is final. `reason` is the delivery log's: generic,
+    bounce or old.
     """
 
     recipient: QueuedRecipient

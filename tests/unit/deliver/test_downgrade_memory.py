@@ -351,7 +351,7 @@ async def test_alarm_says_whose_memory_it_is(
     assert caplog.messages == [
         "TLS downgrade: mail for partner.example: new.example has TLS that is not verified now, "
         "and every known host of the domain (mx1.partner.example) has shown verified TLS before "
-        "(last at 2030-01-31T12:00:00+00:00): docs/tls.md, When the alarm rings"
+        "(last at 2030-01-31T12:00:00+00:00): docs/tls.md, When there is an alarm"
     ]
 
 

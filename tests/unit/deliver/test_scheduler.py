@@ -349,7 +349,7 @@ async def test_dead_destination_is_tried_a_few_times_and_then_waits(queue):
         queue.add(f"D{n}", f"{n}@dead.example")
     attempts = Attempts(lambda entry: SILENCE)
     async with running(queue, attempts) as scheduler:
-        await eventually(lambda: "dead.example" in scheduler.silent_destinations())
+        await eventually(lambda: "dead.example" in scheduler.silent_domains())
         await eventually(lambda: not queue.claimed)
         assert len(attempts.made) == 5
         queue.add("D-new", "new@dead.example")
@@ -371,7 +371,7 @@ async def test_mail_whose_policy_is_being_fetched_is_tried_later_and_not_counted
     attempts = Attempts(pending)
     async with running(queue, attempts) as scheduler:
         await eventually(lambda: len(queue.released) == 1)
-        assert not scheduler.silent_destinations()
+        assert not scheduler.silent_domains()
         await queue.until(1)
     assert len(attempts.made) == 2
     [settlement] = queue.settlements
@@ -415,7 +415,7 @@ async def test_the_operator_can_ask_for_a_silent_destination_to_be_tried(queue):
     queue.add("D1", "1@dead.example")
     attempts = Attempts(lambda entry: SILENCE)
     async with running(queue, attempts) as scheduler:
-        await eventually(lambda: bool(scheduler.silent_destinations()))
+        await eventually(lambda: bool(scheduler.silent_domains()))
         queue.add("D2", "2@dead.example")
         await eventually(lambda: len(queue.released) == 1)
         assert len(attempts.made) == 1
@@ -430,7 +430,7 @@ async def test_expired_mail_bounces_although_its_destination_is_silent(queue):
     queue.add("D1", "1@dead.example")
     attempts = Attempts(lambda entry: SILENCE)
     async with running(queue, attempts) as scheduler:
-        await eventually(lambda: bool(scheduler.silent_destinations()))
+        await eventually(lambda: bool(scheduler.silent_domains()))
         # The clock has run evenly for long enough to be believed.
         look = scheduler.clocks.last_look
         assert look is not None

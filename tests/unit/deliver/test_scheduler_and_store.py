@@ -159,7 +159,7 @@ async def test_two_thousand_for_a_dead_destination_do_not_delay_one_for_another(
             await eventually(lambda: attempts.made["b.example"] == 1)
             # Its hosts turn out to be dead, and all 2,000 are put off without a try.
             attempts.gates["dead.example"].set()
-            await eventually(lambda: bool(scheduler.silent_destinations()))
+            await eventually(lambda: bool(scheduler.silent_domains()))
             await accept(store, "c@c.example")
             await eventually(lambda: attempts.made["c.example"] == 1)
             await eventually(lambda: is_quiet(store))

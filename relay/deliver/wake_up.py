@@ -6,43 +6,43 @@ import asyncio
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
-__all__ = ["Alarm"]
+__all__ = ["WakeUp"]
 
 _SHORTEST_SECONDS = 0.05
 _LONGEST_SECONDS = 60.0
 """The longest sleep, because the wall clock may be set meanwhile."""
 
 
-class Alarm:
-    """Rings when `ring` is called, and at the earliest of the moments given to `expect`."""
+class WakeUp:
+    """Wakes the loop when `wake` is called, and at the earliest moment given to `wake_at`."""
 
     def __init__(self, clock: Callable[[], datetime]) -> None:
         self._clock = clock
-        self._rung = asyncio.Event()
+        self._woken = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: datetime | None = None
         self._is_stopped = False
 
-    def ring(self) -> None:
+    def wake(self) -> None:
         """Wake the loop, or keep it from going to sleep."""
-        self._rung.set()
+        self._woken.set()
 
-    def quiet(self) -> None:
-        """The loop is awake: earlier calls of `ring` no longer count."""
-        self._rung.clear()
+    def reset(self) -> None:
+        """The loop is awake: earlier calls of `wake` no longer count."""
+        self._woken.clear()
 
     async def wait(self) -> None:
-        """Return when it rings, or has rung since `quiet`."""
-        await self._rung.wait()
+        """Return when the loop is woken, or was since `reset`."""
+        await self._woken.wait()
 
     def stop(self) -> None:
-        """Drop the moments given to `expect`."""
+        """Drop the moments given to `wake_at`."""
         self._is_stopped = True
         if self._timer is not None:
             self._timer.cancel()
 
-    def expect(self, due: datetime | None) -> None:
-        """Ring when something is due, or earlier; None: nothing is, look again in a minute."""
+    def wake_at(self, due: datetime | None) -> None:
+        """Wake the loop at `due`, or earlier; in a minute, if nothing is due (None)."""
         if self._is_stopped:
             return
         now = self._clock()
@@ -53,11 +53,11 @@ class Alarm:
             if self._timer_at is not None and now < self._timer_at <= at:
                 return
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(wait, self._ring_in_time)
+        self._timer = asyncio.get_running_loop().call_later(wait, self._wake_in_time)
         self._timer_at = at
 
-    def _ring_in_time(self) -> None:
-        # Timers may ring a moment before the wall clock says so. Then nothing is due yet, and a
-        # timer that has rung must not be taken for one that is still to ring.
+    def _wake_in_time(self) -> None:
+        # A timer may end a moment before the wall clock says so. Then nothing is due yet, and a
+        # timer that has ended must not be taken for one that still runs.
         self._timer = None
-        self._rung.set()
+        self._woken.set()
