@@ -355,7 +355,7 @@ class Scheduler:
     # --- hosts without room -----------------------------------------------------------------------
 
     async def _not_now(self, entry: Entry, why: NotNow) -> Mapping[int, Outcome] | None:
-        """Let an entry wait for room at its hosts; or return its outcomes, if turned away too often."""
+        """Let an entry wait for room at its hosts; the outcomes if that was too often."""
         if self._waiting.room.was_too_often_turned_away(entry, why):
             await self._recorder.record(entry, why.turned_away)
             return why.turned_away

@@ -372,7 +372,8 @@ async def test_alarm_is_told_once_a_day_and_noted_in_each_line(rig, world: World
         world.now += HOUR
     assert caplog.messages == [
         "TLS downgrade: mail for dest.example: mx1.dest.example has no TLS now, and it has shown "
-        "verified TLS before (last at 2030-01-31T11:00:00+00:00): docs/tls.md, When there is an alarm"
+        "verified TLS before (last at 2030-01-31T11:00:00+00:00): "
+        "docs/tls.md, When there is an alarm"
     ]
     world.now += DAY
     await world.send()
