@@ -97,8 +97,9 @@ class Run:
 class DomainMemory:
     """All that is remembered of a recipient domain, by the name of the mail host.
 
-    `first`, `last`: of its messages. `in_tls`: the messages since the last one that went in clear;
-    `in_full`: those since the last one that went with less than its settings let it have.
+    `first`, `last`: of its messages. `in_tls`: the messages in TLS since the last one that went in
+    clear; `in_full`: those with as much as their settings let them have, since the last one that
+    went with less. Waived mail (TLS-Required: No) that went with less is in neither, and ends none.
     """
 
     domain: str

@@ -188,9 +188,10 @@ def learned(
     alarms = tuple(
         _alarm_after(alarm, seen) for alarm in memory.alarms if _is_kept(alarm, hosts, now)
     )
-    is_free = seen.most is Shown.NONE  # no rule for the domain would hold it
-    is_in_tls = is_free or (seen.shown is not Shown.NONE and not seen.is_old)
-    is_in_full = is_free or (seen.shown.rank >= seen.most.rank and not seen.is_old)
+    # The settings of waived mail say nothing of certificates: only verified TLS is enough.
+    full = Shown.VERIFIED if seen.most is Shown.NONE else seen.most
+    is_in_tls = seen.shown is not Shown.NONE and not seen.is_old
+    is_in_full = seen.shown.rank >= full.rank and not seen.is_old
     return replace(
         memory,
         last=max(memory.last, now),
@@ -260,7 +261,10 @@ def _is_kept(alarm: KeptAlarm, hosts: Mapping[str, HostMemory], now: datetime) -
 
 
 def _run_after(run: Run, seen: Sighting, *, goes_on: bool) -> Run:
-    return replace(run, messages=run.messages + seen.messages) if goes_on else Run(0, seen.last)
+    """Waived mail with less is no exception, and is not counted either."""
+    if goes_on:
+        return replace(run, messages=run.messages + seen.messages)
+    return run if seen.most is Shown.NONE else Run(0, seen.last)
 
 
 def _is_of(kept: KeptAlarm, alarm: DowngradeAlarm) -> bool:

@@ -5,7 +5,8 @@
                                                                                skip_verification
 
 What went before the last exception does not count: a domain that has had TLS for a month is one
-that has TLS. Pure.
+that has TLS. Mail that went with less by TLS-Required: No does not count either: it would go under
+the rule, too. Pure.
 """
 
 from __future__ import annotations

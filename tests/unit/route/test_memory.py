@@ -227,7 +227,6 @@ def test_messages_are_counted_from_the_first():
         (NONE, VERIFIED, False, False),
         (ENCRYPTED, ENCRYPTED, True, True),
         (NONE, ENCRYPTED, False, False),
-        (NONE, NONE, True, True),
         (VERIFIED, NONE, True, True),
     ],
 )
@@ -246,9 +245,16 @@ def test_a_run_ends_with_mail_that_had_less_than_its_settings_let_it_have(
 )
 def test_a_run_ends_with_tls_that_is_too_old_to_require(shown, most, goes_on):
     memory = after(seen(VERIFIED), seen(shown, NOW + HOUR, most=most, is_old=True))
-    expected = Run(2, NOW) if goes_on else Run(0, NOW + HOUR)
+    expected = Run(1, NOW) if goes_on else Run(0, NOW + HOUR)
     assert memory.in_tls == memory.in_full == expected
     assert level(memory) is VERIFIED
+
+
+@pytest.mark.parametrize(("shown", "in_tls"), [(NONE, 1), (ENCRYPTED, 2)])
+def test_waived_mail_with_less_neither_counts_as_verified_nor_is_an_exception(shown, in_tls):
+    memory = after(seen(VERIFIED), seen(shown, NOW + HOUR, most=NONE))
+    assert (memory.in_tls, memory.in_full) == (Run(in_tls, NOW), Run(1, NOW))
+    assert after(seen(shown, most=NONE)).in_full == Run(0, NOW)
 
 
 # --- what is held against a host ------------------------------------------------------------------
