@@ -58,7 +58,8 @@ def explain(
 
     A setting comes from the message, the recipient's domain (destination), the sender's (domain,
     or api where it was set over HTTP) or the default. From message-refused: the message asked for
-    less protection than a rule with allow_override: false permits.
+    less protection than a rule with allow_override: false permits. "a message may weaken this"
+    says whether such a rule applies.
 
     The rules are those of the file. If a running relay uses other rules, stderr says so.
     """
@@ -188,30 +189,38 @@ def _print(answer: dict[str, Any]) -> None:
         )
         value = click.style("yes" if setting["value"] else "no", bold=True)
         click.echo(f"  {name + ':':<19}{value}  from: {setting['source']}{rule}")
-    for name in ("requiretls", "tls-required-no"):
-        if answer[name]:
-            click.echo(f"  {name + ':':<19}{click.style('yes', bold=True)}  from: message")
+    if answer["requiretls"]:
+        click.echo(f"  {'requiretls:':<19}{click.style('yes', bold=True)}  from: message")
+    if answer["tls-required-no-refused"] is not None:
+        click.echo(
+            f"  {'tls-required-no:':<19}{click.style('no', bold=True)}"
+            f"  refused: {answer['tls-required-no-refused']}"
+        )
+    elif answer["tls-required-no"]:
+        click.echo(f"  {'tls-required-no:':<19}{click.style('yes', bold=True)}  from: message")
+    may = "yes" if answer["message-may-weaken"] else "no  (a rule has allow_override: false)"
+    click.echo(f"  a message may weaken this: {may}")
     click.echo()
     if answer["no-route"] is not None:
         click.echo(no_route_text(answer["no-route"]))
     else:
-        click.echo(policy_line(answer["mta-sts"]))
-    _print_hosts(answer["hosts"])
+        click.echo(policy_line(answer))
+    _print_hosts(answer)
     for line in answer["rejected"]:
         click.echo(f"not connected to: {printable(line)}")
     for line in answer["trouble"]:
         click.echo(f"trouble: {printable(line)}")
 
 
-def _print_hosts(hosts: list[dict[str, Any]]) -> None:
+def _print_hosts(answer: dict[str, Any]) -> None:
     """Print the hosts in order; hosts with the same rules share one list of them."""
     for rules, group in itertools.groupby(
-        enumerate(hosts, 1), key=lambda numbered: numbered[1]["rules"]
+        enumerate(answer["hosts"], 1), key=lambda numbered: numbered[1]["rules"]
     ):
         sharing = list(group)
         for number, host in sharing:
             click.echo(f"{number:>3}. {click.style(host_text(host), bold=True)}")
-            for line in floor_lines(host):
+            for line in floor_lines(host, answer):
                 click.echo(f"     {printable(line)}")
         them = "it" if len(sharing) == 1 else "each of them"
         click.echo(f"     what is asked of {them}, and what follows:")

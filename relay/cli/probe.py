@@ -82,16 +82,16 @@ def _print(answer: dict[str, Any]) -> None:
     if answer["no-route"] is not None:
         click.echo(no_route_text(answer["no-route"]))
     else:
-        click.echo(policy_line(answer["mta-sts"]))
+        click.echo(policy_line(answer))
     for number, host in enumerate(answer["hosts"], 1):
         click.echo(f"{number:>3}. {click.style(host_text(host), bold=True)}")
-        for line in _host_lines(host):
+        for line in _host_lines(host, answer):
             click.echo(f"     {line}")
     for line in answer["rejected"]:
         click.echo(f"not connected to: {printable(line)}")
 
 
-def _host_lines(host: dict[str, Any]) -> list[str]:
+def _host_lines(host: dict[str, Any], answer: dict[str, Any]) -> list[str]:
     """The lines about one host."""
     if host["trouble"]:
         return [click.style(printable(host["trouble"]), fg="red")]
@@ -102,7 +102,7 @@ def _host_lines(host: dict[str, Any]) -> list[str]:
         lines.append(printable(host["why-not-verified"]))
     if host["certificate-faults"]:
         lines.append(f"does not match: {printable('; '.join(host['certificate-faults']))}")
-    lines += map(printable, floor_lines(host))
+    lines += map(printable, floor_lines(host, answer))
     for name, key in (("its TLSA records", "meets-dane"), ("the MTA-STS policy", "meets-mta-sts")):
         if host[key] is not None:
             lines.append(f"meets {name}: {'yes' if host[key] else 'no'}")

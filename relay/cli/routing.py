@@ -96,35 +96,53 @@ _DANE = {
     "none": "none",
     "insecure": "none can be trusted: the host's addresses are not signed (DNSSEC)",
     "failed": "not known: the look-up failed",
-    "ignored": "not looked up, by the configuration",
     "off": "not looked up: no resolver that validates is trusted (resolver.trust_ad)",
 }
 
 
-def policy_line(sts: dict[str, Any] | None) -> str:
+def policy_line(answer: dict[str, Any]) -> str:
     """The MTA-STS policy of the recipient's domain in one line."""
     from relay.cli.common import printable
 
+    sts = answer["mta-sts"]
     if sts is None:
+        if answer["mta-sts-use"] == "ignore":
+            return f"MTA-STS: not looked up{_by(answer)}"
         return "MTA-STS: no policy"
     if sts["error"] is not None:
         return f"MTA-STS: a policy is announced and cannot be had ({sts['error']}): none holds"
     names = ", ".join(map(printable, sts["mx"])) or "no host"
+    published = sts["published-mode"]
+    mode = (
+        sts["mode"] if published == sts["mode"] else f"{sts['mode']} (the domain says {published})"
+    )
     return (
-        f"MTA-STS: {sts['mode']}, {names} (id {printable(sts['id'])}, {sts['source']},"
+        f"MTA-STS: {mode}, {names} (id {printable(sts['id'])}, {sts['source']},"
         f" until {sts['expires']})"
     )
 
 
-def floor_lines(host: dict[str, Any]) -> list[str]:
-    """The lines about one host's DNS records and configuration."""
+def _by(answer: dict[str, Any]) -> str:
+    """Who turned a look-up off."""
+    waived = answer["waived"] == "tls-required-no"
+    return ": the message says TLS-Required: No" if waived else ", by the configuration"
+
+
+def floor_lines(host: dict[str, Any], answer: dict[str, Any]) -> list[str]:
+    """The lines about one host's DNS records and configuration. `answer`: the whole of it."""
+    from relay.cli.common import printable
+
     dane = host["dane"]
-    if dane["state"] in _DANE:
+    if dane["state"] == "ignored":
+        lines = [f"TLSA records: not looked up{_by(answer)}"]
+    elif dane["state"] in _DANE:
         lines = [f"TLSA records: {_DANE[dane['state']]}"]
     else:
         lines = [f"TLSA records, {dane['state']}: {record}" for record in dane["records"]]
     if host["pinned"] is not None:
-        lines.append(f"allowed by the configuration: {'yes' if host['pinned'] else 'no'}")
+        pins = ", ".join(map(printable, answer["pins"]))
+        allowed = "yes" if host["pinned"] else "no"
+        lines.append(f"allowed by the configuration: {allowed} (mx: {pins})")
     if host["memory"] is not None:
         lines.append(_memory_line(host["memory"], host["host"]))
     return lines

@@ -19,12 +19,12 @@ from relay.deliver.sts_policies import PolicyPending
 from relay.mail.address import domain_of
 from relay.mail.jsontext import JsonObject
 from relay.policy.fields import Wishes, tls_wishes
-from relay.policy.rules import PolicyRules, resolve
-from relay.policy.settings import Setting
+from relay.policy.rules import PolicyRules, is_locked, resolve
+from relay.policy.settings import FloorUse, Setting
 from relay.queue.store import SpoolError
 from relay.route.floor import DaneFloor, StsFloor
 from relay.route.forecast import describe, forecasts
-from relay.route.mta_sts import matches
+from relay.route.mta_sts import StsMode, matches
 from relay.route.next_hop import Host, Hosts, NoRoute, Route
 from relay.route.security import (
     HostFloor,
@@ -38,6 +38,7 @@ from relay.route.security import (
 __all__ = [
     "FloorPending",
     "HostUnderFloor",
+    "domain_rules_as_json",
     "explain",
     "floors_of",
     "host_floor_as_json",
@@ -99,7 +100,9 @@ async def explain(
     policy host of the domain for as long as `patience`; then `FloorPending` is raised.
     """
     domain = domain_of(recipient)
-    asked, tls_required_no = tls_wishes(wishes, requiretls=requiretls, says_no=tls_required_no)
+    says_no = tls_required_no
+    asked, tls_required_no = tls_wishes(wishes, requiretls=requiretls, says_no=says_no)
+    locked = is_locked(rules, reverse_path, domain)
     settings = resolve(rules, reverse_path=reverse_path, recipient_domain=domain, wishes=asked)
     needed = requirement(settings, options, requiretls=requiretls and reverse_path != "")
     waives = tls_required_no and not settings.require_tls.value
@@ -111,8 +114,12 @@ async def explain(
             "require-tls": _setting_as_json(settings.require_tls),
             "skip-verification": _setting_as_json(settings.skip_verification),
         },
+        "message-may-weaken": not locked,
         "requiretls": requiretls,
         "tls-required-no": tls_required_no,
+        "tls-required-no-refused": _why_refused(
+            says_no=says_no, has_effect=tls_required_no, requiretls=requiretls, locked=locked
+        ),
         **await _where(
             domain,
             await route(domain),
@@ -132,16 +139,16 @@ async def floors_of(
     *,
     patience: timedelta,
     waiving: str | None = None,
-) -> tuple[StsFloor, list[HostUnderFloor]]:
-    """What a recipient domain asks of each of its hosts, in the order of the route. `waiving`: as
-    for `Floors.of_domain`.
+) -> tuple[DomainFloor, list[HostUnderFloor]]:
+    """What a recipient domain asks of its mail, and of each of its hosts in the order of the route.
+    `waiving`: as for `Floors.of_domain`.
     """
     asked = await _of_domain(floors, domain, route, patience, waiving)
     found = []
     for host in route.hosts:
         dane = await floors.dane_at(host, asked)
         found.append(HostUnderFloor(host, asked, dane, judged(host, asked, dane)))
-    return asked.sts, found
+    return asked, found
 
 
 async def _of_domain(
@@ -170,14 +177,16 @@ async def _where(
     if isinstance(route, NoRoute):
         return {
             "mta-sts": None,
+            **domain_rules_as_json(None),
             "hosts": [],
             "rejected": list(route.outcome.hosts),
             "trouble": [],
             "no-route": no_route_as_json(route),
         }
-    sts, hosts = await floors_of(floors, domain, route, patience=patience, waiving=waiving)
+    asked, hosts = await floors_of(floors, domain, route, patience=patience, waiving=waiving)
     return {
-        "mta-sts": sts_as_json(sts),
+        "mta-sts": sts_as_json(asked.sts),
+        **domain_rules_as_json(asked),
         "hosts": [_host_and_rules(each, each.needed(needed, options)) for each in hosts],
         "rejected": list(route.rejected),
         "trouble": list(route.trouble),
@@ -202,8 +211,35 @@ def _host_and_rules(each: HostUnderFloor, needed: Requirement) -> JsonObject:
         "must-prove": "not-used" if reason else needed.proof.value,
         "rules": [f"not connected to: it {reason}"]
         if reason
-        else list(describe(needed, each.host)),
+        else [*_testing_words(each), *describe(needed, each.host)],
         "steps": [] if reason else [forecast_as_json(p) for p in forecasts(needed, each.host)],
+    }
+
+
+def _testing_words(each: HostUnderFloor) -> tuple[str, ...]:
+    """A policy in testing mode that does not name the host."""
+    sts = each.domain.sts
+    if sts.mode is not StsMode.TESTING or sts.names(each.host.name):
+        return ()
+    says = f"the domain says {_published_mode(sts)}"
+    if each.domain.rules.mta_sts is FloorUse.TESTING:
+        says += ", the configuration testing"
+    return (
+        f"the MTA-STS policy does not name this host: with enforce, no mail would go here ({says})",
+    )
+
+
+def domain_rules_as_json(domain: DomainFloor | None) -> JsonObject:
+    """How the relay uses what the domain publishes. `mta-sts-use`: enforce, testing or ignore;
+    `waived`: who turned a look-up off; `pins`: the hosts that the operator allows, null for any.
+    All null where there is no host to try.
+    """
+    if domain is None:
+        return {"mta-sts-use": None, "waived": None, "pins": None}
+    return {
+        "mta-sts-use": domain.rules.mta_sts.value,
+        "waived": domain.waived.value if domain.waived is not None else None,
+        "pins": list(domain.pins) if domain.pins is not None else None,
     }
 
 
@@ -242,12 +278,33 @@ def sts_as_json(sts: StsFloor) -> JsonObject | None:
         return None
     return {
         "mode": sts.mode.value if sts.mode is not None else None,
+        "published-mode": _published_mode(sts),
         "id": sts.id or None,
         "mx": list(sts.mx),
         "expires": sts.expires.isoformat(timespec="seconds") if sts.expires else None,
         "source": None if sts.mode is None else "fetched" if sts.was_fetched else "cache",
         "error": sts.error.value if sts.error is not None else None,
     }
+
+
+def _published_mode(sts: StsFloor) -> str | None:
+    """The mode in the text of the policy; `StsFloor.mode` is testing where the operator says so."""
+    for line in sts.lines:
+        key, _, value = line.partition(":")
+        if key.strip() == "mode":
+            return value.strip()
+    return sts.mode.value if sts.mode is not None else None
+
+
+def _why_refused(*, says_no: bool, has_effect: bool, requiretls: bool, locked: bool) -> str | None:
+    """Why TLS-Required: No waives nothing; null where it does, or where no message says it."""
+    if not says_no:
+        return None
+    if requiretls:
+        return "the message has REQUIRETLS"
+    if not has_effect:
+        return "the message says X-Require-TLS: yes"
+    return "a rule has allow_override: false" if locked else None
 
 
 def _setting_as_json(setting: Setting) -> JsonObject:

@@ -12,6 +12,7 @@ from relay.admin import certificates
 from relay.admin.operations import forecast_as_json, host_as_json, no_route_as_json
 from relay.daemon.explaining import (
     HostUnderFloor,
+    domain_rules_as_json,
     floors_of,
     host_floor_as_json,
     memory_as_json,
@@ -48,6 +49,7 @@ async def probe_domain(
         return {
             "domain": domain,
             "mta-sts": None,
+            **domain_rules_as_json(None),
             "hosts": [],
             "rejected": rejected,
             "no-route": no_route_as_json(found),
@@ -55,7 +57,7 @@ async def probe_domain(
     using = SessionOptions(
         hostname, _shortened(delivery.timeouts, patience), TlsContexts(tls.ca_file)
     )
-    sts, hosts = await floors_of(floors, domain, found, patience=patience)
+    asked, hosts = await floors_of(floors, domain, found, patience=patience)
     reports = await probe_all(
         [(each.host, each.found, each.held) for each in hosts],
         using,
@@ -63,7 +65,8 @@ async def probe_domain(
     )
     return {
         "domain": domain,
-        "mta-sts": sts_as_json(sts),
+        "mta-sts": sts_as_json(asked.sts),
+        **domain_rules_as_json(asked),
         "hosts": [
             _report_as_json(report, each) for report, each in zip(reports, hosts, strict=True)
         ],

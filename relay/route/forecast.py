@@ -162,8 +162,13 @@ def _proof(needed: Requirement, host: Host) -> tuple[str, ...]:
 def _certificate_words(needed: Requirement) -> str:
     if needed.proof is Proof.DANE:
         return f"its certificate must match a TLSA record of {needed.floor.dane.base}"
-    if needed.looks:
+    if needed.proof is Proof.PKIX:
         return "its certificate must be in date, for its own name, from a trusted authority"
+    if needed.looks:
+        return (
+            "its certificate is looked at: whether it is in date, for its own name, from a trusted"
+            " authority"
+        )
     return "its certificate is not looked at"
 
 

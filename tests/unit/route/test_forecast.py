@@ -120,6 +120,11 @@ def test_forecast_with_a_login_needs_verified_tls():
     assert [sentence(each) for each in forecasts(needed, LOGIN)] == [VERIFIED_TLS, D5, D4, D4, D5]
 
 
+def test_forecast_says_looked_at_where_no_certificate_is_required():
+    told = describe(needs(False, False, PLAIN, HOST), HOST)
+    assert told[1].startswith("its certificate is looked at: ")
+
+
 def test_forecast_names_the_proof_before_the_consequences():
     assert describe(needs(True, False, BOUNCE, HOST), HOST) == (
         "the host must offer TLS, TLSv1.2 or later",
