@@ -7,12 +7,13 @@ everything that differs beside the rule and, once more, on stderr.
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import IO
+from typing import IO, Any
 
 import click
 
@@ -20,6 +21,7 @@ from relay.cli.common import (
     config_file,
     config_is_named,
     config_option,
+    fail,
     load_config,
     printable,
 )
@@ -38,6 +40,9 @@ from relay.policy.rules import DestinationRule
 __all__ = ["import_"]
 
 _WIDTH = 100
+_TYPE = re.compile(r"^(?:hash|btree|lmdb|cdb|dbm|sdbm|texthash|regexp|pcre):(?=.)")
+_UNREADABLE_SHOWN = 20
+"""Characters shown of a line that is no rule: it may be of a key, by a wrong file name."""
 
 _FOR_ALL_LINES = """\
 The relay obeys what a domain publishes under every rule: its MTA-STS policy (policy.mta_sts), and
@@ -52,6 +57,22 @@ The import assumes that smtp_tls_verify_cert_match and smtp_tls_secure_cert_matc
 default."""
 
 
+class _Source(click.File):
+    """The source of a table, also named as main.cf names the table: `hash:/etc/postfix/table`."""
+
+    def convert(
+        self,
+        value: str | os.PathLike[str] | IO[Any],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> IO[Any]:
+        if isinstance(value, str):
+            if not value.strip():
+                self.fail("is empty: name the source of the table, or - for stdin", param, ctx)
+            value = _TYPE.sub("", value)
+        return super().convert(value, param, ctx)
+
+
 @click.group("import")
 @config_option
 def import_() -> None:
@@ -59,9 +80,7 @@ def import_() -> None:
 
 
 @import_.command()
-@click.argument(
-    "file", metavar="FILE", type=click.File(encoding="utf-8", errors="backslashreplace")
-)
+@click.argument("file", metavar="FILE", type=_Source(encoding="utf-8", errors="backslashreplace"))
 @click.option(
     "--level",
     type=click.Choice([str(level) for level in PostfixLevel]),
@@ -73,7 +92,8 @@ def import_() -> None:
 def postfix(ctx: click.Context, /, file: IO[str], level: str | None) -> None:
     """Print a Postfix TLS policy table (smtp_tls_policy_maps) as YAML to paste.
 
-    FILE is the source of the table, such as /etc/postfix/tls_policy; - is stdin. The rules go to
+    FILE is the source of the table, such as /etc/postfix/tls_policy, also as main.cf has it
+    (hash:/etc/postfix/tls_policy); it is not the database (.db); - is stdin. The rules go to
     stdout, each below the line it was made from. What differs from Postfix is said beside the rule
     and on stderr, with the number of the line:
 
@@ -87,14 +107,16 @@ def postfix(ctx: click.Context, /, file: IO[str], level: str | None) -> None:
     is a next hop: its rule is for the domains whose `routes` in the configuration (-c) lead there,
     so write the routes first.
 
-    The exit status is 1 if something has no equivalent, else 0.
+    The exit status is 1 if something has no equivalent, or if FILE is no such table, else 0.
 
     \b
       relay policy import postfix /etc/postfix/tls_policy --level may > policy.yaml
       relay check -c policy.yaml --file-only
     """
     config = _config(ctx)
-    lines = imported(file.read(), _our_tls(config))
+    lines = imported(_text(file), _our_tls(config))
+    if lines and not any(line.is_readable for line in lines):
+        fail(f"{printable(file.name)}: no line is a rule, such as `partner.example encrypt`")
     if level is not None and not any("" in line.domains for line in lines):
         lines = (imported_level(PostfixLevel(level)), *lines)
     for text in _told(lines, file.name):
@@ -102,6 +124,16 @@ def postfix(ctx: click.Context, /, file: IO[str], level: str | None) -> None:
     for text in _document(lines, file.name, config):
         click.echo(text)
     sys.exit(0 if all(line.has_equivalent for line in lines) else 1)
+
+
+def _text(file: IO[str]) -> str:
+    text = file.read()
+    if "\0" in text:
+        fail(
+            f"{printable(file.name)}: it is not text (it has NUL octets); name the file that the"
+            " database was made from"
+        )
+    return text
 
 
 def _config(ctx: click.Context) -> Config:
@@ -124,7 +156,8 @@ def _told(lines: Iterable[ImportedLine], source: str) -> Iterator[str]:
     for each in lines:
         place = f"{source}:{each.line.number}" if each.line.number else "--level"
         for remark in each.remarks:
-            yield printable(f"{place}: {each.line.key}: {remark.difference}: {remark.text}")
+            key = _as_shown(each, each.line.key)
+            yield printable(f"{place}: {key}: {remark.difference}: {remark.text}")
 
 
 def _document(lines: tuple[ImportedLine, ...], source: str, config: Config) -> Iterator[str]:
@@ -168,9 +201,16 @@ def _summary(lines: tuple[ImportedLine, ...], source: str) -> str:
 def _explained(each: ImportedLine, indent: str) -> Iterator[str]:
     """The line as it was, and what differs, as comments."""
     place = f"line {each.line.number}" if each.line.number else "--level"
-    yield from _comment(f"{place}: {each.line.text}", indent)
+    yield from _comment(f"{place}: {_as_shown(each, each.line.text)}", indent)
     for remark in each.remarks:
         yield from _comment(f"  {remark.difference}: {remark.text}", indent)
+
+
+def _as_shown(each: ImportedLine, text: str) -> str:
+    """Text of a line, of one that is no rule only the beginning."""
+    if each.is_readable or len(text) <= _UNREADABLE_SHOWN:
+        return text
+    return f"{text[:_UNREADABLE_SHOWN]}…"
 
 
 def _comment(text: str, indent: str) -> Iterator[str]:

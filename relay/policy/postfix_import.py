@@ -79,13 +79,15 @@ class ImportedLine:
     """A line and what became of it.
 
     `rule`: None where there is none. `domains`: the keys of `policy.destinations` that it is for,
-    or "" for `policy.default`.
+    or "" for `policy.default`. `is_readable`: False where Postfix makes nothing of the line; then
+    it may be anything, also what is not to be shown.
     """
 
     line: TableLine
     rule: DestinationRule | None = None
     domains: tuple[str, ...] = ()
     remarks: tuple[Remark, ...] = ()
+    is_readable: bool = True
 
     @property
     def has_equivalent(self) -> bool:
@@ -202,7 +204,7 @@ def imported(text: str, tls: OurTls) -> tuple[ImportedLine, ...]:
     for line in table:
         key = line.key.lower()
         if line.fault:
-            lines.append(_passed_over(line, line.fault))
+            lines.append(_unreadable(line, line.fault))
         elif _EXPRESSION.fullmatch(line.key):
             reason = "a regular expression has no equivalent; write a rule for each domain"
             lines.append(ImportedLine(line, remarks=(_no_equivalent(reason),)))
@@ -231,6 +233,10 @@ def _passed_over(line: TableLine, reason: str) -> ImportedLine:
     return ImportedLine(line, remarks=(_no_effect(f"Postfix ignores it, too: {reason}"),))
 
 
+def _unreadable(line: TableLine, reason: str) -> ImportedLine:
+    return replace(_passed_over(line, reason), is_readable=False)
+
+
 def _of_line(line: TableLine, tls: OurTls, hops: Mapping[NextHop, TableLine]) -> ImportedLine:
     key = line.key.lower()
     if named := _next_hop(key):
@@ -241,7 +247,7 @@ def _of_line(line: TableLine, tls: OurTls, hops: Mapping[NextHop, TableLine]) ->
     try:
         domain = _domain(key)
     except AddressError:
-        return _passed_over(line, f"{line.key!r} is no domain, and is never looked up")
+        return _unreadable(line, "the key is no domain, and is never looked up")
     hop = tls.route_of(domain)
     rule, remarks = _meaning(line.value, domain, tls, hop)
     if hop is None:

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
 
 __all__ = [
     "VERSIONS",
@@ -155,8 +156,8 @@ def read_policy(value: str) -> PostfixPolicy:
     if level is PostfixLevel.NONE:  # its attributes are passed over, right or wrong
         return PostfixPolicy(level)
     found: dict[str, list[str]] = {}
-    for token in tokens[1:]:
-        name, attribute = _attribute(token)
+    for before, token in pairwise(tokens):
+        name, attribute = _attribute(token, before)
         found.setdefault(name, []).append(attribute)
     _hold_to_form(level, found)
     return PostfixPolicy(
@@ -173,12 +174,16 @@ def read_policy(value: str) -> PostfixPolicy:
     )
 
 
-def _attribute(token: str) -> tuple[str, str]:
-    """`name=value`, or `{ name = value }` with white space in it."""
+def _attribute(token: str, before: str) -> tuple[str, str]:
+    """`name=value`, or `{ name = value }` with white space in it. `before`: the token before it."""
     name, equals, value = token.strip("{}").partition("=")
     name = name.strip()
     if not equals or not name:
-        why = " (a comment stands on a line of its own)" if token.startswith("#") else ""
+        why = ""
+        if token.startswith("#"):
+            why = " (a comment stands on a line of its own)"
+        elif before.lower().startswith("match="):
+            why = f" (between the names of match stands a colon: {before}:{token})"
         raise PolicyError(f'"{token}" is no name=value{why}')
     return name.lower(), value.strip()
 

@@ -116,6 +116,48 @@ def test_text_of_a_table_moves_no_cursor(run: Run, tmp_path: Path) -> None:
     checked(result, tmp_path)
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["hostname: relay.example.net\nroutes:\n", f"-----BEGIN PRIVATE KEY-----\n{'MIIE' * 16}\n"],
+)
+def test_a_file_without_any_rule_is_refused_and_not_shown(run: Run, text: str) -> None:
+    result = run(text, "--level", "may")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "table: no line is a rule, such as `partner.example encrypt`\n"
+
+
+def test_a_database_is_refused(run: Run) -> None:
+    result = run("\0\0\0a.example\0may\0\na.example may\n")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("table: it is not text")
+
+
+def test_a_line_that_is_no_rule_is_shown_by_its_beginning_only(run: Run) -> None:
+    result = run(f"a.example may\n{'MIIE' * 16}\n{'b_,' * 16} may\n")
+    assert result.exit_code == 0
+    for output in (result.stdout, result.stderr):
+        assert f"{'MIIE' * 5}…" in output
+        assert "MIIE" * 6 not in output
+        assert "b_," * 7 not in output
+
+
+def test_a_table_is_named_as_main_cf_names_it(tmp_path: Path) -> None:
+    table = tmp_path / "table"
+    table.write_text("a.example may\n")
+    command = ["policy", "import", "postfix", f"hash:{table}"]
+    result = CliRunner().invoke(relay, command)
+    assert result.exit_code == 0, result.stderr
+    assert "a.example" in result.stdout
+    nothing = CliRunner().invoke(relay, [*command[:-1], ""])
+    assert nothing.exit_code == 2
+    assert "is empty" in nothing.stderr
+
+
+def test_names_of_match_with_a_comma_between_are_told_the_colon(run: Run) -> None:
+    result = run("a.example secure match=nexthop,dot-nexthop\n")
+    assert "a colon: match=nexthop:dot-nexthop)" in result.stderr
+
+
 def test_a_file_that_is_not_there_is_a_wrong_usage(run: Run) -> None:
     result = CliRunner().invoke(relay, ["policy", "import", "postfix", "gone"])
     assert result.exit_code == 2
