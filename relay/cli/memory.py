@@ -89,7 +89,9 @@ def forget(
     domain has less TLS now, and that is meant.
     """
     requests = [_request(domain, **filters) for domain in domains or (None,)]
-    if everything == (requests != [{}]):
+    if everything and requests != [{}]:
+        raise click.UsageError("--all stands alone: leave it out, or the domains and filters")
+    if not everything and requests == [{}]:
         raise click.UsageError("name a domain or a filter, or else say --all")
     config = load_config(config_file(ctx), only_to_ask=True)
     if dry_run:

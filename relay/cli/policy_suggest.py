@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -26,8 +25,10 @@ if TYPE_CHECKING:
 __all__ = ["suggest"]
 
 _DAY = timedelta(days=1)
+_NAMED = 10
+"""Domains named of those without a suggestion."""
 _REASONS = {
-    "too-few": "too few messages, or too short a time",
+    "too-few": "fewer than --messages {messages}, or less than --age {age} from first to last",
     "in-clear": "mail in clear",
     "alarm": "an alarm under way (relay memory list --alarm)",
     "has-rule": "a rule with require_tls already",
@@ -49,7 +50,7 @@ _REASONS = {
     default="7d",
     show_default=True,
     metavar="TIME",
-    help="The least time to go by.",
+    help="The least time to go by, from the first message to the last.",
 )
 @click.option("--json", "as_json", is_flag=True, help="As one JSON array, for programs.")
 @config_option
@@ -60,8 +61,9 @@ def suggest(ctx: click.Context, /, messages: int, least_age: timedelta, as_json:
     Goes by what the relay remembers (relay memory list): a domain all of whose mail went over
     verified TLS can have require_tls: true, and no message seen would have been stopped. Where it
     all went in TLS, but not all verified, the rule has skip_verification: true as well. What went
-    before the last exception does not count. On stderr stands for how many domains there is no
-    suggestion, and why. Also works while no relay is running.
+    before the last exception does not count. A message may ask for less than a rule, and gets
+    it; with `allow_override: false` in the rule none does. On stderr stands for which domains there
+    is no suggestion, and why. Also works while no relay is running.
     """
     config = load_config(config_file(ctx))
     request = {
@@ -76,12 +78,22 @@ def suggest(ctx: click.Context, /, messages: int, least_age: timedelta, as_json:
         click.echo(json.dumps(suggestions, indent=2))
     elif suggestions:
         click.echo("\n".join(_yaml(suggestions, rules)))
-    reasons = Counter(one.get("reason", "has-rule") for one in found if one not in suggestions)
-    for reason, count in sorted(reasons.items()):
-        of = f"{count} domain{'' if count == 1 else 's'}"
-        click.echo(f"no suggestion for {of}: {_REASONS[reason]}", err=True)
+    without: dict[str, list[str]] = {}
+    for one in found:
+        if one not in suggestions:
+            without.setdefault(one.get("reason", "has-rule"), []).append(one["domain"])
+    for reason, domains in sorted(without.items()):
+        why = _REASONS[reason].format(messages=messages, age=age_text(least_age))
+        click.echo(f"no suggestion for {_named(domains)}: {why}", err=True)
     if not found:
         click.echo("nothing is remembered yet: no mail was delivered by MX records", err=True)
+
+
+def _named(domains: list[str]) -> str:
+    """`3 domains (a.example, b.example, c.example)`, or the first of many."""
+    names = ", ".join(map(printable, domains[:_NAMED]))
+    more = ", …" if len(domains) > _NAMED else ""
+    return f"{len(domains)} domain{'' if len(domains) == 1 else 's'} ({names}{more})"
 
 
 def _has_rule(domain: str, rules: Any) -> bool:
@@ -93,6 +105,8 @@ def _has_rule(domain: str, rules: Any) -> bool:
 
 
 def _yaml(suggestions: Iterable[dict[str, Any]], rules: Any) -> Iterator[str]:
+    yield "# A message may ask for less than a rule, and gets it. With allow_override: false in the"
+    yield "# rule no message gets less; mail that asked for it before may wait then."
     yield "policy:"
     yield "  destinations:"
     for one in suggestions:

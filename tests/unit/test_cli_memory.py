@@ -119,16 +119,29 @@ def test_suggested_rules_are_yaml_that_a_check_takes(run: Run, tmp_path: Path) -
     assert "# 50 messages in 30d, all in TLS, not all verified, by" in result.stdout
     assert "pinned.example has a rule" in result.stdout
     assert sorted(result.stderr.splitlines()) == [
-        "no suggestion for 1 domain: an alarm under way (relay memory list --alarm)",
-        "no suggestion for 1 domain: mail in clear",
-        "no suggestion for 1 domain: too few messages, or too short a time",
+        "no suggestion for 1 domain (alarm.example): an alarm under way (relay memory list "
+        "--alarm)",
+        "no suggestion for 1 domain (clear.example): mail in clear",
+        "no suggestion for 1 domain (new.example): fewer than --messages 10, or less than --age 7d "
+        "from first to last",
     ]
     (tmp_path / "relay.yaml").write_text(CONFIG + result.stdout)
     checked = run("check")
     assert checked.exit_code == 0, checked.stderr
     again = run("policy", "suggest")
     assert again.stdout == ""
-    assert "no suggestion for 4 domains: a rule with require_tls already" in again.stderr
+    named = "123.example, fair.example, partner.example, pinned.example"
+    assert f"4 domains ({named}): a rule with require_tls already" in again.stderr
+
+
+def test_suggested_rules_say_that_a_message_may_ask_for_less(run: Run) -> None:
+    assert "With allow_override: false in the" in run("policy", "suggest").stdout
+
+
+def test_all_and_a_domain_together_are_told_that_all_stands_alone(run: Run) -> None:
+    result = run("memory", "forget", "--all", "partner.example")
+    assert result.exit_code == 2
+    assert "--all stands alone" in result.stderr
 
 
 def test_suggestions_for_programs_are_json(run: Run) -> None:
