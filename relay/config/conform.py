@@ -186,6 +186,9 @@ class Conformer:
             cure = "write [a, b], or one value a line, each behind a dash"
             return self.wrong(tree.place, key, "not a list", cure)
         items = tree.items if isinstance(tree, List) else ()
+        if shape.not_empty is not None and is_empty:
+            cure = "write a value behind the colon, or remove the key"
+            return self.wrong(tree.place, key, "no value", cure)
         if shape.not_empty is not None and not items:
             return self.wrong(tree.place, key, shape.not_empty.problem, shape.not_empty.cure)
         values = [

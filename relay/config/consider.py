@@ -18,6 +18,7 @@ from relay.config.sections import AdminSection, Config
 from relay.config.words import format_duration, host_and_port
 from relay.mail.address import domain_of
 from relay.mail.ip import unmapped
+from relay.policy.rules import is_locked
 from relay.policy.settings import MemoryAction
 from relay.receive.spec import ListenerAuth, ListenerSpec, ListenerTls
 from relay.route.security import TlsVersion
@@ -294,7 +295,9 @@ def _consider_delivery(config: Config) -> Iterator[Remark]:
 
 
 def _consider_pins(config: Config) -> Iterator[Remark]:
-    """Pinned hosts protect only with verified TLS, and only where the DNS names the hosts."""
+    """Pinned hosts protect only with verified TLS that no message may waive, and only where the
+    DNS names the hosts.
+    """
     for domain, rule in config.policy.destinations.items():
         if not rule.mx:
             continue
@@ -303,6 +306,11 @@ def _consider_pins(config: Config) -> Iterator[Remark]:
             problem = "hosts are pinned, and TLS with them is not held to be verified"
             cure = "add require_tls: true, without skip_verification: true"
             yield Remark(key, problem, cure, is_fatal=False)
+        elif not is_locked(config.policy, "", domain):
+            problem = (
+                "hosts are pinned, and a message may ask for TLS that is not verified, or none"
+            )
+            yield Remark(key, problem, "add allow_override: false", is_fatal=False)
         for route in config.routes:
             if route in ("*", domain) or (route[:2] == "*." and domain.endswith(route[1:])):
                 problem = (

@@ -1,4 +1,7 @@
-"""The configuration in effect, as the file would say it with every key written out."""
+"""The configuration in effect, as the file would say it with every key written out.
+
+An empty list is left out where a file may not have one: without its key it is the default.
+"""
 
 from __future__ import annotations
 
@@ -49,12 +52,17 @@ def fingerprints(config: Config) -> dict[str, str]:
 MASKED = "********"
 
 
+def _is_left_out(value: Any, shape: Shape) -> bool:
+    return isinstance(shape, Items) and shape.not_empty is not None and not value
+
+
 def _plain(value: Any, shape: Shape, with_secrets: bool) -> Any:
     match shape:
         case Section():
             return {
                 name: _plain(getattr(value, key.field), key.shape, with_secrets)
                 for name, key in shape.keys.items()
+                if not _is_left_out(getattr(value, key.field), key.shape)
             }
         case Names():
             return {name: _plain(below, shape.value, with_secrets) for name, below in value.items()}

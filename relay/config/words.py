@@ -45,6 +45,7 @@ _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 _PLAIN_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _MAIL_ADDRESS = rf"(?!.{{255}}){_ATOM}(?:\.{_ATOM})*@(?:{_PLAIN_LABEL}\.)*(?![0-9]+$){_PLAIN_LABEL}"
 _PATH = r"[^\x00]+"
+_NUMBER = r"(?:[0-9]+|0[xX][0-9A-Fa-f]*)"
 _SOCKET_PATH = r"[^\x00]{1,107}"
 _FILE_MODE = r"0?[0-7]{3}"
 _GROUP = r"[A-Za-z_][A-Za-z0-9_.-]{0,31}"
@@ -60,9 +61,11 @@ _ARGON2 = (
 # number.
 _LABEL = r"(?!-)(?:[A-Za-z0-9_-]|[^\x00-\x7f]){1,63}(?<!-)"
 _DOMAIN = (
-    rf"(?:(?:{_LABEL}\.)*(?!(?:[0-9]+|0[xX][0-9A-Fa-f]*)\.?$){_LABEL}\.?"
+    rf"(?:(?:{_LABEL}\.)*(?!{_NUMBER}\.?$){_LABEL}\.?"
     rf"|\[(?:{_IPV4}|[Ii][Pp][Vv]6:{_IPV6})\])"
 )
+
+_PIN = rf"(?:\*\.)?(?:{_LABEL}\.)+(?!{_NUMBER}\.?$){_LABEL}\.?"
 
 DURATION = (
     r"(?!(?:0+(?:ms|[wdhms]))+$)(?=.)"
@@ -239,6 +242,28 @@ def domain_pattern(text: str, *, alone: bool = False) -> str:
     return domain(text)
 
 
+def pin(text: str) -> str:
+    """A mail host as an MX record names it, or `*.example.com` for the hosts one label below."""
+    example = "write it as mx1.example.com or *.example.com"
+    if not text:
+        raise ValueError("an empty name; name a host, or remove the line")
+    if text in ("*", "*."):
+        raise ValueError(f"{shown(text)} would allow every host; a pin names hosts: {example}")
+    if text.startswith("."):
+        raise ValueError(f'{shown(text)} begins with a dot; write "*{text[:70]}"')
+    if _address(text):
+        raise ValueError(f"{shown(text)} is an address; a pin names a host: {example}")
+    host, colon, port = text.rpartition(":")
+    if colon and host and port.isdecimal():
+        raise ValueError(f"{shown(text)} has a port, and a pin has none; write {shown(host)}")
+    name = domain_pattern(text)
+    if name.startswith(("[", "*.[")):
+        raise ValueError(f"{shown(text)} is an address; a pin names a host: {example}")
+    if "." not in name.removeprefix("*."):
+        raise ValueError(f"{shown(text)} has no dot in its domain; {example}")
+    return name
+
+
 def selector(text: str) -> str:
     """The name the DNS knows a DKIM key by (RFC 6376 §3.1)."""
     if not re.fullmatch(_SELECTOR, text):
@@ -382,6 +407,7 @@ WORDS = {
     Form.NAMESERVER: Word(nameserver, rf"\[?{_ADDRESS}\]?|{_HOST_AND_PORT}", "9.9.9.9"),
     Form.NETWORK: Word(network, _NETWORK, "192.0.2.0/24"),
     Form.PATH: Word(path, _PATH, "/srv/relay/file"),
+    Form.PIN: Word(pin, _PIN, "mx1.example.com"),
     Form.QUEUE_URL: Word(queue_url, "(?!)", ""),
     Form.ROUTE_PATTERN: Word(
         lambda text: domain_pattern(text, alone=True), rf"\*|(?:\*\.)?{_DOMAIN}", "example.com"

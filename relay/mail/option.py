@@ -31,6 +31,7 @@ class Form(StrEnum):
     NAMESERVER = "address of a name server"
     NETWORK = "network"
     PATH = "path"
+    PIN = "mail host, or *.domain"
     QUEUE_URL = "URL of a queue"
     ROUTE_PATTERN = "domain, *.domain or *"
     SECRET = "secret"

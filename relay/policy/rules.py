@@ -25,7 +25,7 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, NamedTuple, TypeVar
 
 from relay.mail.address import AddressError, domain_of, normalise_domain
-from relay.mail.option import Form
+from relay.mail.option import Form, NotEmpty
 from relay.policy.fields import NO_WISHES, Wishes
 from relay.policy.settings import FloorUse, MemoryAction, Setting, Source, TlsSettings
 
@@ -71,7 +71,10 @@ class DestinationRule(TlsRule):
     mta_sts: FloorUse | None = None
     dane: FloorUse | None = None
     downgrade_memory: MemoryAction | None = None
-    mx: tuple[Annotated[str, Form.DOMAIN_PATTERN], ...] = ()
+    mx: Annotated[
+        tuple[Annotated[str, Form.PIN], ...],
+        NotEmpty("no host is named", "name one, or remove the key"),
+    ] = ()
 
 
 _MOST_KNOWN = 10_000

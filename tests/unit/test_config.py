@@ -686,21 +686,50 @@ def test_legal_but_unwise_value_is_a_warning() -> None:
 @pytest.mark.parametrize(
     ("rule", "more", "warned"),
     [
-        ("{require_tls: true, mx: [mx.p.example]}", "", False),
-        ("{mx: [mx.p.example]}", "", True),
-        ("{require_tls: true, skip_verification: true, mx: [mx.p.example]}", "", True),
-        ("{require_tls: true, mx: [mx.p.example]}", "routes: {p.example: {host: h}}", True),
-        ("{require_tls: true, mx: [mx.p.example]}", "routes: {'*': {host: h}}", True),
-        ("{require_tls: true, mx: [mx.p.example]}", "routes: {'*.example': {host: h}}", True),
-        ("{require_tls: true, mx: [mx.p.example]}", "routes: {'*.p.example': {host: h}}", False),
+        ("require_tls: true, allow_override: false", "", False),
+        ("allow_override: false", "", True),
+        ("require_tls: true, skip_verification: true, allow_override: false", "", True),
+        ("require_tls: true", "", True),
+        ("require_tls: true", "  default: {allow_override: false}", False),
+        ("require_tls: true, allow_override: false", "routes: {p.example: {host: h}}", True),
+        ("require_tls: true, allow_override: false", "routes: {'*': {host: h}}", True),
+        ("require_tls: true, allow_override: false", "routes: {'*.example': {host: h}}", True),
+        ("require_tls: true, allow_override: false", "routes: {'*.p.example': {host: h}}", False),
     ],
 )
 def test_pinned_hosts_that_protect_nothing_are_a_warning(
     rule: str, more: str, warned: bool
 ) -> None:
-    config = config_of(f"policy: {{destinations: {{p.example: {rule}}}}}\n{more}")
+    rule = f"{{{rule}, mx: [mx.p.example]}}"
+    config = config_of(f"policy:\n  destinations: {{p.example: {rule}}}\n{more}")
     found = [w for w in config.warnings if "policy.destinations.p.example.mx" in w]
     assert bool(found) is warned
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("", "mx: no value; write a value behind the colon, or remove the key"),
+        ("[]", "mx: no host is named; name one, or remove the key"),
+        ("['*']", '"*" would allow every host; a pin names hosts'),
+        ("[192.0.2.1]", "is an address; a pin names a host"),
+        ("['[192.0.2.1]']", "is an address; a pin names a host"),
+        ("[localhost]", '"localhost" has no dot in its domain; write it as mx1.example.com'),
+        ("['*.com']", '"*.com" has no dot in its domain'),
+        ("[.p.example]", '".p.example" begins with a dot; write "*.p.example"'),
+        ("['mx1.p.example:25']", 'has a port, and a pin has none; write "mx1.p.example"'),
+        ("['']", "an empty name; name a host"),
+    ],
+)
+def test_pin_that_names_no_host_is_a_mistake_with_its_cure(written: str, said: str) -> None:
+    [mistake] = mistakes_of(f"policy: {{destinations: {{p.example: {{mx: {written}}}}}}}")
+    assert said in mistake
+
+
+def test_printed_configuration_of_a_rule_without_a_pin_is_read_again() -> None:
+    config = config_of("policy: {destinations: {p.example: {require_tls: true, mta_sts: ignore}}}")
+    shown = yaml.safe_dump(as_document(config))
+    assert "mx:" not in shown
 
 
 def test_pinned_hosts_are_compared_as_names_are() -> None:
