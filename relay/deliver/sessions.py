@@ -38,9 +38,11 @@ class SessionLog:
         self._refused: dict[str, TlsSession] = {}
 
     def refused(self, host: Host, floor: HostFloor) -> None:
-        """A host is not connected to. What the operator said of it is none of the domain's."""
+        """A host is not connected to. What the operator said of it is none of the domain's; a
+        policy without a mode could not be fetched, which `failed_fetch` counts.
+        """
         result = floor.policy.result
-        if self._into is not None and result is not None:
+        if self._into is not None and result is not None and floor.policy.mode is not None:
             reason = f"it {floor.not_used}" if result in _WITH_REASON else ""
             failure = SessionFailure(result, mx_host=host.name, reason=reason)
             self._refused.setdefault(host.name, self._session(floor, failure))

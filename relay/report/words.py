@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import Any
 
 from relay.mail.event import Protection
-from relay.mail.outcome import Code, DowngradeReason
+from relay.mail.outcome import Code, DowngradeReason, PolicyMode, PolicyType, Waived
 from relay.policy.settings import Setting, TlsSettings
 
 __all__ = [
@@ -34,6 +34,8 @@ Fields = Mapping[str, Any]
 
 _GIVEN_UP = re.compile(r"given up after [^:]*: ")
 _HOST = re.compile(r"\S+(?: \[[^]\s]*\])?: ")
+_NAMED_HOST = re.compile(r"(\S+ \[[^]\s]*\]): ")
+_PINNED_OUT = "is none of the hosts that the configuration allows"
 _NOT_VERIFIED = "certificate not verified: "
 
 _DOWNGRADES = {
@@ -110,7 +112,8 @@ def sentence_of(event: Fields) -> str:
     if event.get("reason") == "removed":
         return str(status["description"])
     said = f"not sent: {way}" if way else f"not sent: {_without_host(text, host)}"
-    details = ", ".join(one for one in (host, status["enhanced-code"] if way else "") if one)
+    named = host or (_named_in(status) if way else "")
+    details = ", ".join(one for one in (named, status["enhanced-code"] if way else "") if one)
     return f"{said} ({details})" if details else said
 
 
@@ -158,11 +161,32 @@ def _way(event: Fields) -> str:
         case Protection.ENCRYPTED:
             return f"TLS unverified{_before(status)}"
         case Protection.CLEAR:
-            return f"{_clear_text(status.get('downgrade'))}{_before(status)}"
+            clear = f"{_clear_text(status.get('downgrade'))}{_before(status)}"
+            says_no = status.get("waived") == Waived.TLS_REQUIRED_NO
+            return f"{clear}, waived: TLS-Required: No" if says_no else clear
     if not lacks_tls(event):
         return ""
-    why = _why(status)
-    return f"TLS required, {why}" if why else "TLS required"
+    held, why = _held(event), _why(status)
+    return f"{held}, {why}" if why else held
+
+
+def _held(event: Fields) -> str:
+    """Who asked for the TLS that the host had not: the message's own setting before the others."""
+    status, policy = event["delivery-status"], event["policy"]
+    if policy["require-tls"]:
+        return "TLS required"
+    if policy.get("requiretls"):
+        return "held by REQUIRETLS"
+    if _PINNED_OUT in _why(status):
+        return "held by a pin"
+    if status.get("policy-mode") == PolicyMode.ENFORCE:
+        name = _HELD_BY.get(status.get("policy-type"))
+        if name is not None:
+            return f"held by {name}"
+    return "held by downgrade_memory" if status.get("memory") else "TLS required"
+
+
+_HELD_BY = {PolicyType.STS: "MTA-STS", PolicyType.TLSA: "DANE"}
 
 
 def _before(status: Fields) -> str:
@@ -181,9 +205,17 @@ def _clear_text(downgrade: Fields | None) -> str:
 
 def _why(status: Fields) -> str:
     """What was wrong with TLS: our own sentence without the host's name, which stands beside it."""
-    text = str(status["description"] or status["message"])
-    text = _GIVEN_UP.sub("", text, count=1)
-    return _HOST.sub("", text, count=1).removeprefix(_NOT_VERIFIED).rstrip(".")
+    return _HOST.sub("", _own_text(status), count=1).removeprefix(_NOT_VERIFIED).rstrip(".")
+
+
+def _named_in(status: Fields) -> str:
+    """The host that our own sentence names: a host that was not connected to has no `mx-host`."""
+    found = _NAMED_HOST.match(_own_text(status))
+    return found[1] if found is not None else ""
+
+
+def _own_text(status: Fields) -> str:
+    return _GIVEN_UP.sub("", str(status["description"] or status["message"]), count=1)
 
 
 def _without_host(text: str, host: str) -> str:

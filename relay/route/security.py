@@ -400,7 +400,8 @@ def floor_at(
 def _floor_at(name: str, dane: DaneFloor, sts: StsFloor, pins: tuple[str, ...] | None) -> HostFloor:
     by_sts, by_dane = _under_sts(name, sts), _under_dane(dane)
     if reason := not_named(name, sts, pins):
-        is_pinned_out = not_named(name, NO_STS, pins) != ""
+        # A pin decides before any policy does; that the policy could not be fetched stays known.
+        is_pinned_out = not_named(name, NO_STS, pins) != "" and sts.error is None
         return HostFloor(policy=NO_POLICY if is_pinned_out else by_sts.policy, not_used=reason)
     decides = dane.state in (DaneState.USABLE, DaneState.FAILED)
     if by_dane is None or (sts.holds and not (decides and dane.is_enforced)):

@@ -422,6 +422,34 @@ STATUS = {
             {"code": 250, "enhanced-code": "2.0.0", "tls": True, "memory": {"before": "verified"}},
             "TLS unverified, verified before, mx.example.net: 250 2.0.0",
         ),
+        *(
+            (
+                {"policy": {"require-tls": require_tls, "requiretls": held == "by REQUIRETLS"}},
+                {"tls": None, "mx-host": None, "description": f"mx.x.test [192.0.2.1]: {why}"}
+                | more,
+                f"not sent: {said}, {why} (mx.x.test [192.0.2.1], 4.7.5)",
+            )
+            for require_tls, held, more, why in (
+                (True, "", {"policy-type": "sts", "policy-mode": "enforce"}, "not connected to: x"),
+                (False, "by MTA-STS", {"policy-type": "sts", "policy-mode": "enforce"}, "bad"),
+                (False, "by DANE", {"policy-type": "tlsa", "policy-mode": "enforce"}, "bad"),
+                (False, "by REQUIRETLS", {"policy-type": "no-policy-found"}, "bad"),
+                (False, "by downgrade_memory", {"memory": {"before": "verified"}}, "bad"),
+                (
+                    False,
+                    "by a pin",
+                    {"policy-type": "sts", "policy-mode": None},
+                    "not connected to: it is none of the hosts that the configuration allows for"
+                    " this domain: mx.y.test",
+                ),
+            )
+            for said in ["TLS required" if require_tls else f"held {held}"]
+        ),
+        (
+            {"event": "delivered", "severity": ""},
+            {"code": 250, "enhanced-code": "2.0.0", "waived": "tls-required-no"},
+            "in clear, waived: TLS-Required: No, mx.example.net: 250 2.0.0",
+        ),
         (
             {"policy": {"require-tls": True}},
             {"tls": None, "mx-host": None, "code": 498, "enhanced-code": "4.4.4"},

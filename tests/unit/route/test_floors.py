@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from relay.deliver.sessions import SessionLog
 from relay.mail.outcome import (
     HopPolicy,
     Level,
@@ -17,6 +18,7 @@ from relay.mail.outcome import (
     PolicyType,
     Waived,
 )
+from relay.mail.tls_session import TlsSession
 from relay.policy.settings import Setting, Source, TlsSettings
 from relay.route.floor import NO_STS, DaneFloor, DaneState, StsFloor, Tlsa
 from relay.route.forecast import describe, forecast, forecasts, not_used, sentence
@@ -423,3 +425,15 @@ def test_mail_with_requiretls_is_foretold_to_be_returned_at_once():
     assert ends == {"5.7.10"}
     assert "the host must offer REQUIRETLS inside TLS" in describe(needed, HOST)
     assert not_used(needed).at_last == "5.7.10"
+
+
+def test_pin_that_keeps_a_host_out_keeps_the_error_of_the_policy():
+    failed = StsFloor("example", error=PolicyError.CERTIFICATE)
+    found = floor_at(NAME, sts=failed, pins=("mx.elsewhere.example",))
+    assert found.not_used
+    assert found.policy == HopPolicy(PolicyType.STS, None, PolicyResult("sts-webpki-invalid"))
+    sessions: list[TlsSession] = []
+    log = SessionLog(sessions, "example")
+    log.refused(HOST, found)
+    log.end()
+    assert sessions == []  # the domain hears of the fetch, and not of our pin
