@@ -130,6 +130,8 @@ class Control:
         match verb:
             case "mta-sts-forget":
                 is_known = await self.policies.forget(domain)
+                if is_known:
+                    log.info("operator: the MTA-STS policy of %s is forgotten", domain)
             case "mta-sts-refresh":
                 refreshed = await self.policies.refresh(domain)
                 kept, reason = refreshed.kept, refreshed.reason
@@ -153,7 +155,8 @@ class Control:
                 yield {"done": {}}
             case "memory-forget":
                 count = await forget(self.memory, forget_filter(request))
-                log.info("operator: what hosts of %d domains have shown is forgotten", count)
+                if count:
+                    log.info("operator: what hosts of %d domains have shown is forgotten", count)
                 yield {"done": {"domains": count}}
             case _:
                 messages, age = suggestion_bounds(request)

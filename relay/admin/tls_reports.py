@@ -81,4 +81,5 @@ def _sent_as_json(one: SentReport) -> dict[str, Any]:
         "domain": one.domain,
         "state": one.state.value,
         "reason": one.reason,
+        "was-settled": one.was_settled,
     }

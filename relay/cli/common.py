@@ -30,6 +30,7 @@ __all__ = [
     "config_file",
     "config_is_named",
     "config_option",
+    "domain_name",
     "fail",
     "load_config",
     "not_empty",
@@ -210,6 +211,20 @@ def not_empty(ctx: click.Context, param: click.Parameter, value: Filter) -> Filt
         one.strip() for one in ([value] if isinstance(value, str) else value)
     ):
         raise click.BadParameter("is empty: give it a value or leave it out", ctx, param)
+    return value
+
+
+def domain_name(ctx: click.Context, param: click.Parameter, value: Filter) -> Filter:
+    """Refuse an empty value, and one that is no domain name, each as it was written."""
+    from relay.mail.address import AddressError, normalise_domain
+
+    not_empty(ctx, param, value)
+    names: tuple[str, ...] = (value,) if isinstance(value, str) else value or ()
+    for name in names:
+        try:
+            normalise_domain(name)
+        except AddressError as error:
+            raise click.BadParameter(f"{printable(name)}: {error}", ctx, param) from None
     return value
 
 

@@ -14,9 +14,9 @@ from relay.cli.common import (
     answers,
     config_file,
     config_option,
+    domain_name,
     fail,
     load_config,
-    not_empty,
     printable,
 )
 
@@ -33,7 +33,7 @@ def _filters(command: F) -> F:
     for option in (
         click.option("--alarm", is_flag=True, help="Hosts that show less than before, now."),
         click.option("--level", type=_LEVELS, help="Hosts that have shown this much."),
-        click.option("--host", metavar="HOST", callback=not_empty, help="This mail host."),
+        click.option("--host", metavar="HOST", callback=domain_name, help="This mail host."),
     ):
         command = option(command)
     return command
@@ -51,7 +51,7 @@ def memory() -> None:
 
 
 @memory.command("list")
-@click.argument("domain", metavar="[DOMAIN]", required=False, callback=not_empty)
+@click.argument("domain", metavar="[DOMAIN]", required=False, callback=domain_name)
 @_filters
 @click.option("--json", "as_json", is_flag=True, help="As one JSON array, for programs.")
 @config_option
@@ -68,7 +68,7 @@ def list_(ctx: click.Context, /, domain: str | None, as_json: bool, **filters: A
 
 
 @memory.command()
-@click.argument("domains", metavar="[DOMAIN]...", nargs=-1, callback=not_empty)
+@click.argument("domains", metavar="[DOMAIN]...", nargs=-1, callback=domain_name)
 @_filters
 @click.option("--all", "everything", is_flag=True, help="All that is remembered.")
 @click.option("--dry-run", is_flag=True, help="List what is meant, forget nothing.")

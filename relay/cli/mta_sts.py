@@ -14,9 +14,9 @@ from relay.cli.common import (
     answers,
     config_file,
     config_option,
+    domain_name,
     fail,
     load_config,
-    not_empty,
     printable,
 )
 
@@ -47,6 +47,8 @@ def list_(ctx: click.Context, /, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(policies, indent=2))
         return
+    if not policies:
+        click.echo("No policy is kept.")
     for one in policies:
         hosts = ", ".join(one["mx"]) or "no hosts"
         mode = click.style(f"{one['mode']:<8}", fg=_COLOURS.get(one["mode"]))
@@ -54,7 +56,7 @@ def list_(ctx: click.Context, /, as_json: bool) -> None:
 
 
 @mta_sts.command()
-@click.argument("domain", metavar="DOMAIN", callback=not_empty)
+@click.argument("domain", metavar="DOMAIN", callback=domain_name)
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object, for programs.")
 @config_option
 @click.pass_context
@@ -67,7 +69,7 @@ def show(ctx: click.Context, /, domain: str, as_json: bool) -> None:
 
 
 @mta_sts.command()
-@click.argument("domain", metavar="DOMAIN", callback=not_empty)
+@click.argument("domain", metavar="DOMAIN", callback=domain_name)
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object, for programs.")
 @config_option
 @click.pass_context
@@ -85,7 +87,7 @@ def refresh(ctx: click.Context, /, domain: str, as_json: bool) -> None:
 
 
 @mta_sts.command()
-@click.argument("domain", metavar="DOMAIN", callback=not_empty)
+@click.argument("domain", metavar="DOMAIN", callback=domain_name)
 @config_option
 @click.pass_context
 def forget(ctx: click.Context, /, domain: str) -> None:
@@ -100,6 +102,7 @@ def forget(ctx: click.Context, /, domain: str) -> None:
     )
     if _done(lines)["unknown"]:
         fail(f"{domain}: no policy is kept")
+    click.echo(f"forgotten: the policy of {domain}")
 
 
 def _asked(ctx: click.Context, verb: str, domain: str) -> tuple[dict[str, Any] | None, str]:

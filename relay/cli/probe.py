@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from relay.cli.common import age, config_file, config_option, fail, load_config, printable
+from relay.cli.common import (
+    age,
+    config_file,
+    config_option,
+    domain_name,
+    fail,
+    load_config,
+    printable,
+)
 from relay.cli.routing import floor_lines, host_text, lookups, no_route_text, policy_line
 
 if TYPE_CHECKING:
@@ -19,7 +27,7 @@ __all__ = ["probe"]
 
 
 @click.command()
-@click.argument("domain", metavar="DOMAIN")
+@click.argument("domain", metavar="DOMAIN", callback=domain_name)
 @click.option(
     "--timeout",
     "patience",
@@ -39,32 +47,24 @@ def probe(ctx: click.Context, /, domain: str, patience: timedelta | None, as_jso
     """
     config = load_config(config_file(ctx))
     try:
-        answer = asyncio.run(_probe(config, _domain(domain), patience or timedelta(seconds=30)))
+        answer = asyncio.run(_probe(config, domain, patience or timedelta(seconds=30)))
     except OSError as error:
         fail(str(error))
     click.echo(json.dumps(answer, indent=2)) if as_json else _print(answer)
     ctx.exit(0 if any(not host["trouble"] for host in answer["hosts"]) else 1)
 
 
-def _domain(text: str) -> str:
-    from relay.mail.address import AddressError, normalise_domain
-
-    try:
-        return normalise_domain(text)
-    except AddressError as error:
-        raise click.BadParameter(f"{printable(text)}: {error}", param_hint="DOMAIN") from None
-
-
 async def _probe(config: Config, domain: str, patience: timedelta) -> dict[str, Any]:
     from relay.daemon.explaining import FloorPending
     from relay.daemon.probing import probe_domain
+    from relay.mail.address import normalise_domain
     from relay.queue.store import SpoolError
     from relay.route.dns import ResolverError
 
     try:
         async with lookups(config) as asked:
             return await probe_domain(
-                domain,
+                normalise_domain(domain),
                 route=asked.route,
                 floors=asked.floors,
                 hostname=config.hostname,

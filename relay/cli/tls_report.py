@@ -12,9 +12,9 @@ from relay.cli.common import (
     answers,
     config_file,
     config_option,
+    domain_name,
     fail,
     load_config,
-    not_empty,
     printable,
 )
 
@@ -61,6 +61,8 @@ def list_(ctx: click.Context, /, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(items, indent=2))
         return
+    if not items:
+        click.echo("No session is counted.")
     for one in items:
         state = click.style(f"{one['state']:<10}", fg=_COLOURS.get(one["state"]))
         counts = f"{one['successful']} successful, {one['failed']} failed"
@@ -69,7 +71,7 @@ def list_(ctx: click.Context, /, as_json: bool) -> None:
 
 
 @tls_report.command()
-@click.argument("domain", metavar="DOMAIN", callback=not_empty)
+@click.argument("domain", metavar="DOMAIN", callback=domain_name)
 @click.option(
     "--day", metavar="YYYY-MM-DD", callback=_day, help="Of this day of UTC instead of today."
 )
@@ -89,7 +91,7 @@ def show(ctx: click.Context, /, domain: str, day: date | None) -> None:
 
 
 @tls_report.command()
-@click.argument("domain", metavar="[DOMAIN]", required=False, callback=not_empty)
+@click.argument("domain", metavar="[DOMAIN]", required=False, callback=domain_name)
 @click.option(
     "--day",
     metavar="YYYY-MM-DD",
@@ -101,17 +103,23 @@ def show(ctx: click.Context, /, domain: str, day: date | None) -> None:
 def send(ctx: click.Context, /, domain: str | None, day: date | None) -> None:
     """Send now what was not sent: of all days that are over, to all domains, or to one.
 
-    A report that was sent is never sent again. The exit status is 1 where one could not be sent.
+    A report that was sent is never sent again; of one that is named, the command says so. The exit
+    status is 1 where one could not be sent.
     """
     lines = _ask(ctx, "tls-report-send", domain, day)
     failed = False
-    for one in (line["item"] for line in lines if "item" in line):
+    items = [line["item"] for line in lines if "item" in line]
+    for one in items:
         state = click.style(f"{one['state']:<10}", fg=_COLOURS.get(one["state"]))
         reason = f"  {printable(one['reason'])}" if one["reason"] else ""
+        if one["was-settled"]:
+            reason = "  (so before; nothing was sent now)"
         click.echo(f"{one['day']} {state} {one['domain']}{reason}")
         failed |= bool(one["reason"])
     if lines[-1]["done"]["unknown"]:
         fail(f"{domain}: no session was counted ({day or 'on any day that is over'})")
+    if not items:
+        click.echo("No report was left to send.")
     if failed:
         ctx.exit(1)
 

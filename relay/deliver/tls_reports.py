@@ -198,6 +198,9 @@ class TlsReporter:
         return ListedReport(day, sessions, ReportState.DUE, due)
 
     async def _send_now(self, day: date, domain: str) -> SentReport:
+        settled = (await self._reports.finished_tls_reports(day, domain)).get(_ALL_PLACES)
+        if settled is not None:
+            return SentReport(day, domain, ReportState(settled.value), was_settled=True)
         left = await self._send(day, domain, is_last=False)
         if left is not None:
             return SentReport(day, domain, ReportState.DUE, left.reason)

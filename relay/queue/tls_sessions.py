@@ -88,12 +88,15 @@ class ListedReport:
 
 @dataclass(frozen=True, slots=True)
 class SentReport:
-    """What came of sending a report now. `reason`: why it was not sent to all its places."""
+    """What came of sending a report now. `reason`: why it was not sent to all its places.
+    `was_settled`: its state stood before, and nothing was sent now.
+    """
 
     day: date
     domain: str
     state: ReportState
     reason: str = ""
+    was_settled: bool = False
 
 
 class CountedSessions(NamedTuple):

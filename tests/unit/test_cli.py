@@ -567,6 +567,58 @@ def test_only_a_running_relay_has_mta_sts_policies(run: Run, command: list[str])
     assert "no relay answers at s" in result.stderr
 
 
+@pytest.mark.parametrize(
+    "command",
+    ["probe", "memory list", "memory forget", "mta-sts show", "mta-sts forget", "tls-report show"],
+)
+def test_a_name_that_is_no_domain_is_refused_by_every_command_alike(run: Run, command: str) -> None:
+    result = run(*command.split(), "a b")
+    assert result.exit_code == 2
+    assert "a b: the domain is not a domain name" in result.stderr
+    empty = run(*command.split(), "")
+    assert empty.exit_code == 2
+    assert "is empty" in empty.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "lines", "said"),
+    [
+        ("mta_sts list", [{"done": {}}], "No policy is kept.\n"),
+        ("mta_sts forget a.example", [{"done": {"unknown": []}}], "forgotten: the policy of a.ex"),
+        ("tls_report list", [{"done": {"unknown": []}}], "No session is counted.\n"),
+        ("tls_report send", [{"done": {"unknown": []}}], "No report was left to send.\n"),
+        (
+            "tls_report send a.example",
+            [
+                {
+                    "item": {
+                        "day": "2030-01-30",
+                        "domain": "a.example",
+                        "state": "sent",
+                        "reason": "",
+                        "was-settled": True,
+                    }
+                },
+                {"done": {"unknown": []}},
+            ],
+            "2030-01-30 sent       a.example  (so before; nothing was sent now)\n",
+        ),
+    ],
+)
+def test_a_command_that_did_nothing_or_succeeded_says_so(
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    lines: list[dict[str, Any]],
+    said: str,
+) -> None:
+    group, *words = command.split()
+    monkeypatch.setattr(f"relay.cli.{group}.answers", lambda *_, **__: iter(lines))
+    result = run(group.replace("_", "-"), *words)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.startswith(said)
+
+
 # --- the queue of a running relay -----------------------------------------------------------------
 
 

@@ -93,13 +93,16 @@ async def test_a_policy_is_refreshed_or_the_reason_is_said(rig: Rig) -> None:
     ]
 
 
-async def test_a_policy_is_forgotten_once(rig: Rig) -> None:
+async def test_a_policy_is_forgotten_once(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     await rig.policies.floor("example.net")
     assert await rig.ask("forget", "example.net") == [{"done": {"unknown": [], "reason": ""}}]
     for verb in ("forget", "show"):
         assert await rig.ask(verb, "example.net") == [
             {"done": {"unknown": ["example.net"], "reason": ""}}
         ]
+    told = [record.getMessage() for record in caplog.records if "operator" in record.getMessage()]
+    assert told == ["operator: the MTA-STS policy of example.net is forgotten"]
 
 
 @pytest.mark.parametrize("domain", ["", "[192.0.2.1]", "a b"])

@@ -91,6 +91,7 @@ async def test_reports_are_sent_on_demand(reports: Reports) -> None:
         "domain": "b.example",
         "state": "sent",
         "reason": "",
+        "was-settled": False,
     }
     assert done == {"done": {"unknown": []}}
     reports.reason = "why"

@@ -394,7 +394,9 @@ async def test_the_operator_has_all_days_that_are_over_sent_at_once(world: World
     reporter = world.reporter()
     assert await sent(reporter) == [SentReport(DAY, "b.example", ReportState.SENT)]
     assert await sent(reporter) == []
-    assert await sent(reporter, "b.example") == [SentReport(DAY, "b.example", ReportState.SENT)]
+    assert await sent(reporter, "b.example") == [
+        SentReport(DAY, "b.example", ReportState.SENT, was_settled=True)
+    ]
     world.now = AFTER
     await reporter.send_due()
     assert len(await world.mails()) == 1
