@@ -178,9 +178,10 @@ def password() -> None:
 def demo(ctx: click.Context, /, as_json: bool, to_try: bool) -> None:
     """Play all outcomes in a closed sandbox: own DNS, own mail hosts, nothing leaves this machine.
 
-    Hosts with good, wrong, expired and no TLS meet messages with each of the four settings,
-    and the delivery log tells what became of each. The exit status is 1 where something
-    went otherwise than the rules say.
+    Hosts with a good certificate, a wrong one, an expired one and no TLS, and hosts under DANE,
+    MTA-STS and a pin, meet messages with each of the four settings, and the delivery log tells
+    what became of each. A list at the end says what each host is. The exit status is 1 where
+    something went otherwise than the rules say.
     """
     if to_try:
         from relay.sandbox.demo_relay import main as run_relay

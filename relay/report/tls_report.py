@@ -206,10 +206,14 @@ def _words(domain: str, day: date, document: dict[str, Any], submitter: Submitte
     failed = sum(one["total-failure-session-count"] for one in summaries)
     yield f"This is a report on TLS (RFC 8460) about {domain}."
     yield f"It is about {day.isoformat()} (UTC). In sessions that began on that day, TLS"
-    yield f"    succeeded {successful} times,"
-    yield f"    failed {failed} times."
+    yield f"    succeeded {_times(successful)},"
+    yield f"    failed {_times(failed)}."
     yield "The attached file has the details. Your DNS asks for these reports"
     yield f"(a TXT record at _smtp._tls.{domain}). Contact: {submitter.contact}"
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
 
 
 def _range(day: date) -> tuple[datetime, datetime]:

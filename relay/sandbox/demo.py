@@ -91,6 +91,19 @@ PUBLISHED: Mapping[str, Published] = {
     "pinned-other": Published.PINNED,
 }
 
+LEGEND: Mapping[str, str] = {
+    "good": "TLS, with a valid certificate",
+    "wrong-name": "TLS, with a certificate for another name",
+    "expired": "TLS, with an expired certificate",
+    "no-starttls": "no TLS",
+    "dane": f"no authority's certificate; the domain publishes {Published.TLSA}",
+    "dane-mismatch": f"a valid certificate; the domain publishes {Published.OTHER_TLSA}",
+    "mta-sts": f"a valid certificate; the domain publishes {Published.POLICY}",
+    "mta-sts-other": f"a valid certificate; the domain publishes {Published.OTHER_POLICY}",
+    "pinned-other": "a valid certificate; the configuration allows only another host (a pin)",
+}
+"""The kinds of mail host, as the demo explains them."""
+
 _BY_PUBLISHED: Mapping[Published, Result] = {
     Published.TLSA: Result.VERIFIED,
     Published.OTHER_TLSA: Result.DEFERRED,
@@ -405,6 +418,8 @@ def _show(cells: list[Cell], seconds: float, console: Console) -> None:
         settings = f"{_word(cell.require_tls)} / {_word(cell.skip_verification)}"
         text = f"not as ruled: {settings} at {cell.host}: expected: {cell.expected}"
         console.print(Text(text, style="bold red"))
+    console.print("[bold]The mail hosts[/bold] (docs/tls.md has the rules)")
+    console.print(_legend())
     if not _has_many_addresses():
         console.print(
             "Loopback has one address here: the hosts were found by routes instead of MX."
@@ -429,6 +444,18 @@ def _table(cells: Iterable[Cell]) -> Table:
             Text(cell.result, style=_COLOURS[cell.result]),
             Text(cell.why),
         )
+    table.add_row()
+    return table
+
+
+def _legend() -> Table:
+    """What each kind of mail host is, and what the marks mean."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(min_width=max(map(len, HOSTS)), no_wrap=True)
+    table.add_column(overflow="fold")
+    for host in _played():
+        table.add_row(host, Text(LEGEND[host]))
+    table.add_row("✓ ✗", Text("the message went as the rules say, or otherwise"))
     table.add_row()
     return table
 

@@ -25,6 +25,8 @@ def test_demo_goes_as_the_rules_say_and_leaves_no_file(
     assert demo.main() == 0
     told = capsys.readouterr()
     assert "36 of 36 messages went as the rules say" in told.out
+    for host, meaning in demo.LEGEND.items():
+        assert f"{host:<13}  {meaning[:30]}" in told.out
     assert told.err == ""
     assert list(temporary_files.iterdir()) == []
 
