@@ -7,10 +7,12 @@ from __future__ import annotations
 import difflib
 import pathlib
 from collections.abc import Collection, Mapping, Sequence
+from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from relay.config import words
+from relay.config.document import as_document
 from relay.config.mistakes import Mistake, Place, shown, split
 from relay.config.sections import Config
 from relay.config.shape import (
@@ -135,14 +137,13 @@ class Conformer:
 
     def _unknown(self, place: Place, name: str, known: Collection[str], key: str) -> None:
         meant = difflib.get_close_matches(name.lower().replace("-", "_"), known, n=1, cutoff=0.6)
-        everywhere = (found for found, _ in known_keys(section_of(Config)))
-        elsewhere = [k for k in everywhere if k.rpartition(".")[2] == name and "*" not in k]
+        elsewhere = _elsewhere(name, key)
         if name == "<<":
             cure = "merge keys are not read here: write the keys out"
         elif meant:
             cure = f'did you mean "{meant[0]}"?'
         elif elsewhere:
-            cure = f'it belongs at "{elsewhere[0]}"'
+            cure = elsewhere
         else:
             cure = f"known here: {', '.join(known)}"
         self.wrong(place, dotted(key, name), "unknown key", cure)
@@ -201,15 +202,27 @@ class Conformer:
             cure = f"{_leaf_cure(shape)}, or remove the key"
             return self.wrong(leaf.place, key, "no value", cure)
         try:
-            return _read_leaf(leaf, shape)
+            return _read_leaf(leaf, shape, key)
         except ValueError as error:
             return self.wrong(leaf.place, key, *split(error))
+
+
+def _elsewhere(name: str, key: str) -> str:
+    """Where a key that `key` does not know belongs; empty where no section knows it."""
+    found = [k for k, _ in known_keys(section_of(Config)) if k.rpartition(".")[2] == name]
+    for_all = next((k for k in found if "*" not in k), "")
+    is_by_recipient = f"policy.destinations.*.{name}" in found
+    _, by_sender, domain = key.partition("policy.domains.")
+    if is_by_recipient and (by_sender or not for_all):
+        domain = domain or "DOMAIN"
+        return f'by recipient domain it belongs at "policy.destinations.{domain}.{name}"'
+    return f'it belongs at "{for_all}"' if for_all else ""
 
 
 LeafShape = Truth | Duration | Number | Choice | Text
 
 
-def _read_leaf(leaf: Leaf, shape: LeafShape) -> Any:
+def _read_leaf(leaf: Leaf, shape: LeafShape, key: str) -> Any:
     """A scalar as the type the dataclass wants; ValueError with "what; cure"."""
     match shape:
         case Truth():
@@ -223,6 +236,9 @@ def _read_leaf(leaf: Leaf, shape: LeafShape) -> Any:
                 raise ValueError(f"{shown(leaf.text)} is a text; write {leaf.text} without quotes")
             return words.parse_number(leaf.text, shape.range)
         case Duration():
+            if leaf.text.isdecimal():
+                cure = f"write a unit, as in {words.with_unit(leaf.text, _default_of(key))}"
+                raise ValueError(f"{shown(leaf.text)} is not a duration; {cure}")
             return words.parse_duration(leaf.text)
         case Text(form=Form.SIZE):
             size = words.parse_size(leaf.text)
@@ -233,6 +249,18 @@ def _read_leaf(leaf: Leaf, shape: LeafShape) -> Any:
             return _one_of(shape.words, leaf.text)
         case Text():
             return _read_text(leaf, shape)
+
+
+def _default_of(key: str) -> timedelta | None:
+    """The default of a duration, of a list its first; None where it has none."""
+    value: Any = as_document(Config())
+    for step in key.split("."):
+        value = value[0] if isinstance(value, list) and value else value
+        value = value.get(step) if isinstance(value, dict) else value
+    try:
+        return words.parse_duration(value) if isinstance(value, str) else None
+    except ValueError:
+        return None
 
 
 def _read_text(leaf: Leaf, shape: Text) -> str:

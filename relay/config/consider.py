@@ -12,6 +12,7 @@ import os
 import pwd
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 from relay.config.sections import AdminSection, Config
@@ -319,11 +320,18 @@ def _consider_pins(config: Config) -> Iterator[Remark]:
                 yield Remark(key, problem, "remove one of the two", is_fatal=False)
 
 
+_SHORTEST_MEMORY = timedelta(days=7)
+
+
 def _consider_memory(config: Config) -> Iterator[Remark]:
     """Mail that waits for a host to show as much as before has to be able to go in the end."""
     memory, lifetime = config.downgrade_memory, config.queue.lifetime
     rules = config.policy.destinations.values()
     actions = {memory.action, *(rule.downgrade_memory for rule in rules)}
+    if memory.keep < _SHORTEST_MEMORY and actions & {MemoryAction.LOG, MemoryAction.DEFER}:
+        problem = "shorter than 7d, so a host that gets mail once a week is forgotten between"
+        cure = "write a longer duration, as in 90d"
+        yield Remark("downgrade_memory.keep", problem, cure, is_fatal=False)
     if MemoryAction.DEFER not in actions:
         return
     key, cure = "downgrade_memory.defer_for", "write a shorter duration"

@@ -7,6 +7,7 @@ Each function reads one as written, or raises a ValueError that says "what is wr
 from __future__ import annotations
 
 import ipaddress
+import math
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -44,6 +45,7 @@ _NETWORK = rf"{_IPV4}(?:/(?:3[0-2]|[12]?[0-9]))?|{_IPV6}(?:/(?:12[0-8]|1[01][0-9
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 _PLAIN_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _MAIL_ADDRESS = rf"(?!.{{255}}){_ATOM}(?:\.{_ATOM})*@(?:{_PLAIN_LABEL}\.)*(?![0-9]+$){_PLAIN_LABEL}"
+_LINE = r"[^\x00-\x20\x7f-\x9f][^\x00-\x1f\x7f-\x9f]{0,199}"
 _PATH = r"[^\x00]+"
 _NUMBER = r"(?:[0-9]+|0[xX][0-9A-Fa-f]*)"
 _SOCKET_PATH = r"[^\x00]{1,107}"
@@ -116,8 +118,8 @@ def parse_duration(text: str) -> timedelta:
 
 
 def _not_a_duration(text: str) -> str:
-    if text.isdigit():
-        return f"{shown(text)} is not a duration; write a unit, as in {text}s"
+    if text.isdecimal():
+        return f"{shown(text)} is not a duration; write a unit, as in {with_unit(text, None)}"
     if not _LIKE_A_DURATION.fullmatch(text):
         return f"{shown(text)} is not a duration; write it as 30s, 5m, 4h, 5d or 1h30m"
     if not any(int(number[:12]) for number, _ in _DURATION_PART.findall(text)):
@@ -125,6 +127,17 @@ def _not_a_duration(text: str) -> str:
     if any(len(number) > 4 for number, _ in _DURATION_PART.findall(text)):
         return f"{shown(text)} is longer than ten years; write a shorter duration"
     return f"{shown(text)} has its units in no order; write each once, as in 1d12h or 1h30m"
+
+
+def with_unit(number: str, usual: timedelta | None) -> str:
+    """A bare number with the unit, of s, m, h and d, that brings it nearest to the usual value."""
+    if usual is None or not int(number[:12]) > 0:
+        return f"{number}s"
+
+    def distance(unit: str) -> float:
+        return abs(math.log(int(number[:12]) * (_UNITS[unit] / usual)))
+
+    return f"{number}{min('smhd', key=distance)}"
 
 
 def format_duration(value: timedelta) -> str:
@@ -280,6 +293,14 @@ def header_name(text: str) -> str:
     return text
 
 
+def line(text: str) -> str:
+    """A text that stands on one line of a report or a mail."""
+    if not re.fullmatch(_LINE, text):
+        problem = "is empty" if not text.strip() else f"{shown(text)} is not one line of text"
+        raise ValueError(f"{problem}; write 1 to 200 characters without a line break")
+    return text
+
+
 def listen_address(text: str) -> str:
     if text.startswith("unix:"):
         return f"unix:{socket_path(text.removeprefix('unix:'))}"
@@ -399,6 +420,7 @@ WORDS = {
     Form.GROUP: Word(group, _GROUP, "mail"),
     Form.HEADER_NAME: Word(header_name, _HEADER_NAME, "X-Remote-User"),
     Form.HTTP_ADDRESS: Word(http_address, f"(?:{_HOST_AND_PORT})?", "127.0.0.1:8025"),
+    Form.LINE: Word(line, _LINE, "Example Inc."),
     Form.LISTEN_ADDRESS: Word(
         listen_address, rf"{_HOST_AND_PORT}|unix:{_SOCKET_PATH}", "127.0.0.1:2525"
     ),

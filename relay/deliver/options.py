@@ -74,7 +74,7 @@ class TlsReportOptions:
 
     send: bool = False
     from_: Annotated[str, Form.MAIL_ADDRESS] | None = None
-    organization: str | None = None
+    organization: Annotated[str, Form.LINE] | None = None
     contact: Annotated[str, Form.MAIL_ADDRESS] | None = None
 
     def submitter(self, hostname: str) -> Submitter:

@@ -25,6 +25,7 @@ class Form(StrEnum):
     GROUP = "name of a group"
     HEADER_NAME = "name of a header field"
     HTTP_ADDRESS = "address and port, or nothing"
+    LINE = "one line of text"
     LISTEN_ADDRESS = "address and port, or unix:path"
     MAIL_ADDRESS = "mail address"
     MAIL_HOST = "name or address of a host"

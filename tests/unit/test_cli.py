@@ -234,7 +234,7 @@ def test_check_says_all_that_is_wrong_and_ends_with_1(run: Run, tmp_path: Path) 
     assert result.stdout == ""
     assert result.stderr.splitlines() == [
         'bad.yaml:1: hostnme: unknown key; did you mean "hostname"?',
-        'bad.yaml:2: queue.lifetime: "5" is not a duration; write a unit, as in 5s',
+        'bad.yaml:2: queue.lifetime: "5" is not a duration; write a unit, as in 5d',
     ]
 
 

@@ -122,7 +122,7 @@ def but_hostname(config: Config) -> Config:
         ("listeners: [{tls: none}]", "relay.yaml:1: listeners.0.address: is missing; add address:"),
         ("routes: {a.example: {port: 25}}", "routes.a.example.host: is missing; add host:"),
         # durations and sizes
-        ("limits: {idle: 30}", 'limits.idle: "30" is not a duration; write a unit, as in 30s'),
+        ("limits: {idle: 30}", 'limits.idle: "30" is not a duration; write a unit, as in 30m'),
         (
             "limits: {idle: 5 minutes}",
             '"5 minutes" is not a duration; write it as 30s, 5m, 4h, 5d or 1h30m',
@@ -724,6 +724,53 @@ def test_pinned_hosts_that_protect_nothing_are_a_warning(
 def test_pin_that_names_no_host_is_a_mistake_with_its_cure(written: str, said: str) -> None:
     [mistake] = mistakes_of(f"policy: {{destinations: {{p.example: {{mx: {written}}}}}}}")
     assert said in mistake
+
+
+@pytest.mark.parametrize(
+    ("text", "cure"),
+    [
+        (
+            "policy: {domains: {p.example: {mta_sts: ignore}}}",
+            'by recipient domain it belongs at "policy.destinations.p.example.mta_sts"',
+        ),
+        (
+            "policy: {domains: {p.example: {mx: [mx.p.example]}}}",
+            'by recipient domain it belongs at "policy.destinations.p.example.mx"',
+        ),
+        (
+            "policy: {default: {mx: [mx.p.example]}}",
+            'by recipient domain it belongs at "policy.destinations.DOMAIN.mx"',
+        ),
+        ("policy: {default: {mta_sts: ignore}}", 'it belongs at "policy.mta_sts"'),
+    ],
+)
+def test_key_of_a_recipient_domain_is_sent_to_the_recipient_domains(text: str, cure: str) -> None:
+    [mistake] = mistakes_of(text)
+    assert mistake.endswith(f"unknown key; {cure}")
+
+
+@pytest.mark.parametrize(
+    ("text", "cure"),
+    [
+        ("downgrade_memory: {keep: 90}", "as in 90d"),
+        ("downgrade_memory: {defer_for: 24}", "as in 24h"),
+        ("queue: {lifetime: 5}", "as in 5d"),
+        ("queue: {retry: [1, 5m]}", "as in 1m"),
+        ("limits: {idle: 0}", "as in 0s"),
+    ],
+)
+def test_cure_of_a_bare_number_has_the_unit_that_fits_the_default(text: str, cure: str) -> None:
+    [mistake] = mistakes_of(text)
+    assert mistake.endswith(f"write a unit, {cure}")
+
+
+@pytest.mark.parametrize(
+    ("keys", "warned"),
+    [("keep: 6d", True), ("keep: 7d", False), ("keep: 6d, action: ignore", False)],
+)
+def test_memory_of_less_than_a_week_is_a_warning(keys: str, warned: bool) -> None:
+    config = config_of(f"downgrade_memory: {{{keys}}}")
+    assert any("downgrade_memory.keep: shorter than 7d" in w for w in config.warnings) is warned
 
 
 def test_printed_configuration_of_a_rule_without_a_pin_is_read_again() -> None:

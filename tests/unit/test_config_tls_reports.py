@@ -57,6 +57,8 @@ def test_reports_come_from_the_machine_itself_where_no_hostname_is_written(
             " relay.us.example has no key under dkim.domains; make one with `relay dkim-key`, or"
             " name another address under tls_reports.from",
         ),
+        ('organization: ""', "tls_reports.organization: is empty; write 1 to 200 characters"),
+        (r'organization: "a\r\nb"', "is not one line of text; write 1 to 200 characters"),
         ("send: true, from: tls@sub.us.example", "sub.us.example has no key under dkim.domains"),
         ("from: tls", "is not a mail address; write it as tls@example.com"),
         ("contact: 'a b@us.example'", "is not a mail address; write it as tls@example.com"),
