@@ -137,6 +137,7 @@ class Control:
                 kept, reason = refreshed.kept, refreshed.reason
             case _:
                 kept = await self.policies.kept(domain)
+                reason = self.policies.last_failure(domain) if kept is None else ""
         if verb != "mta-sts-forget":
             is_known = kept is not None
             if kept is not None:

@@ -62,9 +62,10 @@ def list_(ctx: click.Context, /, as_json: bool) -> None:
 @click.pass_context
 def show(ctx: click.Context, /, domain: str, as_json: bool) -> None:
     """Show the policy of a domain, as it was fetched and for how long it holds."""
-    policy, _ = _asked(ctx, "mta-sts-show", domain)
+    policy, reason = _asked(ctx, "mta-sts-show", domain)
     if policy is None:
-        fail(f"{domain}: no policy is kept")
+        failed = f"; the domain announces one, and the last fetch failed: {printable(reason)}"
+        fail(f"{domain}: no policy is kept{failed if reason else ''}")
     _print(policy, as_json=as_json)
 
 

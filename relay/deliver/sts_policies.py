@@ -81,6 +81,7 @@ class _AtHand:
 class _Failure:
     at: datetime
     error: PolicyError
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +159,13 @@ class StsPolicies:
     async def kept(self, domain: str) -> KeptPolicy | None:
         """The policy that the store has for a domain, for the operator."""
         return await self._stored(domain)
+
+    def last_failure(self, domain: str) -> str:
+        """Why this worker could not fetch a policy within the last minutes, for the operator; ""
+        where none failed.
+        """
+        failure = self._failures.get(domain, now=self._monotonic())
+        return failure.reason if failure is not None else ""
 
     async def page(
         self, *, after: str = "", limit: int = 500
@@ -303,7 +311,7 @@ class StsPolicies:
         self, domain: str, before: KeptPolicy | None, found: FetchFailed, now: datetime
     ) -> None:
         until = self._monotonic() + BACK_OFF.total_seconds()
-        self._failures.put(domain, _Failure(now, found.error), expires=until)
+        self._failures.put(domain, _Failure(now, found.error, found.reason), expires=until)
         if before is not None and before.is_in_force(now) and _matters(before):
             log.warning(
                 "the MTA-STS policy of %s cannot be fetched (%s: %s); the one of %s holds until %s",

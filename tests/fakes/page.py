@@ -130,6 +130,9 @@ class NoPolicies:
     async def kept(self, domain: str) -> None:
         return None
 
+    def last_failure(self, domain: str) -> str:
+        return ""
+
     async def page(self, *, after: str = "", limit: int = 500) -> Any:
         return [], None
 

@@ -619,6 +619,18 @@ def test_a_command_that_did_nothing_or_succeeded_says_so(
     assert result.stdout.startswith(said)
 
 
+def test_a_policy_that_is_announced_and_not_fetched_is_told_from_none(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for reason, said in (("", ""), ("why", "; the domain announces one, and the last fetch fai")):
+        done = {"done": {"unknown": ["a.example"], "reason": reason}}
+        monkeypatch.setattr("relay.cli.mta_sts.answers", lambda *_, done=done, **__: iter([done]))
+        result = run("mta-sts", "show", "a.example")
+        assert result.exit_code == 1
+        assert f"a.example: no policy is kept{said}" in result.stderr
+        assert ("why" in result.stderr) == bool(reason)
+
+
 # --- the queue of a running relay -----------------------------------------------------------------
 
 

@@ -105,6 +105,14 @@ async def test_a_policy_is_forgotten_once(rig: Rig, caplog: pytest.LogCaptureFix
     assert told == ["operator: the MTA-STS policy of example.net is forgotten"]
 
 
+async def test_a_policy_that_could_not_be_fetched_is_shown_with_the_reason(rig: Rig) -> None:
+    rig.answer = FAILURE
+    await rig.policies.floor("example.net")
+    assert await rig.ask("show", "example.net") == [
+        {"done": {"unknown": ["example.net"], "reason": FAILURE.reason}}
+    ]
+
+
 @pytest.mark.parametrize("domain", ["", "[192.0.2.1]", "a b"])
 async def test_an_address_has_no_policy(rig: Rig, domain: str) -> None:
     with pytest.raises(RequestError):
