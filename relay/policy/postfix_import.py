@@ -345,7 +345,7 @@ def _pins(match: tuple[str, ...], domain: str) -> tuple[tuple[str, ...], list[Re
     mx: list[str] = []
     for word in words:
         try:
-            mx.append(_pin(word, domain))
+            mx.append(_mail_host(_pin(word, domain)))
         except AddressError:
             remarks.append(_stricter(f'match: "{word}" is the name of no mail host'))
         if word.startswith("*"):
@@ -363,6 +363,13 @@ def _pins(match: tuple[str, ...], domain: str) -> tuple[tuple[str, ...], list[Re
         f" name; Postfix lets any host show a certificate for one of these names{of_depth}"
     )
     return tuple(dict.fromkeys(mx)), [*remarks, _stricter(reason)]
+
+
+def _mail_host(pin: str) -> str:
+    """A pin that the configuration takes: no address, and a dot in its domain."""
+    if "[" in pin or "." not in pin.removeprefix("*."):
+        raise AddressError("not the name of a mail host")
+    return pin
 
 
 def _pin(word: str, domain: str) -> str:

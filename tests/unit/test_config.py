@@ -775,8 +775,7 @@ def test_memory_of_less_than_a_week_is_a_warning(keys: str, warned: bool) -> Non
 
 def test_printed_configuration_of_a_rule_without_a_pin_is_read_again() -> None:
     config = config_of("policy: {destinations: {p.example: {require_tls: true, mta_sts: ignore}}}")
-    shown = yaml.safe_dump(as_document(config))
-    assert "mx:" not in shown
+    assert config_of(yaml.safe_dump(as_document(config))).policy == config.policy
 
 
 def test_pinned_hosts_are_compared_as_names_are() -> None:
