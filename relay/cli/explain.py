@@ -6,12 +6,13 @@ import asyncio
 import itertools
 import json
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from relay.cli.common import config_file, config_option, fail, load_config, printable
+from relay.cli.common import age_text, config_file, config_option, fail, load_config, printable
 from relay.cli.routing import floor_lines, host_text, lookups, no_route_text, policy_line
 
 if TYPE_CHECKING:
@@ -124,6 +125,7 @@ def _explained(
                 options=security_options(config.delivery, config.tls),
                 floors=asked.floors,
                 patience=config.delivery.timeouts.policy_fetch,
+                lifetime=config.queue.lifetime,
                 **speaks,
             )
 
@@ -210,6 +212,15 @@ def _print(answer: dict[str, Any]) -> None:
         click.echo(f"not connected to: {printable(line)}")
     for line in answer["trouble"]:
         click.echo(f"trouble: {printable(line)}")
+    if answer["result"] is not None:
+        click.echo(f"result: {_result_text(answer['result'])}")
+
+
+def _result_text(result: dict[str, Any]) -> str:
+    """What becomes of a message for which no host may be used."""
+    after = timedelta(seconds=result["bounced-after-seconds"])
+    end = f"bounced after {age_text(after)}" if after else "at once"
+    return f"{result['outcome']} {result['status']}, {end}"
 
 
 def _print_hosts(answer: dict[str, Any]) -> None:

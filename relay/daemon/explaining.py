@@ -18,6 +18,7 @@ from relay.deliver.memory import NO_PAST, AtHost
 from relay.deliver.sts_policies import PolicyPending
 from relay.mail.address import domain_of
 from relay.mail.jsontext import JsonObject
+from relay.mail.outcome import PolicyResult
 from relay.policy.fields import Wishes, tls_wishes
 from relay.policy.rules import PolicyRules, is_locked, resolve
 from relay.policy.settings import FloorUse, Setting
@@ -89,6 +90,7 @@ async def explain(
     options: SecurityOptions,
     floors: Floors,
     patience: timedelta,
+    lifetime: timedelta,
     requiretls: bool = False,
     tls_required_no: bool = False,
 ) -> JsonObject:
@@ -97,7 +99,8 @@ async def explain(
     No.
 
     `recipient` is an address that `relay.mail.address.parse_path` gave. The DNS is asked, and the
-    policy host of the domain for as long as `patience`; then `FloorPending` is raised.
+    policy host of the domain for as long as `patience`; then `FloorPending` is raised. `lifetime`:
+    how long a deferred message is tried.
     """
     domain = domain_of(recipient)
     says_no = tls_required_no
@@ -127,6 +130,7 @@ async def explain(
             options,
             floors,
             patience,
+            lifetime,
             reverse_path if waives else None,
         ),
     }
@@ -171,6 +175,7 @@ async def _where(
     options: SecurityOptions,
     floors: Floors,
     patience: timedelta,
+    lifetime: timedelta,
     waiving: str | None,
 ) -> JsonObject:
     """The hosts in order, or why there is none."""
@@ -182,6 +187,7 @@ async def _where(
             "rejected": list(route.outcome.hosts),
             "trouble": [],
             "no-route": no_route_as_json(route),
+            "result": None,
         }
     asked, hosts = await floors_of(floors, domain, route, patience=patience, waiving=waiving)
     return {
@@ -191,14 +197,47 @@ async def _where(
         "rejected": list(route.rejected),
         "trouble": list(route.trouble),
         "no-route": None,
+        "result": _result_without_host(route, hosts, needed, options, lifetime),
     }
+
+
+def _result_without_host(
+    route: Hosts,
+    hosts: list[HostUnderFloor],
+    needed: Requirement,
+    options: SecurityOptions,
+    lifetime: timedelta,
+) -> JsonObject | None:
+    """The result where the relay connects to none of the hosts, as `relay.deliver.tally` has it;
+    null where it connects to one.
+    """
+    if not all(_why_not_used(each, needed) for each in hosts):
+        return None
+    is_temporary = route.trouble or any(
+        each.found.policy.result is PolicyResult.DNSSEC_INVALID for each in hosts
+    )
+    bounces = needed.bounces_unmet and all(
+        at_host(needed, each.host, options).bounces_unmet for each in hosts
+    )
+    if bounces and not is_temporary:
+        status = "5.7.10" if needed.requiretls else "5.7.5"
+        return {"outcome": "bounced", "status": status, "bounced-after-seconds": 0}
+    status = "4.7.5" if hosts[-1].found.not_used else "4.7.10"
+    seconds = round(lifetime.total_seconds())
+    return {"outcome": "deferred", "status": status, "bounced-after-seconds": seconds}
+
+
+def _why_not_used(each: HostUnderFloor, needed: Requirement) -> str:
+    """Why the relay does not connect to a host for this message; "" where it does."""
+    reason = each.found.not_used
+    if not reason and needed.requiretls and not each.domain.has_secure_name(each.host):
+        reason = "has no name that is known for sure, which REQUIRETLS asks for"
+    return reason
 
 
 def _host_and_rules(each: HostUnderFloor, needed: Requirement) -> JsonObject:
     """A host, what it must prove, and what follows in each situation that can be met there."""
-    reason = each.found.not_used
-    if not reason and needed.requiretls and not each.domain.has_secure_name(each.host):
-        reason = "has no name that is known for sure, which REQUIRETLS asks for"
+    reason = _why_not_used(each, needed)
     return {
         **host_as_json(each.host),
         "needs": {

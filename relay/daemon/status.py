@@ -84,6 +84,7 @@ class Status:
             options=security_options(parts.config.delivery, parts.config.tls),
             floors=parts.floors,
             patience=_PATIENCE,
+            lifetime=parts.config.queue.lifetime,
             requiretls=requiretls,
             tls_required_no=tls_required_no,
         )

@@ -138,6 +138,8 @@ def _failed_the_policy(outcome: Deferred | Bounced) -> bool:
     policy = outcome.session.policy if outcome.session is not None else outcome.policy
     if policy is None or policy.type is not PolicyType.STS or policy.result is None:
         return False
+    if outcome.session is None and policy.mode is None:
+        return False  # a pin kept the host out, and the policy could not be fetched
     return isinstance(outcome, Deferred) and outcome.tls_unmet
 
 

@@ -125,6 +125,7 @@ async def http_rig(directory: Path) -> AsyncIterator[Rig]:
             options=SecurityOptions(),
             floors=floors_of(Published()),
             patience=timedelta(seconds=1),
+            lifetime=timedelta(days=5),
             **speaks,
         )
 

@@ -319,6 +319,7 @@ async def page_rig(directory: Path, *, note: str = "") -> AsyncIterator[PageRig]
             options=SecurityOptions(),
             floors=floors_of(rig.published),
             patience=timedelta(seconds=1),
+            lifetime=timedelta(days=5),
             **speaks,
         )
 

@@ -50,6 +50,7 @@ async def told(
         options=SecurityOptions(),
         floors=floors_of(published or Published(), rules),
         patience=timedelta(seconds=1),
+        lifetime=timedelta(days=5),
         **speaks,
     )
 
@@ -107,3 +108,21 @@ async def test_explain_says_that_a_policy_in_testing_mode_does_not_name_the_host
         "the MTA-STS policy does not name this host: with enforce, no mail would go here"
         " (the domain says enforce, the configuration testing)"
     ) in out
+
+
+@pytest.mark.parametrize(
+    ("rule", "speaks", "said"),
+    [
+        (DestinationRule(mx=("mx.else.example",)), {}, "result: deferred 4.7.5, bounced after 5d"),
+        (None, {"requiretls": True}, "result: bounced 5.7.10, at once"),
+        (None, {}, None),
+    ],
+)
+async def test_explain_says_what_becomes_of_a_message_that_no_host_may_get(
+    rule, speaks, said, capsys
+):
+    answer = await told(rule, **speaks)
+    _print(answer)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert (answer["result"] is None) == (said is None)
+    assert last == said or said is None

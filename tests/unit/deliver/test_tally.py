@@ -172,6 +172,11 @@ def test_only_unmet_tls_of_a_pending_recipient_is_unmet_by_a_policy():
     assert not tally((ONE, replace(BUSY, policy=failed.policy))).is_unmet_by_policy
 
 
+def test_pin_beside_a_failed_fetch_is_no_failure_of_the_policy():
+    pinned_out = HopPolicy(PolicyType.STS, None, PolicyResult.STS_FETCH_ERROR)
+    assert not tally((ONE, replace(UNMET, session=None, policy=pinned_out))).is_unmet_by_policy
+
+
 def test_new_round_forgets_the_results_of_the_hosts():
     made = tally((ONE, by_policy(PolicyResult.DNSSEC_INVALID, PolicyType.TLSA)), bounce_unmet=True)
     made.begin_anew()

@@ -13,6 +13,7 @@ from relay.mail.outcome import PolicyResult, PolicyType
 from relay.mail.tls_session import JudgedBy, SessionFailure
 from relay.report.tls_report import (
     Submitter,
+    _words,
     compose,
     file_name,
     packed,
@@ -45,6 +46,13 @@ SESSIONS = [
 
 def the_document(sessions: Any = SESSIONS) -> dict[str, Any]:
     return read_document(packed(report_document("b.example", DAY, sessions, US)))
+
+
+def test_report_says_once_of_a_single_session() -> None:
+    document = report_document("b.example", DAY, [(STS, None, 1), (STS, EXPIRED, 2)], US)
+    words = "\n".join(_words("b.example", DAY, document, US))
+    assert "succeeded once," in words
+    assert "failed 2 times." in words
 
 
 def test_a_report_tells_all_of_a_day_and_no_more() -> None:
