@@ -17,7 +17,7 @@ async def test_operator_lists_refreshes_and_forgets_policies(tmp_path: Path) -> 
     async with open_world(tmp_path) as world:
         web = await world.publish("a.test", policy("mx.a.test", "*.a.test"))
         await world.start()
-        assert await world.run("mta-sts", "list") == (0, "", "")
+        assert await world.run("mta-sts", "list") == (0, "No policy is kept.\n", "")
         code, out, _ = await world.run("mta-sts", "refresh", "A.test")
         assert code == 0
         assert "mx:       *.a.test" in out
@@ -33,6 +33,7 @@ async def test_operator_lists_refreshes_and_forgets_policies(tmp_path: Path) -> 
         world.sandbox.relay.kill()
         await asyncio.to_thread(world.sandbox.relay.start)
         assert (await world.run("mta-sts", "show", "a.test"))[0] == 0  # it outlives us
-        assert (await world.run("mta-sts", "forget", "a.test")) == (0, "", "")
+        said = "forgotten: the policy of a.test\n"
+        assert (await world.run("mta-sts", "forget", "a.test")) == (0, said, "")
         code, out, err = await world.run("mta-sts", "show", "a.test")
         assert (code, err) == (1, "a.test: no policy is kept\n")

@@ -293,7 +293,7 @@ async def test_the_operator_looks_at_a_report_and_sends_it(tmp_path: Path) -> No
         assert out.startswith(f"{day} so-far     good1.test  2 successful, 1 failed  from ")
         code, _, err = await ran("send", "--day", day)
         assert (code, err) == (1, f"{day} is not over: its report would not be whole\n")
-        assert await ran("send") == (0, "", "")
+        assert await ran("send") == (0, "No report was left to send.\n", "")
 
         reporting.at(time(0, 1), days=1)
         for status in (500, 302):
@@ -302,7 +302,7 @@ async def test_the_operator_looks_at_a_report_and_sends_it(tmp_path: Path) -> No
             assert f"web1.test answers with status {status}" in out
         code, out, _ = await ran("send", "--day", day)
         assert (code, out) == (0, f"{day} sent       good1.test\n")
-        assert await ran("send") == (0, "", "")
+        assert await ran("send") == (0, "No report was left to send.\n", "")
         [receiver] = reporting.web
         assert len(set(receiver.octets)) == 1
         assert len(receiver.octets) == 3
