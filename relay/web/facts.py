@@ -84,7 +84,7 @@ def _message(line: Fields) -> Pairs:
         ("Size", f"{line['message']['size']:,} octets" if "message" in line else None),
         ("Client's TLS", line.get("client-tls")),
         ("Client's user", line.get("client-user")),
-        ("Rule", setting_text(policy) if policy else None),
+        ("Rule", setting_text(policy | line.get("policy-rules", {})) if policy else None),
         ("Came with", ", ".join(_asked(policy))),
     ]
 

@@ -94,12 +94,12 @@ def _tell(story: Story, row: Row) -> None:
         for address in row.targets.split(","):
             one = story.recipients.setdefault(address, Recipient(address))
             if "policy" in line:
-                one.policy = setting_text(line["policy"])
+                one.policy = setting_text(line["policy"] | line.get("policy-rules", {}))
             elif policy := line.get("policies", {}).get(address.rpartition("@")[2].lower()):
                 one.policy = setting_text(policy)
         return
     one = story.recipients.setdefault(line["recipient"], Recipient(line["recipient"]))
-    one.policy = setting_text(line["policy"])
+    one.policy = setting_text(line["policy"] | line.get("policy-rules", {}))
     one.attempts.append(row)
 
 

@@ -151,9 +151,9 @@ async def test_no_mail_is_accepted_while_every_sync_fails(tmp_path):
         "-e",
         "trace=fdatasync",
         "-e",
-        "inject=fdatasync:error=EIO:when=20+",
+        "inject=fdatasync:error=EIO:when=50+",
     ]
-    told = run(*trace, *command(tmp_path / "spool", "--count", "60", "--lanes", "3"))
+    told = run(*trace, *command(tmp_path / "spool", "--count", "200", "--lanes", "3"))
     assert told.ended
     assert len(told.refused) > 20
     await expect_kept(tmp_path / "spool", told)

@@ -358,6 +358,7 @@ def _about_recipient(fields: Fields, message: QueuedMessage, recipient: QueuedRe
     fields["recipient"] = _text(recipient.address)
     fields["recipient-domain"] = _text(recipient.domain)
     fields["policy"] = _policy(message, recipient.settings)
+    fields |= _rules(recipient.settings)
     _terms(fields, message)
 
 
@@ -406,7 +407,7 @@ def _message(message: QueuedMessage) -> Fields:
 
 def _policy(message: QueuedMessage, settings: TlsSettings) -> Fields:
     require, skip = settings.require_tls, settings.skip_verification
-    fields = {
+    return {
         "require-tls": require.value,
         "skip-verification": skip.value,
         "require-tls-source": require.source,
@@ -414,10 +415,20 @@ def _policy(message: QueuedMessage, settings: TlsSettings) -> Fields:
         "requiretls": message.requiretls,
         "tls-required-no": message.tls_required_no,
     }
-    for name, setting in (("require-tls-rule", require), ("skip-verification-rule", skip)):
-        if setting.rule not in ("", setting.source.value):
-            fields[name] = _text(setting.rule)
-    return fields
+
+
+def _rules(settings: TlsSettings) -> Fields:
+    """`policy-rules`: the rule of the configuration that each setting comes from, if it has one."""
+    by_name = {
+        "require-tls-rule": settings.require_tls,
+        "skip-verification-rule": settings.skip_verification,
+    }
+    rules = {
+        name: _text(setting.rule)
+        for name, setting in by_name.items()
+        if setting.rule not in ("", setting.source)
+    }
+    return {"policy-rules": rules} if rules else {}
 
 
 def _policies(message: QueuedMessage, recipients: Sequence[QueuedRecipient]) -> Fields:
@@ -425,7 +436,7 @@ def _policies(message: QueuedMessage, recipients: Sequence[QueuedRecipient]) -> 
     by_domain = {recipient.domain: recipient.settings for recipient in recipients}
     policies = [_policy(message, settings) for settings in by_domain.values()]
     if all(policy == policies[0] for policy in policies):
-        return {"policy": policies[0]} if policies else {}
+        return {"policy": policies[0]} | _rules(recipients[0].settings) if policies else {}
     return {
         "policies": {
             _text(domain): policy
