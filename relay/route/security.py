@@ -186,8 +186,8 @@ class Requirement:
     on_tls_unmet: OnTlsUnmet
     opportunistic_min_version: TlsVersion
     requiretls: bool
+    floor_version: TlsVersion
     floor: Floor = NO_FLOOR
-    floor_version: TlsVersion = TlsVersion.TLS_1_2
     remembered: Shown = Shown.NONE
 
     @property
@@ -340,6 +340,7 @@ def requirement(
         on_tls_unmet=options.on_tls_unmet,
         opportunistic_min_version=options.opportunistic_min_version,
         requiretls=requiretls,
+        floor_version=options.min_version,
     )
 
 
@@ -450,7 +451,7 @@ def under(needed: Requirement, floor: Floor, options: SecurityOptions) -> Requir
     """The requirement with the floor of a host. Under a floor, only strong TLS counts."""
     if floor == NO_FLOOR:
         return needed
-    needed = replace(needed, floor=floor, floor_version=options.min_version)
+    needed = replace(needed, floor=floor)
     if floor.holds is Proof.NOTHING:
         return needed
     return replace(needed, min_version=options.min_version, security_level=STRONG)
