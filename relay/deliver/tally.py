@@ -52,7 +52,7 @@ class Tally:
         self._waiting: dict[int, list[tuple[Host, Deferred | Bounced]]] = {
             index: [] for index in self._pending
         }
-        self.sessions = sessions or SessionLog()
+        self.sessions = SessionLog() if sessions is None else sessions
         self._bounce_unmet = bounce_unmet
         self._requiretls = requiretls
         self._trouble = bool(trouble)

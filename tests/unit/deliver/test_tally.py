@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from relay.deliver.sessions import SessionLog
 from relay.deliver.tally import Tally
 from relay.mail.outcome import (
     Bounced,
@@ -13,6 +14,7 @@ from relay.mail.outcome import (
     Deferred,
     Delivered,
     HopPolicy,
+    HopSession,
     PolicyMode,
     PolicyResult,
     PolicyType,
@@ -50,6 +52,19 @@ def test_settled_recipient_is_no_longer_pending_and_keeps_the_lines_about_hosts(
     outcome = made.outcomes()[0]
     assert isinstance(outcome, Delivered)
     assert outcome.hosts == ("mx1.example [192.0.2.1]: 450 busy",)
+
+
+def test_outcome_tells_of_the_sessions_with_hosts_tried_before():
+    session = HopSession("mx1.example", "192.0.2.1")
+    made = tally((ONE, replace(BUSY, session=session)), (TWO, SILENT))
+    made.settle(THREE, 0, TAKEN)
+    assert made.outcomes()[0].earlier == (session,)
+
+
+def test_sessions_are_counted_where_the_caller_wants_them():
+    sessions = SessionLog()
+    assert tally(sessions=sessions).sessions is sessions
+    assert tally().sessions is not sessions
 
 
 def test_the_outcomes_come_in_the_order_of_the_recipients():
