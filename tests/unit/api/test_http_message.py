@@ -166,8 +166,8 @@ def test_messages_that_are_attached_are_put_in_in_linear_time():
         assert content.count(letter) == count
         return took
 
-    seconds(10)
-    assert seconds(2000) < 20 * max(seconds(200), 0.01)
+    few, many = (min(seconds(count) for _ in range(3)) for count in (200, 2000))
+    assert many < 25 * max(few, 0.01)
 
 
 @pytest.mark.parametrize("name", ["text", "html", "amp-html"])
