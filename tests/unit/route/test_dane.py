@@ -78,7 +78,9 @@ def test_a_digest_of_the_wrong_length_does_not_count_and_spoils_no_other_record(
 
 
 @pytest.mark.parametrize("selector", [0, 1])
-@pytest.mark.parametrize("data", [b"", b"no certificate", LEAF.der[:-1]])
+@pytest.mark.parametrize(
+    "data", [b"", b"no certificate", LEAF.der[:-1]], ids=["nothing", "no certificate", "cut short"]
+)
 def test_a_whole_certificate_or_key_counts_only_if_it_can_be_read(selector, data):
     assert usable([Tlsa(3, selector, 0, data)]) == ()
     assert usable([Tlsa(2, 1 - selector, 0, (LEAF.der, LEAF.spki)[selector])]) == ()
