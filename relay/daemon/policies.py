@@ -10,6 +10,7 @@ from collections.abc import Callable
 from datetime import datetime
 
 from relay.config import Config
+from relay.deliver.https import HttpsClient
 from relay.deliver.sts_fetch import AT_ONCE, PolicyFetcher
 from relay.deliver.sts_policies import StsPolicies, Told
 from relay.deliver.tls import TlsContexts
@@ -32,13 +33,12 @@ def make_policies(
     told: Told = lambda domain, found, before: None,
 ) -> StsPolicies:
     """Policy hosts are under the same rules as mail hosts: roots, versions of TLS, addresses."""
-    fetcher = PolicyFetcher(
+    https = HttpsClient(
         resolver,
         judge=router.judge,
         context=lambda: contexts.verifying(config.tls.min_version),
         timeout=config.delivery.timeouts.policy_fetch,
         at_once=at_once,
     )
-    return StsPolicies(
-        resolver, cache, fetcher.fetch, clock=clock, random=random.SystemRandom(), told=told
-    )
+    fetch = PolicyFetcher(https).fetch
+    return StsPolicies(resolver, cache, fetch, clock=clock, random=random.SystemRandom(), told=told)

@@ -7,9 +7,9 @@ has an outcome.
 These rules prevent loss, duplicates and mail without the required TLS. In one attempt, a recipient
 is not offered to another host after a host has accepted it, has rejected it permanently
 (`diagnosis` says when), or has sent no reply after the final dot (then a later attempt may deliver
-it a second time). No part of the message, not even MAIL, is sent to a
-host that has not met the TLS requirement. Where a connection kept from another message is lost
-before the host answered MAIL, the attempt connects to the same host again.
+it a second time). No part of the message, not even MAIL, is sent to a host that has not met the TLS
+requirement. Where a connection kept from another message is lost before the host answered MAIL, the
+attempt connects to the same host again.
 
 If an attempt is cancelled before the final dot is sent, it closes the connection. After the final
 dot it waits for the reply, because the host may have accepted the message already.
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from functools import partial
 
@@ -75,7 +75,7 @@ class _HostResult(Enum):
 
 
 class Attempt:
-    """Makes attempts. A process has one of it, which keeps the connections."""
+    """Makes all attempts of a process, and keeps connections for later messages."""
 
     def __init__(
         self,
@@ -140,6 +140,7 @@ class Attempt:
             requiretls=requiretls,
             trouble=route.trouble,
             rejected=route.rejected,
+            routing=route.routing,
             sessions=self._session_log(entry, floor, sessions),
         )
         job = await job_of(entry, content, self._signer)
@@ -150,8 +151,7 @@ class Attempt:
             else:
                 outcomes = tally.outcomes()
         tally.sessions.end()
-        routing = route.routing
-        return {index: replace(outcome, routing=routing) for index, outcome in outcomes.items()}
+        return outcomes
 
     def _session_log(
         self, entry: Entry, floor: DomainFloor, sessions: list[TlsSession] | None
@@ -166,8 +166,8 @@ class Attempt:
         """Try the hosts in order, those that have room for a connection; whether the attempt may go
         on after that.
 
-        While a host is busy with our own connections, the attempt does not go on to hosts of a
-        worse preference: to wait for the better host is right.
+        If a host is busy with our own connections and gets messages done over them, the attempt
+        waits for that host and tries none of another preference.
         """
         recipients = tally.pending
         holder = job.message.queue_id, recipients[0].domain
@@ -194,10 +194,9 @@ class Attempt:
                 busy[name] = host.preference
                 continue
             has_more = any(other.destination == name for other in route.hosts[number:])
+            conditions = self._conditions(host, domain_floor, host_floor, needed)
             try:
-                result = await self._try_host(
-                    host, domain_floor, host_floor, needed, job, tally, use, has_more=has_more
-                )
+                result = await self._try_host(conditions, job, tally, use, has_more=has_more)
             finally:
                 self._destinations.end(use)
             if not tally.pending or result is _HostResult.CANCELLED:
@@ -211,7 +210,7 @@ class Attempt:
         return True
 
     def _is_worth_waiting(self, busy: Mapping[str, int], host: Host) -> bool:
-        """Whether a host of a better preference is busy, and gets on with its messages."""
+        """Whether a host of another preference is busy, and still takes messages."""
         return any(
             preference != host.preference and not self._destinations.is_stuck(name)
             for name, preference in busy.items()
@@ -252,27 +251,22 @@ class Attempt:
             return outcomes
         return tally.outcomes()
 
-    async def _try_host(
-        self,
-        host: Host,
-        domain_floor: DomainFloor,
-        host_floor: HostFloor,
-        needed: Requirement,
-        job: Job,
-        tally: Tally,
-        use: Use,
-        *,
-        has_more: bool,
-    ) -> _HostResult:
-        """Offer one host what is still to be delivered. `has_more`: its destination has another
-        address, which is tried next.
-        """
+    def _conditions(
+        self, host: Host, domain_floor: DomainFloor, host_floor: HostFloor, needed: Requirement
+    ) -> _Conditions:
         needed = under(at_host(needed, host, self._security), host_floor.floor, self._security)
         past = NO_PAST
         if domain_floor.past is not None:
             past = domain_floor.past.at(host.name, verify=needed.verify)
-        needed = past.over(needed)
-        key = pool_key(host, needed)
+        return _Conditions(host, host_floor, past, past.over(needed))
+
+    async def _try_host(
+        self, conditions: _Conditions, job: Job, tally: Tally, use: Use, *, has_more: bool
+    ) -> _HostResult:
+        """Offer one host what is still to be delivered. `has_more`: its destination has another
+        address, which is tried next.
+        """
+        key = pool_key(conditions.host, conditions.needed)
         waiting: Sequence[QueuedRecipient] = tally.pending
         began = _now()
         connection = self._pool.take(key)
@@ -280,30 +274,23 @@ class Attempt:
         result = _HostResult.ANSWERED
         while waiting:
             if connection is None:
-                self._pool.make_room(host.destination, self._destinations.others_may_stay(use))
-                seen = partial(tally.sessions.met, host, host_floor)
-                reached = await negotiate.reach(host, needed, self._using, seen=seen)
+                reached = await self._connect(
+                    conditions, waiting, tally, use, began, has_more=has_more
+                )
                 if not isinstance(reached, Connection):
-                    failure, policy = await _with_alarm(reached, past, host_floor.policy)
-                    outcome = _unreached(failure, host, policy, began)
-                    _go_on(tally, host, waiting, outcome)
-                    return self._note_unreached(failure, outcome, use, has_more=has_more)
+                    return reached
                 connection = reached
             use.is_connected = True
+            handing_over = _HandOver(conditions, connection, job, tally, began)
             try:
-                # A kept connection may have been opened for another domain.
-                shown = shown_by(connection.hop)
-                policy = host_floor.policy
-                if (alarm := past.alarm(shown)) is not None:
-                    await past.ring(alarm)
-                    policy = replace(policy, memory=alarm)
-                handing_over = _HandOver(host, policy, connection, job, tally, began)
                 waiting = await handing_over.run(waiting, is_kept=is_kept)
             except BaseException:
                 connection.abort()
                 raise
             if handing_over.has_delivered:
-                past.learn(shown, is_old=is_below(connection.hop.tls_version, self._security))
+                hop = connection.hop
+                is_old = is_below(hop.tls_version, self._security)
+                conditions.past.learn(shown_by(hop), is_old=is_old)
             if waiting:  # they are to go over another connection
                 connection.quit()
             else:
@@ -316,6 +303,30 @@ class Attempt:
             connection, is_kept, began = None, False, _now()
             use.is_connected = False
         return result
+
+    async def _connect(
+        self,
+        conditions: _Conditions,
+        waiting: Sequence[QueuedRecipient],
+        tally: Tally,
+        use: Use,
+        began: float,
+        *,
+        has_more: bool,
+    ) -> Connection | _HostResult:
+        """A new session with a host that meets the conditions; or what the host did instead, which
+        is noted for the recipients that wait.
+        """
+        host, floor = conditions.host, conditions.floor
+        self._pool.make_room(host.destination, self._destinations.others_may_stay(use))
+        seen = partial(tally.sessions.met, host, floor)
+        reached = await negotiate.reach(host, conditions.needed, self._using, seen=seen)
+        if isinstance(reached, Connection):
+            return reached
+        failure, policy = await _with_alarm(reached, conditions.past, floor.policy)
+        outcome = _unreached(failure, host, policy, began)
+        _go_on(tally, host, waiting, outcome)
+        return self._note_unreached(failure, outcome, use, has_more=has_more)
 
     def _note_unreached(
         self,
@@ -355,24 +366,35 @@ class Attempt:
         return _HostResult.TURNED_AWAY if is_worth_waiting else _HostResult.ANSWERED
 
 
-class _HandOver:
-    """Hands a message over in one session with a host.
+@dataclass(frozen=True, slots=True)
+class _Conditions:
+    """What holds at one host for one message: what the recipient's domain asks of the host
+    (`floor`), what the host has shown before (`past`), and what it needs to prove for both and for
+    the settings of the message (`needed`).
+    """
 
-    `policy`: what the recipient's domain asks of the host. `began`: when the attempt turned to this
+    host: Host
+    floor: HostFloor
+    past: AtHost
+    needed: Requirement
+
+
+class _HandOver:
+    """Hands a message over in one session with a host. `began`: when the attempt turned to this
     host, on the monotonic clock.
     """
 
     def __init__(
         self,
-        host: Host,
-        policy: HopPolicy,
+        conditions: _Conditions,
         connection: Connection,
         job: Job,
         tally: Tally,
         began: float,
     ) -> None:
-        self._host = host
-        self._policy = policy
+        self._host = conditions.host
+        self._policy = conditions.floor.policy
+        self._past = conditions.past
         self._connection = connection
         self._job = job
         self._tally = tally
@@ -393,6 +415,7 @@ class _HandOver:
         from another message or had carried a transaction; or the host took messages over this
         connection and takes no more.
         """
+        await self._raise_alarm()
         recipients = list(recipients)
         waiting = recipients
         while waiting and self._connection.is_usable and not self._connection.was_cancelled:
@@ -412,6 +435,15 @@ class _HandOver:
             return waiting
         self._note_untried(waiting)
         return ()
+
+    async def _raise_alarm(self) -> None:
+        """Raise the downgrade alarm where this session shows less than the host has shown before. A
+        kept connection is checked too: it may have been opened for another domain.
+        """
+        alarm = self._past.alarm(shown_by(self._connection.hop))
+        if alarm is not None:
+            await self._past.ring(alarm)
+            self._policy = replace(self._policy, memory=alarm)
 
     async def _transact(self, batch: Sequence[QueuedRecipient]) -> dict[int, Answer]:
         job = await signed(await fit_for(self._connection.offers, self._job))

@@ -21,7 +21,7 @@ agrees with the code (RFC 2034 §4), and is X.0.0 where there is none.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 
 from relay.mail.outcome import (
@@ -53,7 +53,6 @@ __all__ = [
     "shown",
     "too_many_recipients",
     "unmet",
-    "with_hosts",
     "worth_another_host",
 ]
 
@@ -272,13 +271,6 @@ def host_line(host: Host, outcome: Outcome) -> str:
     """One line about a host that was tried, for the DSN."""
     said = outcome.description or f"{outcome.code} {outcome.message}".rstrip()
     return said if said.startswith(host.name) else f"{_named(host)}: {said}"
-
-
-def with_hosts(
-    outcome: Outcome, lines: tuple[str, ...], earlier: tuple[HopSession, ...] = ()
-) -> Outcome:
-    """The outcome, with the lines about the other hosts and the sessions with them."""
-    return replace(outcome, hosts=lines, earlier=earlier) if lines else outcome
 
 
 def _unanswered(answer: Answer, host: Host, session: HopSession | None) -> Deferred:

@@ -119,21 +119,21 @@ class Floors:
         self, domain: str, naming: Naming, waiving: str | None, *, anew: bool
     ) -> DomainFloor:
         in_force = self._rules()
-        told = policy_domain(domain, naming.route_host)
         if waiving is not None and not is_locked(in_force, waiving, domain):
             rules = floor_rules(in_force, domain)
             ignoring = replace(rules, mta_sts=FloorUse.IGNORE, dane=FloorUse.IGNORE)
+            told = policy_domain(domain, naming.route_host)
             return DomainFloor(ignoring, naming, waived=Waived.TLS_REQUIRED_NO, told=told)
         known = self._at_hand.get(domain, now=self._clock())
         is_so = known is not None and known.rules is in_force and known.floor.naming == naming
         if known is not None and is_so and not anew:
             return known.floor
-        return await self._look_up(domain, naming, told, in_force, anew=anew)
+        return await self._look_up(domain, naming, in_force, anew=anew)
 
     async def _look_up(
-        self, domain: str, naming: Naming, told: str, in_force: PolicyRules, *, anew: bool
+        self, domain: str, naming: Naming, in_force: PolicyRules, *, anew: bool
     ) -> DomainFloor:
-        rules = floor_rules(in_force, domain)
+        rules, told = floor_rules(in_force, domain), policy_domain(domain, naming.route_host)
         sts = await self._policies.floor(told, rules.mta_sts, anew=anew)
         waived = Waived.DESTINATION if rules.is_waived else None
         floor = DomainFloor(rules, naming, sts, waived, told)

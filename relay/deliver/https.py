@@ -107,7 +107,8 @@ class HttpsClient:
             dead = self._dead.get(addresses[0], now=self._clock())
             if dead is not None:
                 return NoAnswer(dead)
-            return await self._ask_at(addresses, url.with_port(self._port), read, headers, body)
+            request = self._request(addresses, url.with_port(self._port), read, headers, body)
+            return await self._answer(host, addresses[0], request)
 
     async def _addresses(self, host: str) -> list[str] | NoAnswer:
         """The allowed addresses, at least one, always in the same order."""
@@ -122,25 +123,18 @@ class HttpsClient:
         reasons = [f"{host}: {one} {why.reason}" for one, why in judged.items() if why is not None]
         return NoAnswer(next(iter(reasons), f"{host} has no address"))
 
-    async def _ask_at(
-        self,
-        addresses: list[str],
-        url: URL,
-        read: Callable[[aiohttp.ClientResponse], Awaitable[T]],
-        headers: Mapping[str, str],
-        body: bytes | None,
-    ) -> T | NoAnswer:
-        host = url.host or ""
+    async def _answer(self, host: str, address: str, request: Awaitable[T]) -> T | NoAnswer:
+        """The answer to a request, or why there is none."""
         try:
             async with asyncio.timeout(self._seconds):
-                return await self._request(addresses, url, read, headers, body)
+                return await request
         except (aiohttp.ClientConnectorCertificateError, ssl.CertificateError) as exc:
             return NoAnswer(_reason(host, exc), is_untrusted=True)
         except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError) as exc:
             reason = _reason(host, exc)
             if not isinstance(exc, aiohttp.ClientSSLError):
                 until = self._clock() + _DEAD.total_seconds()
-                self._dead.put(addresses[0], reason, expires=until)
+                self._dead.put(address, reason, expires=until)
             return NoAnswer(reason)
         except TimeoutError:
             return NoAnswer(f"{host} took longer than {self._seconds:g} s")

@@ -6,18 +6,12 @@ the matter of `relay.deliver.https`.
 
 from __future__ import annotations
 
-import ssl
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
 
 import aiohttp
 from yarl import URL
 
 from relay.deliver.https import HttpsClient, NoAnswer
-from relay.route.addresses import Rejection
-from relay.route.answers import Resolver
 from relay.route.mta_sts import (
     MAX_POLICY_BYTES,
     InvalidPolicy,
@@ -51,28 +45,10 @@ class FetchFailed:
 
 
 class PolicyFetcher:
-    """`judge`: why an address and port must not be connected to, None where it may be."""
+    """Fetches policies over HTTPS."""
 
-    def __init__(
-        self,
-        resolver: Resolver,
-        *,
-        judge: Callable[[str, int], Rejection | None],
-        context: Callable[[], ssl.SSLContext],
-        timeout: timedelta,
-        at_once: int = AT_ONCE,
-        port: int | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._https = HttpsClient(
-            resolver,
-            judge=judge,
-            context=context,
-            timeout=timeout,
-            at_once=at_once,
-            port=port,
-            clock=clock,
-        )
+    def __init__(self, https: HttpsClient) -> None:
+        self._https = https
 
     async def fetch(self, domain: str) -> Fetched | FetchFailed:
         """The policy of a domain as its server has it now. Raises nothing that a server could

@@ -13,6 +13,7 @@ DNS, makes the attempt temporary: at another time there may be a host.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from relay.deliver.diagnosis import (
     NO_REQUIRETLS,
@@ -20,10 +21,17 @@ from relay.deliver.diagnosis import (
     for_good,
     for_now,
     host_line,
-    with_hosts,
 )
 from relay.deliver.sessions import SessionLog
-from relay.mail.outcome import Bounced, Code, Deferred, Outcome, PolicyResult, PolicyType
+from relay.mail.outcome import (
+    Bounced,
+    Code,
+    Deferred,
+    Outcome,
+    PolicyResult,
+    PolicyType,
+    Routing,
+)
 from relay.queue.entry import QueuedRecipient
 from relay.route.next_hop import Host
 
@@ -32,7 +40,7 @@ __all__ = ["Tally"]
 
 class Tally:
     """The recipients of one attempt. `trouble`, `rejected`: what routing met on the way, one line
-    each. `sessions`: those that reports on TLS count.
+    each. `routing`: what every outcome tells of it. `sessions`: those that reports on TLS count.
     """
 
     def __init__(
@@ -43,6 +51,7 @@ class Tally:
         requiretls: bool = False,
         trouble: tuple[str, ...] = (),
         rejected: tuple[str, ...] = (),
+        routing: Routing | None = None,
         sessions: SessionLog | None = None,
     ) -> None:
         recipients = tuple(recipients)
@@ -57,7 +66,8 @@ class Tally:
         self._requiretls = requiretls
         self._trouble = bool(trouble)
         self._temporary = self._trouble
-        self._routing = trouble + rejected
+        self._lines = trouble + rejected
+        self._routing = routing
 
     @property
     def pending(self) -> tuple[QueuedRecipient, ...]:
@@ -114,11 +124,14 @@ class Tally:
         return outcome
 
     def _with_hosts(self, outcome: Outcome, index: int, *, but: Host) -> Outcome:
-        """The outcome with the lines of routing and of the other hosts about a recipient."""
+        """The outcome with what routing and the other hosts have to say about a recipient."""
         tried = [(host, said) for host, said in self._waiting[index] if host != but]
-        lines = (*self._routing, *(host_line(host, said) for host, said in tried))
-        earlier = tuple(said.session for _, said in tried if said.session is not None)
-        return with_hosts(outcome, lines, earlier)
+        return replace(
+            outcome,
+            hosts=(*self._lines, *(host_line(host, said) for host, said in tried)),
+            earlier=tuple(said.session for _, said in tried if said.session is not None),
+            routing=self._routing,
+        )
 
 
 def _insists_on_tls(outcome: Deferred) -> bool:

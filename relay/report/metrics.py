@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -221,17 +221,16 @@ class Metrics:
         yield CounterMetricFamily(
             "relay_accepted_bytes", "Octets of content accepted.", value=self._accepted_bytes
         )
-        deliveries = CounterMetricFamily(
+        yield _counter_by(
             "relay_deliveries",
             "Attempts by what came of them, one for each recipient; tls and verified are empty "
             "where no session took place.",
-            labels=("result", "tls", "verified"),
+            ("result", "tls", "verified"),
+            (
+                ((_RESULTS.get(state, "other"), _word(tls), _word(verified)), count)
+                for (state, tls, verified), count in self._deliveries.items()
+            ),
         )
-        for (state, tls, verified), count in sorted(self._deliveries.items(), key=str):
-            deliveries.add_metric(
-                (_RESULTS.get(state, "other"), _word(tls), _word(verified)), count
-            )
-        yield deliveries
         yield _counter(
             "relay_tls_downgrades",
             "Attempts made in clear after TLS was tried.",
@@ -260,31 +259,25 @@ class Metrics:
         yield CounterMetricFamily("relay_routes_failed", text, value=self._unrouted)
         text = "Fetches of MTA-STS policies by what came of them."
         yield _counter("relay_sts_fetches", text, "result", self._sts_fetches)
-        failures = CounterMetricFamily(
+        yield _counter_by(
             "relay_policy_failures",
             "Attempts at hosts that failed what the recipient's domain asks for, by TLSA records "
             "or by an MTA-STS policy, enforced or not; one for each recipient.",
-            labels=("policy", "result"),
+            ("policy", "result"),
+            self._policy_failures.items(),
         )
-        for (policy, result), count in sorted(self._policy_failures.items()):
-            failures.add_metric((policy.value, result.value), count)
-        yield failures
-        alarms = CounterMetricFamily(
+        yield _counter_by(
             "relay_downgrade_alarms",
             "Hosts that showed less TLS than before, told once a day for each host and levels.",
-            labels=("before", "now"),
+            ("before", "now"),
+            self._downgrade_alarms.items(),
         )
-        for (before, now), count in self._downgrade_alarms.items():
-            alarms.add_metric((before.value, now.value), count)
-        yield alarms
-        reports = CounterMetricFamily(
+        yield _counter_by(
             "relay_tls_reports",
             "Reports on TLS (RFC 8460) by how they go out and what came of each try.",
-            labels=("transport", "result"),
+            ("transport", "result"),
+            self._tls_reports.items(),
         )
-        for labels, count in sorted(self._tls_reports.items()):
-            reports.add_metric(labels, count)
-        yield reports
 
 
 class _Latest(Collector):
@@ -356,9 +349,15 @@ def _word(truth: bool | None) -> str:
 
 
 def _counter(name: str, text: str, label: str, counts: Mapping[str, int]) -> Metric:
-    family = CounterMetricFamily(name, text, labels=(label,))
-    for value, count in sorted(counts.items()):
-        family.add_metric((value,), count)
+    return _counter_by(name, text, (label,), (((value,), count) for value, count in counts.items()))
+
+
+def _counter_by(
+    name: str, text: str, labels: tuple[str, ...], counts: Iterable[tuple[tuple[str, ...], int]]
+) -> Metric:
+    family = CounterMetricFamily(name, text, labels=labels)
+    for values, count in sorted(counts):
+        family.add_metric(values, count)
     return family
 
 

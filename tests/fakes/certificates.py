@@ -65,3 +65,20 @@ def issue(
     signing = issuer.key if issuer else key
     algorithm = None if isinstance(signing, ed25519.Ed25519PrivateKey) else hashes.SHA256()
     return Issued(builder.sign(signing, algorithm), key)
+
+
+def usage(*, digital_signature=False, key_cert_sign=False):
+    """What a key may be used for; nothing else."""
+    others = dict.fromkeys(
+        (
+            "content_commitment",
+            "key_encipherment",
+            "data_encipherment",
+            "key_agreement",
+            "crl_sign",
+            "encipher_only",
+            "decipher_only",
+        ),
+        False,
+    )
+    return x509.KeyUsage(digital_signature=digital_signature, key_cert_sign=key_cert_sign, **others)

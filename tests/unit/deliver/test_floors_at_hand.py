@@ -170,7 +170,7 @@ class Memory:
         return None if action is MemoryAction.IGNORE else "past"
 
 
-async def test_what_hosts_have_shown_comes_with_the_floor_and_is_asked_for_each_time():
+async def test_floor_of_a_domain_has_its_past_which_is_asked_for_each_time():
     world, memory = World(), Memory()
     floors: Any = world.floors
     floors._memory = memory

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from relay.deliver.https import HttpsClient
 from relay.deliver.sts_fetch import Fetched, FetchFailed, PolicyFetcher
 from relay.deliver.tls import TlsContexts
 from relay.route.addresses import Own, Rejection, judge, parse_address
@@ -64,7 +65,7 @@ class Web:
             networks = [ip_network(allow)] if allow else []
             return judge(address, port, own=Own(), allow_networks=networks)
 
-        return PolicyFetcher(
+        https = HttpsClient(
             self.dns,
             judge=judged,
             context=lambda: self._contexts.verifying(how.get("version", TlsVersion.TLS_1_2)),
@@ -73,6 +74,7 @@ class Web:
             port=port,
             clock=lambda: self.now,
         )
+        return PolicyFetcher(https)
 
     async def fetch(self, host: PolicyHost, **how: Any) -> Fetched | FetchFailed:
         return await self.fetcher(host.port, **how).fetch("example.net")

@@ -293,7 +293,7 @@ async def test_slow_servers_keep_no_other_domain_waiting(world: World) -> None:
     await sending
 
 
-async def test_what_is_being_sent_at_the_end_is_broken_off(world: World) -> None:
+async def test_report_that_is_being_sent_at_the_end_is_broken_off(world: World) -> None:
     world.asks("b.example", "https://slow.example/")
     reporter = world.reporter()
     world.now = AFTER

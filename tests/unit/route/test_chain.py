@@ -12,7 +12,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from relay.mail.outcome import PolicyResult
 from relay.route.chain import fault_of, readable, store_of
 from relay.sandbox.certificates import Authority, Kind
-from tests.fakes.certificates import NOW, issue
+from tests.fakes.certificates import NOW, issue, usage
 
 NAME = "mx.dest.example"
 AUTHORITY = Authority()
@@ -63,28 +63,6 @@ def test_a_certificate_that_makes_no_sense_does_not_spoil_its_neighbours():
 
 # --- who may issue, and for what ------------------------------------------------------------------
 
-_SIGNS_NOTHING = x509.KeyUsage(
-    digital_signature=True,
-    content_commitment=False,
-    key_encipherment=False,
-    data_encipherment=False,
-    key_agreement=False,
-    key_cert_sign=False,
-    crl_sign=False,
-    encipher_only=False,
-    decipher_only=False,
-)
-_SIGNS = x509.KeyUsage(
-    digital_signature=False,
-    content_commitment=False,
-    key_encipherment=False,
-    data_encipherment=False,
-    key_agreement=False,
-    key_cert_sign=True,
-    crl_sign=False,
-    encipher_only=False,
-    decipher_only=False,
-)
 _SERVER, _ANY = ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE
 _CLIENT = ExtendedKeyUsageOID.CLIENT_AUTH
 _ROOT = issue("Root", ca=True)
@@ -99,8 +77,8 @@ def _fault(*chain, now=NOW):
     ("issuer", "fault"),
     [
         ({"ca": True}, None),
-        ({"ca": True, "key_usage": _SIGNS}, None),
-        ({"ca": True, "key_usage": _SIGNS_NOTHING}, PolicyResult.NOT_TRUSTED),
+        ({"ca": True, "key_usage": usage(key_cert_sign=True)}, None),
+        ({"ca": True, "key_usage": usage(digital_signature=True)}, PolicyResult.NOT_TRUSTED),
         ({"ca": True, "uses": [_SERVER]}, None),
         ({"ca": True, "uses": [_CLIENT]}, PolicyResult.NOT_TRUSTED),
         ({"ca": False}, PolicyResult.NOT_TRUSTED),

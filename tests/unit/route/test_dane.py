@@ -15,7 +15,7 @@ from relay.mail.outcome import VerifiedBy
 from relay.route.answers import AddressAnswer, NoSuchName, TlsaAnswer, Unanswered
 from relay.route.dane import base_domains, look_up, matched, parse_tlsa, usable
 from relay.route.floor import DaneFloor, DaneState, Tlsa
-from tests.fakes.certificates import DAY, NOW, issue
+from tests.fakes.certificates import DAY, NOW, issue, usage
 from tests.fakes.dns import FakeDns
 
 NAME = "mx.example.net"
@@ -358,8 +358,8 @@ def test_a_certificate_that_is_no_authority_issues_nothing(ca):
 
 
 def test_a_key_that_may_not_sign_certificates_issues_nothing():
-    usage = x509.KeyUsage(True, *[False] * 8)
-    other = issue("Signs mail only", ROOT, ca=True, key_usage=usage)
+    signs_mail = usage(digital_signature=True)
+    other = issue("Signs mail only", ROOT, ca=True, key_usage=signs_mail)
     leaf = issue("leaf", other, ca=False, names=[NAME])
     assert met([record(2, 0, 1, ROOT)], chain=[leaf, other, ROOT]) is None
 
