@@ -12,6 +12,7 @@ import click
 
 from relay.api.openapi import document
 from relay.cli import relay
+from relay.cli.manual import each_command
 from relay.config.schema import json_schema
 from relay.mail.event import Event
 from relay.mail.outcome import (
@@ -140,24 +141,10 @@ def commands() -> str:
     """Every command, with its help as the terminal shows it."""
     top = click.Context(relay, info_name="relay", max_content_width=80, terminal_width=80)
     lines = ["# Commands", "", "What `relay --help` and each command's `--help` say.", ""]
-    for context in (top, *_commands(top)):
+    for context in (top, *each_command(top)):
         lines += [f"## {context.command_path}", "", "```text"]
         lines += [context.command.get_help(context).rstrip(), "```", ""]
     return "\n".join(lines)
-
-
-def _commands(parent: click.Context) -> Iterator[click.Context]:
-    group = parent.command
-    assert isinstance(group, click.Group)
-    for name in group.list_commands(parent):
-        command = group.get_command(parent, name)
-        if command is None or command.hidden:
-            continue
-        width = {"max_content_width": 80, "terminal_width": 80}
-        context = click.Context(command, info_name=name, parent=parent, **width)
-        yield context
-        if isinstance(command, click.Group):
-            yield from _commands(context)
 
 
 # --- HTTP -----------------------------------------------------------------------------------------

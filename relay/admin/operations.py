@@ -51,6 +51,7 @@ __all__ = [
     "page_as_json",
     "show_message",
     "timestamp",
+    "tlsa_text",
 ]
 
 PAGE = 500
@@ -202,6 +203,22 @@ def host_as_json(host: Host) -> JsonObject:
         "tls": host.tls.value,
         "login": host.credentials is not None,
     }
+
+
+_TLSA = {
+    "usable": "usable",
+    "unusable": "none usable: TLS is required, with any certificate",
+    "none": "none",
+    "insecure": "none can be trusted: the host's addresses are not signed (DNSSEC)",
+    "failed": "not known: the look-up failed",
+    "ignored": "not looked up, by the configuration",
+    "off": "not looked up: no resolver that validates is trusted (resolver.trust_ad)",
+}
+
+
+def tlsa_text(state: str) -> str:
+    """What the look-up of a host's TLSA records came to, by its state in the interface's JSON."""
+    return _TLSA.get(state, state)
 
 
 def no_route_as_json(route: NoRoute) -> JsonObject:

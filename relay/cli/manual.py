@@ -15,7 +15,7 @@ import click
 from relay import __version__
 from relay.cli import relay
 
-__all__ = ["man_page", "man_page_of_file"]
+__all__ = ["each_command", "man_page", "man_page_of_file"]
 
 
 def man_page() -> str:
@@ -34,7 +34,9 @@ def man_page() -> str:
         *_options(top),
         ".SH COMMANDS",
     ]
-    for context in _commands(top):
+    for context in each_command(top):
+        if isinstance(context.command, click.Group):
+            continue
         lines += [f".SS {_escaped(_name(context))}", *_command(context)]
     lines += [
         ".SH SEE ALSO",
@@ -81,8 +83,8 @@ Its value is read as YAML.
 """
 
 
-def _commands(parent: click.Context) -> Iterator[click.Context]:
-    """Every command that is no group, also those inside groups, by name."""
+def each_command(parent: click.Context) -> Iterator[click.Context]:
+    """Every command and group below a group, by name; a group before its own commands."""
     group = parent.command
     assert isinstance(group, click.Group)
     for name in group.list_commands(parent):
@@ -90,10 +92,9 @@ def _commands(parent: click.Context) -> Iterator[click.Context]:
         if command is None or command.hidden:
             continue
         context = click.Context(command, info_name=name, parent=parent)
+        yield context
         if isinstance(command, click.Group):
-            yield from _commands(context)
-        else:
-            yield context
+            yield from each_command(context)
 
 
 def _name(context: click.Context) -> str:

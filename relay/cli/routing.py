@@ -92,14 +92,6 @@ def no_route_text(verdict: dict[str, Any]) -> str:
     return f"no host to try: {verdict['outcome']}, {verdict['status']} {description}"
 
 
-_DANE = {
-    "none": "none",
-    "insecure": "none can be trusted: the host's addresses are not signed (DNSSEC)",
-    "failed": "not known: the look-up failed",
-    "off": "not looked up: no resolver that validates is trusted (resolver.trust_ad)",
-}
-
-
 def policy_line(answer: dict[str, Any]) -> str:
     """The MTA-STS policy of the recipient's domain in one line."""
     from relay.cli.common import printable
@@ -130,15 +122,16 @@ def _by(answer: dict[str, Any]) -> str:
 
 def floor_lines(host: dict[str, Any], answer: dict[str, Any]) -> list[str]:
     """The lines about one host's DNS records and configuration. `answer`: the whole of it."""
+    from relay.admin.operations import tlsa_text
     from relay.cli.common import printable
 
     dane = host["dane"]
-    if dane["state"] == "ignored":
-        lines = [f"TLSA records: not looked up{_by(answer)}"]
-    elif dane["state"] in _DANE:
-        lines = [f"TLSA records: {_DANE[dane['state']]}"]
-    else:
+    if dane["records"]:
         lines = [f"TLSA records, {dane['state']}: {record}" for record in dane["records"]]
+    elif dane["state"] == "ignored":
+        lines = [f"TLSA records: not looked up{_by(answer)}"]
+    else:
+        lines = [f"TLSA records: {tlsa_text(dane['state'])}"]
     if host["pinned"] is not None:
         pins = ", ".join(map(printable, answer["pins"]))
         allowed = "yes" if host["pinned"] else "no"

@@ -327,12 +327,8 @@ def sts_as_json(sts: StsFloor) -> JsonObject | None:
 
 
 def _published_mode(sts: StsFloor) -> str | None:
-    """The mode in the text of the policy; `StsFloor.mode` is testing where the operator says so."""
-    for line in sts.lines:
-        key, _, value = line.partition(":")
-        if key.strip() == "mode":
-            return value.strip()
-    return sts.mode.value if sts.mode is not None else None
+    mode = sts.published or sts.mode
+    return mode.value if mode is not None else None
 
 
 def _why_refused(*, says_no: bool, has_effect: bool, requiretls: bool, locked: bool) -> str | None:

@@ -230,8 +230,8 @@ class DowngradeMemory:
     async def page(
         self, *, after: str = "", limit: int = 500
     ) -> tuple[list[DomainMemory], str | None]:
-        """Some of what is remembered, by domain, and behind which domain to go on; None at the
-        end. What this worker has gathered is written before.
+        """A page of what is remembered, by domain, and the last domain of the page; None at the
+        end. The sightings of this worker are written before.
         """
         if not after:
             await self.write()
@@ -254,7 +254,9 @@ class DowngradeMemory:
     # --- writing ----------------------------------------------------------------------------------
 
     async def run(self, *, purges: bool) -> None:
-        """Write what was gathered, for ever. `purges`: this worker forgets for all what is old."""
+        """Write what was gathered, for ever. `purges`: this worker removes what is too old, for all
+        workers.
+        """
         purge_at = self._monotonic()
         while True:
             try:

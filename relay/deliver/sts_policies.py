@@ -402,4 +402,5 @@ def _floor(
         policy.lines,
         kept.expires,
         was_fetched=was_fetched,
+        published=policy.mode if spares else None,
     )

@@ -22,6 +22,7 @@ class StsFloor:
     configuration; None: no policy is in force. `id`: of the record with which the policy was
     fetched. `mx`: the patterns, `lines`: the text of the policy. `error`: why there is no policy
     although the record announces one. `was_fetched`: this attempt has fetched the policy.
+    `published`: the mode in its text, where the configuration replaces it.
     """
 
     domain: str = ""
@@ -32,6 +33,7 @@ class StsFloor:
     expires: datetime | None = None
     error: PolicyError | None = None
     was_fetched: bool = False
+    published: StsMode | None = None
 
     @property
     def holds(self) -> bool:

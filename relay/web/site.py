@@ -20,6 +20,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from multidict import MultiDict
 
+from relay.admin.operations import tlsa_text
 from relay.mail.printable import printable
 from relay.queue.queue_id import arrival_of
 from relay.queue.store import SpoolError
@@ -309,6 +310,7 @@ def _environment() -> Environment:
         "moment": lambda at: datetime.fromtimestamp(at / 1_000_000, UTC),
         "arrival": arrival_of,
         "isotime": datetime.fromisoformat,
+        "tlsa": tlsa_text,
         "query": lambda values: urlencode({k: v for k, v in values.items() if v}),
     }
     return env

@@ -25,7 +25,7 @@ TESTED = StsFloor(
     StsMode.TESTING,
     "1",
     ("mx.else.example",),
-    lines=("version: STSv1", "mode: enforce"),
+    published=StsMode.ENFORCE,
 )
 
 

@@ -108,7 +108,7 @@ async def test_destination_shows_the_tlsa_records_of_today(rig: PageRig) -> None
     assert "TLSA records at 1 of 1 hosts" in text
     assert f"3 1 1 {record[3:].hex()}" in text
     _, text = await browser.get("/destination/other.example")
-    assert "no TLSA records" in text
+    assert "TLSA records: none" in text
 
 
 async def test_destination_does_not_wait_for_name_servers_that_are_silent(rig: PageRig) -> None:
