@@ -1,4 +1,4 @@
-"""A message as Mailgun's HTTP interface asks for one: its form read into an `SendRequest`. Pure.
+"""A message as Mailgun's HTTP interface asks for one: its form read into a `SendRequest`. Pure.
 
 What the form has to hold, what its options mean, and the words in which a mistake is refused
 are Mailgun's (its public API, v3), so that clients written for it need not be changed:

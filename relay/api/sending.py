@@ -50,20 +50,20 @@ async def send(api: Api, request: web.Request) -> web.Response:
     domain = sending_domain(request.match_info["domain"], api.options().domains, named=True)
     form = checked_message(await read_form(request))
     incoming = _Incoming(api, request, domain)
-    order, section, rest = await in_thread_if_large(
+    asked, section, rest = await in_thread_if_large(
         partial(_composed, form, incoming), octets=_size(form)
     )
-    return await incoming.take(order, section, rest)
+    return await incoming.take(asked, section, rest)
 
 
 def _composed(form: Form, incoming: _Incoming) -> tuple[SendRequest, HeaderSection, bytes]:
     """What a form asks for, and the message that its fields make: header section and rest."""
-    order = read_send_request(
+    asked = read_send_request(
         form, domain=incoming.domain, now=incoming.now, max_recipients=incoming.api.recipients
     )
     message_id = own_message_id(form) or f"<{incoming.queue_id}@{incoming.domain}>"
     header, rest, _ = Sections.of(compose(form, message_id=message_id, now=incoming.now))
-    return order, HeaderSection(header), rest
+    return asked, HeaderSection(header), rest
 
 
 async def send_mime(api: Api, request: web.Request) -> web.Response:
@@ -72,10 +72,10 @@ async def send_mime(api: Api, request: web.Request) -> web.Response:
     form = checked_mime(await read_form(request))
     incoming = _Incoming(api, request, domain)
     file = _message_file(form).content
-    order, section, rest, behind = await in_thread_if_large(
+    asked, section, rest, behind = await in_thread_if_large(
         partial(_taken_apart, form, file, incoming), octets=len(file) + _size(form)
     )
-    return await incoming.take(order, section, rest, displaced=behind)
+    return await incoming.take(asked, section, rest, displaced=behind)
 
 
 def _taken_apart(
@@ -93,7 +93,7 @@ def _taken_apart(
     missing = missing_fields(
         section, reverse_path=postmaster, hostname=domain, queue_id=incoming.queue_id, now=now
     )
-    order = read_send_request(
+    asked = read_send_request(
         form,
         domain=domain,
         now=now,
@@ -102,7 +102,7 @@ def _taken_apart(
     )
     if missing:
         section = HeaderSection(missing + section.octets)
-    return order, section, rest, behind
+    return asked, section, rest, behind
 
 
 def _message_file(form: Form) -> File:
@@ -138,33 +138,33 @@ class _Incoming:
         self.client = canonical(request.remote or "")
 
     async def take(
-        self, order: SendRequest, section: HeaderSection, rest: bytes, *, displaced: bytes = b""
+        self, asked: SendRequest, section: HeaderSection, rest: bytes, *, displaced: bytes = b""
     ) -> web.Response:
         """Take responsibility for it, or raise what the client is told instead."""
         size = len(section.octets) + len(displaced)
         opened = await in_thread_if_large(
-            partial(self._open, order, section, displaced), octets=size
+            partial(self._open, asked, section, displaced), octets=size
         )
         if isinstance(opened, Refusal):
             raise _as_error(opened)
         content = opened.header + rest
         if len(content) > self.api.message_size_bytes:
             raise ApiError(413, "the message is too large")
-        message = self._message(order, opened, content)
-        recipients = queued_recipients(opened, order.recipients)
+        message = self._message(asked, opened, content)
+        recipients = queued_recipients(opened, asked.recipients)
         events = deliverylog.taken_in(message, recipients)
         await self._accept(NewMessage(message, recipients, content, events=events))
         log.info("%s: accepted over HTTP for %s", self.queue_id, self.domain)
         return answer({"id": f"<{opened.summary.message_id}>", "message": "Queued. Thank you."})
 
     def _open(
-        self, order: SendRequest, section: HeaderSection, displaced: bytes
+        self, asked: SendRequest, section: HeaderSection, displaced: bytes
     ) -> Screened | Refusal:
-        only_for = order.recipients[0].address if len(order.recipients) == 1 else ""
+        only_for = asked.recipients[0].address if len(asked.recipients) == 1 else ""
         return open_header(
             section,
-            reverse_path=order.reverse_path,
-            domains={recipient.domain for recipient in order.recipients},
+            reverse_path=asked.reverse_path,
+            domains={recipient.domain for recipient in asked.recipients},
             rules=self.api.rules(),
             received_hops=self.api.received_hops,
             on_top=received_field(
@@ -177,22 +177,22 @@ class _Incoming:
             ),
             queue_id=self.queue_id,
             now=self.now,
-            options=order.options,
+            options=asked.options,
             displaced=displaced,
             removed=(b"bcc",),
         )
 
-    def _message(self, order: SendRequest, opened: Screened, content: bytes) -> QueuedMessage:
+    def _message(self, asked: SendRequest, opened: Screened, content: bytes) -> QueuedMessage:
         eight_bit = not content.isascii()
         return QueuedMessage(
             queue_id=self.queue_id,
-            reverse_path=order.reverse_path,
+            reverse_path=asked.reverse_path,
             arrived=opened.arrived,
             size_bytes=len(content),
             summary=opened.summary,
             body=Body.EIGHT_BIT_MIME if eight_bit else Body.SEVEN_BIT,
             eight_bit=eight_bit,
-            smtputf8=order.smtputf8,
+            smtputf8=asked.smtputf8,
             origin="http",
             client=f"HTTP [{canonical(self.request.remote or '')}]",
             client_tls=_tls_of(self.request),

@@ -51,7 +51,7 @@ __all__ = [
 _NEW_NORMAL = timedelta(days=7)
 _TOLD_AGAIN = timedelta(days=1)
 MOST_HOSTS = 64
-"""Hosts remembered of a domain: who forges its MX records can name as many as he likes."""
+"""Hosts remembered of a domain: forged MX records can name any number of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +183,10 @@ def learned(
     hosts[seen.host] = _host_after(hosts.get(seen.host), seen)
     if len(hosts) > MOST_HOSTS:
         del hosts[
-            min((name for name in hosts if name != seen.host), key=lambda n: _dearth(hosts[n]))
+            min(
+                (name for name in hosts if name != seen.host),
+                key=lambda n: _removal(hosts[n]),
+            )
         ]
     alarms = tuple(
         _alarm_after(alarm, seen) for alarm in memory.alarms if _is_kept(alarm, hosts, now)
@@ -283,6 +286,6 @@ def _weakest_first(name: str, host: HostMemory) -> tuple[int, float, str]:
     return host.level.rank, -host.seen.timestamp(), name
 
 
-def _dearth(host: HostMemory) -> tuple[int, float]:
+def _removal(host: HostMemory) -> tuple[int, float]:
     """The order of removal: the host with the lowest level first, then the one not seen longest."""
     return host.level.rank, host.seen.timestamp()

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from relay.admin.certificates import faults
 
-__all__ = ["FactGroup", "certificate_facts", "groups_of", "setting_text"]
+__all__ = ["FactGroup", "certificate_facts", "groups_of", "rule_text", "setting_text"]
 
 Fields = Mapping[str, Any]
 Pairs = list[tuple[str, Any]]
@@ -84,7 +84,7 @@ def _message(line: Fields) -> Pairs:
         ("Size", f"{line['message']['size']:,} octets" if "message" in line else None),
         ("Client's TLS", line.get("client-tls")),
         ("Client's user", line.get("client-user")),
-        ("Rule", setting_text(policy | line.get("policy-rules", {})) if policy else None),
+        ("Rule", rule_text(line) if policy else None),
         ("Came with", ", ".join(_asked(policy))),
     ]
 
@@ -95,6 +95,11 @@ def _asked(policy: Fields) -> Iterator[str]:
         yield "REQUIRETLS"
     if policy.get("tls-required-no"):
         yield "TLS-Required: No"
+
+
+def rule_text(line: Fields) -> str:
+    """Both settings of an event with who spoke for them."""
+    return setting_text(line["policy"] | line.get("policy-rules", {}))
 
 
 def setting_text(policy: Fields) -> str:

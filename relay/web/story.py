@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from relay.queue.entry import TLS_REPORT
-from relay.web.facts import setting_text
+from relay.web.facts import rule_text, setting_text
 from relay.web.rows import Row
 
 __all__ = ["Recipient", "Story", "story_of"]
@@ -94,12 +94,12 @@ def _tell(story: Story, row: Row) -> None:
         for address in row.targets.split(","):
             one = story.recipients.setdefault(address, Recipient(address))
             if "policy" in line:
-                one.policy = setting_text(line["policy"] | line.get("policy-rules", {}))
+                one.policy = rule_text(line)
             elif policy := line.get("policies", {}).get(address.rpartition("@")[2].lower()):
                 one.policy = setting_text(policy)
         return
     one = story.recipients.setdefault(line["recipient"], Recipient(line["recipient"]))
-    one.policy = setting_text(line["policy"] | line.get("policy-rules", {}))
+    one.policy = rule_text(line)
     one.attempts.append(row)
 
 
