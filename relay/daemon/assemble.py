@@ -72,7 +72,7 @@ _FLOORS_AT_HAND_SECONDS = 1.0
 
 
 now: Callable[[], datetime] = partial(datetime.now, UTC)
-"""The clock of every part."""
+"""The clock with which the queue is opened; every part has the queue's own, `Store.clock`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ class Parts:
         self.config = config
         self.worker = worker
         self.files = files
-        self.clock = now
+        self.clock = stores.queue.clock
         self.signing_keys = signing_keys
         self.started = self.reloaded = self.clock()
         self.last_reload: tuple[datetime, str] | None = None
@@ -191,6 +191,7 @@ class Parts:
             destinations=self.destinations,
             floors=self.floors,
             counts_sessions=self.config.tls_reports.send,
+            may_begin=self.store.may_begin,
         )
 
     def _make_scheduler(self) -> Scheduler:

@@ -12,7 +12,9 @@ requirement. Where a connection kept from another message is lost before the hos
 attempt connects to the same host again.
 
 If an attempt is cancelled before the final dot is sent, it closes the connection. After the final
-dot it waits for the reply, because the host may have accepted the message already.
+dot it waits for the reply, because the host may have accepted the message already. The same holds
+where the claim of the entry is over, so that another node may have it: the attempt looks before it
+connects, before MAIL and before the final dot.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from enum import Enum, auto
 from functools import partial
 
 from relay.deliver import negotiate
-from relay.deliver.connection import Connection
+from relay.deliver.connection import Connection, require_claim
 from relay.deliver.destinations import Destinations, NotNow, Use, turns_away
 from relay.deliver.diagnosis import (
     NO_SECURE_WAY,
@@ -52,7 +54,7 @@ from relay.deliver.transaction import MOST_RECIPIENTS, prepare
 from relay.mail.outcome import Deferred, Delivered, HopPolicy, HopSession, Outcome
 from relay.mail.tls_session import TlsSession
 from relay.queue.entry import TLS_REPORT, Entry, QueuedRecipient
-from relay.queue.store import SpoolError
+from relay.queue.store import ClaimLost, SpoolError
 from relay.route.mta_sts import StsMode
 from relay.route.next_hop import Host, Hosts, NoRoute, Route
 from relay.route.security import HostFloor, Requirement, at_host, is_below, requirement, under
@@ -90,9 +92,11 @@ class Attempt:
         signer: Signer | None = None,
         destinations: Destinations | None = None,
         counts_sessions: bool = False,
+        may_begin: Callable[[Entry], bool] = lambda entry: True,
     ) -> None:
         """`route`: the hosts of a recipient domain. `floors`: what the domain asks of them.
-        `counts_sessions`: whether sessions are counted for reports on TLS.
+        `counts_sessions`: whether sessions are counted for reports on TLS. `may_begin`: whether
+        the claim of an entry still holds.
         """
         delivery, tls = delivery or DeliveryOptions(), tls or TlsOptions()
         self._route = route
@@ -107,6 +111,7 @@ class Attempt:
         )
         self._floors = floors
         self._counts_sessions = counts_sessions
+        self._may_begin = may_begin
 
     async def run(
         self,
@@ -118,8 +123,9 @@ class Attempt:
 
         The sessions that reports on TLS have to count (RFC 8460) are added to `sessions`, also if
         the attempt raises. Raises `NotNow` where no host had room for a connection, `PolicyPending`
-        while the domain's MTA-STS policy is fetched, and `SpoolError` where the policy cannot be
-        read. No host has accepted or rejected a recipient then; a host that turned the connection
+        while the domain's MTA-STS policy is fetched, `SpoolError` where the policy cannot be
+        read, and `ClaimLost` where the claim is over. No host has accepted or rejected a recipient
+        then; a host that turned the connection
         away (`NotNow.turned_away`) may have received MAIL.
         """
         route = await self._route(entry.domain)
@@ -143,7 +149,7 @@ class Attempt:
             routing=route.routing,
             sessions=self._session_log(entry, floor, sessions),
         )
-        job = await job_of(entry, content, self._signer)
+        job = await job_of(entry, content, self._signer, partial(self._may_begin, entry))
         with self._pool.using_one():
             may_go_on = await self._try_hosts(route, floor, needed, job, tally)
             if may_go_on and tally.is_unmet_by_policy:
@@ -247,6 +253,8 @@ class Attempt:
                 return outcomes
             tally.begin_anew()
             await self._try_hosts(route, newer, needed, job, tally)
+        except ClaimLost:
+            raise
         except (NotNow, PolicyPending, SpoolError):
             return outcomes
         return tally.outcomes()
@@ -274,6 +282,7 @@ class Attempt:
         result = _HostResult.ANSWERED
         while waiting:
             if connection is None:
+                require_claim(job.may_go_on)
                 reached = await self._connect(
                     conditions, waiting, tally, use, began, has_more=has_more
                 )
@@ -463,7 +472,7 @@ class _HandOver:
         self._utf8 = transaction.utf8
         self._requiretls = transaction.requiretls
         self._unsigned = job.unsigned
-        return await self._connection.transact(transaction, job.content)
+        return await self._connection.transact(transaction, job.content, job.may_go_on)
 
     def _note(
         self, batch: Sequence[QueuedRecipient], answers: dict[int, Answer]

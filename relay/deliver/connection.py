@@ -48,10 +48,11 @@ from relay.deliver.tls import (
 from relay.deliver.transaction import NO_EXTENSIONS, Extensions, Transaction
 from relay.mail.outcome import Downgrade, HopSession, PolicyResult
 from relay.mail.reply import Reply
+from relay.queue.store import ClaimLost
 from relay.route.next_hop import Credentials, Host
 from relay.route.security import Situation
 
-__all__ = ["Connection", "SessionBroken", "TlsResult"]
+__all__ = ["Connection", "SessionBroken", "TlsResult", "require_claim"]
 
 _GLANCE = 0.5
 """Seconds between two checks of how much a host has read."""
@@ -79,6 +80,12 @@ class TlsResult:
     error: str = ""
     reply: Reply | None = None
     fault: PolicyResult | None = None
+
+
+def require_claim(may_go_on: Callable[[], bool]) -> None:
+    """Raise `ClaimLost` where the claim of the message does not hold any more."""
+    if not may_go_on():
+        raise ClaimLost("the lease of this node is over: another node may have the message")
 
 
 class Connection:
@@ -242,13 +249,23 @@ class Connection:
         if not 200 <= reply.code < 300:
             self._give_up(Stage.AUTH, reply)
 
-    async def transact(self, transaction: Transaction, content: Content) -> dict[int, Answer]:
-        """Send one message. Returns the host's last answer for each recipient."""
+    async def transact(
+        self,
+        transaction: Transaction,
+        content: Content,
+        may_go_on: Callable[[], bool] = lambda: True,
+    ) -> dict[int, Answer]:
+        """Send one message. Returns the host's last answer for each recipient.
+
+        `may_go_on`: whether the claim of the message still holds. Where not, before MAIL or before
+        the final dot, this raises `ClaimLost`, and the host has not taken the message.
+        """
         if self.must_encrypt and not self.hop.tls:
             raise AssertionError("a message that needs TLS over a session without it")
         answers: dict[int, Answer] = {}
         try:
-            await self._transact(transaction, content, answers)
+            require_claim(may_go_on)
+            await self._transact(transaction, content, answers, may_go_on)
         except SessionBroken as broken:
             for index in transaction.rcpts:
                 if index not in answers or answers[index].is_positive:
@@ -277,7 +294,11 @@ class Connection:
         await self._wire.gone.wait()
 
     async def _transact(
-        self, transaction: Transaction, content: Content, answers: dict[int, Answer]
+        self,
+        transaction: Transaction,
+        content: Content,
+        answers: dict[int, Answer],
+        may_go_on: Callable[[], bool],
     ) -> None:
         if self._needs_rset:
             await self._forget_the_last()
@@ -297,7 +318,8 @@ class Connection:
             return
         data = await exchange(b"DATA", Stage.DATA)
         if data.code == 354:
-            last = await self._send(content) if accepted else await self._send_nothing()
+            sending = self._send(content, may_go_on) if accepted else self._send_nothing()
+            last = await sending
             self._needs_rset = False
         else:
             last = Answer(Stage.DATA, data)
@@ -339,15 +361,17 @@ class Connection:
             self._give_up(stage, reply)
         return reply
 
-    async def _send(self, content: Content) -> Answer:
+    async def _send(self, content: Content, may_go_on: Callable[[], bool]) -> Answer:
         """The content and the final dot, after 354."""
         self._expect_silence(Stage.CONTENT)
         self._wire.expect_reply()
         stuffer = DotStuffing()
         try:
             if isinstance(content, bytes) and len(content) <= PIECE_BYTES:
+                require_claim(may_go_on)
                 self._write(stuffer.stuff(content) + stuffer.end())
             elif await self._send_pieces(content, stuffer):
+                require_claim(may_go_on)
                 self._write(stuffer.end())
             else:
                 return self._early_answer()

@@ -31,22 +31,27 @@ class Job:
     signer: Signer | None = None
     not_convertible: str = ""
     """Why it was not converted to 7 bits, although the host takes no others."""
+    may_go_on: Callable[[], bool] = lambda: True
+    """Whether the claim still holds; see `relay.queue.store.DeliveryQueue.may_begin`."""
     unsigned: str = ""
     """Why it has no DKIM-Signature, although its domain has a key."""
 
 
 async def job_of(
-    entry: Entry, content: Callable[[], AsyncIterator[bytes]], signer: Signer | None
+    entry: Entry,
+    content: Callable[[], AsyncIterator[bytes]],
+    signer: Signer | None,
+    may_go_on: Callable[[], bool],
 ) -> Job:
     """The job of an entry. `content` reads the content, where the entry does not have it."""
     message = entry.message
     whole = content if entry.content is None else entry.content
     if not (message.smtputf8 and message.eight_bit):
-        return Job(message, whole, header_is_utf8=False, signer=signer)
+        return Job(message, whole, False, signer, may_go_on=may_go_on)
     # RFC 6531 §3.2 does not tell a header from a body, and a host without SMTPUTF8 may still have
     # the body.
     header = (await beginning(whole)).partition(b"\r\n\r\n")[0]
-    return Job(message, whole, header_is_utf8=not header.isascii(), signer=signer)
+    return Job(message, whole, not header.isascii(), signer, may_go_on=may_go_on)
 
 
 async def fit_for(offers: Extensions, job: Job) -> Job:

@@ -21,7 +21,7 @@ from relay.mail.tls_session import TlsSession
 from relay.queue.entry import Entry
 from relay.queue.retry import RetrySchedule, jitter_of
 from relay.queue.settle import Settlement, notification_due, settle
-from relay.queue.store import DeliveryQueue, NewMessage, SpoolError
+from relay.queue.store import ClaimLost, DeliveryQueue, NewMessage, SpoolError
 from relay.report import deliverylog
 from relay.report.metrics import Metrics
 
@@ -85,7 +85,12 @@ class Recorder:
             await self._store.release(entry, due=due)
             return True
 
-        if await self._until_taken(entry, "a claim waits to be given back", release):
+        try:
+            is_released = await self._until_taken(entry, "a claim waits to be given back", release)
+        except ClaimLost:
+            self._on_end(entry, None)  # whoever has it now delivers it
+            return
+        if is_released:
             self._on_end(entry, due)
 
     def _settle(self, entry: Entry, outcomes: Mapping[int, Outcome]) -> Settlement:
@@ -120,7 +125,13 @@ class Recorder:
             self._metrics.reported(len(reports))
             return is_to_be_reported
 
-        is_to_be_reported = await self._until_taken(entry, "a result waits to be recorded", record)
+        try:
+            is_to_be_reported = await self._until_taken(
+                entry, "a result waits to be recorded", record
+            )
+        except ClaimLost as lost:
+            self._refused(settlement, lost)
+            return
         if is_to_be_reported is None:
             return
         dues = (change.recipient.next_attempt for change in settlement.changes)
@@ -128,15 +139,36 @@ class Recorder:
         if is_to_be_reported:
             await self._reports.send_pending(entry.message.queue_id)
 
+    def _refused(self, settlement: Settlement, lost: ClaimLost) -> None:
+        """Say what an attempt came to that is not written: another node has, or had, the entry."""
+        entry = settlement.entry
+        for change in settlement.changes:
+            outcome = change.outcome
+            logger.warning(
+                "%s: the result for %s is not recorded (%s): host %s answered %s %s",
+                entry.message.queue_id,
+                change.recipient.address,
+                lost,
+                outcome.session.mx_host if outcome.session is not None else "none",
+                outcome.code,
+                outcome.message or outcome.description,
+            )
+        self._metrics.refused(len(settlement.changes))
+        self._on_end(entry, None)
+
     async def _until_taken(
         self, entry: Entry, what: str, write: Callable[[], Awaitable[bool]]
     ) -> bool | None:
-        """Write until the store has taken it, and return its answer; None: that was given up."""
+        """Write until the store has taken it, and return its answer; None: that was given up.
+        Raises `ClaimLost`.
+        """
         queue_id = entry.message.queue_id
         pause, errors = FIRST_PAUSE, 0
         while True:
             try:
                 return await write()
+            except ClaimLost:
+                raise
             except SpoolError as exc:
                 if pause == FIRST_PAUSE:
                     logger.error("%s: %s: %s", queue_id, what, exc)

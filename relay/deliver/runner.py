@@ -15,7 +15,7 @@ from relay.mail.outcome import Code, Deferred, Outcome
 from relay.mail.tls_session import TlsSession
 from relay.policy.rules import PolicyRules, reconsider
 from relay.queue.entry import Entry, QueuedRecipient
-from relay.queue.store import CHUNK_BYTES, DeliveryQueue
+from relay.queue.store import CHUNK_BYTES, ClaimLost, DeliveryQueue
 
 __all__ = ["Attempts", "Runner", "reconsidered"]
 
@@ -65,6 +65,9 @@ class Runner:
             return await self._attempts.run(entry, lambda: self._content(entry), sessions)
         except asyncio.CancelledError:
             task.uncancel()
+            return begun
+        except ClaimLost as lost:
+            logger.warning("%s: broken off for %s: %s", entry.message.queue_id, entry.domain, lost)
             return begun
         except PolicyPending as pending:
             return pending.until

@@ -164,13 +164,15 @@ class Entry:
 
     `content` is the whole content where it is small and still at hand from its
     arrival; otherwise None, and `Store.read_content` gives it in pieces. `total` is how
-    many recipients the message has in all, done ones included; 0 where nobody counted.
+    many recipients the message has in all, done ones included; 0 where nobody counted. `token` is
+    the lease that the claim was made under, 0 where the engine has none.
     """
 
     message: QueuedMessage
     recipients: tuple[QueuedRecipient, ...]
     content: bytes | None = None
     total: int = 0
+    token: int = 0
 
     @property
     def key(self) -> tuple[str, str]:

@@ -12,12 +12,16 @@ rows of their own (domain ""), so that a look at them costs no more than a look 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import NamedTuple, Protocol
+from functools import lru_cache
+from typing import Any, NamedTuple, Protocol
 
-from relay.mail.event import Result
+from relay.mail.event import Event, Result
+from relay.queue.rows import micros
 
 __all__ = [
     "EXCEPTIONS_AN_HOUR",
@@ -25,12 +29,17 @@ __all__ = [
     "OTHER",
     "PAIRS_AN_HOUR",
     "CountFilter",
+    "CountKey",
     "CountedException",
     "CountedMail",
+    "ExceptionRow",
+    "HourBounds",
     "HourlyCount",
     "StatisticsView",
     "added_up",
+    "count_events",
     "hour_of",
+    "hours_counted",
     "whole_hours",
 ]
 
@@ -120,6 +129,93 @@ class StatisticsView(Protocol):
 def hour_of(at: datetime) -> int:
     """The hours since 1970 in UTC."""
     return int(at.timestamp()) // _EPOCH_HOUR
+
+
+# --- what a commit counts -------------------------------------------------------------------------
+
+Pair = tuple[str, str]
+"""Recipient domain and sender domain."""
+
+CountKey = tuple[str, str, int, str, str, str, str]
+"""Recipient domain, sender domain, hour, result, protection, policy and reason of a count."""
+
+ExceptionRow = tuple[Any, ...]
+"""Recipient domain, sender domain, time, event id, queue id, result, protection and sentence."""
+
+_RULE_NAME = re.compile(r"\(([^\s()]+) [^()]*\)")
+
+
+@dataclass(slots=True)
+class HourBounds:
+    """The bounds of one hour: its pairs, and how many exceptions each has."""
+
+    pairs: set[Pair] = field(default_factory=set)
+    exceptions: Counter[Pair] = field(default_factory=Counter)
+    listed: int = 0
+
+    def within(self, pair: Pair) -> Pair:
+        """The pair, or what stands for those that are too many."""
+        if pair not in self.pairs:
+            if len(self.pairs) >= PAIRS_AN_HOUR:
+                return OTHER, OTHER
+            self.pairs.add(pair)
+        return pair
+
+    def has_room(self, pair: Pair) -> bool:
+        """Whether an exception of this pair is listed; it is counted then."""
+        if self.listed >= EXCEPTIONS_AN_HOUR or self.exceptions[pair] >= EXCEPTIONS_OF_PAIR:
+            return False
+        self.listed += 1
+        self.exceptions[pair] += 1
+        return True
+
+
+def hours_counted(events: Iterable[Event]) -> set[int]:
+    """The hours in which these events count something."""
+    return {hour_of(event.at) for event in events if event.counted}
+
+
+def count_events(
+    events: Iterable[Event], hours: Mapping[int, HourBounds]
+) -> tuple[Counter[CountKey], list[ExceptionRow]]:
+    """What these events add to the counts, and the exceptions; `hours`: those of
+    `hours_counted`.
+    """
+    numbers: Counter[CountKey] = Counter()
+    exceptions: list[ExceptionRow] = []
+    for event in events:
+        if not event.counted:
+            continue
+        hour = hour_of(event.at)
+        bounds = hours[hour]
+        for one in event.counted:
+            pair = bounds.within((one.recipient_domain, one.sender_domain))
+            what = (one.result.value, one.protection, one.policy, one.reason)
+            numbers[(*pair, hour, *what)] += one.number
+            numbers[("", pair[1], hour, *what)] += one.number
+            sums = (*what[:2], _without_rule_names(one.policy), one.reason)
+            numbers[("", "", hour, *sums)] += one.number
+            if one.exception and bounds.has_room(pair):
+                exceptions.append(
+                    (
+                        *pair,
+                        micros(event.at),
+                        event.id,
+                        event.queue_id,
+                        one.result.value,
+                        one.protection,
+                        one.exception,
+                    )
+                )
+    return numbers, exceptions
+
+
+@lru_cache(maxsize=1024)
+def _without_rule_names(policy: str) -> str:
+    return _RULE_NAME.sub(r"(\1)", policy)
+
+
+# --- periods --------------------------------------------------------------------------------------
 
 
 def whole_hours(begin: datetime, end: datetime) -> tuple[datetime, datetime]:

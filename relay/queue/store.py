@@ -13,8 +13,8 @@ in `tests/contract/store` ask of each. Everybody else takes the protocol it need
 What `accept` returned from is committed and synced: it survives a power cut. Every change of
 state and every event commits through here, in one transaction each call.
 
-Errors are two: `SpoolError` (our own trouble: 451 4.3.0 at the listener, and the attempt is
-made again) and `QueueFull` (no room: 452 4.3.1). An engine translates what its library
+Errors are three: `SpoolError` (our own trouble: 451 4.3.0 at the listener, and the attempt is
+made again), `QueueFull` (no room: 452 4.3.1) and `ClaimLost`. An engine translates what its library
 raises, once, and never raises anything else.
 """
 
@@ -39,6 +39,7 @@ __all__ = [
     "FRUITLESS",
     "PAGE_RECIPIENTS",
     "ChangeStep",
+    "ClaimLost",
     "DeliveryQueue",
     "EventFilter",
     "EventLog",
@@ -78,6 +79,13 @@ class SpoolError(Exception):
 
 class QueueFull(SpoolError):
     """The store has no room left for another message."""
+
+
+class ClaimLost(SpoolError):
+    """The claim of an entry is over though nobody here ended it: another node may have the entry.
+
+    What an attempt came to is not written then, and does not become so by another try.
+    """
 
 
 class SearchTooLong(SpoolError):
@@ -237,7 +245,14 @@ class MessageSink(Protocol):
 
 
 class DeliveryQueue(Protocol):
-    """Gives out entries that are due and takes their results. May raise `SpoolError`."""
+    """Gives out entries that are due and takes their results. May raise `SpoolError`.
+
+    Where several nodes share the queue, a claim lasts as long as the lease it was made under. What
+    ends one that is over raises `ClaimLost`.
+    """
+
+    def may_begin(self, entry: Entry) -> bool:
+        """Whether the claim of an entry still holds, so that an attempt may take its next step."""
 
     async def claim_due(
         self,
@@ -470,6 +485,9 @@ class Store(MessageSink, DeliveryQueue, QueueView, QueueControl, EventLog, TlsRe
     @property
     def api_state(self) -> ApiState:
         """What the HTTP interface keeps beside the queue."""
+
+    def clock(self) -> datetime:
+        """The time now, the same for all that share the queue."""
 
     async def close(self) -> None:
         """Finish what was begun and release the files."""

@@ -12,6 +12,7 @@ so at the moment.
     relay_tls_downgrades_total{reason}              sent in clear where TLS was tried
     relay_tls_unmet_total                           not sent, since TLS could not be had as required
     relay_dsns_total
+    relay_results_refused_total                     results not recorded: another node has it
     relay_delivery_seconds                          of an attempt, from its connect to its answer
     relay_delay_seconds                             from the acceptance to the delivery
     relay_store_commit_seconds{operation}           until accept (or result) is committed and synced
@@ -122,6 +123,7 @@ class Metrics:
         self._downgrades: dict[str, int] = defaultdict(int)
         self._unmet = 0
         self._dsns = 0
+        self.results_refused = 0
         self._session = _Histogram(_SESSION)
         self._delay = _Histogram(_DELAY)
         self._commits = {"accept": _Histogram(_COMMIT), "result": _Histogram(_COMMIT)}
@@ -163,6 +165,10 @@ class Metrics:
         self._commits["result"].observe(seconds)
         for change in settlement.changes:
             self._changed(change, settlement)
+
+    def refused(self, count: int) -> None:
+        """So many results are not recorded, since another node has the message."""
+        self.results_refused += count
 
     def reported(self, count: int) -> None:
         """So many DSNs were queued."""
@@ -242,6 +248,8 @@ class Metrics:
         yield CounterMetricFamily(
             "relay_dsns", "Delivery status notifications queued.", value=self._dsns
         )
+        text = "Results not recorded: another node has, or had, the message."
+        yield CounterMetricFamily("relay_results_refused", text, value=self.results_refused)
         yield _histogram("relay_delivery_seconds", "From the connect to the answer.", self._session)
         yield _histogram("relay_delay_seconds", "From acceptance to delivery.", self._delay)
         commits = HistogramMetricFamily(

@@ -3,24 +3,18 @@
 Each queue is read from its own database, over a connection that cannot write; so a worker that is
 just starting again hides nothing. A queue that cannot be read makes the whole question fail with
 `SpoolError`: half an answer never looks like a whole one.
-
-The numbers of events are each queue's own, in the order of its commits, which is not always that of
-time. A listing takes the queues' events in that order and goes on with whichever is next in time.
-The number of an event is the place in every queue at which the listing has just given it, written
-as one number: a listing that goes on from there misses no event and repeats none, however late a
-queue commits.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import date, datetime, timedelta
 
 from relay.queue.destinations import DestinationPart
 from relay.queue.entry import State
+from relay.queue.event_search import find_events
 from relay.queue.statistics import (
     CountedException,
     CountedMail,
@@ -178,39 +172,14 @@ class AllQueues:
         patience: timedelta | None = None,
     ) -> list[StoredEvent]:
         """A page of the events that match."""
-        began = time.monotonic()
-        if after:
-            cuts = [_beside(cut, ascending) for cut in _read(after, len(self._queues))]
-            starts = [_start(cut, ascending) for cut in cuts]
-        else:
-            ends = await asyncio.gather(*map(_end, self._queues))
-            cuts, starts = [], [0] * len(self._queues)
-        found: list[StoredEvent] = []
-        while True:
-            some = (limit - len(found)) // len(self._queues) + 1
-            pages = await asyncio.gather(
-                *(
-                    queue.find_events(
-                        wanted, after=start, limit=some, ascending=ascending, patience=patience
-                    )
-                    for queue, start in zip(self._queues, starts, strict=True)
-                )
-            )
-            if not cuts:
-                beginnings = zip(pages, ends, strict=True)
-                cuts = [_beginning(page, end, ascending) for page, end in beginnings]
-            hurried = patience is not None and time.monotonic() - began >= patience.total_seconds()
-            goes_on = [bool(page) and (hurried or len(page) == some) for page in pages]
-            found += _by_time(pages, cuts, limit - len(found), ascending, goes_on)
-            if hurried or len(found) == limit or not any(goes_on):
-                return found
-            starts = [_start(cut, ascending) for cut in cuts]
-
-
-async def _end(queue: QueueView) -> int:
-    """The number of a queue's newest event, 0 where it has none."""
-    newest = await queue.find_events(EventFilter(), limit=1, ascending=False)
-    return newest[0].seq if newest else 0
+        return await find_events(
+            self._queues,
+            wanted,
+            after=after,
+            limit=limit,
+            ascending=ascending,
+            patience=patience,
+        )
 
 
 def _in_order(
@@ -221,79 +190,3 @@ def _in_order(
     # Behind the end of a full page its queue may have more, which come first.
     reached = min((page[-1].queue_id for page in pages if more_follows(page, limit)), default=None)
     return [item for item in found if reached is None or item.queue_id <= reached], reached
-
-
-# The place of a listing in a queue is a cut: twice an event's number is that event itself, one more
-# or less is the place just behind or before it. The cuts of all queues are written as one number,
-# with the cut of the event that was given last in the lowest place: so one more or less is the
-# place beside this event, as with a queue's own numbers.
-
-_CUT_BITS = 48
-_MIDDLE = 1 << (_CUT_BITS - 1)
-
-
-def _written(cuts: Sequence[int], told: int) -> int:
-    number = told
-    for cut in (*cuts[:told], *cuts[told + 1 :], cuts[told]):
-        number = number << _CUT_BITS | (cut + _MIDDLE)
-    return number
-
-
-def _read(number: int, count: int) -> list[int]:
-    """The cuts of so many queues; of a number that is none, some."""
-    cuts = []
-    for _ in range(count):
-        cuts.append((number & ((1 << _CUT_BITS) - 1)) - _MIDDLE)
-        number >>= _CUT_BITS
-    last, *others = cuts
-    others.reverse()
-    others.insert(number % count, last)
-    return others
-
-
-def _beside(cut: int, ascending: bool) -> int:
-    """The place just behind an event, in the direction of the listing."""
-    if cut % 2:
-        return cut
-    return cut + 1 if ascending else cut - 1
-
-
-def _start(cut: int, ascending: bool) -> int:
-    """Where a queue goes on behind a cut; 0, which would be its beginning, is no event's number."""
-    number = cut // 2 if ascending else -(-cut // 2)
-    return number or (-1 if ascending else 1)
-
-
-def _beginning(page: Sequence[StoredEvent], end: int, ascending: bool) -> int:
-    """The cut before a first page; where nothing matches, behind what the queue had until `end`."""
-    if not page:
-        return 2 * end + 1
-    return 2 * page[0].seq + (-1 if ascending else 1)
-
-
-def _by_time(
-    pages: Sequence[Sequence[StoredEvent]],
-    cuts: list[int],
-    limit: int,
-    ascending: bool,
-    goes_on: Sequence[bool],
-) -> list[StoredEvent]:
-    """At most `limit` events of the pages; `cuts` then stand behind them.
-
-    `goes_on`: behind a page its queue may have more, which comes before others' events.
-    """
-    found: list[StoredEvent] = []
-    left = [deque(page) for page in pages]
-    pick = min if ascending else max
-    while len(found) < limit and any(left):
-        if any(more and not rest for more, rest in zip(goes_on, left, strict=True)):
-            break
-        queue = pick(
-            (number for number, page in enumerate(left) if page),
-            key=lambda n: (left[n][0].event.at, n),
-        )
-        one = left[queue].popleft()
-        cuts[queue] = 2 * one.seq
-        found.append(StoredEvent(_written(cuts, queue), one.event))
-        cuts[queue] = _beside(cuts[queue], ascending)
-    return found

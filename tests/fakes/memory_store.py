@@ -128,6 +128,12 @@ class MemoryStore:
     async def close(self) -> None:
         pass
 
+    def clock(self) -> datetime:
+        return datetime.now(UTC)
+
+    def may_begin(self, entry: Entry) -> bool:
+        return True
+
     # Taking in.
 
     async def stage(self, queue_id: str, offset: int, piece: bytes) -> None:

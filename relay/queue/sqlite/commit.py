@@ -28,8 +28,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from relay.queue.request import Request, resolve, without_new_mail
 from relay.queue.sqlite.disk import Spool, is_busy, open_writer, translated
-from relay.queue.sqlite.request import Request, resolve, without_new_mail
 from relay.queue.sqlite.room import Room, Trouble
 from relay.queue.sqlite.wal import WriteAheadLog
 from relay.queue.store import SpoolError, StoredEvent

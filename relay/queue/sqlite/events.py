@@ -6,17 +6,15 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Sequence
-from datetime import timedelta
 from typing import Any
 
 from relay.mail.address import domain_spellings, spellings
 from relay.mail.event import Event
 from relay.queue.rows import micros, moment
 from relay.queue.sqlite.matching import is_one_of
-from relay.queue.store import FRUITLESS, EventFilter, SearchTooLong, StoredEvent
+from relay.queue.store import EventFilter, StoredEvent
 
-__all__ = ["event_bounds", "events_after", "events_within", "is_over", "log_mark"]
+__all__ = ["event_bounds", "events_after", "events_within", "log_mark"]
 
 _WINDOW = 1000
 _FAR = 1 << 62
@@ -72,15 +70,6 @@ def events_after(db: sqlite3.Connection, seq: int, limit: int) -> list[StoredEve
         f"SELECT {_EVENT_COLUMNS} FROM event WHERE seq > ? ORDER BY seq LIMIT ?", (seq, limit)
     ).fetchall()
     return [_event(row) for row in rows]
-
-
-def is_over(
-    patience: timedelta, seconds: float, found: Sequence[StoredEvent], reached: int
-) -> bool:
-    """An empty page would say that this is the end, which nobody knows yet."""
-    if not found and seconds >= FRUITLESS * patience.total_seconds():
-        raise SearchTooLong(f"nothing was found in {seconds:.0f} seconds", reached)
-    return bool(found) and seconds >= patience.total_seconds()
 
 
 def event_bounds(

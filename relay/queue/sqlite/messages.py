@@ -11,9 +11,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from relay.mail.event import Event
-from relay.mail.jsontext import of_json
-from relay.policy.settings import Setting, Source, TlsSettings
-from relay.queue.entry import MessageSummary, QueuedMessage, QueuedRecipient, State
+from relay.queue.entry import QueuedMessage, State
 from relay.queue.rows import (
     FINAL_NUMBER,
     STATE_OF_NUMBER,
@@ -23,6 +21,7 @@ from relay.queue.rows import (
     pending_change,
     recipient_of,
 )
+from relay.queue.shown import listed_recipient, shown_message, shown_recipient, whole
 from relay.queue.sqlite.matching import matching
 from relay.queue.sqlite.schema import READY, WAITING
 from relay.queue.sqlite.statements import AWAITED
@@ -51,8 +50,6 @@ __all__ = [
 
 _WINDOW = 5000
 _DUE_WINDOW = 1000
-
-_STRICTEST = TlsSettings(Setting(True, Source.DEFAULT), Setting(False, Source.DEFAULT))
 
 
 def content_of(db: sqlite3.Connection, queue_id: str) -> tuple[bytes, int, int]:
@@ -121,7 +118,7 @@ def item_of(db: sqlite3.Connection, queue_id: str) -> QueuedItem | None:
         "SELECT idx, domain, state, due, data FROM recipient WHERE queue_id = ? ORDER BY idx",
         (queue_id,),
     )
-    return QueuedItem(_shown_message(*row), tuple(_shown_recipient(*one) for one in recipients))
+    return QueuedItem(shown_message(*row), tuple(shown_recipient(*one) for one in recipients))
 
 
 def listed(db: sqlite3.Connection, ids: Sequence[str]) -> list[ListedMessage]:
@@ -141,30 +138,12 @@ def listed(db: sqlite3.Connection, ids: Sequence[str]) -> list[ListedMessage]:
             recipients = []
             found.append(
                 ListedMessage(
-                    queue_id, str(reverse_path), _int(arrived), _int(size_bytes), recipients
+                    queue_id, str(reverse_path), whole(arrived), whole(size_bytes), recipients
                 )
             )
         if columns[0] is not None:
-            recipients.append(_listed_recipient(*columns))
+            recipients.append(listed_recipient(*columns))
     return found
-
-
-def _int(value: object) -> int:
-    return value if isinstance(value, int) else 0
-
-
-def _listed_recipient(
-    index: int, domain: str, state: int, due: int | None, data: str
-) -> ListedRecipient:
-    try:
-        address, _, _, _, attempts, last, *_ = of_json(data)
-        if isinstance(address, str) and (due is None or isinstance(due, int)):
-            shown = None if last is None else (_int(last[0]), *last[1:5])
-            return ListedRecipient(address, STATE_OF_NUMBER[state], _int(attempts), due, shown)
-    except (ValueError, TypeError, LookupError, RecursionError):
-        pass
-    damaged = _shown_recipient(index, domain, state, due, data)
-    return ListedRecipient(damaged.address, damaged.state, 0, None, None)
 
 
 def events_of(
@@ -182,42 +161,10 @@ def events_of(
         (json.dumps(ids),),
     ):
         if message is None or row[0] != message.queue_id:
-            message = _shown_message(*row[:5])
+            message = shown_message(*row[:5])
         with contextlib.suppress(BadRow):
             events[row[0], row[5]] = event_of(message, recipient_of(*row[5:]))
     return events
-
-
-def _shown_message(
-    queue_id: str, reverse_path: str, arrived: int, size_bytes: int, data: str
-) -> QueuedMessage:
-    """The message, or what can be read of a damaged row: the operator has to see it."""
-    try:
-        return message_of(queue_id, reverse_path, arrived, size_bytes, data)
-    except BadRow as exc:
-        return QueuedMessage(
-            queue_id=str(queue_id),
-            reverse_path=str(reverse_path),
-            arrived=moment(arrived) if isinstance(arrived, int) else moment(0),
-            size_bytes=size_bytes if isinstance(size_bytes, int) else 0,
-            summary=MessageSummary(subject=f"({exc})"),
-        )
-
-
-def _shown_recipient(
-    index: int, domain: str, state: int, due: int | None, data: str
-) -> QueuedRecipient:
-    try:
-        return recipient_of(index, domain, state, due, data)
-    except BadRow as exc:
-        known = isinstance(state, int) and 0 <= state < len(STATE_OF_NUMBER)
-        return QueuedRecipient(
-            index=index,
-            address=f"({exc})",
-            domain=str(domain),
-            settings=_STRICTEST,
-            state=STATE_OF_NUMBER[state] if known else State.HELD,
-        )
 
 
 def count_states(db: sqlite3.Connection) -> dict[State, int]:

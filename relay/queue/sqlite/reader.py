@@ -25,6 +25,7 @@ from relay.mail.event import Event
 from relay.queue.api_state import DomainSettings
 from relay.queue.destinations import DestinationPart
 from relay.queue.entry import State
+from relay.queue.event_search import is_over
 from relay.queue.header import header_section
 from relay.queue.rows import micros
 from relay.queue.sqlite import destinations, events, messages, statistics, tls_sessions
@@ -192,11 +193,7 @@ class Reader:
             found += some
             low, high = (reached + 1, high) if ascending else (low, reached - 1)
             seconds = time.monotonic() - began
-            if (
-                patience is not None
-                and low <= high
-                and events.is_over(patience, seconds, found, reached)
-            ):
+            if patience is not None and low <= high and is_over(patience, seconds, found, reached):
                 break
         return found
 

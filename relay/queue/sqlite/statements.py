@@ -16,9 +16,9 @@ from typing import TypeVar
 
 from relay.mail.event import Event
 from relay.queue.batch import Row
+from relay.queue.request import Refused, Request
 from relay.queue.rows import FINAL_NUMBER, micros
 from relay.queue.sqlite.files import sync_directory
-from relay.queue.sqlite.request import Refused, Request
 from relay.queue.sqlite.schema import ASIDE, CLAIMED
 from relay.queue.sqlite.statistics import Tally
 from relay.queue.sqlite.tls_sessions import SessionTally, finish_reports
@@ -131,7 +131,7 @@ class Tables:
             for row in self._numbered(request, request.rows.events)
         ]
         _insert(db, "event", 8, numbered)
-        self._tally.add(db, chain.from_iterable(one.events for one in rows))
+        self._tally.add(db, [event for one in rows for event in one.events])
         self._sessions.add(db, [one.sessions for one in rows if one.sessions])
         finish_reports(db, _all(one.tls_reports for one in rows))
         _tell_whose_report_is_due(db, requests)

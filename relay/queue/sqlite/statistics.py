@@ -12,11 +12,9 @@ transaction that is undone leaves a pair there that has no row, which does no ha
 
 from __future__ import annotations
 
-import re
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from itertools import chain
@@ -24,15 +22,16 @@ from itertools import chain
 from relay.mail.event import Event
 from relay.queue.rows import micros, moment
 from relay.queue.statistics import (
-    EXCEPTIONS_AN_HOUR,
-    EXCEPTIONS_OF_PAIR,
-    OTHER,
-    PAIRS_AN_HOUR,
     CountedException,
     CountedMail,
     CountFilter,
+    CountKey,
+    ExceptionRow,
+    HourBounds,
     HourlyCount,
+    count_events,
     hour_of,
+    hours_counted,
 )
 
 __all__ = ["Tally", "count_hours", "count_mail", "find_exceptions", "purge_statistics"]
@@ -40,58 +39,20 @@ __all__ = ["Tally", "count_hours", "count_mail", "find_exceptions", "purge_stati
 _HOURS_REMEMBERED = 3
 _MOST_ROWS = 64
 
-Pair = tuple[str, str]
-Key = tuple[str, str, int, str, str, str, str]
-
-_RULE_NAME = re.compile(r"\(([^\s()]+) [^()]*\)")
-
-
-@dataclass(slots=True)
-class _Hour:
-    """The bounds of one hour: its pairs, and how many exceptions each has."""
-
-    pairs: set[Pair] = field(default_factory=set)
-    exceptions: Counter[Pair] = field(default_factory=Counter)
-    listed: int = 0
-
 
 class Tally:
     """Adds to the statistics; used on the writer's thread."""
 
     def __init__(self) -> None:
-        self._hours: dict[int, _Hour] = {}
+        self._hours: dict[int, HourBounds] = {}
 
-    def add(self, db: sqlite3.Connection, events: Iterable[Event]) -> None:
+    def add(self, db: sqlite3.Connection, events: Sequence[Event]) -> None:
         """Count these events. Called within the transaction that writes them."""
-        numbers: Counter[Key] = Counter()
-        exceptions: list[tuple[object, ...]] = []
-        for event in events:
-            if not event.counted:
-                continue
-            hour = hour_of(event.at)
-            bounds = self._bounds(db, hour)
-            for one in event.counted:
-                pair = _within(bounds, (one.recipient_domain, one.sender_domain))
-                what = (one.result.value, one.protection, one.policy, one.reason)
-                numbers[(*pair, hour, *what)] += one.number
-                numbers[("", pair[1], hour, *what)] += one.number
-                sums = (*what[:2], _without_rule_names(one.policy), one.reason)
-                numbers[("", "", hour, *sums)] += one.number
-                if one.exception and _has_room(bounds, pair):
-                    exceptions.append(
-                        (
-                            *pair,
-                            micros(event.at),
-                            event.id,
-                            event.queue_id,
-                            one.result.value,
-                            one.protection,
-                            one.exception,
-                        )
-                    )
+        hours = {hour: self._bounds(db, hour) for hour in hours_counted(events)}
+        numbers, exceptions = count_events(events, hours)
         _write(db, numbers, exceptions)
 
-    def _bounds(self, db: sqlite3.Connection, hour: int) -> _Hour:
+    def _bounds(self, db: sqlite3.Connection, hour: int) -> HourBounds:
         found = self._hours.get(hour)
         if found is None:
             found = self._hours[hour] = _read_bounds(db, hour)
@@ -100,7 +61,7 @@ class Tally:
         return found
 
 
-def _read_bounds(db: sqlite3.Connection, hour: int) -> _Hour:
+def _read_bounds(db: sqlite3.Connection, hour: int) -> HourBounds:
     """What the hour has already: it may have begun before this process did."""
     pairs = db.execute(
         "SELECT DISTINCT recipient_domain, sender_domain FROM statistic"
@@ -113,32 +74,11 @@ def _read_bounds(db: sqlite3.Connection, hour: int) -> _Hour:
         (_micros_of(hour), _micros_of(hour + 1)),
     )
     exceptions = Counter({(recipient, sender): number for recipient, sender, number in counted})
-    return _Hour(set(pairs), exceptions, exceptions.total())
+    return HourBounds(set(pairs), exceptions, exceptions.total())
 
 
 def _micros_of(hour: int) -> int:
     return hour * 3_600_000_000
-
-
-def _within(bounds: _Hour, pair: Pair) -> Pair:
-    if pair not in bounds.pairs:
-        if len(bounds.pairs) >= PAIRS_AN_HOUR:
-            return OTHER, OTHER
-        bounds.pairs.add(pair)
-    return pair
-
-
-def _has_room(bounds: _Hour, pair: Pair) -> bool:
-    if bounds.listed >= EXCEPTIONS_AN_HOUR or bounds.exceptions[pair] >= EXCEPTIONS_OF_PAIR:
-        return False
-    bounds.listed += 1
-    bounds.exceptions[pair] += 1
-    return True
-
-
-@lru_cache(maxsize=1024)
-def _without_rule_names(policy: str) -> str:
-    return _RULE_NAME.sub(r"(\1)", policy)
 
 
 @lru_cache(maxsize=2 * _MOST_ROWS)
@@ -151,7 +91,7 @@ def _add_statement(rows: int) -> str:
 
 
 def _write(
-    db: sqlite3.Connection, numbers: Counter[Key], exceptions: list[tuple[object, ...]]
+    db: sqlite3.Connection, numbers: Counter[CountKey], exceptions: list[ExceptionRow]
 ) -> None:
     rows = list(numbers.items())
     for start in range(0, len(rows), _MOST_ROWS):

@@ -26,6 +26,7 @@ from relay.queue.batch import Rows
 from relay.queue.dispatch import Dispatch
 from relay.queue.entry import Entry, State
 from relay.queue.handoff import HandOffLimits, Shares
+from relay.queue.request import Request, log_failure
 from relay.queue.settle import Settlement
 from relay.queue.sqlite import claims, tls_sessions
 from relay.queue.sqlite.adopt import adopt
@@ -35,7 +36,6 @@ from relay.queue.sqlite.contents import Contents
 from relay.queue.sqlite.disk import DATABASE, Spool, check_quickly, open_reader
 from relay.queue.sqlite.messages import count_states
 from relay.queue.sqlite.reader import Reader
-from relay.queue.sqlite.request import Request, log_failure
 from relay.queue.sqlite.schema import migrate
 from relay.queue.sqlite.staging import Staging
 from relay.queue.sqlite.statements import Tables, unknown
@@ -168,6 +168,14 @@ class SqliteStore(Reader):
         await self.writer.close()
         await asyncio.get_running_loop().run_in_executor(None, self._contents.close)
         self.spool.close()
+
+    def clock(self) -> datetime:
+        """The time of this machine: nobody else shares the queue."""
+        return datetime.now(UTC)
+
+    def may_begin(self, entry: Entry) -> bool:
+        """A claim holds until this process ends it."""
+        return True
 
     # Taking in.
 

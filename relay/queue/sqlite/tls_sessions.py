@@ -19,7 +19,7 @@ from functools import lru_cache
 from itertools import chain
 
 from relay.mail.tls_session import TlsSession
-from relay.queue.sqlite.request import Refused
+from relay.queue.request import Refused
 from relay.queue.tls_sessions import (
     CountedSessions,
     DayBounds,

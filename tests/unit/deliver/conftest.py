@@ -139,6 +139,7 @@ class Rig:
         self.trouble: tuple[str, ...] = ()
         self.floors: Floors | None = None
         self.counts_sessions = False
+        self.may_begin: Callable[[Entry], bool] = lambda entry: True
         self.sessions: list[TlsSession] = []
 
     async def mx(self, *scripts: Script, name: str = "", **host: Any) -> MxServer:
@@ -168,6 +169,7 @@ class Rig:
             contexts=self.contexts,
             floors=self.floors or floors_of(Published()),
             counts_sessions=self.counts_sessions,
+            may_begin=self.may_begin,
         )
         self._stack.push_async_callback(attempt.close)
         return attempt

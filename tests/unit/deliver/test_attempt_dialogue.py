@@ -13,7 +13,7 @@ from relay.deliver import protocol
 from relay.deliver.job import _surveyed
 from relay.mail.envelope import Notify, Ret
 from relay.mail.outcome import Bounced, Code, Deferred, Delivered, HopSession, Outcome
-from relay.queue.store import SpoolError
+from relay.queue.store import ClaimLost, SpoolError
 from relay.sandbox.mx import Action, Answer, Script, StartTls, Then
 from tests.fakes.mail import CONTENT, entry
 from tests.unit.deliver.conftest import QUICK, milliseconds
@@ -655,3 +655,27 @@ async def test_the_result_never_waits_for_the_answer_to_quit(rig, quit_reply, mo
         while not mx.connections[0].closed:
             await asyncio.sleep(0.01)
     assert mx.connections[0].verbs[-1] == "QUIT"
+
+
+@both
+@pytest.mark.parametrize(
+    ("looks", "said"),
+    [(0, None), (1, {"EHLO"}), (2, {"EHLO", "MAIL", "RCPT", "DATA"})],
+    ids=["before connecting", "before MAIL", "before the final dot"],
+)
+async def test_an_attempt_whose_claim_is_over_goes_no_further(rig, offers, looks, said):
+    mx = await rig.mx(Script(offers=offers, starttls=CLEAR))
+    held = iter([True] * looks)
+    rig.may_begin = lambda entry: next(held, False)
+    with pytest.raises(ClaimLost):
+        await rig.deliver(entry())
+    assert [set(one.verbs) - {"QUIT"} for one in mx.connections] == ([] if said is None else [said])
+    assert mx.messages == []
+
+
+async def test_an_attempt_whose_claim_ends_behind_the_final_dot_has_its_result(rig):
+    mx = await rig.mx(script())
+    held = iter([True] * 3)
+    rig.may_begin = lambda entry: next(held, False)
+    assert isinstance(await rig.send(entry()), Delivered)
+    assert len(mx.messages) == 1

@@ -22,6 +22,8 @@ from relay.policy.rules import PolicyRules, TlsRule
 from relay.policy.settings import Setting, Source, TlsSettings
 from relay.queue.entry import Entry, State
 from relay.queue.retry import RetrySchedule
+from relay.queue.store import ClaimLost
+from relay.report.metrics import Metrics
 from tests.fakes.queue import CONTENT, DISK_TROUBLE, MemoryQueue
 from tests.fakes.scheduling import make_scheduler
 
@@ -640,3 +642,24 @@ async def test_drain_of_a_scheduler_that_never_ran_ends_at_once(queue):
     await scheduler.drain(timedelta(seconds=5))
     await scheduler.run()
     assert queue.claims == 0
+
+
+async def test_result_that_another_node_made_old_is_told_and_not_tried_to_be_written_again(
+    queue, caplog
+):
+    queue.add("Q1", "b@b.example")
+    queue.trouble = {"record": ClaimLost("the lease is lost")}
+    metrics = Metrics()
+    attempts = Attempts()
+    scheduler = make(queue, attempts, metrics=metrics)
+    task = asyncio.create_task(scheduler.run())
+    await eventually(lambda: "not recorded" in caplog.text)
+    await scheduler.drain(timedelta(seconds=0.2))
+    await task
+    assert len(attempts.made) == 1
+    [line] = [one for one in caplog.messages if "not recorded" in one]
+    assert line == (
+        "Q1: the result for b@b.example is not recorded (the lease is lost):"
+        " host mx.b.example answered 250 OK"
+    )
+    assert metrics.results_refused == 1

@@ -19,10 +19,10 @@ import pytest
 
 from relay.queue.entry import State
 from relay.queue.handoff import HandOffLimits
+from relay.queue.request import Request
 from relay.queue.sqlite import SqliteStore, StoppedQueue, room
 from relay.queue.sqlite import commit as writing
 from relay.queue.sqlite import disk as on_disk
-from relay.queue.sqlite.request import Request
 from relay.queue.sqlite.schema import MIGRATIONS, migrate, version_of
 from relay.queue.store import CHUNK_BYTES, EventFilter, QueueFilter, QueueFull, SpoolError
 from tests.fakes.queued import DEFERRED, DELIVERED, NOW, content_of, event, new_message, settled

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from relay.mail.event import Event
-from relay.queue.sqlite import SqliteStore, orphans, statistics
+from relay.queue import statistics
+from relay.queue.sqlite import SqliteStore, orphans
 from relay.queue.statistics import OTHER, CountFilter
 from tests.contract.store.test_statistics import DAY, _event, _write
 from tests.fakes.queued import NOW, opened

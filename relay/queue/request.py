@@ -1,10 +1,9 @@
-"""What is asked of the writer, and how it is answered."""
+"""What is asked of an engine's writer, and how it is answered."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,14 +22,15 @@ class Refused(SpoolError):
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """`rows` to be written, or a `function` that does the writing, whose value is the result.
+    """`rows` to be written, or a `function` of a connection that does the writing, whose value is
+    the result.
 
     `on_commit` or `on_failure` runs on the event loop before the future ends. `stored` are the
     events it has written.
     """
 
     rows: Rows | None = None
-    function: Callable[[sqlite3.Connection], Any] | None = None
+    function: Callable[..., Any] | None = None
     on_commit: Callable[[Any], None] | None = None
     on_failure: Callable[[], None] | None = None
     result: Any = None
