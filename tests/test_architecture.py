@@ -60,6 +60,7 @@ SHELLS = {
     "relay.mail.threads",
     "relay.queue.dispatch",
     "relay.queue.engine",
+    "relay.queue.event_search",
     "relay.queue.request",
     "relay.queue.sqlite",
     "relay.route.credentials",
