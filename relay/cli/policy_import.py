@@ -26,6 +26,7 @@ from relay.cli.common import (
     printable,
 )
 from relay.config import Config
+from relay.config.parts import next_hops_by_recipient
 from relay.policy.postfix_import import (
     Difference,
     ImportedLine,
@@ -147,7 +148,12 @@ def _our_tls(config: Config) -> OurTls:
     return OurTls(
         str(config.tls.min_version),
         str(config.tls.opportunistic_min_version),
-        tuple((name, NextHop(to.host.strip("[]"), to.port)) for name, to in config.routes.items()),
+        tuple(
+            (pattern, NextHop(host, hop.port))
+            for pattern, hop in next_hops_by_recipient(config).items()
+            for equals in hop.hosts
+            for host in equals
+        ),
     )
 
 

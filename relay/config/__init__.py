@@ -29,10 +29,11 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from relay.config.conform import Conformer, build, nearest
-from relay.config.consider import Remark, consider
+from relay.config.consider import consider
 from relay.config.defaults import adapted
 from relay.config.document import as_document
 from relay.config.mistakes import ConfigError, Mistake, Place
+from relay.config.remark import Remark
 from relay.config.sections import Config
 from relay.config.shape import section_of
 from relay.config.tree import Composer, Leaf, Map, overlay
@@ -149,22 +150,22 @@ def _considered(config: Config, conformer: Conformer, look: Look) -> Config:
     if not config.hostname:
         config = dataclasses.replace(config, hostname=_own_name())
     remarks = list(look(config))
-    fatal = [
-        Mistake(nearest(conformer.places, r.key), r.key, r.problem, r.cure)
-        for r in remarks
-        if r.is_fatal
-    ]
+    fatal = [_mistake(remark, conformer) for remark in remarks if remark.is_fatal]
     if fatal:
         raise ConfigError(fatal)
-    warnings = [
-        Mistake(nearest(conformer.places, r.key), r.key, r.problem, r.cure) for r in remarks
-    ]
+    warnings = [_mistake(remark, conformer) for remark in remarks]
     if "." not in config.hostname:
         problem = f"{config.hostname} is no full domain name, and other hosts judge us by it"
         cure = "write one, such as relay.example.net"
         warnings.append(Mistake(nearest(conformer.places, "hostname"), "hostname", problem, cure))
     object.__setattr__(config, "warnings", tuple(map(str, warnings)))
     return config
+
+
+def _mistake(remark: Remark, conformer: Conformer) -> Mistake:
+    """A remark with its line, under the key that the file has."""
+    key = conformer.written.get(remark.key, remark.key)
+    return Mistake(nearest(conformer.places, key), key, remark.problem, remark.cure)
 
 
 def _own_name() -> str:

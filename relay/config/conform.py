@@ -20,6 +20,7 @@ from relay.config.shape import (
     Duration,
     Items,
     Maybe,
+    NameOr,
     Names,
     Number,
     Section,
@@ -27,7 +28,6 @@ from relay.config.shape import (
     Text,
     Truth,
     is_secret,
-    key_of,
     known_keys,
     section_of,
 )
@@ -52,6 +52,9 @@ class Conformer:
         self.mistakes = mistakes
         self.places: dict[str, Place] = {}
         self.noted: set[str] = set()
+        self.missing: list[str] = []
+        self.written: dict[str, str] = {}
+        """By key: the short key that the file has instead."""
 
     def wrong(self, place: Place, key: str, problem: str, cure: str) -> Any:
         self.mistakes.append(Mistake(place, key, problem, cure))
@@ -67,6 +70,9 @@ class Conformer:
                 return self._section(tree, shape, key)
             case Names():
                 return self._names(tree, shape, key)
+            case NameOr():
+                is_name = isinstance(tree, Leaf) and tree.kind != "null"
+                return self.conform(tree, shape.name if is_name else shape.section, key)
             case Items():
                 return self._items(tree, shape, key)
         if not isinstance(tree, Leaf):
@@ -84,13 +90,16 @@ class Conformer:
 
     def _section(self, tree: Tree, section: Section, key: str) -> Any:
         if isinstance(tree, Leaf) and tree.kind == "null":
-            return {}  # every key below it is commented out
+            tree = Map(tree.place, {}, {})  # every key below it is commented out
         if not isinstance(tree, Map):
             cure = f"write keys below it: {', '.join(section.keys)}"
             return self.wrong(tree.place, key, "not a section", cure)
-        values = {}
+        values: dict[str, Any] = {}
         self._read_secrets(tree, section, key)
         for name, below in tree.values.items():
+            if name in section.short:
+                self._short(tree, name, section, key, values)
+                continue
             if name not in section.keys:
                 self._unknown(tree.keys[name], name, section.keys, key)
                 continue
@@ -99,7 +108,38 @@ class Conformer:
             self.places[dotted(key, name)] = tree.keys[name]
             if value is not _WRONG:
                 values[found.field] = value
+        self.missing += [
+            dotted(key, name)
+            for name in section.required
+            if name not in tree.values
+            and dotted(key, name) not in self.noted
+            and not any(section.short[n].of == name for n in tree.values if n in section.short)
+        ]
         return values
+
+    def _short(
+        self, tree: Map, name: str, section: Section, key: str, values: dict[str, Any]
+    ) -> None:
+        """`host: a` is `hosts: [a]`, and `username: a` is `auth: {username: a}`."""
+        short, here = section.short[name], dotted(key, name)
+        if short.of in tree.values:
+            problem = f"{short.of} is given, too"
+            cure = f"write all of it under {short.of}" if short.below else "keep one of the two"
+            self.wrong(tree.keys[name], here, problem, cure)
+            return
+        meant = section.keys[short.of]
+        target = (
+            dotted(dotted(key, short.of), short.below) if short.below else dotted(key, short.of)
+        )
+        value = self.conform(tree.values[name], short.shape, here)
+        self.places[here] = self.places[target] = tree.keys[name]
+        self.written[target] = here
+        if value is _WRONG or value is None:
+            return
+        if short.below:
+            values.setdefault(meant.field, {})[short.below] = value
+        else:
+            values[meant.field] = _listed(value, meant.shape)
 
     def _read_secrets(self, tree: Map, section: Section, key: str) -> None:
         """`api_keys_file: PATH` is `api_keys` with what the file says: a secret, or one a line."""
@@ -171,8 +211,7 @@ class Conformer:
                 continue
             said[name] = tree.keys[written]
             if value is not _WRONG:
-                has_name = isinstance(shape.value, Section) and shape.value.has_name
-                values[name] = {**value, "name": name} if has_name else value
+                values[name] = {**value, "name": name} if _has_name(shape.value, value) else value
         return values
 
     def _name(self, written: str, place: Place, key: str, form: Form | None) -> Any:
@@ -183,6 +222,9 @@ class Conformer:
 
     def _items(self, tree: Tree, shape: Items, key: str) -> Any:
         is_empty = isinstance(tree, Leaf) and tree.kind == "null"
+        if shape.or_one and isinstance(tree, Leaf) and not is_empty:
+            value = self.conform(tree, _innermost(shape), key)
+            return value if value is _WRONG else _listed(value, shape)
         if not is_empty and not isinstance(tree, List):
             cure = "write [a, b], or one value a line, each behind a dash"
             return self.wrong(tree.place, key, "not a list", cure)
@@ -205,6 +247,23 @@ class Conformer:
             return _read_leaf(leaf, shape, key)
         except ValueError as error:
             return self.wrong(leaf.place, key, *split(error))
+
+
+def _has_name(shape: Shape, value: Any) -> bool:
+    section = shape.section if isinstance(shape, NameOr) else shape
+    return isinstance(section, Section) and section.has_name and isinstance(value, dict)
+
+
+def _innermost(shape: Shape) -> Shape:
+    """The shape of one value of a list, or of a list of lists."""
+    return _innermost(shape.item) if isinstance(shape, Items) and shape.or_one else shape
+
+
+def _listed(value: Any, shape: Shape) -> Any:
+    """One value as the list it stands for."""
+    if isinstance(shape, Items) and shape.or_one:
+        return [_listed(value, shape.item)]
+    return value
 
 
 def _elsewhere(name: str, key: str) -> str:
@@ -245,6 +304,8 @@ def _read_leaf(leaf: Leaf, shape: LeafShape, key: str) -> Any:
             if not size:
                 raise ValueError("0 is out of range; write at least one octet, as in 64KiB")
             return size
+        case Text(form=Form.RATE):
+            return words.parse_rate(_read_text(leaf, shape))
         case Choice():
             return _one_of(shape.words, leaf.text)
         case Text():
@@ -299,18 +360,12 @@ def _leaf_cure(shape: LeafShape) -> str:
 
 
 def build(values: Any, conformer: Conformer) -> Config | None:
-    """The dataclasses of these values; pydantic sees to what is missing."""
-    from pydantic import ValidationError
-
-    try:
-        return _adapter().validate_python(values)
-    except ValidationError as error:
-        for fault in error.errors(include_url=False):
-            key = ".".join(key_of(str(step)) for step in fault["loc"])
-            if any(noted == key or noted.startswith(f"{key}.") for noted in conformer.noted):
-                continue  # said already, and better
-            conformer.wrong(nearest(conformer.places, key), key, *_in_our_words(fault))
-        return None
+    """The dataclasses of these values, None where something is wrong or missing."""
+    for key in conformer.missing:
+        name = key.rpartition(".")[2]
+        place = nearest(conformer.places, key)
+        conformer.wrong(place, key, "is missing", f"add {name}: with its value")
+    return None if conformer.mistakes else _adapter().validate_python(values)
 
 
 @cache
@@ -318,14 +373,6 @@ def _adapter() -> TypeAdapter[Config]:
     from pydantic import TypeAdapter
 
     return TypeAdapter(Config)
-
-
-def _in_our_words(fault: Any) -> tuple[str, str]:
-    """A pydantic error as problem and cure."""
-    name = str(fault["loc"][-1]) if fault["loc"] else ""
-    if fault["type"] in ("missing", "missing_argument"):
-        return "is missing", f"add {key_of(name)}: with its value"
-    return str(fault["msg"]).lower(), "correct it"
 
 
 def nearest(places: Mapping[str, Place], key: str) -> Place:

@@ -11,10 +11,11 @@ import ipaddress
 import os
 import pwd
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+from relay.config.consider_routes import consider_routes
+from relay.config.remark import Remark, unreadable
 from relay.config.sections import AdminSection, Config
 from relay.config.words import format_duration, host_and_port
 from relay.mail.address import domain_of
@@ -27,22 +28,13 @@ from relay.route.security import TlsVersion
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
-@dataclass(frozen=True, slots=True)
-class Remark:
-    """Something to say about a key. `is_fatal`: the relay does not start like this."""
-
-    key: str
-    problem: str
-    cure: str
-    is_fatal: bool = True
-
-
 def consider(config: Config) -> Iterator[Remark]:
     yield from _consider_listeners(config)
     yield from _consider_access(config)
     yield from _consider_pins(config)
     yield from _consider_memory(config)
     yield from _consider_delivery(config)
+    yield from consider_routes(config)
     yield from _consider_queue(config)
     yield from _consider_dkim(config)
     yield from _consider_tls_reports(config)
@@ -173,7 +165,7 @@ def _consider_certificate(listener: ListenerSpec, key: str) -> Iterator[Remark]:
 def _consider_files(certificate: str, private_key: str | None, key: str) -> Iterator[Remark]:
     """A certificate and its private key, below a section's key."""
     for name, path in (("certificate", certificate), ("key", private_key)):
-        trouble = _unreadable(path) if path is not None else None
+        trouble = unreadable(path) if path is not None else None
         if trouble:
             cure = "correct the path, or let the relay's user read it"
             yield Remark(f"{key}.{name}", f"{path}: {trouble}", cure)
@@ -182,14 +174,6 @@ def _consider_files(certificate: str, private_key: str | None, key: str) -> Iter
     if trouble:
         cure = "give a PEM certificate (chain behind it) and its own unencrypted private key"
         yield Remark(f"{key}.certificate", trouble, cure)
-
-
-def _unreadable(path: str) -> str | None:
-    try:
-        with open(path, "rb"):
-            return None
-    except OSError as error:
-        return error.strerror or str(error)
 
 
 def _bad_certificate(certificate: str, key: str | None) -> str | None:
@@ -283,16 +267,6 @@ def _consider_delivery(config: Config) -> Iterator[Remark]:
     if config.delivery.concurrency_per_destination > config.delivery.concurrency:
         problem = f"more than delivery.concurrency ({config.delivery.concurrency}), which holds"
         yield Remark("delivery.concurrency_per_destination", problem, "lower it", is_fatal=False)
-    for domain, route in config.routes.items():
-        if (route.username is None) != (route.password_file is None):
-            cure = "give both, or neither"
-            yield Remark(f"routes.{domain}", "username and password_file belong together", cure)
-        trouble = _unreadable(route.password_file) if route.password_file is not None else None
-        if trouble:
-            cure = "correct the path, or let the relay's user read it"
-            yield Remark(
-                f"routes.{domain}.password_file", f"{route.password_file}: {trouble}", cure
-            )
 
 
 def _consider_pins(config: Config) -> Iterator[Remark]:

@@ -15,13 +15,14 @@ from relay.config.shape import (
     Duration,
     Items,
     Maybe,
+    NameOr,
     Names,
     Section,
     Shape,
     Text,
     section_of,
 )
-from relay.config.words import format_duration, format_size
+from relay.config.words import format_duration, format_rate, format_size
 from relay.mail.option import Form
 
 
@@ -45,9 +46,20 @@ def fingerprints(config: Config) -> dict[str, str]:
     sections = {**document, "delivery": delivery}
     return {
         name: hashlib.sha256(json.dumps(sections[name], sort_keys=True).encode()).hexdigest()
-        for name in ("policy", "routes", "resolver", "tls", "delivery")
+        for name in _DECIDES
     }
 
+
+_DECIDES = (
+    "policy",
+    "routes",
+    "routes_by_sender",
+    "next_hops",
+    "oauth2",
+    "resolver",
+    "tls",
+    "delivery",
+)
 
 MASKED = "********"
 
@@ -66,8 +78,11 @@ def _plain(value: Any, shape: Shape, with_secrets: bool) -> Any:
             }
         case Names():
             return {name: _plain(below, shape.value, with_secrets) for name, below in value.items()}
+        case NameOr(name, section):
+            return _plain(value, name if isinstance(value, str) else section, with_secrets)
         case Items():
-            return [_plain(item, shape.item, with_secrets) for item in value]
+            items = [_plain(item, shape.item, with_secrets) for item in value]
+            return items[0] if shape.or_one and len(items) == 1 else items
         case Maybe(inner):
             if value is None:
                 return "never" if isinstance(inner, Duration) else None
@@ -76,6 +91,8 @@ def _plain(value: Any, shape: Shape, with_secrets: bool) -> Any:
             return format_duration(value)
         case Text(form=Form.SIZE):
             return format_size(value)
+        case Text(form=Form.RATE):
+            return format_rate(value)
         case Text():
             return MASKED if shape.is_secret and not with_secrets else str(value)
         case Choice():

@@ -12,9 +12,10 @@ from relay.config.sections import Config
 from relay.route.dns import ResolverOptions
 
 if TYPE_CHECKING:
+    from relay.route.next_hop import NextHop
     from relay.route.router import RouteOptions
 
-__all__ = ["resolver_options", "route_options"]
+__all__ = ["next_hops_by_recipient", "resolver_options", "route_options"]
 
 
 def resolver_options(config: Config) -> ResolverOptions:
@@ -26,11 +27,19 @@ def resolver_options(config: Config) -> ResolverOptions:
 
 
 def route_options(config: Config) -> RouteOptions:
-    """`routes`, and what `delivery` says about where a connection may go."""
+    """The next hops of the file, and what `delivery` says about where a connection may go."""
     from relay.route.router import RouteOptions  # and with it cryptography: 30 ms for `relay check`
 
     return RouteOptions(
         port=config.delivery.port,
         allow_networks=config.delivery.allow_networks,
-        routes=config.routes,
+        routes=next_hops_by_recipient(config),
     )
+
+
+def next_hops_by_recipient(config: Config) -> dict[str, NextHop]:
+    """`routes`, with the next hop that each leads to; `consider` has found unknown names."""
+    return {
+        pattern: config.next_hops[route] if isinstance(route, str) else route
+        for pattern, route in config.routes.items()
+    }

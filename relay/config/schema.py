@@ -17,6 +17,7 @@ from relay.config.shape import (
     Duration,
     Items,
     Maybe,
+    NameOr,
     Names,
     Number,
     Section,
@@ -56,6 +57,8 @@ def _of(shape: Shape, default: Any = None) -> dict[str, Any]:
             }
         case Items():
             return _of_items(shape) | _default(default)
+        case NameOr(name, section):
+            return {"anyOf": [_of(name), _of(section)]}
         case Maybe(inner):
             never = [{"const": "never"}] if isinstance(inner, Duration) else []
             return {"anyOf": [_of(inner), *never, {"type": "null"}]} | _default(default)
@@ -67,24 +70,41 @@ def _of_section(shape: Section, defaults: dict[str, Any]) -> dict[str, Any]:
     properties = {name: _of(key.shape, defaults.get(name)) for name, key in shape.keys.items()}
     secrets = [name for name, key in shape.keys.items() if is_secret(key.shape)]
     properties |= {f"{name}_file": _of(Text(Form.PATH)) for name in secrets}
+    properties |= {name: _of(short.shape) for name, short in shape.short.items()}
     found = {"properties": properties, "additionalProperties": False}
+    rules: list[dict[str, Any]] = [
+        {"anyOf": [{"required": [name]}, *({"required": [other]} for other in others)]}
+        for name in shape.required
+        if (others := _others(shape, name))
+    ]
+    rules += [{"not": {"required": [name, short.of]}} for name, short in shape.short.items()]
+    if rules:
+        found["allOf"] = rules
     if shape.required:
-        either = [
-            {"anyOf": [{"required": [name]}, {"required": [f"{name}_file"]}]}
-            for name in shape.required
-            if name in secrets
-        ]
-        required = [name for name in shape.required if name not in secrets]
-        return {"type": "object", **found, "required": required} | (
-            {"allOf": either} if either else {}
-        )
+        required = [name for name in shape.required if not _others(shape, name)]
+        return {"type": "object", **found, "required": required}
     return {"type": ["object", "null"], **found}
+
+
+def _others(shape: Section, name: str) -> list[str]:
+    """The keys that may be written instead of a required one."""
+    in_file = [f"{name}_file"] if is_secret(shape.keys[name].shape) else []
+    return in_file + [
+        other for other, short in shape.short.items() if short.of == name and not short.below
+    ]
 
 
 def _of_items(shape: Items) -> dict[str, Any]:
     if shape.not_empty is not None:
-        return {"type": "array", "items": _of(shape.item), "minItems": 1}
-    return {"type": ["array", "null"], "items": _of(shape.item)}
+        found: dict[str, Any] = {"type": "array", "items": _of(shape.item), "minItems": 1}
+    else:
+        found = {"type": ["array", "null"], "items": _of(shape.item)}
+    return {"anyOf": [_alone(shape.item), found]} if shape.or_one else found
+
+
+def _alone(item: Shape) -> dict[str, Any]:
+    """One value without brackets: of a list of lists, one value of the inner list."""
+    return _alone(item.item) if isinstance(item, Items) and item.or_one else _of(item)
 
 
 def _of_leaf(shape: Truth | Duration | Number | Choice | Text) -> dict[str, Any]:

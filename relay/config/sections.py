@@ -21,7 +21,7 @@ from relay.receive.limits import Limits
 from relay.receive.spec import ListenerSpec
 from relay.route.answers import TrustAd
 from relay.route.memory import MemoryOptions
-from relay.route.next_hop import StaticRoute
+from relay.route.next_hop import NextHop, TokenSource
 from relay.sign.options import DkimOptions
 from relay.web.options import WebOptions
 
@@ -113,6 +113,16 @@ class AdminSection:
         return bool(self.http and (self.api_keys or self.web.users))
 
 
+_Name = Annotated[str, Form.NAME]
+
+
+@dataclass(frozen=True, slots=True)
+class SenderRoute:
+    """`routes_by_sender`: the next hop of a sender's mail, by its name."""
+
+    next_hop: _Name
+
+
 @dataclass(frozen=True, slots=True)
 class Config:
     """The whole file. `warnings`: what is legal and still worth a word to the administrator."""
@@ -123,9 +133,14 @@ class Config:
     access: Annotated[Access, RELOAD] = field(default_factory=Access)
     limits: Limits = field(default_factory=Limits)
     policy: Annotated[PolicyRules, RELOAD] = field(default_factory=PolicyRules)
-    routes: Annotated[Mapping[Annotated[str, Form.ROUTE_PATTERN], StaticRoute], RELOAD] = field(
+    routes: Annotated[Mapping[Annotated[str, Form.ROUTE_PATTERN], _Name | NextHop], RELOAD] = field(
         default_factory=dict
     )
+    routes_by_sender: Annotated[
+        Mapping[Annotated[str, Form.SENDER_PATTERN], _Name | SenderRoute], RELOAD
+    ] = field(default_factory=dict)
+    next_hops: Annotated[Mapping[_Name, NextHop], RELOAD] = field(default_factory=dict)
+    oauth2: Annotated[Mapping[_Name, TokenSource], RELOAD] = field(default_factory=dict)
     downgrade_memory: Annotated[MemoryOptions, RELOAD] = field(default_factory=MemoryOptions)
     resolver: ResolverSection = ResolverSection()
     tls: TlsOptions = field(default_factory=TlsOptions)

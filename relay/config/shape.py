@@ -18,7 +18,8 @@ from functools import cache
 from typing import Any, Union
 
 from relay.config.tree import dotted
-from relay.mail.option import Form, Mark, NotEmpty, Range
+from relay.mail.option import Form, Mark, NotEmpty, Range, ShortKey
+from relay.route.next_hop import Rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +63,13 @@ class Maybe:
 
 @dataclass(frozen=True, slots=True)
 class Items:
-    """A list. `not_empty`: what an empty one would mean, where one is refused."""
+    """A list. `not_empty`: what an empty one would mean, where one is refused. `or_one`: one value
+    may be written without brackets.
+    """
 
     item: Shape
     not_empty: NotEmpty | None
+    or_one: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,18 +90,38 @@ class Key:
 
 
 @dataclass(frozen=True, slots=True)
+class Short:
+    """A key that stands for another: for `of`, or for the key `below` of the section `of`."""
+
+    shape: Shape
+    of: str
+    below: str
+
+
+@dataclass(frozen=True, slots=True)
 class Section:
-    """A map with keys that we define. `has_name`: its field `name` is the key it is found under."""
+    """A map with keys that we define. `has_name`: its field `name` is the key it is found under.
+    `short`: keys that may be written instead of another.
+    """
 
     keys: Mapping[str, Key]
     required: tuple[str, ...]
     has_name: bool
+    short: Mapping[str, Short]
 
     def __hash__(self) -> int:
         return hash(tuple(self.keys))
 
 
-Shape = Truth | Duration | Number | Choice | Text | Maybe | Items | Names | Section
+@dataclass(frozen=True, slots=True)
+class NameOr:
+    """The name of what is described elsewhere, or the description in place."""
+
+    name: Text
+    section: Section
+
+
+Shape = Truth | Duration | Number | Choice | Text | Maybe | Items | Names | Section | NameOr
 
 
 @cache
@@ -117,6 +141,12 @@ def section_of(cls: type) -> Section:
             if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         ),
         len(keys) < len(fields),
+        {
+            mark.key: Short(_shape(mark.type), key, mark.below)
+            for key, f in keys.items()
+            for mark in _marks(hints[f.name])
+            if isinstance(mark, ShortKey)
+        },
     )
 
 
@@ -132,12 +162,16 @@ def known_keys(shape: Shape, key: str = "") -> Iterator[tuple[str, Shape]]:
             for name, below in shape.keys.items():
                 yield dotted(key, name), below.shape
                 yield from known_keys(below.shape, dotted(key, name))
+            for name, short in shape.short.items():
+                yield dotted(key, name), short.shape
         case Names():
             yield from known_keys(shape.value, f"{key}.*")
         case Items():
             yield from known_keys(shape.item, f"{key}.*")
         case Maybe():
             yield from known_keys(shape.inner, key)
+        case NameOr():
+            yield from known_keys(shape.section, key)
         case _:
             return
 
@@ -170,15 +204,23 @@ def _shape(hint: Any) -> Shape:
     if origin in (Union, types.UnionType):
         if set(inner) == _NETWORK:
             return Text(Form.NETWORK)
-        [one] = [arg for arg in inner if arg is not type(None)]
-        return Maybe(_shape(one))
+        of, *section = [_shape(arg) for arg in inner if arg is not type(None)]
+        if section:
+            return _name_or(of, *section)
+        return Maybe(of)
     if origin in (tuple, list, frozenset):
-        return Items(_shape(inner[0]), _mark(hint, NotEmpty))
+        return Items(_shape(inner[0]), _mark(hint, NotEmpty), Mark.ONE_OR_MORE in _marks(hint))
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return Names(_mark(inner[0], Form), _shape(inner[1]))
-    if dataclasses.is_dataclass(bare):
+    if dataclasses.is_dataclass(bare) and _mark(hint, Form) is None:
         return section_of(typing.cast(type, bare))
     return _leaf(hint, bare)
+
+
+def _name_or(name: Shape, section: Shape) -> Shape:
+    if not (isinstance(name, Text) and isinstance(section, Section)):
+        raise TypeError(f"no rule for {name} | {section}")
+    return NameOr(name, section)
 
 
 def _leaf(hint: Any, bare: Any) -> Shape:
@@ -191,6 +233,6 @@ def _leaf(hint: Any, bare: Any) -> Shape:
         return Choice(tuple(word.value for word in bare))
     if bare is int and form is None:
         return Number(_mark(hint, Range) or Range())
-    if bare in (str, int):
+    if bare in (str, int, Rate):
         return Text(form, Mark.SECRET in _marks(hint))
     raise TypeError(f"no rule for the type {hint}")

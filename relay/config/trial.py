@@ -21,8 +21,9 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from relay.config.consider import Remark, consider
+from relay.config.consider import consider
 from relay.config.parts import resolver_options
+from relay.config.remark import Remark
 from relay.config.sections import Config
 from relay.queue.engine import holder
 from relay.receive.spec import ListenerTls, TcpAddress, UnixAddress, parse_address

@@ -17,6 +17,7 @@ from datetime import timedelta
 from relay.config.mistakes import shown
 from relay.mail.address import AddressError, normalise_domain
 from relay.mail.option import Form, Range
+from relay.route.next_hop import Rate
 
 # Patterns that mean the same in Python and in JSON Schema (ECMA-262).
 _OCTET = r"(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
@@ -65,6 +66,14 @@ _LABEL = r"(?!-)(?:[A-Za-z0-9_-]|[^\x00-\x7f]){1,63}(?<!-)"
 _DOMAIN = (
     rf"(?:(?:{_LABEL}\.)*(?!{_NUMBER}\.?$){_LABEL}\.?"
     rf"|\[(?:{_IPV4}|[Ii][Pp][Vv]6:{_IPV6})\])"
+)
+
+_LOCAL_ATOM = rf"(?:{_ATOM[:-1]}|[^\x00-\x7f])+"
+_LOCAL_PART = rf"{_LOCAL_ATOM}(?:\.{_LOCAL_ATOM})*"
+_NAME = r"[A-Za-z][A-Za-z0-9_.-]{0,63}"
+_SPKI_DIGEST = r"[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]="
+_HTTPS_URL = (
+    rf"https://(?:[A-Za-z0-9.-]{{1,253}}|\[{_IPV6}\])(?::{_PORT})?(?:/[!-\"$-~]{{0,2000}})?"
 )
 
 _PIN = rf"(?:\*\.)?(?:{_LABEL}\.)+(?!{_NUMBER}\.?$){_LABEL}\.?"
@@ -174,6 +183,29 @@ def parse_number(text: str, allowed: Range) -> int:
     return int(text)
 
 
+_RATE = re.compile(r"([1-9][0-9]{0,8})/([smh])")
+_RATE_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def parse_rate(text: str) -> Rate:
+    """`5/s`, `30/m`, `1000/h`."""
+    match = _RATE.fullmatch(rate(text))
+    assert match is not None
+    return Rate(int(match[1]), _RATE_SECONDS[match[2]])
+
+
+def format_rate(value: Rate) -> str:
+    """The text that `parse_rate` reads as `value`."""
+    [unit] = [unit for unit, seconds in _RATE_SECONDS.items() if seconds == value.seconds]
+    return f"{value.messages}/{unit}"
+
+
+def rate(text: str) -> str:
+    if not _RATE.fullmatch(text):
+        raise ValueError(f"{shown(text)} is not a rate; write it as 5/s, 30/m or 1000/h")
+    return text
+
+
 def format_size(octets: int) -> str:
     """The shortest text that `parse_size` reads as `octets`."""
     for unit, count in _SIZE_UNITS.items():
@@ -253,6 +285,49 @@ def domain_pattern(text: str, *, alone: bool = False) -> str:
             ' only "*." in front is understood, as in "*.example.com"'
         )
     return domain(text)
+
+
+def sender_pattern(text: str) -> str:
+    """A mail address, whose case does not count, or what `domain_pattern` takes."""
+    local_part, _, after = text.rpartition("@")
+    if local_part:
+        if not re.fullmatch(_LOCAL_PART, local_part):
+            raise ValueError(f"{shown(text)} is not a mail address; write it as bot@example.com")
+        return f"{local_part.lower()}@{domain(after)}"
+    if text == "*":
+        raise ValueError('"*" is no sender; put the next hop of all mail under routes, at "*"')
+    return domain_pattern(text)
+
+
+def name(text: str) -> str:
+    if not re.fullmatch(_NAME, text):
+        cure = "write up to 64 letters, digits, dots, hyphens or underscores, a letter first"
+        raise ValueError(f"{shown(text)} is not a name; {cure}")
+    return text
+
+
+def https_url(text: str) -> str:
+    if not re.fullmatch(_HTTPS_URL, text):
+        raise ValueError(
+            f"{shown(text)} is not the URL of an HTTPS server;"
+            " write it as https://login.example.com/token"
+        )
+    return text
+
+
+def spki_digest(text: str) -> str:
+    if not re.fullmatch(_SPKI_DIGEST, text):
+        raise ValueError(
+            f"{shown(text)} is not the base64 text of a SHA-256 digest (44 characters);"
+            " docs/routes.md has the command that makes it"
+        )
+    return text
+
+
+def address(text: str) -> str:
+    if not (found := _address(text)):
+        raise ValueError(f"{shown(text)} is not an address; write it as 192.0.2.7 or 2001:db8::7")
+    return found
 
 
 def pin(text: str) -> str:
@@ -412,6 +487,7 @@ class Word:
 
 
 WORDS = {
+    Form.ADDRESS: Word(address, rf"\[?{_ADDRESS}\]?", "192.0.2.7"),
     Form.API_KEY: Word(api_key, rf"{_ARGON2}|(?!\$argon2){_SECRET}", "a-long-random-key"),
     Form.ARGON2: Word(argon2, _ARGON2, "$argon2id$v=19$m=65536,t=3,p=4$c2FsdA$aGFzaA"),
     Form.DOMAIN: Word(domain, _DOMAIN, "example.com"),
@@ -419,6 +495,7 @@ WORDS = {
     Form.FILE_MODE: Word(file_mode, _FILE_MODE, "0660"),
     Form.GROUP: Word(group, _GROUP, "mail"),
     Form.HEADER_NAME: Word(header_name, _HEADER_NAME, "X-Remote-User"),
+    Form.HTTPS_URL: Word(https_url, _HTTPS_URL, "https://login.example.com/token"),
     Form.HTTP_ADDRESS: Word(http_address, f"(?:{_HOST_AND_PORT})?", "127.0.0.1:8025"),
     Form.LINE: Word(line, _LINE, "Example Inc."),
     Form.LISTEN_ADDRESS: Word(
@@ -426,16 +503,22 @@ WORDS = {
     ),
     Form.MAIL_ADDRESS: Word(mail_address, _MAIL_ADDRESS, "tls@example.com"),
     Form.MAIL_HOST: Word(mail_host, rf"\[?{_ADDRESS}\]?|{_DOMAIN}", "mail.example.com"),
+    Form.NAME: Word(name, _NAME, "provider"),
     Form.NAMESERVER: Word(nameserver, rf"\[?{_ADDRESS}\]?|{_HOST_AND_PORT}", "9.9.9.9"),
     Form.NETWORK: Word(network, _NETWORK, "192.0.2.0/24"),
     Form.PATH: Word(path, _PATH, "/srv/relay/file"),
     Form.PIN: Word(pin, _PIN, "mx1.example.com"),
     Form.QUEUE_URL: Word(queue_url, "(?!)", ""),
+    Form.RATE: Word(rate, _RATE.pattern, "30/m"),
     Form.ROUTE_PATTERN: Word(
         lambda text: domain_pattern(text, alone=True), rf"\*|(?:\*\.)?{_DOMAIN}", "example.com"
     ),
     Form.SECRET: Word(secret, _SECRET, "a-long-random-secret"),
+    Form.SENDER_PATTERN: Word(
+        sender_pattern, rf"{_LOCAL_PART}@{_DOMAIN}|(?:\*\.)?{_DOMAIN}", "bot@example.com"
+    ),
     Form.SELECTOR: Word(selector, _SELECTOR, "relay1"),
     Form.SIZE: Word(as_written, r"[1-9][0-9]{0,14}(?:B|KiB|MiB|GiB|TiB)?", "50MiB"),
+    Form.SPKI_DIGEST: Word(spki_digest, _SPKI_DIGEST, "A" * 43 + "="),
     Form.SOCKET_PATH: Word(socket_path, _SOCKET_PATH, "/run/relay/relay.sock"),
 }

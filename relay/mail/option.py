@@ -9,14 +9,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum, StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
-__all__ = ["RELOAD", "SECRET", "Form", "Mark", "NotEmpty", "Path", "Port", "Range", "Size"]
+__all__ = [
+    "ONE_OR_MORE",
+    "RELOAD",
+    "SECRET",
+    "Form",
+    "Mark",
+    "NotEmpty",
+    "Path",
+    "Port",
+    "Range",
+    "ShortKey",
+    "Size",
+]
 
 
 class Form(StrEnum):
     """How a text is written. `relay.config.words` reads each form."""
 
+    ADDRESS = "IP address"
     API_KEY = "API key"
     ARGON2 = "argon2 hash"
     DOMAIN = "domain"
@@ -24,21 +37,26 @@ class Form(StrEnum):
     FILE_MODE = "file mode"
     GROUP = "name of a group"
     HEADER_NAME = "name of a header field"
+    HTTPS_URL = "URL of an HTTPS server"
     HTTP_ADDRESS = "address and port, or nothing"
     LINE = "one line of text"
     LISTEN_ADDRESS = "address and port, or unix:path"
     MAIL_ADDRESS = "mail address"
     MAIL_HOST = "name or address of a host"
+    NAME = "name of letters, digits, dots, hyphens and underscores"
     NAMESERVER = "address of a name server"
     NETWORK = "network"
     PATH = "path"
     PIN = "mail host, or *.domain"
     QUEUE_URL = "URL of a queue"
+    RATE = "messages per second, minute or hour"
     ROUTE_PATTERN = "domain, *.domain or *"
     SECRET = "secret"
+    SENDER_PATTERN = "mail address, domain or *.domain"
     SELECTOR = "DKIM selector"
     SIZE = "size in octets"
     SOCKET_PATH = "path of a socket"
+    SPKI_DIGEST = "base64 of the SHA-256 digest of a public key"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +75,31 @@ class NotEmpty:
     cure: str
 
 
+@dataclass(frozen=True, slots=True)
+class ShortKey:
+    """A key that may be written instead of the field's own, with one value: `host` for `hosts`.
+
+    `type`: of its value. `below`: the key of the field's section that gets the value.
+    """
+
+    key: str
+    type: Any
+    below: str = ""
+
+    def __hash__(self) -> int:
+        return hash((self.key, self.below))
+
+
 class Mark(Enum):
     """How the relay treats a value."""
+
+    ONE_OR_MORE = "a list, of which one value alone may be written without brackets"
 
     SECRET = "never shown"
     RELOAD = "taken over at SIGHUP, with everything below it"
 
 
+ONE_OR_MORE = Mark.ONE_OR_MORE
 SECRET = Mark.SECRET
 RELOAD = Mark.RELOAD
 

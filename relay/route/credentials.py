@@ -11,7 +11,7 @@ import asyncio
 import os
 from pathlib import Path
 
-from relay.route.next_hop import Credentials, StaticRoute
+from relay.route.next_hop import Credentials, NextHop
 
 __all__ = ["CredentialsError", "RouteCredentials"]
 
@@ -30,20 +30,22 @@ class RouteCredentials:
     def __init__(self) -> None:
         self._passwords: dict[str, tuple[_Stamp, str]] = {}
 
-    async def of(self, route: StaticRoute) -> Credentials | None:
-        """The login of a route, None where it has none. Raises `CredentialsError`."""
-        if route.username is None:
+    async def of(self, hop: NextHop) -> Credentials | None:
+        """The login of a next hop, None where it has none. Raises `CredentialsError`."""
+        auth = hop.auth
+        if auth is None or auth.username is None:
             return None
         try:
-            if route.password_file is None:
+            if auth.password_file is None:
                 raise ValueError("no password_file is configured")
-            password = await self._password(route.password_file)
+            password = await self._password(auth.password_file)
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             raise CredentialsError(
-                f"the password for {route.host} cannot be read from {route.password_file}: {reason}"
+                f"the password for the next hop {hop.name} cannot be read from"
+                f" {auth.password_file}: {reason}"
             ) from error
-        return Credentials(route.username, password)
+        return Credentials(auth.username, password)
 
     async def _password(self, path: str) -> str:
         """The first line of the file, read in a thread when the file has changed."""

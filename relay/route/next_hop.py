@@ -1,4 +1,4 @@
-"""Where a domain's mail goes: the values that routing returns.
+"""Where mail goes: next hops of the operator's own, and the values that routing returns.
 
 `Route = Hosts | NoRoute`. A `Host` is one address of one mail host, already checked
 against the address rules: the relay connects to exactly this address without another look-up.
@@ -10,19 +10,25 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated
 
-from relay.mail.option import Form, Path, Port
+from relay.mail.option import ONE_OR_MORE, Form, NotEmpty, Path, Port, Range, ShortKey
 from relay.mail.outcome import Bounced, Deferred, NamedBy, Routing
 
 __all__ = [
     "BY_NOBODY",
+    "Auth",
+    "AuthMechanism",
     "Credentials",
+    "Grant",
     "Host",
     "Hosts",
+    "IpFamily",
     "Naming",
+    "NextHop",
     "NoRoute",
+    "Rate",
     "Route",
-    "StaticRoute",
     "TlsMode",
+    "TokenSource",
 ]
 
 
@@ -41,15 +47,116 @@ class Credentials:
     password: str = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True)
-class StaticRoute:
-    """`routes`: a next hop instead of MX, for one domain or "*"."""
+class AuthMechanism(StrEnum):
+    """How the relay logs in at a next hop (SASL). `auto`: the strongest that the host offers."""
 
-    host: Annotated[str, Form.MAIL_HOST]
-    port: Port = 25
-    tls: TlsMode = TlsMode.STARTTLS
+    AUTO = "auto"
+    PLAIN = "plain"
+    LOGIN = "login"
+    XOAUTH2 = "xoauth2"
+    OAUTHBEARER = "oauthbearer"
+    EXTERNAL = "external"
+
+
+@dataclass(frozen=True, slots=True)
+class Auth:
+    """The login at a next hop. `oauth2`: the name of the `TokenSource` that gives its token."""
+
+    mechanism: AuthMechanism = AuthMechanism.AUTO
     username: str | None = None
     password_file: Path | None = None
+    oauth2: Annotated[str, Form.NAME] | None = None
+
+
+class Grant(StrEnum):
+    """How an access token is asked for (OAuth 2.0)."""
+
+    CLIENT_CREDENTIALS = "client_credentials"
+    SERVICE_ACCOUNT = "service_account"
+    REFRESH_TOKEN = "refresh_token"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSource:
+    """`oauth2`: an authorization server, and the account whose access tokens it gives.
+
+    `key_file`: the JSON file that Google makes for a service account; `subject` is the mailbox that
+    it acts for. `device_url`: where `relay login` begins.
+    """
+
+    name: str
+    grant: Grant
+    token_url: Annotated[str, Form.HTTPS_URL] | None = None
+    client_id: str | None = None
+    client_secret_file: Path | None = None
+    scope: str | None = None
+    key_file: Path | None = None
+    subject: str | None = None
+    refresh_token_file: Path | None = None
+    device_url: Annotated[str, Form.HTTPS_URL] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """At most so many messages in so many seconds."""
+
+    messages: int
+    seconds: float
+
+
+class IpFamily(StrEnum):
+    """Which addresses of a host the relay connects to."""
+
+    ANY = "any"
+    IPV4 = "ipv4"
+    IPV6 = "ipv6"
+
+
+_Count = Annotated[int, Range(1, 1_000_000)]
+_MailHost = Annotated[str, Form.MAIL_HOST]
+_NO_HOST = NotEmpty("an empty list: mail would have no host to go to", "name a host")
+
+
+@dataclass(frozen=True, slots=True)
+class NextHop:
+    """A next hop of the operator's own, which mail goes to instead of the MX hosts.
+
+    `name`: the key under `next_hops`; of a map that stands in `routes` itself, the pattern it
+    stands under. `hosts`: groups of equals, in order. `ca_file`: the roots for this next hop alone;
+    "none" for no chain at all, where pins prove who the host is. `verify_name`: the name that a
+    certificate has to be for, None for the name of the host. `hello`: what EHLO says.
+    """
+
+    name: str
+    hosts: Annotated[
+        tuple[Annotated[tuple[_MailHost, ...], ONE_OR_MORE, _NO_HOST], ...],
+        ONE_OR_MORE,
+        _NO_HOST,
+        ShortKey("host", _MailHost),
+    ]
+    port: Port = 25
+    tls: TlsMode = TlsMode.STARTTLS
+    auth: Annotated[
+        Auth | None,
+        ShortKey("username", str | None, "username"),
+        ShortKey("password_file", Path | None, "password_file"),
+    ] = None
+    max_connections: _Count | None = None
+    max_messages_per_connection: _Count | None = None
+    rate: Annotated[Rate, Form.RATE] | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    ca_file: Path | None = None
+    pin_sha256: Annotated[tuple[Annotated[str, Form.SPKI_DIGEST], ...], ONE_OR_MORE] = ()
+    verify_name: Annotated[str, Form.DOMAIN] | None = None
+    source_address: Annotated[str, Form.ADDRESS] | None = None
+    ip_family: IpFamily = IpFamily.ANY
+    hello: Annotated[str, Form.DOMAIN] | None = None
+
+    @property
+    def destination(self) -> str:
+        """Where its connections lead: the same for all next hops with these hosts and this port."""
+        return f"{','.join(host for equals in self.hosts for host in equals)}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +165,7 @@ class Host:
 
     `name`: of the MX record, normalised; it is sent as SNI, verified, and logged as `mx-host`.
     `tlsa_bases`: the names that may have its TLSA records, in order; none where its addresses are
-    not signed. `next_hop`: the operator's next hop that has this address.
+    not signed. `hop`: the operator's next hop that has this address; None for a host of MX records.
     """
 
     name: str
@@ -68,12 +175,12 @@ class Host:
     tls: TlsMode = TlsMode.STARTTLS
     credentials: Credentials | None = None
     tlsa_bases: tuple[str, ...] = ()
-    next_hop: str = ""
+    hop: NextHop | None = None
 
     @property
     def destination(self) -> str:
         """The key for counting its connections: the next hop, or this address."""
-        return self.next_hop or f"[{self.address}]:{self.port}"
+        return self.hop.destination if self.hop is not None else f"[{self.address}]:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +233,7 @@ class Hosts:
 def _line(host: Host) -> str:
     """`10 mx1.example.net [192.0.2.7]`; a next hop of the operator's has no preference."""
     where = f"{host.name} [{host.address}]"
-    return f"{where}:{host.port}" if host.next_hop else f"{host.preference} {where}"
+    return f"{where}:{host.port}" if host.hop is not None else f"{host.preference} {where}"
 
 
 @dataclass(frozen=True, slots=True)

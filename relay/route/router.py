@@ -51,9 +51,9 @@ from relay.route.next_hop import (
     Host,
     Hosts,
     Naming,
+    NextHop,
     NoRoute,
     Route,
-    StaticRoute,
 )
 from relay.route.plan import Plan, arrange, plan
 
@@ -87,7 +87,7 @@ class RouteOptions:
 
     port: int = 25
     allow_networks: tuple[Network, ...] = ()
-    routes: Mapping[str, StaticRoute] = field(default_factory=dict)
+    routes: Mapping[str, NextHop] = field(default_factory=dict)
     max_addresses: int = 10
     max_hosts: int = 100
 
@@ -97,7 +97,7 @@ class _Kept:
     """The result of a domain's look-ups."""
 
     result: Plan | NoRoute
-    static: StaticRoute | None = None
+    hop: NextHop | None = None
     naming: Naming = BY_NOBODY
 
 
@@ -141,8 +141,8 @@ class Router:
             return kept.result
         limit, trouble = self._options.max_addresses, kept.result.trouble
         hosts = arrange(kept.result, limit, self._random)
-        if kept.static is not None and kept.static.username is not None:
-            return await self._with_credentials(hosts, kept.static, kept.naming)
+        if kept.hop is not None and kept.hop.auth is not None:
+            return await self._with_credentials(hosts, kept.hop, kept.naming)
         if (untried := kept.result.hosts - limit) > 0:
             trouble = (*trouble, f"{untried} more mail hosts are left for another attempt")
         return Hosts(hosts, trouble, kept.result.rejected, kept.naming)
@@ -150,12 +150,13 @@ class Router:
     async def _look_up(self, domain: str) -> _Kept:
         options = self._options
         name = host_name(domain) or domain
-        static = self._static(name)
+        hop = self._hop(name)
         literal = parse_address_literal(domain)
         naming = BY_NOBODY
-        if static is not None:
-            result, expires = await self._by_route(domain, static)
-            naming = Naming(True, static.host, (host_name(static.host) or static.host,))
+        if hop is not None:
+            result, expires = await self._by_route(domain, hop)
+            host = _first_host(hop)
+            naming = Naming(True, host, (host_name(host) or host,))
         elif literal is not None:
             result, expires = self._by_literal(domain, literal)
         elif reason := unusable(name):
@@ -165,7 +166,7 @@ class Router:
             )
         else:
             result, expires, naming = await self._by_dns(name)
-        kept = _Kept(result, static, naming)
+        kept = _Kept(result, hop, naming)
         if (
             options is self._options
         ):  # a result under options that have changed meanwhile is not kept
@@ -173,8 +174,8 @@ class Router:
             self._cache.put(domain, kept, expires=expires, weight=weight)
         return kept
 
-    def _static(self, name: str) -> StaticRoute | None:
-        """The route for a domain: its own name first, then the longest `*.` above it, then `*`."""
+    def _hop(self, name: str) -> NextHop | None:
+        """The next hop for a domain: its own name, then the longest `*.` above it, then `*`."""
         routes = self._routes
         if not routes:
             return None
@@ -256,12 +257,13 @@ class Router:
         )
         return result, self._clock() + _LITERAL_KEPT
 
-    async def _by_route(self, domain: str, route: StaticRoute) -> tuple[Plan | NoRoute, float]:
+    async def _by_route(self, domain: str, hop: NextHop) -> tuple[Plan | NoRoute, float]:
         """The operator's next hop, without MX look-up; only the relay's own address is refused."""
-        literal = parse_address_literal(route.host) or parse_address(route.host)
-        name = str(literal) if literal is not None else host_name(route.host)
+        named = _first_host(hop)
+        literal = parse_address_literal(named) or parse_address(named)
+        name = str(literal) if literal is not None else host_name(named)
         if name is None:
-            return _waits(domain, "4.3.5", f"{route.host!r} is not a host name"), inf
+            return _waits(domain, "4.3.5", f"{named!r} is not a host name"), inf
         lookup: AddressLookup
         if literal is not None:
             lookup = AddressAnswer((name,), self._clock() + _LITERAL_KEPT)
@@ -276,16 +278,16 @@ class Router:
             make_host=lambda host, address, _: Host(
                 host,
                 address,
-                route.port,
+                hop.port,
                 0,
-                route.tls,
+                hop.tls,
                 tlsa_bases=base_domains(host, lookup),
-                next_hop=f"{name}:{route.port}",
+                hop=hop,
             ),
-            judge=lambda address: self._judge_route(address, route.port),
+            judge=lambda address: self._judge_route(address, hop.port),
         )
         if isinstance(result, NoRoute):
-            result = _of_route(domain, route, result)
+            result = _of_route(domain, result)
         return result, lookup.expires
 
     def judge(self, text: str, port: int) -> Rejection | None:
@@ -309,15 +311,19 @@ class Router:
         return None
 
     async def _with_credentials(
-        self, hosts: tuple[Host, ...], route: StaticRoute, naming: Naming
+        self, hosts: tuple[Host, ...], hop: NextHop, naming: Naming
     ) -> Route:
         try:
-            credentials = await self._credentials.of(route)
+            credentials = await self._credentials.of(hop)
         except CredentialsError as error:
             log.error("%s", error)
             return NoRoute(Deferred("4.3.5", Code.NONE, "", str(error)))
         hosts = tuple(replace(host, credentials=credentials) for host in hosts)
         return Hosts(hosts, naming=naming)
+
+
+def _first_host(hop: NextHop) -> str:
+    return hop.hosts[0][0]
 
 
 def _named_by_dns(domain: str, answer: MxLookup) -> Naming:
@@ -381,7 +387,7 @@ def _waits(domain: str, status: str, reason: str) -> NoRoute:
     return NoRoute(Deferred(status, Code.NO_USABLE_MX, "", text))
 
 
-def _of_route(domain: str, route: StaticRoute, result: NoRoute) -> NoRoute:
+def _of_route(domain: str, result: NoRoute) -> NoRoute:
     """A configured next hop that cannot be used defers, with every answer of the DNS."""
     outcome = result.outcome
     reason = outcome.hosts[0] if outcome.hosts else outcome.description

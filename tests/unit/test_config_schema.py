@@ -23,6 +23,7 @@ from relay.mail.option import Form
 
 ROOT = Path(__file__).resolve().parents[2]
 HASH = "$argon2id$v=19$m=65536,t=3,p=4$c29tZXNhbHQ$RdescudvJCsgt3ub+b4dWRWJTmaaOBGJ"
+DIGEST = "A" * 43 + "="
 SCHEMA = json_schema()
 VALIDATOR = jsonschema_rs.validator_for(SCHEMA)
 
@@ -31,7 +32,10 @@ BASE: dict[str, Any] = {
     "listeners": [{"address": "127.0.0.1:2525"}],
     "access": {"networks": [], "users": {"*": {"password": HASH, "sender_domains": ["a.example"]}}},
     "policy": {"default": {}, "domains": {"a.example": {}}, "destinations": {"a.example": {}}},
-    "routes": {"a.example": {"host": "b.example"}},
+    "routes": {"a.example": {"hosts": [["b.example"]], "pin_sha256": [DIGEST], "auth": {}}},
+    "routes_by_sender": {"a.example": {"next_hop": "hop"}},
+    "next_hops": {"hop": {"hosts": [["b.example"]], "pin_sha256": [DIGEST], "auth": {}}},
+    "oauth2": {"login": {"grant": "refresh_token"}},
     "dkim": {"domains": {"a.example": {"selector": "s", "key_file": "f"}}},
     "admin": {"web": {"users": {"alice": {"password": HASH}}}},
 }
@@ -70,6 +74,36 @@ VALUES: list[Any] = [
         "a" * 1001,
         "postgresql://x",
     ),
+    *("bot@a.example", "@", "bot@", "a b@c.example", ".bot@a.example", "büro@a.example"),
+    *(
+        "30/m",
+        "0/s",
+        "5/d",
+        "30/M",
+        "1/s ",
+        "x" * 64,
+        "x" * 65,
+        "9lives",
+        "a-b_c.d",
+        DIGEST,
+        "none",
+    ),
+    *(
+        "https://a.example/token",
+        "http://a.example",
+        "https://",
+        "https://a b/",
+        "https://[::1]:8/x#y",
+    ),
+    *(
+        [["a.example"]],
+        [["a.example", "b.example"], "c.example"],
+        [[["a.example"]]],
+        [["a.example", []]],
+    ),
+    *({"host": "a.example"}, {"host": ["a.example"]}, {"hosts": "a.example", "host": "a.example"}),
+    *({"host": "a.example", "username": "u"}, {"host": "a.example", "auth": {}, "username": "u"}),
+    *({"next_hop": "x"}, {"grant": "refresh_token"}, {"grant": "password"}),
 ]
 
 
@@ -137,6 +171,9 @@ def test_schema_and_check_agree_on_each_value_of_each_key(key: str) -> None:
         "policy.domains",
         "policy.destinations",
         "routes",
+        "routes_by_sender",
+        "next_hops",
+        "oauth2",
         "dkim.domains",
         "access.users",
         "admin.web.users",

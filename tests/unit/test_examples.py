@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from relay.config import Config, read
+from relay.route.next_hop import NextHop
 
 ROOT = Path(__file__).resolve().parents[2]
 KUBERNETES = list(yaml.safe_load_all((ROOT / "examples/kubernetes/relay.yaml").read_text()))
@@ -45,7 +46,7 @@ def test_the_environment_of_compose_is_a_configuration(keys: str) -> None:
     environment["RELAY__ADMIN__API_KEYS_FILE"] = keys
     config = read(CONTAINER, environment, source="relay.yaml")
     assert_serves_neighbours(config)
-    assert config.routes["*"].host == "catcher"
+    assert config.routes["*"] == NextHop("*", (("catcher",),), port=1025)
 
 
 def assert_serves_neighbours(config: Config) -> None:

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from relay.mail.outcome import Bounced, Code, Deferred, Delivered, DowngradeReason
-from relay.route.next_hop import Credentials, Host, TlsMode
+from relay.route.next_hop import Credentials, Host, NextHop, TlsMode
 from relay.route.security import OnTlsUnmet
 from relay.sandbox.certificates import Kind
 from relay.sandbox.mx import Action, Script, StartTls, Then
@@ -19,6 +19,7 @@ from tests.fakes.mail import entry
 from tests.unit.deliver.conftest import QUICK, milliseconds
 
 LOGIN = Credentials("app", "open sesame")
+HOP = NextHop("hop", (("hop.example",),))
 WAYS = [(False, False), (False, True), (True, False), (True, True)]
 
 
@@ -259,8 +260,8 @@ async def test_a_name_that_no_certificate_can_be_for_never_counts_as_verified(
 
 
 async def test_next_hop_with_a_dead_address_is_reached_at_its_other_one(rig):
-    await rig.mx(name="hop.example", next_hop="hop.example")
-    good = await rig.mx(name="hop.example", next_hop="hop.example")
+    await rig.mx(name="hop.example", hop=HOP)
+    good = await rig.mx(name="hop.example", hop=HOP)
     await rig.servers[0].close()
     for number in range(3):
         assert isinstance(await rig.send(entry()), Delivered), number

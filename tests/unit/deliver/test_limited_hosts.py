@@ -19,7 +19,7 @@ from relay.deliver.scheduler import Scheduler
 from relay.deliver.tls import TlsContexts
 from relay.queue.entry import State
 from relay.queue.retry import RetrySchedule
-from relay.route.next_hop import Host, Hosts, Route
+from relay.route.next_hop import Host, Hosts, NextHop, Route
 from tests.fakes.floors import Published, floors_of
 from tests.fakes.queue import MemoryQueue
 from tests.fakes.scheduling import make_scheduler
@@ -103,7 +103,12 @@ def fill(count: int, domains: int = 1, prefix: str = "d") -> MemoryQueue:
 
 
 def at(host: LimitedHost, next_hop: str = "") -> Host:
-    return Host("mx.example", host.address, host.port, next_hop=next_hop)
+    return Host(
+        "mx.example",
+        host.address,
+        host.port,
+        hop=NextHop(next_hop, ((next_hop,),)) if next_hop else None,
+    )
 
 
 async def deliver_all(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from relay.mail.outcome import NamedBy
-from relay.route.next_hop import BY_NOBODY, Host, Hosts, Naming
+from relay.route.next_hop import BY_NOBODY, Host, Hosts, Naming, NextHop
 
 MX = Host("mx.dest.example", "192.0.2.7", 25, 10)
 
@@ -22,7 +22,7 @@ MX = Host("mx.dest.example", "192.0.2.7", 25, 10)
             "0 dest.example [192.0.2.8]",
         ),
         (
-            Host("hop.example", "10.0.0.1", 2525, next_hop="hop.example:2525"),
+            Host("hop.example", "10.0.0.1", 2525, hop=NextHop("a", (("hop.example",),), 2525)),
             Naming(True, "hop.example", ("hop.example",)),
             NamedBy.ROUTE,
             "hop.example [10.0.0.1]:2525",

@@ -16,7 +16,7 @@ from relay.mail.outcome import Bounced, Deferred
 from relay.route import router as router_module
 from relay.route.answers import AddressAnswer, MxAnswer, MxRecord, TrustAd, Unanswered
 from relay.route.dns import DnsResolver, ResolverOptions
-from relay.route.next_hop import Credentials, Hosts, Naming, NoRoute, StaticRoute, TlsMode
+from relay.route.next_hop import Auth, Credentials, Hosts, Naming, NextHop, NoRoute, TlsMode
 from relay.route.router import RouteOptions, Router, is_local_address
 from relay.sandbox.dns import Answer, DnsServer, Fault
 from tests.fakes.dns import FakeDns
@@ -41,6 +41,10 @@ def router(dns, *, clock=None, listening=(), hostname="relay.example", **options
         random=Random(3),
         clock=clock or time.monotonic,
     )
+
+
+def next_hop(host, port=25, tls=TlsMode.STARTTLS, **login):
+    return NextHop("hop", ((host,),), port, tls, Auth(**login) if login else None)
 
 
 def refused(route):
@@ -405,7 +409,7 @@ async def test_a_static_route_is_used_instead_of_the_mx_and_may_be_private():
     )
     ours = router(
         dns,
-        routes={"intranet.example": StaticRoute("mail.intranet.example", 2525, TlsMode.IMPLICIT)},
+        routes={"intranet.example": next_hop("mail.intranet.example", 2525, TlsMode.IMPLICIT)},
     )
     route = await ours.route("Intranet.example.")
     assert [(host.name, host.address, host.port, host.tls) for host in route.hosts] == [
@@ -430,10 +434,10 @@ async def test_a_static_route_is_used_instead_of_the_mx_and_may_be_private():
 )
 async def test_the_closest_route_wins(domain, hop):
     routes = {
-        "example.net": StaticRoute("exact"),
-        "*.example.net": StaticRoute("sub"),
-        "*.Deep.Example.net": StaticRoute("deep"),
-        "*": StaticRoute("all"),
+        "example.net": next_hop("exact"),
+        "*.example.net": next_hop("sub"),
+        "*.Deep.Example.net": next_hop("deep"),
+        "*": next_hop("all"),
     }
     dns = FakeDns(hosts={name: ["10.0.0.1"] for name in ("exact", "sub", "deep", "all")})
     route = await router(dns, routes=routes).route(domain)
@@ -452,7 +456,7 @@ async def test_the_closest_route_wins(domain, hop):
 )
 async def test_a_route_to_an_address_or_to_this_machine_asks_no_dns(host, addresses):
     dns = FakeDns()
-    route = await router(dns, routes={"*": StaticRoute(host, 10025)}).route("example.net")
+    route = await router(dns, routes={"*": next_hop(host, 10025)}).route("example.net")
     assert set(tried(route)) == addresses
     assert not dns.asked
 
@@ -468,7 +472,7 @@ async def test_a_route_to_an_address_or_to_this_machine_asks_no_dns(host, addres
 )
 async def test_mail_waits_where_a_configured_next_hop_cannot_be_used(host, status):
     dns = FakeDns(hosts={"broken.intranet.example": Unanswered("SERVFAIL")})
-    ours = router(dns, routes={"*": StaticRoute(host)}, listening=[("0.0.0.0", 25)])
+    ours = router(dns, routes={"*": next_hop(host)}, listening=[("0.0.0.0", 25)])
     route = await ours.route("example.net")
     assert refused(route) == (Deferred, status, 498)
     assert "example.net" in route.outcome.description
@@ -476,7 +480,7 @@ async def test_mail_waits_where_a_configured_next_hop_cannot_be_used(host, statu
 
 async def test_a_content_filter_on_another_port_of_this_machine_is_not_ourselves():
     ours = router(
-        FakeDns(), routes={"*": StaticRoute("localhost", 10025)}, listening=[("127.0.0.1", 2525)]
+        FakeDns(), routes={"*": next_hop("localhost", 10025)}, listening=[("127.0.0.1", 2525)]
     )
     assert len(tried(await ours.route("example.net"))) == 2
 
@@ -486,7 +490,7 @@ async def test_credentials_come_from_the_password_file_as_it_is_now(tmp_path):
     path.write_text("first secret\n")
     ours = router(
         FakeDns(),
-        routes={"*": StaticRoute("[10.0.0.1]", 587, username="us", password_file=str(path))},
+        routes={"*": next_hop("[10.0.0.1]", 587, username="us", password_file=str(path))},
     )
     assert (await ours.route("a.example")).hosts[0].credentials == Credentials("us", "first secret")
     path.write_text("second\r\nnot this\n")
@@ -500,7 +504,7 @@ async def test_mail_waits_without_a_readable_password_and_says_why(tmp_path, con
     if content is not None:
         path.write_bytes(content)
     ours = router(
-        FakeDns(), routes={"*": StaticRoute("[10.0.0.1]", username="us", password_file=str(path))}
+        FakeDns(), routes={"*": next_hop("[10.0.0.1]", username="us", password_file=str(path))}
     )
     route = await ours.route("a.example")
     assert refused(route) == (Deferred, "4.3.5", 0)
@@ -509,13 +513,13 @@ async def test_mail_waits_without_a_readable_password_and_says_why(tmp_path, con
 
 
 async def test_a_user_name_without_password_file_is_no_login_without_password():
-    ours = router(FakeDns(), routes={"*": StaticRoute("[10.0.0.1]", username="us")})
+    ours = router(FakeDns(), routes={"*": next_hop("[10.0.0.1]", username="us")})
     assert refused(await ours.route("a.example")) == (Deferred, "4.3.5", 0)
 
 
 async def test_other_routes_take_effect_at_once_after_a_reload():
     dns = FakeDns({"example.net": [(10, "mx.example")]}, {"mx.example": ["11.22.33.1"]})
-    ours = router(dns, routes={"*": StaticRoute("[10.0.0.1]")})
+    ours = router(dns, routes={"*": next_hop("[10.0.0.1]")})
     assert tried(await ours.route("example.net")) == ["10.0.0.1"]
     ours.reload(RouteOptions())
     assert tried(await ours.route("example.net")) == ["11.22.33.1"]
@@ -650,12 +654,12 @@ async def test_an_alias_has_its_tlsa_records_at_its_end_first():
 
 async def test_the_host_of_a_route_is_named_by_the_operator():
     dns = FakeDns(hosts={"gate.example": signed("11.22.33.1")})
-    routes = {"*": StaticRoute("Gate.example")}
+    routes = {"*": next_hop("Gate.example")}
     named = Naming(True, "Gate.example", ("gate.example",))
     assert await naming_of(dns, "a.example", routes=routes) == (named, ("gate.example",))
 
 
 async def test_an_address_has_no_name_and_no_tlsa_records():
     assert await naming_of(FakeDns(), "[11.22.33.1]") == (Naming(), ())
-    routed = await naming_of(FakeDns(), "a.example", routes={"*": StaticRoute("11.22.33.1")})
+    routed = await naming_of(FakeDns(), "a.example", routes={"*": next_hop("11.22.33.1")})
     assert routed[1] == ()
