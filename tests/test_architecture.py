@@ -70,7 +70,6 @@ SHELLS = {
     "relay.report.deliverylog",
     "relay.submit.certificates",
     "relay.receive.connection",
-    "relay.receive.passwords",
     "relay.receive.listener_state",
     "relay.receive.intake",
     "relay.receive.listener",

@@ -24,6 +24,7 @@ import aiohttp
 
 from relay.api.targets import Refused, Targets
 from relay.mail.address import AddressError, domain_of
+from relay.mail.newest import keep_newest
 from relay.queue.api_state import ApiState, PendingCall, Webhook
 from relay.queue.store import EventLog, SpoolError, StoredEvent
 from relay.report.webhook import kind_of, next_try, payload
@@ -209,11 +210,10 @@ class Caller:
         return host in self._prompt or others < _OF_OTHERS
 
     def _note(self, host: str, *, is_prompt: bool) -> None:
-        self._prompt.pop(host, None)
         if is_prompt:
-            self._prompt[host] = None
-            if len(self._prompt) > _MOST_PROMPT:
-                del self._prompt[next(iter(self._prompt))]
+            keep_newest(self._prompt, host, None, most=_MOST_PROMPT)
+        else:
+            self._prompt.pop(host, None)
 
     def _begin(self, session: aiohttp.ClientSession, call: PendingCall, key: str) -> None:
         self._calling[call.number] = _host_of(call.url)

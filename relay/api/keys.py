@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 
 from relay.submit.failures import Failures
-from relay.submit.secrets import Secrets, Verdict
+from relay.submit.secrets import Secrets, Verdict, log_refused
 
 __all__ = ["Keys", "Verdict"]
 
@@ -49,9 +49,7 @@ class Keys:
             key or authorization.encode(), hashes, client=client, name="api"
         )
         if verdict is not Verdict.RIGHT:
-            # This form is promised: docs/fail2ban reads it.
-            said = "failed" if verdict is Verdict.WRONG else "refused"
-            log.warning("auth %s: client=%s service=http", said, client)
+            log_refused(log, verdict, client=client, service="http")
         return verdict
 
     def name_of(self, authorization: str) -> str:

@@ -17,7 +17,7 @@ from relay.api.forms import read_json
 from relay.api.mailgun import ApiError, sending_domain
 from relay.api.mailgun_form import shown
 from relay.api.state import Api, answer
-from relay.mail.address import AddressError, domain_of, parse_path
+from relay.mail.address import AddressError, domain_of, typed_address
 from relay.mail.jsontext import JsonObject
 from relay.policy.fields import Wishes, yes_or_no
 from relay.queue.store import QueueFilter, more_follows
@@ -84,14 +84,10 @@ async def explain(api: Api, request: web.Request) -> web.Response:
     query = _query(
         request, {"from", "to", "require-tls", "skip-verification", "requiretls", "tls-required-no"}
     )
-    recipient = _address(query.get("to", ""), "to")
-    try:
-        domain = domain_of(recipient)
-    except AddressError as error:
-        raise ApiError(400, f"to: {error}") from None
-    if not domain:
+    recipient = _address(query, "to")
+    if not recipient:
         raise ApiError(400, "to parameter is missing")
-    reverse_path = _address(query.get("from", ""), "from")
+    reverse_path = _address(query, "from")
     wishes = Wishes(_truth(query, "require-tls"), _truth(query, "skip-verification"))
     return answer(
         await api.operator.running().explain(
@@ -142,12 +138,14 @@ def _number(query: Mapping[str, str], name: str, otherwise: int) -> int:
     return int(text)
 
 
-def _address(text: str, name: str) -> str:
-    bare = text.strip().removeprefix("<").removesuffix(">")
+def _address(query: Mapping[str, str], name: str) -> str:
+    """The address that a parameter names; "" without one. It has a domain."""
     try:
-        return parse_path(f"<{bare}>".encode(), smtputf8=True)[0]
-    except (AddressError, UnicodeEncodeError) as error:
+        address = typed_address(query.get(name, ""))
+        domain_of(address)
+    except AddressError as error:
         raise ApiError(400, f"{name}: {error}") from None
+    return address
 
 
 def _truth(query: Mapping[str, str], name: str) -> bool | None:

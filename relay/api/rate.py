@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
+from relay.mail.newest import keep_newest
 from relay.submit.failures import client_key
 
 __all__ = ["AnswerRate", "Shared"]
@@ -36,11 +37,9 @@ class AnswerRate:
     def _count(self, source: str) -> int:
         """How many answers this one has had in this second, this one included."""
         now = int(asyncio.get_running_loop().time())
-        second, count = self._counts.pop(source, (now, 0))
+        second, count = self._counts.get(source, (now, 0))
         count = count + 1 if second == now else 1
-        self._counts[source] = (now, count)
-        if len(self._counts) > _REMEMBERED:
-            del self._counts[next(iter(self._counts))]
+        keep_newest(self._counts, source, (now, count), most=_REMEMBERED)
         return count
 
 

@@ -49,7 +49,6 @@ from relay.queue.store import SpoolError, Store
 from relay.receive.intake import Reception
 from relay.receive.limits import Connections
 from relay.receive.listener import Listener
-from relay.receive.passwords import Passwords
 from relay.receive.spec import TcpAddress
 from relay.report.deliverylog import DeliveryLog
 from relay.report.metrics import Metrics
@@ -59,6 +58,7 @@ from relay.route.router import Router
 from relay.sign.keys import KeyFileError, load_keys
 from relay.sign.signature import SigningKey
 from relay.submit.failures import Failures
+from relay.submit.secrets import Secrets
 from relay.web.state import Caught
 from relay.workers.worker import StartError, Worker
 from relay.workers.worker_config import part, shared_spool
@@ -139,7 +139,7 @@ class Parts:
         self.scheduler = self._make_scheduler()
         self.reception = self._make_reception()
         self.failures = Failures(elsewhere=worker.failed_elsewhere)
-        self.passwords = Passwords(self.failures, clock=self.clock)
+        self.passwords = Secrets(self.failures, clock=self.clock)
 
     def _make_router(self) -> Router:
         return Router(

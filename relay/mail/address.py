@@ -42,6 +42,7 @@ __all__ = [
     "normalise_domain",
     "parse_path",
     "spellings",
+    "typed_address",
 ]
 
 _PATH_OCTETS = 900
@@ -135,6 +136,18 @@ def normalise_domain(text: str) -> str:
     return _normalise(text)
 
 
+def typed_address(text: str) -> str:
+    """The address that a person typed, with or without angle brackets; "" for none, and for `<>`.
+
+    `AddressError` where it is none that MAIL or RCPT would take.
+    """
+    bare = text.strip().removeprefix("<").removesuffix(">")
+    try:
+        return parse_path(f"<{bare}>".encode(), smtputf8=True)[0]
+    except UnicodeEncodeError:  # octets of a command line, or half of a surrogate pair
+        raise AddressError("the address is not UTF-8") from None
+
+
 def spellings(address: str) -> tuple[str, ...]:
     """The spellings in which the queue may hold the address that an operator wrote.
 
@@ -182,7 +195,7 @@ def _u_label(label: str) -> str:
         return label
     try:
         return idna.ulabel(label)
-    except UnicodeError:  # it begins as an A-label does and is none
+    except UnicodeError:  # the label begins with xn--, but is no A-label
         return label
 
 

@@ -14,21 +14,24 @@ from typing import Any, TypeAlias
 
 import orjson
 
-__all__ = ["JsonObject", "JsonValue", "of_json", "to_json"]
+__all__ = ["JsonFields", "JsonObject", "JsonValue", "of_json", "to_json"]
 
 JsonValue: TypeAlias = (
     "bool | int | float | str | Sequence[JsonValue] | Mapping[str, JsonValue] | None"
 )
-"""What JSON can say."""
+"""A value of JSON."""
 
 JsonObject: TypeAlias = dict[str, JsonValue]
-"""An object that the relay makes. What it reads is `object` until it was looked at."""
+"""An object that the relay writes."""
+
+JsonFields: TypeAlias = Mapping[str, Any]
+"""An object that the relay wrote and reads again, so that its form is known."""
 
 _escaping = json.JSONEncoder(separators=(",", ":"), check_circular=False, allow_nan=False).encode
 
 
 def to_json(value: object) -> str:
-    """Dicts, lists, strings, numbers, booleans and None on one line."""
+    """Dicts, lists, strings, numbers, booleans and None as one line of JSON."""
     try:
         line = orjson.dumps(value)
     except orjson.JSONEncodeError:

@@ -1,6 +1,6 @@
-"""What mail hosts have shown of TLS before: the values that delivery, store and log have in common.
+"""What mail hosts have shown of TLS: the values that delivery, store and log share.
 
-`relay.route.memory` decides by them, `relay.queue.memory` keeps them.
+`relay.route.memory` decides by these values, `relay.queue.memory` keeps them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = [
 
 
 class Shown(StrEnum):
-    """What a host has shown of TLS in a session that carried mail, the least first."""
+    """What a host has shown of TLS in a session that carried mail, from least to most."""
 
     NONE = "none"
     ENCRYPTED = "encrypted"
@@ -31,7 +31,7 @@ class Shown(StrEnum):
     """By authorities or by TLSA records."""
 
     rank: int
-    """Of two, the greater is the better."""
+    """The greater, the better protected."""
 
 
 for _rank, _level in enumerate(Shown):
@@ -40,9 +40,9 @@ for _rank, _level in enumerate(Shown):
 
 @dataclass(frozen=True, slots=True)
 class DowngradeAlarm:
-    """Mail is about to go, or would go, with less than a host has shown before.
+    """A message is about to go, or would go, with less TLS than a host has shown before.
 
-    `host`: whose memory it is; `since`: when the host was last seen to show `before`.
+    `host`: the host that showed more; `since`: when it last showed `before`.
     """
 
     before: Shown
@@ -53,7 +53,7 @@ class DowngradeAlarm:
 
 @dataclass(frozen=True, slots=True)
 class Less:
-    """The most a host has shown since it first showed less than is remembered of it."""
+    """The most that a host has shown since it first showed less than its `HostMemory.level`."""
 
     level: Shown
     since: datetime
@@ -61,8 +61,8 @@ class Less:
 
 @dataclass(frozen=True, slots=True)
 class HostMemory:
-    """What one host has shown. `seen`: when it last showed that much. `less`: what it shows now,
-    None where that is as much.
+    """What one host has shown. `seen`: when it last showed `level`. `less`: what it shows now,
+    None where it still shows `level`.
     """
 
     level: Shown
@@ -72,9 +72,9 @@ class HostMemory:
 
 @dataclass(frozen=True, slots=True)
 class KeptAlarm:
-    """An alarm that rang. `host`: whose memory it is; `is_new_host`: another host, not known yet,
-    showed less than every known one. `first`: when it first rang, None since the host has shown
-    `before` again. `told`: when it was last told.
+    """An alarm that was raised. `host`: the host that showed more. `is_new_host`: a host that was
+    not known before showed less than every known host. `first`: when the alarm was first raised;
+    None after the host has shown `before` again. `told`: when the operator was last told.
     """
 
     host: str
@@ -87,7 +87,7 @@ class KeptAlarm:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """So many messages one after the other, since then."""
+    """A number of consecutive messages. `since`: the time of the first."""
 
     messages: int
     since: datetime
@@ -95,11 +95,11 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class DomainMemory:
-    """All that is remembered of a recipient domain, by the name of the mail host.
+    """What the hosts of a recipient domain have shown, by the name of the host.
 
-    `first`, `last`: of its messages. `in_tls`: the messages in TLS since the last one that went in
-    clear; `in_full`: those with as much as their settings let them have, since the last one that
-    went with less. Waived mail (TLS-Required: No) that went with less is in neither, and ends none.
+    `first`, `last`: the times of its first and last message. `in_tls`: the messages in TLS since
+    the last one in clear. `in_full`: the messages with as much TLS as their settings allow, since
+    the last one with less. A message with TLS-Required: No that went with less does not count.
     """
 
     domain: str
@@ -113,11 +113,12 @@ class DomainMemory:
 
 @dataclass(slots=True)
 class Sighting:
-    """What a host showed in sessions that carried mail. It grows until it is written down.
+    """What a host showed in sessions that carried mail, until this is written to the store.
 
-    `most`: the most that could be seen in them: encrypted where nobody looked at certificates,
-    none where memory is not held against the mail. `first`, `last`: when; `messages`: how many.
-    `is_old`: in a version of TLS that mail which requires TLS would not have gone with.
+    `most`: the most that the relay could have seen: `encrypted` where it checked no certificate,
+    `none` where the message ignores what hosts have shown. `first`, `last`: the times of the first
+    and last session; `messages`: how many messages. `is_old`: the version of TLS was too old for a
+    message that requires TLS.
     """
 
     host: str
@@ -129,12 +130,12 @@ class Sighting:
     is_old: bool = False
 
     def again(self, at: datetime) -> None:
-        """The same, in one more session, for one more message."""
+        """Count one more message, in a session in which the host showed the same."""
         self.last = max(self.last, at)
         self.messages += 1
 
     def joined(self, later: Sighting) -> Sighting:
-        """This one with another of the same host and kind."""
+        """This and another sighting of the same host, in which it showed the same, as one."""
         return Sighting(
             self.host,
             self.shown,

@@ -1,6 +1,6 @@
 """Makes text from outside safe to show. Pure.
 
-After that no character in it moves the cursor, changes the direction of a line, or hides one.
+No character of the result moves the cursor, changes the direction of a line, or hides another.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """A session with a mail host, as a report on TLS counts it (RFC 8460 §4).
 
-A session is a connection that came as far as EHLO, a host that a policy kept from being connected
-to, or a policy that could not be fetched. It has a policy it was judged by, and a failure where it
-failed. What is not known is "" or empty here, and left out of a report.
+A session is one of three things: a connection that reached EHLO; a host to which the relay did not
+connect because of a policy; a policy that could not be fetched. It names the policy it was judged
+by, and the failure, if there was one. A value that is not known is "" or empty here, and is left
+out of a report.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ __all__ = ["JudgedBy", "SessionFailure", "TlsSession"]
 class JudgedBy:
     """A policy as it was applied (RFC 8460 §4.4, §4.5).
 
-    `domain`: where it was published; of TLSA records the TLSA base domain. `strings`: the lines of
-    an MTA-STS policy, or each TLSA record. `mx`: the patterns of an MTA-STS policy.
+    `domain`: where the policy was published (for TLSA records, the TLSA base domain). `strings`:
+    the lines of an MTA-STS policy, or each TLSA record. `mx`: the patterns of an MTA-STS policy.
     """
 
     type: PolicyType
@@ -30,8 +31,8 @@ class JudgedBy:
 
 @dataclass(frozen=True, slots=True)
 class SessionFailure:
-    """Why a session failed (RFC 8460 §4.3). `sending_ip`: ours. `mx_ip`: the address connected to.
-    `reason`: in words.
+    """Why a session failed (RFC 8460 §4.3). `sending_ip`: the address of this relay. `mx_ip`: the
+    address of the host. `reason`: a sentence.
     """
 
     result: PolicyResult
@@ -43,7 +44,9 @@ class SessionFailure:
 
 @dataclass(frozen=True, slots=True)
 class TlsSession:
-    """One session. `domain`: which is told of it: the recipient domain, or the host of a route."""
+    """One session. `domain`: the domain that gets the report: the recipient domain, or the host of
+    a route.
+    """
 
     domain: str
     judged_by: JudgedBy

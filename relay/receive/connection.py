@@ -57,7 +57,7 @@ from relay.receive.session import Session, TlsFacts
 from relay.receive.spec import ListenerTls
 from relay.submit.certificates import ServerTls
 from relay.submit.message import Refusal
-from relay.submit.secrets import Verdict
+from relay.submit.secrets import Verdict, log_refused
 
 __all__ = ["Connection"]
 
@@ -214,14 +214,12 @@ class Connection(SMTP):
         """Check a password. The answer to a wrong one is delayed."""
         passwords, client = self._listener.passwords, self._session.client or "local"
         name, begun = asked.name.decode("utf-8", "replace"), self.loop.time()
-        verdict = await passwords.judge(
-            self._reception.access(), name, asked.password, client=client
-        )
-        if isinstance(verdict, User):
-            return verdict
-        # The form of this line is an interface: docs/fail2ban reads it.
-        said = "refused" if verdict is Verdict.WAIT else "failed"
-        log.warning("auth %s: client=%s service=smtp user=%.80r", said, client, asked.name)
+        user = self._reception.access().users.get(name)
+        known = user.password if user is not None else None
+        verdict = await passwords.judge_user(asked.password, known, client=client, name=name)
+        if user is not None and verdict is Verdict.RIGHT:
+            return user
+        log_refused(log, verdict, client=client, service="smtp", user=asked.name)
         if verdict is Verdict.WAIT:
             # The same delay for all, so that it does not tell which passwords were checked.
             await asyncio.sleep(begun + AUTH_REFUSAL_SECONDS - self.loop.time())

@@ -23,9 +23,10 @@ from typing import Any
 from relay.receive.connection import Connection
 from relay.receive.intake import Reception
 from relay.receive.listener_state import ListenerState
-from relay.receive.passwords import Passwords
 from relay.receive.spec import ListenerSpec, ListenerTls, TcpAddress, UnixAddress, parse_address
 from relay.submit.certificates import CertificateError, ServerTls
+from relay.submit.failures import Failures
+from relay.submit.secrets import Secrets
 
 __all__ = ["Listener", "bound_address", "remove_stale", "start_listener"]
 
@@ -93,7 +94,7 @@ async def start_listener(
     spec: ListenerSpec,
     reception: Reception,
     *,
-    passwords: Passwords | None = None,
+    passwords: Secrets | None = None,
     sock: socket.socket | None = None,
 ) -> Listener:
     """Open a listener. `CertificateError` and `OSError` say why it cannot be opened."""
@@ -102,7 +103,8 @@ async def start_listener(
         if spec.certificate is None:
             raise CertificateError(f"{spec.address}: tls: {spec.tls} needs a certificate")
         tls = ServerTls(spec.certificate, spec.key, spec.min_tls)
-    state = ListenerState(spec, reception, tls, passwords or Passwords(clock=reception.clock))
+    passwords = passwords or Secrets(Failures(), clock=reception.clock)
+    state = ListenerState(spec, reception, tls, passwords)
     loop = asyncio.get_running_loop()
     address = parse_address(spec.address)
 

@@ -15,10 +15,10 @@ from aiosmtpd.smtp import SMTP
 from relay.receive.content import BdatReader, DataReader
 from relay.receive.intake import Intake, Reception
 from relay.receive.limits import Limits
-from relay.receive.passwords import Passwords
 from relay.receive.session import Session, Transaction
 from relay.receive.spec import ListenerSpec
 from relay.submit.certificates import ServerTls
+from relay.submit.secrets import Secrets
 
 __all__ = ["Inside", "ListenerState"]
 
@@ -39,7 +39,7 @@ class ListenerState:
     """The state that the connections of a listener share, and the set of open connections."""
 
     def __init__(
-        self, spec: ListenerSpec, reception: Reception, tls: ServerTls | None, passwords: Passwords
+        self, spec: ListenerSpec, reception: Reception, tls: ServerTls | None, passwords: Secrets
     ) -> None:
         self.smtp_state = vars(SMTP(None, loop=asyncio.get_running_loop(), hostname="", timeout=0))
         """The state with which every aiosmtpd session begins."""

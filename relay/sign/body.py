@@ -1,8 +1,9 @@
-"""The hash of a body in its relaxed form (RFC 6376 §3.4.4), taken in pieces. Pure.
+"""The hash of a body in its relaxed form (RFC 6376 §3.4.4), computed from its pieces. Pure.
 
-Spaces and tabs at the end of a line do not count, a run of them elsewhere counts as one space,
-empty lines at the end do not count, and the last line ends with CRLF. What may still turn out not
-to count is held back: a run of white space, however long, is a number and a few octets.
+The relaxed form has no spaces and tabs at the end of a line, one space in the place of a run of
+them elsewhere, no empty lines at the end, and a CRLF behind the last line. White space at the end
+of a piece may have to be left out, so it is held back until the next piece: as a number of line
+ends and a few octets, however long it is.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ _MANY_LINE_ENDS = b"\r\n" * 4096
 
 
 class BodyHash:
-    """SHA-256 of a body; `update` with its pieces in order, then `digest`."""
+    """The SHA-256 of a body: `update` takes its pieces in order, then `digest` returns the hash."""
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
@@ -26,7 +27,7 @@ class BodyHash:
         self._white = b""
 
     def update(self, piece: bytes) -> None:
-        """The next piece: any size, cut anywhere."""
+        """Take the next piece. It may have any size, and be cut anywhere."""
         data = self._white + piece
         text = data.rstrip(b" \t\r\n")
         if text:
@@ -36,14 +37,14 @@ class BodyHash:
         self._hold_back(data[len(text) :])
 
     def digest(self) -> bytes:
-        """The hash of all that was given."""
+        """The hash of all pieces so far."""
         whole = self._hash.copy()
         if not self._is_empty:
             whole.update(b"\r\n")
         return whole.digest()
 
     def _hold_back(self, white: bytes) -> None:
-        """White space, of which only what follows tells whether it counts."""
+        """Keep white space at the end of a piece: what follows it decides whether it counts."""
         relaxed = _relaxed(white)
         self._line_ends += relaxed.count(b"\r\n")
         self._white = relaxed.rpartition(b"\r\n")[2]

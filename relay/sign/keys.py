@@ -1,6 +1,7 @@
-"""The private keys of DKIM: read from PEM files, made anew, and published as records. †
+"""The private keys of DKIM: reads them from PEM files, makes new ones, writes their DNS records. †
 
-RSA of at least 1024 bits, better 2048 (RFC 8301 §3.2), or Ed25519 (RFC 8463), unencrypted.
+A key is RSA of at least 1024 bits, better 2048 (RFC 8301 §3.2), or Ed25519 (RFC 8463), and is not
+encrypted.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ _STRING_OCTETS = 255
 
 
 class KeyFileError(Exception):
-    """A key cannot be used; the text says why, without the file's name."""
+    """A key cannot be used. The text says why, and does not name the file."""
 
 
 @dataclass(frozen=True, slots=True)
 class RsaKey:
-    """RSA, as `rsa-sha256` (RFC 6376 §3.3.1)."""
+    """An RSA key, which signs as `rsa-sha256` (RFC 6376 §3.3.1)."""
 
     key: rsa.RSAPrivateKey
     algorithm: str = "rsa-sha256"
@@ -40,7 +41,7 @@ class RsaKey:
         return self.key.sign(digest, padding.PKCS1v15(), utils.Prehashed(hashes.SHA256()))
 
     def public(self) -> str:
-        """The p= tag: the SubjectPublicKeyInfo."""
+        """The record's text. Its p= tag is the SubjectPublicKeyInfo."""
         spki = self.key.public_key().public_bytes(
             serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
         )
@@ -49,7 +50,7 @@ class RsaKey:
 
 @dataclass(frozen=True, slots=True)
 class Ed25519Key:
-    """Ed25519, as `ed25519-sha256` (RFC 8463 §3): it signs the hash."""
+    """An Ed25519 key, which signs the hash as `ed25519-sha256` (RFC 8463 §3)."""
 
     key: ed25519.Ed25519PrivateKey
     algorithm: str = "ed25519-sha256"
@@ -58,13 +59,13 @@ class Ed25519Key:
         return self.key.sign(digest)
 
     def public(self) -> str:
-        """The p= tag: the bare key (RFC 8463 §4)."""
+        """The record's text. Its p= tag is the key without a wrapper (RFC 8463 §4)."""
         raw = self.key.public_key().public_bytes_raw()
         return f"v=DKIM1; k=ed25519; p={base64.b64encode(raw).decode()}"
 
 
 def load_keys(domains: Mapping[str, DkimDomain]) -> dict[str, SigningKey]:
-    """Every key, by its domain; `KeyFileError` with the first that cannot be used."""
+    """The key of each domain. `KeyFileError` names the first file that cannot be used."""
     keys = {}
     for name, domain in domains.items():
         try:
@@ -79,7 +80,7 @@ def load_key(path: Path) -> RsaKey | Ed25519Key:
     try:
         octets = path.read_bytes()
         if stat.S_IMODE(path.stat().st_mode) & stat.S_IROTH:
-            raise KeyFileError("everybody on this machine may read the key")
+            raise KeyFileError("every user of this machine may read the key")
     except OSError as error:
         raise KeyFileError(error.strerror or str(error)) from None
     try:
@@ -91,16 +92,15 @@ def load_key(path: Path) -> RsaKey | Ed25519Key:
     if not isinstance(key, rsa.RSAPrivateKey):
         raise KeyFileError("neither RSA nor Ed25519")
     if key.key_size < _LEAST_BITS:
-        raise KeyFileError(f"RSA of {key.key_size} bits, which nobody accepts")
+        raise KeyFileError(f"RSA of {key.key_size} bits; mail hosts want {_LEAST_BITS} or more")
     return RsaKey(key)
 
 
 def new_key(path: Path, *, kind: str) -> RsaKey | Ed25519Key:
-    """Make a key ("rsa" of 2048 bits, or "ed25519") in a new file.
+    """Make a key ("rsa" of 2048 bits, or "ed25519") in a new file, which only its owner may read.
 
-    Only its owner may read it. Made by root, it belongs to the owner and the group of its
-    directory, and this group may read it where it may enter the directory: the service runs as
-    neither of root's.
+    A file that root makes gets the owner and the group of its directory, because the service does
+    not run as root. The group may read the file if it may enter the directory.
     """
     made = (
         Ed25519Key(ed25519.Ed25519PrivateKey.generate())
@@ -127,7 +127,7 @@ def _give_to_directory(fd: int, directory: os.stat_result) -> None:
 
 
 def record(key: RsaKey | Ed25519Key, *, domain: str, selector: str) -> str:
-    """The record that publishes a key, as a zone file has it; strings have at most 255 octets."""
+    """The record that publishes a key, as in a zone file: in strings of at most 255 octets."""
     text = key.public()
     strings = [text[i : i + _STRING_OCTETS] for i in range(0, len(text), _STRING_OCTETS)]
     quoted = "\n    ".join(f'"{string}"' for string in strings)

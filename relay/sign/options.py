@@ -1,4 +1,4 @@
-"""What the operator says about signatures: which domains, with which keys."""
+"""The configuration of signatures: which domains are signed for, with which keys."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ __all__ = ["DkimDomain", "DkimOptions"]
 
 @dataclass(frozen=True, slots=True)
 class DkimDomain:
-    """How mail of a domain is signed: the selector the DNS knows the key by, and the key's PEM
-    file.
-    """
+    """How mail of a domain is signed. `selector`: the key's name in the DNS. `key_file`: PEM."""
 
     selector: Annotated[str, Form.SELECTOR]
     key_file: Path
@@ -23,8 +21,6 @@ class DkimDomain:
 
 @dataclass(frozen=True, slots=True)
 class DkimOptions:
-    """The domains whose mail is signed. `relay dkim-key` makes a key and the record that publishes
-    it.
-    """
+    """The domains whose mail is signed. `relay dkim-key` makes a key and its DNS record."""
 
     domains: Mapping[Annotated[str, Form.DOMAIN], DkimDomain] = field(default_factory=dict)

@@ -1,14 +1,14 @@
-"""Whether a message is signed, in whose name, and the field that says so (RFC 6376). Pure.
+"""Decides whether a message is signed, and for which domain; makes the DKIM-Signature field. Pure.
 
-A message is signed if its sender and its author (the From field) are in the same domain, and that
-domain has a key. Both: a user is held to sender domains by the reverse-path, and must not get the
-signature of another domain by writing it into From. Our own reports have no reverse-path; for them
-From alone decides.
+A message is signed if its sender (the reverse-path) and its author (the From field) are in the same
+domain, and this domain has a key. Both have to match, because the sender domains of a user restrict
+only the reverse-path: another domain in From must not get a signature of that domain. Reports of
+the relay have no reverse-path; for them From alone decides.
 
-What is signed is what the next hop gets: nothing is changed after it. RFC 6376 §5.4.1 says
-which fields; those a reader sees are named once more than they are there, so that nobody
-adds a second (§8.15). dkimpy writes the field and its hash; the key's own work is done by
-`cryptography`, being faster by far.
+The signature is made last, over the octets that are sent. RFC 6376 §5.4.1 says which fields are
+signed. A field that a reader sees is named once more than it occurs, so that nobody can add a
+second one (§8.15). dkimpy writes the field and its hash; `cryptography` signs the hash, because it
+is much faster.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = ["SigningKey", "key_for", "may_sign", "sign", "why_unsigned"]
 
 
 class _Key(Protocol):
-    """Signs a SHA-256 hash. `algorithm` as the a= tag says it."""
+    """Signs a SHA-256 hash. `algorithm`: the value of the a= tag."""
 
     @property
     def algorithm(self) -> str: ...
@@ -42,7 +42,7 @@ class _Key(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SigningKey:
-    """A key, and the name it signs in."""
+    """A key, with the domain and the selector that its signatures name."""
 
     domain: str
     selector: str
@@ -59,12 +59,13 @@ _UNTIL_TWICE = (
     b"message-id",
     b"content-type",
 )
-"""What a reader sees or a program obeys: nobody may add another."""
+"""Fields that a reader sees or a program obeys: nobody may add a second one."""
 
 
 def may_sign(keys: Mapping[str, SigningKey], message: QueuedMessage) -> bool:
-    """Whether a message is signed if its author is who its sender is: without a look at its
-    content.
+    """Whether a message is signed if its author is in the domain of its sender.
+
+    The content is not needed for this, so the relay need not read it where the result is False.
     """
     if not keys or _is_unwanted(message):
         return False
@@ -74,7 +75,7 @@ def may_sign(keys: Mapping[str, SigningKey], message: QueuedMessage) -> bool:
 def key_for(
     keys: Mapping[str, SigningKey], message: QueuedMessage, header: bytes
 ) -> SigningKey | None:
-    """The key that signs a message; None if nothing does."""
+    """The key that signs a message; None if it is not signed."""
     if not may_sign(keys, message):
         return None
     author = author_domain(header)
@@ -84,9 +85,7 @@ def key_for(
 
 
 def why_unsigned(keys: Mapping[str, SigningKey], message: QueuedMessage) -> str:
-    """Why a message has no signature though its sender's or author's domain has a key; ""
-    otherwise.
-    """
+    """Why a message has no signature, if the domain of its sender or author has a key; else ""."""
     if not keys or _is_unwanted(message):
         return ""
     author = author_domain(f"From: {message.summary.from_}".encode("utf-8", "replace"))
@@ -117,7 +116,7 @@ _author_fields = named((b"from",))
 
 
 def author_domain(header: bytes) -> str:
-    """The domain of the one author in the one From field; "" where that is not so clear."""
+    """The domain of the author; "" unless there is exactly one From field with one author."""
     values = [field.value(header) for field in _author_fields(header)]
     if len(values) != 1:
         return ""
@@ -139,12 +138,14 @@ _signed_fields = named((*dkim.DKIM.SHOULD, *_REPORT_FIELDS))
 
 
 def sign(signing: SigningKey, header: bytes, body_hash: bytes, *, now: datetime) -> bytes:
-    """The DKIM-Signature field that goes on top of a message; ValueError where dkimpy will not have
-    it, or where more fields would have to be signed than a host is to be bothered with.
+    """The DKIM-Signature field, which goes on top of a message.
+
+    ValueError where dkimpy refuses the message, or where so many fields would have to be signed
+    that a mail host may refuse to check them.
     """
     fields = [header[field.start : field.end] + b"\r\n" for field in _signed_fields(header)]
     if len(fields) > _MOST_SIGNED:
-        raise ValueError(f"it has more than {_MOST_SIGNED} fields that are to be signed")
+        raise ValueError(f"it has more than {_MOST_SIGNED} fields that would have to be signed")
     try:
         return _Signer(b"".join(fields) + b"\r\n").signature(signing, body_hash, now)
     except dkim.DKIMException as error:
@@ -152,11 +153,10 @@ def sign(signing: SigningKey, header: bytes, body_hash: bytes, *, now: datetime)
 
 
 class _Signer(dkim.DKIM):  # type: ignore[misc]  # dkimpy has no types
-    """dkimpy's signer, given the hash of a body instead of the body, and a key that is our own."""
+    """dkimpy's signer. It takes the hash of a body instead of the body, and a key of ours."""
 
     def __init__(self, header: bytes) -> None:
-        # Of the algorithms it knows, dkimpy hands this one the hash and takes the signature as it
-        # is.
+        # Only with this algorithm dkimpy gives the key a hash, and takes the signature unchanged.
         super().__init__(header, signature_algorithm=b"ed25519-sha256")
         self.hasher = hashlib.sha256
         self.should_sign.update(_REPORT_FIELDS)
@@ -191,7 +191,7 @@ class _Signed:
 
 @dataclass(frozen=True, slots=True)
 class _ForDkimpy:
-    """A key, in the form dkimpy asks a key of pynacl's."""
+    """A key in the form of pynacl's, which dkimpy expects."""
 
     key: _Key
 

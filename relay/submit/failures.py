@@ -18,14 +18,12 @@ from __future__ import annotations
 
 import ipaddress
 from datetime import datetime, timedelta
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from relay.mail.ip import canonical
+from relay.mail.newest import keep_newest
 
 __all__ = ["FailedElsewhere", "Failures", "client_key"]
-
-K = TypeVar("K")
-V = TypeVar("V")
 
 _OF_NAME = 10
 _OF_CLIENT = 30
@@ -78,14 +76,14 @@ class Failures:
         turn = (client, name, comes_again)
         has_turn = now - self._turns.get(turn, now - _TURN) >= _TURN
         if has_turn:
-            _put(self._turns, turn, now, self._remembered)
-        _put(self._marks, mark, now if has_turn else None, self._remembered)
+            keep_newest(self._turns, turn, now, most=self._remembered)
+        keep_newest(self._marks, mark, now if has_turn else None, most=self._remembered)
         return has_turn
 
     def count(self, client: str, name: str, now: datetime) -> None:
         """Count a password that is about to be checked."""
         if not self.must_wait(client, name, now):
-            _put(self._turns, (client, name, False), now, self._remembered)
+            keep_newest(self._turns, (client, name, False), now, most=self._remembered)
         for key in (_key(client, name), client):
             self._set(key, self._recent(key, now) + 1, now)
 
@@ -116,21 +114,13 @@ class Failures:
         return count if now - last < _WINDOW else 0
 
     def _set(self, key: str, count: int, at: datetime) -> None:
-        _put(self._counts, key, (count, at), self._remembered)
+        keep_newest(self._counts, key, (count, at), most=self._remembered)
         if self._elsewhere is not None:
             self._elsewhere.failed(key, count, at)
 
 
 def _key(client: str, name: str) -> str:
     return f"{client} {name}"
-
-
-def _put(known: dict[K, V], key: K, value: V, most: int) -> None:
-    """Put a value as the newest, and forget the oldest if there are more than `most`."""
-    known.pop(key, None)
-    known[key] = value
-    if len(known) > most:
-        del known[next(iter(known))]
 
 
 def client_key(client: str) -> str:

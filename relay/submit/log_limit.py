@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from relay.mail.newest import keep_newest
 from relay.submit.failures import client_key
 
 __all__ = ["LogLimit"]
@@ -61,9 +62,7 @@ class LogLimit:
         return f"{said} ({left_out} such lines were left out before)" if left_out else said
 
     def _share_of(self, client: str, now: datetime) -> _Share:
-        share = self._shares.pop(client, None) or _Share(now)
+        share = self._shares.get(client) or _Share(now)
         share.renew(now)
-        self._shares[client] = share
-        if len(self._shares) > _REMEMBERED:
-            del self._shares[next(iter(self._shares))]
+        keep_newest(self._shares, client, share, most=_REMEMBERED)
         return share

@@ -217,7 +217,7 @@ def _variables(found: FoundField) -> tuple[tuple[str, str], ...]:
         raise ValueError("is not a JSON object")
     variables = tuple((name, _as_text(value)) for name, value in said.items())
     if not all(_is_text(part) for pair in variables for part in pair):
-        raise ValueError("has half a character in it")
+        raise ValueError("has half of a surrogate pair in it")
     return variables
 
 

@@ -19,23 +19,33 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import logging
 import os
 import secrets
 import sys
+from base64 import b64encode
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from enum import Enum
 from weakref import WeakValueDictionary
 
-from argon2 import PasswordHasher
+from argon2 import (
+    DEFAULT_MEMORY_COST,
+    DEFAULT_PARALLELISM,
+    DEFAULT_TIME_COST,
+    PasswordHasher,
+)
 from argon2.exceptions import Argon2Error, InvalidHashError
 
+from relay.mail.newest import keep_newest
 from relay.submit.failures import Failures, client_key
 
-__all__ = ["Secrets", "Verdict"]
+__all__ = ["Secrets", "Verdict", "log_refused"]
 
 _REMEMBERED = 1024
+_NAME_LENGTH = 100
+"""How much of a user's name is kept to count its wrong passwords."""
 _NICENESS = 10
 
 
@@ -60,6 +70,26 @@ class Secrets:
         self._key = secrets.token_bytes(32)
         self._right: dict[bytes, None] = {}
         self._lines: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._nobody = _hash_of_nobody()
+
+    async def judge_user(
+        self, password: bytes, known: str | None, *, client: str, name: str
+    ) -> Verdict:
+        """Whether a password is that of a user. `known`: its hash; None: there is no such user.
+
+        Both take the same time, so that the time does not tell which names exist.
+        """
+        return await self.judge(
+            password,
+            [known or self._nobody],
+            client=client,
+            name=name[:_NAME_LENGTH],
+            exists=known is not None,
+        )
+
+    def failures_of(self, name: str, client: str) -> int:
+        """How many passwords of this user from this client were recently wrong."""
+        return self.failures.of(client_key(client), name[:_NAME_LENGTH], self._clock())
 
     async def judge(
         self, secret: bytes, hashes: Sequence[str], *, client: str, name: str, exists: bool = True
@@ -110,9 +140,7 @@ class Secrets:
         return any(self.digest(secret, known) in self._right for known in hashes)
 
     def _remember(self, digest: bytes) -> None:
-        self._right[digest] = None
-        if len(self._right) > _REMEMBERED:
-            del self._right[next(iter(self._right))]
+        keep_newest(self._right, digest, None, most=_REMEMBERED)
 
     def _fitting(self, secret: bytes, hashes: Sequence[str]) -> str | None:
         for known in hashes:
@@ -122,6 +150,24 @@ class Secrets:
                 continue
             return known
         return None
+
+
+def log_refused(
+    log: logging.Logger, verdict: Verdict, *, client: str, service: str, user: object = None
+) -> None:
+    """Log that a client did not get in. The form of the line is an interface: fail2ban reads it
+    (docs/fail2ban).
+    """
+    said = "refused" if verdict is Verdict.WAIT else "failed"
+    named = "" if user is None else f" user={user!r:.80}"
+    log.warning("auth %s: client=%s service=%s%s", said, client, service, named)
+
+
+def _hash_of_nobody() -> str:
+    """A hash with the cost of those of `relay password`, and with an unknown password."""
+    salt, octets = (b64encode(secrets.token_bytes(n)).decode().rstrip("=") for n in (16, 32))
+    cost = f"m={DEFAULT_MEMORY_COST},t={DEFAULT_TIME_COST},p={DEFAULT_PARALLELISM}"
+    return f"$argon2id$v=19${cost}${salt}${octets}"
 
 
 def _give_way() -> None:

@@ -24,10 +24,9 @@ from functools import cached_property
 from typing import NamedTuple
 
 from aiohttp import web
-from argon2 import PasswordHasher
 
 from relay.mail.ip import canonical, unmapped
-from relay.submit.secrets import Secrets, Verdict
+from relay.submit.secrets import Secrets, Verdict, log_refused
 from relay.web.options import Role, WebUser
 from relay.web.sessions import Session, Sessions
 from relay.web.state import Web
@@ -70,7 +69,6 @@ class Guard:
     def __post_init__(self) -> None:
         self.sessions = Sessions()
         self._secrets = Secrets(self.state.failures, clock=self.state.clock)
-        self._nobody = PasswordHasher().hash(secrets.token_hex(16))
         self._secret = secrets.token_bytes(32)
 
     def close(self) -> None:
@@ -150,17 +148,10 @@ class Guard:
         client = canonical(request.remote or "")
         user = self.state.options().users.get(name)
         known = user.password if user is not None else None
-        verdict = await self._secrets.judge(
-            password.encode("utf-8", "surrogatepass"),
-            [known or self._nobody],
-            client=client,
-            name=name,
-            exists=known is not None,
-        )
-        if user is None or known is None or verdict is not Verdict.RIGHT:
-            said = "refused" if verdict is Verdict.WAIT else "failed"
-            # This form is promised: docs/fail2ban reads it.
-            log.warning("auth %s: client=%s service=page user=%.80r", said, client, name)
+        octets = password.encode("utf-8", "surrogatepass")
+        verdict = await self._secrets.judge_user(octets, known, client=client, name=name)
+        if user is None or verdict is not Verdict.RIGHT:
+            log_refused(log, verdict, client=client, service="page", user=name)
             return None
         log.info("page: %s signed in from %s", name, client)
         return self.sessions.begin(user, self.state.clock())

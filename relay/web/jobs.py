@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from relay.admin.requests import RequestError
+from relay.mail.newest import keep_newest
 from relay.queue.store import QueueFilter, SpoolError
 from relay.report import deliverylog
 from relay.web.state import Web
@@ -63,9 +64,7 @@ class Jobs:
         if len(self._tasks) >= _AT_A_TIME:
             raise SpoolError("too many changes are under way; wait until one has ended")
         job = Job(secrets.token_hex(8), user, verb, said, self.state.clock())
-        self._jobs[job.name] = job
-        while len(self._jobs) > _KEPT:
-            del self._jobs[next(iter(self._jobs))]
+        keep_newest(self._jobs, job.name, job, most=_KEPT)
         task = asyncio.create_task(self._run(job, wanted))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

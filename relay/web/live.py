@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from relay.mail.newest import keep_newest
 from relay.queue.event_matching import event_matches
 from relay.queue.store import EventFilter, QueueView, SpoolError, StoredEvent
 from relay.web.rows import Row, row_of
@@ -111,9 +112,8 @@ class Live:
         """A row, made once for all viewers."""
         found = self._rendered.get(stored.seq)
         if found is None:
-            found = self._rendered[stored.seq] = self._render(row_of(stored.seq, stored.event))
-            while len(self._rendered) > _BUFFER:
-                del self._rendered[next(iter(self._rendered))]
+            found = self._render(row_of(stored.seq, stored.event))
+            keep_newest(self._rendered, stored.seq, found, most=_BUFFER)
         return found
 
     async def _read(self) -> None:

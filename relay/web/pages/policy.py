@@ -8,7 +8,7 @@ from typing import Any
 
 from aiohttp import web
 
-from relay.mail.address import AddressError, domain_of, parse_path
+from relay.mail.address import AddressError, domain_of, typed_address
 from relay.policy.fields import Wishes
 from relay.web.pages.visit import Visit
 from relay.web.state import Web
@@ -47,23 +47,15 @@ _TRUTHS = {"yes": True, "no": False}
 
 
 async def _explain(state: Web, asked: Mapping[str, str]) -> Mapping[str, Any]:
-    recipient = _address(asked["to"])
+    recipient = typed_address(asked["to"])
     if not domain_of(recipient):
         raise AddressError("it has no domain")
     wishes = Wishes(_TRUTHS.get(asked["require"]), _TRUTHS.get(asked["skip"]))
     async with asyncio.timeout(_QUESTION_SECONDS):
         return await state.operator.running().explain(
-            _address(asked["from"]),
+            typed_address(asked["from"]),
             recipient,
             wishes,
             requiretls=asked["requiretls"] == "yes",
             tls_required_no=asked["no"] == "yes",
         )
-
-
-def _address(text: str) -> str:
-    bare = text.removeprefix("<").removesuffix(">")
-    try:
-        return parse_path(f"<{bare}>".encode(), smtputf8=True)[0]
-    except UnicodeEncodeError as error:
-        raise AddressError("it is no text") from error

@@ -1,19 +1,13 @@
-"""Who may relay, in whose name, and how often a password may be wrong."""
+"""Who may relay, in whose name, over how many connections."""
 
 from __future__ import annotations
 
 import ipaddress
-from datetime import UTC, datetime
 
 import pytest
 
 from relay.receive.access import Access, User, may_relay, may_send_as
 from relay.receive.limits import Connections, Limits
-from relay.receive.passwords import Passwords
-from relay.submit.secrets import Verdict
-from tests.unit.receive.conftest import USERS, hashed
-
-NOW = datetime(2026, 11, 20, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(
@@ -87,36 +81,6 @@ def test_a_unix_socket_has_only_the_limit_of_all():
     limits = Limits(connections=5, connections_per_client=1)
     assert [connections.admit("", limits) for _ in range(5)] == [None] * 5
     assert connections.admit("", limits) is not None
-
-
-@pytest.fixture
-def passwords():
-    checks = Passwords(clock=lambda: NOW)
-    yield checks
-    checks.close()
-
-
-async def test_a_password_is_right_for_its_user_only(passwords):
-    users = Access(users=USERS)
-
-    async def judge(name, password, access=users):
-        return await passwords.judge(access, name, password, client="192.0.2.1")
-
-    assert await judge("app1", b"secret") is USERS["app1"]
-    assert await judge("app1", b"wrong") is Verdict.WRONG
-    assert await judge("app1", b"") is Verdict.WRONG
-    assert await judge("app1", b"secret\xff") is Verdict.WRONG
-    assert await judge("nobody", b"secret") is Verdict.WRONG
-    broken = Access(users={"x": User("x", "no hash")})
-    assert await judge("x", b"secret", broken) is Verdict.WRONG
-
-
-async def test_a_password_that_was_right_is_forgotten_with_its_hash(passwords):
-    before = Access(users={"x": User("x", hashed("old"))})
-    after = Access(users={"x": User("x", hashed("new"))})
-    for access, is_right in ((before, True), (before, True), (after, False), (Access(), False)):
-        found = await passwords.judge(access, "x", b"old", client="192.0.2.1")
-        assert isinstance(found, User) is is_right
 
 
 def test_a_network_is_compared_with_addresses_of_its_own_family():

@@ -18,14 +18,15 @@ from relay.receive.connection import Connection
 from relay.receive.intake import Reception
 from relay.receive.limits import Limits
 from relay.receive.listener_state import ListenerState
-from relay.receive.passwords import Passwords
 from relay.receive.spec import BareNewline, ListenerAuth, ListenerSpec
 from relay.route.addresses import Network
+from relay.submit.failures import Failures
+from relay.submit.secrets import Secrets
 from tests.fakes.store import FakeStore
 from tests.unit.receive.conftest import USERS
 
 CLOCK = datetime(2026, 11, 20, tzinfo=UTC)
-PASSWORDS = Passwords(clock=lambda: CLOCK)
+PASSWORDS = Secrets(Failures(), clock=lambda: CLOCK)
 COMMANDS = """
 EHLO x|HELO x|MAIL FROM:<a@example.com>|MAIL FROM:<> SIZE=9 BODY=8BITMIME|RCPT TO:<b@example.net>|
 DATA|BDAT 5|BDAT 3 LAST|BDAT 0 LAST|RSET|NOOP|AUTH PLAIN|AUTH LOGIN|AUTH PLAIN AGFwcDEAc2VjcmV0|

@@ -223,7 +223,7 @@ def test_a_key_that_cannot_be_used_says_why(tmp_path: Path) -> None:
     with pytest.raises(KeyFileError, match="not an unencrypted private key"):
         load_key(path)
     path.chmod(0o604)
-    with pytest.raises(KeyFileError, match="everybody on this machine"):
+    with pytest.raises(KeyFileError, match="every user of this machine"):
         load_key(path)
 
 

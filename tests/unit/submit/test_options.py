@@ -79,7 +79,7 @@ def test_a_field_is_obeyed_and_taken_out(fields, terms):
         ("X-Mailgun-Deliver-Within: 1m", "is not a duration from 5m to 24h"),
         ("X-Mailgun-Variables: a=b", "is not a JSON object"),
         ("X-Mailgun-Variables: [1]", "is not a JSON object"),
-        ('X-Mailgun-Variables: {"a": "\\ud800"}', "half a character"),
+        ('X-Mailgun-Variables: {"a": "\\ud800"}', "half of a surrogate pair"),
         ("X-Mailgun-Variables: " + '{"a":' * 3000, "is not a JSON object"),
         ('X-Mailgun-Variables: {"a": 1}\r\nX-Mailgun-Variables: {"a": 2}', "contradicts"),
         ("X-Mailgun-Variables: " + '{"a": "' + "x" * 17000 + '"}', "16 KB"),

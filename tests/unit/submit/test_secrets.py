@@ -60,6 +60,27 @@ async def desk() -> AsyncIterator[Desk]:
     desk.secrets.close()
 
 
+async def test_password_is_right_for_its_user_only(desk: Desk) -> None:
+    async def judge(known: str | None, password: bytes) -> Verdict:
+        return await desk.secrets.judge_user(password, known, client=NEIGHBOUR, name="app1")
+
+    assert await judge(hashed("app1"), b"app1") is Verdict.RIGHT
+    assert await judge(hashed("app1"), b"app2") is Verdict.WRONG
+    assert await judge(hashed("app1"), b"") is Verdict.WRONG
+    assert await judge(hashed("app1"), b"app1\xff") is Verdict.WRONG
+    assert await judge(None, b"app1") is Verdict.WRONG
+    assert await judge("no hash", b"app1") is Verdict.WRONG
+
+
+async def test_password_that_was_right_is_forgotten_with_its_hash(desk: Desk) -> None:
+    hashes = (hashed("app1"), hashed("app1"), hashed("app2"), None)
+    verdicts = [
+        await desk.secrets.judge_user(b"app1", known, client=NEIGHBOUR, name="x")
+        for known in hashes
+    ]
+    assert verdicts == [Verdict.RIGHT, Verdict.RIGHT, Verdict.WRONG, Verdict.WRONG]
+
+
 async def test_ten_of_many_simultaneous_guesses_are_checked(desk: Desk) -> None:
     verdicts = await asyncio.gather(*(desk.judge("app1", f"guess{n}") for n in range(120)))
     assert (verdicts.count(Verdict.WRONG), verdicts.count(Verdict.WAIT)) == (10, 110)
