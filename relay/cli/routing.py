@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from relay.config import Config
     from relay.deliver.floors import Floors
-    from relay.route.next_hop import Route
+    from relay.route.next_hop import RouteFinder
 
 __all__ = ["Lookups", "floor_lines", "host_text", "lookups", "no_route_text", "policy_line"]
 
@@ -22,7 +22,7 @@ __all__ = ["Lookups", "floor_lines", "host_text", "lookups", "no_route_text", "p
 class Lookups:
     """The objects with which the running relay would look up a route."""
 
-    route: Callable[[str], Awaitable[Route]]
+    route: RouteFinder
     floors: Floors
 
 

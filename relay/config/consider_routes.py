@@ -41,6 +41,14 @@ def _consider_names(config: Config) -> Iterator[Remark]:
     for pattern, by in config.routes_by_sender.items():
         name = by if isinstance(by, str) else by.next_hop
         yield from _unknown(f"routes_by_sender.{pattern}", name, config.next_hops, "next_hops")
+    for name, user in config.access.users.items():
+        if user.next_hop is not None:
+            key = f"access.users.{name}.next_hop"
+            yield from _unknown(key, user.next_hop, config.next_hops, "next_hops")
+    for i, listener in enumerate(config.listeners):
+        if listener.next_hop is not None:
+            key = f"listeners.{i}.next_hop"
+            yield from _unknown(key, listener.next_hop, config.next_hops, "next_hops")
     for key, hop in _next_hops(config):
         if hop.auth is not None and hop.auth.oauth2 is not None:
             yield from _unknown(f"{key}.auth.oauth2", hop.auth.oauth2, config.oauth2, "oauth2")

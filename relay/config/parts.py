@@ -28,12 +28,20 @@ def resolver_options(config: Config) -> ResolverOptions:
 
 def route_options(config: Config) -> RouteOptions:
     """The next hops of the file, and what `delivery` says about where a connection may go."""
+    from relay.route.choice import Routes
     from relay.route.router import RouteOptions  # and with it cryptography: 30 ms for `relay check`
 
     return RouteOptions(
         port=config.delivery.port,
         allow_networks=config.delivery.allow_networks,
-        routes=next_hops_by_recipient(config),
+        routes=Routes(
+            next_hops_by_recipient(config),
+            {
+                pattern: config.next_hops[by if isinstance(by, str) else by.next_hop]
+                for pattern, by in config.routes_by_sender.items()
+            },
+            config.next_hops,
+        ),
     )
 
 

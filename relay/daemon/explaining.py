@@ -8,7 +8,6 @@ No mail host is connected to.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -26,7 +25,7 @@ from relay.queue.store import SpoolError
 from relay.route.floor import DaneFloor, StsFloor
 from relay.route.forecast import describe, forecasts
 from relay.route.mta_sts import StsMode, matches
-from relay.route.next_hop import Host, Hosts, NoRoute, Route
+from relay.route.next_hop import Host, Hosts, NoRoute, Route, RouteFinder
 from relay.route.security import (
     HostFloor,
     Requirement,
@@ -86,7 +85,7 @@ async def explain(
     recipient: str,
     wishes: Wishes,
     rules: PolicyRules,
-    route: Callable[[str], Awaitable[Route]],
+    route: RouteFinder,
     options: SecurityOptions,
     floors: Floors,
     patience: timedelta,

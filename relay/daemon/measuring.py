@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from functools import lru_cache
 
@@ -28,7 +28,7 @@ from relay.queue.store import (
 )
 from relay.receive.listener import Listener
 from relay.report.metrics import Metrics
-from relay.route.next_hop import NoRoute, Route
+from relay.route.next_hop import NoRoute, Route, RouteFinder
 
 __all__ = [
     "MeteredSink",
@@ -64,14 +64,12 @@ class MeteredSink:
         )
 
 
-def metered(
-    route: Callable[[str], Awaitable[Route]], metrics: Metrics
-) -> Callable[[str], Awaitable[Route]]:
+def metered(route: RouteFinder, metrics: Metrics) -> RouteFinder:
     """A router whose lookups are counted and timed."""
 
-    async def measured(domain: str) -> Route:
+    async def measured(domain: str, /, reverse_path: str = "", next_hop: str = "") -> Route:
         began = time.perf_counter()
-        found = await route(domain)
+        found = await route(domain, reverse_path, next_hop)
         metrics.routed(time.perf_counter() - began, found=not isinstance(found, NoRoute))
         return found
 

@@ -5,7 +5,6 @@ interface.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 
 from relay.admin import certificates
@@ -24,7 +23,7 @@ from relay.deliver.options import DeliveryOptions, Timeouts, TlsOptions, securit
 from relay.deliver.probe import HostReport, RuleVerdict, probe_all
 from relay.deliver.tls import TlsContexts
 from relay.mail.jsontext import JsonObject
-from relay.route.next_hop import NoRoute, Route
+from relay.route.next_hop import NoRoute, RouteFinder
 
 __all__ = ["probe_domain"]
 
@@ -32,7 +31,7 @@ __all__ = ["probe_domain"]
 async def probe_domain(
     domain: str,
     *,
-    route: Callable[[str], Awaitable[Route]],
+    route: RouteFinder,
     hostname: str,
     delivery: DeliveryOptions,
     tls: TlsOptions,

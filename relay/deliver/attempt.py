@@ -20,7 +20,7 @@ connects, before MAIL and before the final dot.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from functools import partial
@@ -56,7 +56,7 @@ from relay.mail.tls_session import TlsSession
 from relay.queue.entry import TLS_REPORT, Entry, QueuedRecipient
 from relay.queue.store import ClaimLost, SpoolError
 from relay.route.mta_sts import StsMode
-from relay.route.next_hop import Host, Hosts, NoRoute, Route
+from relay.route.next_hop import Host, Hosts, NoRoute, RouteFinder
 from relay.route.security import HostFloor, Requirement, at_host, is_below, requirement, under
 
 __all__ = ["Attempt"]
@@ -81,7 +81,7 @@ class Attempt:
 
     def __init__(
         self,
-        route: Callable[[str], Awaitable[Route]],
+        route: RouteFinder,
         *,
         floors: Floors,
         hostname: str,
@@ -94,7 +94,7 @@ class Attempt:
         counts_sessions: bool = False,
         may_begin: Callable[[Entry], bool] = lambda entry: True,
     ) -> None:
-        """`route`: the hosts of a recipient domain. `floors`: what the domain asks of them.
+        """`route`: where a message goes. `floors`: what the domain asks of them.
         `counts_sessions`: whether sessions are counted for reports on TLS. `may_begin`: whether
         the claim of an entry still holds.
         """
@@ -128,10 +128,10 @@ class Attempt:
         then; a host that turned the connection
         away (`NotNow.turned_away`) may have received MAIL.
         """
-        route = await self._route(entry.domain)
+        message = entry.message
+        route = await self._route(entry.domain, message.reverse_path, message.next_hop)
         if isinstance(route, NoRoute):
             return {recipient.index: route.outcome for recipient in entry.recipients}
-        message = entry.message
         floor = await self._floor(entry, route)
         # For a message with the null reverse-path REQUIRETLS is no condition (RFC 8689 §4.2.1);
         # `prepare` adds the keyword all the same where the host offers it.

@@ -68,12 +68,13 @@ class MessageSummary:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What a sender may ask for beyond an envelope.
+    """What holds for a message beyond its envelope, most of it as its sender asked.
 
     `not_before`: when it is to go out; its age counts from then. `lifetime`: of this message, if
     it is to be shorter than others'. `tags` and `variables` (name and value) are the sender's own
     and told with each event. `is_test`: taken in and not delivered. `is_signed`: false where the
-    sender wants no DKIM-Signature of ours.
+    sender wants no DKIM-Signature of ours. `next_hop`: the name of the next hop that the user or
+    the listener is configured to use.
     """
 
     not_before: datetime | None = None
@@ -82,6 +83,7 @@ class Terms:
     variables: tuple[tuple[str, str], ...] = ()
     is_test: bool = False
     is_signed: bool = True
+    next_hop: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +115,11 @@ class QueuedMessage:
     terms: Terms | None = None
     requiretls: bool = False
     tls_required_no: bool = False
+
+    @property
+    def next_hop(self) -> str:
+        """The next hop that its client is configured to use, "" for none."""
+        return self.terms.next_hop if self.terms is not None else ""
 
     @property
     def begins(self) -> datetime:

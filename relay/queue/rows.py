@@ -129,6 +129,7 @@ def _terms_data(terms: Terms) -> list[object]:
         terms.variables,
         terms.is_test,
         terms.is_signed,
+        *([terms.next_hop] if terms.next_hop else []),
     ]
 
 
@@ -143,6 +144,7 @@ def _terms_of(data: list[Any] | None) -> Terms | None:
         variables=tuple((_text(name), _text(value)) for name, value in variables),
         is_test=bool(is_test),
         is_signed=bool(later[0]) if later else True,
+        next_hop=_text(later[1]) if len(later) > 1 else "",
     )
 
 

@@ -32,7 +32,8 @@ LOOPBACK: tuple[Network, ...] = (
 class User:
     """A user who may log in. `password`: an argon2 hash.
 
-    `sender_domains` None: any. "*.example.com" covers sub-domains.
+    `sender_domains` None: any. "*.example.com" covers sub-domains. `next_hop`: where this user's
+    mail goes, by name; see `relay.route.choice`.
     """
 
     name: str
@@ -47,6 +48,7 @@ class User:
         ]
         | None
     ) = None
+    next_hop: Annotated[str, Form.NAME] | None = None
 
 
 @dataclass(frozen=True, slots=True)

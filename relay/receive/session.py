@@ -63,6 +63,11 @@ class Session:
         return self.takes_auth and (self.tls is not None or may_be_clear)
 
     @property
+    def next_hop(self) -> str:
+        """The next hop of this client's mail: the user's, or the listener's; "" for none."""
+        return (self.user and self.user.next_hop) or self.listener.next_hop or ""
+
+    @property
     def must_authenticate(self) -> bool:
         return self.listener.auth is ListenerAuth.REQUIRED and self.user is None
 

@@ -60,7 +60,8 @@ class ListenerSpec:
     `auth_without_tls`: passwords may be sent in clear. `add_missing_headers`: the relay adds the
     fields that a simple client left out: Date, Message-ID, From (RFC 6409 §8). `helo_required`:
     MAIL is refused before EHLO or HELO (RFC 5321 §4.1.4). `socket_mode`: who may connect to a UNIX
-    socket, as octal digits; `socket_group`: the group of its file.
+    socket, as octal digits; `socket_group`: the group of its file. `next_hop`: where the mail of
+    its clients goes, by name; see `relay.route.choice`.
     """
 
     address: Annotated[str, Form.LISTEN_ADDRESS]
@@ -76,6 +77,7 @@ class ListenerSpec:
     min_tls: TlsVersion = TlsVersion.TLS_1_2
     socket_mode: Annotated[str, Form.FILE_MODE] = "0600"
     socket_group: Annotated[str, Form.GROUP] | None = None
+    next_hop: Annotated[str, Form.NAME] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ Trouble of the relay itself is never a 5yz.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import datetime
 
 from relay.mail.address import AddressError, domain_of, parse_path
@@ -33,7 +34,7 @@ from relay.mail.envelope import Recipient
 from relay.mail.reply import Reply
 from relay.mail.section import HeaderSection
 from relay.policy.rules import PolicyRules
-from relay.queue.entry import QueuedMessage, QueuedRecipient
+from relay.queue.entry import QueuedMessage, QueuedRecipient, Terms
 from relay.receive.access import may_send_as
 from relay.receive.content import Flaw
 from relay.receive.limits import Limits
@@ -222,11 +223,16 @@ def complete(
         client=_describe(session),
         client_tls=f"{session.tls.version}, {session.tls.cipher}" if session.tls else "",
         client_user=session.user.name if session.user else "",
-        terms=opened.terms,
+        terms=_with_next_hop(opened.terms, session.next_hop),
         requiretls=transaction.requiretls,
         tls_required_no=opened.tls_required_no,
     )
     return message, queued_recipients(opened, tuple(transaction.recipients.values()))
+
+
+def _with_next_hop(terms: Terms | None, next_hop: str) -> Terms | None:
+    """The terms of a message whose client is configured to use a next hop."""
+    return replace(terms or Terms(), next_hop=next_hop) if next_hop else terms
 
 
 def _describe(session: Session) -> str:

@@ -6,9 +6,10 @@ against the address rules: the relay connects to exactly this address without an
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Protocol
 
 from relay.mail.option import ONE_OR_MORE, Form, NotEmpty, Path, Port, Range, ShortKey
 from relay.mail.outcome import Bounced, Deferred, NamedBy, Routing
@@ -17,6 +18,7 @@ __all__ = [
     "BY_NOBODY",
     "Auth",
     "AuthMechanism",
+    "Choice",
     "Credentials",
     "Grant",
     "Host",
@@ -27,6 +29,8 @@ __all__ = [
     "NoRoute",
     "Rate",
     "Route",
+    "RouteFinder",
+    "RouteRule",
     "TlsMode",
     "TokenSource",
 ]
@@ -159,6 +163,29 @@ class NextHop:
         return f"{','.join(host for equals in self.hosts for host in equals)}:{self.port}"
 
 
+class RouteRule(StrEnum):
+    """The rule that chose where a message goes, in the order in which they are asked."""
+
+    RECIPIENT = "recipient"
+    CLIENT = "client"
+    SENDER = "sender"
+    ALL = "all"
+    MX = "mx"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which next hop a message takes, None for the MX hosts, and by which rule. `pattern`: where
+    the rule stands in `routes` or `routes_by_sender`. `missing`: the name of a next hop that is not
+    configured any more.
+    """
+
+    rule: RouteRule = RouteRule.MX
+    pattern: str = ""
+    hop: NextHop | None = None
+    missing: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Host:
     """One address of one mail host.
@@ -208,13 +235,15 @@ class Hosts:
     """The hosts to try, in order, at least one.
 
     `trouble`: temporary failures of look-ups (one line each), which make an attempt temporary if
-    no host takes the mail. `rejected`: addresses that are not allowed, and why.
+    no host takes the mail. `rejected`: addresses that are not allowed, and why. `choice`: why mail
+    goes there.
     """
 
     hosts: tuple[Host, ...]
     trouble: tuple[str, ...] = ()
     rejected: tuple[str, ...] = ()
     naming: Naming = BY_NOBODY
+    choice: Choice = Choice()
 
     @property
     def routing(self) -> Routing:
@@ -238,9 +267,19 @@ def _line(host: Host) -> str:
 
 @dataclass(frozen=True, slots=True)
 class NoRoute:
-    """There is no host to try; `outcome` is the result for the recipients."""
+    """No host to try; `outcome` is the result for the recipients. `choice`: as for `Hosts`."""
 
     outcome: Deferred | Bounced
+    choice: Choice = Choice()
 
 
 Route = Hosts | NoRoute
+
+
+class RouteFinder(Protocol):
+    """`relay.route.router.Router.route`."""
+
+    def __call__(
+        self, domain: str, /, reverse_path: str = "", next_hop: str = ""
+    ) -> Awaitable[Route]:
+        """Where mail for a domain goes: see `relay.route.choice.choose`."""

@@ -1,6 +1,6 @@
-"""Answers the question of delivery: where does mail for this domain go?
+"""Answers the question of delivery: where does this mail go?
 
-    a static route (`routes`)        its next hop, with any addresses
+    a next hop of the operator's     its hosts, with any addresses (`choice` says which next hop)
     an address literal `[192.0.2.1]` that address, if it is allowed (RFC 5321 §4.1.3)
     any other domain                 its mail hosts in the DNS, with judged addresses (§5.1)
 
@@ -9,8 +9,10 @@ says which of these may be tried. A plan is kept until the first of its answers 
 `plan.arrange` shuffles it for each attempt. Logins are not kept: `credentials` returns the current
 ones.
 
-The operator names a static route. Its host may be private and without a dot. If it cannot be found
-or used, the mail waits: the mistake is the operator's, not the recipient's.
+The operator names a next hop. Its host may be private and without a dot. If it cannot be found or
+used, the mail waits: the mistake is the operator's, not the recipient's. The same holds where a
+message names a next hop that is not configured any more: no other way would be what its client
+was told.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
 from random import Random
@@ -43,11 +45,13 @@ from relay.route.answers import (
     Unanswered,
 )
 from relay.route.cache import ExpiringCache
+from relay.route.choice import Routes, choose
 from relay.route.credentials import CredentialsError, RouteCredentials
 from relay.route.dane import base_domains
 from relay.route.mx import MailHost, MailHosts, host_name, mail_hosts, unusable
 from relay.route.next_hop import (
     BY_NOBODY,
+    Choice,
     Host,
     Hosts,
     Naming,
@@ -79,15 +83,13 @@ _NOBODYS = "192.0.2.1"
 class RouteOptions:
     """How mail is routed.
 
-    `routes`: by recipient domain; `*.example.net` covers all below it, `*` covers all domains.
-
     `max_hosts`: how many mail hosts of a domain are looked up, the best ones; `max_addresses`: how
     many addresses an attempt tries.
     """
 
     port: int = 25
     allow_networks: tuple[Network, ...] = ()
-    routes: Mapping[str, NextHop] = field(default_factory=dict)
+    routes: Routes = field(default_factory=Routes)
     max_addresses: int = 10
     max_hosts: int = 100
 
@@ -97,7 +99,6 @@ class _Kept:
     """The result of a domain's look-ups."""
 
     result: Plan | NoRoute
-    hop: NextHop | None = None
     naming: Naming = BY_NOBODY
 
 
@@ -129,28 +130,38 @@ class Router:
     def reload(self, options: RouteOptions) -> None:
         """Route by other options from now on."""
         self._options = options
-        self._routes = {_route_key(key): route for key, route in options.routes.items()}
         self._cache.clear()
 
-    async def route(self, domain: str) -> Route:
-        """The hosts to try for a recipient domain, in order, or the outcome without a host."""
-        kept = self._cache.get(domain, now=self._clock())
+    async def route(self, domain: str, reverse_path: str = "", next_hop: str = "") -> Route:
+        """The hosts to try for a recipient domain, in order, or the outcome without a host.
+
+        `reverse_path` and `next_hop`: as for `choice.choose`.
+        """
+        name = host_name(domain) or domain
+        choice = choose(self._options.routes, name, reverse_path, next_hop)
+        if choice.missing:
+            return _not_configured(choice)
+        found = await self._by_choice(domain, choice.hop)
+        return replace(found, choice=choice)
+
+    async def _by_choice(self, domain: str, hop: NextHop | None) -> Route:
+        key = domain if hop is None else f"{hop.name} {domain}"  # neither has a space
+        kept = self._cache.get(key, now=self._clock())
         if kept is None:
-            kept = await self._look_up(domain)
+            kept = await self._look_up(key, domain, hop)
         if isinstance(kept.result, NoRoute):
             return kept.result
         limit, trouble = self._options.max_addresses, kept.result.trouble
         hosts = arrange(kept.result, limit, self._random)
-        if kept.hop is not None and kept.hop.auth is not None:
-            return await self._with_credentials(hosts, kept.hop, kept.naming)
+        if hop is not None and hop.auth is not None:
+            return await self._with_credentials(hosts, hop, kept.naming)
         if (untried := kept.result.hosts - limit) > 0:
             trouble = (*trouble, f"{untried} more mail hosts are left for another attempt")
         return Hosts(hosts, trouble, kept.result.rejected, kept.naming)
 
-    async def _look_up(self, domain: str) -> _Kept:
+    async def _look_up(self, key: str, domain: str, hop: NextHop | None) -> _Kept:
         options = self._options
         name = host_name(domain) or domain
-        hop = self._hop(name)
         literal = parse_address_literal(domain)
         naming = BY_NOBODY
         if hop is not None:
@@ -166,27 +177,13 @@ class Router:
             )
         else:
             result, expires, naming = await self._by_dns(name)
-        kept = _Kept(result, hop, naming)
+        kept = _Kept(result, naming)
         if (
             options is self._options
         ):  # a result under options that have changed meanwhile is not kept
             weight = 1 + (result.weight if isinstance(result, Plan) else 0)
-            self._cache.put(domain, kept, expires=expires, weight=weight)
+            self._cache.put(key, kept, expires=expires, weight=weight)
         return kept
-
-    def _hop(self, name: str) -> NextHop | None:
-        """The next hop for a domain: its own name, then the longest `*.` above it, then `*`."""
-        routes = self._routes
-        if not routes:
-            return None
-        if name in routes:
-            return routes[name]
-        _, _, above = name.partition(".")
-        while above and not name.startswith("["):
-            if (found := routes.get(f"*.{above}")) is not None:
-                return found
-            _, _, above = above.partition(".")
-        return routes.get("*")
 
     async def _by_dns(self, name: str) -> tuple[Plan | NoRoute, float, Naming]:
         answer = await self._resolver.mx(name)
@@ -369,17 +366,20 @@ def _family(address: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
-def _route_key(key: str) -> str:
-    if key.startswith("*."):
-        return f"*.{host_name(key[2:]) or key[2:].lower()}"
-    return host_name(key) or key.lower()
-
-
 def _has_addresses(task: asyncio.Task[AddressLookup]) -> bool:
     if not task.done():
         return False
     found = task.result()
     return isinstance(found, AddressAnswer) and bool(found.addresses)
+
+
+def _not_configured(choice: Choice) -> NoRoute:
+    text = (
+        f"the next hop {choice.missing}, which this mail's client was given, is not configured;"
+        f" add next_hops.{choice.missing} again, or remove the mail"
+    )
+    log.error("%s", text)
+    return NoRoute(Deferred("4.3.5", Code.NO_USABLE_MX, "", text), choice)
 
 
 def _waits(domain: str, status: str, reason: str) -> NoRoute:

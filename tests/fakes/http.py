@@ -110,7 +110,7 @@ async def http_rig(directory: Path) -> AsyncIterator[Rig]:
         None, store, sink, settings, HttpOptions(api_keys=(KEY,), webhook_signing_key="signs")
     )
 
-    async def route(domain: str) -> Hosts:
+    async def route(domain: str, /, reverse_path: str = "", next_hop: str = "") -> Hosts:
         return Hosts((Host(f"mx.{domain}", "192.0.2.7", 25, 10),))
 
     async def explained(

@@ -303,7 +303,7 @@ async def page_rig(directory: Path, *, note: str = "") -> AsyncIterator[PageRig]
     await settings.load()
     rig = PageRig(store, QuietRelay(), WebOptions(users=USERS), note=note)
 
-    async def route(domain: str) -> Hosts:
+    async def route(domain: str, /, reverse_path: str = "", next_hop: str = "") -> Hosts:
         bases = (f"mx.{domain}",)
         return Hosts((Host(f"mx.{domain}", "192.0.2.7", 25, 10, tlsa_bases=bases),))
 

@@ -984,6 +984,14 @@ def test_next_hop_has_groups_of_hosts_a_rate_and_pins() -> None:
             "next_hops: {a.example: {host: h.example}}\nroutes: {a.example: {host: h.example}}",
             "routes.a.example: next_hops has a next hop of this name, too",
         ),
+        (
+            f"access: {{users: {{u: {{password: '{HASH}', next_hop: b}}}}}}",
+            "access.users.u.next_hop: next_hops has no b",
+        ),
+        (
+            "listeners: [{address: '127.0.0.1:2525', next_hop: b}]",
+            "listeners.0.next_hop: next_hops has no b; add next_hops.b",
+        ),
         ("next_hops: {a: {host: h, hosts: [h]}}", "next_hops.a.host: hosts is given, too; keep"),
         (
             "next_hops: {a: {host: h, username: u, auth: {}}}",

@@ -38,7 +38,7 @@ async def told(
 ) -> dict[str, Any]:
     rules = PolicyRules(destinations={"dest.example": rule} if rule else {})
 
-    async def route(_: str) -> Hosts:
+    async def route(domain: str, /, reverse_path: str = "", next_hop: str = "") -> Hosts:
         return Hosts((Host(NAME, "192.0.2.7", 25, 10, tlsa_bases=(NAME,)),))
 
     return await explain(

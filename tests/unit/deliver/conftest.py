@@ -161,7 +161,7 @@ class Rig:
         """Made once, at its first use, with what the test had set by then."""
         every = [script for server in self.servers for script in server.scripts]
         attempt = Attempt(
-            lambda domain: self.route(domain),
+            lambda domain, *_: self.route(domain),
             hostname="relay.example",
             delivery=DeliveryOptions(**({"timeouts": _timeouts(every)} | self.delivery)),
             tls=TlsOptions(**self.tls),

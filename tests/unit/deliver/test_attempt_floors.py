@@ -398,7 +398,7 @@ async def test_a_route_of_the_operators_is_under_the_policy_of_its_host(rig):
     rig.floors = floors_of(published, rules)
     naming = Naming(True, "smart.example", ("smart.example",))
 
-    async def route(domain: str) -> Hosts:
+    async def route(domain: str, /, reverse_path: str = "", next_hop: str = "") -> Hosts:
         return Hosts(tuple(rig.hosts), naming=naming)
 
     rig.attempt._route = route

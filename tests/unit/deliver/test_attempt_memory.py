@@ -288,7 +288,7 @@ async def test_route_of_the_operators_is_neither_held_nor_remembered(
     world.act(DEFER)
     await rig.mx(STRIPPED)
 
-    async def route(_: str) -> Hosts:
+    async def route(*_: str) -> Hosts:
         return Hosts(tuple(rig.hosts), naming=Naming(is_secure=True, route_host=NAME))
 
     monkeypatch.setattr(type(rig), "route", property(lambda _: route))

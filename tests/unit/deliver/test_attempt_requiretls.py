@@ -29,7 +29,7 @@ def named_by(rig, naming: Naming, published: Published | None = None, **rules) -
     """Whoever named the hosts, and what the domain publishes."""
     rig.floors = floors_of(published or Published(), PolicyRules(**rules))
 
-    async def route(domain: str) -> Hosts:
+    async def route(domain: str, /, reverse_path: str = "", next_hop: str = "") -> Hosts:
         return Hosts(tuple(rig.hosts), rig.trouble, naming=naming)
 
     rig.attempt._route = route

@@ -229,7 +229,7 @@ async def test_mail_by_a_route_to_an_address_is_told_to_nobody(rig: Any) -> None
 
 
 def _by_route(rig: Any, host: str) -> Any:
-    async def route(domain: str) -> Hosts:
+    async def route(domain: str, /, reverse_path: str = "", next_hop: str = "") -> Hosts:
         return Hosts(tuple(rig.hosts), naming=Naming(is_secure=True, route_host=host))
 
     return route

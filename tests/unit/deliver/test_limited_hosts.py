@@ -53,7 +53,7 @@ async def delivering(
     timeouts: Timeouts = QUICK,
     **options: Any,
 ) -> AsyncIterator[Delivery]:
-    async def route(domain: str) -> Route:
+    async def route(domain: str, /, reverse_path: str = "", next_hop: str = "") -> Route:
         return Hosts(tuple(hosts_of(domain)))
 
     delivery = DeliveryOptions(timeouts=timeouts, **options)

@@ -25,6 +25,7 @@ ALL = Terms(
     (("order", '{"id": 7}'),),
     is_test=True,
     is_signed=False,
+    next_hop="provider",
 )
 
 
@@ -48,6 +49,12 @@ def test_terms_written_before_dkim_was_one_of_them_are_read():
     data[-1] = data[-1][:5]
     columns = message.queue_id, message.reverse_path, micros(message.arrived), message.size_bytes
     assert message_of(*columns, json.dumps(data)) == message
+
+
+def test_terms_written_before_a_client_could_have_a_next_hop_are_read():
+    message = replace(entry().message, terms=Terms(tags=("a",)))
+    assert len(json.loads(message_data(message))[-1]) == 6  # as before, where there is none
+    assert message.next_hop == ""
 
 
 def _settled(terms: Terms | None, *, after: timedelta) -> QueuedRecipient:

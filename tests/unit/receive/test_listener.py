@@ -790,3 +790,31 @@ async def test_a_pipelined_flood_of_commands_is_answered_in_order(desk):
         assert [reply[:3] for reply in await client.replies(4)] == ["250", "250", "354", "250"]
     assert isinstance(client, Client)
     assert len(desk.store.messages) == 40
+
+
+@pytest.mark.parametrize(
+    ("of_listener", "of_user", "login", "kept"),
+    [
+        (None, None, RIGHT, ""),
+        ("by-listener", None, RIGHT, "by-listener"),
+        (None, "by-user", RIGHT, "by-user"),
+        ("by-listener", "by-user", RIGHT, "by-user"),
+        ("by-listener", "by-user", None, "by-listener"),
+        (None, "by-user", None, ""),
+    ],
+)
+async def test_message_keeps_the_next_hop_of_its_user_or_listener(
+    desk, of_listener, of_user, login, kept
+):
+    desk.access = Access(users={"app1": replace(USERS["app1"], next_hop=of_user)})
+    auth = replace(PASSWORDS, auth=ListenerAuth.OPTIONAL, next_hop=of_listener)
+    client = await desk.client(auth)
+    await client.greet()
+    if login is not None:
+        assert (await client.say(login)).startswith("235 ")
+    await client.say("MAIL FROM:<a@example.com>")
+    await client.say("RCPT TO:<b@example.net>")
+    assert (await client.data(b"Subject: x\r\n\r\nx\r\n.\r\n")).startswith("250 ")
+    [new] = desk.store.messages
+    assert new.message.next_hop == kept
+    assert (new.message.terms is None) == (kept == "")

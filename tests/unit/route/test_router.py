@@ -15,6 +15,7 @@ import pytest
 from relay.mail.outcome import Bounced, Deferred
 from relay.route import router as router_module
 from relay.route.answers import AddressAnswer, MxAnswer, MxRecord, TrustAd, Unanswered
+from relay.route.choice import Routes
 from relay.route.dns import DnsResolver, ResolverOptions
 from relay.route.next_hop import Auth, Credentials, Hosts, Naming, NextHop, NoRoute, TlsMode
 from relay.route.router import RouteOptions, Router, is_local_address
@@ -33,6 +34,8 @@ class Clock:
 
 
 def router(dns, *, clock=None, listening=(), hostname="relay.example", **options):
+    if isinstance(by_recipient := options.get("routes"), dict):
+        options["routes"] = Routes(by_recipient)
     return Router(
         dns,
         RouteOptions(**options),
@@ -436,7 +439,7 @@ async def test_the_closest_route_wins(domain, hop):
     routes = {
         "example.net": next_hop("exact"),
         "*.example.net": next_hop("sub"),
-        "*.Deep.Example.net": next_hop("deep"),
+        "*.deep.example.net": next_hop("deep"),
         "*": next_hop("all"),
     }
     dns = FakeDns(hosts={name: ["10.0.0.1"] for name in ("exact", "sub", "deep", "all")})
@@ -615,6 +618,36 @@ def test_own_addresses_are_found_where_any_address_can_be_bound(monkeypatch):
     assert not is_local_address("11.22.33.44")
 
 
+async def test_mail_goes_by_its_sender_and_by_what_its_client_is_given():
+    names = ("all", "sender", "of-client")
+    dns = FakeDns(hosts={f"{name}.hop.example": [f"11.22.33.{len(name)}"] for name in names})
+    hops = {name: NextHop(name, ((f"{name}.hop.example",),)) for name in names}
+    routes = Routes({"*": hops["all"]}, {"example.com": hops["sender"]}, hops)
+    ours = router(dns, routes=routes)
+    for sender, client, name in [
+        ("", "of-client", "all"),
+        ("a@example.com", "", "sender"),
+        ("a@example.com", "of-client", "of-client"),
+        ("a@example.org", "", "all"),
+        ("a@example.com", "", "sender"),  # what was kept for one sender is not another's
+    ]:
+        route = await ours.route("example.net", sender, client)
+        assert tried(route) == [f"11.22.33.{len(name)}"]
+        assert route.hosts[0].hop == route.choice.hop == hops[name]
+
+
+async def test_mail_whose_next_hop_was_removed_waits_until_it_is_back(caplog):
+    dns = FakeDns(hosts={"h.example": ["11.22.33.1"]})
+    hop = NextHop("client", (("h.example",),))
+    ours = router(dns, routes=Routes({"*": hop}, {}, {}))
+    route = await ours.route("example.net", "a@example.com", "client")
+    assert refused(route) == (Deferred, "4.3.5", 498)
+    assert "the next hop client, which" in route.outcome.description
+    assert "add next_hops.client again" in caplog.text
+    ours.reload(RouteOptions(routes=Routes({"*": hop}, {}, {"client": hop})))
+    assert tried(await ours.route("example.net", "a@example.com", "client")) == ["11.22.33.1"]
+
+
 # --- what is known of a host's name ------------------------------------------------------------
 
 
@@ -623,7 +656,7 @@ def signed(*addresses: str, **more: Any) -> AddressAnswer:
 
 
 async def naming_of(dns: FakeDns, domain: str, **options: Any) -> tuple[Naming, tuple[str, ...]]:
-    route = await Router(dns, RouteOptions(**options), hostname="relay.example").route(domain)
+    route = await router(dns, **options).route(domain)
     assert isinstance(route, Hosts)
     return route.naming, route.hosts[0].tlsa_bases
 

@@ -1,0 +1,84 @@
+"""Which next hop a message takes to a recipient, and by which rule. Pure.
+
+The first rule that applies decides:
+
+    1  recipient   `routes`: the recipient's domain, then the longest "*." above it
+    2  client      `next_hop` of the user who logged in, or of the listener
+    3  sender      `routes_by_sender`: the sender's address, its domain, then the longest "*."
+    4  all         `routes`: "*"
+    5  mx          no next hop: the MX records of the recipient's domain
+
+The sender is the reverse-path. A message with the null reverse-path, such as a report, has no
+sender: the rules 2 and 3 do not apply to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from relay.mail.address import AddressError, normalise_domain
+from relay.route.next_hop import Choice, NextHop, RouteRule
+
+__all__ = ["Routes", "choose"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Routes:
+    """`routes` and `routes_by_sender`, each pattern with its next hop; and all by name."""
+
+    by_recipient: Mapping[str, NextHop] = field(default_factory=dict)
+    by_sender: Mapping[str, NextHop] = field(default_factory=dict)
+    next_hops: Mapping[str, NextHop] = field(default_factory=dict)
+
+
+def choose(routes: Routes, domain: str, reverse_path: str = "", next_hop: str = "") -> Choice:
+    """The next hop for a recipient's domain. `next_hop`: the one that the client's listener or user
+    named when the message was accepted; it may be missing since a reload.
+    """
+    found = _first(routes.by_recipient, _domain_patterns(domain))
+    if found is not None:
+        return Choice(RouteRule.RECIPIENT, *found)
+    if reverse_path and next_hop:
+        hop = routes.next_hops.get(next_hop)
+        return Choice(RouteRule.CLIENT, hop=hop, missing="" if hop else next_hop)
+    found = _first(routes.by_sender, _sender_patterns(reverse_path))
+    if found is not None:
+        return Choice(RouteRule.SENDER, *found)
+    found = _first(routes.by_recipient, ("*",))
+    if found is not None:
+        return Choice(RouteRule.ALL, *found)
+    return Choice(RouteRule.MX)
+
+
+def _first(by_pattern: Mapping[str, T], patterns: Iterable[str]) -> tuple[str, T] | None:
+    if not by_pattern:
+        return None
+    return next(((p, by_pattern[p]) for p in patterns if p in by_pattern), None)
+
+
+def _domain_patterns(domain: str) -> Iterator[str]:
+    """The patterns that cover a domain, the most exact first; of an address literal only itself."""
+    yield domain
+    _, _, above = domain.partition(".")
+    while above and not domain.startswith("["):
+        yield f"*.{above}"
+        _, _, above = above.partition(".")
+
+
+def _sender_patterns(reverse_path: str) -> Iterator[str]:
+    """The patterns that cover a sender. The case of its local part does not count: people do not
+    write an address in the same case each time.
+    """
+    local_part, _, after = reverse_path.rpartition("@")
+    if not local_part:
+        return
+    try:
+        domain = normalise_domain(after)
+    except AddressError:
+        return
+    yield f"{local_part.lower()}@{domain}"
+    yield from _domain_patterns(domain)
