@@ -33,12 +33,14 @@ from relay.queue.store import (
 )
 from relay.queue.verbs import VERBS
 from relay.report import deliverylog
+from relay.route.choice import said
 from relay.route.forecast import Forecast, sentence
-from relay.route.next_hop import Host, NoRoute
+from relay.route.next_hop import Choice, Host, NoRoute
 
 __all__ = [
     "Changed",
     "change_in_steps",
+    "choice_as_json",
     "find_events",
     "follow_events",
     "forecast_as_json",
@@ -202,6 +204,16 @@ def host_as_json(host: Host) -> JsonObject:
         "preference": host.preference,
         "tls": host.tls.value,
         "login": host.credentials is not None,
+    }
+
+
+def choice_as_json(choice: Choice) -> JsonObject:
+    """Which next hop a message takes, and by which rule. `next-hop`: null for the MX hosts."""
+    return {
+        "next-hop": choice.next_hop or None,
+        "rule": choice.rule.value,
+        "pattern": choice.pattern or None,
+        "text": said(choice),
     }
 
 

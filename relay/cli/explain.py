@@ -7,6 +7,7 @@ import itertools
 import json
 from collections.abc import Mapping
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,8 @@ _YES_NO = click.Choice(["yes", "no"])
 )
 @click.option("--requiretls", is_flag=True, help="As if MAIL said REQUIRETLS (RFC 8689).")
 @click.option("--tls-required-no", is_flag=True, help="As if the message said TLS-Required: No.")
+@click.option("--user", metavar="NAME", help="As if this user of access.users had logged in.")
+@click.option("--listener", metavar="ADDRESS", help="As if the client had come by this listener.")
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object, for programs.")
 @config_option
 @click.pass_context
@@ -48,6 +51,8 @@ def explain(
     skip_verification: str | None,
     requiretls: bool,
     tls_required_no: bool,
+    user: str | None,
+    listener: str | None,
     as_json: bool,
 ) -> None:
     """Say what would become of a message, without delivering anything.
@@ -62,6 +67,8 @@ def explain(
     less protection than a rule with allow_override: false permits. "a message may weaken this"
     says whether such a rule applies.
 
+    "next hop" names the next hop of the configuration that the message takes, and the rule.
+
     The rules are those of the file. If a running relay uses other rules, stderr says so.
     """
     from relay.daemon.explaining import FloorPending
@@ -75,7 +82,8 @@ def explain(
     try:
         wishes = Wishes(_truth(require_tls), _truth(skip_verification))
         speaks = {"requiretls": requiretls, "tls_required_no": tls_required_no}
-        answer = _explained(config, reverse_path, forward_path, wishes, speaks)
+        next_hop = _next_hop(config, user, listener)
+        answer = _explained(config, reverse_path, forward_path, wishes, speaks, next_hop)
     except FloorPending as error:
         fail(f"{error}; ask again when that has ended")
     except Exception as error:  # the user gets a sentence for every kind of failure
@@ -100,12 +108,30 @@ def _address(text: str, option: str) -> tuple[str, str]:
         raise click.BadParameter(f"{printable(text)}: {error}", param_hint=option) from None
 
 
+def _next_hop(config: Config, user: str | None, listener: str | None) -> str:
+    """The next hop that a client is given, "" for none."""
+    named = {one.address: one for one in config.listeners}
+    if user is not None and user not in config.access.users:
+        raise click.BadParameter(f"access.users has no {printable(user)}", param_hint="--user")
+    if listener is not None and listener not in named:
+        there = f"write one of {', '.join(named)}"
+        raise click.BadParameter(f"no such listener; {there}", param_hint="--listener")
+    by_user = config.access.users[user].next_hop if user is not None else None
+    by_listener = named[listener].next_hop if listener is not None else None
+    return by_user or by_listener or ""
+
+
 def _explained(
-    config: Config, reverse_path: str, recipient: str, wishes: Wishes, speaks: Mapping[str, bool]
+    config: Config,
+    reverse_path: str,
+    recipient: str,
+    wishes: Wishes,
+    speaks: Mapping[str, bool],
+    next_hop: str,
 ) -> dict[str, Any]:
     """The answer under the file's rules and the settings made over HTTP.
 
-    `speaks`: the message uses REQUIRETLS, or TLS-Required: No (RFC 8689).
+    `speaks`: the message uses REQUIRETLS, or TLS-Required: No (RFC 8689). `next_hop`: the client's.
     """
     from relay.admin.domain_settings import overlay_of
     from relay.daemon.explaining import explain as explain_message
@@ -121,7 +147,7 @@ def _explained(
                 recipient=recipient,
                 wishes=wishes,
                 rules=with_overlay(config.policy, overlay_of(settings)),
-                route=asked.route,
+                route=partial(asked.route, next_hop=next_hop),
                 options=security_options(config.delivery, config.tls),
                 floors=asked.floors,
                 patience=config.delivery.timeouts.policy_fetch,
@@ -202,6 +228,9 @@ def _print(answer: dict[str, Any]) -> None:
         click.echo(f"  {'tls-required-no:':<19}{click.style('yes', bold=True)}  from: message")
     may = "yes" if answer["message-may-weaken"] else "no  (a rule has allow_override: false)"
     click.echo(f"  a message may weaken this: {may}")
+    route = answer["route"]
+    next_hop = click.style(printable(route["next-hop"] or "MX"), bold=True)
+    click.echo(f"  {'next hop:':<19}{next_hop}  from: {printable(route['text'])}")
     click.echo()
     if answer["no-route"] is not None:
         click.echo(no_route_text(answer["no-route"]))

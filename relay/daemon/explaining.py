@@ -11,7 +11,7 @@ import asyncio
 from dataclasses import dataclass
 from datetime import timedelta
 
-from relay.admin.operations import forecast_as_json, host_as_json, no_route_as_json
+from relay.admin.operations import choice_as_json, forecast_as_json, host_as_json, no_route_as_json
 from relay.deliver.floors import DomainFloor, Floors, judged
 from relay.deliver.memory import NO_PAST, AtHost
 from relay.deliver.sts_policies import PolicyPending
@@ -108,6 +108,7 @@ async def explain(
     settings = resolve(rules, reverse_path=reverse_path, recipient_domain=domain, wishes=asked)
     needed = requirement(settings, options, requiretls=requiretls and reverse_path != "")
     waives = tls_required_no and not settings.require_tls.value
+    found = await route(domain, reverse_path)
     return {
         "sender": reverse_path,
         "recipient": recipient,
@@ -122,9 +123,10 @@ async def explain(
         "tls-required-no-refused": _why_refused(
             says_no=says_no, has_effect=tls_required_no, requiretls=requiretls, locked=locked
         ),
+        "route": choice_as_json(found.choice),
         **await _where(
             domain,
-            await route(domain),
+            found,
             needed,
             options,
             floors,

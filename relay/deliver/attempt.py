@@ -131,7 +131,8 @@ class Attempt:
         message = entry.message
         route = await self._route(entry.domain, message.reverse_path, message.next_hop)
         if isinstance(route, NoRoute):
-            return {recipient.index: route.outcome for recipient in entry.recipients}
+            outcome = replace(route.outcome, routing=route.routing)
+            return {recipient.index: outcome for recipient in entry.recipients}
         floor = await self._floor(entry, route)
         # For a message with the null reverse-path REQUIRETLS is no condition (RFC 8689 §4.2.1);
         # `prepare` adds the keyword all the same where the host offers it.

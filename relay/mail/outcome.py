@@ -194,11 +194,13 @@ class NamedBy(StrEnum):
 class Routing:
     """Where an attempt could go. `hosts`: one line each, in the order in which they are tried.
     `is_authentic`: a signed answer named them, which the resolver validated, or the operator did.
+    `next_hop`: the name of the operator's next hop, "" where there was none.
     """
 
     named_by: NamedBy
     is_authentic: bool
     hosts: tuple[str, ...]
+    next_hop: str = ""
 
 
 class Code:
@@ -218,7 +220,8 @@ class _Result:
     `message`: the peer's text, unchanged. `description`: the relay's sentence for a person.
     `session`: None when none took place. `hosts`: one line for each host tried before.
     `earlier`: the sessions with them, where there were any. `policy`: of the host that decided,
-    where there was no session with it. `routing`: None where the domain had no host.
+    where there was no session with it. `routing`: None where the domain had no host, and no next
+    hop of the operator's.
     """
 
     status: str

@@ -16,12 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TypeVar, assert_never
 
 from relay.mail.address import AddressError, normalise_domain
 from relay.route.next_hop import Choice, NextHop, RouteRule
 
-__all__ = ["Routes", "choose"]
+__all__ = ["Routes", "choose", "said"]
 
 T = TypeVar("T")
 
@@ -52,6 +52,21 @@ def choose(routes: Routes, domain: str, reverse_path: str = "", next_hop: str = 
     if found is not None:
         return Choice(RouteRule.ALL, *found)
     return Choice(RouteRule.MX)
+
+
+def said(choice: Choice) -> str:
+    """Where the rule stands in the configuration."""
+    match choice.rule:
+        case RouteRule.RECIPIENT | RouteRule.ALL:
+            return f'routes: "{choice.pattern}"'
+        case RouteRule.CLIENT:
+            return "next_hop of the user or the listener"
+        case RouteRule.SENDER:
+            return f'routes_by_sender: "{choice.pattern}"'
+        case RouteRule.MX:
+            return "no route applies"
+        case _:
+            assert_never(choice.rule)
 
 
 def _first(by_pattern: Mapping[str, T], patterns: Iterable[str]) -> tuple[str, T] | None:

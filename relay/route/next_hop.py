@@ -185,6 +185,11 @@ class Choice:
     hop: NextHop | None = None
     missing: str = ""
 
+    @property
+    def next_hop(self) -> str:
+        """The name of the next hop, also of one that is missing; "" for the MX hosts."""
+        return self.hop.name if self.hop is not None else self.missing
+
 
 @dataclass(frozen=True, slots=True)
 class Host:
@@ -256,7 +261,8 @@ class Hosts:
         else:
             is_literal = self.hosts[0].name == self.hosts[0].address
             named_by = NamedBy.ADDRESS if is_literal else NamedBy.MX
-        return Routing(named_by, naming.is_secure, tuple(map(_line, self.hosts)))
+        lines = tuple(map(_line, self.hosts))
+        return Routing(named_by, naming.is_secure, lines, self.choice.next_hop)
 
 
 def _line(host: Host) -> str:
@@ -271,6 +277,12 @@ class NoRoute:
 
     outcome: Deferred | Bounced
     choice: Choice = Choice()
+
+    @property
+    def routing(self) -> Routing | None:
+        """For the delivery log: the next hop that cannot be used now; None for a domain's hosts."""
+        next_hop = self.choice.next_hop
+        return Routing(NamedBy.ROUTE, True, (), next_hop) if next_hop else None
 
 
 Route = Hosts | NoRoute

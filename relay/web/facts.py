@@ -63,7 +63,7 @@ def groups_of(line: Fields) -> tuple[FactGroup, ...]:
     at = datetime.fromtimestamp(line["timestamp"], UTC)
     groups = [
         ("", _message(line)),
-        ("Where it could go", _routing(status.get("routing"))),
+        ("Where it could go", _routing(status)),
         *((one["mx-host"], _host(one, at)) for one in status.get("earlier", ())),
         (status.get("mx-host") or "The attempt" if status else "", _attempt(line, status, at)),
     ]
@@ -116,13 +116,15 @@ def _spoke(policy: Fields, name: str) -> str:
     return source if rule in ("", source) else f"{source} {rule}"
 
 
-def _routing(routing: Fields | None) -> Pairs:
+def _routing(status: Fields) -> Pairs:
+    routing = status.get("routing")
     if routing is None:
         return []
     named_by = routing["named-by"]
     signed = "yes, and validated" if routing["authentic"] else "no"
     return [
         ("Hosts named by", _NAMED_BY.get(named_by, named_by)),
+        ("Next hop", status.get("route")),
         ("Signed (DNSSEC)", signed if named_by in ("mx", "domain") else None),
         *((f"{number}.", host) for number, host in enumerate(routing["hosts"], 1)),
     ]

@@ -659,6 +659,9 @@ def test_commands_ask_and_change_a_running_relay(run: Run) -> None:
     assert "failed     M1" in run("log", "--event", "failed").stdout
 
 
+HASH = "$argon2id$v=19$m=65536,t=3,p=4$c29tZXNhbHQ$RdescudvJCsgt3ub+b4dWRWJTmaaOBGJ"
+
+
 # --- explain --------------------------------------------------------------------------------------
 
 
@@ -685,6 +688,35 @@ def test_explain_says_where_a_setting_came_from_and_what_a_host_must_prove(
         "rule": "partner.example",
     }
     assert answer["hosts"][0]["address"] == "192.0.2.7"
+
+
+def test_explain_says_which_next_hop_a_sender_and_a_client_have(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "relay.yaml").write_text(
+        f"""
+        hostname: relay.example.net
+        listeners: [{{address: "127.0.0.1:2525", next_hop: second}}]
+        access: {{users: {{app1: {{password: "{HASH}", next_hop: first}}}}}}
+        next_hops:
+          first: {{host: 192.0.2.1}}
+          second: {{host: 192.0.2.2}}
+          third: {{host: 192.0.2.3}}
+        routes: {{"*": first}}
+        routes_by_sender: {{bot@example.com: {{next_hop: third}}}}
+        """
+    )
+    for options, name, rule in [
+        ((), "third", "sender"),
+        (("--user", "app1"), "first", "client"),
+        (("--listener", "127.0.0.1:2525"), "second", "client"),
+        (("--listener", "127.0.0.1:2525", "--user", "app1"), "first", "client"),
+    ]:
+        asked = ("explain", "--from", "bot@example.com", "--to", "b@example.net", *options)
+        answer = json.loads(run(*asked, "--json").stdout)
+        assert (answer["route"]["next-hop"], answer["route"]["rule"]) == (name, rule)
+        assert f"next hop:          {name}  from: {answer['route']['text']}" in run(*asked).stdout
+    unknown = run("explain", "--from", "<>", "--to", "b@example.net", "--user", "x")
+    assert unknown.exit_code == 2
+    assert "access.users has no x" in unknown.stderr
 
 
 def test_explain_ends_with_1_where_there_is_no_host(run: Run) -> None:

@@ -220,6 +220,8 @@ def _delivery_status(message: QueuedMessage, change: Change, now: datetime) -> F
         _session_facts(fields, session)
     if outcome.routing is not None:
         fields["routing"] = _routing(outcome.routing)
+        if outcome.routing.next_hop:
+            fields["route"] = _text(outcome.routing.next_hop)
     if outcome.earlier:
         fields["earlier"] = [_earlier(one) for one in outcome.earlier[:_MAX_HOSTS]]
     policy = session.policy if session is not None else outcome.policy

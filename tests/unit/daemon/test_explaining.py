@@ -14,7 +14,7 @@ from relay.policy.rules import DestinationRule, PolicyRules
 from relay.policy.settings import FloorUse
 from relay.route.floor import StsFloor
 from relay.route.mta_sts import StsMode
-from relay.route.next_hop import Host, Hosts
+from relay.route.next_hop import Choice, Host, Hosts, NextHop, RouteRule
 from relay.route.security import SecurityOptions
 from tests.fakes.floors import Published, floors_of
 
@@ -28,18 +28,22 @@ TESTED = StsFloor(
     published=StsMode.ENFORCE,
 )
 
+HOP = NextHop("provider", (("smtp.provider.example",),))
+
 
 async def told(
     rule: DestinationRule | None = None,
     *,
     wishes: Wishes | None = None,
     published: Published | None = None,
+    choice: Choice | None = None,
     **speaks: bool,
 ) -> dict[str, Any]:
     rules = PolicyRules(destinations={"dest.example": rule} if rule else {})
 
     async def route(domain: str, /, reverse_path: str = "", next_hop: str = "") -> Hosts:
-        return Hosts((Host(NAME, "192.0.2.7", 25, 10, tlsa_bases=(NAME,)),))
+        hosts = (Host(NAME, "192.0.2.7", 25, 10, tlsa_bases=(NAME,)),)
+        return Hosts(hosts, choice=choice or Choice())
 
     return await explain(
         reverse_path="a@from.example",
@@ -68,6 +72,36 @@ async def told(
 async def test_explain_says_what_the_rule_of_the_domain_does(rule, said, capsys):
     _print(await told(rule))
     assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("choice", "line", "rule"),
+    [
+        (Choice(), "next hop:          MX  from: no route applies", "mx"),
+        (
+            Choice(RouteRule.RECIPIENT, "*.example", HOP),
+            'next hop:          provider  from: routes: "*.example"',
+            "recipient",
+        ),
+        (Choice(RouteRule.ALL, "*", HOP), 'next hop:          provider  from: routes: "*"', "all"),
+        (
+            Choice(RouteRule.SENDER, "a@from.example", HOP),
+            'next hop:          provider  from: routes_by_sender: "a@from.example"',
+            "sender",
+        ),
+        (
+            Choice(RouteRule.CLIENT, hop=HOP),
+            "next hop:          provider  from: next_hop of the user or the listener",
+            "client",
+        ),
+    ],
+)
+async def test_explain_says_which_next_hop_and_by_which_rule(choice, line, rule, capsys):
+    answer = await told(choice=choice)
+    _print(answer)
+    assert line in capsys.readouterr().out
+    assert answer["route"]["rule"] == rule
+    assert answer["route"]["next-hop"] == (choice.hop.name if choice.hop else None)
 
 
 async def test_explain_says_what_tls_required_no_turned_off(capsys):

@@ -211,6 +211,13 @@ def test_attempt_tells_where_it_could_go_and_in_which_order():
     }
 
 
+def test_attempt_tells_the_next_hop_of_the_operator_and_none_where_there_is_none():
+    routing = Routing(NamedBy.ROUTE, True, ("a [192.0.2.7]:25",), next_hop="provider")
+    assert line_of(replace(OK, routing=routing))["delivery-status"]["route"] == "provider"
+    routing = Routing(NamedBy.MX, True, ("10 mx1.example.net [192.0.2.7]",))
+    assert "route" not in line_of(replace(OK, routing=routing))["delivery-status"]
+
+
 def test_attempt_tells_what_a_host_tried_before_had_shown():
     certificate = CertificateFacts("CN=mx0", "CN=ca", ("mx0.example.net",), NOON, NOON, "00ff")
     before = HopSession("mx0.example.net", "192.0.2.6", certificate=certificate)
