@@ -79,10 +79,10 @@ def explain(
     forward_path, domain = _address(recipient, "--to")
     if not domain:
         raise click.BadParameter("an address with a domain is needed", param_hint="--to")
+    next_hop = _next_hop(config, user, listener)
     try:
         wishes = Wishes(_truth(require_tls), _truth(skip_verification))
         speaks = {"requiretls": requiretls, "tls_required_no": tls_required_no}
-        next_hop = _next_hop(config, user, listener)
         answer = _explained(config, reverse_path, forward_path, wishes, speaks, next_hop)
     except FloorPending as error:
         fail(f"{error}; ask again when that has ended")
