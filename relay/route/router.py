@@ -75,6 +75,7 @@ _LONGEST_PATIENCE = 30.0
 _HOSTS_AT_ONCE = 20
 _LITERAL_KEPT = 60.0
 """Seconds until an address is judged again: the machine's own addresses may change."""
+_WRONG_CONFIGURATION = "4.3.5"
 _NOBODYS = "192.0.2.1"
 """An address that no machine has (RFC 5737)."""
 
@@ -115,6 +116,7 @@ class Router:
         *,
         hostname: str,
         listening: Callable[[], Collection[tuple[str, int]]] = tuple,
+        credentials: RouteCredentials | None = None,
         random: Random | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -124,13 +126,14 @@ class Router:
         self._random = random or Random()
         self._clock = clock
         self._cache: ExpiringCache[_Kept] = ExpiringCache(_ADDRESSES_KEPT)
-        self._credentials = RouteCredentials()
+        self._credentials = credentials or RouteCredentials()
         self.reload(options)
 
     def reload(self, options: RouteOptions) -> None:
         """Route by other options from now on."""
         self._options = options
         self._cache.clear()
+        self._credentials.forget()
 
     async def route(self, domain: str, reverse_path: str = "", next_hop: str = "") -> Route:
         """The hosts to try for a recipient domain, in order, or the outcome without a host.
@@ -313,8 +316,9 @@ class Router:
         try:
             credentials = await self._credentials.of(hop)
         except CredentialsError as error:
-            log.error("%s", error)
-            return NoRoute(Deferred("4.3.5", Code.NONE, "", str(error)))
+            if error.status == _WRONG_CONFIGURATION:  # who waits for a server was logged by then
+                log.error("%s", error)
+            return NoRoute(Deferred(error.status, Code.NONE, "", str(error)))
         hosts = tuple(replace(host, credentials=credentials) for host in hosts)
         return Hosts(hosts, naming=naming)
 

@@ -286,6 +286,10 @@ def _session_facts(fields: Fields, session: HopSession) -> None:
         fields["certificate"] = _certificate(session.certificate)
     if session.unsigned:
         fields["dkim-unsigned"] = _text(session.unsigned)
+    login = session.login
+    fields["auth"] = (
+        None if login is None else {"mechanism": login.mechanism, "user": _text(login.user)}
+    )
     downgrade = session.downgrade
     fields["downgrade"] = (
         None
