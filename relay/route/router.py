@@ -140,12 +140,20 @@ class Router:
 
         `reverse_path` and `next_hop`: as for `choice.choose`.
         """
-        name = host_name(domain) or domain
-        choice = choose(self._options.routes, name, reverse_path, next_hop)
+        choice = self._choose(domain, reverse_path, next_hop)
         if choice.missing:
             return _not_configured(choice)
         found = await self._by_choice(domain, choice.hop)
         return replace(found, choice=choice)
+
+    def leads_to(self, domain: str, reverse_path: str = "", next_hop: str = "") -> NextHop | None:
+        """The operator's next hop that such a message takes, None for the MX hosts or where it is
+        missing. Nothing is looked up.
+        """
+        return self._choose(domain, reverse_path, next_hop).hop
+
+    def _choose(self, domain: str, reverse_path: str, next_hop: str) -> Choice:
+        return choose(self._options.routes, host_name(domain) or domain, reverse_path, next_hop)
 
     async def _by_choice(self, domain: str, hop: NextHop | None) -> Route:
         key = domain if hop is None else f"{hop.name} {domain}"  # neither has a space
