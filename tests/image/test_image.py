@@ -35,8 +35,8 @@ from tests.rigs.sink import Sink, sink
 ROOT = Path(__file__).resolve().parents[2]
 MOST_MEGABYTES = 200
 MOST_ADDED_MEGABYTES = 48
-"""What the Dockerfile adds to the base. Debian's for arm64 is 24 MB larger than that for amd64: in a
-program of arm64 each part begins at a multiple of 64 KiB, and there are 500 of them.
+"""What the Dockerfile adds to the base. Debian's base for arm64 is 24 MB larger than for amd64: in
+a program of arm64 each part begins at a multiple of 64 KiB, and there are 500 programs.
 """
 ARCH = os.environ.get("RELAY_IMAGE_ARCH", "")
 OF_ARCH = [f"--arch={ARCH}"] if ARCH else []
