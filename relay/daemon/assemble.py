@@ -30,6 +30,7 @@ from relay.daemon.policies import make_policies
 from relay.deliver.attempt import Attempt
 from relay.deliver.destinations import Destinations
 from relay.deliver.floors import Floors
+from relay.deliver.hop_limits import HopLimits
 from relay.deliver.memory import DowngradeMemory
 from relay.deliver.pool import Pool, PoolLimits
 from relay.deliver.report_sender import ReportSender
@@ -42,6 +43,7 @@ from relay.deliver.tls import TlsContexts
 from relay.mail.tls_session import TlsSession
 from relay.policy.rules import PolicyRules
 from relay.queue.engine import WORKER_SPOOL, open_memory, open_policies, open_store, orphans
+from relay.queue.entry import Entry
 from relay.queue.memory import MemoryStore
 from relay.queue.policies import PolicyCache
 from relay.queue.retry import latest_due
@@ -54,6 +56,7 @@ from relay.report.deliverylog import DeliveryLog
 from relay.report.metrics import Metrics
 from relay.route.dns import DnsResolver, ResolverError
 from relay.route.mta_sts import KeptPolicy
+from relay.route.next_hop import NextHop
 from relay.route.router import Router
 from relay.sign.keys import KeyFileError, load_keys
 from relay.sign.signature import SigningKey
@@ -132,7 +135,10 @@ class Parts:
             config.delivery, concurrency=min(config.delivery.concurrency, files.deliveries)
         )
         self.destinations = Destinations(
-            self.delivery.concurrency_per_destination, config.queue.schedule, clock=time.monotonic
+            self.delivery.concurrency_per_destination,
+            config.queue.schedule,
+            clock=time.monotonic,
+            limits=HopLimits(worker.hop_limits, clock=time.monotonic),
         )
         self.pool = Pool(PoolLimits(connections=self.delivery.concurrency))
         self.attempt = self._make_attempt()
@@ -205,7 +211,12 @@ class Parts:
             clock=self.clock,
             destinations=self.destinations,
             metrics=self.metrics,
+            leads_to=self._leads_to,
         )
+
+    def _leads_to(self, entry: Entry) -> NextHop | None:
+        message = entry.message
+        return self.router.leads_to(entry.domain, message.reverse_path, message.next_hop)
 
     def _make_report_sender(self) -> ReportSender:
         return ReportSender(

@@ -209,6 +209,7 @@ class Relay:
         parts.last_reload = parts.reloaded, str(changed)
         parts.places = places(self._path, self._environ)
         parts.router.reload(route_options(parts.config))
+        parts.scheduler.routes_changed()
         if self._own_log is not None:
             self._own_log.set_level(new.log.level)
         if parts.worker.is_first:

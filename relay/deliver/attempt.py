@@ -19,8 +19,10 @@ connects, before MAIL and before the final dot.
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from functools import partial
@@ -42,7 +44,6 @@ from relay.deliver.diagnosis import (
 )
 from relay.deliver.floors import DomainFloor, Floors
 from relay.deliver.job import Job, fit_for, job_of, signed
-from relay.deliver.login import Logins
 from relay.deliver.memory import NO_PAST, AtHost, shown_by
 from relay.deliver.options import DeliveryOptions, TlsOptions, security_options
 from relay.deliver.pool import Pool, pool_key
@@ -57,7 +58,7 @@ from relay.mail.tls_session import TlsSession
 from relay.queue.entry import TLS_REPORT, Entry, QueuedRecipient
 from relay.queue.store import ClaimLost, SpoolError
 from relay.route.mta_sts import StsMode
-from relay.route.next_hop import Host, Hosts, NoRoute, RouteFinder
+from relay.route.next_hop import Host, Hosts, NextHop, NoRoute, RouteFinder
 from relay.route.security import HostFloor, Requirement, at_host, is_below, requirement, under
 
 __all__ = ["Attempt"]
@@ -92,7 +93,6 @@ class Attempt:
         contexts: TlsContexts | None = None,
         signer: Signer | None = None,
         destinations: Destinations | None = None,
-        logins: Logins | None = None,
         counts_sessions: bool = False,
         may_begin: Callable[[Entry], bool] = lambda entry: True,
     ) -> None:
@@ -104,13 +104,16 @@ class Attempt:
         self._route = route
         self._security = security_options(delivery, tls)
         self._using = negotiate.SessionOptions(
-            hostname, delivery.timeouts, contexts or TlsContexts(tls.ca_file), logins
+            hostname, delivery.timeouts, contexts or TlsContexts(tls.ca_file)
         )
         self._pool = Pool() if pool is None else pool
         self._signer = signer
         self._destinations = destinations or Destinations(
             delivery.concurrency_per_destination, clock=_now
         )
+        self._limits = self._destinations.limits
+        self._destinations.on_surplus = self._pool.make_room_at_hop
+        self._standing: set[asyncio.Task[None]] = set()
         self._floors = floors
         self._counts_sessions = counts_sessions
         self._may_begin = may_begin
@@ -198,7 +201,7 @@ class Attempt:
             if (silence := self._destinations.silence_of(name)) is not None:
                 _go_on(tally, host, tally.pending, silence)
                 continue
-            use = self._destinations.begin(name, holder)
+            use = self._destinations.begin(name, holder, host.hop)
             if use is None:
                 busy[name] = host.preference
                 continue
@@ -293,7 +296,15 @@ class Attempt:
                     return reached
                 connection = reached
             use.is_connected = True
-            handing_over = _HandOver(conditions, connection, job, tally, began)
+            handing_over = _HandOver(
+                conditions,
+                connection,
+                job,
+                tally,
+                began,
+                begin=partial(self._begin_message, use),
+                is_worn_out=self._pool.is_worn_out,
+            )
             try:
                 waiting = await handing_over.run(waiting, is_kept=is_kept)
             except BaseException:
@@ -332,13 +343,54 @@ class Attempt:
         host, floor = conditions.host, conditions.floor
         self._pool.make_room(host.destination, self._destinations.others_may_stay(use))
         seen = partial(tally.sessions.met, host, floor)
-        reached = await negotiate.reach(host, conditions.needed, self._using, seen=seen)
-        if isinstance(reached, Connection):
-            return reached
+        async with self._counted(host.hop) as counted:
+            reached = await negotiate.reach(host, conditions.needed, self._using, seen=seen)
+            if isinstance(reached, Connection):
+                counted.append(reached)
+                return reached
         failure, policy = await _with_alarm(reached, conditions.past, floor.policy)
         outcome = _unreached(failure, host, policy, began)
         _go_on(tally, host, waiting, outcome)
         return self._note_unreached(failure, outcome, use, has_more=has_more)
+
+    @asynccontextmanager
+    async def _counted(self, hop: NextHop | None) -> AsyncIterator[list[Connection]]:
+        """Count a connection to a next hop, as long as the one that is put into the list stands.
+
+        A connection that was given up stands at the host until the host has closed it: a limit of
+        the next hop waits for that.
+        """
+        counted: list[Connection] = []
+        if hop is None:
+            yield counted
+            return
+        if hop.max_connections is not None:
+            self._pool.make_room_at_hop(hop, self._limits.idle(hop))
+        while not self._limits.may_open(hop):
+            await asyncio.wait(self._standing, return_when=asyncio.FIRST_COMPLETED)
+        try:
+            yield counted
+        finally:
+            if counted:
+                task = asyncio.create_task(self._count_until_gone(hop, counted[0]))
+                self._standing.add(task)
+                task.add_done_callback(self._standing.discard)
+            else:
+                self._limits.gone(hop)
+
+    async def _count_until_gone(self, hop: NextHop, connection: Connection) -> None:
+        await connection.wait_closed()
+        self._limits.gone(hop)
+        self._destinations.on_room(hop.destination)
+
+    async def _begin_message(self, use: Use) -> None:
+        """Wait until the rate of the next hop lets a message begin; the first of an attempt may."""
+        if use.hop is None:
+            return
+        seconds = self._limits.wait_for_message(use.hop, use.holder)
+        while seconds:
+            await asyncio.sleep(seconds)
+            seconds = self._limits.wait_for_message(use.hop, use.holder)
 
     def _note_unreached(
         self,
@@ -393,7 +445,7 @@ class _Conditions:
 
 class _HandOver:
     """Hands a message over in one session with a host. `began`: when the attempt turned to this
-    host, on the monotonic clock.
+    host, on the monotonic clock. `begin`: returns when a transaction may begin.
     """
 
     def __init__(
@@ -403,8 +455,13 @@ class _HandOver:
         job: Job,
         tally: Tally,
         began: float,
+        *,
+        begin: Callable[[], Awaitable[None]],
+        is_worn_out: Callable[[Connection], bool],
     ) -> None:
         self._host = conditions.host
+        self._begin = begin
+        self._is_worn_out = is_worn_out
         self._policy = conditions.floor.policy
         self._past = conditions.past
         self._connection = connection
@@ -425,20 +482,21 @@ class _HandOver:
         The recipients returned are to be tried again over a new connection to the same host. The
         host closed this connection before it answered MAIL for them, and the connection was kept
         from another message or had carried a transaction; or the host took messages over this
-        connection and takes no more.
+        connection and takes no more; or the connection may carry no more.
         """
         await self._raise_alarm()
         recipients = list(recipients)
         waiting = recipients
-        while waiting and self._connection.is_usable and not self._connection.was_cancelled:
+        while waiting and self._can_carry_more():
             batch, after = waiting[:MOST_RECIPIENTS], waiting[MOST_RECIPIENTS:]
             has_delivered = self._connection.has_delivered
             answers = await self._transact(batch)
             replies = answers.values()
-            if answers and (
-                (all(map(_never_began, replies)) and (is_kept or waiting != recipients))
-                or (all(map(_takes_no_more, replies)) and has_delivered)
-            ):
+            if answers and all(map(_never_began, replies)) and (is_kept or waiting != recipients):
+                return [recipient for recipient in waiting if self._tally.is_pending(recipient)]
+            if has_delivered and (ended := _refused_by_an_old_connection(answers)):
+                others = [recipient for recipient in batch if recipient.index not in ended]
+                self._note(others, answers)
                 return [recipient for recipient in waiting if self._tally.is_pending(recipient)]
             is_kept = False
             self.was_turned_away = bool(answers) and all(map(turns_away, replies))
@@ -447,6 +505,12 @@ class _HandOver:
             return waiting
         self._note_untried(waiting)
         return ()
+
+    def _can_carry_more(self) -> bool:
+        """Whether this connection may carry another transaction."""
+        connection = self._connection
+        is_well = connection.is_usable and not connection.was_cancelled
+        return is_well and not self._is_worn_out(connection)
 
     async def _raise_alarm(self) -> None:
         """Raise the downgrade alarm where this session shows less than the host has shown before. A
@@ -475,6 +539,7 @@ class _HandOver:
         self._utf8 = transaction.utf8
         self._requiretls = transaction.requiretls
         self._unsigned = job.unsigned
+        await self._begin()
         return await self._connection.transact(transaction, job.content, job.may_go_on)
 
     def _note(
@@ -555,8 +620,16 @@ def _never_began(answer: Answer) -> bool:
     return answer.stage is Stage.MAIL and (answer.reply is None or answer.reply.code == 421)
 
 
-def _takes_no_more(answer: Answer) -> bool:
-    """Whether a host that took messages over a connection may only want to end this connection."""
+def _refused_by_an_old_connection(answers: Mapping[int, Answer]) -> set[int]:
+    """The recipients that a host may take over a new connection, after it took messages over this
+    one: it may only want to end this connection. None if it took the message for others of them.
+    """
+    if any(answer.is_positive for answer in answers.values()):
+        return set()
+    return {index for index, answer in answers.items() if _may_mean_the_connection(answer)}
+
+
+def _may_mean_the_connection(answer: Answer) -> bool:
     return (
         answer.stage in (Stage.MAIL, Stage.RCPT, Stage.DATA)
         and answer.reply is not None

@@ -11,6 +11,8 @@ A destination is an address with its port, or an operator's next hop with all it
     no greeting, and no other one is open  none for a time, which doubles with each silence in a
                                            row (`pacing.back_off`); then one as a test
 
+The operator's own limits of a next hop (`hop_limits`) hold besides.
+
 A host turns a connection away with 421 to the greeting, EHLO or MAIL, or with 451 or 452 and a text
 about connections or rate. A missing greeting (the connection is refused, reset or closed) means the
 same while another connection is open or was just used.
@@ -30,14 +32,13 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 from relay.deliver.diagnosis import Answer, Stage
-from relay.deliver.pacing import INITIAL_WINDOW, back_off
+from relay.deliver.hop_limits import Holder, HopLimits
+from relay.deliver.pacing import INITIAL_WINDOW, back_off, schedule_of_hops
 from relay.mail.outcome import Deferred, Outcome
 from relay.queue.retry import RetrySchedule
+from relay.route.next_hop import NextHop
 
 __all__ = ["Destination", "Destinations", "Holder", "NotNow", "Use", "turns_away"]
-
-Holder = tuple[str, str]
-"""The entry that has a connection: its queue id and domain."""
 
 _GOOD_FOR_ONE_MORE = 20
 """After so many messages a reduced destination gets one more connection."""
@@ -51,6 +52,12 @@ _PATIENCE = 2.0
 _MOST_WAITING = 200
 _LONGEST_TURN = 120.0
 """The most seconds until a message for a slow destination is tried again."""
+_LONGEST_TURN_OF_HOP = 900.0
+"""The same where the operator's limit is why, and no attempt is needed to find that out."""
+_SHORT_TURN = 5.0
+_TURNS_A_SECOND = 5
+_TURNS_A_SECOND_OF_HOP = 50
+"""So many of those that wait in the queue may be asked for room in a second."""
 
 _MOST = 10_000
 """How many destinations are remembered; beyond that, one without a connection is forgotten."""
@@ -91,6 +98,27 @@ class Use:
     holder: Holder
     began: float
     is_connected: bool = False
+    hop: NextHop | None = None
+
+
+class _Turns:
+    """How many entries are due at what time, to some seconds."""
+
+    _STEP = 8.0
+
+    def __init__(self) -> None:
+        self._counts: dict[int, int] = {}
+
+    def add(self, due: float) -> None:
+        """One more is due then."""
+        step = int(due / self._STEP)
+        self._counts[step] = self._counts.get(step, 0) + 1
+
+    def count(self, now: float) -> int:
+        """How many are not due yet."""
+        for step in [step for step in self._counts if (step + 1) * self._STEP <= now]:
+            del self._counts[step]
+        return sum(self._counts.values())
 
 
 @dataclass(eq=False, slots=True)
@@ -98,7 +126,7 @@ class Destination:
     """The facts about one destination.
 
     `good`: messages since the window changed. `seconds`: how long a message took recently.
-    `last_turn`: when the last entry that waits for it in the queue is due.
+    `later`: when the entries that wait for it in the queue are due.
     """
 
     name: str
@@ -109,7 +137,7 @@ class Destination:
     seconds: float = 0.0
     served_at: float | None = None
     rests_until: float = 0.0
-    last_turn: float = 0.0
+    later: _Turns = field(default_factory=_Turns)
     silences: int = 0
     silent_since: float | None = None
     suspended_until: float = 0.0
@@ -121,7 +149,9 @@ class Destination:
 
 
 class Destinations:
-    """All destinations of this process. `on_room` gets the name of each that has room again."""
+    """All destinations of this process. `on_room` gets the name of each that has room again;
+    `on_surplus` each next hop where so many idle connections may stay, as others need them.
+    """
 
     def __init__(
         self,
@@ -129,18 +159,26 @@ class Destinations:
         schedule: RetrySchedule | None = None,
         *,
         clock: Callable[[], float],
+        limits: HopLimits | None = None,
     ) -> None:
-        """`most`: `concurrency_per_destination`. `clock`: the monotonic one."""
+        """`most`: `concurrency_per_destination`. `clock`: the monotonic one. `limits`: those of the
+        operator's next hops.
+        """
         self._most = most
+        self.limits = limits or HopLimits(clock=clock)
         self._schedule = schedule or RetrySchedule()
+        self._schedule_of_hops = schedule_of_hops(self._schedule)
         self._clock = clock
         self._known: dict[str, Destination] = {}
         self.on_room: Callable[[str], None] = lambda name: None
+        self.on_surplus: Callable[[NextHop, int], None] = lambda hop, idle: None
 
     # --- connections ------------------------------------------------------------------------------
 
-    def begin(self, name: str, holder: Holder) -> Use | None:
-        """Take a connection for an entry, or the reserved one; None where there is no room."""
+    def begin(self, name: str, holder: Holder, hop: NextHop | None = None) -> Use | None:
+        """Take a connection for an entry, or the reserved one; None where there is no room. `hop`:
+        the operator's next hop that it leads to.
+        """
         now = self._clock()
         known = self._known.pop(name, None)
         if known is None:
@@ -151,27 +189,41 @@ class Destinations:
             return use
         if self._room(known, now) <= 0:
             return None
-        use = known.uses[holder] = Use(known, holder, now)
+        if hop is not None and not self.limits.begin(hop, holder):
+            return None
+        use = known.uses[holder] = Use(known, holder, now, hop=hop)
         return use
 
-    def reserve(self, names: Iterable[str], holder: Holder) -> Use | None:
+    def reserve(
+        self, names: Iterable[str], holder: Holder, hop: NextHop | None = None
+    ) -> Use | None:
         """Take a connection at the first of some destinations that has room."""
-        return next((use for name in names if (use := self.begin(name, holder))), None)
+        return next((use for name in names if (use := self.begin(name, holder, hop))), None)
 
     def end(self, use: Use) -> None:
         """The entry has given up the connection. A second call has no effect."""
         if use.destination.uses.pop(use.holder, None) is not None:
+            if use.hop is not None:
+                self.limits.end(use.hop, use.holder)
             self.on_room(use.destination.name)
 
-    def is_to_be_asked(self, name: str) -> bool:
+    def is_to_be_asked(self, name: str, hop: NextHop | None = None) -> bool:
         """Whether an attempt can go on at a destination: it has room, or is known to be silent."""
         known, now = self._known.get(name), self._clock()
-        return known is None or now < known.suspended_until or self._room(known, now) > 0
+        if known is not None and now < known.suspended_until:
+            return True
+        has_room = known is None or self._room(known, now) > 0
+        return has_room and (hop is None or self.limits.has_room(hop))
 
     def others_may_stay(self, use: Use) -> int:
         """How many idle connections may stay beside those in use."""
         known = use.destination
         return max(min(known.window, self._most) - len(known.uses), 0)
+
+    def give_up_surplus(self) -> None:
+        """Have idle connections closed that are beyond this worker's part of a limit."""
+        for hop, idle in self.limits.look():
+            self.on_surplus(hop, idle)
 
     def _room(self, one: Destination, now: float) -> int:
         if now < one.suspended_until or now < one.rests_until:
@@ -185,12 +237,14 @@ class Destinations:
         """The host answered."""
         use.destination.silences, use.destination.suspended_until = 0, 0.0
 
-    def served(self, use: Use) -> None:
-        """The host has answered for a message."""
+    def served(self, use: Use, *, went_well: bool = True) -> None:
+        """The host has answered for a message. `went_well`: it took it."""
         self.answered(use)
         one, now = use.destination, self._clock()
         one.seconds += (now - use.began - one.seconds) / 4
         one.served_at = now
+        if not went_well:
+            return
         one.good += 1
         if not one.is_narrowed or one.good >= _GOOD_FOR_ONE_MORE:
             one.window, one.good = min(one.window + 1, self._most), 0
@@ -223,7 +277,8 @@ class Destinations:
             one.silences += 1
             one.window, one.is_narrowed = INITIAL_WINDOW, False
             one.silent_since, one.silence = now, silence
-            one.suspended_until = now + back_off(one.silences, self._schedule).total_seconds()
+            schedule = self._schedule if use.hop is None else self._schedule_of_hops
+            one.suspended_until = now + back_off(one.silences, schedule).total_seconds()
         return False
 
     def silence_of(self, name: str) -> Deferred | None:
@@ -250,31 +305,46 @@ class Destinations:
         began = next(iter(one.uses.values())).began
         return self._clock() - max(began, one.served_at or began) >= _JUST_SERVED
 
-    def patience(self, name: str) -> int:
+    def patience(self, name: str, hop: NextHop | None = None) -> int:
         """How many entries may wait in memory for a connection: those that get one soon."""
-        one = self._known.get(name)
-        if one is None:
-            return self._most
-        in_time = int(_PATIENCE / self._apart(one, self._clock()))
-        return max(min(in_time, _MOST_WAITING), one.window)
+        one = self._known.get(name) or Destination(name, window=self._most)
+        in_time = int(_PATIENCE / self._apart(one, hop, self._clock()))
+        if hop is not None and hop.rate is not None:
+            return min(in_time + 1, _MOST_WAITING)
+        return max(min(in_time, _MOST_WAITING), self._at_once(one, hop))
 
-    def next_turn(self, name: str) -> float:
+    def next_turn(self, name: str, hop: NextHop | None = None) -> float:
         """In how many seconds one more entry, which waits in the queue, is due again.
 
         It is half of the time that the host needs now: the host may become faster, and must not
-        idle.
+        idle. For the same reason it is a few seconds only where few entries wait.
         """
         one, now = self._known.get(name), self._clock()
         if one is None:
             return _PATIENCE
-        one.last_turn = max(one.last_turn, now + _PATIENCE / 2) + self._apart(one, now) / 2
-        return min(max(one.last_turn, one.suspended_until) - now, _LONGEST_TURN)
+        is_limited = self.limits.limits(hop)
+        longest = _LONGEST_TURN_OF_HOP if is_limited else _LONGEST_TURN
+        a_second = _TURNS_A_SECOND_OF_HOP if is_limited else _TURNS_A_SECOND
+        waiting = one.later.count(now)
+        turn = (_PATIENCE + waiting * self._apart(one, hop, now)) / 2
+        turn = min(turn, max(waiting / a_second, _SHORT_TURN))
+        turn = min(max(turn, one.suspended_until - now), longest)
+        one.later.add(now + turn)
+        return turn
 
-    def _apart(self, one: Destination, now: float) -> float:
-        """Seconds between two messages, from the recent and the current ones."""
+    def _at_once(self, one: Destination, hop: NextHop | None) -> int:
+        """How many connections it gets now, with nothing else in the way."""
+        window = max(min(one.window, self._most), 1)
+        most = self.limits.most(hop) if hop is not None else None
+        return window if most is None else max(min(window, most), 1)
+
+    def _apart(self, one: Destination, hop: NextHop | None, now: float) -> float:
+        """Seconds between two messages, from the recent and the current ones, and from the rate."""
         ages = [now - use.began for use in one.uses.values()]
         seconds = max(one.seconds, sum(ages) / len(ages) if ages else 0.0)
-        return max(seconds / max(one.window, 1), 0.001)
+        spacing = self.limits.spacing(hop) if hop is not None else None
+        by_rate = spacing.interval if spacing is not None else 0.0
+        return max(seconds / self._at_once(one, hop), by_rate, 0.001)
 
     def _forget_one(self) -> None:
         if len(self._known) >= _MOST:

@@ -1,8 +1,9 @@
-"""Claimed entries that wait for a place, each in the line of its domain. Pure.
+"""Claimed entries that wait for a place, each in its line. Pure.
 
-The lines are of three classes (`Rank`), and within each class the domains take turns. Once a
-domain's mail had to wait for a connection to a destination, the domain is bound to it, so that the
-entries that wait for the destination can be counted.
+A line is a domain's, or that of a next hop of the operator's, with all mail that leads to it. It
+is named by the domain, or by `line_of_hop`. The lines are of three classes (`Rank`), and within
+each class they take turns. Once a domain's mail had to wait for a connection to a destination, its
+line is bound to it, so that the entries that wait for the destination can be counted.
 """
 
 from __future__ import annotations
@@ -14,9 +15,23 @@ from enum import IntEnum
 
 from relay.queue.entry import Entry
 
-__all__ = ["Lines", "Rank"]
+__all__ = ["Lines", "Rank", "is_of_hop", "line_of_hop"]
 
 _MOST_BOUND = 10_000
+
+
+_OF_HOP = "next hop "
+"""No domain has a space in its name."""
+
+
+def line_of_hop(name: str) -> str:
+    """The name of the line of a next hop."""
+    return f"{_OF_HOP}{name}"
+
+
+def is_of_hop(line: str) -> bool:
+    """Whether a line is that of a next hop."""
+    return line.startswith(_OF_HOP)
 
 
 class Rank(IntEnum):
@@ -58,121 +73,124 @@ class Lines:
         """How many entries wait of some classes of domains."""
         return sum(self._waiting[rank] for rank in ranks)
 
-    def waiting_at(self, name: str) -> int:
+    def waiting_at(self, destination: str) -> int:
         """How many entries wait that are known to lead to a destination."""
-        return self._waiting_at[name]
+        return self._waiting_at[destination]
 
     @property
     def waits_for_room(self) -> bool:
         """Whether any entry is known to lead to a destination."""
         return bool(self._waiting_at)
 
-    def length(self, domain: str) -> int:
-        """How many entries wait for a domain."""
-        line = self._lines.get(domain)
+    def length(self, name: str) -> int:
+        """How many entries wait in a line."""
+        line = self._lines.get(name)
         return 0 if line is None else len(line.entries)
 
-    def domains(self) -> list[str]:
-        """The domains that entries wait for."""
+    def names(self) -> list[str]:
+        """The lines that entries wait in."""
         return list(self._lines)
 
     def turns(self, rank: Rank) -> Iterator[str]:
-        """Each domain of a class once; those that were asked go behind the others."""
+        """Each line of a class once; those that were asked go behind the others."""
         turns = self._turns[rank]
         for _ in range(len(turns)):
-            domain = next(iter(turns))
-            del turns[domain]
-            turns[domain] = None
-            yield domain
+            name = next(iter(turns))
+            del turns[name]
+            turns[name] = None
+            yield name
 
-    def add(self, entry: Entry, rank: Rank, *, at_head: bool = False) -> None:
-        """Let an entry wait at the end of its line, or at its head again. The line has the best
-        rank of its entries.
+    def add(self, name: str, entry: Entry, rank: Rank, *, at_head: bool = False) -> None:
+        """Let an entry wait at the end of a line, or at its head again. The line has the best rank
+        of its entries.
         """
-        domain = entry.domain
-        line = self._lines.get(domain)
+        line = self._lines.get(name)
         if line is None:
-            line = self._lines[domain] = _Line(rank, deque())
-            self._turns[rank][domain] = None
+            line = self._lines[name] = _Line(rank, deque())
+            self._turns[rank][name] = None
         elif rank < line.rank:
-            self.classify(domain, rank)
+            self.classify(name, rank)
         if at_head:
             line.entries.appendleft(entry)
         else:
             line.entries.append(entry)
-        self._count(domain, line, 1)
+        self._count(name, line, 1)
 
-    def pop(self, domain: str) -> Entry:
+    def head(self, name: str) -> Entry:
         """The entry at the head of a line."""
-        line = self._lines[domain]
+        return self._lines[name].entries[0]
+
+    def pop(self, name: str) -> Entry:
+        """The entry at the head of a line, which leaves it."""
+        line = self._lines[name]
         entry = line.entries.popleft()
-        self._left(domain, line, 1)
+        self._left(name, line, 1)
         return entry
 
-    def pop_last(self, domain: str, count: int) -> list[Entry]:
+    def pop_last(self, name: str, count: int) -> list[Entry]:
         """So many of the entries at the end of a line, those at its very end first."""
-        line = self._lines.get(domain)
+        line = self._lines.get(name)
         if line is None:
             return []
         popped = [line.entries.pop() for _ in range(min(count, len(line.entries)))]
-        self._left(domain, line, len(popped))
+        self._left(name, line, len(popped))
         return popped
 
-    def pop_all(self, domain: str) -> list[Entry]:
-        """All that wait for a domain."""
-        return self.pop_last(domain, self.length(domain))[::-1]
+    def pop_all(self, name: str) -> list[Entry]:
+        """All that wait in a line."""
+        return self.pop_last(name, self.length(name))[::-1]
 
-    def classify(self, domain: str, rank: Rank) -> None:
-        """A domain's line is of this class from now on."""
-        line = self._lines.get(domain)
+    def classify(self, name: str, rank: Rank) -> None:
+        """A line is of this class from now on."""
+        line = self._lines.get(name)
         if line is None or line.rank is rank:
             return
-        del self._turns[line.rank][domain]
-        self._turns[rank][domain] = None
+        del self._turns[line.rank][name]
+        self._turns[rank][name] = None
         self._waiting[line.rank] -= len(line.entries)
         self._waiting[rank] += len(line.entries)
         line.rank = rank
 
     # --- destinations -----------------------------------------------------------------------------
 
-    def bind(self, domain: str, names: tuple[str, ...], until: float) -> None:
-        """A domain's mail leads to these destinations, for all that is known until then."""
-        self.unbind(domain)
-        self._bound[domain] = names, until
-        self._count_at(domain, self.length(domain))
+    def bind(self, name: str, names: tuple[str, ...], until: float) -> None:
+        """A line's mail leads to these destinations, for all that is known until then."""
+        self.unbind(name)
+        self._bound[name] = names, until
+        self._count_at(name, self.length(name))
         if len(self._bound) > _MOST_BOUND:
             self.unbind(next(iter(self._bound)))
 
-    def unbind(self, domain: str) -> None:
-        """It is not known where a domain's mail leads."""
-        self._count_at(domain, -self.length(domain))
-        self._bound.pop(domain, None)
+    def unbind(self, name: str) -> None:
+        """It is not known where a line's mail leads."""
+        self._count_at(name, -self.length(name))
+        self._bound.pop(name, None)
 
-    def destinations(self, domain: str, now: float) -> tuple[str, ...]:
-        """Where a domain's mail leads, as far as that is known."""
-        bound = self._bound.get(domain)
+    def destinations(self, name: str, now: float) -> tuple[str, ...]:
+        """Where a line's mail leads, as far as that is known."""
+        bound = self._bound.get(name)
         if bound is None:
             return ()
         names, until = bound
         if now >= until:
-            self.unbind(domain)
+            self.unbind(name)
             return ()
         return names
 
     # --- counts -----------------------------------------------------------------------------------
 
-    def _left(self, domain: str, line: _Line, count: int) -> None:
+    def _left(self, name: str, line: _Line, count: int) -> None:
         if not line.entries:
-            del self._lines[domain], self._turns[line.rank][domain]
-        self._count(domain, line, -count)
+            del self._lines[name], self._turns[line.rank][name]
+        self._count(name, line, -count)
 
-    def _count(self, domain: str, line: _Line, change: int) -> None:
+    def _count(self, name: str, line: _Line, change: int) -> None:
         self._waiting[line.rank] += change
-        if domain in self._bound:
-            self._count_at(domain, change)
+        if name in self._bound:
+            self._count_at(name, change)
 
-    def _count_at(self, domain: str, change: int) -> None:
-        for name in self._bound.get(domain, ((), 0.0))[0]:
-            self._waiting_at[name] += change
-            if not self._waiting_at[name]:
-                del self._waiting_at[name]
+    def _count_at(self, name: str, change: int) -> None:
+        for destination in self._bound.get(name, ((), 0.0))[0]:
+            self._waiting_at[destination] += change
+            if not self._waiting_at[destination]:
+                del self._waiting_at[destination]

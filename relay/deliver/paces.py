@@ -1,4 +1,6 @@
-"""The recipient domains of this process, each with its pace (`relay.deliver.pacing`)."""
+"""The recipient domains of this process and the next hops of the operator's, each with its pace
+(`relay.deliver.pacing`). A next hop has the name of its line (`relay.deliver.lines`).
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,7 @@ from collections.abc import Callable, Collection
 from datetime import datetime
 
 from relay.deliver import pacing
+from relay.deliver.lines import is_of_hop
 from relay.deliver.pacing import Pace
 from relay.mail.outcome import Deferred, Outcome
 from relay.queue.retry import RetrySchedule
@@ -24,6 +27,7 @@ class Paces:
     def __init__(self, most: int, schedule: RetrySchedule, clock: Callable[[], datetime]) -> None:
         self._most = most
         self._schedule = schedule
+        self._schedule_of_hops = pacing.schedule_of_hops(schedule)
         self._clock = clock
         self._paces: dict[str, Pace] = {}
 
@@ -61,8 +65,9 @@ class Paces:
         Without outcomes it tells nothing about the domain.
         """
         before, now = self._paces.pop(domain, pacing.NEW), self._clock()
+        schedule = self._schedule_of_hops if is_of_hop(domain) else self._schedule
         self._paces[domain] = after = pacing.learned(
-            before, outcomes, begun=begun, now=now, most=self._most, schedule=self._schedule
+            before, outcomes, begun=begun, now=now, most=self._most, schedule=schedule
         )
         self._forget_one()
         if after.silences > before.silences:

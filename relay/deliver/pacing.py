@@ -52,6 +52,7 @@ __all__ = [
     "is_suspended",
     "learned",
     "room",
+    "schedule_of_hops",
     "silence_in",
     "unanswered",
     "unproven_places",
@@ -62,6 +63,9 @@ INITIAL_WINDOW = 5
 """Attempts at once at a new destination."""
 
 LONGEST_SILENCE = timedelta(hours=1)
+
+_SILENCE_OF_HOPS = timedelta(seconds=15), timedelta(minutes=5)
+"""How long a next hop gets no attempts after its first silence, and at most."""
 
 MANY = 20
 
@@ -187,6 +191,14 @@ def back_off(silences: int, schedule: RetrySchedule) -> timedelta:
     """
     longest = min(LONGEST_SILENCE, max(schedule.waits))
     return min(schedule.waits[0] * (1 << min(silences - 1, 20)), longest)
+
+
+def schedule_of_hops(schedule: RetrySchedule) -> RetrySchedule:
+    """The schedule by which a silent next hop of the operator's is left alone: all mail may wait
+    for it, and its operator watches it.
+    """
+    first, longest = (min(wait, max(schedule.waits)) for wait in _SILENCE_OF_HOPS)
+    return replace(schedule, waits=(min(first, schedule.waits[0]), longest))
 
 
 def silence_in(outcomes: Collection[Outcome]) -> Deferred | None:

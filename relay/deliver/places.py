@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from relay.deliver import pacing
-from relay.deliver.lines import Lines, Rank
+from relay.deliver.lines import Lines, Rank, is_of_hop
 from relay.queue.entry import Entry
 
 __all__ = ["Places"]
@@ -35,6 +35,7 @@ class Places(Generic[A]):
         self._lines = lines
         self._monotonic = monotonic
         self._proven: dict[str, None] = {}
+        self._over_hops: dict[str, None] = {}
         self.attempts: set[A] = set()
         self._prompt: dict[A, tuple[float, str]] = {}
         """Attempts for proven domains that have not taken long yet: when each began."""
@@ -50,12 +51,14 @@ class Places(Generic[A]):
 
     @property
     def proven(self) -> tuple[str, ...]:
-        """The domains that answered lately and at once, the one proven last at the end."""
-        return tuple(self._proven)
+        """The domains that answered lately and at once, the one proven last at the end; among them
+        those whose mail a proven next hop took.
+        """
+        return (*self._over_hops, *(line for line in self._proven if not is_of_hop(line)))
 
-    def rank(self, entry: Entry) -> Rank:
-        """The class that an entry belongs to."""
-        if entry.domain in self._proven:
+    def rank(self, line: str, entry: Entry) -> Rank:
+        """The class that an entry of a line belongs to."""
+        if line in self._proven:
             return Rank.PROVEN
         others = entry.total - len(entry.recipients)
         return Rank.BULK if others >= pacing.MANY else Rank.NEW
@@ -73,12 +76,12 @@ class Places(Generic[A]):
         under_way, places = self._share(rank)
         return pacing.is_crowded(under_way, concurrency=places, most=share)
 
-    def begin(self, attempt: A, entry: Entry, rank: Rank) -> None:
+    def begin(self, attempt: A, line: str, entry: Entry, rank: Rank) -> None:
         """An attempt begins that was waiting in a line of a class."""
         self.attempts.add(attempt)
         if rank is Rank.PROVEN:
-            self._prompt[attempt] = self._monotonic(), entry.domain
-        elif self.rank(entry) is Rank.BULK:
+            self._prompt[attempt] = self._monotonic(), line
+        elif self.rank(line, entry) is Rank.BULK:
             self._bulk.add(attempt)
 
     def end(self, attempt: A) -> None:
@@ -92,12 +95,12 @@ class Places(Generic[A]):
         """Count attempts that take long with those for other domains from now on."""
         long_ago = self._monotonic() - pacing.LONG.total_seconds()
         while self._prompt:
-            attempt, (began, domain) = next(iter(self._prompt.items()))
+            attempt, (began, line) = next(iter(self._prompt.items()))
             if began > long_ago:
                 return
             del self._prompt[attempt]
             self._long[attempt] = None
-            self.note(domain, is_proven=False)
+            self.note(line, is_proven=False)
 
     def in_the_way(self) -> list[A]:
         """The attempts to break off, so that proven domains that wait have places again: the newest
@@ -112,17 +115,26 @@ class Places(Generic[A]):
         most = min(waiting, unproven - pacing.unproven_places(self._most), len(self._long))
         return [self._long.popitem()[0] for _ in range(most)]
 
-    def note(self, domain: str, *, is_proven: bool) -> None:
-        """A domain is proven from now on, or no longer."""
-        was_proven = domain in self._proven
-        self._proven.pop(domain, None)
+    def note(self, line: str, *, is_proven: bool, domain: str = "") -> None:
+        """A line is proven from now on, or no longer. `domain`: whose mail has shown it."""
+        was_proven = line in self._proven
+        self._proven.pop(line, None)
         if is_proven:
-            self._proven[domain] = None
-            self._lines.classify(domain, Rank.PROVEN)
+            self._proven[line] = None
+            self._lines.classify(line, Rank.PROVEN)
             if len(self._proven) > _MOST_PROVEN:
                 self.note(next(iter(self._proven)), is_proven=False)
+            if is_of_hop(line):
+                self._note_over_hop(domain)
         elif was_proven:
-            self._lines.classify(domain, Rank.NEW)
+            self._lines.classify(line, Rank.NEW)
+
+    def _note_over_hop(self, domain: str) -> None:
+        """Mail for this domain is claimed with that for proven ones."""
+        self._over_hops.pop(domain, None)
+        self._over_hops[domain] = None
+        if len(self._over_hops) > _MOST_PROVEN:
+            del self._over_hops[next(iter(self._over_hops))]
 
     def _share(self, rank: Rank) -> tuple[int, int]:
         """The attempts under way for a class of domains, and the places that it has."""

@@ -5,10 +5,10 @@ of an opportunistic message is never used for a message that requires TLS. The k
 host's name, because the certificate was verified for it. The result of TLS (verified, unverified,
 in clear) stays with the connection, and the log line of each message has it.
 
-A connection is used for a limited number of messages and a limited time, and idles for a few
-seconds only: an idle connection takes a place at the host, and hosts close idle connections. It
-also takes one of the relay's own places: where all are taken, the connection that has idled for the
-longest time is closed.
+A connection is used for a limited number of messages (`max_messages_per_connection` of a next hop,
+or 100) and a limited time, and idles for a few seconds only: an idle connection takes a place at
+the host, and hosts close idle connections. It also takes one of the relay's own places: where all
+are taken, the connection that has idled for the longest time is closed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from relay.deliver.connection import Connection
-from relay.route.next_hop import Credentials, Host, TlsMode
+from relay.route.next_hop import Credentials, Host, NextHop, TlsMode
 from relay.route.security import Requirement
 
 __all__ = ["Pool", "PoolKey", "PoolLimits", "pool_key"]
@@ -97,7 +97,7 @@ class Pool:
         while (waiting := self._idle.get(key)) is not None:
             idle = waiting[-1]
             self._remove(idle)
-            if idle.connection.is_usable and not self._is_worn_out(idle.connection):
+            if idle.connection.is_usable and not self.is_worn_out(idle.connection):
                 return idle.connection
             idle.connection.quit()
         if self._are_too_many and self._order:
@@ -106,7 +106,7 @@ class Pool:
 
     def give_back(self, key: PoolKey, connection: Connection) -> None:
         """Keep a connection for the next message, if it may still be used."""
-        usable = connection.is_usable and not self._is_worn_out(connection)
+        usable = connection.is_usable and not self.is_worn_out(connection)
         if self._closed or not usable or self._are_too_many:
             connection.quit()
             return
@@ -123,6 +123,12 @@ class Pool:
     def make_room(self, destination: str, others: int) -> None:
         """Close idle connections to a destination beyond so many: one more is about to be made."""
         idle = self._idle_at(destination)
+        for one in idle[: len(idle) - others]:
+            self._expire(one)
+
+    def make_room_at_hop(self, hop: NextHop, others: int) -> None:
+        """Close idle connections to an operator's next hop beyond so many."""
+        idle = [idle for idle in self._order if _is_to(idle.connection, hop)]
         for one in idle[: len(idle) - others]:
             self._expire(one)
 
@@ -146,11 +152,12 @@ class Pool:
     def _are_too_many(self) -> bool:
         return len(self._order) + self._in_use > self._limits.connections
 
-    def _is_worn_out(self, connection: Connection) -> bool:
+    def is_worn_out(self, connection: Connection) -> bool:
+        """Whether a connection has carried as many messages as it may, or stood as long."""
+        hop = connection.host.hop
+        most = (hop and hop.max_messages_per_connection) or self._limits.messages
         age = asyncio.get_running_loop().time() - connection.opened_at
-        return (
-            connection.messages >= self._limits.messages or age >= self._limits.age.total_seconds()
-        )
+        return connection.messages >= most or age >= self._limits.age.total_seconds()
 
     def _expire(self, idle: _Idle) -> None:
         self._remove(idle)
@@ -164,3 +171,8 @@ class Pool:
         del self._order[idle]
         if not waiting:
             del self._idle[idle.key]
+
+
+def _is_to(connection: Connection, hop: NextHop) -> bool:
+    """Whether a connection leads to a next hop, by its name: a reload makes it anew."""
+    return connection.host.hop is not None and connection.host.hop.name == hop.name

@@ -1,19 +1,23 @@
 """Entries that wait for room at their hosts: how many of them may wait in memory. Pure.
 
 An attempt that finds no room for a connection goes back to the head of its line, and where the
-domain's mail leads is remembered for a moment. More entries than have a connection soon
-(`Destinations.patience`) are given back to the queue, so that they keep no place from others.
+domain's mail leads is remembered for a moment. Where the mail of a next hop leads is known from the
+configuration: none of its entries is tried before there is room for it. More entries than have a
+connection soon (`Destinations.patience`) are given back to the queue, so that they keep no place
+from others.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from math import inf
 
 from relay.deliver.destinations import Destinations, Holder, NotNow, Use
-from relay.deliver.lines import Lines, Rank
+from relay.deliver.lines import Lines, Rank, line_of_hop
 from relay.mail.outcome import Code, Deferred
 from relay.queue.entry import Entry
+from relay.route.next_hop import NextHop
 
 __all__ = ["Room"]
 
@@ -25,25 +29,58 @@ _BOUND_SECONDS = 5.0
 
 
 class Room:
-    """What waits in `lines` for a connection. `most`: `concurrency_per_destination`."""
+    """What waits in `lines` for a connection. `most`: `concurrency_per_destination`. `leads_to`:
+    the operator's next hop for an entry; None where the DNS says where its mail goes.
+    """
 
     def __init__(
-        self, lines: Lines, destinations: Destinations, most: int, monotonic: Callable[[], float]
+        self,
+        lines: Lines,
+        destinations: Destinations,
+        most: int,
+        monotonic: Callable[[], float],
+        leads_to: Callable[[Entry], NextHop | None] = lambda entry: None,
     ) -> None:
         self._lines = lines
         self._destinations = destinations
         self._most = most
         self._monotonic = monotonic
+        self._leads_to = leads_to
         self._turned_away: Counter[Holder] = Counter()
+        self._hops: dict[str, NextHop] = {}
+        """By line, as the configuration was when an entry came last."""
+        destinations.limits.waiting = lambda name: lines.length(line_of_hop(name))
 
-    def is_to_be_asked(self, domain: str) -> bool:
-        """Whether an attempt gets on at one of a domain's destinations, or none is known."""
-        names = self._names(domain)
-        return not names or any(map(self._destinations.is_to_be_asked, names))
+    def line_of(self, entry: Entry) -> str:
+        """The line that an entry waits in."""
+        hop = self._leads_to(entry)
+        if hop is None:
+            return entry.domain
+        line = line_of_hop(hop.name)
+        if self._hops.get(line) is not hop:
+            self._hops[line] = hop
+            self._lines.bind(line, (hop.destination,), inf)
+        return line
 
-    def reserve(self, entry: Entry) -> Use | None:
+    def forget_hops(self) -> None:
+        """Routes have changed: no line leads to a next hop, for all that is known."""
+        for line in self._hops:
+            self._lines.unbind(line)
+        self._hops.clear()
+
+    def is_to_be_asked(self, line: str) -> bool:
+        """Whether an attempt gets on at one of a line's destinations, or none is known."""
+        names, hop = self._names(line), self._hops.get(line)
+        return not names or any(self._destinations.is_to_be_asked(name, hop) for name in names)
+
+    def is_silent(self, line: str) -> bool:
+        """Whether an attempt ends without a connection: a destination is known to be silent."""
+        silence_of = self._destinations.silence_of
+        return any(silence_of(name) is not None for name in self._names(line))
+
+    def reserve(self, line: str, entry: Entry) -> Use | None:
         """Take a connection for an entry at the first of its destinations that has room."""
-        return self._destinations.reserve(self._names(entry.domain), entry.key)
+        return self._destinations.reserve(self._names(line), entry.key, self._hops.get(line))
 
     def was_too_often_turned_away(self, entry: Entry, why: NotNow) -> bool:
         """Count that an entry was turned away; whether that was too often to wait again."""
@@ -58,15 +95,21 @@ class Room:
 
     def wait(self, entry: Entry, why: NotNow, rank: Rank) -> None:
         """An entry waits at the head of its line."""
-        self._lines.bind(entry.domain, why.names, self._monotonic() + _BOUND_SECONDS)
-        self._lines.add(entry, rank, at_head=True)
+        line = self.line_of(entry)
+        if line not in self._hops:
+            self._lines.bind(line, why.names, self._monotonic() + _BOUND_SECONDS)
+        self._lines.add(line, entry, rank, at_head=True)
 
-    def has_short_line(self, domain: str) -> bool:
-        """Whether so few wait for a domain that it is time to claim more."""
-        if 2 * self._lines.length(domain) >= self._most:
+    def has_short_line(self, line: str) -> bool:
+        """Whether so few wait in a line that it is time to claim more."""
+        if 2 * self._lines.length(line) >= self._most:
             return False
-        names = self._names(domain)
-        return not names or any(self._excess_at(name) < 0 for name in names)
+        names = self._names(line)
+        return not names or any(self._excess_at(line, name) < 0 for name in names)
+
+    def has_excess(self, lines: Iterable[str]) -> bool:
+        """Whether more wait in one of these lines of next hops than have a connection soon."""
+        return any(self._excess(line) > 0 for line in lines if line in self._hops)
 
     def take_excess(self) -> list[tuple[Entry, float, Deferred]]:
         """Take out of the lines what would wait for long.
@@ -77,20 +120,34 @@ class Room:
         if not self._lines.waits_for_room:
             return []
         taken = []
-        for domain in self._lines.domains():
-            names = self._names(domain)
-            excess = min(map(self._excess_at, names), default=0)
-            for entry in self._lines.pop_last(domain, max(excess, 0)):
-                seconds = min(map(self._destinations.next_turn, names))
+        for line in self._lines.names():
+            names, hop = self._names(line), self._hops.get(line)
+            for entry in self._lines.pop_last(line, max(self._excess(line), 0)):
+                seconds = min(self._destinations.next_turn(name, hop) for name in names)
                 taken.append((entry, seconds, _no_room(names)))
         return taken
 
-    def _names(self, domain: str) -> tuple[str, ...]:
-        """The destinations that a domain's mail leads to, as far as that is known."""
-        return self._lines.destinations(domain, self._monotonic())
+    def room_in(self) -> float | None:
+        """In how many seconds one of the next hops that mail waits for is to be asked again."""
+        limits = self._destinations.limits
+        found = (
+            limits.room_in(hop.name) for line, hop in self._hops.items() if self._lines.length(line)
+        )
+        return min((seconds for seconds in found if seconds is not None), default=None)
 
-    def _excess_at(self, name: str) -> int:
-        """How many entries more wait for a destination than have a connection soon."""
+    def _names(self, line: str) -> tuple[str, ...]:
+        """The destinations that a line's mail leads to, as far as that is known."""
+        return self._lines.destinations(line, self._monotonic())
+
+    def _excess(self, line: str) -> int:
+        """How many entries of a line more wait than have a connection soon."""
+        return min((self._excess_at(line, name) for name in self._names(line)), default=0)
+
+    def _excess_at(self, line: str, name: str) -> int:
+        """The same at one destination, with those of other lines that lead to it."""
+        hop = self._hops.get(line)
+        if hop is not None and self._destinations.limits.limits(hop):
+            return self._lines.length(line) - self._destinations.patience(name, hop)
         waiting = self._lines.waiting_at(name)
         return waiting - self._destinations.patience(name) if waiting else -1
 

@@ -30,12 +30,12 @@ from datetime import UTC, datetime, timedelta
 
 from relay.deliver import pacing
 from relay.deliver.clocks import Clocks
-from relay.deliver.destinations import Destinations, NotNow, Use
+from relay.deliver.destinations import Destinations, NotNow
 from relay.deliver.options import DeliveryOptions
 from relay.deliver.recorder import FIRST_PAUSE, LONGEST_PAUSE, Recorder
 from relay.deliver.report_sender import ReportSender
 from relay.deliver.runner import Attempts, Runner, reconsidered
-from relay.deliver.waiting import Waiting, Wanted
+from relay.deliver.waiting import Turn, Waiting, Wanted
 from relay.deliver.wake_up import WakeUp
 from relay.mail.outcome import Outcome
 from relay.mail.tls_session import TlsSession
@@ -44,6 +44,7 @@ from relay.queue.entry import Entry
 from relay.queue.retry import RetrySchedule, latest_due
 from relay.queue.store import DeliveryQueue, SpoolError
 from relay.report.metrics import Metrics
+from relay.route.next_hop import NextHop
 
 __all__ = ["Scheduler"]
 
@@ -76,8 +77,9 @@ class Scheduler:
         monotonic: Callable[[], float] = time.monotonic,
         destinations: Destinations | None = None,
         metrics: Metrics | None = None,
+        leads_to: Callable[[Entry], NextHop | None] = lambda entry: None,
     ) -> None:
-        """`destinations`: those of `attempts`."""
+        """`destinations`: those of `attempts`. `leads_to`: the operator's next hop for an entry."""
         self._store = store
         self._schedule = schedule
         self._rules = rules
@@ -108,8 +110,10 @@ class Scheduler:
             destinations=self._destinations,
             clock=clock,
             monotonic=monotonic,
+            leads_to=leads_to,
         )
         self._places, self._paces = self._waiting.places, self._waiting.paces
+        self._next_look: asyncio.TimerHandle | None = None
         self._is_unreadable = False
         self._stopping = False
         self._ended = asyncio.Event()
@@ -137,6 +141,12 @@ class Scheduler:
         """
         self._paces.retry_silent()
         self._destinations.retry_silent()
+        self._wake_up.wake()
+
+    def routes_changed(self) -> None:
+        """Deliver what waits as the routes of a new configuration say."""
+        self._waiting.line_up_again()
+        self._begin_attempts()
         self._wake_up.wake()
 
     async def run(self) -> None:
@@ -181,6 +191,8 @@ class Scheduler:
     async def _wind_up(self) -> None:
         """Give the waiting entries back, and finish what was begun."""
         self._wake_up.stop()
+        if self._next_look is not None:
+            self._next_look.cancel()
         await self._release_all_waiting()
         while self._places.attempts:
             await asyncio.wait(self._places.attempts)
@@ -250,11 +262,12 @@ class Scheduler:
         return True
 
     async def _take(self, claimed: Sequence[Entry]) -> None:
-        """Put claimed entries into the lines of their domains; begin those with a place."""
+        """Put claimed entries into their lines; begin those with a place."""
         silent = [entry for entry in claimed if not self._waiting.add(entry)]
         self._begin_attempts()
         await self._put_off(silent)
-        if len(self._waiting.lines) > 2 * self._most:
+        room, lines = self._waiting.room, self._waiting.lines
+        if len(lines) > 2 * self._most or room.has_excess(map(room.line_of, claimed)):
             await self._shorten_lines()
 
     def _claim_ended(self, entry: Entry, due: datetime | None) -> None:
@@ -266,7 +279,7 @@ class Scheduler:
     async def _put_off(self, entries: Iterable[Entry]) -> None:
         """Give entries of silent domains back until the end of the silence."""
         await self._recorder.put_off(
-            [(entry, *self._paces.silence(entry.domain)) for entry in entries]
+            [(entry, *self._paces.silence(self._waiting.room.line_of(entry))) for entry in entries]
         )
 
     async def _watch_for_work(self) -> None:
@@ -299,18 +312,29 @@ class Scheduler:
         """
         if self._stopping:
             return
-        for entry, rank, use in self._waiting.turns():
-            task = asyncio.create_task(self._run_one(entry, use))
-            self._places.begin(task, entry, rank)
+        for turn in self._waiting.turns():
+            task = asyncio.create_task(self._run_one(turn))
+            self._places.begin(task, turn.line, turn.entry, turn.rank)
             task.add_done_callback(self._ended_one)
         self._runner.break_off(self._places.in_the_way())
+        self._look_again()
 
-    async def _run_one(self, entry: Entry, use: Use | None) -> None:
+    def _look_again(self) -> None:
+        """Begin attempts again as soon as a next hop is to be asked that mail waits for."""
+        if self._next_look is not None:
+            self._next_look.cancel()
+            self._next_look = None
+        if (seconds := self._waiting.room.room_in()) is not None:
+            loop = asyncio.get_running_loop()
+            self._next_look = loop.call_later(max(seconds, 0.001), self._begin_attempts)
+
+    async def _run_one(self, turn: Turn) -> None:
         """Try one claimed entry and record the result.
 
         The claim holds until the result is committed, so a crash here delays the message and loses
-        nothing. `use`: the connection that was reserved for it.
+        nothing.
         """
+        entry, use = turn.entry, turn.use
         begun, started = self._clock(), self._monotonic()
         outcomes: Mapping[int, Outcome] | None = None
         sessions: list[TlsSession] = []
@@ -331,18 +355,21 @@ class Scheduler:
                 outcomes = result
                 await self._recorder.record(entry, outcomes, sessions)
         finally:
-            await self._learn(entry.domain, begun, outcomes or {}, took)
+            self._destinations.limits.is_over(entry.key)
+            self._waiting.ended(entry)
+            await self._learn(turn, begun, outcomes or {}, took)
 
     async def _learn(
-        self, domain: str, begun: datetime, outcomes: Mapping[int, Outcome], took: float
+        self, turn: Turn, begun: datetime, outcomes: Mapping[int, Outcome], took: float
     ) -> None:
-        """Note what an ended attempt, which took so many seconds, shows about its domain."""
-        has_answered = self._paces.learn(domain, outcomes.values(), begun=begun)
+        """Note what an ended attempt, which took so many seconds, shows about its destination."""
+        line = turn.line
+        has_answered = self._paces.learn(line, outcomes.values(), begun=begun)
         if outcomes:
-            is_prompt = took < pacing.LONG.total_seconds()
-            self._places.note(domain, is_proven=is_prompt and has_answered)
-        if self._paces.is_suspended(domain):
-            await self._put_off(self._waiting.lines.pop_all(domain))
+            is_proven = has_answered and took < pacing.LONG.total_seconds()
+            self._places.note(line, is_proven=is_proven, domain=turn.entry.domain)
+        if self._paces.is_suspended(line):
+            await self._put_off(self._waiting.lines.pop_all(line))
 
     def _ended_one(self, task: asyncio.Task[None]) -> None:
         self._places.end(task)
@@ -362,7 +389,7 @@ class Scheduler:
         if self._stopping:
             await self._recorder.release(entry, due=self._clock())
         else:
-            self._waiting.room.wait(entry, why, self._places.rank(entry))
+            self._waiting.wait_for_room(entry, why)
         return None
 
     def _has_room(self, name: str) -> None:
@@ -374,6 +401,7 @@ class Scheduler:
         """Check each second whether entries wait too long, or a host may be asked again."""
         while True:
             await asyncio.sleep(_NEXT_LOOK)
+            self._destinations.give_up_surplus()
             if self._waiting.lines:
                 await self._shorten_lines()
                 self._begin_attempts()

@@ -9,20 +9,22 @@ are claimed for while the others fill their page.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
-from relay.deliver.destinations import Destinations, Use
-from relay.deliver.lines import Lines, Rank
+from relay.deliver.destinations import Destinations, NotNow, Use
+from relay.deliver.lines import Lines, Rank, is_of_hop
 from relay.deliver.paces import Paces
 from relay.deliver.places import Places
 from relay.deliver.room import Room
 from relay.queue.entry import Entry
 from relay.queue.retry import RetrySchedule
+from relay.route.next_hop import NextHop
 
-__all__ = ["Waiting", "Wanted"]
+__all__ = ["Turn", "Waiting", "Wanted"]
 
 A = TypeVar("A")
 
@@ -41,9 +43,20 @@ class Wanted:
     with_new: bool
 
 
+class Turn(NamedTuple):
+    """An entry whose attempt begins now: the line it waited in and its class, and the connection
+    reserved for it.
+    """
+
+    entry: Entry
+    line: str
+    rank: Rank
+    use: Use | None
+
+
 class Waiting(Generic[A]):
     """The entries that wait. `most`, `share`: `concurrency` and `concurrency_per_destination`; `A`:
-    what the caller names an attempt.
+    what the caller names an attempt. `leads_to`: see `Room`.
     """
 
     def __init__(
@@ -55,34 +68,57 @@ class Waiting(Generic[A]):
         destinations: Destinations,
         clock: Callable[[], datetime],
         monotonic: Callable[[], float],
+        leads_to: Callable[[Entry], NextHop | None] = lambda entry: None,
     ) -> None:
         self._most = most
         self._share = share
         self.lines = Lines()
         self.paces = Paces(share, schedule, clock)
         self.places: Places[A] = Places(most, self.lines, monotonic)
-        self.room = Room(self.lines, destinations, share, monotonic)
+        self.room = Room(self.lines, destinations, share, monotonic, leads_to)
         self._ranks = list(Rank)
         self._last: Wanted | None = None
+        self._under_way: Counter[str] = Counter()
+        """Attempts by recipient domain."""
 
     def add(self, entry: Entry) -> bool:
-        """Let an entry wait in the line of its domain; whether it may: the domain is not silent."""
-        if self.paces.is_suspended(entry.domain):
+        """Let an entry wait in its line; whether it may: its destination is not silent."""
+        line = self.room.line_of(entry)
+        if self.paces.is_suspended(line):
             return False
-        self.lines.add(entry, self.places.rank(entry))
+        self.lines.add(line, entry, self.places.rank(line, entry))
         return True
+
+    def wait_for_room(self, entry: Entry, why: NotNow) -> None:
+        """Let an entry wait again that has found no room."""
+        rank = self.places.rank(self.room.line_of(entry), entry)
+        self.room.wait(entry, why, rank)
 
     def pop_all(self) -> list[Entry]:
         """All that wait."""
-        return [entry for domain in self.lines.domains() for entry in self.lines.pop_all(domain)]
+        return [entry for line in self.lines.names() for entry in self.lines.pop_all(line)]
+
+    def line_up_again(self) -> None:
+        """Routes have changed: let all entries wait in the lines where they belong now."""
+        entries = self.pop_all()
+        self.room.forget_hops()
+        for entry in entries:
+            line = self.room.line_of(entry)
+            self.lines.add(line, entry, self.places.rank(line, entry))
+
+    def ended(self, entry: Entry) -> None:
+        """The attempt of an entry has ended."""
+        self._under_way[entry.domain] -= 1
+        if not self._under_way[entry.domain]:
+            del self._under_way[entry.domain]
 
     # --- whose turn it is -------------------------------------------------------------------------
 
-    def turns(self) -> Iterator[tuple[Entry, Rank, Use | None]]:
-        """Entries whose attempts begin now, each with its class and the connection reserved for it.
+    def turns(self) -> Iterator[Turn]:
+        """The entries whose attempts begin now.
 
-        The classes of domains have their turns, and the domains of each. The caller tells `places`
-        of one before it asks for the next.
+        The classes of lines have their turns, and the lines of each. The caller tells `places` of
+        one before it asks for the next.
         """
         if not self.lines:
             return
@@ -91,27 +127,34 @@ class Waiting(Generic[A]):
         ranks = [rank for rank in self._ranks if self.lines.waiting(rank)]
         while ranks and self.places.free > 0:
             rank = ranks.pop(0)
-            domain = self._next_domain(rank)
-            if domain is not None:
-                entry = self.lines.pop(domain)
-                self.paces.began(domain)
-                yield entry, rank, self.room.reserve(entry)
+            turn = self._next(rank)
+            if turn is not None:
+                self.paces.began(turn.line)
+                self._under_way[turn.entry.domain] += 1
+                yield turn
                 ranks.append(rank)
 
-    def _next_domain(self, rank: Rank) -> str | None:
-        """The next domain of a class that an attempt may begin for."""
+    def _next(self, rank: Rank) -> Turn | None:
+        """The next entry of a class that an attempt may begin for."""
         if not self.places.has_place(rank):
             return None
         is_crowded = self.places.is_crowded(rank, self._share)
-        return next(
-            (
-                domain
-                for domain in self.lines.turns(rank)
-                if self.paces.has_room(domain, is_crowded=is_crowded)
-                and self.room.is_to_be_asked(domain)
-            ),
-            None,
-        )
+        for line in self.lines.turns(rank):
+            if not self.paces.has_room(line, is_crowded=is_crowded):
+                continue
+            if not self.room.is_to_be_asked(line):
+                continue
+            if not is_of_hop(line):
+                entry = self.lines.pop(line)
+                return Turn(entry, line, rank, self.room.reserve(line, entry))
+            entry = self.lines.head(line)
+            if self._under_way[entry.domain] >= self._share:
+                continue
+            use = self.room.reserve(line, entry)
+            if use is not None or self.room.is_silent(line):
+                self.lines.pop(line)
+                return Turn(entry, line, rank, use)
+        return None
 
     # --- what to claim ----------------------------------------------------------------------------
 
@@ -126,7 +169,9 @@ class Waiting(Generic[A]):
         return Wanted(
             limit=max(self._most - waiting, self.places.free),
             skip=frozenset(
-                domain for domain in self.lines.domains() if not self.room.has_short_line(domain)
+                line
+                for line in self.lines.names()
+                if not is_of_hop(line) and not self.room.has_short_line(line)
             ),
             only=self.places.proven if is_only_proven else None,
             with_new=self.lines.waiting(Rank.NEW) < self._most,

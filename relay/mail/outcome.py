@@ -23,7 +23,6 @@ __all__ = [
     "Delivered",
     "Downgrade",
     "DowngradeReason",
-    "HopLogin",
     "HopPolicy",
     "HopSession",
     "Level",
@@ -149,14 +148,6 @@ class CertificateFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class HopLogin:
-    """Who the relay logged in as at a next hop, or tried to, and by which SASL mechanism."""
-
-    mechanism: str
-    user: str
-
-
-@dataclass(frozen=True, slots=True)
 class HopSession:
     """The SMTP session with a mail host that decided an outcome.
 
@@ -179,7 +170,6 @@ class HopSession:
     policy: HopPolicy = NO_POLICY
     requiretls: bool = False
     certificate: CertificateFacts | None = None
-    login: HopLogin | None = None
 
     @property
     def certificate_verified(self) -> bool:

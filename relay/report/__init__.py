@@ -1,1 +1,1 @@
-"""Reports results: delivery status notifications, delivery log, metrics, reports on TLS."""
+"""We say what became of it: delivery status notifications and the delivery log."""

@@ -36,6 +36,7 @@ from relay.config import Config, ConfigError, load
 from relay.config.reload import changes, taken_over
 from relay.workers.programlog import ProgramLog
 from relay.workers.shared_counters import SharedCounters
+from relay.workers.shared_limits import SharedLimits
 from relay.workers.shared_settings import SharedSettings
 from relay.workers.sockets import ListeningSockets
 from relay.workers.systemd import Systemd
@@ -94,6 +95,7 @@ class Supervisor:
         self._systemd = Systemd(environ)
         self._children = [_Child(number) for number in range(config.workers)]
         self._counters = SharedCounters(config.workers)
+        self._limits = SharedLimits(config.workers)
         self._shared_settings = SharedSettings()
         self._is_ending = False
         self._killed_at = math.inf
@@ -187,6 +189,7 @@ class Supervisor:
                 failed_elsewhere=self._counters.row(child.number),
                 line=line,
                 shared_settings=self._shared_settings,
+                hop_limits=self._limits.of_worker(child.number),
             )
             self._own_log.start()
             code = self._work(self._config, worker)
@@ -230,6 +233,7 @@ class Supervisor:
             if not pid:
                 continue
             self._counters.clear(child.number)
+            self._limits.clear(child.number)
             if child.line is not None:
                 child.line.close()
             child.pid, child.line = 0, None

@@ -18,6 +18,7 @@ from typing import Self
 
 from relay.receive.limits import Elsewhere
 from relay.submit.failures import FailedElsewhere
+from relay.workers.shared_limits import LimitsOfWorker
 from relay.workers.shared_settings import SharedSettings
 
 __all__ = ["ALONE", "BEAT", "READY", "StartError", "Worker"]
@@ -44,7 +45,8 @@ class Worker:
     """`sockets`: those it listens at, by the address in the configuration. `elsewhere`: see
     `Connections`, and `Failures` for `failed_elsewhere`.
 
-    `shared_settings`: what the first worker tells the others.
+    `shared_settings`: what the first worker tells the others. `hop_limits`: what all know of the
+    limits of next hops.
     """
 
     number: int = 0
@@ -54,6 +56,7 @@ class Worker:
     failed_elsewhere: FailedElsewhere | None = None
     line: socket.socket | None = None
     shared_settings: SharedSettings | None = None
+    hop_limits: LimitsOfWorker | None = None
 
     @property
     def is_first(self) -> bool:

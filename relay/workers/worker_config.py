@@ -5,6 +5,8 @@
     admin.http       worker 0
     policies         all workers share those below queue.path; fetches at a time are divided
     delivery         concurrency is divided: the sum over the workers is what was written
+    next_hops        every worker has the whole limits: they are kept together
+                     (`relay.workers.shared_limits`)
     limits           every worker has the whole limit: connections are counted together
                      (`relay.workers.shared_counters`)
 
@@ -19,6 +21,7 @@ from dataclasses import replace
 from pathlib import PurePath
 
 from relay.config import Config
+from relay.deliver.allotment import share
 from relay.queue.engine import WORKER_SPOOL
 
 __all__ = ["control_socket", "part", "shared_spool", "spool", "worker_config"]
@@ -44,7 +47,7 @@ def worker_config(config: Config, worker: int, workers: int) -> Config:
 
 def part(whole: int, worker: int, workers: int) -> int:
     """One worker's part of a number; those of all add up to it."""
-    return (whole + workers - 1 - worker) // workers
+    return share(whole, worker, workers)
 
 
 def spool(path: str, worker: int) -> str:

@@ -2,7 +2,8 @@
 
 `manner`: how it treats the rest: "421" as the greeting, "421 at MAIL", "close" or "reset" before a
 greeting, "refuse" (its port is closed meanwhile), "silence". `seconds`: how long it takes for each
-message. `messages`: after so many on one connection it answers 452 to MAIL.
+message, `farewell`: and after QUIT. `messages`: after so many on one connection it answers 452 to
+MAIL.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class LimitedHost:
         *,
         seconds: float = 0.0,
         messages: int = 0,
+        farewell: float = 0.0,
         address: str = "127.0.0.1",
         port: int = 0,
     ) -> None:
@@ -33,6 +35,9 @@ class LimitedHost:
         self.manner = manner
         self.seconds = seconds
         self.messages = messages
+        self.farewell = farewell
+        self.messages_of: list[int] = []
+        """How many messages each connection has carried that was greeted."""
         self.address = address
         self.port = port
         self.open = self.most = self.connections = self.turned_away = 0
@@ -106,7 +111,8 @@ class LimitedHost:
             writer.write(b"421 4.7.0 too many connections\r\n")
             return
         writer.write(b"220 ready\r\n")
-        count, rcpt = 0, ""
+        number, rcpt = len(self.messages_of), ""
+        self.messages_of.append(0)
         while line := await reader.readline():
             verb = line[:4].upper()
             if verb == b"EHLO":
@@ -114,7 +120,7 @@ class LimitedHost:
             elif verb == b"MAIL" and is_full and self.manner == "421 at MAIL":
                 writer.write(b"421 4.7.0 too many connections\r\n")
                 return
-            elif verb == b"MAIL" and self.messages and count >= self.messages:
+            elif verb == b"MAIL" and self.messages and self.messages_of[number] >= self.messages:
                 writer.write(b"452 4.3.2 too many messages on this connection\r\n")
                 while not (await reader.readline()).upper().startswith(b"DATA"):
                     writer.write(b"503 5.5.1 no MAIL\r\n")
@@ -125,9 +131,10 @@ class LimitedHost:
                 await asyncio.sleep(self.seconds)
                 self.taken.append(rcpt)
                 self.taken_at[rcpt] = time.monotonic()
-                count += 1
+                self.messages_of[number] += 1
                 writer.write(b"250 2.0.0 taken\r\n")
             elif verb == b"QUIT":
+                await asyncio.sleep(self.farewell)
                 writer.write(b"221 bye\r\n")
                 return
             else:

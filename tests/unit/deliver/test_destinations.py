@@ -178,8 +178,9 @@ def test_entries_turned_away_return_one_after_the_other_within_two_minutes(world
     turns = [world.known.next_turn(HOST) for _ in range(200)]
     assert turns[0] >= 1
     assert turns == sorted(turns)
-    assert turns[50] < 60
-    assert turns[-1] == 120
+    assert turns[20] <= 5, "a host that becomes faster does not idle for long"
+    assert turns[199] == pytest.approx(40, abs=1)
+    assert max(world.known.next_turn(HOST) for _ in range(1000)) == 120
 
 
 def test_a_destination_is_stuck_that_deals_with_no_message_for_seconds(world):

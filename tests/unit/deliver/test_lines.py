@@ -21,7 +21,7 @@ def waiting(number: int, domain: str) -> Entry:
 def test_domains_take_turns_and_each_has_its_entries_in_order():
     lines = Lines()
     for number, domain in enumerate(["a.example", "a.example", "b.example"]):
-        lines.add(waiting(number, domain), Rank.NEW)
+        lines.add(domain, waiting(number, domain), Rank.NEW)
     order = []
     while len(lines):
         domain = next(lines.turns(Rank.NEW))
@@ -31,8 +31,8 @@ def test_domains_take_turns_and_each_has_its_entries_in_order():
 
 def test_each_class_of_mail_has_its_own_turns():
     lines = Lines()
-    lines.add(waiting(1, "a.example"), Rank.NEW)
-    lines.add(waiting(2, "b.example"), Rank.PROVEN)
+    lines.add("a.example", waiting(1, "a.example"), Rank.NEW)
+    lines.add("b.example", waiting(2, "b.example"), Rank.PROVEN)
     assert list(lines.turns(Rank.NEW)) == ["a.example"]
     assert list(lines.turns(Rank.PROVEN)) == ["b.example"]
     lines.classify("a.example", Rank.PROVEN)
@@ -41,24 +41,24 @@ def test_each_class_of_mail_has_its_own_turns():
 
 def test_a_line_has_the_best_rank_of_its_entries():
     lines = Lines()
-    lines.add(waiting(1, "a.example"), Rank.BULK)
-    lines.add(waiting(2, "a.example"), Rank.NEW)
-    lines.add(waiting(3, "a.example"), Rank.BULK)
+    lines.add("a.example", waiting(1, "a.example"), Rank.BULK)
+    lines.add("a.example", waiting(2, "a.example"), Rank.NEW)
+    lines.add("a.example", waiting(3, "a.example"), Rank.BULK)
     assert (lines.waiting(Rank.NEW), lines.waiting(Rank.BULK)) == (3, 0)
 
 
 def test_returned_entry_is_first_in_its_line_and_the_last_entry_leaves_first():
     lines = Lines()
     for number in (1, 2, 3):
-        lines.add(waiting(number, "a.example"), Rank.NEW)
-    lines.add(waiting(0, "a.example"), Rank.NEW, at_head=True)
+        lines.add("a.example", waiting(number, "a.example"), Rank.NEW)
+    lines.add("a.example", waiting(0, "a.example"), Rank.NEW, at_head=True)
     assert [one.message.queue_id for one in lines.pop_last("a.example", 2)] == ["Q3", "Q2"]
     assert [one.message.queue_id for one in lines.pop_all("a.example")] == ["Q0", "Q1"]
 
 
 def test_destination_of_a_domain_is_remembered_for_a_while():
     lines = Lines()
-    lines.add(waiting(1, "a.example"), Rank.NEW)
+    lines.add("a.example", waiting(1, "a.example"), Rank.NEW)
     lines.bind("a.example", ("[192.0.2.1]:25",), until=10)
     assert lines.destinations("a.example", 9) == ("[192.0.2.1]:25",)
     assert lines.waiting_at("[192.0.2.1]:25") == 1
@@ -91,7 +91,7 @@ def test_the_counts_are_those_of_the_entries(steps):
         match verb:
             case "add":
                 number += 1
-                lines.add(waiting(number, domain), rest[0], at_head=rest[1])
+                lines.add(domain, waiting(number, domain), rest[0], at_head=rest[1])
                 entries[domain] += 1
             case "pop" if entries[domain]:
                 lines.pop(domain)
@@ -107,7 +107,7 @@ def test_the_counts_are_those_of_the_entries(steps):
                 lines.unbind(domain)
                 leads.pop(domain, None)
         assert len(lines) == lines.waiting(*Rank) == entries.total()
-        assert sorted(lines.domains()) == sorted(domain for domain in entries if entries[domain])
+        assert sorted(lines.names()) == sorted(domain for domain in entries if entries[domain])
         for name in ("one", "two"):
             at = sum(entries[domain] for domain, names in leads.items() if name in names)
             assert lines.waiting_at(name) == at

@@ -34,8 +34,8 @@ def waiting_of(most: int, share: int) -> Waiting[str]:
 def begin_all(waiting: Waiting[str]) -> list[str]:
     """Begin all attempts that may begin; their domains."""
     begun = []
-    for one, rank, _ in waiting.turns():
-        waiting.places.begin(f"{one.domain} {one.message.queue_id}", one, rank)
+    for one, line, rank, _ in waiting.turns():
+        waiting.places.begin(f"{one.domain} {one.message.queue_id}", line, one, rank)
         begun.append(one.domain)
     return begun
 
