@@ -34,7 +34,8 @@ help:
 # What running needs, and nothing of development.
 $(RUNS): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "relay needs Python 3.11 or later; say which with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+		{ echo "relay needs Python 3.11 or later, with venv (Debian, Ubuntu: apt install python3-venv)."; \
+		echo "If it has another name than $(PYTHON): make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	PIP_USE_PEP517=1 $(BIN)/pip install --quiet --disable-pip-version-check --editable .
 	@touch $@

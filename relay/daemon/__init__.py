@@ -18,7 +18,8 @@ import gc
 import logging
 import os
 import signal
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from relay.workers.systemd import Systemd
 from relay.workers.worker import StartError, Worker
 from relay.workers.worker_config import worker_config
 
-__all__ = ["serve"]
+__all__ = ["Demonstration", "serve"]
 
 log = logging.getLogger(__name__)
 
@@ -43,10 +44,20 @@ QUERIES = 100
 """DNS queries at a time."""
 
 
-def serve(path: Path, environ: Mapping[str, str], *, caught: Caught | None = None) -> int:
-    """Run a relay until a signal ends it; the exit code. `caught`: what the page shows of mail that
-    a host on this machine received.
+@dataclass(frozen=True)
+class Demonstration:
+    """What `relay demo --run` adds.
+
+    `caught`: what the page shows of mail that a host on this machine received. `announce` is called
+    once the relay can be reached.
     """
+
+    caught: Caught
+    announce: Callable[[], None]
+
+
+def serve(path: Path, environ: Mapping[str, str], *, demo: Demonstration | None = None) -> int:
+    """Run a relay until a signal ends it; the exit code."""
     os.umask(0o077)
     try:
         config = load(path, environ)
@@ -59,7 +70,7 @@ def serve(path: Path, environ: Mapping[str, str], *, caught: Caught | None = Non
     own_log = _start_log(config.log.level, environ, as_json=config.log.format == "json")
 
     def work(config: Config, worker: Worker) -> int:
-        return _work(config, worker, path, environ, own_log, caught)
+        return _work(config, worker, path, environ, own_log, demo)
 
     try:
         if config.workers > 1:
@@ -84,11 +95,11 @@ def _work(
     path: Path,
     environ: Mapping[str, str],
     own_log: ProgramLog,
-    caught: Caught | None,
+    demo: Demonstration | None,
 ) -> int:
     """What a worker does, the only one or one of several."""
     try:
-        return _run(_serve(config, worker, path, environ, own_log, caught))
+        return _run(_serve(config, worker, path, environ, own_log, demo))
     except StartError as error:
         log.error("cannot start: %s", error)
         return 1
@@ -113,7 +124,7 @@ async def _serve(
     path: Path,
     environ: Mapping[str, str],
     own_log: ProgramLog,
-    caught: Caught | None,
+    demo: Demonstration | None,
 ) -> int:
     if worker.is_first:
         for warning in config.warnings:
@@ -132,12 +143,14 @@ async def _serve(
         files=_open_files(config),
         systemd=systemd,
         own_log=own_log,
-        caught=caught,
+        caught=demo.caught if demo is not None else None,
     )
     _spare_the_collector()
     if worker.line is None:
         log.info("relay %s ready: %s", __version__, relay.summary())
     systemd.ready(relay.summary())
+    if demo is not None:
+        demo.announce()
     watchdog = asyncio.create_task(_answer_watchdog(systemd, relay))
     reporting = asyncio.create_task(worker.report(relay.status.liveness))
     reloading = asyncio.create_task(_reload_when_told(hangup, relay))

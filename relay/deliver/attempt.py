@@ -44,6 +44,7 @@ from relay.deliver.diagnosis import (
 )
 from relay.deliver.floors import DomainFloor, Floors
 from relay.deliver.job import Job, fit_for, job_of, signed
+from relay.deliver.login import Logins
 from relay.deliver.memory import NO_PAST, AtHost, shown_by
 from relay.deliver.options import DeliveryOptions, TlsOptions, security_options
 from relay.deliver.pool import Pool, pool_key
@@ -93,6 +94,7 @@ class Attempt:
         contexts: TlsContexts | None = None,
         signer: Signer | None = None,
         destinations: Destinations | None = None,
+        logins: Logins | None = None,
         counts_sessions: bool = False,
         may_begin: Callable[[Entry], bool] = lambda entry: True,
     ) -> None:
@@ -104,7 +106,7 @@ class Attempt:
         self._route = route
         self._security = security_options(delivery, tls)
         self._using = negotiate.SessionOptions(
-            hostname, delivery.timeouts, contexts or TlsContexts(tls.ca_file)
+            hostname, delivery.timeouts, contexts or TlsContexts(tls.ca_file), logins
         )
         self._pool = Pool() if pool is None else pool
         self._signer = signer

@@ -28,9 +28,9 @@ from aiosmtplib import (
     SMTPReadTimeoutError,
     SMTPResponseException,
 )
-from aiosmtplib.auth import auth_login_encode, auth_plain_encode
 from aiosmtplib.esmtp import parse_esmtp_extensions
 
+from relay.deliver import sasl
 from relay.deliver.certificate_facts import facts_of
 from relay.deliver.content import PIECE_BYTES, Content, ContentBroken, pieces
 from relay.deliver.diagnosis import Answer, Stage, shown
@@ -46,7 +46,9 @@ from relay.deliver.tls import (
     sent_chain,
 )
 from relay.deliver.transaction import NO_EXTENSIONS, Extensions, Transaction
-from relay.mail.outcome import Downgrade, HopSession, PolicyResult
+from relay.mail.masked import Secrets
+from relay.mail.outcome import Downgrade, HopLogin, HopSession, PolicyResult
+from relay.mail.printable import printable
 from relay.mail.reply import Reply
 from relay.queue.store import ClaimLost
 from relay.route.next_hop import Credentials, Host
@@ -119,6 +121,7 @@ class Connection:
         self._seconds = _Seconds.of(timeouts)
         self._needs_rset = False
         self._verdict = Verdict()
+        self._secrets: tuple[Secrets, ...] = ()
 
     @classmethod
     async def open(cls, host: Host, *, hostname: str, timeouts: Timeouts) -> Connection:
@@ -232,22 +235,29 @@ class Connection:
         """Note why this session goes on in clear."""
         self.hop = replace(self.hop, downgrade=downgrade)
 
-    async def authenticate(self, credentials: Credentials) -> None:
-        """AUTH PLAIN or LOGIN (RFC 4954), inside verified TLS and nowhere else."""
+    async def authenticate(self, credentials: Credentials) -> Reply:
+        """AUTH (RFC 4954), inside verified TLS and nowhere else. Returns the last reply, positive
+        or not; the words of a host that refuses a token are added to it.
+
+        From now on, what the host repeats of the login is masked in all that it says.
+        """
         if not self.hop.certificate_verified:
             raise AssertionError("credentials over a session that is not verified TLS")
-        if "PLAIN" in self.offers.auth:
-            secret = auth_plain_encode(credentials.username, credentials.password)
-            reply = await self._command(b"AUTH PLAIN " + secret, Stage.AUTH)
-        elif "LOGIN" in self.offers.auth:
-            reply = await self._command(b"AUTH LOGIN", Stage.AUTH)
-            for word in auth_login_encode(credentials.username, credentials.password):
-                if reply.code == 334:
-                    reply = await self._command(word, Stage.AUTH)
-        else:
-            raise SessionBroken(Answer(Stage.AUTH, None, "neither AUTH PLAIN nor LOGIN is offered"))
-        if not 200 <= reply.code < 300:
-            self._give_up(Stage.AUTH, reply)
+        mechanism = sasl.choose(credentials, self.offers.auth)
+        if not isinstance(mechanism, sasl.Mechanism):
+            self.quit()
+            raise SessionBroken(Answer(Stage.AUTH, None, mechanism, status="4.7.0"))
+        host, port = self.host.name, self.host.port
+        self._secrets += (sasl.secrets_of(credentials, host=host, port=port),)
+        self.hop = replace(self.hop, login=HopLogin(mechanism.value, credentials.username))
+        exchange = sasl.begin(mechanism, credentials, host=host, port=port)
+        reply = await self._command(exchange.first(), Stage.AUTH)
+        while reply.code == 334 and not exchange.is_cancelled:
+            reply = await self._command(exchange.after(reply), Stage.AUTH)
+        if not exchange.refusal:
+            return reply
+        words = printable(self._without_secrets(exchange.refusal))
+        return replace(reply, text=f"{reply.text} ({words})")
 
     async def transact(
         self,
@@ -393,7 +403,7 @@ class Connection:
 
     def _early_answer(self) -> Answer:
         """The reply of a host before the final dot. It may take further octets for commands."""
-        reply = self._wire.take_reply()
+        reply = self._masked(self._wire.take_reply())
         self.abort()
         if reply.code >= 400:
             return Answer(Stage.CONTENT, reply)
@@ -471,9 +481,21 @@ class Connection:
 
     async def _hear(self, stage: Stage, seconds: float) -> Reply:
         try:
-            return await self._wire.next_reply(seconds)
+            return self._masked(await self._wire.next_reply(seconds))
         except LOST as error:
             self._lose(stage, error)
+
+    def _masked(self, reply: Reply) -> Reply:
+        """The reply without what it repeats of the login."""
+        if not self._secrets:
+            return reply
+        text = self._without_secrets(reply.text)
+        return reply if text == reply.text else replace(reply, text=text)
+
+    def _without_secrets(self, text: str) -> str:
+        for secrets in self._secrets:
+            text = secrets.masked(text)
+        return text
 
     def _expect_silence(self, stage: Stage) -> None:
         try:
@@ -483,7 +505,10 @@ class Connection:
 
     def _lose(self, stage: Stage, error: Exception) -> NoReturn:
         self.abort()
-        raise SessionBroken(Answer(stage, None, error_text(error))) from error
+        text = self._without_secrets(error_text(error))
+        # After a login without the cause: a traceback would show what the host repeats.
+        cause = None if self._secrets else error
+        raise SessionBroken(Answer(stage, None, text)) from cause
 
     def _give_up(self, stage: Stage, reply: Reply) -> NoReturn:
         self.quit()

@@ -5,7 +5,7 @@ and tested as a table. (`relay.route.security` decides how secure a session has 
 
     what happened                          another host left    last host
     no connection, timeout, lost, garbled  next host            Deferred 4.4.1 or 4.4.2
-    5yz to the greeting, EHLO or AUTH      next host            Deferred
+    5yz to the greeting, EHLO or AUTH      next host            Deferred; 535 to AUTH: 4.7.8
     4yz to anything                        next host            Deferred
     5yz to MAIL, RCPT, DATA or content     Bounced              Bounced
     552 to RCPT, not about a size          as 452               as 452 (RFC 5321 §4.5.3.1.10)
@@ -77,13 +77,15 @@ class Stage(StrEnum):
 class Answer:
     """A host's reply at a stage, or its absence, with the text of the error.
 
-    `ours`: the relay broke off; the host is not at fault.
+    `ours`: the relay broke off; the host is not at fault. `status`: of the outcome without a reply,
+    "" for the one that the stage has.
     """
 
     stage: Stage
     reply: Reply | None = None
     error: str = ""
     ours: bool = False
+    status: str = ""
 
     @property
     def is_positive(self) -> bool:
@@ -280,6 +282,8 @@ def _unanswered(answer: Answer, host: Host, session: HopSession | None) -> Defer
     deliver it twice; no attempt may lose it (RFC 1047, RFC 5321 §6.1). The relay tries again.
     """
     error = answer.error or f"unexpected reply {answer.reply}"
+    if answer.status:
+        return Deferred(answer.status, Code.NONE, "", f"{_named(host)}: {error}", session)
     if answer.stage is Stage.CONNECT:
         return Deferred("4.4.1", Code.NO_CONNECTION, "", f"{_named(host)}: {error}", session)
     in_doubt = answer.stage is Stage.FINAL_DOT
@@ -318,6 +322,8 @@ def _temporary_status(stage: Stage, reply: Reply) -> str:
     if _is_as_452(stage, reply):
         status = _meant(reply)[1:]
         return "4.5.3" if status in _TOO_MANY_RECIPIENTS else f"4{status}"
+    if stage is Stage.AUTH and reply.code == 535:  # RFC 4954 §6; Microsoft adds details of its own
+        return "4.7.8"
     return f"4{reply.status[1:]}" if reply.status else "4.0.0"
 
 

@@ -1,4 +1,4 @@
-"""HTTPS requests to the servers of recipients' domains: to get a policy, to send a report. †
+"""HTTPS requests: for a policy, with a report on TLS, for an access token. †
 
 The server has to prove the same as a verified mail host: a valid chain to a trusted root, the name
 in the certificate, TLS of `tls.min_version`. The relay's own resolver looks its address up once,
@@ -24,19 +24,19 @@ from weakref import WeakValueDictionary
 import aiohttp
 from yarl import URL
 
-from relay.route.addresses import Rejection
-from relay.route.answers import AddressAnswer, NoSuchName, Resolver
+from relay.route.addresses import Rejection, parse_address
+from relay.route.answers import AddressAnswer, AddressLookup, NoSuchName, Resolver
 from relay.route.cache import ExpiringCache
 from relay.route.judged import JudgedResolver
 
-__all__ = ["HTTPS_PORT", "HttpsClient", "NoAnswer"]
+__all__ = ["DEAD", "HTTPS_PORT", "HttpsClient", "NoAnswer"]
 
 HTTPS_PORT = 443
 _AT_ONE_ADDRESS = 4
 _CONNECT_SECONDS = 10.0
 _MOST_ADDRESSES = 4
 _DEAD_ADDRESSES = 10_000
-_DEAD = timedelta(minutes=5)
+DEAD = timedelta(minutes=5)
 
 T = TypeVar("T")
 
@@ -57,7 +57,9 @@ class NoAnswer:
 class HttpsClient:
     """`judge`: why the relay must not connect to an address and port, None where it may.
 
-    `timeout`: the limit for a complete request.
+    `timeout`: the limit for a complete request. `port`: of every server; 0 where the
+    operator wrote the URLs: then their port counts, and their host may be an address. `dead_for`:
+    how long an address that accepts no connection fails for all.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class HttpsClient:
         timeout: timedelta,
         at_once: int,
         port: int | None = None,
+        dead_for: timedelta = DEAD,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._resolver = resolver
@@ -76,6 +79,7 @@ class HttpsClient:
         self._context = context
         self._seconds = timeout.total_seconds()
         self._port = HTTPS_PORT if port is None else port
+        self._dead_for = dead_for
         self._clock = clock
         self._places = asyncio.Semaphore(at_once)
         self._at_address: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
@@ -92,11 +96,11 @@ class HttpsClient:
     ) -> T | NoAnswer:
         """What `read` returns for the answer to GET, or to POST with a body.
 
-        Errors of aiohttp and the system become `NoAnswer`. The port of the URL is ignored: the
-        relay always uses its own. `waits` False: the request is made at once or not at all.
+        Errors of aiohttp and the system become `NoAnswer`. `waits` False: the request is made at
+        once or not at all.
         """
-        host = url.host or ""
-        addresses = await self._addresses(host)
+        host, port = url.host or "", self._port or url.port or HTTPS_PORT
+        addresses = await self._addresses(host, port)
         if isinstance(addresses, NoAnswer):
             return addresses
         at_address = self._at_address.setdefault(addresses[0], asyncio.Semaphore(_AT_ONE_ADDRESS))
@@ -107,21 +111,28 @@ class HttpsClient:
             dead = self._dead.get(addresses[0], now=self._clock())
             if dead is not None:
                 return NoAnswer(dead)
-            request = self._request(addresses, url.with_port(self._port), read, headers, body)
+            request = self._request(addresses, url.with_port(port), read, headers, body)
             return await self._answer(host, addresses[0], request)
 
-    async def _addresses(self, host: str) -> list[str] | NoAnswer:
+    async def _addresses(self, host: str, port: int) -> list[str] | NoAnswer:
         """The allowed addresses, at least one, always in the same order."""
-        answer = await self._resolver.addresses(host)
+        answer = await self._look_up(host)
         if not isinstance(answer, AddressAnswer):
             words = f" {answer.reason}" if isinstance(answer, NoSuchName) else f": {answer.reason}"
             return NoAnswer(f"{host}{words}")
-        judged = {one: self._judge(one, self._port) for one in sorted(answer.addresses)}
+        judged = {one: self._judge(one, port) for one in sorted(answer.addresses)}
         good = [one for one, rejection in judged.items() if rejection is None]
         if good:
             return good[:_MOST_ADDRESSES]
         reasons = [f"{host}: {one} {why.reason}" for one, why in judged.items() if why is not None]
         return NoAnswer(next(iter(reasons), f"{host} has no address"))
+
+    async def _look_up(self, host: str) -> AddressLookup:
+        if self._port == 0 and parse_address(host) is not None:
+            return AddressAnswer((host,))
+        if self._port == 0 and host == "localhost":  # RFC 6761 §6.3: never asked of the DNS
+            return AddressAnswer(("127.0.0.1", "::1"))
+        return await self._resolver.addresses(host)
 
     async def _answer(self, host: str, address: str, request: Awaitable[T]) -> T | NoAnswer:
         """The answer to a request, or why there is none."""
@@ -133,7 +144,7 @@ class HttpsClient:
         except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError) as exc:
             reason = _reason(host, exc)
             if not isinstance(exc, aiohttp.ClientSSLError):
-                until = self._clock() + _DEAD.total_seconds()
+                until = self._clock() + self._dead_for.total_seconds()
                 self._dead.put(address, reason, expires=until)
             return NoAnswer(reason)
         except TimeoutError:

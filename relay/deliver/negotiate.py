@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from relay.deliver.connection import Connection, SessionBroken, TlsResult
 from relay.deliver.diagnosis import NO_REQUIRETLS, Answer
+from relay.deliver.login import Logins, log_in, why_not_now
 from relay.deliver.options import Timeouts
 from relay.deliver.pool import pool_key
 from relay.deliver.tls import TlsContexts
@@ -25,7 +26,7 @@ from relay.mail.outcome import (
     PolicyResult,
 )
 from relay.mail.reply import Reply
-from relay.route.next_hop import Host, TlsMode
+from relay.route.next_hop import Credentials, Host, TlsMode
 from relay.route.security import (
     DOWNGRADE_REASONS,
     Action,
@@ -75,11 +76,12 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class SessionOptions:
-    """The options that every session with a host needs."""
+    """What every session with a host needs. `logins`: None where nobody logs in."""
 
     hostname: str
     timeouts: Timeouts
     contexts: TlsContexts
+    logins: Logins | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,8 @@ class _Leg:
     """One connection on the way to a session. `needed` None: in clear. `downgrade`: why.
 
     `may_resume`: whether an earlier TLS session may be resumed. `against`: the failure under the
-    floor on an earlier connection. `shown`: the certificate of that connection.
+    floor on an earlier connection. `shown`: the certificate of that connection. `credentials`: the
+    login with a token fetched meanwhile, None for that of the host.
     """
 
     needed: Requirement | None
@@ -95,6 +98,7 @@ class _Leg:
     may_resume: bool = True
     against: PolicyResult | None = None
     shown: CertificateFacts | None = None
+    credentials: Credentials | None = None
 
 
 async def reach(
@@ -105,8 +109,12 @@ async def reach(
     `seen` is called for the first handshake that judges the host, if the session comes to EHLO.
     `policy.result` of the returned value is the failure under the floor, enforced or not.
     """
+    if (answer := why_not_now(host, using.logins)) is not None:
+        return Failed(answer)
     leg = _Leg(needed)
     while True:
+        if leg.credentials is not None:
+            host = replace(host, credentials=leg.credentials)
         reached = await _walk(host, needed, leg, using, _unheard if leg.downgrade else seen)
         if not isinstance(reached, _Leg):
             return reached
@@ -147,7 +155,8 @@ async def _walk(
         against = leg.against or policy_result(needed.floor, result.situation, result.fault)
         _note(connection, against)
         shown = connection.hop.certificate or leg.shown
-        return await _next(connection, result, needed, replace(leg, against=against, shown=shown))
+        leg = replace(leg, against=against, shown=shown)
+        return await _next(connection, result, needed, leg, using.logins)
     except SessionBroken as broken:
         return Failed(broken.answer, connection.hop, before)
     except BaseException:
@@ -176,7 +185,11 @@ async def _try_tls(
 
 
 async def _next(
-    connection: Connection, result: TlsResult, needed: Requirement, leg: _Leg
+    connection: Connection,
+    result: TlsResult,
+    needed: Requirement,
+    leg: _Leg,
+    logins: Logins | None,
 ) -> Connection | Unmet | _Leg:
     """Do what the table of TLS rules says for this result."""
     assert leg.needed is not None
@@ -185,9 +198,8 @@ async def _next(
         connection.quit()
         return Unmet(NO_REQUIRETLS, "REQUIRETLS not offered", connection.hop)
     if step.action is Action.SEND_IN_TLS:
-        if connection.host.credentials is not None:
-            await connection.authenticate(connection.host.credentials)
-        return connection
+        credentials = await log_in(connection, logins)
+        return connection if credentials is None else replace(leg, credentials=credentials)
     error = f"{leg.downgrade.error}; then {result.error}" if leg.downgrade else result.error
     if step.action is Action.NEXT_HOST:
         connection.quit()

@@ -23,6 +23,7 @@ __all__ = [
     "Delivered",
     "Downgrade",
     "DowngradeReason",
+    "HopLogin",
     "HopPolicy",
     "HopSession",
     "Level",
@@ -148,6 +149,14 @@ class CertificateFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class HopLogin:
+    """Who the relay logged in as at a next hop, or tried to, and by which SASL mechanism."""
+
+    mechanism: str
+    user: str
+
+
+@dataclass(frozen=True, slots=True)
 class HopSession:
     """The SMTP session with a mail host that decided an outcome.
 
@@ -170,6 +179,7 @@ class HopSession:
     policy: HopPolicy = NO_POLICY
     requiretls: bool = False
     certificate: CertificateFacts | None = None
+    login: HopLogin | None = None
 
     @property
     def certificate_verified(self) -> bool:

@@ -1,1 +1,1 @@
-"""We say what became of it: delivery status notifications and the delivery log."""
+"""Reports results: delivery status notifications, delivery log, metrics, reports on TLS."""

@@ -1,7 +1,7 @@
-"""The metrics of several workers as those of one relay. Pure.
+"""Adds up the metrics of several workers as those of one relay. Pure.
 
-Counters, histograms and most gauges add up. What is a worst case stays one: the oldest message is
-the oldest of any, a certificate expires when the first does.
+Counters, histograms and most gauges are added. Of some gauges the worst value counts: the age of
+the oldest message of any worker, the earliest expiry of a certificate.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Key = tuple[str, tuple[tuple[str, str], ...]]
 
 
 def merged(texts: Sequence[bytes]) -> bytes:
-    """One text in Prometheus' format out of those of the workers."""
+    """The texts of the workers as one, in Prometheus' format."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Sum(texts))
     return generate_latest(registry)

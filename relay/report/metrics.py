@@ -1,28 +1,27 @@
-"""What is counted, and how it is told to Prometheus.
+"""Counts what the relay does, and writes the numbers for Prometheus.
 
-One `Metrics` a relay. Whoever puts the parts together tells it what was committed: a message
-taken in (`accepted`), the result of an attempt (`settled`), a name looked up (`routed`). That is
-once a message and costs about a microsecond: plain numbers here, and everything Prometheus wants
-to read is made when it asks (`render`), together with a `Snapshot` of what is not counted but is
-so at the moment.
+One `Metrics` for each worker. The store in front of the queue tells it what was committed: a
+message accepted (`accepted`), the result of an attempt (`settled`), a domain looked up (`routed`).
+Each call costs about a microsecond, because it only adds numbers. The text for Prometheus is made
+when Prometheus asks (`render`), with a `Snapshot` of the present state.
 
-    relay_messages_accepted_total{origin}           taken responsibility for
+    relay_messages_accepted_total{origin}           messages the relay took responsibility for
     relay_accepted_bytes_total
-    relay_deliveries_total{result,tls,verified}     attempts by what came of them, a recipient each
+    relay_deliveries_total{result,tls,verified}     attempts by result, one for each recipient
     relay_tls_downgrades_total{reason}              sent in clear where TLS was tried
-    relay_tls_unmet_total                           not sent, since TLS could not be had as required
+    relay_tls_unmet_total                           not sent, because no host had the TLS required
     relay_dsns_total
     relay_results_refused_total                     results not recorded: another node has it
-    relay_delivery_seconds                          of an attempt, from its connect to its answer
+    relay_delivery_seconds                          of an attempt, from the connect to the answer
     relay_delay_seconds                             from the acceptance to the delivery
     relay_store_commit_seconds{operation}           until accept (or result) is committed and synced
     relay_route_seconds, relay_routes_failed_total  where a domain's mail goes: DNS and its cache
     relay_sts_fetches_total{result}                 MTA-STS policies fetched, or why not
-    relay_downgrade_alarms_total{before,now}        hosts that show less TLS than before, once a day
-    relay_policy_failures_total{policy,result}      hosts that failed what their domain asks for
+    relay_downgrade_alarms_total{before,now}        hosts with less TLS than before, once a day
+    relay_policy_failures_total{policy,result}      hosts that failed the policy of their domain
     relay_tls_reports_total{transport,result}       reports on TLS sent, failed, given up
 
-Labels are words of ours, never a peer's: a stranger cannot make the number of series grow.
+Labels are words of the relay, never of a peer, so that no stranger can add series.
 """
 
 from __future__ import annotations
@@ -67,16 +66,14 @@ _RESULTS = {
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What is so at the moment. Times are seconds since 1970, ages seconds, 0 where there is
-    nothing.
-    """
+    """The present state. Ages are seconds, 0 where there is nothing."""
 
     version: str = ""
     queue: Mapping[str, int] = field(default_factory=dict)
     """Recipients by state."""
     oldest_seconds: float = 0.0
     connections: Mapping[str, int] = field(default_factory=dict)
-    """Clients inside, by listener."""
+    """Clients connected, by listener."""
     in_flight: int = 0
     kept_connections: int = 0
     silent_destinations: int = 0
@@ -85,9 +82,9 @@ class Snapshot:
     auth_failures: int = 0
     spool_free_bytes: int = 0
     certificates: Mapping[str, datetime] = field(default_factory=dict)
-    """When each certificate of ours expires, by file."""
+    """When each certificate of the relay expires, by file."""
     reloaded: datetime | None = None
-    """The last reload (or the start) that was taken over."""
+    """When the configuration was last taken over, at the start or by a reload."""
     reload_failed: bool = False
 
 
@@ -104,7 +101,7 @@ class _Histogram:
         self.sum += value
 
     def buckets(self) -> list[tuple[str, float]]:
-        """Cumulative, as Prometheus wants them."""
+        """The cumulative buckets, in Prometheus' form."""
         total = 0
         found: list[tuple[str, float]] = []
         for bound, count in zip([*map(str, self.bounds), "+Inf"], self.counts, strict=True):
@@ -130,7 +127,7 @@ class Metrics:
         self._route = _Histogram(_ROUTE)
         self._unrouted = 0
         self._sts_fetches: dict[str, int] = defaultdict(int)
-        # From the start: a counter that begins with 1 has not increased, for Prometheus.
+        # Present from the start: Prometheus sees no increase in a counter that begins with 1.
         self._downgrade_alarms = {
             (before, now): 0 for before in Shown for now in Shown if now.rank < before.rank
         }
@@ -152,7 +149,7 @@ class Metrics:
         count = sum(histogram.counts)
         return histogram.sum / count if count else None
 
-    # --- told -------------------------------------------------------------------------------------
+    # --- what the relay tells ---------------------------------------------------------------------
 
     def accepted(self, origin: str, size_bytes: int, seconds: float) -> None:
         """A message was committed, after so many seconds in the store."""
@@ -209,7 +206,7 @@ class Metrics:
         elif isinstance(change.outcome, Deferred) and change.outcome.tls_unmet:
             self._unmet += 1
 
-    # --- asked ------------------------------------------------------------------------------------
+    # --- what Prometheus asks ---------------------------------------------------------------------
 
     def render(self, snapshot: Snapshot) -> bytes:
         """Everything, in Prometheus' text format."""
@@ -217,55 +214,37 @@ class Metrics:
         return generate_latest(self._registry)
 
     def counters(self) -> Iterator[Metric]:
-        """What was counted."""
-        yield _counter(
-            "relay_messages_accepted",
-            "Messages taken responsibility for.",
-            "origin",
-            self._accepted,
-        )
-        yield CounterMetricFamily(
-            "relay_accepted_bytes", "Octets of content accepted.", value=self._accepted_bytes
-        )
+        """All that was counted."""
+        yield from self._mail_counters()
+        yield from self._tls_counters()
+        yield from self._histograms()
+
+    def _mail_counters(self) -> Iterator[Metric]:
+        text = "Messages taken responsibility for."
+        yield _counter("relay_messages_accepted", text, "origin", self._accepted)
+        text = "Octets of content accepted."
+        yield CounterMetricFamily("relay_accepted_bytes", text, value=self._accepted_bytes)
         yield _counter_by(
             "relay_deliveries",
-            "Attempts by what came of them, one for each recipient; tls and verified are empty "
-            "where no session took place.",
+            "Attempts by their result, one for each recipient; tls and verified are empty where no "
+            "session took place.",
             ("result", "tls", "verified"),
             (
                 ((_RESULTS.get(state, "other"), _word(tls), _word(verified)), count)
                 for (state, tls, verified), count in self._deliveries.items()
             ),
         )
-        yield _counter(
-            "relay_tls_downgrades",
-            "Attempts made in clear after TLS was tried.",
-            "reason",
-            self._downgrades,
-        )
-        text = "Attempts in which no host could give the TLS that was required."
-        yield CounterMetricFamily("relay_tls_unmet", text, value=self._unmet)
-        yield CounterMetricFamily(
-            "relay_dsns", "Delivery status notifications queued.", value=self._dsns
-        )
-        text = "Results not recorded: another node has, or had, the message."
-        yield CounterMetricFamily("relay_results_refused", text, value=self.results_refused)
-        yield _histogram("relay_delivery_seconds", "From the connect to the answer.", self._session)
-        yield _histogram("relay_delay_seconds", "From acceptance to delivery.", self._delay)
-        commits = HistogramMetricFamily(
-            "relay_store_commit_seconds",
-            "Until it was committed and synced.",
-            labels=("operation",),
-        )
-        for operation, histogram in self._commits.items():
-            commits.add_metric((operation,), histogram.buckets(), histogram.sum)
-        yield commits
-        yield _histogram(
-            "relay_route_seconds", "Finding a domain's hosts: DNS, or its cache.", self._route
-        )
+        text = "Delivery status notifications queued."
+        yield CounterMetricFamily("relay_dsns", text, value=self._dsns)
         text = "Lookups that found no host to try."
         yield CounterMetricFamily("relay_routes_failed", text, value=self._unrouted)
-        text = "Fetches of MTA-STS policies by what came of them."
+
+    def _tls_counters(self) -> Iterator[Metric]:
+        text = "Attempts made in clear after TLS was tried."
+        yield _counter("relay_tls_downgrades", text, "reason", self._downgrades)
+        text = "Attempts in which no host could give the TLS that was required."
+        yield CounterMetricFamily("relay_tls_unmet", text, value=self._unmet)
+        text = "Fetches of MTA-STS policies by their result."
         yield _counter("relay_sts_fetches", text, "result", self._sts_fetches)
         yield _counter_by(
             "relay_policy_failures",
@@ -282,14 +261,25 @@ class Metrics:
         )
         yield _counter_by(
             "relay_tls_reports",
-            "Reports on TLS (RFC 8460) by how they go out and what came of each try.",
+            "Reports on TLS (RFC 8460) by transport and result of each try.",
             ("transport", "result"),
             self._tls_reports.items(),
         )
 
+    def _histograms(self) -> Iterator[Metric]:
+        yield _histogram("relay_delivery_seconds", "From the connect to the answer.", self._session)
+        yield _histogram("relay_delay_seconds", "From acceptance to delivery.", self._delay)
+        text = "Until it was committed and synced."
+        commits = HistogramMetricFamily("relay_store_commit_seconds", text, labels=("operation",))
+        for operation, histogram in self._commits.items():
+            commits.add_metric((operation,), histogram.buckets(), histogram.sum)
+        yield commits
+        text = "Finding a domain's hosts: DNS, or its cache."
+        yield _histogram("relay_route_seconds", text, self._route)
+
 
 class _Latest(Collector):
-    """Metrics and the snapshot they are asked for with, as a registry wants them."""
+    """The metrics and the latest snapshot, as a collector of a registry."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -302,54 +292,39 @@ class _Latest(Collector):
 
 def _gauges(now: Snapshot) -> Iterator[Metric]:
     yield InfoMetricFamily("relay", "The program.", value={"version": now.version})
-    yield _gauge(
-        "relay_queue_messages", "Recipients that wait for a message, by state.", "state", now.queue
-    )
-    yield _one(
-        "relay_queue_oldest_seconds", "Age of the oldest message in the queue.", now.oldest_seconds
-    )
-    yield _gauge(
-        "relay_client_connections", "Clients inside, by listener.", "listener", now.connections
-    )
-    yield _one("relay_deliveries_in_flight", "Attempts under way.", now.in_flight)
-    yield _one(
-        "relay_kept_connections",
-        "Idle connections kept for the next message.",
-        now.kept_connections,
-    )
-    yield _one(
-        "relay_silent_destinations",
-        "Domains left alone for a while since they do not answer.",
-        now.silent_destinations,
-    )
-    yield _one(
-        "relay_log_lag_events",
-        "Events committed and not yet in the log's file.",
-        now.log_lag_events,
-    )
-    yield _one(
-        "relay_log_in_trouble", "1 while the delivery log cannot be written.", now.log_in_trouble
-    )
+    text = "Recipients that wait for a message, by state."
+    yield _gauge("relay_queue_messages", text, "state", now.queue)
+    text = "Clients connected, by listener."
+    yield _gauge("relay_client_connections", text, "listener", now.connections)
     yield CounterMetricFamily("relay_auth_failures", "Wrong passwords.", value=now.auth_failures)
-    yield _one("relay_spool_free_bytes", "Room left where the queue is.", now.spool_free_bytes)
     expiry = {path: at.timestamp() for path, at in now.certificates.items()}
-    yield _gauge(
-        "relay_certificate_expiry_timestamp_seconds",
-        "When a certificate of ours expires.",
-        "file",
-        expiry,
-    )
+    text = "When a certificate of the relay expires."
+    yield _gauge("relay_certificate_expiry_timestamp_seconds", text, "file", expiry)
     reloaded = now.reloaded.timestamp() if now.reloaded else 0
-    yield _one(
-        "relay_config_reload_timestamp_seconds",
-        "When the configuration was last taken over.",
-        reloaded,
-    )
-    yield _one(
-        "relay_config_reload_failed",
-        "1 after a reload that kept the old configuration.",
-        now.reload_failed,
-    )
+    for name, text, value in (
+        ("queue_oldest_seconds", "Age of the oldest message in the queue.", now.oldest_seconds),
+        ("deliveries_in_flight", "Attempts under way.", now.in_flight),
+        ("kept_connections", "Idle connections kept for the next message.", now.kept_connections),
+        (
+            "silent_destinations",
+            "Domains that do not answer, and are not tried for a while.",
+            now.silent_destinations,
+        ),
+        ("log_lag_events", "Events committed and not yet in the log's file.", now.log_lag_events),
+        ("log_in_trouble", "1 while the delivery log cannot be written.", now.log_in_trouble),
+        ("spool_free_bytes", "Room left where the queue is.", now.spool_free_bytes),
+        (
+            "config_reload_timestamp_seconds",
+            "When the configuration was last taken over.",
+            reloaded,
+        ),
+        (
+            "config_reload_failed",
+            "1 after a reload that kept the old configuration.",
+            now.reload_failed,
+        ),
+    ):
+        yield GaugeMetricFamily(f"relay_{name}", text, value=float(value))
 
 
 def _word(truth: bool | None) -> str:
@@ -374,10 +349,6 @@ def _gauge(name: str, text: str, label: str, values: Mapping[str, float]) -> Met
     for key, value in values.items():
         family.add_metric((key,), value)
     return family
-
-
-def _one(name: str, text: str, value: float) -> Metric:
-    return GaugeMetricFamily(name, text, value=float(value))
 
 
 def _histogram(name: str, text: str, histogram: _Histogram) -> Metric:

@@ -1,12 +1,13 @@
-"""A report on TLS (RFC 8460): what a domain is told of a day's sessions with its mail hosts. Pure.
+"""Writes a report on TLS (RFC 8460): tells a domain of a day's sessions with its mail hosts. Pure.
 
     report_document   the report, as JSON has it (§4.4)
-    packed            the same as the octets that are sent
-    file_name         what the file is called (§5.1)
+    packed            the report in the octets that are sent
+    file_name         the name of the file (§5.1)
     compose           the mail that carries it (§5.3)
 
-What is not known is left out, and never null or "". The same sessions make the same octets: who
-gets a report twice, since an answer was lost, sees by its report-id that it is the same one.
+A value that is not known is left out; it is never null or "". The same sessions make the same
+octets: a receiver that gets a report twice, because its answer was lost, sees from the report-id
+that it has this report.
 """
 
 from __future__ import annotations
@@ -18,10 +19,9 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from email.utils import format_datetime
 from hashlib import sha256
-from typing import Any
 
 from relay.mail.address import domain_of, in_header
-from relay.mail.jsontext import to_json
+from relay.mail.jsontext import JsonFields, JsonObject, to_json
 from relay.mail.tls_session import JudgedBy, SessionFailure
 
 __all__ = [
@@ -39,7 +39,8 @@ MEDIA_TYPE = "application/tlsrpt+gzip"
 """RFC 8460 §6.5."""
 
 _LAST_SECOND = timedelta(hours=23, minutes=59, seconds=59)
-_LINE_OCTETS = 57  # of what base64 makes 76 characters of (RFC 2045 §6.8)
+_LINE_OCTETS = 57
+"""Base64 makes a line of 76 characters of these (RFC 2045 §6.8)."""
 
 Sessions = Sequence[tuple[JudgedBy, SessionFailure | None, int]]
 """A policy, a failure (None for success), and how many sessions had both."""
@@ -47,7 +48,7 @@ Sessions = Sequence[tuple[JudgedBy, SessionFailure | None, int]]
 
 @dataclass(frozen=True, slots=True)
 class Submitter:
-    """Who reports. `contact`: an address, as is `sender`, which the mail comes from."""
+    """Who reports. `contact`: an address for questions. `sender`: the address the mail is from."""
 
     organization: str
     contact: str
@@ -55,13 +56,11 @@ class Submitter:
 
     @property
     def domain(self) -> str:
-        """What stands for us in names: the domain of the contact (RFC 8460 §5.1)."""
+        """The domain of the contact, which stands in names for the reporter (RFC 8460 §5.1)."""
         return domain_of(self.contact)
 
 
-def report_document(
-    domain: str, day: date, sessions: Sessions, submitter: Submitter
-) -> dict[str, Any]:
+def report_document(domain: str, day: date, sessions: Sessions, submitter: Submitter) -> JsonObject:
     """The report of a day (RFC 8460 §4.4)."""
     begin, end = _range(day)
     return {
@@ -82,12 +81,12 @@ def _order(judged_by: JudgedBy) -> tuple[str, str, tuple[str, ...]]:
 
 def _policy(
     judged_by: JudgedBy, counted: Sequence[tuple[SessionFailure | None, int]]
-) -> dict[str, Any]:
-    """A policy with its sessions. `policy-domain` is there always (RFC 8460 §4.4)."""
+) -> JsonObject:
+    """A policy with its sessions. `policy-domain` is always there (RFC 8460 §4.4)."""
     failures = [(failure, number) for failure, number in counted if failure is not None]
     failures.sort(key=lambda one: (-one[1], one[0].result, one[0].mx_host, one[0].mx_ip))
     successful = sum(number for failure, number in counted if failure is None)
-    told: dict[str, Any] = {
+    policy: JsonObject = {
         "policy": _known(
             {
                 "policy-type": judged_by.type.value,
@@ -102,11 +101,11 @@ def _policy(
         },
     }
     if failures:
-        told["failure-details"] = [_failure(failure, number) for failure, number in failures]
-    return told
+        policy["failure-details"] = [_failure(failure, number) for failure, number in failures]
+    return policy
 
 
-def _failure(failure: SessionFailure, number: int) -> dict[str, Any]:
+def _failure(failure: SessionFailure, number: int) -> JsonObject:
     return _known(
         {
             "result-type": failure.result.value,
@@ -119,18 +118,18 @@ def _failure(failure: SessionFailure, number: int) -> dict[str, Any]:
     )
 
 
-def _known(members: dict[str, Any]) -> dict[str, Any]:
+def _known(members: JsonObject) -> JsonObject:
     return {name: value for name, value in members.items() if value not in ("", [])}
 
 
 def report_id(domain: str, day: date, submitter: Submitter) -> str:
-    """The report's name: the same each time that it is made."""
+    """The name of a report, which is the same each time that the report is made."""
     digest = sha256(f"{domain} {day} {submitter.sender}".encode()).hexdigest()[:16]
     return f"{day.isoformat()}.{digest}@{submitter.domain}"
 
 
-def packed(document: dict[str, Any]) -> bytes:
-    """A report as it is sent: compressed JSON, the same octets each time."""
+def packed(document: JsonFields) -> bytes:
+    """A report as compressed JSON. The octets are the same each time."""
     return gzip.compress(to_json(document).encode("ascii"), mtime=0)
 
 
@@ -143,24 +142,24 @@ def file_name(domain: str, day: date, submitter: Submitter) -> str:
 def compose(
     domain: str,
     day: date,
-    document: dict[str, Any],
+    document: JsonFields,
     submitter: Submitter,
     *,
     to: str,
     queue_id: str,
     now: datetime,
 ) -> bytes:
-    """The mail that carries a report (RFC 8460 §5.3), lines ended by CRLF, ASCII only.
+    """The mail that carries a report (RFC 8460 §5.3), in ASCII, with CRLF.
 
-    `queue_id` is its own. TLS-Required: No (RFC 8689 §3): a domain with broken TLS hears of it all
-    the same.
+    `queue_id`: of this mail. It has TLS-Required: No (RFC 8689 §3), so that a domain whose TLS is
+    broken gets the report.
     """
     ours, name = submitter.domain, file_name(domain, day, submitter)
     boundary = f"report/{queue_id}"
     fields = [
         f"From: <{in_header(submitter.sender)}>",
         f"To: <{in_header(to)}>",
-        # Folded as in RFC 8460 §5.3.
+        # Folded as in the example of RFC 8460 §5.3.
         f"Subject: Report Domain: {domain}",
         f" Submitter: {ours}",
         f" Report-ID: <{document['report-id']}>",
@@ -199,8 +198,8 @@ def compose(
     return "\r\n".join(lines).encode("ascii")
 
 
-def _words(domain: str, day: date, document: dict[str, Any], submitter: Submitter) -> Iterable[str]:
-    """What a person reads."""
+def _words(domain: str, day: date, document: JsonFields, submitter: Submitter) -> Iterable[str]:
+    """The text for people."""
     summaries = [policy["summary"] for policy in document["policies"]]
     successful = sum(one["total-successful-session-count"] for one in summaries)
     failed = sum(one["total-failure-session-count"] for one in summaries)

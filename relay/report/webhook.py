@@ -1,8 +1,8 @@
-"""Telling a webhook of an event: what is said, how it is signed, when it is said again. Pure.
+"""A call to a webhook: its content, its signature, and when it is made again. Pure.
 
-The payload and its signature are Mailgun's: hex HMAC-SHA256 (RFC 2104) of timestamp and token,
-so that a receiver knows who speaks and can refuse what it has heard before. An answer 2yz ends
-it, and 406 says never to tell this one again; anything else, or silence, is tried again.
+Content and signature have Mailgun's form: hex HMAC-SHA256 (RFC 2104) of timestamp and token. With
+it the receiver can check who calls, and refuse a call that somebody repeats. After an answer 2yz or
+406 the call is not made again; after any other answer, or none, it is.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from relay.mail.event import Event
 __all__ = ["NAMES", "RETRY", "kind_of", "next_try", "payload"]
 
 NAMES = ("accepted", "delivered", "temporary_fail", "permanent_fail")
-"""The kinds of events a webhook can be asked for."""
+"""The kinds of events that a webhook can be for."""
 
 RETRY = (
     timedelta(minutes=5),
@@ -32,27 +32,23 @@ _NEVER_AGAIN = 406
 
 
 def kind_of(event: Event) -> str:
-    """The kind an event is of, as a webhook names it."""
+    """The kind of an event, one of `NAMES` (or another name, for which there is no webhook)."""
     if event.name != "failed":
         return event.name
-    return (
-        "permanent_fail"
-        if json.loads(event.line).get("severity") == "permanent"
-        else "temporary_fail"
-    )
+    return f"{json.loads(event.line)['severity']}_fail"
 
 
 def payload(line: str, *, signing_key: str, timestamp: int, token: str) -> bytes:
-    """What is posted: the event's own object and the signature."""
+    """The content of a call: the event as the delivery log has it, and the signature."""
     signed = hmac.digest(signing_key.encode(), f"{timestamp}{token}".encode(), hashlib.sha256).hex()
     signature = json.dumps({"timestamp": str(timestamp), "token": token, "signature": signed})
     return f'{{"signature":{signature},"event-data":{line}}}'.encode()
 
 
 def next_try(status: int | None, *, attempts: int, now: datetime) -> datetime | None:
-    """When it is said again after `attempts` tries before this one; None: it is over.
+    """When to make a call again; None: never. `attempts`: how often it was made before this time.
 
-    `status`: the answer, None where there was none.
+    `status`: of the answer; None where there was none.
     """
     if status is not None and (200 <= status < 300 or status == _NEVER_AGAIN):
         return None

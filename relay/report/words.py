@@ -1,22 +1,21 @@
-"""What an event of the delivery log says, in words for people and in words that can be counted.
+"""Describes an event of the delivery log, in sentences and in words that can be counted. Pure.
 
-    protection_of   how the message went: verified, encrypted, clear; not-sent where it did not
+    protection_of   how the message was sent: verified, encrypted, clear, or not-sent
     sentence_of     the same with the reason: `not sent: TLS required, certificate has expired`
-    reason_of       the reason as one of few words, for the statistics
+    reason_of       the reason as one of a few words, for the statistics
     policy_text     the two settings, each with the rule it came from
 
 An event is the JSON object that `relay.report.deliverylog.dictionary` composed. The command line,
-the page and the report show the same words. Pure.
+the page and the report show the same words.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
 
 from relay.mail.event import Protection
+from relay.mail.jsontext import JsonFields
 from relay.mail.outcome import Code, DowngradeReason, PolicyMode, PolicyType, Waived
 from relay.policy.settings import Setting, TlsSettings
 
@@ -29,8 +28,6 @@ __all__ = [
     "sentence_of",
     "shown_name",
 ]
-
-Fields = Mapping[str, Any]
 
 _GIVEN_UP = re.compile(r"given up after [^:]*: ")
 _HOST = re.compile(r"\S+(?: \[[^]\s]*\])?: ")
@@ -47,20 +44,20 @@ _DOWNGRADES = {
 }
 
 
-def shown_name(event: Fields) -> str:
-    """accepted, delivered, deferred or failed."""
+def shown_name(event: JsonFields) -> str:
+    """The name that people see: accepted, delivered, deferred, failed or operator."""
     return "deferred" if event.get("severity") == "temporary" else str(event["event"])
 
 
-def operator_text(event: Fields) -> str:
+def operator_text(event: JsonFields) -> str:
     """`alice: retry, 12 recipients (domain example.net)`."""
     wanted = ", ".join(f"{key} {value}" for key, value in event["filter"].items())
     text = f"{event['operator']}: {event['verb']}, {event['count']} recipients"
     return f"{text} ({wanted})" if wanted else text
 
 
-def protection_of(event: Fields) -> Protection | None:
-    """How the message went to the next hop; None of an event that is about no attempt."""
+def protection_of(event: JsonFields) -> Protection | None:
+    """How the message was sent to the next hop; None for an event that is about no attempt."""
     status = event.get("delivery-status")
     if status is None:
         return None
@@ -71,8 +68,8 @@ def protection_of(event: Fields) -> Protection | None:
     return Protection.VERIFIED if status["certificate-verified"] else Protection.ENCRYPTED
 
 
-def reason_of(event: Fields) -> str:
-    """Why it was not delivered over verified TLS: one of few words, whatever a host says."""
+def reason_of(event: JsonFields) -> str:
+    """Why the message was not delivered over verified TLS: one of a few words, none of a host's."""
     status = event["delivery-status"]
     match protection_of(event):
         case Protection.VERIFIED:
@@ -96,9 +93,10 @@ def reason_of(event: Fields) -> str:
             return "refused"
 
 
-def sentence_of(event: Fields) -> str:
-    """How the message went and what the host said, or why it was not sent. "" where there was no
-    attempt. A peer's text in it is not escaped yet.
+def sentence_of(event: JsonFields) -> str:
+    """How the message was sent and the host's answer, or why it was not sent; "" for no attempt.
+
+    A text of a peer in it is not escaped.
     """
     status = event.get("delivery-status")
     if status is None:
@@ -118,10 +116,10 @@ def sentence_of(event: Fields) -> str:
     return f"{said} ({details})" if details else said
 
 
-def lacks_tls(event: Fields) -> bool:
-    """Whether the host had not the TLS that the message needs.
+def lacks_tls(event: JsonFields) -> bool:
+    """Whether the host lacked the TLS that the message needs.
 
-    4.7.5 with a reply code is the host's own word about our message, and none about its TLS.
+    4.7.5 with a reply code comes from the host, so it says nothing about the host's TLS.
     """
     status = event["delivery-status"]
     is_own = _deciding_code(status) == Code.NONE
@@ -132,7 +130,7 @@ def lacks_tls(event: Fields) -> bool:
 
 
 def answer_text(code: int, status: str, message: str) -> str:
-    """A host's answer in one line: `450 4.2.1 mailbox busy`, each part once."""
+    """A host's answer on one line, `450 4.2.1 mailbox busy`. A code is not repeated."""
     words = [str(code or ""), "" if message.startswith(status) else status, message]
     return " ".join(word for word in words if word)
 
@@ -149,12 +147,12 @@ def _setting_text(setting: Setting) -> str:
     return f"{'true' if setting.value else 'false'} ({setting.source.value}{rule})"
 
 
-def _deciding_code(status: Fields) -> int:
+def _deciding_code(status: JsonFields) -> int:
     return int(status.get("last-code", status["code"]))
 
 
-def _way(event: Fields) -> str:
-    """How the message went; of one that was not sent, what was wrong with TLS, or nothing."""
+def _way(event: JsonFields) -> str:
+    """How the message was sent. For one that was not: what was wrong with TLS, or ""."""
     status = event["delivery-status"]
     match protection_of(event):
         case Protection.VERIFIED:
@@ -171,8 +169,8 @@ def _way(event: Fields) -> str:
     return f"{held}, {why}" if why else held
 
 
-def _held(event: Fields) -> str:
-    """Who asked for the TLS that the host had not: the message's own setting before the others."""
+def _held(event: JsonFields) -> str:
+    """What required the TLS that the host lacked. The setting of the message comes first."""
     status, policy = event["delivery-status"], event["policy"]
     if policy["require-tls"]:
         return "TLS required"
@@ -190,13 +188,13 @@ def _held(event: Fields) -> str:
 _HELD_BY = {PolicyType.STS: "MTA-STS", PolicyType.TLSA: "DANE"}
 
 
-def _before(status: Fields) -> str:
-    """What the host has shown before, where this is less."""
+def _before(status: JsonFields) -> str:
+    """What the host has shown before, if it showed less now."""
     memory = status.get("memory")
     return f", {memory['before']} before" if memory else ""
 
 
-def _clear_text(downgrade: Fields | None) -> str:
+def _clear_text(downgrade: JsonFields | None) -> str:
     if downgrade is None:
         return "in clear"
     error = str(downgrade["error"]).removeprefix(_NOT_VERIFIED).rstrip(".")
@@ -204,21 +202,21 @@ def _clear_text(downgrade: Fields | None) -> str:
     return f"in clear ({error or known})"
 
 
-def _why(status: Fields) -> str:
-    """What was wrong with TLS: our own sentence without the host's name, which stands beside it."""
+def _why(status: JsonFields) -> str:
+    """What was wrong with TLS: the relay's sentence, without the name of the host."""
     return _HOST.sub("", _own_text(status), count=1).removeprefix(_NOT_VERIFIED).rstrip(".")
 
 
-def _named_in(status: Fields) -> str:
-    """The host that our own sentence names: a host that was not connected to has no `mx-host`."""
+def _named_in(status: JsonFields) -> str:
+    """The host in the relay's sentence: without a connection to it there is no `mx-host`."""
     found = _NAMED_HOST.match(_own_text(status))
     return found[1] if found is not None else ""
 
 
-def _own_text(status: Fields) -> str:
+def _own_text(status: JsonFields) -> str:
     return _GIVEN_UP.sub("", str(status["description"] or status["message"]), count=1)
 
 
 def _without_host(text: str, host: str) -> str:
-    """The host stands beside it, so it need not stand in it."""
+    """The text without the name of the host, which the sentence has anyhow."""
     return re.sub(rf"{re.escape(host)} \[[^]\s]*\][:,]? ?", "", text, count=1) if host else text

@@ -1,65 +1,221 @@
-"""The login for a next hop that the operator named, as it is now.
+"""The login for a next hop that the operator named, as it is now. †
 
 Each attempt asks for the login and waits for it, because a login may need a file that has changed,
-or the answer of another service. Only this module caches passwords, and it looks at the time stamp
-of the file each time.
+or a token that another server gives (`AccessTokens`). Passwords are cached here, and the time stamp
+of the file is looked at each time.
+
+A login that a host has refused rests for 1, 5 and then 15 minutes at a time, so that no account is
+locked because the relay tries a wrong password again and again. For the same reason a login that no
+host has accepted yet is tried by one connection at a time (`turn`). It counts as another login, and
+does not rest, as soon as its files or the configuration have changed.
+
+    of ─► connect, TLS ─► turn ─► AUTH ─► accepted, or refused
+                                     └──► 535 for a token that was at hand: anew, and AUTH once more
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-from pathlib import Path
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import Protocol
 
-from relay.route.next_hop import Credentials, NextHop
+from relay.route.next_hop import Auth, AuthMechanism, Credentials, NextHop
+from relay.route.secret_files import SecretFileError, Stamp, read_line, stamp_of
 
-__all__ = ["CredentialsError", "RouteCredentials"]
+__all__ = ["AccessTokens", "CredentialsError", "HeldToken", "RouteCredentials"]
 
-_LONGEST_PASSWORD = 1024
+log = logging.getLogger(__name__)
 
-_Stamp = tuple[int, int, int]
+_RESTS = (60.0, 300.0, 900.0)
+_PATIENCE = 30.0
+"""Seconds to wait for another connection that tries the login; one that hangs holds up no other."""
 
 
 class CredentialsError(Exception):
-    """The login is not available now; the text says why, without a secret."""
+    """The login is not available now; the text says why, without a secret. `status`: of mail that
+    waits for it; 4.3.5 where the configuration is wrong.
+    """
+
+    def __init__(self, text: str, status: str = "4.3.5") -> None:
+        super().__init__(text)
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class HeldToken:
+    """An access token. `is_fresh`: it was fetched for the attempt that asked for it."""
+
+    access: str = field(repr=False)
+    is_fresh: bool = False
+
+
+class AccessTokens(Protocol):
+    """What has the access tokens: `relay.deliver.tokens.Tokens`. Both raise `CredentialsError`."""
+
+    async def token(self, name: str) -> HeldToken: ...
+
+    async def anew(self, name: str, refused: str) -> HeldToken: ...
+
+
+@dataclass(slots=True)
+class _Login:
+    """What hosts said to a login. `words`: of the host that refused it last."""
+
+    credentials: Credentials
+    is_proven: bool = False
+    refusals: int = 0
+    rests_until: float = 0.0
+    words: str = ""
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+_Key = tuple[Auth, tuple[tuple[str, ...], ...]]
 
 
 class RouteCredentials:
-    """The logins of all routes."""
+    """The logins of all next hops of this process.
 
-    def __init__(self) -> None:
-        self._passwords: dict[str, tuple[_Stamp, str]] = {}
+    `tokens` None: no token is asked for; for who only wants to know that there is a login. `told`:
+    hears of each login that was refused, by the name of the next hop.
+    """
+
+    def __init__(
+        self,
+        tokens: AccessTokens | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        told: Callable[[str], None] = lambda name: None,
+    ) -> None:
+        self._tokens = tokens
+        self._clock = clock
+        self._told = told
+        self._passwords: dict[str, tuple[Stamp | None, str]] = {}
+        self._logins: dict[_Key, _Login] = {}
 
     async def of(self, hop: NextHop) -> Credentials | None:
         """The login of a next hop, None where it has none. Raises `CredentialsError`."""
         auth = hop.auth
-        if auth is None or auth.username is None:
+        if auth is None:
             return None
+        password = None
+        if auth.password_file is not None:
+            password = await self._password(hop, auth.password_file)
+        elif auth.oauth2 is None and not _is_by_certificate(hop, auth):
+            raise CredentialsError(f"the login of next hop {hop.name} has no password_file")
+        credentials = Credentials(auth.username or "", password, mechanism=auth.mechanism)
+        self._check_rest(hop, credentials)
+        if auth.oauth2 is None or self._tokens is None:
+            return credentials
+        return _holding(credentials, await self._tokens.token(auth.oauth2))
+
+    async def anew(self, hop: NextHop, refused: Credentials) -> Credentials:
+        """The login with another token than one that a host has refused. Raises
+        `CredentialsError`.
+        """
+        assert hop.auth is not None
+        assert hop.auth.oauth2 is not None
+        assert self._tokens is not None
+        return _holding(refused, await self._tokens.anew(hop.auth.oauth2, refused.token or ""))
+
+    def forget(self) -> None:
+        """Try every login again: the configuration was reloaded."""
+        self._logins.clear()
+
+    # --- what hosts say ---------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def turn(self, hop: NextHop, credentials: Credentials) -> AsyncIterator[None]:
+        """Wait until this login may be tried. Raises `CredentialsError` where it was refused
+        meanwhile.
+        """
+        login = self._login(hop, credentials)
+        if login.is_proven:
+            yield
+            return
         try:
-            if auth.password_file is None:
-                raise ValueError("no password_file is configured")
-            password = await self._password(auth.password_file)
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            raise CredentialsError(
-                f"the password for the next hop {hop.name} cannot be read from"
-                f" {auth.password_file}: {reason}"
-            ) from error
-        return Credentials(auth.username, password)
+            async with asyncio.timeout(_PATIENCE):
+                await login.turn.acquire()
+        except TimeoutError:
+            yield
+            return
+        try:
+            self._check_rest(hop, credentials)
+            yield
+        finally:
+            login.turn.release()
 
-    async def _password(self, path: str) -> str:
+    def accepted(self, hop: NextHop, credentials: Credentials) -> None:
+        """A host took the login."""
+        login = self._login(hop, credentials)
+        login.is_proven, login.refusals, login.rests_until = True, 0, 0.0
+
+    def refused(self, hop: NextHop, credentials: Credentials, words: str) -> None:
+        """A host refused the login for good, with these words."""
+        login, now = self._login(hop, credentials), self._clock()
+        login.is_proven, login.words = False, words
+        if now < login.rests_until:
+            return  # one of several connections that tried at the same time
+        login.refusals += 1
+        seconds = _RESTS[min(login.refusals, len(_RESTS)) - 1]
+        login.rests_until = now + seconds
+        log.error(
+            "next hop %s: %s; mail for it waits, the login is tried again in %s",
+            hop.name,
+            words,
+            timedelta(seconds=seconds),
+        )
+        self._told(hop.name)
+
+    def rest(self, hop: NextHop, credentials: Credentials) -> str:
+        """Why this login is not tried now; "" where it may be."""
+        login = self._logins.get(_key(hop))
+        left = login.rests_until - self._clock() if login is not None else 0.0
+        if login is None or login.credentials != credentials or left <= 0:
+            return ""
+        seconds = timedelta(seconds=max(round(left), 1))
+        return f"the login is not tried again for {seconds}: {login.words}"
+
+    def _check_rest(self, hop: NextHop, credentials: Credentials) -> None:
+        if words := self.rest(hop, credentials):
+            raise CredentialsError(f"next hop {hop.name}: {words}", "4.7.8")
+
+    def _login(self, hop: NextHop, credentials: Credentials) -> _Login:
+        key = _key(hop)
+        login = self._logins.get(key)
+        if login is None or login.credentials != credentials:
+            login = self._logins[key] = _Login(credentials)
+        return login
+
+    # --- passwords --------------------------------------------------------------------------------
+
+    async def _password(self, hop: NextHop, path: str) -> str:
         """The first line of the file, read in a thread when the file has changed."""
-        status = os.stat(path)
-        stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
+        stamp = stamp_of(path)
         kept = self._passwords.get(path)
-        if kept is None or kept[0] != stamp:
-            kept = self._passwords[path] = stamp, await asyncio.to_thread(_first_line, path)
-        return kept[1]
+        if kept is not None and stamp is not None and kept[0] == stamp:
+            return kept[1]
+        try:
+            password = await asyncio.to_thread(read_line, path)
+        except SecretFileError as error:
+            text = f"the password for the next hop {hop.name} cannot be read from {error}"
+            raise CredentialsError(text) from error
+        self._passwords[path] = stamp, password
+        return password
 
 
-def _first_line(path: str) -> str:
-    with Path(path).open(encoding="utf-8") as file:
-        password = file.read(_LONGEST_PASSWORD).partition("\n")[0].rstrip("\r")
-    if not password:
-        raise ValueError("its first line is empty")
-    return password
+def _holding(credentials: Credentials, token: HeldToken) -> Credentials:
+    return replace(credentials, token=token.access, is_fresh=token.is_fresh)
+
+
+def _is_by_certificate(hop: NextHop, auth: Auth) -> bool:
+    return auth.mechanism is AuthMechanism.EXTERNAL or hop.certificate is not None
+
+
+def _key(hop: NextHop) -> _Key:
+    assert hop.auth is not None
+    return hop.auth, hop.hosts

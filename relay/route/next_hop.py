@@ -43,14 +43,6 @@ class TlsMode(StrEnum):
     IMPLICIT = "implicit"
 
 
-@dataclass(frozen=True, slots=True)
-class Credentials:
-    """AUTH with a next hop that the operator named (RFC 4954); sent only inside verified TLS."""
-
-    username: str
-    password: str = field(repr=False)
-
-
 class AuthMechanism(StrEnum):
     """How the relay logs in at a next hop (SASL). `auto`: the strongest that the host offers."""
 
@@ -60,6 +52,22 @@ class AuthMechanism(StrEnum):
     XOAUTH2 = "xoauth2"
     OAUTHBEARER = "oauthbearer"
     EXTERNAL = "external"
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What proves who the relay is at a next hop that the operator named (RFC 4954); sent only
+    inside verified TLS.
+
+    `token`: an access token. `is_fresh`: it was fetched for this attempt. Two logins are the same
+    whatever their token is: it changes every hour.
+    """
+
+    username: str
+    password: str | None = field(default=None, repr=False)
+    token: str | None = field(default=None, repr=False, compare=False)
+    mechanism: AuthMechanism = AuthMechanism.AUTO
+    is_fresh: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

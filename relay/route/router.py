@@ -75,6 +75,7 @@ _LONGEST_PATIENCE = 30.0
 _HOSTS_AT_ONCE = 20
 _LITERAL_KEPT = 60.0
 """Seconds until an address is judged again: the machine's own addresses may change."""
+_WRONG_CONFIGURATION = "4.3.5"
 _NOBODYS = "192.0.2.1"
 """An address that no machine has (RFC 5737)."""
 
@@ -115,6 +116,7 @@ class Router:
         *,
         hostname: str,
         listening: Callable[[], Collection[tuple[str, int]]] = tuple,
+        credentials: RouteCredentials | None = None,
         random: Random | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -124,25 +126,37 @@ class Router:
         self._random = random or Random()
         self._clock = clock
         self._cache: ExpiringCache[_Kept] = ExpiringCache(_ADDRESSES_KEPT)
-        self._credentials = RouteCredentials()
+        self._credentials = credentials or RouteCredentials()
         self.reload(options)
 
     def reload(self, options: RouteOptions) -> None:
         """Route by other options from now on."""
         self._options = options
         self._cache.clear()
+        self._credentials.forget()
 
     async def route(self, domain: str, reverse_path: str = "", next_hop: str = "") -> Route:
         """The hosts to try for a recipient domain, in order, or the outcome without a host.
 
         `reverse_path` and `next_hop`: as for `choice.choose`.
         """
-        name = host_name(domain) or domain
-        choice = choose(self._options.routes, name, reverse_path, next_hop)
+        choice = self._choose(domain, reverse_path, next_hop)
         if choice.missing:
             return _not_configured(choice)
         found = await self._by_choice(domain, choice.hop)
         return replace(found, choice=choice)
+
+    def leads_to(self, domain: str, reverse_path: str = "", next_hop: str = "") -> NextHop | None:
+        """The operator's next hop that such a message takes, None for the MX hosts or where it is
+        missing. Nothing is looked up.
+        """
+        routes = self._options.routes
+        if not routes.by_recipient and not routes.by_sender and not next_hop:
+            return None
+        return self._choose(domain, reverse_path, next_hop).hop
+
+    def _choose(self, domain: str, reverse_path: str, next_hop: str) -> Choice:
+        return choose(self._options.routes, host_name(domain) or domain, reverse_path, next_hop)
 
     async def _by_choice(self, domain: str, hop: NextHop | None) -> Route:
         key = domain if hop is None else f"{hop.name} {domain}"  # neither has a space
@@ -158,15 +172,6 @@ class Router:
         if (untried := kept.result.hosts - limit) > 0:
             trouble = (*trouble, f"{untried} more mail hosts are left for another attempt")
         return Hosts(hosts, trouble, kept.result.rejected, kept.naming)
-
-    def leads_to(self, domain: str, reverse_path: str = "", next_hop: str = "") -> NextHop | None:
-        """The operator's next hop that a message takes; None where the DNS says where it goes, or
-        the next hop is missing. Nothing is looked up.
-        """
-        routes = self._options.routes
-        if not routes.by_recipient and not routes.by_sender and not next_hop:
-            return None
-        return choose(routes, host_name(domain) or domain, reverse_path, next_hop).hop
 
     async def _look_up(self, key: str, domain: str, hop: NextHop | None) -> _Kept:
         options = self._options
@@ -322,8 +327,9 @@ class Router:
         try:
             credentials = await self._credentials.of(hop)
         except CredentialsError as error:
-            log.error("%s", error)
-            return NoRoute(Deferred("4.3.5", Code.NONE, "", str(error)))
+            if error.status == _WRONG_CONFIGURATION:  # who waits for a server was logged by then
+                log.error("%s", error)
+            return NoRoute(Deferred(error.status, Code.NONE, "", str(error)))
         hosts = tuple(replace(host, credentials=credentials) for host in hosts)
         return Hosts(hosts, naming=naming)
 

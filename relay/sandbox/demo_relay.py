@@ -17,7 +17,7 @@ import yaml
 from argon2 import PasswordHasher
 
 from relay.config import Config, ConfigError, as_document, load
-from relay.daemon import serve
+from relay.daemon import Demonstration, serve
 from relay.sandbox.catcher import Catcher
 
 __all__ = ["main", "overlay"]
@@ -42,11 +42,12 @@ def main(path: Path, environ: Mapping[str, str]) -> int:
     with Catcher(directory) as catcher:
         hashed = PasswordHasher().hash(password)
         over = overlay(config, environ, catcher.port, catcher.ca_file, hashed)
-        click.echo(
+        line = (
             f"relay: demonstration, page http://{config.admin.http or '127.0.0.1:8025'}/"
             f" (sign in: {_USER} / {password}); end with Ctrl-C"
         )
-        return serve(path, {**environ, **over}, caught=catcher.find)
+        demo = Demonstration(caught=catcher.find, announce=lambda: click.echo(line))
+        return serve(path, {**environ, **over}, demo=demo)
 
 
 def overlay(

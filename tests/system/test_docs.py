@@ -18,6 +18,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,7 @@ NOT_RUN = {
     "editor ": "a person's part",
     "install -m 0644 systemd/": "tests/system/test_service.py runs what the unit says",
     "install -D -m 0640 systemd/": "the same",
-    "make run": "tests/system/test_first_message.py does",
+    "make run": "tests/system/test_try_out.py does",
     "python3 -m venv /opt/relay": "tests/packages has a virtual environment there",
     "/opt/relay/bin/pip ": "the same",
     "python3 examples/send.py": "tests/system/test_first_message.py does",
@@ -192,7 +193,7 @@ def test_settings_of_others_are_keys_and_values(where: str, text: str) -> None:
 # --- sh -------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def host() -> Iterator[Sink]:
     with sink() as found:
         yield found
@@ -200,9 +201,22 @@ def host() -> Iterator[Sink]:
 
 @pytest.fixture
 def relay(tmp_path: Path, host: Sink) -> Iterator[Relay]:
+    with relay_with_mail(tmp_path, host) as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def standing(tmp_path_factory: pytest.TempPathFactory, host: Sink) -> Iterator[Relay]:
+    """The relay of all pages that do not stop it."""
+    with relay_with_mail(tmp_path_factory.mktemp("standing"), host) as process:
+        yield process
+
+
+@contextmanager
+def relay_with_mail(directory: Path, host: Sink) -> Iterator[Relay]:
     """A relay with events in its log and mail in its queue, at the paths that the docs name."""
     routes = {**host.route, "gone.example": {"host": "[127.0.0.1]", "port": free_port()}}
-    with relay_process(tmp_path, routes=routes, resolver={"timeout": "1s"}) as process:
+    with relay_process(directory, routes=routes, resolver={"timeout": "1s"}) as process:
         for recipient in ("b@example.net", "b@gone.example"):
             with smtplib.SMTP("127.0.0.1", process.port, timeout=20) as client:
                 client.sendmail("a@legal.example", recipient, "Subject: hello\r\n\r\nbody\r\n")
@@ -260,7 +274,10 @@ def typed(text: str) -> Iterator[tuple[str, str]]:
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if blocks("sh", [page])], ids=lambda page: page.name
 )
-def test_commands_in_the_docs_are_understood(page: Path, relay: Relay, host: Sink) -> None:
+def test_commands_in_the_docs_are_understood(page: Path, request: pytest.FixtureRequest) -> None:
+    of_page = "\n".join(text for _, text in blocks("sh", [page]))
+    stops = re.search(r"^systemctl (stop|start|restart)", of_page, re.MULTILINE)
+    relay: Relay = request.getfixturevalue("relay" if stops else "standing")
     for _, text in blocks("sh", [page]):
         for kind, what in typed(text):
             if kind == "shell":
@@ -321,8 +338,10 @@ def sent_through(
 
 
 @pytest.mark.needs("postfix", "root")
-def test_the_postfix_pages_settings_send_mail_through_the_relay(relay: Relay, host: Sink) -> None:
-    here = {"[127.0.0.1]:2525": f"[127.0.0.1]:{relay.port}"}
+def test_the_postfix_pages_settings_send_mail_through_the_relay(
+    standing: Relay, host: Sink
+) -> None:
+    here = {"[127.0.0.1]:2525": f"[127.0.0.1]:{standing.port}"}
 
     def settings(number: int) -> dict[str, str]:
         return {key: _replaced(value, here) for key, value in main_cf(number).items()}

@@ -8,6 +8,7 @@ import http.cookiejar
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import urllib.parse
@@ -17,7 +18,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.rigs.ports import free_port, wait_until
+from tests.rigs.ports import accepts_connections, free_port, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -59,24 +60,17 @@ def test_first_message_is_on_the_page_with_its_story(tmp_path: Path, recipient: 
         address, name, password = found.groups()
         assert address == f"http://127.0.0.1:{page}/"
 
-        def hand_in() -> str:
-            done = subprocess.run(
-                [
-                    sys.executable,
-                    str(ROOT / "examples/send.py"),
-                    "alice@example.com",
-                    recipient,
-                    f"127.0.0.1:{smtp}",
-                ],
-                capture_output=True,
-                text=True,
-                timeout=60,
-                check=False,
-            )
-            return done.stdout
-
-        queued = wait_until(hand_in, what="the relay that takes the message")
-        queue_id = queued.rpartition(" ")[2].strip()
+        assert accepts_connections("127.0.0.1", page), "the line comes once the page is there"
+        send = (str(ROOT / "examples/send.py"), "alice@example.com", recipient)
+        done = subprocess.run(
+            [sys.executable, *send, f"127.0.0.1:{smtp}"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.stdout, done.stderr
+        queue_id = done.stdout.rpartition(" ")[2].strip()
         opener = urllib.request.build_opener(
             urllib.request.HTTPCookieProcessor(http.cookiejar.CookieJar())
         )
@@ -96,3 +90,21 @@ def test_first_message_is_on_the_page_with_its_story(tmp_path: Path, recipient: 
         rest, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     assert rest == ""
+
+
+def test_a_demonstration_that_cannot_start_says_why_and_no_address(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = other.getsockname()[1]
+        document = {"listeners": [{"address": f"127.0.0.1:{taken}"}]}
+        (tmp_path / "relay.yaml").write_text(yaml.safe_dump(document))
+        done = subprocess.run(
+            [sys.executable, "-m", "relay", "demo", "--run", "-c", "relay.yaml"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"127.0.0.1:{taken}" in done.stderr

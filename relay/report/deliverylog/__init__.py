@@ -1,7 +1,7 @@
 """The delivery log: its dictionary, and the file it is written to.
 
-`dictionary` has one function for each thing the log tells, and is pure. `file` appends
-the lines of what the store committed, and is the only part that touches the disk.
+`dictionary` composes the events and is pure. `file` appends the lines of the events that the store
+has committed; only it uses the disk.
 """
 
 from __future__ import annotations

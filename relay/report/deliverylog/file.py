@@ -1,23 +1,22 @@
-"""The delivery log's file: what the store committed, appended line by line. †
+"""The file of the delivery log: appends the events that the store has committed. †
 
-`DeliveryLog` follows the store. Events are committed there first; ten times a second it
-looks what there is (the store has the newest in memory) and appends it off the event
-loop, in one write. At most once a second the file is synced and the store told how far it
-has come (`log_written`). After a crash it goes on from there: nothing is missing, and a
-line may come twice with the same id.
+Events are committed in the store first. Ten times a second `DeliveryLog` asks the store for new
+events (the newest are in memory) and appends them in one write, in a thread. At most once a second
+it syncs the file and tells the store up to which event the file is written (`log_written`). After a
+crash it continues from there: no line is missing, and a line may come twice with the same id.
 
-The file may be trouble, mail may not: while it cannot be written (no room, no permission,
-no directory) nothing waits for it. It is said once, tried again ever more slowly, and
-when it works again the lines that are owed are read from the store.
+Mail does not wait for the file. While the file cannot be written (no room, no permission, no
+directory), the relay logs that once and tries again, with growing pauses. Then it reads the lines
+that are missing from the store.
 
-    renamed or removed       noticed before each write; a new file is begun
+    renamed or removed       the relay notices it before each write, and begins a new file
     SIGHUP                   `reopen`
-    copytruncate             every write goes to the end there is (O_APPEND)
+    copytruncate             every write goes to the present end of the file (O_APPEND)
     several workers          each writes under a lock on the file, so that lines do not mix
-    room for half a batch    the half is taken back, so that every line is whole
-    a line torn by a crash   the same, by whoever writes next; the store still owes that line
-    /dev/stdout, a pipe      written as it was inherited: its name may lead to nothing that this
-                             user can open (a pipe of root's, a socket of the journal's)
+    room for half a batch    the half is removed, so that every line is complete
+    a line torn by a crash   the next writer removes it; the store has that event still
+    /dev/stdout, a pipe      the inherited descriptor is used: this user may not be allowed to open
+                             the file by its name (a pipe of root's, a socket of the journal's)
 """
 
 from __future__ import annotations
@@ -42,10 +41,10 @@ __all__ = ["OUTPUTS", "DeliveryLog", "EventSource", "NumberedEvent"]
 logger = logging.getLogger(__name__)
 
 OUTPUTS = {"/dev/stdout": 1, "/dev/stderr": 2}
-"""What a process inherits open, by name."""
+"""Descriptors that a process inherits, by name."""
 
 _BATCH = 1000
-"""Lines of one write."""
+"""Lines in one write."""
 
 _LONGEST_PAUSE = 30.0
 _LOCK_PATIENCE = 2.0
@@ -64,7 +63,7 @@ class NumberedEvent(Protocol):
 
 
 class EventSource(Protocol):
-    """What the log asks of the store."""
+    """The part of the store that the log uses."""
 
     async def events_after(self, seq: int, *, limit: int = 1000) -> Sequence[NumberedEvent]: ...
 
@@ -74,7 +73,7 @@ class EventSource(Protocol):
 
 
 class DeliveryLog:
-    """Follows a store's events into a file. `run` it as a task; `close` it before the store."""
+    """Writes the events of a store to a file. `run` is a task; `close` it before the store."""
 
     def __init__(
         self,
@@ -92,7 +91,7 @@ class DeliveryLog:
         self._position: int | None = None  # the last event appended
         self._synced = 0  # the last event the store knows to be in the file
         self._synced_at = 0.0
-        self._hurry = asyncio.Event()
+        self._wake = asyncio.Event()
         self._ended = asyncio.Event()
         self._running = False
         self._closing = False
@@ -104,23 +103,23 @@ class DeliveryLog:
         return self._failures > 0
 
     def reopen(self) -> None:
-        """Begin a new file if the old one was moved away (SIGHUP); a file in trouble is tried at
-        once.
+        """Begin a new file if the old one was renamed (SIGHUP). A file that could not be written
+        is tried at once.
         """
         self._file.close_first = True
-        self._hurry.set()
+        self._wake.set()
 
     async def run(self) -> None:
-        """Follow until `close` or cancelled. Nothing that goes wrong ends it."""
+        """Write new events until `close` or until cancelled. No error ends it."""
         self._running = True
         try:
             while True:
-                self._hurry.clear()
+                self._wake.clear()
                 try:
                     lines = await self._follow()
-                    self._say_well()
-                except Exception as exc:  # the log's trouble must not end the log, whatever it is
-                    self._say_trouble(exc)
+                    self._report_recovery()
+                except Exception as exc:  # no error of one write may end the log
+                    self._report_failure(exc)
                     if self._closing:
                         return
                     await self._pause(min(0.25 * 2 ** min(self._failures, 10), _LONGEST_PAUSE))
@@ -133,22 +132,22 @@ class DeliveryLog:
             self._ended.set()
 
     async def close(self, *, grace: timedelta = timedelta(seconds=10)) -> None:
-        """Append and sync what is committed, then let the file go; an unwritable file is not waited
-        for.
+        """Append and sync all committed events, and close the file. A file that cannot be written
+        is waited for at most as long as `grace`.
         """
         self._closing = True
-        self._hurry.set()
-        with contextlib.suppress(Exception):  # said already; the next start writes what is owed
+        self._wake.set()
+        with contextlib.suppress(Exception):  # logged already; the next start adds what is missing
             async with asyncio.timeout(grace.total_seconds()):
                 if self._running:
                     await self._ended.wait()
-                while await self._follow():  # nothing, unless `run` was cancelled
+                while await self._follow():  # 0 unless `run` was cancelled
                     pass
         self._thread.submit(self._file.close)
         self._thread.shutdown(wait=False)
 
     async def _follow(self) -> int:
-        """Append the next batch, sync if it is time; how many lines were appended."""
+        """Append the next batch, and sync if that is due. Returns how many lines were appended."""
         if self._position is None:
             self._position = self._synced = await self._source.log_mark()
         batch = await self._source.events_after(self._position, limit=_BATCH)
@@ -158,8 +157,8 @@ class DeliveryLog:
             try:
                 await loop.run_in_executor(self._thread, self._file.append, batch, sync)
             except _NotSynced:
-                # What the kernel failed to write it may have forgotten: all since the last good
-                # sync again.
+                # The kernel may have dropped the pages that it failed to write (fsync(2)), so all
+                # lines since the last good sync are written again.
                 self._position = self._synced
                 raise
             if batch:
@@ -175,12 +174,12 @@ class DeliveryLog:
         return self._closing or time.monotonic() - self._synced_at >= self._sync_every
 
     async def _pause(self, seconds: float) -> None:
-        """Sleep, unless there is a retry_silent."""
+        """Wait so many seconds, or until `reopen` or `close`."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._hurry.wait()
+                await self._wake.wait()
 
-    def _say_trouble(self, exc: Exception) -> None:
+    def _report_failure(self, exc: Exception) -> None:
         self._failures += 1
         if self._failures == 1:
             logger.warning(
@@ -189,7 +188,7 @@ class DeliveryLog:
                 exc,
             )
 
-    def _say_well(self) -> None:
+    def _report_recovery(self) -> None:
         if self._failures:
             self._failures = 0
             logger.info("delivery log %s is written again", self._file.path)
@@ -200,7 +199,7 @@ class _NotSynced(OSError):
 
 
 class _LogFile:
-    """The open file. Its methods block, and run on one thread of their own."""
+    """The open file. Its methods block, and run in one thread."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -211,7 +210,7 @@ class _LogFile:
         self._unsynced = False
 
     def append(self, batch: Sequence[NumberedEvent], sync: bool) -> None:
-        """Append the lines of a batch, all or none; then sync, if asked."""
+        """Append the lines of a batch, all or none; then sync if `sync`."""
         if self._fd is not None and (self.close_first or self._was_moved()):
             self.close()
         self.close_first = False
@@ -224,7 +223,7 @@ class _LogFile:
             self._sync()
 
     def close(self) -> None:
-        """Sync what is not yet, and let the file go."""
+        """Sync and close the file."""
         fd, self._fd = self._fd, None
         if fd is None:
             return
@@ -247,9 +246,8 @@ class _LogFile:
         self._identity = (facts.st_dev, facts.st_ino)
         self._is_regular = stat.S_ISREG(facts.st_mode)
         if self._is_regular:
-            _sync_directory(
-                self.path.parent
-            )  # or a power cut could take the new file, synced as it was
+            # Without this a power cut could remove the new file, though its content was synced.
+            _sync_directory(self.path.parent)
         return fd
 
     def _was_moved(self) -> bool:
@@ -270,7 +268,7 @@ class _LogFile:
             try:
                 _write_all(fd, data)
             except OSError:
-                # Nobody else writes while we hold the lock: what is beyond `size` is ours.
+                # No other worker writes while this one has the lock: all beyond `size` is torn.
                 with contextlib.suppress(OSError):
                     os.ftruncate(fd, size)
                 raise
@@ -302,7 +300,7 @@ def _fdatasync(fd: int) -> None:
 
 
 def _sync_directory(directory: Path) -> None:
-    with contextlib.suppress(OSError):  # not every file system can
+    with contextlib.suppress(OSError):  # not every file system can sync a directory
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(fd)
@@ -312,8 +310,8 @@ def _sync_directory(directory: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(fd: int) -> Iterator[None]:
-    """Hold the file's lock, which the other workers take too. A file system without locks has one
-    writer.
+    """Hold the lock on the file, which every worker takes. On a file system without locks there is
+    no lock.
     """
     until = time.monotonic() + _LOCK_PATIENCE
     while True:
@@ -335,10 +333,10 @@ def _locked(fd: int) -> Iterator[None]:
 
 
 def _mend(fd: int) -> int:
-    """Make the file end with a whole line, and return its size.
+    """Make the file end with a complete line, and return its size.
 
-    A last line without its end was torn by a crash. If it is one of ours it is taken away:
-    its event is not marked as written, and comes again. Anything else is ended with LF.
+    A last line without its end was torn by a crash. If the relay wrote it, it is removed: the store
+    does not count its event as written, and gives it again. Any other text gets a LF.
     """
     size = os.fstat(fd).st_size
     if not size or os.pread(fd, 1, size - 1) == b"\n":

@@ -107,13 +107,13 @@ async def test_a_message_is_returned_only_where_its_own_settings_asked_for_the_t
             "4.7.0",
             "4.7.0 later",
         ),
-        (Script(offers=("AUTH GSSAPI",)), Code.NONE, "4.4.2", "neither AUTH PLAIN nor LOGIN"),
-        (Script(offers=()), Code.NONE, "4.4.2", "neither AUTH PLAIN nor LOGIN"),
+        (Script(offers=("AUTH GSSAPI",)), Code.NONE, "4.7.0", "neither AUTH PLAIN nor LOGIN"),
+        (Script(offers=()), Code.NONE, "4.7.0", "AUTH is not offered"),
         (
             Script(offers=("AUTH PLAIN",), offers_in_tls=()),
             Code.NONE,
-            "4.4.2",
-            "neither AUTH PLAIN nor LOGIN",
+            "4.7.0",
+            "AUTH is not offered",
         ),
     ],
 )

@@ -108,6 +108,7 @@ def test_a_delivery_is_told_field_by_field():
             "tls-version": "TLSv1.3",
             "tls-cipher": "TLS_AES_256_GCM_SHA384",
             "verified-by": "pkix",
+            "auth": None,
             "downgrade": None,
             "policy-type": "no-policy-found",
             "policy-mode": None,

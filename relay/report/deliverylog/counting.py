@@ -1,0 +1,67 @@
+"""What an event adds to the statistics (`Event.counted`). Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from relay.mail.address import AddressError, domain_of
+from relay.mail.event import Counted, Protection, Result
+from relay.mail.jsontext import JsonObject
+from relay.policy.settings import TlsSettings
+from relay.queue.entry import QueuedMessage, QueuedRecipient
+from relay.report.deliverylog.message_fields import log_text
+from relay.report.words import policy_text, protection_of, reason_of, sentence_of
+
+__all__ = ["counted_in", "counted_out"]
+
+_MAX_SENTENCE = 300
+"""Characters of the sentence that is kept about an exception."""
+
+
+def counted_in(
+    message: QueuedMessage, recipients: Sequence[QueuedRecipient]
+) -> tuple[Counted, ...]:
+    """Accepted recipients by domain. A message in test mode is not counted."""
+    if message.terms is not None and message.terms.is_test:
+        return ()
+    sender = _sender_domain(message)
+    numbers: dict[str, int] = {}
+    settings: dict[str, TlsSettings] = {}
+    for one in recipients:
+        numbers[one.domain] = numbers.get(one.domain, 0) + 1
+        settings[one.domain] = one.settings
+    return tuple(
+        Counted(sender, domain, Result.ACCEPTED, "", policy_text(settings[domain]), number=number)
+        for domain, number in numbers.items()
+    )
+
+
+def counted_out(fields: JsonObject, message: QueuedMessage, recipient: QueuedRecipient) -> Counted:
+    """One result of a recipient. It is an exception if it is final and was not a delivery over
+    verified TLS, or if an attempt ended because the host lacked the TLS that was required.
+    """
+    if fields["event"] == "delivered":
+        result = Result.DELIVERED
+    else:
+        result = Result.DEFERRED if fields["severity"] == "temporary" else Result.FAILED
+    protection, reason = protection_of(fields), reason_of(fields)
+    is_exception = protection is not Protection.VERIFIED and (
+        result is not Result.DEFERRED or reason == "tls-required"
+    )
+    return Counted(
+        _sender_domain(message),
+        recipient.domain,
+        result,
+        protection or "",
+        policy_text(recipient.settings),
+        reason,
+        exception=log_text(sentence_of(fields), _MAX_SENTENCE) if is_exception else "",
+    )
+
+
+def _sender_domain(message: QueuedMessage) -> str:
+    """The normalised domain of the sender; "<>" for the null reverse-path."""
+    try:
+        return domain_of(message.reverse_path) or "<>"
+    except AddressError:
+        return message.reverse_path.rpartition("@")[2].lower() or "<>"

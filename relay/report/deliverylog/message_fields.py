@@ -1,0 +1,144 @@
+"""The fields of an event that tell of the message: envelope, header fields, settings. Pure.
+
+Each text in a line is bounded, so that no message can fill the disk with its events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from relay.mail.jsontext import JsonObject
+from relay.policy.settings import TlsSettings
+from relay.queue.entry import QueuedMessage, QueuedRecipient
+
+__all__ = [
+    "MAX_TARGETS",
+    "about_recipient",
+    "add_terms",
+    "envelope_fields",
+    "head",
+    "log_text",
+    "message_fields",
+    "new_event_id",
+    "policy_fields",
+]
+
+_MAX_TEXT = 1000
+"""Characters of a peer's text, an address or a sentence in a line."""
+
+MAX_TARGETS = 4000
+"""Characters of the list of recipients of an accepted message."""
+
+_MAX_DOMAINS = 50
+"""Recipient domains whose policies an accepted line tells, where they differ."""
+
+_MAX_VARIABLE = 16 * 1024
+"""Characters of a sender's own variable: all that the HTTP interface accepts."""
+
+
+def head(name: str, level: str, message: QueuedMessage, event_id: str, at: datetime) -> JsonObject:
+    """The fields with which each line about a message begins."""
+    return {
+        "event": name,
+        "id": event_id,
+        "timestamp": round(at.timestamp(), 6),
+        "log-level": level,
+        "queue-id": message.queue_id,
+    }
+
+
+def envelope_fields(message: QueuedMessage, targets: str, limit: int) -> JsonObject:
+    """Sender and recipients; at most `limit` characters of the recipients."""
+    return {
+        "transport": "smtp",
+        "sender": log_text(message.reverse_path),
+        "targets": log_text(targets, limit),
+    }
+
+
+def message_fields(message: QueuedMessage) -> JsonObject:
+    """The header fields by which a person recognises the message, and its size."""
+    summary = message.summary
+    return {
+        "headers": {
+            "message-id": log_text(summary.message_id),
+            "from": log_text(summary.from_),
+            "to": log_text(summary.to),
+            "subject": log_text(summary.subject),
+        },
+        "size": message.size_bytes,
+    }
+
+
+def _policy(message: QueuedMessage, settings: TlsSettings) -> JsonObject:
+    require, skip = settings.require_tls, settings.skip_verification
+    return {
+        "require-tls": require.value,
+        "skip-verification": skip.value,
+        "require-tls-source": require.source,
+        "skip-verification-source": skip.source,
+        "requiretls": message.requiretls,
+        "tls-required-no": message.tls_required_no,
+    }
+
+
+def _rules(settings: TlsSettings) -> JsonObject:
+    """`policy-rules`: the rule of the configuration that each setting comes from, if it has one."""
+    by_name = {
+        "require-tls-rule": settings.require_tls,
+        "skip-verification-rule": settings.skip_verification,
+    }
+    rules = {
+        name: log_text(setting.rule)
+        for name, setting in by_name.items()
+        if setting.rule not in ("", setting.source)
+    }
+    return {"policy-rules": rules} if rules else {}
+
+
+def policy_fields(message: QueuedMessage, recipients: Sequence[QueuedRecipient]) -> JsonObject:
+    """`policy` where it is one for all recipients, else `policies` by recipient domain."""
+    by_domain = {recipient.domain: recipient.settings for recipient in recipients}
+    found = [_policy(message, settings) for settings in by_domain.values()]
+    if all(policy == found[0] for policy in found):
+        return {"policy": found[0]} | _rules(recipients[0].settings) if found else {}
+    first = list(zip(by_domain, found, strict=True))[:_MAX_DOMAINS]
+    return {"policies": {log_text(domain): policy for domain, policy in first}}
+
+
+def about_recipient(fields: JsonObject, message: QueuedMessage, recipient: QueuedRecipient) -> None:
+    """Add what every line about one recipient has: envelope, message, recipient, policy."""
+    fields["envelope"] = envelope_fields(message, recipient.address, _MAX_TEXT)
+    fields["message"] = message_fields(message)
+    fields["recipient"] = log_text(recipient.address)
+    fields["recipient-domain"] = log_text(recipient.domain)
+    fields["policy"] = _policy(message, recipient.settings)
+    fields |= _rules(recipient.settings)
+    add_terms(fields, message)
+
+
+def add_terms(fields: JsonObject, message: QueuedMessage) -> None:
+    """Add the tags and variables that the sender wants in each event."""
+    asked = message.terms
+    if asked is None:
+        return
+    fields["tags"] = [log_text(tag) for tag in asked.tags]
+    fields["user-variables"] = {
+        log_text(name): log_text(value, _MAX_VARIABLE) for name, value in asked.variables
+    }
+    fields["flags"] = {"is-test-mode": asked.is_test}
+
+
+def log_text(text: str, limit: int = _MAX_TEXT) -> str:
+    """A text of bounded length, in which every JSON parser can read each character."""
+    if len(text) > limit:
+        text = text[: limit - 1] + "…"
+    elif text.isascii() and "\x7f" not in text:
+        return text  # as nearly all texts are
+    return text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\x7f", "\\x7f")
+
+
+def new_event_id(at: datetime, message: QueuedMessage, what: str) -> str:
+    """An id that sorts by time. The same event written twice has the same id."""
+    return f"{int(at.timestamp() * 1000):011x}-{message.queue_id}-{what}"

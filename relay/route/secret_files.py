@@ -1,0 +1,178 @@
+"""Files with a secret: passwords, client secrets, keys, refresh tokens. †
+
+A name that begins with `$CREDENTIALS_DIRECTORY` is a file that systemd gives to the service
+(`LoadCredential=`). `SecretFileError` says what is wrong with a file, and never what is in it.
+
+A refresh token that its server replaced is written with `replace_secret`: into a file beside it,
+synced, renamed over it. `reserve` makes that file before the server is asked, so that a full disk
+or a directory that cannot be written is found while the old token still counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+
+__all__ = [
+    "SecretFileError",
+    "Stamp",
+    "locked",
+    "place_of",
+    "read_line",
+    "read_text",
+    "replace_secret",
+    "reserve",
+    "stamp_of",
+]
+
+Stamp = tuple[int, int, int]
+"""Time of the last change, size and inode: another stamp means that the file may be another."""
+
+_VARIABLE = "CREDENTIALS_DIRECTORY"
+_LONGEST_LINE = 64 * 1024
+_LONGEST_TEXT = 256 * 1024
+_RESERVED_BYTES = 16 * 1024
+_MODE = 0o600
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+_LOCK_LOOKS_SECONDS = 0.05
+
+
+class SecretFileError(Exception):
+    """A file with a secret cannot be used; the text names it and says why."""
+
+
+def place_of(path: str) -> Path:
+    """The file that a key of the configuration names."""
+    for begin in (f"${_VARIABLE}/", f"${{{_VARIABLE}}}/"):
+        if path.startswith(begin):
+            directory = os.environ.get(_VARIABLE)
+            if not directory:
+                text = f"{path}: ${_VARIABLE} is not set; systemd sets it for LoadCredential="
+                raise SecretFileError(text)
+            return Path(directory, path[len(begin) :])
+    return Path(path)
+
+
+def stamp_of(path: str) -> Stamp | None:
+    """The stamp of a file, None where there is none to be seen."""
+    try:
+        status = place_of(path).stat()
+    except (OSError, SecretFileError):
+        return None
+    return (status.st_mtime_ns, status.st_size, status.st_ino)
+
+
+def read_line(path: str) -> str:
+    """The first line of a file, without its end."""
+    line = _read(path, _LONGEST_LINE).partition("\n")[0].rstrip("\r")
+    if not line:
+        raise SecretFileError(f"{path}: its first line is empty")
+    return line
+
+
+def read_text(path: str) -> str:
+    """All of a file."""
+    text = _read(path, _LONGEST_TEXT + 1)
+    if len(text) > _LONGEST_TEXT:
+        raise SecretFileError(f"{path}: it has more than {_LONGEST_TEXT} characters")
+    return text
+
+
+@asynccontextmanager
+async def locked(path: str, *, seconds: float) -> AsyncIterator[None]:
+    """Hold the lock of a file, against other processes; TimeoutError where one of them holds it for
+    longer. The lock ends with its process, however that ends.
+    """
+    with _errors(path):
+        whole = place_of(path)
+        fd = os.open(whole.with_name(f".{whole.name}.lock"), _FLAGS, _MODE)
+    try:
+        async with asyncio.timeout(seconds):
+            while not _lock(fd):  # noqa: ASYNC110 - no event tells of another process
+                await asyncio.sleep(_LOCK_LOOKS_SECONDS)
+        yield
+    finally:
+        os.close(fd)
+
+
+def reserve(path: str) -> None:
+    """Make sure that `replace_secret` will have room on the disk."""
+    with _errors(path):
+        fd = os.open(_beside(place_of(path)), _FLAGS, _MODE)
+        try:
+            os.posix_fallocate(fd, 0, _RESERVED_BYTES)
+        finally:
+            os.close(fd)
+
+
+def replace_secret(path: str, secret: str) -> None:
+    """Write a secret in the place of the one before; on disk when this returns."""
+    with _errors(path):
+        whole = place_of(path)
+        beside = _beside(whole)
+        fd = os.open(beside, _FLAGS, _MODE)
+        try:
+            _overwrite(fd, f"{secret}\n".encode())
+            _owned_as(fd, whole)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(beside, whole)
+        _sync_directory(whole.parent)
+
+
+def _read(path: str, most: int) -> str:
+    try:
+        with _errors(path), place_of(path).open(encoding="utf-8", newline="") as file:
+            return file.read(most)
+    except UnicodeDecodeError:
+        # Not its text, and not as the cause: it quotes the octets.
+        raise SecretFileError(f"{path}: it is not text in UTF-8") from None
+
+
+@contextmanager
+def _errors(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SecretFileError(f"{path}: {error.strerror or error}") from error
+
+
+def _lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _overwrite(fd: int, octets: bytes) -> None:
+    """Write over the reserved octets, which are on disk already: new ones might find no room."""
+    written = 0
+    while written < len(octets):
+        written += os.pwrite(fd, octets[written:], written)
+    os.ftruncate(fd, len(octets))
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.new")
+
+
+def _owned_as(fd: int, path: Path) -> None:
+    """Give the new file to the owner of the one that is replaced, where we may."""
+    os.fchmod(fd, _MODE)
+    with suppress(OSError):
+        before = path.stat()
+        os.fchown(fd, before.st_uid, before.st_gid)
+
+
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
