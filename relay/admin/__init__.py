@@ -1,1 +1,1 @@
-"""The operator looks and acts."""
+"""What an operator asks of the relay and changes in it, for socket, HTTP, page and CLI."""

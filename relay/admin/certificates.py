@@ -1,23 +1,22 @@
-"""What a host's certificate says of itself, in the interface's spelling, and what does not match.
+"""The contents of a host's certificate as JSON, and what is wrong with it. Pure.
 
-`faults` names what a person can see: dates, names, an issuer that is the subject. Whether an
-authority is trusted is the handshake's to say. Pure.
+`faults` names what can be seen in the certificate: dates, names, an issuer that is the subject.
+Only the handshake decides whether an authority is trusted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
 
+from relay.mail.jsontext import JsonFields, JsonObject
 from relay.mail.outcome import CertificateFacts
 from relay.route.mta_sts import matches
 
 __all__ = ["as_json", "faults"]
 
 
-def as_json(facts: CertificateFacts) -> dict[str, Any]:
-    """The certificate in the spelling of the delivery log, whole."""
+def as_json(facts: CertificateFacts) -> JsonObject:
+    """A certificate as in the delivery log, with all its names."""
     return {
         "subject": facts.subject,
         "issuer": facts.issuer,
@@ -29,11 +28,11 @@ def as_json(facts: CertificateFacts) -> dict[str, Any]:
 
 
 def faults(
-    certificate: Mapping[str, Any], host: str, *, at: datetime, has_all_names: bool = True
+    certificate: JsonFields, host: str, *, at: datetime, has_all_names: bool = True
 ) -> list[str]:
-    """What is against this certificate, seen at this time, for a host of this name.
+    """What is wrong with a certificate that a host of this name showed at this time.
 
-    `has_all_names` False: the log kept the first names only, so the host's may be another.
+    `has_all_names` False: the log has only the first names, so the host's may be among the others.
     """
     begins, ends = (datetime.fromisoformat(certificate[key]) for key in ("not-before", "not-after"))
     names = tuple(certificate["names"])

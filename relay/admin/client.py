@@ -1,7 +1,7 @@
-"""The command line's end of the control socket.
+"""Asks a running relay over its control socket, for the command line.
 
-`ask` sends one request and yields the lines of the answer as they come. Plain blocking
-sockets: a command has nothing else to do meanwhile, and starts faster without an event loop.
+`ask` sends one request and yields the lines of the answer as they come. It uses blocking sockets,
+because a command has nothing else to do meanwhile, and starts faster without an event loop.
 """
 
 from __future__ import annotations
@@ -29,14 +29,15 @@ class NotRunning(Exception):
 
 
 class RelayError(Exception):
-    """The relay answered that it cannot, or cannot be asked; the text says why."""
+    """The relay answered with an error, or cannot be asked. The text says why."""
 
 
 def ask(
-    path: Path, request: Mapping[str, Any], *, seconds: float | None = 60.0
+    path: Path, request: Mapping[str, object], *, seconds: float | None = 60.0
 ) -> Iterator[dict[str, Any]]:
-    """The lines that answer a request, the one with "done" last. `seconds`: the longest silence
-    borne.
+    """The lines that answer a request, the one with "done" last.
+
+    `seconds`: how long to wait for each line. `NotRunning`, `RelayError`.
     """
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(seconds)
@@ -54,7 +55,7 @@ def ask(
 
 
 def who_may_open(path: Path) -> str:
-    """Who may open a file that this user may not, as words behind "run this as"."""
+    """The users that may open a file, in words that follow "run this as"."""
     for there in (path, *path.absolute().parents):
         try:
             found = there.stat()

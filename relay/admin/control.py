@@ -1,15 +1,15 @@
-"""What each request of the control socket is answered with: a function for each verb.
+"""Answers the requests of the control socket: a method for each verb, or for several.
 
     list, show, log                     the queue and the delivery log
-    report                              what the history has counted
+    report                              the statistics of a period
     retry, hold, release, remove        changes of the queue
-    health, status, metrics             how the relay is
-    settings                            what was set over HTTP, and which configuration is in force
-    mta-sts-…                           the MTA-STS policies that are kept
+    health, status, metrics             the state of the relay
+    settings                            the settings made over HTTP; the configuration in force
+    mta-sts-…                           the MTA-STS policies in the store
     tls-report-…                        the reports on TLS for recipients' domains
-    memory-list, -forget, -suggest      what hosts have shown of TLS, and rules it would have met
+    memory-list, -forget, -suggest      what hosts have shown of TLS; rules that fit it
 
-An answer is lines, as `relay.admin.control_socket` has them.
+An answer is a series of lines, in the form of `relay.admin.control_socket`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from relay.admin.memory import (
     suggest,
     suggestion_bounds,
 )
-from relay.admin.mta_sts import Policies, list_policies, policy_as_json
+from relay.admin.mta_sts import Policies, policy_as_json
 from relay.admin.operator import Operator
 from relay.admin.requests import (
     RequestError,
@@ -58,7 +58,7 @@ log = logging.getLogger("relay.control")
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """What the requests are answered from. `in_force`: the configuration, digested by section."""
+    """The parts of the relay that answer. `in_force`: digests of the configuration's sections."""
 
     operator: Operator
     api_state: ApiState | None = None
@@ -103,7 +103,7 @@ class Control:
         view, now = self.operator.view, self.operator.clock()
         async for page in operations.list_queue(view, queue_filter(request), now=now):
             count += len(page)
-            # On a thread: meanwhile the event loop has mail to see to.
+            # In a thread, so that mail does not wait for a large page.
             yield {"items": await asyncio.to_thread(operations.page_as_json, page)}
         yield {"done": {"count": count}}
 
@@ -115,37 +115,36 @@ class Control:
         yield {"done": {"unknown": [] if found else [queue_id]}}
 
     async def _mta_sts(self, verb: str, request: Mapping[str, object]) -> Answer:
-        """MTA-STS policies; "unknown" at the end has the domain where there is no policy of it."""
+        """MTA-STS policies. "unknown" in the last line has the domain if it has no policy."""
         if self.policies is None:
             raise RequestError("no relay is running")
         if verb == "mta-sts-list":
-            async for page in list_policies(self.policies):
+            async for page in operations.pages_of(self.policies.page):
                 yield {"items": [policy_as_json(kept) for kept in page]}
             yield {"done": {}}
             return
         domain = policy_domain(domain_in(request))
         if not domain:
             raise RequestError("name a domain; an address has no MTA-STS policy")
-        reason, is_known = "", True
-        match verb:
-            case "mta-sts-forget":
-                is_known = await self.policies.forget(domain)
-                if is_known:
-                    log.info("operator: the MTA-STS policy of %s is forgotten", domain)
-            case "mta-sts-refresh":
+        kept, reason = None, ""
+        if verb == "mta-sts-forget":
+            is_known = await self.policies.forget(domain)
+            if is_known:
+                log.info("operator: the MTA-STS policy of %s is forgotten", domain)
+        else:
+            if verb == "mta-sts-refresh":
                 refreshed = await self.policies.refresh(domain)
                 kept, reason = refreshed.kept, refreshed.reason
-            case _:
+            else:
                 kept = await self.policies.kept(domain)
                 reason = self.policies.last_failure(domain) if kept is None else ""
-        if verb != "mta-sts-forget":
             is_known = kept is not None
-            if kept is not None:
-                yield {"item": policy_as_json(kept)}
+        if kept is not None:
+            yield {"item": policy_as_json(kept)}
         yield {"done": {"unknown": [] if is_known else [domain], "reason": reason}}
 
     async def _memory(self, verb: str, request: Mapping[str, object]) -> Answer:
-        """What hosts have shown of TLS before."""
+        """What hosts have shown of TLS."""
         if self.memory is None:
             raise RequestError("no relay is running")
         now = self.operator.clock()
@@ -167,7 +166,7 @@ class Control:
                 yield {"done": {}}
 
     async def _running(self, verb: str) -> Answer:
-        """How the relay is. Metrics are a text: another worker asks for them."""
+        """The state of the relay. Metrics are a text, which the first worker asks of the others."""
         relay = self.operator.running()
         match verb:
             case "health":
@@ -193,7 +192,7 @@ class Control:
         if limit is not None and (type(limit) is not int or not 1 <= limit <= 100_000):
             raise RequestError("limit is a number from 1 to 100000")
         follow = request.get("follow") is True
-        # Asked for first: an event that commits in between is found below, or new.
+        # Asked first, so that no event is missed: one that commits meanwhile is found, or is new.
         seq = await self._last_seq() if follow else 0
         async for at, line in operations.find_events(view, wanted, limit=limit):
             seq = at
@@ -205,7 +204,7 @@ class Control:
         yield {"done": {}}
 
     async def _report(self, request: Mapping[str, object]) -> Answer:
-        """How the mail of a period was protected, and every exception that was kept."""
+        """How the mail of a period was protected, and all exceptions in the store."""
         wanted = count_filter(request)
         found = await reports.counts(self.operator.view, wanted)
         yield {
@@ -222,7 +221,7 @@ class Control:
         yield {"done": {}}
 
     async def _settings(self) -> Answer:
-        """What was set over HTTP for sender domains, and whether a file says what is in force."""
+        """The settings made over HTTP, and the digests of the configuration in force."""
         if self.api_state is not None:
             for domain, one in (await self.api_state.domain_settings()).items():
                 yield {
@@ -235,13 +234,13 @@ class Control:
         yield {"done": {"in-force": dict(self.in_force())}}
 
     async def _last_seq(self) -> int:
-        """Where the log ends now: what follows is new."""
+        """The sequence number of the newest event."""
         last = await self.operator.view.find_events(EventFilter(), limit=1, ascending=False)
         return last[0].seq if last else 0
 
 
 def settings_of(lines: Iterable[Mapping[str, Any]]) -> dict[str, DomainSettings]:
-    """What the lines that answer `settings` say, by domain."""
+    """The settings in the lines that answer `settings`, by domain."""
     items = [line["item"] for line in lines if "item" in line]
     return {
         one["domain"]: DomainSettings(one["require-tls"], one["skip-verification"]) for one in items

@@ -1,19 +1,19 @@
-"""The control socket: how the command line talks to a running relay, and a worker to another.
+"""The control socket, over which the command line, or another worker, talks to a running relay.
 
-A UNIX socket that only its owner may open (mode 0600), or a group, too (0660). One request a
-connection, one JSON object a line either way:
+Only the owner of the UNIX socket may open it (mode 0600), or also a group (0660). A connection
+carries one request and its answer. Each line is a JSON object:
 
     → {"verb": "list", "domain": "example.net"}
-    ← {"report": {…}}          of a report, what was counted; its exceptions follow as items
-    ← {"items": [{…}, …]}      of a listing, a page; none, one or many
-    ← {"item": {…}}            none, one or many
-    ← {"following": {}}        where a log is followed: what comes after is new
-    ← {"so-far": {…}}          of long work: how much of it is done
-    ← {"done": {…}}            the end: what came of it
-    ← {"error": "…"}           or the end: what is wrong with the request, or with us
+    ← {"report": {…}}          the counts of a report; its exceptions follow as items
+    ← {"items": [{…}, …]}      a page of a listing; any number of such lines
+    ← {"item": {…}}            one thing; any number of such lines
+    ← {"following": {}}        the lines after this one are new events of a log
+    ← {"so-far": {…}}          how much of a long change is done
+    ← {"done": {…}}            the last line: the result
+    ← {"error": "…"}           or the last line: what is wrong with the request, or with the relay
 
-A request is at most 1 MiB (a list of queue ids may be long) and has to come within ten
-seconds; at most sixteen are served at a time, and a client that stops reading is let go.
+A request has at most 1 MiB (a list of queue ids may be long) and has to come within ten seconds. At
+most sixteen requests are served at a time. A client that stops reading is disconnected.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Answers(Protocol):
 
 
 class ControlServer:
-    """The socket and the connections open on it."""
+    """The socket and its open connections."""
 
     def __init__(self, control: Answers, path: Path, group: str | None = None) -> None:
         self.control = control
@@ -70,7 +70,7 @@ class ControlServer:
         self._inode = 0
 
     async def start(self) -> None:
-        """Listen; `SocketTaken` or OSError where that is not possible."""
+        """Listen. `SocketTaken` or OSError say why that is not possible."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         _clear_stale(self.path)
         listening = _bind_private(self.path)
@@ -84,7 +84,7 @@ class ControlServer:
         )
 
     async def close(self) -> None:
-        """Let everybody go and take the socket away, if it is still ours."""
+        """End all connections, and remove the socket if it is still the one that was opened."""
         if self._server is not None:
             self._server.close()
         for task in list(self._clients):
@@ -107,7 +107,7 @@ class ControlServer:
             await self._one_request(reader, writer)
             await _finish(writer)
         except (OSError, TimeoutError, asyncio.CancelledError):
-            pass  # the client has gone, does not read, or we are closing
+            pass  # the client is gone or does not read, or the server closes
         finally:
             self._clients.discard(task)
             writer.transport.abort()
@@ -132,7 +132,7 @@ class ControlServer:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
     ) -> None:
-        """Answer until the end, or until the client hangs up (which is how following ends)."""
+        """Send the answer, until its end or until the client hangs up."""
         answering = asyncio.ensure_future(self._answer(request, writer))
         hanging_up = asyncio.ensure_future(_hung_up(reader))
         try:
@@ -161,7 +161,7 @@ class ControlServer:
 
 
 async def _hung_up(reader: asyncio.StreamReader) -> None:
-    """Until the client hangs up. What it sends behind its request means nothing."""
+    """Return when the client hangs up. Octets behind its request are ignored."""
     while await reader.read(4096):
         pass
 
@@ -173,15 +173,16 @@ async def _send(writer: asyncio.StreamWriter, line: Mapping[str, object]) -> Non
 
 
 async def _finish(writer: asyncio.StreamWriter) -> None:
-    """Close once all of the answer has gone out, or its client has not read for a minute."""
+    """Close when all of the answer is sent, or when the client has not read for a minute."""
     writer.close()
     async with asyncio.timeout(WRITE_SECONDS):
         await writer.wait_closed()
 
 
 def _clear_stale(path: Path) -> None:
-    """Remove the socket of a relay that is gone; `SocketTaken` where one answers, or it is no
-    socket.
+    """Remove the socket of a relay that is gone.
+
+    `SocketTaken` where a process answers, or where the file is no socket.
     """
     try:
         mode = path.lstat().st_mode
@@ -203,7 +204,7 @@ def _clear_stale(path: Path) -> None:
 
 
 def _bind_private(path: Path) -> socket.socket:
-    """A bound UNIX socket that only its owner can open, from the first moment."""
+    """A bound UNIX socket that only its owner can open, from its creation on."""
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     before = os.umask(0o177)
     try:
@@ -217,7 +218,7 @@ def _bind_private(path: Path) -> socket.socket:
 
 
 async def start_control(control: Answers, path: Path, *, group: str | None = None) -> ControlServer:
-    """Listen on a control socket, for its owner and a group."""
+    """Listen on a control socket, which its owner and a group may open."""
     server = ControlServer(control, path, group)
     await server.start()
     return server

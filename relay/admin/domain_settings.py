@@ -1,12 +1,12 @@
-"""The settings made over HTTP, as they are in force: above the file's rules, from the next message
-on.
+"""The settings made over HTTP, which override the rules of the configuration.
 
-Read from the store once and kept at hand, since every message asks for the rules. What is set
-through here is durable before it is in force. `over` is what sessions and deliveries are given.
+They are read from the store once and kept in memory, because every message asks for the rules. A
+new setting is in the store before it is in force, and in force from the next message on. `over`
+gives sessions and deliveries the rules with these settings.
 
-With several workers the first has the store they are kept in. It tells the others
-(`SharedSettings`), and each looks with every message whether there is something new: so they are in
-force for all at once. Webhooks are told in the same way.
+With several workers, the first has the store with the settings. It writes them for the others
+(`SharedSettings`), and each worker checks with every message whether there is a new edition. So a
+setting is in force for all workers at once. Webhooks are shared in the same way.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["SettingsElsewhere", "SettingsInForce", "SharedSettings", "overlay_of
 
 
 class SharedSettings(Protocol):
-    """What one process tells others."""
+    """Memory that one process writes and others read."""
 
     @property
     def edition(self) -> int: ...
@@ -34,7 +34,7 @@ class SharedSettings(Protocol):
 
 
 class _Over:
-    """Settings above rules, put together once for each pair."""
+    """Rules with settings above them, made once for each pair of both."""
 
     def __init__(self) -> None:
         self._settings: Mapping[str, DomainSettings] = {}
@@ -42,7 +42,7 @@ class _Over:
         self._over = PolicyRules()
 
     def over(self, rules: PolicyRules) -> PolicyRules:
-        """These rules of the file's, with the settings above them."""
+        """The rules of the configuration, with the settings above them."""
         if rules is not self._below:
             self._over, self._below = with_overlay(rules, overlay_of(self._settings)), rules
         return self._over
@@ -53,7 +53,7 @@ class _Over:
 
 
 class SettingsInForce(_Over):
-    """Where they are kept. `load` before anything else."""
+    """The settings of the worker that has the store. Call `load` first."""
 
     def __init__(self, api_state: ApiState, shared: SharedSettings | None = None) -> None:
         super().__init__()
@@ -61,29 +61,29 @@ class SettingsInForce(_Over):
         self._shared = shared
 
     async def load(self) -> None:
-        """Read what the store has."""
+        """Read the settings from the store."""
         self._take(await self._api_state.domain_settings())
         await self.tell()
 
     async def set(self, domain: str, settings: DomainSettings) -> None:
-        """Set what is not None, for mail from this domain (normalised)."""
+        """Set the settings that are not None, for mail from this domain (normalised)."""
         kept = await self._api_state.set_domain_settings(domain, settings)
         self._take({**self._settings, domain: kept})
         await self.tell()
 
     async def tell(self) -> None:
-        """Let the other workers know, of settings and webhooks."""
+        """Tell the other workers the settings and the webhooks."""
         if self._shared is not None:
             self._shared.tell(_written(self._settings, await self._api_state.webhooks()))
 
     @property
     def domains(self) -> list[str]:
-        """The domains for which something was set."""
+        """The domains that have a setting."""
         return sorted(self._settings)
 
 
 class SettingsElsewhere(_Over):
-    """As another worker tells them."""
+    """The settings of a worker that another worker tells them to."""
 
     def __init__(self, shared: SharedSettings) -> None:
         super().__init__()
@@ -92,12 +92,12 @@ class SettingsElsewhere(_Over):
         self._webhooks: list[Webhook] | None = None
 
     def over(self, rules: PolicyRules) -> PolicyRules:
-        """These rules of the file's, with the settings above them."""
+        """The rules of the configuration, with the settings above them."""
         self.look()
         return super().over(rules)
 
     def look(self) -> None:
-        """Take over what is new."""
+        """Take over a new edition, if there is one."""
         if self._shared.edition == self._edition:
             return
         told = self._shared.read()
@@ -107,7 +107,7 @@ class SettingsElsewhere(_Over):
             self._take(settings)
 
     def webhooks(self) -> list[Webhook] | None:
-        """Those there are now; None before anything was told."""
+        """The webhooks; None before the first edition."""
         self.look()
         return self._webhooks
 

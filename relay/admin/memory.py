@@ -1,7 +1,6 @@
-"""The operator's verbs for what hosts have shown of TLS before, in the values of the interface's
-JSON.
+"""The operator's verbs for what hosts have shown of TLS, with values as JSON.
 
-A filter means hosts: all of a domain's where it names only the domain, else those that match.
+A filter selects hosts. A filter that names only a domain selects the domain with all its hosts.
 """
 
 from __future__ import annotations
@@ -9,9 +8,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Protocol
+from typing import Protocol
 
-from relay.admin.requests import RequestError, check_known, domain_in, text_in
+from relay.admin.operations import pages_of
+from relay.admin.requests import RequestError, check_all, check_known, domain_in, number_in, text_in
+from relay.mail.jsontext import JsonObject
 from relay.mail.memory import DomainMemory, HostMemory, Run, Shown
 from relay.route.memory import MemoryOptions, known_hosts, without_expired
 from relay.route.suggestions import Suggestion, suggested
@@ -32,7 +33,7 @@ _FILTERS = frozenset({"domain", "host", "level", "alarm"})
 
 
 class Memory(Protocol):
-    """What is remembered by a running relay: `relay.deliver.memory.DowngradeMemory`."""
+    """What a running relay remembers: `relay.deliver.memory.DowngradeMemory`."""
 
     @property
     def options(self) -> MemoryOptions: ...
@@ -46,7 +47,7 @@ class Memory(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class MemoryFilter:
-    """Hosts of what is remembered. `alarm`: those that show less than before, now."""
+    """Selects hosts; an empty field selects all. `alarm`: only hosts that show less than before."""
 
     domain: str = ""
     host: str = ""
@@ -54,7 +55,7 @@ class MemoryFilter:
     alarm: bool = False
 
     def hosts(self, memory: DomainMemory) -> tuple[str, ...]:
-        """The hosts of a domain that are meant."""
+        """The hosts of a domain that the filter selects."""
         if self.domain not in ("", memory.domain):
             return ()
         alarmed = {one.host for one in memory.alarms if one.first is not None}
@@ -68,14 +69,14 @@ class MemoryFilter:
 
     @property
     def is_of_domain(self) -> bool:
-        """Whether it means a domain, whatever is remembered of it."""
+        """Whether the filter names only a domain."""
         return self == MemoryFilter(self.domain) and self.domain != ""
 
 
 def memory_filter(
-    request: Mapping[str, Any], *, also: frozenset[str] = frozenset()
+    request: Mapping[str, object], *, also: frozenset[str] = frozenset()
 ) -> MemoryFilter:
-    """The hosts a request means."""
+    """The filter of a request."""
     check_known(request, _FILTERS | {"verb"} | also)
     level = text_in(request, "level")
     if level not in ("", *Shown):
@@ -90,28 +91,27 @@ def memory_filter(
     )
 
 
-def forget_filter(request: Mapping[str, Any]) -> MemoryFilter:
-    """The hosts to forget: those of a filter, or all where just that is said."""
+def forget_filter(request: Mapping[str, object]) -> MemoryFilter:
+    """The hosts to forget: those of a filter, or all if the request says so."""
     wanted = memory_filter(request, also=frozenset({"all"}))
-    if "all" in request and request["all"] is not True:
-        raise RequestError("all is true, or is left out")
-    if (wanted == MemoryFilter()) != ("all" in request):
-        raise RequestError("forget what? name a domain or a filter, or else say all")
+    check_all(
+        request, wanted == MemoryFilter(), "forget what? name a domain or a filter, or say all"
+    )
     return wanted
 
 
 async def list_memories(
     memory: Memory, wanted: MemoryFilter, *, now: datetime
-) -> AsyncIterator[list[dict[str, Any]]]:
-    """What is remembered, by domain, in pages; what is too old is left out."""
-    async for page in _pages(memory):
+) -> AsyncIterator[list[JsonObject]]:
+    """What is remembered, by domain, in pages. What is too old is left out."""
+    async for page in pages_of(memory.page):
         fresh = (without_expired(one, keep=memory.options.keep, now=now) for one in page)
         yield [memory_as_json(one, hosts) for one in fresh if (hosts := wanted.hosts(one))]
 
 
 async def forget(memory: Memory, wanted: MemoryFilter) -> int:
-    """Forget what is meant; of how many domains it was."""
-    if wanted.is_of_domain:  # whatever its row says
+    """Forget the selected hosts. Returns of how many domains they were."""
+    if wanted.is_of_domain:  # also where its row cannot be read
         return int(await memory.forget(wanted.domain))
     found = [(one, hosts) async for one in _all(memory) if (hosts := wanted.hosts(one))]
     for one, hosts in found:
@@ -125,8 +125,8 @@ async def forget(memory: Memory, wanted: MemoryFilter) -> int:
 
 async def suggest(
     memory: Memory, *, messages: int, age: timedelta, now: datetime
-) -> AsyncIterator[dict[str, Any]]:
-    """A suggestion, or the reason why there is none, for each domain that is remembered."""
+) -> AsyncIterator[JsonObject]:
+    """For each domain a suggested rule, or the reason why there is none."""
     keep = memory.options.keep
     async for one in _all(memory):
         if not known_hosts(one, keep=keep, now=now):
@@ -138,31 +138,22 @@ async def suggest(
             yield {"domain": one.domain, "reason": found.value}
 
 
-def suggestion_bounds(request: Mapping[str, Any]) -> tuple[int, timedelta]:
-    """The least number of messages, and the least time, that a suggestion goes by."""
+def suggestion_bounds(request: Mapping[str, object]) -> tuple[int, timedelta]:
+    """The least number of messages, and the least time, that a suggestion needs."""
     check_known(request, frozenset({"verb", "messages", "seconds"}))
-    messages, seconds = request.get("messages", 10), request.get("seconds", 7 * 86400)
-    for key, value in (("messages", messages), ("seconds", seconds)):
-        if type(value) not in (int, float) or not 0 <= value <= 1e9:
-            raise RequestError(f"{key} is a number")
-    return int(messages), timedelta(seconds=seconds)
-
-
-async def _pages(memory: Memory) -> AsyncIterator[list[DomainMemory]]:
-    after: str | None = ""
-    while after is not None:
-        page, after = await memory.page(after=after)
-        yield page
+    messages, seconds = number_in(request, "messages"), number_in(request, "seconds")
+    least = 10 if messages is None else int(messages)
+    return least, timedelta(days=7) if seconds is None else timedelta(seconds=seconds)
 
 
 async def _all(memory: Memory) -> AsyncIterator[DomainMemory]:
-    async for page in _pages(memory):
+    async for page in pages_of(memory.page):
         for one in page:
             yield one
 
 
-def memory_as_json(memory: DomainMemory, hosts: tuple[str, ...]) -> dict[str, Any]:
-    """What is remembered of a domain, and of these hosts of it."""
+def memory_as_json(memory: DomainMemory, hosts: tuple[str, ...]) -> JsonObject:
+    """What is remembered of a domain and of these of its hosts."""
     return {
         "domain": memory.domain,
         "first": _time(memory.first),
@@ -185,8 +176,8 @@ def memory_as_json(memory: DomainMemory, hosts: tuple[str, ...]) -> dict[str, An
     }
 
 
-def suggestion_as_json(found: Suggestion) -> dict[str, Any]:
-    """A rule, and the mail that would have met it."""
+def suggestion_as_json(found: Suggestion) -> JsonObject:
+    """A suggested rule, and the mail that would have met it."""
     return {
         "domain": found.domain,
         "rule": {"require_tls": True}
@@ -198,11 +189,11 @@ def suggestion_as_json(found: Suggestion) -> dict[str, Any]:
     }
 
 
-def _run(run: Run) -> dict[str, Any]:
+def _run(run: Run) -> JsonObject:
     return {"messages": run.messages, "since": _time(run.since)}
 
 
-def _host(name: str, host: HostMemory) -> dict[str, Any]:
+def _host(name: str, host: HostMemory) -> JsonObject:
     return {
         "host": name,
         "level": host.level.value,

@@ -1,14 +1,13 @@
-"""The operator's verbs for MTA-STS policies, in the values of the interface's JSON."""
+"""The MTA-STS policies of a running relay, and their form in JSON."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Protocol
 
 from relay.mail.jsontext import JsonObject
 from relay.route.mta_sts import KeptPolicy, Refreshed
 
-__all__ = ["Policies", "list_policies", "policy_as_json"]
+__all__ = ["Policies", "policy_as_json"]
 
 
 class Policies(Protocol):
@@ -25,14 +24,6 @@ class Policies(Protocol):
     async def refresh(self, domain: str) -> Refreshed: ...
 
     async def forget(self, domain: str) -> bool: ...
-
-
-async def list_policies(policies: Policies) -> AsyncIterator[list[KeptPolicy]]:
-    """All policies that are kept, by domain, in pages."""
-    after: str | None = ""
-    while after is not None:
-        page, after = await policies.page(after=after)
-        yield page
 
 
 def policy_as_json(kept: KeptPolicy) -> JsonObject:

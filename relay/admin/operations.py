@@ -1,14 +1,13 @@
 """What the operator can ask and change: one implementation for socket, HTTP, page and CLI.
 
-The command line reaches it through the control socket, or, where no relay is running,
-with a store opened for reading. Every function answers in plain values, spelled as the
-JSON of the interface spells them.
+The command line uses it through the control socket or, where no relay is running, with a store that
+is opened for reading. Every function returns plain values, with the names of the relay's JSON.
 
     list_queue, show_message                    look at the queue
     change_in_steps                             retry, hold, release, remove
-    find_events, follow_events                  the delivery log, as the store keeps it
+    find_events, follow_events                  the delivery log in the store
 
-Removing mail is written down like any other end of it: its events commit with the change.
+The removal of mail has an event like any other result, which commits with the change.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache, partial
+from typing import Protocol, TypeVar
 
 from relay.mail.jsontext import JsonObject
 from relay.queue.entry import QueuedRecipient, State
@@ -51,20 +51,29 @@ __all__ = [
     "message_state",
     "no_route_as_json",
     "page_as_json",
+    "pages_of",
     "show_message",
     "timestamp",
     "tlsa_text",
 ]
+
+T = TypeVar("T")
 
 PAGE = 500
 HEADER_BYTES = 64 * 1024
 _LATEST = int(datetime(9999, 12, 31, tzinfo=UTC).timestamp())
 
 
+class PageAfter(Protocol[T]):
+    """Reads a page of a listing, by key."""
+
+    async def __call__(self, *, after: str) -> tuple[list[T], str | None]: ...
+
+
 async def list_queue(
     view: QueueView, wanted: QueueFilter, *, now: datetime
 ) -> AsyncIterator[list[ListedMessage]]:
-    """The messages that match, oldest first, in pages: a queue may hold millions."""
+    """The messages that match, oldest first, in pages, because there may be millions."""
     for named in _named(wanted):
         after: str | None = ""
         while after is not None:
@@ -74,13 +83,21 @@ async def list_queue(
             after = page[-1].queue_id if more_follows(page, PAGE) else None
 
 
+async def pages_of(page_after: PageAfter[T]) -> AsyncIterator[list[T]]:
+    """All pages of a listing. `page_after`: the page behind a key, and the key for the next."""
+    after: str | None = ""
+    while after is not None:
+        page, after = await page_after(after=after)
+        yield page
+
+
 def page_as_json(page: Sequence[ListedMessage]) -> list[JsonObject]:
     """Messages of the queue as `relay queue list --json` has them."""
     return [_listed_as_json(message) for message in page]
 
 
 def _named(wanted: QueueFilter) -> Iterator[QueueFilter]:
-    """The filter, or where it names very many messages one for each few of them."""
+    """The filter. Where it names very many messages: one filter for each part of them."""
     if not wanted.queue_ids:
         yield wanted
     ids = sorted(wanted.queue_ids)
@@ -89,7 +106,7 @@ def _named(wanted: QueueFilter) -> Iterator[QueueFilter]:
 
 
 async def show_message(view: QueueView, queue_id: str) -> JsonObject | None:
-    """All that is known of one message, its header section included; None: there is none."""
+    """A message of the queue with its settings and header section; None if there is none."""
     item = await view.find_message(queue_id)
     if item is None:
         return None
@@ -114,7 +131,7 @@ async def show_message(view: QueueView, queue_id: str) -> JsonObject | None:
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """What a verb has done so far: how many recipients changed, and which ids are unknown."""
+    """The result of a verb so far: how many recipients changed, and which ids are unknown."""
 
     recipients: int
     unknown: Sequence[str] = ()
@@ -126,10 +143,10 @@ class Changed:
 async def change_in_steps(
     queue: QueueControl, wanted: QueueFilter, *, verb: str, now: datetime
 ) -> AsyncIterator[Changed]:
-    """Do what the operator says to all that matches, told step by step; the last is the result.
+    """Do a verb of the operator to all messages that match. The last value is the result.
 
-    Each step is one short transaction, so that
-    a change of a million messages neither stops the mail nor has to be undone.
+    Each step is one short transaction, so that a change of a million messages does not stop the
+    mail, and a crash leaves all steps before it done.
     """
     if verb not in VERBS:
         raise ValueError(f"no such verb: {verb}")
@@ -151,8 +168,9 @@ async def change_in_steps(
 async def find_events(
     view: QueueView, wanted: EventFilter, *, limit: int | None = None
 ) -> AsyncIterator[tuple[int, str]]:
-    """Sequence number and line of each event that matches, oldest first; with a limit the latest so
-    many.
+    """Sequence number and line of each event that matches, oldest first.
+
+    `limit`: only so many of the newest.
     """
     if limit is not None:
         latest = await view.find_events(wanted, limit=limit, ascending=False)
@@ -169,7 +187,7 @@ async def find_events(
 async def follow_events(
     view: QueueView, wanted: EventFilter, *, after: int, more: Callable[[], Awaitable[None]]
 ) -> AsyncIterator[str]:
-    """The lines of events as they commit, without end; `more` returns when to look again."""
+    """The lines of events as they commit, without end. `more` waits between two looks."""
     while True:
         page = await view.find_events(wanted, after=after, limit=PAGE)
         for stored in page:
@@ -180,8 +198,8 @@ async def follow_events(
 
 
 def forecast_as_json(forecast: Forecast) -> JsonObject:
-    """What would become of a message, `tls`, `certificate-verified` and `downgrade` as the log
-    would say.
+    """What would happen to a message. `tls`, `certificate-verified` and `downgrade` are as in the
+    delivery log.
     """
     return {
         "situation": forecast.situation.value if forecast.situation else None,
@@ -196,7 +214,7 @@ def forecast_as_json(forecast: Forecast) -> JsonObject:
 
 
 def host_as_json(host: Host) -> JsonObject:
-    """A mail host in the interface's spelling."""
+    """A mail host."""
     return {
         "host": host.name,
         "address": host.address,
@@ -229,12 +247,12 @@ _TLSA = {
 
 
 def tlsa_text(state: str) -> str:
-    """What the look-up of a host's TLSA records came to, by its state in the interface's JSON."""
+    """The result of the look-up of a host's TLSA records in words, by its state in the JSON."""
     return _TLSA.get(state, state)
 
 
 def no_route_as_json(route: NoRoute) -> JsonObject:
-    """Why there is no host to try."""
+    """The reason why there is no host to try."""
     outcome = route.outcome
     return {
         "outcome": type(outcome).__name__.lower(),
@@ -245,12 +263,12 @@ def no_route_as_json(route: NoRoute) -> JsonObject:
 
 
 def item_as_json(item: QueuedItem) -> JsonObject:
-    """A message of the queue in the interface's spelling."""
+    """A message of the queue."""
     return _listed_as_json(listed(item))
 
 
 def listed(item: QueuedItem) -> ListedMessage:
-    """A message as a listing has it."""
+    """A message in the form that a listing has."""
     message = item.message
     recipients = [_listed_recipient(one) for one in item.recipients]
     arrived = micros(message.arrived)
@@ -291,7 +309,7 @@ def _listed_as_json(message: ListedMessage) -> JsonObject:
 
 
 def message_state(recipients: Sequence[ListedRecipient]) -> State:
-    """One word for a message: what its least advanced recipient waits for."""
+    """The state of a message: that of the recipient that is farthest from its end."""
     states = {recipient.state for recipient in recipients}
     for state in (State.QUEUED, State.DEFERRED, State.HELD):
         if state in states:
@@ -305,13 +323,13 @@ def timestamp(at: datetime) -> str:
 
 
 def _timestamp(at: int) -> str:
-    """The same of whole microseconds."""
+    """RFC 3339, of microseconds since 1970."""
     return _second(at // 1_000_000)
 
 
 @lru_cache(maxsize=4096)
 def _second(at: int) -> str:
-    """Messages that stand together arrived together."""
+    """Cached: messages that are listed together often arrived in the same second."""
     return timestamp(datetime.fromtimestamp(min(max(at, 0), _LATEST), UTC))
 
 

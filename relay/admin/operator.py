@@ -1,7 +1,7 @@
-"""What the operator may ask of a relay and change in it, whichever way the request comes.
+"""The relay as an operator sees it, for the control socket, HTTP, page and command line.
 
-Socket, HTTP and command line have the same `Operator`. It is one for all workers
-(`relay.workers.all_workers`), or of one worker, or of a relay that does not run.
+There is an `Operator` for all workers together (`relay.workers.all_workers`), for one worker, and
+for a relay that does not run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["Deliveries", "Operator", "RunningRelay"]
 
 @dataclass(frozen=True, slots=True)
 class Deliveries:
-    """Deliveries under way, and the destinations that get none, each with the time until when."""
+    """How many deliveries are under way, and until when a silent destination is not tried."""
 
     in_flight: int
     silent: Mapping[str, str]
@@ -32,19 +32,19 @@ class Deliveries:
 
 
 class RunningRelay(Protocol):
-    """What only a relay that runs can say or do."""
+    """The questions and verbs that only a running relay can answer."""
 
     def retry_silent(self) -> None:
-        """Destinations that did not answer are tried again."""
+        """Allow new attempts at destinations that did not answer."""
 
     async def health(self) -> Mapping[str, Sequence[str]]:
-        """What is wrong, in sentences: "liveness" a restart may cure, "readiness" no mail now."""
+        """What is wrong, in sentences: "liveness" a restart may cure, "readiness" stops mail."""
 
     async def status(self) -> Deliveries:
-        """Deliveries under way, and destinations that do not answer."""
+        """The deliveries under way, and the destinations that do not answer."""
 
     async def metrics(self) -> bytes:
-        """Everything that is counted, in Prometheus' format."""
+        """All metrics, in Prometheus' format."""
 
     async def explain(
         self,
@@ -55,15 +55,15 @@ class RunningRelay(Protocol):
         requiretls: bool = False,
         tls_required_no: bool = False,
     ) -> JsonObject:
-        """What would become of a message. No mail host is connected to."""
+        """What would happen to a message. The relay connects to no mail host for this."""
 
     async def probe(self, domain: str) -> JsonObject:
-        """What the mail hosts of a domain show of themselves; they are connected to."""
+        """Connect to the mail hosts of a domain, and return what they show of TLS."""
 
 
 @dataclass(frozen=True, slots=True)
 class Operator:
-    """`queue` and `relay` None: no relay is running, and its queue can only be looked at."""
+    """`queue` and `relay` are None where no relay is running. Its queue can only be read then."""
 
     view: QueueView
     clock: Callable[[], datetime]
@@ -71,17 +71,17 @@ class Operator:
     relay: RunningRelay | None = None
 
     def running(self) -> RunningRelay:
-        """The relay that runs; `RequestError` where none does."""
+        """The running relay; `RequestError` if none is running."""
         if self.relay is None:
             raise RequestError("no relay is running")
         return self.relay
 
     async def change(self, verb: str, wanted: QueueFilter) -> AsyncIterator[Changed]:
-        """A verb on all that matches, told step by step; the last telling is the result."""
+        """Do a verb to all messages that match. The last value is the result."""
         if self.queue is None:
             raise RequestError(f"{verb}: no relay is running")
         if verb == "retry" and self.relay is not None:
-            # First: what is left alone would be put off again before we are through.
+            # First, or the mail for silent destinations would be deferred again at once.
             self.relay.retry_silent()
         async for so_far in change_in_steps(self.queue, wanted, verb=verb, now=self.clock()):
             yield so_far

@@ -1,8 +1,8 @@
-"""The auditor's question: how was mail of a period, from one domain to another, protected?
+"""Reports how the mail of a period, from one domain to another, was protected.
 
-It is answered from the statistics, which outlive the events and the log's files. One answer for
-the command line, the page and programs: `counts` says how much, `listing` every exception that was
-kept. Numbers are recipients; those of `deferred` are attempts.
+The answer comes from the statistics, which are kept longer than the events and the files of the
+log. The command line, the page and programs get the same answer: `counts` has the numbers,
+`listing` all exceptions in the store. Numbers are recipients; those of `deferred` are attempts.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ import io
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
 
 from relay.mail.event import Protection, Result
-from relay.mail.jsontext import JsonObject
+from relay.mail.jsontext import JsonFields, JsonObject
 from relay.queue.statistics import (
     CountedException,
     CountedMail,
@@ -68,9 +67,8 @@ _LISTED = {
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The counts as a person asks for them. `rules`: each policy text with how much mail was
-    accepted or tried under it, and the first and last hour. `exceptions`: how many there were,
-    listed or not.
+    """The counts for people. `rules`: each policy text with the number of recipients under it, and
+    the first and last hour. `exceptions`: their number, also of those that are not in the store.
     """
 
     accepted: int = 0
@@ -81,34 +79,34 @@ class Summary:
     failed: int = 0
     deferred: int = 0
     stopped: int = 0
-    """Attempts that were stopped because no host gave the TLS that was required."""
+    """Attempts that ended because no host had the TLS that was required."""
     exceptions: int = 0
     rules: tuple[tuple[str, int, datetime, datetime], ...] = ()
     reasons: tuple[tuple[str, str, int], ...] = field(default=())
-    """Result, reason and number of what was not delivered over verified TLS."""
+    """Result, reason and number of recipients not delivered over verified TLS."""
 
     def share(self, number: int) -> float:
-        """What part of the delivered mail this is."""
+        """The part of the delivered mail, from 0 to 1."""
         return number / self.delivered if self.delivered else 0.0
 
 
 def period(
     begin: datetime, end: datetime, *, sender_domain: str = "", recipient_domain: str = ""
 ) -> CountFilter:
-    """The filter for a period, which is widened to whole hours: mail is counted by the hour."""
+    """The filter for a period, extended to whole hours, because mail is counted by the hour."""
     first, last = whole_hours(begin.astimezone(UTC), end.astimezone(UTC))
     return CountFilter(first, last, sender_domain, recipient_domain)
 
 
 async def counts(view: StatisticsView, wanted: CountFilter) -> list[CountedMail]:
-    """How much mail had which result, protection, policy and reason."""
+    """The numbers of recipients by result, protection, policy and reason."""
     return added_up([await view.count_mail(wanted)])
 
 
 async def listing(
     view: StatisticsView, wanted: CountFilter
 ) -> AsyncIterator[list[CountedException]]:
-    """All exceptions that were kept, by time, in pages."""
+    """All exceptions in the store, by time, in pages."""
     after: tuple[datetime, str] | None = None
     while page := await view.find_exceptions(wanted, after=after, limit=PAGE):
         yield page
@@ -151,7 +149,7 @@ def _is_exception(one: CountedMail) -> bool:
 
 
 def _rules(found: Sequence[CountedMail]) -> tuple[tuple[str, int, datetime, datetime], ...]:
-    """By the attempts and the acceptances: a rule that became stricter later shows as its own."""
+    """The policies of attempts and acceptances. A rule that was changed later counts as two."""
     rules: dict[str, tuple[int, datetime, datetime]] = {}
     for one in found:
         number, first, last = rules.get(one.policy, (0, one.first, one.last))
@@ -172,7 +170,7 @@ def _reasons(found: Sequence[CountedMail]) -> tuple[tuple[str, str, int], ...]:
     return tuple((*key, number) for key, number in sorted(sums.items()))
 
 
-# As the interface spells them.
+# --- as JSON and CSV ----------------------------------------------------------------------------
 
 
 def counts_as_json(found: Sequence[CountedMail]) -> list[JsonObject]:
@@ -191,8 +189,8 @@ def counts_as_json(found: Sequence[CountedMail]) -> list[JsonObject]:
     ]
 
 
-def count_of_json(one: Mapping[str, Any]) -> CountedMail:
-    """What `counts_as_json` wrote."""
+def count_of_json(one: JsonFields) -> CountedMail:
+    """The count that `counts_as_json` wrote."""
     return CountedMail(
         one["result"],
         one["protection"],
@@ -205,7 +203,7 @@ def count_of_json(one: Mapping[str, Any]) -> CountedMail:
 
 
 def exception_as_json(one: CountedException) -> JsonObject:
-    """An exception."""
+    """An exception, with its time in UTC."""
     return {
         "at": one.at.isoformat(),
         "id": one.event_id,
@@ -229,8 +227,8 @@ def csv_lines(kind: str, rows: Iterable[Mapping[str, object]], *, with_head: boo
     return text.getvalue()
 
 
-def csv_cell(value: Any) -> Any:
-    """A stranger's text is no formula of a spreadsheet."""
+def csv_cell(value: object) -> object:
+    """A value for CSV. No text of a stranger becomes a formula of a spreadsheet."""
     if isinstance(value, str) and value.startswith(_FORMULA):
         return f"'{value}"
     return value

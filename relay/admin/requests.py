@@ -1,8 +1,8 @@
-"""What a request of the control socket may hold, read and written in one place.
+"""Reads the filters of a request, and writes them.
 
-A filter that is there says something: an empty one comes of a script whose variable is not set,
-and would mean every message. So would a filter that nobody knows. Both are a `RequestError`.
-`queue_request` is the inverse of `queue_filter`: a filter as the JSON that means it.
+An empty filter is a `RequestError`, because it may come from a script whose variable is not set,
+and would select every message. So is an unknown filter, which would select more than was meant.
+`queue_request` is the inverse of `queue_filter`: it writes a filter as JSON.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from relay.queue.store import EventFilter, QueueFilter
 __all__ = [
     "RequestError",
     "change_filter",
+    "check_all",
     "check_known",
     "count_filter",
     "domain_in",
     "event_filter",
+    "number_in",
     "queue_filter",
     "queue_request",
     "text_in",
@@ -31,11 +33,10 @@ __all__ = [
 
 
 class RequestError(Exception):
-    """The request makes no sense, or cannot be answered; the text says why."""
+    """A request is invalid, or cannot be answered. The text says why."""
 
 
 _WAITING = (State.QUEUED, State.DEFERRED, State.HELD)
-
 
 _QUEUE_FILTERS = frozenset({"ids", "domain", "sender", "older-than", "state"})
 _EVENT_FILTERS = frozenset(
@@ -54,15 +55,9 @@ _COUNT_FILTERS = frozenset({"since", "until", "sender-domain", "recipient-domain
 
 
 def queue_filter(request: Mapping[str, object]) -> QueueFilter:
-    """The messages a request means."""
+    """The messages that a request selects."""
     check_known(request, _QUEUE_FILTERS | {"verb", "all"})
-    seconds = request.get("older-than", 0)
-    if (
-        isinstance(seconds, bool)
-        or not isinstance(seconds, (int, float))
-        or not 0 <= seconds <= 1e9
-    ):
-        raise RequestError("older-than is a number of seconds")
+    seconds = number_in(request, "older-than", "a number of seconds")
     state = request.get("state", State.QUEUED)
     if not isinstance(state, str) or state not in set(State):
         raise RequestError(f"no such state: {state}; known are {', '.join(_WAITING)}")
@@ -70,13 +65,13 @@ def queue_filter(request: Mapping[str, object]) -> QueueFilter:
         queue_ids=_names(request, "ids", "a list of queue ids"),
         domain=domain_in(request),
         sender=text_in(request, "sender"),
-        older_than=timedelta(seconds=seconds) if "older-than" in request else None,
+        older_than=None if seconds is None else timedelta(seconds=seconds),
         state=State(state) if "state" in request else None,
     )
 
 
 def queue_request(wanted: QueueFilter) -> JsonObject:
-    """The filters of a request that means these messages."""
+    """The filters of a request that selects these messages."""
     filters = {
         "ids": sorted(wanted.queue_ids) or None,
         "domain": wanted.domain or None,
@@ -88,17 +83,23 @@ def queue_request(wanted: QueueFilter) -> JsonObject:
 
 
 def change_filter(verb: str, request: Mapping[str, object]) -> QueueFilter:
-    """The messages that a verb changes: those of a filter, or all where just that is said."""
+    """The messages that a verb changes: those of a filter, or all if the request says so."""
     wanted = queue_filter(request)
-    if "all" in request and request["all"] is not True:
-        raise RequestError("all is true, or is left out")
-    if (wanted == QueueFilter()) != ("all" in request):
-        raise RequestError(f"{verb} what? name queue ids or a filter, or else say all")
+    question = f"{verb} what? name queue ids or a filter, or say all"
+    check_all(request, wanted == QueueFilter(), question)
     return wanted
 
 
+def check_all(request: Mapping[str, object], is_unfiltered: bool, question: str) -> None:
+    """Refuse a change that has no filter and does not say `all`, or that has both."""
+    if "all" in request and request["all"] is not True:
+        raise RequestError("all is true, or is left out")
+    if is_unfiltered != ("all" in request):
+        raise RequestError(question)
+
+
 def event_filter(request: Mapping[str, object]) -> EventFilter:
-    """The events a request means."""
+    """The events that a request selects."""
     check_known(request, _EVENT_FILTERS | {"verb", "limit", "follow"})
     return EventFilter(
         begin=_time(request, "since"),
@@ -113,7 +114,7 @@ def event_filter(request: Mapping[str, object]) -> EventFilter:
 
 
 def count_filter(request: Mapping[str, object]) -> CountFilter:
-    """The counts a request means. `<>` as sender domain is the null reverse-path."""
+    """The counts that a request selects. The sender domain `<>` is the null reverse-path."""
     check_known(request, _COUNT_FILTERS | {"verb"})
     begin, end = _time(request, "since"), _time(request, "until")
     if begin is None or end is None:
@@ -141,7 +142,7 @@ def _time(request: Mapping[str, object], key: str) -> datetime | None:
 
 
 def domain_in(request: Mapping[str, object], key: str = "domain") -> str:
-    """The domain that a request names, normalised; "" where it names none."""
+    """The domain that a request names, normalised; "" for none."""
     text = text_in(request, key)
     try:
         return normalise_domain(text) if text else ""
@@ -150,7 +151,7 @@ def domain_in(request: Mapping[str, object], key: str = "domain") -> str:
 
 
 def check_known(request: Mapping[str, object], known: frozenset[str]) -> None:
-    """Refuse a request that has a filter nobody knows: it would mean more than was meant."""
+    """Refuse a request with an unknown filter: without it, it would select more than was meant."""
     for name in request:
         if name not in known:
             raise RequestError(f"no such filter: {name}; known are {', '.join(sorted(known))}")
@@ -167,8 +168,20 @@ def _names(request: Mapping[str, object], key: str, kind: str) -> frozenset[str]
     return frozenset(_checked(key, one) for one in names)
 
 
+def number_in(
+    request: Mapping[str, object], key: str, kind: str = "a number"
+) -> int | float | None:
+    """A number of a request, from 0 to 10^9; None for none."""
+    if key not in request:
+        return None
+    value = request[key]
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1e9:
+        return value
+    raise RequestError(f"{key} is {kind}")
+
+
 def text_in(request: Mapping[str, object], key: str) -> str:
-    """A text of a request; "" where it is left out."""
+    """A text of a request; "" for none."""
     if key not in request:
         return ""
     value = request[key]
@@ -178,7 +191,7 @@ def text_in(request: Mapping[str, object], key: str) -> str:
 
 
 def _checked(key: str, value: str) -> str:
-    """A text that says something, and that a store can look for."""
+    """A text that is not empty, and that a store can search for."""
     if not value.strip():
         raise _empty(key)
     try:

@@ -1,17 +1,18 @@
-"""The operator's verbs for reports on TLS, in the values of the interface's JSON.
+"""The operator's verbs for reports on TLS, with values as JSON.
 
-tls-report-list    domains and days with sessions, and where the report of each stands
-tls-report-show    the report of a domain and day as it is so far
-tls-report-send    send now what was not sent
+tls-report-list    domains and days with sessions, and the state of each report
+tls-report-show    the present report of a domain and day
+tls-report-send    sends the reports that were not sent
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from datetime import date
-from typing import Any, Protocol
+from typing import Protocol
 
 from relay.admin.requests import RequestError, domain_in, text_in
+from relay.mail.jsontext import JsonObject
 from relay.queue.tls_sessions import ListedReport, SentReport
 
 __all__ = ["Reports", "tls_report_answer"]
@@ -20,7 +21,7 @@ __all__ = ["Reports", "tls_report_answer"]
 class Reports(Protocol):
     """The reports of a running relay: `relay.deliver.tls_reports.TlsReporter`."""
 
-    async def document(self, domain: str, day: date | None = None) -> dict[str, Any] | None: ...
+    async def document(self, domain: str, day: date | None = None) -> JsonObject | None: ...
 
     def listing(self) -> AsyncIterator[list[ListedReport]]: ...
 
@@ -30,9 +31,9 @@ class Reports(Protocol):
 
 
 async def tls_report_answer(
-    reports: Reports, verb: str, request: Mapping[str, Any]
-) -> AsyncIterator[dict[str, Any]]:
-    """The lines that answer a request. "unknown" at the end has the domain that had no session."""
+    reports: Reports, verb: str, request: Mapping[str, object]
+) -> AsyncIterator[JsonObject]:
+    """The lines that answer a request. "unknown" in the last: a domain without sessions."""
     domain, day = domain_in(request), _day_in(request)
     unknown = [domain] if domain else []
     match verb:
@@ -49,14 +50,14 @@ async def tls_report_answer(
                 unknown = []
         case _:
             if day is not None and not reports.is_over(day):
-                raise RequestError(f"{day} is not over: its report would not be whole")
+                raise RequestError(f"{day} is not over: its report would not be complete")
             async for sent in reports.send(domain, day):
                 yield {"item": _sent_as_json(sent)}
                 unknown = []
     yield {"done": {"unknown": unknown}}
 
 
-def _day_in(request: Mapping[str, Any]) -> date | None:
+def _day_in(request: Mapping[str, object]) -> date | None:
     text = text_in(request, "day")
     try:
         return date.fromisoformat(text) if text else None
@@ -64,7 +65,7 @@ def _day_in(request: Mapping[str, Any]) -> date | None:
         raise RequestError("day is a day of UTC such as 2030-01-31") from None
 
 
-def _listed_as_json(one: ListedReport) -> dict[str, Any]:
+def _listed_as_json(one: ListedReport) -> JsonObject:
     return {
         "day": one.day.isoformat(),
         "domain": one.sessions.domain,
@@ -75,7 +76,7 @@ def _listed_as_json(one: ListedReport) -> dict[str, Any]:
     }
 
 
-def _sent_as_json(one: SentReport) -> dict[str, Any]:
+def _sent_as_json(one: SentReport) -> JsonObject:
     return {
         "day": one.day.isoformat(),
         "domain": one.domain,

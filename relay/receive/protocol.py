@@ -8,8 +8,8 @@ Each returns actions (`relay.receive.actions`), to be done in this order. Some h
 (`Waiting`): such an action is the last one, and until `resume` the machine keeps what comes in and
 does not look at it.
 
-Each verb does its part of the state machine of RFC 5321 §4.1.4 and leaves the judgement to
-`relay.receive.submission`.
+Each verb does its part of the state machine of RFC 5321 §4.1.4. `relay.receive.submission` judges
+what a command asks for, `relay.receive.message_input` what follows each piece of content.
 
 A command is unproductive if it brings no message nearer: it is refused, unknown, or one of NOOP,
 RSET, VRFY, EHLO and the like. The machine counts them (Postfix: `smtpd_junk_command_limit`,
@@ -46,6 +46,7 @@ from relay.receive.limits import (
     UNPRODUCTIVE_COMMANDS_PER_SESSION,
     Limits,
 )
+from relay.receive.message_input import DRAIN_FACTOR, MessageInput, parse_chunk
 from relay.receive.sasl import Challenge, Credentials, Exchange
 from relay.receive.session import Session, TlsFacts, Transaction, name_of
 from relay.receive.spec import BareNewline, ListenerSpec
@@ -56,8 +57,6 @@ from relay.submit.secrets import Verdict
 __all__ = ["ServerProtocol", "SessionContext"]
 
 AUTH_FAILURES_PER_SESSION = 3
-DRAIN_FACTOR = 4
-"""A message over the limit is read to its end up to so many times the limit, then cut off."""
 
 _TLS_HANDSHAKE = b"\x16\x03"
 """How a TLS record with a ClientHello begins (RFC 8446 §5.1)."""
@@ -117,7 +116,6 @@ class ServerProtocol:
         self.commands = 0
         self.transactions = 0
         self.is_over = False
-        self.is_reading_content = False
         self.has_progressed = False
         self._context = context
         self._actions: list[Action] = []
@@ -125,9 +123,7 @@ class ServerProtocol:
         self._input = b""
         self._position = 0
         self._transaction: Transaction | None = None
-        self._intake: Incoming | None = None
-        self._reader: DataReader | BdatReader | None = None
-        self._closes_after_message = False
+        self._message: MessageInput | None = None
         self._octets_to_discard = 0
         self._reply_after_discard = b""
         self._exchange: Exchange | None = None
@@ -140,7 +136,13 @@ class ServerProtocol:
 
     @property
     def in_message(self) -> bool:
-        return self._intake is not None
+        return self._message is not None
+
+    @property
+    def is_reading_content(self) -> bool:
+        """Whether the next octets are content, kept or discarded."""
+        is_in_content = self._message is not None and self._message.is_reading
+        return is_in_content or self._octets_to_discard > 0
 
     # --- in and out -----------------------------------------------------------------------------
 
@@ -153,9 +155,10 @@ class ServerProtocol:
         """The action that the machine waited for has this result: what is to be done next."""
         waiting, self._waiting = self._waiting, None
         match waiting:
-            case Finish(intake):
+            case Finish():
+                assert self._message is not None
                 assert result is None or isinstance(result, Refusal)
-                self._message_finished(intake, result)
+                self._message_finished(self._message, result)
             case _ if self.is_over:
                 self._forget_transaction()
             case StartTls():
@@ -167,7 +170,8 @@ class ServerProtocol:
                 assert isinstance(result, User | Verdict)
                 self._password_checked(result)
             case Stage():
-                self._handle_content()
+                assert self._message is not None
+                self._handle_content(self._message)
         return self._run()
 
     def stop(self) -> list[Action]:
@@ -183,6 +187,7 @@ class ServerProtocol:
     def _over(self) -> None:
         self.is_over = True
         self._input, self._position = b"", 0
+        self._octets_to_discard = 0
         if self._waiting is None:
             self._forget_transaction()
 
@@ -398,7 +403,7 @@ class ServerProtocol:
         if self._transaction is None:
             self._reply_unproductive(_MAIL_FIRST)
             return
-        if self._intake is not None:
+        if self._message is not None:
             self._reply_unproductive(_IN_BDAT)
             return
         context = self._context
@@ -416,127 +421,95 @@ class ServerProtocol:
             self._reply_unproductive(_NO_ARGUMENT)
         elif self._transaction is None:
             self._reply_unproductive(_MAIL_FIRST)
-        elif self._intake is not None:
+        elif self._message is not None:
             self._reply_unproductive(_IN_BDAT)
         elif not self._transaction.recipients:
             self._reply_unproductive(_RCPT_FIRST)
         else:
-            # A client that ended this very command with a bare LF knows no other line end.
-            ends_with_lf = self._input[self._position - 2 : self._position] != b"\r\n"
             reader = DataReader(
                 limit_bytes=self._context.limits.message_size_bytes,
                 bare_newline=self._context.spec.bare_newline,
-                ends_with_lf=ends_with_lf,
+                # A client that ended this very command with a bare LF knows no other line end.
+                ends_with_lf=self._input[self._position - 2 : self._position] != b"\r\n",
             )
-            self._begin_content(self._transaction, reader)
-            self.is_reading_content = True
+            self._message = self._begin_message(self._transaction, reader)
             self._actions.append(_SEND_DATA)
 
     def smtp_BDAT(self, arg: bytes) -> None:
         """RFC 3030 §2: the client sends the chunk without a wait, so it is read even if refused."""
-        count, is_last, is_good = _chunk_size(arg)
-        if not is_good or count > self._drained_octets:
+        chunk = parse_chunk(arg)
+        if chunk is None or chunk.octets > self._most_octets:
             self._refuse_client(b"501 5.5.4 Syntax: BDAT size [LAST]\r\n")
             return
-        refusal = b""
-        if self._transaction is None:
-            refusal = _MAIL_FIRST
-        elif not self._transaction.recipients:
-            refusal = _RCPT_FIRST
-        if refusal or self._transaction is None:
-            self._octets_to_discard, self._reply_after_discard = count, refusal
-            self.is_reading_content = True
+        if self._transaction is None or not self._transaction.recipients:
+            self._octets_to_discard = chunk.octets
+            self._reply_after_discard = _MAIL_FIRST if self._transaction is None else _RCPT_FIRST
             self._discarded(0)
             return
-        if self._intake is None:
+        if self._message is None:
             reader = BdatReader(
                 limit_bytes=self._context.limits.message_size_bytes,
                 bare_newline=self._context.spec.bare_newline,
             )
-            self._begin_content(self._transaction, reader)
-        assert isinstance(self._reader, BdatReader)
-        self._reader.begin_chunk(count, last=is_last)
-        self.is_reading_content = True
-        if not count:
-            self._handle_content()
+            self._message = self._begin_message(self._transaction, reader)
+        self._message.begin_chunk(chunk)
+        if not chunk.octets:
+            self._handle_content(self._message)
 
     @property
-    def _drained_octets(self) -> int:
+    def _most_octets(self) -> int:
         return DRAIN_FACTOR * self._context.limits.message_size_bytes
 
-    def _begin_content(self, transaction: Transaction, reader: DataReader | BdatReader) -> None:
-        self._reader = reader
-        self._intake = self._context.take_in(self.session, transaction, reader)
+    def _begin_message(
+        self, transaction: Transaction, reader: DataReader | BdatReader
+    ) -> MessageInput:
+        intake = self._context.take_in(self.session, transaction, reader)
+        return MessageInput(intake, reader, most_octets=self._most_octets)
 
     def _read_content(self) -> None:
         """Take the octets of content out of the input, from `_position` on."""
         if self._octets_to_discard:
             self._discarded(min(self._octets_to_discard, len(self._input) - self._position))
             return
-        assert self._reader is not None
-        self._position = self._reader.feed(self._input, self._position)
-        self._handle_content()
+        assert self._message is not None
+        self._position = self._message.feed(self._input, self._position)
+        self._handle_content(self._message)
 
     def _discarded(self, count: int) -> None:
         self._position += count
         self._octets_to_discard -= count
         if not self._octets_to_discard:
-            self.is_reading_content = False
             self._reply_unproductive(self._reply_after_discard)
 
-    def _handle_content(self) -> None:
-        """After octets of content: stage a piece, finish the chunk or the message, or read on."""
-        intake, reader = self._intake, self._reader
-        assert intake is not None
-        assert reader is not None
-        if reader.complete:
-            self.is_reading_content = False
-            self._wait_for(Finish(intake))
-        elif intake.should_stage():
-            self._wait_for(Stage(intake))
-        elif isinstance(reader, BdatReader) and not reader.in_chunk:
-            self.is_reading_content = False
-            self._end_chunk(intake, reader)
-        elif isinstance(reader, DataReader) and reader.ends_with_bare_dot:
-            # The client ended the data with a bare-LF dot and waits for a reply. The message is
-            # refused and the session closed, so that nothing behind this dot is read as commands.
-            self._finish_and_close(intake)
-        elif reader.read_bytes > self._drained_octets:
-            self._finish_and_close(intake)
+    def _handle_content(self, message: MessageInput) -> None:
+        match message.next_step():
+            case bytes(reply):
+                self._actions.append(reply)
+            case Finish() | Stage() as action:
+                self._wait_for(action)
 
-    def _finish_and_close(self, intake: Incoming) -> None:
-        self._closes_after_message = True
-        self._wait_for(Finish(intake))
-
-    def _end_chunk(self, intake: Incoming, reader: BdatReader) -> None:
-        if intake.refusal is not None or reader.flaw is not None:
-            self._wait_for(Finish(intake))
-        else:
-            self._actions.append(b"250 2.0.0 Ok, go on\r\n")
-
-    def _message_finished(self, intake: Incoming, refusal: Refusal | None) -> None:
+    def _message_finished(self, message: MessageInput, refusal: Refusal | None) -> None:
         self._end_transaction()
         if refusal is not None:
             self._refuse(refusal)
         else:
             self._unproductive = 0
             self.session.messages += 1
-            self._actions.append(f"250 2.0.0 Ok: queued as {intake.queue_id}\r\n".encode())
-        if self._closes_after_message:
+            queue_id = message.intake.queue_id
+            self._actions.append(f"250 2.0.0 Ok: queued as {queue_id}\r\n".encode())
+        if message.closes_session:
             self._end(linger=True)
 
     def _forget_transaction(self) -> None:
         """End the transaction, and remove what was staged of its message."""
-        intake = self._intake
+        message = self._message
         self._end_transaction()
-        if intake is not None:
-            self._actions.append(Abandon(intake))
+        if message is not None:
+            self._actions.append(Abandon(message.intake))
 
     def _end_transaction(self) -> None:
-        self._intake = None
-        self._reader = None
+        self._message = None
         self._transaction = None
-        self.is_reading_content = False
 
     # --- answers ----------------------------------------------------------------------------------
 
@@ -585,11 +558,3 @@ def _split_at_any_space(line: bytes) -> tuple[bytes, bytes]:
     """Verb and argument of a command with other white space than one blank between them."""
     verb, _, arg = line.replace(b"\t", b" ").lstrip(b" ").partition(b" ")
     return verb, arg
-
-
-def _chunk_size(arg: bytes) -> tuple[int, bool, bool]:
-    """Size, whether it is the last, and whether the argument can be read at all."""
-    size, _, last = arg.partition(b" ")
-    last = last.strip().upper()
-    is_good = size.isdigit() and len(size) <= 20 and last in (b"", b"LAST")
-    return (int(size), last == b"LAST", True) if is_good else (0, False, False)

@@ -292,7 +292,7 @@ async def test_the_operator_looks_at_a_report_and_sends_it(tmp_path: Path) -> No
         code, out, _ = await ran("list")
         assert out.startswith(f"{day} so-far     good1.test  2 successful, 1 failed  from ")
         code, _, err = await ran("send", "--day", day)
-        assert (code, err) == (1, f"{day} is not over: its report would not be whole\n")
+        assert (code, err) == (1, f"{day} is not over: its report would not be complete\n")
         assert await ran("send") == (0, "No report was left to send.\n", "")
 
         reporting.at(time(0, 1), days=1)
