@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from relay.route.next_hop import NextHop
     from relay.route.router import RouteOptions
 
-__all__ = ["next_hops_by_recipient", "resolver_options", "route_options"]
+__all__ = ["logged_in_at", "next_hops_by_recipient", "resolver_options", "route_options"]
 
 
 def resolver_options(config: Config) -> ResolverOptions:
@@ -51,3 +51,10 @@ def next_hops_by_recipient(config: Config) -> dict[str, NextHop]:
         pattern: config.next_hops[route] if isinstance(route, str) else route
         for pattern, route in config.routes.items()
     }
+
+
+def logged_in_at(config: Config) -> list[str]:
+    """The names of the next hops that the relay logs in at."""
+    every = {hop.name: hop for hop in next_hops_by_recipient(config).values()}
+    every |= {hop.name: hop for hop in config.next_hops.values()}
+    return [name for name, hop in every.items() if hop.auth is not None]

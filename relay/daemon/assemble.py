@@ -23,8 +23,9 @@ from pathlib import Path
 
 from relay.admin.domain_settings import SettingsElsewhere, SettingsInForce
 from relay.config import Config
-from relay.config.parts import resolver_options, route_options
+from relay.config.parts import logged_in_at, resolver_options, route_options
 from relay.daemon.files import FileBudget
+from relay.daemon.logins import make_token_client, make_tokens
 from relay.daemon.measuring import MeteredSink, metered
 from relay.daemon.policies import make_policies
 from relay.deliver.attempt import Attempt
@@ -40,6 +41,7 @@ from relay.deliver.signing import Signer
 from relay.deliver.sts_fetch import AT_ONCE, Fetched, FetchFailed
 from relay.deliver.sts_policies import StsPolicies
 from relay.deliver.tls import TlsContexts
+from relay.deliver.tokens import Tokens
 from relay.mail.tls_session import TlsSession
 from relay.policy.rules import PolicyRules
 from relay.queue.engine import WORKER_SPOOL, open_memory, open_policies, open_store, orphans
@@ -54,6 +56,7 @@ from relay.receive.listener import Listener
 from relay.receive.spec import TcpAddress
 from relay.report.deliverylog import DeliveryLog
 from relay.report.metrics import Metrics
+from relay.route.credentials import RouteCredentials
 from relay.route.dns import DnsResolver, ResolverError
 from relay.route.mta_sts import KeptPolicy
 from relay.route.next_hop import NextHop
@@ -126,8 +129,11 @@ class Parts:
         self.sink = MeteredSink(self.store, self.metrics)
         self.delivery_log = DeliveryLog(Path(config.log.delivery), self.store)
         self.resolver = _make_resolver(config, files)
-        self.router = self._make_router()
         self.contexts = TlsContexts(config.tls.ca_file)
+        self.metrics.expect_logins(config.oauth2, logged_in_at(config))
+        self.tokens = self._make_tokens()
+        self.logins = RouteCredentials(self.tokens, told=self.metrics.login_refused)
+        self.router = self._make_router()
         self.policies = self._make_policies(stores.policies)
         self.memory = self._make_memory(stores.memory)
         self.floors = self._make_floors()
@@ -153,7 +159,19 @@ class Parts:
             route_options(self.config),
             hostname=self.config.hostname,
             listening=self._listening,
+            credentials=self.logins,
             random=random.SystemRandom(),
+        )
+
+    def _make_tokens(self) -> Tokens:
+        client = make_token_client(
+            lambda: self.config,
+            resolver=self.resolver,
+            judge=lambda address, port: self.router.judge(address, port),
+            contexts=self.contexts,
+        )
+        return make_tokens(
+            lambda: self.config, client, clock=self.clock, told=self.metrics.token_request
         )
 
     def _make_policies(self, cache: PolicyCache) -> StsPolicies:
@@ -195,6 +213,7 @@ class Parts:
             contexts=self.contexts,
             signer=Signer(lambda: self.signing_keys, clock=self.clock),
             destinations=self.destinations,
+            logins=self.logins,
             floors=self.floors,
             counts_sessions=self.config.tls_reports.send,
             may_begin=self.store.may_begin,
@@ -281,6 +300,7 @@ async def assemble(
     opened.push_async_callback(parts.memory.close)
     opened.push_async_callback(parts.policies.close)
     opened.push_async_callback(parts.attempt.close)
+    opened.push_async_callback(parts.tokens.close)
     return parts
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from relay.api import HttpServer
 from relay.config import Config, ConfigError, load, places
-from relay.config.parts import route_options
+from relay.config.parts import logged_in_at, route_options
 from relay.config.reload import changes, taken_over
 from relay.daemon.assemble import Parts, assemble
 from relay.daemon.files import FileBudget
@@ -210,6 +210,8 @@ class Relay:
         parts.places = places(self._path, self._environ)
         parts.router.reload(route_options(parts.config))
         parts.scheduler.routes_changed()
+        parts.tokens.forget_pauses()
+        parts.metrics.expect_logins(parts.config.oauth2, logged_in_at(parts.config))
         if self._own_log is not None:
             self._own_log.set_level(new.log.level)
         if parts.worker.is_first:

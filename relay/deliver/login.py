@@ -71,9 +71,12 @@ async def _in_turn(
     reply = await connection.authenticate(credentials)
     if reply.code == 535 and credentials.token is not None and not credentials.is_fresh:
         credentials = await logins.anew(hop, credentials)
-        if not connection.is_usable:
-            return credentials
-        reply = await connection.authenticate(credentials)
+        try:
+            reply = await connection.authenticate(credentials)
+        except SessionBroken as broken:
+            if broken.answer.reply is None:  # a host that hangs up after 535
+                return credentials
+            raise
     if 500 <= reply.code < 600:
         host = connection.host
         words = f"{host.name} [{host.address}] refuses the login: {reply.code} {shown(reply)}"

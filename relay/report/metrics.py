@@ -20,8 +20,11 @@ when Prometheus asks (`render`), with a `Snapshot` of the present state.
     relay_downgrade_alarms_total{before,now}        hosts with less TLS than before, once a day
     relay_policy_failures_total{policy,result}      hosts that failed the policy of their domain
     relay_tls_reports_total{transport,result}       reports on TLS sent, failed, given up
+    relay_token_requests_total{oauth2,result}       access tokens: granted, refused, unavailable
+    relay_logins_refused_total{next_hop}            logins that a next hop refused
 
-Labels are words of the relay, never of a peer, so that no stranger can add series.
+Labels are words of the relay or of its configuration, never of a peer, so that no stranger can add
+series.
 """
 
 from __future__ import annotations
@@ -137,6 +140,8 @@ class Metrics:
             for transport in ("mail", "https")
             for result in ("sent", "failed", "given-up")
         }
+        self._token_requests: dict[tuple[str, str], int] = {}
+        self._logins_refused: dict[str, int] = {}
         self._registry = CollectorRegistry(auto_describe=False)
         self._latest = _Latest(self)
         self._registry.register(self._latest)
@@ -188,6 +193,22 @@ class Metrics:
     def tls_report(self, transport: str, result: str) -> None:
         """A report on TLS was tried by "mail" or "https": "sent", "failed" or "given-up"."""
         self._tls_reports[transport, result] += 1
+
+    def expect_logins(self, sources: Iterable[str], next_hops: Iterable[str]) -> None:
+        """The configuration has these `oauth2` and next hops: their counters begin with 0."""
+        for name in sources:
+            for result in ("granted", "refused", "unavailable"):
+                self._token_requests.setdefault((name, result), 0)
+        for name in next_hops:
+            self._logins_refused.setdefault(name, 0)
+
+    def token_request(self, name: str, result: str) -> None:
+        """A token was asked for: "granted", "refused" or "unavailable"."""
+        self._token_requests[name, result] = self._token_requests.get((name, result), 0) + 1
+
+    def login_refused(self, next_hop: str) -> None:
+        """A next hop refused the relay's login."""
+        self._logins_refused[next_hop] = self._logins_refused.get(next_hop, 0) + 1
 
     def _changed(self, change: Change, settlement: Settlement) -> None:
         state, session = change.recipient.state, change.outcome.session
@@ -264,6 +285,19 @@ class Metrics:
             "Reports on TLS (RFC 8460) by transport and result of each try.",
             ("transport", "result"),
             self._tls_reports.items(),
+        )
+        yield _counter_by(
+            "relay_token_requests",
+            "Requests for access tokens (OAuth 2.0) by what came of them; refused: until a person "
+            "corrects something, no mail goes with this login.",
+            ("oauth2", "result"),
+            self._token_requests.items(),
+        )
+        yield _counter(
+            "relay_logins_refused",
+            "Logins that a next hop refused: password or token are wrong.",
+            "next_hop",
+            self._logins_refused,
         )
 
     def _histograms(self) -> Iterator[Metric]:

@@ -23,6 +23,7 @@ from relay.deliver.tls import TlsContexts
 from relay.mail.outcome import Outcome
 from relay.mail.tls_session import TlsSession
 from relay.queue.entry import Entry
+from relay.route.credentials import RouteCredentials
 from relay.route.next_hop import Host, Route
 from relay.sandbox.certificates import Authority
 from relay.sandbox.mx import Action, MxServer, Script, StartTls, Then
@@ -32,6 +33,7 @@ from tests.fakes.mail import to
 BOTH_LOOPS = {
     "test_attempt_tls",
     "test_attempt_dialogue",
+    "test_attempt_login",
     "test_attempt_routes",
     "test_pool",
     "test_probe",
@@ -138,6 +140,7 @@ class Rig:
         self.hosts: list[Host] = []
         self.trouble: tuple[str, ...] = ()
         self.floors: Floors | None = None
+        self.logins: RouteCredentials | None = None
         self.counts_sessions = False
         self.may_begin: Callable[[Entry], bool] = lambda entry: True
         self.sessions: list[TlsSession] = []
@@ -167,6 +170,7 @@ class Rig:
             tls=TlsOptions(**self.tls),
             pool=Pool(self.limits),
             contexts=self.contexts,
+            logins=self.logins,
             floors=self.floors or floors_of(Published()),
             counts_sessions=self.counts_sessions,
             may_begin=self.may_begin,

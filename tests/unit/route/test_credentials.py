@@ -1,0 +1,156 @@
+"""When a login may be tried."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from pathlib import Path
+
+import pytest
+
+from relay.route.credentials import CredentialsError, HeldToken, RouteCredentials
+from relay.route.next_hop import Auth, AuthMechanism, Credentials, NextHop
+
+WORDS = "smtp.example [192.0.2.1] refuses the login: 535 5.7.8 no"
+
+
+class Rig:
+    def __init__(self, directory: Path) -> None:
+        self.now = 0.0
+        self.told: list[str] = []
+        self.logins = RouteCredentials(clock=lambda: self.now, told=self.told.append)
+        self.file = directory / "password"
+        self.file.write_text("open sesame\nsecond line\n")
+        auth = Auth(username="us", password_file=str(self.file))
+        self.hop = NextHop("provider", (("smtp.example",),), auth=auth)
+
+    async def login(self) -> Credentials:
+        found = await self.logins.of(self.hop)
+        assert found is not None
+        return found
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Rig:
+    return Rig(tmp_path)
+
+
+async def test_password_is_the_first_line_and_read_again_when_the_file_changes(rig: Rig) -> None:
+    assert (await rig.login()).password == "open sesame"
+    rig.file.write_text("another\r\n")
+    assert (await rig.login()).password == "another"
+
+
+async def test_refused_login_rests_for_1_5_15_minutes(rig: Rig) -> None:
+    for minutes in (1, 5, 15, 15):
+        rig.logins.refused(rig.hop, await rig.login(), WORDS)
+        for later in (0.0, minutes * 60 - 1.5):
+            rig.now += later
+            with pytest.raises(CredentialsError) as error:
+                await rig.login()
+            assert error.value.status == "4.7.8"
+            assert WORDS in str(error.value)
+            rig.now -= later
+        rig.now += minutes * 60
+    assert rig.told == ["provider"] * 4
+
+
+async def test_refusals_of_connections_at_the_same_time_count_once(rig: Rig) -> None:
+    login = await rig.login()
+    for _ in range(5):
+        rig.logins.refused(rig.hop, login, WORDS)
+    assert len(rig.told) == 1
+    rig.now += 60
+    assert await rig.login() == login
+
+
+async def test_accepted_login_rests_for_a_minute_when_it_is_refused_again(rig: Rig) -> None:
+    login = await rig.login()
+    rig.logins.refused(rig.hop, login, WORDS)
+    rig.now += 60
+    rig.logins.accepted(rig.hop, login)
+    rig.logins.refused(rig.hop, login, WORDS)
+    rig.now += 60
+    assert await rig.login() == login
+
+
+async def test_password_that_was_corrected_does_not_rest(rig: Rig) -> None:
+    rig.logins.refused(rig.hop, await rig.login(), WORDS)
+    rig.file.write_text("the right one\n")
+    assert (await rig.login()).password == "the right one"
+
+
+async def test_reload_ends_a_rest(rig: Rig) -> None:
+    rig.logins.refused(rig.hop, await rig.login(), WORDS)
+    rig.logins.forget()
+    await rig.login()
+
+
+async def test_unproven_login_is_tried_by_one_connection_at_a_time(rig: Rig) -> None:
+    login = await rig.login()
+    tried: list[int] = []
+
+    async def one(number: int) -> None:
+        with contextlib.suppress(CredentialsError):
+            async with rig.logins.turn(rig.hop, login):
+                tried.append(number)
+                await asyncio.sleep(0.01)
+                rig.logins.refused(rig.hop, login, WORDS)
+
+    await asyncio.gather(*map(one, range(20)))
+    assert tried == [0]
+
+
+async def test_proven_login_is_used_by_all_connections_at_once(rig: Rig) -> None:
+    login = await rig.login()
+    rig.logins.accepted(rig.hop, login)
+    async with asyncio.timeout(5):
+        async with rig.logins.turn(rig.hop, login), rig.logins.turn(rig.hop, login):
+            pass
+
+
+async def test_login_without_password_token_or_certificate_is_a_mistake(rig: Rig) -> None:
+    hop = NextHop("provider", (("smtp.example",),), auth=Auth(username="us"))
+    with pytest.raises(CredentialsError, match="has no password_file") as error:
+        await rig.logins.of(hop)
+    assert error.value.status == "4.3.5"
+
+
+@pytest.mark.parametrize(
+    ("auth", "certificate"),
+    [(Auth(mechanism=AuthMechanism.EXTERNAL), None), (Auth(username="us"), "us.pem")],
+)
+async def test_login_by_certificate_needs_no_password(
+    rig: Rig, auth: Auth, certificate: str | None
+) -> None:
+    hop = NextHop("provider", (("smtp.example",),), auth=auth, certificate=certificate)
+    assert await rig.logins.of(hop) == Credentials(auth.username or "", mechanism=auth.mechanism)
+
+
+class Held:
+    """Gives one token after the other."""
+
+    def __init__(self) -> None:
+        self.count = 1
+
+    async def token(self, name: str) -> HeldToken:
+        return HeldToken(f"{name}-{self.count}")
+
+    async def anew(self, name: str, refused: str) -> HeldToken:
+        self.count += refused == f"{name}-{self.count}"
+        return HeldToken(f"{name}-{self.count}", is_fresh=True)
+
+
+async def test_login_by_token_asks_for_it_and_for_another_one() -> None:
+    logins = RouteCredentials(Held())
+    hop = NextHop("m365", (("smtp.example",),), auth=Auth(username="us", oauth2="app"))
+    first = await logins.of(hop)
+    assert first is not None
+    assert (first.token, first.is_fresh) == ("app-1", False)
+    second = await logins.anew(hop, first)
+    assert (second.token, second.is_fresh, second.username) == ("app-2", True, "us")
+
+
+async def test_who_asks_for_no_tokens_still_sees_the_login() -> None:
+    hop = NextHop("m365", (("smtp.example",),), auth=Auth(username="us", oauth2="app"))
+    assert await RouteCredentials().of(hop) == Credentials("us")
