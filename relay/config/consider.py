@@ -15,7 +15,8 @@ from datetime import timedelta
 from pathlib import Path
 
 from relay.config.consider_routes import consider_routes
-from relay.config.remark import Remark, unreadable
+from relay.config.files import bad_roots, consider_certificate
+from relay.config.remark import Remark
 from relay.config.sections import AdminSection, Config
 from relay.config.words import format_duration, host_and_port
 from relay.mail.address import domain_of
@@ -72,7 +73,7 @@ def _consider_http(admin: AdminSection) -> Iterator[Remark]:
             cure = "give it a password (`relay password` makes the hash)"
             yield Remark(f"admin.web.users.{name}", "a user who cannot sign in", cure)
     if admin.certificate is not None:
-        yield from _consider_files(admin.certificate, admin.key, "admin")
+        yield from consider_certificate(admin.certificate, admin.key, "admin")
     elif admin.key is not None:
         yield Remark("admin.key", "a key without a certificate", "name its admin.certificate")
 
@@ -159,37 +160,7 @@ def _consider_certificate(listener: ListenerSpec, key: str) -> Iterator[Remark]:
         cure = "add certificate: (a PEM file, chain included) and key:, or write tls: none"
         yield Remark(f"{key}.tls", f"tls: {listener.tls} without a certificate", cure)
         return
-    yield from _consider_files(listener.certificate, listener.key, key)
-
-
-def _consider_files(certificate: str, private_key: str | None, key: str) -> Iterator[Remark]:
-    """A certificate and its private key, below a section's key."""
-    for name, path in (("certificate", certificate), ("key", private_key)):
-        trouble = unreadable(path) if path is not None else None
-        if trouble:
-            cure = "correct the path, or let the relay's user read it"
-            yield Remark(f"{key}.{name}", f"{path}: {trouble}", cure)
-            return
-    trouble = _bad_certificate(certificate, private_key)
-    if trouble:
-        cure = "give a PEM certificate (chain behind it) and its own unencrypted private key"
-        yield Remark(f"{key}.certificate", trouble, cure)
-
-
-def _bad_certificate(certificate: str, key: str | None) -> str | None:
-    import ssl
-
-    def no_passphrase() -> str:
-        raise ValueError("the private key is encrypted")
-
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
-            certificate, key, password=no_passphrase
-        )
-    except (ssl.SSLError, OSError, ValueError) as error:
-        reason = getattr(error, "reason", None) or str(error)
-        return f"{certificate} cannot be used: {str(reason).lower().replace('_', ' ')}"
-    return None
+    yield from consider_certificate(listener.certificate, listener.key, key)
 
 
 def _consider_access(config: Config) -> Iterator[Remark]:
@@ -259,7 +230,7 @@ def _consider_delivery(config: Config) -> Iterator[Remark]:
         cure = f"lower it to {config.tls.min_version} or older"
         yield Remark("tls.opportunistic_min_version", "stricter than tls.min_version", cure)
     if config.tls.ca_file is not None:
-        trouble = _bad_roots(config.tls.ca_file)
+        trouble = bad_roots(config.tls.ca_file)
         if trouble:
             yield Remark(
                 "tls.ca_file", f"{config.tls.ca_file}: {trouble}", "give a file of PEM certificates"
@@ -321,18 +292,6 @@ def _consider_memory(config: Config) -> Iterator[Remark]:
             "mail is held to is forgotten before"
         )
         yield Remark(key, problem, cure, is_fatal=False)
-
-
-def _bad_roots(path: str) -> str | None:
-    import ssl
-
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=path)
-    except ssl.SSLError:
-        return "no certificates in it"
-    except OSError as error:
-        return error.strerror or str(error)
-    return None
 
 
 def _consider_queue(config: Config) -> Iterator[Remark]:

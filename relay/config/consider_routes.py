@@ -1,24 +1,50 @@
 """What is wrong together in `routes`, `routes_by_sender`, `next_hops` and `oauth2`.
 
-Looks into the files that these keys name.
+Looks into the files that these keys name. Where mail could never go as the keys say, the mistake is
+fatal. A warning is for what works, and not as its author may think.
 """
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Collection, Iterator
 
-from relay.config.remark import Remark, unreadable
+from relay.config.files import (
+    bad_roots,
+    consider_certificate,
+    consider_openness,
+    consider_secret,
+    not_by_systemd,
+)
+from relay.config.remark import Remark
 from relay.config.sections import Config
-from relay.route.next_hop import Auth, NextHop
+from relay.route.next_hop import (
+    Auth,
+    AuthMechanism,
+    Grant,
+    IpFamily,
+    NextHop,
+    TlsMode,
+    TokenSource,
+)
+from relay.route.secret_files import SecretFileError, place_of, read_text
 
 __all__ = ["consider_routes"]
+
+_NO_CHAIN = "none"
+"""`ca_file`: the host is proved by its pins, and no chain of certificates is looked at."""
 
 
 def consider_routes(config: Config) -> Iterator[Remark]:
     yield from _consider_names(config)
+    yield from _consider_senders(config)
     for key, hop in _next_hops(config):
-        if hop.auth is not None:
-            yield from _consider_login(f"{key}.auth", key, hop.auth)
+        yield from _consider_login(key, hop)
+        yield from _consider_proofs(key, hop)
+        yield from _consider_connection(key, hop)
+        yield from _consider_limits(config, key, hop)
+    for name, source in config.oauth2.items():
+        yield from _consider_source(f"oauth2.{name}", source)
 
 
 def _next_hops(config: Config) -> Iterator[tuple[str, NextHop]]:
@@ -30,40 +56,277 @@ def _next_hops(config: Config) -> Iterator[tuple[str, NextHop]]:
             yield f"routes.{pattern}", route
 
 
+# --- names ----------------------------------------------------------------------------------------
+
+
 def _consider_names(config: Config) -> Iterator[Remark]:
-    """A name leads to what it names."""
+    """A name leads to what it names, and everything is named somewhere."""
+    hops = dict(_named_next_hops(config))
+    sources = {
+        f"{key}.auth.oauth2": hop.auth.oauth2
+        for key, hop in _next_hops(config)
+        if hop.auth is not None and hop.auth.oauth2 is not None
+    }
+    for section, known, named in (
+        ("next_hops", config.next_hops, hops),
+        ("oauth2", config.oauth2, sources),
+    ):
+        for key, name in named.items():
+            if name not in known:
+                yield _unknown(key, name, known, section)
+        for name in known:
+            if name not in named.values():
+                problem, cure = "nothing leads to it", "name it where it is meant, or remove it"
+                yield Remark(f"{section}.{name}", problem, cure, is_fatal=False)
     for pattern, route in config.routes.items():
-        if isinstance(route, str):
-            yield from _unknown(f"routes.{pattern}", route, config.next_hops, "next_hops")
-        elif pattern in config.next_hops:
+        if isinstance(route, NextHop) and pattern in config.next_hops:
             problem = f"next_hops has a next hop of this name, too: {pattern}"
             yield Remark(f"routes.{pattern}", problem, f"rename next_hops.{pattern}")
-    for pattern, by in config.routes_by_sender.items():
-        name = by if isinstance(by, str) else by.next_hop
-        yield from _unknown(f"routes_by_sender.{pattern}", name, config.next_hops, "next_hops")
-    for name, user in config.access.users.items():
+
+
+def _named_next_hops(config: Config) -> Iterator[tuple[str, str]]:
+    """Each key that names a next hop, and the name."""
+    for pattern, route in config.routes.items():
+        if isinstance(route, str):
+            yield f"routes.{pattern}", route
+    for pattern, name in _by_sender(config):
+        yield f"routes_by_sender.{pattern}", name
+    for user in config.access.users.values():
         if user.next_hop is not None:
-            key = f"access.users.{name}.next_hop"
-            yield from _unknown(key, user.next_hop, config.next_hops, "next_hops")
+            yield f"access.users.{user.name}.next_hop", user.next_hop
     for i, listener in enumerate(config.listeners):
         if listener.next_hop is not None:
-            key = f"listeners.{i}.next_hop"
-            yield from _unknown(key, listener.next_hop, config.next_hops, "next_hops")
-    for key, hop in _next_hops(config):
-        if hop.auth is not None and hop.auth.oauth2 is not None:
-            yield from _unknown(f"{key}.auth.oauth2", hop.auth.oauth2, config.oauth2, "oauth2")
+            yield f"listeners.{i}.next_hop", listener.next_hop
 
 
-def _unknown(key: str, name: str, known: Collection[str], section: str) -> Iterator[Remark]:
-    if name not in known:
-        there = f"write one of {', '.join(known)}, or add" if known else "add"
-        yield Remark(key, f"{section} has no {name}", f"{there} {section}.{name}")
+def _by_sender(config: Config) -> Iterator[tuple[str, str]]:
+    for pattern, by in config.routes_by_sender.items():
+        yield pattern, by if isinstance(by, str) else by.next_hop
 
 
-def _consider_login(key: str, of: str, auth: Auth) -> Iterator[Remark]:
-    if auth.oauth2 is None and (auth.username is None) != (auth.password_file is None):
-        yield Remark(of, "username and password_file belong together", "give both, or neither")
-    trouble = unreadable(auth.password_file) if auth.password_file is not None else None
-    if trouble:
-        cure = "correct the path, or let the relay's user read it"
-        yield Remark(f"{key}.password_file", f"{auth.password_file}: {trouble}", cure)
+def _unknown(key: str, name: str, known: Collection[str], section: str) -> Remark:
+    there = f"write one of {', '.join(known)}, or add" if known else "add"
+    return Remark(key, f"{section} has no {name}", f"{there} {section}.{name}")
+
+
+def _consider_senders(config: Config) -> Iterator[Remark]:
+    """A route of the recipient's comes before one of the sender's."""
+    for pattern, name in _by_sender(config):
+        hiding = [to for to, route in config.routes.items() if to != "*" and route != name]
+        if hiding:
+            shown = ", ".join(f'"{to}"' for to in hiding[:3]) + (", …" if len(hiding) > 3 else "")
+            problem = f"has no effect on mail to {shown}, whose own route comes first"
+            cure = "remove those routes if this sender's mail is to go another way"
+            yield Remark(f"routes_by_sender.{pattern}", problem, cure, is_fatal=False)
+
+
+# --- logins ---------------------------------------------------------------------------------------
+
+_BY_TOKEN = {AuthMechanism.XOAUTH2, AuthMechanism.OAUTHBEARER}
+_BY_PASSWORD = {AuthMechanism.PLAIN, AuthMechanism.LOGIN}
+
+
+def _consider_login(at: str, hop: NextHop) -> Iterator[Remark]:
+    auth, key = hop.auth, f"{at}.auth"
+    if auth is None:
+        return
+    yield from _consider_mechanism(key, auth, has_certificate=hop.certificate is not None)
+    if auth.password_file is not None:
+        yield from consider_secret(f"{key}.password_file", auth.password_file)
+    if hop.verify_name is None and not hop.pin_sha256 and any(map(_is_address, _hosts(hop))):
+        problem = "no certificate can be for an address, so the login would wait for ever"
+        cure = "name the host, or the name in its certificate under verify_name"
+        yield Remark(f"{at}.hosts", problem, cure, is_fatal=False)
+
+
+def _consider_mechanism(key: str, auth: Auth, *, has_certificate: bool) -> Iterator[Remark]:
+    """The mechanism has what it says, and all that is given is said."""
+    mechanism, has_password = auth.mechanism, auth.password_file is not None
+    if mechanism in _BY_TOKEN and auth.oauth2 is None:
+        cure = "name the source of its tokens under auth.oauth2"
+        yield Remark(f"{key}.mechanism", f"{mechanism} without oauth2", cure)
+    elif mechanism in _BY_PASSWORD and not has_password:
+        yield Remark(f"{key}.mechanism", f"{mechanism} without password_file", "add it")
+    elif mechanism is AuthMechanism.EXTERNAL and not has_certificate:
+        problem = "external without a certificate that says who the relay is"
+        yield Remark(f"{key}.mechanism", problem, "add certificate: to the next hop")
+    elif mechanism is AuthMechanism.AUTO and not (has_password or auth.oauth2 or has_certificate):
+        problem = "username and password_file belong together"
+        yield Remark(key, problem, "give both, or oauth2, or neither")
+    if auth.username is None and (has_password or auth.oauth2 is not None):
+        problem = "username and password_file belong together" if has_password else "no username"
+        yield Remark(key, problem, "add username: with the name of the account")
+    if has_password and auth.oauth2 is not None and mechanism not in _BY_PASSWORD:
+        problem = "no effect beside oauth2, whose token is used"
+        yield Remark(f"{key}.password_file", problem, "remove one of the two", is_fatal=False)
+
+
+def _consider_source(key: str, source: TokenSource) -> Iterator[Remark]:
+    """Each grant has keys of its own."""
+    for name in _NEEDS[source.grant]:
+        if getattr(source, name) is None:
+            problem = f"is missing: the grant {source.grant} needs it"
+            yield Remark(f"{key}.{name}", problem, f"add {name}: with its value")
+    useless = [
+        name
+        for grant, names in _USES.items()
+        for name in names
+        if grant is not source.grant
+        and name not in _USES[source.grant]
+        and getattr(source, name) is not None
+    ]
+    for name in dict.fromkeys(useless):
+        problem = f"no effect with the grant {source.grant}"
+        yield Remark(f"{key}.{name}", problem, "remove it", is_fatal=False)
+    if source.client_secret_file is not None:
+        yield from consider_secret(f"{key}.client_secret_file", source.client_secret_file)
+    if source.key_file is not None:
+        yield from consider_secret(f"{key}.key_file", source.key_file)
+        yield from _consider_service_key(f"{key}.key_file", source.key_file)
+    if source.refresh_token_file is not None and source.grant is Grant.REFRESH_TOKEN:
+        yield from _consider_refresh_token(source.name, source.refresh_token_file)
+
+
+_NEEDS = {
+    Grant.CLIENT_CREDENTIALS: ("token_url", "client_id", "client_secret_file"),
+    Grant.SERVICE_ACCOUNT: ("key_file", "scope"),
+    Grant.REFRESH_TOKEN: ("token_url", "client_id", "refresh_token_file"),
+}
+_USES = {
+    Grant.CLIENT_CREDENTIALS: ("token_url", "client_id", "client_secret_file", "scope"),
+    Grant.SERVICE_ACCOUNT: ("token_url", "key_file", "subject", "scope"),
+    Grant.REFRESH_TOKEN: (
+        "token_url",
+        "client_id",
+        "client_secret_file",
+        "scope",
+        "refresh_token_file",
+        "device_url",
+    ),
+}
+
+
+def _consider_service_key(key: str, path: str) -> Iterator[Remark]:
+    from relay.route.oauth2 import ServiceKey  # and with it cryptography: 30 ms
+
+    try:
+        ServiceKey.parse(read_text(path))
+    except ValueError as error:
+        yield Remark(key, f"{path}: {error}", "download a key of the service account as JSON")
+    except SecretFileError:
+        return  # which is said already
+
+
+def _consider_refresh_token(name: str, path: str) -> Iterator[Remark]:
+    """`relay login` writes the file, so the configuration is right before there is one."""
+    key = f"oauth2.{name}.refresh_token_file"
+    try:
+        is_there = place_of(path).exists()
+    except (OSError, SecretFileError):
+        is_there = True
+    if is_there:
+        yield from consider_secret(key, path)
+    else:
+        problem = f"{path}: there is no token yet, and mail waits for it"
+        yield Remark(key, problem, f"`relay login {name}`", is_fatal=False)
+
+
+# --- what proves who is who -----------------------------------------------------------------------
+
+
+def _consider_proofs(key: str, hop: NextHop) -> Iterator[Remark]:
+    if hop.certificate is not None:
+        yield from _consider_certificate(key, hop.certificate, hop.key)
+    elif hop.key is not None:
+        yield Remark(f"{key}.key", "a key without a certificate", "name its certificate, too")
+    if hop.ca_file == _NO_CHAIN:
+        if not hop.pin_sha256:
+            problem = "no chain and no pin: nothing would prove who the host is"
+            yield Remark(f"{key}.ca_file", problem, "add pin_sha256, or name a file of roots")
+        if hop.verify_name is not None:
+            problem = "no effect with ca_file: none, where the pins prove who the host is"
+            yield Remark(f"{key}.verify_name", problem, "remove it", is_fatal=False)
+    elif hop.ca_file is not None and (trouble := bad_roots(hop.ca_file)):
+        cure = "give a file of PEM certificates, or none where pins are enough"
+        yield Remark(f"{key}.ca_file", f"{hop.ca_file}: {trouble}", cure)
+    if len(set(hop.pin_sha256)) == 1:
+        problem = "one pin alone: mail waits from the day on which the host has another key"
+        cure = "add the pin of the key that it will have next"
+        yield Remark(f"{key}.pin_sha256", problem, cure, is_fatal=False)
+
+
+def _consider_certificate(key: str, certificate: str, private_key: str | None) -> Iterator[Remark]:
+    try:
+        place = place_of(certificate)
+        key_place = place_of(private_key) if private_key is not None else None
+    except SecretFileError as error:
+        yield not_by_systemd(f"{key}.certificate", error)
+        return
+    found = list(
+        consider_certificate(str(place), str(key_place) if key_place is not None else None, key)
+    )
+    yield from found
+    if not found:
+        in_file = "certificate" if key_place is None else "key"
+        yield from consider_openness(f"{key}.{in_file}", key_place or place)
+
+
+# --- connections ----------------------------------------------------------------------------------
+
+
+def _consider_connection(key: str, hop: NextHop) -> Iterator[Remark]:
+    if hop.port == 465 and hop.tls is TlsMode.STARTTLS:
+        problem, cure = "port 465 speaks TLS from the first octet", "write tls: implicit"
+        yield Remark(f"{key}.port", problem, cure, is_fatal=False)
+    if hop.port in (25, 587) and hop.tls is TlsMode.IMPLICIT:
+        problem, cure = f"port {hop.port} speaks STARTTLS", "write tls: starttls, or port: 465"
+        yield Remark(f"{key}.tls", problem, cure, is_fatal=False)
+    if hop.ip_family is not IpFamily.ANY:
+        for name, address in _addresses(hop):
+            if IpFamily(f"ipv{ipaddress.ip_address(address).version}") is not hop.ip_family:
+                problem = f"{address} is no address of ip_family: {hop.ip_family}"
+                yield Remark(f"{key}.{name}", problem, "change one of the two")
+
+
+def _addresses(hop: NextHop) -> Iterator[tuple[str, str]]:
+    """Each address that is written out, and the key that has it."""
+    if hop.source_address is not None:
+        yield "source_address", hop.source_address
+    for host in _hosts(hop):
+        if _is_address(host):
+            yield "hosts", host
+
+
+def _hosts(hop: NextHop) -> Iterator[str]:
+    return (host for equals in hop.hosts for host in equals)
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return host.startswith("[")
+    return True
+
+
+# --- limits ---------------------------------------------------------------------------------------
+
+_PROVIDERS = ("office365.com", "gmail.com", "amazonaws.com")
+"""They turn away, or block, who sends faster or over more connections than they allow."""
+
+
+def _consider_limits(config: Config, key: str, hop: NextHop) -> Iterator[Remark]:
+    provider = next((p for host in _hosts(hop) for p in _PROVIDERS if _is_in(host, p)), None)
+    if provider is not None:
+        missing = [name for name in ("rate", "max_connections") if getattr(hop, name) is None]
+        if missing:
+            problem = f"{' and '.join(missing)} missing, and {provider} limits both"
+            cure = "write what the provider allows your account (docs/routes.md)"
+            yield Remark(key, problem, cure, is_fatal=False)
+    if hop.max_connections is not None and hop.max_connections > config.delivery.concurrency:
+        problem = f"more than delivery.concurrency ({config.delivery.concurrency}), which holds"
+        yield Remark(f"{key}.max_connections", problem, "lower it", is_fatal=False)
+
+
+def _is_in(host: str, domain: str) -> bool:
+    return host == domain or host.endswith(f".{domain}")

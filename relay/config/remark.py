@@ -1,10 +1,10 @@
-"""What is worth saying about a key that is legal by itself, and the files that keys name."""
+"""What is worth saying about a key that is legal by itself."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Remark", "unreadable"]
+__all__ = ["Remark"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,12 +15,3 @@ class Remark:
     problem: str
     cure: str
     is_fatal: bool = True
-
-
-def unreadable(path: str) -> str | None:
-    """Why a file cannot be read; None where it can."""
-    try:
-        with open(path, "rb"):
-            return None
-    except OSError as error:
-        return error.strerror or str(error)

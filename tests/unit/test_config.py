@@ -20,7 +20,7 @@ from relay.config.shape import known_keys, section_of
 from relay.config.words import format_duration, format_size, parse_duration, parse_size
 from relay.policy.rules import TlsRule
 from relay.receive.spec import ListenerTls
-from relay.route.next_hop import Auth, NextHop, Rate, TlsMode, TokenSource
+from relay.route.next_hop import NextHop, TlsMode, TokenSource
 
 ROOT = Path(__file__).resolve().parents[2]
 HASH = "$argon2id$v=19$m=65536,t=3,p=4$c29tZXNhbHQ$RdescudvJCsgt3ub+b4dWRWJTmaaOBGJ"
@@ -930,85 +930,3 @@ def test_the_reference_has_no_key_too_many() -> None:
     assert not [mistake for mistake in found if "unknown key" in mistake]
     # What is left are the files of the examples, which are not there, and the engine that is not.
     assert all("No such file" in mistake or "queue.url" in mistake for mistake in found), found
-
-
-# --- next hops ------------------------------------------------------------------------------------
-
-
-def test_a_route_in_place_with_short_keys_is_a_next_hop() -> None:
-    config = config_of(
-        f"""
-        routes:
-          a.example: {{host: h.example, username: u, password_file: {__file__}}}
-          b.example: {{hosts: h.example, auth: {{username: u, password_file: {__file__}}}}}
-        """
-    )
-    login = Auth(username="u", password_file=__file__)
-    assert config.routes["a.example"] == NextHop("a.example", (("h.example",),), auth=login)
-    assert config.routes["b.example"] == NextHop("b.example", (("h.example",),), auth=login)
-
-
-def test_next_hop_has_groups_of_hosts_a_rate_and_pins() -> None:
-    pin = "x5tzvhDQ/MpGNoPNO4Q9xGQpsRAd5ndjUDS1QqHmHUk="
-    config = config_of(
-        f"""
-        next_hops:
-          a: {{hosts: [[A.example., b.example], c.example], rate: 30/m, pin_sha256: "{pin}"}}
-        routes: {{"*": a}}
-        routes_by_sender: {{"Bot@Example.com": a, "*.sub.example": {{next_hop: a}}}}
-        """
-    )
-    a = NextHop("a", (("a.example", "b.example"), ("c.example",)), rate=Rate(30, 60.0))
-    assert config.next_hops["a"] == dataclasses.replace(a, pin_sha256=(pin,))
-    assert config.routes["*"] == "a"
-    assert set(config.routes_by_sender) == {"bot@example.com", "*.sub.example"}
-    document = as_document(config)
-    assert document["next_hops"]["a"]["hosts"] == [["a.example", "b.example"], "c.example"]
-    assert document["next_hops"]["a"]["rate"] == "30/m"
-    assert config_of(yaml.safe_dump(document)) == config
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("routes: {'*': b}", "routes.*: next_hops has no b; add next_hops.b"),
-        (
-            "next_hops: {a: {host: h.example}}\nroutes_by_sender: {x.example: b}",
-            "relay.yaml:2: routes_by_sender.x.example: next_hops has no b; write one of a, or add",
-        ),
-        (
-            "next_hops: {a: {host: h.example, auth: {username: u, oauth2: t}}}",
-            "next_hops.a.auth.oauth2: oauth2 has no t",
-        ),
-        (
-            "next_hops: {a.example: {host: h.example}}\nroutes: {a.example: {host: h.example}}",
-            "routes.a.example: next_hops has a next hop of this name, too",
-        ),
-        (
-            f"access: {{users: {{u: {{password: '{HASH}', next_hop: b}}}}}}",
-            "access.users.u.next_hop: next_hops has no b",
-        ),
-        (
-            "listeners: [{address: '127.0.0.1:2525', next_hop: b}]",
-            "listeners.0.next_hop: next_hops has no b; add next_hops.b",
-        ),
-        ("next_hops: {a: {host: h, hosts: [h]}}", "next_hops.a.host: hosts is given, too; keep"),
-        (
-            "next_hops: {a: {host: h, username: u, auth: {}}}",
-            "next_hops.a.username: auth is given, too; write all of it under auth",
-        ),
-        ("next_hops: {a: {hosts: []}}", "next_hops.a.hosts: an empty list"),
-        ("next_hops: {a: {hosts: [[]]}}", "next_hops.a.hosts.0: an empty list"),
-        ("next_hops: {a: {host: h, rate: 30}}", '"30" is not a rate; write it as 5/s, 30/m'),
-        ("next_hops: {a b: {host: h}}", '"a b" is not a name; write up to 64 letters'),
-        ("next_hops: {a: {host: h, pin_sha256: [x]}}", "is not the base64 text of a SHA-256"),
-        ("next_hops: {a: {host: h, source_address: x}}", '"x" is not an address; write it as'),
-        ("oauth2: {a: {grant: x}}", "oauth2.a.grant: "),
-        ("oauth2: {a: {grant: refresh_token, token_url: 'http://x'}}", "URL of an HTTPS server"),
-        ("routes_by_sender: {'*': a}", '"*" is no sender; put the next hop of all mail under'),
-        ("routes_by_sender: {'a b@c.example': a}", '"a b@c.example" is not a mail address'),
-    ],
-)
-def test_a_mistake_about_next_hops_is_named_with_its_cure(text: str, said: str) -> None:
-    found = mistakes_of(text)
-    assert any(said in mistake for mistake in found), found
