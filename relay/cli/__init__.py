@@ -34,6 +34,7 @@ _COMMANDS = {
     "probe": "relay.cli.probe:probe",
     "queue": "relay.cli.queue:queue",
     "report": "relay.cli.report:report",
+    "route": "relay.cli.route:route",
     "tls-report": "relay.cli.tls_report:tls_report",
 }
 

@@ -26,7 +26,7 @@ from relay.cli.common import (
     printable,
 )
 from relay.config import Config
-from relay.config.parts import next_hops_by_recipient
+from relay.config.parts import routes_of
 from relay.policy.postfix_import import (
     Difference,
     ImportedLine,
@@ -150,7 +150,7 @@ def _our_tls(config: Config) -> OurTls:
         str(config.tls.opportunistic_min_version),
         tuple(
             (pattern, NextHop(host, hop.port))
-            for pattern, hop in next_hops_by_recipient(config).items()
+            for pattern, hop in routes_of(config).by_recipient.items()
             for equals in hop.hosts
             for host in equals
         ),

@@ -24,6 +24,7 @@ from relay.config.shape import (
 )
 from relay.config.words import format_duration, format_rate, format_size
 from relay.mail.option import Form
+from relay.route.next_hop import NextHop
 
 
 def as_document(config: Config, *, with_secrets: bool = False) -> dict[str, Any]:
@@ -32,6 +33,17 @@ def as_document(config: Config, *, with_secrets: bool = False) -> dict[str, Any]
     """
     document: dict[str, Any] = _plain(config, section_of(Config), with_secrets)
     return document
+
+
+def next_hop_as_document(hop: NextHop) -> dict[str, Any]:
+    """A next hop as the file would say it, without the keys that have their default."""
+    section = section_of(NextHop)
+    document: dict[str, Any] = _plain(hop, section, with_secrets=False)
+    default = _plain(NextHop(hop.name, ()), section, with_secrets=False)
+    given = {key: value for key, value in document.items() if value != default.get(key)}
+    if hop.auth is not None:
+        given["auth"] = {key: value for key, value in given["auth"].items() if value is not None}
+    return given
 
 
 def fingerprints(config: Config) -> dict[str, str]:

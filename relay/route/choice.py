@@ -34,6 +34,10 @@ class Routes:
     by_sender: Mapping[str, NextHop] = field(default_factory=dict)
     next_hops: Mapping[str, NextHop] = field(default_factory=dict)
 
+    def every_next_hop(self) -> dict[str, NextHop]:
+        """All next hops by name, also those that stand in `routes` itself."""
+        return {**{hop.name: hop for hop in self.by_recipient.values()}, **self.next_hops}
+
 
 def choose(routes: Routes, domain: str, reverse_path: str = "", next_hop: str = "") -> Choice:
     """The next hop for a recipient's domain. `next_hop`: the one that the client's listener or user

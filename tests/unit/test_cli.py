@@ -725,6 +725,93 @@ def test_explain_ends_with_1_where_there_is_no_host(run: Run) -> None:
     assert "no host to try: bounced, 5.4.4" in result.stdout
 
 
+# --- route ----------------------------------------------------------------------------------------
+
+ROUTES = f"""
+hostname: relay.example.net
+listeners: [{{address: "127.0.0.1:2525", next_hop: second}}]
+access: {{users: {{app1: {{password: "{HASH}", next_hop: first}}}}}}
+next_hops:
+  first:
+    hosts: [[a.example, b.example], c.example]
+    port: 587
+    auth: {{username: relay@example.com, password_file: FILE}}
+    rate: 30/m
+    max_connections: 3
+  second: {{host: 192.0.2.2}}
+  unused: {{host: 192.0.2.3}}
+routes:
+  "*": first
+  "*.example.org": second
+  "*.deep.example.org": second
+  in.place.example: {{host: h.example, port: 26}}
+routes_by_sender: {{example.com: first, bot@example.com: {{next_hop: second}}}}
+"""
+
+
+@pytest.fixture
+def routes(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("open sesame")
+    text = ROUTES.replace("FILE", str(tmp_path / "secret"))
+    (tmp_path / "relay.yaml").write_text(text)
+
+
+def test_route_list_says_where_each_rule_leads_in_the_order_of_precedence(
+    run: Run, routes: None
+) -> None:
+    found = [tuple(one.values()) for one in json.loads(run("route", "list", "--json").stdout)]
+    assert found == [
+        ("recipient", "in.place.example", "in.place.example"),
+        ("recipient", "*.deep.example.org", "second"),
+        ("recipient", "*.example.org", "second"),
+        ("user", "app1", "first"),
+        ("listener", "127.0.0.1:2525", "second"),
+        ("sender", "bot@example.com", "second"),
+        ("sender", "example.com", "first"),
+        ("recipient", "*", "first"),
+    ]
+    lines = run("route", "list").stdout.splitlines()
+    assert lines[0].split("  ")[-1] == "in.place.example: h.example, port 26"
+    assert lines[-2].endswith(
+        "first: a.example, b.example; then c.example, port 587, login as relay@example.com"
+    )
+    assert lines[-1].split("  ")[0] == "otherwise"
+
+
+def test_route_show_has_the_keys_of_a_next_hop_and_no_secret(
+    run: Run, routes: None, tmp_path: Path
+) -> None:
+    answer = json.loads(run("route", "show", "first", "--json").stdout)
+    assert answer["keys"] == {
+        "hosts": [["a.example", "b.example"], "c.example"],
+        "port": 587,
+        "auth": {
+            "mechanism": "auto",
+            "username": "relay@example.com",
+            "password_file": str(tmp_path / "secret"),
+        },
+        "max_connections": 3,
+        "rate": "30/m",
+    }
+    assert {(one["rule"], one["pattern"]) for one in answer["taken-by"]} == {
+        ("user", "app1"),
+        ("sender", "example.com"),
+        ("recipient", "*"),
+    }
+    text = run("route", "show", "first").stdout
+    assert yaml.safe_load(text) == {"first": answer["keys"]}
+    assert "# user app1" in text
+    assert "open sesame" not in text
+    assert "# recipient in.place.example" in run("route", "show", "in.place.example").stdout
+    assert "# nothing leads to it" in run("route", "show", "unused").stdout
+
+
+def test_route_show_of_an_unknown_name_says_which_there_are(run: Run, routes: None) -> None:
+    result = run("route", "show", "frist")
+    assert result.exit_code == 1
+    assert "no next hop is called frist: there is first, second, in.place.example" in result.stderr
+
+
 # --- words ----------------------------------------------------------------------------------------
 
 
