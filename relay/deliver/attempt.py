@@ -11,6 +11,9 @@ it a second time). No part of the message, not even MAIL, is sent to a host that
 requirement. Where a connection kept from another message is lost before the host answered MAIL, the
 attempt connects to the same host again.
 
+The hosts of a next hop of the operator's are tried as `host_health` says: equals in turn, and dead
+ones not at all.
+
 If an attempt is cancelled before the final dot is sent, it closes the connection. After the final
 dot it waits for the reply, because the host may have accepted the message already. The same holds
 where the claim of the entry is over, so that another node may have it: the attempt looks before it
@@ -20,17 +23,26 @@ connects, before MAIL and before the final dot.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from functools import partial
+from itertools import groupby
 
 from relay.deliver import negotiate
 from relay.deliver.connection import Connection, require_claim
-from relay.deliver.destinations import Destinations, NotNow, Use, turns_away
+from relay.deliver.destinations import (
+    Destinations,
+    NotNow,
+    Use,
+    speaks_of_load,
+    turns_away,
+)
 from relay.deliver.diagnosis import (
+    NO_REQUIRETLS,
     NO_SECURE_WAY,
     Answer,
     Stage,
@@ -43,6 +55,7 @@ from relay.deliver.diagnosis import (
     worth_another_host,
 )
 from relay.deliver.floors import DomainFloor, Floors
+from relay.deliver.host_health import Cause, Trial, rest
 from relay.deliver.job import Job, fit_for, job_of, signed
 from relay.deliver.login import Logins
 from relay.deliver.memory import NO_PAST, AtHost, shown_by
@@ -54,15 +67,17 @@ from relay.deliver.sts_policies import PolicyPending
 from relay.deliver.tally import Tally
 from relay.deliver.tls import TlsContexts
 from relay.deliver.transaction import MOST_RECIPIENTS, prepare
-from relay.mail.outcome import Deferred, Delivered, HopPolicy, HopSession, Outcome
+from relay.mail.outcome import Code, Deferred, Delivered, HopPolicy, HopSession, Outcome
 from relay.mail.tls_session import TlsSession
 from relay.queue.entry import TLS_REPORT, Entry, QueuedRecipient
 from relay.queue.store import ClaimLost, SpoolError
 from relay.route.mta_sts import StsMode
-from relay.route.next_hop import Host, Hosts, NextHop, NoRoute, RouteFinder
+from relay.route.next_hop import Host, Hosts, Naming, NextHop, NoRoute, RouteFinder
 from relay.route.security import HostFloor, Requirement, at_host, is_below, requirement, under
 
 __all__ = ["Attempt"]
+
+log = logging.getLogger(__name__)
 
 _SURE = "a signed MX record, an enforced MTA-STS policy, a route, or a domain without MX records"
 """What makes the name of a host known for sure (`DomainFloor.has_secure_name`)."""
@@ -70,12 +85,14 @@ _SURE = "a signed MX record, an enforced MTA-STS policy, a route, or a domain wi
 
 class _HostResult(Enum):
     """What a host did when it was tried. `SILENT`: it sent no greeting. `TURNED_AWAY`: it has too
-    many connections of ours, and is worth waiting for. `CANCELLED`: the attempt was cancelled.
+    many connections of ours, and is worth waiting for. `DEAD`: a host of a next hop gave no
+    session. `CANCELLED`: the attempt was cancelled.
     """
 
     ANSWERED = auto()
     SILENT = auto()
     TURNED_AWAY = auto()
+    DEAD = auto()
     CANCELLED = auto()
 
 
@@ -140,7 +157,8 @@ class Attempt:
         if isinstance(route, NoRoute):
             outcome = replace(route.outcome, routing=route.routing)
             return {recipient.index: outcome for recipient in entry.recipients}
-        floor = await self._floor(entry, route)
+        asked = _Asked(route, partial(self._floor, entry))
+        await asked.of(route.hosts[0])
         # For a message with the null reverse-path REQUIRETLS is no condition (RFC 8689 §4.2.1);
         # `prepare` adds the keyword all the same where the host offers it.
         requiretls = message.requiretls and message.reverse_path != ""
@@ -155,30 +173,31 @@ class Attempt:
             trouble=route.trouble,
             rejected=route.rejected,
             routing=route.routing,
-            sessions=self._session_log(entry, floor, sessions),
+            sessions=self._session_log(entry, sessions),
         )
         job = await job_of(entry, content, self._signer, partial(self._may_begin, entry))
         with self._pool.using_one():
-            may_go_on = await self._try_hosts(route, floor, needed, job, tally)
+            may_go_on = await self._try_route(asked, needed, job, tally)
             if may_go_on and tally.is_unmet_by_policy:
-                outcomes = await self._under_newer_policy(entry, route, floor, needed, job, tally)
+                outcomes = await self._under_newer_policy(entry, asked, needed, job, tally)
             else:
                 outcomes = tally.outcomes()
         tally.sessions.end()
         return outcomes
 
-    def _session_log(
-        self, entry: Entry, floor: DomainFloor, sessions: list[TlsSession] | None
-    ) -> SessionLog:
+    def _session_log(self, entry: Entry, sessions: list[TlsSession] | None) -> SessionLog:
         """Reports on TLS do not count the sessions that carry them (RFC 8460 §3)."""
         is_counted = self._counts_sessions and entry.message.origin != TLS_REPORT
-        return SessionLog(sessions if is_counted else None, floor.told)
+        return SessionLog(sessions if is_counted else None)
 
-    async def _try_hosts(
-        self, route: Hosts, domain_floor: DomainFloor, needed: Requirement, job: Job, tally: Tally
-    ) -> bool:
-        """Try the hosts in order, those that have room for a connection; whether the attempt may go
-        on after that.
+    async def _try_route(self, asked: _Asked, needed: Requirement, job: Job, tally: Tally) -> bool:
+        """Try the hosts of a route; whether the attempt may go on after that."""
+        if asked.route.hosts[0].hop is None:
+            return await self._try_hosts(asked, needed, job, tally)
+        return await self._try_next_hop(asked, needed, job, tally)
+
+    async def _try_hosts(self, asked: _Asked, needed: Requirement, job: Job, tally: Tally) -> bool:
+        """Try the hosts in order, those that have room for a connection.
 
         If a host is busy with our own connections and gets messages done over them, the attempt
         waits for that host and tries none of another preference.
@@ -188,14 +207,9 @@ class Attempt:
         busy: dict[str, int] = {}
         turned_away: list[str] = []
         has_answered = False
-        for number, host in enumerate(route.hosts, start=1):
-            host_floor = await self._floors.at(host, domain_floor)
-            if host_floor.not_used:
-                tally.sessions.refused(host, host_floor)
-                _go_on(tally, host, tally.pending, _not_used(host_floor, host))
-                continue
-            if needed.requiretls and not domain_floor.has_secure_name(host):
-                _go_on(tally, host, tally.pending, _not_known(host_floor, host))
+        for host in asked.route.hosts:
+            conditions = await self._conditions(asked, host, needed, tally)
+            if conditions is None:
                 continue
             name = host.destination
             if self._is_worth_waiting(busy, host):
@@ -207,10 +221,8 @@ class Attempt:
             if use is None:
                 busy[name] = host.preference
                 continue
-            has_more = any(other.destination == name for other in route.hosts[number:])
-            conditions = self._conditions(host, domain_floor, host_floor, needed)
             try:
-                result = await self._try_host(conditions, job, tally, use, has_more=has_more)
+                result = await self._try_host(conditions, job, tally, use)
             finally:
                 self._destinations.end(use)
             if not tally.pending or result is _HostResult.CANCELLED:
@@ -230,24 +242,117 @@ class Attempt:
             for name, preference in busy.items()
         )
 
+    async def _try_next_hop(
+        self, asked: _Asked, needed: Requirement, job: Job, tally: Tally
+    ) -> bool:
+        """Try the hosts of a next hop of the operator's, those that are not dead. The next hop is
+        one destination: one connection to it is taken for all its hosts.
+        """
+        hosts = asked.route.hosts
+        recipients, name = tally.pending, hosts[0].destination
+        holder = job.message.queue_id, recipients[0].domain
+        use = self._destinations.begin(name, holder, hosts[0].hop)
+        silence = self._destinations.silence_of(name) if use is None else None
+        if use is None and silence is None:
+            raise NotNow((name,), {})
+        results: set[_HostResult] = set()
+        try:
+            first = at_host(needed, hosts[0], self._security)
+            dealt = self._destinations.hosts.deal(hosts, first.proof)
+            for _, addresses in groupby(dealt, key=lambda host: host.name):
+                turn = _Turn(tuple(addresses), use, silence, results)
+                await self._try_host_of_hop(turn, asked, needed, job, tally)
+                if not tally.pending or _HostResult.CANCELLED in results:
+                    return False
+            if use is not None:
+                is_untouched = tally.pending == recipients and _HostResult.ANSWERED not in results
+                self._note_no_host(use, hosts, tally, results if is_untouched else set())
+        finally:
+            if use is not None:
+                self._destinations.end(use)
+        return True
+
+    async def _try_host_of_hop(
+        self, turn: _Turn, asked: _Asked, needed: Requirement, job: Job, tally: Tally
+    ) -> None:
+        """Try one host of a next hop, at one address after the other, unless it is dead."""
+        try:
+            for number, host in enumerate(turn.addresses, start=1):
+                conditions = await self._conditions_of_hop(turn, asked, host, needed, tally)
+                if conditions is None or not self._may_try(turn, conditions, tally):
+                    continue
+                assert turn.use is not None
+                turn.has_more = number < len(turn.addresses)
+                turn.use.turn_to(host.address, _now())
+                result = await self._try_host(conditions, job, tally, turn.use, turn)
+                turn.results.add(result)
+                if not tally.pending or result not in (_HostResult.SILENT, _HostResult.ANSWERED):
+                    return
+        finally:
+            if turn.trial is not None:
+                self._destinations.hosts.end(turn.trial)
+
+    async def _conditions_of_hop(
+        self, turn: _Turn, asked: _Asked, host: Host, needed: Requirement, tally: Tally
+    ) -> _Conditions | None:
+        """What holds at a host of a next hop. Once a host has answered, the attempt does not end
+        because the policy of another host is not there yet: that host is passed by.
+        """
+        try:
+            return await self._conditions(asked, host, needed, tally)
+        except (PolicyPending, SpoolError) as error:
+            if not turn.results & {_HostResult.ANSWERED, _HostResult.TURNED_AWAY}:
+                raise
+            text = f"{host.name} [{host.address}]: not tried: {error}"
+            tally.pass_by(host, Deferred("4.4.3", Code.NONE, "", text))
+            return None
+
+    def _may_try(self, turn: _Turn, conditions: _Conditions, tally: Tally) -> bool:
+        """Whether the attempt may turn to a host of a next hop; a dead host is passed by."""
+        if turn.trial is not None:
+            return True
+        health = self._destinations.hosts
+        begun = health.begin(conditions.host, conditions.needed.proof)
+        if isinstance(begun, Trial) and turn.silence is not None:
+            health.end(begun)
+            begun = turn.silence
+        if isinstance(begun, Trial):
+            turn.trial = begun
+            return True
+        if not turn.is_passed_by:
+            tally.pass_by(conditions.host, begun)
+            turn.is_passed_by = True
+        return False
+
+    def _note_no_host(
+        self, use: Use, hosts: Sequence[Host], tally: Tally, results: set[_HostResult]
+    ) -> None:
+        """No host of a next hop took the message. Raises `NotNow` where a host is full and worth
+        waiting for; where all are dead for all messages, the next hop is silent until one is
+        tested.
+        """
+        until = self._destinations.hosts.unreachable_until(hosts)
+        if until is not None:
+            outcome = tally.outcomes()[tally.pending[0].index]
+            if isinstance(outcome, Deferred):
+                self._destinations.all_dead(use, until, outcome)
+        elif _HostResult.TURNED_AWAY in results:
+            name = use.destination.name
+            if self._destinations.turned_away(use, self._pool.kept_at(name)):
+                raise NotNow((name,), tally.outcomes())
+
     async def close(self) -> None:
         """Close the connections that are kept."""
         await self._pool.close()
 
-    async def _floor(self, entry: Entry, route: Hosts, *, anew: bool = False) -> DomainFloor:
+    async def _floor(self, entry: Entry, naming: Naming, *, anew: bool = False) -> DomainFloor:
         message, waiving = entry.message, None
         if message.tls_required_no and not entry.settings.require_tls.value:
             waiving = message.reverse_path
-        return await self._floors.of_domain(entry.domain, route.naming, waiving=waiving, anew=anew)
+        return await self._floors.of_domain(entry.domain, naming, waiving=waiving, anew=anew)
 
     async def _under_newer_policy(
-        self,
-        entry: Entry,
-        route: Hosts,
-        floor: DomainFloor,
-        needed: Requirement,
-        job: Job,
-        tally: Tally,
+        self, entry: Entry, asked: _Asked, needed: Requirement, job: Job, tally: Tally
     ) -> dict[int, Outcome]:
         """The outcomes after at least one host failed the domain's policy.
 
@@ -256,20 +361,32 @@ class Attempt:
         """
         outcomes = tally.outcomes()
         try:
-            newer = await self._floor(entry, route, anew=True)
-            if _sts_identity(newer) == _sts_identity(floor):
+            newer = _Asked(asked.route, partial(self._floor, entry, anew=True))
+            for host in asked.route.hosts:
+                await newer.of(host)
+            if newer.policies == asked.policies:
                 return outcomes
             tally.begin_anew()
-            await self._try_hosts(route, newer, needed, job, tally)
+            await self._try_route(newer, needed, job, tally)
         except ClaimLost:
             raise
         except (NotNow, PolicyPending, SpoolError):
             return outcomes
         return tally.outcomes()
 
-    def _conditions(
-        self, host: Host, domain_floor: DomainFloor, host_floor: HostFloor, needed: Requirement
-    ) -> _Conditions:
+    async def _conditions(
+        self, asked: _Asked, host: Host, needed: Requirement, tally: Tally
+    ) -> _Conditions | None:
+        """What holds at one host; None where the relay does not connect to it, which is noted."""
+        domain_floor = await asked.of(host)
+        host_floor = await self._floors.at(host, domain_floor)
+        if host_floor.not_used:
+            tally.sessions.refused(host, host_floor)
+            _go_on(tally, host, tally.pending, _not_used(host_floor, host))
+            return None
+        if needed.requiretls and not domain_floor.has_secure_name(host):
+            _go_on(tally, host, tally.pending, _not_known(host_floor, host))
+            return None
         needed = under(at_host(needed, host, self._security), host_floor.floor, self._security)
         past = NO_PAST
         if domain_floor.past is not None:
@@ -277,11 +394,14 @@ class Attempt:
         return _Conditions(host, host_floor, past, past.over(needed))
 
     async def _try_host(
-        self, conditions: _Conditions, job: Job, tally: Tally, use: Use, *, has_more: bool
+        self,
+        conditions: _Conditions,
+        job: Job,
+        tally: Tally,
+        use: Use,
+        turn: _Turn | None = None,
     ) -> _HostResult:
-        """Offer one host what is still to be delivered. `has_more`: its destination has another
-        address, which is tried next.
-        """
+        """Offer one host what is still to be delivered. `turn`: of a host of a next hop."""
         key = pool_key(conditions.host, conditions.needed)
         waiting: Sequence[QueuedRecipient] = tally.pending
         began = _now()
@@ -291,9 +411,7 @@ class Attempt:
         while waiting:
             if connection is None:
                 require_claim(job.may_go_on)
-                reached = await self._connect(
-                    conditions, waiting, tally, use, began, has_more=has_more
-                )
+                reached = await self._connect(conditions, waiting, tally, use, began, turn)
                 if not isinstance(reached, Connection):
                     return reached
                 connection = reached
@@ -319,7 +437,7 @@ class Attempt:
             if waiting:  # they are to go over another connection
                 connection.quit()
             else:
-                result = self._note_session(handing_over, use)
+                result = self._note_session(handing_over, use, turn)
                 self._pool.give_back(key, connection)
             if connection.was_cancelled:
                 return _HostResult.CANCELLED
@@ -336,8 +454,7 @@ class Attempt:
         tally: Tally,
         use: Use,
         began: float,
-        *,
-        has_more: bool,
+        turn: _Turn | None,
     ) -> Connection | _HostResult:
         """A new session with a host that meets the conditions; or what the host did instead, which
         is noted for the recipients that wait.
@@ -349,11 +466,60 @@ class Attempt:
             reached = await negotiate.reach(host, conditions.needed, self._using, seen=seen)
             if isinstance(reached, Connection):
                 counted.append(reached)
+                self._note_life(turn)
                 return reached
         failure, policy = await _with_alarm(reached, conditions.past, floor.policy)
         outcome = _unreached(failure, host, policy, began)
+        if turn is not None and _is_no_answer(failure):
+            outcome = replace(outcome, status="4.4.1")
         _go_on(tally, host, waiting, outcome)
-        return self._note_unreached(failure, outcome, use, has_more=has_more)
+        if turn is not None:
+            return self._note_failed_host(failure, outcome, turn)
+        return self._note_unreached(failure, outcome, use)
+
+    def _note_life(self, turn: _Turn | None) -> None:
+        """Note that a new session with a host of a next hop came about."""
+        if turn is None or turn.trial is None or turn.use is None:
+            return
+        self._destinations.answered(turn.use)
+        if self._destinations.hosts.lives(turn.trial):
+            log.info("%s is alive again", _host_of_hop(turn.trial.host))
+
+    def _note_failed_host(
+        self, failure: negotiate.Unmet | negotiate.Failed, outcome: Deferred, turn: _Turn
+    ) -> _HostResult:
+        """Note what a connection without a session tells of a host of a next hop. If the host has
+        another address, that is tried first.
+        """
+        assert turn.use is not None
+        assert turn.trial is not None
+        if isinstance(failure, negotiate.Failed) and self._is_full(failure.answer, turn.use):
+            return _HostResult.TURNED_AWAY
+        cause = _cause_of(failure)
+        if cause is not Cause.UNREACHABLE:
+            self._destinations.answered(turn.use)
+        if cause is None:
+            return _HostResult.ANSWERED
+        if turn.has_more and cause is not Cause.LOGIN:  # no account is locked by many attempts
+            return _HostResult.SILENT
+        if self._destinations.hosts.died(turn.trial, cause, outcome):
+            name, seconds = _host_of_hop(turn.trial.host), rest(1)
+            told = "%s is dead, %s (%s); it is left alone for %g s, then tested"
+            log.warning(told, name, cause.value, outcome.description, seconds)
+        return _HostResult.DEAD
+
+    def _is_full(self, answer: Answer, use: Use) -> bool:
+        """Whether a host of a next hop has too many connections of ours, and is not dead."""
+        if answer.reply is None:
+            may_be = answer.stage in (Stage.CONNECT, Stage.GREETING)
+        elif answer.stage in (Stage.GREETING, Stage.EHLO) and speaks_of_load(answer.reply):
+            return True
+        else:
+            may_be = turns_away(answer)
+        if not may_be:
+            return False
+        kept = self._pool.kept_at(use.destination.name, use.address)
+        return self._destinations.is_one_of_several(use, kept)
 
     @asynccontextmanager
     async def _counted(self, hop: NextHop | None) -> AsyncIterator[list[Connection]]:
@@ -395,34 +561,27 @@ class Attempt:
             seconds = self._limits.wait_for_message(use.hop, use.holder)
 
     def _note_unreached(
-        self,
-        failure: negotiate.Unmet | negotiate.Failed,
-        outcome: Deferred,
-        use: Use,
-        *,
-        has_more: bool,
+        self, failure: negotiate.Unmet | negotiate.Failed, outcome: Deferred, use: Use
     ) -> _HostResult:
-        """Note what a failed connection tells of its destination. If a next hop has
-        several addresses, one silent address does not make it silent.
-        """
+        """Note what a failed connection tells of its destination."""
         kept = self._pool.kept_at(use.destination.name)
         if isinstance(failure, negotiate.Failed):
             answer = failure.answer
             if turns_away(answer):
                 return self._turned_away(use)
             if answer.reply is None and answer.stage in (Stage.CONNECT, Stage.GREETING):
-                if has_more:
-                    return _HostResult.SILENT
                 if self._destinations.unreached(use, kept, outcome):
                     return self._turned_away(use)
                 return _HostResult.SILENT
         self._destinations.answered(use)
         return _HostResult.ANSWERED
 
-    def _note_session(self, handing_over: _HandOver, use: Use) -> _HostResult:
-        """Note what a session tells of its destination."""
+    def _note_session(self, handing_over: _HandOver, use: Use, turn: _Turn | None) -> _HostResult:
+        """Note what a session tells of its destination. What a full host of a next hop tells is
+        noted when the other hosts have been tried.
+        """
         if handing_over.was_turned_away:
-            return self._turned_away(use)
+            return self._turned_away(use) if turn is None else _HostResult.TURNED_AWAY
         self._destinations.served(use)
         return _HostResult.ANSWERED
 
@@ -430,6 +589,48 @@ class Attempt:
         kept = self._pool.kept_at(use.destination.name)
         is_worth_waiting = self._destinations.turned_away(use, kept)
         return _HostResult.TURNED_AWAY if is_worth_waiting else _HostResult.ANSWERED
+
+
+class _Asked:
+    """What the recipient's domain asks of the hosts of a route, looked up as the attempt turns to
+    them. Hosts of MX records are asked for the same, each host of a next hop for what it publishes
+    itself.
+    """
+
+    def __init__(self, route: Hosts, look_up: Callable[[Naming], Awaitable[DomainFloor]]) -> None:
+        self.route = route
+        self._look_up = look_up
+        self._found: dict[Naming, DomainFloor] = {}
+
+    async def of(self, host: Host) -> DomainFloor:
+        """What is asked of one host. Raises as `Floors.of_domain` does."""
+        naming = self.route.naming_of(host)
+        if naming not in self._found:
+            self._found[naming] = await self._look_up(naming)
+        return self._found[naming]
+
+    @property
+    def policies(self) -> list[tuple[StsMode | None, str, tuple[str, ...]]]:
+        """What two sets of MTA-STS policies are compared by."""
+        return [(found.sts.mode, found.sts.id, found.sts.mx) for found in self._found.values()]
+
+
+@dataclass(slots=True)
+class _Turn:
+    """One host of a next hop in an attempt, with its addresses.
+
+    `use`: the connection to the next hop, None while it is silent, with the outcome `silence`.
+    `results`: of all hosts of the attempt so far. `has_more`: the host has another address, which
+    is tried next.
+    """
+
+    addresses: tuple[Host, ...]
+    use: Use | None
+    silence: Deferred | None
+    results: set[_HostResult]
+    is_passed_by: bool = False
+    trial: Trial | None = None
+    has_more: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -655,9 +856,28 @@ def _tls_demanded(answer: Answer, host: Host, session: HopSession) -> Deferred:
     )
 
 
-def _sts_identity(floor: DomainFloor) -> tuple[StsMode | None, str, tuple[str, ...]]:
-    """What two MTA-STS policies are compared by."""
-    return floor.sts.mode, floor.sts.id, floor.sts.mx
+def _host_of_hop(host: Host) -> str:
+    hop = host.hop.name if host.hop is not None else ""
+    return f"next hop {hop}: {host.name} port {host.port}"
+
+
+def _is_no_answer(failure: negotiate.Unmet | negotiate.Failed) -> bool:
+    """Whether a host gave no session, for a reason that is neither TLS, the login, nor ours."""
+    return isinstance(failure, negotiate.Failed) and _cause_of(failure) is Cause.UNREACHABLE
+
+
+def _cause_of(failure: negotiate.Unmet | negotiate.Failed) -> Cause | None:
+    """The cause of a death, or None: the failure shows nothing of the host, or only that it lacks
+    REQUIRETLS.
+    """
+    if isinstance(failure, negotiate.Unmet):
+        return Cause.TLS if failure.status != NO_REQUIRETLS else None
+    answer = failure.answer
+    if answer.ours or answer.status:  # the login rests, or its token is not to be had
+        return None
+    is_in_tls = failure.session is not None and failure.session.tls
+    # A host that does not take our certificate says so after the handshake of TLS 1.3.
+    return Cause.LOGIN if answer.stage is Stage.AUTH or is_in_tls else Cause.UNREACHABLE
 
 
 def _not_used(floor: HostFloor, host: Host) -> Deferred:

@@ -36,7 +36,13 @@ from relay.deliver.content import PIECE_BYTES, Content, ContentBroken, pieces
 from relay.deliver.diagnosis import Answer, Stage, shown
 from relay.deliver.framing import DotStuffing, Garbled
 from relay.deliver.options import Timeouts
-from relay.deliver.protocol import LOST, ClientProtocol, connect, error_text
+from relay.deliver.protocol import (
+    LOST,
+    ClientProtocol,
+    SourceAddressError,
+    connect,
+    error_text,
+)
 from relay.deliver.tls import (
     Handshake,
     KeptSession,
@@ -125,14 +131,21 @@ class Connection:
 
     @classmethod
     async def open(cls, host: Host, *, hostname: str, timeouts: Timeouts) -> Connection:
-        """Connect to exactly this address; no command is sent yet."""
+        """Connect to exactly this address; no command is sent yet. A next hop may name the address
+        that the relay connects from, and the name that it says in EHLO.
+        """
+        source = host.hop.source_address if host.hop is not None else None
+        if host.hop is not None and host.hop.hello is not None:
+            hostname = host.hop.hello
         loop = asyncio.get_running_loop()
         opened_at = loop.time()
         resumption = Resumption()
         seconds = timeouts.connect.total_seconds()
         try:
             with carrying(resumption):
-                wire = await connect(host.address, host.port, seconds)
+                wire = await connect(host.address, host.port, seconds, source)
+        except SourceAddressError as error:
+            raise SessionBroken(Answer(Stage.CONNECT, None, str(error), ours=True)) from error
         except TimeoutError as error:
             text = f"no connection within {seconds:g} s"
             raise SessionBroken(Answer(Stage.CONNECT, None, text)) from error
@@ -534,6 +547,7 @@ class Connection:
             tls_version=session.version(),
             tls_cipher=cipher[0] if cipher else None,
             verified_by=verdict.verified_by,
+            pin=verdict.pin,
             certificate=facts_of(der) if der else None,
         )
 

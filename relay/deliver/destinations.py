@@ -1,6 +1,6 @@
 """How many connections each destination gets at once, from all domains that lead to it. Pure.
 
-A destination is an address with its port, or an operator's next hop with all its addresses
+A destination is an address with its port, or an operator's next hop with all its hosts
 (`Host.destination`). Its behaviour decides how many connections it gets:
 
     the destination is new                 5
@@ -15,7 +15,8 @@ The operator's own limits of a next hop (`hop_limits`) hold besides.
 
 A host turns a connection away with 421 to the greeting, EHLO or MAIL, or with 451 or 452 and a text
 about connections or rate. A missing greeting (the connection is refused, reset or closed) means the
-same while another connection is open or was just used.
+same while another connection is open or was just used. Which of its hosts a next hop uses,
+`host_health` decides; a next hop is silent while all its hosts are dead.
 
 An entry that has to wait for a connection waits in memory if that takes a moment (`patience`), and
 otherwise in the queue (`next_turn`), so that a slow host takes no place from others.
@@ -33,12 +34,22 @@ from datetime import timedelta
 
 from relay.deliver.diagnosis import Answer, Stage
 from relay.deliver.hop_limits import Holder, HopLimits
+from relay.deliver.host_health import HostHealth
 from relay.deliver.pacing import INITIAL_WINDOW, back_off, schedule_of_hops
 from relay.mail.outcome import Deferred, Outcome
+from relay.mail.reply import Reply
 from relay.queue.retry import RetrySchedule
 from relay.route.next_hop import NextHop
 
-__all__ = ["Destination", "Destinations", "Holder", "NotNow", "Use", "turns_away"]
+__all__ = [
+    "Destination",
+    "Destinations",
+    "Holder",
+    "NotNow",
+    "Use",
+    "speaks_of_load",
+    "turns_away",
+]
 
 _GOOD_FOR_ONE_MORE = 20
 """After so many messages a reduced destination gets one more connection."""
@@ -72,9 +83,12 @@ def turns_away(answer: Answer) -> bool:
     reply = answer.reply
     if reply is None or answer.stage not in (Stage.GREETING, Stage.EHLO, Stage.MAIL):
         return False
-    return reply.code == 421 or (
-        reply.code in (451, 452) and _ABOUT_LOAD.search(reply.text) is not None
-    )
+    return reply.code == 421 or (reply.code in (451, 452) and speaks_of_load(reply))
+
+
+def speaks_of_load(reply: Reply) -> bool:
+    """Whether a reply names connections or rate as its reason."""
+    return _ABOUT_LOAD.search(reply.text) is not None
 
 
 class NotNow(Exception):
@@ -92,13 +106,20 @@ class NotNow(Exception):
 
 @dataclass(eq=False, slots=True)
 class Use:
-    """A connection that an entry holds, makes, or is about to make."""
+    """A connection that an entry holds, makes, or is about to make. `address`: of a next hop with
+    several, the one that it leads to, since `began`.
+    """
 
     destination: Destination
     holder: Holder
     began: float
     is_connected: bool = False
     hop: NextHop | None = None
+    address: str = ""
+
+    def turn_to(self, address: str, now: float) -> None:
+        """The entry turns to this address of the destination."""
+        self.address, self.began, self.is_connected = address, now, False
 
 
 class _Turns:
@@ -144,8 +165,15 @@ class Destination:
     silence: Deferred | None = None
 
     def standing(self, use: Use) -> int:
-        """The number of sessions of other entries."""
-        return sum(one.is_connected for one in self.uses.values() if one is not use)
+        """The number of sessions of other entries with the same address."""
+        return sum(one.is_connected for one in self._others(use))
+
+    def begun(self, use: Use) -> int:
+        """The number of connections of other entries to the same address, made or begun."""
+        return len(self._others(use))
+
+    def _others(self, use: Use) -> list[Use]:
+        return [one for one in self.uses.values() if one is not use and one.address == use.address]
 
 
 class Destinations:
@@ -170,6 +198,7 @@ class Destinations:
         self._schedule_of_hops = schedule_of_hops(self._schedule)
         self._clock = clock
         self._known: dict[str, Destination] = {}
+        self.hosts = HostHealth(clock)
         self.on_room: Callable[[str], None] = lambda name: None
         self.on_surplus: Callable[[NextHop, int], None] = lambda hop, idle: None
 
@@ -255,9 +284,9 @@ class Destinations:
         `kept`: idle connections to it.
         """
         one, now = use.destination, self._clock()
-        standing = one.standing(use) + kept
+        standing = sum(other.is_connected for other in one.uses.values() if other is not use) + kept
         one.window, one.is_narrowed, one.good = max(standing // 2, 1), True, 0
-        if standing or len(one.uses) > 1:
+        if one.standing(use) + kept or one.begun(use):
             return True
         one.rests_until = now + random.uniform(*_REST)
         return one.served_at is not None and now - one.served_at < _JUST_SERVED
@@ -269,9 +298,8 @@ class Destinations:
         that ended at once, while others were begun, tells nothing before those have ended.
         """
         one, now = use.destination, self._clock()
-        others_are_begun = len(one.uses) > 1 and now - use.began < _AT_ONCE and not one.silences
         has_served = one.served_at is not None and use.began <= one.served_at
-        if one.standing(use) + kept or has_served or others_are_begun:
+        if has_served or self.is_one_of_several(use, kept):
             return True
         if one.silent_since is None or use.began > one.silent_since:
             one.silences += 1
@@ -280,6 +308,19 @@ class Destinations:
             schedule = self._schedule if use.hop is None else self._schedule_of_hops
             one.suspended_until = now + back_off(one.silences, schedule).total_seconds()
         return False
+
+    def is_one_of_several(self, use: Use, kept: int) -> bool:
+        """Whether a connection without a greeting may have been one too many for the host."""
+        one = use.destination
+        is_early = self._clock() - use.began < _AT_ONCE and not one.silences
+        return one.standing(use) + kept > 0 or (is_early and one.begun(use) > 0)
+
+    def all_dead(self, use: Use, until: float, silence: Deferred) -> None:
+        """All hosts of a next hop are dead; the first of them is tested at `until`."""
+        one = use.destination
+        one.silences += 1
+        one.window, one.is_narrowed = INITIAL_WINDOW, False
+        one.silent_since, one.silence, one.suspended_until = self._clock(), silence, until
 
     def silence_of(self, name: str) -> Deferred | None:
         """The outcome of a message for a silent destination; None where it is not silent."""
@@ -291,9 +332,10 @@ class Destinations:
         return Deferred(one.silence.status, one.silence.code, "", text)
 
     def retry_silent(self) -> None:
-        """Let silent destinations be tried again at once."""
+        """Let silent destinations, and dead hosts of next hops, be tried again at once."""
         for one in self._known.values():
             one.silences, one.suspended_until = 0, 0.0
+        self.hosts.retry()
 
     # --- who waits --------------------------------------------------------------------------------
 

@@ -41,9 +41,10 @@ _IGNORED = DaneFloor(DaneState.IGNORED)
 class DomainFloor:
     """The facts that hold for all hosts of one attempt.
 
-    `naming`: who named the hosts. `at_hosts`: the floors that were looked up so far. `told`: the
-    domain that has the policy and gets reports on TLS; "" where there can be none. `past`: what the
-    hosts have shown before, None where that does not matter.
+    Each host of an operator's next hop has facts of its own. `naming`: who named the hosts.
+    `at_hosts`: the floors that were looked up so far. `told`: the domain that has the policy and
+    gets reports on TLS; "" where there can be none. `past`: what the hosts have shown before, None
+    where that does not matter.
     """
 
     rules: FloorRules = _NO_RULES
@@ -124,7 +125,7 @@ class Floors:
             ignoring = replace(rules, mta_sts=FloorUse.IGNORE, dane=FloorUse.IGNORE)
             told = policy_domain(domain, naming.route_host)
             return DomainFloor(ignoring, naming, waived=Waived.TLS_REQUIRED_NO, told=told)
-        known = self._at_hand.get(domain, now=self._clock())
+        known = self._at_hand.get(_key(domain, naming), now=self._clock())
         is_so = known is not None and known.rules is in_force and known.floor.naming == naming
         if known is not None and is_so and not anew:
             return known.floor
@@ -140,7 +141,7 @@ class Floors:
         # A policy just fetched may hold for this attempt alone (max_age 0).
         if self._seconds and not sts.was_fetched:
             expires = self._clock() + self._seconds
-            self._at_hand.put(domain, _AtHand(in_force, floor), expires=expires)
+            self._at_hand.put(_key(domain, naming), _AtHand(in_force, floor), expires=expires)
         return floor
 
     async def at(self, host: Host, domain: DomainFloor) -> HostFloor:
@@ -167,6 +168,11 @@ class Floors:
         )
 
 
+def _key(domain: str, naming: Naming) -> str:
+    """Each host of a next hop has a floor of its own."""
+    return domain if naming.route_host is None else f"{domain} {naming.route_host}"
+
+
 def judged(host: Host, domain: DomainFloor, dane: DaneFloor) -> HostFloor:
     """The floor at one host, from what was looked up."""
     found = floor_at(
@@ -178,4 +184,4 @@ def judged(host: Host, domain: DomainFloor, dane: DaneFloor) -> HostFloor:
         waived=domain.waived,
     )
     by = judged_by(found.policy, domain.told, dane, domain.sts)
-    return replace(found, judged_by=by)
+    return replace(found, judged_by=by, told=domain.told)

@@ -28,22 +28,24 @@ __all__ = ["Logins", "log_in", "why_not_now"]
 class Logins(Protocol):
     """`relay.route.credentials.RouteCredentials`, as far as a session needs it."""
 
-    def rest(self, hop: NextHop, credentials: Credentials) -> str: ...
+    def rest(self, hop: NextHop, credentials: Credentials, host: str) -> str: ...
 
-    def turn(self, hop: NextHop, credentials: Credentials) -> AbstractAsyncContextManager[None]: ...
+    def turn(
+        self, hop: NextHop, credentials: Credentials, host: str
+    ) -> AbstractAsyncContextManager[None]: ...
 
     async def anew(self, hop: NextHop, refused: Credentials) -> Credentials: ...
 
-    def accepted(self, hop: NextHop, credentials: Credentials) -> None: ...
+    def accepted(self, hop: NextHop, credentials: Credentials, host: str) -> None: ...
 
-    def refused(self, hop: NextHop, credentials: Credentials, words: str) -> None: ...
+    def refused(self, hop: NextHop, credentials: Credentials, host: str, words: str) -> None: ...
 
 
 def why_not_now(host: Host, logins: Logins | None) -> Answer | None:
     """Why the host is not connected to: its login rests."""
     if logins is None or host.hop is None or host.credentials is None:
         return None
-    words = logins.rest(host.hop, host.credentials)
+    words = logins.rest(host.hop, host.credentials, host.name)
     return Answer(Stage.AUTH, None, words, status="4.7.8") if words else None
 
 
@@ -58,7 +60,7 @@ async def log_in(connection: Connection, logins: Logins | None) -> Credentials |
         _judge(connection, await connection.authenticate(host.credentials))
         return None
     try:
-        async with logins.turn(host.hop, host.credentials):
+        async with logins.turn(host.hop, host.credentials, host.name):
             return await _in_turn(connection, host.hop, host.credentials, logins)
     except CredentialsError as error:
         connection.quit()
@@ -68,6 +70,7 @@ async def log_in(connection: Connection, logins: Logins | None) -> Credentials |
 async def _in_turn(
     connection: Connection, hop: NextHop, credentials: Credentials, logins: Logins
 ) -> Credentials | None:
+    host = connection.host
     reply = await connection.authenticate(credentials)
     if reply.code == 535 and credentials.token is not None and not credentials.is_fresh:
         credentials = await logins.anew(hop, credentials)
@@ -78,11 +81,10 @@ async def _in_turn(
                 return credentials
             raise
     if 500 <= reply.code < 600:
-        host = connection.host
         words = f"{host.name} [{host.address}] refuses the login: {reply.code} {shown(reply)}"
-        logins.refused(hop, credentials, words)
+        logins.refused(hop, credentials, host.name, words)
     elif 200 <= reply.code < 300:
-        logins.accepted(hop, credentials)
+        logins.accepted(hop, credentials, host.name)
     _judge(connection, reply)
     return None
 

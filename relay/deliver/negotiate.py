@@ -12,11 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from relay.deliver.connection import Connection, SessionBroken, TlsResult
-from relay.deliver.diagnosis import NO_REQUIRETLS, Answer
+from relay.deliver.diagnosis import NO_REQUIRETLS, Answer, Stage
 from relay.deliver.login import Logins, log_in, why_not_now
 from relay.deliver.options import Timeouts
 from relay.deliver.pool import pool_key
-from relay.deliver.tls import TlsContexts
+from relay.deliver.tls import Handshake, HopFilesError, TlsContexts
 from relay.mail.memory import Shown
 from relay.mail.outcome import (
     CertificateFacts,
@@ -127,24 +127,27 @@ async def _walk(
     """One connection: the session, the end of it, or the next connection to make to this host."""
     before = leg.downgrade.error if leg.downgrade else ""
     try:
+        handshake = using.contexts.handshake(host, leg.needed) if leg.needed is not None else None
         connection = await Connection.open(host, hostname=using.hostname, timeouts=using.timeouts)
+    except HopFilesError as error:
+        return Failed(Answer(Stage.CONNECT, None, str(error), ours=True), None, before)
     except SessionBroken as broken:
         return Failed(broken.answer, None, before)
     connection.must_encrypt = needed.must_encrypt
     try:
-        if leg.needed is None:
+        if handshake is None:
             assert leg.downgrade is not None
             _note(connection, leg.against)
             connection.hop = replace(connection.hop, certificate=leg.shown)
             await connection.greet()
             connection.downgraded(leg.downgrade)
             return connection
-        key = pool_key(host, leg.needed)
+        key = pool_key(host, handshake.needed), handshake.stamp
         kept_session = (
             using.contexts.sessions.take(key, now=time.monotonic()) if leg.may_resume else None
         )
         connection.resumption.kept_session = kept_session
-        result = await _try_tls(connection, leg.needed, using, seen)
+        result = await _try_tls(connection, handshake, seen)
         if result.situation is Situation.HANDSHAKE_FAILED and kept_session is not None:
             # The resumption may be the cause: repeat with a full handshake to judge the host.
             connection.abort()
@@ -169,10 +172,7 @@ def _note(connection: Connection, against: PolicyResult | None) -> None:
         connection.hop = replace(connection.hop, policy=HopPolicy(result=against))
 
 
-async def _try_tls(
-    connection: Connection, needed: Requirement, using: SessionOptions, seen: Seen
-) -> TlsResult:
-    handshake = using.contexts.handshake(connection.host.name, needed)
+async def _try_tls(connection: Connection, handshake: Handshake, seen: Seen) -> TlsResult:
     try:
         if connection.host.tls is TlsMode.IMPLICIT:
             return await connection.begin_in_tls(handshake)

@@ -1,9 +1,9 @@
 """Connections that are kept open for the next message.
 
-Messages share a connection only if host, address, port and requirement are the same: the connection
-of an opportunistic message is never used for a message that requires TLS. The key contains the
-host's name, because the certificate was verified for it. The result of TLS (verified, unverified,
-in clear) stays with the connection, and the log line of each message has it.
+Messages share a connection only if host, address, port, next hop, login and requirement are the
+same: the connection of an opportunistic message is never used for a message that requires TLS. The
+key contains the host's name, because the certificate was verified for it. The result of TLS
+(verified, unverified, in clear) stays with the connection, and the log line of each message has it.
 
 A connection is used for a limited number of messages (`max_messages_per_connection` of a next hop,
 or 100) and a limited time, and idles for a few seconds only: an idle connection takes a place at
@@ -48,6 +48,7 @@ class PoolKey:
     credentials: Credentials | None
     needed: Requirement
     destination: str
+    hop: NextHop | None
 
     def __hash__(self) -> int:
         """The hash of the fields that differ most; the hash of a whole requirement is slow."""
@@ -58,7 +59,14 @@ class PoolKey:
 def pool_key(host: Host, needed: Requirement) -> PoolKey:
     """The key of a host's connections for messages with this requirement."""
     return PoolKey(
-        host.name, host.address, host.port, host.tls, host.credentials, needed, host.destination
+        host.name,
+        host.address,
+        host.port,
+        host.tls,
+        host.credentials,
+        needed,
+        host.destination,
+        host.hop,
     )
 
 
@@ -116,9 +124,9 @@ class Pool:
         self._idle.setdefault(key, deque()).append(idle)
         self._order[idle] = None
 
-    def kept_at(self, destination: str) -> int:
-        """How many idle connections to a destination there are."""
-        return len(self._idle_at(destination))
+    def kept_at(self, destination: str, address: str = "") -> int:
+        """How many idle connections to a destination there are, or to one address of it."""
+        return sum(address in ("", idle.key.address) for idle in self._idle_at(destination))
 
     def make_room(self, destination: str, others: int) -> None:
         """Close idle connections to a destination beyond so many: one more is about to be made."""

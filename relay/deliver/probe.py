@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from relay.deliver.connection import Connection, SessionBroken, TlsResult
-from relay.deliver.diagnosis import judge
+from relay.deliver.diagnosis import Answer, Stage, judge
 from relay.deliver.negotiate import SessionOptions
+from relay.deliver.tls import HopFilesError
 from relay.mail.outcome import CertificateFacts
 from relay.policy.settings import Setting, Source, TlsSettings
 from relay.route.forecast import Forecast, forecast, not_used
@@ -159,7 +160,10 @@ def _report(
 
 async def _look(host: Host, needed: Requirement, using: SessionOptions) -> _Look:
     """One connection, as far as TLS."""
-    handshake = using.contexts.handshake(host.name, needed)
+    try:
+        handshake = using.contexts.handshake(host, needed)
+    except HopFilesError as error:
+        raise SessionBroken(Answer(Stage.CONNECT, None, str(error), ours=True)) from error
     connection = await Connection.open(host, hostname=using.hostname, timeouts=using.timeouts)
     try:
         if host.tls is TlsMode.IMPLICIT:

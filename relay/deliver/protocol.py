@@ -36,7 +36,7 @@ try:
 except ImportError:  # pragma: no cover - not on every system
     fcntl = termios = None  # type: ignore[assignment]
 
-__all__ = ["LOST", "ClientProtocol", "connect", "error_text"]
+__all__ = ["LOST", "ClientProtocol", "SourceAddressError", "connect", "error_text"]
 
 _FAREWELL_SECONDS = 1.0
 """Seconds a connection stays open for the reply to QUIT, for which the relay does not wait."""
@@ -65,14 +65,24 @@ def error_text(error: BaseException) -> str:
 _SOURCE_LINE = re.compile(r" \(_ssl\.c:\d+\)$")
 
 
-async def connect(address: str, port: int, seconds: float) -> ClientProtocol:
-    """A connection to this address, without another look-up (no DNS rebinding)."""
+class SourceAddressError(OSError):
+    """The relay cannot use the address that a connection is to come from; the text says why."""
+
+
+async def connect(
+    address: str, port: int, seconds: float, source: str | None = None
+) -> ClientProtocol:
+    """A connection to this address, without another look-up (no DNS rebinding); from the address
+    `source` of the relay, if there is one.
+    """
     loop = asyncio.get_running_loop()
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     # asyncio sets TCP_NODELAY on a socket that names its protocol, and on no other.
     connecting = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         connecting.setblocking(False)
+        if source is not None:
+            _bind(connecting, source)
         async with asyncio.timeout(seconds):
             await loop.sock_connect(connecting, (address, port))
             _, wire = await loop.create_connection(lambda: ClientProtocol(loop), sock=connecting)
@@ -80,6 +90,22 @@ async def connect(address: str, port: int, seconds: float) -> ClientProtocol:
         connecting.close()
         raise
     return wire
+
+
+def _bind(connecting: socket.socket, source: str) -> None:
+    with suppress(OSError):  # the system then chooses the port when it knows the other end
+        connecting.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
+    try:
+        connecting.bind((source, 0))
+    except OSError as error:
+        text = f"source_address {source} cannot be used: {error_text(error)}"
+        raise SourceAddressError(text) from error
+
+
+_IP_BIND_ADDRESS_NO_PORT = 24
+"""Of Linux: without it, all connections from one address share its ports, whatever host they lead
+to. Python has no name for it before 3.12; other systems refuse it.
+"""
 
 
 class ClientProtocol(SMTPProtocol):

@@ -28,13 +28,12 @@ _WITH_REASON = (PolicyResult.NOT_TRUSTED, PolicyResult.VALIDATION_FAILURE)
 
 
 class SessionLog:
-    """The sessions of one attempt; None for `into`: they are not counted. `told`: the domain that
-    hears of them, "" where none can.
+    """The sessions of one attempt; None for `into`: they are not counted. Neither is one at a host
+    of which no domain can be told.
     """
 
-    def __init__(self, into: list[TlsSession] | None = None, told: str = "") -> None:
-        self._into = into if told else None
-        self._told = told
+    def __init__(self, into: list[TlsSession] | None = None) -> None:
+        self._into = into
         self._refused: dict[str, TlsSession] = {}
 
     def refused(self, host: Host, floor: HostFloor) -> None:
@@ -42,7 +41,7 @@ class SessionLog:
         policy without a mode could not be fetched, which `failed_fetch` counts.
         """
         result = floor.policy.result
-        if self._into is not None and result is not None and floor.policy.mode is not None:
+        if self._is_counted(floor) and result is not None and floor.policy.mode is not None:
             reason = f"it {floor.not_used}" if result in _WITH_REASON else ""
             failure = SessionFailure(result, mx_host=host.name, reason=reason)
             self._refused.setdefault(host.name, self._session(floor, failure))
@@ -55,7 +54,7 @@ class SessionLog:
 
     def met(self, host: Host, floor: HostFloor, found: TlsResult, sending_ip: str) -> None:
         """A host was connected to, and this became of TLS."""
-        if self._into is None:
+        if self._into is None or not self._is_counted(floor):
             return
         result = _result(floor, found)
         if result is None:
@@ -65,9 +64,12 @@ class SessionLog:
         failure = SessionFailure(result, sending_ip, host.name, host.address, reason)
         self._into.append(self._session(floor, failure))
 
+    def _is_counted(self, floor: HostFloor) -> bool:
+        return self._into is not None and floor.told != ""
+
     def _session(self, floor: HostFloor, failure: SessionFailure | None = None) -> TlsSession:
-        policy = floor.judged_by or JudgedBy(PolicyType.NONE, self._told)
-        return TlsSession(self._told, policy, failure)
+        policy = floor.judged_by or JudgedBy(PolicyType.NONE, floor.told)
+        return TlsSession(floor.told, policy, failure)
 
 
 def judged_by(policy: HopPolicy, told: str, dane: DaneFloor, sts: StsFloor) -> JudgedBy:

@@ -7,7 +7,8 @@ message that no host can take bounces, with the status of the last host.
 
 With `on_tls_unmet: bounce` a message bounces at once if TLS was the only obstacle. So does a
 message with REQUIRETLS, with any configuration (RFC 8689 §4.2.1). Any other trouble, also in the
-DNS, makes the attempt temporary: at another time there may be a host.
+DNS, or a host that was not tried because it failed before, makes the attempt temporary: at another
+time there may be a host.
 """
 
 from __future__ import annotations
@@ -91,6 +92,12 @@ class Tally:
         if not outcome.tls_unmet or _insists_on_tls(outcome) or _is_dns_failure(outcome):
             self._temporary = True
 
+    def pass_by(self, host: Host, outcome: Deferred) -> None:
+        """A host is not tried, since it failed a moment ago with this outcome."""
+        for index in self._pending:
+            self._waiting[index].append((host, outcome))
+        self._temporary = True
+
     @property
     def is_unmet_by_policy(self) -> bool:
         """Whether a host was given up because of the recipient domain's MTA-STS policy."""
@@ -118,7 +125,9 @@ class Tally:
         """The most informative result, as the outcome of the attempt."""
         if isinstance(outcome, Bounced):
             return for_now(outcome) if self._trouble else outcome
-        if outcome.tls_unmet and self._bounce_unmet and not self._temporary:
+        # A next hop that requires TLS makes no message bounce; a host without the keyword does.
+        bounces = self._bounce_unmet or outcome.status == NO_REQUIRETLS
+        if outcome.tls_unmet and bounces and not self._temporary:
             lacks_more = self._requiretls and outcome.status != NO_REQUIRETLS
             return for_good(outcome, NO_SECURE_WAY if lacks_more else "")
         return outcome

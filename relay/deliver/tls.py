@@ -12,6 +12,12 @@ loading the roots takes tens of milliseconds.
 If a host has TLSA records, they judge its certificate, and OpenSSL does not (RFC 7672 §3.1): the
 handshake accepts any certificate, and `Handshake.judge` checks it before the next command.
 
+A next hop of the operator's may have roots of its own (`ca_file`, in place of all others), another
+name to check (`verify_name`), keys that it must have (`pin_sha256`), and a certificate that the
+relay shows it. The files are read again when they have changed; while they cannot be used, what was
+read before stays in use. `verify_name` is also the name in SNI: a host with several names shows the
+certificate of the name that it is asked for.
+
 A session may be resumed (RFC 8446 §2.2). The host then shows no certificate, so the session keeps
 the verdict of its first handshake. `TlsSessions` keeps each session under its key, as the pool
 keeps connections, and lends it for no other key.
@@ -20,25 +26,31 @@ keeps connections, and lends it for no other key.
 from __future__ import annotations
 
 import _ssl
+import logging
+import os
 import ssl
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from ipaddress import ip_address
 
 from cryptography.x509.verification import Store
 
+from relay.deliver.protocol import error_text
 from relay.mail.outcome import PolicyResult, VerifiedBy
-from relay.route.chain import fault_of, store_of
+from relay.route.chain import fault_of, pin_of, store_of
 from relay.route.dane import matched
+from relay.route.next_hop import NO_CHAIN, Host, NextHop
 from relay.route.security import STRONG, Proof, Requirement, TlsVersion
 
 __all__ = [
     "Handshake",
+    "HopFilesError",
     "KeptSession",
     "Resumption",
     "TlsContexts",
@@ -48,6 +60,8 @@ __all__ = [
     "sent_chain",
     "server_name",
 ]
+
+log = logging.getLogger(__name__)
 
 _VERSIONS = {
     TlsVersion.TLS_1_0: ssl.TLSVersion.TLSv1,
@@ -63,12 +77,13 @@ class Verdict:
 
     `verified_by`: what verified it; None where it was not checked, or is not valid. `fault`: its
     fault under a policy of the recipient's domain, also in testing mode. `error`: why it is not
-    good enough for the message, "" where it is.
+    good enough for the message, "" where it is. `pin`: the pin of the next hop that it matches.
     """
 
     verified_by: VerifiedBy | None = None
     fault: PolicyResult | None = None
     error: str = ""
+    pin: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,13 +178,15 @@ _FAULTS = {10: PolicyResult.EXPIRED, 62: PolicyResult.HOST_MISMATCH}
 class Handshake:
     """How a session with a host begins TLS, and how its certificate is judged.
 
-    `server_name`: the name in SNI; None: the host has no name. `roots`: the trusted roots.
+    `server_name`: the name in SNI; None: the host has no name. `roots`: the trusted roots. `stamp`:
+    of the files of its next hop; a session that was made with other files is not resumed.
     """
 
     context: ssl.SSLContext
     server_name: str | None
     needed: Requirement
     roots: Callable[[], Store | None]
+    stamp: Hashable = ()
 
     @property
     def verifies(self) -> bool:
@@ -178,6 +195,17 @@ class Handshake:
 
     def judge(self, session: ssl.SSLObject) -> Verdict:
         """The verdict on the certificate of a handshake that succeeded."""
+        verdict = self._judge(session)
+        if verdict.error or not self.needed.pins:
+            return verdict
+        pin = pin_of(next(iter(sent_chain(session)), b""))
+        if pin in self.needed.pins:
+            return replace(verdict, verified_by=verdict.verified_by or VerifiedBy.PIN, pin=pin)
+        error = f"the key of the certificate is not pinned; its pin is {pin or 'not to be read'}"
+        return Verdict(None, verdict.fault, error)
+
+    def _judge(self, session: ssl.SSLObject) -> Verdict:
+        """The verdict without the pins of the next hop."""
         asks = self.needed.floor.asks
         if self.needed.proof is Proof.DANE:
             dane = self.needed.floor.dane
@@ -235,43 +263,115 @@ def sent_chain(session: ssl.SSLObject) -> tuple[bytes, ...]:
     return tuple(certificate.public_bytes(_ssl.ENCODING_DER) for certificate in sent or ())
 
 
+class HopFilesError(Exception):
+    """A file of a next hop cannot be used; the text says which and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class _HopFiles:
+    """The files that a next hop adds to a context. `name`: its own."""
+
+    name: str = ""
+    ca_file: str | None = None
+    certificate: str | None = None
+    key: str | None = None
+
+    @classmethod
+    def of(cls, hop: NextHop | None, *, verifies: bool) -> _HopFiles:
+        if hop is None:
+            return _NO_FILES
+        ca_file = hop.ca_file if verifies and hop.ca_file != NO_CHAIN else None
+        if ca_file is None and hop.certificate is None:
+            return _NO_FILES
+        return cls(hop.name, ca_file, hop.certificate, hop.key)
+
+    @property
+    def stamp(self) -> Hashable:
+        """It differs when a file has changed."""
+        paths = (self.ca_file, self.certificate, self.key)
+        return tuple(_stamp(path) for path in paths if path is not None)
+
+
+_NO_FILES = _HopFiles()
+
+
+def _stamp(path: str) -> Hashable:
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        return error.errno
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+_Kind = tuple[bool, TlsVersion, int, _HopFiles]
+
+
+class _Built:
+    """A context, and the stamp of the files that it was made of."""
+
+    def __init__(self, context: ssl.SSLContext, stamp: Hashable) -> None:
+        self.context = context
+        self.stamp = stamp
+        self._roots: tuple[Store | None] | None = None
+
+    def roots(self) -> Store | None:
+        """Its roots, to check a chain without a handshake; read once."""
+        if self._roots is None:
+            self._roots = (store_of(self.context.get_ca_certs(binary_form=True)),)
+        return self._roots[0]
+
+
 class TlsContexts:
     """The contexts of one configuration. `ca_file`: roots in addition to the system's."""
 
     def __init__(self, ca_file: str | None = None) -> None:
         self._ca_file = ca_file
-        self._built: dict[tuple[bool, TlsVersion, int], ssl.SSLContext] = {}
-        self._roots: tuple[Store | None] | None = None
+        self._built: dict[_Kind, _Built] = {}
         self.sessions = TlsSessions()
 
-    def handshake(self, host_name: str, needed: Requirement) -> Handshake:
+    def handshake(self, host: Host, needed: Requirement) -> Handshake:
         """How a session with a host, under this requirement, goes into TLS.
 
-        Under DANE the name that is sent is the TLSA base domain (RFC 7672 §8.1).
+        Under DANE the name that is sent is the TLSA base domain (RFC 7672 §8.1). Raises
+        `HopFilesError` where a file of the next hop cannot be used.
         """
-        is_dane = needed.proof is Proof.DANE
-        verifies = needed.looks and not is_dane
-        context = self._kept((verifies, needed.min_version, needed.security_level))
-        name = needed.floor.dane.base if is_dane else host_name
-        return Handshake(context, server_name(name), needed, self._trusted)
+        hop, is_dane = host.hop, needed.proof is Proof.DANE
+        verifies = needed.looks and needed.proof not in (Proof.DANE, Proof.PIN)
+        files = _HopFiles.of(hop, verifies=verifies)
+        built = self._kept((verifies, needed.min_version, needed.security_level, files))
+        name = (hop.verify_name if hop is not None else None) or host.name
+        if is_dane:
+            name = needed.floor.dane.base
+        roots = partial(self._roots, _HopFiles.of(hop, verifies=True))
+        return Handshake(built.context, server_name(name), needed, roots, built.stamp)
 
-    def _trusted(self) -> Store | None:
-        """The roots, to check a chain without a handshake; read once."""
-        if self._roots is None:
-            context = self.verifying(TlsVersion.TLS_1_2)
-            self._roots = (store_of(context.get_ca_certs(binary_form=True)),)
-        return self._roots[0]
+    def _roots(self, files: _HopFiles) -> Store | None:
+        return self._kept((True, TlsVersion.TLS_1_2, STRONG, files)).roots()
 
     def verifying(self, min_version: TlsVersion) -> ssl.SSLContext:
         """The context for a web server that has to prove who it is as a mail host has to."""
-        return self._kept((True, min_version, STRONG))
+        return self._kept((True, min_version, STRONG, _NO_FILES)).context
 
-    def _kept(self, key: tuple[bool, TlsVersion, int]) -> ssl.SSLContext:
-        if key not in self._built:
-            self._built[key] = self._build(*key)
-        return self._built[key]
+    def _kept(self, kind: _Kind) -> _Built:
+        """The context of a kind, made again where a file of the next hop has changed."""
+        built, files = self._built.get(kind), kind[3]
+        if built is not None and (files is _NO_FILES or built.stamp == files.stamp):
+            return built
+        stamp = files.stamp  # before the files are read: they may change meanwhile
+        try:
+            made = _Built(self._build(*kind), stamp)
+        except HopFilesError as error:
+            if built is None:
+                raise
+            log.error("%s; what was read before stays in use", error)
+            built.stamp = stamp
+            return built
+        self._built[kind] = made
+        return made
 
-    def _build(self, verify: bool, version: TlsVersion, level: int) -> ssl.SSLContext:
+    def _build(
+        self, verify: bool, version: TlsVersion, level: int, files: _HopFiles
+    ) -> ssl.SSLContext:
         context = _Context(ssl.PROTOCOL_TLS_CLIENT)
         # Anonymous and export ciphers are in no level of DEFAULT; PSK and SRP need a secret that
         # both sides know.
@@ -281,20 +381,50 @@ class TlsContexts:
             warnings.simplefilter("ignore", DeprecationWarning)
             context.minimum_version = _VERSIONS[version]
         if verify:
-            self._look_at_certificates(context)
+            self._look_at_certificates(context, files)
         else:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
+        if files.certificate is not None:
+            _show(context, files)
         return context
 
-    def _look_at_certificates(self, context: ssl.SSLContext) -> None:
+    def _look_at_certificates(self, context: ssl.SSLContext, files: _HopFiles) -> None:
         context.check_hostname = True
         context.verify_mode = ssl.CERT_REQUIRED
         context.hostname_checks_common_name = False
         context.verify_flags = ssl.VerifyFlags.VERIFY_X509_TRUSTED_FIRST
+        if files.ca_file is not None:
+            _trust(context, files)
+            return
         context.load_default_certs(ssl.Purpose.SERVER_AUTH)
         if self._ca_file is not None:
             context.load_verify_locations(cafile=self._ca_file)
+
+
+def _trust(context: ssl.SSLContext, files: _HopFiles) -> None:
+    """The roots of a next hop, and no others."""
+    try:
+        context.load_verify_locations(cafile=files.ca_file)
+    except (OSError, ValueError) as error:
+        text = f"next hop {files.name}: the roots in {files.ca_file} cannot be used"
+        raise HopFilesError(f"{text}: {error_text(error)}") from error
+
+
+def _show(context: ssl.SSLContext, files: _HopFiles) -> None:
+    """The certificate that the relay shows a next hop, which asks for one."""
+    assert files.certificate is not None
+    try:
+        context.load_cert_chain(files.certificate, files.key, password=_no_passphrase)
+    except (OSError, ValueError) as error:
+        text = f"next hop {files.name}: the certificate in {files.certificate}"
+        text += f" with the key in {files.key}" if files.key else ""
+        raise HopFilesError(f"{text} cannot be used: {error_text(error)}") from error
+
+
+def _no_passphrase() -> str:
+    # Without this function OpenSSL would ask for a passphrase on the terminal, and wait.
+    raise ValueError("the private key is encrypted")
 
 
 def server_name(name: str) -> str | None:

@@ -72,6 +72,8 @@ class VerifiedBy(StrEnum):
     DANE_EE = "dane-ee"
     DANE_TA = "dane-ta"
     """A TLSA record of the host (RFC 7672 §3.1)."""
+    PIN = "pin"
+    """A key that the operator has pinned, and no chain (`ca_file: none`)."""
 
 
 class PolicyType(StrEnum):
@@ -163,7 +165,8 @@ class HopSession:
     `verified_by` is None where the relay did not check the certificate, or did not find it valid.
     `certificate`: what the host showed, also in a handshake that failed because of it.
     `unsigned`: why the message had no DKIM-Signature although its domain has a key. `requiretls`:
-    REQUIRETLS was passed on. `seconds`: from the start of the connect to the reply.
+    REQUIRETLS was passed on. `seconds`: from the start of the connect to the reply. `pin`: the pin
+    of the next hop that the host's key matches.
     """
 
     mx_host: str
@@ -180,6 +183,7 @@ class HopSession:
     requiretls: bool = False
     certificate: CertificateFacts | None = None
     login: HopLogin | None = None
+    pin: str | None = None
 
     @property
     def certificate_verified(self) -> bool:

@@ -9,8 +9,10 @@ web authorities, and an authority that a host names in TLSA records need not fol
 from __future__ import annotations
 
 import warnings
+from base64 import b64encode
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
+from hashlib import sha256
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -26,7 +28,17 @@ from cryptography.x509.verification import (
 
 from relay.mail.outcome import PolicyResult
 
-__all__ = ["UNREADABLE", "fault_of", "is_issued", "load", "load_whole", "readable", "store_of"]
+__all__ = [
+    "UNREADABLE",
+    "fault_of",
+    "is_issued",
+    "key_of",
+    "load",
+    "load_whole",
+    "pin_of",
+    "readable",
+    "store_of",
+]
 
 UNREADABLE = (
     ValueError,
@@ -126,6 +138,46 @@ def is_issued(
     except (VerificationError, *UNREADABLE):
         return False
     return True
+
+
+def pin_of(der: bytes) -> str:
+    """The pin that a certificate matches: base64 of the SHA-256 digest of its SubjectPublicKeyInfo
+    (RFC 7469 §2.4); "" where it has no key.
+    """
+    key = key_of(der)
+    return b64encode(sha256(key).digest()).decode("ascii") if key else ""
+
+
+def key_of(der: bytes) -> bytes:
+    """The SubjectPublicKeyInfo of a certificate, as octets; b"" where there is none.
+
+    The key is cut out and not decoded: DANE-EE and pins only compare it, so a certificate that
+    `cryptography` cannot read may match, too.
+    """
+    try:
+        tbs, _ = _inside(der, _inside(der, 0)[0])
+        if der[tbs] == _VERSION_TAG:
+            _, tbs = _inside(der, tbs)
+        for _ in range(_FIELDS_BEFORE_KEY):
+            _, tbs = _inside(der, tbs)
+        return der[tbs : _inside(der, tbs)[1]]
+    except IndexError:
+        return b""
+
+
+_VERSION_TAG = 0xA0
+_FIELDS_BEFORE_KEY = 5
+"""serialNumber, signature, issuer, validity, subject (RFC 5280 §4.1)."""
+
+
+def _inside(der: bytes, at: int) -> tuple[int, int]:
+    """Where the content of the DER element at `at` begins, and where it ends."""
+    length, begin = der[at + 1], at + 2
+    if length & 0x80:
+        octets = length & 0x7F
+        begin += octets
+        length = int.from_bytes(der[begin - octets : begin], "big")
+    return begin, begin + length
 
 
 def _may_issue(_: Policy, __: x509.Certificate, found: x509.KeyUsage | None) -> None:

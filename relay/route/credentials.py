@@ -4,10 +4,11 @@ Each attempt asks for the login and waits for it, because a login may need a fil
 or a token that another server gives (`AccessTokens`). Passwords are cached here, and the time stamp
 of the file is looked at each time.
 
-A login that a host has refused rests for 1, 5 and then 15 minutes at a time, so that no account is
-locked because the relay tries a wrong password again and again. For the same reason a login that no
-host has accepted yet is tried by one connection at a time (`turn`). It counts as another login, and
-does not rest, as soon as its files or the configuration have changed.
+A login that a host has refused rests there for 1, 5 and then 15 minutes at a time, so that no
+account is locked because the relay tries a wrong password again and again. The other hosts of the
+next hop are tried meanwhile: one host may have lost the account. For the same reason a login that
+no host has accepted yet is tried by one connection at a time (`turn`). It counts as another login,
+and does not rest, as soon as its files or the configuration have changed.
 
     of ─► connect, TLS ─► turn ─► AUTH ─► accepted, or refused
                                      └──► 535 for a token that was at hand: anew, and AUTH once more
@@ -63,14 +64,21 @@ class AccessTokens(Protocol):
 
 
 @dataclass(slots=True)
+class _Rest:
+    """The refusals of one host in a row, with the words of the last."""
+
+    refusals: int = 0
+    until: float = 0.0
+    words: str = ""
+
+
+@dataclass(slots=True)
 class _Login:
-    """What hosts said to a login. `words`: of the host that refused it last."""
+    """What hosts said to a login. `rests`: by the name of the host."""
 
     credentials: Credentials
     is_proven: bool = False
-    refusals: int = 0
-    rests_until: float = 0.0
-    words: str = ""
+    rests: dict[str, _Rest] = field(default_factory=dict)
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -108,7 +116,7 @@ class RouteCredentials:
         elif auth.oauth2 is None and not _is_by_certificate(hop, auth):
             raise CredentialsError(f"the login of next hop {hop.name} has no password_file")
         credentials = Credentials(auth.username or "", password, mechanism=auth.mechanism)
-        self._check_rest(hop, credentials)
+        self._check_rest(hop, credentials, "")
         if auth.oauth2 is None or self._tokens is None:
             return credentials
         return _holding(credentials, await self._tokens.token(auth.oauth2))
@@ -129,9 +137,9 @@ class RouteCredentials:
     # --- what hosts say ---------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def turn(self, hop: NextHop, credentials: Credentials) -> AsyncIterator[None]:
-        """Wait until this login may be tried. Raises `CredentialsError` where it was refused
-        meanwhile.
+    async def turn(self, hop: NextHop, credentials: Credentials, host: str) -> AsyncIterator[None]:
+        """Wait until this login may be tried at a host. Raises `CredentialsError` where it was
+        refused there meanwhile.
         """
         login = self._login(hop, credentials)
         if login.is_proven:
@@ -144,44 +152,58 @@ class RouteCredentials:
             yield
             return
         try:
-            self._check_rest(hop, credentials)
+            self._check_rest(hop, credentials, host)
             yield
         finally:
             login.turn.release()
 
-    def accepted(self, hop: NextHop, credentials: Credentials) -> None:
+    def accepted(self, hop: NextHop, credentials: Credentials, host: str) -> None:
         """A host took the login."""
         login = self._login(hop, credentials)
-        login.is_proven, login.refusals, login.rests_until = True, 0, 0.0
+        login.is_proven = True
+        login.rests.pop(host, None)
 
-    def refused(self, hop: NextHop, credentials: Credentials, words: str) -> None:
+    def refused(self, hop: NextHop, credentials: Credentials, host: str, words: str) -> None:
         """A host refused the login for good, with these words."""
         login, now = self._login(hop, credentials), self._clock()
-        login.is_proven, login.words = False, words
-        if now < login.rests_until:
+        login.is_proven = False
+        rest = login.rests.setdefault(host, _Rest())
+        rest.words = words
+        if now < rest.until:
             return  # one of several connections that tried at the same time
-        login.refusals += 1
-        seconds = _RESTS[min(login.refusals, len(_RESTS)) - 1]
-        login.rests_until = now + seconds
+        rest.refusals += 1
+        seconds = _RESTS[min(rest.refusals, len(_RESTS)) - 1]
+        rest.until = now + seconds
         log.error(
-            "next hop %s: %s; mail for it waits, the login is tried again in %s",
+            "next hop %s: %s; mail for this host waits, the login is tried again in %s",
             hop.name,
             words,
             timedelta(seconds=seconds),
         )
         self._told(hop.name)
 
-    def rest(self, hop: NextHop, credentials: Credentials) -> str:
-        """Why this login is not tried now; "" where it may be."""
+    def rest(self, hop: NextHop, credentials: Credentials, host: str = "") -> str:
+        """Why this login is not tried now at a host, or at any of the next hop; "" where it may
+        be.
+        """
         login = self._logins.get(_key(hop))
-        left = login.rests_until - self._clock() if login is not None else 0.0
-        if login is None or login.credentials != credentials or left <= 0:
+        if login is None or login.credentials != credentials:
             return ""
-        seconds = timedelta(seconds=max(round(left), 1))
-        return f"the login is not tried again for {seconds}: {login.words}"
+        now = self._clock()
+        resting = {name: rest for name, rest in login.rests.items() if now < rest.until}
+        if host:
+            rest = resting.get(host)
+        else:
+            hosts = {name for equals in hop.hosts for name in equals}
+            first = min(resting.values(), key=lambda rest: rest.until, default=None)
+            rest = first if len(resting) >= len(hosts) else None
+        if rest is None:
+            return ""
+        seconds = timedelta(seconds=max(round(rest.until - now), 1))
+        return f"the login is not tried again for {seconds}: {rest.words}"
 
-    def _check_rest(self, hop: NextHop, credentials: Credentials) -> None:
-        if words := self.rest(hop, credentials):
+    def _check_rest(self, hop: NextHop, credentials: Credentials, host: str) -> None:
+        if words := self.rest(hop, credentials, host):
             raise CredentialsError(f"next hop {hop.name}: {words}", "4.7.8")
 
     def _login(self, hop: NextHop, credentials: Credentials) -> _Login:

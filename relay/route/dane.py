@@ -37,7 +37,7 @@ from relay.route.answers import (
     TlsaLookup,
     Unanswered,
 )
-from relay.route.chain import UNREADABLE, is_issued, load, load_whole, readable
+from relay.route.chain import UNREADABLE, is_issued, key_of, load, load_whole, readable
 from relay.route.floor import DaneFloor, DaneState, Tlsa
 
 __all__ = ["base_domains", "floor_of_records", "look_up", "matched", "parse_tlsa", "usable"]
@@ -165,7 +165,7 @@ def matched(floor: DaneFloor, chain: Sequence[bytes], *, now: datetime) -> Verif
 
 def _matches(record: Tlsa, der: bytes) -> bool:
     """Whether a certificate, or its key, matches the record (RFC 6698 §2.1.3)."""
-    selected = der if record.selector == _CERTIFICATE else _key_of(der)
+    selected = der if record.selector == _CERTIFICATE else key_of(der)
     match record.matching:
         case 0:
             return selected == record.data
@@ -173,38 +173,6 @@ def _matches(record: Tlsa, der: bytes) -> bool:
             return sha256(selected).digest() == record.data
         case _:
             return sha512(selected).digest() == record.data
-
-
-def _key_of(der: bytes) -> bytes:
-    """The SubjectPublicKeyInfo of a certificate, as octets; b"" where there is none.
-
-    The key is cut out and not decoded: DANE-EE only compares it, so a certificate that
-    `cryptography` cannot read may match, too.
-    """
-    try:
-        tbs, _ = _inside(der, _inside(der, 0)[0])
-        if der[tbs] == _VERSION_TAG:
-            _, tbs = _inside(der, tbs)
-        for _ in range(_FIELDS_BEFORE_KEY):
-            _, tbs = _inside(der, tbs)
-        return der[tbs : _inside(der, tbs)[1]]
-    except IndexError:
-        return b""
-
-
-_VERSION_TAG = 0xA0
-_FIELDS_BEFORE_KEY = 5
-"""serialNumber, signature, issuer, validity, subject (RFC 5280 §4.1)."""
-
-
-def _inside(der: bytes, at: int) -> tuple[int, int]:
-    """Where the content of the DER element at `at` begins, and where it ends."""
-    length, begin = der[at + 1], at + 2
-    if length & 0x80:
-        octets = length & 0x7F
-        begin += octets
-        length = int.from_bytes(der[begin - octets : begin], "big")
-    return begin, begin + length
 
 
 def _is_anchored(

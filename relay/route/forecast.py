@@ -8,12 +8,12 @@ for people as a sentence.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from relay.mail.memory import Shown
 from relay.mail.outcome import DowngradeReason
-from relay.route.next_hop import Host, TlsMode
+from relay.route.next_hop import NO_CHAIN, Host, TlsMode
 from relay.route.security import (
     DOWNGRADE_REASONS,
     Action,
@@ -99,9 +99,9 @@ def describe(needed: Requirement, host: Host) -> tuple[str, ...]:
 
 
 def _at_last(needed: Requirement, unmet: str) -> str:
-    if needed.requiretls:
-        return "5.7.10"
-    return f"5{unmet[1:]}" if needed.bounces_unmet else unmet
+    if not needed.bounces_unmet:
+        return unmet
+    return "5.7.10" if needed.requiretls else f"5{unmet[1:]}"
 
 
 _UNMET = "4.7.5"
@@ -129,6 +129,11 @@ _MET_UNDER_DANE: Mapping[Situation, str] = {
     Situation.UNVERIFIED: "its certificate matches none",
     **_MET_WITHOUT_TLS,
 }
+_MET_BY_WHO_PINS: Mapping[Situation, str] = {
+    Situation.SECURED: "its key is pinned",
+    Situation.UNVERIFIED: "its key is not pinned",
+    **_MET_WITHOUT_TLS,
+}
 _MET_BY_WHO_DOES_NOT: Mapping[Situation, str] = {
     Situation.SECURED: "TLS with any certificate",
     **_MET_WITHOUT_TLS,
@@ -138,6 +143,8 @@ _MET_BY_WHO_DOES_NOT: Mapping[Situation, str] = {
 def _met_by(needed: Requirement) -> Mapping[Situation, str]:
     if needed.proof is Proof.DANE:
         return _MET_UNDER_DANE
+    if needed.proof is Proof.PIN:
+        return _MET_BY_WHO_PINS
     return _MET_BY_WHO_LOOKS if needed.looks else _MET_BY_WHO_DOES_NOT
 
 
@@ -154,22 +161,41 @@ def _proof(needed: Requirement, host: Host) -> tuple[str, ...]:
         *_memory_words(needed.remembered),
         *_why_stricter(host),
         tls,
-        _certificate_words(needed),
+        _certificate_words(needed, host),
+        *_pin_words(needed),
         *requiretls,
     )
 
 
-def _certificate_words(needed: Requirement) -> str:
+def _certificate_words(needed: Requirement, host: Host) -> str:
     if needed.proof is Proof.DANE:
         return f"its certificate must match a TLSA record of {needed.floor.dane.base}"
+    if needed.proof is Proof.PIN:
+        return "its certificate may be from anybody and for any name (ca_file: none)"
+    what = f"in date, for {_name_words(host)}, from {_authority_words(host)}"
     if needed.proof is Proof.PKIX:
-        return "its certificate must be in date, for its own name, from a trusted authority"
+        return f"its certificate must be {what}"
     if needed.looks:
-        return (
-            "its certificate is looked at: whether it is in date, for its own name, from a trusted"
-            " authority"
-        )
+        return f"its certificate is looked at: whether it is {what}"
     return "its certificate is not looked at"
+
+
+def _name_words(host: Host) -> str:
+    name = host.hop.verify_name if host.hop is not None else None
+    return f"the name {name} (verify_name)" if name is not None else "its own name"
+
+
+def _authority_words(host: Host) -> str:
+    ca_file = host.hop.ca_file if host.hop is not None else None
+    if ca_file is None or ca_file == NO_CHAIN:
+        return "a trusted authority"
+    return f"an authority in {ca_file} (ca_file)"
+
+
+def _pin_words(needed: Requirement) -> tuple[str, ...]:
+    if not needed.pins:
+        return ()
+    return (f"its key must be pinned: {' or '.join(needed.pins)} (pin_sha256)",)
 
 
 def _floor_words(floor: Floor) -> tuple[str, ...]:
@@ -198,11 +224,22 @@ def _memory_words(remembered: Shown) -> tuple[str, ...]:
 
 
 def _why_stricter(host: Host) -> tuple[str, ...]:
-    """Why a route's host may have to prove more than the settings of the message ask for."""
-    if host.credentials is not None:
+    """Why the host of a next hop may have to prove more than the settings of a message ask for."""
+    reasons = [reason for reason, holds in _reasons(host) if holds]
+    if reasons:
         return (
-            "we log in there: nothing is said to it but in verified TLS, whatever the settings",
+            f"{' and '.join(reasons)}: nothing is said to it but in verified TLS, whatever the"
+            " settings",
         )
     if host.tls is TlsMode.IMPLICIT:
         return ("TLS comes first there: nothing is said to it in clear, whatever the settings",)
     return ()
+
+
+def _reasons(host: Host) -> Iterator[tuple[str, bool]]:
+    """What requires verified TLS at a next hop (`relay.route.security.demands_verified_tls`)."""
+    hop = host.hop
+    logs_in = host.credentials is not None or (hop is not None and hop.auth is not None)
+    yield "we log in there", logs_in
+    yield "we show it a certificate", hop is not None and hop.certificate is not None
+    yield "its key is pinned", hop is not None and bool(hop.pin_sha256)

@@ -7,7 +7,7 @@ against the address rules: the relay connects to exactly this address without an
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Annotated, Protocol
 
@@ -16,6 +16,7 @@ from relay.mail.outcome import Bounced, Deferred, NamedBy, Routing
 
 __all__ = [
     "BY_NOBODY",
+    "NO_CHAIN",
     "Auth",
     "AuthMechanism",
     "Choice",
@@ -124,6 +125,9 @@ class IpFamily(StrEnum):
     IPV6 = "ipv6"
 
 
+NO_CHAIN = "none"
+"""`ca_file` of a next hop whose certificate no authority has to have issued."""
+
 _Count = Annotated[int, Range(1, 1_000_000)]
 _MailHost = Annotated[str, Form.MAIL_HOST]
 _NO_HOST = NotEmpty("an empty list: mail would have no host to go to", "name a host")
@@ -227,9 +231,9 @@ class Host:
 class Naming:
     """Who named the hosts of a domain, and whether that is secure.
 
-    `is_secure`: a signed answer or the operator named them. `route_host`: the host of the
-    operator's route, None where the DNS was asked. `domains`: the domain and the name that it is an
-    alias of, if a host's certificate may be for these (RFC 7672 §3.2.2). `is_domain_itself`: the
+    `is_secure`: a signed answer or the operator named them. `route_host`: the (first) host of the
+    operator's next hop, None where the DNS was asked. `domains`: the domain and the name that it is
+    an alias of, if a host's certificate may be for these (RFC 7672 §3.2.2). `is_domain_itself`: the
     domain has no MX record and is its own host.
     """
 
@@ -257,6 +261,12 @@ class Hosts:
     rejected: tuple[str, ...] = ()
     naming: Naming = BY_NOBODY
     choice: Choice = Choice()
+
+    def naming_of(self, host: Host) -> Naming:
+        """Who named one host: each host of a next hop stands for itself."""
+        if host.hop is None:
+            return self.naming
+        return replace(self.naming, route_host=host.name, domains=(host.name,))
 
     @property
     def routing(self) -> Routing:

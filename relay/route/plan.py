@@ -109,14 +109,17 @@ def plan(
     )
 
 
-def arrange(plan: Plan, limit: int, random: Random) -> tuple[Host, ...]:
+def arrange(
+    plan: Plan, limit: int, random: Random, *, shuffles_equals: bool = True
+) -> tuple[Host, ...]:
     """The addresses of one attempt, in order; of every mail host if `Plan.hosts` <= `limit`."""
     if len(plan.groups) == 1 and len(plan.groups[0]) == 1:
         return tuple(_interleaved(plan.groups[0][0], random)[:limit])
     queues: list[list[Host]] = []
     for group in plan.groups:
         shuffled = list(group)
-        random.shuffle(shuffled)
+        if shuffles_equals:
+            random.shuffle(shuffled)
         queues += (_interleaved(candidate, random) for candidate in shuffled)
     if sum(map(len, queues)) <= limit:
         return tuple(host for queue in queues for host in queue)

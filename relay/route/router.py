@@ -21,7 +21,7 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
 from random import Random
@@ -48,6 +48,7 @@ from relay.route.cache import ExpiringCache
 from relay.route.choice import Routes, choose
 from relay.route.credentials import CredentialsError, RouteCredentials
 from relay.route.dane import base_domains
+from relay.route.family import usable_from, why_unusable
 from relay.route.mx import MailHost, MailHosts, host_name, mail_hosts, unusable
 from relay.route.next_hop import (
     BY_NOBODY,
@@ -165,10 +166,10 @@ class Router:
             kept = await self._look_up(key, domain, hop)
         if isinstance(kept.result, NoRoute):
             return kept.result
+        if hop is not None:
+            return await self._to_hop(kept.result, hop, kept.naming)
         limit, trouble = self._options.max_addresses, kept.result.trouble
         hosts = arrange(kept.result, limit, self._random)
-        if hop is not None and hop.auth is not None:
-            return await self._with_credentials(hosts, hop, kept.naming)
         if (untried := kept.result.hosts - limit) > 0:
             trouble = (*trouble, f"{untried} more mail hosts are left for another attempt")
         return Hosts(hosts, trouble, kept.result.rejected, kept.naming)
@@ -180,8 +181,8 @@ class Router:
         naming = BY_NOBODY
         if hop is not None:
             result, expires = await self._by_route(domain, hop)
-            host = _first_host(hop)
-            naming = Naming(True, host, (host_name(host) or host,))
+            first = hop.hosts[0][0]
+            naming = Naming(True, first, (host_name(first) or first,))
         elif literal is not None:
             result, expires = self._by_literal(domain, literal)
         elif reason := unusable(name):
@@ -206,7 +207,7 @@ class Router:
             return listed, answer.expires, BY_NOBODY
         # All hosts: any may be the relay under another name, and no host after it may be tried.
         chosen = listed.hosts[: self._options.max_hosts]
-        lookups = await self._look_up_hosts(chosen)
+        lookups = await self._look_up_hosts(chosen, self._resolver.addresses)
         result = plan(
             name,
             replace(listed, hosts=chosen, left_out=len(listed.hosts) - len(chosen)),
@@ -223,15 +224,17 @@ class Router:
         expires = min(answer.expires, self._until(result, lookups.values()))
         return result, expires, _named_by_dns(name, answer)
 
-    async def _look_up_hosts(self, hosts: Sequence[MailHost]) -> dict[str, AddressLookup]:
+    async def _look_up_hosts(
+        self, hosts: Sequence[MailHost], look_up: Callable[[str], Awaitable[AddressLookup]]
+    ) -> dict[str, AddressLookup]:
         """Look up twenty at a time. A slow look-up does not delay mail for another host."""
         if len(hosts) == 1:
-            return {hosts[0].name: await self._resolver.addresses(hosts[0].name)}
+            return {hosts[0].name: await look_up(hosts[0].name)}
         places = asyncio.Semaphore(_HOSTS_AT_ONCE)
 
         async def addresses(name: str) -> AddressLookup:
             async with places:
-                return await self._resolver.addresses(name)
+                return await look_up(name)
 
         tasks = {host.name: asyncio.create_task(addresses(host.name)) for host in hosts}
         try:
@@ -270,36 +273,44 @@ class Router:
 
     async def _by_route(self, domain: str, hop: NextHop) -> tuple[Plan | NoRoute, float]:
         """The operator's next hop, without MX look-up; only the relay's own address is refused."""
-        named = _first_host(hop)
-        literal = parse_address_literal(named) or parse_address(named)
-        name = str(literal) if literal is not None else host_name(named)
-        if name is None:
-            return _waits(domain, "4.3.5", f"{named!r} is not a host name"), inf
-        lookup: AddressLookup
-        if literal is not None:
-            lookup = AddressAnswer((name,), self._clock() + _LITERAL_KEPT)
-        elif name == "localhost":  # RFC 6761 §6.3: never asked of the DNS
-            lookup = AddressAnswer(("127.0.0.1", "::1"), self._clock() + _LITERAL_KEPT)
-        else:
-            lookup = await self._resolver.addresses(name)
+        names: dict[str, int] = {}
+        for preference, equals in enumerate(hop.hosts):
+            for named in equals:
+                if (name := _name_of(named)) is None:
+                    return _waits(domain, "4.3.5", f"{named!r} is not a host name"), inf
+                names.setdefault(name, preference)
+        listed = MailHosts(tuple(MailHost(n, name) for name, n in names.items()), (), inf)
+        lookups = {
+            name: usable_from(hop, lookup)
+            for name, lookup in (
+                await self._look_up_hosts(listed.hosts, self._addresses_of_hop)
+            ).items()
+        }
         result = plan(
             domain,
-            MailHosts((MailHost(0, name),), (), inf),
-            {name: lookup},
-            make_host=lambda host, address, _: Host(
+            listed,
+            lookups,
+            make_host=lambda host, address, preference: Host(
                 host,
                 address,
                 hop.port,
-                0,
+                preference,
                 hop.tls,
-                tlsa_bases=base_domains(host, lookup),
+                tlsa_bases=base_domains(host, lookups[host]),
                 hop=hop,
             ),
-            judge=lambda address: self._judge_route(address, hop.port),
+            judge=lambda address: self._judge_route(address, hop, is_only=len(names) == 1),
         )
-        if isinstance(result, NoRoute):
-            result = _of_route(domain, result)
-        return result, lookup.expires
+        expires = self._until(result, lookups.values())
+        return (_of_route(domain, result) if isinstance(result, NoRoute) else result), expires
+
+    async def _addresses_of_hop(self, name: str) -> AddressLookup:
+        expires = self._clock() + _LITERAL_KEPT
+        if parse_address(name) is not None:
+            return AddressAnswer((name,), expires)
+        if name == "localhost":  # RFC 6761 §6.3: never asked of the DNS
+            return AddressAnswer(("127.0.0.1", "::1"), expires)
+        return await self._resolver.addresses(name)
 
     def judge(self, text: str, port: int) -> Rejection | None:
         """Why a recipient's domain may not lead to this address and port; None if it may."""
@@ -313,29 +324,32 @@ class Router:
     def _judge(self, text: str) -> Rejection | None:
         return self.judge(text, self._options.port)
 
-    def _judge_route(self, text: str, port: int) -> Rejection | None:
+    def _judge_route(self, text: str, hop: NextHop, *, is_only: bool) -> Rejection | None:
+        """`is_only`: the next hop has one host; of several, the relay itself is only left out."""
         address = parse_address(text)
         if address is None:
             return Rejection("is not an address")
-        if self._own.answers_at(address, port):
-            return Rejection("is an address of our own", ourselves=True)
+        if reason := why_unusable(hop, address):
+            return Rejection(reason)
+        if self._own.answers_at(address, hop.port):
+            return Rejection("is an address of our own", ourselves=is_only)
         return None
 
-    async def _with_credentials(
-        self, hosts: tuple[Host, ...], hop: NextHop, naming: Naming
-    ) -> Route:
-        try:
-            credentials = await self._credentials.of(hop)
-        except CredentialsError as error:
-            if error.status == _WRONG_CONFIGURATION:  # who waits for a server was logged by then
-                log.error("%s", error)
-            return NoRoute(Deferred(error.status, Code.NONE, "", str(error)))
-        hosts = tuple(replace(host, credentials=credentials) for host in hosts)
-        return Hosts(hosts, naming=naming)
-
-
-def _first_host(hop: NextHop) -> str:
-    return hop.hosts[0][0]
+    async def _to_hop(self, plan: Plan, hop: NextHop, naming: Naming) -> Route:
+        """The hosts of a next hop, with the login there. An attempt deals equals in turn."""
+        limit = max(self._options.max_addresses, plan.hosts)
+        hosts = arrange(plan, limit, self._random, shuffles_equals=False)
+        if hop.auth is not None:
+            try:
+                credentials = await self._credentials.of(hop)
+            except CredentialsError as error:
+                if (
+                    error.status == _WRONG_CONFIGURATION
+                ):  # who waits for a server was logged by then
+                    log.error("%s", error)
+                return NoRoute(Deferred(error.status, Code.NONE, "", str(error)))
+            hosts = tuple(replace(host, credentials=credentials) for host in hosts)
+        return Hosts(hosts, plan.trouble, plan.rejected, naming)
 
 
 def _named_by_dns(domain: str, answer: MxLookup) -> Naming:
@@ -379,6 +393,12 @@ def _speaks_to_itself(address: str) -> bool:
 
 def _family(address: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def _name_of(named: str) -> str | None:
+    """A host of a next hop as it is looked up: a name, or an address; None where it is neither."""
+    literal = parse_address_literal(named) or parse_address(named)
+    return str(literal) if literal is not None else host_name(named)
 
 
 def _has_addresses(task: asyncio.Task[AddressLookup]) -> bool:

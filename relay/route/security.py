@@ -20,13 +20,17 @@ these decisions, without I/O: an attempt follows the table, `relay explain` show
     TLSA, none usable         tls, unverified;    4.7.4        4.7.4        4.7.5
                      tls      true/false: 4.7.5
 
+    a next hop of the operator's, with a login, a client certificate or a pin, with any settings
+                     tls      next host 4.7.5     4.7.4        4.7.4        4.7.5
+
     held to what the host has shown before (relay.route.memory), where the settings ask for less
     verified         tls      next host 4.7.5     4.7.4        4.7.4        4.7.5
     encrypted        tls      tls                 4.7.4        4.7.4        4.7.5
 
 "Verified" is: a chain to a trusted root, in date, and the host's name in a dNSName of the
 subjectAltName (RFC 9525 §6.3). Where there are usable TLSA records, only they judge the
-certificate; a root or a policy cannot make a certificate valid that they refuse (RFC 8461 §2).
+certificate; a root or a policy cannot make a certificate valid that they refuse (RFC 8461 §2). A
+next hop may have roots and a name of its own, and pins, which are checked besides.
 "Refused" is any answer to STARTTLS but 220 (RFC 3207 §4). After a handshake has begun, the relay
 sends nothing in clear on that connection.
 """
@@ -52,7 +56,7 @@ from relay.mail.tls_session import JudgedBy
 from relay.policy.settings import TlsSettings
 from relay.route.floor import NO_DANE, NO_STS, DaneFloor, DaneState, StsFloor
 from relay.route.mta_sts import StsMode, matches
-from relay.route.next_hop import Host, TlsMode
+from relay.route.next_hop import NO_CHAIN, Host, TlsMode
 
 __all__ = [
     "DOWNGRADE_REASONS",
@@ -70,6 +74,7 @@ __all__ = [
     "Step",
     "TlsVersion",
     "at_host",
+    "demands_verified_tls",
     "floor_at",
     "held_to",
     "instead",
@@ -127,6 +132,8 @@ class Proof(StrEnum):
     """TLS, and a certificate of a trusted authority for the host's name."""
     DANE = "dane"
     """TLS, and a certificate that one of its TLSA records matches."""
+    PIN = "pin"
+    """TLS, and a key that the operator has pinned; no authority is asked (`ca_file: none`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,13 +164,15 @@ class HostFloor:
     """What the recipient's domain requires of one host, as known before the relay connects.
 
     `policy`: the facts for the delivery log so far. `not_used`: why the relay does not connect to
-    the host, "" where it does. `judged_by`: the policy, as reports on TLS name it.
+    the host, "" where it does. `judged_by`: the policy, as reports on TLS name it. `told`: the
+    domain that has the policy and gets these reports; "" where there can be none.
     """
 
     floor: Floor = NO_FLOOR
     policy: HopPolicy = NO_POLICY
     not_used: str = ""
     judged_by: JudgedBy | None = None
+    told: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +185,9 @@ class Requirement:
     first handshake; a session that no longer checks the certificate uses those of `unlooked`.
     `requiretls`: the host has to pass REQUIRETLS on (RFC 8689 §4.2.1). `remembered`: what
     the host has shown before, where mail is held to that.
+
+    `hop_demands`: the next hop requires verified TLS, whatever the settings are. `pins`: the keys
+    of which the host must have one. `is_pin_alone`: a pin replaces the chain and the name.
     """
 
     tls_required: bool
@@ -189,6 +201,9 @@ class Requirement:
     floor_version: TlsVersion
     floor: Floor = NO_FLOOR
     remembered: Shown = Shown.NONE
+    hop_demands: bool = False
+    pins: tuple[str, ...] = ()
+    is_pin_alone: bool = False
 
     @property
     def proof(self) -> Proof:
@@ -198,6 +213,8 @@ class Requirement:
         held = self.floor.holds
         if held in (Proof.DANE, Proof.PKIX):
             return held
+        if self.is_pin_alone:
+            return Proof.PIN
         if (self.tls_required and self.verify) or self.remembered is Shown.VERIFIED:
             return Proof.PKIX
         is_encrypted = self.tls_required or self.remembered is Shown.ENCRYPTED
@@ -206,7 +223,7 @@ class Requirement:
     @property
     def looks(self) -> bool:
         """Whether the relay checks the certificate, with or without consequences."""
-        return self.verify or self.proof in (Proof.DANE, Proof.PKIX)
+        return self.verify or self.proof in (Proof.DANE, Proof.PKIX, Proof.PIN)
 
     @property
     def wanted(self) -> Level:
@@ -223,8 +240,11 @@ class Requirement:
         """Whether a message bounces at once if no host can give the required TLS.
 
         Only a message that requires TLS by its own settings does: a domain or a route may require
-        less later. A message with REQUIRETLS always does (RFC 8689 §4.2.1).
+        less later. A message with REQUIRETLS always does (RFC 8689 §4.2.1). No message does where
+        the next hop requires verified TLS: the operator can repair the next hop.
         """
+        if self.hop_demands:
+            return False
         return self.requiretls or (self.tls_required and self.on_tls_unmet is OnTlsUnmet.BOUNCE)
 
     @property
@@ -302,6 +322,7 @@ _TABLE: Mapping[tuple[Proof, bool], tuple[Step, Step, Step, Step, Step]] = {
     (Proof.ENCRYPTED, False): (_TLS,  _TLS,            _NO_TLS,    _NO_TLS, _BAD_TLS),
     (Proof.PKIX,      True):  (_TLS,  _BAD_TLS,        _NO_TLS,    _NO_TLS, _BAD_TLS),
     (Proof.DANE,      True):  (_TLS,  _BAD_TLS,        _NO_TLS,    _NO_TLS, _BAD_TLS),
+    (Proof.PIN,       True):  (_TLS,  _BAD_TLS,        _NO_TLS,    _NO_TLS, _BAD_TLS),
 }
 # fmt: on
 
@@ -345,27 +366,36 @@ def requirement(
 
 
 def at_host(needed: Requirement, host: Host, options: SecurityOptions) -> Requirement:
-    """The requirement at one host of an operator's route.
+    """The requirement at one host of a next hop of the operator's.
 
-    Credentials go only over verified TLS, with any settings of the message: a host that steals them
-    could read all later mail. A port with implicit TLS has no clear text to fall back to. If only
-    the route requires TLS, the message does not bounce: the operator can repair the route.
+    A login, a client certificate or a pin requires verified TLS, whatever the message says: a host
+    that steals a login could read all later mail, and a pin says who the host is. A port with
+    implicit TLS has no clear text to fall back to. What only the next hop requires makes no message
+    bounce.
     """
-    logs_in = host.credentials is not None
-    comes_first = host.tls is TlsMode.IMPLICIT
-    lacks_tls = (logs_in or comes_first) and not needed.tls_required
-    lacks_verification = logs_in and not needed.verify
-    if not lacks_tls and not lacks_verification:
-        return needed
-    asked = replace(
-        needed,
-        tls_required=True,
-        verify=needed.verify or logs_in,
-        on_tls_unmet=OnTlsUnmet.DEFER,
-    )
-    return (
-        replace(asked, min_version=options.min_version, security_level=STRONG) if logs_in else asked
-    )
+    if demands_verified_tls(host):
+        hop = host.hop
+        return replace(
+            needed,
+            tls_required=True,
+            verify=True,
+            min_version=options.min_version,
+            security_level=STRONG,
+            hop_demands=True,
+            pins=hop.pin_sha256 if hop is not None else (),
+            is_pin_alone=hop is not None and hop.ca_file == NO_CHAIN,
+        )
+    if host.tls is TlsMode.IMPLICIT and not needed.tls_required:
+        return replace(needed, tls_required=True, on_tls_unmet=OnTlsUnmet.DEFER)
+    return needed
+
+
+def demands_verified_tls(host: Host) -> bool:
+    """Whether the next hop of a host requires verified TLS of every message."""
+    hop = host.hop
+    if host.credentials is not None or hop is None:
+        return host.credentials is not None
+    return hop.auth is not None or hop.certificate is not None or bool(hop.pin_sha256)
 
 
 def not_named(name: str, sts: StsFloor, pins: tuple[str, ...] | None) -> str:

@@ -8,17 +8,19 @@ import warnings
 import pytest
 
 from relay.deliver.tls import TlsContexts, server_name
+from relay.route.next_hop import Host
 from relay.route.security import SecurityOptions, TlsVersion, requirement
 from tests.fakes.mail import settings
 
 OPTIONS = SecurityOptions()
+HOST = Host("mx.example", "192.0.2.1", 25)
 
 
 def context(
     require: bool, skip: bool, options: SecurityOptions = OPTIONS, ca_file: str | None = None
 ):
     needed = requirement(settings(require, skip), options)
-    return TlsContexts(ca_file).handshake("mx.example", needed).context
+    return TlsContexts(ca_file).handshake(HOST, needed).context
 
 
 @pytest.mark.parametrize("require", [False, True])
@@ -72,8 +74,8 @@ def test_the_roots_of_a_file_are_in_addition_to_those_of_the_system(ca_file, mon
 def test_contexts_are_built_once_for_the_same_needs():
     contexts = TlsContexts()
     needs = [requirement(settings(r, s), OPTIONS) for r in (False, True) for s in (False, True)]
-    made = [contexts.handshake("mx.example", needed).context for needed in needs]
-    assert made == [contexts.handshake("mx.example", needed).context for needed in needs]
+    made = [contexts.handshake(HOST, needed).context for needed in needs]
+    assert made == [contexts.handshake(HOST, needed).context for needed in needs]
     assert made[0] is made[2]
     assert len(set(made)) == 3
 

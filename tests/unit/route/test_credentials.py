@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from relay.route.credentials import CredentialsError, HeldToken, RouteCredentials
 from relay.route.next_hop import Auth, AuthMechanism, Credentials, NextHop
 
+HOST = "smtp.example"
 WORDS = "smtp.example [192.0.2.1] refuses the login: 535 5.7.8 no"
 
 
@@ -22,7 +24,7 @@ class Rig:
         self.file = directory / "password"
         self.file.write_text("open sesame\nsecond line\n")
         auth = Auth(username="us", password_file=str(self.file))
-        self.hop = NextHop("provider", (("smtp.example",),), auth=auth)
+        self.hop = NextHop("provider", ((HOST,),), auth=auth)
 
     async def login(self) -> Credentials:
         found = await self.logins.of(self.hop)
@@ -43,7 +45,7 @@ async def test_password_is_the_first_line_and_read_again_when_the_file_changes(r
 
 async def test_refused_login_rests_for_1_5_15_minutes(rig: Rig) -> None:
     for minutes in (1, 5, 15, 15):
-        rig.logins.refused(rig.hop, await rig.login(), WORDS)
+        rig.logins.refused(rig.hop, await rig.login(), HOST, WORDS)
         for later in (0.0, minutes * 60 - 1.5):
             rig.now += later
             with pytest.raises(CredentialsError) as error:
@@ -55,10 +57,23 @@ async def test_refused_login_rests_for_1_5_15_minutes(rig: Rig) -> None:
     assert rig.told == ["provider"] * 4
 
 
+async def test_login_rests_at_the_host_that_refused_it(rig: Rig) -> None:
+    rig.hop = replace(rig.hop, hosts=((HOST, "b.example"), ("c.example",)))
+    login = await rig.login()
+    for host in (HOST, "b.example"):
+        rig.logins.refused(rig.hop, login, host, WORDS)
+        assert WORDS in rig.logins.rest(rig.hop, login, host)
+        assert rig.logins.rest(rig.hop, login, "c.example") == ""
+        assert await rig.login() == login
+    rig.logins.refused(rig.hop, login, "c.example", WORDS)
+    with pytest.raises(CredentialsError):
+        await rig.login()
+
+
 async def test_refusals_of_connections_at_the_same_time_count_once(rig: Rig) -> None:
     login = await rig.login()
     for _ in range(5):
-        rig.logins.refused(rig.hop, login, WORDS)
+        rig.logins.refused(rig.hop, login, HOST, WORDS)
     assert len(rig.told) == 1
     rig.now += 60
     assert await rig.login() == login
@@ -66,22 +81,22 @@ async def test_refusals_of_connections_at_the_same_time_count_once(rig: Rig) -> 
 
 async def test_accepted_login_rests_for_a_minute_when_it_is_refused_again(rig: Rig) -> None:
     login = await rig.login()
-    rig.logins.refused(rig.hop, login, WORDS)
+    rig.logins.refused(rig.hop, login, HOST, WORDS)
     rig.now += 60
-    rig.logins.accepted(rig.hop, login)
-    rig.logins.refused(rig.hop, login, WORDS)
+    rig.logins.accepted(rig.hop, login, HOST)
+    rig.logins.refused(rig.hop, login, HOST, WORDS)
     rig.now += 60
     assert await rig.login() == login
 
 
 async def test_password_that_was_corrected_does_not_rest(rig: Rig) -> None:
-    rig.logins.refused(rig.hop, await rig.login(), WORDS)
+    rig.logins.refused(rig.hop, await rig.login(), HOST, WORDS)
     rig.file.write_text("the right one\n")
     assert (await rig.login()).password == "the right one"
 
 
 async def test_reload_ends_a_rest(rig: Rig) -> None:
-    rig.logins.refused(rig.hop, await rig.login(), WORDS)
+    rig.logins.refused(rig.hop, await rig.login(), HOST, WORDS)
     rig.logins.forget()
     await rig.login()
 
@@ -92,10 +107,10 @@ async def test_unproven_login_is_tried_by_one_connection_at_a_time(rig: Rig) -> 
 
     async def one(number: int) -> None:
         with contextlib.suppress(CredentialsError):
-            async with rig.logins.turn(rig.hop, login):
+            async with rig.logins.turn(rig.hop, login, HOST):
                 tried.append(number)
                 await asyncio.sleep(0.01)
-                rig.logins.refused(rig.hop, login, WORDS)
+                rig.logins.refused(rig.hop, login, HOST, WORDS)
 
     await asyncio.gather(*map(one, range(20)))
     assert tried == [0]
@@ -103,9 +118,9 @@ async def test_unproven_login_is_tried_by_one_connection_at_a_time(rig: Rig) -> 
 
 async def test_proven_login_is_used_by_all_connections_at_once(rig: Rig) -> None:
     login = await rig.login()
-    rig.logins.accepted(rig.hop, login)
+    rig.logins.accepted(rig.hop, login, HOST)
     async with asyncio.timeout(5):
-        async with rig.logins.turn(rig.hop, login), rig.logins.turn(rig.hop, login):
+        async with rig.logins.turn(rig.hop, login, HOST), rig.logins.turn(rig.hop, login, HOST):
             pass
 
 

@@ -430,10 +430,11 @@ def test_mail_with_requiretls_is_foretold_to_be_returned_at_once():
 def test_pin_that_keeps_a_host_out_keeps_the_error_of_the_policy():
     failed = StsFloor("example", error=PolicyError.CERTIFICATE)
     found = floor_at(NAME, sts=failed, pins=("mx.elsewhere.example",))
+    found = replace(found, told="example")
     assert found.not_used
     assert found.policy == HopPolicy(PolicyType.STS, None, PolicyResult("sts-webpki-invalid"))
     sessions: list[TlsSession] = []
-    log = SessionLog(sessions, "example")
+    log = SessionLog(sessions)
     log.refused(HOST, found)
     log.end()
     assert sessions == []  # the domain hears of the fetch, and not of our pin

@@ -139,12 +139,12 @@ def test_port_with_implicit_tls_gets_no_clear_text(skip):
 @pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize("login", [False, True])
 @pytest.mark.parametrize("tls", list(TlsMode))
-def test_requirement_of_a_route_alone_makes_no_message_bounce(require, skip, login, tls):
+def test_requirement_of_a_next_hop_makes_no_message_bounce(require, skip, login, tls):
     host = replace(HOST, tls=tls, credentials=Credentials("relay", "secret") if login else None)
     for on_unmet in OnTlsUnmet:
         needed = needs(require, skip, SecurityOptions(on_tls_unmet=on_unmet))
         there = at_host(needed, host, OPTIONS)
-        asks_more = (login and (skip or not require)) or (tls is TlsMode.IMPLICIT and not require)
+        asks_more = login or (tls is TlsMode.IMPLICIT and not require)
         assert there.bounces_unmet is (require and on_unmet is OnTlsUnmet.BOUNCE and not asks_more)
         assert (there == needed) is not asks_more
         assert there.tls_required is (require or login or tls is TlsMode.IMPLICIT)

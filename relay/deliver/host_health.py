@@ -1,0 +1,214 @@
+"""Which hosts of a next hop are dead, when each is tried again, and whose turn it is. Pure.
+
+    what happened                                     the host is dead for
+    no connection, no greeting, 4yz or 5yz to it      all messages
+    the login was refused                             all messages of this next hop
+    TLS did not meet what a message requires          messages of this next hop that require as much
+
+A host that says that it has too many connections is not dead. Requirements of TLS differ from
+message to message: a message that requires more than a host can give does not stop the others.
+
+The relay leaves a dead host alone for 15 seconds, and for twice as long after each further failure,
+up to 5 minutes. When that time is over, one connection tests the host; other messages pass the host
+by until the test has ended. The first session that comes about ends the death.
+
+A connection that began before the failure was noted is part of that failure. A connection that
+began before the last new session came about shows nothing: the host answered later.
+
+The hosts of a group are equals: each attempt begins with the next one of those that are not dead.
+
+No function here waits or opens a socket. Times are seconds of the monotonic clock.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
+from itertools import groupby
+from math import inf
+
+from relay.mail.outcome import Deferred
+from relay.route.next_hop import Host
+from relay.route.security import Proof
+
+__all__ = ["FIRST_REST", "LONGEST_REST", "Cause", "HostHealth", "Trial", "rest"]
+
+FIRST_REST = 15.0
+LONGEST_REST = 300.0
+"""Seconds that a dead host is left alone, after its first failure and at most."""
+
+
+class Cause(StrEnum):
+    """Why a host is dead, as the log says it; in the order in which a session meets them."""
+
+    UNREACHABLE = "it does not answer"
+    TLS = "it does not give the TLS that messages require"
+    LOGIN = "it refuses the login"
+
+
+_Scope = tuple[str, int, Cause, str, Proof]
+"""What a death holds for: host, port, cause, next hop ("" for all), and the proof that the host did
+not give.
+"""
+
+
+def rest(failures: int) -> float:
+    """How long a host is left alone after so many failures in a row."""
+    return float(min(FIRST_REST * 2 ** min(failures - 1, 20), LONGEST_REST))
+
+
+@dataclass(eq=False, slots=True)
+class Trial:
+    """A message that turns to a host: from before the connect until there is a session or none.
+
+    `scopes`: the deaths that keep the message from the host, in the order of `Cause`.
+    """
+
+    host: Host
+    proof: Proof
+    began: float
+    scopes: tuple[_Scope, ...]
+
+
+def _scopes(host: Host, proof: Proof) -> tuple[_Scope, ...]:
+    where, hop = (host.name, host.port), host.hop.name if host.hop is not None else ""
+    tls = {
+        Proof.NOTHING: (),
+        Proof.ENCRYPTED: (Proof.ENCRYPTED,),
+    }.get(proof, (Proof.ENCRYPTED, proof))
+    return (
+        (*where, Cause.UNREACHABLE, "", Proof.NOTHING),
+        *((*where, Cause.TLS, hop, each) for each in tls),
+        (*where, Cause.LOGIN, hop, Proof.NOTHING),
+    )
+
+
+@dataclass(slots=True)
+class _Death:
+    """The failures in a row, the last at `since`. `outcome`: of the message that met the last one.
+    `tested_by`: the one connection that tests the host.
+    """
+
+    failures: int
+    since: float
+    until: float
+    outcome: Deferred
+    tested_by: Trial | None = None
+
+
+class HostHealth:
+    """The hosts of all next hops of this process."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._deaths: dict[_Scope, _Death] = {}
+        self._lived_at: dict[tuple[str, int], float] = {}
+        self._turns: Counter[tuple[str, int]] = Counter()
+
+    # --- whose turn it is -------------------------------------------------------------------------
+
+    def deal(self, hosts: Sequence[Host], proof: Proof) -> list[Host]:
+        """The order of one attempt: group by group; within a group the next host that is not dead
+        for a message with this proof comes first, with all its addresses.
+        """
+        dealt: list[Host] = []
+        for _, group in groupby(hosts, key=lambda host: host.preference):
+            dealt += self._deal_equals(list(group), proof)
+        return dealt
+
+    def _deal_equals(self, group: Sequence[Host], proof: Proof) -> list[Host]:
+        addresses: dict[str, list[Host]] = {}
+        for host in group:
+            addresses.setdefault(host.name, []).append(host)
+        if len(addresses) == 1:
+            return list(group)
+        first, now = group[0], self._clock()
+        dead = [
+            name
+            for name, own in addresses.items()
+            if self._blocking(_scopes(own[0], proof), now) is not None
+        ]
+        alive = [name for name in addresses if name not in dead]
+        if alive:
+            key = (first.hop.name if first.hop is not None else "", first.preference)
+            turn = self._turns[key] % len(alive)
+            self._turns[key] += 1
+            alive = alive[turn:] + alive[:turn]
+        return [host for name in (*alive, *dead) for host in addresses[name]]
+
+    # --- what an attempt asks and tells -----------------------------------------------------------
+
+    def begin(self, host: Host, proof: Proof) -> Trial | Deferred:
+        """A message with this proof turns to a host; or the outcome of a message that does not,
+        because the host is dead.
+        """
+        now = self._clock()
+        scopes = _scopes(host, proof)
+        blocking = self._blocking(scopes, now)
+        if blocking is not None:
+            return _not_tried(blocking, now)
+        trial = Trial(host, proof, now, scopes)
+        for scope in scopes:
+            if (death := self._deaths.get(scope)) is not None:
+                death.tested_by = trial
+        return trial
+
+    def died(self, trial: Trial, cause: Cause, outcome: Deferred) -> bool:
+        """No session came about, for this cause. Returns whether that is news."""
+        self.end(trial)
+        if self._lived_at.get((trial.host.name, trial.host.port), -inf) >= trial.began:
+            return False
+        now = self._clock()
+        # The last scope of a cause is the one with the proof that the message needs.
+        scope = next(scope for scope in reversed(trial.scopes) if scope[2] is cause)
+        before = self._deaths.get(scope)
+        if before is not None and trial.began < before.since:
+            return False
+        for passed in trial.scopes[: trial.scopes.index(scope)]:
+            if passed[2] is not cause:
+                self._deaths.pop(passed, None)
+        failures = before.failures + 1 if before is not None else 1
+        self._deaths[scope] = _Death(failures, now, now + rest(failures), outcome)
+        return failures == 1
+
+    def lives(self, trial: Trial) -> bool:
+        """A new session came about. Returns whether the host was dead before."""
+        self.end(trial)
+        self._lived_at[trial.host.name, trial.host.port] = self._clock()
+        ended = [scope for scope in trial.scopes if self._deaths.pop(scope, None) is not None]
+        return bool(ended)
+
+    def end(self, trial: Trial) -> None:
+        """The trial is over. Where it showed nothing, another connection may test the host."""
+        for scope in trial.scopes:
+            death = self._deaths.get(scope)
+            if death is not None and death.tested_by is trial:
+                death.tested_by = None
+
+    def unreachable_until(self, hosts: Sequence[Host]) -> float | None:
+        """When the first of some hosts is tested, if all are dead for all messages; else None."""
+        deaths = [self._deaths.get(_scopes(host, Proof.NOTHING)[0]) for host in hosts]
+        until = [death.until for death in deaths if death is not None]
+        return min(until) if len(until) == len(deaths) else None
+
+    def retry(self) -> None:
+        """Let dead hosts be tested at once."""
+        for death in self._deaths.values():
+            death.until = self._clock()
+
+    def _blocking(self, scopes: Sequence[_Scope], now: float) -> _Death | None:
+        """The death that keeps a message from a host for now."""
+        for scope in scopes:
+            death = self._deaths.get(scope)
+            if death is not None and (now < death.until or death.tested_by is not None):
+                return death
+        return None
+
+
+def _not_tried(death: _Death, now: float) -> Deferred:
+    outcome, ago = death.outcome, timedelta(seconds=round(now - death.since))
+    text = f"not tried, it failed {ago} ago: {outcome.description}"
+    return Deferred(outcome.status, outcome.code, "", text, tls_unmet=outcome.tls_unmet)
