@@ -28,6 +28,7 @@ _COMMANDS = {
     "explain": "relay.cli.explain:explain",
     "health": "relay.cli.health:health",
     "log": "relay.cli.log:log",
+    "login": "relay.cli.login:login",
     "memory": "relay.cli.memory:memory",
     "mta-sts": "relay.cli.mta_sts:mta_sts",
     "policy": "relay.cli.policy:policy",

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["route"]
 
-_COMMANDS: dict[str, str] = {}
+_COMMANDS = {"test": "relay.cli.route_trial:test"}
 
 
 @click.group(cls=LazyGroup, lazy=_COMMANDS)

@@ -156,6 +156,10 @@ class Router:
             return None
         return self._choose(domain, reverse_path, next_hop).hop
 
+    async def hosts_of(self, hop: NextHop) -> Route:
+        """The hosts of a next hop, whatever mail leads there."""
+        return await self._by_choice(hop.name, hop)
+
     def _choose(self, domain: str, reverse_path: str, next_hop: str) -> Choice:
         return choose(self._options.routes, host_name(domain) or domain, reverse_path, next_hop)
 

@@ -90,6 +90,7 @@ async def locked(path: str, *, seconds: float) -> AsyncIterator[None]:
     with _errors(path):
         whole = place_of(path)
         fd = os.open(whole.with_name(f".{whole.name}.lock"), _FLAGS, _MODE)
+        _owned_as(fd, whole.parent)
     try:
         async with asyncio.timeout(seconds):
             while not _lock(fd):  # noqa: ASYNC110 - no event tells of another process
@@ -104,20 +105,24 @@ def reserve(path: str) -> None:
     with _errors(path):
         fd = os.open(_beside(place_of(path)), _FLAGS, _MODE)
         try:
+            _owned_as(fd, _beside(place_of(path)).parent)
             os.posix_fallocate(fd, 0, _RESERVED_BYTES)
         finally:
             os.close(fd)
 
 
 def replace_secret(path: str, secret: str) -> None:
-    """Write a secret in the place of the one before; on disk when this returns."""
+    """Write a secret in the place of the one before; on disk when this returns. Only the owner of
+    the directory may read it.
+    """
     with _errors(path):
         whole = place_of(path)
         beside = _beside(whole)
         fd = os.open(beside, _FLAGS, _MODE)
         try:
             _overwrite(fd, f"{secret}\n".encode())
-            _owned_as(fd, whole)
+            os.fchmod(fd, _MODE)
+            _owned_as(fd, whole.parent)
             os.fsync(fd)
         finally:
             os.close(fd)
@@ -162,12 +167,11 @@ def _beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.new")
 
 
-def _owned_as(fd: int, path: Path) -> None:
-    """Give the new file to the owner of the one that is replaced, where we may."""
-    os.fchmod(fd, _MODE)
+def _owned_as(fd: int, directory: Path) -> None:
+    """Give a file to the owner of its directory, where we may: root writes for the relay."""
     with suppress(OSError):
-        before = path.stat()
-        os.fchown(fd, before.st_uid, before.st_gid)
+        owner = directory.stat()
+        os.fchown(fd, owner.st_uid, owner.st_gid)
 
 
 def _sync_directory(path: Path) -> None:

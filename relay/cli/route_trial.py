@@ -1,0 +1,82 @@
+"""`relay route test`: connects to the hosts of a next hop and logs in."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from relay.cli.common import config_file, config_option, fail, load_config, printable
+
+if TYPE_CHECKING:
+    from relay.config import Config
+    from relay.daemon.hop_trial import Step
+    from relay.route.next_hop import NextHop
+
+__all__ = ["test"]
+
+
+@click.command()
+@click.argument("name", metavar="NAME")
+@click.option("--json", "as_json", is_flag=True, help="As one JSON array, for programs.")
+@config_option
+@click.pass_context
+def test(ctx: click.Context, /, name: str, as_json: bool) -> None:
+    """Connect to each host of a next hop, begin TLS, log in, and quit; say how each step ended.
+
+    NAME is a name from next_hops; for a next hop that stands in `routes` itself, the pattern it
+    stands under. No message is sent. The command reads the files with the secrets, so it has to run
+    as a user who may read them, and asks for an access token of its own where the login needs one.
+    A host that refuses the login is the last one that is asked. The exit status is 0 where all
+    steps succeeded at one host at least.
+    """
+    from relay.config.parts import routes_of
+
+    config = load_config(config_file(ctx))
+    hops = routes_of(config).every_next_hop()
+    if (hop := hops.get(name)) is None:
+        there = f"there is {', '.join(map(printable, hops))}" if hops else "there is none"
+        fail(f"no next hop is called {printable(name)}: {there}")
+    steps = asyncio.run(_try(config, hop, quiet=as_json))
+    if as_json:
+        click.echo(json.dumps([_as_json(step) for step in steps], indent=2))
+    ctx.exit(0 if any(step.name == "QUIT" for step in steps) else 1)
+
+
+async def _try(config: Config, hop: NextHop, *, quiet: bool) -> list[Step]:
+    from relay.cli.token_server import asking
+    from relay.daemon.hop_trial import try_next_hop
+    from relay.daemon.logins import make_tokens
+    from relay.deliver.negotiate import SessionOptions
+    from relay.deliver.options import security_options
+    from relay.route.credentials import RouteCredentials
+
+    async with asking(config) as asked:
+        tokens = make_tokens(lambda: config, asked.client, clock=lambda: datetime.now(UTC))
+        logins = RouteCredentials(tokens)
+        router = asked.router(logins)
+        using = SessionOptions(
+            config.hostname, config.delivery.timeouts, asked.contexts, logins=logins
+        )
+        options = security_options(config.delivery, config.tls)
+        steps: list[Step] = []
+        async for step in try_next_hop(hop, router=router, using=using, options=options):
+            if not quiet:
+                _print(step, is_new=not steps or steps[-1].host != step.host)
+            steps.append(step)
+        await tokens.close()
+        return steps
+
+
+def _print(step: Step, *, is_new: bool) -> None:
+    if is_new and step.host:
+        click.echo(click.style(printable(step.host), bold=True))
+    colour = "green" if step.is_good else "red"
+    click.echo(f"  {step.name:<8} {click.style(printable(step.text), fg=colour)}")
+
+
+def _as_json(step: Step) -> dict[str, Any]:
+    return {"host": step.host, "step": step.name, "good": step.is_good, "text": step.text}
