@@ -873,7 +873,7 @@ def _cause_of(failure: negotiate.Unmet | negotiate.Failed) -> Cause | None:
     if isinstance(failure, negotiate.Unmet):
         return Cause.TLS if failure.status != NO_REQUIRETLS else None
     answer = failure.answer
-    if answer.ours or answer.status:  # the login rests, or its token is not to be had
+    if answer.ours:
         return None
     is_in_tls = failure.session is not None and failure.session.tls
     # A host that does not take our certificate says so after the handshake of TLS 1.3.

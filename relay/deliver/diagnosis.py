@@ -128,7 +128,7 @@ def judge(
     answer: Answer, host: Host, session: HopSession | None = None, *, dsn_passed_on: bool = False
 ) -> Outcome:
     """The outcome for a recipient after an answer, if this host is the last one."""
-    if answer.ours:
+    if answer.ours and not answer.status:
         return _broken_off(answer, host, session)
     if answer.reply is None or not _is_an_answer_to(answer.stage, answer.reply):
         return _unanswered(answer, host, session)

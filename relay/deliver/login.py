@@ -46,7 +46,7 @@ def why_not_now(host: Host, logins: Logins | None) -> Answer | None:
     if logins is None or host.hop is None or host.credentials is None:
         return None
     words = logins.rest(host.hop, host.credentials, host.name)
-    return Answer(Stage.AUTH, None, words, status="4.7.8") if words else None
+    return Answer(Stage.AUTH, None, words, ours=True, status="4.7.8") if words else None
 
 
 async def log_in(connection: Connection, logins: Logins | None) -> Credentials | None:
@@ -64,7 +64,8 @@ async def log_in(connection: Connection, logins: Logins | None) -> Credentials |
             return await _in_turn(connection, host.hop, host.credentials, logins)
     except CredentialsError as error:
         connection.quit()
-        raise SessionBroken(Answer(Stage.AUTH, None, str(error), status=error.status)) from error
+        answer = Answer(Stage.AUTH, None, str(error), ours=True, status=error.status)
+        raise SessionBroken(answer) from error
 
 
 async def _in_turn(

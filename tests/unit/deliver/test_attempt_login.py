@@ -106,7 +106,10 @@ async def test_token_fetched_for_the_attempt_is_not_fetched_again(rig, credentia
     assert "Authentication unsuccessful" in outcome.description
     assert len(tokens.asked) == asked
     assert mx.connections[0].verbs.count("AUTH") == asked + 1
-    # The login rests: the next message does not even connect.
+    # The host is dead, and then the login rests: the next message does not even connect.
+    outcome = await rig.send(entry())
+    assert (outcome.status, outcome.code) == ("4.7.8", 535)
+    rig.attempt._destinations.hosts.retry()
     outcome = await rig.send(entry())
     assert (outcome.status, outcome.code) == ("4.7.8", Code.NONE)
     assert "Authentication unsuccessful" in outcome.description
@@ -122,7 +125,7 @@ async def test_token_server_that_fails_leaves_the_answer_of_its_own(rig):
     assert "login.example gives no token" in outcome.description
 
 
-async def test_password_that_is_refused_is_tried_once_at_one_host(rig):
+async def test_password_that_is_refused_is_tried_once_at_each_host(rig):
     login = Credentials("us", "open sesame")
     use(rig)
     script = Script(offers=("AUTH PLAIN",), replies={"AUTH": "535 5.7.8 wrong"})
@@ -130,10 +133,11 @@ async def test_password_that_is_refused_is_tried_once_at_one_host(rig):
     second = await rig.mx(script, hop=HOP, credentials=login)
     outcome = await rig.send(entry())
     assert outcome.status == "4.7.8"
-    assert (len(first.connections), len(second.connections)) == (1, 0)
+    assert (len(first.connections), len(second.connections)) == (1, 1)
+    rig.attempt._destinations.hosts.retry()
     outcomes = await asyncio.gather(*(rig.send(entry()) for _ in range(10)))
     assert {each.status for each in outcomes} == {"4.7.8"}
-    assert (len(first.connections), len(second.connections)) == (1, 0)
+    assert (len(first.connections), len(second.connections)) == (1, 1)
 
 
 async def test_ten_messages_try_a_wrong_password_once(rig):
@@ -154,6 +158,7 @@ async def test_login_that_fails_for_now_does_not_rest(rig, reply):
     outcome = await rig.send(entry())
     assert isinstance(outcome, Deferred)
     assert outcome.code == int(reply[:3])
+    rig.attempt._destinations.hosts.retry()  # the host is dead for a moment all the same
     assert isinstance(await rig.send(entry()), Delivered)
     assert len(mx.connections) == 2
 
