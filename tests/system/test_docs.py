@@ -11,14 +11,17 @@ ini       has keys and values; no program here reads it
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import smtplib
 import stat
 import subprocess
 import sys
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -26,6 +29,9 @@ import trustme
 import yaml
 from argon2 import PasswordHasher
 from click.testing import CliRunner
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 from relay.cli import relay as command
 from relay.sign.keys import new_key
@@ -49,6 +55,7 @@ NOT_RUN = {
     "editor ": "a person's part",
     "install -m 0644 systemd/": "tests/system/test_service.py runs what the unit says",
     "install -D -m 0640 systemd/": "the same",
+    "openssl x509 -in mx.pem": "a test of its own has the certificate",
     "make run": "tests/system/test_try_out.py does",
     "python3 -m venv /opt/relay": "tests/packages has a virtual environment there",
     "/opt/relay/bin/pip ": "the same",
@@ -158,17 +165,33 @@ def test_log_lines_in_troubleshooting_are_the_programs_own() -> None:
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The files that snippets name, and what stands for them here."""
     directory = tmp_path_factory.mktemp("etc")
-    leaf = trustme.CA().issue_cert("relay.example.net")
+    authority = trustme.CA()
+    leaf = authority.issue_cert("relay.example.net")
+    authority.cert_pem.write_to_path(str(directory / "ca.pem"))
     leaf.cert_chain_pems[0].write_to_path(str(directory / "tls.pem"))
     leaf.private_key_pem.write_to_path(str(directory / "tls.key"))
     new_key(directory / "dkim.pem", kind="ed25519")
     (directory / "password").write_text("secret")
+    account = {"client_email": "relay@example.iam", "private_key": _rsa_key()}
+    (directory / "google.json").write_text(json.dumps(account))
     return {
+        "/etc/relay/client.pem": f"{directory}/tls.pem",
+        "/etc/relay/client.key": f"{directory}/tls.key",
+        "/etc/relay/google.json": f"{directory}/google.json",
+        "/etc/relay/m365.secret": f"{directory}/password",
+        "/etc/relay/partner-ca.pem": f"{directory}/ca.pem",
+        "/etc/relay/ses.password": f"{directory}/password",
         "/etc/relay/tls.pem": f"{directory}/tls.pem",
         "/etc/relay/tls.key": f"{directory}/tls.key",
         "/etc/relay/dkim/example.com.pem": f"{directory}/dkim.pem",
         "/etc/relay/provider.password": f"{directory}/password",
     }
+
+
+def _rsa_key() -> str:
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    pem, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    return key.private_bytes(pem, form, serialization.NoEncryption()).decode()
 
 
 @pytest.mark.parametrize(("where", "text"), blocks("yaml"))
@@ -182,6 +205,21 @@ def test_a_configuration_in_the_docs_passes_the_check(
         command, ["check", "--file-only", "-c", str(tmp_path / "relay.yaml")]
     )
     assert result.exit_code == 0, f"{where}: {result.stderr}"
+
+
+@pytest.mark.needs("openssl")
+def test_the_command_for_a_pin_makes_the_digest_of_the_public_key(tmp_path: Path) -> None:
+    leaf = trustme.CA().issue_cert("mx.example.net").cert_chain_pems[0].bytes()
+    (tmp_path / "mx.pem").write_bytes(leaf)
+    [command] = re.findall(r"^openssl x509 .*base64$", (ROOT / "docs/routes.md").read_text(), re.M)
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    spki = x509.load_pem_x509_certificate(leaf).public_key()
+    octets = spki.public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    assert done.stdout.strip() == b64encode(sha256(octets).digest()).decode()
 
 
 @pytest.mark.parametrize(("where", "text"), blocks("ini"))
