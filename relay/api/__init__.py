@@ -1,22 +1,21 @@
-"""The HTTP interface: Mailgun's, so far as a relay can have it, and the operator's own.
+"""The HTTP interface: Mailgun's, as far as a relay can have it, and the operator's.
 
-    entrance    the listening socket: how many get in, TLS
-    server      what every request goes through
-    keys        who may ask
-    rate        how fast clients without a right key are answered
-    origin      whether a page of another site asks
-    bodies      a request's body: its size, its pace, and what all hold together
-    forms       what a body says: `formparser` reads it as it comes
-    endpoints   every path with what it takes and answers: routes and OpenAPI both come from there
+    entrance    the listening socket: limits of connections, TLS
+    server      the checks of every request
+    keys        the API keys
+    rate        how fast clients without a right key get answers
+    origin      whether a page of another site sends a request
+    bodies      the body of a request: its size, its pace, the memory of all bodies
+    forms       the fields of a body; `formparser` reads them as they come
+    endpoints   every path with its parameters and answers, for routes and OpenAPI
     sending     messages
     domains     settings of sender domains
     events      the delivery log
-    webhooks    who wants to be told; `caller` tells them, where `targets` allows
+    webhooks    the webhooks of a domain; `caller` makes the calls, `targets` says where to
     operator    the operator's verbs, under /relay/v1/
     openapi     the description, made from the endpoints
 
-What a form means, and what the message is that it makes, is decided beside this package, in
-`relay.api.mailgun*`.
+The modules `mailgun*` decide what a form means and make its message. They are pure.
 """
 
 from relay.api.caller import Caller

@@ -1,4 +1,4 @@
-"""What the HTTP interface answers, as types: the OpenAPI document is made from them. Pure."""
+"""The types of the answers, from which the OpenAPI document is made. Pure."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ __all__ = [
 
 
 class Message(TypedDict):
-    """A sentence; every refusal is one."""
+    """A sentence. Every refusal has this form."""
 
     message: str
 
 
 class Sent(TypedDict):
-    """The message is ours: durable as SMTP's 250 is."""
+    """The message is accepted, and on disk, as after a 250 of SMTP."""
 
     id: str
     message: str
@@ -67,7 +67,7 @@ ConnectionUpdated = TypedDict(
 
 
 class Domain(TypedDict):
-    """A domain that mail is sent from."""
+    """A sender domain."""
 
     id: str
     name: str
@@ -85,7 +85,7 @@ class Domain(TypedDict):
 
 
 class DomainAnswer(TypedDict):
-    """One domain; what its owner would have to publish for receiving is not ours to say."""
+    """One domain. The lists of DNS records are empty: the relay does not know them."""
 
     domain: Domain
     message: NotRequired[str]
@@ -94,14 +94,14 @@ class DomainAnswer(TypedDict):
 
 
 class DomainList(TypedDict):
-    """The domains we know of."""
+    """The domains that the relay knows."""
 
     total_count: int
     items: list[Domain]
 
 
 class Paging(TypedDict):
-    """Addresses of the pages beside this one; at an end the page is empty."""
+    """URLs of the pages before and after this one. A page behind an end is empty."""
 
     next: str
     previous: str
@@ -117,7 +117,7 @@ class EventPage(TypedDict):
 
 
 class Urls(TypedDict):
-    """Where a webhook is told."""
+    """The URLs of a webhook."""
 
     urls: list[str]
 
@@ -149,14 +149,14 @@ QueueItem = TypedDict(
 
 
 class QueuePage(TypedDict):
-    """A page of the queue. `next`: the `after` of the page behind it, null at the end."""
+    """A page of the queue. `next`: the parameter `after` of the next page; null at the end."""
 
     items: list[QueueItem]
     next: str | None
 
 
 class Changed(TypedDict):
-    """What a verb did: how many recipients changed, which queue ids nobody knows."""
+    """The result of a verb: how many recipients changed, and which queue ids are unknown."""
 
     changed: int
     unknown: list[str]

@@ -1,17 +1,16 @@
-"""A request's body as it arrives: how large it may be, how fast it has to be, what all hold
-together.
+"""Reads the body of a request, within limits of size, pace and memory.
 
-    size      413 where the length that is told, or what has come, is over the endpoint's limit
+    size      413: the Content-Length, or what has come, is over the endpoint's limit
     pace      408: a body has 20 seconds, and one more for each 4,096 octets that have come
-    time      408: and never longer than the request may take altogether
-    memory    the first 256 KiB of any body are free; a larger one takes room for all of it first.
-              There is room for three of the largest, and for half of that from one client, whom
-              both address and key name. Where there is none in time: 503
+    time      408: it never has more than the time of the whole request
+    memory    503: a body of up to 256 KiB needs no reservation; a larger one reserves its full
+              size first, and waits for that. There is memory for three of the largest bodies, and
+              half of that for one client (by its address and by its key)
 
-So a client that sends large bodies, or bodies that do not end, waits for its own; what is small
-always gets through. Bodies come in pieces of 32 KiB at most, and other work has a turn after each.
-A client that asks whether to go on (`Expect: 100-continue`) hears yes when the body is read, which
-is after its key was judged.
+So a client that sends large bodies, or bodies that do not end, waits for its own, and small bodies
+are never held up. A body comes in pieces of at most 32 KiB, and other tasks run after each. A
+client that sends `Expect: 100-continue` gets the answer when the body is read, which is after the
+check of its key.
 """
 
 from __future__ import annotations
@@ -32,11 +31,11 @@ _WAIT_SECONDS = 10.0
 
 _BEGIN_SECONDS = 20.0
 _OCTETS_A_SECOND = 4096
-"""Apache's mod_reqtimeout, and Postfix's smtpd_min_data_rate, have 500; servers send here."""
+"""Apache's mod_reqtimeout and Postfix's smtpd_min_data_rate have 500, for slower clients."""
 
 
 class BodyMemory:
-    """Octets that large bodies may hold: `octets` in all, `share` of them for one client."""
+    """The memory for large bodies: `octets` in all, `share` of them for one client."""
 
     def __init__(self, octets: int, share: int) -> None:
         self._octets = octets
@@ -46,7 +45,7 @@ class BodyMemory:
         self._waiting: dict[asyncio.Future[None], tuple[int, Sequence[str]]] = {}
 
     async def take(self, octets: int, client: Sequence[str]) -> None:
-        """Room for a body; `TimeoutError` where there is none in time. `client`: its names."""
+        """Reserve memory for a body, or `TimeoutError`. `client`: its names (address, key)."""
         if self._fits(octets, client):
             self._add(octets, client)
             return
@@ -56,14 +55,14 @@ class BodyMemory:
             async with asyncio.timeout(_WAIT_SECONDS):
                 await granted
         except BaseException:
-            if granted.done() and not granted.cancelled():  # in the very moment we gave up
+            if granted.done() and not granted.cancelled():  # granted in the moment of the timeout
                 self.give_back(octets, client)
             raise
         finally:
             del self._waiting[granted]
 
     def give_back(self, octets: int, client: Sequence[str]) -> None:
-        """The body is no longer held."""
+        """Give the memory of a body back."""
         self._add(-octets, client)
         for granted, wanted in self._waiting.items():
             if not granted.done() and self._fits(*wanted):
@@ -84,7 +83,7 @@ class BodyMemory:
 
 
 class Body:
-    """The body of one request, read once, through `pieces`. `close` gives its room back."""
+    """The body of one request, which is read once. `close` gives its memory back."""
 
     def __init__(
         self,
@@ -104,11 +103,11 @@ class Body:
         self._received = 0
 
     def at_most(self, octets: int) -> None:
-        """A narrower limit: what this body is read into takes more memory than others."""
+        """Set a lower limit of the size."""
         self._limit = min(self._limit, octets)
 
     async def pieces(self) -> AsyncIterator[bytes]:
-        """What arrives, in pieces. `ApiError` where it is too large, too slow or cannot be read."""
+        """The body in pieces. `ApiError` where it is too large, too slow or cannot be read."""
         length = self._request.content_length
         if length is not None and length > self._limit:
             raise _too_large()
@@ -116,7 +115,7 @@ class Body:
         await self._let_it_come()
         content, began = self._request.content, _now()
         is_whole = False
-        # What has come whole is taken, even if its client has gone before the next turn.
+        # A body that has come completely is accepted, even if its client is gone by now.
         while not is_whole and (piece := await self._next(content, began)):
             is_whole = content.at_eof()
             self._received += len(piece)
@@ -131,11 +130,11 @@ class Body:
                 await asyncio.sleep(0)
 
     async def read(self) -> bytes:
-        """All of it at once."""
+        """The whole body."""
         return b"".join([piece async for piece in self.pieces()])
 
     def close(self) -> None:
-        """Give back what is held."""
+        """Give the memory back."""
         if self._taken:
             self._room.give_back(self._taken, self._client)
         self._taken = 0
@@ -148,7 +147,7 @@ class Body:
         except TimeoutError:
             raise ApiError(408, "The request took too long to come") from None
         except web.RequestPayloadError:
-            raise ApiError(400, "the body is not what HTTP makes of one") from None
+            raise ApiError(400, "the body is not valid HTTP") from None
 
     async def _take_room(self, octets: int) -> None:
         if octets <= _FREE_OCTETS:
@@ -164,7 +163,7 @@ class Body:
         request = self._request
         if "Expect" in request.headers and not request.content.is_eof():
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            # aiohttp would take it for the beginning of the answer, which may still be any.
+            # Without this aiohttp counts these octets as the beginning of the answer.
             request.writer.output_size = 0
 
 

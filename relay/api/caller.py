@@ -1,13 +1,14 @@
-"""Tells webhooks what happened, until they have heard it.
+"""Calls webhooks about events, and calls again until they answer.
 
-It follows the events of the store as the delivery log's file does. Calls are kept, in one
-commit, before any is made, so that an event is told at least once however often we are killed;
-a receiver knows a repetition by the event's id. Redirects are not followed, answers not read, and
-only addresses are called that `relay.api.targets` allows. A host that does not answer holds three
-of the fifty places for calls and no more, and a quarter of them is kept for hosts that answered
-lately: however many do not, calls to those go on.
-Without a webhook it sleeps. With several workers each tells of its own events; `elsewhere` asks
-for the webhooks that the first one keeps.
+It reads new events from the store. The calls about them are committed to the store before the first
+is made, so that a crash loses none: each event is told at least once. A receiver knows a repetition
+by the id of the event. Redirects are not followed, answers are not read, and only addresses that
+`relay.api.targets` allows are called.
+
+At most fifty calls are under way at a time, and three to one host. A quarter of the fifty is for
+hosts that answered promptly the last time, so that hosts that do not answer cannot stop the calls
+to others. Without a webhook the task sleeps. With several workers, each makes the calls about its
+own events; `elsewhere` returns the webhooks of the first worker.
 """
 
 from __future__ import annotations
@@ -41,14 +42,14 @@ _PAGE = 500
 _AT_ONCE = 50
 _OF_ONE_HOST = 3
 _OF_OTHERS = _AT_ONCE - _AT_ONCE // 4
-"""Places for hosts that did not answer at once the last time."""
+"""Calls at a time to hosts that did not answer promptly the last time."""
 _PROMPT_SECONDS = 5.0
 _MOST_PROMPT = 1000
 _REMEMBER_EVERY = 10_000
 
 
 class Caller:
-    """`run` until it is cancelled."""
+    """Makes the calls. `run` is a task."""
 
     def __init__(
         self,
@@ -77,15 +78,15 @@ class Caller:
         self._calling: dict[int, str] = {}
         self._calls: set[asyncio.Task[None]] = set()
         self._prompt: dict[str, None] = {}
-        """Hosts that answered at once the last time."""
+        """Hosts that answered promptly the last time."""
 
     def changed(self) -> None:
-        """The webhooks are others now."""
+        """Read the webhooks again: they have changed."""
         self._changed.set()
         self._wake.set()
 
     async def run(self) -> None:
-        """Tell, for ever."""
+        """Make calls until cancelled."""
         timeout = aiohttp.ClientTimeout(total=_ANSWER_SECONDS)
         connector = aiohttp.TCPConnector(
             resolver=JudgedResolver(self._targets.addresses), use_dns_cache=False, limit=_AT_ONCE
@@ -95,7 +96,7 @@ class Caller:
             timeout=timeout,
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
-            trust_env=False,  # a proxy would connect to what it likes
+            trust_env=False,  # a proxy would connect to addresses that were not judged
         ) as session:
             try:
                 await self._go_on(session)
@@ -119,14 +120,14 @@ class Caller:
             self._changed.clear()
             await self._read_webhooks()
         if self._webhooks:
-            while await self._owe():
+            while await self._add_calls():
                 pass
         if self._has_calls:
             await self._call_due(session)
         await self._rest()
 
     async def _rest(self) -> None:
-        """Until it is worth another look; without a webhook and a call only until there is one."""
+        """Wait until the next look. Without a webhook and a call, wait until there is one."""
         is_idle = not (self._webhooks or self._has_calls or self._elsewhere)
         seconds = None if is_idle else _LOOK_SECONDS
         with contextlib.suppress(TimeoutError):
@@ -141,7 +142,7 @@ class Caller:
         self._remembered = max(self._remembered, self._seen - _REMEMBER_EVERY)
 
     async def _mirror(self, told: list[Webhook] | None) -> None:
-        """Keep what another worker keeps; one that is new begins, here too, with what comes now."""
+        """Take over the webhooks of the first worker. A new one is for events from now on."""
         if told is None or told is self._told:
             return
         own = {(one.domain, one.name): one.urls for one in await self._api_state.webhooks()}
@@ -153,8 +154,8 @@ class Caller:
         self._told = told
         self.changed()
 
-    async def _owe(self) -> bool:
-        """Look at the next events and keep the calls about them; whether there were any."""
+    async def _add_calls(self) -> bool:
+        """Write the calls about the next events to the store. Whether there were events."""
         events = await self._events.events_after(self._seen, limit=_PAGE)
         if not events:
             return False
@@ -185,8 +186,8 @@ class Caller:
     async def _call_due(self, session: aiohttp.ClientSession) -> None:
         key = self._signing_key()
         if key is None:
-            return  # nothing is said unsigned; the call waits until there is a key again
-        full: set[str] = set()  # URLs of hosts that have all their places
+            return  # no call is made without a signature; the calls wait for a key
+        full: set[str] = set()  # URLs of hosts to which no more calls may be made now
         while len(self._calling) < _AT_ONCE:
             due = await self._api_state.calls_due(
                 now=self._clock(), limit=_AT_ONCE + len(self._calling), besides=full
@@ -195,14 +196,15 @@ class Caller:
             if not fresh:
                 break
             for call in fresh:
-                if not self._has_place(_host_of(call.url)):
+                if not self._may_call(_host_of(call.url)):
                     full.add(call.url)
                 elif len(self._calling) < _AT_ONCE:
                     self._begin(session, call, key)
         if not self._calling and not full:
             self._has_calls = await self._api_state.next_call_due() is not None
 
-    def _has_place(self, host: str) -> bool:
+    def _may_call(self, host: str) -> bool:
+        """Whether one more call to this host is within the limits."""
         calling = list(self._calling.values())
         if calling.count(host) >= _OF_ONE_HOST:
             return False
@@ -222,7 +224,7 @@ class Caller:
         task.add_done_callback(self._calls.discard)
 
     async def _call(self, session: aiohttp.ClientSession, call: PendingCall, key: str) -> None:
-        """One call, until what came of it is written down; its place is free then."""
+        """Make a call and write its result to the store."""
         began = asyncio.get_running_loop().time()
         try:
             status = await self._post(session, call, key)
@@ -247,7 +249,7 @@ class Caller:
     async def _post(
         self, session: aiohttp.ClientSession, call: PendingCall, key: str
     ) -> int | None:
-        """The status of the answer; None where there is none."""
+        """The status of the answer; None without an answer."""
         body = payload(
             call.line,
             signing_key=key,
@@ -257,7 +259,7 @@ class Caller:
         fields = {"Content-Type": "application/json"}
         try:
             async with asyncio.timeout(_ANSWER_SECONDS):
-                # aiohttp asks for a name again as it connects, and for an address never.
+                # aiohttp has names looked up and judged when it connects, but not addresses.
                 await self._targets.addresses(urlsplit(call.url).hostname or "")
                 async with session.post(
                     call.url, data=body, headers=fields, allow_redirects=False
@@ -271,5 +273,5 @@ class Caller:
 
 
 def _host_of(url: str) -> str:
-    """As much of an address as a log may have: the rest is often a secret."""
+    """The host of a URL, for the log: the rest of the URL is often a secret."""
     return urlsplit(url).hostname or "?"

@@ -1,7 +1,7 @@
-"""Every path of the HTTP interface: what it takes, what it answers, who does it.
+"""The table of all paths of the HTTP interface, with parameters, answers and handlers.
 
-The routes of the server and the OpenAPI document are both made from this table, so that the
-document cannot promise what is not served. Parameters in a path are written `{domain}`.
+The routes of the server and the OpenAPI document are made from this table, so that the document
+describes what is served. Parameters in a path have the form `{domain}`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from relay.api.state import Handler
 __all__ = ["ENDPOINTS", "TEXT", "Endpoint"]
 
 TEXT = "text/plain"
-"""In the place of an answer's type: a bare text."""
+"""In the place of the type of an answer: plain text."""
 
 Truth = Literal["yes", "no", "true", "false"]
 
@@ -36,7 +36,7 @@ _OPTIONS: Mapping[str, object] = {
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One method of one path. What is in `needed`, of form or query, has to be there."""
+    """One method of one path. `needed`: the parameters of form or query that are required."""
 
     method: str
     path: str
@@ -50,7 +50,7 @@ class Endpoint:
 
 
 class QueueSelection(TypedDict, total=False):
-    """Which messages are meant; every field that is there has to match."""
+    """Selects messages: all fields that are there have to match."""
 
     ids: list[str]
     domain: str
@@ -117,8 +117,47 @@ _EXPLAIN_QUERY: Mapping[str, object] = {
     "skip-verification": Truth,
 }
 
+_NOTHING: Mapping[str, object] = {}
 _CONNECTION = "/v3/domains/{domain}/connection"
 _HOOKS = "/v3/domains/{domain}/webhooks"
+
+
+def _get(
+    path: str,
+    handler: Handler,
+    summary: str,
+    found: object,
+    query: Mapping[str, object] = _NOTHING,
+    needed: frozenset[str] = frozenset(),
+) -> Endpoint:
+    """An endpoint that changes nothing."""
+    return Endpoint("GET", path, handler, summary, {200: found, **_REFUSALS}, query, needed)
+
+
+def _change(
+    method: str,
+    path: str,
+    handler: Handler,
+    summary: str,
+    found: object,
+    form: Mapping[str, object] = _NOTHING,
+    needed: frozenset[str] = frozenset(),
+    body: object = None,
+) -> Endpoint:
+    """An endpoint that changes something; it may have a body."""
+    refusals = {200: found, **_BODY_REFUSALS}
+    return Endpoint(method, path, handler, summary, refusals, _NOTHING, needed, form, body)
+
+
+def _domain_endpoints(path: str) -> tuple[Endpoint, ...]:
+    one = f"{path}/{{domain}}"
+    summary = "Set what holds for mail from a domain"
+    return (
+        _get(path, domains.list_domains, "The domains that the relay knows", answers.DomainList),
+        _get(one, domains.get_domain, "A domain", answers.DomainAnswer),
+        _change("PUT", one, domains.set_domain, summary, answers.DomainAnswer, form=_SETTINGS_FORM),
+    )
+
 
 ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint(
@@ -134,148 +173,90 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "POST",
         "/v3/{domain}/messages.mime",
         sending.send_mime,
-        "Send a message that is made already",
+        "Send a complete message",
         {200: answers.Sent, **_SEND_REFUSALS},
         form=_MIME_FORM,
         needed=frozenset({"to", "message"}),
     ),
-    Endpoint(
-        "GET",
+    _get(
         _CONNECTION,
         domains.get_connection,
         "The settings in effect for mail from a domain",
-        {200: answers.Connection, **_REFUSALS},
+        answers.Connection,
     ),
-    Endpoint(
+    _change(
         "PUT",
         _CONNECTION,
         domains.set_connection,
         "Set them",
-        {200: answers.ConnectionUpdated, **_BODY_REFUSALS},
+        answers.ConnectionUpdated,
         form=_SETTINGS_FORM,
     ),
+    *_domain_endpoints("/v3/domains"),
+    *_domain_endpoints("/v4/domains"),
     *(
-        endpoint
-        for place in ("/v3/domains", "/v4/domains")
-        for endpoint in (
-            Endpoint(
-                "GET",
-                place,
-                domains.list_domains,
-                "The domains we know",
-                {200: answers.DomainList, **_REFUSALS},
-            ),
-            Endpoint(
-                "GET",
-                place + "/{domain}",
-                domains.get_domain,
-                "A domain",
-                {200: answers.DomainAnswer, **_REFUSALS},
-            ),
-            Endpoint(
-                "PUT",
-                place + "/{domain}",
-                domains.set_domain,
-                "Set what holds for mail from a domain",
-                {200: answers.DomainAnswer, **_BODY_REFUSALS},
-                form=_SETTINGS_FORM,
-            ),
-        )
-    ),
-    *(
-        Endpoint(
-            "GET",
+        _get(
             f"/v3/{{domain}}/events{path}",
             events.list_events,
             "Events of mail from a domain",
-            {200: answers.EventPage, **_REFUSALS},
+            answers.EventPage,
             query=_EVENT_QUERY if not path else {},
         )
         for path in ("", "/{page}")
     ),
-    Endpoint(
-        "GET",
-        _HOOKS,
-        webhooks.list_all,
-        "All webhooks of a domain",
-        {200: answers.WebhookList, **_REFUSALS},
-    ),
-    Endpoint(
+    _get(_HOOKS, webhooks.list_all, "All webhooks of a domain", answers.WebhookList),
+    _change(
         "POST",
         _HOOKS,
         webhooks.create,
         "Make a webhook",
-        {200: answers.WebhookAnswer, **_BODY_REFUSALS},
+        answers.WebhookAnswer,
         form={"id": _WEBHOOK_KIND, "url": list[str]},
         needed=frozenset({"id", "url"}),
     ),
-    Endpoint(
-        "GET",
-        _HOOKS + "/{name}",
-        webhooks.get,
-        "A webhook",
-        {200: answers.WebhookAnswer, **_REFUSALS},
-    ),
-    Endpoint(
+    _get(f"{_HOOKS}/{{name}}", webhooks.get, "A webhook", answers.WebhookAnswer),
+    _change(
         "PUT",
-        _HOOKS + "/{name}",
+        f"{_HOOKS}/{{name}}",
         webhooks.update,
         "Give a webhook other URLs",
-        {200: answers.WebhookAnswer, **_BODY_REFUSALS},
+        answers.WebhookAnswer,
         form={"url": list[str]},
         needed=frozenset({"url"}),
     ),
-    Endpoint(
-        "DELETE",
-        _HOOKS + "/{name}",
-        webhooks.remove,
-        "Remove a webhook",
-        {200: answers.WebhookAnswer, **_BODY_REFUSALS},
+    _change(
+        "DELETE", f"{_HOOKS}/{{name}}", webhooks.remove, "Remove a webhook", answers.WebhookAnswer
     ),
-    Endpoint(
-        "GET",
-        "/relay/v1/status",
-        operator.status,
-        "How the relay is",
-        {200: answers.Status, **_REFUSALS},
-    ),
-    Endpoint(
-        "GET",
+    _get("/relay/v1/status", operator.status, "The state of the relay", answers.Status),
+    _get(
         "/relay/v1/queue",
         operator.list_queue,
         "A page of the queue",
-        {200: answers.QueuePage, **_REFUSALS},
+        answers.QueuePage,
         query=_QUEUE_QUERY,
     ),
-    Endpoint(
-        "GET",
-        "/relay/v1/queue/{id}",
-        operator.show,
-        "All we know of a message",
-        {200: answers.QueueItem, **_REFUSALS},
-    ),
-    Endpoint(
+    _get("/relay/v1/queue/{id}", operator.show, "All facts about a message", answers.QueueItem),
+    _change(
         "POST",
         "/relay/v1/queue/{verb}",
         operator.change,
         "Retry, hold, release or remove messages",
-        {200: answers.Changed, **_BODY_REFUSALS},
+        answers.Changed,
         body=QueueSelection,
     ),
-    Endpoint(
-        "GET",
+    _get(
         "/relay/v1/explain",
         operator.explain,
-        "What would become of a message",
-        {200: answers.Explained, **_REFUSALS},
+        "What would happen to a message",
+        answers.Explained,
         query=_EXPLAIN_QUERY,
         needed=frozenset({"to"}),
     ),
-    Endpoint(
+    _change(
         "POST",
         "/relay/v1/probe/{domain}",
         operator.probe,
         "Connect to the mail hosts of a domain and look",
-        {200: answers.Probed, **_BODY_REFUSALS},
+        answers.Probed,
     ),
 )

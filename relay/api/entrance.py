@@ -1,14 +1,13 @@
-"""The socket of the HTTP server: how many get in, and which certificate they are shown.
+"""The listening socket of the HTTP server: limits of connections, and the certificate.
 
-A connection counts from the moment it is accepted to the moment its descriptor is closed, TLS
-handshake included. The one too many is told so, where no TLS has to be made first, and is closed:
-when there are as many as there may be, or when its client alone has half of those. A handshake has
-its deadline; the header section of a request has that of the protocol behind us.
+A connection counts from its acceptance until its descriptor is closed, also during the TLS
+handshake. A connection beyond the limit, or beyond half of it from one client, is closed; without
+TLS it gets an answer first. A handshake has a time limit here; the header section of a request has
+its time limit in aiohttp.
 
-What is no HTTP at all is answered as every other mistake is.
-
-A client that takes nothing of what it is sent is let go by the kernel (TCP_USER_TIMEOUT). What the
-certificate's files say now takes effect with the next handshake after `context` was set.
+Text that is no HTTP gets the same form of answer as every other mistake. The kernel ends the
+connection of a client that reads nothing (TCP_USER_TIMEOUT). A new `context` counts from the next
+handshake on.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ class HttpError(Exception):
 
 
 class Protocol(web.RequestHandler):
-    """One connection. `client`: whom it counts for."""
+    """One connection. `client`: the name that it is counted under."""
 
     __slots__ = ("client", "note")
 
@@ -70,8 +69,8 @@ class Protocol(web.RequestHandler):
         self.client = client
         self.note = note
         super().__init__(server, loop=asyncio.get_running_loop(), **options)
-        # Requests that were sent before the answer to the one before: aiohttp would keep 32 of
-        # them, each with a header section of its own, for a client that reads no answers.
+        # How many requests may wait for the answers before them. aiohttp would keep 32 header
+        # sections for a client that reads no answers.
         self._max_msg_queue_size = 2
         self._msg_queue_resume_size = 1
 
@@ -82,8 +81,8 @@ class Protocol(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """What reaches no handler of ours. aiohttp's own answer would be a text, with the request
-        in it.
+        """Answer a request that reaches no handler. aiohttp's answer would be a text that quotes
+        the request.
         """
         super().handle_error(request, status, exc, message)
         if status == 400:
@@ -95,9 +94,9 @@ class Protocol(web.RequestHandler):
 
 
 class Entrance:
-    """Accepts for a server; at most `most` at a time. `context` is what the next handshake uses.
+    """Accepts at most `most` connections at a time for a server. `context`: for the next handshake.
 
-    `options` are those of aiohttp's connections.
+    `options`: of aiohttp's connections.
     """
 
     def __init__(
@@ -121,7 +120,7 @@ class Entrance:
         self._entering: dict[asyncio.Task[None], str] = {}
 
     async def open(self, address: tuple[str, int]) -> tuple[str, int]:
-        """Listen; returns where it really listens. OSError where that is not possible."""
+        """Listen. Returns the address with the real port. OSError where that is not possible."""
         loop = asyncio.get_running_loop()
         found = await loop.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         try:
@@ -138,7 +137,7 @@ class Entrance:
         return bound[0], bound[1]
 
     async def close(self) -> None:
-        """Take no new connection; those that are open stay."""
+        """Accept no new connection. Open connections stay."""
         for task in [*self._tasks, *self._entering]:
             task.cancel()
         await asyncio.gather(*self._tasks, *self._entering, return_exceptions=True)
@@ -150,7 +149,7 @@ class Entrance:
 
     @property
     def connections(self) -> int:
-        """How many are inside or on the way in."""
+        """How many connections are open, or in their handshake."""
         return len(self._entering) + len(self._server.connections)
 
     def _connections_of(self, client: str) -> int:
@@ -163,7 +162,7 @@ class Entrance:
             try:
                 client, address = await loop.sock_accept(listening)
             except ConnectionError:
-                continue  # gone before we came
+                continue  # the client is gone already
             except OSError as error:  # no descriptor is left
                 log.warning("HTTP: a connection cannot be accepted: %s", error)
                 await asyncio.sleep(_PAUSE_SECONDS)
@@ -180,7 +179,7 @@ class Entrance:
                 entering.add_done_callback(self._entering.pop)
 
     def _note(self, client: str, said: str) -> None:
-        """A line in the log about a client, if it had not too many."""
+        """Log a line about a client, unless it has had too many."""
         line = self._log_limit.line(client, said, self._clock())
         if line is not None:
             log.info("HTTP: [%s]: %s", canonical(client), line)
@@ -194,7 +193,6 @@ class Entrance:
                 client.shutdown(socket.SHUT_WR)
 
     async def _let_in(self, client: socket.socket, name: str, note: Callable[[str], None]) -> None:
-        patience = _HANDSHAKE_SECONDS if self.context is not None else None
         try:
             if hasattr(socket, "TCP_USER_TIMEOUT"):
                 client.setsockopt(
@@ -204,7 +202,7 @@ class Entrance:
                 partial(Protocol, self._server, client=name, note=note, **self._options),
                 client,
                 ssl=self.context,
-                ssl_handshake_timeout=patience,
+                ssl_handshake_timeout=_HANDSHAKE_SECONDS if self.context is not None else None,
             )
         except asyncio.CancelledError:
             client.close()
@@ -214,7 +212,7 @@ class Entrance:
 
 
 def _listening(family: int, name: Any) -> socket.socket:
-    """A bound socket; one of IPv6 is of IPv6 alone, as the event loop's own servers are."""
+    """A listening socket. One of IPv6 takes no IPv4, as with the servers of the event loop."""
     listening = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

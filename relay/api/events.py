@@ -1,4 +1,4 @@
-"""The delivery log as a listing: `GET /v3/{domain}/events` and its pages."""
+"""Lists events of the delivery log: `GET /v3/{domain}/events` and its pages."""
 
 from __future__ import annotations
 
@@ -7,21 +7,20 @@ from datetime import timedelta
 
 from aiohttp import web
 
-from relay.api.mailgun import ApiError, sending_domain
 from relay.api.mailgun_events import EventQuery, item_of, links, read_query
-from relay.api.mailgun_form import shown
-from relay.api.state import Api, answer
+from relay.api.mailgun_form import ApiError, shown
+from relay.api.state import Api, answer, sender_domain
 from relay.queue.store import SearchTooLong, StoredEvent
 
 __all__ = ["list_events"]
 
 _PATIENCE = timedelta(seconds=1)
-"""For a page: one that is full of what is rare would have a whole log searched for it."""
+"""The time for a page: a search for rare events would go through the whole log."""
 
 
 async def list_events(api: Api, request: web.Request) -> web.Response:
     """A page of the events of mail from a domain."""
-    domain = sending_domain(request.match_info["domain"], api.options().domains)
+    domain = sender_domain(api, request)
     token = request.match_info.get("page", "")
     query = read_query(_parameters(request), domain=domain, token=token)
     found = await _look(api, query)
@@ -42,7 +41,7 @@ async def list_events(api: Api, request: web.Request) -> web.Response:
 
 
 def _parameters(request: web.Request) -> dict[str, str]:
-    """The parameters of the query; one that is there twice is two questions, and not answered."""
+    """The parameters of the query. One with two different values is refused."""
     for name in request.query:
         if len(set(request.query.getall(name))) > 1:
             raise ApiError(400, f"{shown(name)} is there more than once")
@@ -64,5 +63,5 @@ async def _look(api: Api, query: EventQuery) -> list[StoredEvent]:
 
 
 def _page(base: str, token: str) -> str:
-    """An address of a page, with the token where either client looks for it."""
+    """The URL of a page. Some clients read the token from the path, others from the query."""
     return f"{base}/{token}?page={token}"

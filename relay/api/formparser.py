@@ -1,10 +1,9 @@
-"""Forms out of the octets of a body, as they come: multipart/form-data (RFC 7578) and urlencoded.
-Pure.
+"""Parses a form from the pieces of a body: multipart/form-data (RFC 7578) or urlencoded. Pure.
 
-A parser is fed pieces of any size and holds what it has read once, not many times: the standard
-library's takes nine times an urlencoded body's size. Fields (all that is no file) are at most 8 MiB
-together, since each becomes text; there are at most 10,000 parts. A file is as large as the body
-may be.
+A parser takes pieces of any size, and keeps the octets once (the standard library's parser needs
+nine times the size of an urlencoded body). The fields that are no files have at most 8 MiB
+together, because each becomes text. There are at most 10,000 fields and files. A file may be as
+large as the body.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ _HEADER_FIELDS = 16
 _BOUNDARY_CHARS = 200
 """RFC 2046 §5.1.1 has 70."""
 
-# A name that a stranger made up would stay in Python's codec cache for ever.
+# Only these: Python would keep each name that a stranger made up in its codec cache.
 _CHARSETS = {
     "utf-8": "utf-8",
     "utf8": "utf-8",
@@ -41,17 +40,17 @@ _EXTENDED = re.compile(r"(utf-8|iso-8859-1)'[^']*'(.*)", re.IGNORECASE)
 
 
 class FormParser(Protocol):
-    """`feed` all pieces, then `end`; either may raise `ApiError`."""
+    """Takes the pieces of a body in order, then `end`. Both may raise `ApiError`."""
 
     def feed(self, piece: bytes) -> None:
         """Take the next octets."""
 
     def end(self) -> Form:
-        """There are no more."""
+        """The form, after the last piece."""
 
 
 def parser_for(content_type: str) -> FormParser | None:
-    """What reads a body of this type (the field's whole value); None: it is no form."""
+    """A parser for a body of this Content-Type (the whole value); None if that is no form."""
     kind = content_type.partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
         return _Multipart(_parameters(content_type).get("boundary", ""))
@@ -61,7 +60,7 @@ def parser_for(content_type: str) -> FormParser | None:
 
 
 class _Urlencoded:
-    """`name=value&name=value`, escaped."""
+    """Parses `name=value&name=value`, with escapes."""
 
     def __init__(self) -> None:
         self._fields: list[tuple[str, str]] = []
@@ -72,7 +71,7 @@ class _Urlencoded:
 
     def feed(self, piece: bytes) -> None:
         piece = self._carried + piece
-        # An escape that is not whole yet waits for the next piece.
+        # An incomplete escape waits for the next piece.
         cut = piece.find(b"%", max(len(piece) - 2, 0))
         piece, self._carried = (piece, b"") if cut < 0 else (piece[:cut], piece[cut:])
         self._take(piece)
@@ -92,7 +91,7 @@ class _Urlencoded:
             self._go_on(part)
 
     def _go_on(self, part: bytes) -> None:
-        """More of the field that is under way."""
+        """Add a part of the present field."""
         if self._value is None:
             name, equals, part = part.partition(b"=")
             self._name += _unquoted(name)
@@ -111,10 +110,10 @@ class _Urlencoded:
 
 
 class _Multipart:
-    """Parts between boundaries (RFC 2046 §5.1.1). What `_step` is reads on, while it can.
+    """Parses parts between boundaries (RFC 2046 §5.1.1). `_step` reads on, as far as it can.
 
-    It is a function and no bound method: a parser that refers to itself, with all that it read,
-    would stay in memory until the garbage collector comes by.
+    `_step` is a function and no bound method, because a parser that refers to itself would stay in
+    memory, with all that it has read, until the next garbage collection.
     """
 
     def __init__(self, boundary: str) -> None:
@@ -207,7 +206,7 @@ class _Multipart:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """What the header section of a part says. `filename` "": it is a field and no file."""
+    """The header section of a part. `filename` "": the part is a field and no file."""
 
     header: Mapping[str, str]
     name: str = ""
@@ -234,12 +233,12 @@ class _Part:
 
 
 def _parameters(value: str) -> dict[str, str]:
-    """The parameters behind a field's first word."""
+    """The parameters in the value of a header field."""
     return {name.lower(): _bare(text) for name, text in _PARAMETER.findall(value)}
 
 
 def _bare(text: str) -> str:
-    """A parameter's value without quotes: escaped as in RFC 9110 §5.6.4, or as browsers do it."""
+    """A parameter's value without quotes and escapes (RFC 9110 §5.6.4, or as browsers escape)."""
     if text[:1] != '"':
         return text
     text = text[1:-1]
@@ -258,7 +257,7 @@ def _check_octets(octets: int) -> None:
 
 
 def _transfer_decoded(content: bytes, encoding: str) -> bytes:
-    """What a part holds, as it was before its transfer encoding."""
+    """The content of a part without its transfer encoding."""
     match encoding.strip().lower():
         case "" | "7bit" | "8bit" | "binary":
             return content

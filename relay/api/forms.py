@@ -1,6 +1,4 @@
-"""A request's body, read: a form, or JSON, and never more of it than was agreed
-(`relay.api.bodies`).
-"""
+"""Reads the body of a request as a form or as JSON, within the limits of `relay.api.bodies`."""
 
 from __future__ import annotations
 
@@ -29,8 +27,8 @@ async def read_form(request: web.Request) -> Form:
 
 
 async def read_json(request: web.Request) -> Mapping[str, object]:
-    """The JSON object of a request. Its type has to be said, which a page of another site cannot
-    do.
+    """The JSON object of a request. The Content-Type is required: a page of another site cannot
+    send it.
     """
     if request.content_type != "application/json":
         raise ApiError(415, "the body has to be application/json")

@@ -1,8 +1,8 @@
-"""Who may ask: HTTP Basic (RFC 7617), user `api`, password one of the keys of the configuration.
+"""Checks API keys: HTTP Basic (RFC 7617) with the user `api`, and a key as the password.
 
-A key stands in the configuration as it is, or as an argon2 hash made by `relay password`. Plain
-keys are compared in constant time, all of them always, and pass at once, whatever else comes from
-their address. The rest is for `relay.submit.secrets`, and so are guesses.
+A key is in the configuration as plain text, or as an argon2 hash made by `relay password`. Plain
+keys are compared in constant time, always all of them. A right one is accepted at once, whatever
+else comes from its address. `relay.submit.secrets` checks the others, and limits guesses.
 """
 
 from __future__ import annotations
@@ -34,13 +34,9 @@ class Keys:
         self._secrets = Secrets(Failures(), clock=clock)
 
     async def judge(self, authorization: str, client: str) -> Verdict:
-        """Whether what a client says of itself is right. `client`: its address, to count mistakes
-        by.
-        """
+        """Whether an Authorization field has a right key. `client`: the address."""
         if not authorization:
-            return (
-                Verdict.WRONG
-            )  # nothing was tried: a client that waits to be asked (RFC 9110 §11.6.1)
+            return Verdict.WRONG  # no guess: the client waits for the challenge (RFC 9110 §11.6.1)
         keys, key = self._keys(), _key_in(authorization)
         if key is not None and _is_plain(key, keys):
             return Verdict.RIGHT
@@ -53,11 +49,11 @@ class Keys:
         return verdict
 
     def name_of(self, authorization: str) -> str:
-        """What stands for a key where its requests are counted."""
+        """A name for a key, to count its requests by."""
         return f"key {self._secrets.digest(authorization.encode(), '').hex()}"
 
     def close(self) -> None:
-        """Let the threads go."""
+        """End the threads."""
         self._secrets.close()
 
 
@@ -70,7 +66,7 @@ def _is_plain(key: bytes, keys: Sequence[str]) -> bool:
 
 
 def _key_in(authorization: str) -> bytes | None:
-    """The password of HTTP Basic; None where the field is something else."""
+    """The password of HTTP Basic; None where the field is invalid."""
     scheme, _, credentials = authorization.partition(" ")
     if scheme.lower() != "basic":
         return None

@@ -1,22 +1,21 @@
-"""A message as Mailgun's HTTP interface asks for one: its form read into a `SendRequest`. Pure.
+"""Reads the form of a message in Mailgun's HTTP interface into a `SendRequest`. Pure.
 
-What the form has to hold, what its options mean, and the words in which a mistake is refused
-are Mailgun's (its public API, v3), so that clients written for it need not be changed:
+The parameters, the meaning of the options and the words of refusals are Mailgun's (its public API,
+v3), so that clients written for it work without a change:
 
     from, to, cc, bcc, subject, text, html, amp-html        the message
     attachment, inline                                      files
     h:Name                                                  a header field
-    v:name                                                  a variable, told with each event
-    o:require-tls, o:skip-verification                      what the message says of its security
+    v:name                                                  a variable, which each event has
+    o:require-tls, o:skip-verification                      the settings of the message
     o:deliverytime, o:deliver-within, o:testmode, o:tag,
-    o:dkim                                                  how it is to be sent
+    o:dkim                                                  how it is sent
 
-Which parameters there are, and what the relay does with each, is in `mailgun_parameters`.
+`mailgun_parameters` has the list of all parameters, and what the relay does with each.
 
-The envelope. The reverse-path is the From address where that is in the domain the message is
-sent under, since its owner wants to hear of failures. Otherwise it is that domain's postmaster
-(RFC 5321 §4.5.1): policy and SPF go by the reverse-path, and the caller was authorised for this
-domain and no other.
+The reverse-path is the From address if that is in the domain of the request's path, so that its
+owner gets reports. Otherwise it is the postmaster of that domain (RFC 5321 §4.5.1): policy and SPF
+depend on the reverse-path, and the key was checked for this domain and no other.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from functools import partial
 from typing import TypeVar
 
 from relay.api.mailgun_addresses import Mailbox, authors, mailboxes
-from relay.api.mailgun_form import ApiError, File, Form, shown
+from relay.api.mailgun_form import ApiError, Form, shown
 from relay.mail.address import AddressError, normalise_domain
 from relay.mail.envelope import Recipient
 from relay.policy.fields import Wishes, yes_or_no
@@ -41,21 +40,14 @@ from relay.submit.options import (
     unique_tags,
 )
 
-__all__ = [
-    "ApiError",
-    "File",
-    "Form",
-    "SendRequest",
-    "read_send_request",
-    "sending_domain",
-]
+__all__ = ["SendRequest", "read_send_request", "sending_domain"]
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class SendRequest:
-    """What a form asks to be sent, apart from the content."""
+    """Envelope and options of the message that a form asks for."""
 
     reverse_path: str
     recipients: tuple[Recipient, ...]
@@ -63,15 +55,16 @@ class SendRequest:
 
     @property
     def smtputf8(self) -> bool:
-        """Whether an address of the envelope is beyond ASCII (RFC 6531 §3.3)."""
+        """Whether an address of the envelope is not ASCII (RFC 6531 §3.3)."""
         return not (
             self.reverse_path.isascii() and all(one.address.isascii() for one in self.recipients)
         )
 
 
 def sending_domain(text: str, allowed: Sequence[str] = (), *, named: bool = False) -> str:
-    """The domain of a path, normalised; `allowed` empty: any that is one. 404 otherwise, `named` or
-    not.
+    """The domain of a path, normalised. 404 where it is none, or is not `allowed` (empty: all are).
+
+    `named`: the answer repeats the domain.
     """
     try:
         domain = normalise_domain(text)
@@ -95,7 +88,7 @@ def read_send_request(
     max_recipients: int,
     sender: str | None = None,
 ) -> SendRequest:
-    """Envelope and options of a form. `sender`: the From address, if the form needs none."""
+    """Envelope and options of a form. `sender`: the From address of a form without `from`."""
     named = [value for value in form.all("from") if value.strip()] or ([sender] if sender else [])
     if not named:
         raise ApiError(400, "from parameter is missing")
@@ -118,7 +111,7 @@ def read_send_request(
 
 
 def _check_size(form: Form) -> None:
-    """What goes into the header section is read once its size is known."""
+    """Check the size of all fields that go into the header section, before one is read."""
     for names in (("from", "to", "cc", "subject"), ("bcc",)):
         if sum(len(value) for name in names for value in form.all(name)) > HEADER_SECTION_OCTETS:
             raise ApiError(413, f"{' and '.join(names)}: more than 1 MiB together")
@@ -129,7 +122,7 @@ def _check_size(form: Form) -> None:
 
 
 def _recipients(form: Form, names: Iterable[str], most: int) -> tuple[Recipient, ...]:
-    """Everybody named, each once, however often."""
+    """All recipients, each once."""
     found: dict[str, Recipient] = {}
     for name in names:
         for value in form.all(name):
@@ -148,7 +141,7 @@ def _reverse_path(boxes: Sequence[Mailbox], domain: str) -> str:
 
 
 def _agreed(form: Form, name: str) -> bool | None:
-    """A yes or no; said twice it has to be the same."""
+    """Yes, no, or None without the parameter. Two values have to be the same."""
     agreed: bool | None = None
     for value in form.all(name):
         truth = yes_or_no(value.encode())

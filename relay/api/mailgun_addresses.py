@@ -1,9 +1,9 @@
-"""Address parameters: comma lists of mailboxes, as people and programs write them. Pure.
+"""Reads address parameters: comma lists of mailboxes, as people and programs write them. Pure.
 
     Ann <ann@example.com>, "Doe, Jane" <jane@example.com>, joe@example.com
     root@example.com (Cron Daemon)                      the old form of a name (RFC 5322 §3.4)
 
-An address itself is what `relay.mail.address` takes. Nobody decodes, completes or guesses one.
+An address has to be one that `relay.mail.address` accepts. It is not decoded or completed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Mailbox:
 
 
 def mailboxes(text: str, parameter: str) -> list[Mailbox]:
-    """The mailboxes of a comma list; 400 naming the parameter where one cannot be read."""
+    """The mailboxes of a comma list. 400 with the parameter's name where one is invalid."""
     found = []
     for piece in _pieces(unfolded(text)):
         if piece.strip():
@@ -39,8 +39,8 @@ def mailboxes(text: str, parameter: str) -> list[Mailbox]:
 
 
 def authors(values: Sequence[str]) -> list[Mailbox]:
-    """The mailboxes of `from`. `Doe, Jane <jane@example.com>` is one: no recipient can be lost by
-    that.
+    """The mailboxes of `from`. `Doe, Jane <jane@example.com>` is one mailbox here, although it is
+    invalid in a list of recipients, where it could lose one.
     """
     found = []
     for value in values:
@@ -52,7 +52,7 @@ def authors(values: Sequence[str]) -> list[Mailbox]:
 
 
 def _pieces(text: str) -> Iterable[str]:
-    """The text divided at the commas that are in no quotes, comment or angle brackets. One pass."""
+    """The text divided at the commas outside quotes, comments and angle brackets, in one pass."""
     begun, quoted, angle, comment = 0, False, False, 0
     escaped = False
     for position, char in enumerate(text):
@@ -94,9 +94,7 @@ def _mailbox(piece: str, parameter: str) -> Mailbox:
         raise _not_an_address(parameter)
     local = address.rpartition("@")[0]
     if local.isascii() and not address.isascii():
-        address = (
-            f"{local}@{domain}"  # a domain in another script has a spelling that needs no SMTPUTF8
-        )
+        address = f"{local}@{domain}"  # the A-labels of the domain need no SMTPUTF8
     name = _display_name(name.strip(), parameter)
     if comment:
         name = f"{name} ({comment})" if name else comment

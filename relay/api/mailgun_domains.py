@@ -1,7 +1,7 @@
-"""The settings of a sender domain as Mailgun's interface shows and takes them. Pure.
+"""The settings of a sender domain in the forms of Mailgun's interface. Pure.
 
-Old and newer documents of theirs differ in the shape of an answer; ours has the fields in
-every place where a client may look.
+Older and newer documents of Mailgun differ in the form of an answer. The relay's answer has the
+fields in each place where a client may look.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ __all__ = ["as_connection", "as_domain", "as_updated", "read_settings"]
 
 _SETTINGS = frozenset({"require_tls", "skip_verification", "require-tls", "skip-verification"})
 _IGNORED = frozenset({"spam_action", "web_prefix", "web_scheme", "wildcard"})
-"""Of what Mailgun knows of a domain: about tracking links and mail that comes in."""
+"""Settings of Mailgun for tracking links and incoming mail, which have no effect here."""
 
 _UPDATED = "Domain connection settings have been updated, may take 10 minutes to fully propagate"
 
 
 def read_settings(form: Form, *, needed: bool) -> DomainSettings:
-    """What a form sets. `needed`: one of the two has to be there, and nothing else."""
+    """The settings in a form. `needed`: at least one, and no other parameter."""
     for name, _ in form.fields:
         if name not in _SETTINGS and (needed or name not in _IGNORED):
             raise ApiError(400, f"{shown(name)} parameter is not supported by this relay")
@@ -44,7 +44,7 @@ def as_updated(settings: TlsSettings) -> dict[str, object]:
 
 
 def as_domain(name: str, settings: TlsSettings) -> dict[str, object]:
-    """A domain with as much of theirs as means anything here."""
+    """A domain in Mailgun's form, with constants for what a relay does not have."""
     return {
         "id": name,
         "name": name,

@@ -1,17 +1,16 @@
-"""Mailgun's events query: which events, in which direction, and where the next page begins. Pure.
+"""Mailgun's query for events: which events, in which order, and where the next page begins. Pure.
 
-A page is asked for by parameters, or by the token of another page's `paging` links, which holds
-all of them and a position. Clients follow the links in two ways, by the last step of the path
-and by the parameters of the query, so each link has its token in both.
+A request has parameters, or the token of a `paging` link of another page. The token contains the
+parameters and a position. Some clients take the token from the path of a link, others from its
+query, so each link has it in both places.
 
-`begin` is where the search begins and `end` where it ends, whichever is later in time; without
-either it goes back from now. At the end of the events `next` is an empty page, which is asked for
-again until there is something new: so one follows the log.
+The search goes from `begin` to `end`, forward or backward in time; without both it goes back from
+now. Behind the last event, `next` is an empty page. A client that follows the log asks for this
+page again until there is a new event.
 
-A filter is a word or a "phrase in quotes". What a filter expression says is answered exactly or not
-at all: `event` takes `a OR b` and `NOT a`; `from`, `to`, `subject` (a part of the text, in any
-case) and `tags` take `a AND b`. Any other expression, a filter without a value, the name of an
-event that there is not, and any parameter that is none of these, is a 400 with its name.
+A filter is a word or a "phrase in quotes". `event` accepts `a OR b` and `NOT a`; `from`, `to`,
+`subject` (a part of the text, in any case) and `tags` accept `a AND b`. A 400 with the name answers
+any other expression, a filter without a value, an unknown event, and an unknown parameter.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ __all__ = ["EventQuery", "item_of", "links", "read_query"]
 MAX_LIMIT = 300
 _DEFAULT_LIMIT = 100
 _FARTHEST = 1 << 4096
-"""Positions are the store's numbers; that of several queues has a part for each of them."""
+"""A position is a sequence number; for several queues, one number that contains one of each."""
 
 _FIELDS = {"from": "from", "to": "to", "subject": "subject", "severity": "severity", "tags": "tag"}
 _FILTERS = frozenset({"begin", "end", "event", "recipient", "message-id", *_FIELDS})
@@ -42,13 +41,13 @@ _PARAMETERS = _FILTERS | {"ascending", "limit", "page", "pretty"}
 """`pretty` asks for an answer with line breaks: the values are the same."""
 
 _EVENTS = frozenset({"accepted", "delivered", "failed"})
-"""All that the delivery log has."""
+"""The events of the delivery log that the interface has."""
 
 _MAILGUN_EVENTS = _EVENTS | {
     "clicked", "complained", "list_member_uploaded", "list_member_upload_error", "list_uploaded",
     "opened", "rejected", "stored", "unsubscribed",
 }  # fmt: skip
-"""What Mailgun has besides, which may be asked for and is not found here."""
+"""With Mailgun's other events, of which there are none here. A client may ask for them."""
 
 _SEVERITIES = frozenset({"temporary", "permanent"})
 _PHRASE = re.compile(r'"[^"]*"')
@@ -58,9 +57,9 @@ _EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True)
 class EventQuery:
-    """`after`: the last sequence number that is not wanted, in the direction; 0 at the first page.
+    """`after`: the sequence number before the page, in its direction; 0 for the first page.
 
-    `backward`: the page before: looked for the other way, and turned round.
+    `backward`: the page before `after`, which is searched in the other direction and reversed.
     """
 
     wanted: EventFilter
@@ -72,12 +71,12 @@ class EventQuery:
 
     @property
     def looks_ascending(self) -> bool:
-        """The direction in which the store is to look."""
+        """The direction in which the store searches."""
         return self.ascending != self.backward
 
 
 def read_query(parameters: Mapping[str, str], *, domain: str, token: str = "") -> EventQuery:
-    """The query that parameters or a page's token ask for."""
+    """The query of parameters, or of the token of a page."""
     token = token or parameters.get("page", "")
     if token:
         return _of_token(token, domain)
@@ -89,7 +88,7 @@ def links(query: EventQuery, found: Sequence[StoredEvent]) -> tuple[str, str]:
     if found:
         next_after, before = found[-1].seq, found[0].seq
     else:
-        # On the far side of the end: what is on the near side includes the last one seen.
+        # An empty page is behind the end. The page on its other side includes the last event seen.
         step = 1 if query.ascending else -1
         edge = query.after
         next_after = edge - step if query.backward and edge else edge
@@ -100,7 +99,7 @@ def links(query: EventQuery, found: Sequence[StoredEvent]) -> tuple[str, str]:
 
 
 def item_of(line: str) -> dict[str, Any]:
-    """An event as the interface shows it: the log's object, with all that Mailgun's have."""
+    """An event in the interface: the object of the log, with the fields of Mailgun's events."""
     item: dict[str, Any] = json.loads(line)
     item.setdefault("tags", [])
     item.setdefault("user-variables", {})
@@ -173,7 +172,7 @@ def _is_number(text: str) -> bool:
 
 
 def _names(text: str) -> frozenset[str]:
-    """`failed OR delivered`, `NOT accepted`: the kinds of events that are meant."""
+    """The events in an expression such as `failed OR delivered` or `NOT accepted`."""
     terms = _terms(text)
     words = [term.lower() for is_word, term in terms if is_word]
     between = [term.upper() for is_word, term in terms if not is_word]
@@ -203,7 +202,7 @@ def _fields(parameters: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
 
 
 def _all_of(name: str, text: str) -> list[str]:
-    """The values that all have to match: `a AND b`, or one, which may have blanks in it."""
+    """The values in `a AND b`, which all have to match; or one value, which may contain spaces."""
     if not text.strip():
         return []
     is_phrase = _PHRASE.fullmatch(text.strip()) is not None
@@ -212,7 +211,7 @@ def _all_of(name: str, text: str) -> list[str]:
 
 
 def _phrase(name: str, part: str, text: str) -> str:
-    """A phrase, in quotes or without an operator in it."""
+    """A phrase in quotes, or words without an operator."""
     if _PHRASE.fullmatch(part):
         return part[1:-1]
     if not part or '"' in part or not all(is_word for is_word, _ in _terms(part)):
@@ -221,7 +220,7 @@ def _phrase(name: str, part: str, text: str) -> str:
 
 
 def _one(parameters: Mapping[str, str], name: str) -> str:
-    """A value that is compared as a whole."""
+    """A value that has to match completely."""
     text = parameters.get(name, "").strip()
     if re.search(r"[\s,]", text) and not re.fullmatch(r'"[^"]*"@?\S*', text):
         raise _not_understood(name, text)
@@ -229,7 +228,7 @@ def _one(parameters: Mapping[str, str], name: str) -> str:
 
 
 def _terms(text: str) -> list[tuple[bool, str]]:
-    """The terms of an expression, each with whether it is a word (or a phrase) and no operator."""
+    """The terms of an expression, each with whether it is a word or a phrase, and no operator."""
     found = []
     for phrase, bracket, word in _TERMS.findall(text):
         found.append((not bracket and word not in ("AND", "OR", "NOT"), phrase or bracket or word))
@@ -249,14 +248,14 @@ def _limit(text: str | None) -> int:
 
 
 def _token(query: EventQuery) -> str:
-    """A page in a form that fits into a path: parameters, position, direction."""
-    said = [query.parameters, query.after, query.backward]
-    octets = json.dumps(said, separators=(",", ":")).encode()
+    """Parameters, position and direction of a page as a text that fits into a path."""
+    page = [query.parameters, query.after, query.backward]
+    octets = json.dumps(page, separators=(",", ":")).encode()
     return base64.urlsafe_b64encode(octets).rstrip(b"=").decode()
 
 
 def _of_token(token: str, domain: str) -> EventQuery:
-    """The page of a token; it is a stranger's text, and is read as carefully as parameters are."""
+    """The page of a token, which is checked like parameters, because a stranger may write one."""
     try:
         octets = base64.b64decode(
             token.encode("ascii") + b"==="[: -len(token) % 4], b"-_", validate=True

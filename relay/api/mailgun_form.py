@@ -1,4 +1,4 @@
-"""A form as it came, and what a client is told that is refused. Pure."""
+"""The values of a form, and the error that a client gets. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _FOLD = re.compile(r"\r?\n(?=[ \t])")
 
 
 class ApiError(Exception):
-    """What the client is told: an HTTP status and a sentence."""
+    """The answer to a request that is refused: an HTTP status and a sentence."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -34,7 +34,7 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """A form as it came: its fields in order, a name maybe more than once, and its files."""
+    """A form: its fields in order (a name may be repeated), and its files."""
 
     fields: tuple[tuple[str, str], ...]
     files: tuple[File, ...] = ()
@@ -48,7 +48,7 @@ class Form:
         return next(iter(self.all(name)), None)
 
     def after(self, prefix: str) -> list[tuple[str, str]]:
-        """Name (without the prefix) and value of every field whose name begins with it."""
+        """Name without the prefix, and value, of every field whose name has the prefix."""
         return [
             (field[len(prefix) :], value)
             for field, value in self.fields
@@ -57,11 +57,11 @@ class Form:
 
 
 def unfolded(value: str) -> str:
-    """A value that was folded as a header field is, on one line (RFC 5322 §2.2.3)."""
+    """A value without the folds of a header field (RFC 5322 §2.2.3)."""
     return _FOLD.sub("", value).strip(" \t\r\n")
 
 
 def shown(text: str) -> str:
-    """A stranger's text in an answer: cut, and nothing in it that is not to be seen."""
+    """A stranger's text for an answer: cut, in printable ASCII."""
     cut = text[:80].encode("ascii", "backslashreplace").decode("ascii")
     return "".join(c if c.isprintable() else "?" for c in cut)

@@ -1,14 +1,14 @@
-"""The header section of a message made of a form's fields (RFC 5322 §3.6), written here. Pure.
+"""Writes the header section of a message made of a form's fields (RFC 5322 §3.6). Pure.
 
-The email package's own folding loses or adds characters (U+2028, a vertical tab) and has been
-wrong about address lists in more than one release; here a value unfolds to what the client sent.
-Display names, subjects and other text beyond ASCII become encoded words (RFC 2047), addresses
-beyond ASCII stay UTF-8 (RFC 6532), for hosts that take them. Bcc is never written.
+The email package is not used here: its folding loses or adds characters (U+2028, a vertical tab),
+and more than one release made mistakes in address lists. Here a value unfolds to what the client
+sent. Display names, subjects and other text beyond ASCII become encoded words (RFC 2047). Addresses
+beyond ASCII stay UTF-8 (RFC 6532). Bcc is never written.
 
-`h:` fields. Mail libraries hand over all the fields of a message they made, also those that are
-made anew here (`Content-Type`, `MIME-Version`) and those of a message's way (`Received`,
-`Return-Path`): these are passed over. An empty value means no field. `h:To`, `h:Cc`, `h:Subject`
-and `h:Date` stand in the place of what the parameters would have made.
+`h:` fields: mail libraries send all fields of a message that they made, also those that this module
+makes (`Content-Type`, `MIME-Version`) and trace fields (`Received`, `Return-Path`). These are
+ignored. An empty value means no field. `h:To`, `h:Cc`, `h:Subject` and `h:Date` replace the fields
+that the parameters would make.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ _BEFORE_BLANKS = re.compile(r"(?<=[^ \t])(?=[ \t])")
 _LINE_CHARS = 76
 _LONGEST_LINE = 998
 _WORD_OCTETS = 45
-"""Of a word that is 75 characters when encoded (RFC 2047 §2)."""
+"""The text of an encoded word of at most 75 characters (RFC 2047 §2)."""
 
 
 def header_fields(form: Form) -> list[tuple[str, str]]:
-    """The `h:` fields a message gets, each value on one line; 400 where one cannot be written."""
+    """The `h:` fields of a message, each value on one line. 400 where one is invalid."""
     found: list[tuple[str, str]] = []
     places: dict[str, int] = {}
     for name, folded in form.after("h:"):
@@ -74,7 +74,7 @@ def header_fields(form: Form) -> list[tuple[str, str]]:
 
 
 def own_message_id(form: Form) -> str | None:
-    """The Message-ID a form brings along, None where it leaves that to us."""
+    """The Message-ID in a form; None where the relay has to make one."""
     for name, value in header_fields(form):
         if name.lower() == "message-id":
             match = _MESSAGE_ID.fullmatch(value)
@@ -85,7 +85,7 @@ def own_message_id(form: Form) -> str | None:
 
 
 def header_section(form: Form, *, message_id: str, now: datetime) -> bytes:
-    """The header section but for the fields of MIME."""
+    """The header section without the fields of MIME."""
     fields = header_fields(form)
     own = {name.lower() for name, _ in fields}
     boxes = authors(form.all("from"))
@@ -107,7 +107,7 @@ def header_section(form: Form, *, message_id: str, now: datetime) -> bytes:
 
 
 def with_own_fields(form: Form, section: HeaderSection) -> HeaderSection:
-    """The header section of a message made already, with the form's `h:` fields on top of it."""
+    """The header section of a complete message, with the form's `h:` fields on top."""
     fields = header_fields(form)
     if not fields:
         return section
@@ -119,7 +119,7 @@ def with_own_fields(form: Form, section: HeaderSection) -> HeaderSection:
 
 
 def author_of(section: HeaderSection) -> str | None:
-    """The From address of a header section that somebody else wrote, as far as it can be told."""
+    """The first From address of a header section; None where it cannot be read."""
     try:
         return authors([unfold(section.first(b"from")).decode("utf-8", "replace")])[0].address
     except (ApiError, IndexError):
@@ -127,7 +127,7 @@ def author_of(section: HeaderSection) -> str | None:
 
 
 def _agreed(name: str, earlier: str, value: str) -> str:
-    """One value for a field that may be there once, of two."""
+    """One value for two fields of a name that may occur only once."""
     if earlier == value:
         return value
     if name.lower() in _ONCE:
@@ -136,7 +136,7 @@ def _agreed(name: str, earlier: str, value: str) -> str:
 
 
 def _without_from(form: Form, fields: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The fields but From: the parameter makes that. One that says something else is refused."""
+    """The fields without From, which the parameter makes. 400 where both differ."""
     kept = []
     for name, value in fields:
         if name.lower() != "from":
@@ -155,7 +155,7 @@ def _own_line(name: str, value: str) -> str:
 
 
 def _address_line(name: str, boxes: Sequence[Mailbox]) -> str:
-    """An address field, one mailbox a line: no line grows with their number (RFC 5322 §2.1.1)."""
+    """An address field with one mailbox a line, so that no line is too long (RFC 5322 §2.1.1)."""
     return f"{name}: " + ",\r\n ".join(_address(box, name) for box in boxes) + "\r\n"
 
 
@@ -178,7 +178,7 @@ def _text_line(name: str, value: str) -> str:
         lines = _folded(f"{name}: {value}")
         if max(map(len, lines)) <= _LONGEST_LINE:
             return "\r\n".join(lines) + "\r\n"
-        if name != "Subject":  # a field whose form nobody knows: encoded words would change it
+        if name != "Subject":  # an unknown field may have a form that encoded words would change
             raise ApiError(400, f"h:{name} has a word that is longer than a line may be")
     return f"{name}: " + "\r\n ".join(_encoded_words(value, after=len(name) + 2)) + "\r\n"
 
@@ -188,7 +188,7 @@ def _is_plain(text: str) -> bool:
 
 
 def _folded(text: str) -> list[str]:
-    """A field in lines; each but the first begins with the blanks that stood there."""
+    """A field in lines, folded before white space."""
     name, *words = _BEFORE_BLANKS.split(text)
     lines = [name + "".join(words[:1])]
     for word in words[1:]:
@@ -200,8 +200,9 @@ def _folded(text: str) -> list[str]:
 
 
 def _encoded_words(text: str, *, after: int) -> list[str]:
-    """The text in words of base64, divided between characters; the first comes `after` so many
-    characters.
+    """The text as encoded words in base64, divided between characters.
+
+    `after`: how many characters come before the first word on its line.
     """
     room = max((_LINE_CHARS - after - len("=?utf-8?B??=")) // 4 * 3, 9)
     pieces: list[bytes] = []

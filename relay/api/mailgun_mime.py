@@ -1,4 +1,4 @@
-"""A message made of the fields of a form (RFC 5322, RFC 2045 and its kin), by the email package.
+"""Makes a message of the fields of a form (RFC 5322, RFC 2045), with the email package.
 
     multipart/mixed                     where there are attachments
       multipart/alternative             where there are several of text, amp-html and html
@@ -9,16 +9,16 @@
           the inline parts
       the attachments
 
-Bodies are in 7-bit encodings, so that no host on the way has to convert them; only a message
-attached as `message/rfc822` is in none (RFC 2046 §5.2.1), and may have 8-bit characters. The
-email package composes the body, `mailgun_header` the header section on top of it.
+Parts have 7-bit encodings, so that no host has to convert them. Only a message attached as
+`message/rfc822` is not encoded (RFC 2046 §5.2.1), and may have 8-bit characters. The email package
+composes the body, `mailgun_header` the header section.
 
-A file keeps the type its client gave it, with its parameters (`text/calendar; method=REQUEST`).
-Without one its name says what it is. What cannot be a part of its type goes as
-`application/octet-stream`: `multipart/*`, and a `message/*` that would have to be encoded.
+A file keeps the media type that the client gave it, with its parameters (`text/calendar;
+method=REQUEST`). A file without a type gets one by its name. A file of `multipart/*`, or of
+`message/*` that would have to be encoded, becomes `application/octet-stream`.
 
-An inline part's Content-ID is its file name, as it is: `<img src="cid:my logo (1).png">`. A name
-beyond ASCII cannot stand in a Content-ID: it gets another, in the part and in the html.
+The Content-ID of an inline part is its file name: `<img src="cid:my logo (1).png">`. A name beyond
+ASCII is not allowed there, so it is replaced by another, in the part and in the html.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ __all__ = ["compose", "normalise_mime"]
 
 _POLICY = email.policy.SMTP.clone(cte_type="7bit")
 _HEADER_POLICY = _POLICY.clone(cte_type="8bit", max_line_length=990)
-"""For the fields of parts: a Content-ID that is folded would not be what its URL says."""
+"""For the fields of parts: a folded Content-ID would not match its URL."""
 
 _MEDIA_TYPE = re.compile(r"([A-Za-z0-9!#$&^_.+-]{1,64})/([A-Za-z0-9!#$&^_.+-]{1,64})")
 _BARE_CR = re.compile(rb"\r(?!\n)")
@@ -50,10 +50,10 @@ _LINE_END = re.compile(r"\r\n|\r|\n")
 _LONGEST_LINE = 998
 _LARGE_OCTETS = 1024 * 1024
 _LINE_OCTETS = 57
-"""Of a line of base64."""
+"""Octets in a line of base64."""
 _MANY_LINES = 100_000
-"""Of text with more, the email package would make as many objects: seven million empty lines took
-half a gigabyte.
+"""A text with more lines is encoded here. The email package makes an object of each line: seven
+million empty lines took half a gigabyte.
 """
 _FILENAME_CHARS = 255
 _TYPES = mimetypes.MimeTypes(filenames=())
@@ -74,7 +74,7 @@ def compose(form: Form, *, message_id: str, now: datetime) -> bytes:
 
 
 _MARK = secrets.token_hex(12).encode()
-"""What all tokens begin with; of 24 octets, so that their base64 begins alike, too."""
+"""The beginning of all tokens. It has 24 octets, so that their base64 has one beginning, too."""
 _NUMBERS = itertools.cycle(range(10**8))
 _TOKEN = re.compile(
     rb"%s[0-9]{8}|%s[A-Za-z0-9+/]{11}="
@@ -84,11 +84,11 @@ _TOKEN = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A file as it goes into the message. `cid`: how the html calls it.
+    """A file as a part of the message. `cid`: its name in the html.
 
-    `token`: what stands in the place of an attached message while the email package, which would
-    write it anew, puts the parts together. It stands in the place of a large file, too: the package
-    has regular expressions for the whole of it, which keep every other thread waiting.
+    `token`: replaces an attached message while the email package puts the parts together, because
+    the package would change the message. It also replaces a large file, because the package runs
+    regular expressions over all of it, during which no other thread runs.
     """
 
     disposition: str
@@ -105,7 +105,7 @@ class _Part:
 
     @property
     def given(self) -> bytes:
-        """What the email package gets."""
+        """The content, or the token, for the email package."""
         return self.token if self.is_large else self.content
 
 
@@ -166,7 +166,7 @@ def _add(message: EmailMessage, part: _Part, *, inline: bool) -> None:
 
 
 def _add_message(message: EmailMessage, part: _Part) -> None:
-    """Attach a message as it is."""
+    """Attach a message without a change."""
     if message.get_content_type() != "multipart/mixed":
         message.make_mixed()
     attached = EmailMessage(policy=_POLICY)
@@ -174,7 +174,7 @@ def _add_message(message: EmailMessage, part: _Part) -> None:
     if not part.content.isascii():
         attached["Content-Transfer-Encoding"] = "8bit"
         del message["Content-Transfer-Encoding"]
-        message["Content-Transfer-Encoding"] = "8bit"  # RFC 2045 §6.4: of all that is around it
+        message["Content-Transfer-Encoding"] = "8bit"  # RFC 2045 §6.4: of the whole, too
     attached.add_header("Content-Disposition", "attachment", filename=part.name)
     attached.set_payload(part.token.decode())
     message.attach(attached)
@@ -202,7 +202,7 @@ def _media_type(said: str, name: str, content: bytes) -> tuple[str, str, dict[st
 
 
 def _can_stand_as_it_is(content: bytes) -> bool:
-    """Whether a message can be a part without an encoding: CRLF, no NUL, no line too long."""
+    """Whether a message needs no encoding as a part: it has CRLF, no NUL, no line too long."""
     lines = content.split(b"\r\n")
     return (
         b"\0" not in content
@@ -212,7 +212,7 @@ def _can_stand_as_it_is(content: bytes) -> bool:
 
 
 def _filename(file: File) -> str:
-    """The last step of a path, without what could end a header field."""
+    """The last part of a path, without characters that could end a header field."""
     name = re.split(r"[/\\]", file.filename)[-1]
     clean = "".join(c for c in name if c.isprintable()).encode("utf-8", "ignore").decode()
     if len(clean) > _FILENAME_CHARS:
@@ -223,11 +223,10 @@ def _filename(file: File) -> str:
 
 
 def normalise_mime(content: bytes) -> bytes:
-    """A message given as a file, with CRLF.
+    """A message that came as a file, with CRLF.
 
-    A file in which every line ends with LF alone was written on a machine where lines end so. In
-    one that knows CRLF, a LF or CR alone is none of its line ends, and no header field is born from
-    it.
+    A file that has only LF was written on a machine where lines end with LF. In a file with CRLF, a
+    LF or CR alone is no line end: 400, so that no header field begins there.
     """
     if b"\0" in content:
         raise ApiError(400, "the message has a NUL character")

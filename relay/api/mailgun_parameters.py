@@ -1,11 +1,11 @@
-"""Every parameter of a message, and what the relay does with it. Pure.
+"""All parameters of a message, and what the relay does with each. Pure.
 
-Nothing that a client sends is lost in silence: a parameter is obeyed, or it is ignored and
-docs/moving-from-mailgun.md says so, or the message is refused and the answer names it. A name
-that is in none of the tables is refused too.
+The relay obeys a parameter; or ignores it, as docs/moving-from-mailgun.md says; or refuses the
+message and names the parameter. It refuses a message with an unknown parameter, so that no wish of
+a client is lost without a word.
 
-Clients write the same name in several ways. `attachment[0]` and `to[]` are how PHP and Ruby write
-lists; the case of a name means nothing, but behind `h:` and `v:` it is kept.
+Clients write the same name in several ways. `attachment[0]` and `to[]` are lists in PHP and Ruby.
+The case of a name is ignored, except behind `h:` and `v:`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ IGNORED = frozenset(
         "o:tracking-pixel-location-top",
     }
 )
-"""Options that have nothing to act on in a relay: the message is the same without them."""
+"""Options without a meaning for a relay: the message is the same without them."""
 
 REFUSED = frozenset(
     {
@@ -63,11 +63,11 @@ REFUSED = frozenset(
         "template",
     }
 )
-"""Without these the message would not be as it was meant. Unknown names are refused, too."""
+"""Options that would change the message, and are not supported. Unknown names are refused, too."""
 
 _CONTENT = frozenset({"from", "to", "cc", "bcc", "subject", "text", "html", "amp-html"})
 MADE_ALREADY = frozenset({"from", "to", "cc", "bcc", "subject"})
-"""Beside a message that is made already. `subject` is ignored there: the message has its own."""
+"""Parameters beside a complete message. `subject` is ignored: the message has its own."""
 
 FILES = frozenset({"attachment", "inline"})
 
@@ -79,7 +79,7 @@ _KEEPS_CASE = ("h:", "v:")
 
 
 def checked_message(form: Form) -> Form:
-    """The form of `messages`, its names as in the tables; 400 with a name that is in none."""
+    """The form of `messages`, with the names of the tables. 400 for an unknown name."""
     return _checked(form, _CONTENT, FILES)
 
 
@@ -107,7 +107,7 @@ def _checked(form: Form, content: frozenset[str], files: frozenset[str]) -> Form
 
 
 def _plain(name: str) -> str:
-    """A name as the tables have it."""
+    """A name in the form of the tables."""
     prefix, rest = name[:2].lower(), name[2:]
     if prefix == "v:":
         return prefix + rest
@@ -128,9 +128,9 @@ def _check(name: str, value: str, content: frozenset[str], files: frozenset[str]
     if name in content or name in OBEYED or name in IGNORED or name.startswith(_KEEPS_CASE):
         return
     if name in files:
-        if value:  # without one it is what a browser sends of a file that nobody chose
+        if value:  # "" comes from a browser, for a file that nobody chose
             raise ApiError(400, f"'{name}' parameter is not a file")
         return
     is_known = name in REFUSED or name.startswith("t:")
-    if value or not is_known:  # what is known and says nothing asks for nothing
+    if value or not is_known:  # a known name without a value asks for nothing
         raise ApiError(400, f"{shown(name)} parameter is not supported by this relay")

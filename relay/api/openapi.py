@@ -1,6 +1,4 @@
-"""The OpenAPI document (version 3.1), made from the table of endpoints and the types it names.
-Pure.
-"""
+"""Makes the OpenAPI document (version 3.1) from the table of endpoints and its types. Pure."""
 
 from __future__ import annotations
 
@@ -29,20 +27,20 @@ _IN_PATH: Mapping[str, Any] = {
 
 _MEANINGS = {
     200: "Done",
-    400: "Something is missing or cannot be understood",
+    400: "A parameter is missing or invalid",
     401: "No key, or a wrong one",
     403: "A page of another site may not ask",
-    404: "There is no such thing",
-    408: "It took too long to come",
+    404: "Not found",
+    408: "The request took too long to come",
     413: "Too large",
-    415: "The body is encoded, or not of the type that is taken",
+    415: "The body has a Content-Encoding, or the wrong Content-Type",
     429: "Too many wrong keys: wait",
     503: "Trouble of our own: try again later",
 }
 
 
 def document() -> dict[str, Any]:
-    """The description of everything under /v3, /v4 and /relay/v1."""
+    """The description of all paths under /v3, /v4 and /relay/v1."""
     schemas: dict[str, Any] = {}
     paths: dict[str, dict[str, Any]] = {}
     for endpoint in ENDPOINTS:
@@ -136,7 +134,7 @@ def _form(endpoint: Endpoint, schemas: dict[str, Any]) -> dict[str, Any]:
 
 
 def _schema(kind: Any, schemas: dict[str, Any]) -> dict[str, Any]:
-    """The JSON schema of a type; what it consists of goes to the components."""
+    """The JSON schema of a type. The schemas of its parts go to the components."""
     schema = TypeAdapter(kind).json_schema(ref_template=_REF)
     schemas.update(schema.pop("$defs", {}))
     title = schema.get("title")

@@ -1,6 +1,4 @@
-"""The operator's verbs as JSON: what `relay queue`, `explain` and `probe` do, done by the same
-functions.
-"""
+"""The operator's verbs as JSON. They use the functions of `relay queue`, `explain` and `probe`."""
 
 from __future__ import annotations
 
@@ -14,8 +12,8 @@ from relay import __version__
 from relay.admin import operations
 from relay.admin.requests import RequestError, change_filter, queue_filter
 from relay.api.forms import read_json
-from relay.api.mailgun import ApiError, sending_domain
-from relay.api.mailgun_form import shown
+from relay.api.mailgun import sending_domain
+from relay.api.mailgun_form import ApiError, shown
 from relay.api.state import Api, answer
 from relay.mail.address import AddressError, domain_of, typed_address
 from relay.mail.jsontext import JsonObject
@@ -31,7 +29,7 @@ _MOST_ITEMS = 1000
 
 
 async def status(api: Api, request: web.Request) -> web.Response:
-    """How the relay is."""
+    """The state of the relay."""
     operator = api.operator
     queue = {state.value: count for state, count in (await operator.view.counts()).items()}
     deliveries = {} if operator.relay is None else (await operator.relay.status()).as_json()
@@ -56,7 +54,7 @@ async def list_queue(api: Api, request: web.Request) -> web.Response:
 
 
 async def show(api: Api, request: web.Request) -> web.Response:
-    """All we know of one message."""
+    """All facts about one message of the queue."""
     found = await operations.show_message(api.operator.view, request.match_info["id"])
     if found is None:
         raise ApiError(
@@ -67,7 +65,7 @@ async def show(api: Api, request: web.Request) -> web.Response:
 
 
 async def change(api: Api, request: web.Request) -> web.Response:
-    """Retry, hold, release or remove what the body names."""
+    """Retry, hold, release or remove the messages that the body selects."""
     verb = request.match_info["verb"]
     if verb not in VERBS:
         raise ApiError(404, f"no such verb, known are: {', '.join(VERBS)}")
@@ -80,7 +78,7 @@ async def change(api: Api, request: web.Request) -> web.Response:
 
 
 async def explain(api: Api, request: web.Request) -> web.Response:
-    """What would become of a message, without sending one."""
+    """What would happen to a message. None is sent."""
     query = _query(
         request, {"from", "to", "require-tls", "skip-verification", "requiretls", "tls-required-no"}
     )
@@ -101,13 +99,13 @@ async def explain(api: Api, request: web.Request) -> web.Response:
 
 
 async def probe(api: Api, request: web.Request) -> web.Response:
-    """What the mail hosts of a domain show of themselves; they are connected to."""
+    """Connect to the mail hosts of a domain, and return what they show of TLS."""
     domain = sending_domain(request.match_info["domain"])
     return answer(await api.operator.running().probe(domain))
 
 
 def _query(request: web.Request, known: Collection[str]) -> Mapping[str, str]:
-    """The parameters of a query: each is known and there once, or the query is refused."""
+    """The parameters of a query. 400 where one is unknown or repeated."""
     for name in request.query:
         if name not in known:
             raise ApiError(

@@ -1,12 +1,12 @@
-"""Whether a request is one that a page of another site makes with its reader's browser. Pure.
+"""Decides whether a page of another site makes a browser send a request. Pure.
 
-A browser that once was given the key sends it along with whatever any page asks for: with forms,
-too, which need nobody's leave (no preflight, Fetch §3.2). Such a request must change nothing. Of
-browsers, those since 2023 say where a request comes from (`Sec-Fetch-Site`), those since 2019 from
-which origin (RFC 6454 §7), and nearly all from which page (RFC 9110 §10.1.3); each that is there
-has to name this site. A client that is no browser says nothing of this and is not held up.
+A browser that knows the key sends it with the requests of every page, also with forms, for which it
+asks nobody (no preflight, Fetch §3.2). Such a request must not change anything. Browsers since 2023
+send `Sec-Fetch-Site`, those since 2019 the origin (RFC 6454 §7), and nearly all the page (RFC 9110
+§10.1.3). Each of these fields that is there has to name this site. A client that is no browser
+sends none of them, and is not affected.
 
-The site is host and port. The scheme is left out, since a proxy may make TLS of its own before us.
+A site is host and port. The scheme does not count, because a proxy in front may add TLS.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from urllib.parse import urlsplit
 __all__ = ["is_foreign"]
 
 _OURS = ("same-origin", "none")
-"""`none`: typed, or a bookmark."""
+"""`none`: the user typed the URL, or used a bookmark."""
 
 
 def is_foreign(method: str, headers: Mapping[str, str]) -> bool:
-    """Whether another site asks for something that only this one's pages may ask for."""
+    """Whether a page of another site sends a request that only this site may send."""
     if method in ("GET", "HEAD", "OPTIONS"):
-        return False  # changes nothing, and the page that asked cannot read the answer
+        return False  # changes nothing, and the other page cannot read the answer
     if headers.get("Sec-Fetch-Site", "none") not in _OURS:
         return True
     host = headers.get("Host", "").lower()

@@ -1,8 +1,8 @@
-"""How fast a client is answered that has shown no right key, and questions asked once for many.
+"""Limits how fast clients without a right key get answers, and asks a question once for many.
 
-A flood of requests that are refused costs little each and much together. Beyond so many a second
-from one address (of IPv6 a /64) every answer waits a second, on the client's own connection, of
-which it has so many and no more (`relay.api.entrance`). So the rest of the relay goes on.
+A flood of refused requests would cost much time. After so many answers a second for one address (of
+IPv6 a /64), each further answer waits a second. It waits on a connection of that client, whose
+number is limited (`relay.api.entrance`), so other clients are not affected.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ _REMEMBERED = 10_000
 
 
 class AnswerRate:
-    """`a_second`: answers that a client gets at once."""
+    """Limits answers. `a_second`: how many a client gets at once in each second."""
 
     def __init__(self, a_second: int) -> None:
         self._a_second = a_second
         self._counts: dict[str, tuple[int, int]] = {}
 
     async def wait(self, client: str) -> None:
-        """Return when this client may be answered."""
+        """Return when this client may get an answer."""
         if self._count(client_key(client)) > self._a_second:
             await asyncio.sleep(_WAIT_SECONDS)
 
     def _count(self, source: str) -> int:
-        """How many answers this one has had in this second, this one included."""
+        """How many answers a client has had in this second, with this one."""
         now = int(asyncio.get_running_loop().time())
         second, count = self._counts.get(source, (now, 0))
         count = count + 1 if second == now else 1
@@ -44,7 +44,7 @@ class AnswerRate:
 
 
 class Shared(Generic[T]):
-    """A question that is asked once at a time: whoever comes meanwhile gets the same answer."""
+    """A question that is asked once at a time: callers who come meanwhile get the same answer."""
 
     def __init__(self, ask: Callable[[], Awaitable[T]]) -> None:
         self._ask = ask

@@ -1,8 +1,8 @@
-"""Messages: `POST /v3/{domain}/messages` and `messages.mime`.
+"""Accepts messages: `POST /v3/{domain}/messages` and `messages.mime`.
 
-A message comes the same way as over SMTP: its header section is judged and rewritten by
-`relay.submit.message`, its settings are resolved under the rules in force, and the answer 200
-is given when `store.accept` has returned. Trouble of our own is a 503, never a refusal.
+A message is treated as over SMTP: `relay.submit.message` judges and rewrites its header section and
+resolves its settings. The client gets 200 after `store.accept` has returned. Trouble of the relay
+itself is a 503, never a refusal of the message.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from functools import partial
 from aiohttp import web
 
 from relay.api.forms import read_form
-from relay.api.mailgun import ApiError, File, Form, SendRequest, read_send_request, sending_domain
+from relay.api.mailgun import SendRequest, read_send_request
+from relay.api.mailgun_form import ApiError, File, Form
 from relay.api.mailgun_header import author_of, own_message_id, with_own_fields
 from relay.api.mailgun_mime import compose, normalise_mime
 from relay.api.mailgun_parameters import checked_message, checked_mime
-from relay.api.state import Api, answer
+from relay.api.state import Api, answer, sender_domain
 from relay.mail.envelope import Body
 from relay.mail.ip import canonical
 from relay.mail.section import HeaderSection, Sections
@@ -46,8 +47,8 @@ log = logging.getLogger(__name__)
 
 
 async def send(api: Api, request: web.Request) -> web.Response:
-    """A message made of the fields of a form."""
-    domain = sending_domain(request.match_info["domain"], api.options().domains, named=True)
+    """Accept a message that is made of the fields of a form."""
+    domain = sender_domain(api, request, named=True)
     form = checked_message(await read_form(request))
     incoming = _Incoming(api, request, domain)
     asked, section, rest = await in_thread_if_large(
@@ -57,7 +58,7 @@ async def send(api: Api, request: web.Request) -> web.Response:
 
 
 def _composed(form: Form, incoming: _Incoming) -> tuple[SendRequest, HeaderSection, bytes]:
-    """What a form asks for, and the message that its fields make: header section and rest."""
+    """Envelope and options of a form; the header section and the rest of its message."""
     asked = read_send_request(
         form, domain=incoming.domain, now=incoming.now, max_recipients=incoming.api.recipients
     )
@@ -67,8 +68,8 @@ def _composed(form: Form, incoming: _Incoming) -> tuple[SendRequest, HeaderSecti
 
 
 async def send_mime(api: Api, request: web.Request) -> web.Response:
-    """A message that comes as a file, to the recipients named beside it."""
-    domain = sending_domain(request.match_info["domain"], api.options().domains, named=True)
+    """Accept a message that comes as a file, for the recipients in the form."""
+    domain = sender_domain(api, request, named=True)
     form = checked_mime(await read_form(request))
     incoming = _Incoming(api, request, domain)
     file = _message_file(form).content
@@ -81,8 +82,8 @@ async def send_mime(api: Api, request: web.Request) -> web.Response:
 def _taken_apart(
     form: Form, file: bytes, incoming: _Incoming
 ) -> tuple[SendRequest, HeaderSection, bytes, bytes]:
-    """What a form asks for, and the message that it has as a file: the header section, its `h:`
-    fields included; the rest; and what stands behind the section that a person may take for fields.
+    """Envelope and options of a form, and its file in parts (`Sections`): the header section, with
+    the `h:` fields of the form, the rest, and the lines that a person may take for fields.
     """
     header, rest, behind = Sections.of(normalise_mime(file))
     if len(header) > HEADER_SECTION_OCTETS:
@@ -122,7 +123,7 @@ def _size(form: Form) -> int:
 
 @dataclass(slots=True)
 class _Incoming:
-    """One message on its way into the store."""
+    """A message that is coming in."""
 
     api: Api
     request: web.Request
@@ -140,7 +141,7 @@ class _Incoming:
     async def take(
         self, asked: SendRequest, section: HeaderSection, rest: bytes, *, displaced: bytes = b""
     ) -> web.Response:
-        """Take responsibility for it, or raise what the client is told instead."""
+        """Accept the message, or raise the `ApiError` that refuses it."""
         size = len(section.octets) + len(displaced)
         opened = await in_thread_if_large(
             partial(self._open, asked, section, displaced), octets=size
@@ -212,15 +213,13 @@ class _Incoming:
 
 
 def _tls_of(request: web.Request) -> str:
-    """Version and cipher of the TLS that a request came in, "" of one in clear."""
+    """Version and cipher of the TLS of a request; "" for a request in clear."""
     session = request.transport.get_extra_info("ssl_object") if request.transport else None
     return f"{session.version()}, {session.cipher()[0]}" if session is not None else ""
 
 
 def _as_error(refusal: Refusal) -> ApiError:
-    """A refusal of mail as an HTTP status: temporary trouble of ours, too large, or the message's
-    fault.
-    """
+    """A refusal of mail as an HTTP status: trouble of the relay, too large, or invalid."""
     code = refusal.reply.code
     status = 503 if code < 500 else 413 if code == 552 else 400
     return ApiError(status, refusal.reply.text)

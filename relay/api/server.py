@@ -1,20 +1,22 @@
-"""The HTTP server: a socket, TLS if the operator wants it, and what every request goes through.
+"""The HTTP server: its socket, TLS if the operator wants it, and the checks of every request.
 
-    connections   no more than there may be, and from one client half of them (`relay.api.entrance`)
-    time          a request's header section has `_HEADER_SECONDS` from the last answer, or the
-                  connection ends; all of it the time a transaction has over SMTP
-    origin        a page of another site that asks a browser for a change: 403 (`relay.api.origin`)
-    key           401 in Mailgun's words; 429 after too many wrong ones from an address
-    encoding      415: a body is taken as it is, nothing is inflated
-    body          its size, its pace and what all hold together: 413, 408, 503 (`relay.api.bodies`)
-    errors        a sentence as JSON, never a trace; what is our fault is in our log
+    connections   limited in all, and for one client to half of that (`relay.api.entrance`)
+    time          the header section of a request has `_HEADER_SECONDS` from the last answer, or
+                  the connection ends; the whole request has the time of a transaction over SMTP
+    origin        403: a page of another site sends a request that changes something
+                  (`relay.api.origin`)
+    key           401 in Mailgun's words; 429 after too many wrong keys from an address
+    encoding      415: the relay decompresses no body
+    body          413, 408, 503: size, pace, and the memory of all bodies (`relay.api.bodies`)
+    errors        a sentence as JSON, never a trace; the relay's log has the errors of the relay
 
-In this order: no octet of a body is looked at before the key is known. A body that nobody wants is
-read and dropped for a moment after the answer, so that the client comes to read it; then the
-connection ends. Clients without a right key are answered at a rate (`relay.api.rate`), and an
-answer that its client does not take has a pace to keep, too.
+The checks have this order, so no octet of a body is read before the key is known. After an answer
+without a read body, the relay reads and drops the body for a moment, so that the client reads the
+answer; then the connection ends. Clients without a right key get answers at a limited rate
+(`relay.api.rate`). A client that does not read its answer is disconnected.
 
-A request goes on to its end when its client has gone: what was accepted is accepted.
+A request goes on to its end although its client may be gone, so that an accepted message stays
+accepted.
 """
 
 from __future__ import annotations
@@ -58,25 +60,25 @@ log = logging.getLogger(__name__)
 CONNECTIONS = 256
 _HEADER_SECONDS = 30.0
 _FORM_OCTETS = 1024 * 1024
-"""What a form may be larger than the message it makes: its other fields, the boundaries."""
+"""How much larger a form may be than its message: for other fields, and boundaries."""
 
 _LARGEST_AT_A_TIME = 3
 _OTHER_BODY_OCTETS = 1024 * 1024
 
 _ANSWERS_WITHOUT_KEY = 20
 _ANSWERS_ABOUT_HEALTH = 100
-"""A second, to one client."""
+"""Answers a second for one client."""
 
 _UNWANTED_SECONDS = 5.0
 _UNWANTED_AT_A_TIME = 8
 _UNWANTED_PAUSE = 0.005
-"""Between reads: 128 KiB or so each, 25 MB/s of one client."""
+"""Seconds between reads of about 128 KiB: 25 MB/s from one client."""
 
 _ANSWER_SECONDS = 30.0
 _ANSWER_OCTETS_A_SECOND = 4096
 
 PROTOCOL_OPTIONS: Mapping[str, Any] = {
-    # aiohttp would inflate a body, even one that it only drops.
+    # aiohttp would decompress a body, even one that it only drops.
     "auto_decompress": False,
     # `_drop_body` does this, for a few at a time.
     "lingering_time": 0.0,
@@ -88,7 +90,7 @@ Answerer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Gate:
-    """What requests share on their way in."""
+    """The keys, and the limits that all requests share."""
 
     def __init__(self, api: Api) -> None:
         self.keys = Keys(lambda: api.options().api_keys, clock=api.operator.clock)
@@ -106,7 +108,7 @@ HAS_KEY: web.RequestKey[bool] = web.RequestKey("has key", bool)
 
 
 class HttpServer:
-    """A listening server. `address`: where it really listens."""
+    """A listening server. `address`: with the real port."""
 
     def __init__(
         self,
@@ -122,19 +124,18 @@ class HttpServer:
 
     @property
     def connections(self) -> int:
-        """How many are inside or on the way in."""
+        """How many connections are open, or in their handshake."""
         return self._entrance.connections
 
     def read_certificate(self) -> Callable[[], None]:
-        """What shows the certificate the files have now. `CertificateError` where they are
-        broken."""
+        """Read the certificate. Returns the function that puts it in use; `CertificateError`."""
         if self._files is None:
             return lambda: None
         context = ServerTls(*self._files).context
         return partial(setattr, self._entrance, "context", context)
 
     async def close(self) -> None:
-        """Take no more requests, let those under way end, for a while."""
+        """Accept no more requests, and wait a while for those under way."""
         await self._entrance.close()
         await self._runner.cleanup()
 
@@ -149,9 +150,9 @@ async def start_http(
     header_seconds: float = _HEADER_SECONDS,
     also: Callable[[web.Application], object] = lambda _: None,
 ) -> HttpServer:
-    """Listen, with TLS where there is a certificate. `HttpError`, `CertificateError`.
+    """Listen, with TLS if there is a certificate. `HttpError`, `CertificateError`.
 
-    `also` adds what else is served.
+    `also`: adds other pages to the server.
     """
     files = (certificate, key) if certificate is not None else None
     context = ServerTls(*files).context if files is not None else None
@@ -163,7 +164,7 @@ async def start_http(
     options = {
         "access_log": None,
         "logger": _protocol_log(),
-        # Counted from the beginning of a connection and from the end of each answer, however the
+        # Counts from the beginning of a connection and from the end of each answer, also while
         # octets come.
         "keepalive_timeout": header_seconds,
         **PROTOCOL_OPTIONS,
@@ -184,9 +185,7 @@ async def start_http(
 
 
 def _protocol_log() -> logging.Logger:
-    """What aiohttp has to say of clients that speak no HTTP: a line each, and only to who wants to
-    know.
-    """
+    """The log of aiohttp about clients that speak no HTTP: one line each, at level debug."""
 
     def without_trace(record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
@@ -205,7 +204,7 @@ def _protocol_log() -> logging.Logger:
 
 
 def application(api: Api) -> web.Application:
-    """Everything but the socket."""
+    """The server without its socket."""
     app = web.Application(middlewares=[_paced, _guarded])
     app[API] = api
     app[GATE] = gate = Gate(api)
@@ -215,14 +214,14 @@ def application(api: Api) -> web.Application:
     async def describe(request: web.Request) -> web.Response:
         return web.Response(text=described, content_type="application/json")
 
-    async def name_ourselves(_: web.Request, response: web.StreamResponse) -> None:
+    async def add_headers(_: web.Request, response: web.StreamResponse) -> None:
         response.headers["Server"] = "relay"
         response.headers["X-Content-Type-Options"] = "nosniff"
 
     async def forget(_: web.Application) -> None:
         gate.keys.close()
 
-    app.on_response_prepare.append(name_ourselves)
+    app.on_response_prepare.append(add_headers)
     app.on_cleanup.append(forget)
     look = partial(app.router.add_get, expect_handler=_expected)
     relay = api.operator.relay
@@ -237,7 +236,7 @@ def application(api: Api) -> web.Application:
 
 
 async def _expected(request: web.Request) -> None:
-    """Whether a body is wanted is said when it is: `relay.api.bodies`."""
+    """Do nothing: `relay.api.bodies` answers `Expect: 100-continue` when it reads the body."""
 
 
 async def _not_here() -> NoReturn:
@@ -252,17 +251,15 @@ async def _measure(measure: Shared[bytes], request: web.Request) -> web.Response
 async def _tell_health(
     ask: Shared[Mapping[str, Sequence[str]]], kind: str, request: web.Request
 ) -> web.Response:
-    """Nobody needs a key to hear yes or no; what is wrong is said in the program's own log and
-    socket.
-    """
+    """Answer yes or no, without a key. The reasons are in the relay's log and control socket."""
     wrong = (await ask())[kind]
     await request.app[GATE].health_rate.wait(canonical(request.remote or ""))
-    request[HAS_KEY] = True  # has its own rate
+    request[HAS_KEY] = True  # this answer has its own rate
     return web.Response(text="no\n" if wrong else "ok\n", status=503 if wrong else 200)
 
 
 async def _serve(endpoint: Endpoint, request: web.Request) -> web.StreamResponse:
-    """One request to an endpoint, within what all requests together may hold."""
+    """Serve one request to an endpoint: key, encoding, body, then the handler."""
     api, gate = api_of(request), request.app[GATE]
     await _check_key(request, bare=endpoint.answers.get(401) == TEXT)
     coding = request.headers.get("Transfer-Encoding", "chunked")
@@ -296,7 +293,7 @@ async def _check_key(request: web.Request, *, bare: bool) -> None:
 
 
 class _Unauthorized(ApiError):
-    """401; `bare`: in plain text, as their sending endpoints say it."""
+    """401. `bare`: in plain text, as Mailgun's endpoints for sending answer."""
 
     def __init__(self, bare: bool) -> None:
         super().__init__(401, "Forbidden" if bare else "Invalid private key")
@@ -305,7 +302,7 @@ class _Unauthorized(ApiError):
 
 @web.middleware
 async def _paced(request: web.Request, handler: Answerer) -> web.StreamResponse:
-    """An answer is sent here, at the rate and the pace that its client has."""
+    """Send the answer, at the rate of its client, and drop a body that was not read."""
     gate = request.app[GATE]
     response = await handler(request)
     if not request.get(HAS_KEY):
@@ -330,8 +327,8 @@ async def _paced(request: web.Request, handler: Answerer) -> web.StreamResponse:
 
 
 async def _drop_body(request: web.Request) -> None:
-    """Read on for a moment: a client that still sends does not read, and a reset takes its answer
-    away.
+    """Read on for a moment. A client that still sends reads nothing, and a reset would discard its
+    answer.
     """
     with contextlib.suppress(TimeoutError, ConnectionError, web.RequestPayloadError):
         async with asyncio.timeout(_UNWANTED_SECONDS):
@@ -341,7 +338,7 @@ async def _drop_body(request: web.Request) -> None:
 
 @web.middleware
 async def _guarded(request: web.Request, handler: Answerer) -> web.StreamResponse:
-    """Any request, and any way in which it may fail."""
+    """Check the origin of a request, and answer every error."""
     try:
         if is_foreign(request.method, request.headers):
             raise ApiError(403, "A page of another site may not ask")

@@ -1,4 +1,4 @@
-"""What the handlers work with, and how they answer."""
+"""The parts of the relay that the handlers use, and the form of their answers."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from aiohttp import web
 
 from relay.admin.domain_settings import SettingsInForce
 from relay.admin.operator import Operator
+from relay.api.mailgun import sending_domain
 from relay.policy.rules import PolicyRules
 from relay.queue.api_state import ApiState
 from relay.queue.store import MessageSink
 
-__all__ = ["API", "Api", "Handler", "HttpOptions", "answer", "api_of"]
+__all__ = ["API", "Api", "Handler", "HttpOptions", "answer", "api_of", "sender_domain"]
 
 
 @dataclass(frozen=True, slots=True)
 class HttpOptions:
-    """What a reload may change. `domains`: those that may be sent from, none named: any."""
+    """Options that a reload may change. `domains`: the allowed sender domains; empty: all."""
 
     api_keys: tuple[str, ...] = ()
     domains: tuple[str, ...] = ()
@@ -28,8 +29,9 @@ class HttpOptions:
 
 @dataclass(frozen=True, slots=True)
 class Api:
-    """`rules` are those in force, settings made here included; what has a default is the daemon's
-    to give.
+    """The relay as the handlers see it. `rules`: those in force, with the settings made over HTTP.
+
+    `webhook_objection`: why a URL may not be called; "" if it may.
     """
 
     operator: Operator
@@ -53,10 +55,15 @@ API: web.AppKey[Api] = web.AppKey("api", Api)
 
 
 def api_of(request: web.Request) -> Api:
-    """What a handler works with."""
+    """The `Api` of a request."""
     return request.app[API]
 
 
+def sender_domain(api: Api, request: web.Request, *, named: bool = False) -> str:
+    """The domain in the path of a request (`sending_domain`)."""
+    return sending_domain(request.match_info["domain"], api.options().domains, named=named)
+
+
 def answer(values: Mapping[str, object], *, status: int = 200) -> web.Response:
-    """A JSON answer, in ASCII: a peer's text in it does no harm on the way."""
+    """An answer as JSON in ASCII, so that no text of a peer in it can do harm."""
     return web.Response(status=status, text=json.dumps(values), content_type="application/json")

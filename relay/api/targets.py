@@ -1,10 +1,10 @@
-"""Where a webhook may lead, and the connection to exactly there.
+"""Decides which addresses a webhook may have.
 
-Whoever has a key says which URL is called, and could reach through us what only we can reach:
-other machines of our network, a cloud's metadata at 169.254.169.254, ourselves. So an address is
-judged as one of a mail host is (`relay.route.addresses`): the public internet, and beyond that
-what `admin.webhook_networks` lists. It is judged when the webhook is made and with each call; the
-name is looked up by our own resolver, and only addresses that passed are handed to aiohttp.
+A client with a key chooses the URL, so it could reach addresses that only this machine can reach:
+other machines of the network, a cloud's metadata at 169.254.169.254, the relay itself. So an
+address is judged like that of a mail host (`relay.route.addresses`): allowed is the public
+internet, and what `admin.webhook_networks` lists. It is judged when the webhook is made and at each
+call. The relay's resolver looks the name up, and aiohttp connects only to addresses that passed.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from relay.route.answers import AddressAnswer, AddressLookup
 __all__ = ["Refused", "Targets"]
 
 _NUMERIC = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)\.?", re.IGNORECASE)
-"""A host that some read as an IPv4 address (WHATWG URL §3.5): 2130706433, 127.1, 0x7f.1."""
+"""A host that some programs take for an IPv4 address (WHATWG URL §3.5): 2130706433, 0x7f.1."""
 
 
 class Refused(OSError):
-    """There is no address that may be called; the text says why."""
+    """There is no address that may be called. The text says why."""
 
 
 class Targets:
-    """`lookup`: the addresses of a name. `networks`: those allowed beside the public internet."""
+    """`lookup`: finds the addresses of a name. `networks`: allowed beside the public internet."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class Targets:
         self._networks = networks
 
     async def objection(self, url: str) -> str:
-        """Why a webhook with this URL is not made; "" where nothing is plainly wrong with it."""
+        """Why no webhook with this URL is made; "" if it may be made."""
         try:
             found, refused = await self._judged(urlsplit(url).hostname or "", urlsplit(url).port)
         except Refused as error:
@@ -47,14 +47,14 @@ class Targets:
         return "" if found else refused
 
     async def addresses(self, host: str, port: int | None = None) -> list[str]:
-        """The addresses that may be called; `Refused` where there is none."""
+        """The addresses that may be called. `Refused` if there is none."""
         found, refused = await self._judged(host, port)
         if not found:
             raise Refused(refused or f"{shown(host)} has no address")
         return found
 
     async def _judged(self, host: str, port: int | None) -> tuple[list[str], str]:
-        """The addresses that passed, and what is wrong with one that did not."""
+        """The addresses that passed, and the reason against one that did not."""
         passed, refused = [], ""
         for text in await self._addresses(host):
             address = parse_address(text)

@@ -1,4 +1,4 @@
-"""Who wants to be told of what: the webhooks of a domain."""
+"""Lists and changes the webhooks of a domain."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from relay.api.forms import read_form
-from relay.api.mailgun import ApiError, Form, sending_domain
-from relay.api.state import Api, answer
+from relay.api.mailgun_form import ApiError, Form
+from relay.api.state import Api, answer, sender_domain
 from relay.report import webhook
 
 __all__ = ["create", "get", "list_all", "remove", "update"]
@@ -19,7 +19,7 @@ _MOST_URLS = 3
 
 async def list_all(api: Api, request: web.Request) -> web.Response:
     """All webhooks of a domain, by name."""
-    domain = _domain(api, request)
+    domain = sender_domain(api, request)
     return answer(
         {
             "webhooks": {
@@ -31,13 +31,13 @@ async def list_all(api: Api, request: web.Request) -> web.Response:
 
 async def get(api: Api, request: web.Request) -> web.Response:
     """One webhook."""
-    domain, name = _domain(api, request), _name(request.match_info["name"])
+    domain, name = sender_domain(api, request), _name(request.match_info["name"])
     return _one(await _known(api, domain, name))
 
 
 async def create(api: Api, request: web.Request) -> web.Response:
-    """A webhook with its URLs; one that is there already is not overwritten."""
-    domain, form = _domain(api, request), await read_form(request)
+    """Make a webhook. One that exists is not overwritten."""
+    domain, form = sender_domain(api, request), await read_form(request)
     name = _name(form.first("id") or "")
     urls = await _urls(api, form)
     known = await _of(api, domain)
@@ -47,24 +47,20 @@ async def create(api: Api, request: web.Request) -> web.Response:
 
 
 async def update(api: Api, request: web.Request) -> web.Response:
-    """Other URLs for a webhook."""
-    domain, name = _domain(api, request), _name(request.match_info["name"])
+    """Give a webhook other URLs."""
+    domain, name = sender_domain(api, request), _name(request.match_info["name"])
     urls = await _urls(api, await read_form(request))
     await _known(api, domain, name)
     return await _set(api, domain, name, urls, "Webhook has been updated")
 
 
 async def remove(api: Api, request: web.Request) -> web.Response:
-    """Nobody is told any more."""
-    domain, name = _domain(api, request), _name(request.match_info["name"])
+    """Remove a webhook."""
+    domain, name = sender_domain(api, request), _name(request.match_info["name"])
     urls = await _known(api, domain, name)
     await api.state.set_webhook(domain, name, ())
     await _tell(api)
     return _one(urls, message="Webhook has been deleted")
-
-
-def _domain(api: Api, request: web.Request) -> str:
-    return sending_domain(request.match_info["domain"], api.options().domains)
 
 
 async def _of(api: Api, domain: str) -> dict[str, tuple[str, ...]]:
@@ -89,7 +85,7 @@ async def _set(
 
 
 async def _tell(api: Api) -> None:
-    """Have our own worker, and the others, know."""
+    """Tell this worker and the others that webhooks have changed."""
     api.webhooks_changed()
     await api.settings.tell()
 

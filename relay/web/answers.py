@@ -1,21 +1,21 @@
-"""Answers to what the pages ask, each within the time that a page has.
+"""Searches and counts for the pages, each within the time that a page has.
 
-A page's first octet is not to wait for a search through a million events or a count of a hundred
-thousand recipients: a search ends after its time with how far it came, and the count of the queue
-by destination is made once for all pages and renewed while they show the last one.
+A page must not wait for a search through a million events, or for a count of a hundred thousand
+recipients. So a search ends after its time and says how far it came. The queue is counted by
+destination once for all pages, which show the last count while the next one is made.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any
 
 from relay.admin.requests import RequestError
+from relay.mail.jsontext import JsonFields
 from relay.policy.fields import Wishes
 from relay.queue.destinations import Destination, DestinationTally
 from relay.queue.store import (
@@ -45,7 +45,7 @@ STORY_EVENTS = 500
 STORY_REPORTS = 20
 
 _SEARCH = timedelta(milliseconds=15)
-"""For a page that has something; ten times as long for one that has nothing yet."""
+"""The time of a search that has found an event; one that has found none has ten times as long."""
 
 _COUNT_SECONDS = 0.15
 _LOOK_UP_SECONDS = 0.15
@@ -56,9 +56,9 @@ _FRESH = timedelta(seconds=5)
 
 @dataclass(frozen=True, slots=True)
 class LogPage:
-    """Rows, newest first. `older`: where the next page begins, 0 at the end.
+    """Rows, newest first. `older`: where the next page begins; 0 at the end.
 
-    `is_unfinished`: the search ran out of time before it found anything; it goes on at `older`.
+    `is_unfinished`: the time of the search ended before it found a row; it goes on at `older`.
     """
 
     rows: tuple[Row, ...]
@@ -69,7 +69,7 @@ class LogPage:
 async def log_page(
     view: QueueView, wanted: EventFilter, *, before: int = 0, limit: int = PAGE_ROWS
 ) -> LogPage:
-    """A page of the log; `before` is the sequence number it begins below, 0 the newest."""
+    """A page of the log. `before`: only events below this sequence number; 0: from the newest."""
     try:
         found = await view.find_events(
             wanted, after=before, limit=limit, ascending=False, patience=_SEARCH
@@ -81,13 +81,13 @@ async def log_page(
 
 
 async def events_of(view: QueueView, queue_id: str) -> tuple[Row, ...]:
-    """The events of a message, oldest first; of very many the first."""
+    """The first events of a message, oldest first."""
     found = await view.find_events(EventFilter(queue_id=queue_id), limit=STORY_EVENTS)
     return tuple(row_of(one.seq, one.event) for one in found)
 
 
 async def reports_on(view: QueueView, events: Sequence[Row]) -> tuple[Row, ...]:
-    """The reports that the sender of a message got on it, as far as they are found in time."""
+    """The reports on a message, if the search finds them in time."""
     if not events:
         return ()
     wanted = EventFilter(recipient=events[0].sender, fields=(("about", events[0].queue_id),))
@@ -102,19 +102,19 @@ async def reports_on(view: QueueView, events: Sequence[Row]) -> tuple[Row, ...]:
 
 @dataclass(frozen=True, slots=True)
 class QueueCount:
-    """The queue by destination at a moment. `is_whole`: the count is through."""
+    """The queue by destination at a moment. `is_whole`: the count has ended."""
 
     destinations: Sequence[Destination]
     at: datetime
     is_whole: bool
 
     def of(self, domain: str) -> Destination:
-        """One destination, whether something waits for it or not."""
+        """One destination, with zeros if no message waits for it."""
         return next((one for one in self.destinations if one.domain == domain), Destination(domain))
 
 
 class CountedQueue:
-    """The count of the queue by destination, shared by all pages."""
+    """Counts the queue by destination, for all pages together."""
 
     def __init__(self, state: Web) -> None:
         self._state = state
@@ -123,7 +123,7 @@ class CountedQueue:
         self._counting: asyncio.Task[None] | None = None
 
     async def get(self) -> QueueCount:
-        """The last count; a new one is made where it is old, and waited for where there is none."""
+        """The last count. If it is old a new one begins, and the page waits a moment for it."""
         now = self._state.clock()
         if self._last is not None and now - self._last.at < _FRESH:
             return self._last
@@ -135,7 +135,7 @@ class CountedQueue:
         return self._last or QueueCount(self._tally.destinations, now, is_whole=False)
 
     def forget(self) -> None:
-        """The queue was changed by somebody who will look at it."""
+        """Count anew: somebody has changed the queue, and will look at it."""
         self._last = None
 
     async def _count(self) -> None:
@@ -149,7 +149,7 @@ class CountedQueue:
 
 
 async def count_messages(view: QueueView, wanted: QueueFilter, now: datetime) -> tuple[int, bool]:
-    """How many messages match, and whether that is all of them: a count has a moment's time."""
+    """How many messages match, and whether the count ended in time."""
     count, after = 0, ""
     deadline = asyncio.get_running_loop().time() + _COUNT_SECONDS
     while asyncio.get_running_loop().time() < deadline:
@@ -162,22 +162,22 @@ async def count_messages(view: QueueView, wanted: QueueFilter, now: datetime) ->
 
 
 class Forecasts:
-    """What the DNS says of domains today: what `relay explain` says of a message to each.
+    """Looks domains up as `relay explain` does for a message to each.
 
-    A page waits a moment for the answer. The look-up goes on, and the resolver keeps what it finds,
-    so that the page has the answer when it is loaded again.
+    A page waits a moment for the answer. The look-up goes on without it, and the resolver caches
+    the result, so that the page has the answer when it is loaded again.
     """
 
     def __init__(self, state: Web) -> None:
         self._state = state
-        self._asked: dict[str, asyncio.Task[Mapping[str, Any]]] = {}
+        self._asked: dict[str, asyncio.Task[JsonFields]] = {}
 
-    async def of(self, domain: str) -> tuple[Mapping[str, Any] | None, str]:
-        """The answer, or None and why there is none yet."""
+    async def of(self, domain: str) -> tuple[JsonFields | None, str]:
+        """The answer, or None and the reason why there is none yet."""
         task = self._asked.get(domain)
         if task is None:
             if len(self._asked) >= _LOOK_UPS_AT_ONCE:
-                return None, "too much is being looked up"
+                return None, "too many domains are being looked up"
             task = self._asked[domain] = asyncio.create_task(self._look_up(domain))
             task.add_done_callback(partial(self._forget, domain))
         try:
@@ -188,19 +188,19 @@ class Forecasts:
         except (SpoolError, RequestError) as error:
             return None, str(error)
 
-    def _forget(self, domain: str, task: asyncio.Task[Mapping[str, Any]]) -> None:
+    def _forget(self, domain: str, task: asyncio.Task[JsonFields]) -> None:
         del self._asked[domain]
         if not task.cancelled():
             task.exception()  # the page that asked may be gone
 
     async def close(self) -> None:
-        """Look nothing up any more."""
+        """Cancel all look-ups."""
         tasks = list(self._asked.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _look_up(self, domain: str) -> Mapping[str, Any]:
+    async def _look_up(self, domain: str) -> JsonFields:
         async with asyncio.timeout(_LOOK_UP_ENDS_SECONDS):
             running = self._state.operator.running()
             return await running.explain("", f"postmaster@{domain}", Wishes())

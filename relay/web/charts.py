@@ -1,6 +1,6 @@
-"""The geometry of the pictures: lines of results and bars of protection over time. Pure.
+"""The geometry of the charts: lines of results and bars of protection over time. Pure.
 
-A template makes SVG of it, and a table of the same numbers for those that do not see it.
+A template makes SVG of it, and a table of the same numbers for people who cannot see the chart.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _MOST_SLOTS = 60
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """What happened in one slot of time."""
+    """The numbers of one slot of time."""
 
     begin: datetime
     results: dict[str, int]
@@ -31,7 +31,7 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """`points` as SVG has them; the last one is at `x`, `y`."""
+    """`points`: in SVG's form; the last one is at `x`, `y`."""
 
     name: str
     points: str
@@ -53,7 +53,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """Both pictures. `top` and `top_delivered`: what their highest line stands for."""
+    """Both charts. `top` and `top_delivered`: the numbers at their upper edges."""
 
     slots: tuple[Slot, ...]
     lines: tuple[Line, ...]
@@ -70,7 +70,7 @@ class Chart:
 
 
 def chart_of(found: Sequence[HourlyCount], *, begin: datetime, hours: int) -> Chart:
-    """The counts of so many hours from `begin` on, in slots of one hour or of some."""
+    """The charts of so many hours from `begin` on, in slots of one or more hours."""
     width = max(1, ceil(hours / _MOST_SLOTS))
     width = 24 if width > 1 and hours > 24 * 7 else width
     count = ceil(hours / width)
@@ -100,7 +100,7 @@ def chart_of(found: Sequence[HourlyCount], *, begin: datetime, hours: int) -> Ch
 
 
 def _round_up(number: int) -> int:
-    """A round number that is not less: 1, 2 or 5 with zeros."""
+    """The next greater number that is 1, 2 or 5 with zeros."""
     if number <= 5:
         return max(number, 1)
     unit: int = 10 ** int(log10(number))

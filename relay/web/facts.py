@@ -1,24 +1,24 @@
-"""What stands behind an event when it is opened: groups of names and values. Pure.
+"""The details of an event, which the page shows when a row is opened: names and values. Pure.
 
-The message and its rule first, then where the attempt could go, then each host with what it offered
-and proved.
+The message and its rule come first, then the hosts that the attempt could use, then each host with
+what it offered and proved.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from relay.admin.certificates import faults
+from relay.mail.jsontext import JsonFields
 
 __all__ = ["FactGroup", "certificate_facts", "groups_of", "rule_text", "setting_text"]
 
-Fields = Mapping[str, Any]
-Pairs = list[tuple[str, Any]]
+Pairs = list[tuple[str, object]]
 
 _NAMES_KEPT = 5
-"""How many names of a certificate the delivery log keeps."""
+"""How many names of a certificate the delivery log has."""
 
 _HOST = (
     ("TLS version", "tls-version"),
@@ -51,14 +51,14 @@ _VERIFIED_BY = {
 
 
 class FactGroup(NamedTuple):
-    """`title` "": of the message itself."""
+    """Facts with a title; "" for those of the message."""
 
     title: str
     facts: tuple[tuple[str, str], ...]
 
 
-def groups_of(line: Fields) -> tuple[FactGroup, ...]:
-    """The groups of an event, those that say something."""
+def groups_of(line: JsonFields) -> tuple[FactGroup, ...]:
+    """The groups of an event that are not empty."""
     status = line.get("delivery-status", {})
     at = datetime.fromtimestamp(line["timestamp"], UTC)
     groups = [
@@ -67,15 +67,15 @@ def groups_of(line: Fields) -> tuple[FactGroup, ...]:
         *((one["mx-host"], _host(one, at)) for one in status.get("earlier", ())),
         (status.get("mx-host") or "The attempt" if status else "", _attempt(line, status, at)),
     ]
-    told = (FactGroup(title, tuple(_said(pairs))) for title, pairs in groups)
-    return tuple(group for group in told if group.facts)
+    filled = (FactGroup(title, tuple(_not_empty(pairs))) for title, pairs in groups)
+    return tuple(group for group in filled if group.facts)
 
 
-def _said(pairs: Pairs) -> Iterator[tuple[str, str]]:
+def _not_empty(pairs: Pairs) -> Iterator[tuple[str, str]]:
     return ((name, str(value)) for name, value in pairs if value not in (None, "", 0))
 
 
-def _message(line: Fields) -> Pairs:
+def _message(line: JsonFields) -> Pairs:
     headers = line.get("message", {}).get("headers", {})
     policy = line.get("policy", {})
     return [
@@ -89,34 +89,32 @@ def _message(line: Fields) -> Pairs:
     ]
 
 
-def _asked(policy: Fields) -> Iterator[str]:
-    """What the message said in the words of RFC 8689."""
+def _asked(policy: JsonFields) -> Iterator[str]:
+    """What the message asked for, in the words of RFC 8689."""
     if policy.get("requiretls"):
         yield "REQUIRETLS"
     if policy.get("tls-required-no"):
         yield "TLS-Required: No"
 
 
-def rule_text(line: Fields) -> str:
-    """Both settings of an event with who spoke for them."""
+def rule_text(line: JsonFields) -> str:
+    """Both settings of an event, each with its source and rule."""
     return setting_text(line["policy"] | line.get("policy-rules", {}))
 
 
-def setting_text(policy: Fields) -> str:
-    """Both settings with who spoke for them."""
-    return ", ".join(
-        f"{name.replace('-', '_')}: {'true' if policy[name] else 'false'} ({_spoke(policy, name)})"
-        for name in ("require-tls", "skip-verification")
-    )
+def setting_text(policy: JsonFields) -> str:
+    """Both settings, each with its source and rule."""
+    return ", ".join(_one_setting(policy, name) for name in ("require-tls", "skip-verification"))
 
 
-def _spoke(policy: Fields, name: str) -> str:
-    """`domain legal.example`: who spoke for a setting, and by which rule."""
+def _one_setting(policy: JsonFields, name: str) -> str:
+    """`require_tls: true (domain legal.example)`: the source of a setting, and the rule there."""
     source, rule = policy[f"{name}-source"], policy.get(f"{name}-rule", "")
-    return source if rule in ("", source) else f"{source} {rule}"
+    origin = source if rule in ("", source) else f"{source} {rule}"
+    return f"{name.replace('-', '_')}: {'true' if policy[name] else 'false'} ({origin})"
 
 
-def _routing(status: Fields) -> Pairs:
+def _routing(status: JsonFields) -> Pairs:
     routing = status.get("routing")
     if routing is None:
         return []
@@ -130,7 +128,7 @@ def _routing(status: Fields) -> Pairs:
     ]
 
 
-def _host(status: Fields, at: datetime) -> Pairs:
+def _host(status: JsonFields, at: datetime) -> Pairs:
     """What a host offered and proved."""
     pairs: Pairs = [("Address", status.get("mx-ip")), ("TLS offered", _is_offered(status))]
     for name, key in _HOST:
@@ -142,7 +140,7 @@ def _host(status: Fields, at: datetime) -> Pairs:
     return pairs
 
 
-def _is_offered(status: Fields) -> str | None:
+def _is_offered(status: JsonFields) -> str | None:
     """Whether the host offered TLS, where that is known."""
     downgrade = status.get("downgrade")
     if downgrade is not None:
@@ -150,8 +148,10 @@ def _is_offered(status: Fields) -> str | None:
     return "yes" if status.get("tls") or status.get("certificate") else None
 
 
-def certificate_facts(certificate: Fields, host: str, at: datetime, *, is_verified: bool) -> Pairs:
-    """A certificate, and what of it does not match."""
+def certificate_facts(
+    certificate: JsonFields, host: str, at: datetime, *, is_verified: bool
+) -> Pairs:
+    """A certificate, and what is wrong with it."""
     begins, ends = (
         f"{datetime.fromisoformat(certificate[key]):%Y-%m-%d %H:%M} UTC"
         for key in ("not-before", "not-after")
@@ -168,7 +168,7 @@ def certificate_facts(certificate: Fields, host: str, at: datetime, *, is_verifi
     ]
 
 
-def _attempt(line: Fields, status: Fields, at: datetime) -> Pairs:
+def _attempt(line: JsonFields, status: JsonFields, at: datetime) -> Pairs:
     pairs = _host(status, at)
     if downgrade := status.get("downgrade"):
         pairs.append(("Downgrade", f"from {downgrade['from']}: {downgrade['error']}"))
@@ -182,8 +182,8 @@ def _attempt(line: Fields, status: Fields, at: datetime) -> Pairs:
     return pairs
 
 
-def _policy(status: Fields) -> Pairs:
-    """What the recipient's domain publishes, and what came of it at this host."""
+def _policy(status: JsonFields) -> Pairs:
+    """The policy of the recipient's domain, and its result at this host."""
     if "policy-type" not in status:
         return []
     kind, result = status["policy-type"], status.get("policy-result")
@@ -199,8 +199,8 @@ def _policy(status: Fields) -> Pairs:
     ]
 
 
-def _memory(alarm: Fields | None) -> str | None:
-    """What a host has shown of TLS before, where this attempt met less."""
+def _memory(alarm: JsonFields | None) -> str | None:
+    """What a host has shown of TLS before, if it showed less in this attempt."""
     if alarm is None:
         return None
     return f"{alarm['before']} before, {alarm['now']} now ({alarm['host']}, last {alarm['since']})"

@@ -1,4 +1,4 @@
-"""The log's filters as they stand in a URL: read into an `EventFilter`, and written again. Pure."""
+"""Reads the filters of the log from a URL into an `EventFilter`, and writes them. Pure."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LONGEST = 300
 
 @dataclass(frozen=True, slots=True)
 class LogFilter:
-    """The fields of the form, as text; "" is no condition. Times are in UTC."""
+    """The fields of the form, as text. "" is no condition. Times are in UTC."""
 
     q: str = ""
     event: str = ""
@@ -34,9 +34,9 @@ class LogFilter:
     end: str = ""
 
     def query(self, **more: str | int) -> str:
-        """The query of a URL with this filter, and what is given besides."""
-        said = {one.name: getattr(self, one.name) for one in fields(self)} | more
-        return urlencode({name: value for name, value in said.items() if value not in ("", 0)})
+        """The query of a URL with this filter, and with `more`."""
+        values = {one.name: getattr(self, one.name) for one in fields(self)} | more
+        return urlencode({name: value for name, value in values.items() if value not in ("", 0)})
 
     @property
     def is_empty(self) -> bool:
@@ -76,7 +76,7 @@ def _failed(wanted: EventFilter) -> EventFilter:
 
 
 def read_filter(query: Mapping[str, str]) -> LogFilter:
-    """The filter of a query. What is no known word is left out."""
+    """The filter of a query. An unknown word is left out."""
     text = {one.name: query.get(one.name, "").strip()[:_LONGEST] for one in fields(LogFilter)}
     known = {"event": EVENTS, "protection": PROTECTIONS, "source": SOURCES}
     for name, words in known.items():
@@ -89,7 +89,7 @@ def read_filter(query: Mapping[str, str]) -> LogFilter:
 
 
 def read_time(text: str, *, is_end: bool = False) -> datetime | None:
-    """A day or a time in UTC; None where it is neither. `is_end`: a day is meant to its end."""
+    """A day or a time in UTC; None where it is neither. `is_end`: of a day, take its end."""
     try:
         at = datetime.fromisoformat(text)
         at = at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)

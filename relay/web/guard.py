@@ -1,14 +1,14 @@
-"""What every request to the page goes through before a page is made.
+"""The checks of every request to the page, before a page is made.
 
-    host      the Host field names one of our names: a page elsewhere that has its own name lead to
-              our address (DNS rebinding) gets 421
+    host      the Host field has a name of this relay. Otherwise 421: a page of another site can
+              make its own name lead to this address (DNS rebinding)
     clear     plain HTTP is for clients on this machine, unless `admin.web.insecure`
-    user      a session's cookie, or the name that a proxy says; else the way to sign in
-    role      verbs are an operator's
-    token     a form carries its session's own; whether its page is ours `relay.api` has looked at
+    user      the cookie of a session, or the name that a proxy sends; else the login form
+    role      only an operator may use verbs
+    token     a form has the token of its session; `relay.api` has checked which site it is from
 
-A password is judged and counted as at the listeners, together with theirs (`relay.submit.secrets`).
-Whatever was wrong, the answer is the same.
+Wrong passwords count together with those at the listeners (`relay.submit.secrets`). The answer to
+a login is the same, whether the name or the password is wrong.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _LONGEST_PASSWORD = 1024
 
 
 class Refused(Exception):
-    """No page: the status and a sentence for the person who asked."""
+    """There is no page: the status, and a sentence for the person who asked."""
 
     def __init__(self, status: int, sentence: str) -> None:
         super().__init__(sentence)
@@ -48,7 +48,7 @@ class Refused(Exception):
 
 
 class Visitor(NamedTuple):
-    """Who asks. `session` None: the proxy says who it is."""
+    """A user who is signed in. `session` None: a proxy named the user."""
 
     user: WebUser
     session: Session | None
@@ -62,7 +62,7 @@ class Visitor(NamedTuple):
 
 @dataclass
 class Guard:
-    """What the requests share."""
+    """Checks requests."""
 
     state: Web
 
@@ -72,13 +72,13 @@ class Guard:
         self._secret = secrets.token_bytes(32)
 
     def close(self) -> None:
-        """Let the threads go."""
+        """End the threads."""
         self._secrets.close()
 
-    # Whoever it is.
+    # --- each request -------------------------------------------------------------------------
 
     def check_way(self, request: web.Request) -> None:
-        """Host and TLS; `Refused` where the page must not be shown this way."""
+        """Check host and TLS. `Refused` where the page must not be shown."""
         if _host_of(request.headers.get("Host", "")) not in self._hosts:
             raise Refused(
                 421,
@@ -102,9 +102,9 @@ class Guard:
         return frozenset({"localhost", "127.0.0.1", "::1", self.state.hostname.lower()})
 
     def visitor(self, request: web.Request) -> Visitor | None:
-        """Who asks; None where nobody is signed in."""
+        """The user of a request; None where nobody is signed in."""
         options = self.state.options()
-        if (name := self._said_by_proxy(request)) is not None:
+        if (name := self._named_by_proxy(request)) is not None:
             user = options.users.get(name)
             return None if user is None else Visitor(user, None, self._token_of(name))
         token = request.cookies.get(cookie_name(request), "")
@@ -117,7 +117,7 @@ class Guard:
             return None
         return Visitor(user, session, session.form_token)
 
-    def _said_by_proxy(self, request: web.Request) -> str | None:
+    def _named_by_proxy(self, request: web.Request) -> str | None:
         options = self.state.options()
         if options.proxy_header is None or options.proxy_header not in request.headers:
             return None
@@ -132,17 +132,17 @@ class Guard:
         return hmac.new(self._secret, name.encode("utf-8", "replace"), hashlib.sha256).hexdigest()
 
     def check_form(self, visitor: Visitor, form: Mapping[str, str]) -> None:
-        """A form that changes something: an operator's, and with the token of the session."""
+        """Check a form that changes something: token of the session, and role."""
         sent = form.get("token", "").encode("utf-8", "replace")
         if not hmac.compare_digest(visitor.form_token.encode(), sent):
             raise Refused(403, "This form is out of date: open the page again.")
         if not visitor.is_operator:
             raise Refused(403, f"{visitor.user.name} may look and not change: ask an operator.")
 
-    # Signing in and out.
+    # --- login --------------------------------------------------------------------------------
 
     async def sign_in(self, request: web.Request, name: str, password: str) -> str | None:
-        """The token of a new session; None where name or password is wrong, or too many were."""
+        """The token of a new session; None where name or password is wrong, or has to wait."""
         if len(name) > _LONGEST_NAME or len(password) > _LONGEST_PASSWORD:
             return None
         client = canonical(request.remote or "")
@@ -158,18 +158,18 @@ class Guard:
 
 
 def is_tls(request: web.Request) -> bool:
-    """Whether the request came over TLS to us."""
+    """Whether the request came to the relay over TLS."""
     transport = request.transport
     return transport is not None and transport.get_extra_info("ssl_object") is not None
 
 
 def is_readable_on_the_way(request: web.Request) -> bool:
-    """Whether others can read what this browser and the relay tell each other."""
+    """Whether others can read the traffic between the browser and the relay."""
     return not is_tls(request) and not _is_loopback(request)
 
 
 def cookie_name(request: web.Request) -> str:
-    """`__Host-`: a browser takes it only over TLS, for this host and all its paths."""
+    """The name of the cookie. A browser accepts `__Host-` only over TLS, for this host alone."""
     return "__Host-relay" if is_tls(request) else "relay"
 
 

@@ -1,6 +1,6 @@
-"""Changes of the queue that were asked for on the page: each goes on when its browser has gone.
+"""Changes of the queue from the page. A change goes on when its browser is gone.
 
-What was changed is written to the log as the operator's, with name, verb, filter and number.
+Each change is an event of the delivery log, with the operator's name, verb, filter and number.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _AT_A_TIME = 4
 
 @dataclass(eq=False)
 class Job:
-    """One change. `wanted`: the filter in words. `trouble`: a sentence, if it failed."""
+    """One change. `wanted`: the filter in words. `trouble`: a sentence if it failed."""
 
     name: str
     user: str
@@ -49,14 +49,14 @@ class Job:
 
 @dataclass
 class Jobs:
-    """The latest of them."""
+    """The newest changes."""
 
     state: Web
     _jobs: dict[str, Job] = field(default_factory=dict)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     def find(self, name: str) -> Job | None:
-        """One by its name."""
+        """A change by its name."""
         return self._jobs.get(name)
 
     def start(self, user: str, verb: str, wanted: QueueFilter, said: Mapping[str, str]) -> Job:
@@ -71,7 +71,7 @@ class Jobs:
         return job
 
     async def settled(self, job: Job, seconds: float) -> None:
-        """Wait for its end, for a moment."""
+        """Wait until a change has ended, at most so many seconds."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await job.done.wait()
@@ -89,7 +89,7 @@ class Jobs:
         job.done.set()
 
     async def note(self, user: str, verb: str, wanted: Mapping[str, object], count: int) -> None:
-        """Write to the log what an operator did."""
+        """Write an operator's change to the log."""
         log.info("operator %s: %s, %d recipients changed", user, verb, count)
         event = deliverylog.operated(user, verb, wanted, count=count, now=self.state.clock())
         await self.state.write_event(event)

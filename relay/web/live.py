@@ -1,8 +1,8 @@
-"""The newest events, for all that follow the log: one reader of the store, a bounded buffer each.
+"""Sends the newest events to all browsers that follow the log.
 
-The reader looks while somebody follows. Each viewer gets the rows that match its filter, twice a
-second, at most so many; of what was left out it gets the number. A viewer that does not read holds
-no more than its buffer, and its connection ends after a while.
+One task reads the store while somebody follows. Each viewer has a bounded buffer. Twice a second it
+gets the rows that match its filter, at most `_ROWS_A_TICK`, and the number of rows left out. The
+connection of a viewer that does not read ends after a while.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -30,12 +30,12 @@ _BUFFER = 200
 
 
 class TooManyViewers(Exception):
-    """No more can follow."""
+    """As many browsers follow the log as may do so."""
 
 
 @dataclass(eq=False)
 class Viewer:
-    """One that follows. `left_out`: events that matched and are not in the buffer."""
+    """A browser that follows the log. `left_out`: events that matched, but are not in `rows`."""
 
     wanted: EventFilter
     rows: deque[StoredEvent] = field(default_factory=deque)
@@ -43,7 +43,7 @@ class Viewer:
     news: asyncio.Event = field(default_factory=asyncio.Event)
 
     def offer(self, found: list[StoredEvent]) -> None:
-        """These are new; of too many the newest."""
+        """Add new events that match; of too many only the newest."""
         matching = [one for one in found if event_matches(one.event, self.wanted)]
         if not matching:
             return
@@ -56,12 +56,12 @@ class Viewer:
         self.news.set()
 
     def skip(self, count: int) -> None:
-        """So many events or more went by unseen."""
+        """Count events that nobody looked at."""
         self.left_out += count
         self.news.set()
 
     def take(self) -> tuple[list[StoredEvent], int]:
-        """What is new, and how many were left out."""
+        """The events since the last call, and how many were left out."""
         rows, left_out = list(self.rows), self.left_out
         self.rows.clear()
         self.left_out = 0
@@ -70,7 +70,7 @@ class Viewer:
 
 
 class Live:
-    """The reader, and those that follow."""
+    """Reads the store for all viewers."""
 
     def __init__(self, view: QueueView, render: Callable[[Row], str]) -> None:
         self._view = view
@@ -81,11 +81,14 @@ class Live:
 
     @property
     def viewers(self) -> int:
-        """How many follow."""
+        """How many browsers follow the log."""
         return len(self._viewers)
 
-    async def follow(self, wanted: EventFilter) -> AsyncIterator[tuple[str, int]]:
-        """The new rows as HTML, newest first, and how many were left out; ("", 0) now and then."""
+    async def follow(self, wanted: EventFilter) -> AsyncGenerator[tuple[str, int], None]:
+        """The new rows as HTML, newest first, and how many were left out.
+
+        ("", 0) after ten seconds without one, so that the connection stays open.
+        """
         if len(self._viewers) >= VIEWERS:
             raise TooManyViewers
         viewer = Viewer(wanted)
@@ -103,13 +106,13 @@ class Live:
             self._viewers.discard(viewer)
 
     async def close(self) -> None:
-        """Read no more."""
+        """End the task."""
         if self._reading is not None:
             self._reading.cancel()
             await asyncio.gather(self._reading, return_exceptions=True)
 
     def _html(self, stored: StoredEvent) -> str:
-        """A row, made once for all viewers."""
+        """A row as HTML, made once for all viewers."""
         found = self._rendered.get(stored.seq)
         if found is None:
             found = self._render(row_of(stored.seq, stored.event))
@@ -151,5 +154,4 @@ def message(html: str, left_out: int) -> bytes:
     """One server-sent event, or a comment that keeps the connection open."""
     if not html and not left_out:
         return b": still here\n\n"
-    said = json.dumps({"rows": html, "left_out": left_out})
-    return f"data: {said}\n\n".encode()
+    return f"data: {json.dumps({'rows': html, 'left_out': left_out})}\n\n".encode()

@@ -1,4 +1,4 @@
-"""What the configuration says of the page (`admin.web`). Pure."""
+"""The configuration of the page (`admin.web`). Pure."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ class Role(StrEnum):
     """What a user may do."""
 
     VIEWER = "viewer"
-    """Look."""
+    """May look."""
     OPERATOR = "operator"
-    """Look, and change the queue."""
+    """May look, and change the queue."""
 
 
 @dataclass(frozen=True, slots=True)
 class WebUser:
-    """Who may look. `password`: an argon2 hash; None: comes through the proxy only."""
+    """Who may look. `password`: an argon2 hash; None: the user comes only through a proxy."""
 
     name: str
     password: Annotated[str, Form.ARGON2, SECRET] | None = field(default=None, repr=False)
@@ -33,11 +33,11 @@ class WebUser:
 
 @dataclass(frozen=True, slots=True)
 class WebOptions:
-    """`users` by name; nobody: there is no page. `hosts`: names the page may be asked for under,
-    beside localhost, loopback addresses and our own name. `insecure`: plain HTTP for clients that
-    are not on this machine, too. `note`: a sentence on every page.
+    """`users` by name; without any there is no page. `hosts`: names of the page beside localhost,
+    loopback addresses and `hostname`. `insecure`: plain HTTP also for clients on other machines.
+    `note`: a sentence on every page.
 
-    `proxy_header`: the name of the user, where a proxy in `proxy_networks` says it.
+    `proxy_header`: the field with the name of the user, from a proxy in `proxy_networks`.
     """
 
     users: Mapping[str, WebUser] = field(default_factory=dict)

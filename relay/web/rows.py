@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
+from relay.mail.duration import duration_text
 from relay.mail.event import Event
+from relay.mail.jsontext import JsonFields
 from relay.report.words import operator_text, protection_of, sentence_of, shown_name
 from relay.web.facts import FactGroup, groups_of
 
 __all__ = ["Row", "row_of"]
 
-Fields = Mapping[str, Any]
-
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What a row shows. `kind`: accepted, delivered, deferred, failed, operator."""
+    """A row of the log. `kind`: accepted, delivered, deferred, failed, operator."""
 
     seq: int
     at: datetime
@@ -32,7 +30,7 @@ class Row:
     sentence: str
     again: str
     groups: tuple[FactGroup, ...]
-    event: Fields
+    event: JsonFields
 
 
 def row_of(seq: int, event: Event) -> Row:
@@ -57,24 +55,15 @@ def row_of(seq: int, event: Event) -> Row:
     )
 
 
-def _sentence(line: Fields) -> str:
+def _sentence(line: JsonFields) -> str:
     if line["event"] != "accepted":
         return sentence_of(line)
     client = str(line.get("client", ""))
     count = int(line.get("recipients", 1))
-    said = "1 recipient" if count == 1 else f"{count} recipients"
-    return f"from {client}, {said}" if client else said
+    number = "1 recipient" if count == 1 else f"{count} recipients"
+    return f"from {client}, {number}" if client else number
 
 
-def _again(line: Fields) -> str:
+def _again(line: JsonFields) -> str:
     seconds = line.get("delivery-status", {}).get("retry-seconds")
-    return _span(int(seconds)) if seconds else ""
-
-
-def _span(seconds: int) -> str:
-    """A duration as a person says it."""
-    for length, name in ((86400, "day"), (3600, "hour"), (60, "minute")):
-        if seconds >= length:
-            count = round(seconds / length)
-            return f"{count} {name}{'s' if count != 1 else ''}"
-    return f"{seconds} seconds"
+    return duration_text(seconds) if seconds else ""

@@ -1,8 +1,8 @@
-"""Who is signed in: sessions of twelve hours at most, thirty minutes after the last request.
+"""The sessions of users: at most twelve hours long, and thirty minutes without a request.
 
-A session is a random token of 256 bits, which its browser has and nobody else: here its SHA-256 is
-kept. It ends with `end`, with its time, when its user's password or name is no longer in the
-configuration, and with the process. Pure but for the randomness of tokens.
+A session has a random token of 256 bits, which only its browser knows: the relay keeps the SHA-256.
+A session ends with `end`, after its time, when the user's name or password is no longer in the
+configuration, and with the process. Pure except for the random tokens.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _TOKEN_BYTES = 32
 
 @dataclass(slots=True)
 class Session:
-    """One browser's. `secret` makes its form tokens; `password` is the hash it began with."""
+    """The session of one browser. `secret`: makes its form token. `password`: the hash at login."""
 
     user: str
     password: str
@@ -37,15 +37,15 @@ class Session:
 
     @property
     def form_token(self) -> str:
-        """What every form of this session carries, and no other site knows."""
+        """The token in every form of this session, which no other site knows."""
         return hmac.new(self.secret, b"form", hashlib.sha256).hexdigest()
 
     def accepts(self, form_token: str) -> bool:
-        """Whether a form is this session's own."""
+        """Whether this is the form token of the session."""
         return hmac.compare_digest(self.form_token.encode(), form_token.encode("utf-8", "replace"))
 
     def is_over(self, now: datetime) -> bool:
-        """Whether it has ended, by whatever."""
+        """Whether the session has ended, for any reason."""
         return self.is_ended or now - self.began >= LIFETIME or now - self.seen >= IDLE
 
 
@@ -56,7 +56,7 @@ class Sessions:
         self._sessions: dict[bytes, Session] = {}
 
     def begin(self, user: WebUser, now: datetime) -> str:
-        """A new session; its token."""
+        """Begin a session. Returns its token."""
         self._make_room(user.name, now)
         token = secrets.token_urlsafe(_TOKEN_BYTES)
         self._sessions[_digest(token)] = Session(
@@ -65,7 +65,7 @@ class Sessions:
         return token
 
     def find(self, token: str, now: datetime) -> Session | None:
-        """The session of a token, which goes on with this."""
+        """The session of a token. This counts as a request of the session."""
         session = self._sessions.get(_digest(token))
         if session is None:
             return None
@@ -76,7 +76,7 @@ class Sessions:
         return session
 
     def end(self, token: str) -> None:
-        """The token is worth nothing any more, in any window."""
+        """End the session of a token, for all windows of its browser."""
         session = self._sessions.pop(_digest(token), None)
         if session is not None:
             session.is_ended = True

@@ -1,8 +1,8 @@
 """The page's routes, its templates and static files, and the headers of every answer.
 
-Templates escape all that is put into them; before that, what is no printable character is shown as
-its number, so that no text of a stranger's can turn a line around or hide in it. Nothing comes from
-another host, and no script or style stands in a page: the policy in `_HEADERS` allows neither.
+Templates escape all values. Before that, a character that is not printable is replaced by its
+number, so that no text of a stranger can turn a line around, or hide in it. Nothing comes from
+another host, and no page contains a script or a style: the policy in `_HEADERS` allows neither.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cache, partial
 from importlib.resources import files
+from math import floor
 from typing import TypeVar
 from urllib.parse import quote, urlencode
 
@@ -21,6 +22,7 @@ from markupsafe import Markup
 from multidict import MultiDict
 
 from relay.admin.operations import tlsa_text
+from relay.mail.duration import duration_text
 from relay.mail.printable import printable
 from relay.queue.queue_id import arrival_of
 from relay.queue.store import SpoolError
@@ -58,7 +60,7 @@ _HEADERS = {
         " connect-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
     ),
     "X-Content-Type-Options": "nosniff",
-    # Nothing is told to another host; to ourselves, since without it a browser sends forms with
+    # Other hosts get no Referer. The relay does: without it a browser sends forms with
     # `Origin: null` (Fetch §3.2), which `relay.api.origin` refuses.
     "Referrer-Policy": "same-origin",
     "Cache-Control": "no-store",
@@ -114,7 +116,7 @@ class Site:
         return self._row.render(row=row)
 
     async def close(self, _: web.Application) -> None:
-        """End what goes on."""
+        """End all tasks and threads of the page."""
         self.guard.close()
         await self.live.close()
         await self.forecasts.close()
@@ -122,19 +124,19 @@ class Site:
     def page(
         self, template: str, visitor: Visitor | None, *, status: int = 200, **values: object
     ) -> web.Response:
-        """A template with what it shows."""
+        """A page, made of a template and its values."""
         text = self._env.get_template(template).render(
             hostname=self.state.hostname, note=self.state.note(), visitor=visitor, **values
         )
         return self.secured(web.Response(text=text, status=status, content_type="text/html"))
 
     def secured(self, response: R) -> R:
-        """The headers that every answer has."""
+        """The response, with the headers that every answer has."""
         response.headers.update(_HEADERS)
         return response
 
     def refusal(self, visitor: Visitor | None, error: Refused) -> web.Response:
-        """A sentence in the place of a page."""
+        """A page with the sentence of a refusal."""
         return self.page("error.html", visitor, status=error.status, sentence=str(error))
 
     async def form(self, request: web.Request) -> MultiDict[str]:
@@ -147,8 +149,8 @@ class Site:
 
 
 def install(app: web.Application, *, state: Web, known: web.RequestKey[bool]) -> Site:
-    """Add the page to a server. `known` marks a request of somebody who is signed in: its answer is
-    not held back.
+    """Add the page to a server. `known`: marks the request of a user who is signed in, whose answer
+    is not delayed.
     """
     site = Site(state)
     for path, page in _LOOK.items():
@@ -166,7 +168,7 @@ def install(app: web.Application, *, state: Web, known: web.RequestKey[bool]) ->
 async def _serve(
     site: Site, page: Page, known: web.RequestKey[bool], request: web.Request
 ) -> web.StreamResponse:
-    """A page for somebody who is signed in; the way to sign in for anybody else."""
+    """A page for a user who is signed in; for others the login form."""
 
     async def for_visitor() -> web.StreamResponse:
         visitor = site.guard.visitor(request)
@@ -197,11 +199,11 @@ def _to_login(request: web.Request) -> web.Response:
     return web.Response(status=303, headers={"Location": f"/login?{query}".removesuffix("?")})
 
 
-Opened = Callable[[Site, web.Request], Awaitable[web.StreamResponse]]
+Answerer = Callable[[Site, web.Request], Awaitable[web.StreamResponse]]
 
 
-async def _open(site: Site, answer: Opened, request: web.Request) -> web.StreamResponse:
-    """What needs nobody to be signed in."""
+async def _open(site: Site, answer: Answerer, request: web.Request) -> web.StreamResponse:
+    """An answer for which nobody has to be signed in."""
     return await _guarded(site, request, partial(answer, site, request))
 
 
@@ -254,10 +256,10 @@ async def _login(site: Site, request: web.Request) -> web.StreamResponse:
     return response
 
 
-def _local(place: str) -> str:
-    """A place on this page; nothing where it would lead elsewhere."""
-    is_here = place.startswith("/") and not place.startswith(("//", "/\\")) and place.isprintable()
-    return place if is_here and len(place) < 2000 else ""
+def _local(path: str) -> str:
+    """A path on this site; "" for a URL of another site."""
+    is_here = path.startswith("/") and not path.startswith(("//", "/\\")) and path.isprintable()
+    return path if is_here and len(path) < 2000 else ""
 
 
 async def _logout(site: Site, request: web.Request) -> web.StreamResponse:
@@ -287,7 +289,7 @@ def _file(name: str) -> bytes:
     return files("relay.web").joinpath("static", name).read_bytes()
 
 
-# Templates.
+# --- templates ----------------------------------------------------------------------------------
 
 
 def _environment() -> Environment:
@@ -317,14 +319,14 @@ def _environment() -> Environment:
 
 
 def _shown(value: object) -> object:
-    """What a template puts into a page: text without what cannot be seen."""
+    """A value for a page. In a text, characters that are not printable are escaped."""
     if isinstance(value, str) and not isinstance(value, Markup):
         return printable(value, keep="\n\t")
     return value
 
 
 def _when(at: datetime) -> Markup:
-    """A time: in UTC here, in the viewer's zone where there is a script."""
+    """A time in UTC; the script shows it in the zone of the browser."""
     at = at.astimezone(UTC)
     text = f"{at:%Y-%m-%d %H:%M:%S} UTC"
     return Markup('<time datetime="{}" title="{}">{}</time>').format(
@@ -333,13 +335,8 @@ def _when(at: datetime) -> Markup:
 
 
 def _age(span: timedelta | float) -> str:
-    """A duration in the one unit a person would use."""
-    seconds = int(span.total_seconds() if isinstance(span, timedelta) else span)
-    for length, name in ((86400, "day"), (3600, "hour"), (60, "minute")):
-        if seconds >= length:
-            count = seconds // length
-            return f"{count} {name}{'s' if count != 1 else ''}"
-    return f"{max(seconds, 0)} seconds"
+    seconds = span.total_seconds() if isinstance(span, timedelta) else span
+    return duration_text(seconds, whole=floor)
 
 
 def _size(octets: int) -> str:

@@ -1,4 +1,4 @@
-"""What the pages work with. The daemon puts it together; nothing here knows the configuration."""
+"""The parts of the relay that the pages use. The daemon makes them of the configuration."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from relay.web.options import WebOptions
 __all__ = ["Caught", "Facts", "Web"]
 
 Caught = Callable[[str], bytes | None]
-"""The content of a message as a host on this machine received it, by its queue id."""
+"""In the demonstration: the content of a message as its mail host received it, by queue id."""
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """How the relay is. `certificates`: when each file's expires. `trouble`: sentences.
+    """The state of the relay. `certificates`: when the certificate in each file expires.
 
-    `commit_seconds`: the mean time of a commit of a result since the start, None where there was
-    none.
+    `trouble`: sentences. `commit_seconds`: the mean time to commit a result; None before the first.
+    `silent`: until when each silent destination is not tried.
     """
 
     version: str
@@ -40,16 +40,15 @@ class Facts:
     silent: Mapping[str, str] = field(default_factory=dict)
     nameservers: Sequence[str] = ()
     validates: bool | None = None
-    """Whether the resolver says of signed answers that they are; None: nobody could tell."""
+    """Whether the resolver validates DNSSEC; None: not known."""
 
 
 @dataclass(frozen=True, slots=True)
 class Web:
     """`places`: file and line of each key of the policy. `last_reload`: when, and what changed.
 
-    `configuration`: what is in effect, without secrets, as YAML. `failures`: the wrong passwords
-    of clients, those at the listeners included. `note`: stands on every page.
-    `caught`: in the demonstration, what the host built in received.
+    `configuration`: the one in effect, without secrets, as YAML. `failures`: counts wrong
+    passwords, also those at the listeners. `note`: a sentence on every page.
     """
 
     operator: Operator
@@ -68,7 +67,7 @@ class Web:
 
     @property
     def view(self) -> QueueView:
-        """The queue and the log, to be looked at."""
+        """The queue and the log, for reading."""
         return self.operator.view
 
     def clock(self) -> datetime:

@@ -1,24 +1,22 @@
-"""The story of a message, from its events and, while it is queued, from the queue. Pure."""
+"""The story of a message, made of its events and, while it is queued, of the queue. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
 
+from relay.mail.jsontext import JsonFields
 from relay.queue.entry import TLS_REPORT
 from relay.web.facts import rule_text, setting_text
 from relay.web.rows import Row
 
 __all__ = ["Recipient", "Story", "story_of"]
 
-Fields = Mapping[str, Any]
-
 
 @dataclass(slots=True)
 class Recipient:
-    """A recipient of a message, with each attempt."""
+    """A recipient of a message, with all attempts."""
 
     address: str
     policy: str = ""
@@ -28,14 +26,14 @@ class Recipient:
 
     @property
     def outcome(self) -> str:
-        """The state now: that of the queue, or what the last attempt came to."""
+        """The state in the queue, or else the result of the last attempt."""
         return self.state or (self.attempts[-1].kind if self.attempts else "unknown")
 
 
 @dataclass(slots=True)
 class Story:
-    """A message from its acceptance to its end. `about`: the message that it reports on; `reports`:
-    the reports on this one, each as it was accepted.
+    """A message from its acceptance to its end. `about`: the queue id of the message that it
+    reports on. `reports`: the acceptances of the reports on this message.
     """
 
     queue_id: str
@@ -66,9 +64,9 @@ _OWN = ("dsn", TLS_REPORT)
 
 
 def story_of(
-    queue_id: str, rows: Sequence[Row], item: Fields | None, reports: Sequence[Row] = ()
+    queue_id: str, rows: Sequence[Row], item: JsonFields | None, reports: Sequence[Row] = ()
 ) -> Story | None:
-    """The story; None where neither events nor the queue know the message."""
+    """The story; None where neither the events nor the queue have the message."""
     if not rows and item is None:
         return None
     story = Story(queue_id, reports=tuple(reports))
@@ -103,7 +101,7 @@ def _tell(story: Story, row: Row) -> None:
     one.attempts.append(row)
 
 
-def _add_item(story: Story, item: Fields) -> None:
+def _add_item(story: Story, item: JsonFields) -> None:
     story.is_queued = True
     story.sender = item["sender"] or "<>"
     story.size_bytes, story.header = item["size"], item["header"]

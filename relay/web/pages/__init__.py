@@ -1,6 +1,6 @@
-"""The pages, a module for each: it asks, and gives a template what it shows.
+"""The pages. A module for each reads what the page shows, and gives it to a template.
 
-visit         one request of somebody who is signed in, and what is read from it
+visit         one request of a user who is signed in
 stream        files of any length
 overview, log, message, queue, destination, policy, report, health, search
 """

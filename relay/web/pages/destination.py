@@ -1,20 +1,21 @@
-"""What protects mail to a domain, and what became of it."""
+"""The page of a destination: the protection of mail to it, and the results."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable
 
 from aiohttp import web
 
 from relay.admin import report as reports
 from relay.admin.mta_sts import policy_as_json
+from relay.mail.jsontext import JsonFields
 from relay.policy.rules import floor_rules, resolve
 from relay.queue.store import EventFilter
 from relay.web.answers import log_page
 from relay.web.charts import chart_of
 from relay.web.pages.visit import Visit, latest, read_domain
+from relay.web.rows import Row
 
 __all__ = ["destination", "probe"]
 
@@ -22,8 +23,8 @@ _HOURS = 720
 _LISTED_EXCEPTIONS = 20
 
 
-async def destination(visit: Visit, probed: Mapping[str, Any] | None = None) -> web.StreamResponse:
-    """What protects mail to a domain, and what became of it."""
+async def destination(visit: Visit, probed: JsonFields | None = None) -> web.StreamResponse:
+    """The page of a destination. `probed`: what its hosts have just shown."""
     domain = read_domain(visit.request.match_info["domain"], status=404)
     state, now = visit.state, visit.state.clock()
     month = latest(now, _HOURS, recipient_domain=domain)
@@ -53,9 +54,9 @@ async def destination(visit: Visit, probed: Mapping[str, Any] | None = None) -> 
     )
 
 
-def _hosts_of(rows: Any) -> list[Any]:
+def _hosts_of(rows: Iterable[Row]) -> list[Row]:
     """The newest row about each host."""
-    hosts: dict[str, Any] = {}
+    hosts: dict[str, Row] = {}
     for row in rows:
         host = row.event.get("delivery-status", {}).get("mx-host")
         if host:
@@ -64,7 +65,7 @@ def _hosts_of(rows: Any) -> list[Any]:
 
 
 async def probe(visit: Visit) -> web.StreamResponse:
-    """Connect to the hosts of a domain, and show what they prove."""
+    """Connect to the hosts of a domain, and show what they prove of themselves."""
     visit.site.guard.check_form(visit.visitor, await visit.site.form(visit.request))
     domain = read_domain(visit.request.match_info["domain"], status=404)
     async with asyncio.timeout(60):

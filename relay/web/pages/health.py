@@ -1,4 +1,4 @@
-"""How the relay is."""
+"""The state of the relay."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["health"]
 
 
 async def health(visit: Visit) -> web.StreamResponse:
-    """How the relay is."""
+    """The state of the relay."""
     facts = await visit.state.facts()
     return visit.show(
         "health.html",

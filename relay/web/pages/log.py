@@ -1,16 +1,16 @@
-"""The log: its rows, new ones as they come, and the export of what is filtered."""
+"""The log: its rows, new rows as they come, and the export of rows that match."""
 
 from __future__ import annotations
 
 import asyncio
 import csv
 import io
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Iterable
 
 from aiohttp import web
 
 from relay.admin import report as reports
+from relay.mail.event import Event
 from relay.queue.store import EventFilter
 from relay.web.answers import log_page
 from relay.web.facts import setting_text
@@ -42,13 +42,13 @@ async def log(visit: Visit) -> web.StreamResponse:
 
 
 def _number(text: str) -> int:
-    """A place in the log, which may be a long number of several queues; 0 for none."""
+    """A sequence number, which is long where there are several queues; 0 for none."""
     is_number = text.isascii() and text.removeprefix("-").isdigit() and len(text) < 1000
     return int(text) if is_number else 0
 
 
 async def live(visit: Visit) -> web.StreamResponse:
-    """New rows as server-sent events, until the browser goes, or its session ends."""
+    """New rows as server-sent events, until the browser or its session ends."""
     response = visit.site.secured(web.StreamResponse())
     response.content_type = "text/event-stream"
     rows = visit.site.live.follow(read_filter(visit.query).wanted)
@@ -65,12 +65,12 @@ async def live(visit: Visit) -> web.StreamResponse:
     except (ConnectionError, TimeoutError):
         pass
     finally:
-        await rows.aclose()  # type: ignore[attr-defined]
+        await rows.aclose()
     return response
 
 
 def _is_over(visit: Visit) -> bool:
-    """Whether the session has ended; following the log does not keep one alive."""
+    """Whether the session has ended: to follow the log does not extend it."""
     session = visit.visitor.session
     return session is not None and session.is_over(visit.state.clock())
 
@@ -79,7 +79,7 @@ _EXPORT_PAGE = 500
 
 
 async def export(visit: Visit) -> web.StreamResponse:
-    """The events that match, all of them, oldest first."""
+    """All events that match, oldest first."""
     as_csv = visit.query.get("format") == "csv"
     wanted = read_filter(visit.query).wanted
     name = "events.csv" if as_csv else "events.jsonl"
@@ -113,14 +113,14 @@ _EXPORT_COLUMNS = (
 )
 
 
-def _export_row(seq: int, event: Any) -> tuple[str, ...]:
+def _export_row(seq: int, event: Event) -> tuple[str, ...]:
     row = row_of(seq, event)
     rule = setting_text(row.event["policy"]) if "policy" in row.event else ""
     cells = (row.kind, row.protection, row.queue_id, row.sender, row.targets)
     return (row.at.isoformat(), *cells, row.subject, row.sentence, rule, event.id)
 
 
-def _csv(rows: Any) -> str:
+def _csv(rows: Iterable[Iterable[str]]) -> str:
     text = io.StringIO()
     csv.writer(text).writerows([map(reports.csv_cell, row) for row in rows])
     return text.getvalue()

@@ -1,4 +1,4 @@
-"""The story of one message."""
+"""The page of a message: its events, its recipients and, on request, its content."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _SHOWN_CONTENT_BYTES = 256 * 1024
 
 
 async def show_message(visit: Visit) -> web.StreamResponse:
-    """The story of one message."""
+    """The page of a message."""
     queue_id = visit.request.match_info["id"]
     view = visit.state.view
     try:
         item = await operations.show_message(view, queue_id)
     except SpoolError:
-        item = None  # it left in this moment
+        item = None  # the message left the queue meanwhile
     events = await events_of(view, queue_id)
     story = story_of(queue_id, events, item, await reports_on(view, events))
     if story is None:
@@ -44,7 +44,7 @@ async def show_message(visit: Visit) -> web.StreamResponse:
 
 
 async def _content(state: Web, queue_id: str) -> str:
-    """The beginning of the content as text; it is shown as it came, and never as a page."""
+    """The beginning of the content as text. The page shows HTML in it as text too."""
     found = b""
     try:
         async for piece in state.view.read_content(queue_id):

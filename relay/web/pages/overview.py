@@ -1,9 +1,8 @@
-"""What is going on: numbers, charts, queue, trouble, and what somebody should look at."""
+"""The overview: numbers, charts, the queue, and what an operator should look at."""
 
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import Any
 
 from aiohttp import web
 
@@ -14,7 +13,7 @@ from relay.queue.store import EventFilter, QueueFilter
 from relay.web.answers import log_page
 from relay.web.charts import chart_of
 from relay.web.pages.visit import Visit, latest
-from relay.web.state import Web
+from relay.web.state import Facts, Web
 
 __all__ = ["overview"]
 
@@ -26,7 +25,7 @@ _LITTLE_ROOM_BYTES = 1024 * 1024 * 1024
 
 _NO_DANE = (
     "The name servers do not validate DNSSEC, so DANE protects no mail:"
-    " run a validating resolver on this machine (resolver.trust_ad), or say policy.dane: ignore."
+    " run a validating resolver on this machine (resolver.trust_ad), or set policy.dane: ignore."
 )
 _LAG_EVENTS = 10_000
 
@@ -35,7 +34,7 @@ _LOOKED_AT_EXCEPTIONS = 500
 
 
 async def overview(visit: Visit) -> web.StreamResponse:
-    """What is going on."""
+    """The overview."""
     asked = visit.query.get("hours", "24")
     hours = int(asked) if asked.isdigit() and int(asked) in _PERIODS else 24
     now = visit.state.clock()
@@ -63,8 +62,8 @@ async def overview(visit: Visit) -> web.StreamResponse:
     )
 
 
-async def _alarms(state: Web, facts: Any, now: datetime) -> list[tuple[str, str]]:
-    """What somebody should look at: a sentence and where it leads."""
+async def _alarms(state: Web, facts: Facts, now: datetime) -> list[tuple[str, str]]:
+    """What an operator should look at: sentences, each with the page it leads to."""
     found = [(sentence, "/health") for sentence in facts.trouble]
     for path, at in facts.certificates.items():
         if at - now < _SOON:
@@ -84,7 +83,7 @@ async def _alarms(state: Web, facts: Any, now: datetime) -> list[tuple[str, str]
 
 
 async def _downgraded(state: Web, now: datetime) -> list[str]:
-    """Destinations that got mail in clear in a day, and verified within a month."""
+    """Destinations that got mail in clear in the last day, and over verified TLS in a month."""
     day = reports.period(now - timedelta(hours=24), now + timedelta(microseconds=1))
     exceptions = await state.view.find_exceptions(day, limit=_LOOKED_AT_EXCEPTIONS, newest=True)
     clear = {one.recipient_domain for one in exceptions if one.protection == Protection.CLEAR}

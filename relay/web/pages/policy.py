@@ -1,14 +1,14 @@
-"""The rules in force, and what they make of a message."""
+"""The rules in force, and what they mean for a message."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any
 
 from aiohttp import web
 
 from relay.mail.address import AddressError, domain_of, typed_address
+from relay.mail.jsontext import JsonFields
 from relay.policy.fields import Wishes
 from relay.web.pages.visit import Visit
 from relay.web.state import Web
@@ -17,7 +17,7 @@ __all__ = ["policy"]
 
 
 async def policy(visit: Visit) -> web.StreamResponse:
-    """The rules in force, and what they make of a message."""
+    """The rules in force, and what they mean for the message of the form."""
     state = visit.state
     asked = {name: visit.query.get(name, "").strip() for name in _EXPLAIN_FIELDS}
     explained, trouble = None, ""
@@ -46,7 +46,7 @@ _EXPLAIN_FIELDS = ("from", "to", "require", "skip", "requiretls", "no")
 _TRUTHS = {"yes": True, "no": False}
 
 
-async def _explain(state: Web, asked: Mapping[str, str]) -> Mapping[str, Any]:
+async def _explain(state: Web, asked: Mapping[str, str]) -> JsonFields:
     recipient = typed_address(asked["to"])
     if not domain_of(recipient):
         raise AddressError("it has no domain")

@@ -25,7 +25,7 @@ _SEARCH_SECONDS = 2.0
 
 
 async def queue(visit: Visit) -> web.StreamResponse:
-    """By destination, or the messages of one, or those that match."""
+    """The queue by destination; with a filter, the messages that match."""
     counted = await visit.site.counted.get()
     wanted, said = _queue_filter(visit.query)
     if not said and "all" not in visit.query:
@@ -55,7 +55,7 @@ async def queue(visit: Visit) -> web.StreamResponse:
 
 
 def _queue_filter(form: Mapping[str, str]) -> tuple[QueueFilter, dict[str, str]]:
-    """The filter of a query or a form, and how it was said; `Refused` where it says nonsense."""
+    """The filter of a query or a form, and its words. `Refused` where it is invalid."""
     said = {
         name: form[name].strip()
         for name in ("domain", "sender", "state")
@@ -69,7 +69,7 @@ def _queue_filter(form: Mapping[str, str]) -> tuple[QueueFilter, dict[str, str]]
 
 
 def _meant(form: Mapping[str, str], ids: list[str]) -> tuple[QueueFilter, dict[str, str]]:
-    """What a verb is for: marked messages, a filter, or all where just that was said."""
+    """The messages of a verb: those that are marked, or a filter, or all if the form says so."""
     if ids:
         return QueueFilter(queue_ids=frozenset(ids)), {"marked": f"{len(ids)} messages"}
     wanted, said = _queue_filter(form)
@@ -79,7 +79,7 @@ def _meant(form: Mapping[str, str], ids: list[str]) -> tuple[QueueFilter, dict[s
 
 
 async def confirm(visit: Visit) -> web.StreamResponse:
-    """Says how much a verb would change, and asks."""
+    """Ask for confirmation, and say how many messages a verb would change."""
     form, verb, ids = await _verb_form(visit)
     wanted, said = _meant(form, ids)
     if ids:
@@ -102,7 +102,7 @@ async def confirm(visit: Visit) -> web.StreamResponse:
 
 
 async def change(visit: Visit) -> web.StreamResponse:
-    """Do it; what takes longer than a moment has a page of its own."""
+    """Begin a change, and lead to the page of its progress."""
     form, verb, ids = await _verb_form(visit)
     wanted, said = _meant(form, ids)
     if ids and len(ids) <= 10:
@@ -123,7 +123,7 @@ async def _verb_form(visit: Visit) -> tuple[Mapping[str, str], str, list[str]]:
 
 
 async def show_job(visit: Visit) -> web.StreamResponse:
-    """How far a change is."""
+    """The progress of a change."""
     job = visit.site.jobs.find(visit.request.match_info["name"])
     if job is None:
         raise Refused(404, "No such change: the latest fifty are kept, until the relay restarts.")

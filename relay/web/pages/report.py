@@ -1,4 +1,4 @@
-"""The auditor's question and its answer."""
+"""The report: how mail of a period was protected."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LISTED_EXCEPTIONS = 200
 
 
 async def report(visit: Visit) -> web.StreamResponse:
-    """The auditor's question and its answer."""
+    """The report of a period."""
     asked, wanted = _period(visit)
     found = await reports.counts(visit.state.view, wanted)
     exceptions = await visit.state.view.find_exceptions(wanted, limit=_LISTED_EXCEPTIONS)
@@ -36,7 +36,7 @@ async def report(visit: Visit) -> web.StreamResponse:
 
 
 async def report_file(visit: Visit) -> web.StreamResponse:
-    """The same for a program, with every exception that was kept."""
+    """The report as JSON or CSV, with all exceptions in the store."""
     _, wanted = _period(visit)
     if visit.request.path.endswith(".csv"):
         return await stream(visit, "report.csv", "text/csv", _report_csv(visit.state, wanted))
@@ -68,7 +68,7 @@ async def _report_csv(state: Web, wanted: CountFilter) -> AsyncIterator[str]:
 
 
 def _period(visit: Visit) -> tuple[dict[str, str], CountFilter]:
-    """The form of the report: days in UTC, the last thirty where nothing is said."""
+    """The form of the report, and its filter: days in UTC, by default the last thirty."""
     now = visit.state.clock().astimezone(UTC)
     asked = {name: visit.query.get(name, "").strip() for name in ("sender", "recipient")}
     begin = read_time(visit.query.get("since", ""))

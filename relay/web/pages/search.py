@@ -1,4 +1,4 @@
-"""Where a text that is searched for belongs, and the help."""
+"""The search, which leads to the right page, and the help."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _QUEUE_ID = re.compile(r"[0-9A-HJKMNP-TV-Z]{17}")
 
 
 async def search(visit: Visit) -> web.StreamResponse:
-    """Leads where an address, a domain, a queue id or a message-id belongs."""
+    """Lead to the page of an address, a domain, a queue id or a message-id."""
     text = visit.query.get("q", "").strip()[:300]
-    raise web.HTTPSeeOther(_place_of(text))
+    raise web.HTTPSeeOther(_page_for(text))
 
 
-def _place_of(text: str) -> str:
+def _page_for(text: str) -> str:
     if not text:
         return "/log"
     if _QUEUE_ID.fullmatch(text.upper()):
@@ -35,5 +35,5 @@ def _place_of(text: str) -> str:
 
 
 async def show_help(visit: Visit) -> web.StreamResponse:
-    """The keys and the words."""
+    """The keys of the page, and its words."""
     return visit.show("help.html")

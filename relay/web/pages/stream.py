@@ -1,4 +1,4 @@
-"""A file of any length, as fast as it is taken."""
+"""Sends files of any length."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _WRITE_SECONDS = 30.0
 async def stream(
     visit: Visit, name: str, kind: str, parts: AsyncIterator[str]
 ) -> web.StreamResponse:
-    """A file of any length, as fast as it is taken."""
+    """Send a file of any length, as fast as the browser reads it."""
     response = visit.site.secured(web.StreamResponse())
     response.headers["Content-Type"] = f"{kind}; charset=utf-8"
     response.headers["Content-Disposition"] = f'attachment; filename="{name}"'
@@ -27,7 +27,7 @@ async def stream(
             await write(response, part.encode())
     except TimeoutError:
         if visit.request.transport is not None:
-            visit.request.transport.abort()  # so that what was cut off does not look whole
+            visit.request.transport.abort()  # so that the browser knows that the file is cut off
     return response
 
 

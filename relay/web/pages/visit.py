@@ -1,11 +1,11 @@
-"""One request of somebody who is signed in, as every page gets it."""
+"""One request of a user who is signed in, as every page gets it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 
@@ -23,7 +23,7 @@ __all__ = ["Visit", "latest", "read_domain"]
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """One request of somebody who is signed in."""
+    """One request of a user who is signed in."""
 
     site: Site
     request: web.Request
@@ -37,19 +37,19 @@ class Visit:
     def query(self) -> Mapping[str, str]:
         return self.request.query
 
-    def show(self, template: str, *, status: int = 200, **values: Any) -> web.Response:
-        """A page."""
+    def show(self, template: str, *, status: int = 200, **values: object) -> web.Response:
+        """A page, made of a template and its values."""
         return self.site.page(template, self.visitor, status=status, **values)
 
 
 def latest(now: datetime, hours: int, *, recipient_domain: str = "") -> CountFilter:
-    """So many hours, the current one included; of one hour the one before it, too."""
+    """The last hours, with the current one; of one hour also the hour before it."""
     begin = now - timedelta(hours=max(hours, 2) - 1)
     return reports.period(begin, now + timedelta(microseconds=1), recipient_domain=recipient_domain)
 
 
 def read_domain(text: str, *, status: int = 400) -> str:
-    """A domain as it is compared; `Refused` where it is none."""
+    """A domain, normalised; `Refused` where the text is none."""
     try:
         return normalise_domain(text)
     except AddressError as error:

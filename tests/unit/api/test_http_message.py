@@ -13,8 +13,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from relay.api.mailgun import ApiError, File, Form, read_send_request, sending_domain
+from relay.api.mailgun import read_send_request, sending_domain
 from relay.api.mailgun_addresses import mailboxes
+from relay.api.mailgun_form import ApiError, File, Form
 from relay.api.mailgun_header import author_of, own_message_id
 from relay.api.mailgun_mime import compose, normalise_mime
 from relay.api.mailgun_parameters import checked_message

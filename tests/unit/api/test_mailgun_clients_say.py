@@ -17,10 +17,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.api.mailgun import ApiError, File, Form, read_send_request
+from relay.api.mailgun import read_send_request
 from relay.api.mailgun_addresses import mailboxes
 from relay.api.mailgun_domains import read_settings
 from relay.api.mailgun_events import read_query
+from relay.api.mailgun_form import ApiError, File, Form
 from relay.api.mailgun_header import own_message_id, with_own_fields
 from relay.api.mailgun_mime import compose
 from relay.api.mailgun_parameters import (
