@@ -95,7 +95,7 @@ packages-test: packages
 # For every Python from 3.11 and every processor. The package and the image install from it.
 lock: $(READY)
 	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header \
-		--no-annotate --upgrade --quiet --output-file requirements.lock pyproject.toml
+		--no-annotate --upgrade --quiet --extra postgres --output-file requirements.lock pyproject.toml
 
 image-test: $(READY)
 	RELAY_IMAGE=1 $(BIN)/pytest -s tests/image $(ARGS)

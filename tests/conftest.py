@@ -16,12 +16,16 @@ import shutil
 
 import pytest
 
+from tests.rigs import postgres
+
 _SBIN = ("/usr/sbin", "/sbin", "/usr/local/sbin")
 
 
 def _find(program: str) -> str | None:
     if program == "root":
         return "root" if os.geteuid() == 0 else None
+    if program == "postgresql":
+        return postgres.program("initdb")
     return shutil.which(program, path=os.pathsep.join([os.environ.get("PATH", ""), *_SBIN]))
 
 

@@ -37,6 +37,7 @@ class Rows:
     reported      queue_id, index, is_done: rows of `pending` that are reported now
     perhaps_done  messages to be removed if no recipient is open and nothing is pending
     settled       the message of which the result tells whether its pending report is due now
+    settlement    the result that these rows are of
     sessions      sessions that reports on TLS count, and when they are counted
     tls_reports   day, domain, place, result: reports on TLS that are finished now
     """
@@ -52,8 +53,14 @@ class Rows:
     reported: list[tuple[str, int, bool]] = field(default_factory=list)
     perhaps_done: list[str] = field(default_factory=list)
     settled: str = ""
+    settlement: Settlement | None = None
     sessions: tuple[datetime, Sequence[TlsSession]] | None = None
     tls_reports: list[tuple[date, str, str, ReportResult]] = field(default_factory=list)
+
+    @property
+    def token(self) -> int:
+        """The lease that the result's claim was made under, 0 for none."""
+        return self.settlement.entry.token if self.settlement is not None else 0
 
     def add_message(self, new: NewMessage, *, claimed: Collection[int], in_file: bool) -> None:
         """A new message, with the indices of the recipients that are handed over at once."""
@@ -90,6 +97,7 @@ class Rows:
 
     def add_settlement(self, settlement: Settlement) -> None:
         """The results of an attempt. The message is removed if all its recipients are final."""
+        self.settlement = settlement
         entry, changes = settlement.entry, settlement.changes
         queue_id = entry.message.queue_id
         all_final = all(change.recipient.state.is_final for change in changes)

@@ -217,6 +217,16 @@ class Dispatch:
         self._due.now()
         self._work.set()
 
+    def note_due(self, due: datetime) -> None:
+        """Something that others wrote is due at `due`, of whatever domain."""
+        if self._due.due is None or due < self._due.due:
+            self._due.now()
+            self._work.set()
+
+    def forget_all(self) -> None:
+        """What waits to be given out is another's now."""
+        self._handoff.take_all()
+
     def due_later(self, due: datetime, domain: str) -> None:
         """A recipient of `domain` is due at `due`."""
         self._due.sooner(due, domain)

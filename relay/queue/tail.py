@@ -19,6 +19,12 @@ class EventTail:
 
     def add(self, stored: Sequence[StoredEvent]) -> None:
         """These were committed."""
+        if not stored:
+            return
+        follows = not self._events or stored[0].seq == self._events[-1].seq + 1
+        if not follows or stored[-1].seq - stored[0].seq + 1 != len(stored):
+            self._events.clear()  # a gap: those that follow the log look at the store
+            return
         self._events += stored
         if len(self._events) > 2 * _MOST:
             del self._events[:-_MOST]

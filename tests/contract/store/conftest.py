@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -12,10 +12,12 @@ from typing import Protocol
 import pytest
 
 from relay.queue.handoff import HandOffLimits
+from relay.queue.postgres import NodeOptions, PostgresStore, Server, parse_url
 from relay.queue.sqlite import SqliteStore
 from relay.queue.store import Store
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.queued import NOW
+from tests.rigs.postgres import Postgres, postgres
 
 
 class Engine(Protocol):
@@ -57,17 +59,52 @@ class MemoryEngine(Engine):
         return self.store
 
 
-ENGINES = {
+@dataclass
+class PostgresEngine(Engine):
+    """A node with tables of its own: those of the test before are dropped."""
+
+    url: str
+    limits: HandOffLimits
+
+    async def open(self, *, now: datetime, max_wait: timedelta) -> Store:
+        server = Server(parse_url(self.url), name="relay", password=lambda: None)
+        options = NodeOptions("mx-a")
+        return await PostgresStore.open(
+            server, options, now=now, max_wait=max_wait, limits=self.limits
+        )
+
+
+LIMITS = {
     "SQLite": HandOffLimits(),
     "SQLite without hand-off": HandOffLimits(entries=0),
-    "memory": None,
+    "PostgreSQL": HandOffLimits(),
+    "PostgreSQL without hand-off": HandOffLimits(entries=0),
+    "memory": HandOffLimits(),
 }
 
+ENGINES = [
+    pytest.param(name, marks=pytest.mark.needs("postgresql")) if "Postgre" in name else name
+    for name in LIMITS
+]
 
-@pytest.fixture(params=list(ENGINES))
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Postgres]:
+    """One server for all tests."""
+    with postgres() as server:
+        yield server
+
+
+@pytest.fixture(params=ENGINES)
 def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Engine:
-    limits = ENGINES[request.param]
-    return MemoryEngine() if limits is None else SqliteEngine(tmp_path / "spool", limits)
+    name = request.param
+    if name == "memory":
+        return MemoryEngine()
+    if name.startswith("SQLite"):
+        return SqliteEngine(tmp_path / "spool", LIMITS[name])
+    server: Postgres = request.getfixturevalue("server")
+    server.sql("DROP SCHEMA IF EXISTS relay CASCADE")
+    return PostgresEngine(server.url(), LIMITS[name])
 
 
 @pytest.fixture
@@ -79,5 +116,6 @@ async def store(engine: Engine) -> AsyncIterator[Store]:
 @pytest.fixture
 def narrow_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     """A search that goes through its table in windows has many of them."""
-    monkeypatch.setattr("relay.queue.sqlite.messages._WINDOW", 7)
-    monkeypatch.setattr("relay.queue.sqlite.events._WINDOW", 2)
+    for engine in ("sqlite", "postgres"):
+        monkeypatch.setattr(f"relay.queue.{engine}.messages._WINDOW", 7)
+        monkeypatch.setattr(f"relay.queue.{engine}.events._WINDOW", 2)

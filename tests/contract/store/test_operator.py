@@ -190,7 +190,8 @@ async def test_unknown_verb_is_refused(store):
 
 
 async def test_queue_is_counted_by_destination(store, monkeypatch):
-    monkeypatch.setattr("relay.queue.sqlite.destinations._WINDOW", 2)
+    for engine in ("sqlite", "postgres"):
+        monkeypatch.setattr(f"relay.queue.{engine}.destinations._WINDOW", 2)
     await some_messages(store)
     for entry in await store.claim_due(now=NOW, limit=100):
         if entry.domain == "one.example":

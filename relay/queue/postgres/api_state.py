@@ -1,0 +1,181 @@
+"""`relay.queue.api_state.ApiState` in the tables that all nodes share.
+
+Each node looks at its own events for the webhooks (`calls_seen` of the node), and any node makes
+the calls: it claims them under its lease. What is set is counted in `meta.changes`, which every
+node looks at once a second.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
+
+from relay.queue.api_state import DomainSettings, PendingCall, Webhook
+from relay.queue.postgres.connection import Db
+from relay.queue.postgres.lease import Lease
+from relay.queue.postgres.reader import Ask
+from relay.queue.rows import micros, moment
+
+__all__ = ["PostgresApiState"]
+
+
+class PostgresApiState:
+    """`read` asks a question, `write` does what has to be durable."""
+
+    def __init__(self, read: Ask, write: Ask, lease: Lease) -> None:
+        self._read = read
+        self._write = write
+        self._lease = lease
+
+    async def domain_settings(self) -> Mapping[str, DomainSettings]:
+        """All of them, by domain."""
+        return await self._read(domain_settings)
+
+    async def set_domain_settings(self, domain: str, settings: DomainSettings) -> DomainSettings:
+        """Set what is not None."""
+        return await self._write(_set_domain_settings, domain, settings)
+
+    async def webhooks(self) -> list[Webhook]:
+        """All of them."""
+        return await self._read(_webhooks, self._lease.node)
+
+    async def set_webhook(self, domain: str, name: str, urls: Sequence[str]) -> None:
+        """Put these URLs in the place of those it has."""
+        await self._write(_set_webhook, domain, name, urls)
+
+    async def add_calls(self, calls: Sequence[PendingCall], *, seen: int) -> None:
+        """Have these calls made."""
+        await self._write(_add_calls, self._lease.node, calls, seen)
+
+    async def calls_seen(self) -> int:
+        """Up to where the events of this node were looked at."""
+        return await self._read(_calls_seen, self._lease.node)
+
+    async def calls_due(
+        self, *, now: datetime, limit: int, besides: Collection[str] = ()
+    ) -> list[PendingCall]:
+        """The calls that are due and that this node may make: it claims them."""
+        return await self._write(_claim_calls, self._lease.id, now, limit, list(besides))
+
+    async def next_call_due(self) -> datetime | None:
+        """When the next call is due."""
+        return await self._read(_next_call_due)
+
+    async def settle_call(self, call: PendingCall, *, due: datetime | None) -> None:
+        """The call was tried."""
+        await self._write(_settle_call, call, due)
+
+
+async def domain_settings(db: Db) -> dict[str, DomainSettings]:
+    """What was set over HTTP, by domain."""
+    rows = await db.fetch(
+        "SELECT domain, require_tls, skip_verification FROM relay.domain_settings ORDER BY domain"
+    )
+    return {domain: DomainSettings(require, skip) for domain, require, skip in rows}
+
+
+async def _set_domain_settings(db: Db, domain: str, settings: DomainSettings) -> DomainSettings:
+    row = await db.fetchrow(
+        "INSERT INTO relay.domain_settings AS old VALUES ($1, $2, $3)"
+        " ON CONFLICT (domain) DO UPDATE SET"
+        " require_tls = coalesce(excluded.require_tls, old.require_tls),"
+        " skip_verification = coalesce(excluded.skip_verification, old.skip_verification)"
+        " RETURNING require_tls, skip_verification",
+        domain,
+        settings.require_tls,
+        settings.skip_verification,
+    )
+    await _tell_all(db)
+    assert row is not None
+    return DomainSettings(row[0], row[1])
+
+
+async def _tell_all(db: Db) -> None:
+    await db.execute("UPDATE relay.meta SET changes = changes + 1")
+
+
+async def _webhooks(db: Db, node: int) -> list[Webhook]:
+    rows = await db.fetch(
+        "SELECT domain, name, urls, coalesce((since ->> $1)::bigint, 0) FROM relay.webhook"
+        " ORDER BY domain, name",
+        str(node),
+    )
+    return [
+        Webhook(domain, name, tuple(json.loads(urls)), since) for domain, name, urls, since in rows
+    ]
+
+
+async def _set_webhook(db: Db, domain: str, name: str, urls: Sequence[str]) -> None:
+    if urls:
+        await db.execute(
+            "INSERT INTO relay.webhook (domain, name, urls, since) VALUES ($1, $2, $3,"
+            " (SELECT coalesce(jsonb_object_agg(node.id::text, coalesce((SELECT max(seq)"
+            "   FROM relay.event WHERE event.node = node.id), 0)), '{}') FROM relay.node))"
+            " ON CONFLICT (domain, name) DO UPDATE SET urls = excluded.urls",
+            domain,
+            name,
+            json.dumps(list(urls)),
+        )
+    else:
+        await db.execute("DELETE FROM relay.webhook WHERE domain = $1 AND name = $2", domain, name)
+    await _tell_all(db)
+
+
+async def _add_calls(db: Db, node: int, calls: Sequence[PendingCall], seen: int) -> None:
+    await db.execute(
+        "INSERT INTO relay.call (due, attempts, url, line) SELECT * FROM"
+        " unnest($1::bigint[], $2::integer[], $3::text[], $4::text[])",
+        [micros(call.due) for call in calls],
+        [call.attempts for call in calls],
+        [call.url for call in calls],
+        [call.line for call in calls],
+    )
+    await db.execute("UPDATE relay.node SET calls_seen = $2 WHERE id = $1", node, seen)
+
+
+async def _calls_seen(db: Db, node: int) -> int:
+    return await db.fetchval("SELECT calls_seen FROM relay.node WHERE id = $1", node) or 0
+
+
+async def _claim_calls(
+    db: Db, lease: int, now: datetime, limit: int, besides: list[str]
+) -> list[PendingCall]:
+    await db.execute(
+        "UPDATE relay.call SET lease = $1 WHERE number IN (SELECT number FROM relay.call"
+        " WHERE lease IS NULL AND due <= $2 AND url <> ALL($3) ORDER BY due LIMIT $4"
+        " FOR UPDATE SKIP LOCKED)",
+        lease,
+        micros(now),
+        besides,
+        limit,
+    )
+    rows = await db.fetch(
+        "SELECT url, line, due, attempts, number FROM relay.call"
+        " WHERE lease = $1 AND due <= $2 AND url <> ALL($3) ORDER BY due LIMIT $4",
+        lease,
+        micros(now),
+        besides,
+        limit,
+    )
+    return [
+        PendingCall(url, line, moment(due), attempts, number)
+        for url, line, due, attempts, number in rows
+    ]
+
+
+async def _next_call_due(db: Db) -> datetime | None:
+    due = await db.fetchval("SELECT min(due) FROM relay.call")
+    return None if due is None else moment(due)
+
+
+async def _settle_call(db: Db, call: PendingCall, due: datetime | None) -> None:
+    if due is None:
+        await db.execute("DELETE FROM relay.call WHERE number = $1", call.number)
+    else:
+        await db.execute(
+            "UPDATE relay.call SET due = $2, attempts = attempts + 1, lease = NULL"
+            " WHERE number = $1",
+            call.number,
+            micros(due),
+        )

@@ -1,0 +1,250 @@
+"""Connections to the server, and what its errors mean.
+
+`Server` connects to the first of its hosts that takes writes; each host has a time of its own, so
+that one that hangs costs the others nothing. `Link` is one connection that is made when it is
+needed and dropped when it fails; one task at a time uses it.
+
+Neither advisory locks, nor LISTEN, nor the state of a session are used: a pooler may stand between,
+and the next transaction be on another connection. So every name in SQL has its schema, and every
+setting is made in the transaction that needs it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, suppress
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+import asyncpg
+
+from relay.queue.postgres.address import ServerAddress
+from relay.queue.store import QueueFull, SpoolError
+
+__all__ = [
+    "ERRORS",
+    "OLDEST_SERVER",
+    "Db",
+    "Link",
+    "NoServer",
+    "Server",
+    "StartRefused",
+    "is_lost",
+    "may_repeat",
+    "translated",
+]
+
+
+class Db(Protocol):
+    """What is used of a connection: the library has no types of its own."""
+
+    async def execute(self, query: str, *args: Any) -> str: ...
+
+    async def fetch(self, query: str, *args: Any) -> list[Any]: ...
+
+    async def fetchrow(self, query: str, *args: Any) -> Any: ...
+
+    async def fetchval(self, query: str, *args: Any) -> Any: ...
+
+    def transaction(self) -> AbstractAsyncContextManager[object]: ...
+
+    def add_log_listener(self, callback: Callable[[Any, Any], None]) -> None: ...
+
+    def is_closed(self) -> bool: ...
+
+    def terminate(self) -> None: ...
+
+    async def close(self, *, timeout: float) -> None: ...
+
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
+"""What the library raises."""
+
+OLDEST_SERVER = 14
+_FIRST_PAUSE = 0.1
+_LONGEST_PAUSE = 2.0
+_REPEATS = 5
+
+
+class NoServer(SpoolError):
+    """No host of the address took a connection for writing. It may do so later."""
+
+
+class StartRefused(SpoolError):
+    """The server is there and cannot be used like this: waiting would change nothing."""
+
+
+class Server:
+    """The server at an address. `password`: what `queue.password_file` says now."""
+
+    def __init__(
+        self, address: ServerAddress, *, name: str, password: Callable[[], str | None]
+    ) -> None:
+        self.address = address
+        self._name = name
+        self._password = password
+        self._last = 0
+        self._pause = 0.0
+        self._not_before = 0.0
+        self._failure = ""
+
+    async def connect(self) -> Db:
+        """A connection to the primary, or `NoServer`. Right after a failure it fails at once."""
+        if time.monotonic() < self._not_before:
+            raise NoServer(self._failure)
+        failures: list[str] = []
+        hosts = self.address.hosts
+        for turn in range(len(hosts)):
+            number = (self._last + turn) % len(hosts)
+            try:
+                db = await self._connect_to(*hosts[number])
+            except (*ERRORS, NoServer) as exc:
+                if is_final(exc):
+                    raise StartRefused(_text(exc)) from None
+                failures.append(f"{hosts[number][0]}: {_text(exc)}")
+                continue
+            self._last, self._pause = number, 0.0
+            return db
+        self._pause = min(max(2 * self._pause, _FIRST_PAUSE), _LONGEST_PAUSE)
+        self._not_before = time.monotonic() + self._pause * random.uniform(0.75, 1.25)
+        self._failure = f"no server takes the queue ({'; '.join(failures)})"
+        raise NoServer(self._failure)
+
+    async def _connect_to(self, host: str, port: int) -> Db:
+        address = self.address
+        async with asyncio.timeout(address.connect_seconds):
+            db: Db = await asyncpg.connect(
+                address.tls_url(),
+                host=host,
+                port=port,
+                user=address.user,
+                password=self._password() or address.password,
+                database=address.database,
+                statement_cache_size=100 if address.prepared_statements else 0,
+                max_cached_statement_lifetime=0,
+                server_settings={"application_name": self._name},
+                timeout=address.connect_seconds,
+            )
+            try:
+                is_standby = await db.fetchval("SELECT pg_is_in_recovery()")
+            except BaseException:
+                db.terminate()
+                raise
+        if is_standby:
+            db.terminate()
+            raise NoServer("it is a standby, which takes no writes")
+        return db
+
+
+def is_final(exc: BaseException) -> bool:
+    """Whether an error of connecting stays the same until a person changes something."""
+    return isinstance(
+        exc,
+        asyncpg.InvalidAuthorizationSpecificationError  # and a wrong password
+        | asyncpg.InvalidCatalogNameError
+        | asyncpg.InsufficientPrivilegeError,
+    )
+
+
+class Link:
+    """One connection. `seconds`: how long one question may take; None: any time."""
+
+    def __init__(self, server: Server, *, seconds: float | None) -> None:
+        self._server = server
+        self._seconds = seconds
+        self._db: Db | None = None
+        self._lock = asyncio.Lock()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a question waits or is under way."""
+        return self._lock.locked()
+
+    async def ask(
+        self, question: Callable[Concatenate[Db, P], Awaitable[T]], *args: P.args, **named: P.kwargs
+    ) -> T:
+        """The answer of `question(connection, …)`; once more where another node was in the way."""
+        async with self._lock:
+            for repeat in range(_REPEATS):
+                try:
+                    return await self._ask(question, *args, **named)
+                except ERRORS as exc:
+                    if not may_repeat(exc) or repeat == _REPEATS - 1:
+                        raise translated(exc) from exc
+            raise AssertionError("the last repeat raises")
+
+    async def _ask(
+        self, question: Callable[Concatenate[Db, P], Awaitable[T]], *args: P.args, **named: P.kwargs
+    ) -> T:
+        if self._db is None or self._db.is_closed():
+            self._db = await self._server.connect()
+        db = self._db
+        try:
+            async with asyncio.timeout(self._seconds):
+                return await question(db, *args, **named)
+        except asyncpg.PostgresError as exc:
+            if is_lost(exc):
+                self.drop()
+            raise
+        except SpoolError:
+            raise
+        except BaseException:
+            # Nobody knows what the server does: the next question is another connection's.
+            self.drop()
+            raise
+
+    def drop(self) -> None:
+        """Let the connection go at once."""
+        db, self._db = self._db, None
+        if db is not None:
+            db.terminate()
+
+    async def close(self) -> None:
+        """Let the connection go in order."""
+        db, self._db = self._db, None
+        if db is not None:
+            with suppress(*ERRORS):
+                await db.close(timeout=2.0)
+
+
+def is_lost(exc: BaseException) -> bool:
+    """Whether the connection is of no more use: it ended, or the server is no primary any more."""
+    return isinstance(
+        exc,
+        asyncpg.PostgresConnectionError
+        | asyncpg.ReadOnlySQLTransactionError
+        | asyncpg.OperatorInterventionError
+        | asyncpg.InvalidSQLStatementNameError  # a pooler that does not keep what is prepared
+        | asyncpg.InterfaceError
+        | OSError
+        | TimeoutError,
+    )
+
+
+def may_repeat(exc: BaseException) -> bool:
+    """Whether the same transaction may succeed at once: another one was in the way."""
+    return isinstance(exc, asyncpg.SerializationError | asyncpg.DeadlockDetectedError)
+
+
+def translated(exc: BaseException) -> SpoolError:
+    """Our error for what the library raised."""
+    if isinstance(exc, SpoolError):
+        return exc
+    if isinstance(exc, asyncpg.DiskFullError):
+        return QueueFull(f"the disk of the database is full: {_text(exc)}")
+    if isinstance(exc, asyncpg.UniqueViolationError):
+        return SpoolError(f"another message has this queue id ({_text(exc)})")
+    return SpoolError(f"the database failed: {_text(exc)}")
+
+
+def _text(exc: BaseException) -> str:
+    """An error in one line; a message of the server may quote a row, so only its first line."""
+    if isinstance(exc, TimeoutError) and not str(exc):
+        return "no answer in time"
+    lines = str(exc).splitlines()
+    return lines[0] if lines else type(exc).__name__

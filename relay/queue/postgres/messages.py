@@ -1,0 +1,253 @@
+"""Questions about messages and recipients: functions of a connection, each answered in one short
+read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from datetime import datetime
+
+from relay.mail.event import Event
+from relay.queue.entry import QueuedMessage, State
+from relay.queue.postgres.connection import Db
+from relay.queue.postgres.matching import Values, matching
+from relay.queue.postgres.statements import AWAITED, READY, WAITING
+from relay.queue.rows import (
+    FINAL_NUMBER,
+    STATE_OF_NUMBER,
+    BadRow,
+    message_of,
+    moment,
+    pending_change,
+    recipient_of,
+)
+from relay.queue.shown import listed_recipient, shown_message, shown_recipient, whole
+from relay.queue.store import (
+    PAGE_RECIPIENTS,
+    EventOfChange,
+    ListedMessage,
+    ListedRecipient,
+    PendingReport,
+    QueuedItem,
+    QueueFilter,
+    SpoolError,
+)
+
+__all__ = [
+    "content_of",
+    "count_states",
+    "events_of",
+    "find_ids",
+    "item_of",
+    "listed",
+    "next_due",
+    "pending_report",
+    "pending_reports",
+    "piece_of",
+]
+
+_WINDOW = 5000
+_DUE_WINDOW = 1000
+
+_MESSAGE = "queue_id, reverse_path, arrived, size_bytes, data"
+
+
+async def content_of(db: Db, queue_id: str) -> tuple[bytes, bool, int]:
+    """The content, where it lies with its message; whether it lies in pieces; its size."""
+    row = await db.fetchrow(
+        "SELECT content, in_pieces, size_bytes FROM relay.message WHERE queue_id = $1", queue_id
+    )
+    if row is None:
+        raise SpoolError(f"{queue_id}: there is no such message")
+    return row[0] or b"", row[1], row[2]
+
+
+async def piece_of(db: Db, queue_id: str, offset: int) -> bytes:
+    """The piece of content that begins at an octet."""
+    piece: bytes | None = await db.fetchval(
+        "SELECT data FROM relay.content WHERE queue_id = $1 AND n = $2", queue_id, offset
+    )
+    if not piece:
+        raise SpoolError(f"{queue_id}: its content is not whole")
+    return piece
+
+
+async def find_ids(
+    db: Db, wanted: QueueFilter, now: datetime, after: str, limit: int
+) -> tuple[list[str], str | None]:
+    """The ids of the next messages that match, and up to where that looked; None: to the end.
+
+    Not more of them than have `PAGE_RECIPIENTS` together. Who asks about recipients looks through
+    theirs: a message's row, which has its content in it, is many times longer.
+    """
+    values = Values()
+    of_message, of_recipient = matching(wanted, now, values)
+    table = "message" if of_recipient == "true" else "recipient"
+    width = limit if of_message == of_recipient == "true" else _WINDOW
+    until: str | None
+    if wanted.queue_ids:
+        until, seen = max(wanted.queue_ids), 0
+    else:
+        window = await db.fetchrow(
+            "SELECT max(queue_id), count(*) FROM (SELECT queue_id"
+            f" FROM relay.{table} WHERE queue_id > $1 ORDER BY queue_id LIMIT $2) AS part",
+            after,
+            width,
+        )
+        assert window is not None
+        until, seen = window
+    behind, reached, most = values.add(after), values.add(until), values.add(limit)
+    among = (
+        ""
+        if of_recipient == "true"
+        else " AND m.queue_id IN (SELECT r.queue_id FROM relay.recipient r"
+        f" WHERE r.queue_id > {behind} AND r.queue_id <= {reached} AND {of_recipient})"
+    )
+    rows = await db.fetch(
+        "SELECT m.queue_id, m.recipients FROM relay.message m WHERE m.queue_id > "
+        f"{behind}::text AND m.queue_id <= {reached}::text AND {of_message}{among}"
+        f" ORDER BY m.queue_id LIMIT {most}::integer",
+        *values.all,
+    )
+    ids: list[str] = []
+    recipients = 0
+    for queue_id, count in rows:
+        ids.append(queue_id)
+        recipients += count
+        if len(ids) == limit or recipients >= PAGE_RECIPIENTS:
+            return ids, queue_id
+    return ids, until if seen == width else None
+
+
+async def item_of(db: Db, queue_id: str) -> QueuedItem | None:
+    """A message as the operator sees it."""
+    row = await db.fetchrow(f"SELECT {_MESSAGE} FROM relay.message WHERE queue_id = $1", queue_id)
+    if row is None:
+        return None
+    recipients = await db.fetch(
+        "SELECT idx, domain, state, due, data FROM relay.recipient WHERE queue_id = $1"
+        " ORDER BY idx",
+        queue_id,
+    )
+    return QueuedItem(shown_message(*row), tuple(shown_recipient(*one) for one in recipients))
+
+
+async def listed(db: Db, ids: Sequence[str]) -> list[ListedMessage]:
+    """Messages in a listing."""
+    found: list[ListedMessage] = []
+    recipients: list[ListedRecipient] = []
+    for queue_id, reverse_path, arrived, size_bytes, *columns in await db.fetch(
+        "SELECT m.queue_id, m.reverse_path, m.arrived, m.size_bytes,"
+        " r.idx, r.domain, r.state, r.due, r.data"
+        " FROM relay.message m LEFT JOIN relay.recipient r ON r.queue_id = m.queue_id"
+        " WHERE m.queue_id = ANY($1) ORDER BY m.queue_id, r.idx",
+        list(ids),
+    ):
+        if not found or found[-1].queue_id != queue_id:
+            recipients = []
+            found.append(
+                ListedMessage(
+                    queue_id, str(reverse_path), whole(arrived), whole(size_bytes), recipients
+                )
+            )
+        if columns[0] is not None:
+            recipients.append(listed_recipient(*columns))
+    return found
+
+
+async def events_of(
+    db: Db, ids: Sequence[str], event_of: EventOfChange
+) -> dict[tuple[str, int], Event]:
+    """Of a damaged row there is none."""
+    events: dict[tuple[str, int], Event] = {}
+    message: QueuedMessage | None = None
+    for row in await db.fetch(
+        "SELECT m.queue_id, m.reverse_path, m.arrived, m.size_bytes, m.data,"
+        " r.idx, r.domain, r.state, r.due, r.data"
+        " FROM relay.message m JOIN relay.recipient r ON r.queue_id = m.queue_id"
+        f" WHERE m.queue_id = ANY($1) AND r.state < {FINAL_NUMBER} ORDER BY m.queue_id, r.idx",
+        list(ids),
+    ):
+        if message is None or row[0] != message.queue_id:
+            message = shown_message(*row[:5])
+        with contextlib.suppress(BadRow):
+            events[row[0], row[5]] = event_of(message, recipient_of(*row[5:]))
+    return events
+
+
+async def count_states(db: Db) -> dict[State, int]:
+    """Recipients in each state that is not final, counted."""
+    rows = await db.fetch(
+        f"SELECT state, count(*) FROM relay.recipient WHERE state < {FINAL_NUMBER} GROUP BY state"
+    )
+    counted: dict[int, int] = dict(rows)
+    return {STATE_OF_NUMBER[number]: counted.get(number, 0) for number in range(FINAL_NUMBER)}
+
+
+async def next_due(db: Db, skip: Sequence[str]) -> datetime | None:
+    """Ready domains are few steps apart; of those that wait only the first stretch is looked at,
+    since too early an answer costs one look more, and too late a one a delay.
+    """
+    ready = await db.fetchval(
+        f"""WITH RECURSIVE ready (domain) AS (
+            SELECT min(domain) FROM relay.recipient WHERE place = {READY}
+            UNION ALL
+            SELECT (SELECT min(domain) FROM relay.recipient
+                    WHERE place = {READY} AND recipient.domain > ready.domain)
+            FROM ready WHERE ready.domain IS NOT NULL)
+        SELECT (SELECT min(due) FROM relay.recipient
+                WHERE place = {READY} AND recipient.domain = ready.domain)
+        FROM ready WHERE domain IS NOT NULL AND domain <> ALL($1) LIMIT 1""",
+        skip,
+    )
+    waiting = await db.fetchval(
+        f"""SELECT coalesce(
+            (SELECT due FROM (SELECT due, domain FROM relay.recipient WHERE place = {WAITING}
+                ORDER BY due LIMIT {_DUE_WINDOW}) AS first
+            WHERE domain <> ALL($1) LIMIT 1),
+            (SELECT due FROM relay.recipient WHERE place = {WAITING}
+            ORDER BY due LIMIT 1 OFFSET {_DUE_WINDOW}))""",
+        skip,
+    )
+    found = [due for due in (ready, waiting) if due is not None]
+    return moment(min(found)) if found else None
+
+
+async def pending_reports(db: Db, now: int, pending_since: int, limit: int) -> list[str]:
+    """What was written by a clock that was ahead has waited long enough, too."""
+    rows = await db.fetch(
+        "SELECT DISTINCT queue_id FROM relay.owed"
+        f" WHERE since <= $1 OR since > $2 OR NOT EXISTS ({AWAITED}) LIMIT $3",
+        pending_since,
+        now,
+        limit,
+    )
+    return [queue_id for (queue_id,) in rows]
+
+
+async def pending_report(db: Db, queue_id: str) -> PendingReport | None:
+    """What the sender of a message is still to be told."""
+    rows = await db.fetch(
+        "SELECT is_done, owed.data, idx, domain, state, due, recipient.data"
+        " FROM relay.owed JOIN relay.recipient USING (queue_id, idx) WHERE queue_id = $1"
+        " ORDER BY idx",
+        queue_id,
+    )
+    message = await db.fetchrow(
+        f"SELECT {_MESSAGE} FROM relay.message WHERE queue_id = $1", queue_id
+    )
+    if not rows or message is None:
+        return None
+    try:
+        done, delayed = (
+            tuple(
+                pending_change(recipient_of(*row[2:]), row[1], is_done=kind)
+                for row in rows
+                if row[0] == kind
+            )
+            for kind in (True, False)
+        )
+        return PendingReport(message_of(*message), done, delayed)
+    except BadRow as exc:
+        raise SpoolError(f"{queue_id}: {exc}") from exc

@@ -1,0 +1,292 @@
+"""The tables of the queue in PostgreSQL, schema `relay`, and the way from each older version.
+
+    message, recipient, owed, domain_settings, webhook, call, policy, memory
+                  as in SQLite (`relay.queue.sqlite.schema`); times are whole microseconds
+    content       content of more than 64 KiB, in pieces; `n`: the octet at which a piece begins
+    staged        messages whose content comes before them, and the lease of who brings it
+    node          each node that ever was here: its number, name, and how far its log file is
+    lease         each process that is here, or was lost (`relay.queue.postgres.lease`)
+    batch         commits whose outcome may have to be asked for (`relay.queue.postgres.commit`)
+    event         the delivery log; each node numbers its own commits
+    statistic     what was counted of mail; `counted`: what is not added to it yet
+    exception, tls_policy, tls_session, tls_report
+                  as in SQLite; the numbers of tls_session are each node's own
+    meta          one row: version, and what the nodes tell each other by counting up
+
+A recipient's `place` is as in SQLite, and each place has an index of its own or none. One that is
+CLAIMED is claimed under a lease, and the index by lease is what a take-over reads.
+
+A version is only ever added at the end, and adds: an older relay beside a newer one goes on. What a
+migration needs an older relay to be gone for, it says in `oldest_compatible`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import asyncpg
+
+from relay.queue.postgres.connection import OLDEST_SERVER, Db, StartRefused
+
+__all__ = ["MIGRATIONS", "migrate"]
+
+
+class Migration(NamedTuple):
+    """Statements, and the oldest version of the tables whose relay may run beside it."""
+
+    statements: Sequence[str]
+    oldest_compatible: int
+
+
+def _busy(table: str) -> str:
+    """Rows come and go all the time: vacuum early, and at full speed."""
+    options = ["autovacuum_vacuum_scale_factor=0.01", "autovacuum_vacuum_threshold=1000"]
+    options += ["autovacuum_vacuum_cost_delay=0"]
+    return f"ALTER TABLE relay.{table} SET ({', '.join(options)})"
+
+
+def _busy_content(table: str) -> str:
+    """The same for content, which lies beside its row."""
+    options = ["toast.autovacuum_vacuum_scale_factor=0.01"]
+    options += ["toast.autovacuum_vacuum_threshold=1000", "toast.autovacuum_vacuum_cost_delay=0"]
+    return f"ALTER TABLE relay.{table} SET ({', '.join(options)})"
+
+
+_VERSION_1 = Migration(
+    (
+        """CREATE TABLE relay.message (
+            queue_id text COLLATE "C" NOT NULL PRIMARY KEY,
+            arrived bigint NOT NULL,
+            size_bytes bigint NOT NULL,
+            recipients integer NOT NULL,
+            in_pieces boolean NOT NULL,      -- true: content is null here
+            reverse_path text COLLATE "C" NOT NULL,
+            data text COLLATE "C" NOT NULL,
+            content bytea)""",
+        "ALTER TABLE relay.message ALTER content SET STORAGE EXTERNAL",
+        "ALTER TABLE relay.message SET (toast_tuple_target = 8160)",
+        """CREATE TABLE relay.recipient (
+            queue_id text COLLATE "C" NOT NULL,
+            idx integer NOT NULL,
+            domain text COLLATE "C" NOT NULL,
+            state smallint NOT NULL,
+            place smallint NOT NULL,
+            due bigint,
+            lease bigint,
+            data text COLLATE "C" NOT NULL,
+            PRIMARY KEY (queue_id, idx))""",
+        "CREATE INDEX recipient_waiting ON relay.recipient (due, domain) WHERE place = 0",
+        "CREATE INDEX recipient_ready ON relay.recipient (domain, due) WHERE place = 1",
+        "CREATE INDEX recipient_claimed ON relay.recipient (lease) WHERE place = 2",
+        """CREATE TABLE relay.content (
+            queue_id text COLLATE "C" NOT NULL,
+            n bigint NOT NULL,
+            data bytea NOT NULL,
+            PRIMARY KEY (queue_id, n))""",
+        "ALTER TABLE relay.content ALTER data SET STORAGE EXTERNAL",
+        """CREATE TABLE relay.staged (
+            queue_id text COLLATE "C" NOT NULL PRIMARY KEY,
+            lease bigint NOT NULL)""",
+        """CREATE TABLE relay.owed (
+            queue_id text COLLATE "C" NOT NULL,
+            idx integer NOT NULL,
+            is_done boolean NOT NULL,
+            since bigint NOT NULL,
+            report_after bigint NOT NULL,
+            data text COLLATE "C" NOT NULL,
+            PRIMARY KEY (queue_id, idx, is_done))""",
+        """CREATE TABLE relay.node (
+            id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+            name text COLLATE "C" NOT NULL UNIQUE,
+            log_mark bigint NOT NULL DEFAULT 0,
+            calls_seen bigint NOT NULL DEFAULT 0)""",
+        """CREATE TABLE relay.lease (
+            id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+            node integer NOT NULL,
+            host text NOT NULL,
+            boot text NOT NULL,
+            pid integer NOT NULL,
+            version text NOT NULL,
+            policy_digest text NOT NULL,
+            given_back bigint NOT NULL DEFAULT 0,
+            expires timestamptz NOT NULL,
+            lost timestamptz)""",
+        """CREATE TABLE relay.batch (
+            lease bigint NOT NULL,
+            n bigint NOT NULL,
+            void boolean NOT NULL,
+            PRIMARY KEY (lease, n))""",
+        """CREATE TABLE relay.event (
+            node integer NOT NULL,
+            seq bigint NOT NULL,
+            at bigint NOT NULL,
+            name text COLLATE "C" NOT NULL,
+            queue_id text COLLATE "C" NOT NULL,
+            sender text COLLATE "C" NOT NULL,
+            recipient text COLLATE "C" NOT NULL,
+            id text COLLATE "C" NOT NULL,
+            line text COLLATE "C" NOT NULL,
+            PRIMARY KEY (node, seq))""",
+        "CREATE INDEX event_at ON relay.event (at)",
+        "CREATE INDEX event_queue_id ON relay.event (queue_id)",
+        """CREATE INDEX event_recipient ON relay.event (lower(recipient))
+            WHERE recipient <> ''""",
+        """CREATE TABLE relay.domain_settings (
+            domain text COLLATE "C" NOT NULL PRIMARY KEY,
+            require_tls boolean,
+            skip_verification boolean)""",
+        """CREATE TABLE relay.webhook (
+            domain text COLLATE "C" NOT NULL,
+            name text COLLATE "C" NOT NULL,
+            urls text NOT NULL,              -- a JSON list
+            since jsonb NOT NULL,            -- by node: its events up to this seq came before it
+            PRIMARY KEY (domain, name))""",
+        """CREATE TABLE relay.call (
+            number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+            due bigint NOT NULL,
+            attempts integer NOT NULL,
+            lease bigint,                    -- of the node that makes it now
+            url text NOT NULL,
+            line text NOT NULL)""",
+        "CREATE INDEX call_due ON relay.call (due)",
+        "CREATE INDEX call_lease ON relay.call (lease) WHERE lease IS NOT NULL",
+        *(
+            f"""CREATE TABLE relay.{table} (
+            recipient_domain text COLLATE "C" NOT NULL,
+            sender_domain text COLLATE "C" NOT NULL,
+            hour integer NOT NULL,
+            result text COLLATE "C" NOT NULL,
+            protection text COLLATE "C" NOT NULL,
+            policy text COLLATE "C" NOT NULL,
+            reason text COLLATE "C" NOT NULL,
+            number bigint NOT NULL{more})"""
+            for table, more in (
+                (
+                    "statistic",
+                    ", PRIMARY KEY (recipient_domain, sender_domain, hour, result, protection,"
+                    " policy, reason)",
+                ),
+                ("counted", ", id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY"),
+            )
+        ),
+        "CREATE INDEX statistic_hour ON relay.statistic (hour)",
+        """CREATE TABLE relay.exception (
+            recipient_domain text COLLATE "C" NOT NULL,
+            sender_domain text COLLATE "C" NOT NULL,
+            at bigint NOT NULL,
+            event_id text COLLATE "C" NOT NULL,
+            queue_id text COLLATE "C" NOT NULL,
+            result text COLLATE "C" NOT NULL,
+            protection text COLLATE "C" NOT NULL,
+            sentence text COLLATE "C" NOT NULL,
+            PRIMARY KEY (recipient_domain, sender_domain, at, event_id))""",
+        "CREATE INDEX exception_at ON relay.exception (at)",
+        "CREATE INDEX exception_sender ON relay.exception (sender_domain, at)",
+        """CREATE TABLE relay.tls_policy (
+            day integer NOT NULL,
+            domain text COLLATE "C" NOT NULL,
+            policy text COLLATE "C" NOT NULL,
+            data text NOT NULL,
+            PRIMARY KEY (day, domain, policy))""",
+        """CREATE TABLE relay.tls_session (
+            day integer NOT NULL,
+            domain text COLLATE "C" NOT NULL,
+            policy text COLLATE "C" NOT NULL,
+            failure text COLLATE "C" NOT NULL,
+            node integer NOT NULL,
+            number bigint NOT NULL,
+            PRIMARY KEY (day, domain, policy, failure, node))""",
+        """CREATE TABLE relay.tls_report (
+            day integer NOT NULL,
+            domain text COLLATE "C" NOT NULL,
+            place text COLLATE "C" NOT NULL,
+            result text NOT NULL,            -- "": claimed
+            lease bigint NOT NULL,           -- by whom
+            PRIMARY KEY (day, domain, place))""",
+        """CREATE TABLE relay.policy (
+            domain text COLLATE "C" NOT NULL PRIMARY KEY,
+            id text NOT NULL,
+            body bytea NOT NULL,
+            fetched bigint NOT NULL,
+            refresh_at bigint NOT NULL)""",
+        "CREATE INDEX policy_refresh_at ON relay.policy (refresh_at)",
+        """CREATE TABLE relay.memory (
+            domain text COLLATE "C" NOT NULL PRIMARY KEY,
+            last bigint NOT NULL,
+            data text NOT NULL)""",
+        "CREATE INDEX memory_last ON relay.memory (last)",
+        *map(_busy, ("message", "recipient", "content", "batch", "event", "counted", "lease")),
+        *map(_busy_content, ("message", "content")),
+    ),
+    oldest_compatible=1,
+)
+
+MIGRATIONS: Sequence[Migration] = (_VERSION_1,)
+
+
+async def migrate(db: Db, migrations: Sequence[Migration] = MIGRATIONS) -> None:
+    """Bring the tables to the newest version, in one transaction that every other start waits for.
+
+    Raises `StartRefused` with what a person has to change.
+    """
+    server = int(await db.fetchval("SHOW server_version_num"))
+    if server // 10000 < OLDEST_SERVER:
+        raise StartRefused(
+            f"the server is PostgreSQL {server // 10000}; {OLDEST_SERVER} or later is needed"
+        )
+    if await db.fetchval("SHOW fsync") != "on":
+        raise StartRefused("the server has fsync off: what it commits does not survive a crash")
+    try:
+        await _make_schema(db)
+        async with db.transaction():
+            await _migrate(db, migrations)
+    except asyncpg.InsufficientPrivilegeError as exc:
+        user = await db.fetchval("SELECT current_user")
+        raise StartRefused(
+            f"the role {user} may not make the schema relay ({exc}): make it with"
+            f" CREATE SCHEMA relay AUTHORIZATION {user}"
+        ) from None
+
+
+async def _make_schema(db: Db) -> None:
+    if await db.fetchval("SELECT to_regclass('relay.meta')") is not None:
+        return
+    try:
+        async with db.transaction():
+            if await db.fetchval("SELECT to_regnamespace('relay')") is None:
+                await db.execute("CREATE SCHEMA relay")
+            await db.execute(
+                """CREATE TABLE relay.meta (
+                    version integer NOT NULL,
+                    oldest_compatible integer NOT NULL,
+                    changes bigint NOT NULL,     -- of what was set over HTTP
+                    give_back bigint NOT NULL)   -- asked of all nodes by a verb of the operator"""
+            )
+            await db.execute("INSERT INTO relay.meta VALUES (0, 0, 0, 0)")
+    except (
+        asyncpg.DuplicateTableError,
+        asyncpg.DuplicateSchemaError,
+        asyncpg.UniqueViolationError,
+    ):
+        pass  # another node was quicker
+
+
+async def _migrate(db: Db, migrations: Sequence[Migration]) -> None:
+    await db.execute("LOCK TABLE relay.meta IN ACCESS EXCLUSIVE MODE")
+    found = await db.fetchrow("SELECT version, oldest_compatible FROM relay.meta")
+    assert found is not None
+    version, oldest = found
+    if oldest > len(migrations):
+        raise StartRefused(
+            f"the queue belongs to a newer relay (its tables have version {version} and need a"
+            f" relay that knows {oldest}; this one knows {len(migrations)}): start that version"
+        )
+    for number, migration in enumerate(migrations[version:], start=version + 1):
+        for statement in migration.statements:
+            await db.execute(statement)
+        await db.execute(
+            "UPDATE relay.meta SET version = $1, oldest_compatible = $2",
+            number,
+            migration.oldest_compatible,
+        )
