@@ -1,4 +1,4 @@
-"""Where the PostgreSQL server is: `queue.url`, as libpq writes it (RFC 3986). Pure.
+"""Where the PostgreSQL server is: `queue.url`, as libpq writes it. Pure.
 
     postgresql://relay@db1,db2:5433/relay?sslmode=verify-full
     postgresql:///relay?host=/run/postgresql
