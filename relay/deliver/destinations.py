@@ -26,8 +26,10 @@ No function here waits or opens a socket. Times are seconds of the monotonic clo
 
 from __future__ import annotations
 
+import heapq
 import random
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -123,23 +125,28 @@ class Use:
 
 
 class _Turns:
-    """How many entries are due at what time, to some seconds."""
+    """How many entries are due later, and when, to half a second."""
 
-    _STEP = 8.0
+    _STEP = 0.5
 
     def __init__(self) -> None:
-        self._counts: dict[int, int] = {}
+        self._counts: Counter[int] = Counter()
+        self._steps: list[int] = []
+        self._total = 0
 
     def add(self, due: float) -> None:
         """One more is due then."""
         step = int(due / self._STEP)
-        self._counts[step] = self._counts.get(step, 0) + 1
+        if step not in self._counts:
+            heapq.heappush(self._steps, step)
+        self._counts[step] += 1
+        self._total += 1
 
     def count(self, now: float) -> int:
         """How many are not due yet."""
-        for step in [step for step in self._counts if (step + 1) * self._STEP <= now]:
-            del self._counts[step]
-        return sum(self._counts.values())
+        while self._steps and self._steps[0] * self._STEP <= now:
+            self._total -= self._counts.pop(heapq.heappop(self._steps))
+        return self._total
 
 
 @dataclass(eq=False, slots=True)

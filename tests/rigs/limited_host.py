@@ -2,8 +2,9 @@
 
 `manner`: how it treats the rest: "421" as the greeting, "421 at MAIL", "close" or "reset" before a
 greeting, "refuse" (its port is closed meanwhile), "silence". `seconds`: how long it takes for each
-message, `farewell`: and after QUIT. `messages`: after so many on one connection it answers 452 to
-MAIL.
+message, `farewell`: and after QUIT. `at_once`: so many messages it works on at a time, 0 for any
+number. `messages`: after so many on one connection it answers 452 to MAIL. `rate`: so many MAIL in
+so many seconds; more of them are answered with `over_rate`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import asyncio
 import socket
 import struct
 import time
+from bisect import bisect_left, bisect_right
 from contextlib import suppress
 
 __all__ = ["LimitedHost"]
@@ -28,6 +30,9 @@ class LimitedHost:
         seconds: float = 0.0,
         messages: int = 0,
         farewell: float = 0.0,
+        at_once: int = 0,
+        rate: tuple[int, float] | None = None,
+        over_rate: str = "451 4.7.1 rate limit exceeded",
         address: str = "127.0.0.1",
         port: int = 0,
     ) -> None:
@@ -36,6 +41,13 @@ class LimitedHost:
         self.seconds = seconds
         self.messages = messages
         self.farewell = farewell
+        self.rate = rate
+        self.over_rate = over_rate
+        self.begun_at: list[float] = []
+        """Each MAIL, on the monotonic clock."""
+        self.over = 0
+        """How many of them were over the rate."""
+        self._working = asyncio.Semaphore(at_once or 10_000)
         self.messages_of: list[int] = []
         """How many messages each connection has carried that was greeted."""
         self.address = address
@@ -64,6 +76,21 @@ class LimitedHost:
         self.takes, self.manner = 0, "silence"
         for task in self._tasks:
             task.cancel()
+
+    def most_begun_within(self, seconds: float) -> int:
+        """The most MAIL that came in any stretch of so many seconds."""
+        times = self.begun_at
+        return max((bisect_right(times, at + seconds) - n for n, at in enumerate(times)), default=0)
+
+    def _is_over_rate(self) -> bool:
+        now = time.monotonic()
+        self.begun_at.append(now)
+        if self.rate is None:
+            return False
+        messages, seconds = self.rate
+        is_over = len(self.begun_at) - bisect_left(self.begun_at, now - seconds) > messages
+        self.over += is_over
+        return is_over
 
     async def _listen(self) -> None:
         self._is_listening = True
@@ -120,6 +147,13 @@ class LimitedHost:
             elif verb == b"MAIL" and is_full and self.manner == "421 at MAIL":
                 writer.write(b"421 4.7.0 too many connections\r\n")
                 return
+            elif verb == b"MAIL" and self._is_over_rate():
+                writer.write(f"{self.over_rate}\r\n".encode())
+                if self.over_rate.startswith("421"):
+                    return
+                while not (await reader.readline()).upper().startswith(b"DATA"):
+                    writer.write(b"503 5.5.1 no MAIL\r\n")
+                writer.write(b"503 5.5.1 no MAIL\r\n")
             elif verb == b"MAIL" and self.messages and self.messages_of[number] >= self.messages:
                 writer.write(b"452 4.3.2 too many messages on this connection\r\n")
                 while not (await reader.readline()).upper().startswith(b"DATA"):
@@ -128,7 +162,8 @@ class LimitedHost:
             elif verb == b"DATA":
                 writer.write(b"354 go on\r\n")
                 await reader.readuntil(b"\r\n.\r\n")
-                await asyncio.sleep(self.seconds)
+                async with self._working:
+                    await asyncio.sleep(self.seconds)
                 self.taken.append(rcpt)
                 self.taken_at[rcpt] = time.monotonic()
                 self.messages_of[number] += 1
