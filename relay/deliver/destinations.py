@@ -68,7 +68,8 @@ _LONGEST_TURN = 120.0
 _LONGEST_TURN_OF_HOP = 900.0
 """The same where the operator's limit is why, and no attempt is needed to find that out."""
 _SHORT_TURN = 5.0
-_TURNS_A_SECOND = 5
+"""Seconds until it is tried again while few wait."""
+_TURNS_A_SECOND = 20
 _TURNS_A_SECOND_OF_HOP = 50
 """So many of those that wait in the queue may be asked for room in a second."""
 
@@ -206,6 +207,7 @@ class Destinations:
         self._clock = clock
         self._known: dict[str, Destination] = {}
         self.hosts = HostHealth(clock)
+        self._later = _Turns()
         self.on_room: Callable[[str], None] = lambda name: None
         self.on_surplus: Callable[[NextHop, int], None] = lambda hop, idle: None
 
@@ -357,16 +359,18 @@ class Destinations:
     def patience(self, name: str, hop: NextHop | None = None) -> int:
         """How many entries may wait in memory for a connection: those that get one soon."""
         one = self._known.get(name) or Destination(name, window=self._most)
-        in_time = int(_PATIENCE / self._apart(one, hop, self._clock()))
+        apart = self._apart(one, hop, self._clock())
         if hop is not None and hop.rate is not None:
-            return min(in_time + 1, _MOST_WAITING)
+            return min(int(_SHORT_TURN / apart) + 2, _MOST_WAITING)
+        in_time = int(_PATIENCE / apart)
         return max(min(in_time, _MOST_WAITING), self._at_once(one, hop))
 
     def next_turn(self, name: str, hop: NextHop | None = None) -> float:
         """In how many seconds one more entry, which waits in the queue, is due again.
 
         It is half of the time that the host needs now: the host may become faster, and must not
-        idle. For the same reason it is a few seconds only where few entries wait.
+        idle. For the same reason it is a few seconds only, as long as few entries wait for all
+        destinations.
         """
         one, now = self._known.get(name), self._clock()
         if one is None:
@@ -374,11 +378,11 @@ class Destinations:
         is_limited = self.limits.limits(hop)
         longest = _LONGEST_TURN_OF_HOP if is_limited else _LONGEST_TURN
         a_second = _TURNS_A_SECOND_OF_HOP if is_limited else _TURNS_A_SECOND
-        waiting = one.later.count(now)
-        turn = (_PATIENCE + waiting * self._apart(one, hop, now)) / 2
-        turn = min(turn, max(waiting / a_second, _SHORT_TURN))
+        turn = (_PATIENCE + one.later.count(now) * self._apart(one, hop, now)) / 2
+        turn = min(turn, max(self._later.count(now) / a_second, _SHORT_TURN))
         turn = min(max(turn, one.suspended_until - now), longest)
         one.later.add(now + turn)
+        self._later.add(now + turn)
         return turn
 
     def _at_once(self, one: Destination, hop: NextHop | None) -> int:

@@ -87,6 +87,11 @@ class Lines:
         line = self._lines.get(name)
         return 0 if line is None else len(line.entries)
 
+    def rank(self, name: str) -> Rank | None:
+        """The class of a line; None where nothing waits."""
+        line = self._lines.get(name)
+        return None if line is None else line.rank
+
     def names(self) -> list[str]:
         """The lines that entries wait in."""
         return list(self._lines)

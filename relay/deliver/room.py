@@ -62,6 +62,11 @@ class Room:
             self._lines.bind(line, (hop.destination,), inf)
         return line
 
+    def limited_lines(self) -> list[str]:
+        """The lines of next hops whose operator has limited them."""
+        limits = self._destinations.limits
+        return [line for line, hop in self._hops.items() if limits.limits(hop)]
+
     def forget_hops(self) -> None:
         """Routes have changed: no line leads to a next hop, for all that is known."""
         for line in self._hops:

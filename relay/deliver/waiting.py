@@ -161,9 +161,9 @@ class Waiting(Generic[A]):
     def wanted(self) -> Wanted | None:
         """What to claim: for the free places, or a page ahead of them; None: nothing for now."""
         self._last = None
-        has_page = self.lines.waiting(Rank.NEW, Rank.BULK) >= self._most
+        has_page = self._page(Rank.NEW, Rank.BULK) >= self._most
         is_only_proven = has_page and not self.places.has_place(Rank.BULK)
-        waiting = self.lines.waiting(Rank.PROVEN) if is_only_proven else len(self.lines)
+        waiting = self._page(Rank.PROVEN) if is_only_proven else self._page(*Rank)
         if self.places.free <= 0 and 2 * waiting >= self._most:
             return None
         return Wanted(
@@ -174,8 +174,16 @@ class Waiting(Generic[A]):
                 if not is_of_hop(line) and not self.room.has_short_line(line)
             ),
             only=self.places.proven if is_only_proven else None,
-            with_new=self.lines.waiting(Rank.NEW) < self._most,
+            with_new=self._page(Rank.NEW) < self._most,
         )
+
+    def _page(self, *ranks: Rank) -> int:
+        """How many entries wait of some classes, those left out that wait for the operator's limit
+        of a next hop: there are few of each, and they keep nobody's page.
+        """
+        lines = self.lines
+        limited = (line for line in self.room.limited_lines() if lines.rank(line) in ranks)
+        return lines.waiting(*ranks) - sum(map(lines.length, limited))
 
     def claimed(self, wanted: Wanted) -> None:
         """This was claimed, and `may_claim` goes by it."""
@@ -187,6 +195,5 @@ class Waiting(Generic[A]):
         if last is None or any(map(self.room.has_short_line, last.skip)):
             return True
         return last.only is not None and (
-            2 * self.lines.waiting(Rank.NEW, Rank.BULK) < self._most
-            or self.places.has_place(Rank.BULK)
+            2 * self._page(Rank.NEW, Rank.BULK) < self._most or self.places.has_place(Rank.BULK)
         )

@@ -183,3 +183,18 @@ async def test_mail_delivered_before_a_host_turned_away_is_not_sent_again(contex
         await asyncio.sleep(0.1)
         assert len(host.taken) == 2
     assert queue.states() == {State.DELIVERED: 101, State.DEFERRED: 50}
+
+
+@pytest.mark.parametrize("domains", [1, 150])
+async def test_host_that_becomes_faster_does_not_idle_while_mail_waits(contexts, domains):
+    queue = fill(300, domains)
+    async with LimitedHost(1000, seconds=1.0) as host:
+        hosts = [at(host)]
+        async with delivering(
+            queue, lambda _: hosts, contexts, timeouts=SLOW, concurrency_per_destination=7
+        ):
+            await until(lambda: len(queue.settlements) >= 14)
+            host.seconds = 0.0
+            took = await until(lambda: len(queue.settlements) >= 300, 60)
+    print(f"{took:.1f} s for the rest")
+    assert took < 15

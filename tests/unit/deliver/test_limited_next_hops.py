@@ -103,6 +103,7 @@ async def test_mail_for_others_does_not_wait_for_a_limited_next_hop(contexts, li
             return limited if "bulk" in domain else None
 
         async with delivering(queue, hosts_of, contexts, timeouts=SLOW, hop_of=hop_of) as delivery:
+            await until(lambda: len(queue.released) >= 2900)
             trips = []
             for n in range(40):
                 await asyncio.sleep(0.05)
@@ -113,8 +114,7 @@ async def test_mail_for_others_does_not_wait_for_a_limited_next_hop(contexts, li
                 assert delivery.scheduler.in_flight <= 10
         claims = queue.claims
     print(f"worst {max(trips):.3f} s, {claims} claims, {len(queue.released)} releases")
-    assert max(trips) < 4  # while a page after a page is claimed and given back
-    assert max(trips[5:]) < 1
+    assert max(trips) < 1
     assert len(host.taken) >= 2
     assert State.DEFERRED not in queue.states()
 
