@@ -152,7 +152,8 @@ def disagreements(documents: list[tuple[str, Any]]) -> list[str]:
     ]
 
 
-PLACES = places(section_of(Config))
+PLACES = [key for key in places(section_of(Config)) if not key.startswith("routes.*.")]
+"""The keys of a next hop are the same under `routes` and `next_hops`: once is enough."""
 
 
 def test_there_is_a_place_for_every_key() -> None:
@@ -228,6 +229,39 @@ def test_schema_and_check_agree_on_addresses(address: Any, number: int, form: st
         ("host", {"routes": {"a.example": {"host": text}}}),
     ]
     assert disagreements(documents) == []
+
+
+_PART: dict[str, list[Any]] = {
+    "host": ["a.example", "[192.0.2.1]", "a b", None],
+    "hosts": ["a.example", ["a.example"], [["a.example", "b.example"], "c.example"], [], [[]]],
+    "port": [587, 0, "587"],
+    "tls": ["implicit", "none"],
+    "username": ["u", None, 7],
+    "password_file": ["/f", None, ""],
+    "auth": [None, {}, {"mechanism": "xoauth2", "oauth2": "t"}, {"mechanism": "x"}, {"user": "u"}],
+    "rate": ["30/m", "30", None],
+    "pin_sha256": [DIGEST, [DIGEST], [], None, "x"],
+    "unknown": [1],
+}
+
+
+@given(
+    st.fixed_dictionaries({}, optional={key: st.sampled_from(of) for key, of in _PART.items()}),
+    st.sampled_from(["routes", "next_hops"]),
+)
+def test_schema_and_check_agree_on_next_hops(hop: dict[str, Any], section: str) -> None:
+    assert disagreements([(section, {section: {"name": hop}})]) == []
+
+
+@given(st.from_regex(r"-?[0-9]{0,11}/?(s|m|h|d|min)?", fullmatch=True))
+def test_schema_and_check_agree_on_rates(text: str) -> None:
+    document = {"next_hops": {"a": {"host": "a.example", "rate": text}}}
+    assert disagreements([("rate", document)]) == []
+
+
+@given(st.from_regex(r"[a-zA-Z.+ü @*-]{0,12}@?[a-z.*\[\]0-9-]{0,12}", fullmatch=True))
+def test_schema_and_check_agree_on_senders(text: str) -> None:
+    assert disagreements([("sender", {"routes_by_sender": {text: "a"}})]) == []
 
 
 def test_each_form_has_its_words_and_an_example_that_it_takes() -> None:
