@@ -118,7 +118,8 @@ def _tls_line(host: dict[str, Any]) -> str:
         return "no TLS offered"
     if host["tls-version"] is None:
         return "TLS offered, and none came about"
-    verified = "verified" if host["verified"] else "not verified"
+    pinned = f", its key is pinned ({host['pin']})" if host["pin"] is not None else ""
+    verified = f"verified{pinned}" if host["verified"] else "not verified"
     return f"{host['tls-version']} {host['tls-cipher']}, {verified}"
 
 

@@ -30,7 +30,7 @@ def test(ctx: click.Context, /, name: str, as_json: bool) -> None:
     NAME is a name from next_hops; for a next hop that stands in `routes` itself, the pattern it
     stands under. No message is sent. The command reads the files with the secrets, so it has to run
     as a user who may read them, and asks for an access token of its own where the login needs one.
-    A host that refuses the login is the last one that is asked. The exit status is 0 where all
+    The login is tried once at each host. The exit status is 0 where all
     steps succeeded at one host at least.
     """
     from relay.config.parts import routes_of

@@ -25,7 +25,7 @@ from relay.queue.store import SpoolError
 from relay.route.floor import DaneFloor, StsFloor
 from relay.route.forecast import describe, forecasts
 from relay.route.mta_sts import StsMode, matches
-from relay.route.next_hop import Host, Hosts, NoRoute, Route, RouteFinder
+from relay.route.next_hop import Host, Hosts, Naming, NoRoute, Route, RouteFinder
 from relay.route.security import (
     HostFloor,
     Requirement,
@@ -146,23 +146,28 @@ async def floors_of(
     waiving: str | None = None,
 ) -> tuple[DomainFloor, list[HostUnderFloor]]:
     """What a recipient domain asks of its mail, and of each of its hosts in the order of the route.
+    Each host of a next hop is asked for what it publishes itself; first that of the first host.
     `waiving`: as for `Floors.of_domain`.
     """
-    asked = await _of_domain(floors, domain, route, patience, waiving)
+    by_naming: dict[Naming, DomainFloor] = {}
     found = []
     for host in route.hosts:
+        naming = route.naming_of(host)
+        if naming not in by_naming:
+            by_naming[naming] = await _of_domain(floors, domain, naming, patience, waiving)
+        asked = by_naming[naming]
         dane = await floors.dane_at(host, asked)
         found.append(HostUnderFloor(host, asked, dane, judged(host, asked, dane)))
-    return asked, found
+    return found[0].domain, found
 
 
 async def _of_domain(
-    floors: Floors, domain: str, route: Hosts, patience: timedelta, waiving: str | None
+    floors: Floors, domain: str, naming: Naming, patience: timedelta, waiving: str | None
 ) -> DomainFloor:
     deadline = asyncio.get_running_loop().time() + patience.total_seconds()
     while True:
         try:
-            return await floors.of_domain(domain, route.naming, waiving=waiving)
+            return await floors.of_domain(domain, naming, waiving=waiving)
         except PolicyPending as pending:
             if asyncio.get_running_loop().time() >= deadline:
                 raise FloorPending(str(pending)) from pending

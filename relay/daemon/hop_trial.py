@@ -85,7 +85,8 @@ def _tls_text(session: HopSession) -> str:
     if not session.tls:
         why = f" ({session.downgrade.error})" if session.downgrade is not None else ""
         return f"none{why}: mail that does not require TLS goes in clear"
-    verified = f"certificate verified ({session.verified_by})"
+    pinned = f", pin {session.pin}" if session.pin is not None else ""
+    verified = f"certificate verified ({session.verified_by}{pinned})"
     if session.verified_by is None:
         verified = "certificate not verified"
     return f"{session.tls_version} {session.tls_cipher}, {verified}"

@@ -94,6 +94,8 @@ def _report_as_json(report: HostReport, each: HostUnderFloor) -> JsonObject:
         "tls-cipher": report.tls_cipher,
         "verified": report.verified,
         "why-not-verified": report.why_not_verified,
+        "verified-by": report.verified_by,
+        "pin": report.pin,
         **_certificate(report),
         "rules": [_verdict_as_json(verdict) for verdict in report.verdicts],
     }
@@ -110,7 +112,9 @@ def _certificate(report: HostReport) -> JsonObject:
     if report.certificate is None:
         return {"certificate": None, "certificate-faults": []}
     shown = certificates.as_json(report.certificate)
-    faults = certificates.faults(shown, report.host.name, at=datetime.now(UTC))
+    hop = report.host.hop
+    name = (hop.verify_name if hop is not None else None) or report.host.name
+    faults = certificates.faults(shown, name, at=datetime.now(UTC))
     return {"certificate": shown, "certificate-faults": [] if report.verified else faults}
 
 

@@ -16,7 +16,7 @@ from relay.deliver.connection import Connection, SessionBroken, TlsResult
 from relay.deliver.diagnosis import Answer, Stage, judge
 from relay.deliver.negotiate import SessionOptions
 from relay.deliver.tls import HopFilesError
-from relay.mail.outcome import CertificateFacts
+from relay.mail.outcome import CertificateFacts, VerifiedBy
 from relay.policy.settings import Setting, Source, TlsSettings
 from relay.route.forecast import Forecast, forecast, not_used
 from relay.route.next_hop import Host, TlsMode
@@ -65,7 +65,7 @@ class HostReport:
     """The report on one address of a host. `trouble`: why there was no session, "" with one.
 
     `verified`: by a chain to a trusted root. `meets_dane`: whether the certificate matches a TLSA
-    record; None where none is usable.
+    record; None where none is usable. `verified_by`, `pin`: what verified it.
     """
 
     host: Host
@@ -77,6 +77,8 @@ class HostReport:
     verified: bool = False
     why_not_verified: str = ""
     meets_dane: bool | None = None
+    verified_by: VerifiedBy | None = None
+    pin: str | None = None
     verdicts: tuple[RuleVerdict, ...] = ()
 
 
@@ -88,6 +90,8 @@ class _Look:
     version: str | None = None
     cipher: str | None = None
     certificate: CertificateFacts | None = None
+    verified_by: VerifiedBy | None = None
+    pin: str | None = None
 
 
 async def probe_all(
@@ -154,6 +158,8 @@ def _report(
         certificate=shown.certificate or verifying.certificate,
         verified=verifying.met.situation is Situation.SECURED,
         why_not_verified=verifying.met.error,
+        verified_by=verifying.verified_by,
+        pin=verifying.pin,
         verdicts=tuple(verdicts),
     )
 
@@ -172,7 +178,9 @@ async def _look(host: Host, needed: Requirement, using: SessionOptions) -> _Look
             await connection.greet()
             met = await connection.start_tls(handshake)
         hop = connection.hop
-        return _Look(met, hop.tls_version, hop.tls_cipher, hop.certificate)
+        return _Look(
+            met, hop.tls_version, hop.tls_cipher, hop.certificate, hop.verified_by, hop.pin
+        )
     finally:
         connection.quit()
         await connection.wait_closed()  # the caller and its event loop may end right after this

@@ -81,6 +81,17 @@ class Authority:
             self._leafs[key] = self._make(name, kind, address)
         return self._leafs[key]
 
+    def client(self, name: str) -> Certificate:
+        """The certificate of a client that is called `name`."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        now = datetime.now(UTC)
+        usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH])
+        signer = self._root.signer
+        builder = _builder(_subject(name), key, now - _DAY, now + 30 * _DAY)
+        builder = builder.add_extension(usage, critical=False).issuer_name(signer.name)
+        signed = _with_authority_key(builder, signer.key).sign(signer.key, hashes.SHA256())
+        return Certificate(signed.public_bytes(serialization.Encoding.PEM), _key_pem(key))
+
     def _make(self, name: str, kind: Kind, address: str) -> Certificate:
         if kind is Kind.UNKNOWN_CA:
             if self._stranger is None:

@@ -33,6 +33,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import TracebackType
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -147,7 +148,8 @@ class Script:
     segment with the 220 to STARTTLS. `replies_in_clear`: answers outside TLS, before `replies`.
     `resumes_tls`: one TLS context for all connections, so that a client may resume a session (RFC
     8446 §2.2). `read_bytes_per_second`: how fast the host reads content; `read_stops_after`: after
-    how many bytes it stops.
+    how many bytes it stops. `client_ca`: the host asks for a client certificate, and takes none but
+    of this authority (PEM).
     """
 
     offers: tuple[str, ...] = _OFFERS
@@ -159,6 +161,7 @@ class Script:
     minimum_tls: ssl.TLSVersion = ssl.TLSVersion.TLSv1_2
     maximum_tls: ssl.TLSVersion = ssl.TLSVersion.MAXIMUM_SUPPORTED
     resumes_tls: bool = False
+    client_ca: bytes = b""
     inject: bytes = b""
     replies: Replies = field(default_factory=dict)
     replies_in_clear: Replies = field(default_factory=dict)
@@ -202,6 +205,8 @@ class Connection:
     messages: list[ReceivedMessage] = field(default_factory=list)
     sni: str | None = None
     tls_version: str | None = None
+    client_name: str | None = None
+    """The common name of the client's certificate."""
     tls_error: str = ""
     """Why the handshake failed, as this host reports it."""
     closed: bool = False
@@ -285,6 +290,9 @@ class MxServer:
         if id(script) in self._contexts:
             return self._contexts[id(script)]
         context = server_context(self._leaf(script), script.minimum_tls, script.maximum_tls)
+        if script.client_ca:
+            context.verify_mode = ssl.CERT_REQUIRED
+            context.load_verify_locations(cadata=script.client_ca.decode("ascii"))
         if script.resumes_tls:
             self._contexts[id(script)] = context
         return context
@@ -489,7 +497,9 @@ class ClientProtocol(asyncio.Protocol):
         if transport is None:
             raise _Ended
         self.transport = transport
-        self.connection.tls_version = transport.get_extra_info("ssl_object").version()
+        session = transport.get_extra_info("ssl_object")
+        self.connection.tls_version = session.version()
+        self.connection.client_name = _common_name(session.getpeercert())
 
     def write(self, data: bytes) -> None:
         if not self.transport.is_closing():
@@ -728,6 +738,11 @@ class _Session:
         for byte in data:
             self._wire.write(bytes([byte]))
             await asyncio.sleep(drip)
+
+
+def _common_name(certificate: Mapping[str, Any] | None) -> str | None:
+    fields = (pair for names in (certificate or {}).get("subject", ()) for pair in names)
+    return next((value for name, value in fields if name == "commonName"), None)
 
 
 def _as_action(answer: Answer) -> Action:

@@ -24,6 +24,7 @@ _HOST = (
     ("TLS version", "tls-version"),
     ("Cipher", "tls-cipher"),
     ("Verified by", "verified-by"),
+    ("Pin", "pin"),
 )
 _ANSWER = (
     ("Reply code", "code"),
@@ -47,6 +48,7 @@ _VERIFIED_BY = {
     "pkix": "a trusted authority, its dates and its name (PKIX)",
     "dane-ee": "a TLSA record of its own (DANE-EE)",
     "dane-ta": "a TLSA record of its authority (DANE-TA)",
+    "pin": "a key that is pinned, and no authority (pin_sha256)",
 }
 
 

@@ -278,6 +278,8 @@ def _session_facts(fields: JsonObject, session: HopSession) -> None:
     fields["tls-version"] = session.tls_version
     fields["tls-cipher"] = session.tls_cipher
     fields["verified-by"] = session.verified_by
+    if session.pin is not None:
+        fields["pin"] = session.pin
     if session.certificate is not None:
         fields["certificate"] = _certificate(session.certificate)
     if session.unsigned:

@@ -10,7 +10,7 @@ from relay.mail.memory import Shown
 from relay.mail.outcome import DowngradeReason
 from relay.policy.settings import Setting, Source, TlsSettings
 from relay.route.forecast import describe, forecast, forecasts, sentence
-from relay.route.next_hop import Credentials, Host, TlsMode
+from relay.route.next_hop import Auth, Credentials, Host, NextHop, TlsMode
 from relay.route.security import (
     OnTlsUnmet,
     OnUnverified,
@@ -178,3 +178,58 @@ def test_mail_that_is_held_to_what_was_shown_before_hears_so(remembered, proof, 
     assert any("shown" in line for line in told) is (words is not None)
     if words is not None:
         assert told[0] == f"{words} (downgrade_memory)"
+
+
+HOP = NextHop("partner", (("mx.example",),))
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        (
+            {"pin_sha256": ("AAA=", "BBB=")},
+            (
+                "its key is pinned: nothing is said to it but in verified TLS, whatever the"
+                " settings",
+                "the host must offer TLS, TLSv1.2 or later",
+                "its certificate must be in date, for its own name, from a trusted authority",
+                "its key must be pinned: AAA= or BBB= (pin_sha256)",
+                "the certificate verifies: sent in TLS, verified",
+            ),
+        ),
+        (
+            {"pin_sha256": ("AAA=",), "ca_file": "none"},
+            (
+                "its key is pinned: nothing is said to it but in verified TLS, whatever the"
+                " settings",
+                "the host must offer TLS, TLSv1.2 or later",
+                "its certificate may be from anybody and for any name (ca_file: none)",
+                "its key must be pinned: AAA= (pin_sha256)",
+                "its key is pinned: sent in TLS, verified",
+            ),
+        ),
+        (
+            {"auth": Auth(username="us"), "certificate": "us.pem", "ca_file": "ca.pem"},
+            (
+                "we log in there and we show it a certificate: nothing is said to it but in"
+                " verified TLS, whatever the settings",
+                "the host must offer TLS, TLSv1.2 or later",
+                "its certificate must be in date, for its own name, from an authority in ca.pem"
+                " (ca_file)",
+                "the certificate verifies: sent in TLS, verified",
+            ),
+        ),
+        (
+            {"verify_name": "gate.example"},
+            (
+                "the host is asked for TLS, TLSv1.2 or later, and may have none",
+                "its certificate is looked at: whether it is in date, for the name gate.example"
+                " (verify_name), from a trusted authority",
+                "the certificate verifies: sent in TLS, verified",
+            ),
+        ),
+    ],
+)
+def test_forecast_says_what_a_next_hop_asks_for(keys, words):
+    host = replace(HOST, hop=replace(HOP, **keys))
+    assert describe(needs(False, False, PLAIN, host), host)[: len(words)] == words

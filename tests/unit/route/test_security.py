@@ -9,12 +9,14 @@ import pytest
 from relay.mail.memory import Shown
 from relay.mail.outcome import Level
 from relay.policy.settings import Setting, Source, TlsSettings
-from relay.route.next_hop import Credentials, Host, TlsMode
+from relay.route.next_hop import Auth, Credentials, Host, NextHop, TlsMode
 from relay.route.security import (
     DOWNGRADE_REASONS,
     Action,
+    Floor,
     OnTlsUnmet,
     OnUnverified,
+    Proof,
     Requirement,
     SecurityOptions,
     Situation,
@@ -25,6 +27,7 @@ from relay.route.security import (
     is_below,
     next_step,
     requirement,
+    under,
 )
 
 OPTIONS = SecurityOptions()
@@ -148,6 +151,70 @@ def test_requirement_of_a_next_hop_makes_no_message_bounce(require, skip, login,
         assert there.bounces_unmet is (require and on_unmet is OnTlsUnmet.BOUNCE and not asks_more)
         assert (there == needed) is not asks_more
         assert there.tls_required is (require or login or tls is TlsMode.IMPLICIT)
+
+
+# From the rules: a login, a client certificate or a pin demands verified TLS, whatever the message
+# says, and unmet it defers. The other keys demand nothing.
+HOP = NextHop("partner", (("mx.example",),))
+PIN = "x5tzvhDQ/MpGNoPNO4Q9xGQpsRAd5ndjUDS1QqHmHUk="
+
+
+@pytest.mark.parametrize("on_unmet", list(OnTlsUnmet))
+@pytest.mark.parametrize("requiretls", [False, True])
+@pytest.mark.parametrize("require", [False, True])
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize(
+    ("keys", "demands", "proof"),
+    [
+        ({"auth": Auth(username="us")}, True, Proof.PKIX),
+        ({"certificate": "/us.pem"}, True, Proof.PKIX),
+        ({"pin_sha256": (PIN,)}, True, Proof.PKIX),
+        ({"pin_sha256": (PIN,), "ca_file": "none"}, True, Proof.PIN),
+        ({"pin_sha256": (PIN,), "ca_file": "/ca.pem"}, True, Proof.PKIX),
+        ({"ca_file": "/ca.pem"}, False, None),
+        ({"verify_name": "other.example"}, False, None),
+        ({"source_address": "192.0.2.1", "hello": "us.example"}, False, None),
+        ({}, False, None),
+    ],
+)
+def test_each_proof_of_a_next_hop_against_the_settings(
+    keys, demands, proof, require, skip, requiretls, on_unmet
+):
+    host = replace(HOST, hop=replace(HOP, **keys))
+    options = SecurityOptions(on_tls_unmet=on_unmet)
+    plain = requirement(settings(require, skip), options, requiretls=requiretls)
+    needed = at_host(plain, host, options)
+    if not demands:
+        assert needed == plain
+        return
+    assert needed.proof is proof
+    assert (needed.min_version, needed.security_level) == (TlsVersion.TLS_1_2, 2)
+    assert needed.pins == keys.get("pin_sha256", ())
+    assert not needed.bounces_unmet
+    steps = [next_step(needed, situation) for situation in Situation]
+    assert [(step.action, step.unmet) for step in steps] == [
+        TLS,
+        FAILED,
+        NOT_SUPPORTED,
+        NOT_SUPPORTED,
+        FAILED,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("floor", "proof"),
+    [
+        (Floor(Proof.DANE), Proof.DANE),
+        (Floor(Proof.PKIX), Proof.PKIX),
+        (Floor(Proof.ENCRYPTED), Proof.PIN),
+        (Floor(Proof.DANE, is_enforced=False), Proof.PIN),
+    ],
+)
+def test_floor_of_a_host_holds_besides_a_pin_that_stands_alone(floor, proof):
+    host = replace(HOST, hop=replace(HOP, pin_sha256=(PIN,), ca_file="none"))
+    needed = under(at_host(needs(False, False), host, OPTIONS), floor, OPTIONS)
+    assert (needed.proof, needed.pins) == (proof, (PIN,))
+    assert next_step(needed, Situation.UNVERIFIED).action is Action.NEXT_HOST
 
 
 @pytest.mark.parametrize("skip", [False, True])
