@@ -12,7 +12,7 @@ runs. Libraries are those of requirements.lock, by their hashes. Only the two th
 compiled for all (SOURCES) are built here, of Python alone.
 
 ARCH=arm64 makes packages for another processor: nothing is compiled. PYTHONS="3.11 3.13" makes them
-for fewer Pythons, for a test.
+for fewer Pythons, for a test. DEBFULLNAME and DEBEMAIL are who makes them for others.
 """
 
 from __future__ import annotations
@@ -222,9 +222,15 @@ def _changelog(version: str) -> str:
 
 
 def _maintainer() -> str:
+    """Who makes the package for others, by the variables that Debian's tools read.
+
+    Without them it is nobody's but the project's, which has no address (RFC 2606: `.invalid`).
+    """
     with (ROOT / "pyproject.toml").open("rb") as file:
-        [found] = tomllib.load(file)["project"]["maintainers"]
-    return f"{found['name']} <{found['email']}>"
+        [authors] = tomllib.load(file)["project"]["authors"]
+    name = os.environ.get("DEBFULLNAME") or authors["name"]
+    address = os.environ.get("DEBEMAIL") or f"no-address@{NAME}.invalid"
+    return f"{name} <{address}>"
 
 
 def _copyright() -> str:

@@ -352,6 +352,17 @@ def test_lintian_finds_nothing_but_what_is_overridden_by_name() -> None:
     assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
 
 
+def test_packages_name_who_makes_them_or_say_that_there_is_no_address() -> None:
+    [rpm] = BUILT.glob(f"relay-smarthost-{__version__}-*.rpm")
+    of_deb = ["dpkg-deb", "--field", str(deb()), "Maintainer"]
+    of_rpm = ["rpm", "--query", "--package", "--queryformat", "%{PACKAGER}\n", str(rpm)]
+    name = os.environ.get("DEBFULLNAME") or "The contributors of relay-smarthost"
+    address = os.environ.get("DEBEMAIL") or "no-address@relay-smarthost.invalid"
+    for asked in (of_deb, of_rpm):
+        said = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
+        assert said == f"{name} <{address}>\n"
+
+
 def test_the_rpm_has_the_files_of_the_deb_and_asks_for_what_it_needs() -> None:
     [rpm] = BUILT.glob(f"relay-smarthost-{__version__}-*.rpm")
 
