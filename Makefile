@@ -41,7 +41,7 @@ $(RUNS): pyproject.toml
 	@touch $@
 
 $(READY): $(RUNS)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	PIP_USE_PEP517=1 $(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
 run: $(RUNS)
