@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import IO, Any
 
@@ -35,6 +35,7 @@ from relay.policy.postfix_import import (
     imported,
     imported_level,
 )
+from relay.policy.postfix_senders import ImportedSender, by_pattern, imported_senders
 from relay.policy.postfix_table import PostfixLevel
 from relay.policy.rules import DestinationRule
 
@@ -58,6 +59,12 @@ The import assumes that smtp_tls_verify_cert_match and smtp_tls_secure_cert_matc
 default."""
 
 
+_FOR_ALL_SENDERS = """\
+Made by `relay policy import postfix` from tables that choose a next hop by sender.
+What is to be said by hand: a login (smtp_sasl_password_maps) is `auth`, with username and
+password_file; where a recipient's transport (transport_maps) comes first, that is a route."""
+
+
 class _Source(click.File):
     """The source of a table, also named as main.cf names the table: `hash:/etc/postfix/table`."""
 
@@ -74,6 +81,9 @@ class _Source(click.File):
         return super().convert(value, param, ctx)
 
 
+_SOURCE = _Source(encoding="utf-8", errors="backslashreplace")
+
+
 @click.group("import")
 @config_option
 def import_() -> None:
@@ -81,17 +91,37 @@ def import_() -> None:
 
 
 @import_.command()
-@click.argument("file", metavar="FILE", type=_Source(encoding="utf-8", errors="backslashreplace"))
+@click.argument("file", metavar="[FILE]", type=_SOURCE, required=False)
 @click.option(
     "--level",
     type=click.Choice([str(level) for level in PostfixLevel]),
     help="smtp_tls_security_level of main.cf, for domains that FILE does not name: it becomes"
     " policy.default.",
 )
+@click.option(
+    "--sender-relayhosts",
+    metavar="FILE",
+    type=_SOURCE,
+    help="The source of sender_dependent_relayhost_maps.",
+)
+@click.option(
+    "--sender-transports",
+    metavar="FILE",
+    type=_SOURCE,
+    help="The source of sender_dependent_default_transport_maps.",
+)
 @config_option
 @click.pass_context
-def postfix(ctx: click.Context, /, file: IO[str], level: str | None) -> None:
-    """Print a Postfix TLS policy table (smtp_tls_policy_maps) as YAML to paste.
+def postfix(
+    ctx: click.Context,
+    /,
+    file: IO[str] | None,
+    level: str | None,
+    sender_relayhosts: IO[str] | None,
+    sender_transports: IO[str] | None,
+) -> None:
+    """Print a Postfix TLS policy table (smtp_tls_policy_maps) as YAML to paste, and its tables that
+    choose a next hop by sender as next_hops and routes_by_sender.
 
     FILE is the source of the table, such as /etc/postfix/tls_policy, also as main.cf has it
     (hash:/etc/postfix/tls_policy); it is not the database (.db); - is stdin. The rules go to
@@ -114,17 +144,68 @@ def postfix(ctx: click.Context, /, file: IO[str], level: str | None) -> None:
       relay policy import postfix /etc/postfix/tls_policy --level may > policy.yaml
       relay check -c policy.yaml --file-only
     """
-    config = _config(ctx)
-    lines = imported(_text(file), _our_tls(config))
+    by_sender = (sender_relayhosts, sender_transports)
+    if file is None and by_sender == (None, None):
+        raise click.UsageError("name the FILE of the TLS policies, or a table of senders")
+    is_whole = True
+    if file is not None or level is not None:
+        is_whole = _import_tls(file, level, _config(ctx))
+    if by_sender != (None, None):
+        is_whole = _import_senders(*by_sender) and is_whole
+    sys.exit(0 if is_whole else 1)
+
+
+def _import_tls(file: IO[str] | None, level: str | None, config: Config) -> bool:
+    """Print the TLS policies; whether each of them has an equivalent."""
+    source = file.name if file is not None else "--level"
+    lines = imported(_text(file), _our_tls(config)) if file is not None else ()
     if lines and not any(line.is_readable for line in lines):
-        fail(f"{printable(file.name)}: no line is a rule, such as `partner.example encrypt`")
+        fail(f"{printable(source)}: no line is a rule, such as `partner.example encrypt`")
     if level is not None and not any("" in line.domains for line in lines):
         lines = (imported_level(PostfixLevel(level)), *lines)
-    for text in _told(lines, file.name):
+    for text in _told(lines, source):
         click.echo(text, err=True)
-    for text in _document(lines, file.name, config):
+    for text in _document(lines, source, config):
         click.echo(text)
-    sys.exit(0 if all(line.has_equivalent for line in lines) else 1)
+    return all(line.has_equivalent for line in lines)
+
+
+def _import_senders(relayhosts: IO[str] | None, transports: IO[str] | None) -> bool:
+    """Print the next hops by sender; whether each line has an equivalent."""
+    tables = [
+        (file.name, imported_senders(_text(file), has_transports=file is transports))
+        for file in (transports, relayhosts)
+        if file is not None
+    ]
+    for source, lines in tables:
+        for each in lines:
+            for remark in each.remarks:
+                place = f"{source}:{each.line.number}: {each.line.key}"
+                click.echo(printable(f"{place}: {remark.difference}: {remark.text}"), err=True)
+    for text in _routes(tables):
+        click.echo(text)
+    return all(each.has_equivalent for _, lines in tables for each in lines)
+
+
+def _routes(tables: Sequence[tuple[str, Sequence[ImportedSender]]]) -> Iterator[str]:
+    for paragraph in _FOR_ALL_SENDERS.split("\n"):
+        yield from _comment(paragraph, "")
+    obeyed = by_pattern(lines for _, lines in tables)
+    hops = {each.hop.name: each.hop for each in obeyed if each.hop is not None}
+    yield "next_hops:" if hops else "next_hops: {}"
+    for name, hop in hops.items():
+        yield f"  {_scalar(name)}:"
+        yield f"    hosts: [{', '.join(map(json.dumps, hop.hosts))}]"
+        yield f"    port: {hop.port}"
+        yield from ["    tls: implicit"] if hop.port == 465 else []
+    yield "routes_by_sender:" if hops else "routes_by_sender: {}"
+    for source, lines in tables:
+        for each in lines:
+            yield from _comment(f"{source}, line {each.line.number}: {each.line.text}", "  ")
+            for remark in each.remarks:
+                yield from _comment(f"  {remark.difference}: {remark.text}", "  ")
+            if each.hop is not None and each in obeyed:
+                yield f"  {_scalar(each.pattern)}: {{next_hop: {_scalar(each.hop.name)}}}"
 
 
 def _text(file: IO[str]) -> str:

@@ -278,6 +278,7 @@ def shell(relay: Relay, script: str) -> None:
     for name in ("bin", "backups", "srv", "etc/fail2ban/filter.d", "etc/relay/dkim", "etc/postfix"):
         (directory / name).mkdir(parents=True, exist_ok=True)
     (directory / "etc/postfix/tls_policy").write_text("partner.example secure\n")
+    (directory / "etc/postfix/sender_relay").write_text("@example.com [relay.example.net]\n")
     (directory / "bin/relay").write_text(f'#!/bin/sh\nexec {sys.executable} -m relay "$@"\n')
     (directory / "bin/relay").chmod(stat.S_IRWXU)
     environ = {"PATH": f"{directory}/bin:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}

@@ -163,5 +163,35 @@ def test_a_file_that_is_not_there_is_a_wrong_usage(run: Run) -> None:
     assert result.exit_code == 2
 
 
+def test_tables_of_senders_become_routes_that_pass_the_check(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "relayhosts").write_text(
+        "@example.com [smtp.example.net]:587\nbot@example.com [ses.example]:465\n@x.example DUNNO\n"
+    )
+    (tmp_path / "transports").write_text("@example.com relay:[hub.example.net]\n")
+    options = ("--sender-relayhosts", "relayhosts", "--sender-transports", "texthash:transports")
+    result = run("partner.example encrypt\n", *options)
+    assert result.exit_code == 1
+    assert "relayhosts:3: @x.example: no equivalent: no route of this sender's" in result.stderr
+    assert "partner.example" in str(checked(result, tmp_path))
+    found = yaml.safe_load(result.stdout)
+    assert found["routes_by_sender"] == {
+        "example.com": {"next_hop": "hub.example.net"},
+        "bot@example.com": {"next_hop": "ses.example-465"},
+    }
+    assert found["next_hops"] == {
+        "hub.example.net": {"hosts": ["hub.example.net"], "port": 25},
+        "ses.example-465": {"hosts": ["ses.example"], "port": 465, "tls": "implicit"},
+    }
+
+
+def test_tables_of_senders_need_no_table_of_policies(tmp_path: Path) -> None:
+    (tmp_path / "senders").write_text("@example.com [smtp.example.net]\n")
+    command = ["policy", "import", "postfix", "--sender-relayhosts", str(tmp_path / "senders")]
+    result = CliRunner().invoke(relay, command, prog_name="relay")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "policy" not in yaml.safe_load(result.stdout)
+    assert CliRunner().invoke(relay, command[:3], prog_name="relay").exit_code == 2
+
+
 def test_the_manual_page_has_the_command() -> None:
     assert r".SS relay policy import postfix" in man_page()
