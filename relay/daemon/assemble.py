@@ -132,7 +132,9 @@ class Parts:
         self.contexts = TlsContexts(config.tls.ca_file)
         self.metrics.expect_logins(config.oauth2, logged_in_at(config))
         self.tokens = self._make_tokens()
-        self.logins = RouteCredentials(self.tokens, told=self.metrics.login_refused)
+        self.logins = RouteCredentials(
+            self.tokens, rests=worker.shared_rests, told=self.metrics.login_refused
+        )
         self.router = self._make_router()
         self.policies = self._make_policies(stores.policies)
         self.memory = self._make_memory(stores.memory)

@@ -14,9 +14,10 @@ A destination is an address with its port, or an operator's next hop with all it
 The operator's own limits of a next hop (`hop_limits`) hold besides.
 
 A host turns a connection away with 421 to the greeting, EHLO or MAIL, or with 451 or 452 and a text
-about connections or rate. A missing greeting (the connection is refused, reset or closed) means the
-same while another connection is open or was just used. Which of its hosts a next hop uses,
-`host_health` decides; a next hop is silent while all its hosts are dead.
+about connections or rate; with such a text also to AUTH, where it knows the user. A missing
+greeting (the connection is refused, reset or closed) means the same while another connection is
+open or was just used. Which of its hosts a next hop uses, `host_health` decides; a next hop is
+silent while all its hosts are dead.
 
 An entry that has to wait for a connection waits in memory if that takes a moment (`patience`), and
 otherwise in the queue (`next_turn`), so that a slow host takes no place from others.
@@ -81,9 +82,17 @@ _ABOUT_LOAD = re.compile(
 )
 
 
+_ABOUT_LOGINS = re.compile(r"\bfail|\binvalid|\bpassword|\battempt|\blog[- ]?ins?\b", re.IGNORECASE)
+
+
 def turns_away(answer: Answer) -> bool:
     """Whether a host's answer says that it has too many of the relay's connections or messages."""
     reply = answer.reply
+    if reply is not None and answer.stage is Stage.AUTH:
+        # Dovecot counts the connections of a user, whom it knows only now. Too many wrong passwords
+        # are something else.
+        is_about_logins = _ABOUT_LOGINS.search(reply.text) is not None
+        return reply.code < 500 and speaks_of_load(reply) and not is_about_logins
     if reply is None or answer.stage not in (Stage.GREETING, Stage.EHLO, Stage.MAIL):
         return False
     return reply.code == 421 or (reply.code in (451, 452) and speaks_of_load(reply))

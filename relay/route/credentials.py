@@ -7,8 +7,9 @@ of the file is looked at each time.
 A login that a host has refused rests there for 1, 5 and then 15 minutes at a time, so that no
 account is locked because the relay tries a wrong password again and again. The other hosts of the
 next hop are tried meanwhile: one host may have lost the account. For the same reason a login that
-no host has accepted yet is tried by one connection at a time (`turn`). It counts as another login,
-and does not rest, as soon as its files or the configuration have changed.
+no host has accepted yet is tried by one connection at a time (`turn`). Both hold for all workers
+together (`Rests`). A login counts as another one, and does not rest, as soon as its password or the
+configuration have changed.
 
     of ─► connect, TLS ─► turn ─► AUTH ─► accepted, or refused
                                      └──► 535 for a token that was at hand: anew, and AUTH once more
@@ -17,24 +18,28 @@ and does not rest, as soon as its files or the configuration have changed.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Protocol
+from typing import Any, Protocol
 
+from relay.route.mx import hop_host
 from relay.route.next_hop import Auth, AuthMechanism, Credentials, NextHop
 from relay.route.secret_files import SecretFileError, Stamp, read_line, stamp_of
 
-__all__ = ["AccessTokens", "CredentialsError", "HeldToken", "RouteCredentials"]
+__all__ = ["AccessTokens", "CredentialsError", "HeldToken", "Rest", "Rests", "RouteCredentials"]
 
 log = logging.getLogger(__name__)
 
 _RESTS = (60.0, 300.0, 900.0)
 _PATIENCE = 30.0
 """Seconds to wait for another connection that tries the login; one that hangs holds up no other."""
+_LOOKS = 0.1
+_ANOTHER_WORKER = "a host has refused it, as the log of another worker says"
 
 
 class CredentialsError(Exception):
@@ -63,22 +68,41 @@ class AccessTokens(Protocol):
     async def anew(self, name: str, refused: str) -> HeldToken: ...
 
 
-@dataclass(slots=True)
-class _Rest:
-    """The refusals of one host in a row, with the words of the last."""
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """How a login does at a host. `refusals`: in a row. `until`: it is not tried there before.
+    `tried_until`: a connection tries it, no longer than to then. Times are seconds of the monotonic
+    clock.
+    """
 
     refusals: int = 0
     until: float = 0.0
-    words: str = ""
+    tried_until: float = 0.0
+
+
+class Rests(Protocol):
+    """Keeps how logins do, each under a key that tells nothing of it: for one worker (a `dict`), or
+    for all (`relay.workers.shared_rests`).
+    """
+
+    def get(self, key: bytes, default: Rest, /) -> Rest: ...
+
+    def __setitem__(self, key: bytes, rest: Rest, /) -> None: ...
+
+
+_WELL = Rest()
 
 
 @dataclass(slots=True)
 class _Login:
-    """What hosts said to a login. `rests`: by the name of the host."""
+    """A login of this worker. `words`: of the hosts that refused it last. `keys`: for `Rests`, by
+    the name of the host.
+    """
 
     credentials: Credentials
     is_proven: bool = False
-    rests: dict[str, _Rest] = field(default_factory=dict)
+    words: dict[str, str] = field(default_factory=dict)
+    keys: dict[str, bytes] = field(default_factory=dict)
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -96,10 +120,12 @@ class RouteCredentials:
         self,
         tokens: AccessTokens | None = None,
         *,
+        rests: Rests | None = None,
         clock: Callable[[], float] = time.monotonic,
         told: Callable[[str], None] = lambda name: None,
     ) -> None:
         self._tokens = tokens
+        self._rests: Rests = {} if rests is None else rests
         self._clock = clock
         self._told = told
         self._passwords: dict[str, tuple[Stamp | None, str]] = {}
@@ -132,6 +158,9 @@ class RouteCredentials:
 
     def forget(self) -> None:
         """Try every login again: the configuration was reloaded."""
+        for login in self._logins.values():
+            for key in login.keys.values():
+                self._rests[key] = _WELL
         self._logins.clear()
 
     # --- what hosts say ---------------------------------------------------------------------------
@@ -145,35 +174,47 @@ class RouteCredentials:
         if login.is_proven:
             yield
             return
-        try:
-            async with asyncio.timeout(_PATIENCE):
-                await login.turn.acquire()
-        except TimeoutError:
-            yield
-            return
+        is_its_turn = await self._wait_for_turn(hop, login, host)
         try:
             self._check_rest(hop, credentials, host)
             yield
         finally:
-            login.turn.release()
+            if is_its_turn:
+                self._change(hop, login, host, tried_until=0.0)
+                login.turn.release()
+
+    async def _wait_for_turn(self, hop: NextHop, login: _Login, host: str) -> bool:
+        """Wait until no other connection tries the login, of this worker or of another one; False
+        where that takes too long.
+        """
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                await login.turn.acquire()
+        except TimeoutError:
+            return False
+        ends = self._clock() + _PATIENCE
+        while self._clock() < min(self._rest(hop, login, host).tried_until, ends):  # noqa: ASYNC110
+            await asyncio.sleep(_LOOKS)
+        self._change(hop, login, host, tried_until=self._clock() + _PATIENCE)
+        return True
 
     def accepted(self, hop: NextHop, credentials: Credentials, host: str) -> None:
         """A host took the login."""
         login = self._login(hop, credentials)
         login.is_proven = True
-        login.rests.pop(host, None)
+        if self._rest(hop, login, host).refusals:
+            self._change(hop, login, host, refusals=0, until=0.0)
 
     def refused(self, hop: NextHop, credentials: Credentials, host: str, words: str) -> None:
         """A host refused the login for good, with these words."""
         login, now = self._login(hop, credentials), self._clock()
-        login.is_proven = False
-        rest = login.rests.setdefault(host, _Rest())
-        rest.words = words
-        if now < rest.until:
+        login.is_proven, login.words[host] = False, words
+        before = self._rest(hop, login, host)
+        if now < before.until:
             return  # one of several connections that tried at the same time
-        rest.refusals += 1
-        seconds = _RESTS[min(rest.refusals, len(_RESTS)) - 1]
-        rest.until = now + seconds
+        seconds = _RESTS[min(before.refusals, len(_RESTS) - 1)]
+        refusals = before.refusals + 1
+        self._change(hop, login, host, refusals=refusals, until=now + seconds)
         log.error(
             "next hop %s: %s; mail for this host waits, the login is tried again in %s",
             hop.name,
@@ -186,21 +227,21 @@ class RouteCredentials:
         """Why this login is not tried now at a host, or at any of the next hop; "" where it may
         be.
         """
-        login = self._logins.get(_key(hop))
-        if login is None or login.credentials != credentials:
+        login, now = self._login(hop, credentials), self._clock()
+        names = [host] if host else _hosts_of(hop)
+        until, first = min((self._rest(hop, login, name).until, name) for name in names)
+        if until <= now:
             return ""
-        now = self._clock()
-        resting = {name: rest for name, rest in login.rests.items() if now < rest.until}
-        if host:
-            rest = resting.get(host)
-        else:
-            hosts = {name for equals in hop.hosts for name in equals}
-            first = min(resting.values(), key=lambda rest: rest.until, default=None)
-            rest = first if len(resting) >= len(hosts) else None
-        if rest is None:
-            return ""
-        seconds = timedelta(seconds=max(round(rest.until - now), 1))
-        return f"the login is not tried again for {seconds}: {rest.words}"
+        login.is_proven = False
+        seconds = timedelta(seconds=max(round(until - now), 1))
+        words = login.words.get(first, _ANOTHER_WORKER)
+        return f"the login is not tried again for {seconds}: {words}"
+
+    def _rest(self, hop: NextHop, login: _Login, host: str) -> Rest:
+        return self._rests.get(_key_of(hop, login, host), _WELL)
+
+    def _change(self, hop: NextHop, login: _Login, host: str, **values: Any) -> None:
+        self._rests[_key_of(hop, login, host)] = replace(self._rest(hop, login, host), **values)
 
     def _check_rest(self, hop: NextHop, credentials: Credentials, host: str) -> None:
         if words := self.rest(hop, credentials, host):
@@ -232,6 +273,22 @@ class RouteCredentials:
 
 def _holding(credentials: Credentials, token: HeldToken) -> Credentials:
     return replace(credentials, token=token.access, is_fresh=token.is_fresh)
+
+
+def _hosts_of(hop: NextHop) -> list[str]:
+    """The names of its hosts, as `Host.name` has them."""
+    return [hop_host(named) or named for equals in hop.hosts for named in equals]
+
+
+def _key_of(hop: NextHop, login: _Login, host: str) -> bytes:
+    """The key for `Rests`: another one for another password, so that a corrected one does not rest.
+
+    Only workers of the same relay see it, in their memory.
+    """
+    if host not in login.keys:
+        said = repr((hop.auth, hop.hosts, login.credentials.password, host))
+        login.keys[host] = hashlib.sha256(said.encode("utf-8", "surrogatepass")).digest()
+    return login.keys[host]
 
 
 def _is_by_certificate(hop: NextHop, auth: Auth) -> bool:

@@ -27,6 +27,7 @@ from typing import TypeVar
 
 from relay.mail.address import AddressError, normalise_domain
 from relay.mail.outcome import Bounced, Code, Deferred
+from relay.route.addresses import parse_address, parse_address_literal
 from relay.route.answers import MxAnswer, MxLookup, MxRecord, NoSuchName, Unanswered
 from relay.route.next_hop import NoRoute
 
@@ -34,6 +35,7 @@ __all__ = [
     "MailHost",
     "MailHosts",
     "best_and_others",
+    "hop_host",
     "host_name",
     "mail_hosts",
     "unusable",
@@ -90,6 +92,12 @@ def best_and_others(ordered: Sequence[T], limit: int, random: Random) -> list[T]
     best = -(-limit // 2)
     others = random.sample(range(best, len(ordered)), limit - best)
     return [*ordered[:best], *(ordered[index] for index in sorted(others))]
+
+
+def hop_host(named: str) -> str | None:
+    """A host of a next hop as it is looked up: a name, or an address; None where it is neither."""
+    literal = parse_address_literal(named) or parse_address(named)
+    return str(literal) if literal is not None else host_name(named)
 
 
 def host_name(text: str) -> str | None:

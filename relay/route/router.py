@@ -49,7 +49,7 @@ from relay.route.choice import Routes, choose
 from relay.route.credentials import CredentialsError, RouteCredentials
 from relay.route.dane import base_domains
 from relay.route.family import usable_from, why_unusable
-from relay.route.mx import MailHost, MailHosts, host_name, mail_hosts, unusable
+from relay.route.mx import MailHost, MailHosts, hop_host, host_name, mail_hosts, unusable
 from relay.route.next_hop import (
     BY_NOBODY,
     Choice,
@@ -280,7 +280,7 @@ class Router:
         names: dict[str, int] = {}
         for preference, equals in enumerate(hop.hosts):
             for named in equals:
-                if (name := _name_of(named)) is None:
+                if (name := hop_host(named)) is None:
                     return _waits(domain, "4.3.5", f"{named!r} is not a host name"), inf
                 names.setdefault(name, preference)
         listed = MailHosts(tuple(MailHost(n, name) for name, n in names.items()), (), inf)
@@ -397,12 +397,6 @@ def _speaks_to_itself(address: str) -> bool:
 
 def _family(address: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in address else socket.AF_INET
-
-
-def _name_of(named: str) -> str | None:
-    """A host of a next hop as it is looked up: a name, or an address; None where it is neither."""
-    literal = parse_address_literal(named) or parse_address(named)
-    return str(literal) if literal is not None else host_name(named)
 
 
 def _has_addresses(task: asyncio.Task[AddressLookup]) -> bool:

@@ -37,6 +37,7 @@ from relay.config.reload import changes, taken_over
 from relay.workers.programlog import ProgramLog
 from relay.workers.shared_counters import SharedCounters
 from relay.workers.shared_limits import SharedLimits
+from relay.workers.shared_rests import SharedRests
 from relay.workers.shared_settings import SharedSettings
 from relay.workers.sockets import ListeningSockets
 from relay.workers.systemd import Systemd
@@ -97,6 +98,7 @@ class Supervisor:
         self._counters = SharedCounters(config.workers)
         self._limits = SharedLimits(config.workers)
         self._shared_settings = SharedSettings()
+        self._shared_rests = SharedRests()
         self._is_ending = False
         self._killed_at = math.inf
         self._was_ready = False
@@ -189,6 +191,7 @@ class Supervisor:
                 failed_elsewhere=self._counters.row(child.number),
                 line=line,
                 shared_settings=self._shared_settings,
+                shared_rests=self._shared_rests,
                 hop_limits=self._limits.of_worker(child.number),
             )
             self._own_log.start()

@@ -19,6 +19,7 @@ from typing import Self
 from relay.receive.limits import Elsewhere
 from relay.submit.failures import FailedElsewhere
 from relay.workers.shared_limits import LimitsOfWorker
+from relay.workers.shared_rests import SharedRests
 from relay.workers.shared_settings import SharedSettings
 
 __all__ = ["ALONE", "BEAT", "READY", "StartError", "Worker"]
@@ -46,7 +47,7 @@ class Worker:
     `Connections`, and `Failures` for `failed_elsewhere`.
 
     `shared_settings`: what the first worker tells the others. `hop_limits`: what all know of the
-    limits of next hops.
+    limits of next hops. `shared_rests`: which logins at next hops rest.
     """
 
     number: int = 0
@@ -57,6 +58,7 @@ class Worker:
     line: socket.socket | None = None
     shared_settings: SharedSettings | None = None
     hop_limits: LimitsOfWorker | None = None
+    shared_rests: SharedRests | None = None
 
     @property
     def is_first(self) -> bool:

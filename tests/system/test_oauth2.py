@@ -217,7 +217,7 @@ async def test_workers_share_a_refresh_token_that_counts_once(provider: Provider
     await provider.open()
     await provider.listen()
     provider.tokens.lives = 2.0
-    relay = await provider.relay("refresh_token", workers=3)
+    relay = await provider.relay("refresh_token")
     relay.config["workers"] = 3
     await asyncio.to_thread(relay.start)
     for number in range(40):

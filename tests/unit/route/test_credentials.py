@@ -11,6 +11,7 @@ import pytest
 
 from relay.route.credentials import CredentialsError, HeldToken, RouteCredentials
 from relay.route.next_hop import Auth, AuthMechanism, Credentials, NextHop
+from relay.workers.shared_rests import SharedRests
 
 HOST = "smtp.example"
 WORDS = "smtp.example [192.0.2.1] refuses the login: 535 5.7.8 no"
@@ -140,6 +141,75 @@ async def test_login_by_certificate_needs_no_password(
 ) -> None:
     hop = NextHop("provider", (("smtp.example",),), auth=auth, certificate=certificate)
     assert await rig.logins.of(hop) == Credentials(auth.username or "", mechanism=auth.mechanism)
+
+
+@pytest.fixture
+def workers(rig: Rig) -> tuple[RouteCredentials, RouteCredentials]:
+    """The logins of two workers."""
+    rests = SharedRests()
+    one, other = (RouteCredentials(rests=rests, clock=lambda: rig.now) for _ in range(2))
+    return one, other
+
+
+async def test_workers_share_the_rest_of_a_login_and_its_turn(
+    rig: Rig, workers: tuple[RouteCredentials, RouteCredentials]
+) -> None:
+    one, other = workers
+    login = await rig.login()
+    tried: list[int] = []
+
+    async def try_it(number: int) -> None:
+        logins = workers[number % 2]
+        with contextlib.suppress(CredentialsError):
+            async with logins.turn(rig.hop, login, HOST):
+                tried.append(number)
+                await asyncio.sleep(0.02)
+                logins.refused(rig.hop, login, HOST, WORDS)
+
+    await asyncio.gather(*map(try_it, range(10)))
+    assert tried == [0]
+    with pytest.raises(CredentialsError, match="as the log of another worker says"):
+        await other.of(rig.hop)
+    rig.now += 60
+    assert await other.of(rig.hop) == login
+    other.accepted(rig.hop, login, HOST)
+    one.refused(rig.hop, login, HOST, WORDS)
+    rig.now += 60
+    assert await one.of(rig.hop) == login, "the first refusal of a new row"
+
+
+async def test_corrected_password_does_not_rest_in_another_worker(
+    rig: Rig, workers: tuple[RouteCredentials, RouteCredentials]
+) -> None:
+    one, other = workers
+    one.refused(rig.hop, await rig.login(), HOST, WORDS)
+    rig.file.write_text("the right one\n")
+    found = await other.of(rig.hop)
+    assert found is not None
+    assert found.password == "the right one"
+
+
+async def test_reload_of_one_worker_ends_the_rest_for_all(
+    rig: Rig, workers: tuple[RouteCredentials, RouteCredentials]
+) -> None:
+    one, other = workers
+    login = await rig.login()
+    one.refused(rig.hop, login, HOST, WORDS)
+    one.forget()
+    assert await other.of(rig.hop) == login
+
+
+async def test_worker_that_hangs_while_it_tries_holds_up_no_other_for_ever(
+    rig: Rig, workers: tuple[RouteCredentials, RouteCredentials]
+) -> None:
+    one, other = workers
+    login = await rig.login()
+    async with one.turn(rig.hop, login, HOST):
+        waiting = asyncio.create_task(other.turn(rig.hop, login, HOST).__aenter__())
+        await asyncio.sleep(0.15)
+        assert not waiting.done()
+        rig.now += 31
+        await asyncio.wait_for(waiting, 5)
 
 
 class Held:
