@@ -22,7 +22,7 @@ from typing import Any
 
 from relay.admin import operations
 from relay.admin import report as reports
-from relay.admin.control_socket import Answer
+from relay.admin.control_socket import AnswerLines
 from relay.admin.memory import (
     Memory,
     forget,
@@ -67,7 +67,7 @@ class Control:
     memory: Memory | None = None
     tls_reports: Reports | None = None
 
-    async def answer(self, request: Mapping[str, object]) -> Answer:
+    async def answer(self, request: Mapping[str, object]) -> AnswerLines:
         """The lines that answer a request."""
         verb = request.get("verb")
         match verb:
@@ -98,7 +98,7 @@ class Control:
         async for line in answers:
             yield line
 
-    async def _list(self, request: Mapping[str, object]) -> Answer:
+    async def _list(self, request: Mapping[str, object]) -> AnswerLines:
         count = 0
         view, now = self.operator.view, self.operator.clock()
         async for page in operations.list_queue(view, queue_filter(request), now=now):
@@ -107,14 +107,14 @@ class Control:
             yield {"items": await asyncio.to_thread(operations.page_as_json, page)}
         yield {"done": {"count": count}}
 
-    async def _show(self, request: Mapping[str, object]) -> Answer:
+    async def _show(self, request: Mapping[str, object]) -> AnswerLines:
         queue_id = text_in(request, "id")
         found = await operations.show_message(self.operator.view, queue_id)
         if found is not None:
             yield {"item": found}
         yield {"done": {"unknown": [] if found else [queue_id]}}
 
-    async def _mta_sts(self, verb: str, request: Mapping[str, object]) -> Answer:
+    async def _mta_sts(self, verb: str, request: Mapping[str, object]) -> AnswerLines:
         """MTA-STS policies. "unknown" in the last line has the domain if it has no policy."""
         if self.policies is None:
             raise RequestError("no relay is running")
@@ -143,7 +143,7 @@ class Control:
             yield {"item": policy_as_json(kept)}
         yield {"done": {"unknown": [] if is_known else [domain], "reason": reason}}
 
-    async def _memory(self, verb: str, request: Mapping[str, object]) -> Answer:
+    async def _memory(self, verb: str, request: Mapping[str, object]) -> AnswerLines:
         """What hosts have shown of TLS."""
         if self.memory is None:
             raise RequestError("no relay is running")
@@ -165,7 +165,7 @@ class Control:
                     yield {"item": one}
                 yield {"done": {}}
 
-    async def _running(self, verb: str) -> Answer:
+    async def _running(self, verb: str) -> AnswerLines:
         """The state of the relay. Metrics are a text, which the first worker asks of the others."""
         relay = self.operator.running()
         match verb:
@@ -176,7 +176,7 @@ class Control:
             case _:
                 yield {"done": {"text": (await relay.metrics()).decode()}}
 
-    async def _change(self, verb: str, request: Mapping[str, object]) -> Answer:
+    async def _change(self, verb: str, request: Mapping[str, object]) -> AnswerLines:
         done = None
         async for so_far in self.operator.change(verb, change_filter(verb, request)):
             if done is not None:
@@ -186,7 +186,7 @@ class Control:
         log.info("operator: %s, %d recipients changed", verb, done.recipients)
         yield {"done": done.as_json()}
 
-    async def _log(self, request: Mapping[str, object]) -> Answer:
+    async def _log(self, request: Mapping[str, object]) -> AnswerLines:
         wanted, view = event_filter(request), self.operator.view
         limit = request.get("limit")
         if limit is not None and (type(limit) is not int or not 1 <= limit <= 100_000):
@@ -203,7 +203,7 @@ class Control:
                 yield {"line": line}
         yield {"done": {}}
 
-    async def _report(self, request: Mapping[str, object]) -> Answer:
+    async def _report(self, request: Mapping[str, object]) -> AnswerLines:
         """How the mail of a period was protected, and all exceptions in the store."""
         wanted = count_filter(request)
         found = await reports.counts(self.operator.view, wanted)
@@ -220,7 +220,7 @@ class Control:
             yield {"items": [reports.exception_as_json(one) for one in page]}
         yield {"done": {}}
 
-    async def _settings(self) -> Answer:
+    async def _settings(self) -> AnswerLines:
         """The settings made over HTTP, and the digests of the configuration in force."""
         if self.api_state is not None:
             for domain, one in (await self.api_state.domain_settings()).items():

@@ -35,7 +35,14 @@ from relay.admin.requests import RequestError
 from relay.mail.jsontext import JsonObject, to_json
 from relay.queue.store import SpoolError
 
-__all__ = ["REQUEST_BYTES", "Answer", "Answers", "ControlServer", "SocketTaken", "start_control"]
+__all__ = [
+    "REQUEST_BYTES",
+    "AnswerLines",
+    "ControlServer",
+    "RequestHandler",
+    "SocketTaken",
+    "start_control",
+]
 
 REQUEST_BYTES = 1024 * 1024
 REQUEST_SECONDS = 10.0
@@ -44,7 +51,7 @@ AT_A_TIME = 16
 
 log = logging.getLogger("relay.control")
 
-Answer = AsyncIterator[JsonObject]
+AnswerLines = AsyncIterator[JsonObject]
 """The lines that answer a request."""
 
 
@@ -52,16 +59,16 @@ class SocketTaken(Exception):
     """Another process answers at this socket."""
 
 
-class Answers(Protocol):
+class RequestHandler(Protocol):
     """Answers requests: `relay.admin.control.Control`."""
 
-    def answer(self, request: Mapping[str, object]) -> Answer: ...
+    def answer(self, request: Mapping[str, object]) -> AnswerLines: ...
 
 
 class ControlServer:
     """The socket and its open connections."""
 
-    def __init__(self, control: Answers, path: Path, group: str | None = None) -> None:
+    def __init__(self, control: RequestHandler, path: Path, group: str | None = None) -> None:
         self.control = control
         self.path = path
         self.group = group
@@ -217,7 +224,9 @@ def _bind_private(path: Path) -> socket.socket:
     return listening
 
 
-async def start_control(control: Answers, path: Path, *, group: str | None = None) -> ControlServer:
+async def start_control(
+    control: RequestHandler, path: Path, *, group: str | None = None
+) -> ControlServer:
     """Listen on a control socket, which its owner and a group may open."""
     server = ControlServer(control, path, group)
     await server.start()

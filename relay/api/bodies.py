@@ -23,7 +23,7 @@ from aiohttp import StreamReader, web
 
 from relay.api.mailgun_form import ApiError
 
-__all__ = ["BODY", "Body", "BodyMemory"]
+__all__ = ["BODY", "Body", "BodyBuffers"]
 
 _PIECE_OCTETS = 32 * 1024
 _FREE_OCTETS = 256 * 1024
@@ -34,7 +34,7 @@ _OCTETS_A_SECOND = 4096
 """Apache's mod_reqtimeout and Postfix's smtpd_min_data_rate have 500, for slower clients."""
 
 
-class BodyMemory:
+class BodyBuffers:
     """The memory for large bodies: `octets` in all, `share` of them for one client."""
 
     def __init__(self, octets: int, share: int) -> None:
@@ -44,7 +44,7 @@ class BodyMemory:
         self._held_by: Counter[str] = Counter()
         self._waiting: dict[asyncio.Future[None], tuple[int, Sequence[str]]] = {}
 
-    async def take(self, octets: int, client: Sequence[str]) -> None:
+    async def reserve(self, octets: int, client: Sequence[str]) -> None:
         """Reserve memory for a body, or `TimeoutError`. `client`: its names (address, key)."""
         if self._fits(octets, client):
             self._add(octets, client)
@@ -88,18 +88,18 @@ class Body:
     def __init__(
         self,
         request: web.Request,
-        room: BodyMemory,
+        buffers: BodyBuffers,
         *,
         client: Sequence[str],
         limit: int,
         seconds: float,
     ) -> None:
         self._request = request
-        self._room = room
+        self._buffers = buffers
         self._client = client
         self._limit = limit
         self._seconds = seconds
-        self._taken = 0
+        self._reserved = 0
         self._received = 0
 
     def at_most(self, octets: int) -> None:
@@ -111,7 +111,7 @@ class Body:
         length = self._request.content_length
         if length is not None and length > self._limit:
             raise _too_large()
-        await self._take_room(length or 0)
+        await self._reserve(length or 0)
         await self._let_it_come()
         content, began = self._request.content, _now()
         is_whole = False
@@ -121,9 +121,9 @@ class Body:
             self._received += len(piece)
             if self._received > self._limit:
                 raise _too_large()
-            if not self._taken and self._received > _FREE_OCTETS:
+            if not self._reserved and self._received > _FREE_OCTETS:
                 waits = _now()
-                await self._take_room(self._limit)
+                await self._reserve(self._limit)
                 began += _now() - waits
             for start in range(0, len(piece), _PIECE_OCTETS):
                 yield piece[start : start + _PIECE_OCTETS]
@@ -135,9 +135,9 @@ class Body:
 
     def close(self) -> None:
         """Give the memory back."""
-        if self._taken:
-            self._room.give_back(self._taken, self._client)
-        self._taken = 0
+        if self._reserved:
+            self._buffers.give_back(self._reserved, self._client)
+        self._reserved = 0
 
     async def _next(self, content: StreamReader, began: float) -> bytes:
         due = began + min(self._seconds, _BEGIN_SECONDS + self._received / _OCTETS_A_SECOND)
@@ -149,14 +149,14 @@ class Body:
         except web.RequestPayloadError:
             raise ApiError(400, "the body is not valid HTTP") from None
 
-    async def _take_room(self, octets: int) -> None:
+    async def _reserve(self, octets: int) -> None:
         if octets <= _FREE_OCTETS:
             return
         try:
-            await self._room.take(octets, self._client)
+            await self._buffers.reserve(octets, self._client)
         except TimeoutError:
             raise ApiError(503, "Too many large requests at a time, try again later") from None
-        self._taken = octets
+        self._reserved = octets
 
     async def _let_it_come(self) -> None:
         """Answer `Expect: 100-continue` (RFC 9110 §10.1.1), unless the body has come anyway."""

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from relay.api.targets import Refused, Targets
+from relay.api.targets import NoTarget, Targets
 from relay.mail.address import AddressError, domain_of
 from relay.mail.newest import keep_newest
 from relay.queue.api_state import ApiState, PendingCall, Webhook
@@ -265,7 +265,7 @@ class Caller:
                     call.url, data=body, headers=fields, allow_redirects=False
                 ) as response:
                     return response.status
-        except Refused as error:
+        except NoTarget as error:
             log.warning("webhook at %s: not called: %s", _host_of(call.url), error)
             return None
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError):

@@ -12,7 +12,7 @@ from typing import Literal
 
 from typing_extensions import TypedDict
 
-from relay.api import answers, domains, events, operator, sending, webhooks
+from relay.api import domains, events, operator, schemas, sending, webhooks
 from relay.api.state import Handler
 
 __all__ = ["ENDPOINTS", "TEXT", "Endpoint"]
@@ -59,7 +59,7 @@ class QueueSelection(TypedDict, total=False):
     all: bool
 
 
-_M = answers.Message
+_M = schemas.Message
 _REFUSALS: Mapping[int, object] = {400: _M, 401: _M, 403: _M, 404: _M, 429: _M, 503: _M}
 _BODY_REFUSALS: Mapping[int, object] = {**_REFUSALS, 408: _M, 413: _M, 415: _M}
 _SEND_REFUSALS: Mapping[int, object] = {**_BODY_REFUSALS, 401: TEXT}
@@ -153,9 +153,9 @@ def _domain_endpoints(path: str) -> tuple[Endpoint, ...]:
     one = f"{path}/{{domain}}"
     summary = "Set what holds for mail from a domain"
     return (
-        _get(path, domains.list_domains, "The domains that the relay knows", answers.DomainList),
-        _get(one, domains.get_domain, "A domain", answers.DomainAnswer),
-        _change("PUT", one, domains.set_domain, summary, answers.DomainAnswer, form=_SETTINGS_FORM),
+        _get(path, domains.list_domains, "The domains that the relay knows", schemas.DomainList),
+        _get(one, domains.get_domain, "A domain", schemas.DomainAnswer),
+        _change("PUT", one, domains.set_domain, summary, schemas.DomainAnswer, form=_SETTINGS_FORM),
     )
 
 
@@ -165,7 +165,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "/v3/{domain}/messages",
         sending.send,
         "Send a message",
-        {200: answers.Sent, **_SEND_REFUSALS},
+        {200: schemas.Sent, **_SEND_REFUSALS},
         form=_MESSAGE_FORM,
         needed=frozenset({"from", "to"}),
     ),
@@ -174,7 +174,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "/v3/{domain}/messages.mime",
         sending.send_mime,
         "Send a complete message",
-        {200: answers.Sent, **_SEND_REFUSALS},
+        {200: schemas.Sent, **_SEND_REFUSALS},
         form=_MIME_FORM,
         needed=frozenset({"to", "message"}),
     ),
@@ -182,14 +182,14 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         _CONNECTION,
         domains.get_connection,
         "The settings in effect for mail from a domain",
-        answers.Connection,
+        schemas.Connection,
     ),
     _change(
         "PUT",
         _CONNECTION,
         domains.set_connection,
         "Set them",
-        answers.ConnectionUpdated,
+        schemas.ConnectionUpdated,
         form=_SETTINGS_FORM,
     ),
     *_domain_endpoints("/v3/domains"),
@@ -199,56 +199,56 @@ ENDPOINTS: tuple[Endpoint, ...] = (
             f"/v3/{{domain}}/events{path}",
             events.list_events,
             "Events of mail from a domain",
-            answers.EventPage,
+            schemas.EventPage,
             query=_EVENT_QUERY if not path else {},
         )
         for path in ("", "/{page}")
     ),
-    _get(_HOOKS, webhooks.list_all, "All webhooks of a domain", answers.WebhookList),
+    _get(_HOOKS, webhooks.list_all, "All webhooks of a domain", schemas.WebhookList),
     _change(
         "POST",
         _HOOKS,
         webhooks.create,
         "Make a webhook",
-        answers.WebhookAnswer,
+        schemas.WebhookAnswer,
         form={"id": _WEBHOOK_KIND, "url": list[str]},
         needed=frozenset({"id", "url"}),
     ),
-    _get(f"{_HOOKS}/{{name}}", webhooks.get, "A webhook", answers.WebhookAnswer),
+    _get(f"{_HOOKS}/{{name}}", webhooks.get, "A webhook", schemas.WebhookAnswer),
     _change(
         "PUT",
         f"{_HOOKS}/{{name}}",
         webhooks.update,
         "Give a webhook other URLs",
-        answers.WebhookAnswer,
+        schemas.WebhookAnswer,
         form={"url": list[str]},
         needed=frozenset({"url"}),
     ),
     _change(
-        "DELETE", f"{_HOOKS}/{{name}}", webhooks.remove, "Remove a webhook", answers.WebhookAnswer
+        "DELETE", f"{_HOOKS}/{{name}}", webhooks.remove, "Remove a webhook", schemas.WebhookAnswer
     ),
-    _get("/relay/v1/status", operator.status, "The state of the relay", answers.Status),
+    _get("/relay/v1/status", operator.status, "The state of the relay", schemas.Status),
     _get(
         "/relay/v1/queue",
         operator.list_queue,
         "A page of the queue",
-        answers.QueuePage,
+        schemas.QueuePage,
         query=_QUEUE_QUERY,
     ),
-    _get("/relay/v1/queue/{id}", operator.show, "All facts about a message", answers.QueueItem),
+    _get("/relay/v1/queue/{id}", operator.show, "All facts about a message", schemas.QueueItem),
     _change(
         "POST",
         "/relay/v1/queue/{verb}",
         operator.change,
         "Retry, hold, release or remove messages",
-        answers.Changed,
+        schemas.Changed,
         body=QueueSelection,
     ),
     _get(
         "/relay/v1/explain",
         operator.explain,
         "What would happen to a message",
-        answers.Explained,
+        schemas.Explained,
         query=_EXPLAIN_QUERY,
         needed=frozenset({"to"}),
     ),
@@ -257,6 +257,6 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "/relay/v1/probe/{domain}",
         operator.probe,
         "Connect to the mail hosts of a domain and look",
-        answers.Probed,
+        schemas.Probed,
     ),
 )

@@ -58,7 +58,7 @@ class HttpError(Exception):
     """The server cannot start; the text says why."""
 
 
-class Protocol(web.RequestHandler):
+class HttpConnection(web.RequestHandler):
     """One connection. `client`: the name that it is counted under."""
 
     __slots__ = ("client", "note")
@@ -153,7 +153,7 @@ class Entrance:
         return len(self._entering) + len(self._server.connections)
 
     def _connections_of(self, client: str) -> int:
-        inside = [one.client for one in self._server.connections if isinstance(one, Protocol)]
+        inside = [one.client for one in self._server.connections if isinstance(one, HttpConnection)]
         return [*self._entering.values(), *inside].count(client)
 
     async def _accept(self, listening: socket.socket) -> None:
@@ -199,7 +199,7 @@ class Entrance:
                     socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREAD_SECONDS * 1000
                 )
             await asyncio.get_running_loop().connect_accepted_socket(
-                partial(Protocol, self._server, client=name, note=note, **self._options),
+                partial(HttpConnection, self._server, client=name, note=note, **self._options),
                 client,
                 ssl=self.context,
                 ssl_handshake_timeout=_HANDSHAKE_SECONDS if self.context is not None else None,

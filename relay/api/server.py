@@ -31,7 +31,7 @@ from typing import Any, NoReturn
 
 from aiohttp import web
 
-from relay.api.bodies import BODY, Body, BodyMemory
+from relay.api.bodies import BODY, Body, BodyBuffers
 from relay.api.endpoints import ENDPOINTS, TEXT, Endpoint
 from relay.api.entrance import Entrance, HttpError
 from relay.api.keys import Keys, Verdict
@@ -95,7 +95,7 @@ class Gate:
     def __init__(self, api: Api) -> None:
         self.keys = Keys(lambda: api.options().api_keys, clock=api.operator.clock)
         self.largest = api.message_size_bytes + _FORM_OCTETS
-        self.room = BodyMemory(
+        self.buffers = BodyBuffers(
             _LARGEST_AT_A_TIME * self.largest, _LARGEST_AT_A_TIME * self.largest // 2
         )
         self.rate = AnswerRate(_ANSWERS_WITHOUT_KEY)
@@ -268,7 +268,7 @@ async def _serve(endpoint: Endpoint, request: web.Request) -> web.StreamResponse
     address, authorization = canonical(request.remote or ""), request.headers["Authorization"]
     body = Body(
         request,
-        gate.room,
+        gate.buffers,
         client=(client_key(address), gate.keys.name_of(authorization)),
         limit=gate.largest if endpoint.form else _OTHER_BODY_OCTETS,
         seconds=api.request_seconds,

@@ -17,13 +17,13 @@ from relay.api.mailgun_form import shown
 from relay.route.addresses import Network, Own, judge, parse_address
 from relay.route.answers import AddressAnswer, AddressLookup
 
-__all__ = ["Refused", "Targets"]
+__all__ = ["NoTarget", "Targets"]
 
 _NUMERIC = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)\.?", re.IGNORECASE)
 """A host that some programs take for an IPv4 address (WHATWG URL §3.5): 2130706433, 0x7f.1."""
 
 
-class Refused(OSError):
+class NoTarget(OSError):
     """There is no address that may be called. The text says why."""
 
 
@@ -42,15 +42,15 @@ class Targets:
         """Why no webhook with this URL is made; "" if it may be made."""
         try:
             found, refused = await self._judged(urlsplit(url).hostname or "", urlsplit(url).port)
-        except Refused as error:
+        except NoTarget as error:
             return str(error)
         return "" if found else refused
 
     async def addresses(self, host: str, port: int | None = None) -> list[str]:
-        """The addresses that may be called. `Refused` if there is none."""
+        """The addresses that may be called. `NoTarget` if there is none."""
         found, refused = await self._judged(host, port)
         if not found:
-            raise Refused(refused or f"{shown(host)} has no address")
+            raise NoTarget(refused or f"{shown(host)} has no address")
         return found
 
     async def _judged(self, host: str, port: int | None) -> tuple[list[str], str]:
@@ -74,6 +74,6 @@ class Targets:
         if name == "localhost" or name.endswith(".localhost"):  # RFC 6761 §6.3
             return ["127.0.0.1", "::1"]
         if not name or _NUMERIC.fullmatch(name):
-            raise Refused(f"{shown(host)} is neither a name nor an address")
+            raise NoTarget(f"{shown(host)} is neither a name nor an address")
         answer = await self._lookup(name)
         return answer.addresses if isinstance(answer, AddressAnswer) else []

@@ -13,13 +13,13 @@ from relay.submit.secrets import Verdict
 __all__ = [
     "Abandon",
     "Action",
+    "ActionResult",
     "CheckPassword",
     "Close",
     "Finish",
     "Incoming",
     "Log",
     "Note",
-    "Result",
     "Stage",
     "StartTls",
     "Waiting",
@@ -103,7 +103,7 @@ class Finish:
 Waiting = StartTls | CheckPassword | Stage | Finish
 Action = bytes | Note | Log | Abandon | Close | Waiting
 """Octets are a reply."""
-Result = TlsFacts | User | Verdict | Refusal | None
+ActionResult = TlsFacts | User | Verdict | Refusal | None
 
 
 def text_of(reply: bytes) -> str:

@@ -40,12 +40,12 @@ from relay.receive.access import User, may_relay
 from relay.receive.actions import (
     Abandon,
     Action,
+    ActionResult,
     CheckPassword,
     Close,
     Finish,
     Log,
     Note,
-    Result,
     Stage,
     StartTls,
     text_of,
@@ -336,7 +336,7 @@ class Connection(SMTP):
         self._work = task = self._listener.spawn(work)
         task.add_done_callback(lambda done: self._waited(done, then))
 
-    def _resume(self, result: Result) -> None:
+    def _resume(self, result: ActionResult) -> None:
         self._perform(self._protocol.resume(result))
 
     def _waited(self, task: asyncio.Task[T], then: Callable[[T], None]) -> None:

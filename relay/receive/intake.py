@@ -3,7 +3,7 @@
 A small message is complete in memory when its end is read, and goes to `store.accept` in one
 piece. A larger one is staged in pieces of `CHUNK_BYTES` as it comes. Its header section is
 judged and rewritten as soon as it is complete, so that memory holds no more than one or two
-pieces, and less when many messages come in at once (`relay.receive.memory`). A message that is
+pieces, and less when many messages come in at once (`relay.receive.buffered`). A message that is
 refused on the way is read to its end and kept nowhere; the client gets the refusal after the end
 of its data (RFC 5321 §4.2.5).
 
@@ -25,9 +25,9 @@ from relay.policy.rules import PolicyRules
 from relay.queue.queue_id import new_queue_id
 from relay.queue.store import CHUNK_BYTES, MessageSink, NewMessage, QueueFull, SpoolError
 from relay.receive.access import Access
+from relay.receive.buffered import SMALL_BYTES, Buffered
 from relay.receive.content import ContentReader
 from relay.receive.limits import Connections, Limits
-from relay.receive.memory import SMALL_BYTES, Memory
 from relay.receive.session import Session, Transaction
 from relay.receive.submission import complete, open_message, refusal_of
 from relay.report.deliverylog import taken_in
@@ -65,7 +65,7 @@ class Reception:
     clock: Callable[[], datetime]
     limits: Limits = field(default_factory=Limits)
     connections: Connections = field(default_factory=Connections)
-    memory: Memory = field(default_factory=Memory)
+    buffered: Buffered = field(default_factory=Buffered)
     log_limit: LogLimit = field(default_factory=LogLimit)
 
 
@@ -97,16 +97,16 @@ class Intake:
 
     def should_stage(self) -> bool:
         """Whether so much is held that a piece of it should go to the store now."""
-        held, memory = self.reader.held_bytes, self._reception.memory
+        held, buffered = self.reader.held_bytes, self._reception.buffered
         if held >= SMALL_BYTES or self._counted_bytes:
             self._count(self._staging_bytes + held + len(self._front))
-        if held < memory.piece_bytes or self.refusal is not None:
+        if held < buffered.piece_bytes or self.refusal is not None:
             return False
         if self._opened is not None or self._header_size() >= 0:
             return True
         if held > HEADER_SECTION_OCTETS:
             self._refuse(HEADER_TOO_LARGE)
-        elif memory.is_full:
+        elif buffered.is_full:
             self._refuse(_NO_MEMORY)
         return False
 
@@ -117,7 +117,7 @@ class Intake:
         """
         if self._opened is None:
             await self._open(self.reader.take(self._header_size()))
-        piece_bytes = self._reception.memory.piece_bytes
+        piece_bytes = self._reception.buffered.piece_bytes
         while self.refusal is None and len(self._front) + self.reader.held_bytes >= piece_bytes:
             await self._stage_one()
         self._count(self._staging_bytes + len(self._front) + self.reader.held_bytes)
@@ -152,7 +152,7 @@ class Intake:
 
     def _count(self, held_bytes: int) -> None:
         """Count how much memory this message uses."""
-        self._reception.memory.held_bytes += held_bytes - self._counted_bytes
+        self._reception.buffered.held_bytes += held_bytes - self._counted_bytes
         self._counted_bytes = held_bytes
 
     def _header_size(self) -> int:

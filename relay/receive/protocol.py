@@ -27,13 +27,13 @@ from relay.receive.access import User
 from relay.receive.actions import (
     Abandon,
     Action,
+    ActionResult,
     CheckPassword,
     Close,
     Finish,
     Incoming,
     Log,
     Note,
-    Result,
     Stage,
     StartTls,
     Waiting,
@@ -151,7 +151,7 @@ class ServerProtocol:
         self._input = self._input + octets if self._input else octets
         return self._run()
 
-    def resume(self, result: Result) -> list[Action]:
+    def resume(self, result: ActionResult) -> list[Action]:
         """The action that the machine waited for has this result: what is to be done next."""
         waiting, self._waiting = self._waiting, None
         match waiting:

@@ -7,7 +7,7 @@
     rows        an event as a row of the log; `facts`: the details of an event
     story       a message from its acceptance to its end
     charts      the geometry of the charts
-    answers     searches and counts for the pages, within the time that a page has
+    queries     searches and counts for the pages, within the time that a page has
     live        the newest events, for all browsers that follow the log
     jobs        changes of the queue that take longer than a request
     pages       a module for each page

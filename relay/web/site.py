@@ -26,7 +26,6 @@ from relay.mail.duration import duration_text
 from relay.mail.printable import printable
 from relay.queue.queue_id import arrival_of
 from relay.queue.store import SpoolError
-from relay.web.answers import CountedQueue, Forecasts
 from relay.web.guard import (
     Guard,
     Refused,
@@ -49,6 +48,7 @@ from relay.web.pages import (
     search,
 )
 from relay.web.pages.visit import Visit
+from relay.web.queries import CountedQueue, Forecasts
 from relay.web.rows import Row
 from relay.web.state import Web
 

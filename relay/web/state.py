@@ -45,7 +45,7 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Web:
-    """`places`: file and line of each key of the policy. `last_reload`: when, and what changed.
+    """`locations`: file and line of each key of the policy. `last_reload`: when, and what changed.
 
     `configuration`: the one in effect, without secrets, as YAML. `failures`: counts wrong
     passwords, also those at the listeners. `note`: a sentence on every page.
@@ -59,7 +59,7 @@ class Web:
     policies: Policies
     write_event: Callable[[Event], Awaitable[None]]
     configuration: Callable[[], str] = lambda: ""
-    places: Callable[[], Mapping[str, str]] = dict
+    locations: Callable[[], Mapping[str, str]] = dict
     last_reload: Callable[[], tuple[datetime, str] | None] = lambda: None
     failures: Failures = field(default_factory=Failures)
     note: Callable[[], str] = lambda: ""

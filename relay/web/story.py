@@ -11,11 +11,11 @@ from relay.queue.entry import TLS_REPORT
 from relay.web.facts import rule_text, setting_text
 from relay.web.rows import Row
 
-__all__ = ["Recipient", "Story", "story_of"]
+__all__ = ["RecipientStory", "Story", "story_of"]
 
 
 @dataclass(slots=True)
-class Recipient:
+class RecipientStory:
     """A recipient of a message, with all attempts."""
 
     address: str
@@ -49,7 +49,7 @@ class Story:
     origin: str = ""
     about: str = ""
     accepted: datetime | None = None
-    recipients: dict[str, Recipient] = field(default_factory=dict)
+    recipients: dict[str, RecipientStory] = field(default_factory=dict)
     header: str = ""
     is_queued: bool = False
     reports: tuple[Row, ...] = ()
@@ -90,13 +90,13 @@ def _tell(story: Story, row: Row) -> None:
         story.client_user = str(line.get("client-user", ""))
         story.about = str(line.get("about", ""))
         for address in row.targets.split(","):
-            one = story.recipients.setdefault(address, Recipient(address))
+            one = story.recipients.setdefault(address, RecipientStory(address))
             if "policy" in line:
                 one.policy = rule_text(line)
             elif policy := line.get("policies", {}).get(address.rpartition("@")[2].lower()):
                 one.policy = setting_text(policy)
         return
-    one = story.recipients.setdefault(line["recipient"], Recipient(line["recipient"]))
+    one = story.recipients.setdefault(line["recipient"], RecipientStory(line["recipient"]))
     one.policy = rule_text(line)
     one.attempts.append(row)
 
@@ -113,7 +113,7 @@ def _add_item(story: Story, item: JsonFields) -> None:
     story.from_, story.to = message["from"], message["to"]
     rules = {one["recipient"]: one for one in item["settings"]}
     for said in item["recipients"]:
-        one = story.recipients.setdefault(said["address"], Recipient(said["address"]))
+        one = story.recipients.setdefault(said["address"], RecipientStory(said["address"]))
         one.state = said["state"]
         due = said["next-attempt"]
         one.next_attempt = datetime.fromisoformat(due) if due else None

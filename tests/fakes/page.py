@@ -359,7 +359,7 @@ async def page_rig(directory: Path, *, note: str = "") -> AsyncIterator[PageRig]
         policies=NoPolicies(),
         write_event=store.write_event,
         configuration=lambda: "hostname: relay.example\n",
-        places=lambda: {"policy.domains.legal.example": "relay.yaml:12"},
+        locations=lambda: {"policy.domains.legal.example": "relay.yaml:12"},
         failures=rig.failures,
         note=lambda: rig.note,
     )

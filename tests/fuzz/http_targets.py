@@ -14,7 +14,7 @@ from relay.api import formparser
 from relay.api.formparser import parser_for
 from relay.api.mailgun_form import ApiError, Form
 from relay.api.origin import is_foreign
-from relay.api.targets import Refused, Targets
+from relay.api.targets import NoTarget, Targets
 from relay.api.webhooks import _is_url
 from relay.route.addresses import parse_address
 from relay.route.answers import AddressAnswer, AddressLookup
@@ -145,7 +145,7 @@ def webhooks(octets: bytes) -> None:
     for host in (urlsplit(url).hostname or "", *_as_aiohttp_reads(url)):
         try:
             called: Sequence[str] = run_at_once(targets.addresses(host, 443))
-        except Refused:
+        except NoTarget:
             return  # before aiohttp is asked
         for text in called:
             address = ip_address(text)

@@ -12,9 +12,9 @@ from relay.admin.mta_sts import policy_as_json
 from relay.mail.jsontext import JsonFields
 from relay.policy.rules import floor_rules, resolve
 from relay.queue.store import EventFilter
-from relay.web.answers import log_page
 from relay.web.charts import chart_of
 from relay.web.pages.visit import Visit, latest, read_domain
+from relay.web.queries import log_page
 from relay.web.rows import Row
 
 __all__ = ["destination", "probe"]

@@ -12,13 +12,13 @@ from aiohttp import web
 from relay.admin import report as reports
 from relay.mail.event import Event
 from relay.queue.store import EventFilter
-from relay.web.answers import log_page
 from relay.web.facts import setting_text
 from relay.web.filters import EVENTS, PROTECTIONS, SOURCES, read_filter
 from relay.web.guard import Refused
 from relay.web.live import TooManyViewers, message
 from relay.web.pages.stream import stream, write
 from relay.web.pages.visit import Visit
+from relay.web.queries import log_page
 from relay.web.rows import row_of
 from relay.web.state import Web
 

@@ -6,9 +6,9 @@ from aiohttp import web
 
 from relay.admin import operations
 from relay.queue.store import SpoolError
-from relay.web.answers import events_of, reports_on
 from relay.web.guard import Refused
 from relay.web.pages.visit import Visit
+from relay.web.queries import events_of, reports_on
 from relay.web.state import Web
 from relay.web.story import story_of
 

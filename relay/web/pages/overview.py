@@ -10,9 +10,9 @@ from relay.admin import report as reports
 from relay.mail.event import Protection
 from relay.policy.settings import FloorUse
 from relay.queue.store import EventFilter, QueueFilter
-from relay.web.answers import log_page
 from relay.web.charts import chart_of
 from relay.web.pages.visit import Visit, latest
+from relay.web.queries import log_page
 from relay.web.state import Facts, Web
 
 __all__ = ["overview"]

@@ -31,7 +31,7 @@ async def policy(visit: Visit) -> web.StreamResponse:
     return visit.show(
         "policy.html",
         rules=state.rules(),
-        places=state.places(),
+        locations=state.locations(),
         last_reload=state.last_reload(),
         asked=asked,
         explained=explained,

@@ -11,9 +11,9 @@ from relay.admin import operations
 from relay.queue.entry import State
 from relay.queue.store import ListedMessage, QueueFilter, more_follows
 from relay.queue.verbs import VERBS
-from relay.web.answers import count_messages
 from relay.web.guard import Refused
 from relay.web.pages.visit import Visit, read_domain
+from relay.web.queries import count_messages
 
 __all__ = ["change", "confirm", "queue", "show_job"]
 

@@ -131,7 +131,7 @@ async def test_the_queue_is_searched(
     assert [item["queue-id"] for item in await items(server, **wanted)] == found
 
 
-async def test_a_queue_longer_than_a_page_is_listed_whole(
+async def test_queue_longer_than_a_page_is_listed_completely(
     server: ControlServer, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(operations, "PAGE", 3)
@@ -148,7 +148,7 @@ async def test_a_queue_longer_than_a_page_is_listed_whole(
 
 
 @pytest.mark.parametrize("count", [2000, 2300, 2600])  # around what the system's buffers hold
-async def test_a_slow_reader_gets_the_whole_answer(
+async def test_slow_reader_gets_the_complete_answer(
     server: ControlServer, store: SqliteStore, count: int
 ) -> None:
     recipients = [f"{number}@example.net" for number in range(count)]
@@ -391,7 +391,7 @@ async def test_client_that_hangs_up_while_following_is_forgotten(server: Control
     pytest.fail("the connection is still served")
 
 
-async def test_nobody_but_its_owner_may_open_the_socket(server: ControlServer) -> None:
+async def test_only_its_owner_may_open_the_socket(server: ControlServer) -> None:
     assert stat.S_IMODE(server.path.stat().st_mode) == 0o600
 
 
@@ -420,7 +420,7 @@ async def test_the_socket_of_a_relay_that_is_gone_is_replaced(
     assert not path.exists()
 
 
-async def test_the_socket_of_a_running_relay_is_left_alone(
+async def test_socket_of_a_running_relay_is_not_removed(
     server: ControlServer, store: SqliteStore
 ) -> None:
     with pytest.raises(SocketTaken, match="another relay answers"):
@@ -428,7 +428,7 @@ async def test_the_socket_of_a_running_relay_is_left_alone(
     assert await asked(server, verb="list") == [{"done": {"count": 0}}]
 
 
-async def test_a_file_in_the_sockets_place_is_left_alone(
+async def test_file_in_the_place_of_the_socket_is_not_removed(
     store: SqliteStore, tmp_path: Path
 ) -> None:
     path = tmp_path / "precious"

@@ -66,7 +66,7 @@ async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
     await store.close()
 
 
-async def test_memory_is_listed_whole(rig: Rig) -> None:
+async def test_all_that_is_remembered_is_listed(rig: Rig) -> None:
     rig.now = NOW + timedelta(hours=1)
     rig.learn("partner.example", MX1, NONE, rig.now)
     at, later = "2030-01-31T12:00:00+00:00", "2030-01-31T13:00:00+00:00"
@@ -123,7 +123,7 @@ async def test_memory_is_listed_whole(rig: Rig) -> None:
         ({"alarm": True}, {"partner.example": [MX1]}),
     ],
 )
-async def test_a_filter_means_hosts_and_they_alone_are_forgotten(
+async def test_only_the_hosts_that_a_filter_selects_are_forgotten(
     rig: Rig, filters: dict[str, Any], hosts: dict[str, list[str]]
 ) -> None:
     every = await rig.listed()

@@ -80,7 +80,7 @@ async def test_policies_are_listed_by_domain_however_many(
     assert lines[-1] == {"done": {}}
 
 
-async def test_a_policy_is_refreshed_or_the_reason_is_said(rig: Rig) -> None:
+async def test_policy_is_refreshed_or_the_answer_has_the_reason(rig: Rig) -> None:
     item, done = await rig.ask("refresh", "example.net")
     assert item["item"]["domain"] == "example.net"
     assert done["done"]["reason"] == ""
@@ -114,6 +114,6 @@ async def test_a_policy_that_could_not_be_fetched_is_shown_with_the_reason(rig: 
 
 
 @pytest.mark.parametrize("domain", ["", "[192.0.2.1]", "a b"])
-async def test_an_address_has_no_policy(rig: Rig, domain: str) -> None:
+async def test_address_literal_has_no_mta_sts_policy(rig: Rig, domain: str) -> None:
     with pytest.raises(RequestError):
         await rig.ask("show", domain)

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from relay.api import bodies, rate, server, start_http
-from relay.api.bodies import BodyMemory
+from relay.api.bodies import BodyBuffers
 from relay.api.formparser import FIELDS_OCTETS, parser_for
 from relay.api.mailgun_form import ApiError, Form
 from tests.fakes.http import KEY, Rig, auth
@@ -218,22 +218,22 @@ async def test_large_bodies_wait_for_their_clients_own_share_and_small_ones_do_n
     assert (await rig.send(attachment=b"x" * 3_000_000))[0] == 200, "the room is given back"
 
 
-async def test_room_is_granted_in_turn_as_it_comes_free_and_to_each_client_its_share() -> None:
-    room = BodyMemory(300, 150)
-    await room.take(100, ["a", "key"])
-    waiting = asyncio.create_task(room.take(100, ["a", "other"]))
+async def test_memory_for_bodies_is_granted_in_turn_and_within_each_clients_share() -> None:
+    room = BodyBuffers(300, 150)
+    await room.reserve(100, ["a", "key"])
+    waiting = asyncio.create_task(room.reserve(100, ["a", "other"]))
     await asyncio.sleep(0)
-    await room.take(100, ["b", "other"])
+    await room.reserve(100, ["b", "other"])
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
-            await room.take(100, ["c", "key"])
+            await room.reserve(100, ["c", "key"])
     room.give_back(100, ["a", "key"])
     await asyncio.sleep(0)
     assert not waiting.done(), "`other` has its share"
     room.give_back(100, ["b", "other"])
     await asyncio.wait_for(waiting, 1)
     room.give_back(100, ["a", "other"])
-    await room.take(150, ["a", "key"])
+    await room.reserve(150, ["a", "key"])
 
 
 async def test_four_large_urlencoded_bodies_cost_their_size_and_not_nine_times_as_much(

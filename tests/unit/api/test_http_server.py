@@ -122,7 +122,7 @@ async def test_a_message_for_later_is_due_then_and_not_before(rig: Rig) -> None:
     assert entry.message.begins == rig.now
 
 
-async def test_a_message_in_test_mode_is_told_of_and_not_sent(rig: Rig) -> None:
+async def test_message_in_test_mode_over_http_has_its_events_and_is_not_sent(rig: Rig) -> None:
     assert (await rig.send(o_testmode="yes"))[0] == 200
     rig.now = NOW + timedelta(days=30)
     assert await rig.claimed() == []
@@ -514,7 +514,7 @@ async def test_settings_are_there_after_a_restart(rig: Rig) -> None:
         ({"require_tls": ["yes", "1"]}, 200),
     ],
 )
-async def test_a_setting_is_yes_or_no(rig: Rig, fields: Any, status: int) -> None:
+async def test_setting_of_a_domain_is_yes_or_no(rig: Rig, fields: Any, status: int) -> None:
     assert (await rig.form("/v3/domains/example.com/connection", "PUT", **fields))[0] == status
 
 
@@ -678,7 +678,7 @@ async def test_invalid_query_is_refused(rig: Rig, query: str) -> None:
     assert (await rig.ask("GET", f"/v3/example.com/events?{query}"))[0] == 400
 
 
-async def test_an_item_is_the_object_of_the_delivery_log(rig: Rig) -> None:
+async def test_item_of_the_events_listing_is_the_object_of_the_delivery_log(rig: Rig) -> None:
     await sent(rig, 1, o_testmode="yes")
     _, said = await rig.ask("GET", "/v3/example.com/events?event=delivered")
     [stored] = [one for one in await rig.store.events_after(0) if one.event.name == "delivered"]

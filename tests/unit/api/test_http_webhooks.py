@@ -17,7 +17,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from relay.api.caller import Caller
-from relay.api.targets import Refused, Targets
+from relay.api.targets import NoTarget, Targets
 from relay.mail.event import Event
 from relay.queue.api_state import Webhook
 from relay.queue.sqlite import SqliteStore
@@ -298,7 +298,7 @@ async def test_only_addresses_that_passed_are_handed_on() -> None:
     assert await PUBLIC.addresses("both.example") == ["93.184.215.14"]
     assert await LOOPBACK.addresses("localhost") == ["127.0.0.1"]
     for name in ("inside.example", "nowhere.example", "late.example", "localhost", "127.0.0.1"):
-        with pytest.raises(Refused):
+        with pytest.raises(NoTarget):
             await PUBLIC.addresses(name)
 
 

@@ -138,7 +138,7 @@ def test_every_date_that_the_email_package_writes_is_read_as_it_was(seconds, min
 
 
 @given(st.text(max_size=50))
-def test_no_text_at_all_breaks_the_reader_of_dates(text):
+def test_reader_of_dates_raises_no_unexpected_error_for_any_text(text):
     try:
         assert read_date(text).tzinfo is not None
     except ValueError:
@@ -471,7 +471,7 @@ def query(name: str, value: str):
         ("opened", {"opened"}),
     ],
 )
-def test_an_expression_of_events_is_what_it_says(value, names):
+def test_expression_of_events_selects_exactly_its_events(value, names):
     if " or " in value:
         assert "event" in refusal(query, "event", value)  # in lower case it is a word
     else:
@@ -523,5 +523,5 @@ def test_a_filter_that_is_not_understood_is_refused_by_name(name, value):
         ("severity", "permanent", (("severity", "permanent"),)),
     ],
 )
-def test_all_that_a_filter_names_has_to_match(name, value, fields):
+def test_every_value_of_a_filter_has_to_match(name, value, fields):
     assert query(name, value).wanted.fields == fields

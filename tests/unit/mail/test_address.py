@@ -195,7 +195,7 @@ def test_a_legacy_client_may_leave_out_the_brackets_and_put_in_a_space(path, tex
         *(b"<a@b.example>>", b"<<<a@b.example>>>", b"<<a@b.example>c@d.example>", b"a@b.example>>"),
     ],
 )
-def test_lenient_means_brackets_and_white_space_at_the_ends(path):
+def test_lenient_parser_accepts_missing_brackets_and_white_space_at_the_ends(path):
     with pytest.raises(AddressError):
         parse_path(path, smtputf8=False, lenient=True)
 

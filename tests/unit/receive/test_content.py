@@ -197,7 +197,7 @@ def test_content_in_line_feeds_survives_the_wire(lines, places):
     assert (reader.complete, rest) == (True, b"QUIT\n")
 
 
-def test_a_client_that_knows_no_crlf_is_recognised_when_it_thinks_it_is_done():
+def test_reader_recognises_a_final_dot_between_bare_line_feeds():
     reader, _, _ = read([b"Subject: hi\n\nhello\n.\n"])
     assert reader.ends_with_bare_dot
     reader, _, _ = read([b"Subject: hi\n\nhello\n.\n", b"and on"])

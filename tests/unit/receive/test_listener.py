@@ -124,7 +124,7 @@ async def test_a_long_header_section_ends_where_it_ends_however_it_comes(desk):
     )
 
 
-async def test_accepted_mail_outweighs_commands_that_lead_nowhere(desk):
+async def test_accepted_message_resets_the_count_of_unproductive_commands(desk):
     client = await desk.client()
     await client.greet()
     for _ in range(60):
@@ -501,7 +501,7 @@ async def greeted(desk):
 
 
 @pytest.mark.usefixtures("no_delay")
-async def test_ten_wrong_passwords_are_the_end_of_guesses_and_of_nobody_else(desk):
+async def test_ten_wrong_passwords_of_one_user_stop_no_other_user(desk):
     now = datetime(2026, 11, 20, tzinfo=UTC)
     desk.now = lambda: now
     desk.access = Access(users={**USERS, "any": User("any", hashed("other"))})

@@ -97,7 +97,7 @@ async def test_a_client_that_goes_in_the_middle_of_a_message_is_a_line_in_the_lo
     assert await log.line("[127.0.0.1]") == "[127.0.0.1]: gone in the middle of a message"
 
 
-async def test_a_client_that_says_what_it_should_is_no_line_in_the_log(
+async def test_client_that_keeps_to_the_protocol_is_no_line_in_the_log(
     desk: Desk, log: Log
 ) -> None:
     for last in ("QUIT", "NOOP"):
@@ -143,7 +143,9 @@ async def test_a_stranger_cannot_fill_the_log(desk: Desk, log: Log, line: str) -
     assert 3 <= len(log.lines) <= 10
 
 
-async def test_a_trusted_client_reads_of_each_refusal_in_the_log(desk: Desk, log: Log) -> None:
+async def test_refusals_of_a_client_that_may_relay_are_lines_in_the_log(
+    desk: Desk, log: Log
+) -> None:
     client = await desk.client(LOCAL)
     await client.begin()
     for number in range(30):

@@ -34,7 +34,7 @@ async def told(store: SqliteStore) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("size", [10, 600_000])
-async def test_a_test_message_is_accepted_and_told_of_and_delivered_to_nobody(
+async def test_message_in_test_mode_has_its_events_and_is_delivered_to_nobody(
     desk, store, tmp_path, size
 ):
     text = b"x" * 60 + b"\r\n"

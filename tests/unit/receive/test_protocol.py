@@ -98,7 +98,7 @@ def test_actions_are_the_same_however_the_octets_are_cut(cuts: list[int]):
     assert len(only(got, Finish)) == len(only(expected, Finish)) == 1
 
 
-def test_octet_by_octet_a_message_is_taken_and_only_after_it_is_committed():
+def test_message_that_comes_octet_by_octet_is_accepted_after_its_commit():
     made = machine()
     said: list[Action] = []
     for octet in DIALOGUE:
@@ -159,7 +159,7 @@ AUTH = Listener(
 )
 
 
-def test_a_password_is_judged_elsewhere_and_its_user_is_the_sessions():
+def test_user_with_the_right_password_becomes_the_user_of_the_session():
     made = machine(AUTH)
     said = made.feed(b"EHLO c\r\nAUTH PLAIN AHVzZXIAc2VjcmV0\r\nNOOP\r\n")
     assert said[-1] == CheckPassword(b"user", b"secret")
@@ -235,7 +235,7 @@ def test_client_that_speaks_no_smtp_is_refused_logged_and_disconnected(octets: b
     assert made.feed(b"EHLO c\r\n") == []
 
 
-def test_commands_that_lead_nowhere_end_the_session():
+def test_unproductive_commands_end_the_session():
     made = machine()
     said = made.feed(b"NOOP\r\n" * 200)
     assert codes(said)[-1] == 421

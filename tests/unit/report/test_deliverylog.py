@@ -64,7 +64,7 @@ def line_of(outcome, *, after=timedelta(seconds=1), recipient=BOB):
     return json.loads(settled(entry, settlement.changes[0], now=now).line)
 
 
-def test_a_delivery_is_told_field_by_field():
+def test_event_of_a_delivery_has_every_field():
     line = line_of(OK)
     assert line.pop("id").endswith("-Q1-0.1")
     assert line == {
@@ -169,7 +169,7 @@ def test_event_without_a_session_has_no_fields_about_one():
     assert (status["code"], status["retry-seconds"]) == (680, 300)
 
 
-def test_the_end_of_the_lifetime_keeps_the_last_answer():
+def test_event_of_an_expired_recipient_has_the_last_answer():
     status = line_of(
         Deferred("4.2.1", 450, "4.2.1 busy", session=SESSION), after=timedelta(days=5)
     )["delivery-status"]
@@ -179,7 +179,7 @@ def test_the_end_of_the_lifetime_keeps_the_last_answer():
     assert "retry-seconds" not in status
 
 
-def test_a_host_that_may_have_taken_the_message_is_told_of():
+def test_event_says_that_a_host_may_have_the_message():
     assert line_of(Deferred("4.4.2", 0, "", in_doubt=True))["delivery-status"]["in-doubt"] is True
 
 

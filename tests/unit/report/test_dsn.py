@@ -59,7 +59,7 @@ def read(raw):
     return dsn, text, about, recipients, returned
 
 
-def test_a_failure_is_told_to_people_and_to_programs():
+def test_dsn_describes_a_failure_for_people_and_for_programs():
     dsn, text, about, recipients, returned = read(
         write(report_of(UNKNOWN, orcpt="rfc822;Bob+2B1@example.org"))
     )
@@ -101,7 +101,7 @@ def test_a_failure_is_told_to_people_and_to_programs():
     assert returned.get_content().startswith("Message-ID: <1@example.com>")
 
 
-def test_a_delay_says_until_when_it_is_tried():
+def test_delay_notice_says_until_when_the_relay_tries():
     dsn, text, _, (bob,), _ = read(write(report_of(BUSY, age=4 * HOUR)))
     assert dsn["Subject"] == "Your message is delayed"
     assert bob["Action"] == "delayed"
@@ -141,7 +141,7 @@ def test_a_message_handed_to_a_host_without_dsn_is_relayed():
     assert bob["Status"] == "2.0.0"
 
 
-def test_the_end_of_the_lifetime_is_told_with_the_last_answer():
+def test_dsn_of_an_expired_recipient_has_the_last_answer():
     _, text, _, (bob,), _ = read(write(report_of(BUSY, age=5 * DAY)))
     assert bob["Status"] == "4.4.7"
     assert bob["Diagnostic-Code"] == "smtp; 450 4.2.1 busy"
@@ -168,7 +168,7 @@ def test_a_code_of_our_own_is_no_reply_of_a_host():
     assert "answered" not in text.get_content()
 
 
-def test_a_host_that_may_have_taken_it_is_told_of():
+def test_dsn_says_that_a_host_may_have_the_message():
     silent = Deferred("4.4.2", 0, "", description="silence after the final dot", in_doubt=True)
     text = read(write(report_of(silent, age=5 * DAY)))[1]
     assert "so it may have arrived" in text.get_content()
@@ -244,11 +244,11 @@ def test_report_returns_some_lines_of_an_endless_header():
     assert 32_000 < len(raw) < 80_000
 
 
-def test_nothing_after_the_header_comes_back_with_it():
+def test_dsn_with_the_header_section_returns_no_line_of_the_body():
     assert b"secret" not in write(report_of(UNKNOWN), header=CONTENT)
 
 
-def test_the_longest_address_is_told_whole():
+def test_longest_address_is_complete_in_its_event():
     address = f"{'l' * 886}@example.net"
     raw = write(report_of(UNKNOWN, address=address, reverse_path=f"..{address[2:]}"))
     assert read(raw)[3][0]["Final-Recipient"] == f"rfc822; {address}"
@@ -384,7 +384,7 @@ def test_a_report_is_made_whatever_the_texts_are(
     assert len(dsn.get_payload()) == 3
 
 
-def test_a_thousand_recipients_are_told_of_and_the_text_stays_readable():
+def test_dsn_lists_a_thousand_recipients_and_its_text_stays_readable():
     about = report_of(UNKNOWN)
     crowd = replace(about, changes=about.changes * 1000)
     _, text, _, recipients, _ = read(write(crowd))

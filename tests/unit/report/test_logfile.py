@@ -101,7 +101,7 @@ async def test_committed_event_is_appended_and_then_marked_as_written(path, jour
     assert path.stat().st_mode & 0o777 == 0o640
 
 
-async def test_a_long_queue_of_events_is_written_in_one_go(path, journal):
+async def test_waiting_events_are_written_without_a_pause_between_batches(path, journal):
     journal.commit(10_000)
     log = DeliveryLog(path, journal, look_every=timedelta(hours=1))
     task = asyncio.create_task(log.run())
@@ -132,7 +132,7 @@ async def test_a_line_torn_by_a_crash_is_written_again_whole(path, journal):
 
 
 @pytest.mark.parametrize("foreign", ["a note by hand", '{"other": "json"}'])
-async def test_a_last_line_that_is_not_ours_is_left_alone(path, journal, foreign):
+async def test_last_line_of_another_program_is_not_removed(path, journal, foreign):
     path.parent.mkdir()
     path.write_text(foreign)
     async with following(path, journal):
@@ -170,7 +170,7 @@ async def test_a_removed_file_comes_back(path, journal):
         await until(lambda: ids(path) == [2])
 
 
-async def test_a_file_truncated_under_us_has_no_hole(path, journal):
+async def test_file_that_another_program_truncates_has_no_hole(path, journal):
     async with following(path, journal):
         journal.commit(100)
         await until(lambda: len(ids(path)) == 100)
@@ -317,7 +317,7 @@ async def test_a_lock_held_by_another_is_waited_for_and_mail_is_not_held_up(path
             await until(lambda: ids(path) == [1])
 
 
-async def test_the_log_may_be_a_device(journal):
+async def test_log_is_written_to_a_device(journal):
     async with following(Path("/dev/null"), journal):
         journal.commit(3)
         await until(lambda: journal.mark == 3)
@@ -334,7 +334,7 @@ async def test_standard_output_that_cannot_be_opened_by_its_name_is_written(jour
     assert [json.loads(line)["id"] for line in lines] == ["1", "2"]
 
 
-async def test_a_device_that_is_full_marks_nothing_as_written(journal):
+async def test_full_device_leaves_no_event_marked_as_written(journal):
     async with following(Path("/dev/full"), journal, grace=1) as log:
         journal.commit(3)
         await until(lambda: log.is_in_trouble)

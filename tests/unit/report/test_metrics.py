@@ -77,7 +77,7 @@ def test_each_attempt_is_counted_by_its_result_and_by_how_it_was_protected() -> 
     assert numbers["relay_store_commit_seconds_count operation=result"] == 5
 
 
-def test_times_are_told_as_cumulative_histograms() -> None:
+def test_times_are_cumulative_histograms() -> None:
     metrics = Metrics()
     for seconds in (0.0001, 0.003, 0.003, 99):
         metrics.accepted("smtp", 1000, seconds)
@@ -124,7 +124,7 @@ def test_a_stranger_cannot_make_the_number_of_series_grow() -> None:
     assert sizes[0] == sizes[1]
 
 
-def test_names_keep_the_convention() -> None:
+def test_metric_names_follow_the_convention_of_prometheus() -> None:
     text = Metrics().render(Snapshot()).decode()
     for name, kind in re.findall(r"^# TYPE (relay_\S+) (\S+)$", text, re.MULTILINE):
         assert kind != "counter" or name.endswith("_total"), name

@@ -55,7 +55,7 @@ def test_report_says_once_of_a_single_session() -> None:
     assert "failed 2 times." in words
 
 
-def test_a_report_tells_all_of_a_day_and_no_more() -> None:
+def test_report_on_tls_covers_exactly_one_day() -> None:
     document = the_document()
     assert document["organization-name"] == "Example Inc."
     assert document["contact-info"] == "tls@contact.example"
@@ -121,14 +121,14 @@ def test_the_schema_refuses_what_the_rfc_has_no_place_for() -> None:
             read_document(packed(document | spoil))
 
 
-def test_the_same_sessions_make_the_same_octets() -> None:
+def test_report_of_the_same_sessions_has_the_same_octets() -> None:
     backwards = SESSIONS[::-1]
     assert packed(report_document("b.example", DAY, SESSIONS, US)) == packed(
         report_document("b.example", DAY, backwards, US)
     )
 
 
-def test_the_octets_do_not_tell_when_they_were_made() -> None:
+def test_octets_of_a_report_do_not_depend_on_the_time() -> None:
     octets = packed(report_document("b.example", DAY, SESSIONS, US))
     assert octets[4:8] == bytes(4)  # RFC 1952 §2.3.1: MTIME
 
@@ -153,7 +153,7 @@ def the_mail() -> bytes:
     return compose("b.example", DAY, document, US, to="tls@b.example", queue_id="1ABC", now=NOW)
 
 
-def test_a_mail_carries_a_report() -> None:
+def test_mail_contains_the_report_on_tls() -> None:
     mail = read_mail(the_mail())
     assert mail.document == report_document("b.example", DAY, SESSIONS, US)
     assert mail.file_name == file_name("b.example", DAY, US)
@@ -170,7 +170,7 @@ def test_a_mail_carries_a_report() -> None:
     )
 
 
-def test_a_mail_is_sound_whatever_the_names() -> None:
+def test_mail_with_a_report_is_valid_with_any_names() -> None:
     long = ".".join(["a" * 60] * 4)
     us = Submitter("Grüße 組織", f"tls@{long}", "postmaster@relay.example")
     document = report_document(long, DAY, [(JudgedBy(PolicyType.NONE, long), None, 1)], us)
@@ -180,7 +180,7 @@ def test_a_mail_is_sound_whatever_the_names() -> None:
     assert read_mail(content).document["organization-name"] == "Grüße 組織"
 
 
-def test_a_mail_is_read_by_parsedmarc() -> None:
+def test_mail_with_a_report_is_read_by_parsedmarc() -> None:
     parsedmarc = pytest.importorskip("parsedmarc")
     found = parsedmarc.parse_report_email(the_mail().decode("ascii"), offline=True)
     assert found["report_type"] == "smtp_tls"

@@ -63,7 +63,7 @@ async def test_cookie_is_kept_from_scripts_and_other_sites(rig: PageRig) -> None
 
 
 @pytest.mark.parametrize("password", ["wrong", "", "x" * 5000])
-async def test_every_failure_has_the_same_answer(rig: PageRig, password: str) -> None:
+async def test_every_failed_login_has_the_same_answer(rig: PageRig, password: str) -> None:
     browser = await rig.browser()
     _, text, _ = await browser.post("/login", name="olga", password=password)
     for name in ("nobody", "paul", "x" * 5000):
@@ -202,7 +202,7 @@ async def test_user_that_a_proxy_names_is_believed_from_its_network_only(rig: Pa
     assert (await browser.get("/help", **{"X-Remote-User": "paul"}))[0] == 303
 
 
-async def test_verb_says_how_many_first_and_is_written_down(rig: PageRig) -> None:
+async def test_verb_asks_with_the_number_of_messages_and_is_in_the_log(rig: PageRig) -> None:
     ids = [await rig.mail(f"x{n}@busy.example", LATER) for n in range(3)]
     browser = await rig.browser("olga")
     _, text, _ = await browser.post("/queue/confirm", verb="hold", domain="busy.example")
@@ -244,7 +244,7 @@ async def test_verb_for_nothing_named_changes_nothing(rig: PageRig) -> None:
     assert (await rig.store.counts())[State.DEFERRED] == 1
 
 
-async def test_two_operators_at_once_both_hear_what_they_did(rig: PageRig) -> None:
+async def test_two_simultaneous_operators_each_get_their_own_result(rig: PageRig) -> None:
     ids = [await rig.mail(f"x{n}@busy.example", LATER) for n in range(2)]
     olga, otto = await rig.browser("olga"), await rig.browser("otto")
     _, _, first = await olga.post("/queue/change", verb="remove", id=ids)

@@ -218,7 +218,7 @@ def test_story_tells_what_a_host_has_shown_before() -> None:
     assert dict(facts._policy(status | {"memory": None}))["Less than shown before"] is None
 
 
-async def test_story_leads_to_the_reports_on_its_message_and_back(rig: PageRig) -> None:
+async def test_story_links_a_message_and_the_reports_on_it(rig: PageRig) -> None:
     queue_id = await rig.mail("nobody@partner.example", NOBODY)
     other = await rig.mail("bob@partner.example")
     new = new_message("nobody@partner.example", sender="alice@legal.example", queue_id=queue_id)
@@ -267,7 +267,7 @@ async def test_report_has_the_numbers_of_the_command_line(rig: PageRig) -> None:
     assert status == 400
 
 
-async def test_search_leads_where_the_text_belongs(rig: PageRig) -> None:
+async def test_search_leads_to_the_page_of_its_text(rig: PageRig) -> None:
     queue_id = await rig.mail("bob@partner.example")
     browser = await rig.browser("vera")
     assert await browser.where(f"/search?q={queue_id.lower()}") == f"/message/{queue_id}"
@@ -293,7 +293,7 @@ async def test_policy_says_where_rules_stand_and_explains(rig: PageRig) -> None:
 EVIL = '"><script>alert(1)</script><img src=x onerror=alert(2)>{{7*7}}\u202egnp.exe'
 
 
-async def test_nothing_that_a_stranger_writes_is_run(rig: PageRig) -> None:
+async def test_no_text_of_a_stranger_is_run_as_a_script(rig: PageRig) -> None:
     queue_id = await evil_mail(rig, EVIL)
     rig.options = replace(rig.options, show_content=True)
     browser = await rig.browser("olga")

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 
 from relay.queue.store import CHUNK_BYTES
-from relay.receive.memory import SMALL_BYTES, Memory
+from relay.receive.buffered import SMALL_BYTES, Buffered
 from tests.unit.receive.conftest import Desk
 
 MIB = 1024 * 1024
 
 
-async def settled(memory: Memory, held: int) -> None:
+async def settled(buffered: Buffered, held: int) -> None:
     async with asyncio.timeout(10):
-        while memory.held_bytes != held:
+        while buffered.held_bytes != held:
             await asyncio.sleep(0.01)
 
 
@@ -23,10 +23,10 @@ async def test_memory_of_a_message_is_counted_until_its_end(desk: Desk) -> None:
     assert (await client.say("DATA")).startswith("354")
     await client.send(b"x" * 100_000)
     assert desk.reception is not None
-    await settled(desk.reception.memory, 100_000)
+    await settled(desk.reception.buffered, 100_000)
     await client.send(b"\r\n.\r\n")
     assert (await client.reply()).startswith("250")
-    assert desk.reception.memory.held_bytes == 0
+    assert desk.reception.buffered.held_bytes == 0
 
 
 async def test_client_that_vanishes_holds_no_memory(desk: Desk) -> None:
@@ -35,41 +35,41 @@ async def test_client_that_vanishes_holds_no_memory(desk: Desk) -> None:
     assert (await client.say("DATA")).startswith("354")
     await client.send(b"x" * 100_000)
     assert desk.reception is not None
-    await settled(desk.reception.memory, 100_000)
+    await settled(desk.reception.buffered, 100_000)
     client.vanish()
-    await settled(desk.reception.memory, 0)
+    await settled(desk.reception.buffered, 0)
 
 
 async def test_pieces_are_smaller_while_much_is_held(desk: Desk) -> None:
     client = await desk.client()
     assert desk.reception is not None
-    desk.reception.memory = Memory(total_bytes=2 * SMALL_BYTES)
-    desk.reception.memory.held_bytes = SMALL_BYTES
+    desk.reception.buffered = Buffered(total_bytes=2 * SMALL_BYTES)
+    desk.reception.buffered.held_bytes = SMALL_BYTES
     content = b"Subject: x\r\n\r\n" + b"line\r\n" * 100_000
     await client.begin()
     assert (await client.data(content + b".\r\n")).startswith("250")
     assert desk.store.contents[0].endswith(content)
-    assert desk.reception.memory.held_bytes == SMALL_BYTES
+    assert desk.reception.buffered.held_bytes == SMALL_BYTES
 
 
 async def test_a_long_header_section_is_not_waited_for_when_memory_is_full(desk: Desk) -> None:
     client, other = await desk.client(), await desk.client()
     assert desk.reception is not None
-    desk.reception.memory = Memory(total_bytes=MIB)
-    desk.reception.memory.held_bytes = MIB
+    desk.reception.buffered = Buffered(total_bytes=MIB)
+    desk.reception.buffered.held_bytes = MIB
     await client.begin()
     assert (await client.data(b"X: y\r\n" * 50_000 + b"\r\n.\r\n")).startswith("452 4.3.1")
     await other.begin()
     assert (await other.data(b"Subject: x\r\n\r\n" + b"y" * 500_000 + b"\r\n.\r\n")).startswith(
         "250"
     )
-    assert desk.reception.memory.held_bytes == MIB
+    assert desk.reception.buffered.held_bytes == MIB
 
 
 def test_memory_for_all_messages_is_bounded() -> None:
-    memory = Memory(total_bytes=1000)
-    assert (memory.piece_bytes, memory.is_full) == (CHUNK_BYTES, False)
-    memory.held_bytes = 500
-    assert (memory.piece_bytes, memory.is_full) == (SMALL_BYTES, False)
-    memory.held_bytes = 1000
-    assert memory.is_full
+    buffered = Buffered(total_bytes=1000)
+    assert (buffered.piece_bytes, buffered.is_full) == (CHUNK_BYTES, False)
+    buffered.held_bytes = 500
+    assert (buffered.piece_bytes, buffered.is_full) == (SMALL_BYTES, False)
+    buffered.held_bytes = 1000
+    assert buffered.is_full

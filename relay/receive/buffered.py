@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from relay.queue.store import CHUNK_BYTES
 
-__all__ = ["SMALL_BYTES", "Memory"]
+__all__ = ["SMALL_BYTES", "Buffered"]
 
 SMALL_BYTES = 32 * 1024
 _TOTAL_BYTES = 64 * 1024 * 1024
 
 
-class Memory:
+class Buffered:
     """The octets that all sessions hold."""
 
     def __init__(self, total_bytes: int = _TOTAL_BYTES) -> None:
