@@ -19,12 +19,13 @@ from relay.policy.settings import FloorUse
 from relay.route.answers import TlsaAnswer, TlsaLookup, Unanswered
 from relay.route.floor import NO_STS, StsFloor
 from relay.route.mta_sts import StsMode
-from relay.route.next_hop import Hosts, Naming
+from relay.route.next_hop import Hosts, Naming, NextHop
 from relay.route.security import OnTlsUnmet
 from relay.sandbox.certificates import Kind
 from relay.sandbox.mx import TLS_1_0_ONLY, MxServer, Script, StartTls
 from tests.fakes.floors import Published, floors_of
 from tests.fakes.mail import CONTENT, entry
+from tests.unit.deliver.conftest import Rig
 
 SETTINGS = [(False, False), (False, True), (True, False), (True, True)]
 NAME = "mx1.dest.example"
@@ -409,6 +410,50 @@ async def test_a_route_of_the_operators_is_under_the_policy_of_its_host(rig):
     assert outcome.policy is not None
     assert outcome.policy.mx_secure
     assert mx.connections == []
+
+
+async def next_hop_of_three(rig: Rig, sts_of: list[StsFloor | Exception]) -> Published:
+    """Three hosts of one next hop, each the only one in its group; the last one is good."""
+    busy = Script(replies={"RCPT": "450 4.2.0 busy"})
+    for number, script in enumerate([busy, Script(), Script()]):
+        await rig.mx(script, preference=number)
+    hop = NextHop("provider", tuple((host.name,) for host in rig.hosts))
+    rig.hosts[:] = [replace(host, hop=hop) for host in rig.hosts]
+    published = Published(sts=sts_of)
+    rig.floors = floors_of(published)
+
+    async def route(domain: str, /, reverse_path: str = "", next_hop: str = "") -> Hosts:
+        first = rig.hosts[0].name
+        return Hosts(tuple(rig.hosts), naming=Naming(True, first, (first,)))
+
+    rig.attempt._route = route
+    return published
+
+
+async def test_each_host_of_a_next_hop_is_under_its_own_policy(rig):
+    published = await next_hop_of_three(
+        rig, [NO_STS, sts(StsMode.ENFORCE, "other.example"), NO_STS]
+    )
+    first, second, third = rig.servers
+    assert isinstance(await rig.send(entry()), Delivered)
+    names = [server.name for server in rig.servers]
+    assert published.asked == [f"sts {name}" for name in names]
+    assert (first.messages, second.connections, len(third.messages)) == ([], [], 1)
+
+
+async def test_policy_of_another_host_is_looked_up_when_its_turn_comes(rig):
+    published = await next_hop_of_three(rig, [NO_STS])
+    rig.servers[0].scripts = (Script(),)
+    assert isinstance(await rig.send(entry()), Delivered)
+    assert published.asked == [f"sts {rig.servers[0].name}"]
+
+
+async def test_policy_that_is_fetched_after_a_host_has_answered_leaves_its_host_out(rig):
+    pending = PolicyPending("mx2.dest.example", datetime(2026, 1, 1, tzinfo=UTC))
+    await next_hop_of_three(rig, [NO_STS, pending, NO_STS])
+    assert isinstance(await rig.send(entry()), Delivered)
+    _, second, third = rig.servers
+    assert (second.connections, len(third.messages)) == ([], 1)
 
 
 @pytest.mark.parametrize(

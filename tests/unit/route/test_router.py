@@ -14,10 +14,26 @@ import pytest
 
 from relay.mail.outcome import Bounced, Deferred
 from relay.route import router as router_module
-from relay.route.answers import AddressAnswer, MxAnswer, MxRecord, TrustAd, Unanswered
+from relay.route.answers import (
+    AddressAnswer,
+    MxAnswer,
+    MxRecord,
+    NoSuchName,
+    TrustAd,
+    Unanswered,
+)
 from relay.route.choice import Routes
 from relay.route.dns import DnsResolver, ResolverOptions
-from relay.route.next_hop import Auth, Credentials, Hosts, Naming, NextHop, NoRoute, TlsMode
+from relay.route.next_hop import (
+    Auth,
+    Credentials,
+    Hosts,
+    IpFamily,
+    Naming,
+    NextHop,
+    NoRoute,
+    TlsMode,
+)
 from relay.route.router import RouteOptions, Router, is_local_address
 from relay.sandbox.dns import Answer, DnsServer, Fault
 from tests.fakes.dns import FakeDns
@@ -646,6 +662,106 @@ async def test_mail_whose_next_hop_was_removed_waits_until_it_is_back(caplog):
     assert "add next_hops.client again" in caplog.text
     ours.reload(RouteOptions(routes=Routes({"*": hop}, {}, {"client": hop})))
     assert tried(await ours.route("example.net", "a@example.com", "client")) == ["11.22.33.1"]
+
+
+# --- several hosts of a next hop ----------------------------------------------------------------
+
+
+def several(*groups, **keys):
+    return NextHop("hop", groups, **keys)
+
+
+async def test_hosts_of_a_next_hop_come_group_by_group_in_the_order_of_the_file():
+    names = ["a.example", "b.example", "c.example"]
+    dns = FakeDns(hosts={name: AddressAnswer((f"10.0.0.{n}",)) for n, name in enumerate(names, 1)})
+    hop = several(("A.example.", "b.example"), ("c.example", "[10.0.0.4]"), port=2525)
+    ours = router(dns, routes={"*": hop})
+    for _ in range(3):  # equals are dealt by the attempt, and not shuffled here
+        route = await ours.route("example.net")
+        assert isinstance(route, Hosts)
+        assert [(host.name, host.address, host.preference) for host in route.hosts] == [
+            ("a.example", "10.0.0.1", 0),
+            ("b.example", "10.0.0.2", 0),
+            ("c.example", "10.0.0.3", 1),
+            ("10.0.0.4", "10.0.0.4", 1),
+        ]
+        assert {host.port for host in route.hosts} == {2525}
+        assert {route.naming_of(host).route_host for host in route.hosts} == {
+            host.name for host in route.hosts
+        }
+
+
+async def test_next_hop_with_more_hosts_than_an_attempt_has_addresses_keeps_all_hosts():
+    names = [f"h{n}.example" for n in range(14)]
+    dns = FakeDns(hosts={name: AddressAnswer(("10.0.0.1", "10.0.0.2")) for name in names})
+    route = await router(dns, routes={"*": several(tuple(names))}).route("example.net")
+    assert isinstance(route, Hosts)
+    assert [host.name for host in route.hosts] == names
+
+
+@pytest.mark.parametrize(
+    ("lookup", "trouble", "rejected"),
+    [
+        (Unanswered("SERVFAIL"), ("b.example: SERVFAIL",), ()),
+        (NoSuchName(), (), ("b.example does not exist (NXDOMAIN)",)),
+        (AddressAnswer(()), (), ("b.example has no address",)),
+    ],
+)
+async def test_host_of_a_next_hop_that_is_not_found_leaves_the_others(lookup, trouble, rejected):
+    dns = FakeDns(hosts={"a.example": AddressAnswer(("10.0.0.1",)), "b.example": lookup})
+    route = await router(dns, routes={"*": several(("a.example", "b.example"))}).route("d.example")
+    assert tried(route) == ["10.0.0.1"]
+    assert (route.trouble, route.rejected) == (trouble, rejected)
+
+
+async def test_of_several_hosts_only_the_relay_itself_is_left_out():
+    dns = FakeDns(
+        hosts={
+            "a.example": AddressAnswer(("127.0.0.1",)),
+            "b.example": AddressAnswer(("10.0.0.2",)),
+        }
+    )
+    hop = several(("a.example",), ("b.example",))
+    route = await router(dns, routes={"*": hop}, listening=[("0.0.0.0", 25)]).route("d.example")
+    assert tried(route) == ["10.0.0.2"]
+    assert route.rejected == ("a.example: 127.0.0.1 is an address of our own",)
+
+
+BOTH = AddressAnswer(("10.0.0.1", "fd00::1", "10.0.0.2", "fd00::2"))
+
+
+@pytest.mark.parametrize(
+    ("keys", "versions"),
+    [
+        ({}, {4, 6}),
+        ({"ip_family": IpFamily.IPV4}, {4}),
+        ({"ip_family": IpFamily.IPV6}, {6}),
+        ({"source_address": "192.0.2.1"}, {4}),
+        ({"source_address": "2001:db8::1"}, {6}),
+    ],
+)
+async def test_next_hop_uses_the_addresses_of_one_family(keys, versions):
+    ours = router(FakeDns(hosts={"a.example": BOTH}), routes={"*": several(("a.example",), **keys)})
+    route = await ours.route("d.example")
+    assert {6 if ":" in address else 4 for address in tried(route)} == versions
+    assert route.rejected == ()
+
+
+@pytest.mark.parametrize(
+    ("keys", "reason"),
+    [
+        ({"ip_family": IpFamily.IPV6}, "is not used, since ip_family is ipv6"),
+        (
+            {"source_address": "2001:db8::1"},
+            "is not used, since source_address is 2001:db8::1, of the other IP version",
+        ),
+    ],
+)
+async def test_next_hop_without_an_address_of_the_family_says_so(keys, reason):
+    dns = FakeDns(hosts={"a.example": AddressAnswer(("10.0.0.1",))})
+    route = await router(dns, routes={"*": several(("a.example",), **keys)}).route("d.example")
+    assert refused(route) == (Deferred, "4.4.4", 498)
+    assert route.outcome.description.endswith(f"a.example: 10.0.0.1 {reason}")
 
 
 # --- what is known of a host's name ------------------------------------------------------------
