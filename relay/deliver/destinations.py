@@ -38,7 +38,7 @@ from datetime import timedelta
 from relay.deliver.diagnosis import Answer, Stage
 from relay.deliver.hop_limits import Holder, HopLimits
 from relay.deliver.host_health import HostHealth
-from relay.deliver.pacing import INITIAL_WINDOW, back_off, schedule_of_hops
+from relay.deliver.pacing import INITIAL_WINDOW, back_off
 from relay.mail.outcome import Deferred, Outcome
 from relay.mail.reply import Reply
 from relay.queue.retry import RetrySchedule
@@ -212,7 +212,6 @@ class Destinations:
         self._most = most
         self.limits = limits or HopLimits(clock=clock)
         self._schedule = schedule or RetrySchedule()
-        self._schedule_of_hops = schedule_of_hops(self._schedule)
         self._clock = clock
         self._known: dict[str, Destination] = {}
         self.hosts = HostHealth(clock)
@@ -323,8 +322,7 @@ class Destinations:
             one.silences += 1
             one.window, one.is_narrowed = INITIAL_WINDOW, False
             one.silent_since, one.silence = now, silence
-            schedule = self._schedule if use.hop is None else self._schedule_of_hops
-            one.suspended_until = now + back_off(one.silences, schedule).total_seconds()
+            one.suspended_until = now + back_off(one.silences, self._schedule).total_seconds()
         return False
 
     def is_one_of_several(self, use: Use, kept: int) -> bool:
