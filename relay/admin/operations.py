@@ -118,6 +118,7 @@ async def show_message(view: QueueView, queue_id: str) -> JsonObject | None:
         "client": message.client,
         "client-tls": message.client_tls,
         "client-user": message.client_user,
+        "next-hop": message.next_hop or None,
         "message": {
             "message-id": message.summary.message_id,
             "from": message.summary.from_,

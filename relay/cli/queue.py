@@ -288,6 +288,7 @@ def _print_message(item: dict[str, Any]) -> None:
         ),
         ("came by", f"{item['origin']} {item['client']}".strip()),
         ("size", size_text(item["size"])),
+        *([("next hop", item["next-hop"])] if item["next-hop"] else []),
     ):
         click.echo(f"{name:<10}{printable(str(value))}")
     for recipient, settings in zip(item["recipients"], item["settings"], strict=True):

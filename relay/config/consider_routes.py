@@ -18,6 +18,7 @@ from relay.config.files import (
 )
 from relay.config.remark import Remark
 from relay.config.sections import Config
+from relay.route.addresses import Address, parse_address, parse_address_literal
 from relay.route.next_hop import (
     Auth,
     AuthMechanism,
@@ -133,7 +134,7 @@ def _consider_login(at: str, hop: NextHop) -> Iterator[Remark]:
     yield from _consider_mechanism(key, auth, has_certificate=hop.certificate is not None)
     if auth.password_file is not None:
         yield from consider_secret(f"{key}.password_file", auth.password_file)
-    if hop.verify_name is None and not hop.pin_sha256 and any(map(_is_address, _hosts(hop))):
+    if hop.verify_name is None and not hop.pin_sha256 and any(map(_address_of, _hosts(hop))):
         problem = "no certificate can be for an address, so the login would wait for ever"
         cure = "name the host, or the name in its certificate under verify_name"
         yield Remark(f"{at}.hosts", problem, cure, is_fatal=False)
@@ -281,32 +282,33 @@ def _consider_connection(key: str, hop: NextHop) -> Iterator[Remark]:
     if hop.port in (25, 587) and hop.tls is TlsMode.IMPLICIT:
         problem, cure = f"port {hop.port} speaks STARTTLS", "write tls: starttls, or port: 465"
         yield Remark(f"{key}.tls", problem, cure, is_fatal=False)
-    if hop.ip_family is not IpFamily.ANY:
-        for name, address in _addresses(hop):
-            if IpFamily(f"ipv{ipaddress.ip_address(address).version}") is not hop.ip_family:
-                problem = f"{address} is no address of ip_family: {hop.ip_family}"
-                yield Remark(f"{key}.{name}", problem, "change one of the two")
+    yield from _consider_families(key, hop)
 
 
-def _addresses(hop: NextHop) -> Iterator[tuple[str, str]]:
-    """Each address that is written out, and the key that has it."""
+def _consider_families(key: str, hop: NextHop) -> Iterator[Remark]:
+    """The address to connect from and those to connect to are of the same family."""
+    family = hop.ip_family
     if hop.source_address is not None:
-        yield "source_address", hop.source_address
+        own = IpFamily(f"ipv{ipaddress.ip_address(hop.source_address).version}")
+        if family not in (IpFamily.ANY, own):
+            problem = f"{hop.source_address} is no address of ip_family: {family}"
+            yield Remark(f"{key}.source_address", problem, "change one of the two")
+            return
+        family = own
     for host in _hosts(hop):
-        if _is_address(host):
-            yield "hosts", host
+        address = _address_of(host)
+        if address is not None and family not in (IpFamily.ANY, f"ipv{address.version}"):
+            said = "source_address" if hop.source_address is not None else "ip_family"
+            problem = f"{host} cannot be reached with {said}: {getattr(hop, said)}"
+            yield Remark(f"{key}.hosts", problem, "change one of the two")
 
 
 def _hosts(hop: NextHop) -> Iterator[str]:
     return (host for equals in hop.hosts for host in equals)
 
 
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return host.startswith("[")
-    return True
+def _address_of(host: str) -> Address | None:
+    return parse_address_literal(host) or parse_address(host)
 
 
 # --- limits ---------------------------------------------------------------------------------------

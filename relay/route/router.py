@@ -433,11 +433,8 @@ def _has_addresses(task: asyncio.Task[AddressLookup]) -> bool:
 
 
 def _not_configured(choice: Choice) -> NoRoute:
-    text = (
-        f"the next hop {choice.missing}, which this mail's client was given, is not configured;"
-        f" add next_hops.{choice.missing} again, or remove the mail"
-    )
-    log.error("%s", text)
+    text = f"the next hop that was to take this message is not configured: {choice.missing}"
+    log.error("%s; add next_hops.%s again, or remove the message", text, choice.missing)
     return NoRoute(Deferred("4.3.5", Code.NO_USABLE_MX, "", text), choice)
 
 

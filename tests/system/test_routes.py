@@ -175,8 +175,10 @@ def test_mail_whose_next_hop_a_reload_removed_waits_and_goes_when_it_is_back(
         wait_until(lambda: len(attempts()) == 2, what="second attempt")
         status = attempts()[1]["delivery-status"]
         assert (status["route"], status["enhanced-code"]) == ("mine", "4.3.5")
-        assert "add next_hops.mine again" in status["description"]
-        assert "the next hop mine, which" in relay.stderr
+        assert status["description"].endswith("message is not configured: mine")
+        assert "mine; add next_hops.mine again, or remove the message" in relay.stderr
+        queue_id = attempts()[1]["queue-id"]
+        assert "next hop  mine\n" in relay.run("queue", "show", queue_id).stdout
         reloaded(2, mine=hop(wanted))
         [event] = wait_for(lambda: relay.events(event="delivered"), what="delivery")
         assert event["delivery-status"]["route"] == "mine"

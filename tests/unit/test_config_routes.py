@@ -190,7 +190,13 @@ PINS = f'["{PIN}", "{PIN[:-2]}c="]'
         ("port: 587, tls: implicit", False, "tls: port 587 speaks STARTTLS"),
         ("port: 465, tls: implicit", None, ""),
         ("source_address: 192.0.2.7, ip_family: ipv6", True, "192.0.2.7 is no address of ip_fami"),
-        ("hosts: ['[2001:db8::7]'], ip_family: ipv4", True, "2001:db8::7 is no address of ip_fam"),
+        ("hosts: ['[2001:db8::7]'], ip_family: ipv4", True, "hosts: 2001:db8::7 cannot be reached"),
+        (
+            "hosts: ['[IPv6:2001:db8::7]'], ip_family: ipv4",
+            True,
+            "cannot be reached with ip_family",
+        ),
+        ("hosts: 192.0.2.7, source_address: '2001:db8::7'", True, "reached with source_address: "),
         ("hosts: 192.0.2.7, source_address: 192.0.2.9, ip_family: ipv4", None, ""),
         # limits
         ("hosts: smtp.office365.com", False, "rate and max_connections missing, and office365.com"),
