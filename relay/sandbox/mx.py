@@ -207,6 +207,8 @@ class Connection:
     tls_version: str | None = None
     client_name: str | None = None
     """The common name of the client's certificate."""
+    resumed: bool = False
+    """Whether the client resumed an earlier TLS session."""
     tls_error: str = ""
     """Why the handshake failed, as this host reports it."""
     closed: bool = False
@@ -499,6 +501,7 @@ class ClientProtocol(asyncio.Protocol):
         self.transport = transport
         session = transport.get_extra_info("ssl_object")
         self.connection.tls_version = session.version()
+        self.connection.resumed = bool(session.session_reused)
         self.connection.client_name = _common_name(session.getpeercert())
 
     def write(self, data: bytes) -> None:

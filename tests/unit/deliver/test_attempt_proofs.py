@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from relay.deliver.tls import TlsSessions
 from relay.mail.outcome import Deferred, Delivered, VerifiedBy
-from relay.route.next_hop import NextHop
+from relay.route.next_hop import Auth, Credentials, NextHop
 from relay.route.security import OnTlsUnmet
 from relay.sandbox.certificates import Authority, Certificate, Kind
 from relay.sandbox.mx import MxServer, Script, StartTls
@@ -270,30 +270,31 @@ async def test_mail_waits_where_a_file_cannot_be_read_and_the_host_is_not_asked(
         ({"hello": "another.example"}, False),
     ],
 )
-@pytest.mark.parametrize("messages", [1, 100], ids=["sessions", "connections"])
-async def test_sessions_and_connections_are_shared_within_one_next_hop_alone(
-    rig, other, is_shared, messages, monkeypatch
-):
-    rig.limits = replace(rig.limits, messages=messages)
-    rig.contexts.sessions = TlsSessions()
+async def test_connections_and_sessions_are_shared_within_one_next_hop_alone(rig, other, is_shared):
     mx = await rig.mx(Script(resumes_tls=True), name=NAME)
-    reused: list[bool] = []
-    judge = type(rig.contexts.sessions).take
-
-    def take(this, key, *, now):
-        found = judge(this, key, now=now)
-        reused.append(found is not None)
-        return found
-
-    monkeypatch.setattr(TlsSessions, "take", take)
+    rig.contexts.sessions = TlsSessions()
     use(rig)
     await rig.send(entry(require=True))
     use(rig, **other)
     await rig.send(entry(require=True))
-    if messages == 1:
-        assert reused == [False, is_shared]
-    else:
-        assert len(mx.connections) == (1 if is_shared else 2)
+    assert len(mx.connections) == (1 if is_shared else 2)
+    assert not any(connection.resumed for connection in mx.connections)
+    for _ in range(2):  # no connection is kept any more
+        await rig.attempt._pool.close()
+        await rig.send(entry(require=True))
+    assert [connection.resumed for connection in mx.connections][-2:] == [True, True]
+
+
+async def test_login_of_another_next_hop_at_the_same_host_resumes_no_session(rig):
+    rig.limits = replace(rig.limits, messages=1)
+    rig.contexts.sessions = TlsSessions()
+    mx = await rig.mx(Script(offers=("AUTH PLAIN",), resumes_tls=True), name=NAME)
+    for user in ("one", "one", "two", "two"):
+        use(rig, auth=Auth(username=user))
+        login = Credentials(user, "secret")
+        rig.hosts[:] = [replace(host, credentials=login) for host in rig.hosts]
+        assert isinstance(await rig.send(entry()), Delivered)
+    assert [connection.resumed for connection in mx.connections] == [False, True, False, True]
 
 
 # --- how the relay connects ---------------------------------------------------------------------
