@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
-import yaml
 
 from relay.cli.common import (
     LazyGroup,
@@ -76,6 +75,8 @@ def show(ctx: click.Context, /, name: str, as_json: bool) -> None:
     NAME is a name from next_hops; for a next hop that stands in `routes` itself, the pattern it
     stands under. Secrets stand in files, and are not read.
     """
+    import yaml
+
     from relay.config.document import next_hop_as_document
     from relay.config.parts import routes_of
 

@@ -27,7 +27,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from functools import partial
 from itertools import groupby
@@ -68,7 +68,6 @@ from relay.deliver.tally import Tally
 from relay.deliver.tls import TlsContexts
 from relay.deliver.transaction import MOST_RECIPIENTS, prepare
 from relay.mail.outcome import Code, Deferred, Delivered, HopPolicy, HopSession, Outcome
-from relay.mail.record import record, replace
 from relay.mail.tls_session import TlsSession
 from relay.queue.entry import TLS_REPORT, Entry, QueuedRecipient
 from relay.queue.store import ClaimLost, SpoolError
@@ -177,15 +176,12 @@ class Attempt:
             sessions=self._session_log(entry, sessions),
         )
         job = await job_of(entry, content, self._signer, partial(self._may_begin, entry))
-        self._pool.in_use += 1
-        try:
+        with self._pool.using_one():
             may_go_on = await self._try_route(asked, needed, job, tally)
             if may_go_on and tally.is_unmet_by_policy:
                 outcomes = await self._under_newer_policy(entry, asked, needed, job, tally)
             else:
                 outcomes = tally.outcomes()
-        finally:
-            self._pool.in_use -= 1
         tally.sessions.end()
         return outcomes
 
@@ -434,7 +430,7 @@ class Attempt:
             except BaseException:
                 connection.abort()
                 raise
-            if handing_over.has_delivered and conditions.past is not NO_PAST:
+            if handing_over.has_delivered:
                 hop = connection.hop
                 is_old = is_below(hop.tls_version, self._security)
                 conditions.past.learn(shown_by(hop), is_old=is_old)
@@ -637,7 +633,7 @@ class _Turn:
     has_more: bool = False
 
 
-@record(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class _Conditions:
     """What holds at one host for one message: what the recipient's domain asks of the host
     (`floor`), what the host has shown before (`past`), and what it needs to prove for both and for
@@ -691,8 +687,7 @@ class _HandOver:
         from another message or had carried a transaction; or the host took messages over this
         connection and takes no more; or the connection may carry no more.
         """
-        if self._past is not NO_PAST:
-            await self._raise_alarm()
+        await self._raise_alarm()
         recipients = list(recipients)
         waiting = recipients
         while waiting and self._can_carry_more():
@@ -700,20 +695,15 @@ class _HandOver:
             has_delivered = self._connection.has_delivered
             answers = await self._transact(batch)
             replies = answers.values()
-            self.was_turned_away = False
-            if not all(reply.is_positive for reply in replies):
-                began_none = all(map(_never_began, replies))
-                if began_none and (is_kept or waiting != recipients):
-                    return [recipient for recipient in waiting if self._tally.is_pending(recipient)]
-                if has_delivered and (ended := _refused_by_an_old_connection(answers)):
-                    others = [recipient for recipient in batch if recipient.index not in ended]
-                    self._note(others, answers)
-                    return [recipient for recipient in waiting if self._tally.is_pending(recipient)]
-                self.was_turned_away = all(map(turns_away, replies))
+            if answers and all(map(_never_began, replies)) and (is_kept or waiting != recipients):
+                return [recipient for recipient in waiting if self._tally.is_pending(recipient)]
+            if has_delivered and (ended := _refused_by_an_old_connection(answers)):
+                others = [recipient for recipient in batch if recipient.index not in ended]
+                self._note(others, answers)
+                return [recipient for recipient in waiting if self._tally.is_pending(recipient)]
             is_kept = False
+            self.was_turned_away = bool(answers) and all(map(turns_away, replies))
             waiting = self._note(batch, answers) + after
-        if not waiting:
-            return ()
         if len(waiting) < len(recipients) and not self._connection.was_cancelled:
             return waiting
         self._note_untried(waiting)
@@ -759,22 +749,20 @@ class _HandOver:
         self, batch: Sequence[QueuedRecipient], answers: dict[int, Answer]
     ) -> list[QueuedRecipient]:
         """Tally the answers. Returns the recipients to send RCPT for again, fewer at a time."""
-        refused = {index for index, answer in answers.items() if too_many_recipients(answer)}
-        may_ask_again = len(refused) < len(answers)
-        session = self._session()
+        some_had_other_replies = any(not too_many_recipients(answer) for answer in answers.values())
         again = []
         for recipient in batch:
             answer = answers.get(recipient.index)
             if answer is None:
                 continue
-            if may_ask_again and recipient.index in refused:
+            if some_had_other_replies and too_many_recipients(answer):
                 again.append(recipient)
             else:
-                self._tally_one(recipient.index, answer, session)
+                self._tally_one(recipient.index, answer)
         return again
 
-    def _tally_one(self, index: int, answer: Answer, session: HopSession) -> None:
-        host = self._host
+    def _tally_one(self, index: int, answer: Answer) -> None:
+        host, session = self._host, self._session()
         if not session.tls and demands_tls(answer):
             self._tally.go_on(host, index, _tls_demanded(answer, host, session))
             return
@@ -791,9 +779,9 @@ class _HandOver:
         error = (
             "we were told to stop" if cancelled else "the session was over before this recipient"
         )
-        answer, session = Answer(Stage.MAIL, None, error, ours=cancelled), self._session()
+        answer = Answer(Stage.MAIL, None, error, ours=cancelled)
         for recipient in waiting:
-            self._tally_one(recipient.index, answer, session)
+            self._tally_one(recipient.index, answer)
 
     def _session(self) -> HopSession:
         return replace(

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -269,7 +268,7 @@ class Connection:
         while reply.code == 334 and not exchange.is_cancelled:
             reply = await self._command(exchange.after(reply), Stage.AUTH)
         if not exchange.refusal:
-            return reply
+            return self._masked(reply)
         words = printable(self._without_secrets(exchange.refusal))
         return replace(reply, text=f"{reply.text} ({words})")
 
@@ -326,22 +325,21 @@ class Connection:
     ) -> None:
         if self._needs_rset:
             await self._forget_the_last()
-        if self.offers.pipelining:
-            self._say([transaction.mail, *transaction.rcpts.values(), b"DATA"], Stage.MAIL)
-        mail = Answer(Stage.MAIL, await self._exchange(transaction.mail, Stage.MAIL))
+        exchange = self._exchange(transaction)
+        mail = Answer(Stage.MAIL, await exchange(transaction.mail, Stage.MAIL))
         self._needs_rset = mail.is_positive
         if not mail.is_positive:
             answers.update(dict.fromkeys(transaction.rcpts, mail))
             if not self.offers.pipelining:
                 return
         for index, line in transaction.rcpts.items():
-            reply = await self._exchange(line, Stage.RCPT)
+            reply = await exchange(line, Stage.RCPT)
             if mail.is_positive:
                 answers[index] = Answer(Stage.RCPT, reply)
         accepted = [index for index, answer in answers.items() if answer.is_positive]
         if not accepted and not self.offers.pipelining:
             return
-        data = await self._exchange(b"DATA", Stage.DATA)
+        data = await exchange(b"DATA", Stage.DATA)
         if data.code == 354:
             sending = self._send(content, may_go_on) if accepted else self._send_nothing()
             last = await sending
@@ -352,16 +350,19 @@ class Connection:
         if last.reply is not None and last.reply.code == 421:
             self.abort()
 
-    async def _exchange(self, line: bytes, stage: Stage) -> Reply:
-        """The reply to a command of the transaction. With PIPELINING it is sent already (RFC 2920
-        §3.1).
-        """
+    def _exchange(self, transaction: Transaction) -> Callable[[bytes, Stage], Awaitable[Reply]]:
+        """A function that returns the reply to a command, pipelined or not (RFC 2920 §3.1)."""
         if not self.offers.pipelining:
-            self._say([line], stage)
-        reply = self._taken()
-        if reply is None:
-            reply = await self._hear(stage, self._seconds.command)
-        return self._hold(reply, stage)
+            return self._say_and_hear
+        self._say([transaction.mail, *transaction.rcpts.values(), b"DATA"], Stage.MAIL)
+        return self._only_hear
+
+    async def _say_and_hear(self, line: bytes, stage: Stage) -> Reply:
+        self._say([line], stage)
+        return await self._only_hear(line, stage)
+
+    async def _only_hear(self, _: bytes, stage: Stage) -> Reply:
+        return self._hold(await self._hear(stage, self._seconds.command), stage)
 
     async def _forget_the_last(self) -> None:
         """RSET after a transaction without content; without it the next MAIL would be refused."""
@@ -415,8 +416,7 @@ class Connection:
 
     def _early_answer(self) -> Answer:
         """The reply of a host before the final dot. It may take further octets for commands."""
-        reply = self._taken()
-        assert reply is not None
+        reply = self._masked(self._wire.take_reply())
         self.abort()
         if reply.code >= 400:
             return Answer(Stage.CONTENT, reply)
@@ -449,7 +449,7 @@ class Connection:
         """
         glance = min(_GLANCE, self._seconds.data_block)
         if await self._wait_through(glance):
-            return await self._heard_final_answer()
+            return Answer(Stage.FINAL_DOT, await self._hear(Stage.FINAL_DOT, 0.0))
         loop = asyncio.get_running_loop()
         moved, unread = loop.time(), self._wire.unacknowledged_bytes()
         while unread and not await self._wait_through(glance):
@@ -462,12 +462,7 @@ class Connection:
         seconds = self._seconds.final_reply
         if not await self._wait_through(seconds):
             self._lose(Stage.FINAL_DOT, SMTPReadTimeoutError(f"no answer within {seconds:g} s"))
-        return await self._heard_final_answer()
-
-    async def _heard_final_answer(self) -> Answer:
-        """The answer that has come, or the end of the connection."""
-        reply = self._taken() or await self._hear(Stage.FINAL_DOT, 0.0)
-        return Answer(Stage.FINAL_DOT, reply)
+        return Answer(Stage.FINAL_DOT, await self._hear(Stage.FINAL_DOT, 0.0))
 
     async def _wait_through(self, seconds: float) -> bool:
         """Wait for the answer to the final dot, cancelled or not.
@@ -475,10 +470,11 @@ class Connection:
         The host may have taken the message already, and only this reply says so. `was_cancelled`
         tells the caller that it was cancelled meanwhile.
         """
-        ends = time.monotonic() + seconds
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + seconds
         while True:
             try:
-                return await self._wire.wait(ends - time.monotonic())
+                return await self._wire.wait(ends - loop.time())
             except asyncio.CancelledError:
                 self.was_cancelled = True
                 task = asyncio.current_task()
@@ -498,14 +494,10 @@ class Connection:
 
     async def _hear(self, stage: Stage, seconds: float) -> Reply:
         try:
-            return self._masked(await self._wire.next_reply(seconds))
+            reply = await self._wire.next_reply(seconds)
+            return reply if reply.code == 334 else self._masked(reply)
         except LOST as error:
             self._lose(stage, error)
-
-    def _taken(self) -> Reply | None:
-        """The next reply, if it has come."""
-        reply = self._wire.take_reply()
-        return self._masked(reply) if reply is not None and self._secrets else reply
 
     def _masked(self, reply: Reply) -> Reply:
         """The reply without what it repeats of the login."""

@@ -33,7 +33,6 @@ from relay.mail.outcome import (
     HopSession,
     Outcome,
 )
-from relay.mail.record import record
 from relay.mail.reply import Reply, parse_reply
 from relay.route.next_hop import Host
 
@@ -74,7 +73,7 @@ class Stage(StrEnum):
     FINAL_DOT = "the final dot"
 
 
-@record(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Answer:
     """A host's reply at a stage, or its absence, with the text of the error.
 

@@ -7,9 +7,6 @@ for DATA (RFC 5321 §4.5.2), piece by piece.
 
 from __future__ import annotations
 
-import re
-from functools import lru_cache
-
 from relay.mail.reply import Reply, parse_reply
 
 __all__ = ["MAX_LINE_BYTES", "MAX_REPLY_BYTES", "DotStuffing", "Garbled", "ReplyReader"]
@@ -19,14 +16,6 @@ MAX_LINE_BYTES = 8 * 1024
 
 MAX_REPLY_BYTES = 32 * 1024
 """All lines of one reply."""
-
-
-_ONE_LINE = re.compile(rb"([1-5][0-9][0-9])(?: (.*))?", re.DOTALL)
-"""A complete reply, without its line end."""
-
-
-_LF_DOT = re.compile(rb"\n\.").search
-_CR_DOT = re.compile(rb"\r\.").search
 
 
 class Garbled(Exception):
@@ -61,13 +50,6 @@ class ReplyReader:
         """
         if self._garbled is not None:
             raise self._garbled
-        if not self._lines:
-            end = self.buffer.find(b"\n", 0, MAX_LINE_BYTES)
-            if end < 0 and len(self.buffer) <= MAX_LINE_BYTES:
-                return None
-            if end >= 0 and (reply := _on_one_line(bytes(self.buffer[:end]))) is not None:
-                del self.buffer[: end + 1]
-                return reply
         try:
             return self._take()
         except Garbled as garbled:
@@ -106,21 +88,11 @@ class ReplyReader:
         return line.rstrip(b" \t\r")
 
     def _finish(self) -> Reply:
-        reply = _reply(self._code, b"\n".join(self._lines))
+        # Bytes that are no UTF-8 are kept readable, and no lone surrogate reaches a log.
+        text = b"\n".join(self._lines).decode("utf-8", "backslashreplace")
+        reply = parse_reply(int(self._code), text)
         self._lines, self._code, self._bytes = [], b"", 0
         return reply
-
-
-@lru_cache(maxsize=256)  # a host says the same of most messages
-def _on_one_line(line: bytes) -> Reply | None:
-    """The reply that this line is; None where it is no reply, or the first line of several."""
-    match = _ONE_LINE.fullmatch(line.rstrip(b" \t\r"))
-    return _reply(match[1], match[2] or b"") if match is not None else None
-
-
-def _reply(code: bytes, text: bytes) -> Reply:
-    # Bytes that are no UTF-8 are kept readable, and no lone surrogate reaches a log.
-    return parse_reply(int(code), text.decode("utf-8", "backslashreplace"))
 
 
 def _shown(line: bytes) -> str:
@@ -143,9 +115,8 @@ class DotStuffing:
             return piece
         starts_with_dot = piece[:1] == b"." and self._last_two[-1:] in (b"\r", b"\n")
         self._last_two = (self._last_two + piece[-2:])[-2:]
-        # A search for one octet is much faster than for two, and encoded content has no dots. An
-        # expression looks for its first octet in that way; `replace` does not.
-        if b"." in piece and (_LF_DOT(piece) or _CR_DOT(piece)):
+        # A search for one octet is much faster than for two, and encoded content has no dots.
+        if b"." in piece:
             piece = piece.replace(b"\n.", b"\n..").replace(b"\r.", b"\r..")
         return b"." + piece if starts_with_dot else piece
 

@@ -48,10 +48,7 @@ class Paces:
 
     def is_suspended(self, domain: str) -> bool:
         """Whether a domain is not to be tried for now."""
-        pace = self._paces.get(domain)
-        if pace is None or pace.suspended_until is None:
-            return False
-        return pacing.is_suspended(pace, now=self._clock())
+        return pacing.is_suspended(self._of(domain), now=self._clock())
 
     def has_room(self, domain: str, *, is_crowded: bool) -> bool:
         """Whether one more attempt may begin."""
@@ -72,8 +69,7 @@ class Paces:
         self._paces[domain] = after = pacing.learned(
             before, outcomes, begun=begun, now=now, most=self._most, schedule=schedule
         )
-        if len(self._paces) > _MOST_DOMAINS:
-            self._forget_one()
+        self._forget_one()
         if after.silences > before.silences:
             logger.info("%s does not answer, no attempts until %s", domain, after.suspended_until)
         elif before.silences and not after.silences:
@@ -91,6 +87,7 @@ class Paces:
 
     def _forget_one(self) -> None:
         """Keep the table short; of the domains without an attempt the one longest unused goes."""
-        oldest = next((name for name, pace in self._paces.items() if not pace.in_flight), None)
-        if oldest is not None:
-            del self._paces[oldest]
+        if len(self._paces) > _MOST_DOMAINS:
+            oldest = next((name for name, pace in self._paces.items() if not pace.in_flight), None)
+            if oldest is not None:
+                del self._paces[oldest]

@@ -14,13 +14,13 @@ are taken, the connection that has idled for the longest time is closed.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
 from relay.deliver.connection import Connection
-from relay.mail.record import record
 from relay.route.next_hop import Credentials, Host, NextHop, TlsMode
 from relay.route.security import Requirement
 
@@ -37,7 +37,7 @@ class PoolLimits:
     connections: int = 200
 
 
-@record(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class PoolKey:
     """The facts that two messages must have in common to share a connection."""
 
@@ -74,26 +74,31 @@ def pool_key(host: Host, needed: Requirement) -> PoolKey:
 class _Idle:
     key: PoolKey
     connection: Connection
-    until: float
+    alarm: asyncio.TimerHandle | None = None
 
 
 class Pool:
-    """The idle connections. A connection in use belongs to its user; the pool only counts it.
-
-    `in_use`: counted from before a connection is there until it was given back.
-    """
+    """The idle connections. A connection in use belongs to its user; the pool only counts it."""
 
     def __init__(self, limits: PoolLimits | None = None) -> None:
         self._limits = limits or PoolLimits()
         self._idle: dict[PoolKey, deque[_Idle]] = {}
         self._order: dict[_Idle, None] = {}
-        self.in_use = 0
-        self._alarm: asyncio.TimerHandle | None = None
+        self._in_use = 0
         self._closed = False
 
     def __len__(self) -> int:
         """The number of idle connections."""
         return len(self._order)
+
+    @contextmanager
+    def using_one(self) -> Iterator[None]:
+        """Count a connection as in use, from before it is there until it was given back."""
+        self._in_use += 1
+        try:
+            yield
+        finally:
+            self._in_use -= 1
 
     def take(self, key: PoolKey) -> Connection | None:
         """A connection that seems to be open; the one that was used last comes first."""
@@ -113,12 +118,11 @@ class Pool:
         if self._closed or not usable or self._are_too_many:
             connection.quit()
             return
-        seconds = self._limits.idle.total_seconds()
-        idle = _Idle(key, connection, time.monotonic() + seconds)
+        loop = asyncio.get_running_loop()
+        idle = _Idle(key, connection)
+        idle.alarm = loop.call_later(self._limits.idle.total_seconds(), self._expire, idle)
         self._idle.setdefault(key, deque()).append(idle)
         self._order[idle] = None
-        if self._alarm is None:
-            self._alarm = asyncio.get_running_loop().call_later(seconds, self._expire_old)
 
     def kept_at(self, destination: str, address: str = "") -> int:
         """How many idle connections to a destination there are, or to one address of it."""
@@ -144,8 +148,6 @@ class Pool:
     async def close(self) -> None:
         """Send QUIT on all kept connections, and keep none from now on."""
         self._closed = True
-        if self._alarm is not None:
-            self._alarm.cancel()
         everyone = list(self._order)
         for idle in everyone:
             self._expire(idle)
@@ -156,30 +158,22 @@ class Pool:
 
     @property
     def _are_too_many(self) -> bool:
-        return len(self._order) + self.in_use > self._limits.connections
+        return len(self._order) + self._in_use > self._limits.connections
 
     def is_worn_out(self, connection: Connection) -> bool:
         """Whether a connection has carried as many messages as it may, or stood as long."""
         hop = connection.host.hop
         most = (hop and hop.max_messages_per_connection) or self._limits.messages
-        age = time.monotonic() - connection.opened_at
+        age = asyncio.get_running_loop().time() - connection.opened_at
         return connection.messages >= most or age >= self._limits.age.total_seconds()
-
-    def _expire_old(self) -> None:
-        """Close what has idled for long enough, the oldest first; look again when the next has."""
-        self._alarm, now = None, time.monotonic()
-        for idle in list(self._order):
-            if idle.until > now:
-                loop = asyncio.get_running_loop()
-                self._alarm = loop.call_later(idle.until - now, self._expire_old)
-                return
-            self._expire(idle)
 
     def _expire(self, idle: _Idle) -> None:
         self._remove(idle)
         idle.connection.quit()
 
     def _remove(self, idle: _Idle) -> None:
+        if idle.alarm is not None:
+            idle.alarm.cancel()
         waiting = self._idle[idle.key]
         waiting.remove(idle)
         del self._order[idle]

@@ -6,7 +6,7 @@ Of the library's `SMTPProtocol` these private parts are used, each with a test
     _buffer             emptied before a handshake: earlier octets are discarded (RFC 3207 §4.2)
     _over_ssl           refuses a second STARTTLS
     _paused, _drain_waiters, _drain_helper      flow control
-    _loop, transport
+    _loop, transport, is_connected
 """
 
 from __future__ import annotations
@@ -122,8 +122,6 @@ class ClientProtocol(SMTPProtocol):
         """How many expected replies are still to come. The greeting is one."""
         self._trouble: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._deadline = 0.0
-        self._timer: asyncio.TimerHandle | None = None
         self._leaving = False
         self.gone = asyncio.Event()
         self.refusal: Reply | None = None
@@ -131,12 +129,10 @@ class ClientProtocol(SMTPProtocol):
     @property
     def is_quiet(self) -> bool:
         """Whether it is connected and no unsolicited octets have come."""
-        transport = self.transport
         return (
             self._trouble is None
             and not self._leaving
-            and transport is not None
-            and not transport.is_closing()
+            and self.is_connected
             and self._reader.is_empty
         )
 
@@ -173,7 +169,6 @@ class ClientProtocol(SMTPProtocol):
         super().connection_lost(exc)
         text = f"the connection was lost ({error_text(exc)})" if exc else "the connection was lost"
         self._fail(SMTPServerDisconnected(text))
-        self._stop_timer()
         self.gone.set()
 
     def resume_writing_once(self) -> None:
@@ -184,8 +179,9 @@ class ClientProtocol(SMTPProtocol):
 
     def say(self, lines: Sequence[bytes]) -> None:
         """Send commands; as many replies are expected."""
-        if not is_clean(b"".join(lines)):
-            raise AssertionError("a command with a control character in it")
+        for line in lines:
+            if not is_clean(line):
+                raise AssertionError("a command with a control character in it")
         self._expected += len(lines)
         self.write(b"\r\n".join(lines) + b"\r\n")
 
@@ -203,64 +199,39 @@ class ClientProtocol(SMTPProtocol):
     def expect_reply(self) -> None:
         """One more reply is expected than commands were sent: to the content."""
         self._expected += 1
-        if self._buffer:
-            self._read()
+        self._read()
 
     async def next_reply(self, seconds: float) -> Reply:
         """The reply to the oldest open command. After a timeout the connection is unusable."""
         if not self._replies:
-            if self._buffer:
-                self._read()
+            self._read()
             if not self._replies and not await self.wait(seconds):
                 self._fail(SMTPReadTimeoutError(f"no answer within {seconds:g} s"))
-        reply = self.take_reply()
-        if reply is None:
+        if not self._replies:
             assert self._trouble is not None
             raise self._trouble
-        return reply
+        return self.take_reply()
 
     async def wait(self, seconds: float) -> bool:
         """Wait for a reply or the end of the connection; whether either came in time."""
         if self._replies or self._trouble is not None:
             return True
         self._waiter = self._loop.create_future()
-        self._deadline = self._loop.time() + seconds
-        if self._timer is None or self._timer.when() > self._deadline:
-            self._wake_at_deadline()
+        alarm = self._loop.call_later(seconds, _wake, self._waiter)
         try:
             await self._waiter
         finally:
+            alarm.cancel()
             self._waiter = None
         return bool(self._replies) or self._trouble is not None
-
-    def _wake_at_deadline(self) -> None:
-        self._stop_timer()
-        self._timer = self._loop.call_at(self._deadline, self._look_at_deadline)
-
-    def _look_at_deadline(self) -> None:
-        """Wake what waits if its time is over: a timer that has begun serves later waits, too."""
-        self._timer = None
-        if self._waiter is None:
-            return
-        if self._loop.time() >= self._deadline:
-            _wake(self._waiter)
-        else:
-            self._wake_at_deadline()
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
 
     @property
     def has_reply(self) -> bool:
         """Whether a reply is there to be taken."""
         return bool(self._replies)
 
-    def take_reply(self) -> Reply | None:
-        """The reply to the oldest open command, if it has come."""
-        if not self._replies:
-            return None
+    def take_reply(self) -> Reply:
+        """The reply to the oldest open command, which has already come."""
         self._expected -= 1
         return self._replies.popleft()
 
@@ -359,11 +330,10 @@ class ClientProtocol(SMTPProtocol):
                 if reply is None:
                     return
                 self._replies.append(reply)
+                if self._waiter is not None:
+                    _wake(self._waiter)
         except Garbled as garbled:
             self._fail(garbled)
-        finally:
-            if self._replies and self._waiter is not None:
-                _wake(self._waiter)
 
     def _fail(self, trouble: Exception) -> None:
         """Read no more replies. The first error is the one to report."""

@@ -19,6 +19,7 @@ from base64 import b64decode, b64encode
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 
 from relay.mail.masked import Secrets
 from relay.mail.reply import Reply
@@ -124,13 +125,16 @@ def begin(mechanism: Mechanism, credentials: Credentials, *, host: str, port: in
 
 def secrets_of(credentials: Credentials, *, host: str, port: int) -> Secrets:
     """What a host could repeat of a login and nobody may see."""
-    user, blobs = credentials.username, []
-    if credentials.password is not None:
-        blobs.append(_plain(user, credentials.password))
-    if credentials.token is not None:
-        blobs.append(_xoauth2(user, credentials.token))
-        blobs.append(_oauthbearer(user, credentials.token, host, port))
-    return Secrets((credentials.password or "", credentials.token or ""), blobs)
+    user, password, token = credentials.username, credentials.password, credentials.token
+    return _secrets_of(user, password or "", token or "", host, port)
+
+
+@lru_cache(maxsize=8)  # all connections with one token share its mask, which is large
+def _secrets_of(user: str, password: str, token: str, host: str, port: int) -> Secrets:
+    blobs = [_plain(user, password)] if password else []
+    if token:
+        blobs += _xoauth2(user, token), _oauthbearer(user, token, host, port)
+    return Secrets((password, token), blobs)
 
 
 def _plain(user: str, password: str) -> bytes:

@@ -291,9 +291,12 @@ def _read_secrets(source: TokenSource, unsaved: str) -> TokenSecrets:
     if source.client_secret_file is not None:
         secret = read_line(source.client_secret_file)
     if source.grant is Grant.REFRESH_TOKEN and source.refresh_token_file is not None:
-        refresh = unsaved or read_line(source.refresh_token_file)
+        path = source.refresh_token_file
+        if not unsaved and stamp_of(path) is None:
+            raise SecretFileError(f"{path}: no token yet; run `relay login {source.name}`")
+        refresh = unsaved or read_line(path)
         if not unsaved:
-            reserve(source.refresh_token_file)
+            reserve(path)
     if source.grant is Grant.SERVICE_ACCOUNT and source.key_file is not None:
         try:
             key = ServiceKey.parse(read_text(source.key_file))

@@ -18,11 +18,9 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 from relay.deliver.diagnosis import CannotBeSent
 from relay.mail.address import AddressError, domain_of
-from relay.mail.record import record
 from relay.queue.entry import QueuedMessage, QueuedRecipient
 
 __all__ = [
@@ -83,7 +81,7 @@ class Extensions:
 NO_EXTENSIONS = Extensions()
 
 
-@record(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Transaction:
     """The lines of one transaction. `rcpts`: by the recipient's index. `utf8`: said with SMTPUTF8,
     `requiretls` with REQUIRETLS.
@@ -169,7 +167,6 @@ def _recipient_problem(recipient: QueuedRecipient, offers: Extensions) -> Cannot
     return None
 
 
-@lru_cache(maxsize=4096)
 def _is_safe_path(address: str) -> bool:
     """Whether every reader takes `<address>` for one path. A second guard after the listener's."""
     path = address.encode("utf-8", "surrogateescape")

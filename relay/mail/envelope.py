@@ -13,8 +13,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from relay.mail.record import record
-
 __all__ = ["Body", "Envelope", "Notify", "Recipient", "Ret"]
 
 
@@ -41,7 +39,7 @@ class Ret(StrEnum):
     HDRS = "HDRS"
 
 
-@record(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Recipient:
     """One forward-path of a transaction.
 

@@ -9,12 +9,10 @@ is not kept with the event.
 
 from __future__ import annotations
 
-from dataclasses import field
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import NamedTuple
-
-from relay.mail.record import record
 
 __all__ = ["Counted", "Event", "Protection", "Result"]
 
@@ -57,7 +55,7 @@ class Counted(NamedTuple):
     exception: str = ""
 
 
-@record(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Event:
     """One line of the delivery log. `name` is accepted | delivered | failed."""
 

@@ -18,19 +18,20 @@ _LEAST = 8
 """So many characters in common with a secret are hidden. Of a shorter secret, all of it is."""
 _SHORTEST = 3
 """A shorter secret is not looked for: every text would contain it."""
-_BETWEEN = "\n"
-"""Stands between two secrets. It is in none, so no common part spans two of them."""
 
 
 class Secrets:
     """What must not be shown. `blobs`: octets that contain a secret and are sent in base64."""
 
-    __slots__ = ("_all", "_short")
+    __slots__ = ("_parts", "_short")
 
     def __init__(self, secrets: Iterable[str], blobs: Iterable[bytes] = ()) -> None:
         forms = {form for secret in secrets if secret for form in _forms(secret)}
         forms.update(b64encode(blob).decode() for blob in blobs)
-        self._all = _BETWEEN.join(sorted(form for form in forms if len(form) >= _LEAST))
+        # A set, since every reply of a host is looked through: that takes microseconds.
+        self._parts = frozenset(
+            form[at : at + _LEAST] for form in forms for at in range(len(form) - _LEAST + 1)
+        )
         self._short = sorted(
             (form for form in forms if _SHORTEST <= len(form) < _LEAST), key=len, reverse=True
         )
@@ -42,29 +43,25 @@ class Secrets:
         """The text without what it has in common with a secret."""
         for form in self._short:
             text = text.replace(form, MASK)
-        if len(text) < _LEAST or not self._all:
-            return text
-        return self._without_parts(text)
+        return self._without_parts(text) if self._parts else text
 
     def _without_parts(self, text: str) -> str:
         kept: list[str] = []
         at = shown = 0
         while at <= len(text) - _LEAST:
-            if not self._has(text[at : at + _LEAST]):
+            if text[at : at + _LEAST] not in self._parts:
                 at += 1
                 continue
             kept += text[shown:at], MASK
             shown = at + _LEAST
-            while shown < len(text) and self._has(text[shown - _LEAST + 1 : shown + 1]):
+            while text[shown - _LEAST + 1 : shown + 1] in self._parts:
                 shown += 1
             at = shown
         return "".join(kept) + text[shown:]
 
-    def _has(self, part: str) -> bool:
-        return part in self._all and _BETWEEN not in part
-
 
 def _forms(secret: str) -> list[str]:
-    """How a secret may be written by who repeats it."""
+    """How a secret may be written by who repeats it. In base64 it depends on what stands before."""
     octets = secret.encode("utf-8", "surrogateescape")
-    return [secret, quote(octets, safe=""), quote(octets), b64encode(octets).decode()]
+    encoded = [b64encode(b"\0" * shift + octets).decode() for shift in range(3)]
+    return [secret, quote(octets, safe=""), quote(octets), *encoded]

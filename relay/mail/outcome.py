@@ -13,7 +13,6 @@ from datetime import datetime
 from enum import StrEnum
 
 from relay.mail.memory import DowngradeAlarm
-from relay.mail.record import record
 
 __all__ = [
     "NO_POLICY",
@@ -117,7 +116,7 @@ class Waived(StrEnum):
     """The message says so (TLS-Required: No, RFC 8689 §3)."""
 
 
-@record(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class HopPolicy:
     """What the policy of the recipient's domain required of a host, and the result.
 
@@ -159,7 +158,7 @@ class HopLogin:
     user: str
 
 
-@record(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class HopSession:
     """The SMTP session with a mail host that decided an outcome.
 
@@ -205,7 +204,7 @@ class NamedBy(StrEnum):
     """The domain is an address literal."""
 
 
-@record(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Routing:
     """Where an attempt could go. `hosts`: one line each, in the order in which they are tried.
     `is_authentic`: a signed answer named them, which the resolver validated, or the operator did.
@@ -229,7 +228,7 @@ class Code:
     NO_CONNECTION = 680
 
 
-@record(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class _Result:
     """`code`: the reply code that decided, or one of `Code`. `status`: enhanced (RFC 3463).
     `message`: the peer's text, unchanged. `description`: the relay's sentence for a person.
@@ -250,7 +249,7 @@ class _Result:
     routing: Routing | None = None
 
 
-@record(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Delivered(_Result):
     """The next hop took responsibility (RFC 5321 §4.2.5).
 
@@ -263,7 +262,7 @@ class Delivered(_Result):
         _require_class(self.status, "2")
 
 
-@record(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Deferred(_Result):
     """The relay will try again. `tls_unmet`: no host could give the TLS that is required.
 
@@ -277,7 +276,7 @@ class Deferred(_Result):
         _require_class(self.status, "4")
 
 
-@record(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Bounced(_Result):
     """The relay will not try again, and reports to the sender."""
 

@@ -11,10 +11,9 @@ hop does not need to know whether the relay checks its certificate.
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from relay.mail.header import unfold
-from relay.mail.record import record
 from relay.mail.section import FoundField, HeaderSection, lines_like_fields
 
 __all__ = [
@@ -47,7 +46,7 @@ _FOLDED = re.compile(
 _SHOWN_OCTETS = 60
 
 
-@record(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Wishes:
     """What a message asks for, in header fields or in options of the HTTP interface.
 
@@ -127,8 +126,6 @@ def refuse_fields_in_body(lines: bytes) -> None:
     text. A line that asks for more security, or that is not understood, makes the relay refuse the
     message.
     """
-    if not lines:
-        return
     for seen in lines_like_fields(lines):
         if seen.value is None or seen.meant not in _WEAKENED_BY[yes_or_no(seen.value)]:
             line = lines.split(b"\r\n", seen.number + 1)[seen.number]

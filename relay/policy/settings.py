@@ -7,10 +7,8 @@ with the message for each recipient. After that it can only become stricter.
 
 from __future__ import annotations
 
-from dataclasses import field
+from dataclasses import dataclass
 from enum import StrEnum
-
-from relay.mail.record import record
 
 __all__ = ["FloorUse", "MemoryAction", "Setting", "Source", "TlsSettings"]
 
@@ -49,7 +47,7 @@ class MemoryAction(StrEnum):
     """An alarm, and the mail waits for a day."""
 
 
-@record(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Setting:
     """A value and its source. `rule`: the name of the rule that gave it, "" without a rule."""
 
@@ -58,17 +56,9 @@ class Setting:
     rule: str = ""
 
 
-@record(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class TlsSettings:
     """Both settings of one message for one recipient domain."""
 
     require_tls: Setting
     skip_verification: Setting
-    _hash: int = field(init=False, repr=False, compare=False)
-    """The hash, computed once: texts and rows are kept by settings, which are few."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_hash", hash((self.require_tls, self.skip_verification)))
-
-    def __hash__(self) -> int:
-        return self._hash

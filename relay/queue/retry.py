@@ -27,8 +27,6 @@ import zlib
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from relay.mail.record import record
-
 __all__ = [
     "SETTLING",
     "ClockWatch",
@@ -186,7 +184,7 @@ def latest_due(schedule: RetrySchedule, *, now: datetime) -> datetime:
     return now + max(schedule.waits) * _SLACK
 
 
-@record(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class ClockWatch:
     """One look at both clocks, and since when the wall clock has kept pace with the other."""
 

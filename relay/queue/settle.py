@@ -28,15 +28,14 @@ not, before it was reported is not reported any more (RFC 3461 §4.1).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import assert_never
 
 from relay.mail.envelope import Notify
 from relay.mail.outcome import Bounced, Code, Deferred, Delivered, Outcome
-from relay.mail.record import record
 from relay.policy.settings import TlsSettings
 from relay.queue.entry import Entry, LastAttempt, QueuedMessage, QueuedRecipient, State
 from relay.queue.retry import RetrySchedule, age_of, next_attempt, next_notification
@@ -68,7 +67,7 @@ class ReportKind(StrEnum):
     """Handed to a host that will not report success itself (RFC 3461 §5.2.2)."""
 
 
-@record(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Change:
     """A recipient as the attempt leaves it.
 
@@ -86,7 +85,7 @@ class Change:
     reason: str = "generic"
 
 
-@record(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Report:
     """A DSN for the sender: its kind and the recipients it is about.
 
@@ -113,7 +112,7 @@ class Report:
         )
 
 
-@record(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Settlement:
     """All that an attempt changes.
 
@@ -188,11 +187,9 @@ def _schedule_of(message: QueuedMessage, schedule: RetrySchedule) -> RetrySchedu
 
 
 def reports_about(
-    message: QueuedMessage, changes: Sequence[Change], *, schedule: RetrySchedule, now: datetime
+    message: QueuedMessage, changes: Iterable[Change], *, schedule: RetrySchedule, now: datetime
 ) -> tuple[Report, ...]:
     """The reports about some recipients: one of each kind at most, whatever their domains."""
-    if not changes:
-        return ()
     by_kind: dict[ReportKind, list[Change]] = {kind: [] for kind in ReportKind}
     for change in changes:
         by_kind[_kind_of(change.recipient.state)].append(change)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from relay.mail.record import record
 from relay.receive.access import User
 from relay.receive.session import TlsFacts
 from relay.submit.message import Refusal
@@ -21,7 +20,7 @@ __all__ = [
     "Incoming",
     "Log",
     "Note",
-    "StagePiece",
+    "Stage",
     "StartTls",
     "Waiting",
     "text_of",
@@ -83,14 +82,14 @@ class CheckPassword:
     password: bytes
 
 
-@record(frozen=True, slots=True)
-class StagePiece:
+@dataclass(frozen=True, slots=True)
+class Stage:
     """Give the store a piece of a message. There is no result."""
 
     intake: Incoming
 
 
-@record(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Finish:
     """The message is complete, or refused before its end: no more octets of it are read.
 
@@ -101,7 +100,7 @@ class Finish:
     intake: Incoming
 
 
-Waiting = StartTls | CheckPassword | StagePiece | Finish
+Waiting = StartTls | CheckPassword | Stage | Finish
 Action = bytes | Note | Log | Abandon | Close | Waiting
 """Octets are a reply."""
 ActionResult = TlsFacts | User | Verdict | Refusal | None

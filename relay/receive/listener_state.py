@@ -1,4 +1,4 @@
-"""A listener as its connections see it: what they share, and which of them are open.
+"""A listener as its connections see it: what they share, and who is inside.
 
 A listener's state outlives its connections. A task that a connection began belongs to it, so
 that a commit is finished for a client that has gone.
@@ -41,8 +41,7 @@ class ListenerState:
     def __init__(
         self, spec: ListenerSpec, reception: Reception, tls: ServerTls | None, passwords: Secrets
     ) -> None:
-        self._loop = asyncio.get_running_loop()
-        self.smtp_state = vars(SMTP(None, loop=self._loop, hostname="", timeout=0))
+        self.smtp_state = vars(SMTP(None, loop=asyncio.get_running_loop(), hostname="", timeout=0))
         """The state with which every aiosmtpd session begins."""
         self.spec = spec
         self.reception = reception
@@ -85,7 +84,7 @@ class ListenerState:
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Start a task that goes on although the connection may end."""
-        task = self._loop.create_task(work)
+        task = asyncio.get_running_loop().create_task(work)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
         return task

@@ -34,7 +34,7 @@ from relay.receive.actions import (
     Incoming,
     Log,
     Note,
-    StagePiece,
+    Stage,
     StartTls,
     Waiting,
     text_of,
@@ -169,7 +169,7 @@ class ServerProtocol:
             case CheckPassword():
                 assert isinstance(result, User | Verdict)
                 self._password_checked(result)
-            case StagePiece():
+            case Stage():
                 assert self._message is not None
                 self._handle_content(self._message)
         return self._run()
@@ -177,8 +177,7 @@ class ServerProtocol:
     def stop(self) -> list[Action]:
         """The client is gone, or is sent away. An action that is waited for is still resumed."""
         self._over()
-        actions, self._actions = self._actions, []
-        return actions
+        return self._take_actions()
 
     def give_up(self) -> list[Action]:
         """The action that the machine waited for has failed: the session is over."""
@@ -196,9 +195,9 @@ class ServerProtocol:
         """Handle all that is complete in the input."""
         self.has_progressed = False
         while self._waiting is None and not self.is_over:
-            if self._position == len(self._input):
-                break
             if self.is_reading_content:
+                if self._position == len(self._input):
+                    break
                 self._read_content()
             else:
                 line = self._next_line()
@@ -208,6 +207,9 @@ class ServerProtocol:
             self.has_progressed = True
         self._input = self._input[self._position :] if self._position < len(self._input) else b""
         self._position = 0
+        return self._take_actions()
+
+    def _take_actions(self) -> list[Action]:
         actions, self._actions = self._actions, []
         return actions
 
@@ -483,7 +485,7 @@ class ServerProtocol:
         match message.next_step():
             case bytes(reply):
                 self._actions.append(reply)
-            case Finish() | StagePiece() as action:
+            case Finish() | Stage() as action:
                 self._wait_for(action)
 
     def _message_finished(self, message: MessageInput, refusal: Refusal | None) -> None:

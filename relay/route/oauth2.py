@@ -237,6 +237,8 @@ def token_request(source: TokenSource, secrets: TokenSecrets, *, now: datetime) 
             if secrets.key is None:
                 raise ValueError("key_file is missing")
             url = url or secrets.key.token_url
+            if not url.startswith("https://"):
+                raise ValueError("the token_uri of key_file does not begin with https://")
             statement = _statement(source, secrets.key, url, now)
             return _post(url, {"grant_type": _JWT_GRANT, "assertion": statement}, (statement,))
     fields["scope"] = source.scope
@@ -443,7 +445,7 @@ def _retry_after(answer: HttpAnswer, now: datetime) -> timedelta | None:
 def _http_date(text: str) -> datetime | None:
     try:
         found = parsedate_to_datetime(text) if text else None
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return found if found is not None and found.tzinfo is not None else None
 

@@ -5,7 +5,8 @@ A name that begins with `$CREDENTIALS_DIRECTORY` is a file that systemd gives to
 
 A refresh token that its server replaced is written with `replace_secret`: into a file beside it,
 synced, renamed over it. `reserve` makes that file before the server is asked, so that a full disk
-or a directory that cannot be written is found while the old token still counts.
+or a directory that cannot be written is found while the old token still counts; it stays for the
+next time.
 """
 
 from __future__ import annotations

@@ -52,7 +52,6 @@ from relay.mail.outcome import (
     PolicyType,
     Waived,
 )
-from relay.mail.record import record
 from relay.mail.tls_session import JudgedBy
 from relay.policy.settings import TlsSettings
 from relay.route.floor import NO_DANE, NO_STS, DaneFloor, DaneState, StsFloor
@@ -176,7 +175,7 @@ class HostFloor:
     told: str = ""
 
 
-@record(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Requirement:
     """What a session has to prove before a message may go over it.
 

@@ -172,6 +172,9 @@ def certificate_facts(
 
 def _attempt(line: JsonFields, status: JsonFields, at: datetime) -> Pairs:
     pairs = _host(status, at)
+    if login := status.get("auth"):
+        user = f" as {login['user']}" if login["user"] else ""
+        pairs.append(("Login", f"{login['mechanism']}{user}"))
     if downgrade := status.get("downgrade"):
         pairs.append(("Downgrade", f"from {downgrade['from']}: {downgrade['error']}"))
     pairs += _policy(status)

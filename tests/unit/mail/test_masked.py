@@ -22,13 +22,22 @@ _WORDS = st.text(st.characters(codec="ascii", exclude_characters="\n"), min_size
         quote(SECRET, safe=""),
         b64encode(SECRET.encode()).decode(),
         b64encode(f"user=a\x01auth=Bearer {SECRET}\x01\x01".encode()).decode(),
+        b64encode(SECRET[:33].encode()).decode(),
     ],
-    ids=["whole", "beginning", "eight-characters", "percent", "base64", "xoauth2"],
+    ids=["whole", "beginning", "eight-characters", "percent", "base64", "xoauth2", "part"],
 )
 def test_no_form_of_a_secret_stays_in_a_text(said: str) -> None:
     blob = f"user=a\x01auth=Bearer {SECRET}\x01\x01".encode()
     secrets = Secrets([SECRET], [blob])
     assert secrets.masked(f"535 token <{said}> refused") == f"535 token <{MASK}> refused"
+
+
+@pytest.mark.parametrize("before", ["", "a", "ab", "abc", '{"token":"'])
+def test_secret_in_base64_is_found_whatever_stands_before_it(before: str) -> None:
+    said = b64encode(f"{before}{SECRET}".encode()).decode()
+    masked = Secrets([SECRET]).masked(said)
+    assert MASK in masked
+    assert len(masked) < len(before) * 2 + 14
 
 
 def test_text_without_a_secret_stays_as_it_is() -> None:

@@ -15,6 +15,8 @@ from cryptography.hazmat.primitives.serialization import (
     NoEncryption,
     PrivateFormat,
 )
+from hypothesis import given
+from hypothesis import strategies as st
 
 from relay.mail.masked import Secrets
 from relay.route.next_hop import Grant, TokenSource
@@ -136,6 +138,12 @@ def test_service_account_signs_who_asks_for_whom() -> None:
         padding.PKCS1v15(),
         hashes.SHA256(),
     )
+
+
+def test_statement_is_not_sent_in_clear() -> None:
+    key = ServiceKey.parse(key_file(token_uri="http://google.example/token"))
+    with pytest.raises(ValueError, match="does not begin with https://"):
+        token_request(SERVICE, TokenSecrets(key=key), now=NOW)
 
 
 def test_token_url_of_the_configuration_comes_before_that_of_the_key_file() -> None:
@@ -289,6 +297,35 @@ def test_words_of_the_server_are_made_safe_and_cut() -> None:
     assert isinstance(found, Refused)
     assert found.reason.isprintable()
     assert len(found.reason) < 800
+
+
+@given(
+    status=st.integers(100, 599),
+    body=st.one_of(
+        st.binary(max_size=200),
+        st.dictionaries(
+            st.sampled_from(
+                ["access_token", "token_type", "expires_in", "refresh_token", "error", "user_code"]
+            ),
+            st.one_of(st.none(), st.text(), st.integers(), st.floats(), st.lists(st.text())),
+        ).map(lambda said: json.dumps(said).encode()),
+    ),
+    retry_after=st.one_of(st.text(max_size=40), st.just("Sat, 28 Nov 2026 12:02:00 +99999999999")),
+    date=st.text(max_size=40),
+)
+def test_no_answer_of_a_server_breaks_the_reader(
+    status: int, body: bytes, retry_after: str, date: str
+) -> None:
+    one = HttpAnswer(status, body, retry_after, date)
+    for source in (CLIENT, OWN, SERVICE):
+        found = read(one, source)
+        if isinstance(found, Granted):
+            assert timedelta(0) < found.life <= timedelta(days=30)
+        else:
+            assert found.reason.isprintable()
+            pause_after(None, found, now=0.0)
+    read_device_answer(one, REQUEST)
+    poll(one)
 
 
 # --- when to ask again ----------------------------------------------------------------------------
