@@ -11,7 +11,6 @@ next time.
 
 from __future__ import annotations
 
-import asyncio
 import fcntl
 import os
 from collections.abc import AsyncIterator, Iterator
@@ -88,6 +87,8 @@ async def locked(path: str, *, seconds: float) -> AsyncIterator[None]:
     """Hold the lock of a file, against other processes; TimeoutError where one of them holds it for
     longer. The lock ends with its process, however that ends.
     """
+    import asyncio  # 30 ms, which a command that only looks at the files does not need
+
     with _errors(path):
         whole = place_of(path)
         fd = os.open(whole.with_name(f".{whole.name}.lock"), _FLAGS, _MODE)
