@@ -97,13 +97,9 @@ async def test_second_host_takes_over_in_the_same_attempt_however_the_first_is_d
         assert first.messages == [], manner
         # Three messages at once may meet the host before its death is noted.
         assert len(first.connections) <= 3
-        dead = told(sandbox.relay, f"next hop {manner}: {first.name} ")
+        port = sandbox.delivery_port
+        dead = told(sandbox.relay, f"next hop {manner}: {first.name} port {port} is dead, ")
         assert len(dead) == 1, dead
-        assert " is dead, " in dead[0]
-    connections = {manner: len(first.connections) for manner, (first, _) in hosts.items()}
-    for manner in FIRST:
-        await event_of(sandbox, await sandbox.submit("a@s.example", f"c@to-{manner}.example"))
-    assert connections == {manner: len(first.connections) for manner, (first, _) in hosts.items()}
 
 
 async def test_host_that_is_back_has_mail_within_a_minute(sandbox):
