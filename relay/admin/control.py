@@ -45,6 +45,7 @@ from relay.admin.requests import (
 )
 from relay.admin.tls_reports import Reports, tls_report_answer
 from relay.queue.api_state import ApiState, DomainSettings
+from relay.queue.nodes import differing_policies
 from relay.queue.store import EventFilter
 from relay.queue.verbs import VERBS
 from relay.route.mta_sts import policy_domain
@@ -73,6 +74,8 @@ class Control:
         match verb:
             case "list":
                 answers = self._list(request)
+            case "nodes":
+                answers = self._nodes()
             case "show":
                 answers = self._show(request)
             case "log":
@@ -106,6 +109,12 @@ class Control:
             # In a thread, so that mail does not wait for a large page.
             yield {"items": await asyncio.to_thread(operations.page_as_json, page)}
         yield {"done": {"count": count}}
+
+    async def _nodes(self) -> AnswerLines:
+        """The nodes that share the queue. "differing": those that decide by other policies."""
+        nodes = await self.operator.view.nodes()
+        yield {"items": [operations.node_as_json(node) for node in nodes]}
+        yield {"done": {"differing": differing_policies(nodes)}}
 
     async def _show(self, request: Mapping[str, object]) -> AnswerLines:
         queue_id = text_in(request, "id")

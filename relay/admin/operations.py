@@ -20,6 +20,7 @@ from typing import Protocol, TypeVar
 
 from relay.mail.jsontext import JsonObject
 from relay.queue.entry import QueuedRecipient, State
+from relay.queue.nodes import Node
 from relay.queue.rows import micros
 from relay.queue.store import (
     EventFilter,
@@ -50,6 +51,7 @@ __all__ = [
     "listed",
     "message_state",
     "no_route_as_json",
+    "node_as_json",
     "page_as_json",
     "pages_of",
     "show_message",
@@ -94,6 +96,19 @@ async def pages_of(page_after: PageAfter[T]) -> AsyncIterator[list[T]]:
 def page_as_json(page: Sequence[ListedMessage]) -> list[JsonObject]:
     """Messages of the queue as `relay queue list --json` has them."""
     return [_listed_as_json(message) for message in page]
+
+
+def node_as_json(node: Node) -> JsonObject:
+    """A node as `relay queue nodes --json` has it."""
+    return {
+        "name": node.name,
+        "state": node.state.value,
+        "host": node.host,
+        "version": node.version,
+        "expires-in": None if node.expires_seconds is None else round(node.expires_seconds, 1),
+        "claims": node.claims,
+        "policy-digest": node.policy_digest,
+    }
 
 
 def _named(wanted: QueueFilter) -> Iterator[QueueFilter]:

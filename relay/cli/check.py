@@ -13,6 +13,8 @@ import click
 if TYPE_CHECKING:
     from pwd import struct_passwd
 
+    from relay.config import Config
+
 from relay.cli.common import config_file, config_option, fail
 
 __all__ = ["check"]
@@ -31,6 +33,11 @@ SERVICE_USER = "relay"
     "--schema", is_flag=True, help="Print a JSON Schema of the file, for editors, and nothing else."
 )
 @click.option(
+    "--connect",
+    is_flag=True,
+    help="Also connect to the server of the queue (queue.url), and say what it is like.",
+)
+@click.option(
     "-q", "--quiet", is_flag=True, help="Say what is wrong, and nothing where all is well."
 )
 @click.option(
@@ -42,7 +49,13 @@ SERVICE_USER = "relay"
 @config_option
 @click.pass_context
 def check(
-    ctx: click.Context, /, file_only: bool, schema: bool, quiet: bool, user: str | None
+    ctx: click.Context,
+    /,
+    file_only: bool,
+    schema: bool,
+    connect: bool,
+    quiet: bool,
+    user: str | None,
 ) -> None:
     """Say what is wrong with the configuration, or print all of it as it is in effect.
 
@@ -77,9 +90,28 @@ def check(
         fail(str(error))
     for warning in config.warnings:
         click.echo(f"warning: {warning}", err=True)
+    if connect:
+        _connect(config)
     if quiet:
         return
     click.echo(yaml.safe_dump(as_document(config), sort_keys=False, allow_unicode=True), nl=False)
+
+
+def _connect(config: Config) -> None:
+    """What the server of the queue says of itself, on stderr: stdout is the configuration."""
+    import asyncio
+
+    from relay.queue.engine import describe_server
+    from relay.queue.store import SpoolError
+
+    if not config.queue.place.is_shared:
+        fail("queue.url: there is none; the queue is in a directory")
+    try:
+        found = asyncio.run(describe_server(config.queue.place))
+    except (SpoolError, OSError) as error:
+        fail(f"queue.url: {error}")
+    for name, value in found.items():
+        click.echo(f"{name}: {value}", err=True)
 
 
 def _judge(path: Path, named: str | None) -> struct_passwd | None:

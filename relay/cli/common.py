@@ -40,7 +40,7 @@ __all__ = [
 
 _CONFIG = "relay.config"
 
-_WITHOUT_RELAY = ("list", "show", "log", "report", "memory-list", "memory-suggest")
+_WITHOUT_RELAY = ("list", "nodes", "show", "log", "report", "memory-list", "memory-suggest")
 """What can be asked of the stores of a relay that does not run."""
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -150,20 +150,17 @@ def _without_relay(config: Config, request: Mapping[str, Any]) -> Iterator[dict[
     from relay.admin.operator import Operator
     from relay.admin.requests import RequestError
     from relay.deliver.memory import DowngradeMemory
-    from relay.queue.engine import WORKER_SPOOL, open_memory_beside, open_stopped, orphans
+    from relay.queue.engine import open_memory_beside, open_to_read
     from relay.queue.store import SpoolError
     from relay.workers.all_queues import AllQueues
 
-    directory = Path(config.queue.path)
+    place = config.queue.place
 
     async def answer() -> AsyncIterator[dict[str, Any]]:
         async with contextlib.AsyncExitStack() as stack:
-            queues = []
-            for path in (directory, *orphans(directory, WORKER_SPOOL, present=())):
-                queues.append(await open_stopped(path))
-                stack.push_async_callback(queues[-1].close)
+            queues = await open_to_read(place, stack)
             operator = Operator(AllQueues(queues), lambda: datetime.now(UTC))
-            store = open_memory_beside(directory)
+            store = open_memory_beside(place)
             stack.push_async_callback(store.close)
             memory = DowngradeMemory(store, lambda: config.downgrade_memory, clock=operator.clock)
             async for line in Control(operator, memory=memory).answer(request):
@@ -174,7 +171,7 @@ def _without_relay(config: Config, request: Mapping[str, Any]) -> Iterator[dict[
     except (SpoolError, OSError) as error:
         text = f"no relay answers at {config.admin.socket}, and its queue cannot be read: {error}"
         is_denied = isinstance(error.__cause__ or error, PermissionError)
-        fail(f"{text}; run this as {who_may_open(directory)}" if is_denied else text)
+        fail(f"{text}; run this as {who_may_open(Path(place.path))}" if is_denied else text)
     except RequestError as error:
         fail(str(error))
 

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import json
 from collections.abc import Mapping
+from contextlib import AsyncExitStack
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from relay.config import Config
     from relay.policy.fields import Wishes
     from relay.queue.api_state import DomainSettings
+    from relay.queue.engine import QueuePlace
 
 __all__ = ["explain"]
 
@@ -174,7 +176,7 @@ def _set_over_http(config: Config) -> Mapping[str, DomainSettings]:
         click.echo(f"settings made over HTTP are not looked at: {printable(str(error))}", err=True)
         return {}
     try:
-        return asyncio.run(_stopped(Path(config.queue.path)))
+        return asyncio.run(_stopped(config.queue.place))
     except SpoolError:
         return {}  # there is no queue yet, so no setting was made
 
@@ -196,14 +198,12 @@ def _compare(config: Config, in_force: Mapping[str, str]) -> None:
         )
 
 
-async def _stopped(directory: Path) -> Mapping[str, DomainSettings]:
-    from relay.queue.engine import open_stopped
+async def _stopped(place: QueuePlace) -> Mapping[str, DomainSettings]:
+    from relay.queue.engine import open_to_read
 
-    stopped = await open_stopped(directory)
-    try:
-        return await stopped.domain_settings()
-    finally:
-        await stopped.close()
+    async with AsyncExitStack() as stack:
+        first, *_ = await open_to_read(place, stack)
+        return await first.domain_settings()
 
 
 def _print(answer: dict[str, Any]) -> None:

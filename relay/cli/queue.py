@@ -118,6 +118,30 @@ def list_(ctx: click.Context, /, as_json: bool, **filters: Any) -> None:
 
 
 @queue.command()
+@click.option("--json", "as_json", is_flag=True, help="As one JSON array, for programs.")
+@config_option
+@click.pass_context
+def nodes(ctx: click.Context, as_json: bool) -> None:
+    """List the nodes that share the queue (queue.url), alive or not."""
+    config = load_config(config_file(ctx), only_to_ask=True)
+    lines = list(answers(config, {"verb": "nodes"}))
+    found = [item for line in lines for item in line.get("items", ())]
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    elif not found:
+        click.echo("the queue is this machine's alone: there are no nodes")
+    for node in () if as_json else found:
+        expires = node["expires-in"]
+        left = "" if expires is None else f"  lease ends in {expires:.0f} s"
+        facts = (node["name"], node["state"], node["version"], f"{node['claims']} claims")
+        click.echo(printable("  ".join(fact for fact in facts if fact) + left))
+    differing: list[str] = next((line["done"]["differing"] for line in lines if "done" in line), [])
+    if differing:
+        names = printable(", ".join(differing))
+        click.echo(f"warning: these nodes decide by different policies: {names}", err=True)
+
+
+@queue.command()
 @click.argument("queue_id", metavar="ID", callback=not_empty)
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object, for programs.")
 @config_option

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -49,8 +48,8 @@ async def lookups(config: Config) -> AsyncIterator[Lookups]:
     router = Router(
         resolver, route_options(config), hostname=config.hostname, listening=lambda: listening
     )
-    cache = open_policies_beside(Path(config.queue.path))
-    store = open_memory_beside(Path(config.queue.path))
+    cache = open_policies_beside(config.queue.place)
+    store = open_memory_beside(config.queue.place)
     memory = DowngradeMemory(
         store, lambda: config.downgrade_memory, clock=lambda: datetime.now(UTC)
     )

@@ -15,7 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from relay.config.consider_routes import consider_routes
-from relay.config.files import bad_roots, consider_certificate
+from relay.config.files import bad_roots, consider_certificate, consider_secret
 from relay.config.remark import Remark
 from relay.config.sections import AdminSection, Config
 from relay.config.words import format_duration, host_and_port
@@ -23,8 +23,11 @@ from relay.mail.address import domain_of
 from relay.mail.ip import unmapped
 from relay.policy.rules import is_locked
 from relay.policy.settings import MemoryAction
+from relay.queue.engine import DEFAULT_PATH
 from relay.receive.spec import ListenerAuth, ListenerSpec, ListenerTls
 from relay.route.security import TlsVersion
+
+_SHORTEST_LEASE, _LONGEST_LEASE = timedelta(seconds=5), timedelta(minutes=10)
 
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -300,6 +303,29 @@ def _consider_queue(config: Config) -> Iterator[Remark]:
         lifetime = format_duration(queue.lifetime)
         problem = f"not before queue.lifetime ({lifetime}), so no notice would ever go out"
         yield Remark("queue.warn_after", problem, "write a shorter duration, or never")
+    yield from _consider_server(config)
+
+
+def _consider_server(config: Config) -> Iterator[Remark]:
+    """The queue on a server that several nodes share."""
+    queue = config.queue
+    if queue.url is None:
+        for key, value in (("node", queue.node), ("password_file", queue.password_file)):
+            if value is not None:
+                cure = "name the server as queue.url, or remove the key"
+                yield Remark(f"queue.{key}", "the queue is in a directory of this machine", cure)
+        return
+    if queue.path != DEFAULT_PATH:
+        cure = "remove queue.path; what a directory holds is not taken over"
+        yield Remark("queue.path", "the queue is at queue.url", cure)
+    if not _SHORTEST_LEASE <= queue.lease <= _LONGEST_LEASE:
+        problem = f"{format_duration(queue.lease)} is no length for a lease"
+        yield Remark("queue.lease", problem, "write a duration from 5s to 10m")
+    if config.workers > 1:
+        problem = "several workers with one queue.url are not finished"
+        yield Remark("workers", problem, "have one worker a node, and more nodes")
+    if queue.password_file is not None:
+        yield from consider_secret("queue.password_file", queue.password_file)
 
 
 def _consider_dkim(config: Config) -> Iterator[Remark]:

@@ -10,18 +10,22 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network
+from socket import gethostname
 from typing import Annotated
 
 from relay.deliver.options import DeliveryOptions, TlsOptions, TlsReportOptions
 from relay.mail.option import RELOAD, SECRET, Form, NotEmpty, Path, Range
 from relay.policy.rules import PolicyRules
+from relay.queue.engine import DEFAULT_PATH, QueuePlace
 from relay.queue.retry import RetrySchedule
+from relay.queue.store import SpoolError
 from relay.receive.access import Access
 from relay.receive.limits import Limits
 from relay.receive.spec import ListenerSpec
 from relay.route.answers import TrustAd
 from relay.route.memory import MemoryOptions
 from relay.route.next_hop import NextHop, TokenSource
+from relay.route.secret_files import SecretFileError, read_line
 from relay.sign.options import DkimOptions
 from relay.web.options import WebOptions
 
@@ -39,16 +43,37 @@ class ResolverSection:
 
 @dataclass(frozen=True, slots=True)
 class QueueSection:
-    """Where the queue is kept, and when it is tried again. `warn_after` None: no delay notice."""
+    """Where the queue is kept, and when it is tried again. `warn_after` None: no delay notice.
 
-    path: Path = "var/spool"
-    url: Annotated[str, Form.QUEUE_URL, SECRET] | None = None
+    `url`: the PostgreSQL server that several nodes share, instead of a directory. `node`: the name
+    of this one, None: the machine's. `lease`: how long the others wait for it.
+    """
+
+    path: Path = DEFAULT_PATH
+    url: Annotated[str, Form.QUEUE_URL, SECRET] | None = field(default=None, repr=False)
+    password_file: Path | None = None
+    node: Annotated[str, Form.NAME] | None = None
+    lease: timedelta = timedelta(seconds=30)
     retry: Annotated[
         tuple[timedelta, ...],
         NotEmpty("an empty list: a deferred message would never be tried again", "name one wait"),
     ] = RetrySchedule().waits
     lifetime: timedelta = RetrySchedule().lifetime
     warn_after: timedelta | None = RetrySchedule().warn_after
+
+    @property
+    def place(self) -> QueuePlace:
+        """Where these keys say that the queue is."""
+        return QueuePlace(
+            self.path, self.url, self._password, self.node or gethostname(), self.lease
+        )
+
+    def _password(self) -> str | None:
+        """What the file says now."""
+        try:
+            return read_line(self.password_file) if self.password_file is not None else None
+        except SecretFileError as error:
+            raise SpoolError(f"queue.password_file: {error}") from error
 
     @property
     def schedule(self) -> RetrySchedule:

@@ -17,6 +17,7 @@ from datetime import timedelta
 from relay.config.mistakes import shown
 from relay.mail.address import AddressError, normalise_domain
 from relay.mail.option import Form, Range
+from relay.queue.server_address import parse_url
 from relay.route.next_hop import Rate
 
 # Patterns that mean the same in Python and in JSON Schema (ECMA-262).
@@ -48,6 +49,7 @@ _PLAIN_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _MAIL_ADDRESS = rf"(?!.{{255}}){_ATOM}(?:\.{_ATOM})*@(?:{_PLAIN_LABEL}\.)*(?![0-9]+$){_PLAIN_LABEL}"
 _LINE = r"[^\x00-\x20\x7f-\x9f][^\x00-\x1f\x7f-\x9f]{0,199}"
 _PATH = r"[^\x00]+"
+_QUEUE_URL = r"postgres(?:ql)?://[!-~]+"
 _NUMBER = r"(?:[0-9]+|0[xX][0-9A-Fa-f]*)"
 _SOCKET_PATH = r"[^\x00]{1,107}"
 _FILE_MODE = r"0?[0-7]{3}"
@@ -468,9 +470,11 @@ def argon2(text: str) -> str:
 
 
 def queue_url(text: str) -> str:
-    raise ValueError(
-        "this version keeps its queue in a directory only; remove the key and set queue.path"
-    )
+    try:
+        parse_url(text)
+    except ValueError as error:
+        raise ValueError(f"it cannot be used: {error}") from None
+    return text
 
 
 def as_written(text: str) -> str:
@@ -508,7 +512,7 @@ WORDS = {
     Form.NETWORK: Word(network, _NETWORK, "192.0.2.0/24"),
     Form.PATH: Word(path, _PATH, "/srv/relay/file"),
     Form.PIN: Word(pin, _PIN, "mx1.example.com"),
-    Form.QUEUE_URL: Word(queue_url, "(?!)", ""),
+    Form.QUEUE_URL: Word(queue_url, _QUEUE_URL, "postgresql://relay@db.example.net/relay"),
     Form.RATE: Word(rate, _RATE.pattern, "30/m"),
     Form.ROUTE_PATTERN: Word(
         lambda text: domain_pattern(text, alone=True), rf"\*|(?:\*\.)?{_DOMAIN}", "example.com"

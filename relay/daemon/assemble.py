@@ -11,6 +11,7 @@ missing.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import random
 import time
@@ -19,10 +20,12 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 
 from relay.admin.domain_settings import SettingsElsewhere, SettingsInForce
 from relay.config import Config
+from relay.config.document import fingerprints
 from relay.config.parts import logged_in_at, resolver_options, route_options
 from relay.daemon.files import FileBudget
 from relay.daemon.logins import make_token_client, make_tokens
@@ -314,7 +317,8 @@ def _load_signing_keys(config: Config) -> dict[str, SigningKey]:
 
 
 async def _open_stores(config: Config, worker: Worker, opened: AsyncExitStack) -> Stores:
-    shared = Path(shared_spool(config.queue.path, worker.number))
+    place = config.queue.place
+    shared = replace(place, path=shared_spool(place.path, worker.number))
     try:
         queue = await _open_queue(config, worker)
         opened.push_async_callback(queue.close)
@@ -324,17 +328,26 @@ async def _open_stores(config: Config, worker: Worker, opened: AsyncExitStack) -
         memory = await open_memory(shared)
         opened.push_async_callback(memory.close)
     except (SpoolError, OSError) as error:
-        raise StartError(f"queue.path: {error}") from error
+        raise StartError(f"{place.key}: {error}") from error
     return Stores(queue, settings, policies, memory)
 
 
 async def _open_queue(config: Config, worker: Worker) -> Store:
     """This worker's queue. The first takes over those of workers that are no more."""
-    directory, at = Path(config.queue.path), now()
+    place, at = config.queue.place, now()
     max_wait = latest_due(config.queue.schedule, now=at) - at
-    present = {f"{WORKER_SPOOL}{number}" for number in range(1, worker.workers)}
-    adopting = orphans(directory, WORKER_SPOOL, present=present) if worker.is_first else []
-    return await open_store(directory, now=at, max_wait=max_wait, adopting=adopting)
+    adopting: list[Path] = []
+    if worker.is_first and not place.is_shared:
+        present = {f"{WORKER_SPOOL}{number}" for number in range(1, worker.workers)}
+        adopting = orphans(Path(place.path), WORKER_SPOOL, present=present)
+    return await open_store(
+        place, now=at, max_wait=max_wait, adopting=adopting, policy_digest=_digest(config)
+    )
+
+
+def _digest(config: Config) -> str:
+    """What this node decides by, in a few letters to be compared with those of other nodes."""
+    return sha256(json.dumps(fingerprints(config), sort_keys=True).encode()).hexdigest()[:12]
 
 
 async def _read_settings(store: Store, worker: Worker) -> SettingsInForce | SettingsElsewhere:
@@ -344,6 +357,7 @@ async def _read_settings(store: Store, worker: Worker) -> SettingsInForce | Sett
         return SettingsElsewhere(shared)
     settings = SettingsInForce(store.api_state, shared)
     await settings.load()
+    store.api_state.when_changed_elsewhere(settings.load)
     return settings
 
 

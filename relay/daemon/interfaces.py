@@ -82,6 +82,11 @@ def make_caller(parts: Parts) -> tuple[Caller, Targets]:
         targets=targets,
         elsewhere=settings.webhooks if isinstance(settings, SettingsElsewhere) else None,
     )
+
+    async def changed() -> None:
+        caller.changed()
+
+    parts.store.api_state.when_changed_elsewhere(changed)
     return caller, targets
 
 

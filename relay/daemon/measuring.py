@@ -98,10 +98,9 @@ async def oldest_age(view: QueueView, *, now: datetime) -> float:
     return max((now - moment(first[0].arrived)).total_seconds(), 0.0) if first else 0.0
 
 
-async def log_lag(view: QueueView, events: EventLog) -> int:
+async def log_lag(events: EventLog) -> int:
     """How many committed events the log's file does not have yet."""
-    last = await view.find_events(EventFilter(), limit=1, ascending=False)
-    return max(last[0].seq - await events.log_mark(), 0) if last else 0
+    return max(await events.last_seq() - await events.log_mark(), 0)
 
 
 def room_at(directory: str) -> int:

@@ -54,12 +54,16 @@ class Status:
         answer.
         """
         found = [f"{task.get_name()} has ended" for task in self.tasks if task.done()]
+        if self._parts.config.queue.place.is_shared:
+            return found  # a restart brings no server back: that is readiness
         stuck = await stuck_queue(self._parts.store, self._parts.store)
         return [*found, stuck] if stuck else found
 
     def _not_ready(self) -> list[str]:
         """Why no mail should be handed to this relay though it is alive."""
         found = ["draining"] if self.is_draining else []
+        if trouble := self._parts.store.not_ready():
+            found.append(trouble)
         if self._parts.delivery_log.is_in_trouble:
             found.append("the delivery log cannot be written")
         return found
@@ -118,10 +122,10 @@ class Status:
             in_flight=parts.scheduler.in_flight,
             kept_connections=len(parts.pool),
             silent_destinations=len(parts.scheduler.silent_domains()),
-            log_lag_events=await log_lag(parts.store, parts.store),
+            log_lag_events=await log_lag(parts.store),
             log_in_trouble=parts.delivery_log.is_in_trouble,
             auth_failures=parts.failures.total,
-            spool_free_bytes=room_at(config.queue.path),
+            spool_free_bytes=0 if config.queue.place.is_shared else room_at(config.queue.path),
             certificates=expiries(
                 [
                     *(spec.certificate for spec in config.listeners),

@@ -10,7 +10,7 @@ carries its event with it, since the event itself may be forgotten before the la
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -51,6 +51,9 @@ class ApiState(Protocol):
     """All methods may raise `SpoolError`; what one that changes returned from is committed and
     synced.
     """
+
+    def when_changed_elsewhere(self, call: Callable[[], Awaitable[None]]) -> None:
+        """Have this called when another node has changed settings or webhooks."""
 
     async def domain_settings(self) -> Mapping[str, DomainSettings]:
         """All of them, by domain."""

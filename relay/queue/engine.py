@@ -2,53 +2,146 @@
 
     open_store    the queue of this process, to work with
     open_beside   the queue of another worker, which is running or starting, to look at
-    open_stopped  the queue of a relay that does not run, to look at
+    open_to_read  the queue of a relay that does not run, to look at
     open_policies the MTA-STS policies, which all workers share; `open_policies_beside` to look at
     open_memory   what hosts have shown of TLS, for all workers; `open_memory_beside` to look at
     holder        the process that uses a queue
     orphans       queues of workers that do not exist any more, which `open_store` takes over
+    describe_server
+                  what a server says of itself, for `relay check --connect`
 
-Engines are imported when one is opened: `relay --help` needs none.
+A queue is in a directory (SQLite), or on a server that several nodes share (PostgreSQL);
+`QueuePlace` says which. Engines are imported when one is opened: `relay --help` needs none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Collection, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from relay.queue.memory import MemoryStore
 from relay.queue.policies import PolicyCache
-from relay.queue.store import ReadOnlyQueue, Store
+from relay.queue.store import ReadOnlyQueue, SpoolError, Store
+
+if TYPE_CHECKING:
+    from relay.queue.postgres import Server
 
 __all__ = [
+    "DEFAULT_PATH",
     "WORKER_SPOOL",
+    "QueuePlace",
+    "describe_server",
     "holder",
     "open_beside",
     "open_memory",
     "open_memory_beside",
     "open_policies",
     "open_policies_beside",
-    "open_stopped",
     "open_store",
+    "open_to_read",
     "orphans",
 ]
 
+log = logging.getLogger(__name__)
+
+DEFAULT_PATH = "var/spool"
 WORKER_SPOOL = "worker-"
 """How the directory of a further worker's queue begins, below that of the first."""
 
+_PATIENCE_SECONDS = 60.0
+_PAUSE_SECONDS = 1.0
+
+
+def _no_password() -> str | None:
+    """The server asks for none, or the URL has it."""
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class QueuePlace:
+    """Where a queue is: in the directory `path`, or on the server at `url`.
+
+    For a server: what gives its password, the name of this node, and the length of its lease.
+    `password` may raise `SpoolError`; it is called for each connection, since it may change.
+    """
+
+    path: str
+    url: str | None = field(default=None, repr=False)
+    password: Callable[[], str | None] = _no_password
+    node: str = ""
+    lease: timedelta = timedelta(seconds=30)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several nodes share it."""
+        return self.url is not None
+
+    @property
+    def key(self) -> str:
+        """The key of the configuration that says where it is."""
+        return "queue.url" if self.is_shared else "queue.path"
+
 
 async def open_store(
-    directory: Path, *, now: datetime, max_wait: timedelta, adopting: Collection[Path] = ()
+    place: QueuePlace,
+    *,
+    now: datetime,
+    max_wait: timedelta,
+    adopting: Collection[Path] = (),
+    policy_digest: str = "",
 ) -> Store:
-    """The queue in a directory, made where there is none. `SpoolError` or OSError where it cannot
-    be.
+    """The queue, made where there is none. `SpoolError` or OSError where it cannot be.
 
     `max_wait`: the longest a recipient is ever deferred. `adopting`: what `orphans` found.
+    `policy_digest`: what a node of several decides by, to be compared with that of others. A server
+    that cannot be reached is tried for a minute.
     """
+    if place.is_shared:
+        return await _open_shared(place, max_wait, policy_digest)
     from relay.queue.sqlite import SqliteStore
 
-    return await SqliteStore.open(directory, now=now, max_wait=max_wait, adopting=adopting)
+    return await SqliteStore.open(Path(place.path), now=now, max_wait=max_wait, adopting=adopting)
+
+
+async def _open_shared(place: QueuePlace, max_wait: timedelta, policy_digest: str) -> Store:
+    server = _server(place)
+    from relay.queue.postgres import NodeOptions, NoServer, PostgresStore
+
+    options = NodeOptions(place.node, place.lease, policy_digest)
+    until = time.monotonic() + _PATIENCE_SECONDS
+    told = False
+    while True:
+        try:
+            return await PostgresStore.open(server, options, max_wait=max_wait)
+        except NoServer as error:
+            if time.monotonic() >= until:
+                raise
+            if not told:
+                log.warning("waiting for the queue's server: %s", error)
+                told = True
+        await asyncio.sleep(_PAUSE_SECONDS)
+
+
+def _server(place: QueuePlace) -> Server:
+    """The server at `place.url`."""
+    try:
+        from relay.queue.postgres import Server
+    except ImportError as error:
+        if error.name != "asyncpg":
+            raise
+        text = "the library asyncpg is not installed: pip install 'relay-smarthost[postgres]'"
+        raise SpoolError(text) from None
+    from relay.queue.server_address import parse_url
+
+    assert place.url is not None
+    return Server(parse_url(place.url), name=f"relay {place.node}", password=place.password)
 
 
 def open_beside(directory: Path) -> ReadOnlyQueue:
@@ -58,32 +151,81 @@ def open_beside(directory: Path) -> ReadOnlyQueue:
     return Reader.of(directory)
 
 
-async def open_stopped(directory: Path) -> ReadOnlyQueue:
-    """The queue of a relay that does not run. `SpoolError` where it is in use or is not there."""
+async def open_to_read(place: QueuePlace, stack: AsyncExitStack) -> list[ReadOnlyQueue]:
+    """The queues of all workers of a relay that does not run; `stack` closes them. `SpoolError`
+    where one is in use or is not there. A queue on a server may be in use by other nodes.
+    """
+    queues: list[ReadOnlyQueue] = []
+    if place.is_shared:
+        server = _server(place)
+        from relay.queue.postgres import Reader
+
+        queues.append(Reader(server))
+        stack.push_async_callback(queues[-1].close)
+        return queues
     from relay.queue.sqlite import StoppedQueue
 
-    return await StoppedQueue.open(directory)
+    directory = Path(place.path)
+    for path in (directory, *orphans(directory, WORKER_SPOOL, present=())):
+        queues.append(await StoppedQueue.open(path))
+        stack.push_async_callback(queues[-1].close)
+    return queues
 
 
-async def open_policies(directory: Path) -> PolicyCache:
-    """The policies of the relay whose first worker has its queue in `directory`."""
+async def open_policies(place: QueuePlace) -> PolicyCache:
+    """The policies of the relay whose first worker has its queue in `place`."""
+    if place.is_shared:
+        server = _server(place)
+        from relay.queue.postgres import PostgresPolicyCache
+
+        return PostgresPolicyCache(server)
     from relay.queue.sqlite import SqlitePolicyCache
 
-    return await SqlitePolicyCache.open(directory)
+    return await SqlitePolicyCache.open(Path(place.path))
 
 
-async def open_memory(directory: Path) -> MemoryStore:
-    """The downgrade memory of the relay whose first worker has its queue in `directory`."""
+async def open_memory(place: QueuePlace) -> MemoryStore:
+    """The downgrade memory of the relay whose first worker has its queue in `place`."""
+    if place.is_shared:
+        server = _server(place)
+        from relay.queue.postgres import PostgresMemory
+
+        return PostgresMemory(server)
     from relay.queue.sqlite import SqliteMemory
 
-    return await SqliteMemory.open(directory)
+    return await SqliteMemory.open(Path(place.path))
 
 
-def open_memory_beside(directory: Path) -> MemoryStore:
+def open_policies_beside(place: QueuePlace) -> PolicyCache:
+    """The policies, to be looked at: what is fetched is kept nowhere."""
+    if place.is_shared:
+        server = _server(place)
+        from relay.queue.postgres import PoliciesToRead as SharedPoliciesToRead
+
+        return SharedPoliciesToRead(server)
+    from relay.queue.sqlite import POLICIES, PoliciesToRead
+
+    return PoliciesToRead(Path(place.path) / POLICIES)
+
+
+def open_memory_beside(place: QueuePlace) -> MemoryStore:
     """The downgrade memory, to be looked at."""
+    if place.is_shared:
+        server = _server(place)
+        from relay.queue.postgres import PostgresMemory
+
+        return PostgresMemory(server)
     from relay.queue.sqlite import POLICIES, MemoryToRead
 
-    return MemoryToRead(directory / POLICIES)
+    return MemoryToRead(Path(place.path) / POLICIES)
+
+
+async def describe_server(place: QueuePlace) -> Mapping[str, str]:
+    """What the server says of itself and of the tables. `SpoolError` where it cannot be used."""
+    server = _server(place)
+    from relay.queue.postgres import describe
+
+    return await describe(server)
 
 
 def holder(directory: Path) -> str:
@@ -91,13 +233,6 @@ def holder(directory: Path) -> str:
     from relay.queue.sqlite.disk import holder
 
     return holder(directory)
-
-
-def open_policies_beside(directory: Path) -> PolicyCache:
-    """The policies, to be looked at: what is fetched is kept nowhere."""
-    from relay.queue.sqlite import POLICIES, PoliciesToRead
-
-    return PoliciesToRead(directory / POLICIES)
 
 
 def orphans(directory: Path, prefix: str, *, present: Collection[str]) -> list[Path]:

@@ -30,6 +30,7 @@ from relay.mail.tls_session import TlsSession
 from relay.queue.api_state import ApiState, DomainSettings
 from relay.queue.destinations import DestinationPart
 from relay.queue.entry import Entry, QueuedMessage, QueuedRecipient, State
+from relay.queue.nodes import Node
 from relay.queue.settle import Change, Settlement
 from relay.queue.statistics import StatisticsView
 from relay.queue.tls_sessions import ReportResult, TlsSessionsView
@@ -363,6 +364,9 @@ class QueueView(StatisticsView, TlsSessionsView, Protocol):
     async def counts(self) -> Mapping[State, int]:
         """How many recipients are in each state that is not final."""
 
+    async def nodes(self) -> list[Node]:
+        """The nodes that share the queue; none where it is this machine's alone."""
+
     async def count_destinations(self, after: str) -> tuple[list[DestinationPart], str | None]:
         """The next step of a count of the queue by domain, and where it ended; "" begins it, None
         is its end.
@@ -418,6 +422,9 @@ class EventLog(Protocol):
 
     async def log_mark(self) -> int:
         """The last `seq` given to `log_written`, 0 at first."""
+
+    async def last_seq(self) -> int:
+        """The number of the newest event, 0 at first."""
 
     async def purge_events(self, *, before: datetime) -> int:
         """Remove events older than `before` that the log holds; returns how many."""
@@ -488,6 +495,9 @@ class Store(MessageSink, DeliveryQueue, QueueView, QueueControl, EventLog, TlsRe
 
     def clock(self) -> datetime:
         """The time now, the same for all that share the queue."""
+
+    def not_ready(self) -> str:
+        """Why no mail should be handed to this relay though it is alive; "" where it may be."""
 
     async def close(self) -> None:
         """Finish what was begun and release the files."""

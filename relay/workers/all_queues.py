@@ -15,6 +15,7 @@ from datetime import date, datetime, timedelta
 from relay.queue.destinations import DestinationPart
 from relay.queue.entry import State
 from relay.queue.event_search import find_events
+from relay.queue.nodes import Node
 from relay.queue.statistics import (
     CountedException,
     CountedMail,
@@ -50,6 +51,10 @@ class AllQueues:
         for queue in self._queues:
             total.update(await queue.counts())
         return total
+
+    async def nodes(self) -> list[Node]:
+        """The workers of one machine are no nodes."""
+        return await self._queues[0].nodes()
 
     async def count_destinations(self, after: str) -> tuple[list[DestinationPart], str | None]:
         """The next step of a count by domain: one queue after the other."""

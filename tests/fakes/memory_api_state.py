@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from itertools import count
@@ -21,6 +21,9 @@ class MemoryApiState:
         self._calls: dict[int, PendingCall] = {}
         self._numbers = count(1)
         self._seen = 0
+
+    def when_changed_elsewhere(self, call: Callable[[], Awaitable[None]]) -> None:
+        pass
 
     async def domain_settings(self) -> Mapping[str, DomainSettings]:
         return dict(self._settings)

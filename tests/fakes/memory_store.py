@@ -23,6 +23,7 @@ from relay.queue.due import first_place, latest_wish, settled_place
 from relay.queue.entry import Entry, QueuedMessage, QueuedRecipient, State
 from relay.queue.event_matching import event_matches
 from relay.queue.header import header_section
+from relay.queue.nodes import Node
 from relay.queue.rows import micros
 from relay.queue.settle import Change, Settlement
 from relay.queue.statistics import CountedException, CountedMail, CountFilter, HourlyCount
@@ -130,6 +131,15 @@ class MemoryStore:
 
     def clock(self) -> datetime:
         return datetime.now(UTC)
+
+    def not_ready(self) -> str:
+        return ""
+
+    async def nodes(self) -> list[Node]:
+        return []
+
+    async def last_seq(self) -> int:
+        return self._events[-1].seq if self._events else 0
 
     def may_begin(self, entry: Entry) -> bool:
         return True

@@ -1,6 +1,5 @@
 """The queue in PostgreSQL, shared by several nodes.
 
-address      `queue.url`
 connection   connections to the primary, and what errors mean
 store        the `Store` itself
 lease        who is alive; the fencing of claims
@@ -16,17 +15,25 @@ policies     MTA-STS policies, and what hosts have shown of TLS
 schema       tables and migrations
 """
 
-from relay.queue.postgres.address import ServerAddress, parse_url
 from relay.queue.postgres.connection import NoServer, Server, StartRefused
 from relay.queue.postgres.lease import NodeOptions
+from relay.queue.postgres.policies import PoliciesToRead, PostgresMemory, PostgresPolicyCache
+from relay.queue.postgres.reader import Reader
+from relay.queue.postgres.schema import describe
 from relay.queue.postgres.store import PostgresStore
+from relay.queue.server_address import ServerAddress, parse_url
 
 __all__ = [
     "NoServer",
     "NodeOptions",
+    "PoliciesToRead",
+    "PostgresMemory",
+    "PostgresPolicyCache",
     "PostgresStore",
+    "Reader",
     "Server",
     "ServerAddress",
     "StartRefused",
+    "describe",
     "parse_url",
 ]

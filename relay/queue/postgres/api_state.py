@@ -8,7 +8,7 @@ node looks at once a second.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import datetime
 
 from relay.queue.api_state import DomainSettings, PendingCall, Webhook
@@ -27,6 +27,20 @@ class PostgresApiState:
         self._read = read
         self._write = write
         self._lease = lease
+        self._listeners: list[Callable[[], Awaitable[None]]] = []
+        self._edition: int | None = None
+
+    def when_changed_elsewhere(self, call: Callable[[], Awaitable[None]]) -> None:
+        """Have this called when a node has changed settings or webhooks."""
+        self._listeners.append(call)
+
+    async def look(self) -> None:
+        """See whether a node has changed something."""
+        edition = await self._read(_edition)
+        if self._edition is not None and edition != self._edition:
+            for call in self._listeners:
+                await call()
+        self._edition = edition
 
     async def domain_settings(self) -> Mapping[str, DomainSettings]:
         """All of them, by domain."""
@@ -65,6 +79,11 @@ class PostgresApiState:
     async def settle_call(self, call: PendingCall, *, due: datetime | None) -> None:
         """The call was tried."""
         await self._write(_settle_call, call, due)
+
+
+async def _edition(db: Db) -> int:
+    found: int = await db.fetchval("SELECT changes FROM relay.meta")
+    return found
 
 
 async def domain_settings(db: Db) -> dict[str, DomainSettings]:

@@ -47,9 +47,9 @@ __all__ = ["PATIENCE", "SAFE_COMMIT", "SILENCE", "LeaseLost", "Tables", "Writer"
 
 log = logging.getLogger(__name__)
 
-PATIENCE = 12.0
+PATIENCE = 10.0
 """How long a request may wait for the database, in seconds."""
-SILENCE = 8.0
+SILENCE = 6.0
 """After so many seconds without an answer a connection is given up."""
 
 _BATCH_REQUESTS = 512
@@ -145,6 +145,11 @@ class Writer:
     def start(self) -> None:
         """Begin to write."""
         self._task = asyncio.create_task(self._run(), name="queue-writer")
+
+    @property
+    def trouble(self) -> str:
+        """What fails at the moment, "" for nothing."""
+        return f"the queue's database cannot be written: {self._trouble}" if self._trouble else ""
 
     def submit(self, request: Request) -> None:
         """Have it written with the next batch."""

@@ -20,7 +20,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import asyncpg
 
-from relay.queue.postgres.address import ServerAddress
+from relay.queue.server_address import ServerAddress
 from relay.queue.store import QueueFull, SpoolError
 
 __all__ = [

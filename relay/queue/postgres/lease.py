@@ -30,10 +30,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from relay import __version__
+from relay.queue.nodes import Node, NodeState
 from relay.queue.postgres.connection import Db, Link, StartRefused
 from relay.queue.store import SpoolError
 
-__all__ = ["Lease", "NodeOptions", "boottime"]
+__all__ = ["Lease", "NodeOptions", "boottime", "nodes"]
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +98,13 @@ class Lease:
     def holds(self, token: int) -> bool:
         """Whether a claim made under a lease is still this node's for sure."""
         return token == self.id and boottime() < self._valid_until
+
+    @property
+    def trouble(self) -> str:
+        """Why this node may begin nothing, "" where it may."""
+        if boottime() < self._valid_until:
+            return ""
+        return "the lease of this node could not be renewed"
 
     @property
     def seconds(self) -> float:
@@ -303,6 +311,35 @@ class Lease:
             await db.execute("DELETE FROM relay.batch WHERE lease = $1", id)
             await db.execute("DELETE FROM relay.lease WHERE id = $1", id)
 
+
+async def nodes(db: Db) -> list[Node]:
+    """All nodes that ever were, by name."""
+    rows = await db.fetch(_NODES)
+    return [
+        Node(
+            row["name"],
+            NodeState(row["state"]),
+            row["host"] or "",
+            row["version"] or "",
+            row["left"],
+            row["claims"],
+            row["policy_digest"] or "",
+        )
+        for row in rows
+    ]
+
+
+_NODES = f"""
+    SELECT node.name, CASE WHEN last.id IS NULL THEN 'left' WHEN last.lost IS NULL THEN 'live'
+        ELSE 'lost' END AS state, last.host, last.version, last.policy_digest,
+        CASE WHEN last.lost IS NULL THEN extract(epoch FROM last.expires - now())::float8 END
+            AS left,
+        (SELECT count(*) FROM relay.recipient
+         WHERE place = {_CLAIMED} AND recipient.lease = last.id) AS claims
+    FROM relay.node LEFT JOIN LATERAL
+        (SELECT * FROM relay.lease WHERE lease.node = node.id ORDER BY id DESC LIMIT 1) AS last
+        ON true
+    ORDER BY node.name"""
 
 _DEAD_HOLDERS = f"""
     WITH RECURSIVE holder (lease) AS (

@@ -11,20 +11,21 @@ from relay.mail.memory import DomainMemory
 from relay.queue.memory import Change, from_row, to_row
 from relay.queue.policies import StoredPolicy
 from relay.queue.postgres.commit import SAFE_COMMIT
-from relay.queue.postgres.connection import Db, Link
+from relay.queue.postgres.connection import Db, Link, Server
 from relay.queue.rows import micros, moment
 from relay.queue.store import SpoolError
 
-__all__ = ["PostgresMemory", "PostgresPolicyCache"]
+__all__ = ["PoliciesToRead", "PostgresMemory", "PostgresPolicyCache"]
 
+_SECONDS = 10.0
 _COLUMNS = "domain, id, body, fetched, refresh_at"
 
 
 class PostgresPolicyCache:
     """The policies."""
 
-    def __init__(self, link: Link) -> None:
-        self._link = link
+    def __init__(self, server: Server) -> None:
+        self._link = Link(server, seconds=_SECONDS)
 
     async def policy(self, domain: str) -> StoredPolicy | None:
         """The policy of a domain."""
@@ -78,6 +79,19 @@ class PostgresPolicyCache:
         await self._link.close()
 
 
+class PoliciesToRead(PostgresPolicyCache):
+    """The policies, to be looked at: what is fetched is kept nowhere."""
+
+    async def keep(self, policy: StoredPolicy) -> None:
+        pass
+
+    async def refresh_later(self, policy: StoredPolicy, refresh_at: datetime) -> None:
+        pass
+
+    async def forget(self, domain: str, *, fetched: datetime | None = None) -> bool:
+        return False
+
+
 async def _policies(db: Db, where: str, *arguments: object) -> list[StoredPolicy]:
     rows = await db.fetch(f"SELECT {_COLUMNS} FROM relay.policy {where}", *arguments)
     return [
@@ -98,8 +112,8 @@ class PostgresMemory:
     so that what two nodes learn at the same time is all kept.
     """
 
-    def __init__(self, link: Link) -> None:
-        self._link = link
+    def __init__(self, server: Server) -> None:
+        self._link = Link(server, seconds=_SECONDS)
 
     async def memory(self, domain: str) -> DomainMemory | None:
         """What is kept of a domain."""

@@ -20,8 +20,10 @@ from relay.queue.destinations import DestinationPart
 from relay.queue.entry import State
 from relay.queue.event_search import is_over
 from relay.queue.header import header_section
+from relay.queue.nodes import Node
 from relay.queue.postgres import destinations, events, messages, statistics, tls_sessions
 from relay.queue.postgres.connection import Link, Server
+from relay.queue.postgres.lease import nodes
 from relay.queue.rows import micros
 from relay.queue.statistics import CountedException, CountedMail, CountFilter, HourlyCount
 from relay.queue.store import (
@@ -171,6 +173,10 @@ class Reader:
     async def counts(self) -> Mapping[State, int]:
         """Recipients in each state that is not final."""
         return await self.ask(messages.count_states)
+
+    async def nodes(self) -> list[Node]:
+        """The nodes that share the queue."""
+        return await self.ask(nodes)
 
     async def count_destinations(self, after: str) -> tuple[list[DestinationPart], str | None]:
         """The next step of a count of the queue by domain."""

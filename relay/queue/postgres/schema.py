@@ -22,14 +22,14 @@ migration needs an older relay to be gone for, it says in `oldest_compatible`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import asyncpg
 
-from relay.queue.postgres.connection import OLDEST_SERVER, Db, StartRefused
+from relay.queue.postgres.connection import OLDEST_SERVER, Db, Server, StartRefused, translated
 
-__all__ = ["MIGRATIONS", "migrate"]
+__all__ = ["MIGRATIONS", "describe", "migrate"]
 
 
 class Migration(NamedTuple):
@@ -223,6 +223,25 @@ _VERSION_1 = Migration(
 )
 
 MIGRATIONS: Sequence[Migration] = (_VERSION_1,)
+
+
+async def describe(server: Server) -> Mapping[str, str]:
+    """What the server says of itself and of the tables, for a person. It changes nothing."""
+    db = await server.connect()
+    try:
+        found = {"server": f"PostgreSQL {await db.fetchval('SHOW server_version')}"}
+        if await db.fetchval("SELECT to_regclass('relay.meta')") is None:
+            found["tables"] = "none yet: the first start makes them"
+        else:
+            version = await db.fetchval("SELECT version FROM relay.meta")
+            found["tables"] = f"version {version}; this relay knows {len(MIGRATIONS)}"
+        for name in ("fsync", "synchronous_commit", "synchronous_standby_names"):
+            found[name] = await db.fetchval(f"SHOW {name}") or "none"
+        return found
+    except asyncpg.PostgresError as exc:
+        raise translated(exc) from exc
+    finally:
+        db.terminate()
 
 
 async def migrate(db: Db, migrations: Sequence[Migration] = MIGRATIONS) -> None:

@@ -167,6 +167,14 @@ class PostgresStore(Reader):
         """Whether the lease that the claim was made under still holds for sure."""
         return self.lease.holds(entry.token)
 
+    def not_ready(self) -> str:
+        """What the database fails in at the moment."""
+        return self.writer.trouble or self.lease.trouble
+
+    async def last_seq(self) -> int:
+        """The number of the newest event of this node."""
+        return self._tables.last_seq
+
     # Taking in.
 
     async def accept(self, new: NewMessage) -> None:
@@ -523,6 +531,7 @@ class PostgresStore(Reader):
                     self._dispatch.changed()
                 elif due is not None:
                     self._dispatch.note_due(due)
+                await self.api_state.look()
             if self._tables.has_more:
                 with suppress(SpoolError):
                     self.writer.submit(_nothing())

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Protocol, TypeVar
 
@@ -33,6 +33,9 @@ class SqliteApiState:
     def __init__(self, read: Ask, write: Ask) -> None:
         self._read = read
         self._write = write
+
+    def when_changed_elsewhere(self, call: Callable[[], Awaitable[None]]) -> None:
+        """Nobody else has this file."""
 
     async def domain_settings(self) -> Mapping[str, DomainSettings]:
         """All of them, by domain."""

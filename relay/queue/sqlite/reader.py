@@ -27,6 +27,7 @@ from relay.queue.destinations import DestinationPart
 from relay.queue.entry import State
 from relay.queue.event_search import is_over
 from relay.queue.header import header_section
+from relay.queue.nodes import Node
 from relay.queue.rows import micros
 from relay.queue.sqlite import destinations, events, messages, statistics, tls_sessions
 from relay.queue.sqlite.api_state import domain_settings
@@ -164,6 +165,10 @@ class Reader:
     async def counts(self) -> Mapping[State, int]:
         """Recipients in each state that is not final."""
         return await self.ask(messages.count_states)
+
+    async def nodes(self) -> list[Node]:
+        """Nobody shares the file."""
+        return []
 
     async def count_destinations(self, after: str) -> tuple[list[DestinationPart], str | None]:
         """The next step of a count of the queue by domain."""

@@ -43,6 +43,7 @@ from relay.queue.sqlite.statistics import purge_statistics
 from relay.queue.store import (
     CHUNK_BYTES,
     ChangeStep,
+    EventFilter,
     EventOfChange,
     NewMessage,
     PendingReport,
@@ -172,6 +173,10 @@ class SqliteStore(Reader):
     def clock(self) -> datetime:
         """The time of this machine: nobody else shares the queue."""
         return datetime.now(UTC)
+
+    def not_ready(self) -> str:
+        """A client hears of a full disk, and a restart cures no other."""
+        return ""
 
     def may_begin(self, entry: Entry) -> bool:
         """A claim holds until this process ends it."""
@@ -405,6 +410,11 @@ class SqliteStore(Reader):
     async def log_mark(self) -> int:
         """How far the log file is."""
         return self._tables.mark
+
+    async def last_seq(self) -> int:
+        """The number of the newest event."""
+        newest = await self.find_events(EventFilter(), limit=1, ascending=False)
+        return newest[0].seq if newest else 0
 
     async def purge_events(self, *, before: datetime) -> int:
         """Remove old events that the log holds, a step at a time."""

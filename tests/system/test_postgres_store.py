@@ -1,0 +1,324 @@
+"""The queue on PostgreSQL when something fails: cuts in a commit, lost leases, several nodes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
+
+import pytest
+
+from relay.mail.outcome import Delivered
+from relay.queue.handoff import HandOffLimits
+from relay.queue.nodes import NodeState
+from relay.queue.postgres import NodeOptions, PostgresStore, Server, StartRefused, commit, lease
+from relay.queue.server_address import parse_url
+from relay.queue.store import ClaimLost, EventFilter, SpoolError
+from tests.fakes.queued import (
+    DEFERRED,
+    DELIVERED,
+    NOW,
+    claim_all,
+    content_of,
+    event,
+    new_message,
+    queue_ids,
+    settled,
+)
+from tests.rigs.cutter import Cut, cutter
+from tests.rigs.postgres import Postgres, postgres
+
+pytestmark = pytest.mark.needs("postgresql")
+
+LEASE = timedelta(seconds=5)
+COMMIT = b"COMMIT\0"
+"""As the writer sends it: the end of a transaction of several statements."""
+SMALL, LARGE = b"Subject: x\r\n\r\nCUTHERE\r\n", b"Subject: x\r\n\r\n" + b"y" * 300_000
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Postgres]:
+    with postgres() as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def empty(server: Postgres) -> None:
+    server.sql("DROP SCHEMA IF EXISTS relay CASCADE")
+
+
+@contextlib.asynccontextmanager
+async def node(
+    url: str, name: str = "a", *, length: timedelta = LEASE, limits: HandOffLimits | None = None
+) -> AsyncIterator[PostgresStore]:
+    """A node that is closed at the end, if it can be."""
+    server = Server(parse_url(url), name="relay", password=lambda: None)
+    store = await PostgresStore.open(server, NodeOptions(name, length), now=NOW, limits=limits)
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+async def crash(store: PostgresStore) -> None:
+    """End a node as `kill -9` does, as far as that goes within one process."""
+    for task in store._tasks:
+        task.cancel()
+    await asyncio.gather(*store._tasks, return_exceptions=True)
+    for link in (store._claims, store._stages, store._leases, *store._links):
+        link.drop()
+    store.writer._drop()
+
+
+async def until(question, *, seconds: float = 20) -> None:
+    async with asyncio.timeout(seconds):
+        while not await question():
+            await asyncio.sleep(0.1)
+
+
+# --- a connection that is cut in a commit ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", list(Cut))
+@pytest.mark.parametrize(
+    ("content", "marker"), [(SMALL, b"CUTHERE"), (LARGE, COMMIT)], ids=["plain", "transaction"]
+)
+async def test_message_is_accepted_once_where_its_commit_is_cut(server, how, content, marker):
+    async with cutter(server.port) as between, node(server.tcp_url(port=between.port)) as store:
+        new = new_message(content=content, events=(event("accepted", "q"),))
+        if marker == COMMIT:
+            await store.stage(new.message.queue_id, 0, content[:200_000])
+            new = new_message(
+                queue_id=new.message.queue_id,
+                content=content[200_000:],
+                staged_bytes=200_000,
+                events=(event("accepted", "q"),),
+            )
+        between.cut(how, marker)
+        await store.accept(new)
+        assert between.cuts == 1
+        assert await queue_ids(store) == [new.message.queue_id]
+        assert await content_of(store, new.message.queue_id) == content
+        assert [one.seq for one in await store.events_after(0)] == [1]
+        [entry] = await claim_all(store)
+        await store.record(settled(entry, DELIVERED))
+        assert await queue_ids(store) == []
+
+
+@pytest.mark.parametrize("how", list(Cut))
+async def test_client_without_a_250_has_no_message_in_the_queue_however_the_commit_ended(
+    server, how, monkeypatch
+):
+    monkeypatch.setattr(commit, "PATIENCE", 1.5)
+    async with cutter(server.port) as between, node(server.tcp_url(port=between.port)) as store:
+        between.cut(how, b"CUTHERE", closes_then=True)
+        with pytest.raises(SpoolError):
+            await store.accept(new_message(content=SMALL))
+        assert server.sql("SELECT count(*) FROM relay.message") == (
+            "0" if how is Cut.BEFORE else "1"
+        )
+        between.is_open = True
+        await store.accept(after := new_message("z@zz.example"))
+
+        async def is_removed() -> bool:
+            return await queue_ids(store) == [after.message.queue_id]
+
+        await until(is_removed)
+        assert [entry.message for entry in await claim_all(store)] == [after.message]
+
+
+@pytest.mark.parametrize("how", list(Cut))
+async def test_result_is_recorded_once_where_its_commit_is_cut(server, how):
+    async with cutter(server.port) as between, node(server.tcp_url(port=between.port)) as store:
+        await store.accept(new_message())
+        [entry] = await claim_all(store)
+        between.cut(how, b"delivered.7")
+        done = event("delivered", entry.message.queue_id, number=7)
+        await store.record(settled(entry, DELIVERED), events=[done])
+        assert between.cuts == 1
+        assert await queue_ids(store) == []
+        assert [one.event.name for one in await store.events_after(0)] == ["delivered"]
+
+
+# --- leases ---------------------------------------------------------------------------------------
+
+
+async def test_claims_of_a_lost_node_are_due_for_another(server):
+    async with node(server.url(), "b") as other:
+        server_of_a = Server(parse_url(server.url()), name="relay", password=lambda: None)
+        lost = await PostgresStore.open(server_of_a, NodeOptions("a", LEASE), now=NOW)
+        for _ in range(3):
+            await lost.accept(new_message())
+        claimed = await claim_all(lost)
+        assert await claim_all(other) == []
+        await crash(lost)
+        found = []
+
+        async def is_taken_over() -> bool:
+            found.extend(await claim_all(other))
+            return len(found) == 3
+
+        await until(is_taken_over, seconds=LEASE.total_seconds() + 10)
+        assert {one.message for one in found} == {one.message for one in claimed}
+        states = {one.name: one.state for one in await other.nodes()}
+        assert states == {"a": NodeState.LOST, "b": NodeState.LIVE}
+
+
+async def test_node_whose_lease_ran_out_may_begin_nothing(server):
+    async with node(server.url()) as store:
+        await store.accept(new_message())
+        [entry] = await claim_all(store)
+        assert store.may_begin(entry)
+        store._tasks[0].cancel()  # the one that renews
+        await asyncio.sleep(LEASE.total_seconds() * 5 / 6)
+        assert not store.may_begin(entry)
+
+
+async def test_node_that_lost_its_lease_comes_back_as_itself(server):
+    async with node(server.url(), "a") as store:
+        await store.accept(new_message("x@old.example"))
+        [old] = await claim_all(store)
+        before = store.lease.id
+        server.sql("UPDATE relay.lease SET lost = now()")
+        with pytest.raises(SpoolError):
+            await store.accept(new_message())
+
+        async def is_back() -> bool:
+            with contextlib.suppress(SpoolError):
+                await store.accept(new_message("y@new.example"))
+                return True
+            return False
+
+        await until(is_back)
+        assert store.lease.id != before
+        assert not store.may_begin(old)
+        domains = {entry.domain for entry in await claim_all(store)}
+        assert "new.example" in domains
+
+
+@pytest.mark.parametrize(("outcome", "is_taken"), [(DELIVERED, True), (DEFERRED, False)])
+async def test_late_result_is_taken_only_where_it_saves_a_duplicate(server, outcome, is_taken):
+    async with node(server.url(), limits=HandOffLimits(entries=0)) as store:
+        await store.accept(new_message())
+        [entry] = await claim_all(store)
+        server.sql("UPDATE relay.lease SET lost = now()")
+        store._renew_now()
+
+        async def is_free() -> bool:
+            return server.sql("SELECT place FROM relay.recipient") == "1"
+
+        await until(is_free)
+        if is_taken:
+            await store.record(settled(entry, outcome))
+            assert await queue_ids(store) == []
+        else:
+            with pytest.raises(ClaimLost):
+                await store.record(settled(entry, outcome), events=[event("failed", "q")])
+            assert await store.events_after(0) == []
+            assert len(await claim_all(store)) == 1
+
+
+async def test_result_is_refused_while_another_node_has_the_message(server):
+    async with (
+        node(server.url(), "a", limits=HandOffLimits(entries=0)) as one,
+        node(server.url(), "b", limits=HandOffLimits(entries=0)) as two,
+    ):
+        await one.accept(new_message())
+        [entry] = await claim_all(one)
+        server.sql(f"UPDATE relay.lease SET lost = now() WHERE id = {one.lease.id}")
+        one._renew_now()
+        found = []
+
+        async def is_taken_over() -> bool:
+            found.extend(await claim_all(two))
+            return bool(found)
+
+        await until(is_taken_over)
+        with pytest.raises(ClaimLost):
+            await one.record(settled(entry, Delivered("2.0.0", 250, "OK")))
+        await two.record(settled(found[0], DELIVERED))
+        assert await queue_ids(two) == []
+
+
+async def test_claim_that_its_node_does_not_know_of_is_freed(server):
+    async with node(server.url(), limits=HandOffLimits(entries=0)) as store:
+        await store.accept(new_message())
+        server.sql(f"UPDATE relay.recipient SET place = 2, lease = {store.lease.id}")
+
+        async def is_free() -> bool:
+            return len(await claim_all(store)) == 1
+
+        await until(is_free)
+
+
+async def test_second_process_of_one_name_is_refused(server):
+    async with node(server.url(), "a"):
+        with pytest.raises(StartRefused, match="another process is node a"):
+            async with node(server.url(), "a"):
+                pass
+
+
+async def test_node_restarted_after_a_crash_goes_on_at_once(server):
+    first = await PostgresStore.open(
+        Server(parse_url(server.url()), name="relay", password=lambda: None),
+        NodeOptions("a", timedelta(minutes=5)),
+        now=NOW,
+    )
+    await first.accept(new_message(events=(event("accepted", "q"),)))
+    await crash(first)
+    lease._HELD_HERE.discard(first.lease.id)
+    async with asyncio.timeout(5), node(server.url(), "a") as again:
+        assert len(await claim_all(again)) == 1
+        assert again._tables.last_seq == 1
+
+
+# --- several nodes, one queue ---------------------------------------------------------------------
+
+
+async def test_each_node_lists_the_events_of_all_in_pages_without_gap_or_repetition(server):
+    async with node(server.url(), "a") as one, node(server.url(), "b") as two:
+        for number in range(12):
+            store = (one, two)[number % 3 == 0]
+            at = NOW + timedelta(seconds=number)
+            await store.accept(
+                new_message(events=(event("accepted", f"q{number}", number=number, at=at),))
+            )
+        for ascending in (True, False):
+            found: list[str] = []
+            after = 0
+            while page := await two.find_events(
+                EventFilter(), after=after, limit=5, ascending=ascending
+            ):
+                found += [stored.event.queue_id for stored in page]
+                after = page[-1].seq
+            wanted = [f"q{number}" for number in range(12)]
+            assert found == (wanted if ascending else wanted[::-1])
+
+
+async def test_mail_deferred_by_one_node_is_tried_by_another_when_it_is_due(server):
+    async with node(server.url(), "a") as one, node(server.url(), "b") as two:
+        await one.accept(new_message())
+        [entry] = await claim_all(one)
+        work = asyncio.create_task(two.wait_for_work())
+        await one.record(settled(entry, DEFERRED, wait=timedelta(minutes=1)))
+        async with asyncio.timeout(5):
+            await work
+        [again] = await claim_all(two, now=NOW + timedelta(minutes=1))
+        assert again.recipients[0].attempts == 1
+
+
+async def test_results_of_two_nodes_for_one_message_remove_it_together(server):
+    limits = HandOffLimits(entries=0)
+    async with (
+        node(server.url(), "a", limits=limits) as one,
+        node(server.url(), "b", limits=limits) as two,
+    ):
+        for _ in range(20):
+            await one.accept(new_message("x@one.example", "y@two.example"))
+            [first] = await one.claim_due(now=NOW, limit=1)
+            [second] = await two.claim_due(now=NOW, limit=1)
+            await asyncio.gather(
+                one.record(settled(first, DELIVERED)), two.record(settled(second, DELIVERED))
+            )
+            assert await queue_ids(one) == []
