@@ -206,7 +206,7 @@ async def test_late_result_is_taken_only_where_it_saves_a_duplicate(server, outc
         store._renew_now()
 
         async def is_free() -> bool:
-            return server.sql("SELECT place FROM relay.recipient") == "1"
+            return bool(server.sql("SELECT place FROM relay.recipient") == "1")
 
         await until(is_free)
         if is_taken:
