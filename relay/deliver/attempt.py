@@ -131,6 +131,7 @@ class Attempt:
             delivery.concurrency_per_destination, clock=_now
         )
         self._limits = self._destinations.limits
+        self._most_for_domain = delivery.concurrency_per_destination
         self._destinations.on_surplus = self._pool.make_room_at_hop
         self._standing: set[asyncio.Task[None]] = set()
         self._floors = floors
@@ -176,7 +177,7 @@ class Attempt:
             sessions=self._session_log(entry, sessions),
         )
         job = await job_of(entry, content, self._signer, partial(self._may_begin, entry))
-        with self._pool.using_one():
+        with self._pool.using_one(entry.domain):
             may_go_on = await self._try_route(asked, needed, job, tally)
             if may_go_on and tally.is_unmet_by_policy:
                 outcomes = await self._under_newer_policy(entry, asked, needed, job, tally)
@@ -438,7 +439,7 @@ class Attempt:
                 connection.quit()
             else:
                 result = self._note_session(handing_over, use, turn)
-                self._pool.give_back(key, connection)
+                self._pool.give_back(key, connection, use.holder[1])
             if connection.was_cancelled:
                 return _HostResult.CANCELLED
             if waiting and is_kept:
@@ -461,6 +462,7 @@ class Attempt:
         """
         host, floor = conditions.host, conditions.floor
         self._pool.make_room(host.destination, self._destinations.others_may_stay(use))
+        self._pool.make_room_for(waiting[0].domain, self._most_for_domain)
         seen = partial(tally.sessions.met, host, floor)
         async with self._counted(host.hop) as counted:
             reached = await negotiate.reach(host, conditions.needed, self._using, seen=seen)

@@ -14,7 +14,7 @@ are taken, the connection that has idled for the longest time is closed.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -74,6 +74,7 @@ def pool_key(host: Host, needed: Requirement) -> PoolKey:
 class _Idle:
     key: PoolKey
     connection: Connection
+    domain: str
     alarm: asyncio.TimerHandle | None = None
 
 
@@ -85,6 +86,7 @@ class Pool:
         self._idle: dict[PoolKey, deque[_Idle]] = {}
         self._order: dict[_Idle, None] = {}
         self._in_use = 0
+        self._in_use_for: Counter[str] = Counter()
         self._closed = False
 
     def __len__(self) -> int:
@@ -92,13 +94,19 @@ class Pool:
         return len(self._order)
 
     @contextmanager
-    def using_one(self) -> Iterator[None]:
-        """Count a connection as in use, from before it is there until it was given back."""
+    def using_one(self, domain: str) -> Iterator[None]:
+        """Count a connection as in use for a recipient domain, from before it is there until it was
+        given back.
+        """
         self._in_use += 1
+        self._in_use_for[domain] += 1
         try:
             yield
         finally:
             self._in_use -= 1
+            self._in_use_for[domain] -= 1
+            if not self._in_use_for[domain]:
+                del self._in_use_for[domain]
 
     def take(self, key: PoolKey) -> Connection | None:
         """A connection that seems to be open; the one that was used last comes first."""
@@ -112,14 +120,16 @@ class Pool:
             self._expire(next(iter(self._order)))
         return None
 
-    def give_back(self, key: PoolKey, connection: Connection) -> None:
-        """Keep a connection for the next message, if it may still be used."""
+    def give_back(self, key: PoolKey, connection: Connection, domain: str) -> None:
+        """Keep a connection for the next message, if it may still be used. `domain`: of the
+        recipients of the last one.
+        """
         usable = connection.is_usable and not self.is_worn_out(connection)
         if self._closed or not usable or self._are_too_many:
             connection.quit()
             return
         loop = asyncio.get_running_loop()
-        idle = _Idle(key, connection)
+        idle = _Idle(key, connection, domain)
         idle.alarm = loop.call_later(self._limits.idle.total_seconds(), self._expire, idle)
         self._idle.setdefault(key, deque()).append(idle)
         self._order[idle] = None
@@ -132,6 +142,14 @@ class Pool:
         """Close idle connections to a destination beyond so many: one more is about to be made."""
         idle = self._idle_at(destination)
         for one in idle[: len(idle) - others]:
+            self._expire(one)
+
+    def make_room_for(self, domain: str, most: int) -> None:
+        """Close idle connections that last were a recipient domain's, wherever they lead, so that
+        the domain has no more than `most` with the one that is about to be made.
+        """
+        idle = [idle for idle in self._order if idle.domain == domain]
+        for one in idle[: max(len(idle) + self._in_use_for[domain] - most, 0)]:
             self._expire(one)
 
     def make_room_at_hop(self, hop: NextHop, others: int) -> None:

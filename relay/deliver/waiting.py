@@ -144,14 +144,11 @@ class Waiting(Generic[A]):
                 continue
             if not self.room.is_to_be_asked(line):
                 continue
-            if not is_of_hop(line):
-                entry = self.lines.pop(line)
-                return Turn(entry, line, rank, self.room.reserve(line, entry))
             entry = self.lines.head(line)
             if self._under_way[entry.domain] >= self._share:
                 continue
             use = self.room.reserve(line, entry)
-            if use is not None or self.room.is_silent(line):
+            if use is not None or not is_of_hop(line) or self.room.is_silent(line):
                 self.lines.pop(line)
                 return Turn(entry, line, rank, use)
         return None

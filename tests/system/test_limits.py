@@ -248,6 +248,34 @@ async def test_rate_holds_for_all_workers_and_the_host_defers_nothing(
     assert not [line for line in relay.stderr.splitlines() if "provider" in line]
 
 
+@pytest.mark.parametrize("limits", [{"rate": "30/m"}, {"max_connections": 1}])
+async def test_mail_for_others_does_not_wait_for_thousands_that_a_limit_holds_back(
+    tmp_path: Path, limits: dict[str, Any]
+) -> None:
+    async with (
+        DnsServer() as dns,
+        LimitedHost(99, seconds=0.5) as host,
+        LimitedHost(99) as well,
+        to_provider(tmp_path, 1, dns, host, well, **limits) as relay,
+    ):
+        trips = []
+        for part in range(60):
+            if part < 3:
+                bulk = [f"r@d{part}x{n}.example" for n in range(1000)]
+                await asyncio.to_thread(send, relay.port, bulk)
+            began, recipient = time.monotonic(), f"w{part}@well.example"
+            await asyncio.to_thread(send, relay.port, [recipient])
+            while recipient not in well.taken_at:
+                await asyncio.sleep(0.002)
+            trips.append(well.taken_at[recipient] - began)
+            await asyncio.sleep(0.05)
+        told = severities(relay)
+    ordered = sorted(trips)
+    print(f"\nmedian {ordered[30]:.3f} s, worst {ordered[-1]:.3f} s; {dict(told)}")
+    assert max(trips) < 2
+    assert set(told) == {"delivered"}
+
+
 async def test_worker_that_is_killed_takes_no_part_of_a_rate_with_it(tmp_path: Path) -> None:
     async with (
         DnsServer() as dns,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Sequence
 from datetime import timedelta
 
@@ -198,3 +199,26 @@ async def test_host_that_becomes_faster_does_not_idle_while_mail_waits(contexts,
             took = await until(lambda: len(queue.settlements) >= 300, 60)
     print(f"{took:.1f} s for the rest")
     assert took < 15
+
+
+async def test_connections_of_a_domain_are_counted_at_all_its_hosts_together(contexts):
+    queue, rng = fill(80), random.Random(1)
+    async with (
+        LimitedHost(99, seconds=0.02) as one,
+        LimitedHost(99, seconds=0.02) as other,
+        LimitedHost(99, seconds=0.02) as third,
+    ):
+        hosts = [at(one), at(other), at(third)]
+
+        def hosts_of(domain: str) -> Sequence[Host]:
+            return rng.sample(hosts, 3)
+
+        async with delivering(
+            queue, hosts_of, contexts, timeouts=SLOW, concurrency_per_destination=4
+        ):
+            most = 0
+            while len(queue.settlements) < 80:
+                most = max(most, one.open + other.open + third.open)
+                await asyncio.sleep(0.001)
+    assert queue.states() == {State.DELIVERED: 80}
+    assert most <= 4 + 1  # one may be closing

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 from relay.deliver.destinations import Destinations
+from relay.deliver.lines import Rank
 from relay.deliver.waiting import Waiting
 from relay.queue.entry import Entry
 from relay.queue.retry import RetrySchedule
+from relay.route.next_hop import NextHop, Rate
 from tests.fakes.mail import entry
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -20,7 +24,9 @@ def of(domain: str, number: int = 0, total: int = 0) -> Entry:
     return replace(one, message=replace(one.message, queue_id=f"Q{number}"), total=total)
 
 
-def waiting_of(most: int, share: int) -> Waiting[str]:
+def waiting_of(
+    most: int, share: int, leads_to: Callable[[Entry], NextHop | None] = lambda entry: None
+) -> Waiting[str]:
     return Waiting(
         most,
         share,
@@ -28,7 +34,12 @@ def waiting_of(most: int, share: int) -> Waiting[str]:
         destinations=Destinations(share, SCHEDULE, clock=lambda: 0.0),
         clock=lambda: NOW,
         monotonic=lambda: 0.0,
+        leads_to=leads_to,
     )
+
+
+def hop(name: str = "provider", **limits: Any) -> NextHop:
+    return NextHop(name, ((f"{name}.example",),), **limits)
 
 
 def begin_all(waiting: Waiting[str]) -> list[str]:
@@ -120,3 +131,69 @@ def test_classes_of_domains_take_turns():
         waiting.add(of(f"list{number}.example", number, total=100))
     domains = ["new0.example", "list0.example", "well.example"]
     assert begin_all(waiting) == [*domains, "new1.example", "list1.example", "well.example"]
+
+
+def test_domains_of_a_next_hop_wait_in_one_line_and_begin_with_a_connection_reserved():
+    limited = hop(max_connections=2)
+    waiting = waiting_of(20, 5, lambda entry: limited)
+    for number in range(4):
+        waiting.add(of(f"d{number}.example", number))
+    assert waiting.lines.names() == ["next hop provider"]
+    turns = list(waiting.turns())
+    assert [turn.entry.domain for turn in turns] == ["d0.example", "d1.example"]
+    assert all(turn.use is not None for turn in turns)
+
+
+def test_mail_over_a_limited_next_hop_does_not_hold_up_other_mail_for_the_same_domain():
+    limited = hop(rate=Rate(1, 3600))
+
+    def leads_to(entry: Entry) -> NextHop | None:
+        return limited if entry.message.queue_id < "Q5" else None
+
+    waiting = waiting_of(20, 4, leads_to)
+    for number in range(9):
+        waiting.add(of("mail.example", number))
+    begun = [turn.entry.message.queue_id for turn in waiting.turns()]
+    assert sorted(begun) == ["Q0", "Q5", "Q6", "Q7"], "4 for a domain, over whatever way"
+    wanted = waiting.wanted()
+    assert wanted is not None
+    assert wanted.skip == frozenset()
+
+
+def test_entries_that_wait_for_limits_of_next_hops_take_no_page_from_others():
+    hops = [hop(f"hop{number}", rate=Rate(1, 3600)) for number in range(30)]
+    waiting = waiting_of(20, 4, lambda entry: hops[int(entry.domain[1:3])])
+    for number in range(30):
+        for again in range(4):
+            waiting.add(of(f"d{number:02}.example", 100 * number + again))
+    assert len(list(waiting.turns())) == 30
+    wanted = waiting.wanted()
+    assert wanted is not None
+    assert (wanted.limit, wanted.only, wanted.with_new) == (20, None, True)
+    assert len(waiting.room.take_excess()) > 0
+
+
+def test_entries_line_up_again_when_routes_have_changed():
+    routes = {"d0.example": hop("old"), "d1.example": hop("old")}
+    waiting = waiting_of(20, 4, lambda entry: routes.get(entry.domain))
+    for number in range(3):
+        waiting.add(of(f"d{number}.example", number))
+    assert waiting.lines.names() == ["next hop old", "d2.example"]
+    routes.clear()
+    routes["d2.example"] = hop("new")
+    waiting.line_up_again()
+    assert sorted(waiting.lines.names()) == ["d0.example", "d1.example", "next hop new"]
+
+
+def test_mail_for_domains_of_a_proven_next_hop_is_claimed_with_that_for_proven_domains():
+    provider = hop()
+    waiting = waiting_of(20, 5, lambda entry: provider if "d" in entry.domain[:1] else None)
+    waiting.places.note("next hop provider", is_proven=True, domain="d1.example")
+    waiting.places.note("well.example", is_proven=True)
+    assert waiting.places.proven == ("d1.example", "well.example")
+    assert waiting.places.rank("next hop provider", of("d2.example")) is Rank.PROVEN
+    for number in range(40):
+        waiting.add(of(f"slow{number}.example", number))
+    begin_all(waiting)
+    waiting.add(of("d2.example"))
+    assert begin_all(waiting) == ["d2.example"]
