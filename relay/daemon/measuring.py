@@ -16,6 +16,7 @@ from functools import lru_cache
 
 from cryptography import x509
 
+from relay.deliver.destinations import Destinations
 from relay.queue.rows import moment
 from relay.queue.store import (
     EventFilter,
@@ -27,7 +28,7 @@ from relay.queue.store import (
     SpoolError,
 )
 from relay.receive.listener import Listener
-from relay.report.metrics import Metrics
+from relay.report.metrics import Metrics, NextHopNow
 from relay.route.next_hop import NoRoute, Route, RouteFinder
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "expiries",
     "log_lag",
     "metered",
+    "next_hops",
     "oldest_age",
     "room_at",
     "stuck_queue",
@@ -128,6 +130,19 @@ def _expiry(path: str) -> datetime | None:
 def _parsed_expiry(path: str, _: int) -> datetime:
     with open(path, "rb") as file:
         return x509.load_pem_x509_certificates(file.read())[0].not_valid_after_utc
+
+
+def next_hops(destinations: Destinations) -> dict[str, NextHopNow]:
+    """What is so at the next hops of the configuration that have had mail."""
+    found = {}
+    for name, one in destinations.limits.known.items():
+        waiting = destinations.waiting_for(one.hop)
+        found[name] = NextHopNow(
+            one.open,
+            waiting_for_connection=0 if one.waits_for_rate else waiting,
+            waiting_for_rate=waiting if one.waits_for_rate else 0,
+        )
+    return found
 
 
 def connections(listeners: Iterable[Listener]) -> dict[str, int]:

@@ -11,7 +11,15 @@ from relay import __version__
 from relay.admin.operator import Deliveries
 from relay.daemon.assemble import Parts
 from relay.daemon.explaining import explain
-from relay.daemon.measuring import connections, expiries, log_lag, oldest_age, room_at, stuck_queue
+from relay.daemon.measuring import (
+    connections,
+    expiries,
+    log_lag,
+    next_hops,
+    oldest_age,
+    room_at,
+    stuck_queue,
+)
 from relay.daemon.probing import probe_domain
 from relay.deliver.options import security_options
 from relay.mail.jsontext import JsonObject
@@ -122,6 +130,7 @@ class Status:
             in_flight=parts.scheduler.in_flight,
             kept_connections=len(parts.pool),
             silent_destinations=len(parts.scheduler.silent_domains()),
+            next_hops=next_hops(parts.destinations),
             log_lag_events=await log_lag(parts.store),
             log_in_trouble=parts.delivery_log.is_in_trouble,
             auth_failures=parts.failures.total,

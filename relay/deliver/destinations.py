@@ -392,6 +392,12 @@ class Destinations:
         self._later.add(now + turn)
         return turn
 
+    def waiting_for(self, hop: NextHop) -> int:
+        """How many entries wait for room at a next hop, in memory and in the queue."""
+        one = self._known.get(hop.destination)
+        in_queue = 0 if one is None else one.later.count(self._clock())
+        return self.limits.waiting(hop.name) + in_queue
+
     def _at_once(self, one: Destination, hop: NextHop | None) -> int:
         """How many connections it gets now, with nothing else in the way."""
         window = max(min(one.window, self._most), 1)

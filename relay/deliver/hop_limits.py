@@ -18,7 +18,7 @@ Times are seconds of the monotonic clock, which is the same for all workers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -255,9 +255,10 @@ class HopLimits:
         """How many connections this node may have to a next hop; None: no limit is set."""
         return None if hop.max_connections is None else share(hop.max_connections, *self._node())
 
-    def facts(self) -> dict[str, Limited]:
-        """The next hops with a limit that have had mail, by name."""
-        return dict(self._known)
+    @property
+    def known(self) -> Mapping[str, Limited]:
+        """The next hops that have had mail, by name."""
+        return self._known
 
     # --- inside -----------------------------------------------------------------------------------
 

@@ -50,7 +50,7 @@ from relay.mail.outcome import Deferred, PolicyResult, PolicyType
 from relay.queue.entry import State
 from relay.queue.settle import Change, Settlement
 
-__all__ = ["CONTENT_TYPE", "Metrics", "Snapshot"]
+__all__ = ["CONTENT_TYPE", "Metrics", "NextHopNow", "Snapshot"]
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -68,6 +68,17 @@ _RESULTS = {
 
 
 @dataclass(frozen=True, slots=True)
+class NextHopNow:
+    """A next hop at the moment: its connections, idle ones too, and how many messages wait for one,
+    or for its rate.
+    """
+
+    connections: int = 0
+    waiting_for_connection: int = 0
+    waiting_for_rate: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """The present state. Ages are seconds, 0 where there is nothing."""
 
@@ -80,6 +91,8 @@ class Snapshot:
     in_flight: int = 0
     kept_connections: int = 0
     silent_destinations: int = 0
+    next_hops: Mapping[str, NextHopNow] = field(default_factory=dict)
+    """The operator's next hops that have had mail, by name."""
     log_lag_events: int = 0
     log_in_trouble: bool = False
     auth_failures: int = 0
@@ -330,6 +343,16 @@ def _gauges(now: Snapshot) -> Iterator[Metric]:
     yield _gauge("relay_queue_messages", text, "state", now.queue)
     text = "Clients connected, by listener."
     yield _gauge("relay_client_connections", text, "listener", now.connections)
+    text = "Connections to a next hop of the configuration, with idle ones."
+    hops = now.next_hops
+    connections = {name: one.connections for name, one in hops.items()}
+    yield _gauge("relay_next_hop_connections", text, "next_hop", connections)
+    text = "Messages that wait for a connection to a next hop of the configuration."
+    waiting = {name: one.waiting_for_connection for name, one in hops.items()}
+    yield _gauge("relay_next_hop_waiting_for_connection", text, "next_hop", waiting)
+    text = "Messages that wait because of the rate of a next hop."
+    waiting = {name: one.waiting_for_rate for name, one in hops.items()}
+    yield _gauge("relay_next_hop_waiting_for_rate", text, "next_hop", waiting)
     yield CounterMetricFamily("relay_auth_failures", "Wrong passwords.", value=now.auth_failures)
     expiry = {path: at.timestamp() for path, at in now.certificates.items()}
     text = "When a certificate of the relay expires."

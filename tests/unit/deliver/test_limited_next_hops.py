@@ -9,7 +9,9 @@ from datetime import timedelta
 
 import pytest
 
+from relay.daemon.measuring import next_hops
 from relay.queue.entry import State
+from relay.report.metrics import NextHopNow
 from relay.route.next_hop import Host, NextHop, Rate
 from tests.fakes.queue import MemoryQueue
 from tests.rigs.limited_host import LimitedHost
@@ -117,6 +119,24 @@ async def test_mail_for_others_does_not_wait_for_a_limited_next_hop(contexts, li
     assert max(trips) < 1
     assert len(host.taken) >= 2
     assert State.DEFERRED not in queue.states()
+
+
+@pytest.mark.parametrize(
+    ("limits", "now"),
+    [
+        ({"rate": Rate(1, 3600)}, NextHopNow(1, waiting_for_rate=29)),
+        ({"max_connections": 1}, NextHopNow(1, waiting_for_connection=29)),
+    ],
+)
+async def test_operator_sees_how_many_wait_for_a_next_hop_and_for_what(contexts, limits, now):
+    queue, limited = fill(30, 30), hop(**limits)
+    async with (
+        LimitedHost(99, seconds=5) as host,
+        delivering(
+            queue, lambda _: [at(host)], contexts, timeouts=SLOW, hop_of=lambda _: limited
+        ) as delivery,
+    ):
+        await until(lambda: next_hops(delivery.destinations) == {"provider": now})
 
 
 async def test_reload_that_raises_a_rate_frees_the_mail_that_waits(contexts):

@@ -22,7 +22,7 @@ from relay.mail.outcome import (
 )
 from relay.queue.retry import RetrySchedule
 from relay.queue.settle import Settlement, settle
-from relay.report.metrics import Metrics, Snapshot
+from relay.report.metrics import Metrics, NextHopNow, Snapshot
 from tests.fakes.mail import ARRIVED, entry
 
 VERIFIED = HopSession(
@@ -111,6 +111,15 @@ def test_gauges_are_reported() -> None:
     file = "relay_certificate_expiry_timestamp_seconds file=/etc/relay/tls.pem"
     assert numbers[file] == expires.timestamp()
     assert numbers["process_open_fds"] > 0
+
+
+def test_next_hop_tells_its_connections_and_who_waits_for_what() -> None:
+    hops = {"m365": NextHopNow(3, waiting_for_rate=20), "ses": NextHopNow(waiting_for_connection=1)}
+    found = told(Metrics(), Snapshot(next_hops=hops))
+    assert found["relay_next_hop_connections next_hop=m365"] == 3
+    assert found["relay_next_hop_waiting_for_rate next_hop=m365"] == 20
+    assert found["relay_next_hop_waiting_for_connection next_hop=m365"] == 0
+    assert found["relay_next_hop_waiting_for_connection next_hop=ses"] == 1
 
 
 def test_a_stranger_cannot_make_the_number_of_series_grow() -> None:
