@@ -472,7 +472,7 @@ class Attempt:
                 return reached
         failure, policy = await _with_alarm(reached, conditions.past, floor.policy)
         outcome = _unreached(failure, host, policy, began)
-        if turn is not None and _is_no_answer(failure):
+        if turn is not None and _cause_of(failure, host) is Cause.UNREACHABLE:
             outcome = replace(outcome, status="4.4.1")
         _go_on(tally, host, waiting, outcome)
         if turn is not None:
@@ -497,7 +497,7 @@ class Attempt:
         assert turn.trial is not None
         if isinstance(failure, negotiate.Failed) and self._is_full(failure.answer, turn.use):
             return _HostResult.TURNED_AWAY
-        cause = _cause_of(failure)
+        cause = _cause_of(failure, turn.trial.host)
         if cause is not Cause.UNREACHABLE:
             self._destinations.answered(turn.use)
         if cause is None:
@@ -863,23 +863,27 @@ def _host_of_hop(host: Host) -> str:
     return f"next hop {hop}: {host.name} port {host.port}"
 
 
-def _is_no_answer(failure: negotiate.Unmet | negotiate.Failed) -> bool:
-    """Whether a host gave no session, for a reason that is neither TLS, the login, nor ours."""
-    return isinstance(failure, negotiate.Failed) and _cause_of(failure) is Cause.UNREACHABLE
-
-
-def _cause_of(failure: negotiate.Unmet | negotiate.Failed) -> Cause | None:
-    """The cause of a death, or None: the failure shows nothing of the host, or only that it lacks
-    REQUIRETLS.
+def _cause_of(failure: negotiate.Unmet | negotiate.Failed, host: Host) -> Cause | None:
+    """Why a host of a next hop is dead after a connection without a session; None where that shows
+    nothing of the host, or only that it lacks REQUIRETLS.
     """
     if isinstance(failure, negotiate.Unmet):
         return Cause.TLS if failure.status != NO_REQUIRETLS else None
     answer = failure.answer
     if answer.ours:
         return None
+    if answer.stage is Stage.AUTH or _refuses_certificate(failure, host):
+        return Cause.LOGIN
+    return Cause.UNREACHABLE
+
+
+def _refuses_certificate(failure: negotiate.Failed, host: Host) -> bool:
+    """Whether a host may have refused the relay's certificate: in TLS 1.3 it says so after the
+    handshake, and closes.
+    """
+    shows_one = host.hop is not None and host.hop.certificate is not None
     is_in_tls = failure.session is not None and failure.session.tls
-    # A host that does not take our certificate says so after the handshake of TLS 1.3.
-    return Cause.LOGIN if answer.stage is Stage.AUTH or is_in_tls else Cause.UNREACHABLE
+    return shows_one and is_in_tls and failure.answer.reply is None
 
 
 def _not_used(floor: HostFloor, host: Host) -> Deferred:

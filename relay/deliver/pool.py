@@ -135,8 +135,13 @@ class Pool:
         self._order[idle] = None
 
     def kept_at(self, destination: str, address: str = "") -> int:
-        """How many idle connections to a destination there are, or to one address of it."""
-        return sum(address in ("", idle.key.address) for idle in self._idle_at(destination))
+        """How many idle connections to a destination there are; to one address of it, those that
+        the host has not closed.
+        """
+        idle = self._idle_at(destination)
+        if not address:
+            return len(idle)
+        return sum(one.key.address == address and one.connection.is_usable for one in idle)
 
     def make_room(self, destination: str, others: int) -> None:
         """Close idle connections to a destination beyond so many: one more is about to be made."""

@@ -34,6 +34,7 @@ BOTH_LOOPS = {
     "test_attempt_tls",
     "test_attempt_dialogue",
     "test_attempt_login",
+    "test_attempt_proofs",
     "test_attempt_routes",
     "test_pool",
     "test_probe",

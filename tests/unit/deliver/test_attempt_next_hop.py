@@ -13,7 +13,7 @@ import pytest
 
 from relay.deliver.destinations import NotNow
 from relay.mail.outcome import Code, Deferred, Delivered
-from relay.route.next_hop import Auth, Credentials, Host, NextHop
+from relay.route.next_hop import Auth, Credentials, Host, NextHop, TlsMode
 from relay.route.security import OnTlsUnmet
 from relay.sandbox.certificates import Kind
 from relay.sandbox.mx import Action, MxServer, Script, StartTls, Then
@@ -169,6 +169,35 @@ async def test_host_with_too_many_connections_is_passed_by_and_not_dead(rig, cap
         assert isinstance(await rig.send(entry()), Delivered)
     assert (len(first.connections), len(second.messages)) == (3, 3)
     assert not [record for record in caplog.records if " is dead" in record.message]
+
+
+@pytest.mark.parametrize("greeting", ["421 4.3.2 closing", "554 5.7.1 go away", None])
+async def test_greeting_inside_tls_is_the_answer_of_a_dead_host_too(rig, greeting, caplog):
+    answer = greeting or Action(None, then=Then.CLOSE)
+    script = replace(GOOD, implicit_tls=True, replies={"GREETING": answer})
+    first = await rig.mx(script, tls=TlsMode.IMPLICIT)
+    hop = NextHop("provider", (("x.example",),), tls=TlsMode.IMPLICIT)
+    rig.hosts[:] = [replace(one, hop=hop) for one in rig.hosts]
+    outcome = await rig.send(entry())
+    assert outcome.status == "4.4.1"
+    assert "is dead, it does not answer" in caplog.text
+    assert rig.attempt._destinations.silence_of(rig.hosts[0].destination) is not None
+    assert len(first.connections) == 1
+
+
+async def test_refused_connection_beside_one_that_stands_is_no_death(rig):
+    slow = replace(GOOD, replies={"CONTENT": Action("250 2.0.0 OK", delay=1.0)})
+    first, second = await hosts_of(rig, [slow], [GOOD])
+    under_way = asyncio.create_task(rig.send(entry()))
+    while not any("DATA" in connection.verbs for connection in first.connections):
+        await asyncio.sleep(0.01)
+    assert first._server is not None
+    first._server.close()  # it takes no other connection, and goes on with this one
+    other = replace(entry(), message=replace(entry().message, queue_id="Q2"))
+    assert isinstance(await rig.send(other), Delivered)
+    assert len(second.messages) == 1
+    assert isinstance(await under_way, Delivered)
+    assert not rig.attempt._destinations.hosts._deaths
 
 
 async def test_refusal_of_a_recipient_is_no_death(rig):
