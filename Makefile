@@ -65,8 +65,9 @@ lint: $(READY)
 	$(BIN)/mypy
 
 # What failed last, alone: a test that passes then has met something of its neighbours or of the machine.
+# It has to be grouped as before, since a test's group is part of its name.
 retest: $(READY)
-	$(BIN)/pytest --last-failed --last-failed-no-failures none -p no:xdist $(ARGS)
+	$(BIN)/pytest -n 1 --dist loadgroup --last-failed --last-failed-no-failures none $(ARGS)
 
 man: $(RUNS)
 	@mkdir -p build
