@@ -46,6 +46,7 @@ from relay.mail.outcome import PolicyResult, VerifiedBy
 from relay.route.chain import fault_of, pin_of, store_of
 from relay.route.dane import matched
 from relay.route.next_hop import NO_CHAIN, Host, NextHop
+from relay.route.secret_files import SecretFileError, place_of
 from relay.route.security import STRONG, Proof, Requirement, TlsVersion
 
 __all__ = [
@@ -283,13 +284,21 @@ class _HopFiles:
         ca_file = hop.ca_file if verifies and hop.ca_file != NO_CHAIN else None
         if ca_file is None and hop.certificate is None:
             return _NO_FILES
-        return cls(hop.name, ca_file, hop.certificate, hop.key)
+        return cls(hop.name, ca_file, _placed(hop, hop.certificate), _placed(hop, hop.key))
 
     @property
     def stamp(self) -> Hashable:
         """It differs when a file has changed."""
         paths = (self.ca_file, self.certificate, self.key)
         return tuple(_stamp(path) for path in paths if path is not None)
+
+
+def _placed(hop: NextHop, path: str | None) -> str | None:
+    """The file that a key names, which systemd may give to the service."""
+    try:
+        return None if path is None else str(place_of(path))
+    except SecretFileError as error:
+        raise HopFilesError(f"next hop {hop.name}: {error}") from error
 
 
 _NO_FILES = _HopFiles()

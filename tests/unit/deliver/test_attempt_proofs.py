@@ -228,6 +228,22 @@ async def test_client_certificate_is_read_again_when_its_files_change(rig, tmp_p
     ]
 
 
+async def test_client_certificate_may_be_one_that_systemd_gives_to_the_service(
+    rig, tmp_path, monkeypatch
+):
+    mx = await rig.mx(Script(client_ca=OURS.ca_pem), name=NAME)
+    files = shown(tmp_path, OURS.client("first.example.com"))
+    given = {key: f"$CREDENTIALS_DIRECTORY/{Path(path).name}" for key, path in files.items()}
+    use(rig, **given)
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+    outcome = await rig.send(entry())
+    assert outcome.status == "4.3.0"
+    assert "$CREDENTIALS_DIRECTORY is not set" in outcome.description
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    assert isinstance(await rig.send(entry()), Delivered)
+    assert mx.connections[-1].client_name == "first.example.com"
+
+
 @pytest.mark.parametrize("key", ["certificate", "ca_file"])
 async def test_mail_waits_where_a_file_cannot_be_read_and_the_host_is_not_asked(rig, key):
     mx = await rig.mx(name=NAME)
