@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -325,21 +326,22 @@ class Connection:
     ) -> None:
         if self._needs_rset:
             await self._forget_the_last()
-        exchange = self._exchange(transaction)
-        mail = Answer(Stage.MAIL, await exchange(transaction.mail, Stage.MAIL))
+        if self.offers.pipelining:
+            self._say([transaction.mail, *transaction.rcpts.values(), b"DATA"], Stage.MAIL)
+        mail = Answer(Stage.MAIL, await self._exchange(transaction.mail, Stage.MAIL))
         self._needs_rset = mail.is_positive
         if not mail.is_positive:
             answers.update(dict.fromkeys(transaction.rcpts, mail))
             if not self.offers.pipelining:
                 return
         for index, line in transaction.rcpts.items():
-            reply = await exchange(line, Stage.RCPT)
+            reply = await self._exchange(line, Stage.RCPT)
             if mail.is_positive:
                 answers[index] = Answer(Stage.RCPT, reply)
         accepted = [index for index, answer in answers.items() if answer.is_positive]
         if not accepted and not self.offers.pipelining:
             return
-        data = await exchange(b"DATA", Stage.DATA)
+        data = await self._exchange(b"DATA", Stage.DATA)
         if data.code == 354:
             sending = self._send(content, may_go_on) if accepted else self._send_nothing()
             last = await sending
@@ -350,18 +352,14 @@ class Connection:
         if last.reply is not None and last.reply.code == 421:
             self.abort()
 
-    def _exchange(self, transaction: Transaction) -> Callable[[bytes, Stage], Awaitable[Reply]]:
-        """A function that returns the reply to a command, pipelined or not (RFC 2920 §3.1)."""
+    async def _exchange(self, line: bytes, stage: Stage) -> Reply:
+        """The reply to a command of the transaction. With PIPELINING it is sent already (RFC 2920
+        §3.1).
+        """
         if not self.offers.pipelining:
-            return self._say_and_hear
-        self._say([transaction.mail, *transaction.rcpts.values(), b"DATA"], Stage.MAIL)
-        return self._only_hear
-
-    async def _say_and_hear(self, line: bytes, stage: Stage) -> Reply:
-        self._say([line], stage)
-        return await self._only_hear(line, stage)
-
-    async def _only_hear(self, _: bytes, stage: Stage) -> Reply:
+            self._say([line], stage)
+        if self._wire.has_reply:
+            return self._hold(self._wire.take_reply(), stage)
         return self._hold(await self._hear(stage, self._seconds.command), stage)
 
     async def _forget_the_last(self) -> None:
@@ -449,7 +447,7 @@ class Connection:
         """
         glance = min(_GLANCE, self._seconds.data_block)
         if await self._wait_through(glance):
-            return Answer(Stage.FINAL_DOT, await self._hear(Stage.FINAL_DOT, 0.0))
+            return await self._heard_final_answer()
         loop = asyncio.get_running_loop()
         moved, unread = loop.time(), self._wire.unacknowledged_bytes()
         while unread and not await self._wait_through(glance):
@@ -462,6 +460,12 @@ class Connection:
         seconds = self._seconds.final_reply
         if not await self._wait_through(seconds):
             self._lose(Stage.FINAL_DOT, SMTPReadTimeoutError(f"no answer within {seconds:g} s"))
+        return await self._heard_final_answer()
+
+    async def _heard_final_answer(self) -> Answer:
+        """The answer that has come, or the end of the connection."""
+        if self._wire.has_reply:
+            return Answer(Stage.FINAL_DOT, self._wire.take_reply())
         return Answer(Stage.FINAL_DOT, await self._hear(Stage.FINAL_DOT, 0.0))
 
     async def _wait_through(self, seconds: float) -> bool:
@@ -470,11 +474,10 @@ class Connection:
         The host may have taken the message already, and only this reply says so. `was_cancelled`
         tells the caller that it was cancelled meanwhile.
         """
-        loop = asyncio.get_running_loop()
-        ends = loop.time() + seconds
+        ends = time.monotonic() + seconds
         while True:
             try:
-                return await self._wire.wait(ends - loop.time())
+                return await self._wire.wait(ends - time.monotonic())
             except asyncio.CancelledError:
                 self.was_cancelled = True
                 task = asyncio.current_task()

@@ -7,6 +7,9 @@ for DATA (RFC 5321 §4.5.2), piece by piece.
 
 from __future__ import annotations
 
+import re
+from functools import lru_cache
+
 from relay.mail.reply import Reply, parse_reply
 
 __all__ = ["MAX_LINE_BYTES", "MAX_REPLY_BYTES", "DotStuffing", "Garbled", "ReplyReader"]
@@ -16,6 +19,10 @@ MAX_LINE_BYTES = 8 * 1024
 
 MAX_REPLY_BYTES = 32 * 1024
 """All lines of one reply."""
+
+
+_ONE_LINE = re.compile(rb"([1-5][0-9][0-9])(?: (.*))?", re.DOTALL)
+"""A complete reply, without its line end."""
 
 
 class Garbled(Exception):
@@ -50,6 +57,11 @@ class ReplyReader:
         """
         if self._garbled is not None:
             raise self._garbled
+        if not self._lines:
+            end = self.buffer.find(b"\n", 0, MAX_LINE_BYTES)
+            if end >= 0 and (reply := _on_one_line(bytes(self.buffer[:end]))) is not None:
+                del self.buffer[: end + 1]
+                return reply
         try:
             return self._take()
         except Garbled as garbled:
@@ -88,11 +100,21 @@ class ReplyReader:
         return line.rstrip(b" \t\r")
 
     def _finish(self) -> Reply:
-        # Bytes that are no UTF-8 are kept readable, and no lone surrogate reaches a log.
-        text = b"\n".join(self._lines).decode("utf-8", "backslashreplace")
-        reply = parse_reply(int(self._code), text)
+        reply = _reply(self._code, b"\n".join(self._lines))
         self._lines, self._code, self._bytes = [], b"", 0
         return reply
+
+
+@lru_cache(maxsize=256)  # a host says the same of most messages
+def _on_one_line(line: bytes) -> Reply | None:
+    """The reply that this line is; None where it is no reply, or the first line of several."""
+    match = _ONE_LINE.fullmatch(line.rstrip(b" \t\r"))
+    return _reply(match[1], match[2] or b"") if match is not None else None
+
+
+def _reply(code: bytes, text: bytes) -> Reply:
+    # Bytes that are no UTF-8 are kept readable, and no lone surrogate reaches a log.
+    return parse_reply(int(code), text.decode("utf-8", "backslashreplace"))
 
 
 def _shown(line: bytes) -> str:

@@ -122,6 +122,8 @@ class ClientProtocol(SMTPProtocol):
         """How many expected replies are still to come. The greeting is one."""
         self._trouble: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._deadline = 0.0
+        self._timer: asyncio.TimerHandle | None = None
         self._leaving = False
         self.gone = asyncio.Event()
         self.refusal: Reply | None = None
@@ -169,6 +171,7 @@ class ClientProtocol(SMTPProtocol):
         super().connection_lost(exc)
         text = f"the connection was lost ({error_text(exc)})" if exc else "the connection was lost"
         self._fail(SMTPServerDisconnected(text))
+        self._stop_timer()
         self.gone.set()
 
     def resume_writing_once(self) -> None:
@@ -217,13 +220,33 @@ class ClientProtocol(SMTPProtocol):
         if self._replies or self._trouble is not None:
             return True
         self._waiter = self._loop.create_future()
-        alarm = self._loop.call_later(seconds, _wake, self._waiter)
+        self._deadline = self._loop.time() + seconds
+        if self._timer is None or self._timer.when() > self._deadline:
+            self._wake_at_deadline()
         try:
             await self._waiter
         finally:
-            alarm.cancel()
             self._waiter = None
         return bool(self._replies) or self._trouble is not None
+
+    def _wake_at_deadline(self) -> None:
+        self._stop_timer()
+        self._timer = self._loop.call_at(self._deadline, self._look_at_deadline)
+
+    def _look_at_deadline(self) -> None:
+        """Wake what waits if its time is over: a timer that has begun serves later waits, too."""
+        self._timer = None
+        if self._waiter is None:
+            return
+        if self._loop.time() >= self._deadline:
+            _wake(self._waiter)
+        else:
+            self._wake_at_deadline()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     @property
     def has_reply(self) -> bool:
