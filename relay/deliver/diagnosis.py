@@ -33,6 +33,7 @@ from relay.mail.outcome import (
     HopSession,
     Outcome,
 )
+from relay.mail.record import record
 from relay.mail.reply import Reply, parse_reply
 from relay.route.next_hop import Host
 
@@ -73,7 +74,7 @@ class Stage(StrEnum):
     FINAL_DOT = "the final dot"
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Answer:
     """A host's reply at a stage, or its absence, with the text of the error.
 

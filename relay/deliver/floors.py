@@ -19,6 +19,7 @@ from relay.deliver.memory import DowngradeMemory, OfDomain
 from relay.deliver.sessions import judged_by
 from relay.deliver.sts_policies import StsPolicies
 from relay.mail.outcome import Waived
+from relay.mail.record import record
 from relay.policy.rules import FloorRules, PolicyRules, floor_rules, is_locked
 from relay.policy.settings import FloorUse
 from relay.route.answers import Resolver
@@ -37,7 +38,7 @@ _NO_RULES = FloorRules(FloorUse.IGNORE, FloorUse.IGNORE)
 _IGNORED = DaneFloor(DaneState.IGNORED)
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class DomainFloor:
     """The facts that hold for all hosts of one attempt.
 

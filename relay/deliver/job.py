@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 from relay.deliver.content import Content, beginning, pieces
 from relay.deliver.sevenbit import Conversion, ConversionPlan, NotConvertible, Survey
 from relay.deliver.signing import Signer
 from relay.deliver.transaction import Extensions, needs_conversion
+from relay.mail.record import record
 from relay.mail.threads import in_thread_if_large
 from relay.queue.entry import Entry, QueuedMessage
 
@@ -21,7 +22,7 @@ _AT_ONCE_OCTETS = 8 * 1024
 """A larger piece is converted in a thread: many empty parts may take a tenth of a second."""
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Job:
     """The message to deliver, its content, and facts about it."""
 

@@ -29,10 +29,11 @@ defers all of them that way.)
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from relay.mail.outcome import Code, Deferred, Outcome
+from relay.mail.record import record
 from relay.queue.retry import RetrySchedule
 from relay.queue.settle import Settlement
 
@@ -73,7 +74,7 @@ LONG = timedelta(seconds=5)
 """An attempt that takes longer proves nothing of its destination."""
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Pace:
     """The facts about one destination.
 

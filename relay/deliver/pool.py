@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from relay.deliver.connection import Connection
+from relay.mail.record import record
 from relay.route.next_hop import Credentials, Host, NextHop, TlsMode
 from relay.route.security import Requirement
 
@@ -37,7 +38,7 @@ class PoolLimits:
     connections: int = 200
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class PoolKey:
     """The facts that two messages must have in common to share a connection."""
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 from relay.deliver.diagnosis import CannotBeSent
 from relay.mail.address import AddressError, domain_of
+from relay.mail.record import record
 from relay.queue.entry import QueuedMessage, QueuedRecipient
 
 __all__ = [
@@ -81,7 +82,7 @@ class Extensions:
 NO_EXTENSIONS = Extensions()
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Transaction:
     """The lines of one transaction. `rcpts`: by the recipient's index. `utf8`: said with SMTPUTF8,
     `requiretls` with REQUIRETLS.

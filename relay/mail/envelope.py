@@ -13,6 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from relay.mail.record import record
+
 __all__ = ["Body", "Envelope", "Notify", "Recipient", "Ret"]
 
 
@@ -39,7 +41,7 @@ class Ret(StrEnum):
     HDRS = "HDRS"
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Recipient:
     """One forward-path of a transaction.
 

@@ -9,10 +9,12 @@ is not kept with the event.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from enum import StrEnum
 from typing import NamedTuple
+
+from relay.mail.record import record
 
 __all__ = ["Counted", "Event", "Protection", "Result"]
 
@@ -55,7 +57,7 @@ class Counted(NamedTuple):
     exception: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Event:
     """One line of the delivery log. `name` is accepted | delivered | failed."""
 

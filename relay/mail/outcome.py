@@ -13,6 +13,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from relay.mail.memory import DowngradeAlarm
+from relay.mail.record import record
 
 __all__ = [
     "NO_POLICY",
@@ -116,7 +117,7 @@ class Waived(StrEnum):
     """The message says so (TLS-Required: No, RFC 8689 §3)."""
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class HopPolicy:
     """What the policy of the recipient's domain required of a host, and the result.
 
@@ -158,7 +159,7 @@ class HopLogin:
     user: str
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class HopSession:
     """The SMTP session with a mail host that decided an outcome.
 
@@ -204,7 +205,7 @@ class NamedBy(StrEnum):
     """The domain is an address literal."""
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Routing:
     """Where an attempt could go. `hosts`: one line each, in the order in which they are tried.
     `is_authentic`: a signed answer named them, which the resolver validated, or the operator did.
@@ -228,7 +229,7 @@ class Code:
     NO_CONNECTION = 680
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class _Result:
     """`code`: the reply code that decided, or one of `Code`. `status`: enhanced (RFC 3463).
     `message`: the peer's text, unchanged. `description`: the relay's sentence for a person.
@@ -249,7 +250,7 @@ class _Result:
     routing: Routing | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Delivered(_Result):
     """The next hop took responsibility (RFC 5321 §4.2.5).
 
@@ -262,7 +263,7 @@ class Delivered(_Result):
         _require_class(self.status, "2")
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Deferred(_Result):
     """The relay will try again. `tls_unmet`: no host could give the TLS that is required.
 
@@ -276,7 +277,7 @@ class Deferred(_Result):
         _require_class(self.status, "4")
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Bounced(_Result):
     """The relay will not try again, and reports to the sender."""
 

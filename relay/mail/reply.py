@@ -7,15 +7,16 @@ ignores an enhanced code whose class contradicts the reply code.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import lru_cache
+
+from relay.mail.record import record
 
 __all__ = ["Reply", "parse_reply"]
 
 _ENHANCED = re.compile(r"([245])\.(\d{1,3})\.(\d{1,3})(?:[ \t]+|$)")
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Reply:
     """`code` 200…599; `status` as in RFC 3463, "" without one; `text` without both.
 

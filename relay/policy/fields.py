@@ -11,9 +11,10 @@ hop does not need to know whether the relay checks its certificate.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from relay.mail.header import unfold
+from relay.mail.record import record
 from relay.mail.section import FoundField, HeaderSection, lines_like_fields
 
 __all__ = [
@@ -46,7 +47,7 @@ _FOLDED = re.compile(
 _SHOWN_OCTETS = 60
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Wishes:
     """What a message asks for, in header fields or in options of the HTTP interface.
 

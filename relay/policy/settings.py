@@ -7,8 +7,9 @@ with the message for each recipient. After that it can only become stricter.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
+
+from relay.mail.record import record
 
 __all__ = ["FloorUse", "MemoryAction", "Setting", "Source", "TlsSettings"]
 
@@ -47,7 +48,7 @@ class MemoryAction(StrEnum):
     """An alarm, and the mail waits for a day."""
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Setting:
     """A value and its source. `rule`: the name of the rule that gave it, "" without a rule."""
 
@@ -56,7 +57,7 @@ class Setting:
     rule: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class TlsSettings:
     """Both settings of one message for one recipient domain."""
 

@@ -7,11 +7,11 @@ a domain, and so a next hop and TLS settings. Times are aware datetimes in UTC.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
 from relay.mail.envelope import Body, Notify, Ret
+from relay.mail.record import record
 from relay.policy.settings import TlsSettings
 
 __all__ = [
@@ -54,7 +54,7 @@ class State(StrEnum):
 _FINAL = frozenset({State.DELIVERED, State.BOUNCED, State.EXPIRED, State.REMOVED})
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class MessageSummary:
     """Header fields the delivery log shows, decoded and cut; "" where the message has none."""
 
@@ -66,7 +66,7 @@ class MessageSummary:
     """The message says it was made by a program (RFC 3834 §5)."""
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Terms:
     """What holds for a message beyond its envelope, most of it as its sender asked.
 
@@ -86,7 +86,7 @@ class Terms:
     next_hop: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class QueuedMessage:
     """A message we are responsible for.
 
@@ -129,7 +129,7 @@ class QueuedMessage:
         return max(self.terms.not_before, self.arrived)
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class LastAttempt:
     """What the last attempt for a recipient came to, for the operator and for the end of the
     lifetime.
@@ -143,7 +143,7 @@ class LastAttempt:
     tls_unmet: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class QueuedRecipient:
     """One recipient of a queued message. `index` is its place in the envelope, from 0.
 
@@ -165,7 +165,7 @@ class QueuedRecipient:
     delay_notified: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Entry:
     """One message and its recipients in one domain: what an attempt works on.
 

@@ -27,6 +27,8 @@ import zlib
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from relay.mail.record import record
+
 __all__ = [
     "SETTLING",
     "ClockWatch",
@@ -184,7 +186,7 @@ def latest_due(schedule: RetrySchedule, *, now: datetime) -> datetime:
     return now + max(schedule.waits) * _SLACK
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class ClockWatch:
     """One look at both clocks, and since when the wall clock has kept pace with the other."""
 

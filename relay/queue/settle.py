@@ -29,13 +29,14 @@ not, before it was reported is not reported any more (RFC 3461 §4.1).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import assert_never
 
 from relay.mail.envelope import Notify
 from relay.mail.outcome import Bounced, Code, Deferred, Delivered, Outcome
+from relay.mail.record import record
 from relay.policy.settings import TlsSettings
 from relay.queue.entry import Entry, LastAttempt, QueuedMessage, QueuedRecipient, State
 from relay.queue.retry import RetrySchedule, age_of, next_attempt, next_notification
@@ -67,7 +68,7 @@ class ReportKind(StrEnum):
     """Handed to a host that will not report success itself (RFC 3461 §5.2.2)."""
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Change:
     """A recipient as the attempt leaves it.
 
@@ -85,7 +86,7 @@ class Change:
     reason: str = "generic"
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Report:
     """A DSN for the sender: its kind and the recipients it is about.
 
@@ -112,7 +113,7 @@ class Report:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Settlement:
     """All that an attempt changes.
 

@@ -26,6 +26,7 @@ from datetime import date, datetime, timedelta
 from typing import Any, NamedTuple, Protocol
 
 from relay.mail.event import Event
+from relay.mail.record import record
 from relay.mail.tls_session import TlsSession
 from relay.queue.api_state import ApiState, DomainSettings
 from relay.queue.destinations import DestinationPart
@@ -100,7 +101,7 @@ class SearchTooLong(SpoolError):
         self.reached = reached
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class NewMessage:
     """A message to take in: from a client, or a DSN of ours.
 
@@ -115,7 +116,7 @@ class NewMessage:
     events: tuple[Event, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class StoredEvent:
     """An event with the sequence number its commit gave it (strictly rising)."""
 

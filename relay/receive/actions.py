@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from relay.mail.record import record
 from relay.receive.access import User
 from relay.receive.session import TlsFacts
 from relay.submit.message import Refusal
@@ -82,14 +83,14 @@ class CheckPassword:
     password: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Stage:
     """Give the store a piece of a message. There is no result."""
 
     intake: Incoming
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Finish:
     """The message is complete, or refused before its end: no more octets of it are read.
 

@@ -13,6 +13,7 @@ from typing import Annotated, Protocol
 
 from relay.mail.option import ONE_OR_MORE, Form, NotEmpty, Path, Port, Range, ShortKey
 from relay.mail.outcome import Bounced, Deferred, NamedBy, Routing
+from relay.mail.record import record
 
 __all__ = [
     "BY_NOBODY",
@@ -247,7 +248,7 @@ BY_NOBODY = Naming()
 """The naming of an address, which has no name."""
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Hosts:
     """The hosts to try, in order, at least one.
 

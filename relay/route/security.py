@@ -52,6 +52,7 @@ from relay.mail.outcome import (
     PolicyType,
     Waived,
 )
+from relay.mail.record import record
 from relay.mail.tls_session import JudgedBy
 from relay.policy.settings import TlsSettings
 from relay.route.floor import NO_DANE, NO_STS, DaneFloor, DaneState, StsFloor
@@ -175,7 +176,7 @@ class HostFloor:
     told: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Requirement:
     """What a session has to prove before a message may go over it.
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from relay.mail.envelope import Recipient
+from relay.mail.record import record
 from relay.mail.reply import Reply
 from relay.mail.section import HeaderSection
 from relay.policy.fields import asks_for_no_tls, refuse_fields_in_body, refuse_folded, tls_wishes
@@ -66,7 +67,7 @@ HEADER_TOO_LARGE = refuse(552, "5.3.4", "The header section is too large")
 _LOOP = refuse(554, "5.4.6", "Too many hops: this message is going round in circles")
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Screened:
     """A message whose header section was judged: the new header section, and the decisions.
 

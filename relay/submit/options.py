@@ -20,11 +20,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TypeVar
 
 from relay.mail.dates import read_date
+from relay.mail.record import record
 from relay.mail.section import NOT_SUPPORTED, FoundField, HeaderSection
 from relay.policy.fields import NO_WISHES, BadField, Wishes, read_wishes, yes_or_no
 from relay.queue.entry import Terms
@@ -54,7 +54,7 @@ _WITHIN = re.compile(r"(?:([0-9]{1,3})h)?(?:([0-9]{1,5})m)?(?:([0-9]{1,6})s)?")
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Options:
     """What a message asks for; None or empty where it does not ask."""
 
