@@ -25,6 +25,10 @@ _ONE_LINE = re.compile(rb"([1-5][0-9][0-9])(?: (.*))?", re.DOTALL)
 """A complete reply, without its line end."""
 
 
+_LF_DOT = re.compile(rb"\n\.").search
+_CR_DOT = re.compile(rb"\r\.").search
+
+
 class Garbled(Exception):
     """The peer's text is no reply. `str()` says what is wrong, for a person."""
 
@@ -137,8 +141,9 @@ class DotStuffing:
             return piece
         starts_with_dot = piece[:1] == b"." and self._last_two[-1:] in (b"\r", b"\n")
         self._last_two = (self._last_two + piece[-2:])[-2:]
-        # A search for one octet is much faster than for two, and encoded content has no dots.
-        if b"." in piece:
+        # A search for one octet is much faster than for two, and encoded content has no dots. An
+        # expression looks for its first octet in that way; `replace` does not.
+        if b"." in piece and (_LF_DOT(piece) or _CR_DOT(piece)):
             piece = piece.replace(b"\n.", b"\n..").replace(b"\r.", b"\r..")
         return b"." + piece if starts_with_dot else piece
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
-from dataclasses import replace
 from functools import partial
 
 from relay.deliver.content import Content, beginning, pieces
 from relay.deliver.sevenbit import Conversion, ConversionPlan, NotConvertible, Survey
 from relay.deliver.signing import Signer
 from relay.deliver.transaction import Extensions, needs_conversion
-from relay.mail.record import record
+from relay.mail.record import record, replace
 from relay.mail.threads import in_thread_if_large
 from relay.queue.entry import Entry, QueuedMessage
 

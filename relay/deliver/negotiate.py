@@ -25,6 +25,7 @@ from relay.mail.outcome import (
     HopSession,
     PolicyResult,
 )
+from relay.mail.record import record
 from relay.mail.reply import Reply
 from relay.route.next_hop import Credentials, Host, TlsMode
 from relay.route.security import (
@@ -47,7 +48,7 @@ def _unheard(found: TlsResult, local_ip: str) -> None:
     """No part of the relay needs the result."""
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Unmet:
     """The host did not meet the requirement.
 
@@ -62,7 +63,7 @@ class Unmet:
     instead: Shown | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Failed:
     """There is no session, for a reason that has nothing to do with TLS.
 

@@ -29,11 +29,10 @@ defers all of them that way.)
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import replace
 from datetime import datetime, timedelta
 
 from relay.mail.outcome import Code, Deferred, Outcome
-from relay.mail.record import record
+from relay.mail.record import record, replace
 from relay.queue.retry import RetrySchedule
 from relay.queue.settle import Settlement
 
@@ -97,7 +96,7 @@ NEW = Pace()
 
 def room(pace: Pace, *, most: int, now: datetime, is_crowded: bool = False) -> int:
     """How many more attempts may begin at once; `most` is `concurrency_per_destination`."""
-    if is_suspended(pace, now=now):
+    if pace.suspended_until is not None and now < pace.suspended_until:
         return 0
     window = 1 if pace.silences or is_crowded else min(pace.window, most)
     return max(window - pace.in_flight, 0)

@@ -6,7 +6,7 @@ Of the library's `SMTPProtocol` these private parts are used, each with a test
     _buffer             emptied before a handshake: earlier octets are discarded (RFC 3207 §4.2)
     _over_ssl           refuses a second STARTTLS
     _paused, _drain_waiters, _drain_helper      flow control
-    _loop, transport, is_connected
+    _loop, transport
 """
 
 from __future__ import annotations
@@ -131,10 +131,12 @@ class ClientProtocol(SMTPProtocol):
     @property
     def is_quiet(self) -> bool:
         """Whether it is connected and no unsolicited octets have come."""
+        transport = self.transport
         return (
             self._trouble is None
             and not self._leaving
-            and self.is_connected
+            and transport is not None
+            and not transport.is_closing()
             and self._reader.is_empty
         )
 
@@ -182,9 +184,8 @@ class ClientProtocol(SMTPProtocol):
 
     def say(self, lines: Sequence[bytes]) -> None:
         """Send commands; as many replies are expected."""
-        for line in lines:
-            if not is_clean(line):
-                raise AssertionError("a command with a control character in it")
+        if not is_clean(b"".join(lines)):
+            raise AssertionError("a command with a control character in it")
         self._expected += len(lines)
         self.write(b"\r\n".join(lines) + b"\r\n")
 

@@ -16,7 +16,7 @@ from datetime import datetime
 from relay.deliver import pacing
 from relay.deliver.clocks import Clocks
 from relay.deliver.report_sender import ReportSender
-from relay.mail.outcome import Deferred, Outcome
+from relay.mail.outcome import Deferred, Delivered, Outcome
 from relay.mail.tls_session import TlsSession
 from relay.queue.entry import Entry
 from relay.queue.retry import RetrySchedule, jitter_of
@@ -94,13 +94,18 @@ class Recorder:
             self._on_end(entry, due)
 
     def _settle(self, entry: Entry, outcomes: Mapping[int, Outcome]) -> Settlement:
+        # Only a recipient that is tried again needs what follows of its age.
+        waits = len(outcomes) < len(entry.recipients) or not all(
+            isinstance(one, Delivered) for one in outcomes.values()
+        )
+        jitter = jitter_of(entry.message.queue_id, entry.recipients[0].attempts) if waits else 0.0
         return settle(
             entry,
             outcomes,
             schedule=self._schedule,
             now=self._clocks.now(),
-            jitter=jitter_of(entry.message.queue_id, entry.recipients[0].attempts),
-            steady_since=self._clocks.steady_since(),
+            jitter=jitter,
+            steady_since=self._clocks.steady_since() if waits else None,
             # Whether they are soon done, too, the store knows; it tells who is the last.
             has_others=entry.total > len(entry.recipients),
         )
@@ -116,7 +121,11 @@ class Recorder:
         async def record() -> bool:
             nonlocal reports
             if reports is None:
-                reports = await self._reports.dsns(settlement.reports, settlement.at)
+                reports = (
+                    await self._reports.dsns(settlement.reports, settlement.at)
+                    if settlement.reports
+                    else []
+                )
             began = time.perf_counter()
             is_to_be_reported = await self._store.record(
                 settlement, reports=reports, events=events, sessions=sessions

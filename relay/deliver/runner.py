@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from dataclasses import replace
 from datetime import datetime
 from typing import Protocol
 
 from relay.deliver.destinations import NotNow
 from relay.deliver.sts_policies import PolicyPending
 from relay.mail.outcome import Code, Deferred, Outcome
+from relay.mail.record import replace
 from relay.mail.tls_session import TlsSession
 from relay.policy.rules import PolicyRules, reconsider
-from relay.queue.entry import Entry, QueuedRecipient
+from relay.queue.entry import Entry
 from relay.queue.store import CHUNK_BYTES, ClaimLost, DeliveryQueue
 
 __all__ = ["Attempts", "Runner", "reconsidered"]
@@ -101,15 +101,16 @@ class Runner:
 def reconsidered(entry: Entry, rules: PolicyRules) -> Entry:
     """The entry, with its settings as strict as the current rules require."""
 
-    def under(recipient: QueuedRecipient) -> QueuedRecipient:
-        settings = reconsider(
-            recipient.settings,
+    stricter = {
+        settings: reconsider(
+            settings,
             rules,
             reverse_path=entry.message.reverse_path,
-            recipient_domain=recipient.domain,
+            recipient_domain=entry.domain,
         )
-        is_as_before = settings == recipient.settings
-        return recipient if is_as_before else replace(recipient, settings=settings)
-
-    recipients = tuple(map(under, entry.recipients))
-    return entry if recipients == entry.recipients else replace(entry, recipients=recipients)
+        for settings in {recipient.settings for recipient in entry.recipients}
+    }
+    if all(now is before for before, now in stricter.items()):
+        return entry
+    recipients = (replace(one, settings=stricter[one.settings]) for one in entry.recipients)
+    return replace(entry, recipients=tuple(recipients))

@@ -37,6 +37,9 @@ class Signature:
     unsigned: str = ""
 
 
+_NOT_SIGNED = Signature()
+
+
 class Signer:
     """Signs messages. `keys` is called each time, so that a reload takes effect."""
 
@@ -51,6 +54,8 @@ class Signer:
     ) -> Signature:
         """The signature of a message, or why it has none."""
         keys = self._keys()
+        if not keys:
+            return _NOT_SIGNED
         if not may_sign(keys, message):
             return Signature(unsigned=why_unsigned(keys, message))
         pieces = _one_piece(content) if isinstance(content, bytes) else content()

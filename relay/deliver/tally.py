@@ -14,7 +14,6 @@ time there may be a host.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 from relay.deliver.diagnosis import (
     NO_REQUIRETLS,
@@ -33,6 +32,7 @@ from relay.mail.outcome import (
     PolicyType,
     Routing,
 )
+from relay.mail.record import replace
 from relay.queue.entry import QueuedRecipient
 from relay.route.next_hop import Host
 
@@ -135,6 +135,8 @@ class Tally:
     def _with_hosts(self, outcome: Outcome, index: int, *, but: Host) -> Outcome:
         """The outcome with what routing and the other hosts have to say about a recipient."""
         tried = [(host, said) for host, said in self._waiting[index] if host != but]
+        if not tried:
+            return replace(outcome, hosts=self._lines, routing=self._routing)
         return replace(
             outcome,
             hosts=(*self._lines, *(host_line(host, said) for host, said in tried)),

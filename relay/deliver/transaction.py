@@ -18,6 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from relay.deliver.diagnosis import CannotBeSent
 from relay.mail.address import AddressError, domain_of
@@ -168,6 +169,7 @@ def _recipient_problem(recipient: QueuedRecipient, offers: Extensions) -> Cannot
     return None
 
 
+@lru_cache(maxsize=4096)
 def _is_safe_path(address: str) -> bool:
     """Whether every reader takes `<address>` for one path. A second guard after the listener's."""
     path = address.encode("utf-8", "surrogateescape")

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 import orjson
 
-__all__ = ["JsonFields", "JsonObject", "JsonValue", "of_json", "to_json"]
+__all__ = ["JsonFields", "JsonObject", "JsonValue", "ascii_json", "of_json", "to_json"]
 
 JsonValue: TypeAlias = (
     "bool | int | float | str | Sequence[JsonValue] | Mapping[str, JsonValue] | None"
@@ -37,6 +37,15 @@ def to_json(value: object) -> str:
     except orjson.JSONEncodeError:
         return _escaping(value)
     return line.decode("ascii") if line.isascii() else _escaping(value)
+
+
+def ascii_json(value: object) -> str | None:
+    """The same, where no text in it has a character beyond ASCII; else None."""
+    try:
+        line = orjson.dumps(value)
+    except orjson.JSONEncodeError:
+        return None
+    return line.decode("ascii") if line.isascii() else None
 
 
 def of_json(text: str | bytes) -> Any:

@@ -6,16 +6,16 @@ import asyncio
 from collections.abc import Callable
 from typing import TypeVar
 
-__all__ = ["in_thread_if_large"]
+__all__ = ["AT_ONCE_OCTETS", "in_thread_if_large"]
 
-_AT_ONCE_OCTETS = 64 * 1024
+AT_ONCE_OCTETS = 64 * 1024
 """Up to this size the work takes less time than a change of threads."""
 
 T = TypeVar("T")
 
 
 async def in_thread_if_large(
-    work: Callable[[], T], *, octets: int, at_once_octets: int = _AT_ONCE_OCTETS
+    work: Callable[[], T], *, octets: int, at_once_octets: int = AT_ONCE_OCTETS
 ) -> T:
     """The result of `work` on so many octets: done at once if they are few, else in a thread."""
     return work() if octets <= at_once_octets else await asyncio.to_thread(work)

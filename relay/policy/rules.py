@@ -248,13 +248,14 @@ def resolve_dsn(rules: PolicyRules, *, recipient_domain: str, about: TlsSettings
 
 
 def tighten(stored: TlsSettings, current: TlsSettings) -> TlsSettings:
-    """`stored`, with each setting (and its source) of `current` that is stricter."""
-    return TlsSettings(
-        require_tls=_stricter(stored.require_tls, current.require_tls, _STRICT_REQUIRE),
-        skip_verification=_stricter(
-            stored.skip_verification, current.skip_verification, _STRICT_SKIP
-        ),
-    )
+    """`stored`, with each setting (and its source) of `current` that is stricter; `stored` itself
+    where none is.
+    """
+    require_tls = _stricter(stored.require_tls, current.require_tls, _STRICT_REQUIRE)
+    skip_verification = _stricter(stored.skip_verification, current.skip_verification, _STRICT_SKIP)
+    if require_tls is stored.require_tls and skip_verification is stored.skip_verification:
+        return stored
+    return TlsSettings(require_tls, skip_verification)
 
 
 def reconsider(
@@ -271,6 +272,8 @@ def reconsider(
     current = resolve(
         rules, reverse_path=reverse_path, recipient_domain=recipient_domain, wishes=wishes
     )
+    if current is stored:
+        return stored
     return tighten(stored, current)
 
 

@@ -7,6 +7,7 @@ with the message for each recipient. After that it can only become stricter.
 
 from __future__ import annotations
 
+from dataclasses import field
 from enum import StrEnum
 
 from relay.mail.record import record
@@ -63,3 +64,11 @@ class TlsSettings:
 
     require_tls: Setting
     skip_verification: Setting
+    _hash: int = field(init=False, repr=False, compare=False)
+    """The hash, computed once: texts and rows are kept by settings, which are few."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_hash", hash((self.require_tls, self.skip_verification)))
+
+    def __hash__(self) -> int:
+        return self._hash

@@ -7,6 +7,7 @@ a domain, and so a next hop and TLS settings. Times are aware datetimes in UTC.
 
 from __future__ import annotations
 
+from dataclasses import field
 from datetime import datetime, timedelta
 from enum import StrEnum
 
@@ -180,15 +181,14 @@ class Entry:
     content: bytes | None = None
     total: int = 0
     token: int = 0
+    domain: str = field(init=False, repr=False, compare=False)
+    key: tuple[str, str] = field(init=False, repr=False, compare=False)
+    """Queue id and domain, which no two entries share."""
 
-    @property
-    def key(self) -> tuple[str, str]:
-        """Queue id and domain, which no two entries share."""
-        return self.message.queue_id, self.domain
-
-    @property
-    def domain(self) -> str:
-        return self.recipients[0].domain
+    def __post_init__(self) -> None:
+        domain = self.recipients[0].domain
+        object.__setattr__(self, "domain", domain)
+        object.__setattr__(self, "key", (self.message.queue_id, domain))
 
     @property
     def settings(self) -> TlsSettings:

@@ -31,9 +31,14 @@ def new_queue_id(now: datetime) -> str:
     the store refuses the second of them for a moment.
     """
     micros = max(0, (now - _EPOCH) // _MICROSECOND) & ((1 << _TIME_BITS) - 1)
-    number = micros << _CHANCE_BITS | next(_chances)
-    pairs = [_PAIRS[number >> shift & 1023] for shift in range(70, -1, -10)]
-    return _DIGITS[number >> 80] + "".join(pairs)
+    number, pairs = micros << _CHANCE_BITS | next(_chances), _PAIRS
+    return (
+        f"{_DIGITS[number >> 80]}"
+        f"{pairs[number >> 70 & 1023]}{pairs[number >> 60 & 1023]}"
+        f"{pairs[number >> 50 & 1023]}{pairs[number >> 40 & 1023]}"
+        f"{pairs[number >> 30 & 1023]}{pairs[number >> 20 & 1023]}"
+        f"{pairs[number >> 10 & 1023]}{pairs[number & 1023]}"
+    )
 
 
 def arrival_of(queue_id: str) -> datetime:

@@ -28,7 +28,7 @@ not, before it was reported is not reported any more (RFC 3461 §4.1).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -188,9 +188,11 @@ def _schedule_of(message: QueuedMessage, schedule: RetrySchedule) -> RetrySchedu
 
 
 def reports_about(
-    message: QueuedMessage, changes: Iterable[Change], *, schedule: RetrySchedule, now: datetime
+    message: QueuedMessage, changes: Sequence[Change], *, schedule: RetrySchedule, now: datetime
 ) -> tuple[Report, ...]:
     """The reports about some recipients: one of each kind at most, whatever their domains."""
+    if not changes:
+        return ()
     by_kind: dict[ReportKind, list[Change]] = {kind: [] for kind in ReportKind}
     for change in changes:
         by_kind[_kind_of(change.recipient.state)].append(change)

@@ -117,6 +117,8 @@ def readable(value: bytes) -> str:
     """The value of a field as a person reads it: unfolded, decoded, without control characters,
     cut.
     """
+    if not value:
+        return ""
     value = value[:_MAX_VALUE_BYTES].strip()
     if value.isascii():
         text = value.decode("ascii")
@@ -140,6 +142,8 @@ def _without_folds(text: str) -> str:
 
 def _is_by_program(auto_submitted: str, precedence: str) -> bool:
     """RFC 3834 §5: any value but "no". Precedence is older, in no standard, and still in use."""
+    if not auto_submitted and not precedence:
+        return False
     keyword = auto_submitted.partition(";")[0].partition("(")[0].strip().lower()
     return keyword not in ("", "no") or precedence.strip().lower() in _BULK
 

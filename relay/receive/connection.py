@@ -112,7 +112,7 @@ class Connection(SMTP):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._wire = cast(asyncio.Transport, transport)
         self._listener.enter(self)
-        self._watch(self._reception.limits.idle.total_seconds())
+        self._watch(self._reception.limits.idle_seconds)
         if self._listener.spec.proxy_protocol:
             self._proxy_header = asyncio.StreamReader()
             self._wait_for(self._read_proxy_header(self._proxy_header), self._proxy_spoke)
@@ -380,9 +380,9 @@ class Connection(SMTP):
         if not protocol.in_transaction:
             self._latest = math.inf
         elif protocol.transactions != self._transactions:
-            self._latest = now + limits.transaction.total_seconds()
+            self._latest = now + limits.transaction_seconds
         self._transactions = protocol.transactions
-        deadline = min(now + limits.idle.total_seconds(), self._latest)
+        deadline = min(now + limits.idle_seconds, self._latest)
         self._deadline = deadline
         if deadline < self._timer_due:
             self._watch(deadline - now)
@@ -402,7 +402,7 @@ class Connection(SMTP):
         if self._is_closing:
             return
         if self._work is not None:
-            self._watch(self._reception.limits.idle.total_seconds())  # the client waits
+            self._watch(self._reception.limits.idle_seconds)  # the client waits
         elif left > 0.001:
             self._watch(left)
         else:

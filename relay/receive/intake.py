@@ -20,7 +20,7 @@ from datetime import datetime
 from functools import partial
 
 from relay.mail.section import HeaderSection, Sections
-from relay.mail.threads import in_thread_if_large
+from relay.mail.threads import AT_ONCE_OCTETS, in_thread_if_large
 from relay.policy.rules import PolicyRules
 from relay.queue.queue_id import new_queue_id
 from relay.queue.store import CHUNK_BYTES, MessageSink, NewMessage, QueueFull, SpoolError
@@ -117,10 +117,14 @@ class Intake:
         """
         if self._opened is None:
             await self._open(self.reader.take(self._header_size()))
-        piece_bytes = self._reception.buffered.piece_bytes
-        while self.refusal is None and len(self._front) + self.reader.held_bytes >= piece_bytes:
+        while self.refusal is None and self._has_piece():
             await self._stage_one()
         self._count(self._staging_bytes + len(self._front) + self.reader.held_bytes)
+
+    def _has_piece(self) -> bool:
+        """Whether a whole piece is held."""
+        held = len(self._front) + self.reader.held_bytes
+        return held >= self._reception.buffered.piece_bytes
 
     async def finish(self) -> Refusal | None:
         """Accept the complete message, or return why not. After None it is committed and synced."""
@@ -128,14 +132,16 @@ class Intake:
             self._refuse(refusal_of(self.reader.flaw))
         if self.refusal is None and self._opened is None:
             await self._open(self.reader.take())
-        if self.refusal is None:
+        if self.refusal is None and self._has_piece():
             await self.stage()
-        await self._staged()
+        if self._staging is not None:
+            await self._staged()
         if self.refusal is None:
             await self._accept()
         if self.refusal is not None:
             await self.abandon()
-        self._count(0)
+        if self._counted_bytes:
+            self._count(0)
         return self.refusal
 
     async def abandon(self) -> None:
@@ -166,9 +172,12 @@ class Intake:
         return self.reader.held_bytes
 
     async def _open(self, content: bytes) -> None:
-        end = content.find(b"\r\n\r\n")
-        octets = end if end >= 0 else len(content)
-        opened, rest = await in_thread_if_large(partial(self._screened, content), octets=octets)
+        if len(content) <= AT_ONCE_OCTETS:
+            opened, rest = self._screened(content)
+        else:
+            end = content.find(b"\r\n\r\n")
+            octets = end if end >= 0 else len(content)
+            opened, rest = await in_thread_if_large(partial(self._screened, content), octets=octets)
         if isinstance(opened, Refusal):
             self._refuse(opened)
         else:

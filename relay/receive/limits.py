@@ -8,7 +8,7 @@ connections and sees those of the others (`Elsewhere`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Protocol
 
@@ -50,6 +50,12 @@ class Limits:
     idle: timedelta = timedelta(minutes=5)
     received_hops: int = 100
     transaction: timedelta = timedelta(minutes=30)
+    idle_seconds: float = field(init=False, repr=False, compare=False)
+    transaction_seconds: float = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "idle_seconds", self.idle.total_seconds())
+        object.__setattr__(self, "transaction_seconds", self.transaction.total_seconds())
 
 
 TOO_MANY_CONNECTIONS = Reply(421, "4.3.2", "Too many connections, try again later")

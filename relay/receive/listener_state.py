@@ -41,7 +41,8 @@ class ListenerState:
     def __init__(
         self, spec: ListenerSpec, reception: Reception, tls: ServerTls | None, passwords: Secrets
     ) -> None:
-        self.smtp_state = vars(SMTP(None, loop=asyncio.get_running_loop(), hostname="", timeout=0))
+        self._loop = asyncio.get_running_loop()
+        self.smtp_state = vars(SMTP(None, loop=self._loop, hostname="", timeout=0))
         """The state with which every aiosmtpd session begins."""
         self.spec = spec
         self.reception = reception
@@ -84,7 +85,7 @@ class ListenerState:
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Start a task that goes on although the connection may end."""
-        task = asyncio.get_running_loop().create_task(work)
+        task = self._loop.create_task(work)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
         return task

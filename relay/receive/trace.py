@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
+from functools import lru_cache
 
-from relay.receive.session import Session
+from relay.receive.session import Session, TlsFacts
 from relay.submit import trace
 
 __all__ = ["protocol_of", "received_field"]
@@ -27,20 +28,22 @@ def received_field(
     only_for: str = "",
 ) -> bytes:
     """The relay's Received field, with its CRLF."""
-    helo = session.helo if _NAME.fullmatch(session.helo) else "unknown"
-    tls = (
-        f"\r\n\t(using {session.tls.version} with cipher {session.tls.cipher})"
-        if session.tls
-        else ""
-    )
     return trace.received_field(
-        source=f"{helo} ({trace.tcp_info(session.client)}){tls}",
+        source=_source(session.helo, session.client, session.tls),
         protocol=protocol_of(session, smtputf8=smtputf8),
         hostname=hostname,
         queue_id=queue_id,
         now=now,
         only_for=only_for,
     )
+
+
+@lru_cache(maxsize=1024)
+def _source(helo: str, client: str | None, tls: TlsFacts | None) -> str:
+    """The text after "from", which is the same for all messages of a session."""
+    name = helo if _NAME.fullmatch(helo) else "unknown"
+    using = f"\r\n\t(using {tls.version} with cipher {tls.cipher})" if tls else ""
+    return f"{name} ({trace.tcp_info(client)}){using}"
 
 
 def protocol_of(session: Session, *, smtputf8: bool) -> str:

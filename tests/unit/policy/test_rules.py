@@ -258,7 +258,8 @@ def test_a_lock_on_the_default_is_a_lock_everywhere():
 
 def test_without_any_rule_both_settings_are_false():
     found = resolve(PolicyRules(), reverse_path="a@a.example", recipient_domain="b.example")
-    assert found == TlsSettings(*[Setting(False, Source.DEFAULT, "default")] * 2)
+    default = Setting(False, Source.DEFAULT, "default")
+    assert found == TlsSettings(default, default)
 
 
 def test_default_without_a_setting_means_false():
