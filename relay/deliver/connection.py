@@ -358,9 +358,10 @@ class Connection:
         """
         if not self.offers.pipelining:
             self._say([line], stage)
-        if self._wire.has_reply:
-            return self._hold(self._wire.take_reply(), stage)
-        return self._hold(await self._hear(stage, self._seconds.command), stage)
+        reply = self._wire.take_reply()
+        if reply is None:
+            reply = await self._hear(stage, self._seconds.command)
+        return self._hold(reply, stage)
 
     async def _forget_the_last(self) -> None:
         """RSET after a transaction without content; without it the next MAIL would be refused."""
@@ -414,7 +415,9 @@ class Connection:
 
     def _early_answer(self) -> Answer:
         """The reply of a host before the final dot. It may take further octets for commands."""
-        reply = self._masked(self._wire.take_reply())
+        reply = self._wire.take_reply()
+        assert reply is not None
+        reply = self._masked(reply)
         self.abort()
         if reply.code >= 400:
             return Answer(Stage.CONTENT, reply)
@@ -464,9 +467,8 @@ class Connection:
 
     async def _heard_final_answer(self) -> Answer:
         """The answer that has come, or the end of the connection."""
-        if self._wire.has_reply:
-            return Answer(Stage.FINAL_DOT, self._wire.take_reply())
-        return Answer(Stage.FINAL_DOT, await self._hear(Stage.FINAL_DOT, 0.0))
+        reply = self._wire.take_reply() or await self._hear(Stage.FINAL_DOT, 0.0)
+        return Answer(Stage.FINAL_DOT, reply)
 
     async def _wait_through(self, seconds: float) -> bool:
         """Wait for the answer to the final dot, cancelled or not.

@@ -63,6 +63,8 @@ class ReplyReader:
             raise self._garbled
         if not self._lines:
             end = self.buffer.find(b"\n", 0, MAX_LINE_BYTES)
+            if end < 0 and len(self.buffer) <= MAX_LINE_BYTES:
+                return None
             if end >= 0 and (reply := _on_one_line(bytes(self.buffer[:end]))) is not None:
                 del self.buffer[: end + 1]
                 return reply

@@ -48,7 +48,10 @@ class Paces:
 
     def is_suspended(self, domain: str) -> bool:
         """Whether a domain is not to be tried for now."""
-        return pacing.is_suspended(self._of(domain), now=self._clock())
+        pace = self._paces.get(domain)
+        if pace is None or pace.suspended_until is None:
+            return False
+        return pacing.is_suspended(pace, now=self._clock())
 
     def has_room(self, domain: str, *, is_crowded: bool) -> bool:
         """Whether one more attempt may begin."""
@@ -69,7 +72,8 @@ class Paces:
         self._paces[domain] = after = pacing.learned(
             before, outcomes, begun=begun, now=now, most=self._most, schedule=schedule
         )
-        self._forget_one()
+        if len(self._paces) > _MOST_DOMAINS:
+            self._forget_one()
         if after.silences > before.silences:
             logger.info("%s does not answer, no attempts until %s", domain, after.suspended_until)
         elif before.silences and not after.silences:
@@ -87,7 +91,6 @@ class Paces:
 
     def _forget_one(self) -> None:
         """Keep the table short; of the domains without an attempt the one longest unused goes."""
-        if len(self._paces) > _MOST_DOMAINS:
-            oldest = next((name for name, pace in self._paces.items() if not pace.in_flight), None)
-            if oldest is not None:
-                del self._paces[oldest]
+        oldest = next((name for name, pace in self._paces.items() if not pace.in_flight), None)
+        if oldest is not None:
+            del self._paces[oldest]

@@ -203,18 +203,21 @@ class ClientProtocol(SMTPProtocol):
     def expect_reply(self) -> None:
         """One more reply is expected than commands were sent: to the content."""
         self._expected += 1
-        self._read()
+        if self._buffer:
+            self._read()
 
     async def next_reply(self, seconds: float) -> Reply:
         """The reply to the oldest open command. After a timeout the connection is unusable."""
         if not self._replies:
-            self._read()
+            if self._buffer:
+                self._read()
             if not self._replies and not await self.wait(seconds):
                 self._fail(SMTPReadTimeoutError(f"no answer within {seconds:g} s"))
-        if not self._replies:
+        reply = self.take_reply()
+        if reply is None:
             assert self._trouble is not None
             raise self._trouble
-        return self.take_reply()
+        return reply
 
     async def wait(self, seconds: float) -> bool:
         """Wait for a reply or the end of the connection; whether either came in time."""
@@ -254,8 +257,10 @@ class ClientProtocol(SMTPProtocol):
         """Whether a reply is there to be taken."""
         return bool(self._replies)
 
-    def take_reply(self) -> Reply:
-        """The reply to the oldest open command, which has already come."""
+    def take_reply(self) -> Reply | None:
+        """The reply to the oldest open command, if it has come."""
+        if not self._replies:
+            return None
         self._expected -= 1
         return self._replies.popleft()
 
@@ -354,10 +359,11 @@ class ClientProtocol(SMTPProtocol):
                 if reply is None:
                     return
                 self._replies.append(reply)
-                if self._waiter is not None:
-                    _wake(self._waiter)
         except Garbled as garbled:
             self._fail(garbled)
+        finally:
+            if self._replies and self._waiter is not None:
+                _wake(self._waiter)
 
     def _fail(self, trouble: Exception) -> None:
         """Read no more replies. The first error is the one to report."""

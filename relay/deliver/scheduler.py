@@ -310,7 +310,7 @@ class Scheduler:
 
         Break off long attempts that take the places of proven domains.
         """
-        if self._stopping:
+        if self._stopping or not self._waiting.lines:
             return
         for turn in self._waiting.turns():
             task = asyncio.create_task(self._run_one(turn))
@@ -357,9 +357,11 @@ class Scheduler:
         finally:
             self._destinations.limits.is_over(entry.key)
             self._waiting.ended(entry)
-            await self._learn(turn, begun, outcomes or {}, took)
+            self._learn(turn, begun, outcomes or {}, took)
+            if self._paces.is_suspended(turn.line):
+                await self._put_off(self._waiting.lines.pop_all(turn.line))
 
-    async def _learn(
+    def _learn(
         self, turn: Turn, begun: datetime, outcomes: Mapping[int, Outcome], took: float
     ) -> None:
         """Note what an ended attempt, which took so many seconds, shows about its destination."""
@@ -368,8 +370,6 @@ class Scheduler:
         if outcomes:
             is_proven = has_answered and took < pacing.LONG.total_seconds()
             self._places.note(line, is_proven=is_proven, domain=turn.entry.domain)
-        if self._paces.is_suspended(line):
-            await self._put_off(self._waiting.lines.pop_all(line))
 
     def _ended_one(self, task: asyncio.Task[None]) -> None:
         self._places.end(task)

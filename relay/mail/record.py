@@ -3,12 +3,13 @@
 `record(frozen=True, slots=True)` is `dataclass(frozen=True, slots=True)` with one difference: only
 mypy prevents that a field is assigned. Python's own check makes `__init__` call `__setattr__` of
 `object` for each field: 1.1 µs for a value of ten fields instead of 0.2, and the relay makes some
-forty of them for a message. `replace` is that of `dataclasses`, for records alone: 0.4 µs instead
-of 2.5.
+forty of them for a message. `replace` is that of `dataclasses`, and for a record takes 0.4 µs
+instead of 2.5.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, TypeVar
 
@@ -33,7 +34,9 @@ else:
         return decorate
 
     def replace(value, /, **changes):
-        """A copy of a record with other values in some fields."""
+        """A copy with other values in some fields."""
+        if not hasattr(value, "_copy"):
+            return dataclasses.replace(value, **changes)
         copy = value._copy()
         for name, changed in changes.items():
             setattr(copy, name, changed)

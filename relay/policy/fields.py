@@ -127,6 +127,8 @@ def refuse_fields_in_body(lines: bytes) -> None:
     text. A line that asks for more security, or that is not understood, makes the relay refuse the
     message.
     """
+    if not lines:
+        return
     for seen in lines_like_fields(lines):
         if seen.value is None or seen.meant not in _WEAKENED_BY[yes_or_no(seen.value)]:
             line = lines.split(b"\r\n", seen.number + 1)[seen.number]

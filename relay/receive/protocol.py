@@ -177,7 +177,8 @@ class ServerProtocol:
     def stop(self) -> list[Action]:
         """The client is gone, or is sent away. An action that is waited for is still resumed."""
         self._over()
-        return self._take_actions()
+        actions, self._actions = self._actions, []
+        return actions
 
     def give_up(self) -> list[Action]:
         """The action that the machine waited for has failed: the session is over."""
@@ -195,9 +196,9 @@ class ServerProtocol:
         """Handle all that is complete in the input."""
         self.has_progressed = False
         while self._waiting is None and not self.is_over:
+            if self._position == len(self._input):
+                break
             if self.is_reading_content:
-                if self._position == len(self._input):
-                    break
                 self._read_content()
             else:
                 line = self._next_line()
@@ -207,9 +208,6 @@ class ServerProtocol:
             self.has_progressed = True
         self._input = self._input[self._position :] if self._position < len(self._input) else b""
         self._position = 0
-        return self._take_actions()
-
-    def _take_actions(self) -> list[Action]:
         actions, self._actions = self._actions, []
         return actions
 
