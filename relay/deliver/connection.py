@@ -358,7 +358,7 @@ class Connection:
         """
         if not self.offers.pipelining:
             self._say([line], stage)
-        reply = self._wire.take_reply()
+        reply = self._taken()
         if reply is None:
             reply = await self._hear(stage, self._seconds.command)
         return self._hold(reply, stage)
@@ -415,9 +415,8 @@ class Connection:
 
     def _early_answer(self) -> Answer:
         """The reply of a host before the final dot. It may take further octets for commands."""
-        reply = self._wire.take_reply()
+        reply = self._taken()
         assert reply is not None
-        reply = self._masked(reply)
         self.abort()
         if reply.code >= 400:
             return Answer(Stage.CONTENT, reply)
@@ -467,7 +466,7 @@ class Connection:
 
     async def _heard_final_answer(self) -> Answer:
         """The answer that has come, or the end of the connection."""
-        reply = self._wire.take_reply() or await self._hear(Stage.FINAL_DOT, 0.0)
+        reply = self._taken() or await self._hear(Stage.FINAL_DOT, 0.0)
         return Answer(Stage.FINAL_DOT, reply)
 
     async def _wait_through(self, seconds: float) -> bool:
@@ -503,6 +502,11 @@ class Connection:
             return reply if reply.code == 334 else self._masked(reply)
         except LOST as error:
             self._lose(stage, error)
+
+    def _taken(self) -> Reply | None:
+        """The next reply, if it has come."""
+        reply = self._wire.take_reply()
+        return self._masked(reply) if reply is not None and self._secrets else reply
 
     def _masked(self, reply: Reply) -> Reply:
         """The reply without what it repeats of the login."""
