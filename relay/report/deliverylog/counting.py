@@ -25,6 +25,9 @@ def counted_in(
     if message.terms is not None and message.terms.is_test:
         return ()
     sender = _sender_domain(message)
+    if len(recipients) == 1:
+        (one,) = recipients
+        return (Counted(sender, one.domain, Result.ACCEPTED, "", policy_text(one.settings)),)
     numbers: dict[str, int] = {}
     settings: dict[str, TlsSettings] = {}
     for one in recipients:

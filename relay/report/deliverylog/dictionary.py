@@ -30,7 +30,7 @@ from typing import assert_never
 
 from relay.mail.duration import duration_text
 from relay.mail.event import Counted, Event
-from relay.mail.jsontext import JsonObject, to_json
+from relay.mail.jsontext import JsonObject
 from relay.mail.memory import DowngradeAlarm
 from relay.mail.outcome import (
     Bounced,
@@ -51,6 +51,7 @@ from relay.report.deliverylog.message_fields import (
     add_terms,
     envelope_fields,
     head,
+    line_of,
     log_text,
     message_fields,
     new_event_id,
@@ -63,6 +64,7 @@ _MAX_HOSTS = 10
 _MAX_HOST_TEXT = 300
 _MAX_CERTIFICATE_TEXT = 200
 _MAX_NAMES = 5
+_SEVERITIES = {State.DELIVERED: "", State.DEFERRED: "temporary"}
 _LEVELS = {"": "info", "temporary": "warn", "permanent": "error"}
 
 
@@ -83,22 +85,22 @@ def accepted(
     """
     only = recipients[0] if len(recipients) == 1 else None
     at = message.arrived
-    targets = ",".join(recipient.address for recipient in recipients[: MAX_TARGETS // 2])
+    targets = ",".join([recipient.address for recipient in recipients[: MAX_TARGETS // 2]])
     fields = head("accepted", "info", message, new_event_id(at, message, "a"), at)
     fields["method"] = message.origin
-    fields["envelope"] = envelope_fields(message, targets, MAX_TARGETS)
+    fields["envelope"] = envelope_fields(message, targets)
     fields["message"] = message_fields(message)
     if only is not None:
-        fields["recipient"] = log_text(only.address)
-        fields["recipient-domain"] = log_text(only.domain)
+        fields["recipient"] = only.address
+        fields["recipient-domain"] = only.domain
     fields["recipients"] = len(recipients)
     fields |= policy_fields(message, recipients)
     if message.client:
-        fields["client"] = log_text(message.client)
+        fields["client"] = message.client
     if message.client_tls:
-        fields["client-tls"] = log_text(message.client_tls)
+        fields["client-tls"] = message.client_tls
     if message.client_user:
-        fields["client-user"] = log_text(message.client_user)
+        fields["client-user"] = message.client_user
     if about:
         fields["about"] = about
     add_terms(fields, message)
@@ -109,13 +111,12 @@ def accepted(
 def settled(entry: Entry, change: Change, *, now: datetime) -> Event:
     """The result of one attempt for one recipient."""
     message, recipient = entry.message, change.recipient
-    severities = {State.DELIVERED: "", State.DEFERRED: "temporary"}
     fields = _about_attempt(
         message,
         recipient,
         str(recipient.attempts),
         now,
-        severity=severities.get(recipient.state, "permanent"),
+        severity=_SEVERITIES.get(recipient.state, "permanent"),
         reason=change.reason,
     )
     fields["delivery-status"] = _delivery_status(message, change, now)
@@ -133,7 +134,7 @@ def removed(message: QueuedMessage, recipient: QueuedRecipient, *, now: datetime
     )
     if recipient.last is not None:
         status["last-code"] = recipient.last.code
-        status["last-message"] = log_text(recipient.last.message)
+        status["last-message"] = recipient.last.message
     fields["delivery-status"] = status
     counted = counted_out(fields, message, recipient)
     return _event(fields, message, now, recipient.address, (counted,))
@@ -158,12 +159,12 @@ def operated(
         "id": event_id,
         "timestamp": round(now.timestamp(), 6),
         "log-level": "info",
-        "operator": log_text(name),
-        "verb": log_text(verb),
-        "filter": {log_text(key): log_text(str(value)) for key, value in wanted.items()},
+        "operator": name,
+        "verb": verb,
+        "filter": {key: str(value) for key, value in wanted.items()},
         "count": count,
     }
-    return Event(event_id, now, "operator", "", "", "", to_json(fields))
+    return Event(event_id, now, "operator", "", "", "", line_of(fields))
 
 
 def _about_attempt(
@@ -205,10 +206,10 @@ def _delivery_status(message: QueuedMessage, change: Change, now: datetime) -> J
     fields: JsonObject = {
         "tls": session.tls if session is not None else None,
         "certificate-verified": session.certificate_verified if session is not None else None,
-        "mx-host": log_text(session.mx_host) if session is not None else None,
+        "mx-host": session.mx_host if session is not None else None,
         "code": change.code,
-        "description": log_text(outcome.description),
-        "message": log_text(outcome.message),
+        "description": outcome.description,
+        "message": outcome.message,
         "attempt-no": recipient.attempts,
         "enhanced-code": change.status,
     }
@@ -217,7 +218,7 @@ def _delivery_status(message: QueuedMessage, change: Change, now: datetime) -> J
     if outcome.routing is not None:
         fields["routing"] = _routing(outcome.routing)
         if outcome.routing.next_hop:
-            fields["route"] = log_text(outcome.routing.next_hop)
+            fields["route"] = outcome.routing.next_hop
     if outcome.earlier:
         fields["earlier"] = [_earlier(one) for one in outcome.earlier[:_MAX_HOSTS]]
     policy = session.policy if session is not None else outcome.policy
@@ -242,7 +243,7 @@ def _delivery_status(message: QueuedMessage, change: Change, now: datetime) -> J
         case _:
             assert_never(outcome)
     if outcome.hosts:
-        fields["hosts"] = [log_text(host) for host in outcome.hosts[:_MAX_HOSTS]]
+        fields["hosts"] = list(outcome.hosts[:_MAX_HOSTS])
     return fields
 
 
@@ -259,8 +260,8 @@ def _routing(routing: Routing) -> JsonObject:
 def _earlier(session: HopSession) -> JsonObject:
     """What a host that the attempt tried before has shown."""
     fields: JsonObject = {
-        "mx-host": log_text(session.mx_host),
-        "mx-ip": log_text(session.mx_ip),
+        "mx-host": session.mx_host,
+        "mx-ip": session.mx_ip,
         "tls": session.tls,
         "tls-version": session.tls_version,
         "tls-cipher": session.tls_cipher,
@@ -274,7 +275,7 @@ def _session_facts(fields: JsonObject, session: HopSession) -> None:
     fields["session-seconds"] = round(session.seconds, 3)
     fields["utf8"] = session.utf8
     fields["requiretls"] = session.requiretls
-    fields["mx-ip"] = log_text(session.mx_ip)
+    fields["mx-ip"] = session.mx_ip
     fields["tls-version"] = session.tls_version
     fields["tls-cipher"] = session.tls_cipher
     fields["verified-by"] = session.verified_by
@@ -283,11 +284,9 @@ def _session_facts(fields: JsonObject, session: HopSession) -> None:
     if session.certificate is not None:
         fields["certificate"] = _certificate(session.certificate)
     if session.unsigned:
-        fields["dkim-unsigned"] = log_text(session.unsigned)
+        fields["dkim-unsigned"] = session.unsigned
     login = session.login
-    fields["auth"] = (
-        None if login is None else {"mechanism": login.mechanism, "user": log_text(login.user)}
-    )
+    fields["auth"] = None if login is None else {"mechanism": login.mechanism, "user": login.user}
     downgrade = session.downgrade
     fields["downgrade"] = (
         None
@@ -295,7 +294,7 @@ def _session_facts(fields: JsonObject, session: HopSession) -> None:
         else {
             "from": downgrade.wanted,
             "reason": downgrade.reason,
-            "error": log_text(downgrade.error),
+            "error": downgrade.error,
         }
     )
 
@@ -330,7 +329,7 @@ def _memory(alarm: DowngradeAlarm | None) -> JsonObject | None:
     return {
         "before": alarm.before.value,
         "now": alarm.now.value,
-        "host": log_text(alarm.host),
+        "host": alarm.host,
         "since": alarm.since.isoformat(timespec="seconds"),
     }
 
@@ -339,11 +338,9 @@ def _given_up(fields: JsonObject, outcome: Deferred, age: timedelta) -> None:
     """The end of the lifetime: `code` says so, and `last-code` has the last reply."""
     waited = duration_text(age.total_seconds())
     fields["message"] = "Too old"
-    fields["description"] = log_text(
-        f"given up after {waited}: {outcome.description or outcome.message}"
-    )
+    fields["description"] = f"given up after {waited}: {outcome.description or outcome.message}"
     fields["last-code"] = outcome.code
-    fields["last-message"] = log_text(outcome.message or outcome.description)
+    fields["last-message"] = outcome.message or outcome.description
 
 
 def _event(
@@ -360,6 +357,6 @@ def _event(
         queue_id=message.queue_id,
         sender=message.reverse_path,
         recipient=recipient,
-        line=to_json(fields),
+        line=line_of(fields),
         counted=counted,
     )

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from functools import lru_cache
 
-from relay.mail.jsontext import JsonObject
+from relay.mail.jsontext import JsonObject, JsonValue, ascii_json, to_json
 from relay.policy.settings import TlsSettings
 from relay.queue.entry import QueuedMessage, QueuedRecipient
 
@@ -18,6 +19,7 @@ __all__ = [
     "add_terms",
     "envelope_fields",
     "head",
+    "line_of",
     "log_text",
     "message_fields",
     "new_event_id",
@@ -37,6 +39,13 @@ _MAX_VARIABLE = 16 * 1024
 """Characters of a sender's own variable: all that the HTTP interface accepts."""
 
 
+_LIMITS = {"targets": MAX_TARGETS, "user-variables": _MAX_VARIABLE}
+"""Characters of a text under these names; of any other, `_MAX_TEXT`."""
+
+_SHORT_LINE = 2000
+"""Characters of a line in which no text is cut: it is short as it is."""
+
+
 def head(name: str, level: str, message: QueuedMessage, event_id: str, at: datetime) -> JsonObject:
     """The fields with which each line about a message begins."""
     return {
@@ -48,12 +57,12 @@ def head(name: str, level: str, message: QueuedMessage, event_id: str, at: datet
     }
 
 
-def envelope_fields(message: QueuedMessage, targets: str, limit: int) -> JsonObject:
-    """Sender and recipients; at most `limit` characters of the recipients."""
+def envelope_fields(message: QueuedMessage, targets: str) -> JsonObject:
+    """Sender and recipients."""
     return {
         "transport": "smtp",
-        "sender": log_text(message.reverse_path),
-        "targets": log_text(targets, limit),
+        "sender": message.reverse_path,
+        "targets": targets,
     }
 
 
@@ -62,10 +71,10 @@ def message_fields(message: QueuedMessage) -> JsonObject:
     summary = message.summary
     return {
         "headers": {
-            "message-id": log_text(summary.message_id),
-            "from": log_text(summary.from_),
-            "to": log_text(summary.to),
-            "subject": log_text(summary.subject),
+            "message-id": summary.message_id,
+            "from": summary.from_,
+            "to": summary.to,
+            "subject": summary.subject,
         },
         "size": message.size_bytes,
     }
@@ -83,6 +92,7 @@ def _policy(message: QueuedMessage, settings: TlsSettings) -> JsonObject:
     }
 
 
+@lru_cache(maxsize=256)
 def _rules(settings: TlsSettings) -> JsonObject:
     """`policy-rules`: the rule of the configuration that each setting comes from, if it has one."""
     by_name = {
@@ -90,7 +100,7 @@ def _rules(settings: TlsSettings) -> JsonObject:
         "skip-verification-rule": settings.skip_verification,
     }
     rules = {
-        name: log_text(setting.rule)
+        name: setting.rule
         for name, setting in by_name.items()
         if setting.rule not in ("", setting.source)
     }
@@ -100,19 +110,22 @@ def _rules(settings: TlsSettings) -> JsonObject:
 def policy_fields(message: QueuedMessage, recipients: Sequence[QueuedRecipient]) -> JsonObject:
     """`policy` where it is one for all recipients, else `policies` by recipient domain."""
     by_domain = {recipient.domain: recipient.settings for recipient in recipients}
+    if len(by_domain) == 1:
+        settings = recipients[0].settings
+        return {"policy": _policy(message, settings), **_rules(settings)}
     found = [_policy(message, settings) for settings in by_domain.values()]
     if all(policy == found[0] for policy in found):
         return {"policy": found[0]} | _rules(recipients[0].settings) if found else {}
     first = list(zip(by_domain, found, strict=True))[:_MAX_DOMAINS]
-    return {"policies": {log_text(domain): policy for domain, policy in first}}
+    return {"policies": dict(first)}
 
 
 def about_recipient(fields: JsonObject, message: QueuedMessage, recipient: QueuedRecipient) -> None:
     """Add what every line about one recipient has: envelope, message, recipient, policy."""
-    fields["envelope"] = envelope_fields(message, recipient.address, _MAX_TEXT)
+    fields["envelope"] = envelope_fields(message, recipient.address)
     fields["message"] = message_fields(message)
-    fields["recipient"] = log_text(recipient.address)
-    fields["recipient-domain"] = log_text(recipient.domain)
+    fields["recipient"] = recipient.address
+    fields["recipient-domain"] = recipient.domain
     fields["policy"] = _policy(message, recipient.settings)
     fields |= _rules(recipient.settings)
     add_terms(fields, message)
@@ -123,11 +136,32 @@ def add_terms(fields: JsonObject, message: QueuedMessage) -> None:
     asked = message.terms
     if asked is None:
         return
-    fields["tags"] = [log_text(tag) for tag in asked.tags]
-    fields["user-variables"] = {
-        log_text(name): log_text(value, _MAX_VARIABLE) for name, value in asked.variables
-    }
+    fields["tags"] = list(asked.tags)
+    fields["user-variables"] = dict(asked.variables)
     fields["flags"] = {"is-test-mode": asked.is_test}
+
+
+def line_of(fields: JsonObject) -> str:
+    """The line of an event.
+
+    Nearly all lines are short and ASCII: nothing in them has to be cut or escaped. In the others
+    each text is looked at.
+    """
+    line = ascii_json(fields)
+    if line is None or len(line) > _SHORT_LINE or "\x7f" in line:
+        return to_json(_readable(fields))
+    return line
+
+
+def _readable(value: JsonValue, limit: int = _MAX_TEXT) -> JsonValue:
+    """A value with every text in it as `log_text` makes it."""
+    if isinstance(value, str):
+        return log_text(value, limit)
+    if isinstance(value, dict):
+        return {
+            log_text(key): _readable(part, _LIMITS.get(key, limit)) for key, part in value.items()
+        }
+    return [_readable(part, limit) for part in value] if isinstance(value, list) else value
 
 
 def log_text(text: str, limit: int = _MAX_TEXT) -> str:
