@@ -1,10 +1,11 @@
 """`make bench`: runs every scenario on both sides in turn (A B A B) and writes a report.
 
-    python -m benchmarks [--only NAME …] [--rounds N] [--minutes M] [--smoke] [--directory D]
-    [--save]
+    python -m benchmarks [quick] [--only NAME …] [--rounds N] [--minutes M] [--smoke]
+    [--directory D] [--save]
 
-A scenario begins only while time is left. `--smoke` runs a few messages of the cheap scenarios: it
-shows that everything works, and says nothing about speed.
+A scenario begins only while time is left. The first round of each is metered (syncs, memory) and
+warms up; the rates and the CPU are of the others, with nothing attached. `--smoke` runs a few
+messages of the cheap scenarios: it shows that everything works, and says nothing about speed.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ _TMPFS = "tmpfs"
 def main() -> None:
     """Read the arguments, measure, and report."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "length", nargs="?", choices=["quick"], help="quick: the main scenarios, in some 4 minutes"
+    )
     parser.add_argument("--only", action="append", choices=[one.name for one in SCENARIOS])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=13)
@@ -59,13 +63,15 @@ def main() -> None:
         loads.append(_others_load())
         results += measure(scenario, wanted.directory, rounds, deadline)
     print(report.tables(results))
-    if wanted.save:
+    if wanted.save and not wanted.length:
         report.save(results, loads)
 
 
 def _chosen(wanted: argparse.Namespace) -> Iterator[Scenario]:
     for scenario in SCENARIOS:
         if wanted.only and scenario.name not in wanted.only:
+            continue
+        if wanted.length == "quick" and not scenario.quick:
             continue
         if wanted.smoke:
             if scenario.cheap:
@@ -84,12 +90,13 @@ def measure(scenario: Scenario, parent: Path, rounds: int, deadline: float) -> l
         directory.chmod(0o755)
         hop = stack.enter_context(next_hop(directory, scenario))
         sides = list(stack.enter_context(start_sides(directory, scenario, hop)))
-        for number in range(rounds):
+        # The first round warms up, and is the one that is metered.
+        for number in range(rounds + (rounds > 1)):
             if number and time.monotonic() > deadline:
                 break
             for side in list(sides):
                 try:
-                    result = run(scenario, side, hop)
+                    result = run(scenario, side, hop, metered=number == 0)
                 except (AssertionError, subprocess.TimeoutExpired) as error:
                     print(
                         f"{scenario.name:16} {side.name:17} did not come to its end: {error}",

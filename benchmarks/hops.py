@@ -1,4 +1,7 @@
-"""The next hop that both sides deliver to: Postfix's smtp-sink, or `benchmarks.sink`."""
+"""The next hop that both sides deliver to.
+
+It is `benchmarks.lockstep`, which is the client, too; Postfix's smtp-sink; or `benchmarks.sink`.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from benchmarks.scenarios import Beside, Scenario
+from benchmarks.scenarios import Beside, Client, Scenario
 from relay.sandbox.certificates import Authority
 from relay.sandbox.dns import DnsServer
 from relay.sandbox.policy_host import PolicyHost, policy
@@ -63,6 +66,13 @@ class NextHop:
         """Of the last run: the most transactions at a time, and the seconds of each message."""
         return self.counter.report()
 
+    def send(self, scenario: Scenario, port: int, messages: int) -> tuple[float, float]:
+        """Have the next hop send messages to a server and take them back: the seconds until it had
+        them all, and until the server had.
+        """
+        assert isinstance(self.counter, _Lockstep)
+        return self.counter.send(scenario, port, messages)
+
 
 @contextlib.contextmanager
 def next_hop(directory: Path, scenario: Scenario) -> Iterator[NextHop]:
@@ -79,7 +89,9 @@ def next_hop(directory: Path, scenario: Scenario) -> Iterator[NextHop]:
     )
     with _dns(publisher) as dns, _silence() as dead_port, contextlib.ExitStack() as stack:
         counter: _Counter
-        if scenario.needs_own_hop:
+        if scenario.client is Client.LOCKSTEP:
+            counter = stack.enter_context(_lockstep(port))
+        elif scenario.needs_own_hop:
             counter = stack.enter_context(_own_sink(scenario, port, certificate))
         else:
             counter = stack.enter_context(_smtp_sink(directory, scenario, port))
@@ -111,6 +123,47 @@ def _smtp_sink(directory: Path, scenario: Scenario, port: int) -> Iterator[_Smtp
     command = ["smtp-sink", "-c", *_AS_NOBODY, "-m", "2000", f"{_ADDRESS}:{port}", "2000"]
     with output.open("wb") as file, _running(command, stdout=file):
         yield _SmtpSink(output, scenario.recipients)
+
+
+class _Lockstep:
+    """Asks `benchmarks.lockstep`."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+
+    def _ask(self, question: bytes) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(question + b"\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        assert answer, "the generator gave up"
+        said: dict[str, Any] = json.loads(answer)
+        return said
+
+    def taken(self) -> int:
+        return int(self._ask(b"")["taken"])
+
+    def report(self) -> dict[str, Any]:
+        return {"most": 0, "seconds": []}
+
+    def send(self, scenario: Scenario, port: int, messages: int) -> tuple[float, float]:
+        wanted = {
+            "port": port,
+            "messages": messages,
+            "sessions": scenario.sessions,
+            "size": scenario.size,
+            "standing": scenario.standing,
+        }
+        said = self._ask(json.dumps(wanted).encode())
+        return said["seconds"], said["intake_seconds"]
+
+
+@contextlib.contextmanager
+def _lockstep(port: int) -> Iterator[_Lockstep]:
+    command = [sys.executable, "-m", "benchmarks.lockstep", _ADDRESS, str(port)]
+    with _running(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        yield _Lockstep(process)
 
 
 class _OwnSink:

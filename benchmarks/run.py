@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -27,6 +28,8 @@ class Result:
     """The result of one run.
 
     `seconds`: until the next hop had every message; `intake_seconds`: until the client's last 250.
+    `peak_bytes`, `syncs`: only of a metered run. Its times do not count: to count syncs, and to add
+    up the memory of two hundred processes, takes time of the side that has them.
     """
 
     scenario: str
@@ -36,8 +39,9 @@ class Result:
     seconds: float
     intake_seconds: float
     cpu_seconds: float
-    peak_bytes: int
+    peak_bytes: int | None = None
     syncs: int | None = None
+    is_metered: bool = False
     most_at_once: int = 0
     reply_seconds: list[float] = field(default_factory=list)
     arrival_seconds: list[float] = field(default_factory=list)
@@ -53,21 +57,29 @@ class Result:
         return 1000 * self.cpu_seconds / self.copies
 
 
-def run(scenario: Scenario, side: Side, hop: NextHop, *, messages: int = 0) -> Result:
+def run(
+    scenario: Scenario, side: Side, hop: NextHop, *, messages: int = 0, metered: bool = False
+) -> Result:
     """Do one run; AssertionError where some messages do not arrive in time."""
     messages = messages or scenario.messages
     copies = scenario.copies * messages // scenario.messages
     hop.report()
     before = hop.taken()
-    with counted_syncs(side.root) as syncs, peak_memory(side.root) as memory:
+    with contextlib.ExitStack() as stack:
+        syncs = stack.enter_context(counted_syncs(side.root)) if metered else None
+        memory = stack.enter_context(peak_memory(side.root)) if metered else None
         began, cpu = time.monotonic(), cpu_seconds(side.root)
-        reply_seconds = hand_in(scenario, side, messages)
-        intake = time.monotonic() - began
-        while hop.taken() - before < copies:
-            if time.monotonic() - began > _PATIENCE:
-                raise AssertionError(f"{side.name}: {hop.taken() - before} of {copies} arrived")
-            time.sleep(_POLL_SECONDS)
-        seconds = time.monotonic() - began
+        reply_seconds: list[float] = []
+        if scenario.client is Client.LOCKSTEP:
+            seconds, intake = hop.send(scenario, side.port, messages)
+        else:
+            reply_seconds = hand_in(scenario, side, messages)
+            intake = time.monotonic() - began
+            while hop.taken() - before < copies:
+                if time.monotonic() - began > _PATIENCE:
+                    raise AssertionError(f"{side.name}: {hop.taken() - before} of {copies} arrived")
+                time.sleep(_POLL_SECONDS)
+            seconds = time.monotonic() - began
         _settle(side)
         cpu = cpu_seconds(side.root) - cpu
     told = hop.report()
@@ -79,8 +91,9 @@ def run(scenario: Scenario, side: Side, hop: NextHop, *, messages: int = 0) -> R
         seconds=seconds,
         intake_seconds=intake,
         cpu_seconds=cpu,
-        peak_bytes=memory.peak,
-        syncs=syncs.count,
+        peak_bytes=memory.peak if memory is not None else None,
+        syncs=syncs.count if syncs is not None else None,
+        is_metered=metered,
         most_at_once=told["most"],
         reply_seconds=reply_seconds,
         arrival_seconds=told["seconds"],

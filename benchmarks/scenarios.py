@@ -12,8 +12,11 @@ __all__ = ["SCENARIOS", "Beside", "Client", "Scenario"]
 
 
 class Client(StrEnum):
-    """The program that sends: Postfix's smtp-source, or `benchmarks.client`, which can do more."""
+    """The program that sends: the cheapest one, which waits for each reply, and is the next hop,
+    too; Postfix's smtp-source; or `benchmarks.client`, which can do more.
+    """
 
+    LOCKSTEP = "benchmarks.lockstep"
     SOURCE = "smtp-source"
     OWN = "benchmarks.client"
 
@@ -22,6 +25,7 @@ class Beside(StrEnum):
     """What the relay is compared with."""
 
     POSTFIX = "Postfix"
+    """As it is installed, and with the settings of its tuning guide: the faster one counts."""
     FULL_QUEUE = "100,000 queued"
     NO_SYNC = "without syncs"
     LIBRARIES = "bare libraries"
@@ -30,7 +34,8 @@ class Beside(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """`target`: the wanted ratio to Postfix. `cheap`: part of the short run (`--smoke`).
+    """`target`: the wanted ratio to Postfix. `cheap`: part of the smoke test
+    (`--smoke`). `quick`: part of the run of a few minutes (`quick`).
 
     `sessions`: how many at a time, each for one message or `standing`. `reply_delay`: seconds that
     the next hop takes for each reply. `concurrency`: connections to a next hop, on both sides.
@@ -56,6 +61,7 @@ class Scenario:
     beside: Beside = Beside.POSTFIX
     target: float | None = None
     cheap: bool = False
+    quick: bool = False
 
     @property
     def needs_own_hop(self) -> bool:
@@ -71,9 +77,33 @@ class Scenario:
 _MIB = 1024 * 1024
 
 SCENARIOS = (
-    Scenario("standing", "4 KiB over 20 standing sessions", 6000, target=3, cheap=True),
-    Scenario("single", "4 KiB, one message a connection", 3000, standing=False, target=2),
-    Scenario("series", "4 KiB, one sender in series", 600, sessions=1, target=1),
+    Scenario(
+        "standing",
+        "4 KiB over 20 standing sessions",
+        6000,
+        client=Client.LOCKSTEP,
+        target=3,
+        cheap=True,
+        quick=True,
+    ),
+    Scenario(
+        "single",
+        "4 KiB, one message a connection",
+        3000,
+        standing=False,
+        client=Client.LOCKSTEP,
+        target=2,
+        quick=True,
+    ),
+    Scenario(
+        "series",
+        "4 KiB, one sender in series",
+        1500,
+        sessions=1,
+        client=Client.LOCKSTEP,
+        target=1,
+        quick=True,
+    ),
     Scenario("100k", "100 KiB over 20 sessions", 1500, size=100 * 1024, target=1),
     Scenario("10m", "10 MiB, 40 at once", 40, size=10 * _MIB, sessions=40, target=1),
     Scenario(

@@ -1,9 +1,10 @@
 """The servers that are compared, each on loopback with its queue in a directory of its own.
 
 All of them send everything to the same next hop. The relay and Postfix sync each message that they
-accept, and do not examine content. Postfix has the settings of its tuning guide for a busy host: as
-many processes and connections to a destination as the relay may have, no limit of sessions for
-each client, no inflow delay.
+accept, and do not examine content. There are two of Postfix: as it is installed, and with the
+settings of its tuning guide for a busy host: as many processes and connections to a destination as
+the relay may have, no limit of sessions for each client, no inflow delay. Which is the faster one
+depends on the scenario: many processes are in each other's way where one sender waits.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.hops import DEAD, HOP_NAME, NextHop
-from benchmarks.scenarios import Beside, Scenario
+from benchmarks.scenarios import Beside, Client, Scenario
 from relay.policy.settings import Setting, Source, TlsSettings
 from relay.queue.entry import MessageSummary, QueuedMessage, QueuedRecipient, State
 from relay.queue.queue_id import new_queue_id
@@ -29,7 +30,9 @@ from tests.rigs.ports import accepts_connections, free_port, wait_until
 from tests.rigs.postfix import postfix
 from tests.rigs.relay import relay_process
 
-__all__ = ["Side", "start_sides"]
+__all__ = ["AS_INSTALLED", "Side", "start_sides"]
+
+AS_INSTALLED = "Postfix as installed"
 
 _ROOT = Path(__file__).parents[1]
 _QUEUED = 100_000
@@ -59,6 +62,9 @@ def start_sides(directory: Path, scenario: Scenario, hop: NextHop) -> Iterator[S
                 )
                 sides.append(stack.enter_context(two))
                 sides.append(stack.enter_context(_postfix(directory, scenario, hop)))
+                if scenario.client is Client.LOCKSTEP:
+                    installed = _postfix(directory, scenario, hop, name=AS_INSTALLED)
+                    sides.append(stack.enter_context(installed))
             case Beside.FULL_QUEUE:
                 asyncio.run(_fill(directory / "full/spool"))
                 full = _relay(directory / "full", scenario, hop, name=scenario.beside)
@@ -125,20 +131,25 @@ def _relay(
 
 
 @contextlib.contextmanager
-def _postfix(directory: Path, scenario: Scenario, hop: NextHop) -> Iterator[Side]:
+def _postfix(
+    directory: Path, scenario: Scenario, hop: NextHop, *, name: str = "Postfix"
+) -> Iterator[Side]:
     port = free_port()
     settings = {
         "relayhost": f"[{hop.address}]:{hop.port}",
-        "default_process_limit": str(max(scenario.concurrency, 200)),
-        "default_destination_concurrency_limit": str(scenario.concurrency),
-        "initial_destination_concurrency": "20",
-        "smtpd_client_connection_count_limit": "0",
         "smtpd_relay_restrictions": "permit_mynetworks, reject",
-        "in_flow_delay": "0",
-        "smtp_connect_timeout": "5s",
         "disable_dns_lookups": "yes",
-        "smtputf8_enable": "no",
     }
+    if name != AS_INSTALLED:
+        settings |= {
+            "default_process_limit": str(max(scenario.concurrency, 200)),
+            "default_destination_concurrency_limit": str(scenario.concurrency),
+            "initial_destination_concurrency": "20",
+            "smtpd_client_connection_count_limit": "0",
+            "in_flow_delay": "0",
+            "smtp_connect_timeout": "5s",
+            "smtputf8_enable": "no",
+        }
     if scenario.dead:
         table = directory / "transport"
         table.write_text(
@@ -163,7 +174,7 @@ def _postfix(directory: Path, scenario: Scenario, hop: NextHop) -> Iterator[Side
         }
     with postfix(settings, port=port, parent=str(directory)) as running:
         pid = int((running.directory / "queue/pid/master.pid").read_text().split()[0])
-        yield Side("Postfix", port, pid)
+        yield Side(name, port, pid)
 
 
 @contextlib.contextmanager
