@@ -57,18 +57,21 @@ class Lines:
     def __init__(self) -> None:
         self._lines: dict[str, _Line] = {}
         self._turns: dict[Rank, dict[str, None]] = {rank: {} for rank in Rank}
-        self.waiting = dict.fromkeys(Rank, 0)
-        """How many entries wait of each class."""
+        self._waiting = dict.fromkeys(Rank, 0)
         self._waiting_at: Counter[str] = Counter()
         self._bound: dict[str, tuple[tuple[str, ...], float]] = {}
 
     def __len__(self) -> int:
         """How many entries wait."""
-        return sum(self.waiting.values())
+        return sum(self._waiting.values())
 
     def __bool__(self) -> bool:
         """Whether any waits."""
         return bool(self._lines)
+
+    def waiting(self, *ranks: Rank) -> int:
+        """How many entries wait of some classes of domains."""
+        return sum(self._waiting[rank] for rank in ranks)
 
     def waiting_at(self, destination: str) -> int:
         """How many entries wait that are known to lead to a destination."""
@@ -149,8 +152,8 @@ class Lines:
             return
         del self._turns[line.rank][name]
         self._turns[rank][name] = None
-        self.waiting[line.rank] -= len(line.entries)
-        self.waiting[rank] += len(line.entries)
+        self._waiting[line.rank] -= len(line.entries)
+        self._waiting[rank] += len(line.entries)
         line.rank = rank
 
     # --- destinations -----------------------------------------------------------------------------
@@ -187,7 +190,7 @@ class Lines:
         self._count(name, line, -count)
 
     def _count(self, name: str, line: _Line, change: int) -> None:
-        self.waiting[line.rank] += change
+        self._waiting[line.rank] += change
         if name in self._bound:
             self._count_at(name, change)
 

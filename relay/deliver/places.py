@@ -68,15 +68,12 @@ class Places(Generic[A]):
         under_way, places = self._share(rank)
         return under_way < places and (rank is not Rank.BULK or self.has_place(Rank.NEW))
 
-    def is_crowded(self, rank: Rank, share: int) -> bool | None:
-        """Whether a class has only the last places left, which are for domains without one; None
-        where it has none left.
+    def is_crowded(self, rank: Rank, share: int) -> bool:
+        """Whether a class has only the last places left, which are for domains without one.
 
         `share`: `concurrency_per_destination`.
         """
         under_way, places = self._share(rank)
-        if under_way >= places or (rank is Rank.BULK and not self.has_place(Rank.NEW)):
-            return None
         return pacing.is_crowded(under_way, concurrency=places, most=share)
 
     def begin(self, attempt: A, line: str, entry: Entry, rank: Rank) -> None:
@@ -110,7 +107,7 @@ class Places(Generic[A]):
         of those that take long, as many as have more than the share of domains not proven. Each is
         named once, and none twice in a second.
         """
-        now, waiting = self._monotonic(), self._lines.waiting[Rank.PROVEN]
+        now, waiting = self._monotonic(), self._lines.waiting(Rank.PROVEN)
         if self.free > 0 or not waiting or now - self._looked_at < _EVERY_SECONDS:
             return []
         self._looked_at = now

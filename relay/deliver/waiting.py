@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Generic, NamedTuple, TypeVar
 
@@ -19,7 +20,6 @@ from relay.deliver.lines import Lines, Rank, is_of_hop
 from relay.deliver.paces import Paces
 from relay.deliver.places import Places
 from relay.deliver.room import Room
-from relay.mail.record import record
 from relay.queue.entry import Entry
 from relay.queue.retry import RetrySchedule
 from relay.route.next_hop import NextHop
@@ -29,7 +29,7 @@ __all__ = ["Turn", "Waiting", "Wanted"]
 A = TypeVar("A")
 
 
-@record(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Wanted:
     """What to claim: so many entries, none of the domains in `skip`.
 

@@ -36,7 +36,7 @@ def test_each_class_of_mail_has_its_own_turns():
     assert list(lines.turns(Rank.NEW)) == ["a.example"]
     assert list(lines.turns(Rank.PROVEN)) == ["b.example"]
     lines.classify("a.example", Rank.PROVEN)
-    assert (lines.waiting[Rank.NEW], lines.waiting[Rank.PROVEN]) == (0, 2)
+    assert (lines.waiting(Rank.NEW), lines.waiting(Rank.PROVEN)) == (0, 2)
 
 
 def test_a_line_has_the_best_rank_of_its_entries():
@@ -44,7 +44,7 @@ def test_a_line_has_the_best_rank_of_its_entries():
     lines.add("a.example", waiting(1, "a.example"), Rank.BULK)
     lines.add("a.example", waiting(2, "a.example"), Rank.NEW)
     lines.add("a.example", waiting(3, "a.example"), Rank.BULK)
-    assert (lines.waiting[Rank.NEW], lines.waiting[Rank.BULK]) == (3, 0)
+    assert (lines.waiting(Rank.NEW), lines.waiting(Rank.BULK)) == (3, 0)
 
 
 def test_returned_entry_is_first_in_its_line_and_the_last_entry_leaves_first():
@@ -106,7 +106,7 @@ def test_the_counts_are_those_of_the_entries(steps):
             case "unbind":
                 lines.unbind(domain)
                 leads.pop(domain, None)
-        assert len(lines) == sum(lines.waiting.values()) == entries.total()
+        assert len(lines) == lines.waiting(*Rank) == entries.total()
         assert sorted(lines.names()) == sorted(domain for domain in entries if entries[domain])
         for name in ("one", "two"):
             at = sum(entries[domain] for domain, names in leads.items() if name in names)
