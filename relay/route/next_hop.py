@@ -221,11 +221,17 @@ class Host:
     credentials: Credentials | None = None
     tlsa_bases: tuple[str, ...] = ()
     hop: NextHop | None = None
+    destination: str = field(init=False, repr=False, compare=False)
+    """The key for counting its connections: the next hop, or this address."""
 
-    @property
-    def destination(self) -> str:
-        """The key for counting its connections: the next hop, or this address."""
-        return self.hop.destination if self.hop is not None else f"[{self.address}]:{self.port}"
+    def __post_init__(self) -> None:
+        hop = self.hop
+        destination = hop.destination if hop is not None else f"[{self.address}]:{self.port}"
+        object.__setattr__(self, "destination", destination)
+
+    def __hash__(self) -> int:
+        """The hash of the fields that differ most; the hash of a whole next hop is slow."""
+        return hash((self.name, self.address, self.port))
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,16 +268,25 @@ class Hosts:
     rejected: tuple[str, ...] = ()
     naming: Naming = BY_NOBODY
     choice: Choice = Choice()
+    routing: Routing = field(init=False, repr=False, compare=False)
+    """The same for the delivery log."""
+    _namings: dict[str, Naming] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "routing", self._routing())
+        object.__setattr__(self, "_namings", {})
 
     def naming_of(self, host: Host) -> Naming:
         """Who named one host: each host of a next hop stands for itself."""
         if host.hop is None:
             return self.naming
-        return replace(self.naming, route_host=host.name, domains=(host.name,))
+        naming = self._namings.get(host.name)
+        if naming is None:
+            naming = replace(self.naming, route_host=host.name, domains=(host.name,))
+            self._namings[host.name] = naming
+        return naming
 
-    @property
-    def routing(self) -> Routing:
-        """The same for the delivery log."""
+    def _routing(self) -> Routing:
         naming = self.naming
         if naming.route_host is not None:
             named_by = NamedBy.ROUTE

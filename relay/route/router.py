@@ -67,6 +67,7 @@ __all__ = ["RouteOptions", "Router", "is_local_address"]
 log = logging.getLogger(__name__)
 
 _ADDRESSES_KEPT = 100_000
+_CHOICES_KEPT = 10_000
 _TROUBLE_KEPT = 30.0
 """Seconds that a plan is used although a look-up of one of its hosts failed."""
 _PATIENCE = 3.0
@@ -96,12 +97,15 @@ class RouteOptions:
     max_hosts: int = 100
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Kept:
-    """The result of a domain's look-ups."""
+    """The result of a domain's look-ups. `hosts`: what the last message got, where that is a single
+    address: the next message gets the same.
+    """
 
     result: Plan | NoRoute
     naming: Naming = BY_NOBODY
+    hosts: Hosts | None = None
 
 
 class Router:
@@ -133,6 +137,7 @@ class Router:
     def reload(self, options: RouteOptions) -> None:
         """Route by other options from now on."""
         self._options = options
+        self._choices: dict[tuple[str, str, str], Choice] = {}
         self._cache.clear()
         self._credentials.forget()
 
@@ -144,8 +149,7 @@ class Router:
         choice = self._choose(domain, reverse_path, next_hop)
         if choice.missing:
             return _not_configured(choice)
-        found = await self._by_choice(domain, choice.hop)
-        return replace(found, choice=choice)
+        return await self._by_choice(domain, choice)
 
     def leads_to(self, domain: str, reverse_path: str = "", next_hop: str = "") -> NextHop | None:
         """The operator's next hop that such a message takes, None for the MX hosts or where it is
@@ -158,25 +162,47 @@ class Router:
 
     async def hosts_of(self, hop: NextHop) -> Route:
         """The hosts of a next hop, whatever mail leads there."""
-        return await self._by_choice(hop.name, hop)
+        return replace(await self._by_choice(hop.name, Choice(hop=hop)), choice=Choice())
 
     def _choose(self, domain: str, reverse_path: str, next_hop: str) -> Choice:
-        return choose(self._options.routes, host_name(domain) or domain, reverse_path, next_hop)
+        """The choice, found once for each domain and sender: three parts ask about a message."""
+        routes = self._options.routes
+        if not (routes.by_sender or next_hop):
+            reverse_path = ""  # no rule looks at it
+        key = domain, reverse_path, next_hop
+        choice = self._choices.get(key)
+        if choice is None:
+            if len(self._choices) >= _CHOICES_KEPT:
+                self._choices.clear()
+            name = host_name(domain) or domain
+            choice = self._choices[key] = choose(routes, name, reverse_path, next_hop)
+        return choice
 
-    async def _by_choice(self, domain: str, hop: NextHop | None) -> Route:
+    async def _by_choice(self, domain: str, choice: Choice) -> Route:
+        hop = choice.hop
         key = domain if hop is None else f"{hop.name} {domain}"  # neither has a space
         kept = self._cache.get(key, now=self._clock())
         if kept is None:
             kept = await self._look_up(key, domain, hop)
+        if kept.hosts is not None and kept.hosts.choice is choice:
+            return kept.hosts
         if isinstance(kept.result, NoRoute):
-            return kept.result
-        if hop is not None:
-            return await self._to_hop(kept.result, hop, kept.naming)
-        limit, trouble = self._options.max_addresses, kept.result.trouble
-        hosts = arrange(kept.result, limit, self._random)
-        if (untried := kept.result.hosts - limit) > 0:
+            return replace(kept.result, choice=choice)
+        found = await self._arranged(kept.result, choice, kept.naming)
+        is_always_so = kept.result.weight == 1 and (hop is None or hop.auth is None)
+        if is_always_so and isinstance(found, Hosts):
+            kept.hosts = found
+        return found
+
+    async def _arranged(self, plan: Plan, choice: Choice, naming: Naming) -> Route:
+        """The hosts of one attempt."""
+        if choice.hop is not None:
+            return replace(await self._to_hop(plan, choice.hop, naming), choice=choice)
+        limit, trouble = self._options.max_addresses, plan.trouble
+        hosts = arrange(plan, limit, self._random)
+        if (untried := plan.hosts - limit) > 0:
             trouble = (*trouble, f"{untried} more mail hosts are left for another attempt")
-        return Hosts(hosts, trouble, kept.result.rejected, kept.naming)
+        return Hosts(hosts, trouble, plan.rejected, naming, choice)
 
     async def _look_up(self, key: str, domain: str, hop: NextHop | None) -> _Kept:
         options = self._options
