@@ -83,7 +83,7 @@ class SettingsInForce(_Over):
 
 
 class SettingsElsewhere(_Over):
-    """The settings of a worker that another worker tells them to."""
+    """The settings in a worker without the store, as the first worker writes them."""
 
     def __init__(self, shared: SharedSettings) -> None:
         super().__init__()

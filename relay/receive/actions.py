@@ -21,7 +21,7 @@ __all__ = [
     "Incoming",
     "Log",
     "Note",
-    "Stage",
+    "StagePiece",
     "StartTls",
     "Waiting",
     "text_of",
@@ -84,7 +84,7 @@ class CheckPassword:
 
 
 @record(frozen=True, slots=True)
-class Stage:
+class StagePiece:
     """Give the store a piece of a message. There is no result."""
 
     intake: Incoming
@@ -101,7 +101,7 @@ class Finish:
     intake: Incoming
 
 
-Waiting = StartTls | CheckPassword | Stage | Finish
+Waiting = StartTls | CheckPassword | StagePiece | Finish
 Action = bytes | Note | Log | Abandon | Close | Waiting
 """Octets are a reply."""
 ActionResult = TlsFacts | User | Verdict | Refusal | None

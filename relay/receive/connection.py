@@ -46,7 +46,7 @@ from relay.receive.actions import (
     Finish,
     Log,
     Note,
-    Stage,
+    StagePiece,
     StartTls,
     text_of,
 )
@@ -181,7 +181,7 @@ class Connection(SMTP):
         match action:
             case Finish(intake):
                 self._wait_for(self._finish(intake), self._resume)
-            case Stage(intake):
+            case StagePiece(intake):
                 self._wait_for(_ours(intake).stage(), self._resume)
             case Abandon(intake):
                 self._listener.spawn(_ours(intake).abandon())

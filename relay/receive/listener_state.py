@@ -1,4 +1,4 @@
-"""A listener as its connections see it: what they share, and who is inside.
+"""A listener as its connections see it: what they share, and which of them are open.
 
 A listener's state outlives its connections. A task that a connection began belongs to it, so
 that a commit is finished for a client that has gone.

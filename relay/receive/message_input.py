@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from relay.receive.actions import Finish, Incoming, Stage
+from relay.receive.actions import Finish, Incoming, StagePiece
 from relay.receive.content import BdatReader, DataReader
 
 __all__ = ["DRAIN_FACTOR", "Chunk", "MessageInput", "parse_chunk"]
@@ -59,13 +59,13 @@ class MessageInput:
         """Read content from `start` on; returns the position behind the last octet of it."""
         return self._reader.feed(octets, start)
 
-    def next_step(self) -> Finish | Stage | bytes | None:
+    def next_step(self) -> Finish | StagePiece | bytes | None:
         """The action, or the reply, that follows the octets so far; None: read more."""
         reader = self._reader
         if reader.complete:
             return self._finish()
         if self.intake.should_stage():
-            return Stage(self.intake)
+            return StagePiece(self.intake)
         if isinstance(reader, BdatReader) and not reader.in_chunk:
             is_refused = self.intake.refusal is not None or reader.flaw is not None
             self.is_reading = False

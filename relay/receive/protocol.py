@@ -34,7 +34,7 @@ from relay.receive.actions import (
     Incoming,
     Log,
     Note,
-    Stage,
+    StagePiece,
     StartTls,
     Waiting,
     text_of,
@@ -169,7 +169,7 @@ class ServerProtocol:
             case CheckPassword():
                 assert isinstance(result, User | Verdict)
                 self._password_checked(result)
-            case Stage():
+            case StagePiece():
                 assert self._message is not None
                 self._handle_content(self._message)
         return self._run()
@@ -483,7 +483,7 @@ class ServerProtocol:
         match message.next_step():
             case bytes(reply):
                 self._actions.append(reply)
-            case Finish() | Stage() as action:
+            case Finish() | StagePiece() as action:
                 self._wait_for(action)
 
     def _message_finished(self, message: MessageInput, refusal: Refusal | None) -> None:

@@ -31,7 +31,7 @@ from relay.web.options import Role, WebUser
 from relay.web.sessions import Session, Sessions
 from relay.web.state import Web
 
-__all__ = ["Guard", "Refused", "Visitor"]
+__all__ = ["Guard", "PageRefused", "SignedInUser"]
 
 log = logging.getLogger("relay.page")
 
@@ -39,7 +39,7 @@ _LONGEST_NAME = 100
 _LONGEST_PASSWORD = 1024
 
 
-class Refused(Exception):
+class PageRefused(Exception):
     """There is no page: the status, and a sentence for the person who asked."""
 
     def __init__(self, status: int, sentence: str) -> None:
@@ -47,7 +47,7 @@ class Refused(Exception):
         self.status = status
 
 
-class Visitor(NamedTuple):
+class SignedInUser(NamedTuple):
     """A user who is signed in. `session` None: a proxy named the user."""
 
     user: WebUser
@@ -78,15 +78,15 @@ class Guard:
     # --- each request -------------------------------------------------------------------------
 
     def check_way(self, request: web.Request) -> None:
-        """Check host and TLS. `Refused` where the page must not be shown."""
+        """Check host and TLS. `PageRefused` where the page must not be shown."""
         if _host_of(request.headers.get("Host", "")) not in self._hosts:
-            raise Refused(
+            raise PageRefused(
                 421,
                 "This relay is not known under the name in the address. "
                 "Name it under admin.web.hosts if it is one of its own.",
             )
         if is_readable_on_the_way(request) and not self.state.options().insecure:
-            raise Refused(
+            raise PageRefused(
                 403,
                 "The page is shown over HTTPS only, except on the machine itself: "
                 "give the relay an admin.certificate.",
@@ -101,12 +101,12 @@ class Guard:
     def _own_hosts(self) -> frozenset[str]:
         return frozenset({"localhost", "127.0.0.1", "::1", self.state.hostname.lower()})
 
-    def visitor(self, request: web.Request) -> Visitor | None:
+    def visitor(self, request: web.Request) -> SignedInUser | None:
         """The user of a request; None where nobody is signed in."""
         options = self.state.options()
         if (name := self._named_by_proxy(request)) is not None:
             user = options.users.get(name)
-            return None if user is None else Visitor(user, None, self._token_of(name))
+            return None if user is None else SignedInUser(user, None, self._token_of(name))
         token = request.cookies.get(cookie_name(request), "")
         session = self.sessions.find(token, self.state.clock()) if token else None
         if session is None:
@@ -115,7 +115,7 @@ class Guard:
         if user is None or (user.password or "") != session.password:
             self.sessions.end(token)
             return None
-        return Visitor(user, session, session.form_token)
+        return SignedInUser(user, session, session.form_token)
 
     def _named_by_proxy(self, request: web.Request) -> str | None:
         options = self.state.options()
@@ -131,13 +131,13 @@ class Guard:
     def _token_of(self, name: str) -> str:
         return hmac.new(self._secret, name.encode("utf-8", "replace"), hashlib.sha256).hexdigest()
 
-    def check_form(self, visitor: Visitor, form: Mapping[str, str]) -> None:
+    def check_form(self, visitor: SignedInUser, form: Mapping[str, str]) -> None:
         """Check a form that changes something: token of the session, and role."""
         sent = form.get("token", "").encode("utf-8", "replace")
         if not hmac.compare_digest(visitor.form_token.encode(), sent):
-            raise Refused(403, "This form is out of date: open the page again.")
+            raise PageRefused(403, "This form is out of date: open the page again.")
         if not visitor.is_operator:
-            raise Refused(403, f"{visitor.user.name} may look and not change: ask an operator.")
+            raise PageRefused(403, f"{visitor.user.name} may look and not change: ask an operator.")
 
     # --- login --------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from relay.queue.store import QueueFilter, SpoolError
 from relay.report import deliverylog
 from relay.web.state import Web
 
-__all__ = ["Job", "Jobs"]
+__all__ = ["Jobs", "QueueJob"]
 
 log = logging.getLogger("relay.page")
 
@@ -28,7 +28,7 @@ _AT_A_TIME = 4
 
 
 @dataclass(eq=False)
-class Job:
+class QueueJob:
     """One change. `wanted`: the filter in words. `trouble`: a sentence if it failed."""
 
     name: str
@@ -52,31 +52,31 @@ class Jobs:
     """The newest changes."""
 
     state: Web
-    _jobs: dict[str, Job] = field(default_factory=dict)
+    _jobs: dict[str, QueueJob] = field(default_factory=dict)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
-    def find(self, name: str) -> Job | None:
+    def find(self, name: str) -> QueueJob | None:
         """A change by its name."""
         return self._jobs.get(name)
 
-    def start(self, user: str, verb: str, wanted: QueueFilter, said: Mapping[str, str]) -> Job:
+    def start(self, user: str, verb: str, wanted: QueueFilter, said: Mapping[str, str]) -> QueueJob:
         """Begin a change; `SpoolError` where too many are under way."""
         if len(self._tasks) >= _AT_A_TIME:
             raise SpoolError("too many changes are under way; wait until one has ended")
-        job = Job(secrets.token_hex(8), user, verb, said, self.state.clock())
+        job = QueueJob(secrets.token_hex(8), user, verb, said, self.state.clock())
         keep_newest(self._jobs, job.name, job, most=_KEPT)
         task = asyncio.create_task(self._run(job, wanted))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return job
 
-    async def settled(self, job: Job, seconds: float) -> None:
+    async def settled(self, job: QueueJob, seconds: float) -> None:
         """Wait until a change has ended, at most so many seconds."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await job.done.wait()
 
-    async def _run(self, job: Job, wanted: QueueFilter) -> None:
+    async def _run(self, job: QueueJob, wanted: QueueFilter) -> None:
         try:
             async for so_far in self.state.operator.change(job.verb, wanted):
                 job.changed, job.unknown = so_far.recipients, len(so_far.unknown)

@@ -28,8 +28,8 @@ from relay.queue.queue_id import arrival_of
 from relay.queue.store import SpoolError
 from relay.web.guard import (
     Guard,
-    Refused,
-    Visitor,
+    PageRefused,
+    SignedInUser,
     cookie_name,
     is_readable_on_the_way,
     is_tls,
@@ -122,7 +122,7 @@ class Site:
         await self.forecasts.close()
 
     def page(
-        self, template: str, visitor: Visitor | None, *, status: int = 200, **values: object
+        self, template: str, visitor: SignedInUser | None, *, status: int = 200, **values: object
     ) -> web.Response:
         """A page, made of a template and its values."""
         text = self._env.get_template(template).render(
@@ -135,14 +135,14 @@ class Site:
         response.headers.update(_HEADERS)
         return response
 
-    def refusal(self, visitor: Visitor | None, error: Refused) -> web.Response:
+    def refusal(self, visitor: SignedInUser | None, error: PageRefused) -> web.Response:
         """A page with the sentence of a refusal."""
         return self.page("error.html", visitor, status=error.status, sentence=str(error))
 
     async def form(self, request: web.Request) -> MultiDict[str]:
         """The fields of a form."""
         if request.content_type != _FORM_TYPE or "Content-Encoding" in request.headers:
-            raise Refused(415, "A form was expected.")
+            raise PageRefused(415, "A form was expected.")
         async with asyncio.timeout(_FORM_SECONDS):
             found = await request.post()
         return MultiDict((name, value) for name, value in found.items() if isinstance(value, str))
@@ -181,12 +181,12 @@ async def _serve(
             return site.secured(
                 web.Response(status=303, headers={"Location": str(elsewhere.location)})
             )
-        except Refused as error:
+        except PageRefused as error:
             return site.refusal(visitor, error)
         except TimeoutError:
-            return site.refusal(visitor, Refused(504, "The answer took too long to come."))
+            return site.refusal(visitor, PageRefused(504, "The answer took too long to come."))
         except SpoolError as error:
-            return site.refusal(visitor, Refused(503, f"The queue does not answer: {error}."))
+            return site.refusal(visitor, PageRefused(503, f"The queue does not answer: {error}."))
 
     return await _guarded(site, request, for_visitor)
 
@@ -213,12 +213,12 @@ async def _guarded(
     try:
         site.guard.check_way(request)
         return await answer()
-    except Refused as error:
+    except PageRefused as error:
         return site.refusal(None, error)
     except web.HTTPRequestEntityTooLarge:
-        return site.refusal(None, Refused(413, "The form is too large."))
+        return site.refusal(None, PageRefused(413, "The form is too large."))
     except TimeoutError:
-        return site.refusal(None, Refused(408, "The form took too long to come."))
+        return site.refusal(None, PageRefused(408, "The form took too long to come."))
 
 
 async def _login_form(site: Site, request: web.Request) -> web.StreamResponse:
@@ -267,7 +267,7 @@ async def _logout(site: Site, request: web.Request) -> web.StreamResponse:
     form = await site.form(request)
     if visitor is not None and visitor.session is not None:
         if not visitor.session.accepts(form.get("token", "")):
-            raise Refused(403, "This form is out of date: open the page again.")
+            raise PageRefused(403, "This form is out of date: open the page again.")
         site.guard.sessions.end(request.cookies[cookie_name(request)])
     response = site.secured(web.Response(status=303, headers={"Location": "/login"}))
     response.del_cookie(
@@ -279,7 +279,7 @@ async def _logout(site: Site, request: web.Request) -> web.StreamResponse:
 async def _static(site: Site, request: web.Request) -> web.StreamResponse:
     name = request.match_info["name"]
     if name not in _STATIC:
-        raise Refused(404, "There is no such file.")
+        raise PageRefused(404, "There is no such file.")
     response = web.Response(body=_file(name), content_type=_STATIC[name], charset="utf-8")
     return site.secured(response)
 

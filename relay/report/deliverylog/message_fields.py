@@ -33,7 +33,7 @@ MAX_TARGETS = 4000
 """Characters of the list of recipients of an accepted message."""
 
 _MAX_DOMAINS = 50
-"""Recipient domains whose policies an accepted line tells, where they differ."""
+"""The most recipient domains whose policies an accepted line has, where they differ."""
 
 _MAX_VARIABLE = 16 * 1024
 """Characters of a sender's own variable: all that the HTTP interface accepts."""

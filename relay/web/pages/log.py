@@ -14,7 +14,7 @@ from relay.mail.event import Event
 from relay.queue.store import EventFilter
 from relay.web.facts import setting_text
 from relay.web.filters import EVENTS, PROTECTIONS, SOURCES, read_filter
-from relay.web.guard import Refused
+from relay.web.guard import PageRefused
 from relay.web.live import TooManyViewers, message
 from relay.web.pages.stream import stream, write
 from relay.web.pages.visit import Visit
@@ -61,7 +61,7 @@ async def live(visit: Visit) -> web.StreamResponse:
             await write(response, message(html, left_out))
             html, left_out = await anext(rows)
     except TooManyViewers:
-        raise Refused(503, "Too many pages follow the log; close some.") from None
+        raise PageRefused(503, "Too many pages follow the log; close some.") from None
     except (ConnectionError, TimeoutError):
         pass
     finally:

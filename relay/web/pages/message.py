@@ -6,7 +6,7 @@ from aiohttp import web
 
 from relay.admin import operations
 from relay.queue.store import SpoolError
-from relay.web.guard import Refused
+from relay.web.guard import PageRefused
 from relay.web.pages.visit import Visit
 from relay.web.queries import events_of, reports_on
 from relay.web.state import Web
@@ -28,7 +28,7 @@ async def show_message(visit: Visit) -> web.StreamResponse:
     events = await events_of(view, queue_id)
     story = story_of(queue_id, events, item, await reports_on(view, events))
     if story is None:
-        raise Refused(
+        raise PageRefused(
             404,
             "No such message: it was never here, or its events are older than log.keep_events.",
         )

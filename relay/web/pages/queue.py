@@ -11,7 +11,7 @@ from relay.admin import operations
 from relay.queue.entry import State
 from relay.queue.store import ListedMessage, QueueFilter, more_follows
 from relay.queue.verbs import VERBS
-from relay.web.guard import Refused
+from relay.web.guard import PageRefused
 from relay.web.pages.visit import Visit, read_domain
 from relay.web.queries import count_messages
 
@@ -55,14 +55,14 @@ async def queue(visit: Visit) -> web.StreamResponse:
 
 
 def _queue_filter(form: Mapping[str, str]) -> tuple[QueueFilter, dict[str, str]]:
-    """The filter of a query or a form, and its words. `Refused` where it is invalid."""
+    """The filter of a query or a form, and its words. `PageRefused` where it is invalid."""
     said = {
         name: form[name].strip()
         for name in ("domain", "sender", "state")
         if form.get(name, "").strip()
     }
     if said.get("state", "queued") not in ("queued", "deferred", "held"):
-        raise Refused(400, "No such state: queued, deferred and held are known.")
+        raise PageRefused(400, "No such state: queued, deferred and held are known.")
     domain = read_domain(said["domain"]) if "domain" in said else ""
     state = State(said["state"]) if "state" in said else None
     return QueueFilter(domain=domain, sender=said.get("sender", ""), state=state), said
@@ -74,7 +74,7 @@ def _meant(form: Mapping[str, str], ids: list[str]) -> tuple[QueueFilter, dict[s
         return QueueFilter(queue_ids=frozenset(ids)), {"marked": f"{len(ids)} messages"}
     wanted, said = _queue_filter(form)
     if not said and form.get("all") != "yes":
-        raise Refused(400, "Nothing is marked: mark messages, or choose all that match.")
+        raise PageRefused(400, "Nothing is marked: mark messages, or choose all that match.")
     return wanted, said or {"all": "the whole queue"}
 
 
@@ -118,7 +118,7 @@ async def _verb_form(visit: Visit) -> tuple[Mapping[str, str], str, list[str]]:
     visit.site.guard.check_form(visit.visitor, form)
     verb = form.get("verb", "")
     if verb not in VERBS:
-        raise Refused(400, "No such verb.")
+        raise PageRefused(400, "No such verb.")
     return form, verb, [str(one) for one in form.getall("id", [])]
 
 
@@ -126,5 +126,5 @@ async def show_job(visit: Visit) -> web.StreamResponse:
     """The progress of a change."""
     job = visit.site.jobs.find(visit.request.match_info["name"])
     if job is None:
-        raise Refused(404, "No such change: the latest fifty are kept, until the relay restarts.")
+        raise PageRefused(404, "No such change: the newest fifty are kept, until a restart.")
     return visit.show("job.html", job=job)

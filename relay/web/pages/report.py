@@ -10,7 +10,7 @@ from aiohttp import web
 from relay.admin import report as reports
 from relay.queue.statistics import CountFilter
 from relay.web.filters import read_time
-from relay.web.guard import Refused
+from relay.web.guard import PageRefused
 from relay.web.pages.stream import stream
 from relay.web.pages.visit import Visit, read_domain
 from relay.web.state import Web
@@ -76,7 +76,7 @@ def _period(visit: Visit) -> tuple[dict[str, str], CountFilter]:
     end = end or read_time(now.date().isoformat(), is_end=True) or now
     begin = begin or read_time((end - timedelta(days=29)).date().isoformat()) or end
     if begin >= end:
-        raise Refused(400, "The period ends before it begins.")
+        raise PageRefused(400, "The period ends before it begins.")
     domains = {
         name: ("<>" if text == "<>" else read_domain(text.removeprefix("@"))) if text else ""
         for name, text in asked.items()

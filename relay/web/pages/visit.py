@@ -12,7 +12,7 @@ from aiohttp import web
 from relay.admin import report as reports
 from relay.mail.address import AddressError, normalise_domain
 from relay.queue.statistics import CountFilter
-from relay.web.guard import Refused, Visitor
+from relay.web.guard import PageRefused, SignedInUser
 from relay.web.state import Web
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class Visit:
 
     site: Site
     request: web.Request
-    visitor: Visitor
+    visitor: SignedInUser
 
     @property
     def state(self) -> Web:
@@ -49,8 +49,8 @@ def latest(now: datetime, hours: int, *, recipient_domain: str = "") -> CountFil
 
 
 def read_domain(text: str, *, status: int = 400) -> str:
-    """A domain, normalised; `Refused` where the text is none."""
+    """A domain, normalised; `PageRefused` where the text is none."""
     try:
         return normalise_domain(text)
     except AddressError as error:
-        raise Refused(status, f"This is no domain: {error}.") from None
+        raise PageRefused(status, f"This is no domain: {error}.") from None

@@ -18,7 +18,7 @@ from relay.receive.actions import (
     Close,
     Finish,
     Note,
-    Stage,
+    StagePiece,
     StartTls,
 )
 from relay.receive.content import BdatReader, DataReader
@@ -129,7 +129,7 @@ def test_a_message_that_is_refused_at_its_end_is_not_taken():
 def test_a_piece_is_staged_before_more_is_read():
     made = machine(Listener(stages=True))
     said = made.feed(DIALOGUE[:-4])
-    assert only(said, Stage)
+    assert only(said, StagePiece)
     assert made.feed(DIALOGUE[-4:]) == []
     assert only(made.resume(None), Finish)
 

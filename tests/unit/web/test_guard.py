@@ -14,7 +14,7 @@ from aiohttp.test_utils import make_mocked_request
 
 from relay.queue.entry import State
 from relay.queue.store import EventFilter
-from relay.web.guard import Refused, cookie_name, is_readable_on_the_way
+from relay.web.guard import PageRefused, cookie_name, is_readable_on_the_way
 from relay.web.options import Role, WebOptions, WebUser
 from relay.web.sessions import Sessions
 from tests.fakes.page import LATER, NOW, PASSWORD, USERS, PageRig
@@ -288,7 +288,7 @@ async def test_page_over_plain_http_is_for_this_machine_unless_the_operator_says
         if is_shown:
             rig.site.guard.check_way(request)
         else:
-            with pytest.raises(Refused, match="over HTTPS only"):
+            with pytest.raises(PageRefused, match="over HTTPS only"):
                 rig.site.guard.check_way(request)
         assert cookie_name(request) == ("__Host-relay" if in_tls else "relay")
         is_from_here = remote == "::1" or "127.0.0.1" in remote
