@@ -341,7 +341,12 @@ async def _open_queue(config: Config, worker: Worker) -> Store:
         present = {f"{WORKER_SPOOL}{number}" for number in range(1, worker.workers)}
         adopting = orphans(Path(place.path), WORKER_SPOOL, present=present)
     return await open_store(
-        place, now=at, max_wait=max_wait, adopting=adopting, policy_digest=_digest(config)
+        place,
+        now=at,
+        max_wait=max_wait,
+        adopting=adopting,
+        policy_digest=_digest(config),
+        concurrency=config.delivery.concurrency,
     )
 
 

@@ -26,6 +26,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from relay.queue.handoff import HandOffLimits
 from relay.queue.memory import MemoryStore
 from relay.queue.policies import PolicyCache
 from relay.queue.store import ReadOnlyQueue, SpoolError, Store
@@ -96,30 +97,35 @@ async def open_store(
     max_wait: timedelta,
     adopting: Collection[Path] = (),
     policy_digest: str = "",
+    concurrency: int = 0,
 ) -> Store:
     """The queue, made where there is none. `SpoolError` or OSError where it cannot be.
 
     `max_wait`: the longest a recipient is ever deferred. `adopting`: what `orphans` found.
-    `policy_digest`: what a node of several decides by, to be compared with that of others. A server
-    that cannot be reached is tried for a minute.
+    `policy_digest`: what a node of several decides by, to be compared with that of others.
+    `concurrency`: how many attempts it makes at once; of what others could deliver, too, it keeps
+    no more than twice as many. A server that cannot be reached is tried for a minute.
     """
     if place.is_shared:
-        return await _open_shared(place, max_wait, policy_digest)
+        return await _open_shared(place, max_wait, policy_digest, concurrency)
     from relay.queue.sqlite import SqliteStore
 
     return await SqliteStore.open(Path(place.path), now=now, max_wait=max_wait, adopting=adopting)
 
 
-async def _open_shared(place: QueuePlace, max_wait: timedelta, policy_digest: str) -> Store:
+async def _open_shared(
+    place: QueuePlace, max_wait: timedelta, policy_digest: str, concurrency: int
+) -> Store:
     server = _server(place)
     from relay.queue.postgres import NodeOptions, NoServer, PostgresStore
 
     options = NodeOptions(place.node, place.lease, policy_digest)
+    limits = HandOffLimits(entries=2 * concurrency, entries_per_domain=2 * concurrency)
     until = time.monotonic() + _PATIENCE_SECONDS
     told = False
     while True:
         try:
-            return await PostgresStore.open(server, options, max_wait=max_wait)
+            return await PostgresStore.open(server, options, max_wait=max_wait, limits=limits)
         except NoServer as error:
             if time.monotonic() >= until:
                 raise

@@ -10,11 +10,12 @@ from datetime import timedelta
 import pytest
 
 from relay.mail.outcome import Delivered
+from relay.queue.api_state import DomainSettings
 from relay.queue.handoff import HandOffLimits
 from relay.queue.nodes import NodeState
 from relay.queue.postgres import NodeOptions, PostgresStore, Server, StartRefused, commit, lease
 from relay.queue.server_address import parse_url
-from relay.queue.store import ClaimLost, EventFilter, SpoolError
+from relay.queue.store import ClaimLost, EventFilter, QueueFilter, SpoolError
 from tests.fakes.queued import (
     DEFERRED,
     DELIVERED,
@@ -322,3 +323,39 @@ async def test_results_of_two_nodes_for_one_message_remove_it_together(server):
                 one.record(settled(first, DELIVERED)), two.record(settled(second, DELIVERED))
             )
             assert await queue_ids(one) == []
+
+
+async def test_verb_reaches_mail_that_another_node_has_claimed_and_not_begun(server):
+    async with node(server.url(), "a") as one, node(server.url(), "b") as two:
+        await one.accept(new_message())  # it waits in the hand-off of this node
+        done = await two.change(QueueFilter(), verb="hold", now=NOW)
+        assert done.changed == 1
+        assert await claim_all(one) == []
+
+
+async def test_setting_made_at_one_node_is_told_to_the_others(server):
+    async with node(server.url(), "a") as one, node(server.url(), "b") as two:
+        await asyncio.sleep(1.5)
+        told = asyncio.Event()
+
+        async def changed() -> None:
+            told.set()
+
+        two.api_state.when_changed_elsewhere(changed)
+        await one.api_state.set_domain_settings("a.example", DomainSettings(require_tls=True))
+        async with asyncio.timeout(3):
+            await told.wait()
+        assert (await two.api_state.domain_settings())["a.example"].require_tls
+
+
+async def test_host_that_hangs_or_refuses_costs_the_others_nothing(server):
+    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    silent = await asyncio.start_server(hang, "127.0.0.1", 0)
+    port = silent.sockets[0].getsockname()[1]
+    hosts = f"127.0.0.1:1,127.0.0.1:{port},127.0.0.1:{server.port}"
+    async with silent, node(f"postgresql://relay@{hosts}/postgres?connect_timeout=1") as store:
+        await store.accept(new_message())
+        assert len(await queue_ids(store)) == 1

@@ -34,7 +34,16 @@ from relay.queue.nodes import Node, NodeState
 from relay.queue.postgres.connection import Db, Link, StartRefused
 from relay.queue.store import SpoolError
 
-__all__ = ["Lease", "NodeOptions", "boottime", "nodes"]
+__all__ = [
+    "Lease",
+    "NodeOptions",
+    "ask_to_give_back",
+    "asked_to_give_back",
+    "boottime",
+    "have_given_back",
+    "nodes",
+    "others_that_hold",
+]
 
 log = logging.getLogger(__name__)
 
@@ -310,6 +319,36 @@ class Lease:
             await db.execute(_SWEEP_STAGED_OF, id)
             await db.execute("DELETE FROM relay.batch WHERE lease = $1", id)
             await db.execute("DELETE FROM relay.lease WHERE id = $1", id)
+
+
+async def ask_to_give_back(db: Db) -> int:
+    """Ask all nodes to give back what they have not begun; the number of the request."""
+    number: int = await db.fetchval(
+        "UPDATE relay.meta SET give_back = give_back + 1 RETURNING give_back"
+    )
+    return number
+
+
+async def asked_to_give_back(db: Db) -> int:
+    """The number of the last such request."""
+    number: int = await db.fetchval("SELECT give_back FROM relay.meta")
+    return number
+
+
+async def have_given_back(db: Db, lease: int, number: int) -> None:
+    """A node has done what was asked."""
+    await db.execute("UPDATE relay.lease SET given_back = $2 WHERE id = $1", lease, number)
+
+
+async def others_that_hold(db: Db, lease: int, number: int) -> int:
+    """How many other live nodes have not done it yet."""
+    count: int = await db.fetchval(
+        "SELECT count(*) FROM relay.lease"
+        " WHERE id <> $1 AND lost IS NULL AND expires > now() AND given_back < $2",
+        lease,
+        number,
+    )
+    return count
 
 
 async def nodes(db: Db) -> list[Node]:

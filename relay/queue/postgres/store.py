@@ -11,7 +11,6 @@ mail.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -29,8 +28,14 @@ from relay.queue.postgres import claims, events, statistics, tls_sessions
 from relay.queue.postgres.api_state import PostgresApiState
 from relay.queue.postgres.commit import SAFE_COMMIT, LeaseLost, Writer
 from relay.queue.postgres.connection import Db, Link, Server
-from relay.queue.postgres.lease import Lease, NodeOptions
-from relay.queue.postgres.messages import count_states
+from relay.queue.postgres.lease import (
+    Lease,
+    NodeOptions,
+    ask_to_give_back,
+    asked_to_give_back,
+    have_given_back,
+    others_that_hold,
+)
 from relay.queue.postgres.reader import Reader
 from relay.queue.postgres.schema import migrate
 from relay.queue.postgres.staging import INLINE_BYTES, Staging
@@ -52,8 +57,6 @@ from relay.queue.verbs import VERBS
 
 __all__ = ["PostgresStore"]
 
-log = logging.getLogger(__name__)
-
 _PURGE_STEP = 1000
 _CHANGE_STEP = 500
 _BEFORE_ALL = -(1 << 62)
@@ -62,6 +65,11 @@ _CLAIM_SECONDS = 10.0
 _STAGE_SECONDS = 20.0
 _LEASE_SECONDS = 10.0
 _BATCHES_KEPT = 1000
+_GIVE_BACK_SECONDS = 3.0
+"""How long a verb waits for the other nodes."""
+_STANDSTILL_SECONDS = 1.0
+_GLANCE_SECONDS = 0.05
+_ALL_REQUESTS = 1 << 62
 
 T = TypeVar("T")
 
@@ -107,7 +115,7 @@ class PostgresStore(Reader):
         self._strange: set[tuple[str, int]] = set()
         self._tasks: list[asyncio.Task[None]] = []
         self._renewals = asyncio.Event()
-        self._folded = 0
+        self._given_back = 0
 
     @classmethod
     async def open(
@@ -144,7 +152,7 @@ class PostgresStore(Reader):
         await self.lease.take_over(db)
         async with db.transaction():
             await claims.pull_forward(db, now, now + max_wait)
-        self._dispatch.counts.set(await count_states(db))
+        self._given_back = await asked_to_give_back(db)
 
     async def close(self) -> None:
         """Finish what was begun, give every claim back and end the lease."""
@@ -424,8 +432,33 @@ class PostgresStore(Reader):
         events_made = await self.events_of(ids, event_of) if event_of is not None else {}
         meant = replace(wanted, queue_ids=frozenset(ids))
         async with self._dispatch.stopped():
+            await self._wait_for_others()
             changed = await self._change_named(meant, verb, now, events_made)
         return ChangeStep(until, len(changed.recipients), meant.queue_ids)
+
+    async def _wait_for_others(self) -> None:
+        """Have the other nodes give back what they have not begun, so that a verb reaches it."""
+        lease = self.lease.id
+        if not await self.ask(others_that_hold, lease, _ALL_REQUESTS):
+            return
+        self._given_back = number = await self._write(ask_to_give_back)
+        await self._write(have_given_back, lease, number)
+        for _ in range(round(_GIVE_BACK_SECONDS / _GLANCE_SECONDS)):
+            if not await self.ask(others_that_hold, lease, number):
+                return
+            await asyncio.sleep(_GLANCE_SECONDS)
+
+    async def _give_back_if_asked(self) -> None:
+        """Give back what was not begun if another node asks for it, and claim nothing until its
+        verb has had the time to be done.
+        """
+        number = await self.ask(asked_to_give_back)
+        if number > self._given_back:
+            self._given_back = number
+            async with self._dispatch.stopped():
+                await self._write(have_given_back, self.lease.id, number)
+                await asyncio.sleep(_STANDSTILL_SECONDS)
+            self._dispatch.changed()
 
     async def _change_named(
         self, wanted: QueueFilter, verb: str, now: datetime, made: Mapping[tuple[str, int], Event]
@@ -532,6 +565,7 @@ class PostgresStore(Reader):
                 elif due is not None:
                     self._dispatch.note_due(due)
                 await self.api_state.look()
+                await self._give_back_if_asked()
             if self._tables.has_more:
                 with suppress(SpoolError):
                     self.writer.submit(_nothing())
