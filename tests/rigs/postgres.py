@@ -17,10 +17,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.rigs.ports import free_port, wait_until
+from tests.rigs.ports import accepts_connections, free_port, wait_until
 
 _SHARED_MEMORY = Path("/dev/shm")
 _USER = "postgres"
+_PATH = "/usr/sbin:/usr/bin:/usr/local/sbin"
 
 
 def program(name: str) -> str | None:
@@ -202,3 +203,39 @@ def _end(server: Postgres) -> None:
     if server.process is None:
         return
     server.stop(signal.SIGQUIT)
+
+
+_POOLER = """\
+[databases]
+* = host={directory} port={server_port}
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {port}
+unix_socket_dir =
+auth_type = any
+pool_mode = transaction
+default_pool_size = 5
+logfile = {directory}/pgbouncer.log
+pidfile = {directory}/pgbouncer.pid
+"""
+
+
+@contextlib.contextmanager
+def pooler(server: Postgres) -> Iterator[int]:
+    """A pgbouncer before a server, which pools transactions; its port."""
+    port = free_port()
+    file = server.directory / "pgbouncer.ini"
+    text = _POOLER.format(directory=server.directory, server_port=server.port, port=port)
+    # Every client is this user of the server.
+    file.write_text(text.replace("* = host", "* = user=relay host"))
+    file.chmod(0o644)
+    process = subprocess.Popen(
+        _as_user([shutil.which("pgbouncer", path=_PATH) or "pgbouncer", "-q", str(file)]),
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_until(lambda: accepts_connections("127.0.0.1", port), what="pgbouncer")
+        yield port
+    finally:
+        process.terminate()
+        process.wait(timeout=30)

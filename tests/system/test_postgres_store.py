@@ -28,7 +28,7 @@ from tests.fakes.queued import (
     settled,
 )
 from tests.rigs.cutter import Cut, cutter
-from tests.rigs.postgres import Postgres, postgres
+from tests.rigs.postgres import Postgres, pooler, postgres
 
 pytestmark = pytest.mark.needs("postgresql")
 
@@ -359,3 +359,19 @@ async def test_host_that_hangs_or_refuses_costs_the_others_nothing(server):
     async with silent, node(f"postgresql://relay@{hosts}/postgres?connect_timeout=1") as store:
         await store.accept(new_message())
         assert len(await queue_ids(store)) == 1
+
+
+@pytest.mark.needs("pgbouncer")
+async def test_pooler_of_transactions_may_stand_between(server):
+    """One older than 1.21 does not know what a client has prepared."""
+    with pooler(server) as port:
+        async with node(f"{server.tcp_url(port=port)}?prepared_statements=0") as store:
+            await asyncio.gather(*(store.accept(new_message(content=SMALL)) for _ in range(20)))
+            large = new_message(content=LARGE)
+            await store.accept(large)
+            assert await content_of(store, large.message.queue_id) == LARGE
+            for entry in await claim_all(store):
+                await store.record(settled(entry, DELIVERED))
+            assert await queue_ids(store) == []
+            await asyncio.sleep(LEASE.total_seconds() / 3)
+            assert not store.not_ready()
