@@ -268,8 +268,9 @@ class Connection:
         reply = await self._command(exchange.first(), Stage.AUTH)
         while reply.code == 334 and not exchange.is_cancelled:
             reply = await self._command(exchange.after(reply), Stage.AUTH)
+        reply = self._masked(reply)
         if not exchange.refusal:
-            return self._masked(reply)
+            return reply
         words = printable(self._without_secrets(exchange.refusal))
         return replace(reply, text=f"{reply.text} ({words})")
 
@@ -499,7 +500,9 @@ class Connection:
     async def _hear(self, stage: Stage, seconds: float) -> Reply:
         try:
             reply = await self._wire.next_reply(seconds)
-            return reply if reply.code == 334 else self._masked(reply)
+            # What a 334 to AUTH says is decoded first; masked octets could not be.
+            is_challenge = stage is Stage.AUTH and reply.code == 334
+            return reply if is_challenge else self._masked(reply)
         except LOST as error:
             self._lose(stage, error)
 

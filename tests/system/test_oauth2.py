@@ -264,6 +264,28 @@ async def test_mail_waits_while_the_token_server_is_in_trouble(
     provider.nothing_is_shown()
 
 
+async def test_silent_token_server_holds_up_no_mail_that_goes_elsewhere(
+    provider: Provider,
+) -> None:
+    await provider.open()
+    await provider.listen()
+    elsewhere = await provider.sandbox.domain("elsewhere.example")
+    relay = await provider.relay(delivery={"concurrency": 20}, queue={"retry": ["5s"]})
+    relay.config["routes"] = {"*.dest.example": "provider"}
+    provider.tokens.failures += [Failure(seconds=30)] * 3
+    await asyncio.to_thread(relay.start)
+    async with provider.sandbox.client() as client:
+        content = b"From: a@test.example\r\nTo: b@dest.example\r\nSubject: x\r\n\r\nx\r\n"
+        for number in range(200):
+            await client.sendmail("a@test.example", [f"b@d{number}.dest.example"], content)
+    while not provider.tokens.requests:
+        await asyncio.sleep(0.05)
+    await provider.sandbox.submit("a@test.example", "b@elsewhere.example")
+    await provider.delivered("b@elsewhere.example", seconds=8)
+    assert len(elsewhere.messages) == 1
+    assert not provider.taken.messages, "the token server was asked too late to show anything"
+
+
 @pytest.mark.parametrize("kind", [Kind.EXPIRED, Kind.WRONG_NAME, Kind.UNKNOWN_CA])
 async def test_token_server_with_a_bad_certificate_gets_no_secret(
     provider: Provider, kind: Kind

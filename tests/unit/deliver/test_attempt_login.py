@@ -173,8 +173,10 @@ async def test_login_that_fails_for_now_does_not_rest(rig, reply):
         {"MAIL": f"451 4.3.0 who logged in with {TOKEN}?"},
         {"CONTENT": f"451 4.3.0 {TOKEN[:20]}"},
         {"MAIL": Action(f"{TOKEN}", then=Then.CLOSE)},
+        {"MAIL": f"334 {TOKEN}"},
+        {"AUTH": f"334 {CHALLENGE}", "": f"334 {CHALLENGE}", "*": f"334 {CHALLENGE}"},
     ],
-    ids=["535", "challenge", "base64", "no-reply", "mail", "content", "garbage"],
+    ids=["535", "challenge", "base64", "none", "mail", "content", "garbage", "334", "endless"],
 )
 async def test_token_that_the_host_repeats_is_in_no_text(rig, replies, caplog):
     caplog.set_level("DEBUG")
