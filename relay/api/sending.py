@@ -8,8 +8,6 @@ itself is a 503, never a refusal of the message.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
-from datetime import datetime
 from functools import partial
 
 from aiohttp import web
@@ -39,7 +37,7 @@ from relay.submit.message import (
     open_header,
     queued_recipients,
 )
-from relay.submit.trace import missing_fields, received_field, tcp_info
+from relay.submit.trace import Arrival, missing_fields, received_field, tcp_info
 
 __all__ = ["send", "send_mime"]
 
@@ -91,9 +89,9 @@ def _taken_apart(
     section = with_own_fields(form, HeaderSection(header))
     domain, now = incoming.domain, incoming.now
     postmaster = f"postmaster@{domain}"
-    missing = missing_fields(
-        section, reverse_path=postmaster, hostname=domain, queue_id=incoming.queue_id, now=now
-    )
+    # These fields name the domain of the sender, not the relay.
+    arrival = incoming.arrival._replace(hostname=domain)
+    missing = missing_fields(section, arrival, reverse_path=postmaster)
     asked = read_send_request(
         form,
         domain=domain,
@@ -121,21 +119,14 @@ def _size(form: Form) -> int:
     )
 
 
-@dataclass(slots=True)
 class _Incoming:
     """A message that is coming in."""
-
-    api: Api
-    request: web.Request
-    domain: str
-    client: str
-    now: datetime
-    queue_id: str
 
     def __init__(self, api: Api, request: web.Request, domain: str) -> None:
         self.api, self.request, self.domain = api, request, domain
         self.now = api.operator.clock()
         self.queue_id = new_queue_id(self.now)
+        self.arrival = Arrival(api.hostname, self.queue_id, self.now)
         self.client = canonical(request.remote or "")
 
     async def take(
@@ -164,20 +155,17 @@ class _Incoming:
         only_for = asked.recipients[0].address if len(asked.recipients) == 1 else ""
         return open_header(
             section,
+            self.arrival,
             reverse_path=asked.reverse_path,
             domains={recipient.domain for recipient in asked.recipients},
             rules=self.api.rules(),
             received_hops=self.api.received_hops,
             on_top=received_field(
-                source=f"unknown ({tcp_info(canonical(self.request.remote or ''))})",
+                self.arrival,
+                source=f"unknown ({tcp_info(self.client)})",
                 protocol="HTTPS" if self.request.secure else "HTTP",
-                hostname=self.api.hostname,
-                queue_id=self.queue_id,
-                now=self.now,
                 only_for=only_for,
             ),
-            queue_id=self.queue_id,
-            now=self.now,
             options=asked.options,
             displaced=displaced,
             removed=(b"bcc",),
@@ -195,7 +183,7 @@ class _Incoming:
             eight_bit=eight_bit,
             smtputf8=asked.smtputf8,
             origin="http",
-            client=f"HTTP [{canonical(self.request.remote or '')}]",
+            client=f"HTTP [{self.client}]",
             client_tls=_tls_of(self.request),
             terms=opened.terms,
             tls_required_no=opened.tls_required_no,

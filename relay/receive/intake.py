@@ -41,6 +41,7 @@ from relay.submit.message import (
     Screened,
     refuse,
 )
+from relay.submit.trace import Arrival
 
 __all__ = ["Intake", "Reception"]
 
@@ -84,7 +85,7 @@ class Intake:
         self.refusal: Refusal | None = None
         now = reception.clock()
         self.queue_id = new_queue_id(now)
-        self._now = now
+        self._arrival = Arrival(reception.hostname, self.queue_id, now)
         self._reception = reception
         self._session = session
         self._opened: Screened | None = None
@@ -191,12 +192,10 @@ class Intake:
             self._session,
             self.transaction,
             HeaderSection(sections.header),
+            self._arrival,
             displaced=sections.behind,
             rules=self._reception.policy(),
             limits=self._reception.limits,
-            hostname=self._reception.hostname,
-            queue_id=self.queue_id,
-            now=self._now,
         )
         return opened, sections.rest
 

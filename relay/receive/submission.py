@@ -27,7 +27,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from datetime import datetime
 
 from relay.mail.address import AddressError, domain_of, parse_path
 from relay.mail.envelope import Recipient
@@ -47,7 +46,7 @@ from relay.receive.parameters import (
 from relay.receive.session import Session, Transaction
 from relay.receive.trace import received_field
 from relay.submit.message import Refusal, Screened, open_header, queued_recipients, refuse
-from relay.submit.trace import missing_fields
+from relay.submit.trace import Arrival, missing_fields
 
 __all__ = ["complete", "mail", "open_message", "rcpt", "refusal_of"]
 
@@ -154,41 +153,27 @@ def open_message(
     session: Session,
     transaction: Transaction,
     section: HeaderSection,
+    arrival: Arrival,
     *,
     displaced: bytes = b"",
     rules: PolicyRules,
     limits: Limits,
-    hostname: str,
-    queue_id: str,
-    now: datetime,
 ) -> Screened | Refusal:
     """Judge a header section, remove its policy fields, and add the relay's Received field."""
     recipients = transaction.recipients.values()
     on_top = received_field(
-        session,
-        hostname=hostname,
-        queue_id=queue_id,
-        now=now,
-        smtputf8=transaction.smtputf8,
-        only_for=_only(recipients),
+        session, arrival, smtputf8=transaction.smtputf8, only_for=_only(recipients)
     )
     if session.listener.add_missing_headers:
-        on_top += missing_fields(
-            section,
-            reverse_path=transaction.reverse_path,
-            hostname=hostname,
-            queue_id=queue_id,
-            now=now,
-        )
+        on_top += missing_fields(section, arrival, reverse_path=transaction.reverse_path)
     return open_header(
         section,
+        arrival,
         reverse_path=transaction.reverse_path,
         domains={recipient.domain for recipient in recipients},
         rules=rules,
         received_hops=limits.received_hops,
         on_top=on_top,
-        queue_id=queue_id,
-        now=now,
         displaced=displaced,
         requiretls=transaction.requiretls,
     )

@@ -7,7 +7,6 @@ cannot end the field or begin a comment.
 from __future__ import annotations
 
 import re
-from datetime import datetime
 from functools import lru_cache
 
 from relay.receive.session import Session, TlsFacts
@@ -19,21 +18,13 @@ _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,253}[A-Za-z0-9])?|\[[A-Za-z0
 
 
 def received_field(
-    session: Session,
-    *,
-    hostname: str,
-    queue_id: str,
-    now: datetime,
-    smtputf8: bool = False,
-    only_for: str = "",
+    session: Session, arrival: trace.Arrival, *, smtputf8: bool = False, only_for: str = ""
 ) -> bytes:
     """The relay's Received field, with its CRLF."""
     return trace.received_field(
+        arrival,
         source=_source(session.helo, session.client, session.tls),
         protocol=protocol_of(session, smtputf8=smtputf8),
-        hostname=hostname,
-        queue_id=queue_id,
-        now=now,
         only_for=only_for,
     )
 
@@ -47,7 +38,7 @@ def _source(helo: str, client: str | None, tls: TlsFacts | None) -> str:
 
 
 def protocol_of(session: Session, *, smtputf8: bool) -> str:
-    """The `with` keyword: ESMTPSA and its kin (RFC 3848), UTF8SMTPSA and its (RFC 6531 §4.3)."""
+    """The `with` keyword: ESMTPSA and such (RFC 3848), UTF8SMTPSA and such (RFC 6531 §4.3)."""
     if not session.extended:
         return "SMTP"
     name = "UTF8SMTP" if smtputf8 else "ESMTP"

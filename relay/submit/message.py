@@ -28,6 +28,7 @@ from relay.policy.settings import TlsSettings
 from relay.queue.entry import MessageSummary, QueuedRecipient, State, Terms
 from relay.queue.summary import summarise
 from relay.submit.options import Contradiction, Options, combined, read_options
+from relay.submit.trace import Arrival
 
 __all__ = [
     "HEADER_SECTION_OCTETS",
@@ -86,14 +87,13 @@ class Screened:
 
 def open_header(
     section: HeaderSection,
+    arrival: Arrival,
     *,
     reverse_path: str,
     domains: Collection[str],
     rules: PolicyRules,
     received_hops: int,
     on_top: bytes,
-    queue_id: str,
-    now: datetime,
     options: Options | None = None,
     displaced: bytes = b"",
     removed: Collection[bytes] = (),
@@ -109,16 +109,9 @@ def open_header(
         return HEADER_TOO_LARGE
     if section.count(b"received") >= received_hops:
         return _LOOP
-    try:
-        asked = read_options(section, now)
-        refuse_folded(section.octets)
-        refuse_fields_in_body(displaced)
-        if options is not None:
-            asked = combined(asked, options)
-    except Contradiction as error:
-        return refuse(554, "5.6.0", f"{error.name} contradicts a header field of the message")
-    except ValueError as error:  # `BadField`, or too many tags
-        return refuse(554, "5.6.0", str(error))
+    asked = _options_of(section, displaced, options, now=arrival.at)
+    if isinstance(asked, Refusal):
+        return asked
     wishes, tls_required_no = tls_wishes(
         asked.wishes, requiretls=requiretls, says_no=asks_for_no_tls(section)
     )
@@ -128,15 +121,30 @@ def open_header(
     }
     asks_for_terms = options is not None or asked != Options(asked.wishes)
     return Screened(
-        queue_id,
+        arrival.queue_id,
         on_top + section.without(*removed),
         summarise(section),
         settings,
-        now,
-        asked.due(now),
-        asked.terms(now) if asks_for_terms else None,
+        arrival.at,
+        asked.due(arrival.at),
+        asked.terms(arrival.at) if asks_for_terms else None,
         tls_required_no,
     )
+
+
+def _options_of(
+    section: HeaderSection, displaced: bytes, options: Options | None, *, now: datetime
+) -> Options | Refusal:
+    """What the fields and `options` ask for; a refusal where the relay cannot obey."""
+    try:
+        asked = read_options(section, now)
+        refuse_folded(section.octets)
+        refuse_fields_in_body(displaced)
+        return asked if options is None else combined(asked, options)
+    except Contradiction as error:
+        return refuse(554, "5.6.0", f"{error.name} contradicts a header field of the message")
+    except ValueError as error:  # `BadField`, or too many tags
+        return refuse(554, "5.6.0", str(error))
 
 
 def queued_recipients(

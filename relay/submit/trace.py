@@ -13,25 +13,32 @@ from __future__ import annotations
 
 from datetime import datetime
 from functools import lru_cache
+from typing import NamedTuple
 
 from relay.mail.address import in_header
 from relay.mail.section import HeaderSection
 
-__all__ = ["date_time", "missing_fields", "received_field", "tcp_info"]
+__all__ = ["Arrival", "date_time", "missing_fields", "received_field", "tcp_info"]
 
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
-def received_field(
-    *, source: str, protocol: str, hostname: str, queue_id: str, now: datetime, only_for: str = ""
-) -> bytes:
+class Arrival(NamedTuple):
+    """A message that came in: the relay's host name, the queue id, and when."""
+
+    hostname: str
+    queue_id: str
+    at: datetime
+
+
+def received_field(arrival: Arrival, *, source: str, protocol: str, only_for: str = "") -> bytes:
     """The relay's Received field, with its CRLF. `source` is the text after "from"."""
     recipient = f"\r\n\tfor <{in_header(only_for)}>" if only_for else ""
     return (
         f"Received: from {source}\r\n"
-        f"\tby {hostname} with {protocol} id {queue_id}{recipient};\r\n"
-        f"\t{date_time(now.replace(microsecond=0))}\r\n"
+        f"\tby {arrival.hostname} with {protocol} id {arrival.queue_id}{recipient};\r\n"
+        f"\t{date_time(arrival.at.replace(microsecond=0))}\r\n"
     ).encode()
 
 
@@ -51,19 +58,17 @@ def date_time(now: datetime) -> str:
     return f"{day}, {now.day} {month} {now.year} {now:%H:%M:%S} {now:%z}"
 
 
-def missing_fields(
-    section: HeaderSection, *, reverse_path: str, hostname: str, queue_id: str, now: datetime
-) -> bytes:
+def missing_fields(section: HeaderSection, arrival: Arrival, *, reverse_path: str) -> bytes:
     """The fields of Date, Message-ID and From that the header section lacks (RFC 5322 §3.6)."""
     added = []
     if b"date" not in section:
-        added.append(f"Date: {date_time(now.replace(microsecond=0))}\r\n")
+        added.append(f"Date: {date_time(arrival.at.replace(microsecond=0))}\r\n")
     if b"message-id" not in section:
-        added.append(f"Message-ID: <{queue_id}@{hostname}>\r\n")
+        added.append(f"Message-ID: <{arrival.queue_id}@{arrival.hostname}>\r\n")
     if b"from" not in section:
         added.append(
             f"From: <{in_header(reverse_path)}>\r\n"
             if reverse_path
-            else f"From: MAILER-DAEMON@{hostname}\r\n"
+            else f"From: MAILER-DAEMON@{arrival.hostname}\r\n"
         )
     return "".join(added).encode()

@@ -33,6 +33,7 @@ from relay.receive.spec import BareNewline
 from relay.sign.signature import author_domain
 from relay.submit.message import Refusal, open_header
 from relay.submit.options import read_options
+from relay.submit.trace import Arrival
 from tests.fakes.fields import iter_fields
 from tests.fakes.scribe import Scribe
 from tests.fuzz.domain_targets import TLSA_WORDS, policies, tlsa
@@ -200,13 +201,12 @@ def beginnings(octets: bytes) -> None:
         assert rest == b"\r\n" + whole[len(header) :]
     opened = open_header(
         HeaderSection(header),
+        Arrival("relay.example", "Q", datetime(2026, 11, 20, tzinfo=UTC)),
         reverse_path="",
         domains=["d.example"],
         rules=PolicyRules(),
         received_hops=100,
         on_top=b"",
-        queue_id="Q",
-        now=datetime(2026, 11, 20, tzinfo=UTC),
         displaced=displaced,
     )
     fields = re.split(rb"\r\n(?![ \t]|\Z)", header) if header else []

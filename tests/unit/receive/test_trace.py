@@ -12,9 +12,9 @@ from relay.receive.access import User
 from relay.receive.session import Session, TlsFacts
 from relay.receive.spec import ListenerSpec, TcpAddress, UnixAddress, parse_address
 from relay.receive.trace import protocol_of, received_field
-from relay.submit.trace import missing_fields
+from relay.submit.trace import Arrival, missing_fields
 
-NOW = datetime(2026, 3, 5, 7, 8, 9, 123, tzinfo=UTC)
+ARRIVAL = Arrival("relay.example", "Q1", datetime(2026, 3, 5, 7, 8, 9, 123, tzinfo=UTC))
 SPEC = ListenerSpec("127.0.0.1:0")
 TLS = TlsFacts("TLSv1.3", "TLS_AES_256_GCM_SHA384")
 USER = User("u", "hash")
@@ -43,10 +43,7 @@ def test_the_protocol_has_the_name_that_is_registered(facts, smtputf8, name):
 
 
 def received(*, only_for: str = "", **facts) -> str:
-    field = received_field(
-        session(**facts), hostname="relay.example", queue_id="Q1", now=NOW, only_for=only_for
-    )
-    return field.decode()
+    return received_field(session(**facts), ARRIVAL, only_for=only_for).decode()
 
 
 def test_the_received_field_says_who_how_and_when():
@@ -95,13 +92,7 @@ def test_hops_are_received_fields_in_any_case():
     ],
 )
 def test_only_missing_fields_are_added(header, added):
-    found = missing_fields(
-        HeaderSection(header),
-        reverse_path="a@example.com",
-        hostname="relay.example",
-        queue_id="Q1",
-        now=NOW,
-    )
+    found = missing_fields(HeaderSection(header), ARRIVAL, reverse_path="a@example.com")
     assert found == added
 
 

@@ -14,6 +14,7 @@ from relay.policy.rules import PolicyRules
 from relay.queue.entry import Terms
 from relay.submit.message import Refusal, Screened, open_header
 from relay.submit.options import Contradiction, Options, combined, read_options
+from relay.submit.trace import Arrival
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 LATER = "Fri, 20 Nov 2026 14:00:00 +0100"
@@ -23,13 +24,12 @@ def opened(header: bytes, options: Options | None = None) -> Screened | Refusal:
     sections = Sections.of(header)
     return open_header(
         HeaderSection(sections.header),
+        Arrival("relay.example", "Q", NOW),
         reverse_path="a@example.com",
         domains={"example.net"},
         rules=PolicyRules(),
         received_hops=50,
         on_top=b"",
-        queue_id="Q",
-        now=NOW,
         options=options,
         displaced=sections.behind,
     )
