@@ -209,7 +209,7 @@ class Relay:
         parts.last_reload = parts.reloaded, str(changed)
         parts.places = places(self._path, self._environ)
         parts.router.reload(route_options(parts.config))
-        parts.destinations.hosts.retry()  # their next hop may have been what was wrong
+        parts.destinations.retry_silent()  # the configuration may have been what was wrong
         parts.scheduler.routes_changed()
         parts.tokens.forget_pauses()
         parts.metrics.expect_logins(parts.config.oauth2, logged_in_at(parts.config))

@@ -28,9 +28,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from enum import Enum, auto
 from functools import partial
-from itertools import groupby
 
 from relay.deliver import negotiate
 from relay.deliver.connection import Connection, require_claim
@@ -38,11 +36,9 @@ from relay.deliver.destinations import (
     Destinations,
     NotNow,
     Use,
-    speaks_of_load,
     turns_away,
 )
 from relay.deliver.diagnosis import (
-    NO_REQUIRETLS,
     NO_SECURE_WAY,
     Answer,
     Stage,
@@ -55,7 +51,8 @@ from relay.deliver.diagnosis import (
     worth_another_host,
 )
 from relay.deliver.floors import DomainFloor, Floors
-from relay.deliver.host_health import Cause, Trial, rest
+from relay.deliver.hop_turns import HopTurns, HostResult, Turn, cause_of
+from relay.deliver.host_health import Cause
 from relay.deliver.job import Job, fit_for, job_of, signed
 from relay.deliver.login import Logins
 from relay.deliver.memory import NO_PAST, AtHost, shown_by
@@ -81,19 +78,6 @@ log = logging.getLogger(__name__)
 
 _SURE = "a signed MX record, an enforced MTA-STS policy, a route, or a domain without MX records"
 """What makes the name of a host known for sure (`DomainFloor.has_secure_name`)."""
-
-
-class _HostResult(Enum):
-    """What a host did when it was tried. `SILENT`: it sent no greeting. `TURNED_AWAY`: it has too
-    many connections of ours, and is worth waiting for. `DEAD`: a host of a next hop gave no
-    session. `CANCELLED`: the attempt was cancelled.
-    """
-
-    ANSWERED = auto()
-    SILENT = auto()
-    TURNED_AWAY = auto()
-    DEAD = auto()
-    CANCELLED = auto()
 
 
 class Attempt:
@@ -226,10 +210,10 @@ class Attempt:
                 result = await self._try_host(conditions, job, tally, use)
             finally:
                 self._destinations.end(use)
-            if not tally.pending or result is _HostResult.CANCELLED:
+            if not tally.pending or result is HostResult.CANCELLED:
                 return False
-            has_answered |= result is _HostResult.ANSWERED
-            if result is _HostResult.TURNED_AWAY:
+            has_answered |= result is HostResult.ANSWERED
+            if result is HostResult.TURNED_AWAY:
                 turned_away.append(name)
         is_untouched = tally.pending == recipients and not has_answered
         if (busy or turned_away) and is_untouched:
@@ -246,55 +230,43 @@ class Attempt:
     async def _try_next_hop(
         self, asked: _Asked, needed: Requirement, job: Job, tally: Tally
     ) -> bool:
-        """Try the hosts of a next hop of the operator's, those that are not dead. The next hop is
-        one destination: one connection to it is taken for all its hosts.
-        """
-        hosts = asked.route.hosts
-        recipients, name = tally.pending, hosts[0].destination
+        """Try the hosts of a next hop of the operator's, those that are not dead."""
+        hosts, recipients = asked.route.hosts, tally.pending
         holder = job.message.queue_id, recipients[0].domain
-        use = self._destinations.begin(name, holder, hosts[0].hop)
-        silence = self._destinations.silence_of(name) if use is None else None
-        if use is None and silence is None:
-            raise NotNow((name,), {})
-        results: set[_HostResult] = set()
+        turns = HopTurns(self._destinations, self._pool.kept_at, hosts, holder)
         try:
-            first = at_host(needed, hosts[0], self._security)
-            dealt = self._destinations.hosts.deal(hosts, first.proof)
-            for _, addresses in groupby(dealt, key=lambda host: host.name):
-                turn = _Turn(tuple(addresses), use, silence, results)
-                await self._try_host_of_hop(turn, asked, needed, job, tally)
-                if not tally.pending or _HostResult.CANCELLED in results:
+            for turn in turns.deal(at_host(needed, hosts[0], self._security).proof):
+                try:
+                    await self._take_turn(turn, asked, needed, job, tally)
+                finally:
+                    turns.end_turn(turn)
+                if not tally.pending or HostResult.CANCELLED in turns.results:
                     return False
-            if use is not None:
-                is_untouched = tally.pending == recipients and _HostResult.ANSWERED not in results
-                self._note_no_host(use, hosts, tally, results if is_untouched else set())
+            is_untouched = tally.pending == recipients and not turns.has_answered
+            turns.end(tally, is_untouched=is_untouched)
         finally:
-            if use is not None:
-                self._destinations.end(use)
+            turns.close()
         return True
 
-    async def _try_host_of_hop(
-        self, turn: _Turn, asked: _Asked, needed: Requirement, job: Job, tally: Tally
+    async def _take_turn(
+        self, turn: Turn, asked: _Asked, needed: Requirement, job: Job, tally: Tally
     ) -> None:
         """Try one host of a next hop, at one address after the other, unless it is dead."""
-        try:
-            for number, host in enumerate(turn.addresses, start=1):
-                conditions = await self._conditions_of_hop(turn, asked, host, needed, tally)
-                if conditions is None or not self._may_try(turn, conditions, tally):
-                    continue
-                assert turn.use is not None
-                turn.has_more = number < len(turn.addresses)
-                turn.use.turn_to(host.address, _now())
-                result = await self._try_host(conditions, job, tally, turn.use, turn)
-                turn.results.add(result)
-                if not tally.pending or result not in (_HostResult.SILENT, _HostResult.ANSWERED):
-                    return
-        finally:
-            if turn.trial is not None:
-                self._destinations.hosts.end(turn.trial)
+        turns = turn.turns
+        for host in turn.addresses:
+            conditions = await self._conditions_of_hop(turns, asked, host, needed, tally)
+            if conditions is None:
+                continue
+            use = turns.turn_to(turn, host, conditions.needed.proof, tally)
+            if use is None:
+                continue
+            result = await self._try_host(conditions, job, tally, use, turn)
+            turns.results.add(result)
+            if not tally.pending or result not in (HostResult.SILENT, HostResult.ANSWERED):
+                return
 
     async def _conditions_of_hop(
-        self, turn: _Turn, asked: _Asked, host: Host, needed: Requirement, tally: Tally
+        self, turns: HopTurns, asked: _Asked, host: Host, needed: Requirement, tally: Tally
     ) -> _Conditions | None:
         """What holds at a host of a next hop. Once a host has answered, the attempt does not end
         because the policy of another host is not there yet: that host is passed by.
@@ -302,45 +274,11 @@ class Attempt:
         try:
             return await self._conditions(asked, host, needed, tally)
         except (PolicyPending, SpoolError) as error:
-            if not turn.results & {_HostResult.ANSWERED, _HostResult.TURNED_AWAY}:
+            if not turns.has_answered:
                 raise
             text = f"{host.name} [{host.address}]: not tried: {error}"
             tally.pass_by(host, Deferred("4.4.3", Code.NONE, "", text))
             return None
-
-    def _may_try(self, turn: _Turn, conditions: _Conditions, tally: Tally) -> bool:
-        """Whether the attempt may turn to a host of a next hop; a dead host is passed by."""
-        if turn.trial is not None:
-            return True
-        health = self._destinations.hosts
-        begun = health.begin(conditions.host, conditions.needed.proof)
-        if isinstance(begun, Trial) and turn.silence is not None:
-            health.end(begun)
-            begun = turn.silence
-        if isinstance(begun, Trial):
-            turn.trial = begun
-            return True
-        if not turn.is_passed_by:
-            tally.pass_by(conditions.host, begun)
-            turn.is_passed_by = True
-        return False
-
-    def _note_no_host(
-        self, use: Use, hosts: Sequence[Host], tally: Tally, results: set[_HostResult]
-    ) -> None:
-        """No host of a next hop took the message. Raises `NotNow` where a host is full and worth
-        waiting for; where all are dead for all messages, the next hop is silent until one is
-        tested.
-        """
-        until = self._destinations.hosts.unreachable_until(hosts)
-        if until is not None:
-            outcome = tally.outcomes()[tally.pending[0].index]
-            if isinstance(outcome, Deferred):
-                self._destinations.all_dead(use, until, outcome)
-        elif _HostResult.TURNED_AWAY in results:
-            name = use.destination.name
-            if self._destinations.turned_away(use, self._pool.kept_at(name)):
-                raise NotNow((name,), tally.outcomes())
 
     async def close(self) -> None:
         """Close the connections that are kept."""
@@ -400,15 +338,15 @@ class Attempt:
         job: Job,
         tally: Tally,
         use: Use,
-        turn: _Turn | None = None,
-    ) -> _HostResult:
+        turn: Turn | None = None,
+    ) -> HostResult:
         """Offer one host what is still to be delivered. `turn`: of a host of a next hop."""
         key = pool_key(conditions.host, conditions.needed)
         waiting: Sequence[QueuedRecipient] = tally.pending
         began = _now()
         connection = self._pool.take(key)
         is_kept = connection is not None
-        result = _HostResult.ANSWERED
+        result = HostResult.ANSWERED
         while waiting:
             if connection is None:
                 require_claim(job.may_go_on)
@@ -438,10 +376,10 @@ class Attempt:
             if waiting:  # they are to go over another connection
                 connection.quit()
             else:
-                result = self._note_session(handing_over, use, turn)
+                result = self._note_session(handing_over, use)
                 self._pool.give_back(key, connection, use.holder[1])
             if connection.was_cancelled:
-                return _HostResult.CANCELLED
+                return HostResult.CANCELLED
             if waiting and is_kept:
                 self._pool.forget(key)
             connection, is_kept, began = None, False, _now()
@@ -455,8 +393,8 @@ class Attempt:
         tally: Tally,
         use: Use,
         began: float,
-        turn: _Turn | None,
-    ) -> Connection | _HostResult:
+        turn: Turn | None,
+    ) -> Connection | HostResult:
         """A new session with a host that meets the conditions; or what the host did instead, which
         is noted for the recipients that wait.
         """
@@ -468,60 +406,17 @@ class Attempt:
             reached = await negotiate.reach(host, conditions.needed, self._using, seen=seen)
             if isinstance(reached, Connection):
                 counted.append(reached)
-                self._note_life(turn)
+                if turn is not None:
+                    turn.lives()
                 return reached
         failure, policy = await _with_alarm(reached, conditions.past, floor.policy)
         outcome = _unreached(failure, host, policy, began)
-        if turn is not None and _cause_of(failure, host) is Cause.UNREACHABLE:
+        if host.hop is not None and cause_of(failure, host) is Cause.UNREACHABLE:
             outcome = replace(outcome, status="4.4.1")
         _go_on(tally, host, waiting, outcome)
         if turn is not None:
-            return self._note_failed_host(failure, outcome, turn)
+            return turn.failed(failure, outcome)
         return self._note_unreached(failure, outcome, use)
-
-    def _note_life(self, turn: _Turn | None) -> None:
-        """Note that a new session with a host of a next hop came about."""
-        if turn is None or turn.trial is None or turn.use is None:
-            return
-        self._destinations.answered(turn.use)
-        if self._destinations.hosts.lives(turn.trial):
-            log.info("%s is alive again", _host_of_hop(turn.trial.host))
-
-    def _note_failed_host(
-        self, failure: negotiate.Unmet | negotiate.Failed, outcome: Deferred, turn: _Turn
-    ) -> _HostResult:
-        """Note what a connection without a session tells of a host of a next hop. If the host has
-        another address, that is tried first.
-        """
-        assert turn.use is not None
-        assert turn.trial is not None
-        if isinstance(failure, negotiate.Failed) and self._is_full(failure.answer, turn.use):
-            return _HostResult.TURNED_AWAY
-        cause = _cause_of(failure, turn.trial.host)
-        if cause is not Cause.UNREACHABLE:
-            self._destinations.answered(turn.use)
-        if cause is None:
-            return _HostResult.ANSWERED
-        if turn.has_more and cause is not Cause.LOGIN:  # no account is locked by many attempts
-            return _HostResult.SILENT
-        if self._destinations.hosts.died(turn.trial, cause, outcome):
-            name, seconds = _host_of_hop(turn.trial.host), rest(1)
-            told = "%s is dead, %s (%s); it is left alone for %g s, then tested"
-            log.warning(told, name, cause.value, outcome.description, seconds)
-        return _HostResult.DEAD
-
-    def _is_full(self, answer: Answer, use: Use) -> bool:
-        """Whether a host of a next hop has too many connections of ours, and is not dead."""
-        if answer.reply is None:
-            may_be = answer.stage in (Stage.CONNECT, Stage.GREETING)
-        elif answer.stage in (Stage.GREETING, Stage.EHLO) and speaks_of_load(answer.reply):
-            return True
-        else:
-            may_be = turns_away(answer)
-        if not may_be:
-            return False
-        kept = self._pool.kept_at(use.destination.name, use.address)
-        return self._destinations.is_one_of_several(use, kept)
 
     @asynccontextmanager
     async def _counted(self, hop: NextHop | None) -> AsyncIterator[list[Connection]]:
@@ -564,7 +459,7 @@ class Attempt:
 
     def _note_unreached(
         self, failure: negotiate.Unmet | negotiate.Failed, outcome: Deferred, use: Use
-    ) -> _HostResult:
+    ) -> HostResult:
         """Note what a failed connection tells of its destination."""
         kept = self._pool.kept_at(use.destination.name)
         if isinstance(failure, negotiate.Failed):
@@ -574,23 +469,23 @@ class Attempt:
             if answer.reply is None and answer.stage in (Stage.CONNECT, Stage.GREETING):
                 if self._destinations.unreached(use, kept, outcome):
                     return self._turned_away(use)
-                return _HostResult.SILENT
+                return HostResult.SILENT
         self._destinations.answered(use)
-        return _HostResult.ANSWERED
+        return HostResult.ANSWERED
 
-    def _note_session(self, handing_over: _HandOver, use: Use, turn: _Turn | None) -> _HostResult:
+    def _note_session(self, handing_over: _HandOver, use: Use) -> HostResult:
         """Note what a session tells of its destination. What a full host of a next hop tells is
         noted when the other hosts have been tried.
         """
         if handing_over.was_turned_away:
-            return self._turned_away(use) if turn is None else _HostResult.TURNED_AWAY
+            return self._turned_away(use) if use.hop is None else HostResult.TURNED_AWAY
         self._destinations.served(use)
-        return _HostResult.ANSWERED
+        return HostResult.ANSWERED
 
-    def _turned_away(self, use: Use) -> _HostResult:
+    def _turned_away(self, use: Use) -> HostResult:
         kept = self._pool.kept_at(use.destination.name)
         is_worth_waiting = self._destinations.turned_away(use, kept)
-        return _HostResult.TURNED_AWAY if is_worth_waiting else _HostResult.ANSWERED
+        return HostResult.TURNED_AWAY if is_worth_waiting else HostResult.ANSWERED
 
 
 class _Asked:
@@ -615,24 +510,6 @@ class _Asked:
     def policies(self) -> list[tuple[StsMode | None, str, tuple[str, ...]]]:
         """What two sets of MTA-STS policies are compared by."""
         return [(found.sts.mode, found.sts.id, found.sts.mx) for found in self._found.values()]
-
-
-@dataclass(slots=True)
-class _Turn:
-    """One host of a next hop in an attempt, with its addresses.
-
-    `use`: the connection to the next hop, None while it is silent, with the outcome `silence`.
-    `results`: of all hosts of the attempt so far. `has_more`: the host has another address, which
-    is tried next.
-    """
-
-    addresses: tuple[Host, ...]
-    use: Use | None
-    silence: Deferred | None
-    results: set[_HostResult]
-    is_passed_by: bool = False
-    trial: Trial | None = None
-    has_more: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -856,34 +733,6 @@ def _tls_demanded(answer: Answer, host: Host, session: HopSession) -> Deferred:
         session,
         reply,
     )
-
-
-def _host_of_hop(host: Host) -> str:
-    hop = host.hop.name if host.hop is not None else ""
-    return f"next hop {hop}: {host.name} port {host.port}"
-
-
-def _cause_of(failure: negotiate.Unmet | negotiate.Failed, host: Host) -> Cause | None:
-    """Why a host of a next hop is dead after a connection without a session; None where that shows
-    nothing of the host, or only that it lacks REQUIRETLS.
-    """
-    if isinstance(failure, negotiate.Unmet):
-        return Cause.TLS if failure.status != NO_REQUIRETLS else None
-    answer = failure.answer
-    if answer.ours:
-        return None
-    if answer.stage is Stage.AUTH or _refuses_certificate(failure, host):
-        return Cause.LOGIN
-    return Cause.UNREACHABLE
-
-
-def _refuses_certificate(failure: negotiate.Failed, host: Host) -> bool:
-    """Whether a host may have refused the relay's certificate: in TLS 1.3 it says so after the
-    handshake, and closes.
-    """
-    shows_one = host.hop is not None and host.hop.certificate is not None
-    is_in_tls = failure.session is not None and failure.session.tls
-    return shows_one and is_in_tls and failure.answer.reply is None
 
 
 def _not_used(floor: HostFloor, host: Host) -> Deferred:

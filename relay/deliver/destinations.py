@@ -129,10 +129,6 @@ class Use:
     hop: NextHop | None = None
     address: str = ""
 
-    def turn_to(self, address: str, now: float) -> None:
-        """The entry turns to this address of the destination."""
-        self.address, self.began, self.is_connected = address, now, False
-
 
 class _Turns:
     """How many entries are due later, and when, to half a second."""
@@ -252,6 +248,10 @@ class Destinations:
             if use.hop is not None:
                 self.limits.end(use.hop, use.holder)
             self.on_room(use.destination.name)
+
+    def turn_to(self, use: Use, address: str) -> None:
+        """The entry turns to this address of a next hop."""
+        use.address, use.began, use.is_connected = address, self._clock(), False
 
     def is_to_be_asked(self, name: str, hop: NextHop | None = None) -> bool:
         """Whether an attempt can go on at a destination: it has room, or is known to be silent."""

@@ -188,6 +188,7 @@ async def test_greeting_inside_tls_is_the_answer_of_a_dead_host_too(rig, greetin
 async def test_refused_connection_beside_one_that_stands_is_no_death(rig):
     slow = replace(GOOD, replies={"CONTENT": Action("250 2.0.0 OK", delay=1.0)})
     first, second = await hosts_of(rig, [slow], [GOOD])
+    rig.delivery["timeouts"] = UNHURRIED
     under_way = asyncio.create_task(rig.send(entry()))
     while not any("DATA" in connection.verbs for connection in first.connections):
         await asyncio.sleep(0.01)
