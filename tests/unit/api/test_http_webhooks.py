@@ -6,7 +6,8 @@ import asyncio
 import hashlib
 import hmac
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_network
 from pathlib import Path
@@ -84,15 +85,33 @@ async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
     await opened.close()
 
 
-@pytest.fixture
-async def caller(store: SqliteStore, ear: Ear) -> AsyncIterator[Caller]:
+@asynccontextmanager
+async def calling(
+    store: SqliteStore,
+    ear: Ear,
+    *,
+    targets: Targets = LOOPBACK,
+    elsewhere: Callable[[], list[Webhook] | None] | None = None,
+) -> AsyncIterator[Caller]:
+    """A caller that runs."""
     made = Caller(
-        store, store.api_state, signing_key=lambda: ear.key, clock=lambda: ear.now, targets=LOOPBACK
+        store,
+        store.api_state,
+        signing_key=lambda: ear.key,
+        clock=lambda: ear.now,
+        targets=targets,
+        elsewhere=elsewhere,
     )
     task = asyncio.create_task(made.run())
     yield made
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.fixture
+async def caller(store: SqliteStore, ear: Ear) -> AsyncIterator[Caller]:
+    async with calling(store, ear) as made:
+        yield made
 
 
 async def _settled(store: SqliteStore, due: datetime | None) -> None:
@@ -144,33 +163,13 @@ async def test_webhook_that_answers_an_error_is_called_again_later(
 async def test_pending_webhook_call_is_made_after_a_restart(store: SqliteStore, ear: Ear) -> None:
     await store.api_state.set_webhook("example.com", "accepted", [ear.url])
     await accept(store, "Q1", "ann@example.com")
-    task = asyncio.create_task(
-        Caller(
-            store,
-            store.api_state,
-            signing_key=lambda: ear.key,
-            clock=lambda: ear.now,
-            targets=LOOPBACK,
-        ).run()
-    )
-    await ear.until(1)
-    await _settled(store, None)
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    async with calling(store, ear):
+        await ear.until(1)
+        await _settled(store, None)
     await accept(store, "Q2", "ann@example.com")
-    again = asyncio.create_task(
-        Caller(
-            store,
-            store.api_state,
-            signing_key=lambda: ear.key,
-            clock=lambda: ear.now,
-            targets=LOOPBACK,
-        ).run()
-    )
-    await ear.until(2)
-    await _settled(store, None)
-    again.cancel()
-    await asyncio.gather(again, return_exceptions=True)
+    async with calling(store, ear):
+        await ear.until(2)
+        await _settled(store, None)
     assert [told["event-data"]["queue-id"] for told in ear.heard] == ["Q1", "Q2"]
 
 
@@ -232,26 +231,16 @@ async def test_a_worker_tells_the_webhooks_that_another_keeps(store: SqliteStore
     await store.api_state.set_webhook("example.com", "delivered", ["https://gone.example"])
     await accept(store, "Q0", "ann@example.com")
     told: list[list[Webhook]] = [[]]
-    caller = Caller(
-        store,
-        store.api_state,
-        signing_key=lambda: KEY,
-        clock=lambda: ear.now,
-        targets=LOOPBACK,
-        elsewhere=lambda: told[0],
-    )
-    task = asyncio.create_task(caller.run())
-    async with asyncio.timeout(30):
-        while await store.api_state.webhooks():
-            await asyncio.sleep(0.01)
-        told[0] = [Webhook("example.com", "accepted", (ear.url,))]
-        while not await store.api_state.webhooks():
-            await asyncio.sleep(0.01)
-    await accept(store, "Q1", "ann@example.com")
-    await ear.until(1)
-    await _settled(store, None)
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    async with calling(store, ear, elsewhere=lambda: told[0]):
+        async with asyncio.timeout(30):
+            while await store.api_state.webhooks():
+                await asyncio.sleep(0.01)
+            told[0] = [Webhook("example.com", "accepted", (ear.url,))]
+            while not await store.api_state.webhooks():
+                await asyncio.sleep(0.01)
+        await accept(store, "Q1", "ann@example.com")
+        await ear.until(1)
+        await _settled(store, None)
     assert [one["event-data"]["queue-id"] for one in ear.heard] == ["Q1"]
 
 
@@ -310,23 +299,14 @@ async def test_a_name_is_judged_with_each_call_and_exactly_what_passed_is_connec
     networks = [ip_network("127.0.0.0/8")]
     port = ear.url.rpartition(":")[2]
     await store.api_state.set_webhook("example.com", "accepted", [f"http://well.example:{port}"])
-    caller = Caller(
-        store,
-        store.api_state,
-        signing_key=lambda: KEY,
-        clock=lambda: ear.now,
-        targets=Targets(look_up, lambda: networks),
-    )
-    task = asyncio.create_task(caller.run())
-    await accept(store, "Q1", "ann@example.com")
-    await ear.until(1)
-    await _settled(store, None)
-    networks.clear()
-    await accept(store, "Q2", "ann@example.com")
-    await _settled(store, NOW + timedelta(minutes=5))
+    async with calling(store, ear, targets=Targets(look_up, lambda: networks)):
+        await accept(store, "Q1", "ann@example.com")
+        await ear.until(1)
+        await _settled(store, None)
+        networks.clear()
+        await accept(store, "Q2", "ann@example.com")
+        await _settled(store, NOW + timedelta(minutes=5))
     assert [told["event-data"]["queue-id"] for told in ear.heard] == ["Q1"]
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_a_webhook_that_never_answers_holds_up_no_call_to_another(

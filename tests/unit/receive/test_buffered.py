@@ -6,6 +6,7 @@ import asyncio
 
 from relay.queue.store import CHUNK_BYTES
 from relay.receive.buffered import SMALL_BYTES, Buffered
+from tests.fakes.client import Client
 from tests.unit.receive.conftest import Desk
 
 MIB = 1024 * 1024
@@ -17,27 +18,28 @@ async def settled(buffered: Buffered, held: int) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_memory_of_a_message_is_counted_until_its_end(desk: Desk) -> None:
+async def sending(desk: Desk) -> tuple[Client, Buffered]:
+    """A client in the middle of a message of which 100,000 octets are held."""
     client = await desk.client()
     await client.begin()
     assert (await client.say("DATA")).startswith("354")
     await client.send(b"x" * 100_000)
     assert desk.reception is not None
     await settled(desk.reception.buffered, 100_000)
+    return client, desk.reception.buffered
+
+
+async def test_memory_of_a_message_is_counted_until_its_end(desk: Desk) -> None:
+    client, buffered = await sending(desk)
     await client.send(b"\r\n.\r\n")
     assert (await client.reply()).startswith("250")
-    assert desk.reception.buffered.held_bytes == 0
+    assert buffered.held_bytes == 0
 
 
 async def test_client_that_vanishes_holds_no_memory(desk: Desk) -> None:
-    client = await desk.client()
-    await client.begin()
-    assert (await client.say("DATA")).startswith("354")
-    await client.send(b"x" * 100_000)
-    assert desk.reception is not None
-    await settled(desk.reception.buffered, 100_000)
+    client, buffered = await sending(desk)
     client.vanish()
-    await settled(desk.reception.buffered, 0)
+    await settled(buffered, 0)
 
 
 async def test_pieces_are_smaller_while_much_is_held(desk: Desk) -> None:

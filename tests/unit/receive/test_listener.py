@@ -291,13 +291,19 @@ async def test_error_of_the_relay_is_temporary_and_never_described(desk, monkeyp
 # --- clients that go ------------------------------------------------------------------------------
 
 
-async def test_a_client_that_vanishes_during_the_commit_has_sent_its_message(desk):
+async def committing(desk) -> Client:
+    """A client whose message is being committed, until the store's gate is set."""
     desk.store.gate = asyncio.Event()
-    client = await desk.client()
+    client: Client = await desk.client()
     await client.begin()
     await client.say("DATA")
     await client.send(SMALL)
     await desk.store.accepting.wait()
+    return client
+
+
+async def test_a_client_that_vanishes_during_the_commit_has_sent_its_message(desk):
+    client = await committing(desk)
     client.vanish()
     await asyncio.sleep(0.05)
     desk.store.gate.set()
@@ -306,13 +312,8 @@ async def test_a_client_that_vanishes_during_the_commit_has_sent_its_message(des
 
 
 async def test_a_client_that_closes_its_half_during_the_commit_hears_the_reply(desk):
-    desk.store.gate = asyncio.Event()
-    client = await desk.client()
-    await client.begin()
-    await client.say("DATA")
-    await client.send(SMALL)
+    client = await committing(desk)
     client.writer.write_eof()
-    await desk.store.accepting.wait()
     await asyncio.sleep(0.05)
     desk.store.gate.set()
     assert (await client.reply()).startswith("250 2.0.0 Ok: queued as ")
@@ -751,12 +752,7 @@ async def test_a_message_that_does_not_come_to_its_end_is_not_waited_for_longer_
 
 
 async def test_commit_under_way_ends_before_the_listener_is_closed(desk):
-    desk.store.gate = asyncio.Event()
-    client = await desk.client()
-    await client.begin()
-    await client.say("DATA")
-    await client.send(SMALL)
-    await desk.store.accepting.wait()
+    await committing(desk)
     closing = asyncio.create_task(desk.listeners[0].close(timedelta(seconds=0.05)))
     await asyncio.sleep(0.2)
     assert not closing.done()
