@@ -1,4 +1,4 @@
-"""How a limit of a next hop is divided among those who share it, and when a message may begin.
+"""How a limit of a next hop is divided among those that share it, and when a message may begin.
 Pure.
 
 A limit (`max_connections`, `rate`) holds for all nodes and for all workers of a node together. A
@@ -23,7 +23,10 @@ __all__ = ["Spacing", "divided", "share", "spacing"]
 
 _LATE_SECONDS = 2.0
 """How much later than another a message may reach the host: it may need a new connection first."""
+
 _FORGIVEN_SECONDS = 0.5
+"""How late a message may begin without delaying those after it: `_LATE_SECONDS` has room for it."""
+
 _ROUNDING = 1e-6
 
 
@@ -74,11 +77,6 @@ class Spacing:
         """
         is_late = now - due <= min(_FORGIVEN_SECONDS, self.interval / 2)
         return (due if is_late else now) + self.interval
-
-    @property
-    def a_second(self) -> float:
-        """How many messages in a second, on average."""
-        return 1 / self.interval
 
 
 def spacing(rate: Rate) -> Spacing:

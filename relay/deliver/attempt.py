@@ -76,6 +76,8 @@ __all__ = ["Attempt"]
 
 log = logging.getLogger(__name__)
 
+_AGAIN_SECONDS = 0.05
+
 _SURE = "a signed MX record, an enforced MTA-STS policy, a route, or a domain without MX records"
 """What makes the name of a host known for sure (`DomainFloor.has_secure_name`)."""
 
@@ -432,7 +434,10 @@ class Attempt:
         if hop.max_connections is not None:
             self._pool.make_room_at_hop(hop, self._limits.idle(hop))
         while not self._limits.may_open(hop):
-            await asyncio.wait(self._standing, return_when=asyncio.FIRST_COMPLETED)
+            if self._standing:
+                await asyncio.wait(self._standing, return_when=asyncio.FIRST_COMPLETED)
+            else:  # one that is being made may come to nothing
+                await asyncio.sleep(_AGAIN_SECONDS)
         try:
             yield counted
         finally:

@@ -164,7 +164,9 @@ class Lines:
         self._bound[name] = names, until
         self._count_at(name, self.length(name))
         if len(self._bound) > _MOST_BOUND:
-            self.unbind(next(iter(self._bound)))
+            oldest = next((one for one in self._bound if not is_of_hop(one)), None)
+            if oldest is not None:
+                self.unbind(oldest)
 
     def unbind(self, name: str) -> None:
         """It is not known where a line's mail leads."""

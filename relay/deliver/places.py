@@ -1,8 +1,8 @@
 """The attempts under way, and how many of each class of domains there may be.
 
 The classes are those of `relay.deliver.lines`, the shares those of `relay.deliver.pacing`. An
-attempt for a proven domain that takes longer than `pacing.LONG` counts with those for others from
-then on, and its domain is no longer proven. Where hundreds of proven domains become slow in the
+attempt for a proven domain that takes longer than `pacing.LONG` (a second where all places are
+taken) counts with those for others from then on, and its domain is no longer proven. Where hundreds of proven domains become slow in the
 same seconds, such attempts have more places than the others' share. Those beyond the share are in
 the way of domains that still answer (`in_the_way`), and the caller breaks them off.
 """
@@ -21,7 +21,10 @@ __all__ = ["Places"]
 _MOST_PROVEN = 1000
 """Domains that answered recently; the scheduler asks the store for them by name."""
 
-_EVERY_SECONDS = 1.0
+_LONG_WHERE_FULL = 1.0
+"""After so many seconds an attempt takes long where others wait for its place."""
+
+_EVERY_SECONDS = 0.5
 """Between two looks at what is in the way: what was broken off needs a moment to end."""
 
 A = TypeVar("A")
@@ -92,8 +95,17 @@ class Places(Generic[A]):
         self._bulk.discard(attempt)
 
     def note_long_attempts(self) -> None:
-        """Count attempts that take long with those for other domains from now on."""
-        long_ago = self._monotonic() - pacing.LONG.total_seconds()
+        """Count attempts that take long with those for other domains from now on.
+
+        Where no place is left and proven domains wait, a second is long. Otherwise hundreds of
+        domains that fall silent at once would have all places until it is known that they take
+        long.
+        """
+        is_full = self.free <= 0 and self._lines.waiting(Rank.PROVEN) > 0
+        long = pacing.LONG.total_seconds()
+        if is_full:
+            long = min(long, _LONG_WHERE_FULL)
+        long_ago = self._monotonic() - long
         while self._prompt:
             attempt, (began, line) = next(iter(self._prompt.items()))
             if began > long_ago:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from math import inf
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.deliver.lines import Lines, Rank
+from relay.deliver.lines import Lines, Rank, line_of_hop
 from relay.queue.entry import Entry
 from tests.fakes.mail import entry
 
@@ -64,6 +65,17 @@ def test_destination_of_a_domain_is_remembered_for_a_while():
     assert lines.waiting_at("[192.0.2.1]:25") == 1
     assert lines.destinations("a.example", 10) == ()
     assert lines.waiting_at("[192.0.2.1]:25") == 0
+
+
+def test_line_of_a_next_hop_stays_bound_however_many_domains_are():
+    lines, line = Lines(), line_of_hop("provider")
+    lines.add(line, waiting(1, "a.example"), Rank.NEW)
+    lines.bind(line, ("hop.example:25",), until=inf)
+    for number in range(10_100):
+        lines.bind(f"d{number}.example", ("[192.0.2.1]:25",), until=10)
+    assert lines.destinations(line, 9) == ("hop.example:25",)
+    assert lines.waiting_at("hop.example:25") == 1
+    assert lines.destinations("d0.example", 9) == ()
 
 
 DOMAINS = st.sampled_from(["a.example", "b.example", "c.example"])
