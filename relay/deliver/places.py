@@ -2,9 +2,10 @@
 
 The classes are those of `relay.deliver.lines`, the shares those of `relay.deliver.pacing`. An
 attempt for a proven domain that takes longer than `pacing.LONG` (a second where all places are
-taken) counts with those for others from then on, and its domain is no longer proven. Where hundreds of proven domains become slow in the
-same seconds, such attempts have more places than the others' share. Those beyond the share are in
-the way of domains that still answer (`in_the_way`), and the caller breaks them off.
+taken) counts with those for others from then on, and its domain is no longer proven. Where hundreds
+of proven domains become slow in the same seconds, such attempts have more places than the others'
+share. Those beyond the share are in the way of domains that still answer (`in_the_way`), and the
+caller breaks them off.
 """
 
 from __future__ import annotations
