@@ -271,5 +271,5 @@ async def test_mail_to_a_host_that_is_well_does_not_wait_for_domains_that_fall_s
             await world.send("a@bulk.example", *recipients)
         beside = await world.trips(8)
     print(f"\nbeside domains that fell silent: {beside}")
-    # After five seconds it is known which attempts take long.
-    assert max(beside.seconds) <= 10
+    # After a second it is known which attempts take long; and the machine has other work.
+    assert max(beside.seconds) <= 3

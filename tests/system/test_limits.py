@@ -144,7 +144,7 @@ async def delivered_by_postfix(host: LimitedHost, count: int, seconds: float) ->
 async def test_host_that_serves_three_connections_has_all_mail_in_twice_the_time_of_any_other(
     tmp_path: Path, manner: str
 ) -> None:
-    count, speed = 200, {"seconds": 0.03, "at_once": 3}
+    count, speed = 200, {"seconds": 0.1, "at_once": 3}
     for attempt in range(3):  # what else the machine does may fall into one of the two
         print(f"\nwithout a limit, and with three connections, {manner!r} for the rest:")
         async with LimitedHost(1000, **speed) as host:  # type: ignore[arg-type]
@@ -179,20 +179,19 @@ async def test_provider_of_150_domains_never_has_more_connections_than_it_allows
             relay.port,
             domains,
             *([domain] for domain in domains),
-            *([f"w{n}@well.example"] for n in range(10)),
             connections=12,
         )
+        sent = time.monotonic()
+        await asyncio.to_thread(send, relay.port, *([f"w{n}@well.example"] for n in range(10)))
         await until(relay, 310)
         told = severities(relay)
-    beside, last = max(well.taken_at.values()), max(host.taken_at.values())
-    print(
-        f"\n{dict(told)}, at most {host.most} connections; the last one {last - beside:.2f} s later"
-    )
+    beside = max(well.taken_at.values()) - sent
+    print(f"\n{dict(told)}, at most {host.most} connections; mail beside it {beside:.2f} s")
     assert host.most <= 10
     assert host.most == 10 or workers > 1
     assert told == {"delivered": 310}
     assert len(host.taken) == 300
-    assert beside < last
+    assert beside < 3
 
 
 async def test_provider_s_connections_are_all_used_by_the_only_worker_with_mail(
@@ -232,7 +231,7 @@ async def test_rate_holds_for_all_workers_and_the_host_defers_nothing(
         await asyncio.to_thread(send, relay.port, *messages, connections=connections)
         began = time.monotonic()
         await asyncio.to_thread(send, relay.port, *([f"w{n}@well.example"] for n in range(10)))
-        await until(relay, 10)
+        await asyncio.to_thread(wait_until, lambda: len(well.taken) == 10)
         beside = max(well.taken_at.values()) - began
         await until(relay, count + 10, 60 * minutes + 60)
         told = severities(relay)

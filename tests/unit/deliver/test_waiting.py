@@ -7,6 +7,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+import pytest
+
 from relay.deliver.destinations import Destinations
 from relay.deliver.lines import Rank
 from relay.deliver.waiting import Waiting
@@ -25,15 +27,18 @@ def of(domain: str, number: int = 0, total: int = 0) -> Entry:
 
 
 def waiting_of(
-    most: int, share: int, leads_to: Callable[[Entry], NextHop | None] = lambda entry: None
+    most: int,
+    share: int,
+    leads_to: Callable[[Entry], NextHop | None] = lambda entry: None,
+    monotonic: Callable[[], float] = lambda: 0.0,
 ) -> Waiting[str]:
     return Waiting(
         most,
         share,
         schedule=SCHEDULE,
-        destinations=Destinations(share, SCHEDULE, clock=lambda: 0.0),
+        destinations=Destinations(share, SCHEDULE, clock=monotonic),
         clock=lambda: NOW,
-        monotonic=lambda: 0.0,
+        monotonic=monotonic,
         leads_to=leads_to,
     )
 
@@ -197,3 +202,24 @@ def test_mail_for_domains_of_a_proven_next_hop_is_claimed_with_that_for_proven_d
     begin_all(waiting)
     waiting.add(of("d2.example"))
     assert begin_all(waiting) == ["d2.example"]
+
+
+@pytest.mark.parametrize(("slow", "after"), [(8, 1.1), (7, 5.1)])
+def test_attempt_takes_long_after_a_second_only_where_others_wait_for_its_place(slow, after):
+    now = [100.0]
+    waiting = waiting_of(8, 2, monotonic=lambda: now[0])
+    domains = [f"slow{number}.example" for number in range(slow)]
+    for domain in [*domains, "well.example"]:
+        waiting.places.note(domain, is_proven=True)
+    for domain in domains:
+        waiting.add(of(domain))
+    assert len(begin_all(waiting)) == slow
+    if slow == 8:
+        waiting.add(of("well.example"))
+    for seconds in (after - 0.6, after):
+        now[0] = 100.0 + seconds
+        waiting.add(of("other.example"))
+        begin_all(waiting)
+        is_long = seconds == after
+        assert ("slow0.example" in waiting.places.proven) is not is_long
+        assert bool(waiting.places.in_the_way()) is (is_long and slow == 8)
