@@ -196,9 +196,13 @@ class Tokens:
     def _ended(self, state: _State, task: asyncio.Task[None]) -> None:
         state.request = None
         self._requests.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            # Without the traceback's texts: an error of a library may quote what it was given.
-            log.error("oauth2.%s: asking broke in us: %s", state.source.name, type(error).__name__)
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        # Without the text of the error: a library may quote in it what it was given.
+        what = f"the request failed in the relay itself ({type(error).__name__})"
+        failure = Unavailable(f"oauth2.{state.source.name}: no token: {what}")
+        state.pause = pause_after(state.pause, failure, now=self._monotonic())
+        log.error("%s", failure.reason)
 
     async def _wait_for(self, state: _State) -> HeldToken:
         task = self._begin(state)

@@ -122,7 +122,7 @@ async def test_token_at_hand_is_used_and_said_not_to_be_fresh(rig: Rig) -> None:
     assert len(server.asked) == 1
 
 
-async def test_token_is_renewed_behind_the_back_of_who_uses_it(rig: Rig) -> None:
+async def test_token_is_renewed_while_messages_use_the_old_one(rig: Rig) -> None:
     rig.client()
     server = Server(granted("token-1"), granted("token-2"))
     tokens = rig.tokens(server)
@@ -357,6 +357,25 @@ async def test_no_log_line_has_a_secret(rig: Rig, caplog: pytest.LogCaptureFixtu
         assert "refresh-token-1" not in text
     assert [text.count("***") for text in words] == [1, 1]
     assert len(caplog.records) == 2
+
+
+async def test_mistake_of_the_relay_is_not_repeated_for_each_message_and_quotes_nothing(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(Server):
+        async def post(self, request: TokenRequest) -> HttpAnswer | NoAnswer:
+            await super().post(request)
+            raise KeyError("secret-of-the-client")
+
+    rig.client()
+    server = Broken(REFUSED)
+    tokens = rig.tokens(server)
+    for _ in range(3):
+        status, words = await failure(tokens)
+        assert status == "4.7.0"
+        assert words.endswith("no token: the request failed in the relay itself (KeyError)")
+    assert len(server.asked) == 1
+    assert "secret-of-the-client" not in caplog.text
 
 
 async def test_secret_of_the_credentials_directory_is_read(
