@@ -32,7 +32,7 @@ from relay.sandbox.mx import TLS_1_0_ONLY, Connection, MxServer, Script, StartTl
 from tests.rigs.relay import Relay
 from tests.rigs.sandbox import Event, Sandbox, open_sandbox, shown
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 class Column(StrEnum):
