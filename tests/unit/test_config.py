@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import grp
 import ipaddress
+import os
 import socket
 import time
 from datetime import timedelta
@@ -553,8 +555,9 @@ def test_a_mistake_with_the_file_of_a_secret_is_named(text: str, said: str) -> N
 
 
 def test_a_group_that_a_socket_is_given_to_may_use_it() -> None:
-    listeners = "[{address: 'unix:/a', socket_group: mail}, {address: 'unix:/b'}, "
-    listeners += "{address: 'unix:/c', socket_group: mail, socket_mode: '0600'}]"
+    ours = grp.getgrgid(os.getgid()).gr_name
+    listeners = f"[{{address: 'unix:/a', socket_group: {ours}}}, {{address: 'unix:/b'}}, "
+    listeners += f"{{address: 'unix:/c', socket_group: {ours}, socket_mode: '0600'}}]"
     config = config_of(f"hostname: relay.example.net\nlisteners: {listeners}")
     assert [one.socket_mode for one in config.listeners] == ["0660", "0600", "0600"]
 
