@@ -5,7 +5,7 @@ test runs. Where one is missing the test is skipped and says so; under
 RELAY_REQUIRE_TOOLS=1 (as in .ci/run) that is a failure, so that nothing is
 skipped unseen.
 
-`make test` runs two processes: all that starts servers goes one after the other in
+`make test` runs two processes: tests/system, which starts servers, goes one after the other in
 one, since some of it measures; the rest goes by file in the other.
 """
 
@@ -41,10 +41,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not config.pluginmanager.hasplugin("xdist"):
         return
     for item in items:
-        group = (
-            str(item.path) if "unit" in item.path.relative_to(config.rootpath).parts else "servers"
-        )
-        item.add_marker(pytest.mark.xdist_group(group))
+        is_system = "system" in item.path.relative_to(config.rootpath).parts
+        item.add_marker(pytest.mark.xdist_group("servers" if is_system else str(item.path)))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
