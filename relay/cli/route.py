@@ -72,7 +72,7 @@ def list_(ctx: click.Context, /, as_json: bool) -> None:
 def show(ctx: click.Context, /, name: str, as_json: bool) -> None:
     """Show the keys of one next hop, and what leads to it.
 
-    NAME is a name from next_hops; for a next hop that stands in `routes` itself, the pattern it
+    NAME is a name from next_hops; for a next hop that stands in a route itself, the pattern it
     stands under. Secrets stand in files, and are not read.
     """
     import yaml

@@ -71,8 +71,7 @@ class Conformer:
             case Names():
                 return self._names(tree, shape, key)
             case NameOr():
-                is_name = isinstance(tree, Leaf) and tree.kind != "null"
-                return self.conform(tree, shape.name if is_name else shape.section, key)
+                return self._name_or(tree, shape, key)
             case Items():
                 return self._items(tree, shape, key)
         if not isinstance(tree, Leaf):
@@ -87,6 +86,17 @@ class Conformer:
             if tree.kind == "null" or never:
                 return None
         return self.conform(tree, shape.inner, key)
+
+    def _name_or(self, tree: Tree, shape: NameOr, key: str) -> Any:
+        if isinstance(tree, Map) and list(tree.values) == [shape.key]:
+            return self.conform(tree.values[shape.key], shape.name, dotted(key, shape.key))
+        if isinstance(tree, Map):
+            return self._section(tree, shape.section, key)
+        if isinstance(tree, Leaf) and tree.kind != "null":
+            return self._leaf(tree, shape.name, key)
+        problem = "no value" if isinstance(tree, Leaf) else "a list where one name belongs"
+        cure = f"write a name, or keys below it: {', '.join(shape.section.keys)}"
+        return self.wrong(tree.place, key, problem, cure)
 
     def _section(self, tree: Tree, section: Section, key: str) -> Any:
         if isinstance(tree, Leaf) and tree.kind == "null":

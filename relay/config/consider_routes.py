@@ -7,7 +7,7 @@ fatal. A warning is for what works, and not as its author may think.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 from relay.config.files import (
     bad_roots,
@@ -52,9 +52,15 @@ def _next_hops(config: Config) -> Iterator[tuple[str, NextHop]]:
     """Each next hop, with the key that it stands under."""
     for name, hop in config.next_hops.items():
         yield f"next_hops.{name}", hop
-    for pattern, route in config.routes.items():
-        if isinstance(route, NextHop):
-            yield f"routes.{pattern}", route
+    for section, routes in _routes(config):
+        for pattern, to in routes.items():
+            if isinstance(to, NextHop):
+                yield f"{section}.{pattern}", to
+
+
+def _routes(config: Config) -> Iterator[tuple[str, Mapping[str, str | NextHop]]]:
+    yield "routes", config.routes
+    yield "routes_by_sender", config.routes_by_sender
 
 
 # --- names ----------------------------------------------------------------------------------------
@@ -79,19 +85,20 @@ def _consider_names(config: Config) -> Iterator[Remark]:
             if name not in named.values():
                 problem, cure = "nothing leads to it", "name it where it is meant, or remove it"
                 yield Remark(f"{section}.{name}", problem, cure, is_fatal=False)
-    for pattern, route in config.routes.items():
-        if isinstance(route, NextHop) and pattern in config.next_hops:
-            problem = f"next_hops has a next hop of this name, too: {pattern}"
-            yield Remark(f"routes.{pattern}", problem, f"rename next_hops.{pattern}")
+    keys: dict[str, str] = {}
+    for key, hop in _next_hops(config):
+        if hop.name in keys:
+            problem = f"{keys[hop.name]} is a next hop of this name, too"
+            yield Remark(key, problem, "put one of them under next_hops, by another name")
+        keys.setdefault(hop.name, key)
 
 
 def _named_next_hops(config: Config) -> Iterator[tuple[str, str]]:
     """Each key that names a next hop, and the name."""
-    for pattern, route in config.routes.items():
-        if isinstance(route, str):
-            yield f"routes.{pattern}", route
-    for pattern, name in _by_sender(config):
-        yield f"routes_by_sender.{pattern}", name
+    for section, routes in _routes(config):
+        for pattern, to in routes.items():
+            if isinstance(to, str):
+                yield f"{section}.{pattern}", to
     for user in config.access.users.values():
         if user.next_hop is not None:
             yield f"access.users.{user.name}.next_hop", user.next_hop
@@ -100,20 +107,18 @@ def _named_next_hops(config: Config) -> Iterator[tuple[str, str]]:
             yield f"listeners.{i}.next_hop", listener.next_hop
 
 
-def _by_sender(config: Config) -> Iterator[tuple[str, str]]:
-    for pattern, by in config.routes_by_sender.items():
-        yield pattern, by if isinstance(by, str) else by.next_hop
-
-
 def _unknown(key: str, name: str, known: Collection[str], section: str) -> Remark:
     there = f"write one of {', '.join(known)}, or add" if known else "add"
-    return Remark(key, f"{section} has no {name}", f"{there} {section}.{name}")
+    cure = f"{there} {section}.{name}"
+    if "." in name and key.startswith("routes"):
+        cure += f"; a host is written as {{host: {name}}}"
+    return Remark(key, f"{section} has no {name}", cure)
 
 
 def _consider_senders(config: Config) -> Iterator[Remark]:
     """A route of the recipient's comes before one of the sender's."""
-    for pattern, name in _by_sender(config):
-        hiding = [to for to, route in config.routes.items() if to != "*" and route != name]
+    for pattern, by_sender in config.routes_by_sender.items():
+        hiding = [to for to, route in config.routes.items() if to != "*" and route != by_sender]
         if hiding:
             shown = ", ".join(f'"{to}"' for to in hiding[:3]) + (", …" if len(hiding) > 3 else "")
             problem = f"has no effect on mail to {shown}, whose own route comes first"

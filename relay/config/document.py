@@ -90,7 +90,7 @@ def _plain(value: Any, shape: Shape, with_secrets: bool) -> Any:
             }
         case Names():
             return {name: _plain(below, shape.value, with_secrets) for name, below in value.items()}
-        case NameOr(name, section):
+        case NameOr(name, section, _):
             return _plain(value, name if isinstance(value, str) else section, with_secrets)
         case Items():
             items = [_plain(item, shape.item, with_secrets) for item in value]

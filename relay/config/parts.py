@@ -42,17 +42,11 @@ def routes_of(config: Config) -> Routes:
     unknown names.
     """
     hops = config.next_hops
-    return Routes(
-        {
-            pattern: hops[route] if isinstance(route, str) else route
-            for pattern, route in config.routes.items()
-        },
-        {
-            pattern: hops[route if isinstance(route, str) else route.next_hop]
-            for pattern, route in config.routes_by_sender.items()
-        },
-        hops,
+    by_recipient, by_sender = (
+        {pattern: hops[to] if isinstance(to, str) else to for pattern, to in routes.items()}
+        for routes in (config.routes, config.routes_by_sender)
     )
+    return Routes(by_recipient, by_sender, hops)
 
 
 def logged_in_at(config: Config) -> list[str]:

@@ -57,8 +57,9 @@ def _of(shape: Shape, default: Any = None) -> dict[str, Any]:
             }
         case Items():
             return _of_items(shape) | _default(default)
-        case NameOr(name, section):
-            return {"anyOf": [_of(name), _of(section)]}
+        case NameOr(name, section, key):
+            named = {"type": "object", "properties": {key: _of(name)}, "required": [key]}
+            return {"anyOf": [_of(name), {**named, "additionalProperties": False}, _of(section)]}
         case Maybe(inner):
             never = [{"const": "never"}] if isinstance(inner, Duration) else []
             return {"anyOf": [_of(inner), *never, {"type": "null"}]} | _default(default)

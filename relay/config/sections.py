@@ -14,7 +14,7 @@ from socket import gethostname
 from typing import Annotated
 
 from relay.deliver.options import DeliveryOptions, TlsOptions, TlsReportOptions
-from relay.mail.option import RELOAD, SECRET, Form, NotEmpty, Path, Range
+from relay.mail.option import RELOAD, SECRET, Form, NameKey, NotEmpty, Path, Range
 from relay.policy.rules import PolicyRules
 from relay.queue.engine import DEFAULT_PATH, QueuePlace
 from relay.queue.retry import RetrySchedule
@@ -140,12 +140,8 @@ class AdminSection:
 
 _Name = Annotated[str, Form.NAME]
 
-
-@dataclass(frozen=True, slots=True)
-class SenderRoute:
-    """`routes_by_sender`: the next hop of a sender's mail, by its name."""
-
-    next_hop: _Name
+RouteTo = Annotated[_Name | NextHop, NameKey("next_hop")]
+"""Where a route leads: to a next hop of `next_hops`, or to one that stands in its place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,12 +154,12 @@ class Config:
     access: Annotated[Access, RELOAD] = field(default_factory=Access)
     limits: Limits = field(default_factory=Limits)
     policy: Annotated[PolicyRules, RELOAD] = field(default_factory=PolicyRules)
-    routes: Annotated[Mapping[Annotated[str, Form.ROUTE_PATTERN], _Name | NextHop], RELOAD] = field(
+    routes: Annotated[Mapping[Annotated[str, Form.ROUTE_PATTERN], RouteTo], RELOAD] = field(
         default_factory=dict
     )
-    routes_by_sender: Annotated[
-        Mapping[Annotated[str, Form.SENDER_PATTERN], _Name | SenderRoute], RELOAD
-    ] = field(default_factory=dict)
+    routes_by_sender: Annotated[Mapping[Annotated[str, Form.SENDER_PATTERN], RouteTo], RELOAD] = (
+        field(default_factory=dict)
+    )
     next_hops: Annotated[Mapping[_Name, NextHop], RELOAD] = field(default_factory=dict)
     oauth2: Annotated[Mapping[_Name, TokenSource], RELOAD] = field(default_factory=dict)
     downgrade_memory: Annotated[MemoryOptions, RELOAD] = field(default_factory=MemoryOptions)

@@ -18,7 +18,7 @@ from functools import cache
 from typing import Any, Union
 
 from relay.config.tree import dotted
-from relay.mail.option import Form, Mark, NotEmpty, Range, ShortKey
+from relay.mail.option import Form, Mark, NameKey, NotEmpty, Range, ShortKey
 from relay.route.next_hop import Rate
 
 
@@ -115,10 +115,13 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class NameOr:
-    """The name of what is described elsewhere, or the description in place."""
+    """The name of what is described elsewhere, or the description in place. `key`: of a section
+    that says the name and nothing else.
+    """
 
     name: Text
     section: Section
+    key: str
 
 
 Shape = Truth | Duration | Number | Choice | Text | Maybe | Items | Names | Section | NameOr
@@ -204,10 +207,11 @@ def _shape(hint: Any) -> Shape:
     if origin in (Union, types.UnionType):
         if set(inner) == _NETWORK:
             return Text(Form.NETWORK)
-        of, *section = [_shape(arg) for arg in inner if arg is not type(None)]
-        if section:
-            return _name_or(of, *section)
-        return Maybe(of)
+        if (name_key := _mark(hint, NameKey)) is not None:
+            name, section = map(_shape, inner)
+            return _name_or(name, section, name_key.key)
+        [one] = [arg for arg in inner if arg is not type(None)]
+        return Maybe(_shape(one))
     if origin in (tuple, list, frozenset):
         return Items(_shape(inner[0]), _mark(hint, NotEmpty), Mark.ONE_OR_MORE in _marks(hint))
     if isinstance(origin, type) and issubclass(origin, Mapping):
@@ -217,10 +221,10 @@ def _shape(hint: Any) -> Shape:
     return _leaf(hint, bare)
 
 
-def _name_or(name: Shape, section: Shape) -> Shape:
+def _name_or(name: Shape, section: Shape, key: str) -> Shape:
     if not (isinstance(name, Text) and isinstance(section, Section)):
         raise TypeError(f"no rule for {name} | {section}")
-    return NameOr(name, section)
+    return NameOr(name, section, key)
 
 
 def _leaf(hint: Any, bare: Any) -> Shape:

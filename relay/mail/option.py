@@ -17,6 +17,7 @@ __all__ = [
     "SECRET",
     "Form",
     "Mark",
+    "NameKey",
     "NotEmpty",
     "Path",
     "Port",
@@ -90,11 +91,19 @@ class ShortKey:
         return hash((self.key, self.below))
 
 
+@dataclass(frozen=True, slots=True)
+class NameKey:
+    """Where a name or a section may be written: the key that may say the name, too, as in
+    `{next_hop: provider}` for `provider`.
+    """
+
+    key: str
+
+
 class Mark(Enum):
     """How the relay treats a value."""
 
     ONE_OR_MORE = "a list, of which one value alone may be written without brackets"
-
     SECRET = "never shown"
     RELOAD = "taken over at SIGHUP, with everything below it"
 

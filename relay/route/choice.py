@@ -35,8 +35,9 @@ class Routes:
     next_hops: Mapping[str, NextHop] = field(default_factory=dict)
 
     def every_next_hop(self) -> dict[str, NextHop]:
-        """All next hops by name, also those that stand in `routes` itself."""
-        return {**{hop.name: hop for hop in self.by_recipient.values()}, **self.next_hops}
+        """All next hops by name, also those that stand in a route itself."""
+        in_routes = (*self.by_recipient.values(), *self.by_sender.values())
+        return {**{hop.name: hop for hop in in_routes}, **self.next_hops}
 
 
 def choose(routes: Routes, domain: str, reverse_path: str = "", next_hop: str = "") -> Choice:

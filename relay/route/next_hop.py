@@ -138,8 +138,8 @@ _NO_HOST = NotEmpty("an empty list: mail would have no host to go to", "name a h
 class NextHop:
     """A next hop of the operator's own, which mail goes to instead of the MX hosts.
 
-    `name`: the key under `next_hops`; of a map that stands in `routes` itself, the pattern it
-    stands under. `hosts`: groups of equals, in order. `ca_file`: the roots for this next hop alone;
+    `name`: the key under `next_hops`; of a map that stands in a route itself, the pattern it stands
+    under. `hosts`: groups of equals, in order. `ca_file`: the roots for this next hop alone;
     "none" for no chain at all, where pins prove who the host is. `verify_name`: the name that a
     certificate has to be for, None for the name of the host. `hello`: what EHLO says.
     """
@@ -172,8 +172,11 @@ class NextHop:
 
     @property
     def destination(self) -> str:
-        """Where its connections lead: the same for all next hops with these hosts and this port."""
-        return f"{','.join(host for equals in self.hosts for host in equals)}:{self.port}"
+        """Where its connections lead: the same for all next hops with these hosts, this port, and
+        this login, as providers limit each account.
+        """
+        where = f"{','.join(host for equals in self.hosts for host in equals)}:{self.port}"
+        return f"{where} as {self.auth.username}" if self.auth is not None else where
 
 
 class RouteRule(StrEnum):

@@ -61,6 +61,8 @@ NOT_RUN = {
     "/opt/relay/bin/pip ": "the same",
     "python3 examples/send.py": "tests/system/test_first_message.py does",
     "relay demo": "tests/unit/sandbox plays it",
+    "relay login ": "tests/system/test_oauth2.py does, with a token server",
+    "relay route test ": "the same, with a host that asks for a login",
     "systemd-": "tests/packages does, in postinst",
     "usermod ": "tests/packages lets a user into the group",
     "postfix reload": "the tests of main.cf start a Postfix of their own",

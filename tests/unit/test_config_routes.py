@@ -12,6 +12,7 @@ import trustme
 import yaml
 
 from relay.config import as_document
+from relay.config.parts import routes_of
 from relay.route.next_hop import Auth, NextHop, Rate
 from tests.unit.test_config import HASH, config_of, mistakes_of
 
@@ -27,6 +28,27 @@ def test_a_route_in_place_with_short_keys_is_a_next_hop() -> None:
     login = Auth(username="u", password_file=__file__)
     assert config.routes["a.example"] == NextHop("a.example", (("h.example",),), auth=login)
     assert config.routes["b.example"] == NextHop("b.example", (("h.example",),), auth=login)
+
+
+def test_route_of_a_recipient_or_a_sender_leads_to_a_name_or_to_a_next_hop_in_place() -> None:
+    config = config_of(
+        """
+        next_hops: {a: {host: h.example}}
+        routes: {x.example: a, y.example: {next_hop: a}, z.example: {host: i.example}}
+        routes_by_sender: {x.example: a, b@y.example: {next_hop: a}, c@z.example: {host: j.example}}
+        """
+    )
+    in_place = NextHop("z.example", (("i.example",),))
+    assert config.routes == {"x.example": "a", "y.example": "a", "z.example": in_place}
+    in_place = NextHop("c@z.example", (("j.example",),))
+    routes = routes_of(config)
+    assert config.routes_by_sender == {
+        "x.example": "a",
+        "b@y.example": "a",
+        "c@z.example": in_place,
+    }
+    assert routes.by_sender["b@y.example"] == config.next_hops["a"]
+    assert set(routes.every_next_hop()) == {"a", "z.example", "c@z.example"}
 
 
 def test_next_hop_has_groups_of_hosts_a_rate_and_pins() -> None:
@@ -63,7 +85,7 @@ def test_next_hop_has_groups_of_hosts_a_rate_and_pins() -> None:
         ),
         (
             "next_hops: {a.example: {host: h.example}}\nroutes: {a.example: {host: h.example}}",
-            "routes.a.example: next_hops has a next hop of this name, too",
+            "routes.a.example: next_hops.a.example is a next hop of this name, too; put one of",
         ),
         (
             f"access: {{users: {{u: {{password: '{HASH}', next_hop: b}}}}}}",
@@ -73,6 +95,16 @@ def test_next_hop_has_groups_of_hosts_a_rate_and_pins() -> None:
             "listeners: [{address: '127.0.0.1:2525', next_hop: b}]",
             "listeners.0.next_hop: next_hops has no b; add next_hops.b",
         ),
+        (
+            "routes: {a.example: {host: h}}\nroutes_by_sender: {a.example: {host: i}}",
+            "relay.yaml:2: routes_by_sender.a.example: routes.a.example is a next hop of this",
+        ),
+        (
+            "routes: {a.example: mail.a.example}",
+            "add next_hops.mail.a.example; a host is written as {host: mail.a.example}",
+        ),
+        ("routes: {a.example: [b]}", "routes.a.example: a list where one name belongs; write a"),
+        ("routes: {a.example: {next_hop: b, port: 25}}", "routes.a.example.next_hop: unknown key"),
         ("next_hops: {a: {host: h, hosts: [h]}}", "next_hops.a.host: hosts is given, too; keep"),
         (
             "next_hops: {a: {host: h, username: u, auth: {}}}",

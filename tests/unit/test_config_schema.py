@@ -33,7 +33,7 @@ BASE: dict[str, Any] = {
     "access": {"networks": [], "users": {"*": {"password": HASH, "sender_domains": ["a.example"]}}},
     "policy": {"default": {}, "domains": {"a.example": {}}, "destinations": {"a.example": {}}},
     "routes": {"a.example": {"hosts": [["b.example"]], "pin_sha256": [DIGEST], "auth": {}}},
-    "routes_by_sender": {"a.example": {"next_hop": "hop"}},
+    "routes_by_sender": {"a.example": {"hosts": [["b.example"]]}},
     "next_hops": {"hop": {"hosts": [["b.example"]], "pin_sha256": [DIGEST], "auth": {}}},
     "oauth2": {"login": {"grant": "refresh_token"}},
     "dkim": {"domains": {"a.example": {"selector": "s", "key_file": "f"}}},
@@ -152,8 +152,9 @@ def disagreements(documents: list[tuple[str, Any]]) -> list[str]:
     ]
 
 
-PLACES = [key for key in places(section_of(Config)) if not key.startswith("routes.*.")]
-"""The keys of a next hop are the same under `routes` and `next_hops`: once is enough."""
+_IN_PLACE = ("routes.*.", "routes_by_sender.*.")
+PLACES = [key for key in places(section_of(Config)) if not key.startswith(_IN_PLACE)]
+"""The keys of a next hop are the same in a route and under `next_hops`: once is enough."""
 
 
 def test_there_is_a_place_for_every_key() -> None:
@@ -241,13 +242,14 @@ _PART: dict[str, list[Any]] = {
     "auth": [None, {}, {"mechanism": "xoauth2", "oauth2": "t"}, {"mechanism": "x"}, {"user": "u"}],
     "rate": ["30/m", "30", None],
     "pin_sha256": [DIGEST, [DIGEST], [], None, "x"],
+    "next_hop": ["provider", "two words", None],
     "unknown": [1],
 }
 
 
 @given(
     st.fixed_dictionaries({}, optional={key: st.sampled_from(of) for key, of in _PART.items()}),
-    st.sampled_from(["routes", "next_hops"]),
+    st.sampled_from(["routes", "routes_by_sender", "next_hops"]),
 )
 def test_schema_and_check_agree_on_next_hops(hop: dict[str, Any], section: str) -> None:
     assert disagreements([(section, {section: {"name": hop}})]) == []

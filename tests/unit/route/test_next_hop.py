@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from relay.mail.outcome import NamedBy
-from relay.route.next_hop import BY_NOBODY, Host, Hosts, Naming, NextHop
+from relay.route.next_hop import BY_NOBODY, Auth, Host, Hosts, Naming, NextHop, Rate
 
 MX = Host("mx.dest.example", "192.0.2.7", 25, 10)
 
@@ -41,3 +43,16 @@ def test_routing_says_who_named_the_hosts_and_in_which_order(
     routing = Hosts((host,), naming=naming).routing
     assert (routing.named_by, routing.is_authentic) == (named_by, naming.is_secure)
     assert routing.hosts == (line,)
+
+
+def test_next_hops_with_the_same_hosts_port_and_login_are_one_destination() -> None:
+    hosts = (("a.example", "b.example"), ("c.example",))
+    first = NextHop("a.example", hosts, 587, auth=Auth(username="one", password_file="/f"))
+    assert first.destination == replace(first, name="b.example", rate=Rate(1, 1.0)).destination
+    others = [
+        replace(first, port=25),
+        replace(first, hosts=hosts[:1]),
+        replace(first, auth=None),
+        replace(first, auth=Auth(username="two", password_file="/f")),
+    ]
+    assert len({first.destination, *(other.destination for other in others)}) == 5
