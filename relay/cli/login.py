@@ -31,7 +31,8 @@ def login(ctx: click.Context, /, name: str) -> None:
     Open the address in a browser on any machine, log in as the mailbox that the relay sends from,
     and type in the code. The refresh token that the server then gives is written to
     refresh_token_file; only the owner of its directory, which is the relay's user, may read it. A
-    relay that runs uses it at once, also for mail that waits.
+    relay that runs asks for access tokens with it at once, also for mail that waits. Reload the
+    relay if a host has refused the login meanwhile, so that it does not rest any longer.
 
     The grant of oauth2.NAME has to be refresh_token, with a device_url. The scope has to allow a
     refresh token; Microsoft wants offline_access in it.

@@ -1,8 +1,8 @@
 """The client's side of AUTH: which mechanism, what to say, what to answer. Pure.
 
     mechanism    what proves who we are          the client says                      source
-    OAUTHBEARER  an access token                 n,a=user,^Ahost=^Aport=^Aauth=^A^A   RFC 7628
-    XOAUTH2      an access token                 user=^Aauth=Bearer …^A^A             Google
+    OAUTHBEARER  an access token                 n,a=…,^Ahost=…^Aport=…^Aauth=…^A^A   RFC 7628
+    XOAUTH2      an access token                 user=…^Aauth=…^A^A                   Google
     PLAIN        a password                      NUL user NUL password                RFC 4616
     LOGIN        a password                      user, then password                  –
     EXTERNAL     the certificate of the client   user, or nothing                     RFC 4422 §A
