@@ -66,9 +66,10 @@ class Postgres:
                 "--no-instructions",
             ]
         )
-        self._configure()
+        self.configure()
 
-    def _configure(self) -> None:
+    def configure(self) -> None:
+        """Add its own settings to what is there."""
         settings = {
             "listen_addresses": "'127.0.0.1'",
             "port": str(self.port),
@@ -203,6 +204,31 @@ def _end(server: Postgres) -> None:
     if server.process is None:
         return
     server.stop(signal.SIGQUIT)
+
+
+@contextlib.contextmanager
+def standby(primary: Postgres) -> Iterator[Postgres]:
+    """A server that follows another, until it is promoted."""
+    with server_directory() as directory:
+        server = Postgres(directory, free_port())
+        _run(
+            [
+                program("pg_basebackup") or "pg_basebackup",
+                f"--pgdata={server.data}",
+                f"--host={primary.directory}",
+                f"--port={primary.port}",
+                "--username=relay",
+                "--write-recovery-conf",
+                "--checkpoint=fast",
+                "--no-sync",
+            ]
+        )
+        server.configure()
+        server.start()
+        try:
+            yield server
+        finally:
+            _end(server)
 
 
 _POOLER = """\

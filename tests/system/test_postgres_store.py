@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 
@@ -28,7 +29,7 @@ from tests.fakes.queued import (
     settled,
 )
 from tests.rigs.cutter import Cut, cutter
-from tests.rigs.postgres import Postgres, pooler, postgres
+from tests.rigs.postgres import Postgres, pooler, postgres, standby
 
 pytestmark = pytest.mark.needs("postgresql")
 
@@ -375,3 +376,65 @@ async def test_pooler_of_transactions_may_stand_between(server):
             assert await queue_ids(store) == []
             await asyncio.sleep(LEASE.total_seconds() / 3)
             assert not store.not_ready()
+
+
+# --- standbys -------------------------------------------------------------------------------------
+
+
+def set_standby(server: Postgres, name: str) -> None:
+    server.sql(f"ALTER SYSTEM SET synchronous_standby_names = '{name}'")
+    server.sql("SELECT pg_reload_conf()")
+
+
+async def test_client_hears_no_250_where_the_wait_for_a_standby_was_cancelled(server, monkeypatch):
+    monkeypatch.setattr(commit, "PATIENCE", 2.0)
+    monkeypatch.setattr(commit, "SILENCE", 3.0)
+    waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+    cancel = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+    async with node(server.url()) as store:
+        set_standby(server, "nobody")
+        try:
+            accepting = asyncio.create_task(store.accept(new_message(content=SMALL)))
+
+            async def is_waiting() -> bool:
+                return server.sql(waits) != "0"
+
+            await until(is_waiting)
+            server.sql(cancel)
+            with pytest.raises(SpoolError):
+                await accepting
+        finally:
+            set_standby(server, "")
+        await store.accept(after := new_message("z@zz.example"))
+
+        async def is_removed() -> bool:
+            return await queue_ids(store) == [after.message.queue_id]
+
+        await until(is_removed)
+
+
+async def test_every_250_survives_a_failover_to_a_synchronous_standby(server):
+    with standby(server) as second:
+        set_standby(server, "*")
+        hosts = f"127.0.0.1:{server.port},127.0.0.1:{second.port}"
+        async with node(f"postgresql://relay@{hosts}/postgres") as store:
+            accepted = [new_message() for _ in range(10)]
+            await asyncio.gather(*(store.accept(new) for new in accepted))
+            server.stop(signal.SIGQUIT)
+            try:
+                second.sql("SELECT pg_promote()")
+                second.sql("ALTER SYSTEM SET synchronous_standby_names = ''")
+                second.sql("SELECT pg_reload_conf()")
+
+                async def takes_mail() -> bool:
+                    with contextlib.suppress(SpoolError):
+                        await store.accept(new_message("z@zz.example", queue_id="after"))
+                        return True
+                    return False
+
+                await until(takes_mail, seconds=30)
+                wanted = {new.message.queue_id for new in accepted} | {"after"}
+                assert set(await queue_ids(store)) == wanted
+            finally:
+                server.start()
+                set_standby(server, "")
