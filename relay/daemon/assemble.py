@@ -130,7 +130,7 @@ class Parts:
         self.store = stores.queue
         self.settings = stores.settings
         self.sink = MeteredSink(self.store, self.metrics)
-        self.delivery_log = DeliveryLog(Path(config.log.delivery), self.store)
+        self.delivery_log = DeliveryLog(Path(config.log.delivery), self.store, lost=self.store.lost)
         self.resolver = _make_resolver(config, files)
         self.contexts = TlsContexts(config.tls.ca_file)
         self.metrics.expect_logins(config.oauth2, logged_in_at(config))

@@ -48,6 +48,7 @@ __all__ = [
     "EventOfChange",
     "ListedMessage",
     "ListedRecipient",
+    "LostEvents",
     "MessageSink",
     "NewMessage",
     "PendingReport",
@@ -487,6 +488,18 @@ class ReadOnlyQueue(QueueView, Protocol):
         """Release the files."""
 
 
+class LostEvents(Protocol):
+    """The events of nodes that are lost and that no log file has. May raise `SpoolError`."""
+
+    async def lost_events(self, *, limit: int = 1000) -> tuple[int, list[StoredEvent]]:
+        """The number of a lost node, and its next events. No events where there is none, and at
+        all live nodes but one.
+        """
+
+    async def lost_written(self, node: int, seq: int) -> None:
+        """Remember that a log file holds, synced, all events of a lost node up to `seq`."""
+
+
 class Store(MessageSink, DeliveryQueue, QueueView, QueueControl, EventLog, TlsReports, Protocol):
     """A whole queue that survives: what an engine implements."""
 
@@ -496,6 +509,10 @@ class Store(MessageSink, DeliveryQueue, QueueView, QueueControl, EventLog, TlsRe
 
     def clock(self) -> datetime:
         """The time now, the same for all that share the queue."""
+
+    @property
+    def lost(self) -> LostEvents | None:
+        """Where several nodes share the queue: what the lost ones have not written to a log."""
 
     def not_ready(self) -> str:
         """Why no mail should be handed to this relay though it is alive; "" where it may be."""

@@ -132,6 +132,8 @@ class MemoryStore:
     def clock(self) -> datetime:
         return datetime.now(UTC)
 
+    lost = None
+
     def not_ready(self) -> str:
         return ""
 

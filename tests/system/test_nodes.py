@@ -64,7 +64,11 @@ def arrived(mx: Sink, words: list[str]) -> bool:
 
 def test_mail_of_a_killed_node_is_delivered_by_another_and_once(tmp_path, server):
     words, ledger = tokens(40), Ledger()
-    with sink() as mx, node(tmp_path, server, mx, "a") as one, node(tmp_path, server, mx, "b"):
+    with (
+        sink() as mx,
+        node(tmp_path, server, mx, "a") as one,
+        node(tmp_path, server, mx, "b") as two,
+    ):
         mx.gate.clear()  # no attempt comes past MAIL
         ledger.stream(one, words)
         assert ledger.accepted == set(words)
@@ -74,6 +78,13 @@ def test_mail_of_a_killed_node_is_delivered_by_another_and_once(tmp_path, server
         wait_until(lambda: arrived(mx, words), what="all mail at the other node")
         assert time.monotonic() - killed < LEASE_SECONDS + 10
         assert sorted(mx.tokens(set(words))) == sorted(words)
+
+        def told(event: str) -> set[str]:
+            """By the logs of both nodes together."""
+            events = [*one.events(event=event), *two.events(event=event)]
+            return {one["queue-id"] for one in events}
+
+        wait_until(lambda: told("accepted") == told("delivered") == ledger.queue_ids())
 
 
 def test_killed_node_that_starts_again_takes_its_mail_back_at_once(tmp_path, server):

@@ -378,6 +378,20 @@ async def test_pooler_of_transactions_may_stand_between(server):
             assert not store.not_ready()
 
 
+async def test_events_that_a_lost_node_has_not_written_are_given_to_one_of_the_others(server):
+    async with node(server.url(), "a") as one, node(server.url(), "b") as two:
+        for number in range(3):
+            await one.accept(new_message(events=(event("accepted", f"q{number}"),)))
+        assert await two.lost_events() == (0, [])
+        await one.log_written(1)
+        await one.write_event(event("operated", "q"))
+        server.sql(f"UPDATE relay.lease SET lost = now() WHERE id = {one.lease.id}")
+        number, rest = await two.lost_events()
+        assert [stored.event.queue_id for stored in rest] == ["q1", "q2", "q"]
+        await two.lost_written(number, rest[-1].seq)
+        assert await two.lost_events() == (0, [])
+
+
 # --- standbys -------------------------------------------------------------------------------------
 
 
@@ -397,7 +411,7 @@ async def test_client_hears_no_250_where_the_wait_for_a_standby_was_cancelled(se
             accepting = asyncio.create_task(store.accept(new_message(content=SMALL)))
 
             async def is_waiting() -> bool:
-                return server.sql(waits) != "0"
+                return bool(server.sql(waits) != "0")
 
             await until(is_waiting)
             server.sql(cancel)

@@ -13,7 +13,14 @@ from relay.queue.postgres.matching import Values, as_json
 from relay.queue.rows import micros, moment
 from relay.queue.store import EventFilter, StoredEvent
 
-__all__ = ["event_bounds", "events_after", "events_within", "log_mark", "nodes"]
+__all__ = [
+    "event_bounds",
+    "events_after",
+    "events_within",
+    "nodes",
+    "note_written",
+    "unwritten",
+]
 
 _WINDOW = 1000
 
@@ -163,6 +170,24 @@ def _ends_in(column: str, domain: str, values: Values) -> str:
     return f"lower(substring({column} FROM '@[^@]*$')) = ANY({values.add(names)}::text[])"
 
 
-async def log_mark(db: Db, node: int) -> int:
-    """Up to where the log file of a node holds its events."""
-    return await db.fetchval("SELECT log_mark FROM relay.node WHERE id = $1", node) or 0
+async def unwritten(db: Db, lease: int) -> tuple[int, int] | None:
+    """A node without a lease, some of whose events are in no log file, and how far that is. The
+    node with the oldest lease is told, and no other.
+    """
+    row = await db.fetchrow(
+        """SELECT node.id, node.log_mark FROM relay.node
+        WHERE $1 = (SELECT min(id) FROM relay.lease WHERE lost IS NULL AND expires > now())
+        AND NOT EXISTS (SELECT 1 FROM relay.lease WHERE lease.node = node.id AND lost IS NULL)
+        AND EXISTS (SELECT 1 FROM relay.event
+            WHERE event.node = node.id AND event.seq > node.log_mark)
+        ORDER BY node.id LIMIT 1""",
+        lease,
+    )
+    return None if row is None else (row[0], row[1])
+
+
+async def note_written(db: Db, node: int, seq: int) -> None:
+    """A log file holds the events of a node up to `seq`."""
+    await db.execute(
+        "UPDATE relay.node SET log_mark = greatest(log_mark, $2) WHERE id = $1", node, seq
+    )

@@ -21,6 +21,7 @@ from relay.queue.due import Place
 from relay.queue.entry import State
 from relay.queue.postgres.commit import SAFE_COMMIT
 from relay.queue.postgres.connection import Db
+from relay.queue.postgres.events import note_written
 from relay.queue.postgres.lease import Lease
 from relay.queue.request import Refused, Request
 from relay.queue.rows import FINAL_NUMBER, micros
@@ -298,9 +299,7 @@ class Tables:
         """What comes last in a transaction."""
         self._mark_in_commit = self._mark
         if self._mark != self._mark_written:
-            await db.execute(
-                "UPDATE relay.node SET log_mark = $2 WHERE id = $1", self._lease.node, self._mark
-            )
+            await note_written(db, self._lease.node, self._mark)
 
     async def remove_untold(self, db: Db, batch: Sequence[Request]) -> None:
         """Messages that were committed though their clients heard 451, as far as nobody else has

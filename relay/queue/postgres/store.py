@@ -175,6 +175,23 @@ class PostgresStore(Reader):
         """Whether the lease that the claim was made under still holds for sure."""
         return self.lease.holds(entry.token)
 
+    @property
+    def lost(self) -> Self:
+        """What lost nodes have not written to a log."""
+        return self
+
+    async def lost_events(self, *, limit: int = 1000) -> tuple[int, list[StoredEvent]]:
+        """The next events of a lost node that no log file has."""
+        found = await self.ask(events.unwritten, self.lease.id)
+        if found is None:
+            return 0, []
+        node, mark = found
+        return node, await self.ask(events.events_after, node, mark, limit)
+
+    async def lost_written(self, node: int, seq: int) -> None:
+        """Remember how far the log file of this node has the events of a lost one."""
+        await self._write(events.note_written, node, seq)
+
     def not_ready(self) -> str:
         """What the database fails in at the moment."""
         return self.writer.trouble or self.lease.trouble

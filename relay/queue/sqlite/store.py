@@ -174,6 +174,8 @@ class SqliteStore(Reader):
         """The time of this machine: nobody else shares the queue."""
         return datetime.now(UTC)
 
+    lost = None
+
     def not_ready(self) -> str:
         """A client hears of a full disk, and a restart cures no other."""
         return ""

@@ -13,6 +13,8 @@ that are missing from the store.
     SIGHUP                   `reopen`
     copytruncate             every write goes to the present end of the file (O_APPEND)
     several workers          each writes under a lock on the file, so that lines do not mix
+    several nodes            each has its own events in its own file; what a lost node's file does
+                             not have, one of the others appends to its own
     room for half a batch    the half is removed, so that every line is complete
     a line torn by a crash   the next writer removes it; the store has that event still
     /dev/stdout, a pipe      the inherited descriptor is used: this user may not be allowed to open
@@ -36,7 +38,7 @@ from typing import Protocol
 
 from relay.mail.event import Event
 
-__all__ = ["OUTPUTS", "DeliveryLog", "EventSource", "NumberedEvent"]
+__all__ = ["OUTPUTS", "DeliveryLog", "EventSource", "LostEvents", "NumberedEvent"]
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +74,16 @@ class EventSource(Protocol):
     async def log_mark(self) -> int: ...
 
 
+class LostEvents(Protocol):
+    """Events of nodes that are lost, which no file has yet; for one node of those that live."""
+
+    async def lost_events(self, *, limit: int = 1000) -> tuple[int, Sequence[NumberedEvent]]:
+        """The number of a lost node, and its next events; no events where there is no such node."""
+
+    async def lost_written(self, node: int, seq: int) -> None:
+        """Remember that a file holds, synced, all events of a lost node up to `seq`."""
+
+
 class DeliveryLog:
     """Writes the events of a store to a file. `run` is a task; `close` it before the store."""
 
@@ -80,11 +92,16 @@ class DeliveryLog:
         path: Path,
         source: EventSource,
         *,
+        lost: LostEvents | None = None,
         look_every: timedelta = timedelta(milliseconds=100),
+        look_for_lost_every: timedelta = timedelta(seconds=5),
         sync_every: timedelta = timedelta(seconds=1),
     ) -> None:
         self._file = _LogFile(path)
         self._source = source
+        self._lost = lost
+        self._look_for_lost_every = look_for_lost_every.total_seconds()
+        self._looked_for_lost_at = 0.0
         self._look_every = look_every.total_seconds()
         self._sync_every = sync_every.total_seconds()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="delivery-log")
@@ -117,6 +134,8 @@ class DeliveryLog:
                 self._wake.clear()
                 try:
                     lines = await self._follow()
+                    if lines < _BATCH and not self._closing:
+                        await self._follow_lost()
                     self._report_recovery()
                 except Exception as exc:  # no error of one write may end the log
                     self._report_failure(exc)
@@ -167,6 +186,23 @@ class DeliveryLog:
                 self._synced, self._synced_at = self._position, time.monotonic()
                 await self._source.log_written(self._synced)
         return len(batch)
+
+    async def _follow_lost(self) -> None:
+        """Append what the files of lost nodes do not have, now and then."""
+        now = time.monotonic()
+        if self._lost is None or now - self._looked_for_lost_at < self._look_for_lost_every:
+            return
+        node, batch = await self._lost.lost_events(limit=_BATCH)
+        if batch:
+            loop = asyncio.get_running_loop()
+            try:
+                await loop.run_in_executor(self._thread, self._file.append, batch, True)
+            except _NotSynced:
+                self._position = self._synced  # as in `_follow`: the sync was of those lines, too
+                raise
+            await self._lost.lost_written(node, batch[-1].seq)
+        if len(batch) < _BATCH:
+            self._looked_for_lost_at = now
 
     def _sync_is_due(self, more: bool) -> bool:
         if self._position == self._synced and not more:

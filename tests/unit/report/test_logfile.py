@@ -339,3 +339,38 @@ async def test_full_device_leaves_no_event_marked_as_written(journal):
         journal.commit(3)
         await until(lambda: log.is_in_trouble)
     assert journal.mark == 0
+
+
+class Lost:
+    """Events of a lost node, as data."""
+
+    def __init__(self, journal):
+        self.journal = journal
+        self.written = []
+
+    async def lost_events(self, *, limit=1000):
+        done = self.written[-1][1] if self.written else 0
+        return 7, [] if self.journal is None else self.journal.events[done : done + limit]
+
+    async def lost_written(self, node, seq):
+        self.written.append((node, seq))
+
+
+async def test_events_of_a_lost_node_are_appended_and_marked_once_they_are_synced(path, journal):
+    other = Journal()
+    other.commit(2500, filler="of the lost node")
+    lost = Lost(other)
+    log = DeliveryLog(
+        path,
+        journal,
+        lost=lost,
+        look_every=timedelta(milliseconds=5),
+        look_for_lost_every=timedelta(milliseconds=5),
+    )
+    task = asyncio.create_task(log.run())
+    await until(lambda: lost.written == [(7, 1000), (7, 2000), (7, 2500)])
+    journal.commit(1)
+    await until(lambda: len(ids(path)) == 2501)
+    await log.close()
+    await task
+    assert ids(path) == [*range(1, 2501), 1]
