@@ -27,7 +27,6 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
 from functools import partial
 
 from relay.deliver import negotiate
@@ -65,6 +64,7 @@ from relay.deliver.tally import Tally
 from relay.deliver.tls import TlsContexts
 from relay.deliver.transaction import MOST_RECIPIENTS, prepare
 from relay.mail.outcome import Code, Deferred, Delivered, HopPolicy, HopSession, Outcome
+from relay.mail.record import record, replace
 from relay.mail.tls_session import TlsSession
 from relay.queue.entry import TLS_REPORT, Entry, QueuedRecipient
 from relay.queue.store import ClaimLost, SpoolError
@@ -517,7 +517,7 @@ class _Asked:
         return [(found.sts.mode, found.sts.id, found.sts.mx) for found in self._found.values()]
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class _Conditions:
     """What holds at one host for one message: what the recipient's domain asks of the host
     (`floor`), what the host has shown before (`past`), and what it needs to prove for both and for
@@ -571,7 +571,8 @@ class _HandOver:
         from another message or had carried a transaction; or the host took messages over this
         connection and takes no more; or the connection may carry no more.
         """
-        await self._raise_alarm()
+        if self._past is not NO_PAST:
+            await self._raise_alarm()
         recipients = list(recipients)
         waiting = recipients
         while waiting and self._can_carry_more():
@@ -590,7 +591,8 @@ class _HandOver:
             waiting = self._note(batch, answers) + after
         if len(waiting) < len(recipients) and not self._connection.was_cancelled:
             return waiting
-        self._note_untried(waiting)
+        if waiting:
+            self._note_untried(waiting)
         return ()
 
     def _can_carry_more(self) -> bool:
@@ -633,20 +635,22 @@ class _HandOver:
         self, batch: Sequence[QueuedRecipient], answers: dict[int, Answer]
     ) -> list[QueuedRecipient]:
         """Tally the answers. Returns the recipients to send RCPT for again, fewer at a time."""
-        some_had_other_replies = any(not too_many_recipients(answer) for answer in answers.values())
+        refused = {index for index, answer in answers.items() if too_many_recipients(answer)}
+        may_ask_again = len(refused) < len(answers)
+        session = self._session()
         again = []
         for recipient in batch:
             answer = answers.get(recipient.index)
             if answer is None:
                 continue
-            if some_had_other_replies and too_many_recipients(answer):
+            if may_ask_again and recipient.index in refused:
                 again.append(recipient)
             else:
-                self._tally_one(recipient.index, answer)
+                self._tally_one(recipient.index, answer, session)
         return again
 
-    def _tally_one(self, index: int, answer: Answer) -> None:
-        host, session = self._host, self._session()
+    def _tally_one(self, index: int, answer: Answer, session: HopSession) -> None:
+        host = self._host
         if not session.tls and demands_tls(answer):
             self._tally.go_on(host, index, _tls_demanded(answer, host, session))
             return
@@ -663,9 +667,9 @@ class _HandOver:
         error = (
             "we were told to stop" if cancelled else "the session was over before this recipient"
         )
-        answer = Answer(Stage.MAIL, None, error, ours=cancelled)
+        answer, session = Answer(Stage.MAIL, None, error, ours=cancelled), self._session()
         for recipient in waiting:
-            self._tally_one(recipient.index, answer)
+            self._tally_one(recipient.index, answer, session)
 
     def _session(self) -> HopSession:
         return replace(

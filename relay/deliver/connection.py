@@ -138,8 +138,7 @@ class Connection:
         source = host.hop.source_address if host.hop is not None else None
         if host.hop is not None and host.hop.hello is not None:
             hostname = host.hop.hello
-        loop = asyncio.get_running_loop()
-        opened_at = loop.time()
+        opened_at = time.monotonic()
         resumption = Resumption()
         seconds = timeouts.connect.total_seconds()
         try:

@@ -14,6 +14,7 @@ are taken, the connection that has idled for the longest time is closed.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -76,7 +77,7 @@ class _Idle:
     key: PoolKey
     connection: Connection
     domain: str
-    alarm: asyncio.TimerHandle | None = None
+    until: float
 
 
 class Pool:
@@ -88,6 +89,7 @@ class Pool:
         self._order: dict[_Idle, None] = {}
         self._in_use = 0
         self._in_use_for: Counter[str] = Counter()
+        self._alarm: asyncio.TimerHandle | None = None
         self._closed = False
 
     def __len__(self) -> int:
@@ -129,11 +131,12 @@ class Pool:
         if self._closed or not usable or self._are_too_many:
             connection.quit()
             return
-        loop = asyncio.get_running_loop()
-        idle = _Idle(key, connection, domain)
-        idle.alarm = loop.call_later(self._limits.idle.total_seconds(), self._expire, idle)
+        seconds = self._limits.idle.total_seconds()
+        idle = _Idle(key, connection, domain, time.monotonic() + seconds)
         self._idle.setdefault(key, deque()).append(idle)
         self._order[idle] = None
+        if self._alarm is None:
+            self._alarm = asyncio.get_running_loop().call_later(seconds, self._expire_old)
 
     def kept_at(self, destination: str, address: str = "") -> int:
         """How many idle connections to a destination there are; to one address of it, those that
@@ -172,6 +175,8 @@ class Pool:
     async def close(self) -> None:
         """Send QUIT on all kept connections, and keep none from now on."""
         self._closed = True
+        if self._alarm is not None:
+            self._alarm.cancel()
         everyone = list(self._order)
         for idle in everyone:
             self._expire(idle)
@@ -188,16 +193,24 @@ class Pool:
         """Whether a connection has carried as many messages as it may, or stood as long."""
         hop = connection.host.hop
         most = (hop and hop.max_messages_per_connection) or self._limits.messages
-        age = asyncio.get_running_loop().time() - connection.opened_at
+        age = time.monotonic() - connection.opened_at
         return connection.messages >= most or age >= self._limits.age.total_seconds()
+
+    def _expire_old(self) -> None:
+        """Close what has idled for long enough, the oldest first; look again when the next has."""
+        self._alarm, now = None, time.monotonic()
+        for idle in list(self._order):
+            if idle.until > now:
+                loop = asyncio.get_running_loop()
+                self._alarm = loop.call_later(idle.until - now, self._expire_old)
+                return
+            self._expire(idle)
 
     def _expire(self, idle: _Idle) -> None:
         self._remove(idle)
         idle.connection.quit()
 
     def _remove(self, idle: _Idle) -> None:
-        if idle.alarm is not None:
-            idle.alarm.cancel()
         waiting = self._idle[idle.key]
         waiting.remove(idle)
         del self._order[idle]
