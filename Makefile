@@ -28,7 +28,7 @@ help:
 	@echo "make image-test  build the container image and deliver a message through it (buildah, root, network)"
 	@echo "make torture   the long sweeps: kill -9 at every storage call, every network call, power cuts"
 	@echo "make fuzz      a minute for each reader of octets that strangers send"
-	@echo "make bench     a Postfix beside it and the same mail through both; about ten minutes, as root"
+	@echo "make bench     a Postfix beside it and the same mail through both; about ten minutes (ARGS=quick: four), as root"
 	@echo "make mutation  break each cell of the TLS decision and see the tests fail"
 
 # What running needs, and nothing of development.
