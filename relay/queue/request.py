@@ -26,7 +26,7 @@ class Request:
     the result.
 
     `on_commit` or `on_failure` runs on the event loop before the future ends. `stored` are the
-    events it has written.
+    events it has written. `is_given_up`: who asked was told that it failed, whatever comes of it.
     """
 
     rows: Rows | None = None
@@ -35,6 +35,7 @@ class Request:
     on_failure: Callable[[], None] | None = None
     result: Any = None
     error: BaseException | None = None
+    is_given_up: bool = False
     stored: list[StoredEvent] = field(default_factory=list)
     future: asyncio.Future[Any] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()

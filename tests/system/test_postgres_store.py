@@ -143,6 +143,23 @@ async def test_result_is_recorded_once_where_its_commit_is_cut(server, how):
         assert [one.event.name for one in await store.events_after(0)] == ["delivered"]
 
 
+async def test_message_refused_in_a_batch_of_unknown_outcome_is_refused_and_harms_no_other(server):
+    """The refused one has the queue id of another message, which must not be removed for it."""
+    async with cutter(server.port) as between, node(server.tcp_url(port=between.port)) as store:
+        await store.accept(first := new_message(queue_id="taken"))
+        between.cut(Cut.AFTER, COMMIT)
+        results = await asyncio.gather(
+            store.accept(new_message(queue_id="taken")),
+            store.accept(new_message(queue_id="good")),
+            return_exceptions=True,
+        )
+        assert between.cuts == 1
+        assert [isinstance(one, SpoolError) for one in results] == [True, False]
+        assert await queue_ids(store) == ["good", "taken"]
+        assert {entry.message.queue_id for entry in await claim_all(store)} == {"good", "taken"}
+        assert first.message.queue_id == "taken"
+
+
 # --- leases ---------------------------------------------------------------------------------------
 
 

@@ -117,7 +117,7 @@ class _Doubt:
 
 
 class Writer:
-    """`run` it as a task; `close` ends it after all that was submitted."""
+    """`start` it; `close` ends it after all that was submitted."""
 
     def __init__(
         self,
@@ -174,7 +174,12 @@ class Writer:
             await self._wake.wait()
             self._wake.clear()
             while self._waiting or self._doubt is not None:
-                await self._step()
+                try:
+                    await self._step()
+                except Exception:
+                    log.exception("the queue's writer met a mistake of its own")
+                    self._drop()
+                    self._fail([one for _, one in self._taken], SpoolError("internal trouble"))
             if self._closing:
                 return
 
@@ -206,7 +211,7 @@ class Writer:
         size_bytes = 0
         while self._waiting and len(self._taken) < _BATCH_REQUESTS and size_bytes < _BATCH_BYTES:
             began, request = self._waiting.popleft()
-            if request.error is None:
+            if not request.is_given_up:
                 self._taken.append((began, request))
                 size_bytes += request.size_bytes
         return [request for _, request in self._taken]
@@ -226,7 +231,10 @@ class Writer:
 
     def _put_back(self, taken: Sequence[tuple[float, Request]]) -> None:
         """These are written with the next batch, as far as nobody was told of a failure."""
-        left = [(began, request) for began, request in taken if request.error is None]
+        left = [(began, request) for began, request in taken if not request.is_given_up]
+        for _, request in left:
+            request.error = None
+            request.stored.clear()
         self._waiting.extendleft(reversed(left))
 
     def fail_waiting(self, error: SpoolError) -> None:
@@ -235,9 +243,10 @@ class Writer:
         self._fail([request for _, request in waiting], error)
 
     def _fail(self, batch: Sequence[Request], error: SpoolError) -> None:
-        failed = [request for request in batch if request.error is None]
+        failed = [request for request in batch if not request.is_given_up]
         for request in failed:
-            request.error = error
+            request.error = request.error or error
+            request.is_given_up = True
         resolve(failed, self._on_events)
 
     async def _pause(self) -> None:
@@ -307,6 +316,8 @@ class Writer:
     async def _commit(self, db: Db, lease: int, batch: list[Request]) -> None:
         self._warned = False
         point = self._tables.point()
+        for request in batch:
+            request.error = None
         if self._tables.is_plain(batch):
             try:
                 written = await self._committing(self._tables.write_plain(db, batch, self._n))
@@ -395,16 +406,14 @@ class Writer:
             return self._doubt is None
         self._doubt = None
         if is_void:
-            for _, request in doubt.batch:
-                request.stored.clear()
             self._put_back(doubt.batch)
             return True
         log.warning("a commit with an unknown outcome was made")
         self._is_well()
         self._tables.committed()
         self._tables.go_on_from(request for _, request in doubt.batch)
-        untold = [request for _, request in doubt.batch if request.error is not None]
-        resolve([one for _, one in doubt.batch if one.error is None], self._on_events)
+        untold = [request for _, request in doubt.batch if request.is_given_up]
+        resolve([one for _, one in doubt.batch if not one.is_given_up], self._on_events)
         if untold:
             removal = Request(function=lambda db: self._tables.remove_untold(db, untold))
             removal.future.add_done_callback(lambda future: future.exception())

@@ -73,8 +73,8 @@ class NodeOptions:
 
 
 class Lease:
-    """`register`, then `run` until `end`. `lost` and `registered` are called as that happens;
-    `renewed` after each renewal, on whose connection what is due then is done.
+    """`register`, then `run` until `end`. `lost` is called when the lease is lost, `taken_over`
+    when claims of others were made READY, and `renewed` after each renewal, with its connection.
     """
 
     def __init__(
@@ -217,6 +217,8 @@ class Lease:
                 self._failing = False
             except SpoolError as error:
                 self._tell_failure(error)
+            except Exception:  # no mistake of one renewal may end the lease
+                log.exception("the lease of this node could not be renewed")
 
     def hurry(self) -> None:
         """Renew now: there is reason to believe that the lease is lost."""

@@ -11,6 +11,7 @@ mail.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -56,6 +57,8 @@ from relay.queue.tls_sessions import ReportResult
 from relay.queue.verbs import VERBS
 
 __all__ = ["PostgresStore"]
+
+log = logging.getLogger(__name__)
 
 _PURGE_STEP = 1000
 _CHANGE_STEP = 500
@@ -575,7 +578,7 @@ class PostgresStore(Reader):
         """See once a second what other nodes have made due, and what was set over HTTP."""
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
-            with suppress(SpoolError):
+            try:
                 due = await self.next_stored(())
                 if due is not None and due <= self.clock():
                     self._dispatch.changed()
@@ -583,6 +586,10 @@ class PostgresStore(Reader):
                     self._dispatch.note_due(due)
                 await self.api_state.look()
                 await self._give_back_if_asked()
+            except SpoolError:
+                pass  # the lease and the writer tell of it
+            except Exception:  # no mistake of one look may end the looking
+                log.exception("the other nodes could not be looked at")
             if self._tables.has_more:
                 with suppress(SpoolError):
                     self.writer.submit(_nothing())
