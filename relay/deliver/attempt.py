@@ -11,7 +11,7 @@ it a second time). No part of the message, not even MAIL, is sent to a host that
 requirement. Where a connection kept from another message is lost before the host answered MAIL, the
 attempt connects to the same host again.
 
-The hosts of a next hop of the operator's are tried as `host_health` says: equals in turn, and dead
+The hosts of a next hop of the operator's are tried as `hop_turns` says: equals in turn, and dead
 ones not at all.
 
 If an attempt is cancelled before the final dot is sent, it closes the connection. After the final
