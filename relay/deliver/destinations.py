@@ -6,7 +6,7 @@ A destination is an address with its port, or an operator's next hop with all it
     the destination is new                 5
     a connection took a message            one more, up to `concurrency_per_destination`; after the
                                            first reduction one more for every 20 messages
-    it turned a connection away            half of the open ones, at least one
+    it turned a connection away            half of the open ones, rounded up, at least one
     it turned away the only connection     none for 1 to 5 seconds, then one
     no greeting, and no other one is open  none for a time, which doubles with each silence in a
                                            row (`pacing.back_off`); then one as a test
@@ -302,7 +302,7 @@ class Destinations:
         """
         one, now = use.destination, self._clock()
         standing = sum(other.is_connected for other in one.uses.values() if other is not use) + kept
-        one.window, one.is_narrowed, one.good = max(standing // 2, 1), True, 0
+        one.window, one.is_narrowed, one.good = max((standing + 1) // 2, 1), True, 0
         if one.standing(use) + kept or one.begun(use):
             return True
         one.rests_until = now + random.uniform(*_REST)

@@ -65,14 +65,15 @@ def test_a_new_destination_gets_five_connections_and_one_more_for_each_message(w
     assert world.room() == 20
 
 
-def test_a_destination_that_turns_away_gets_half_of_those_that_stand(world):
+@pytest.mark.parametrize(("stand", "half"), [(8, 4), (3, 2), (2, 1), (1, 1)])
+def test_a_destination_that_turns_away_gets_half_of_those_that_stand(world, stand, half):
     world.serve(10)
-    *standing, last = world.uses(9, is_connected=True)
+    *standing, last = world.uses(stand + 1, is_connected=True)
     last.is_connected = False
     assert world.known.turned_away(last, kept=0)
     for use in [*standing, last]:
         world.known.end(use)
-    assert world.room() == 4
+    assert world.room() == half
 
 
 def test_a_narrowed_destination_gets_one_more_for_every_twenty_messages(world):
