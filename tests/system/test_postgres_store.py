@@ -184,6 +184,23 @@ async def test_claims_of_a_lost_node_are_due_for_another(server):
         assert states == {"a": NodeState.LOST, "b": NodeState.LIVE}
 
 
+async def test_lease_is_renewed_while_much_is_taken_over(server, monkeypatch):
+    monkeypatch.setattr(lease, "_TAKEN_AT_ONCE", 1)
+    monkeypatch.setattr(lease, "_TAKE_OVER", lease._TAKE_OVER + " AND pg_sleep(0.25) IS NOT NULL")
+    async with node(server.url(), limits=HandOffLimits(entries=0)) as store:
+        for _ in range(40):  # ten seconds of work, with a lease of five
+            await store.accept(new_message())
+        server.sql("UPDATE relay.recipient SET place = 2, lease = -1")
+        held = []
+
+        async def is_done() -> bool:
+            held.append(not store.not_ready())
+            return bool(server.sql("SELECT count(*) FROM relay.recipient WHERE place = 2") == "0")
+
+        await until(is_done, seconds=40)
+        assert all(held)
+
+
 async def test_node_whose_lease_ran_out_may_begin_nothing(server):
     async with node(server.url()) as store:
         await store.accept(new_message())

@@ -277,15 +277,21 @@ class Lease:
         await self.take_over(db)
 
     async def take_over(self, db: Db) -> None:
-        """Make READY what is claimed under no live lease."""
+        """Make READY what is claimed under no live lease.
+
+        No longer than until the next renewal is due: what is left comes right after that.
+        """
+        until = boottime() + self.seconds / 6
         for (holder,) in await db.fetch(_DEAD_HOLDERS):
-            while True:
+            count = _TAKEN_AT_ONCE
+            while count >= _TAKEN_AT_ONCE:
+                if boottime() >= until:
+                    self._hurry.set()
+                    return
                 status = await db.execute(_TAKE_OVER, holder, _TAKEN_AT_ONCE)
                 count = int(status.rpartition(" ")[2])
                 if count:
                     self._taken_over(count)
-                if count < _TAKEN_AT_ONCE:
-                    break
         await db.execute(_FREE_REPORTS)
         await db.execute(_FREE_CALLS)
         await self._sweep(db)

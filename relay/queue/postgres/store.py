@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import date, datetime, timedelta
 from functools import partial
+from itertools import count
 from typing import Any, Self, TypeVar
 
 from relay.mail.event import Event
@@ -64,6 +65,7 @@ _PURGE_STEP = 1000
 _CHANGE_STEP = 500
 _BEFORE_ALL = -(1 << 62)
 _LOOK_SECONDS = 1.0
+_LOOKS_A_MINUTE = 60
 _CLAIM_SECONDS = 10.0
 _STAGE_SECONDS = 20.0
 _LEASE_SECONDS = 10.0
@@ -559,7 +561,6 @@ class PostgresStore(Reader):
             self.lease.id,
             _BATCHES_KEPT,
         )
-        await statistics.fold(db)
 
     async def _lease_lost(self) -> None:
         """Drop what was not begun: another node has it now."""
@@ -575,8 +576,10 @@ class PostgresStore(Reader):
     # The other nodes.
 
     async def _look_around(self) -> None:
-        """See once a second what other nodes have made due, and what was set over HTTP."""
-        while True:
+        """See once a second what other nodes have made due, and what was set over HTTP; once a
+        minute, add up what was counted.
+        """
+        for look in count():
             await asyncio.sleep(_LOOK_SECONDS)
             try:
                 due = await self.next_stored(())
@@ -586,6 +589,8 @@ class PostgresStore(Reader):
                     self._dispatch.note_due(due)
                 await self.api_state.look()
                 await self._give_back_if_asked()
+                if look % _LOOKS_A_MINUTE == 0:
+                    await self.ask(statistics.fold)
             except SpoolError:
                 pass  # the lease and the writer tell of it
             except Exception:  # no mistake of one look may end the looking
