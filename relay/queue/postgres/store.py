@@ -87,7 +87,6 @@ class PostgresStore(Reader):
 
     def __init__(self, server: Server, options: NodeOptions, limits: HandOffLimits) -> None:
         super().__init__(server)
-        self.node_name = options.name
         self._claims = Link(server, seconds=_CLAIM_SECONDS)
         self._stages = Link(server, seconds=_STAGE_SECONDS)
         self._leases = Link(server, seconds=_LEASE_SECONDS)
@@ -119,7 +118,6 @@ class PostgresStore(Reader):
         self._held: set[tuple[str, int]] = set()
         self._strange: set[tuple[str, int]] = set()
         self._tasks: list[asyncio.Task[None]] = []
-        self._renewals = asyncio.Event()
         self._given_back = 0
 
     @classmethod
@@ -158,6 +156,10 @@ class PostgresStore(Reader):
         async with db.transaction():
             await claims.pull_forward(db, now, now + max_wait)
         self._given_back = await asked_to_give_back(db)
+        if not await db.fetchval("SHOW synchronous_standby_names"):
+            log.info(
+                "the queue's server waits for no standby: a failover may lose the last commits"
+            )
 
     async def close(self) -> None:
         """Finish what was begun, give every claim back and end the lease."""
@@ -234,10 +236,8 @@ class PostgresStore(Reader):
                 handed = self._dispatch.reserve(new, in_file=in_pieces)
                 entries += handed
                 claimed = {one.index for entry in handed for one in entry.recipients}
-                large = in_pieces or len(new.content) > INLINE_BYTES
-                if large and not in_pieces:
-                    raise SpoolError(f"{new.message.queue_id}: too large for its row")
-                rows.add_message(new, claimed=claimed, in_file=large)
+                # A report of ours lies in its row whatever its size: nothing was staged for it.
+                rows.add_message(new, claimed=claimed, in_file=in_pieces)
                 rows.events = [*rows.events, *new.events] if rows.events else new.events
         except BaseException:
             self._dispatch.give_up(entries)

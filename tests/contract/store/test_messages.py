@@ -326,3 +326,12 @@ async def test_message_in_test_mode_leaves_its_event_and_nothing_else(store):
     assert await store.list_messages(QueueFilter(), now=mail.ARRIVED) == []
     assert len(await store.events_after(0)) == 1
     assert set((await store.counts()).values()) == {0}
+
+
+async def test_large_dsn_is_accepted_in_the_commit_of_its_result(store):
+    """A bounce may have all of the message in it (RET=FULL, RFC 3461)."""
+    await store.accept(new_message())
+    [entry] = await claim_all(store)
+    report = new_message(sender="", content=b"Subject: x\r\n\r\n" + b"y" * 200_000, origin="dsn")
+    await store.record(settled(entry, BOUNCED), reports=[report])
+    assert len(await content_of(store, report.message.queue_id)) == 200_014
