@@ -15,11 +15,13 @@
 #
 # For another processor: docker build --platform linux/arm64 -t relay .
 
-# Any Debian with Python 3.11 or later and its venv.
+# Any Debian with Python 3.11 or later.
 ARG BASE=docker.io/library/python:3.12-slim
 
 FROM ${BASE} AS build
-RUN apt-get update -qq && apt-get install -qq --yes --no-install-recommends binutils
+# Debian's own Python has its venv in a package apart; what runs needs none.
+RUN apt-get update -qq && apt-get install -qq --yes --no-install-recommends binutils \
+      $(python3 -c 'import ensurepip' 2>/dev/null || echo python3-venv)
 WORKDIR /src
 COPY requirements.lock ./
 # Each library as requirements.lock has it, by its hash. pip stays behind in this stage.

@@ -34,7 +34,7 @@ from tests.rigs.sink import Sink, sink
 
 ROOT = Path(__file__).resolve().parents[2]
 MOST_MEGABYTES = 200
-MOST_ADDED_MEGABYTES = 50
+MOST_ADDED_MEGABYTES = 52
 """What the Dockerfile adds to the base. Debian's base for arm64 is 24 MB larger than for amd64: in
 a program of arm64 each part begins at a multiple of 64 KiB, and there are 500 programs.
 """
@@ -92,7 +92,7 @@ def base(engine: Engine) -> str:
     if os.environ.get("RELAY_IMAGE_BASE"):
         return os.environ["RELAY_IMAGE_BASE"]
     with tempfile.TemporaryDirectory(prefix="relay-base-") as directory:
-        packages = "--include=python3,python3-venv,ca-certificates"
+        packages = "--include=python3,ca-certificates"
         subprocess.run(
             ["debootstrap", *OF_ARCH, "--variant=minbase", packages, "bookworm", directory],
             check=True,
