@@ -39,20 +39,15 @@ from relay.deliver.destinations import (
 )
 from relay.deliver.diagnosis import (
     NO_SECURE_WAY,
-    Answer,
     Stage,
-    another_may_take,
-    cannot_take,
-    demands_tls,
     judge,
-    too_many_recipients,
     unmet,
-    worth_another_host,
 )
 from relay.deliver.floors import DomainFloor, Floors
+from relay.deliver.hand_over import Conditions, HandOver, with_result
 from relay.deliver.hop_turns import HopTurns, HostResult, Turn, cause_of
 from relay.deliver.host_health import Cause
-from relay.deliver.job import Job, fit_for, job_of, signed
+from relay.deliver.job import Job, job_of
 from relay.deliver.login import Logins
 from relay.deliver.memory import NO_PAST, AtHost, shown_by
 from relay.deliver.options import DeliveryOptions, TlsOptions, security_options
@@ -62,9 +57,8 @@ from relay.deliver.signing import Signer
 from relay.deliver.sts_policies import PolicyPending
 from relay.deliver.tally import Tally
 from relay.deliver.tls import TlsContexts
-from relay.deliver.transaction import MOST_RECIPIENTS, prepare
-from relay.mail.outcome import Code, Deferred, Delivered, HopPolicy, HopSession, Outcome
-from relay.mail.record import record, replace
+from relay.mail.outcome import Code, Deferred, HopPolicy, Outcome
+from relay.mail.record import replace
 from relay.mail.tls_session import TlsSession
 from relay.queue.entry import TLS_REPORT, Entry, QueuedRecipient
 from relay.queue.store import ClaimLost, SpoolError
@@ -269,7 +263,7 @@ class Attempt:
 
     async def _conditions_of_hop(
         self, turns: HopTurns, asked: _Asked, host: Host, needed: Requirement, tally: Tally
-    ) -> _Conditions | None:
+    ) -> Conditions | None:
         """What holds at a host of a next hop. Once a host has answered, the attempt does not end
         because the policy of another host is not there yet: that host is passed by.
         """
@@ -317,7 +311,7 @@ class Attempt:
 
     async def _conditions(
         self, asked: _Asked, host: Host, needed: Requirement, tally: Tally
-    ) -> _Conditions | None:
+    ) -> Conditions | None:
         """What holds at one host; None where the relay does not connect to it, which is noted."""
         domain_floor = await asked.of(host)
         host_floor = await self._floors.at(host, domain_floor)
@@ -332,11 +326,11 @@ class Attempt:
         past = NO_PAST
         if domain_floor.past is not None:
             past = domain_floor.past.at(host.name, verify=needed.verify)
-        return _Conditions(host, host_floor, past, past.over(needed))
+        return Conditions(host, host_floor, past, past.over(needed))
 
     async def _try_host(
         self,
-        conditions: _Conditions,
+        conditions: Conditions,
         job: Job,
         tally: Tally,
         use: Use,
@@ -357,7 +351,7 @@ class Attempt:
                     return reached
                 connection = reached
             use.is_connected = True
-            handing_over = _HandOver(
+            handing_over = HandOver(
                 conditions,
                 connection,
                 job,
@@ -390,7 +384,7 @@ class Attempt:
 
     async def _connect(
         self,
-        conditions: _Conditions,
+        conditions: Conditions,
         waiting: Sequence[QueuedRecipient],
         tally: Tally,
         use: Use,
@@ -478,7 +472,7 @@ class Attempt:
         self._destinations.answered(use)
         return HostResult.ANSWERED
 
-    def _note_session(self, handing_over: _HandOver, use: Use) -> HostResult:
+    def _note_session(self, handing_over: HandOver, use: Use) -> HostResult:
         """Note what a session tells of its destination. What a full host of a next hop tells is
         noted when the other hosts have been tried.
         """
@@ -517,171 +511,6 @@ class _Asked:
         return [(found.sts.mode, found.sts.id, found.sts.mx) for found in self._found.values()]
 
 
-@record(frozen=True, slots=True)
-class _Conditions:
-    """What holds at one host for one message: what the recipient's domain asks of the host
-    (`floor`), what the host has shown before (`past`), and what it needs to prove for both and for
-    the settings of the message (`needed`).
-    """
-
-    host: Host
-    floor: HostFloor
-    past: AtHost
-    needed: Requirement
-
-
-class _HandOver:
-    """Hands a message over in one session with a host. `began`: when the attempt turned to this
-    host, on the monotonic clock. `begin`: returns when a transaction may begin.
-    """
-
-    def __init__(
-        self,
-        conditions: _Conditions,
-        connection: Connection,
-        job: Job,
-        tally: Tally,
-        began: float,
-        *,
-        begin: Callable[[], Awaitable[None]],
-        is_worn_out: Callable[[Connection], bool],
-    ) -> None:
-        self._host = conditions.host
-        self._begin = begin
-        self._is_worn_out = is_worn_out
-        self._policy = conditions.floor.policy
-        self._past = conditions.past
-        self._connection = connection
-        self._job = job
-        self._tally = tally
-        self._began = began
-        self._utf8 = False
-        self._requiretls = False
-        self._unsigned = ""
-        self.was_turned_away = False
-        self.has_delivered = False
-
-    async def run(
-        self, recipients: Sequence[QueuedRecipient], *, is_kept: bool
-    ) -> Sequence[QueuedRecipient]:
-        """Hand the message over for these recipients, in as many transactions as it takes.
-
-        The recipients returned are to be tried again over a new connection to the same host. The
-        host closed this connection before it answered MAIL for them, and the connection was kept
-        from another message or had carried a transaction; or the host took messages over this
-        connection and takes no more; or the connection may carry no more.
-        """
-        if self._past is not NO_PAST:
-            await self._raise_alarm()
-        recipients = list(recipients)
-        waiting = recipients
-        while waiting and self._can_carry_more():
-            batch, after = waiting[:MOST_RECIPIENTS], waiting[MOST_RECIPIENTS:]
-            has_delivered = self._connection.has_delivered
-            answers = await self._transact(batch)
-            replies = answers.values()
-            if answers and all(map(_never_began, replies)) and (is_kept or waiting != recipients):
-                return [recipient for recipient in waiting if self._tally.is_pending(recipient)]
-            if has_delivered and (ended := _refused_by_an_old_connection(answers)):
-                others = [recipient for recipient in batch if recipient.index not in ended]
-                self._note(others, answers)
-                return [recipient for recipient in waiting if self._tally.is_pending(recipient)]
-            is_kept = False
-            self.was_turned_away = bool(answers) and all(map(turns_away, replies))
-            waiting = self._note(batch, answers) + after
-        if len(waiting) < len(recipients) and not self._connection.was_cancelled:
-            return waiting
-        if waiting:
-            self._note_untried(waiting)
-        return ()
-
-    def _can_carry_more(self) -> bool:
-        """Whether this connection may carry another transaction."""
-        connection = self._connection
-        is_well = connection.is_usable and not connection.was_cancelled
-        return is_well and not self._is_worn_out(connection)
-
-    async def _raise_alarm(self) -> None:
-        """Raise the downgrade alarm where this session shows less than the host has shown before. A
-        kept connection is checked too: it may have been opened for another domain.
-        """
-        alarm = self._past.alarm(shown_by(self._connection.hop))
-        if alarm is not None:
-            await self._past.ring(alarm)
-            self._policy = replace(self._policy, memory=alarm)
-
-    async def _transact(self, batch: Sequence[QueuedRecipient]) -> dict[int, Answer]:
-        job = await signed(await fit_for(self._connection.offers, self._job))
-        transaction, unsendable = prepare(
-            job.message,
-            batch,
-            self._connection.offers,
-            header_is_utf8=job.header_is_utf8,
-            not_convertible=job.not_convertible,
-        )
-        for index, what in unsendable.items():
-            outcome = cannot_take(what, self._host, self._session())
-            note = self._tally.go_on if another_may_take(what) else self._tally.settle
-            note(self._host, index, outcome)
-        if transaction is None:
-            return {}
-        self._utf8 = transaction.utf8
-        self._requiretls = transaction.requiretls
-        self._unsigned = job.unsigned
-        await self._begin()
-        return await self._connection.transact(transaction, job.content, job.may_go_on)
-
-    def _note(
-        self, batch: Sequence[QueuedRecipient], answers: dict[int, Answer]
-    ) -> list[QueuedRecipient]:
-        """Tally the answers. Returns the recipients to send RCPT for again, fewer at a time."""
-        refused = {index for index, answer in answers.items() if too_many_recipients(answer)}
-        may_ask_again = len(refused) < len(answers)
-        session = self._session()
-        again = []
-        for recipient in batch:
-            answer = answers.get(recipient.index)
-            if answer is None:
-                continue
-            if may_ask_again and recipient.index in refused:
-                again.append(recipient)
-            else:
-                self._tally_one(recipient.index, answer, session)
-        return again
-
-    def _tally_one(self, index: int, answer: Answer, session: HopSession) -> None:
-        host = self._host
-        if not session.tls and demands_tls(answer):
-            self._tally.go_on(host, index, _tls_demanded(answer, host, session))
-            return
-        outcome = judge(answer, host, session, dsn_passed_on=self._connection.offers.dsn)
-        self.has_delivered |= isinstance(outcome, Delivered)
-        if worth_another_host(answer):
-            self._tally.go_on(host, index, _deferred(outcome))
-        else:
-            self._tally.settle(host, index, outcome)
-
-    def _note_untried(self, waiting: Sequence[QueuedRecipient]) -> None:
-        """The session ended before RCPT was sent for these."""
-        cancelled = self._connection.was_cancelled
-        error = (
-            "we were told to stop" if cancelled else "the session was over before this recipient"
-        )
-        answer, session = Answer(Stage.MAIL, None, error, ours=cancelled), self._session()
-        for recipient in waiting:
-            self._tally_one(recipient.index, answer, session)
-
-    def _session(self) -> HopSession:
-        return replace(
-            self._connection.hop,
-            utf8=self._utf8,
-            requiretls=self._requiretls,
-            unsigned=self._unsigned,
-            seconds=_now() - self._began,
-            policy=_with_result(self._policy, self._connection.hop),
-        )
-
-
 async def _with_alarm(
     failure: negotiate.Unmet | negotiate.Failed, past: AtHost, policy: HopPolicy
 ) -> tuple[negotiate.Unmet | negotiate.Failed, HopPolicy]:
@@ -696,52 +525,6 @@ async def _with_alarm(
     await past.ring(alarm)
     failure = replace(failure, error=f"{failure.error}; {past.why_held(alarm)}")
     return failure, replace(policy, memory=alarm)
-
-
-def _with_result(policy: HopPolicy, session: HopSession) -> HopPolicy:
-    """What the domain asked of a host, with what came of it in a session."""
-    result = session.policy.result
-    return policy if result is None else replace(policy, result=result)
-
-
-def _never_began(answer: Answer) -> bool:
-    """Whether the host had not taken MAIL when it went away: nothing happened, and nothing is in
-    doubt.
-    """
-    return answer.stage is Stage.MAIL and (answer.reply is None or answer.reply.code == 421)
-
-
-def _refused_by_an_old_connection(answers: Mapping[int, Answer]) -> set[int]:
-    """The recipients that a host may take over a new connection, after it took messages over this
-    one: it may only want to end this connection. None if it took the message for others of them.
-    """
-    if any(answer.is_positive for answer in answers.values()):
-        return set()
-    return {index for index, answer in answers.items() if _may_mean_the_connection(answer)}
-
-
-def _may_mean_the_connection(answer: Answer) -> bool:
-    return (
-        answer.stage in (Stage.MAIL, Stage.RCPT, Stage.DATA)
-        and answer.reply is not None
-        and answer.reply.code in (421, 452, 554)
-    )
-
-
-def _tls_demanded(answer: Answer, host: Host, session: HopSession) -> Deferred:
-    """The outcome at a host that takes nothing in clear (RFC 3207 §4) and has no TLS that we may
-    use: both errors are in it.
-    """
-    reply = answer.reply
-    assert reply is not None
-    before = session.downgrade.error if session.downgrade else "no TLS"
-    return unmet(
-        "4.7.5",
-        f"{before}; then in clear, {answer.stage} was answered {reply}",
-        host,
-        session,
-        reply,
-    )
 
 
 def _not_used(floor: HostFloor, host: Host) -> Deferred:
@@ -764,11 +547,13 @@ def _unreached(
     """The outcome where there is no session that a message could go over."""
     session = failure.session
     if session is not None:
-        policy = _with_result(policy, session)
+        policy = with_result(policy, session)
         session = replace(session, seconds=_now() - began, policy=policy)
     if isinstance(failure, negotiate.Unmet):
         return unmet(failure.status, failure.error, host, session, failure.reply)
-    outcome = replace(_deferred(judge(failure.answer, host, session)), policy=policy)
+    outcome = judge(failure.answer, host, session)
+    assert isinstance(outcome, Deferred)
+    outcome = replace(outcome, policy=policy)
     if not failure.before:
         return outcome
     description = f"{outcome.description} (before that, {failure.before})"
@@ -779,11 +564,6 @@ def _go_on(tally: Tally, host: Host, waiting: Sequence[QueuedRecipient], outcome
     """Note one outcome of a host for all recipients that wait; the next host is tried for them."""
     for recipient in waiting:
         tally.go_on(host, recipient.index, outcome)
-
-
-def _deferred(outcome: Outcome) -> Deferred:
-    assert isinstance(outcome, Deferred)
-    return outcome
 
 
 _now = time.monotonic
