@@ -77,6 +77,7 @@ SHELLS = {
     "relay.receive.listener",
     "relay.deliver.wake_up",
     "relay.deliver.attempt",
+    "relay.deliver.hand_over",
     "relay.deliver.connection",
     "relay.deliver.floors",
     "relay.deliver.https",
