@@ -280,7 +280,9 @@ class Tokens:
 
 
 def _next_try(pause: Pause, now: float) -> str:
-    return f"mail waits, asked again in {timedelta(seconds=round(pause.until - now))}"
+    words = f"mail waits, asked again in {timedelta(seconds=round(pause.until - now))}"
+    asked = pause.ignored_retry_after
+    return f"{words} (its Retry-After, {asked}, is too long)" if asked is not None else words
 
 
 def _stamps(source: TokenSource) -> tuple[Stamp | None, ...]:

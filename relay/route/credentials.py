@@ -192,11 +192,18 @@ class RouteCredentials:
                 await login.turn.acquire()
         except TimeoutError:
             return False
+        try:
+            await self._wait_for_workers(hop, login, host)
+            self._change(hop, login, host, tried_until=self._clock() + _PATIENCE)
+        except BaseException:  # also where the attempt is cancelled
+            login.turn.release()
+            raise
+        return True
+
+    async def _wait_for_workers(self, hop: NextHop, login: _Login, host: str) -> None:
         ends = self._clock() + _PATIENCE
         while self._clock() < min(self._rest(hop, login, host).tried_until, ends):  # noqa: ASYNC110
             await asyncio.sleep(_LOOKS)
-        self._change(hop, login, host, tried_until=self._clock() + _PATIENCE)
-        return True
 
     def accepted(self, hop: NextHop, credentials: Credentials, host: str) -> None:
         """A host took the login."""

@@ -10,7 +10,8 @@
     200 and an access token                         goes          before the token expires
     an error code that only a person can cure       waits, 4.7.8  after 1, 5, 15, 15, … minutes
     429, 5yz, no JSON, no answer, redirect          waits, 4.7.0  after 5, 10, 20, 40, 60 seconds
-                                                                  or when Retry-After says
+                                                                  or later, if Retry-After says
+                                                                  so, but within an hour
 
 A token is renewed when the shorter of five minutes and a tenth of its life is left. Times are those
 of the monotonic clock, so that a change of the wall clock neither keeps a token that has expired
@@ -73,7 +74,8 @@ _RENEWED_BEFORE = timedelta(minutes=5)
 
 _REFUSED_WAITS = (60.0, 300.0, 900.0)
 _FIRST_WAIT, _LONGEST_WAIT = 5.0, 60.0
-_LONGEST_RETRY_AFTER = timedelta(days=1)
+_LONGEST_RETRY_AFTER = timedelta(hours=1)
+"""A server that names a longer time is asked earlier: it may be back, and all mail waits for it."""
 
 _DEVICE_INTERVAL = timedelta(seconds=5)
 """RFC 8628 §3.2: where the server names none; §3.5: what `slow_down` adds to it."""
@@ -205,6 +207,12 @@ class Pause:
         """The enhanced status of mail that waits for it."""
         return "4.7.8" if isinstance(self.failure, Refused) else "4.7.0"
 
+    @property
+    def ignored_retry_after(self) -> timedelta | None:
+        """The Retry-After that is longer than the relay waits; None where it is obeyed."""
+        asked = self.failure.retry_after if isinstance(self.failure, Unavailable) else None
+        return asked if asked is not None and asked > _LONGEST_RETRY_AFTER else None
+
 
 def pause_after(before: Pause | None, failure: Refused | Unavailable, *, now: float) -> Pause:
     """How long the server is left alone after a failure. `before`: the pause before it, if any."""
@@ -212,10 +220,12 @@ def pause_after(before: Pause | None, failure: Refused | Unavailable, *, now: fl
     count = before.count + 1 if before is not None and is_next else 1
     if isinstance(failure, Refused):
         wait = _REFUSED_WAITS[min(count, len(_REFUSED_WAITS)) - 1]
-    elif failure.retry_after is not None:
-        wait = failure.retry_after.total_seconds()
     else:
         wait = min(_FIRST_WAIT * 2.0 ** min(count - 1, 10), _LONGEST_WAIT)
+        if failure.retry_after is not None:
+            # Also after "Retry-After: 0", each message must not make a request.
+            asked = min(failure.retry_after, _LONGEST_RETRY_AFTER)
+            wait = max(wait, asked.total_seconds())
     return Pause(failure, now + wait, count)
 
 
@@ -434,12 +444,11 @@ def _retry_after(answer: HttpAnswer, now: datetime) -> timedelta | None:
     """RFC 9110 §10.2.3: seconds, or a date, which is compared with the server's own clock."""
     value = answer.retry_after.strip()
     if value.isascii() and value.isdigit() and len(value) < 12:
-        return min(timedelta(seconds=int(value)), _LONGEST_RETRY_AFTER)
+        return timedelta(seconds=int(value))
     until = _http_date(value)
     if until is None:
         return None
-    wait = until - (_http_date(answer.date) or now)
-    return min(max(wait, timedelta(0)), _LONGEST_RETRY_AFTER)
+    return max(until - (_http_date(answer.date) or now), timedelta(0))
 
 
 def _http_date(text: str) -> datetime | None:

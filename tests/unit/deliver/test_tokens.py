@@ -166,9 +166,10 @@ async def test_jump_of_the_wall_clock_neither_ends_nor_keeps_a_token(rig: Rig) -
         (REFUSED, "4.7.8", [60.0, 300.0, 900.0]),
         (answer(503), "4.7.0", [5.0, 10.0, 20.0]),
         (answer(429, retry_after="77"), "4.7.0", [77.0, 77.0]),
+        (answer(429, retry_after="0"), "4.7.0", [5.0, 10.0, 20.0]),
         (NoAnswer("login.example took longer than 10 s"), "4.7.0", [5.0, 10.0, 20.0]),
     ],
-    ids=["refused", "503", "429", "silent"],
+    ids=["refused", "503", "429", "at-once", "silent"],
 )
 async def test_server_that_failed_is_not_asked_again_before_its_time(
     rig: Rig, one: HttpAnswer | NoAnswer, status: str, waits: list[float]
@@ -183,6 +184,14 @@ async def test_server_that_failed_is_not_asked_again_before_its_time(
         assert await failure(tokens) == (found, words)
         assert len(server.asked) == count
         rig.now += 0.5
+
+
+async def test_log_says_that_a_long_retry_after_is_not_obeyed(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig.client()
+    await failure(rig.tokens(Server(answer(503, retry_after="86400"))))
+    assert "asked again in 1:00:00 (its Retry-After, 1 day, 0:00:00, is too long)" in caplog.text
 
 
 async def test_secret_that_was_corrected_counts_at_once(rig: Rig) -> None:

@@ -212,6 +212,20 @@ async def test_worker_that_hangs_while_it_tries_holds_up_no_other_for_ever(
         await asyncio.wait_for(waiting, 5)
 
 
+async def test_attempt_cancelled_while_another_worker_tries_keeps_no_turn(
+    rig: Rig, workers: tuple[RouteCredentials, RouteCredentials]
+) -> None:
+    one, other = workers
+    login = await rig.login()
+    async with one.turn(rig.hop, login, HOST):
+        waiting = asyncio.create_task(other.turn(rig.hop, login, HOST).__aenter__())
+        await asyncio.sleep(0.05)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+    async with asyncio.timeout(5), other.turn(rig.hop, login, HOST):
+        pass
+
+
 class Held:
     """Gives one token after the other."""
 

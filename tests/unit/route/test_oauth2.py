@@ -387,14 +387,23 @@ def test_status_says_whether_a_person_is_needed() -> None:
         (" 7 ", "", 7.0),
         ("Sat, 28 Nov 2026 12:02:00 GMT", "", 120.0),
         ("Sat, 28 Nov 2026 12:02:00 GMT", "Sat, 28 Nov 2026 12:01:30 GMT", 30.0),
-        ("Sat, 28 Nov 2026 11:00:00 GMT", "", 0.0),
-        ("99999999999", "", 86400.0),
+        ("3600", "", 3600.0),
+        ("3601", "", 3600.0),
+        ("99999999999", "", 3600.0),
+        ("Sun, 28 Nov 2027 12:00:00 GMT", "", 3600.0),
     ],
 )
 def test_retry_after_is_obeyed(retry_after: str, date: str, wait: float) -> None:
     found = read(answer(429, retry_after=retry_after, date=date))
     assert isinstance(found, Unavailable)
     assert pause_after(None, found, now=0.0).until == wait
+
+
+@pytest.mark.parametrize("retry_after", ["0", "4", "Sat, 28 Nov 2026 11:00:00 GMT"])
+def test_retry_after_makes_no_pause_shorter(retry_after: str) -> None:
+    found = read(answer(429, retry_after=retry_after))
+    assert isinstance(found, Unavailable)
+    assert waits([found] * 6) == [5.0, 10.0, 20.0, 40.0, 60.0, 60.0]
 
 
 @pytest.mark.parametrize("retry_after", ["", "soon", "-5", "1.5", "Sat, 99 Nov 2026 12:02:00 GMT"])
