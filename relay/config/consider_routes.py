@@ -28,7 +28,7 @@ from relay.route.next_hop import (
     TlsMode,
     TokenSource,
 )
-from relay.route.secret_files import SecretFileError, place_of, read_text
+from relay.route.secret_files import SecretFileError, place_of, read_text, shown_path
 
 __all__ = ["consider_routes"]
 
@@ -162,9 +162,26 @@ def _consider_mechanism(key: str, auth: Auth, *, has_certificate: bool) -> Itera
     if auth.username is None and (has_password or auth.oauth2 is not None):
         problem = "username and password_file belong together" if has_password else "no username"
         yield Remark(key, problem, "add username: with the name of the account")
-    if has_password and auth.oauth2 is not None and mechanism not in _BY_PASSWORD:
-        problem = "no effect beside oauth2, whose token is used"
-        yield Remark(f"{key}.password_file", problem, "remove one of the two", is_fatal=False)
+    yield from _consider_unused(key, auth)
+
+
+def _consider_unused(key: str, auth: Auth) -> Iterator[Remark]:
+    """A login has one proof, and what would never be said is a mistake about which one."""
+    mechanism, has_password = auth.mechanism, auth.password_file is not None
+    if mechanism is AuthMechanism.EXTERNAL:
+        for name in ("password_file", "oauth2"):
+            if getattr(auth, name) is not None:
+                problem = "no effect with mechanism external: the certificate says who the relay is"
+                yield Remark(f"{key}.{name}", problem, "remove it, or write another mechanism")
+    elif has_password and auth.oauth2 is not None:
+        if mechanism in _BY_PASSWORD:
+            problem = f"no effect with mechanism {mechanism}, which sends the password"
+            cure = "remove it; or write mechanism: xoauth2 and remove password_file"
+            yield Remark(f"{key}.oauth2", problem, cure)
+        else:
+            problem = "no effect beside oauth2, whose token is sent"
+            cure = "remove it; or remove oauth2, if the host is to get the password"
+            yield Remark(f"{key}.password_file", problem, cure)
 
 
 def _consider_source(key: str, source: TokenSource) -> Iterator[Remark]:
@@ -233,7 +250,7 @@ def _consider_refresh_token(name: str, path: str) -> Iterator[Remark]:
     if is_there:
         yield from consider_secret(key, path)
     else:
-        problem = f"{path}: there is no token yet, and mail waits for it"
+        problem = f"{shown_path(path)}: there is no token yet, and mail waits for it"
         yield Remark(key, problem, f"`relay login {name}`", is_fatal=False)
 
 

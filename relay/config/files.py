@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from relay.config.remark import Remark
-from relay.route.secret_files import SecretFileError, place_of, read_line
+from relay.route.secret_files import SecretFileError, place_of, read_line, shown_path
 
 __all__ = [
     "bad_roots",
@@ -18,6 +18,7 @@ __all__ = [
 ]
 
 _READABLE = "correct the path, or let the relay's user read it"
+_PASTED = "write the secret into a file, and the whole path of that file here"
 
 
 def consider_secret(key: str, path: str) -> Iterator[Remark]:
@@ -30,7 +31,7 @@ def consider_secret(key: str, path: str) -> Iterator[Remark]:
     try:
         read_line(path)
     except SecretFileError as error:
-        yield Remark(key, str(error), _READABLE)
+        yield Remark(key, str(error), _READABLE if shown_path(path) == path else _PASTED)
         return
     yield from consider_openness(key, place)
 

@@ -310,6 +310,11 @@ def name(text: str) -> str:
 
 def https_url(text: str) -> str:
     if not re.fullmatch(_HTTPS_URL, text):
+        if "@" in text:  # what stands before it may be a password, so the value is not quoted
+            raise ValueError(
+                'has a "@" in it; write it without user name and password,'
+                " as https://login.example.com/token"
+            )
         raise ValueError(
             f"{shown(text)} is not the URL of an HTTPS server;"
             " write it as https://login.example.com/token"

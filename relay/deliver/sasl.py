@@ -134,7 +134,7 @@ def _secrets_of(user: str, password: str, token: str, host: str, port: int) -> S
     blobs = [_plain(user, password)] if password else []
     if token:
         blobs += _xoauth2(user, token), _oauthbearer(user, token, host, port)
-    return Secrets((password, token), blobs)
+    return Secrets((password, token), blobs, public=user)
 
 
 def _plain(user: str, password: str) -> bytes:

@@ -48,6 +48,7 @@ from relay.route.secret_files import (
     read_text,
     replace_secret,
     reserve,
+    shown_path,
     stamp_of,
 )
 
@@ -299,7 +300,9 @@ def _read_secrets(source: TokenSource, unsaved: str) -> TokenSecrets:
     if source.grant is Grant.REFRESH_TOKEN and source.refresh_token_file is not None:
         path = source.refresh_token_file
         if not unsaved and stamp_of(path) is None:
-            raise SecretFileError(f"{path}: no token yet; run `relay login {source.name}`")
+            raise SecretFileError(
+                f"{shown_path(path)}: no token yet; run `relay login {source.name}`"
+            )
         refresh = unsaved or read_line(path)
         if not unsaved:
             reserve(path)

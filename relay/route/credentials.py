@@ -39,6 +39,8 @@ _RESTS = (60.0, 300.0, 900.0)
 _PATIENCE = 30.0
 """Seconds to wait for another connection that tries the login; one that hangs holds up no other."""
 _LOOKS = 0.1
+_BY_TOKEN = frozenset({AuthMechanism.AUTO, AuthMechanism.XOAUTH2, AuthMechanism.OAUTHBEARER})
+"""No token is asked for where another mechanism would not use it."""
 _ANOTHER_WORKER = "a host has refused it, as the log of another worker says"
 
 
@@ -136,16 +138,16 @@ class RouteCredentials:
         auth = hop.auth
         if auth is None:
             return None
-        password = None
+        password, source = None, auth.oauth2 if auth.mechanism in _BY_TOKEN else None
         if auth.password_file is not None:
             password = await self._password(hop, auth.password_file)
-        elif auth.oauth2 is None and not _is_by_certificate(hop, auth):
+        elif source is None and not _is_by_certificate(hop, auth):
             raise CredentialsError(f"the login of next hop {hop.name} has no password_file")
         credentials = Credentials(auth.username or "", password, mechanism=auth.mechanism)
         self._check_rest(hop, credentials, "")
-        if auth.oauth2 is None or self._tokens is None:
+        if source is None or self._tokens is None:
             return credentials
-        return _holding(credentials, await self._tokens.token(auth.oauth2))
+        return _holding(credentials, await self._tokens.token(source))
 
     async def anew(self, hop: NextHop, refused: Credentials) -> Credentials:
         """The login with another token than one that a host has refused. Raises

@@ -26,6 +26,7 @@ __all__ = [
     "read_text",
     "replace_secret",
     "reserve",
+    "shown_path",
     "stamp_of",
 ]
 
@@ -57,6 +58,15 @@ def place_of(path: str) -> Path:
     return Path(path)
 
 
+def shown_path(path: str) -> str:
+    """The name of a file as a message quotes it. What is clearly no path may be the secret itself,
+    pasted in its place, and is not shown. Secrets in base64 have "/" in them, but seldom begin with
+    it.
+    """
+    is_path = path.startswith(("/", "./", "../", f"${_VARIABLE}/", f"${{{_VARIABLE}}}/"))
+    return path if is_path else "the file (its name is shown only if it begins with / or ./)"
+
+
 def stamp_of(path: str) -> Stamp | None:
     """The stamp of a file, None where there is none to be seen."""
     try:
@@ -70,7 +80,7 @@ def read_line(path: str) -> str:
     """The first line of a file, without its end."""
     line = _read(path, _LONGEST_LINE).partition("\n")[0].rstrip("\r")
     if not line:
-        raise SecretFileError(f"{path}: its first line is empty")
+        raise SecretFileError(f"{shown_path(path)}: its first line is empty")
     return line
 
 
@@ -78,7 +88,7 @@ def read_text(path: str) -> str:
     """All of a file."""
     text = _read(path, _LONGEST_TEXT + 1)
     if len(text) > _LONGEST_TEXT:
-        raise SecretFileError(f"{path}: it has more than {_LONGEST_TEXT} characters")
+        raise SecretFileError(f"{shown_path(path)}: it has more than {_LONGEST_TEXT} characters")
     return text
 
 
@@ -133,12 +143,13 @@ def replace_secret(path: str, secret: str) -> None:
 
 
 def _read(path: str, most: int) -> str:
+    # "utf-8-sig": editors of Windows put a byte order mark first, which is no part of a secret.
     try:
-        with _errors(path), place_of(path).open(encoding="utf-8", newline="") as file:
+        with _errors(path), place_of(path).open(encoding="utf-8-sig", newline="") as file:
             return file.read(most)
     except UnicodeDecodeError:
         # Not its text, and not as the cause: it quotes the octets.
-        raise SecretFileError(f"{path}: it is not text in UTF-8") from None
+        raise SecretFileError(f"{shown_path(path)}: it is not text in UTF-8") from None
 
 
 @contextmanager
@@ -146,7 +157,7 @@ def _errors(path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise SecretFileError(f"{path}: {error.strerror or error}") from error
+        raise SecretFileError(f"{shown_path(path)}: {error.strerror or error}") from None
 
 
 def _lock(fd: int) -> bool:

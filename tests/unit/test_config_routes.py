@@ -181,8 +181,24 @@ PINS = f'["{PIN}", "{PIN[:-2]}c="]'
         ("auth: {mechanism: xoauth2, username: u, oauth2: t}", None, ""),
         (
             "auth: {username: u, oauth2: t, password_file: F/secret}",
-            False,
-            "auth.password_file: no effect beside oauth2",
+            True,
+            "auth.password_file: no effect beside oauth2, whose token is sent; remove it; or",
+        ),
+        (
+            "auth: {mechanism: plain, username: u, oauth2: t, password_file: F/secret}",
+            True,
+            "auth.oauth2: no effect with mechanism plain, which sends the password; remove it; or",
+        ),
+        (
+            "auth: {mechanism: login, username: u, oauth2: t, password_file: F/secret}",
+            True,
+            "auth.oauth2: no effect with mechanism login",
+        ),
+        (
+            "auth: {mechanism: external, username: u, oauth2: t},"
+            " certificate: F/client.pem, key: F/client.key",
+            True,
+            "auth.oauth2: no effect with mechanism external",
         ),
         (
             "hosts: 192.0.2.1, auth: {username: u, password_file: F/secret}",
@@ -334,6 +350,29 @@ def test_source_of_tokens_has_what_its_grant_needs(
     found = mistakes_of(text) if fatal else list(config_of(text).warnings)
     assert len(found) == (fatal is not None), found
     assert all(said in one and one.startswith("relay.yaml:2: oauth2.t.") for one in found), found
+
+
+@pytest.mark.parametrize("pasted", ["hunter2-hunter2", "BOc4/k3/secret+in+base64"])
+def test_secret_pasted_in_place_of_its_file_is_not_shown(pasted: str) -> None:
+    text = (
+        "hostname: relay.example.net\n"
+        f"routes: {{'*': {{host: h.example, username: u, password_file: '{pasted}'}}}}\n"
+        "oauth2: {t: {grant: refresh_token, token_url: https://a.example/, client_id: i,"
+        f" client_secret_file: '{pasted}', refresh_token_file: '{pasted}'}}}}"
+    )
+    found = mistakes_of(text)
+    assert len(found) == 2, found
+    assert "routes.*.password_file: the file (its name" in found[0]
+    assert "; write the secret into a file, and the whole path of that file here" in found[0]
+    assert "client_secret_file: the file (its name" in found[1]
+    assert not any(pasted in mistake for mistake in found)
+
+
+def test_password_in_a_token_url_is_not_shown() -> None:
+    text = "oauth2: {a: {grant: refresh_token, token_url: 'https://app:hunter2@login.example/t'}}"
+    found = [one for one in mistakes_of(text) if "token_url" in one]
+    assert any('oauth2.a.token_url: has a "@" in it; write it without' in one for one in found)
+    assert not any("hunter2" in one for one in found)
 
 
 def test_route_that_hides_another_and_name_that_nothing_uses_are_warnings() -> None:

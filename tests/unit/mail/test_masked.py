@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import html
+import json
 from base64 import b64encode
 from urllib.parse import quote
 
@@ -23,8 +25,24 @@ _WORDS = st.text(st.characters(codec="ascii", exclude_characters="\n"), min_size
         b64encode(SECRET.encode()).decode(),
         b64encode(f"user=a\x01auth=Bearer {SECRET}\x01\x01".encode()).decode(),
         b64encode(SECRET[:33].encode()).decode(),
+        SECRET.encode().hex(),
+        SECRET.encode().hex().upper(),
+        SECRET.upper(),
+        SECRET.lower(),
     ],
-    ids=["whole", "beginning", "eight-characters", "percent", "base64", "xoauth2", "part"],
+    ids=[
+        "whole",
+        "beginning",
+        "eight-characters",
+        "percent",
+        "base64",
+        "xoauth2",
+        "part",
+        "hex",
+        "upper-hex",
+        "upper",
+        "lower",
+    ],
 )
 def test_no_form_of_a_secret_stays_in_a_text(said: str) -> None:
     blob = f"user=a\x01auth=Bearer {SECRET}\x01\x01".encode()
@@ -52,6 +70,38 @@ def test_each_of_two_secrets_is_masked_where_both_stand() -> None:
 
 def test_short_secret_is_masked_as_a_whole() -> None:
     assert Secrets(["hunter2"]).masked("wrong: hunter2, hunter") == f"wrong: {MASK}, hunter"
+
+
+def test_short_secret_is_masked_in_any_case_and_in_hex() -> None:
+    secrets = Secrets(["hunter2"])
+    assert secrets.masked("wrong: HUNTER2") == f"wrong: {MASK}"
+    assert secrets.masked(f"wrong: {b'hunter2'.hex()}") == f"wrong: {MASK}"
+
+
+@pytest.mark.parametrize("secret", ['a"b\\c"d\\e"f', "a<b&c>d'e<f\"g", "äöüß<éàè", "ab/cd/ef/gh"])
+def test_secret_is_masked_as_json_and_html_escape_it(secret: str) -> None:
+    secrets = Secrets([secret])
+    as_json = json.dumps(secret)[1:-1]
+    plain_json = json.dumps(secret, ensure_ascii=False)[1:-1]
+    for said in (as_json, plain_json, as_json.replace("/", r"\/"), html.escape(secret)):
+        assert secrets.masked(f"535 <{said}>") == f"535 <{MASK}>"
+
+
+def test_user_name_is_shown_where_the_password_begins_with_it() -> None:
+    user = "relay@example.com"
+    secrets = Secrets([f"{user}-2026!x"], public=user)
+    assert secrets.masked(f"535 no such user {user}") == f"535 no such user {user}"
+    assert "2026" not in secrets.masked(f"535 password {user}-2026!x is wrong")
+
+
+@pytest.mark.parametrize("password", ["relay@example", "aaaaaaaaaaaa", "relay"])
+def test_password_that_is_a_part_of_the_user_name_is_masked(password: str) -> None:
+    secrets = Secrets([password], public="relay@example.com aaaaaaaaa")
+    assert password not in secrets.masked(f"535 password {password} is wrong")
+
+
+def test_masked_text_keeps_characters_whose_lower_case_is_longer() -> None:
+    assert Secrets([SECRET]).masked(f"İİ {SECRET} İ") == f"İİ {MASK} İ"
 
 
 def test_secret_of_two_characters_is_not_looked_for() -> None:

@@ -44,6 +44,19 @@ async def test_password_is_the_first_line_and_read_again_when_the_file_changes(r
     assert (await rig.login()).password == "another"
 
 
+@pytest.mark.parametrize("octets", [b"\xef\xbb\xbfopen sesame\r\n", b"\xef\xbb\xbfopen sesame"])
+async def test_byte_order_mark_is_no_part_of_a_password(rig: Rig, octets: bytes) -> None:
+    rig.file.write_bytes(octets)
+    assert (await rig.login()).password == "open sesame"
+
+
+async def test_name_of_a_password_file_that_may_be_the_password_is_not_shown(rig: Rig) -> None:
+    hop = replace(rig.hop, auth=Auth(username="us", password_file="hunter2"))
+    with pytest.raises(CredentialsError, match="No such file") as error:
+        await rig.logins.of(hop)
+    assert "hunter2" not in str(error.value)
+
+
 async def test_refused_login_rests_for_1_5_15_minutes(rig: Rig) -> None:
     for minutes in (1, 5, 15, 15):
         rig.logins.refused(rig.hop, await rig.login(), HOST, WORDS)
@@ -248,6 +261,14 @@ async def test_login_by_token_asks_for_it_and_for_another_one() -> None:
     assert (first.token, first.is_fresh) == ("app-1", False)
     second = await logins.anew(hop, first)
     assert (second.token, second.is_fresh, second.username) == ("app-2", True, "us")
+
+
+@pytest.mark.parametrize("mechanism", [AuthMechanism.PLAIN, AuthMechanism.LOGIN])
+async def test_login_by_password_asks_for_no_token(rig: Rig, mechanism: AuthMechanism) -> None:
+    auth = Auth(mechanism, "us", str(rig.file), "app")
+    found = await RouteCredentials(Held()).of(replace(rig.hop, auth=auth))
+    assert found is not None
+    assert (found.password, found.token) == ("open sesame", None)
 
 
 async def test_who_asks_for_no_tokens_still_sees_the_login() -> None:
