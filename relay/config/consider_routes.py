@@ -116,14 +116,16 @@ def _unknown(key: str, name: str, known: Collection[str], section: str) -> Remar
 
 
 def _consider_senders(config: Config) -> Iterator[Remark]:
-    """A route of the recipient's comes before one of the sender's."""
-    for pattern, by_sender in config.routes_by_sender.items():
-        hiding = [to for to, route in config.routes.items() if to != "*" and route != by_sender]
-        if hiding:
-            shown = ", ".join(f'"{to}"' for to in hiding[:3]) + (", …" if len(hiding) > 3 else "")
-            problem = f"has no effect on mail to {shown}, whose own route comes first"
-            cure = "remove those routes if this sender's mail is to go another way"
-            yield Remark(f"routes_by_sender.{pattern}", problem, cure, is_fatal=False)
+    """A route of the recipient's comes before one of the sender's, as the order of the rules says:
+    that is no mistake. Senders' routes that no client's mail can take are one.
+    """
+    has_others = config.admin.serves_http or any(
+        listener.next_hop is None for listener in config.listeners
+    )
+    if config.routes_by_sender and not has_others:
+        problem = "no client's mail takes them: every listener has a next_hop, which comes first"
+        cure = "remove next_hop from a listener, or remove routes_by_sender"
+        yield Remark("routes_by_sender", problem, cure, is_fatal=False)
 
 
 # --- logins ---------------------------------------------------------------------------------------
@@ -347,9 +349,15 @@ def _consider_limits(config: Config, key: str, hop: NextHop) -> Iterator[Remark]
             problem = f"{' and '.join(missing)} missing, and {provider} limits both"
             cure = "write what the provider allows your account (docs/routes.md)"
             yield Remark(key, problem, cure, is_fatal=False)
-    if hop.max_connections is not None and hop.max_connections > config.delivery.concurrency:
-        problem = f"more than delivery.concurrency ({config.delivery.concurrency}), which holds"
-        yield Remark(f"{key}.max_connections", problem, "lower it", is_fatal=False)
+    name = min(
+        ("concurrency", "concurrency_per_destination"),
+        key=lambda name: int(getattr(config.delivery, name)),
+    )
+    most = getattr(config.delivery, name)
+    if hop.max_connections is not None and hop.max_connections > most:
+        problem = f"more than delivery.{name} ({most}), of all workers together, which holds"
+        cure = f"lower it, or raise delivery.{name}"
+        yield Remark(f"{key}.max_connections", problem, cure, is_fatal=False)
 
 
 def _is_in(host: str, domain: str) -> bool:

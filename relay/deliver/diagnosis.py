@@ -12,6 +12,7 @@ and tested as a table. (`relay.route.security` decides how secure a session has 
     2yz to the final dot                   Delivered            Delivered (first digit, §4.3.2)
     silence or garbage after it            Deferred, in doubt   Deferred, in doubt (RFC 1047)
     5yz in clear that asks for TLS         next host            Deferred 4.7.5 (RFC 3207 §4)
+    5yz of a next hop that asks for AUTH   next host            Deferred 4.7.8 (`demands_login`)
     a message the host cannot take         next host            Bounced 5.3.4 5.6.x, if no host can
 
 A reply is judged by its first digit; its enhanced status is kept where its class
@@ -45,6 +46,7 @@ __all__ = [
     "Stage",
     "another_may_take",
     "cannot_take",
+    "demands_login",
     "demands_tls",
     "for_good",
     "for_now",
@@ -116,6 +118,11 @@ _TOO_MANY_RECIPIENTS = frozenset({"", ".0.0", ".5.0", ".5.3"})
 _TOO_LARGE = frozenset({"5.2.3", "5.3.4"})
 """RFC 3463 §3.3, §3.4: the message is larger than the mailbox, or the host, ever takes."""
 
+_RELAY_IS_NOT_KNOWN = frozenset({"5.7.57", "5.7.64"})
+"""What Microsoft 365 says to a client that has not logged in, and to one whose certificate or
+address no connector has.
+"""
+
 NO_REQUIRETLS = "4.7.30"
 """REQUIRETLS support required (RFC 8689 §4.2.1): the host lacks the keyword, and nothing else."""
 NO_SECURE_WAY = "4.7.10"
@@ -139,21 +146,20 @@ def judge(
             reply.status or "2.0.0", reply.code, text, session=session, dsn_passed_on=dsn_passed_on
         )
     description = f"{_named(host)} answered {answer.stage} with {reply.code} {text}".rstrip()
-    if is_temporary(answer):
-        return Deferred(
-            _temporary_status(answer.stage, reply), reply.code, text, description, session
-        )
+    if is_temporary(answer, host):
+        status = _temporary_status(answer, host, reply)
+        return Deferred(status, reply.code, text, description, session)
     return Bounced(reply.status or "5.0.0", reply.code, text, description, session)
 
 
-def is_temporary(answer: Answer) -> bool:
+def is_temporary(answer: Answer, host: Host) -> bool:
     """Whether an answer that is not positive may be positive later."""
-    if answer.reply is None or answer.reply.code < 500:
+    if answer.reply is None or answer.reply.code < 500 or demands_login(answer, host):
         return True
     return answer.stage in _NOT_ABOUT_THE_MESSAGE or _is_as_452(answer.stage, answer.reply)
 
 
-def worth_another_host(answer: Answer) -> bool:
+def worth_another_host(answer: Answer, host: Host) -> bool:
     """Whether the same attempt tries the next host for this recipient.
 
     It does not after the final dot without an answer: the host may have taken the message, and
@@ -163,7 +169,7 @@ def worth_another_host(answer: Answer) -> bool:
         answer.reply is None or not _is_an_answer_to(answer.stage, answer.reply)
     )
     taken = answer.stage is Stage.FINAL_DOT and answer.is_positive
-    return is_temporary(answer) and not (taken or in_doubt or answer.ours)
+    return is_temporary(answer, host) and not (taken or in_doubt or answer.ours)
 
 
 def too_many_recipients(answer: Answer) -> bool:
@@ -201,6 +207,21 @@ def demands_tls(answer: Answer) -> bool:
     if reply.code == 530:
         return speaks_of_tls or _AUTHENTICATION_WORD.search(reply.text) is None
     return speaks_of_tls and _NEED_WORD.search(reply.text) is not None
+
+
+def demands_login(answer: Answer, host: Host) -> bool:
+    """Whether a next hop of the operator's refuses a message since the relay has not logged in, or
+    has shown no certificate that the host knows. Then the configuration is wrong, here or at the
+    provider, and not the message (RFC 4954 §6: 530). An MX has nothing to log in to.
+    """
+    reply = answer.reply
+    if host.hop is None or reply is None or reply.code < 500:
+        return False
+    if answer.stage in _NOT_ABOUT_THE_MESSAGE:
+        return False
+    if reply.code == 503:
+        return _AUTHENTICATION_WORD.search(reply.text) is not None
+    return reply.code == 530 or reply.status in _RELAY_IS_NOT_KNOWN
 
 
 def unmet(
@@ -319,7 +340,10 @@ def _meant(reply: Reply) -> str:
     return reply.status or (parse_reply(452, reply.text).status if reply.code == 552 else "")
 
 
-def _temporary_status(stage: Stage, reply: Reply) -> str:
+def _temporary_status(answer: Answer, host: Host, reply: Reply) -> str:
+    stage = answer.stage
+    if demands_login(answer, host):
+        return "4.7.8"
     if _is_as_452(stage, reply):
         status = _meant(reply)[1:]
         return "4.5.3" if status in _TOO_MANY_RECIPIENTS else f"4{status}"

@@ -169,7 +169,7 @@ class HandOver:
             return
         outcome = judge(answer, host, session, dsn_passed_on=self._connection.offers.dsn)
         self.has_delivered |= isinstance(outcome, Delivered)
-        if worth_another_host(answer):
+        if worth_another_host(answer, self._host):
             assert isinstance(outcome, Deferred)
             self._tally.go_on(host, index, outcome)
         else:

@@ -1,7 +1,8 @@
 """Which hosts of a next hop are dead, when each is tried again, and whose turn it is. Pure.
 
     what happened                                     the host is dead for
-    no connection, no greeting, 4yz or 5yz to it      all messages
+    no connection, no greeting, 4yz or 5yz to it      all messages that come from the same address,
+                                                      over the same IP family, with the same EHLO
     the login was refused                             all messages of this next hop
     TLS did not meet what a message requires          messages of this next hop that require as much
 
@@ -50,8 +51,9 @@ class Cause(StrEnum):
 
 
 _Scope = tuple[str, int, Cause, str, Proof]
-"""What a death holds for: host, port, cause, next hop ("" for all), and the proof that the host did
-not give.
+"""What a death holds for: host, port, cause, next hop, and the proof that the host did not give. A
+host that does not answer is dead for all next hops that connect in the same way: in place of the
+next hop stands `NextHop.appearance`.
 """
 
 
@@ -74,13 +76,14 @@ class Trial:
 
 
 def _scopes(host: Host, proof: Proof) -> tuple[_Scope, ...]:
-    where, hop = (host.name, host.port), host.hop.name if host.hop is not None else ""
+    where = host.name, host.port
+    hop, appearance = (host.hop.name, host.hop.appearance) if host.hop is not None else ("", "")
     tls = {
         Proof.NOTHING: (),
         Proof.ENCRYPTED: (Proof.ENCRYPTED,),
     }.get(proof, (Proof.ENCRYPTED, proof))
     return (
-        (*where, Cause.UNREACHABLE, "", Proof.NOTHING),
+        (*where, Cause.UNREACHABLE, appearance, Proof.NOTHING),
         *((*where, Cause.TLS, hop, each) for each in tls),
         (*where, Cause.LOGIN, hop, Proof.NOTHING),
     )
@@ -105,7 +108,7 @@ class HostHealth:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._deaths: dict[_Scope, _Death] = {}
-        self._lived_at: dict[tuple[str, int], float] = {}
+        self._lived_at: dict[_Scope, float] = {}
         self._turns: Counter[tuple[str, int]] = Counter()
 
     # --- whose turn it is -------------------------------------------------------------------------
@@ -159,7 +162,7 @@ class HostHealth:
     def died(self, trial: Trial, cause: Cause, outcome: Deferred) -> bool:
         """No session came about, for this cause. Returns whether that is news."""
         self.end(trial)
-        if self._lived_at.get((trial.host.name, trial.host.port), -inf) >= trial.began:
+        if self._lived_at.get(trial.scopes[0], -inf) >= trial.began:
             return False
         now = self._clock()
         # The last scope of a cause is the one with the proof that the message needs.
@@ -177,7 +180,7 @@ class HostHealth:
     def lives(self, trial: Trial) -> bool:
         """A new session came about. Returns whether the host was dead before."""
         self.end(trial)
-        self._lived_at[trial.host.name, trial.host.port] = self._clock()
+        self._lived_at[trial.scopes[0]] = self._clock()
         ended = [scope for scope in trial.scopes if self._deaths.pop(scope, None) is not None]
         return bool(ended)
 

@@ -171,11 +171,21 @@ class NextHop:
     hello: Annotated[str, Form.DOMAIN] | None = None
 
     @property
-    def destination(self) -> str:
-        """Where its connections lead: the same for all next hops with these hosts, this port, and
-        this login, as providers limit each account.
+    def appearance(self) -> str:
+        """What a host sees of its connections before TLS, "" where no key says it: a host may turn
+        away one address, or one EHLO, and take the others.
         """
-        where = f"{','.join(host for equals in self.hosts for host in equals)}:{self.port}"
+        family = self.ip_family if self.ip_family is not IpFamily.ANY else None
+        keys = ("from", self.source_address), ("over", family), ("EHLO", self.hello)
+        return "".join(f" {key} {value}" for key, value in keys if value is not None)
+
+    @property
+    def destination(self) -> str:
+        """Where its connections lead: the same for all next hops with these hosts, this port, this
+        appearance, and this login, as providers limit each account.
+        """
+        hosts = ",".join(host for equals in self.hosts for host in equals)
+        where = f"{hosts}:{self.port}{self.appearance}"
         return f"{where} as {self.auth.username}" if self.auth is not None else where
 
 

@@ -49,6 +49,7 @@ from relay.route.choice import Routes, choose
 from relay.route.credentials import CredentialsError, RouteCredentials
 from relay.route.dane import base_domains
 from relay.route.family import usable_from, why_unusable
+from relay.route.log_once import LogOnce
 from relay.route.mx import MailHost, MailHosts, hop_host, host_name, mail_hosts, unusable
 from relay.route.next_hop import (
     BY_NOBODY,
@@ -132,6 +133,7 @@ class Router:
         self._clock = clock
         self._cache: ExpiringCache[_Kept] = ExpiringCache(_ADDRESSES_KEPT)
         self._credentials = credentials or RouteCredentials()
+        self._logged = LogOnce()
         self.reload(options)
 
     def reload(self, options: RouteOptions) -> None:
@@ -140,6 +142,7 @@ class Router:
         self._choices: dict[tuple[str, str, str], Choice] = {}
         self._cache.clear()
         self._credentials.forget()
+        self._logged.forget()
 
     async def route(self, domain: str, reverse_path: str = "", next_hop: str = "") -> Route:
         """The hosts to try for a recipient domain, in order, or the outcome without a host.
@@ -148,7 +151,7 @@ class Router:
         """
         choice = self._choose(domain, reverse_path, next_hop)
         if choice.missing:
-            return _not_configured(choice)
+            return self._not_configured(choice)
         return await self._by_choice(domain, choice)
 
     def leads_to(self, domain: str, reverse_path: str = "", next_hop: str = "") -> NextHop | None:
@@ -332,7 +335,9 @@ class Router:
             judge=lambda address: self._judge_route(address, hop, is_only=len(names) == 1),
         )
         expires = self._until(result, lookups.values())
-        return (_of_route(domain, result) if isinstance(result, NoRoute) else result), expires
+        if isinstance(result, NoRoute):
+            result = self._of_route(domain, hop, result)
+        return result, expires
 
     async def _addresses_of_hop(self, name: str) -> AddressLookup:
         expires = self._clock() + _LITERAL_KEPT
@@ -373,13 +378,32 @@ class Router:
             try:
                 credentials = await self._credentials.of(hop)
             except CredentialsError as error:
-                if (
-                    error.status == _WRONG_CONFIGURATION
-                ):  # who waits for a server was logged by then
-                    log.error("%s", error)
+                if error.status == _WRONG_CONFIGURATION:  # a server that gives none was logged
+                    self._log_once(f"login {hop.name} {error}", str(error))
                 return NoRoute(Deferred(error.status, Code.NONE, "", str(error)))
             hosts = tuple(replace(host, credentials=credentials) for host in hosts)
         return Hosts(hosts, plan.trouble, plan.rejected, naming)
+
+    def _not_configured(self, choice: Choice) -> NoRoute:
+        missing = choice.missing
+        text = f"the next hop that was to take this message is not configured: {missing}"
+        cure = f"add next_hops.{missing} again, or remove the message"
+        self._log_once(f"missing {missing}", f"{text}; {cure}")
+        return NoRoute(Deferred("4.3.5", Code.NO_USABLE_MX, "", text), choice)
+
+    def _of_route(self, domain: str, hop: NextHop, result: NoRoute) -> NoRoute:
+        """A configured next hop that cannot be used defers, with every answer of the DNS."""
+        outcome = result.outcome
+        reason = outcome.hosts[0] if outcome.hosts else outcome.description
+        status = {"5.4.6": "4.4.6", "5.4.4": "4.4.4"}.get(outcome.status, outcome.status)
+        text = f"the route configured for {domain} cannot be used: {reason}"
+        self._log_once(f"hosts {hop.name} {status}", text)  # the same for all domains
+        return _waits(domain, status, reason)
+
+    def _log_once(self, cause: str, text: str) -> None:
+        """Log an error that each attempt meets, once a minute."""
+        if self._logged.is_due(cause, self._clock()):
+            log.error("%s", text)
 
 
 def _named_by_dns(domain: str, answer: MxLookup) -> Naming:
@@ -432,21 +456,6 @@ def _has_addresses(task: asyncio.Task[AddressLookup]) -> bool:
     return isinstance(found, AddressAnswer) and bool(found.addresses)
 
 
-def _not_configured(choice: Choice) -> NoRoute:
-    text = f"the next hop that was to take this message is not configured: {choice.missing}"
-    log.error("%s; add next_hops.%s again, or remove the message", text, choice.missing)
-    return NoRoute(Deferred("4.3.5", Code.NO_USABLE_MX, "", text), choice)
-
-
 def _waits(domain: str, status: str, reason: str) -> NoRoute:
     text = f"the route configured for {domain} cannot be used: {reason}"
     return NoRoute(Deferred(status, Code.NO_USABLE_MX, "", text))
-
-
-def _of_route(domain: str, result: NoRoute) -> NoRoute:
-    """A configured next hop that cannot be used defers, with every answer of the DNS."""
-    outcome = result.outcome
-    reason = outcome.hosts[0] if outcome.hosts else outcome.description
-    status = {"5.4.6": "4.4.6", "5.4.4": "4.4.4"}.get(outcome.status, outcome.status)
-    log.error("the route configured for %s cannot be used: %s", domain, reason)
-    return _waits(domain, status, reason)

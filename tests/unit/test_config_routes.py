@@ -252,7 +252,7 @@ PINS = f'["{PIN}", "{PIN[:-2]}c="]'
         ("hosts: email-smtp.eu-west-1.amazonaws.com, max_connections: 3", False, ": rate missing"),
         ("hosts: smtp.office365.com, rate: 30/m, max_connections: 3", None, ""),
         ("hosts: notgmail.com", None, ""),
-        ("max_connections: 201", False, "more than delivery.concurrency (200), which holds"),
+        ("max_connections: 201", False, "more than delivery.concurrency_per_destination (20), of"),
     ],
 )
 def test_next_hop_that_contradicts_itself_is_named_with_its_cure(
@@ -375,7 +375,7 @@ def test_password_in_a_token_url_is_not_shown() -> None:
     assert not any("hunter2" in one for one in found)
 
 
-def test_route_that_hides_another_and_name_that_nothing_uses_are_warnings() -> None:
+def test_name_that_nothing_uses_is_a_warning_and_a_recipient_route_is_none() -> None:
     config = config_of(
         """
         hostname: relay.example.net
@@ -386,6 +386,58 @@ def test_route_that_hides_another_and_name_that_nothing_uses_are_warnings() -> N
     )
     assert [one.partition(": ")[2] for one in config.warnings] == [
         "next_hops.c: nothing leads to it; name it where it is meant, or remove it",
-        'routes_by_sender.s.example: has no effect on mail to "y.example", whose own route comes'
-        " first; remove those routes if this sender's mail is to go another way",
     ]
+
+
+@pytest.mark.parametrize(
+    ("others", "admin", "warns"),
+    [
+        ("", "{}", True),
+        (", {address: 127.0.0.1:2527}", "{}", False),
+        ("", "{api_keys: [key-3ax6xnjp29jd6fds4gc373sgvjxteol0]}", False),
+    ],
+    ids=["listeners-with-a-next-hop", "listener-without", "mail-over-http"],
+)
+def test_senders_routes_that_no_mail_can_take_are_one_warning(
+    others: str, admin: str, warns: bool
+) -> None:
+    config = config_of(
+        f"""
+        hostname: relay.example.net
+        next_hops: {{a: {{host: h.example}}}}
+        routes_by_sender: {{s.example: a, t.example: a}}
+        listeners: [{{address: 127.0.0.1:2525, next_hop: a}}{others}]
+        admin: {admin}
+        """
+    )
+    said = [one for one in config.warnings if "routes_by_sender" in one]
+    assert len(said) == warns, config.warnings
+    assert not warns or "every listener has a next_hop, which comes first; remove" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("delivery", "most", "said"),
+    [
+        ("{concurrency_per_destination: 20}", 20, None),
+        ("{concurrency_per_destination: 20}", 21, "delivery.concurrency_per_destination (20)"),
+        ("{concurrency_per_destination: 9, concurrency: 9}", 10, "delivery.concurrency (9)"),
+    ],
+)
+def test_max_connections_above_what_another_key_allows_is_a_warning(
+    delivery: str, most: int, said: str | None
+) -> None:
+    config = config_of(
+        f"""
+        hostname: relay.example.net
+        workers: 2
+        delivery: {delivery}
+        next_hops: {{a: {{host: h.example, max_connections: {most}}}}}
+        routes: {{"*": a}}
+        """
+    )
+    found = [one for one in config.warnings if "max_connections" in one]
+    assert len(found) == (said is not None), config.warnings
+    if said is not None:
+        key = said.partition(" ")[0]
+        assert f"next_hops.a.max_connections: more than {said}" in found[0]
+        assert f"lower it, or raise {key}" in found[0]

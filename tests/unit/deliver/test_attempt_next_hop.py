@@ -278,3 +278,40 @@ def test_host_of_a_next_hop_is_under_one_destination_with_the_others():
     hop = NextHop("provider", (("a.example",), ("b.example",)), 587)
     hosts = [Host(name, "192.0.2.1", 587, hop=hop) for name in ("a.example", "b.example")]
     assert len({host.destination for host in hosts}) == 1
+
+
+@pytest.mark.parametrize(
+    ("verb", "refusal"),
+    [
+        ("MAIL", "530 5.7.57 Client not authenticated to send mail"),
+        ("RCPT", "550 5.7.64 TenantAttribution; Relay Access Denied"),
+        ("RCPT", "503 AUTH first"),
+        ("DATA", "530 5.7.1 Authentication required"),
+    ],
+)
+async def test_message_waits_where_a_host_asks_for_a_login_unless_the_next_host_takes_it(
+    rig, verb, refusal
+):
+    closed = replace(GOOD, replies={verb: refusal})
+    await hosts_of(rig, [closed])
+    outcome = await rig.send(entry())
+    assert isinstance(outcome, Deferred)
+    assert (outcome.status, outcome.code) == ("4.7.8", int(refusal[:3]))
+    assert outcome.message == refusal[4:]
+    rig.hosts.clear()
+    first, second = await hosts_of(rig, [closed], [GOOD])
+    assert isinstance(await rig.send(entry()), Delivered)
+    assert (len(first.connections), len(second.messages)) == (1, 1)
+
+
+async def test_host_that_blocks_one_source_address_gets_mail_from_another(rig):
+    (server,) = await hosts_of(rig, [GOOD])
+    await server.close()
+    assert (await rig.send(entry())).status == "4.4.1"
+    rig.hosts.clear()
+    port = server.port
+    hop = NextHop("other", (("x.example",),), source_address="127.0.0.1")
+    rig.hosts[:] = [Host(server.name, "127.0.0.1", port, hop=hop)]
+    outcome = await rig.send(entry())
+    assert "not tried" not in outcome.description
+    assert outcome.hosts == ()

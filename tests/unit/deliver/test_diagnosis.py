@@ -20,7 +20,7 @@ from relay.deliver.diagnosis import (
 )
 from relay.mail.outcome import Bounced, Code, Deferred, Delivered
 from relay.mail.reply import Reply, parse_reply
-from relay.route.next_hop import Host
+from relay.route.next_hop import Host, NextHop
 
 HOST = Host("mx.example", "192.0.2.1", 25)
 ALL_STAGES = list(Stage)
@@ -40,7 +40,7 @@ def test_4yz_defers_and_another_host_may_be_tried(stage):
     assert (outcome.status, outcome.code, outcome.message) == ("4.2.1", 450, "4.2.1 busy")
     assert outcome.description == f"mx.example [192.0.2.1] answered {stage} with 450 4.2.1 busy"
     assert not outcome.in_doubt
-    assert worth_another_host(answer)
+    assert worth_another_host(answer, HOST)
 
 
 @pytest.mark.parametrize("stage", ABOUT_THE_MESSAGE)
@@ -49,7 +49,7 @@ def test_5yz_about_the_message_bounces(stage):
     outcome = judge(answer, HOST)
     assert isinstance(outcome, Bounced)
     assert (outcome.status, outcome.code) == ("5.7.1", 550)
-    assert not worth_another_host(answer)
+    assert not worth_another_host(answer, HOST)
 
 
 @pytest.mark.parametrize("stage", ABOUT_US)
@@ -58,7 +58,7 @@ def test_5yz_about_us_or_the_host_defers(stage):
     outcome = judge(answer, HOST)
     assert isinstance(outcome, Deferred)
     assert (outcome.status, outcome.code) == ("4.7.1", 554)
-    assert worth_another_host(answer)
+    assert worth_another_host(answer, HOST)
 
 
 @pytest.mark.parametrize(
@@ -69,14 +69,14 @@ def test_2yz_to_the_final_dot_is_delivered_by_its_first_digit(text):
     outcome = judge(answer, HOST, dsn_passed_on=True)
     assert isinstance(outcome, Delivered)
     assert (outcome.status, outcome.description, outcome.dsn_passed_on) == ("2.0.0", "", True)
-    assert not worth_another_host(answer)
+    assert not worth_another_host(answer, HOST)
 
 
 @pytest.mark.parametrize("stage", [stage for stage in Stage if stage is not Stage.FINAL_DOT])
 def test_2yz_to_anything_else_delivers_nothing(stage):
     answer = Answer(stage, reply("250 2.0.0 OK"))
     assert isinstance(judge(answer, HOST), Deferred)
-    assert worth_another_host(answer)
+    assert worth_another_host(answer, HOST)
 
 
 @pytest.mark.parametrize("stage", ALL_STAGES)
@@ -88,7 +88,7 @@ def test_silence_defers(stage):
     no_connection = stage in (Stage.CONNECT, Stage.GREETING)
     assert outcome.code == (Code.NO_CONNECTION if no_connection else Code.NONE)
     assert outcome.in_doubt is (stage is Stage.FINAL_DOT)
-    assert worth_another_host(answer) is (stage is not Stage.FINAL_DOT)
+    assert worth_another_host(answer, HOST) is (stage is not Stage.FINAL_DOT)
     assert "no answer within 300 s" in outcome.description
 
 
@@ -99,7 +99,7 @@ def test_invalid_reply_to_the_final_dot_leaves_the_message_in_doubt(code):
     assert isinstance(outcome, Deferred)
     assert outcome.in_doubt
     assert "may arrive twice" in outcome.description
-    assert not worth_another_host(answer)
+    assert not worth_another_host(answer, HOST)
 
 
 def test_552_to_rcpt_is_452():
@@ -107,7 +107,7 @@ def test_552_to_rcpt_is_452():
     outcome = judge(answer, HOST)
     assert isinstance(outcome, Deferred)
     assert (outcome.status, outcome.code) == ("4.5.3", 552)
-    assert worth_another_host(answer)
+    assert worth_another_host(answer, HOST)
     assert too_many_recipients(answer)
     assert not too_many_recipients(Answer(Stage.MAIL, reply("552 5.3.4 too big")))
     assert not too_many_recipients(Answer(Stage.RCPT, reply("450 4.2.1 busy")))
@@ -155,7 +155,7 @@ def test_trouble_of_the_relay_is_no_refusal_by_a_host():
     outcome = judge(answer, HOST)
     assert isinstance(outcome, Deferred)
     assert (outcome.status, outcome.in_doubt) == ("4.3.0", False)
-    assert not worth_another_host(answer)
+    assert not worth_another_host(answer, HOST)
 
 
 @pytest.mark.parametrize(
@@ -212,3 +212,48 @@ def test_a_line_about_a_host_names_it_once():
 
 def test_long_texts_are_cut():
     assert len(shown(Reply(550, "5.0.0", "x" * 30_000))) == 2000
+
+
+OWN_HOST = Host("smtp.example", "192.0.2.5", 587, hop=NextHop("provider", (("smtp.example",),)))
+
+
+@pytest.mark.parametrize("stage", ABOUT_THE_MESSAGE)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "530 5.7.1 Authentication required",
+        "530 5.7.57 Client not authenticated to send mail",
+        "530 no",
+        "550 5.7.57 Client was not authenticated",
+        "550 5.7.64 TenantAttribution; Relay Access Denied",
+        "503 AUTH first",
+        "503 5.5.4 Error: send auth command first",
+    ],
+)
+def test_next_hop_that_asks_for_a_login_defers_and_an_mx_that_does_bounces(stage, text):
+    answer = Answer(stage, reply(text))
+    outcome = judge(answer, OWN_HOST)
+    assert isinstance(outcome, Deferred)
+    assert (outcome.status, outcome.code, outcome.message) == ("4.7.8", int(text[:3]), text[4:])
+    assert text in outcome.description
+    assert worth_another_host(answer, OWN_HOST)
+    assert isinstance(judge(answer, HOST), Bounced)
+    assert not worth_another_host(answer, HOST)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "550 5.1.1 no such user",
+        "550 5.7.1 not authorized to send as this sender",
+        "503 5.5.1 need RCPT first",
+        "554 5.7.1 spam",
+    ],
+)
+def test_next_hop_that_refuses_the_message_bounces_it(text):
+    assert isinstance(judge(Answer(Stage.RCPT, reply(text)), OWN_HOST), Bounced)
+
+
+def test_next_hop_that_is_busy_and_speaks_of_a_login_keeps_its_status():
+    outcome = judge(Answer(Stage.MAIL, reply("450 4.3.2 authentication server is down")), OWN_HOST)
+    assert outcome.status == "4.3.2"

@@ -9,7 +9,7 @@ import pytest
 
 from relay.deliver.host_health import Cause, HostHealth, Trial, rest
 from relay.mail.outcome import Code, Deferred
-from relay.route.next_hop import Host, NextHop
+from relay.route.next_hop import Host, IpFamily, NextHop
 from relay.route.security import Proof
 
 HOP = NextHop("provider", (("a.example", "b.example"), ("c.example",)), 587)
@@ -232,3 +232,29 @@ def test_addresses_of_a_host_stay_together(world):
     second = replace(A, address="192.0.2.9")
     dealt = [world.health.deal([A, second, B], Proof.NOTHING) for _ in range(2)]
     assert dealt == [[A, second, B], [B, A, second]]
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"source_address": "192.0.2.7"},
+        {"hello": "other.example.net"},
+        {"ip_family": IpFamily.IPV4},
+    ],
+    ids=lambda keys: next(iter(keys)),
+)
+def test_host_that_does_not_answer_one_way_of_connecting_may_answer_another(world, keys):
+    other = replace(A, hop=replace(HOP, name="other", **keys))
+    same = replace(A, hop=replace(HOP, name="same"))
+    world.kill()
+    assert world.may_begin(other)
+    assert not world.may_begin(same)
+    assert world.health.unreachable_until([other]) is None
+    world.now += 1
+    later = world.begin(other)
+    world.now += 15
+    test = world.begin(A)
+    assert world.health.lives(later) is False  # it says nothing of the first
+    world.health.died(test, Cause.UNREACHABLE, REFUSED)
+    world.now += 16
+    assert not world.may_begin(same)  # the second failure counted: 30 seconds

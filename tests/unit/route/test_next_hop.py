@@ -7,7 +7,16 @@ from dataclasses import replace
 import pytest
 
 from relay.mail.outcome import NamedBy
-from relay.route.next_hop import BY_NOBODY, Auth, Host, Hosts, Naming, NextHop, Rate
+from relay.route.next_hop import (
+    BY_NOBODY,
+    Auth,
+    Host,
+    Hosts,
+    IpFamily,
+    Naming,
+    NextHop,
+    Rate,
+)
 
 MX = Host("mx.dest.example", "192.0.2.7", 25, 10)
 
@@ -45,7 +54,7 @@ def test_routing_says_who_named_the_hosts_and_in_which_order(
     assert routing.hosts == (line,)
 
 
-def test_next_hops_with_the_same_hosts_port_and_login_are_one_destination() -> None:
+def test_next_hops_with_the_same_hosts_port_login_and_appearance_are_one_destination() -> None:
     hosts = (("a.example", "b.example"), ("c.example",))
     first = NextHop("a.example", hosts, 587, auth=Auth(username="one", password_file="/f"))
     assert first.destination == replace(first, name="b.example", rate=Rate(1, 1.0)).destination
@@ -54,5 +63,8 @@ def test_next_hops_with_the_same_hosts_port_and_login_are_one_destination() -> N
         replace(first, hosts=hosts[:1]),
         replace(first, auth=None),
         replace(first, auth=Auth(username="two", password_file="/f")),
+        replace(first, source_address="192.0.2.7"),
+        replace(first, hello="other.example.net"),
+        replace(first, ip_family=IpFamily.IPV4),
     ]
-    assert len({first.destination, *(other.destination for other in others)}) == 5
+    assert len({first.destination, *(other.destination for other in others)}) == 8

@@ -664,6 +664,38 @@ async def test_mail_whose_next_hop_was_removed_waits_until_it_is_back(caplog):
     assert tried(await ours.route("example.net", "a@example.com", "client")) == ["11.22.33.1"]
 
 
+async def test_next_hop_that_cannot_be_used_is_logged_once_a_minute(tmp_path, caplog):
+    path = str(tmp_path / "none")
+    clock = Clock()
+    routes = {
+        "*": next_hop("[10.0.0.1]", username="us", password_file=path),
+        "own.example": NextHop("own", (("gone.example",),)),
+        "*.own.example": NextHop("own", (("gone.example",),)),
+    }
+    dns = FakeDns(hosts={"gone.example": NoSuchName(expires=0.0)})
+    ours = router(dns, clock=clock, routes=Routes(routes, {}, {}))
+
+    async def lines():
+        caplog.clear()
+        for number in range(20):
+            for domain in (f"d{number}.example", "own.example", f"d{number}.own.example"):
+                assert refused(await ours.route(domain))[0] is Deferred
+            gone = await ours.route(f"d{number}.example", "a@example.com", "client")
+            assert refused(gone)[1] == "4.3.5"
+        said = [record.getMessage() for record in caplog.records]
+        counts = [sum(part in one for one in said) for part in (path, "gone", "next_hops.client")]
+        assert sum(counts) == len(said)
+        return counts
+
+    assert await lines() == [1, 1, 1]
+    clock.now += 59
+    assert await lines() == [0, 0, 0]
+    clock.now += 1
+    assert await lines() == [1, 1, 1]
+    ours.reload(RouteOptions(routes=Routes(routes, {}, {})))
+    assert await lines() == [1, 1, 1]
+
+
 # --- several hosts of a next hop ----------------------------------------------------------------
 
 
