@@ -28,7 +28,6 @@ _SHORTEST = 3
 """A shorter secret is not looked for: every text would contain it."""
 
 _LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
-"""Unlike `str.lower`, it keeps the length of each text."""
 
 
 class Secrets:
@@ -64,7 +63,7 @@ class Secrets:
 
     def _without_parts(self, text: str) -> str:
         kept: list[str] = []
-        lower = text.translate(_LOWER)
+        lower = _lower(text)
         at = shown = 0
         while at <= len(text) - _LEAST:
             if lower[at : at + _LEAST] not in self._parts:
@@ -78,8 +77,13 @@ class Secrets:
         return "".join(kept) + text[shown:]
 
 
+def _lower(text: str) -> str:
+    """In lower case, and as long as before: `str.lower` makes some characters longer."""
+    return text.lower() if text.isascii() else text.translate(_LOWER)
+
+
 def _parts(form: str) -> frozenset[str]:
-    lower = form.translate(_LOWER)
+    lower = _lower(form)
     return frozenset(lower[at : at + _LEAST] for at in range(len(lower) - _LEAST + 1))
 
 
