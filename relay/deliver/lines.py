@@ -9,7 +9,7 @@ line is bound to it, so that the entries that wait for the destination can be co
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -124,6 +124,15 @@ class Lines:
     def head(self, name: str) -> Entry:
         """The entry at the head of a line."""
         return self._lines[name].entries[0]
+
+    def bring_forward(self, name: str, may_go: Callable[[Entry], bool]) -> bool:
+        """Put the entries before the first that may go behind all others; whether there is one."""
+        entries = self._lines[name].entries
+        first = next((at for at, entry in enumerate(entries) if may_go(entry)), None)
+        if first is None:
+            return False
+        entries.rotate(-first)
+        return True
 
     def pop(self, name: str) -> Entry:
         """The entry at the head of a line, which leaves it."""

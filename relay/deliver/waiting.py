@@ -142,16 +142,28 @@ class Waiting(Generic[A]):
         for line in self.lines.turns(rank):
             if not self.paces.has_room(line, is_crowded=is_crowded):
                 continue
+            if not self._begins_with_one_that_may_go(line):
+                continue
             if not self.room.is_to_be_asked(line):
                 continue
             entry = self.lines.head(line)
-            if self._under_way[entry.domain] >= self._share:
-                continue
             use = self.room.reserve(line, entry)
             if use is not None or not is_of_hop(line) or self.room.is_silent(line):
                 self.lines.pop(line)
                 return Turn(entry, line, rank, use)
         return None
+
+    def _begins_with_one_that_may_go(self, line: str) -> bool:
+        """Whether the domain of a line's head may have another attempt. In the line of a next hop,
+        entries of domains that may not go behind the others: they hold up no other domain, and are
+        the first that are given back to the queue.
+        """
+        if is_of_hop(line):
+            return self.lines.bring_forward(line, self._may_go)
+        return self._may_go(self.lines.head(line))
+
+    def _may_go(self, entry: Entry) -> bool:
+        return self._under_way[entry.domain] < self._share
 
     # --- what to claim ----------------------------------------------------------------------------
 

@@ -165,6 +165,46 @@ def test_mail_over_a_limited_next_hop_does_not_hold_up_other_mail_for_the_same_d
     assert wanted.skip == frozenset()
 
 
+def test_domain_that_hangs_over_one_next_hop_holds_up_no_other_domain_of_another():
+    hanging, well = hop("hanging"), hop("well")
+
+    def leads_to(entry: Entry) -> NextHop | None:
+        return hanging if entry.message.queue_id < "Q4" else well
+
+    waiting = waiting_of(20, 4, leads_to)
+    for number in range(4):
+        waiting.add(of("slow.example", number))
+    assert begin_all(waiting) == ["slow.example"] * 4
+    for number in range(4, 7):
+        waiting.add(of("slow.example", number))
+    for number in range(7, 9):
+        waiting.add(of(f"d{number}.example", number))
+    assert begin_all(waiting) == ["d7.example", "d8.example"]
+    waiting.ended(of("slow.example"))
+    [turn] = waiting.turns()
+    assert turn.entry.message.queue_id == "Q4", "the order is kept otherwise"
+
+
+def test_entries_whose_domain_is_busy_are_the_first_that_go_back_into_the_queue():
+    limited, hanging = hop(rate=Rate(30, 60)), hop("hanging")
+
+    def leads_to(entry: Entry) -> NextHop | None:
+        return hanging if entry.message.queue_id < "Q4" else limited
+
+    waiting = waiting_of(20, 4, leads_to)
+    for number in range(4):
+        waiting.add(of("slow.example", number))
+    waiting.add(of("first.example", 9))
+    assert len(begin_all(waiting)) == 5, "the rate lets none in from now on"
+    for number in range(4, 9):
+        waiting.add(of("slow.example", number))
+    waiting.add(of("other.example", 9))
+    assert begin_all(waiting) == []
+    taken = waiting.room.take_excess()
+    assert taken
+    assert {entry.domain for entry, _, _ in taken} == {"slow.example"}
+
+
 def test_entries_that_wait_for_limits_of_next_hops_take_no_page_from_others():
     hops = [hop(f"hop{number}", rate=Rate(1, 3600)) for number in range(30)]
     waiting = waiting_of(20, 4, lambda entry: hops[int(entry.domain[1:3])])
