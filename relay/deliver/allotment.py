@@ -19,13 +19,13 @@ from dataclasses import dataclass
 
 from relay.route.next_hop import Rate
 
-__all__ = ["Spacing", "divided", "share", "spacing"]
+__all__ = ["LATE_SECONDS", "Spacing", "divided", "share", "spacing"]
 
-_LATE_SECONDS = 2.0
+LATE_SECONDS = 2.0
 """How much later than another a message may reach the host: it may need a new connection first."""
 
 _FORGIVEN_SECONDS = 0.5
-"""How late a message may begin without delaying those after it: `_LATE_SECONDS` has room for it."""
+"""How late a message may begin without delaying those after it: `LATE_SECONDS` has room for it."""
 
 _ROUNDING = 1e-6
 
@@ -85,4 +85,4 @@ def spacing(rate: Rate) -> Spacing:
     if rate.seconds <= 1:
         return Spacing(burst, rate.seconds / rate.messages)
     # In any stretch of `seconds` begin a burst and what is due in it: `messages` at most.
-    return Spacing(burst, (rate.seconds + _LATE_SECONDS) / (rate.messages - burst + 1))
+    return Spacing(burst, (rate.seconds + LATE_SECONDS) / (rate.messages - burst + 1))

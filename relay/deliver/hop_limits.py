@@ -9,6 +9,8 @@ writes how many connections it has and wants, and reads the others'. A node of s
                         connection counts until the host has closed it, an idle one too.
     a message           begins when the rate lets it (`allotment.Spacing`). Of several workers that
                         wait for it, the one that has waited longest since its last message has it.
+                        An attempt is let in before it connects. Where the connection takes so long
+                        that the host would see too many messages at once, the attempt waits anew.
 
 A worker that ends, or stands still, keeps no part from the others for longer than `_FRESH`: the
 supervisor clears what a dead worker wrote, and what a worker wants counts only while it is new.
@@ -21,9 +23,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from relay.deliver.allotment import Spacing, divided, share, spacing
+from relay.deliver.allotment import LATE_SECONDS, Spacing, divided, share, spacing
 from relay.route.next_hop import NextHop
 
 __all__ = [
@@ -110,21 +112,31 @@ class OwnTable:
         return self._cells.setdefault(name, [0.0] * (CELLS + CELLS_OF_A_WORKER))
 
 
+class Begun(NamedTuple):
+    """A message that the rate let in: when, and when the next message was due before and after."""
+
+    at: float
+    before: float
+    due: float
+
+
 @dataclass(slots=True)
 class Limited:
     """What this worker does at one next hop.
 
     `holders`: the entries that have a connection or make one. `open`: connections that stand, are
     made, are idle, or are being closed. `held`: how many are this worker's for now. `begun`: the
-    entries whose first message has been let in and not sent yet. `room_at`: when to ask again;
-    `waits_for_rate`: whether the rate was what did not let the last one in.
+    entries whose first message has been let in and not sent yet. `late`: those whose connection
+    came late, and which wait anew: no other message begins before theirs. `room_at`: when to ask
+    again; `waits_for_rate`: whether the rate was what did not let the last one in.
     """
 
     hop: NextHop
     holders: set[Holder] = field(default_factory=set)
     open: int = 0
     held: int = 0
-    begun: set[Holder] = field(default_factory=set)
+    begun: dict[Holder, Begun] = field(default_factory=dict)
+    late: dict[Holder, None] = field(default_factory=dict)
     room_at: float = 0.0
     waits_for_rate: bool = False
 
@@ -161,12 +173,13 @@ class HopLimits:
         one = self._of(hop)
         if not self._take_connection(one, holder):
             return False
-        if holder not in one.begun and not self._begin_message(one):
-            one.holders.discard(holder)
-            self._settle(one)
-            return False
-        if hop.rate is not None:
-            one.begun.add(holder)
+        if hop.rate is not None and holder not in one.begun:
+            begun = self._begin_message(one) if not one.late else self._let_late_ones_first(one)
+            if begun is None:
+                one.holders.discard(holder)
+                self._settle(one)
+                return False
+            one.begun[holder] = begun
         one.room_at, one.waits_for_rate = 0.0, False
         return True
 
@@ -175,6 +188,7 @@ class HopLimits:
         one = self._known.get(hop.name)
         if one is not None and holder in one.holders:
             one.holders.discard(holder)
+            one.late.pop(holder, None)
             if not one.waits_for_rate:
                 one.room_at = 0.0
             self._settle(one)
@@ -182,19 +196,27 @@ class HopLimits:
     def is_over(self, holder: Holder) -> None:
         """The attempt of an entry has ended; the next one is a message of its own."""
         for one in self._known.values():
-            one.begun.discard(holder)
+            one.begun.pop(holder, None)
+            one.late.pop(holder, None)
 
     def wait_for_message(self, hop: NextHop, holder: Holder) -> float:
         """In how many seconds to ask again for the next message of an attempt; 0 if it begins.
 
-        The first was let in with the connection. More of them are needed for very many recipients,
-        and where a host ends a connection.
+        The first was let in with the connection, and is let in anew if that came late. More of them
+        are needed for very many recipients, and where a host ends a connection.
         """
         one = self._of(hop)
-        if holder in one.begun:
-            one.begun.discard(holder)
+        if hop.rate is None:
             return 0.0
-        if self._begin_message(one):
+        begun = one.begun.pop(holder, None)
+        if begun is not None:
+            if self._clock() - begun.at <= LATE_SECONDS or self._begins_late(one, begun):
+                return 0.0
+            one.late[holder] = None
+        if next(iter(one.late), holder) != holder:
+            self._let_late_ones_first(one)
+        elif self._begin_message(one) is not None:
+            one.late.pop(holder, None)
             return 0.0
         return max(one.room_at - self._clock(), 0.001)
 
@@ -322,16 +344,13 @@ class HopLimits:
         limit = self.most(one.hop) or 0
         return divided(limit, wants, int(now / _TURN_SECONDS))[number]
 
-    def _begin_message(self, one: Limited) -> bool:
-        rate = one.hop.rate
-        if rate is None:
-            return True
+    def _begin_message(self, one: Limited) -> Begun | None:
         now, number = self._clock(), self._table.number
         spaced = self.spacing(one.hop)
         with self._table.locked(one.hop.name) as cells:
             if cells is None or spaced is None:
                 one.room_at, one.waits_for_rate = now + _AGAIN, True
-                return False
+                return None
             # After a reload it may be due by a rate that was slower.
             due = cells[_DUE] = min(cells[_DUE], now + spaced.burst * spaced.interval)
             at = spaced.begins_at(due)
@@ -339,11 +358,25 @@ class HopLimits:
             if now < at or (not is_late and self._is_anothers_turn(cells, now)):
                 cells[self._cell(number, _WAITS)] = now
                 one.room_at, one.waits_for_rate = max(at, now + _SOON), True
-                return False
-            cells[_DUE] = spaced.next_due(due, now)
+                return None
+            next_due = cells[_DUE] = spaced.next_due(due, now)
             cells[self._cell(number, _BEGAN)] = now
             cells[self._cell(number, _WAITS)] = 0.0
+        return Begun(now, due, next_due)
+
+    def _begins_late(self, one: Limited, begun: Begun) -> bool:
+        """Let a message begin now that was let in a while ago, if none was let in since: the next
+        one is due later. Otherwise its place in the rate is lost.
+        """
+        spaced = self.spacing(one.hop)
+        with self._table.locked(one.hop.name) as cells:
+            if cells is None or spaced is None or cells[_DUE] != begun.due:
+                return False
+            cells[_DUE] = spaced.next_due(begun.before, self._clock())
         return True
+
+    def _let_late_ones_first(self, one: Limited) -> None:
+        one.room_at, one.waits_for_rate = max(one.room_at, self._clock() + _SOON), True
 
     def _is_anothers_turn(self, cells: Cells, now: float) -> bool:
         """Whether another worker waits that has begun no message for longer than this one."""

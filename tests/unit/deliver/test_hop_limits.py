@@ -239,6 +239,72 @@ def test_message_that_an_attempt_begins_anew_is_counted():
     limits.is_over(holder)
 
 
+@pytest.mark.parametrize("rate", [Rate(30, 60), Rate(300, 60)])
+@pytest.mark.parametrize("late", [1.9, 30.0])
+def test_host_never_sees_more_than_the_rate_where_connections_come_late(rate, late):
+    # For half a minute a connection takes long, then none does.
+    world, limited = World(1), hop(rate=rate)
+    limits = world.workers[0]
+    connected: list[tuple[float, tuple[str, str]]] = []
+    seen: list[float] = []
+    for step in range(15_000):
+        world.now = 1000 + step / 100
+        if limits.has_room(limited):
+            takes = late if step < 3000 else 0.0
+            connected += [(world.now + takes, one) for one in world.begin_all(0, limited)]
+        for at, holder in list(connected):
+            if at <= world.now and not limits.wait_for_message(limited, holder):
+                seen.append(world.now)
+                connected.remove((at, holder))
+                world.end(0, limited, [holder])
+    for begin in seen:
+        assert sum(begin <= at <= begin + 60 for at in seen) <= rate.messages
+    last = sum(world.now - 60 <= at for at in seen)
+    assert last >= 0.9 * rate.messages, "nothing is lost for long"
+
+
+def test_message_whose_connection_comes_late_begins_before_those_that_have_none():
+    world, thirty = World(1), hop(rate=Rate(30, 60))
+    limits = world.workers[0]
+    first = world.begin(0, thirty)
+    world.now += 3
+    second = world.begin(0, thirty)
+    assert first is not None
+    assert second is not None
+    world.now += 3
+    assert limits.wait_for_message(thirty, second) == 0, "none was let in since"
+    assert limits.wait_for_message(thirty, first) == pytest.approx(2.07, abs=0.05)
+    world.now += 2.1
+    assert world.begin(0, thirty) is None
+    assert limits.wait_for_message(thirty, first) == 0
+    world.now += 2.1
+    assert world.begin(0, thirty) is not None
+
+
+def test_attempt_that_ends_while_it_waits_anew_holds_up_nobody():
+    world, thirty = World(1), hop(rate=Rate(30, 60))
+    first = world.begin(0, thirty)
+    world.now += 3
+    assert world.begin(0, thirty) is not None
+    assert first is not None
+    assert world.workers[0].wait_for_message(thirty, first) > 0
+    world.end(0, thirty, [first])
+    world.now += 2.1
+    assert world.begin(0, thirty) is not None
+
+
+def test_slow_rate_lets_a_message_go_whose_connection_takes_long():
+    world, hourly = World(2), hop(rate=Rate(1, 3600))
+    holder = world.begin(0, hourly)
+    world.waits(0, 1)
+    assert world.begin(1, hourly) is None
+    world.now += 30
+    assert holder is not None
+    assert world.workers[0].wait_for_message(hourly, holder) == 0
+    world.now += 3590
+    assert world.begin(1, hourly) is None, "the hour begins when the host saw the message"
+
+
 def test_next_host_of_an_attempt_needs_no_second_message():
     world, thirty = World(1), hop(rate=Rate(30, 60))
     limits, holder = world.workers[0], ("Q", "b.example")
