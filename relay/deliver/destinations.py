@@ -13,8 +13,8 @@ A destination is an address with its port, or an operator's next hop with all it
 
 The operator's own limits of a next hop (`hop_limits`) hold besides.
 
-A host turns a connection away with 421 to the greeting, EHLO or MAIL, or with 451 or 452 and a text
-about connections or rate; with such a text also to AUTH, where it knows the user. A missing
+A host turns a connection away with 421 to the greeting, EHLO or MAIL, or with another 4yz and a
+text about connections or rate; with such a text also to AUTH, where it knows the user. A missing
 greeting (the connection is refused, reset or closed) means the same while another connection is
 open or was just used. Which of its hosts a next hop uses, `host_health` decides; a next hop is
 silent while all its hosts are dead.
@@ -82,6 +82,9 @@ _ABOUT_LOAD = re.compile(
 )
 
 
+_ABOUT_TLS = re.compile(r"encrypt|\btls\b", re.IGNORECASE)
+"""Postfix: 450 4.7.1 Session encryption is required."""
+
 _ABOUT_LOGINS = re.compile(r"\bfail|\binvalid|\bpassword|\battempt|\blog[- ]?ins?\b", re.IGNORECASE)
 
 
@@ -95,7 +98,10 @@ def turns_away(answer: Answer) -> bool:
         return reply.code < 500 and speaks_of_load(reply) and not is_about_logins
     if reply is None or answer.stage not in (Stage.GREETING, Stage.EHLO, Stage.MAIL):
         return False
-    return reply.code == 421 or (reply.code in (451, 452) and speaks_of_load(reply))
+    if reply.code == 421:
+        return True
+    is_about_load = speaks_of_load(reply) and _ABOUT_TLS.search(reply.text) is None
+    return 400 <= reply.code < 500 and is_about_load
 
 
 def speaks_of_load(reply: Reply) -> bool:
