@@ -342,7 +342,7 @@ class Attempt:
         began = _now()
         connection = self._pool.take(key)
         is_kept = connection is not None
-        result = HostResult.ANSWERED
+        result, went_well = HostResult.ANSWERED, False
         while waiting:
             if connection is None:
                 require_claim(job.may_go_on)
@@ -366,13 +366,13 @@ class Attempt:
                 connection.abort()
                 raise
             if handing_over.has_delivered:
-                hop = connection.hop
+                went_well, hop = True, connection.hop
                 is_old = is_below(hop.tls_version, self._security)
                 conditions.past.learn(shown_by(hop), is_old=is_old)
             if waiting:  # they are to go over another connection
                 connection.quit()
             else:
-                result = self._note_session(handing_over, use)
+                result = self._note_session(handing_over, use, went_well=went_well)
                 self._pool.give_back(key, connection, use.holder[1])
             if connection.was_cancelled:
                 return HostResult.CANCELLED
@@ -398,10 +398,11 @@ class Attempt:
         self._pool.make_room(host.destination, self._destinations.others_may_stay(use))
         self._pool.make_room_for(waiting[0].domain, self._most_for_domain)
         seen = partial(tally.sessions.met, host, floor)
-        async with self._counted(host.hop) as counted:
-            reached = await negotiate.reach(host, conditions.needed, self._using, seen=seen)
+        async with self._counted(host.hop) as opened:
+            reached = await negotiate.reach(
+                host, conditions.needed, self._using, seen=seen, opened=opened.append
+            )
             if isinstance(reached, Connection):
-                counted.append(reached)
                 if turn is not None:
                     turn.lives()
                 return reached
@@ -416,14 +417,14 @@ class Attempt:
 
     @asynccontextmanager
     async def _counted(self, hop: NextHop | None) -> AsyncIterator[list[Connection]]:
-        """Count a connection to a next hop, as long as the one that is put into the list stands.
+        """Count a connection to a next hop, as long as one that is put into the list stands.
 
-        A connection that was given up stands at the host until the host has closed it: a limit of
-        the next hop waits for that.
+        A connection that failed or was given up stands at the host until the host has closed it: a
+        limit of the next hop waits for that.
         """
-        counted: list[Connection] = []
+        opened: list[Connection] = []
         if hop is None:
-            yield counted
+            yield opened
             return
         if hop.max_connections is not None:
             self._pool.make_room_at_hop(hop, self._limits.idle(hop))
@@ -433,17 +434,18 @@ class Attempt:
             else:  # one that is being made may come to nothing
                 await asyncio.sleep(_AGAIN_SECONDS)
         try:
-            yield counted
+            yield opened
         finally:
-            if counted:
-                task = asyncio.create_task(self._count_until_gone(hop, counted[0]))
+            if opened:
+                task = asyncio.create_task(self._count_until_gone(hop, opened))
                 self._standing.add(task)
                 task.add_done_callback(self._standing.discard)
             else:
                 self._limits.gone(hop)
 
-    async def _count_until_gone(self, hop: NextHop, connection: Connection) -> None:
-        await connection.wait_closed()
+    async def _count_until_gone(self, hop: NextHop, opened: Sequence[Connection]) -> None:
+        for connection in opened:
+            await connection.wait_closed()
         self._limits.gone(hop)
         self._destinations.on_room(hop.destination)
 
@@ -472,13 +474,14 @@ class Attempt:
         self._destinations.answered(use)
         return HostResult.ANSWERED
 
-    def _note_session(self, handing_over: HandOver, use: Use) -> HostResult:
-        """Note what a session tells of its destination. What a full host of a next hop tells is
-        noted when the other hosts have been tried.
+    def _note_session(self, handing_over: HandOver, use: Use, *, went_well: bool) -> HostResult:
+        """Note what a session tells of its destination. `went_well`: the host took the message for
+        a recipient. What a full host of a next hop tells is noted when the other hosts have been
+        tried.
         """
         if handing_over.was_turned_away:
             return self._turned_away(use) if use.hop is None else HostResult.TURNED_AWAY
-        self._destinations.served(use)
+        self._destinations.served(use, went_well=went_well)
         return HostResult.ANSWERED
 
     def _turned_away(self, use: Use) -> HostResult:

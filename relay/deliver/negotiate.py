@@ -43,9 +43,16 @@ __all__ = ["Failed", "Seen", "SessionOptions", "Unmet", "reach"]
 Seen = Callable[[TlsResult, str], None]
 """A function that is called once with the result of TLS with a host, and the relay's address."""
 
+Opened = Callable[[Connection], None]
+"""A function that is called with each connection, whatever comes of it."""
+
 
 def _unheard(found: TlsResult, local_ip: str) -> None:
     """No part of the relay needs the result."""
+
+
+def _uncounted(connection: Connection) -> None:
+    """No part of the relay counts the connection."""
 
 
 @record(frozen=True, slots=True)
@@ -103,7 +110,12 @@ class _Leg:
 
 
 async def reach(
-    host: Host, needed: Requirement, using: SessionOptions, *, seen: Seen = _unheard
+    host: Host,
+    needed: Requirement,
+    using: SessionOptions,
+    *,
+    seen: Seen = _unheard,
+    opened: Opened = _uncounted,
 ) -> Connection | Unmet | Failed:
     """A session with `host` that a message with this requirement may use.
 
@@ -116,14 +128,20 @@ async def reach(
     while True:
         if leg.credentials is not None:
             host = replace(host, credentials=leg.credentials)
-        reached = await _walk(host, needed, leg, using, _unheard if leg.downgrade else seen)
+        heard = _unheard if leg.downgrade else seen
+        reached = await _walk(host, needed, leg, using, heard, opened)
         if not isinstance(reached, _Leg):
             return reached
         leg = reached
 
 
 async def _walk(
-    host: Host, needed: Requirement, leg: _Leg, using: SessionOptions, seen: Seen
+    host: Host,
+    needed: Requirement,
+    leg: _Leg,
+    using: SessionOptions,
+    seen: Seen,
+    opened: Opened,
 ) -> Connection | Unmet | Failed | _Leg:
     """One connection: the session, the end of it, or the next connection to make to this host."""
     before = leg.downgrade.error if leg.downgrade else ""
@@ -134,6 +152,7 @@ async def _walk(
         return Failed(Answer(Stage.CONNECT, None, str(error), ours=True), None, before)
     except SessionBroken as broken:
         return Failed(broken.answer, None, before)
+    opened(connection)
     connection.must_encrypt = needed.must_encrypt
     try:
         if handshake is None:

@@ -4,7 +4,7 @@
 greeting, "refuse" (its port is closed meanwhile), "silence". `seconds`: how long it takes for each
 message, `farewell`: and after QUIT. `at_once`: so many messages it works on at a time, 0 for any
 number. `messages`: after so many on one connection it answers 452 to MAIL. `rate`: so many MAIL in
-so many seconds; more of them are answered with `over_rate`.
+so many seconds; more of them are answered with `over_rate`. `hello`: the answer to EHLO and HELO.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class LimitedHost:
         at_once: int = 0,
         rate: tuple[int, float] | None = None,
         over_rate: str = "451 4.7.1 rate limit exceeded",
+        hello: str = "250-host\r\n250 PIPELINING",
         address: str = "127.0.0.1",
         port: int = 0,
     ) -> None:
@@ -43,6 +44,7 @@ class LimitedHost:
         self.farewell = farewell
         self.rate = rate
         self.over_rate = over_rate
+        self.hello = hello
         self.begun_at: list[float] = []
         """Each MAIL, on the monotonic clock."""
         self.over = 0
@@ -142,8 +144,8 @@ class LimitedHost:
         self.messages_of.append(0)
         while line := await reader.readline():
             verb = line[:4].upper()
-            if verb == b"EHLO":
-                writer.write(b"250-host\r\n250 PIPELINING\r\n")
+            if verb in (b"EHLO", b"HELO"):
+                writer.write(f"{self.hello}\r\n".encode())
             elif verb == b"MAIL" and is_full and self.manner == "421 at MAIL":
                 writer.write(b"421 4.7.0 too many connections\r\n")
                 return

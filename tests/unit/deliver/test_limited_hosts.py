@@ -63,6 +63,18 @@ async def test_a_host_that_takes_one_connection_gets_one(contexts):
     assert queue.states()[State.DELIVERED] >= 180
 
 
+@pytest.mark.parametrize("refusal", ["450 4.3.0 later", "550 5.7.1 not from you"])
+async def test_a_host_that_takes_no_message_gets_no_more_connections_than_a_new_one(
+    contexts, refusal
+):
+    queue = fill(200, 200)
+    async with LimitedHost(1000, rate=(0, 60), over_rate=refusal) as host:
+        async with delivering(queue, lambda _: [at(host)], contexts, timeouts=SLOW):
+            await until(lambda: len(queue.settlements) >= 200)
+        assert host.most <= 5 + 1  # one may be closing
+    assert not host.taken
+
+
 @pytest.mark.parametrize("domains", [1, 150])
 async def test_a_host_that_domains_are_routed_to_gets_its_connections_and_no_more(
     contexts, domains

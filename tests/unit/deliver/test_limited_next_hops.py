@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -48,6 +49,29 @@ async def test_connection_that_is_being_closed_counts_until_the_host_has_closed_
         assert host.most == 2
         assert host.connections == 40
     assert queue.states() == {State.DELIVERED: 40}
+
+
+async def test_connection_without_a_session_counts_until_the_host_has_closed_it(contexts):
+    queue, limited = fill(1), hop(max_connections=1)
+    async with (
+        LimitedHost(99, hello="554 5.7.1 go away", farewell=0.2) as bad,
+        LimitedHost(99) as well,
+    ):
+        most = 0
+
+        def is_delivered() -> bool:
+            nonlocal most
+            most = max(most, bad.open + well.open)
+            return bool(queue.settlements) and not bad.open
+
+        hosts = [replace(at(bad), name="mx1.example"), replace(at(well), preference=1)]
+        async with delivering(
+            queue, lambda _: hosts, contexts, timeouts=SLOW, hop_of=lambda _: limited
+        ):
+            await until(is_delivered)
+        assert bad.connections == 1
+        assert most == 1
+    assert queue.states() == {State.DELIVERED: 1}
 
 
 @pytest.mark.parametrize("most", [1, 7])
