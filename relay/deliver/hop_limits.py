@@ -174,7 +174,7 @@ class HopLimits:
         if not self._take_connection(one, holder):
             return False
         if hop.rate is not None and holder not in one.begun:
-            begun = self._begin_message(one) if not one.late else self._let_late_ones_first(one)
+            begun = self._begin_message(one, is_next=not one.late)
             if begun is None:
                 one.holders.discard(holder)
                 self._settle(one)
@@ -213,9 +213,8 @@ class HopLimits:
             if self._clock() - begun.at <= LATE_SECONDS or self._begins_late(one, begun):
                 return 0.0
             one.late[holder] = None
-        if next(iter(one.late), holder) != holder:
-            self._let_late_ones_first(one)
-        elif self._begin_message(one) is not None:
+        is_next = next(iter(one.late), holder) == holder
+        if self._begin_message(one, is_next=is_next) is not None:
             one.late.pop(holder, None)
             return 0.0
         return max(one.room_at - self._clock(), 0.001)
@@ -344,8 +343,12 @@ class HopLimits:
         limit = self.most(one.hop) or 0
         return divided(limit, wants, int(now / _TURN_SECONDS))[number]
 
-    def _begin_message(self, one: Limited) -> Begun | None:
+    def _begin_message(self, one: Limited, *, is_next: bool) -> Begun | None:
+        """Let a message begin, if the rate lets it. `is_next`: whether it waits for no late one."""
         now, number = self._clock(), self._table.number
+        if not is_next:
+            one.room_at, one.waits_for_rate = max(one.room_at, now + _SOON), True
+            return None
         spaced = self.spacing(one.hop)
         with self._table.locked(one.hop.name) as cells:
             if cells is None or spaced is None:
@@ -374,9 +377,6 @@ class HopLimits:
                 return False
             cells[_DUE] = spaced.next_due(begun.before, self._clock())
         return True
-
-    def _let_late_ones_first(self, one: Limited) -> None:
-        one.room_at, one.waits_for_rate = max(one.room_at, self._clock() + _SOON), True
 
     def _is_anothers_turn(self, cells: Cells, now: float) -> bool:
         """Whether another worker waits that has begun no message for longer than this one."""
