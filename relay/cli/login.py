@@ -12,13 +12,18 @@ from relay.cli.common import config_file, config_option, fail, load_config, prin
 
 if TYPE_CHECKING:
     from relay.config import Config
+    from relay.deliver.https import NoAnswer
     from relay.deliver.tokens import TokenClient
     from relay.route.next_hop import TokenSource
-    from relay.route.oauth2 import DeviceCode, Granted, HttpAnswer, Refused, TokenRequest
+    from relay.route.oauth2 import DeviceCode, Granted, Refused, TokenRequest
 
 __all__ = ["login"]
 
 _LOCK_SECONDS = 30.0
+_SCOPE_CURE = (
+    "check scope; Google gives none for Gmail by device code: use the grant service_account, a"
+    " refresh token made elsewhere, or an app password (docs/routes.md)"
+)
 
 
 @click.command()
@@ -35,7 +40,8 @@ def login(ctx: click.Context, /, name: str) -> None:
     relay if a host has refused the login meanwhile, so that it does not rest any longer.
 
     The grant of oauth2.NAME has to be refresh_token, with a device_url. The scope has to allow a
-    refresh token; Microsoft wants offline_access in it.
+    refresh token; Microsoft wants offline_access in it. Google gives no scope for Gmail by device
+    code: docs/routes.md says what to use instead.
     """
     config = load_config(config_file(ctx))
     source = _source(config, name)
@@ -87,7 +93,7 @@ async def _refresh_token(client: TokenClient, source: TokenSource, secret: str) 
         click.echo(f"or open {code.complete_uri}")
     found = await _result(client, source, secret, code)
     if not isinstance(found, Granted):
-        _fail(source, found.reason)
+        _refused(source, found)
     if not found.refresh_token:
         _fail(source, "the server gave no refresh token; does the scope have offline_access?")
     return found.refresh_token
@@ -97,14 +103,25 @@ async def _result(
     client: TokenClient, source: TokenSource, secret: str, code: DeviceCode
 ) -> Granted | Refused:
     """Ask the server until it has an answer, or the code has expired (RFC 8628 §3.5)."""
-    from relay.route.oauth2 import NotYet, Refused, device_token_request, read_poll_answer
+    from relay.deliver.https import NoAnswer
+    from relay.route.oauth2 import (
+        HttpAnswer,
+        NotYet,
+        Refused,
+        device_token_request,
+        read_poll_answer,
+    )
 
     request = device_token_request(source, secret, code)
     ends = time.monotonic() + code.life.total_seconds()
     interval = code.interval
     while time.monotonic() < ends:
         await asyncio.sleep(interval.total_seconds())
-        found = read_poll_answer(await _post(client, request), request, code, interval)
+        answer = await client.post(request)
+        if isinstance(answer, NoAnswer):
+            click.echo(f"no answer: {_no_answer(answer, request)}", err=True)
+            answer = HttpAnswer(503, b"")  # it says nothing, so the server is asked again
+        found = read_poll_answer(answer, request, code, interval)
         if not isinstance(found, NotYet):
             return found
         interval = found.interval
@@ -112,25 +129,43 @@ async def _result(
 
 
 async def _code(client: TokenClient, source: TokenSource) -> DeviceCode:
-    from relay.route.oauth2 import DeviceCode, device_request, read_device_answer
+    from relay.deliver.https import NoAnswer
+    from relay.route.oauth2 import DeviceCode, Refused, device_request, read_device_answer
 
     request = device_request(source)
-    found = read_device_answer(await _post(client, request), request)
+    answer = await client.post(request)
+    if isinstance(answer, NoAnswer):
+        _fail(source, f"the server is not reached: {_no_answer(answer, request)}")
+    found = read_device_answer(answer, request)
+    if isinstance(found, Refused):
+        _refused(source, found)
     if not isinstance(found, DeviceCode):
         _fail(source, found.reason)
     return found
 
 
-async def _post(client: TokenClient, request: TokenRequest) -> HttpAnswer:
-    """The answer; one that says nothing where there is none."""
-    from relay.deliver.https import NoAnswer
-    from relay.route.oauth2 import HttpAnswer
+def _no_answer(found: NoAnswer, request: TokenRequest) -> str:
+    """Why there is no answer, without secrets, and what a person can do about it."""
+    return f"{printable(request.secrets.masked(found.reason))}; {_cure(found)}"
 
-    found = await client.post(request)
-    if isinstance(found, NoAnswer):
-        click.echo(f"no answer: {printable(request.secrets.masked(found.reason))}", err=True)
-        return HttpAnswer(503, b"")
-    return found
+
+def _cure(found: NoAnswer) -> str:
+    from relay.route.addresses import parse_address
+
+    if found.is_untrusted:
+        return "if an authority of your own made its certificate, name that in tls.ca_file"
+    # `login.example: 10.1.2.3 is private (RFC 1918)`: an address that the relay does not use.
+    _, _, told = found.reason.partition(": ")
+    address, _, rejected = told.partition(" is ")
+    if rejected and parse_address(address) is not None:
+        return f"if the server is yours, add {address} to delivery.allow_networks"
+    return "check device_url and token_url, the DNS and the firewall of this machine"
+
+
+def _refused(source: TokenSource, found: Refused) -> NoReturn:
+    if found.error != "invalid_scope":
+        _fail(source, found.reason)
+    _fail(source, f"{found.reason}; {_SCOPE_CURE}")
 
 
 def _fail(source: TokenSource, words: str) -> NoReturn:

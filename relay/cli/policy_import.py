@@ -27,6 +27,7 @@ from relay.cli.common import (
 )
 from relay.config import Config
 from relay.config.parts import routes_of
+from relay.policy.postfix_files import HIDDEN, PostfixFile, holds_secret, kind_of
 from relay.policy.postfix_import import (
     Difference,
     ImportedLine,
@@ -63,6 +64,19 @@ _FOR_ALL_SENDERS = """\
 Made by `relay policy import postfix` from tables that choose a next hop by sender.
 What is to be said by hand: a login (smtp_sasl_password_maps) is `auth`, with username and
 password_file; where a recipient's transport (transport_maps) comes first, that is a route."""
+
+
+_CURES = {
+    PostfixFile.TLS_POLICIES: "name it as FILE",
+    PostfixFile.LOGINS: "no option reads it: a login is auth of a next hop, its password stands in"
+    " password_file (docs/moving-from-postfix.md)",
+    PostfixFile.MAIN_CF: "name the tables that it names; its smtp_tls_security_level is --level",
+    PostfixFile.TRANSPORTS: "no option reads it: write its lines under routes"
+    " (docs/moving-from-postfix.md)",
+    PostfixFile.SENDER_TRANSPORTS: "--sender-transports reads it",
+    PostfixFile.SENDER_RELAYHOSTS: "--sender-relayhosts reads it",
+}
+"""What to do with a file that stands where another is wanted."""
 
 
 class _Source(click.File):
@@ -138,7 +152,8 @@ def postfix(
     is a next hop: its rule is for the domains whose `routes` in the configuration (-c) lead there,
     so write the routes first.
 
-    The exit status is 1 if something has no equivalent, or if FILE is no such table, else 0.
+    The exit status is 1 if something has no equivalent, or if a file is another of Postfix (a table
+    of logins, main.cf); nothing of such a file is shown. Else it is 0.
 
     \b
       relay policy import postfix /etc/postfix/tls_policy --level may > policy.yaml
@@ -158,7 +173,8 @@ def postfix(
 def _import_tls(file: IO[str] | None, level: str | None, config: Config) -> bool:
     """Print the TLS policies; whether each of them has an equivalent."""
     source = file.name if file is not None else "--level"
-    lines = imported(_text(file), _our_tls(config)) if file is not None else ()
+    text = _text(file, PostfixFile.TLS_POLICIES) if file is not None else ""
+    lines = imported(text, _our_tls(config))
     if lines and not any(line.is_readable for line in lines):
         fail(f"{printable(source)}: no line is a rule, such as `partner.example encrypt`")
     if level is not None and not any("" in line.domains for line in lines):
@@ -173,14 +189,17 @@ def _import_tls(file: IO[str] | None, level: str | None, config: Config) -> bool
 def _import_senders(relayhosts: IO[str] | None, transports: IO[str] | None) -> bool:
     """Print the next hops by sender; whether each line has an equivalent."""
     tables = [
-        (file.name, imported_senders(_text(file), has_transports=file is transports))
-        for file in (transports, relayhosts)
+        (file.name, imported_senders(_text(file, wanted), has_transports=file is transports))
+        for file, wanted in (
+            (transports, PostfixFile.SENDER_TRANSPORTS),
+            (relayhosts, PostfixFile.SENDER_RELAYHOSTS),
+        )
         if file is not None
     ]
     for source, lines in tables:
         for each in lines:
             for remark in each.remarks:
-                place = f"{source}:{each.line.number}: {each.line.key}"
+                place = f"{source}:{each.line.number}: {each.shown_key}"
                 click.echo(printable(f"{place}: {remark.difference}: {remark.text}"), err=True)
     for text in _routes(tables):
         click.echo(text)
@@ -201,20 +220,25 @@ def _routes(tables: Sequence[tuple[str, Sequence[ImportedSender]]]) -> Iterator[
     yield "routes_by_sender:" if hops else "routes_by_sender: {}"
     for source, lines in tables:
         for each in lines:
-            yield from _comment(f"{source}, line {each.line.number}: {each.line.text}", "  ")
+            yield from _comment(f"{source}, line {each.line.number}: {each.shown}", "  ")
             for remark in each.remarks:
                 yield from _comment(f"  {remark.difference}: {remark.text}", "  ")
             if each.hop is not None and each in obeyed:
                 yield f"  {_scalar(each.pattern)}: {{next_hop: {_scalar(each.hop.name)}}}"
 
 
-def _text(file: IO[str]) -> str:
+def _text(file: IO[str], wanted: PostfixFile) -> str:
+    """The text of a file, which is none of another kind."""
     text = file.read()
     if "\0" in text:
         fail(
             f"{printable(file.name)}: it is not text (it has NUL octets); name the file that the"
             " database was made from"
         )
+    kind = kind_of(text, wanted)
+    if kind is not None and kind is not wanted:
+        # Nothing of the file is quoted: the passwords of a Postfix stand in such files.
+        fail(f"{printable(file.name)}: {kind}, and no {wanted.removeprefix('a ')}; {_CURES[kind]}")
     return text
 
 
@@ -288,13 +312,15 @@ def _summary(lines: tuple[ImportedLine, ...], source: str) -> str:
 def _explained(each: ImportedLine, indent: str) -> Iterator[str]:
     """The line as it was, and what differs, as comments."""
     place = f"line {each.line.number}" if each.line.number else "--level"
-    yield from _comment(f"{place}: {_as_shown(each, each.line.text)}", indent)
+    yield from _comment(f"{place}: {_as_shown(each, each.shown)}", indent)
     for remark in each.remarks:
         yield from _comment(f"  {remark.difference}: {remark.text}", indent)
 
 
 def _as_shown(each: ImportedLine, text: str) -> str:
     """Text of a line, of one that is no rule only the beginning."""
+    if not each.is_readable and holds_secret(each.line.key):
+        return HIDDEN
     if each.is_readable or len(text) <= _UNREADABLE_SHOWN:
         return text
     return f"{text[:_UNREADABLE_SHOWN]}…"

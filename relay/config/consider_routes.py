@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Collection, Iterator, Mapping
+from urllib.parse import urlsplit
 
 from relay.config.files import (
     bad_roots,
@@ -208,6 +209,9 @@ def _consider_source(key: str, source: TokenSource) -> Iterator[Remark]:
     if source.key_file is not None:
         yield from consider_secret(f"{key}.key_file", source.key_file)
         yield from _consider_service_key(f"{key}.key_file", source.key_file)
+    if _is_in(urlsplit(source.device_url or "").hostname or "", "googleapis.com"):
+        problem, cure = "Google gives no scope for Gmail by device code", "see docs/routes.md"
+        yield Remark(f"{key}.device_url", problem, cure, is_fatal=False)
     if source.refresh_token_file is not None and source.grant is Grant.REFRESH_TOKEN:
         yield from _consider_refresh_token(source.name, source.refresh_token_file)
 

@@ -30,6 +30,7 @@ from enum import StrEnum
 from ipaddress import ip_address
 
 from relay.mail.address import AddressError, normalise_domain
+from relay.policy.postfix_files import holds_secret, shown
 from relay.policy.postfix_table import (
     VERSIONS,
     PolicyError,
@@ -90,6 +91,15 @@ class ImportedLine:
     is_readable: bool = True
 
     @property
+    def shown(self) -> str:
+        """The line, without a value that Postfix makes nothing of and that may be a password."""
+        try:
+            read_policy(self.line.value)
+        except PolicyError:
+            return shown(self.line, is_understood=False)
+        return shown(self.line, is_understood=not self.line.fault)
+
+    @property
     def has_equivalent(self) -> bool:
         """Whether our rule protects at least as well in every situation."""
         return not any(one.difference is Difference.NO_EQUIVALENT for one in self.remarks)
@@ -140,7 +150,7 @@ _SERVICES = {"smtp": 25, "submission": 587, "submissions": 465, "smtps": 465}
 _IN_BRACKETS = re.compile(r"\[([^\[\]]+)\](?::(\w+))?")
 _EXPRESSION = re.compile(r"!?/.+/[A-Za-z]*")
 """A key of a table of type regexp or pcre."""
-_WITH_PORT = re.compile(r"[^\[\]:/@]+:\w+")
+_WITH_PORT = re.compile(rf"[^\[\]:/@]+:(?:\d+|{'|'.join(_SERVICES)})")
 
 _DEFAULT_MATCH = {
     PostfixLevel.VERIFY: ("hostname",),
@@ -188,9 +198,10 @@ _OF_LEVEL: Mapping[PostfixLevel, Remark] = {
         " not signed; the relay does if the host has a certificate of an authority for its name"
     ),
     PostfixLevel.FINGERPRINT: _no_equivalent(
-        "the relay does not compare fingerprints; the rule requires a certificate of an authority"
-        " for the host's name, so mail to a host with a self-signed certificate waits; ask the"
-        " partner for TLSA records (3 1 1 is a digest of the key) or for such a certificate"
+        "a rule for a domain has no fingerprints, and requires a certificate of an authority for"
+        " the host's name; only a next hop has them: write one with the partner's hosts, ca_file:"
+        " none and pin_sha256, and a route to it (docs/routes.md); the pin is the digest of the"
+        " public key, not of the certificate"
     ),
 }
 
@@ -303,8 +314,10 @@ def _meaning(
     try:
         policy = read_policy(value)
     except PolicyError as error:
+        # The error quotes the value.
+        said = "its value is no TLS policy" if holds_secret(value) else str(error)
         reason = (
-            f"{error}, so Postfix defers all its mail; the rule requires verified TLS until you"
+            f"{said}, so Postfix defers all its mail; the rule requires verified TLS until you"
             " correct the line"
         )
         return _SAFEST, (_no_equivalent(reason),)
@@ -411,12 +424,16 @@ def _of_attributes(policy: PostfixPolicy, tls: OurTls) -> Iterator[Remark]:
         yield from _of_exclude(policy, policy.exclude)
     if policy.tafile:
         yield _no_equivalent(
-            f"tafile={', '.join(policy.tafile)}: a domain has no authorities of its own; those of"
-            " the system and of tls.ca_file count for all domains"
+            f"tafile={', '.join(policy.tafile)}: a rule for a domain takes the authorities of the"
+            " system and of tls.ca_file; for authorities of its own write a next hop with ca_file,"
+            " and a route to it (docs/routes.md)"
         )
     if policy.servername is not None and policy.servername.lower() != "hostname":
         said = f"servername={policy.servername}"
-        yield _no_equivalent(f"{said}: the relay always sends the host's own name (SNI)")
+        yield _no_equivalent(
+            f"{said}: the relay sends the host's own name (SNI); another name is sent, and looked"
+            " for in the certificate, by a next hop with verify_name (docs/routes.md)"
+        )
     if policy.connection_reuse is not None:
         yield _no_effect("connection_reuse: messages that require the same TLS share a connection")
     if policy.enable_rpk:

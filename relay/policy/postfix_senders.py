@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 
 from relay.mail.address import AddressError, normalise_domain
+from relay.policy.postfix_files import HIDDEN, holds_secret, shown
 from relay.policy.postfix_import import Difference, Remark
 from relay.policy.postfix_table import TableLine, read_table
 
@@ -48,6 +49,16 @@ class ImportedSender:
     remarks: tuple[Remark, ...] = ()
 
     @property
+    def shown(self) -> str:
+        """The line, without a value that is no next hop and that may be a password."""
+        return shown(self.line, is_understood=self.hop is not None)
+
+    @property
+    def shown_key(self) -> str:
+        """The key, of a line with a sender."""
+        return HIDDEN if not self.pattern and holds_secret(self.line.key) else self.line.key
+
+    @property
     def has_equivalent(self) -> bool:
         """Whether the relay sends this mail where Postfix did."""
         return not any(one.difference is Difference.NO_EQUIVALENT for one in self.remarks)
@@ -72,7 +83,7 @@ def _imported(line: TableLine, *, has_transports: bool) -> ImportedSender:
         return ImportedSender(line, remarks=(_none(f"{line.fault}; Postfix passes over it"),))
     pattern = _pattern(line.key)
     if not pattern:
-        return ImportedSender(line, remarks=(_none(_why_no_pattern(line.key)),))
+        return ImportedSender(line, remarks=(_why_no_pattern(line.key),))
     remarks: list[Remark] = []
     value = line.value
     if value.upper() == "DUNNO":
@@ -82,6 +93,9 @@ def _imported(line: TableLine, *, has_transports: bool) -> ImportedSender:
         transport, _, value = line.value.partition(":")
         if transport in _NOT_SMTP or not transport:
             return ImportedSender(line, pattern, remarks=(_none(f"no transport {transport}"),))
+        if not re.fullmatch(r"[\w-]+", transport) or not re.fullmatch(r"|.*[\[.].*", value):
+            # `user:password` looks so, and is not quoted.
+            return ImportedSender(line, pattern, remarks=(_none("no transport with a host"),))
         if transport not in _TO_HOST:
             text = f"what master.cf says of the transport {transport} is not imported"
             remarks.append(_none(text))
@@ -104,12 +118,19 @@ def _pattern(key: str) -> str:
     return f"{local_part.lower()}@{domain}" if local_part else domain
 
 
-def _why_no_pattern(key: str) -> str:
+def _why_no_pattern(key: str) -> Remark:
     if key.startswith("/"):
-        return "a regular expression; write the addresses and domains that it means"
+        return _none("a regular expression; write the addresses and domains that it means")
     if key == "<>":
-        return 'a message with the null reverse-path goes by the route "*" or by MX'
-    return "no sender that a route can be for; write an address or a domain"
+        return _none('a message with the null reverse-path goes by the route "*" or by MX')
+    try:
+        domain = normalise_domain(key)
+    except AddressError:
+        domain = ""
+    if "." not in domain:
+        return _none("no sender that a route can be for; write an address or a domain")
+    text = f"Postfix looks up addresses and @domain only; for all senders of it write @{domain}"
+    return Remark(Difference.NO_EFFECT, text)
 
 
 def _next_hop(value: str) -> tuple[SenderHop | None, list[Remark]]:
@@ -120,7 +141,8 @@ def _next_hop(value: str) -> tuple[SenderHop | None, list[Remark]]:
         port = _port(match["port"]) if match else None
         host = _host(match["bracketed"] or match["plain"]) if match else ""
         if match is None or port is None or not host:
-            return None, [_none(f"{one} is no next hop")]
+            said = HIDDEN if holds_secret(one) else one
+            return None, [_none(f"{said} is no next hop")]
         if match["plain"]:
             remarks.append(_none(_by_mx(host)))
         hosts.append(host)

@@ -60,9 +60,9 @@ def test_a_table_becomes_rules_that_pass_the_check(run: Run, tmp_path: Path) -> 
 def test_a_line_without_equivalent_is_named_on_stderr_and_in_the_yaml(run: Run) -> None:
     result = run("# old\n\npartner.example fingerprint match=aa:bb\n")
     assert result.exit_code == 1
-    assert result.stderr.startswith("table:3: partner.example: no equivalent: the relay ")
+    assert result.stderr.startswith("table:3: partner.example: no equivalent: a rule for ")
     assert "    # line 3: partner.example fingerprint match=aa:bb\n" in result.stdout
-    assert "    #   no equivalent: the relay " in result.stdout
+    assert "    #   no equivalent: a rule for " in result.stdout
 
 
 def test_a_stricter_rule_is_named_and_is_no_failure(run: Run, tmp_path: Path) -> None:
@@ -191,6 +191,62 @@ def test_tables_of_senders_need_no_table_of_policies(tmp_path: Path) -> None:
     assert (result.exit_code, result.stderr) == (0, "")
     assert "policy" not in yaml.safe_load(result.stdout)
     assert CliRunner().invoke(relay, command[:3], prog_name="relay").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[smtp.p.example]:587 relay@p.example:s3cret\n", "a table of logins"),
+        ("relayhost = [s3cret.example]\n", "main.cf, and no table of TLS"),
+        ("s3cret.example smtp:[gw.example]\n", "write its lines under routes"),
+        ("@s3cret.example [gw.example]\n", "--sender-relayhosts reads it"),
+        ("@s3cret.example smtp:[gw.example]\n", "--sender-transports reads it"),
+    ],
+)
+def test_another_file_of_postfix_is_refused_by_its_name_and_not_shown(
+    run: Run, text: str, said: str
+) -> None:
+    result = run(text, "--level", "may")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("table: ")
+    assert said in result.stderr
+    assert "s3cret" not in result.stderr
+
+
+@pytest.mark.parametrize("option", ["--sender-relayhosts", "--sender-transports"])
+def test_table_of_logins_is_refused_also_as_a_table_of_senders(run: Run, option: str) -> None:
+    result = run("a@p.example a@p.example:s3cret\n", option, "table")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "s3cret" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "b.example b@p.example:s3cret",
+        "b.example encrypt b:s3cret",
+        "[b.example]:587 b:s3cret",
+        "b.example:587 b:s3cret",
+        "/b/ b:s3cret",
+        "a.example b:s3cret",
+        "b b:s3cret",
+        "b@p b:s3cret",
+        "b:s3cret",
+        "b:s3cret x",
+        ".b:s3cret x",
+    ],
+)
+def test_line_that_may_be_a_login_is_shown_without_it(run: Run, line: str) -> None:
+    result = run(f"a.example may\nc.example may\n{line}\n")
+    assert "line 3" in result.stdout
+    assert "s3cret" not in result.stdout + result.stderr
+
+
+def test_import_names_what_a_next_hop_has_for_a_fingerprint_and_its_neighbours(run: Run) -> None:
+    lines = "a.example fingerprint match=aa:bb", "b.example secure tafile=/x servername=y.example"
+    told = run("\n".join(lines)).stderr
+    for key in ("ca_file: none and pin_sha256", "next hop with ca_file,", "with verify_name"):
+        assert key in told
 
 
 def test_the_manual_page_has_the_command() -> None:

@@ -336,6 +336,12 @@ def test_secret_of_systemd_is_read_where_its_directory_is_known(
             None,
             "",
         ),
+        (
+            "grant: refresh_token, token_url: https://a.example/, client_id: i,"
+            " refresh_token_file: F/secret, device_url: https://oauth2.googleapis.com/device/code",
+            False,
+            "device_url: Google gives no scope for Gmail by device code; see docs/routes.md",
+        ),
     ],
 )
 def test_source_of_tokens_has_what_its_grant_needs(

@@ -68,6 +68,9 @@ def test_relay_host_of_a_sender_is_a_next_hop(line: str, pattern: str, hop: Send
         ("<> [a.example]", False, None, "null reverse-path"),
         ("user [a.example]", False, None, "no sender that a route can be for"),
         ("@x.example", False, None, "not of the form"),
+        ("@x.example bot:s3cret", True, None, "no transport with a host"),
+        ("@x.example b@x.example:s3.cret", True, None, "no transport with a host"),
+        ("@x.example b@x.example:s3cret", False, None, "(not shown"),
         ("@x.example error:no", True, None, "no transport error"),
         (
             "@x.example bulk:[a.example]",
@@ -127,3 +130,20 @@ def test_transports_come_before_relay_hosts_and_the_first_line_of_a_sender_count
         "b.example": SenderHop(("r.example",)),
         "c.example": SenderHop(("r.example",)),
     }
+
+
+def test_domain_without_at_sign_has_no_effect_in_postfix_and_is_told_how_to_write_it() -> None:
+    found = only("other.example mailhub.example")
+    [remark] = found.remarks
+    assert (found.pattern, found.hop, remark.difference) == ("", None, Difference.NO_EFFECT)
+    assert remark.text.endswith("write @other.example")
+
+
+@pytest.mark.parametrize("key", ["@x.example", "[a.example]:587", "x.example", "b@x.example"])
+@pytest.mark.parametrize("transport", [True, False])
+def test_value_that_is_no_next_hop_and_may_be_a_password_is_not_shown(
+    key: str, transport: bool
+) -> None:
+    found = only(f"{key} b@x.example:s3cret", transport=transport)
+    assert "s3cret" not in f"{found.shown}{found.shown_key}{found.remarks}"
+    assert found.shown.startswith(key)
