@@ -31,7 +31,7 @@ def test(ctx: click.Context, /, name: str, as_json: bool) -> None:
     stands under. No message is sent. The command reads the files with the secrets, so it has to run
     as a user who may read them, and asks for an access token of its own where the login needs one.
     The login is tried once at each host. The exit status is 0 where all
-    steps succeeded at one host at least.
+    steps succeeded at one host at least, and every host of the list was found.
     """
     from relay.config.parts import routes_of
 
@@ -43,7 +43,8 @@ def test(ctx: click.Context, /, name: str, as_json: bool) -> None:
     steps = asyncio.run(_try(config, hop, quiet=as_json))
     if as_json:
         click.echo(json.dumps([_as_json(step) for step in steps], indent=2))
-    ctx.exit(0 if any(step.name == "QUIT" for step in steps) else 1)
+    is_whole = all(step.is_good for step in steps if step.name == "hosts")
+    ctx.exit(0 if is_whole and any(step.name == "QUIT" for step in steps) else 1)
 
 
 async def _try(config: Config, hop: NextHop, *, quiet: bool) -> list[Step]:

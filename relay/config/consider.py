@@ -110,7 +110,7 @@ def _consider_listeners(config: Config) -> Iterator[Remark]:
             yield Remark(
                 f"{key}.auth", f"auth: {listener.auth} without a user who could log in", cure
             )
-        in_clear = listener.tls is ListenerTls.NONE and not _is_local(listener.address)
+        in_clear = listener.tls is ListenerTls.NONE and not listener.address.startswith("unix:")
         if listener.auth is not ListenerAuth.NONE and in_clear and not listener.auth_without_tls:
             cure = (
                 "write tls: starttls with a certificate (or auth_without_tls: true,"
@@ -118,7 +118,7 @@ def _consider_listeners(config: Config) -> Iterator[Remark]:
             )
             yield Remark(
                 f"{key}.auth",
-                "passwords would cross the network in clear, so AUTH would never be offered",
+                "passwords would come in clear, so AUTH would never be offered",
                 cure,
             )
 

@@ -7,6 +7,7 @@ fatal. A warning is for what works, and not as its author may think.
 from __future__ import annotations
 
 import ipaddress
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from urllib.parse import urlsplit
 
@@ -19,7 +20,9 @@ from relay.config.files import (
 )
 from relay.config.remark import Remark
 from relay.config.sections import Config
+from relay.receive.spec import ListenerAuth
 from relay.route.addresses import Address, parse_address, parse_address_literal
+from relay.route.mx import hop_host
 from relay.route.next_hop import (
     Auth,
     AuthMechanism,
@@ -40,7 +43,9 @@ _NO_CHAIN = "none"
 def consider_routes(config: Config) -> Iterator[Remark]:
     yield from _consider_names(config)
     yield from _consider_senders(config)
+    yield from _consider_users(config)
     for key, hop in _next_hops(config):
+        yield from _consider_hosts(f"{key}.hosts", hop)
         yield from _consider_login(key, hop)
         yield from _consider_proofs(key, hop)
         yield from _consider_connection(key, hop)
@@ -127,6 +132,30 @@ def _consider_senders(config: Config) -> Iterator[Remark]:
         problem = "no client's mail takes them: every listener has a next_hop, which comes first"
         cure = "remove next_hop from a listener, or remove routes_by_sender"
         yield Remark("routes_by_sender", problem, cure, is_fatal=False)
+
+
+def _consider_users(config: Config) -> Iterator[Remark]:
+    """A user's next hop is for mail of a client that has logged in as this user."""
+    if any(listener.auth is not ListenerAuth.NONE for listener in config.listeners):
+        return
+    for user in config.access.users.values():
+        if user.next_hop is not None:
+            problem = "no effect: no listener lets users log in"
+            cure = "write auth: optional or required, and tls, at a listener"
+            yield Remark(f"access.users.{user.name}.next_hop", problem, cure, is_fatal=False)
+
+
+def _consider_hosts(key: str, hop: NextHop) -> Iterator[Remark]:
+    """Each host is there once, and its name is a whole one."""
+    counted = Counter(hop_host(named) or named for named in _hosts(hop))
+    for name, times in counted.items():
+        if times > 1:
+            problem = f"{name} is there {times} times, and counts once, where it stands first"
+            yield Remark(key, problem, "remove the others", is_fatal=False)
+        if "." not in name and _address_of(name) is None and name != "localhost":
+            problem = f"{name} has no dot, and names are looked up as they are written"
+            cure = f"write the whole name, as in {name}.example.net"
+            yield Remark(key, problem, cure, is_fatal=False)
 
 
 # --- logins ---------------------------------------------------------------------------------------

@@ -3,7 +3,8 @@
     what happened                                     the host is dead for
     no connection, no greeting, 4yz or 5yz to it      all messages that come from the same address,
                                                       over the same IP family, with the same EHLO
-    the login was refused                             all messages of this next hop
+    the login was refused                             all messages of this next hop, until the user
+                                                      or the password is another one
     TLS did not meet what a message requires          messages of this next hop that require as much
 
 A host that says that it has too many connections is not dead. Requirements of TLS differ from
@@ -32,7 +33,7 @@ from itertools import groupby
 from math import inf
 
 from relay.mail.outcome import Deferred
-from relay.route.next_hop import Host
+from relay.route.next_hop import Credentials, Host
 from relay.route.security import Proof
 
 __all__ = ["FIRST_REST", "LONGEST_REST", "Cause", "HostHealth", "Trial", "rest"]
@@ -92,13 +93,14 @@ def _scopes(host: Host, proof: Proof) -> tuple[_Scope, ...]:
 @dataclass(slots=True)
 class _Death:
     """The failures in a row, the last at `since`. `outcome`: of the message that met the last one.
-    `tested_by`: the one connection that tests the host.
+    `credentials`: of that message. `tested_by`: the one connection that tests the host.
     """
 
     failures: int
     since: float
     until: float
     outcome: Deferred
+    credentials: Credentials | None
     tested_by: Trial | None = None
 
 
@@ -132,7 +134,7 @@ class HostHealth:
         dead = [
             name
             for name, own in addresses.items()
-            if self._blocking(_scopes(own[0], proof), now) is not None
+            if self._blocking(own[0], _scopes(own[0], proof), now) is not None
         ]
         alive = [name for name in addresses if name not in dead]
         if alive:
@@ -150,7 +152,7 @@ class HostHealth:
         """
         now = self._clock()
         scopes = _scopes(host, proof)
-        blocking = self._blocking(scopes, now)
+        blocking = self._blocking(host, scopes, now)
         if blocking is not None:
             return _not_tried(blocking, now)
         trial = Trial(host, proof, now, scopes)
@@ -173,8 +175,11 @@ class HostHealth:
         for passed in trial.scopes[: trial.scopes.index(scope)]:
             if passed[2] is not cause:
                 self._deaths.pop(passed, None)
+        if before is not None and not _holds_for(trial.host, scope, before):
+            before = None
         failures = before.failures + 1 if before is not None else 1
-        self._deaths[scope] = _Death(failures, now, now + rest(failures), outcome)
+        until, credentials = now + rest(failures), trial.host.credentials
+        self._deaths[scope] = _Death(failures, now, until, outcome, credentials)
         return failures == 1
 
     def lives(self, trial: Trial) -> bool:
@@ -202,13 +207,20 @@ class HostHealth:
         for death in self._deaths.values():
             death.until = self._clock()
 
-    def _blocking(self, scopes: Sequence[_Scope], now: float) -> _Death | None:
+    def _blocking(self, host: Host, scopes: Sequence[_Scope], now: float) -> _Death | None:
         """The death that keeps a message from a host for now."""
         for scope in scopes:
             death = self._deaths.get(scope)
-            if death is not None and (now < death.until or death.tested_by is not None):
+            if death is None or not _holds_for(host, scope, death):
+                continue
+            if now < death.until or death.tested_by is not None:
                 return death
         return None
+
+
+def _holds_for(host: Host, scope: _Scope, death: _Death) -> bool:
+    """Whether a death is one for this message: a refused login says nothing of a corrected one."""
+    return scope[2] is not Cause.LOGIN or death.credentials == host.credentials
 
 
 def _not_tried(death: _Death, now: float) -> Deferred:

@@ -225,7 +225,8 @@ class RouteCredentials:
         refusals = before.refusals + 1
         self._change(hop, login, host, refusals=refusals, until=now + seconds)
         log.error(
-            "next hop %s: %s; mail for this host waits, the login is tried again in %s",
+            "next hop %s: %s; mail for this host waits, the login is tried again in %s; "
+            "once it is corrected, `relay queue retry` sends what waits",
             hop.name,
             words,
             timedelta(seconds=seconds),

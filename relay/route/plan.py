@@ -22,7 +22,7 @@ The result of all look-ups together:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from random import Random
@@ -33,7 +33,7 @@ from relay.route.answers import AddressAnswer, AddressLookup, NoSuchName, Unansw
 from relay.route.mx import MailHost, MailHosts, best_and_others, loops_to_us, no_mail_host
 from relay.route.next_hop import Host, NoRoute
 
-__all__ = ["Candidate", "Plan", "arrange", "plan"]
+__all__ = ["Candidate", "Plan", "arrange", "not_found", "plan"]
 
 _MakeHost = Callable[[str, str, int], Host]
 
@@ -107,6 +107,17 @@ def plan(
     return NoRoute(
         loops_to_us(domain) if ours is not None else no_mail_host(domain, tuple(rejected))
     )
+
+
+def not_found(names: Iterable[str], found: Collection[str], lines: Iterable[str]) -> dict[str, str]:
+    """Why each of the mail hosts `names` that is not in `found` is not, by its name. `lines`: the
+    trouble and the rejections of their plan, each of which begins with the name.
+    """
+    missing: dict[str, list[str]] = {name: [] for name in names if name not in found}
+    for line in lines:
+        name, _, why = line.partition(" ")
+        missing.get(name.removesuffix(":"), []).append(why)
+    return {name: ", ".join(why) or "has no address" for name, why in missing.items()}
 
 
 def arrange(

@@ -61,7 +61,7 @@ from relay.route.next_hop import (
     NoRoute,
     Route,
 )
-from relay.route.plan import Plan, arrange, plan
+from relay.route.plan import Plan, arrange, not_found, plan
 
 __all__ = ["RouteOptions", "Router", "is_local_address"]
 
@@ -334,10 +334,22 @@ class Router:
             ),
             judge=lambda address: self._judge_route(address, hop, is_only=len(names) == 1),
         )
+        if isinstance(result, Plan):
+            unknown = [name for name, lookup in lookups.items() if not _is_found(lookup)]
+            lines = (*result.trouble, *result.rejected)
+            self._tell_not_found(hop, not_found(unknown, (), lines))
         expires = self._until(result, lookups.values())
         if isinstance(result, NoRoute):
             result = self._of_route(domain, hop, result)
         return result, expires
+
+    def _tell_not_found(self, hop: NextHop, missing: dict[str, str]) -> None:
+        """Warn of hosts of a next hop that are not found while others are: of a change at once,
+        else once a minute, however many domains lead there.
+        """
+        said = "; ".join(f"{name} {why}" for name, why in missing.items())
+        if said and self._logged.is_due(f"not found {hop.name} {said}", self._clock()):
+            log.warning("next hop %s: %s; its other hosts get the mail", hop.name, said)
 
     async def _addresses_of_hop(self, name: str) -> AddressLookup:
         expires = self._clock() + _LITERAL_KEPT
@@ -394,11 +406,11 @@ class Router:
     def _of_route(self, domain: str, hop: NextHop, result: NoRoute) -> NoRoute:
         """A configured next hop that cannot be used defers, with every answer of the DNS."""
         outcome = result.outcome
-        reason = outcome.hosts[0] if outcome.hosts else outcome.description
+        reason = "; ".join(outcome.hosts) or outcome.description
         status = {"5.4.6": "4.4.6", "5.4.4": "4.4.4"}.get(outcome.status, outcome.status)
         text = f"the route configured for {domain} cannot be used: {reason}"
         self._log_once(f"hosts {hop.name} {status}", text)  # the same for all domains
-        return _waits(domain, status, reason)
+        return _waits(domain, status, reason, outcome.hosts)
 
     def _log_once(self, cause: str, text: str) -> None:
         """Log an error that each attempt meets, once a minute."""
@@ -452,10 +464,13 @@ def _family(address: str) -> socket.AddressFamily:
 def _has_addresses(task: asyncio.Task[AddressLookup]) -> bool:
     if not task.done():
         return False
-    found = task.result()
-    return isinstance(found, AddressAnswer) and bool(found.addresses)
+    return _is_found(task.result())
 
 
-def _waits(domain: str, status: str, reason: str) -> NoRoute:
+def _is_found(lookup: AddressLookup) -> bool:
+    return isinstance(lookup, AddressAnswer) and bool(lookup.addresses)
+
+
+def _waits(domain: str, status: str, reason: str, lines: tuple[str, ...] = ()) -> NoRoute:
     text = f"the route configured for {domain} cannot be used: {reason}"
-    return NoRoute(Deferred(status, Code.NO_USABLE_MX, "", text))
+    return NoRoute(Deferred(status, Code.NO_USABLE_MX, "", text, hosts=lines))

@@ -190,7 +190,13 @@ def but_hostname(config: Config) -> Config:
         (
             f"listeners: [{{address: '0.0.0.0:25', auth: optional}}]\n"
             f"access: {{users: {{a: {{password: '{HASH}'}}}}}}",
-            "relay.yaml:1: listeners.0.auth: passwords would cross the network in clear",
+            "relay.yaml:1: listeners.0.auth: passwords would come in clear",
+        ),
+        (
+            f"listeners: [{{address: '127.0.0.1:25', auth: required}}]\n"
+            f"access: {{users: {{a: {{password: '{HASH}'}}}}}}",
+            "listeners.0.auth: passwords would come in clear, so AUTH would never be offered; write"
+            " tls: starttls with a certificate (or auth_without_tls: true, if that is meant)",
         ),
         (
             "listeners: [{address: '0.0.0.0:25'}]\naccess: {networks: [0.0.0.0/0]}",

@@ -246,6 +246,10 @@ PINS = f'["{PIN}", "{PIN[:-2]}c="]'
         ),
         ("hosts: 192.0.2.7, source_address: '2001:db8::7'", True, "reached with source_address: "),
         ("hosts: 192.0.2.7, source_address: 192.0.2.9, ip_family: ipv4", None, ""),
+        ("hosts: [H.example, h.example.]", False, "h.example is there 2 times, and counts once"),
+        ("hosts: [['[192.0.2.7]', 192.0.2.7]]", False, "192.0.2.7 is there 2 times"),
+        ("hosts: mail", False, "mail has no dot, and names are looked up as they are written"),
+        ("hosts: [localhost, '[2001:db8::7]', 192.0.2.7]", None, ""),
         # limits
         ("hosts: smtp.office365.com", False, "rate and max_connections missing, and office365.com"),
         ("hosts: smtp.gmail.com, rate: 1/s", False, ": max_connections missing, and gmail.com"),
@@ -447,3 +451,14 @@ def test_max_connections_above_what_another_key_allows_is_a_warning(
         key = said.partition(" ")[0]
         assert f"next_hops.a.max_connections: more than {said}" in found[0]
         assert f"lower it, or raise {key}" in found[0]
+
+
+@pytest.mark.parametrize("auth", ["none", "optional", "required"])
+def test_next_hop_of_a_user_who_cannot_log_in_anywhere_is_warned_of(auth: str) -> None:
+    text = (
+        f"listeners: [{{address: '127.0.0.1:2525', auth: {auth}, auth_without_tls: true}}]\n"
+        "next_hops: {a: {host: h.example}}\n"
+        f"access: {{users: {{u: {{password: '{HASH}', next_hop: a}}}}}}"
+    )
+    found = [one for one in config_of(text).warnings if "access.users.u.next_hop" in one]
+    assert [("no listener lets users log in" in one) for one in found] == [True] * (auth == "none")

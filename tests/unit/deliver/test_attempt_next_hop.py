@@ -72,6 +72,18 @@ async def test_attempt_goes_on_to_the_next_host_at_once_and_leaves_the_dead_one_
     assert f"next hop provider: {first.name} port {first.port} is dead, " in deaths[0]
 
 
+async def test_new_message_goes_as_soon_as_the_login_is_corrected(rig):
+    refusing = replace(GOOD, replies={"AUTH": ["535 5.7.8 no", "235 2.7.0 OK"]})
+    await hosts_of(rig, [refusing, GOOD], auth=Auth(username="app"))
+    for said in ("answered AUTH with 535", "not tried, it failed"):
+        outcome = await rig.send(entry())
+        assert isinstance(outcome, Deferred)
+        assert said in outcome.description
+    corrected = Credentials("app", "another")
+    rig.hosts[:] = [replace(host, credentials=corrected) for host in rig.hosts]
+    assert isinstance(await rig.send(entry()), Delivered)
+
+
 async def test_dead_host_is_tested_by_one_message_and_takes_the_next_ones(rig, caplog):
     caplog.set_level(logging.INFO, "relay.deliver")
     slow = replace(GOOD, replies={"GREETING": Action("220 back", delay=0.2)})

@@ -9,7 +9,7 @@ import pytest
 
 from relay.deliver.host_health import Cause, HostHealth, Trial, rest
 from relay.mail.outcome import Code, Deferred
-from relay.route.next_hop import Host, IpFamily, NextHop
+from relay.route.next_hop import Credentials, Host, IpFamily, NextHop
 from relay.route.security import Proof
 
 HOP = NextHop("provider", (("a.example", "b.example"), ("c.example",)), 587)
@@ -258,3 +258,34 @@ def test_host_that_does_not_answer_one_way_of_connecting_may_answer_another(worl
     world.health.died(test, Cause.UNREACHABLE, REFUSED)
     world.now += 16
     assert not world.may_begin(same)  # the second failure counted: 30 seconds
+
+
+WRONG = replace(A, credentials=Credentials("app", "wrong"))
+CORRECTED = replace(A, credentials=Credentials("app", "open sesame"))
+
+
+def test_refused_login_does_not_keep_a_message_with_a_corrected_one(world):
+    world.kill(WRONG, Cause.LOGIN)
+    assert not world.may_begin(WRONG)
+    assert not world.may_begin(replace(WRONG, credentials=Credentials("app", "wrong", token="t")))
+    assert world.may_begin(CORRECTED)
+    assert world.order(WRONG, B) == ["b", "a"]
+    assert sorted(world.order(CORRECTED, B)) == ["a", "b"]
+    assert world.health.lives(world.begin(CORRECTED))  # the host is said to be alive again
+    assert world.may_begin(WRONG)
+
+
+def test_corrected_login_that_is_refused_too_is_a_first_failure_again(world):
+    world.kill(WRONG, Cause.LOGIN)
+    world.now += 15
+    world.kill(WRONG, Cause.LOGIN)
+    assert world.kill(CORRECTED, Cause.LOGIN)
+    world.now += 14
+    assert not world.may_begin(CORRECTED)
+    world.now += 1
+    assert world.may_begin(CORRECTED)
+
+
+def test_host_that_does_not_answer_is_dead_whatever_the_login(world):
+    world.kill(WRONG)
+    assert not world.may_begin(CORRECTED)

@@ -746,7 +746,33 @@ async def test_host_of_a_next_hop_that_is_not_found_leaves_the_others(lookup, tr
     assert (route.trouble, route.rejected) == (trouble, rejected)
 
 
-async def test_of_several_hosts_only_the_relay_itself_is_left_out():
+async def test_host_of_a_next_hop_that_is_not_found_is_warned_of_once_a_minute(caplog):
+    dns = FakeDns(hosts={"a.example": AddressAnswer(("10.0.0.1",))})
+    clock = Clock()
+    ours = router(dns, clock=clock, routes={"*": several(("a.example", "b.example"))})
+
+    async def warnings(domain):
+        caplog.clear()
+        await ours.route(domain)
+        return [one.message for one in caplog.records if one.levelname == "WARNING"]
+
+    said = "next hop hop: b.example does not exist (NXDOMAIN); its other hosts get the mail"
+    assert await warnings("d.example") == [said]
+    assert await warnings("e.example") == []
+    dns.hosts |= {"b.example": Unanswered("SERVFAIL")}
+    assert await warnings("f.example") == [said.replace("does not exist (NXDOMAIN)", "SERVFAIL")]
+    clock.now += 60
+    assert len(await warnings("g.example")) == 1
+
+
+async def test_next_hop_without_any_host_found_names_each(caplog):
+    dns = FakeDns(hosts={"b.example": AddressAnswer(())})
+    route = await router(dns, routes={"*": several(("a.example", "b.example"))}).route("d.example")
+    for text in (route.outcome.description, caplog.text):
+        assert "a.example does not exist (NXDOMAIN); b.example has no address" in text
+
+
+async def test_of_several_hosts_only_the_relay_itself_is_left_out(caplog):
     dns = FakeDns(
         hosts={
             "a.example": AddressAnswer(("127.0.0.1",)),
@@ -757,6 +783,7 @@ async def test_of_several_hosts_only_the_relay_itself_is_left_out():
     route = await router(dns, routes={"*": hop}, listening=[("0.0.0.0", 25)]).route("d.example")
     assert tried(route) == ["10.0.0.2"]
     assert route.rejected == ("a.example: 127.0.0.1 is an address of our own",)
+    assert not caplog.records  # several relays may have the same list
 
 
 BOTH = AddressAnswer(("10.0.0.1", "fd00::1", "10.0.0.2", "fd00::2"))
