@@ -73,8 +73,9 @@ async def test_attempt_goes_on_to_the_next_host_at_once_and_leaves_the_dead_one_
 
 
 async def test_new_message_goes_as_soon_as_the_login_is_corrected(rig):
-    refusing = replace(GOOD, replies={"AUTH": ["535 5.7.8 no", "235 2.7.0 OK"]})
-    await hosts_of(rig, [refusing, GOOD], auth=Auth(username="app"))
+    await rig.mx(WAYS_TO_DIE["login"], GOOD)
+    hop = NextHop("provider", (("x.example",),), auth=Auth(username="app"))
+    rig.hosts[:] = [replace(host, hop=hop, credentials=LOGIN) for host in rig.hosts]
     for said in ("answered AUTH with 535", "not tried, it failed"):
         outcome = await rig.send(entry())
         assert isinstance(outcome, Deferred)
