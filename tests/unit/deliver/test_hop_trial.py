@@ -28,7 +28,7 @@ TABLE: dict[str, Any] = {NAME: ["127.0.1.1"], "broken.example": Unanswered("SERV
 
 async def steps(rig, *hosts: str, tokens=None, **keys: Any) -> list[Step]:
     port = rig.servers[0].port if rig.servers else 25
-    hop = NextHop("provider", (hosts or (NAME,),), **({"port": port} | keys))
+    hop = NextHop("provider", (hosts or (NAME,),), port, **keys)
     logins = RouteCredentials(tokens)
     router = Router(FakeDns(hosts=TABLE), RouteOptions(), hostname="r.example", credentials=logins)
     using = SessionOptions("r.example", QUICK, rig.contexts, logins)

@@ -759,7 +759,7 @@ async def test_host_of_a_next_hop_that_is_not_found_is_warned_of_once_a_minute(c
     said = "next hop hop: b.example does not exist (NXDOMAIN); its other hosts get the mail"
     assert await warnings("d.example") == [said]
     assert await warnings("e.example") == []
-    dns.hosts |= {"b.example": Unanswered("SERVFAIL")}
+    dns.hosts = {**dns.hosts, "b.example": Unanswered("SERVFAIL")}
     assert await warnings("f.example") == [said.replace("does not exist (NXDOMAIN)", "SERVFAIL")]
     clock.now += 60
     assert len(await warnings("g.example")) == 1
