@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from relay.policy.fields import Wishes
     from relay.queue.api_state import DomainSettings
     from relay.queue.engine import QueuePlace
+    from relay.route.next_hop import Auth
 
 __all__ = ["explain"]
 
@@ -81,7 +82,7 @@ def explain(
     forward_path, domain = _address(recipient, "--to")
     if not domain:
         raise click.BadParameter("an address with a domain is needed", param_hint="--to")
-    next_hop = _next_hop(config, user, listener)
+    next_hop, by_client = _next_hop(config, user, listener)
     try:
         wishes = Wishes(_truth(require_tls), _truth(skip_verification))
         speaks = {"requiretls": requiretls, "tls_required_no": tls_required_no}
@@ -90,6 +91,7 @@ def explain(
         fail(f"{error}; ask again when that has ended")
     except Exception as error:  # the user gets a sentence for every kind of failure
         fail(f"no route could be found: {error}")
+    _name_client_and_login(answer, config, by_client)
     click.echo(json.dumps(answer, indent=2)) if as_json else _print(answer)
     ctx.exit(0 if answer["hosts"] else 1)
 
@@ -110,8 +112,8 @@ def _address(text: str, option: str) -> tuple[str, str]:
         raise click.BadParameter(f"{printable(text)}: {error}", param_hint=option) from None
 
 
-def _next_hop(config: Config, user: str | None, listener: str | None) -> str:
-    """The next hop that a client is given, "" for none."""
+def _next_hop(config: Config, user: str | None, listener: str | None) -> tuple[str, str]:
+    """The next hop that a client is given, "" for none, and the key that gives it."""
     named = {one.address: one for one in config.listeners}
     if user is not None and user not in config.access.users:
         raise click.BadParameter(f"access.users has no {printable(user)}", param_hint="--user")
@@ -120,7 +122,35 @@ def _next_hop(config: Config, user: str | None, listener: str | None) -> str:
         raise click.BadParameter(f"no such listener; {there}", param_hint="--listener")
     by_user = config.access.users[user].next_hop if user is not None else None
     by_listener = named[listener].next_hop if listener is not None else None
-    return by_user or by_listener or ""
+    if by_user:
+        return by_user, f"next_hop of the user {user}"
+    return by_listener or "", f"next_hop of the listener {listener}"
+
+
+def _name_client_and_login(answer: dict[str, Any], config: Config, by_client: str) -> None:
+    """Say of a next hop that the client names whose it is, and of a login whose and how."""
+    from relay.config.parts import routes_of
+
+    route = answer["route"]
+    if route["rule"] == "client":
+        route["text"] = by_client
+    hop = routes_of(config).every_next_hop().get(route["next-hop"] or "")
+    login = _login(hop.auth) if hop is not None and hop.auth is not None else None
+    for host in answer["hosts"]:
+        host["login-text"] = login
+
+
+def _login(auth: Auth) -> str:
+    """`as relay@example.com by PLAIN or LOGIN`, without a secret."""
+    from relay.route.next_hop import AuthMechanism
+
+    mechanism = auth.mechanism.value.upper()
+    if auth.mechanism is AuthMechanism.AUTO:
+        by_token, by_password = auth.oauth2 is not None, auth.password_file is not None
+        names = ["OAUTHBEARER or XOAUTH2"] if by_token else []
+        names += ["PLAIN or LOGIN"] if by_password and not by_token else []
+        mechanism = names[0] if names else "EXTERNAL"
+    return f"as {auth.username} by {mechanism}" if auth.username is not None else f"by {mechanism}"
 
 
 def _explained(

@@ -80,7 +80,10 @@ def host_text(host: dict[str, Any]) -> str:
         f"preference {host['preference']}",
     ]
     words += ["TLS from the first byte"] if host["tls"] == "implicit" else []
-    words += ["with login"] if host["login"] else []
+    if login := host.get("login-text"):
+        words.append(f"with login {printable(login)}")
+    elif host["login"]:
+        words.append("with login")
     return "  ".join(words)
 
 

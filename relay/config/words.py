@@ -439,6 +439,12 @@ def mail_address(text: str) -> str:
 
 def mail_host(text: str) -> str:
     """The host of a route: a name, or an address with or without brackets."""
+    if found := re.fullmatch(r"\[([^\[\]]+)\]:(\d+)|([^\[\]:]+):(\d+)", text):
+        host, port = found[1] or found[3], found[2] or found[4]
+        raise ValueError(f"{shown(text)} has a port; write host: {host}, port: {port}")
+    found = re.fullmatch(r"\[([^\[\]:]+)\]", text)
+    if found and not _address(text):
+        raise ValueError(f"{shown(text)} has brackets, which are for an address; write {found[1]}")
     return _address(text) or domain(text)
 
 

@@ -186,6 +186,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "/etc/relay/tls.pem": f"{directory}/tls.pem",
         "/etc/relay/tls.key": f"{directory}/tls.key",
         "/etc/relay/dkim/example.com.pem": f"{directory}/dkim.pem",
+        "/etc/relay/other.password": f"{directory}/password",
         "/etc/relay/provider.password": f"{directory}/password",
     }
 

@@ -714,9 +714,40 @@ def test_explain_says_which_next_hop_a_sender_and_a_client_have(run: Run, tmp_pa
         answer = json.loads(run(*asked, "--json").stdout)
         assert (answer["route"]["next-hop"], answer["route"]["rule"]) == (name, rule)
         assert f"next hop:          {name}  from: {answer['route']['text']}" in run(*asked).stdout
+        if rule == "client":
+            whose = "user app1" if "--user" in options else "listener 127.0.0.1:2525"
+            assert answer["route"]["text"] == f"next_hop of the {whose}"
     unknown = run("explain", "--from", "<>", "--to", "b@example.net", "--user", "x")
     assert unknown.exit_code == 2
     assert "access.users has no x" in unknown.stderr
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ("mechanism: plain, username: u, password_file: FILE", "as u by PLAIN"),
+        ("username: u, password_file: FILE", "as u by PLAIN or LOGIN"),
+        ("username: u, oauth2: t", "as u by OAUTHBEARER or XOAUTH2"),
+    ],
+)
+def test_explain_says_who_logs_in_at_the_next_hop_and_how(
+    run: Run, tmp_path: Path, keys: str, said: str
+) -> None:
+    (tmp_path / "secret").write_text("open sesame")
+    (tmp_path / "relay.yaml").write_text(
+        f"""
+        hostname: relay.example.net
+        next_hops: {{first: {{host: 192.0.2.1, auth: {{{keys}}}}}}}
+        routes: {{"*": first}}
+        oauth2:
+          t: {{grant: client_credentials, token_url: "https://a.example/", client_id: i,
+               client_secret_file: FILE}}
+        delivery: {{allow_networks: [192.0.2.0/24]}}
+        """.replace("FILE", str(tmp_path / "secret"))
+    )
+    result = run("explain", "--from", "a@example.com", "--to", "b@example.net")
+    assert f"  with login {said}\n" in result.stdout, result.stderr
+    assert "sesame" not in result.stdout
 
 
 def test_explain_ends_with_1_where_there_is_no_host(run: Run) -> None:

@@ -462,3 +462,19 @@ def test_next_hop_of_a_user_who_cannot_log_in_anywhere_is_warned_of(auth: str) -
     )
     found = [one for one in config_of(text).warnings if "access.users.u.next_hop" in one]
     assert [("no listener lets users log in" in one) for one in found] == [True] * (auth == "none")
+
+
+@pytest.mark.parametrize(
+    ("host", "cure"),
+    [
+        ("[smtp.p.example]:587", "write host: smtp.p.example, port: 587"),
+        ("smtp.p.example:587", "write host: smtp.p.example, port: 587"),
+        ("[192.0.2.1]:587", "write host: 192.0.2.1, port: 587"),
+        ("[smtp.p.example]", "write smtp.p.example"),
+    ],
+)
+def test_host_written_as_postfix_writes_it_is_told_how_it_is_written_here(
+    host: str, cure: str
+) -> None:
+    [mistake] = mistakes_of(f'routes: {{"*": {{host: "{host}"}}}}')
+    assert mistake.endswith(cure)
