@@ -120,6 +120,7 @@ def _consider_listeners(config: Config) -> Iterator[Remark]:
                 f"{key}.auth",
                 "passwords would come in clear, so AUTH would never be offered",
                 cure,
+                is_fatal=not _is_local(listener.address),
             )
 
 

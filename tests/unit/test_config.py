@@ -193,12 +193,6 @@ def but_hostname(config: Config) -> Config:
             "relay.yaml:1: listeners.0.auth: passwords would come in clear",
         ),
         (
-            f"listeners: [{{address: '127.0.0.1:25', auth: required}}]\n"
-            f"access: {{users: {{a: {{password: '{HASH}'}}}}}}",
-            "listeners.0.auth: passwords would come in clear, so AUTH would never be offered; write"
-            " tls: starttls with a certificate (or auth_without_tls: true, if that is meant)",
-        ),
-        (
             "listeners: [{address: '0.0.0.0:25'}]\naccess: {networks: [0.0.0.0/0]}",
             "relay.yaml:2: access.networks.0: 0.0.0.0/0 lets the whole world relay through"
             " 0.0.0.0:25: an open relay",
@@ -492,6 +486,15 @@ def test_a_listener_for_ipv6_alone_is_a_warning() -> None:
     )
     both = config_of("listeners: [{address: '[::]:25'}, {address: '0.0.0.0:25'}]")
     assert "IPv6 only" not in str(both.warnings)
+
+
+@pytest.mark.parametrize("auth", ["optional", "required"])
+def test_login_that_a_listener_on_loopback_never_offers_is_a_warning(auth: str) -> None:
+    users = f"access: {{users: {{a: {{password: '{HASH}'}}}}}}"
+    in_clear = config_of(f"listeners: [{{address: '127.0.0.1:25', auth: {auth}}}]\n{users}")
+    assert "listeners.0.auth: passwords would come in clear, so AUTH would never be offered" in str(
+        in_clear.warnings
+    )
 
 
 def test_a_hostname_that_is_not_set_has_no_line(monkeypatch: pytest.MonkeyPatch) -> None:
