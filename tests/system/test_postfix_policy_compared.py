@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import signal
 import smtplib
 import subprocess
 import sys
@@ -408,6 +409,15 @@ class OldPostfix:
 # --- the relay ------------------------------------------------------------------------------------
 
 
+def _forget_dead_hosts(relay: Relay) -> None:
+    """A host of a next hop that failed in one round is tried in the next."""
+    reloads = relay.stderr.count("reloaded")
+    relay.signal(signal.SIGHUP)
+    wait_until(
+        lambda: relay.stderr.count("reloaded") > reloads, seconds=30, what="the relay's reload"
+    )
+
+
 @dataclass
 class NewRelay:
     """The relays that have the rules made from the table, one for each port of the hosts."""
@@ -420,6 +430,7 @@ class NewRelay:
 
     def play(self, each: Round) -> dict[str, Verdict]:
         relay = self._relay(each.records)
+        _forget_dead_hosts(relay)
         lines = _lines_in(each)
         sender = f"relay-{each.sender}"
         _hand_in(relay.port, sender, lines)
