@@ -14,6 +14,7 @@ from pathlib import Path
 
 from relay.cli import main
 from relay.daemon import assemble
+from relay.queue.sqlite import store
 
 if __name__ == "__main__":
     _file = Path(sys.argv.pop(1))
@@ -21,5 +22,5 @@ if __name__ == "__main__":
     def _now() -> datetime:
         return datetime.now(UTC) + timedelta(seconds=float(_file.read_text()))
 
-    assemble.now = _now
+    assemble.now = store.machine_time = _now
     main()

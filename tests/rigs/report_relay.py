@@ -16,6 +16,7 @@ from pathlib import Path
 from relay.cli import main
 from relay.daemon import assemble
 from relay.deliver import https, tls_reports
+from relay.queue.sqlite import store
 
 if __name__ == "__main__":
     _file, https.HTTPS_PORT = Path(sys.argv.pop(1)), int(sys.argv.pop(1))
@@ -24,5 +25,5 @@ if __name__ == "__main__":
     def _now() -> datetime:
         return datetime.now(UTC) + timedelta(seconds=float(_file.read_text()))
 
-    assemble.now = _now
+    assemble.now = store.machine_time = _now
     main()

@@ -65,6 +65,9 @@ _CHECK_WITHIN = timedelta(seconds=5)
 
 T = TypeVar("T")
 
+machine_time: Callable[[], datetime] = partial(datetime.now, UTC)
+"""The clock of this machine: nobody else shares the queue. Each message asks for it six times."""
+
 
 class SqliteStore(Reader):
     """Open with `SqliteStore.open`; see `relay.queue.store.Store` for what each method promises.
@@ -104,8 +107,7 @@ class SqliteStore(Reader):
         self.next_due = dispatch.next_due
         self.wait_for_work = dispatch.wait_for_work
         self.before_change = dispatch.before_change
-        # The time of this machine: nobody else shares the queue. Each message asks six times.
-        self.clock = partial(datetime.now, UTC)
+        self.clock = machine_time
         self._cursor: str | None = None
 
     @classmethod
