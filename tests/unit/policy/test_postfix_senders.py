@@ -80,7 +80,7 @@ def test_relay_host_of_a_sender_is_a_next_hop(line: str, pattern: str, hop: Send
         ),
     ],
 )
-def test_what_has_no_equivalent_says_so_and_gets_the_nearest(
+def test_line_without_equivalent_gets_the_nearest_next_hop_and_a_remark(
     line: str, transport: bool, hop: SenderHop | None, said: str
 ) -> None:
     found = only(line, transport=transport)

@@ -271,6 +271,6 @@ async def test_login_by_password_asks_for_no_token(rig: Rig, mechanism: AuthMech
     assert (found.password, found.token) == ("open sesame", None)
 
 
-async def test_who_asks_for_no_tokens_still_sees_the_login() -> None:
+async def test_login_without_a_source_of_tokens_has_its_user_name_and_no_token() -> None:
     hop = NextHop("m365", (("smtp.example",),), auth=Auth(username="us", oauth2="app"))
     assert await RouteCredentials().of(hop) == Credentials("us")
