@@ -78,6 +78,7 @@ SHELLS = {
     "relay.deliver.wake_up",
     "relay.deliver.attempt",
     "relay.deliver.hand_over",
+    "relay.deliver.hop_trial",
     "relay.deliver.connection",
     "relay.deliver.floors",
     "relay.deliver.https",

@@ -13,7 +13,7 @@ from relay.cli.common import config_file, config_option, fail, load_config, prin
 
 if TYPE_CHECKING:
     from relay.config import Config
-    from relay.daemon.hop_trial import Step
+    from relay.deliver.hop_trial import Step
     from relay.route.next_hop import NextHop
 
 __all__ = ["test"]
@@ -49,8 +49,8 @@ def test(ctx: click.Context, /, name: str, as_json: bool) -> None:
 
 async def _try(config: Config, hop: NextHop, *, quiet: bool) -> list[Step]:
     from relay.cli.token_server import asking
-    from relay.daemon.hop_trial import try_next_hop
     from relay.daemon.logins import make_tokens
+    from relay.deliver.hop_trial import try_next_hop
     from relay.deliver.negotiate import SessionOptions
     from relay.deliver.options import security_options
     from relay.route.credentials import RouteCredentials

@@ -10,7 +10,7 @@ import yaml
 from click.testing import CliRunner
 
 from relay.cli import relay
-from relay.daemon.hop_trial import Step, try_next_hop
+from relay.deliver.hop_trial import Step, try_next_hop
 from relay.deliver.negotiate import SessionOptions
 from relay.route.answers import NoSuchName, Unanswered
 from relay.route.credentials import CredentialsError, HeldToken, RouteCredentials
@@ -116,6 +116,6 @@ async def test_implicit_tls_to_a_port_that_begins_in_clear_names_the_key(rig):
 
 async def test_starttls_to_a_port_of_implicit_tls_names_the_key(rig, monkeypatch):
     mx = await rig.mx(Script(replies={"GREETING": Action(None, then=Then.CLOSE)}))
-    monkeypatch.setattr("relay.daemon.hop_trial._IMPLICIT_PORT", mx.port)
+    monkeypatch.setattr("relay.deliver.hop_trial._IMPLICIT_PORT", mx.port)
     step = failed(await steps(rig))
     assert step.text.endswith("speaks TLS from the first octet: write tls: implicit"), step
