@@ -49,14 +49,14 @@ def test(ctx: click.Context, /, name: str, as_json: bool) -> None:
 
 async def _try(config: Config, hop: NextHop, *, quiet: bool) -> list[Step]:
     from relay.cli.token_server import asking
-    from relay.daemon.logins import make_tokens
     from relay.deliver.hop_trial import try_next_hop
     from relay.deliver.negotiate import SessionOptions
     from relay.deliver.options import security_options
+    from relay.deliver.tokens import Tokens
     from relay.route.credentials import RouteCredentials
 
     async with asking(config) as asked:
-        tokens = make_tokens(lambda: config, asked.client, clock=lambda: datetime.now(UTC))
+        tokens = Tokens(lambda: config.oauth2, asked.client.post, clock=lambda: datetime.now(UTC))
         logins = RouteCredentials(tokens)
         router = asked.router(logins)
         using = SessionOptions(

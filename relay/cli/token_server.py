@@ -41,7 +41,7 @@ class Asking:
 async def asking(config: Config) -> AsyncIterator[Asking]:
     """Everything is closed at the end."""
     from relay.config.parts import resolver_options, route_options
-    from relay.daemon.logins import make_token_client
+    from relay.daemon.tokens import make_token_client
     from relay.deliver.tls import TlsContexts
     from relay.route.dns import DnsResolver
     from relay.route.router import Router

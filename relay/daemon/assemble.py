@@ -28,9 +28,9 @@ from relay.config import Config
 from relay.config.document import fingerprints
 from relay.config.parts import logged_in_at, resolver_options, route_options
 from relay.daemon.files import FileBudget
-from relay.daemon.logins import make_token_client, make_tokens
 from relay.daemon.measuring import MeteredSink, metered
 from relay.daemon.policies import make_policies
+from relay.daemon.tokens import make_token_client
 from relay.deliver.attempt import Attempt
 from relay.deliver.destinations import Destinations
 from relay.deliver.floors import Floors
@@ -175,8 +175,11 @@ class Parts:
             judge=lambda address, port: self.router.judge(address, port),
             contexts=self.contexts,
         )
-        return make_tokens(
-            lambda: self.config, client, clock=self.clock, told=self.metrics.token_request
+        return Tokens(
+            lambda: self.config.oauth2,
+            client.post,
+            clock=self.clock,
+            told=self.metrics.token_request,
         )
 
     def _make_policies(self, cache: PolicyCache) -> StsPolicies:

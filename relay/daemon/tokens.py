@@ -1,4 +1,4 @@
-"""The access tokens of a configuration: who asks for them, and by which rules.
+"""Who asks the token servers of a configuration, and by which rules.
 
 For a relay, and for the commands that ask as a relay would (`cli`).
 """
@@ -6,16 +6,16 @@ For a relay, and for the commands that ask as a relay would (`cli`).
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from relay.config import Config
 from relay.deliver.https import HttpsClient
 from relay.deliver.tls import TlsContexts
-from relay.deliver.tokens import REQUEST_SECONDS, TokenClient, Tokens
+from relay.deliver.tokens import REQUEST_SECONDS, TokenClient
 from relay.route.addresses import Rejection
 from relay.route.answers import Resolver
 
-__all__ = ["make_token_client", "make_tokens"]
+__all__ = ["make_token_client"]
 
 _AT_ONCE = 20
 
@@ -38,14 +38,3 @@ def make_token_client(
         dead_for=timedelta(0),  # `oauth2.pause_after` says when a server is asked again
     )
     return TokenClient(https)
-
-
-def make_tokens(
-    config: Callable[[], Config],
-    client: TokenClient,
-    *,
-    clock: Callable[[], datetime],
-    told: Callable[[str, str], None] = lambda name, result: None,
-) -> Tokens:
-    """The tokens of `oauth2`, as it is now."""
-    return Tokens(lambda: config().oauth2, client.post, clock=clock, told=told)
