@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from relay.config import Config
     from relay.route.next_hop import NextHop
 
-__all__ = ["route"]
+__all__ = ["named_next_hop", "route"]
 
 _COMMANDS = {"test": "relay.cli.route_trial:test"}
 
@@ -78,15 +78,9 @@ def show(ctx: click.Context, /, name: str, as_json: bool) -> None:
     import yaml
 
     from relay.config.document import next_hop_as_document
-    from relay.config.parts import routes_of
 
     config = load_config(config_file(ctx))
-    hops = routes_of(config).every_next_hop()
-    hop = hops.get(name)
-    if hop is None:
-        there = f"there is {', '.join(map(printable, hops))}" if hops else "there is none"
-        fail(f"no next hop is called {printable(name)}: {there}")
-    keys = next_hop_as_document(hop)
+    keys = next_hop_as_document(named_next_hop(config, name))
     ways = [way for way in _ways(config) if way.hop.name == name]
     if as_json:
         taken = [{"rule": way.rule, "pattern": way.pattern} for way in ways]
@@ -98,6 +92,17 @@ def show(ctx: click.Context, /, name: str, as_json: bool) -> None:
         click.echo(f"# {way.rule} {printable(way.pattern)}")
     if not ways:
         click.echo("# nothing leads to it")
+
+
+def named_next_hop(config: Config, name: str) -> NextHop:
+    """The next hop of this name; fails where there is none."""
+    from relay.config.parts import routes_of
+
+    hops = routes_of(config).every_next_hop()
+    if name not in hops:
+        there = f"there is {', '.join(map(printable, hops))}" if hops else "there is none"
+        fail(f"no next hop is called {printable(name)}: {there}")
+    return hops[name]
 
 
 def _ways(config: Config) -> Iterator[_Way]:

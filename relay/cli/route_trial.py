@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from relay.cli.common import config_file, config_option, fail, load_config, printable
+from relay.cli.common import config_file, config_option, load_config, printable
+from relay.cli.route import named_next_hop
 
 if TYPE_CHECKING:
     from relay.config import Config
@@ -30,16 +31,11 @@ def test(ctx: click.Context, /, name: str, as_json: bool) -> None:
     NAME is a name from next_hops; for a next hop that stands in `routes` itself, the pattern it
     stands under. No message is sent. The command reads the files with the secrets, so it has to run
     as a user who may read them, and asks for an access token of its own where the login needs one.
-    The login is tried once at each host. The exit status is 0 where all
-    steps succeeded at one host at least, and every host of the list was found.
+    The login is tried once at each host. The exit status is 0 where all steps succeeded at one host
+    at least, and every host of the list was found.
     """
-    from relay.config.parts import routes_of
-
     config = load_config(config_file(ctx))
-    hops = routes_of(config).every_next_hop()
-    if (hop := hops.get(name)) is None:
-        there = f"there is {', '.join(map(printable, hops))}" if hops else "there is none"
-        fail(f"no next hop is called {printable(name)}: {there}")
+    hop = named_next_hop(config, name)
     steps = asyncio.run(_try(config, hop, quiet=as_json))
     if as_json:
         click.echo(json.dumps([_as_json(step) for step in steps], indent=2))
@@ -48,6 +44,7 @@ def test(ctx: click.Context, /, name: str, as_json: bool) -> None:
 
 
 async def _try(config: Config, hop: NextHop, *, quiet: bool) -> list[Step]:
+    from relay.cli.routing import make_router
     from relay.cli.token_server import asking
     from relay.deliver.hop_trial import try_next_hop
     from relay.deliver.negotiate import SessionOptions
@@ -58,7 +55,7 @@ async def _try(config: Config, hop: NextHop, *, quiet: bool) -> list[Step]:
     async with asking(config) as asked:
         tokens = Tokens(lambda: config.oauth2, asked.client.post, clock=lambda: datetime.now(UTC))
         logins = RouteCredentials(tokens)
-        router = asked.router(logins)
+        router = make_router(config, asked.resolver, logins)
         using = SessionOptions(
             config.hostname, config.delivery.timeouts, asked.contexts, logins=logins
         )

@@ -12,9 +12,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from relay.config import Config
     from relay.deliver.floors import Floors
+    from relay.route.answers import Resolver
+    from relay.route.credentials import RouteCredentials
     from relay.route.next_hop import RouteFinder
+    from relay.route.router import Router
 
-__all__ = ["Lookups", "floor_lines", "host_text", "lookups", "no_route_text", "policy_line"]
+__all__ = [
+    "Lookups",
+    "floor_lines",
+    "host_text",
+    "lookups",
+    "make_router",
+    "no_route_text",
+    "policy_line",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,23 +42,17 @@ async def lookups(config: Config) -> AsyncIterator[Lookups]:
 
     MTA-STS policies come from the relay's store, if it has one; a fetched policy is not stored.
     """
-    from relay.config.parts import resolver_options, route_options
+    from relay.config.parts import resolver_options
     from relay.daemon.policies import make_policies
     from relay.deliver.floors import Floors
     from relay.deliver.memory import DowngradeMemory
     from relay.deliver.tls import TlsContexts
     from relay.queue.engine import open_memory_beside, open_policies_beside
-    from relay.receive.spec import TcpAddress, parse_address
     from relay.route.dns import DnsResolver
-    from relay.route.router import Router
 
     logging.getLogger("relay").addHandler(logging.NullHandler())  # the answer has the same facts
-    addresses = (parse_address(listener.address) for listener in config.listeners)
-    listening = [(a.host, a.port) for a in addresses if isinstance(a, TcpAddress)]
     resolver = DnsResolver(resolver_options(config))
-    router = Router(
-        resolver, route_options(config), hostname=config.hostname, listening=lambda: listening
-    )
+    router = make_router(config, resolver)
     cache = open_policies_beside(config.queue.place)
     store = open_memory_beside(config.queue.place)
     memory = DowngradeMemory(
@@ -69,6 +74,25 @@ async def lookups(config: Config) -> AsyncIterator[Lookups]:
         await cache.close()
         await store.close()
         await resolver.close()
+
+
+def make_router(
+    config: Config, resolver: Resolver, logins: RouteCredentials | None = None
+) -> Router:
+    """A router that knows, as the one of the running relay does, at which addresses it listens."""
+    from relay.config.parts import route_options
+    from relay.receive.spec import TcpAddress, parse_address
+    from relay.route.router import Router
+
+    addresses = (parse_address(listener.address) for listener in config.listeners)
+    listening = [(a.host, a.port) for a in addresses if isinstance(a, TcpAddress)]
+    return Router(
+        resolver,
+        route_options(config),
+        hostname=config.hostname,
+        listening=lambda: listening,
+        credentials=logins,
+    )
 
 
 def host_text(host: dict[str, Any]) -> str:

@@ -78,6 +78,19 @@ async def test_route_test_exits_with_1_where_a_host_is_not_found(rig, tmp_path, 
         assert is_named == (status == 1), done.output
 
 
+def test_route_test_refuses_a_next_hop_that_is_the_relay_itself(tmp_path):
+    config = {
+        "hostname": "r.example",
+        "listeners": [{"address": "127.0.0.1:2525"}],
+        "routes": {"*": {"host": "127.0.0.1", "port": 2525}},
+    }
+    (tmp_path / "relay.yaml").write_text(yaml.safe_dump(config))
+    done = CliRunner().invoke(relay, ["route", "test", "*", "-c", str(tmp_path / "relay.yaml")])
+    assert done.exit_code == 1, done.output
+    assert done.output.startswith("  hosts ")
+    assert done.output.endswith("loops back to ourselves\n")
+
+
 class NoTokens:
     async def token(self, name: str) -> HeldToken:
         raise CredentialsError("oauth2.app: no token: it is down", "4.7.0")
