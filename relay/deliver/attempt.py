@@ -257,7 +257,7 @@ class Attempt:
             if use is None:
                 continue
             result = await self._try_host(conditions, job, tally, use, turn)
-            turns.results.add(result)
+            turns.tried(result)
             if not tally.pending or result not in (HostResult.SILENT, HostResult.ANSWERED):
                 return
 

@@ -125,7 +125,8 @@ class NotNow(Exception):
 @dataclass(eq=False, slots=True)
 class Use:
     """A connection that an entry holds, makes, or is about to make. `address`: of a next hop with
-    several, the one that it leads to, since `began`.
+    several, the one that it leads to, since `began`; none while the entry goes from one to the
+    next.
     """
 
     destination: Destination
@@ -183,16 +184,9 @@ class Destination:
     suspended_until: float = 0.0
     silence: Deferred | None = None
 
-    def standing(self, use: Use) -> int:
-        """The number of sessions of other entries with the same address."""
-        return sum(one.is_connected for one in self._others(use))
-
-    def begun(self, use: Use) -> int:
-        """The number of connections of other entries to the same address, made or begun."""
-        return len(self._others(use))
-
-    def _others(self, use: Use) -> list[Use]:
-        return [one for one in self.uses.values() if one is not use and one.address == use.address]
+    def others(self, use: Use) -> list[Use]:
+        """The connections of other entries, made or begun."""
+        return [one for one in self.uses.values() if one is not use]
 
 
 class Destinations:
@@ -256,7 +250,7 @@ class Destinations:
             self.on_room(use.destination.name)
 
     def turn_to(self, use: Use, address: str) -> None:
-        """The entry turns to this address of a next hop."""
+        """The entry turns to this address of a next hop, or away from one (`address` is empty)."""
         use.address, use.began, use.is_connected = address, self._clock(), False
 
     def is_to_be_asked(self, name: str, hop: NextHop | None = None) -> bool:
@@ -307,9 +301,10 @@ class Destinations:
         `kept`: idle connections to it.
         """
         one, now = use.destination, self._clock()
-        standing = sum(other.is_connected for other in one.uses.values() if other is not use) + kept
+        others = one.others(use)
+        standing = sum(other.is_connected for other in others) + kept
         one.window, one.is_narrowed, one.good = max((standing + 1) // 2, 1), True, 0
-        if one.standing(use) + kept or one.begun(use):
+        if others or kept:
             return True
         one.rests_until = now + random.uniform(*_REST)
         return one.served_at is not None and now - one.served_at < _JUST_SERVED
@@ -334,8 +329,11 @@ class Destinations:
     def is_one_of_several(self, use: Use, kept: int) -> bool:
         """Whether a connection without a greeting may have been one too many for the host."""
         one = use.destination
+        others = [other for other in one.others(use) if other.address == use.address]
+        if kept or any(other.is_connected for other in others):
+            return True
         is_early = self._clock() - use.began < _AT_ONCE and not one.silences
-        return one.standing(use) + kept > 0 or (is_early and one.begun(use) > 0)
+        return is_early and bool(others)
 
     def all_dead(self, use: Use, until: float, silence: Deferred) -> None:
         """All hosts of a next hop are dead; the first of them is tested at `until`."""

@@ -8,6 +8,7 @@ host, and writes the lines of the log about deaths.
     turn_to     the next host, unless it is dead: then it is passed by
     lives       a new session came about
     failed      no session came about: full, dead, or neither
+    tried       the attempt is done with one address
     end         no host took the message: is one worth waiting for? are all dead?
 """
 
@@ -125,6 +126,14 @@ class HopTurns:
         turn.has_more = host != turn.addresses[-1]
         self._destinations.turn_to(self._use, host.address)
         return self._use
+
+    def tried(self, result: HostResult) -> None:
+        """The attempt is done with this address. Until it turns to the next one, it has a
+        connection to none: the last of several attempts that fail here is alone.
+        """
+        assert self._use is not None
+        self.results.add(result)
+        self._destinations.turn_to(self._use, "")
 
     def lives(self, turn: Turn) -> None:
         """A new session with the host came about."""

@@ -214,6 +214,27 @@ async def test_refused_connection_beside_one_that_stands_is_no_death(rig):
     assert not rig.attempt._destinations.hosts._deaths
 
 
+@pytest.mark.parametrize("manner", [REFUSED, "421"])
+async def test_last_of_several_connections_that_fail_at_once_is_a_death(
+    rig, manner, monkeypatch, caplog
+):
+    first, second = await hosts_of(rig, [WAYS_TO_DIE.get(manner, GOOD)], [GOOD])
+    if manner == REFUSED:
+        await first.close()
+    at, everyone = rig.attempt._floors.at, asyncio.Barrier(3)
+
+    async def at_once(host: Host, domain: Any) -> Any:
+        if host.name == second.name:  # all have failed at the first host, and none is at this one
+            await everyone.wait()
+        return await at(host, domain)
+
+    monkeypatch.setattr(rig.attempt._floors, "at", at_once)
+    messages = [replace(entry().message, queue_id=f"Q{number}") for number in range(3)]
+    await asyncio.gather(*(rig.send(replace(entry(), message=one)) for one in messages))
+    assert len(second.messages) == 3
+    assert any(" is dead, " in record.message for record in caplog.records)
+
+
 async def test_refusal_of_a_recipient_is_no_death(rig):
     busy = replace(GOOD, replies={"RCPT": "450 4.2.0 busy"})
     first, second = await hosts_of(rig, [busy], [GOOD])
