@@ -267,7 +267,7 @@ class StateCounts:
         """As the store has them."""
         self._counts.update(counts)
 
-    def get(self) -> Mapping[State, int]:
+    def get(self) -> dict[State, int]:
         """The numbers now."""
         return dict(self._counts)
 

@@ -13,17 +13,29 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
-from typing import Protocol
 
-from relay.queue.store import FRUITLESS, EventFilter, SearchTooLong, StoredEvent
+from relay.queue.store import FRUITLESS, EventFilter, EventStream, SearchTooLong, StoredEvent
 
-__all__ = ["EventStream", "find_events", "is_over"]
+__all__ = ["Stream", "Streams"]
 
 
-class EventStream(Protocol):
-    """Events that are found by filters; see `relay.queue.store.QueueView`."""
+Bounds = Callable[[EventFilter, int, bool], Awaitable[tuple[int, int]]]
+"""The first and the last number that can match, of a filter, `after` and `ascending`."""
+
+Within = Callable[[EventFilter, int, int, int, bool], Awaitable[tuple[list[StoredEvent], int]]]
+"""The first events that match between two numbers, at most so many, ascending or not; and the end
+of the window that was searched.
+"""
+
+
+class Stream:
+    """One stream, searched in windows by what its engine is asked."""
+
+    def __init__(self, bounds: Bounds, within: Within) -> None:
+        self._bounds = bounds
+        self._within = within
 
     async def find_events(
         self,
@@ -33,10 +45,23 @@ class EventStream(Protocol):
         limit: int = 300,
         ascending: bool = True,
         patience: timedelta | None = None,
-    ) -> list[StoredEvent]: ...
+    ) -> list[StoredEvent]:
+        """A page of the events that match."""
+        began = time.monotonic()
+        low, high = await self._bounds(wanted, after, ascending)
+        found: list[StoredEvent] = []
+        while low <= high and len(found) < limit:
+            left = limit - len(found)
+            some, reached = await self._within(wanted, low, high, left, ascending)
+            found += some
+            low, high = (reached + 1, high) if ascending else (low, reached - 1)
+            seconds = time.monotonic() - began
+            if patience is not None and low <= high and _is_over(patience, seconds, found, reached):
+                break
+        return found
 
 
-def is_over(
+def _is_over(
     patience: timedelta, seconds: float, found: Sequence[StoredEvent], reached: int
 ) -> bool:
     """An empty page would say that this is the end, which nobody knows yet."""
@@ -45,43 +70,49 @@ def is_over(
     return bool(found) and seconds >= patience.total_seconds()
 
 
-async def find_events(
-    streams: Sequence[EventStream],
-    wanted: EventFilter,
-    *,
-    after: int,
-    limit: int,
-    ascending: bool,
-    patience: timedelta | None,
-) -> list[StoredEvent]:
-    """A page of the events of all streams."""
-    began = time.monotonic()
-    if after:
-        cuts = [_beside(cut, ascending) for cut in _read(after, len(streams))]
-        starts = [_start(cut, ascending) for cut in cuts]
-    else:
-        ends = await asyncio.gather(*map(_end, streams))
-        cuts, starts = [], [0] * len(streams)
-    found: list[StoredEvent] = []
-    while True:
-        some = (limit - len(found)) // len(streams) + 1
-        pages = await asyncio.gather(
-            *(
-                queue.find_events(
-                    wanted, after=start, limit=some, ascending=ascending, patience=patience
+class Streams:
+    """Several streams looked at as one."""
+
+    def __init__(self, streams: Sequence[EventStream]) -> None:
+        self._streams = streams
+
+    async def find_events(
+        self,
+        wanted: EventFilter,
+        *,
+        after: int = 0,
+        limit: int = 300,
+        ascending: bool = True,
+        patience: timedelta | None = None,
+    ) -> list[StoredEvent]:
+        """A page of the events of all streams."""
+        began = time.monotonic()
+        if after:
+            cuts = [_beside(cut, ascending) for cut in _read(after, len(self._streams))]
+            starts = [_start(cut, ascending) for cut in cuts]
+        else:
+            ends = await asyncio.gather(*map(_end, self._streams))
+            cuts, starts = [], [0] * len(self._streams)
+        found: list[StoredEvent] = []
+        while True:
+            some = (limit - len(found)) // len(self._streams) + 1
+            pages = await asyncio.gather(
+                *(
+                    queue.find_events(
+                        wanted, after=start, limit=some, ascending=ascending, patience=patience
+                    )
+                    for queue, start in zip(self._streams, starts, strict=True)
                 )
-                for queue, start in zip(streams, starts, strict=True)
             )
-        )
-        if not cuts:
-            beginnings = zip(pages, ends, strict=True)
-            cuts = [_beginning(page, end, ascending) for page, end in beginnings]
-        hurried = patience is not None and time.monotonic() - began >= patience.total_seconds()
-        goes_on = [bool(page) and (hurried or len(page) == some) for page in pages]
-        found += _by_time(pages, cuts, limit - len(found), ascending, goes_on)
-        if hurried or len(found) == limit or not any(goes_on):
-            return found
-        starts = [_start(cut, ascending) for cut in cuts]
+            if not cuts:
+                beginnings = zip(pages, ends, strict=True)
+                cuts = [_beginning(page, end, ascending) for page, end in beginnings]
+            hurried = patience is not None and time.monotonic() - began >= patience.total_seconds()
+            goes_on = [bool(page) and (hurried or len(page) == some) for page in pages]
+            found += _by_time(pages, cuts, limit - len(found), ascending, goes_on)
+            if hurried or len(found) == limit or not any(goes_on):
+                return found
+            starts = [_start(cut, ascending) for cut in cuts]
 
 
 async def _end(queue: EventStream) -> int:

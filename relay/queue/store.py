@@ -46,6 +46,7 @@ __all__ = [
     "EventFilter",
     "EventLog",
     "EventOfChange",
+    "EventStream",
     "ListedMessage",
     "ListedRecipient",
     "LostEvents",
@@ -343,7 +344,27 @@ class DeliveryQueue(Protocol):
         """
 
 
-class QueueView(StatisticsView, TlsSessionsView, Protocol):
+class EventStream(Protocol):
+    """Events that are found by filters, in the order of their numbers."""
+
+    async def find_events(
+        self,
+        wanted: EventFilter,
+        *,
+        after: int = 0,
+        limit: int = 300,
+        ascending: bool = True,
+        patience: timedelta | None = None,
+    ) -> list[StoredEvent]:
+        """A page of the events that match; `after`: the last `seq` of the page before, either way.
+
+        After `patience` a page that has any event ends. A page is empty only where nothing follows:
+        a search that has found nothing goes on, at most `FRUITLESS` times as long
+        (`SearchTooLong`).
+        """
+
+
+class QueueView(EventStream, StatisticsView, TlsSessionsView, Protocol):
     """What the operator may look at, with the statistics. May raise `SpoolError`."""
 
     async def list_messages(
@@ -372,22 +393,6 @@ class QueueView(StatisticsView, TlsSessionsView, Protocol):
     async def count_destinations(self, after: str) -> tuple[list[DestinationPart], str | None]:
         """The next step of a count of the queue by domain, and where it ended; "" begins it, None
         is its end.
-        """
-
-    async def find_events(
-        self,
-        wanted: EventFilter,
-        *,
-        after: int = 0,
-        limit: int = 300,
-        ascending: bool = True,
-        patience: timedelta | None = None,
-    ) -> list[StoredEvent]:
-        """A page of the events that match; `after`: the last `seq` of the page before, either way.
-
-        After `patience` a page that has any event ends. A page is empty only where nothing follows:
-        a search that has found nothing goes on, at most `FRUITLESS` times as long
-        (`SearchTooLong`).
         """
 
 

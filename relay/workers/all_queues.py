@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
 
 from relay.queue.destinations import DestinationPart
 from relay.queue.entry import State
-from relay.queue.event_search import find_events
+from relay.queue.event_search import Streams
 from relay.queue.nodes import Node
 from relay.queue.statistics import (
     CountedException,
@@ -25,13 +25,11 @@ from relay.queue.statistics import (
 )
 from relay.queue.store import (
     CHUNK_BYTES,
-    EventFilter,
     ListedMessage,
     QueuedItem,
     QueueFilter,
     QueueView,
     SpoolError,
-    StoredEvent,
     more_follows,
 )
 from relay.queue.tls_sessions import CountedSessions, DomainSessions, sessions_added_up
@@ -44,6 +42,7 @@ class AllQueues:
 
     def __init__(self, queues: Sequence[QueueView]) -> None:
         self._queues = queues
+        self.find_events = Streams(queues).find_events
 
     async def counts(self) -> Mapping[State, int]:
         """Recipients in each state that is not final."""
@@ -166,25 +165,6 @@ class AllQueues:
         if trouble is not None:
             raise trouble
         return None
-
-    async def find_events(
-        self,
-        wanted: EventFilter,
-        *,
-        after: int = 0,
-        limit: int = 300,
-        ascending: bool = True,
-        patience: timedelta | None = None,
-    ) -> list[StoredEvent]:
-        """A page of the events that match."""
-        return await find_events(
-            self._queues,
-            wanted,
-            after=after,
-            limit=limit,
-            ascending=ascending,
-            patience=patience,
-        )
 
 
 def _in_order(

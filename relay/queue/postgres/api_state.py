@@ -12,9 +12,8 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import datetime
 
 from relay.queue.api_state import DomainSettings, PendingCall, Webhook
-from relay.queue.postgres.connection import Db
+from relay.queue.postgres.connection import Ask, Db
 from relay.queue.postgres.lease import Lease
-from relay.queue.postgres.reader import Ask
 from relay.queue.rows import micros, moment
 
 __all__ = ["PostgresApiState"]

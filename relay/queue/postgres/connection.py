@@ -26,6 +26,7 @@ from relay.queue.store import QueueFull, SpoolError
 __all__ = [
     "ERRORS",
     "OLDEST_SERVER",
+    "Ask",
     "Db",
     "Link",
     "NoServer",
@@ -69,6 +70,12 @@ OLDEST_SERVER = 14
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 2.0
 _REPEATS = 5
+
+
+class Ask(Protocol):
+    """Has a function work on a connection, which is its first argument."""
+
+    async def __call__(self, question: Callable[..., Awaitable[T]], /, *args: Any) -> T: ...
 
 
 class NoServer(SpoolError):

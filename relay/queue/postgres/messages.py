@@ -4,30 +4,26 @@ read.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 
 from relay.mail.event import Event
-from relay.queue.entry import QueuedMessage, State
+from relay.queue.answers import (
+    events_of_rows,
+    ids_of_page,
+    listed_messages,
+    report_of_rows,
+    state_counts,
+)
+from relay.queue.entry import State
 from relay.queue.postgres.connection import Db
 from relay.queue.postgres.matching import Values, matching
 from relay.queue.postgres.statements import AWAITED, READY, WAITING
-from relay.queue.rows import (
-    FINAL_NUMBER,
-    STATE_OF_NUMBER,
-    BadRow,
-    message_of,
-    moment,
-    pending_change,
-    recipient_of,
-)
-from relay.queue.shown import listed_recipient, shown_message, shown_recipient, whole
+from relay.queue.rows import FINAL_NUMBER, micros, moment
+from relay.queue.shown import shown_message, shown_recipient
 from relay.queue.store import (
-    PAGE_RECIPIENTS,
     EventOfChange,
     ListedMessage,
-    ListedRecipient,
     PendingReport,
     QueuedItem,
     QueueFilter,
@@ -110,14 +106,7 @@ async def find_ids(
         f" ORDER BY m.queue_id LIMIT {most}::integer",
         *values.all,
     )
-    ids: list[str] = []
-    recipients = 0
-    for queue_id, count in rows:
-        ids.append(queue_id)
-        recipients += count
-        if len(ids) == limit or recipients >= PAGE_RECIPIENTS:
-            return ids, queue_id
-    return ids, until if seen == width else None
+    return ids_of_page(rows, limit, until if seen == width else None)
 
 
 async def item_of(db: Db, queue_id: str) -> QueuedItem | None:
@@ -135,45 +124,29 @@ async def item_of(db: Db, queue_id: str) -> QueuedItem | None:
 
 async def listed(db: Db, ids: Sequence[str]) -> list[ListedMessage]:
     """Messages in a listing."""
-    found: list[ListedMessage] = []
-    recipients: list[ListedRecipient] = []
-    for queue_id, reverse_path, arrived, size_bytes, *columns in await db.fetch(
-        "SELECT m.queue_id, m.reverse_path, m.arrived, m.size_bytes,"
-        " r.idx, r.domain, r.state, r.due, r.data"
-        " FROM relay.message m LEFT JOIN relay.recipient r ON r.queue_id = m.queue_id"
-        " WHERE m.queue_id = ANY($1) ORDER BY m.queue_id, r.idx",
-        list(ids),
-    ):
-        if not found or found[-1].queue_id != queue_id:
-            recipients = []
-            found.append(
-                ListedMessage(
-                    queue_id, str(reverse_path), whole(arrived), whole(size_bytes), recipients
-                )
-            )
-        if columns[0] is not None:
-            recipients.append(listed_recipient(*columns))
-    return found
+    return listed_messages(
+        await db.fetch(
+            "SELECT m.queue_id, m.reverse_path, m.arrived, m.size_bytes,"
+            " r.idx, r.domain, r.state, r.due, r.data"
+            " FROM relay.message m LEFT JOIN relay.recipient r ON r.queue_id = m.queue_id"
+            " WHERE m.queue_id = ANY($1) ORDER BY m.queue_id, r.idx",
+            list(ids),
+        )
+    )
 
 
 async def events_of(
     db: Db, ids: Sequence[str], event_of: EventOfChange
 ) -> dict[tuple[str, int], Event]:
-    """Of a damaged row there is none."""
-    events: dict[tuple[str, int], Event] = {}
-    message: QueuedMessage | None = None
-    for row in await db.fetch(
+    """The event of each recipient that is not final."""
+    rows = await db.fetch(
         "SELECT m.queue_id, m.reverse_path, m.arrived, m.size_bytes, m.data,"
         " r.idx, r.domain, r.state, r.due, r.data"
         " FROM relay.message m JOIN relay.recipient r ON r.queue_id = m.queue_id"
         f" WHERE m.queue_id = ANY($1) AND r.state < {FINAL_NUMBER} ORDER BY m.queue_id, r.idx",
         list(ids),
-    ):
-        if message is None or row[0] != message.queue_id:
-            message = shown_message(*row[:5])
-        with contextlib.suppress(BadRow):
-            events[row[0], row[5]] = event_of(message, recipient_of(*row[5:]))
-    return events
+    )
+    return events_of_rows(rows, event_of)
 
 
 async def count_states(db: Db) -> dict[State, int]:
@@ -181,14 +154,14 @@ async def count_states(db: Db) -> dict[State, int]:
     rows = await db.fetch(
         f"SELECT state, count(*) FROM relay.recipient WHERE state < {FINAL_NUMBER} GROUP BY state"
     )
-    counted: dict[int, int] = dict(rows)
-    return {STATE_OF_NUMBER[number]: counted.get(number, 0) for number in range(FINAL_NUMBER)}
+    return state_counts(dict(rows))
 
 
-async def next_due(db: Db, skip: Sequence[str]) -> datetime | None:
+async def next_due(db: Db, skip: Collection[str]) -> datetime | None:
     """Ready domains are few steps apart; of those that wait only the first stretch is looked at,
     since too early an answer costs one look more, and too late a one a delay.
     """
+    skipped = list(skip)
     ready = await db.fetchval(
         f"""WITH RECURSIVE ready (domain) AS (
             SELECT min(domain) FROM relay.recipient WHERE place = {READY}
@@ -199,7 +172,7 @@ async def next_due(db: Db, skip: Sequence[str]) -> datetime | None:
         SELECT (SELECT min(due) FROM relay.recipient
                 WHERE place = {READY} AND recipient.domain = ready.domain)
         FROM ready WHERE domain IS NOT NULL AND domain <> ALL($1) LIMIT 1""",
-        skip,
+        skipped,
     )
     waiting = await db.fetchval(
         f"""SELECT coalesce(
@@ -208,19 +181,21 @@ async def next_due(db: Db, skip: Sequence[str]) -> datetime | None:
             WHERE domain <> ALL($1) LIMIT 1),
             (SELECT due FROM relay.recipient WHERE place = {WAITING}
             ORDER BY due LIMIT 1 OFFSET {_DUE_WINDOW}))""",
-        skip,
+        skipped,
     )
     found = [due for due in (ready, waiting) if due is not None]
     return moment(min(found)) if found else None
 
 
-async def pending_reports(db: Db, now: int, pending_since: int, limit: int) -> list[str]:
+async def pending_reports(
+    db: Db, *, now: datetime, pending_since: datetime, limit: int = 100
+) -> list[str]:
     """What was written by a clock that was ahead has waited long enough, too."""
     rows = await db.fetch(
         "SELECT DISTINCT queue_id FROM relay.owed"
         f" WHERE since <= $1 OR since > $2 OR NOT EXISTS ({AWAITED}) LIMIT $3",
-        pending_since,
-        now,
+        micros(pending_since),
+        micros(now),
         limit,
     )
     return [queue_id for (queue_id,) in rows]
@@ -237,17 +212,4 @@ async def pending_report(db: Db, queue_id: str) -> PendingReport | None:
     message = await db.fetchrow(
         f"SELECT {_MESSAGE} FROM relay.message WHERE queue_id = $1", queue_id
     )
-    if not rows or message is None:
-        return None
-    try:
-        done, delayed = (
-            tuple(
-                pending_change(recipient_of(*row[2:]), row[1], is_done=kind)
-                for row in rows
-                if row[0] == kind
-            )
-            for kind in (True, False)
-        )
-        return PendingReport(message_of(*message), done, delayed)
-    except BadRow as exc:
-        raise SpoolError(f"{queue_id}: {exc}") from exc
+    return report_of_rows(message, rows)

@@ -101,9 +101,10 @@ def _hour(number: int) -> datetime:
 async def find_exceptions(
     db: Db,
     wanted: CountFilter,
-    after: tuple[datetime, str] | None,
-    limit: int,
-    newest: bool,
+    *,
+    after: tuple[datetime, str] | None = None,
+    limit: int = 500,
+    newest: bool = False,
 ) -> list[CountedException]:
     """A page of the exceptions by time; `newest`: from the end."""
     values = Values()

@@ -45,7 +45,7 @@ async def days(db: Db) -> list[date]:
     return [date.fromordinal(day + _FIRST_DAY) for (day,) in rows]
 
 
-async def domains(db: Db, day: date, after: str, limit: int) -> list[DomainSessions]:
+async def domains(db: Db, day: date, *, after: str = "", limit: int = 500) -> list[DomainSessions]:
     """A page of the domains of a day."""
     rows = await db.fetch(
         "SELECT domain, coalesce(sum(number) FILTER (WHERE failure = ''), 0)::bigint,"

@@ -65,7 +65,8 @@ def _event(row: tuple[Any, ...]) -> StoredEvent:
     return StoredEvent(seq, Event(event_id, moment(at), name, queue_id, sender, recipient, line))
 
 
-def events_after(db: sqlite3.Connection, seq: int, limit: int) -> list[StoredEvent]:
+def events_after(db: sqlite3.Connection, seq: int, *, limit: int = 1000) -> list[StoredEvent]:
+    """The next events."""
     rows = db.execute(
         f"SELECT {_EVENT_COLUMNS} FROM event WHERE seq > ? ORDER BY seq LIMIT ?", (seq, limit)
     ).fetchall()

@@ -4,32 +4,28 @@ read.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 
 from relay.mail.event import Event
-from relay.queue.entry import QueuedMessage, State
-from relay.queue.rows import (
-    FINAL_NUMBER,
-    STATE_OF_NUMBER,
-    BadRow,
-    message_of,
-    moment,
-    pending_change,
-    recipient_of,
+from relay.queue.answers import (
+    events_of_rows,
+    ids_of_page,
+    listed_messages,
+    report_of_rows,
+    state_counts,
 )
-from relay.queue.shown import listed_recipient, shown_message, shown_recipient, whole
+from relay.queue.entry import State
+from relay.queue.rows import FINAL_NUMBER, micros, moment
+from relay.queue.shown import shown_message, shown_recipient
 from relay.queue.sqlite.matching import matching
 from relay.queue.sqlite.schema import READY, WAITING
 from relay.queue.sqlite.statements import AWAITED
 from relay.queue.store import (
-    PAGE_RECIPIENTS,
     EventOfChange,
     ListedMessage,
-    ListedRecipient,
     PendingReport,
     QueuedItem,
     QueueFilter,
@@ -96,14 +92,7 @@ def find_ids(
         " ORDER BY m.queue_id LIMIT :limit",
         values | {"after": after, "until": until, "limit": limit},
     ).fetchall()
-    ids: list[str] = []
-    recipients = 0
-    for queue_id, count in rows:
-        ids.append(queue_id)
-        recipients += count
-        if len(ids) == limit or recipients >= PAGE_RECIPIENTS:
-            return ids, queue_id
-    return ids, until if seen == width else None
+    return ids_of_page(rows, limit, until if seen == width else None)
 
 
 def item_of(db: sqlite3.Connection, queue_id: str) -> QueuedItem | None:
@@ -122,49 +111,31 @@ def item_of(db: sqlite3.Connection, queue_id: str) -> QueuedItem | None:
 
 
 def listed(db: sqlite3.Connection, ids: Sequence[str]) -> list[ListedMessage]:
-    """Messages in a listing. Nearly all its time goes by here, so nothing is made that is not
-    shown.
-    """
-    found: list[ListedMessage] = []
-    recipients: list[ListedRecipient] = []
-    for queue_id, reverse_path, arrived, size_bytes, *columns in db.execute(
-        "SELECT m.queue_id, m.reverse_path, m.arrived, m.size_bytes,"
-        " r.idx, r.domain, r.state, r.due, r.data"
-        " FROM message m LEFT JOIN recipient r ON r.queue_id = m.queue_id"
-        " WHERE m.queue_id IN (SELECT value FROM json_each(?)) ORDER BY m.queue_id, r.idx",
-        (json.dumps(ids),),
-    ):
-        if not found or found[-1].queue_id != queue_id:
-            recipients = []
-            found.append(
-                ListedMessage(
-                    queue_id, str(reverse_path), whole(arrived), whole(size_bytes), recipients
-                )
-            )
-        if columns[0] is not None:
-            recipients.append(listed_recipient(*columns))
-    return found
+    """Messages in a listing."""
+    return listed_messages(
+        db.execute(
+            "SELECT m.queue_id, m.reverse_path, m.arrived, m.size_bytes,"
+            " r.idx, r.domain, r.state, r.due, r.data"
+            " FROM message m LEFT JOIN recipient r ON r.queue_id = m.queue_id"
+            " WHERE m.queue_id IN (SELECT value FROM json_each(?)) ORDER BY m.queue_id, r.idx",
+            (json.dumps(ids),),
+        )
+    )
 
 
 def events_of(
     db: sqlite3.Connection, ids: Sequence[str], event_of: EventOfChange
 ) -> dict[tuple[str, int], Event]:
-    """Of a damaged row there is none."""
-    events: dict[tuple[str, int], Event] = {}
-    message: QueuedMessage | None = None
-    for row in db.execute(
+    """The event of each recipient that is not final."""
+    rows = db.execute(
         "SELECT m.queue_id, m.reverse_path, m.arrived, m.size_bytes, m.data,"
         " r.idx, r.domain, r.state, r.due, r.data"
         " FROM message m JOIN recipient r ON r.queue_id = m.queue_id"
         f" WHERE m.queue_id IN (SELECT value FROM json_each(?)) AND r.state < {FINAL_NUMBER}"
         " ORDER BY m.queue_id, r.idx",
         (json.dumps(ids),),
-    ):
-        if message is None or row[0] != message.queue_id:
-            message = shown_message(*row[:5])
-        with contextlib.suppress(BadRow):
-            events[row[0], row[5]] = event_of(message, recipient_of(*row[5:]))
-    return events
+    )
+    return events_of_rows(rows, event_of)
 
 
 def count_states(db: sqlite3.Connection) -> dict[State, int]:
@@ -174,13 +145,14 @@ def count_states(db: sqlite3.Connection) -> dict[State, int]:
             f"SELECT state, count(*) FROM recipient WHERE state < {FINAL_NUMBER} GROUP BY state"
         )
     )
-    return {STATE_OF_NUMBER[number]: counted.get(number, 0) for number in range(FINAL_NUMBER)}
+    return state_counts(counted)
 
 
-def next_due(db: sqlite3.Connection, skip: str) -> datetime | None:
+def next_due(db: sqlite3.Connection, skip: Collection[str]) -> datetime | None:
     """Ready domains are few steps apart; of those that wait only the first stretch is looked at,
     since too early an answer costs one look more, and too late a one a delay.
     """
+    skipped = json.dumps(list(skip))
     ready = db.execute(
         f"""WITH RECURSIVE ready (domain) AS (
             SELECT min(domain) FROM recipient WHERE place = {READY}
@@ -191,14 +163,14 @@ def next_due(db: sqlite3.Connection, skip: str) -> datetime | None:
         SELECT (SELECT min(due) FROM recipient WHERE place = {READY} AND domain = ready.domain)
         FROM ready
         WHERE domain IS NOT NULL AND domain NOT IN (SELECT value FROM json_each(?)) LIMIT 1""",
-        (skip,),
+        (skipped,),
     ).fetchone()
     waiting = (
         db.execute(
             f"""SELECT due FROM
             (SELECT due, domain FROM recipient WHERE place = {WAITING} ORDER BY due LIMIT ?)
             WHERE domain NOT IN (SELECT value FROM json_each(?)) LIMIT 1""",
-            (_DUE_WINDOW, skip),
+            (_DUE_WINDOW, skipped),
         ).fetchone()
         or db.execute(
             f"SELECT due FROM recipient WHERE place = {WAITING} ORDER BY due LIMIT 1 OFFSET ?",
@@ -209,17 +181,20 @@ def next_due(db: sqlite3.Connection, skip: str) -> datetime | None:
     return moment(min(found)) if found else None
 
 
-def pending_reports(db: sqlite3.Connection, now: int, pending_since: int, limit: int) -> list[str]:
+def pending_reports(
+    db: sqlite3.Connection, *, now: datetime, pending_since: datetime, limit: int = 100
+) -> list[str]:
     """What was written by a clock that was ahead has waited long enough, too."""
     rows = db.execute(
         "SELECT DISTINCT queue_id FROM owed"
         f" WHERE since <= ? OR since > ? OR NOT EXISTS ({AWAITED}) LIMIT ?",
-        (pending_since, now, limit),
+        (micros(pending_since), micros(now), limit),
     ).fetchall()
     return [row[0] for row in rows]
 
 
 def pending_report(db: sqlite3.Connection, queue_id: str) -> PendingReport | None:
+    """What the sender of a message is still to be told."""
     rows = db.execute(
         "SELECT is_done, owed.data, idx, domain, state, due, recipient.data"
         " FROM owed JOIN recipient USING (queue_id, idx) WHERE queue_id = ? ORDER BY idx",
@@ -229,17 +204,4 @@ def pending_report(db: sqlite3.Connection, queue_id: str) -> PendingReport | Non
         "SELECT queue_id, reverse_path, arrived, size_bytes, data FROM message WHERE queue_id = ?",
         (queue_id,),
     ).fetchone()
-    if not rows or message is None:
-        return None
-    try:
-        done, delayed = (
-            tuple(
-                pending_change(recipient_of(*row[2:]), row[1], is_done=kind)
-                for row in rows
-                if row[0] == kind
-            )
-            for kind in (True, False)
-        )
-        return PendingReport(message_of(*message), done, delayed)
-    except BadRow as exc:
-        raise SpoolError(f"{queue_id}: {exc}") from exc
+    return report_of_rows(message, rows)

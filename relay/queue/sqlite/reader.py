@@ -10,52 +10,53 @@ relay's queue and of a stopped one's.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import sqlite3
-import time
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from datetime import date, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
-from relay.mail.event import Event
-from relay.queue.api_state import DomainSettings
-from relay.queue.destinations import DestinationPart
-from relay.queue.entry import State
-from relay.queue.event_search import is_over
-from relay.queue.header import header_section
+from relay.queue.engine_reader import EngineReader
+from relay.queue.event_search import Stream
 from relay.queue.nodes import Node
-from relay.queue.rows import micros
 from relay.queue.sqlite import destinations, events, messages, statistics, tls_sessions
 from relay.queue.sqlite.api_state import domain_settings
 from relay.queue.sqlite.disk import DATABASE, open_reader, open_stopped, translated
 from relay.queue.sqlite.files import CONTENT, read_piece
-from relay.queue.statistics import CountedException, CountedMail, CountFilter, HourlyCount
-from relay.queue.store import (
-    CHUNK_BYTES,
-    EventFilter,
-    EventOfChange,
-    ListedMessage,
-    PendingReport,
-    QueuedItem,
-    QueueFilter,
-    SpoolError,
-    StoredEvent,
-    more_follows,
-)
-from relay.queue.tls_sessions import CountedSessions, DomainSessions
+from relay.queue.store import CHUNK_BYTES, SpoolError
 
-__all__ = ["Reader", "StoppedQueue"]
-
-_ITEMS_AT_ONCE = 200
+__all__ = ["Reader", "StoppedQueue", "asks", "searches"]
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
-class Reader:
+def asks(
+    question: Callable[Concatenate[sqlite3.Connection, P], T],
+) -> Callable[Concatenate[Reader, P], Coroutine[Any, Any, T]]:
+    """A method of `Reader` that asks this question."""
+
+    async def ask(reader: Reader, /, *args: P.args, **named: P.kwargs) -> T:
+        return await reader.ask(question, *args, **named)
+
+    return ask
+
+
+def searches(
+    question: Callable[Concatenate[sqlite3.Connection, P], T],
+) -> Callable[Concatenate[Reader, P], Coroutine[Any, Any, T]]:
+    """The same, for one step of a long search."""
+
+    async def search(reader: Reader, /, *args: P.args, **named: P.kwargs) -> T:
+        async with reader.searching:
+            return await reader.ask(question, *args, **named)
+
+    return search
+
+
+class Reader(EngineReader):
     """Asks one connection, on one thread."""
 
     def __init__(self, connect: Callable[[], sqlite3.Connection], directory: Path) -> None:
@@ -64,7 +65,8 @@ class Reader:
         self._db: sqlite3.Connection | None = None
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="queue-reader")
         self._files = ThreadPoolExecutor(max_workers=4, thread_name_prefix="queue-content-reader")
-        self._searching = asyncio.Lock()
+        self.searching = asyncio.Lock()
+        self.find_events = Stream(self._event_bounds, self._events_within).find_events
         self._closed = False
 
     @classmethod
@@ -72,19 +74,20 @@ class Reader:
         """A reader of a running relay's queue."""
         return cls(lambda: open_reader(directory / DATABASE), directory)
 
-    async def ask(self, question: Callable[..., T], *args: object) -> T:
-        """The answer of `question(connection, *args)`."""
-        return await self._on(self._pool, self._answer, question, args)
+    async def ask(
+        self,
+        question: Callable[Concatenate[sqlite3.Connection, P], T],
+        *args: P.args,
+        **named: P.kwargs,
+    ) -> T:
+        """The answer of `question(connection, …)`."""
 
-    async def _search(self, question: Callable[..., T], *args: object) -> T:
-        """The same, for one step of a long search."""
-        async with self._searching:
-            return await self.ask(question, *args)
+        def answer() -> T:
+            if self._db is None:
+                self._db = self._connect()
+            return question(self._db, *args, **named)
 
-    def _answer(self, question: Callable[..., T], args: tuple[object, ...]) -> T:
-        if self._db is None:
-            self._db = self._connect()
-        return question(self._db, *args)
+        return await self._on(self._pool, answer)
 
     async def _on(self, threads: ThreadPoolExecutor, work: Callable[..., T], *args: object) -> T:
         if self._closed:
@@ -120,142 +123,30 @@ class Reader:
             for start in range(0, len(content), CHUNK_BYTES):
                 yield content[start : start + CHUNK_BYTES]
 
-    async def read_header(self, queue_id: str, *, limit_bytes: int = CHUNK_BYTES) -> bytes:
-        """The header section."""
-        return await header_section(self.read_content(queue_id), limit_bytes=limit_bytes)
-
-    async def list_messages(
-        self, wanted: QueueFilter, *, now: datetime, after: str = "", limit: int = 1000
-    ) -> list[ListedMessage]:
-        """A page of what matches, by queue id."""
-        found: list[ListedMessage] = []
-        reached: str | None = after
-        while reached is not None and not more_follows(found, limit):
-            few = min(limit - len(found), _ITEMS_AT_ONCE)
-            ids, reached = await self._search(messages.find_ids, wanted, now, reached, few)
-            found += await self._search(messages.listed, ids)
-        return found
-
-    async def find_message(self, queue_id: str) -> QueuedItem | None:
-        """All that is kept about one message."""
-        return await self.ask(messages.item_of, queue_id)
-
-    async def find_messages(
-        self, wanted: QueueFilter, *, now: datetime, after: str, limit: int
-    ) -> tuple[list[str], str | None]:
-        """The ids of some that match, and up to where the queue was looked through; None: to its
-        end.
-        """
-        ids: list[str] = []
-        reached: str | None = after
-        while reached is not None and not ids:
-            ids, reached = await self._search(messages.find_ids, wanted, now, reached, limit)
-        return ids, reached
-
-    async def events_of(
-        self, ids: Sequence[str], event_of: EventOfChange
-    ) -> dict[tuple[str, int], Event]:
-        """The event of each recipient that is not final, by queue id and index."""
-        found: dict[tuple[str, int], Event] = {}
-        for start in range(0, len(ids), _ITEMS_AT_ONCE):
-            some = ids[start : start + _ITEMS_AT_ONCE]
-            found |= await self._search(messages.events_of, some, event_of)
-        return found
-
-    async def counts(self) -> Mapping[State, int]:
-        """Recipients in each state that is not final."""
-        return await self.ask(messages.count_states)
-
     async def nodes(self) -> list[Node]:
         """Nobody shares the file."""
         return []
 
-    async def count_destinations(self, after: str) -> tuple[list[DestinationPart], str | None]:
-        """The next step of a count of the queue by domain."""
-        return await self._search(destinations.count_destinations, after)
-
-    async def events_after(self, seq: int, *, limit: int = 1000) -> list[StoredEvent]:
-        """The next events."""
-        return await self.ask(events.events_after, seq, limit)
-
-    async def find_events(
-        self,
-        wanted: EventFilter,
-        *,
-        after: int = 0,
-        limit: int = 300,
-        ascending: bool = True,
-        patience: timedelta | None = None,
-    ) -> list[StoredEvent]:
-        """A page of the events that match."""
-        began = time.monotonic()
-        low, high = await self._search(events.event_bounds, wanted, after, ascending)
-        found: list[StoredEvent] = []
-        while low <= high and len(found) < limit:
-            some, reached = await self._search(
-                events.events_within, wanted, low, high, limit - len(found), ascending
-            )
-            found += some
-            low, high = (reached + 1, high) if ascending else (low, reached - 1)
-            seconds = time.monotonic() - began
-            if patience is not None and low <= high and is_over(patience, seconds, found, reached):
-                break
-        return found
-
-    async def count_mail(self, wanted: CountFilter) -> list[CountedMail]:
-        """The counts of a period, added up over its hours."""
-        return await self.ask(statistics.count_mail, wanted)
-
-    async def count_hours(self, wanted: CountFilter) -> list[HourlyCount]:
-        """The counts of a period by the hour."""
-        return await self.ask(statistics.count_hours, wanted)
-
-    async def find_exceptions(
-        self,
-        wanted: CountFilter,
-        *,
-        after: tuple[datetime, str] | None = None,
-        limit: int = 500,
-        newest: bool = False,
-    ) -> list[CountedException]:
-        """A page of the exceptions by time."""
-        return await self.ask(statistics.find_exceptions, wanted, after, limit, newest)
-
-    async def tls_days(self) -> list[date]:
-        """The days of which sessions are kept."""
-        return await self.ask(tls_sessions.days)
-
-    async def tls_domains(
-        self, day: date, *, after: str = "", limit: int = 500
-    ) -> list[DomainSessions]:
-        """A page of the domains that had sessions in a day."""
-        return await self.ask(tls_sessions.domains, day, after, limit)
-
-    async def tls_sessions(self, day: date, domain: str) -> list[CountedSessions]:
-        """The sessions of a day and domain."""
-        return await self.ask(tls_sessions.sessions, day, domain)
-
-    async def domain_settings(self) -> Mapping[str, DomainSettings]:
-        """What was set over HTTP, by sender domain."""
-        return await self.ask(domain_settings)
-
-    async def log_mark(self) -> int:
-        """Up to where the log file holds the events."""
-        return await self.ask(events.log_mark)
-
-    async def pending_reports(
-        self, *, now: datetime, pending_since: datetime, limit: int = 100
-    ) -> list[str]:
-        """Messages whose pending report is to be sent."""
-        return await self.ask(messages.pending_reports, micros(now), micros(pending_since), limit)
-
-    async def pending_report(self, queue_id: str) -> PendingReport | None:
-        """What the sender of a message is still to be told."""
-        return await self.ask(messages.pending_report, queue_id)
-
-    async def next_stored(self, skip: Collection[str]) -> datetime | None:
-        """When the next unclaimed recipient outside `skip` is due, or a little earlier."""
-        return await self.ask(messages.next_due, json.dumps(list(skip)))
+    _find_ids = searches(messages.find_ids)
+    _list = searches(messages.listed)
+    _make_events = searches(messages.events_of)
+    _event_bounds = searches(events.event_bounds)
+    _events_within = searches(events.events_within)
+    find_message = asks(messages.item_of)
+    counts = asks(messages.count_states)
+    count_destinations = searches(destinations.count_destinations)
+    events_after = asks(events.events_after)
+    log_mark = asks(events.log_mark)
+    count_mail = asks(statistics.count_mail)
+    count_hours = asks(statistics.count_hours)
+    find_exceptions = asks(statistics.find_exceptions)
+    tls_days = asks(tls_sessions.days)
+    tls_domains = asks(tls_sessions.domains)
+    tls_sessions = asks(tls_sessions.sessions)
+    domain_settings = asks(domain_settings)
+    pending_reports = asks(messages.pending_reports)
+    pending_report = asks(messages.pending_report)
+    next_stored = asks(messages.next_due)
 
 
 class StoppedQueue(Reader):

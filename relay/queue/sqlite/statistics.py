@@ -155,9 +155,10 @@ def _hour(number: int) -> datetime:
 def find_exceptions(
     db: sqlite3.Connection,
     wanted: CountFilter,
-    after: tuple[datetime, str] | None,
-    limit: int,
-    newest: bool,
+    *,
+    after: tuple[datetime, str] | None = None,
+    limit: int = 500,
+    newest: bool = False,
 ) -> list[CountedException]:
     """A page of the exceptions by time; `newest`: from the end."""
     where, values = _where(wanted, has_sums=False)

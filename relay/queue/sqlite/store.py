@@ -394,7 +394,7 @@ class SqliteStore(Reader):
         """Commit an event that tells of what an operator did."""
         await self._submit(Request(Rows(events=(event,))))
 
-    async def counts(self) -> Mapping[State, int]:
+    async def counts(self) -> dict[State, int]:
         """Recipients in each state that is not final."""
         return self._dispatch.counts.get()
 

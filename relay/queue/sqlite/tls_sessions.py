@@ -122,7 +122,9 @@ def days(db: sqlite3.Connection) -> list[date]:
     return found
 
 
-def domains(db: sqlite3.Connection, day: date, after: str, limit: int) -> list[DomainSessions]:
+def domains(
+    db: sqlite3.Connection, day: date, *, after: str = "", limit: int = 500
+) -> list[DomainSessions]:
     """A page of the domains of a day."""
     rows = db.execute(
         "SELECT domain, sum(iif(failure = '', number, 0)), sum(iif(failure = '', 0, number))"

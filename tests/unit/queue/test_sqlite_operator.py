@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from relay.mail.address import spellings
 from relay.queue.entry import State
 from relay.queue.handoff import HandOffLimits
 from relay.queue.sqlite import SqliteStore, StoppedQueue
@@ -82,7 +83,7 @@ async def test_a_verb_goes_through_a_long_queue_in_stretches(store, monkeypatch)
 async def test_neither_a_page_nor_a_stretch_holds_many_messages_that_have_many_recipients(
     store, monkeypatch
 ):
-    monkeypatch.setattr("relay.queue.sqlite.messages.PAGE_RECIPIENTS", 25)
+    monkeypatch.setattr("relay.queue.answers.PAGE_RECIPIENTS", 25)
     monkeypatch.setattr("relay.queue.store.PAGE_RECIPIENTS", 25)
     for _ in range(6):
         await store.accept(new_message(*(f"{n}@one.example" for n in range(10))))
@@ -167,13 +168,13 @@ async def test_a_question_is_answered_while_many_search(store, monkeypatch):
     await store.accept(
         new_message(events=tuple(event("accepted", "q1", number=n) for n in range(100)))
     )
-    looked, look = [], reading.events_within
+    looked, look = [], spellings
 
     def seen(*args: Any) -> Any:
         looked.append(args)
         return look(*args)
 
-    monkeypatch.setattr(reading, "events_within", seen)
+    monkeypatch.setattr(reading, "spellings", seen)
     wanted = EventFilter(sender="nobody@example.com")
     searches = [asyncio.create_task(store.find_events(wanted)) for _ in range(20)]
     while not looked:

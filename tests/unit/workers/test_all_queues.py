@@ -66,7 +66,7 @@ async def test_pages_of_the_queue_go_through_all_workers(two: Two) -> None:
 async def test_a_page_that_many_recipients_fill_passes_over_no_message(
     two: Two, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("relay.queue.sqlite.messages", "relay.queue.store"):
+    for module in ("relay.queue.answers", "relay.queue.store"):
         monkeypatch.setattr(f"{module}.PAGE_RECIPIENTS", 4)
     for number in range(8):
         store, recipients = (two.other, 1) if number % 2 else (two.first, 3)
