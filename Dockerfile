@@ -40,12 +40,14 @@ RUN /builder/bin/pip --python /opt/relay/bin/python3 install --no-cache-dir --no
  && rm -r /opt/relay/lib/python3*/site-packages/cffi \
  && find /opt/relay/lib -type f \( -name '*.c' -o -name '*.h' -o -name '*.pyx' -o -name '*.pxd' \
       -o -name '*.pxi' -o -name '*.pyi' \) -delete \
- && find /opt/relay/lib -type d \( -name tests -o -name test -o -name docs \) -prune -exec rm -r {} + \
+ && find /opt/relay/lib -type d \( -name tests -o -name test -o -name docs \) \
+      -prune -exec rm -r {} + \
  && find /opt/relay/lib -name '*.so' -exec strip --strip-unneeded {} + \
  && /opt/relay/bin/python3 -m compileall -q -x /pydantic/v1/ /opt/relay/lib
 
 FROM ${BASE}
-RUN useradd --no-log-init --uid 2525 --user-group --home-dir /var/lib/relay --no-create-home --shell /usr/sbin/nologin relay \
+RUN useradd --no-log-init --uid 2525 --user-group --home-dir /var/lib/relay --no-create-home \
+      --shell /usr/sbin/nologin relay \
  && install -d -o relay -g relay -m 0700 /var/lib/relay \
  && install -d -m 0755 /etc/relay
 COPY --from=build /opt/relay /opt/relay

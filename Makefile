@@ -28,13 +28,14 @@ help:
 	@echo "make image-test  build the container image and deliver a message through it (buildah, root, network)"
 	@echo "make torture   the long sweeps: kill -9 at every storage call, every network call, power cuts"
 	@echo "make fuzz      a minute for each reader of octets that strangers send"
-	@echo "make bench     a Postfix beside it and the same mail through both; about ten minutes (ARGS=quick: four), as root"
+	@echo "make bench     a Postfix beside it and the same mail through both, as root;"
+	@echo "               about ten minutes (ARGS=quick: four)"
 	@echo "make mutation  break each cell of the TLS decision and see the tests fail"
 
 # What running needs, and nothing of development.
 $(RUNS): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "relay needs Python 3.11 or later, with venv (Debian, Ubuntu: apt install python3-venv)."; \
+		{ echo "relay needs Python 3.11 or later, with venv (Debian, Ubuntu: python3-venv)."; \
 		echo "If it has another name than $(PYTHON): make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	PIP_USE_PEP517=1 $(BIN)/pip install --quiet --disable-pip-version-check --editable .

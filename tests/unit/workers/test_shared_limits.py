@@ -14,11 +14,11 @@ from relay.workers.shared_limits import LimitsOfWorker, SharedLimits
 HOP = NextHop("m365", (("mx.example",),), max_connections=10, rate=Rate(300, 60))
 
 
-def forked(do: Callable[[], None]) -> int:
+def forked(do: Callable[..., None], *arguments: object) -> int:
     pid = os.fork()
     if pid == 0:
         try:
-            do()
+            do(*arguments)
         finally:
             os._exit(0)
     return pid
@@ -51,7 +51,7 @@ def test_processes_begin_no_more_messages_together_than_the_rate_says():
     def work(number: int) -> None:
         os.write(writing, bytes([begun_within(limits_of(shared.of_worker(number)), 2.0)]))
 
-    workers = [forked(lambda number=number: work(number)) for number in range(3)]  # type: ignore[misc]
+    workers = [forked(work, number) for number in range(3)]
     for pid in workers:
         os.waitpid(pid, 0)
     counts = list(os.read(reading, 3))
@@ -73,7 +73,7 @@ def test_processes_have_no_more_connections_together_than_the_limit():
             time.sleep(0.001)
         os.write(writing, bytes([had]))
 
-    for pid in [forked(lambda number=number: work(number)) for number in range(2)]:  # type: ignore[misc]
+    for pid in [forked(work, number) for number in range(2)]:
         os.waitpid(pid, 0)
     assert sum(os.read(reading, 2)) == 10
 
