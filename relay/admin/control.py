@@ -1,6 +1,7 @@
 """Answers the requests of the control socket: a method for each verb, or for several.
 
     list, show, log                     the queue and the delivery log
+    nodes                               the nodes that share the queue
     report                              the statistics of a period
     retry, hold, release, remove        changes of the queue
     health, status, metrics             the state of the relay
