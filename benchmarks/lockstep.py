@@ -117,14 +117,14 @@ class _Taking:
 
 
 class _Sending:
-    """A session of a client. `next_message`: whether there is another message to send."""
+    """A session of a client: one message, and then others while `has_another` says so."""
 
     def __init__(
-        self, loop: Loop, port: int, content: bytes, *, next_message: Callable[[], bool]
+        self, loop: Loop, port: int, content: bytes, *, has_another: Callable[[], bool]
     ) -> None:
         self._loop = loop
         self._steps = (*_COMMANDS, content)
-        self._next_message = next_message
+        self._has_another = has_another
         self._step = -2  # the greeting, then EHLO
         self._input = b""
         self.is_over = False
@@ -151,9 +151,9 @@ class _Sending:
         if self._step == -1:
             self._socket.sendall(b"EHLO client.example\r\n")
             return
-        if self._step in (0, len(self._steps)):
+        if self._step == len(self._steps):
             self._step = 0
-            if not self._next_message():
+            if not self._has_another():
                 self._socket.sendall(b"QUIT\r\n")
                 self._loop.remove(self._socket.fileno())
                 self._socket.close()
@@ -164,33 +164,27 @@ class _Sending:
 
 def send(loop: Loop, hop: NextHop, wanted: dict[str, Any]) -> dict[str, float]:
     """Send the messages, and wait until the next hop has them."""
-    left, sessions = wanted["messages"], []
+    left: int = wanted["messages"]
+    sessions: list[_Sending] = []
     content = b"Subject: benchmark\r\nFrom: a@client.example\r\n\r\n"
     content += _LINE * max((wanted["size"] - len(content)) // len(_LINE), 1) + b".\r\n"
     before, began = hop.taken, time.monotonic()
 
-    def may_go_on(is_first: bool) -> bool:
+    def has_another() -> bool:
         nonlocal left
-        if not left or not (is_first or wanted["standing"]):
+        if not left or not wanted["standing"]:
             return False
         left -= 1
         return True
 
-    def open_one() -> None:
-        told = iter([True])
-        sessions.append(
-            _Sending(
-                loop, wanted["port"], content, next_message=lambda: may_go_on(next(told, False))
-            )
-        )
-
-    for _ in range(min(wanted["sessions"], left)):
-        open_one()
-    while sessions:
-        _turn(loop, began)
-        for _ in [one for one in sessions if one.is_over and left]:
-            open_one()
+    while True:
         sessions = [one for one in sessions if not one.is_over]
+        while left and len(sessions) < wanted["sessions"]:
+            left -= 1
+            sessions.append(_Sending(loop, wanted["port"], content, has_another=has_another))
+        if not sessions:
+            break
+        _turn(loop, began)
     intake = time.monotonic() - began
     while hop.taken - before < wanted["messages"]:
         _turn(loop, began)
