@@ -153,14 +153,10 @@ class LimitedHost:
                 writer.write(f"{self.over_rate}\r\n".encode())
                 if self.over_rate.startswith("421"):
                     return
-                while not (await reader.readline()).upper().startswith(b"DATA"):
-                    writer.write(b"503 5.5.1 no MAIL\r\n")
-                writer.write(b"503 5.5.1 no MAIL\r\n")
+                await _without_mail(reader, writer)
             elif verb == b"MAIL" and self.messages and self.messages_of[number] >= self.messages:
                 writer.write(b"452 4.3.2 too many messages on this connection\r\n")
-                while not (await reader.readline()).upper().startswith(b"DATA"):
-                    writer.write(b"503 5.5.1 no MAIL\r\n")
-                writer.write(b"503 5.5.1 no MAIL\r\n")
+                await _without_mail(reader, writer)
             elif verb == b"DATA":
                 writer.write(b"354 go on\r\n")
                 await reader.readuntil(b"\r\n.\r\n")
@@ -179,3 +175,13 @@ class LimitedHost:
                     rcpt = line.split(b":", 1)[1].strip(b"<>\r\n ").decode()
                 writer.write(b"250 ok\r\n")
             await writer.drain()
+
+
+async def _without_mail(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answer what a pipelining client sends after its MAIL was refused, to DATA."""
+    verb = b""
+    while verb != b"DATA":
+        verb = (await reader.readline())[:4].upper()
+        if not verb:
+            raise ConnectionResetError
+        writer.write(b"503 5.5.1 no MAIL\r\n")
