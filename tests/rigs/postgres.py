@@ -136,6 +136,10 @@ class Postgres:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
 
+    def drop_queue(self) -> None:
+        """Remove the tables of the relay, as if none had ever run here."""
+        self.sql("DROP SCHEMA IF EXISTS relay CASCADE")
+
     def sql(self, statements: str, database: str = "postgres") -> str:
         """What psql prints for some statements."""
         done = subprocess.run(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.rigs.postgres import Postgres, postgres
 from tests.rigs.sandbox import Sandbox, open_sandbox
 
 
@@ -17,3 +18,17 @@ async def sandbox() -> AsyncIterator[Sandbox]:
     with tempfile.TemporaryDirectory(prefix="sandbox-") as directory:
         async with open_sandbox(Path(directory)) as opened:
             yield opened
+
+
+@pytest.fixture(scope="module")
+def postgres_server() -> Iterator[Postgres]:
+    """One server for the tests of a file."""
+    with postgres() as server:
+        yield server
+
+
+@pytest.fixture
+def server(postgres_server: Postgres) -> Postgres:
+    """The server, without the tables of the test before."""
+    postgres_server.drop_queue()
+    return postgres_server

@@ -66,9 +66,9 @@ class Bench:
         told, _ = await asyncio.wait_for(process.communicate(stdin), 60)
         assert process.returncode == 0, f"{command}:\n{told.decode(errors='replace')}"
 
-    async def letter_came_to(self, *names: str) -> None:
-        """To each of them, once, under nothing but our Received, which knows the session as the
-        name does.
+    async def assert_all_have_the_letter(self, *names: str) -> None:
+        """Each of them has the letter once, unchanged, under one Received field, which names the
+        kind of session that the recipient's name tells.
         """
         await self.mx.wait_for_messages(len(names))
         assert {message.forward_paths for message in self.mx.messages} == {
@@ -154,7 +154,7 @@ async def test_swaks_sends_mail_through_the_relay(bench: Bench) -> None:
     await swaks(
         "swaks-auth-login", bench.implicit, "--tls-on-connect", "--auth", "LOGIN", *login, *verified
     )
-    await bench.letter_came_to(
+    await bench.assert_all_have_the_letter(
         "swaks",
         "swaks-helo",
         "swaks-pipelining",
@@ -183,7 +183,7 @@ async def test_curl_sends_mail_through_the_relay(bench: Bench) -> None:
         "AUTH=LOGIN",
         *user,
     )
-    await bench.letter_came_to("curl", "curl-tls", "curl-auth", "curl-auth-login")
+    await bench.assert_all_have_the_letter("curl", "curl-tls", "curl-auth", "curl-auth-login")
 
 
 @pytest.mark.needs("msmtp")
@@ -205,7 +205,9 @@ async def test_msmtp_sends_mail_through_the_relay(bench: Bench) -> None:
     await msmtp("msmtp-tls", bench.starttls, "--tls=on")
     await msmtp("msmtp-auth", bench.starttls, *auth)
     await msmtp("msmtp-auth-implicit", bench.implicit, "--tls-starttls=off", *auth)
-    await bench.letter_came_to("msmtp", "msmtp-tls", "msmtp-auth", "msmtp-auth-implicit")
+    await bench.assert_all_have_the_letter(
+        "msmtp", "msmtp-tls", "msmtp-auth", "msmtp-auth-implicit"
+    )
 
 
 async def test_smtplib_sends_mail_through_the_relay(bench: Bench) -> None:
@@ -232,7 +234,9 @@ async def test_smtplib_sends_mail_through_the_relay(bench: Bench) -> None:
         send("smtplib-auth-implicit", implicit, auth=True)
 
     await asyncio.to_thread(send_all)
-    await bench.letter_came_to("smtplib", "smtplib-tls", "smtplib-auth", "smtplib-auth-implicit")
+    await bench.assert_all_have_the_letter(
+        "smtplib", "smtplib-tls", "smtplib-auth", "smtplib-auth-implicit"
+    )
 
 
 @pytest.mark.needs("perl")
@@ -250,7 +254,7 @@ async def test_net_smtp_of_perl_sends_mail_through_the_relay(bench: Bench) -> No
     await perl("perl-tls", bench.starttls, "", "", "starttls")
     await perl("perl-auth", bench.starttls, USER, PASSWORD, "starttls")
     await perl("perl-auth-implicit", bench.implicit, USER, PASSWORD, "ssl")
-    await bench.letter_came_to("perl", "perl-tls", "perl-auth", "perl-auth-implicit")
+    await bench.assert_all_have_the_letter("perl", "perl-tls", "perl-auth", "perl-auth-implicit")
 
 
 @pytest.mark.needs("node", "npm")
@@ -287,6 +291,6 @@ async def test_nodemailer_sends_mail_through_the_relay(bench: Bench, tmp_path: P
         way("nodemailer-auth-login", bench.implicit, secure=True, auth=auth, authMethod="LOGIN"),
     ]
     await bench.run("node", "send.js", stdin=json.dumps(ways).encode(), cwd=tmp_path)
-    await bench.letter_came_to(
+    await bench.assert_all_have_the_letter(
         "nodemailer", "nodemailer-tls", "nodemailer-auth", "nodemailer-auth-login"
     )

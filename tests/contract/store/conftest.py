@@ -103,7 +103,7 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Engine:
     if name.startswith("SQLite"):
         return SqliteEngine(tmp_path / "spool", LIMITS[name])
     server: Postgres = request.getfixturevalue("server")
-    server.sql("DROP SCHEMA IF EXISTS relay CASCADE")
+    server.drop_queue()
     return PostgresEngine(server.url(), LIMITS[name])
 
 

@@ -7,7 +7,6 @@ from datetime import timedelta
 from relay.queue.api_state import DomainSettings, PendingCall, Webhook
 from relay.queue.store import (
     QueueFilter,
-    Store,
 )
 from tests.fakes.queued import NOW
 
@@ -44,17 +43,13 @@ async def test_webhook_call_stays_over_a_restart_until_it_is_settled(engine):
     async with engine.opened() as store:
         await store.api_state.add_calls([PendingCall(URL, "{}", NOW)], seen=7)
     async with engine.opened() as store:
-        await _settle(store)
-
-
-async def _settle(store: Store) -> None:
-    assert await store.api_state.calls_seen() == 7
-    [call] = await store.api_state.calls_due(now=NOW, limit=10)
-    later = NOW + timedelta(minutes=5)
-    await store.api_state.settle_call(call, due=later)
-    assert await store.api_state.calls_due(now=NOW, limit=10) == []
-    assert await store.api_state.next_call_due() == later
-    [call] = await store.api_state.calls_due(now=later, limit=10)
-    assert call.attempts == 1
-    await store.api_state.settle_call(call, due=None)
-    assert await store.api_state.next_call_due() is None
+        assert await store.api_state.calls_seen() == 7
+        [call] = await store.api_state.calls_due(now=NOW, limit=10)
+        later = NOW + timedelta(minutes=5)
+        await store.api_state.settle_call(call, due=later)
+        assert await store.api_state.calls_due(now=NOW, limit=10) == []
+        assert await store.api_state.next_call_due() == later
+        [call] = await store.api_state.calls_due(now=later, limit=10)
+        assert call.attempts == 1
+        await store.api_state.settle_call(call, due=None)
+        assert await store.api_state.next_call_due() is None
