@@ -270,7 +270,6 @@ async def test_claim_that_its_node_does_not_know_of_is_freed(server):
     async with node(server.url(), limits=HandOffLimits(entries=0)) as store:
         await store.accept(new_message())
         server.sql(f"UPDATE relay.recipient SET place = 2, lease = {store.lease.id}")
-        assert await claim_all(store) == []
         found = []
 
         async def is_free() -> bool:

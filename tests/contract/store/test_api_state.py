@@ -5,9 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from relay.queue.api_state import DomainSettings, PendingCall, Webhook
-from relay.queue.store import (
-    QueueFilter,
-)
+from relay.queue.store import QueueFilter
 from tests.fakes.queued import NOW
 
 MINUTE = timedelta(minutes=1)
