@@ -85,15 +85,6 @@ async def delivering(
         assert not queue.claimed
 
 
-async def until(condition: Callable[[], bool], within: float = 20) -> float:
-    """Wait for something; the seconds that took."""
-    began = time.monotonic()
-    async with asyncio.timeout(within):
-        while not condition():
-            await asyncio.sleep(0.005)
-    return time.monotonic() - began
-
-
 def fill(count: int, domains: int = 1, prefix: str = "d") -> MemoryQueue:
     """So many messages, each for one recipient, over so many domains."""
     queue = MemoryQueue()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -25,6 +23,7 @@ from relay.sandbox.certificates import Kind
 from relay.sandbox.mx import TLS_1_0_ONLY, MxServer, Script, StartTls
 from tests.fakes.floors import Published, floors_of
 from tests.fakes.mail import CONTENT, entry
+from tests.fakes.waiting import until
 from tests.unit.deliver.conftest import Rig
 
 SETTINGS = [(False, False), (False, True), (True, False), (True, True)]
@@ -156,12 +155,6 @@ async def assert_as_expected(rig, mx: MxServer, outcome: Outcome, expected: Expe
     (message,) = mx.messages
     assert (message.in_tls, message.content) == (expected.tls, CONTENT)
     return policy
-
-
-async def until(happened: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not happened():
-            await asyncio.sleep(0.01)
 
 
 def named(met: Met) -> str:

@@ -13,8 +13,9 @@ from relay.deliver.tls import TlsContexts
 from relay.queue.entry import State
 from relay.route.next_hop import Host
 from tests.fakes.queue import MemoryQueue
+from tests.fakes.waiting import until
 from tests.rigs.limited_host import LimitedHost
-from tests.unit.deliver.delivering import SLOW, at, delivering, fill, until
+from tests.unit.deliver.delivering import SLOW, at, delivering, fill
 
 
 async def deliver_all(

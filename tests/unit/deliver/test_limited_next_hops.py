@@ -15,8 +15,9 @@ from relay.queue.entry import State
 from relay.report.metrics import NextHopNow
 from relay.route.next_hop import Host, NextHop, Rate
 from tests.fakes.queue import MemoryQueue
+from tests.fakes.waiting import until
 from tests.rigs.limited_host import LimitedHost
-from tests.unit.deliver.delivering import SLOW, at, delivering, fill, until
+from tests.unit.deliver.delivering import SLOW, at, delivering, fill
 
 
 def hop(**limits: object) -> NextHop:

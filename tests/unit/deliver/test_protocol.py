@@ -13,6 +13,7 @@ import pytest_asyncio
 from aiosmtplib import SMTPException
 
 from relay.deliver.protocol import ClientProtocol, connect
+from tests.fakes.waiting import until
 
 
 class Host:
@@ -52,12 +53,6 @@ async def wire(host: Host) -> AsyncIterator[ClientProtocol]:
     assert host.writer is not None
     host.writer.close()
     server.close()
-
-
-async def until(happened) -> None:
-    async with asyncio.timeout(10):
-        while not happened():
-            await asyncio.sleep(0.005)
 
 
 async def test_transport_and_is_connected_tell_of_the_connection(wire: ClientProtocol):

@@ -26,6 +26,7 @@ from relay.queue.store import ClaimLost
 from relay.report.metrics import Metrics
 from tests.fakes.queue import CONTENT, DISK_TROUBLE, MemoryQueue
 from tests.fakes.scheduling import make_scheduler
+from tests.fakes.waiting import until
 
 SESSION = HopSession("mx.b.example", "192.0.2.1", tls=True, verified_by=VerifiedBy.PKIX)
 OK: Outcome = Delivered("2.0.0", 250, "OK", session=SESSION)
@@ -120,12 +121,6 @@ async def queue() -> MemoryQueue:
     return MemoryQueue()
 
 
-async def eventually(condition: Callable[[], bool], *, within: float = 20) -> None:
-    async with asyncio.timeout(within):
-        while not condition():
-            await asyncio.sleep(0.005)
-
-
 async def test_due_mail_is_delivered_and_logged(queue):
     queue.add("Q1", "b@b.example", "c@b.example", "d@d.example")
     attempts = Attempts()
@@ -198,7 +193,7 @@ async def test_two_thousand_for_a_dead_destination_do_not_delay_one_for_another(
     attempts = Attempts(lambda entry: SILENCE if entry.domain == "dead.example" else OK)
     attempts.hold("dead.example")  # its hosts swallow every packet
     async with running(queue, attempts):
-        await eventually(lambda: attempts.in_flight["dead.example"] > 0)
+        await until(lambda: attempts.in_flight["dead.example"] > 0)
         queue.add("Q1", "b@b.example")
         await queue.until(1)
         assert attempts.most["dead.example"] <= 5
@@ -214,7 +209,7 @@ async def test_destinations_that_are_slow_keep_to_their_own_places(queue):
     async with running(
         queue, attempts, options={"concurrency": 20, "concurrency_per_destination": 2}
     ):
-        await eventually(lambda: attempts.in_flight.total() == 15)
+        await until(lambda: attempts.in_flight.total() == 15)
         for n in range(50):
             queue.add(f"Q{n}", "b@b.example")
         await queue.until(50)
@@ -233,7 +228,7 @@ async def test_a_few_destinations_that_hang_cannot_take_every_place(queue):
     async with running(
         queue, attempts, options={"concurrency": 20, "concurrency_per_destination": 5}
     ):
-        await eventually(lambda: attempts.in_flight.total() == 15)
+        await until(lambda: attempts.in_flight.total() == 15)
         queue.add("Q1", "b@b.example")
         queue.add("Q2", "c@c.example")
         await queue.until(2)
@@ -249,7 +244,7 @@ async def test_a_thousand_destinations_that_hang_do_not_delay_one_that_answered(
         for n in range(1000):
             attempts.hold(f"slow{n}.example")
             queue.add(f"S{n}", f"a@slow{n}.example")
-        await eventually(lambda: attempts.in_flight.total() == 15)
+        await until(lambda: attempts.in_flight.total() == 15)
         for n in range(50):
             queue.add(f"W{n + 1}", "w@well.example")
             await queue.until(n + 2)
@@ -269,7 +264,7 @@ async def test_a_message_to_a_thousand_names_that_hang_does_not_delay_one_to_a_n
         for n in range(1000):
             attempts.hold(f"slow{n}.example")
         queue.add("S0", *(f"a@slow{n}.example" for n in range(1000)))
-        await eventually(lambda: attempts.in_flight.total() == 7)
+        await until(lambda: attempts.in_flight.total() == 7)
         for n in range(20):
             queue.add(f"N{n}", f"b@new{n}.example")
             await queue.until(n + 2)
@@ -292,7 +287,7 @@ async def test_destinations_that_have_become_slow_do_not_delay_one_that_is_not(q
         for n, domain in enumerate(domains * 20):
             attempts.hold(domain)
             queue.add(f"S{n}", f"a@{domain}")
-        await eventually(lambda: attempts.in_flight.total() >= 15)
+        await until(lambda: attempts.in_flight.total() >= 15)
         await asyncio.sleep(0.15)  # from now on they are slow
         for n in range(20):
             queue.add(f"W{n}", "w@well.example")
@@ -317,7 +312,7 @@ async def test_proven_destinations_that_all_become_slow_at_once_do_not_keep_ever
         for domain in domains:
             attempts.hold(domain)
             queue.add(f"S{domain}", f"a@{domain}")
-        await eventually(lambda: attempts.in_flight.total() == 20)
+        await until(lambda: attempts.in_flight.total() == 20)
         for n in range(20):
             queue.add(f"W{n}", "w@well.example")
             await queue.until(42 + n)
@@ -336,7 +331,7 @@ async def test_concurrency_holds_in_all_and_for_each_destination(queue):
     async with running(
         queue, attempts, options={"concurrency": 12, "concurrency_per_destination": 7}
     ):
-        await eventually(lambda: attempts.in_flight.total() == 12)
+        await until(lambda: attempts.in_flight.total() == 12)
         for gate in attempts.gates.values():
             gate.set()
         attempts.gates.clear()
@@ -351,11 +346,11 @@ async def test_dead_destination_is_tried_a_few_times_and_then_waits(queue):
         queue.add(f"D{n}", f"{n}@dead.example")
     attempts = Attempts(lambda entry: SILENCE)
     async with running(queue, attempts) as scheduler:
-        await eventually(lambda: "dead.example" in scheduler.silent_domains())
-        await eventually(lambda: not queue.claimed)
+        await until(lambda: "dead.example" in scheduler.silent_domains())
+        await until(lambda: not queue.claimed)
         assert len(attempts.made) == 5
         queue.add("D-new", "new@dead.example")
-        await eventually(lambda: len(queue.released) >= 296)
+        await until(lambda: len(queue.released) >= 296)
         assert len(attempts.made) == 5
     first = min(queue.due_of(*entry) for entry in queue.entries)
     assert first - datetime.now(UTC) > timedelta(minutes=4)
@@ -372,7 +367,7 @@ async def test_mail_whose_policy_is_being_fetched_is_tried_later_and_not_counted
 
     attempts = Attempts(pending)
     async with running(queue, attempts) as scheduler:
-        await eventually(lambda: len(queue.released) == 1)
+        await until(lambda: len(queue.released) == 1)
         assert not scheduler.silent_domains()
         await queue.until(1)
     assert len(attempts.made) == 2
@@ -392,7 +387,7 @@ async def test_two_thousand_that_wait_for_a_policy_do_not_delay_one_for_another(
         return OK
 
     async with running(queue, Attempts(pending)):
-        await eventually(lambda: bool(queue.released))
+        await until(lambda: bool(queue.released))
         queue.add("Q1", "b@b.example")
         await queue.until(1)
 
@@ -403,13 +398,13 @@ async def test_one_attempt_ends_a_silence_and_an_answer_releases_the_other_mail(
         queue.add(f"D{n}", f"{n}@dead.example")
     attempts = Attempts(lambda entry: SILENCE if is_dead else OK)
     async with running(queue, attempts, schedule=QUICK):
-        await eventually(lambda: len(attempts.made) == 5)
+        await until(lambda: len(attempts.made) == 5)
         attempts.most.clear()
-        await eventually(lambda: len(attempts.made) >= 8)
+        await until(lambda: len(attempts.made) >= 8)
         assert attempts.most["dead.example"] == 1
         assert set(queue.states()) == {State.DEFERRED}
         is_dead = False
-        await eventually(lambda: queue.states()[State.DELIVERED] == 40)
+        await until(lambda: queue.states()[State.DELIVERED] == 40)
     assert attempts.most["dead.example"] > 1
 
 
@@ -417,13 +412,13 @@ async def test_the_operator_can_ask_for_a_silent_destination_to_be_tried(queue):
     queue.add("D1", "1@dead.example")
     attempts = Attempts(lambda entry: SILENCE)
     async with running(queue, attempts) as scheduler:
-        await eventually(lambda: bool(scheduler.silent_domains()))
+        await until(lambda: bool(scheduler.silent_domains()))
         queue.add("D2", "2@dead.example")
-        await eventually(lambda: len(queue.released) == 1)
+        await until(lambda: len(queue.released) == 1)
         assert len(attempts.made) == 1
         scheduler.retry_silent()
         queue.make_due("D2")
-        await eventually(lambda: len(attempts.made) == 2)
+        await until(lambda: len(attempts.made) == 2)
 
 
 async def test_expired_mail_bounces_although_its_destination_is_silent(queue):
@@ -432,7 +427,7 @@ async def test_expired_mail_bounces_although_its_destination_is_silent(queue):
     queue.add("D1", "1@dead.example")
     attempts = Attempts(lambda entry: SILENCE)
     async with running(queue, attempts) as scheduler:
-        await eventually(lambda: bool(scheduler.silent_domains()))
+        await until(lambda: bool(scheduler.silent_domains()))
         # The clock has run evenly for long enough to be believed.
         look = scheduler.clocks.last_look
         assert look is not None
@@ -481,7 +476,7 @@ async def test_a_result_is_held_until_the_store_takes_it_and_the_message_is_not_
     queue.trouble["record"] = DISK_TROUBLE
     attempts = Attempts()
     async with running(queue, attempts):
-        await eventually(lambda: "waits to be recorded" in caplog.text)
+        await until(lambda: "waits to be recorded" in caplog.text)
         del queue.trouble["record"]
         await queue.until(1, within=timedelta(seconds=6))
     assert len(attempts.made) == 1
@@ -494,7 +489,7 @@ async def test_results_that_wait_take_up_places_and_so_their_number_is_bounded(q
     queue.trouble["record"] = DISK_TROUBLE
     attempts = Attempts()
     async with running(queue, attempts, options={"concurrency": 10}):
-        await eventually(lambda: len(attempts.made) == 10)
+        await until(lambda: len(attempts.made) == 10)
         await asyncio.sleep(0.1)
         assert len(attempts.made) == 10
         del queue.trouble["record"]
@@ -506,7 +501,7 @@ async def test_a_queue_that_cannot_be_read_is_read_again(queue, caplog):
     queue.trouble["claim_due"] = DISK_TROUBLE
     queue.add("Q1", "b@b.example")
     async with running(queue, Attempts()):
-        await eventually(lambda: "cannot be read" in caplog.text)
+        await until(lambda: "cannot be read" in caplog.text)
         del queue.trouble["claim_due"]
         await queue.until(1)
 
@@ -581,7 +576,7 @@ async def test_draining_waits_for_attempts_under_way_and_begins_no_other(queue):
     attempts = Attempts()
     gate = attempts.hold("b.example")
     async with running(queue, attempts, grace=5):
-        await eventually(lambda: len(attempts.made) == 5)
+        await until(lambda: len(attempts.made) == 5)
         asyncio.get_running_loop().call_later(0.1, gate.set)
     assert len(attempts.made) == 5
     assert queue.states() == {State.DELIVERED: 5}
@@ -593,7 +588,7 @@ async def test_after_the_grace_attempts_are_broken_off_and_their_mail_is_due_aga
     attempts = Attempts()
     attempts.hold("b.example")
     async with running(queue, attempts, grace=0.1):
-        await eventually(lambda: len(attempts.made) == 1)
+        await until(lambda: len(attempts.made) == 1)
     assert not queue.settlements
     assert len(queue.released) == 1
     assert queue.due_of("Q1", "b.example") <= datetime.now(UTC)
@@ -605,7 +600,7 @@ async def test_an_attempt_past_the_final_dot_is_heard_to_the_end(queue):
     attempts.past_the_dot = True
     gate = attempts.hold("b.example")
     async with running(queue, attempts, grace=0.05):
-        await eventually(lambda: len(attempts.made) == 1)
+        await until(lambda: len(attempts.made) == 1)
         asyncio.get_running_loop().call_later(0.3, gate.set)
     assert queue.states() == {State.DELIVERED: 1}
 
@@ -616,7 +611,7 @@ async def test_a_scheduler_whose_task_is_cancelled_leaves_nothing_claimed(queue)
     attempts = Attempts()
     attempts.hold("b.example")
     task = asyncio.create_task(make(queue, attempts).run())
-    await eventually(lambda: len(attempts.made) == 5)
+    await until(lambda: len(attempts.made) == 5)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -630,7 +625,7 @@ async def test_draining_ends_though_the_store_is_in_trouble(queue, caplog):
     attempts = Attempts()
     scheduler = make(queue, attempts)
     task = asyncio.create_task(scheduler.run())
-    await eventually(lambda: "waits to be recorded" in caplog.text)
+    await until(lambda: "waits to be recorded" in caplog.text)
     async with asyncio.timeout(2):
         await scheduler.drain(timedelta(seconds=0.1))
         await task
@@ -653,7 +648,7 @@ async def test_result_that_another_node_made_old_is_told_and_not_tried_to_be_wri
     attempts = Attempts()
     scheduler = make(queue, attempts, metrics=metrics)
     task = asyncio.create_task(scheduler.run())
-    await eventually(lambda: "not recorded" in caplog.text)
+    await until(lambda: "not recorded" in caplog.text)
     await scheduler.drain(timedelta(seconds=0.2))
     await task
     assert len(attempts.made) == 1

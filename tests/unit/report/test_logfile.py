@@ -17,6 +17,7 @@ import pytest
 from relay.mail.event import Event
 from relay.report.deliverylog import DeliveryLog
 from relay.report.deliverylog.file import OUTPUTS
+from tests.fakes.waiting import until
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 FAST = timedelta(milliseconds=50)
@@ -85,12 +86,6 @@ def ids(path):
     """The ids in the file; every line has to be whole, but for one that is just being written."""
     lines = path.read_text("ascii").split("\n")[:-1] if path.exists() else []
     return [int(json.loads(line)["id"]) for line in lines]
-
-
-async def until(condition, *, within=20.0):
-    async with asyncio.timeout(within):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 async def test_committed_event_is_appended_and_then_marked_as_written(path, journal):
