@@ -125,20 +125,24 @@ class Limited:
     """What this worker does at one next hop.
 
     `holders`: the entries that have a connection or make one. `open`: connections that stand, are
-    made, are idle, or are being closed. `held`: how many are this worker's for now. `begun`: the
-    entries whose first message has been let in and not sent yet. `late`: those whose connection
-    came late, and which wait anew: no other message begins before theirs. `room_at`: when to ask
-    again; `waits_for_rate`: whether the rate was what did not let the last one in.
+    made, are idle, or are being closed. `begun`: the entries whose first message has been let in
+    and not sent yet. `late`: those whose connection came late, and which wait anew: no other
+    message begins before theirs. `room_at`: when to ask again; `waits_for_rate`: whether the rate
+    was what did not let the last one in.
     """
 
     hop: NextHop
     holders: set[Holder] = field(default_factory=set)
     open: int = 0
-    held: int = 0
     begun: dict[Holder, Begun] = field(default_factory=dict)
     late: dict[Holder, None] = field(default_factory=dict)
     room_at: float = 0.0
     waits_for_rate: bool = False
+
+    @property
+    def held(self) -> int:
+        """How many connections of the limit this worker has, or is about to make."""
+        return max(len(self.holders), self.open) if self.hop.max_connections is not None else 0
 
 
 class HopLimits:
@@ -224,7 +228,7 @@ class HopLimits:
     def may_open(self, hop: NextHop) -> bool:
         """Whether another connection may be made now; counts it. False: an old one is closing."""
         one = self._of(hop)
-        if hop.max_connections is not None and one.open >= max(one.held, 1):
+        if hop.max_connections is not None and one.open >= max(len(one.holders), 1):
             return False
         one.open += 1
         return True
@@ -289,7 +293,7 @@ class HopLimits:
             one = self._known[hop.name] = Limited(hop)
         elif one.hop is not hop:  # after a reload
             one.hop, one.room_at = hop, 0.0
-            self._settle(one, anew=True)
+            self._write_held(one)
         return one
 
     def _take_connection(self, one: Limited, holder: Holder) -> bool:
@@ -304,8 +308,7 @@ class HopLimits:
             if wanted > one.held:
                 if sum(self._all(cells, _HELD)) + wanted - one.held > limit:
                     return self._refuse(one)
-                one.held = wanted
-                cells[self._cell(self._table.number, _HELD)] = one.held
+                cells[self._cell(self._table.number, _HELD)] = wanted
         one.holders.add(holder)
         return True
 
@@ -314,13 +317,13 @@ class HopLimits:
         one.room_at, one.waits_for_rate = self._clock() + _AGAIN, False
         return False
 
-    def _settle(self, one: Limited, *, anew: bool = False) -> None:
-        """Give back what is not needed any more; `anew`: begin to count, or cease to."""
-        needed = max(len(one.holders), one.open) if one.hop.max_connections is not None else 0
-        if one.held > needed or anew:
-            one.held = needed
-            cells = self._table.cells(one.hop.name)
-            cells[self._cell(self._table.number, _HELD)] = needed
+    def _settle(self, one: Limited) -> None:
+        """Give back what is not needed any more."""
+        if one.hop.max_connections is not None:
+            self._write_held(one)
+
+    def _write_held(self, one: Limited) -> None:
+        self._table.cells(one.hop.name)[self._cell(self._table.number, _HELD)] = one.held
 
     def _part(self, one: Limited, cells: Cells, wanted: int) -> int:
         """Write what this worker has mail for, and divide the limit by what all have mail for; this
