@@ -256,8 +256,7 @@ def _our_tls(config: Config) -> OurTls:
         tuple(
             (pattern, NextHop(host, hop.port))
             for pattern, hop in routes_of(config).by_recipient.items()
-            for equals in hop.hosts
-            for host in equals
+            for host in hop.every_host()
         ),
     )
 

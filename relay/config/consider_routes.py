@@ -6,7 +6,6 @@ fatal. A warning is for what works, and not as its author may think.
 
 from __future__ import annotations
 
-import ipaddress
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from urllib.parse import urlsplit
@@ -22,12 +21,13 @@ from relay.config.remark import Remark
 from relay.config.sections import Config
 from relay.receive.spec import ListenerAuth
 from relay.route.addresses import Address, parse_address, parse_address_literal
-from relay.route.mx import hop_host
+from relay.route.family import why_unusable
+from relay.route.mx import hop_host_names
 from relay.route.next_hop import (
+    NO_CHAIN,
     Auth,
     AuthMechanism,
     Grant,
-    IpFamily,
     NextHop,
     TlsMode,
     TokenSource,
@@ -35,9 +35,6 @@ from relay.route.next_hop import (
 from relay.route.secret_files import SecretFileError, place_of, read_text, shown_path
 
 __all__ = ["consider_routes"]
-
-_NO_CHAIN = "none"
-"""`ca_file`: the host is proved by its pins, and no chain of certificates is looked at."""
 
 
 def consider_routes(config: Config) -> Iterator[Remark]:
@@ -147,7 +144,7 @@ def _consider_users(config: Config) -> Iterator[Remark]:
 
 def _consider_hosts(key: str, hop: NextHop) -> Iterator[Remark]:
     """Each host is there once, and its name is a whole one."""
-    counted = Counter(hop_host(named) or named for named in _hosts(hop))
+    counted = Counter(hop_host_names(hop))
     for name, times in counted.items():
         if times > 1:
             problem = f"{name} is there {times} times, and counts once, where it stands first"
@@ -171,7 +168,7 @@ def _consider_login(at: str, hop: NextHop) -> Iterator[Remark]:
     yield from _consider_mechanism(key, auth, has_certificate=hop.certificate is not None)
     if auth.password_file is not None:
         yield from consider_secret(f"{key}.password_file", auth.password_file)
-    if hop.verify_name is None and not hop.pin_sha256 and any(map(_address_of, _hosts(hop))):
+    if hop.verify_name is None and not hop.pin_sha256 and any(map(_address_of, hop.every_host())):
         problem = "no certificate can be for an address, so the login would wait for ever"
         cure = "name the host, or the name in its certificate under verify_name"
         yield Remark(f"{at}.hosts", problem, cure, is_fatal=False)
@@ -297,7 +294,7 @@ def _consider_proofs(key: str, hop: NextHop) -> Iterator[Remark]:
         yield from _consider_certificate(key, hop.certificate, hop.key)
     elif hop.key is not None:
         yield Remark(f"{key}.key", "a key without a certificate", "name its certificate, too")
-    if hop.ca_file == _NO_CHAIN:
+    if hop.ca_file == NO_CHAIN:
         if not hop.pin_sha256:
             problem = "no chain and no pin: nothing would prove who the host is"
             yield Remark(f"{key}.ca_file", problem, "add pin_sha256, or name a file of roots")
@@ -344,24 +341,17 @@ def _consider_connection(key: str, hop: NextHop) -> Iterator[Remark]:
 
 def _consider_families(key: str, hop: NextHop) -> Iterator[Remark]:
     """The address to connect from and those to connect to are of the same family."""
-    family = hop.ip_family
-    if hop.source_address is not None:
-        own = IpFamily(f"ipv{ipaddress.ip_address(hop.source_address).version}")
-        if family not in (IpFamily.ANY, own):
-            problem = f"{hop.source_address} is no address of ip_family: {family}"
-            yield Remark(f"{key}.source_address", problem, "change one of the two")
-            return
-        family = own
-    for host in _hosts(hop):
+    source = parse_address(hop.source_address) if hop.source_address is not None else None
+    if source is not None and why_unusable(hop, source):
+        problem = f"{hop.source_address} is no address of ip_family: {hop.ip_family}"
+        yield Remark(f"{key}.source_address", problem, "change one of the two")
+        return
+    said = "source_address" if source is not None else "ip_family"
+    for host in hop.every_host():
         address = _address_of(host)
-        if address is not None and family not in (IpFamily.ANY, f"ipv{address.version}"):
-            said = "source_address" if hop.source_address is not None else "ip_family"
+        if address is not None and why_unusable(hop, address):
             problem = f"{host} cannot be reached with {said}: {getattr(hop, said)}"
             yield Remark(f"{key}.hosts", problem, "change one of the two")
-
-
-def _hosts(hop: NextHop) -> Iterator[str]:
-    return (host for equals in hop.hosts for host in equals)
 
 
 def _address_of(host: str) -> Address | None:
@@ -375,7 +365,7 @@ _PROVIDERS = ("office365.com", "gmail.com", "amazonaws.com")
 
 
 def _consider_limits(config: Config, key: str, hop: NextHop) -> Iterator[Remark]:
-    provider = next((p for host in _hosts(hop) for p in _PROVIDERS if _is_in(host, p)), None)
+    provider = next((p for host in hop.every_host() for p in _PROVIDERS if _is_in(host, p)), None)
     if provider is not None:
         missing = [name for name in ("rate", "max_connections") if getattr(hop, name) is None]
         if missing:

@@ -15,7 +15,7 @@ from relay.deliver.diagnosis import Stage, judge
 from relay.deliver.negotiate import Failed, SessionOptions, Unmet, reach
 from relay.mail.outcome import Bounced, Code, Deferred, HopLogin, HopSession
 from relay.policy.settings import Setting, Source, TlsSettings
-from relay.route.mx import hop_host
+from relay.route.mx import hop_host_names
 from relay.route.next_hop import Host, NextHop, NoRoute, TlsMode
 from relay.route.plan import not_found
 from relay.route.router import Router
@@ -69,8 +69,7 @@ def _without_hosts(hop: NextHop, outcome: Deferred | Bounced) -> Iterator[Step]:
 
 
 def _not_found(hop: NextHop, found: Sequence[Host], lines: Sequence[str]) -> Iterator[Step]:
-    names = [hop_host(named) or named for equals in hop.hosts for named in equals]
-    for name, why in not_found(names, {host.name for host in found}, lines).items():
+    for name, why in not_found(hop_host_names(hop), {host.name for host in found}, lines).items():
         yield Step(name, "hosts", is_good=False, text=why)
 
 

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, Protocol
 
-from relay.route.mx import hop_host
+from relay.route.mx import hop_host_names
 from relay.route.next_hop import Auth, AuthMechanism, Credentials, NextHop
 from relay.route.secret_files import SecretFileError, Stamp, read_line, stamp_of
 
@@ -238,7 +238,7 @@ class RouteCredentials:
         be.
         """
         login, now = self._login(hop, credentials), self._clock()
-        names = [host] if host else _hosts_of(hop)
+        names = [host] if host else hop_host_names(hop)
         until, first = min((self._rest(hop, login, name).until, name) for name in names)
         if until <= now:
             return ""
@@ -283,11 +283,6 @@ class RouteCredentials:
 
 def _holding(credentials: Credentials, token: HeldToken) -> Credentials:
     return replace(credentials, token=token.access, is_fresh=token.is_fresh)
-
-
-def _hosts_of(hop: NextHop) -> list[str]:
-    """The names of its hosts, as `Host.name` has them."""
-    return [hop_host(named) or named for equals in hop.hosts for named in equals]
 
 
 def _key_of(hop: NextHop, login: _Login, host: str) -> bytes:

@@ -29,13 +29,14 @@ from relay.mail.address import AddressError, normalise_domain
 from relay.mail.outcome import Bounced, Code, Deferred
 from relay.route.addresses import parse_address, parse_address_literal
 from relay.route.answers import MxAnswer, MxLookup, MxRecord, NoSuchName, Unanswered
-from relay.route.next_hop import NoRoute
+from relay.route.next_hop import NextHop, NoRoute
 
 __all__ = [
     "MailHost",
     "MailHosts",
     "best_and_others",
     "hop_host",
+    "hop_host_names",
     "host_name",
     "mail_hosts",
     "unusable",
@@ -98,6 +99,11 @@ def hop_host(named: str) -> str | None:
     """A host of a next hop as it is looked up: a name, or an address; None where it is neither."""
     literal = parse_address_literal(named) or parse_address(named)
     return str(literal) if literal is not None else host_name(named)
+
+
+def hop_host_names(hop: NextHop) -> list[str]:
+    """The names of all hosts of a next hop, as `Host.name` has them."""
+    return [hop_host(named) or named for named in hop.every_host()]
 
 
 def host_name(text: str) -> str | None:

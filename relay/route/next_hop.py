@@ -6,7 +6,7 @@ against the address rules: the relay connects to exactly this address without an
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Annotated, Protocol
@@ -170,6 +170,10 @@ class NextHop:
     ip_family: IpFamily = IpFamily.ANY
     hello: Annotated[str, Form.DOMAIN] | None = None
 
+    def every_host(self) -> Iterator[str]:
+        """Its hosts in order, whatever their group."""
+        return (host for equals in self.hosts for host in equals)
+
     @property
     def appearance(self) -> str:
         """What a host sees of its connections before TLS, "" where no key says it: a host may turn
@@ -184,8 +188,7 @@ class NextHop:
         """Where its connections lead: the same for all next hops with these hosts, this port, this
         appearance, and this login, as providers limit each account.
         """
-        hosts = ",".join(host for equals in self.hosts for host in equals)
-        where = f"{hosts}:{self.port}{self.appearance}"
+        where = f"{','.join(self.every_host())}:{self.port}{self.appearance}"
         return f"{where} as {self.auth.username}" if self.auth is not None else where
 
 
