@@ -24,7 +24,7 @@ async def deliver_all(
     """200 messages to a host; the queue afterwards, and the seconds that took."""
     queue = fill(200, domains)
     async with delivering(queue, lambda _: [at(host)], contexts):
-        took = await until(lambda: len(queue.settlements) >= 200, 40)
+        took = await until(lambda: len(queue.settlements) >= 200, within=40)
     return queue, took
 
 
@@ -209,7 +209,7 @@ async def test_host_that_becomes_faster_does_not_idle_while_mail_waits(contexts,
         ):
             await until(lambda: len(queue.settlements) >= 14)
             host.seconds = 0.0
-            took = await until(lambda: len(queue.settlements) >= 300, 60)
+            took = await until(lambda: len(queue.settlements) >= 300, within=60)
     print(f"{took:.1f} s for the rest")
     assert took < 15
 

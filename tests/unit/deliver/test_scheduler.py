@@ -358,11 +358,11 @@ async def test_dead_destination_is_tried_a_few_times_and_then_waits(queue):
 
 async def test_mail_whose_policy_is_being_fetched_is_tried_later_and_not_counted(queue):
     queue.add("Q1", "b@b.example")
-    until = datetime.now(UTC) + timedelta(seconds=0.3)
+    fetched = datetime.now(UTC) + timedelta(seconds=0.3)
 
     def pending(entry: Entry) -> Outcome:
-        if datetime.now(UTC) < until:
-            raise PolicyPending("b.example", until)
+        if datetime.now(UTC) < fetched:
+            raise PolicyPending("b.example", fetched)
         return OK
 
     attempts = Attempts(pending)
@@ -379,11 +379,11 @@ async def test_mail_whose_policy_is_being_fetched_is_tried_later_and_not_counted
 async def test_two_thousand_that_wait_for_a_policy_do_not_delay_one_for_another(queue):
     for n in range(2000):
         queue.add(f"D{n}", f"{n}@slow.example")
-    until = datetime.now(UTC) + timedelta(hours=1)
+    fetched = datetime.now(UTC) + timedelta(hours=1)
 
     def pending(entry: Entry) -> Outcome:
         if entry.domain == "slow.example":
-            raise PolicyPending(entry.domain, until)
+            raise PolicyPending(entry.domain, fetched)
         return OK
 
     async with running(queue, Attempts(pending)):
