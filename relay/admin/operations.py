@@ -36,7 +36,7 @@ from relay.queue.verbs import VERBS
 from relay.report import deliverylog
 from relay.route.choice import said
 from relay.route.forecast import Forecast, sentence
-from relay.route.next_hop import Choice, Host, NoRoute
+from relay.route.next_hop import Host, NoRoute, RouteChoice
 
 __all__ = [
     "Changed",
@@ -241,7 +241,7 @@ def host_as_json(host: Host) -> JsonObject:
     }
 
 
-def choice_as_json(choice: Choice) -> JsonObject:
+def choice_as_json(choice: RouteChoice) -> JsonObject:
     """Which next hop a message takes, and by which rule. `next-hop`: null for the MX hosts."""
     return {
         "next-hop": choice.next_hop or None,

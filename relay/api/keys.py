@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 
 from relay.submit.failures import Failures
-from relay.submit.secrets import Secrets, Verdict, log_refused
+from relay.submit.secrets import SecretChecker, SecretVerdict, log_refused
 
-__all__ = ["Keys", "Verdict"]
+__all__ = ["Keys", "SecretVerdict"]
 
 log = logging.getLogger(__name__)
 
@@ -31,20 +31,22 @@ class Keys:
 
     def __init__(self, keys: Callable[[], Sequence[str]], *, clock: Callable[[], datetime]) -> None:
         self._keys = keys
-        self._secrets = Secrets(Failures(), clock=clock)
+        self._secrets = SecretChecker(Failures(), clock=clock)
 
-    async def judge(self, authorization: str, client: str) -> Verdict:
+    async def judge(self, authorization: str, client: str) -> SecretVerdict:
         """Whether an Authorization field has a right key. `client`: the address."""
         if not authorization:
-            return Verdict.WRONG  # no guess: the client waits for the challenge (RFC 9110 §11.6.1)
+            # No guess: the client waits for the challenge (RFC 9110 §11.6.1).
+            return SecretVerdict.WRONG
+        # no guess: the client waits for the challenge (RFC 9110 §11.6.1)
         keys, key = self._keys(), _key_in(authorization)
         if key is not None and _is_plain(key, keys):
-            return Verdict.RIGHT
+            return SecretVerdict.RIGHT
         hashes = [known for known in keys if known.startswith(_HASH)] if key is not None else []
         verdict = await self._secrets.judge(
             key or authorization.encode(), hashes, client=client, name="api"
         )
-        if verdict is not Verdict.RIGHT:
+        if verdict is not SecretVerdict.RIGHT:
             log_refused(log, verdict, client=client, service="http")
         return verdict
 

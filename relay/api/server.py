@@ -34,7 +34,7 @@ from aiohttp import web
 from relay.api.bodies import BODY, Body, BodyBuffers
 from relay.api.endpoints import ENDPOINTS, TEXT, Endpoint
 from relay.api.entrance import Entrance, HttpError
-from relay.api.keys import Keys, Verdict
+from relay.api.keys import Keys, SecretVerdict
 from relay.api.mailgun_form import ApiError
 from relay.api.openapi import document
 from relay.api.origin import is_foreign
@@ -285,9 +285,9 @@ async def _check_key(request: web.Request, *, bare: bool) -> None:
     verdict = await request.app[GATE].keys.judge(
         request.headers.get("Authorization", ""), canonical(request.remote or "")
     )
-    if verdict is Verdict.WAIT:
+    if verdict is SecretVerdict.WAIT:
         raise ApiError(429, "Too many failed authentications, try again later")
-    if verdict is Verdict.WRONG:
+    if verdict is SecretVerdict.WRONG:
         raise _Unauthorized(bare)
     request[HAS_KEY] = True
 

@@ -104,10 +104,10 @@ def _connect(config: Config) -> None:
     from relay.queue.engine import describe_server
     from relay.queue.store import SpoolError
 
-    if not config.queue.place.is_shared:
+    if not config.queue.location.is_shared:
         fail("queue.url: there is none; the queue is in a directory")
     try:
-        found = asyncio.run(describe_server(config.queue.place))
+        found = asyncio.run(describe_server(config.queue.location))
     except (SpoolError, OSError) as error:
         fail(f"queue.url: {error}")
     for name, value in found.items():

@@ -154,13 +154,13 @@ def _without_relay(config: Config, request: Mapping[str, Any]) -> Iterator[dict[
     from relay.queue.store import SpoolError
     from relay.workers.all_queues import AllQueues
 
-    place = config.queue.place
+    location = config.queue.location
 
     async def answer() -> AsyncIterator[dict[str, Any]]:
         async with contextlib.AsyncExitStack() as stack:
-            queues = await open_to_read(place, stack)
+            queues = await open_to_read(location, stack)
             operator = Operator(AllQueues(queues), lambda: datetime.now(UTC))
-            store = open_memory_beside(place)
+            store = open_memory_beside(location)
             stack.push_async_callback(store.close)
             memory = DowngradeMemory(store, lambda: config.downgrade_memory, clock=operator.clock)
             async for line in Control(operator, memory=memory).answer(request):
@@ -171,7 +171,7 @@ def _without_relay(config: Config, request: Mapping[str, Any]) -> Iterator[dict[
     except (SpoolError, OSError) as error:
         text = f"no relay answers at {config.admin.socket}, and its queue cannot be read: {error}"
         is_denied = isinstance(error.__cause__ or error, PermissionError)
-        fail(f"{text}; run this as {who_may_open(Path(place.path))}" if is_denied else text)
+        fail(f"{text}; run this as {who_may_open(Path(location.path))}" if is_denied else text)
     except RequestError as error:
         fail(str(error))
 

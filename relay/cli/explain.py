@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from relay.config import Config
     from relay.policy.fields import Wishes
     from relay.queue.api_state import DomainSettings
-    from relay.queue.engine import QueuePlace
+    from relay.queue.engine import QueueLocation
     from relay.route.next_hop import Auth
 
 __all__ = ["explain"]
@@ -206,7 +206,7 @@ def _set_over_http(config: Config) -> Mapping[str, DomainSettings]:
         click.echo(f"settings made over HTTP are not looked at: {printable(str(error))}", err=True)
         return {}
     try:
-        return asyncio.run(_stopped(config.queue.place))
+        return asyncio.run(_stopped(config.queue.location))
     except SpoolError:
         return {}  # there is no queue yet, so no setting was made
 
@@ -228,11 +228,11 @@ def _compare(config: Config, in_force: Mapping[str, str]) -> None:
         )
 
 
-async def _stopped(place: QueuePlace) -> Mapping[str, DomainSettings]:
+async def _stopped(location: QueueLocation) -> Mapping[str, DomainSettings]:
     from relay.queue.engine import open_to_read
 
     async with AsyncExitStack() as stack:
-        first, *_ = await open_to_read(place, stack)
+        first, *_ = await open_to_read(location, stack)
         return await first.domain_settings()
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from relay.deliver.https import NoAnswer
     from relay.deliver.tokens import TokenClient
     from relay.route.next_hop import TokenSource
-    from relay.route.oauth2 import DeviceCode, Granted, Refused, TokenRequest
+    from relay.route.oauth2 import DeviceCode, Granted, TokenRefused, TokenRequest
 
 __all__ = ["login"]
 
@@ -101,13 +101,13 @@ async def _refresh_token(client: TokenClient, source: TokenSource, secret: str) 
 
 async def _result(
     client: TokenClient, source: TokenSource, secret: str, code: DeviceCode
-) -> Granted | Refused:
+) -> Granted | TokenRefused:
     """Ask the server until it has an answer, or the code has expired (RFC 8628 §3.5)."""
     from relay.deliver.https import NoAnswer
     from relay.route.oauth2 import (
         HttpAnswer,
         NotYet,
-        Refused,
+        TokenRefused,
         device_token_request,
         read_poll_answer,
     )
@@ -125,19 +125,19 @@ async def _result(
         if not isinstance(found, NotYet):
             return found
         interval = found.interval
-    return Refused("expired_token", "the code was not typed in in time; start again")
+    return TokenRefused("expired_token", "the code was not typed in in time; start again")
 
 
 async def _code(client: TokenClient, source: TokenSource) -> DeviceCode:
     from relay.deliver.https import NoAnswer
-    from relay.route.oauth2 import DeviceCode, Refused, device_request, read_device_answer
+    from relay.route.oauth2 import DeviceCode, TokenRefused, device_request, read_device_answer
 
     request = device_request(source)
     answer = await client.post(request)
     if isinstance(answer, NoAnswer):
         _fail(source, f"the server is not reached: {_no_answer(answer, request)}")
     found = read_device_answer(answer, request)
-    if isinstance(found, Refused):
+    if isinstance(found, TokenRefused):
         _refused(source, found)
     if not isinstance(found, DeviceCode):
         _fail(source, found.reason)
@@ -162,7 +162,7 @@ def _cure(found: NoAnswer) -> str:
     return "check device_url and token_url, the DNS and the firewall of this machine"
 
 
-def _refused(source: TokenSource, found: Refused) -> NoReturn:
+def _refused(source: TokenSource, found: TokenRefused) -> NoReturn:
     if found.error != "invalid_scope":
         _fail(source, found.reason)
     _fail(source, f"{found.reason}; {_SCOPE_CURE}")

@@ -31,8 +31,8 @@ from relay.policy.postfix_files import HIDDEN, PostfixFile, holds_secret, kind_o
 from relay.policy.postfix_import import (
     Difference,
     ImportedLine,
-    NextHop,
     OurTls,
+    PostfixNextHop,
     imported,
     imported_level,
 )
@@ -254,7 +254,7 @@ def _our_tls(config: Config) -> OurTls:
         str(config.tls.min_version),
         str(config.tls.opportunistic_min_version),
         tuple(
-            (pattern, NextHop(host, hop.port))
+            (pattern, PostfixNextHop(host, hop.port))
             for pattern, hop in routes_of(config).by_recipient.items()
             for host in hop.every_host()
         ),

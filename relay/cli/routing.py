@@ -53,8 +53,8 @@ async def lookups(config: Config) -> AsyncIterator[Lookups]:
     logging.getLogger("relay").addHandler(logging.NullHandler())  # the answer has the same facts
     resolver = DnsResolver(resolver_options(config))
     router = make_router(config, resolver)
-    cache = open_policies_beside(config.queue.place)
-    store = open_memory_beside(config.queue.place)
+    cache = open_policies_beside(config.queue.location)
+    store = open_memory_beside(config.queue.location)
     memory = DowngradeMemory(
         store, lambda: config.downgrade_memory, clock=lambda: datetime.now(UTC)
     )

@@ -32,7 +32,7 @@ from relay.config.conform import Conformer, build, nearest
 from relay.config.consider import consider
 from relay.config.defaults import adapted
 from relay.config.document import as_document
-from relay.config.mistakes import ConfigError, Mistake, Place
+from relay.config.mistakes import ConfigError, Location, Mistake
 from relay.config.remark import Remark
 from relay.config.sections import Config
 from relay.config.shape import section_of
@@ -47,7 +47,7 @@ __all__ = [
     "consider",
     "default_path",
     "load",
-    "places",
+    "locations",
     "read",
     "text_of",
 ]
@@ -92,22 +92,22 @@ def text_of(path: Path) -> str:
             octets = file.read(MAX_FILE_BYTES + 1)
     except PermissionError:
         cure = "let the relay's user read it (`chgrp relay`, `chmod g+r`), or name another with -c"
-        raise ConfigError([Mistake(Place(str(path)), "", "permission denied", cure)]) from None
+        raise ConfigError([Mistake(Location(str(path)), "", "permission denied", cure)]) from None
     except OSError as error:
         cure = "name another file with -c or in RELAY_CONFIG"
         raise ConfigError(
-            [Mistake(Place(str(path)), "", error.strerror or str(error), cure)]
+            [Mistake(Location(str(path)), "", error.strerror or str(error), cure)]
         ) from None
     if len(octets) > MAX_FILE_BYTES:
         raise ConfigError(
-            [Mistake(Place(str(path)), "", "longer than 4 MiB", "is this the right file?")]
+            [Mistake(Location(str(path)), "", "longer than 4 MiB", "is this the right file?")]
         )
     try:
         return octets.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        place = Place(str(path), octets.count(b"\n", 0, error.start) + 1)
+        location = Location(str(path), octets.count(b"\n", 0, error.start) + 1)
         raise ConfigError(
-            [Mistake(place, "", "not UTF-8", "save the file as UTF-8 text")]
+            [Mistake(location, "", "not UTF-8", "save the file as UTF-8 text")]
         ) from None
 
 
@@ -118,10 +118,12 @@ def read(
     mistakes: list[Mistake] = []
     tree = Composer(source, mistakes).compose(text)
     if isinstance(tree, Leaf) and tree.kind == "null":
-        tree = Map(tree.place, {}, {})
+        tree = Map(tree.location, {}, {})
     if tree is not None and not isinstance(tree, Map):
         mistakes.append(
-            Mistake(tree.place, "", "not a list of keys", "begin with a key, as in `hostname: …`")
+            Mistake(
+                tree.location, "", "not a list of keys", "begin with a key, as in `hostname: …`"
+            )
         )
     if not isinstance(tree, Map):
         raise ConfigError(mistakes)
@@ -131,11 +133,11 @@ def read(
     config = build(values, conformer)
     if config is None or mistakes:
         raise ConfigError(mistakes)
-    config = adapted(config, conformer.places.__contains__)
+    config = adapted(config, conformer.locations.__contains__)
     return config if look is None else _considered(config, conformer, look)
 
 
-def places(path: Path, environ: Mapping[str, str]) -> dict[str, str]:
+def locations(path: Path, environ: Mapping[str, str]) -> dict[str, str]:
     """Where each key of a right configuration stands: file and line, or the variable."""
     tree = Composer(str(path), []).compose(text_of(path))
     if not isinstance(tree, Map):
@@ -143,7 +145,7 @@ def places(path: Path, environ: Mapping[str, str]) -> dict[str, str]:
     overlay(tree, environ, [])
     conformer = Conformer([])
     conformer.conform(tree, section_of(Config), "")
-    return {key: str(place) for key, place in conformer.places.items()}
+    return {key: str(location) for key, location in conformer.locations.items()}
 
 
 def _considered(config: Config, conformer: Conformer, look: Look) -> Config:
@@ -157,7 +159,9 @@ def _considered(config: Config, conformer: Conformer, look: Look) -> Config:
     if "." not in config.hostname:
         problem = f"{config.hostname} is no full domain name, and other hosts judge us by it"
         cure = "write one, such as relay.example.net"
-        warnings.append(Mistake(nearest(conformer.places, "hostname"), "hostname", problem, cure))
+        warnings.append(
+            Mistake(nearest(conformer.locations, "hostname"), "hostname", problem, cure)
+        )
     object.__setattr__(config, "warnings", tuple(map(str, warnings)))
     return config
 
@@ -165,7 +169,7 @@ def _considered(config: Config, conformer: Conformer, look: Look) -> Config:
 def _mistake(remark: Remark, conformer: Conformer) -> Mistake:
     """A remark with its line, under the key that the file has."""
     key = conformer.written.get(remark.key, remark.key)
-    return Mistake(nearest(conformer.places, key), key, remark.problem, remark.cure)
+    return Mistake(nearest(conformer.locations, key), key, remark.problem, remark.cure)
 
 
 def _own_name() -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from relay.config import words
 from relay.config.document import as_document
-from relay.config.mistakes import Mistake, Place, shown, split
+from relay.config.mistakes import Location, Mistake, shown, split
 from relay.config.sections import Config
 from relay.config.shape import (
     Choice,
@@ -50,19 +50,19 @@ class Conformer:
 
     def __init__(self, mistakes: list[Mistake]) -> None:
         self.mistakes = mistakes
-        self.places: dict[str, Place] = {}
+        self.locations: dict[str, Location] = {}
         self.noted: set[str] = set()
         self.missing: list[str] = []
         self.written: dict[str, str] = {}
         """By key: the short key that the file has instead."""
 
-    def wrong(self, place: Place, key: str, problem: str, cure: str) -> Any:
-        self.mistakes.append(Mistake(place, key, problem, cure))
+    def wrong(self, location: Location, key: str, problem: str, cure: str) -> Any:
+        self.mistakes.append(Mistake(location, key, problem, cure))
         self.noted.add(key)
         return _WRONG
 
     def conform(self, tree: Tree, shape: Shape, key: str) -> Any:
-        self.places[key] = tree.place
+        self.locations[key] = tree.location
         match shape:
             case Maybe():
                 return self._maybe(tree, shape, key)
@@ -77,7 +77,7 @@ class Conformer:
         if not isinstance(tree, Leaf):
             kind = "a list" if isinstance(tree, List) else "a section with keys"
             problem = f"{kind} where a single value belongs"
-            return self.wrong(tree.place, key, problem, _leaf_cure(shape))
+            return self.wrong(tree.location, key, problem, _leaf_cure(shape))
         return self._leaf(tree, shape, key)
 
     def _maybe(self, tree: Tree, shape: Maybe, key: str) -> Any:
@@ -96,14 +96,14 @@ class Conformer:
             return self._leaf(tree, shape.name, key)
         problem = "no value" if isinstance(tree, Leaf) else "a list where one name belongs"
         cure = f"write a name, or keys below it: {', '.join(shape.section.keys)}"
-        return self.wrong(tree.place, key, problem, cure)
+        return self.wrong(tree.location, key, problem, cure)
 
     def _section(self, tree: Tree, section: Section, key: str) -> Any:
         if isinstance(tree, Leaf) and tree.kind == "null":
-            tree = Map(tree.place, {}, {})  # every key below it is commented out
+            tree = Map(tree.location, {}, {})  # every key below it is commented out
         if not isinstance(tree, Map):
             cure = f"write keys below it: {', '.join(section.keys)}"
-            return self.wrong(tree.place, key, "not a section", cure)
+            return self.wrong(tree.location, key, "not a section", cure)
         values: dict[str, Any] = {}
         self._read_secrets(tree, section, key)
         for name, below in tree.values.items():
@@ -115,7 +115,7 @@ class Conformer:
                 continue
             found = section.keys[name]
             value = self.conform(below, found.shape, dotted(key, name))
-            self.places[dotted(key, name)] = tree.keys[name]
+            self.locations[dotted(key, name)] = tree.keys[name]
             if value is not _WRONG:
                 values[found.field] = value
         self.missing += [
@@ -142,7 +142,7 @@ class Conformer:
             dotted(dotted(key, short.of), short.below) if short.below else dotted(key, short.of)
         )
         value = self.conform(tree.values[name], short.shape, here)
-        self.places[here] = self.places[target] = tree.keys[name]
+        self.locations[here] = self.locations[target] = tree.keys[name]
         self.written[target] = here
         if value is _WRONG or value is None:
             return
@@ -157,35 +157,37 @@ class Conformer:
             from_file = f"{name}_file"
             if from_file not in tree.values or not is_secret(found.shape):
                 continue
-            path, place = tree.values.pop(from_file), tree.keys.pop(from_file)
+            path, location = tree.values.pop(from_file), tree.keys.pop(from_file)
             if name in tree.values:
                 problem = f"{name} is given, too"
-                self.wrong(place, dotted(key, from_file), problem, "keep one of the two")
+                self.wrong(location, dotted(key, from_file), problem, "keep one of the two")
                 continue
             text = self.conform(path, Text(Form.PATH), dotted(key, from_file))
-            lines = None if text is _WRONG else self._lines_of(text, place, dotted(key, from_file))
+            lines = (
+                None if text is _WRONG else self._lines_of(text, location, dotted(key, from_file))
+            )
             if lines is None:
                 self.noted.add(dotted(key, name))
                 continue
-            secrets = tuple(Leaf(place, "str", line) for line in lines)
-            tree.keys[name] = place
+            secrets = tuple(Leaf(location, "str", line) for line in lines)
+            tree.keys[name] = location
             tree.values[name] = (
-                List(place, secrets)
+                List(location, secrets)
                 if isinstance(found.shape, Items)
-                else Leaf(place, "str", "\n".join(lines))
+                else Leaf(location, "str", "\n".join(lines))
             )
 
-    def _lines_of(self, path: str, place: Place, key: str) -> list[str] | None:
+    def _lines_of(self, path: str, location: Location, key: str) -> list[str] | None:
         try:
             lines = pathlib.Path(path).read_text(encoding="utf-8").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             problem = getattr(error, "strerror", None) or "not UTF-8"
             cure = "correct the path, or let the relay's user read it"
-            self.wrong(place, key, f"{path}: {problem}", cure)
+            self.wrong(location, key, f"{path}: {problem}", cure)
             return None
         return [line.strip() for line in lines if line.strip()]
 
-    def _unknown(self, place: Place, name: str, known: Collection[str], key: str) -> None:
+    def _unknown(self, location: Location, name: str, known: Collection[str], key: str) -> None:
         meant = difflib.get_close_matches(name.lower().replace("-", "_"), known, n=1, cutoff=0.6)
         elsewhere = _elsewhere(name, key)
         if name == "<<":
@@ -196,7 +198,7 @@ class Conformer:
             cure = elsewhere
         else:
             cure = f"known here: {', '.join(known)}"
-        self.wrong(place, dotted(key, name), "unknown key", cure)
+        self.wrong(location, dotted(key, name), "unknown key", cure)
 
     def _names(self, tree: Tree, shape: Names, key: str) -> Any:
         """A map whose keys are names of the administrator's own: users, or domains."""
@@ -204,8 +206,8 @@ class Conformer:
             return {}
         if not isinstance(tree, Map):
             cure = "write one name a line, each followed by a colon"
-            return self.wrong(tree.place, key, "not a map of names", cure)
-        said: dict[str, Place] = {}
+            return self.wrong(tree.location, key, "not a map of names", cure)
+        said: dict[str, Location] = {}
         values = {}
         for written, below in tree.values.items():
             here = dotted(key, written)
@@ -213,7 +215,7 @@ class Conformer:
             if name is _WRONG:
                 continue
             value = self.conform(below, shape.value, here)
-            self.places[here] = tree.keys[written]
+            self.locations[here] = tree.keys[written]
             if name in said:
                 where = f" (first on line {said[name].line})" if said[name].line else ""
                 problem = f"a second rule for {name}{where}"
@@ -224,11 +226,11 @@ class Conformer:
                 values[name] = {**value, "name": name} if _has_name(shape.value, value) else value
         return values
 
-    def _name(self, written: str, place: Place, key: str, form: Form | None) -> Any:
+    def _name(self, written: str, location: Location, key: str, form: Form | None) -> Any:
         try:
             return words.WORDS[form].read(written) if form is not None else written
         except ValueError as error:
-            return self.wrong(place, dotted(key, written), *split(error))
+            return self.wrong(location, dotted(key, written), *split(error))
 
     def _items(self, tree: Tree, shape: Items, key: str) -> Any:
         is_empty = isinstance(tree, Leaf) and tree.kind == "null"
@@ -237,13 +239,13 @@ class Conformer:
             return value if value is _WRONG else _listed(value, shape)
         if not is_empty and not isinstance(tree, List):
             cure = "write [a, b], or one value a line, each behind a dash"
-            return self.wrong(tree.place, key, "not a list", cure)
+            return self.wrong(tree.location, key, "not a list", cure)
         items = tree.items if isinstance(tree, List) else ()
         if shape.not_empty is not None and is_empty:
             cure = "write a value behind the colon, or remove the key"
-            return self.wrong(tree.place, key, "no value", cure)
+            return self.wrong(tree.location, key, "no value", cure)
         if shape.not_empty is not None and not items:
-            return self.wrong(tree.place, key, shape.not_empty.problem, shape.not_empty.cure)
+            return self.wrong(tree.location, key, shape.not_empty.problem, shape.not_empty.cure)
         values = [
             self.conform(item, shape.item, dotted(key, str(i))) for i, item in enumerate(items)
         ]
@@ -252,11 +254,11 @@ class Conformer:
     def _leaf(self, leaf: Leaf, shape: LeafShape, key: str) -> Any:
         if leaf.kind == "null":
             cure = f"{_leaf_cure(shape)}, or remove the key"
-            return self.wrong(leaf.place, key, "no value", cure)
+            return self.wrong(leaf.location, key, "no value", cure)
         try:
             return _read_leaf(leaf, shape, key)
         except ValueError as error:
-            return self.wrong(leaf.place, key, *split(error))
+            return self.wrong(leaf.location, key, *split(error))
 
 
 def _has_name(shape: Shape, value: Any) -> bool:
@@ -373,8 +375,8 @@ def build(values: Any, conformer: Conformer) -> Config | None:
     """The dataclasses of these values, None where something is wrong or missing."""
     for key in conformer.missing:
         name = key.rpartition(".")[2]
-        place = nearest(conformer.places, key)
-        conformer.wrong(place, key, "is missing", f"add {name}: with its value")
+        location = nearest(conformer.locations, key)
+        conformer.wrong(location, key, "is missing", f"add {name}: with its value")
     return None if conformer.mistakes else _adapter().validate_python(values)
 
 
@@ -385,8 +387,10 @@ def _adapter() -> TypeAdapter[Config]:
     return TypeAdapter(Config)
 
 
-def nearest(places: Mapping[str, Place], key: str) -> Place:
-    """The place of a key, or of the section it should stand in; outside of all sections no line."""
-    while key and key not in places:
+def nearest(locations: Mapping[str, Location], key: str) -> Location:
+    """The location of a key, or of the section it should stand in; without a line outside of all
+    sections.
+    """
+    while key and key not in locations:
         key = key.rpartition(".")[0]
-    return places[key] if key else Place(places[key].source)
+    return locations[key] if key else Location(locations[key].source)

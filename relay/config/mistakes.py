@@ -7,11 +7,11 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-__all__ = ["ConfigError", "Mistake", "Place", "shown", "split"]
+__all__ = ["ConfigError", "Location", "Mistake", "shown", "split"]
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Location:
     """Where something was said: a line of the file, or a variable of the environment (line 0)."""
 
     source: str
@@ -25,14 +25,14 @@ class Place:
 class Mistake:
     """One thing that is wrong: where, under which key, what, and what to do about it."""
 
-    place: Place
+    location: Location
     key: str
     problem: str
     cure: str
 
     def __str__(self) -> str:
         key = f"{self.key}: " if self.key else ""
-        return f"{self.place}: {key}{self.problem}; {self.cure}"
+        return f"{self.location}: {key}{self.problem}; {self.cure}"
 
 
 class ConfigError(Exception):
@@ -40,7 +40,9 @@ class ConfigError(Exception):
 
     def __init__(self, mistakes: Collection[Mistake]) -> None:
         self.mistakes = tuple(
-            sorted(mistakes, key=lambda mistake: (mistake.place.line == 0, mistake.place.line))
+            sorted(
+                mistakes, key=lambda mistake: (mistake.location.line == 0, mistake.location.line)
+            )
         )
         super().__init__("\n".join(map(str, self.mistakes)))
 

@@ -16,7 +16,7 @@ from typing import Annotated
 from relay.deliver.options import DeliveryOptions, TlsOptions, TlsReportOptions
 from relay.mail.option import RELOAD, SECRET, Form, NameKey, NotEmpty, Path, Range
 from relay.policy.rules import PolicyRules
-from relay.queue.engine import DEFAULT_PATH, QueuePlace
+from relay.queue.engine import DEFAULT_PATH, QueueLocation
 from relay.queue.retry import RetrySchedule
 from relay.queue.store import SpoolError
 from relay.receive.access import Access
@@ -62,9 +62,9 @@ class QueueSection:
     warn_after: timedelta | None = RetrySchedule().warn_after
 
     @property
-    def place(self) -> QueuePlace:
+    def location(self) -> QueueLocation:
         """Where these keys say that the queue is."""
-        return QueuePlace(
+        return QueueLocation(
             self.path, self.url, self._password, self.node or gethostname(), self.lease
         )
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from relay.config.mistakes import Mistake, Place, shown
+from relay.config.mistakes import Location, Mistake, shown
 
 ENVIRONMENT_PREFIX = "RELAY__"
 
@@ -38,21 +38,21 @@ class Leaf:
     written.
     """
 
-    place: Place
+    location: Location
     kind: str
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class List:
-    place: Place
+    location: Location
     items: tuple[Tree, ...]
 
 
 @dataclass(slots=True)
 class Map:
-    place: Place
-    keys: dict[str, Place]
+    location: Location
+    keys: dict[str, Location]
     values: dict[str, Tree]
 
 
@@ -77,50 +77,50 @@ class Composer:
             problem = " ".join(part for part in (error.context, error.problem) if part)
             mark = error.problem_mark or error.context_mark
             self._mistakes.append(
-                Mistake(self._place(mark), "", f"not YAML: {problem}", _yaml_cure(problem))
+                Mistake(self._location(mark), "", f"not YAML: {problem}", _yaml_cure(problem))
             )
             return None
         except yaml.reader.ReaderError as error:
             line = text.count("\n", 0, error.position) + 1 if self._has_lines else 0
             problem = f"a control character ({chr(error.character)!a})"
             cure = "save the file as UTF-8 text without control characters"
-            self._mistakes.append(Mistake(Place(self._source, line), "", problem, cure))
+            self._mistakes.append(Mistake(Location(self._source, line), "", problem, cure))
             return None
         if node is None:
-            return Map(Place(self._source), {}, {})
+            return Map(Location(self._source), {}, {})
         try:
             return self._tree(node, "")
         except _TooMuch as error:
             self._mistakes.append(error.mistake)
             return None
 
-    def _place(self, mark: Any) -> Place:
-        return Place(self._source, mark.line + 1 if mark is not None and self._has_lines else 0)
+    def _location(self, mark: Any) -> Location:
+        return Location(self._source, mark.line + 1 if mark is not None and self._has_lines else 0)
 
     def _tree(self, node: yaml.Node, key: str) -> Tree:
-        place = self._place(node.start_mark)
-        self._bound(place, key)
+        location = self._location(node.start_mark)
+        self._bound(location, key)
         if node.tag.rpartition(":")[2] not in _KINDS:
-            self._mistakes.append(Mistake(place, key, f"the tag {shown(node.tag)}", "remove it"))
+            self._mistakes.append(Mistake(location, key, f"the tag {shown(node.tag)}", "remove it"))
         if node in self._open:
             self._mistakes.append(
-                Mistake(place, key, "an alias that contains itself", "write the value out")
+                Mistake(location, key, "an alias that contains itself", "write the value out")
             )
-            return Leaf(place, "null", "")
+            return Leaf(location, "null", "")
         if isinstance(node, yaml.ScalarNode):
-            return Leaf(place, node.tag.rpartition(":")[2], str(node.value))
+            return Leaf(location, node.tag.rpartition(":")[2], str(node.value))
         self._open.append(node)
         try:
             if isinstance(node, yaml.SequenceNode):
                 items = enumerate(node.value)
                 return List(
-                    place, tuple(self._tree(item, dotted(key, str(i))) for i, item in items)
+                    location, tuple(self._tree(item, dotted(key, str(i))) for i, item in items)
                 )
-            return self._map(typing.cast(yaml.MappingNode, node), place, key)
+            return self._map(typing.cast(yaml.MappingNode, node), location, key)
         finally:
             self._open.pop()
 
-    def _bound(self, place: Place, key: str) -> None:
+    def _bound(self, location: Location, key: str) -> None:
         """What aliases make of a short file is bounded; without them the file's length is the
         bound.
         """
@@ -128,15 +128,15 @@ class Composer:
         key = key[:80]
         if len(self._open) > MAX_DEPTH:
             problem = f"nested more than {MAX_DEPTH} levels deep"
-            raise _TooMuch(Mistake(place, key, problem, "write it flat: no key is that deep"))
+            raise _TooMuch(Mistake(location, key, problem, "write it flat: no key is that deep"))
         if self._values > MAX_VALUES:
             problem = f"aliases make more than {MAX_VALUES} values of this file"
-            raise _TooMuch(Mistake(place, key, problem, "write the values out"))
+            raise _TooMuch(Mistake(location, key, problem, "write the values out"))
 
-    def _map(self, node: yaml.MappingNode, place: Place, key: str) -> Map:
-        tree = Map(place, {}, {})
+    def _map(self, node: yaml.MappingNode, location: Location, key: str) -> Map:
+        tree = Map(location, {}, {})
         for name_node, value_node in node.value:
-            where = self._place(name_node.start_mark)
+            where = self._location(name_node.start_mark)
             if not isinstance(name_node, yaml.ScalarNode):
                 self._mistakes.append(
                     Mistake(where, key, "a key that is not a word", "write a plain name as the key")
@@ -224,21 +224,23 @@ def overlay(tree: Map, environ: Mapping[str, str], mistakes: list[Mistake]) -> N
         if _MISSPELT.match(variable):
             meant = variable.replace("RELAY_", ENVIRONMENT_PREFIX, 1)
             cure = f"write {meant}, with two underscores"
-            mistakes.append(Mistake(Place(variable), "", "a variable that is not read", cure))
+            mistakes.append(Mistake(Location(variable), "", "a variable that is not read", cure))
     for variable in names:
         steps = [step.lower() for step in variable.removeprefix(ENVIRONMENT_PREFIX).split("__")]
         value = Composer(variable, mistakes, has_lines=False).compose(environ[variable])
         if value is None:
             continue
         if not environ[variable].strip():
-            value = Leaf(Place(variable), "null", "")
-        _put(tree, steps, value, Place(variable), mistakes)
+            value = Leaf(Location(variable), "null", "")
+        _put(tree, steps, value, Location(variable), mistakes)
 
 
-def _put(tree: Map, steps: list[str], value: Tree, place: Place, mistakes: list[Mistake]) -> None:
+def _put(
+    tree: Map, steps: list[str], value: Tree, location: Location, mistakes: list[Mistake]
+) -> None:
     if not all(steps):
         cure = "write it as in RELAY__QUEUE__PATH"
-        mistakes.append(Mistake(place, ".".join(steps), "not the name of a key", cure))
+        mistakes.append(Mistake(location, ".".join(steps), "not the name of a key", cure))
         return
     branch = tree
     for depth, step in enumerate(steps[:-1]):
@@ -246,13 +248,13 @@ def _put(tree: Map, steps: list[str], value: Tree, place: Place, mistakes: list[
         if isinstance(below, List):
             whole = ENVIRONMENT_PREFIX + "__".join(steps[: depth + 1]).upper()
             mistakes.append(
-                Mistake(place, ".".join(steps), "a list is given whole", f"write {whole}=[…]")
+                Mistake(location, ".".join(steps), "a list is given whole", f"write {whole}=[…]")
             )
             return
         if not isinstance(below, Map):
-            below = Map(place, {}, {})
-            branch.keys[step] = place
+            below = Map(location, {}, {})
+            branch.keys[step] = location
             branch.values[step] = below
         branch = below
-    branch.keys[steps[-1]] = place
+    branch.keys[steps[-1]] = location
     branch.values[steps[-1]] = value

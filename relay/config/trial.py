@@ -50,7 +50,7 @@ def try_start(config: Config) -> Iterator[Remark]:
     if not is_running:
         yield from _try_ports(config)
     yield from _try_directories(config)
-    if not config.queue.place.is_shared:
+    if not config.queue.location.is_shared:
         yield from _try_queue(Path(config.queue.path), is_running=is_running)
     yield from _try_certificates(config)
     yield from _try_resolver(config)
@@ -116,7 +116,7 @@ def _try_port(key: str, address: TcpAddress) -> Iterator[Remark]:
 
 
 def _try_directories(config: Config) -> Iterator[Remark]:
-    if not config.queue.place.is_shared:
+    if not config.queue.location.is_shared:
         yield from _try_directory("queue.path", Path(config.queue.path))
     yield from _try_log(Path(config.log.delivery))
     yield from _try_directory("admin.socket", Path(config.admin.socket).parent)

@@ -67,7 +67,7 @@ from relay.route.router import Router
 from relay.sign.keys import KeyFileError, load_keys
 from relay.sign.signature import SigningKey
 from relay.submit.failures import Failures
-from relay.submit.secrets import Secrets
+from relay.submit.secrets import SecretChecker
 from relay.web.state import Caught
 from relay.workers.worker import StartError, Worker
 from relay.workers.worker_config import part, shared_spool
@@ -100,7 +100,7 @@ class Parts:
     """All that a worker is made of.
 
     `config`, `signing_keys`, `reloaded` (when) and `reload_failed` are what a reload takes over;
-    `last_reload` is what the last one changed, and `places` where each key stands. `caught`: see
+    `last_reload` is what the last one changed, and `locations` where each key stands. `caught`: see
     `relay.web.state`.
     `settings`: what was set over HTTP. `listeners`: those that are open now.
     """
@@ -121,7 +121,7 @@ class Parts:
         self.signing_keys = signing_keys
         self.started = self.reloaded = self.clock()
         self.last_reload: tuple[datetime, str] | None = None
-        self.places: dict[str, str] = {}
+        self.locations: dict[str, str] = {}
         self.caught: Caught | None = None
         self.reload_failed = False
         self.listeners: list[Listener] = []
@@ -156,7 +156,7 @@ class Parts:
         self.scheduler = self._make_scheduler()
         self.reception = self._make_reception()
         self.failures = Failures(elsewhere=worker.failed_elsewhere)
-        self.passwords = Secrets(self.failures, clock=self.clock)
+        self.passwords = SecretChecker(self.failures, clock=self.clock)
 
     def _make_router(self) -> Router:
         return Router(
@@ -320,8 +320,8 @@ def _load_signing_keys(config: Config) -> dict[str, SigningKey]:
 
 
 async def _open_stores(config: Config, worker: Worker, opened: AsyncExitStack) -> Stores:
-    place = config.queue.place
-    shared = replace(place, path=shared_spool(place.path, worker.number))
+    location = config.queue.location
+    shared = replace(location, path=shared_spool(location.path, worker.number))
     try:
         queue = await _open_queue(config, worker)
         opened.push_async_callback(queue.close)
@@ -331,20 +331,20 @@ async def _open_stores(config: Config, worker: Worker, opened: AsyncExitStack) -
         memory = await open_memory(shared)
         opened.push_async_callback(memory.close)
     except (SpoolError, OSError) as error:
-        raise StartError(f"{place.key}: {error}") from error
+        raise StartError(f"{location.key}: {error}") from error
     return Stores(queue, settings, policies, memory)
 
 
 async def _open_queue(config: Config, worker: Worker) -> Store:
     """This worker's queue. The first takes over those of workers that are no more."""
-    place, at = config.queue.place, now()
+    location, at = config.queue.location, now()
     max_wait = latest_due(config.queue.schedule, now=at) - at
     adopting: list[Path] = []
-    if worker.is_first and not place.is_shared:
+    if worker.is_first and not location.is_shared:
         present = {f"{WORKER_SPOOL}{number}" for number in range(1, worker.workers)}
-        adopting = orphans(Path(place.path), WORKER_SPOOL, present=present)
+        adopting = orphans(Path(location.path), WORKER_SPOOL, present=present)
     return await open_store(
-        place,
+        location,
         now=at,
         max_wait=max_wait,
         adopting=adopting,

@@ -27,7 +27,7 @@ def make_page(parts: Parts, status: Status, api: Api) -> Web:
         policies=parts.policies,
         write_event=parts.store.write_event,
         configuration=lambda: yaml.safe_dump(as_document(parts.config), sort_keys=False),
-        locations=lambda: parts.places,
+        locations=lambda: parts.locations,
         last_reload=lambda: parts.last_reload,
         failures=parts.failures,
         caught=parts.caught,

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from relay.api import HttpServer
-from relay.config import Config, ConfigError, load, places
+from relay.config import Config, ConfigError, load, locations
 from relay.config.parts import logged_in_at, route_options
 from relay.config.reload import changes, taken_over
 from relay.daemon.assemble import Parts, assemble
@@ -105,7 +105,7 @@ class Relay:
 
     async def _start_parts(self) -> None:
         parts, opened = self._parts, self._opened
-        parts.places = places(self._path, self._environ)
+        parts.locations = locations(self._path, self._environ)
         self._run("delivery log", parts.delivery_log.run())
         opened.push_async_callback(parts.delivery_log.close)
         operator = make_operator(parts, self.status, opened)
@@ -207,7 +207,7 @@ class Relay:
         parts.signing_keys = signing_keys
         parts.reloaded, parts.reload_failed = parts.clock(), False
         parts.last_reload = parts.reloaded, str(changed)
-        parts.places = places(self._path, self._environ)
+        parts.locations = locations(self._path, self._environ)
         parts.router.reload(route_options(parts.config))
         parts.destinations.retry_silent()  # the configuration may have been what was wrong
         parts.scheduler.routes_changed()

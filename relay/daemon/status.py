@@ -62,7 +62,7 @@ class Status:
         answer.
         """
         found = [f"{task.get_name()} has ended" for task in self.tasks if task.done()]
-        if self._parts.config.queue.place.is_shared:
+        if self._parts.config.queue.location.is_shared:
             return found  # a restart brings no server back: that is readiness
         stuck = await stuck_queue(self._parts.store, self._parts.store)
         return [*found, stuck] if stuck else found
@@ -134,7 +134,7 @@ class Status:
             log_lag_events=await log_lag(parts.store),
             log_in_trouble=parts.delivery_log.is_in_trouble,
             auth_failures=parts.failures.total,
-            spool_free_bytes=0 if config.queue.place.is_shared else room_at(config.queue.path),
+            spool_free_bytes=0 if config.queue.location.is_shared else room_at(config.queue.path),
             certificates=expiries(
                 [
                     *(spec.certificate for spec in config.listeners),

@@ -45,15 +45,15 @@ from relay.deliver.protocol import (
     error_text,
 )
 from relay.deliver.tls import (
+    CertificateVerdict,
     Handshake,
     KeptSession,
     Resumption,
-    Verdict,
     carrying,
     sent_chain,
 )
 from relay.deliver.transaction import NO_EXTENSIONS, Extensions, Transaction
-from relay.mail.masked import Secrets
+from relay.mail.masked import SecretMask
 from relay.mail.outcome import Downgrade, HopLogin, HopSession, PolicyResult
 from relay.mail.printable import printable
 from relay.mail.reply import Reply
@@ -127,8 +127,8 @@ class Connection:
         self._hostname = hostname
         self._seconds = _Seconds.of(timeouts)
         self._needs_rset = False
-        self._verdict = Verdict()
-        self._secrets: tuple[Secrets, ...] = ()
+        self._verdict = CertificateVerdict()
+        self._secrets: tuple[SecretMask, ...] = ()
 
     @classmethod
     async def open(cls, host: Host, *, hostname: str, timeouts: Timeouts) -> Connection:
@@ -549,7 +549,7 @@ class Connection:
             return TlsResult(Situation.UNVERIFIED, verdict.error, fault=verdict.fault)
         return TlsResult(Situation.HANDSHAKE_FAILED, f"TLS handshake failed: {error_text(error)}")
 
-    def _note_tls(self, verdict: Verdict) -> None:
+    def _note_tls(self, verdict: CertificateVerdict) -> None:
         session = self._wire.ssl_object
         cipher = session.cipher()
         der = session.getpeercert(binary_form=True)

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache
 
-from relay.mail.masked import Secrets
+from relay.mail.masked import SecretMask
 from relay.mail.reply import Reply
 from relay.route.next_hop import AuthMechanism, Credentials
 
@@ -123,18 +123,18 @@ def begin(mechanism: Mechanism, credentials: Credentials, *, host: str, port: in
     return Exchange(mechanism, [b64encode(response)], b64encode(b"\1"))
 
 
-def secrets_of(credentials: Credentials, *, host: str, port: int) -> Secrets:
+def secrets_of(credentials: Credentials, *, host: str, port: int) -> SecretMask:
     """What a host could repeat of a login and nobody may see."""
     user, password, token = credentials.username, credentials.password, credentials.token
     return _secrets_of(user, password or "", token or "", host, port)
 
 
 @lru_cache(maxsize=8)  # all connections with one token share its mask, which is large
-def _secrets_of(user: str, password: str, token: str, host: str, port: int) -> Secrets:
+def _secrets_of(user: str, password: str, token: str, host: str, port: int) -> SecretMask:
     blobs = [_plain(user, password)] if password else []
     if token:
         blobs += _xoauth2(user, token), _oauthbearer(user, token, host, port)
-    return Secrets((password, token), blobs, public=user)
+    return SecretMask((password, token), blobs, public=user)
 
 
 def _plain(user: str, password: str) -> bytes:

@@ -50,13 +50,13 @@ from relay.route.secret_files import SecretFileError, place_of
 from relay.route.security import STRONG, Proof, Requirement, TlsVersion
 
 __all__ = [
+    "CertificateVerdict",
     "Handshake",
     "HopFilesError",
     "KeptSession",
     "Resumption",
     "TlsContexts",
     "TlsSessions",
-    "Verdict",
     "carrying",
     "sent_chain",
     "server_name",
@@ -73,7 +73,7 @@ _VERSIONS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class CertificateVerdict:
     """The judgement of a host's certificate.
 
     `verified_by`: what verified it; None where it was not checked, or is not valid. `fault`: its
@@ -92,7 +92,7 @@ class KeptSession:
     """A TLS session, and the verdict on the certificate of its first handshake."""
 
     session: ssl.SSLSession
-    verdict: Verdict
+    verdict: CertificateVerdict
 
 
 class Resumption:
@@ -194,7 +194,7 @@ class Handshake:
         """Whether OpenSSL checks the certificate."""
         return self.context.check_hostname
 
-    def judge(self, session: ssl.SSLObject) -> Verdict:
+    def judge(self, session: ssl.SSLObject) -> CertificateVerdict:
         """The verdict on the certificate of a handshake that succeeded."""
         verdict = self._judge(session)
         if verdict.error or not self.needed.pins:
@@ -203,24 +203,24 @@ class Handshake:
         if pin in self.needed.pins:
             return replace(verdict, verified_by=verdict.verified_by or VerifiedBy.PIN, pin=pin)
         error = f"the key of the certificate is not pinned; its pin is {pin or 'not to be read'}"
-        return Verdict(None, verdict.fault, error)
+        return CertificateVerdict(None, verdict.fault, error)
 
-    def _judge(self, session: ssl.SSLObject) -> Verdict:
+    def _judge(self, session: ssl.SSLObject) -> CertificateVerdict:
         """The verdict without the pins of the next hop."""
         asks = self.needed.floor.asks
         if self.needed.proof is Proof.DANE:
             dane = self.needed.floor.dane
             by = matched(dane, sent_chain(session), now=_now())
             if by is not None:
-                return Verdict(by)
+                return CertificateVerdict(by)
             error = f"the certificate matches no TLSA record of {dane.base}"
-            return Verdict(None, PolicyResult.VALIDATION_FAILURE, error)
+            return CertificateVerdict(None, PolicyResult.VALIDATION_FAILURE, error)
         by = VerifiedBy.PKIX if self.verifies else None
         if asks is not Proof.NOTHING and self._is_too_old(session):
-            return Verdict(by, PolicyResult.VALIDATION_FAILURE)
+            return CertificateVerdict(by, PolicyResult.VALIDATION_FAILURE)
         if asks is Proof.DANE or (asks is Proof.PKIX and not self.verifies):
-            return Verdict(by, self._fault(session))
-        return Verdict(by)
+            return CertificateVerdict(by, self._fault(session))
+        return CertificateVerdict(by)
 
     def _is_too_old(self, session: ssl.SSLObject) -> bool:
         """Whether the version of TLS is older than the floor allows."""
@@ -229,16 +229,16 @@ class Handshake:
 
     def judge_refused(
         self, error: ssl.SSLCertVerificationError, session: ssl.SSLObject | None
-    ) -> Verdict:
+    ) -> CertificateVerdict:
         """The verdict on a certificate that OpenSSL refused."""
         text = f"certificate not verified: {error.verify_message}"
         match self.needed.floor.asks:
             case Proof.PKIX | Proof.NOTHING:
                 fault = _FAULTS.get(error.verify_code, PolicyResult.NOT_TRUSTED)
-                return Verdict(None, fault, text)
+                return CertificateVerdict(None, fault, text)
             case Proof.DANE if session is not None:
-                return Verdict(None, self._fault(session), text)
-        return Verdict(None, None, text)
+                return CertificateVerdict(None, self._fault(session), text)
+        return CertificateVerdict(None, None, text)
 
     def _fault(self, session: ssl.SSLObject) -> PolicyResult | None:
         """The fault of a certificate under a policy in testing mode."""

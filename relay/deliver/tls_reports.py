@@ -1,6 +1,6 @@
-"""Reports on TLS to recipients' domains: one for each domain, day and place (RFC 8460). †
+"""Reports on TLS to recipients' domains: one for each domain, day and target (RFC 8460). †
 
-    a day is over ─► sessions of all workers ─► record of the domain ─► each place of it:
+    a day is over ─► sessions of all workers ─► record of the domain ─► each target of it:
                                                     claim ─► mail, into the queue  ─► finish
                                                          └─► https, posted         ─► finish
 
@@ -49,7 +49,7 @@ from relay.report import deliverylog
 from relay.report.tls_report import Submitter, compose, packed, report_document
 from relay.route.answers import NoSuchName, Resolver, TxtAnswer
 from relay.route.report_time import RETRIED_FOR, next_try, report_due, reports_begin
-from relay.route.tlsrpt import Place, report_places, tlsrpt_name
+from relay.route.tlsrpt import ReportTarget, report_targets, tlsrpt_name
 
 __all__ = ["TlsReporter", "report_message"]
 
@@ -268,7 +268,7 @@ class TlsReporter:
     # --- one report -------------------------------------------------------------------------------
 
     async def _send(self, day: date, domain: str, *, is_last: bool) -> NoAnswer | None:
-        """Send a report to all its places that do not have it; why some are left, None where none
+        """Send a report to all its targets that do not have it; why some are left, None where none
         is. `is_last`: what fails is given up.
         """
         if _ALL_PLACES in await self._reports.finished_tls_reports(day, domain):
@@ -276,23 +276,23 @@ class TlsReporter:
             return None
         left: NoAnswer | None = None
         async with self._places:
-            places, unknown = await self._places_of(domain)
+            targets, unknown = await self._targets_of(domain)
             left = NoAnswer(unknown) if unknown else None
             document = await self.document(domain, day)
             if document is None:  # forgotten meanwhile
-                places = ()
-            for place in (one for one in places if one.address):
+                targets = ()
+            for target in (one for one in targets if one.address):
                 assert document is not None
-                found = await self._send_to(place, day, domain, document, is_last=is_last)
+                found = await self._send_to(target, day, domain, document, is_last=is_last)
                 left = _both(left, found)
-        for place in (one for one in places if not one.address):
+        for target in (one for one in targets if not one.address):
             assert document is not None
-            found = await self._send_to(place, day, domain, document, is_last=is_last)
+            found = await self._send_to(target, day, domain, document, is_last=is_last)
             left = _both(left, found)
         if left is not None and (left.is_busy or not is_last):
             return left
         finished = (await self._reports.finished_tls_reports(day, domain)).values()
-        if left is not None or places:
+        if left is not None or targets:
             was_sent = ReportResult.SENT in finished
             result = ReportResult.SENT if was_sent else ReportResult.GIVEN_UP
         else:
@@ -305,49 +305,57 @@ class TlsReporter:
     def _forget_plan(self, day: date, domain: str) -> None:
         self._planned.get(day, {}).pop(domain, None)
 
-    async def _places_of(self, domain: str) -> tuple[tuple[Place, ...], str]:
+    async def _targets_of(self, domain: str) -> tuple[tuple[ReportTarget, ...], str]:
         """Where a domain wants its reports; or none, and why that is not known."""
         found = await self._resolver.txt(tlsrpt_name(domain))
         match found:
             case TxtAnswer(texts=texts):
-                return report_places(texts), ""
+                return report_targets(texts), ""
             case NoSuchName():
                 return (), ""
         return (), f"{tlsrpt_name(domain)}: {found.reason}"
 
     async def _send_to(
-        self, place: Place, day: date, domain: str, document: dict[str, Any], *, is_last: bool
+        self,
+        target: ReportTarget,
+        day: date,
+        domain: str,
+        document: dict[str, Any],
+        *,
+        is_last: bool,
     ) -> NoAnswer | None:
-        """Send a report to one place, if nobody has; why that failed, None where it did not."""
-        if place.uri in await self._reports.finished_tls_reports(day, domain):
+        """Send a report to one target, if nobody has; why that failed, None where it did not."""
+        if target.uri in await self._reports.finished_tls_reports(day, domain):
             return None
-        if not await self._claim(day, domain, place.uri):
-            return NoAnswer(f"{place.uri}: it is being sent", is_busy=True)
+        if not await self._claim(day, domain, target.uri):
+            return NoAnswer(f"{target.uri}: it is being sent", is_busy=True)
         try:
-            if place.address:
-                failed = await self._mail(place, day, domain, document)
+            if target.address:
+                failed = await self._mail(target, day, domain, document)
             else:
-                failed = await self._post(place.uri, packed(document))
+                failed = await self._post(target.uri, packed(document))
                 if failed is None:
-                    await self._reports.finish_tls_report(day, domain, place.uri, ReportResult.SENT)
+                    await self._reports.finish_tls_report(
+                        day, domain, target.uri, ReportResult.SENT
+                    )
             if failed is not None and is_last and not failed.is_busy:
                 result = ReportResult.GIVEN_UP
-                await self._reports.finish_tls_report(day, domain, place.uri, result)
-                self._told(place.transport, result.value)
+                await self._reports.finish_tls_report(day, domain, target.uri, result)
+                self._told(target.transport, result.value)
                 return None
         except BaseException:
-            await self._release(day, domain, place.uri)
+            await self._release(day, domain, target.uri)
             raise
         if failed is None:
-            self._told(place.transport, ReportResult.SENT.value)
+            self._told(target.transport, ReportResult.SENT.value)
             return None
-        await self._release(day, domain, place.uri)
+        await self._release(day, domain, target.uri)
         if not failed.is_busy:
-            self._told(place.transport, "failed")
-        return NoAnswer(f"{place.uri}: {failed.reason}", is_busy=failed.is_busy)
+            self._told(target.transport, "failed")
+        return NoAnswer(f"{target.uri}: {failed.reason}", is_busy=failed.is_busy)
 
     async def _mail(
-        self, place: Place, day: date, domain: str, document: dict[str, Any]
+        self, target: ReportTarget, day: date, domain: str, document: dict[str, Any]
     ) -> NoAnswer | None:
         sender = domain_of(self._submitter.sender)
         if not self._may_sign(sender):  # RFC 8460 §3: a report is signed
@@ -357,31 +365,31 @@ class TlsReporter:
             day,
             document,
             self._submitter,
-            to=place.address,
+            to=target.address,
             rules=self._rules(),
             now=self._clock(),
         )
         await self._reports.finish_tls_report(
-            day, domain, place.uri, ReportResult.SENT, message=message
+            day, domain, target.uri, ReportResult.SENT, message=message
         )
         return None
 
-    async def _claim(self, day: date, domain: str, place: str) -> bool:
-        key = day, domain, place
+    async def _claim(self, day: date, domain: str, target: str) -> bool:
+        key = day, domain, target
         if key in self._held:
             self._held.discard(key)
             return True
-        return await self._reports.claim_tls_report(day, domain, place)
+        return await self._reports.claim_tls_report(day, domain, target)
 
-    async def _release(self, day: date, domain: str, place: str) -> None:
-        self._held.add((day, domain, place))
+    async def _release(self, day: date, domain: str, target: str) -> None:
+        self._held.add((day, domain, target))
         with suppress(SpoolError):
-            await self._reports.release_tls_report(day, domain, place)
-            self._held.discard((day, domain, place))
+            await self._reports.release_tls_report(day, domain, target)
+            self._held.discard((day, domain, target))
 
 
 def _both(one: NoAnswer | None, other: NoAnswer | None) -> NoAnswer | None:
-    """Why places are left: a failure before one that was not tried."""
+    """Why targets are left: a failure before one that was not tried."""
     return one if one is not None and (other is None or not one.is_busy) else other
 
 

@@ -30,9 +30,9 @@ from relay.route.oauth2 import (
     Granted,
     HttpAnswer,
     Pause,
-    Refused,
     ServiceKey,
     Token,
+    TokenRefused,
     TokenRequest,
     TokenSecrets,
     Unavailable,
@@ -226,7 +226,7 @@ class Tokens:
                     log.info("oauth2.%s: there is a token again", name)
                 state.token, state.pause = found, None
                 self._told(name, "granted")
-            case Refused():
+            case TokenRefused():
                 state.pause = pause_after(state.pause, found, now=now)
                 log.error("%s; %s", found.reason, _next_try(state.pause, now))
                 self._told(name, "refused")
@@ -235,7 +235,7 @@ class Tokens:
                 log.warning("%s; %s", found.reason, _next_try(state.pause, now))
                 self._told(name, "unavailable")
 
-    async def _outcome(self, state: _State) -> Token | Refused | Unavailable:
+    async def _outcome(self, state: _State) -> Token | TokenRefused | Unavailable:
         source = state.source
         try:
             if source.grant is not Grant.REFRESH_TOKEN or source.refresh_token_file is None:
@@ -245,9 +245,9 @@ class Tokens:
         except TimeoutError:
             return Unavailable(f"oauth2.{source.name}: another process holds the lock")
         except (SecretFileError, ValueError) as error:
-            return Refused("", f"oauth2.{source.name}: {error}")
+            return TokenRefused("", f"oauth2.{source.name}: {error}")
 
-    async def _request(self, state: _State) -> Token | Refused | Unavailable:
+    async def _request(self, state: _State) -> Token | TokenRefused | Unavailable:
         source = state.source
         secrets = await asyncio.to_thread(_read_secrets, source, state.unsaved)
         request = token_request(source, secrets, now=self._clock())

@@ -19,7 +19,7 @@ from base64 import b64encode
 from collections.abc import Iterable
 from urllib.parse import quote
 
-__all__ = ["MASK", "Secrets"]
+__all__ = ["MASK", "SecretMask"]
 
 MASK = "***"
 _LEAST = 8
@@ -30,7 +30,7 @@ _SHORTEST = 3
 _LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
 
-class Secrets:
+class SecretMask:
     """What must not be shown. `blobs`: octets that contain a secret and are sent in base64.
     `public`: the user name.
     """
@@ -53,7 +53,7 @@ class Secrets:
         self._short = re.compile(pattern, re.IGNORECASE) if short else None
 
     def __repr__(self) -> str:
-        return "Secrets(…)"
+        return "SecretMask(…)"
 
     def masked(self, text: str) -> str:
         """The text without what it has in common with a secret."""

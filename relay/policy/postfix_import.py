@@ -48,8 +48,8 @@ __all__ = [
     "NEVER_USED",
     "Difference",
     "ImportedLine",
-    "NextHop",
     "OurTls",
+    "PostfixNextHop",
     "Remark",
     "imported",
     "imported_level",
@@ -106,7 +106,7 @@ class ImportedLine:
 
 
 @dataclass(frozen=True, slots=True)
-class NextHop:
+class PostfixNextHop:
     """Where a route leads: a name or an address without brackets, in lower case."""
 
     host: str
@@ -122,13 +122,13 @@ class OurTls:
 
     min_version: str = "TLSv1.2"
     opportunistic_min_version: str = "TLSv1"
-    routes: tuple[tuple[str, NextHop], ...] = ()
+    routes: tuple[tuple[str, PostfixNextHop], ...] = ()
 
-    def leading_to(self, hop: NextHop) -> tuple[str, ...]:
+    def leading_to(self, hop: PostfixNextHop) -> tuple[str, ...]:
         """The keys of the routes that lead to a next hop."""
         return tuple(domain for domain, there in self.routes if there == hop)
 
-    def route_of(self, domain: str) -> NextHop | None:
+    def route_of(self, domain: str) -> PostfixNextHop | None:
         """Where a domain, or what a pattern covers, goes by a route: the nearest one."""
         labels = domain.removeprefix("*.").split(".")
         above = (f"*.{'.'.join(labels[at:])}" for at in range(1, len(labels)))
@@ -248,7 +248,9 @@ def _unreadable(line: TableLine, reason: str) -> ImportedLine:
     return replace(_passed_over(line, reason), is_readable=False)
 
 
-def _of_line(line: TableLine, tls: OurTls, hops: Mapping[NextHop, TableLine]) -> ImportedLine:
+def _of_line(
+    line: TableLine, tls: OurTls, hops: Mapping[PostfixNextHop, TableLine]
+) -> ImportedLine:
     key = line.key.lower()
     if named := _next_hop(key):
         return _of_next_hop(line, tls, named)
@@ -271,7 +273,7 @@ def _of_line(line: TableLine, tls: OurTls, hops: Mapping[NextHop, TableLine]) ->
     return ImportedLine(line, rule, (domain,), (*remarks, _stricter(reason)))
 
 
-def _next_hop(key: str) -> NextHop | None:
+def _next_hop(key: str) -> PostfixNextHop | None:
     """`[host]:port`, or None for another key. A port that is none is 0: no route has it."""
     found = _IN_BRACKETS.fullmatch(key)
     if found is None:
@@ -280,9 +282,9 @@ def _next_hop(key: str) -> NextHop | None:
     port = _SERVICES.get(service, int(service) if service.isdecimal() else 0)
     host = found[1].removeprefix("ipv6:")
     try:
-        return NextHop(str(ip_address(host)), port)
+        return PostfixNextHop(str(ip_address(host)), port)
     except ValueError:
-        return NextHop(host.removesuffix("."), port)
+        return PostfixNextHop(host.removesuffix("."), port)
 
 
 def _domain(key: str) -> str:
@@ -292,7 +294,7 @@ def _domain(key: str) -> str:
     return f"*.{normalise_domain(key[1:])}" if key.startswith(".") else normalise_domain(key)
 
 
-def _of_next_hop(line: TableLine, tls: OurTls, hop: NextHop) -> ImportedLine:
+def _of_next_hop(line: TableLine, tls: OurTls, hop: PostfixNextHop) -> ImportedLine:
     domains = tls.leading_to(hop)
     if not domains:
         reason = f"no route leads to {hop}; write it under routes and import this file again"
@@ -308,7 +310,7 @@ def _of_next_hop(line: TableLine, tls: OurTls, hop: NextHop) -> ImportedLine:
 
 
 def _meaning(
-    value: str, name: str, tls: OurTls, hop: NextHop | None
+    value: str, name: str, tls: OurTls, hop: PostfixNextHop | None
 ) -> tuple[DestinationRule, tuple[Remark, ...]]:
     """The rule of a line for one domain or pattern, or for a next hop, and what differs."""
     try:
@@ -397,7 +399,7 @@ def _pin(word: str, domain: str) -> str:
             return normalise_domain(word)
 
 
-def _at_route(match: tuple[str, ...], hop: NextHop) -> tuple[tuple[str, ...], list[Remark]]:
+def _at_route(match: tuple[str, ...], hop: PostfixNextHop) -> tuple[tuple[str, ...], list[Remark]]:
     """At a next hop the operator named the host, and the certificate is for that name."""
     names = {word.lower() for word in match}
     if names <= {"hostname", "nexthop", hop.host}:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-__all__ = ["Destination", "DestinationPart", "DestinationTally", "LastResult"]
+__all__ = ["DestinationPart", "DestinationTally", "LastResult", "QueuedDestination"]
 
 
 LastResult = tuple[int, int, str, str, str]
@@ -33,7 +33,7 @@ class DestinationPart(NamedTuple):
 
 
 @dataclass(slots=True)
-class Destination:
+class QueuedDestination:
     """All of a domain's recipients in the queue. `queued`, `deferred` and `held` are their states;
     `trying` of the first two are being tried.
     """
@@ -68,17 +68,17 @@ class DestinationTally:
     """Adds up the steps."""
 
     def __init__(self) -> None:
-        self._found: dict[str, Destination] = {}
+        self._found: dict[str, QueuedDestination] = {}
 
     def add(self, parts: Iterable[DestinationPart]) -> None:
         """Count one step."""
         for part in parts:
             one = self._found.get(part.domain)
             if one is None:
-                one = self._found[part.domain] = Destination(part.domain)
+                one = self._found[part.domain] = QueuedDestination(part.domain)
             one.add(part)
 
     @property
-    def destinations(self) -> list[Destination]:
+    def destinations(self) -> list[QueuedDestination]:
         """Those with deferred mail first, the most of it before."""
         return sorted(self._found.values(), key=lambda one: (-one.deferred, -one.total, one.domain))

@@ -11,7 +11,7 @@
                   what a server says of itself, for `relay check --connect`
 
 A queue is in a directory (SQLite), or on a server that several nodes share (PostgreSQL);
-`QueuePlace` says which. Engines are imported when one is opened: `relay --help` needs none.
+`QueueLocation` says which. Engines are imported when one is opened: `relay --help` needs none.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_PATH",
     "WORKER_SPOOL",
-    "QueuePlace",
+    "QueueLocation",
     "describe_server",
     "holder",
     "open_beside",
@@ -66,7 +66,7 @@ def _no_password() -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
-class QueuePlace:
+class QueueLocation:
     """Where a queue is: in the directory `path`, or on the server at `url`.
 
     For a server: what gives its password, the name of this node, and the length of its lease.
@@ -91,7 +91,7 @@ class QueuePlace:
 
 
 async def open_store(
-    place: QueuePlace,
+    location: QueueLocation,
     *,
     now: datetime,
     max_wait: timedelta,
@@ -106,20 +106,22 @@ async def open_store(
     `concurrency`: how many attempts it makes at once; of what others could deliver, too, it keeps
     no more than twice as many. A server that cannot be reached is tried for a minute.
     """
-    if place.is_shared:
-        return await _open_shared(place, max_wait, policy_digest, concurrency)
+    if location.is_shared:
+        return await _open_shared(location, max_wait, policy_digest, concurrency)
     from relay.queue.sqlite import SqliteStore
 
-    return await SqliteStore.open(Path(place.path), now=now, max_wait=max_wait, adopting=adopting)
+    return await SqliteStore.open(
+        Path(location.path), now=now, max_wait=max_wait, adopting=adopting
+    )
 
 
 async def _open_shared(
-    place: QueuePlace, max_wait: timedelta, policy_digest: str, concurrency: int
+    location: QueueLocation, max_wait: timedelta, policy_digest: str, concurrency: int
 ) -> Store:
-    server = _server(place)
+    server = _server(location)
     from relay.queue.postgres import NodeOptions, NoServer, PostgresStore
 
-    options = NodeOptions(place.node, place.lease, policy_digest)
+    options = NodeOptions(location.node, location.lease, policy_digest)
     limits = HandOffLimits(entries=2 * concurrency, entries_per_domain=2 * concurrency)
     until = time.monotonic() + _PATIENCE_SECONDS
     told = False
@@ -135,8 +137,8 @@ async def _open_shared(
         await asyncio.sleep(_PAUSE_SECONDS)
 
 
-def _server(place: QueuePlace) -> Server:
-    """The server at `place.url`."""
+def _server(location: QueueLocation) -> Server:
+    """The server at `location.url`."""
     try:
         from relay.queue.postgres import Server
     except ImportError as error:
@@ -146,8 +148,10 @@ def _server(place: QueuePlace) -> Server:
         raise SpoolError(text) from None
     from relay.queue.server_address import parse_url
 
-    assert place.url is not None
-    return Server(parse_url(place.url), name=f"relay {place.node}", password=place.password)
+    assert location.url is not None
+    return Server(
+        parse_url(location.url), name=f"relay {location.node}", password=location.password
+    )
 
 
 def open_beside(directory: Path) -> ReadOnlyQueue:
@@ -157,13 +161,13 @@ def open_beside(directory: Path) -> ReadOnlyQueue:
     return Reader.of(directory)
 
 
-async def open_to_read(place: QueuePlace, stack: AsyncExitStack) -> list[ReadOnlyQueue]:
+async def open_to_read(location: QueueLocation, stack: AsyncExitStack) -> list[ReadOnlyQueue]:
     """The queues of all workers of a relay that does not run; `stack` closes them. `SpoolError`
     where one is in use or is not there. A queue on a server may be in use by other nodes.
     """
     queues: list[ReadOnlyQueue] = []
-    if place.is_shared:
-        server = _server(place)
+    if location.is_shared:
+        server = _server(location)
         from relay.queue.postgres import Reader
 
         queues.append(Reader(server))
@@ -171,64 +175,64 @@ async def open_to_read(place: QueuePlace, stack: AsyncExitStack) -> list[ReadOnl
         return queues
     from relay.queue.sqlite import StoppedQueue
 
-    directory = Path(place.path)
+    directory = Path(location.path)
     for path in (directory, *orphans(directory, WORKER_SPOOL, present=())):
         queues.append(await StoppedQueue.open(path))
         stack.push_async_callback(queues[-1].close)
     return queues
 
 
-async def open_policies(place: QueuePlace) -> PolicyCache:
-    """The policies of the relay whose first worker has its queue in `place`."""
-    if place.is_shared:
-        server = _server(place)
+async def open_policies(location: QueueLocation) -> PolicyCache:
+    """The policies of the relay whose first worker has its queue in `location`."""
+    if location.is_shared:
+        server = _server(location)
         from relay.queue.postgres import PostgresPolicyCache
 
         return PostgresPolicyCache(server)
     from relay.queue.sqlite import SqlitePolicyCache
 
-    return await SqlitePolicyCache.open(Path(place.path))
+    return await SqlitePolicyCache.open(Path(location.path))
 
 
-async def open_memory(place: QueuePlace) -> MemoryStore:
-    """The downgrade memory of the relay whose first worker has its queue in `place`."""
-    if place.is_shared:
-        server = _server(place)
+async def open_memory(location: QueueLocation) -> MemoryStore:
+    """The downgrade memory of the relay whose first worker has its queue in `location`."""
+    if location.is_shared:
+        server = _server(location)
         from relay.queue.postgres import PostgresMemory
 
         return PostgresMemory(server)
     from relay.queue.sqlite import SqliteMemory
 
-    return await SqliteMemory.open(Path(place.path))
+    return await SqliteMemory.open(Path(location.path))
 
 
-def open_policies_beside(place: QueuePlace) -> PolicyCache:
+def open_policies_beside(location: QueueLocation) -> PolicyCache:
     """The policies, to be looked at: what is fetched is kept nowhere."""
-    if place.is_shared:
-        server = _server(place)
+    if location.is_shared:
+        server = _server(location)
         from relay.queue.postgres import PoliciesToRead as SharedPoliciesToRead
 
         return SharedPoliciesToRead(server)
     from relay.queue.sqlite import POLICIES, PoliciesToRead
 
-    return PoliciesToRead(Path(place.path) / POLICIES)
+    return PoliciesToRead(Path(location.path) / POLICIES)
 
 
-def open_memory_beside(place: QueuePlace) -> MemoryStore:
+def open_memory_beside(location: QueueLocation) -> MemoryStore:
     """The downgrade memory, to be looked at."""
-    if place.is_shared:
-        server = _server(place)
+    if location.is_shared:
+        server = _server(location)
         from relay.queue.postgres import PostgresMemory
 
         return PostgresMemory(server)
     from relay.queue.sqlite import POLICIES, MemoryToRead
 
-    return MemoryToRead(Path(place.path) / POLICIES)
+    return MemoryToRead(Path(location.path) / POLICIES)
 
 
-async def describe_server(place: QueuePlace) -> Mapping[str, str]:
+async def describe_server(location: QueueLocation) -> Mapping[str, str]:
     """What the server says of itself and of the tables. `SpoolError` where it cannot be used."""
-    server = _server(place)
+    server = _server(location)
     from relay.queue.postgres import describe
 
     return await describe(server)

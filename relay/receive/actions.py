@@ -9,7 +9,7 @@ from relay.mail.record import record
 from relay.receive.access import User
 from relay.receive.session import TlsFacts
 from relay.submit.message import Refusal
-from relay.submit.secrets import Verdict
+from relay.submit.secrets import SecretVerdict
 
 __all__ = [
     "Abandon",
@@ -104,7 +104,7 @@ class Finish:
 Waiting = StartTls | CheckPassword | StagePiece | Finish
 Action = bytes | Note | Log | Abandon | Close | Waiting
 """Octets are a reply."""
-ActionResult = TlsFacts | User | Verdict | Refusal | None
+ActionResult = TlsFacts | User | SecretVerdict | Refusal | None
 
 
 def text_of(reply: bytes) -> str:

@@ -57,7 +57,7 @@ from relay.receive.session import Session, TlsFacts
 from relay.receive.spec import ListenerTls
 from relay.submit.certificates import ServerTls
 from relay.submit.message import Refusal
-from relay.submit.secrets import Verdict, log_refused
+from relay.submit.secrets import SecretVerdict, log_refused
 
 __all__ = ["Connection"]
 
@@ -210,17 +210,17 @@ class Connection(SMTP):
             )
         return refusal
 
-    async def _check_password(self, asked: CheckPassword) -> User | Verdict:
+    async def _check_password(self, asked: CheckPassword) -> User | SecretVerdict:
         """Check a password. The answer to a wrong one is delayed."""
         passwords, client = self._listener.passwords, self._session.client or "local"
         name, begun = asked.name.decode("utf-8", "replace"), self.loop.time()
         user = self._reception.access().users.get(name)
         known = user.password if user is not None else None
         verdict = await passwords.judge_user(asked.password, known, client=client, name=name)
-        if user is not None and verdict is Verdict.RIGHT:
+        if user is not None and verdict is SecretVerdict.RIGHT:
             return user
         log_refused(log, verdict, client=client, service="smtp", user=asked.name)
-        if verdict is Verdict.WAIT:
+        if verdict is SecretVerdict.WAIT:
             # The same delay for all, so that it does not tell which passwords were checked.
             await asyncio.sleep(begun + AUTH_REFUSAL_SECONDS - self.loop.time())
         else:

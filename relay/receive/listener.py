@@ -26,7 +26,7 @@ from relay.receive.listener_state import ListenerState
 from relay.receive.spec import ListenerSpec, ListenerTls, TcpAddress, UnixAddress, parse_address
 from relay.submit.certificates import CertificateError, ServerTls
 from relay.submit.failures import Failures
-from relay.submit.secrets import Secrets
+from relay.submit.secrets import SecretChecker
 
 __all__ = ["Listener", "bound_address", "remove_stale", "start_listener"]
 
@@ -94,7 +94,7 @@ async def start_listener(
     spec: ListenerSpec,
     reception: Reception,
     *,
-    passwords: Secrets | None = None,
+    passwords: SecretChecker | None = None,
     sock: socket.socket | None = None,
 ) -> Listener:
     """Open a listener. `CertificateError` and `OSError` say why it cannot be opened."""
@@ -103,7 +103,7 @@ async def start_listener(
         if spec.certificate is None:
             raise CertificateError(f"{spec.address}: tls: {spec.tls} needs a certificate")
         tls = ServerTls(spec.certificate, spec.key, spec.min_tls)
-    passwords = passwords or Secrets(Failures(), clock=reception.clock)
+    passwords = passwords or SecretChecker(Failures(), clock=reception.clock)
     state = ListenerState(spec, reception, tls, passwords)
     loop = asyncio.get_running_loop()
     address = parse_address(spec.address)

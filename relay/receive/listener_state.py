@@ -18,7 +18,7 @@ from relay.receive.limits import Limits
 from relay.receive.session import Session, Transaction
 from relay.receive.spec import ListenerSpec
 from relay.submit.certificates import ServerTls
-from relay.submit.secrets import Secrets
+from relay.submit.secrets import SecretChecker
 
 __all__ = ["Inside", "ListenerState"]
 
@@ -39,7 +39,11 @@ class ListenerState:
     """The state that the connections of a listener share, and the set of open connections."""
 
     def __init__(
-        self, spec: ListenerSpec, reception: Reception, tls: ServerTls | None, passwords: Secrets
+        self,
+        spec: ListenerSpec,
+        reception: Reception,
+        tls: ServerTls | None,
+        passwords: SecretChecker,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self.smtp_state = vars(SMTP(None, loop=self._loop, hostname="", timeout=0))

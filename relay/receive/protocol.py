@@ -52,7 +52,7 @@ from relay.receive.session import Session, TlsFacts, Transaction, name_of
 from relay.receive.spec import BareNewline, ListenerSpec
 from relay.receive.submission import mail, rcpt
 from relay.submit.message import Refusal
-from relay.submit.secrets import Verdict
+from relay.submit.secrets import SecretVerdict
 
 __all__ = ["ServerProtocol", "SessionContext"]
 
@@ -167,7 +167,7 @@ class ServerProtocol:
                 self.session.start_over()
                 self._forget_transaction()
             case CheckPassword():
-                assert isinstance(result, User | Verdict)
+                assert isinstance(result, User | SecretVerdict)
                 self._password_checked(result)
             case StagePiece():
                 assert self._message is not None
@@ -368,13 +368,13 @@ class ServerProtocol:
             return b"503 5.5.1 Not now\r\n"
         return b""
 
-    def _password_checked(self, verdict: User | Verdict) -> None:
+    def _password_checked(self, verdict: User | SecretVerdict) -> None:
         if isinstance(verdict, User):
             self.session.user = verdict
             self._actions.append(b"235 2.7.0 Welcome\r\n")
             return
         self._auth_failures += 1
-        if verdict is Verdict.WAIT or self._auth_failures >= AUTH_FAILURES_PER_SESSION:
+        if verdict is SecretVerdict.WAIT or self._auth_failures >= AUTH_FAILURES_PER_SESSION:
             self._actions.append(b"421 4.7.0 Too many failures, try again later\r\n")
             self._end(linger=True)
         else:

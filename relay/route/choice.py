@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar, assert_never
 
 from relay.mail.address import AddressError, normalise_domain
-from relay.route.next_hop import Choice, NextHop, RouteRule
+from relay.route.next_hop import NextHop, RouteChoice, RouteRule
 
 __all__ = ["Routes", "choose", "said"]
 
@@ -40,26 +40,26 @@ class Routes:
         return {**{hop.name: hop for hop in in_routes}, **self.next_hops}
 
 
-def choose(routes: Routes, domain: str, reverse_path: str = "", next_hop: str = "") -> Choice:
+def choose(routes: Routes, domain: str, reverse_path: str = "", next_hop: str = "") -> RouteChoice:
     """The next hop for a recipient's domain. `next_hop`: the one that the client's listener or user
     named when the message was accepted; it may be missing since a reload.
     """
     found = _first(routes.by_recipient, _domain_patterns(domain))
     if found is not None:
-        return Choice(RouteRule.RECIPIENT, *found)
+        return RouteChoice(RouteRule.RECIPIENT, *found)
     if reverse_path and next_hop:
         hop = routes.next_hops.get(next_hop)
-        return Choice(RouteRule.CLIENT, hop=hop, missing="" if hop else next_hop)
+        return RouteChoice(RouteRule.CLIENT, hop=hop, missing="" if hop else next_hop)
     found = _first(routes.by_sender, _sender_patterns(reverse_path))
     if found is not None:
-        return Choice(RouteRule.SENDER, *found)
+        return RouteChoice(RouteRule.SENDER, *found)
     found = _first(routes.by_recipient, ("*",))
     if found is not None:
-        return Choice(RouteRule.ALL, *found)
-    return Choice(RouteRule.MX)
+        return RouteChoice(RouteRule.ALL, *found)
+    return RouteChoice(RouteRule.MX)
 
 
-def said(choice: Choice) -> str:
+def said(choice: RouteChoice) -> str:
     """Where the rule stands in the configuration."""
     match choice.rule:
         case RouteRule.RECIPIENT | RouteRule.ALL:

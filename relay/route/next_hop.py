@@ -20,7 +20,6 @@ __all__ = [
     "NO_CHAIN",
     "Auth",
     "AuthMechanism",
-    "Choice",
     "Credentials",
     "Grant",
     "Host",
@@ -31,6 +30,7 @@ __all__ = [
     "NoRoute",
     "Rate",
     "Route",
+    "RouteChoice",
     "RouteFinder",
     "RouteRule",
     "TlsMode",
@@ -203,7 +203,7 @@ class RouteRule(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class RouteChoice:
     """Which next hop a message takes, None for the MX hosts, and by which rule. `pattern`: where
     the rule stands in `routes` or `routes_by_sender`. `missing`: the name of a next hop that is not
     configured any more.
@@ -283,7 +283,7 @@ class Hosts:
     trouble: tuple[str, ...] = ()
     rejected: tuple[str, ...] = ()
     naming: Naming = BY_NOBODY
-    choice: Choice = Choice()
+    choice: RouteChoice = RouteChoice()
     routing: Routing = field(init=False, repr=False, compare=False)
     """The same for the delivery log."""
     _namings: dict[str, Naming] = field(init=False, repr=False, compare=False)
@@ -326,7 +326,7 @@ class NoRoute:
     """No host to try; `outcome` is the result for the recipients. `choice`: as for `Hosts`."""
 
     outcome: Deferred | Bounced
-    choice: Choice = Choice()
+    choice: RouteChoice = RouteChoice()
 
     @property
     def routing(self) -> Routing | None:

@@ -37,7 +37,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from relay.mail.masked import Secrets
+from relay.mail.masked import SecretMask
 from relay.mail.printable import printable
 from relay.route.next_hop import Grant, TokenSource
 
@@ -48,9 +48,9 @@ __all__ = [
     "HttpAnswer",
     "NotYet",
     "Pause",
-    "Refused",
     "ServiceKey",
     "Token",
+    "TokenRefused",
     "TokenRequest",
     "TokenSecrets",
     "Unavailable",
@@ -138,7 +138,7 @@ class TokenRequest:
 
     url: str
     body: bytes = field(repr=False)
-    secrets: Secrets
+    secrets: SecretMask
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +179,7 @@ class Granted:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class TokenRefused:
     """Only a person can cure this; the server is not asked again for minutes."""
 
     error: str
@@ -198,14 +198,14 @@ class Unavailable:
 class Pause:
     """The server is not asked before `until`. `count`: failures of the same kind in a row."""
 
-    failure: Refused | Unavailable
+    failure: TokenRefused | Unavailable
     until: float
     count: int = 1
 
     @property
     def status(self) -> str:
         """The enhanced status of mail that waits for it."""
-        return "4.7.8" if isinstance(self.failure, Refused) else "4.7.0"
+        return "4.7.8" if isinstance(self.failure, TokenRefused) else "4.7.0"
 
     @property
     def ignored_retry_after(self) -> timedelta | None:
@@ -214,11 +214,11 @@ class Pause:
         return asked if asked is not None and asked > _LONGEST_RETRY_AFTER else None
 
 
-def pause_after(before: Pause | None, failure: Refused | Unavailable, *, now: float) -> Pause:
+def pause_after(before: Pause | None, failure: TokenRefused | Unavailable, *, now: float) -> Pause:
     """How long the server is left alone after a failure. `before`: the pause before it, if any."""
     is_next = before is not None and type(before.failure) is type(failure)
     count = before.count + 1 if before is not None and is_next else 1
-    if isinstance(failure, Refused):
+    if isinstance(failure, TokenRefused):
         wait = _REFUSED_WAITS[min(count, len(_REFUSED_WAITS)) - 1]
     else:
         wait = min(_FIRST_WAIT * 2.0 ** min(count - 1, 10), _LONGEST_WAIT)
@@ -257,7 +257,7 @@ def token_request(source: TokenSource, secrets: TokenSecrets, *, now: datetime) 
 
 def read_answer(
     answer: HttpAnswer, request: TokenRequest, source: TokenSource, *, now: datetime
-) -> Granted | Refused | Unavailable:
+) -> Granted | TokenRefused | Unavailable:
     """What an answer to a request for a token means. `now`: the wall clock, for Retry-After and for
     a clock that is wrong.
     """
@@ -272,7 +272,7 @@ def read_answer(
             f"{server} refuses a token for oauth2.{source.name}: {_shown_error(found, request)}"
         )
         cure = _cure(error, source, answer, now)
-        return Refused(_shown(error, request), f"{reason}; {cure}")
+        return TokenRefused(_shown(error, request), f"{reason}; {cure}")
     return Unavailable(
         f"{server} gives no token for oauth2.{source.name}: {_what(answer, found, request)}",
         _retry_after(answer, now),
@@ -309,7 +309,7 @@ def device_request(source: TokenSource) -> TokenRequest:
 
 def read_device_answer(
     answer: HttpAnswer, request: TokenRequest
-) -> DeviceCode | Refused | Unavailable:
+) -> DeviceCode | TokenRefused | Unavailable:
     """The code, or why there is none."""
     server = urlsplit(request.url).hostname or request.url
     found = _json_object(answer.body.decode("utf-8", "replace"))
@@ -329,7 +329,7 @@ def read_device_answer(
             )
     if found is not None and isinstance(found.get("error"), str) and answer.status < 500:
         error = _shown_error(found, request)
-        return Refused(_shown(found["error"], request), f"{server} gives no code: {error}")
+        return TokenRefused(_shown(found["error"], request), f"{server} gives no code: {error}")
     return Unavailable(f"{server} gives no code: {_what(answer, found, request)}")
 
 
@@ -345,7 +345,7 @@ def device_token_request(source: TokenSource, secret: str, code: DeviceCode) -> 
 
 def read_poll_answer(
     answer: HttpAnswer, request: TokenRequest, code: DeviceCode, interval: timedelta
-) -> Granted | NotYet | Refused:
+) -> Granted | NotYet | TokenRefused:
     """What came of it so far. `interval`: the one used last; it grows by `slow_down`, and doubles
     where there was no usable answer (RFC 8628 §3.5).
     """
@@ -353,18 +353,18 @@ def read_poll_answer(
     found = _json_object(answer.body.decode("utf-8", "replace")) or {}
     if answer.status == 200 and found:
         granted = _granted(found, server)
-        return granted if isinstance(granted, Granted) else Refused("", granted.reason)
+        return granted if isinstance(granted, Granted) else TokenRefused("", granted.reason)
     match found.get("error"):
         case "authorization_pending":
             return NotYet(interval)
         case "slow_down":
             return NotYet(interval + _DEVICE_INTERVAL)
         case "expired_token":
-            return Refused("expired_token", "the code was not typed in in time; start again")
+            return TokenRefused("expired_token", "the code was not typed in in time; start again")
         case "access_denied":
-            return Refused("access_denied", "the person at the page did not agree")
+            return TokenRefused("access_denied", "the person at the page did not agree")
         case str() as error if answer.status < 500 and error not in _TEMPORARY:
-            return Refused(
+            return TokenRefused(
                 _shown(error, request), f"{server} refuses: {_shown_error(found, request)}"
             )
     return NotYet(min(interval * 2, timedelta(minutes=1)))
@@ -379,7 +379,7 @@ def _client(source: TokenSource, secrets: TokenSecrets) -> dict[str, str | None]
 
 def _post(url: str, fields: Mapping[str, str | None], secrets: tuple[str, ...]) -> TokenRequest:
     body = urlencode({name: value for name, value in fields.items() if value}).encode()
-    return TokenRequest(url, body, Secrets(secrets))
+    return TokenRequest(url, body, SecretMask(secrets))
 
 
 def _statement(source: TokenSource, key: ServiceKey, url: str, now: datetime) -> str:

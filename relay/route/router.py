@@ -53,13 +53,13 @@ from relay.route.log_once import LogOnce
 from relay.route.mx import MailHost, MailHosts, hop_host, host_name, mail_hosts, unusable
 from relay.route.next_hop import (
     BY_NOBODY,
-    Choice,
     Host,
     Hosts,
     Naming,
     NextHop,
     NoRoute,
     Route,
+    RouteChoice,
 )
 from relay.route.plan import Plan, arrange, not_found, plan
 
@@ -139,7 +139,7 @@ class Router:
     def reload(self, options: RouteOptions) -> None:
         """Route by other options from now on."""
         self._options = options
-        self._choices: dict[tuple[str, str, str], Choice] = {}
+        self._choices: dict[tuple[str, str, str], RouteChoice] = {}
         self._cache.clear()
         self._credentials.forget()
         self._logged.forget()
@@ -165,9 +165,9 @@ class Router:
 
     async def hosts_of(self, hop: NextHop) -> Route:
         """The hosts of a next hop, whatever mail leads there."""
-        return replace(await self._by_choice(hop.name, Choice(hop=hop)), choice=Choice())
+        return replace(await self._by_choice(hop.name, RouteChoice(hop=hop)), choice=RouteChoice())
 
-    def _choose(self, domain: str, reverse_path: str, next_hop: str) -> Choice:
+    def _choose(self, domain: str, reverse_path: str, next_hop: str) -> RouteChoice:
         """The choice, found once for each domain and sender: three parts ask about a message."""
         routes = self._options.routes
         if not (routes.by_sender or next_hop):
@@ -181,7 +181,7 @@ class Router:
             choice = self._choices[key] = choose(routes, name, reverse_path, next_hop)
         return choice
 
-    async def _by_choice(self, domain: str, choice: Choice) -> Route:
+    async def _by_choice(self, domain: str, choice: RouteChoice) -> Route:
         hop = choice.hop
         key = domain if hop is None else f"{hop.name} {domain}"  # neither has a space
         kept = self._cache.get(key, now=self._clock())
@@ -197,7 +197,7 @@ class Router:
             kept.hosts = found
         return found
 
-    async def _arranged(self, plan: Plan, choice: Choice, naming: Naming) -> Route:
+    async def _arranged(self, plan: Plan, choice: RouteChoice, naming: Naming) -> Route:
         """The hosts of one attempt."""
         if choice.hop is not None:
             return replace(await self._to_hop(plan, choice.hop, naming), choice=choice)
@@ -396,7 +396,7 @@ class Router:
             hosts = tuple(replace(host, credentials=credentials) for host in hosts)
         return Hosts(hosts, plan.trouble, plan.rejected, naming)
 
-    def _not_configured(self, choice: Choice) -> NoRoute:
+    def _not_configured(self, choice: RouteChoice) -> NoRoute:
         missing = choice.missing
         text = f"the next hop that was to take this message is not configured: {missing}"
         cure = f"add next_hops.{missing} again, or remove the message"

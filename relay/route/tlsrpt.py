@@ -2,8 +2,8 @@
 
     v=TLSRPTv1; rua=mailto:tls@example.com, https://reports.example.com/tls
 
-A place is a `mailto:` or an `https:` URI; others are passed over, and so is what is written wrong.
-A domain names whom it likes, so no more than `MOST_PLACES` are written to.
+A target is a `mailto:` or an `https:` URI; others are passed over, and so is what is written wrong.
+A domain names whom it likes, so no more than `MOST_TARGETS` are written to.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from urllib.parse import unquote, urlsplit
 
 from relay.mail.address import AddressError, normalise_domain, parse_path
 
-__all__ = ["MOST_PLACES", "Place", "report_places", "tlsrpt_name"]
+__all__ = ["MOST_TARGETS", "ReportTarget", "report_targets", "tlsrpt_name"]
 
-MOST_PLACES = 10
+MOST_TARGETS = 10
 
 _RECORD_BEGINS = b"v=TLSRPTv1;"
 _MAILTO = "mailto:"
@@ -25,8 +25,8 @@ _HTTPS_PORT = 443
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """A place that reports are sent to.
+class ReportTarget:
+    """A target that reports are sent to.
 
     `uri`: as the record has it. `address`: for a report by mail; "" for a URL to post to.
     """
@@ -45,8 +45,8 @@ def tlsrpt_name(domain: str) -> str:
     return f"_smtp._tls.{domain}"
 
 
-def report_places(texts: Iterable[bytes]) -> tuple[Place, ...]:
-    """The places in the TXT records of `tlsrpt_name`, each once; none where there is no record.
+def report_targets(texts: Iterable[bytes]) -> tuple[ReportTarget, ...]:
+    """The targets in the TXT records of `tlsrpt_name`, each once; none where there is no record.
 
     `texts`: each record with its strings joined. Records of others are passed over; of our own kind
     there has to be exactly one (RFC 8460 §3). Of a field that is there twice, the first counts.
@@ -58,21 +58,21 @@ def report_places(texts: Iterable[bytes]) -> tuple[Place, ...]:
         name, equals, value = field.strip(b" \t").partition(b"=")
         if equals and name == b"rua":
             uris = dict.fromkeys(uri.strip(b" \t") for uri in value.split(b","))
-            places = (_place(uri) for uri in uris)
-            return tuple(one for one in places if one is not None)[:MOST_PLACES]
+            targets = (_target(uri) for uri in uris)
+            return tuple(one for one in targets if one is not None)[:MOST_TARGETS]
     return ()
 
 
-def _place(octets: bytes) -> Place | None:
-    """The place a URI means; None where it is none of ours to write to."""
+def _target(octets: bytes) -> ReportTarget | None:
+    """The target a URI means; None where it is none of ours to write to."""
     if not octets.isascii() or not octets.decode("ascii").isprintable() or b" " in octets:
         return None
     uri = octets.decode("ascii")
     scheme = uri[: uri.find(":") + 1].lower()
     if scheme == _MAILTO:
         address = _mail_address(uri[len(_MAILTO) :])
-        return Place(uri, address) if address else None
-    return Place(uri) if scheme == _HTTPS and _is_url(uri) else None
+        return ReportTarget(uri, address) if address else None
+    return ReportTarget(uri) if scheme == _HTTPS and _is_url(uri) else None
 
 
 def _mail_address(text: str) -> str:

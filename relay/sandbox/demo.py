@@ -37,7 +37,7 @@ from rich.text import Text
 from relay.config import load
 from relay.daemon.files import FileBudget
 from relay.daemon.running import Relay
-from relay.queue.engine import QueuePlace, open_policies
+from relay.queue.engine import QueueLocation, open_policies
 from relay.queue.policies import StoredPolicy
 from relay.sandbox.certificates import Authority, Kind
 from relay.sandbox.dns import DnsServer
@@ -218,7 +218,7 @@ def _played() -> list[str]:
 
 async def _publish(dns: DnsServer, hosts: Mapping[str, MxServer], spool: Path) -> None:
     """Publish TLSA records in signed zones, and store policies as if the relay had fetched them."""
-    policies = await open_policies(QueuePlace(str(spool)))
+    policies = await open_policies(QueueLocation(str(spool)))
     for host in _played():
         name, mx = _domain(host), hosts[host]
         match PUBLISHED.get(host, Published.NOTHING):

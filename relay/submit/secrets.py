@@ -6,8 +6,8 @@ and the relay remembers each right secret as a keyed digest in memory.
     remembered as right      accepted at once, whatever else comes from the same address
     any other                checked one after the other for each address, and counted before the
                              check: of a hundred guesses at once only ten are checked
-    too many wrong           `Verdict.WAIT`. `relay.submit.failures` decides which secrets are still
-                             checked; only a right one gets another answer than `WAIT`
+    too many wrong           `SecretVerdict.WAIT`. `relay.submit.failures` decides which secrets are
+                             still checked; only a right one gets another answer than `WAIT`
 
 Addresses that recently gave a wrong secret share a thread of their own, so that a right password
 from elsewhere does not wait for their guesses. Both threads have a lower priority than the rest of
@@ -41,7 +41,7 @@ from argon2.exceptions import Argon2Error, InvalidHashError
 from relay.mail.newest import keep_newest
 from relay.submit.failures import Failures, client_key
 
-__all__ = ["Secrets", "Verdict", "log_refused"]
+__all__ = ["SecretChecker", "SecretVerdict", "log_refused"]
 
 _REMEMBERED = 1024
 _NAME_LENGTH = 100
@@ -49,7 +49,7 @@ _NAME_LENGTH = 100
 _NICENESS = 10
 
 
-class Verdict(Enum):
+class SecretVerdict(Enum):
     """The result for a secret."""
 
     RIGHT = "right"
@@ -58,7 +58,7 @@ class Verdict(Enum):
     """There were too many wrong secrets: this one was not checked, or it was wrong too."""
 
 
-class Secrets:
+class SecretChecker:
     """Checks secrets against their argon2 hashes."""
 
     def __init__(self, failures: Failures, *, clock: Callable[[], datetime]) -> None:
@@ -74,7 +74,7 @@ class Secrets:
 
     async def judge_user(
         self, password: bytes, known: str | None, *, client: str, name: str
-    ) -> Verdict:
+    ) -> SecretVerdict:
         """Whether a password is that of a user. `known`: its hash; None: there is no such user.
 
         Both take the same time, so that the time does not tell which names exist.
@@ -93,28 +93,28 @@ class Secrets:
 
     async def judge(
         self, secret: bytes, hashes: Sequence[str], *, client: str, name: str, exists: bool = True
-    ) -> Verdict:
+    ) -> SecretVerdict:
         """Whether a secret matches one of these hashes.
 
         `client`: its address. `name`: the user that the client names. Where no such user `exists`,
         the hashes belong to no user.
         """
         if self._is_remembered(secret, hashes):
-            return Verdict.RIGHT
+            return SecretVerdict.RIGHT
         source = client_key(client)
         line = self._lines.setdefault(source, asyncio.Lock())
         async with line:
             if self._is_remembered(secret, hashes):  # an earlier request had the same secret
-                return Verdict.RIGHT
+                return SecretVerdict.RIGHT
             return await self._look(secret, hashes, source, name, exists)
 
     async def _look(
         self, secret: bytes, hashes: Sequence[str], source: str, name: str, exists: bool
-    ) -> Verdict:
+    ) -> SecretVerdict:
         failures, now = self.failures, self._clock()
         must_wait, mark = failures.must_wait(source, name, now), self.digest(secret, name)
         if must_wait and not failures.has_turn(source, name if exists else "", mark, now):
-            return Verdict.WAIT
+            return SecretVerdict.WAIT
         pool = self._pool_of_guessers if failures.has_failed(source, now) else self._pool
         failures.count(source, name, now)
         loop = asyncio.get_running_loop()
@@ -122,9 +122,9 @@ class Secrets:
         if fitting is not None:
             failures.take_back(source, name)
             self._remember(self.digest(secret, fitting))
-            return Verdict.RIGHT
+            return SecretVerdict.RIGHT
         failures.total += 1
-        return Verdict.WAIT if must_wait else Verdict.WRONG
+        return SecretVerdict.WAIT if must_wait else SecretVerdict.WRONG
 
     def digest(self, secret: bytes, name: str) -> bytes:
         """The keyed digest of a secret and of the hash or name it belongs to."""
@@ -153,12 +153,12 @@ class Secrets:
 
 
 def log_refused(
-    log: logging.Logger, verdict: Verdict, *, client: str, service: str, user: object = None
+    log: logging.Logger, verdict: SecretVerdict, *, client: str, service: str, user: object = None
 ) -> None:
     """Log that a client did not get in. The form of the line is an interface: fail2ban reads it
     (docs/fail2ban).
     """
-    said = "refused" if verdict is Verdict.WAIT else "failed"
+    said = "refused" if verdict is SecretVerdict.WAIT else "failed"
     named = "" if user is None else f" user={user!r:.80}"
     log.warning("auth %s: client=%s service=%s%s", said, client, service, named)
 

@@ -26,7 +26,7 @@ from typing import NamedTuple
 from aiohttp import web
 
 from relay.mail.ip import canonical, unmapped
-from relay.submit.secrets import Secrets, Verdict, log_refused
+from relay.submit.secrets import SecretChecker, SecretVerdict, log_refused
 from relay.web.options import Role, WebUser
 from relay.web.sessions import Session, Sessions
 from relay.web.state import Web
@@ -68,7 +68,7 @@ class Guard:
 
     def __post_init__(self) -> None:
         self.sessions = Sessions()
-        self._secrets = Secrets(self.state.failures, clock=self.state.clock)
+        self._secrets = SecretChecker(self.state.failures, clock=self.state.clock)
         self._secret = secrets.token_bytes(32)
 
     def close(self) -> None:
@@ -150,7 +150,7 @@ class Guard:
         known = user.password if user is not None else None
         octets = password.encode("utf-8", "surrogatepass")
         verdict = await self._secrets.judge_user(octets, known, client=client, name=name)
-        if user is None or verdict is not Verdict.RIGHT:
+        if user is None or verdict is not SecretVerdict.RIGHT:
             log_refused(log, verdict, client=client, service="page", user=name)
             return None
         log.info("page: %s signed in from %s", name, client)

@@ -17,7 +17,7 @@ from functools import partial
 from relay.admin.requests import RequestError
 from relay.mail.jsontext import JsonFields
 from relay.policy.fields import Wishes
-from relay.queue.destinations import Destination, DestinationTally
+from relay.queue.destinations import DestinationTally, QueuedDestination
 from relay.queue.store import (
     EventFilter,
     QueueFilter,
@@ -104,13 +104,15 @@ async def reports_on(view: QueueView, events: Sequence[Row]) -> tuple[Row, ...]:
 class QueueCount:
     """The queue by destination at a moment. `is_whole`: the count has ended."""
 
-    destinations: Sequence[Destination]
+    destinations: Sequence[QueuedDestination]
     at: datetime
     is_whole: bool
 
-    def of(self, domain: str) -> Destination:
+    def of(self, domain: str) -> QueuedDestination:
         """One destination, with zeros if no message waits for it."""
-        return next((one for one in self.destinations if one.domain == domain), Destination(domain))
+        return next(
+            (one for one in self.destinations if one.domain == domain), QueuedDestination(domain)
+        )
 
 
 class CountedQueue:

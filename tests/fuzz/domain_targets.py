@@ -30,7 +30,7 @@ from relay.route.mta_sts import (
     parse_policy,
     record_id,
 )
-from relay.route.tlsrpt import MOST_PLACES, report_places
+from relay.route.tlsrpt import MOST_TARGETS, report_targets
 
 __all__ = ["policies", "tlsa"]
 
@@ -42,7 +42,7 @@ def policies(octets: bytes) -> None:
     """A record has one id or none; a policy is read or refused, and no later line weakens it."""
     first, _, body = octets.partition(b"\xfe")
     _records(first.split(b"\xfd"))
-    _places(first.split(b"\xfd"))
+    _report_targets(first.split(b"\xfd"))
     try:
         policy = parse_policy(body)
     except InvalidPolicy:
@@ -76,18 +76,18 @@ def _records(texts: list[bytes]) -> None:
     assert record_id([*texts, b"v=STSv1; id=1;"]) is None
 
 
-def _places(texts: list[bytes]) -> None:
-    """RFC 8460 §3: places come from one record, and an address is one that can be mailed."""
-    for places in (report_places(texts), report_places([b"v=TLSRPTv1;rua=" + texts[0]])):
-        assert len(places) <= MOST_PLACES
-        assert len({place.uri for place in places}) == len(places)
-        for place in places:
-            assert place.uri.isascii()
-            assert place.uri.isprintable()
-            if place.transport == "mail":
-                assert parse_path(f"<{place.address}>".encode(), smtputf8=False)[0]
+def _report_targets(texts: list[bytes]) -> None:
+    """RFC 8460 §3: targets come from one record, and an address is one that can be mailed."""
+    for targets in (report_targets(texts), report_targets([b"v=TLSRPTv1;rua=" + texts[0]])):
+        assert len(targets) <= MOST_TARGETS
+        assert len({target.uri for target in targets}) == len(targets)
+        for target in targets:
+            assert target.uri.isascii()
+            assert target.uri.isprintable()
+            if target.transport == "mail":
+                assert parse_path(f"<{target.address}>".encode(), smtputf8=False)[0]
             else:
-                assert place.uri[:8].lower() == "https://"
+                assert target.uri[:8].lower() == "https://"
 
 
 def _names(pattern: str) -> None:

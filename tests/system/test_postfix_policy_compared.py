@@ -32,7 +32,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from relay.policy.postfix_import import Difference, ImportedLine, NextHop, OurTls, imported
+from relay.policy.postfix_import import Difference, ImportedLine, OurTls, PostfixNextHop, imported
 from relay.policy.postfix_table import PostfixLevel, read_table
 from relay.sandbox.certificates import Authority, Kind
 from tests.rigs.dane import associated
@@ -54,9 +54,9 @@ TABLE = Path(__file__).parents[1] / "fixtures" / "smtp_tls_policy"
 DECISIONS = Path(__file__).parents[2] / "docs" / "decisions.md"
 
 ROUTES = {
-    "gateway.example": NextHop("gateway.intern.example", 2525),
-    "archive.example": NextHop("archive.intern.example"),
-    "provider.example": NextHop("smtp.provider.example", 587),
+    "gateway.example": PostfixNextHop("gateway.intern.example", 2525),
+    "archive.example": PostfixNextHop("archive.intern.example"),
+    "provider.example": PostfixNextHop("smtp.provider.example", 587),
 }
 """`routes` here, transport_maps there."""
 
@@ -345,7 +345,7 @@ def _service(kind: Records) -> str:
     return f"smtp{kind.value}"
 
 
-def _as_key(hop: NextHop) -> str:
+def _as_key(hop: PostfixNextHop) -> str:
     """As the table has it."""
     return f"[{hop.host}]" if hop.port == _USUAL else str(hop)
 

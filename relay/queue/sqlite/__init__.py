@@ -1,7 +1,7 @@
 """The queue in one SQLite file, synced at every commit: the embedded engine.
 
 store       the `Store` itself, on the event loop
-commit      the one thread that writes: group commit and failures; `room`, `wal` serve it
+commit      the one thread that writes: group commit and failures; `disk_space`, `wal` serve it
 statements  what a commit writes: rows of many requests, numbers of events
 claims      what is done to recipients inside a transaction: claims, verbs, recovery
 reader      the thread that reads; also for the queue of a relay that does not run

@@ -30,7 +30,7 @@ from typing import Protocol
 
 from relay.queue.request import Request, resolve, without_new_mail
 from relay.queue.sqlite.disk import Spool, is_busy, open_writer, translated
-from relay.queue.sqlite.room import Room, Trouble
+from relay.queue.sqlite.disk_space import DiskSpace, Trouble
 from relay.queue.sqlite.wal import WriteAheadLog
 from relay.queue.store import SpoolError, StoredEvent
 
@@ -100,7 +100,7 @@ class Writer:
         self._waiting: queue.SimpleQueue[list[Request] | None] = queue.SimpleQueue()
         self._db: sqlite3.Connection | None = None
         self.thread = threading.Thread(target=self._run, name="queue-writer", daemon=True)
-        self.room = Room(spool, self._connection)
+        self.disk_space = DiskSpace(spool, self._connection)
         self._wal = WriteAheadLog(spool)
         self._trouble = Trouble()
         self._last_batch = 0
@@ -172,7 +172,7 @@ class Writer:
             self._db = self._open()
             self._prepare(self._db)
         except (sqlite3.Error, OSError) as exc:
-            if not (self.room.is_wanted(exc) and self.room.give_up_ballast()):
+            if not (self.disk_space.is_wanted(exc) and self.disk_space.give_up_ballast()):
                 raise
             log.warning("the disk of the queue is full: no new mail is taken until there is room")
             self._forget_connection()
@@ -224,7 +224,7 @@ class Writer:
         """Commit the batch, or leave an error with each request that is not in it."""
         try:
             wanted = batch
-            if any(request.takes_in for request in batch) and not self.room.is_there():
+            if any(request.takes_in for request in batch) and not self.disk_space.is_enough():
                 wanted = without_new_mail(batch, "too little space left for the queue")
             if not wanted:
                 return
@@ -236,7 +236,7 @@ class Writer:
                 self._trouble.began(exc)
                 if not is_busy(exc):
                     self._recover()
-                if not self.room.is_wanted(exc):
+                if not self.disk_space.is_wanted(exc):
                     raise
                 self._make_do(wanted)
         except BaseException as exc:
@@ -251,7 +251,7 @@ class Writer:
         """On a full disk mail can still leave, in the room of the ballast; new mail has to wait
         outside.
         """
-        self.room.was_full()
+        self.disk_space.was_full()
         leaving = without_new_mail(batch, "no space left for the queue")
         if leaving:
             try:
@@ -350,7 +350,7 @@ class Writer:
             if idle and self._tables.has_more:
                 self._commit([])
             self._wal.checkpoint(self._db, idle=idle)
-            self.room.lay_ballast()
+            self.disk_space.lay_ballast()
             if idle:
                 self._wal.truncate(self._db)
         except (sqlite3.Error, OSError) as exc:

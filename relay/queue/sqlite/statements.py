@@ -20,7 +20,7 @@ from relay.queue.request import Refused, Request
 from relay.queue.rows import FINAL_NUMBER, micros
 from relay.queue.sqlite.files import sync_directory
 from relay.queue.sqlite.schema import ASIDE, CLAIMED
-from relay.queue.sqlite.statistics import Tally
+from relay.queue.sqlite.statistics import CommitCounts
 from relay.queue.sqlite.tls_sessions import SessionTally, finish_reports
 from relay.queue.store import StoredEvent
 
@@ -49,7 +49,7 @@ class Tables:
         self._directory = directory
         self._on_gone = on_gone
         self._last_seq = 0
-        self._tally = Tally()
+        self._tally = CommitCounts()
         self._sessions = SessionTally()
         self._mark = self._mark_written = self._mark_in_commit = 0
         self._leaving: list[str] = []

@@ -5,9 +5,9 @@
                 those of all pairs, their policies without the names of the rules
     exception   one row for each message that was not delivered over verified TLS
 
-`Tally` adds what a commit counts, within its transaction: one statement for all of it. What it
-remembers between commits are the pairs and exceptions of the newest hours, for the bounds alone; a
-transaction that is undone leaves a pair there that has no row, which does no harm.
+`CommitCounts` adds what a commit counts, within its transaction: one statement for all of it. What
+it remembers between commits are the pairs and exceptions of the newest hours, for the bounds alone;
+a transaction that is undone leaves a pair there that has no row, which does no harm.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from relay.queue.statistics import (
     hours_counted,
 )
 
-__all__ = ["Tally", "count_hours", "count_mail", "find_exceptions", "purge_statistics"]
+__all__ = ["CommitCounts", "count_hours", "count_mail", "find_exceptions", "purge_statistics"]
 
 _HOURS_REMEMBERED = 3
 _MOST_ROWS = 64
 
 
-class Tally:
+class CommitCounts:
     """Adds to the statistics; used on the writer's thread."""
 
     def __init__(self) -> None:

@@ -16,7 +16,7 @@ from argon2.exceptions import VerifyMismatchError
 
 from relay.admin.domain_settings import SettingsInForce
 from relay.api import HttpOptions
-from relay.api.keys import Keys, Verdict
+from relay.api.keys import Keys, SecretVerdict
 from relay.policy.rules import TlsRule
 from relay.policy.settings import Setting, Source
 from relay.queue.store import QueueFilter, QueueFull, SpoolError
@@ -354,9 +354,9 @@ async def test_wrong_keys_from_one_ipv6_network_count_for_one_client() -> None:
     keys = Keys(lambda: [KEY], clock=lambda: NOW)
     wrong = auth("wrong")["Authorization"]
     for number in range(10):
-        assert await keys.judge(wrong, f"2001:db8::{number}") is Verdict.WRONG
-    assert await keys.judge(wrong, "2001:db8::ffff") is Verdict.WAIT
-    assert await keys.judge(wrong, "2001:db8:0:1::") is Verdict.WRONG
+        assert await keys.judge(wrong, f"2001:db8::{number}") is SecretVerdict.WRONG
+    assert await keys.judge(wrong, "2001:db8::ffff") is SecretVerdict.WAIT
+    assert await keys.judge(wrong, "2001:db8:0:1::") is SecretVerdict.WRONG
     keys.close()
 
 
@@ -390,14 +390,14 @@ async def test_ten_of_a_hundred_simultaneous_guesses_are_checked(
     known = [PasswordHasher().hash("hashed-key")]
     keys = Keys(lambda: known, clock=lambda: rig.now)
     right = auth("hashed-key")["Authorization"]
-    assert await keys.judge(right, "192.0.2.1") is Verdict.RIGHT
+    assert await keys.judge(right, "192.0.2.1") is SecretVerdict.RIGHT
     monkeypatch.setattr(PasswordHasher, "verify", wrong)
     guesses = [keys.judge(auth(f"guess-{n}")["Authorization"], "192.0.2.1") for n in range(120)]
     judging = asyncio.gather(*guesses)
     await asyncio.sleep(0)
-    assert await keys.judge(right, "192.0.2.1") is Verdict.RIGHT, "remembered: at once"
+    assert await keys.judge(right, "192.0.2.1") is SecretVerdict.RIGHT, "remembered: at once"
     verdicts = await judging
-    assert (verdicts.count(Verdict.WRONG), verdicts.count(Verdict.WAIT)) == (10, 110)
+    assert (verdicts.count(SecretVerdict.WRONG), verdicts.count(SecretVerdict.WAIT)) == (10, 110)
     assert len(looked) == 10
     keys.close()
 
@@ -409,13 +409,15 @@ async def test_a_right_key_that_is_new_gets_in_beside_guessers_when_it_comes_aga
     for n in range(12):
         await keys.judge(auth(f"guess-{n}")["Authorization"], "192.0.2.1")
     right = auth("hashed-key")["Authorization"]
-    assert await keys.judge(right, "192.0.2.1") is Verdict.WAIT
-    assert await keys.judge(auth("guess-99")["Authorization"], "192.0.2.1") is Verdict.WAIT
-    assert await keys.judge(right, "192.0.2.1") is Verdict.RIGHT
+    assert await keys.judge(right, "192.0.2.1") is SecretVerdict.WAIT
+    assert await keys.judge(auth("guess-99")["Authorization"], "192.0.2.1") is SecretVerdict.WAIT
+    assert await keys.judge(right, "192.0.2.1") is SecretVerdict.RIGHT
     for n in range(20, 24):
         guess = auth(f"guess-{n}")["Authorization"]
-        assert await keys.judge(guess, "192.0.2.1") is Verdict.WAIT
-        assert await keys.judge(guess, "192.0.2.1") is Verdict.WAIT, "one a second is looked at"
+        assert await keys.judge(guess, "192.0.2.1") is SecretVerdict.WAIT
+        assert await keys.judge(guess, "192.0.2.1") is SecretVerdict.WAIT, (
+            "one a second is looked at"
+        )
     keys.close()
 
 

@@ -14,7 +14,7 @@ from relay.policy.rules import DestinationRule, PolicyRules
 from relay.policy.settings import FloorUse
 from relay.route.floor import StsFloor
 from relay.route.mta_sts import StsMode
-from relay.route.next_hop import Choice, Host, Hosts, NextHop, RouteRule
+from relay.route.next_hop import Host, Hosts, NextHop, RouteChoice, RouteRule
 from relay.route.security import SecurityOptions
 from tests.fakes.floors import Published, floors_of
 
@@ -36,14 +36,14 @@ async def told(
     *,
     wishes: Wishes | None = None,
     published: Published | None = None,
-    choice: Choice | None = None,
+    choice: RouteChoice | None = None,
     **speaks: bool,
 ) -> dict[str, Any]:
     rules = PolicyRules(destinations={"dest.example": rule} if rule else {})
 
     async def route(domain: str, /, reverse_path: str = "", next_hop: str = "") -> Hosts:
         hosts = (Host(NAME, "192.0.2.7", 25, 10, tlsa_bases=(NAME,)),)
-        return Hosts(hosts, choice=choice or Choice())
+        return Hosts(hosts, choice=choice or RouteChoice())
 
     return await explain(
         reverse_path="a@from.example",
@@ -77,20 +77,24 @@ async def test_explain_says_what_the_rule_of_the_domain_does(rule, said, capsys)
 @pytest.mark.parametrize(
     ("choice", "line", "rule"),
     [
-        (Choice(), "next hop:          MX  from: no route applies", "mx"),
+        (RouteChoice(), "next hop:          MX  from: no route applies", "mx"),
         (
-            Choice(RouteRule.RECIPIENT, "*.example", HOP),
+            RouteChoice(RouteRule.RECIPIENT, "*.example", HOP),
             'next hop:          provider  from: routes: "*.example"',
             "recipient",
         ),
-        (Choice(RouteRule.ALL, "*", HOP), 'next hop:          provider  from: routes: "*"', "all"),
         (
-            Choice(RouteRule.SENDER, "a@from.example", HOP),
+            RouteChoice(RouteRule.ALL, "*", HOP),
+            'next hop:          provider  from: routes: "*"',
+            "all",
+        ),
+        (
+            RouteChoice(RouteRule.SENDER, "a@from.example", HOP),
             'next hop:          provider  from: routes_by_sender: "a@from.example"',
             "sender",
         ),
         (
-            Choice(RouteRule.CLIENT, hop=HOP),
+            RouteChoice(RouteRule.CLIENT, hop=HOP),
             "next hop:          provider  from: next_hop of the user or the listener",
             "client",
         ),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from relay.deliver.tls import KeptSession, TlsSessions, Verdict
+from relay.deliver.tls import CertificateVerdict, KeptSession, TlsSessions
 from relay.mail.outcome import Deferred, Delivered
 from relay.route.security import OnUnverified
 from relay.sandbox.certificates import Kind
@@ -114,7 +114,7 @@ def test_only_so_many_sessions_are_kept_and_only_for_so_long():
         timeout = 7200
 
     session: Any = Session()
-    made = [KeptSession(session, Verdict()) for _ in range(3)]
+    made = [KeptSession(session, CertificateVerdict()) for _ in range(3)]
     sessions = TlsSessions(most=2, age_seconds=10)
     for number, kept_session in enumerate(made):
         sessions.keep(number, kept_session, now=float(number))

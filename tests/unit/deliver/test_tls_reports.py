@@ -175,7 +175,7 @@ async def test_a_locked_rule_of_the_operator_holds_for_reports_too(world: World)
     assert item.recipients[0].settings.require_tls.value
 
 
-async def test_a_report_is_posted_to_an_https_place(world: World) -> None:
+async def test_a_report_is_posted_to_an_https_target(world: World) -> None:
     world.asks("b.example", WEB)
     world.now = AFTER
     reporter = world.reporter()

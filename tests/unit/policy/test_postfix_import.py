@@ -14,8 +14,8 @@ from relay.policy.postfix_import import (
     NEVER_USED,
     Difference,
     ImportedLine,
-    NextHop,
     OurTls,
+    PostfixNextHop,
     imported,
     imported_level,
 )
@@ -148,10 +148,10 @@ def test_a_pattern_cannot_have_the_names_of_each_of_its_domains() -> None:
 
 ROUTES = OurTls(
     routes=(
-        ("a.example", NextHop("gw.example", 587)),
-        ("*.a.example", NextHop("gw.example", 587)),
-        ("b.example", NextHop("192.0.2.25")),
-        ("c.example", NextHop("2001:db8::25")),
+        ("a.example", PostfixNextHop("gw.example", 587)),
+        ("*.a.example", PostfixNextHop("gw.example", 587)),
+        ("b.example", PostfixNextHop("192.0.2.25")),
+        ("c.example", PostfixNextHop("2001:db8::25")),
     )
 )
 
@@ -218,7 +218,7 @@ def test_a_rule_without_protection_is_not_kept_beside_a_route() -> None:
 
 
 def test_the_next_hop_of_all_mail_is_the_default() -> None:
-    tls = OurTls(routes=(("*", NextHop("smart.example", 587)),))
+    tls = OurTls(routes=(("*", PostfixNextHop("smart.example", 587)),))
     found = one("[smart.example]:587 secure match=nexthop", tls)
     assert (found.rule, found.domains) == (VERIFIED, ("",))
 

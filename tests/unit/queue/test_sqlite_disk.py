@@ -20,7 +20,7 @@ import pytest
 from relay.queue.entry import State
 from relay.queue.handoff import HandOffLimits
 from relay.queue.request import Request
-from relay.queue.sqlite import SqliteStore, StoppedQueue, room
+from relay.queue.sqlite import SqliteStore, StoppedQueue, disk_space
 from relay.queue.sqlite import commit as writing
 from relay.queue.sqlite import disk as on_disk
 from relay.queue.sqlite.schema import MIGRATIONS, migrate, version_of
@@ -271,7 +271,7 @@ async def test_on_a_full_disk_new_mail_is_refused_and_mail_still_leaves(tmp_path
             assert len(await ids(store)) == 10
             assert len(await store.claim_due(now=NOW + timedelta(hours=1), limit=100)) == 1
         # Without a restart.
-        monkeypatch.setattr(room, "_FULL_PAUSE_SECONDS", 0)
+        monkeypatch.setattr(disk_space, "_FULL_PAUSE_SECONDS", 0)
         await on_the_writer(
             store, lambda db: db.execute("PRAGMA max_page_count = 1000000").fetchone()
         )
@@ -300,7 +300,7 @@ async def test_no_new_mail_is_taken_below_the_reserve_and_nothing_else_is_refuse
     async with opened(tmp_path / "spool") as store:
         await store.accept(new_message(content=b"x" * 250_000))
         monkeypatch.setattr(store.spool, "free_bytes", lambda: store.spool.reserve_bytes - 1)
-        store.writer.room.ample_until = 0.0
+        store.writer.disk_space.ample_until = 0.0
         with pytest.raises(QueueFull):
             await store.accept(new_message())
         with pytest.raises(QueueFull):
@@ -334,10 +334,10 @@ async def test_one_failing_disk_is_one_line_in_the_log_and_its_recovery_another(
     async with opened(tmp_path / "spool") as store:
         for _ in range(3):
             await fill(store)
-            store.writer.room.full_until = 0.0
+            store.writer.disk_space.full_until = 0.0
             with pytest.raises(QueueFull):
                 await store.accept(new_message(content=b"x" * 250_000))
-        store.writer.room.full_until = 0.0
+        store.writer.disk_space.full_until = 0.0
         await store.accept(new_message())
     failed = [record for record in caplog.records if "failed" in record.message]
     assert 1 <= len(failed) <= 3
@@ -436,7 +436,7 @@ async def test_a_commit_that_fails_takes_no_number_of_the_events(tmp_path):
         large = replace(event("accepted", "refused"), line="x" * 250_000)
         with pytest.raises(QueueFull):
             await store.accept(new_message(events=(large,)))
-        store.writer.room.full_until = 0.0
+        store.writer.disk_space.full_until = 0.0
         await store.accept(new_message(events=(event("accepted", "second"),)))
         stored = await store.events_after(0)
         assert [(one.seq, one.event.queue_id) for one in stored] == [(1, "first"), (2, "second")]

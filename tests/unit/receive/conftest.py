@@ -21,7 +21,7 @@ from relay.receive.limits import Limits
 from relay.receive.listener import Listener, start_listener
 from relay.receive.spec import ListenerSpec, TcpAddress
 from relay.submit.failures import Failures
-from relay.submit.secrets import Secrets
+from relay.submit.secrets import SecretChecker
 from tests.fakes.client import Client
 from tests.fakes.store import FakeStore
 
@@ -52,7 +52,7 @@ class Desk:
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     listeners: list[Listener] = field(default_factory=list)
     clients: list[Client] = field(default_factory=list)
-    passwords: Secrets | None = None
+    passwords: SecretChecker | None = None
     reception: Reception | None = None
 
     async def open(self, spec: ListenerSpec | None = None) -> Listener:
@@ -68,7 +68,7 @@ class Desk:
                 clock=lambda: self.now(),
                 limits=self.limits,
             )
-            self.passwords = Secrets(Failures(), clock=lambda: self.now())
+            self.passwords = SecretChecker(Failures(), clock=lambda: self.now())
         listener = await start_listener(spec, self.reception, passwords=self.passwords)
         self.listeners.append(listener)
         return listener

@@ -21,12 +21,12 @@ from relay.receive.listener_state import ListenerState
 from relay.receive.spec import BareNewline, ListenerAuth, ListenerSpec
 from relay.route.addresses import Network
 from relay.submit.failures import Failures
-from relay.submit.secrets import Secrets
+from relay.submit.secrets import SecretChecker
 from tests.fakes.store import FakeStore
 from tests.unit.receive.conftest import USERS
 
 CLOCK = datetime(2026, 11, 20, tzinfo=UTC)
-PASSWORDS = Secrets(Failures(), clock=lambda: CLOCK)
+PASSWORDS = SecretChecker(Failures(), clock=lambda: CLOCK)
 COMMANDS = """
 EHLO x|HELO x|MAIL FROM:<a@example.com>|MAIL FROM:<> SIZE=9 BODY=8BITMIME|RCPT TO:<b@example.net>|
 DATA|BDAT 5|BDAT 3 LAST|BDAT 0 LAST|RSET|NOOP|AUTH PLAIN|AUTH LOGIN|AUTH PLAIN AGFwcDEAc2VjcmV0|

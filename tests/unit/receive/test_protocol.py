@@ -27,7 +27,7 @@ from relay.receive.protocol import ServerProtocol
 from relay.receive.session import Session, TlsFacts, Transaction
 from relay.receive.spec import ListenerAuth, ListenerSpec, ListenerTls
 from relay.submit.message import Refusal, refuse
-from relay.submit.secrets import Verdict
+from relay.submit.secrets import SecretVerdict
 
 MESSAGE = b"Subject: hello\r\n\r\n..dot\r\n.\r\n"
 DIALOGUE = (
@@ -171,11 +171,11 @@ def test_user_with_the_right_password_becomes_the_user_of_the_session():
 @pytest.mark.parametrize(
     ("verdicts", "replies"),
     [
-        ([Verdict.WRONG] * 3, [535, 535, 421]),
-        ([Verdict.WAIT], [421]),
+        ([SecretVerdict.WRONG] * 3, [535, 535, 421]),
+        ([SecretVerdict.WAIT], [421]),
     ],
 )
-def test_wrong_passwords_end_the_session(verdicts: list[Verdict], replies: list[int]):
+def test_wrong_passwords_end_the_session(verdicts: list[SecretVerdict], replies: list[int]):
     made = machine(AUTH)
     made.feed(b"EHLO c\r\n")
     said: list[Action] = []

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.route.choice import Routes, choose
-from relay.route.next_hop import Choice, NextHop, RouteRule
+from relay.route.next_hop import NextHop, RouteChoice, RouteRule
 
 
 def hop(name: str) -> NextHop:
@@ -94,7 +94,7 @@ def test_choice_says_under_which_pattern_its_rule_stands(
 
 def test_next_hop_of_a_client_that_is_configured_no_more_is_missing() -> None:
     choice = choose(ROUTES, "a.example", "x@y.example", "gone")
-    assert choice == Choice(RouteRule.CLIENT, missing="gone")
+    assert choice == RouteChoice(RouteRule.CLIENT, missing="gone")
     assert choose(ROUTES, "partner.example", "x@y.example", "gone").hop == hop("exact")
     assert choose(ROUTES, "a.example", "", "gone").hop == hop("all")
 

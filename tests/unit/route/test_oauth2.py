@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.mail.masked import Secrets
+from relay.mail.masked import SecretMask
 from relay.route.next_hop import Grant, TokenSource
 from relay.route.oauth2 import (
     DEVICE_CODE_GRANT,
@@ -27,9 +27,9 @@ from relay.route.oauth2 import (
     HttpAnswer,
     NotYet,
     Pause,
-    Refused,
     ServiceKey,
     Token,
+    TokenRefused,
     TokenRequest,
     TokenSecrets,
     Unavailable,
@@ -51,7 +51,7 @@ OWN = TokenSource("own", Grant.REFRESH_TOKEN, URL, client_id="app-1", device_url
 SERVICE = TokenSource(
     "google", Grant.SERVICE_ACCOUNT, subject="relay@example.com", scope="https://mail.example/"
 )
-REQUEST = TokenRequest(URL, b"", Secrets(["client-secret-1"]))
+REQUEST = TokenRequest(URL, b"", SecretMask(["client-secret-1"]))
 
 
 def fields(request: TokenRequest) -> dict[str, str]:
@@ -62,7 +62,7 @@ def answer(status: Any = 200, retry_after: Any = "", date: Any = "", **said: Any
     return HttpAnswer(status, json.dumps(said).encode(), retry_after, date)
 
 
-def read(one: HttpAnswer, source: TokenSource = CLIENT) -> Granted | Refused | Unavailable:
+def read(one: HttpAnswer, source: TokenSource = CLIENT) -> Granted | TokenRefused | Unavailable:
     return read_answer(one, REQUEST, source, now=NOW)
 
 
@@ -232,7 +232,7 @@ def test_token_that_cannot_be_sent_is_no_token(said: dict[str, Any]) -> None:
 )
 def test_error_code_that_a_person_has_to_cure_is_a_refusal(status: int, error: str) -> None:
     found = read(answer(status, error=error, error_description="AADSTS7000215: no"))
-    assert isinstance(found, Refused)
+    assert isinstance(found, TokenRefused)
     assert found.error == error
     assert found.reason.startswith(
         f"login.example refuses a token for oauth2.m365: {error} (AADSTS7000215: no); check "
@@ -267,34 +267,34 @@ def test_redirect_is_named_and_not_followed() -> None:
 
 def test_revoked_refresh_token_names_the_command_that_cures_it() -> None:
     found = read(answer(400, error="invalid_grant"), OWN)
-    assert isinstance(found, Refused)
+    assert isinstance(found, TokenRefused)
     assert found.reason.endswith("invalid_grant; run `relay login own` to get a new refresh token")
 
 
 def test_wrong_clock_is_named_where_a_statement_is_refused() -> None:
     date = "Sat, 28 Nov 2026 11:00:00 GMT"
     found = read(answer(400, error="invalid_grant", date=date), SERVICE)
-    assert isinstance(found, Refused)
+    assert isinstance(found, TokenRefused)
     assert "clock differs from the server's by 3600 s: correct it" in found.reason
 
 
 def test_clock_that_is_right_is_not_named() -> None:
     date = "Sat, 28 Nov 2026 12:00:10 GMT"
     found = read(answer(400, error="invalid_grant", date=date), SERVICE)
-    assert isinstance(found, Refused)
+    assert isinstance(found, TokenRefused)
     assert "clock" not in found.reason
 
 
 def test_secret_that_the_server_repeats_is_masked() -> None:
     found = read(answer(400, error="invalid_client", error_description="got client-secret-1"))
-    assert isinstance(found, Refused)
+    assert isinstance(found, TokenRefused)
     assert "client-secret-1" not in found.reason
     assert "(got ***)" in found.reason
 
 
 def test_words_of_the_server_are_made_safe_and_cut() -> None:
     found = read(answer(400, error="invalid_grant", error_description="\x1b[2J\n" + "x" * 9000))
-    assert isinstance(found, Refused)
+    assert isinstance(found, TokenRefused)
     assert found.reason.isprintable()
     assert len(found.reason) < 800
 
@@ -350,7 +350,7 @@ def test_token_is_renewed_when_five_minutes_or_a_tenth_is_left(
     assert token.is_over(100.0 + life.total_seconds())
 
 
-def waits(failures: list[Refused | Unavailable]) -> list[float]:
+def waits(failures: list[TokenRefused | Unavailable]) -> list[float]:
     pause: Pause | None = None
     found = []
     for failure in failures:
@@ -359,7 +359,7 @@ def waits(failures: list[Refused | Unavailable]) -> list[float]:
     return found
 
 
-REFUSED = Refused("invalid_grant", "no")
+REFUSED = TokenRefused("invalid_grant", "no")
 DOWN = Unavailable("down")
 
 
@@ -418,7 +418,7 @@ CODE = DeviceCode(
 )
 
 
-def poll(one: HttpAnswer, interval: float = 5.0) -> Granted | NotYet | Refused:
+def poll(one: HttpAnswer, interval: float = 5.0) -> Granted | NotYet | TokenRefused:
     request = device_token_request(OWN, "", CODE)
     return read_poll_answer(one, request, CODE, timedelta(seconds=interval))
 
@@ -448,7 +448,7 @@ def test_code_and_address_are_read(key: str) -> None:
 
 def test_server_that_gives_no_code_says_why() -> None:
     found = read_device_answer(answer(400, error="invalid_client"), REQUEST)
-    assert found == Refused("invalid_client", "login.example gives no code: invalid_client")
+    assert found == TokenRefused("invalid_client", "login.example gives no code: invalid_client")
     assert isinstance(read_device_answer(answer(500), REQUEST), Unavailable)
     assert isinstance(read_device_answer(answer(200, user_code="A"), REQUEST), Unavailable)
 
@@ -472,7 +472,7 @@ def test_poll_waits_longer_when_it_is_told_to() -> None:
 @pytest.mark.parametrize("error", ["expired_token", "access_denied", "invalid_client"])
 def test_poll_ends_with_a_refusal(error: str) -> None:
     found = poll(answer(400, error=error))
-    assert isinstance(found, Refused)
+    assert isinstance(found, TokenRefused)
     assert found.error == error
 
 

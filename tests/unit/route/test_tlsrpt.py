@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from relay.route.tlsrpt import MOST_PLACES, Place, report_places, tlsrpt_name
+from relay.route.tlsrpt import MOST_TARGETS, ReportTarget, report_targets, tlsrpt_name
 
-MAIL = Place("mailto:tls@b.example", "tls@b.example")
-WEB = Place("https://b.example/tls")
+MAIL = ReportTarget("mailto:tls@b.example", "tls@b.example")
+WEB = ReportTarget("https://b.example/tls")
 
 
 def test_the_record_is_below_the_domain() -> None:
@@ -15,7 +15,7 @@ def test_the_record_is_below_the_domain() -> None:
 
 
 @pytest.mark.parametrize(
-    ("texts", "places"),
+    ("texts", "targets"),
     [
         ([b"v=TLSRPTv1; rua=mailto:tls@b.example"], (MAIL,)),
         ([b"v=TLSRPTv1;rua=mailto:tls@b.example;"], (MAIL,)),
@@ -35,12 +35,12 @@ def test_the_record_is_below_the_domain() -> None:
         ([b"v=TLSRPTv1; rua="], ()),
         # Of a field that is there twice, the first counts.
         ([b"v=TLSRPTv1; rua=mailto:tls@b.example; rua=https://b.example/tls"], (MAIL,)),
-        # Each place once.
+        # Each target once.
         ([b"v=TLSRPTv1; rua=mailto:tls@b.example,mailto:tls@b.example"], (MAIL,)),
     ],
 )
-def test_a_record_names_places(texts: list[bytes], places: tuple[Place, ...]) -> None:
-    assert report_places(texts) == places
+def test_a_record_names_targets(texts: list[bytes], targets: tuple[ReportTarget, ...]) -> None:
+    assert report_targets(texts) == targets
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_a_record_names_places(texts: list[bytes], places: tuple[Place, ...]) ->
     ],
 )
 def test_a_place_is_written_to(uri: str, address: str) -> None:
-    assert report_places([f"v=TLSRPTv1; rua={uri}".encode()]) == (Place(uri, address),)
+    assert report_targets([f"v=TLSRPTv1; rua={uri}".encode()]) == (ReportTarget(uri, address),)
 
 
 @pytest.mark.parametrize(
@@ -87,9 +87,9 @@ def test_a_place_is_written_to(uri: str, address: str) -> None:
     ],
 )
 def test_a_place_that_is_not_written_to_is_passed_over(uri: str) -> None:
-    assert report_places([f"v=TLSRPTv1; rua={uri},{MAIL.uri}".encode()]) == (MAIL,)
+    assert report_targets([f"v=TLSRPTv1; rua={uri},{MAIL.uri}".encode()]) == (MAIL,)
 
 
 def test_a_domain_cannot_have_many_strangers_written_to() -> None:
     uris = ",".join(f"mailto:tls@{n}.example" for n in range(100))
-    assert len(report_places([f"v=TLSRPTv1; rua={uris}".encode()])) == MOST_PLACES
+    assert len(report_targets([f"v=TLSRPTv1; rua={uris}".encode()])) == MOST_TARGETS

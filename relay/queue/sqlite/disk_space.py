@@ -16,7 +16,7 @@ from collections.abc import Callable
 from relay.queue.sqlite.disk import PAGE_BYTES, Spool, is_busy, is_full
 from relay.queue.store import SpoolError
 
-__all__ = ["Room", "Trouble"]
+__all__ = ["DiskSpace", "Trouble"]
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +27,8 @@ _HARDLY_ANY_BYTES = 64 * 1024
 _BALLAST_SECONDS = 1.0
 
 
-class Room:
-    """The room of one queue. `connection` gives the database, in which pages may be free."""
+class DiskSpace:
+    """The disk space for one queue. `connection` gives the database, which may have free pages."""
 
     def __init__(self, spool: Spool, connection: Callable[[], sqlite3.Connection]) -> None:
         self._spool = spool
@@ -37,12 +37,12 @@ class Room:
         self.ample_until = 0.0
         self._next_ballast = 0.0
 
-    def is_there(self) -> bool:
+    def is_enough(self) -> bool:
         """Whether new mail may be taken."""
         now = time.monotonic()
-        return now >= self.full_until and (now < self.ample_until or self._is_there())
+        return now >= self.full_until and (now < self.ample_until or self._is_enough())
 
-    def _is_there(self) -> bool:
+    def _is_enough(self) -> bool:
         room, reserve = self._spool.free_bytes(), self._spool.reserve_bytes
         if room >= reserve:
             if room >= reserve + _AMPLE_BYTES:
