@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from relay.mail.event import Protection, Result
+from relay.mail.event import EventResult, Protection
 from relay.mail.jsontext import JsonFields, JsonObject
 from relay.queue.statistics import (
     CountedException,
@@ -58,10 +58,10 @@ _COLUMNS = (
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 _LISTED = {
-    (Result.DELIVERED, Protection.ENCRYPTED),
-    (Result.DELIVERED, Protection.CLEAR),
-    (Result.DELIVERED, Protection.NOT_SENT),
-    (Result.FAILED, Protection.NOT_SENT),
+    (EventResult.DELIVERED, Protection.ENCRYPTED),
+    (EventResult.DELIVERED, Protection.CLEAR),
+    (EventResult.DELIVERED, Protection.NOT_SENT),
+    (EventResult.FAILED, Protection.NOT_SENT),
 }
 
 
@@ -118,7 +118,7 @@ async def listing(
 def summary_of(found: Sequence[CountedMail]) -> Summary:
     """The counts, added up."""
 
-    def total(result: Result, protection: Protection | None = None, reason: str = "") -> int:
+    def total(result: EventResult, protection: Protection | None = None, reason: str = "") -> int:
         return sum(
             one.number
             for one in found
@@ -128,14 +128,14 @@ def summary_of(found: Sequence[CountedMail]) -> Summary:
         )
 
     return Summary(
-        accepted=total(Result.ACCEPTED),
-        delivered=total(Result.DELIVERED),
-        verified=total(Result.DELIVERED, Protection.VERIFIED),
-        encrypted=total(Result.DELIVERED, Protection.ENCRYPTED),
-        clear=total(Result.DELIVERED, Protection.CLEAR),
-        failed=total(Result.FAILED),
-        deferred=total(Result.DEFERRED),
-        stopped=total(Result.DEFERRED, reason="tls-required"),
+        accepted=total(EventResult.ACCEPTED),
+        delivered=total(EventResult.DELIVERED),
+        verified=total(EventResult.DELIVERED, Protection.VERIFIED),
+        encrypted=total(EventResult.DELIVERED, Protection.ENCRYPTED),
+        clear=total(EventResult.DELIVERED, Protection.CLEAR),
+        failed=total(EventResult.FAILED),
+        deferred=total(EventResult.DEFERRED),
+        stopped=total(EventResult.DEFERRED, reason="tls-required"),
         exceptions=sum(one.number for one in found if _is_exception(one)),
         rules=_rules(found),
         reasons=_reasons(found),
@@ -144,7 +144,7 @@ def summary_of(found: Sequence[CountedMail]) -> Summary:
 
 def _is_exception(one: CountedMail) -> bool:
     return (one.result, one.protection) in _LISTED or (
-        one.result == Result.DEFERRED and one.reason == "tls-required"
+        one.result == EventResult.DEFERRED and one.reason == "tls-required"
     )
 
 
@@ -153,7 +153,7 @@ def _rules(found: Sequence[CountedMail]) -> tuple[tuple[str, int, datetime, date
     rules: dict[str, tuple[int, datetime, datetime]] = {}
     for one in found:
         number, first, last = rules.get(one.policy, (0, one.first, one.last))
-        if one.result in (Result.DELIVERED, Result.FAILED):
+        if one.result in (EventResult.DELIVERED, EventResult.FAILED):
             number += one.number
         rules[one.policy] = number, min(first, one.first), max(last, one.last)
     return tuple(

@@ -14,7 +14,7 @@ from relay.cli.route import named_next_hop
 
 if TYPE_CHECKING:
     from relay.config import Config
-    from relay.deliver.hop_trial import Step
+    from relay.deliver.hop_trial import TrialStep
     from relay.route.next_hop import NextHop
 
 __all__ = ["test"]
@@ -43,7 +43,7 @@ def test(ctx: click.Context, /, name: str, as_json: bool) -> None:
     ctx.exit(0 if is_whole and any(step.name == "QUIT" for step in steps) else 1)
 
 
-async def _try(config: Config, hop: NextHop, *, quiet: bool) -> list[Step]:
+async def _try(config: Config, hop: NextHop, *, quiet: bool) -> list[TrialStep]:
     from relay.cli.routing import make_router
     from relay.cli.token_server import asking
     from relay.deliver.hop_trial import try_next_hop
@@ -60,7 +60,7 @@ async def _try(config: Config, hop: NextHop, *, quiet: bool) -> list[Step]:
             config.hostname, config.delivery.timeouts, asked.contexts, logins=logins
         )
         options = security_options(config.delivery, config.tls)
-        steps: list[Step] = []
+        steps: list[TrialStep] = []
         async for step in try_next_hop(hop, router=router, using=using, options=options):
             if not quiet:
                 _print(step, is_new=not steps or steps[-1].host != step.host)
@@ -69,12 +69,12 @@ async def _try(config: Config, hop: NextHop, *, quiet: bool) -> list[Step]:
         return steps
 
 
-def _print(step: Step, *, is_new: bool) -> None:
+def _print(step: TrialStep, *, is_new: bool) -> None:
     if is_new and step.host:
         click.echo(click.style(printable(step.host), bold=True))
     colour = "green" if step.is_good else "red"
     click.echo(f"  {step.name:<8} {click.style(printable(step.text), fg=colour)}")
 
 
-def _as_json(step: Step) -> dict[str, Any]:
+def _as_json(step: TrialStep) -> dict[str, Any]:
     return {"host": step.host, "step": step.name, "good": step.is_good, "text": step.text}

@@ -32,7 +32,7 @@ from relay.config.shape import (
     section_of,
 )
 from relay.config.tree import Leaf, List, Map, Tree, dotted
-from relay.mail.option import Form
+from relay.mail.option import TextForm
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -162,7 +162,7 @@ class Conformer:
                 problem = f"{name} is given, too"
                 self.wrong(location, dotted(key, from_file), problem, "keep one of the two")
                 continue
-            text = self.conform(path, Text(Form.PATH), dotted(key, from_file))
+            text = self.conform(path, Text(TextForm.PATH), dotted(key, from_file))
             lines = (
                 None if text is _WRONG else self._lines_of(text, location, dotted(key, from_file))
             )
@@ -226,7 +226,7 @@ class Conformer:
                 values[name] = {**value, "name": name} if _has_name(shape.value, value) else value
         return values
 
-    def _name(self, written: str, location: Location, key: str, form: Form | None) -> Any:
+    def _name(self, written: str, location: Location, key: str, form: TextForm | None) -> Any:
         try:
             return words.WORDS[form].read(written) if form is not None else written
         except ValueError as error:
@@ -311,12 +311,12 @@ def _read_leaf(leaf: Leaf, shape: LeafShape, key: str) -> Any:
                 cure = f"write a unit, as in {words.with_unit(leaf.text, _default_of(key))}"
                 raise ValueError(f"{shown(leaf.text)} is not a duration; {cure}")
             return words.parse_duration(leaf.text)
-        case Text(form=Form.SIZE):
+        case Text(form=TextForm.SIZE):
             size = words.parse_size(leaf.text)
             if not size:
                 raise ValueError("0 is out of range; write at least one octet, as in 64KiB")
             return size
-        case Text(form=Form.RATE):
+        case Text(form=TextForm.RATE):
             return words.parse_rate(_read_text(leaf, shape))
         case Choice():
             return _one_of(shape.words, leaf.text)
@@ -361,7 +361,7 @@ def _leaf_cure(shape: LeafShape) -> str:
     match shape:
         case Duration():
             return "write a duration such as 30s, 5m, 4h, 5d"
-        case Text(form=Form.SIZE):
+        case Text(form=TextForm.SIZE):
             return "write a size such as 64KiB, 50MiB"
         case Truth():
             return "write true or false"

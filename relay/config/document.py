@@ -23,7 +23,7 @@ from relay.config.shape import (
     section_of,
 )
 from relay.config.words import format_duration, format_rate, format_size
-from relay.mail.option import Form
+from relay.mail.option import TextForm
 from relay.route.next_hop import NextHop
 
 
@@ -101,9 +101,9 @@ def _plain(value: Any, shape: Shape, with_secrets: bool) -> Any:
             return _plain(value, inner, with_secrets)
         case Duration():
             return format_duration(value)
-        case Text(form=Form.SIZE):
+        case Text(form=TextForm.SIZE):
             return format_size(value)
-        case Text(form=Form.RATE):
+        case Text(form=TextForm.RATE):
             return format_rate(value)
         case Text():
             return MASKED if shape.is_secret and not with_secrets else str(value)

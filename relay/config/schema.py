@@ -27,7 +27,7 @@ from relay.config.shape import (
     is_secret,
     section_of,
 )
-from relay.mail.option import Form
+from relay.mail.option import TextForm
 
 __all__ = ["json_schema"]
 
@@ -70,7 +70,7 @@ def _of(shape: Shape, default: Any = None) -> dict[str, Any]:
 def _of_section(shape: Section, defaults: dict[str, Any]) -> dict[str, Any]:
     properties = {name: _of(key.shape, defaults.get(name)) for name, key in shape.keys.items()}
     secrets = [name for name, key in shape.keys.items() if is_secret(key.shape)]
-    properties |= {f"{name}_file": _of(Text(Form.PATH)) for name in secrets}
+    properties |= {f"{name}_file": _of(Text(TextForm.PATH)) for name in secrets}
     properties |= {name: _of(short.shape) for name, short in shape.short.items()}
     found = {"properties": properties, "additionalProperties": False}
     rules: list[dict[str, Any]] = [
@@ -118,11 +118,11 @@ def _of_leaf(shape: Truth | Duration | Number | Choice | Text) -> dict[str, Any]
             return {"enum": list(choices)}
         case Duration():
             return {"type": "string", "pattern": rf"^{words.DURATION}$", "examples": ["30s", "4h"]}
-        case Text(form=Form.SIZE):
+        case Text(form=TextForm.SIZE):
             most = words.LARGEST_SIZE
             return {
                 "type": ["string", "integer"],
-                "pattern": _whole(Form.SIZE),
+                "pattern": _whole(TextForm.SIZE),
                 "minimum": 1,
                 "maximum": most,
                 "examples": ["50MiB"],
@@ -134,7 +134,7 @@ def _of_leaf(shape: Truth | Duration | Number | Choice | Text) -> dict[str, Any]
             return {"type": "string", "pattern": _whole(form), "examples": [example]}
 
 
-def _whole(form: Form) -> str:
+def _whole(form: TextForm) -> str:
     return f"^(?:{words.WORDS[form].pattern})$"
 
 

@@ -14,7 +14,7 @@ from socket import gethostname
 from typing import Annotated
 
 from relay.deliver.options import DeliveryOptions, TlsOptions, TlsReportOptions
-from relay.mail.option import RELOAD, SECRET, Form, NameKey, NotEmpty, Path, Range
+from relay.mail.option import RELOAD, SECRET, NameKey, NotEmpty, Path, Range, TextForm
 from relay.policy.rules import PolicyRules
 from relay.queue.engine import DEFAULT_PATH, QueueLocation
 from relay.queue.retry import RetrySchedule
@@ -36,7 +36,7 @@ class ResolverSection:
     that it validated an answer (DNSSEC) is believed.
     """
 
-    nameservers: tuple[Annotated[str, Form.NAMESERVER], ...] = ()
+    nameservers: tuple[Annotated[str, TextForm.NAMESERVER], ...] = ()
     timeout: timedelta = timedelta(seconds=10)
     trust_ad: TrustAd = TrustAd.AUTO
 
@@ -50,9 +50,9 @@ class QueueSection:
     """
 
     path: Path = DEFAULT_PATH
-    url: Annotated[str, Form.QUEUE_URL, SECRET] | None = field(default=None, repr=False)
+    url: Annotated[str, TextForm.QUEUE_URL, SECRET] | None = field(default=None, repr=False)
     password_file: Path | None = None
-    node: Annotated[str, Form.NAME] | None = None
+    node: Annotated[str, TextForm.NAME] | None = None
     lease: timedelta = timedelta(seconds=30)
     retry: Annotated[
         tuple[timedelta, ...],
@@ -117,16 +117,16 @@ class AdminSection:
     HTTP, none named: any. `webhook_networks`: beside the public internet.
     """
 
-    socket: Annotated[str, Form.SOCKET_PATH] = "var/run/relay.sock"
-    socket_group: Annotated[str, Form.GROUP] | None = None
-    http: Annotated[str, Form.HTTP_ADDRESS] | None = "127.0.0.1:8025"
+    socket: Annotated[str, TextForm.SOCKET_PATH] = "var/run/relay.sock"
+    socket_group: Annotated[str, TextForm.GROUP] | None = None
+    http: Annotated[str, TextForm.HTTP_ADDRESS] | None = "127.0.0.1:8025"
     certificate: Path | None = None
     key: Path | None = None
-    api_keys: Annotated[tuple[Annotated[str, Form.API_KEY, SECRET], ...], RELOAD] = field(
+    api_keys: Annotated[tuple[Annotated[str, TextForm.API_KEY, SECRET], ...], RELOAD] = field(
         default=(), repr=False
     )
-    domains: Annotated[tuple[Annotated[str, Form.DOMAIN], ...], RELOAD] = ()
-    webhook_signing_key: Annotated[Annotated[str, Form.SECRET, SECRET] | None, RELOAD] = field(
+    domains: Annotated[tuple[Annotated[str, TextForm.DOMAIN], ...], RELOAD] = ()
+    webhook_signing_key: Annotated[Annotated[str, TextForm.SECRET, SECRET] | None, RELOAD] = field(
         default=None, repr=False
     )
     web: Annotated[WebOptions, RELOAD] = field(default_factory=WebOptions)
@@ -138,7 +138,7 @@ class AdminSection:
         return bool(self.http and (self.api_keys or self.web.users))
 
 
-_Name = Annotated[str, Form.NAME]
+_Name = Annotated[str, TextForm.NAME]
 
 RouteTo = Annotated[_Name | NextHop, NameKey("next_hop")]
 """Where a route leads: to a next hop of `next_hops`, or to one that stands in its place."""
@@ -148,18 +148,18 @@ RouteTo = Annotated[_Name | NextHop, NameKey("next_hop")]
 class Config:
     """The whole file. `warnings`: what is legal and still worth a word to the administrator."""
 
-    hostname: Annotated[str, Form.DOMAIN] = ""
+    hostname: Annotated[str, TextForm.DOMAIN] = ""
     workers: Annotated[int, Range(1, 64)] = 1
     listeners: tuple[ListenerSpec, ...] = (ListenerSpec("127.0.0.1:2525"),)
     access: Annotated[Access, RELOAD] = field(default_factory=Access)
     limits: Limits = field(default_factory=Limits)
     policy: Annotated[PolicyRules, RELOAD] = field(default_factory=PolicyRules)
-    routes: Annotated[Mapping[Annotated[str, Form.ROUTE_PATTERN], RouteTo], RELOAD] = field(
+    routes: Annotated[Mapping[Annotated[str, TextForm.ROUTE_PATTERN], RouteTo], RELOAD] = field(
         default_factory=dict
     )
-    routes_by_sender: Annotated[Mapping[Annotated[str, Form.SENDER_PATTERN], RouteTo], RELOAD] = (
-        field(default_factory=dict)
-    )
+    routes_by_sender: Annotated[
+        Mapping[Annotated[str, TextForm.SENDER_PATTERN], RouteTo], RELOAD
+    ] = field(default_factory=dict)
     next_hops: Annotated[Mapping[_Name, NextHop], RELOAD] = field(default_factory=dict)
     oauth2: Annotated[Mapping[_Name, TokenSource], RELOAD] = field(default_factory=dict)
     downgrade_memory: Annotated[MemoryOptions, RELOAD] = field(default_factory=MemoryOptions)

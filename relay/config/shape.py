@@ -18,7 +18,7 @@ from functools import cache
 from typing import Any, Union
 
 from relay.config.tree import dotted
-from relay.mail.option import Form, Mark, NameKey, NotEmpty, Range, ShortKey
+from relay.mail.option import Mark, NameKey, NotEmpty, Range, ShortKey, TextForm
 from relay.route.next_hop import Rate
 
 
@@ -50,7 +50,7 @@ class Choice:
 class Text:
     """A text, of a form or any. `is_secret`: never shown."""
 
-    form: Form | None
+    form: TextForm | None
     is_secret: bool = False
 
 
@@ -76,7 +76,7 @@ class Items:
 class Names:
     """A map whose keys are names of the administrator's own: users (`form` None), or domains."""
 
-    form: Form | None
+    form: TextForm | None
     value: Shape
 
 
@@ -206,7 +206,7 @@ def _shape(hint: Any) -> Shape:
     origin, inner = typing.get_origin(bare), typing.get_args(bare)
     if origin in (Union, types.UnionType):
         if set(inner) == _NETWORK:
-            return Text(Form.NETWORK)
+            return Text(TextForm.NETWORK)
         if (name_key := _mark(hint, NameKey)) is not None:
             name, section = map(_shape, inner)
             return _name_or(name, section, name_key.key)
@@ -215,8 +215,8 @@ def _shape(hint: Any) -> Shape:
     if origin in (tuple, list, frozenset):
         return Items(_shape(inner[0]), _mark(hint, NotEmpty), Mark.ONE_OR_MORE in _marks(hint))
     if isinstance(origin, type) and issubclass(origin, Mapping):
-        return Names(_mark(inner[0], Form), _shape(inner[1]))
-    if dataclasses.is_dataclass(bare) and _mark(hint, Form) is None:
+        return Names(_mark(inner[0], TextForm), _shape(inner[1]))
+    if dataclasses.is_dataclass(bare) and _mark(hint, TextForm) is None:
         return section_of(typing.cast(type, bare))
     return _leaf(hint, bare)
 
@@ -228,7 +228,7 @@ def _name_or(name: Shape, section: Shape, key: str) -> Shape:
 
 
 def _leaf(hint: Any, bare: Any) -> Shape:
-    form = _mark(hint, Form)
+    form = _mark(hint, TextForm)
     if bare is bool:
         return Truth()
     if bare is timedelta:

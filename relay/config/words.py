@@ -16,7 +16,7 @@ from datetime import timedelta
 
 from relay.config.mistakes import shown
 from relay.mail.address import AddressError, normalise_domain
-from relay.mail.option import Form, Range
+from relay.mail.option import Range, TextForm
 from relay.queue.server_address import parse_url
 from relay.route.next_hop import Rate
 
@@ -503,38 +503,38 @@ class Word:
 
 
 WORDS = {
-    Form.ADDRESS: Word(address, rf"\[?{_ADDRESS}\]?", "192.0.2.7"),
-    Form.API_KEY: Word(api_key, rf"{_ARGON2}|(?!\$argon2){_SECRET}", "a-long-random-key"),
-    Form.ARGON2: Word(argon2, _ARGON2, "$argon2id$v=19$m=65536,t=3,p=4$c2FsdA$aGFzaA"),
-    Form.DOMAIN: Word(domain, _DOMAIN, "example.com"),
-    Form.DOMAIN_PATTERN: Word(domain_pattern, rf"(?:\*\.)?{_DOMAIN}", "*.example.com"),
-    Form.FILE_MODE: Word(file_mode, _FILE_MODE, "0660"),
-    Form.GROUP: Word(group, _GROUP, "mail"),
-    Form.HEADER_NAME: Word(header_name, _HEADER_NAME, "X-Remote-User"),
-    Form.HTTPS_URL: Word(https_url, _HTTPS_URL, "https://login.example.com/token"),
-    Form.HTTP_ADDRESS: Word(http_address, f"(?:{_HOST_AND_PORT})?", "127.0.0.1:8025"),
-    Form.LINE: Word(line, _LINE, "Example Inc."),
-    Form.LISTEN_ADDRESS: Word(
+    TextForm.ADDRESS: Word(address, rf"\[?{_ADDRESS}\]?", "192.0.2.7"),
+    TextForm.API_KEY: Word(api_key, rf"{_ARGON2}|(?!\$argon2){_SECRET}", "a-long-random-key"),
+    TextForm.ARGON2: Word(argon2, _ARGON2, "$argon2id$v=19$m=65536,t=3,p=4$c2FsdA$aGFzaA"),
+    TextForm.DOMAIN: Word(domain, _DOMAIN, "example.com"),
+    TextForm.DOMAIN_PATTERN: Word(domain_pattern, rf"(?:\*\.)?{_DOMAIN}", "*.example.com"),
+    TextForm.FILE_MODE: Word(file_mode, _FILE_MODE, "0660"),
+    TextForm.GROUP: Word(group, _GROUP, "mail"),
+    TextForm.HEADER_NAME: Word(header_name, _HEADER_NAME, "X-Remote-User"),
+    TextForm.HTTPS_URL: Word(https_url, _HTTPS_URL, "https://login.example.com/token"),
+    TextForm.HTTP_ADDRESS: Word(http_address, f"(?:{_HOST_AND_PORT})?", "127.0.0.1:8025"),
+    TextForm.LINE: Word(line, _LINE, "Example Inc."),
+    TextForm.LISTEN_ADDRESS: Word(
         listen_address, rf"{_HOST_AND_PORT}|unix:{_SOCKET_PATH}", "127.0.0.1:2525"
     ),
-    Form.MAIL_ADDRESS: Word(mail_address, _MAIL_ADDRESS, "tls@example.com"),
-    Form.MAIL_HOST: Word(mail_host, rf"\[?{_ADDRESS}\]?|{_DOMAIN}", "mail.example.com"),
-    Form.NAME: Word(name, _NAME, "provider"),
-    Form.NAMESERVER: Word(nameserver, rf"\[?{_ADDRESS}\]?|{_HOST_AND_PORT}", "9.9.9.9"),
-    Form.NETWORK: Word(network, _NETWORK, "192.0.2.0/24"),
-    Form.PATH: Word(path, _PATH, "/srv/relay/file"),
-    Form.PIN: Word(pin, _PIN, "mx1.example.com"),
-    Form.QUEUE_URL: Word(queue_url, _QUEUE_URL, "postgresql://relay@db.example.net/relay"),
-    Form.RATE: Word(rate, _RATE.pattern, "30/m"),
-    Form.ROUTE_PATTERN: Word(
+    TextForm.MAIL_ADDRESS: Word(mail_address, _MAIL_ADDRESS, "tls@example.com"),
+    TextForm.MAIL_HOST: Word(mail_host, rf"\[?{_ADDRESS}\]?|{_DOMAIN}", "mail.example.com"),
+    TextForm.NAME: Word(name, _NAME, "provider"),
+    TextForm.NAMESERVER: Word(nameserver, rf"\[?{_ADDRESS}\]?|{_HOST_AND_PORT}", "9.9.9.9"),
+    TextForm.NETWORK: Word(network, _NETWORK, "192.0.2.0/24"),
+    TextForm.PATH: Word(path, _PATH, "/srv/relay/file"),
+    TextForm.PIN: Word(pin, _PIN, "mx1.example.com"),
+    TextForm.QUEUE_URL: Word(queue_url, _QUEUE_URL, "postgresql://relay@db.example.net/relay"),
+    TextForm.RATE: Word(rate, _RATE.pattern, "30/m"),
+    TextForm.ROUTE_PATTERN: Word(
         lambda text: domain_pattern(text, alone=True), rf"\*|(?:\*\.)?{_DOMAIN}", "example.com"
     ),
-    Form.SECRET: Word(secret, _SECRET, "a-long-random-secret"),
-    Form.SENDER_PATTERN: Word(
+    TextForm.SECRET: Word(secret, _SECRET, "a-long-random-secret"),
+    TextForm.SENDER_PATTERN: Word(
         sender_pattern, rf"{_LOCAL_PART}@{_DOMAIN}|(?:\*\.)?{_DOMAIN}", "bot@example.com"
     ),
-    Form.SELECTOR: Word(selector, _SELECTOR, "relay1"),
-    Form.SIZE: Word(as_written, r"[1-9][0-9]{0,14}(?:B|KiB|MiB|GiB|TiB)?", "50MiB"),
-    Form.SPKI_DIGEST: Word(spki_digest, _SPKI_DIGEST, "A" * 43 + "="),
-    Form.SOCKET_PATH: Word(socket_path, _SOCKET_PATH, "/run/relay/relay.sock"),
+    TextForm.SELECTOR: Word(selector, _SELECTOR, "relay1"),
+    TextForm.SIZE: Word(as_written, r"[1-9][0-9]{0,14}(?:B|KiB|MiB|GiB|TiB)?", "50MiB"),
+    TextForm.SPKI_DIGEST: Word(spki_digest, _SPKI_DIGEST, "A" * 43 + "="),
+    TextForm.SOCKET_PATH: Word(socket_path, _SOCKET_PATH, "/run/relay/relay.sock"),
 }

@@ -45,7 +45,7 @@ from relay.deliver.diagnosis import (
 )
 from relay.deliver.floors import DomainFloor, Floors
 from relay.deliver.hand_over import Conditions, HandOver, with_result
-from relay.deliver.hop_turns import HopTurns, HostResult, Turn, cause_of
+from relay.deliver.hop_turns import HopTurns, HostResult, HostTurn, cause_of
 from relay.deliver.host_health import Cause
 from relay.deliver.job import Job, job_of
 from relay.deliver.login import Logins
@@ -245,7 +245,7 @@ class Attempt:
         return True
 
     async def _take_turn(
-        self, turn: Turn, asked: _Asked, needed: Requirement, job: Job, tally: Tally
+        self, turn: HostTurn, asked: _Asked, needed: Requirement, job: Job, tally: Tally
     ) -> None:
         """Try one host of a next hop, at one address after the other, unless it is dead."""
         turns = turn.turns
@@ -334,7 +334,7 @@ class Attempt:
         job: Job,
         tally: Tally,
         use: Use,
-        turn: Turn | None = None,
+        turn: HostTurn | None = None,
     ) -> HostResult:
         """Offer one host what is still to be delivered. `turn`: of a host of a next hop."""
         key = pool_key(conditions.host, conditions.needed)
@@ -389,7 +389,7 @@ class Attempt:
         tally: Tally,
         use: Use,
         began: float,
-        turn: Turn | None,
+        turn: HostTurn | None,
     ) -> Connection | HostResult:
         """A new session with a host that meets the conditions; or what the host did instead, which
         is noted for the recipients that wait.

@@ -52,7 +52,7 @@ from relay.deliver.tls import (
     carrying,
     sent_chain,
 )
-from relay.deliver.transaction import NO_EXTENSIONS, Extensions, Transaction
+from relay.deliver.transaction import NO_EXTENSIONS, Extensions, TransactionCommands
 from relay.mail.masked import SecretMask
 from relay.mail.outcome import Downgrade, HopLogin, HopSession, PolicyResult
 from relay.mail.printable import printable
@@ -275,7 +275,7 @@ class Connection:
 
     async def transact(
         self,
-        transaction: Transaction,
+        transaction: TransactionCommands,
         content: Content,
         may_go_on: Callable[[], bool] = lambda: True,
     ) -> dict[int, Answer]:
@@ -319,7 +319,7 @@ class Connection:
 
     async def _transact(
         self,
-        transaction: Transaction,
+        transaction: TransactionCommands,
         content: Content,
         answers: dict[int, Answer],
         may_go_on: Callable[[], bool],

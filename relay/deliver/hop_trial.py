@@ -21,7 +21,7 @@ from relay.route.plan import not_found
 from relay.route.router import Router
 from relay.route.security import SecurityOptions, at_host, requirement
 
-__all__ = ["Step", "try_next_hop"]
+__all__ = ["TrialStep", "try_next_hop"]
 
 _IMPLICIT_PORT = 465
 _NO_TLS = "WRONG_VERSION_NUMBER"
@@ -30,7 +30,7 @@ _BEFORE_TLS = (Stage.CONNECT, Stage.GREETING, Stage.EHLO)
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class TrialStep:
     """One step at a host. `host`: `name [address]:port`, "" before there is one. `name`: hosts,
     token, connect, TLS, login or QUIT. A host that is not found has one step, `hosts`.
     """
@@ -43,7 +43,7 @@ class Step:
 
 async def try_next_hop(
     hop: NextHop, *, router: Router, using: SessionOptions, options: SecurityOptions
-) -> AsyncIterator[Step]:
+) -> AsyncIterator[TrialStep]:
     """The steps at each address of a next hop. A step that failed is the last one at its host."""
     found = await router.hosts_of(hop)
     if isinstance(found, NoRoute):
@@ -57,25 +57,25 @@ async def try_next_hop(
             yield step
 
 
-def _without_hosts(hop: NextHop, outcome: Deferred | Bounced) -> Iterator[Step]:
+def _without_hosts(hop: NextHop, outcome: Deferred | Bounced) -> Iterator[TrialStep]:
     """Why there is no host to try: the login is not there, or no host is found."""
     if outcome.code == Code.NONE:
         name = "token" if hop.auth is not None and hop.auth.oauth2 is not None else "login"
-        yield Step("", name, is_good=False, text=outcome.description)
+        yield TrialStep("", name, is_good=False, text=outcome.description)
     elif outcome.hosts:
         yield from _not_found(hop, (), outcome.hosts)
     else:
-        yield Step("", "hosts", is_good=False, text=outcome.description)
+        yield TrialStep("", "hosts", is_good=False, text=outcome.description)
 
 
-def _not_found(hop: NextHop, found: Sequence[Host], lines: Sequence[str]) -> Iterator[Step]:
+def _not_found(hop: NextHop, found: Sequence[Host], lines: Sequence[str]) -> Iterator[TrialStep]:
     for name, why in not_found(hop_host_names(hop), {host.name for host in found}, lines).items():
-        yield Step(name, "hosts", is_good=False, text=why)
+        yield TrialStep(name, "hosts", is_good=False, text=why)
 
 
 async def _try_host(
     host: Host, using: SessionOptions, options: SecurityOptions
-) -> AsyncIterator[Step]:
+) -> AsyncIterator[TrialStep]:
     where = f"{host.name} [{host.address}]:{host.port}"
     default = Setting(value=False, source=Source.DEFAULT)
     needed = at_host(requirement(TlsSettings(default, default), options), host, options)
@@ -86,30 +86,30 @@ async def _try_host(
         text = judge(reached.answer, host).description
         if reached.answer.stage is Stage.GREETING and reached.answer.reply is None:
             text += _hint_of_greeting(host)
-        yield Step(where, "connect", is_good=False, text=text)
+        yield TrialStep(where, "connect", is_good=False, text=text)
         return
     if isinstance(reached, Failed) and reached.session is None:
-        yield Step(where, "login", is_good=False, text=judge(reached.answer, host).description)
+        yield TrialStep(where, "login", is_good=False, text=judge(reached.answer, host).description)
         return
-    yield Step(where, "connect", is_good=True, text="done")
+    yield TrialStep(where, "connect", is_good=True, text="done")
     if isinstance(reached, Unmet):
-        yield Step(
+        yield TrialStep(
             where, "TLS", is_good=False, text=reached.error + _hint_of_tls(host, reached.error)
         )
         return
     session = reached.hop if isinstance(reached, Connection) else reached.session
     assert session is not None
-    yield Step(where, "TLS", is_good=True, text=_tls_text(session))
+    yield TrialStep(where, "TLS", is_good=True, text=_tls_text(session))
     if isinstance(reached, Failed):
         text = judge(reached.answer, host, session).description
         if session.login is not None:
             text = f"{_login_name(session.login)}: {text}"
-        yield Step(where, "login", is_good=False, text=text)
+        yield TrialStep(where, "login", is_good=False, text=text)
         return
-    yield Step(where, "login", is_good=True, text=_login_text(session, reached.offers.auth))
+    yield TrialStep(where, "login", is_good=True, text=_login_text(session, reached.offers.auth))
     reached.quit()
     await reached.wait_closed()
-    yield Step(where, "QUIT", is_good=True, text=f"done, login and all after {seconds}")
+    yield TrialStep(where, "QUIT", is_good=True, text=f"done, login and all after {seconds}")
 
 
 def _tls_text(session: HopSession) -> str:

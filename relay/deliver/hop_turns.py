@@ -36,7 +36,7 @@ from relay.mail.outcome import Deferred
 from relay.route.next_hop import Host
 from relay.route.security import Proof
 
-__all__ = ["HopTurns", "HostResult", "Turn", "cause_of"]
+__all__ = ["HopTurns", "HostResult", "HostTurn", "cause_of"]
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class HostResult(Enum):
 
 
 @dataclass(eq=False, slots=True)
-class Turn:
+class HostTurn:
     """One host of the next hop, with its addresses. `has_more`: another address is tried next."""
 
     turns: HopTurns
@@ -101,13 +101,13 @@ class HopTurns:
         """Whether a host had its say about the message."""
         return HostResult.ANSWERED in self.results
 
-    def deal(self, proof: Proof) -> Iterator[Turn]:
+    def deal(self, proof: Proof) -> Iterator[HostTurn]:
         """The turn of each host, for a message that requires this proof."""
         dealt = self._health.deal(self._hosts, proof)
         for _, addresses in groupby(dealt, key=lambda host: host.name):
-            yield Turn(self, tuple(addresses))
+            yield HostTurn(self, tuple(addresses))
 
-    def turn_to(self, turn: Turn, host: Host, proof: Proof, tally: Tally) -> Use | None:
+    def turn_to(self, turn: HostTurn, host: Host, proof: Proof, tally: Tally) -> Use | None:
         """Turn to one address of a host: the connection to make; None where the host is dead, which
         is noted once.
         """
@@ -135,7 +135,7 @@ class HopTurns:
         self.results.add(result)
         self._destinations.turn_to(self._use, "")
 
-    def lives(self, turn: Turn) -> None:
+    def lives(self, turn: HostTurn) -> None:
         """A new session with the host came about."""
         assert turn.trial is not None
         assert self._use is not None
@@ -143,7 +143,7 @@ class HopTurns:
         if self._health.lives(turn.trial):
             log.info("%s is alive again", _named(turn.trial.host))
 
-    def failed(self, turn: Turn, failure: Unmet | Failed, outcome: Deferred) -> HostResult:
+    def failed(self, turn: HostTurn, failure: Unmet | Failed, outcome: Deferred) -> HostResult:
         """No session with the host came about. If it has another address, that is tried first."""
         assert turn.trial is not None
         assert self._use is not None
@@ -167,7 +167,7 @@ class HopTurns:
             )
         return HostResult.DEAD
 
-    def end_turn(self, turn: Turn) -> None:
+    def end_turn(self, turn: HostTurn) -> None:
         """The attempt is done with this host."""
         if turn.trial is not None:
             self._health.end(turn.trial)

@@ -21,7 +21,7 @@ from typing import Protocol
 
 from relay.mail.header import named, unfold
 
-__all__ = ["MOST_DEPTH", "Entity", "Kind", "TooComplex", "Visitor", "Walk", "mime_fields"]
+__all__ = ["MOST_DEPTH", "Entity", "PartKind", "TooComplex", "Visitor", "Walk", "mime_fields"]
 
 HEADER_OCTETS = 2 * 1024 * 1024
 """For all header sections held at one time; the listener accepts only smaller ones."""
@@ -40,7 +40,7 @@ class TooComplex(Exception):
     """The content is too complex to be read to its end. `str()` says why, for a person."""
 
 
-class Kind:
+class PartKind:
     """How the body of an entity is treated."""
 
     TEXT = "text"
@@ -186,13 +186,13 @@ class Walk:
         else:
             self._buffer = b"\r\n" + self._buffer[end:]
             self._position = 0
-        if entity.kind not in (Kind.MULTIPART, Kind.MESSAGE):
+        if entity.kind not in (PartKind.MULTIPART, PartKind.MESSAGE):
             self._body = entity
             return
         self._level += 1
         if self._level > MOST_DEPTH:
             raise TooComplex("its parts are nested too deeply")
-        if entity.kind == Kind.MULTIPART:
+        if entity.kind == PartKind.MULTIPART:
             self._open(entity)
         else:
             self._position += 2
@@ -327,39 +327,43 @@ def read_entity(section: bytes, number: int, *, is_part: bool, in_digest: bool =
         why = f"a part in {encoding[:20]!r} has some all the same"
     return Entity(
         number,
-        Kind.SEALED if why else kind,
+        PartKind.SEALED if why else kind,
         encoding,
         boundary,
         why,
         is_mime,
         bool(types),
-        is_digest=kind == Kind.MULTIPART and b"/digest" in types[0].lower(),
+        is_digest=kind == PartKind.MULTIPART and b"/digest" in types[0].lower(),
     )
 
 
 def _kind(types: list[bytes], in_digest: bool) -> tuple[str, bytes, str]:
     """Kind, boundary, and why it is sealed."""
     if not types:
-        return (Kind.MESSAGE if in_digest else Kind.TEXT), b"", ""  # RFC 2045 §5.2, RFC 2046 §5.1.5
+        return (
+            (PartKind.MESSAGE if in_digest else PartKind.TEXT),
+            b"",
+            "",
+        )  # RFC 2045 §5.2, RFC 2046 §5.1.5
     match = _TYPE.match(types[0])
     if match is None:
-        return Kind.SEALED, b"", "a Content-Type cannot be read"
+        return PartKind.SEALED, b"", "a Content-Type cannot be read"
     main, sub = match[1].lower(), match[2].lower()
     if main == b"text":
-        return Kind.TEXT, b"", ""
+        return PartKind.TEXT, b"", ""
     if main == b"multipart":
         return _multipart(sub, _boundary(types[0], match.end()))
     if main == b"message":
         return _message(sub)
-    return Kind.OTHER, b"", ""
+    return PartKind.OTHER, b"", ""
 
 
 def _multipart(sub: bytes, boundary: bytes) -> tuple[str, bytes, str]:
     if sub in (b"signed", b"encrypted"):
-        return Kind.SEALED, b"", f"multipart/{sub.decode()} is not to be changed"
+        return PartKind.SEALED, b"", f"multipart/{sub.decode()} is not to be changed"
     if not boundary:
-        return Kind.SEALED, b"", "a multipart has no boundary"
-    return Kind.MULTIPART, boundary, ""
+        return PartKind.SEALED, b"", "a multipart has no boundary"
+    return PartKind.MULTIPART, boundary, ""
 
 
 def _message(sub: bytes) -> tuple[str, bytes, str]:
@@ -367,10 +371,10 @@ def _message(sub: bytes) -> tuple[str, bytes, str]:
     §3.5).
     """
     if sub == b"rfc822":
-        return Kind.MESSAGE, b"", ""
+        return PartKind.MESSAGE, b"", ""
     if sub.startswith(b"global"):
-        return Kind.OTHER, b"", ""
-    return Kind.SEALED, b"", "a part of type message/* may not be encoded"
+        return PartKind.OTHER, b"", ""
+    return PartKind.SEALED, b"", "a part of type message/* may not be encoded"
 
 
 def _boundary(value: bytes, start: int) -> bytes:

@@ -12,7 +12,7 @@ from datetime import timedelta
 from ipaddress import IPv4Network, IPv6Network
 from typing import Annotated
 
-from relay.mail.option import Form, Path, Port
+from relay.mail.option import Path, Port, TextForm
 from relay.report.tls_report import Submitter
 from relay.route.security import OnTlsUnmet, OnUnverified, SecurityOptions, TlsVersion
 
@@ -73,9 +73,9 @@ class TlsReportOptions:
     """
 
     send: bool = False
-    from_: Annotated[str, Form.MAIL_ADDRESS] | None = None
-    organization: Annotated[str, Form.LINE] | None = None
-    contact: Annotated[str, Form.MAIL_ADDRESS] | None = None
+    from_: Annotated[str, TextForm.MAIL_ADDRESS] | None = None
+    organization: Annotated[str, TextForm.LINE] | None = None
+    contact: Annotated[str, TextForm.MAIL_ADDRESS] | None = None
 
     def submitter(self, hostname: str) -> Submitter:
         """Who reports, as these keys and the host name say."""

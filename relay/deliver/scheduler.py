@@ -35,7 +35,7 @@ from relay.deliver.options import DeliveryOptions
 from relay.deliver.recorder import FIRST_PAUSE, LONGEST_PAUSE, Recorder
 from relay.deliver.report_sender import ReportSender
 from relay.deliver.runner import Attempts, Runner, reconsidered
-from relay.deliver.waiting import Turn, Waiting, Wanted
+from relay.deliver.waiting import NextAttempt, Waiting, Wanted
 from relay.deliver.wake_up import WakeUp
 from relay.mail.outcome import Outcome
 from relay.mail.tls_session import TlsSession
@@ -328,7 +328,7 @@ class Scheduler:
             loop = asyncio.get_running_loop()
             self._next_look = loop.call_later(max(seconds, 0.001), self._begin_attempts)
 
-    async def _run_one(self, turn: Turn) -> None:
+    async def _run_one(self, turn: NextAttempt) -> None:
         """Try one claimed entry and record the result.
 
         The claim holds until the result is committed, so a crash here delays the message and loses
@@ -362,7 +362,7 @@ class Scheduler:
                 await self._put_off(self._waiting.lines.pop_all(turn.line))
 
     def _learn(
-        self, turn: Turn, begun: datetime, outcomes: Mapping[int, Outcome], took: float
+        self, turn: NextAttempt, begun: datetime, outcomes: Mapping[int, Outcome], took: float
     ) -> None:
         """Note what an ended attempt, which took so many seconds, shows about its destination."""
         line = turn.line

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from relay.deliver.mime import Entity, Kind, TooComplex, Walk, mime_fields
+from relay.deliver.mime import Entity, PartKind, TooComplex, Walk, mime_fields
 
 __all__ = ["Conversion", "ConversionPlan", "NotConvertible", "Survey"]
 
@@ -74,16 +74,16 @@ class Survey:
         self._size_bytes += len(section)
         if not section.isascii():
             raise NotConvertible(entity.why)
-        if entity.kind in (Kind.MULTIPART, Kind.MESSAGE) and entity.encoding in _IDENTITY:
+        if entity.kind in (PartKind.MULTIPART, PartKind.MESSAGE) and entity.encoding in _IDENTITY:
             self._encodings[entity.number] = "7bit"
 
     def body(self, entity: Entity, octets: bytes) -> None:
         self._size_bytes += len(octets)
         if octets.isascii():
             return
-        if entity.kind == Kind.SEALED:
+        if entity.kind == PartKind.SEALED:
             raise NotConvertible(entity.why)
-        is_text = entity.kind == Kind.TEXT
+        is_text = entity.kind == PartKind.TEXT
         self._encodings[entity.number] = "quoted-printable" if is_text else "base64"
         self._escapes += len(octets.translate(None, _ASCII)) if is_text else len(octets) // 7
 

@@ -29,7 +29,7 @@ __all__ = [
     "MOST_RECIPIENTS",
     "NO_EXTENSIONS",
     "Extensions",
-    "Transaction",
+    "TransactionCommands",
     "is_clean",
     "needs_conversion",
     "prepare",
@@ -84,7 +84,7 @@ NO_EXTENSIONS = Extensions()
 
 
 @record(frozen=True, slots=True)
-class Transaction:
+class TransactionCommands:
     """The lines of one transaction. `rcpts`: by the recipient's index. `utf8`: said with SMTPUTF8,
     `requiretls` with REQUIRETLS.
     """
@@ -102,7 +102,7 @@ def prepare(
     *,
     header_is_utf8: bool = False,
     not_convertible: str = "",
-) -> tuple[Transaction | None, dict[int, CannotBeSent]]:
+) -> tuple[TransactionCommands | None, dict[int, CannotBeSent]]:
     """The transaction for `recipients`, or None; and the recipients this host cannot take, and why.
 
     `message` is in the form that will be sent: `eight_bit` if it could not be converted for this
@@ -128,7 +128,7 @@ def prepare(
     if not rcpts:
         return None, unsendable
     requiretls = message.requiretls and offers.requiretls
-    return Transaction(_mail(message, offers, utf8), rcpts, utf8, requiretls), unsendable
+    return TransactionCommands(_mail(message, offers, utf8), rcpts, utf8, requiretls), unsendable
 
 
 def is_clean(line: bytes) -> bool:

@@ -24,7 +24,7 @@ from relay.queue.entry import Entry
 from relay.queue.retry import RetrySchedule
 from relay.route.next_hop import NextHop
 
-__all__ = ["Turn", "Waiting", "Wanted"]
+__all__ = ["NextAttempt", "Waiting", "Wanted"]
 
 A = TypeVar("A")
 
@@ -43,7 +43,7 @@ class Wanted:
     with_new: bool
 
 
-class Turn(NamedTuple):
+class NextAttempt(NamedTuple):
     """An entry whose attempt begins now: the line it waited in and its class, and the connection
     reserved for it.
     """
@@ -114,7 +114,7 @@ class Waiting(Generic[A]):
 
     # --- whose turn it is -------------------------------------------------------------------------
 
-    def turns(self) -> Iterator[Turn]:
+    def turns(self) -> Iterator[NextAttempt]:
         """The entries whose attempts begin now.
 
         The classes of lines have their turns, and the lines of each. The caller tells `places` of
@@ -134,7 +134,7 @@ class Waiting(Generic[A]):
                 yield turn
                 ranks.append(rank)
 
-    def _next(self, rank: Rank) -> Turn | None:
+    def _next(self, rank: Rank) -> NextAttempt | None:
         """The next entry of a class that an attempt may begin for."""
         if not self.places.has_place(rank):
             return None
@@ -150,7 +150,7 @@ class Waiting(Generic[A]):
             use = self.room.reserve(line, entry)
             if use is not None or not is_of_hop(line) or self.room.is_silent(line):
                 self.lines.pop(line)
-                return Turn(entry, line, rank, use)
+                return NextAttempt(entry, line, rank, use)
         return None
 
     def _begins_with_one_that_may_go(self, line: str) -> bool:

@@ -16,10 +16,10 @@ from typing import NamedTuple
 
 from relay.mail.record import record
 
-__all__ = ["Counted", "Event", "Protection", "Result"]
+__all__ = ["Counted", "Event", "EventResult", "Protection"]
 
 
-class Result(StrEnum):
+class EventResult(StrEnum):
     """The result for a recipient, as the statistics count it."""
 
     ACCEPTED = "accepted"
@@ -49,7 +49,7 @@ class Counted(NamedTuple):
 
     sender_domain: str
     recipient_domain: str
-    result: Result
+    result: EventResult
     protection: str
     policy: str
     reason: str = ""

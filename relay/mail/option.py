@@ -15,7 +15,6 @@ __all__ = [
     "ONE_OR_MORE",
     "RELOAD",
     "SECRET",
-    "Form",
     "Mark",
     "NameKey",
     "NotEmpty",
@@ -24,10 +23,11 @@ __all__ = [
     "Range",
     "ShortKey",
     "Size",
+    "TextForm",
 ]
 
 
-class Form(StrEnum):
+class TextForm(StrEnum):
     """How a text is written. `relay.config.words` reads each form."""
 
     ADDRESS = "IP address"
@@ -112,6 +112,6 @@ ONE_OR_MORE = Mark.ONE_OR_MORE
 SECRET = Mark.SECRET
 RELOAD = Mark.RELOAD
 
-Path = Annotated[str, Form.PATH]
+Path = Annotated[str, TextForm.PATH]
 Port = Annotated[int, Range(1, 65535)]
-Size = Annotated[int, Form.SIZE]
+Size = Annotated[int, TextForm.SIZE]

@@ -33,7 +33,7 @@ from relay.mail.address import AddressError, normalise_domain
 from relay.policy.postfix_files import holds_secret, shown
 from relay.policy.postfix_table import (
     VERSIONS,
-    PolicyError,
+    PolicyValueError,
     PostfixLevel,
     PostfixPolicy,
     TableLine,
@@ -47,10 +47,10 @@ from relay.policy.settings import FloorUse
 __all__ = [
     "NEVER_USED",
     "Difference",
+    "ImportRemark",
     "ImportedLine",
     "OurTls",
     "PostfixNextHop",
-    "Remark",
     "imported",
     "imported_level",
 ]
@@ -68,7 +68,7 @@ class Difference(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Remark:
+class ImportRemark:
     """A difference, and a sentence about it with the cure where there is one."""
 
     difference: Difference
@@ -87,7 +87,7 @@ class ImportedLine:
     line: TableLine
     rule: DestinationRule | None = None
     domains: tuple[str, ...] = ()
-    remarks: tuple[Remark, ...] = ()
+    remarks: tuple[ImportRemark, ...] = ()
     is_readable: bool = True
 
     @property
@@ -95,7 +95,7 @@ class ImportedLine:
         """The line, without a value that Postfix makes nothing of and that may be a password."""
         try:
             read_policy(self.line.value)
-        except PolicyError:
+        except PolicyValueError:
             return shown(self.line, is_understood=False)
         return shown(self.line, is_understood=not self.line.fault)
 
@@ -176,19 +176,19 @@ _BY_LEVEL: Mapping[PostfixLevel, DestinationRule] = {
 }
 
 
-def _stricter(text: str) -> Remark:
-    return Remark(Difference.STRICTER, text)
+def _stricter(text: str) -> ImportRemark:
+    return ImportRemark(Difference.STRICTER, text)
 
 
-def _no_equivalent(text: str) -> Remark:
-    return Remark(Difference.NO_EQUIVALENT, text)
+def _no_equivalent(text: str) -> ImportRemark:
+    return ImportRemark(Difference.NO_EQUIVALENT, text)
 
 
-def _no_effect(text: str) -> Remark:
-    return Remark(Difference.NO_EFFECT, text)
+def _no_effect(text: str) -> ImportRemark:
+    return ImportRemark(Difference.NO_EFFECT, text)
 
 
-_OF_LEVEL: Mapping[PostfixLevel, Remark] = {
+_OF_LEVEL: Mapping[PostfixLevel, ImportRemark] = {
     PostfixLevel.NONE: _stricter(
         "the relay uses TLS where the host offers it, and sends in clear where TLS does not work;"
         " Postfix never tries TLS"
@@ -311,11 +311,11 @@ def _of_next_hop(line: TableLine, tls: OurTls, hop: PostfixNextHop) -> ImportedL
 
 def _meaning(
     value: str, name: str, tls: OurTls, hop: PostfixNextHop | None
-) -> tuple[DestinationRule, tuple[Remark, ...]]:
+) -> tuple[DestinationRule, tuple[ImportRemark, ...]]:
     """The rule of a line for one domain or pattern, or for a next hop, and what differs."""
     try:
         policy = read_policy(value)
-    except PolicyError as error:
+    except PolicyValueError as error:
         # The error quotes the value.
         said = "its value is no TLS policy" if holds_secret(value) else str(error)
         reason = (
@@ -342,7 +342,7 @@ _NAMES_BY_DOMAIN = (
 )
 
 
-def _pins(match: tuple[str, ...], domain: str) -> tuple[tuple[str, ...], list[Remark]]:
+def _pins(match: tuple[str, ...], domain: str) -> tuple[tuple[str, ...], list[ImportRemark]]:
     """The hosts that may be connected to, so that the name in the certificate does not hang on the
     DNS alone.
 
@@ -399,7 +399,9 @@ def _pin(word: str, domain: str) -> str:
             return normalise_domain(word)
 
 
-def _at_route(match: tuple[str, ...], hop: PostfixNextHop) -> tuple[tuple[str, ...], list[Remark]]:
+def _at_route(
+    match: tuple[str, ...], hop: PostfixNextHop
+) -> tuple[tuple[str, ...], list[ImportRemark]]:
     """At a next hop the operator named the host, and the certificate is for that name."""
     names = {word.lower() for word in match}
     if names <= {"hostname", "nexthop", hop.host}:
@@ -414,7 +416,7 @@ def _at_route(match: tuple[str, ...], hop: PostfixNextHop) -> tuple[tuple[str, .
 # --- other attributes -----------------------------------------------------------------------------
 
 
-def _of_attributes(policy: PostfixPolicy, tls: OurTls) -> Iterator[Remark]:
+def _of_attributes(policy: PostfixPolicy, tls: OurTls) -> Iterator[ImportRemark]:
     if policy.protocols is not None:
         yield from _of_protocols(policy, policy.protocols, tls)
     if policy.ciphers is not None and not policy.level.requires_tls:
@@ -450,7 +452,7 @@ def _may_require_tls(policy: PostfixPolicy) -> bool:
     return policy.level.requires_tls or policy.level is PostfixLevel.DANE
 
 
-def _of_protocols(policy: PostfixPolicy, protocols: str, tls: OurTls) -> Iterator[Remark]:
+def _of_protocols(policy: PostfixPolicy, protocols: str, tls: OurTls) -> Iterator[ImportRemark]:
     allowed = allowed_versions(protocols)
     said = f"protocols={protocols}"
     if not allowed:
@@ -478,7 +480,7 @@ def _of_protocols(policy: PostfixPolicy, protocols: str, tls: OurTls) -> Iterato
         yield _stricter(f"{said}: the relay uses newer versions of TLS, too")
 
 
-def _of_exclude(policy: PostfixPolicy, exclude: str) -> Iterator[Remark]:
+def _of_exclude(policy: PostfixPolicy, exclude: str) -> Iterator[ImportRemark]:
     unknown = [each for each in re.split(r"[\s,:]+", exclude) if each and each not in NEVER_USED]
     if not unknown:
         return

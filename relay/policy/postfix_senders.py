@@ -17,7 +17,7 @@ from ipaddress import ip_address
 
 from relay.mail.address import AddressError, normalise_domain
 from relay.policy.postfix_files import HIDDEN, holds_secret, shown
-from relay.policy.postfix_import import Difference, Remark
+from relay.policy.postfix_import import Difference, ImportRemark
 from relay.policy.postfix_table import TableLine, read_table
 
 __all__ = ["ImportedSender", "SenderHop", "by_pattern", "imported_senders"]
@@ -46,7 +46,7 @@ class ImportedSender:
     line: TableLine
     pattern: str = ""
     hop: SenderHop | None = None
-    remarks: tuple[Remark, ...] = ()
+    remarks: tuple[ImportRemark, ...] = ()
 
     @property
     def shown(self) -> str:
@@ -84,7 +84,7 @@ def _imported(line: TableLine, *, has_transports: bool) -> ImportedSender:
     pattern = _pattern(line.key)
     if not pattern:
         return ImportedSender(line, remarks=(_why_no_pattern(line.key),))
-    remarks: list[Remark] = []
+    remarks: list[ImportRemark] = []
     value = line.value
     if value.upper() == "DUNNO":
         text = "no route of this sender's; one of its domain holds for it here"
@@ -101,7 +101,9 @@ def _imported(line: TableLine, *, has_transports: bool) -> ImportedSender:
             remarks.append(_none(text))
     if not value:
         text = "no next hop of its own"
-        return ImportedSender(line, pattern, remarks=(*remarks, Remark(Difference.NO_EFFECT, text)))
+        return ImportedSender(
+            line, pattern, remarks=(*remarks, ImportRemark(Difference.NO_EFFECT, text))
+        )
     hop, differences = _next_hop(value)
     return ImportedSender(line, pattern, hop, (*remarks, *differences))
 
@@ -118,7 +120,7 @@ def _pattern(key: str) -> str:
     return f"{local_part.lower()}@{domain}" if local_part else domain
 
 
-def _why_no_pattern(key: str) -> Remark:
+def _why_no_pattern(key: str) -> ImportRemark:
     if key.startswith("/"):
         return _none("a regular expression; write the addresses and domains that it means")
     if key == "<>":
@@ -130,10 +132,10 @@ def _why_no_pattern(key: str) -> Remark:
     if "." not in domain:
         return _none("no sender that a route can be for; write an address or a domain")
     text = f"Postfix looks up addresses and @domain only; for all senders of it write @{domain}"
-    return Remark(Difference.NO_EFFECT, text)
+    return ImportRemark(Difference.NO_EFFECT, text)
 
 
-def _next_hop(value: str) -> tuple[SenderHop | None, list[Remark]]:
+def _next_hop(value: str) -> tuple[SenderHop | None, list[ImportRemark]]:
     """The next hop of a value, of which there may be several, tried in order."""
     hosts, ports, remarks = [], [], []
     for one in re.split(r"[,\s]+", value.strip()):
@@ -175,8 +177,8 @@ def _port(text: str | None) -> int | None:
     return _PORTS.get(text.lower())
 
 
-def _none(text: str) -> Remark:
-    return Remark(Difference.NO_EQUIVALENT, text)
+def _none(text: str) -> ImportRemark:
+    return ImportRemark(Difference.NO_EQUIVALENT, text)
 
 
 def by_pattern(tables: Iterable[Sequence[ImportedSender]]) -> list[ImportedSender]:

@@ -2,7 +2,7 @@
 
 `read_table` finds the logical lines of the source: comments, empty lines and continuation lines as
 postmap(1) has them. `read_policy` divides a value into its level and its attributes, as Postfix
-does at each delivery; `PolicyError` is what makes Postfix defer all mail for that key.
+does at each delivery; `PolicyValueError` is what makes Postfix defer all mail for that key.
 `allowed_versions` says which versions of TLS a `protocols=` value lets through. What all that means
 for us is for `relay.policy.postfix_import` to say.
 """
@@ -17,7 +17,7 @@ from itertools import pairwise
 
 __all__ = [
     "VERSIONS",
-    "PolicyError",
+    "PolicyValueError",
     "PostfixLevel",
     "PostfixPolicy",
     "TableLine",
@@ -81,7 +81,7 @@ class PostfixPolicy:
     others: tuple[str, ...] = ()
 
 
-class PolicyError(ValueError):
+class PolicyValueError(ValueError):
     """Postfix cannot use the value, and defers all mail that it is for."""
 
 
@@ -145,14 +145,14 @@ def _parsed(number: int, line: str) -> TableLine:
 
 
 def read_policy(value: str) -> PostfixPolicy:
-    """The level and the attributes of a value; PolicyError where Postfix would defer the mail."""
+    """The level and attributes of a value; PolicyValueError where Postfix would defer the mail."""
     tokens = _TOKEN.findall(value)
     if not tokens:
-        raise PolicyError("there is no level")
+        raise PolicyValueError("there is no level")
     try:
         level = PostfixLevel(tokens[0].lower())
     except ValueError:
-        raise PolicyError(f'"{tokens[0]}" is no level') from None
+        raise PolicyValueError(f'"{tokens[0]}" is no level') from None
     if level is PostfixLevel.NONE:  # its attributes are passed over, right or wrong
         return PostfixPolicy(level)
     found: dict[str, list[str]] = {}
@@ -184,30 +184,30 @@ def _attribute(token: str, before: str) -> tuple[str, str]:
             why = " (a comment stands on a line of its own)"
         elif before.lower().startswith("match="):
             why = f" (between the names of match stands a colon: {before}:{token})"
-        raise PolicyError(f'"{token}" is no name=value{why}')
+        raise PolicyValueError(f'"{token}" is no name=value{why}')
     return name.lower(), value.strip()
 
 
 def _hold_to_form(level: PostfixLevel, found: dict[str, list[str]]) -> None:
-    """PolicyError for what Postfix refuses: errors that could make a line protect less."""
+    """PolicyValueError for what Postfix refuses: errors that could make a line protect less."""
     is_pkix = level in (PostfixLevel.VERIFY, PostfixLevel.SECURE)
     for name, values in found.items():
         if name not in ("match", "tafile", *_ONLY_ONCE, *_SWITCHES, *_REPORTED):
-            raise PolicyError(f'"{name}" is no attribute')
+            raise PolicyValueError(f'"{name}" is no attribute')
         if name in _ONLY_ONCE and len(values) > 1:
-            raise PolicyError(f'"{name}" is there more than once')
+            raise PolicyValueError(f'"{name}" is there more than once')
         if name in ("match", "tafile", "ciphers") and not all(values):
-            raise PolicyError(f'"{name}" has no value')
+            raise PolicyValueError(f'"{name}" has no value')
         if name == "match" and not (is_pkix or level is PostfixLevel.FINGERPRINT):
-            raise PolicyError(f'level {level} has no "match"')
+            raise PolicyValueError(f'level {level} has no "match"')
         if name == "tafile" and not is_pkix:
-            raise PolicyError(f'level {level} has no "tafile"')
+            raise PolicyValueError(f'level {level} has no "tafile"')
         if name in _SWITCHES and not {value.lower() for value in values} <= {"yes", "no"}:
-            raise PolicyError(f'"{name}" is neither yes nor no')
+            raise PolicyValueError(f'"{name}" is neither yes nor no')
         if name == "ciphers" and values[0].lower() not in _GRADES:
-            raise PolicyError(f'"{values[0]}" is no grade of ciphers')
+            raise PolicyValueError(f'"{values[0]}" is no grade of ciphers')
         if name == "servername" and not _HOST_NAME.fullmatch(values[0]):
-            raise PolicyError(f'"{values[0]}" is no host name')
+            raise PolicyValueError(f'"{values[0]}" is no host name')
         if name == "protocols":
             allowed_versions(values[0])
 
@@ -229,7 +229,7 @@ def allowed_versions(protocols: str) -> tuple[str, ...]:
     """The versions of TLS that a `protocols=` value lets through, oldest first.
 
     `!SSLv3` takes one away, `TLSv1.2` names those that are left, `>=TLSv1.2` and `<=TLSv1.2` are
-    bounds. PolicyError for a word that Postfix does not know.
+    bounds. PolicyValueError for a word that Postfix does not know.
     """
     least, most = 0, len(VERSIONS) - 1
     named: set[int] = set()
@@ -256,4 +256,4 @@ def _version(name: str, word: str) -> int:
     try:
         return _NUMBERS[int(name, 0)]
     except (ValueError, KeyError):
-        raise PolicyError(f'"{word}" is no version of TLS') from None
+        raise PolicyValueError(f'"{word}" is no version of TLS') from None

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, NamedTuple, TypeVar
 
 from relay.mail.address import AddressError, domain_of, normalise_domain
-from relay.mail.option import Form, NotEmpty
+from relay.mail.option import NotEmpty, TextForm
 from relay.policy.fields import NO_WISHES, Wishes
 from relay.policy.settings import FloorUse, MemoryAction, Setting, Source, TlsSettings
 
@@ -72,7 +72,7 @@ class DestinationRule(TlsRule):
     dane: FloorUse | None = None
     downgrade_memory: MemoryAction | None = None
     mx: Annotated[
-        tuple[Annotated[str, Form.PIN], ...],
+        tuple[Annotated[str, TextForm.PIN], ...],
         NotEmpty("no host is named", "name one, or remove the key"),
     ] = ()
 
@@ -91,8 +91,8 @@ class PolicyRules:
     """
 
     default: TlsRule = TlsRule(require_tls=False, skip_verification=False)
-    domains: Mapping[Annotated[str, Form.DOMAIN_PATTERN], TlsRule] = field(default_factory=dict)
-    destinations: Mapping[Annotated[str, Form.DOMAIN_PATTERN], DestinationRule] = field(
+    domains: Mapping[Annotated[str, TextForm.DOMAIN_PATTERN], TlsRule] = field(default_factory=dict)
+    destinations: Mapping[Annotated[str, TextForm.DOMAIN_PATTERN], DestinationRule] = field(
         default_factory=dict
     )
     mta_sts: FloorUse = FloorUse.ENFORCE

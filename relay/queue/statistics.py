@@ -20,7 +20,7 @@ from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
-from relay.mail.event import Event, Result
+from relay.mail.event import Event, EventResult
 from relay.queue.rows import micros
 
 __all__ = [
@@ -242,5 +242,7 @@ def added_up(parts: Sequence[Sequence[CountedMail]]) -> list[CountedMail]:
                     max(one.last, other.last),
                 )
             )
-    order = [*Result]
-    return sorted(sums.values(), key=lambda one: (order.index(Result(one.result)), -one.number))
+    order = [*EventResult]
+    return sorted(
+        sums.values(), key=lambda one: (order.index(EventResult(one.result)), -one.number)
+    )

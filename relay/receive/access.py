@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Annotated
 
-from relay.mail.option import SECRET, Form, NotEmpty
+from relay.mail.option import SECRET, NotEmpty, TextForm
 
 __all__ = ["Access", "User", "may_relay", "may_send_as"]
 
@@ -37,10 +37,10 @@ class User:
     """
 
     name: str
-    password: Annotated[str, Form.ARGON2, SECRET] = field(repr=False)
+    password: Annotated[str, TextForm.ARGON2, SECRET] = field(repr=False)
     sender_domains: (
         Annotated[
-            tuple[Annotated[str, Form.DOMAIN_PATTERN], ...],
+            tuple[Annotated[str, TextForm.DOMAIN_PATTERN], ...],
             NotEmpty(
                 "an empty list: this user could send nothing",
                 "name at least one domain, or remove the key for any",
@@ -48,7 +48,7 @@ class User:
         ]
         | None
     ) = None
-    next_hop: Annotated[str, Form.NAME] | None = None
+    next_hop: Annotated[str, TextForm.NAME] | None = None
 
 
 @dataclass(frozen=True, slots=True)

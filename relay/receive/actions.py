@@ -15,6 +15,7 @@ __all__ = [
     "Abandon",
     "Action",
     "ActionResult",
+    "BeginTls",
     "CheckPassword",
     "Close",
     "Finish",
@@ -22,7 +23,6 @@ __all__ = [
     "Log",
     "Note",
     "StagePiece",
-    "StartTls",
     "Waiting",
     "text_of",
 ]
@@ -69,7 +69,7 @@ class Close:
 
 
 @dataclass(frozen=True, slots=True)
-class StartTls:
+class BeginTls:
     """Make the TLS handshake. The result is what is known of it; where it fails the session is not
     resumed.
     """
@@ -101,7 +101,7 @@ class Finish:
     intake: Incoming
 
 
-Waiting = StartTls | CheckPassword | StagePiece | Finish
+Waiting = BeginTls | CheckPassword | StagePiece | Finish
 Action = bytes | Note | Log | Abandon | Close | Waiting
 """Octets are a reply."""
 ActionResult = TlsFacts | User | SecretVerdict | Refusal | None

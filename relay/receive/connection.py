@@ -41,13 +41,13 @@ from relay.receive.actions import (
     Abandon,
     Action,
     ActionResult,
+    BeginTls,
     CheckPassword,
     Close,
     Finish,
     Log,
     Note,
     StagePiece,
-    StartTls,
     text_of,
 )
 from relay.receive.intake import Intake
@@ -189,7 +189,7 @@ class Connection(SMTP):
                 # The client has no more to send now (RFC 4954 §4), so the kernel may keep it.
                 self._pause()
                 self._wait_for(self._check_password(action), self._resume)
-            case StartTls():
+            case BeginTls():
                 assert self._listener.tls is not None
                 self._pause()
                 self._flush()

@@ -28,6 +28,7 @@ from relay.receive.actions import (
     Abandon,
     Action,
     ActionResult,
+    BeginTls,
     CheckPassword,
     Close,
     Finish,
@@ -35,7 +36,6 @@ from relay.receive.actions import (
     Log,
     Note,
     StagePiece,
-    StartTls,
     Waiting,
     text_of,
 )
@@ -47,7 +47,7 @@ from relay.receive.limits import (
     Limits,
 )
 from relay.receive.message_input import DRAIN_FACTOR, MessageInput, parse_chunk
-from relay.receive.sasl import Challenge, Credentials, Exchange
+from relay.receive.sasl import AuthExchange, Challenge, GivenPassword
 from relay.receive.session import Session, TlsFacts, Transaction, name_of
 from relay.receive.spec import BareNewline, ListenerSpec
 from relay.receive.submission import mail, rcpt
@@ -126,7 +126,7 @@ class ServerProtocol:
         self._message: MessageInput | None = None
         self._octets_to_discard = 0
         self._reply_after_discard = b""
-        self._exchange: Exchange | None = None
+        self._exchange: AuthExchange | None = None
         self._unproductive = 0
         self._auth_failures = 0
 
@@ -161,7 +161,7 @@ class ServerProtocol:
                 self._message_finished(self._message, result)
             case _ if self.is_over:
                 self._forget_transaction()
-            case StartTls():
+            case BeginTls():
                 assert isinstance(result, TlsFacts)
                 self.session.tls = result
                 self.session.start_over()
@@ -336,7 +336,7 @@ class ServerProtocol:
             # Octets after the command came in clear, perhaps from an attacker (CVE-2011-0411).
             self._input, self._position = b"", 0
             self._actions.append(b"220 2.0.0 Ready to start TLS\r\n")
-            self._wait_for(StartTls())
+            self._wait_for(BeginTls())
 
     # --- AUTH (RFC 4954) ------------------------------------------------------------------------
 
@@ -345,15 +345,17 @@ class ServerProtocol:
         if refusal:
             self._reply_unproductive(refusal)
         else:
-            exchange = Exchange()
+            exchange = AuthExchange()
             self._continue_auth(exchange, exchange.begin(arg))
 
-    def _continue_auth(self, exchange: Exchange, step: Challenge | Credentials | Reply) -> None:
+    def _continue_auth(
+        self, exchange: AuthExchange, step: Challenge | GivenPassword | Reply
+    ) -> None:
         match step:
             case Challenge():
                 self._exchange = exchange
                 self._actions.append(step.encode())
-            case Credentials(name, password):
+            case GivenPassword(name, password):
                 self._wait_for(CheckPassword(name, password))
             case Reply():
                 self._reply_unproductive(step.encode())

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from relay.mail.reply import Reply
 
-__all__ = ["MECHANISMS", "Challenge", "Credentials", "Exchange"]
+__all__ = ["MECHANISMS", "AuthExchange", "Challenge", "GivenPassword"]
 
 MECHANISMS = ("PLAIN", "LOGIN")
 
@@ -34,17 +34,17 @@ class Challenge:
 
 
 @dataclass(frozen=True, slots=True)
-class Credentials:
+class GivenPassword:
     """The name and password that the client gave."""
 
     name: bytes
     password: bytes
 
 
-Step = Challenge | Credentials | Reply
+Step = Challenge | GivenPassword | Reply
 
 
-class Exchange:
+class AuthExchange:
     """One AUTH command, from its argument to its end."""
 
     def __init__(self) -> None:
@@ -78,10 +78,10 @@ class Exchange:
         parts = octets.split(b"\0")
         if len(parts) != 3 or not parts[1] or parts[0] not in (b"", parts[1]):
             return _NOT_PLAIN
-        return Credentials(parts[1], parts[2])
+        return GivenPassword(parts[1], parts[2])
 
     def _login(self, octets: bytes) -> Step:
         if self._name is None:
             self._name = octets
             return Challenge(b"Password:")
-        return Credentials(self._name, octets)
+        return GivenPassword(self._name, octets)

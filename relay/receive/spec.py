@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated
 
-from relay.mail.option import Form, Path
+from relay.mail.option import Path, TextForm
 from relay.route.security import TlsVersion
 
 __all__ = [
@@ -64,7 +64,7 @@ class ListenerSpec:
     its clients goes, by name; see `relay.route.choice`.
     """
 
-    address: Annotated[str, Form.LISTEN_ADDRESS]
+    address: Annotated[str, TextForm.LISTEN_ADDRESS]
     tls: ListenerTls = ListenerTls.NONE
     auth: ListenerAuth = ListenerAuth.NONE
     certificate: Path | None = None
@@ -75,9 +75,9 @@ class ListenerSpec:
     add_missing_headers: bool = False
     helo_required: bool = True
     min_tls: TlsVersion = TlsVersion.TLS_1_2
-    socket_mode: Annotated[str, Form.FILE_MODE] = "0600"
-    socket_group: Annotated[str, Form.GROUP] | None = None
-    next_hop: Annotated[str, Form.NAME] | None = None
+    socket_mode: Annotated[str, TextForm.FILE_MODE] = "0600"
+    socket_group: Annotated[str, TextForm.GROUP] | None = None
+    next_hop: Annotated[str, TextForm.NAME] | None = None
 
 
 @dataclass(frozen=True, slots=True)

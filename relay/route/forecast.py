@@ -18,10 +18,10 @@ from relay.route.security import (
     DOWNGRADE_REASONS,
     Action,
     Floor,
+    NextStep,
     Proof,
     Requirement,
     Situation,
-    Step,
     next_step,
 )
 
@@ -38,7 +38,7 @@ class Forecast:
     """
 
     situation: Situation | None
-    step: Step
+    step: NextStep
     tls: bool | None = None
     verified: bool | None = None
     downgrade: DowngradeReason | None = None
@@ -74,7 +74,7 @@ def forecast(needed: Requirement, situation: Situation) -> Forecast:
 
 def not_used(needed: Requirement) -> Forecast:
     """The result at a host to which the relay does not connect (`HostFloor.not_used`)."""
-    return Forecast(None, Step(Action.NEXT_HOST, _UNMET), at_last=_at_last(needed, _UNMET))
+    return Forecast(None, NextStep(Action.NEXT_HOST, _UNMET), at_last=_at_last(needed, _UNMET))
 
 
 def sentence(forecast: Forecast) -> str:

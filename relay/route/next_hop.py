@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Annotated, Protocol
 
-from relay.mail.option import ONE_OR_MORE, Form, NotEmpty, Path, Port, Range, ShortKey
+from relay.mail.option import ONE_OR_MORE, NotEmpty, Path, Port, Range, ShortKey, TextForm
 from relay.mail.outcome import Bounced, Deferred, NamedBy, Routing
 from relay.mail.record import record
 
@@ -79,7 +79,7 @@ class Auth:
     mechanism: AuthMechanism = AuthMechanism.AUTO
     username: str | None = None
     password_file: Path | None = None
-    oauth2: Annotated[str, Form.NAME] | None = None
+    oauth2: Annotated[str, TextForm.NAME] | None = None
 
 
 class Grant(StrEnum):
@@ -100,14 +100,14 @@ class TokenSource:
 
     name: str
     grant: Grant
-    token_url: Annotated[str, Form.HTTPS_URL] | None = None
+    token_url: Annotated[str, TextForm.HTTPS_URL] | None = None
     client_id: str | None = None
     client_secret_file: Path | None = None
     scope: str | None = None
     key_file: Path | None = None
     subject: str | None = None
     refresh_token_file: Path | None = None
-    device_url: Annotated[str, Form.HTTPS_URL] | None = None
+    device_url: Annotated[str, TextForm.HTTPS_URL] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,7 @@ NO_CHAIN = "none"
 """`ca_file` of a next hop whose certificate no authority has to have issued."""
 
 _Count = Annotated[int, Range(1, 1_000_000)]
-_MailHost = Annotated[str, Form.MAIL_HOST]
+_MailHost = Annotated[str, TextForm.MAIL_HOST]
 _NO_HOST = NotEmpty("an empty list: mail would have no host to go to", "name a host")
 
 
@@ -160,15 +160,15 @@ class NextHop:
     ] = None
     max_connections: _Count | None = None
     max_messages_per_connection: _Count | None = None
-    rate: Annotated[Rate, Form.RATE] | None = None
+    rate: Annotated[Rate, TextForm.RATE] | None = None
     certificate: Path | None = None
     key: Path | None = None
     ca_file: Path | None = None
-    pin_sha256: Annotated[tuple[Annotated[str, Form.SPKI_DIGEST], ...], ONE_OR_MORE] = ()
-    verify_name: Annotated[str, Form.DOMAIN] | None = None
-    source_address: Annotated[str, Form.ADDRESS] | None = None
+    pin_sha256: Annotated[tuple[Annotated[str, TextForm.SPKI_DIGEST], ...], ONE_OR_MORE] = ()
+    verify_name: Annotated[str, TextForm.DOMAIN] | None = None
+    source_address: Annotated[str, TextForm.ADDRESS] | None = None
     ip_family: IpFamily = IpFamily.ANY
-    hello: Annotated[str, Form.DOMAIN] | None = None
+    hello: Annotated[str, TextForm.DOMAIN] | None = None
 
     def every_host(self) -> Iterator[str]:
         """Its hosts in order, whatever their group."""

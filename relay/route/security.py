@@ -66,13 +66,13 @@ __all__ = [
     "Action",
     "Floor",
     "HostFloor",
+    "NextStep",
     "OnTlsUnmet",
     "OnUnverified",
     "Proof",
     "Requirement",
     "SecurityOptions",
     "Situation",
-    "Step",
     "TlsVersion",
     "at_host",
     "demands_verified_tls",
@@ -290,20 +290,20 @@ class Action(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class NextStep:
     """An action, and for `NEXT_HOST` the status that says which demand was not met."""
 
     action: Action
     unmet: str = ""
 
 
-_TLS = Step(Action.SEND_IN_TLS)
-_CLEAR = Step(Action.SEND_IN_CLEAR)
-_NEW_CLEAR = Step(Action.RECONNECT_IN_CLEAR)
-_NEW_UNVERIFIED = Step(Action.RECONNECT_UNVERIFIED)
-_NO_TLS = Step(Action.NEXT_HOST, "4.7.4")
+_TLS = NextStep(Action.SEND_IN_TLS)
+_CLEAR = NextStep(Action.SEND_IN_CLEAR)
+_NEW_CLEAR = NextStep(Action.RECONNECT_IN_CLEAR)
+_NEW_UNVERIFIED = NextStep(Action.RECONNECT_UNVERIFIED)
+_NO_TLS = NextStep(Action.NEXT_HOST, "4.7.4")
 """Security features not supported (RFC 3463 §3.8)."""
-_BAD_TLS = Step(Action.NEXT_HOST, "4.7.5")
+_BAD_TLS = NextStep(Action.NEXT_HOST, "4.7.5")
 """Cryptographic failure (RFC 3463 §3.8)."""
 
 _SITUATIONS = (
@@ -315,7 +315,7 @@ _SITUATIONS = (
 )
 
 # fmt: off
-_TABLE: Mapping[tuple[Proof, bool], tuple[Step, Step, Step, Step, Step]] = {
+_TABLE: Mapping[tuple[Proof, bool], tuple[NextStep, NextStep, NextStep, NextStep, NextStep]] = {
     # to prove, looks          secured unverified      not offered refused  failed
     (Proof.NOTHING,   True):  (_TLS,  _NEW_CLEAR,      _CLEAR,     _CLEAR,  _NEW_CLEAR),
     (Proof.NOTHING,   False): (_TLS,  _TLS,            _CLEAR,     _CLEAR,  _NEW_CLEAR),
@@ -531,7 +531,7 @@ def policy_result(
             return fault
 
 
-def next_step(needed: Requirement, situation: Situation) -> Step:
+def next_step(needed: Requirement, situation: Situation) -> NextStep:
     """What to do at a host after the result of TLS with it: a cell of the table above."""
     step = _TABLE[needed.proof, needed.looks][_SITUATIONS.index(situation)]
     goes_clear_for_its_certificate = situation is Situation.UNVERIFIED and step == _NEW_CLEAR

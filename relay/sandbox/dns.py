@@ -33,7 +33,7 @@ import dns.rdataclass
 import dns.rdatatype
 import dns.rrset
 
-__all__ = ["Answer", "DnsServer", "Fault"]
+__all__ = ["DnsAnswer", "DnsServer", "Fault"]
 
 _LONGEST_CHAIN = 16
 """CNAMEs followed in one answer."""
@@ -62,7 +62,7 @@ class Fault(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class DnsAnswer:
     """The records of a name and type: `rdata` as in a zone file. `delay`: seconds to wait first.
 
     `authentic`: the AD bit, for a client that asked for it (RFC 6840 §5.8).
@@ -86,7 +86,7 @@ class DnsServer:
         self.validates = True
         """Whether the server marks answers from signed zones (`sign`) as authentic."""
         self._signed: set[str] = set()
-        self._table: dict[tuple[str, str], list[Answer]] = {}
+        self._table: dict[tuple[str, str], list[DnsAnswer]] = {}
         self._names: Counter[str] = Counter()
         self._udp: asyncio.DatagramTransport | None = None
         self._tcp: asyncio.Server | None = None
@@ -104,38 +104,38 @@ class DnsServer:
         7505 §3).
         """
         rdata = tuple(f"{preference} {_absolute(name)}" for preference, name in hosts)
-        self.set(domain, "MX", Answer(rdata, ttl, authentic=authentic))
+        self.set(domain, "MX", DnsAnswer(rdata, ttl, authentic=authentic))
 
     def a(self, name: str, *addresses: str, ttl: int = 300, authentic: bool = False) -> None:
         """The IPv4 addresses of a host."""
-        self.set(name, "A", Answer(addresses, ttl, authentic=authentic))
+        self.set(name, "A", DnsAnswer(addresses, ttl, authentic=authentic))
 
     def aaaa(self, name: str, *addresses: str, ttl: int = 300, authentic: bool = False) -> None:
         """The IPv6 addresses of a host."""
-        self.set(name, "AAAA", Answer(addresses, ttl, authentic=authentic))
+        self.set(name, "AAAA", DnsAnswer(addresses, ttl, authentic=authentic))
 
     def cname(self, name: str, target: str, *, ttl: int = 300) -> None:
         """An alias: every query for `name` gets the alias and the records of its target."""
-        self.set(name, "CNAME", Answer((_absolute(target),), ttl))
+        self.set(name, "CNAME", DnsAnswer((_absolute(target),), ttl))
 
     def tlsa(self, name: str, *records: str, port: int = 25, ttl: int = 300) -> None:
         """The TLSA records of a host: usage, selector, matching type, and data in hex (RFC 6698
         §2.2).
         """
-        self.set(f"_{port}._tcp.{name}", "TLSA", Answer(tuple(map(_tlsa, records)), ttl))
+        self.set(f"_{port}._tcp.{name}", "TLSA", DnsAnswer(tuple(map(_tlsa, records)), ttl))
 
     def sign(self, *zones: str) -> None:
         """Mark all answers of these zones as authentic from now on, also negative answers."""
-        self.set(".", "SOA", Answer((_SOA,), authentic=True))
+        self.set(".", "SOA", DnsAnswer((_SOA,), authentic=True))
         self._signed |= {_clean(zone) for zone in zones}
 
     def txt(self, name: str, *texts: str, ttl: int = 300) -> None:
         """TXT records of one string each."""
-        self.set(name, "TXT", Answer(tuple(f'"{text}"' for text in texts), ttl))
+        self.set(name, "TXT", DnsAnswer(tuple(f'"{text}"' for text in texts), ttl))
 
     def fail(self, name: str, rdtype: str, fault: Fault) -> None:
         """Make the queries for a name and type fail. `rdtype` `*`: all types of the name."""
-        self.set(name, rdtype, Answer(fault=fault))
+        self.set(name, rdtype, DnsAnswer(fault=fault))
 
     def delay(self, name: str, rdtype: str, seconds: float) -> None:
         """Give the answers that are in the table after a delay."""
@@ -145,7 +145,7 @@ class DnsServer:
             *(replace(answer, delay=seconds) for answer in self._table[_key(name, rdtype)]),
         )
 
-    def set(self, name: str, rdtype: str, *answers: Answer) -> None:
+    def set(self, name: str, rdtype: str, *answers: DnsAnswer) -> None:
         """Set the answers for a name and type.
 
         Of several answers, the first query gets the first, and so on; the last answer repeats.
@@ -225,7 +225,7 @@ class DnsServer:
         query: dns.message.Message,
         name: str,
         rdtype: str,
-        answer: Answer | None,
+        answer: DnsAnswer | None,
         *,
         tcp: bool,
     ) -> bytes | None:
@@ -261,7 +261,7 @@ class DnsServer:
             return self._truncated(query)
 
     def _is_validated(
-        self, name: str, answer: Answer | None, response: dns.message.Message
+        self, name: str, answer: DnsAnswer | None, response: dns.message.Message
     ) -> bool:
         """Whether this and every alias on the way is signed."""
         if not self.validates:
@@ -283,7 +283,7 @@ class DnsServer:
         return response.to_wire()
 
     def _fill(
-        self, response: dns.message.Message, name: str, rdtype: str, answer: Answer | None
+        self, response: dns.message.Message, name: str, rdtype: str, answer: DnsAnswer | None
     ) -> None:
         """Put the records in, with the aliases that lead to them; or a negative answer."""
         if answer is None:
@@ -299,7 +299,7 @@ class DnsServer:
 
     def _follow_aliases(
         self, response: dns.message.Message, name: str, rdtype: str
-    ) -> tuple[str, Answer | None]:
+    ) -> tuple[str, DnsAnswer | None]:
         for _ in range(_LONGEST_CHAIN):
             alias = self._take(name, "CNAME")
             if alias is None or not alias.rdata:
@@ -308,7 +308,7 @@ class DnsServer:
             name = _clean(alias.rdata[0])
         return name, self._take(name, rdtype)
 
-    def _take(self, name: str, rdtype: str) -> Answer | None:
+    def _take(self, name: str, rdtype: str) -> DnsAnswer | None:
         """The next of the answers for a name and type."""
         for candidate in _candidates(name):
             answers = self._table.get((candidate, rdtype)) or self._table.get((candidate, "*"))
@@ -375,7 +375,7 @@ def _candidates(name: str) -> Iterator[str]:
         yield f"*.{name}"
 
 
-def _rrset(name: str, rdtype: str, answer: Answer) -> dns.rrset.RRset:
+def _rrset(name: str, rdtype: str, answer: DnsAnswer) -> dns.rrset.RRset:
     return dns.rrset.from_text_list(_absolute(name), answer.ttl, "IN", rdtype, answer.rdata)
 
 

@@ -41,14 +41,14 @@ from cryptography.hazmat.primitives import hashes
 from relay.sandbox.certificates import Authority, Certificate, Kind, server_context
 
 __all__ = [
-    "Action",
-    "Answer",
-    "Connection",
     "MxServer",
     "Phase",
     "ReceivedMessage",
+    "RecordedConnection",
     "Replies",
+    "ReplyOrText",
     "Script",
+    "ScriptedReply",
     "StartTls",
     "Then",
 ]
@@ -96,7 +96,7 @@ class Then(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Action:
+class ScriptedReply:
     """An answer and how to send it. `text` None: no answer. `bytes` are sent unchanged.
 
     `delay`: seconds before the answer. `drip`: seconds between its single bytes.
@@ -108,9 +108,9 @@ class Action:
     drip: float = 0.0
 
 
-Answer = str | Action
+ReplyOrText = str | ScriptedReply
 """A string is a reply without its line end; LF separates lines, each with its own code."""
-Replies = Mapping[str, Answer | Sequence[Answer]]
+Replies = Mapping[str, ReplyOrText | Sequence[ReplyOrText]]
 """The answers by verb. Of several answers, each use on a connection takes the next; the last one
 repeats.
 """
@@ -182,7 +182,7 @@ class ReceivedMessage:
     in_tls: bool
     tls_version: str | None
     sni: str | None
-    connection: Connection = field(repr=False)
+    connection: RecordedConnection = field(repr=False)
 
     @property
     def reverse_path(self) -> str:
@@ -194,7 +194,7 @@ class ReceivedMessage:
 
 
 @dataclass(eq=False, slots=True)
-class Connection:
+class RecordedConnection:
     """One connection from its first byte to its last."""
 
     number: int
@@ -265,10 +265,10 @@ class MxServer:
         self.address = address
         self.port = port
         self.authority = authority or Authority()
-        self.connections: list[Connection] = []
+        self.connections: list[RecordedConnection] = []
         self._server: asyncio.Server | None = None
         self._sessions: set[asyncio.Task[None]] = set()
-        self._wires: set[ClientProtocol] = set()
+        self._wires: set[HostProtocol] = set()
         self._mistakes: list[BaseException] = []
         self._contexts: dict[int, ssl.SSLContext] = {}
         self._news = asyncio.Event()
@@ -321,7 +321,7 @@ class MxServer:
                 listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             listening.bind((self.address, self.port))
             self._server = await loop.create_server(
-                lambda: ClientProtocol(self), sock=listening, backlog=1024
+                lambda: HostProtocol(self), sock=listening, backlog=1024
             )
         except BaseException:
             listening.close()
@@ -353,9 +353,9 @@ class MxServer:
     ) -> None:
         await self.close()
 
-    def _opened(self, wire: ClientProtocol) -> Connection:
+    def _opened(self, wire: HostProtocol) -> RecordedConnection:
         peer = wire.transport.get_extra_info("peername") or ("", 0)
-        connection = Connection(len(self.connections), (peer[0], peer[1]))
+        connection = RecordedConnection(len(self.connections), (peer[0], peer[1]))
         script = self.scripts[min(connection.number, len(self.scripts) - 1)]
         wire.pace(script)
         self.connections.append(connection)
@@ -371,7 +371,7 @@ class MxServer:
         if error is not None:
             self._mistakes.append(error)
 
-    def _lost(self, wire: ClientProtocol) -> None:
+    def _lost(self, wire: HostProtocol) -> None:
         self._wires.discard(wire)
 
     def _tell(self) -> None:
@@ -382,7 +382,7 @@ class _Ended(Exception):
     """One side has closed the connection."""
 
 
-class ClientProtocol(asyncio.Protocol):
+class HostProtocol(asyncio.Protocol):
     """Reads and writes one connection, in clear and then in TLS, and records each byte."""
 
     def __init__(self, server: MxServer) -> None:
@@ -528,7 +528,7 @@ class _Session:
     """One SMTP session that follows the script."""
 
     def __init__(
-        self, server: MxServer, wire: ClientProtocol, connection: Connection, script: Script
+        self, server: MxServer, wire: HostProtocol, connection: RecordedConnection, script: Script
     ) -> None:
         self._server = server
         self._wire = wire
@@ -621,7 +621,7 @@ class _Session:
         context = self._server.context(self._script)
         context.sni_callback = self._note_sni
         await self._wire.start_tls(context)
-        await self._perform(self._find("TLS", "") or Action(None))
+        await self._perform(self._find("TLS", "") or ScriptedReply(None))
 
     def _note_sni(self, _: ssl.SSLObject, name: str | None, __: ssl.SSLContext) -> None:
         self._connection.sni = name
@@ -702,7 +702,7 @@ class _Session:
         in_tls = self._wire.phase is Phase.TLS
         return (script.replies,) if in_tls else (script.replies_in_clear, script.replies)
 
-    def _find(self, verb: str, argument: str) -> Answer | None:
+    def _find(self, verb: str, argument: str) -> ReplyOrText | None:
         """The script's next answer to this verb; None where it has none."""
         for key in (f"{verb} {argument}", verb):
             for table in self._tables():
@@ -710,14 +710,14 @@ class _Session:
                     return self._next(key, table[key])
         return None
 
-    def _next(self, key: str, answers: Answer | Sequence[Answer]) -> Answer:
-        if isinstance(answers, str | Action):
+    def _next(self, key: str, answers: ReplyOrText | Sequence[ReplyOrText]) -> ReplyOrText:
+        if isinstance(answers, str | ScriptedReply):
             return answers
         turn = self._said[key]
         self._said[key] += 1
         return answers[min(turn, len(answers) - 1)]
 
-    async def _perform(self, answer: Answer) -> None:
+    async def _perform(self, answer: ReplyOrText) -> None:
         action = _as_action(answer)
         if action.delay:
             await asyncio.sleep(action.delay)
@@ -748,8 +748,8 @@ def _common_name(certificate: Mapping[str, Any] | None) -> str | None:
     return next((value for name, value in fields if name == "commonName"), None)
 
 
-def _as_action(answer: Answer) -> Action:
-    return answer if isinstance(answer, Action) else Action(answer)
+def _as_action(answer: ReplyOrText) -> ScriptedReply:
+    return answer if isinstance(answer, ScriptedReply) else ScriptedReply(answer)
 
 
 def _is(text: str | bytes, first_digit: str) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from relay.mail.option import Form, Path
+from relay.mail.option import Path, TextForm
 
 __all__ = ["DkimDomain", "DkimOptions"]
 
@@ -15,7 +15,7 @@ __all__ = ["DkimDomain", "DkimOptions"]
 class DkimDomain:
     """How mail of a domain is signed. `selector`: the key's name in the DNS. `key_file`: PEM."""
 
-    selector: Annotated[str, Form.SELECTOR]
+    selector: Annotated[str, TextForm.SELECTOR]
     key_file: Path
 
 
@@ -23,4 +23,4 @@ class DkimDomain:
 class DkimOptions:
     """The domains whose mail is signed. `relay dkim-key` makes a key and its DNS record."""
 
-    domains: Mapping[Annotated[str, Form.DOMAIN], DkimDomain] = field(default_factory=dict)
+    domains: Mapping[Annotated[str, TextForm.DOMAIN], DkimDomain] = field(default_factory=dict)

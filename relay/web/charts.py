@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from math import ceil, log10
 
-from relay.mail.event import Protection, Result
+from relay.mail.event import EventResult, Protection
 from relay.queue.statistics import HourlyCount
 
 __all__ = ["Bar", "Chart", "Line", "Slot", "chart_of"]
@@ -77,7 +77,7 @@ def chart_of(found: Sequence[HourlyCount], *, begin: datetime, hours: int) -> Ch
     slots = [
         Slot(
             begin + n * width * timedelta(hours=1),
-            dict.fromkeys(Result, 0),
+            dict.fromkeys(EventResult, 0),
             dict.fromkeys(_PROTECTIONS, 0),
         )
         for n in range(count)
@@ -86,13 +86,13 @@ def chart_of(found: Sequence[HourlyCount], *, begin: datetime, hours: int) -> Ch
         n = int((one.hour - begin) / timedelta(hours=1)) // width
         if 0 <= n < count:
             slots[n].results[one.result] += one.number
-            if one.result == Result.DELIVERED and one.protection in slots[n].protections:
+            if one.result == EventResult.DELIVERED and one.protection in slots[n].protections:
                 slots[n].protections[one.protection] += one.number
     top = _round_up(max(max(slot.results.values()) for slot in slots))
     top_delivered = _round_up(max(sum(slot.protections.values()) for slot in slots))
     return Chart(
         tuple(slots),
-        tuple(_line(result, slots, top) for result in Result),
+        tuple(_line(result, slots, top) for result in EventResult),
         tuple(_bars(slots, top_delivered)),
         top,
         top_delivered,
@@ -107,7 +107,7 @@ def _round_up(number: int) -> int:
     return next(step * unit for step in (1, 2, 5, 10) if step * unit >= number)
 
 
-def _line(result: Result, slots: Sequence[Slot], top: int) -> Line:
+def _line(result: EventResult, slots: Sequence[Slot], top: int) -> Line:
     step = WIDTH / len(slots)
     points = [
         (round((n + 0.5) * step, 1), round(HEIGHT * (1 - slot.results[result] / top), 1))

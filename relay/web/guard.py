@@ -28,7 +28,7 @@ from aiohttp import web
 from relay.mail.ip import canonical, unmapped
 from relay.submit.secrets import SecretChecker, SecretVerdict, log_refused
 from relay.web.options import Role, WebUser
-from relay.web.sessions import Session, Sessions
+from relay.web.sessions import PageSession, Sessions
 from relay.web.state import Web
 
 __all__ = ["Guard", "PageRefused", "SignedInUser"]
@@ -51,7 +51,7 @@ class SignedInUser(NamedTuple):
     """A user who is signed in. `session` None: a proxy named the user."""
 
     user: WebUser
-    session: Session | None
+    session: PageSession | None
     form_token: str
 
     @property

@@ -8,7 +8,7 @@ from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network
 from typing import Annotated
 
-from relay.mail.option import SECRET, Form
+from relay.mail.option import SECRET, TextForm
 
 __all__ = ["Role", "WebOptions", "WebUser"]
 
@@ -27,7 +27,7 @@ class WebUser:
     """Who may look. `password`: an argon2 hash; None: the user comes only through a proxy."""
 
     name: str
-    password: Annotated[str, Form.ARGON2, SECRET] | None = field(default=None, repr=False)
+    password: Annotated[str, TextForm.ARGON2, SECRET] | None = field(default=None, repr=False)
     role: Role = Role.VIEWER
 
 
@@ -41,9 +41,9 @@ class WebOptions:
     """
 
     users: Mapping[str, WebUser] = field(default_factory=dict)
-    hosts: tuple[Annotated[str, Form.MAIL_HOST], ...] = ()
+    hosts: tuple[Annotated[str, TextForm.MAIL_HOST], ...] = ()
     insecure: bool = False
     show_content: bool = False
-    proxy_header: Annotated[str, Form.HEADER_NAME] | None = None
+    proxy_header: Annotated[str, TextForm.HEADER_NAME] | None = None
     proxy_networks: tuple[IPv4Network | IPv6Network, ...] = ()
     note: str = ""

@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 
 from relay.web.options import WebUser
 
-__all__ = ["Session", "Sessions"]
+__all__ = ["PageSession", "Sessions"]
 
 LIFETIME = timedelta(hours=12)
 IDLE = timedelta(minutes=30)
@@ -25,7 +25,7 @@ _TOKEN_BYTES = 32
 
 
 @dataclass(slots=True)
-class Session:
+class PageSession:
     """The session of one browser. `secret`: makes its form token. `password`: the hash at login."""
 
     user: str
@@ -53,18 +53,18 @@ class Sessions:
     """All sessions of the page."""
 
     def __init__(self) -> None:
-        self._sessions: dict[bytes, Session] = {}
+        self._sessions: dict[bytes, PageSession] = {}
 
     def begin(self, user: WebUser, now: datetime) -> str:
         """Begin a session. Returns its token."""
         self._make_room(user.name, now)
         token = secrets.token_urlsafe(_TOKEN_BYTES)
-        self._sessions[_digest(token)] = Session(
+        self._sessions[_digest(token)] = PageSession(
             user.name, user.password or "", now, now, secrets.token_bytes(_TOKEN_BYTES)
         )
         return token
 
-    def find(self, token: str, now: datetime) -> Session | None:
+    def find(self, token: str, now: datetime) -> PageSession | None:
         """The session of a token. This counts as a request of the session."""
         session = self._sessions.get(_digest(token))
         if session is None:

@@ -12,7 +12,7 @@ import mmap
 import zlib
 from datetime import datetime
 
-__all__ = ["SLOTS", "Row", "SharedCounters"]
+__all__ = ["SLOTS", "SharedCounters", "WorkerCounters"]
 
 SLOTS = 16_384
 _TOTAL = SLOTS
@@ -30,10 +30,10 @@ class SharedCounters:
         # Pages that were never written cost nothing.
         self._counts = memoryview(mmap.mmap(-1, workers * _WIDTH * 4)).cast("I")
 
-    def row(self, worker: int) -> Row:
+    def row(self, worker: int) -> WorkerCounters:
         """The row one worker writes."""
         others = [number * _WIDTH for number in range(self._workers) if number != worker]
-        return Row(self._counts, worker * _WIDTH, others)
+        return WorkerCounters(self._counts, worker * _WIDTH, others)
 
     def clear(self, worker: int) -> None:
         """A worker has ended, and its connections with it. Wrong passwords are not forgotten so
@@ -43,7 +43,7 @@ class SharedCounters:
         self._counts[start : start + _FAILURES] = memoryview(bytes(4 * _FAILURES)).cast("I")
 
 
-class Row:
+class WorkerCounters:
     """One worker's part: a `receive.limits.Elsewhere` and a `submit.failures.FailedElsewhere`."""
 
     def __init__(self, counts: memoryview, own: int, others: list[int]) -> None:

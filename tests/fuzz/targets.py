@@ -28,7 +28,7 @@ from relay.policy.rules import PolicyRules
 from relay.queue.summary import summarise
 from relay.receive.content import BdatReader, DataReader
 from relay.receive.parameters import ParameterError, mail_parameters, rcpt_parameters
-from relay.receive.sasl import Exchange
+from relay.receive.sasl import AuthExchange
 from relay.receive.spec import BareNewline
 from relay.sign.signature import author_domain
 from relay.submit.message import Refusal, open_header
@@ -91,7 +91,7 @@ def parameters(octets: bytes) -> None:
 
 def passwords(octets: bytes) -> None:
     """An exchange ends, whatever a client answers."""
-    exchange = Exchange()
+    exchange = AuthExchange()
     lines = octets.split(b"\n")
     step = exchange.begin(lines[0])
     for line in lines[1:4]:

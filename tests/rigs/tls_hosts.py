@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from relay.sandbox.certificates import Authority, Certificate, Kind, server_context
-from relay.sandbox.mx import TLS_1_0_ONLY, Action, MxServer, Script, StartTls, Then
+from relay.sandbox.mx import TLS_1_0_ONLY, MxServer, Script, ScriptedReply, StartTls, Then
 
 
 class Situation(StrEnum):
@@ -52,7 +52,7 @@ _SCRIPTS = {
     Situation.CLOSES_IN_HANDSHAKE: Script(starttls=StartTls.CLOSE_IN_HANDSHAKE),
 }
 
-_LAST_REPLY = {"CONTENT": Action("250 2.0.0 OK", then=Then.CLOSE)}
+_LAST_REPLY = {"CONTENT": ScriptedReply("250 2.0.0 OK", then=Then.CLOSE)}
 """No connection outlives its message, so that each message meets the situation anew."""
 
 

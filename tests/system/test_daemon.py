@@ -21,7 +21,7 @@ import trustme
 import yaml
 
 from relay.admin.client import ask
-from relay.sandbox.mx import Action, Script
+from relay.sandbox.mx import Script, ScriptedReply
 from tests.rigs.ports import free_port, wait_until
 from tests.rigs.relay import Relay, relay_config, relay_process
 from tests.rigs.sandbox import Sandbox
@@ -324,7 +324,7 @@ def test_relay_exits_with_0_after_a_signal(
 
 
 async def test_a_delivery_under_way_is_finished_before_the_end(sandbox: Sandbox) -> None:
-    slow = Script(replies={"CONTENT": Action("250 2.0.0 at last", delay=1.5)})
+    slow = Script(replies={"CONTENT": ScriptedReply("250 2.0.0 at last", delay=1.5)})
     mx = await sandbox.domain("slow.example", slow)
     relay = await sandbox.start()
     await sandbox.submit("a@client.example", "b@slow.example")
@@ -359,7 +359,7 @@ async def test_a_client_in_the_middle_of_a_message_may_finish_it(sandbox: Sandbo
 
 
 async def test_a_second_signal_ends_it_at_once_and_nothing_is_lost(sandbox: Sandbox) -> None:
-    deaf = Script(replies={"MAIL": Action("250 OK", delay=60)})
+    deaf = Script(replies={"MAIL": ScriptedReply("250 OK", delay=60)})
     mx = await sandbox.domain("deaf.example", deaf, Script())
     relay = await sandbox.start()
     await sandbox.submit("a@client.example", "b@deaf.example")

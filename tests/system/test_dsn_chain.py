@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from relay.sandbox.mx import Action, MxServer, Script
+from relay.sandbox.mx import MxServer, Script, ScriptedReply
 from tests.rigs.ports import wait_until
 from tests.rigs.relay import Relay, relay_process
 from tests.rigs.sandbox import Sandbox
@@ -24,7 +24,7 @@ NO_DSN = Script(offers=("PIPELINING", "8BITMIME", "ENHANCEDSTATUSCODES"))
 REFUSES = Script(replies={"RCPT": "550 5.1.1 no such user"})
 BUSY = Script(replies={"RCPT": "450 4.2.1 busy"})
 CLOSED = Script(replies={"GREETING": "421 4.3.2 not now"})
-SILENT = Script(replies={"GREETING": Action(None)})
+SILENT = Script(replies={"GREETING": ScriptedReply(None)})
 CONTENT = (
     b"Subject: hello\r\nFrom: a@client.example\r\nMessage-ID: <m1@client.example>\r\n\r\n"
     b"the body\r\n"
@@ -50,7 +50,7 @@ class Dsn:
     @property
     def actions(self) -> dict[str, str]:
         return {
-            str(group["Final-Recipient"]).partition(";")[2].strip(): str(group["Action"])
+            str(group["Final-Recipient"]).partition(";")[2].strip(): str(group["ScriptedReply"])
             for group in self.status[1:]
         }
 

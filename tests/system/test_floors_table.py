@@ -31,7 +31,7 @@ from relay.cli import relay as command_line
 from relay.deliver import https
 from relay.sandbox.certificates import Authority, Kind
 from relay.sandbox.dns import Fault
-from relay.sandbox.mx import TLS_1_0_ONLY, Connection, MxServer, Script, StartTls
+from relay.sandbox.mx import TLS_1_0_ONLY, MxServer, RecordedConnection, Script, StartTls
 from relay.sandbox.policy_host import policy
 from tests.rigs.dane import associated
 from tests.rigs.policies import World, open_world
@@ -390,7 +390,7 @@ class Result:
 
     token: str
     mx: MxServer
-    connections: list[Connection]
+    connections: list[RecordedConnection]
     events: list[Event]
     explained: dict[str, Any]
     """What `relay explain` had said before, where it was asked (`EXPLAINED`)."""

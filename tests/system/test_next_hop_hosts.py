@@ -20,7 +20,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from relay.sandbox.certificates import Authority, Kind
-from relay.sandbox.mx import Action, MxServer, Script, StartTls, Then
+from relay.sandbox.mx import MxServer, Script, ScriptedReply, StartTls, Then
 from tests.rigs.relay import Relay
 from tests.rigs.sandbox import Event, Sandbox
 
@@ -29,7 +29,7 @@ GOOD = Script(offers=("AUTH PLAIN", "PIPELINING"))
 
 FIRST = {
     "refused": GOOD,
-    "silent": Script(replies={"GREETING": Action(None, then=Then.SILENCE)}),
+    "silent": Script(replies={"GREETING": ScriptedReply(None, then=Then.SILENCE)}),
     "closing": Script(replies={"GREETING": "421 4.3.2 closing for the night"}),
     "expired": replace(GOOD, certificate=Kind.EXPIRED),
     "no-tls": replace(GOOD, starttls=StartTls.ABSENT),
@@ -165,7 +165,8 @@ async def test_message_waits_with_the_reason_of_each_host_where_all_are_dead(san
 
 async def test_no_second_host_has_a_message_that_the_first_may_have(sandbox):
     first = await sandbox.host(
-        "first.example", replace(GOOD, replies={"CONTENT": Action(None, delay=1, then=Then.RESET)})
+        "first.example",
+        replace(GOOD, replies={"CONTENT": ScriptedReply(None, delay=1, then=Then.RESET)}),
     )
     second = await sandbox.host("second.example", GOOD)
     hop = {"hosts": [first.name, second.name], "port": sandbox.delivery_port}

@@ -20,7 +20,7 @@ import dkim
 import pytest
 
 from relay.sandbox.certificates import Kind
-from relay.sandbox.mx import Action, MxServer, Script, StartTls, Then
+from relay.sandbox.mx import MxServer, Script, ScriptedReply, StartTls, Then
 from relay.sandbox.policy_host import WebAnswer, policy
 from relay.sign.keys import new_key
 from tests.rigs.policies import World, open_world
@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 Counts = Counter[tuple[str, str, str]]
 """Sessions by domain, policy type and result ("" for success)."""
 
-_ONE_MESSAGE = {"CONTENT": Action("250 2.0.0 OK", then=Then.CLOSE)}
+_ONE_MESSAGE = {"CONTENT": ScriptedReply("250 2.0.0 OK", then=Then.CLOSE)}
 """A host that ends the connection behind each message: each has a session of its own."""
 
 HOSTS = {

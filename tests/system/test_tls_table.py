@@ -28,7 +28,7 @@ from click.testing import CliRunner
 
 from relay.cli import relay as command_line
 from relay.sandbox.certificates import Kind
-from relay.sandbox.mx import TLS_1_0_ONLY, Connection, MxServer, Script, StartTls
+from relay.sandbox.mx import TLS_1_0_ONLY, MxServer, RecordedConnection, Script, StartTls
 from tests.rigs.relay import Relay
 from tests.rigs.sandbox import Event, Sandbox, open_sandbox, shown
 
@@ -224,7 +224,7 @@ class Result:
     """That other host."""
 
     @property
-    def connections(self) -> list[Connection]:
+    def connections(self) -> list[RecordedConnection]:
         return self.mx.connections
 
 

@@ -17,7 +17,7 @@ import yaml
 
 from relay.sandbox.certificates import Kind
 from relay.sandbox.dns import Fault
-from relay.sandbox.mx import Action, MxServer, Script, StartTls, Then
+from relay.sandbox.mx import MxServer, Script, ScriptedReply, StartTls, Then
 from tests.rigs.sandbox import Event, Sandbox
 
 pytestmark = pytest.mark.slow
@@ -130,7 +130,7 @@ async def test_message_that_no_host_can_take_waits_and_the_log_names_each_host(
 
 
 async def test_silence_after_the_final_dot_is_not_tried_at_another_host(sandbox: Sandbox) -> None:
-    silent = Script(replies={"CONTENT": Action(None, then=Then.SILENCE)})
+    silent = Script(replies={"CONTENT": ScriptedReply(None, then=Then.SILENCE)})
     mx1, mx2 = await two_hosts(sandbox, silent, Script())
     await sandbox.start(delivery=DELIVERY)
     await sandbox.submit("a@from.test", "bob@two.test", fields=STRICT)

@@ -19,7 +19,7 @@ from relay.config.schema import json_schema
 from relay.config.shape import Choice, Section, Shape, known_keys, section_of
 from relay.config.tree import Composer
 from relay.config.words import WORDS
-from relay.mail.option import Form
+from relay.mail.option import TextForm
 
 ROOT = Path(__file__).resolve().parents[2]
 HASH = "$argon2id$v=19$m=65536,t=3,p=4$c29tZXNhbHQ$RdescudvJCsgt3ub+b4dWRWJTmaaOBGJ"
@@ -267,7 +267,7 @@ def test_schema_and_check_agree_on_senders(text: str) -> None:
 
 
 def test_each_form_has_its_words_and_an_example_that_it_takes() -> None:
-    assert set(WORDS) == set(Form)
+    assert set(WORDS) == set(TextForm)
     for form, word in WORDS.items():
         assert re.fullmatch(word.pattern, word.example), form
         assert word.read(word.example), form

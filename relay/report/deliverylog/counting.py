@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from relay.mail.address import AddressError, domain_of
-from relay.mail.event import Counted, Protection, Result
+from relay.mail.event import Counted, EventResult, Protection
 from relay.mail.jsontext import JsonObject
 from relay.policy.settings import TlsSettings
 from relay.queue.entry import QueuedMessage, QueuedRecipient
@@ -27,14 +27,16 @@ def counted_in(
     sender = _sender_domain(message)
     if len(recipients) == 1:
         (one,) = recipients
-        return (Counted(sender, one.domain, Result.ACCEPTED, "", policy_text(one.settings)),)
+        return (Counted(sender, one.domain, EventResult.ACCEPTED, "", policy_text(one.settings)),)
     numbers: dict[str, int] = {}
     settings: dict[str, TlsSettings] = {}
     for one in recipients:
         numbers[one.domain] = numbers.get(one.domain, 0) + 1
         settings[one.domain] = one.settings
     return tuple(
-        Counted(sender, domain, Result.ACCEPTED, "", policy_text(settings[domain]), number=number)
+        Counted(
+            sender, domain, EventResult.ACCEPTED, "", policy_text(settings[domain]), number=number
+        )
         for domain, number in numbers.items()
     )
 
@@ -44,12 +46,12 @@ def counted_out(fields: JsonObject, message: QueuedMessage, recipient: QueuedRec
     verified TLS, or if an attempt ended because the host lacked the TLS that was required.
     """
     if fields["event"] == "delivered":
-        result = Result.DELIVERED
+        result = EventResult.DELIVERED
     else:
-        result = Result.DEFERRED if fields["severity"] == "temporary" else Result.FAILED
+        result = EventResult.DEFERRED if fields["severity"] == "temporary" else EventResult.FAILED
     protection, reason = protection_of(fields), reason_of(fields)
     is_exception = protection is not Protection.VERIFIED and (
-        result is not Result.DEFERRED or reason == "tls-required"
+        result is not EventResult.DEFERRED or reason == "tls-required"
     )
     return Counted(
         _sender_domain(message),

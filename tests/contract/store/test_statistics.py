@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from relay.mail.event import Counted, Event, Protection, Result
+from relay.mail.event import Counted, Event, EventResult, Protection
 from relay.queue.statistics import CountFilter, added_up
 from relay.queue.store import EventFilter, SpoolError
 from relay.report import deliverylog
@@ -24,7 +24,7 @@ def _event(
     at=NOW,
     sender: str = "a.example",
     recipient: str = "b.example",
-    result: Result = Result.DELIVERED,
+    result: EventResult = EventResult.DELIVERED,
     protection: str = Protection.VERIFIED,
     exception: str = "",
 ) -> Event:

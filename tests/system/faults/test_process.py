@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from relay.sandbox.mx import Action, Script, StartTls
+from relay.sandbox.mx import Script, ScriptedReply, StartTls
 from tests.rigs.cgroup import MemoryGroup, memory_group
 from tests.rigs.ledger import LARGE, LINES, Ledger, check_agreement, check_log, listed, tokens
 from tests.rigs.ports import free_port, wait_until
@@ -245,7 +245,7 @@ def test_400_clients_with_256_files_cost_no_mail(tmp_path: Path, mx: Sink) -> No
 async def test_message_whose_final_reply_is_lost_is_logged_in_doubt_and_tried_again(
     sandbox: Sandbox,
 ) -> None:
-    silent = Script(replies={"CONTENT": Action(None, delay=30)})
+    silent = Script(replies={"CONTENT": ScriptedReply(None, delay=30)})
     mx = await sandbox.domain("dest.example", silent, Script())
     second = await sandbox.host("mx2.dest.example")
     sandbox.dns.mx("dest.example", (10, mx.name), (20, second.name))
@@ -265,9 +265,9 @@ async def test_slow_host_that_makes_progress_is_not_cut_off(sandbox: Sandbox) ->
         starttls=StartTls.ABSENT,
         read_bytes_per_second=60_000,
         replies={
-            "GREETING": Action("220 mx ESMTP", delay=1.5),
-            "MAIL": Action("250 2.1.0 OK", delay=1),
-            "CONTENT": Action("250 2.0.0 OK", delay=2),
+            "GREETING": ScriptedReply("220 mx ESMTP", delay=1.5),
+            "MAIL": ScriptedReply("250 2.1.0 OK", delay=1),
+            "CONTENT": ScriptedReply("250 2.0.0 OK", delay=2),
         },
     )
     mx = await sandbox.domain("dest.example", slow)

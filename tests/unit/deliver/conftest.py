@@ -26,7 +26,7 @@ from relay.queue.entry import Entry
 from relay.route.credentials import RouteCredentials
 from relay.route.next_hop import Host, Route
 from relay.sandbox.certificates import Authority
-from relay.sandbox.mx import Action, MxServer, Script, StartTls, Then
+from relay.sandbox.mx import MxServer, Script, ScriptedReply, StartTls, Then
 from tests.fakes.floors import Published, floors_of
 from tests.fakes.mail import to
 
@@ -92,13 +92,13 @@ def _timeouts(scripts: Iterable[Script]) -> Timeouts:
         if script.read_stops_after is not None:
             short |= {"data_block", "final_reply"}
         for verb, answers in [*script.replies.items(), *script.replies_in_clear.items()]:
-            for answer in [answers] if isinstance(answers, str | Action) else answers:
-                if isinstance(answer, Action):
+            for answer in [answers] if isinstance(answers, str | ScriptedReply) else answers:
+                if isinstance(answer, ScriptedReply):
                     short |= _slow_steps(verb, answer)
     return replace(UNHURRIED, **dict.fromkeys(short, milliseconds(500)))
 
 
-def _slow_steps(verb: str, answer: Action) -> set[str]:
+def _slow_steps(verb: str, answer: ScriptedReply) -> set[str]:
     step = {"GREETING": "greeting", "CONTENT": "final_reply"}.get(verb, "command")
     if answer.then is Then.SILENCE:  # from there on
         return {step, "command", "final_reply"} | (

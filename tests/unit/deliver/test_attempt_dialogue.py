@@ -14,7 +14,7 @@ from relay.deliver.job import _surveyed
 from relay.mail.envelope import Notify, Ret
 from relay.mail.outcome import Bounced, Code, Deferred, Delivered, HopSession, Outcome
 from relay.queue.store import ClaimLost, SpoolError
-from relay.sandbox.mx import Action, Answer, Script, StartTls, Then
+from relay.sandbox.mx import ReplyOrText, Script, ScriptedReply, StartTls, Then
 from tests.fakes.mail import CONTENT, entry
 from tests.unit.deliver.conftest import QUICK, milliseconds
 
@@ -24,7 +24,7 @@ PLAIN = ("8BITMIME", "DSN", "SMTPUTF8")
 THREE = ("bob@dest.example", "carol@dest.example", "dave@dest.example")
 
 
-def script(**answers: Answer | Sequence[Answer]) -> Script:
+def script(**answers: ReplyOrText | Sequence[ReplyOrText]) -> Script:
     return Script(offers=PIPELINING, starttls=CLEAR, replies=answers)
 
 
@@ -33,7 +33,7 @@ def hop(outcome: Outcome) -> HopSession:
     return outcome.session
 
 
-def rcpt(**by_name) -> dict[str, Answer]:
+def rcpt(**by_name) -> dict[str, ReplyOrText]:
     return {f"RCPT <{name}@dest.example>": answer for name, answer in by_name.items()}
 
 
@@ -118,7 +118,7 @@ async def test_a_reply_is_judged_by_its_first_digit_and_its_stage(
 @pytest.mark.parametrize("verb", ["GREETING", "EHLO", "MAIL", "RCPT", "DATA"])
 @pytest.mark.parametrize("then", [Then.SILENCE, Then.CLOSE, Then.RESET])
 async def test_host_that_falls_silent_before_the_content_is_given_up_for_the_next(rig, verb, then):
-    await rig.mx(script(**{verb: Action(None, then=then)}))
+    await rig.mx(script(**{verb: ScriptedReply(None, then=then)}))
     second = await rig.mx(script())
     outcome = await rig.send(entry())
     assert isinstance(outcome, Delivered)
@@ -129,7 +129,7 @@ async def test_host_that_falls_silent_before_the_content_is_given_up_for_the_nex
 @pytest.mark.parametrize("verb", ["GREETING", "EHLO", "MAIL", "RCPT", "DATA"])
 @pytest.mark.parametrize("then", [Then.SILENCE, Then.CLOSE, Then.RESET])
 async def test_silence_of_the_last_host_defers(rig, verb, then):
-    await rig.mx(script(**{verb: Action(None, then=then)}))
+    await rig.mx(script(**{verb: ScriptedReply(None, then=then)}))
     outcome = await rig.send(entry())
     assert isinstance(outcome, Deferred)
     assert (outcome.status, outcome.in_doubt) == ("4.4.2", False)
@@ -141,7 +141,7 @@ async def test_silence_of_the_last_host_defers(rig, verb, then):
 async def test_message_without_a_reply_to_the_final_dot_is_in_doubt_and_tried_at_no_other_host(
     rig, then, text
 ):
-    await rig.mx(script(CONTENT=Action(text, then=then)))
+    await rig.mx(script(CONTENT=ScriptedReply(text, then=then)))
     second = await rig.mx(script())
     outcome = await rig.send(entry())
     assert isinstance(outcome, Deferred)
@@ -171,10 +171,12 @@ async def test_reply_of_a_host_decides_before_the_silence_of_another(rig):
 @pytest.mark.parametrize("verb", ["MAIL", "RCPT", "DATA"])
 async def test_421_in_the_middle_defers_only_what_was_not_settled_yet(rig, offers, verb):
     answers = rcpt(bob="550 5.1.1 no such user") | {
-        verb: Action("421 4.3.2 shutting down", then=Then.CLOSE)
+        verb: ScriptedReply("421 4.3.2 shutting down", then=Then.CLOSE)
     }
     if verb == "RCPT":
-        answers = rcpt(bob="550 5.1.1 no", dave=Action("421 4.3.2 shutting down", then=Then.CLOSE))
+        answers = rcpt(
+            bob="550 5.1.1 no", dave=ScriptedReply("421 4.3.2 shutting down", then=Then.CLOSE)
+        )
     await rig.mx(Script(offers=offers, starttls=CLEAR, replies=answers))
     bob, carol, dave = (await rig.deliver(entry(*THREE))).values()
     assert isinstance(bob, Deferred if verb == "MAIL" else Bounced)
@@ -214,7 +216,7 @@ async def test_transaction_names_at_most_a_hundred_recipients(rig, offers):
 async def test_a_host_that_closes_after_each_message_gets_the_rest_over_new_connections(
     rig, offers
 ):
-    closing = Action("250 2.0.0 OK", then=Then.CLOSE)
+    closing = ScriptedReply("250 2.0.0 OK", then=Then.CLOSE)
     mx = await rig.mx(Script(offers=offers, starttls=CLEAR, replies={"CONTENT": closing}))
     outcomes = await rig.deliver(entry(*(f"r{n}@dest.example" for n in range(250))))
     assert {type(outcome) for outcome in outcomes.values()} == {Delivered}
@@ -223,9 +225,9 @@ async def test_a_host_that_closes_after_each_message_gets_the_rest_over_new_conn
 
 
 async def test_recipient_with_a_reply_is_not_named_again_over_a_new_connection(rig):
-    busy: dict[str, Answer] = {
+    busy: dict[str, ReplyOrText] = {
         "RCPT <r0@dest.example>": "450 4.2.1 busy",
-        "CONTENT": Action("250 2.0.0 OK", then=Then.CLOSE),
+        "CONTENT": ScriptedReply("250 2.0.0 OK", then=Then.CLOSE),
     }
     mx = await rig.mx(Script(offers=PIPELINING, starttls=CLEAR, replies=busy))
     outcomes = await rig.deliver(entry(*(f"r{n}@dest.example" for n in range(150))))
@@ -252,7 +254,7 @@ GARBAGE = {
 @pytest.mark.parametrize("verb", ["GREETING", "EHLO", "MAIL", "RCPT", "DATA"])
 @pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE.keys())
 async def test_text_that_is_no_reply_defers(rig, verb, garbage):
-    await rig.mx(script(**{verb: Action(garbage)}))
+    await rig.mx(script(**{verb: ScriptedReply(garbage)}))
     outcome = await rig.send(entry())
     assert isinstance(outcome, Deferred)
     assert (outcome.status, outcome.in_doubt) == ("4.4.2", False)
@@ -263,14 +265,14 @@ async def test_text_that_is_no_reply_defers(rig, verb, garbage):
     [b"250-2.0.0 first\r\n250-2.0.0 second\r\n250 2.0.0 third\r\n", b"250\r\n", b"250 OK\n"],
 )
 async def test_unusual_replies_are_understood(rig, reply):
-    await rig.mx(script(CONTENT=Action(reply)))
+    await rig.mx(script(CONTENT=ScriptedReply(reply)))
     assert isinstance(await rig.send(entry()), Delivered)
 
 
 async def test_a_reply_that_drips_is_read_within_the_time_of_one_reply(rig):
-    await rig.mx(script(MAIL=Action("250 2.1.0 OK", drip=0.01)))
+    await rig.mx(script(MAIL=ScriptedReply("250 2.1.0 OK", drip=0.01)))
     assert isinstance(await rig.send(entry()), Delivered)
-    await rig.mx(script(MAIL=Action("250 " + "x" * 100, drip=0.05)))
+    await rig.mx(script(MAIL=ScriptedReply("250 " + "x" * 100, drip=0.05)))
     rig.hosts.pop(0)
     began = time.monotonic()
     assert (await rig.send(entry())).status == "4.4.2"
@@ -291,7 +293,9 @@ async def test_unsolicited_line_is_never_taken_for_the_reply_to_the_next_command
     extra = {"RCPT": b"550 no\r\n250 surprise\r\n", "EHLO": usual["EHLO"] + b"250 surprise\r\n"}
     text = extra.get(verb, usual[verb] + b"250 2.0.0 surprise\r\n")
     mx = await rig.mx(
-        Script(offers=offers, starttls=CLEAR, replies={verb: Action(text), "CONTENT": "554 no"})
+        Script(
+            offers=offers, starttls=CLEAR, replies={verb: ScriptedReply(text), "CONTENT": "554 no"}
+        )
     )
     outcome = await rig.send(entry())
     assert not isinstance(outcome, Delivered)
@@ -382,7 +386,7 @@ async def test_half_a_message_never_looks_complete_when_the_store_fails(rig):
 
 
 async def test_attempt_cancelled_before_the_final_dot_breaks_off(rig):
-    mx = await rig.mx(script(DATA=Action("354 go on", delay=5)))
+    mx = await rig.mx(script(DATA=ScriptedReply("354 go on", delay=5)))
     task = asyncio.create_task(rig.send(entry()))
     while not mx.connections or "DATA" not in mx.connections[0].verbs:
         await asyncio.sleep(0.01)
@@ -394,7 +398,7 @@ async def test_attempt_cancelled_before_the_final_dot_breaks_off(rig):
 
 
 async def test_attempt_cancelled_after_the_final_dot_waits_for_the_reply(rig):
-    mx = await rig.mx(script(CONTENT=Action("250 2.0.0 taken at last", delay=0.3)))
+    mx = await rig.mx(script(CONTENT=ScriptedReply("250 2.0.0 taken at last", delay=0.3)))
     task = asyncio.create_task(rig.deliver(entry(*(f"r{n}@dest.example" for n in range(101)))))
     while not mx.connections or not mx.messages:
         await asyncio.sleep(0.01)
@@ -642,7 +646,8 @@ async def test_ehlo_refused_and_helo_accepted_is_a_session_without_extensions(ri
 
 
 @pytest.mark.parametrize(
-    "quit_reply", [Action(None, then=Then.SILENCE), Action(None, then=Then.RESET), "500 what?"]
+    "quit_reply",
+    [ScriptedReply(None, then=Then.SILENCE), ScriptedReply(None, then=Then.RESET), "500 what?"],
 )
 async def test_the_result_never_waits_for_the_answer_to_quit(rig, quit_reply, monkeypatch):
     monkeypatch.setattr(protocol, "_FAREWELL_SECONDS", 4)

@@ -11,7 +11,7 @@ import pytest
 from relay.mail.outcome import Code, Deferred, Delivered, HopLogin
 from relay.route.credentials import CredentialsError, HeldToken, RouteCredentials
 from relay.route.next_hop import Auth, AuthMechanism, Credentials, NextHop
-from relay.sandbox.mx import Action, Script, Then
+from relay.sandbox.mx import Script, ScriptedReply, Then
 from tests.fakes.mail import entry
 
 TOKEN = "EwBwA8l6BAAUO9chh8cJscQLmU+LSWpbnr0vmwwAAeuN"
@@ -88,7 +88,7 @@ async def test_token_that_expired_is_replaced_and_the_message_goes(rig, auth):
 
 async def test_host_that_hangs_up_after_535_gets_the_new_token_over_a_new_connection(rig):
     use(rig)
-    closing = Script(offers=OFFERS, replies={"AUTH": Action(REFUSED, then=Then.CLOSE)})
+    closing = Script(offers=OFFERS, replies={"AUTH": ScriptedReply(REFUSED, then=Then.CLOSE)})
     mx = await rig.mx(closing, Script(offers=OFFERS), hop=HOP, credentials=STALE)
     outcome = await rig.send(entry())
     assert isinstance(outcome, Delivered)
@@ -143,7 +143,9 @@ async def test_password_that_is_refused_is_tried_once_at_each_host(rig):
 async def test_ten_messages_try_a_wrong_password_once(rig):
     login = Credentials("us", "open sesame")
     use(rig)
-    script = Script(offers=("AUTH PLAIN",), replies={"AUTH": Action("535 5.7.8 wrong", delay=0.1)})
+    script = Script(
+        offers=("AUTH PLAIN",), replies={"AUTH": ScriptedReply("535 5.7.8 wrong", delay=0.1)}
+    )
     mx = await rig.mx(script, hop=HOP, credentials=login)
     outcomes = await asyncio.gather(*(rig.send(entry(f"b@{n}.example")) for n in range(5)))
     assert {each.status for each in outcomes} == {"4.7.8"}
@@ -169,10 +171,10 @@ async def test_login_that_fails_for_now_does_not_rest(rig, reply):
         {"AUTH": f"535 5.7.8 token {TOKEN}-1 refused"},
         {"AUTH": f"334 {CHALLENGE}", "": "535 5.7.8 no"},
         {"AUTH": f"454 4.7.0 {b64encode(TOKEN.encode()).decode()}"},
-        {"AUTH": Action(f"hello {TOKEN}-1")},
+        {"AUTH": ScriptedReply(f"hello {TOKEN}-1")},
         {"MAIL": f"451 4.3.0 who logged in with {TOKEN}?"},
         {"CONTENT": f"451 4.3.0 {TOKEN[:20]}"},
-        {"MAIL": Action(f"{TOKEN}", then=Then.CLOSE)},
+        {"MAIL": ScriptedReply(f"{TOKEN}", then=Then.CLOSE)},
         {"MAIL": f"334 {TOKEN}"},
         {"AUTH": f"334 {CHALLENGE}", "": f"334 {CHALLENGE}", "*": f"334 {CHALLENGE}"},
     ],

@@ -16,7 +16,7 @@ from relay.mail.outcome import Code, Deferred, Delivered
 from relay.route.next_hop import Auth, Credentials, Host, NextHop, TlsMode
 from relay.route.security import OnTlsUnmet
 from relay.sandbox.certificates import Kind
-from relay.sandbox.mx import Action, MxServer, Script, StartTls, Then
+from relay.sandbox.mx import MxServer, Script, ScriptedReply, StartTls, Then
 from tests.fakes.mail import entry
 from tests.unit.deliver.conftest import UNHURRIED, Rig
 
@@ -38,10 +38,10 @@ async def hosts_of(rig: Rig, *groups: list[Script], **hop: Any) -> list[MxServer
 
 REFUSED = "refused"
 WAYS_TO_DIE = {
-    "silent": Script(replies={"GREETING": Action(None, then=Then.SILENCE)}),
+    "silent": Script(replies={"GREETING": ScriptedReply(None, then=Then.SILENCE)}),
     "421": replace(GOOD, replies={"GREETING": "421 4.3.2 closing for the night"}),
     "554": replace(GOOD, replies={"GREETING": "554 5.7.1 go away"}),
-    "closed": replace(GOOD, replies={"GREETING": Action(None, then=Then.CLOSE)}),
+    "closed": replace(GOOD, replies={"GREETING": ScriptedReply(None, then=Then.CLOSE)}),
     "no STARTTLS": replace(GOOD, starttls=StartTls.ABSENT),
     "expired": replace(GOOD, certificate=Kind.EXPIRED),
     "wrong name": replace(GOOD, certificate=Kind.WRONG_NAME),
@@ -87,7 +87,7 @@ async def test_new_message_goes_as_soon_as_the_login_is_corrected(rig):
 
 async def test_dead_host_is_tested_by_one_message_and_takes_the_next_ones(rig, caplog):
     caplog.set_level(logging.INFO, "relay.deliver")
-    slow = replace(GOOD, replies={"GREETING": Action("220 back", delay=0.2)})
+    slow = replace(GOOD, replies={"GREETING": ScriptedReply("220 back", delay=0.2)})
     bad = WAYS_TO_DIE["421"]
     first = await rig.mx(bad, slow)
     second = await rig.mx(GOOD, preference=1)
@@ -186,7 +186,7 @@ async def test_host_with_too_many_connections_is_passed_by_and_not_dead(rig, cap
 
 @pytest.mark.parametrize("greeting", ["421 4.3.2 closing", "554 5.7.1 go away", None])
 async def test_greeting_inside_tls_is_the_answer_of_a_dead_host_too(rig, greeting, caplog):
-    answer = greeting or Action(None, then=Then.CLOSE)
+    answer = greeting or ScriptedReply(None, then=Then.CLOSE)
     script = replace(GOOD, implicit_tls=True, replies={"GREETING": answer})
     first = await rig.mx(script, tls=TlsMode.IMPLICIT)
     hop = NextHop("provider", (("x.example",),), tls=TlsMode.IMPLICIT)
@@ -199,7 +199,7 @@ async def test_greeting_inside_tls_is_the_answer_of_a_dead_host_too(rig, greetin
 
 
 async def test_refused_connection_beside_one_that_stands_is_no_death(rig):
-    slow = replace(GOOD, replies={"CONTENT": Action("250 2.0.0 OK", delay=1.0)})
+    slow = replace(GOOD, replies={"CONTENT": ScriptedReply("250 2.0.0 OK", delay=1.0)})
     first, second = await hosts_of(rig, [slow], [GOOD])
     rig.delivery["timeouts"] = UNHURRIED
     under_way = asyncio.create_task(rig.send(entry()))
@@ -245,7 +245,7 @@ async def test_refusal_of_a_recipient_is_no_death(rig):
 
 
 async def test_no_second_host_has_a_message_whose_final_dot_was_not_answered(rig):
-    lost = replace(GOOD, replies={"CONTENT": Action(None, then=Then.RESET)})
+    lost = replace(GOOD, replies={"CONTENT": ScriptedReply(None, then=Then.RESET)})
     first, _, second = await hosts_of(rig, [lost, GOOD], [GOOD])
     outcome = await rig.send(entry())
     assert isinstance(outcome, Deferred)
@@ -289,7 +289,7 @@ async def test_refused_login_is_tried_at_one_address_of_a_host(rig):
 
 async def test_attempt_keeps_its_place_while_it_goes_from_host_to_host(rig):
     rig.delivery["concurrency_per_destination"] = 1
-    slow = replace(GOOD, replies={"GREETING": Action(None, then=Then.SILENCE)})
+    slow = replace(GOOD, replies={"GREETING": ScriptedReply(None, then=Then.SILENCE)})
     _, second = await hosts_of(rig, [slow], [GOOD])
     one, two = entry(), entry()
     two = replace(two, message=replace(two.message, queue_id="Q2"))

@@ -14,7 +14,7 @@ from relay.route.floor import NO_STS, StsFloor
 from relay.route.mta_sts import StsMode
 from relay.route.next_hop import BY_NOBODY, Hosts, Naming
 from relay.sandbox.certificates import Kind
-from relay.sandbox.mx import Action, MxServer, Script, StartTls, Then
+from relay.sandbox.mx import MxServer, Script, ScriptedReply, StartTls, Then
 from tests.fakes.floors import Published, floors_of
 from tests.fakes.mail import entry
 
@@ -219,6 +219,6 @@ async def test_pins_stay_whatever_the_message_says(rig):
 
 
 async def test_host_that_closes_after_the_greeting_is_no_reason_to_bounce(rig):
-    await rig.mx(replace(PASSES_ON, replies={"GREETING": Action(None, then=Then.CLOSE)}))
+    await rig.mx(replace(PASSES_ON, replies={"GREETING": ScriptedReply(None, then=Then.CLOSE)}))
     named_by(rig, SIGNED)
     assert isinstance(await rig.send(tagged()), Deferred)

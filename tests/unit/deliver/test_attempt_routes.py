@@ -14,7 +14,7 @@ from relay.mail.outcome import Bounced, Code, Deferred, Delivered, DowngradeReas
 from relay.route.next_hop import Credentials, Host, NextHop, TlsMode
 from relay.route.security import OnTlsUnmet
 from relay.sandbox.certificates import Kind
-from relay.sandbox.mx import Action, Script, StartTls, Then
+from relay.sandbox.mx import Script, ScriptedReply, StartTls, Then
 from tests.fakes.mail import entry
 from tests.unit.deliver.conftest import QUICK, milliseconds
 
@@ -215,8 +215,8 @@ async def test_dead_kept_connection_closes_the_others_to_that_host(rig):
     dying = Script(
         starttls=StartTls.ABSENT,
         replies={
-            "MAIL": ("250 OK", Action(None, then=Then.CLOSE)),
-            "CONTENT": Action("250 OK", delay=0.1),
+            "MAIL": ("250 OK", ScriptedReply(None, then=Then.CLOSE)),
+            "CONTENT": ScriptedReply("250 OK", delay=0.1),
         },
     )
     mx = await rig.mx(dying, dying, dying, Script(starttls=StartTls.ABSENT))

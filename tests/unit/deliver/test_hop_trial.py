@@ -10,7 +10,7 @@ import yaml
 from click.testing import CliRunner
 
 from relay.cli import relay
-from relay.deliver.hop_trial import Step, try_next_hop
+from relay.deliver.hop_trial import TrialStep, try_next_hop
 from relay.deliver.negotiate import SessionOptions
 from relay.route.answers import NoSuchName, Unanswered
 from relay.route.credentials import CredentialsError, HeldToken, RouteCredentials
@@ -18,7 +18,7 @@ from relay.route.next_hop import Auth, NextHop, TlsMode
 from relay.route.router import RouteOptions, Router
 from relay.route.security import SecurityOptions
 from relay.sandbox.dns import DnsServer
-from relay.sandbox.mx import Action, Script, StartTls, Then
+from relay.sandbox.mx import Script, ScriptedReply, StartTls, Then
 from tests.fakes.dns import FakeDns
 from tests.unit.deliver.conftest import QUICK
 
@@ -26,7 +26,7 @@ NAME = "mx1.dest.example"
 TABLE: dict[str, Any] = {NAME: ["127.0.1.1"], "broken.example": Unanswered("SERVFAIL")}
 
 
-async def steps(rig, *hosts: str, tokens=None, **keys: Any) -> list[Step]:
+async def steps(rig, *hosts: str, tokens=None, **keys: Any) -> list[TrialStep]:
     port = rig.servers[0].port if rig.servers else 25
     hop = NextHop("provider", (hosts or (NAME,),), port, **keys)
     logins = RouteCredentials(tokens)
@@ -38,7 +38,7 @@ async def steps(rig, *hosts: str, tokens=None, **keys: Any) -> list[Step]:
     ]
 
 
-def failed(found: list[Step]) -> Step:
+def failed(found: list[TrialStep]) -> TrialStep:
     (step,) = [step for step in found if not step.is_good]
     return step
 
@@ -46,7 +46,7 @@ def failed(found: list[Step]) -> Step:
 async def test_host_that_does_not_exist_is_a_failed_step_of_its_own(rig):
     await rig.mx(Script())
     found = await steps(rig, "nosuch.example", NAME)
-    assert failed(found) == Step("nosuch.example", "hosts", False, NoSuchName().reason)
+    assert failed(found) == TrialStep("nosuch.example", "hosts", False, NoSuchName().reason)
     assert found[-1].name == "QUIT"
 
 
@@ -102,7 +102,7 @@ class NoTokens:
 async def test_token_that_is_not_there_is_a_step_of_its_own(rig):
     auth = Auth(username="us", oauth2="app")
     found = await steps(rig, auth=auth, tokens=NoTokens())
-    assert found == [Step("", "token", False, "oauth2.app: no token: it is down")]
+    assert found == [TrialStep("", "token", False, "oauth2.app: no token: it is down")]
 
 
 async def test_refused_login_names_mechanism_and_user(rig, tmp_path):
@@ -128,7 +128,7 @@ async def test_implicit_tls_to_a_port_that_begins_in_clear_names_the_key(rig):
 
 
 async def test_starttls_to_a_port_of_implicit_tls_names_the_key(rig, monkeypatch):
-    mx = await rig.mx(Script(replies={"GREETING": Action(None, then=Then.CLOSE)}))
+    mx = await rig.mx(Script(replies={"GREETING": ScriptedReply(None, then=Then.CLOSE)}))
     monkeypatch.setattr("relay.deliver.hop_trial._IMPLICIT_PORT", mx.port)
     step = failed(await steps(rig))
     assert step.text.endswith("speaks TLS from the first octet: write tls: implicit"), step

@@ -14,7 +14,7 @@ import pytest
 from relay.deliver.destinations import NotNow
 from relay.mail.outcome import Bounced, Deferred, Delivered
 from relay.route.next_hop import NextHop
-from relay.sandbox.mx import Answer, Script, StartTls
+from relay.sandbox.mx import ReplyOrText, Script, StartTls
 from tests.fakes.mail import entry
 
 PIPELINING = ("PIPELINING", "8BITMIME")
@@ -32,12 +32,12 @@ def goes_on(verb: str) -> str:
     return "354 go on" if verb == "DATA" else OK
 
 
-def after_one(verb: str, text: str) -> Sequence[Answer]:
+def after_one(verb: str, text: str) -> Sequence[ReplyOrText]:
     """A host's replies to a command: the first is good, all after it are not."""
     return [goes_on(verb), text]
 
 
-def host(offers: tuple[str, ...], **answers: Answer | Sequence[Answer]) -> Script:
+def host(offers: tuple[str, ...], **answers: ReplyOrText | Sequence[ReplyOrText]) -> Script:
     return Script(offers=offers, starttls=StartTls.ABSENT, replies=answers)
 
 
@@ -103,7 +103,7 @@ async def test_any_other_refusal_on_a_kept_connection_counts_at_once(rig, offers
 THREE = ("bob@dest.example", "carol@dest.example", "dave@dest.example")
 
 
-def second_time(name: str, text: str) -> dict[str, Answer | Sequence[Answer]]:
+def second_time(name: str, text: str) -> dict[str, ReplyOrText | Sequence[ReplyOrText]]:
     return {f"RCPT <{name}@dest.example>": [OK, text]}
 
 

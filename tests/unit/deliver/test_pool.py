@@ -11,7 +11,7 @@ import pytest
 from relay.mail.outcome import Bounced, Deferred, Delivered
 from relay.route.next_hop import Credentials
 from relay.sandbox.certificates import Kind
-from relay.sandbox.mx import Action, Script, StartTls, Then
+from relay.sandbox.mx import Script, ScriptedReply, StartTls, Then
 from tests.fakes.mail import entry
 
 WAYS = [(False, False), (False, True), (True, False), (True, True)]
@@ -122,10 +122,10 @@ async def test_connections_with_other_credentials_are_other_connections(rig):
 @pytest.mark.parametrize(
     "end",
     [
-        Action(None, then=Then.CLOSE),
-        Action(None, then=Then.RESET),
-        Action("421 4.4.2 idle for too long", then=Then.CLOSE),
-        Action(None, then=Then.SILENCE),
+        ScriptedReply(None, then=Then.CLOSE),
+        ScriptedReply(None, then=Then.RESET),
+        ScriptedReply("421 4.4.2 idle for too long", then=Then.CLOSE),
+        ScriptedReply(None, then=Then.SILENCE),
     ],
 )
 async def test_a_kept_connection_that_is_dead_is_replaced_and_counts_for_nothing(
@@ -170,7 +170,8 @@ async def test_text_on_an_idle_connection_is_no_reply_to_the_next_message(rig):
 
 async def test_a_connection_that_died_with_the_message_on_it_is_not_replaced(rig):
     dying = Script(
-        starttls=StartTls.ABSENT, replies={"CONTENT": ("250 OK", Action(None, then=Then.CLOSE))}
+        starttls=StartTls.ABSENT,
+        replies={"CONTENT": ("250 OK", ScriptedReply(None, then=Then.CLOSE))},
     )
     mx = await rig.mx(dying)
     await rig.send(entry())
@@ -213,7 +214,7 @@ async def test_connection_that_idled_longest_is_closed_where_all_places_are_take
 
 
 async def test_messages_at_the_same_time_have_connections_of_their_own(rig):
-    mx = await rig.mx(replace(CLEAR, replies={"CONTENT": Action("250 2.0.0 OK", delay=0.1)}))
+    mx = await rig.mx(replace(CLEAR, replies={"CONTENT": ScriptedReply("250 2.0.0 OK", delay=0.1)}))
     await asyncio.gather(*(rig.send(entry()) for _ in range(8)))
     assert len(mx.connections) == 8
     await asyncio.gather(*(rig.send(entry()) for _ in range(8)))

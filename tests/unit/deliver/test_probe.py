@@ -10,7 +10,7 @@ from relay.route.next_hop import TlsMode
 from relay.route.security import Action as Next
 from relay.route.security import HostFloor, SecurityOptions, Situation
 from relay.sandbox.certificates import Kind
-from relay.sandbox.mx import TLS_1_0_ONLY, Action, Script, StartTls, Then
+from relay.sandbox.mx import TLS_1_0_ONLY, Script, ScriptedReply, StartTls, Then
 from tests.unit.deliver.conftest import QUICK
 
 
@@ -105,7 +105,7 @@ async def test_probe_of_a_host_with_implicit_tls_reports_tls(rig):
     ("greeting", "told"),
     [
         ("554 5.7.1 go away", "answered the greeting with 554"),
-        (Action(None, then=Then.CLOSE), "closed the conn"),
+        (ScriptedReply(None, then=Then.CLOSE), "closed the conn"),
     ],
 )
 async def test_host_that_does_not_talk_is_trouble(rig, greeting, told):

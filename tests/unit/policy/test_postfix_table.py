@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.policy.postfix_table import (
-    PolicyError,
+    PolicyValueError,
     PostfixLevel,
     PostfixPolicy,
     allowed_versions,
@@ -154,7 +154,7 @@ def test_a_value_is_a_level_and_its_attributes(value: str, policy: PostfixPolicy
     ],
 )
 def test_a_value_that_makes_postfix_defer_the_mail_is_an_error(value: str) -> None:
-    with pytest.raises(PolicyError):
+    with pytest.raises(PolicyValueError):
         read_policy(value)
 
 
@@ -180,5 +180,5 @@ def test_protocols_say_which_versions_are_allowed(protocols: str, allowed: str) 
 def test_any_text_is_a_table_and_any_value_a_policy_or_an_error(text: str) -> None:
     for line in read_table(text):
         assert line.number <= text.count("\n") + 1
-        with contextlib.suppress(PolicyError):
+        with contextlib.suppress(PolicyValueError):
             read_policy(line.value)

@@ -14,12 +14,12 @@ from relay.receive.access import User
 from relay.receive.actions import (
     Abandon,
     Action,
+    BeginTls,
     CheckPassword,
     Close,
     Finish,
     Note,
     StagePiece,
-    StartTls,
 )
 from relay.receive.content import BdatReader, DataReader
 from relay.receive.limits import Limits
@@ -138,7 +138,7 @@ def test_commands_injected_behind_starttls_are_discarded():
     made = machine()
     said = made.feed(b"EHLO c\r\nSTARTTLS\r\nMAIL FROM:<evil@a.example>\r\n")
     assert codes(said) == [250, 220]
-    assert said[-1] == StartTls()
+    assert said[-1] == BeginTls()
     assert made.resume(TlsFacts("TLSv1.3", "X")) == []
     assert made.session.tls is not None
     assert made.session.helo == ""

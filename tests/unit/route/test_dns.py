@@ -22,7 +22,7 @@ from relay.route.dns import (
     ResolverOptions,
     parse_nameserver,
 )
-from relay.sandbox.dns import Answer, DnsServer, Fault
+from relay.sandbox.dns import DnsAnswer, DnsServer, Fault
 
 SHORT = timedelta(seconds=0.4)
 
@@ -103,7 +103,7 @@ async def test_the_reason_names_what_the_server_said(server, resolver):
 
 async def test_the_strings_of_a_txt_record_are_joined(server, resolver):
     texts = ('"v=STSv1; " "id=1;"', '"another"')
-    server.set("_mta-sts.example.net", "TXT", Answer(texts, 300))
+    server.set("_mta-sts.example.net", "TXT", DnsAnswer(texts, 300))
     answer = await resolver.txt("_mta-sts.example.net")
     assert sorted(answer.texts) == [b"another", b"v=STSv1; id=1;"]
 
@@ -296,7 +296,7 @@ async def test_a_forged_answer_before_the_right_one_is_ignored():
 
 
 async def test_a_truncated_answer_is_asked_for_again_over_tcp(server, resolver):
-    server.set("big.example", "A", Answer(("11.22.33.1",), fault=Fault.TRUNCATED))
+    server.set("big.example", "A", DnsAnswer(("11.22.33.1",), fault=Fault.TRUNCATED))
     answer = await resolver.addresses("big.example")
     assert answer.addresses == ("11.22.33.1",)
 
@@ -316,7 +316,7 @@ async def test_best_mail_hosts_of_a_still_larger_answer_are_kept(server, resolve
 
 
 async def test_truncation_without_tcp_is_temporary(server, hasty):
-    server.set("big.example", "MX", Answer(("10 mx.example.",), fault=Fault.TRUNCATED_NO_TCP))
+    server.set("big.example", "MX", DnsAnswer(("10 mx.example.",), fault=Fault.TRUNCATED_NO_TCP))
     assert isinstance(await hasty.mx("big.example"), Unanswered)
 
 
@@ -338,7 +338,7 @@ async def test_the_second_name_server_answers_where_the_first_fails(server):
 
 
 async def test_an_answer_that_comes_too_late_is_no_answer(server, hasty):
-    server.set("late.example", "MX", Answer(("10 mx.example.",), delay=1.5))
+    server.set("late.example", "MX", DnsAnswer(("10 mx.example.",), delay=1.5))
     assert isinstance(await hasty.mx("late.example"), Unanswered)
 
 
@@ -369,7 +369,7 @@ async def test_one_validated_family_of_a_host_is_enough(server, resolver, signed
 async def test_a_family_without_addresses_does_not_vouch_for_the_other(server, resolver):
     server.sign()
     server.a("mx.example", "11.22.33.1")
-    server.set("mx.example", "AAAA", Answer(authentic=True))
+    server.set("mx.example", "AAAA", DnsAnswer(authentic=True))
     assert not (await resolver.addresses("mx.example")).authenticated
 
 
@@ -411,7 +411,7 @@ async def test_a_domain_that_is_an_alias_says_of_what(server, resolver):
 async def test_tlsa_records_come_octet_for_octet_however_wrong_one_of_them_is(server, resolver):
     server.sign("example")
     server.tlsa("mx.example", "3 1 1 " + "ab" * 32, "3 1 1 abcd", "9 9 9 ")
-    server.set("_25._tcp.short.example", "TLSA", Answer((r"\# 1 03", r"\# 3 030101")))
+    server.set("_25._tcp.short.example", "TLSA", DnsAnswer((r"\# 1 03", r"\# 3 030101")))
     found = await resolver.tlsa("_25._tcp.mx.example")
     assert found.authenticated
     assert set(found.records) == {
@@ -425,7 +425,7 @@ async def test_tlsa_records_come_octet_for_octet_however_wrong_one_of_them_is(se
 async def test_an_alias_of_a_tlsa_name_is_followed(server, resolver):
     server.sign("example")
     server.cname("_25._tcp.mx.example", "shared.example")
-    server.set("shared.example", "TLSA", Answer((r"\# 4 03010100",)))
+    server.set("shared.example", "TLSA", DnsAnswer((r"\# 4 03010100",)))
     assert (await resolver.tlsa("_25._tcp.mx.example")).records == (b"\x03\x01\x01\x00",)
 
 
@@ -619,14 +619,14 @@ async def test_a_failure_is_kept_for_seconds_only(server, resolver, clock):
 
 
 async def test_caller_during_a_query_waits_for_the_same_answer(server, resolver):
-    server.set("example.net", "MX", Answer(("10 mx.example.net.",), delay=0.1))
+    server.set("example.net", "MX", DnsAnswer(("10 mx.example.net.",), delay=0.1))
     answers = await asyncio.gather(*(resolver.mx("example.net") for _ in range(50)))
     assert len(set(answers)) == 1
     assert server.asked("example.net", "MX") == 1
 
 
 async def test_cancelled_caller_does_not_take_the_answer_from_the_others(server, resolver):
-    server.set("example.net", "MX", Answer(("10 mx.example.net.",), delay=0.2))
+    server.set("example.net", "MX", DnsAnswer(("10 mx.example.net.",), delay=0.2))
     impatient = asyncio.create_task(resolver.mx("example.net"))
     patient = asyncio.create_task(resolver.mx("example.net"))
     await asyncio.sleep(0.05)
@@ -636,7 +636,7 @@ async def test_cancelled_caller_does_not_take_the_answer_from_the_others(server,
 
 
 async def test_only_so_many_queries_are_under_way_at_once(server):
-    server.set("*.slow.example", "MX", Answer(("10 mx.example.",), delay=0.1))
+    server.set("*.slow.example", "MX", DnsAnswer(("10 mx.example.",), delay=0.1))
     resolver = DnsResolver(ResolverOptions((server.nameserver,), concurrency=5))
     most = 0
 
@@ -760,7 +760,7 @@ async def test_a_mistake_in_the_library_is_temporary_and_logged(resolver, monkey
 
 
 async def test_a_clock_that_steps_back_is_temporary(server, resolver, monkeypatch):
-    server.set("example.net", "MX", Answer(("10 mx.example.net.",), delay=0.1))
+    server.set("example.net", "MX", DnsAnswer(("10 mx.example.net.",), delay=0.1))
     real = time.time
     steps: Counter[str] = Counter()
 

@@ -35,7 +35,7 @@ from relay.route.next_hop import (
     TlsMode,
 )
 from relay.route.router import RouteOptions, Router, is_local_address
-from relay.sandbox.dns import Answer, DnsServer, Fault
+from relay.sandbox.dns import DnsAnswer, DnsServer, Fault
 from tests.fakes.dns import FakeDns
 
 LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
@@ -161,7 +161,7 @@ async def test_mail_for_a_loop_of_aliases_waits(server, real):
 )
 async def test_mx_inside_our_network_is_not_connected_to(server, real, rdtype, address):
     server.mx("evil.example", (10, "mx.evil.example"))
-    server.set("mx.evil.example", rdtype, Answer((address,)))
+    server.set("mx.evil.example", rdtype, DnsAnswer((address,)))
     route = await router(real).route("evil.example")
     assert refused(route) == (Bounced, "5.4.4", 498)
     assert "mx.evil.example" in route.outcome.description
@@ -185,7 +185,7 @@ async def test_mx_at_our_own_address_loops(server, real, listening):
 async def test_second_answer_of_the_dns_has_no_effect(server, real):
     server.mx("evil.example", (10, "mx.evil.example"), ttl=0)
     server.set(
-        "mx.evil.example", "A", Answer(("11.22.33.1",), ttl=0), Answer(("127.0.0.1",), ttl=0)
+        "mx.evil.example", "A", DnsAnswer(("11.22.33.1",), ttl=0), DnsAnswer(("127.0.0.1",), ttl=0)
     )
     route = await router(real).route("evil.example")
     assert tried(route) == ["11.22.33.1"]
@@ -275,13 +275,13 @@ async def test_mail_hosts_beyond_the_limit_of_an_attempt_get_their_turn_and_keep
 
 @pytest.mark.parametrize("fault", [Fault.WRONG_ID, Fault.GARBAGE, Fault.TRUNCATED_NO_TCP])
 async def test_mail_waits_after_an_answer_of_nonsense(server, hasty, fault):
-    server.set("example.net", "MX", Answer(("10 mx.example.net.",), fault=fault))
+    server.set("example.net", "MX", DnsAnswer(("10 mx.example.net.",), fault=fault))
     server.a("mx.example.net", "11.22.33.1")
     assert refused(await router(hasty).route("example.net")) == (Deferred, "4.4.3", 498)
 
 
 async def test_truncated_mx_answer_is_read_over_tcp(server, real):
-    server.set("example.net", "MX", Answer(("10 mx.example.net.",), fault=Fault.TRUNCATED))
+    server.set("example.net", "MX", DnsAnswer(("10 mx.example.net.",), fault=Fault.TRUNCATED))
     server.a("mx.example.net", "11.22.33.1")
     assert tried(await router(real).route("example.net")) == ["11.22.33.1"]
 

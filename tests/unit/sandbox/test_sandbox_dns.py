@@ -7,7 +7,7 @@ import dns.message
 import dns.resolver
 import pytest
 
-from relay.sandbox.dns import Answer, DnsServer, Fault
+from relay.sandbox.dns import DnsAnswer, DnsServer, Fault
 
 
 @pytest.fixture
@@ -69,13 +69,13 @@ async def test_a_failing_server_leaves_no_nameserver(server, fault):
 
 @pytest.mark.parametrize("fault", [Fault.DROP, Fault.WRONG_ID, Fault.GARBAGE])
 async def test_invalid_answer_ends_in_a_timeout_or_a_dead_server(server, fault):
-    server.set("bad.example", "MX", Answer(("10 mx.example.",), fault=fault))
+    server.set("bad.example", "MX", DnsAnswer(("10 mx.example.",), fault=fault))
     with pytest.raises((dns.resolver.LifetimeTimeout, dns.resolver.NoNameservers)):
         await resolver(server).resolve("bad.example", "MX")
 
 
 async def test_a_truncated_answer_is_whole_over_tcp(server):
-    server.set("big.example", "A", Answer(("127.0.0.1",), fault=Fault.TRUNCATED))
+    server.set("big.example", "A", DnsAnswer(("127.0.0.1",), fault=Fault.TRUNCATED))
     assert (await resolver(server).resolve("big.example", "A"))[0].address == "127.0.0.1"
     assert server.asked("big.example", "A") == 2
 
@@ -88,7 +88,7 @@ async def test_an_answer_too_big_for_udp_is_truncated_by_itself(server):
 
 async def test_answers_may_differ_from_query_to_query(server):
     server.set(
-        "rebind.example", "A", Answer(("11.22.33.44",), ttl=0), Answer(("127.0.0.1",), ttl=0)
+        "rebind.example", "A", DnsAnswer(("11.22.33.44",), ttl=0), DnsAnswer(("127.0.0.1",), ttl=0)
     )
     first = await resolver(server).resolve("rebind.example", "A")
     second = await resolver(server).resolve("rebind.example", "A")

@@ -8,7 +8,7 @@ import aiosmtplib
 import pytest
 
 from relay.sandbox.certificates import Authority, Kind
-from relay.sandbox.mx import TLS_1_0_ONLY, Action, MxServer, Phase, Script, StartTls, Then
+from relay.sandbox.mx import TLS_1_0_ONLY, MxServer, Phase, Script, ScriptedReply, StartTls, Then
 
 AUTHORITY = Authority()
 MESSAGE = b"Subject: hello\r\n\r\n.a line with a dot\r\nend\r\n"
@@ -124,8 +124,8 @@ async def test_replies_follow_the_script_by_verb_and_by_turn():
         replies={
             "RCPT": ("450 4.2.0 busy", "250 2.1.5 OK"),
             "RCPT <no@example.net>": "550 5.1.1 no such user",
-            "MAIL": Action(b"250-2.1.0 yes\r\n250 2.1.0 really\r\n"),
-            "QUIT": Action(None, then=Then.CLOSE),
+            "MAIL": ScriptedReply(b"250-2.1.0 yes\r\n250 2.1.0 really\r\n"),
+            "QUIT": ScriptedReply(None, then=Then.CLOSE),
         },
         replies_in_clear={"DATA": "530 5.7.0 Must issue a STARTTLS command first"},
     )
@@ -184,7 +184,9 @@ async def test_bytes_injected_behind_the_answer_to_starttls_come_in_one_segment(
 
 
 async def test_an_answer_may_end_in_a_reset():
-    async with MxServer(Script(replies={"CONTENT": Action("250 OK", then=Then.RESET)})) as mx:
+    async with MxServer(
+        Script(replies={"CONTENT": ScriptedReply("250 OK", then=Then.RESET)})
+    ) as mx:
         with suppress(OSError, aiosmtplib.SMTPException):
             await send(mx, tls=None)
     assert len(mx.messages) == 1
