@@ -1,7 +1,7 @@
 """Which domains took mail at once before a restart, from the events of the last hour. †
 
-Domains that answered lately have places for attempts and for look-ups to themselves
-(`relay.deliver.places`, `relay.route.dns`). A relay that forgot them at a restart would try what is
+Domains that answered lately have slots for attempts and for look-ups to themselves
+(`relay.deliver.slots`, `relay.route.dns`). A relay that forgot them at a restart would try what is
 in its queue first: with thousands of dead domains in it, mail for all others waited for a minute.
 """
 

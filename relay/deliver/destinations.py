@@ -20,7 +20,7 @@ open or was just used. Which of its hosts a next hop uses, `host_health` decides
 silent while all its hosts are dead.
 
 An entry that has to wait for a connection waits in memory if that takes a moment (`patience`), and
-otherwise in the queue (`next_turn`), so that a slow host takes no place from others.
+otherwise in the queue (`next_turn`), so that a slow host takes no slot from others.
 
 No function here waits or opens a socket. Times are seconds of the monotonic clock.
 """

@@ -1,4 +1,4 @@
-"""Claimed entries that wait for a place, each in its line. Pure.
+"""Claimed entries that wait for a slot, each in its line. Pure.
 
 A line is a domain's, or that of a next hop of the operator's, with all mail that leads to it. It
 is named by the domain, or by `line_of_hop`. The lines are of three classes (`Rank`), and within

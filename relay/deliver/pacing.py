@@ -7,9 +7,9 @@ each address beside it. What a domain gets depends on how it answered:
     its hosts answer                up to `concurrency_per_destination`
     its hosts do not answer         none for a time, which doubles with each silence in a row
     that time is over               one attempt as a test; an answer ends the silence
-    few places are left in all      one attempt: the last places are for destinations without one
+    few slots are left in all       one attempt: the last slots are for destinations without one
 
-A quarter of all places is reserved for domains that answered recently and at once ("proven"). All
+A quarter of all slots is reserved for domains that answered recently and at once ("proven"). All
 other domains, and every attempt that takes longer than `LONG`, share the rest. So any number of
 silent or slow hosts and name servers does not delay mail to a healthy host. Messages to more than
 `MANY` other domains may use half of that rest, so that such a message does not delay mail to a new
@@ -46,7 +46,7 @@ __all__ = [
     "back_off",
     "began",
     "broken_off",
-    "bulk_places",
+    "bulk_slots",
     "cannot_wait",
     "is_crowded",
     "is_suspended",
@@ -55,7 +55,7 @@ __all__ = [
     "schedule_of_hops",
     "silence_in",
     "unanswered",
-    "unproven_places",
+    "unproven_slots",
     "untried",
 ]
 
@@ -103,20 +103,20 @@ def room(pace: Pace, *, most: int, now: datetime, is_crowded: bool = False) -> i
 
 
 def is_crowded(in_flight: int, *, concurrency: int, most: int) -> bool:
-    """Whether the attempts under way leave only the places kept for destinations that have none.
+    """Whether the attempts under way leave only the slots kept for destinations that have none.
 
-    A quarter is kept, so that a handful of destinations that hang cannot take every place.
+    A quarter is kept, so that a handful of destinations that hang cannot take every slot.
     """
     kept = max(min(concurrency // 4, concurrency - most), 0)
     return in_flight >= concurrency - kept
 
 
-def unproven_places(concurrency: int) -> int:
-    """How many of all places there are for domains that are not proven, once others are."""
+def unproven_slots(concurrency: int) -> int:
+    """How many of all slots there are for domains that are not proven, once others are."""
     return concurrency - concurrency // 4
 
 
-def bulk_places(concurrency: int) -> int:
+def bulk_slots(concurrency: int) -> int:
     """How many of those there are for messages to very many domains.
 
     No more than there are look-ups for names that are not well (`relay.route.dns`): one more name

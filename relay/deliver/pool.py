@@ -6,9 +6,10 @@ key contains the host's name, because the certificate was verified for it. The r
 (verified, unverified, in clear) stays with the connection, and the log line of each message has it.
 
 A connection is used for a limited number of messages (`max_messages_per_connection` of a next hop,
-or 100) and a limited time, and idles for a few seconds only: an idle connection takes a place at
-the host, and hosts close idle connections. It also takes one of the relay's own places: where all
-are taken, the connection that has idled for the longest time is closed.
+or 100) and a limited time, and idles for a few seconds only: an idle connection is one less
+that the host has left for others, and hosts close idle connections. It is also one of the
+`concurrency` connections of the relay: where these are all taken, the one that has idled for the
+longest time is closed.
 """
 
 from __future__ import annotations

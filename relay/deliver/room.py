@@ -3,7 +3,7 @@
 An attempt that finds no room for a connection goes back to the head of its line, and where the
 domain's mail leads is remembered for a moment. Where the mail of a next hop leads is known from the
 configuration: none of its entries is tried before there is room for it. More entries than have a
-connection soon (`Destinations.patience`) are given back to the queue, so that they keep no place
+connection soon (`Destinations.patience`) are given back to the queue, so that they keep no slot
 from others.
 """
 

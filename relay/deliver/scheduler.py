@@ -1,4 +1,4 @@
-"""Claims due entries and starts their attempts, as places become free. †
+"""Claims due entries and starts their attempts, as slots become free. †
 
 The scheduler owns the claims of this process, from `claim_due` until `recorder` ends them. Other
 modules decide: `waiting` how much to claim and which entry is next, `pacing` how many attempts a
@@ -6,7 +6,7 @@ domain gets, `destinations` how many connections a destination gets. `runner` ma
 `recorder` writes its result, `report_sender` sends the reports that waited for several domains of a
 message.
 
-A claimed entry waits in the line of its domain until a place is free, and is attempted. Then
+A claimed entry waits in the line of its domain until a slot is free, and is attempted. Then
 
     a result                                             settle, record: result, DSNs, events
     no room at its hosts                                 back into its line; released if that
@@ -112,7 +112,7 @@ class Scheduler:
             monotonic=monotonic,
             leads_to=leads_to,
         )
-        self._places, self._paces = self._waiting.places, self._waiting.paces
+        self._slots, self._paces = self._waiting.slots, self._waiting.paces
         self._next_look: asyncio.TimerHandle | None = None
         self._is_unreadable = False
         self._stopping = False
@@ -123,7 +123,7 @@ class Scheduler:
     @property
     def in_flight(self) -> int:
         """Attempts under way."""
-        return len(self._places.attempts)
+        return len(self._slots.attempts)
 
     def silent_domains(self) -> dict[str, datetime]:
         """The domains that get no attempts, and until when."""
@@ -132,7 +132,7 @@ class Scheduler:
     def note_proven(self, domains: Iterable[str]) -> None:
         """Domains that answered lately and at once, before this process began; the latest last."""
         for domain in domains:
-            self._places.note(domain, is_proven=True)
+            self._slots.note(domain, is_proven=True)
 
     def retry_silent(self) -> None:
         """Try silent domains and silent destinations again at once.
@@ -194,12 +194,12 @@ class Scheduler:
         if self._next_look is not None:
             self._next_look.cancel()
         await self._release_all_waiting()
-        while self._places.attempts:
-            await asyncio.wait(self._places.attempts)
+        while self._slots.attempts:
+            await asyncio.wait(self._slots.attempts)
         await self._recorder.wait_for_put_offs()
 
     async def _give_back(self) -> None:
-        """Release the claimed entries without a place: the operator is about to change them."""
+        """Release the claimed entries without a slot: the operator is about to change them."""
         await self._release_all_waiting()
         with suppress(TimeoutError):  # entries that are being put off are not claimed for long
             async with asyncio.timeout(LONGEST_PAUSE):
@@ -213,7 +213,7 @@ class Scheduler:
     # --- claims -----------------------------------------------------------------------------------
 
     async def _step(self) -> None:
-        """Claim entries if places or lines need some; sleep until woken if there are no more."""
+        """Claim entries if slots or lines need some; sleep until woken if there are no more."""
         self._wake_up.reset()
         wanted = self._waiting.wanted()
         if wanted is not None:
@@ -237,7 +237,7 @@ class Scheduler:
         self._is_unreadable = trouble is not None
 
     async def _claim(self, wanted: Wanted) -> bool:
-        """Claim entries, and begin those with a place. Returns whether the store has no more.
+        """Claim entries, and begin those with a slot. Returns whether the store has no more.
 
         Then the loop is woken for the next entry that is due, or after `_NEXT_LOOK` if only proven
         domains were wanted.
@@ -262,7 +262,7 @@ class Scheduler:
         return True
 
     async def _take(self, claimed: Sequence[Entry]) -> None:
-        """Put claimed entries into their lines; begin those with a place."""
+        """Put claimed entries into their lines; begin those with a slot."""
         silent = [entry for entry in claimed if not self._waiting.add(entry)]
         self._begin_attempts()
         await self._put_off(silent)
@@ -306,17 +306,17 @@ class Scheduler:
     # --- attempts ---------------------------------------------------------------------------------
 
     def _begin_attempts(self) -> None:
-        """Begin attempts for waiting entries while places are free.
+        """Begin attempts for waiting entries while slots are free.
 
-        Break off long attempts that take the places of proven domains.
+        Break off long attempts that take the slots of proven domains.
         """
         if self._stopping or not self._waiting.lines:
             return
         for turn in self._waiting.turns():
             task = asyncio.create_task(self._run_one(turn))
-            self._places.begin(task, turn.line, turn.entry, turn.rank)
+            self._slots.begin(task, turn.line, turn.entry, turn.rank)
             task.add_done_callback(self._ended_one)
-        self._runner.break_off(self._places.in_the_way())
+        self._runner.break_off(self._slots.in_the_way())
         self._look_again()
 
     def _look_again(self) -> None:
@@ -369,10 +369,10 @@ class Scheduler:
         has_answered = self._paces.learn(line, outcomes.values(), begun=begun)
         if outcomes:
             is_proven = has_answered and took < pacing.LONG.total_seconds()
-            self._places.note(line, is_proven=is_proven, domain=turn.entry.domain)
+            self._slots.note(line, is_proven=is_proven, domain=turn.entry.domain)
 
     def _ended_one(self, task: asyncio.Task[None]) -> None:
-        self._places.end(task)
+        self._slots.end(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("an attempt ended in an error of ours", exc_info=error)
         self._begin_attempts()

@@ -2,8 +2,8 @@
 
 Memory does not grow with the queue: at most a page of each class of domains is claimed and waits, a
 page being as many entries as there may be attempts. A domain that is slow or silent has its own few
-places and a short line of its own, and what is due elsewhere passes it. Domains that answered
-lately and at once (proven) have a share of the places to themselves (`relay.deliver.places`), and
+slots and a short line of its own, and what is due elsewhere passes it. Domains that answered
+lately and at once (proven) have a share of the slots to themselves (`relay.deliver.slots`), and
 are claimed for while the others fill their page.
 """
 
@@ -18,8 +18,8 @@ from typing import Generic, NamedTuple, TypeVar
 from relay.deliver.destinations import Destinations, NotNow, Use
 from relay.deliver.lines import Lines, Rank, is_of_hop
 from relay.deliver.paces import Paces
-from relay.deliver.places import Places
 from relay.deliver.room import Room
+from relay.deliver.slots import Slots
 from relay.queue.entry import Entry
 from relay.queue.retry import RetrySchedule
 from relay.route.next_hop import NextHop
@@ -33,7 +33,7 @@ A = TypeVar("A")
 class Wanted:
     """What to claim: so many entries, none of the domains in `skip`.
 
-    `only`: none but of these domains, where no place is left for others. `with_new`: and what has
+    `only`: none but of these domains, where no slot is left for others. `with_new`: and what has
     just come.
     """
 
@@ -74,7 +74,7 @@ class Waiting(Generic[A]):
         self._share = share
         self.lines = Lines()
         self.paces = Paces(share, schedule, clock)
-        self.places: Places[A] = Places(most, self.lines, monotonic)
+        self.slots: Slots[A] = Slots(most, self.lines, monotonic)
         self.room = Room(self.lines, destinations, share, monotonic, leads_to)
         self._ranks = list(Rank)
         self._last: Wanted | None = None
@@ -86,12 +86,12 @@ class Waiting(Generic[A]):
         line = self.room.line_of(entry)
         if self.paces.is_suspended(line):
             return False
-        self.lines.add(line, entry, self.places.rank(line, entry))
+        self.lines.add(line, entry, self.slots.rank(line, entry))
         return True
 
     def wait_for_room(self, entry: Entry, why: NotNow) -> None:
         """Let an entry wait again that has found no room."""
-        rank = self.places.rank(self.room.line_of(entry), entry)
+        rank = self.slots.rank(self.room.line_of(entry), entry)
         self.room.wait(entry, why, rank)
 
     def pop_all(self) -> list[Entry]:
@@ -104,7 +104,7 @@ class Waiting(Generic[A]):
         self.room.forget_hops()
         for entry in entries:
             line = self.room.line_of(entry)
-            self.lines.add(line, entry, self.places.rank(line, entry))
+            self.lines.add(line, entry, self.slots.rank(line, entry))
 
     def ended(self, entry: Entry) -> None:
         """The attempt of an entry has ended."""
@@ -117,15 +117,15 @@ class Waiting(Generic[A]):
     def turns(self) -> Iterator[NextAttempt]:
         """The entries whose attempts begin now.
 
-        The classes of lines have their turns, and the lines of each. The caller tells `places` of
+        The classes of lines have their turns, and the lines of each. The caller tells `slots` of
         one before it asks for the next.
         """
         if not self.lines:
             return
-        self.places.note_long_attempts()
+        self.slots.note_long_attempts()
         self._ranks.append(self._ranks.pop(0))
         ranks = [rank for rank in self._ranks if self.lines.waiting(rank)]
-        while ranks and self.places.free > 0:
+        while ranks and self.slots.free > 0:
             rank = ranks.pop(0)
             turn = self._next(rank)
             if turn is not None:
@@ -136,9 +136,9 @@ class Waiting(Generic[A]):
 
     def _next(self, rank: Rank) -> NextAttempt | None:
         """The next entry of a class that an attempt may begin for."""
-        if not self.places.has_place(rank):
+        if not self.slots.has_slot(rank):
             return None
-        is_crowded = self.places.is_crowded(rank, self._share)
+        is_crowded = self.slots.is_crowded(rank, self._share)
         for line in self.lines.turns(rank):
             if not self.paces.has_room(line, is_crowded=is_crowded):
                 continue
@@ -168,21 +168,21 @@ class Waiting(Generic[A]):
     # --- what to claim ----------------------------------------------------------------------------
 
     def wanted(self) -> Wanted | None:
-        """What to claim: for the free places, or a page ahead of them; None: nothing for now."""
+        """What to claim: for the free slots, or a page ahead of them; None: nothing for now."""
         self._last = None
         has_page = self._page(Rank.NEW, Rank.BULK) >= self._most
-        is_only_proven = has_page and not self.places.has_place(Rank.BULK)
+        is_only_proven = has_page and not self.slots.has_slot(Rank.BULK)
         waiting = self._page(Rank.PROVEN) if is_only_proven else self._page(*Rank)
-        if self.places.free <= 0 and 2 * waiting >= self._most:
+        if self.slots.free <= 0 and 2 * waiting >= self._most:
             return None
         return Wanted(
-            limit=max(self._most - waiting, self.places.free),
+            limit=max(self._most - waiting, self.slots.free),
             skip=frozenset(
                 line
                 for line in self.lines.names()
                 if not is_of_hop(line) and not self.room.has_short_line(line)
             ),
-            only=self.places.proven if is_only_proven else None,
+            only=self.slots.proven if is_only_proven else None,
             with_new=self._page(Rank.NEW) < self._most,
         )
 
@@ -199,10 +199,10 @@ class Waiting(Generic[A]):
         self._last = wanted
 
     def may_claim(self) -> bool:
-        """Whether what the last claim passed over may have a place now."""
+        """Whether what the last claim passed over may have a slot now."""
         last = self._last
         if last is None or any(map(self.room.has_short_line, last.skip)):
             return True
         return last.only is not None and (
-            2 * self._page(Rank.NEW, Rank.BULK) < self._most or self.places.has_place(Rank.BULK)
+            2 * self._page(Rank.NEW, Rank.BULK) < self._most or self.slots.has_slot(Rank.BULK)
         )

@@ -22,7 +22,7 @@ root as validated. It asks for that record at the first look-up and once an hour
 answers count as not validated, and a warning says so.
 
 There is one query at a time for one name and type: other callers wait for the same answer. At most
-`concurrency` queries are under way, because each opens a socket. A quarter of these places is
+`concurrency` queries are under way, because each opens a socket. A quarter of these slots is
 reserved for names that were answered at once the last time. So silent or slow name servers, with
 any number of names, do not delay the other look-ups. dnspython measures its timeout with the wall
 clock; a deadline on the monotonic clock limits each query, so that none can hang.
@@ -105,7 +105,7 @@ _BRACKETED = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::([0-9]+))?")
 
 _PROMPT = 3.0
 _MOST_WELL = 20_000
-"""How many names may be remembered as answered at once; places are reserved for these names."""
+"""How many names may be remembered as answered at once; slots are reserved for these names."""
 
 _RECORDS_KEPT = 200_000
 _RECORDS_OF_ONE_NAME = 1000
@@ -381,19 +381,19 @@ class DnsResolver:
 
 
 class _Slots:
-    """The places for queries.
+    """The slots for queries.
 
     Names that were not answered at once the last time may use three quarters of them.
     """
 
-    def __init__(self, places: int) -> None:
-        self._all = asyncio.Semaphore(places)
-        self._others = asyncio.Semaphore(places - places // 4)
+    def __init__(self, slots: int) -> None:
+        self._all = asyncio.Semaphore(slots)
+        self._others = asyncio.Semaphore(slots - slots // 4)
         self._well: dict[str, None] = {}
 
     @asynccontextmanager
     async def for_name(self, name: str) -> AsyncIterator[None]:
-        """A place for the queries about a name."""
+        """A slot for the queries about a name."""
         if name in self._well:
             async with self._all:
                 yield

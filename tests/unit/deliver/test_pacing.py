@@ -76,7 +76,7 @@ def test_silence_does_not_count_where_the_destination_has_answered_since():
     assert pace.in_flight == 0
 
 
-def test_the_last_places_are_for_destinations_that_have_none():
+def test_the_last_slots_are_for_destinations_that_have_none():
     busy = Pace(in_flight=3, window=20)
     assert not pacing.is_crowded(149, concurrency=200, most=20)
     assert pacing.is_crowded(150, concurrency=200, most=20)

@@ -200,7 +200,7 @@ async def test_two_thousand_for_a_dead_destination_do_not_delay_one_for_another(
         assert queue.most_claimed <= 60
 
 
-async def test_destinations_that_are_slow_keep_to_their_own_places(queue):
+async def test_destinations_that_are_slow_keep_to_their_own_slots(queue):
     attempts = Attempts()
     for n in range(400):
         queue.add(f"S{n}", f"a@slow{n % 8}.example")
@@ -483,7 +483,7 @@ async def test_a_result_is_held_until_the_store_takes_it_and_the_message_is_not_
     assert queue.states() == {State.DELIVERED: 1}
 
 
-async def test_results_that_wait_take_up_places_and_so_their_number_is_bounded(queue):
+async def test_results_that_wait_take_up_slots_and_so_their_number_is_bounded(queue):
     for n in range(100):
         queue.add(f"Q{n}", f"a@b{n}.example")
     queue.trouble["record"] = DISK_TROUBLE

@@ -51,7 +51,7 @@ def begin_all(waiting: Waiting[str]) -> list[str]:
     """Begin all attempts that may begin; their domains."""
     begun = []
     for one, line, rank, _ in waiting.turns():
-        waiting.places.begin(f"{one.domain} {one.message.queue_id}", line, one, rank)
+        waiting.slots.begin(f"{one.domain} {one.message.queue_id}", line, one, rank)
         begun.append(one.domain)
     return begun
 
@@ -77,7 +77,7 @@ def test_nothing_is_claimed_while_half_a_page_waits_and_no_place_is_free():
 
 def test_a_page_of_unproven_domains_leaves_claims_for_proven_ones_alone():
     waiting = waiting_of(20, 5)
-    waiting.places.note("well.example", is_proven=True)
+    waiting.slots.note("well.example", is_proven=True)
     for number in range(40):
         waiting.add(of(f"slow{number}.example", number))
     assert len(begin_all(waiting)) == 15
@@ -86,13 +86,13 @@ def test_a_page_of_unproven_domains_leaves_claims_for_proven_ones_alone():
     assert wanted.only == ("well.example",)
     waiting.claimed(wanted)
     assert not waiting.may_claim()
-    waiting.places.end("slow0.example Q0")
+    waiting.slots.end("slow0.example Q0")
     assert waiting.may_claim()
 
 
-def test_the_places_of_proven_domains_are_left_free_by_all_others():
+def test_the_slots_of_proven_domains_are_left_free_by_all_others():
     waiting = waiting_of(8, 2)
-    waiting.places.note("well.example", is_proven=True)
+    waiting.slots.note("well.example", is_proven=True)
     for number in range(8):
         waiting.add(of(f"slow{number}.example", number))
     assert len(begin_all(waiting)) == 6
@@ -100,9 +100,9 @@ def test_the_places_of_proven_domains_are_left_free_by_all_others():
     assert begin_all(waiting) == ["well.example"]
 
 
-def test_a_message_to_many_domains_leaves_places_for_other_messages():
+def test_a_message_to_many_domains_leaves_slots_for_other_messages():
     waiting = waiting_of(8, 2)
-    waiting.places.note("well.example", is_proven=True)
+    waiting.slots.note("well.example", is_proven=True)
     for number in range(8):
         waiting.add(of(f"list{number}.example", number, total=100))
     assert len(begin_all(waiting)) == 3
@@ -129,7 +129,7 @@ def test_a_domain_whose_line_is_long_is_passed_over_until_it_is_shorter():
 
 def test_classes_of_domains_take_turns():
     waiting = waiting_of(20, 5)
-    waiting.places.note("well.example", is_proven=True)
+    waiting.slots.note("well.example", is_proven=True)
     for number in range(2):
         waiting.add(of("well.example", number))
         waiting.add(of(f"new{number}.example", number))
@@ -233,10 +233,10 @@ def test_entries_line_up_again_when_routes_have_changed():
 def test_mail_for_domains_of_a_proven_next_hop_is_claimed_with_that_for_proven_domains():
     provider = hop()
     waiting = waiting_of(20, 5, lambda entry: provider if "d" in entry.domain[:1] else None)
-    waiting.places.note("next hop provider", is_proven=True, domain="d1.example")
-    waiting.places.note("well.example", is_proven=True)
-    assert waiting.places.proven == ("d1.example", "well.example")
-    assert waiting.places.rank("next hop provider", of("d2.example")) is Rank.PROVEN
+    waiting.slots.note("next hop provider", is_proven=True, domain="d1.example")
+    waiting.slots.note("well.example", is_proven=True)
+    assert waiting.slots.proven == ("d1.example", "well.example")
+    assert waiting.slots.rank("next hop provider", of("d2.example")) is Rank.PROVEN
     for number in range(40):
         waiting.add(of(f"slow{number}.example", number))
     begin_all(waiting)
@@ -250,7 +250,7 @@ def test_attempt_takes_long_after_a_second_only_where_others_wait_for_its_place(
     waiting = waiting_of(8, 2, monotonic=lambda: now[0])
     domains = [f"slow{number}.example" for number in range(slow)]
     for domain in [*domains, "well.example"]:
-        waiting.places.note(domain, is_proven=True)
+        waiting.slots.note(domain, is_proven=True)
     for domain in domains:
         waiting.add(of(domain))
     assert len(begin_all(waiting)) == slow
@@ -261,5 +261,5 @@ def test_attempt_takes_long_after_a_second_only_where_others_wait_for_its_place(
         waiting.add(of("other.example"))
         begin_all(waiting)
         is_long = seconds == after
-        assert ("slow0.example" in waiting.places.proven) is not is_long
-        assert bool(waiting.places.in_the_way()) is (is_long and slow == 8)
+        assert ("slow0.example" in waiting.slots.proven) is not is_long
+        assert bool(waiting.slots.in_the_way()) is (is_long and slow == 8)

@@ -1,9 +1,9 @@
 """The attempts under way, and how many of each class of domains there may be.
 
 The classes are those of `relay.deliver.lines`, the shares those of `relay.deliver.pacing`. An
-attempt for a proven domain that takes longer than `pacing.LONG` (a second where all places are
+attempt for a proven domain that takes longer than `pacing.LONG` (a second where all slots are
 taken) counts with those for others from then on, and its domain is no longer proven. Where hundreds
-of proven domains become slow in the same seconds, such attempts have more places than the others'
+of proven domains become slow in the same seconds, such attempts have more slots than the others'
 share. Those beyond the share are in the way of domains that still answer (`in_the_way`), and the
 caller breaks them off.
 """
@@ -17,13 +17,13 @@ from relay.deliver import pacing
 from relay.deliver.lines import Lines, Rank, is_of_hop
 from relay.queue.entry import Entry
 
-__all__ = ["Places"]
+__all__ = ["Slots"]
 
 _MOST_PROVEN = 1000
 """Domains that answered recently; the scheduler asks the store for them by name."""
 
 _LONG_WHERE_FULL = 1.0
-"""After so many seconds an attempt takes long where others wait for its place."""
+"""After so many seconds an attempt takes long where others wait for its slot."""
 
 _EVERY_SECONDS = 0.5
 """Between two looks at what is in the way: what was broken off needs a moment to end."""
@@ -31,7 +31,7 @@ _EVERY_SECONDS = 0.5
 A = TypeVar("A")
 
 
-class Places(Generic[A]):
+class Slots(Generic[A]):
     """Counts attempts. `A`: the caller's name of an attempt. `most`: `delivery.concurrency`."""
 
     def __init__(self, most: int, lines: Lines, monotonic: Callable[[], float]) -> None:
@@ -67,18 +67,18 @@ class Places(Generic[A]):
         others = entry.total - len(entry.recipients)
         return Rank.BULK if others >= pacing.MANY else Rank.NEW
 
-    def has_place(self, rank: Rank) -> bool:
+    def has_slot(self, rank: Rank) -> bool:
         """Whether an attempt for a domain of a class may begin."""
-        under_way, places = self._share(rank)
-        return under_way < places and (rank is not Rank.BULK or self.has_place(Rank.NEW))
+        under_way, slots = self._share(rank)
+        return under_way < slots and (rank is not Rank.BULK or self.has_slot(Rank.NEW))
 
     def is_crowded(self, rank: Rank, share: int) -> bool:
-        """Whether a class has only the last places left, which are for domains without one.
+        """Whether a class has only the last slots left, which are for domains without one.
 
         `share`: `concurrency_per_destination`.
         """
-        under_way, places = self._share(rank)
-        return pacing.is_crowded(under_way, concurrency=places, most=share)
+        under_way, slots = self._share(rank)
+        return pacing.is_crowded(under_way, concurrency=slots, most=share)
 
     def begin(self, attempt: A, line: str, entry: Entry, rank: Rank) -> None:
         """An attempt begins that was waiting in a line of a class."""
@@ -98,8 +98,8 @@ class Places(Generic[A]):
     def note_long_attempts(self) -> None:
         """Count attempts that take long with those for other domains from now on.
 
-        Where no place is left and proven domains wait, a second is long. Otherwise hundreds of
-        domains that fall silent at once would have all places until it is known that they take
+        Where no slot is left and proven domains wait, a second is long. Otherwise hundreds of
+        domains that fall silent at once would have all slots until it is known that they take
         long.
         """
         is_full = self.free <= 0 and self._lines.waiting(Rank.PROVEN) > 0
@@ -116,7 +116,7 @@ class Places(Generic[A]):
             self.note(line, is_proven=False)
 
     def in_the_way(self) -> list[A]:
-        """The attempts to break off, so that proven domains that wait have places again: the newest
+        """The attempts to break off, so that proven domains that wait have slots again: the newest
         of those that take long, as many as have more than the share of domains not proven. Each is
         named once, and none twice in a second.
         """
@@ -125,7 +125,7 @@ class Places(Generic[A]):
             return []
         self._looked_at = now
         unproven = len(self.attempts) - len(self._prompt)
-        most = min(waiting, unproven - pacing.unproven_places(self._most), len(self._long))
+        most = min(waiting, unproven - pacing.unproven_slots(self._most), len(self._long))
         return [self._long.popitem()[0] for _ in range(most)]
 
     def note(self, line: str, *, is_proven: bool, domain: str = "") -> None:
@@ -150,12 +150,12 @@ class Places(Generic[A]):
             del self._over_hops[next(iter(self._over_hops))]
 
     def _share(self, rank: Rank) -> tuple[int, int]:
-        """The attempts under way for a class of domains, and the places that it has."""
+        """The attempts under way for a class of domains, and the slots that it has."""
         unproven = len(self.attempts) - len(self._prompt)
         if rank is Rank.PROVEN:
             return len(self._prompt), self._most - unproven
         if not self._proven:
             return unproven, self._most
         if rank is Rank.NEW:
-            return unproven, pacing.unproven_places(self._most)
-        return len(self._bulk), pacing.bulk_places(self._most)
+            return unproven, pacing.unproven_slots(self._most)
+        return len(self._bulk), pacing.bulk_slots(self._most)
