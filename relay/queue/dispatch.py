@@ -35,7 +35,7 @@ class StoredClaims(Protocol):
     ) -> list[Entry]:
         """Entries that are due, claimed. If the caller is cancelled, they are given back."""
 
-    async def next_stored(self, skip: Collection[str]) -> datetime | None:
+    async def next_stored(self, skip: Collection[str], /) -> datetime | None:
         """When the next unclaimed entry outside `skip` is due, or a little earlier."""
 
     async def give_back(self, entries: Sequence[Entry]) -> None:

@@ -10,12 +10,14 @@ A recipient that is being tried at this moment is left alone: what comes of the 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from relay.queue.entry import State
 
-__all__ = ["VERBS", "Verb"]
+__all__ = ["VERBS", "Changed", "Verb"]
 
 
 class Verb(NamedTuple):
@@ -39,3 +41,13 @@ VERBS: Mapping[str, Verb] = {
         (State.QUEUED, State.DEFERRED, State.HELD), State.REMOVED, State.REMOVED, is_due=False
     ),
 }
+
+
+@dataclass(slots=True)
+class Changed:
+    """What a verb did to some messages: the recipients it changed, and how many each state has
+    more.
+    """
+
+    recipients: list[tuple[str, int]] = field(default_factory=list)
+    states: Counter[State] = field(default_factory=Counter)

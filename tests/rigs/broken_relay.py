@@ -29,7 +29,7 @@ def _reply_first() -> None:
         _under_way.add(task)
         task.add_done_callback(_under_way.discard)
 
-    SqliteStore.accept = hasty  # type: ignore[method-assign]
+    SqliteStore.accept = hasty  # type: ignore[method-assign,assignment]
 
 
 async def _later(work: Any) -> None:

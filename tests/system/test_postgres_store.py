@@ -57,7 +57,7 @@ async def crash(store: PostgresStore) -> None:
     for task in store._tasks:
         task.cancel()
     await asyncio.gather(*store._tasks, return_exceptions=True)
-    for link in (store._claims, store._stages, store._leases, *store._links):
+    for link in (store._claim_link, store._stage_link, store._lease_link, *store._links):
         link.drop()
     store.writer._drop()
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
 
 from relay.queue.due import latest_wish
@@ -28,9 +27,9 @@ from relay.queue.rows import (
     recipient_of,
 )
 from relay.queue.store import ClaimLost, QueueFilter
-from relay.queue.verbs import VERBS, Verb
+from relay.queue.verbs import VERBS, Changed, Verb
 
-__all__ = ["Changed", "change", "claim", "free", "held", "pull_forward", "purge_events", "release"]
+__all__ = ["change", "claim", "free", "held", "pull_forward", "purge_events", "release"]
 
 log = logging.getLogger(__name__)
 
@@ -268,14 +267,6 @@ async def free(db: Db, lease: int, keys: Collection[tuple[str, int]]) -> None:
 
 
 # The operator's verbs.
-
-
-@dataclass(slots=True)
-class Changed:
-    """What a verb did to some messages: the recipients it changed."""
-
-    recipients: list[tuple[str, int]] = field(default_factory=list)
-    states: Counter[State] = field(default_factory=Counter)
 
 
 def _becomes(does: Verb) -> str:

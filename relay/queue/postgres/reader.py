@@ -123,6 +123,8 @@ class Reader(EngineReader):
     count_mail = asks(statistics.count_mail)
     count_hours = asks(statistics.count_hours)
     find_exceptions = asks(statistics.find_exceptions)
+    finished_tls_reports = asks(tls_sessions.finished_reports)
+    domains_reported = asks(tls_sessions.domains_reported)
     tls_days = asks(tls_sessions.days)
     tls_domains = asks(tls_sessions.domains)
     tls_sessions = asks(tls_sessions.sessions)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 from relay.queue.postgres.connection import Db, Link
@@ -54,9 +53,7 @@ class Staging:
         if self._staged.pop(queue_id, None) is not None:
             await self._remove(queue_id)
 
-    async def accept(
-        self, new: NewMessage, commit: Callable[[NewMessage], Awaitable[None]]
-    ) -> None:
+    async def accept(self, new: NewMessage, commit: Callable[[], Awaitable[object]]) -> None:
         """Complete the content, then have the commit made; both run to their end if the caller is
         cancelled.
         """
@@ -67,7 +64,7 @@ class Staging:
         self,
         new: NewMessage,
         staged: int | None,
-        commit: Callable[[NewMessage], Awaitable[None]],
+        commit: Callable[[], Awaitable[object]],
     ) -> None:
         queue_id = new.message.queue_id
         is_ours = staged is not None
@@ -77,7 +74,7 @@ class Staging:
                 piece = new.content[start : start + CHUNK_BYTES]
                 await self._put(queue_id, new.staged_bytes + start, piece)
                 is_ours = True
-            await commit(replace(new, content=b""))
+            await commit()
         except BaseException:
             if is_ours:
                 await self._remove(queue_id)

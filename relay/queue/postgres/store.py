@@ -12,18 +12,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import date, datetime, timedelta
 from functools import partial
 from itertools import count
-from typing import Any, Self, TypeVar
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from relay.mail.event import Event
-from relay.mail.tls_session import TlsSession
-from relay.queue.batch import Rows
-from relay.queue.dispatch import Dispatch
+from relay.queue.engine_store import EngineStore
 from relay.queue.entry import Entry
 from relay.queue.handoff import HandOffLimits, Shares
 from relay.queue.postgres import claims, events, statistics, tls_sessions
@@ -42,20 +40,13 @@ from relay.queue.postgres.reader import Reader
 from relay.queue.postgres.schema import migrate
 from relay.queue.postgres.staging import INLINE_BYTES, Staging
 from relay.queue.postgres.statements import Tables
-from relay.queue.request import Request, log_failure
-from relay.queue.settle import Settlement
+from relay.queue.request import Request
 from relay.queue.store import (
-    ChangeStep,
-    EventOfChange,
-    NewMessage,
-    PendingReport,
     QueueFilter,
     SpoolError,
     StoredEvent,
 )
-from relay.queue.tail import EventTail
-from relay.queue.tls_sessions import ReportResult
-from relay.queue.verbs import VERBS
+from relay.queue.verbs import Changed
 
 __all__ = ["PostgresStore"]
 
@@ -77,42 +68,51 @@ _GLANCE_SECONDS = 0.05
 _ALL_REQUESTS = 1 << 62
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
-class PostgresStore(Reader):
+def writes(
+    statement: Callable[Concatenate[Db, P], Awaitable[T]],
+) -> Callable[Concatenate[PostgresStore, P], Coroutine[Any, Any, T]]:
+    """A method of the store that commits what this statement does."""
+
+    async def write(store: PostgresStore, /, *args: P.args, **named: P.kwargs) -> T:
+        return await store._write(partial(statement, **named), *args)
+
+    return write
+
+
+class PostgresStore(Reader, EngineStore[Db]):
     """Open with `PostgresStore.open`; see `relay.queue.store.Store` for what each method promises.
 
-    What only reads is inherited.
+    What only reads is inherited from `Reader`, what all engines do from `EngineStore`.
     """
 
+    writer: Writer
+    _tables: Tables
+
     def __init__(self, server: Server, options: NodeOptions, limits: HandOffLimits) -> None:
-        super().__init__(server)
-        self._claims = Link(server, seconds=_CLAIM_SECONDS)
-        self._stages = Link(server, seconds=_STAGE_SECONDS)
-        self._leases = Link(server, seconds=_LEASE_SECONDS)
+        Reader.__init__(self, server)
+        EngineStore.__init__(self, limits, claims=claims, inline_bytes=INLINE_BYTES)
+        self._claim_link = Link(server, seconds=_CLAIM_SECONDS)
+        self._stage_link = Link(server, seconds=_STAGE_SECONDS)
+        self._lease_link = Link(server, seconds=_LEASE_SECONDS)
         self.lease = lease = Lease(
-            self._leases,
+            self._lease_link,
             options,
             renewed=self._renewed,
             lost=self._lease_lost,
             taken_over=lambda count: self._dispatch.changed(),
         )
         self._tables = Tables(lease)
-        self._tail = EventTail()
         self.writer = Writer(
             server,
             self._tables,
             on_events=self._tail.add,
             on_lease_lost=self._renew_now,
         )
-        self._staging = staging = Staging(self._stages, lease)
-        self.stage = staging.stage
-        self.discard = staging.discard
+        self._staging = Staging(self._stage_link, lease)
         self.api_state = PostgresApiState(self.ask, self._write, lease)
-        self._dispatch = dispatch = Dispatch(limits, self)
-        self.next_due = dispatch.next_due
-        self.wait_for_work = dispatch.wait_for_work
-        self.before_change = dispatch.before_change
         self.clock = lease.clock
         self._cursor: str | None = None
         self._held: set[tuple[str, int]] = set()
@@ -136,9 +136,9 @@ class PostgresStore(Reader):
         """
         store = cls(server, options, limits or HandOffLimits())
         try:
-            await store._leases.ask(migrate)
+            await store._lease_link.ask(migrate)
             await store.lease.register()
-            await store._leases.ask(store._prepare, now, max_wait)
+            await store._lease_link.ask(store._prepare, now, max_wait)
         except BaseException:
             await store._let_go()
             raise
@@ -174,7 +174,7 @@ class PostgresStore(Reader):
 
     async def _let_go(self) -> None:
         await self.lease.end()
-        for link in (self._claims, self._stages, self._leases):
+        for link in (self._claim_link, self._stage_link, self._lease_link):
             await link.close()
         await super().close()
 
@@ -207,81 +207,7 @@ class PostgresStore(Reader):
         """The number of the newest event of this node."""
         return self._tables.last_seq
 
-    # Taking in.
-
-    async def accept(self, new: NewMessage) -> None:
-        """Take responsibility."""
-        rows = Rows(takes_in=True)
-        if new.staged_bytes or len(new.content) > INLINE_BYTES:
-            await self._staging.accept(new, lambda rest: self._accept_rest(rest, rows))
-        else:
-            await self._commit_with([new], rows)
-
-    async def _accept_rest(self, rest: NewMessage, rows: Rows) -> None:
-        await self._commit_with([rest], rows, in_pieces=True)
-
-    async def _commit_with(
-        self,
-        messages: Sequence[NewMessage],
-        rows: Rows,
-        *,
-        in_pieces: bool = False,
-        then: Callable[[], None] | None = None,
-    ) -> Any:
-        """Commit rows and new messages, then hand the messages' entries over."""
-        entries: list[Entry] = []
-        token = self.lease.id
-        try:
-            for new in messages:
-                handed = self._dispatch.reserve(new, in_file=in_pieces)
-                entries += handed
-                claimed = {one.index for entry in handed for one in entry.recipients}
-                # A report of ours lies in its row whatever its size: nothing was staged for it.
-                rows.add_message(new, claimed=claimed, in_file=in_pieces)
-                rows.events = [*rows.events, *new.events] if rows.events else new.events
-        except BaseException:
-            self._dispatch.give_up(entries)
-            raise
-        keys = [
-            (entry.message.queue_id, one.index) for entry in entries for one in entry.recipients
-        ]
-        self._held.update(keys)
-        handed_over = [replace(entry, token=token) for entry in entries]
-
-        def committed(_: object) -> None:
-            if then is not None:
-                then()
-            if messages:
-                self._dispatch.accepted(messages, handed_over)
-
-        def failed() -> None:
-            self._held.difference_update(keys)
-            self._dispatch.give_up(entries)
-
-        request = Request(rows, on_commit=committed, on_failure=failed)
-        return await self._submit(request)
-
     # Handing out: see `Dispatch`.
-
-    async def claim_due(
-        self,
-        *,
-        now: datetime,
-        limit: int,
-        limit_per_domain: int | None = None,
-        skip: Collection[str] = (),
-        only: Collection[str] | None = None,
-        with_new: bool = False,
-    ) -> list[Entry]:
-        """Entries that are due."""
-        return await self._dispatch.claim_due(
-            now=now,
-            limit=limit,
-            limit_per_domain=limit_per_domain,
-            skip=skip,
-            only=only,
-            with_new=with_new,
-        )
 
     async def claim_stored(
         self,
@@ -294,7 +220,7 @@ class PostgresStore(Reader):
         """Entries from the store. A commit of unknown outcome leaves claims that nobody here knows
         of: they are freed with a renewal of the lease.
         """
-        claiming = self._claims.ask(self._claim, now, limit, skip, shares, only)
+        claiming = self._claim_link.ask(self._claim, now, limit, skip, shares, only)
         task = asyncio.ensure_future(claiming)
         try:
             return await asyncio.shield(task)
@@ -330,71 +256,15 @@ class PostgresStore(Reader):
         for entry in entries:
             self._held.update((entry.message.queue_id, one.index) for one in entry.recipients)
 
-    def _let_claims_go(self, entries: Sequence[Entry]) -> None:
+    def _handed_over(self, entries: Sequence[Entry]) -> Sequence[Entry]:
+        self._hold(entries)
+        return [replace(entry, token=self.lease.id) for entry in entries]
+
+    def _claims_ended(self, entries: Sequence[Entry]) -> None:
         for entry in entries:
             self._held.difference_update(
                 (entry.message.queue_id, one.index) for one in entry.recipients
             )
-
-    async def give_back(self, entries: Sequence[Entry]) -> None:
-        """Have claimed entries wait in the store, due at once."""
-        await self._release(entries, None, self._dispatch.changed)
-
-    def give_back_later(self, entries: Sequence[Entry]) -> None:
-        """The same, without waiting for it."""
-        if entries:
-            self._let_claims_go(entries)
-            request = Request(function=lambda db: claims.release(db, entries, None))
-            request.on_commit = lambda _: self._dispatch.changed()
-            request.future.add_done_callback(log_failure)
-            with suppress(SpoolError):
-                self.writer.submit(request)
-
-    async def clock_set_back(self, *, now: datetime, latest: datetime) -> None:
-        """Bring forward what a clock that was ahead has put off."""
-        await self._write(claims.pull_forward, now, latest, then=self._dispatch.changed)
-
-    async def release(self, entry: Entry, *, due: datetime) -> None:
-        """End a claim without an attempt."""
-        await self._release([entry], due, partial(self._dispatch.due_later, due, entry.domain))
-
-    async def _release(
-        self, entries: Sequence[Entry], due: datetime | None, then: Callable[[], None]
-    ) -> None:
-        try:
-            await self._write(claims.release, entries, due, then=then)
-        finally:
-            self._let_claims_go(entries)
-
-    # Results.
-
-    async def record(
-        self,
-        settlement: Settlement,
-        *,
-        reports: Sequence[NewMessage] = (),
-        events: Sequence[Event] = (),
-        sessions: Sequence[TlsSession] = (),
-    ) -> bool:
-        """Commit the results of an attempt; True: the pending report is to be sent now."""
-        rows = Rows(events=events, sessions=(settlement.at, sessions) if sessions else None)
-        rows.add_settlement(settlement)
-
-        def settled() -> None:
-            self._let_claims_go([settlement.entry])
-            self._dispatch.settled(settlement)
-
-        return await self._commit_with(reports, rows, then=settled) is True
-
-    async def count_sessions(self, sessions: Sequence[TlsSession], *, at: datetime) -> None:
-        """Count sessions that belong to no result."""
-        await self._submit(Request(Rows(sessions=(at, sessions))))
-
-    async def report(self, pending: PendingReport, reports: Sequence[NewMessage]) -> None:
-        """Commit these DSNs, and that the report is sent."""
-        rows = Rows()
-        rows.add_report(pending)
-        await self._commit_with(reports, rows)
 
     # Reports on TLS.
 
@@ -406,59 +276,9 @@ class PostgresStore(Reader):
         """End a claim."""
         await self._write(tls_sessions.release_report, self.lease.id, day, domain, place)
 
-    async def finish_tls_report(
-        self,
-        day: date,
-        domain: str,
-        place: str,
-        result: ReportResult,
-        *,
-        message: NewMessage | None = None,
-    ) -> None:
-        """Commit what became of a report, and its mail, which has to wait where room is short."""
-        rows = Rows(takes_in=message is not None, tls_reports=[(day, domain, place, result)])
-        await self._commit_with([message] if message is not None else [], rows)
-
-    async def finished_tls_reports(self, day: date, domain: str) -> Mapping[str, ReportResult]:
-        """What became of the reports of a day and domain."""
-        return await self.ask(tls_sessions.finished_reports, day, domain)
-
-    async def domains_reported(self, day: date) -> set[str]:
-        """The domains whose report of a day is finished."""
-        return await self.ask(tls_sessions.domains_reported, day)
-
-    async def purge_tls_sessions(self, *, before: date) -> int:
-        """Remove what is of earlier days, a step at a time."""
-        total = 0
-        while count := await self._write(tls_sessions.purge_sessions, before, _PURGE_STEP):
-            total += count
-        return total
-
     # The operator.
 
-    async def change(
-        self,
-        wanted: QueueFilter,
-        *,
-        verb: str,
-        now: datetime,
-        after: str = "",
-        event_of: EventOfChange | None = None,
-    ) -> ChangeStep:
-        """The operator's verb on the next messages that match."""
-        if verb not in VERBS:
-            raise SpoolError(f"there is no verb {verb!r}")
-        ids, until = await self.find_messages(wanted, now=now, after=after, limit=_CHANGE_STEP)
-        if not ids:
-            return ChangeStep(None)
-        events_made = await self.events_of(ids, event_of) if event_of is not None else {}
-        meant = replace(wanted, queue_ids=frozenset(ids))
-        async with self._dispatch.stopped():
-            await self._wait_for_others()
-            changed = await self._change_named(meant, verb, now, events_made)
-        return ChangeStep(until, len(changed.recipients), meant.queue_ids)
-
-    async def _wait_for_others(self) -> None:
+    async def _others_give_back(self) -> None:
         """Have the other nodes give back what they have not begun, so that a verb reaches it."""
         lease = self.lease.id
         if not await self.ask(others_that_hold, lease, _ALL_REQUESTS):
@@ -482,65 +302,33 @@ class PostgresStore(Reader):
                 await asyncio.sleep(_STANDSTILL_SECONDS)
             self._dispatch.changed()
 
-    async def _change_named(
-        self, wanted: QueueFilter, verb: str, now: datetime, made: Mapping[tuple[str, int], Event]
-    ) -> claims.Changed:
-        request = Request()
-
-        async def change(db: Db) -> claims.Changed:
-            changed = await claims.change(db, wanted, verb, now)
-            theirs = [made[key] for key in changed.recipients if key in made]
-            await self._tables.write_events(db, request, theirs)
-            return changed
-
-        def done(changed: claims.Changed) -> None:
-            self._dispatch.counts.add(changed.states)
-            self._dispatch.changed()
-
-        request.function, request.on_commit = change, done
-        result: claims.Changed = await self._submit(request)
-        return result
-
-    async def write_event(self, event: Event) -> None:
-        """Commit an event that tells of what an operator did."""
-        await self._submit(Request(Rows(events=(event,))))
+    async def _change_rows(
+        self,
+        db: Db,
+        request: Request,
+        wanted: QueueFilter,
+        verb: str,
+        now: datetime,
+        events: Mapping[tuple[str, int], Event],
+        /,
+    ) -> Changed:
+        changed = await claims.change(db, wanted, verb, now)
+        theirs = [events[key] for key in changed.recipients if key in events]
+        await self._tables.write_events(db, request, theirs)
+        return changed
 
     # Events of this node.
 
-    async def events_after(self, seq: int, *, limit: int = 1000) -> list[StoredEvent]:
-        """The next events: from memory where they are new."""
-        newest = self._tail.after(seq, limit)
-        if newest is not None:
-            return newest
+    async def _stored_after(self, seq: int, limit: int, /) -> list[StoredEvent]:
         return await self.ask(events.events_after, self.lease.node, seq, limit)
 
-    async def log_written(self, seq: int) -> None:
-        """Remember how far the log file is; written down with the next commit."""
-        self._tables.note_mark(seq)
+    async def _purge_events(
+        self, before: datetime, mark: int, after: int, limit: int, /
+    ) -> tuple[int, int | None]:
+        return await self._write(claims.purge_events, self.lease.node, before, mark, after, limit)
 
-    async def log_mark(self) -> int:
-        """How far the log file is."""
-        return self._tables.mark
-
-    async def purge_events(self, *, before: datetime) -> int:
-        """Remove old events of this node that the log holds, a step at a time."""
-        total = 0
-        after: int | None = _BEFORE_ALL
-        while after is not None:
-            count, after = await self._write(
-                claims.purge_events, self.lease.node, before, self._tables.mark, after, _PURGE_STEP
-            )
-            total += count
-            if count:
-                self._tail.clear()
-        return total
-
-    async def purge_statistics(self, *, before: datetime) -> int:
-        """Remove old statistics, a step at a time."""
-        total = 0
-        while count := await self._write(statistics.purge_statistics, before, _PURGE_STEP):
-            total += count
-        return total
+    _purge_statistics = writes(statistics.purge_statistics)
+    _purge_sessions = writes(tls_sessions.purge_sessions)
 
     # The lease.
 
@@ -599,29 +387,9 @@ class PostgresStore(Reader):
                 with suppress(SpoolError):
                     self.writer.submit(_nothing())
 
-    # The way to the writer.
-
-    async def _submit(self, request: Request) -> Any:
-        """Hand a request over and await its commit. Cancelling the wait does not stop the work."""
-        try:
-            self.writer.submit(request)
-        except SpoolError:
-            if request.on_failure is not None:
-                request.on_failure()
-            raise
-        return await request.future
-
-    async def _write(
-        self,
-        function: Callable[..., Awaitable[T]],
-        *args: Any,
-        then: Callable[[], None] | None = None,
-    ) -> T:
-        """Commit what `function(connection, *args)` does; its result. `then` follows the commit."""
-        request = Request(function=lambda db: function(db, *args))
-        if then is not None:
-            request.on_commit = lambda _: then()
-        result: T = await self._submit(request)
+    async def _write(self, statement: Callable[..., Awaitable[T]], *args: object) -> T:
+        """Commit what `statement(connection, *args)` does; its result."""
+        result: T = await self._submit(Request(function=lambda db: statement(db, *args)))
         return result
 
 

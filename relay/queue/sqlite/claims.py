@@ -10,9 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import sqlite3
-from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
 
 from relay.queue.due import latest_wish
@@ -34,9 +32,9 @@ from relay.queue.sqlite.schema import ASIDE, CLAIMED, READY, WAITING
 from relay.queue.sqlite.statements import remove_if_done
 from relay.queue.sqlite.tls_sessions import forget_claims
 from relay.queue.store import QueueFilter, SpoolError
-from relay.queue.verbs import VERBS, Verb
+from relay.queue.verbs import VERBS, Changed, Verb
 
-__all__ = ["Changed", "change", "claim", "purge", "recover", "release"]
+__all__ = ["change", "claim", "pull_forward", "purge_events", "recover", "release"]
 
 log = logging.getLogger(__name__)
 
@@ -230,16 +228,6 @@ def release(db: sqlite3.Connection, entries: Iterable[Entry], due: datetime | No
 # The operator's verbs.
 
 
-@dataclass(slots=True)
-class Changed:
-    """What a verb did to some messages: the recipients it changed, and how many each state has
-    more.
-    """
-
-    recipients: list[tuple[str, int]] = field(default_factory=list)
-    states: Counter[State] = field(default_factory=Counter)
-
-
 def _becomes(does: Verb) -> str:
     """The number of the state that a verb leaves a recipient in."""
     if does.becomes is None:
@@ -288,7 +276,7 @@ def change(db: sqlite3.Connection, wanted: QueueFilter, verb: str, now: datetime
 # Leftovers.
 
 
-def purge(
+def purge_events(
     db: sqlite3.Connection, before: datetime, mark: int, after: int, limit: int
 ) -> tuple[int, int | None]:
     """Forget old events within one stretch; how many, and where the next stretch begins.

@@ -14,7 +14,7 @@ from relay.queue.rows import micros, moment
 from relay.queue.sqlite.matching import is_one_of
 from relay.queue.store import EventFilter, StoredEvent
 
-__all__ = ["event_bounds", "events_after", "events_within", "log_mark"]
+__all__ = ["event_bounds", "events_after", "events_within"]
 
 _WINDOW = 1000
 _FAR = 1 << 62
@@ -65,7 +65,7 @@ def _event(row: tuple[Any, ...]) -> StoredEvent:
     return StoredEvent(seq, Event(event_id, moment(at), name, queue_id, sender, recipient, line))
 
 
-def events_after(db: sqlite3.Connection, seq: int, *, limit: int = 1000) -> list[StoredEvent]:
+def events_after(db: sqlite3.Connection, seq: int, limit: int) -> list[StoredEvent]:
     """The next events."""
     rows = db.execute(
         f"SELECT {_EVENT_COLUMNS} FROM event WHERE seq > ? ORDER BY seq LIMIT ?", (seq, limit)
@@ -153,8 +153,3 @@ def events_within(
         values,
     ).fetchall()
     return [_event(row) for row in rows], reached
-
-
-def log_mark(db: sqlite3.Connection) -> int:
-    row = db.execute("SELECT value FROM meta WHERE key = 'log_mark'").fetchone()
-    return int(row[0]) if row else 0

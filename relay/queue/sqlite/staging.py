@@ -44,14 +44,14 @@ class Staging:
             self._staged.remove(queue_id)
             self._contents.remove([queue_id])
 
-    async def accept(self, new: NewMessage, commit: Callable[[], Awaitable[None]]) -> None:
+    async def accept(self, new: NewMessage, commit: Callable[[], Awaitable[object]]) -> None:
         """Complete the file, then have the commit made; both run to their end if the caller is
         cancelled.
         """
         self._staged.discard(new.message.queue_id)
         await asyncio.shield(self._to_its_end(self._accept(new, commit)))
 
-    async def _accept(self, new: NewMessage, commit: Callable[[], Awaitable[None]]) -> None:
+    async def _accept(self, new: NewMessage, commit: Callable[[], Awaitable[object]]) -> None:
         queue_id = new.message.queue_id
         try:
             await self._contents.complete(queue_id, new.staged_bytes, new.content)

@@ -70,7 +70,7 @@ async def test_operator_can_change_mail_that_waits_in_memory(tmp_path):
 
 
 async def test_a_verb_goes_through_a_long_queue_in_stretches(store, monkeypatch):
-    monkeypatch.setattr("relay.queue.sqlite.store._CHANGE_STEP", 7)
+    monkeypatch.setattr("relay.queue.engine_store._CHANGE_STEP", 7)
     monkeypatch.setattr("relay.queue.sqlite.messages._WINDOW", 11)
     for _ in range(50):
         await store.accept(new_message("a@one.example", "b@two.example"))
@@ -203,10 +203,7 @@ async def test_the_queue_of_a_stopped_relay_is_read_without_a_trace(tmp_path):
         assert await content_of(stopped, "q0") == CONTENT
         assert len(await content_of(stopped, "q4")) == 2 * CHUNK_BYTES
         assert (await stopped.read_header("q0")).endswith(b"\r\n\r\n")
-        assert (
-            len(await stopped.find_events(EventFilter())) == len(await stopped.events_after(0)) == 1
-        )
-        assert await stopped.log_mark() == 0
+        assert len(await stopped.find_events(EventFilter())) == 1
     after = {path: path.stat() for path in (tmp_path / "spool").iterdir()}
     assert {path: (found.st_mtime_ns, found.st_size) for path, found in before.items()} == {
         path: (found.st_mtime_ns, found.st_size) for path, found in after.items()
