@@ -1,11 +1,13 @@
 """`make bench`: runs every scenario on both sides in turn (A B A B) and writes a report.
 
-    python -m benchmarks [quick] [--only NAME …] [--rounds N] [--minutes M] [--smoke]
+    python -m benchmarks [quick|nodes] [--only NAME …] [--rounds N] [--minutes M] [--smoke]
     [--directory D] [--save]
 
 A scenario begins only while time is left. The first round of each is metered (syncs, memory) and
 warms up; the rates and the CPU are of the others, with nothing attached. `--smoke` runs a few
 messages of the cheap scenarios: it shows that everything works, and says nothing about speed.
+
+`nodes` is a measurement of its own (`benchmarks.nodes`), without Postfix.
 """
 
 from __future__ import annotations
@@ -30,13 +32,17 @@ from benchmarks.sides import start_sides
 
 _SMOKE_MESSAGES = 60
 _TMPFS = "tmpfs"
+_NODES_MINUTES = 6.0
 
 
 def main() -> None:
     """Read the arguments, measure, and report."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "length", nargs="?", choices=["quick"], help="quick: the main scenarios, in some 4 minutes"
+        "length",
+        nargs="?",
+        choices=["quick", "nodes"],
+        help="quick: the main scenarios, in some 4 minutes; nodes: several on one PostgreSQL",
     )
     parser.add_argument("--only", action="append", choices=[one.name for one in SCENARIOS])
     parser.add_argument("--rounds", type=int, default=3)
@@ -53,6 +59,9 @@ def main() -> None:
     if _file_system(wanted.directory) == _TMPFS:
         parser.error(f"{wanted.directory} is in memory: name a directory on a disk")
     deadline = time.monotonic() + 60 * wanted.minutes
+    if wanted.length == "nodes":
+        _nodes(wanted)
+        return
     results: list[Result] = []
     loads: list[float] = []
     for scenario in _chosen(wanted):
@@ -65,6 +74,21 @@ def main() -> None:
     print(report.tables(results))
     if wanted.save and not wanted.length:
         report.save(results, loads)
+
+
+def _nodes(wanted: argparse.Namespace) -> None:
+    """Several nodes with one queue, and a relay with its queue in a directory."""
+    from benchmarks import nodes
+
+    load = _others_load()
+    rounds = 1 if wanted.smoke else wanted.rounds
+    # The last round of each part may still take a while.
+    until = time.monotonic() + 60 * min(wanted.minutes, _NODES_MINUTES)
+    with tempfile.TemporaryDirectory(prefix="relay-bench-", dir=wanted.directory) as path:
+        directory = Path(path)
+        directory.chmod(0o755)
+        found = nodes.measure_nodes(directory, rounds=rounds, smoke=wanted.smoke, until=until)
+    print(f"{nodes.about(load)}\n\n{nodes.table(found)}")
 
 
 def _chosen(wanted: argparse.Namespace) -> Iterator[Scenario]:

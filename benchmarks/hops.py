@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 from asyncio import new_event_loop
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -66,12 +66,12 @@ class NextHop:
         """Of the last run: the most transactions at a time, and the seconds of each message."""
         return self.counter.report()
 
-    def send(self, scenario: Scenario, port: int, messages: int) -> tuple[float, float]:
-        """Have the next hop send messages to a server and take them back: the seconds until it had
-        them all, and until the server had.
+    def send(self, scenario: Scenario, ports: Sequence[int], messages: int) -> tuple[float, float]:
+        """Have the next hop send messages to one server, or several, and take them back: the
+        seconds until it had them all, and until the servers had.
         """
         assert isinstance(self.counter, _Lockstep)
-        return self.counter.send(scenario, port, messages)
+        return self.counter.send(scenario, ports, messages)
 
 
 @contextlib.contextmanager
@@ -147,9 +147,9 @@ class _Lockstep:
     def report(self) -> dict[str, Any]:
         return {"most": 0, "seconds": []}
 
-    def send(self, scenario: Scenario, port: int, messages: int) -> tuple[float, float]:
+    def send(self, scenario: Scenario, ports: Sequence[int], messages: int) -> tuple[float, float]:
         wanted = {
-            "port": port,
+            "ports": list(ports),
             "messages": messages,
             "sessions": scenario.sessions,
             "size": scenario.size,

@@ -3,9 +3,9 @@
     python -m benchmarks.lockstep ADDRESS PORT
 
 It listens on ADDRESS:PORT as the next hop, from the start. For each line of JSON on stdin,
-{"port", "messages", "sessions", "size", "standing"}, it sends so many messages to 127.0.0.1:port
-and prints {"seconds", "intake_seconds"} once the next hop has them all. An empty line asks for
-{"taken"}, the messages that the next hop has taken so far.
+{"ports", "messages", "sessions", "size", "standing"}, it sends so many messages to 127.0.0.1, over
+as many sessions to each port, and prints {"seconds", "intake_seconds"} once the next hop has them
+all. An empty line asks for {"taken"}, the messages that the next hop has taken so far.
 
 A client sends a command when it has the reply to the one before: no pipelining, as most clients of
 a relay. What the generator costs, some 0.16 ms a message with its next hop, is not there for the
@@ -20,6 +20,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from itertools import cycle
 from typing import Any
 
 _COMMANDS = (
@@ -28,7 +29,7 @@ _COMMANDS = (
     b"DATA\r\n",
 )
 _LINE = b"X" * 78 + b"\r\n"
-_PATIENCE = 60.0
+_PATIENCE = 300.0
 
 
 class Loop:
@@ -165,6 +166,7 @@ class _Sending:
 def send(loop: Loop, hop: NextHop, wanted: dict[str, Any]) -> dict[str, float]:
     """Send the messages, and wait until the next hop has them."""
     left: int = wanted["messages"]
+    ports = cycle(wanted["ports"])
     sessions: list[_Sending] = []
     content = b"Subject: benchmark\r\nFrom: a@client.example\r\n\r\n"
     content += _LINE * max((wanted["size"] - len(content)) // len(_LINE), 1) + b".\r\n"
@@ -181,7 +183,7 @@ def send(loop: Loop, hop: NextHop, wanted: dict[str, Any]) -> dict[str, float]:
         sessions = [one for one in sessions if not one.is_over]
         while left and len(sessions) < wanted["sessions"]:
             left -= 1
-            sessions.append(_Sending(loop, wanted["port"], content, has_another=has_another))
+            sessions.append(_Sending(loop, next(ports), content, has_another=has_another))
         if not sessions:
             break
         _turn(loop, began)

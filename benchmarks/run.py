@@ -71,7 +71,7 @@ def run(
         began, cpu = time.monotonic(), cpu_seconds(side.root)
         reply_seconds: list[float] = []
         if scenario.client is Client.LOCKSTEP:
-            seconds, intake = hop.send(scenario, side.port, messages)
+            seconds, intake = hop.send(scenario, [side.port], messages)
         else:
             reply_seconds = hand_in(scenario, side, messages)
             intake = time.monotonic() - began

@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -30,7 +30,7 @@ from tests.rigs.ports import accepts_connections, free_port, wait_until
 from tests.rigs.postfix import postfix
 from tests.rigs.relay import relay_process
 
-__all__ = ["AS_INSTALLED", "Side", "start_sides"]
+__all__ = ["AS_INSTALLED", "Side", "deferred_message", "relay_side", "start_sides"]
 
 AS_INSTALLED = "Postfix as installed"
 
@@ -53,11 +53,11 @@ def start_sides(directory: Path, scenario: Scenario, hop: NextHop) -> Iterator[S
     with contextlib.ExitStack() as stack:
         fetching = "tests.rigs.policy_relay", str(hop.policy_port)
         program = fetching if scenario.beside is Beside.NO_POLICY else ("relay",)
-        first = _relay(directory / "relay", scenario, hop, program=program)
+        first = relay_side(directory / "relay", scenario, hop, program=program)
         sides = [stack.enter_context(first)]
         match scenario.beside:
             case Beside.POSTFIX:
-                two = _relay(
+                two = relay_side(
                     directory / "relay2", scenario, hop, name="relay, 2 workers", workers=2
                 )
                 sides.append(stack.enter_context(two))
@@ -67,16 +67,16 @@ def start_sides(directory: Path, scenario: Scenario, hop: NextHop) -> Iterator[S
                     sides.append(stack.enter_context(installed))
             case Beside.FULL_QUEUE:
                 asyncio.run(_fill(directory / "full/spool"))
-                full = _relay(directory / "full", scenario, hop, name=scenario.beside)
+                full = relay_side(directory / "full", scenario, hop, name=scenario.beside)
                 sides.append(stack.enter_context(full))
             case Beside.NO_SYNC:
                 program = ("benchmarks.undurable",)
-                careless = _relay(
+                careless = relay_side(
                     directory / "off", scenario, hop, name=scenario.beside, program=program
                 )
                 sides.append(stack.enter_context(careless))
             case Beside.NO_POLICY:
-                free = _relay(
+                free = relay_side(
                     directory / "free", scenario, hop, name=scenario.beside, mta_sts="ignore"
                 )
                 sides.append(stack.enter_context(free))
@@ -86,7 +86,7 @@ def start_sides(directory: Path, scenario: Scenario, hop: NextHop) -> Iterator[S
 
 
 @contextlib.contextmanager
-def _relay(
+def relay_side(
     directory: Path,
     scenario: Scenario,
     hop: NextHop,
@@ -95,7 +95,9 @@ def _relay(
     program: tuple[str, ...] = ("relay",),
     workers: int = 1,
     mta_sts: str = "enforce",
+    queue: Mapping[str, str] | None = None,
 ) -> Iterator[Side]:
+    """A relay; `queue`: that section of its configuration, if it is not in its directory."""
     directory.mkdir(exist_ok=True)
     sections: dict[str, Any] = {
         "limits": {"connections": 2000, "connections_per_client": 2000},
@@ -122,6 +124,8 @@ def _relay(
     )
     with started as relay:
         relay.config["workers"] = workers
+        if queue is not None:
+            relay.config["queue"] = dict(queue)
         if scenario.tls_in:
             relay.config["listeners"][0] |= {"tls": "starttls", "certificate": str(hop.certificate)}
         relay.start(seconds=60)
@@ -194,11 +198,14 @@ async def _fill(path: Path) -> None:
     """Fill a queue with deferred messages that are not due yet."""
     store = await SqliteStore.open(path, synchronous="OFF")
     for first in range(0, _QUEUED, 1000):
-        await asyncio.gather(*(store.accept(_deferred(first + number)) for number in range(1000)))
+        await asyncio.gather(
+            *(store.accept(deferred_message(first + number)) for number in range(1000))
+        )
     await store.close()
 
 
-def _deferred(number: int) -> NewMessage:
+def deferred_message(number: int) -> NewMessage:
+    """A message that is due in two hours."""
     now, domain = datetime.now(UTC), f"later{number % 1000}.example"
     settings = TlsSettings(Setting(False, Source.DEFAULT), Setting(False, Source.DEFAULT))
     content = b"Subject: later\r\n\r\n" + b"z" * 1000

@@ -1,8 +1,9 @@
-"""Measures how many messages a second pass through the store: `python benchmarks/store.py`.
+"""Measures how many messages a second pass through the store: `python -m benchmarks.store`.
 
 Several clients accept small messages one after the other; a scheduler claims each due message and
 records it as delivered at once. Commits are synced as in service. To count the syncs, run it under
-`strace -f -c -e trace=fdatasync,fsync`.
+`strace -f -c -e trace=fdatasync,fsync`. `--postgres`: on a server of its own, whose CPU is told,
+too; `--nodes`: so many stores, in this process, share its queue.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import shutil
 import tempfile
 import time
 from datetime import UTC, datetime
@@ -18,6 +18,8 @@ from pathlib import Path
 
 import uvloop
 
+from benchmarks.meter import cpu_seconds
+from benchmarks.nodes import postgres_on_disk
 from relay.mail.event import Event
 from relay.mail.outcome import Delivered
 from relay.policy.settings import Setting, Source, TlsSettings
@@ -29,10 +31,12 @@ from relay.queue.entry import (
     QueuedRecipient,
     State,
 )
+from relay.queue.postgres import NodeOptions, PostgresStore, Server, parse_url
 from relay.queue.queue_id import new_queue_id
 from relay.queue.settle import Change, Settlement
 from relay.queue.sqlite import SqliteStore
-from relay.queue.store import NewMessage
+from relay.queue.store import NewMessage, Store
+from tests.rigs.postgres import Postgres
 
 SETTINGS = TlsSettings(Setting(True, Source.MESSAGE), Setting(False, Source.DEFAULT))
 LINE = json.dumps({"event": "delivered", "id": "x" * 20, "delivery-status": {"message": "y" * 700}})
@@ -75,15 +79,14 @@ def delivered(entry: Entry) -> tuple[Settlement, Event]:
     return Settlement(entry, now, (Change(after, outcome, 250, "2.0.0"),)), event
 
 
-async def run(directory: Path, messages: int, lanes: int, size_bytes: int) -> None:
-    """Pass the messages through the store and print the result."""
-    store = await SqliteStore.open(directory / "spool")
+async def run(store: Store, first: int, messages: int, lanes: int, size_bytes: int) -> None:
+    """Pass the messages through the store; they are numbered from `first`."""
     per_lane, done, all_done = messages // lanes, 0, asyncio.Event()
     running: set[asyncio.Task[None]] = set()
 
     async def lane(number: int) -> None:
         for step in range(per_lane):
-            await store.accept(message(number * per_lane + step, size_bytes))
+            await store.accept(message(first + number * per_lane + step, size_bytes))
 
     async def deliver(entry: Entry) -> None:
         nonlocal done
@@ -103,19 +106,59 @@ async def run(directory: Path, messages: int, lanes: int, size_bytes: int) -> No
             if not entries:
                 await store.wait_for_work()
 
-    began, cpu = time.perf_counter(), time.process_time()
     scheduler = asyncio.create_task(schedule())
     await asyncio.gather(*map(lane, range(lanes)))
     await all_done.wait()
+    scheduler.cancel()
+
+
+async def on_files(wanted: argparse.Namespace, directory: Path) -> None:
+    """The queue in a directory."""
+    store = await SqliteStore.open(directory / "spool")
+    began, cpu = time.perf_counter(), time.process_time()
+    await run(store, 0, wanted.messages, wanted.lanes, wanted.size)
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
     writer = time.clock_gettime(time.pthread_getcpuclockid(store.writer.thread.ident or 0))
-    total = per_lane * lanes
+    total = wanted.messages
     print(
-        f"{lanes} lanes, {size_bytes} octets: {total / seconds:.0f} accepted and recorded/s, "
-        f"{1e6 * cpu / total:.0f} us of CPU each, {1e6 * writer / total:.0f} us of it in the writer"
+        f"{wanted.lanes} lanes, {wanted.size} octets: {total / seconds:.0f} accepted and"
+        f" recorded/s, {1e6 * cpu / total:.0f} us of CPU each,"
+        f" {1e6 * writer / total:.0f} us of it in the writer"
     )
-    scheduler.cancel()
     await store.close()
+
+
+async def on_server(wanted: argparse.Namespace, server: Postgres) -> None:
+    """The queue on a server: in one store, or in several that share it."""
+    stores = [
+        await PostgresStore.open(
+            Server(parse_url(server.url()), name="relay", password=lambda: None),
+            NodeOptions(f"n{number}"),
+        )
+        for number in range(wanted.nodes)
+    ]
+    assert server.process is not None
+    each = wanted.messages // len(stores)
+    began, cpu, theirs = time.perf_counter(), time.process_time(), cpu_seconds(server.process.pid)
+    await asyncio.gather(
+        *(
+            run(store, number * each, each, wanted.lanes, wanted.size)
+            for number, store in enumerate(stores)
+        )
+    )
+    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+    theirs = cpu_seconds(server.process.pid) - theirs
+    batches = int(
+        server.sql("SELECT sum(n) FROM (SELECT max(n) AS n FROM relay.batch GROUP BY lease) AS a")
+    )
+    total = wanted.messages
+    print(
+        f"{wanted.nodes} nodes, {wanted.lanes} lanes, {wanted.size} octets:"
+        f" {total / seconds:.0f} accepted and recorded/s, {1e6 * cpu / total:.0f} us of CPU each,"
+        f" {1e6 * theirs / total:.0f} us of the server, {1000 * batches / total:.0f} commits/1000"
+    )
+    for store in stores:
+        await store.close()
 
 
 def main() -> None:
@@ -125,12 +168,17 @@ def main() -> None:
     parser.add_argument("--lanes", type=int, default=20)
     parser.add_argument("--size", type=int, default=4096)
     parser.add_argument("--directory", type=Path, default=None, help="on the disk to be measured")
+    parser.add_argument("--postgres", action="store_true")
+    parser.add_argument("--nodes", type=int, default=1)
     wanted = parser.parse_args()
-    directory = Path(tempfile.mkdtemp(prefix="store-", dir=wanted.directory))
-    try:
-        uvloop.run(run(directory, wanted.messages, wanted.lanes, wanted.size))
-    finally:
-        shutil.rmtree(directory)
+    with tempfile.TemporaryDirectory(prefix="store-", dir=wanted.directory) as path:
+        directory = Path(path)
+        directory.chmod(0o755)
+        if wanted.postgres:
+            with postgres_on_disk(directory) as server:
+                uvloop.run(on_server(wanted, server))
+        else:
+            uvloop.run(on_files(wanted, directory))
 
 
 if __name__ == "__main__":
