@@ -63,7 +63,7 @@ class LogTables(Protocol):
         """Up to which event the log file holds all."""
 
     def note_mark(self, seq: int) -> None:
-        """Write the mark along with the next commit."""
+        """Have the mark written, with a commit that is made anyway or soon."""
 
 
 class StagedContent(Protocol):
@@ -352,7 +352,7 @@ class EngineStore(EngineReader, Generic[Connection]):
         """The next events, of this node."""
 
     async def log_written(self, seq: int) -> None:
-        """Remember how far the log file is; written down with the next commit."""
+        """Remember how far the log file is; written down soon."""
         self._tables.note_mark(seq)
 
     async def log_mark(self) -> int:

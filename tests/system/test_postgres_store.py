@@ -15,6 +15,7 @@ from relay.queue.api_state import DomainSettings
 from relay.queue.handoff import HandOffLimits
 from relay.queue.nodes import NodeState
 from relay.queue.postgres import NodeOptions, PostgresStore, Server, StartRefused, commit, lease
+from relay.queue.postgres import store as postgres_store
 from relay.queue.server_address import parse_url
 from relay.queue.store import ClaimLost, EventFilter, QueueFilter, SpoolError
 from tests.fakes.queued import (
@@ -404,6 +405,17 @@ async def test_pooler_of_transactions_may_stand_between(server):
             assert not store.not_ready()
 
 
+async def test_commit_of_mail_does_not_change_the_mark_of_the_log(server, monkeypatch):
+    """Each commit would leave a dead row, and none would be a single statement."""
+    monkeypatch.setattr(postgres_store, "_LOOK_SECONDS", 60.0)
+    async with node(server.url()) as store:
+        for number in range(5):
+            await store.accept(new_message(events=(event("accepted", f"q{number}"),)))
+            await store.log_written(number + 1)
+        assert server.sql("SELECT log_mark FROM relay.node") == "0"
+    assert server.sql("SELECT log_mark FROM relay.node") == "5"
+
+
 async def test_events_that_a_lost_node_has_not_written_are_given_to_one_of_the_others(server):
     async with node(server.url(), "a") as one, node(server.url(), "b") as two:
         for number in range(3):
@@ -411,6 +423,11 @@ async def test_events_that_a_lost_node_has_not_written_are_given_to_one_of_the_o
         assert await two.lost_events() == (0, [])
         await one.log_written(1)
         await one.write_event(event("operated", "q"))
+
+        async def is_noted() -> bool:
+            return bool(server.sql("SELECT max(log_mark) FROM relay.node") == "1")
+
+        await until(is_noted)
         server.sql(f"UPDATE relay.lease SET lost = now() WHERE id = {one.lease.id}")
         number, rest = await two.lost_events()
         assert [stored.event.queue_id for stored in rest] == ["q1", "q2", "q"]

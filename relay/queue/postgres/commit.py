@@ -94,10 +94,6 @@ class Tables(Protocol):
 
     async def write_alone(self, db: Db, request: Request) -> None: ...
 
-    async def last(self, db: Db) -> None: ...
-
-    def committed(self) -> None: ...
-
     async def remove_untold(self, db: Db, batch: Sequence[Request]) -> None: ...
 
     def go_on_from(self, batch: Iterable[Request]) -> None: ...
@@ -295,7 +291,6 @@ class Writer:
                     self._fail(batch, SpoolError(f"internal trouble ({type(exc).__name__})"))
                     return
                 raise
-            self._tables.committed()
             self._is_well()
             resolve(batch, self._on_events)
             return
@@ -353,7 +348,6 @@ class Writer:
             for request in batch:
                 if request.function is not None:
                     await self._alone(db, request)
-            await self._tables.last(db)
         except BaseException:
             self._tables.back_to(point)
             with suppress(*ERRORS):
@@ -410,7 +404,6 @@ class Writer:
             return True
         log.warning("a commit with an unknown outcome was made")
         self._is_well()
-        self._tables.committed()
         self._tables.go_on_from(request for _, request in doubt.batch)
         untold = [request for _, request in doubt.batch if request.is_given_up]
         resolve([one for _, one in doubt.batch if not one.is_given_up], self._on_events)

@@ -173,9 +173,10 @@ class Tables:
         self._last_seq = 0
         self._hours: dict[int, HourBounds] = {}
         self._days: dict[int, DayBounds] = {}
-        self._mark = self._mark_written = self._mark_in_commit = 0
+        self._mark = self._mark_written = 0
 
-    # The mark of the log, written along with a commit.
+    # The mark of the log. It is a row of this node's: if every commit changed it, every commit
+    # would leave a dead row behind, and none would be a single statement.
 
     @property
     def mark(self) -> int:
@@ -183,13 +184,23 @@ class Tables:
         return self._mark
 
     def note_mark(self, seq: int) -> None:
-        """Write the mark of the log along with the next commit."""
+        """The log file has this node's events up to here."""
         self._mark = max(self._mark, seq)
 
-    @property
-    def has_more(self) -> bool:
-        """Whether the mark is not written yet."""
-        return self._mark != self._mark_written
+    def mark_request(self) -> Request | None:
+        """Writes the mark, if it has changed."""
+        mark = self._mark
+        if mark == self._mark_written:
+            return None
+
+        def written(_: object) -> None:
+            self._mark_written = mark
+
+        request = Request(
+            function=lambda db: note_written(db, self._lease.node, mark), on_commit=written
+        )
+        request.future.add_done_callback(lambda future: future.exception())
+        return request
 
     @property
     def last_seq(self) -> int:
@@ -221,10 +232,6 @@ class Tables:
         self._last_seq = point.last_seq
         self._days.clear()
 
-    def committed(self) -> None:
-        """The transaction is durable."""
-        self._mark_written = self._mark_in_commit
-
     def go_on_from(self, batch: Iterable[Request]) -> None:
         """These are committed, as was not known before: their events have the last numbers."""
         numbers = [stored.seq for request in batch for stored in request.stored]
@@ -232,8 +239,6 @@ class Tables:
 
     def is_plain(self, batch: Sequence[Request]) -> bool:
         """Whether a batch is only new mail with small content, and messages that leave whole."""
-        if self.has_more:
-            return False
         if not all(request.rows is not None and _is_plain(request.rows) for request in batch):
             return False
         rows = [request.rows for request in batch if request.rows is not None]
@@ -294,12 +299,6 @@ class Tables:
         if is_of_another_lease and not await _are_claimed(db, rows):
             rows = request.rows = await _taken_late(db, rows)
         await self.write(db, [request])
-
-    async def last(self, db: Db) -> None:
-        """What comes last in a transaction."""
-        self._mark_in_commit = self._mark
-        if self._mark != self._mark_written:
-            await note_written(db, self._lease.node, self._mark)
 
     async def remove_untold(self, db: Db, batch: Sequence[Request]) -> None:
         """Messages that were committed though their clients heard 451, as far as nobody else has

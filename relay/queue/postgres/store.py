@@ -163,9 +163,7 @@ class PostgresStore(Reader, EngineStore[Db]):
 
     async def close(self) -> None:
         """Finish what was begun, give every claim back and end the lease."""
-        if self._tables.has_more:
-            with suppress(SpoolError):
-                self.writer.submit(_nothing())
+        self._write_mark()
         await self.writer.close()
         for task in self._tasks:
             task.cancel()
@@ -383,22 +381,15 @@ class PostgresStore(Reader, EngineStore[Db]):
                 pass  # the lease and the writer tell of it
             except Exception:  # no mistake of one look may end the looking
                 log.exception("the other nodes could not be looked at")
-            if self._tables.has_more:
-                with suppress(SpoolError):
-                    self.writer.submit(_nothing())
+            self._write_mark()
+
+    def _write_mark(self) -> None:
+        """Write down how far the log file is, if that has changed."""
+        if (request := self._tables.mark_request()) is not None:
+            with suppress(SpoolError):
+                self.writer.submit(request)
 
     async def _write(self, statement: Callable[..., Awaitable[T]], *args: object) -> T:
         """Commit what `statement(connection, *args)` does; its result."""
         result: T = await self._submit(Request(function=lambda db: statement(db, *args)))
         return result
-
-
-def _nothing() -> Request:
-    """A request that brings a commit about: the mark of the log goes along with it."""
-
-    async def nothing(db: Db) -> None:
-        return None
-
-    request = Request(function=nothing)
-    request.future.add_done_callback(lambda future: future.exception())
-    return request
