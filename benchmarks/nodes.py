@@ -29,7 +29,7 @@ import asyncpg
 from benchmarks.hops import NextHop, next_hop
 from benchmarks.meter import cpu_seconds
 from benchmarks.scenarios import Client, Scenario
-from benchmarks.sides import Side, deferred_message, relay_side
+from benchmarks.sides import Side, one_of_many, relay_side
 from relay.queue.batch import Rows
 from tests.rigs.ports import free_port
 from tests.rigs.postgres import Postgres, program
@@ -230,7 +230,7 @@ def _nodes(bench: _Bench, count: int, name: str = "") -> Iterator[Group]:
 async def _defer(server: Postgres, database: str, count: int) -> None:
     """Fill a queue with messages that are due later, of a thousand domains."""
     rows = Rows()
-    rows.add_message(deferred_message(0), claimed=(), in_file=False)
+    rows.add_message(one_of_many(0), claimed=(), in_file=False)
     [(_, arrived, size, recipients, _, sender, data, content)] = rows.messages
     [(_, _, _, state, place, due, recipient)] = rows.recipients
     db = await _connect(server, database)
@@ -255,7 +255,7 @@ async def _defer(server: Postgres, database: str, count: int) -> None:
 async def _leave_dead(server: Postgres, database: str, count: int) -> None:
     """Take messages in and out again, claimed by the node there, as it does with new mail."""
     rows = Rows()
-    rows.add_message(deferred_message(0), claimed=(), in_file=False)
+    rows.add_message(one_of_many(0), claimed=(), in_file=False)
     [(_, arrived, size, recipients, _, sender, data, _)] = rows.messages
     [(_, _, domain, _, _, due, recipient)] = rows.recipients
     db = await _connect(server, database)

@@ -30,7 +30,7 @@ from tests.rigs.ports import accepts_connections, free_port, wait_until
 from tests.rigs.postfix import postfix
 from tests.rigs.relay import relay_process
 
-__all__ = ["AS_INSTALLED", "Side", "deferred_message", "relay_side", "start_sides"]
+__all__ = ["AS_INSTALLED", "Side", "deferred_message", "one_of_many", "relay_side", "start_sides"]
 
 AS_INSTALLED = "Postfix as installed"
 
@@ -198,15 +198,19 @@ async def _fill(path: Path) -> None:
     """Fill a queue with deferred messages that are not due yet."""
     store = await SqliteStore.open(path, synchronous="OFF")
     for first in range(0, _QUEUED, 1000):
-        await asyncio.gather(
-            *(store.accept(deferred_message(first + number)) for number in range(1000))
-        )
+        await asyncio.gather(*(store.accept(one_of_many(first + number)) for number in range(1000)))
     await store.close()
 
 
-def deferred_message(number: int) -> NewMessage:
-    """A message that is due in two hours."""
-    now, domain = datetime.now(UTC), f"later{number % 1000}.example"
+def one_of_many(number: int) -> NewMessage:
+    """A deferred message for one of a thousand domains, due in two hours."""
+    due = datetime.now(UTC) + timedelta(hours=2)
+    return deferred_message(f"later{number % 1000}.example", due=due)
+
+
+def deferred_message(domain: str, *, due: datetime) -> NewMessage:
+    """A message of 1 KB that was tried in vain, and will be tried again when it is due."""
+    now = datetime.now(UTC)
     settings = TlsSettings(Setting(False, Source.DEFAULT), Setting(False, Source.DEFAULT))
     content = b"Subject: later\r\n\r\n" + b"z" * 1000
     message = QueuedMessage(
@@ -218,6 +222,6 @@ def deferred_message(number: int) -> NewMessage:
         domain,
         settings,
         state=State.DEFERRED,
-        next_attempt=now + timedelta(hours=2),
+        next_attempt=due,
     )
     return NewMessage(message, (recipient,), content)

@@ -106,14 +106,23 @@ class Relay:
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """A command of `relay` with this configuration."""
+        with self.begin(*arguments) as command:
+            try:
+                stdout, stderr = command.communicate(timeout=60)
+            except subprocess.TimeoutExpired:
+                command.kill()
+                raise
+        return subprocess.CompletedProcess(command.args, command.returncode, stdout, stderr)
+
+    def begin(self, *arguments: str) -> subprocess.Popen[str]:
+        """The same, under way."""
         command, *rest = arguments
-        return subprocess.run(
+        return subprocess.Popen(
             [sys.executable, "-m", "relay", command, "-c", str(self.config_file), *rest],
             cwd=self.directory,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=60,
-            check=False,
             env={**os.environ, "NO_COLOR": "1", "PYTHONPATH": str(_ROOT), **self.environment},
         )
 
