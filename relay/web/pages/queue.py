@@ -21,7 +21,9 @@ _LISTED_DESTINATIONS = 200
 
 _QUEUE_PAGE = 50
 
-_SEARCH_SECONDS = 2.0
+_SEARCH_SECONDS = 0.2
+_LONG_SEARCH_SECONDS = 20.0
+"""How long a page looks for messages, unless it is asked to look longer."""
 
 
 async def queue(visit: Visit) -> web.StreamResponse:
@@ -37,9 +39,9 @@ async def queue(visit: Visit) -> web.StreamResponse:
         )
     now = visit.state.clock()
     page: list[ListedMessage] = []
-    is_unfinished = False
+    is_unfinished, is_long = False, "long" in visit.query
     try:
-        async with asyncio.timeout(_SEARCH_SECONDS):
+        async with asyncio.timeout(_LONG_SEARCH_SECONDS if is_long else _SEARCH_SECONDS):
             page = await visit.state.view.list_messages(
                 wanted, now=now, after=visit.query.get("after", ""), limit=_QUEUE_PAGE
             )
@@ -49,6 +51,7 @@ async def queue(visit: Visit) -> web.StreamResponse:
         "messages.html",
         said=said,
         is_unfinished=is_unfinished,
+        is_long=is_long,
         items=operations.page_as_json(page),
         following=page[-1].queue_id if more_follows(page, _QUEUE_PAGE) else "",
     )

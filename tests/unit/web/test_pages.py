@@ -9,6 +9,7 @@ import json
 import re
 from dataclasses import replace
 from datetime import timedelta
+from html import unescape
 from importlib.resources import files
 from typing import Any
 
@@ -22,6 +23,7 @@ from relay.queue.settle import settle
 from relay.queue.store import EventFilter, QueueFilter
 from relay.route.answers import TlsaAnswer
 from relay.web import facts
+from relay.web.pages import queue
 from tests.fakes.page import NO_TLS, NOBODY, NOW, SENT, SENT_IN_CLEAR, PageRig, evil_mail
 from tests.fakes.queued import new_message
 
@@ -275,6 +277,20 @@ async def test_search_leads_to_the_page_of_its_text(rig: PageRig) -> None:
     assert await browser.where("/search?q=bob@partner.example") == "/log?q=bob%40partner.example"
     assert await browser.where("/search?q=%3C1@x%3E") == "/log?q=1%40x"
     assert await browser.where("/search?q=") == "/log"
+
+
+async def test_search_of_a_large_queue_ends_soon_unless_it_may_take_long(
+    rig: PageRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue, "_SEARCH_SECONDS", 0.0)  # as if the queue were very large
+    await rig.mail("bob@partner.example", None)
+    browser = await rig.browser("vera")
+    _, text = await browser.get("/queue?sender=alice@legal.example")
+    assert "bob@partner.example" not in text
+    further = re.search(r'Nothing was found so far: .*<a href="([^"]+)">Search it all', text)
+    assert further is not None
+    _, text = await browser.get(unescape(further[1]))
+    assert "bob@partner.example" in text
 
 
 async def test_policy_says_where_rules_stand_and_explains(rig: PageRig) -> None:
