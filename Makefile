@@ -5,8 +5,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 RUNS   := $(VENV)/.runs
 READY  := $(VENV)/.ready
-# Two processes: one with what starts servers, one with the rest (tests/conftest.py).
-TWO    := -n 2 --dist loadgroup
+# Two processes; the tests of a file stay together (tests/conftest.py).
+TWO    := -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help run test retest test-pythons check lint demo man docs dist lock packages packages-test sbom image-test torture mutation fuzz bench clean
@@ -66,9 +66,8 @@ lint: $(READY)
 	$(BIN)/mypy
 
 # What failed last, alone: a test that passes then has met something of its neighbours or of the machine.
-# It has to be grouped as before, since a test's group is part of its name.
 retest: $(READY)
-	$(BIN)/pytest -n 1 --dist loadgroup --last-failed --last-failed-no-failures none $(ARGS)
+	$(BIN)/pytest --last-failed --last-failed-no-failures none $(ARGS)
 
 man: $(RUNS)
 	@mkdir -p build

@@ -5,8 +5,8 @@ test runs. Where one is missing the test is skipped and says so; under
 RELAY_REQUIRE_TOOLS=1 (as in .ci/run) that is a failure, so that nothing is
 skipped unseen.
 
-`make test` runs two processes: tests/system, which starts servers, goes one after the other in
-one, since some of it measures; the rest goes by file in the other.
+`make test` runs two processes, and the tests of a file stay together: they share servers,
+and addresses of their own. Ports differ between the processes (`tests.rigs.ports`).
 """
 
 from __future__ import annotations
@@ -35,21 +35,9 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Which tests stay together (`--dist loadgroup`)."""
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
-    for item in items:
-        is_system = "system" in item.path.relative_to(config.rootpath).parts
-        item.add_marker(pytest.mark.xdist_group("servers" if is_system else str(item.path)))
-
-
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Groups that pytest-xdist does not know would let servers meet at their ports."""
-    grouped = getattr(session.config.option, "loadgroup", False)
-    if grouped and any("@" not in item.nodeid for item in session.items):
-        raise pytest.UsageError("pytest-xdist does not see the groups of tests/conftest.py")
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """tests/system comes first: its files take minutes, and one of them alone at the end, too."""
+    items.sort(key=lambda item: "system" not in item.path.parts)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

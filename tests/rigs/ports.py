@@ -26,12 +26,19 @@ def _own_ports() -> Iterator[int]:
     """The ports of this process, one after the other.
 
     They are below those that the kernel gives to clients and to port 0: nobody takes one between
-    the moment it is found free and the moment its server listens, which may be seconds. Two
-    processes of one run of tests have two slots.
+    the moment it is found free and the moment its server listens, which may be seconds.
     """
     ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    begin = max(ephemeral - _SLOTS * _SLOT, 1024) + os.getpid() % _SLOTS * _SLOT
+    begin = max(ephemeral - _SLOTS * _SLOT, 1024) + _own_slot() * _SLOT
     return itertools.cycle(range(begin, min(begin + _SLOT, ephemeral)))
+
+
+def _own_slot() -> int:
+    """Processes of one run of tests have different slots; those of two runs mostly."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker is None:
+        return os.getpid() % _SLOTS
+    return (os.getppid() * 4 + int(worker.removeprefix("gw"))) % _SLOTS
 
 
 def free_port(address: str = "127.0.0.1") -> int:
