@@ -366,7 +366,7 @@ class Attempt:
                 connection.abort()
                 raise
             if handing_over.has_delivered:
-                went_well, hop = True, connection.hop
+                went_well, hop = True, connection.session
                 is_old = is_below(hop.tls_version, self._security)
                 conditions.past.learn(shown_by(hop), is_old=is_old)
             if waiting:  # they are to go over another connection

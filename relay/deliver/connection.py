@@ -63,7 +63,7 @@ from relay.route.security import Situation
 
 __all__ = ["Connection", "SessionBroken", "TlsResult", "require_claim"]
 
-_GLANCE = 0.5
+_CHECK_SECONDS = 0.5
 """Seconds between two checks of how much a host has read."""
 
 _NO_NAME = "no name that a certificate could be for"
@@ -101,13 +101,14 @@ class Connection:
     """A session with a host, from the connect to QUIT. Used by one delivery at a time.
 
     `must_encrypt`: no part of a message or password may be sent before TLS. The table of TLS rules
-    ensures that; the check here is a second guard. `local_ip`: the relay's address.
+    ensures that; the check here is a second guard. `session`: what the delivery log says of this
+    session. `local_ip`: the relay's address.
     """
 
     def __init__(
         self,
         host: Host,
-        wire: ClientProtocol,
+        protocol: ClientProtocol,
         resumption: Resumption,
         *,
         hostname: str,
@@ -117,13 +118,13 @@ class Connection:
         self.resumption = resumption
         self.must_encrypt = False
         self.offers = NO_EXTENSIONS
-        self.hop = HopSession(host.name, host.address)
-        self.local_ip = wire.local_ip
+        self.session = HopSession(host.name, host.address)
+        self.local_ip = protocol.local_ip
         self.opened_at = 0.0
         self.messages = 0
         self.has_delivered = False
         self.was_cancelled = False
-        self._wire = wire
+        self._protocol = protocol
         self._hostname = hostname
         self._seconds = _Seconds.of(timeouts)
         self._needs_rset = False
@@ -143,7 +144,7 @@ class Connection:
         seconds = timeouts.connect.total_seconds()
         try:
             with carrying(resumption):
-                wire = await connect(host.address, host.port, seconds, source)
+                protocol = await connect(host.address, host.port, seconds, source)
         except SourceAddressError as error:
             raise SessionBroken(Answer(Stage.CONNECT, None, str(error), ours=True)) from error
         except TimeoutError as error:
@@ -151,14 +152,14 @@ class Connection:
             raise SessionBroken(Answer(Stage.CONNECT, None, text)) from error
         except OSError as error:
             raise SessionBroken(Answer(Stage.CONNECT, None, error_text(error))) from error
-        connection = cls(host, wire, resumption, hostname=hostname, timeouts=timeouts)
+        connection = cls(host, protocol, resumption, hostname=hostname, timeouts=timeouts)
         connection.opened_at = opened_at
         return connection
 
     @property
     def is_usable(self) -> bool:
         """Whether another transaction may begin: it is connected and no unsolicited text came."""
-        return self._wire.is_quiet
+        return self._protocol.is_quiet
 
     @property
     def secured(self) -> TlsResult:
@@ -168,85 +169,73 @@ class Connection:
     @property
     def kept_session(self) -> KeptSession | None:
         """The TLS session that a later connection may resume; TLS 1.3 sends it late."""
-        session = self._wire.ssl_object.session if self.hop.tls else None
-        return KeptSession(session, self._verdict) if session is not None else None
+        kept = self._protocol.ssl_object.session if self.session.tls else None
+        return KeptSession(kept, self._verdict) if kept is not None else None
 
     async def greet(self) -> None:
         """Read the greeting and send EHLO, or HELO to a host without EHLO (RFC 5321 §3.2)."""
-        greeting = await self._hear(Stage.GREETING, self._seconds.greeting)
+        greeting = await self._read_reply(Stage.GREETING, self._seconds.greeting)
         if not Answer(Stage.GREETING, greeting).is_positive:
-            self._give_up(Stage.GREETING, greeting)
+            self._raise_refused(Stage.GREETING, greeting)
         await self.say_hello()
 
     async def say_hello(self) -> None:
         """Send EHLO and note the extensions that the host offers; after HELO there are none."""
         name = self._hostname.encode("ascii", "replace")
-        reply = await self._command(b"EHLO " + name, Stage.EHLO)
+        reply = await self._ask(b"EHLO " + name, Stage.EHLO)
         if 200 <= reply.code < 300:
             self.offers = Extensions.offered(*parse_esmtp_extensions(reply.text))
             return
         self.offers = NO_EXTENSIONS
         if reply.code != 421:
-            reply = await self._command(b"HELO " + name, Stage.EHLO)
+            reply = await self._ask(b"HELO " + name, Stage.EHLO)
         if not 200 <= reply.code < 300:
-            self._give_up(Stage.EHLO, reply)
+            self._raise_refused(Stage.EHLO, reply)
 
     async def start_tls(self, handshake: Handshake) -> TlsResult:
         """STARTTLS, the handshake, and a new EHLO, which replaces earlier facts (RFC 3207 §4.2)."""
         if not self.offers.starttls:
             return TlsResult(Situation.NOT_OFFERED, "STARTTLS not offered")
-        if handshake.verifies and handshake.server_name is None:
-            return TlsResult(Situation.UNVERIFIED, _NO_NAME)
-        try:
-            with carrying(self.resumption):
-                await self._wire.start_tls(
-                    handshake.context,
-                    server_hostname=handshake.server_name,
-                    timeout=self._seconds.tls_handshake,
-                )
-        except SMTPResponseException as refused:
-            reply = self._wire.refusal or Reply(refused.code, "", refused.message)
-            return TlsResult(
-                Situation.REFUSED, f"STARTTLS refused: {reply.code} {shown(reply)}".rstrip(), reply
-            )
-        except (*LOST, ValueError) as error:
-            return self._failed_handshake(handshake, error)
-        return await self._go_on_in_tls(handshake, self.say_hello)
+        return await self._begin_tls(handshake, self._protocol.start_tls, self.say_hello)
 
     async def begin_in_tls(self, handshake: Handshake) -> TlsResult:
         """Implicit TLS (RFC 8314 §3.3), then the greeting and EHLO."""
+        return await self._begin_tls(handshake, self._protocol.handshake, self.greet)
+
+    async def _begin_tls(
+        self,
+        handshake: Handshake,
+        shake_hands: Callable[[ssl.SSLContext, str | None, float], Awaitable[object]],
+        begin: Callable[[], Awaitable[None]],
+    ) -> TlsResult:
+        """Judge the certificate; a host that does not prove enough gets no further command."""
         if handshake.verifies and handshake.server_name is None:
             return TlsResult(Situation.UNVERIFIED, _NO_NAME)
         try:
             with carrying(self.resumption):
-                await self._wire.handshake(
-                    handshake.context,
-                    server_hostname=handshake.server_name,
-                    timeout=self._seconds.tls_handshake,
+                await shake_hands(
+                    handshake.context, handshake.server_name, self._seconds.tls_handshake
                 )
+        except SMTPResponseException as refused:
+            reply = self._protocol.refusal or Reply(refused.code, "", refused.message)
+            text = f"STARTTLS refused: {reply.code} {shown(reply)}".rstrip()
+            return TlsResult(Situation.REFUSED, text, reply)
         except (*LOST, ValueError) as error:
             return self._failed_handshake(handshake, error)
-        return await self._go_on_in_tls(handshake, self.greet)
-
-    async def _go_on_in_tls(
-        self, handshake: Handshake, begin: Callable[[], Awaitable[None]]
-    ) -> TlsResult:
-        """Judge the certificate; a host that does not prove enough gets no further command."""
-        session, resumed = self._wire.ssl_object, self.resumption.kept_session
-        if resumed is not None and session.session_reused:
-            verdict = resumed.verdict
+        in_tls, resumed = self._protocol.ssl_object, self.resumption.kept_session
+        if resumed is not None and in_tls.session_reused:
+            self._verdict = resumed.verdict
         else:
-            verdict = handshake.judge(session)
-        self._verdict = verdict
-        self._note_tls(verdict)
-        if verdict.error:
-            return TlsResult(Situation.UNVERIFIED, verdict.error, fault=verdict.fault)
+            self._verdict = handshake.judge(in_tls)
+        self._note_tls(self._verdict)
+        if self._verdict.error:
+            return TlsResult(Situation.UNVERIFIED, self._verdict.error, fault=self._verdict.fault)
         await begin()
         return self.secured
 
     def downgraded(self, downgrade: Downgrade) -> None:
         """Note why this session goes on in clear."""
-        self.hop = replace(self.hop, downgrade=downgrade)
+        self.session = replace(self.session, downgrade=downgrade)
 
     async def authenticate(self, credentials: Credentials) -> Reply:
         """AUTH (RFC 4954), inside verified TLS and nowhere else. Returns the last reply, positive
@@ -254,7 +243,7 @@ class Connection:
 
         From now on, what the host repeats of the login is masked in all that it says.
         """
-        if not self.hop.certificate_verified:
+        if not self.session.certificate_verified:
             raise AssertionError("credentials over a session that is not verified TLS")
         mechanism = sasl.choose(credentials, self.offers.auth)
         if not isinstance(mechanism, sasl.Mechanism):
@@ -262,11 +251,11 @@ class Connection:
             raise SessionBroken(Answer(Stage.AUTH, None, mechanism, status="4.7.0"))
         host, port = self.host.name, self.host.port
         self._secrets += (sasl.secrets_of(credentials, host=host, port=port),)
-        self.hop = replace(self.hop, login=HopLogin(mechanism.value, credentials.username))
+        self.session = replace(self.session, login=HopLogin(mechanism.value, credentials.username))
         exchange = sasl.begin(mechanism, credentials, host=host, port=port)
-        reply = await self._command(exchange.first(), Stage.AUTH)
+        reply = await self._ask(exchange.first(), Stage.AUTH)
         while reply.code == 334 and not exchange.is_cancelled:
-            reply = await self._command(exchange.after(reply), Stage.AUTH)
+            reply = await self._ask(exchange.after(reply), Stage.AUTH)
         reply = self._masked(reply)
         if not exchange.refusal:
             return reply
@@ -284,7 +273,7 @@ class Connection:
         `may_go_on`: whether the claim of the message still holds. Where not, before MAIL or before
         the final dot, this raises `ClaimLost`, and the host has not taken the message.
         """
-        if self.must_encrypt and not self.hop.tls:
+        if self.must_encrypt and not self.session.tls:
             raise AssertionError("a message that needs TLS over a session without it")
         answers: dict[int, Answer] = {}
         try:
@@ -307,15 +296,15 @@ class Connection:
 
     def quit(self) -> None:
         """Send QUIT and close, without waiting for its reply."""
-        self._wire.quit()
+        self._protocol.quit()
 
     def abort(self) -> None:
         """Close without QUIT."""
-        self._wire.abort()
+        self._protocol.abort()
 
     async def wait_closed(self) -> None:
         """Return when the connection is gone."""
-        await self._wire.gone.wait()
+        await self._protocol.gone.wait()
 
     async def _transact(
         self,
@@ -325,25 +314,27 @@ class Connection:
         may_go_on: Callable[[], bool],
     ) -> None:
         if self._needs_rset:
-            await self._forget_the_last()
+            await self._reset_transaction()
         if self.offers.pipelining:
-            self._say([transaction.mail, *transaction.rcpts.values(), b"DATA"], Stage.MAIL)
-        mail = Answer(Stage.MAIL, await self._exchange(transaction.mail, Stage.MAIL))
+            self._send_commands(
+                [transaction.mail, *transaction.rcpts.values(), b"DATA"], Stage.MAIL
+            )
+        mail = Answer(Stage.MAIL, await self._reply_to(transaction.mail, Stage.MAIL))
         self._needs_rset = mail.is_positive
         if not mail.is_positive:
             answers.update(dict.fromkeys(transaction.rcpts, mail))
             if not self.offers.pipelining:
                 return
         for index, line in transaction.rcpts.items():
-            reply = await self._exchange(line, Stage.RCPT)
+            reply = await self._reply_to(line, Stage.RCPT)
             if mail.is_positive:
                 answers[index] = Answer(Stage.RCPT, reply)
         accepted = [index for index, answer in answers.items() if answer.is_positive]
         if not accepted and not self.offers.pipelining:
             return
-        data = await self._exchange(b"DATA", Stage.DATA)
+        data = await self._reply_to(b"DATA", Stage.DATA)
         if data.code == 354:
-            sending = self._send(content, may_go_on) if accepted else self._send_nothing()
+            sending = self._send_content(content, may_go_on) if accepted else self._send_nothing()
             last = await sending
             self._needs_rset = False
         else:
@@ -352,25 +343,25 @@ class Connection:
         if last.reply is not None and last.reply.code == 421:
             self.abort()
 
-    async def _exchange(self, line: bytes, stage: Stage) -> Reply:
+    async def _reply_to(self, line: bytes, stage: Stage) -> Reply:
         """The reply to a command of the transaction. With PIPELINING it is sent already (RFC 2920
         §3.1).
         """
         if not self.offers.pipelining:
-            self._say([line], stage)
-        reply = self._taken()
+            self._send_commands([line], stage)
+        reply = self._reply_at_hand()
         if reply is None:
-            reply = await self._hear(stage, self._seconds.command)
-        return self._hold(reply, stage)
+            reply = await self._read_reply(stage, self._seconds.command)
+        return self._checked(reply, stage)
 
-    async def _forget_the_last(self) -> None:
+    async def _reset_transaction(self) -> None:
         """RSET after a transaction without content; without it the next MAIL would be refused."""
-        reply = await self._command(b"RSET", Stage.MAIL)
+        reply = await self._ask(b"RSET", Stage.MAIL)
         if not 200 <= reply.code < 300:
-            self._lose(Stage.MAIL, Garbled(f"answered RSET with {reply}"))
+            self._raise_lost(Stage.MAIL, Garbled(f"answered RSET with {reply}"))
         self._needs_rset = False
 
-    def _hold(self, reply: Reply, stage: Stage) -> Reply:
+    def _checked(self, reply: Reply, stage: Stage) -> Reply:
         """The reply, if the session goes on after it.
 
         421 ends it at any stage (RFC 5321 §3.8); so does a reply that cannot answer the command.
@@ -380,13 +371,13 @@ class Connection:
         else:
             fits = 200 <= reply.code < 300 or reply.code >= 400
         if reply.code == 421 or not fits:
-            self._give_up(stage, reply)
+            self._raise_refused(stage, reply)
         return reply
 
-    async def _send(self, content: Content, may_go_on: Callable[[], bool]) -> Answer:
+    async def _send_content(self, content: Content, may_go_on: Callable[[], bool]) -> Answer:
         """The content and the final dot, after 354."""
         self._expect_silence(Stage.CONTENT)
-        self._wire.expect_reply()
+        self._protocol.expect_reply()
         stuffer = DotStuffing()
         try:
             if isinstance(content, bytes) and len(content) <= PIECE_BYTES:
@@ -398,7 +389,7 @@ class Connection:
             else:
                 return self._early_answer()
         except SessionBroken:
-            if self._wire.has_reply:
+            if self._protocol.has_reply:
                 return self._early_answer()
             raise
         return await self._final_answer()
@@ -408,14 +399,14 @@ class Connection:
         async with aclosing(pieces(content)) as every:
             async for piece in every:
                 self._write(stuffer.stuff(piece))
-                await self._let_it_go()
-                if self._wire.has_reply:
+                await self._drain()
+                if self._protocol.has_reply:
                     return False
         return True
 
     def _early_answer(self) -> Answer:
         """The reply of a host before the final dot. It may take further octets for commands."""
-        reply = self._taken()
+        reply = self._reply_at_hand()
         assert reply is not None
         self.abort()
         if reply.code >= 400:
@@ -425,51 +416,53 @@ class Connection:
     async def _send_nothing(self) -> Answer:
         """Send a single dot: the host refused all recipients and still sent 354 (RFC 2920 §3.1)."""
         self._expect_silence(Stage.CONTENT)
-        self._wire.expect_reply()
+        self._protocol.expect_reply()
         self._write(b".\r\n")
         return await self._final_answer()
 
     def _write(self, data: bytes) -> None:
         try:
-            self._wire.write(data)
+            self._protocol.write(data)
         except LOST as error:
-            self._lose(Stage.CONTENT, error)
+            self._raise_lost(Stage.CONTENT, error)
 
-    async def _let_it_go(self) -> None:
+    async def _drain(self) -> None:
         """Wait until there is room for the next piece."""
         try:
-            await self._wire.drain(self._seconds.data_block)
+            await self._protocol.drain(self._seconds.data_block)
         except LOST as error:
-            self._lose(Stage.CONTENT, error)
+            self._raise_lost(Stage.CONTENT, error)
 
     async def _final_answer(self) -> Answer:
         """The answer to the final dot. Its time begins when the host has read all that was sent.
 
         The system may still hold megabytes for a slow host; a host that fetches them is alive.
         """
-        glance = min(_GLANCE, self._seconds.data_block)
-        if await self._wait_through(glance):
-            return await self._heard_final_answer()
+        check_seconds = min(_CHECK_SECONDS, self._seconds.data_block)
+        if await self._wait_for_final_reply(check_seconds):
+            return await self._read_final_answer()
         loop = asyncio.get_running_loop()
-        moved, unread = loop.time(), self._wire.unacknowledged_bytes()
-        while unread and not await self._wait_through(glance):
-            left = self._wire.unacknowledged_bytes()
+        moved, unread = loop.time(), self._protocol.unacknowledged_bytes()
+        while unread and not await self._wait_for_final_reply(check_seconds):
+            left = self._protocol.unacknowledged_bytes()
             if left < unread:
                 moved = loop.time()
             elif loop.time() - moved >= self._seconds.data_block:
-                self._lose(Stage.FINAL_DOT, SMTPReadTimeoutError("the host stopped reading"))
+                self._raise_lost(Stage.FINAL_DOT, SMTPReadTimeoutError("the host stopped reading"))
             unread = left
         seconds = self._seconds.final_reply
-        if not await self._wait_through(seconds):
-            self._lose(Stage.FINAL_DOT, SMTPReadTimeoutError(f"no answer within {seconds:g} s"))
-        return await self._heard_final_answer()
+        if not await self._wait_for_final_reply(seconds):
+            self._raise_lost(
+                Stage.FINAL_DOT, SMTPReadTimeoutError(f"no answer within {seconds:g} s")
+            )
+        return await self._read_final_answer()
 
-    async def _heard_final_answer(self) -> Answer:
+    async def _read_final_answer(self) -> Answer:
         """The answer that has come, or the end of the connection."""
-        reply = self._taken() or await self._hear(Stage.FINAL_DOT, 0.0)
+        reply = self._reply_at_hand() or await self._read_reply(Stage.FINAL_DOT, 0.0)
         return Answer(Stage.FINAL_DOT, reply)
 
-    async def _wait_through(self, seconds: float) -> bool:
+    async def _wait_for_final_reply(self, seconds: float) -> bool:
         """Wait for the answer to the final dot, cancelled or not.
 
         The host may have taken the message already, and only this reply says so. `was_cancelled`
@@ -478,36 +471,36 @@ class Connection:
         ends = time.monotonic() + seconds
         while True:
             try:
-                return await self._wire.wait(ends - time.monotonic())
+                return await self._protocol.wait(ends - time.monotonic())
             except asyncio.CancelledError:
                 self.was_cancelled = True
                 task = asyncio.current_task()
                 if task is not None:
                     task.uncancel()
 
-    async def _command(self, line: bytes, stage: Stage) -> Reply:
-        self._say([line], stage)
-        return await self._hear(stage, self._seconds.command)
+    async def _ask(self, line: bytes, stage: Stage) -> Reply:
+        self._send_commands([line], stage)
+        return await self._read_reply(stage, self._seconds.command)
 
-    def _say(self, lines: Sequence[bytes], stage: Stage) -> None:
+    def _send_commands(self, lines: Sequence[bytes], stage: Stage) -> None:
         self._expect_silence(stage)
         try:
-            self._wire.say(lines)
+            self._protocol.say(lines)
         except LOST as error:
-            self._lose(stage, error)
+            self._raise_lost(stage, error)
 
-    async def _hear(self, stage: Stage, seconds: float) -> Reply:
+    async def _read_reply(self, stage: Stage, seconds: float) -> Reply:
         try:
-            reply = await self._wire.next_reply(seconds)
+            reply = await self._protocol.next_reply(seconds)
             # What a 334 to AUTH says is decoded first; masked octets could not be.
             is_challenge = stage is Stage.AUTH and reply.code == 334
             return reply if is_challenge else self._masked(reply)
         except LOST as error:
-            self._lose(stage, error)
+            self._raise_lost(stage, error)
 
-    def _taken(self) -> Reply | None:
+    def _reply_at_hand(self) -> Reply | None:
         """The next reply, if it has come."""
-        reply = self._wire.take_reply()
+        reply = self._protocol.take_reply()
         return self._masked(reply) if reply is not None and self._secrets else reply
 
     def _masked(self, reply: Reply) -> Reply:
@@ -524,18 +517,18 @@ class Connection:
 
     def _expect_silence(self, stage: Stage) -> None:
         try:
-            self._wire.expect_silence()
+            self._protocol.expect_silence()
         except LOST as error:
-            self._lose(stage, error)
+            self._raise_lost(stage, error)
 
-    def _lose(self, stage: Stage, error: Exception) -> NoReturn:
+    def _raise_lost(self, stage: Stage, error: Exception) -> NoReturn:
         self.abort()
         text = self._without_secrets(error_text(error))
         # After a login without the cause: a traceback would show what the host repeats.
         cause = None if self._secrets else error
         raise SessionBroken(Answer(stage, None, text)) from cause
 
-    def _give_up(self, stage: Stage, reply: Reply) -> NoReturn:
+    def _raise_refused(self, stage: Stage, reply: Reply) -> NoReturn:
         self.quit()
         raise SessionBroken(Answer(stage, reply))
 
@@ -545,18 +538,18 @@ class Connection:
             made = self.resumption.made
             verdict = handshake.judge_refused(error, made)
             if made is not None and (chain := sent_chain(made)):
-                self.hop = replace(self.hop, certificate=facts_of(chain[0]))
+                self.session = replace(self.session, certificate=facts_of(chain[0]))
             return TlsResult(Situation.UNVERIFIED, verdict.error, fault=verdict.fault)
         return TlsResult(Situation.HANDSHAKE_FAILED, f"TLS handshake failed: {error_text(error)}")
 
     def _note_tls(self, verdict: CertificateVerdict) -> None:
-        session = self._wire.ssl_object
-        cipher = session.cipher()
-        der = session.getpeercert(binary_form=True)
-        self.hop = replace(
-            self.hop,
+        in_tls = self._protocol.ssl_object
+        cipher = in_tls.cipher()
+        der = in_tls.getpeercert(binary_form=True)
+        self.session = replace(
+            self.session,
             tls=True,
-            tls_version=session.version(),
+            tls_version=in_tls.version(),
             tls_cipher=cipher[0] if cipher else None,
             verified_by=verdict.verified_by,
             pin=verdict.pin,

@@ -118,7 +118,7 @@ class HandOver:
         """Raise the downgrade alarm where this session shows less than the host has shown before. A
         kept connection is checked too: it may have been opened for another domain.
         """
-        alarm = self._past.alarm(shown_by(self._connection.hop))
+        alarm = self._past.alarm(shown_by(self._connection.session))
         if alarm is not None:
             await self._past.ring(alarm)
             self._policy = replace(self._policy, memory=alarm)
@@ -187,12 +187,12 @@ class HandOver:
 
     def _session(self) -> HopSession:
         return replace(
-            self._connection.hop,
+            self._connection.session,
             utf8=self._utf8,
             requiretls=self._requiretls,
             unsigned=self._unsigned,
             seconds=_now() - self._began,
-            policy=with_result(self._policy, self._connection.hop),
+            policy=with_result(self._policy, self._connection.session),
         )
 
 

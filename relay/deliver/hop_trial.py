@@ -10,7 +10,6 @@ import time
 from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-from relay.deliver.connection import Connection
 from relay.deliver.diagnosis import Stage, judge
 from relay.deliver.negotiate import Failed, SessionOptions, Unmet, reach
 from relay.mail.outcome import Bounced, Code, Deferred, HopLogin, HopSession
@@ -97,7 +96,7 @@ async def _try_host(
             where, "TLS", is_good=False, text=reached.error + _hint_of_tls(host, reached.error)
         )
         return
-    session = reached.hop if isinstance(reached, Connection) else reached.session
+    session = reached.session
     assert session is not None
     yield TrialStep(where, "TLS", is_good=True, text=_tls_text(session))
     if isinstance(reached, Failed):

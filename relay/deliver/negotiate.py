@@ -158,7 +158,7 @@ async def _walk(
         if handshake is None:
             assert leg.downgrade is not None
             _note(connection, leg.against)
-            connection.hop = replace(connection.hop, certificate=leg.shown)
+            connection.session = replace(connection.session, certificate=leg.shown)
             await connection.greet()
             connection.downgraded(leg.downgrade)
             return connection
@@ -177,11 +177,11 @@ async def _walk(
             using.contexts.sessions.keep(key, connection.kept_session, now=time.monotonic())
         against = leg.against or policy_result(needed.floor, result.situation, result.fault)
         _note(connection, against)
-        shown = connection.hop.certificate or leg.shown
+        shown = connection.session.certificate or leg.shown
         leg = replace(leg, against=against, shown=shown)
         return await _next(connection, result, needed, leg, using.logins)
     except SessionBroken as broken:
-        return Failed(broken.answer, connection.hop, before)
+        return Failed(broken.answer, connection.session, before)
     except BaseException:
         connection.abort()
         raise
@@ -189,7 +189,7 @@ async def _walk(
 
 def _note(connection: Connection, against: PolicyResult | None) -> None:
     if against is not None:
-        connection.hop = replace(connection.hop, policy=HopPolicy(result=against))
+        connection.session = replace(connection.session, policy=HopPolicy(result=against))
 
 
 async def _try_tls(connection: Connection, handshake: Handshake, seen: Seen) -> TlsResult:
@@ -199,7 +199,7 @@ async def _try_tls(connection: Connection, handshake: Handshake, seen: Seen) -> 
         await connection.greet()
         return await connection.start_tls(handshake)
     except SessionBroken:
-        if connection.hop.tls:  # the host broke off behind a good handshake
+        if connection.session.tls:  # the host broke off behind a good handshake
             seen(connection.secured, connection.local_ip)
         raise
 
@@ -216,7 +216,7 @@ async def _next(
     step = next_step(leg.needed, result.situation)
     if step.action is Action.SEND_IN_TLS and needed.requiretls and not connection.offers.requiretls:
         connection.quit()
-        return Unmet(NO_REQUIRETLS, "REQUIRETLS not offered", connection.hop)
+        return Unmet(NO_REQUIRETLS, "REQUIRETLS not offered", connection.session)
     if step.action is Action.SEND_IN_TLS:
         credentials = await log_in(connection, logins)
         return connection if credentials is None else replace(leg, credentials=credentials)
@@ -224,7 +224,7 @@ async def _next(
     if step.action is Action.NEXT_HOST:
         connection.quit()
         spared = instead(leg.needed, result.situation)
-        return Unmet(step.unmet, error, connection.hop, result.reply, spared)
+        return Unmet(step.unmet, error, connection.session, result.reply, spared)
     downgrade = Downgrade(needed.wanted, DOWNGRADE_REASONS[result.situation], error)
     if step.action is Action.RECONNECT_UNVERIFIED:
         connection.quit()

@@ -177,7 +177,7 @@ async def _look(host: Host, needed: Requirement, using: SessionOptions) -> _Look
         else:
             await connection.greet()
             met = await connection.start_tls(handshake)
-        hop = connection.hop
+        hop = connection.session
         return _Look(
             met, hop.tls_version, hop.tls_cipher, hop.certificate, hop.verified_by, hop.pin
         )

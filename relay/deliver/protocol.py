@@ -309,7 +309,7 @@ class ClientProtocol(SMTPProtocol):
         )
 
     async def handshake(
-        self, context: ssl.SSLContext, *, server_hostname: str | None, timeout: float
+        self, context: ssl.SSLContext, server_hostname: str | None, timeout: float
     ) -> None:
         """Implicit TLS: the handshake comes first; octets that came in clear are discarded."""
         self._expected = 0
