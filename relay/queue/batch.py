@@ -6,10 +6,11 @@ microseconds since 1970; what is not searched for is JSON (`relay.queue.rows`).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
-from typing import Any
+from itertools import chain
+from typing import Any, TypeVar
 
 from relay.mail.event import Event
 from relay.mail.tls_session import TlsSession
@@ -19,9 +20,14 @@ from relay.queue.settle import Settlement
 from relay.queue.store import NewMessage, PendingReport
 from relay.queue.tls_sessions import ReportResult
 
-__all__ = ["Row", "Rows"]
+__all__ = ["FinishedReport", "Row", "Rows", "joined"]
+
+T = TypeVar("T")
 
 Row = tuple[Any, ...]
+
+FinishedReport = tuple[date, str, str, ReportResult]
+"""A report on TLS: its day, domain, place and result."""
 
 
 @dataclass(slots=True, eq=False)
@@ -55,7 +61,7 @@ class Rows:
     settled: str = ""
     settlement: Settlement | None = None
     sessions: tuple[datetime, Sequence[TlsSession]] | None = None
-    tls_reports: list[tuple[date, str, str, ReportResult]] = field(default_factory=list)
+    tls_reports: list[FinishedReport] = field(default_factory=list)
 
     @property
     def token(self) -> int:
@@ -144,3 +150,8 @@ def _may_be_pending(settlement: Settlement) -> bool:
     return bool(settlement.pending) or any(
         one.recipient.delay_notified for one in settlement.changes
     )
+
+
+def joined(parts: Iterable[list[T]]) -> list[T]:
+    """The rows of all parts."""
+    return list(chain.from_iterable(parts))

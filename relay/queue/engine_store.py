@@ -23,6 +23,7 @@ from relay.queue.dispatch import Dispatch
 from relay.queue.engine_reader import EngineReader
 from relay.queue.entry import Entry
 from relay.queue.handoff import HandOffLimits, Shares
+from relay.queue.numbering import EventNumbers
 from relay.queue.request import Request, log_failure
 from relay.queue.settle import Settlement
 from relay.queue.store import (
@@ -53,17 +54,6 @@ class RequestWriter(Protocol):
 
     def submit(self, request: Request) -> None:
         """Have it written with the next batch; `SpoolError` where the queue is closed."""
-
-
-class LogTables(Protocol):
-    """What the writer knows of the delivery log."""
-
-    @property
-    def mark(self) -> int:
-        """Up to which event the log file holds all."""
-
-    def note_mark(self, seq: int) -> None:
-        """Have the mark written, with a commit that is made anyway or soon."""
 
 
 class StagedContent(Protocol):
@@ -100,7 +90,6 @@ class EngineStore(EngineReader, Generic[Connection]):
     """
 
     writer: RequestWriter
-    _tables: LogTables
     _staging: StagedContent
 
     def __init__(
@@ -108,6 +97,7 @@ class EngineStore(EngineReader, Generic[Connection]):
     ) -> None:
         self._claims = claims
         self._inline_bytes = inline_bytes
+        self._numbers = EventNumbers()
         self._tail = EventTail()
         self._dispatch = dispatch = Dispatch(limits, self)
         self.claim_due = dispatch.claim_due
@@ -353,18 +343,18 @@ class EngineStore(EngineReader, Generic[Connection]):
 
     async def log_written(self, seq: int) -> None:
         """Remember how far the log file is; written down soon."""
-        self._tables.note_mark(seq)
+        self._numbers.note_mark(seq)
 
     async def log_mark(self) -> int:
         """How far the log file is."""
-        return self._tables.mark
+        return self._numbers.mark
 
     async def purge_events(self, *, before: datetime) -> int:
         """Remove old events that the log holds, a step at a time."""
         total = 0
         after: int | None = _BEFORE_ALL
         while after is not None:
-            count, after = await self._purge_events(before, self._tables.mark, after, _PURGE_STEP)
+            count, after = await self._purge_events(before, self._numbers.mark, after, _PURGE_STEP)
             total += count
             if count:
                 self._tail.clear()

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from relay.queue.batch import Rows
 from relay.queue.store import QueueFull, SpoolError, StoredEvent
 
-__all__ = ["Refused", "Request", "log_failure", "resolve", "without_new_mail"]
+__all__ = [
+    "Refused",
+    "Request",
+    "answer_settled",
+    "log_failure",
+    "resolve",
+    "settled_messages",
+    "without_new_mail",
+]
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +83,21 @@ def resolve(batch: list[Request], on_events: Callable[[list[StoredEvent]], None]
                 request.on_failure()
             if not future.done():
                 future.set_exception(request.error)
+
+
+def settled_messages(requests: Iterable[Request]) -> list[tuple[Request, str]]:
+    """The requests that ask whether a message's pending report is due, with its queue id."""
+    return [(one, one.rows.settled) for one in requests if one.rows and one.rows.settled]
+
+
+def answer_settled(settled: Sequence[tuple[Request, str]], due: set[str]) -> None:
+    """Whether a request's pending report is due: decided in the commit, so that one attempt gets
+    True. Of the attempts for one message that are written together it is the last.
+    """
+    left = set(due)
+    for request, queue_id in reversed(settled):
+        request.result = queue_id in left
+        left.discard(queue_id)
 
 
 def without_new_mail(batch: list[Request], reason: str) -> list[Request]:

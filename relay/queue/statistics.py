@@ -16,12 +16,12 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 from relay.mail.event import Event, EventResult
-from relay.queue.rows import micros
+from relay.queue.rows import micros, moment
 
 __all__ = [
     "EXCEPTIONS_AN_HOUR",
@@ -35,11 +35,14 @@ __all__ = [
     "ExceptionRow",
     "HourBounds",
     "HourlyCount",
+    "RecentHours",
     "StatisticsView",
     "added_up",
-    "count_events",
+    "counted_exceptions",
+    "counted_mail",
+    "first_micros",
     "hour_of",
-    "hours_counted",
+    "hourly_counts",
     "whole_hours",
 ]
 
@@ -52,6 +55,7 @@ OTHER = "other"
 
 _HOUR = timedelta(hours=1)
 _EPOCH_HOUR = 3600
+_HOURS_REMEMBERED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +135,11 @@ def hour_of(at: datetime) -> int:
     return int(at.timestamp()) // _EPOCH_HOUR
 
 
+def first_micros(hour: int) -> int:
+    """When an hour of `hour_of` begins, in whole microseconds since 1970."""
+    return hour * 3_600_000_000
+
+
 # --- what a commit counts -------------------------------------------------------------------------
 
 Pair = tuple[str, str]
@@ -170,17 +179,41 @@ class HourBounds:
         return True
 
 
-def hours_counted(events: Iterable[Event]) -> set[int]:
-    """The hours in which these events count something."""
-    return {hour_of(event.at) for event in events if event.counted}
+class RecentHours:
+    """Counts what commits count, and remembers the bounds of the newest hours between them.
+
+    A transaction that is undone leaves a pair here that has no row, which does no harm.
+    """
+
+    def __init__(self) -> None:
+        self._hours: dict[int, HourBounds] = {}
+
+    def unknown(self, events: Iterable[Event]) -> set[int]:
+        """The hours in which these events count something and which have to be learned first."""
+        return {hour_of(event.at) for event in events if event.counted} - self._hours.keys()
+
+    def learn(
+        self, hour: int, pairs: Iterable[Sequence[str]], listed: Iterable[Sequence[Any]]
+    ) -> None:
+        """What an hour has already: it may have begun before this process did.
+
+        `pairs`: recipient domain and sender domain; `listed`: the same with a number of exceptions.
+        """
+        exceptions = Counter({(recipient, sender): number for recipient, sender, number in listed})
+        known = {(recipient, sender) for recipient, sender in pairs}
+        self._hours[hour] = HourBounds(known, exceptions, exceptions.total())
+
+    def count(self, events: Iterable[Event]) -> tuple[Counter[CountKey], list[ExceptionRow]]:
+        """What these events add to the counts, and the exceptions. Their hours are learned."""
+        counts = _count_events(events, self._hours)
+        while len(self._hours) > _HOURS_REMEMBERED:
+            del self._hours[min(self._hours)]
+        return counts
 
 
-def count_events(
+def _count_events(
     events: Iterable[Event], hours: Mapping[int, HourBounds]
 ) -> tuple[Counter[CountKey], list[ExceptionRow]]:
-    """What these events add to the counts, and the exceptions; `hours`: those of
-    `hours_counted`.
-    """
     numbers: Counter[CountKey] = Counter()
     exceptions: list[ExceptionRow] = []
     for event in events:
@@ -213,6 +246,31 @@ def count_events(
 @lru_cache(maxsize=1024)
 def _without_rule_names(policy: str) -> str:
     return _RULE_NAME.sub(r"(\1)", policy)
+
+
+# --- what was counted, of the rows that an engine found -------------------------------------------
+
+
+def counted_mail(rows: Iterable[Sequence[Any]]) -> list[CountedMail]:
+    """`rows`: the columns of `CountedMail`, its hours as numbers."""
+    return [
+        CountedMail(result, protection, policy, reason, number, _hour(first), _hour(last))
+        for result, protection, policy, reason, number, first, last in rows
+    ]
+
+
+def hourly_counts(rows: Iterable[Sequence[Any]]) -> list[HourlyCount]:
+    """`rows`: the columns of `HourlyCount`, the hour as a number."""
+    return [HourlyCount(_hour(hour), *rest) for hour, *rest in rows]
+
+
+def counted_exceptions(rows: Iterable[Sequence[Any]]) -> list[CountedException]:
+    """`rows`: the columns of `CountedException`, the time in microseconds."""
+    return [CountedException(moment(at), *rest) for at, *rest in rows]
+
+
+def _hour(number: int) -> datetime:
+    return datetime.fromtimestamp(number * _EPOCH_HOUR, UTC)
 
 
 # --- periods --------------------------------------------------------------------------------------

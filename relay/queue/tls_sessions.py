@@ -11,13 +11,14 @@ details, further ones by their result. Pure.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from enum import StrEnum
 from functools import lru_cache
 from hashlib import sha256
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from relay.mail.jsontext import of_json, to_json
 from relay.mail.outcome import PolicyResult, PolicyType
@@ -31,10 +32,13 @@ __all__ = [
     "DayBounds",
     "DomainSessions",
     "ListedReport",
+    "RecentDays",
     "ReportResult",
     "ReportState",
     "SentReport",
     "TlsSessionsView",
+    "counted_sessions",
+    "day_from",
     "day_number",
     "day_of",
     "failure_data",
@@ -52,6 +56,7 @@ _POLICY_CHARS = 16 * 1024
 _REASON_CHARS = 200
 
 _FIRST_DAY = date(1970, 1, 1).toordinal()
+_DAYS_REMEMBERED = 2
 
 
 class ReportResult(StrEnum):
@@ -175,6 +180,57 @@ class DayBounds:
         return policy, id, failure, is_new
 
 
+SessionKey = tuple[int, str, str, str]
+"""Day, domain, policy and failure of a count."""
+
+PolicyRow = tuple[int, str, str, str]
+"""Day, domain, id and text of a policy."""
+
+
+class RecentDays:
+    """Counts the sessions of commits, and remembers the bounds of the newest days between them."""
+
+    def __init__(self) -> None:
+        self._days: dict[int, DayBounds] = {}
+
+    def forget(self) -> None:
+        """A transaction was undone: what the tables have is not known any more."""
+        self._days.clear()
+
+    def unknown(self, counted: Iterable[tuple[datetime, Sequence[TlsSession]]]) -> set[int]:
+        """The days of these sessions that have to be learned first."""
+        return {day_number(day_of(at)) for at, _ in counted} - self._days.keys()
+
+    def learn(self, day: int, rows: Iterable[Sequence[str]]) -> None:
+        """What a day has already. `rows`: domain, policy, failure."""
+        bounds = self._days[day] = DayBounds()
+        for domain, policy, failure in rows:
+            bounds.note(domain, policy, failure)
+
+    def count(
+        self, counted: Iterable[tuple[datetime, Sequence[TlsSession]]]
+    ) -> tuple[Counter[SessionKey], list[PolicyRow]]:
+        """What sessions, each with its time, add to the counts, and the policies that are new.
+        Their days are learned.
+        """
+        numbers: Counter[SessionKey] = Counter()
+        policies: list[PolicyRow] = []
+        for at, sessions in counted:
+            day = day_number(day_of(at))
+            bounds = self._days[day]
+            for session in sessions:
+                admitted = bounds.admit(session)
+                if admitted is None:
+                    continue
+                policy, id, failure, is_new = admitted
+                numbers[day, session.domain, id, failure] += 1
+                if is_new:
+                    policies.append((day, session.domain, id, policy_data(policy)))
+        while len(self._days) > _DAYS_REMEMBERED:
+            del self._days[min(self._days)]
+        return numbers, policies
+
+
 def _cut(policy: JudgedBy) -> JudgedBy:
     """A policy without a text that is too long to be kept."""
     if sum(map(len, policy.strings)) + sum(map(len, policy.mx)) <= _POLICY_CHARS:
@@ -190,6 +246,11 @@ def day_of(at: datetime) -> date:
 def day_number(day: date) -> int:
     """The days since 1970."""
     return day.toordinal() - _FIRST_DAY
+
+
+def day_from(number: int) -> date:
+    """The day of `day_number`."""
+    return date.fromordinal(number + _FIRST_DAY)
 
 
 # --- as columns -----------------------------------------------------------------------------------
@@ -233,6 +294,14 @@ def failure_of(data: str) -> SessionFailure | None:
         return None
     result, *rest = of_json(data)
     return SessionFailure(PolicyResult(result), *rest)
+
+
+def counted_sessions(rows: Iterable[Sequence[Any]]) -> list[CountedSessions]:
+    """What an engine found. `rows`: the data of a policy, that of a failure, and a number."""
+    return [
+        CountedSessions(policy_of(policy), failure_of(failure), number)
+        for policy, failure, number in rows
+    ]
 
 
 def sessions_added_up(parts: Iterable[Sequence[CountedSessions]]) -> list[CountedSessions]:

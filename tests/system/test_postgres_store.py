@@ -299,7 +299,7 @@ async def test_node_restarted_after_a_crash_goes_on_at_once(server):
     lease._HELD_HERE.discard(first.lease.id)
     async with asyncio.timeout(5), node(server.url(), "a") as again:
         assert len(await claim_all(again)) == 1
-        assert again._tables.last_seq == 1
+        assert again._numbers.last == 1
 
 
 # --- several nodes, one queue ---------------------------------------------------------------------

@@ -4,7 +4,8 @@ connection   connections to the primary, and what errors mean
 store        the `Store` itself
 lease        who is alive; the fencing of claims
 commit       the one connection that writes: batches, and commits of unknown outcome
-statements   what a commit writes
+statements   what a commit writes; `inserts` are its large statements, `plain` is the commit of most
+             mail in one of them, `late_results` what becomes of results whose claim is lost
 claims       what is done to recipients inside a transaction: claims, verbs
 staging      large content before its message
 reader       what is read; `messages`, `events`, `statistics`, `destinations`, `matching` are the

@@ -15,9 +15,10 @@ from datetime import datetime
 from relay.queue.due import latest_wish
 from relay.queue.entry import Entry, State
 from relay.queue.handoff import Shares
-from relay.queue.postgres.connection import Db
+from relay.queue.postgres.connection import Db, changed_rows
 from relay.queue.postgres.matching import Values, as_json, matching
-from relay.queue.postgres.statements import ASIDE, CLAIMED, READY, WAITING, remove_if_done
+from relay.queue.postgres.schema import ASIDE, CLAIMED, READY, WAITING
+from relay.queue.postgres.statements import remove_if_done
 from relay.queue.rows import (
     STATE_NUMBER,
     STATE_OF_NUMBER,
@@ -85,7 +86,7 @@ async def _promote(db: Db, now: datetime) -> int:
          ORDER BY due LIMIT {_PROMOTED} FOR UPDATE SKIP LOCKED) AND place = {WAITING}""",
         micros(now),
     )
-    return int(status.rpartition(" ")[2])
+    return changed_rows(status)
 
 
 async def _ready_domains(
@@ -241,7 +242,7 @@ async def release(db: Db, entries: Iterable[Entry], due: datetime | None) -> Non
             [one.index for one in entry.recipients],
             entry.token,
         )
-        if int(status.rpartition(" ")[2]) != len(entry.recipients):
+        if changed_rows(status) != len(entry.recipients):
             raise ClaimLost(f"{entry.message.queue_id}: the recipients are not claimed")
 
 
@@ -347,7 +348,7 @@ async def purge_events(
         until,
         micros(before),
     )
-    count = int(status.rpartition(" ")[2])
+    count = changed_rows(status)
     return count, until if count else None
 
 

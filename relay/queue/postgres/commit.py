@@ -82,9 +82,9 @@ class Tables(Protocol):
 
     def lease(self) -> int: ...
 
-    def point(self) -> Any: ...
+    def point(self) -> int: ...
 
-    def back_to(self, point: Any) -> None: ...
+    def back_to(self, point: int) -> None: ...
 
     def is_plain(self, batch: Sequence[Request]) -> bool: ...
 
@@ -295,7 +295,7 @@ class Writer:
             resolve(batch, self._on_events)
             return
 
-    def _undone(self, point: Any, batch: Sequence[Request]) -> None:
+    def _undone(self, point: int, batch: Sequence[Request]) -> None:
         self._tables.back_to(point)
         for request in batch:
             request.stored.clear()

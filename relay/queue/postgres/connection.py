@@ -32,6 +32,7 @@ __all__ = [
     "NoServer",
     "Server",
     "StartRefused",
+    "changed_rows",
     "is_lost",
     "may_repeat",
     "translated",
@@ -146,6 +147,11 @@ class Server:
             db.terminate()
             raise NoServer("it is a standby, which takes no writes")
         return db
+
+
+def changed_rows(status: str) -> int:
+    """How many rows a statement changed, of what `Db.execute` returned."""
+    return int(status.rpartition(" ")[2])
 
 
 def is_final(exc: BaseException) -> bool:

@@ -9,7 +9,7 @@ from relay.queue.destinations import DestinationPart, LastResult
 from relay.queue.entry import State
 from relay.queue.postgres.connection import Db
 from relay.queue.postgres.matching import as_json
-from relay.queue.postgres.statements import CLAIMED
+from relay.queue.postgres.schema import CLAIMED
 from relay.queue.rows import FINAL_NUMBER, STATE_NUMBER
 
 __all__ = ["count_destinations"]

@@ -31,7 +31,7 @@ from datetime import UTC, datetime, timedelta
 
 from relay import __version__
 from relay.queue.nodes import Node, NodeState
-from relay.queue.postgres.connection import Db, Link, StartRefused
+from relay.queue.postgres.connection import Db, Link, StartRefused, changed_rows
 from relay.queue.store import SpoolError
 
 __all__ = [
@@ -289,7 +289,7 @@ class Lease:
                     self._hurry.set()
                     return
                 status = await db.execute(_TAKE_OVER, holder, _TAKEN_AT_ONCE)
-                count = int(status.rpartition(" ")[2])
+                count = changed_rows(status)
                 if count:
                     self._taken_over(count)
         await db.execute(_FREE_REPORTS)
@@ -320,7 +320,7 @@ class Lease:
         count = _TAKEN_AT_ONCE
         while count >= _TAKEN_AT_ONCE:
             status = await db.execute(_TAKE_OVER, id, _TAKEN_AT_ONCE)
-            count = int(status.rpartition(" ")[2])
+            count = changed_rows(status)
         async with db.transaction():
             await db.execute("UPDATE relay.call SET lease = NULL WHERE lease = $1", id)
             await db.execute("DELETE FROM relay.tls_report WHERE result = '' AND lease = $1", id)

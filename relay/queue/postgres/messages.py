@@ -18,7 +18,8 @@ from relay.queue.answers import (
 from relay.queue.entry import State
 from relay.queue.postgres.connection import Db
 from relay.queue.postgres.matching import Values, matching
-from relay.queue.postgres.statements import AWAITED, READY, WAITING
+from relay.queue.postgres.schema import READY, WAITING
+from relay.queue.postgres.statements import AWAITED
 from relay.queue.rows import FINAL_NUMBER, micros, moment
 from relay.queue.shown import shown_message, shown_recipient
 from relay.queue.store import (

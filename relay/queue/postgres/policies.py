@@ -11,7 +11,7 @@ from relay.mail.memory import DomainMemory
 from relay.queue.memory import Change, from_row, to_row
 from relay.queue.policies import StoredPolicy
 from relay.queue.postgres.commit import SAFE_COMMIT
-from relay.queue.postgres.connection import Db, Link, Server
+from relay.queue.postgres.connection import Db, Link, Server, changed_rows
 from relay.queue.rows import micros, moment
 from relay.queue.store import SpoolError
 
@@ -104,7 +104,7 @@ async def _change(db: Db, sql: str, *arguments: object) -> int:
     async with db.transaction():
         await db.fetchrow(SAFE_COMMIT)
         status = await db.execute(sql, *arguments)
-    return int(status.rpartition(" ")[2])
+    return changed_rows(status)
 
 
 class PostgresMemory:
@@ -196,7 +196,7 @@ async def _change_one(db: Db, domain: str, change: Change) -> DomainMemory | Non
 async def _purged(db: Db, seen_before: int, most: int) -> int:
     async with db.transaction():
         status = await db.execute("DELETE FROM relay.memory WHERE last <= $1", seen_before)
-        count = int(status.rpartition(" ")[2])
+        count = changed_rows(status)
         too_many = await db.fetchval("SELECT count(*) FROM relay.memory") - most
         if too_many > 0:
             status = await db.execute(
@@ -204,5 +204,5 @@ async def _purged(db: Db, seen_before: int, most: int) -> int:
                 " (SELECT domain FROM relay.memory ORDER BY last LIMIT $1)",
                 too_many,
             )
-            count += int(status.rpartition(" ")[2])
+            count += changed_rows(status)
     return count

@@ -27,9 +27,12 @@ from typing import NamedTuple
 
 import asyncpg
 
+from relay.queue.due import Place
 from relay.queue.postgres.connection import OLDEST_SERVER, Db, Server, StartRefused, translated
 
-__all__ = ["MIGRATIONS", "describe", "migrate"]
+__all__ = ["ASIDE", "CLAIMED", "MIGRATIONS", "READY", "WAITING", "describe", "migrate"]
+
+WAITING, READY, CLAIMED, ASIDE = map(int, Place)
 
 
 class Migration(NamedTuple):

@@ -8,23 +8,88 @@ these to `statistic` (`fold`). Who asks reads both.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
+from typing import NamedTuple
 
-from relay.queue.postgres.connection import Db
+from relay.mail.event import Event
+from relay.queue.batch import Row
+from relay.queue.postgres.connection import Db, changed_rows
+from relay.queue.postgres.inserts import COUNTED, EXCEPTIONS, ONCE, columns, numbered
 from relay.queue.postgres.matching import Values
-from relay.queue.rows import micros, moment
+from relay.queue.rows import micros
 from relay.queue.statistics import (
     CountedException,
     CountedMail,
     CountFilter,
+    ExceptionRow,
     HourlyCount,
+    RecentHours,
+    counted_exceptions,
+    counted_mail,
+    first_micros,
     hour_of,
+    hourly_counts,
 )
 
-__all__ = ["count_hours", "count_mail", "find_exceptions", "fold", "purge_statistics"]
+__all__ = [
+    "Counts",
+    "Tally",
+    "count_hours",
+    "count_mail",
+    "find_exceptions",
+    "fold",
+    "purge_statistics",
+]
 
 _FOLDED = 20_000
 _KEY = "recipient_domain, sender_domain, hour, result, protection, policy, reason"
+
+
+class Counts(NamedTuple):
+    """What events add to the statistics. `numbers`: the columns of `counted`."""
+
+    numbers: list[Row]
+    exceptions: list[ExceptionRow]
+
+
+class Tally:
+    """Adds to the statistics, for the writer."""
+
+    def __init__(self) -> None:
+        self._hours = RecentHours()
+
+    async def count(self, db: Db, events: Sequence[Event]) -> Counts:
+        """What these events add, to be written in the transaction that writes them."""
+        for hour in self._hours.unknown(events):
+            self._hours.learn(hour, *await _known_of(db, hour))
+        numbers, exceptions = self._hours.count(events)
+        return Counts([(*key, number) for key, number in numbers.items()], exceptions)
+
+    async def add(self, db: Db, events: Sequence[Event]) -> None:
+        """Count these events, within the transaction that writes them."""
+        numbers, exceptions = await self.count(db, events)
+        if numbers:
+            await db.execute(numbered(COUNTED, 1, 8), *columns(numbers, 8))
+        if exceptions:
+            await db.execute(numbered(EXCEPTIONS, 1, 8) + ONCE, *columns(exceptions, 8))
+
+
+async def _known_of(db: Db, hour: int) -> tuple[list[Row], list[Row]]:
+    """The pairs of an hour, and how many exceptions of each are listed."""
+    pairs = await db.fetch(
+        "SELECT DISTINCT recipient_domain, sender_domain FROM"
+        " (SELECT recipient_domain, sender_domain, hour FROM relay.statistic"
+        " UNION ALL SELECT recipient_domain, sender_domain, hour FROM relay.counted) AS every"
+        " WHERE hour = $1 AND recipient_domain <> ''",
+        hour,
+    )
+    listed = await db.fetch(
+        "SELECT recipient_domain, sender_domain, count(*) FROM relay.exception"
+        " WHERE at >= $1 AND at < $2 GROUP BY 1, 2",
+        first_micros(hour),
+        first_micros(hour + 1),
+    )
+    return pairs, listed
 
 
 async def fold(db: Db) -> int:
@@ -39,7 +104,7 @@ async def fold(db: Db) -> int:
         ORDER BY {_KEY}
         ON CONFLICT ({_KEY}) DO UPDATE SET number = statistic.number + excluded.number"""
     )
-    return int(status.rpartition(" ")[2])
+    return changed_rows(status)
 
 
 def _where(wanted: CountFilter, values: Values, *, has_sums: bool) -> str:
@@ -77,10 +142,7 @@ async def count_mail(db: Db, wanted: CountFilter) -> list[CountedMail]:
         f" FROM ({_counts(wanted, values)}) AS meant GROUP BY 1, 2, 3, 4",
         *values.all,
     )
-    return [
-        CountedMail(result, protection, policy, reason, number, _hour(first), _hour(last))
-        for result, protection, policy, reason, number, first, last in rows
-    ]
+    return counted_mail(rows)
 
 
 async def count_hours(db: Db, wanted: CountFilter) -> list[HourlyCount]:
@@ -91,11 +153,7 @@ async def count_hours(db: Db, wanted: CountFilter) -> list[HourlyCount]:
         f" FROM ({_counts(wanted, values)}) AS meant GROUP BY 1, 2, 3 ORDER BY 1",
         *values.all,
     )
-    return [HourlyCount(_hour(row[0]), row[1], row[2], row[3]) for row in rows]
-
-
-def _hour(number: int) -> datetime:
-    return datetime.fromtimestamp(number * 3600, UTC)
+    return hourly_counts(rows)
 
 
 async def find_exceptions(
@@ -112,7 +170,7 @@ async def find_exceptions(
     order = "DESC" if newest else "ASC"
     begin, last = (after[0], after[1]) if after is not None else (wanted.begin, "")
     first = values.add(micros(begin))
-    rows: Sequence[Sequence[object]] = await db.fetch(
+    rows = await db.fetch(
         "SELECT at, event_id, queue_id, sender_domain, recipient_domain, result, protection,"
         f" sentence FROM relay.exception WHERE {where} AND at >= {first}"
         f" AND at < {values.add(micros(wanted.end))}"
@@ -120,7 +178,7 @@ async def find_exceptions(
         f" ORDER BY at {order}, event_id {order} LIMIT {values.add(limit)}::integer",
         *values.all,
     )
-    return [CountedException(moment(at), *rest) for at, *rest in rows]  # type: ignore[arg-type]
+    return counted_exceptions(rows)
 
 
 async def purge_statistics(db: Db, before: datetime, limit: int) -> int:
@@ -130,7 +188,7 @@ async def purge_statistics(db: Db, before: datetime, limit: int) -> int:
     for table, column, bound in (
         ("statistic", "hour", hour),
         ("counted", "hour", hour),
-        ("exception", "at", hour * 3_600_000_000),
+        ("exception", "at", first_micros(hour)),
     ):
         status = await db.execute(
             f"DELETE FROM relay.{table} WHERE ctid = ANY(ARRAY(SELECT ctid FROM relay.{table}"
@@ -138,5 +196,5 @@ async def purge_statistics(db: Db, before: datetime, limit: int) -> int:
             bound,
             limit,
         )
-        total += int(status.rpartition(" ")[2])
+        total += changed_rows(status)
     return total

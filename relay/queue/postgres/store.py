@@ -104,7 +104,7 @@ class PostgresStore(Reader, EngineStore[Db]):
             lost=self._lease_lost,
             taken_over=lambda count: self._dispatch.changed(),
         )
-        self._tables = Tables(lease)
+        self._tables = Tables(lease, self._numbers)
         self.writer = Writer(
             server,
             self._tables,
@@ -203,7 +203,7 @@ class PostgresStore(Reader, EngineStore[Db]):
 
     async def last_seq(self) -> int:
         """The number of the newest event of this node."""
-        return self._tables.last_seq
+        return self._numbers.last
 
     # Handing out: see `Dispatch`.
 

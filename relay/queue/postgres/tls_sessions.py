@@ -1,35 +1,73 @@
 """The sessions that reports on TLS count, and the reports that are sent.
 
 As in SQLite; the numbers of a session's row are its node's own, so that no node waits for another.
-What a commit counts is written by `statements`.
+`SessionTally` adds what a commit counts, within its transaction.
 """
 
 from __future__ import annotations
 
-from datetime import date
+from collections.abc import Iterable, Sequence
+from datetime import date, datetime
 
-from relay.queue.postgres.connection import Db
+from relay.mail.tls_session import TlsSession
+from relay.queue.batch import FinishedReport
+from relay.queue.postgres.connection import Db, changed_rows
+from relay.queue.postgres.inserts import columns
+from relay.queue.postgres.lease import Lease
+from relay.queue.request import Refused
 from relay.queue.tls_sessions import (
     CountedSessions,
     DomainSessions,
+    RecentDays,
     ReportResult,
+    counted_sessions,
+    day_from,
     day_number,
-    failure_of,
-    policy_of,
 )
 
 __all__ = [
+    "SessionTally",
     "claim_report",
     "days",
     "domains",
     "domains_reported",
+    "finish_reports",
     "finished_reports",
     "purge_sessions",
     "release_report",
     "sessions",
 ]
 
-_FIRST_DAY = date(1970, 1, 1).toordinal()
+
+class SessionTally:
+    """Adds to the counts, for the writer."""
+
+    def __init__(self, lease: Lease) -> None:
+        self._lease = lease
+        self._days = RecentDays()
+        self.forget = self._days.forget
+
+    async def add(self, db: Db, counted: Sequence[tuple[datetime, Sequence[TlsSession]]]) -> None:
+        """Count sessions, each with its time, within the transaction of their results."""
+        for day in self._days.unknown(counted):
+            kept = "SELECT DISTINCT domain, policy, failure FROM relay.tls_session WHERE day = $1"
+            self._days.learn(day, await db.fetch(kept, day))
+        numbers, policies = self._days.count(counted)
+        if policies:
+            await db.execute(
+                "INSERT INTO relay.tls_policy SELECT * FROM"
+                " unnest($1::integer[], $2::text[], $3::text[], $4::text[]) ON CONFLICT DO NOTHING",
+                *columns(policies, 4),
+            )
+        if numbers:
+            rows = [(*key, self._lease.node, number) for key, number in sorted(numbers.items())]
+            await db.execute(
+                "INSERT INTO relay.tls_session SELECT * FROM unnest($1::integer[], $2::text[],"
+                " $3::text[], $4::text[], $5::integer[], $6::bigint[])"
+                " ON CONFLICT (day, domain, policy, failure, node)"
+                " DO UPDATE SET number = tls_session.number + excluded.number",
+                *columns(rows, 6),
+            )
 
 
 async def days(db: Db) -> list[date]:
@@ -42,7 +80,7 @@ async def days(db: Db) -> list[date]:
             FROM kept WHERE kept.day IS NOT NULL)
         SELECT day FROM kept WHERE day IS NOT NULL ORDER BY day"""
     )
-    return [date.fromordinal(day + _FIRST_DAY) for (day,) in rows]
+    return [day_from(day) for (day,) in rows]
 
 
 async def domains(db: Db, day: date, *, after: str = "", limit: int = 500) -> list[DomainSessions]:
@@ -66,10 +104,7 @@ async def sessions(db: Db, day: date, domain: str) -> list[CountedSessions]:
         day_number(day),
         domain,
     )
-    return [
-        CountedSessions(policy_of(policy), failure_of(failure), number)
-        for policy, failure, number in rows
-    ]
+    return counted_sessions(rows)
 
 
 async def purge_sessions(db: Db, before: date, limit: int) -> int:
@@ -82,7 +117,7 @@ async def purge_sessions(db: Db, before: date, limit: int) -> int:
             day_number(before),
             limit,
         )
-        total += int(status.rpartition(" ")[2])
+        total += changed_rows(status)
     return total
 
 
@@ -108,6 +143,22 @@ async def release_report(db: Db, lease: int, day: date, domain: str, place: str)
         place,
         lease,
     )
+
+
+async def finish_reports(db: Db, lease: int, finished: Iterable[FinishedReport]) -> None:
+    """Write down what became of claimed reports. What is not claimed is refused."""
+    for day, domain, place, result in finished:
+        changed = await db.execute(
+            "UPDATE relay.tls_report SET result = $4"
+            " WHERE day = $1 AND domain = $2 AND place = $3 AND result = '' AND lease = $5",
+            day_number(day),
+            domain,
+            place,
+            result.value,
+            lease,
+        )
+        if not changed_rows(changed):
+            raise Refused(f"the report on TLS for {domain} of {day} to {place} is not claimed")
 
 
 async def finished_reports(db: Db, day: date, domain: str) -> dict[str, ReportResult]:

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from relay.mail.event import Event
-from relay.queue.batch import Row
-from relay.queue.request import Refused, Request
-from relay.queue.rows import FINAL_NUMBER, micros
+from relay.queue.batch import Row, joined
+from relay.queue.numbering import EventNumbers
+from relay.queue.request import Refused, Request, answer_settled, settled_messages
+from relay.queue.rows import FINAL_NUMBER
 from relay.queue.sqlite.files import sync_directory
 from relay.queue.sqlite.schema import ASIDE, CLAIMED
 from relay.queue.sqlite.statistics import CommitCounts
 from relay.queue.sqlite.tls_sessions import SessionTally, finish_reports
-from relay.queue.store import StoredEvent
 
 __all__ = ["AWAITED", "Tables", "remove_if_done", "unknown"]
 
@@ -45,31 +45,22 @@ _REPORT_IS_DUE = (
 class Tables:
     """What `relay.queue.sqlite.commit` writes with. `on_gone`: removed messages that had a file."""
 
-    def __init__(self, directory: Path, *, on_gone: Callable[[list[str]], None]) -> None:
+    def __init__(
+        self, directory: Path, numbers: EventNumbers, *, on_gone: Callable[[list[str]], None]
+    ) -> None:
         self._directory = directory
+        self._numbers = numbers
         self._on_gone = on_gone
-        self._last_seq = 0
         self._tally = CommitCounts()
         self._sessions = SessionTally()
-        self._mark = self._mark_written = self._mark_in_commit = 0
+        self._mark_in_commit: int | None = None
         self._leaving: list[str] = []
         self._gone: list[str] = []
-
-    # The mark of the log, written along with a commit.
-
-    @property
-    def mark(self) -> int:
-        """What `note_mark` was last given."""
-        return self._mark
-
-    def note_mark(self, seq: int) -> None:
-        """Write the mark of the log along with the next commit."""
-        self._mark = max(self._mark, seq)
 
     @property
     def has_more(self) -> bool:
         """Whether there is something to be written that no request asks for."""
-        return self._mark != self._mark_written
+        return self._numbers.mark_to_write is not None
 
     # Connections.
 
@@ -77,8 +68,7 @@ class Tables:
         """Read where the numbers of events go on."""
         found = db.execute("SELECT coalesce(max(seq), 0) FROM event").fetchone()[0]
         mark = db.execute("SELECT value FROM meta WHERE key = 'log_mark'").fetchone()
-        self._mark = self._mark_written = mark[0] if mark else 0
-        self._last_seq = max(found, self._mark)
+        self._numbers.load(found, mark[0] if mark else 0)
 
     def connected(self, db: sqlite3.Connection) -> None:
         """Have every removed message that has a file noted, whichever statement removes it."""
@@ -105,11 +95,11 @@ class Tables:
 
     def point(self) -> int:
         """The last number that an event was given."""
-        return self._last_seq
+        return self._numbers.last
 
     def back_to(self, point: int) -> None:
         """What was numbered since is undone."""
-        self._last_seq = point
+        self._numbers.last = point
         self._sessions.forget()
 
     def write(self, db: sqlite3.Connection, requests: Sequence[Request]) -> None:
@@ -117,23 +107,23 @@ class Tables:
         rows = [request.rows for request in requests if request.rows is not None]
         if not rows:
             return
-        _insert(db, "message", 8, _all(one.messages for one in rows))
-        _insert(db, "recipient", 7, _all(one.recipients for one in rows))
-        _finish(db, _all(one.finished for one in rows))
-        _update(db, _all(one.updates for one in rows))
-        _insert(db, "owed", 6, _all(one.pending for one in rows))
-        _strike_out(db, _all(one.reported for one in rows))
-        remove_if_done(db, _all(one.perhaps_done for one in rows))
+        _insert(db, "message", 8, joined(one.messages for one in rows))
+        _insert(db, "recipient", 7, joined(one.recipients for one in rows))
+        _finish(db, joined(one.finished for one in rows))
+        _update(db, joined(one.updates for one in rows))
+        _insert(db, "owed", 6, joined(one.pending for one in rows))
+        _strike_out(db, joined(one.reported for one in rows))
+        remove_if_done(db, joined(one.perhaps_done for one in rows))
         numbered = [
             row
             for request in requests
             if request.rows is not None and request.rows.events
-            for row in self._numbered(request, request.rows.events)
+            for row in self._numbers.rows_of(request, request.rows.events)
         ]
         _insert(db, "event", 8, numbered)
         self._tally.add(db, [event for one in rows for event in one.events])
         self._sessions.add(db, [one.sessions for one in rows if one.sessions])
-        finish_reports(db, _all(one.tls_reports for one in rows))
+        finish_reports(db, joined(one.tls_reports for one in rows))
         _tell_whose_report_is_due(db, requests)
 
     def write_events(
@@ -142,30 +132,20 @@ class Tables:
         """Add events within a request's function."""
         events = list(events)
         self._tally.add(db, events)
-        _insert(db, "event", 8, self._numbered(request, events))
-
-    def _numbered(self, request: Request, events: Iterable[Event]) -> list[Row]:
-        """The rows of a request's events, each with the next number."""
-        rows = []
-        for event in events:
-            self._last_seq = seq = self._last_seq + 1
-            request.stored.append(StoredEvent(seq, event))
-            rows.append(_event_row(seq, event))
-        return rows
+        _insert(db, "event", 8, self._numbers.rows_of(request, events))
 
     def last(self, db: sqlite3.Connection) -> None:
         """What comes last in a transaction."""
-        self._mark_in_commit = self._mark
-        if self._mark_in_commit != self._mark_written:
-            db.execute(
-                "INSERT OR REPLACE INTO meta VALUES ('log_mark', ?)", (self._mark_in_commit,)
-            )
+        self._mark_in_commit = mark = self._numbers.mark_to_write
+        if mark is not None:
+            db.execute("INSERT OR REPLACE INTO meta VALUES ('log_mark', ?)", (mark,))
         self._gone = unknown(db, self._leaving)  # what was undone in it is there still
         self._leaving.clear()
 
     def committed(self) -> None:
         """The transaction is on the disk."""
-        self._mark_written = self._mark_in_commit
+        if self._mark_in_commit is not None:
+            self._numbers.mark_is_written(self._mark_in_commit)
         if self._gone:
             self._on_gone(self._gone)
 
@@ -174,23 +154,6 @@ def unknown(db: sqlite3.Connection, queue_ids: Iterable[str]) -> list[str]:
     """Those of which there is no message in the queue."""
     asked = "SELECT 1 FROM message WHERE queue_id = ?"
     return [queue_id for queue_id in queue_ids if db.execute(asked, (queue_id,)).fetchone() is None]
-
-
-def _event_row(seq: int, event: Event) -> Row:
-    return (
-        seq,
-        micros(event.at),
-        event.name,
-        event.queue_id,
-        event.sender,
-        event.recipient,
-        event.id,
-        event.line,
-    )
-
-
-def _all(parts: Iterable[list[T]]) -> list[T]:
-    return list(chain.from_iterable(parts))
 
 
 def _pieces(rows: Sequence[T]) -> Iterable[Sequence[T]]:
@@ -267,18 +230,12 @@ def _strike_out(db: sqlite3.Connection, reported: Sequence[tuple[str, int, bool]
 
 
 def _tell_whose_report_is_due(db: sqlite3.Connection, requests: Sequence[Request]) -> None:
-    """Whether a request's pending report is due: decided in the commit, so that one attempt gets
-    True.
-
-    Of the attempts for one message that are written together it is the last.
-    """
-    settled = [(one, one.rows.settled) for one in requests if one.rows and one.rows.settled]
+    """Answer the requests that settled a message of which a report is pending."""
+    settled = settled_messages(requests)
     due: set[str] = set()
     for piece in _pieces([queue_id for _, queue_id in settled]):
         due.update(row[0] for row in db.execute(_in_statement(_REPORT_IS_DUE, len(piece)), piece))
-    for request, queue_id in reversed(settled):
-        request.result = queue_id in due
-        due.discard(queue_id)
+    answer_settled(settled, due)
 
 
 def remove_if_done(db: sqlite3.Connection, ids: Sequence[str]) -> None:

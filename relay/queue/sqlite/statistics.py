@@ -14,29 +14,30 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
-from collections.abc import Sequence
-from datetime import UTC, datetime
+from collections.abc import Iterable, Sequence
+from datetime import datetime
 from functools import lru_cache
 from itertools import chain
 
 from relay.mail.event import Event
-from relay.queue.rows import micros, moment
+from relay.queue.rows import micros
 from relay.queue.statistics import (
     CountedException,
     CountedMail,
     CountFilter,
     CountKey,
     ExceptionRow,
-    HourBounds,
     HourlyCount,
-    count_events,
+    RecentHours,
+    counted_exceptions,
+    counted_mail,
+    first_micros,
     hour_of,
-    hours_counted,
+    hourly_counts,
 )
 
 __all__ = ["CommitCounts", "count_hours", "count_mail", "find_exceptions", "purge_statistics"]
 
-_HOURS_REMEMBERED = 3
 _MOST_ROWS = 64
 
 
@@ -44,41 +45,31 @@ class CommitCounts:
     """Adds to the statistics; used on the writer's thread."""
 
     def __init__(self) -> None:
-        self._hours: dict[int, HourBounds] = {}
+        self._hours = RecentHours()
 
     def add(self, db: sqlite3.Connection, events: Sequence[Event]) -> None:
         """Count these events. Called within the transaction that writes them."""
-        hours = {hour: self._bounds(db, hour) for hour in hours_counted(events)}
-        numbers, exceptions = count_events(events, hours)
+        for hour in self._hours.unknown(events):
+            self._hours.learn(hour, *_known_of(db, hour))
+        numbers, exceptions = self._hours.count(events)
         _write(db, numbers, exceptions)
 
-    def _bounds(self, db: sqlite3.Connection, hour: int) -> HourBounds:
-        found = self._hours.get(hour)
-        if found is None:
-            found = self._hours[hour] = _read_bounds(db, hour)
-            if len(self._hours) > _HOURS_REMEMBERED:
-                del self._hours[min(self._hours)]
-        return found
 
-
-def _read_bounds(db: sqlite3.Connection, hour: int) -> HourBounds:
-    """What the hour has already: it may have begun before this process did."""
+def _known_of(
+    db: sqlite3.Connection, hour: int
+) -> tuple[Iterable[tuple[str, str]], Iterable[tuple[str, str, int]]]:
+    """The pairs of an hour, and how many exceptions of each are listed."""
     pairs = db.execute(
         "SELECT DISTINCT recipient_domain, sender_domain FROM statistic"
         " WHERE hour = ? AND recipient_domain <> ''",
         (hour,),
     )
-    counted = db.execute(
+    listed = db.execute(
         "SELECT recipient_domain, sender_domain, count(*) FROM exception"
         " WHERE at >= ? AND at < ? GROUP BY 1, 2",
-        (_micros_of(hour), _micros_of(hour + 1)),
+        (first_micros(hour), first_micros(hour + 1)),
     )
-    exceptions = Counter({(recipient, sender): number for recipient, sender, number in counted})
-    return HourBounds(set(pairs), exceptions, exceptions.total())
-
-
-def _micros_of(hour: int) -> int:
-    return hour * 3_600_000_000
+    return pairs, listed
 
 
 @lru_cache(maxsize=2 * _MOST_ROWS)
@@ -131,10 +122,7 @@ def count_mail(db: sqlite3.Connection, wanted: CountFilter) -> list[CountedMail]
         f" FROM statistic WHERE {where} AND hour >= :begin AND hour < :end GROUP BY 1, 2, 3, 4",
         values | {"begin": hour_of(wanted.begin), "end": hour_of(wanted.end)},
     )
-    return [
-        CountedMail(result, protection, policy, reason, number, _hour(first), _hour(last))
-        for result, protection, policy, reason, number, first, last in rows
-    ]
+    return counted_mail(rows)
 
 
 def count_hours(db: sqlite3.Connection, wanted: CountFilter) -> list[HourlyCount]:
@@ -145,11 +133,7 @@ def count_hours(db: sqlite3.Connection, wanted: CountFilter) -> list[HourlyCount
         f" WHERE {where} AND hour >= :begin AND hour < :end GROUP BY 1, 2, 3 ORDER BY 1",
         values | {"begin": hour_of(wanted.begin), "end": hour_of(wanted.end)},
     )
-    return [HourlyCount(_hour(row[0]), *row[1:]) for row in rows]
-
-
-def _hour(number: int) -> datetime:
-    return datetime.fromtimestamp(number * 3600, UTC)
+    return hourly_counts(rows)
 
 
 def find_exceptions(
@@ -171,7 +155,7 @@ def find_exceptions(
         f" ORDER BY at {order}, event_id {order} LIMIT :limit",
         values | {"begin": micros(begin), "end": micros(wanted.end), "last": last, "limit": limit},
     )
-    return [CountedException(moment(at), *rest) for at, *rest in rows]
+    return counted_exceptions(rows)
 
 
 def purge_statistics(db: sqlite3.Connection, before: datetime, limit: int) -> int:
@@ -186,6 +170,6 @@ def purge_statistics(db: sqlite3.Connection, before: datetime, limit: int) -> in
         "DELETE FROM exception WHERE (recipient_domain, sender_domain, at, event_id) IN"
         " (SELECT recipient_domain, sender_domain, at, event_id FROM exception"
         " WHERE at < ? LIMIT ?)",
-        (_micros_of(hour_of(before)), limit),
+        (first_micros(hour_of(before)), limit),
     ).rowcount
     return hours + exceptions

@@ -93,7 +93,7 @@ class SqliteStore(Reader, EngineStore[sqlite3.Connection]):
         self.spool = spool
         self._contents = Contents(spool)
         self._staging = staging = Staging(self._contents, partial(self._write, unknown))
-        self._tables = Tables(spool.directory, on_gone=self._contents.remove)
+        self._tables = Tables(spool.directory, self._numbers, on_gone=self._contents.remove)
         self.writer = Writer(
             spool,
             self._tables,

@@ -12,24 +12,22 @@ and failures of the newest days, for the bounds; a transaction that is undone ha
 from __future__ import annotations
 
 import sqlite3
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import date, datetime
 from functools import lru_cache
 from itertools import chain
 
 from relay.mail.tls_session import TlsSession
+from relay.queue.batch import FinishedReport
 from relay.queue.request import Refused
 from relay.queue.tls_sessions import (
     CountedSessions,
-    DayBounds,
     DomainSessions,
+    RecentDays,
     ReportResult,
+    counted_sessions,
+    day_from,
     day_number,
-    day_of,
-    failure_of,
-    policy_data,
-    policy_of,
 )
 
 __all__ = [
@@ -47,39 +45,24 @@ __all__ = [
 ]
 
 _CLAIMED = ""
-_DAYS_REMEMBERED = 2
 _MOST_ROWS = 64
-
-Finished = tuple[date, str, str, ReportResult]
 
 
 class SessionTally:
     """Adds to the counts; used on the writer's thread."""
 
     def __init__(self) -> None:
-        self._days: dict[int, DayBounds] = {}
-
-    def forget(self) -> None:
-        """A transaction was undone: what the tables have is not known any more."""
-        self._days.clear()
+        self._days = RecentDays()
+        self.forget = self._days.forget
 
     def add(
-        self, db: sqlite3.Connection, counted: Iterable[tuple[datetime, Sequence[TlsSession]]]
+        self, db: sqlite3.Connection, counted: Sequence[tuple[datetime, Sequence[TlsSession]]]
     ) -> None:
         """Count sessions, each with its time. Called within the transaction of their results."""
-        numbers: Counter[tuple[int, str, str, str]] = Counter()
-        policies: list[tuple[int, str, str, str]] = []
-        for at, some in counted:
-            day = day_number(day_of(at))
-            bounds = self._bounds(db, day)
-            for session in some:
-                admitted = bounds.admit(session)
-                if admitted is None:
-                    continue
-                policy, id, failure, is_new = admitted
-                numbers[day, session.domain, id, failure] += 1
-                if is_new:
-                    policies.append((day, session.domain, id, policy_data(policy)))
+        for day in self._days.unknown(counted):
+            kept = "SELECT domain, policy, failure FROM tls_session WHERE day = ?"
+            self._days.learn(day, db.execute(kept, (day,)))
+        numbers, policies = self._days.count(counted)
         if policies:
             db.executemany("INSERT OR IGNORE INTO tls_policy VALUES (?, ?, ?, ?)", policies)
         rows = list(numbers.items())
@@ -87,17 +70,6 @@ class SessionTally:
             piece = rows[start : start + _MOST_ROWS]
             values = chain.from_iterable((*key, number) for key, number in piece)
             db.execute(_add_statement(len(piece)), list(values))
-
-    def _bounds(self, db: sqlite3.Connection, day: int) -> DayBounds:
-        found = self._days.get(day)
-        if found is None:
-            found = self._days[day] = DayBounds()
-            kept = "SELECT domain, policy, failure FROM tls_session WHERE day = ?"
-            for row in db.execute(kept, (day,)):
-                found.note(*row)
-            if len(self._days) > _DAYS_REMEMBERED:
-                del self._days[min(self._days)]
-        return found
 
 
 @lru_cache(maxsize=_MOST_ROWS)
@@ -117,7 +89,7 @@ def days(db: sqlite3.Connection) -> list[date]:
     found = []
     day = db.execute("SELECT min(day) FROM tls_session").fetchone()[0]
     while day is not None:
-        found.append(date.fromordinal(day + date(1970, 1, 1).toordinal()))
+        found.append(day_from(day))
         day = db.execute("SELECT min(day) FROM tls_session WHERE day > ?", (day,)).fetchone()[0]
     return found
 
@@ -141,10 +113,7 @@ def sessions(db: sqlite3.Connection, day: date, domain: str) -> list[CountedSess
         " USING (day, domain, policy) WHERE day = ? AND domain = ?",
         (day_number(day), domain),
     )
-    return [
-        CountedSessions(policy_of(policy), failure_of(failure), number)
-        for policy, failure, number in rows
-    ]
+    return counted_sessions(rows)
 
 
 def purge_sessions(db: sqlite3.Connection, before: date, limit: int) -> int:
@@ -185,7 +154,7 @@ def forget_claims(db: sqlite3.Connection) -> None:
     db.execute("DELETE FROM tls_report WHERE result = ?", (_CLAIMED,))
 
 
-def finish_reports(db: sqlite3.Connection, finished: Iterable[Finished]) -> None:
+def finish_reports(db: sqlite3.Connection, finished: Iterable[FinishedReport]) -> None:
     """Write down what became of claimed reports. What is not claimed is refused."""
     finish = (
         "UPDATE tls_report SET result = ? WHERE day = ? AND domain = ? AND place = ? AND result = ?"
