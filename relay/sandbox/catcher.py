@@ -13,7 +13,8 @@ from types import TracebackType
 from typing import Self
 
 from relay.sandbox.certificates import Authority
-from relay.sandbox.mx import MxServer, Script
+from relay.sandbox.mx import MxServer
+from relay.sandbox.script import Script
 
 __all__ = ["Catcher"]
 

@@ -41,7 +41,8 @@ from relay.queue.engine import QueueLocation, open_policies
 from relay.queue.policies import StoredPolicy
 from relay.sandbox.certificates import Authority, Kind
 from relay.sandbox.dns import DnsServer
-from relay.sandbox.mx import MxServer, Script, StartTls
+from relay.sandbox.mx import MxServer
+from relay.sandbox.script import Script, StartTls
 from relay.workers.systemd import Systemd
 
 __all__ = ["Cell", "main", "run"]

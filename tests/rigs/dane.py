@@ -14,7 +14,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from relay.sandbox.certificates import Certificate, server_context
-from relay.sandbox.mx import MxServer, Script
+from relay.sandbox.mx import MxServer
+from relay.sandbox.script import Script
 
 _OTHER = "other"
 _SHORT = "short"

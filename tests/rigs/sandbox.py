@@ -20,7 +20,8 @@ import aiosmtplib
 
 from relay.sandbox.certificates import Authority
 from relay.sandbox.dns import DnsServer
-from relay.sandbox.mx import MxServer, Script
+from relay.sandbox.mx import MxServer
+from relay.sandbox.script import Script
 from tests.rigs.ports import free_port
 from tests.rigs.relay import Relay, relay_process
 

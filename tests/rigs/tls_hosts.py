@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from relay.sandbox.certificates import Authority, Certificate, Kind, server_context
-from relay.sandbox.mx import TLS_1_0_ONLY, MxServer, Script, ScriptedReply, StartTls, Then
+from relay.sandbox.mx import MxServer
+from relay.sandbox.script import TLS_1_0_ONLY, Script, ScriptedReply, StartTls, Then
 
 
 class Situation(StrEnum):

@@ -21,7 +21,7 @@ import trustme
 import yaml
 
 from relay.admin.client import ask
-from relay.sandbox.mx import Script, ScriptedReply
+from relay.sandbox.script import Script, ScriptedReply
 from tests.rigs.ports import free_port, wait_until
 from tests.rigs.relay import Relay, relay_config, relay_process
 from tests.rigs.sandbox import Sandbox

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from relay.sandbox.certificates import Kind
-from relay.sandbox.mx import Script, StartTls
+from relay.sandbox.script import Script, StartTls
 from tests.rigs.ports import wait_until
 from tests.rigs.sandbox import Sandbox
 

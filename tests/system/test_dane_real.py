@@ -21,8 +21,8 @@ from pathlib import Path
 
 import pytest
 
-from relay.sandbox.mx import TLS_1_0_ONLY, Script, StartTls
 from relay.sandbox.policy_host import PolicyHost, policy
+from relay.sandbox.script import TLS_1_0_ONLY, Script, StartTls
 from tests.rigs.dane import Authorities, DaneHost, Shown
 from tests.rigs.dnssec import Trust, ValidatingDns, Zone, validating_dns
 from tests.rigs.ports import free_port, wait_until

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from relay.sandbox.mx import MxServer, Script, ScriptedReply
+from relay.sandbox.mx import MxServer
+from relay.sandbox.script import Script, ScriptedReply
 from tests.rigs.ports import wait_until
 from tests.rigs.relay import Relay, relay_process
 from tests.rigs.sandbox import Sandbox

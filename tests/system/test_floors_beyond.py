@@ -18,8 +18,9 @@ import yaml
 from relay.admin.client import ask
 from relay.sandbox.certificates import Kind
 from relay.sandbox.dns import Fault
-from relay.sandbox.mx import MxServer, Script, StartTls
+from relay.sandbox.mx import MxServer
 from relay.sandbox.policy_host import WebAnswer, policy
+from relay.sandbox.script import Script, StartTls
 from tests.rigs.policies import World, open_world
 from tests.rigs.sandbox import Event
 

@@ -31,8 +31,10 @@ from relay.cli import relay as command_line
 from relay.deliver import https
 from relay.sandbox.certificates import Authority, Kind
 from relay.sandbox.dns import Fault
-from relay.sandbox.mx import TLS_1_0_ONLY, MxServer, RecordedConnection, Script, StartTls
+from relay.sandbox.mx import MxServer
 from relay.sandbox.policy_host import policy
+from relay.sandbox.recording import RecordedConnection
+from relay.sandbox.script import TLS_1_0_ONLY, Script, StartTls
 from tests.rigs.dane import associated
 from tests.rigs.policies import World, open_world
 from tests.rigs.relay import Relay

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from email import message_from_bytes
 
-from relay.sandbox.mx import Script
+from relay.sandbox.script import Script
 from tests.rigs.sandbox import Sandbox
 
 HEADER = b"From: a@client.example\r\nTo: b@dest.example\r\nSubject: x\r\nMIME-Version: 1.0\r\n"

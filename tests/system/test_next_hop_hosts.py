@@ -20,7 +20,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from relay.sandbox.certificates import Authority, Kind
-from relay.sandbox.mx import MxServer, Script, ScriptedReply, StartTls, Then
+from relay.sandbox.mx import MxServer
+from relay.sandbox.script import Script, ScriptedReply, StartTls, Then
 from tests.rigs.relay import Relay
 from tests.rigs.sandbox import Event, Sandbox
 

@@ -21,8 +21,9 @@ import yaml
 
 from relay.sandbox.certificates import Kind
 from relay.sandbox.dns import Fault
-from relay.sandbox.mx import MxServer, Script
+from relay.sandbox.mx import MxServer
 from relay.sandbox.policy_host import PolicyHost, WebAnswer, policy
+from relay.sandbox.script import Script
 from tests.rigs.policies import World, open_world
 from tests.rigs.sandbox import Event
 

@@ -17,7 +17,7 @@ import pytest
 import trustme
 from argon2 import PasswordHasher
 
-from relay.sandbox.mx import Script
+from relay.sandbox.script import Script
 from tests.fakes.client import Client
 from tests.rigs.ports import free_port
 from tests.rigs.postfix import postfix

@@ -9,7 +9,8 @@ from pathlib import Path
 import aiosmtplib
 import pytest
 
-from relay.sandbox.mx import MxServer, Script
+from relay.sandbox.mx import MxServer
+from relay.sandbox.script import Script
 from tests.rigs.sandbox import Sandbox
 
 PASSES_ON = Script(

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from relay.sandbox.mx import Script
+from relay.sandbox.script import Script
 from tests.rigs.dane import Authorities, DaneHost, Shown
 from tests.rigs.dnssec import ValidatingDns, Zone, validating_dns
 from tests.rigs.ports import free_port, wait_until

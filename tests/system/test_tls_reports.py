@@ -20,8 +20,9 @@ import dkim
 import pytest
 
 from relay.sandbox.certificates import Kind
-from relay.sandbox.mx import MxServer, Script, ScriptedReply, StartTls, Then
+from relay.sandbox.mx import MxServer
 from relay.sandbox.policy_host import WebAnswer, policy
+from relay.sandbox.script import Script, ScriptedReply, StartTls, Then
 from relay.sign.keys import new_key
 from tests.rigs.policies import World, open_world
 from tests.rigs.relay import workers_of

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from relay.sandbox.certificates import Kind
-from relay.sandbox.mx import MxServer, Script, StartTls
+from relay.sandbox.mx import MxServer
+from relay.sandbox.script import Script, StartTls
 from tests.rigs.sandbox import Sandbox
 
 pytestmark = pytest.mark.slow

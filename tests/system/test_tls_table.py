@@ -28,7 +28,9 @@ from click.testing import CliRunner
 
 from relay.cli import relay as command_line
 from relay.sandbox.certificates import Kind
-from relay.sandbox.mx import TLS_1_0_ONLY, MxServer, RecordedConnection, Script, StartTls
+from relay.sandbox.mx import MxServer
+from relay.sandbox.recording import RecordedConnection
+from relay.sandbox.script import TLS_1_0_ONLY, Script, StartTls
 from tests.rigs.relay import Relay
 from tests.rigs.sandbox import Event, Sandbox, open_sandbox, shown
 

@@ -17,7 +17,8 @@ import yaml
 
 from relay.sandbox.certificates import Kind
 from relay.sandbox.dns import Fault
-from relay.sandbox.mx import MxServer, Script, ScriptedReply, StartTls, Then
+from relay.sandbox.mx import MxServer
+from relay.sandbox.script import Script, ScriptedReply, StartTls, Then
 from tests.rigs.sandbox import Event, Sandbox
 
 pytestmark = pytest.mark.slow

@@ -26,7 +26,7 @@ import yaml
 from argon2 import PasswordHasher
 from prometheus_client.parser import text_string_to_metric_families
 
-from relay.sandbox.mx import Script
+from relay.sandbox.script import Script
 from relay.sign.keys import new_key, record
 from tests.rigs.ports import free_port, wait_until
 from tests.rigs.relay import Relay, relay_process

@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from relay.sandbox.mx import Script, ScriptedReply, StartTls
+from relay.sandbox.script import Script, ScriptedReply, StartTls
 from tests.rigs.cgroup import MemoryGroup, memory_group
 from tests.rigs.ledger import LARGE, LINES, Ledger, check_agreement, check_log, listed, tokens
 from tests.rigs.ports import free_port, wait_until

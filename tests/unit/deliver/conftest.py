@@ -26,7 +26,8 @@ from relay.queue.entry import Entry
 from relay.route.credentials import RouteCredentials
 from relay.route.next_hop import Host, Route
 from relay.sandbox.certificates import Authority
-from relay.sandbox.mx import MxServer, Script, ScriptedReply, StartTls, Then
+from relay.sandbox.mx import MxServer
+from relay.sandbox.script import Script, ScriptedReply, StartTls, Then
 from tests.fakes.floors import Published, floors_of
 from tests.fakes.mail import to
 

@@ -14,7 +14,7 @@ from relay.deliver.job import _surveyed
 from relay.mail.envelope import Notify, Ret
 from relay.mail.outcome import Bounced, Code, Deferred, Delivered, HopSession, Outcome
 from relay.queue.store import ClaimLost, SpoolError
-from relay.sandbox.mx import ReplyOrText, Script, ScriptedReply, StartTls, Then
+from relay.sandbox.script import ReplyOrText, Script, ScriptedReply, StartTls, Then
 from tests.fakes.mail import CONTENT, entry
 from tests.unit.deliver.conftest import QUICK, milliseconds
 
@@ -309,9 +309,9 @@ async def test_reply_before_the_end_of_the_content_is_read(rig):
     async def refuse_soon():
         while not mx.connections or len(mx.connections[0].clear) < 100_000:
             await asyncio.sleep(0.001)
-        for wire in mx._wires:
-            wire.transport.pause_reading()
-            wire.write(b"552 5.3.4 too much for us\r\n")
+        for at_host in mx._protocols:
+            at_host.transport.pause_reading()
+            at_host.write(b"552 5.3.4 too much for us\r\n")
 
     refusing = asyncio.create_task(refuse_soon())
     outcome = await rig.send(entry(content=big))

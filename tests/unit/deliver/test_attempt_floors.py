@@ -20,7 +20,8 @@ from relay.route.mta_sts import StsMode
 from relay.route.next_hop import Hosts, Naming, NextHop
 from relay.route.security import OnTlsUnmet
 from relay.sandbox.certificates import Kind
-from relay.sandbox.mx import TLS_1_0_ONLY, MxServer, Script, StartTls
+from relay.sandbox.mx import MxServer
+from relay.sandbox.script import TLS_1_0_ONLY, Script, StartTls
 from tests.fakes.floors import Published, floors_of
 from tests.fakes.mail import CONTENT, entry
 from tests.fakes.waiting import until

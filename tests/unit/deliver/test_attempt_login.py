@@ -11,7 +11,7 @@ import pytest
 from relay.mail.outcome import Code, Deferred, Delivered, HopLogin
 from relay.route.credentials import CredentialsError, HeldToken, RouteCredentials
 from relay.route.next_hop import Auth, AuthMechanism, Credentials, NextHop
-from relay.sandbox.mx import Script, ScriptedReply, Then
+from relay.sandbox.script import Script, ScriptedReply, Then
 from tests.fakes.mail import entry
 
 TOKEN = "EwBwA8l6BAAUO9chh8cJscQLmU+LSWpbnr0vmwwAAeuN"

@@ -24,7 +24,8 @@ from relay.route.memory import MemoryOptions, learned
 from relay.route.next_hop import Hosts, Naming
 from relay.route.security import OnUnverified
 from relay.sandbox.certificates import Kind
-from relay.sandbox.mx import TLS_1_0_ONLY, MxServer, Script, StartTls
+from relay.sandbox.mx import MxServer
+from relay.sandbox.script import TLS_1_0_ONLY, Script, StartTls
 from tests.fakes.floors import Published, floors_of
 from tests.fakes.mail import CONTENT, entry
 from tests.unit.deliver.test_attempt_floors import (

@@ -16,7 +16,8 @@ from relay.mail.outcome import Code, Deferred, Delivered
 from relay.route.next_hop import Auth, Credentials, Host, NextHop, TlsMode
 from relay.route.security import OnTlsUnmet
 from relay.sandbox.certificates import Kind
-from relay.sandbox.mx import MxServer, Script, ScriptedReply, StartTls, Then
+from relay.sandbox.mx import MxServer
+from relay.sandbox.script import Script, ScriptedReply, StartTls, Then
 from tests.fakes.mail import entry
 from tests.unit.deliver.conftest import UNHURRIED, Rig
 

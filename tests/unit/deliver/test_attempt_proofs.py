@@ -19,7 +19,8 @@ from relay.mail.outcome import Deferred, Delivered, VerifiedBy
 from relay.route.next_hop import Auth, Credentials, NextHop
 from relay.route.security import OnTlsUnmet
 from relay.sandbox.certificates import Authority, Certificate, Kind
-from relay.sandbox.mx import MxServer, Script, StartTls
+from relay.sandbox.mx import MxServer
+from relay.sandbox.script import Script, StartTls
 from tests.fakes.mail import entry
 from tests.unit.deliver.conftest import Rig
 

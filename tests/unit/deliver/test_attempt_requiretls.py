@@ -14,7 +14,8 @@ from relay.route.floor import NO_STS, StsFloor
 from relay.route.mta_sts import StsMode
 from relay.route.next_hop import BY_NOBODY, Hosts, Naming
 from relay.sandbox.certificates import Kind
-from relay.sandbox.mx import MxServer, Script, ScriptedReply, StartTls, Then
+from relay.sandbox.mx import MxServer
+from relay.sandbox.script import Script, ScriptedReply, StartTls, Then
 from tests.fakes.floors import Published, floors_of
 from tests.fakes.mail import entry
 

@@ -14,7 +14,7 @@ from relay.mail.outcome import Bounced, Code, Deferred, Delivered, DowngradeReas
 from relay.route.next_hop import Credentials, Host, NextHop, TlsMode
 from relay.route.security import OnTlsUnmet
 from relay.sandbox.certificates import Kind
-from relay.sandbox.mx import Script, ScriptedReply, StartTls, Then
+from relay.sandbox.script import Script, ScriptedReply, StartTls, Then
 from tests.fakes.mail import entry
 from tests.unit.deliver.conftest import QUICK, milliseconds
 

@@ -22,7 +22,7 @@ from relay.route.mta_sts import KeptPolicy, PolicyError, StsMode, parse_policy
 from relay.route.next_hop import Hosts, Naming
 from relay.route.security import OnUnverified
 from relay.sandbox.certificates import Kind
-from relay.sandbox.mx import Script
+from relay.sandbox.script import Script
 from tests.fakes.floors import Published, floors_of
 from tests.fakes.mail import entry
 from tests.unit.deliver.test_attempt_floors import HOSTS, Met, key_record, tlsa

@@ -10,7 +10,8 @@ import pytest
 from relay.mail.outcome import Bounced, Deferred, Delivered, DowngradeReason, Level, Outcome
 from relay.route.security import OnTlsUnmet, OnUnverified
 from relay.sandbox.certificates import Kind
-from relay.sandbox.mx import TLS_1_0_ONLY, MxServer, Script, StartTls
+from relay.sandbox.mx import MxServer
+from relay.sandbox.script import TLS_1_0_ONLY, Script, StartTls
 from tests.fakes.mail import CONTENT, entry
 
 BOTH_WAYS = [(False, False), (False, True), (True, False), (True, True)]

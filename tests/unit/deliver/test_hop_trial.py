@@ -18,7 +18,7 @@ from relay.route.next_hop import Auth, NextHop, TlsMode
 from relay.route.router import RouteOptions, Router
 from relay.route.security import SecurityOptions
 from relay.sandbox.dns import DnsServer
-from relay.sandbox.mx import Script, ScriptedReply, StartTls, Then
+from relay.sandbox.script import Script, ScriptedReply, StartTls, Then
 from tests.fakes.dns import FakeDns
 from tests.unit.deliver.conftest import QUICK
 

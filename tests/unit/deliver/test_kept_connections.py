@@ -14,7 +14,7 @@ import pytest
 from relay.deliver.destinations import NotNow
 from relay.mail.outcome import Bounced, Deferred, Delivered
 from relay.route.next_hop import NextHop
-from relay.sandbox.mx import ReplyOrText, Script, StartTls
+from relay.sandbox.script import ReplyOrText, Script, StartTls
 from tests.fakes.mail import entry
 
 PIPELINING = ("PIPELINING", "8BITMIME")

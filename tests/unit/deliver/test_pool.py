@@ -11,7 +11,7 @@ import pytest
 from relay.mail.outcome import Bounced, Deferred, Delivered
 from relay.route.next_hop import Credentials
 from relay.sandbox.certificates import Kind
-from relay.sandbox.mx import Script, ScriptedReply, StartTls, Then
+from relay.sandbox.script import Script, ScriptedReply, StartTls, Then
 from tests.fakes.mail import entry
 
 WAYS = [(False, False), (False, True), (True, False), (True, True)]
@@ -150,9 +150,9 @@ async def test_a_kept_connection_that_is_dead_is_replaced_and_counts_for_nothing
 async def test_a_kept_connection_that_the_host_closed_is_not_used(rig):
     mx = await rig.mx()
     await rig.send(entry())
-    for wire in list(mx._wires):
-        wire.transport.write(b"421 4.4.2 idle for too long\r\n")
-        wire.close()
+    for protocol in list(mx._protocols):
+        protocol.transport.write(b"421 4.4.2 idle for too long\r\n")
+        protocol.close()
     await asyncio.sleep(0.05)
     assert isinstance(await rig.send(entry()), Delivered)
     assert len(mx.connections) == 2
@@ -161,8 +161,8 @@ async def test_a_kept_connection_that_the_host_closed_is_not_used(rig):
 async def test_text_on_an_idle_connection_is_no_reply_to_the_next_message(rig):
     mx = await rig.mx(CLEAR)
     await rig.send(entry())
-    for wire in list(mx._wires):
-        wire.write(b"250 2.1.0 OK\r\n250 2.1.5 OK\r\n354 go on\r\n250 2.0.0 taken\r\n")
+    for protocol in list(mx._protocols):
+        protocol.write(b"250 2.1.0 OK\r\n250 2.1.5 OK\r\n354 go on\r\n250 2.0.0 taken\r\n")
     await asyncio.sleep(0.05)
     assert isinstance(await rig.send(entry()), Delivered)
     assert [len(connection.messages) for connection in mx.connections] == [1, 1]

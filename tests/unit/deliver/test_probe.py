@@ -10,7 +10,7 @@ from relay.route.next_hop import TlsMode
 from relay.route.security import Action as Next
 from relay.route.security import HostFloor, SecurityOptions, Situation
 from relay.sandbox.certificates import Kind
-from relay.sandbox.mx import TLS_1_0_ONLY, Script, ScriptedReply, StartTls, Then
+from relay.sandbox.script import TLS_1_0_ONLY, Script, ScriptedReply, StartTls, Then
 from tests.unit.deliver.conftest import QUICK
 
 

@@ -12,7 +12,7 @@ from relay.deliver.tls import CertificateVerdict, KeptSession, TlsSessions
 from relay.mail.outcome import Deferred, Delivered
 from relay.route.security import OnUnverified
 from relay.sandbox.certificates import Kind
-from relay.sandbox.mx import Script
+from relay.sandbox.script import Script
 from tests.fakes.mail import entry
 
 RESUMES = Script(resumes_tls=True)

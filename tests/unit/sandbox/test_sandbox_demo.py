@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from relay.sandbox import demo
-from relay.sandbox.mx import Script
+from relay.sandbox.script import Script
 
 
 @pytest.fixture(autouse=True)

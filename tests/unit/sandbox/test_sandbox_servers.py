@@ -8,7 +8,9 @@ import aiosmtplib
 import pytest
 
 from relay.sandbox.certificates import Authority, Kind
-from relay.sandbox.mx import TLS_1_0_ONLY, MxServer, Phase, Script, ScriptedReply, StartTls, Then
+from relay.sandbox.mx import MxServer
+from relay.sandbox.recording import Phase
+from relay.sandbox.script import TLS_1_0_ONLY, Script, ScriptedReply, StartTls, Then
 
 AUTHORITY = Authority()
 MESSAGE = b"Subject: hello\r\n\r\n.a line with a dot\r\nend\r\n"
