@@ -42,10 +42,10 @@ _CHUNK = 10_000
 _SESSIONS = 20
 
 _STANDING = Scenario(
-    "nodes", "4 KiB over 20 standing sessions a node", 4000, client=Client.LOCKSTEP
+    "nodes", "4 KiB over 20 standing sessions a node", 3000, client=Client.LOCKSTEP
 )
-_SERIES = replace(_STANDING, title="4 KiB, one sender in series", messages=400, sessions=1)
-_FULL = replace(_STANDING, title="4 KiB over 20 standing sessions", messages=3000)
+_SERIES = replace(_STANDING, title="4 KiB, one sender in series", messages=300, sessions=1)
+_FULL = replace(_STANDING, title="4 KiB over 20 standing sessions", messages=2000)
 
 
 @dataclass(frozen=True)
@@ -79,19 +79,19 @@ class _Bench:
     hop: NextHop
     server: Postgres
     shrink: int
-    """The smoke test divides the numbers by this."""
+    """The numbers of messages and rows are divided by this."""
 
     def messages(self, scenario: Scenario) -> int:
         return max(scenario.messages // self.shrink, 20)
 
 
 def measure_nodes(
-    directory: Path, *, rounds: int, smoke: bool, until: float
+    directory: Path, *, rounds: int, shrink: int, until: float
 ) -> list[tuple[Scenario, list[Measured]]]:
     """Everything, in a directory on the disk to be measured; no round begins after `until`."""
     found: list[tuple[Scenario, list[Measured]]] = []
     with next_hop(directory, _STANDING) as hop, postgres_on_disk(directory) as server:
-        bench = _Bench(directory, hop, server, 200 if smoke else 1)
+        bench = _Bench(directory, hop, server, shrink)
         with contextlib.ExitStack() as stack:
             files = stack.enter_context(_in_directory(bench))
             one, two, three = (stack.enter_context(_nodes(bench, count)) for count in (1, 2, 3))

@@ -236,9 +236,8 @@ class Relay:
         while True:
             kept = self._parts.config.log
             try:
-                count = await store.purge_events(before=clock() - kept.keep_events)
-                if count:
-                    log.debug("%d events older than log.keep_events forgotten", count)
+                if await store.purge_events(before=clock() - kept.keep_events):
+                    log.debug("events older than log.keep_events were removed")
                 await store.purge_statistics(before=clock() - kept.keep_statistics)
                 await store.purge_tls_sessions(before=day_of(clock() - KEPT))
             except SpoolError as error:

@@ -43,7 +43,6 @@ __all__ = ["EngineStore"]
 
 _PURGE_STEP = 1000
 _CHANGE_STEP = 500
-_BEFORE_ALL = -(1 << 62)
 
 Connection = TypeVar("Connection")
 Contra = TypeVar("Contra", contravariant=True)
@@ -350,15 +349,11 @@ class EngineStore(EngineReader, Generic[Connection]):
         return self._numbers.mark
 
     async def purge_events(self, *, before: datetime) -> int:
-        """Remove old events that the log holds, a step at a time."""
-        total = 0
-        after: int | None = _BEFORE_ALL
-        while after is not None:
-            count, after = await self._purge_events(before, self._numbers.mark, after, _PURGE_STEP)
-            total += count
-            if count:
-                self._tail.clear()
-        return total
+        """Remove old events that the log holds."""
+        removed = await self._purge_events(before)
+        if removed:
+            self._tail.clear()
+        return removed
 
     async def purge_statistics(self, *, before: datetime) -> int:
         """Remove old statistics, a step at a time."""
@@ -375,10 +370,8 @@ class EngineStore(EngineReader, Generic[Connection]):
         return total
 
     @abstractmethod
-    async def _purge_events(
-        self, before: datetime, mark: int, after: int, limit: int, /
-    ) -> tuple[int, int | None]:
-        """Remove old events within one stretch; how many, and where the next stretch begins."""
+    async def _purge_events(self, before: datetime, /) -> int:
+        """Remove old events that the log holds, a step at a time; 0 where there were none."""
 
     @abstractmethod
     async def _purge_statistics(self, before: datetime, limit: int, /) -> int:

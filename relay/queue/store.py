@@ -434,7 +434,9 @@ class EventLog(Protocol):
         """The number of the newest event, 0 at first."""
 
     async def purge_events(self, *, before: datetime) -> int:
-        """Remove events older than `before` that the log holds; returns how many."""
+        """Remove events older than `before` that the log holds. An engine may remove them by whole
+        days, and returns how many of these, or how many events; 0 where there were none.
+        """
 
     async def purge_statistics(self, *, before: datetime) -> int:
         """Remove what was counted in hours that ended before `before`; returns how many rows."""

@@ -14,6 +14,7 @@ api_state    what the HTTP interface keeps beside the queue
 tls_sessions what reports on TLS count, and which are sent
 policies     MTA-STS policies, and what hosts have shown of TLS
 schema       tables and migrations
+partitions   the days of the table of events
 """
 
 from relay.queue.postgres.connection import NoServer, Server, StartRefused

@@ -30,7 +30,7 @@ from relay.queue.rows import (
 from relay.queue.store import ClaimLost, QueueFilter
 from relay.queue.verbs import VERBS, Changed, Verb
 
-__all__ = ["change", "claim", "free", "held", "pull_forward", "purge_events", "release"]
+__all__ = ["change", "claim", "free", "held", "pull_forward", "release"]
 
 log = logging.getLogger(__name__)
 
@@ -321,35 +321,6 @@ async def change(db: Db, wanted: QueueFilter, verb: str, now: datetime) -> Chang
 
 
 # Leftovers.
-
-
-async def purge_events(
-    db: Db, node: int, before: datetime, mark: int, after: int, limit: int
-) -> tuple[int, int | None]:
-    """Forget old events of a node within one stretch; how many, and where the next stretch begins.
-
-    The newest event always stays: its number keeps the numbers rising.
-    """
-    until = await db.fetchval(
-        "SELECT max(seq) FROM (SELECT seq FROM relay.event WHERE node = $1 AND seq > $2"
-        " AND seq <= $3 ORDER BY seq LIMIT $4) AS part",
-        node,
-        after,
-        mark,
-        limit,
-    )
-    if until is None:
-        return 0, None
-    status = await db.execute(
-        "DELETE FROM relay.event WHERE node = $1 AND seq > $2 AND seq <= $3 AND at < $4"
-        " AND seq < (SELECT max(seq) FROM relay.event WHERE node = $1)",
-        node,
-        after,
-        until,
-        micros(before),
-    )
-    count = changed_rows(status)
-    return count, until if count else None
 
 
 async def pull_forward(db: Db, now: datetime, latest: datetime) -> None:

@@ -7,6 +7,7 @@ statement, for a batch of the kind that most are; see `commit`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 
 from relay.mail.event import Event
 from relay.queue.batch import Row, Rows, joined
@@ -26,6 +27,7 @@ from relay.queue.postgres.inserts import (
 )
 from relay.queue.postgres.late_results import are_claimed, taken_late
 from relay.queue.postgres.lease import Lease
+from relay.queue.postgres.partitions import EventDays
 from relay.queue.postgres.schema import ASIDE, CLAIMED
 from relay.queue.postgres.statistics import Tally
 from relay.queue.postgres.tls_sessions import SessionTally, finish_reports
@@ -65,6 +67,7 @@ class Tables:
         self._numbers = numbers
         self._tally = Tally()
         self._sessions = SessionTally(lease)
+        self.event_days = EventDays()
 
     def mark_request(self) -> Request | None:
         """Writes how far the log file is, if that has changed.
@@ -86,10 +89,11 @@ class Tables:
         """The lease that is written under."""
         return self._lease.id
 
-    async def load(self, db: Db) -> None:
+    async def load(self, db: Db, now: datetime) -> None:
         """Read where the numbers of this node's events go on. Its last lease commits nothing
         more.
         """
+        await self.event_days.make_ahead(db, now)
         found = await db.fetchval(
             "SELECT coalesce(max(seq), 0) FROM relay.event WHERE node = $1", self._lease.node
         )
@@ -106,6 +110,7 @@ class Tables:
         """What was numbered since is undone."""
         self._numbers.last = point
         self._sessions.forget()
+        self.event_days.forget()
 
     def go_on_from(self, batch: Iterable[Request]) -> None:
         """These are committed, as was not known before: their events have the last numbers."""
@@ -122,7 +127,9 @@ class Tables:
         """Write a plain batch as one statement, which is a transaction; whether the lease lives."""
         rows = _rows_of(batch)
         numbered_events = self._rows_of_events(batch)
-        counts = await self._tally.count(db, [event for one in rows for event in one.events])
+        events = [event for one in rows for event in one.events]
+        await self.event_days.make_for(db, events, within=False)
+        counts = await self._tally.count(db, events)
         return await plain.write(db, self._lease, n, rows, numbered_events, counts)
 
     async def write(self, db: Db, batch: Sequence[Request]) -> None:
@@ -229,6 +236,7 @@ class Tables:
 
     async def _insert_events(self, db: Db, rows: Sequence[Row], events: Sequence[Event]) -> None:
         if rows:
+            await self.event_days.make_for(db, events, within=True)
             await db.execute(numbered(NEW_EVENTS, 1, 9), *columns(rows, 8), self._lease.node)
             await self._tally.add(db, events)
 

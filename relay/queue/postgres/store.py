@@ -24,7 +24,7 @@ from relay.mail.event import Event
 from relay.queue.engine_store import EngineStore
 from relay.queue.entry import Entry
 from relay.queue.handoff import HandOffLimits, Shares
-from relay.queue.postgres import claims, events, statistics, tls_sessions
+from relay.queue.postgres import claims, events, partitions, statistics, tls_sessions
 from relay.queue.postgres.api_state import PostgresApiState
 from relay.queue.postgres.commit import SAFE_COMMIT, LeaseLost, Writer
 from relay.queue.postgres.connection import Db, Link, Server
@@ -52,14 +52,12 @@ __all__ = ["PostgresStore"]
 
 log = logging.getLogger(__name__)
 
-_PURGE_STEP = 1000
-_CHANGE_STEP = 500
-_BEFORE_ALL = -(1 << 62)
 _LOOK_SECONDS = 1.0
 _LOOKS_A_MINUTE = 60
 _CLAIM_SECONDS = 10.0
 _STAGE_SECONDS = 20.0
 _LEASE_SECONDS = 10.0
+_DROP_SECONDS = 30.0
 _BATCHES_KEPT = 1000
 _GIVE_BACK_SECONDS = 3.0
 """How long a verb waits for the other nodes."""
@@ -97,6 +95,7 @@ class PostgresStore(Reader, EngineStore[Db]):
         self._claim_link = Link(server, seconds=_CLAIM_SECONDS)
         self._stage_link = Link(server, seconds=_STAGE_SECONDS)
         self._lease_link = Link(server, seconds=_LEASE_SECONDS)
+        self._drops = Link(server, seconds=_DROP_SECONDS)
         self.lease = lease = Lease(
             self._lease_link,
             options,
@@ -151,7 +150,7 @@ class PostgresStore(Reader, EngineStore[Db]):
 
     async def _prepare(self, db: Db, now: datetime | None, max_wait: timedelta) -> None:
         now = now or self.clock()
-        await self._tables.load(db)
+        await self._tables.load(db, now)
         await self.lease.take_over(db)
         async with db.transaction():
             await claims.pull_forward(db, now, now + max_wait)
@@ -320,10 +319,14 @@ class PostgresStore(Reader, EngineStore[Db]):
     async def _stored_after(self, seq: int, limit: int, /) -> list[StoredEvent]:
         return await self.ask(events.events_after, self.lease.node, seq, limit)
 
-    async def _purge_events(
-        self, before: datetime, mark: int, after: int, limit: int, /
-    ) -> tuple[int, int | None]:
-        return await self._write(claims.purge_events, self.lease.node, before, mark, after, limit)
+    async def _purge_events(self, before: datetime, /) -> int:
+        """Drop the days of events that are over, of all nodes; how many days."""
+        if (request := self._tables.mark_request()) is not None:
+            await self._submit(request)
+        try:
+            return await self._drops.ask(partitions.drop_old, before, self.clock())
+        finally:
+            await self._drops.close()  # it is needed now and then
 
     _purge_statistics = writes(statistics.purge_statistics)
     _purge_sessions = writes(tls_sessions.purge_sessions)
@@ -368,6 +371,7 @@ class PostgresStore(Reader, EngineStore[Db]):
         for look in count():
             await asyncio.sleep(_LOOK_SECONDS)
             try:
+                await self._make_partitions()
                 due = await self.next_stored(())
                 if due is not None and due <= self.clock():
                     self._dispatch.changed()
@@ -382,6 +386,12 @@ class PostgresStore(Reader, EngineStore[Db]):
             except Exception:  # no mistake of one look may end the looking
                 log.exception("the other nodes could not be looked at")
             self._write_mark()
+
+    async def _make_partitions(self) -> None:
+        """Have the table of events take those of the next days."""
+        days, now = self._tables.event_days, self.clock()
+        if not days.are_made(now):
+            await self.ask(days.make_ahead, now)
 
     def _write_mark(self) -> None:
         """Write down how far the log file is, if that has changed."""

@@ -242,9 +242,17 @@ class SqliteStore(Reader, EngineStore[sqlite3.Connection]):
         result: T = await self._submit(Request(function=lambda db: statement(db, *args)))
         return result
 
+    async def _purge_events(self, before: datetime, /) -> int:
+        total = 0
+        after: int | None = _BEFORE_ALL
+        while after is not None:
+            count, after = await self._purge_stretch(before, self._numbers.mark, after, _PURGE_STEP)
+            total += count
+        return total
+
     claim_tls_report = writes(tls_sessions.claim_report)
     release_tls_report = writes(tls_sessions.release_report)
     _stored_after = asks(events.events_after)
-    _purge_events = writes(claims.purge_events)
+    _purge_stretch = writes(claims.purge_events)
     _purge_statistics = writes(purge_statistics)
     _purge_sessions = writes(tls_sessions.purge_sessions)
