@@ -17,6 +17,7 @@ from relay.queue.rows import (
     STATE_OF_NUMBER,
     BadRow,
     message_of,
+    moment,
     pending_change,
     recipient_of,
 )
@@ -28,11 +29,24 @@ from relay.queue.store import (
     ListedRecipient,
     PendingReport,
     SpoolError,
+    StoredEvent,
 )
 
-__all__ = ["events_of_rows", "ids_of_page", "listed_messages", "report_of_rows", "state_counts"]
+__all__ = [
+    "EVENT_COLUMNS",
+    "events_of_rows",
+    "ids_of_page",
+    "listed_messages",
+    "numbers_behind",
+    "report_of_rows",
+    "state_counts",
+    "stored_event",
+]
 
 Row = Sequence[Any]
+
+EVENT_COLUMNS = "seq, at, name, queue_id, sender, recipient, id, line"
+"""Of the delivery log, as `stored_event` reads them."""
 
 
 def ids_of_page(
@@ -110,3 +124,22 @@ def report_of_rows(message: Row | None, rows: Sequence[Row]) -> PendingReport | 
 def state_counts(counted: Mapping[int, int]) -> dict[State, int]:
     """The recipients in each state that is not final, of the numbers by the state's number."""
     return {STATE_OF_NUMBER[number]: counted.get(number, 0) for number in range(FINAL_NUMBER)}
+
+
+def stored_event(row: Row) -> StoredEvent:
+    """An event of the delivery log."""
+    seq, at, name, queue_id, sender, recipient, event_id, line = row
+    return StoredEvent(seq, Event(event_id, moment(at), name, queue_id, sender, recipient, line))
+
+
+def numbers_behind(
+    low: int | None, high: int | None, after: int, *, ascending: bool
+) -> tuple[int, int]:
+    """The first and the last number of a search that goes on behind `after`, 0 where it begins; of
+    what there is from `low` to `high`. If the first is larger, there is nothing.
+    """
+    if low is None or high is None:
+        return 1, 0
+    if not after:
+        return low, high
+    return (max(low, after + 1), high) if ascending else (low, min(high, after - 1))

@@ -12,11 +12,12 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 
+from relay.queue.conditions import all_of, recipient_conditions
 from relay.queue.due import latest_wish
 from relay.queue.entry import Entry, State
 from relay.queue.handoff import Shares
 from relay.queue.postgres.connection import Db, changed_rows
-from relay.queue.postgres.matching import Values, as_json, matching
+from relay.queue.postgres.matching import PostgresValues, as_json
 from relay.queue.postgres.schema import ASIDE, CLAIMED, READY, WAITING
 from relay.queue.postgres.statements import remove_if_done
 from relay.queue.rows import (
@@ -290,8 +291,8 @@ async def change(db: Db, wanted: QueueFilter, verb: str, now: datetime) -> Chang
     left as it is and not counted.
     """
     does = VERBS[verb]
-    values = Values()
-    _, of_recipient = matching(QueueFilter(domain=wanted.domain, state=wanted.state), now, values)
+    values = PostgresValues()
+    of_recipient = all_of(recipient_conditions(wanted, values))
     ids = sorted(wanted.queue_ids)
     takes = values.add([STATE_NUMBER[state] for state in does.takes])
     due = values.add(micros(now) if does.is_due else None)

@@ -4,13 +4,15 @@ short read. Each node's events are a stream of their own, by its number.
 
 from __future__ import annotations
 
-from typing import Any
-
-from relay.mail.address import domain_spellings, spellings
-from relay.mail.event import Event
+from relay.queue.answers import EVENT_COLUMNS, numbers_behind, stored_event
+from relay.queue.conditions import (
+    all_of,
+    event_conditions,
+    indexed_conditions,
+    period_conditions,
+)
 from relay.queue.postgres.connection import Db
-from relay.queue.postgres.matching import Values, as_json
-from relay.queue.rows import micros, moment
+from relay.queue.postgres.matching import PostgresValues
 from relay.queue.store import EventFilter, StoredEvent
 
 __all__ = [
@@ -24,44 +26,6 @@ __all__ = [
 
 _WINDOW = 1000
 
-_COLUMNS = "seq, at, name, queue_id, sender, recipient, id, line"
-_LINE = as_json("line")
-
-_FIELD_IS = {
-    "severity": f"{_LINE} ->> 'severity' = :value",
-    "about": f"{_LINE} ->> 'about' = :value",
-    "message-id": f"{_LINE} #>> '{{message,headers,message-id}}' = :value",
-    "tag": f"{_LINE} -> 'tags' ? :value",
-    "protection": (
-        f"CASE WHEN {_LINE} -> 'delivery-status' IS NULL THEN ''"
-        f" WHEN name <> 'delivered' OR {_LINE} #>> '{{delivery-status,tls}}' IS NULL"
-        " THEN 'not-sent'"
-        f" WHEN {_LINE} #>> '{{delivery-status,tls}}' <> 'true' THEN 'clear'"
-        f" WHEN {_LINE} #>> '{{delivery-status,certificate-verified}}' = 'true' THEN 'verified'"
-        " ELSE 'encrypted' END = :value"
-    ),
-    "policy-source": (
-        f"({_LINE} #>> '{{policy,require-tls-source}}' = :value"
-        f" OR {_LINE} #>> '{{policy,skip-verification-source}}' = :value)"
-    ),
-    "text": (
-        "strpos(lower(queue_id || ' ' || id || ' ' || sender || ' ' || recipient || ' '"
-        f" || coalesce({_LINE} #>> '{{envelope,targets}}', '') || ' '"
-        f" || coalesce({_LINE} #>> '{{message,headers,subject}}', '') || ' '"
-        f" || coalesce({_LINE} #>> '{{message,headers,message-id}}', '')),"
-        " lower(:value)) > 0"
-    ),
-} | {
-    field: f"strpos(lower({_LINE} #>> '{{message,headers,{field}}}'), lower(:value)) > 0"
-    for field in ("from", "to", "subject")
-}
-"""Conditions on fields of the event; few searches have them, so no column holds these fields."""
-
-
-def _event(row: Any) -> StoredEvent:
-    seq, at, name, queue_id, sender, recipient, event_id, line = row
-    return StoredEvent(seq, Event(event_id, moment(at), name, queue_id, sender, recipient, line))
-
 
 async def nodes(db: Db) -> list[int]:
     """The numbers of all nodes that ever were, oldest first."""
@@ -70,12 +34,13 @@ async def nodes(db: Db) -> list[int]:
 
 async def events_after(db: Db, node: int, seq: int, limit: int) -> list[StoredEvent]:
     rows = await db.fetch(
-        f"SELECT {_COLUMNS} FROM relay.event WHERE node = $1 AND seq > $2 ORDER BY seq LIMIT $3",
+        f"SELECT {EVENT_COLUMNS} FROM relay.event WHERE node = $1 AND seq > $2"
+        " ORDER BY seq LIMIT $3",
         node,
         seq,
         limit,
     )
-    return [_event(row) for row in rows]
+    return [stored_event(row) for row in rows]
 
 
 async def event_bounds(
@@ -84,41 +49,27 @@ async def event_bounds(
     """The first and the last number that can match. Events commit in any order of their times, so
     those of a period are found by a walk through its part of the index.
     """
-    values = Values()
-    where = [f"node = {values.add(node)}"]
-    if wanted.begin is not None:
-        where.append(f"at >= {values.add(micros(wanted.begin))}")
-    if wanted.end is not None:
-        where.append(f"at <= {values.add(micros(wanted.end))}")
+    values = PostgresValues()
+    where = [f"node = {values.add(node)}", *period_conditions(wanted, values)]
     found = await db.fetchrow(
-        f"SELECT min(seq), max(seq) FROM relay.event WHERE {' AND '.join(where)}", *values.all
+        f"SELECT min(seq), max(seq) FROM relay.event WHERE {all_of(where)}", *values.all
     )
     assert found is not None
     low, high = found
-    if low is None:
-        return 1, 0
-    if after:
-        low, high = (max(low, after + 1), high) if ascending else (low, min(high, after - 1))
-    return low, high
+    return numbers_behind(low, high, after, ascending=ascending)
 
 
 async def events_within(
     db: Db, node: int, wanted: EventFilter, low: int, high: int, limit: int, ascending: bool
 ) -> tuple[list[StoredEvent], int]:
     """The first that match between two numbers, and the end of the window that was searched."""
-    values = Values()
-    narrow = [f"node = {values.add(node)}"]
-    if wanted.recipient:
-        narrow.append(values.is_one_of("recipient", spellings(wanted.recipient)))
-        narrow.append("recipient <> ''")  # so that the partial index can serve
-    if wanted.queue_id:
-        narrow.append(f"queue_id = {values.add(wanted.queue_id)}")
+    values = PostgresValues()
+    narrow = [f"node = {values.add(node)}", *indexed_conditions(wanted, values)]
     last, order = ("max", "ASC") if ascending else ("min", "DESC")
-    window = Values()
-    window.all = list(values.all)
+    window = values.copy()
     found = await db.fetchrow(
         f"SELECT {last}(seq), count(*) FROM (SELECT seq FROM relay.event WHERE"
-        f" {' AND '.join(narrow)} AND seq BETWEEN {window.add(low)} AND {window.add(high)}"
+        f" {all_of(narrow)} AND seq BETWEEN {window.add(low)} AND {window.add(high)}"
         f" ORDER BY seq {order} LIMIT {window.add(_WINDOW)}::integer) AS part",
         *window.all,
     )
@@ -126,48 +77,15 @@ async def events_within(
     reached, seen = found
     if seen < _WINDOW:
         reached = high if ascending else low
-    where = [*narrow, *_conditions(wanted, values)]
+    where = [*narrow, *event_conditions(wanted, values)]
     between = (low, reached) if ascending else (reached, high)
     rows = await db.fetch(
-        f"SELECT {_COLUMNS} FROM relay.event WHERE {' AND '.join(where)}"
+        f"SELECT {EVENT_COLUMNS} FROM relay.event WHERE {all_of(where)}"
         f" AND seq BETWEEN {values.add(between[0])} AND {values.add(between[1])}"
         f" ORDER BY seq {order} LIMIT {values.add(limit)}::integer",
         *values.all,
     )
-    return [_event(row) for row in rows], reached
-
-
-def _conditions(wanted: EventFilter, values: Values) -> list[str]:
-    where: list[str] = []
-    if wanted.begin is not None:
-        where.append(f"at >= {values.add(micros(wanted.begin))}")
-    if wanted.end is not None:
-        where.append(f"at <= {values.add(micros(wanted.end))}")
-    if wanted.names:
-        where.append(f"name = ANY({values.add(sorted(wanted.names))}::text[])")
-    if wanted.sender:
-        where.append(values.is_one_of("sender", spellings(wanted.sender)))
-    if wanted.sender_domain:
-        where.append(_ends_in("sender", wanted.sender_domain, values))
-    if wanted.recipient_domain:
-        one = _ends_in("recipient", wanted.recipient_domain, values)
-        several = _ends_in("target", wanted.recipient_domain, values)
-        # An accepted message with several recipients names them all in its line.
-        where.append(
-            f"CASE recipient WHEN '' THEN EXISTS (SELECT 1 FROM unnest(string_to_array("
-            f"{_LINE} #>> '{{envelope,targets}}', ',')) AS target WHERE {several})"
-            f" ELSE {one} END"
-        )
-    for field, value in wanted.fields:
-        where.append(_FIELD_IS[field].replace(":value", f"{values.add(value)}::text"))
-    return where
-
-
-def _ends_in(column: str, domain: str, values: Values) -> str:
-    """The condition that an address is in a domain, however its name is spelled."""
-    names = [f"@{name}".lower() for name in domain_spellings(domain)]
-    # The part behind the last "@", with it.
-    return f"lower(substring({column} FROM '@[^@]*$')) = ANY({values.add(names)}::text[])"
+    return [stored_event(row) for row in rows], reached
 
 
 async def unwritten(db: Db, lease: int) -> tuple[int, int] | None:

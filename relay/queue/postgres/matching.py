@@ -1,31 +1,12 @@
-"""Conditions of SQL for what an operator searches by: addresses, domains and filters. Pure."""
+"""How PostgreSQL writes what is searched by: addresses, domains and fields of events. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import datetime
+from collections.abc import Iterable, Sequence
 
-from relay.mail.address import domain_spellings, spellings
-from relay.queue.rows import STATE_NUMBER, micros
-from relay.queue.store import QueueFilter
+from relay.queue.conditions import Values
 
-__all__ = ["Values", "as_json", "matching"]
-
-
-class Values:
-    """The parameters of a statement, in the order in which they are named."""
-
-    def __init__(self) -> None:
-        self.all: list[object] = []
-
-    def add(self, value: object) -> str:
-        """The name of a parameter with this value."""
-        self.all.append(value)
-        return f"${len(self.all)}"
-
-    def is_one_of(self, column: str, spelled: Sequence[str]) -> str:
-        """The condition that an address or a domain is written in one of these ways."""
-        return f"lower({column}) = ANY({self.add([text.lower() for text in spelled])}::text[])"
+__all__ = ["PostgresValues", "as_json"]
 
 
 def as_json(column: str) -> str:
@@ -33,17 +14,71 @@ def as_json(column: str) -> str:
     return f"replace({column}, '\\u0000', '\\ufffd')::jsonb"
 
 
-def matching(wanted: QueueFilter, now: datetime, values: Values) -> tuple[str, str]:
-    """The conditions on a message `m` and on a recipient `r`; "true" where there is none."""
-    of_message, of_recipient = [], []
-    if wanted.queue_ids:
-        of_message.append(f"m.queue_id = ANY({values.add(sorted(wanted.queue_ids))}::text[])")
-    if wanted.sender:
-        of_message.append(values.is_one_of("m.reverse_path", spellings(wanted.sender)))
-    if wanted.older_than is not None:
-        of_message.append(f"m.arrived <= {values.add(micros(now - wanted.older_than))}")
-    if wanted.domain:
-        of_recipient.append(values.is_one_of("r.domain", domain_spellings(wanted.domain)))
-    if wanted.state is not None:
-        of_recipient.append(f"r.state = {values.add(STATE_NUMBER[wanted.state])}")
-    return " AND ".join(of_message) or "true", " AND ".join(of_recipient) or "true"
+_LINE = as_json("line")
+
+_FIELD_IS = {
+    "severity": f"{_LINE} ->> 'severity' = :value",
+    "about": f"{_LINE} ->> 'about' = :value",
+    "message-id": f"{_LINE} #>> '{{message,headers,message-id}}' = :value",
+    "tag": f"{_LINE} -> 'tags' ? :value",
+    "protection": (
+        f"CASE WHEN {_LINE} -> 'delivery-status' IS NULL THEN ''"
+        f" WHEN name <> 'delivered' OR {_LINE} #>> '{{delivery-status,tls}}' IS NULL"
+        " THEN 'not-sent'"
+        f" WHEN {_LINE} #>> '{{delivery-status,tls}}' <> 'true' THEN 'clear'"
+        f" WHEN {_LINE} #>> '{{delivery-status,certificate-verified}}' = 'true' THEN 'verified'"
+        " ELSE 'encrypted' END = :value"
+    ),
+    "policy-source": (
+        f"({_LINE} #>> '{{policy,require-tls-source}}' = :value"
+        f" OR {_LINE} #>> '{{policy,skip-verification-source}}' = :value)"
+    ),
+    "text": (
+        "strpos(lower(queue_id || ' ' || id || ' ' || sender || ' ' || recipient || ' '"
+        f" || coalesce({_LINE} #>> '{{envelope,targets}}', '') || ' '"
+        f" || coalesce({_LINE} #>> '{{message,headers,subject}}', '') || ' '"
+        f" || coalesce({_LINE} #>> '{{message,headers,message-id}}', '')),"
+        " lower(:value)) > 0"
+    ),
+} | {
+    field: f"strpos(lower({_LINE} #>> '{{message,headers,{field}}}'), lower(:value)) > 0"
+    for field in ("from", "to", "subject")
+}
+"""Conditions on fields of the event; few searches have them, so no column holds these fields."""
+
+
+class PostgresValues(Values):
+    """Parameters that are numbered in the order in which they are named."""
+
+    def __init__(self, given: Iterable[object] = ()) -> None:
+        self.all = list(given)
+
+    def copy(self) -> PostgresValues:
+        """The same, to be added to apart."""
+        return PostgresValues(self.all)
+
+    def add(self, value: object) -> str:
+        self.all.append(value)
+        return f"${len(self.all)}"
+
+    def is_among(self, column: str, texts: Iterable[str]) -> str:
+        return f"{column} = ANY({self.add(list(texts))}::text[])"
+
+    def is_spelled(self, column: str, spelled: Sequence[str]) -> str:
+        return self.is_among(f"lower({column})", [text.lower() for text in spelled])
+
+    def is_in_domain(self, column: str, domains: Sequence[str]) -> str:
+        # The part behind the last "@", with it.
+        names = [f"@{name}".lower() for name in domains]
+        return self.is_among(f"lower(substring({column} FROM '@[^@]*$'))", names)
+
+    def has_recipient_in(self, domains: Sequence[str]) -> str:
+        return (
+            "CASE recipient WHEN '' THEN EXISTS (SELECT 1 FROM unnest(string_to_array("
+            f"{_LINE} #>> '{{envelope,targets}}', ',')) AS target"
+            f" WHERE {self.is_in_domain('target', domains)})"
+            f" ELSE {self.is_in_domain('recipient', domains)} END"
+        )
+
+    def has_field(self, field: str, value: str) -> str:
+        return _FIELD_IS[field].replace(":value", f"{self.add(value)}::text")

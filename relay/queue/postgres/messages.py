@@ -15,9 +15,10 @@ from relay.queue.answers import (
     report_of_rows,
     state_counts,
 )
+from relay.queue.conditions import all_of, message_conditions, recipient_conditions
 from relay.queue.entry import State
 from relay.queue.postgres.connection import Db
-from relay.queue.postgres.matching import Values, matching
+from relay.queue.postgres.matching import PostgresValues
 from relay.queue.postgres.schema import READY, WAITING
 from relay.queue.postgres.statements import AWAITED
 from relay.queue.rows import FINAL_NUMBER, micros, moment
@@ -78,10 +79,11 @@ async def find_ids(
     Not more of them than have `PAGE_RECIPIENTS` together. Who asks about recipients looks through
     theirs: a message's row, which has its content in it, is many times longer.
     """
-    values = Values()
-    of_message, of_recipient = matching(wanted, now, values)
-    table = "message" if of_recipient == "true" else "recipient"
-    width = limit if of_message == of_recipient == "true" else _WINDOW
+    values = PostgresValues()
+    of_message = message_conditions(wanted, now, values)
+    of_recipient = recipient_conditions(wanted, values)
+    table = "recipient" if of_recipient else "message"
+    width = _WINDOW if of_message or of_recipient else limit
     until: str | None
     if wanted.queue_ids:
         until, seen = max(wanted.queue_ids), 0
@@ -97,13 +99,13 @@ async def find_ids(
     behind, reached, most = values.add(after), values.add(until), values.add(limit)
     among = (
         ""
-        if of_recipient == "true"
+        if not of_recipient
         else " AND m.queue_id IN (SELECT r.queue_id FROM relay.recipient r"
-        f" WHERE r.queue_id > {behind} AND r.queue_id <= {reached} AND {of_recipient})"
+        f" WHERE r.queue_id > {behind} AND r.queue_id <= {reached} AND {all_of(of_recipient)})"
     )
     rows = await db.fetch(
         "SELECT m.queue_id, m.recipients FROM relay.message m WHERE m.queue_id > "
-        f"{behind}::text AND m.queue_id <= {reached}::text AND {of_message}{among}"
+        f"{behind}::text AND m.queue_id <= {reached}::text AND {all_of(of_message)}{among}"
         f" ORDER BY m.queue_id LIMIT {most}::integer",
         *values.all,
     )

@@ -15,7 +15,7 @@ from relay.mail.event import Event
 from relay.queue.batch import Row
 from relay.queue.postgres.connection import Db, changed_rows
 from relay.queue.postgres.inserts import COUNTED, EXCEPTIONS, ONCE, columns, numbered
-from relay.queue.postgres.matching import Values
+from relay.queue.postgres.matching import PostgresValues
 from relay.queue.rows import micros
 from relay.queue.statistics import (
     CountedException,
@@ -107,7 +107,7 @@ async def fold(db: Db) -> int:
     return changed_rows(status)
 
 
-def _where(wanted: CountFilter, values: Values, *, has_sums: bool) -> str:
+def _where(wanted: CountFilter, values: PostgresValues, *, has_sums: bool) -> str:
     """The condition on the two domains. `has_sums`: there are rows of the sums, for all domains and
     for each sender domain.
     """
@@ -123,7 +123,7 @@ def _where(wanted: CountFilter, values: Values, *, has_sums: bool) -> str:
     return " AND ".join(parts) or "true"
 
 
-def _counts(wanted: CountFilter, values: Values) -> str:
+def _counts(wanted: CountFilter, values: PostgresValues) -> str:
     """The rows that are meant, of both tables."""
     where = _where(wanted, values, has_sums=True)
     begin, end = values.add(hour_of(wanted.begin)), values.add(hour_of(wanted.end))
@@ -136,7 +136,7 @@ def _counts(wanted: CountFilter, values: Values) -> str:
 
 async def count_mail(db: Db, wanted: CountFilter) -> list[CountedMail]:
     """The counts of a period, added up."""
-    values = Values()
+    values = PostgresValues()
     rows = await db.fetch(
         "SELECT result, protection, policy, reason, sum(number)::bigint, min(hour), max(hour)"
         f" FROM ({_counts(wanted, values)}) AS meant GROUP BY 1, 2, 3, 4",
@@ -147,7 +147,7 @@ async def count_mail(db: Db, wanted: CountFilter) -> list[CountedMail]:
 
 async def count_hours(db: Db, wanted: CountFilter) -> list[HourlyCount]:
     """The counts of a period, hour by hour."""
-    values = Values()
+    values = PostgresValues()
     rows = await db.fetch(
         "SELECT hour, result, protection, sum(number)::bigint"
         f" FROM ({_counts(wanted, values)}) AS meant GROUP BY 1, 2, 3 ORDER BY 1",
@@ -165,7 +165,7 @@ async def find_exceptions(
     newest: bool = False,
 ) -> list[CountedException]:
     """A page of the exceptions by time; `newest`: from the end."""
-    values = Values()
+    values = PostgresValues()
     where = _where(wanted, values, has_sums=False)
     order = "DESC" if newest else "ASC"
     begin, last = (after[0], after[1]) if after is not None else (wanted.begin, "")

@@ -13,6 +13,7 @@ import sqlite3
 from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 
+from relay.queue.conditions import all_of, recipient_conditions
 from relay.queue.due import latest_wish
 from relay.queue.entry import Entry, QueuedMessage, State
 from relay.queue.handoff import Shares
@@ -27,7 +28,7 @@ from relay.queue.rows import (
     recipient_of,
 )
 from relay.queue.sqlite.contents import Contents
-from relay.queue.sqlite.matching import matching
+from relay.queue.sqlite.matching import SqliteValues
 from relay.queue.sqlite.schema import ASIDE, CLAIMED, READY, WAITING
 from relay.queue.sqlite.statements import remove_if_done
 from relay.queue.sqlite.tls_sessions import forget_claims
@@ -247,15 +248,16 @@ def change(db: sqlite3.Connection, wanted: QueueFilter, verb: str, now: datetime
     left as it is and not counted.
     """
     does = VERBS[verb]
-    _, of_recipient, values = matching(wanted, now)
+    values = SqliteValues()
+    named = values.is_among("r.queue_id", sorted(wanted.queue_ids))
     states = ",".join(str(STATE_NUMBER[state]) for state in does.takes)
     meant = (
-        f"r.queue_id IN (SELECT value FROM json_each(:ids)) AND {of_recipient}"
+        f"{named} AND {all_of(recipient_conditions(wanted, values))}"
         f" AND r.state IN ({states}) AND r.place <> {CLAIMED}"
     )
     changed = Changed()
     before = db.execute(
-        f"SELECT r.state, count(*) FROM recipient r WHERE {meant} GROUP BY r.state", values
+        f"SELECT r.state, count(*) FROM recipient r WHERE {meant} GROUP BY r.state", values.all
     )
     for number, count in before.fetchall():
         changed.states[STATE_OF_NUMBER[number]] -= count
@@ -264,7 +266,7 @@ def change(db: sqlite3.Connection, wanted: QueueFilter, verb: str, now: datetime
     after = db.execute(
         f"UPDATE recipient AS r SET state = {_becomes(does)}, place = {place}, due = :due"
         f" WHERE {meant} RETURNING queue_id, idx, state",
-        values | {"due": due},
+        values.all | {"due": due},
     ).fetchall()
     changed.recipients = [(queue_id, index) for queue_id, index, _ in after]
     changed.states.update(STATE_OF_NUMBER[number] for *_, number in after)

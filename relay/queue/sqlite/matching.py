@@ -1,48 +1,85 @@
-"""Conditions of SQL for what an operator searches by: addresses, domains and filters."""
+"""How SQLite writes what is searched by: addresses, domains and fields of events. Pure."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from datetime import datetime
+from collections.abc import Iterable, Mapping, Sequence
 
-from relay.mail.address import domain_spellings, spellings
-from relay.queue.rows import STATE_NUMBER, micros
-from relay.queue.store import QueueFilter
+from relay.queue.conditions import Values
 
-__all__ = ["is_one_of", "matching"]
+__all__ = ["SqliteValues"]
+
+_FIELD_IS = {
+    "severity": "json_extract(line, '$.severity') = :value",
+    "about": "json_extract(line, '$.about') = :value",
+    "message-id": "json_extract(line, '$.message.headers.message-id') = :value",
+    "tag": "EXISTS (SELECT 1 FROM json_each(line, '$.tags') WHERE value = :value)",
+    "protection": (
+        "CASE WHEN json_type(line, '$.delivery-status') IS NULL THEN ''"
+        " WHEN name <> 'delivered' OR json_extract(line, '$.delivery-status.tls') IS NULL"
+        " THEN 'not-sent'"
+        " WHEN NOT json_extract(line, '$.delivery-status.tls') THEN 'clear'"
+        " WHEN json_extract(line, '$.delivery-status.certificate-verified') THEN 'verified'"
+        " ELSE 'encrypted' END = :value"
+    ),
+    "policy-source": (
+        "(json_extract(line, '$.policy.require-tls-source') = :value"
+        " OR json_extract(line, '$.policy.skip-verification-source') = :value)"
+    ),
+    "text": (
+        "instr(lower(queue_id || ' ' || id || ' ' || sender || ' ' || recipient || ' '"
+        " || coalesce(json_extract(line, '$.envelope.targets'), '') || ' '"
+        " || coalesce(json_extract(line, '$.message.headers.subject'), '') || ' '"
+        " || coalesce(json_extract(line, '$.message.headers.message-id'), '')),"
+        " lower(:value)) > 0"
+    ),
+} | {
+    field: f"instr(lower(json_extract(line, '$.message.headers.{field}')), lower(:value)) > 0"
+    for field in ("from", "to", "subject")
+}
+"""Conditions on fields of the event; few searches have them, so no column holds these fields."""
 
 
-def is_one_of(column: str, spelled: Sequence[str], values: dict[str, object]) -> str:
-    """The condition that an address or a domain is written in one of these ways.
-
-    One way is the usual case, and with `=` an index gives the rows in the order of their numbers.
-    """
-    name = column.replace(".", "_")
-    values |= {f"{name}{number}": text for number, text in enumerate(spelled)}
-    parameters = ", ".join(f":{name}{number}" for number in range(len(spelled)))
-    return (
-        f"{column} COLLATE NOCASE IN ({parameters})"
-        if len(spelled) > 1
-        else f"{column} = {parameters} COLLATE NOCASE"
-    )
+_HAS_RECIPIENT_IN = (
+    "EXISTS (SELECT 1 FROM json_each(:value) WHERE CASE recipient WHEN ''"
+    " THEN instr(lower(json_extract(line, '$.envelope.targets')) || ',', value || ',') > 0"
+    " ELSE lower(substr(recipient, -length(value))) = value END)"
+)
+"""An accepted message with several recipients names them all in its line."""
 
 
-def matching(wanted: QueueFilter, now: datetime) -> tuple[str, str, dict[str, object]]:
-    """The conditions on a message `m` and on a recipient `r`, and their values."""
-    of_message, of_recipient = ["1"], ["1"]
-    values: dict[str, object] = {}
-    if wanted.queue_ids:
-        of_message.append("m.queue_id IN (SELECT value FROM json_each(:ids))")
-        values["ids"] = json.dumps(sorted(wanted.queue_ids))
-    if wanted.sender:
-        of_message.append(is_one_of("m.reverse_path", spellings(wanted.sender), values))
-    if wanted.older_than is not None:
-        of_message.append("m.arrived <= :arrived")
-        values["arrived"] = micros(now - wanted.older_than)
-    if wanted.domain:
-        of_recipient.append(is_one_of("r.domain", domain_spellings(wanted.domain), values))
-    if wanted.state is not None:
-        of_recipient.append("r.state = :state")
-        values["state"] = STATE_NUMBER[wanted.state]
-    return " AND ".join(of_message), " AND ".join(of_recipient), values
+class SqliteValues(Values):
+    """Named parameters; those that are added have names of their own."""
+
+    def __init__(self, given: Mapping[str, object] | None = None) -> None:
+        self.all = dict(given or {})
+
+    def add(self, value: int | str) -> str:
+        name = f"value{len(self.all)}"
+        self.all[name] = value
+        return f":{name}"
+
+    def is_among(self, column: str, texts: Iterable[str]) -> str:
+        return f"{column} IN (SELECT value FROM json_each({self.add(json.dumps(list(texts)))}))"
+
+    def is_spelled(self, column: str, spelled: Sequence[str]) -> str:
+        # One way is the usual case, and with `=` an index gives the rows in the order of their
+        # numbers.
+        names = [self.add(text) for text in spelled]
+        if len(names) == 1:
+            return f"{column} = {names[0]} COLLATE NOCASE"
+        return f"{column} COLLATE NOCASE IN ({', '.join(names)})"
+
+    def is_in_domain(self, column: str, domains: Sequence[str]) -> str:
+        names = self.add(json.dumps([f"@{domain}" for domain in domains]))
+        return (
+            f"EXISTS (SELECT 1 FROM json_each({names})"
+            f" WHERE lower(substr({column}, -length(value))) = value)"
+        )
+
+    def has_recipient_in(self, domains: Sequence[str]) -> str:
+        names = self.add(json.dumps([f"@{domain}" for domain in domains]))
+        return _HAS_RECIPIENT_IN.replace(":value", names)
+
+    def has_field(self, field: str, value: str) -> str:
+        return _FIELD_IS[field].replace(":value", self.add(value))

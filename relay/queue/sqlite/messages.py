@@ -17,10 +17,11 @@ from relay.queue.answers import (
     report_of_rows,
     state_counts,
 )
+from relay.queue.conditions import all_of, message_conditions, recipient_conditions
 from relay.queue.entry import State
 from relay.queue.rows import FINAL_NUMBER, micros, moment
 from relay.queue.shown import shown_message, shown_recipient
-from relay.queue.sqlite.matching import matching
+from relay.queue.sqlite.matching import SqliteValues
 from relay.queue.sqlite.schema import READY, WAITING
 from relay.queue.sqlite.statements import AWAITED
 from relay.queue.store import (
@@ -68,9 +69,11 @@ def find_ids(
     Not more of them than have `PAGE_RECIPIENTS` together. Who asks about recipients looks through
     theirs: a message's row, which has its content in it, is many times longer.
     """
-    of_message, of_recipient, values = matching(wanted, now)
-    table = "message" if of_recipient == "1" else "recipient"
-    width = limit if of_message == of_recipient == "1" else _WINDOW
+    values = SqliteValues()
+    of_message = message_conditions(wanted, now, values)
+    of_recipient = recipient_conditions(wanted, values)
+    table = "recipient" if of_recipient else "message"
+    width = _WINDOW if of_message or of_recipient else limit
     until, seen = (
         (max(wanted.queue_ids), 0)
         if wanted.queue_ids
@@ -82,15 +85,15 @@ def find_ids(
     )
     among = (
         ""
-        if of_recipient == "1"
+        if not of_recipient
         else " AND m.queue_id IN (SELECT r.queue_id FROM recipient r"
-        f" WHERE r.queue_id > :after AND r.queue_id <= :until AND {of_recipient})"
+        f" WHERE r.queue_id > :after AND r.queue_id <= :until AND {all_of(of_recipient)})"
     )
     rows = db.execute(
         "SELECT m.queue_id, m.recipients FROM message m"
-        f" WHERE m.queue_id > :after AND m.queue_id <= :until AND {of_message}{among}"
+        f" WHERE m.queue_id > :after AND m.queue_id <= :until AND {all_of(of_message)}{among}"
         " ORDER BY m.queue_id LIMIT :limit",
-        values | {"after": after, "until": until, "limit": limit},
+        values.all | {"after": after, "until": until, "limit": limit},
     ).fetchall()
     return ids_of_page(rows, limit, until if seen == width else None)
 
