@@ -105,6 +105,7 @@ class Relay:
 
     async def _start_parts(self) -> None:
         parts, opened = self._parts, self._opened
+        parts.store.when_superseded(self._leave)
         parts.locations = locations(self._path, self._environ)
         self._run("delivery log", parts.delivery_log.run())
         opened.push_async_callback(parts.delivery_log.close)
@@ -151,6 +152,12 @@ class Relay:
         task = asyncio.create_task(part, name=name)
         task.add_done_callback(self._has_ended)
         self.status.tasks.append(task)
+
+    def _leave(self, why: str) -> None:
+        """The queue is left to others: this relay drains and ends."""
+        log.error("%s: %s", self._parts.config.queue.location.key, why)
+        if not self._broken.done():
+            self._broken.set_result(why)
 
     def _has_ended(self, task: asyncio.Task[None]) -> None:
         if task.cancelled() or self._broken.done():

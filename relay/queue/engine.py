@@ -119,7 +119,7 @@ async def _open_shared(
     location: QueueLocation, max_wait: timedelta, policy_digest: str, concurrency: int
 ) -> Store:
     server = _server(location)
-    from relay.queue.postgres import NodeOptions, NoServer, PostgresStore
+    from relay.queue.postgres import NodeOptions, PostgresStore, StartRefused
 
     options = NodeOptions(location.node, location.lease, policy_digest)
     limits = HandOffLimits(entries=2 * concurrency, entries_per_domain=2 * concurrency)
@@ -128,7 +128,9 @@ async def _open_shared(
     while True:
         try:
             return await PostgresStore.open(server, options, max_wait=max_wait, limits=limits)
-        except NoServer as error:
+        except StartRefused:
+            raise
+        except SpoolError as error:
             if time.monotonic() >= until:
                 raise
             if not told:

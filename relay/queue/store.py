@@ -524,5 +524,8 @@ class Store(MessageSink, DeliveryQueue, QueueView, QueueControl, EventLog, TlsRe
     def not_ready(self) -> str:
         """Why no mail should be handed to this relay though it is alive; "" where it may be."""
 
+    def when_superseded(self, call: Callable[[str], None]) -> None:
+        """Have `call` hear, once, why this process must leave the queue to others and end."""
+
     async def close(self) -> None:
         """Finish what was begun and release the files."""

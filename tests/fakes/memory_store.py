@@ -134,6 +134,9 @@ class MemoryStore:
 
     lost = None
 
+    def when_superseded(self, call: Callable[[str], None]) -> None:
+        """Nobody takes its place."""
+
     def not_ready(self) -> str:
         return ""
 

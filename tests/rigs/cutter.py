@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Iterator
 from enum import Enum, auto
 
 
@@ -18,7 +19,11 @@ class Cut(Enum):
 
 
 class Cutter:
-    """Passes octets on; `cut` waits for some. `is_open`: new connections are passed on."""
+    """Passes octets on; `cut` waits for some. `is_open`: new connections are passed on.
+
+    `line`: cleared, no octet passes either way, and nobody is told; what comes is kept until it is
+    set again. `altered`: octets of the server that are replaced by others.
+    """
 
     def __init__(self, port: int) -> None:
         self._server_port = port
@@ -28,6 +33,10 @@ class Cutter:
         self.is_open = True
         self.closes_then = False
         self.cuts = 0
+        self.is_over = False
+        self.line = threading.Event()
+        self.line.set()
+        self.altered: tuple[bytes, bytes] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     def cut(self, how: Cut, marker: bytes, *, closes_then: bool = False) -> None:
@@ -64,6 +73,7 @@ class Cutter:
     ) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(1 << 20):
+                await self._while_dead()
                 how = self._cut if self._marker and self._marker in data else None
                 if how is not None:
                     self._cut, self._marker = None, b""
@@ -81,9 +91,14 @@ class Cutter:
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(1 << 20):
-                writer.write(data)
+                await self._while_dead()
+                writer.write(data.replace(*self.altered) if self.altered else data)
                 await writer.drain()
         writer.transport.abort()
+
+    async def _while_dead(self) -> None:
+        while not self.line.is_set() and not self.is_over:
+            await asyncio.sleep(0.05)
 
 
 @contextlib.asynccontextmanager
@@ -96,3 +111,28 @@ async def cutter(port: int) -> AsyncIterator[Cutter]:
         yield between
     finally:
         server.close()
+        between.is_over = True
+        await asyncio.sleep(0.1)
+
+
+@contextlib.contextmanager
+def cutter_beside(port: int) -> Iterator[Cutter]:
+    """The same in a thread of its own, for a test without a loop."""
+    ready, over = threading.Event(), threading.Event()
+    made: list[Cutter] = []
+
+    async def run() -> None:
+        async with cutter(port) as between:
+            made.append(between)
+            ready.set()
+            while not over.is_set():
+                await asyncio.sleep(0.05)
+
+    thread = threading.Thread(target=asyncio.run, args=(run(),), daemon=True)
+    thread.start()
+    assert ready.wait(30), "the proxy did not start"
+    try:
+        yield made[0]
+    finally:
+        over.set()
+        thread.join(timeout=30)

@@ -37,6 +37,10 @@ class Sink:
     """Closed, it keeps every client waiting for the reply to MAIL."""
     last_word: threading.Event = field(default_factory=_open_gate)
     """Closed, it takes messages and keeps every client waiting for the reply that says so."""
+    deferred: threading.Event = field(default_factory=threading.Event)
+    """Set, it answers every RCPT with 451."""
+    refused: list[str] = field(default_factory=list)
+    """The recipients that were answered so."""
     unknown: frozenset[str] = frozenset()
     """Recipients that are refused for good."""
     taken: set[tuple[str, str]] = field(default_factory=set)
@@ -55,6 +59,9 @@ class Sink:
     async def handle_RCPT(
         self, server: Any, session: Any, envelope: Any, address: str, options: list[str]
     ) -> str:
+        if self.deferred.is_set():
+            self.refused.append(address)
+            return "451 4.3.2 later"
         if address in self.unknown:
             return "550 5.1.1 no such user"
         envelope.rcpt_tos.append(address)

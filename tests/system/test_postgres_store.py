@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import socket
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -16,8 +18,9 @@ from relay.queue.handoff import HandOffLimits
 from relay.queue.nodes import NodeState
 from relay.queue.postgres import NodeOptions, PostgresStore, Server, StartRefused, commit, lease
 from relay.queue.postgres import store as postgres_store
+from relay.queue.postgres.connection import Link
 from relay.queue.server_address import parse_url
-from relay.queue.store import ClaimLost, EventFilter, QueueFilter, SpoolError
+from relay.queue.store import ClaimLost, EventFilter, QueueFilter, QueueFull, SpoolError
 from tests.fakes.queued import (
     DEFERRED,
     DELIVERED,
@@ -387,6 +390,101 @@ async def test_host_that_hangs_or_refuses_costs_the_others_nothing(server):
     async with silent, node(f"postgresql://relay@{hosts}/postgres?connect_timeout=1") as store:
         await store.accept(new_message())
         assert len(await queue_ids(store)) == 1
+
+
+async def test_host_that_refuses_the_login_does_not_end_the_search(server):
+    """An old primary may be fenced so."""
+    said = b"SFATAL\0VFATAL\0C28000\0Mno pg_hba.conf entry\0\0"
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(100)
+        writer.write(b"E" + (len(said) + 4).to_bytes(4, "big") + said)
+        writer.close()
+
+    fenced = await asyncio.start_server(refuse, "127.0.0.1", 0)
+    port = fenced.sockets[0].getsockname()[1]
+    options = "sslmode=disable"
+    async with fenced:
+        hosts = f"127.0.0.1:{port},127.0.0.1:{server.port}"
+        async with node(f"postgresql://relay@{hosts}/postgres?{options}") as store:
+            await store.accept(new_message())
+        with pytest.raises(StartRefused, match="pg_hba"):
+            async with node(f"postgresql://relay@127.0.0.1:{port}/postgres?{options}"):
+                pass
+
+
+async def test_client_waits_no_longer_because_several_hosts_hang(server, monkeypatch):
+    monkeypatch.setattr(commit, "PATIENCE", 1.0)
+    async with cutter(server.port) as between, cutter(server.port) as other:
+        other.line.clear()
+        hosts = f"127.0.0.1:{between.port}" + f",127.0.0.1:{other.port}" * 3
+        async with node(f"postgresql://relay@{hosts}/postgres") as store:
+            between.is_open = False
+            store.writer._drop()
+            with pytest.raises(SpoolError):
+                async with asyncio.timeout(6):
+                    await store.accept(new_message())
+            assert store.not_ready()
+            between.is_open = True
+
+            async def is_ready() -> bool:
+                return not store.not_ready()
+
+            await until(is_ready)  # though nothing is to be written
+
+
+async def test_question_in_a_transaction_ends_in_time_though_the_server_is_silent(server):
+    async with cutter(server.port) as between:
+        address = parse_url(server.tcp_url(port=between.port))
+        link = Link(Server(address, name="relay", password=lambda: None), seconds=1)
+
+        async def question(db) -> None:
+            async with db.transaction():
+                await db.execute("SELECT 1")
+                between.line.clear()
+                await db.execute("SELECT 2")
+
+        with pytest.raises(SpoolError, match="no answer in time"):
+            async with asyncio.timeout(10):
+                await link.ask(question)
+        between.line.set()
+
+        async def answer(db) -> int:
+            return int(await db.fetchval("SELECT 3"))
+
+        assert await link.ask(answer) == 3
+        await link.close()
+
+
+async def test_kernel_is_told_to_watch_the_connection(server):
+    address = parse_url(server.tcp_url())
+    db: Any = await Server(address, name="relay", password=lambda: None).connect()
+    sock = db._transport.get_extra_info("socket")
+    assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 5
+    await db.close()
+
+
+async def test_full_disk_refuses_new_mail_and_takes_results(server):
+    async with node(server.url()) as store:
+        await store.accept(kept := new_message())
+        [entry] = await claim_all(store)
+        server.sql(
+            "CREATE FUNCTION relay.full() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+            " RAISE EXCEPTION 'could not extend file' USING ERRCODE = '53100'; END $$;"
+            "CREATE TRIGGER full_disk BEFORE INSERT ON relay.message"
+            " FOR EACH ROW EXECUTE FUNCTION relay.full()"
+        )
+        refused, taken = await asyncio.gather(
+            store.accept(new_message()),
+            store.record(settled(entry, DELIVERED)),
+            return_exceptions=True,
+        )
+        assert isinstance(refused, QueueFull)
+        assert not isinstance(taken, BaseException)
+        server.sql("DROP TRIGGER full_disk ON relay.message")
+        await store.accept(after := new_message())
+        assert await queue_ids(store) == [after.message.queue_id] != [kept.message.queue_id]
 
 
 @pytest.mark.needs("pgbouncer")

@@ -55,6 +55,7 @@ SILENCE = 6.0
 _BATCH_REQUESTS = 512
 _BATCH_BYTES = 16 * 1024 * 1024
 _PAUSE_SECONDS = 0.2
+_GLANCE_SECONDS = 0.5
 _REPEATS = 5
 
 SAFE_COMMIT = (
@@ -137,10 +138,12 @@ class Writer:
         self._trouble = ""
         self._closing = False
         self._task: asyncio.Task[None] | None = None
+        self._watch: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Begin to write."""
         self._task = asyncio.create_task(self._run(), name="queue-writer")
+        self._watch = asyncio.create_task(self._watch_patience(), name="queue-patience")
 
     @property
     def trouble(self) -> str:
@@ -160,6 +163,8 @@ class Writer:
         self._wake.set()
         if self._task is not None:
             await asyncio.shield(self._task)
+        if self._watch is not None:
+            self._watch.cancel()
         db, self._db = self._db, None
         if db is not None:
             with suppress(*ERRORS):
@@ -184,11 +189,12 @@ class Writer:
         if self._doubt is not None and not await self._settle_doubt():
             await self._pause()
             return
-        batch = self._take()
-        if not batch:
-            return
+        batch: list[Request] = []
+        self._taken = []
         try:
-            await self._write(batch)
+            await self._connection()  # what waits may be given up meanwhile
+            if batch := self._take():
+                await self._write(batch)
         except LeaseLost as exc:
             self._fail(batch, exc)
             self._on_lease_lost()
@@ -211,6 +217,25 @@ class Writer:
                 self._taken.append((began, request))
                 size_bytes += request.size_bytes
         return [request for _, request in self._taken]
+
+    async def _watch_patience(self) -> None:
+        """Nobody waits longer because the server has several hosts that hang one after the other,
+        or because the last outcome cannot be learned. And trouble ends though nothing comes that
+        is to be written.
+        """
+        while True:
+            await asyncio.sleep(_GLANCE_SECONDS)
+            if self._closing:
+                continue
+            until = time.monotonic() - PATIENCE
+            if not self._is_connected and any(began <= until for began, _ in self._waiting):
+                self._tell_trouble(self._trouble or "the server gives no connection")
+            if self._trouble:
+                self._give_up_the_old(SpoolError(self._trouble))
+                if not self._waiting:
+                    attempt = Request(function=_nothing)
+                    attempt.future.add_done_callback(lambda future: future.exception())
+                    self.submit(attempt)
 
     def _give_up_the_old(self, error: SpoolError) -> None:
         """Fail what has waited for too long, or everything where we are to end."""
@@ -278,7 +303,7 @@ class Writer:
                 return
             except BaseException as exc:
                 self._undone(point, batch)
-                if may_repeat(exc) and repeat < _REPEATS - 1:
+                if repeat < _REPEATS - 1 and (may_repeat(exc) or self._refused_mail(batch, exc)):
                     continue
                 if is_lost(exc):
                     self._drop()
@@ -294,6 +319,19 @@ class Writer:
             self._is_well()
             resolve(batch, self._on_events)
             return
+
+    def _refused_mail(self, batch: list[Request], exc: BaseException) -> bool:
+        """Where the disk is full, refuse new mail, which needs room, for what leaves, which makes
+        some. Whether there is both.
+        """
+        mail = [request for request in batch if request.takes_in]
+        is_full = isinstance(exc, asyncpg.DiskFullError)
+        if not is_full or not mail or len(mail) == len(batch):
+            return False
+        self._fail(mail, translated(exc))
+        batch[:] = [request for request in batch if not request.takes_in]
+        self._taken = [(began, one) for began, one in self._taken if not one.takes_in]
+        return True
 
     def _undone(self, point: int, batch: Sequence[Request]) -> None:
         self._tables.back_to(point)
@@ -440,12 +478,17 @@ class Writer:
 
     # The connection.
 
+    @property
+    def _is_connected(self) -> bool:
+        return self._db is not None and not self._db.is_closed()
+
     async def _connection(self) -> Db:
-        if self._db is None or self._db.is_closed():
+        db = self._db
+        if db is None or db.is_closed():
             db = await self._server.connect()
             db.add_log_listener(self._hear)
             self._db = db
-        return self._db
+        return db
 
     def _drop(self) -> None:
         db, self._db = self._db, None
@@ -457,6 +500,10 @@ class Writer:
         if (message.severity_en or message.severity) == "WARNING":
             log.warning("the database warned: %s", message)
             self._warned = True
+
+
+async def _nothing(_: Db) -> None:
+    """The mark of the batch is all that is written."""
 
 
 _OWN_FAULTS = (

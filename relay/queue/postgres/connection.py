@@ -2,7 +2,8 @@
 
 `Server` connects to the first of its hosts that takes writes; each host has a time of its own, so
 that one that hangs costs the others nothing. `Link` is one connection that is made when it is
-needed and dropped when it fails; one task at a time uses it.
+needed and dropped when it fails; one task at a time uses it. The kernel finds out within seconds
+that the machine of a server is gone, though nothing is asked.
 
 Neither advisory locks, nor LISTEN, nor the state of a session are used: a pooler may stand between,
 and the next transaction be on another connection. So every name in SQL has its schema, and every
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import socket
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, suppress
@@ -32,6 +34,7 @@ __all__ = [
     "NoServer",
     "Server",
     "StartRefused",
+    "Superseded",
     "changed_rows",
     "is_lost",
     "may_repeat",
@@ -68,9 +71,21 @@ ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
 """What the library raises."""
 
 OLDEST_SERVER = 14
-_FIRST_PAUSE = 0.1
+_FIRST_PAUSE = 0.2
 _LONGEST_PAUSE = 2.0
+"""Between two tries of all hosts, in seconds; the half of it is drawn by lot."""
 _REPEATS = 5
+
+_KEEPALIVE = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 5),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 2),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 10_000),
+)
+"""After five seconds without an octet the kernel asks for the other end. A connection whose other
+end is silent for some ten seconds has ended.
+"""
 
 
 class Ask(Protocol):
@@ -87,6 +102,12 @@ class StartRefused(SpoolError):
     """The server is there and cannot be used like this: waiting would change nothing."""
 
 
+class Superseded(SpoolError):
+    """Another process is this node now, or the tables belong to a newer relay: this one has to
+    end.
+    """
+
+
 class Server:
     """The server at an address. `password`: what `queue.password_file` says now."""
 
@@ -99,29 +120,41 @@ class Server:
         self._last = 0
         self._pause = 0.0
         self._not_before = 0.0
-        self._failure = ""
+        self._failure: tuple[type[SpoolError], str] = NoServer, ""
 
     async def connect(self) -> Db:
-        """A connection to the primary, or `NoServer`. Right after a failure it fails at once."""
+        """A connection to the primary. Right after a failure it fails at once.
+
+        Raises `NoServer`, or `StartRefused` where every host refuses it for good. One of several
+        that does so may be an old primary that was fenced.
+        """
         if time.monotonic() < self._not_before:
-            raise NoServer(self._failure)
+            raise self._as_before()
         failures: list[str] = []
+        is_refused = True
         hosts = self.address.hosts
         for turn in range(len(hosts)):
             number = (self._last + turn) % len(hosts)
             try:
                 db = await self._connect_to(*hosts[number])
             except (*ERRORS, NoServer) as exc:
-                if is_final(exc):
-                    raise StartRefused(_text(exc)) from None
+                is_refused = is_refused and is_final(exc)
                 failures.append(f"{hosts[number][0]}: {_text(exc)}")
                 continue
             self._last, self._pause = number, 0.0
             return db
         self._pause = min(max(2 * self._pause, _FIRST_PAUSE), _LONGEST_PAUSE)
-        self._not_before = time.monotonic() + self._pause * random.uniform(0.75, 1.25)
-        self._failure = f"no server takes the queue ({'; '.join(failures)})"
-        raise NoServer(self._failure)
+        self._not_before = time.monotonic() + self._pause * random.uniform(0.5, 1.0)
+        said = "; ".join(failures)
+        if is_refused:
+            self._failure = StartRefused, said
+        else:
+            self._failure = NoServer, f"no server takes the queue ({said})"
+        raise self._as_before()
+
+    def _as_before(self) -> SpoolError:
+        kind, text = self._failure
+        return kind(text)
 
     async def _connect_to(self, host: str, port: int) -> Db:
         address = self.address
@@ -139,6 +172,7 @@ class Server:
                 timeout=address.connect_seconds,
             )
             try:
+                _keep_alive(db)
                 is_standby = await db.fetchval("SELECT pg_is_in_recovery()")
             except BaseException:
                 db.terminate()
@@ -147,6 +181,14 @@ class Server:
             db.terminate()
             raise NoServer("it is a standby, which takes no writes")
         return db
+
+
+def _keep_alive(db: Any) -> None:
+    # The library has no public way to the socket.
+    sock = db._transport.get_extra_info("socket")
+    if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+        for level, option, value in _KEEPALIVE:
+            sock.setsockopt(level, option, value)
 
 
 def changed_rows(status: str) -> int:
@@ -165,9 +207,9 @@ def is_final(exc: BaseException) -> bool:
 
 
 class Link:
-    """One connection. `seconds`: how long one question may take; None: any time."""
+    """One connection. `seconds`: how long one question may take."""
 
-    def __init__(self, server: Server, *, seconds: float | None) -> None:
+    def __init__(self, server: Server, *, seconds: float) -> None:
         self._server = server
         self._seconds = seconds
         self._db: Db | None = None
@@ -197,19 +239,25 @@ class Link:
         if self._db is None or self._db.is_closed():
             self._db = await self._server.connect()
         db = self._db
+        # A question that is cancelled would wait for a server that says nothing: its transaction
+        # is rolled back first. So the connection is ended instead, and the question with it.
+        late = asyncio.get_running_loop().call_later(self._seconds, db.terminate)
         try:
-            async with asyncio.timeout(self._seconds):
-                return await question(db, *args, **named)
+            return await question(db, *args, **named)
         except asyncpg.PostgresError as exc:
             if is_lost(exc):
                 self.drop()
             raise
         except SpoolError:
             raise
-        except BaseException:
+        except BaseException as exc:
             # Nobody knows what the server does: the next question is another connection's.
             self.drop()
+            if late.when() <= asyncio.get_running_loop().time() and isinstance(exc, ERRORS):
+                raise TimeoutError from exc
             raise
+        finally:
+            late.cancel()
 
     def drop(self) -> None:
         """Let the connection go at once."""

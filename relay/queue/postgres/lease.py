@@ -31,7 +31,7 @@ from datetime import UTC, datetime, timedelta
 
 from relay import __version__
 from relay.queue.nodes import Node, NodeState
-from relay.queue.postgres.connection import Db, Link, StartRefused, changed_rows
+from relay.queue.postgres.connection import Db, Link, StartRefused, Superseded, changed_rows
 from relay.queue.store import SpoolError
 
 __all__ = [
@@ -49,6 +49,9 @@ log = logging.getLogger(__name__)
 
 _CLOCK_DRIFT = timedelta(seconds=5)
 _TAKEN_AT_ONCE = 1000
+_TAKE_OVER_SECONDS = 5.0
+_PAUSE_SECONDS = 0.5
+"""Between two tries to renew while the server is away: nothing is delivered before one succeeds."""
 _READY, _CLAIMED = 1, 2
 _KEPT_LOST = timedelta(days=1)
 
@@ -74,7 +77,8 @@ class NodeOptions:
 
 class Lease:
     """`register`, then `run` until `end`. `lost` is called when the lease is lost, `taken_over`
-    when claims of others were made READY, and `renewed` after each renewal, with its connection.
+    when claims of others were made READY, `renewed` after each renewal, with its connection, and
+    `superseded` when another process has taken the name of this node.
     """
 
     def __init__(
@@ -85,12 +89,14 @@ class Lease:
         renewed: Callable[[Db], Awaitable[None]],
         lost: Callable[[], Awaitable[None]],
         taken_over: Callable[[int], None],
+        superseded: Callable[[str], None],
     ) -> None:
         self._link = link
         self._options = options
         self._renewed = renewed
         self._lost = lost
         self._taken_over = taken_over
+        self._superseded = superseded
         self._valid_until = 0.0
         self._steady_since: float | None = None
         self._offset = timedelta(0)
@@ -208,13 +214,19 @@ class Lease:
     async def run(self) -> None:
         """Renew, for ever; and do for others what they cannot do any more."""
         while True:
+            pause = self.seconds / 6
+            if self._failing:
+                pause = min(pause, _PAUSE_SECONDS)
             with suppress(TimeoutError):
-                async with asyncio.timeout(self.seconds / 6):
+                async with asyncio.timeout(pause):
                     await self._hurry.wait()
             self._hurry.clear()
             try:
                 await self._link.ask(self._step)
                 self._failing = False
+            except Superseded as error:
+                self._superseded(str(error))
+                return
             except SpoolError as error:
                 self._tell_failure(error)
             except Exception:  # no mistake of one renewal may end the lease
@@ -255,8 +267,11 @@ class Lease:
         self._valid_until = 0.0
         self._steady_since = None
         await self._lost()
-        if (other := await self._try_to_register(db)) is not None:
-            raise StartRefused(f"another process is node {self._options.name} now ({other[0]})")
+        if await self._try_to_register(db) is not None:
+            raise Superseded(
+                f"another process is node {self._options.name} now: give each a name of its own"
+                " (queue.node)"
+            )
 
     async def _look_after_others(self, db: Db) -> None:
         async with db.transaction():
@@ -279,9 +294,10 @@ class Lease:
     async def take_over(self, db: Db) -> None:
         """Make READY what is claimed under no live lease.
 
-        No longer than until the next renewal is due: what is left comes right after that.
+        No longer than until the next renewal is due, and than one question may take: what is left
+        comes right after that.
         """
-        until = boottime() + self.seconds / 6
+        until = boottime() + min(self.seconds / 6, _TAKE_OVER_SECONDS)
         for (holder,) in await db.fetch(_DEAD_HOLDERS):
             count = _TAKEN_AT_ONCE
             while count >= _TAKEN_AT_ONCE:

@@ -31,7 +31,16 @@ import asyncpg
 from relay.queue.due import Place
 from relay.queue.postgres.connection import OLDEST_SERVER, Db, Server, StartRefused, translated
 
-__all__ = ["ASIDE", "CLAIMED", "MIGRATIONS", "READY", "WAITING", "describe", "migrate"]
+__all__ = [
+    "ASIDE",
+    "CLAIMED",
+    "MIGRATIONS",
+    "READY",
+    "WAITING",
+    "describe",
+    "migrate",
+    "newer_owner",
+]
 
 WAITING, READY, CLAIMED, ASIDE = map(int, Place)
 
@@ -272,6 +281,21 @@ async def migrate(db: Db, migrations: Sequence[Migration] = MIGRATIONS) -> None:
         ) from None
 
 
+async def newer_owner(db: Db) -> str:
+    """Why this relay may not work with the tables any more; "" where it may."""
+    version, oldest = await db.fetchrow("SELECT version, oldest_compatible FROM relay.meta")
+    return _newer_owner(version, oldest, len(MIGRATIONS))
+
+
+def _newer_owner(version: int, oldest: int, known: int) -> str:
+    if oldest <= known:
+        return ""
+    return (
+        f"the queue belongs to a newer relay (its tables have version {version} and need a"
+        f" relay that knows {oldest}; this one knows {known}): start that version"
+    )
+
+
 async def _make_schema(db: Db) -> None:
     if await db.fetchval("SELECT to_regclass('relay.meta')") is not None:
         return
@@ -300,11 +324,8 @@ async def _migrate(db: Db, migrations: Sequence[Migration]) -> None:
     found = await db.fetchrow("SELECT version, oldest_compatible FROM relay.meta")
     assert found is not None
     version, oldest = found
-    if oldest > len(migrations):
-        raise StartRefused(
-            f"the queue belongs to a newer relay (its tables have version {version} and need a"
-            f" relay that knows {oldest}; this one knows {len(migrations)}): start that version"
-        )
+    if owner := _newer_owner(version, oldest, len(migrations)):
+        raise StartRefused(owner)
     for number, migration in enumerate(migrations[version:], start=version + 1):
         for statement in migration.statements:
             await db.execute(statement)

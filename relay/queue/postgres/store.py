@@ -27,7 +27,7 @@ from relay.queue.handoff import HandOffLimits, Shares
 from relay.queue.postgres import claims, events, partitions, statistics, tls_sessions
 from relay.queue.postgres.api_state import PostgresApiState
 from relay.queue.postgres.commit import SAFE_COMMIT, LeaseLost, Writer
-from relay.queue.postgres.connection import Db, Link, Server
+from relay.queue.postgres.connection import Db, Link, NoServer, Server
 from relay.queue.postgres.lease import (
     Lease,
     NodeOptions,
@@ -37,7 +37,7 @@ from relay.queue.postgres.lease import (
     others_that_hold,
 )
 from relay.queue.postgres.reader import Reader
-from relay.queue.postgres.schema import migrate
+from relay.queue.postgres.schema import migrate, newer_owner
 from relay.queue.postgres.staging import INLINE_BYTES, Staging
 from relay.queue.postgres.statements import Tables
 from relay.queue.request import Request
@@ -102,6 +102,7 @@ class PostgresStore(Reader, EngineStore[Db]):
             renewed=self._renewed,
             lost=self._lease_lost,
             taken_over=lambda count: self._dispatch.changed(),
+            superseded=self._superseded,
         )
         self._tables = Tables(lease, self._numbers)
         self.writer = Writer(
@@ -118,6 +119,8 @@ class PostgresStore(Reader, EngineStore[Db]):
         self._strange: set[tuple[str, int]] = set()
         self._tasks: list[asyncio.Task[None]] = []
         self._given_back = 0
+        self._unreachable = ""
+        self._tell_superseded: Callable[[str], None] | None = None
 
     @classmethod
     async def open(
@@ -198,7 +201,16 @@ class PostgresStore(Reader, EngineStore[Db]):
 
     def not_ready(self) -> str:
         """What the database fails in at the moment."""
-        return self.writer.trouble or self.lease.trouble
+        return self.writer.trouble or self.lease.trouble or self._unreachable
+
+    def when_superseded(self, call: Callable[[str], None]) -> None:
+        """Another process takes the name of this node, or a newer relay the tables."""
+        self._tell_superseded = call
+
+    def _superseded(self, why: str) -> None:
+        tell, self._tell_superseded = self._tell_superseded, None
+        if tell is not None:
+            tell(why)
 
     async def last_seq(self) -> int:
         """The number of the newest event of this node."""
@@ -215,8 +227,11 @@ class PostgresStore(Reader, EngineStore[Db]):
         only: Collection[str] | None,
     ) -> list[Entry]:
         """Entries from the store. A commit of unknown outcome leaves claims that nobody here knows
-        of: they are freed with a renewal of the lease.
+        of: they are freed with a renewal of the lease. Without a lease an attempt would be broken
+        off, and its entry be due at once again.
         """
+        if trouble := self.lease.trouble:
+            raise SpoolError(trouble)
         claiming = self._claim_link.ask(self._claim, now, limit, skip, shares, only)
         task = asyncio.ensure_future(claiming)
         try:
@@ -338,6 +353,8 @@ class PostgresStore(Reader, EngineStore[Db]):
 
         A claim that is on its way in is not known yet: only what was strange last time, too.
         """
+        if owner := await newer_owner(db):
+            self._superseded(owner)
         found = await claims.held(db, self.lease.id)
         strange = found - self._held
         if lost := strange & self._strange:
@@ -381,6 +398,9 @@ class PostgresStore(Reader, EngineStore[Db]):
                 await self._give_back_if_asked()
                 if look % _LOOKS_A_MINUTE == 0:
                     await self.ask(statistics.fold)
+                self._unreachable = ""
+            except NoServer as error:
+                self._unreachable = str(error)
             except SpoolError:
                 pass  # the lease and the writer tell of it
             except Exception:  # no mistake of one look may end the looking

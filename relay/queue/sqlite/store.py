@@ -172,6 +172,9 @@ class SqliteStore(Reader, EngineStore[sqlite3.Connection]):
 
     lost = None
 
+    def when_superseded(self, call: Callable[[str], None]) -> None:
+        """A directory has one process, which holds a lock: nobody takes its place."""
+
     def not_ready(self) -> str:
         """A client hears of a full disk, and a restart cures no other."""
         return ""
