@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from pwd import struct_passwd
 
     from relay.config import Config
+    from relay.config.remark import Remark
 
 from relay.cli.common import config_file, config_option, fail
 
@@ -62,9 +65,9 @@ def check(
     Every mistake is named at once, with file, line, key and cure; the exit status is 1
     then. The check also finds what only a start would show: ports in use, certificates and
     keys that cannot be used or have expired, directories and files that the relay may not
-    write, a queue that another relay uses. A correct configuration is printed as YAML: every
-    key with its value from file, environment or default; secrets are masked. Warnings go to
-    stderr.
+    write (for root, also those that the unit relay.service keeps from it), a queue that
+    another relay uses. A correct configuration is printed as YAML: every key with its value
+    from file, environment or default; secrets are masked. Warnings go to stderr.
 
     \b
     For an editor with YAML support:
@@ -80,12 +83,19 @@ def check(
 
     from relay.config import ConfigError, as_document, consider, load
     from relay.config.trial import acting_as, try_start
+    from relay.config.unit import beyond_unit
 
     path = config_file(ctx)
     judge = _judge(path, user)
+    unit = _unit_settings() if judge and user is None and not file_only else {}
+
+    def look(config: Config) -> Iterator[Remark]:
+        yield from (consider if file_only else try_start)(config)
+        yield from beyond_unit(config, unit)
+
     try:
         with acting_as(judge) if judge else contextlib.nullcontext():
-            config = load(path, os.environ, look=consider if file_only else try_start)
+            config = load(path, os.environ, look=look)
     except ConfigError as error:
         fail(str(error))
     for warning in config.warnings:
@@ -112,6 +122,18 @@ def _connect(config: Config) -> None:
         fail(f"queue.url: {error}")
     for name, value in found.items():
         click.echo(f"{name}: {value}", err=True)
+
+
+def _unit_settings() -> dict[str, str]:
+    """What the unit of the service says of the file system; nothing where no systemd answers."""
+    from relay.config.unit import UNIT, UNIT_SETTINGS, read_settings
+
+    command = ["systemctl", "show", f"--property={','.join(UNIT_SETTINGS)}", UNIT]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+    return read_settings(done.stdout)
 
 
 def _judge(path: Path, named: str | None) -> struct_passwd | None:

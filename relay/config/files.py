@@ -74,6 +74,9 @@ def _bad_certificate(certificate: str, key: str | None) -> str | None:
         )
     except (ssl.SSLError, OSError, ValueError) as error:
         reason = getattr(error, "reason", None) or str(error)
+        if reason in ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH"):
+            stranger = f"{key or certificate} is another certificate's key"
+            return f"{certificate} cannot be used: {stranger}"
         return f"{certificate} cannot be used: {str(reason).lower().replace('_', ' ')}"
     return None
 

@@ -246,10 +246,13 @@ def the_queue_moves_as_documented(relay: Relay) -> None:
     relay.service.stop()
     machine("mv", "/var/lib/relay/spool", "/srv/relay-spool")
     relay.edit(queue={"path": "/srv/relay-spool"})
-    machine("relay", "check", "--quiet")
+    checked = machine.run("relay", "check", "--quiet")
+    assert checked.returncode == 1
+    assert "write [Service] and ReadWritePaths=/srv/relay-spool" in checked.stderr
     unit = machine.path("/usr/lib/systemd/system/relay.service")
     before = unit.read_text()
     unit.write_text(before.replace("[Service]", "[Service]\nReadWritePaths=/srv/relay-spool"))
+    machine("relay", "check", "--quiet")
     relay.service = Service(machine)
     relay.service.start()
     assert relay.queued() == ["moved"]

@@ -26,7 +26,9 @@ from click.testing import CliRunner
 
 from relay.cli import relay
 from relay.cli.manual import each_command, man_page, man_page_of_file
+from relay.config import read
 from relay.config.schema import json_schema
+from relay.config.unit import beyond_unit, read_settings
 from tests.rigs.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -150,7 +152,9 @@ def test_a_key_that_does_not_match_its_certificate_is_found(checked: Checked) ->
     }
     done = checked.run()
     assert done.returncode == 1
-    assert "listeners.0.certificate: tls.pem cannot be used: key values mismatch" in done.stderr
+    assert (
+        "listeners.0.certificate: tls.pem cannot be used: tls.key is another certificate's key;"
+    ) in done.stderr
     (directory / "tls.key").unlink()
     assert "listeners.0.key: tls.key: No such file" in checked.run().stderr
 
@@ -226,6 +230,59 @@ def test_root_checks_with_the_rights_of_the_services_user(
     assert done.returncode == (1 if private else 0), done.stderr
     assert said in done.stderr
     assert run(directory, "check", "-c", "relay.yaml").returncode == 0, "root may do all of it"
+
+
+UNIT = """\
+LoadState=loaded
+ProtectHome=yes
+ProtectSystem=strict
+ReadWritePaths=/srv/relay-spool
+StateDirectory=relay
+LogsDirectory=relay
+RuntimeDirectory=relay
+"""
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ("queue: {path: /var/lib/relay/spool}", ""),
+        ("queue: {path: /srv/relay-spool}", ""),
+        (
+            "queue: {path: /srv/other}",
+            "queue.path: /srv/other: relay.service may not write there (ProtectSystem=strict);"
+            " `systemctl edit relay.service`, and write [Service] and ReadWritePaths=/srv/other",
+        ),
+        ("queue: {url: 'postgresql://relay@db.example/relay'}", ""),
+        ("log: {delivery: /dev/stdout}", ""),
+        ("log: {delivery: /var/log/mail/d.log}", "log.delivery: /var/log/mail: relay.service may"),
+        ("admin: {socket: /srv/s/r.sock}", "admin.socket: /srv/s: relay.service may not write"),
+        ("listeners: [{address: 'unix:/srv/s/smtp'}]", "listeners.0.address: /srv/s: relay.serv"),
+        ("tls: {ca_file: /etc/ssl/ca.pem}", ""),
+        (
+            "tls: {ca_file: /home/ann/ca.pem}",
+            "tls.ca_file: /home/ann/ca.pem: relay.service sees nothing of it (ProtectHome=);"
+            " name a place outside of home directories",
+        ),
+        ("queue: {path: /root/spool}", "queue.path: /root/spool: relay.service sees nothing of"),
+    ],
+)
+def test_path_that_the_unit_keeps_from_the_service_is_named(keys: str, said: str) -> None:
+    places = "queue: {path: /var/lib/relay/spool}\nlog: {delivery: /var/log/relay/delivery.log}\n"
+    places += "admin: {socket: /run/relay/relay.sock}\n"
+    document = yaml.safe_load(places) | yaml.safe_load(keys)
+    config = read(yaml.safe_dump(document), {}, source="relay.yaml", look=None)
+    found = [
+        f"{one.key}: {one.problem}; {one.cure}" for one in beyond_unit(config, read_settings(UNIT))
+    ]
+    assert len(found) == (1 if said else 0)
+    assert "".join(found).startswith(said)
+
+
+def test_without_the_unit_no_path_is_kept_from_the_service() -> None:
+    config = read("queue: {path: /root/spool}", {}, source="relay.yaml", look=None)
+    for shown in ("", "Failed to connect to bus", UNIT.replace("loaded", "not-found")):
+        assert list(beyond_unit(config, read_settings(shown))) == []
 
 
 def test_only_root_judges_as_another_user_and_only_as_one_there_is(checked: Checked) -> None:

@@ -313,7 +313,7 @@ def test_certificate_and_key_have_to_belong_together(tmp_path: Path) -> None:
         return f"listeners: [{{address: '127.0.0.1:25', tls: starttls, {files}}}]"
 
     assert config_of(text("key.pem")).listeners[0].tls is ListenerTls.STARTTLS
-    assert "key values mismatch" in mistakes_of(text("other.pem"))[0]
+    assert "other.pem is another certificate's key" in mistakes_of(text("other.pem"))[0]
 
 
 # --- siblings of those: texts that are no YAML of ours, and what would be an open relay ---------

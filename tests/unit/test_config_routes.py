@@ -216,7 +216,7 @@ PINS = f'["{PIN}", "{PIN[:-2]}c="]'
         (
             "certificate: F/client.pem, key: F/other.key",
             True,
-            "used: key values mismatch",
+            "F/other.key is another certificate's key",
         ),
         ("certificate: F/client.pem", True, "certificate: F/client.pem cannot be used"),
         ("certificate: F/none.pem", True, "F/none.pem: No such file"),

@@ -56,6 +56,13 @@ def assert_serves_neighbours(config: Config) -> None:
     assert (config.log.delivery, config.log.format) == ("/dev/stdout", "json")
 
 
+def test_uvx_finds_the_command_by_the_name_of_the_distribution() -> None:
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["scripts"][project["name"]] == project["scripts"]["relay"]
+
+
 def test_every_library_of_the_program_is_locked_with_its_hashes() -> None:
     import tomllib
 
