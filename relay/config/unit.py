@@ -66,7 +66,7 @@ def _written(config: Config) -> Iterator[tuple[str, PurePath]]:
         "log.delivery": PurePath(config.log.delivery).parent,
         "admin.socket": PurePath(config.admin.socket).parent,
     }
-    if not config.queue.place.is_shared:
+    if not config.queue.location.is_shared:
         places["queue.path"] = PurePath(config.queue.path)
     for i, listener in enumerate(config.listeners):
         address = parse_address(listener.address)
