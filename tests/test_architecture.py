@@ -66,6 +66,7 @@ SHELLS = {
     "relay.queue.sqlite",
     "relay.route.credentials",
     "relay.route.dns",
+    "relay.route.local_address",
     "relay.route.judged",
     "relay.route.router",
     "relay.route.secret_files",

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
@@ -49,6 +48,7 @@ from relay.route.choice import Routes, choose
 from relay.route.credentials import CredentialsError, RouteCredentials
 from relay.route.dane import base_domains
 from relay.route.family import usable_from, why_unusable
+from relay.route.local_address import is_local_address
 from relay.route.log_once import LogOnce
 from relay.route.mx import MailHost, MailHosts, hop_host, host_name, mail_hosts, unusable
 from relay.route.next_hop import (
@@ -63,24 +63,22 @@ from relay.route.next_hop import (
 )
 from relay.route.plan import Plan, arrange, not_found, plan
 
-__all__ = ["RouteOptions", "Router", "is_local_address"]
+__all__ = ["RouteOptions", "Router"]
 
 log = logging.getLogger(__name__)
 
-_ADDRESSES_KEPT = 100_000
-_CHOICES_KEPT = 10_000
-_TROUBLE_KEPT = 30.0
+_MOST_ADDRESSES = 100_000
+_MOST_CHOICES = 10_000
+_FAILED_SECONDS = 30.0
 """Seconds that a plan is used although a look-up of one of its hosts failed."""
 _PATIENCE = 3.0
 """Seconds to wait for the rest of the hosts once one has an address."""
 _LONGEST_PATIENCE = 30.0
 """The same, while none has."""
 _HOSTS_AT_ONCE = 20
-_LITERAL_KEPT = 60.0
+_LITERAL_SECONDS = 60.0
 """Seconds until an address is judged again: the machine's own addresses may change."""
 _WRONG_CONFIGURATION = "4.3.5"
-_NOBODYS = "192.0.2.1"
-"""An address that no machine has (RFC 5737)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +129,7 @@ class Router:
         self._own = Own(listening, is_local_address)
         self._random = random or Random()
         self._clock = clock
-        self._cache: ExpiringCache[_Kept] = ExpiringCache(_ADDRESSES_KEPT)
+        self._cache: ExpiringCache[_Kept] = ExpiringCache(_MOST_ADDRESSES)
         self._credentials = credentials or RouteCredentials()
         self._logged = LogOnce()
         self.reload(options)
@@ -175,7 +173,7 @@ class Router:
         key = domain, reverse_path, next_hop
         choice = self._choices.get(key)
         if choice is None:
-            if len(self._choices) >= _CHOICES_KEPT:
+            if len(self._choices) >= _MOST_CHOICES:
                 self._choices.clear()
             name = host_name(domain) or domain
             choice = self._choices[key] = choose(routes, name, reverse_path, next_hop)
@@ -192,8 +190,8 @@ class Router:
         if isinstance(kept.result, NoRoute):
             return replace(kept.result, choice=choice)
         found = await self._arranged(kept.result, choice, kept.naming)
-        is_always_so = kept.result.weight == 1 and (hop is None or hop.auth is None)
-        if is_always_so and isinstance(found, Hosts):
+        is_constant = kept.result.weight == 1 and (hop is None or hop.auth is None)
+        if is_constant and isinstance(found, Hosts):
             kept.hosts = found
         return found
 
@@ -213,22 +211,18 @@ class Router:
         literal = parse_address_literal(domain)
         naming = BY_NOBODY
         if hop is not None:
-            result, expires = await self._by_route(domain, hop)
+            result, expires = await self._by_next_hop(domain, hop)
             first = hop.hosts[0][0]
             naming = Naming(True, first, (host_name(first) or first,))
         elif literal is not None:
             result, expires = self._by_literal(domain, literal)
         elif reason := unusable(name):
-            result, expires = (
-                NoRoute(Bounced("5.1.2", Code.NO_USABLE_MX, "", f"{domain} {reason}")),
-                inf,
-            )
+            bounced = Bounced("5.1.2", Code.NO_USABLE_MX, "", f"{domain} {reason}")
+            result, expires = NoRoute(bounced), inf
         else:
             result, expires, naming = await self._by_dns(name)
         kept = _Kept(result, naming)
-        if (
-            options is self._options
-        ):  # a result under options that have changed meanwhile is not kept
+        if options is self._options:  # else a reload has changed them meanwhile
             weight = 1 + (result.weight if isinstance(result, Plan) else 0)
             self._cache.put(key, kept, expires=expires, weight=weight)
         return kept
@@ -263,10 +257,10 @@ class Router:
         """Look up twenty at a time. A slow look-up does not delay mail for another host."""
         if len(hosts) == 1:
             return {hosts[0].name: await look_up(hosts[0].name)}
-        places = asyncio.Semaphore(_HOSTS_AT_ONCE)
+        at_once = asyncio.Semaphore(_HOSTS_AT_ONCE)
 
         async def addresses(name: str) -> AddressLookup:
-            async with places:
+            async with at_once:
                 return await look_up(name)
 
         tasks = {host.name: asyncio.create_task(addresses(host.name)) for host in hosts}
@@ -285,9 +279,9 @@ class Router:
         if isinstance(result, NoRoute):
             return min(lookup.expires for lookup in lookups)
         answered = [lookup.expires for lookup in lookups if not isinstance(lookup, Unanswered)]
-        return (
-            min(answered) if not result.trouble else min(*answered, self._clock() + _TROUBLE_KEPT)
-        )
+        if result.trouble:
+            answered.append(self._clock() + _FAILED_SECONDS)
+        return min(answered)
 
     def _by_literal(self, domain: str, address: Address) -> tuple[Plan | NoRoute, float]:
         """The address that the sender wrote, under the same rules as the addresses of a domain."""
@@ -302,15 +296,17 @@ class Router:
             ),
             judge=self._judge,
         )
-        return result, self._clock() + _LITERAL_KEPT
+        return result, self._clock() + _LITERAL_SECONDS
 
-    async def _by_route(self, domain: str, hop: NextHop) -> tuple[Plan | NoRoute, float]:
+    async def _by_next_hop(self, domain: str, hop: NextHop) -> tuple[Plan | NoRoute, float]:
         """The operator's next hop, without MX look-up; only the relay's own address is refused."""
         names: dict[str, int] = {}
         for preference, equals in enumerate(hop.hosts):
             for named in equals:
                 if (name := hop_host(named)) is None:
-                    return _waits(domain, "4.3.5", f"{named!r} is not a host name"), inf
+                    return _deferred(
+                        domain, _WRONG_CONFIGURATION, f"{named!r} is not a host name"
+                    ), inf
                 names.setdefault(name, preference)
         listed = MailHosts(tuple(MailHost(n, name) for name, n in names.items()), (), inf)
         lookups = {
@@ -332,18 +328,18 @@ class Router:
                 tlsa_bases=base_domains(host, lookups[host]),
                 hop=hop,
             ),
-            judge=lambda address: self._judge_route(address, hop, is_only=len(names) == 1),
+            judge=lambda address: self._judge_at_hop(address, hop, is_only=len(names) == 1),
         )
         if isinstance(result, Plan):
             unknown = [name for name, lookup in lookups.items() if not _is_found(lookup)]
             lines = (*result.trouble, *result.rejected)
-            self._tell_not_found(hop, not_found(unknown, (), lines))
+            self._warn_not_found(hop, not_found(unknown, (), lines))
         expires = self._until(result, lookups.values())
         if isinstance(result, NoRoute):
-            result = self._of_route(domain, hop, result)
+            result = self._unusable_hop(domain, hop, result)
         return result, expires
 
-    def _tell_not_found(self, hop: NextHop, missing: dict[str, str]) -> None:
+    def _warn_not_found(self, hop: NextHop, missing: dict[str, str]) -> None:
         """Warn of hosts of a next hop that are not found while others are: of a change at once,
         else once a minute, however many domains lead there.
         """
@@ -352,7 +348,7 @@ class Router:
             log.warning("next hop %s: %s; its other hosts get the mail", hop.name, said)
 
     async def _addresses_of_hop(self, name: str) -> AddressLookup:
-        expires = self._clock() + _LITERAL_KEPT
+        expires = self._clock() + _LITERAL_SECONDS
         if parse_address(name) is not None:
             return AddressAnswer((name,), expires)
         if name == "localhost":  # RFC 6761 §6.3: never asked of the DNS
@@ -371,7 +367,7 @@ class Router:
     def _judge(self, text: str) -> Rejection | None:
         return self.judge(text, self._options.port)
 
-    def _judge_route(self, text: str, hop: NextHop, *, is_only: bool) -> Rejection | None:
+    def _judge_at_hop(self, text: str, hop: NextHop, *, is_only: bool) -> Rejection | None:
         """`is_only`: the next hop has one host; of several, the relay itself is only left out."""
         address = parse_address(text)
         if address is None:
@@ -401,16 +397,17 @@ class Router:
         text = f"the next hop that was to take this message is not configured: {missing}"
         cure = f"add next_hops.{missing} again, or remove the message"
         self._log_once(f"missing {missing}", f"{text}; {cure}")
-        return NoRoute(Deferred("4.3.5", Code.NO_USABLE_MX, "", text), choice)
+        return NoRoute(Deferred(_WRONG_CONFIGURATION, Code.NO_USABLE_MX, "", text), choice)
 
-    def _of_route(self, domain: str, hop: NextHop, result: NoRoute) -> NoRoute:
+    def _unusable_hop(self, domain: str, hop: NextHop, result: NoRoute) -> NoRoute:
         """A configured next hop that cannot be used defers, with every answer of the DNS."""
         outcome = result.outcome
         reason = "; ".join(outcome.hosts) or outcome.description
         status = {"5.4.6": "4.4.6", "5.4.4": "4.4.4"}.get(outcome.status, outcome.status)
-        text = f"the route configured for {domain} cannot be used: {reason}"
-        self._log_once(f"hosts {hop.name} {status}", text)  # the same for all domains
-        return _waits(domain, status, reason, outcome.hosts)
+        deferred = _deferred(domain, status, reason, outcome.hosts)
+        # One cause for all domains that the next hop takes.
+        self._log_once(f"hosts {hop.name} {status}", deferred.outcome.description)
+        return deferred
 
     def _log_once(self, cause: str, text: str) -> None:
         """Log an error that each attempt meets, once a minute."""
@@ -428,39 +425,6 @@ def _named_by_dns(domain: str, answer: MxLookup) -> Naming:
     return Naming(answer.authenticated, None, domains, is_domain_itself=not answer.records)
 
 
-def is_local_address(address: str) -> bool:
-    """Whether this machine has the address: only then can a socket be bound to it.
-
-    Where the machine may bind to any address (`ip_nonlocal_bind`), the function instead asks which
-    source address the machine would use to talk to that one.
-    """
-    if _binds(_NOBODYS):
-        return _speaks_to_itself(address)
-    return _binds(address)
-
-
-def _binds(address: str) -> bool:
-    try:
-        with socket.socket(_family(address), socket.SOCK_DGRAM) as probe:
-            probe.bind((address, 0))
-    except OSError:
-        return False
-    return True
-
-
-def _speaks_to_itself(address: str) -> bool:
-    try:
-        with socket.socket(_family(address), socket.SOCK_DGRAM) as probe:
-            probe.connect((address, 9))  # a datagram socket sends nothing when it connects
-            return bool(probe.getsockname()[0] == address)
-    except OSError:
-        return False
-
-
-def _family(address: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in address else socket.AF_INET
-
-
 def _has_addresses(task: asyncio.Task[AddressLookup]) -> bool:
     if not task.done():
         return False
@@ -471,6 +435,6 @@ def _is_found(lookup: AddressLookup) -> bool:
     return isinstance(lookup, AddressAnswer) and bool(lookup.addresses)
 
 
-def _waits(domain: str, status: str, reason: str, lines: tuple[str, ...] = ()) -> NoRoute:
+def _deferred(domain: str, status: str, reason: str, lines: tuple[str, ...] = ()) -> NoRoute:
     text = f"the route configured for {domain} cannot be used: {reason}"
     return NoRoute(Deferred(status, Code.NO_USABLE_MX, "", text, hosts=lines))

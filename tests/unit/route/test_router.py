@@ -24,6 +24,7 @@ from relay.route.answers import (
 )
 from relay.route.choice import Routes
 from relay.route.dns import DnsResolver, ResolverOptions
+from relay.route.local_address import is_local_address
 from relay.route.next_hop import (
     Auth,
     Credentials,
@@ -34,7 +35,7 @@ from relay.route.next_hop import (
     NoRoute,
     TlsMode,
 )
-from relay.route.router import RouteOptions, Router, is_local_address
+from relay.route.router import RouteOptions, Router
 from relay.sandbox.dns import DnsAnswer, DnsServer, Fault
 from tests.fakes.dns import FakeDns
 
@@ -629,7 +630,7 @@ def test_the_machine_knows_its_own_addresses():
 
 
 def test_own_addresses_are_found_where_any_address_can_be_bound(monkeypatch):
-    monkeypatch.setattr("relay.route.router._binds", lambda address: True)
+    monkeypatch.setattr("relay.route.local_address._binds", lambda address: True)
     assert is_local_address("127.0.0.1")
     assert not is_local_address("11.22.33.44")
 
