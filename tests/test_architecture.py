@@ -61,6 +61,7 @@ SHELLS = {
     "relay.queue.dispatch",
     "relay.queue.engine",
     "relay.queue.event_search",
+    "relay.queue.move",
     "relay.queue.postgres",
     "relay.queue.request",
     "relay.queue.sqlite",

@@ -17,18 +17,18 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import datetime
 from urllib.parse import urlsplit
 
 import aiohttp
 
+from relay.admin.webhook_calls import calls_about
 from relay.api.targets import NoTarget, Targets
-from relay.mail.address import AddressError, domain_of
 from relay.mail.newest import keep_newest
 from relay.queue.api_state import ApiState, PendingCall, Webhook
-from relay.queue.store import EventLog, SpoolError, StoredEvent
-from relay.report.webhook import kind_of, next_try, payload
+from relay.queue.store import EventLog, SpoolError
+from relay.report.webhook import next_try, payload
 from relay.route.judged import JudgedResolver
 
 __all__ = ["Caller"]
@@ -159,7 +159,7 @@ class Caller:
         events = await self._events.events_after(self._seen, limit=_PAGE)
         if not events:
             return False
-        calls = [call for stored in events for call in self._calls_for(stored)]
+        calls = calls_about(self._webhooks, events, now=self._clock())
         seen = events[-1].seq
         if calls or seen - self._remembered >= _REMEMBER_EVERY:
             await self._api_state.add_calls(calls, seen=seen)
@@ -167,21 +167,6 @@ class Caller:
             self._has_calls = self._has_calls or bool(calls)
         self._seen = seen
         return True
-
-    def _calls_for(self, stored: StoredEvent) -> Iterable[PendingCall]:
-        event = stored.event
-        try:
-            domain = domain_of(event.sender)
-        except AddressError:
-            return
-        for webhook in self._webhooks:
-            if (
-                webhook.domain == domain
-                and webhook.since < stored.seq
-                and webhook.name == kind_of(event)
-            ):
-                for url in webhook.urls:
-                    yield PendingCall(url, event.line, self._clock())
 
     async def _call_due(self, session: aiohttp.ClientSession) -> None:
         key = self._signing_key()

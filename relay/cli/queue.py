@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from relay.cli.common import (
+    LazyGroup,
     age,
     age_text,
     answer_text,
@@ -25,7 +26,7 @@ from relay.cli.common import (
 )
 from relay.mail.jsontext import to_json
 
-__all__ = ["queue"]
+__all__ = ["pages", "print_list", "queue"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -92,13 +93,17 @@ def _normal_domain(domain: str | None) -> str:
         raise click.BadParameter(f"{domain}: {error}", param_hint="--domain") from None
 
 
-@click.group()
+@click.group(
+    cls=LazyGroup,
+    lazy={"export": "relay.cli.queue_move:export", "import": "relay.cli.queue_move:import_"},
+)
 @config_option
 def queue() -> None:
     """Look at the queue, and decide about what is in it.
 
     `list` and `show` also work while no relay is running; the others talk to the running
-    one through its control socket (admin.socket).
+    one through its control socket (admin.socket). `export` and `import` open the queue
+    themselves, and want the relay stopped where its queue is in a directory.
     """
 
 
@@ -110,11 +115,11 @@ def queue() -> None:
 def list_(ctx: click.Context, /, as_json: bool, **filters: Any) -> None:
     """List messages, oldest first, each with its recipients and the result of the last attempt."""
     config = load_config(config_file(ctx), only_to_ask=True)
-    pages = _pages(answers(config, _request("list", (), **filters)))
+    found = pages(answers(config, _request("list", (), **filters)))
     if as_json:
-        _print_array(pages)
+        _print_array(found)
     else:
-        _print_list(pages)
+        print_list(found)
 
 
 @queue.command()
@@ -149,7 +154,7 @@ def nodes(ctx: click.Context, as_json: bool) -> None:
 def show(ctx: click.Context, queue_id: str, as_json: bool) -> None:
     """Show one message: envelope, settings and where each came from, attempts, header section."""
     config = load_config(config_file(ctx), only_to_ask=True)
-    page = next(_pages(answers(config, {"verb": "show", "id": queue_id})), None)
+    page = next(pages(answers(config, {"verb": "show", "id": queue_id})), None)
     if page is None:
         fail(f"{queue_id}: no such message in the queue")
     [found] = page
@@ -185,7 +190,7 @@ def _verb(name: str, help_text: str) -> None:
             request["all"] = True
         config = load_config(config_file(ctx), only_to_ask=True)
         if dry_run:
-            _print_list(_pages(answers(config, {**request, "verb": "list"})))
+            print_list(pages(answers(config, {**request, "verb": "list"})))
             click.echo("Nothing was changed.")
             return
         if everything and name == "remove" and not yes:
@@ -237,27 +242,27 @@ def _watched(verb: str, lines: Iterator[dict[str, Any]]) -> dict[str, Any]:
     return done
 
 
-def _pages(lines: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+def pages(lines: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     """Messages in pages; a running relay of an older version sends each message separately."""
     return (
         line.get("items") or [line["item"]] for line in lines if "items" in line or "item" in line
     )
 
 
-def _print_array(pages: Iterator[list[dict[str, Any]]]) -> None:
+def _print_array(found: Iterator[list[dict[str, Any]]]) -> None:
     """Print a JSON array page by page: a queue may be larger than memory."""
     separator = "["
-    for page in pages:
+    for page in found:
         sys.stdout.write(separator + ",\n ".join(map(to_json, page)))
         separator = ",\n "
     sys.stdout.write("[]\n" if separator == "[" else "]\n")
 
 
-def _print_list(pages: Iterator[list[dict[str, Any]]]) -> None:
+def print_list(found: Iterator[list[dict[str, Any]]]) -> None:
     """Print two lines or more for each message, page by page."""
     now = datetime.now(UTC)
     count = 0
-    for page in pages:
+    for page in found:
         count += len(page)
         click.echo("\n".join(line for item in page for line in _list_lines(item, now)))
     if count:

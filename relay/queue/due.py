@@ -29,6 +29,8 @@ class Place(IntEnum):
     """Given to an attempt, or to the hand-off; after a crash it is READY."""
     ASIDE = 3
     """Final, held, or damaged."""
+    LEAVING = 4
+    """On its way to another queue: nothing but the export touches it (`relay.queue.move`)."""
 
 
 def is_due_at_once(message: QueuedMessage, one: QueuedRecipient) -> bool:

@@ -3,6 +3,7 @@
     open_store    the queue of this process, to work with
     open_beside   the queue of another worker, which is running or starting, to look at
     open_to_read  the queue of a relay that does not run, to look at
+    open_to_move  a queue that messages leave or come to (`relay.queue.move`)
     open_policies the MTA-STS policies, which all workers share; `open_policies_beside` to look at
     open_memory   what hosts have shown of TLS, for all workers; `open_memory_beside` to look at
     holder        the process that uses a queue
@@ -28,10 +29,12 @@ from typing import TYPE_CHECKING
 
 from relay.queue.handoff import HandOffLimits
 from relay.queue.memory import MemoryStore
+from relay.queue.move_file import said_of_leaving
 from relay.queue.policies import PolicyCache
 from relay.queue.store import ReadOnlyQueue, SpoolError, Store
 
 if TYPE_CHECKING:
+    from relay.queue.move import MovingQueue
     from relay.queue.postgres import Server
 
 __all__ = [
@@ -46,6 +49,7 @@ __all__ = [
     "open_policies",
     "open_policies_beside",
     "open_store",
+    "open_to_move",
     "open_to_read",
     "orphans",
 ]
@@ -110,9 +114,16 @@ async def open_store(
         return await _open_shared(location, max_wait, policy_digest, concurrency)
     from relay.queue.sqlite import SqliteStore
 
-    return await SqliteStore.open(
+    store = await SqliteStore.open(
         Path(location.path), now=now, max_wait=max_wait, adopting=adopting
     )
+    _tell_of_leaving(*await store.leaving())
+    return store
+
+
+def _tell_of_leaving(count: int, target: str | None) -> None:
+    if count and target is not None:
+        log.warning("%s", said_of_leaving(count, target))
 
 
 async def _open_shared(
@@ -127,7 +138,7 @@ async def _open_shared(
     told = False
     while True:
         try:
-            return await PostgresStore.open(server, options, max_wait=max_wait, limits=limits)
+            store = await PostgresStore.open(server, options, max_wait=max_wait, limits=limits)
         except StartRefused:
             raise
         except SpoolError as error:
@@ -136,6 +147,9 @@ async def _open_shared(
             if not told:
                 log.warning("waiting for the queue's server: %s", error)
                 told = True
+        else:
+            _tell_of_leaving(*await store.leaving())
+            return store
         await asyncio.sleep(_PAUSE_SECONDS)
 
 
@@ -182,6 +196,20 @@ async def open_to_read(location: QueueLocation, stack: AsyncExitStack) -> list[R
         queues.append(await StoppedQueue.open(path))
         stack.push_async_callback(queues[-1].close)
     return queues
+
+
+async def open_to_move(location: QueueLocation, *, make: bool) -> MovingQueue:
+    """The queue, for messages that leave it or come to it. `make`: where there is none, too.
+    `SpoolError` or OSError where it cannot be opened, or a relay uses its directory.
+    """
+    if location.is_shared:
+        server = _server(location)
+        from relay.queue.postgres import PostgresMove
+
+        return await PostgresMove.open(server)
+    from relay.queue.sqlite import SqliteMove
+
+    return await SqliteMove.open(Path(location.path), workers=WORKER_SPOOL, make=make)
 
 
 async def open_policies(location: QueueLocation) -> PolicyCache:

@@ -13,12 +13,14 @@ reader       what is read; `messages`, `events`, `statistics`, `destinations`, `
 api_state    what the HTTP interface keeps beside the queue
 tls_sessions what reports on TLS count, and which are sent
 policies     MTA-STS policies, and what hosts have shown of TLS
+move         messages that leave the queue for another, or come from one
 schema       tables and migrations
 partitions   the days of the table of events
 """
 
 from relay.queue.postgres.connection import NoServer, Server, StartRefused
 from relay.queue.postgres.lease import NodeOptions
+from relay.queue.postgres.move import PostgresMove
 from relay.queue.postgres.policies import PoliciesToRead, PostgresMemory, PostgresPolicyCache
 from relay.queue.postgres.reader import Reader
 from relay.queue.postgres.schema import describe
@@ -30,6 +32,7 @@ __all__ = [
     "NodeOptions",
     "PoliciesToRead",
     "PostgresMemory",
+    "PostgresMove",
     "PostgresPolicyCache",
     "PostgresStore",
     "Reader",

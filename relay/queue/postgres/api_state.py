@@ -10,13 +10,28 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import datetime
+from typing import NamedTuple
 
 from relay.queue.api_state import DomainSettings, PendingCall, Webhook
 from relay.queue.postgres.connection import Ask, Db
+from relay.queue.postgres.events import events_after
 from relay.queue.postgres.lease import Lease
 from relay.queue.rows import micros, moment
+from relay.queue.store import StoredEvent
 
-__all__ = ["PostgresApiState"]
+__all__ = ["PostgresApiState", "UnseenEvents", "add_calls_about", "unseen_events"]
+
+
+class UnseenEvents(NamedTuple):
+    """The next events of a node that is not there, about which no webhook has heard yet.
+
+    `seen`: up to where they were looked at.
+    """
+
+    node: int
+    seen: int
+    webhooks: Sequence[Webhook]
+    events: Sequence[StoredEvent]
 
 
 class PostgresApiState:
@@ -197,3 +212,35 @@ async def _settle_call(db: Db, call: PendingCall, due: datetime | None) -> None:
             call.number,
             micros(due),
         )
+
+
+async def unseen_events(db: Db, limit: int) -> UnseenEvents | None:
+    """The next events of a node without a live lease; None where all were looked at, or there is no
+    webhook.
+    """
+    node = await db.fetchrow(
+        """SELECT node.id, greatest(node.calls_seen,
+            (SELECT min(coalesce((since ->> node.id::text)::bigint, 0)) FROM relay.webhook)) AS seen
+        FROM relay.node WHERE EXISTS (SELECT FROM relay.webhook)
+        AND NOT EXISTS (SELECT FROM relay.lease
+            WHERE lease.node = node.id AND lost IS NULL AND expires > now())
+        AND EXISTS (SELECT FROM relay.event WHERE event.node = node.id
+            AND event.seq > greatest(node.calls_seen,
+            (SELECT min(coalesce((since ->> node.id::text)::bigint, 0)) FROM relay.webhook)))
+        ORDER BY node.id LIMIT 1"""
+    )
+    if node is None:
+        return None
+    id, seen = node
+    return UnseenEvents(id, seen, await _webhooks(db, id), await events_after(db, id, seen, limit))
+
+
+async def add_calls_about(db: Db, unseen: UnseenEvents, calls: Sequence[PendingCall]) -> None:
+    """Have these calls made, unless somebody else has looked at the events meanwhile."""
+    node, _, _, events = unseen
+    async with db.transaction():
+        before = await db.fetchval(
+            "SELECT calls_seen FROM relay.node WHERE id = $1 FOR UPDATE", node
+        )
+        if before < events[-1].seq:
+            await _add_calls(db, node, calls, events[-1].seq)

@@ -18,7 +18,7 @@ from relay.queue.entry import Entry, State
 from relay.queue.handoff import Shares
 from relay.queue.postgres.connection import Db, changed_rows
 from relay.queue.postgres.matching import PostgresValues, as_json
-from relay.queue.postgres.schema import ASIDE, CLAIMED, READY, WAITING
+from relay.queue.postgres.schema import ASIDE, CLAIMED, LEAVING, READY, WAITING
 from relay.queue.postgres.statements import remove_if_done
 from relay.queue.rows import (
     STATE_NUMBER,
@@ -305,7 +305,8 @@ async def change(db: Db, wanted: QueueFilter, verb: str, now: datetime) -> Chang
         f"""WITH meant AS (
             SELECT r.queue_id, r.idx, r.state FROM relay.recipient r
             WHERE r.queue_id = ANY({values.add(ids)}::text[]) AND {of_recipient}
-            AND r.state = ANY({takes}::smallint[]) AND r.place <> {CLAIMED} FOR UPDATE)
+            AND r.state = ANY({takes}::smallint[]) AND r.place NOT IN ({CLAIMED}, {LEAVING})
+            FOR UPDATE)
         UPDATE relay.recipient SET state = {_becomes(does).replace("state", "recipient.state")},
             place = {place}, due = {due}::bigint
         FROM meant WHERE recipient.queue_id = meant.queue_id AND recipient.idx = meant.idx

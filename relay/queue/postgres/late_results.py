@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from relay.queue.batch import Rows
 from relay.queue.entry import State
 from relay.queue.postgres.connection import Db
-from relay.queue.postgres.schema import CLAIMED
+from relay.queue.postgres.schema import CLAIMED, LEAVING
 from relay.queue.rows import FINAL_NUMBER
 from relay.queue.store import ClaimLost
 
@@ -54,7 +54,8 @@ async def taken_late(db: Db, rows: Rows) -> Rows:
         "SELECT idx, state, place FROM relay.recipient WHERE queue_id = $1 FOR UPDATE", queue_id
     )
     free: Mapping[int, bool] = {
-        row["idx"]: row["place"] != CLAIMED and row["state"] < FINAL_NUMBER for row in found
+        row["idx"]: row["place"] not in (CLAIMED, LEAVING) and row["state"] < FINAL_NUMBER
+        for row in found
     }
     settlement = rows.settlement
     after = [change.recipient for change in settlement.changes] if settlement else []

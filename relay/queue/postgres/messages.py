@@ -38,6 +38,7 @@ __all__ = [
     "events_of",
     "find_ids",
     "item_of",
+    "leaving",
     "listed",
     "next_due",
     "pending_report",
@@ -196,7 +197,8 @@ async def pending_reports(
     """What was written by a clock that was ahead has waited long enough, too."""
     rows = await db.fetch(
         "SELECT DISTINCT queue_id FROM relay.owed"
-        f" WHERE since <= $1 OR since > $2 OR NOT EXISTS ({AWAITED}) LIMIT $3",
+        f" WHERE (since <= $1 OR since > $2 OR NOT EXISTS ({AWAITED}))"
+        " AND queue_id NOT IN (SELECT queue_id FROM relay.leaving) LIMIT $3",
         micros(pending_since),
         micros(now),
         limit,
@@ -216,3 +218,9 @@ async def pending_report(db: Db, queue_id: str) -> PendingReport | None:
         f"SELECT {_MESSAGE} FROM relay.message WHERE queue_id = $1", queue_id
     )
     return report_of_rows(message, rows)
+
+
+async def leaving(db: Db) -> tuple[int, str | None]:
+    """How many messages are on their way to another queue, and to which directory."""
+    count, target = await db.fetchrow("SELECT count(*), min(target) FROM relay.leaving")
+    return count, target

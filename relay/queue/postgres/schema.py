@@ -12,6 +12,8 @@
     statistic     what was counted of mail; `counted`: what is not added to it yet
     exception, tls_policy, tls_session, tls_report
                   as in SQLite; the numbers of tls_session are each node's own
+    leaving, imported
+                  messages on their way to another queue; the stamps of those that came from one
     meta          one row: version, and what the nodes tell each other by counting up
 
 A recipient's `place` is as in SQLite, and each place has an index of its own or none. One that is
@@ -34,6 +36,7 @@ from relay.queue.postgres.connection import OLDEST_SERVER, Db, Server, StartRefu
 __all__ = [
     "ASIDE",
     "CLAIMED",
+    "LEAVING",
     "MIGRATIONS",
     "READY",
     "WAITING",
@@ -42,7 +45,7 @@ __all__ = [
     "newer_owner",
 ]
 
-WAITING, READY, CLAIMED, ASIDE = map(int, Place)
+WAITING, READY, CLAIMED, ASIDE, LEAVING = map(int, Place)
 
 
 class Migration(NamedTuple):
@@ -235,7 +238,23 @@ _VERSION_1 = Migration(
     oldest_compatible=1,
 )
 
-MIGRATIONS: Sequence[Migration] = (_VERSION_1,)
+_VERSION_2 = Migration(
+    (
+        """CREATE TABLE relay.leaving (
+            queue_id text COLLATE "C" NOT NULL PRIMARY KEY,
+            stamp text NOT NULL,             -- of this move of the message
+            target text NOT NULL)""",  # the directory it goes to
+        """CREATE TABLE relay.imported (
+            queue_id text COLLATE "C" NOT NULL,
+            stamp text NOT NULL,
+            at bigint NOT NULL,
+            PRIMARY KEY (queue_id, stamp))""",
+        _busy("leaving"),
+    ),
+    oldest_compatible=1,
+)
+
+MIGRATIONS: Sequence[Migration] = (_VERSION_1, _VERSION_2)
 
 
 async def describe(server: Server) -> Mapping[str, str]:

@@ -28,7 +28,7 @@ from relay.queue.postgres.inserts import (
 from relay.queue.postgres.late_results import are_claimed, taken_late
 from relay.queue.postgres.lease import Lease
 from relay.queue.postgres.partitions import EventDays
-from relay.queue.postgres.schema import ASIDE, CLAIMED
+from relay.queue.postgres.schema import ASIDE, CLAIMED, LEAVING
 from relay.queue.postgres.statistics import Tally
 from relay.queue.postgres.tls_sessions import SessionTally, finish_reports
 from relay.queue.request import Refused, Request, answer_settled, settled_messages
@@ -53,7 +53,8 @@ _UPDATE = f"""UPDATE relay.recipient SET state = new.state, place = new.place, d
     AND recipient.place = {CLAIMED} AND recipient.lease = new.token"""
 _REPORTED = """DELETE FROM relay.owed USING unnest($1::text[], $2::integer[], $3::boolean[])
         AS sent (queue_id, idx, is_done)
-    WHERE owed.queue_id = sent.queue_id AND owed.idx = sent.idx AND owed.is_done = sent.is_done"""
+    WHERE owed.queue_id = sent.queue_id AND owed.idx = sent.idx AND owed.is_done = sent.is_done
+    AND owed.queue_id NOT IN (SELECT queue_id FROM relay.leaving)"""
 _NOT_WHOLE = """SELECT queue_id FROM unnest($1::text[], $2::bigint[]) AS new (queue_id, size)
     WHERE size <> (SELECT coalesce(sum(length(content.data)), 0) FROM relay.content
         WHERE content.queue_id = new.queue_id)"""
@@ -173,7 +174,7 @@ class Tables:
         gone = await db.fetch(
             f"""DELETE FROM relay.message WHERE queue_id = ANY($1) AND NOT EXISTS
             (SELECT 1 FROM relay.recipient WHERE recipient.queue_id = message.queue_id
-             AND place = {CLAIMED} AND lease <> $2) RETURNING queue_id""",
+             AND (place = {CLAIMED} AND lease <> $2 OR place = {LEAVING})) RETURNING queue_id""",
             ids,
             self._lease.id,
         )

@@ -120,7 +120,7 @@ def _copy(db: sqlite3.Connection, path: Path, note: str) -> int:
         db.execute("BEGIN IMMEDIATE")
         try:
             count = db.execute("INSERT INTO message SELECT * FROM orphan.message").rowcount
-            for table in ("recipient", "owed"):
+            for table in ("recipient", "owed", "leaving"):
                 db.execute(f"INSERT INTO {table} SELECT * FROM orphan.{table}")
             db.execute(
                 "INSERT INTO call (due, attempts, url, line)"
@@ -130,8 +130,8 @@ def _copy(db: sqlite3.Connection, path: Path, note: str) -> int:
                 "INSERT INTO statistic SELECT * FROM orphan.statistic WHERE 1"
                 " ON CONFLICT DO UPDATE SET number = number + excluded.number"
             )
-            db.execute("INSERT OR IGNORE INTO exception SELECT * FROM orphan.exception")
-            db.execute("INSERT OR IGNORE INTO tls_policy SELECT * FROM orphan.tls_policy")
+            for table in ("exception", "tls_policy", "imported"):
+                db.execute(f"INSERT OR IGNORE INTO {table} SELECT * FROM orphan.{table}")
             db.execute(
                 "INSERT INTO tls_session SELECT * FROM orphan.tls_session WHERE 1"
                 " ON CONFLICT DO UPDATE SET number = number + excluded.number"

@@ -29,7 +29,7 @@ from relay.queue.rows import (
 )
 from relay.queue.sqlite.contents import Contents
 from relay.queue.sqlite.matching import SqliteValues
-from relay.queue.sqlite.schema import ASIDE, CLAIMED, READY, WAITING
+from relay.queue.sqlite.schema import ASIDE, CLAIMED, LEAVING, READY, WAITING
 from relay.queue.sqlite.statements import remove_if_done
 from relay.queue.sqlite.tls_sessions import forget_claims
 from relay.queue.store import QueueFilter, SpoolError
@@ -253,7 +253,7 @@ def change(db: sqlite3.Connection, wanted: QueueFilter, verb: str, now: datetime
     states = ",".join(str(STATE_NUMBER[state]) for state in does.takes)
     meant = (
         f"{named} AND {all_of(recipient_conditions(wanted, values))}"
-        f" AND r.state IN ({states}) AND r.place <> {CLAIMED}"
+        f" AND r.state IN ({states}) AND r.place NOT IN ({CLAIMED}, {LEAVING})"
     )
     changed = Changed()
     before = db.execute(

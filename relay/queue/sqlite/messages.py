@@ -39,6 +39,7 @@ __all__ = [
     "events_of",
     "find_ids",
     "item_of",
+    "leaving",
     "listed",
     "next_due",
     "pending_report",
@@ -190,7 +191,8 @@ def pending_reports(
     """What was written by a clock that was ahead has waited long enough, too."""
     rows = db.execute(
         "SELECT DISTINCT queue_id FROM owed"
-        f" WHERE since <= ? OR since > ? OR NOT EXISTS ({AWAITED}) LIMIT ?",
+        f" WHERE (since <= ? OR since > ? OR NOT EXISTS ({AWAITED}))"
+        " AND queue_id NOT IN (SELECT queue_id FROM leaving) LIMIT ?",
         (micros(pending_since), micros(now), limit),
     ).fetchall()
     return [row[0] for row in rows]
@@ -208,3 +210,9 @@ def pending_report(db: sqlite3.Connection, queue_id: str) -> PendingReport | Non
         (queue_id,),
     ).fetchone()
     return report_of_rows(message, rows)
+
+
+def leaving(db: sqlite3.Connection) -> tuple[int, str | None]:
+    """How many messages are on their way to another queue, and to which directory."""
+    count, target = db.execute("SELECT count(*), min(target) FROM leaving").fetchone()
+    return count, target

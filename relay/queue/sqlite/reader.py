@@ -147,6 +147,7 @@ class Reader(EngineReader):
     pending_reports = asks(messages.pending_reports)
     pending_report = asks(messages.pending_report)
     next_stored = asks(messages.next_due)
+    leaving = asks(messages.leaving)
 
 
 class StoppedQueue(Reader):

@@ -10,6 +10,9 @@
                 what was counted of mail, by the hour (relay.queue.sqlite.statistics)
     tls_policy, tls_session, tls_report
                 what reports on TLS tell, and which are sent (relay.queue.sqlite.tls_sessions)
+    leaving, imported
+                messages on their way to another queue; the stamps of those that came from one
+                (relay.queue.move)
     meta        the mark up to which the log file holds the events
 
 Where a recipient stands is its `place`, and each place has an index of its own or none:
@@ -18,6 +21,7 @@ Where a recipient stands is its `place`, and each place has an index of its own 
     READY     due                          by domain, then due: each domain is found in one step
     CLAIMED   handed to an attempt         none; after a crash it is READY
     ASIDE     final, held or quarantined   none
+    LEAVING   for another queue            none
 
 So neither a million recipients of a dead domain nor a million domains that wait make
 it slower to find one that is due. Mail that is delivered at once is never in an index.
@@ -39,6 +43,7 @@ __all__ = [
     "APPLICATION_ID",
     "ASIDE",
     "CLAIMED",
+    "LEAVING",
     "MIGRATIONS",
     "READY",
     "WAITING",
@@ -49,7 +54,7 @@ __all__ = [
 APPLICATION_ID = 0x524C5951
 """Marks the file as a relay's queue ("RLYQ")."""
 
-WAITING, READY, CLAIMED, ASIDE = map(int, Place)
+WAITING, READY, CLAIMED, ASIDE, LEAVING = map(int, Place)
 
 Migration = Sequence[str | Callable[[sqlite3.Connection], None]]
 """Statements, and what no statement can do."""
@@ -237,6 +242,20 @@ _VERSION_9: Migration = (
     "DROP INDEX IF EXISTS statistic_sender",
 )
 
+_VERSION_10: Migration = (
+    """CREATE TABLE leaving (
+        queue_id TEXT NOT NULL PRIMARY KEY,
+        stamp TEXT NOT NULL,             -- of this move of the message
+        target TEXT NOT NULL             -- the directory it goes to
+    ) WITHOUT ROWID""",
+    """CREATE TABLE imported (
+        queue_id TEXT NOT NULL,
+        stamp TEXT NOT NULL,
+        at INTEGER NOT NULL,
+        PRIMARY KEY (queue_id, stamp)
+    ) WITHOUT ROWID""",
+)
+
 MIGRATIONS: Sequence[Migration] = (
     _VERSION_1,
     _VERSION_2,
@@ -247,6 +266,7 @@ MIGRATIONS: Sequence[Migration] = (
     _VERSION_7,
     _VERSION_8,
     _VERSION_9,
+    _VERSION_10,
 )
 
 
