@@ -284,8 +284,7 @@ def said_of_leaving(count: int, target: str) -> str:
     """Of messages that an export which was cut short has left half moved, for the log."""
     return (
         f"{count} messages are on their way to {target.partition(' ')[2]} and are not delivered:"
-        " run `relay queue export` again with that directory, or have `relay queue import` bring"
-        " back what is in it"
+        " run `relay queue export` again with that directory"
     )
 
 

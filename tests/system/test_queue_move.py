@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import subprocess
@@ -85,17 +86,14 @@ async def test_queue_is_the_same_after_sqlite_postgresql_sqlite_sqlite(
     tmp_path: Path, server: Postgres
 ) -> None:
     files, count = tmp_path / "files", len(EVERY_KIND)
-    stops = [Sqlite(tmp_path / "a"), Shared(server.url()), Sqlite(tmp_path / "b")]
-    stops.append(Sqlite(tmp_path / "c"))
+    stops: list[Sqlite | Shared] = [Sqlite(tmp_path / "a"), Shared(server.url())]
+    stops += [Sqlite(tmp_path / "b"), Sqlite(tmp_path / "c")]
     async with stops[0].store() as store:
         await fill(store)
         before = await seen(store)
-    for source, target in zip(stops, stops[1:], strict=False):
-        for move, result in (
-            (exported, await exported(source, files)),
-            (imported, await imported(target, files)),
-        ):
-            assert (result.moved, result.left, result.reasons) == (count, 0, []), move
+    for source, target in itertools.pairwise(stops):
+        for result in (await exported(source, files), await imported(target, files)):
+            assert (result.moved, result.left, result.reasons) == (count, 0, [])
         async with source.store() as store:
             assert await queue_ids(store) == []
         async with target.store() as store:
@@ -111,7 +109,7 @@ async def test_mail_that_live_nodes_are_trying_stays_on_the_server(
     shared = Shared(server.url())
     async with shared.store() as store:
         await store.accept(new_message("b@tried.example", queue_id="tried"))
-        [entry] = await store.claim_due(now=NOW, limit=1)
+        assert await store.claim_due(now=NOW, limit=1)
         await store.accept(new_message("b@free.example", queue_id="free"))  # handed over
         result = await exported(shared, tmp_path / "files")
         assert (result.moved, result.left) == (1, 1)

@@ -243,12 +243,12 @@ _VERSION_9: Migration = (
 )
 
 _VERSION_10: Migration = (
-    """CREATE TABLE leaving (
+    """CREATE TABLE IF NOT EXISTS leaving (
         queue_id TEXT NOT NULL PRIMARY KEY,
         stamp TEXT NOT NULL,             -- of this move of the message
         target TEXT NOT NULL             -- the directory it goes to
     ) WITHOUT ROWID""",
-    """CREATE TABLE imported (
+    """CREATE TABLE IF NOT EXISTS imported (
         queue_id TEXT NOT NULL,
         stamp TEXT NOT NULL,
         at INTEGER NOT NULL,
