@@ -111,7 +111,7 @@ def _run(config: Config, directory: Path, work: _Work, *, make: bool) -> MoveRes
     console = Console(stderr=True)
 
     async def run() -> MoveResult:
-        queue = await open_to_move(config.queue.place, make=make)
+        queue = await open_to_move(config.queue.location, make=make)
         try:
             with console.status("moving messages") as status:
                 return await work(queue, lambda count: status.update(f"moved {count} messages"))
@@ -130,8 +130,8 @@ def _cure(config: Config) -> str:
     """What to do about a queue that a relay is using."""
     from relay.queue.engine import holder
 
-    place = config.queue.place
-    if place.is_shared or not holder(Path(place.path)):
+    location = config.queue.location
+    if location.is_shared or not holder(Path(location.path)):
         return ""
     return ": stop the relay first, and start it again afterwards"
 
