@@ -10,12 +10,22 @@ carries its event with it, since the event itself may be forgotten before the la
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+import json
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import Any, Protocol
 
-__all__ = ["ApiState", "DomainSettings", "PendingCall", "Webhook"]
+from relay.queue.rows import moment
+
+__all__ = [
+    "ApiState",
+    "DomainSettings",
+    "PendingCall",
+    "Webhook",
+    "calls_of_rows",
+    "webhooks_of_rows",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,3 +93,18 @@ class ApiState(Protocol):
 
     async def settle_call(self, call: PendingCall, *, due: datetime | None) -> None:
         """The call was tried: once more at `due`, or never again."""
+
+
+def webhooks_of_rows(rows: Iterable[Sequence[Any]]) -> list[Webhook]:
+    """What an engine found. `rows`: domain, name, URLs as JSON, since."""
+    return [
+        Webhook(domain, name, tuple(json.loads(urls)), since) for domain, name, urls, since in rows
+    ]
+
+
+def calls_of_rows(rows: Iterable[Sequence[Any]]) -> list[PendingCall]:
+    """What an engine found. `rows`: URL, line, due, attempts, number."""
+    return [
+        PendingCall(url, line, moment(due), attempts, number)
+        for url, line, due, attempts, number in rows
+    ]

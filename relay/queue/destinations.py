@@ -1,16 +1,24 @@
 """The queue by destination: how much waits for each recipient domain, and its latest answer. Pure.
 
 A queue may hold millions, so an engine counts it in steps (`QueueView.count_destinations`), and
-`Tally` adds the steps up.
+`DestinationTally` adds the steps up.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
-__all__ = ["DestinationPart", "DestinationTally", "LastResult", "QueuedDestination"]
+__all__ = [
+    "DestinationPart",
+    "DestinationTally",
+    "LastResult",
+    "QueuedDestination",
+    "last_result",
+]
 
 
 LastResult = tuple[int, int, str, str, str]
@@ -82,3 +90,12 @@ class DestinationTally:
     def destinations(self) -> list[QueuedDestination]:
         """Those with deferred mail first, the most of it before."""
         return sorted(self._found.values(), key=lambda one: (-one.deferred, -one.total, one.domain))
+
+
+def last_result(text: str | None) -> LastResult | None:
+    """Of the last attempt, as JSON (`relay.queue.rows.recipient_data`); None if it is damaged."""
+    if text is not None:
+        with suppress(ValueError, TypeError):
+            at, code, status, message, host, *_ = json.loads(text)
+            return at, code, status, message, host
+    return None

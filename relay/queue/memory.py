@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from relay.mail.memory import DomainMemory, HostMemory, KeptAlarm, Less, Run, Shown
 from relay.queue.rows import micros, moment
+from relay.queue.store import SpoolError
 
 __all__ = ["Change", "MemoryStore", "from_row", "to_row"]
 
@@ -75,12 +76,13 @@ def to_row(memory: DomainMemory) -> str:
     )
 
 
-def from_row(domain: str, text: str) -> DomainMemory:
-    """What a row says. Raises ValueError where it is none."""
+def from_row(domain: str, text: str, *, file: str = "") -> DomainMemory:
+    """What a row says. `SpoolError` where it cannot be read, which names the file it is in."""
     try:
         return _read(domain, json.loads(text))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"no row of the memory: {error}") from error
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        text = f"the memory of {domain} cannot be read ({error}): `relay memory forget {domain}`"
+        raise SpoolError(f"{file}: {text}" if file else text) from error
 
 
 def _read(domain: str, row: Mapping[str, Any]) -> DomainMemory:

@@ -6,11 +6,14 @@ who forgets it can be made to deliver to anybody. Here it is text; `relay.route.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import Any, Protocol
 
-__all__ = ["PolicyCache", "StoredPolicy"]
+from relay.queue.rows import moment
+
+__all__ = ["PolicyCache", "StoredPolicy", "policies_of_rows"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,3 +58,11 @@ class PolicyCache(Protocol):
 
     async def close(self) -> None:
         """Let the file go."""
+
+
+def policies_of_rows(rows: Iterable[Sequence[Any]]) -> list[StoredPolicy]:
+    """What an engine found. `rows`: the columns of `StoredPolicy`, its times in microseconds."""
+    return [
+        StoredPolicy(domain, id, body, moment(fetched), moment(refresh_at))
+        for domain, id, body, fetched, refresh_at in rows
+    ]

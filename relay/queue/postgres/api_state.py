@@ -12,7 +12,13 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
-from relay.queue.api_state import DomainSettings, PendingCall, Webhook
+from relay.queue.api_state import (
+    DomainSettings,
+    PendingCall,
+    Webhook,
+    calls_of_rows,
+    webhooks_of_rows,
+)
 from relay.queue.postgres.connection import Ask, Db
 from relay.queue.postgres.events import events_after
 from relay.queue.postgres.lease import Lease
@@ -134,9 +140,7 @@ async def _webhooks(db: Db, node: int) -> list[Webhook]:
         " ORDER BY domain, name",
         str(node),
     )
-    return [
-        Webhook(domain, name, tuple(json.loads(urls)), since) for domain, name, urls, since in rows
-    ]
+    return webhooks_of_rows(rows)
 
 
 async def _set_webhook(db: Db, domain: str, name: str, urls: Sequence[str]) -> None:
@@ -191,10 +195,7 @@ async def _claim_calls(
         besides,
         limit,
     )
-    return [
-        PendingCall(url, line, moment(due), attempts, number)
-        for url, line, due, attempts, number in rows
-    ]
+    return calls_of_rows(rows)
 
 
 async def _next_call_due(db: Db) -> datetime | None:

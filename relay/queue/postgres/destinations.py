@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from contextlib import suppress
-
-from relay.queue.destinations import DestinationPart, LastResult
+from relay.queue.destinations import DestinationPart, last_result
 from relay.queue.entry import State
 from relay.queue.postgres.connection import Db
 from relay.queue.postgres.matching import as_json
@@ -46,13 +43,5 @@ async def count_destinations(db: Db, after: str) -> tuple[list[DestinationPart],
         after,
         until,
     )
-    parts = [DestinationPart._make((*row[:7], _last(row[7]))) for row in rows]
+    parts = [DestinationPart._make((*row[:7], last_result(row[7]))) for row in rows]
     return parts, until if seen == _WINDOW else None
-
-
-def _last(text: str | None) -> LastResult | None:
-    if text is not None:
-        with suppress(ValueError, TypeError):
-            at, code, status, message, host, *_ = json.loads(text)
-            return at, code, status, message, host
-    return None

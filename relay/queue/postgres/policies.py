@@ -9,11 +9,10 @@ from datetime import datetime
 
 from relay.mail.memory import DomainMemory
 from relay.queue.memory import Change, from_row, to_row
-from relay.queue.policies import StoredPolicy
+from relay.queue.policies import StoredPolicy, policies_of_rows
 from relay.queue.postgres.commit import SAFE_COMMIT
 from relay.queue.postgres.connection import Db, Link, Server, changed_rows
-from relay.queue.rows import micros, moment
-from relay.queue.store import SpoolError
+from relay.queue.rows import micros
 
 __all__ = ["PoliciesToRead", "PostgresMemory", "PostgresPolicyCache"]
 
@@ -94,10 +93,7 @@ class PoliciesToRead(PostgresPolicyCache):
 
 async def _policies(db: Db, where: str, *arguments: object) -> list[StoredPolicy]:
     rows = await db.fetch(f"SELECT {_COLUMNS} FROM relay.policy {where}", *arguments)
-    return [
-        StoredPolicy(domain, id, body, moment(fetched), moment(refresh_at))
-        for domain, id, body, fetched, refresh_at in rows
-    ]
+    return policies_of_rows(rows)
 
 
 async def _change(db: Db, sql: str, *arguments: object) -> int:
@@ -143,7 +139,7 @@ class PostgresMemory:
 
 async def _row_of(db: Db, domain: str) -> DomainMemory | None:
     data = await db.fetchval("SELECT data FROM relay.memory WHERE domain = $1", domain)
-    return _read(domain, data) if data is not None else None
+    return from_row(domain, data) if data is not None else None
 
 
 async def _page(db: Db, after: str, limit: int) -> list[DomainMemory]:
@@ -152,15 +148,7 @@ async def _page(db: Db, after: str, limit: int) -> list[DomainMemory]:
         after,
         limit,
     )
-    return [_read(domain, data) for domain, data in rows]
-
-
-def _read(domain: str, data: str) -> DomainMemory:
-    try:
-        return from_row(domain, data)
-    except ValueError as error:
-        text = f"the memory of {domain} cannot be read ({error})"
-        raise SpoolError(f"{text}: `relay memory forget {domain}`") from error
+    return [from_row(domain, data) for domain, data in rows]
 
 
 async def _changed(db: Db, changes: Mapping[str, Change]) -> dict[str, DomainMemory | None]:
@@ -179,7 +167,7 @@ async def _changed(db: Db, changes: Mapping[str, Change]) -> dict[str, DomainMem
 
 async def _change_one(db: Db, domain: str, change: Change) -> DomainMemory | None:
     data = await db.fetchval("SELECT data FROM relay.memory WHERE domain = $1 FOR UPDATE", domain)
-    before = _read(domain, data) if data else None
+    before = from_row(domain, data) if data else None
     after = change(before)
     if after is None:
         await db.execute("DELETE FROM relay.memory WHERE domain = $1", domain)

@@ -10,7 +10,13 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Protocol, TypeVar
 
-from relay.queue.api_state import DomainSettings, PendingCall, Webhook
+from relay.queue.api_state import (
+    DomainSettings,
+    PendingCall,
+    Webhook,
+    calls_of_rows,
+    webhooks_of_rows,
+)
 from relay.queue.rows import micros, moment
 from relay.queue.sqlite.schema import version_of
 
@@ -107,9 +113,7 @@ def _set_domain_settings(
 
 def _webhooks(db: sqlite3.Connection) -> list[Webhook]:
     rows = db.execute("SELECT domain, name, urls, since FROM webhook ORDER BY domain, name")
-    return [
-        Webhook(domain, name, tuple(json.loads(urls)), since) for domain, name, urls, since in rows
-    ]
+    return webhooks_of_rows(rows)
 
 
 def _set_webhook(db: sqlite3.Connection, domain: str, name: str, urls: Sequence[str]) -> None:
@@ -145,10 +149,7 @@ def _calls_due(
         " AND url NOT IN (SELECT value FROM json_each(?)) ORDER BY due LIMIT ?",
         (micros(now), json.dumps(besides), limit),
     )
-    return [
-        PendingCall(url, line, moment(due), attempts, number)
-        for url, line, due, attempts, number in rows
-    ]
+    return calls_of_rows(rows)
 
 
 def _next_call_due(db: sqlite3.Connection) -> datetime | None:

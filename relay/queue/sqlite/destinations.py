@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
-from contextlib import suppress
 
-from relay.queue.destinations import DestinationPart, LastResult
+from relay.queue.destinations import DestinationPart, last_result
 from relay.queue.entry import State
 from relay.queue.rows import FINAL_NUMBER, STATE_NUMBER
 from relay.queue.sqlite.schema import CLAIMED
@@ -43,16 +41,7 @@ def count_destinations(
         (after, until),
     )
     parts = [
-        DestinationPart(domain, queued, deferred, held, trying, oldest, due, _last(last))
-        for domain, queued, deferred, held, trying, oldest, due, last in rows
+        DestinationPart._make((*counts, last_result(last and last[_TIME_DIGITS:])))
+        for *counts, last in rows
     ]
     return parts, until if seen == _WINDOW else None
-
-
-def _last(text: str | None) -> LastResult | None:
-    if text is None:
-        return None
-    with suppress(ValueError):
-        at, code, status, message, host, *_ = json.loads(text[_TIME_DIGITS:])
-        return at, code, status, message, host
-    return None

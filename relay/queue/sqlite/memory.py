@@ -15,7 +15,6 @@ from relay.mail.memory import DomainMemory
 from relay.queue.memory import Change, from_row, to_row
 from relay.queue.rows import micros
 from relay.queue.sqlite.policies import SharedFile
-from relay.queue.store import SpoolError
 
 __all__ = ["MemoryToRead", "SqliteMemory"]
 
@@ -40,7 +39,7 @@ class SqliteMemory(SharedFile):
         """A page of all."""
         sql = "SELECT domain, data FROM memory WHERE domain > ? ORDER BY domain LIMIT ?"
         rows = await self._on_thread(lambda db: db.execute(sql, (after, limit)).fetchall())
-        return [_read(domain, data, self._path) for domain, data in rows]
+        return [from_row(domain, data, file=str(self._path)) for domain, data in rows]
 
     async def purge(self, *, seen_before: datetime, most: int) -> int:
         """Forget what is old, and what is too much."""
@@ -78,15 +77,7 @@ class MemoryToRead(SqliteMemory):
 
 def _row_of(db: sqlite3.Connection, domain: str, path: Path) -> DomainMemory | None:
     row = db.execute("SELECT data FROM memory WHERE domain = ?", (domain,)).fetchone()
-    return _read(domain, row[0], path) if row is not None else None
-
-
-def _read(domain: str, data: str, path: Path) -> DomainMemory:
-    try:
-        return from_row(domain, data)
-    except ValueError as error:
-        text = f"{path}: the memory of {domain} cannot be read ({error})"
-        raise SpoolError(f"{text}: `relay memory forget {domain}`") from error
+    return from_row(domain, row[0], file=str(path)) if row is not None else None
 
 
 def _changed(

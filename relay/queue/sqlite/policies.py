@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Self, TypeVar
 from urllib.parse import quote
 
-from relay.queue.policies import StoredPolicy
-from relay.queue.rows import micros, moment
+from relay.queue.policies import StoredPolicy, policies_of_rows
+from relay.queue.rows import micros
 from relay.queue.sqlite.files import sync_directory
 from relay.queue.sqlite.schema import Migration, migrate
 from relay.queue.store import SpoolError
@@ -167,10 +167,7 @@ class SqlitePolicyCache(SharedFile):
     async def _ask(self, where: str, *arguments: object) -> list[StoredPolicy]:
         sql = f"SELECT {_COLUMNS} FROM policy {where}"
         rows = await self._on_thread(lambda db: db.execute(sql, arguments).fetchall())
-        return [
-            StoredPolicy(domain, id, body, moment(fetched), moment(refresh_at))
-            for domain, id, body, fetched, refresh_at in rows
-        ]
+        return policies_of_rows(rows)
 
     async def _change(self, sql: str, *arguments: object) -> int:
         """A statement, which is a transaction of its own; how many rows it changed."""

@@ -62,8 +62,8 @@ def test_a_row_says_all_there_is() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", "{", '{"first":"x"}', "null"])
-def test_invalid_row_is_ignored(text: str) -> None:
-    with pytest.raises(ValueError, match=r"."):
+def test_invalid_row_names_the_command_that_forgets_it(text: str) -> None:
+    with pytest.raises(SpoolError, match=r"relay memory forget example\.net"):
         from_row("example.net", text)
 
 
