@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from relay.cli.common import config_file, config_option, fail, load_config, printable
+from relay.cli.common import config_file, config_option, fail, load_config, not_empty, printable
 
 if TYPE_CHECKING:
     from relay.config import Config
@@ -27,7 +27,7 @@ _SCOPE_CURE = (
 
 
 @click.command()
-@click.argument("name", metavar="NAME")
+@click.argument("name", metavar="NAME", callback=not_empty)
 @config_option
 @click.pass_context
 def login(ctx: click.Context, /, name: str) -> None:

@@ -62,6 +62,10 @@ def list_(ctx: click.Context, /, as_json: bool) -> None:
 @click.pass_context
 def show(ctx: click.Context, /, domain: str, as_json: bool) -> None:
     """Show the policy of a domain, as it was fetched and for how long it holds."""
+    _show(ctx, domain, as_json=as_json)
+
+
+def _show(ctx: click.Context, domain: str, *, as_json: bool) -> None:
     policy, reason = _asked(ctx, "mta-sts-show", domain)
     if policy is None:
         failed = f"; the domain announces one, and the last fetch failed: {printable(reason)}"
@@ -89,14 +93,19 @@ def refresh(ctx: click.Context, /, domain: str, as_json: bool) -> None:
 
 @mta_sts.command()
 @click.argument("domain", metavar="DOMAIN", callback=domain_name)
+@click.option("--dry-run", is_flag=True, help="Show the policy that is meant, forget nothing.")
 @config_option
 @click.pass_context
-def forget(ctx: click.Context, /, domain: str) -> None:
+def forget(ctx: click.Context, /, domain: str, dry_run: bool) -> None:
     """Forget the policy of a domain.
 
     If the domain still publishes a policy, it is fetched with the next message. To deliver to a
     domain whose policy is broken, write `mta_sts: ignore` for it under policy.destinations.
     """
+    if dry_run:
+        _show(ctx, domain, as_json=False)
+        click.echo("Nothing was forgotten.")
+        return
     lines = answers(
         load_config(config_file(ctx), only_to_ask=True),
         {"verb": "mta-sts-forget", "domain": domain},

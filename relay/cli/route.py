@@ -14,6 +14,7 @@ from relay.cli.common import (
     config_option,
     fail,
     load_config,
+    not_empty,
     printable,
 )
 
@@ -65,7 +66,7 @@ def list_(ctx: click.Context, /, as_json: bool) -> None:
 
 
 @route.command()
-@click.argument("name", metavar="NAME")
+@click.argument("name", metavar="NAME", callback=not_empty)
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object, for programs.")
 @config_option
 @click.pass_context

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from relay.cli.common import config_file, config_option, load_config, printable
+from relay.cli.common import config_file, config_option, load_config, not_empty, printable
 from relay.cli.route import named_next_hop
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ __all__ = ["test"]
 
 
 @click.command()
-@click.argument("name", metavar="NAME")
+@click.argument("name", metavar="NAME", callback=not_empty)
 @click.option("--json", "as_json", is_flag=True, help="As one JSON array, for programs.")
 @config_option
 @click.pass_context

@@ -63,6 +63,10 @@ def list_(ctx: click.Context, /, as_json: bool) -> None:
         return
     if not items:
         click.echo("No session is counted.")
+    _print_listed(items)
+
+
+def _print_listed(items: list[dict[str, Any]]) -> None:
     for one in items:
         state = click.style(f"{one['state']:<10}", fg=_COLOURS.get(one["state"]))
         counts = f"{one['successful']} successful, {one['failed']} failed"
@@ -98,14 +102,19 @@ def show(ctx: click.Context, /, domain: str, day: date | None) -> None:
     callback=_day,
     help="Of this day of UTC instead of all that are over.",
 )
+@click.option("--dry-run", is_flag=True, help="List the reports that are meant, send none.")
 @config_option
 @click.pass_context
-def send(ctx: click.Context, /, domain: str | None, day: date | None) -> None:
+def send(ctx: click.Context, /, domain: str | None, day: date | None, dry_run: bool) -> None:
     """Send now what was not sent: of all days that are over, to all domains, or to one.
 
     A report that was sent is never sent again; of one that is named, the command says so. The exit
     status is 1 where one could not be sent.
     """
+    if dry_run:
+        _print_listed(_due(ctx, domain, day))
+        click.echo("Nothing was sent.")
+        return
     lines = _ask(ctx, "tls-report-send", domain, day)
     failed = False
     items = [line["item"] for line in lines if "item" in line]
@@ -122,6 +131,21 @@ def send(ctx: click.Context, /, domain: str | None, day: date | None) -> None:
         click.echo("No report was left to send.")
     if failed:
         ctx.exit(1)
+
+
+def _due(ctx: click.Context, domain: str | None, day: date | None) -> list[dict[str, Any]]:
+    """The reports that `send` would send."""
+    from relay.mail.address import normalise_domain
+
+    named = normalise_domain(domain) if domain is not None else None
+    return [
+        item
+        for line in _ask(ctx, "tls-report-list", None, None)
+        for item in line.get("items", ())
+        if item["state"] == "due"
+        and named in (None, item["domain"])
+        and (day is None or item["day"] == day.isoformat())
+    ]
 
 
 def _ask(

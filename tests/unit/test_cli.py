@@ -181,6 +181,9 @@ def test_every_command_has_a_help_of_its_own(run: Run, command: str) -> None:
         ["tls-report", "show"],
         ["tls-report", "show", "b.example", "--day", "yesterday"],
         ["tls-report", "send", ""],
+        ["route", "show", ""],
+        ["route", "test", ""],
+        ["login", ""],
         ["check", "--frobnicate"],
     ],
 )
@@ -617,6 +620,79 @@ def test_a_command_that_did_nothing_or_succeeded_says_so(
     result = run(group.replace("_", "-"), *words)
     assert result.exit_code == 0, result.stderr
     assert result.stdout.startswith(said)
+
+
+def _listed(day: str, domain: str, state: str) -> dict[str, Any]:
+    due = "2030-02-01T03:00:00+00:00" if state == "due" else None
+    counts = {"successful": 3, "failed": 1}
+    return {"day": day, "domain": domain, "state": state, "due": due, **counts}
+
+
+POLICY = {
+    "domain": "a.example",
+    "mode": "enforce",
+    "mx": ["mx.a.example"],
+    "id": "1",
+    "fetched": "2030-01-31T00:00:00+00:00",
+    "expires": "2099-01-31T00:00:00+00:00",
+    "refresh-at": "2030-02-01T00:00:00+00:00",
+}
+REPORTS = [
+    _listed("2030-01-31", "a.example", "so-far"),
+    _listed("2030-01-30", "a.example", "due"),
+    _listed("2030-01-30", "b.example", "due"),
+    _listed("2030-01-30", "c.example", "sent"),
+    _listed("2030-01-29", "a.example", "due"),
+]
+
+
+@pytest.mark.parametrize(
+    ("command", "item", "asked", "shown"),
+    [
+        ("mta_sts forget a.example", {"item": POLICY}, "mta-sts-show", ["domain:   a.example"]),
+        (
+            "tls_report send",
+            {"items": REPORTS},
+            "tls-report-list",
+            ["2030-01-30 due        a.", "2030-01-30 due        b.", "2030-01-29 due        a."],
+        ),
+        (
+            "tls_report send A.example",
+            {"items": REPORTS},
+            "tls-report-list",
+            ["2030-01-30 due        a.", "2030-01-29 due        a."],
+        ),
+        (
+            "tls_report send --day 2030-01-30",
+            {"items": REPORTS},
+            "tls-report-list",
+            ["2030-01-30 due        a.", "2030-01-30 due        b."],
+        ),
+    ],
+)
+def test_dry_run_shows_what_is_meant_and_asks_for_no_change(
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    item: dict[str, Any],
+    asked: str,
+    shown: list[str],
+) -> None:
+    verbs = []
+
+    def answers(_config: object, request: dict[str, Any], **_: object) -> Iterator[dict[str, Any]]:
+        verbs.append(request["verb"])
+        return iter([item, {"done": {"unknown": [], "reason": ""}}])
+
+    group, *words = command.split()
+    monkeypatch.setattr(f"relay.cli.{group}.answers", answers)
+    result = run(group.replace("_", "-"), *words, "--dry-run")
+    assert result.exit_code == 0, result.stderr
+    assert verbs == [asked]
+    *lines, last = result.stdout.splitlines()
+    assert last in ("Nothing was forgotten.", "Nothing was sent.")
+    assert len(lines) == len(shown) or group == "mta_sts"
+    assert all(line.startswith(begin) for line, begin in zip(lines, shown, strict=False))
 
 
 def test_a_policy_that_is_announced_and_not_fetched_is_told_from_none(
