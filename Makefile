@@ -29,7 +29,7 @@ help:
 	@echo "make torture   the long sweeps: kill -9 at every storage call, every network call, power cuts"
 	@echo "make fuzz      a minute for each reader of octets that strangers send"
 	@echo "make bench     a Postfix beside it and the same mail through both, as root;"
-	@echo "               about ten minutes (ARGS=quick: four)"
+	@echo "               about ten minutes (ARGS=quick: four; ARGS=nodes: several on a PostgreSQL)"
 	@echo "make mutation  break each cell of the TLS decision and see the tests fail"
 
 # What running needs, and nothing of development.

@@ -48,7 +48,12 @@ ROWS = {
 NOUNS = {
     "queue": {"relay.policy.settings"},
     "route": {"relay.policy.settings"},
-    "report": {"relay.policy.settings", "relay.queue.entry", "relay.queue.settle"},
+    "report": {
+        "relay.policy.settings",
+        "relay.queue.entry",
+        "relay.queue.nodes",
+        "relay.queue.settle",
+    },
 }
 
 # Row 6 is put together in this order.

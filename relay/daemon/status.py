@@ -143,4 +143,5 @@ class Status:
             ),
             reloaded=parts.reloaded,
             reload_failed=parts.reload_failed,
+            database=await parts.store.database_state(),
         )

@@ -31,7 +31,7 @@ from relay.mail.tls_session import TlsSession
 from relay.queue.api_state import ApiState, DomainSettings
 from relay.queue.destinations import DestinationPart
 from relay.queue.entry import Entry, QueuedMessage, QueuedRecipient, State
-from relay.queue.nodes import Node
+from relay.queue.nodes import DatabaseState, Node
 from relay.queue.settle import Change, Settlement
 from relay.queue.statistics import StatisticsView
 from relay.queue.tls_sessions import ReportResult, TlsSessionsView
@@ -520,6 +520,9 @@ class Store(MessageSink, DeliveryQueue, QueueView, QueueControl, EventLog, TlsRe
     @property
     def lost(self) -> LostEvents | None:
         """Where several nodes share the queue: what the lost ones have not written to a log."""
+
+    async def database_state(self) -> DatabaseState | None:
+        """Where several nodes share the queue: how they and its database are, if that answers."""
 
     def not_ready(self) -> str:
         """Why no mail should be handed to this relay though it is alive; "" where it may be."""

@@ -21,6 +21,12 @@ _HIGHEST = frozenset(
         "relay_log_in_trouble",
         "relay_config_reload_failed",
         "relay_info",
+        "relay_nodes",
+        "relay_database_standbys",
+        "relay_database_standby_lag_bytes",
+        "relay_database_dead_rows",
+        "relay_database_oldest_xmin_age_transactions",
+        "relay_database_oldest_transaction_seconds",
     }
 )
 _LOWEST = frozenset(

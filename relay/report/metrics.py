@@ -22,6 +22,8 @@ when Prometheus asks (`render`), with a `Snapshot` of the present state.
     relay_tls_reports_total{transport,result}       reports on TLS sent, failed, given up
     relay_token_requests_total{oauth2,result}       access tokens: granted, refused, unavailable
     relay_logins_refused_total{next_hop}            logins that a next hop refused
+    relay_nodes{state}, relay_database_…            the nodes that share a queue, and its database
+    relay_unknown_commits_total                     commits whose outcome had to be asked for
 
 Labels are words of the relay or of its configuration, never of a peer, so that no stranger can add
 series.
@@ -48,6 +50,7 @@ from prometheus_client.registry import Collector
 from relay.mail.memory import DowngradeAlarm, Shown
 from relay.mail.outcome import Deferred, PolicyResult, PolicyType
 from relay.queue.entry import State
+from relay.queue.nodes import DatabaseState
 from relay.queue.settle import Change, Settlement
 
 __all__ = ["CONTENT_TYPE", "Metrics", "NextHopNow", "Snapshot"]
@@ -102,6 +105,8 @@ class Snapshot:
     reloaded: datetime | None = None
     """When the configuration was last taken over, at the start or by a reload."""
     reload_failed: bool = False
+    database: DatabaseState | None = None
+    """Where several nodes share the queue, and its database answers."""
 
 
 class _Histogram:
@@ -270,6 +275,8 @@ class Metrics:
         )
         text = "Delivery status notifications queued."
         yield CounterMetricFamily("relay_dsns", text, value=self._dsns)
+        text = "Results that are not recorded, since another node has or had the message."
+        yield CounterMetricFamily("relay_results_refused", text, value=self.results_refused)
         text = "Lookups that found no host to try."
         yield CounterMetricFamily("relay_routes_failed", text, value=self._unrouted)
 
@@ -335,6 +342,7 @@ class _Latest(Collector):
     def collect(self) -> Iterator[Metric]:
         yield from self._metrics.counters()
         yield from _gauges(self.snapshot)
+        yield from _database_gauges(self.snapshot.database)
 
 
 def _gauges(now: Snapshot) -> Iterator[Metric]:
@@ -382,6 +390,52 @@ def _gauges(now: Snapshot) -> Iterator[Metric]:
         ),
     ):
         yield GaugeMetricFamily(f"relay_{name}", text, value=float(value))
+
+
+def _database_gauges(now: DatabaseState | None) -> Iterator[Metric]:
+    """Of a queue that several nodes share; without a value for any other."""
+    here = [now] if now is not None else []
+    nodes = {"live": now.live, "lost": now.lost} if now is not None else {}
+    text = "Nodes that share the queue; lost: another node has taken their mail over."
+    yield _gauge("relay_nodes", text, "state", nodes)
+    standbys = {
+        "synchronous": now.synchronous_standbys if now else 0,
+        "asynchronous": now.asynchronous_standbys if now else 0,
+    }
+    text = "Standbys of the queue's database that follow it, by whether a commit waits for them."
+    yield _gauge("relay_database_standbys", text, "mode", standbys if here else {})
+    for name, text, values in (
+        (
+            "standby_lag_bytes",
+            "Write-ahead log that the standby furthest behind has not synced.",
+            [one.standby_lag_bytes for one in here],
+        ),
+        (
+            "dead_rows",
+            "Removed rows of the queue's tables that were not vacuumed yet.",
+            [one.dead_rows for one in here],
+        ),
+        (
+            "oldest_xmin_age_transactions",
+            "Transactions begun since the oldest one whose view of the data is still kept.",
+            [one.oldest_xmin_age for one in here],
+        ),
+        (
+            "oldest_transaction_seconds",
+            "How long the oldest transaction has been open.",
+            [one.oldest_transaction_seconds for one in here],
+        ),
+    ):
+        family = GaugeMetricFamily(f"relay_database_{name}", text, labels=())
+        for value in values:
+            family.add_metric((), float(value))
+        yield family
+    commits = CounterMetricFamily(
+        "relay_unknown_commits", "Commits whose outcome had to be asked for.", labels=()
+    )
+    for one in here:
+        commits.add_metric((), one.unknown_commits)
+    yield commits
 
 
 def _word(truth: bool | None) -> str:

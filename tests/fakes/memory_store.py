@@ -137,6 +137,9 @@ class MemoryStore:
     def when_superseded(self, call: Callable[[str], None]) -> None:
         """Nobody takes its place."""
 
+    async def database_state(self) -> None:
+        return None
+
     def not_ready(self) -> str:
         return ""
 

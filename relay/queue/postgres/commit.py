@@ -136,6 +136,7 @@ class Writer:
         self._doubt: _Doubt | None = None
         self._warned = False
         self._trouble = ""
+        self.unknown_commits = 0
         self._closing = False
         self._task: asyncio.Task[None] | None = None
         self._watch: asyncio.Task[None] | None = None
@@ -297,6 +298,7 @@ class Writer:
             except _Unknown as exc:
                 self._drop()
                 self._tables.back_to(point)
+                self.unknown_commits += 1
                 self._doubt = _Doubt(lease, self._n, self._taken)
                 self._tell_trouble(f"a commit has an unknown outcome ({exc})")
                 self._wake.set()

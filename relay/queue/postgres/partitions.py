@@ -24,7 +24,7 @@ from relay.queue.postgres.connection import Db
 from relay.queue.rows import micros
 from relay.queue.tls_sessions import day_of
 
-__all__ = ["EventDays", "drop_old"]
+__all__ = ["EventDays", "drop_old", "old_ones"]
 
 log = logging.getLogger(__name__)
 
@@ -112,24 +112,30 @@ def _begin(day: date) -> int:
     return micros(datetime(day.year, day.month, day.day, tzinfo=UTC))
 
 
+async def old_ones(db: Db, before: datetime, now: datetime) -> list[tuple[str, bool, bool]]:
+    """The partitions of days that ended before a time and before today: name, whether they are
+    attached, and whether they are being detached.
+    """
+    last = day_of(min(before, now)).strftime(_NAME)
+    return [tuple(row) for row in await db.fetch(_PARTITIONS) if row["relname"] < last]
+
+
 async def drop_old(db: Db, before: datetime, now: datetime) -> int:
     """Drop the days that ended before a time and before today, and that all log files have; how
     many. Not within a transaction.
     """
-    last = day_of(min(before, now))
     dropped = 0
     # Of the session: what is detached concurrently is no transaction. Behind a pooler it may stay
     # with the pool's connection for a while; nothing of the relay waits that long for a lock.
     await db.execute(f"SET lock_timeout = '{_LOCK_SECONDS}s'")
     try:
-        for name, is_attached, is_pending in await db.fetch(_PARTITIONS):
-            day = datetime.strptime(name, _NAME).replace(tzinfo=UTC).date()
-            if is_attached and not is_pending:
-                if day >= last or await _has_unwritten(db, name):
+        for name, is_attached, is_pending in await old_ones(db, before, now):
+            if is_pending:
+                await _detach(db, name, "FINALIZE")
+            elif is_attached:
+                if await _has_unwritten(db, name):
                     continue
                 await _detach(db, name, "CONCURRENTLY")
-            elif is_pending:
-                await _detach(db, name, "FINALIZE")
             await db.execute(f"DROP TABLE relay.{name}")
             dropped += 1
     except _IN_THE_WAY as exc:

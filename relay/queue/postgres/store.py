@@ -24,7 +24,8 @@ from relay.mail.event import Event
 from relay.queue.engine_store import EngineStore
 from relay.queue.entry import Entry
 from relay.queue.handoff import HandOffLimits, Shares
-from relay.queue.postgres import claims, events, partitions, statistics, tls_sessions
+from relay.queue.nodes import DatabaseState, LongHolders
+from relay.queue.postgres import claims, events, partitions, statistics, tls_sessions, watching
 from relay.queue.postgres.api_state import PostgresApiState
 from relay.queue.postgres.commit import SAFE_COMMIT, LeaseLost, Writer
 from relay.queue.postgres.connection import Db, Link, NoServer, Server
@@ -33,6 +34,7 @@ from relay.queue.postgres.lease import (
     NodeOptions,
     ask_to_give_back,
     asked_to_give_back,
+    boottime,
     have_given_back,
     others_that_hold,
 )
@@ -95,6 +97,7 @@ class PostgresStore(Reader, EngineStore[Db]):
         self._claim_link = Link(server, seconds=_CLAIM_SECONDS)
         self._stage_link = Link(server, seconds=_STAGE_SECONDS)
         self._lease_link = Link(server, seconds=_LEASE_SECONDS)
+        self._long_holders = LongHolders()
         self._drops = Link(server, seconds=_DROP_SECONDS)
         self.lease = lease = Lease(
             self._lease_link,
@@ -198,6 +201,14 @@ class PostgresStore(Reader, EngineStore[Db]):
     async def lost_written(self, node: int, seq: int) -> None:
         """Remember how far the log file of this node has the events of a lost one."""
         await self._write(events.note_written, node, seq)
+
+    async def database_state(self) -> DatabaseState | None:
+        """The state of the nodes and of the database; None while it does not answer."""
+        try:
+            found = await self.ask(watching.database_state)
+        except SpoolError:
+            return None
+        return found._replace(unknown_commits=self.writer.unknown_commits)
 
     def not_ready(self) -> str:
         """What the database fails in at the moment."""
@@ -336,10 +347,13 @@ class PostgresStore(Reader, EngineStore[Db]):
 
     async def _purge_events(self, before: datetime, /) -> int:
         """Drop the days of events that are over, of all nodes; how many days."""
+        now = self.clock()
+        if not await self.ask(partitions.old_ones, before, now):
+            return 0
         if (request := self._tables.mark_request()) is not None:
             await self._submit(request)
         try:
-            return await self._drops.ask(partitions.drop_old, before, self.clock())
+            return await self._drops.ask(partitions.drop_old, before, now)
         finally:
             await self._drops.close()  # it is needed now and then
 
@@ -398,6 +412,7 @@ class PostgresStore(Reader, EngineStore[Db]):
                 await self._give_back_if_asked()
                 if look % _LOOKS_A_MINUTE == 0:
                     await self.ask(statistics.fold)
+                    await self._tell_long_holders()
                 self._unreachable = ""
             except NoServer as error:
                 self._unreachable = str(error)
@@ -406,6 +421,17 @@ class PostgresStore(Reader, EngineStore[Db]):
             except Exception:  # no mistake of one look may end the looking
                 log.exception("the other nodes could not be looked at")
             self._write_mark()
+
+    async def _tell_long_holders(self) -> None:
+        """Warn of what keeps dead rows from being removed: the queue gets slower with them."""
+        found = await self.ask(watching.holders)
+        for name, seconds in self._long_holders.new_ones(found, boottime()):
+            log.warning(
+                "the database cannot remove dead rows, and looks at the queue get slower: %s has"
+                " held them for %.0f minutes",
+                name,
+                seconds / 60,
+            )
 
     async def _make_partitions(self) -> None:
         """Have the table of events take those of the next days."""

@@ -175,6 +175,9 @@ class SqliteStore(Reader, EngineStore[sqlite3.Connection]):
     def when_superseded(self, call: Callable[[str], None]) -> None:
         """A directory has one process, which holds a lock: nobody takes its place."""
 
+    async def database_state(self) -> None:
+        """No other process has anything to do with its files."""
+
     def not_ready(self) -> str:
         """A client hears of a full disk, and a restart cures no other."""
         return ""
