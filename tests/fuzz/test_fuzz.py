@@ -47,4 +47,5 @@ FOUND: list[tuple[str, bytes]] = [
 
 @pytest.mark.parametrize(("name", "octets"), FOUND)
 def test_input_that_once_broke_a_promise_breaks_it_no_more(name: str, octets: bytes) -> None:
+    # Each target asserts its promise.
     TARGETS[name](octets)

@@ -30,7 +30,7 @@ def keys(tmp_path: Path) -> str:
 @pytest.mark.parametrize("resource", KUBERNETES, ids=lambda resource: resource["kind"])
 def test_a_resource_is_one_that_kubernetes_takes(resource: dict[str, Any]) -> None:
     newest = kubernetes_validate.latest_version()
-    kubernetes_validate.validate(resource, newest, strict=True)
+    kubernetes_validate.validate(resource, newest, strict=True)  # raises where it is not
 
 
 def test_the_configuration_for_kubernetes_is_one(keys: str) -> None:

@@ -204,8 +204,8 @@ def test_a_wish_for_more_security_behind_the_header_section_is_refused(lines):
         "Хорошо: x\r\n Требуется TLS\r\n".encode(),
     ],
 )
-def test_typed_text_that_would_weaken_the_rule_stays_text(lines):
-    refuse_fields_in_body(lines)
+def test_body_line_that_would_weaken_the_rule_is_not_refused(lines):
+    refuse_fields_in_body(lines)  # raises BadField where a line is refused
 
 
 @pytest.mark.parametrize("fold", [b" ", b"\t", b" \t ", b" \r\n "])

@@ -144,8 +144,9 @@ def test_summary_of_any_header_is_one_harmless_line(value):
     st.sampled_from("qQbB"),
     st.text(alphabet="abcXYZ019=+/_", max_size=60),
 )
-def test_no_charset_and_no_encoding_is_too_much(charset, encoding, text):
-    subject(f"=?{charset}?{encoding}?{text}?=".encode()).encode("utf-8")
+def test_subject_in_any_charset_and_encoding_can_be_written_in_utf8(charset, encoding, text):
+    shown = subject(f"=?{charset}?{encoding}?{text}?=".encode())
+    assert shown.encode("utf-8").decode("utf-8") == shown
 
 
 def test_a_charset_that_a_stranger_made_up_is_never_looked_up():
