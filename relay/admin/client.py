@@ -15,9 +15,8 @@ import pwd
 import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-from relay.mail.jsontext import of_json
+from relay.mail.jsontext import JsonDocument, of_json
 
 __all__ = ["NotRunning", "RelayError", "ask", "who_may_open"]
 
@@ -34,7 +33,7 @@ class RelayError(Exception):
 
 def ask(
     path: Path, request: Mapping[str, object], *, seconds: float | None = 60.0
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[JsonDocument]:
     """The lines that answer a request, the one with "done" last.
 
     `seconds`: how long to wait for each line. `NotRunning`, `RelayError`.
@@ -73,7 +72,7 @@ def who_may_open(path: Path) -> str:
     return "root"
 
 
-def _lines(connection: socket.socket) -> Iterator[dict[str, Any]]:
+def _lines(connection: socket.socket) -> Iterator[JsonDocument]:
     with connection.makefile("rb") as answers:
         try:
             for line in answers:

@@ -19,7 +19,6 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from relay.admin import operations
 from relay.admin import report as reports
@@ -45,6 +44,7 @@ from relay.admin.requests import (
     text_in,
 )
 from relay.admin.tls_reports import Reports, tls_report_answer
+from relay.mail.jsontext import JsonFields
 from relay.queue.api_state import ApiState, DomainSettings
 from relay.queue.nodes import differing_policies
 from relay.queue.store import EventFilter
@@ -249,7 +249,7 @@ class Control:
         return last[0].seq if last else 0
 
 
-def settings_of(lines: Iterable[Mapping[str, Any]]) -> dict[str, DomainSettings]:
+def settings_of(lines: Iterable[JsonFields]) -> dict[str, DomainSettings]:
     """The settings in the lines that answer `settings`, by domain."""
     items = [line["item"] for line in lines if "item" in line]
     return {

@@ -18,7 +18,7 @@ import json
 import logging
 import socket
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -26,6 +26,7 @@ from typing import Any
 from aiohttp import web
 
 from relay.mail.ip import canonical
+from relay.mail.jsontext import JsonFields
 from relay.submit.failures import client_key
 from relay.submit.log_limit import LogLimit
 
@@ -105,7 +106,7 @@ class Entrance:
         *,
         most: int,
         context: ssl.SSLContext | None = None,
-        options: Mapping[str, Any] | None = None,
+        options: JsonFields | None = None,
         clock: Callable[[], datetime],
     ) -> None:
         self.context = context

@@ -22,10 +22,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
 
 from relay.api.mailgun_form import ApiError, shown
 from relay.mail.dates import read_date
+from relay.mail.jsontext import JsonDocument
 from relay.queue.store import EventFilter, StoredEvent
 
 __all__ = ["EventQuery", "item_of", "links", "read_query"]
@@ -98,9 +98,9 @@ def links(query: EventQuery, found: Sequence[StoredEvent]) -> tuple[str, str]:
     return _token(following), _token(preceding)
 
 
-def item_of(line: str) -> dict[str, Any]:
+def item_of(line: str) -> JsonDocument:
     """An event in the interface: the object of the log, with the fields of Mailgun's events."""
-    item: dict[str, Any] = json.loads(line)
+    item: JsonDocument = json.loads(line)
     item.setdefault("tags", [])
     item.setdefault("user-variables", {})
     item.setdefault("campaigns", [])

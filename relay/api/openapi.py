@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 from pydantic import TypeAdapter
 
 from relay import __version__
 from relay.api.endpoints import ENDPOINTS, TEXT, Endpoint
+from relay.mail.jsontext import JsonDocument, JsonFields
 from relay.queue.verbs import VERBS
 from relay.report.webhook import NAMES
 
@@ -17,7 +17,7 @@ __all__ = ["document"]
 
 _REF = "#/components/schemas/{model}"
 
-_IN_PATH: Mapping[str, Any] = {
+_IN_PATH: JsonFields = {
     "domain": {"type": "string", "minLength": 1, "examples": ["example.com"]},
     "name": {"type": "string", "enum": list(NAMES)},
     "verb": {"type": "string", "enum": list(VERBS)},
@@ -39,10 +39,10 @@ _MEANINGS = {
 }
 
 
-def document() -> dict[str, Any]:
+def document() -> JsonDocument:
     """The description of all paths under /v3, /v4 and /relay/v1."""
-    schemas: dict[str, Any] = {}
-    paths: dict[str, dict[str, Any]] = {}
+    schemas: JsonDocument = {}
+    paths: dict[str, JsonDocument] = {}
     for endpoint in ENDPOINTS:
         paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = _operation(endpoint, schemas)
     return {
@@ -67,8 +67,8 @@ def document() -> dict[str, Any]:
     }
 
 
-def _operation(endpoint: Endpoint, schemas: dict[str, Any]) -> dict[str, Any]:
-    operation: dict[str, Any] = {
+def _operation(endpoint: Endpoint, schemas: JsonDocument) -> JsonDocument:
+    operation: JsonDocument = {
         "operationId": _name_of(endpoint),
         "summary": endpoint.summary,
         "parameters": _parameters(endpoint, schemas),
@@ -100,7 +100,7 @@ def _name_of(endpoint: Endpoint) -> str:
     return "_".join([endpoint.method.lower(), *words])
 
 
-def _parameters(endpoint: Endpoint, schemas: dict[str, Any]) -> list[dict[str, Any]]:
+def _parameters(endpoint: Endpoint, schemas: JsonDocument) -> list[JsonDocument]:
     in_path = [
         {"name": name, "in": "path", "required": True, "schema": _IN_PATH[name]}
         for name in re.findall(r"\{(\w+)\}", endpoint.path)
@@ -117,15 +117,15 @@ def _parameters(endpoint: Endpoint, schemas: dict[str, Any]) -> list[dict[str, A
     return in_path + in_query
 
 
-def _response(status: int, kind: object, schemas: dict[str, Any]) -> dict[str, Any]:
+def _response(status: int, kind: object, schemas: JsonDocument) -> JsonDocument:
     if kind == TEXT:
-        content: Mapping[str, Any] = {TEXT: {"schema": {"type": "string"}}}
+        content: JsonFields = {TEXT: {"schema": {"type": "string"}}}
     else:
         content = {"application/json": {"schema": _schema(kind, schemas)}}
     return {"description": _MEANINGS[status], "content": content}
 
 
-def _form(endpoint: Endpoint, schemas: dict[str, Any]) -> dict[str, Any]:
+def _form(endpoint: Endpoint, schemas: JsonDocument) -> JsonDocument:
     return {
         "type": "object",
         "properties": {name: _schema(kind, schemas) for name, kind in endpoint.form.items()},
@@ -133,7 +133,7 @@ def _form(endpoint: Endpoint, schemas: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _schema(kind: Any, schemas: dict[str, Any]) -> dict[str, Any]:
+def _schema(kind: Any, schemas: JsonDocument) -> JsonDocument:
     """The JSON schema of a type. The schemas of its parts go to the components."""
     schema = TypeAdapter(kind).json_schema(ref_template=_REF)
     schemas.update(schema.pop("$defs", {}))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, NotRequired
+from typing import NotRequired
 
 from typing_extensions import TypedDict
+
+from relay.mail.jsontext import JsonDocument
 
 __all__ = [
     "Changed",
@@ -89,8 +91,8 @@ class DomainAnswer(TypedDict):
 
     domain: Domain
     message: NotRequired[str]
-    receiving_dns_records: list[dict[str, Any]]
-    sending_dns_records: list[dict[str, Any]]
+    receiving_dns_records: list[JsonDocument]
+    sending_dns_records: list[JsonDocument]
 
 
 class DomainList(TypedDict):
@@ -112,7 +114,7 @@ class Paging(TypedDict):
 class EventPage(TypedDict):
     """Events: the objects of the delivery log."""
 
-    items: list[dict[str, Any]]
+    items: list[JsonDocument]
     paging: Paging
 
 
@@ -143,7 +145,7 @@ QueueItem = TypedDict(
         "sender": str,
         "size": int,
         "arrived": str,
-        "recipients": list[dict[str, Any]],
+        "recipients": list[JsonDocument],
     },
 )
 
@@ -168,18 +170,18 @@ Explained = TypedDict(
         "sender": str,
         "recipient": str,
         "recipient-domain": str,
-        "policy": dict[str, Any],
-        "hosts": list[dict[str, Any]],
+        "policy": JsonDocument,
+        "hosts": list[JsonDocument],
         "rejected": list[str],
         "trouble": list[str],
-        "no-route": dict[str, Any] | None,
+        "no-route": JsonDocument | None,
     },
 )
 
 
 class Probed(TypedDict):
     domain: str
-    hosts: list[dict[str, Any]]
+    hosts: list[JsonDocument]
 
 
 Status = TypedDict(

@@ -27,7 +27,7 @@ import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from aiohttp import web
 
@@ -41,6 +41,7 @@ from relay.api.origin import is_foreign
 from relay.api.rate import AnswerRate, Shared
 from relay.api.state import API, Api, answer, api_of
 from relay.mail.ip import canonical
+from relay.mail.jsontext import JsonFields
 from relay.queue.store import SpoolError
 from relay.submit.certificates import ServerTls
 from relay.submit.failures import client_key
@@ -77,7 +78,7 @@ _UNWANTED_PAUSE = 0.005
 _ANSWER_SECONDS = 30.0
 _ANSWER_OCTETS_A_SECOND = 4096
 
-PROTOCOL_OPTIONS: Mapping[str, Any] = {
+PROTOCOL_OPTIONS: JsonFields = {
     # aiohttp would decompress a body, even one that it only drops.
     "auto_decompress": False,
     # `_drop_body` does this, for a few at a time.

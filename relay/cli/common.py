@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
+from relay.mail.jsontext import JsonDocument, JsonFields
 from relay.mail.printable import printable
 from relay.report import words
 
@@ -125,8 +126,8 @@ def fail(text: str) -> NoReturn:
 
 
 def answers(
-    config: Config, request: Mapping[str, Any], *, patient: bool = False
-) -> Iterator[dict[str, Any]]:
+    config: Config, request: JsonFields, *, patient: bool = False
+) -> Iterator[JsonDocument]:
     """The answer of the running relay; where none runs, of its store opened for reading.
 
     `patient`: without a time limit (for following a log).
@@ -143,7 +144,7 @@ def answers(
         fail(str(error))
 
 
-def _without_relay(config: Config, request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _without_relay(config: Config, request: JsonFields) -> Iterator[JsonDocument]:
     """Answer from the stores of all workers, which no relay writes to now."""
     from relay.admin.client import who_may_open
     from relay.admin.control import Control
@@ -156,7 +157,7 @@ def _without_relay(config: Config, request: Mapping[str, Any]) -> Iterator[dict[
 
     location = config.queue.location
 
-    async def answer() -> AsyncIterator[dict[str, Any]]:
+    async def answer() -> AsyncIterator[JsonDocument]:
         async with contextlib.AsyncExitStack() as stack:
             queues = await open_to_read(location, stack)
             operator = Operator(AllQueues(queues), lambda: datetime.now(UTC))
@@ -176,7 +177,7 @@ def _without_relay(config: Config, request: Mapping[str, Any]) -> Iterator[dict[
         fail(str(error))
 
 
-def _drive(lines: AsyncIterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _drive(lines: AsyncIterator[JsonDocument]) -> Iterator[JsonDocument]:
     """An asynchronous iterator, walked from outside an event loop."""
     import asyncio
 
@@ -185,7 +186,7 @@ def _drive(lines: AsyncIterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             yield runner.run(_next(lines))
 
 
-async def _next(lines: AsyncIterator[dict[str, Any]]) -> dict[str, Any]:
+async def _next(lines: AsyncIterator[JsonDocument]) -> JsonDocument:
     return await anext(lines)
 
 

@@ -10,12 +10,13 @@ from contextlib import AsyncExitStack
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from relay.cli.common import age_text, config_file, config_option, fail, load_config, printable
 from relay.cli.routing import floor_lines, host_text, lookups, no_route_text, policy_line
+from relay.mail.jsontext import JsonDocument
 
 if TYPE_CHECKING:
     from relay.config import Config
@@ -127,7 +128,7 @@ def _next_hop(config: Config, user: str | None, listener: str | None) -> tuple[s
     return by_listener or "", f"next_hop of the listener {listener}"
 
 
-def _name_client_and_login(answer: dict[str, Any], config: Config, by_client: str) -> None:
+def _name_client_and_login(answer: JsonDocument, config: Config, by_client: str) -> None:
     """Say of a next hop that the client names whose it is, and of a login whose and how."""
     from relay.config.parts import routes_of
 
@@ -160,7 +161,7 @@ def _explained(
     wishes: Wishes,
     speaks: Mapping[str, bool],
     next_hop: str,
-) -> dict[str, Any]:
+) -> JsonDocument:
     """The answer under the file's rules and the settings made over HTTP.
 
     `speaks`: the message uses REQUIRETLS, or TLS-Required: No (RFC 8689). `next_hop`: the client's.
@@ -172,7 +173,7 @@ def _explained(
 
     settings = _set_over_http(config)
 
-    async def explained() -> dict[str, Any]:
+    async def explained() -> JsonDocument:
         async with lookups(config) as asked:
             return await explain_message(
                 reverse_path=reverse_path,
@@ -236,7 +237,7 @@ async def _stopped(location: QueueLocation) -> Mapping[str, DomainSettings]:
         return await first.domain_settings()
 
 
-def _print(answer: dict[str, Any]) -> None:
+def _print(answer: JsonDocument) -> None:
     click.echo(f"from {printable(answer['sender']) or '<>'} to {printable(answer['recipient'])}")
     click.echo()
     for name, setting in answer["policy"].items():
@@ -275,14 +276,14 @@ def _print(answer: dict[str, Any]) -> None:
         click.echo(f"result: {_result_text(answer['result'])}")
 
 
-def _result_text(result: dict[str, Any]) -> str:
+def _result_text(result: JsonDocument) -> str:
     """What becomes of a message for which no host may be used."""
     after = timedelta(seconds=result["bounced-after-seconds"])
     end = f"bounced after {age_text(after)}" if after else "at once"
     return f"{result['outcome']} {result['status']}, {end}"
 
 
-def _print_hosts(answer: dict[str, Any]) -> None:
+def _print_hosts(answer: JsonDocument) -> None:
     """Print the hosts in order; hosts with the same rules share one list of them."""
     for rules, group in itertools.groupby(
         enumerate(answer["hosts"], 1), key=lambda numbered: numbered[1]["rules"]

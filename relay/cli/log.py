@@ -23,6 +23,7 @@ from relay.cli.common import (
 from relay.cli.times import since as _since
 from relay.cli.times import time_text
 from relay.cli.times import until as _until
+from relay.mail.jsontext import JsonDocument
 from relay.report.words import operator_text, sentence_of, shown_name
 
 __all__ = ["log"]
@@ -85,7 +86,7 @@ def log(ctx: click.Context, /, **options: Any) -> None:
         return
 
 
-def _lines(found: Iterator[dict[str, Any]]) -> Iterator[str]:
+def _lines(found: Iterator[JsonDocument]) -> Iterator[str]:
     return (answer["line"] for answer in found if "line" in answer)
 
 
@@ -100,8 +101,8 @@ def _request(
     since: datetime | None,
     until: datetime | None,
     lines: int | None,
-) -> dict[str, Any]:
-    said: dict[str, Any] = {
+) -> JsonDocument:
+    said: JsonDocument = {
         "follow": follow or None,
         "recipient": recipient,
         "sender": sender,
@@ -116,7 +117,7 @@ def _request(
     return {"verb": "log", **{key: value for key, value in said.items() if value is not None}}
 
 
-def _for_people(event: dict[str, Any], width: int = 0) -> str:
+def _for_people(event: JsonDocument, width: int = 0) -> str:
     """`2030-01-31T12:00:00+01:00  delivered  ID  a@… → b@…  TLS verified, mx1…: 250 2.0.0 OK`.
 
     In a narrower terminal, addresses and sentence go to lines of their own, indented.
@@ -139,7 +140,7 @@ def _for_people(event: dict[str, Any], width: int = 0) -> str:
     return "\n".join([head.format(name), *(below(part, width) for part in parts)])
 
 
-def again_text(event: dict[str, Any]) -> str:
+def again_text(event: JsonDocument) -> str:
     """The result of an attempt, and when the next one is due."""
     text = sentence_of(event)
     seconds = event.get("delivery-status", {}).get("retry-seconds")

@@ -19,6 +19,7 @@ from relay.cli.common import (
     load_config,
     printable,
 )
+from relay.mail.jsontext import JsonDocument
 
 __all__ = ["memory"]
 
@@ -110,19 +111,17 @@ def forget(
         fail("\n".join(f"{domain}: nothing is remembered of it" for domain in unknown))
 
 
-def _request(
-    domain: str | None, host: str | None, level: str | None, alarm: bool
-) -> dict[str, Any]:
+def _request(domain: str | None, host: str | None, level: str | None, alarm: bool) -> JsonDocument:
     """A request for the control socket, with the given options only."""
     said = {"domain": domain, "host": host, "level": level, "alarm": alarm or None}
     return {key: value for key, value in said.items() if value is not None}
 
 
-def _items(lines: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _items(lines: Iterable[JsonDocument]) -> Iterator[JsonDocument]:
     return (item for line in lines for item in line.get("items", ()))
 
 
-def _print(found: Iterable[dict[str, Any]]) -> None:
+def _print(found: Iterable[JsonDocument]) -> None:
     now, has_some = datetime.now(UTC), False
     for one in found:
         has_some = True
@@ -141,7 +140,7 @@ def _print(found: Iterable[dict[str, Any]]) -> None:
         click.echo("Nothing is remembered, or nothing of it matches.")
 
 
-def _host_text(host: dict[str, Any], now: datetime) -> str:
+def _host_text(host: JsonDocument, now: datetime) -> str:
     level = click.style(f"{host['level']:<9}", fg=_COLOURS[host["level"]])
     text = f"{level} {printable(host['host'])}  seen {_ago(host['seen'], now)}"
     if host["less"] is not None:
@@ -149,7 +148,7 @@ def _host_text(host: dict[str, Any], now: datetime) -> str:
     return text
 
 
-def _alarm_text(alarm: dict[str, Any], now: datetime) -> str:
+def _alarm_text(alarm: JsonDocument, now: datetime) -> str:
     who = "a new host" if alarm["by"] == "new-host" else printable(alarm["host"])
     return (
         f"alarm: {who} shows {alarm['now']}, before it was {alarm['before']}; "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any
 
 import click
 
@@ -19,6 +18,7 @@ from relay.cli.common import (
     load_config,
     printable,
 )
+from relay.mail.jsontext import JsonDocument
 
 __all__ = ["mta_sts"]
 
@@ -115,7 +115,7 @@ def forget(ctx: click.Context, /, domain: str, dry_run: bool) -> None:
     click.echo(f"forgotten: the policy of {domain}")
 
 
-def _asked(ctx: click.Context, verb: str, domain: str) -> tuple[dict[str, Any] | None, str]:
+def _asked(ctx: click.Context, verb: str, domain: str) -> tuple[JsonDocument | None, str]:
     """The policy in an answer, and the reason why it is not a new one."""
     config = load_config(config_file(ctx), only_to_ask=True)
     lines = list(answers(config, {"verb": verb, "domain": domain}, patient=True))
@@ -123,12 +123,12 @@ def _asked(ctx: click.Context, verb: str, domain: str) -> tuple[dict[str, Any] |
     return policy, lines[-1]["done"]["reason"]
 
 
-def _done(lines: Iterator[dict[str, Any]]) -> dict[str, Any]:
-    done: dict[str, Any] = list(lines)[-1]["done"]
+def _done(lines: Iterator[JsonDocument]) -> JsonDocument:
+    done: JsonDocument = list(lines)[-1]["done"]
     return done
 
 
-def _print(policy: dict[str, Any], *, as_json: bool) -> None:
+def _print(policy: JsonDocument, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(policy, indent=2))
         return

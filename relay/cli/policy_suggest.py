@@ -18,6 +18,7 @@ from relay.cli.common import (
     load_config,
     printable,
 )
+from relay.mail.jsontext import JsonDocument
 
 if TYPE_CHECKING:
     from relay.policy.rules import DestinationRule
@@ -104,7 +105,7 @@ def _has_rule(domain: str, rules: Any) -> bool:
     return resolve(only, reverse_path="", recipient_domain=domain).require_tls.value
 
 
-def _yaml(suggestions: Iterable[dict[str, Any]], rules: Any) -> Iterator[str]:
+def _yaml(suggestions: Iterable[JsonDocument], rules: Any) -> Iterator[str]:
     yield "# A message may ask for less than a rule, and gets it. With allow_override: false in the"
     yield "# rule no message gets less; mail that asked for it before may wait then."
     yield "policy:"
@@ -118,7 +119,7 @@ def _yaml(suggestions: Iterable[dict[str, Any]], rules: Any) -> Iterator[str]:
         yield f"    {_key(one['domain'])}: {{{said}}}"
 
 
-def _why(one: dict[str, Any]) -> str:
+def _why(one: JsonDocument) -> str:
     """`412 messages in 30d, all verified, by mx1.partner.example`."""
     first, last = (datetime.fromisoformat(one[key]) for key in ("first", "last"))
     how = "all in TLS, not all verified" if "skip_verification" in one["rule"] else "all verified"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -19,6 +19,7 @@ from relay.cli.common import (
     printable,
 )
 from relay.cli.routing import floor_lines, host_text, lookups, no_route_text, policy_line
+from relay.mail.jsontext import JsonDocument
 
 if TYPE_CHECKING:
     from relay.config import Config
@@ -54,7 +55,7 @@ def probe(ctx: click.Context, /, domain: str, patience: timedelta | None, as_jso
     ctx.exit(0 if any(not host["trouble"] for host in answer["hosts"]) else 1)
 
 
-async def _probe(config: Config, domain: str, patience: timedelta) -> dict[str, Any]:
+async def _probe(config: Config, domain: str, patience: timedelta) -> JsonDocument:
     from relay.daemon.explaining import FloorPending
     from relay.daemon.probing import probe_domain
     from relay.mail.address import normalise_domain
@@ -78,7 +79,7 @@ async def _probe(config: Config, domain: str, patience: timedelta) -> dict[str, 
         fail(str(error))
 
 
-def _print(answer: dict[str, Any]) -> None:
+def _print(answer: JsonDocument) -> None:
     if answer["no-route"] is not None:
         click.echo(no_route_text(answer["no-route"]))
     else:
@@ -91,7 +92,7 @@ def _print(answer: dict[str, Any]) -> None:
         click.echo(f"not connected to: {printable(line)}")
 
 
-def _host_lines(host: dict[str, Any], answer: dict[str, Any]) -> list[str]:
+def _host_lines(host: JsonDocument, answer: JsonDocument) -> list[str]:
     """The lines about one host."""
     if host["trouble"]:
         return [click.style(printable(host["trouble"]), fg="red")]
@@ -113,7 +114,7 @@ def _host_lines(host: dict[str, Any], answer: dict[str, Any]) -> list[str]:
     return lines + [_rule_line(rule, host["why-not-verified"]) for rule in host["rules"]]
 
 
-def _tls_line(host: dict[str, Any]) -> str:
+def _tls_line(host: JsonDocument) -> str:
     if not host["tls-offered"]:
         return "no TLS offered"
     if host["tls-version"] is None:
@@ -123,7 +124,7 @@ def _tls_line(host: dict[str, Any]) -> str:
     return f"{host['tls-version']} {host['tls-cipher']}, {verified}"
 
 
-def _certificate_lines(certificate: dict[str, Any]) -> list[str]:
+def _certificate_lines(certificate: JsonDocument) -> list[str]:
     names = ", ".join(certificate["names"][:10]) or "no name at all"
     begins, ends = (datetime.fromisoformat(certificate[key]) for key in ("not-before", "not-after"))
     return [
@@ -132,7 +133,7 @@ def _certificate_lines(certificate: dict[str, Any]) -> list[str]:
     ]
 
 
-def _rule_line(rule: dict[str, Any], told: str) -> str:
+def _rule_line(rule: JsonDocument, told: str) -> str:
     """`  yes          no                 not sent here; deferred 4.7.5 if …`.
 
     The error follows unless it is `told`, which the output already has.

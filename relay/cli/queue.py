@@ -24,7 +24,7 @@ from relay.cli.common import (
     printable,
     size_text,
 )
-from relay.mail.jsontext import to_json
+from relay.mail.jsontext import JsonDocument, to_json
 
 __all__ = ["pages", "print_list", "queue"]
 
@@ -68,7 +68,7 @@ def _request(
     sender: str | None,
     older_than: timedelta | None,
     state: str | None,
-) -> dict[str, Any]:
+) -> JsonDocument:
     """A request for the control socket, with the given options only."""
     from relay.admin.requests import queue_request
     from relay.queue.entry import State
@@ -219,7 +219,7 @@ def _ask_before_removing_all() -> None:
     click.confirm(question, abort=True, err=True)
 
 
-def _watched(verb: str, lines: Iterator[dict[str, Any]]) -> dict[str, Any]:
+def _watched(verb: str, lines: Iterator[JsonDocument]) -> JsonDocument:
     """The result of a verb. A person at a terminal sees the progress."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -231,7 +231,7 @@ def _watched(verb: str, lines: Iterator[dict[str, Any]]) -> dict[str, Any]:
         TextColumn("{task.completed} recipients"),
         TimeElapsedColumn(),
     )
-    done: dict[str, Any] = {}
+    done: JsonDocument = {}
     with Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as progress:
@@ -242,14 +242,14 @@ def _watched(verb: str, lines: Iterator[dict[str, Any]]) -> dict[str, Any]:
     return done
 
 
-def pages(lines: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+def pages(lines: Iterator[JsonDocument]) -> Iterator[list[JsonDocument]]:
     """Messages in pages; a running relay of an older version sends each message separately."""
     return (
         line.get("items") or [line["item"]] for line in lines if "items" in line or "item" in line
     )
 
 
-def _print_array(found: Iterator[list[dict[str, Any]]]) -> None:
+def _print_array(found: Iterator[list[JsonDocument]]) -> None:
     """Print a JSON array page by page: a queue may be larger than memory."""
     separator = "["
     for page in found:
@@ -258,7 +258,7 @@ def _print_array(found: Iterator[list[dict[str, Any]]]) -> None:
     sys.stdout.write("[]\n" if separator == "[" else "]\n")
 
 
-def print_list(found: Iterator[list[dict[str, Any]]]) -> None:
+def print_list(found: Iterator[list[JsonDocument]]) -> None:
     """Print two lines or more for each message, page by page."""
     now = datetime.now(UTC)
     count = 0
@@ -271,13 +271,13 @@ def print_list(found: Iterator[list[dict[str, Any]]]) -> None:
         click.echo("The queue is empty, or nothing in it matches.")
 
 
-def _list_lines(item: dict[str, Any], now: datetime) -> Iterator[str]:
+def _list_lines(item: JsonDocument, now: datetime) -> Iterator[str]:
     yield _message_line(item, now)
     for recipient in item["recipients"]:
         yield f"    {_recipient_line(recipient, now)}"
 
 
-def _message_line(item: dict[str, Any], now: datetime) -> str:
+def _message_line(item: JsonDocument, now: datetime) -> str:
     since = age_text(now - datetime.fromisoformat(item["arrived"]))
     queue_id = click.style(item["queue-id"], bold=True)
     sender = printable(item["sender"]) or "<>"
@@ -290,7 +290,7 @@ def _coloured(state: str) -> str:
     return click.style(state, fg=_COLOURS.get(state, "red"))
 
 
-def _recipient_line(recipient: dict[str, Any], now: datetime) -> str:
+def _recipient_line(recipient: JsonDocument, now: datetime) -> str:
     """`to bob@example.net  deferred, attempt 3, next in 4m: 450 4.2.1 busy (mx1.example.net)`."""
     text = f"to {printable(recipient['address'])}  {_coloured(recipient['state'])}"
     if recipient["attempts"]:
@@ -305,7 +305,7 @@ def _recipient_line(recipient: dict[str, Any], now: datetime) -> str:
     return text
 
 
-def _print_message(item: dict[str, Any]) -> None:
+def _print_message(item: JsonDocument) -> None:
     now = datetime.now(UTC)
     for name, value in (
         ("queue id", item["queue-id"]),

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import chain
-from typing import Any
 
 import click
 
@@ -23,6 +22,7 @@ from relay.cli.common import (
     printable,
 )
 from relay.cli.times import since, time_text, until
+from relay.mail.jsontext import JsonDocument
 from relay.queue.statistics import CountedMail
 
 __all__ = ["report"]
@@ -98,10 +98,10 @@ def report(
 
 
 def _show(
-    head: dict[str, Any],
+    head: JsonDocument,
     summary: Summary,
     found: Sequence[CountedMail],
-    listed: Iterator[dict[str, Any]],
+    listed: Iterator[JsonDocument],
 ) -> None:
     begin, end = (datetime.fromisoformat(head[key]) for key in ("begin", "end"))
     click.echo(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
@@ -17,6 +17,7 @@ from relay.cli.common import (
     not_empty,
     printable,
 )
+from relay.mail.jsontext import JsonDocument
 
 if TYPE_CHECKING:
     from relay.config import Config
@@ -85,7 +86,7 @@ def show(ctx: click.Context, /, name: str, as_json: bool) -> None:
     ways = [way for way in _ways(config) if way.hop.name == name]
     if as_json:
         taken = [{"rule": way.rule, "pattern": way.pattern} for way in ways]
-        answer: dict[str, Any] = {"name": name, "keys": keys, "taken-by": taken}
+        answer: JsonDocument = {"name": name, "keys": keys, "taken-by": taken}
         click.echo(json.dumps(answer, indent=2))
         return
     click.echo(yaml.safe_dump({name: keys}, sort_keys=False, allow_unicode=True), nl=False)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from relay.cli.common import config_file, config_option, load_config, not_empty, printable
 from relay.cli.route import named_next_hop
+from relay.mail.jsontext import JsonDocument
 
 if TYPE_CHECKING:
     from relay.config import Config
@@ -76,5 +77,5 @@ def _print(step: TrialStep, *, is_new: bool) -> None:
     click.echo(f"  {step.name:<8} {click.style(printable(step.text), fg=colour)}")
 
 
-def _as_json(step: TrialStep) -> dict[str, Any]:
+def _as_json(step: TrialStep) -> JsonDocument:
     return {"host": step.host, "step": step.name, "good": step.is_good, "text": step.text}

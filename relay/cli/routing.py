@@ -7,11 +7,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from relay.config import Config
     from relay.deliver.floors import Floors
+    from relay.mail.jsontext import JsonDocument
     from relay.route.answers import Resolver
     from relay.route.credentials import RouteCredentials
     from relay.route.next_hop import RouteFinder
@@ -95,7 +96,7 @@ def make_router(
     )
 
 
-def host_text(host: dict[str, Any]) -> str:
+def host_text(host: JsonDocument) -> str:
     """`mx1.example.net [192.0.2.7]:25  preference 10`; for a route's host, its own options."""
     from relay.cli.common import printable
 
@@ -111,14 +112,14 @@ def host_text(host: dict[str, Any]) -> str:
     return "  ".join(words)
 
 
-def no_route_text(verdict: dict[str, Any]) -> str:
+def no_route_text(verdict: JsonDocument) -> str:
     from relay.cli.common import printable
 
     description = printable(verdict["description"])
     return f"no host to try: {verdict['outcome']}, {verdict['status']} {description}"
 
 
-def policy_line(answer: dict[str, Any]) -> str:
+def policy_line(answer: JsonDocument) -> str:
     """The MTA-STS policy of the recipient's domain in one line."""
     from relay.cli.common import printable
 
@@ -140,13 +141,13 @@ def policy_line(answer: dict[str, Any]) -> str:
     )
 
 
-def _by(answer: dict[str, Any]) -> str:
+def _by(answer: JsonDocument) -> str:
     """Who turned a look-up off."""
     waived = answer["waived"] == "tls-required-no"
     return ": the message says TLS-Required: No" if waived else ", by the configuration"
 
 
-def floor_lines(host: dict[str, Any], answer: dict[str, Any]) -> list[str]:
+def floor_lines(host: JsonDocument, answer: JsonDocument) -> list[str]:
     """The lines about one host's DNS records and configuration. `answer`: the whole of it."""
     from relay.admin.operations import tlsa_text
     from relay.cli.common import printable
@@ -167,7 +168,7 @@ def floor_lines(host: dict[str, Any], answer: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _memory_line(memory: dict[str, Any], host: str) -> str:
+def _memory_line(memory: JsonDocument, host: str) -> str:
     """What the host, or every known host of the domain, has shown before."""
     who = "it has" if memory["host"] == host else f"every known host ({memory['host']}) has"
     until = memory["held-until"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, date, datetime
-from typing import Any
 
 import click
 
@@ -17,6 +16,7 @@ from relay.cli.common import (
     load_config,
     printable,
 )
+from relay.mail.jsontext import JsonDocument
 
 __all__ = ["tls_report"]
 
@@ -66,7 +66,7 @@ def list_(ctx: click.Context, /, as_json: bool) -> None:
     _print_listed(items)
 
 
-def _print_listed(items: list[dict[str, Any]]) -> None:
+def _print_listed(items: list[JsonDocument]) -> None:
     for one in items:
         state = click.style(f"{one['state']:<10}", fg=_COLOURS.get(one["state"]))
         counts = f"{one['successful']} successful, {one['failed']} failed"
@@ -133,7 +133,7 @@ def send(ctx: click.Context, /, domain: str | None, day: date | None, dry_run: b
         ctx.exit(1)
 
 
-def _due(ctx: click.Context, domain: str | None, day: date | None) -> list[dict[str, Any]]:
+def _due(ctx: click.Context, domain: str | None, day: date | None) -> list[JsonDocument]:
     """The reports that `send` would send."""
     from relay.mail.address import normalise_domain
 
@@ -148,9 +148,7 @@ def _due(ctx: click.Context, domain: str | None, day: date | None) -> list[dict[
     ]
 
 
-def _ask(
-    ctx: click.Context, verb: str, domain: str | None, day: date | None
-) -> list[dict[str, Any]]:
+def _ask(ctx: click.Context, verb: str, domain: str | None, day: date | None) -> list[JsonDocument]:
     request = {"verb": verb}
     if domain is not None:
         request["domain"] = domain

@@ -23,22 +23,23 @@ from relay.config.shape import (
     section_of,
 )
 from relay.config.words import format_duration, format_rate, format_size
+from relay.mail.jsontext import JsonDocument
 from relay.mail.option import TextForm
 from relay.route.next_hop import NextHop
 
 
-def as_document(config: Config, *, with_secrets: bool = False) -> dict[str, Any]:
+def as_document(config: Config, *, with_secrets: bool = False) -> JsonDocument:
     """The configuration as the file would say it, every key written out; secrets masked unless
     wanted.
     """
-    document: dict[str, Any] = _plain(config, section_of(Config), with_secrets)
+    document: JsonDocument = _plain(config, section_of(Config), with_secrets)
     return document
 
 
-def next_hop_as_document(hop: NextHop) -> dict[str, Any]:
+def next_hop_as_document(hop: NextHop) -> JsonDocument:
     """A next hop as the file would say it, without the keys that have their default."""
     section = section_of(NextHop)
-    document: dict[str, Any] = _plain(hop, section, with_secrets=False)
+    document: JsonDocument = _plain(hop, section, with_secrets=False)
     default = _plain(NextHop(hop.name, ()), section, with_secrets=False)
     given = {key: value for key, value in document.items() if value != default.get(key)}
     if hop.auth is not None:

@@ -27,6 +27,7 @@ from relay.config.shape import (
     is_secret,
     section_of,
 )
+from relay.mail.jsontext import JsonDocument
 from relay.mail.option import TextForm
 
 __all__ = ["json_schema"]
@@ -34,7 +35,7 @@ __all__ = ["json_schema"]
 _TRUTHS = [True, False, *words.TRUTHS]
 
 
-def json_schema() -> dict[str, Any]:
+def json_schema() -> JsonDocument:
     """The schema (draft 2020-12) of a whole file."""
     schema = _of(section_of(Config), as_document(Config()))
     return {
@@ -44,7 +45,7 @@ def json_schema() -> dict[str, Any]:
     }
 
 
-def _of(shape: Shape, default: Any = None) -> dict[str, Any]:
+def _of(shape: Shape, default: Any = None) -> JsonDocument:
     match shape:
         case Section():
             return _of_section(shape, default if isinstance(default, dict) else {})
@@ -67,13 +68,13 @@ def _of(shape: Shape, default: Any = None) -> dict[str, Any]:
             return _of_leaf(shape) | _default(default)
 
 
-def _of_section(shape: Section, defaults: dict[str, Any]) -> dict[str, Any]:
+def _of_section(shape: Section, defaults: JsonDocument) -> JsonDocument:
     properties = {name: _of(key.shape, defaults.get(name)) for name, key in shape.keys.items()}
     secrets = [name for name, key in shape.keys.items() if is_secret(key.shape)]
     properties |= {f"{name}_file": _of(Text(TextForm.PATH)) for name in secrets}
     properties |= {name: _of(short.shape) for name, short in shape.short.items()}
     found = {"properties": properties, "additionalProperties": False}
-    rules: list[dict[str, Any]] = [
+    rules: list[JsonDocument] = [
         {"anyOf": [{"required": [name]}, *({"required": [other]} for other in others)]}
         for name in shape.required
         if (others := _others(shape, name))
@@ -95,20 +96,20 @@ def _others(shape: Section, name: str) -> list[str]:
     ]
 
 
-def _of_items(shape: Items) -> dict[str, Any]:
+def _of_items(shape: Items) -> JsonDocument:
     if shape.not_empty is not None:
-        found: dict[str, Any] = {"type": "array", "items": _of(shape.item), "minItems": 1}
+        found: JsonDocument = {"type": "array", "items": _of(shape.item), "minItems": 1}
     else:
         found = {"type": ["array", "null"], "items": _of(shape.item)}
     return {"anyOf": [_alone(shape.item), found]} if shape.or_one else found
 
 
-def _alone(item: Shape) -> dict[str, Any]:
+def _alone(item: Shape) -> JsonDocument:
     """One value without brackets: of a list of lists, one value of the inner list."""
     return _alone(item.item) if isinstance(item, Items) and item.or_one else _of(item)
 
 
-def _of_leaf(shape: Truth | Duration | Number | Choice | Text) -> dict[str, Any]:
+def _of_leaf(shape: Truth | Duration | Number | Choice | Text) -> JsonDocument:
     match shape:
         case Truth():
             return {"enum": _TRUTHS}
@@ -138,5 +139,5 @@ def _whole(form: TextForm) -> str:
     return f"^(?:{words.WORDS[form].pattern})$"
 
 
-def _default(value: Any) -> dict[str, Any]:
+def _default(value: Any) -> JsonDocument:
     return {"default": value} if value not in (None, "") else {}

@@ -23,12 +23,12 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from functools import partial
 from itertools import islice
-from typing import Any
 
 from relay.deliver.https import NoAnswer
 from relay.mail.address import domain_of
 from relay.mail.envelope import Notify
 from relay.mail.header import split_content
+from relay.mail.jsontext import JsonDocument
 from relay.mail.section import HeaderSection
 from relay.policy.fields import NO_WISHES, tls_wishes
 from relay.policy.rules import PolicyRules, resolve
@@ -155,7 +155,7 @@ class TlsReporter:
 
     # --- for the operator -------------------------------------------------------------------------
 
-    async def document(self, domain: str, day: date | None = None) -> dict[str, Any] | None:
+    async def document(self, domain: str, day: date | None = None) -> JsonDocument | None:
         """The report of a domain and day as it is so far, today's by default; None: there was no
         session.
         """
@@ -320,7 +320,7 @@ class TlsReporter:
         target: ReportTarget,
         day: date,
         domain: str,
-        document: dict[str, Any],
+        document: JsonDocument,
         *,
         is_last: bool,
     ) -> NoAnswer | None:
@@ -355,7 +355,7 @@ class TlsReporter:
         return NoAnswer(f"{target.uri}: {failed.reason}", is_busy=failed.is_busy)
 
     async def _mail(
-        self, target: ReportTarget, day: date, domain: str, document: dict[str, Any]
+        self, target: ReportTarget, day: date, domain: str, document: JsonDocument
     ) -> NoAnswer | None:
         sender = domain_of(self._submitter.sender)
         if not self._may_sign(sender):  # RFC 8460 §3: a report is signed
@@ -396,7 +396,7 @@ def _both(one: NoAnswer | None, other: NoAnswer | None) -> NoAnswer | None:
 def report_message(
     domain: str,
     day: date,
-    document: dict[str, Any],
+    document: JsonDocument,
     submitter: Submitter,
     *,
     to: str,

@@ -14,7 +14,15 @@ from typing import Any, TypeAlias
 
 import orjson
 
-__all__ = ["JsonFields", "JsonObject", "JsonValue", "ascii_json", "of_json", "to_json"]
+__all__ = [
+    "JsonDocument",
+    "JsonFields",
+    "JsonObject",
+    "JsonValue",
+    "ascii_json",
+    "of_json",
+    "to_json",
+]
 
 JsonValue: TypeAlias = (
     "bool | int | float | str | Sequence[JsonValue] | Mapping[str, JsonValue] | None"
@@ -26,6 +34,9 @@ JsonObject: TypeAlias = dict[str, JsonValue]
 
 JsonFields: TypeAlias = Mapping[str, Any]
 """An object that the relay wrote and reads again, so that its form is known."""
+
+JsonDocument: TypeAlias = dict[str, Any]
+"""An object that is made step by step, or read by its keys: an answer for the CLI, a schema."""
 
 _escaping = json.JSONEncoder(separators=(",", ":"), check_circular=False, allow_nan=False).encode
 

@@ -29,7 +29,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
-from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -37,6 +36,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from relay.mail.jsontext import JsonDocument, JsonFields
 from relay.mail.masked import SecretMask
 from relay.mail.printable import printable
 from relay.route.next_hop import Grant, TokenSource
@@ -404,7 +404,7 @@ def _base64url(octets: bytes) -> bytes:
     return urlsafe_b64encode(octets).rstrip(b"=")
 
 
-def _granted(found: Mapping[str, Any], server: str) -> Granted | Unavailable:
+def _granted(found: JsonFields, server: str) -> Granted | Unavailable:
     """RFC 6749 §5.1."""
     access = found.get("access_token")
     if not isinstance(access, str) or not _is_visible(access):
@@ -432,7 +432,7 @@ def _seconds(value: object) -> timedelta | None:
     return timedelta(seconds=value)
 
 
-def _json_object(text: str) -> dict[str, Any] | None:
+def _json_object(text: str) -> JsonDocument | None:
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
@@ -475,7 +475,7 @@ def _cure(error: str, source: TokenSource, answer: HttpAnswer, now: datetime) ->
     return f"check oauth2.{name}"
 
 
-def _what(answer: HttpAnswer, found: Mapping[str, Any] | None, request: TokenRequest) -> str:
+def _what(answer: HttpAnswer, found: JsonFields | None, request: TokenRequest) -> str:
     """What is wrong with an answer that is no usable one."""
     if 300 <= answer.status < 400:
         return f"it answers with a redirect ({answer.status}), which is not followed"
@@ -486,7 +486,7 @@ def _what(answer: HttpAnswer, found: Mapping[str, Any] | None, request: TokenReq
     return f"it answers with status {answer.status}"
 
 
-def _shown_error(found: Mapping[str, Any] | None, request: TokenRequest) -> str:
+def _shown_error(found: JsonFields | None, request: TokenRequest) -> str:
     """`invalid_client (the server's words)`, without secrets."""
     assert found is not None
     error, words = str(found.get("error", "")), found.get("error_description")

@@ -26,7 +26,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 import aiosmtplib
 import yaml
@@ -37,6 +36,7 @@ from rich.text import Text
 from relay.config import load
 from relay.daemon.files import FileBudget
 from relay.daemon.running import Relay
+from relay.mail.jsontext import JsonDocument, JsonFields
 from relay.queue.engine import QueueLocation, open_policies
 from relay.queue.policies import StoredPolicy
 from relay.sandbox.certificates import Authority, Kind
@@ -146,13 +146,13 @@ class Cell:
     seen_by_host: bool
     """Whether the host received what the log says, with or without TLS as the log says."""
     why: str
-    event: Mapping[str, Any]
+    event: JsonFields
 
     @property
     def is_as_ruled(self) -> bool:
         return self.result is self.expected and self.seen_by_host
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> JsonDocument:
         """The cell as data for JSON output."""
         return {
             "require-tls": self.require_tls,
@@ -266,7 +266,7 @@ def _write_config(
     directory: Path, ca_file: Path, dns: DnsServer, hosts: Mapping[str, MxServer]
 ) -> tuple[Path, int]:
     port = _free_port()
-    document: dict[str, Any] = {
+    document: JsonDocument = {
         "hostname": "relay.sandbox.test",
         "listeners": [{"address": f"127.0.0.1:{port}"}],
         "resolver": {"nameservers": [dns.nameserver]},
@@ -309,7 +309,7 @@ async def _submit(port: int) -> None:
                 await client.sendmail("alice@sender.test", recipient, content)
 
 
-async def _follow(log: Path) -> dict[str, dict[str, Any]]:
+async def _follow(log: Path) -> dict[str, JsonDocument]:
     """The delivery log's line about the attempt for each recipient; waits for all of them."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
@@ -319,14 +319,14 @@ async def _follow(log: Path) -> dict[str, dict[str, Any]]:
         await asyncio.sleep(0.05)
 
 
-def _attempts_in(log: Path) -> dict[str, dict[str, Any]]:
+def _attempts_in(log: Path) -> dict[str, JsonDocument]:
     lines = log.read_text(encoding="ascii").splitlines() if log.exists() else []
     events = (json.loads(line) for line in lines)
     return {event["recipient"]: event for event in events if event["event"] != "accepted"}
 
 
 def _cell(
-    require: bool, skip: bool, host: str, mx: MxServer, events: Mapping[str, Mapping[str, Any]]
+    require: bool, skip: bool, host: str, mx: MxServer, events: Mapping[str, JsonFields]
 ) -> Cell:
     recipient = _recipient(require, skip, host)
     event = events.get(recipient, {})
@@ -364,7 +364,7 @@ def _ways_at(mx: MxServer, recipient: str) -> list[str]:
     return [*ways, "betrayed"] if betrayed and "clear" not in ways else ways
 
 
-def _result(event: Mapping[str, Any]) -> Result:
+def _result(event: JsonFields) -> Result:
     match event.get("event"), event.get("severity"):
         case "delivered", _:
             status = event["delivery-status"]
@@ -379,7 +379,7 @@ def _result(event: Mapping[str, Any]) -> Result:
             return Result.LOST
 
 
-def _why(event: Mapping[str, Any], result: Result) -> str:
+def _why(event: JsonFields, result: Result) -> str:
     """The reason, in the words of the delivery log's line."""
     if not event:
         return f"the delivery log says nothing within {PATIENCE_SECONDS:.0f} s"

@@ -9,12 +9,12 @@ import socket
 import ssl
 import struct
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
 
+from relay.mail.jsontext import JsonFields
 from relay.sandbox.script import Script
 
 __all__ = ["Ended", "HostProtocol", "Phase", "ReceivedMessage", "RecordedConnection", "path_text"]
@@ -253,7 +253,7 @@ class HostProtocol(asyncio.Protocol):
         self.transport.abort()
 
 
-def _common_name(certificate: Mapping[str, Any] | None) -> str | None:
+def _common_name(certificate: JsonFields | None) -> str | None:
     fields = (pair for names in (certificate or {}).get("subject", ()) for pair in names)
     return next((value for name, value in fields if name == "commonName"), None)
 

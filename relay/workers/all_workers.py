@@ -16,10 +16,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
 
 from relay.admin.operator import Deliveries, RunningRelay
 from relay.admin.requests import RequestError, queue_request
+from relay.mail.jsontext import JsonDocument
 from relay.queue.store import (
     ChangeStep,
     EventOfChange,
@@ -89,7 +89,7 @@ class AllWorkers:
         return merged([await self._relay.metrics(), *filter(None, others)])
 
 
-async def _all_of(answers: Iterable[Awaitable[dict[str, Any]]]) -> list[dict[str, Any]]:
+async def _all_of(answers: Iterable[Awaitable[JsonDocument]]) -> list[JsonDocument]:
     """What came of requests, all made at once; each has ended before any error is raised."""
     found = await asyncio.gather(*answers, return_exceptions=True)
     for one in found:

@@ -6,11 +6,10 @@ import asyncio
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from relay.admin.control_socket import REQUEST_BYTES
 from relay.admin.requests import RequestError
-from relay.mail.jsontext import of_json
+from relay.mail.jsontext import JsonDocument, of_json
 
 __all__ = ["OtherWorker"]
 
@@ -26,7 +25,7 @@ class OtherWorker:
         self.number = number
         self._path = path
 
-    async def ask(self, request: Mapping[str, object]) -> dict[str, Any]:
+    async def ask(self, request: Mapping[str, object]) -> JsonDocument:
         """What came of a request: the end of its answer. `RequestError` names the worker."""
         try:
             async with asyncio.timeout(_CONNECT_SECONDS):
@@ -41,7 +40,7 @@ class OtherWorker:
                 if "error" in line:
                     raise RequestError(f"worker {self.number}: {line['error']}")
                 if "done" in line:
-                    done: dict[str, Any] = line["done"]
+                    done: JsonDocument = line["done"]
                     return done
         except (OSError, TimeoutError, ValueError) as error:
             raise RequestError(f"worker {self.number}: its answer broke off: {error}") from None
