@@ -168,7 +168,7 @@ class EngineStore(EngineReader, Generic[Connection]):
         except BaseException:
             self._dispatch.give_up(reserved)
             raise
-        handed_over = self._handed_over(reserved)
+        handed_over = self._handed_over(reserved) if reserved else reserved
 
         def committed(_: object) -> None:
             if then is not None:
@@ -239,7 +239,7 @@ class EngineStore(EngineReader, Generic[Connection]):
         return await self._commit_with(reports, rows, then=settled) is True
 
     def _settled(self, settlement: Settlement) -> None:
-        self._claims_ended([settlement.entry])
+        """The result of an attempt is committed, and its claim is over."""
         self._dispatch.settled(settlement)
 
     async def count_sessions(self, sessions: Sequence[TlsSession], *, at: datetime) -> None:

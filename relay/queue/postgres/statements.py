@@ -29,8 +29,8 @@ from relay.queue.postgres.late_results import are_claimed, taken_late
 from relay.queue.postgres.lease import Lease
 from relay.queue.postgres.partitions import EventDays
 from relay.queue.postgres.schema import ASIDE, CLAIMED, LEAVING
-from relay.queue.postgres.statistics import Tally
-from relay.queue.postgres.tls_sessions import SessionTally, finish_reports
+from relay.queue.postgres.statistics import MailCounter
+from relay.queue.postgres.tls_sessions import SessionCounter, finish_reports
 from relay.queue.request import Refused, Request, answer_settled, settled_messages
 from relay.queue.rows import FINAL_NUMBER
 
@@ -66,8 +66,8 @@ class Tables:
     def __init__(self, lease: Lease, numbers: EventNumbers) -> None:
         self._lease = lease
         self._numbers = numbers
-        self._tally = Tally()
-        self._sessions = SessionTally(lease)
+        self._mail = MailCounter()
+        self._sessions = SessionCounter(lease)
         self.event_days = EventDays()
 
     def mark_request(self) -> Request | None:
@@ -130,7 +130,7 @@ class Tables:
         numbered_events = self._rows_of_events(batch)
         events = [event for one in rows for event in one.events]
         await self.event_days.make_for(db, events, within=False)
-        counts = await self._tally.count(db, events)
+        counts = await self._mail.count(db, events)
         return await plain.write(db, self._lease, n, rows, numbered_events, counts)
 
     async def write(self, db: Db, batch: Sequence[Request]) -> None:
@@ -239,7 +239,7 @@ class Tables:
         if rows:
             await self.event_days.make_for(db, events, within=True)
             await db.execute(numbered(NEW_EVENTS, 1, 9), *columns(rows, 8), self._lease.node)
-            await self._tally.add(db, events)
+            await self._mail.add(db, events)
 
 
 def _rows_of(batch: Sequence[Request]) -> list[Rows]:

@@ -33,7 +33,7 @@ from relay.queue.statistics import (
 
 __all__ = [
     "Counts",
-    "Tally",
+    "MailCounter",
     "count_hours",
     "count_mail",
     "find_exceptions",
@@ -52,7 +52,7 @@ class Counts(NamedTuple):
     exceptions: list[ExceptionRow]
 
 
-class Tally:
+class MailCounter:
     """Adds to the statistics, for the writer."""
 
     def __init__(self) -> None:

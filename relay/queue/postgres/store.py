@@ -43,6 +43,7 @@ from relay.queue.postgres.schema import migrate, newer_owner
 from relay.queue.postgres.staging import INLINE_BYTES, Staging
 from relay.queue.postgres.statements import Tables
 from relay.queue.request import Request
+from relay.queue.settle import Settlement
 from relay.queue.store import (
     QueueFilter,
     SpoolError,
@@ -288,6 +289,10 @@ class PostgresStore(Reader, EngineStore[Db]):
             self._held.difference_update(
                 (entry.message.queue_id, one.index) for one in entry.recipients
             )
+
+    def _settled(self, settlement: Settlement) -> None:
+        self._claims_ended([settlement.entry])
+        super()._settled(settlement)
 
     # Reports on TLS.
 

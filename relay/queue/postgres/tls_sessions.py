@@ -1,7 +1,7 @@
 """The sessions that reports on TLS count, and the reports that are sent.
 
 As in SQLite; the numbers of a session's row are its node's own, so that no node waits for another.
-`SessionTally` adds what a commit counts, within its transaction.
+`SessionCounter` adds what a commit counts, within its transaction.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from relay.queue.tls_sessions import (
 )
 
 __all__ = [
-    "SessionTally",
+    "SessionCounter",
     "claim_report",
     "days",
     "domains",
@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 
-class SessionTally:
+class SessionCounter:
     """Adds to the counts, for the writer."""
 
     def __init__(self, lease: Lease) -> None:

@@ -22,7 +22,7 @@ from relay.queue.rows import FINAL_NUMBER
 from relay.queue.sqlite.files import sync_directory
 from relay.queue.sqlite.schema import ASIDE, CLAIMED
 from relay.queue.sqlite.statistics import CommitCounts
-from relay.queue.sqlite.tls_sessions import SessionTally, finish_reports
+from relay.queue.sqlite.tls_sessions import SessionCounter, finish_reports
 
 __all__ = ["AWAITED", "Tables", "remove_if_done", "unknown"]
 
@@ -51,8 +51,8 @@ class Tables:
         self._directory = directory
         self._numbers = numbers
         self._on_gone = on_gone
-        self._tally = CommitCounts()
-        self._sessions = SessionTally()
+        self._mail = CommitCounts()
+        self._sessions = SessionCounter()
         self._mark_in_commit: int | None = None
         self._leaving: list[str] = []
         self._gone: list[str] = []
@@ -121,7 +121,7 @@ class Tables:
             for row in self._numbers.rows_of(request, request.rows.events)
         ]
         _insert(db, "event", 8, numbered)
-        self._tally.add(db, [event for one in rows for event in one.events])
+        self._mail.add(db, [event for one in rows for event in one.events])
         self._sessions.add(db, [one.sessions for one in rows if one.sessions])
         finish_reports(db, joined(one.tls_reports for one in rows))
         _tell_whose_report_is_due(db, requests)
@@ -131,7 +131,7 @@ class Tables:
     ) -> None:
         """Add events within a request's function."""
         events = list(events)
-        self._tally.add(db, events)
+        self._mail.add(db, events)
         _insert(db, "event", 8, self._numbers.rows_of(request, events))
 
     def last(self, db: sqlite3.Connection) -> None:

@@ -4,7 +4,7 @@
     tls_session   one row for each day, domain, policy and failure: how many
     tls_report    one row for each day, domain and place that a report is being sent to, or was
 
-`SessionTally` adds what a commit counts, within its transaction: one statement, and another where a
+`SessionCounter` adds what a commit counts, within its transaction: one statement, and another where a
 domain has a policy that was not seen that day. What it remembers between commits are the policies
 and failures of the newest days, for the bounds; a transaction that is undone has it read them anew.
 """
@@ -31,7 +31,7 @@ from relay.queue.tls_sessions import (
 )
 
 __all__ = [
-    "SessionTally",
+    "SessionCounter",
     "claim_report",
     "days",
     "domains",
@@ -48,7 +48,7 @@ _CLAIMED = ""
 _MOST_ROWS = 64
 
 
-class SessionTally:
+class SessionCounter:
     """Adds to the counts; used on the writer's thread."""
 
     def __init__(self) -> None:
