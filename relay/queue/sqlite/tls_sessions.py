@@ -4,9 +4,8 @@
     tls_session   one row for each day, domain, policy and failure: how many
     tls_report    one row for each day, domain and place that a report is being sent to, or was
 
-`SessionCounter` adds what a commit counts, within its transaction: one statement, and another where a
-domain has a policy that was not seen that day. What it remembers between commits are the policies
-and failures of the newest days, for the bounds; a transaction that is undone has it read them anew.
+`SessionCounter` adds what a commit counts, within its transaction: one statement, and another where
+a domain has a policy that was not seen that day.
 """
 
 from __future__ import annotations
