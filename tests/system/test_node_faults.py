@@ -17,6 +17,7 @@ from functools import partial
 
 import pytest
 
+from relay.queue.postgres.schema import MIGRATIONS
 from tests.rigs.cutter import Cut, Cutter, cutter_beside
 from tests.rigs.ledger import Ledger, listed, tokens
 from tests.rigs.nodes import (
@@ -333,7 +334,10 @@ def test_older_node_runs_beside_a_newer_one_until_the_tables_are_not_its_own(
         postgres_server.sql("UPDATE relay.meta SET oldest_compatible = version", name)
         assert relay.process is not None
         assert relay.process.wait(timeout=60) == 1
-        says = "its tables have version 2 and need a relay that knows 2; this one knows 1"
+        known = len(MIGRATIONS)
+        says = (
+            f"version {known + 1} and need a relay that knows {known + 1}; this one knows {known}"
+        )
         assert relay.stderr.count(says) == 1
         with pytest.raises(AssertionError, match="the relay ended at its start"):
             relay.start()

@@ -31,7 +31,14 @@ from typing import NamedTuple
 import asyncpg
 
 from relay.queue.due import Place
-from relay.queue.postgres.connection import OLDEST_SERVER, Db, Server, StartRefused, translated
+from relay.queue.postgres.connection import (
+    OLDEST_SERVER,
+    Db,
+    NoServer,
+    Server,
+    StartRefused,
+    translated,
+)
 
 __all__ = [
     "ASIDE",
@@ -46,6 +53,9 @@ __all__ = [
 ]
 
 WAITING, READY, CLAIMED, ASIDE, LEAVING = map(int, Place)
+
+
+_LOCK_SECONDS = 5
 
 
 class Migration(NamedTuple):
@@ -279,7 +289,8 @@ async def describe(server: Server) -> Mapping[str, str]:
 async def migrate(db: Db, migrations: Sequence[Migration] = MIGRATIONS) -> None:
     """Bring the tables to the newest version, in one transaction that every other start waits for.
 
-    Raises `StartRefused` with what a person has to change.
+    Raises `StartRefused` with what a person has to change, and `NoServer` where another program
+    uses the tables: all mail would wait behind this, so it is tried again later.
     """
     server = int(await db.fetchval("SHOW server_version_num"))
     if server // 10000 < OLDEST_SERVER:
@@ -292,6 +303,8 @@ async def migrate(db: Db, migrations: Sequence[Migration] = MIGRATIONS) -> None:
         await _make_schema(db)
         async with db.transaction():
             await _migrate(db, migrations)
+    except asyncpg.LockNotAvailableError as exc:
+        raise NoServer(f"a transaction of another program uses the tables ({exc})") from None
     except asyncpg.InsufficientPrivilegeError as exc:
         user = await db.fetchval("SELECT current_user")
         raise StartRefused(
@@ -339,6 +352,7 @@ async def _make_schema(db: Db) -> None:
 
 
 async def _migrate(db: Db, migrations: Sequence[Migration]) -> None:
+    await db.execute(f"SET LOCAL lock_timeout = '{_LOCK_SECONDS}s'")
     await db.execute("LOCK TABLE relay.meta IN ACCESS EXCLUSIVE MODE")
     found = await db.fetchrow("SELECT version, oldest_compatible FROM relay.meta")
     assert found is not None
