@@ -13,11 +13,12 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.rigs.ports import accepts_connections, free_port, wait_until
+from tests.rigs.small_disk import small_disk
 
 _SHARED_MEMORY = Path("/dev/shm")
 _USER = "postgres"
@@ -37,6 +38,8 @@ class Postgres:
     directory: Path
     port: int = 5432
     settings: dict[str, str] = field(default_factory=dict)
+    init: Sequence[str] = ()
+    """More options of initdb."""
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -64,6 +67,7 @@ class Postgres:
                 "--locale=C",
                 "--no-sync",
                 "--no-instructions",
+                *self.init,
             ]
         )
         self.configure()
@@ -136,6 +140,12 @@ class Postgres:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
 
+    def require_password(self, role: str) -> None:
+        """Have a role log in with its password."""
+        file = self.data / "pg_hba.conf"
+        file.write_text(f"host all {role} all scram-sha-256\n{file.read_text()}")
+        self.sql("SELECT pg_reload_conf()")
+
     def drop_queue(self) -> None:
         """Remove the tables of the relay, as if none had ever run here."""
         self.sql("DROP SCHEMA IF EXISTS relay CASCADE")
@@ -189,6 +199,24 @@ def server_directory() -> Iterator[Path]:
         yield directory
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def postgres_on_small_disk(size: str, **settings: str) -> Iterator[Postgres]:
+    """A server whose data, no larger than it has to be, is on a disk of its own. Its socket and its
+    log are elsewhere.
+    """
+    user = pwd.getpwnam(_USER)
+    options = f"size={size},uid={user.pw_uid},gid={user.pw_gid},mode=700"
+    small = {"min_wal_size": "2MB", "max_wal_size": "6MB"}
+    with server_directory() as directory, small_disk(directory / "data", options):
+        server = Postgres(directory, free_port(), small | settings, init=["--wal-segsize=1"])
+        server.make()
+        server.start()
+        try:
+            yield server
+        finally:
+            _end(server)
 
 
 @contextlib.contextmanager

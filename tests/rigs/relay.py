@@ -46,8 +46,8 @@ class Relay:
         assert self.process is not None
         return self.process.pid
 
-    def start(self, *, seconds: float = 60) -> None:
-        """Start and wait until it takes connections."""
+    def launch(self) -> None:
+        """Start, and wait for nothing."""
         self.config_file.write_text(yaml.safe_dump(self.config))
         with (self.directory / "stderr").open("ab") as stderr:
             self.process = subprocess.Popen(
@@ -70,6 +70,10 @@ class Relay:
                     **self.environment,
                 },
             )
+
+    def start(self, *, seconds: float = 60) -> None:
+        """Start and wait until it takes connections."""
+        self.launch()
 
         def listening() -> bool:
             assert self.process is not None

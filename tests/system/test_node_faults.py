@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ import pytest
 
 from relay.queue.postgres.schema import MIGRATIONS
 from tests.rigs.cutter import Cut, Cutter, cutter_beside
-from tests.rigs.ledger import Ledger, listed, tokens
+from tests.rigs.ledger import LINES, Ledger, listed, tokens
 from tests.rigs.nodes import (
     LEASE_SECONDS,
     accepts,
@@ -30,10 +31,11 @@ from tests.rigs.nodes import (
     node,
     states,
 )
-from tests.rigs.ports import wait_until
-from tests.rigs.postgres import Postgres, postgres, standby
+from tests.rigs.ports import accepts_connections, free_port, wait_until
+from tests.rigs.postgres import Postgres, postgres, postgres_on_small_disk, standby
 from tests.rigs.relay import Relay
 from tests.rigs.sink import Sink, sink
+from tests.rigs.small_disk import fill
 
 pytestmark = [pytest.mark.needs("postgresql"), pytest.mark.timeout(300)]
 
@@ -76,6 +78,16 @@ def running(
             wait_until(partial(accepts, relay, found.ledger), what="mail")
         found.check()
         yield found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unreachable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Relay, float]]:
+    """A node that looks for its server while the tests of this file run; when it began."""
+    directory = tmp_path_factory.mktemp("unreachable")
+    server, mx = Postgres(directory, free_port()), Sink("127.0.0.31", 9)
+    with node(directory, server, mx, "a", url=server.tcp_url(), start=False) as relay:
+        relay.launch()
+        yield relay, time.monotonic()
 
 
 @pytest.fixture
@@ -166,6 +178,41 @@ def test_client_hears_no_250_where_the_wait_for_a_standby_is_cancelled(cluster):
     wait_until(lambda: accepts(cluster.one, ledger), what="mail again")
     wait_until(lambda: listed(cluster.two) == [], what="an empty queue")
     cluster.check()
+
+
+@pytest.mark.needs("root", "mount")
+def test_full_disk_of_the_server_refuses_mail_for_now_and_recovers_alone(tmp_path):
+    """First there is no room for rows, then none for the write-ahead log: that ends the server."""
+    ledger, kept, refused = Ledger(), tokens(3), tokens(5)
+    with (
+        postgres_on_small_disk("64m") as server,
+        sink() as mx,
+        node(tmp_path, server, mx, "a") as relay,
+    ):
+        wait_until(partial(accepts, relay, ledger), what="mail")
+        mx.gate.clear()
+        ledger.hand_in(relay, kept)
+        assert ledger.accepted >= set(kept)
+        filler = fill(server.data)
+        for word in refused:
+            ledger.hand_in(relay, [word], body=LINES * 8)
+        # A page that is there already may have room.
+        assert {ledger.codes[word] for word in refused} <= {250, 452}
+        assert 452 in {ledger.codes[word] for word in refused}
+        write = (
+            "DO $$ BEGIN PERFORM pg_logical_emit_message(true, 'x', repeat('y', 900000)); END $$"
+        )
+        with pytest.raises(subprocess.CalledProcessError):
+            server.sql("; ".join([write] * 50))
+        last = tokens(1)
+        ledger.hand_in(relay, last)
+        assert ledger.codes[last[0]] in (451, 452)
+        filler.unlink()
+        began = time.monotonic()
+        wait_until(partial(accepts, relay, ledger), what="mail again")
+        assert time.monotonic() - began < 10
+        mx.gate.set()
+        check_both_ends([relay], mx, ledger)
 
 
 def set_standby(server: Postgres, name: str) -> None:
@@ -300,6 +347,72 @@ def is_now(seconds: float) -> bool:
     return abs(seconds - datetime.now(UTC).timestamp()) < 120
 
 
+# --- the start ------------------------------------------------------------------------------------
+
+_SECRET = "a-secret-of-the-server"
+
+
+def test_start_that_can_never_succeed_exits_with_1_names_the_key_and_shows_no_password(
+    tmp_path, postgres_server
+):
+    server = postgres_server
+    server.sql(f"CREATE ROLE locked LOGIN PASSWORD '{_SECRET}'")
+    server.sql("CREATE ROLE plain LOGIN")
+    server.sql("CREATE DATABASE newer")
+    server.sql(
+        "CREATE SCHEMA relay; CREATE TABLE relay.meta AS"
+        " SELECT 9 AS version, 8 AS oldest_compatible, 0::bigint AS changes,"
+        " 0::bigint AS give_back",
+        "newer",
+    )
+    server.require_password("locked")
+    (tmp_path / "secret").write_text(f"not-{_SECRET}\n")
+    with cutter_beside(server.port) as old, contextlib.ExitStack() as opened:
+        old.altered = (b"\x00\x06150", b"\x00\x06130")  # what server_version_num is
+        at = f"@127.0.0.1:{server.port}"
+        cases = {
+            "password": (
+                f"postgresql://locked:wrong-{_SECRET}{at}/postgres",
+                "password authentication failed",
+            ),
+            "old": (server.tcp_url(port=old.port), "the server is PostgreSQL 13; 14 or later"),
+            "newer": (server.tcp_url("newer"), "have version 9 and need a relay that knows 8"),
+            "right": (f"postgresql://plain{at}/postgres", "may not make the schema relay"),
+        }
+        relays: dict[str, Relay] = {}
+        for name, (url, _) in cases.items():
+            relays[name] = opened.enter_context(
+                node(tmp_path, server, Sink("127.0.0.31", 9), name, url=url, start=False)
+            )
+            if name == "password":
+                relays[name].config["queue"]["password_file"] = str(tmp_path / "secret")
+            relays[name].launch()
+        for name, relay in relays.items():
+            assert relay.process is not None
+            assert relay.process.wait(timeout=120) == 1, name
+            assert "queue.url" in relay.stderr, (name, relay.stderr)
+            assert cases[name][1] in relay.stderr, (name, relay.stderr)
+            assert _SECRET not in relay.stderr
+            assert "Traceback" not in relay.stderr
+        server.sql("ALTER SYSTEM SET fsync = off")
+        server.sql("SELECT pg_reload_conf()")
+        try:
+            relay = opened.enter_context(
+                node(tmp_path, server, Sink("127.0.0.31", 9), "fsync", start=False)
+            )
+            relay.launch()
+            assert relay.process is not None
+            assert relay.process.wait(timeout=60) == 1
+            assert "queue.url" in relay.stderr
+            assert "the server has fsync off" in relay.stderr
+        finally:
+            server.sql("ALTER SYSTEM RESET fsync")
+            server.sql("SELECT pg_reload_conf()")
+
+
+# --- a name, a version ----------------------------------------------------------------------------
+
+
 def test_node_whose_name_is_taken_while_it_is_stopped_drains_and_exits(
     tmp_path, postgres_server, database
 ):
@@ -344,3 +457,18 @@ def test_older_node_runs_beside_a_newer_one_until_the_tables_are_not_its_own(
         assert relay.process.wait(timeout=60) == 1
         assert relay.stderr.count(says) == 2
         check_both_ends([relay], mx, ledger)
+
+
+def test_server_that_cannot_be_reached_is_tried_for_a_minute_by_a_relay_that_takes_no_mail(
+    unreachable,
+):
+    """The last test of the file: the minute passes beside the others."""
+    relay, began = unreachable
+    while relay.process.poll() is None:
+        assert not accepts_connections("127.0.0.1", relay.port)
+        time.sleep(0.5)
+    assert time.monotonic() - began > 60
+    assert relay.process.returncode == 1
+    assert relay.stderr.count("waiting for the queue's server") == 1
+    assert "cannot start: queue.url: " in relay.stderr
+    assert "listening at" not in relay.stderr

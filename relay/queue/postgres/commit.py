@@ -41,7 +41,7 @@ from relay.queue.postgres.connection import (
     translated,
 )
 from relay.queue.request import Refused, Request, resolve
-from relay.queue.store import SpoolError, StoredEvent
+from relay.queue.store import QueueFull, SpoolError, StoredEvent
 
 __all__ = ["PATIENCE", "SAFE_COMMIT", "SILENCE", "LeaseLost", "Tables", "Writer"]
 
@@ -137,6 +137,7 @@ class Writer:
         self._warned = False
         self._trouble = ""
         self.unknown_commits = 0
+        self._is_full = False
         self._closing = False
         self._task: asyncio.Task[None] | None = None
         self._watch: asyncio.Task[None] | None = None
@@ -205,6 +206,9 @@ class Writer:
             self._put_back(self._taken)
             self._give_up_the_old(exc)
             await self._pause()
+        except QueueFull as exc:
+            self._tell_full(exc)
+            self._fail(batch, exc)
         except SpoolError as exc:
             self._tell_trouble(str(exc))
             self._fail(batch, exc)
@@ -279,7 +283,16 @@ class Writer:
             self._trouble = text
             log.error("the queue's database cannot be written: %s", text)
 
-    def _is_well(self) -> None:
+    def _tell_full(self, error: SpoolError) -> None:
+        """No trouble of this node: its clients hear of it, and no other node has more room."""
+        if not self._is_full:
+            self._is_full = True
+            log.error("no new mail is taken: %s", error)
+
+    def _is_well(self, batch: Sequence[Request] = ()) -> None:
+        if self._is_full and any(request.takes_in for request in batch):
+            self._is_full = False
+            log.warning("the database's disk has room for new mail again")
         if self._trouble:
             log.warning("the queue's database works again, after: %s", self._trouble)
             self._trouble = ""
@@ -318,7 +331,7 @@ class Writer:
                     self._fail(batch, SpoolError(f"internal trouble ({type(exc).__name__})"))
                     return
                 raise
-            self._is_well()
+            self._is_well(batch)
             resolve(batch, self._on_events)
             return
 
@@ -330,6 +343,7 @@ class Writer:
         is_full = isinstance(exc, asyncpg.DiskFullError)
         if not is_full or not mail or len(mail) == len(batch):
             return False
+        self._tell_full(translated(exc))
         self._fail(mail, translated(exc))
         batch[:] = [request for request in batch if not request.takes_in]
         self._taken = [(began, one) for began, one in self._taken if not one.takes_in]
