@@ -23,11 +23,11 @@ from relay.queue.store import Store
 from tests.fakes.moved import EVERY_KIND, fill, seen
 from tests.fakes.queued import NOW, claim_all, new_message, opened, queue_ids
 from tests.rigs.ledger import LARGE, Ledger, tokens
+from tests.rigs.nodes import arrived, node
 from tests.rigs.ports import wait_until
 from tests.rigs.postgres import Postgres
 from tests.rigs.relay import Relay, relay_process
 from tests.rigs.sink import Sink, sink
-from tests.system.test_nodes import arrived, node
 
 LONG = os.environ.get("RELAY_LONG") == "1"
 
