@@ -46,7 +46,10 @@ def routes_of(config: Config) -> Routes:
         {pattern: hops[to] if isinstance(to, str) else to for pattern, to in routes.items()}
         for routes in (config.routes, config.routes_by_sender)
     )
-    return Routes(by_recipient, by_sender, hops)
+    of_listeners = [listener.next_hop for listener in config.listeners]
+    of_users = [user.next_hop for user in config.access.users.values()]
+    clients = {name for name in (*of_listeners, *of_users) if name is not None}
+    return Routes(by_recipient, by_sender, hops, clients)
 
 
 def logged_in_at(config: Config) -> list[str]:

@@ -36,6 +36,7 @@ from relay.deliver.destinations import Destinations
 from relay.deliver.floors import Floors
 from relay.deliver.hop_limits import HopLimits
 from relay.deliver.memory import DowngradeMemory
+from relay.deliver.parts import NodeParts
 from relay.deliver.pool import Pool, PoolLimits
 from relay.deliver.report_sender import ReportSender
 from relay.deliver.scheduler import Scheduler
@@ -145,12 +146,7 @@ class Parts:
         self.delivery = replace(
             config.delivery, concurrency=min(config.delivery.concurrency, files.deliveries)
         )
-        self.destinations = Destinations(
-            self.delivery.concurrency_per_destination,
-            config.queue.schedule,
-            clock=time.monotonic,
-            limits=HopLimits(worker.hop_limits, clock=time.monotonic),
-        )
+        self.destinations = self._make_destinations()
         self.pool = Pool(PoolLimits(connections=self.delivery.concurrency))
         self.attempt = self._make_attempt()
         self.scheduler = self._make_scheduler()
@@ -209,6 +205,16 @@ class Parts:
             self.rules,
             seconds=_FLOORS_AT_HAND_SECONDS,
             memory=self.memory,
+        )
+
+    def _make_destinations(self) -> Destinations:
+        most, part = self.delivery.concurrency_per_destination, self.store.part
+        return Destinations(
+            most,
+            self.config.queue.schedule,
+            clock=time.monotonic,
+            limits=HopLimits(self.worker.hop_limits, clock=time.monotonic, part=part),
+            parts=NodeParts(most, part, lambda domain: self.router.may_lead_to(domain)),
         )
 
     def _make_attempt(self) -> Attempt:

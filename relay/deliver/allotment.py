@@ -2,8 +2,8 @@
 Pure.
 
 A limit (`max_connections`, `rate`) holds for all nodes and for all workers of a node together. A
-node has its `share` of it. The workers of a node divide that share by what each of them needs now
-(`divided`): a worker without mail lends its part to the others.
+node has its part of it (`relay.queue.division`). The workers of a node divide that part by what
+each of them needs now (`divided`): a worker without mail lends its part to the others.
 
 A `rate` is kept as the generic cell rate algorithm keeps it (ITU-T I.371): a message is due one
 `interval` after the message before it, and may begin so much earlier that a pause saves up one
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from relay.route.next_hop import Rate
 
-__all__ = ["LATE_SECONDS", "Spacing", "divided", "share", "spacing"]
+__all__ = ["LATE_SECONDS", "Spacing", "divided", "spacing"]
 
 LATE_SECONDS = 2.0
 """How much later than another a message may reach the host: it may need a new connection first."""
@@ -28,11 +28,6 @@ _FORGIVEN_SECONDS = 0.5
 """How late a message may begin without delaying those after it: `LATE_SECONDS` has room for it."""
 
 _ROUNDING = 1e-6
-
-
-def share(limit: int, index: int, count: int) -> int:
-    """The part of a limit for one of `count` that share it; the parts of all add up to it."""
-    return (limit + count - 1 - index) // count
 
 
 def divided(limit: int, wanted: Sequence[int], turn: int = 0) -> list[int]:

@@ -111,8 +111,8 @@ class Attempt:
             delivery.concurrency_per_destination, clock=_now
         )
         self._limits = self._destinations.limits
-        self._most_for_domain = delivery.concurrency_per_destination
         self._destinations.on_surplus = self._pool.make_room_at_hop
+        self._destinations.on_division = self._pool.close_idle
         self._standing: set[asyncio.Task[None]] = set()
         self._floors = floors
         self._counts_sessions = counts_sessions
@@ -396,7 +396,7 @@ class Attempt:
         """
         host, floor = conditions.host, conditions.floor
         self._pool.make_room(host.destination, self._destinations.others_may_stay(use))
-        self._pool.make_room_for(waiting[0].domain, self._most_for_domain)
+        self._pool.make_room_for(waiting[0].domain, self._most_for(waiting[0].domain, host.hop))
         seen = partial(tally.sessions.met, host, floor)
         async with self._counted(host.hop) as opened:
             reached = await negotiate.reach(
@@ -414,6 +414,11 @@ class Attempt:
         if turn is not None:
             return turn.failed(failure, outcome)
         return self._note_unreached(failure, outcome, use)
+
+    def _most_for(self, domain: str, hop: NextHop | None) -> int:
+        """How many connections the mail for a domain may have."""
+        parts = self._destinations.parts
+        return parts.of_domain(domain) if hop is None else parts.of_address(hop.destination)
 
     @asynccontextmanager
     async def _counted(self, hop: NextHop | None) -> AsyncIterator[list[Connection]]:

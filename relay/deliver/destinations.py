@@ -39,6 +39,7 @@ from relay.deliver.diagnosis import Answer, Stage
 from relay.deliver.hop_limits import Holder, HopLimits
 from relay.deliver.host_health import HostHealth
 from relay.deliver.pacing import INITIAL_WINDOW, back_off
+from relay.deliver.parts import NodeParts
 from relay.mail.outcome import Deferred, Outcome
 from relay.mail.reply import Reply
 from relay.queue.retry import RetrySchedule
@@ -192,6 +193,7 @@ class Destination:
 class Destinations:
     """All destinations of this process. `on_room` gets the name of each that has room again;
     `on_surplus` each next hop where so many idle connections may stay, as others need them.
+    `on_division` is called while the nodes divide the limits anew: no connection is to stay idle.
     """
 
     def __init__(
@@ -201,11 +203,12 @@ class Destinations:
         *,
         clock: Callable[[], float],
         limits: HopLimits | None = None,
+        parts: NodeParts | None = None,
     ) -> None:
         """`most`: `concurrency_per_destination`. `clock`: the monotonic one. `limits`: those of the
-        operator's next hops.
+        operator's next hops. `parts`: what this node has of all of them.
         """
-        self._most = most
+        self.parts = parts or NodeParts(most)
         self.limits = limits or HopLimits(clock=clock)
         self._schedule = schedule or RetrySchedule()
         self._clock = clock
@@ -214,6 +217,7 @@ class Destinations:
         self._later = _Turns()
         self.on_room: Callable[[str], None] = lambda name: None
         self.on_surplus: Callable[[NextHop, int], None] = lambda hop, idle: None
+        self.on_division: Callable[[], None] = lambda: None
 
     # --- connections ------------------------------------------------------------------------------
 
@@ -264,7 +268,12 @@ class Destinations:
     def others_may_stay(self, use: Use) -> int:
         """How many idle connections may stay beside those in use."""
         known = use.destination
-        return max(min(known.window, self._most) - len(known.uses), 0)
+        return max(min(known.window, self._most_at(known)) - len(known.uses), 0)
+
+    def is_within_parts(self) -> bool:
+        """Whether no destination has more connections than this node's part."""
+        within = (len(one.uses) <= self._most_at(one) for one in self._known.values())
+        return all(within) and self.limits.is_within_parts()
 
     def give_up_surplus(self) -> None:
         """Have idle connections closed that are beyond this worker's part of a limit."""
@@ -274,8 +283,11 @@ class Destinations:
     def _room(self, one: Destination, now: float) -> int:
         if now < one.suspended_until or now < one.rests_until:
             return 0
-        window = 1 if one.silences else min(one.window, self._most)
+        window = 1 if one.silences else min(one.window, self._most_at(one))
         return window - len(one.uses)
+
+    def _most_at(self, one: Destination) -> int:
+        return self.parts.of_address(one.name)
 
     # --- what a host did --------------------------------------------------------------------------
 
@@ -293,7 +305,7 @@ class Destinations:
             return
         one.good += 1
         if not one.is_narrowed or one.good >= _GOOD_FOR_ONE_MORE:
-            one.window, one.good = min(one.window + 1, self._most), 0
+            one.window, one.good = min(one.window + 1, self._most_at(one)), 0
 
     def turned_away(self, use: Use, kept: int) -> bool:
         """The host refused another connection. Returns whether it is worth waiting for room.
@@ -369,7 +381,7 @@ class Destinations:
 
     def patience(self, name: str, hop: NextHop | None = None) -> int:
         """How many entries may wait in memory for a connection: those that get one soon."""
-        one = self._known.get(name) or Destination(name, window=self._most)
+        one = self._known.get(name) or Destination(name, window=self.parts.of_address(name))
         apart = self._apart(one, hop, self._clock())
         if hop is not None and hop.rate is not None:
             return min(int(_SHORT_TURN / apart) + 2, _MOST_WAITING)
@@ -404,7 +416,7 @@ class Destinations:
 
     def _at_once(self, one: Destination, hop: NextHop | None) -> int:
         """How many connections it gets now, with nothing else in the way."""
-        window = max(min(one.window, self._most), 1)
+        window = max(min(one.window, self._most_at(one)), 1)
         most = self.limits.most(hop) if hop is not None else None
         return window if most is None else max(min(window, most), 1)
 

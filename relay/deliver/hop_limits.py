@@ -2,7 +2,7 @@
 
 All workers of the machine keep them together, in a table that they share (`Table`); each worker
 writes how many connections it has and wants, and reads the others'. A node of several has its
-`share` of each limit.
+fixed part of each limit (`parts`).
 
     a connection        a worker begins with one more if the sum over the workers stays below the
                         limit, and if its part, divided by what each worker wants, has room. A
@@ -25,7 +25,8 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
-from relay.deliver.allotment import LATE_SECONDS, Spacing, divided, share, spacing
+from relay.deliver.allotment import LATE_SECONDS, Spacing, divided, spacing
+from relay.deliver.parts import Part, all_of_it
 from relay.route.next_hop import NextHop
 
 __all__ = [
@@ -148,8 +149,8 @@ class Limited:
 class HopLimits:
     """The limits of all next hops, as one worker keeps them.
 
-    `node`: the index of this node and how many there are. `waiting`: how many entries wait in this
-    worker for a next hop, by its name.
+    `part`: what this node has of a limit. `waiting`: how many entries wait in this worker for a
+    next hop, by its name.
     """
 
     def __init__(
@@ -157,11 +158,11 @@ class HopLimits:
         table: Table | None = None,
         *,
         clock: Callable[[], float],
-        node: Callable[[], tuple[int, int]] = lambda: (0, 1),
+        part: Part = all_of_it,
     ) -> None:
         self._table: Table = table or OwnTable()
         self._clock = clock
-        self._node = node
+        self._part_of = part
         self._known: dict[str, Limited] = {}
         self.waiting: Callable[[str], int] = lambda name: 0
 
@@ -273,12 +274,19 @@ class HopLimits:
         """How this node keeps the rate of a next hop; None without one, or without a part of it."""
         if hop.rate is None:
             return None
-        messages = share(hop.rate.messages, *self._node())
+        messages = self._part_of(hop.rate.messages, hop.destination)
         return spacing(replace(hop.rate, messages=messages)) if messages else None
 
     def most(self, hop: NextHop) -> int | None:
         """How many connections this node may have to a next hop; None: no limit is set."""
-        return None if hop.max_connections is None else share(hop.max_connections, *self._node())
+        limit = hop.max_connections
+        return None if limit is None else self._part_of(limit, hop.destination)
+
+    def is_within_parts(self) -> bool:
+        """Whether no next hop has more connections than this node's part."""
+        return all(
+            (most := self.most(one.hop)) is None or one.held <= most for one in self._known.values()
+        )
 
     @property
     def known(self) -> Mapping[str, Limited]:

@@ -53,10 +53,10 @@ class Paces:
             return False
         return pacing.is_suspended(pace, now=self._clock())
 
-    def has_room(self, domain: str, *, is_crowded: bool) -> bool:
-        """Whether one more attempt may begin."""
+    def has_room(self, domain: str, *, most: int, is_crowded: bool) -> bool:
+        """Whether one more attempt may begin, of no more than `most` at once."""
         pace, now = self._of(domain), self._clock()
-        return pacing.room(pace, most=self._most, now=now, is_crowded=is_crowded) > 0
+        return pacing.room(pace, most=most, now=now, is_crowded=is_crowded) > 0
 
     def began(self, domain: str) -> None:
         """An attempt begins."""

@@ -168,6 +168,11 @@ class Pool:
         for one in idle[: len(idle) - others]:
             self._expire(one)
 
+    def close_idle(self) -> None:
+        """Close all idle connections."""
+        for idle in list(self._order):
+            self._expire(idle)
+
     def forget(self, key: PoolKey) -> None:
         """Close all kept connections under a key, because the host has closed one of them."""
         for idle in list(self._idle.get(key, ())):
@@ -179,8 +184,7 @@ class Pool:
         if self._alarm is not None:
             self._alarm.cancel()
         everyone = list(self._order)
-        for idle in everyone:
-            self._expire(idle)
+        self.close_idle()
         await asyncio.gather(*(idle.connection.wait_closed() for idle in everyone))
 
     def _idle_at(self, destination: str) -> list[_Idle]:

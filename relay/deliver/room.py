@@ -29,21 +29,19 @@ _BOUND_SECONDS = 5.0
 
 
 class Room:
-    """What waits in `lines` for a connection. `most`: `concurrency_per_destination`. `leads_to`:
-    the operator's next hop for an entry; None where the DNS says where its mail goes.
+    """What waits in `lines` for a connection. `leads_to`: the operator's next hop for an entry;
+    None where the DNS says where its mail goes.
     """
 
     def __init__(
         self,
         lines: Lines,
         destinations: Destinations,
-        most: int,
         monotonic: Callable[[], float],
         leads_to: Callable[[Entry], NextHop | None] = lambda entry: None,
     ) -> None:
         self._lines = lines
         self._destinations = destinations
-        self._most = most
         self._monotonic = monotonic
         self._leads_to = leads_to
         self._turned_away: Counter[Holder] = Counter()
@@ -61,6 +59,11 @@ class Room:
             self._hops[line] = hop
             self._lines.bind(line, (hop.destination,), inf)
         return line
+
+    def part_of(self, line: str) -> int:
+        """How many attempts a line may have; 0: it is not this node's."""
+        hop, parts = self._hops.get(line), self._destinations.parts
+        return parts.of_domain(line) if hop is None else parts.of_hop(hop)
 
     def limited_lines(self) -> list[str]:
         """The lines of next hops whose operator has limited them."""
@@ -107,7 +110,7 @@ class Room:
 
     def has_short_line(self, line: str) -> bool:
         """Whether so few wait in a line that it is time to claim more."""
-        if 2 * self._lines.length(line) >= self._most:
+        if 2 * self._lines.length(line) >= self.part_of(line):
             return False
         names = self._names(line)
         return not names or any(self._excess_at(line, name) < 0 for name in names)

@@ -12,6 +12,7 @@ A claimed entry waits in the line of its domain until a slot is free, and is att
     no room at its hosts                                 back into its line; released if that
                                                          takes long
     broken off by the relay, or a policy is fetched      released
+    this node has no part of its destination's limits    released, for other nodes
     its domain is silent                                 released until the silence ends
 
 At most `concurrency` attempts are under way. The loop sleeps until the store has work or the next
@@ -35,7 +36,7 @@ from relay.deliver.options import DeliveryOptions
 from relay.deliver.recorder import FIRST_PAUSE, LONGEST_PAUSE, Recorder
 from relay.deliver.report_sender import ReportSender
 from relay.deliver.runner import Attempts, Runner, reconsidered
-from relay.deliver.waiting import NextAttempt, Waiting, Wanted
+from relay.deliver.waiting import LEFT_FOR, NextAttempt, Waiting, Wanted
 from relay.deliver.wake_up import WakeUp
 from relay.mail.outcome import Outcome
 from relay.mail.tls_session import TlsSession
@@ -118,7 +119,10 @@ class Scheduler:
         self._stopping = False
         self._ended = asyncio.Event()
         self._ended.set()
+        self._parts = self._destinations.parts
         store.before_change(self._give_back)
+        store.limit_domains(self._parts.to_claim)
+        store.when_divided_anew(self._divided_anew)
 
     @property
     def in_flight(self) -> int:
@@ -245,15 +249,15 @@ class Scheduler:
         claimed = await self._store.claim_due(
             now=self._clock(),
             limit=wanted.limit,
-            limit_per_domain=self._most_per_domain,
             skip=wanted.skip,
             only=wanted.only,
             with_new=wanted.with_new,
         )
         self._waiting.claimed(wanted)
         await self._take(claimed)
-        largest = max(Counter(entry.domain for entry in claimed).values(), default=0)
-        if len(claimed) >= wanted.limit or largest >= self._most_per_domain:
+        by_domain = Counter(entry.domain for entry in claimed)
+        is_full = any(count >= self._parts.to_claim(domain) for domain, count in by_domain.items())
+        if is_full or len(claimed) >= wanted.limit:
             return False
         if wanted.only is None:
             self._wake_up.wake_at(await self._store.next_due(skip=wanted.skip))
@@ -263,12 +267,37 @@ class Scheduler:
 
     async def _take(self, claimed: Sequence[Entry]) -> None:
         """Put claimed entries into their lines; begin those with a slot."""
-        silent = [entry for entry in claimed if not self._waiting.add(entry)]
+        silent, unserved = [], []
+        for entry in claimed:
+            if not self._waiting.is_served(entry):
+                unserved.append(entry)
+            elif not self._waiting.add(entry):
+                silent.append(entry)
         self._begin_attempts()
         await self._put_off(silent)
+        await self._leave_to_others(unserved)
+        if claimed and len(unserved) == len(claimed):
+            await self._recorder.pause(_NEXT_LOOK)  # there may be much more that is others'
         room, lines = self._waiting.room, self._waiting.lines
         if len(lines) > 2 * self._most or room.has_excess(map(room.line_of, claimed)):
             await self._shorten_lines()
+
+    async def _leave_to_others(self, entries: Sequence[Entry]) -> None:
+        """Release entries whose destination this node has no part of."""
+        for domain in {entry.domain for entry in entries}:
+            self._waiting.leave(domain)
+        due = self._clock()
+        await asyncio.gather(*(self._recorder.release(entry, due=due) for entry in entries))
+        if entries:
+            self._wake_up.wake_at(due + LEFT_FOR)
+
+    async def _divided_anew(self) -> bool:
+        """The parts of this node have become others. Whether no more than these are under way."""
+        await self._leave_to_others(self._waiting.pop_unserved())
+        self._destinations.on_division()
+        self._begin_attempts()
+        self._wake_up.wake()
+        return self._waiting.is_within_parts()
 
     def _claim_ended(self, entry: Entry, due: datetime | None) -> None:
         """A claim has ended; the entry is due again at `due`, or never."""

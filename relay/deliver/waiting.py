@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Generic, NamedTuple, TypeVar
 
 from relay.deliver.destinations import Destinations, NotNow, Use
@@ -24,9 +24,13 @@ from relay.queue.entry import Entry
 from relay.queue.retry import RetrySchedule
 from relay.route.next_hop import NextHop
 
-__all__ = ["NextAttempt", "Waiting", "Wanted"]
+__all__ = ["LEFT_FOR", "NextAttempt", "Waiting", "Wanted"]
 
 A = TypeVar("A")
+
+LEFT_FOR = timedelta(seconds=5)
+"""So long a domain is not claimed for, some of whose mail was just left to other nodes."""
+_MOST_LEFT = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +79,11 @@ class Waiting(Generic[A]):
         self.lines = Lines()
         self.paces = Paces(share, schedule, clock)
         self.slots: Slots[A] = Slots(most, self.lines, monotonic)
-        self.room = Room(self.lines, destinations, share, monotonic, leads_to)
+        self.room = Room(self.lines, destinations, monotonic, leads_to)
+        self._destinations = destinations
+        self._clock = clock
+        self._left_until: dict[str, datetime] = {}
+        """Domains of which some mail was left to other nodes."""
         self._ranks = list(Rank)
         self._last: Wanted | None = None
         self._under_way: Counter[str] = Counter()
@@ -112,6 +120,35 @@ class Waiting(Generic[A]):
         if not self._under_way[entry.domain]:
             del self._under_way[entry.domain]
 
+    # --- several nodes ----------------------------------------------------------------------------
+
+    def is_served(self, entry: Entry) -> bool:
+        """Whether this node has a part of the destination of an entry."""
+        return self.room.part_of(self.room.line_of(entry)) > 0
+
+    def pop_unserved(self) -> list[Entry]:
+        """All that wait and are not served here."""
+        names = [line for line in self.lines.names() if not self.room.part_of(line)]
+        return [entry for line in names for entry in self.lines.pop_all(line)]
+
+    def leave(self, domain: str) -> None:
+        """Mail for a domain was left to others: what else there is of it may be theirs, too."""
+        self._left_until[domain] = self._clock() + LEFT_FOR
+        if len(self._left_until) > _MOST_LEFT:
+            del self._left_until[next(iter(self._left_until))]
+
+    def _left_to_others(self) -> frozenset[str]:
+        """The domains that are not claimed for at the moment."""
+        now = self._clock()
+        self._left_until = {name: at for name, at in self._left_until.items() if at > now}
+        return frozenset(self._left_until)
+
+    def is_within_parts(self) -> bool:
+        """Whether no more attempts and connections are under way than this node's part."""
+        parts = self._destinations.parts
+        within = (count <= parts.to_claim(domain) for domain, count in self._under_way.items())
+        return all(within) and self._destinations.is_within_parts()
+
     # --- whose turn it is -------------------------------------------------------------------------
 
     def turns(self) -> Iterator[NextAttempt]:
@@ -140,7 +177,8 @@ class Waiting(Generic[A]):
             return None
         is_crowded = self.slots.is_crowded(rank, self._share)
         for line in self.lines.turns(rank):
-            if not self.paces.has_room(line, is_crowded=is_crowded):
+            most = self.room.part_of(line)
+            if not self.paces.has_room(line, most=most, is_crowded=is_crowded):
                 continue
             if not self._begins_with_one_that_may_go(line):
                 continue
@@ -158,12 +196,14 @@ class Waiting(Generic[A]):
         entries of domains that may not go behind the others: they hold up no other domain, and are
         the first that are given back to the queue.
         """
-        if is_of_hop(line):
-            return self.lines.bring_forward(line, self._may_go)
-        return self._may_go(self.lines.head(line))
+        most = self.room.part_of(line)
 
-    def _may_go(self, entry: Entry) -> bool:
-        return self._under_way[entry.domain] < self._share
+        def may_go(entry: Entry) -> bool:
+            return self._under_way[entry.domain] < most
+
+        if is_of_hop(line):
+            return self.lines.bring_forward(line, may_go)
+        return may_go(self.lines.head(line))
 
     # --- what to claim ----------------------------------------------------------------------------
 
@@ -181,7 +221,8 @@ class Waiting(Generic[A]):
                 line
                 for line in self.lines.names()
                 if not is_of_hop(line) and not self.room.has_short_line(line)
-            ),
+            )
+            | self._left_to_others(),
             only=self.slots.proven if is_only_proven else None,
             with_new=self._page(Rank.NEW) < self._most,
         )
@@ -201,7 +242,9 @@ class Waiting(Generic[A]):
     def may_claim(self) -> bool:
         """Whether what the last claim passed over may have a slot now."""
         last = self._last
-        if last is None or any(map(self.room.has_short_line, last.skip)):
+        if last is None:
+            return True
+        if any(self.room.has_short_line(line) for line in last.skip - self._left_until.keys()):
             return True
         return last.only is not None and (
             2 * self._page(Rank.NEW, Rank.BULK) < self._most or self.slots.has_slot(Rank.BULK)

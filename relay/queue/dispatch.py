@@ -53,6 +53,7 @@ class Dispatch:
         self._stored = stored
         self._handoff = HandOff(limits)
         self._due = DueHint()
+        self._limit_of: Callable[[str], int] | None = None
         self._turn = 0
         self._claiming = asyncio.Lock()
         self._work = asyncio.Event()
@@ -69,7 +70,9 @@ class Dispatch:
             or len(entries) > self._limits.entries_per_message
         ):
             return []
-        return [entry for entry in entries if self._handoff.reserve(entry)]
+        return [
+            entry for entry in entries if self.serves(entry.domain) and self._handoff.reserve(entry)
+        ]
 
     def _entries(self, new: NewMessage, *, in_file: bool) -> list[Entry]:
         """What of a new message is due at once, by domain."""
@@ -105,12 +108,24 @@ class Dispatch:
 
     # Giving out.
 
+    def limit_domains(self, limit_of: Callable[[str], int]) -> None:
+        """A claim takes no more of a domain than this says; 0: the domain is not served here."""
+        self._limit_of = limit_of
+
+    def serves(self, domain: str) -> bool:
+        """Whether mail for a domain is given out."""
+        return self._limit_of is None or self._limit_of(domain) > 0
+
+    async def leave_to_others(self) -> None:
+        """Let wait in the store what is not served here any more."""
+        await self._spill(self._handoff.take_unserved(self.serves))
+        self.changed()
+
     async def claim_due(
         self,
         *,
         now: datetime,
         limit: int,
-        limit_per_domain: int | None = None,
         skip: Collection[str] = (),
         only: Collection[str] | None = None,
         with_new: bool = False,
@@ -121,7 +136,7 @@ class Dispatch:
         if limit <= 0:
             return []
         async with self._claiming:
-            shares = Shares(limit_per_domain)
+            shares = Shares(self._limit_of)
             claimed = await self._claim_due(now, limit, shares, skip, only)
             if only is not None and with_new:
                 claimed += self._handoff.take(limit - len(claimed), skip, shares)

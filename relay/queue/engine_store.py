@@ -103,6 +103,7 @@ class EngineStore(EngineReader, Generic[Connection]):
         self.next_due = dispatch.next_due
         self.wait_for_work = dispatch.wait_for_work
         self.before_change = dispatch.before_change
+        self.limit_domains = dispatch.limit_domains
 
     # What the engine adds to a claim.
 

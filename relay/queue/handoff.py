@@ -11,7 +11,7 @@ over that is not committed.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from relay.queue.entry import Entry
@@ -41,7 +41,7 @@ class Shares:
     number.
     """
 
-    most: int | None = None
+    most: Callable[[str], int] | None = None
     taken: Counter[str] = field(default_factory=Counter)
 
     def copy(self) -> Shares:
@@ -50,7 +50,9 @@ class Shares:
 
     def left(self, domain: str, limit: int = 1) -> int:
         """How many more of a domain, at most `limit`."""
-        return limit if self.most is None else max(min(limit, self.most - self.taken[domain]), 0)
+        if self.most is None:
+            return limit
+        return max(min(limit, self.most(domain) - self.taken[domain]), 0)
 
 
 def weight_of(entry: Entry) -> int:
@@ -164,6 +166,10 @@ class HandOff:
     def take_but(self, domains: Collection[str]) -> list[Entry]:
         """All entries of other domains than these."""
         return self.take_of([domain for domain in self._waiting if domain not in domains])
+
+    def take_unserved(self, serves: Callable[[str], bool]) -> list[Entry]:
+        """All entries of domains that are not served."""
+        return self.take_of([domain for domain in self._waiting if not serves(domain)])
 
     def take_of(self, domains: Collection[str]) -> list[Entry]:
         """All entries of some domains."""

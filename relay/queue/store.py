@@ -258,12 +258,28 @@ class DeliveryQueue(Protocol):
     def may_begin(self, entry: Entry) -> bool:
         """Whether the claim of an entry still holds, so that an attempt may take its next step."""
 
+    def part(self, limit: int, name: str) -> int:
+        """What this node may use now of a limit at a destination that holds for all nodes together;
+        all of it where the queue is this machine's alone.
+        """
+
+    def when_divided_anew(self, call: Callable[[], Awaitable[bool]]) -> None:
+        """Have this called when the parts of this node have become others, and again until it
+        returns True: that this node uses no more than its parts.
+        """
+
+    def limit_domains(self, limit_of: Callable[[str], int]) -> None:
+        """Have one claim take no more entries of a domain than this says, however many are due.
+
+        0, where several nodes share the queue: no entry of that domain is claimed, nor handed over
+        by `accept`.
+        """
+
     async def claim_due(
         self,
         *,
         now: datetime,
         limit: int,
-        limit_per_domain: int | None = None,
         skip: Collection[str] = (),
         only: Collection[str] | None = None,
         with_new: bool = False,
@@ -272,10 +288,9 @@ class DeliveryQueue(Protocol):
         `skip`.
 
         `only`: none of another domain than these, those named first before others; `with_new`: and
-        what was handed over by `accept`, where the engine has a hand-off. At most
-        `limit_per_domain` of them are of one domain, however many of it are due. No other claim
-        gets a claimed entry until it is recorded or released, or until the store is opened again
-        after a crash, when it is due at once.
+        what was handed over by `accept`, where the engine has a hand-off. No other claim gets a
+        claimed entry until it is recorded or released, or until the store is opened again after a
+        crash, when it is due at once.
         """
 
     async def next_due(self, *, skip: Collection[str] = ()) -> datetime | None:

@@ -14,25 +14,28 @@ sender: the rules 2 and 3 do not apply to it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar, assert_never
 
 from relay.mail.address import AddressError, normalise_domain
 from relay.route.next_hop import NextHop, RouteChoice, RouteRule
 
-__all__ = ["Routes", "choose", "said"]
+__all__ = ["Routes", "choose", "may_lead_to", "said"]
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Routes:
-    """`routes` and `routes_by_sender`, each pattern with its next hop; and all by name."""
+    """`routes` and `routes_by_sender`, each pattern with its next hop; and all by name. `clients`:
+    the names that users and listeners may give to a message; None: any of them.
+    """
 
     by_recipient: Mapping[str, NextHop] = field(default_factory=dict)
     by_sender: Mapping[str, NextHop] = field(default_factory=dict)
     next_hops: Mapping[str, NextHop] = field(default_factory=dict)
+    clients: Collection[str] | None = None
 
     def every_next_hop(self) -> dict[str, NextHop]:
         """All next hops by name, also those that stand in a route itself."""
@@ -57,6 +60,16 @@ def choose(routes: Routes, domain: str, reverse_path: str = "", next_hop: str = 
     if found is not None:
         return RouteChoice(RouteRule.ALL, *found)
     return RouteChoice(RouteRule.MX)
+
+
+def may_lead_to(routes: Routes, domain: str) -> list[NextHop | None]:
+    """The next hops that mail to a domain may take, whoever sends it; None for its MX hosts."""
+    found = _first(routes.by_recipient, _domain_patterns(domain))
+    if found is not None:
+        return [found[1]]
+    names = routes.next_hops if routes.clients is None else routes.clients
+    of_clients = (routes.next_hops[name] for name in names if name in routes.next_hops)
+    return [*of_clients, *routes.by_sender.values(), routes.by_recipient.get("*")]
 
 
 def said(choice: RouteChoice) -> str:

@@ -44,7 +44,7 @@ from relay.route.answers import (
     Unanswered,
 )
 from relay.route.cache import ExpiringCache
-from relay.route.choice import Routes, choose
+from relay.route.choice import Routes, choose, may_lead_to
 from relay.route.credentials import CredentialsError, RouteCredentials
 from relay.route.dane import base_domains
 from relay.route.family import usable_from, why_unusable
@@ -138,6 +138,7 @@ class Router:
         """Route by other options from now on."""
         self._options = options
         self._choices: dict[tuple[str, str, str], RouteChoice] = {}
+        self._hops_of: dict[str, tuple[NextHop | None, ...]] = {}
         self._cache.clear()
         self._credentials.forget()
         self._logged.forget()
@@ -160,6 +161,22 @@ class Router:
         if not routes.by_recipient and not routes.by_sender and not next_hop:
             return None
         return self._choose(domain, reverse_path, next_hop).hop
+
+    def may_lead_to(self, domain: str) -> Collection[NextHop | None]:
+        """The operator's next hops that mail to a domain may take, whoever sends it; None for the
+        MX hosts.
+        """
+        routes = self._options.routes
+        if not (routes.by_recipient or routes.by_sender or routes.next_hops):
+            return (None,)
+        found = self._hops_of.get(domain)
+        if found is None:
+            if len(self._hops_of) >= _MOST_CHOICES:
+                self._hops_of.clear()
+            hops = may_lead_to(routes, host_name(domain) or domain)
+            by_destination = {hop and hop.name: hop for hop in hops}
+            found = self._hops_of[domain] = tuple(by_destination.values())
+        return found
 
     async def hosts_of(self, hop: NextHop) -> Route:
         """The hosts of a next hop, whatever mail leads there."""

@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import PurePath
 
 from relay.config import Config
-from relay.deliver.allotment import share
+from relay.queue.division import share
 from relay.queue.engine import WORKER_SPOOL
 
 __all__ = ["control_socket", "part", "shared_spool", "spool", "worker_config"]

@@ -113,6 +113,7 @@ class MemoryStore:
         self._api_state: ApiState = after._api_state if after else MemoryApiState(self)
         self._staged: dict[str, bytearray] = {}
         self._cursor = ""
+        self._limit_of: Callable[[str], int] = lambda domain: 1 << 30
         self._work = asyncio.Event()
         self._give_back: list[Callable[[], Awaitable[None]]] = []
         now = now or datetime.now(UTC)
@@ -151,6 +152,15 @@ class MemoryStore:
 
     def may_begin(self, entry: Entry) -> bool:
         return True
+
+    def part(self, limit: int, name: str) -> int:
+        return limit
+
+    def when_divided_anew(self, call: Callable[[], Awaitable[bool]]) -> None:
+        pass
+
+    def limit_domains(self, limit_of: Callable[[str], int]) -> None:
+        self._limit_of = limit_of
 
     # Taking in.
 
@@ -209,27 +219,27 @@ class MemoryStore:
         *,
         now: datetime,
         limit: int,
-        limit_per_domain: int | None = None,
         skip: Collection[str] = (),
         only: Collection[str] | None = None,
         with_new: bool = False,
     ) -> list[Entry]:
-        most = limit if limit_per_domain is None else min(limit, limit_per_domain)
         ready = self._ready(now)
         domains = [one for one in (sorted(ready) if only is None else only) if one not in skip]
         if only is None:
             domains.sort(key=lambda domain: (domain <= self._cursor, domain))
-        by_domain = {domain: ready.get(domain, [])[:most] for domain in domains}
+        by_domain = {domain: ready.get(domain, [])[: self._limit_of(domain)] for domain in domains}
         if only is not None and with_new:
             others = sorted(set(ready) - set(only) - set(skip))
             by_domain |= {
-                domain: [queue_id for queue_id in ready[domain] if self._is_new(queue_id)][:most]
+                domain: [queue_id for queue_id in ready[domain] if self._is_new(queue_id)][
+                    : self._limit_of(domain)
+                ]
                 for domain in others
             }
             domains += others
         # One of each domain in turn.
-        turns = ((domain, turn) for turn in count() if turn < most for domain in domains)
-        rounds = islice(turns, most * len(domains))
+        turns = ((domain, turn) for turn in count() for domain in domains)
+        rounds = islice(turns, limit * len(domains))
         taken = [
             (domain, by_domain[domain][n]) for domain, n in rounds if n < len(by_domain[domain])
         ][:limit]

@@ -99,7 +99,6 @@ class MemoryQueue(MemoryStore):
         *,
         now: datetime,
         limit: int,
-        limit_per_domain: int | None = None,
         skip: Collection[str] = (),
         only: Collection[str] | None = None,
         with_new: bool = False,
@@ -109,7 +108,6 @@ class MemoryQueue(MemoryStore):
         taken = await super().claim_due(
             now=now,
             limit=limit,
-            limit_per_domain=limit_per_domain,
             skip=skip,
             only=only,
             with_new=with_new,

@@ -54,9 +54,8 @@ class PostgresApiState:
         """Have this called when a node has changed settings or webhooks."""
         self._listeners.append(call)
 
-    async def look(self) -> None:
-        """See whether a node has changed something."""
-        edition = await self._read(_edition)
+    async def look(self, edition: int) -> None:
+        """See whether a node has changed something: whether the edition is another now."""
         if self._edition is not None and edition != self._edition:
             for call in self._listeners:
                 await call()
@@ -99,11 +98,6 @@ class PostgresApiState:
     async def settle_call(self, call: PendingCall, *, due: datetime | None) -> None:
         """The call was tried."""
         await self._write(_settle_call, call, due)
-
-
-async def _edition(db: Db) -> int:
-    found: int = await db.fetchval("SELECT changes FROM relay.meta")
-    return found
 
 
 async def domain_settings(db: Db) -> dict[str, DomainSettings]:

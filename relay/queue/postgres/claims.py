@@ -55,19 +55,19 @@ async def claim(
     limit: int,
     skip: Collection[str],
     shares: Shares,
-    cursor: str | None,
+    cursor: str,
     only: Collection[str] | None = None,
-) -> tuple[list[Entry], str | None]:
+) -> tuple[list[Entry], str]:
     """Entries that are due, claimed, and the domain the next claim is to start behind."""
     passed = {*skip, *(domain for domain in shares.taken if not shares.left(domain))}
     domains: list[str] = []
     for _ in range(_ROUNDS):
         promoted = await _promote(db, now)
-        domains = await _ready_domains(db, limit, passed, cursor, only)
+        domains = await _ready_domains(db, limit, passed, shares, cursor, only)
         if domains or promoted < _PROMOTED:
             break
     entries: list[Entry] = []
-    while domains and len(entries) < limit:
+    while domains:
         # A round that finds nothing, since other nodes are claiming there, passes its domains.
         found, last, empty = await _claim_of(db, lease, domains, limit - len(entries), shares)
         cursor = last if only is None else cursor
@@ -75,7 +75,9 @@ async def claim(
         passed.update(empty)
         passed.update(domain for domain in domains if not shares.left(domain))
         left = limit - len(entries)
-        domains = await _ready_domains(db, left, passed, cursor, only) if left > 0 else []
+        if left <= 0:
+            break
+        domains = await _ready_domains(db, left, passed, shares, cursor, only)
     return entries, cursor
 
 
@@ -94,7 +96,8 @@ async def _ready_domains(
     db: Db,
     limit: int,
     passed: Collection[str],
-    cursor: str | None,
+    shares: Shares,
+    cursor: str,
     only: Collection[str] | None,
 ) -> list[str]:
     """Up to `limit` domains with something ready: those behind the cursor, then from the start."""
@@ -103,27 +106,44 @@ async def _ready_domains(
             f"""SELECT domain FROM unnest($1::text[]) AS wanted (domain) WHERE EXISTS
             (SELECT 1 FROM relay.recipient WHERE place = {READY}
              AND recipient.domain = wanted.domain) LIMIT $2""",
-            [domain for domain in only if domain not in passed],
+            [domain for domain in only if domain not in passed and shares.left(domain)],
             limit,
         )
         return [row[0] for row in rows]
     skipped = list(passed)
-    if cursor is None:
-        return await _ready_between(db, limit, skipped, None, None)
-    behind = await _ready_between(db, limit, skipped, cursor, None)
-    if len(behind) < limit:
-        behind += await _ready_between(db, limit - len(behind), skipped, None, cursor)
+    behind = await _ready_between(db, limit, skipped, shares, cursor, None)
+    if cursor and len(behind) < limit:
+        behind += await _ready_between(db, limit - len(behind), skipped, shares, "", cursor)
     return behind
 
 
 async def _ready_between(
-    db: Db, limit: int, skipped: Sequence[str], low: str | None, high: str | None
+    db: Db,
+    limit: int,
+    skipped: Sequence[str],
+    shares: Shares,
+    low: str,
+    high: str | None,
+) -> list[str]:
+    """Ready domains that this node may have something of."""
+    found: list[str] = []
+    while len(found) < limit:
+        page = await _page_between(db, limit, skipped, low, high)
+        found += [domain for domain in page if shares.left(domain)]
+        if len(page) < limit:
+            break
+        low = page[-1]
+    return found[:limit]
+
+
+async def _page_between(
+    db: Db, limit: int, skipped: Sequence[str], low: str, high: str | None
 ) -> list[str]:
     """Each domain is one step in the index, however many recipients it has there."""
     rows = await db.fetch(
         f"""WITH RECURSIVE ready (domain) AS (
             SELECT min(domain) FROM relay.recipient
-            WHERE place = {READY} AND ($1::text IS NULL OR domain > $1)
+            WHERE place = {READY} AND domain > $1
             UNION ALL
             SELECT (SELECT min(domain) FROM relay.recipient
                     WHERE place = {READY} AND recipient.domain > ready.domain)

@@ -38,7 +38,6 @@ __all__ = [
     "Lease",
     "NodeOptions",
     "ask_to_give_back",
-    "asked_to_give_back",
     "boottime",
     "have_given_back",
     "nodes",
@@ -350,12 +349,6 @@ async def ask_to_give_back(db: Db) -> int:
     number: int = await db.fetchval(
         "UPDATE relay.meta SET give_back = give_back + 1 RETURNING give_back"
     )
-    return number
-
-
-async def asked_to_give_back(db: Db) -> int:
-    """The number of the last such request."""
-    number: int = await db.fetchval("SELECT give_back FROM relay.meta")
     return number
 
 

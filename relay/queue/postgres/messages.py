@@ -4,7 +4,7 @@ read.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 
 from relay.mail.event import Event
@@ -48,6 +48,7 @@ __all__ = [
 
 _WINDOW = 5000
 _DUE_WINDOW = 1000
+_READY_PAGE = 20
 
 _MESSAGE = "queue_id, reverse_path, arrived, size_bytes, data"
 
@@ -161,23 +162,12 @@ async def count_states(db: Db) -> dict[State, int]:
     return state_counts(dict(rows))
 
 
-async def next_due(db: Db, skip: Collection[str]) -> datetime | None:
+async def next_due(db: Db, skip: Collection[str], serves: Callable[[str], bool]) -> datetime | None:
     """Ready domains are few steps apart; of those that wait only the first stretch is looked at,
     since too early an answer costs one look more, and too late a one a delay.
     """
     skipped = list(skip)
-    ready = await db.fetchval(
-        f"""WITH RECURSIVE ready (domain) AS (
-            SELECT min(domain) FROM relay.recipient WHERE place = {READY}
-            UNION ALL
-            SELECT (SELECT min(domain) FROM relay.recipient
-                    WHERE place = {READY} AND recipient.domain > ready.domain)
-            FROM ready WHERE ready.domain IS NOT NULL)
-        SELECT (SELECT min(due) FROM relay.recipient
-                WHERE place = {READY} AND recipient.domain = ready.domain)
-        FROM ready WHERE domain IS NOT NULL AND domain <> ALL($1) LIMIT 1""",
-        skipped,
-    )
+    ready = await _first_ready(db, skipped, serves)
     waiting = await db.fetchval(
         f"""SELECT coalesce(
             (SELECT due FROM (SELECT due, domain FROM relay.recipient WHERE place = {WAITING}
@@ -189,6 +179,33 @@ async def next_due(db: Db, skip: Collection[str]) -> datetime | None:
     )
     found = [due for due in (ready, waiting) if due is not None]
     return moment(min(found)) if found else None
+
+
+async def _first_ready(db: Db, skipped: Sequence[str], serves: Callable[[str], bool]) -> int | None:
+    """When something is due of the first ready domain that is served, a step in the index each."""
+    low = ""
+    while True:
+        rows = await db.fetch(
+            f"""WITH RECURSIVE ready (domain) AS (
+                SELECT min(domain) FROM relay.recipient
+                WHERE place = {READY} AND domain > $2
+                UNION ALL
+                SELECT (SELECT min(domain) FROM relay.recipient
+                        WHERE place = {READY} AND recipient.domain > ready.domain)
+                FROM ready WHERE ready.domain IS NOT NULL)
+            SELECT domain, (SELECT min(due) FROM relay.recipient
+                    WHERE place = {READY} AND recipient.domain = ready.domain)
+            FROM ready WHERE domain IS NOT NULL AND domain <> ALL($1) LIMIT {_READY_PAGE}""",
+            skipped,
+            low,
+        )
+        for domain, due in rows:
+            if serves(domain):
+                found: int = due
+                return found
+        if len(rows) < _READY_PAGE:
+            return None
+        low = rows[-1][0]
 
 
 async def pending_reports(

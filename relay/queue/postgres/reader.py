@@ -131,5 +131,4 @@ class Reader(EngineReader):
     domain_settings = asks(domain_settings)
     pending_reports = asks(messages.pending_reports)
     pending_report = asks(messages.pending_report)
-    next_stored = asks(messages.next_due)
     leaving = asks(messages.leaving)

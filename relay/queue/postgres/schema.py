@@ -135,6 +135,7 @@ _VERSION_1 = Migration(
             version text NOT NULL,
             policy_digest text NOT NULL,
             given_back bigint NOT NULL DEFAULT 0,
+            seen bigint[] NOT NULL DEFAULT '{}',   -- the live leases that it goes by
             expires timestamptz NOT NULL,
             lost timestamptz)""",
         """CREATE TABLE relay.batch (

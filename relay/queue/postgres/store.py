@@ -12,20 +12,29 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import date, datetime, timedelta
 from functools import partial
-from itertools import count
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from relay.mail.event import Event
+from relay.queue.division import Division
 from relay.queue.engine_store import EngineStore
 from relay.queue.entry import Entry
 from relay.queue.handoff import HandOffLimits, Shares
 from relay.queue.nodes import DatabaseState, LongHolders
-from relay.queue.postgres import claims, events, partitions, statistics, tls_sessions, watching
+from relay.queue.postgres import (
+    claims,
+    events,
+    messages,
+    partitions,
+    statistics,
+    tls_sessions,
+    watching,
+)
 from relay.queue.postgres.api_state import PostgresApiState
 from relay.queue.postgres.commit import SAFE_COMMIT, LeaseLost, Writer
 from relay.queue.postgres.connection import Db, Link, NoServer, Server
@@ -33,11 +42,11 @@ from relay.queue.postgres.lease import (
     Lease,
     NodeOptions,
     ask_to_give_back,
-    asked_to_give_back,
     boottime,
     have_given_back,
     others_that_hold,
 )
+from relay.queue.postgres.look_around import Look, look, say_seen
 from relay.queue.postgres.reader import Reader
 from relay.queue.postgres.schema import migrate, newer_owner
 from relay.queue.postgres.staging import INLINE_BYTES, Staging
@@ -56,7 +65,8 @@ __all__ = ["PostgresStore"]
 log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 1.0
-_LOOKS_A_MINUTE = 60
+_LOOK_SECONDS_OF_CHANGE = 0.2
+_FOLD_SECONDS = 60.0
 _CLAIM_SECONDS = 10.0
 _STAGE_SECONDS = 20.0
 _LEASE_SECONDS = 10.0
@@ -117,8 +127,12 @@ class PostgresStore(Reader, EngineStore[Db]):
         )
         self._staging = Staging(self._stage_link, lease)
         self.api_state = PostgresApiState(self.ask, self._write, lease)
+        self._division = division = Division()
+        self.part = division.part
+        self._within_parts: list[Callable[[], Awaitable[bool]]] = []
+        self._divided_at = 0.0
         self.clock = lease.clock
-        self._cursor: str | None = None
+        self._cursor = ""
         self._held: set[tuple[str, int]] = set()
         self._strange: set[tuple[str, int]] = set()
         self._tasks: list[asyncio.Task[None]] = []
@@ -161,7 +175,11 @@ class PostgresStore(Reader, EngineStore[Db]):
         await self.lease.take_over(db)
         async with db.transaction():
             await claims.pull_forward(db, now, now + max_wait)
-        self._given_back = await asked_to_give_back(db)
+        found = await look(db)
+        self._given_back = found.give_back
+        self._division.look(found.members, self.lease.id)
+        await self._say_seen(db)
+        self._division.look((await look(db)).members, self.lease.id)  # it may be the only one
         if not await db.fetchval("SHOW synchronous_standby_names"):
             log.info(
                 "the queue's server waits for no standby: a failover may lose the last commits"
@@ -181,6 +199,10 @@ class PostgresStore(Reader, EngineStore[Db]):
         for link in (self._claim_link, self._stage_link, self._lease_link):
             await link.close()
         await super().close()
+
+    def when_divided_anew(self, call: Callable[[], Awaitable[bool]]) -> None:
+        """Have this called when the parts of this node have become others."""
+        self._within_parts.append(call)
 
     def may_begin(self, entry: Entry) -> bool:
         """Whether the lease that the claim was made under still holds for sure."""
@@ -290,6 +312,10 @@ class PostgresStore(Reader, EngineStore[Db]):
                 (entry.message.queue_id, one.index) for one in entry.recipients
             )
 
+    async def next_stored(self, skip: Collection[str], /) -> datetime | None:
+        """When the next unclaimed entry outside `skip` is due that this node serves."""
+        return await self.ask(messages.next_due, skip, self._dispatch.serves)
+
     def _settled(self, settlement: Settlement) -> None:
         self._claims_ended([settlement.entry])
         super()._settled(settlement)
@@ -318,11 +344,10 @@ class PostgresStore(Reader, EngineStore[Db]):
                 return
             await asyncio.sleep(_GLANCE_SECONDS)
 
-    async def _give_back_if_asked(self) -> None:
+    async def _give_back_if_asked(self, number: int) -> None:
         """Give back what was not begun if another node asks for it, and claim nothing until its
         verb has had the time to be done.
         """
-        number = await self.ask(asked_to_give_back)
         if number > self._given_back:
             self._given_back = number
             async with self._dispatch.stopped():
@@ -391,6 +416,7 @@ class PostgresStore(Reader, EngineStore[Db]):
         """Drop what was not begun: another node has it now."""
         error = LeaseLost("the lease of this node was lost")
         self.writer.fail_waiting(error)
+        self._division.forget()
         self._dispatch.forget_all()
         self._held.clear()
         self._strange.clear()
@@ -401,21 +427,18 @@ class PostgresStore(Reader, EngineStore[Db]):
     # The other nodes.
 
     async def _look_around(self) -> None:
-        """See once a second what other nodes have made due, and what was set over HTTP; once a
-        minute, add up what was counted.
+        """Look once a second at what other nodes have done, and more often while they come and go.
+        Once a minute, add up what was counted.
         """
-        for look in count():
-            await asyncio.sleep(_LOOK_SECONDS)
+        fold_at = time.monotonic()
+        while True:
+            is_calm = self._division.is_agreed
+            await asyncio.sleep(_LOOK_SECONDS if is_calm else _LOOK_SECONDS_OF_CHANGE)
             try:
                 await self._make_partitions()
-                due = await self.next_stored(())
-                if due is not None and due <= self.clock():
-                    self._dispatch.changed()
-                elif due is not None:
-                    self._dispatch.note_due(due)
-                await self.api_state.look()
-                await self._give_back_if_asked()
-                if look % _LOOKS_A_MINUTE == 0:
+                await self._act_on(await self.ask(look))
+                if time.monotonic() >= fold_at:
+                    fold_at = time.monotonic() + _FOLD_SECONDS
                     await self.ask(statistics.fold)
                     await self._tell_long_holders()
                 self._unreachable = ""
@@ -426,6 +449,33 @@ class PostgresStore(Reader, EngineStore[Db]):
             except Exception:  # no mistake of one look may end the looking
                 log.exception("the other nodes could not be looked at")
             self._write_mark()
+
+    async def _act_on(self, found: Look) -> None:
+        if found.is_ready or (found.due is not None and found.due <= self.clock()):
+            self._dispatch.changed()
+        elif found.due is not None:
+            self._dispatch.note_due(found.due)
+        await self.api_state.look(found.changes)
+        await self._divide(found)
+        await self._give_back_if_asked(found.give_back)
+
+    async def _divide(self, found: Look) -> None:
+        """Go by the leases that are live, and tell the others so once no more than this node's part
+        is under way. An attempt that takes very long does not hold them up for ever.
+        """
+        if self._division.look(found.members, self.lease.id):
+            self._divided_at = time.monotonic()
+        elif self._division.untold is None:
+            return
+        await self._dispatch.leave_to_others()
+        within = [await call() for call in self._within_parts]
+        if all(within) or time.monotonic() - self._divided_at > self.lease.seconds:
+            await self._lease_link.ask(self._say_seen)
+
+    async def _say_seen(self, db: Db) -> None:
+        view = self._division.untold
+        if view is not None:
+            await say_seen(db, self.lease.id, view)
 
     async def _tell_long_holders(self) -> None:
         """Warn of what keeps dead rows from being removed: the queue gets slower with them."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -181,6 +181,13 @@ class SqliteStore(Reader, EngineStore[sqlite3.Connection]):
     def not_ready(self) -> str:
         """A client hears of a full disk, and a restart cures no other."""
         return ""
+
+    def part(self, limit: int, name: str) -> int:
+        """All of it."""
+        return limit
+
+    def when_divided_anew(self, call: Callable[[], Awaitable[bool]]) -> None:
+        """This never happens."""
 
     def may_begin(self, entry: Entry) -> bool:
         """A claim holds until this process ends it."""

@@ -142,7 +142,8 @@ async def test_claim_has_no_more_of_a_domain_than_its_limit(store):
     for _ in range(20):
         await store.accept(new_message("x@big.example"))
         await store.accept(new_message("y@small.example"))
-    entries = await store.claim_due(now=NOW, limit=30, limit_per_domain=3)
+    store.limit_domains(lambda domain: 3)
+    entries = await store.claim_due(now=NOW, limit=30)
     assert Counter(entry.domain for entry in entries) == {"big.example": 3, "small.example": 3}
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.deliver.allotment import divided, share, spacing
+from relay.deliver.allotment import divided, spacing
 from relay.route.next_hop import Rate
 
 NEVER = float("-inf")
@@ -30,13 +30,6 @@ def beginnings(
 def most_in(times: list[float], seconds: float) -> int:
     """The most of them in any stretch of so many seconds, its end included."""
     return max(sum(begin <= one <= begin + seconds for one in times) for begin in times)
-
-
-@given(st.integers(0, 50), st.integers(1, 6))
-def test_shares_add_up_to_the_limit_and_differ_by_one_at_most(limit, count):
-    shares = [share(limit, index, count) for index in range(count)]
-    assert sum(shares) == limit
-    assert max(shares) - min(shares) <= 1
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import pytest
 
 from relay.deliver.hop_limits import CELLS, CELLS_OF_A_WORKER, Cells, HopLimits
+from relay.queue.division import share
 from relay.route.next_hop import NextHop, Rate
 
 
@@ -36,7 +37,8 @@ class World:
         self.rows: dict[str, list[float]] = {}
         self.tables = [Shared(number, workers, self.rows) for number in range(workers)]
         self.workers = [
-            HopLimits(table, clock=lambda: self.now, node=lambda: node) for table in self.tables
+            HopLimits(table, clock=lambda: self.now, part=lambda limit, name: share(limit, *node))
+            for table in self.tables
         ]
         self.count = 0
 

@@ -49,7 +49,7 @@ def test_a_domain_to_be_skipped_waits_and_the_others_go():
 
 def test_a_domain_that_has_its_share_waits():
     handoff = filled(HandOffLimits(), *["busy.example"] * 5, "a.example")
-    shares = Shares(2)
+    shares = Shares(lambda domain: 2)
     assert taken(handoff.take(10, (), shares)) == ["busy.example", "a.example", "busy.example"]
     assert handoff.take(10, (), shares) == []
 
@@ -103,7 +103,7 @@ def test_entries_of_some_domains_only_are_taken_in_turn_past_all_others():
     domains = [f"d{number}.example" for number in range(50)]
     handoff = filled(HandOffLimits(), *domains, "a.example", "b.example", "a.example", "a.example")
     only = ("b.example", "a.example", "absent.example")
-    shares = Shares(2)
+    shares = Shares(lambda domain: 2)
     assert taken(handoff.take(9, ("d0.example",), shares, only)) == [
         "b.example",
         "a.example",
