@@ -22,6 +22,10 @@ from relay.queue.store import NewMessage, SpoolError
 __all__ = ["Dispatch", "StateCounts", "StoredClaims"]
 
 
+_HANDED_OVER = 2
+"""So many times what a node may deliver at once of a domain, where others may deliver, too."""
+
+
 class StoredClaims(Protocol):
     """The claims of an engine, in the store."""
 
@@ -54,6 +58,7 @@ class Dispatch:
         self._handoff = HandOff(limits)
         self._due = DueHint()
         self._limit_of: Callable[[str], int] | None = None
+        self.is_divided = False
         self._turn = 0
         self._claiming = asyncio.Lock()
         self._work = asyncio.Event()
@@ -71,7 +76,9 @@ class Dispatch:
         ):
             return []
         return [
-            entry for entry in entries if self.serves(entry.domain) and self._handoff.reserve(entry)
+            entry
+            for entry in entries
+            if self._handoff.reserve(entry, self._most_handed_over(entry.domain))
         ]
 
     def _entries(self, new: NewMessage, *, in_file: bool) -> list[Entry]:
@@ -116,9 +123,19 @@ class Dispatch:
         """Whether mail for a domain is given out."""
         return self._limit_of is None or self._limit_of(domain) > 0
 
+    def _most_handed_over(self, domain: str) -> int | None:
+        """How many entries of a domain may be in the hand-off, None for any number. `is_divided`:
+        other nodes have parts of the limits, and are to find mail for them in the store.
+        """
+        if self._limit_of is None:
+            return None
+        limit = self._limit_of(domain)
+        return _HANDED_OVER * limit if self.is_divided or not limit else None
+
     async def leave_to_others(self) -> None:
-        """Let wait in the store what is not served here any more."""
-        await self._spill(self._handoff.take_unserved(self.serves))
+        """Let wait in the store what others are to deliver now."""
+        if self.is_divided:
+            await self._spill(self._handoff.take_beyond(lambda d: self._most_handed_over(d) or 0))
         self.changed()
 
     async def claim_due(

@@ -70,6 +70,11 @@ class Division:
         return min(view.part(limit, name) for view in self._views)
 
     @property
+    def is_alone(self) -> bool:
+        """Whether no other node has a part."""
+        return all(len(view.leases) == 1 for view in self._views)
+
+    @property
     def is_agreed(self) -> bool:
         """Whether all nodes go by the same view."""
         return len(self._views) == 1 and self._is_told

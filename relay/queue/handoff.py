@@ -80,13 +80,16 @@ class HandOff:
         """More than half of the room is taken."""
         return 2 * self._entries > self._limits.entries or 2 * self._bytes > self._limits.size_bytes
 
-    def reserve(self, entry: Entry) -> bool:
-        """Keep room for an entry that is about to be committed; False where there is none."""
+    def reserve(self, entry: Entry, most: int | None = None) -> bool:
+        """Keep room for an entry that is about to be committed; False where there is none. `most`:
+        how many of its domain may be here.
+        """
         domain, weight, limits = entry.domain, weight_of(entry), self._limits
         in_domain = self._domain_entries.get(domain, 0)
         if (
             self._entries >= limits.entries
             or in_domain >= limits.entries_per_domain
+            or (most is not None and in_domain >= most)
             or self._bytes + weight > limits.size_bytes
         ):
             return False
@@ -167,9 +170,17 @@ class HandOff:
         """All entries of other domains than these."""
         return self.take_of([domain for domain in self._waiting if domain not in domains])
 
-    def take_unserved(self, serves: Callable[[str], bool]) -> list[Entry]:
-        """All entries of domains that are not served."""
-        return self.take_of([domain for domain in self._waiting if not serves(domain)])
+    def take_beyond(self, most: Callable[[str], int]) -> list[Entry]:
+        """The newest entries of each domain that has more than so many here."""
+        taken = []
+        for domain, queue in list(self._waiting.items()):
+            left = most(domain)
+            while len(queue) > left:
+                taken.append(queue.pop())
+            if not queue:
+                del self._waiting[domain]
+        self._left(taken)
+        return taken
 
     def take_of(self, domains: Collection[str]) -> list[Entry]:
         """All entries of some domains."""

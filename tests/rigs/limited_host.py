@@ -14,9 +14,33 @@ import socket
 import struct
 import time
 from bisect import bisect_left, bisect_right
+from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import dataclass
+from math import inf
 
-__all__ = ["LimitedHost"]
+__all__ = ["LimitedHost", "Stay", "most_at_once"]
+
+
+@dataclass(eq=False, slots=True)
+class Stay:
+    """A connection, from the greeting to its end on the monotonic clock. `client`: as it called
+    itself.
+    """
+
+    began: float
+    ended: float = inf
+    client: str = ""
+
+
+def most_at_once(stays: Iterable[Stay]) -> int:
+    """The most connections that stood at one moment."""
+    changes = [change for one in stays for change in ((one.began, 1), (one.ended, -1))]
+    now = most = 0
+    for _, change in sorted(changes):
+        now += change
+        most = max(most, now)
+    return most
 
 
 class LimitedHost:
@@ -58,6 +82,7 @@ class LimitedHost:
         self.taken: list[str] = []
         self.taken_at: dict[str, float] = {}
         """By recipient, on the monotonic clock."""
+        self.stays: list[Stay] = []
         self._server: asyncio.Server | None = None
         self._is_listening = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -108,6 +133,8 @@ class LimitedHost:
         self._tasks.add(task)
         self.connections += 1
         self.open += 1
+        stay = Stay(time.monotonic())
+        self.stays.append(stay)
         self.most = max(self.most, self.open)
         is_full = self.open > self.takes
         self.turned_away += is_full
@@ -116,9 +143,10 @@ class LimitedHost:
             self._server, self._is_listening = None, False
         try:
             with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
-                await self._talk(reader, writer, is_full)
+                await self._talk(reader, writer, is_full, stay)
         finally:
             self.open -= 1
+            stay.ended = time.monotonic()
             self._tasks.discard(task)
             with suppress(ConnectionError):
                 writer.close()
@@ -126,7 +154,7 @@ class LimitedHost:
                 await self._listen()
 
     async def _talk(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, is_full: bool
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, is_full: bool, stay: Stay
     ) -> None:
         if is_full and self.manner == "reset":
             linger = struct.pack("ii", 1, 0)
@@ -145,6 +173,7 @@ class LimitedHost:
         while line := await reader.readline():
             verb = line[:4].upper()
             if verb in (b"EHLO", b"HELO"):
+                stay.client = line[4:].strip().decode()
                 writer.write(f"{self.hello}\r\n".encode())
             elif verb == b"MAIL" and is_full and self.manner == "421 at MAIL":
                 writer.write(b"421 4.7.0 too many connections\r\n")

@@ -593,3 +593,63 @@ async def test_every_250_survives_a_failover_to_a_synchronous_standby(server):
             finally:
                 server.start()
                 set_standby(server, "")
+
+
+# --- what each node has a part of -----------------------------------------------------------------
+
+
+async def test_domain_that_a_node_does_not_serve_is_not_handed_over_and_left_to_others(server):
+    async with node(server.url(), "a") as one, node(server.url(), "b") as two:
+        one.limit_domains(lambda domain: int(domain == "z.example"))
+        for number in range(30):  # more than one page of them
+            await one.accept(new_message(f"x@d{number:02}.example"))
+        await one.accept(new_message("x@z.example"))
+        [entry] = await claim_all(one)
+        await one.release(entry, due=NOW)
+        assert [entry.domain for entry in await claim_all(one)] == ["z.example"]
+        assert await one.next_due() is None
+        assert len({entry.domain for entry in await claim_all(two)}) == 30
+
+
+async def test_limit_is_divided_once_both_nodes_have_seen_each_other(server):
+    async with node(server.url(), "a") as one:
+        assert one.part(5, "dest.example") == 5
+        async with node(server.url(), "b") as two:
+
+            async def is_divided() -> bool:
+                return two.part(5, "dest.example") > 0
+
+            assert two.part(5, "dest.example") == 0, "the first has not seen it"
+            await until(is_divided)
+            assert {one.part(5, "dest.example"), two.part(5, "dest.example")} == {2, 3}
+
+        async def has_all() -> bool:
+            return one.part(5, "dest.example") == 5
+
+        await until(has_all)
+
+
+async def test_node_joins_once_another_uses_no_more_than_its_part_or_after_a_lease(server):
+    async with node(server.url(), "a") as one:
+        is_within = False
+
+        async def answer() -> bool:
+            return is_within
+
+        one.when_divided_anew(answer)
+        async with node(server.url(), "b") as two:
+            await asyncio.sleep(LEASE.total_seconds() / 2)
+            assert two.part(4, "dest.example") == 0
+            is_within = True
+
+            async def has_part() -> bool:
+                return two.part(4, "dest.example") == 2
+
+            await until(has_part)
+            is_within = False
+            async with node(server.url(), "c") as three:
+
+                async def joined() -> bool:
+                    return three.part(6, "dest.example") == 2
+
+                await until(joined)

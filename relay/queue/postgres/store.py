@@ -180,6 +180,7 @@ class PostgresStore(Reader, EngineStore[Db]):
         self._division.look(found.members, self.lease.id)
         await self._say_seen(db)
         self._division.look((await look(db)).members, self.lease.id)  # it may be the only one
+        self._dispatch.is_divided = not self._division.is_alone
         if not await db.fetchval("SHOW synchronous_standby_names"):
             log.info(
                 "the queue's server waits for no standby: a failover may lose the last commits"
@@ -467,6 +468,7 @@ class PostgresStore(Reader, EngineStore[Db]):
             self._divided_at = time.monotonic()
         elif self._division.untold is None:
             return
+        self._dispatch.is_divided = not self._division.is_alone
         await self._dispatch.leave_to_others()
         within = [await call() for call in self._within_parts]
         if all(within) or time.monotonic() - self._divided_at > self.lease.seconds:

@@ -118,3 +118,18 @@ def test_all_but_the_entries_of_some_domains_can_be_taken_out():
     handoff = filled(HandOffLimits(), "a.example", "b.example", "c.example", "a.example")
     assert sorted(taken(handoff.take_but({"b.example"}))) == ["a.example", "a.example", "c.example"]
     assert len(handoff) == 1
+
+
+def test_newest_entries_beyond_what_a_domain_may_have_are_taken_out():
+    handoff = filled(HandOffLimits(), "a.example", *["b.example"] * 4, "c.example")
+    beyond = handoff.take_beyond({"a.example": 1, "b.example": 2, "c.example": 0}.__getitem__)
+    assert sorted(taken(beyond)) == ["b.example", "b.example", "c.example"]
+    assert sorted(taken(handoff.take(10))) == ["a.example", "b.example", "b.example"]
+    assert not len(handoff)
+
+
+def test_domain_has_no_room_beyond_what_it_may_have():
+    handoff = HandOff(HandOffLimits())
+    entries = [entry("a.example") for _ in range(3)]
+    assert [handoff.reserve(one, 2) for one in entries] == [True, True, False]
+    assert not handoff.reserve(entry("b.example"), 0)
