@@ -4,7 +4,10 @@ hand to Kubernetes are its resources.
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +16,13 @@ import pytest
 import yaml
 
 from relay.config import Config, read
+from relay.queue.server_address import parse_url
 from relay.route.next_hop import NextHop
 
 ROOT = Path(__file__).resolve().parents[2]
 KUBERNETES = list(yaml.safe_load_all((ROOT / "examples/kubernetes/relay.yaml").read_text()))
 COMPOSE = yaml.safe_load((ROOT / "examples/compose.yaml").read_text())
+NODES = yaml.safe_load((ROOT / "examples/compose-nodes.yaml").read_text())
 CONTAINER = (ROOT / "conf/container.yaml").read_text()
 
 
@@ -47,6 +52,74 @@ def test_the_environment_of_compose_is_a_configuration(keys: str) -> None:
     config = read(CONTAINER, environment, source="relay.yaml")
     assert_serves_neighbours(config)
     assert config.routes["*"] == NextHop("*", (("catcher",),), port=1025)
+
+
+RELAYS = [name for name in NODES["services"] if name.startswith("relay-")]
+
+
+@pytest.mark.parametrize("name", RELAYS)
+def test_environment_of_each_node_is_a_configuration(name: str, keys: str) -> None:
+    environment = dict(NODES["services"][name]["environment"])
+    assert environment["RELAY__ADMIN__API_KEYS_FILE"] == "/run/secrets/api-keys"
+    environment["RELAY__ADMIN__API_KEYS_FILE"] = keys
+    password = "password_file: /run/secrets/postgres"
+    assert password in environment["RELAY__QUEUE"]
+    environment["RELAY__QUEUE"] = environment["RELAY__QUEUE"].replace(
+        password, f"password_file: {keys}"
+    )
+    config = read(CONTAINER, environment, source="relay.yaml")
+    assert_serves_neighbours(config)
+    assert config.listeners[0].proxy_protocol
+    assert config.routes["*"] == NextHop("*", (("catcher",),), port=1025)
+    location = config.queue.location
+    assert location.is_shared
+    assert location.node == name.replace("relay", "mx")
+    assert location.url is not None
+    assert [host for host, _ in parse_url(location.url).hosts] == ["primary", "standby"]
+
+
+def test_only_the_balancer_reaches_the_nodes_and_it_knows_each() -> None:
+    """Whoever reaches an address with the PROXY protocol may say that it is any client."""
+    text = NODES["configs"]["haproxy"]["content"]
+    assert re.findall(r"server mx-\d (\S+):2525", text) == RELAYS
+    assert "send-proxy-v2" in text
+    assert {name for name, one in NODES["services"].items() if "clients" in one["networks"]} == {
+        "application",
+        "balancer",
+    }
+
+
+def test_what_services_of_the_nodes_refer_to_is_there() -> None:
+    for name, service in NODES["services"].items():
+        assert set(service.get("depends_on", ())) <= set(NODES["services"]), name
+        assert {one["source"] for one in service.get("configs", ())} <= set(NODES["configs"]), name
+        assert set(service.get("secrets", ())) <= set(NODES["secrets"]), name
+        assert {one.partition(":")[0] for one in service.get("volumes", ())} <= set(
+            NODES["volumes"]
+        ), name
+    for secret in NODES["secrets"].values():
+        assert (ROOT / "examples" / secret["file"]).read_text().strip()
+
+
+@pytest.mark.needs("haproxy")
+def test_haproxy_takes_the_configuration_of_the_balancer(tmp_path: Path) -> None:
+    (tmp_path / "haproxy.cfg").write_text(NODES["configs"]["haproxy"]["content"])
+    program = shutil.which("haproxy", path=f"{os.environ['PATH']}:/usr/sbin")
+    assert program is not None
+    done = subprocess.run(
+        [program, "-c", "-f", str(tmp_path / "haproxy.cfg")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("script", ["replication", "follow"])
+def test_script_of_a_server_is_one(script: str) -> None:
+    text = NODES["configs"][script]["content"].replace("$$", "$")
+    done = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def assert_serves_neighbours(config: Config) -> None:
