@@ -16,7 +16,15 @@ from relay.mail.outcome import Delivered
 from relay.queue.api_state import DomainSettings
 from relay.queue.handoff import HandOffLimits
 from relay.queue.nodes import NodeState
-from relay.queue.postgres import NodeOptions, PostgresStore, Server, StartRefused, commit, lease
+from relay.queue.postgres import (
+    NodeOptions,
+    PostgresStore,
+    Server,
+    StartRefused,
+    commit,
+    lease,
+    leftovers,
+)
 from relay.queue.postgres import store as postgres_store
 from relay.queue.postgres.connection import Link
 from relay.queue.server_address import parse_url
@@ -178,8 +186,9 @@ async def test_claims_of_a_lost_node_are_due_for_another(server):
 
 
 async def test_lease_is_renewed_while_much_is_taken_over(server, monkeypatch):
-    monkeypatch.setattr(lease, "_TAKEN_AT_ONCE", 1)
-    monkeypatch.setattr(lease, "_TAKE_OVER", lease._TAKE_OVER + " AND pg_sleep(0.25) IS NOT NULL")
+    slowly = leftovers._TAKE_OVER + " AND pg_sleep(0.25) IS NOT NULL"
+    monkeypatch.setattr(leftovers, "_TAKEN_AT_ONCE", 1)
+    monkeypatch.setattr(leftovers, "_TAKE_OVER", slowly)
     async with node(server.url(), limits=HandOffLimits(entries=0)) as store:
         for _ in range(40):  # ten seconds of work, with a lease of five
             await store.accept(new_message())

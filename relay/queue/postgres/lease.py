@@ -30,8 +30,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from relay import __version__
-from relay.queue.nodes import Node, NodeState
-from relay.queue.postgres.connection import Db, Link, StartRefused, Superseded, changed_rows
+from relay.queue.postgres.connection import Db, Link, StartRefused, Superseded
+from relay.queue.postgres.leftovers import (
+    dead_holders,
+    give_all_back,
+    sweep,
+    take_over,
+)
 from relay.queue.store import SpoolError
 
 __all__ = [
@@ -40,19 +45,15 @@ __all__ = [
     "ask_to_give_back",
     "boottime",
     "have_given_back",
-    "nodes",
     "others_that_hold",
 ]
 
 log = logging.getLogger(__name__)
 
 _CLOCK_DRIFT = timedelta(seconds=5)
-_TAKEN_AT_ONCE = 1000
 _TAKE_OVER_SECONDS = 5.0
 _PAUSE_SECONDS = 0.5
 """Between two tries to renew while the server is away: nothing is delivered before one succeeds."""
-_READY, _CLAIMED = 1, 2
-_KEPT_LOST = timedelta(days=1)
 
 _HELD_HERE: set[int] = set()
 """Leases of this process that are held: one of its own that is not is of a store that ended."""
@@ -297,29 +298,16 @@ class Lease:
         comes right after that.
         """
         until = boottime() + min(self.seconds / 6, _TAKE_OVER_SECONDS)
-        for (holder,) in await db.fetch(_DEAD_HOLDERS):
-            count = _TAKEN_AT_ONCE
-            while count >= _TAKEN_AT_ONCE:
+        for holder in await dead_holders(db):
+            is_more = True
+            while is_more:
                 if boottime() >= until:
                     self._hurry.set()
                     return
-                status = await db.execute(_TAKE_OVER, holder, _TAKEN_AT_ONCE)
-                count = changed_rows(status)
+                count, is_more = await take_over(db, holder)
                 if count:
                     self._taken_over(count)
-        await db.execute(_FREE_REPORTS)
-        await db.execute(_FREE_CALLS)
-        await self._sweep(db)
-
-    async def _sweep(self, db: Db) -> None:
-        """Remove what dead leases left: content without a message, old marks of batches."""
-        await db.execute(_SWEEP_STAGED)
-        await db.execute(_SWEEP_BATCHES)
-        await db.execute(
-            "DELETE FROM relay.lease WHERE lost < now() - $1::interval AND NOT EXISTS"
-            " (SELECT 1 FROM relay.recipient WHERE place = 2 AND recipient.lease = lease.id)",
-            _KEPT_LOST,
-        )
+        await sweep(db)
 
     # The end.
 
@@ -329,19 +317,7 @@ class Lease:
         _HELD_HERE.discard(id)
         if id:
             with suppress(SpoolError):
-                await self._link.ask(self._end, id)
-
-    async def _end(self, db: Db, id: int) -> None:
-        count = _TAKEN_AT_ONCE
-        while count >= _TAKEN_AT_ONCE:
-            status = await db.execute(_TAKE_OVER, id, _TAKEN_AT_ONCE)
-            count = changed_rows(status)
-        async with db.transaction():
-            await db.execute("UPDATE relay.call SET lease = NULL WHERE lease = $1", id)
-            await db.execute("DELETE FROM relay.tls_report WHERE result = '' AND lease = $1", id)
-            await db.execute(_SWEEP_STAGED_OF, id)
-            await db.execute("DELETE FROM relay.batch WHERE lease = $1", id)
-            await db.execute("DELETE FROM relay.lease WHERE id = $1", id)
+                await self._link.ask(give_all_back, id)
 
 
 async def ask_to_give_back(db: Db) -> int:
@@ -366,68 +342,6 @@ async def others_that_hold(db: Db, lease: int, number: int) -> int:
         number,
     )
     return count
-
-
-async def nodes(db: Db) -> list[Node]:
-    """All nodes that ever were, by name."""
-    rows = await db.fetch(_NODES)
-    return [
-        Node(
-            row["name"],
-            NodeState(row["state"]),
-            row["host"] or "",
-            row["version"] or "",
-            row["left"],
-            row["claims"],
-            row["policy_digest"] or "",
-        )
-        for row in rows
-    ]
-
-
-_NODES = f"""
-    SELECT node.name, CASE WHEN last.id IS NULL THEN 'left' WHEN last.lost IS NULL THEN 'live'
-        ELSE 'lost' END AS state, last.host, last.version, last.policy_digest,
-        CASE WHEN last.lost IS NULL THEN extract(epoch FROM last.expires - now())::float8 END
-            AS left,
-        (SELECT count(*) FROM relay.recipient
-         WHERE place = {_CLAIMED} AND recipient.lease = last.id) AS claims
-    FROM relay.node LEFT JOIN LATERAL
-        (SELECT * FROM relay.lease WHERE lease.node = node.id ORDER BY id DESC LIMIT 1) AS last
-        ON true
-    ORDER BY node.name"""
-
-_DEAD_HOLDERS = f"""
-    WITH RECURSIVE holder (lease) AS (
-        SELECT min(lease) FROM relay.recipient WHERE place = {_CLAIMED}
-        UNION ALL
-        SELECT (SELECT min(lease) FROM relay.recipient
-                WHERE place = {_CLAIMED} AND recipient.lease > holder.lease)
-        FROM holder WHERE holder.lease IS NOT NULL)
-    SELECT lease FROM holder WHERE lease IS NOT NULL
-    AND NOT EXISTS (SELECT 1 FROM relay.lease WHERE id = holder.lease AND lost IS NULL)"""
-"""Leases under which something is claimed and that are not among the live ones."""
-
-_TAKE_OVER = f"""
-    UPDATE relay.recipient SET place = {_READY}, lease = NULL, due = coalesce(due, 0)
-    WHERE (queue_id, idx) IN (
-        SELECT queue_id, idx FROM relay.recipient WHERE place = {_CLAIMED} AND lease = $1
-        LIMIT $2 FOR UPDATE SKIP LOCKED)"""
-
-_LIVE = "(SELECT id FROM relay.lease WHERE lost IS NULL)"
-_FREE_REPORTS = f"DELETE FROM relay.tls_report WHERE result = '' AND lease NOT IN {_LIVE}"
-_FREE_CALLS = f"UPDATE relay.call SET lease = NULL WHERE lease IS NOT NULL AND lease NOT IN {_LIVE}"
-
-_SWEEP_STAGED_OF = """
-    WITH gone AS (DELETE FROM relay.staged WHERE lease = $1 RETURNING queue_id)
-    DELETE FROM relay.content WHERE queue_id IN (SELECT queue_id FROM gone)
-    AND queue_id NOT IN (SELECT queue_id FROM relay.message WHERE in_pieces
-        AND queue_id IN (SELECT queue_id FROM gone))"""
-_SWEEP_STAGED = _SWEEP_STAGED_OF.replace("lease = $1", f"lease NOT IN {_LIVE}")
-
-_SWEEP_BATCHES = """
-    DELETE FROM relay.batch WHERE lease NOT IN (SELECT id FROM relay.lease)
-    OR lease IN (SELECT id FROM relay.lease WHERE lost < now() - interval '1 hour')"""
 
 
 def _boot() -> str:

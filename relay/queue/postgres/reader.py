@@ -18,7 +18,7 @@ from relay.queue.event_search import Stream, Streams
 from relay.queue.postgres import destinations, events, messages, statistics, tls_sessions
 from relay.queue.postgres.api_state import domain_settings
 from relay.queue.postgres.connection import Db, Link, Server
-from relay.queue.postgres.lease import nodes
+from relay.queue.postgres.nodes import nodes
 from relay.queue.store import CHUNK_BYTES, EventFilter, StoredEvent
 
 __all__ = ["Reader", "asks", "searches"]
