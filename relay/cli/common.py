@@ -192,7 +192,7 @@ async def _next(lines: AsyncIterator[JsonDocument]) -> JsonDocument:
 
 def age(ctx: click.Context, param: click.Parameter, value: str | None) -> timedelta | None:
     """An option's value such as 30m, 4h, 2d."""
-    from relay.config.words import parse_duration
+    from relay.config.quantities import parse_duration
 
     try:
         return parse_duration(value) if value is not None else None

@@ -15,7 +15,7 @@ _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 def since(ctx: click.Context, param: click.Parameter, value: str | None) -> datetime | None:
     """A time (2030-01-31, 2030-01-31T12:00, …+01:00) or an age (2h). Without a zone: local."""
-    from relay.config.words import parse_duration
+    from relay.config.quantities import parse_duration
 
     if value is None:
         return None

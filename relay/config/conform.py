@@ -11,7 +11,7 @@ from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from relay.config import words
+from relay.config import quantities
 from relay.config.document import as_document
 from relay.config.mistakes import Location, Mistake, shown, split
 from relay.config.sections import Config
@@ -32,6 +32,7 @@ from relay.config.shape import (
     section_of,
 )
 from relay.config.tree import Leaf, List, Map, Tree, dotted
+from relay.config.words import WORDS
 from relay.mail.option import TextForm
 
 if TYPE_CHECKING:
@@ -228,7 +229,7 @@ class Conformer:
 
     def _name(self, written: str, location: Location, key: str, form: TextForm | None) -> Any:
         try:
-            return words.WORDS[form].read(written) if form is not None else written
+            return WORDS[form].read(written) if form is not None else written
         except ValueError as error:
             return self.wrong(location, dotted(key, written), *split(error))
 
@@ -301,23 +302,23 @@ def _read_leaf(leaf: Leaf, shape: LeafShape, key: str) -> Any:
                 raise ValueError(
                     f"{shown(leaf.text)} is a text; write {leaf.text.lower()} without quotes"
                 )
-            return words.parse_truth(leaf.text)
+            return quantities.parse_truth(leaf.text)
         case Number():
             if leaf.kind == "str" and leaf.text.isdecimal():
                 raise ValueError(f"{shown(leaf.text)} is a text; write {leaf.text} without quotes")
-            return words.parse_number(leaf.text, shape.range)
+            return quantities.parse_number(leaf.text, shape.range)
         case Duration():
             if leaf.text.isdecimal():
-                cure = f"write a unit, as in {words.with_unit(leaf.text, _default_of(key))}"
+                cure = f"write a unit, as in {quantities.with_unit(leaf.text, _default_of(key))}"
                 raise ValueError(f"{shown(leaf.text)} is not a duration; {cure}")
-            return words.parse_duration(leaf.text)
+            return quantities.parse_duration(leaf.text)
         case Text(form=TextForm.SIZE):
-            size = words.parse_size(leaf.text)
+            size = quantities.parse_size(leaf.text)
             if not size:
                 raise ValueError("0 is out of range; write at least one octet, as in 64KiB")
             return size
         case Text(form=TextForm.RATE):
-            return words.parse_rate(_read_text(leaf, shape))
+            return quantities.parse_rate(_read_text(leaf, shape))
         case Choice():
             return _one_of(shape.words, leaf.text)
         case Text():
@@ -331,7 +332,7 @@ def _default_of(key: str) -> timedelta | None:
         value = value[0] if isinstance(value, list) and value else value
         value = value.get(step) if isinstance(value, dict) else value
     try:
-        return words.parse_duration(value) if isinstance(value, str) else None
+        return quantities.parse_duration(value) if isinstance(value, str) else None
     except ValueError:
         return None
 
@@ -341,7 +342,7 @@ def _read_text(leaf: Leaf, shape: Text) -> str:
     if leaf.kind == "bool":
         problem = f"{shown(text)} is read as true or false"
         raise ValueError(f"{problem}; put it in quotes where the word is meant")
-    value = words.WORDS[shape.form].read(text) if shape.form is not None else text
+    value = WORDS[shape.form].read(text) if shape.form is not None else text
     if leaf.kind != "str":
         # YAML knows more kinds of numbers than people do: 0600 is octal, 1:30 ninety.
         kind = "a date" if leaf.kind == "timestamp" else "a number"

@@ -16,9 +16,10 @@ from pathlib import Path
 
 from relay.config.consider_routes import consider_routes
 from relay.config.files import bad_roots, consider_certificate, consider_secret
+from relay.config.quantities import format_duration
 from relay.config.remark import Remark
 from relay.config.sections import AdminSection, Config
-from relay.config.words import format_duration, host_and_port
+from relay.config.words import host_and_port
 from relay.mail.address import domain_of
 from relay.mail.ip import unmapped
 from relay.policy.rules import is_locked

@@ -9,6 +9,7 @@ import hashlib
 import json
 from typing import Any
 
+from relay.config.quantities import format_duration, format_rate, format_size
 from relay.config.sections import Config
 from relay.config.shape import (
     Choice,
@@ -22,7 +23,6 @@ from relay.config.shape import (
     Text,
     section_of,
 )
-from relay.config.words import format_duration, format_rate, format_size
 from relay.mail.jsontext import JsonDocument
 from relay.mail.option import TextForm
 from relay.route.next_hop import NextHop

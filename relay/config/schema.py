@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from relay.config import words
+from relay.config import quantities
 from relay.config.document import as_document
 from relay.config.sections import Config
 from relay.config.shape import (
@@ -27,12 +27,13 @@ from relay.config.shape import (
     is_secret,
     section_of,
 )
+from relay.config.words import WORDS
 from relay.mail.jsontext import JsonDocument
 from relay.mail.option import TextForm
 
 __all__ = ["json_schema"]
 
-_TRUTHS = [True, False, *words.TRUTHS]
+_TRUTHS = [True, False, *quantities.TRUTHS]
 
 
 def json_schema() -> JsonDocument:
@@ -118,9 +119,13 @@ def _of_leaf(shape: Truth | Duration | Number | Choice | Text) -> JsonDocument:
         case Choice(words=choices):
             return {"enum": list(choices)}
         case Duration():
-            return {"type": "string", "pattern": rf"^{words.DURATION}$", "examples": ["30s", "4h"]}
+            return {
+                "type": "string",
+                "pattern": rf"^{quantities.DURATION}$",
+                "examples": ["30s", "4h"],
+            }
         case Text(form=TextForm.SIZE):
-            most = words.LARGEST_SIZE
+            most = quantities.LARGEST_SIZE
             return {
                 "type": ["string", "integer"],
                 "pattern": _whole(TextForm.SIZE),
@@ -131,12 +136,12 @@ def _of_leaf(shape: Truth | Duration | Number | Choice | Text) -> JsonDocument:
         case Text(form):
             if form is None:
                 return {"type": "string"}
-            example = words.WORDS[form].example
+            example = WORDS[form].example
             return {"type": "string", "pattern": _whole(form), "examples": [example]}
 
 
 def _whole(form: TextForm) -> str:
-    return f"^(?:{words.WORDS[form].pattern})$"
+    return f"^(?:{WORDS[form].pattern})$"
 
 
 def _default(value: Any) -> JsonDocument:

@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.config import Config, ConfigError, as_document, default_path, load, read
+from relay.config.quantities import format_duration, format_size, parse_duration, parse_size
 from relay.config.shape import known_keys, section_of
-from relay.config.words import format_duration, format_size, parse_duration, parse_size
 from relay.policy.rules import TlsRule
 from relay.receive.spec import ListenerTls
 from relay.route.next_hop import NextHop, TlsMode, TokenSource
