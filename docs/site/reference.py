@@ -14,7 +14,7 @@ from relay.api.openapi import document
 from relay.cli import relay
 from relay.cli.manual import each_command
 from relay.config.schema import json_schema
-from relay.mail.event import Event
+from relay.mail.event import Event, of_node
 from relay.mail.outcome import (
     Bounced,
     CertificateFacts,
@@ -345,6 +345,7 @@ def _examples() -> Iterator[tuple[str, Event]]:
     yield "removed", removed(_MESSAGE, strict, now=_NOON + timedelta(hours=1))
     wanted = {"domain": "partner.example"}
     yield "operator", operated("alice", "retry", wanted, count=12, now=_NOON)
+    yield "accepted by one of several nodes", of_node(accepted(_MESSAGE, [strict]), "mx-a")
 
 
 def _after(

@@ -8,7 +8,8 @@ by the id of the event. Redirects are not followed, answers are not read, and on
 At most fifty calls are under way at a time, and three to one host. A quarter of the fifty is for
 hosts that answered promptly the last time, so that hosts that do not answer cannot stop the calls
 to others. Without a webhook the task sleeps. With several workers, each makes the calls about its
-own events; `elsewhere` returns the webhooks of the first worker.
+own events; `elsewhere` returns the webhooks of the first worker. Of several nodes each makes the
+calls about its own events, and those that a lost node has left.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import logging
 import secrets
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -36,6 +38,8 @@ __all__ = ["Caller"]
 log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.5
+_OTHERS_SECONDS = 5.0
+"""How often a node looks for what others have left."""
 _PAUSE_SECONDS = 5.0
 _ANSWER_SECONDS = 30.0
 _PAGE = 500
@@ -74,6 +78,7 @@ class Caller:
         self._seen = 0
         self._remembered = 0
         self._has_calls = True
+        self._next_look = 0.0
         self._wake = asyncio.Event()
         self._calling: dict[int, str] = {}
         self._calls: set[asyncio.Task[None]] = set()
@@ -122,13 +127,26 @@ class Caller:
         if self._webhooks:
             while await self._add_calls():
                 pass
+        if self._api_state.is_shared:
+            await self._look_after_others()
         if self._has_calls:
             await self._call_due(session)
         await self._rest()
 
+    async def _look_after_others(self) -> None:
+        """See now and then what lost nodes have left: events not looked at, and calls."""
+        now = asyncio.get_running_loop().time()
+        if now < self._next_look:
+            return
+        while await self._api_state.add_lost_calls(partial(calls_about, now=self._clock())):
+            pass
+        self._has_calls = self._has_calls or await self._api_state.next_call_due() is not None
+        self._next_look = now + _OTHERS_SECONDS
+
     async def _rest(self) -> None:
         """Wait until the next look. Without a webhook and a call, wait until there is one."""
-        is_idle = not (self._webhooks or self._has_calls or self._elsewhere)
+        is_shared = self._api_state.is_shared
+        is_idle = not (self._webhooks or self._has_calls or self._elsewhere or is_shared)
         seconds = None if is_idle else _LOOK_SECONDS
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):

@@ -120,17 +120,20 @@ def _request(
 def _for_people(event: JsonDocument, width: int = 0) -> str:
     """`2030-01-31T12:00:00+01:00  delivered  ID  a@… → b@…  TLS verified, mx1…: 250 2.0.0 OK`.
 
-    In a narrower terminal, addresses and sentence go to lines of their own, indented.
+    Of a queue that several nodes share, the node comes last. In a narrower terminal, addresses and
+    sentence go to lines of their own, indented.
     """
     at = datetime.fromtimestamp(event["timestamp"], UTC)
     if event["event"] == "operator":
-        return f"{time_text(at)}  operator   {printable(operator_text(event))}"
+        where = f"  at {printable(event['node'])}" if event.get("node") else ""
+        return f"{time_text(at)}  operator   {printable(operator_text(event))}{where}"
     shown = shown_name(event)
     envelope = event["envelope"]
     head = f"{time_text(at)}  {{}}  {event['queue-id']}"
     parts = [
         f"{printable(envelope['sender']) or '<>'} → {printable(envelope['targets'])}",
         printable(again_text(event)),
+        f"at {printable(event['node'])}" if event.get("node") else "",
     ]
     parts = [part for part in parts if part]
     name = click.style(f"{shown:<9}", fg=_COLOURS.get(shown, "white"))

@@ -4,7 +4,8 @@ Only `relay.report.deliverylog` composes events. The store commits each event in
 transaction as the result that it reports, and gives it a sequence number there. A search
 goes by the named fields; `line` is the complete event, one JSON object in ASCII without a
 line end. `counted` is what the event adds to the statistics (`relay.queue.statistics`); it
-is not kept with the event.
+is not kept with the event. Where several nodes share a queue, its store adds the name of the node
+to the line (`of_node`): nobody else knows it.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from datetime import datetime
 from enum import StrEnum
 from typing import NamedTuple
 
+from relay.mail.jsontext import to_json
 from relay.mail.record import record
 
-__all__ = ["Counted", "Event", "EventResult", "Protection"]
+__all__ = ["Counted", "Event", "EventResult", "Protection", "of_node"]
 
 
 class EventResult(StrEnum):
@@ -69,3 +71,25 @@ class Event:
     recipient: str
     line: str
     counted: tuple[Counted, ...] = field(default=(), compare=False, repr=False)
+
+
+def of_node(event: Event, node: str) -> Event:
+    """The event with the name of the node that wrote it, in its line as "node".
+
+    The id of an event about a message is not shared with any other. One that is about none has the
+    node in its id, too: two nodes may do the same at the same moment.
+    """
+    event_id, line = event.id, event.line
+    if not event.queue_id:
+        event_id = f"{event.id}-{node}"
+        line = line.replace(f'"id":{to_json(event.id)}', f'"id":{to_json(event_id)}', 1)
+    return Event(
+        event_id,
+        event.at,
+        event.name,
+        event.queue_id,
+        event.sender,
+        event.recipient,
+        f'{line[:-1]},"node":{to_json(node)}}}',
+        event.counted,
+    )

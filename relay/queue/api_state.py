@@ -14,12 +14,16 @@ import json
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from relay.queue.rows import moment
 
+if TYPE_CHECKING:
+    from relay.queue.store import StoredEvent
+
 __all__ = [
     "ApiState",
+    "CallsAbout",
     "DomainSettings",
     "PendingCall",
     "Webhook",
@@ -57,6 +61,10 @@ class PendingCall:
     number: int = 0
 
 
+CallsAbout = Callable[["Sequence[Webhook]", "Sequence[StoredEvent]"], "Sequence[PendingCall]"]
+"""The calls that webhooks are to get about events."""
+
+
 class ApiState(Protocol):
     """All methods may raise `SpoolError`; what one that changes returned from is committed and
     synced.
@@ -64,6 +72,15 @@ class ApiState(Protocol):
 
     def when_changed_elsewhere(self, call: Callable[[], Awaitable[None]]) -> None:
         """Have this called when another node has changed settings or webhooks."""
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several nodes share it: then calls may come that this one did not add."""
+
+    async def add_lost_calls(self, about: CallsAbout) -> bool:
+        """Keep the calls about the next events that a lost node has not looked at. Whether there
+        were such events; False at all live nodes but one.
+        """
 
     async def domain_settings(self) -> Mapping[str, DomainSettings]:
         """All of them, by domain."""

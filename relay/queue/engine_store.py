@@ -85,18 +85,24 @@ class ClaimStatements(Protocol[Contra]):
 class EngineStore(EngineReader, Generic[Connection]):
     """An engine's store adds its statements; see `relay.queue.store` for what each method promises.
 
-    `claims`: the statements about claims. Content of more than `inline_bytes` is staged.
+    `claims`: the statements about claims. Content of more than `inline_bytes` is staged. `node`:
+    the name of this one, where several share the queue.
     """
 
     writer: RequestWriter
     _staging: StagedContent
 
     def __init__(
-        self, limits: HandOffLimits, *, claims: ClaimStatements[Connection], inline_bytes: int
+        self,
+        limits: HandOffLimits,
+        *,
+        claims: ClaimStatements[Connection],
+        inline_bytes: int,
+        node: str = "",
     ) -> None:
         self._claims = claims
         self._inline_bytes = inline_bytes
-        self._numbers = EventNumbers()
+        self._numbers = EventNumbers(node)
         self._tail = EventTail()
         self._dispatch = dispatch = Dispatch(limits, self)
         self.claim_due = dispatch.claim_due

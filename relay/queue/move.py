@@ -33,7 +33,7 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Protocol
 
-from relay.queue.api_state import PendingCall, Webhook
+from relay.queue.api_state import CallsAbout, PendingCall
 from relay.queue.move_file import (
     CALL_SUFFIX,
     END_BYTES,
@@ -48,11 +48,10 @@ from relay.queue.move_file import (
     read_call,
     read_message,
 )
-from relay.queue.store import CHUNK_BYTES, SpoolError, StoredEvent
+from relay.queue.store import CHUNK_BYTES, SpoolError
 
 __all__ = [
     "Arrival",
-    "CallsAbout",
     "Came",
     "MoveResult",
     "MovingQueue",
@@ -70,9 +69,6 @@ _PATIENCE_SECONDS = 30.0
 _PAUSE_SECONDS = 1.0
 _NOTE = ".relay-queue-export"
 _UNFINISHED = ".tmp"
-
-CallsAbout = Callable[[Sequence[Webhook], Sequence[StoredEvent]], Sequence[PendingCall]]
-"""The calls that webhooks are to get about events."""
 
 
 @dataclass(frozen=True, slots=True)

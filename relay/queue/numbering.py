@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from relay.mail.event import Event
+from relay.mail.event import Event, of_node
 from relay.queue.batch import Row
 from relay.queue.request import Request
 from relay.queue.rows import micros
@@ -18,10 +18,13 @@ __all__ = ["EventNumbers"]
 
 
 class EventNumbers:
-    """`last`: the number that was given last; set back where a transaction is undone."""
+    """`last`: the number that was given last; set back where a transaction is undone. `node`: whose
+    events they are, where several nodes share the queue.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, node: str = "") -> None:
         self.last = 0
+        self._node = node
         self._mark = self._mark_written = 0
 
     def load(self, last: int, mark: int) -> None:
@@ -32,7 +35,8 @@ class EventNumbers:
     def rows_of(self, request: Request, events: Iterable[Event]) -> list[Row]:
         """The rows of a request's events, each with the next number."""
         rows = []
-        for event in events:
+        for one in events:
+            event = of_node(one, self._node) if self._node else one
             self.last = seq = self.last + 1
             request.stored.append(StoredEvent(seq, event))
             rows.append(

@@ -88,6 +88,7 @@ def _message(line: JsonFields) -> Pairs:
         ("Client's user", line.get("client-user")),
         ("Rule", rule_text(line) if policy else None),
         ("Came with", ", ".join(_asked(policy))),
+        ("Node", line.get("node")),
     ]
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import datetime
 from itertools import count
 
-from relay.queue.api_state import DomainSettings, PendingCall, Webhook
+from relay.queue.api_state import CallsAbout, DomainSettings, PendingCall, Webhook
 from relay.queue.store import EventFilter, QueueView
 
 
@@ -24,6 +24,11 @@ class MemoryApiState:
 
     def when_changed_elsewhere(self, call: Callable[[], Awaitable[None]]) -> None:
         pass
+
+    is_shared = False
+
+    async def add_lost_calls(self, about: CallsAbout) -> bool:
+        return False
 
     async def domain_settings(self) -> Mapping[str, DomainSettings]:
         return dict(self._settings)

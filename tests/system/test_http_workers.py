@@ -40,7 +40,14 @@ class Api:
             "webhook_networks": ["127.0.0.0/8"],
         }
 
-    def ask(self, path: str, *, form: dict[str, Any] | None = None, body: Any = None) -> Any:
+    def ask(
+        self,
+        path: str,
+        *,
+        form: dict[str, Any] | None = None,
+        body: Any = None,
+        method: str | None = None,
+    ) -> Any:
         """The answer's JSON; a form or a body is posted."""
         fields = {"Authorization": AUTHORIZATION}
         data = None
@@ -48,7 +55,8 @@ class Api:
             data = urllib.parse.urlencode(form, doseq=True).encode()
         elif body is not None:
             data, fields["Content-Type"] = json.dumps(body).encode(), "application/json"
-        request = urllib.request.Request(path if "://" in path else self.url + path, data, fields)
+        url = path if "://" in path else self.url + path
+        request = urllib.request.Request(url, data, fields, method=method)
         with urllib.request.urlopen(request, timeout=20) as response:
             return json.loads(response.read())
 

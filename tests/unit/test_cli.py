@@ -471,6 +471,11 @@ def test_the_log_says_that_a_message_was_not_sent(
     assert said in _for_people({**EVENT, **event, "delivery-status": {**STATUS, **status}})
 
 
+def test_line_of_the_log_names_the_node_where_several_share_the_queue() -> None:
+    event = {**EVENT, "policy": {"require-tls": True}, "delivery-status": STATUS}
+    assert _for_people({**event, "node": "mx-a"}) == f"{_for_people(event)}  at mx-a"
+
+
 def test_a_line_of_the_log_is_folded_where_the_terminal_is_narrow() -> None:
     status = {"description": "mx.example.net [192.0.2.1]: certificate not verified: it has expired"}
     event = {**EVENT, "policy": {"require-tls": True}, "delivery-status": {**STATUS, **status}}

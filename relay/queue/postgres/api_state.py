@@ -1,8 +1,8 @@
 """`relay.queue.api_state.ApiState` in the tables that all nodes share.
 
-Each node looks at its own events for the webhooks (`calls_seen` of the node), and any node makes
-the calls: it claims them under its lease. What is set is counted in `meta.changes`, which every
-node looks at once a second.
+Each node looks at its own events for the webhooks (`calls_seen` of the node), one of them at those
+of lost nodes, and any node makes the calls: it claims them under its lease. What is set is counted
+in `meta.changes`, which every node looks at once a second.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from relay.queue.api_state import (
+    CallsAbout,
     DomainSettings,
     PendingCall,
     Webhook,
@@ -26,6 +27,8 @@ from relay.queue.rows import micros, moment
 from relay.queue.store import StoredEvent
 
 __all__ = ["PostgresApiState", "UnseenEvents", "add_calls_about", "unseen_events"]
+
+_EVENTS = 1000
 
 
 class UnseenEvents(NamedTuple):
@@ -61,6 +64,16 @@ class PostgresApiState:
                 await call()
         self._edition = edition
 
+    is_shared = True
+
+    async def add_lost_calls(self, about: CallsAbout) -> bool:
+        """Keep the calls about the next events that a lost node has not looked at."""
+        unseen = await self._read(unseen_events, _EVENTS, self._lease.id)
+        if unseen is None:
+            return False
+        await self._write(add_calls_about, unseen, about(unseen.webhooks, unseen.events))
+        return True
+
     async def domain_settings(self) -> Mapping[str, DomainSettings]:
         """All of them, by domain."""
         return await self._read(domain_settings)
@@ -89,6 +102,8 @@ class PostgresApiState:
         self, *, now: datetime, limit: int, besides: Collection[str] = ()
     ) -> list[PendingCall]:
         """The calls that are due and that this node may make: it claims them."""
+        if not await self._read(_has_due, self._lease.id, now, list(besides)):
+            return []
         return await self._write(_claim_calls, self._lease.id, now, limit, list(besides))
 
     async def next_call_due(self) -> datetime | None:
@@ -169,6 +184,18 @@ async def _calls_seen(db: Db, node: int) -> int:
     return await db.fetchval("SELECT calls_seen FROM relay.node WHERE id = $1", node) or 0
 
 
+async def _has_due(db: Db, lease: int, now: datetime, besides: list[str]) -> bool:
+    """Asked first: a claim is a commit, and mostly there is nothing to claim."""
+    found: bool = await db.fetchval(
+        "SELECT EXISTS (SELECT FROM relay.call WHERE (lease IS NULL OR lease = $1)"
+        " AND due <= $2 AND url <> ALL($3))",
+        lease,
+        micros(now),
+        besides,
+    )
+    return found
+
+
 async def _claim_calls(
     db: Db, lease: int, now: datetime, limit: int, besides: list[str]
 ) -> list[PendingCall]:
@@ -209,21 +236,27 @@ async def _settle_call(db: Db, call: PendingCall, due: datetime | None) -> None:
         )
 
 
-async def unseen_events(db: Db, limit: int) -> UnseenEvents | None:
-    """The next events of a node without a live lease; None where all were looked at, or there is no
-    webhook.
+_FIRST = "(SELECT min(coalesce((since ->> node.id::text)::bigint, 0)) FROM relay.webhook)"
+"""Up to this event of a node there was no webhook."""
+
+_UNSEEN = f"""
+    SELECT node.id, greatest(node.calls_seen, {_FIRST}) AS seen FROM relay.node
+    WHERE EXISTS (SELECT FROM relay.webhook)
+    AND NOT EXISTS (SELECT FROM relay.lease WHERE lease.node = node.id AND lost IS NULL
+        AND ($1::bigint IS NOT NULL OR expires > now()))
+    AND ($1::bigint IS NULL
+        OR $1 = (SELECT min(id) FROM relay.lease WHERE lost IS NULL AND expires > now()))
+    AND EXISTS (SELECT FROM relay.event WHERE event.node = node.id
+        AND event.seq > greatest(node.calls_seen, {_FIRST}))
+    ORDER BY node.id LIMIT 1"""
+
+
+async def unseen_events(db: Db, limit: int, lease: int | None) -> UnseenEvents | None:
+    """The next events of a node that is lost; None where all were looked at, or there is no
+    webhook. `lease`: of the node that asks; the one with the oldest is told. None: who asks is no
+    node, and those count as lost whose lease has ended.
     """
-    node = await db.fetchrow(
-        """SELECT node.id, greatest(node.calls_seen,
-            (SELECT min(coalesce((since ->> node.id::text)::bigint, 0)) FROM relay.webhook)) AS seen
-        FROM relay.node WHERE EXISTS (SELECT FROM relay.webhook)
-        AND NOT EXISTS (SELECT FROM relay.lease
-            WHERE lease.node = node.id AND lost IS NULL AND expires > now())
-        AND EXISTS (SELECT FROM relay.event WHERE event.node = node.id
-            AND event.seq > greatest(node.calls_seen,
-            (SELECT min(coalesce((since ->> node.id::text)::bigint, 0)) FROM relay.webhook)))
-        ORDER BY node.id LIMIT 1"""
-    )
+    node = await db.fetchrow(_UNSEEN, lease)
     if node is None:
         return None
     id, seen = node

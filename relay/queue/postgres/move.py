@@ -14,8 +14,8 @@ from hashlib import sha256
 from time import monotonic
 from typing import Any, Self
 
-from relay.queue.api_state import PendingCall
-from relay.queue.move import Arrival, CallsAbout, Came, Taken, Target
+from relay.queue.api_state import CallsAbout, PendingCall
+from relay.queue.move import Arrival, Came, Taken, Target
 from relay.queue.move_file import (
     MovedMessage,
     MovedRecipient,
@@ -128,7 +128,7 @@ class PostgresMove:
         """The next calls that no node is making; first those about events of nodes that are not
         there any more.
         """
-        while (found := await self._link.ask(unseen_events, _EVENTS)) is not None:
+        while (found := await self._link.ask(unseen_events, _EVENTS, None)) is not None:
             await self._link.ask(add_calls_about, found, about(found.webhooks, found.events))
         return await self._link.ask(_free_calls, limit)
 

@@ -104,7 +104,9 @@ class PostgresStore(Reader, EngineStore[Db]):
 
     def __init__(self, server: Server, options: NodeOptions, limits: HandOffLimits) -> None:
         Reader.__init__(self, server)
-        EngineStore.__init__(self, limits, claims=claims, inline_bytes=INLINE_BYTES)
+        EngineStore.__init__(
+            self, limits, claims=claims, inline_bytes=INLINE_BYTES, node=options.name
+        )
         self._claim_link = Link(server, seconds=_CLAIM_SECONDS)
         self._stage_link = Link(server, seconds=_STAGE_SECONDS)
         self._lease_link = Link(server, seconds=_LEASE_SECONDS)

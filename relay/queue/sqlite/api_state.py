@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Protocol, TypeVar
 
 from relay.queue.api_state import (
+    CallsAbout,
     DomainSettings,
     PendingCall,
     Webhook,
@@ -42,6 +43,12 @@ class SqliteApiState:
 
     def when_changed_elsewhere(self, call: Callable[[], Awaitable[None]]) -> None:
         """Nobody else has this file."""
+
+    is_shared = False
+
+    async def add_lost_calls(self, about: CallsAbout) -> bool:
+        """There are no other nodes."""
+        return False
 
     async def domain_settings(self) -> Mapping[str, DomainSettings]:
         """All of them, by domain."""

@@ -17,8 +17,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Self, TypeVar
 
-from relay.queue.api_state import PendingCall
-from relay.queue.move import Arrival, CallsAbout, Came, Taken, Target
+from relay.queue.api_state import CallsAbout, PendingCall
+from relay.queue.move import Arrival, Came, Taken, Target
 from relay.queue.move_file import (
     MovedMessage,
     MovedRecipient,
