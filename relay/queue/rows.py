@@ -33,6 +33,7 @@ __all__ = [
     "STATE_NUMBER",
     "STATE_OF_NUMBER",
     "BadRow",
+    "is_untried",
     "message_data",
     "message_of",
     "micros",
@@ -41,6 +42,7 @@ __all__ = [
     "pending_data",
     "recipient_data",
     "recipient_of",
+    "wish_of",
 ]
 
 STATE_OF_NUMBER = (
@@ -220,6 +222,23 @@ def recipient_of(
         )
     except (ValueError, TypeError, LookupError, OverflowError, RecursionError) as exc:
         raise BadRow(f"the row of recipient {index} cannot be read: {exc}") from exc
+
+
+def is_untried(data: str) -> bool:
+    """Whether the data of a recipient say that it was never tried; not, if they are damaged."""
+    try:
+        return bool(of_json(data)[4] == 0)
+    except (ValueError, TypeError, LookupError, RecursionError):
+        return False
+
+
+def wish_of(data: str) -> int | None:
+    """When the sender of a message wants it to go out, by its data; None if they are damaged."""
+    try:
+        wish = of_json(data)[8][0]
+    except (ValueError, TypeError, LookupError, RecursionError):
+        return None
+    return wish if isinstance(wish, int) else None
 
 
 def pending_data(change: Change) -> str:

@@ -14,19 +14,21 @@ from datetime import datetime
 
 from relay.queue.conditions import all_of, recipient_conditions
 from relay.queue.due import latest_wish
-from relay.queue.entry import Entry, State
+from relay.queue.entry import Entry
 from relay.queue.handoff import Shares
 from relay.queue.postgres.connection import Db, changed_rows
-from relay.queue.postgres.matching import PostgresValues, as_json
+from relay.queue.postgres.matching import PostgresValues
 from relay.queue.postgres.schema import ASIDE, CLAIMED, LEAVING, READY, WAITING
 from relay.queue.postgres.statements import remove_if_done
 from relay.queue.rows import (
     STATE_NUMBER,
     STATE_OF_NUMBER,
     BadRow,
+    is_untried,
     message_of,
     micros,
     recipient_of,
+    wish_of,
 )
 from relay.queue.store import ClaimLost, QueueFilter
 from relay.queue.verbs import VERBS, Changed, Verb
@@ -37,12 +39,6 @@ log = logging.getLogger(__name__)
 
 _PROMOTED = 1000
 _ROUNDS = 4
-
-_UNTRIED = f"coalesce(({as_json('recipient.data')} -> 4)::text = '0', false)"
-"""Whether a recipient was never tried (`relay.queue.rows.recipient_data`)."""
-
-_WISH = f"({as_json('message.data')} -> 8 ->> 0)::bigint"
-"""When the sender wants a message to go out, if it said so (`relay.queue.rows.message_data`)."""
 
 
 # Claims.
@@ -291,16 +287,14 @@ async def free(db: Db, lease: int, keys: Collection[tuple[str, int]]) -> None:
 # The operator's verbs.
 
 
-def _becomes(does: Verb) -> str:
-    """The number of the state that a verb leaves a recipient in."""
-    if does.becomes is None:
-        return "state"
-    untried, tried = does.untried_becomes, does.becomes
-    return f"CASE WHEN {_UNTRIED} THEN {_number(untried)} ELSE {_number(tried)} END"
-
-
-def _number(state: State | None) -> str:
-    return "state" if state is None else str(STATE_NUMBER[state])
+def _becomes(does: Verb, before: int, data: str) -> int:
+    """The number of the state that a verb leaves a recipient in. Of damaged data nobody knows
+    whether it was tried: it counts as tried. PostgreSQL would refuse the whole statement.
+    """
+    after = does.becomes
+    if does.untried_becomes is not does.becomes and is_untried(data):
+        after = does.untried_becomes
+    return before if after is None else STATE_NUMBER[after]
 
 
 async def change(db: Db, wanted: QueueFilter, verb: str, now: datetime) -> Changed:
@@ -315,23 +309,29 @@ async def change(db: Db, wanted: QueueFilter, verb: str, now: datetime) -> Chang
     of_recipient = all_of(recipient_conditions(wanted, values))
     ids = sorted(wanted.queue_ids)
     takes = values.add([STATE_NUMBER[state] for state in does.takes])
-    due = values.add(micros(now) if does.is_due else None)
+    due = micros(now) if does.is_due else None
     place = READY if does.is_due else ASIDE
     changed = Changed()
     await db.execute(
         "SELECT 1 FROM relay.message WHERE queue_id = ANY($1) ORDER BY queue_id FOR UPDATE", ids
     )
-    rows = await db.fetch(
-        f"""WITH meant AS (
-            SELECT r.queue_id, r.idx, r.state FROM relay.recipient r
-            WHERE r.queue_id = ANY({values.add(ids)}::text[]) AND {of_recipient}
-            AND r.state = ANY({takes}::smallint[]) AND r.place NOT IN ({CLAIMED}, {LEAVING})
-            FOR UPDATE)
-        UPDATE relay.recipient SET state = {_becomes(does).replace("state", "recipient.state")},
-            place = {place}, due = {due}::bigint
-        FROM meant WHERE recipient.queue_id = meant.queue_id AND recipient.idx = meant.idx
-        RETURNING recipient.queue_id, recipient.idx, meant.state, recipient.state""",
+    meant = await db.fetch(
+        f"""SELECT r.queue_id, r.idx, r.state, r.data FROM relay.recipient r
+        WHERE r.queue_id = ANY({values.add(ids)}::text[]) AND {of_recipient}
+        AND r.state = ANY({takes}::smallint[]) AND r.place NOT IN ({CLAIMED}, {LEAVING})
+        ORDER BY r.queue_id, r.idx FOR UPDATE""",
         *values.all,
+    )
+    rows = [(row[0], row[1], row[2], _becomes(does, row[2], row[3])) for row in meant]
+    await db.execute(
+        "UPDATE relay.recipient SET state = new.state, place = $4, due = $5"
+        " FROM unnest($1::text[], $2::integer[], $3::smallint[]) AS new (queue_id, idx, state)"
+        " WHERE recipient.queue_id = new.queue_id AND recipient.idx = new.idx",
+        [row[0] for row in rows],
+        [row[1] for row in rows],
+        [row[3] for row in rows],
+        place,
+        due,
     )
     for queue_id, index, before, after in rows:
         changed.recipients.append((queue_id, index))
@@ -347,14 +347,30 @@ async def change(db: Db, wanted: QueueFilter, verb: str, now: datetime) -> Chang
 
 async def pull_forward(db: Db, now: datetime, latest: datetime) -> None:
     """What is due later than any wait we give was written while the clock was ahead, and is due
-    now. But not before its sender wants it to go out.
+    now. But not before its sender wants it to go out; of damaged data nobody knows what it wants.
     """
-    await db.execute(
-        f"""UPDATE relay.recipient SET due = greatest($1, coalesce(
-            (SELECT {_WISH} FROM relay.message WHERE message.queue_id = recipient.queue_id
-             AND {_WISH} <= $3), 0))
-        WHERE place = {WAITING} AND due > $2""",
-        micros(now),
+    rows = await db.fetch(
+        f"SELECT DISTINCT queue_id FROM relay.recipient WHERE place = {WAITING} AND due > $1",
         micros(latest),
-        micros(latest_wish(now, latest)),
     )
+    ids = [row[0] for row in rows]
+    longest = micros(latest_wish(now, latest))
+    for start in range(0, len(ids), _PROMOTED):
+        found = await db.fetch(
+            "SELECT queue_id, data FROM relay.message WHERE queue_id = ANY($1)",
+            ids[start : start + _PROMOTED],
+        )
+        wishes = {row[0]: wish_of(row[1]) for row in found}
+        due = [
+            max(micros(now), wish) if wish is not None and wish <= longest else micros(now)
+            for wish in wishes.values()
+        ]
+        await db.execute(
+            "UPDATE relay.recipient SET due = new.due"
+            " FROM unnest($2::text[], $3::bigint[]) AS new (queue_id, due)"
+            f" WHERE recipient.queue_id = new.queue_id AND place = {WAITING}"
+            " AND recipient.due > $1",
+            micros(latest),
+            list(wishes),
+            due,
+        )

@@ -4,6 +4,10 @@ short read. Each node's events are a stream of their own, by its number.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import asyncpg
+
 from relay.queue.answers import EVENT_COLUMNS, numbers_behind, stored_event
 from relay.queue.conditions import (
     all_of,
@@ -11,6 +15,7 @@ from relay.queue.conditions import (
     indexed_conditions,
     period_conditions,
 )
+from relay.queue.event_matching import event_matches
 from relay.queue.postgres.connection import Db
 from relay.queue.postgres.matching import PostgresValues
 from relay.queue.store import EventFilter, StoredEvent
@@ -67,25 +72,54 @@ async def events_within(
     narrow = [f"node = {values.add(node)}", *indexed_conditions(wanted, values)]
     last, order = ("max", "ASC") if ascending else ("min", "DESC")
     window = values.copy()
-    found = await db.fetchrow(
+    part = await db.fetchrow(
         f"SELECT {last}(seq), count(*) FROM (SELECT seq FROM relay.event WHERE"
         f" {all_of(narrow)} AND seq BETWEEN {window.add(low)} AND {window.add(high)}"
         f" ORDER BY seq {order} LIMIT {window.add(_WINDOW)}::integer) AS part",
         *window.all,
     )
-    assert found is not None
-    reached, seen = found
+    assert part is not None
+    reached, seen = part
     if seen < _WINDOW:
         reached = high if ascending else low
-    where = [*narrow, *event_conditions(wanted, values)]
     between = (low, reached) if ascending else (reached, high)
+    all_values = values.copy()
+    conditions = [*narrow, *event_conditions(wanted, all_values)]
+    try:
+        found = await _between(db, conditions, all_values, between, order, limit)
+    except asyncpg.DataError:
+        # A damaged line makes the server refuse all of them: so each is read here.
+        found = [
+            one
+            for one in await _between(db, narrow, values, between, order, _WINDOW)
+            if _matches(one, wanted)
+        ][:limit]
+    return found, reached
+
+
+async def _between(
+    db: Db,
+    conditions: Sequence[str],
+    values: PostgresValues,
+    between: tuple[int, int],
+    order: str,
+    limit: int,
+) -> list[StoredEvent]:
     rows = await db.fetch(
-        f"SELECT {EVENT_COLUMNS} FROM relay.event WHERE {all_of(where)}"
+        f"SELECT {EVENT_COLUMNS} FROM relay.event WHERE {all_of(conditions)}"
         f" AND seq BETWEEN {values.add(between[0])} AND {values.add(between[1])}"
         f" ORDER BY seq {order} LIMIT {values.add(limit)}::integer",
         *values.all,
     )
-    return [stored_event(row) for row in rows], reached
+    return [stored_event(row) for row in rows]
+
+
+def _matches(stored: StoredEvent, wanted: EventFilter) -> bool:
+    """Whether an event is asked for; one whose line is damaged is not."""
+    try:
+        return event_matches(stored.event, wanted)
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return False
 
 
 async def unwritten(db: Db, lease: int) -> tuple[int, int] | None:
