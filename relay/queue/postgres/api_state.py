@@ -264,11 +264,10 @@ async def unseen_events(db: Db, limit: int, lease: int | None) -> UnseenEvents |
 
 
 async def add_calls_about(db: Db, unseen: UnseenEvents, calls: Sequence[PendingCall]) -> None:
-    """Have these calls made, unless somebody else has looked at the events meanwhile."""
+    """Have these calls made, unless somebody else has looked at the events meanwhile. The
+    connection is inside a transaction.
+    """
     node, _, _, events = unseen
-    async with db.transaction():
-        before = await db.fetchval(
-            "SELECT calls_seen FROM relay.node WHERE id = $1 FOR UPDATE", node
-        )
-        if before < events[-1].seq:
-            await _add_calls(db, node, calls, events[-1].seq)
+    before = await db.fetchval("SELECT calls_seen FROM relay.node WHERE id = $1 FOR UPDATE", node)
+    if before < events[-1].seq:
+        await _add_calls(db, node, calls, events[-1].seq)

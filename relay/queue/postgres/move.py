@@ -24,7 +24,7 @@ from relay.queue.move_file import (
     new_stamp,
     stands,
 )
-from relay.queue.postgres.api_state import add_calls_about, unseen_events
+from relay.queue.postgres.api_state import UnseenEvents, add_calls_about, unseen_events
 from relay.queue.postgres.commit import SAFE_COMMIT
 from relay.queue.postgres.connection import Db, Link, Server
 from relay.queue.postgres.lease import ask_to_give_back, others_that_hold
@@ -129,7 +129,7 @@ class PostgresMove:
         there any more.
         """
         while (found := await self._link.ask(unseen_events, _EVENTS, None)) is not None:
-            await self._link.ask(add_calls_about, found, about(found.webhooks, found.events))
+            await self._link.ask(_add_calls_about, found, about(found.webhooks, found.events))
         return await self._link.ask(_free_calls, limit)
 
     async def remove_calls(self, calls: Sequence[PendingCall]) -> None:
@@ -434,6 +434,11 @@ async def _insert_recipients(db: Db, arrivals: Sequence[Arrival]) -> None:
 
 def _columns(rows: Sequence[Sequence[Any]], width: int) -> list[list[Any]]:
     return [[row[number] for row in rows] for number in range(width)]
+
+
+async def _add_calls_about(db: Db, unseen: UnseenEvents, calls: Sequence[PendingCall]) -> None:
+    async with db.transaction():
+        await add_calls_about(db, unseen, calls)
 
 
 async def _free_calls(db: Db, limit: int) -> list[PendingCall]:
