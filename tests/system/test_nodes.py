@@ -122,7 +122,7 @@ def test_operator_sees_one_queue_from_any_node(tmp_path, server):
 
 def test_lines_that_a_lost_node_could_not_write_are_in_the_file_of_another(tmp_path, server):
     words, ledger = tokens(40), Ledger()
-    nowhere = {"log": {"delivery": "/proc/none/delivery.log"}}
+    nowhere: dict[str, Any] = {"log": {"delivery": "/proc/none/delivery.log"}}
     with (
         sink() as mx,
         node(tmp_path, server, mx, "a", **nowhere) as one,
