@@ -38,6 +38,7 @@ def node(
     home = directory / name
     home.mkdir()
     admin = {"http": f"127.0.0.1:{free_port()}", "api_keys": ["a-long-random-key"]}
+    admin |= more.pop("admin", {})
     with relay_process(home, start=False, routes=mx.route, admin=admin, **more) as relay:
         relay.config["queue"] = {
             "url": url or server.url(),
