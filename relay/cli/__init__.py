@@ -199,6 +199,9 @@ def main() -> None:
     # What is imported never becomes garbage: to look for some costs a short command a tenth of its
     # time. A relay that serves sets its own threshold once it has started.
     gc.set_threshold(50_000, 20, 20)
+    # pydantic looks for plugins in every distribution that is installed: a seventh of the time of
+    # `relay queue list` where there are many, and code of strangers in the relay.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     # SIGPIPE stays ignored, as Python sets it: a peer that closes a connection must not end a
     # relay. A pipe that closes (`relay log | head`) still ends a command quietly: click does that.
     relay(prog_name=Path(sys.argv[0]).name if sys.argv[0].endswith("relay") else "relay")

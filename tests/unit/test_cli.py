@@ -208,6 +208,25 @@ def test_version_imports_no_large_library() -> None:
     assert done.stdout.startswith(f"relay {__version__}\nPython ")
 
 
+def test_plugin_of_pydantic_that_is_installed_does_not_run(tmp_path: Path) -> None:
+    (tmp_path / "stranger.py").write_text("print('here')\nplugin = None\n")
+    (tmp_path / "stranger-1.dist-info").mkdir()
+    (tmp_path / "stranger-1.dist-info/METADATA").write_text("Name: stranger\nVersion: 1\n")
+    points = tmp_path / "stranger-1.dist-info/entry_points.txt"
+    points.write_text("[pydantic]\nstranger = stranger:plugin\n")
+    (tmp_path / "relay.yaml").write_text("hostname: relay.test.example\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "relay", "check", "--file-only", "-c", "relay.yaml"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+    )
+    assert "queue:" in done.stdout
+    assert "here" not in done.stdout
+
+
 def test_the_module_is_the_command() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "relay", "--version"],
