@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import datetime
 from typing import Protocol
 
 from relay.queue.due import DueHint, is_due_at_once
 from relay.queue.entry import TLS_REPORT, Entry, QueuedRecipient, State
-from relay.queue.handoff import HandOff, HandOffLimits, Shares
+from relay.queue.handoff import ClaimQuery, HandOff, HandOffLimits, Shares
 from relay.queue.settle import Settlement
 from relay.queue.store import NewMessage, SpoolError
 
@@ -29,14 +30,7 @@ _HANDED_OVER = 2
 class StoredClaims(Protocol):
     """The claims of an engine, in the store."""
 
-    async def claim_stored(
-        self,
-        now: datetime,
-        limit: int,
-        skip: Collection[str],
-        shares: Shares,
-        only: Collection[str] | None,
-    ) -> list[Entry]:
+    async def claim_stored(self, query: ClaimQuery, /) -> list[Entry]:
         """Entries that are due, claimed. If the caller is cancelled, they are given back."""
 
     async def next_stored(self, skip: Collection[str], /) -> datetime | None:
@@ -154,55 +148,43 @@ class Dispatch:
             return []
         async with self._claiming:
             shares = Shares(self._limit_of)
-            claimed = await self._claim_due(now, limit, shares, skip, only)
+            claimed = await self._claim_due(ClaimQuery(now, limit, skip, shares, only))
             if only is not None and with_new:
                 claimed += self._handoff.take(limit - len(claimed), skip, shares)
             return claimed
 
-    async def _claim_due(
-        self,
-        now: datetime,
-        limit: int,
-        shares: Shares,
-        skip: Collection[str],
-        only: Collection[str] | None,
-    ) -> list[Entry]:
+    async def _claim_due(self, query: ClaimQuery) -> list[Entry]:
+        limit, skip, shares, only = query.limit, query.skip, query.shares, query.only
         if skip and self._handoff.is_crowded:
             await self._spill(self._handoff.take_of(skip))
         if only is not None and self._handoff.is_crowded:
             await self._spill(self._handoff.take_but(only))
-        if not self._due.may_be_due(now, skip):
+        if not self._due.may_be_due(query.now, skip):
             return self._handoff.take(limit, skip, shares, only)
         self._turn ^= 1
         at_once = self._handoff.take((limit + self._turn) // 2, skip, shares, only)
         try:
-            stored = await self._claim_stored(now, limit - len(at_once), skip, shares, only)
+            stored = await self._claim_stored(replace(query, limit=limit - len(at_once)))
         except BaseException:
             self._put_back(at_once)
             raise
         left = limit - len(at_once) - len(stored)
         return at_once + stored + self._handoff.take(left, skip, shares, only)
 
-    async def _claim_stored(
-        self,
-        now: datetime,
-        limit: int,
-        skip: Collection[str],
-        shares: Shares,
-        only: Collection[str] | None,
-    ) -> list[Entry]:
-        if limit <= 0:
+    async def _claim_stored(self, query: ClaimQuery) -> list[Entry]:
+        if query.limit <= 0:
             return []
         before = self._due.begin()
-        entries = await self._stored.claim_stored(now, limit, skip, shares, only)
+        entries = await self._stored.claim_stored(query)
         try:
-            if len(entries) < limit and only is None:
-                self._due.learn(before, await self._stored.next_stored(skip), skip)
+            if len(entries) < query.limit and query.only is None:
+                found = await self._stored.next_stored(query.skip)
+                self._due.learn(before, found, query.skip)
         except BaseException:
             # No caller takes them any more: they are due again now, not after a restart.
             self._stored.give_back_later(entries)
             raise
-        shares.taken.update(entry.domain for entry in entries)
+        query.shares.taken.update(entry.domain for entry in entries)
         return entries
 
     def _put_back(self, entries: list[Entry]) -> None:

@@ -22,7 +22,7 @@ from relay.queue.batch import Rows
 from relay.queue.dispatch import Dispatch
 from relay.queue.engine_reader import EngineReader
 from relay.queue.entry import Entry
-from relay.queue.handoff import HandOffLimits, Shares
+from relay.queue.handoff import ClaimQuery, HandOffLimits
 from relay.queue.numbering import EventNumbers
 from relay.queue.request import Request, log_failure
 from relay.queue.settle import Settlement
@@ -114,14 +114,7 @@ class EngineStore(EngineReader, Generic[Connection]):
     # What the engine adds to a claim.
 
     @abstractmethod
-    async def claim_stored(
-        self,
-        now: datetime,
-        limit: int,
-        skip: Collection[str],
-        shares: Shares,
-        only: Collection[str] | None,
-    ) -> list[Entry]:
+    async def claim_stored(self, query: ClaimQuery, /) -> list[Entry]:
         """Entries from the store, claimed; see `StoredClaims`."""
 
     @abstractmethod

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 
 from relay.queue.entry import Entry
 
-__all__ = ["HandOff", "HandOffLimits", "Shares", "weight_of"]
+__all__ = ["ClaimQuery", "HandOff", "HandOffLimits", "Shares", "weight_of"]
 
 _ENTRY_BYTES = 1024
 _RECIPIENT_BYTES = 512
@@ -53,6 +54,23 @@ class Shares:
         if self.most is None:
             return limit
         return max(min(limit, self.most(domain) - self.taken[domain]), 0)
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimQuery:
+    """Which entries a claim is to give out: at most `limit` that are due, of no domain in `skip`,
+    and of no other than those in `only` where it is not None.
+    """
+
+    now: datetime
+    limit: int
+    skip: Collection[str]
+    shares: Shares
+    only: Collection[str] | None
+
+    def copy(self) -> ClaimQuery:
+        """The same, whose shares are counted on apart."""
+        return replace(self, shares=self.shares.copy())
 
 
 def weight_of(entry: Entry) -> int:

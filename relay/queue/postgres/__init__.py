@@ -8,6 +8,7 @@ commit       the one connection that writes: batches, and commits of unknown out
 statements   what a commit writes; `inserts` are its large statements, `plain` is the commit of most
              mail in one of them, `late_results` what becomes of results whose claim is lost
 claims       what is done to recipients inside a transaction: claims, verbs
+node_claims  what this node has claimed, and what it does not know of
 staging      large content before its message
 reader       what is read; `messages`, `events`, `statistics`, `destinations`, `matching` are the
              questions

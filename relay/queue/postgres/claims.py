@@ -15,7 +15,7 @@ from datetime import datetime
 from relay.queue.conditions import all_of, recipient_conditions
 from relay.queue.due import latest_wish
 from relay.queue.entry import Entry
-from relay.queue.handoff import Shares
+from relay.queue.handoff import ClaimQuery, Shares
 from relay.queue.postgres.connection import Db, changed_rows
 from relay.queue.postgres.matching import PostgresValues
 from relay.queue.postgres.schema import ASIDE, CLAIMED, LEAVING, READY, WAITING
@@ -44,21 +44,13 @@ _ROUNDS = 4
 # Claims.
 
 
-async def claim(
-    db: Db,
-    lease: int,
-    now: datetime,
-    limit: int,
-    skip: Collection[str],
-    shares: Shares,
-    cursor: str,
-    only: Collection[str] | None = None,
-) -> tuple[list[Entry], str]:
+async def claim(db: Db, lease: int, query: ClaimQuery, cursor: str) -> tuple[list[Entry], str]:
     """Entries that are due, claimed, and the domain the next claim is to start behind."""
-    passed = {*skip, *(domain for domain in shares.taken if not shares.left(domain))}
+    limit, shares, only = query.limit, query.shares, query.only
+    passed = {*query.skip, *(domain for domain in shares.taken if not shares.left(domain))}
     domains: list[str] = []
     for _ in range(_ROUNDS):
-        promoted = await _promote(db, now)
+        promoted = await _promote(db, query.now)
         domains = await _ready_domains(db, limit, passed, shares, cursor, only)
         if domains or promoted < _PROMOTED:
             break

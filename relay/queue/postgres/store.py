@@ -15,7 +15,6 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from datetime import date, datetime, timedelta
 from functools import partial
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
@@ -24,7 +23,7 @@ from relay.mail.event import Event
 from relay.queue.division import Division
 from relay.queue.engine_store import EngineStore
 from relay.queue.entry import Entry
-from relay.queue.handoff import HandOffLimits, Shares
+from relay.queue.handoff import ClaimQuery, HandOffLimits
 from relay.queue.nodes import DatabaseState, LongHolders
 from relay.queue.postgres import (
     claims,
@@ -36,7 +35,7 @@ from relay.queue.postgres import (
     watching,
 )
 from relay.queue.postgres.api_state import PostgresApiState
-from relay.queue.postgres.commit import SAFE_COMMIT, LeaseLost, Writer
+from relay.queue.postgres.commit import LeaseLost, Writer
 from relay.queue.postgres.connection import Db, Link, NoServer, Server
 from relay.queue.postgres.lease import (
     Lease,
@@ -47,6 +46,7 @@ from relay.queue.postgres.lease import (
     others_that_hold,
 )
 from relay.queue.postgres.look_around import Look, look, say_seen
+from relay.queue.postgres.node_claims import NodeClaims
 from relay.queue.postgres.reader import Reader
 from relay.queue.postgres.schema import migrate, newer_owner
 from relay.queue.postgres.staging import INLINE_BYTES, Staging
@@ -120,6 +120,7 @@ class PostgresStore(Reader, EngineStore[Db]):
             taken_over=lambda count: self._dispatch.changed(),
             superseded=self._superseded,
         )
+        self._node_claims = NodeClaims(self._claim_link, lease, give_back=self.give_back_later)
         self._tables = Tables(lease, self._numbers)
         self.writer = Writer(
             server,
@@ -134,9 +135,6 @@ class PostgresStore(Reader, EngineStore[Db]):
         self._within_parts: list[Callable[[], Awaitable[bool]]] = []
         self._divided_at = 0.0
         self.clock = lease.clock
-        self._cursor = ""
-        self._held: set[tuple[str, int]] = set()
-        self._strange: set[tuple[str, int]] = set()
         self._tasks: list[asyncio.Task[None]] = []
         self._given_back = 0
         self._unreachable = ""
@@ -255,65 +253,19 @@ class PostgresStore(Reader, EngineStore[Db]):
 
     # Handing out: see `Dispatch`.
 
-    async def claim_stored(
-        self,
-        now: datetime,
-        limit: int,
-        skip: Collection[str],
-        shares: Shares,
-        only: Collection[str] | None,
-    ) -> list[Entry]:
-        """Entries from the store. A commit of unknown outcome leaves claims that nobody here knows
-        of: they are freed with a renewal of the lease. Without a lease an attempt would be broken
-        off, and its entry be due at once again.
+    async def claim_stored(self, query: ClaimQuery, /) -> list[Entry]:
+        """Entries from the store. Without a lease an attempt would be broken off, and its entry be
+        due at once again.
         """
         if trouble := self.lease.trouble:
             raise SpoolError(trouble)
-        claiming = self._claim_link.ask(self._claim, now, limit, skip, shares, only)
-        task = asyncio.ensure_future(claiming)
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            task.add_done_callback(self._give_back_claimed)
-            raise
-
-    def _give_back_claimed(self, task: asyncio.Future[list[Entry]]) -> None:
-        """No caller takes them any more: they are due again now."""
-        if not task.cancelled() and task.exception() is None:
-            self.give_back_later(task.result())
-
-    async def _claim(
-        self,
-        db: Db,
-        now: datetime,
-        limit: int,
-        skip: Collection[str],
-        shares: Shares,
-        only: Collection[str] | None,
-    ) -> list[Entry]:
-        lease = self.lease.id
-        async with db.transaction():
-            await db.fetchrow(SAFE_COMMIT)
-            found, cursor = await claims.claim(
-                db, lease, now, limit, skip, shares.copy(), self._cursor, only
-            )
-        self._cursor = cursor
-        self._hold(found)
-        return found
-
-    def _hold(self, entries: Sequence[Entry]) -> None:
-        for entry in entries:
-            self._held.update((entry.message.queue_id, one.index) for one in entry.recipients)
+        return await self._node_claims.claim(query)
 
     def _handed_over(self, entries: Sequence[Entry]) -> Sequence[Entry]:
-        self._hold(entries)
-        return [replace(entry, token=self.lease.id) for entry in entries]
+        return self._node_claims.handed_over(entries)
 
     def _claims_ended(self, entries: Sequence[Entry]) -> None:
-        for entry in entries:
-            self._held.difference_update(
-                (entry.message.queue_id, one.index) for one in entry.recipients
-            )
+        self._node_claims.ended(entries)
 
     async def next_stored(self, skip: Collection[str], /) -> datetime | None:
         """When the next unclaimed entry outside `skip` is due that this node serves."""
@@ -396,18 +348,11 @@ class PostgresStore(Reader, EngineStore[Db]):
     # The lease.
 
     async def _renewed(self, db: Db) -> None:
-        """Free what this lease has claimed and this node does not know of; and tidy up.
-
-        A claim that is on its way in is not known yet: only what was strange last time, too.
-        """
+        """Free claims that nobody here knows of; and tidy up."""
         if owner := await newer_owner(db):
             self._superseded(owner)
-        found = await claims.held(db, self.lease.id)
-        strange = found - self._held
-        if lost := strange & self._strange:
-            await claims.free(db, self.lease.id, lost)
+        if await self._node_claims.free_unknown(db):
             self._dispatch.changed()
-        self._strange = strange
         await db.execute(
             "DELETE FROM relay.batch WHERE lease = $1 AND n <"
             " (SELECT max(n) FROM relay.batch WHERE lease = $1) - $2",
@@ -421,8 +366,7 @@ class PostgresStore(Reader, EngineStore[Db]):
         self.writer.fail_waiting(error)
         self._division.forget()
         self._dispatch.forget_all()
-        self._held.clear()
-        self._strange.clear()
+        self._node_claims.forget_all()
 
     def _renew_now(self) -> None:
         self.lease.hurry()

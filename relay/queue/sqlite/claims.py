@@ -16,7 +16,7 @@ from datetime import datetime
 from relay.queue.conditions import all_of, recipient_conditions
 from relay.queue.due import latest_wish
 from relay.queue.entry import Entry, QueuedMessage, State
-from relay.queue.handoff import Shares
+from relay.queue.handoff import ClaimQuery, Shares
 from relay.queue.rows import (
     ATTEMPTS_PATH,
     NOT_BEFORE_PATH,
@@ -62,26 +62,21 @@ _UNTRIED = (
 
 
 def claim(
-    db: sqlite3.Connection,
-    now: datetime,
-    limit: int,
-    skip: Collection[str],
-    shares: Shares,
-    cursor: str | None,
-    only: Collection[str] | None = None,
+    db: sqlite3.Connection, query: ClaimQuery, cursor: str | None
 ) -> tuple[list[Entry], str | None]:
     """Entries that are due, claimed, and the domain the next claim is to start behind.
 
     What has become due since the last time is moved to the ready ones first, a stretch at a time. A
     claim of some domains `only` leaves the turn of the others as it was.
     """
-    passed = {*skip, *(domain for domain in shares.taken if not shares.left(domain))}
+    limit, shares, only = query.limit, query.shares, query.only
+    passed = {*query.skip, *(domain for domain in shares.taken if not shares.left(domain))}
     for _ in range(_ROUNDS):
         promoted = db.execute(
             f"UPDATE recipient SET place = {READY} WHERE (queue_id, idx) IN"
             f" (SELECT queue_id, idx FROM recipient WHERE place = {WAITING} AND due <= ?"
             f" ORDER BY due LIMIT {_PROMOTED})",
-            (micros(now),),
+            (micros(query.now),),
         ).rowcount
         domains = _ready_domains(db, limit, passed, cursor, only)
         if domains or promoted < _PROMOTED:

@@ -22,7 +22,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 from relay.mail.event import Event
 from relay.queue.engine_store import EngineStore
 from relay.queue.entry import Entry, State
-from relay.queue.handoff import HandOffLimits, Shares
+from relay.queue.handoff import ClaimQuery, HandOffLimits
 from relay.queue.request import Request
 from relay.queue.sqlite import claims, events, tls_sessions
 from relay.queue.sqlite.adopt import adopt
@@ -195,20 +195,13 @@ class SqliteStore(Reader, EngineStore[sqlite3.Connection]):
 
     # Handing out: see `Dispatch`.
 
-    async def claim_stored(
-        self,
-        now: datetime,
-        limit: int,
-        skip: Collection[str],
-        shares: Shares,
-        only: Collection[str] | None,
-    ) -> list[Entry]:
+    async def claim_stored(self, query: ClaimQuery, /) -> list[Entry]:
         """Entries from disk."""
         request, cursor = Request(), self._cursor
         entries: list[Entry] = []
 
         def claim(db: sqlite3.Connection) -> tuple[list[Entry], str | None]:
-            return claims.claim(db, now, limit, skip, shares.copy(), cursor, only)
+            return claims.claim(db, query.copy(), cursor)
 
         def claimed(result: tuple[list[Entry], str | None]) -> None:
             found, self._cursor = result
