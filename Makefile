@@ -110,7 +110,7 @@ fuzz: $(READY)
 	$(BIN)/python -m tests.fuzz $(ARGS)
 
 bench: $(READY)
-	benchmarks/prepare
+	benchmarks/prepare $(ARGS)
 	-$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	PATH="$$PATH:/usr/sbin" $(BIN)/python -m benchmarks --save $(ARGS)
 

@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=13)
     parser.add_argument("--smoke", action="store_true")
+    parser.add_argument("--part", action="append", help="nodes: standing, series or full")
     parser.add_argument(
         "--shrink",
         type=int,
@@ -93,7 +94,14 @@ def _nodes(wanted: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="relay-bench-", dir=wanted.directory) as path:
         directory = Path(path)
         directory.chmod(0o755)
-        found = nodes.measure_nodes(directory, rounds=rounds, shrink=shrink, until=until)
+        found = nodes.measure_nodes(
+            directory,
+            parts=wanted.part or nodes.PARTS,
+            rounds=rounds,
+            shrink=shrink,
+            is_smoke=wanted.smoke,
+            until=until,
+        )
     print(f"{nodes.about(load)}\n\n{nodes.table(found)}")
 
 

@@ -19,7 +19,7 @@ import os
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,7 +34,9 @@ from relay.queue.batch import Rows
 from tests.rigs.ports import free_port
 from tests.rigs.postgres import Postgres, program
 
-__all__ = ["about", "measure_nodes", "postgres_on_disk", "table"]
+__all__ = ["PARTS", "about", "measure_nodes", "postgres_on_disk", "table"]
+
+PARTS = ("standing", "series", "full")
 
 _DEFERRED = 100_000
 _DEAD = 300_000
@@ -79,35 +81,62 @@ class _Bench:
     hop: NextHop
     server: Postgres
     shrink: int
-    """The numbers of messages and rows are divided by this."""
+    """The numbers of messages are divided by this."""
+    is_smoke: bool
 
     def messages(self, scenario: Scenario) -> int:
         return max(scenario.messages // self.shrink, 20)
 
+    def rows(self, count: int) -> int:
+        return count // 200 if self.is_smoke else count
+
 
 def measure_nodes(
-    directory: Path, *, rounds: int, shrink: int, until: float
+    directory: Path,
+    *,
+    parts: Collection[str],
+    rounds: int,
+    shrink: int,
+    is_smoke: bool,
+    until: float,
 ) -> list[tuple[Scenario, list[Measured]]]:
-    """Everything, in a directory on the disk to be measured; no round begins after `until`."""
+    """These of `PARTS`, in a directory on the disk to be measured; no round begins after `until`
+    but the first two of each part.
+    """
     found: list[tuple[Scenario, list[Measured]]] = []
     with next_hop(directory, _STANDING) as hop, postgres_on_disk(directory) as server:
-        bench = _Bench(directory, hop, server, shrink)
-        with contextlib.ExitStack() as stack:
-            files = stack.enter_context(_in_directory(bench))
-            one, two, three = (stack.enter_context(_nodes(bench, count)) for count in (1, 2, 3))
-            found.append(
-                (_STANDING, _rounds(bench, _STANDING, [files, one, two, three], rounds, until))
-            )
-            found.append((_SERIES, _rounds(bench, _SERIES, [files, one], rounds, until)))
-        with contextlib.ExitStack() as stack:
-            empty = stack.enter_context(_nodes(bench, 1, "empty queue"))
-            full = stack.enter_context(_nodes(bench, 1, "100,000 deferred"))
-            held = stack.enter_context(_nodes(bench, 1, "nothing vacuumed"))
-            asyncio.run(_defer(server, full.database, _DEFERRED // bench.shrink))
-            stack.enter_context(_transaction_held(server, held.database))
-            asyncio.run(_leave_dead(server, held.database, _DEAD // bench.shrink))
-            found.append((_FULL, _rounds(bench, _FULL, [empty, full, held], rounds, until)))
+        bench = _Bench(directory, hop, server, shrink, is_smoke)
+        if not {"standing", "series"}.isdisjoint(parts):
+            found += _beside_files(bench, parts, rounds, until)
+        if "full" in parts:
+            found.append((_FULL, _full(bench, rounds, until)))
     return found
+
+
+def _beside_files(
+    bench: _Bench, parts: Collection[str], rounds: int, until: float
+) -> list[tuple[Scenario, list[Measured]]]:
+    found = []
+    with contextlib.ExitStack() as stack:
+        few = [stack.enter_context(_in_directory(bench)), stack.enter_context(_nodes(bench, 1))]
+        if "standing" in parts:
+            more = [stack.enter_context(_nodes(bench, count)) for count in (2, 3)]
+            found.append((_STANDING, _rounds(bench, _STANDING, [*few, *more], rounds, until)))
+        if "series" in parts:
+            found.append((_SERIES, _rounds(bench, _SERIES, few, rounds, until)))
+    return found
+
+
+def _full(bench: _Bench, rounds: int, until: float) -> list[Measured]:
+    server = bench.server
+    with contextlib.ExitStack() as stack:
+        empty = stack.enter_context(_nodes(bench, 1, "empty queue"))
+        full = stack.enter_context(_nodes(bench, 1, "100,000 deferred"))
+        held = stack.enter_context(_nodes(bench, 1, "nothing vacuumed"))
+        asyncio.run(_defer(server, full.database, bench.rows(_DEFERRED)))
+        stack.enter_context(_transaction_held(server, held.database))
+        asyncio.run(_leave_dead(server, held.database, bench.rows(_DEAD)))
+        return _rounds(bench, _FULL, [empty, full, held], rounds, until)
 
 
 def _rounds(

@@ -28,3 +28,21 @@ def test_a_few_messages_go_through_both_sides_and_are_reported() -> None:
         [row] = [line for line in done.stdout.splitlines() if line.startswith(f"| {title} |")]
         assert row.count("|") == 15
     assert "nan" not in done.stdout
+
+
+@pytest.mark.needs("postgresql")
+@pytest.mark.timeout(320)
+def test_a_few_messages_go_through_nodes_and_are_reported() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "nodes", "--smoke", "--part=series", "--part=full"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for group in ("SQLite", "1 node", "empty queue", "100,000 deferred", "nothing vacuumed"):
+        [row] = [line for line in done.stdout.splitlines() if line.startswith(f"| {group} |")]
+        assert row.count("|") == 12
+    assert "nan" not in done.stdout
