@@ -6,6 +6,8 @@ Plain is a batch of nothing but new mail with small content, and messages that l
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
+from typing import Any
 
 from relay.queue.batch import Row, Rows, joined
 from relay.queue.postgres.commit import SAFE_COMMIT
@@ -21,7 +23,6 @@ from relay.queue.postgres.inserts import (
     NEW_RECIPIENTS,
     ONCE,
     columns,
-    numbered,
 )
 from relay.queue.postgres.lease import Lease
 from relay.queue.postgres.statistics import Counts
@@ -29,43 +30,47 @@ from relay.queue.postgres.statistics import Counts
 __all__ = ["is_plain", "write"]
 
 
-def _statement() -> str:
-    """All that a plain batch writes, as one statement; its parameters are those of `write`.
+@cache
+def _statement(*, finishes: bool, takes_in: bool, counts: bool, excepts: bool) -> str:
+    """What a plain batch writes, as one statement; its parameters are those of `write`.
 
-    A division by zero undoes it where what was finished is not claimed.
+    A part that has nothing to do would cost as much as one that has little, so it is left out. A
+    division by zero undoes the statement where what was finished is not claimed.
     """
-    written = "AND EXISTS (SELECT FROM mark)"
-    deletions = (
-        ("gone_recipients", numbered(FINISHED_RECIPIENTS, 3, 2)),
-        ("gone_messages", numbered(FINISHED_MESSAGES, 3, 1)),
-        ("gone_content", numbered(FINISHED_CONTENT, 3, 1)),
-    )
-    insertions = (
-        ("messages", numbered(NEW_MESSAGES, 7, 8)),
-        ("recipients", NEW_RECIPIENTS.format(*(f"${n}" for n in range(15, 22)), "$1")),
-        ("events", NEW_EVENTS.format(*(f"${n}" for n in range(22, 30)), "$30")),
-        ("counts", numbered(COUNTED, 31, 8)),
-        ("exceptions", numbered(EXCEPTIONS, 39, 8)),
-    )
     parts = [
         f"""mark AS (INSERT INTO relay.batch (lease, n, void)
             SELECT holder.id, $2::bigint, false FROM
             (SELECT id FROM relay.lease WHERE id = $1::bigint AND lost IS NULL FOR KEY SHARE)
             AS holder, ({SAFE_COMMIT}) AS safe RETURNING lease)"""
     ]
-    parts += [f"{name} AS ({text} {written} RETURNING 1)" for name, text in deletions]
-    parts += [
-        f"{name} AS ({text} WHERE EXISTS (SELECT FROM mark){ONCE if name == 'exceptions' else ''})"
-        for name, text in insertions
-    ]
-    return f"""WITH {", ".join(parts)}
-        SELECT (SELECT count(*) FROM mark) AS marks,
-        1 / (CASE WHEN NOT EXISTS (SELECT FROM mark)
-            OR ((SELECT count(*) FROM gone_recipients) = $5
-                AND (SELECT count(*) FROM gone_messages) = $6) THEN 1 ELSE 0 END)"""
+    last, is_whole = 3, "1"  # $3: the node
 
+    def add(name: str, text: str, count: int, end: str, *, more: Sequence[str] = ()) -> None:
+        nonlocal last
+        values = [f"${last + number}" for number in range(1, count + 1)]
+        last += count
+        parts.append(f"{name} AS ({text.format(*values, *more)} {end})")
 
-_STATEMENT = _statement()
+    if finishes:
+        written = "AND EXISTS (SELECT FROM mark) RETURNING 1"
+        add("gone_recipients", FINISHED_RECIPIENTS, 2, written)
+        ids = f"${last - 1}"
+        add("gone_messages", FINISHED_MESSAGES, 0, written, more=[ids])
+        add("gone_content", FINISHED_CONTENT, 0, written, more=[ids])
+        is_whole = f"""1 / (CASE WHEN NOT EXISTS (SELECT FROM mark)
+            OR ((SELECT count(*) FROM gone_recipients) = ${last + 1}
+                AND (SELECT count(*) FROM gone_messages) = ${last + 2}) THEN 1 ELSE 0 END)"""
+        last += 2
+    written = "WHERE EXISTS (SELECT FROM mark)"
+    if takes_in:
+        add("messages", NEW_MESSAGES, 8, written)
+        add("recipients", NEW_RECIPIENTS, 7, written, more=["$1"])
+    add("events", NEW_EVENTS, 8, written, more=["$3"])
+    if counts:
+        add("counts", COUNTED, 8, written)
+    if excepts:
+        add("exceptions", EXCEPTIONS, 8, written + ONCE)
+    return f"WITH {', '.join(parts)} SELECT (SELECT count(*) FROM mark) AS marks, {is_whole}"
 
 
 def is_plain(batch: Sequence[Rows]) -> bool:
@@ -94,19 +99,24 @@ async def write(
 ) -> bool:
     """Write a plain batch as number `n` of this lease; whether the lease lives."""
     finished = [(*each, rows.token) for rows in batch for each in rows.finished]
-    row = await db.fetchrow(
-        _STATEMENT,
-        lease.id,
-        n,
-        [queue_id for queue_id, _, _ in finished],
-        [token for _, _, token in finished],
-        sum(count for _, count, _ in finished),
-        len(finished),
-        *columns(joined(rows.messages for rows in batch), 8),
-        *columns(joined(rows.recipients for rows in batch), 7),
-        *columns(events, 8),
-        lease.node,
-        *columns(counts.numbers, 8),
-        *columns(counts.exceptions, 8),
+    messages = joined(rows.messages for rows in batch)
+    values: list[Any] = [lease.id, n, lease.node]
+    if finished:
+        values += [[queue_id for queue_id, _, _ in finished], [token for _, _, token in finished]]
+        values += [sum(count for _, count, _ in finished), len(finished)]
+    if messages:
+        values += columns(messages, 8)
+        values += columns(joined(rows.recipients for rows in batch), 7)
+    values += columns(events, 8)
+    if counts.numbers:
+        values += columns(counts.numbers, 8)
+    if counts.exceptions:
+        values += columns(counts.exceptions, 8)
+    statement = _statement(
+        finishes=bool(finished),
+        takes_in=bool(messages),
+        counts=bool(counts.numbers),
+        excepts=bool(counts.exceptions),
     )
+    row = await db.fetchrow(statement, *values)
     return row is not None and row[0] == 1
