@@ -60,7 +60,7 @@ async def _probe(config: Config, domain: str, patience: timedelta) -> JsonDocume
     from relay.daemon.probing import probe_domain
     from relay.mail.address import normalise_domain
     from relay.queue.store import SpoolError
-    from relay.route.dns import ResolverError
+    from relay.route.name_servers import ResolverError
 
     try:
         async with lookups(config) as asked:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from relay.config.sections import Config
 from relay.route.choice import Routes
-from relay.route.dns import ResolverOptions
+from relay.route.name_servers import ResolverOptions
 
 if TYPE_CHECKING:
     from relay.route.router import RouteOptions

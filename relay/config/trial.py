@@ -29,7 +29,8 @@ from relay.queue.engine import holder
 from relay.receive.spec import ListenerTls, TcpAddress, UnixAddress, parse_address
 from relay.report.deliverylog.file import OUTPUTS
 from relay.route.answers import Unanswered
-from relay.route.dns import DnsResolver, ResolverError
+from relay.route.dns import DnsResolver
+from relay.route.name_servers import ResolverError
 
 __all__ = ["acting_as", "try_start"]
 

@@ -61,8 +61,9 @@ from relay.receive.spec import TcpAddress
 from relay.report.deliverylog import DeliveryLog
 from relay.report.metrics import Metrics
 from relay.route.credentials import RouteCredentials
-from relay.route.dns import DnsResolver, ResolverError
+from relay.route.dns import DnsResolver
 from relay.route.mta_sts import KeptPolicy
+from relay.route.name_servers import ResolverError
 from relay.route.next_hop import NextHop
 from relay.route.router import Router
 from relay.sign.keys import KeyFileError, load_keys

@@ -26,31 +26,21 @@ There is one query at a time for one name and type: other callers wait for the s
 reserved for names that were answered at once the last time. So silent or slow name servers, with
 any number of names, do not delay the other look-ups. dnspython measures its timeout with the wall
 clock; a deadline on the monotonic clock limits each query, so that none can hang.
-
-`/etc/resolv.conf` is read again when it has changed; the old one stays in force while a new one is
-unusable. Without `nameservers` and without a usable file the program does not start.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from datetime import timedelta
-from ipaddress import ip_address
 
 import dns.asyncresolver
 import dns.exception
 import dns.flags
-import dns.inet
-import dns.message
 import dns.name
-import dns.nameserver
 import dns.rdata
 import dns.rdataclass
 import dns.rdatatype
@@ -71,21 +61,32 @@ from relay.route.answers import (
     Unanswered,
 )
 from relay.route.cache import ExpiringCache
+from relay.route.dns_response import (
+    BadName,
+    NotAnAnswer,
+    absolute,
+    alias_target,
+    failure,
+    negative_ttl,
+    refuse_referral,
+    text_of,
+    unfinished,
+)
+from relay.route.name_servers import (
+    NameServers,
+    ResolverError,
+    ResolverOptions,
+    not_on_this_machine,
+)
 
-__all__ = ["DnsResolver", "ResolverError", "ResolverOptions", "parse_nameserver"]
+__all__ = ["DnsResolver"]
 
 log = logging.getLogger(__name__)
 
-_EDNS_OCTETS = 1232
-_TIME_FOR_ONE_SERVER = 2.5
-"""Seconds until the resolver asks the next server, or the same one again."""
 _PATIENCE = 2.0
 """Seconds to wait for the second address family once the first has given an address."""
 _LONGEST_CHAIN = 8
 """How many aliases the relay follows after those that the resolver's answers follow."""
-_RESOLV_CONF_LOOKS = 5.0
-"""Seconds between two checks whether the file has changed."""
-
 _SHORTEST = 1.0
 """Seconds an answer is kept even with a TTL of 0, so that a burst of mail is one query."""
 _LONGEST = 3600.0
@@ -101,8 +102,6 @@ _TRUST_KEPT = 3600.0
 _TRUST_UNKNOWN = 5.0
 """The same, while it has not answered."""
 
-_BRACKETED = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::([0-9]+))?")
-
 _PROMPT = 3.0
 _MOST_WELL = 20_000
 """How many names may be remembered as answered at once; slots are reserved for these names."""
@@ -114,24 +113,6 @@ _RECORDS_OF_ONE_NAME = 1000
 # The library refuses a complete answer because of one invalid record (a digest of the wrong
 # length). So records are taken as octets, and `relay.route.dane` reads them one by one.
 dns.rdata._rdata_classes[dns.rdataclass.IN, dns.rdatatype.TLSA] = dns.rdata.GenericRdata
-
-
-class ResolverError(Exception):
-    """There is no name server to ask, or the configured one is invalid."""
-
-
-@dataclass(frozen=True, slots=True)
-class ResolverOptions:
-    """`resolver`: the name servers to ask, and how long to wait for one answer in all.
-
-    `nameservers`: `address`, `address:port` or `[IPv6 address]:port`; none: `resolv_conf`.
-    """
-
-    nameservers: tuple[str, ...] = ()
-    timeout: timedelta = timedelta(seconds=10)
-    concurrency: int = 100
-    trust_ad: TrustAd = TrustAd.AUTO
-    resolv_conf: str = "/etc/resolv.conf"
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +149,7 @@ class DnsResolver:
         self._cache: ExpiringCache[_Lookup] = ExpiringCache(_RECORDS_KEPT)
         self._under_way: dict[str, asyncio.Task[_Lookup]] = {}
         self._slots = _Slots(options.concurrency)
-        self._servers = _Servers(options, clock)
+        self._servers = NameServers(options, clock)
         self._trust: _Trust | None = None
         self._asking_trust: asyncio.Task[None] | None = None
 
@@ -271,7 +252,7 @@ class DnsResolver:
     async def _ask_trust(self) -> None:
         """Ask whether the resolver validates. Without an answer the last result stays."""
         servers, before = self._servers.resolver(), self._trust
-        trouble = _not_here(servers)
+        trouble = not_on_this_machine(servers)
         if not trouble:
             is_validated = await self._is_root_validated()
             if is_validated is None:
@@ -318,26 +299,26 @@ class DnsResolver:
     async def _query(self, name: str, rdtype: str) -> _Lookup:
         """One name and type, aliases followed, as a value."""
         try:
-            target = _absolute(name)
+            target = absolute(name)
             is_secure = True
             for _ in range(_LONGEST_CHAIN):
                 answer = await self._resolve(target, rdtype)
                 is_secure = is_secure and bool(answer.response.flags & dns.flags.AD)
-                alias = _unfinished(answer)
+                alias = unfinished(answer)
                 if alias is None:
                     records = self._records(answer, is_secure)
-                    return replace(records, canonical=_alias_target(name, answer))
+                    return replace(records, canonical=alias_target(name, answer))
                 target = alias
             return self._unanswered("a chain of aliases without end")
         except dns.resolver.NXDOMAIN as exc:
-            return NoSuchName(expires=self._keep(_negative_ttl(exc), _LONGEST_NEGATIVE))
-        except (_BadName, dns.resolver.YXDOMAIN):
+            return NoSuchName(expires=self._keep(negative_ttl(exc), _LONGEST_NEGATIVE))
+        except (BadName, dns.resolver.YXDOMAIN):
             return NoSuchName("is not a name the DNS can hold", self._keep(_LONGEST, _LONGEST))
         except (TimeoutError, dns.exception.Timeout):
             return self._unanswered("the name servers did not answer in time")
         except dns.resolver.NoNameservers as exc:
-            return self._unanswered(_failure(exc))
-        except _NotAnAnswer as exc:
+            return self._unanswered(failure(exc))
+        except NotAnAnswer as exc:
             return self._unanswered(str(exc))
         except ResolverError as exc:
             return self._unanswered(str(exc))
@@ -355,12 +336,12 @@ class DnsResolver:
     def _records(self, answer: dns.resolver.Answer, authenticated: bool) -> _Records:
         ttl = float(answer.chaining_result.minimum_ttl)
         if answer.rrset is None:
-            _refuse_referral(answer.response)
+            refuse_referral(answer.response)
             return _Records((), self._keep(ttl, _LONGEST_NEGATIVE), authenticated)
         expires = self._keep(ttl, _LONGEST)
         if answer.rdtype == dns.rdatatype.MX:
             mx = sorted(answer.rrset, key=lambda record: record.preference)[:_RECORDS_OF_ONE_NAME]
-            records = tuple(MxRecord(record.preference, _text(record.exchange)) for record in mx)
+            records = tuple(MxRecord(record.preference, text_of(record.exchange)) for record in mx)
             return _Records((), expires, authenticated, records)
         if answer.rdtype == dns.rdatatype.TXT:
             texts = [b"".join(record.strings) for record in answer.rrset][:_RECORDS_OF_ONE_NAME]
@@ -420,17 +401,6 @@ class _Trust:
     told: str | None
 
 
-def _not_here(resolver: dns.asyncresolver.Resolver) -> str:
-    """Why these name servers are not trusted: another machine on the way could change answers."""
-    for server in resolver.nameservers:
-        address = (
-            server.answer_nameserver() if isinstance(server, dns.nameserver.Nameserver) else server
-        )
-        if not ip_address(address).is_loopback:
-            return f"the name server {address} is not on this machine"
-    return ""
-
-
 def _tell_of_trust(trouble: str, before: _Trust | None) -> None:
     if trouble:
         log.warning(
@@ -440,146 +410,6 @@ def _tell_of_trust(trouble: str, before: _Trust | None) -> None:
         )
     elif before is not None:
         log.info("the name servers validate: TLSA records (DANE) are looked up")
-
-
-class _BadName(Exception):
-    """A name that cannot be in the DNS."""
-
-
-class _NotAnAnswer(Exception):
-    """A response without an answer to the question."""
-
-
-class _Servers:
-    """The name servers to ask: the configured ones, or those of the current resolv.conf."""
-
-    def __init__(self, options: ResolverOptions, clock: Callable[[], float]) -> None:
-        self._options = options
-        self._clock = clock
-        self._next_look = clock() + _RESOLV_CONF_LOOKS
-        self._seen = self._stamp()
-        self._resolver = self._configured() if options.nameservers else self._from_file()
-
-    def resolver(self) -> dns.asyncresolver.Resolver:
-        """A resolver that asks the current servers."""
-        if not self._options.nameservers and self._clock() >= self._next_look:
-            self._next_look = self._clock() + _RESOLV_CONF_LOOKS
-            self._look_again()
-        return self._resolver
-
-    def _look_again(self) -> None:
-        stamp = self._stamp()
-        if stamp == self._seen:
-            return
-        self._seen = stamp
-        try:
-            self._resolver = self._from_file()
-            log.info("%s has changed and was read again", self._options.resolv_conf)
-        except ResolverError as exc:
-            log.warning("%s; the name servers read before stay in use", exc)
-
-    def _stamp(self) -> tuple[int, int, int] | None:
-        try:
-            status = os.stat(self._options.resolv_conf)
-        except OSError:
-            return None
-        return status.st_mtime_ns, status.st_size, status.st_ino
-
-    def _configured(self) -> dns.asyncresolver.Resolver:
-        resolver = dns.asyncresolver.Resolver(configure=False)
-        servers = [parse_nameserver(text) for text in self._options.nameservers]
-        resolver.nameservers = [dns.nameserver.Do53Nameserver(*server) for server in servers]
-        return self._tuned(resolver)
-
-    def _from_file(self) -> dns.asyncresolver.Resolver:
-        path = self._options.resolv_conf
-        try:
-            return self._tuned(dns.asyncresolver.Resolver(path))
-        except dns.resolver.NoResolverConfiguration:
-            raise ResolverError(
-                f"{path} names no name server and resolver.nameservers is empty"
-            ) from None
-        except (ValueError, OSError, dns.exception.DNSException) as exc:
-            raise ResolverError(f"{path} cannot be used: {exc}") from exc
-
-    def _tuned(self, resolver: dns.asyncresolver.Resolver) -> dns.asyncresolver.Resolver:
-        seconds = self._options.timeout.total_seconds()
-        resolver.lifetime = seconds
-        resolver.timeout = min(_TIME_FOR_ONE_SERVER, seconds)
-        resolver.use_edns(0, 0, _EDNS_OCTETS)
-        resolver.set_flags(int(dns.flags.RD | dns.flags.AD))
-        resolver.cache = None
-        return resolver
-
-
-def parse_nameserver(text: str) -> tuple[str, int]:
-    """Address and port of a name server in the configuration's form; `ResolverError` if invalid."""
-    address, port = text, "53"
-    if (bracketed := _BRACKETED.fullmatch(text)) is not None:
-        address, port = bracketed[1], bracketed[2] or "53"
-    elif text.count(":") == 1:
-        address, _, port = text.partition(":")
-    if not dns.inet.is_address(address) or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise ResolverError(f"{text!r} is not the address of a name server")
-    return address, int(port)
-
-
-def _absolute(name: str) -> dns.name.Name:
-    """A name with its root, so that no search list applies."""
-    try:
-        absolute = dns.name.from_text(name, dns.name.root)
-    except (dns.exception.DNSException, UnicodeError, ValueError) as exc:
-        raise _BadName(name) from exc
-    if absolute == dns.name.root:
-        raise _BadName(name)
-    return absolute
-
-
-def _alias_target(name: str, answer: dns.resolver.Answer) -> str:
-    """The normalised name at the end of the aliases of `name`."""
-    canonical = _text(answer.chaining_result.canonical_name).lower()
-    return "" if canonical == name.removesuffix(".").lower() else canonical
-
-
-def _text(name: dns.name.Name) -> str:
-    return name.to_text(omit_final_dot=True) if len(name) > 1 else ""
-
-
-def _unfinished(answer: dns.resolver.Answer) -> dns.name.Name | None:
-    """The name to ask for next if a response ends at an alias; None if it is complete.
-
-    A resolver that found no data at the end of the aliases adds an SOA record (RFC 2308 §2.2).
-    """
-    chain = answer.chaining_result
-    if answer.rrset is not None or not chain.cnames or _has_soa(answer.response):
-        return None
-    return chain.canonical_name
-
-
-def _refuse_referral(response: dns.message.Message) -> None:
-    """Refuse a referral: it does not mean "no such data" (RFC 2308 §2.2), the server is lame."""
-    has_ns = any(rrset.rdtype == dns.rdatatype.NS for rrset in response.authority)
-    if has_ns and not _has_soa(response):
-        raise _NotAnAnswer("the name server refers to others instead of answering")
-
-
-def _has_soa(response: dns.message.Message) -> bool:
-    return any(rrset.rdtype == dns.rdatatype.SOA for rrset in response.authority)
-
-
-def _negative_ttl(exc: dns.resolver.NXDOMAIN) -> float:
-    responses = exc.kwargs.get("responses", {}).values()
-    return min((response.resolve_chaining().minimum_ttl for response in responses), default=0.0)
-
-
-def _failure(exc: dns.resolver.NoNameservers) -> str:
-    """The failure of the last server that was asked: a sentence instead of dnspython's list."""
-    errors = exc.kwargs.get("errors") or []
-    if not errors:
-        return "no name server answered"
-    server, _, _, what, _ = errors[-1]
-    said = what if isinstance(what, str) else type(what).__name__
-    return f"{said} from {server.removeprefix('Do53:')}"
 
 
 def _has_addresses(task: asyncio.Task[_Lookup]) -> bool:

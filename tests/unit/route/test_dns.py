@@ -16,12 +16,8 @@ import pytest
 import uvloop
 
 from relay.route.answers import MxAnswer, MxRecord, NoSuchName, TrustAd, Unanswered
-from relay.route.dns import (
-    DnsResolver,
-    ResolverError,
-    ResolverOptions,
-    parse_nameserver,
-)
+from relay.route.dns import DnsResolver
+from relay.route.name_servers import ResolverError, ResolverOptions, parse_nameserver
 from relay.sandbox.dns import DnsAnswer, DnsServer, Fault
 
 SHORT = timedelta(seconds=0.4)

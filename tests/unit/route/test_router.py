@@ -23,8 +23,9 @@ from relay.route.answers import (
     Unanswered,
 )
 from relay.route.choice import Routes
-from relay.route.dns import DnsResolver, ResolverOptions
+from relay.route.dns import DnsResolver
 from relay.route.local_address import is_local_address
+from relay.route.name_servers import ResolverOptions
 from relay.route.next_hop import (
     Auth,
     Credentials,
