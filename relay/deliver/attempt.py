@@ -157,12 +157,15 @@ class Attempt:
             sessions=self._session_log(entry, sessions),
         )
         job = await job_of(entry, content, self._signer, partial(self._may_begin, entry))
-        with self._pool.using_one(entry.domain):
+        self._pool.begin_use(entry.domain)
+        try:
             may_go_on = await self._try_route(asked, needed, job, tally)
             if may_go_on and tally.is_unmet_by_policy:
                 outcomes = await self._under_newer_policy(entry, asked, needed, job, tally)
             else:
                 outcomes = tally.outcomes()
+        finally:
+            self._pool.end_use(entry.domain)
         tally.sessions.end()
         return outcomes
 

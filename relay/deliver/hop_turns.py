@@ -103,6 +103,9 @@ class HopTurns:
 
     def deal(self, proof: Proof) -> Iterator[HostTurn]:
         """The turn of each host, for a message that requires this proof."""
+        if len(self._hosts) == 1:
+            yield HostTurn(self, tuple(self._hosts))
+            return
         dealt = self._health.deal(self._hosts, proof)
         for _, addresses in groupby(dealt, key=lambda host: host.name):
             yield HostTurn(self, tuple(addresses))

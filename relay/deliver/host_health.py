@@ -65,15 +65,16 @@ def rest(failures: int) -> float:
 
 @dataclass(eq=False, slots=True)
 class Trial:
-    """A message that turns to a host: from before the connect until there is a session or none.
-
-    `scopes`: the deaths that keep the message from the host, in the order of `Cause`.
-    """
+    """A message that turns to a host: from before the connect until there is a session or none."""
 
     host: Host
     proof: Proof
     began: float
-    scopes: tuple[_Scope, ...]
+
+    @property
+    def scopes(self) -> tuple[_Scope, ...]:
+        """The deaths that keep the message from the host, in the order of `Cause`."""
+        return _scopes(self.host, self.proof)
 
 
 def _scopes(host: Host, proof: Proof) -> tuple[_Scope, ...]:
@@ -119,6 +120,8 @@ class HostHealth:
         """The order of one attempt: group by group; within a group the next host that is not dead
         for a message with this proof comes first, with all its addresses.
         """
+        if len(hosts) == 1:
+            return list(hosts)
         dealt: list[Host] = []
         for _, group in groupby(hosts, key=lambda host: host.preference):
             dealt += self._deal_equals(list(group), proof)
@@ -151,11 +154,13 @@ class HostHealth:
         because the host is dead.
         """
         now = self._clock()
-        scopes = _scopes(host, proof)
+        trial = Trial(host, proof, now)
+        if not self._deaths:
+            return trial
+        scopes = trial.scopes
         blocking = self._blocking(host, scopes, now)
         if blocking is not None:
             return _not_tried(blocking, now)
-        trial = Trial(host, proof, now, scopes)
         for scope in scopes:
             if (death := self._deaths.get(scope)) is not None:
                 death.tested_by = trial
@@ -164,15 +169,16 @@ class HostHealth:
     def died(self, trial: Trial, cause: Cause, outcome: Deferred) -> bool:
         """No session came about, for this cause. Returns whether that is news."""
         self.end(trial)
-        if self._lived_at.get(trial.scopes[0], -inf) >= trial.began:
+        scopes = trial.scopes
+        if self._lived_at.get(scopes[0], -inf) >= trial.began:
             return False
         now = self._clock()
         # The last scope of a cause is the one with the proof that the message needs.
-        scope = next(scope for scope in reversed(trial.scopes) if scope[2] is cause)
+        scope = next(scope for scope in reversed(scopes) if scope[2] is cause)
         before = self._deaths.get(scope)
         if before is not None and trial.began < before.since:
             return False
-        for passed in trial.scopes[: trial.scopes.index(scope)]:
+        for passed in scopes[: scopes.index(scope)]:
             if passed[2] is not cause:
                 self._deaths.pop(passed, None)
         if before is not None and not _holds_for(trial.host, scope, before):
@@ -185,12 +191,15 @@ class HostHealth:
     def lives(self, trial: Trial) -> bool:
         """A new session came about. Returns whether the host was dead before."""
         self.end(trial)
-        self._lived_at[trial.scopes[0]] = self._clock()
-        ended = [scope for scope in trial.scopes if self._deaths.pop(scope, None) is not None]
+        scopes = trial.scopes
+        self._lived_at[scopes[0]] = self._clock()
+        ended = [scope for scope in scopes if self._deaths.pop(scope, None) is not None]
         return bool(ended)
 
     def end(self, trial: Trial) -> None:
         """The trial is over. Where it showed nothing, another connection may test the host."""
+        if not self._deaths:
+            return
         for scope in trial.scopes:
             death = self._deaths.get(scope)
             if death is not None and death.tested_by is trial:

@@ -17,8 +17,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -97,26 +95,29 @@ class Pool:
         """The number of idle connections."""
         return len(self._order)
 
-    @contextmanager
-    def using_one(self, domain: str) -> Iterator[None]:
-        """Count a connection as in use for a recipient domain, from before it is there until it was
-        given back.
+    def begin_use(self, domain: str) -> None:
+        """Count a connection as in use for a recipient domain, from before it is there until
+        `end_use`, after it was given back.
         """
         self._in_use += 1
         self._in_use_for[domain] += 1
-        try:
-            yield
-        finally:
-            self._in_use -= 1
-            self._in_use_for[domain] -= 1
-            if not self._in_use_for[domain]:
-                del self._in_use_for[domain]
+
+    def end_use(self, domain: str) -> None:
+        """The connection is not in use any more."""
+        self._in_use -= 1
+        left = self._in_use_for[domain] - 1
+        if left:
+            self._in_use_for[domain] = left
+        else:
+            del self._in_use_for[domain]
 
     def take(self, key: PoolKey) -> Connection | None:
         """A connection that seems to be open; the one that was used last comes first."""
         while (waiting := self._idle.get(key)) is not None:
-            idle = waiting[-1]
-            self._remove(idle)
+            idle = waiting.pop()
+            del self._order[idle]
+            if not waiting:
+                del self._idle[key]
             if idle.connection.is_usable and not self.is_worn_out(idle.connection):
                 return idle.connection
             idle.connection.quit()

@@ -145,8 +145,6 @@ class Room:
 
     def _names(self, line: str) -> tuple[str, ...]:
         """The destinations that a line's mail leads to, as far as that is known."""
-        if (hop := self._hops.get(line)) is not None:
-            return (hop.destination,)
         return self._lines.destinations(line, self._monotonic())
 
     def _excess(self, line: str) -> int:
