@@ -27,7 +27,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
+from functools import lru_cache, partial
 
 from relay.deliver import negotiate
 from relay.deliver.connection import Connection, require_claim
@@ -102,6 +102,13 @@ class Attempt:
         delivery, tls = delivery or DeliveryOptions(), tls or TlsOptions()
         self._route = route
         self._security = security_options(delivery, tls)
+        # Most mail shares a few settings, and the key of a kept connection is compared faster with
+        # the same requirement than with an equal one.
+        self._required = lru_cache(maxsize=256)(
+            lambda settings, requiretls: requirement(
+                settings, self._security, requiretls=requiretls
+            )
+        )
         self._using = negotiate.SessionOptions(
             hostname, delivery.timeouts, contexts or TlsContexts(tls.ca_file), logins
         )
@@ -143,7 +150,7 @@ class Attempt:
         # For a message with the null reverse-path REQUIRETLS is no condition (RFC 8689 §4.2.1);
         # `prepare` adds the keyword all the same where the host offers it.
         requiretls = message.requiretls and message.reverse_path != ""
-        needed = requirement(entry.settings, self._security, requiretls=requiretls)
+        needed = self._required(entry.settings, requiretls)
         bounce = needed.bounces_unmet and all(
             at_host(needed, host, self._security).bounces_unmet for host in route.hosts
         )
@@ -507,14 +514,16 @@ class _Asked:
     def __init__(self, route: Hosts, look_up: Callable[[Naming], Awaitable[DomainFloor]]) -> None:
         self.route = route
         self._look_up = look_up
-        self._found: dict[Naming, DomainFloor] = {}
+        self._found: dict[str | None, DomainFloor] = {}
+        """By `Naming.route_host`, in which the namings of a route differ."""
 
     async def of(self, host: Host) -> DomainFloor:
         """What is asked of one host. Raises as `Floors.of_domain` does."""
         naming = self.route.naming_of(host)
-        if naming not in self._found:
-            self._found[naming] = await self._look_up(naming)
-        return self._found[naming]
+        found = self._found.get(naming.route_host)
+        if found is None:
+            found = self._found[naming.route_host] = await self._look_up(naming)
+        return found
 
     @property
     def policies(self) -> list[tuple[StsMode | None, str, tuple[str, ...]]]:

@@ -320,14 +320,14 @@ class Connection:
                 [transaction.mail, *transaction.rcpts.values(), b"DATA"], Stage.MAIL
             )
         mail = Answer(Stage.MAIL, await self._reply_to(transaction.mail, Stage.MAIL))
-        self._needs_rset = mail.is_positive
-        if not mail.is_positive:
+        self._needs_rset = is_open = mail.is_positive
+        if not is_open:
             answers.update(dict.fromkeys(transaction.rcpts, mail))
             if not self.offers.pipelining:
                 return
         for index, line in transaction.rcpts.items():
             reply = await self._reply_to(line, Stage.RCPT)
-            if mail.is_positive:
+            if is_open:
                 answers[index] = Answer(Stage.RCPT, reply)
         accepted = [index for index, answer in answers.items() if answer.is_positive]
         if not accepted and not self.offers.pipelining:

@@ -91,7 +91,8 @@ class HandOver:
             await self._raise_alarm()
         recipients = list(recipients)
         waiting = recipients
-        while waiting and self._can_carry_more():
+        # Where the connection was kept, the pool has just looked at it.
+        while waiting and (is_kept or self._can_carry_more()):
             batch, after = waiting[:MOST_RECIPIENTS], waiting[MOST_RECIPIENTS:]
             has_delivered = self._connection.has_delivered
             answers = await self._transact(batch)
@@ -168,8 +169,10 @@ class HandOver:
             self._tally.go_on(host, index, _tls_demanded(answer, host, session))
             return
         outcome = judge(answer, host, session, dsn_passed_on=self._connection.offers.dsn)
-        self.has_delivered |= isinstance(outcome, Delivered)
-        if worth_another_host(answer, self._host):
+        if isinstance(outcome, Delivered):
+            self.has_delivered = True
+            self._tally.settle(host, index, outcome)
+        elif worth_another_host(answer, self._host):
             assert isinstance(outcome, Deferred)
             self._tally.go_on(host, index, outcome)
         else:

@@ -143,8 +143,8 @@ class Recorder:
             return
         if is_to_be_reported is None:
             return
-        dues = (change.recipient.next_attempt for change in settlement.changes)
-        self._on_end(entry, min((due for due in dues if due is not None), default=None))
+        dues = [change.recipient.next_attempt for change in settlement.changes]
+        self._on_end(entry, min(filter(None, dues), default=None))
         if is_to_be_reported:
             await self._reports.send_pending(entry.message.queue_id)
 

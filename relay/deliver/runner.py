@@ -14,6 +14,7 @@ from relay.mail.outcome import Code, Deferred, Outcome
 from relay.mail.record import replace
 from relay.mail.tls_session import TlsSession
 from relay.policy.rules import PolicyRules, reconsider
+from relay.policy.settings import TlsSettings
 from relay.queue.entry import Entry
 from relay.queue.store import CHUNK_BYTES, ClaimLost, DeliveryQueue
 
@@ -101,16 +102,19 @@ class Runner:
 def reconsidered(entry: Entry, rules: PolicyRules) -> Entry:
     """The entry, with its settings as strict as the current rules require."""
 
-    stricter = {
-        settings: reconsider(
+    stricter: dict[TlsSettings, TlsSettings] = {}
+    for settings in {recipient.settings for recipient in entry.recipients}:
+        now = reconsider(
             settings,
             rules,
             reverse_path=entry.message.reverse_path,
             recipient_domain=entry.domain,
         )
-        for settings in {recipient.settings for recipient in entry.recipients}
-    }
-    if all(now is before for before, now in stricter.items()):
+        if now is not settings:
+            stricter[settings] = now
+    if not stricter:
         return entry
-    recipients = (replace(one, settings=stricter[one.settings]) for one in entry.recipients)
+    recipients = (
+        replace(one, settings=stricter.get(one.settings, one.settings)) for one in entry.recipients
+    )
     return replace(entry, recipients=tuple(recipients))
