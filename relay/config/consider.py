@@ -43,14 +43,22 @@ def consider(config: Config) -> Iterator[Remark]:
     yield from _consider_queue(config)
     yield from _consider_dkim(config)
     yield from _consider_tls_reports(config)
+    yield from _consider_workers(config)
+    yield from _consider_http(config.admin)
+    yield from _consider_group("admin.socket_group", config.admin.socket_group)
+
+
+def _consider_workers(config: Config) -> Iterator[Remark]:
     delivery = config.delivery
-    if config.workers > min(delivery.concurrency_per_destination, delivery.concurrency):
+    if config.workers > delivery.concurrency:
+        problem = "more workers than there may be connections"
+        yield Remark("workers", problem, "have fewer, or raise delivery.concurrency")
+    # Of several nodes some may have no part of a destination, and leave its mail to the others.
+    elif config.workers > delivery.concurrency_per_destination and config.queue.url is None:
         problem = "more workers than a destination may have connections"
         yield Remark(
             "workers", problem, "have fewer, or raise delivery.concurrency_per_destination"
         )
-    yield from _consider_http(config.admin)
-    yield from _consider_group("admin.socket_group", config.admin.socket_group)
 
 
 def _consider_http(admin: AdminSection) -> Iterator[Remark]:
@@ -323,9 +331,6 @@ def _consider_server(config: Config) -> Iterator[Remark]:
     if not _SHORTEST_LEASE <= queue.lease <= _LONGEST_LEASE:
         problem = f"{format_duration(queue.lease)} is no length for a lease"
         yield Remark("queue.lease", problem, "write a duration from 5s to 10m")
-    if config.workers > 1:
-        problem = "several workers with one queue.url are not finished"
-        yield Remark("workers", problem, "have one worker a node, and more nodes")
     if queue.password_file is not None:
         yield from consider_secret("queue.password_file", queue.password_file)
 

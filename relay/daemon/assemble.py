@@ -210,11 +210,13 @@ class Parts:
 
     def _make_destinations(self) -> Destinations:
         most, part = self.delivery.concurrency_per_destination, self.store.part
+        # Workers that are nodes have each a part of their own.
+        table = None if self.config.queue.location.is_shared else self.worker.hop_limits
         return Destinations(
             most,
             self.config.queue.schedule,
             clock=time.monotonic,
-            limits=HopLimits(self.worker.hop_limits, clock=time.monotonic, part=part),
+            limits=HopLimits(table, clock=time.monotonic, part=part),
             parts=NodeParts(most, part, lambda domain: self.router.may_lead_to(domain)),
         )
 
@@ -332,7 +334,7 @@ async def _open_stores(config: Config, worker: Worker, opened: AsyncExitStack) -
     try:
         queue = await _open_queue(config, worker)
         opened.push_async_callback(queue.close)
-        settings = await _read_settings(queue, worker)
+        settings = await _read_settings(queue, worker, is_shared=location.is_shared)
         policies = await open_policies(shared)
         opened.push_async_callback(policies.close)
         memory = await open_memory(shared)
@@ -365,9 +367,13 @@ def _digest(config: Config) -> str:
     return sha256(json.dumps(fingerprints(config), sort_keys=True).encode()).hexdigest()[:12]
 
 
-async def _read_settings(store: Store, worker: Worker) -> SettingsInForce | SettingsElsewhere:
-    """What was set over HTTP: the first worker keeps it, and tells the others."""
-    shared = worker.shared_settings
+async def _read_settings(
+    store: Store, worker: Worker, *, is_shared: bool
+) -> SettingsInForce | SettingsElsewhere:
+    """What was set over HTTP: the first worker keeps it, and tells the others. Where the queue is
+    shared, each reads it from there.
+    """
+    shared = None if is_shared else worker.shared_settings
     if shared is not None and not worker.is_first:
         return SettingsElsewhere(shared)
     settings = SettingsInForce(store.api_state, shared)

@@ -42,11 +42,13 @@ def make_operator(parts: Parts, relay: RunningRelay, opened: AsyncExitStack) -> 
     if not others:
         return Operator(store, parts.clock, store, relay)
     path, socket = parts.config.queue.path, parts.config.admin.socket
+    workers = [OtherWorker(number, Path(control_socket(socket, number))) for number in others]
+    every = AllWorkers(store, relay, workers)
+    if parts.config.queue.location.is_shared:
+        return Operator(store, parts.clock, store, every)
     readers = [open_beside(Path(spool(path, number))) for number in others]
     for reader in readers:
         opened.push_async_callback(reader.close)
-    workers = [OtherWorker(number, Path(control_socket(socket, number))) for number in others]
-    every = AllWorkers(store, relay, workers)
     return Operator(AllQueues([store, *readers]), parts.clock, every, every)
 
 

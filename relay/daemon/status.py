@@ -121,7 +121,9 @@ class Status:
     async def snapshot(self) -> Snapshot:
         """What is so now."""
         parts, config = self._parts, self._parts.config
-        counts = await parts.store.counts()
+        is_shared = config.queue.location.is_shared
+        # The metrics of all workers are added up, and a shared queue is the same for each.
+        counts = await parts.store.counts() if parts.worker.is_first or not is_shared else {}
         return Snapshot(
             version=__version__,
             queue={state.value: count for state, count in counts.items()},
@@ -134,7 +136,7 @@ class Status:
             log_lag_events=await log_lag(parts.store),
             log_in_trouble=parts.delivery_log.is_in_trouble,
             auth_failures=parts.failures.total,
-            spool_free_bytes=0 if config.queue.location.is_shared else room_at(config.queue.path),
+            spool_free_bytes=0 if is_shared else room_at(config.queue.path),
             certificates=expiries(
                 [
                     *(spec.certificate for spec in config.listeners),

@@ -250,8 +250,8 @@ def but_hostname(config: Config) -> Config:
             "queue.lease: 1s is no length for a lease",
         ),
         (
-            "workers: 2\nqueue: {url: 'postgresql://relay@db/relay'}",
-            "workers: several workers with one queue.url are not finished",
+            "workers: 9\nqueue: {url: 'postgresql://relay@db/relay'}\ndelivery: {concurrency: 8}",
+            "workers: more workers than there may be connections",
         ),
         ("admin: {http: '0.0.0.0:80'}", "an HTTP API open to the network without a key"),
     ],

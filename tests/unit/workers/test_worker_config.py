@@ -39,6 +39,21 @@ def test_a_worker_has_its_own_queue_and_socket_and_the_first_has_the_port(tmp_pa
     assert worker_config(config, 0, 1) == config
 
 
+def test_worker_whose_queue_is_shared_is_a_node_with_the_whole_limit_of_a_destination(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "relay.yaml"
+    file.write_text(
+        "workers: 3\nqueue: {url: 'postgresql://relay@db/relay', node: mx-a}\n"
+        "delivery: {concurrency: 100, concurrency_per_destination: 2}\n"
+    )
+    config = load(file, {})
+    workers = [worker_config(config, worker, 3) for worker in range(3)]
+    assert [one.queue.location.node for one in workers] == ["mx-a", "mx-a.1", "mx-a.2"]
+    assert [one.delivery.concurrency_per_destination for one in workers] == [2, 2, 2]
+    assert sum(one.delivery.concurrency for one in workers) == 100
+
+
 def test_connections_elsewhere_count_until_their_worker_is_gone() -> None:
     counters = SharedCounters(2)
     here, there = Connections(counters.row(0)), Connections(counters.row(1))
