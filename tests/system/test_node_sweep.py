@@ -135,7 +135,9 @@ def test_no_250_is_lost_and_nothing_invented_however_nodes_and_server_are_killed
         for relay in relays:
             relay.launch()
         for relay in relays:
-            wait_until(partial(accepts_connections, "127.0.0.1", relay.port), what="the start")
+            wait_until(
+                partial(accepts_connections, "127.0.0.1", relay.port), seconds=200, what="the start"
+            )
         chaos = Chaos(server, relays, lot)
         with contextlib.ExitStack() as crowds:
             for relay in relays * 2:
