@@ -528,6 +528,7 @@ async def test_commands_of_the_mailgun_page_work_as_described(
     assert not [one for one in served.mx.messages if b"Nobody gets this" in one.content]
 
 
+@pytest.mark.needs("curl")
 async def test_the_three_lines_of_the_readme_work_as_written(
     served: Served, tmp_path: Path
 ) -> None:
