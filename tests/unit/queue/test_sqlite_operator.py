@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from relay.mail.address import spellings
+from relay.queue.conditions import event_conditions
 from relay.queue.entry import State
 from relay.queue.handoff import HandOffLimits
 from relay.queue.sqlite import SqliteStore, StoppedQueue
@@ -168,13 +168,13 @@ async def test_a_question_is_answered_while_many_search(store, monkeypatch):
     await store.accept(
         new_message(events=tuple(event("accepted", "q1", number=n) for n in range(100)))
     )
-    looked, look = [], spellings
+    looked, look = [], event_conditions
 
     def seen(*args: Any) -> Any:
         looked.append(args)
         return look(*args)
 
-    monkeypatch.setattr(reading, "spellings", seen)
+    monkeypatch.setattr(reading, "event_conditions", seen)
     wanted = EventFilter(sender="nobody@example.com")
     searches = [asyncio.create_task(store.find_events(wanted)) for _ in range(20)]
     while not looked:
