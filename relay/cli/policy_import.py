@@ -28,14 +28,8 @@ from relay.cli.common import (
 from relay.config import Config
 from relay.config.parts import routes_of
 from relay.policy.postfix_files import HIDDEN, PostfixFile, holds_secret, kind_of
-from relay.policy.postfix_import import (
-    Difference,
-    ImportedLine,
-    OurTls,
-    PostfixNextHop,
-    imported,
-    imported_level,
-)
+from relay.policy.postfix_import import ImportedLine, imported, imported_level
+from relay.policy.postfix_remarks import Difference, OurTls, PostfixNextHop
 from relay.policy.postfix_senders import ImportedSender, by_pattern, imported_senders
 from relay.policy.postfix_table import PostfixLevel
 from relay.policy.rules import DestinationRule

@@ -8,7 +8,6 @@ taken; the dataclass that wants the value says what it is, and the text is kept 
 from __future__ import annotations
 
 import re
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -116,7 +115,8 @@ class Composer:
                 return List(
                     location, tuple(self._tree(item, dotted(key, str(i))) for i, item in items)
                 )
-            return self._map(typing.cast(yaml.MappingNode, node), location, key)
+            assert isinstance(node, yaml.MappingNode)
+            return self._map(node, location, key)
         finally:
             self._open.pop()
 

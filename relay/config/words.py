@@ -352,10 +352,6 @@ def queue_url(text: str) -> str:
     return text
 
 
-def as_written(text: str) -> str:
-    return text
-
-
 @dataclass(frozen=True, slots=True)
 class Word:
     """How a form is read, what the JSON Schema knows of it, and what it looks like."""
@@ -397,7 +393,7 @@ WORDS = {
         sender_pattern, rf"{_LOCAL_PART}@{_DOMAIN}|(?:\*\.)?{_DOMAIN}", "bot@example.com"
     ),
     TextForm.SELECTOR: Word(selector, _SELECTOR, "relay1"),
-    TextForm.SIZE: Word(as_written, r"[1-9][0-9]{0,14}(?:B|KiB|MiB|GiB|TiB)?", "50MiB"),
+    TextForm.SIZE: Word(str, r"[1-9][0-9]{0,14}(?:B|KiB|MiB|GiB|TiB)?", "50MiB"),
     TextForm.SPKI_DIGEST: Word(spki_digest, _SPKI_DIGEST, "A" * 43 + "="),
     TextForm.SOCKET_PATH: Word(socket_path, _SOCKET_PATH, "/run/relay/relay.sock"),
 }

@@ -24,20 +24,27 @@ the domains whose route leads to that host.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from ipaddress import ip_address
 
 from relay.mail.address import AddressError, normalise_domain
 from relay.policy.postfix_files import holds_secret, shown
+from relay.policy.postfix_remarks import (
+    REMARKS_OF_LEVEL,
+    Difference,
+    ImportRemark,
+    OurTls,
+    PostfixNextHop,
+    no_effect,
+    no_equivalent,
+    remarks_of_attributes,
+    stricter,
+)
 from relay.policy.postfix_table import (
-    VERSIONS,
     PolicyValueError,
     PostfixLevel,
-    PostfixPolicy,
     TableLine,
-    allowed_versions,
     read_policy,
     read_table,
 )
@@ -45,34 +52,10 @@ from relay.policy.rules import DestinationRule
 from relay.policy.settings import FloorUse
 
 __all__ = [
-    "NEVER_USED",
-    "Difference",
-    "ImportRemark",
     "ImportedLine",
-    "OurTls",
-    "PostfixNextHop",
     "imported",
     "imported_level",
 ]
-
-
-class Difference(StrEnum):
-    """How what we do differs from what Postfix did, as it is told."""
-
-    STRICTER = "stricter"
-    """The rule protects at least as well, and more in some situation: mail may wait that went."""
-    NO_EQUIVALENT = "no equivalent"
-    """Postfix protects better in some situation, or there is no rule."""
-    NO_EFFECT = "no effect"
-    """Postfix ignores it, too, or it is about speed only."""
-
-
-@dataclass(frozen=True, slots=True)
-class ImportRemark:
-    """A difference, and a sentence about it with the cure where there is one."""
-
-    difference: Difference
-    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,47 +88,6 @@ class ImportedLine:
         return not any(one.difference is Difference.NO_EQUIVALENT for one in self.remarks)
 
 
-@dataclass(frozen=True, slots=True)
-class PostfixNextHop:
-    """Where a route leads: a name or an address without brackets, in lower case."""
-
-    host: str
-    port: int = 25
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}"
-
-
-@dataclass(frozen=True, slots=True)
-class OurTls:
-    """What our configuration says of TLS for all domains (`tls`), and its `routes`."""
-
-    min_version: str = "TLSv1.2"
-    opportunistic_min_version: str = "TLSv1"
-    routes: tuple[tuple[str, PostfixNextHop], ...] = ()
-
-    def leading_to(self, hop: PostfixNextHop) -> tuple[str, ...]:
-        """The keys of the routes that lead to a next hop."""
-        return tuple(domain for domain, there in self.routes if there == hop)
-
-    def route_of(self, domain: str) -> PostfixNextHop | None:
-        """Where a domain, or what a pattern covers, goes by a route: the nearest one."""
-        labels = domain.removeprefix("*.").split(".")
-        above = (f"*.{'.'.join(labels[at:])}" for at in range(1, len(labels)))
-        routes = dict(self.routes)
-        return next((routes[key] for key in (domain, *above, "*") if key in routes), None)
-
-
-# fmt: off
-NEVER_USED = frozenset((
-    "aNULL", "eNULL", "NULL", "ADH", "AECDH", "PSK", "SRP", "aPSK", "kPSK", "aSRP", "kSRP", "EXP",
-    "EXPORT", "EXPORT40", "EXPORT56", "LOW", "DES", "3DES", "RC2", "RC4", "RC5", "IDEA", "SEED",
-    "MD5", "DSS", "aDSS", "KRB5", "kKRB5", "aDH", "kDHr", "kDHd", "DES-CBC3-SHA", "RC4-SHA",
-    "RC4-MD5",
-))
-# fmt: on
-"""Ciphers, by the names of `exclude=`, that we never use where TLS is required or verified."""
-
 _SERVICES = {"smtp": 25, "submission": 587, "submissions": 465, "smtps": 465}
 _IN_BRACKETS = re.compile(r"\[([^\[\]]+)\](?::(\w+))?")
 _EXPRESSION = re.compile(r"!?/.+/[A-Za-z]*")
@@ -176,36 +118,6 @@ _BY_LEVEL: Mapping[PostfixLevel, DestinationRule] = {
 }
 
 
-def _stricter(text: str) -> ImportRemark:
-    return ImportRemark(Difference.STRICTER, text)
-
-
-def _no_equivalent(text: str) -> ImportRemark:
-    return ImportRemark(Difference.NO_EQUIVALENT, text)
-
-
-def _no_effect(text: str) -> ImportRemark:
-    return ImportRemark(Difference.NO_EFFECT, text)
-
-
-_OF_LEVEL: Mapping[PostfixLevel, ImportRemark] = {
-    PostfixLevel.NONE: _stricter(
-        "the relay uses TLS where the host offers it, and sends in clear where TLS does not work;"
-        " Postfix never tries TLS"
-    ),
-    PostfixLevel.DANE_ONLY: _no_equivalent(
-        "Postfix sends nothing to a host without usable TLSA records, or with an MX record that is"
-        " not signed; the relay does if the host has a certificate of an authority for its name"
-    ),
-    PostfixLevel.FINGERPRINT: _no_equivalent(
-        "a rule for a domain has no fingerprints, and requires a certificate of an authority for"
-        " the host's name; only a next hop has them: write one with the partner's hosts, ca_file:"
-        " none and pin_sha256, and a route to it (docs/routes.md); the pin is the digest of the"
-        " public key, not of the certificate"
-    ),
-}
-
-
 def imported(text: str, tls: OurTls) -> tuple[ImportedLine, ...]:
     """Every logical line of a table, in its order, each with its rule and what differs."""
     table = read_table(text)
@@ -218,7 +130,7 @@ def imported(text: str, tls: OurTls) -> tuple[ImportedLine, ...]:
             lines.append(_unreadable(line, line.fault))
         elif _EXPRESSION.fullmatch(line.key):
             reason = "a regular expression has no equivalent; write a rule for each domain"
-            lines.append(ImportedLine(line, remarks=(_no_equivalent(reason),)))
+            lines.append(ImportedLine(line, remarks=(no_equivalent(reason),)))
         elif key in first:
             reason = f"line {first[key]} has the same key and counts"
             lines.append(_passed_over(line, reason))
@@ -230,9 +142,9 @@ def imported(text: str, tls: OurTls) -> tuple[ImportedLine, ...]:
 
 def imported_level(level: PostfixLevel) -> ImportedLine:
     """`smtp_tls_security_level`, as `policy.default`."""
-    remarks = [_OF_LEVEL[level]] if level in _OF_LEVEL else []
+    remarks = [REMARKS_OF_LEVEL[level]] if level in REMARKS_OF_LEVEL else []
     if level is PostfixLevel.SECURE:
-        remarks.append(_no_equivalent(_NAMES_BY_DOMAIN))
+        remarks.append(no_equivalent(_NAMES_BY_DOMAIN))
     line = TableLine(0, "smtp_tls_security_level", str(level))
     return ImportedLine(line, _BY_LEVEL[level], ("",), tuple(remarks))
 
@@ -241,7 +153,7 @@ def imported_level(level: PostfixLevel) -> ImportedLine:
 
 
 def _passed_over(line: TableLine, reason: str) -> ImportedLine:
-    return ImportedLine(line, remarks=(_no_effect(f"Postfix ignores it, too: {reason}"),))
+    return ImportedLine(line, remarks=(no_effect(f"Postfix ignores it, too: {reason}"),))
 
 
 def _unreadable(line: TableLine, reason: str) -> ImportedLine:
@@ -256,7 +168,7 @@ def _of_line(
         return _of_next_hop(line, tls, named)
     if _WITH_PORT.fullmatch(key):
         reason = "a route has no MX records; write a route to the host, and the key as [host]:port"
-        return ImportedLine(line, remarks=(_no_equivalent(reason),))
+        return ImportedLine(line, remarks=(no_equivalent(reason),))
     try:
         domain = _domain(key)
     except AddressError:
@@ -270,7 +182,7 @@ def _of_line(
         return _passed_over(line, f"{reason} (line {hops[hop].number})")
     if rule in (_BY_LEVEL[PostfixLevel.NONE], _BY_LEVEL[PostfixLevel.MAY]):
         return _passed_over(line, reason)
-    return ImportedLine(line, rule, (domain,), (*remarks, _stricter(reason)))
+    return ImportedLine(line, rule, (domain,), (*remarks, stricter(reason)))
 
 
 def _next_hop(key: str) -> PostfixNextHop | None:
@@ -298,14 +210,14 @@ def _of_next_hop(line: TableLine, tls: OurTls, hop: PostfixNextHop) -> ImportedL
     domains = tls.leading_to(hop)
     if not domains:
         reason = f"no route leads to {hop}; write it under routes and import this file again"
-        return ImportedLine(line, remarks=(_no_equivalent(reason),))
+        return ImportedLine(line, remarks=(no_equivalent(reason),))
     rule, remarks = _meaning(line.value, hop.host, tls, hop)
     if "*" in domains:
         reason = (
             "policy.default holds for all domains without a rule, also those with a route of"
             " their own"
         )
-        remarks = (*remarks, _stricter(reason))
+        remarks = (*remarks, stricter(reason))
     return ImportedLine(line, rule, tuple("" if d == "*" else d for d in domains), remarks)
 
 
@@ -322,15 +234,15 @@ def _meaning(
             f"{said}, so Postfix defers all its mail; the rule requires verified TLS until you"
             " correct the line"
         )
-        return _SAFEST, (_no_equivalent(reason),)
+        return _SAFEST, (no_equivalent(reason),)
     rule = _BY_LEVEL[policy.level]
-    remarks = [_OF_LEVEL[policy.level]] if policy.level in _OF_LEVEL else []
+    remarks = [REMARKS_OF_LEVEL[policy.level]] if policy.level in REMARKS_OF_LEVEL else []
     if policy.level in _DEFAULT_MATCH:
         match = policy.match or _DEFAULT_MATCH[policy.level]
         mx, of_match = _at_route(match, hop) if hop else _pins(match, name)
         rule = replace(rule, mx=mx)
         remarks += of_match
-    remarks += _of_attributes(policy, tls)
+    remarks += remarks_of_attributes(policy, tls)
     return rule, tuple(remarks)
 
 
@@ -353,20 +265,20 @@ def _pins(match: tuple[str, ...], domain: str) -> tuple[tuple[str, ...], list[Im
     if "hostname" in words:
         if len(words) == 1:
             return (), []
-        return (), [_stricter("the certificate has to be for the mail host's own name")]
+        return (), [stricter("the certificate has to be for the mail host's own name")]
     remarks = []
     if domain.startswith("*.") and {"nexthop", "dot-nexthop"} & set(words):
-        remarks.append(_no_equivalent(_NAMES_BY_DOMAIN))
+        remarks.append(no_equivalent(_NAMES_BY_DOMAIN))
     mx: list[str] = []
     for word in words:
         try:
             mx.append(_mail_host(_pin(word, domain)))
         except AddressError:
-            remarks.append(_stricter(f'match: "{word}" is the name of no mail host'))
+            remarks.append(stricter(f'match: "{word}" is the name of no mail host'))
         if word.startswith("*"):
-            remarks.append(_no_equivalent(f'match: "{word}" is no pattern in Postfix'))
+            remarks.append(no_equivalent(f'match: "{word}" is no pattern in Postfix'))
     if not mx:
-        return (), [*remarks, _no_equivalent("match names no host, so any host may be used")]
+        return (), [*remarks, no_equivalent("match names no host, so any host may be used")]
     below = [pin for pin in mx if pin.startswith("*.")]
     of_depth = (
         f"; {', '.join(below)} is one label, where Postfix takes names at any depth"
@@ -377,7 +289,7 @@ def _pins(match: tuple[str, ...], domain: str) -> tuple[tuple[str, ...], list[Im
         "the relay connects only to hosts of mx, and each has to have a certificate for its own"
         f" name; Postfix lets any host show a certificate for one of these names{of_depth}"
     )
-    return tuple(dict.fromkeys(mx)), [*remarks, _stricter(reason)]
+    return tuple(dict.fromkeys(mx)), [*remarks, stricter(reason)]
 
 
 def _mail_host(pin: str) -> str:
@@ -410,88 +322,10 @@ def _at_route(
     reason = f"the certificate has to be for {hop.host}, the host of the route"
     if others:
         reason += f"; Postfix also takes one for {others}"
-    return (), [_stricter(reason)]
+    return (), [stricter(reason)]
 
 
 # --- other attributes -----------------------------------------------------------------------------
-
-
-def _of_attributes(policy: PostfixPolicy, tls: OurTls) -> Iterator[ImportRemark]:
-    if policy.protocols is not None:
-        yield from _of_protocols(policy, policy.protocols, tls)
-    if policy.ciphers is not None and not policy.level.requires_tls:
-        said = f"ciphers={policy.ciphers}"
-        yield _stricter(f"{said}: the relay uses weaker TLS where Postfix sends in clear")
-    elif policy.ciphers is not None and policy.ciphers.lower() != "high":
-        yield _stricter(f"ciphers={policy.ciphers}: the relay requires 112 bits or more")
-    if policy.exclude is not None:
-        yield from _of_exclude(policy, policy.exclude)
-    if policy.tafile:
-        yield _no_equivalent(
-            f"tafile={', '.join(policy.tafile)}: a rule for a domain takes the authorities of the"
-            " system and of tls.ca_file; for authorities of its own write a next hop with ca_file,"
-            " and a route to it (docs/routes.md)"
-        )
-    if policy.servername is not None and policy.servername.lower() != "hostname":
-        said = f"servername={policy.servername}"
-        yield _no_equivalent(
-            f"{said}: the relay sends the host's own name (SNI); another name is sent, and looked"
-            " for in the certificate, by a next hop with verify_name (docs/routes.md)"
-        )
-    if policy.connection_reuse is not None:
-        yield _no_effect("connection_reuse: messages that require the same TLS share a connection")
-    if policy.enable_rpk:
-        yield _stricter("enable_rpk=yes: a host has to show a certificate, not a bare key")
-    if policy.others:
-        said = ", ".join(policy.others)
-        yield _no_effect(f"{said}: the relay finds MTA-STS policies itself (policy.mta_sts)")
-
-
-def _may_require_tls(policy: PostfixPolicy) -> bool:
-    """Whether Postfix sends nothing in clear, at least to hosts with TLSA records."""
-    return policy.level.requires_tls or policy.level is PostfixLevel.DANE
-
-
-def _of_protocols(policy: PostfixPolicy, protocols: str, tls: OurTls) -> Iterator[ImportRemark]:
-    allowed = allowed_versions(protocols)
-    said = f"protocols={protocols}"
-    if not allowed:
-        yield _no_equivalent(f"{said} allows no version of TLS at all")
-        return
-    at, least, relaxed = (
-        VERSIONS.index(version)
-        for version in (allowed[0], tls.min_version, tls.opportunistic_min_version)
-    )
-    if _may_require_tls(policy):
-        if at > least:
-            yield _no_equivalent(
-                f"{said}: the least version is the same for all domains; it is {tls.min_version},"
-                f" and tls.min_version: {allowed[0]} would change it"
-            )
-        elif at < least:
-            least_of_ours = f"the relay uses {tls.min_version} or later"
-            yield _stricter(f"{said}: where TLS is required, {least_of_ours}")
-    if not policy.level.requires_tls and at > relaxed:
-        yield _stricter(
-            f"{said}: the relay uses TLS from {tls.opportunistic_min_version} on where Postfix"
-            " sends in clear"
-        )
-    if VERSIONS[-1] not in allowed:
-        yield _stricter(f"{said}: the relay uses newer versions of TLS, too")
-
-
-def _of_exclude(policy: PostfixPolicy, exclude: str) -> Iterator[ImportRemark]:
-    unknown = [each for each in re.split(r"[\s,:]+", exclude) if each and each not in NEVER_USED]
-    if not unknown:
-        return
-    said = f"exclude={exclude}"
-    if _may_require_tls(policy):
-        yield _no_equivalent(f"{said}: the relay may use {', '.join(unknown)}")
-    else:
-        yield _stricter(f"{said}: the relay uses such a cipher where Postfix sends in clear")
-
-
-# --- lines together -------------------------------------------------------------------------------
 
 
 def _without_conflicts(lines: list[ImportedLine]) -> list[ImportedLine]:
@@ -508,7 +342,7 @@ def _without_owned(each: ImportedLine, owners: Mapping[str, TableLine]) -> Impor
     if not others:
         return each
     reason = f"line {others[0].number} ({others[0].key}) is for the same mail, and counts"
-    return ImportedLine(each.line, remarks=(_no_equivalent(reason),))
+    return ImportedLine(each.line, remarks=(no_equivalent(reason),))
 
 
 def _with_wider_rules(lines: list[ImportedLine]) -> tuple[ImportedLine, ...]:
@@ -530,4 +364,4 @@ def _with_wider_pins(each: ImportedLine, pinned: list[str]) -> ImportedLine:
     if not wider:
         return each
     reason = f"the mx of {wider[0]} holds for it, too, unless it has an mx of its own"
-    return replace(each, remarks=(*each.remarks, _stricter(reason)))
+    return replace(each, remarks=(*each.remarks, stricter(reason)))

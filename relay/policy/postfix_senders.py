@@ -17,7 +17,7 @@ from ipaddress import ip_address
 
 from relay.mail.address import AddressError, normalise_domain
 from relay.policy.postfix_files import HIDDEN, holds_secret, shown
-from relay.policy.postfix_import import Difference, ImportRemark
+from relay.policy.postfix_remarks import Difference, ImportRemark
 from relay.policy.postfix_table import TableLine, read_table
 
 __all__ = ["ImportedSender", "SenderHop", "by_pattern", "imported_senders"]

@@ -22,9 +22,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from enum import StrEnum
 from pathlib import Path
 
 import aiosmtplib
@@ -39,90 +37,27 @@ from relay.daemon.running import Relay
 from relay.mail.jsontext import JsonDocument, JsonFields
 from relay.queue.engine import QueueLocation, open_policies
 from relay.queue.policies import StoredPolicy
-from relay.sandbox.certificates import Authority, Kind
+from relay.route.local_address import is_local_address
+from relay.sandbox.certificates import Authority
+from relay.sandbox.demo_rules import (
+    BY_PUBLISHED,
+    HOSTS,
+    LEGEND,
+    PUBLISHED,
+    RULES,
+    WAYS,
+    Cell,
+    Published,
+    Result,
+)
 from relay.sandbox.dns import DnsServer
 from relay.sandbox.mx import MxServer
-from relay.sandbox.script import Script, StartTls
 from relay.workers.systemd import Systemd
 
-__all__ = ["Cell", "main", "run"]
+__all__ = ["main", "run"]
 
 PATIENCE_SECONDS = 12.0
 
-
-class Result(StrEnum):
-    """The result for a message."""
-
-    VERIFIED = "sent in TLS, verified"
-    UNVERIFIED = "sent in TLS, unverified"
-    IN_CLEAR = "sent in clear"
-    DEFERRED = "deferred"
-    BOUNCED = "bounced"
-    LOST = "no word of it"
-
-
-class Published(StrEnum):
-    """What a domain publishes about its mail host, or what the operator configures for it."""
-
-    NOTHING = "nothing"
-    TLSA = "the TLSA record of its certificate"
-    OTHER_TLSA = "the TLSA record of another certificate"
-    POLICY = "an MTA-STS policy that names the host"
-    OTHER_POLICY = "an MTA-STS policy that names another host"
-    PINNED = "another host is pinned"
-
-
-HOSTS: Mapping[str, Script] = {
-    "good": Script(),
-    "wrong-name": Script(certificate=Kind.WRONG_NAME),
-    "expired": Script(certificate=Kind.EXPIRED),
-    "no-starttls": Script(starttls=StartTls.ABSENT),
-    "dane": Script(certificate=Kind.SELF_SIGNED),
-    "dane-mismatch": Script(),
-    "mta-sts": Script(),
-    "mta-sts-other": Script(),
-    "pinned-other": Script(),
-}
-
-PUBLISHED: Mapping[str, Published] = {
-    "dane": Published.TLSA,
-    "dane-mismatch": Published.OTHER_TLSA,
-    "mta-sts": Published.POLICY,
-    "mta-sts-other": Published.OTHER_POLICY,
-    "pinned-other": Published.PINNED,
-}
-
-LEGEND: Mapping[str, str] = {
-    "good": "TLS, with a valid certificate",
-    "wrong-name": "TLS, with a certificate for another name",
-    "expired": "TLS, with an expired certificate",
-    "no-starttls": "no TLS",
-    "dane": f"no authority's certificate; the domain publishes {Published.TLSA}",
-    "dane-mismatch": f"a valid certificate; the domain publishes {Published.OTHER_TLSA}",
-    "mta-sts": f"a valid certificate; the domain publishes {Published.POLICY}",
-    "mta-sts-other": f"a valid certificate; the domain publishes {Published.OTHER_POLICY}",
-    "pinned-other": "a valid certificate; the configuration allows only another host (a pin)",
-}
-"""The kinds of mail host, as the demo explains them."""
-
-_BY_PUBLISHED: Mapping[Published, Result] = {
-    Published.TLSA: Result.VERIFIED,
-    Published.OTHER_TLSA: Result.DEFERRED,
-    Published.POLICY: Result.VERIFIED,
-    Published.OTHER_POLICY: Result.DEFERRED,
-    Published.PINNED: Result.DEFERRED,
-}
-"""The expected result, the same with all four pairs of settings."""
-
-# fmt: off
-RULES: Mapping[tuple[bool, bool], tuple[Result, Result, Result, Result]] = {
-    # require, skip:  good             wrong name       expired          no STARTTLS
-    (False, False): (Result.VERIFIED,   Result.IN_CLEAR,   Result.IN_CLEAR,   Result.IN_CLEAR),
-    (False, True):  (Result.UNVERIFIED, Result.UNVERIFIED, Result.UNVERIFIED, Result.IN_CLEAR),
-    (True,  False): (Result.VERIFIED,   Result.DEFERRED,   Result.DEFERRED,   Result.DEFERRED),
-    (True,  True):  (Result.UNVERIFIED, Result.UNVERIFIED, Result.UNVERIFIED, Result.DEFERRED),
-}
-# fmt: on
 
 _COLOURS = {
     Result.VERIFIED: "bold green",
@@ -132,38 +67,6 @@ _COLOURS = {
     Result.BOUNCED: "bold red",
     Result.LOST: "bold red",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One message: its settings, its host and its result. `event`: the delivery log's line."""
-
-    require_tls: bool
-    skip_verification: bool
-    host: str
-    expected: Result
-    result: Result
-    seen_by_host: bool
-    """Whether the host received what the log says, with or without TLS as the log says."""
-    why: str
-    event: JsonFields
-
-    @property
-    def is_as_ruled(self) -> bool:
-        return self.result is self.expected and self.seen_by_host
-
-    def as_json(self) -> JsonDocument:
-        """The cell as data for JSON output."""
-        return {
-            "require-tls": self.require_tls,
-            "skip-verification": self.skip_verification,
-            "host": self.host,
-            "expected": self.expected,
-            "became": self.result,
-            "as-ruled": self.is_as_ruled,
-            "why": self.why,
-            "event": self.event,
-        }
 
 
 def main(*, as_json: bool = False) -> int:
@@ -335,25 +238,14 @@ def _cell(
         require_tls=require,
         skip_verification=skip,
         host=host,
-        expected=_BY_PUBLISHED[PUBLISHED[host]]
+        expected=BY_PUBLISHED[PUBLISHED[host]]
         if host in PUBLISHED
         else RULES[require, skip][list(HOSTS).index(host)],
         result=result,
-        seen_by_host=_ways_at(mx, recipient) == _WAYS[result],
+        seen_by_host=_ways_at(mx, recipient) == WAYS[result],
         why=_why(event, result),
         event=event,
     )
-
-
-_WAYS: Mapping[Result, list[str]] = {
-    Result.VERIFIED: ["tls"],
-    Result.UNVERIFIED: ["tls"],
-    Result.IN_CLEAR: ["clear"],
-    Result.DEFERRED: [],
-    Result.BOUNCED: [],
-    Result.LOST: [],
-}
-"""For each result, how the copies reach the host."""
 
 
 def _ways_at(mx: MxServer, recipient: str) -> list[str]:
@@ -475,12 +367,7 @@ def _word(value: bool) -> str:
 
 def _has_many_addresses() -> bool:
     """Whether this machine has every address of 127.0.0.0/8, as Linux does."""
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.2", 0))
-        except OSError:
-            return False
-        return True
+    return is_local_address("127.0.0.2")
 
 
 def _free_port() -> int:

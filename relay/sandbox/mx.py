@@ -383,7 +383,7 @@ class _Session:
         if action.delay:
             await asyncio.sleep(action.delay)
         if action.text is not None:
-            await self._say(encoded(action.text, self._server.name), action.drip)
+            await self._protocol.send(encoded(action.text, self._server.name), action.drip)
         match action.then:
             case Then.CLOSE:
                 raise Ended
@@ -394,11 +394,3 @@ class _Session:
                 await self._protocol.until_closed()
             case Then.GO_ON:
                 pass
-
-    async def _say(self, data: bytes, drip: float) -> None:
-        if not drip:
-            self._protocol.write(data)
-            return
-        for byte in data:
-            self._protocol.write(bytes([byte]))
-            await asyncio.sleep(drip)

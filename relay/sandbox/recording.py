@@ -237,6 +237,15 @@ class HostProtocol(asyncio.Protocol):
         if not self.transport.is_closing():
             self.transport.write(data)
 
+    async def send(self, data: bytes, drip: float) -> None:
+        """Write it at once, or byte by byte with `drip` seconds after each."""
+        if not drip:
+            self.write(data)
+            return
+        for byte in data:
+            self.write(bytes([byte]))
+            await asyncio.sleep(drip)
+
     def close(self) -> None:
         self.transport.close()
 

@@ -32,7 +32,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from relay.policy.postfix_import import Difference, ImportedLine, OurTls, PostfixNextHop, imported
+from relay.policy.postfix_import import ImportedLine, imported
+from relay.policy.postfix_remarks import Difference, OurTls, PostfixNextHop
 from relay.policy.postfix_table import PostfixLevel, read_table
 from relay.sandbox.certificates import Authority, Kind
 from tests.rigs.dane import associated

@@ -10,15 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.deliver.tls import TlsContexts
-from relay.policy.postfix_import import (
-    NEVER_USED,
-    Difference,
-    ImportedLine,
-    OurTls,
-    PostfixNextHop,
-    imported,
-    imported_level,
-)
+from relay.policy.postfix_import import ImportedLine, imported, imported_level
+from relay.policy.postfix_remarks import NEVER_USED, Difference, OurTls, PostfixNextHop
 from relay.policy.postfix_table import PostfixLevel
 from relay.policy.rules import DestinationRule, PolicyRules, floor_rules, resolve
 from relay.policy.settings import FloorUse

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from relay.policy.postfix_import import Difference
+from relay.policy.postfix_remarks import Difference
 from relay.policy.postfix_senders import (
     ImportedSender,
     SenderHop,
