@@ -67,6 +67,11 @@ SAFE_COMMIT = (
 midway holds its locks for ten seconds.
 """
 
+_PLANS = "SELECT set_config('enable_seqscan', 'off', false), set_config('jit', 'off', false)"
+"""Of the session, since only speed depends on it: what is planned while a table is empty would read
+all of it in each commit when it is full of dead rows.
+"""
+
 _MARK = (
     "INSERT INTO relay.batch (lease, n, void) SELECT id, $2, false FROM relay.lease"
     " WHERE id = $1 AND lost IS NULL FOR KEY SHARE RETURNING true"
@@ -502,6 +507,12 @@ class Writer:
         db = self._db
         if db is None or db.is_closed():
             db = await self._server.connect()
+            try:
+                async with asyncio.timeout(SILENCE):
+                    await db.fetchrow(_PLANS)
+            except ERRORS as exc:
+                db.terminate()
+                raise NoServer(str(translated(exc))) from exc
             db.add_log_listener(self._hear)
             self._db = db
         return db
