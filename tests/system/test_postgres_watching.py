@@ -20,7 +20,7 @@ async def test_open_transaction_of_another_program_is_measured_and_warned_of(
     server, monkeypatch, caplog
 ):
     monkeypatch.setattr(nodes, "_LONG_SECONDS", 0.0)
-    monkeypatch.setattr(postgres_store, "_LOOKS_A_MINUTE", 1)
+    monkeypatch.setattr(postgres_store, "_FOLD_SECONDS", 0.5)
     async with node(server.url()) as store:
         other = await asyncpg.connect(server.url(), server_settings={"application_name": "dump"})
         try:
