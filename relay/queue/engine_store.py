@@ -291,12 +291,16 @@ class EngineStore(EngineReader, Generic[Connection]):
         events = await self.events_of(ids, event_of) if event_of is not None else {}
         meant = replace(wanted, queue_ids=frozenset(ids))
         async with self._dispatch.stopped():
-            await self._others_give_back()
-            changed = await self._change_named(meant, verb, now, events)
-        return ChangeStep(until, len(changed.recipients), meant.queue_ids)
+            changed = set((await self._change_named(meant, verb, now, events)).recipients)
+            if await self._others_gave_back(ids):
+                changed.update((await self._change_named(meant, verb, now, events)).recipients)
+        return ChangeStep(until, len(changed), meant.queue_ids)
 
-    async def _others_give_back(self) -> None:
-        """Have others that share the queue give back what they have not begun."""
+    async def _others_gave_back(self, ids: Sequence[str]) -> bool:
+        """Have others that share the queue give back what they have claimed of these messages and
+        not begun; whether they were asked.
+        """
+        return False
 
     async def _change_named(
         self, wanted: QueueFilter, verb: str, now: datetime, events: Mapping[tuple[str, int], Event]

@@ -14,6 +14,7 @@ import pytest
 
 from relay.mail.outcome import Delivered
 from relay.queue.api_state import DomainSettings
+from relay.queue.entry import State
 from relay.queue.handoff import HandOffLimits
 from relay.queue.nodes import NodeState
 from relay.queue.postgres import (
@@ -371,6 +372,17 @@ async def test_verb_reaches_mail_that_another_node_has_claimed_and_not_begun(ser
         done = await two.change(QueueFilter(), verb="hold", now=NOW)
         assert done.changed == 1
         assert await claim_all(one) == []
+
+
+async def test_verb_on_mail_that_no_other_node_has_claimed_asks_none_to_stand_still(server):
+    async with node(server.url(), "a") as one, node(server.url(), "b") as two:
+        late = NOW + timedelta(hours=1)
+        for _ in range(3):
+            await one.accept(new_message(state=State.DEFERRED, due=late))
+        before = server.sql("SELECT give_back FROM relay.meta")
+        done = await two.change(QueueFilter(), verb="retry", now=NOW)
+        assert done.changed == 3
+        assert server.sql("SELECT give_back FROM relay.meta") == before
 
 
 async def test_setting_made_at_one_node_is_told_to_the_others(server):

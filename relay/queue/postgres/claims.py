@@ -33,7 +33,7 @@ from relay.queue.rows import (
 from relay.queue.store import ClaimLost, QueueFilter
 from relay.queue.verbs import VERBS, Changed, Verb
 
-__all__ = ["change", "claim", "free", "held", "pull_forward", "release"]
+__all__ = ["are_claimed_by_others", "change", "claim", "free", "held", "pull_forward", "release"]
 
 log = logging.getLogger(__name__)
 
@@ -277,6 +277,17 @@ async def free(db: Db, lease: int, keys: Collection[tuple[str, int]]) -> None:
 
 
 # The operator's verbs.
+
+
+async def are_claimed_by_others(db: Db, lease: int, ids: Sequence[str]) -> bool:
+    """Whether another lease has claimed a recipient of these messages."""
+    found: bool = await db.fetchval(
+        "SELECT EXISTS (SELECT FROM relay.recipient"
+        f" WHERE queue_id = ANY($2::text[]) AND place = {CLAIMED} AND lease <> $1)",
+        lease,
+        ids,
+    )
+    return found
 
 
 def _becomes(does: Verb, before: int, data: str) -> int:

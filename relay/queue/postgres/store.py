@@ -76,7 +76,6 @@ _GIVE_BACK_SECONDS = 3.0
 """How long a verb waits for the other nodes."""
 _STANDSTILL_SECONDS = 1.0
 _GLANCE_SECONDS = 0.05
-_ALL_REQUESTS = 1 << 62
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -287,17 +286,21 @@ class PostgresStore(Reader, EngineStore[Db]):
 
     # The operator.
 
-    async def _others_give_back(self) -> None:
-        """Have the other nodes give back what they have not begun, so that a verb reaches it."""
+    async def _others_gave_back(self, ids: Sequence[str]) -> bool:
+        """Have the other nodes give back what they have claimed of these messages and not begun, so
+        that a verb reaches it. They stand still for a second then, so they are asked only if they
+        have claimed some.
+        """
         lease = self.lease.id
-        if not await self.ask(others_that_hold, lease, _ALL_REQUESTS):
-            return
+        if not await self.ask(claims.are_claimed_by_others, lease, ids):
+            return False
         self._given_back = number = await self._write(ask_to_give_back)
         await self._write(have_given_back, lease, number)
         for _ in range(round(_GIVE_BACK_SECONDS / _GLANCE_SECONDS)):
             if not await self.ask(others_that_hold, lease, number):
-                return
+                break
             await asyncio.sleep(_GLANCE_SECONDS)
+        return True
 
     async def _give_back_if_asked(self, number: int) -> None:
         """Give back what was not begun if another node asks for it, and claim nothing until its
