@@ -1,7 +1,7 @@
 """Measures a running relay: counters, current values, and whether the queue answers.
 
 Wrappers of the store (`MeteredSink`) and of the router (`metered`) count; results are counted where
-they are recorded (`relay.deliver.recorder`). The other functions return the current values for
+they are recorded (`relay.deliver.recorder`). The others return the current values for
 `relay.report.metrics`; `relay.daemon.status` calls them.
 """
 
@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Iterable
-from datetime import UTC, datetime
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 
 from cryptography import x509
@@ -33,12 +33,12 @@ from relay.route.next_hop import NoRoute, Route, RouteFinder
 
 __all__ = [
     "MeteredSink",
+    "QueuedMail",
     "connections",
     "expiries",
     "log_lag",
     "metered",
     "next_hops",
-    "oldest_age",
     "room_at",
     "stuck_queue",
 ]
@@ -94,10 +94,35 @@ async def stuck_queue(view: QueueView, events: EventLog) -> str:
     return ""
 
 
-async def oldest_age(view: QueueView, *, now: datetime) -> float:
-    """How long the oldest message has been in the queue, in seconds; 0 for an empty queue."""
-    first = await view.list_messages(QueueFilter(), now=now, limit=1)
-    return max((now - moment(first[0].arrived)).total_seconds(), 0.0) if first else 0.0
+class QueuedMail:
+    """How much mail is in the queue, as metrics tell it: recipients by state, and the age of the
+    oldest message in seconds, 0 for an empty queue. No value where the queue cannot be read.
+
+    `stands_for`: an answer is given again for so long. A server looks through a whole table to
+    count, and it is asked by every node and page.
+    """
+
+    def __init__(self, view: QueueView, *, stands_for: timedelta) -> None:
+        self._view = view
+        self._seconds = stands_for.total_seconds()
+        self._until = 0.0
+        self._counts: Mapping[str, int] = {}
+        self._oldest: datetime | None = None
+
+    async def get(self, now: datetime) -> tuple[Mapping[str, int], float | None]:
+        """The recipients, and the age."""
+        if time.monotonic() >= self._until:
+            try:
+                counts = await self._view.counts()
+                first = await self._view.list_messages(QueueFilter(), now=now, limit=1)
+            except SpoolError:
+                return {}, None
+            self._counts = {state.value: count for state, count in counts.items()}
+            self._oldest = moment(first[0].arrived) if first else None
+            self._until = time.monotonic() + self._seconds
+        if self._oldest is None:
+            return self._counts, 0.0
+        return self._counts, max((now - self._oldest).total_seconds(), 0.0)
 
 
 async def log_lag(events: EventLog) -> int:

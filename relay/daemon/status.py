@@ -12,11 +12,11 @@ from relay.admin.operator import Deliveries
 from relay.daemon.assemble import Parts
 from relay.daemon.explaining import explain
 from relay.daemon.measuring import (
+    QueuedMail,
     connections,
     expiries,
     log_lag,
     next_hops,
-    oldest_age,
     room_at,
     stuck_queue,
 )
@@ -29,6 +29,7 @@ from relay.report.metrics import Snapshot
 __all__ = ["Status"]
 
 _LISTED_DESTINATIONS = 1000
+_NO_TIME, _COUNT_STANDS = timedelta(0), timedelta(seconds=10)
 _PATIENCE = timedelta(seconds=15)
 """For mail hosts, and for the policy hosts of their domains."""
 
@@ -39,6 +40,8 @@ class Status:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self.tasks: list[asyncio.Task[None]] = []
+        is_shared = parts.config.queue.location.is_shared
+        self._queued = QueuedMail(parts.store, stands_for=_COUNT_STANDS if is_shared else _NO_TIME)
         self.serves_http = False
         self.is_draining = False
 
@@ -122,12 +125,14 @@ class Status:
         """What is so now."""
         parts, config = self._parts, self._parts.config
         is_shared = config.queue.location.is_shared
-        # The metrics of all workers are added up, and a shared queue is the same for each.
-        counts = await parts.store.counts() if parts.worker.is_first or not is_shared else {}
+        # The metrics of all workers are added up, and a shared queue is the same for each: the
+        # first one tells of it.
+        is_told = parts.worker.is_first or not is_shared
+        queued, oldest = await self._queued.get(parts.clock()) if is_told else ({}, None)
         return Snapshot(
             version=__version__,
-            queue={state.value: count for state, count in counts.items()},
-            oldest_seconds=await oldest_age(parts.store, now=parts.clock()),
+            queue=queued,
+            oldest_seconds=oldest,
             connections=connections(parts.listeners),
             in_flight=parts.scheduler.in_flight,
             kept_connections=len(parts.pool),

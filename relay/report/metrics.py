@@ -88,7 +88,8 @@ class Snapshot:
     version: str = ""
     queue: Mapping[str, int] = field(default_factory=dict)
     """Recipients by state."""
-    oldest_seconds: float = 0.0
+    oldest_seconds: float | None = 0.0
+    """None, as an empty `queue`, where the queue cannot be read."""
     connections: Mapping[str, int] = field(default_factory=dict)
     """Clients connected, by listener."""
     in_flight: int = 0
@@ -389,7 +390,8 @@ def _gauges(now: Snapshot) -> Iterator[Metric]:
             now.reload_failed,
         ),
     ):
-        yield GaugeMetricFamily(f"relay_{name}", text, value=float(value))
+        if value is not None:
+            yield GaugeMetricFamily(f"relay_{name}", text, value=float(value))
 
 
 def _database_gauges(now: DatabaseState | None) -> Iterator[Metric]:
