@@ -270,7 +270,7 @@ async def test_unusual_replies_are_understood(rig, reply):
 
 
 async def test_a_reply_that_drips_is_read_within_the_time_of_one_reply(rig):
-    await rig.mx(script(MAIL=ScriptedReply("250 2.1.0 OK", drip=0.01)))
+    await rig.mx(script(MAIL=ScriptedReply("250 2.1.0 OK", drip=0.001)))
     assert isinstance(await rig.send(entry()), Delivered)
     await rig.mx(script(MAIL=ScriptedReply("250 " + "x" * 100, drip=0.05)))
     rig.hosts.pop(0)

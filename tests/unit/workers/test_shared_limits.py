@@ -30,9 +30,9 @@ def limits_of(table: LimitsOfWorker) -> HopLimits:
     return limits
 
 
-def begun_within(limits: HopLimits, seconds: float) -> int:
-    """How many messages begin, of which there are always more."""
-    begun, until = 0, time.monotonic() + seconds
+def begun_until(limits: HopLimits, until: float) -> int:
+    """How many messages begin before a time, of which there are always more."""
+    begun = 0
     while time.monotonic() < until:
         holder = f"Q{begun}", "b.example"
         if limits.begin(HOP, holder):
@@ -48,8 +48,10 @@ def test_processes_begin_no_more_messages_together_than_the_rate_says():
     shared = SharedLimits(3)
     reading, writing = os.pipe()
 
+    until = time.monotonic() + 2.0  # the same for all, however late a process comes to run
+
     def work(number: int) -> None:
-        os.write(writing, bytes([begun_within(limits_of(shared.of_worker(number)), 2.0)]))
+        os.write(writing, bytes([begun_until(limits_of(shared.of_worker(number)), until)]))
 
     workers = [forked(work, number) for number in range(3)]
     for pid in workers:
