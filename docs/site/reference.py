@@ -268,11 +268,13 @@ def delivery_log(explained: str) -> str:
 
 
 def _meanings(explained: str) -> dict[str, str]:
-    """What the tables of the page say of each field; names stand in its first column."""
+    """What the tables of the page say of each field; names stand in its first column. Links lead
+    from a page below to the pages beside it.
+    """
     found = {}
     for names, meaning in re.findall(r"^\| (`.*?) \| (.*) \|$", explained, re.MULTILINE):
         for name in re.findall(r"`([\w.-]+)`", names):
-            found[name] = meaning
+            found[name] = re.sub(r"\]\((?=[\w-]+\.md)", "](../", meaning)
     return found
 
 

@@ -63,6 +63,7 @@ NOT_RUN = {
     "relay demo": "tests/unit/sandbox plays it",
     "relay login ": "tests/system/test_oauth2.py does, with a token server",
     "relay route test ": "the same, with a host that asks for a login",
+    "runuser -u relay -- relay queue ": "tests/system/test_queue_move.py does, as root",
     "systemd-": "tests/packages does, in postinst",
     "usermod ": "tests/packages lets a user into the group",
     "postfix reload": "the tests of main.cf start a Postfix of their own",
@@ -301,7 +302,7 @@ def shell(relay: Relay, script: str) -> None:
 def typed(text: str) -> Iterator[tuple[str, str]]:
     """What is typed, as ("systemctl", verb) or ("shell", lines); what is not run is left out."""
     lines: list[str] = []
-    for line in text.splitlines():
+    for line in text.replace("\\\n", "").splitlines():
         if line.startswith("systemctl "):
             if lines:
                 yield "shell", "\n".join(lines)

@@ -51,7 +51,7 @@ class Dsn:
     @property
     def actions(self) -> dict[str, str]:
         return {
-            str(group["Final-Recipient"]).partition(";")[2].strip(): str(group["ScriptedReply"])
+            str(group["Final-Recipient"]).partition(";")[2].strip(): str(group["Action"])
             for group in self.status[1:]
         }
 
