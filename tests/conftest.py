@@ -16,8 +16,11 @@ import shutil
 
 import pytest
 
+from relay.daemon.files import raise_limit
 from tests.rigs import postgres
 
+_FILES = 20_000
+"""A table of tests has a thousand hosts; most users may open 1,024 files unless they ask."""
 _SBIN = ("/usr/sbin", "/sbin", "/usr/local/sbin")
 
 
@@ -33,6 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "torture: a short form of a long sweep; `make torture` runs the long one"
     )
+    raise_limit(_FILES)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
