@@ -9,7 +9,8 @@ reads it; this one alone knows YAML. It reads a file four times over:
     defaults   defaults that would contradict a key of the file give way
     consider   keys that contradict each other: AUTH without users, TLS without a certificate
 
-(and a fifth time for `relay check`: `trial`, what only a start would find)
+(and a fifth time for `relay check`: `trial`, what only a start would find, and `unit`, what systemd
+keeps from the service)
 
 and says all that is wrong at once (`ConfigError`), each mistake with file, line, key and cure.
 A key `queue: {path: …}` can be given by the environment as `RELAY__QUEUE__PATH`, which wins

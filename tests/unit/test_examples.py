@@ -89,7 +89,7 @@ def test_only_the_balancer_reaches_the_nodes_and_it_knows_each() -> None:
     }
 
 
-def test_what_services_of_the_nodes_refer_to_is_there() -> None:
+def test_services_of_the_nodes_refer_to_nothing_that_is_missing() -> None:
     for name, service in NODES["services"].items():
         assert set(service.get("depends_on", ())) <= set(NODES["services"]), name
         assert {one["source"] for one in service.get("configs", ())} <= set(NODES["configs"]), name

@@ -18,6 +18,8 @@ policies     MTA-STS policies, and what hosts have shown of TLS
 move         messages that leave the queue for another, or come from one
 schema       tables and migrations
 partitions   the days of the table of events
+look_around  what a node looks at once a second: work, settings and nodes that are new
+watching     what a node tells of the database: transactions, dead rows, standbys
 """
 
 from relay.queue.postgres.connection import NoServer, Server, StartRefused
